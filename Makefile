@@ -1,0 +1,48 @@
+# Each target does everything it needs, from a machine with Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test check lint types unit soak stories-model wheel bench clean
+
+help:           ## these lines
+	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ /' | column -t -s '' 
+
+setup: $(STAMP) ## a virtual environment in .venv with the locked packages
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 or newer is needed, found {v[0]}.{v[1]}: set PYTHON=..." if v < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+demo: setup     ## train a tokenizer and a Transformer on little stories, and read what it writes
+	$(BIN)/glassformer demo
+
+test: check     ## what CI runs: lint, types, all tests, and a wheel that works
+
+check: lint types unit wheel
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/pyright
+
+unit: setup
+	$(BIN)/python -m pytest
+
+soak: setup     ## kill a training run 200 times, and see it end equal bit for bit
+	$(BIN)/python -m pytest tests/soak -m soak -s
+
+stories-model: setup  ## train again the model that ships in the package
+	$(BIN)/python -m glassformer.training.stories_model
+
+wheel: setup
+	rm -rf dist && $(BIN)/python -m build --no-isolation --wheel --outdir dist . >/dev/null && ls -l dist/*.whl
+
+clean:          ## remove what the targets made
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis

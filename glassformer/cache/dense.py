@@ -1,0 +1,188 @@
+"""The dense cache: one row of slots per sequence, allocated once.
+
+    layer without a window: slot = position        | k0 | k1 | k2 | k3 |    |    |     visible: slot <= query
+    layer with window W:    slot = position mod W  | k4 | k5 | k2 | k3 |               a ring of the last W
+
+Rows may hold different numbers of tokens. A pass tells the cache first how many each row brings (`extend`), which
+gives the positions; then each layer keeps its keys and values, and sees all that its queries may look back at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from glassformer.config import ModelConfig
+from glassformer.errors import CapacityError
+from glassformer.nn.attend import KV, AttendSpec, View, visible
+
+
+class DenseCache:
+    """Keys and values of `batch` sequences of at most `capacity` tokens, in whatever shape and dtype layers bring."""
+
+    def __init__(self, windows: Sequence[int | None], batch: int, capacity: int, device: torch.device | str = "cpu"):
+        self.capacity, self.device = capacity, torch.device(device)
+        self.lengths = [0] * batch
+        self.slots = [
+            RingSlot(self, window) if window is not None and window < capacity else FullSlot(self) for window in windows
+        ]
+        self.counts: list[int] = [0] * batch
+
+    @classmethod
+    def of(cls, config: ModelConfig, batch: int, capacity: int, device: torch.device | str = "cpu") -> DenseCache:
+        """A cache for this model. CapacityError where `capacity` is past its context."""
+        if capacity > config.context_length:
+            raise CapacityError(f"{capacity} tokens do not fit: the model's context holds {config.context_length}")
+        return cls([layer.attention.window for layer in config.layers], batch, capacity, device)
+
+    @property
+    def uniform(self) -> bool:
+        """Every row holds the same number of tokens and brings the same number in this pass."""
+        return len(set(self.lengths)) == 1 and len(set(self.counts)) == 1
+
+    @property
+    def bytes(self) -> int:
+        """What the kept keys and values take."""
+        return sum(t.nbytes for slot in self.slots for t in slot.tensors())
+
+    def extend(self, counts: Sequence[int]) -> Int[Tensor, "#B T"]:
+        """Make room for `counts[b]` more tokens in row b. Returns their positions, -1 for padding at the right.
+
+        CapacityError when a row would grow past the capacity; nothing is changed then.
+        """
+        lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
+        if max(lengths) > self.capacity:
+            row = lengths.index(max(lengths))
+            raise CapacityError(
+                f"row {row} would hold {lengths[row]} tokens, and there is room for {self.capacity}: "
+                "give a shorter prompt or ask for fewer tokens"
+            )
+        self.lengths, self.counts = lengths, list(counts)
+        width = max(counts)
+        if self.uniform:
+            self.positions = torch.arange(lengths[0] - width, lengths[0], device=self.device)[None]
+            return self.positions
+        steps = torch.arange(width)
+        starts = torch.tensor([n - c for n, c in zip(lengths, counts, strict=True)])[:, None]
+        self.positions = torch.where(steps < torch.tensor(counts)[:, None], starts + steps, -1).to(self.device)
+        # which (row, place in the pass, position) each real token has: made once here, used by every layer
+        self.row, self.place = (self.positions >= 0).nonzero(as_tuple=True)
+        self.position = self.positions[self.row, self.place]
+        return self.positions
+
+    def layer(self, i: int) -> FullSlot | RingSlot:
+        return self.slots[i]
+
+    def view(self, spec: AttendSpec) -> View:
+        """What this pass's queries see of the kept keys, in the order in which `keep` returns them."""
+        if spec.window is not None and spec.window < self.capacity:
+            keys = self._ring_keys(spec.window)
+        else:
+            keys = torch.arange(max(self.lengths), device=self.device)[None]
+        width = self.positions.shape[-1]
+        if self.uniform and (width == 1 or width == keys.shape[-1]) and (spec.window or width) >= width:
+            return View(self.positions, keys, None, causal=width > 1)
+        return View(self.positions, keys, visible(spec, self.positions, keys))
+
+    def _ring_keys(self, window: int) -> Int[Tensor, "#B S"]:
+        """Positions of the keys a ring returns: one token reads the ring after writing, several read ring + chunk."""
+        one = self.positions.shape[-1] == 1
+        rows = range(1 if self.uniform else len(self.lengths))
+        lengths = torch.tensor([self.lengths[b] - (0 if one else self.counts[b]) for b in rows])[:, None]
+        slots = torch.arange(min(window, int(lengths.max())))
+        held = lengths - 1 - (lengths - 1 - slots) % window  # the last position that fell into each slot
+        held = torch.where(held >= 0, held, -1).to(self.device)
+        return held if one else torch.cat([held, self.positions.expand(len(held), -1)], -1)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows, in this order; a row may be named several times (continuations of one prompt)."""
+        index = torch.tensor(list(rows), device=self.device)
+        for slot in self.slots:
+            slot.replace([t.index_select(0, index) for t in slot.tensors()])
+        self.lengths = [self.lengths[b] for b in rows]
+        self.counts = [self.counts[b] for b in rows]
+
+
+class FullSlot:
+    """One layer's keys and values, slot = position. Stored [B, Hkv, S, Dh], so that a head's keys lie together."""
+
+    def __init__(self, cache: DenseCache):
+        self.cache = cache
+        self.size = cache.capacity
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+        self.source: KV | None = None
+
+    def tensors(self) -> list[Tensor]:
+        return [t for t in (self.k, self.v, *(self.source or ())) if t is not None]
+
+    def replace(self, tensors: list[Tensor]) -> None:
+        if self.k is not None:
+            self.k, self.v, *tensors = tensors
+        if self.source is not None:
+            self.source = KV(*tensors)
+
+    def store(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> tuple[Tensor, Tensor]:
+        """The storage, made when the first tokens come."""
+        if self.k is None or self.v is None:
+            batch = len(self.cache.lengths)
+            self.k, self.v = (t.new_empty(batch, t.shape[2], self.size, t.shape[3]) for t in (k, v))
+        return self.k, self.v
+
+    def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> KV:
+        """Write these tokens at their positions; returns every slot up to the longest row, as [B, S, Hkv, Dh]."""
+        cache, end = self.cache, max(self.cache.lengths)
+        for kept, new in zip(self.store(k, v), (k, v), strict=True):
+            if cache.uniform:
+                kept[:, :, end - new.shape[1] : end] = new.transpose(1, 2)
+            else:
+                kept[cache.row, :, cache.position] = new[cache.row, cache.place]
+        return self._read(slice(0, end))
+
+    def _read(self, slots: slice) -> KV:
+        assert self.k is not None
+        assert self.v is not None
+        return KV(self.k[:, :, slots].transpose(1, 2), self.v[:, :, slots].transpose(1, 2))
+
+    def keep_source(self, make: Callable[[], tuple[Tensor, Tensor]]) -> KV:
+        """An encoder's keys and values: made once, then kept."""
+        if self.source is None:
+            self.source = KV(*make())
+        return self.source
+
+
+class RingSlot(FullSlot):
+    """One layer's last `window` keys and values, slot = position mod window."""
+
+    def __init__(self, cache: DenseCache, window: int):
+        super().__init__(cache)
+        self.size = window
+
+    def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> KV:
+        """One token: write, then return the ring. Several: return the ring as it was, and them, then write."""
+        old = max(n - c for n, c in zip(self.cache.lengths, self.cache.counts, strict=True))
+        self.store(k, v)
+        if k.shape[1] == 1:
+            self._write(k, v)
+            return self._read(slice(0, min(self.size, max(self.cache.lengths))))
+        before = self._read(slice(0, min(self.size, old)))
+        kv = KV(torch.cat([before.k, k], 1), torch.cat([before.v, v], 1))
+        self._write(k, v)
+        return kv
+
+    def _write(self, k: Tensor, v: Tensor) -> None:
+        cache, tensors = self.cache, self.store(k, v)
+        if cache.uniform:
+            last = slice(-min(self.size, k.shape[1]), None)
+            slots = cache.positions[0, last] % self.size
+            for kept, new in zip(tensors, (k, v), strict=True):
+                kept[:, :, slots] = new[:, last].transpose(1, 2)
+            return
+        lengths = torch.tensor(cache.lengths, device=cache.device)
+        newest = cache.position >= lengths[cache.row] - self.size  # of two tokens for one slot, only the later
+        row, place, slots = cache.row[newest], cache.place[newest], cache.position[newest] % self.size
+        for kept, new in zip(tensors, (k, v), strict=True):
+            kept[row, :, slots] = new[row, place]

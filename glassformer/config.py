@@ -1,0 +1,154 @@
+"""What a model is, as frozen data. One `LayerConfig` per block, already expanded; no torch, no family names."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Literal
+
+from glassformer.errors import ConfigError
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) over the last axis."""
+
+    kind: Literal["layer", "rms"] = "rms"
+    eps: float = 1e-6
+
+    def __post_init__(self):
+        _require(self.kind in ("layer", "rms"), f"norm kind must be 'layer' or 'rms', got {self.kind!r}")
+        _require(self.eps > 0, f"norm eps must be above 0, got {self.eps}")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary positions (Su et al. 2021): pair i of head_dim/2 turns by position * theta^(-2i/head_dim)."""
+
+    theta: float = 10_000.0
+
+    def __post_init__(self):
+        _require(self.theta > 0, f"rope theta must be above 0, got {self.theta}")
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Multi-head, grouped-query (n_kv_heads < n_heads) or multi-query (n_kv_heads = 1) attention.
+
+    `scale` multiplies q.k; None is 1/sqrt(head_dim) and 1.0 the unscaled product. `window` is how many keys a query
+    sees, itself included; None is all. `bias` is of q, k and v; `out_bias` of o. `qk_norm` norms each head's q and k.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    scale: float | None = None
+    bias: bool = False
+    out_bias: bool = False
+    qk_norm: NormConfig | None = None
+    rope: RopeConfig | None = None
+    window: int | None = None
+
+    def __post_init__(self):
+        for name in ("n_heads", "n_kv_heads", "head_dim"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(
+            self.n_heads % self.n_kv_heads == 0,
+            f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and {self.n_kv_heads}",
+        )
+        _require(
+            self.rope is None or self.head_dim % 2 == 0,
+            f"rotary positions turn pairs: head_dim must be even, got {self.head_dim}",
+        )
+        _require(self.window is None or self.window >= 1, f"window must be at least 1, got {self.window}")
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """The feed-forward layer: down(act(up x)), or gated, down(act(gate x) * up x) (Shazeer 2020)."""
+
+    d_ff: int
+    activation: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
+
+    def __post_init__(self):
+        _require(self.d_ff >= 1, f"d_ff must be at least 1, got {self.d_ff}")
+        known = ("relu", "gelu", "gelu_tanh", "silu")
+        _require(self.activation in known, f"activation must be one of {', '.join(known)}, got {self.activation!r}")
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """One block: x -> post(x + out(f(pre(x)))) for attention, then for the feed-forward layer.
+
+    `norm_at` says which of the three norms there are: ("pre",) in GPT-2 and Llama, ("post",) in the paper of 2017.
+    """
+
+    attention: AttentionConfig
+    mlp: MLPConfig
+    norm: NormConfig = NormConfig()
+    norm_at: tuple[Literal["pre", "out", "post"], ...] = ("pre",)
+
+    def __post_init__(self):
+        known = {"pre", "out", "post"}
+        _require(
+            len(self.norm_at) > 0 and set(self.norm_at) <= known and len(set(self.norm_at)) == len(self.norm_at),
+            f"norm_at must name one or more of pre, out and post, each once, got {self.norm_at!r}",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only language model: embedding, `layers`, final norm, language-modelling head.
+
+    `family` names the file in `families/` whose config.json and tensor names it is saved under. `positions` are added
+    to the embedding; rotary positions are part of each layer's attention instead. `context_length` is in tokens.
+    """
+
+    family: str
+    vocab_size: int
+    d_model: int
+    context_length: int
+    layers: tuple[LayerConfig, ...]
+    final_norm: NormConfig | None = NormConfig()
+    positions: Literal["learned", "sinusoidal"] | None = None
+    tied_head: bool = False
+
+    def __post_init__(self):
+        for name in ("vocab_size", "d_model", "context_length"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(len(self.layers) >= 1, "a model needs at least one layer, got none")
+        known = (None, "learned", "sinusoidal")
+        _require(self.positions in known, f"positions must be one of {known}, got {self.positions!r}")
+        _require(
+            self.positions is None or all(layer.attention.rope is None for layer in self.layers),
+            f"{self.positions} positions and rotary positions are not used together by any known model",
+        )
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return asdict(config)
+
+
+def change(config: Any, path: str, value: Any) -> Any:
+    """A copy with one field changed: `change(config, "layers.2.attention.window", 8)`."""
+    head, _, rest = path.partition(".")
+    if isinstance(config, tuple):
+        i = int(head)
+        return (*config[:i], change(config[i], rest, value) if rest else value, *config[i + 1 :])
+    if not is_dataclass(config) or head not in {f.name for f in fields(config)}:
+        raise ConfigError(f"no field {head!r} in {type(config).__name__}")
+    new = change(getattr(config, head), rest, value) if rest else value
+    return replace(config, **{head: new})  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,45 @@
+"""One file per model family: config.json <-> ModelConfig, and how tensors are named, as plain data."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from glassformer.config import ModelConfig
+from glassformer.errors import ConfigError
+from glassformer.families import gpt2, llama, qwen3
+from glassformer.families.family import Family, Fields
+from glassformer.families.shape import ShapeConfig
+
+FAMILIES: dict[str, Family] = {f.name: f for f in (gpt2.FAMILY, llama.FAMILY, qwen3.FAMILY)}
+
+
+def family(name: str) -> Family:
+    """The family of this name (config.json's `model_type`). ConfigError names the nearest one known."""
+    if name in FAMILIES:
+        return FAMILIES[name]
+    near = difflib.get_close_matches(str(name), FAMILIES, n=1, cutoff=0.3)
+    hint = f"; the nearest one known is {near[0]!r}" if near else ""
+    raise ConfigError(f"unknown model_type {name!r}{hint}. Known: {', '.join(sorted(FAMILIES))}")
+
+
+def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) -> ModelConfig:
+    """config.json to ModelConfig. Every key is taken, or ignored by name; ConfigError lists those that are neither."""
+    fields = Fields(raw, source, ignore)
+    config = family(fields.take("model_type", None)).read(fields)
+    fields.close()
+    return config
+
+
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """ModelConfig to config.json. ConfigError where the family's format cannot say what the config says."""
+    entry = family(config.family)
+    raw = {"model_type": entry.name, "architectures": [entry.architecture], **entry.write(config)}
+    if read_config(raw, "config.json") != config:
+        raise ConfigError(f"a {entry.architecture} config.json cannot describe this model: {config}")
+    return raw
+
+
+def expand(shape: ShapeConfig, vocab_size: int = 0) -> ModelConfig:
+    """The few numbers a person typed, as a whole configuration; `vocab_size` is the tokenizer's."""
+    return family(shape.family).shape(shape.fill(vocab_size))

@@ -1,0 +1,115 @@
+"""What a family file says, and the reader that leaves no key of a config.json unread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from glassformer.config import Activation, ModelConfig
+from glassformer.errors import ConfigError
+
+# Keys that say nothing about what the model computes: how it was trained, by which program, how it is generated from.
+IGNORED = frozenset(
+    """_name_or_path architectures attention_dropout attn_pdrop bos_token_id chunk_size_feed_forward dtype embd_pdrop
+    eos_token_id id2label initializer_range keys_to_ignore_at_inference label2id max_window_layers n_ctx
+    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
+    resid_pdrop return_dict summary_activation summary_first_dropout summary_proj_to_labels summary_type
+    summary_use_proj task_specific_params torch_dtype transformers_version use_cache""".split()
+)
+
+# Activations as checkpoints call them; the first name of each is the one that is written.
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
+ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+
+MISSING = object()
+
+
+class Fields:
+    """A config.json being read: every key must be taken, or ignored by name."""
+
+    def __init__(self, raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()):
+        self.raw, self.source, self.unread = raw, source, set(raw) - IGNORED - set(ignore)
+
+    def take(self, name: str, default: Any = MISSING) -> Any:
+        """The value of a key. Without a default a missing key is a ConfigError."""
+        self.unread.discard(name)
+        if name in self.raw:
+            return self.raw[name]
+        if default is MISSING:
+            raise ConfigError(f"{self.source}: the key {name!r} is missing")
+        return default
+
+    def only(self, name: str, *allowed: Any) -> None:
+        """A key of which only some values are supported; the first is the default."""
+        value = self.take(name, allowed[0])
+        if value not in allowed:
+            shown = ", ".join(map(repr, allowed))
+            raise ConfigError(f"{self.source}: {name} = {value!r} is not supported, only {shown}")
+
+    def activation(self, name: str, default: str) -> Activation:
+        """An activation function, by any of its names."""
+        value = self.take(name, default)
+        if value not in ACTIVATIONS:
+            raise ConfigError(f"{self.source}: {name} = {value!r} is not supported, only {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def rope_theta(self, default: float = 10_000.0) -> float:
+        """The rope base, in either spelling: `rope_theta` with `rope_scaling`, or `rope_parameters`."""
+        settings = dict(self.take("rope_parameters", None) or self.take("rope_scaling", None) or {})
+        self.unread -= {"rope_parameters", "rope_scaling"}
+        kind = settings.pop("rope_type", settings.pop("type", "default"))
+        theta = settings.pop("rope_theta", None)
+        own = self.take("rope_theta", None)
+        if kind != "default" or settings:
+            raise ConfigError(f"{self.source}: rope scaling {kind!r} {settings or ''} is not supported, only 'default'")
+        return float(next((t for t in (theta, own) if t is not None), default))
+
+    def close(self) -> None:
+        if self.unread:
+            raise ConfigError(
+                f"{self.source}: keys this family does not understand: {', '.join(sorted(self.unread))}. "
+                "Name those that do not matter with --ignore-key."
+            )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor of a checkpoint and the parameters it fills, `{i}` being the layer.
+
+    Several parameters share one tensor along its output axis (a fused q, k, v). `transposed`: stored [in, out].
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    transposed: bool = False
+
+
+def rule(theirs: str, *ours: str, transposed: bool = False) -> Rule:
+    return Rule(theirs, ours, transposed)
+
+
+def linear(theirs: str, *ours: str, transposed: bool = False) -> tuple[Rule, Rule]:
+    """The rules of a linear layer: its weight and, where the model has one, its bias."""
+    weight, bias = (tuple(f"{name}.{part}" for name in ours) for part in ("weight", "bias"))
+    return Rule(f"{theirs}.weight", weight, transposed), Rule(f"{theirs}.bias", bias)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family. `prefix` may be absent from all tensor names; `ignored` are tensors that hold no weights."""
+
+    name: str
+    architecture: str
+    read: Callable[[Fields], ModelConfig]
+    write: Callable[[ModelConfig], dict[str, Any]]
+    shape: Callable[..., ModelConfig]
+    rules: tuple[Rule, ...]
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()

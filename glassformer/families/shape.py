@@ -1,0 +1,55 @@
+"""The few numbers a person types, and the sizes with names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from glassformer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ShapeConfig:
+    """A model of layers that are all alike. A size of 0 follows from the others: see `fill`.
+
+    `family` says whose architecture: qwen3 and llama (RMSNorm, rotary positions, gated feed-forward; qwen3 with
+    qk-norm), or gpt2 (LayerNorm, learned positions). `context` is in tokens.
+    """
+
+    family: str = "qwen3"
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 0
+    head_dim: int = 0
+    d_ff: int = 0
+    context: int = 256
+    vocab_size: int = 0
+    tied_head: bool = True
+    rope_theta: float = 10_000.0
+
+    def fill(self, vocab_size: int) -> ShapeConfig:
+        """Every size that was left at 0, worked out; `vocab_size` is the tokenizer's.
+
+        d_ff is 4 d_model for a plain feed-forward layer, and 8/3 d_model, rounded up to a multiple of 32, for a gated
+        one, which has three matrices instead of two.
+        """
+        if self.head_dim == 0 and self.d_model % self.n_heads:
+            raise ConfigError(f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}")
+        plain = 4 * self.d_model
+        gated = -(-8 * self.d_model // 3 // 32) * 32
+        defaults: dict[str, Any] = {
+            "n_kv_heads": self.n_heads,
+            "head_dim": self.d_model // self.n_heads,
+            "d_ff": plain if self.family == "gpt2" else gated,
+            "vocab_size": vocab_size,
+        }
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) == 0})
+
+
+PRESETS: dict[str, ShapeConfig] = {
+    "tiny": ShapeConfig(d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, context=256),
+    "small": ShapeConfig(d_model=384, n_layers=6, n_heads=6, n_kv_heads=2, context=256),
+    "medium": ShapeConfig(d_model=768, n_layers=12, n_heads=12, n_kv_heads=4, context=1024),
+    "gpt2-small": ShapeConfig(family="gpt2", d_model=768, n_layers=12, n_heads=12, context=1024),
+}

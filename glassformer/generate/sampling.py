@@ -1,0 +1,134 @@
+"""How the next token is chosen from the logits, stage by stage.
+
+logits -> bias -> penalties -> temperature -> top-k -> top-p -> min-p -> softmax -> draw
+                               (0: the largest, nothing drawn)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from glassformer.errors import RequestError
+
+
+def check_number(name: str, value: float | None, low: float, high: float, *, above: bool = False) -> None:
+    """RequestError unless low <= value <= high (low < value where `above`)."""
+    if value is None:
+        return
+    whole = isinstance(low, int) and isinstance(high, int)
+    kinds = int if whole else int | float
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high or (above and value == low):
+        kind, start = ("a whole number", "from") if whole else ("a number", "above" if above else "from")
+        end = "" if math.isinf(high) or high >= 1 << 31 else f" to {high:g}"
+        raise RequestError(f"{name} must be {kind} {start} {low:g}{end}, got {value!r}", param=name)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What stands between the logits and the next token.
+
+    temperature: divides the logits; 0 takes the likeliest token, always.  top_k: only the k likeliest.  top_p: only the
+    smallest set whose probabilities reach p (Holtzman et al. 2020).  min_p: only tokens at least p times as likely as
+    the likeliest.  repetition_penalty: logits of tokens in prompt or output are divided by it where positive, else
+    multiplied (Keskar et al. 2019).  presence_penalty, frequency_penalty: taken off the logit of a token in the output,
+    once, or per occurrence.  logit_bias: added, by token id.  seed: of the draw; None takes one and reports it.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+
+    def __post_init__(self):
+        check_number("temperature", self.temperature, 0.0, 100.0)
+        check_number("top_k", self.top_k, 1, 1 << 31)
+        check_number("top_p", self.top_p, 0.0, 1.0, above=True)
+        check_number("min_p", self.min_p, 0.0, 1.0)
+        check_number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, above=True)
+        check_number("presence_penalty", self.presence_penalty, -100.0, 100.0)
+        check_number("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        check_number("seed", self.seed, 0, (1 << 63) - 1)
+        for token, bias in (self.logit_bias or {}).items():
+            check_number(f"logit_bias[{token}]", bias, -1000.0, 1000.0)
+        if self.greedy:
+            for name in ("top_k", "top_p", "min_p", "seed"):
+                if getattr(self, name) is not None:
+                    raise RequestError(f"{name} has no effect at temperature 0, which takes the likeliest", param=name)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the choice depends on which tokens there have been."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+def adjust(
+    logits: Float[Tensor, "R V"],
+    sampling: Sampling,
+    in_prompt: Int[Tensor, "R V"] | None = None,
+    in_output: Int[Tensor, "R V"] | None = None,
+) -> Float[Tensor, "R V"]:
+    """Logits after bias and penalties; the counts say how often each token stands in prompt and output."""
+    if sampling.logit_bias:
+        tokens = torch.tensor(list(sampling.logit_bias), device=logits.device)
+        if int(tokens.min()) < 0 or int(tokens.max()) >= logits.shape[-1]:
+            raise RequestError(f"logit_bias names a token outside 0 to {logits.shape[-1] - 1}", param="logit_bias")
+        bias = torch.tensor(list(sampling.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+        logits = logits.index_add(-1, tokens, bias.expand(len(logits), -1))
+    if in_prompt is not None and in_output is not None:
+        penalty = sampling.repetition_penalty
+        seen = (in_prompt + in_output) > 0
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+        logits = logits - sampling.presence_penalty * (in_output > 0) - sampling.frequency_penalty * in_output
+    return logits
+
+
+def stages(logits: Float[Tensor, "R V"], sampling: Sampling) -> dict[str, Float[Tensor, "R V"]]:
+    """Adjusted logits after each stage, by its name; tokens that a stage rules out are at -inf. Not for temperature 0."""
+    found = {"temperature": logits / sampling.temperature}
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        logits = _last(found)
+        least = logits.topk(sampling.top_k, -1).values[..., -1:]
+        found["top_k"] = logits.masked_fill(logits < least, -math.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered, order = _last(found).sort(-1, descending=True)
+        probs = ordered.softmax(-1)
+        reached = probs.cumsum(-1) - probs >= sampling.top_p  # by the likelier ones alone
+        found["top_p"] = ordered.masked_fill(reached, -math.inf).gather(-1, order.argsort(-1))
+    if sampling.min_p:
+        logits = _last(found)
+        least = logits.max(-1, keepdim=True).values + math.log(sampling.min_p)
+        found["min_p"] = logits.masked_fill(logits < least, -math.inf)
+    return found
+
+
+def _last(found: dict[str, Tensor]) -> Tensor:
+    return next(reversed(found.values()))
+
+
+def choose(logits: Float[Tensor, "R V"], sampling: Sampling, generators: Sequence[torch.Generator]) -> Int[Tensor, "R"]:
+    """One token per row from adjusted logits. Each row draws from its own generator, one number per token:
+    its seed alone, and never its neighbours, decides what it gets."""
+    if sampling.greedy:
+        return logits.argmax(-1)
+    probs = _last(stages(logits.float(), sampling)).softmax(-1)
+    draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
+    reached = probs.double().cumsum(-1)  # [R, V]
+    threshold = draws.to(probs.device)[:, None] * reached[:, -1:]
+    index = torch.searchsorted(reached, threshold, right=True).squeeze(-1)
+    last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1)  # never a ruled out one at the far end
+    return torch.minimum(index, last)

@@ -1,0 +1,75 @@
+"""Points that no pass ever holds, computed afterwards from those that were kept.
+
+Fast attention never writes its scores down. They are recomputed from the very queries and keys that the pass used, and
+carry the error of an identity that would hold exactly in exact arithmetic: it is shown beside them, never hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from glassformer.nn.attend import KV, AttendSpec, View, attend_math
+from glassformer.nn.model import Decoder
+
+
+class Derived(NamedTuple):
+    """A value computed afterwards, and how far the identity that ties it to the pass is off, in the value's units."""
+
+    value: Tensor
+    error: float
+
+
+class Attended(NamedTuple):
+    """Scores and probabilities [B, H, T, S]; `error` is max |P·V - z|."""
+
+    scores: Tensor
+    probs: Tensor
+    error: float
+
+
+def attended(
+    spec: AttendSpec,
+    q_rot: Float[Tensor, "B T H Dh"],
+    k_rot: Float[Tensor, "B S Hkv Dh"],
+    v: Float[Tensor, "B S Hkv Dv"],
+    z: Float[Tensor, "B T H Dv"],
+    view: View,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
+) -> Attended:
+    """What one attention weighed, from what its product used. S keys: those of a cache too, in `view`'s order."""
+    again, scores, probs = attend_math(spec, q_rot, KV(k_rot, v), view, bias, sinks)
+    return Attended(scores, probs, _off(again, z))
+
+
+def heads(
+    o: nn.Linear, z: Float[Tensor, "B T H Dh"], out: Float[Tensor, "B T D"]
+) -> tuple[Float[Tensor, "B T H D"], float]:
+    """Each head's own part of what attention writes. The error is max |sum of heads + bias - out|."""
+    slices = o.weight.unflatten(1, z.shape[-2:])  # [D, H, Dh]
+    parts = torch.einsum("bthd,ohd->btho", z.float(), slices.float())
+    whole = parts.sum(-2) if o.bias is None else parts.sum(-2) + o.bias
+    return parts, _off(whole, out)
+
+
+def derive(model: Decoder, name: str, kept: Mapping[str, Tensor], view: View) -> Derived:
+    """A derived point of a model, from the live points that `points.needs` names.
+
+    `view` is `step.view(spec)` of the pass that they were kept in.
+    """
+    layer, end = name.rsplit(".", 1)
+    attention = model.blocks[int(layer.split(".")[1])].attn
+    if end == "heads":
+        return Derived(*heads(attention.o, kept[f"{layer}.z"], kept[f"{layer}.out"]))
+    q_rot, k_rot, v, z = (kept[f"{layer}.{part}"] for part in ("q_rot", "k_rot", "v", "z"))
+    found = attended(attention.spec, q_rot, k_rot, v, z, view)
+    return Derived({"scores": found.scores, "probs": found.probs}[end], found.error)
+
+
+def _off(a: Tensor, b: Tensor) -> float:
+    return (a.float() - b.float()).abs().max().item()

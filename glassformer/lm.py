@@ -1,0 +1,256 @@
+"""A language model as a person uses it: load, generate, stream, score, save."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from glassformer.config import ModelConfig
+from glassformer.errors import CapacityError, CheckpointError, RequestError
+from glassformer.generate.loop import Options, Piece, Top, write
+from glassformer.generate.sampling import Sampling
+from glassformer.nn.device import choose_device, choose_dtype
+from glassformer.nn.model import Decoder
+from glassformer.nn.step import Step
+from glassformer.text.tokenizer import JSON, Tokenizer
+from glassformer.weights import load_model, save_model
+from glassformer.weights.atomic import write_text
+from glassformer.weights.reader import read_json
+
+PACKAGED = {"stories": "a small model that ships with Glassformer, trained on its own generated stories"}
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A token with its log-probability given those before it (nats; None for the first, which nothing predicts)."""
+
+    id: int
+    logprob: float | None
+    top: Top = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a model predicts a text. `logprob` is the sum (nats) over the predicted tokens, all but the first."""
+
+    tokens: tuple[TokenScore, ...]
+    logprob: float
+    n_bytes: int | None
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability per predicted token."""
+        return float(torch.tensor(-self.logprob / (len(self.tokens) - 1)).double().exp())
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """One continuation of a prompt. `finish`: "stop" at an end token or stop string, "length" where room ran out."""
+
+    text: str
+    ids: tuple[int, ...]
+    tokens: tuple[TokenScore, ...]
+    finish: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `generate` returns: the continuations, and the seed that gives them again (None at temperature 0)."""
+
+    prompt_ids: tuple[int, ...]
+    continuations: tuple[Continuation, ...]
+    seed: int | None
+
+    @property
+    def text(self) -> str:
+        """The first continuation's text."""
+        return self.continuations[0].text
+
+
+class LanguageModel:
+    """A `Decoder`, its tokenizer (None: it takes token ids) and the tokens that end a text."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer | None = None,
+        *,
+        ends: Sequence[int] = (),
+        source: str = "",
+    ):
+        self.model, self.tokenizer, self.source = model, tokenizer, source
+        own = [tokenizer.eos_id] if tokenizer is not None and tokenizer.eos_id is not None else []
+        self.ends = frozenset(ends) | frozenset(own)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed.weight.device
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """A prompt as token ids. Text never becomes a control token; an empty one begins a new document."""
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if self.tokenizer is None:
+            raise RequestError("this model has no tokenizer: give the prompt as token ids", param="prompt")
+        ids = self.tokenizer.encode(prompt)
+        start = self.tokenizer.bos_id if self.tokenizer.bos_id is not None else self.tokenizer.eos_id
+        return ids or ([start] if start is not None else [])
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        n: int = 1,
+        logprobs: int | None = None,
+        **sampling: Any,
+    ) -> Generation:
+        """Continue a prompt. `sampling` are the fields of `Sampling`: temperature, top_k, top_p, min_p, seed, ...
+
+        Raises RequestError for an option that is unknown, out of range or without effect beside another, and
+        CapacityError when prompt and `max_tokens` do not fit the context.
+        """
+        ids, options, seed = self._request(prompt, max_tokens, stop, n, logprobs, sampling)
+        pieces: list[list[Piece]] = [[] for _ in range(n)]
+        for piece in self._pieces(ids, options, seed):
+            pieces[piece.row].append(piece)
+        return Generation(tuple(ids), tuple(map(_continuation, pieces)), None if options.sampling.greedy else seed)
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        n: int = 1,
+        logprobs: int | None = None,
+        **sampling: Any,
+    ) -> Iterator[Piece]:
+        """`generate`, piece by piece as it is written. A bad request raises here, before the first piece."""
+        return self._pieces(*self._request(prompt, max_tokens, stop, n, logprobs, sampling))
+
+    def _request(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int | None,
+        stop: str | Sequence[str],
+        n: int,
+        logprobs: int | None,
+        sampling: dict[str, Any],
+    ) -> tuple[list[int], Options, int]:
+        known = {f.name for f in fields(Sampling)}
+        for name in sampling.keys() - known:
+            raise RequestError(f"unknown option {name!r}; known: {', '.join(sorted(known))}", param=name)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        options = Options(max_tokens, Sampling(**sampling), stops, n, logprobs)
+        seed = options.sampling.seed
+        return self.encode(prompt), options, secrets.randbits(32) if seed is None else seed
+
+    def _pieces(self, ids: list[int], options: Options, seed: int) -> Iterator[Piece]:
+        return write(self.model, [ids], options, tokenizer=self.tokenizer, ends=self.ends, seed=seed)
+
+    @torch.inference_mode()
+    def score(self, text: str | Sequence[int], *, top: int = 0) -> Score:
+        """The log-probability of every token of a text, given those before it; `top` likeliest beside each.
+
+        CapacityError when the text is longer than the context; RequestError when it has fewer than two tokens.
+        """
+        ids = self.encode(text)
+        context = self.config.context_length
+        if len(ids) > context:
+            raise CapacityError(f"the text has {len(ids)} tokens, and the model's context holds {context}")
+        if len(ids) < 2:
+            raise RequestError(f"scoring needs at least two tokens, and the text has {len(ids)}", param="text")
+        row = torch.tensor([ids], device=self.device)
+        logprobs = self.model(row, Step.of(row))[0, :-1].float().log_softmax(-1)  # [T-1, V]
+        own = logprobs.gather(-1, row[0, 1:, None]).squeeze(-1)
+        best = logprobs.topk(top, -1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        tops = [tuple(zip(*pair, strict=True)) for pair in pairs]
+        scored = zip(ids[1:], own.tolist(), tops, strict=True)
+        tokens = (TokenScore(ids[0], None), *(TokenScore(*one) for one in scored))
+        return Score(tokens, float(own.double().sum()), len(text.encode()) if isinstance(text, str) else None)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a Hugging Face folder: config, weights, tokenizer. CheckpointError where the disk is full."""
+        folder = Path(folder)
+        special: dict[str, Any] = {}
+        if self.ends:
+            ends = sorted(self.ends)
+            special["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        if self.tokenizer is not None and self.tokenizer.bos_id is not None:
+            special["bos_token_id"] = self.tokenizer.bos_id
+        save_model(self.model, folder, extra=special)
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
+        write_text(folder / "generation_config.json", json.dumps(special, indent=2) + "\n")
+
+    def __repr__(self) -> str:
+        n = sum(p.numel() for p in self.model.parameters())
+        return f"LanguageModel({self.source or self.config.family}, {n / 1e6:.2f}M parameters, {self.tokenizer})"
+
+
+def load(
+    path: str | Path, *, device: str = "auto", dtype: str = "auto", ignore_keys: Sequence[str] = ()
+) -> LanguageModel:
+    """A model folder, a run folder (its `best` checkpoint), or the name of a model that ships with the package.
+
+    CheckpointError names what is missing or does not fit; ConfigError a device or dtype that cannot be used.
+    """
+    folder = find(path)
+    place = choose_device(device)
+    model = load_model(folder, ignore_keys=tuple(ignore_keys))
+    parameters = list(model.parameters())
+    choice = choose_dtype(
+        dtype, device=place.type, stored=parameters[0].dtype, n_parameters=sum(p.numel() for p in parameters)
+    )
+    model = model.to(device=place, dtype=choice.dtype)
+    tokenizer = Tokenizer.load(folder) if (folder / JSON).exists() else None
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, and the model {model.config.vocab_size}"
+        )
+    return LanguageModel(model, tokenizer, ends=_ends(folder), source=str(folder))
+
+
+def find(path: str | Path) -> Path:
+    """The model folder that a person means: what exists comes first, then the models in the package."""
+    folder = Path(path)
+    for one in (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last"):
+        if (one / "config.json").exists():
+            return one.resolve() if one is not folder else folder
+    packaged = resources.files("glassformer") / "models" / str(path)
+    if not folder.exists() and str(path) in PACKAGED and packaged.is_dir():
+        return Path(str(packaged))
+    why = "has no config.json" if folder.is_dir() else "is not a folder"
+    known = ", ".join(PACKAGED)
+    raise CheckpointError(f"{path} {why}: give a model folder, a run folder, or a packaged model ({known})")
+
+
+def _ends(folder: Path) -> list[int]:
+    """The tokens that end a text, as generation_config.json or else config.json names them."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).exists():
+            ends = read_json(folder / name).get("eos_token_id")
+            if ends is not None:
+                return ends if isinstance(ends, list) else [ends]
+    return []
+
+
+def _continuation(pieces: list[Piece]) -> Continuation:
+    tokens = tuple(TokenScore(p.id, p.logprob, p.top) for p in pieces if p.id is not None)
+    finish = pieces[-1].finish
+    assert finish is not None
+    return Continuation("".join(p.text for p in pieces), tuple(t.id for t in tokens), tokens, finish)

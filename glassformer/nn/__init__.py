@@ -1,0 +1,1 @@
+"""The model: every idea of the Transformer once, under its usual name."""

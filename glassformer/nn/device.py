@@ -1,0 +1,41 @@
+"""Where a model runs and in which dtype: pure choices that say why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from glassformer.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SMALL = 50_000_000  # parameters; below it a CPU reads the weights fast enough in float32
+
+
+class DtypeChoice(NamedTuple):
+    dtype: torch.dtype
+    because: str
+
+
+def choose_device(asked: str = "auto") -> torch.device:
+    """The device a person named, or the fastest there is. ConfigError where it is not on this machine."""
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {asked!r} cannot be used: {reason} Allowed: auto, cpu, cuda, cuda:N, mps") from None
+    return device
+
+
+def choose_dtype(asked: str, *, device: str, stored: torch.dtype, n_parameters: int) -> DtypeChoice:
+    """The dtype to run a checkpoint in."""
+    if asked != "auto":
+        if asked not in DTYPES:
+            raise ConfigError(f"dtype must be auto, {', '.join(DTYPES)}, got {asked!r}")
+        return DtypeChoice(DTYPES[asked], "it was asked for")
+    if device == "cpu" and (n_parameters < SMALL or stored == torch.float16):
+        return DtypeChoice(torch.float32, "it is the exact one, and quick enough on a CPU at this size")
+    return DtypeChoice(stored, "the checkpoint is stored in it")

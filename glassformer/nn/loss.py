@@ -1,0 +1,75 @@
+"""The training loss, without ever holding the logits of a whole batch."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from glassformer.nn.model import Decoder
+from glassformer.nn.step import Step
+
+IGNORED = -100
+CHUNK_VALUES = 1 << 20  # logits held at a time: 4 MB in float32, about what a core's cache keeps near
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum of -log softmax(x W^T)[target], in nats, chunk by chunk, gradients made on the way forward.
+
+    A [B, T, V] tensor of logits is the largest of a training step, and is read only to be reduced to one number: a
+    chunk's logits are turned into their own gradient in place, used for dx and dW, and dropped.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        w = weight.to(dtype)
+        dx = torch.zeros_like(x) if wanted else None
+        dw = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
+        total = torch.zeros((), dtype=torch.float32, device=x.device)
+        rows = max(1, CHUNK_VALUES // weight.shape[0])
+        for begin in range(0, x.shape[0], rows):
+            part = slice(begin, begin + rows)
+            xs, ts = x[part].to(dtype), targets[part]
+            counted = ts != IGNORED
+            at = ts.clamp(min=0).unsqueeze(-1)
+            logits = (xs @ w.T).float()  # [n, V]
+            log_z = logits.logsumexp(-1)
+            total += torch.where(counted, log_z - logits.gather(-1, at).squeeze(-1), 0.0).sum()
+            if dx is not None and dw is not None:
+                grad = logits.sub_(log_z.unsqueeze(-1)).exp_()  # softmax
+                grad.scatter_add_(-1, at, torch.full_like(at, -1, dtype=grad.dtype))
+                grad.mul_(counted.unsqueeze(-1))
+                grad = grad.to(dtype)
+                dx[part] = grad @ w
+                dw += grad.T @ xs
+        ctx.save_for_backward(dx, dw)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        dx, dw = ctx.saved_tensors
+        return dx * grad_output, dw * grad_output, None, None
+
+
+def linear_cross_entropy(
+    x: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, "N"],
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, ""]:
+    """F.cross_entropy(x @ weight.T, targets, reduction="sum"), products in `dtype` (x's own by default)."""
+    with torch.autocast(x.device.type, enabled=False):
+        return LinearCrossEntropy.apply(x, weight, targets, dtype or x.dtype)  # pyright: ignore[reportReturnType]
+
+
+def next_token_loss(
+    model: Decoder,
+    ids: Int[Tensor, "B T"],
+    targets: Int[Tensor, "B T"],
+    step: Step,
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, ""]:
+    """Sum over all counted targets of -log p(target), in nats. A target of -100 is not counted."""
+    hidden = model.hidden(ids, step)
+    return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, targets.flatten(), dtype)

@@ -1,0 +1,164 @@
+"""One forward pass, told everything: positions, cache, how to attend, who is looking.
+
+Step ---- layer(i) ----> LayerStep: the same pass, bound to one layer's slot and name
+                           .rotation(rope)   cos and sin of this pass's positions
+                           .keep(k, v)       these tokens' keys and values, and all they may look back at
+                           .attend(...)      attention, by the backend the caller chose
+                           .see(name, x)     where a tap may look, and change what flows on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from glassformer.config import RopeConfig
+from glassformer.nn.attend import KV, Attend, AttendSpec, View, attend_math, attend_sdpa, visible
+from glassformer.nn.rope import rotation
+
+
+@runtime_checkable
+class Tap(Protocol):
+    """Made for one pass. `wants` a derived point (scores, probs) only to change it: that selects the definition."""
+
+    def wants(self, name: str) -> bool: ...
+    def __call__(self, name: str, value: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Slot(Protocol):
+    """One layer's place in a cache."""
+
+    def keep(self, k: Tensor, v: Tensor) -> Any: ...
+    def keep_source(self, make: Callable[[], tuple[Tensor, Tensor]]) -> Any: ...
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """What past tokens left behind, and where they are: see `cache/dense.py`."""
+
+    def layer(self, i: int) -> Slot: ...
+    def view(self, spec: AttendSpec) -> View: ...
+
+
+class Step:
+    """What one pass needs beside the tokens.
+
+    `positions` [B or 1, T] count the tokens a row holds, from 0. Without a cache the pass sees its own tokens alone,
+    each those before it; `documents` [B, T] then says which document of a packed row a token belongs to, and attention
+    never crosses from one to another. `source` is the view of an encoder's keys, for cross-attention.
+    """
+
+    def __init__(
+        self,
+        positions: Int[Tensor, "#B T"],
+        *,
+        cache: Cache | None = None,
+        attend: Attend = attend_sdpa,
+        tap: Tap | None = None,
+        documents: Int[Tensor, "B T"] | None = None,
+        source: View | None = None,
+    ):
+        self.positions, self.documents, self.source = positions, documents, source
+        self.cache, self.backend, self.tap = cache, attend, tap
+        self.views: dict[tuple, View] = {}
+        self.rotations: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def of(cls, ids: Int[Tensor, "B T"], **rest: Any) -> Step:
+        """A pass over whole rows: positions 0 to T-1, nothing kept."""
+        return cls(torch.arange(ids.shape[-1], device=ids.device)[None], **rest)
+
+    def prepare(self, specs: Iterable[AttendSpec], ropes: Iterable[tuple[RopeConfig, int]]) -> None:
+        """Make what layers share once, before the blocks, which then only read it (compiled ones too)."""
+        for spec in specs:
+            self.view(spec)
+        for rope, head_dim in ropes:
+            self.rotation(rope, head_dim)
+
+    def view(self, spec: AttendSpec) -> View:
+        """What this pass's queries may look at under `spec`."""
+        key = (spec.causal, spec.window, spec.source)
+        if key not in self.views:
+            self.views[key] = self._view(spec)
+        return self.views[key]
+
+    def _view(self, spec: AttendSpec) -> View:
+        if spec.source:
+            if self.source is None:
+                raise AssertionError("cross-attention needs a Step with a source")
+            return self.source
+        if self.cache is not None:
+            return self.cache.view(spec)
+        length = self.positions.shape[-1]
+        plain = self.documents is None and (spec.window is None or spec.window >= length)
+        mask = None if plain else visible(spec, self.positions, self.positions, self.documents)
+        return View(self.positions, self.positions, mask, causal=plain and spec.causal)
+
+    def rotation(self, rope: RopeConfig, head_dim: int) -> tuple[Float[Tensor, "#B T 1 R"], Float[Tensor, "#B T 1 R"]]:
+        """cos and sin for this pass's positions."""
+        key = (rope, head_dim)
+        if key not in self.rotations:
+            self.rotations[key] = rotation(rope, head_dim, self.positions)
+        return self.rotations[key]
+
+    def layer(self, i: int) -> LayerStep:
+        """The same pass, bound to layer `i`."""
+        return LayerStep(self, f"blocks.{i}.", None if self.cache is None else self.cache.layer(i))
+
+    def see(self, name: str, value: Tensor) -> Tensor:
+        """Let the tap look at a point outside the blocks."""
+        if self.tap is None or not self.tap.wants(name):
+            return value
+        return self.tap(name, value)
+
+
+class LayerStep:
+    """A `Step` bound to one layer. A block never learns which."""
+
+    __slots__ = ("prefix", "slot", "step", "tap")
+
+    def __init__(self, step: Step, prefix: str, slot: Slot | None):
+        self.step, self.prefix, self.slot, self.tap = step, prefix, slot, step.tap
+
+    def rotation(self, rope: RopeConfig, head_dim: int) -> tuple[Tensor, Tensor]:
+        return self.step.rotation(rope, head_dim)
+
+    def view(self, spec: AttendSpec) -> View:
+        return self.step.view(spec)
+
+    def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> Any:
+        """Keep these tokens' keys and values; returns all that the pass may look back at (opaque: for `attend`)."""
+        return KV(k, v) if self.slot is None else self.slot.keep(k, v)
+
+    def keep_source(self, make: Callable[[], tuple[Tensor, Tensor]]) -> Any:
+        """An encoder's keys and values: made the first time, then kept for every later step."""
+        return KV(*make()) if self.slot is None else self.slot.keep_source(make)
+
+    def attend(
+        self,
+        spec: AttendSpec,
+        q: Float[Tensor, "B T H Dh"],
+        kv: Any,
+        *,
+        bias: Tensor | None = None,
+        sinks: Tensor | None = None,
+        name: str = "attn",
+    ) -> Float[Tensor, "B T H Dv"]:
+        """softmax(q k^T * scale) v. An edit of scores or probabilities selects the definition, which has them."""
+        view = self.step.view(spec)
+        if self.tap is not None and any(self.tap.wants(f"{self.prefix}{name}.{end}") for end in ("scores", "probs")):
+            see = lambda end, value: self.see(f"{name}.{end}", value)  # noqa: E731
+            return attend_math(spec, q, kv, view, bias, sinks, see)[0]
+        return self.step.backend(spec, q, kv, view, bias, sinks)
+
+    def see(self, name: str, value: Tensor) -> Tensor:
+        """Let the tap look at a point of this layer; returns what flows on."""
+        if self.tap is None:
+            return value
+        name = self.prefix + name
+        return self.tap(name, value) if self.tap.wants(name) else value

@@ -1,0 +1,261 @@
+"""What a training run is told, as frozen data. No torch: the command line reads these to write its help."""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from glassformer.config import ModelConfig
+from glassformer.errors import ConfigError
+from glassformer.families.shape import ShapeConfig
+
+DEFAULT_SECONDS = 120.0
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    _require(value in allowed, f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer. Rates are peaks, which the schedule multiplies; None is the default of the kind of optimizer.
+
+    name: muon (hidden matrices; AdamW for the rest) or adamw (everything).
+    lr: of the blocks' matrices. embed_lr: of embeddings and head. scalar_lr: of norms and biases.
+    clip: the largest norm of all gradients together; 0 does not clip.
+    weight_decay: decoupled, times lr; matrices only. embed_decay: the same, of embeddings and head.
+    momentum, nesterov, muon_scale, muon_dtype: Muon's; muon_dtype auto is bfloat16 where the run's dtype is.
+    """
+
+    name: Literal["muon", "adamw"] = "muon"
+    lr: float | None = None
+    embed_lr: float | None = None
+    scalar_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    momentum: float = 0.95
+    nesterov: bool = True
+    muon_scale: Literal["spectral", "rms"] = "spectral"
+    muon_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self):
+        _one_of("optim.name", self.name, ("muon", "adamw"))
+        _one_of("optim.muon_scale", self.muon_scale, ("spectral", "rms"))
+        _one_of("optim.muon_dtype", self.muon_dtype, ("auto", "float32", "bfloat16"))
+        for name in ("lr", "embed_lr", "scalar_lr"):
+            rate = getattr(self, name)
+            _require(rate is None or rate > 0, f"optim.{name} must be above 0, got {rate}")
+        _require(all(0 <= b < 1 for b in self.betas), f"optim.betas must be from 0 to below 1, got {self.betas}")
+        _require(0 <= self.momentum < 1, f"optim.momentum must be from 0 to below 1, got {self.momentum}")
+        for name in ("weight_decay", "clip"):
+            _require(getattr(self, name) >= 0, f"optim.{name} must be at least 0, got {getattr(self, name)}")
+        _require(self.eps > 0, f"optim.eps must be above 0, got {self.eps}")
+
+    def peak(self, role: str) -> float:
+        """The peak learning rate of a role: hidden, embed, head or scalar."""
+        if role == "hidden":
+            return self.lr if self.lr is not None else (0.02 if self.name == "muon" else 2e-3)
+        given = self.scalar_lr if role == "scalar" else self.embed_lr
+        if given is not None:
+            return given
+        return 5e-3 if self.name == "muon" else self.peak("hidden")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the rates move: see `schedule.py`. warmup: steps, at most a fifth of the run. min_ratio: the last factor.
+
+    decay: the share of all steps over which wsd goes down.
+    """
+
+    kind: Literal["cosine", "wsd"] = "wsd"
+    warmup: int = 50
+    min_ratio: float = 0.0
+    decay: float = 0.3
+
+    def __post_init__(self):
+        _one_of("schedule.kind", self.kind, ("cosine", "wsd"))
+        _require(self.warmup >= 0, f"schedule.warmup must be at least 0 steps, got {self.warmup}")
+        for name in ("min_ratio", "decay"):
+            _require(0 <= getattr(self, name) <= 1, f"schedule.{name} must be from 0 to 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Which tokenizer: one that is there (path: a folder or tokenizer.json), or one trained on the run's own data.
+
+    `vocab_size` is the most tokens that a trained one may have; 0 chooses by kind and amount of text.
+    """
+
+    path: str | None = None
+    kind: Literal["bpe", "char", "word"] = "bpe"
+    vocab_size: int = 0
+
+    def __post_init__(self):
+        _one_of("tokenizer.kind", self.kind, ("bpe", "char", "word"))
+        _require(self.vocab_size >= 0, f"tokenizer.vocab_size must be at least 0, got {self.vocab_size}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    data: files, folders, globs, JSONL, or "-" for stdin. out: the run's folder, made by the run.
+    batch: rows of a micro-batch, over all processes. accumulate: micro-batches of a step.
+    seconds, steps or tokens (at most one; 120 seconds by default): how long. Seconds count evaluation and saving too.
+    eval_every, save_every, sample_every: in steps; 0 is every twentieth of the run (no samples without a prompt).
+    eval_tokens: most held-out tokens read at each evaluation. keep_last: checkpoints kept beside the best.
+    held_out: the share of documents kept for evaluation. shuffle: False keeps the given order (a curriculum).
+    compile: torch.compile of the blocks, once for all of them. from_model: the model to continue from.
+    resume: go on with the run in `out`.
+    """
+
+    data: tuple[str, ...] = ()
+    out: str = "run"
+    model: ShapeConfig | ModelConfig = ShapeConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    batch: int = 32
+    accumulate: int = 1
+    seconds: float | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    eval_every: int = 0
+    eval_tokens: int = 65_536
+    save_every: int = 0
+    keep_last: int = 2
+    sample_every: int = 0
+    sample_prompt: str = ""
+    sample_tokens: int = 64
+    held_out: float = 0.05
+    shuffle: bool = True
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    threads: int = 0
+    compile: bool = False
+    from_model: str | None = None
+    resume: bool = False
+    tensorboard: bool = False
+    wandb: bool = False
+
+    def __post_init__(self):
+        for name in ("batch", "accumulate", "eval_tokens", "keep_last", "sample_tokens"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("eval_every", "save_every", "sample_every", "threads", "seed"):
+            _require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
+        _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        given = [name for name in ("seconds", "steps", "tokens") if getattr(self, name) is not None]
+        _require(len(given) <= 1, f"give one of seconds, steps and tokens, got {' and '.join(given)}")
+        for name in given:
+            _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
+        _require(0 <= self.held_out < 1, f"held_out must be from 0 to below 1, got {self.held_out}")
+        _require(bool(self.out), "out must name a folder, got ''")
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The wall-clock budget in seconds, or None where steps or tokens were given."""
+        return self.seconds if self.seconds is not None or self.steps or self.tokens else DEFAULT_SECONDS
+
+    @property
+    def context(self) -> int:
+        """Tokens of a row."""
+        return self.model.context_length if isinstance(self.model, ModelConfig) else self.model.context
+
+
+def settings_dict(config: Any) -> dict[str, Any]:
+    """Settings as plain JSON values."""
+    return asdict(config)
+
+
+def flat_settings(values: typing.Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}} as {"optim.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, typing.Mapping):
+            flat |= flat_settings(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def build(kind: Any, value: Any, name: str = "settings") -> Any:
+    """The inverse of `settings_dict`: JSON values as `kind`. Raises ConfigError naming keys that `kind` has not."""
+    origin = typing.get_origin(kind)
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name} must be an object, got {value!r}")
+        unknown = value.keys() - {f.name for f in fields(kind)}
+        if unknown:
+            raise ConfigError(f"{name}: keys that nobody reads: {', '.join(sorted(unknown))}")
+        hints = typing.get_type_hints(kind)
+        return kind(**{key: build(hints[key], item, f"{name}.{key}") for key, item in value.items()})  # pyright: ignore
+    if origin is tuple:
+        inner = typing.get_args(kind)
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(build(k, item, name) for k, item in zip(kinds, value, strict=True))
+    if origin in (types.UnionType, typing.Union):
+        kinds = [k for k in typing.get_args(kind) if is_dataclass(k)]
+        if not isinstance(value, dict) or not kinds:
+            return value
+        fitting = [k for k in kinds if value.keys() <= {f.name for f in fields(k)}]
+        return build((fitting or kinds)[0], value, name)
+    return value
+
+
+def settings_from(values: dict[str, Any]) -> TrainConfig:
+    """The settings that a run.json records."""
+    return build(TrainConfig, values)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, fixed once and recorded in run.json, so that schedule and resume are well defined.
+
+    steps: of the whole run; 0 while a run by seconds still measures its speed. measured: how many first steps that took.
+    """
+
+    steps: int
+    warmup: int
+    eval_every: int
+    save_every: int
+    sample_every: int
+    tokens_per_step: int
+    measured: int = 0
+    seconds: float | None = field(default=None)
+
+
+def make_plan(config: TrainConfig, steps: int, measured: int = 0) -> Plan:
+    """The plan of a run of `steps` steps; steps 0 is a run that still measures."""
+    twentieth = max(1, steps // 20)
+    eval_every = config.eval_every or twentieth
+    return Plan(
+        steps=steps,
+        warmup=min(config.schedule.warmup, steps // 5) if steps else config.schedule.warmup,
+        eval_every=eval_every,
+        save_every=config.save_every or eval_every,
+        sample_every=config.sample_every or (twentieth if config.sample_prompt else 0),
+        tokens_per_step=config.batch * config.accumulate * config.context,
+        measured=measured,
+        seconds=config.budget_seconds,
+    )
+
+
+def steps_for_tokens(config: TrainConfig) -> int:
+    """How many steps read `config.tokens` tokens, rounded up."""
+    return -(-(config.tokens or 0) // (config.batch * config.accumulate * config.context))
+
+
+def run_folder(config: TrainConfig) -> Path:
+    return Path(config.out)

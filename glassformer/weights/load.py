@@ -1,0 +1,83 @@
+"""A checkpoint folder to a model. Loading is accounting: every tensor lands once, every parameter is filled once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from glassformer.config import ModelConfig
+from glassformer.errors import CheckpointError
+from glassformer.families import Family, family, read_config
+from glassformer.nn.model import Decoder
+from glassformer.weights.reader import Reader, read_json
+from glassformer.weights.rules import Entry, entries
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    copy: bool = False,
+    ignore_keys: tuple[str, ...] = (),
+) -> Decoder:
+    """The model of a Hugging Face folder, on `device` in `dtype` (the checkpoint's own by default).
+
+    Tensors that need no conversion stay mapped from the file; `copy` gives each its own aligned storage, as training
+    needs. CheckpointError lists every tensor that is missing, left over or of the wrong shape, in one message.
+    """
+    folder = Path(folder)
+    config = read_config(read_json(folder / "config.json"), str(folder / "config.json"), ignore_keys)
+    with torch.device("meta"):
+        model = Decoder(config)
+    reader = Reader(folder)
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    names = account(family(config.family), config, parameters, reader, folder)
+    for entry, name in names:
+        tensor = reader[name]
+        for ours, value in zip(entry.ours, entry.split(tensor, parameters), strict=True):
+            value = value.to(device=device, dtype=dtype or value.dtype).contiguous()
+            owned = value.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
+            _place(model, ours, value if owned or not copy else value.clone())
+    return model.eval()
+
+
+def account(
+    fam: Family, config: ModelConfig, parameters: dict[str, Tensor], reader: Reader, folder: Path
+) -> list[tuple[Entry, str]]:
+    """Each entry with the name its tensor has in the file. All problems in one CheckpointError."""
+    pairs, wrong, unused = [], [], set(reader)
+    bare = not any(name.startswith(fam.prefix) for name in reader)
+    for entry in entries(fam, config, parameters):
+        name = entry.theirs.removeprefix(fam.prefix) if bare else entry.theirs
+        if name not in reader:
+            wrong.append(f"missing: {name} (fills {', '.join(entry.ours)})")
+            continue
+        unused.discard(name)
+        if reader.shape(name) != entry.shape(parameters):
+            found, told = list(reader.shape(name)), list(entry.shape(parameters))
+            wrong.append(f"shape: {name} is {found}, the config says {told}")
+        pairs.append((entry, name))
+    wrong += [f"not used: {name}" for name in sorted(unused) if not _may_be_left(fam, config, name, reader)]
+    if wrong:
+        shown = "\n  ".join(wrong[:20]) + (f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else "")
+        raise CheckpointError(f"{folder}: the weights do not fit the configuration:\n  {shown}")
+    return pairs
+
+
+def _may_be_left(fam: Family, config: ModelConfig, name: str, reader: Reader) -> bool:
+    """A buffer without weights, or a copy of the embedding beside a tied head."""
+    if any(re.fullmatch(pattern, name.removeprefix(fam.prefix)) for pattern in fam.ignored):
+        return True
+    table = next(rule.theirs for rule in fam.rules if rule.ours == ("embed.weight",))
+    table = table if table in reader else table.removeprefix(fam.prefix)
+    return config.tied_head and name == "lm_head.weight" and torch.equal(reader[name], reader[table])
+
+
+def _place(model: Decoder, name: str, value: Tensor) -> None:
+    """Put a value in a parameter's place (assigning keeps a mapped tensor mapped)."""
+    path, _, last = name.rpartition(".")
+    setattr(model.get_submodule(path), last, torch.nn.Parameter(value, requires_grad=value.is_floating_point()))

@@ -1,0 +1,52 @@
+"""A family's rules applied to one model: which checkpoint tensor is which parameters, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glassformer.config import ModelConfig
+from glassformer.families.family import Family
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One checkpoint tensor and the parameters that it fills, in order along the output axis."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    transposed: bool
+
+    def shape(self, parameters: dict[str, Tensor]) -> tuple[int, ...]:
+        """The shape the checkpoint's tensor must have."""
+        first = parameters[self.ours[0]].shape
+        whole = (sum(parameters[name].shape[0] for name in self.ours), *first[1:])
+        return whole[::-1] if self.transposed else whole
+
+    def split(self, tensor: Tensor, parameters: dict[str, Tensor]) -> list[Tensor]:
+        """A checkpoint's tensor as the parameters' values, views of it."""
+        tensor = tensor.T if self.transposed else tensor
+        return list(tensor.split([parameters[name].shape[0] for name in self.ours]))
+
+    def join(self, parameters: dict[str, Tensor]) -> Tensor:
+        """The parameters as the checkpoint's tensor."""
+        parts = [parameters[name].detach() for name in self.ours]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return (tensor.T if self.transposed else tensor).contiguous()
+
+
+def entries(family: Family, config: ModelConfig, parameters: Iterable[str]) -> list[Entry]:
+    """The rules that apply to a model with these parameters: one entry per checkpoint tensor, layers written out."""
+    present = set(parameters)
+    found = []
+    for rule in family.rules:
+        for i in range(config.n_layers) if "{i}" in rule.theirs else [0]:
+            ours = tuple(name.replace("{i}", str(i)) for name in rule.ours)
+            if present.issuperset(ours):
+                found.append(Entry(rule.theirs.replace("{i}", str(i)), ours, rule.transposed))
+    left = present.difference(*(entry.ours for entry in found))
+    assert not left, f"parameters without a rule in {family.name}: {sorted(left)}"
+    return found

@@ -1,0 +1,36 @@
+"""Shapes checked by beartype, few threads, the same examples on every run, and what lies beside the repository."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(p) for p in (HERE, HERE.parent) if str(p) not in sys.path]
+install_import_hook("glassformer", "beartype.beartype")  # before anything imports the package
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)  # tiny models: a second thread costs more than it gives
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+settings.register_profile(
+    "quick", deadline=None, derandomize=True, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("quick")
+
+
+@pytest.fixture(scope="session")
+def shared_file():
+    """A file of the data beside the repository: `shared_file("tinyshakespeare.txt")`. Skips where there is none."""
+
+    def find(name: str) -> Path:
+        path = HERE.parent.parent / "shared" / "data" / name
+        if not path.exists():
+            pytest.skip(f"needs {path}, which is not here")
+        return path
+
+    return find

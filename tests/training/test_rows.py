@@ -1,0 +1,248 @@
+"""Packing rows, against a naive version; order, resume, ranks; evaluation rows."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from glassformer.errors import DataError
+from glassformer.training.rows import IGNORE, RowLoader, Rows, _mix, eval_rows, permutation
+from glassformer.training.shards import Tokens, View
+
+EOS = 0
+
+
+def make(lengths, *, ordered=False, sizes=None):
+    """Documents whose tokens are all different, so that a token says where it comes from; the last one is EOS."""
+    documents, number = [], 1
+    for length in lengths:
+        documents.append([*range(number, number + length - 1), EOS])
+        number += length - 1
+    return View.of(documents, sizes, ordered=ordered), documents
+
+
+def naive_rows(stream, context):
+    """`stream`: (document number, place in it, whether the stream begins anew here, the document), token by token."""
+    for start in range(0, len(stream) - context + 1, context):
+        ids, targets, positions, borders = [], [], [], []
+        for column, (_, place, fresh, document) in enumerate(stream[start : start + context]):
+            begins = column == 0 or place == 0 or fresh
+            ids.append(document[place])
+            targets.append(document[place + 1] if place + 1 < len(document) else IGNORE)
+            positions.append(0 if begins else positions[-1] + 1)
+            borders.append(0 if column == 0 else borders[-1] + begins)
+        yield ids, targets, positions, borders
+
+
+def stream_of(documents, order, offset):
+    whole = [(d, place, documents[d]) for d in order for place in range(len(documents[d]))]
+    whole = whole[offset:] + whole[:offset]
+    return [(d, place, i == 0, document) for i, (d, place, document) in enumerate(whole)]
+
+
+def as_tuples(rows: Rows):
+    borders = torch.zeros_like(rows.ids) if rows.documents is None else rows.documents
+    return list(zip(rows.ids.tolist(), rows.targets.tolist(), rows.positions.tolist(), borders.tolist(), strict=True))
+
+
+LENGTHS = (5, 9, 2, 31, 1, 14, 3, 3, 8, 40, 7)
+
+
+@pytest.mark.parametrize("context", (1, 4, 7, 16, 50))
+def test_ordered_rows_are_the_naive_ones(context):
+    view, documents = make(LENGTHS, ordered=True)
+    loader = RowLoader(view, context, batch=2, seed=0)
+    stream = stream_of(documents, range(len(documents)), 0)
+    expected = list(naive_rows(stream, context))
+    got = [row for _ in range(len(expected) // 2) for row in as_tuples(loader.next())]
+    assert got == expected[: len(got)] and len(got) >= 2
+
+
+def test_shuffled_epochs_are_naive_rows_of_a_permutation_with_an_offset_in_another_order():
+    view, documents = make(LENGTHS)
+    total, context, epochs = view.n_tokens, 6, 5
+    loader = RowLoader(view, context, batch=1, seed=3)
+    orders = [loader._layout(e).documents.tolist() for e in range(epochs + 1)]
+    offsets = [loader._layout(e).offset for e in range(epochs + 1)]
+    assert all(sorted(o) == list(range(len(documents))) for o in orders) and len({tuple(o) for o in orders}) == epochs + 1
+    assert len(set(offsets)) > 2 and max(offsets) < context
+    stream = [t for o, s in zip(orders, offsets, strict=True) for t in stream_of(documents, o, s)]
+    expected = list(naive_rows(stream, context))
+    first = 0
+    for epoch in range(epochs):
+        last = -(-(epoch + 1) * total // context)
+        got = [as_tuples(loader.next())[0] for _ in range(last - first)]
+        assert sorted(got) == sorted(expected[first:last])
+        assert got != expected[first:last]  # rows, too, are shuffled
+        first = last
+
+
+@pytest.mark.parametrize("context", (5, 8))
+def test_each_token_is_an_input_once_an_epoch_and_predicted_once(context):
+    view, documents = make(LENGTHS)
+    total = view.n_tokens
+    loader = RowLoader(view, context, batch=1, seed=1)
+    inputs, targets = [], []
+    for _ in range(context * total // context):  # `context` epochs: a whole number of rows
+        rows = loader.next()
+        inputs += rows.ids.flatten().tolist()
+        targets += rows.targets.flatten().tolist()
+        assert rows.tokens == int((rows.targets != IGNORE).sum())
+    assert loader.epochs == context and loader.epoch == context
+    counts = np.bincount(np.array([i for i in inputs if i != EOS]))[1:]
+    assert (counts == context).all() and inputs.count(EOS) == context * len(documents)
+    first_tokens = {d[0] for d in documents}
+    predicted = np.bincount(np.array([t for t in targets if t not in (IGNORE, EOS)]), minlength=len(counts) + 1)
+    for token in range(1, len(counts) + 1):
+        assert predicted[token] == (0 if token in first_tokens else context)
+    assert targets.count(IGNORE) == context * len(documents)
+
+
+def test_no_documents_when_no_row_holds_a_border():
+    view, _ = make((200, 150), ordered=True)
+    loader = RowLoader(view, 20, batch=3, seed=0)
+    seen = [loader.next() for _ in range(5)]
+    # row 9 ends with the last token of document 0, row 17 holds no border: 200 and 350 are multiples of 10
+    assert [rows.documents is None for rows in seen] == [True, True, True, True, True]
+    view, _ = make((190, 160), ordered=True)
+    loader = RowLoader(view, 20, batch=3, seed=0)
+    seen = [loader.next() for _ in range(5)]
+    assert [rows.documents is None for rows in seen] == [True, True, True, False, True]
+    assert seen[3].documents is not None and seen[3].documents.tolist()[0] == [0] * 10 + [1] * 10
+    assert seen[3].positions.tolist()[0] == [*range(10), *range(10)]
+
+
+@pytest.mark.parametrize("shuffle", (True, False))
+def test_resume_at_every_position_is_exact(shuffle):
+    view, _ = make(LENGTHS)
+    whole = RowLoader(view, 7, batch=3, seed=5, shuffle=shuffle)
+    states, rows = [], []
+    for _ in range(25):
+        states.append(json.loads(json.dumps(whole.state())))
+        rows.append(as_tuples(whole.next()))
+    assert whole.epochs > 3
+    for at, state in enumerate(states):
+        again = RowLoader(view, 7, batch=3, seed=5, shuffle=shuffle)
+        again.load_state(state)
+        assert [as_tuples(again.next()) for _ in range(25 - at)] == rows[at:]
+
+
+def test_state_of_another_corpus_seed_or_context_is_refused():
+    view, _ = make(LENGTHS)
+    state = RowLoader(view, 7, 3, seed=5).state()
+    for other in (RowLoader(view, 8, 3, 5), RowLoader(view, 7, 3, 6), RowLoader(make((90, 60))[0], 7, 3, 5)):
+        with pytest.raises(DataError, match="data position"):
+            other.load_state(state)
+
+
+@pytest.mark.parametrize("world", (2, 3, 6))
+def test_ranks_share_the_same_global_batch_without_overlap(world):
+    view, _ = make(LENGTHS)
+    single = RowLoader(view, 5, batch=6, seed=2)
+    ranks = [RowLoader(view, 5, batch=6, seed=2, rank=r, world=world) for r in range(world)]
+    for _ in range(12):
+        whole, parts = as_tuples(single.next()), [as_tuples(r.next()) for r in ranks]
+        assert [row for group in zip(*parts, strict=True) for row in group] == whole
+        assert all(len(p) == 6 // world for p in parts)
+
+
+def test_micro_batches_are_the_batch():
+    view, _ = make(LENGTHS)
+    large, small = RowLoader(view, 5, batch=6, seed=2), RowLoader(view, 5, batch=2, seed=2)
+    for _ in range(8):
+        assert as_tuples(large.next()) == [row for _ in range(3) for row in as_tuples(small.next())]
+
+
+def test_seed_and_epoch_change_the_order():
+    view, _ = make([10] * 50)
+    first = as_tuples(RowLoader(view, 20, 20, seed=0).next())
+    assert first == as_tuples(RowLoader(view, 20, 20, seed=0).next())
+    assert first != as_tuples(RowLoader(view, 20, 20, seed=1).next())
+
+
+def test_the_order_is_fixed_for_good():
+    """A saved position must mean the same rows on any version of NumPy: this is the order, whatever computes it."""
+    assert int(_mix(np.zeros(1, np.uint64))[0]) == 0xE220A8397B1DCDAF  # SplitMix64's published first output
+    assert permutation(10, 7, 3).tolist() == [8, 5, 0, 4, 9, 6, 1, 2, 3, 7]
+    assert sorted(permutation(1000, 1).tolist()) == list(range(1000))
+
+
+def test_too_small_a_corpus_says_what_there_is_and_what_to_lower():
+    view, _ = make((30, 30))
+    with pytest.raises(DataError, match=r"60 tokens.*needs 64.*lower batch to at most 3.*context to at most 15"):
+        RowLoader(view, 16, batch=4, seed=0)
+    with pytest.raises(DataError, match=r"needs 128.*: lower context to at most 30"):
+        RowLoader(view, 64, batch=2, seed=0)
+    RowLoader(view, 15, batch=4, seed=0).next()
+    with pytest.raises(DataError, match="multiple of the number of processes"):
+        RowLoader(view, 4, batch=3, seed=0, world=2)
+
+
+def test_tokens_in_several_arrays():
+    flat = np.arange(100, dtype=np.uint16)
+    parts = Tokens([flat[:40], flat[40:80], flat[80:]], 40)
+    index = np.array([[0, 39, 40], [99, 80, 79]])
+    assert parts[index].tolist() == index.tolist()
+
+
+# ---- evaluation
+
+
+@pytest.mark.parametrize("overlap", (0, 1, 4, 9))
+@pytest.mark.parametrize("context", (10, 13, 400))
+@pytest.mark.parametrize(("batch", "fill"), ((1, False), (4, False), (4, True)))
+def test_evaluation_counts_each_token_once(context, overlap, batch, fill):
+    view, documents = make(LENGTHS, sizes=[10 * n for n in LENGTHS])
+    expected = sorted(t for d in documents for t in d[1:])
+    targets, n_bytes = [], 0.0
+    for rows in eval_rows(view, context, batch, overlap=overlap, fill=fill):
+        assert len(rows.ids) == batch or not fill
+        counted = rows.targets[rows.targets != IGNORE].tolist()
+        assert rows.tokens == len(counted)
+        targets += counted
+        n_bytes += rows.bytes
+        for ids, wanted, positions, _ in as_tuples(rows):
+            for column, (i, t) in enumerate(zip(ids, wanted, strict=True)):
+                assert t in (IGNORE, EOS, i + 1)
+                if column and i == ids[column - 1] + 1:
+                    assert positions[column] == positions[column - 1] + 1
+    assert sorted(targets) == expected
+    # each document's bytes over its n - 1 tokens of text, of which the first is not predicted
+    assert n_bytes == pytest.approx(sum(10 * n * (n - 2) / (n - 1) for n in LENGTHS if n > 1))
+
+
+def test_overlap_gives_each_token_that_much_context():
+    view, _ = make((300,))
+    for rows in eval_rows(view, 20, 3, overlap=12):
+        for _, targets, positions, _ in as_tuples(rows):
+            counted = [p for p, t in zip(positions, targets, strict=True) if t != IGNORE]
+            assert min(counted) >= 12 or targets[0] == 2
+
+
+def test_evaluation_on_ranks_is_the_same_rows():
+    view, _ = make(LENGTHS)
+    parts = [list(eval_rows(view, 10, 4, rank=r, world=2)) for r in range(2)]
+    assert len(parts[0]) == len(parts[1])
+    both = sum(rows.tokens for part in parts for rows in part)
+    assert both == sum(rows.tokens for rows in eval_rows(view, 10, 4)) == view.n_tokens - len(LENGTHS)
+
+
+def test_max_tokens_of_evaluation():
+    view, documents = make(LENGTHS)
+    flat = [t for d in documents for t in (*d[1:], IGNORE)]
+    for most in (1, 12, 60, 10_000):
+        targets = [t for rows in eval_rows(view, 10, 2, most) for row in rows.targets.tolist() for t in row]
+        assert [t for t in targets if t != IGNORE] == [t for t in flat[:most] if t != IGNORE]
+
+
+def test_nothing_to_evaluate_on():
+    with pytest.raises(DataError, match="nothing to evaluate"):
+        list(eval_rows(make((1, 1))[0], 10, 2))
+    with pytest.raises(DataError, match="overlap"):
+        list(eval_rows(make((10,))[0], 10, 2, overlap=10))
+
+
+def test_bytes_with_a_token_that_begins_each_text():
+    view = View.of([[9, 1, 2, 3, EOS], [9, 4, EOS]], [30, 7], begins=True)
+    assert sum(rows.bytes for rows in eval_rows(view, 4, 1)) == pytest.approx(37)

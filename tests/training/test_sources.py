@@ -1,0 +1,214 @@
+"""Reading documents from files of every kind, and bad input."""
+
+import gzip
+import io
+import json
+import resource
+import subprocess
+import sys
+import types
+
+import pytest
+
+from glassformer.errors import DataError
+from glassformer.training.sources import PIECE, Sources, Texts, pieces
+
+
+def texts(sources):
+    return [(d.where, d.text) for d in sources]
+
+
+def whole(documents):
+    """Pieces put together again."""
+    result, parts = [], []
+    for document in documents:
+        parts.append(document.text)
+        if document.ends:
+            result.append("".join(parts))
+            parts = []
+    assert not parts
+    return result
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def stdin(monkeypatch, data):
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
+
+
+def test_files_folders_globs_and_jsonl(here):
+    (here / "d/sub").mkdir(parents=True)
+    (here / "d/.git").mkdir()
+    (here / "d/.git/x.txt").write_text("hidden")
+    (here / "d/b.txt").write_text("two\n")
+    (here / "d/a.md").write_text("one")
+    (here / "d/sub/c.jsonl").write_text('{"text": "three"}\n\n{"text": "fo\\u00fcr\\n", "n": 1}\n')
+    (here / "d/picture.png").write_bytes(b"\x89PNG\0")
+    (here / "code.py").write_text("x = 1\n")
+    (here / "z.txt.gz").write_bytes(gzip.compress(b"packed"))
+    (here / "y.jsonl.gz").write_bytes(gzip.compress(b'{"text": "packed too"}\n'))
+    sources = Sources(["d", "*.py", "z.txt.gz", "y.jsonl.gz", "d/a.md"])
+    expected = [("d/a.md", "one"), ("d/b.txt", "two\n"), ("d/sub/c.jsonl:1", "three"), ("d/sub/c.jsonl:3", "foür\n"),
+                ("code.py", "x = 1\n"), ("z.txt.gz", "packed"), ("y.jsonl.gz:1", "packed too")]  # fmt: skip
+    assert texts(sources) == expected
+    assert sources.skipped.counts == {"hidden": 1, "of another kind": 1, "named twice, read once": 1}
+    assert sources.bytes_read == sources.total_bytes == sum(
+        (here / n).stat().st_size for n in ("d/b.txt", "d/a.md", "d/sub/c.jsonl", "code.py", "z.txt.gz", "y.jsonl.gz")
+    )
+    assert texts(sources) == expected and sources.skipped.total == 3  # again, counted anew
+
+
+def test_separator(here):
+    (here / "a.txt").write_text("one\n<|endoftext|>\ntwo\nlines\n<|endoftext|>\n\n<|endoftext|>")
+    assert texts(Sources("a.txt", separator="<|endoftext|>")) == [("a.txt#1", "one"), ("a.txt#2", "two\nlines")]
+    (here / "b.txt").write_text("one\n\ntwo\nlines\n\n\n\nthree\n")
+    assert whole(Sources("b.txt", separator="\n\n")) == ["one", "two\nlines", "three"]
+
+
+@pytest.mark.parametrize("separator", ("<|endoftext|>", "\n\n"))
+def test_separators_across_blocks(here, monkeypatch, separator):
+    monkeypatch.setattr("glassformer.training.sources.BLOCK", 7)
+    monkeypatch.setattr("glassformer.training.sources.PIECE", 11)
+    documents = ["ä" * n + f" {n} " + "b\nc" * n for n in range(1, 40)]
+    (here / "a.txt").write_text(separator.join(documents))
+    assert whole(Sources("a.txt", separator=separator)) == documents
+
+
+def test_a_long_document_comes_in_pieces_cut_between_words(here):
+    text = "".join(f"line {i} of the text\n" for i in range(40_000))
+    (here / "a.txt").write_text(text)
+    (here / "b.jsonl").write_text(json.dumps({"text": text}))
+    for name in ("a.txt", "b.jsonl"):
+        found = list(Sources(name))
+        assert "".join(d.text for d in found) == text and len(found) > 5
+        assert max(len(d.text) for d in found) <= 2 * PIECE
+        assert [d.ends for d in found] == [False] * (len(found) - 1) + [True]
+        assert all(d.text.endswith("\n") for d in found)
+    japanese = "吾輩は猫である。" * 40_000
+    assert "".join(d.text for d in pieces(japanese, "")) == japanese
+
+
+def test_byte_order_mark_and_line_ends(here):
+    (here / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    (here / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one\\r\\n"}\r\n{"text": "two"}\r\n')
+    sources = Sources(["a.txt", "b.jsonl"])
+    assert whole(sources) == ["one\ntwo\rthree\n", "one\r\n", "two"] and sources.crlf_files == 1
+
+
+@pytest.mark.parametrize("block", (1, 2, 3, 5))
+def test_line_ends_and_characters_across_blocks(here, monkeypatch, block):
+    monkeypatch.setattr("glassformer.training.sources.BLOCK", block)
+    (here / "a.txt").write_bytes("\ufeffä\r\n😀\r\r\nz\r".encode())
+    assert "".join(d.text for d in Sources("a.txt")) == "ä\n😀\r\nz\r"
+
+
+BAD = {
+    "empty.txt": (b" \n\t", "empty", "empty.txt"),
+    "nul.txt": (b"abc\0def", "binary", "nul.txt: NUL at byte 3"),
+    "latin.txt": (b"fine\n" * 300_000 + b"caf\xe9 and more", "not UTF-8", "latin.txt: byte 1,500,003"),
+    "cut.txt": ("aä".encode()[:-1], "not UTF-8", "cut.txt: byte 1"),
+    "utf16.txt": ("hello".encode("utf-16"), "not UTF-8", "utf16.txt: byte 0: it looks like UTF-16"),
+    "gone.txt.gz": (gzip.compress(b"text" * 1000)[:-9], "broken gzip", "gone.txt.gz"),
+    "a.jsonl": (b'{"text": "good"}\n{"text": "half\n', "not JSON", "a.jsonl:2"),
+    "b.jsonl": (b'{"text": "good"}\n\n{"body": "x", "id": 1}\n', 'no field "text"', "b.jsonl:3: it has body, id"),
+    "c.jsonl": (b'{"text": ["x"]}\n', '"text" is not a string', "c.jsonl:1: list"),
+    "d.jsonl": (b'"x"\n', "not a JSON object", "d.jsonl:1: str"),
+    "e.jsonl": (b'{"text": "a"}\n{"text": "caf\xe9"}\n', "not UTF-8", "e.jsonl:2: byte 27"),
+    "f.jsonl": (b'{"text": "\\ud800x"}\n', "half a surrogate pair (not a character)", "f.jsonl:1"),
+    "g.jsonl": (b'{"text": " "}\n', "empty", "g.jsonl:1"),
+    "h.jsonl": (b"[" * 100_000 + b"\n", "not JSON", "h.jsonl:1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_skipped_and_counted_or_refused(here, name):
+    data, reason, where = BAD[name]
+    (here / name).write_bytes(data)
+    (here / "good.txt").write_text("good")
+    sources = Sources([name, "good.txt"])
+    assert set(whole(sources)) <= {"good", "a"}  # nothing of a broken document gets through
+    assert sources.skipped.counts == {reason: 1}
+    assert sources.skipped.examples[reason][0].startswith(where)
+    assert f"1 {reason} ({where}" in sources.skipped.lines()[0]
+    with pytest.raises(DataError) as error:
+        list(Sources([name, "good.txt"], strict=True))
+    assert where in str(error.value) and reason in str(error.value)
+
+
+def test_not_readable(here):
+    (here / "a.txt").write_text("text")
+    sources = Sources("a.txt")
+
+    def refuse(name):
+        raise PermissionError(13, "Permission denied")
+        yield
+
+    sources._file = refuse
+    with pytest.raises(DataError, match=r"no document could be read from a.txt: 1 not readable \(a.txt: Permission"):
+        list(sources)
+
+
+def test_nothing_found_says_what_was_looked_for(here):
+    (here / "d").mkdir()
+    (here / "d/x.png").write_bytes(b"x")
+    (here / "e.txt").write_text("")
+    for given, message in (("no.txt", "no.txt: there is no such file"), ("no/*.txt", "no/.*no file matches"),
+                           ("d", r"d: no text in this folder: .*\.txt \.md"), ([], "no data was named")):  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            Sources(given)
+    with pytest.raises(DataError, match=r"no document could be read from e.txt: 1 empty \(e.txt\)"):
+        list(Sources("e.txt"))
+    with pytest.raises(DataError, match="separator"):
+        Sources("e.txt", separator="")
+
+
+def test_stdin(here, monkeypatch):
+    stdin(monkeypatch, b'{"text": "one"}\n{"text": "two"}\n')
+    assert texts(Sources("-")) == [("-:1", "one"), ("-:2", "two")]
+    stdin(monkeypatch, b"{not json}\nbut text\n")
+    assert texts(Sources("-")) == [("-", "{not json}\nbut text\n")]
+    stdin(monkeypatch, b"one\n---\ntwo")
+    sources = Sources(["-"], separator="---")
+    assert texts(sources) == [("-#1", "one"), ("-#2", "two")] and not sources.again
+    stdin(monkeypatch, b"")
+    with pytest.raises(DataError, match=r"from -: 1 empty \(-\)"):
+        list(Sources("-"))
+
+
+def test_text_field(here):
+    (here / "a.jsonl").write_text('{"story": "x", "text": "y"}\n')
+    assert texts(Sources("a.jsonl", text_field="story")) == [("a.jsonl:1", "x")]
+
+
+def test_texts_in_memory():
+    assert texts(Texts(["a", "b"], "stories")) == [("stories#1", "a"), ("stories#2", "b")]
+    assert Texts(["a"]).again and Texts(lambda: iter("ab")).again and not Texts(iter("ab")).again
+    twice = Texts(lambda: (str(i) for i in range(3)))
+    assert texts(twice) == texts(twice) != []
+    with pytest.raises(DataError, match="text#1: a text must be a string, got bytes"):
+        list(Texts([b"x"]))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.skipif(resource is None, reason="needs resource")
+def test_a_large_file_takes_little_memory(tmp_path):
+    line = json.dumps({"text": "a few words of a story " * 43}) + "\n"
+    with open(tmp_path / "large.jsonl", "w") as file:
+        for _ in range(50):
+            file.write(line * (200_000_000 // len(line) // 50))
+    with open(tmp_path / "large.txt", "w") as file:
+        for _ in range(20):
+            file.write("a few words of a story\n" * (100_000_000 // 23 // 20))
+    code = """
+import resource, sys
+from glassformer.training.sources import Sources
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+n = sum(len(d.text) for d in Sources(sys.argv[1:]))
+print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    out = subprocess.run([sys.executable, "-c", code, *map(str, tmp_path.iterdir())], capture_output=True, check=True)
+    characters, megabytes = map(int, out.stdout.split())
+    assert characters > 280_000_000 and megabytes < 30
