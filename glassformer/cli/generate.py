@@ -1,0 +1,164 @@
+"""`glassformer generate`: continue a prompt."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from glassformer.cli.common import IgnoreKeys, Json, Machine, open_model, out, print_json, say
+from glassformer.errors import RequestError
+
+if TYPE_CHECKING:
+    from glassformer.lm import Continuation, LanguageModel, TokenScore
+
+
+def generate(
+    model: str,
+    prompt: str = "",
+    *,
+    ids: Annotated[str, Parameter(help="Token ids instead of a prompt: 1,2,3")] = "",
+    max_tokens: int | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Annotated[tuple[str, ...], Parameter(negative="", help="ID=NUMBER, as often as needed")] = (),
+    seed: int | None = None,
+    stop: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    n: int = 1,
+    logprobs: int | None = None,
+    json: Json = False,
+    ignore_key: IgnoreKeys = (),
+    machine: Machine = Machine(),
+) -> None:
+    """Continue a prompt; the text streams to stdout as it is written.
+
+    Parameters
+    ----------
+    model
+        A model folder, a run folder, or `stories`.
+    prompt
+        The text to continue; without one the model begins a text. `-` reads stdin.
+    max_tokens
+        At most this many tokens; by default until the model ends the text or its context is full.
+    temperature
+        Below 1 surer, above 1 more varied; 0 always takes the likeliest token.
+    top_k
+        Draw from the k likeliest tokens only.
+    top_p
+        Draw from the smallest set of tokens whose probabilities reach p.
+    min_p
+        Draw from tokens at least p times as likely as the likeliest.
+    seed
+        The same seed gives the same text.
+    stop
+        End before this string; may be given several times.
+    n
+        This many continuations, from one reading of the prompt.
+    logprobs
+        Show each token's log-probability, and this many of the likeliest.
+    """
+    lm = open_model(model, machine, ignore_key, quiet=json)
+    given: str | list[int] = _ids(ids) if ids else sys.stdin.read() if prompt == "-" else prompt
+    if ids and prompt:
+        raise RequestError("give a prompt or --ids, not both", param="ids")
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "logit_bias": _bias(logit_bias),
+        "seed": seed,
+        "stop": stop,
+        "n": n,
+        "logprobs": logprobs,
+    }
+    if n == 1 and logprobs is None and not json and lm.tokenizer is not None:
+        stream(lm, given, **options)
+        return
+    found = lm.generate(given, **options)
+    if json:
+        print_json({"model": lm.source, "prompt_ids": found.prompt_ids, "seed": found.seed} | _choices(lm, found))
+        return
+    for i, one in enumerate(found.continuations):
+        if n > 1:
+            say(f"--- {i + 1} of {n} ({one.finish})")
+        if logprobs is not None:
+            _table(lm, one)
+        else:
+            shown = one.text if lm.tokenizer else " ".join(map(str, one.ids))
+            out.print((given if isinstance(given, str) else "") + shown, markup=False)
+    if found.seed is not None and seed is None:
+        say(f"seed {found.seed}")
+
+
+def stream(lm: LanguageModel, prompt: str | list[int], **options: Any) -> str:
+    """Write prompt and continuation to stdout as they come; returns the continuation."""
+    pieces = lm.stream(prompt, **options)
+    if isinstance(prompt, str):
+        out.print(prompt, end="", markup=False)
+    written = []
+    for piece in pieces:
+        written.append(piece.text)
+        out.print(piece.text, end="", markup=False)
+        sys.stdout.flush()
+    out.print()
+    return "".join(written)
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise RequestError(f"--ids must be whole numbers like 1,2,3, got {text!r}", param="ids") from None
+
+
+def _bias(pairs: tuple[str, ...]) -> dict[int, float] | None:
+    try:
+        return {int(token): float(value) for token, value in (pair.split("=") for pair in pairs)} or None
+    except ValueError:
+        raise RequestError(f"--logit-bias must be ID=NUMBER, got {' '.join(pairs)!r}", param="logit_bias") from None
+
+
+def _text(lm: LanguageModel, token: int) -> str:
+    return lm.tokenizer.token_bytes(token).decode("utf-8", "replace") if lm.tokenizer else str(token)
+
+
+def _token(lm: LanguageModel, token: TokenScore) -> dict[str, Any]:
+    top = [{"id": i, "text": _text(lm, i), "logprob": p} for i, p in token.top]
+    return {"id": token.id, "text": _text(lm, token.id), "logprob": token.logprob, "top": top}
+
+
+def _choices(lm: LanguageModel, found: Any) -> dict[str, Any]:
+    with_tokens = any(t.logprob is not None for c in found.continuations for t in c.tokens)
+    return {
+        "continuations": [
+            {"text": c.text, "ids": c.ids, "finish": c.finish}
+            | ({"tokens": [_token(lm, t) for t in c.tokens]} if with_tokens else {})
+            for c in found.continuations
+        ]
+    }
+
+
+def _table(lm: LanguageModel, one: Continuation) -> None:
+    """Tokens, one a line: log-probability, probability, and what else was likely."""
+    for token in one.tokens:
+        rivals = "  ".join(f"{_text(lm, i)!r} {_percent(p)}" for i, p in token.top)
+        out.print(
+            f"{token.logprob:8.3f} {_percent(token.logprob or 0.0)}  {_text(lm, token.id)!r:20} {rivals}", markup=False
+        )
+
+
+def _percent(logprob: float) -> str:
+    import math
+
+    return f"{100 * math.exp(logprob):5.1f}%"

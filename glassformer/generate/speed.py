@@ -1,0 +1,129 @@
+"""How fast a model reads and writes here, against what this machine can do at most.
+
+Prefill is bound by the rate of matrix products, decode by how fast memory is read: every weight once per step. Both
+limits are measured, on this machine, in this dtype, at this model's own shapes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from glassformer.cache.dense import DenseCache
+from glassformer.nn.model import Decoder
+from glassformer.nn.step import Step
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Medians of several rounds. Rates in tokens, bytes or floating-point operations per second.
+
+    `decode_bytes`: weights and cached keys and values that one step has to read. `memory_rate`: reading one large
+    tensor. `matrix_rate`: the model's own weight matrices times a prompt, each many times over.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    prefill_flops: float
+    matrix_rate: float
+    decode_bytes: int
+    memory_rate: float
+
+    @property
+    def prefill_share(self) -> float:
+        """Prefill's rate of matrix products over the measured one."""
+        return self.prefill_flops * self.prefill_tokens_per_second / self.prompt_tokens / self.batch / self.matrix_rate
+
+    @property
+    def decode_share(self) -> float:
+        """Decode's rate of reading memory over the measured one."""
+        return self.decode_bytes * self.decode_tokens_per_second / self.batch / self.memory_rate
+
+
+@torch.inference_mode()
+def measure(
+    model: Decoder,
+    *,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch: int = 1,
+    rounds: int = 5,
+    tick: Callable[[int, int | None, str], None] = lambda done, total, what: None,
+) -> Speed:
+    """Time `rounds` greedy runs over random tokens, after one that is not counted. CapacityError past the context."""
+    device, config = model.embed.weight.device, model.config
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (batch, prompt_tokens), generator=generator).to(device)
+    prefill, decode, cache = [], [], None
+    for round_ in range(rounds + 1):
+        cache = DenseCache.of(config, batch, prompt_tokens + new_tokens, device)
+        begin = _now(device)
+        token = _next(model, cache, ids)
+        middle = _now(device)
+        for _ in range(new_tokens):
+            token = _next(model, cache, token)
+        if round_:
+            prefill.append(middle - begin)
+            decode.append(_now(device) - middle)
+        tick(round_ + 1, rounds + 1, "measuring")
+    assert cache is not None
+    matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)]
+    kept = cache.bytes * (prompt_tokens + new_tokens / 2) / cache.capacity  # the cache as full as it was on average
+    weights = sum(w.nbytes for w in matrices) + model.head_weight.nbytes
+    return Speed(
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        batch=batch,
+        prefill_tokens_per_second=batch * prompt_tokens / statistics.median(prefill),
+        decode_tokens_per_second=batch * new_tokens / statistics.median(decode),
+        prefill_flops=2.0 * batch * prompt_tokens * sum(w.numel() for w in matrices),
+        matrix_rate=matrix_rate(matrices, batch * prompt_tokens),
+        decode_bytes=int(weights + kept),
+        memory_rate=memory_rate(device),
+    )
+
+
+def _next(model: Decoder, cache: DenseCache, ids: Tensor) -> Tensor:
+    """The likeliest next token of each row, [B, 1]."""
+    step = Step(cache.extend([ids.shape[1]] * len(ids)), cache=cache)
+    return model.logits(model.hidden(ids, step)[:, -1], step).argmax(-1, keepdim=True)
+
+
+def memory_rate(device: torch.device, size: int = 1 << 28, rounds: int = 7) -> float:
+    """Bytes per second at which one tensor of `size` bytes, far larger than any cache, is read; the best of rounds."""
+    data = torch.ones(size // 4, dtype=torch.float32, device=device)
+    return size / min(_seconds(data.sum, device) for _ in range(rounds))
+
+
+def matrix_rate(matrices: list[Tensor], tokens: int, rounds: int = 5) -> float:
+    """Floating-point operations per second of x W^T, x [tokens, in], over these matrices; the best of rounds."""
+    device = matrices[0].device
+    inputs = {w.shape[1]: torch.randn(tokens, w.shape[1], device=device).to(w.dtype) for w in matrices}
+
+    def once() -> None:
+        for w in matrices:
+            torch.mm(inputs[w.shape[1]], w.T)
+
+    flops = 2.0 * tokens * sum(w.numel() for w in matrices)
+    return flops / min(_seconds(once, device) for _ in range(rounds))
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    begin = _now(device)
+    work()
+    return _now(device) - begin
+
+
+def _now(device: torch.device) -> float:
+    """The clock, once the device has finished what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
