@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import secrets
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
+from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,8 @@ import torch
 
 from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError
-from glassformer.generate.loop import Options, Piece, Top, write
-from glassformer.generate.sampling import Sampling
+from glassformer.generate.loop import Options, Piece, Top, check_ids, report, write
+from glassformer.generate.sampling import Sampling, check_number
 from glassformer.nn.device import choose_device, choose_dtype
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
@@ -25,6 +26,7 @@ from glassformer.weights.atomic import write_text
 from glassformer.weights.reader import read_json
 
 PACKAGED = {"stories": "a small model that ships with Glassformer, trained on its own generated stories"}
+SCORE_CHUNK = 512  # tokens whose logits, [512, V], are held at a time
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-probability per predicted token."""
-        return float(torch.tensor(-self.logprob / (len(self.tokens) - 1)).double().exp())
+        return math.exp(-self.logprob / (len(self.tokens) - 1))
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,10 @@ class LanguageModel:
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """A prompt as token ids. Text never becomes a control token; an empty one begins a new document."""
         if not isinstance(prompt, str):
-            return list(prompt)
+            try:
+                return [index(token) for token in prompt]
+            except TypeError:
+                raise RequestError(f"a prompt is a text or token ids, got {prompt!r:.100}", param="prompt") from None
         if self.tokenizer is None:
             raise RequestError("this model has no tokenizer: give the prompt as token ids", param="prompt")
         ids = self.tokenizer.encode(prompt)
@@ -122,11 +127,11 @@ class LanguageModel:
         Raises RequestError for an option that is unknown, out of range or without effect beside another, and
         CapacityError when prompt and `max_tokens` do not fit the context.
         """
-        ids, options, seed = self._request(prompt, max_tokens, stop, n, logprobs, sampling)
+        ids, options = self._request(prompt, max_tokens, stop, n, logprobs, sampling)
         pieces: list[list[Piece]] = [[] for _ in range(n)]
-        for piece in self._pieces(ids, options, seed):
+        for piece in self._pieces(ids, options):
             pieces[piece.row].append(piece)
-        return Generation(tuple(ids), tuple(map(_continuation, pieces)), None if options.sampling.greedy else seed)
+        return Generation(tuple(ids), tuple(map(_continuation, pieces)), options.sampling.seed)
 
     def stream(
         self,
@@ -149,17 +154,15 @@ class LanguageModel:
         n: int,
         logprobs: int | None,
         sampling: dict[str, Any],
-    ) -> tuple[list[int], Options, int]:
+    ) -> tuple[list[int], Options]:
         known = {f.name for f in fields(Sampling)}
         for name in sampling.keys() - known:
             raise RequestError(f"unknown option {name!r}; known: {', '.join(sorted(known))}", param=name)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        options = Options(max_tokens, Sampling(**sampling), stops, n, logprobs)
-        seed = options.sampling.seed
-        return self.encode(prompt), options, secrets.randbits(32) if seed is None else seed
+        return self.encode(prompt), Options(max_tokens, Sampling(**sampling).seeded(), stops, n, logprobs)
 
-    def _pieces(self, ids: list[int], options: Options, seed: int) -> Iterator[Piece]:
-        return write(self.model, [ids], options, tokenizer=self.tokenizer, ends=self.ends, seed=seed)
+    def _pieces(self, ids: list[int], options: Options) -> Iterator[Piece]:
+        return write(self.model, [ids], options, tokenizer=self.tokenizer, ends=self.ends)
 
     @torch.inference_mode()
     def score(self, text: str | Sequence[int], *, top: int = 0) -> Score:
@@ -167,21 +170,22 @@ class LanguageModel:
 
         CapacityError when the text is longer than the context; RequestError when it has fewer than two tokens.
         """
-        ids = self.encode(text)
-        context = self.config.context_length
+        check_number("top", top, 0, 1024)
+        ids, context = self.encode(text), self.config.context_length
         if len(ids) > context:
             raise CapacityError(f"the text has {len(ids)} tokens, and the model's context holds {context}")
         if len(ids) < 2:
             raise RequestError(f"scoring needs at least two tokens, and the text has {len(ids)}", param="text")
+        check_ids("text", ids, self.config.vocab_size)
         row = torch.tensor([ids], device=self.device)
-        logprobs = self.model(row, Step.of(row))[0, :-1].float().log_softmax(-1)  # [T-1, V]
-        own = logprobs.gather(-1, row[0, 1:, None]).squeeze(-1)
-        best = logprobs.topk(top, -1)
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        tops = [tuple(zip(*pair, strict=True)) for pair in pairs]
-        scored = zip(ids[1:], own.tolist(), tops, strict=True)
-        tokens = (TokenScore(ids[0], None), *(TokenScore(*one) for one in scored))
-        return Score(tokens, float(own.double().sum()), len(text.encode()) if isinstance(text, str) else None)
+        step = Step.of(row)
+        hidden = self.model.hidden(row, step)[0, :-1]  # [T-1, D]
+        tokens = [TokenScore(ids[0], None)]
+        for h, chosen in zip(hidden.split(SCORE_CHUNK), row[0, 1:].split(SCORE_CHUNK), strict=True):
+            reports = report(self.model.logits(h, step), chosen, top)
+            tokens += [TokenScore(id, *one) for id, one in zip(chosen.tolist(), reports, strict=True)]
+        total = math.fsum(token.logprob for token in tokens if token.logprob is not None)
+        return Score(tuple(tokens), total, len(text.encode()) if isinstance(text, str) else None)
 
     def save(self, folder: str | Path) -> None:
         """Write a Hugging Face folder: config, weights, tokenizer. CheckpointError where the disk is full."""

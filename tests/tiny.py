@@ -95,6 +95,11 @@ def sharpness(model: Decoder) -> float:
     return torch.cat(seen).mean().item()
 
 
+def by_definition(*args):
+    """attend_math as a backend: what flows on alone."""
+    return attend_math(*args)[0]
+
+
 def random_ids(config: ModelConfig, batch: int, length: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 

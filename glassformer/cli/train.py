@@ -110,7 +110,8 @@ def train(
     from_model
         Continue from this model: its architecture and tokenizer are taken over.
     resume
-        Go on with the run in OUT where its last checkpoint stands, with the settings it was started with.
+        Go on with the run in OUT where its last checkpoint stands, with the settings it was started with; what is
+        given beside it, such as --steps, is changed.
     """
     import glassformer
     from glassformer.cli.report import make_reporter
@@ -119,18 +120,23 @@ def train(
         raise ConfigError("there is no DATA to train on: name files, folders, globs, JSONL, or - for stdin")
     if from_model and any(getattr(shape, f.name) is not None for f in fields(shape)):
         raise ConfigError("--from takes the model's own sizes: leave out --d-model and its like")
-    flags = {f.name: getattr(run, f.name) for f in fields(run)}
-    config = TrainConfig(
-        data=data,
-        out=str(out),
-        model=shape.over(PRESETS[preset]),
-        tokenizer=tokenizer,
-        optim=optim,
-        schedule=schedule,
-        from_model=from_model,
-        resume=resume,
-        **flags,
-    )
+    given = {f.name: getattr(run, f.name) for f in fields(run)}
+    if resume:
+        from glassformer.training.runfile import recorded_settings
+
+        changed = {name: value for name, value in given.items() if value != getattr(RunFlags(), name)}
+        config = recorded_settings(out, **changed)
+    else:
+        config = TrainConfig(
+            data=data,
+            out=str(out),
+            model=shape.over(PRESETS[preset]),
+            tokenizer=tokenizer,
+            optim=optim,
+            schedule=schedule,
+            from_model=from_model,
+            **given,
+        )
     with make_reporter(quiet=json) as reporter:
         result = glassformer.train(config, reporter=reporter)
     if json:

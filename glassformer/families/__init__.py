@@ -14,9 +14,9 @@ from glassformer.families.shape import ShapeConfig
 FAMILIES: dict[str, Family] = {f.name: f for f in (gpt2.FAMILY, llama.FAMILY, qwen3.FAMILY)}
 
 
-def family(name: str) -> Family:
+def family(name: object) -> Family:
     """The family of this name (config.json's `model_type`). ConfigError names the nearest one known."""
-    if name in FAMILIES:
+    if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
     near = difflib.get_close_matches(str(name), FAMILIES, n=1, cutoff=0.3)
     hint = f"; the nearest one known is {near[0]!r}" if near else ""

@@ -46,6 +46,26 @@ class Fields:
             raise ConfigError(f"{self.source}: the key {name!r} is missing")
         return default
 
+    def size(self, name: str, default: Any = MISSING, least: int = 1) -> Any:
+        """A whole number of at least `least`. The default also stands for null."""
+        return self._kind(name, default, f"a whole number of at least {least}", lambda v: type(v) is int and v >= least)
+
+    def number(self, name: str, default: float) -> float:
+        """A number above 0."""
+        return float(self._kind(name, default, "a number above 0", lambda v: type(v) in (int, float) and v > 0))
+
+    def flag(self, name: str, default: bool) -> bool:
+        """true or false."""
+        return self._kind(name, default, "true or false", lambda v: type(v) is bool)
+
+    def _kind(self, name: str, default: Any, allowed: str, fits: Callable[[Any], bool]) -> Any:
+        value = self.take(name, default)
+        if value is None and default is not MISSING:
+            return default
+        if not fits(value):
+            raise ConfigError(f"{self.source}: {name} must be {allowed}, got {value!r}")
+        return value
+
     def only(self, name: str, *allowed: Any) -> None:
         """A key of which only some values are supported; the first is the default."""
         value = self.take(name, allowed[0])
@@ -56,20 +76,21 @@ class Fields:
     def activation(self, name: str, default: str) -> Activation:
         """An activation function, by any of its names."""
         value = self.take(name, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise ConfigError(f"{self.source}: {name} = {value!r} is not supported, only {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
     def rope_theta(self, default: float = 10_000.0) -> float:
         """The rope base, in either spelling: `rope_theta` with `rope_scaling`, or `rope_parameters`."""
-        settings = dict(self.take("rope_parameters", None) or self.take("rope_scaling", None) or {})
+        settings = self.take("rope_parameters", None) or self.take("rope_scaling", None) or {}
         self.unread -= {"rope_parameters", "rope_scaling"}
+        settings = dict(settings) if isinstance(settings, dict) else {"rope_type": settings}
         kind = settings.pop("rope_type", settings.pop("type", "default"))
-        theta = settings.pop("rope_theta", None)
-        own = self.take("rope_theta", None)
-        if kind != "default" or settings:
+        own = self.number("rope_theta", default)
+        theta = settings.pop("rope_theta", None) or own
+        if kind != "default" or settings or not isinstance(theta, int | float):
             raise ConfigError(f"{self.source}: rope scaling {kind!r} {settings or ''} is not supported, only 'default'")
-        return float(next((t for t in (theta, own) if t is not None), default))
+        return float(theta)
 
     def close(self) -> None:
         if self.unread:

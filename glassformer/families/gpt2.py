@@ -28,33 +28,33 @@ RULES = (
 
 
 def read(raw: Fields) -> ModelConfig:
-    d_model, n_heads = raw.take("n_embd", 768), raw.take("n_head", 12)
-    norm = NormConfig("layer", raw.take("layer_norm_epsilon", 1e-5))
+    d_model, n_heads = raw.size("n_embd", 768), raw.size("n_head", 12)
+    norm = NormConfig("layer", raw.number("layer_norm_epsilon", 1e-5))
     raw.only("scale_attn_by_inverse_layer_idx", False)
     raw.only("add_cross_attention", False)
     attention = AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=n_heads,
         head_dim=d_model // n_heads,
-        scale=None if raw.take("scale_attn_weights", True) else 1.0,
+        scale=None if raw.flag("scale_attn_weights", True) else 1.0,
         bias=True,
         out_bias=True,
     )
     mlp = MLPConfig(
-        d_ff=raw.take("n_inner", None) or 4 * d_model,
+        d_ff=raw.size("n_inner", 4 * d_model),
         activation=raw.activation("activation_function", "gelu_new"),
         gated=False,
         bias=True,
     )
     return ModelConfig(
         family="gpt2",
-        vocab_size=raw.take("vocab_size", 50257),
+        vocab_size=raw.size("vocab_size", 50257),
         d_model=d_model,
-        context_length=raw.take("n_positions", 1024),
-        layers=(LayerConfig(attention, mlp, norm),) * raw.take("n_layer", 12),
+        context_length=raw.size("n_positions", 1024),
+        layers=(LayerConfig(attention, mlp, norm),) * raw.size("n_layer", 12),
         final_norm=norm,
         positions="learned",
-        tied_head=raw.take("tie_word_embeddings", True),
+        tied_head=raw.flag("tie_word_embeddings", True),
     )
 
 

@@ -25,26 +25,27 @@ RULES = (
 
 
 def read(raw: Fields) -> ModelConfig:
-    d_model, n_heads = raw.take("hidden_size"), raw.take("num_attention_heads")
-    norm = NormConfig("rms", raw.take("rms_norm_eps", 1e-6))
-    bias = raw.take("attention_bias", False)
+    d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
+    norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6))
+    bias = raw.flag("attention_bias", False)
     attention = AttentionConfig(
         n_heads=n_heads,
-        n_kv_heads=raw.take("num_key_value_heads", None) or n_heads,
-        head_dim=raw.take("head_dim", None) or d_model // n_heads,
+        n_kv_heads=raw.size("num_key_value_heads", n_heads),
+        head_dim=raw.size("head_dim", max(1, d_model // n_heads)),
         bias=bias,
         out_bias=bias,
         rope=RopeConfig(raw.rope_theta()),
     )
-    mlp = MLPConfig(raw.take("intermediate_size"), raw.activation("hidden_act", "silu"), bias=raw.take("mlp_bias", False))
+    activation = raw.activation("hidden_act", "silu")
+    mlp = MLPConfig(raw.size("intermediate_size"), activation, bias=raw.flag("mlp_bias", False))
     return ModelConfig(
         family="llama",
-        vocab_size=raw.take("vocab_size"),
+        vocab_size=raw.size("vocab_size"),
         d_model=d_model,
-        context_length=raw.take("max_position_embeddings", 2048),
-        layers=(LayerConfig(attention, mlp, norm),) * raw.take("num_hidden_layers"),
+        context_length=raw.size("max_position_embeddings", 2048),
+        layers=(LayerConfig(attention, mlp, norm),) * raw.size("num_hidden_layers"),
         final_norm=norm,
-        tied_head=raw.take("tie_word_embeddings", False),
+        tied_head=raw.flag("tie_word_embeddings", False),
     )
 
 

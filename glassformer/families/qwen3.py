@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
+from glassformer.errors import ConfigError
 from glassformer.families import llama
 from glassformer.families.family import Family, Fields, rule
 from glassformer.families.shape import ShapeConfig
@@ -18,33 +19,38 @@ RULES = (
 
 
 def read(raw: Fields) -> ModelConfig:
-    n_layers = raw.take("num_hidden_layers")
-    norm = NormConfig("rms", raw.take("rms_norm_eps", 1e-6))
-    bias = raw.take("attention_bias", False)
+    n_layers = raw.size("num_hidden_layers")
+    norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6))
+    bias = raw.flag("attention_bias", False)
     full = AttentionConfig(
-        n_heads=raw.take("num_attention_heads"),
-        n_kv_heads=raw.take("num_key_value_heads", 32),
-        head_dim=raw.take("head_dim", 128),
+        n_heads=raw.size("num_attention_heads"),
+        n_kv_heads=raw.size("num_key_value_heads", 32),
+        head_dim=raw.size("head_dim", 128),
         bias=bias,
         out_bias=bias,
         qk_norm=norm,
         rope=RopeConfig(raw.rope_theta()),
     )
-    mlp = MLPConfig(raw.take("intermediate_size"), raw.activation("hidden_act", "silu"))
-    window = raw.take("sliding_window", None) if raw.take("use_sliding_window", False) else None
+    mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_act", "silu"))
+    window = raw.size("sliding_window", 4096) if raw.flag("use_sliding_window", False) else None
     raw.take("sliding_window", None)
-    first = raw.raw.get("max_window_layers", 28)
+    first = raw.size("max_window_layers", 28, least=0)
     default = ["sliding_attention" if window and i >= first else "full_attention" for i in range(n_layers)]
     kinds = raw.take("layer_types", None) or default
     attentions = {"full_attention": full, "sliding_attention": replace(full, window=window)}
+    if not isinstance(kinds, list) or len(kinds) != n_layers or any(kind not in list(attentions) for kind in kinds):
+        raise ConfigError(
+            f"{raw.source}: layer_types must name full_attention or sliding_attention for each of {n_layers} layers, "
+            f"got {kinds}"
+        )
     return ModelConfig(
         family="qwen3",
-        vocab_size=raw.take("vocab_size"),
-        d_model=raw.take("hidden_size"),
-        context_length=raw.take("max_position_embeddings", 32768),
+        vocab_size=raw.size("vocab_size"),
+        d_model=raw.size("hidden_size"),
+        context_length=raw.size("max_position_embeddings", 32768),
         layers=tuple(LayerConfig(attentions[kind], mlp, norm) for kind in kinds),
         final_norm=norm,
-        tied_head=raw.take("tie_word_embeddings", False),
+        tied_head=raw.flag("tie_word_embeddings", False),
     )
 
 

@@ -6,7 +6,7 @@ prompts -> prefill in chunks -> logits of each row's last token -> choose -> one
 
 from __future__ import annotations
 
-import secrets
+import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from glassformer.cache.dense import DenseCache
-from glassformer.errors import CapacityError, RequestError
+from glassformer.errors import CapacityError, CheckpointError, RequestError
 from glassformer.generate.sampling import Sampling, adjust, check_number, choose
 from glassformer.generate.stopping import StopStrings
 from glassformer.nn.attend import Attend, attend_sdpa
@@ -43,9 +43,9 @@ class Options:
     logprobs: int | None = None
 
     def __post_init__(self):
-        check_number("max_tokens", self.max_tokens, 1, 1 << 31)
+        check_number("max_tokens", self.max_tokens, 1, 1 << 31, optional=True)
         check_number("n", self.n, 1, 1024)
-        check_number("logprobs", self.logprobs, 0, 1024)
+        check_number("logprobs", self.logprobs, 0, 1024, optional=True)
         StopStrings(self.stop)
         if self.n > 1 and self.sampling.greedy:
             raise RequestError(f"n = {self.n} continuations at temperature 0 would all be the same", param="n")
@@ -72,12 +72,11 @@ class Row:
 
     row: int
     room: int
-    generator: torch.Generator
+    generator: random.Random
     stops: StopStrings
     text: StreamDecoder | None
 
 
-@torch.inference_mode()  # as a decorator it leaves the mode at each yield
 def write(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -85,27 +84,59 @@ def write(
     *,
     tokenizer: Tokenizer | None = None,
     ends: Collection[int] = (),
-    seed: int | None = None,
     attend: Attend = attend_sdpa,
 ) -> Iterator[Piece]:
     """Continue each prompt; yields a `Piece` per continuation and step, in order of rows.
 
-    A token of `ends` ends its continuation and is not part of it. Continuation r draws with `seed` + r.
-    CapacityError when prompt and `max_tokens` do not fit the context; RequestError for an empty prompt, token ids
-    outside the vocabulary, or stop strings without a tokenizer.
+    A token of `ends` ends its continuation and is not part of it. Continuation r draws with the seed plus r.
+    Raises at once, before anything is computed: CapacityError when prompt and `max_tokens` do not fit the context;
+    RequestError for an empty prompt, token ids outside the vocabulary, or stop strings without a tokenizer.
     """
-    rows = _rows(model, prompts, options, tokenizer, secrets.randbits(32) if seed is None else seed)
+    if not prompts:
+        raise RequestError("there is no prompt", param="prompt")
+    for prompt in prompts:
+        check_ids("prompt", prompt, model.config.vocab_size)
+    if options.sampling.logit_bias:
+        check_ids("logit_bias", options.sampling.logit_bias, model.config.vocab_size)
+    if options.stop and tokenizer is None:
+        raise RequestError("stop strings need a tokenizer, and this model has none", param="stop")
+    rows = _rows(model, prompts, options, tokenizer)
+    return _write(model, prompts, options, rows, tokenizer, ends, attend)
+
+
+def check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
+    """RequestError unless there is a token id, and all are in the vocabulary."""
+    if len(ids) == 0:
+        raise RequestError(f"the {name} is empty: it must hold at least one token", param=name)
+    bad = next((token for token in (min(ids), max(ids)) if not 0 <= token < vocab_size), None)
+    if bad is not None:
+        raise RequestError(f"{name}: token id {bad} is out of range: allowed are 0 to {vocab_size - 1}", param=name)
+
+
+@torch.inference_mode()  # as a decorator it leaves the mode at each yield
+def _write(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    options: Options,
+    rows: list[Row],
+    tokenizer: Tokenizer | None,
+    ends: Collection[int],
+    attend: Attend,
+) -> Iterator[Piece]:
     cache, logits = _prefill(model, prompts, max(row.room for row in rows), attend)
+    if logits.isnan().any():
+        raise CheckpointError("the model's logits are not numbers (NaN): damaged weights, or too large for their dtype")
     if options.n > 1:
         spread = [p for p in range(len(prompts)) for _ in range(options.n)]
         cache.select(spread)
         logits = logits[spread]
     counts = _Counts(model, prompts, options) if options.sampling.counts_tokens else None
+    spelled = tokenizer.vocab_size if tokenizer else None  # a padded vocabulary ends in rows that stand for no token
     while True:
-        adjusted = adjust(logits, options.sampling, *(counts.of(rows) if counts else ()))
+        adjusted = adjust(logits, options.sampling, *(counts.of(rows) if counts else ()))[:, :spelled]
         chosen = choose(adjusted, options.sampling, [row.generator for row in rows])
         ids = chosen.tolist()
-        reports = _report(logits, chosen, options)
+        reports = [(None, ())] * len(rows) if options.logprobs is None else report(logits, chosen, options.logprobs)
         pieces = [_piece(row, token, *report, ends) for row, token, report in zip(rows, ids, reports, strict=True)]
         yield from pieces
         going = [i for i, piece in enumerate(pieces) if piece.finish is None]
@@ -119,33 +150,20 @@ def write(
         logits = _pass(model, cache, [[token] for token in ids], attend)
 
 
-def _rows(
-    model: Decoder, prompts: Sequence[Sequence[int]], options: Options, tokenizer: Tokenizer | None, seed: int
-) -> list[Row]:
-    context, vocab_size = model.config.context_length, model.config.vocab_size
-    if options.stop and tokenizer is None:
-        raise RequestError("stop strings need a tokenizer, and this model has none", param="stop")
-    if not prompts:
-        raise RequestError("there is no prompt", param="prompt")
-    rows = []
+def _rows(model: Decoder, prompts: Sequence[Sequence[int]], options: Options, tokenizer: Tokenizer | None) -> list[Row]:
+    """One for each continuation, `options.n` for each prompt."""
+    context, seed = model.config.context_length, options.sampling.seeded().seed or 0
+    rows: list[Row] = []
     for prompt in prompts:
-        if len(prompt) == 0:
-            raise RequestError("the prompt is empty: it must hold at least one token", param="prompt")
-        bad = next((token for token in prompt if not 0 <= token < vocab_size), None)
-        if bad is not None:
-            raise RequestError(f"token id {bad} is out of range: allowed are 0 to {vocab_size - 1}", param="prompt")
         room = context - len(prompt)
-        if room < 1 or (options.max_tokens or 1) > room:
+        if room < (options.max_tokens or 1):
             asked = "" if options.max_tokens is None else f" and max_tokens {options.max_tokens}"
             raise CapacityError(
                 f"a prompt of {len(prompt)} tokens{asked} does not fit: the model's context holds {context} tokens"
             )
         for _ in range(options.n):
-            generator = torch.Generator().manual_seed((seed + len(rows)) % (1 << 63))
-            text = tokenizer.stream() if tokenizer else None
-            rows.append(
-                Row(len(rows), min(room, options.max_tokens or room), generator, StopStrings(options.stop), text)
-            )
+            text, generator = tokenizer.stream() if tokenizer else None, random.Random(seed + len(rows))
+            rows.append(Row(len(rows), options.max_tokens or room, generator, StopStrings(options.stop), text))
     return rows
 
 
@@ -190,20 +208,16 @@ class _Counts:
         return self.prompt[index], self.output[index]
 
 
-def _report(logits: Tensor, chosen: Tensor, options: Options) -> list[tuple[float | None, Top]]:
-    """Per row the chosen token's log-probability and the likeliest tokens with theirs."""
-    if options.logprobs is None:
-        return [(None, ())] * len(logits)
+def report(logits: Tensor, chosen: Tensor, n_top: int) -> list[tuple[float, Top]]:
+    """Per row of logits [R, V] the chosen token's log-probability, and the likeliest tokens with theirs."""
     logprobs = logits.float().log_softmax(-1)
     own = logprobs.gather(-1, chosen[:, None]).squeeze(-1).tolist()
-    top = logprobs.topk(min(options.logprobs, logprobs.shape[-1]), -1)
+    top = logprobs.topk(min(n_top, logprobs.shape[-1]), -1)
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return [(one, tuple(zip(*pair, strict=True))) for one, pair in zip(own, pairs, strict=True)]
 
 
-def _piece(
-    row: Row, token: int, logprob: float | None, top: tuple[tuple[int, float], ...], ends: Collection[int]
-) -> Piece:
+def _piece(row: Row, token: int, logprob: float | None, top: Top, ends: Collection[int]) -> Piece:
     """Add a token to a row, and see whether the row ends with it."""
     if token in ends:
         return Piece(row.row, None, _rest(row), logprob, top, "stop")

@@ -7,8 +7,10 @@ logits -> bias -> penalties -> temperature -> top-k -> top-p -> min-p -> softmax
 from __future__ import annotations
 
 import math
+import random
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -16,17 +18,21 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 
+COLDEST = 1e-5  # a lower temperature would divide logits to infinity
 
-def check_number(name: str, value: float | None, low: float, high: float, *, above: bool = False) -> None:
-    """RequestError unless low <= value <= high (low < value where `above`)."""
-    if value is None:
+
+def check_number(
+    name: str, value: float | None, low: float, high: float, *, above: bool = False, optional: bool = False
+) -> None:
+    """RequestError unless low <= value <= high (low < value where `above`), or None where that means something."""
+    if value is None and optional:
         return
     whole = isinstance(low, int) and isinstance(high, int)
     kinds = int if whole else int | float
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high or (above and value == low):
         kind, start = ("a whole number", "from") if whole else ("a number", "above" if above else "from")
         end = "" if math.isinf(high) or high >= 1 << 31 else f" to {high:g}"
-        raise RequestError(f"{name} must be {kind} {start} {low:g}{end}, got {value!r}", param=name)
+        raise RequestError(f"{name} must be {kind} {start} {low:g}{end}, got {value!r}", param=name.partition("[")[0])
 
 
 @dataclass(frozen=True)
@@ -52,23 +58,33 @@ class Sampling:
 
     def __post_init__(self):
         check_number("temperature", self.temperature, 0.0, 100.0)
-        check_number("top_k", self.top_k, 1, 1 << 31)
-        check_number("top_p", self.top_p, 0.0, 1.0, above=True)
-        check_number("min_p", self.min_p, 0.0, 1.0)
-        check_number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, above=True)
+        if 0 < self.temperature < COLDEST:
+            least = f"temperature must be 0, which takes the likeliest, or at least {COLDEST}"
+            raise RequestError(f"{least}, got {self.temperature!r}", param="temperature")
+        check_number("top_k", self.top_k, 1, 1 << 31, optional=True)
+        check_number("top_p", self.top_p, 0.0, 1.0, above=True, optional=True)
+        check_number("min_p", self.min_p, 0.0, 1.0, optional=True)
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         check_number("presence_penalty", self.presence_penalty, -100.0, 100.0)
         check_number("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
-        check_number("seed", self.seed, 0, (1 << 63) - 1)
-        for token, bias in (self.logit_bias or {}).items():
-            check_number(f"logit_bias[{token}]", bias, -1000.0, 1000.0)
+        check_number("seed", self.seed, 0, (1 << 63) - 1, optional=True)
+        bias = {} if self.logit_bias is None else self.logit_bias
+        if not isinstance(bias, Mapping) or any(type(token) is not int for token in bias):
+            raise RequestError(f"logit_bias must map token ids to numbers, got {bias!r}", param="logit_bias")
+        for token, value in bias.items():
+            check_number(f"logit_bias[{token}]", value, -1000.0, 1000.0)
         if self.greedy:
-            for name in ("top_k", "top_p", "min_p", "seed"):
-                if getattr(self, name) is not None:
+            for name, off in (("top_k", None), ("top_p", 1), ("min_p", 0), ("seed", None)):
+                if getattr(self, name) not in (None, off):
                     raise RequestError(f"{name} has no effect at temperature 0, which takes the likeliest", param=name)
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    def seeded(self) -> Sampling:
+        """The same with a seed, drawn now where none was given; at temperature 0 there is none."""
+        return self if self.greedy or self.seed is not None else replace(self, seed=secrets.randbits(32))
 
     @property
     def counts_tokens(self) -> bool:
@@ -85,8 +101,6 @@ def adjust(
     """Logits after bias and penalties; the counts say how often each token stands in prompt and output."""
     if sampling.logit_bias:
         tokens = torch.tensor(list(sampling.logit_bias), device=logits.device)
-        if int(tokens.min()) < 0 or int(tokens.max()) >= logits.shape[-1]:
-            raise RequestError(f"logit_bias names a token outside 0 to {logits.shape[-1] - 1}", param="logit_bias")
         bias = torch.tensor(list(sampling.logit_bias.values()), dtype=logits.dtype, device=logits.device)
         logits = logits.index_add(-1, tokens, bias.expand(len(logits), -1))
     if in_prompt is not None and in_output is not None:
@@ -98,7 +112,7 @@ def adjust(
 
 
 def stages(logits: Float[Tensor, "R V"], sampling: Sampling) -> dict[str, Float[Tensor, "R V"]]:
-    """Adjusted logits after each stage, by its name; tokens that a stage rules out are at -inf. Not for temperature 0."""
+    """Adjusted logits after each stage, by its name; tokens ruled out are at -inf. Not for temperature 0."""
     found = {"temperature": logits / sampling.temperature}
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         logits = _last(found)
@@ -120,15 +134,15 @@ def _last(found: dict[str, Tensor]) -> Tensor:
     return next(reversed(found.values()))
 
 
-def choose(logits: Float[Tensor, "R V"], sampling: Sampling, generators: Sequence[torch.Generator]) -> Int[Tensor, "R"]:
+def choose(logits: Float[Tensor, "R V"], sampling: Sampling, generators: Sequence[random.Random]) -> Int[Tensor, "R"]:
     """One token per row from adjusted logits. Each row draws from its own generator, one number per token:
     its seed alone, and never its neighbours, decides what it gets."""
     if sampling.greedy:
         return logits.argmax(-1)
     probs = _last(stages(logits.float(), sampling)).softmax(-1)
-    draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
     reached = probs.double().cumsum(-1)  # [R, V]
-    threshold = draws.to(probs.device)[:, None] * reached[:, -1:]
+    draws = torch.tensor([g.random() for g in generators], dtype=torch.float64, device=probs.device)
+    threshold = draws[:, None] * reached[:, -1:]
     index = torch.searchsorted(reached, threshold, right=True).squeeze(-1)
     last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1)  # never a ruled out one at the far end
     return torch.minimum(index, last)

@@ -10,7 +10,8 @@ from glassformer.errors import RequestError
 class StopStrings:
     """Text goes in piece by piece; what comes out can no longer be part of a stop string.
 
-    The stop string itself, and what follows, never comes out. `found` is the one that ended the text.
+    The stop string itself, and what follows, never comes out. `found` is the one that ended the text: the first to be
+    complete (of several at once the longest), so that it does not matter how the text was cut into pieces.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -23,9 +24,9 @@ class StopStrings:
         if self.found is not None:
             return ""
         self.held += text
-        hits = [(self.held.find(stop), stop) for stop in self.stops if stop in self.held]
+        hits = [(at + len(stop), at, stop) for stop in self.stops if (at := self.held.find(stop)) >= 0]
         if hits:
-            at, self.found = min(hits)
+            _, at, self.found = min(hits)
             text, self.held = self.held[:at], ""
             return text
         return self._release(len(self.held) - self._possible())

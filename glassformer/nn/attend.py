@@ -85,7 +85,7 @@ def attend_math(
     q: Float[Tensor, "B T H Dh"],
     kv: KV,
     view: View,
-    bias: Float[Tensor, "*#BH T S"] | None = None,
+    bias: Float[Tensor, "*#BH #T S"] | None = None,
     sinks: Float[Tensor, "H"] | None = None,
     see: See | None = None,
 ) -> tuple[Float[Tensor, "B T H Dv"], Float[Tensor, "B H T S"], Float[Tensor, "B H T S"]]:
@@ -119,7 +119,7 @@ def attend_sdpa(
     q: Float[Tensor, "B T H Dh"],
     kv: KV,
     view: View,
-    bias: Float[Tensor, "*#BH T S"] | None = None,
+    bias: Float[Tensor, "*#BH #T S"] | None = None,
     sinks: Float[Tensor, "H"] | None = None,
 ) -> Float[Tensor, "B T H Dv"]:
     """The fast twin: torch's scaled_dot_product_attention. It has no softcap and no sinks: they take the definition."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import torch
@@ -21,13 +22,14 @@ def choose_device(asked: str = "auto") -> torch.device:
     """The device a person named, or the fastest there is. ConfigError where it is not on this machine."""
     if asked == "auto":
         asked = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    allowed = "allowed are auto, cpu, cuda, cuda:N and mps"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", asked):
+        raise ConfigError(f"device {asked!r} is not known: {allowed}")
     try:
-        device = torch.device(asked)
-        torch.empty(0, device=device)
+        return torch.empty(0, device=asked).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {asked!r} cannot be used: {reason} Allowed: auto, cpu, cuda, cuda:N, mps") from None
-    return device
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"device {asked!r} cannot be used: {reason}; {allowed}") from None
 
 
 def choose_dtype(asked: str, *, device: str, stored: torch.dtype, n_parameters: int) -> DtypeChoice:

@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import regex
 
@@ -50,7 +51,7 @@ def train(
     count: Counter[Pair] = Counter()  # how often a pair occurs
     where: defaultdict[Pair, set[int]] = defaultdict(set)  # the words it occurs in
     for number, word in enumerate(words):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             count[pair] += times[number]
             where[pair].add(number)
     queue = [(-n, pair) for pair, n in count.items()]
@@ -84,7 +85,7 @@ def train(
 
 
 def _join(word: list[int], pair: Pair, new: int) -> tuple[list[int], list[tuple[Pair, int]]]:
-    """`word` with every `pair` made `new`, left to right; and how often each neighbouring pair came or went (+1, -1)."""
+    """`word` with every `pair` made `new`, left to right; and each neighbouring pair that came (+1) or went (-1)."""
     joined: list[int] = []
     changes = []
     i = 0
@@ -135,7 +136,7 @@ class BPE:
 
     @classmethod
     def from_json(cls, tokenizer_json: str) -> "BPE":
-        """Read a `tokenizer.json`.  Raises TokenizerError when it is not byte-level BPE with one of the known patterns."""
+        """Read a `tokenizer.json`.  Raises TokenizerError when it is not byte-level BPE with a pattern of PATTERNS."""
         layout = json.loads(tokenizer_json)
         model, cut = layout["model"], layout["pre_tokenizer"] or {}
         regexes = [step["pattern"].get("Regex") for step in cut.get("pretokenizers", []) if step["type"] == "Split"]
@@ -171,7 +172,7 @@ class BPE:
         parts = [bytes([byte]) for byte in data]
         yield Step(tuple(parts))
         never = len(self.merges)
-        ranks = [self.ranks.get(pair, never) for pair in zip(parts, parts[1:], strict=False)]  # of each gap
+        ranks = [self.ranks.get(pair, never) for pair in pairwise(parts)]  # of each gap
         while ranks and (rank := min(ranks)) < never:
             at = ranks.index(rank)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]

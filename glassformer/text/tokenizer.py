@@ -50,7 +50,9 @@ class Tokenizer:
     report       how it was trained, when `train_tokenizer` made it in this process
     """
 
-    def __init__(self, tokenizer_json: str, config: Mapping[str, Any] | None = None, *, chat_template: str | None = None):
+    def __init__(
+        self, tokenizer_json: str, config: Mapping[str, Any] | None = None, *, chat_template: str | None = None
+    ):
         """tokenizer_json, config: the contents of `tokenizer.json` and (parsed) of `tokenizer_config.json`.
 
         Raises TokenizerError when the library cannot read it, or when config names a token that it does not hold.
@@ -150,9 +152,7 @@ class Tokenizer:
 
     def stream(self, *, skip_special: bool = False) -> StreamDecoder:
         """A decoder that takes one id at a time and never gives out half a character."""
-        return StreamDecoder(
-            lambda index: self._bytes_of(index, skip_special), drop_first_space=self._drop_first_space
-        )
+        return StreamDecoder(lambda index: self._bytes_of(index, skip_special), drop_first_space=self._drop_first_space)
 
     def _bytes_of(self, index: int, skip_special: bool) -> bytes:
         data = self.token_bytes(index)
@@ -174,7 +174,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """Open the tokenizer of a model folder: `tokenizer.json`, `tokenizer_config.json`, and its chat template if any.
+        """Open the tokenizer of a model folder: `tokenizer.json`, `tokenizer_config.json`, and a chat template if any.
 
         Raises TokenizerError naming the file that is missing or damaged.
         """

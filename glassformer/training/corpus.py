@@ -102,11 +102,12 @@ class Level:
     moves: tuple[int, int]
     walks: tuple[int, int]
     questions: tuple[int, int]
+    both_ways: bool = False  # whether one fact may be asked for twice (who has it, and what that person has)
 
 
 LEVELS = (
-    Level(people=(3, 3), things=(2, 3), moves=(0, 0), walks=(0, 2), questions=(2, 4)),
-    Level(people=(3, 4), things=(2, 3), moves=(1, 2), walks=(0, 3), questions=(3, 5)),
+    Level(people=(2, 3), things=(2, 3), moves=(0, 0), walks=(0, 2), questions=(3, 8), both_ways=True),
+    Level(people=(3, 4), things=(3, 3), moves=(1, 2), walks=(0, 3), questions=(3, 6)),
     Level(people=(3, 4), things=(3, 4), moves=(2, 4), walks=(0, 4), questions=(4, 6)),
 )
 
@@ -242,12 +243,13 @@ MOVES = ("give", "give", "put", "put", "put", "take")  # how often each comes, w
 def _tell(draw: Draw, level: Level, held_out: bool) -> Story | None:
     """One try at a story; None where the pairs of this side leave no event that can come next."""
     cast = draw.some(NOUNS["person"], draw.between(level.people))
-    opening = 2
+    opening = len(cast) if level.both_ways else len(cast) - 1
     rest = ["have"] * (draw.between(level.things) - opening) + ["move"] * draw.between(level.moves)
     script = ["have"] * opening + draw.some(rest, len(rest)) + ["walk"] * draw.between(level.walks)
     world, events = World(), []
-    for kind in script:
-        event = _next_event(draw, kind, cast, world, held_out)
+    for n, kind in enumerate(script):
+        actors = cast[n : n + 1] if n < opening else cast  # those who come in at the opening have one thing each
+        event = _next_event(draw, kind, actors, world, held_out)
         if event is None:
             return None
         world.apply(event)
@@ -255,18 +257,18 @@ def _tell(draw: Draw, level: Level, held_out: bool) -> Story | None:
     clauses = [render_event(event, draw.one(EVENTS[event.kind])) for event in events]
     links = [draw.one(OPENERS)] + [draw.one(LINKS) for _ in clauses[1:]]
     text = " ".join(f"{link} {clause}.".lstrip() for link, clause in zip(links, clauses, strict=True))
-    asked: dict[tuple[str, ...], str] = {}
     facts = world.facts()
-    for name, words in draw.some(facts, len(facts)):
-        asked.setdefault(tuple(sorted(words.values())), (name, words))  # each fact is asked about once
-    chosen = list(asked.values())[: draw.between(level.questions)]
+    facts = draw.some(facts, len(facts))
+    if not level.both_ways:
+        facts = list({tuple(words.values()): (name, words) for name, words in facts}.values())
+    chosen = facts[: draw.between(level.questions)]
     if len(chosen) < level.questions[0]:
         return None
     return Story(text, tuple(render_question(*fact) for fact in chosen), tuple(events))
 
 
 def _next_event(draw: Draw, kind: str, cast: list[str], world: World, held_out: bool) -> Event | None:
-    held = [t for t, owner in world.owner.items() if owner in cast]
+    held = [t for t, owner in world.owner.items() if owner in NOUNS["person"]]
     placed = [t for t in world.owner if t not in held]
     for _ in range(40):
         move = draw.one(MOVES) if kind == "move" else kind

@@ -1,6 +1,6 @@
 """Which documents are held out: by a hash of the content, so that copies never fall on both sides.
 
-A corpus of fewer than FEW documents cannot give one away: the last tenth of each is held out instead.
+A corpus of fewer than FEW documents cannot give one away: the end of each is held out instead, a tenth or so.
 """
 
 from __future__ import annotations
@@ -63,9 +63,12 @@ class _Piece(NamedTuple):
     ends: bool
 
 
-def keep_tails(documents: Iterable[Document], stash: Path, notes: list[str]) -> Iterator[tuple[Document, int]]:
-    """Documents with their side: UNDECIDED if there are at least FEW; else each document twice, its first nine tenths
-    for training and its last tenth held out (cut at a line break if one is near), and copies not at all.
+def keep_tails(
+    documents: Iterable[Document], stash: Path, notes: list[str], share: float, most: int
+) -> Iterator[tuple[Document, int]]:
+    """Documents with their side: UNDECIDED if there are at least FEW; else each document twice, its first part for
+    training and its end held out (cut at a line break if one is near), and copies not at all. Held out is TAIL of each
+    document, or `share` if that is more, but together no more than `most` bytes.
 
     Until that is known the first documents wait in the file `stash`. What was done is added to `notes`.
     """
@@ -86,12 +89,13 @@ def keep_tails(documents: Iterable[Document], stash: Path, notes: list[str]) -> 
                 yield Document(file.read(piece.size).decode(), piece.where, piece.ends), UNDECIDED
             yield following, UNDECIDED
         elif waiting:
-            yield from _tails(file, waiting, notes)
+            whole = sum(piece.size for piece in waiting)
+            yield from _tails(file, waiting, notes, min(max(share, TAIL), most / max(1, whole)))
     stash.unlink()
     yield from ((document, UNDECIDED) for document in stream)
 
 
-def _tails(file: BinaryIO, waiting: list[_Piece], notes: list[str]) -> Iterator[tuple[Document, int]]:
+def _tails(file: BinaryIO, waiting: list[_Piece], notes: list[str], share: float) -> Iterator[tuple[Document, int]]:
     start, seen, kept = 0, set(), 0
     for number in range(waiting[-1].document + 1):
         parts = [p for p in waiting if p.document == number]
@@ -103,12 +107,16 @@ def _tails(file: BinaryIO, waiting: list[_Piece], notes: list[str]) -> Iterator[
         if digest.digest() not in seen:
             seen.add(digest.digest())
             kept += 1
-            cut = _tail(file, start, size)
+            cut = _tail(file, start, size, share)
             file.seek(start)
             yield from _in_two(file, parts, cut)
         start += size
-    each = "1 document: its last tenth is" if kept == 1 else f"{kept} documents: the last tenth of each is"
-    notes.append(f"{each} held out, as a document of its own")
+    each = (
+        f"1 document: its last {100 * share:.3g}%"
+        if kept == 1
+        else f"{kept} documents: the last {100 * share:.3g}% of each"
+    )
+    notes.append(f"{each} is held out, as a document of its own")
     if kept <= waiting[-1].document:
         notes.append(f"{waiting[-1].document + 1 - kept} copies of them are left out")
 
@@ -123,15 +131,15 @@ def _in_two(file: BinaryIO, parts: list[_Piece], cut: int) -> Iterator[tuple[Doc
         if before:
             yield Document(before.decode(), part.where, position >= cut), TRAIN
         if after:
-            yield Document(after.decode(), f"{part.where} (last tenth)", part.ends), HELD_OUT
+            yield Document(after.decode(), f"{part.where} (end)", part.ends), HELD_OUT
 
 
-def _tail(file: BinaryIO, start: int, size: int) -> int:
-    """Where the last tenth begins, in bytes from the document's start: after a line break within the next 2% (at most
-    4 KiB) of the document, else after a space there, else between two characters."""
-    cut = int(size * (1 - TAIL))
+def _tail(file: BinaryIO, start: int, size: int, share: float) -> int:
+    """Where the end begins that is held out, in bytes from the document's start: after a line break within the next
+    64 bytes or 2% of the document (at most 5%, or 4 KiB), else after a space there, else between two characters."""
+    cut = int(size * (1 - share))
     file.seek(start + cut)
-    near = file.read(max(4, min(size // 50, 4096)))
+    near = file.read(max(4, min(max(64, size // 50), 4096, size // 20)))
     for border in (b"\n", b" "):
         if (at := near.find(border)) >= 0 and cut + at + 1 < size:
             return cut + at + 1

@@ -13,8 +13,8 @@ operation each, whatever the number of layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -55,7 +55,9 @@ class Stack:
     def view(self, flat: Tensor) -> Tensor:
         """[count, *shape] over a buffer laid out like the parameters."""
         strides = torch.empty(self.shape, device="meta").stride()
-        return flat.as_strided((len(self.names), *self.shape), (self.stride, *strides), self.begin)
+        return flat.as_strided(
+            (len(self.names), *self.shape), (self.stride, *strides), flat.storage_offset() + self.begin
+        )
 
     def items(self, flat: Tensor) -> Iterable[tuple[str, Tensor]]:
         """Each parameter's own part of such a buffer."""
@@ -156,7 +158,9 @@ class Muon:
         else:
             self.update.copy_(self.momentum)
         for group in self.groups:
-            wide = torch.cat([view.to(self.dtype) for view, _ in group]) if len(group) > 1 else group[0][0].to(self.dtype)
+            wide = (
+                torch.cat([view.to(self.dtype) for view, _ in group]) if len(group) > 1 else group[0][0].to(self.dtype)
+            )
             done = orthogonalize(wide).split([len(view) for view, _ in group])
             for (view, scale), result in zip(group, done, strict=True):
                 torch.mul(result, scale, out=view) if result.dtype == view.dtype else view.copy_(result).mul_(scale)
@@ -170,13 +174,13 @@ class Muon:
 
 
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2), torch's fused kernel on flat segments."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2): torch's, fused, on flat segments."""
 
-    def __init__(self, flat: FlatParameters, roles: Iterable[Role], config: OptimConfig):
+    def __init__(self, flat: FlatParameters, roles: Sequence[Role], config: OptimConfig):
         self.stacks = flat.of(*roles)
         self.segments: list[tuple[Role, nn.Parameter]] = []
         self.begins: list[int] = []
-        for role in dict.fromkeys(stack.role for stack in self.stacks):
+        for role in roles:
             stacks = flat.of(role)
             part = slice(stacks[0].begin, stacks[-1].end)
             segment = nn.Parameter(flat.values[part])
@@ -208,10 +212,9 @@ class AdamW:
             state = self.torch.state[segment]
             found[f"steps.{role}"] = state["step"]
             for stack in (s for s in self.stacks if s.role == role):
+                here = replace(stack, begin=stack.begin - begin)
                 for key in ("exp_avg", "exp_avg_sq"):
-                    view = state[key].as_strided((stack.end - stack.begin,), (1,), stack.begin - begin)
-                    moved = Stack(stack.role, stack.shape, stack.names, 0, stack.stride)
-                    found |= {f"{key}.{n}": t for n, t in moved.items(view)}
+                    found |= {f"{key}.{n}": t for n, t in here.items(state[key])}
         return found
 
 
@@ -261,7 +264,9 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Raises CheckpointError naming every tensor that is missing, extra or of another shape."""
         own = self.state_dict()
-        problems = [f"missing {n}" for n in own.keys() - state.keys()] + [f"unknown {n}" for n in state.keys() - own.keys()]
+        problems = [f"missing {n}" for n in own.keys() - state.keys()] + [
+            f"unknown {n}" for n in state.keys() - own.keys()
+        ]
         problems += [
             f"{n} has shape {list(state[n].shape)}, not {list(own[n].shape)}"
             for n in own.keys() & state.keys()

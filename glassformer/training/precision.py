@@ -1,4 +1,4 @@
-"""Which dtype training computes in and why, how fast this machine multiplies matrices in it, and malloc's thresholds."""
+"""Which dtype training computes in and why, how fast this machine multiplies matrices in it, and malloc."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,10 @@ from glassformer.training.sources import Document, Skipped, Sources
 SHARD_TOKENS = 100_000_000
 BATCH_CHARS, BATCH_TEXTS = 1 << 20, 4096  # what is handed to the tokenizer at once
 Data = str | Path | Sequence[str | Path] | Iterable[Document]
-Progress = Callable[[int, int | None, str], None]
+Progress = Callable[[int, int, str], None]
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What is needed of a tokenizer; `bos_id` and `add_bos` too, if it has them. Its identity is what it saves."""
 
@@ -60,9 +61,10 @@ def prepare(
 
     sources: names of files, folders, globs or "-"; or a `Sources`, a `Texts`, any iterable of Document.
     held_out: share of the tokens to hold out, by whole documents, at least one, at most `held_out_tokens`; 0 for none.
+        Of fewer than 5 documents: the end of each, a tenth or `held_out` if more, at most `held_out_tokens` bytes.
     held_out_sources: hold out exactly these instead; a training document that equals one of them is left out.
     ordered: a curriculum: the row loader's first epoch keeps the given order.
-    progress(done, total or None, what): done and total in bytes of the sources.
+    progress(done, total, what): bytes of the sources; total is 0 where nobody knows it (standard input, documents).
 
     An existing folder made from the same documents, tokenizer and settings is opened as it is, without tokenizing; one
     made from others is refused, or replaced with rebuild=True. The folder appears whole or not at all.
@@ -78,16 +80,17 @@ def prepare(
                 "ordered": ordered, "shard_tokens": shard_tokens}  # fmt: skip
     identity = {"settings": settings, "tokenizer": tokenizer_fingerprint(tokenizer)}
 
-    old = None if rebuild else _existing(out, identity)
+    old = _existing(out, identity, rebuild)
     if old is not None and getattr(main, "again", False) and getattr(aside, "again", True):
         digest = _Digest(identity)
-        tell = _meter(main, progress, "reading")
-        for part in (main, aside):
-            for _ in digest.over(part or ()):
-                tell()
+        meter = Meter(main, progress, "reading")
+        for part in [main] if aside is None else [main, aside]:
+            for number, document in enumerate(digest.over(part)):
+                meter.tell(len(document.text), number % 1000 == 0)
+        meter.tell(0)
         return _same(old, digest)
 
-    digest, notes = _Digest(identity), []
+    digest, notes, meter = _Digest(identity), [], Meter(main, progress, "tokenizing")
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
     partial = out.parent / f"{_prefix(out)}{os.getpid()}"
@@ -98,9 +101,9 @@ def prepare(
         elif held_out == 0:
             stream = ((d, TRAIN) for d in digest.over(main))
         else:
-            stream = keep_tails(digest.over(main), partial / "few", notes)
-        build = _Build(partial, tokenizer, shard_tokens)
-        build.run(stream, _meter(main, progress, "tokenizing"))
+            stream = keep_tails(digest.over(main), partial / "few", notes, held_out, held_out_tokens)
+        build = Builder(partial, tokenizer, shard_tokens)
+        build.run(stream, meter.tell)
         if old is not None:
             return _same(old, digest)
         records = build.records()
@@ -118,18 +121,24 @@ def prepare(
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise DataError(_disk_full(out, partial, main, error)) from error
+        raise DataError(_disk_full(out, partial, meter, error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Shards(out)
 
 
-def as_documents(sources: Data, **options: Any) -> Iterable[Document]:
-    """Names become `Sources(names, **options)`; documents stay what they are. A list of texts is `Texts(list)`."""
+def as_documents(
+    sources: Data, *, text_field: str = "text", separator: str | None = None, strict: bool = False
+) -> Iterable[Document]:
+    """Names become `Sources(names, ...)`; documents stay what they are."""
     names = isinstance(sources, str | Path) or (
         isinstance(sources, list | tuple) and not any(isinstance(s, Document) for s in sources)
     )
-    return Sources(sources, **options) if names else sources  # pyright: ignore[reportArgumentType, reportReturnType]
+    if names:
+        return Sources(sources, text_field=text_field, separator=separator, strict=strict)  # pyright: ignore
+    if (text_field, separator, strict) != ("text", None, False):
+        raise DataError("text_field, separator and strict are for names of files: give them to Sources(...) instead")
+    return sources  # pyright: ignore
 
 
 def tokenizer_fingerprint(tokenizer: Encoder) -> str:
@@ -177,7 +186,7 @@ class _Digest:
         return self._sha.hexdigest()
 
 
-class _Build:
+class Builder:
     """Tokenizes a stream of documents in batches and writes token files."""
 
     def __init__(self, folder: Path, tokenizer: Encoder, shard_tokens: int):
@@ -191,7 +200,7 @@ class _Build:
         self._before = [i for i in [begin_id(tokenizer)] if i is not None]
         self._after = [i for i in [tokenizer.eos_id] if i is not None]
 
-    def run(self, stream: Iterable[tuple[Document, int]], tell: Callable[[], None]) -> None:
+    def run(self, stream: Iterable[tuple[Document, int]], tell: Callable[[int], None]) -> None:
         batch: list[tuple[Document, int]] = []
         chars, self._sha, self._begun, self._count, self._size = 0, hashlib.sha256(), False, 0, 0
         for document, side in stream:
@@ -199,10 +208,10 @@ class _Build:
             chars += len(document.text)
             if chars >= BATCH_CHARS or len(batch) >= BATCH_TEXTS:
                 self._encode(batch)
+                tell(chars)
                 batch, chars = [], 0
-                tell()
         self._encode(batch)
-        tell()
+        tell(chars)
         self._close()
 
     def _encode(self, batch: list[tuple[Document, int]]) -> None:
@@ -233,7 +242,7 @@ class _Build:
                 self._close()
                 name = f"tokens-{len(self.files):05d}.bin"
                 self.files.append({"name": name, "tokens": 0})
-                self._file, self._file_sha = open(self.folder / name, "wb"), hashlib.sha256()
+                self._file, self._file_sha = open(self.folder / name, "wb"), hashlib.sha256()  # noqa: SIM115
                 self._room = self.shard_tokens
             part, tokens = tokens[: self._room], tokens[self._room :]
             assert self._file is not None
@@ -272,12 +281,14 @@ class _Build:
             _sync(file)
 
 
-def _existing(out: Path, identity: dict[str, Any]) -> Shards | None:
-    """The folder that is there already, if it was made with the same tokenizer and settings; DataError if not."""
+def _existing(out: Path, identity: dict[str, Any], rebuild: bool) -> Shards | None:
+    """The folder that is there already, if it was made with the same tokenizer and settings and is to be used."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / "index.json").exists():
         raise DataError(f"{out} is there already and holds something else: name another folder")
+    if rebuild:
+        return None
     shards = Shards(out)
     for key, value in identity.items():
         if shards.index.get(key) != value:
@@ -302,16 +313,17 @@ def _left_out(main: Iterable[Document], aside: Iterable[Document] | None, notes:
     return {"skipped": skipped.as_json()}
 
 
-def _meter(documents: Iterable[Document], progress: Progress | None, what: str) -> Callable[[], None]:
-    """Tells `progress` how far the sources are read; documents from elsewhere count as 0 bytes of an unknown total."""
+class Meter:
+    """Tells `progress` how far the sources are read: bytes of files, or characters of documents from elsewhere."""
 
-    def tell() -> None:
-        if progress is not None and isinstance(documents, Sources):
-            progress(documents.bytes_read, documents.total_bytes, what)
-        elif progress is not None:
-            progress(0, None, what)
+    def __init__(self, documents: Iterable[Document], progress: Progress | None, what: str):
+        self.sources = documents if isinstance(documents, Sources) else None
+        self.progress, self.what, self.done = progress, what, 0
 
-    return tell
+    def tell(self, more: int, now: bool = True) -> None:
+        self.done = self.sources.bytes_read if self.sources and now else self.done + more
+        if self.progress is not None and now:
+            self.progress(self.done, (self.sources.total_bytes or 0) if self.sources else 0, self.what)
 
 
 def _utf8(document: Document) -> bytes:
@@ -321,14 +333,13 @@ def _utf8(document: Document) -> bytes:
         raise DataError(f"{document.where}: character {error.start:,} is half a surrogate pair") from error
 
 
-def _disk_full(out: Path, partial: Path, main: Iterable[Document], error: OSError) -> str:
+def _disk_full(out: Path, partial: Path, meter: Meter, error: OSError) -> str:
     """The message for a full disk, with what the whole would need if the rest is like what was read so far."""
-    written = sum(p.stat().st_size for p in partial.iterdir())
-    need = ""
-    if isinstance(main, Sources) and main.total_bytes and main.bytes_read:
-        need = f", about {written * main.total_bytes / main.bytes_read / 1e6:,.1f} MB are needed"
-    free = shutil.disk_usage(out.parent).free / 1e6
-    return f"{out}: {error.strerror}: {written / 1e6:,.1f} MB of shards were written{need} ({free:,.1f} MB were free)"
+    written = sum(p.stat().st_size for p in partial.iterdir()) / 1e6
+    need = f"more than {written:,.1f} MB"
+    if meter.sources is not None and meter.sources.total_bytes and meter.done:
+        need = f"about {written * meter.sources.total_bytes / meter.done:,.1f} MB"
+    return f"{out}: {error.strerror}: {written:,.1f} MB of shards were written, {need} are needed"
 
 
 def _prefix(out: Path) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from glassformer.config import ModelConfig
@@ -113,7 +112,7 @@ class TrainConfig:
     data: files, folders, globs, JSONL, or "-" for stdin. out: the run's folder, made by the run.
     batch: rows of a micro-batch, over all processes. accumulate: micro-batches of a step.
     seconds, steps or tokens (at most one; 120 seconds by default): how long. Seconds count evaluation and saving too.
-    eval_every, save_every, sample_every: in steps; 0 is every twentieth of the run (no samples without a prompt).
+    eval_every, save_every, sample_every: in steps; 0 is about twenty times a run (no samples without a prompt).
     eval_tokens: most held-out tokens read at each evaluation. keep_last: checkpoints kept beside the best.
     held_out: the share of documents kept for evaluation. shuffle: False keeps the given order (a curriculum).
     compile: torch.compile of the blocks, once for all of them. from_model: the model to continue from.
@@ -122,7 +121,7 @@ class TrainConfig:
 
     data: tuple[str, ...] = ()
     out: str = "run"
-    model: ShapeConfig | ModelConfig = ShapeConfig()
+    model: ShapeConfig | ModelConfig = ShapeConfig()  # noqa: RUF009 (frozen)
     tokenizer: TokenizerConfig = TokenizerConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -132,7 +131,7 @@ class TrainConfig:
     steps: int | None = None
     tokens: int | None = None
     eval_every: int = 0
-    eval_tokens: int = 65_536
+    eval_tokens: int = 32_768
     save_every: int = 0
     keep_last: int = 2
     sample_every: int = 0
@@ -223,7 +222,8 @@ def settings_from(values: dict[str, Any]) -> TrainConfig:
 class Plan:
     """What a run will do, fixed once and recorded in run.json, so that schedule and resume are well defined.
 
-    steps: of the whole run; 0 while a run by seconds still measures its speed. measured: how many first steps that took.
+    steps: of the whole run; 0 while a run by seconds still measures its speed. measured: how many first steps that
+    took; they warm up as configured, and nothing is evaluated or saved among them. *_every: in steps; 0 is never.
     """
 
     steps: int
@@ -233,19 +233,19 @@ class Plan:
     sample_every: int
     tokens_per_step: int
     measured: int = 0
-    seconds: float | None = field(default=None)
+    seconds: float | None = None
 
 
-def make_plan(config: TrainConfig, steps: int, measured: int = 0) -> Plan:
-    """The plan of a run of `steps` steps; steps 0 is a run that still measures."""
-    twentieth = max(1, steps // 20)
-    eval_every = config.eval_every or twentieth
+def make_plan(config: TrainConfig, steps: int, *, measured: int = 0, parts: int = 20) -> Plan:
+    """The plan of a run of `steps` steps (0: it still measures), evaluated `parts` times where nothing was asked."""
+    part = max(1, -(-steps // parts))
+    eval_every = config.eval_every or part
     return Plan(
         steps=steps,
         warmup=min(config.schedule.warmup, steps // 5) if steps else config.schedule.warmup,
         eval_every=eval_every,
         save_every=config.save_every or eval_every,
-        sample_every=config.sample_every or (twentieth if config.sample_prompt else 0),
+        sample_every=config.sample_every or (part if config.sample_prompt else 0),
         tokens_per_step=config.batch * config.accumulate * config.context,
         measured=measured,
         seconds=config.budget_seconds,
@@ -255,7 +255,3 @@ def make_plan(config: TrainConfig, steps: int, measured: int = 0) -> Plan:
 def steps_for_tokens(config: TrainConfig) -> int:
     """How many steps read `config.tokens` tokens, rounded up."""
     return -(-(config.tokens or 0) // (config.batch * config.accumulate * config.context))
-
-
-def run_folder(config: TrainConfig) -> Path:
-    return Path(config.out)

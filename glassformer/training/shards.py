@@ -121,7 +121,7 @@ class Shards:
         try:
             records = np.load(self.folder / "documents.npy", allow_pickle=False)
             fits = records.dtype == RECORD and int(records["tokens"].sum()) == index["n_tokens"]
-        except (ValueError, OSError) as error:
+        except Exception as error:  # NumPy passes on whatever its parser of headers stumbles over
             raise DataError(f"{self.folder}/documents.npy cannot be read: {error}: prepare the data again") from error
         if not fits or sum(len(a) for a in arrays) != index["n_tokens"]:
             raise DataError(f"{self.folder}: documents.npy does not belong to these shards: prepare the data again")

@@ -1,7 +1,7 @@
 """Where text comes from: files, folders, globs, JSONL and standard input, one document after another.
 
 Nothing here holds more than about a megabyte of a plain text file, or one line of a JSONL file. A long text arrives in
-pieces of about PIECE characters, cut at line breaks: `Document.ends` is False for all of them but the last.
+pieces of about PIECE characters, cut between words: `Document.ends` is False for all of them but the last.
 
     Sources(["stories/", "more/*.jsonl", "-"])  ->  Document("Once ...", "stories/a.txt")
                                                     Document("Anna ...", "more/b.jsonl:1")
@@ -39,6 +39,7 @@ PLAIN, LINES = (".txt", ".md", ".text", ".markdown"), (".jsonl", ".ndjson")
 PIECE = 1 << 16  # characters: several pieces make a batch, so that one long document still keeps every core busy
 BLOCK = 1 << 20  # bytes read at a time
 EXAMPLES = 3
+_BEFORE_SPACE, _BEFORE_SIGN = re.compile(r"[^\W\d_](?= )"), re.compile(r"[^\W\d_](?=[\n.,!?;:。、，！？；：])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,16 +291,11 @@ def _shorten(text: str, keep: int = 0) -> Iterator[tuple[str, bool]]:
 
 def _border(text: str, at: int) -> int:
     """The last place at or before `at` (within half a PIECE) where a tokenizer that splits into words cuts in any case:
-    after a line break between a word and a word, else before a space; failing both, `at` itself."""
-    low = at - PIECE // 2
-    end = at
-    while (end := text.rfind("\n", low, end)) > low:
-        if not text[end - 1].isspace() and text[end + 1].isalnum():
-            return end + 1
-    end = at
-    while (end := text.rfind(" ", low, end)) > low:
-        if text[end - 1].isalnum() and text[end + 1].isalnum():
-            return end
+    between a letter and a space, else between a letter and a line break or punctuation; failing both, `at` itself."""
+    for pattern in (_BEFORE_SPACE, _BEFORE_SIGN):
+        *_, last = (None, *pattern.finditer(text, at - PIECE // 2, at))
+        if last:
+            return last.end()
     return at
 
 

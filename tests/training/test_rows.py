@@ -49,14 +49,15 @@ def as_tuples(rows: Rows):
 LENGTHS = (5, 9, 2, 31, 1, 14, 3, 3, 8, 40, 7)
 
 
-@pytest.mark.parametrize("context", (1, 4, 7, 16, 50))
+@pytest.mark.parametrize("context", [1, 4, 7, 16, 50])
 def test_ordered_rows_are_the_naive_ones(context):
     view, documents = make(LENGTHS, ordered=True)
     loader = RowLoader(view, context, batch=2, seed=0)
     stream = stream_of(documents, range(len(documents)), 0)
     expected = list(naive_rows(stream, context))
     got = [row for _ in range(len(expected) // 2) for row in as_tuples(loader.next())]
-    assert got == expected[: len(got)] and len(got) >= 2
+    assert got == expected[: len(got)]
+    assert len(got) >= 2
 
 
 def test_shuffled_epochs_are_naive_rows_of_a_permutation_with_an_offset_in_another_order():
@@ -65,8 +66,10 @@ def test_shuffled_epochs_are_naive_rows_of_a_permutation_with_an_offset_in_anoth
     loader = RowLoader(view, context, batch=1, seed=3)
     orders = [loader._layout(e).documents.tolist() for e in range(epochs + 1)]
     offsets = [loader._layout(e).offset for e in range(epochs + 1)]
-    assert all(sorted(o) == list(range(len(documents))) for o in orders) and len({tuple(o) for o in orders}) == epochs + 1
-    assert len(set(offsets)) > 2 and max(offsets) < context
+    assert all(sorted(o) == list(range(len(documents))) for o in orders)
+    assert len({tuple(o) for o in orders}) == epochs + 1
+    assert len(set(offsets)) > 2
+    assert max(offsets) < context
     stream = [t for o, s in zip(orders, offsets, strict=True) for t in stream_of(documents, o, s)]
     expected = list(naive_rows(stream, context))
     first = 0
@@ -78,7 +81,7 @@ def test_shuffled_epochs_are_naive_rows_of_a_permutation_with_an_offset_in_anoth
         first = last
 
 
-@pytest.mark.parametrize("context", (5, 8))
+@pytest.mark.parametrize("context", [5, 8])
 def test_each_token_is_an_input_once_an_epoch_and_predicted_once(context):
     view, documents = make(LENGTHS)
     total = view.n_tokens
@@ -89,9 +92,11 @@ def test_each_token_is_an_input_once_an_epoch_and_predicted_once(context):
         inputs += rows.ids.flatten().tolist()
         targets += rows.targets.flatten().tolist()
         assert rows.tokens == int((rows.targets != IGNORE).sum())
-    assert loader.epochs == context and loader.epoch == context
+    assert loader.epochs == context
+    assert loader.epoch == context
     counts = np.bincount(np.array([i for i in inputs if i != EOS]))[1:]
-    assert (counts == context).all() and inputs.count(EOS) == context * len(documents)
+    assert (counts == context).all()
+    assert inputs.count(EOS) == context * len(documents)
     first_tokens = {d[0] for d in documents}
     predicted = np.bincount(np.array([t for t in targets if t not in (IGNORE, EOS)]), minlength=len(counts) + 1)
     for token in range(1, len(counts) + 1):
@@ -109,11 +114,12 @@ def test_no_documents_when_no_row_holds_a_border():
     loader = RowLoader(view, 20, batch=3, seed=0)
     seen = [loader.next() for _ in range(5)]
     assert [rows.documents is None for rows in seen] == [True, True, True, False, True]
-    assert seen[3].documents is not None and seen[3].documents.tolist()[0] == [0] * 10 + [1] * 10
+    assert seen[3].documents is not None
+    assert seen[3].documents.tolist()[0] == [0] * 10 + [1] * 10
     assert seen[3].positions.tolist()[0] == [*range(10), *range(10)]
 
 
-@pytest.mark.parametrize("shuffle", (True, False))
+@pytest.mark.parametrize("shuffle", [True, False])
 def test_resume_at_every_position_is_exact(shuffle):
     view, _ = make(LENGTHS)
     whole = RowLoader(view, 7, batch=3, seed=5, shuffle=shuffle)
@@ -136,7 +142,7 @@ def test_state_of_another_corpus_seed_or_context_is_refused():
             other.load_state(state)
 
 
-@pytest.mark.parametrize("world", (2, 3, 6))
+@pytest.mark.parametrize("world", [2, 3, 6])
 def test_ranks_share_the_same_global_batch_without_overlap(world):
     view, _ = make(LENGTHS)
     single = RowLoader(view, 5, batch=6, seed=2)
@@ -189,9 +195,9 @@ def test_tokens_in_several_arrays():
 # ---- evaluation
 
 
-@pytest.mark.parametrize("overlap", (0, 1, 4, 9))
-@pytest.mark.parametrize("context", (10, 13, 400))
-@pytest.mark.parametrize(("batch", "fill"), ((1, False), (4, False), (4, True)))
+@pytest.mark.parametrize("overlap", [0, 1, 4, 9])
+@pytest.mark.parametrize("context", [10, 13, 400])
+@pytest.mark.parametrize(("batch", "fill"), [(1, False), (4, False), (4, True)])
 def test_evaluation_counts_each_token_once(context, overlap, batch, fill):
     view, documents = make(LENGTHS, sizes=[10 * n for n in LENGTHS])
     expected = sorted(t for d in documents for t in d[1:])

@@ -1,0 +1,74 @@
+"""The loss of a batch of rows, and of a held-out text: nats per token, perplexity, bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glassformer.nn.attend import Attend, attend_sdpa
+from glassformer.nn.loss import next_token_loss
+from glassformer.nn.model import Decoder
+from glassformer.nn.step import Step
+from glassformer.training.distributed import ALONE, World
+from glassformer.training.precision import PrecisionChoice, attend_float32
+from glassformer.training.rows import Rows
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model makes of a text. loss: nats per counted token. bits_per_byte: None where the text has no bytes."""
+
+    loss: float
+    tokens: int
+    bytes: float
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Sum of nats / ln 2 / UTF-8 bytes: comparable between tokenizers."""
+        return self.loss * self.tokens / math.log(2) / self.bytes if self.bytes else None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How rows go through a model: on which device, in which dtype, by which attention."""
+
+    device: torch.device
+    dtype: torch.dtype
+    attend: Attend
+
+    @classmethod
+    def of(cls, device: torch.device, precision: PrecisionChoice) -> Pass:
+        """The fastest pass that is exact enough: see `attend_float32`."""
+        slow = device.type == "cpu" and precision.dtype == "bfloat16"
+        return cls(device, precision.torch_dtype, attend_float32 if slow else attend_sdpa)
+
+    def loss(self, model: Decoder, rows: Rows) -> Tensor:
+        """Sum over counted targets of -log p(target), in nats; float32."""
+        if self.device.type != "cpu":
+            rows = rows.to(self.device, non_blocking=True)
+        plain = rows.documents is None  # then every row counts positions from 0 alike
+        step = Step(rows.positions[:1] if plain else rows.positions, attend=self.attend, documents=rows.documents)
+        if self.dtype == torch.float32:
+            return next_token_loss(model, rows.ids, rows.targets, step)
+        with torch.autocast(self.device.type, self.dtype):
+            return next_token_loss(model, rows.ids, rows.targets, step, self.dtype)
+
+
+@torch.no_grad()
+def evaluate(model: Decoder, batches: Iterable[Rows], how: Pass, world: World = ALONE) -> Evaluation:
+    """The mean loss over all counted targets of `batches`; under torchrun each process brings its own batches."""
+    nats, tokens, size = 0.0, 0, 0.0
+    for rows in batches:
+        nats += how.loss(model, rows).item()
+        tokens += rows.tokens
+        size += rows.bytes
+    total, count, size = world.sum(torch.tensor([nats, tokens, size], dtype=torch.float64)).tolist()
+    return Evaluation(total / max(1.0, count), int(count), size)

@@ -1,0 +1,227 @@
+"""Training: `train` sets a run up or takes it up again, `Trainer` goes through its steps.
+
+rows -> loss (sum of nats) -> backward      x accumulate micro-batches, on every process
+     -> gradients and counts summed over processes -> / counted tokens -> clip -> update
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from glassformer.errors import CapacityError, ConfigError
+from glassformer.lm import LanguageModel
+from glassformer.nn.device import choose_device
+from glassformer.nn.model import Decoder
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.training import precision
+from glassformer.training.checkpoint import (
+    Checkpoints,
+    TrainState,
+    read_optimizer,
+    read_state,
+    rng_state,
+    set_rng_state,
+)
+from glassformer.training.distributed import World, join, local_device
+from glassformer.training.evaluate import Pass
+from glassformer.training.metrics import Metrics, Reporter, Sink, StartInfo, TensorBoard, WandB, truncate_metrics
+from glassformer.training.optim import Optimizer
+from glassformer.training.rows import RowLoader
+from glassformer.training.runfile import RunFile, check_resume, differences, environment, has_run
+from glassformer.training.settings import Plan, TrainConfig, make_plan, settings_dict, steps_for_tokens
+from glassformer.training.setup import Documents, compile_blocks, make_model, open_data
+from glassformer.training.shards import Shards
+from glassformer.training.trainer import Run, Trainer
+
+
+def train(
+    config: TrainConfig,
+    *,
+    documents: Documents | None = None,
+    held_out: Documents | None = None,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Train a model from text; everything a run makes lies in the folder `config.out`.
+
+    documents: the text, instead of `config.data`: strings, `Document`s, or a function that gives them. held_out: keep
+    exactly these for evaluation. Resumes bit for bit on the same machine, dtype, versions and threads; what differs is
+    told. Tunes malloc for this process. Under torchrun every process calls this.
+
+    Raises ConfigError (settings that contradict, a run that is there already), DataError (unusable text), CapacityError
+    (out of memory), CheckpointError (disk full, a damaged run), GlassformerError (the loss is no longer a number).
+    """
+    precision.tune_malloc()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(local_device(os.environ, config.device))
+    with join(device) as world, memory_errors(config):
+        trainer = set_up(config, world, device, documents, held_out, (reporter if world.first else None) or Reporter())
+        try:
+            return trainer.run()
+        finally:
+            trainer.metrics.close()
+
+
+@contextmanager
+def memory_errors(config: TrainConfig) -> Iterator[None]:
+    """Running out of memory becomes a CapacityError that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = ("out of memory", "can't allocate memory", "not enough memory")
+        if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in words):
+            raise
+        raise CapacityError(
+            f"out of memory with batch {config.batch} x context {config.context}: lower batch (and raise accumulate "
+            f"by as much, which gives the same result), model.context or the model's size ({error})"
+        ) from error
+
+
+def begin_run(config: TrainConfig, world: World, device: torch.device, choice: precision.PrecisionChoice) -> RunFile:
+    """A new run.json, or the one to go on with. ConfigError where a run would be overwritten, or is not there."""
+    folder = Path(config.out)
+    there = has_run(folder)
+    if there and not config.resume:
+        raise ConfigError(f"{folder} holds a run already: resume it, or name another folder")
+    if config.resume and not there:
+        raise ConfigError(f"{folder} holds no run to resume: it has no run.json")
+    if there:
+        return RunFile.read(folder)
+    world.wait()  # all have looked before the first one writes
+    recorded = RunFile(settings_dict(config), environment(device, choice.dtype, world.size))
+    if world.first:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be made: {error.strerror}") from None
+        recorded.write(folder)
+    return recorded
+
+
+def set_up(
+    config: TrainConfig,
+    world: World,
+    device: torch.device,
+    documents: Documents | None,
+    held_out: Documents | None,
+    reporter: Reporter,
+) -> Trainer:
+    """Everything before the first step, new or resumed."""
+    folder = Path(config.out)
+    width = config.model.d_model
+    choice = precision.choose_precision(
+        asked=config.dtype,
+        device=device.type,
+        features=precision.cpu_features(),
+        cuda_bf16=precision.cuda_has_bf16(),
+        width=width,
+    )
+    recorded = begin_run(config, world, device, choice)
+    changed: list[str] = []
+    if config.resume:
+        now = environment(device, choice.dtype, world.size)
+        changed = check_resume(recorded, config) + differences(recorded.environment, now)
+        recorded = replace(recorded, settings=settings_dict(config), environment=now)
+    if changed:
+        reporter.on_message(f"this run will not go on bit for bit: {'; '.join(changed)}", warning=True)
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep_last)
+    sinks: list[Sink] = []
+    if world.first:
+        sinks = [TensorBoard(folder)] if config.tensorboard else []
+        sinks += [WandB(folder, settings_dict(config))] if config.wandb else []
+        checkpoints.clean()
+        tokenizer, shards = open_data(config, recorded, documents, held_out, reporter)
+        world.wait()
+    else:
+        world.wait()
+        tokenizer, shards = Tokenizer.load(folder / "tokenizer"), Shards(folder / "data")
+
+    checkpoint = checkpoints.last() if config.resume else None
+    torch.manual_seed(config.seed)
+    model = make_model(config, tokenizer.vocab_size, checkpoint, device)
+    same = choice.torch_dtype if config.optim.muon_dtype == "auto" else getattr(torch, config.optim.muon_dtype)
+    optimizer = Optimizer(model, config.optim, muon_dtype=same)
+    loader = RowLoader(shards, config.context, config.batch, config.seed, world.rank, world.size)
+    state = TrainState(0, 0, 0.0, loader.state(), rng_state())
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        optimizer.load_state_dict(read_optimizer(checkpoint))
+        loader.load_state(state.loader)
+        set_rng_state(state.rng)
+    plan = fix_plan(config, recorded, state.step)
+    if world.first:
+        truncate_metrics(folder / "metrics.jsonl", state.step if checkpoint else -1)
+        recorded = replace(recorded, fingerprint=shards.fingerprint, plan=plan)
+        recorded.write(folder)
+        world.wait()
+    else:
+        world.wait()
+
+    how = Pass.of(device, choice)
+    reasons = [f"device {device}", f"dtype {choice.dtype}: {choice.because}", f"{torch.get_num_threads()} threads"]
+    if config.compile:
+        failed = compile_blocks(model, lambda: trial(model, loader, how, optimizer))
+        reasons.append(failed or "blocks compiled, one code for all")
+        if failed:
+            reporter.on_message(failed, warning=True)
+    shapes = precision.matrix_shapes(model)
+    rows = config.batch // world.size * config.context
+    rate = precision.measure_matrix_rate(shapes, rows, choice.torch_dtype, str(device)) * world.size
+    metrics = Metrics(folder / "metrics.jsonl" if world.first else Path(os.devnull), sinks)
+    info = StartInfo(
+        folder=folder,
+        plan=plan,
+        step=state.step,
+        n_parameters=sum(p.numel() for p in model.parameters()),
+        train_tokens=shards.train.n_tokens,
+        held_out_tokens=shards.held_out.n_tokens,
+        matrix_rate=rate,
+        choices=tuple(reasons),
+    )
+    reporter.on_start(info)
+    return Trainer(
+        config=config,
+        world=world,
+        lm=LanguageModel(model, tokenizer),
+        optimizer=optimizer,
+        loader=loader,
+        how=how,
+        shards=shards,
+        plan=plan,
+        recorded=recorded,
+        checkpoints=checkpoints,
+        metrics=metrics,
+        reporter=reporter,
+        seconds_per_token=precision.matrix_flops_per_token(shapes) / rate,
+        step=state.step,
+        tokens=state.tokens,
+        begin=time.perf_counter() - state.seconds,
+    )
+
+
+def fix_plan(config: TrainConfig, recorded: RunFile, step: int) -> Plan:
+    """The recorded plan where it still is what is asked; a new one otherwise. By seconds: 0 steps, until measured."""
+    old = recorded.plan
+    if config.budget_seconds is not None:
+        if old is not None and old.seconds == config.budget_seconds:
+            return old
+        return make_plan(config, 0, measured=step)
+    steps = config.steps or steps_for_tokens(config)
+    if step > steps:
+        raise ConfigError(f"{config.out} is at step {step} already, {steps} were asked for")
+    return make_plan(config, steps)
+
+
+def trial(model: Decoder, loader: RowLoader, how: Pass, optimizer: Optimizer) -> None:
+    """One pass forward and back that leaves no trace."""
+    before = loader.state()
+    how.loss(model, loader.next()).backward()
+    loader.load_state(before)
+    optimizer.zero_grad()

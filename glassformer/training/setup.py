@@ -1,0 +1,179 @@
+"""From settings to what training needs: a tokenizer, prepared data, a model."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from glassformer.config import ModelConfig
+from glassformer.errors import ConfigError, DataError
+from glassformer.families import family
+from glassformer.lm import find
+from glassformer.nn.init import init_weights
+from glassformer.nn.model import Decoder
+from glassformer.text.tokenizer import JSON, Tokenizer
+from glassformer.text.train import train_tokenizer
+from glassformer.training.metrics import Reporter
+from glassformer.training.prepare import as_documents, prepare
+from glassformer.training.runfile import RunFile
+from glassformer.training.settings import TrainConfig
+from glassformer.training.shards import Shards
+from glassformer.training.sources import Document, Texts
+from glassformer.weights import load_model
+
+Documents = Iterable[str] | Iterable[Document] | Callable[[], Iterable[str]]
+
+
+def documents_of(config: TrainConfig, documents: Documents | None, folder: Path) -> Iterable[Document]:
+    """The run's documents, such that they can be gone through twice; standard input is kept in the run's folder."""
+    if documents is None:
+        if not config.data:
+            raise DataError("no data was named: give files, folders, globs or - for standard input")
+        names = [str(_kept_stdin(folder)) if name == "-" else name for name in config.data]
+        return as_documents(names)
+    if callable(documents) or not getattr(documents, "again", False):
+        kept = documents if callable(documents) else list(documents)
+        if isinstance(kept, list) and kept and isinstance(kept[0], Document):
+            return kept  # pyright: ignore[reportReturnType]
+        return Texts(kept)  # pyright: ignore[reportArgumentType]
+    return documents  # pyright: ignore[reportReturnType]
+
+
+def _kept_stdin(folder: Path) -> Path:
+    path = folder / "stdin.txt"
+    with open(path, "wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return path
+
+
+def open_tokenizer(
+    config: TrainConfig, documents: Callable[[], Iterable[Document]], folder: Path, reporter: Reporter
+) -> Tokenizer:
+    """The run's own copy if it has one, else the one that was named, the continued model's, or a newly trained one."""
+    kept = folder / "tokenizer"
+    if config.resume and (kept / JSON).exists():
+        return Tokenizer.load(kept)
+    if config.tokenizer.path is not None:
+        path = Path(config.tokenizer.path)
+        tokenizer = Tokenizer.load(path.parent if path.name == JSON else path)
+    elif config.from_model is not None:
+        continued = find(config.from_model)
+        if not (continued / JSON).exists():
+            raise ConfigError(f"{config.from_model} has no tokenizer: name one with tokenizer.path")
+        tokenizer = Tokenizer.load(continued)
+    else:
+        source = documents()
+        size = config.tokenizer.vocab_size or config.model.vocab_size
+        size = size or default_vocab_size(config.tokenizer.kind, getattr(source, "total_bytes", None))
+        texts = (document.text for document in source)
+        tokenizer = train_tokenizer(
+            texts, kind=config.tokenizer.kind, vocab_size=size, seed=config.seed, progress=reporter.on_progress
+        )
+        reporter.on_message(f"trained a tokenizer of {tokenizer.vocab_size} tokens ({config.tokenizer.kind})")
+    tokenizer.save(kept)
+    return tokenizer
+
+
+def default_vocab_size(kind: str, n_bytes: int | None) -> int:
+    """How many tokens a tokenizer may have where nothing was said: for BPE about one for each 1,000 bytes of text, so
+    that each is seen often enough to be learned."""
+    if kind != "bpe":
+        return 8192
+    return 1024 if n_bytes is None else min(32_768, max(512, n_bytes // 1000 // 64 * 64))
+
+
+def open_data(
+    config: TrainConfig,
+    recorded: RunFile,
+    documents: Documents | None,
+    held_out: Documents | None,
+    reporter: Reporter,
+) -> tuple[Tokenizer, Shards]:
+    """Tokenizer and shards in the run's folder, made where they are not there yet.
+
+    Raises DataError where the data that is there is not what the run was begun with.
+    """
+    folder = Path(config.out)
+    data = folder / "data"
+    if config.resume and recorded.fingerprint is not None:
+        shards = Shards(data)
+        if shards.fingerprint != recorded.fingerprint:
+            raise DataError(
+                f"{data} is not the data that this run was begun with (fingerprint {shards.fingerprint[:12]}, "
+                f"run.json says {recorded.fingerprint[:12]}): start a new run"
+            )
+        return Tokenizer.load(folder / "tokenizer"), shards
+    source: list[Iterable[Document]] = []
+
+    def read() -> Iterable[Document]:
+        if not source:
+            source.append(documents_of(config, documents, folder))
+        return source[0]
+
+    tokenizer = open_tokenizer(config, read, folder, reporter)
+    aside = None if held_out is None else documents_of(config, held_out, folder)
+    shards = prepare(
+        read(),
+        tokenizer,
+        data,
+        held_out=config.held_out,
+        held_out_sources=aside,
+        ordered=not config.shuffle,
+        rebuild=True,
+        progress=reporter.on_progress,
+    )
+    return tokenizer, shards
+
+
+def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
+    """The model to train. Raises ConfigError where it has fewer tokens than the tokenizer."""
+    if isinstance(config.model, ModelConfig):
+        made = config.model
+    else:
+        filled = config.model.fill(vocab_size)
+        made = family(filled.family).shape(filled)
+    if made.vocab_size < vocab_size:
+        raise ConfigError(f"the tokenizer has {vocab_size} tokens, and the model's vocab_size is {made.vocab_size}")
+    return made
+
+
+def make_model(config: TrainConfig, vocab_size: int, checkpoint: Path | None, device: torch.device) -> Decoder:
+    """The model in float32, each parameter with storage of its own: from a checkpoint, from another model, or new."""
+    if checkpoint is not None:
+        model = load_model(checkpoint, dtype=torch.float32, copy=True)
+    elif config.from_model is not None:
+        model = load_model(find(config.from_model), dtype=torch.float32, copy=True)
+    else:
+        model = init_weights(Decoder(model_config(config, vocab_size)), config.seed)
+    if model.config.vocab_size < vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {vocab_size} tokens, and the model's vocab_size is {model.config.vocab_size}"
+        )
+    if model.config.context_length < config.context:
+        raise ConfigError(
+            f"rows of {config.context} tokens do not fit the model's context of {model.config.context_length}: "
+            "lower model.context"
+        )
+    return model.to(device).train()
+
+
+def compile_blocks(model: Decoder, trial: Callable[[], None]) -> str | None:
+    """torch.compile of every block, one code for all; None, or why it is left undone.
+
+    `trial` runs a forward and backward pass: only then is it known whether a compiler is there and can do it.
+    """
+    blocks: list[nn.Module] = list(model.blocks)
+    for block in blocks:
+        block.compile()
+    try:
+        trial()
+    except Exception as error:  # the compiler raises whatever its parts raise
+        for block in blocks:
+            block._compiled_call_impl = None  # what Module.compile sets, and nothing takes back
+        return f"torch.compile is left out: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return None

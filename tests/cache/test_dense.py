@@ -1,0 +1,136 @@
+"""Cached = uncached at every chunking; batched = alone; the capacity is a clear limit."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import FAMILIES, assert_near, by_definition, random_ids, run, run_cached, tiny
+
+from glassformer.cache.dense import DenseCache
+from glassformer.errors import CapacityError
+from glassformer.nn.step import Step
+
+MODELS = {family: tiny(family) for family in FAMILIES}
+MODELS |= {
+    f"window {w}": tiny("qwen3", **{f"layers.{i}.attention.window": v for i, v in enumerate((w, None, w + 2))})
+    for w in (1, 2, 4, 30)
+}
+CHUNKS = ([14], [1] * 14, [4, 1, 3, 6], [9, 5], [13, 1], [1, 13], [3, 3, 3, 3, 2])
+
+
+@pytest.fixture(autouse=True)
+def what_was_not_written_is_wrong(monkeypatch):
+    """Storage that was never written holds large numbers, so that looking there shows; and is never unset memory, which
+    may hold NaN: 0 times NaN is NaN, so that even a hidden value would show."""
+    new_zeros = torch.Tensor.new_zeros
+    monkeypatch.setattr(torch.Tensor, "new_zeros", lambda *a, **k: new_zeros(*a, **k).fill_(1e4))
+    monkeypatch.setattr(torch.Tensor, "new_empty", None)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+def test_cached_is_uncached(name, chunks):
+    model = MODELS[name]
+    ids = random_ids(model.config, 2, 14)
+    whole = run(model, ids)
+    for capacity in (14, 40, 64):
+        assert_near(run_cached(model, ids, chunks, DenseCache.of(model.config, 2, capacity)), whole)
+    assert_near(run_cached(model, ids, chunks, DenseCache.of(model.config, 2, 14), attend=by_definition), whole)
+
+
+def feed(model, cache, rows):
+    """One pass over new tokens of each row (a list per row, maybe empty), as a padded batch; logits per row."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[3] * (width - len(row))] for row in rows])
+    with torch.no_grad():
+        logits = model(ids, Step(cache.extend([len(row) for row in rows]), cache=cache))
+    return [part[: len(row)] for part, row in zip(logits, rows, strict=True)]
+
+
+walks = st.integers(1, 3).flatmap(
+    lambda batch: st.lists(
+        st.lists(st.integers(0, 6), min_size=batch, max_size=batch).filter(any), min_size=1, max_size=6
+    )
+)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "window 1", "window 4", "gpt2"])
+@given(counts=walks)
+def test_a_row_among_uneven_others_is_as_alone(name, counts):
+    """A random walk: at each pass each row brings its own number of tokens, some none."""
+    model = MODELS[name]
+    batch = len(counts[0])
+    totals = [sum(c[b] for c in counts) for b in range(batch)]
+    rows = [random_ids(model.config, 1, n, seed=b)[0].tolist() for b, n in enumerate(totals)]
+    cache, at, parts = DenseCache.of(model.config, batch, max(totals)), [0] * batch, [[] for _ in rows]
+    for c in counts:
+        for b, part in enumerate(feed(model, cache, [row[a : a + n] for row, a, n in zip(rows, at, c, strict=True)])):
+            parts[b].append(part)
+        at = [a + n for a, n in zip(at, c, strict=True)]
+        assert cache.lengths == at
+    for row, got in zip(rows, parts, strict=True):
+        if row:
+            assert_near(torch.cat(got), run(model, torch.tensor([row]))[0])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "window 4", "gpt2"])
+def test_select_keeps_reorders_and_repeats_rows(name):
+    model = MODELS[name]
+    prompts = [random_ids(model.config, 1, n, seed=n)[0].tolist() for n in (9, 3, 6)]
+    new = [random_ids(model.config, 1, n, seed=20 + n)[0].tolist() for n in (4, 1, 5, 2)]
+    cache, rows = DenseCache.of(model.config, 3, 40), [2, 0, 2, 1]
+    feed(model, cache, prompts)
+    cache.select(rows)
+    assert cache.lengths == [6, 9, 6, 3]
+    for part, r, more in zip(feed(model, cache, new), rows, new, strict=True):
+        whole = run(model, torch.tensor([prompts[r] + more]))[0]
+        assert_near(part, whole[len(prompts[r]) :])
+    cache.select([1])
+    (part,) = feed(model, cache, [[5, 6]])
+    assert_near(part, run(model, torch.tensor([prompts[0] + new[1] + [5, 6]]))[0, -2:])
+
+
+def test_one_prompt_continued_n_times():
+    model = MODELS["window 4"]
+    ids = random_ids(model.config, 1, 11)
+    cache = DenseCache.of(model.config, 1, 20)
+    run_cached(model, ids, [11], cache)
+    cache.select([0] * 5)
+    more = random_ids(model.config, 5, 3, seed=4)
+    assert_near(run_cached(model, more, [1, 2], cache), run(model, torch.cat([ids.expand(5, -1), more], 1))[:, 11:])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "window 4"])
+def test_the_limit_is_an_error_that_loses_nothing(name):
+    model = MODELS[name]
+    ids = random_ids(model.config, 2, 10)
+    cache = DenseCache.of(model.config, 2, 10)
+    first = run_cached(model, ids[:, :8], [8], cache)
+    with pytest.raises(CapacityError, match=r"row 0 would hold 11 tokens, and there is room for 10"):
+        cache.extend([3, 3])
+    with pytest.raises(CapacityError, match="row 1 would hold 12"):
+        cache.extend([1, 4])
+    assert cache.lengths == [8, 8]
+    assert_near(torch.cat([first, run_cached(model, ids[:, 8:], [1, 1], cache)], 1), run(model, ids))
+    with pytest.raises(CapacityError):
+        cache.extend([0, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_are_keys_and_values(dtype):
+    model = tiny("qwen3").to(dtype)  # its second layer has a window of 5
+    cache = DenseCache.of(model.config, 3, 40)
+    assert cache.bytes == 0, "allocated before it is needed"
+    run_cached(model, random_ids(model.config, 3, 4), [4], cache)
+    n_kv_heads, head_dim, size = 2, 16, dtype.itemsize
+    assert cache.bytes == 2 * 3 * n_kv_heads * head_dim * size * (40 + 5 + 40)
+
+
+def test_caches_do_not_know_of_one_another():
+    model = MODELS["qwen3"]
+    a, b = random_ids(model.config, 1, 9), random_ids(model.config, 1, 9, seed=5)
+    one, other = (DenseCache.of(model.config, 1, 9) for _ in range(2))
+    first = [run_cached(model, ids[:, :5], [5], cache) for ids, cache in ((a, one), (b, other))]
+    second = [run_cached(model, ids[:, 5:], [4], cache) for ids, cache in ((a, one), (b, other))]
+    for ids, *parts in zip((a, b), first, second, strict=True):
+        assert_near(torch.cat(parts, 1), run(model, ids))

@@ -1,0 +1,239 @@
+"""Against transformers' own processors, OpenAI's formula, and the chi-squared distribution."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from glassformer.errors import RequestError
+from glassformer.generate.sampling import Sampling, adjust, choose, stages
+
+V = 61
+
+
+def some_logits(rows=4, seed=0, scale=3.0):
+    return scale * torch.randn(rows, V, generator=torch.Generator().manual_seed(seed))
+
+
+def last(found):
+    return list(found.values())[-1]
+
+
+def same_logits(ours, theirs):
+    """The same tokens ruled out, and the same logits for the others."""
+    assert torch.equal(ours.isinf(), theirs.isinf())
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+# transformers computes top-p from the unlikely end (cumulative <= 1 - p is removed), we from the likely one (what the
+# likelier tokens alone reach is removed): the same set but for tokens of equal probability at the border, whose order
+# neither defines.
+@pytest.mark.parametrize(
+    ("options", "warper"),
+    [
+        ({"temperature": 0.3}, ("TemperatureLogitsWarper", 0.3)),
+        ({"temperature": 1.7}, ("TemperatureLogitsWarper", 1.7)),
+        ({"top_k": 1}, ("TopKLogitsWarper", 1)),
+        ({"top_k": 7}, ("TopKLogitsWarper", 7)),
+        ({"top_k": 1000}, ("TopKLogitsWarper", 1000)),
+        *(({"top_p": p}, ("TopPLogitsWarper", p)) for p in (1e-6, 0.1, 0.5, 0.9, 0.999)),
+        *(({"min_p": p}, ("MinPLogitsWarper", p)) for p in (0.001, 0.1, 0.5, 1.0)),
+    ],
+)
+def test_each_stage_is_transformers_own(options, warper):
+    transformers = pytest.importorskip("transformers")
+    name, value = warper
+    logits = some_logits()
+    theirs = getattr(transformers, name)(value)(None, logits)
+    found = stages(logits, Sampling(**options))
+    assert list(found) == ["temperature", *(name for name in options if name != "temperature" and options[name] != 1000)]
+    same_logits(last(found), theirs)
+
+
+def test_all_stages_in_transformers_order():
+    transformers = pytest.importorskip("transformers")
+    logits = theirs = some_logits(rows=32)
+    for name, value in (("Temperature", 1.3), ("TopK", 20), ("TopP", 0.8), ("MinP", 0.15)):
+        before, theirs = theirs, getattr(transformers, f"{name}LogitsWarper")(value)(None, theirs)
+        assert not torch.equal(before, theirs), f"{name} does nothing here, and is not tested"
+    found = stages(logits, Sampling(temperature=1.3, top_k=20, top_p=0.8, min_p=0.15))
+    assert list(found) == ["temperature", "top_k", "top_p", "min_p"]
+    same_logits(last(found), theirs)
+
+
+def test_top_k_keeps_ties_as_transformers_does():
+    transformers = pytest.importorskip("transformers")
+    logits = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]])
+    same_logits(last(stages(logits, Sampling(top_k=2))), transformers.TopKLogitsWarper(2)(None, logits))
+
+
+def counted(rows):
+    return torch.stack([torch.bincount(torch.tensor(row), minlength=V) for row in rows])
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.3, 2.0])
+def test_repetition_penalty_is_transformers_own(penalty):
+    transformers = pytest.importorskip("transformers")
+    logits = some_logits(rows=2)
+    prompt, output = [[1, 2, 3, 3], [7, 7, 7, 7]], [[3, 9, 9], [1, 2, 3]]
+    ids = torch.tensor([p + o for p, o in zip(prompt, output, strict=True)])
+    theirs = transformers.RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
+    ours = adjust(logits, Sampling(repetition_penalty=penalty), counted(prompt), counted(output))
+    assert not torch.equal(theirs, logits)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_presence_and_frequency_follow_openais_formula():
+    """mu[j] -> mu[j] - c[j] * frequency - float(c[j] > 0) * presence, c of what was sampled, not of the prompt
+    (platform.openai.com, "Frequency and presence penalties")."""
+    logits = some_logits(rows=2)
+    prompt, output = [[1, 2, 2], [5]], [[4, 4, 4, 9], [5, 6, 6]]
+    ours = adjust(logits, Sampling(presence_penalty=0.7, frequency_penalty=-0.4), counted(prompt), counted(output))
+    for r, row in enumerate(output):
+        for j in range(V):
+            c = row.count(j)
+            assert ours[r, j].item() == pytest.approx(logits[r, j].item() - c * -0.4 - float(c > 0) * 0.7, abs=1e-6)
+
+
+def test_logit_bias_is_added():
+    logits = some_logits()
+    ours = adjust(logits, Sampling(logit_bias={3: 2.5, 60: -100.0}))
+    expected = logits.clone()
+    expected[:, 3] += 2.5
+    expected[:, 60] -= 100
+    torch.testing.assert_close(ours, expected)
+    assert torch.equal(logits, some_logits()), "the model's own logits were changed"
+
+
+# ---- draws
+
+
+def misfit(drawn, probs):
+    """The chance that draws from `probs` fit it worse than these (Pearson's chi-squared; at least 5 expected a cell)."""
+    counts, expected = torch.bincount(drawn, minlength=len(probs)).double(), probs.double() * len(drawn)
+    rare = expected < 5
+    counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
+    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    x = ((counts - expected) ** 2 / expected).sum()
+    return torch.special.gammaincc(torch.tensor((len(counts) - 1) / 2).double(), x / 2).item()
+
+
+SETTINGS = [{}, {"temperature": 2.0}, {"temperature": 0.5, "top_k": 9}, {"top_p": 0.8, "min_p": 0.02}]
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+@pytest.mark.parametrize("seeds", ["one generator", "a seed each"])
+def test_ten_thousand_draws_fit_the_probabilities(options, seeds):
+    """From one row's generator in turn; and the first draw of 10,000 neighbouring seeds, as `n` continuations have."""
+    n, logits = 10_000, some_logits(rows=1, scale=1.5)
+    generators = [random.Random(5)] * n if seeds == "one generator" else [random.Random(5 + r) for r in range(n)]
+    sampling = Sampling(**options)
+    drawn = choose(logits.expand(n, -1), sampling, generators)
+    # the probabilities, worked out in another way: by lists
+    weights = {i: math.exp(x / sampling.temperature) for i, x in enumerate(logits[0].tolist())}
+    ranked = sorted(weights, key=lambda i: -weights[i])[: sampling.top_k]
+    if sampling.top_p:
+        total, reached, kept = sum(weights[i] for i in ranked), 0.0, []
+        for i in ranked:
+            if reached < sampling.top_p * total:
+                kept.append(i)
+            reached += weights[i]
+        ranked = kept
+    if sampling.min_p:
+        ranked = [i for i in ranked if weights[i] >= sampling.min_p * weights[ranked[0]]]
+    probs = torch.tensor([weights[i] if i in ranked else 0.0 for i in range(V)])
+    probs /= probs.sum()
+    assert (probs[drawn] > 0).all(), "a token that was ruled out was drawn"
+    assert misfit(drawn, probs) > 1e-3
+    assert misfit(drawn, probs ** 1.15 / (probs**1.15).sum()) < 1e-6, "this test cannot tell a wrong temperature"
+
+
+class Fixed(random.Random):
+    """A generator that always draws the same."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def random(self):
+        return self.value
+
+
+LOW, HIGH = 0.0, 1 - 2**-53  # what random() can give at the ends
+
+
+@pytest.mark.parametrize("draw", [LOW, 0.25, 0.5, 0.75, HIGH])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_token_ruled_out_is_never_drawn(draw, rows):
+    out = -math.inf
+    logits = torch.tensor([[out, out, 0.0, out, 0.0, 0.0, out, out]]).expand(rows, -1)
+    drawn = choose(logits, Sampling(), [Fixed(draw)] * rows)
+    assert set(drawn.tolist()) <= {2, 4, 5}
+    drawn = choose(some_logits(rows), Sampling(top_k=2), [Fixed(draw)] * rows)
+    assert all(d in row.topk(2).indices for d, row in zip(drawn, some_logits(rows), strict=True))
+
+
+@pytest.mark.parametrize("draw", [LOW, 0.5, HIGH])
+def test_probabilities_that_underflow(draw):
+    """exp(-200) is 0 in float32: never drawn, also at the very ends; and tiny sums do not shift the others."""
+    logits = torch.full((1, 1000), -200.0)
+    logits[0, 500] = 0.0
+    assert choose(logits, Sampling(), [Fixed(draw)]).item() == 500
+    assert choose(logits * 1e-3, Sampling(temperature=1e-5), [Fixed(draw)]).item() == 500
+    logits[0, 0] = logits[0, 999] = -80.0  # 1.8e-35: possible, and drawn only at the very ends
+    assert choose(logits, Sampling(), [Fixed(draw)]).item() == {LOW: 0, 0.5: 500, HIGH: 500}[draw]
+
+
+@pytest.mark.parametrize("draw", [LOW, 0.5, HIGH])
+def test_the_least_temperature_takes_the_likeliest(draw):
+    logits = 1000 * some_logits()
+    drawn = choose(logits, Sampling(temperature=1e-5), [Fixed(draw)] * 4)
+    assert torch.equal(drawn, choose(logits, Sampling(temperature=0), []))
+
+
+# ---- options
+
+BAD = [
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": 101}, "temperature"),
+    ({"temperature": 1e-9}, "temperature"),
+    ({"temperature": math.nan}, "temperature"),
+    ({"temperature": None}, "temperature"),
+    ({"temperature": "1"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"top_k": 0}, "top_k"),
+    ({"top_k": 2.0}, "top_k"),
+    ({"top_p": 0.0}, "top_p"),
+    ({"top_p": 1.01}, "top_p"),
+    ({"min_p": -0.1}, "min_p"),
+    ({"min_p": 1.5}, "min_p"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty"),
+    ({"repetition_penalty": math.inf}, "repetition_penalty"),
+    ({"repetition_penalty": None}, "repetition_penalty"),
+    ({"presence_penalty": math.inf}, "presence_penalty"),
+    ({"frequency_penalty": "a"}, "frequency_penalty"),
+    ({"seed": -1}, "seed"),
+    ({"seed": 1.5}, "seed"),
+    ({"seed": 1 << 63}, "seed"),
+    ({"logit_bias": {3: math.nan}}, "logit_bias"),
+    ({"logit_bias": {"3": 1.0}}, "logit_bias"),
+    ({"logit_bias": [(3, 1.0)]}, "logit_bias"),
+    ({"temperature": 0, "top_k": 5}, "top_k"),
+    ({"temperature": 0, "top_p": 0.9}, "top_p"),
+    ({"temperature": 0, "min_p": 0.1}, "min_p"),
+    ({"temperature": 0, "seed": 0}, "seed"),
+]
+
+
+@pytest.mark.parametrize(("options", "name"), BAD, ids=str)
+def test_a_wrong_option_is_refused_by_name(options, name):
+    with pytest.raises(RequestError, match=name) as caught:
+        Sampling(**options)
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0, "top_p": 1.0}, {"temperature": 0, "min_p": 0}, {"seed": (1 << 63) - 1}])
+def test_what_does_nothing_contradicts_nothing(options):
+    Sampling(**options)

@@ -1,0 +1,128 @@
+"""What is computed afterwards: against attend_math, NumPy and the model's own output; its error is honest."""
+
+import numpy as np
+import pytest
+import torch
+from test_points import MODELS, Everything
+from tiny import assert_near, random_ids, run
+
+from glassformer.cache.dense import DenseCache
+from glassformer.inspect import points
+from glassformer.inspect.derive import attended, derive
+from glassformer.nn.attend import KV, AttendSpec, View, attend_math, visible
+from glassformer.nn.step import Step
+
+
+def kept(model, ids, **step):
+    """A pass's live points, its Step, and each layer's own scores and probabilities, seen inside attend_math."""
+    tap, inside = Everything(), []
+
+    def attend(*args):
+        z, scores, probs = attend_math(*args)
+        inside.append((scores, probs))
+        return z
+
+    step = Step.of(ids, tap=tap, attend=attend, **step)
+    with torch.no_grad():
+        model(ids, step)
+    return tap.seen, step, inside
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_and_probabilities_are_those_of_the_definition(name):
+    model = MODELS[name]
+    ids = random_ids(model.config, 2, 11)
+    seen, step, inside = kept(model, ids)
+    for i, (scores, probs) in enumerate(inside):
+        view = step.view(model.blocks[i].attn.spec)
+        for end, want in (("scores", scores), ("probs", probs)):
+            got = derive(model, f"blocks.{i}.attn.{end}", seen, view)
+            assert torch.equal(got.value, want)
+            assert got.error == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_after_the_fast_backend_the_error_is_that_of_the_identity(name):
+    """Kept from SDPA, recomputed: P·V is z but for rounding, and the error says by how much."""
+    model = MODELS[name]
+    ids, tap = random_ids(model.config, 2, 11), Everything()
+    step = Step.of(ids, tap=tap)
+    with torch.no_grad():
+        model(ids, step)
+        for i, block in enumerate(model.blocks):
+            got = derive(model, f"blocks.{i}.attn.probs", tap.seen, step.view(block.attn.spec))
+            v, z = (tap.seen[f"blocks.{i}.attn.{p}"].double().numpy() for p in ("v", "z"))
+            v = np.repeat(v, z.shape[2] // v.shape[2], axis=2)
+            pv = np.einsum("bhts,bshd->bthd", got.value.double().numpy(), v)
+            assert abs(got.error - np.abs(pv - z).max()) < 1e-6
+            assert got.error < 1e-5
+            assert_near(got.value.sum(-1), torch.ones(got.value.shape[:-1]), 1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_heads_sum_to_what_attention_writes(name):
+    model = MODELS[name]
+    seen, step, _ = kept(model, random_ids(model.config, 2, 11))
+    for i, block in enumerate(model.blocks):
+        got = derive(model, f"blocks.{i}.attn.heads", seen, step.view(block.attn.spec))
+        z, w = seen[f"blocks.{i}.attn.z"].double().numpy(), block.attn.o.weight.detach().double().numpy()
+        dh = z.shape[-1]
+        for h in range(z.shape[2]):
+            assert_near(got.value[:, :, h], torch.tensor(z[:, :, h] @ w[:, h * dh : (h + 1) * dh].T), 1e-6)
+        bias = 0 if block.attn.o.bias is None else block.attn.o.bias.detach()
+        assert_near(got.value.sum(2) + bias, seen[f"blocks.{i}.attn.out"])
+        assert 0 <= got.error < 1e-5
+
+
+def test_the_error_tells_when_something_else_was_kept():
+    model = MODELS["qwen3"]
+    seen, step, _ = kept(model, random_ids(model.config, 2, 11))
+    view = step.view(model.blocks[0].attn.spec)
+    for part, point in (("z", "probs"), ("v", "probs"), ("z", "heads"), ("out", "heads")):
+        wrong = dict(seen)
+        wrong[f"blocks.0.attn.{part}"] = seen[f"blocks.0.attn.{part}"] + 0.1
+        assert derive(model, f"blocks.0.attn.{point}", wrong, view).error > 0.02
+
+
+def test_needs_are_enough():
+    model = MODELS["gpt2"]
+    seen, step, _ = kept(model, random_ids(model.config, 2, 11))
+    for name in points.derived(model.config):
+        few = {need: seen[need] for need in points.needs(model.config, name)}
+        spec = model.blocks[int(name.split(".")[1])].attn.spec
+        assert derive(model, name, few, step.view(spec)).error < 1e-5
+
+
+def test_the_queries_of_a_cached_pass_over_all_keys():
+    """Of a pass over the last tokens: keys and values of all passes, one behind the other, and their own mask."""
+    model = MODELS["qwen3"]
+    ids, cache, taps = random_ids(model.config, 1, 11), DenseCache.of(model.config, 1, 11), []
+    for part in ids.split([7, 4], 1):
+        taps.append(Everything())
+        with torch.no_grad():
+            model(part, Step(cache.extend([part.shape[1]]), cache=cache, tap=taps[-1]))
+    whole = Everything()
+    step = Step.of(ids, tap=whole)
+    run(model, ids, tap=whole)
+    for i, block in enumerate(model.blocks):
+        k, v = (torch.cat([tap.seen[f"blocks.{i}.attn.{p}"] for tap in taps], 1) for p in ("k_rot", "v"))
+        q, z = (taps[-1].seen[f"blocks.{i}.attn.{p}"] for p in ("q_rot", "z"))
+        at, spec = torch.arange(11)[None], block.attn.spec
+        got = attended(spec, q, k, v, z, View(at[:, 7:], at, visible(spec, at[:, 7:], at)))
+        want = derive(model, f"blocks.{i}.attn.probs", whole.seen, step.view(spec))
+        assert_near(got.probs, want.value[:, :, 7:])
+        assert got.error < 1e-5
+
+
+def test_biases_sinks_and_caps_are_part_of_it():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(1, 5, 4, 8, generator=g), torch.randn(1, 5, 2, 8, generator=g), torch.randn(1, 5, 2, 8, generator=g)
+    bias, sinks = torch.randn(1, 4, 5, 5, generator=g), torch.randn(4, generator=g)
+    at, spec = torch.arange(5)[None], AttendSpec(0.5, softcap=2.0)
+    view = View(at, at, None, causal=True)
+    z, scores, probs = attend_math(spec, q, KV(k, v), view, bias, sinks)
+    got = attended(spec, q, k, v, z, view, bias, sinks)
+    assert torch.equal(got.scores, scores)
+    assert torch.equal(got.probs, probs)
+    assert got.error == 0
+    assert attended(spec, q, k, v, z, view).error > 1e-2

@@ -1,0 +1,223 @@
+"""Every point of the registry: it is there, it can be changed, and looking at it changes no bit."""
+
+import pytest
+import torch
+from tiny import FAMILIES, random_ids, run, run_cached, tiny, tiny_config
+
+from glassformer.cache.dense import DenseCache
+from glassformer.errors import RequestError
+from glassformer.inspect import points
+from glassformer.nn.attend import KV, attend_sdpa
+from glassformer.nn.step import Step
+
+SHAPES = {name: tiny_config(name) for name in FAMILIES}
+SHAPES["post and out"] = tiny_config("llama", **{f"layers.{i}.norm_at": ("out", "post") for i in range(3)})
+MODELS = {
+    **{family: tiny(family) for family in FAMILIES},
+    "post and out": tiny("llama", **{f"layers.{i}.norm_at": ("out", "post") for i in range(3)}),
+    "sinusoidal": tiny("gpt2", positions="sinusoidal"),
+}
+
+
+class Tap:
+    """Keeps what it wants, and adds `delta` where there is one for the point."""
+
+    def __init__(self, wants, delta=None):
+        self.names, self.delta, self.seen = wants, delta or {}, {}
+
+    def wants(self, name):
+        return name in self.names
+
+    def __call__(self, name, value):
+        self.seen[name] = value.clone()
+        return value + self.delta[name] if name in self.delta else value
+
+
+class Everything(Tap):
+    def __init__(self):
+        super().__init__(())
+
+    def wants(self, name):
+        return not name.endswith(("scores", "probs"))
+
+
+def changed_from_outside(model, name, delta, ids):
+    """Logits with `delta` added at a point, by torch's module hooks, or through the attention backend: never by a tap."""
+    add = lambda _m, _a, out: out + delta.flatten(out.ndim - 1) if delta.ndim > out.ndim else out + delta  # noqa: E731
+    add_before = lambda _m, a: (a[0] + (delta.flatten(2) if delta.ndim > a[0].ndim else delta), *a[1:])  # noqa: E731
+    if not name.startswith("blocks."):
+        after = {"embed.tokens": model.embed, "embed.positions": model.positions, "final.norm": model.norm, "final.logits": model}
+        if name == "embed.out":
+            return hooked(model, ids, model.blocks[0].register_forward_pre_hook(add_before))
+        return hooked(model, ids, after[name].register_forward_hook(add))
+    _, number, end = name.split(".", 2)
+    block = model.blocks[int(number)]
+    if end in ("attn.q_rot", "attn.k_rot"):
+        calls = iter(range(100))
+
+        def attend(spec, q, kv, view, bias=None, sinks=None):
+            if next(calls) == int(number):
+                q, kv = (q + delta, kv) if end == "attn.q_rot" else (q, KV(kv.k + delta, kv.v))
+            return attend_sdpa(spec, q, kv, view, bias, sinks)
+
+        return run(model, ids, attend=attend)
+    before = {
+        "resid_pre": block, "resid_mid": block.mlp_residual, "attn.x": block.attn, "mlp.x": block.mlp,
+        "attn.z": block.attn.o, "mlp.act": block.mlp.down,
+    }  # fmt: skip
+    after = {
+        "resid_post": block, "attn.q": block.attn.q, "attn.k": block.attn.k, "attn.v": block.attn.v,
+        "attn.out": block.attn.o, "attn.add": block.attn_residual.out, "mlp.gate": block.mlp.gate, "mlp.up": block.mlp.up,
+        "mlp.out": block.mlp.down, "mlp.add": block.mlp_residual.out,
+    }  # fmt: skip
+    if end in before:
+        return hooked(model, ids, before[end].register_forward_pre_hook(add_before))
+    return hooked(model, ids, after[end].register_forward_hook(add))
+
+
+def hooked(model, ids, handle):
+    try:
+        return run(model, ids)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_change_at_every_live_point_is_what_a_module_hook_makes(name):
+    model = MODELS[name]
+    ids = random_ids(model.config, 2, 11)
+    plain, everything = run(model, ids), Everything()
+    run(model, ids, tap=everything)
+    for point in points.live(model.config):
+        value = everything.seen[point]
+        delta = torch.randn(value.shape, generator=torch.Generator().manual_seed(3)) * value.std() * 0.3
+        tap = Tap({point}, {point: delta})
+        tapped = run(model, ids, tap=tap)
+        assert list(tap.seen) == [point]
+        assert torch.equal(tapped, changed_from_outside(model, point, delta, ids)), point
+        assert (tapped - plain).abs().max() > 1e-3 * plain.abs().max(), f"{point} does not reach the logits"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_registry_is_what_passes_the_tap_in_its_order(name):
+    model = MODELS[name]
+    ids, tap = random_ids(model.config, 2, 11), Everything()
+    run(model, ids, tap=tap)
+    assert list(tap.seen) == points.live(model.config)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_axes_are_the_shapes(name):
+    model = MODELS[name]
+    c, a = model.config, model.config.layers[0].attention
+    size = {"B": 2, "T": 11, "S": 11, "D": c.d_model, "V": c.vocab_size, "F": 72, "H": a.n_heads, "Hkv": a.n_kv_heads}
+    size |= {"Dh": a.head_dim, "#B": 1}
+    tap = Everything()
+    run(model, random_ids(c, 2, 11), tap=tap)
+    for point, value in tap.seen.items():
+        assert value.shape == tuple(size[axis] for axis in points.find(c, point).axes.split()), point
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_looking_changes_no_bit(name):
+    model = MODELS[name]
+    ids = random_ids(model.config, 2, 11)
+    plain = run(model, ids)
+    assert torch.equal(plain, run(model, ids, tap=Everything()))
+    assert torch.equal(plain, run(model, ids, tap=Tap(())))
+    cached, looked = (
+        run_cached(model, ids, [6, 1, 4], DenseCache.of(model.config, 2, 11), tap=tap) for tap in (None, Everything())
+    )
+    assert torch.equal(cached, looked)
+
+
+def test_a_tap_that_wants_nothing_is_given_nothing():
+    class Never:
+        def wants(self, name):
+            return False
+
+        def __call__(self, name, value):
+            raise AssertionError(f"given {name}")
+
+    model = MODELS["qwen3"]
+    ids = random_ids(model.config, 2, 11)
+    assert torch.equal(run(model, ids), run(model, ids, tap=Never()))
+
+
+def test_an_edit_of_probabilities_selects_the_definition_in_its_layer_alone():
+    """Silencing one head's probabilities = setting its z to 0; other layers keep their backend."""
+    model, calls = MODELS["qwen3"], []
+    ids = random_ids(model.config, 2, 11)
+
+    class Silence(Tap):
+        def __call__(self, name, value):
+            value = value.clone()
+            value[..., 2, :, :] = 0  # [B, H, T, S]
+            return value
+
+    class SilenceZ(Tap):
+        def __call__(self, name, value):
+            value = value.clone()
+            value[..., 2, :] = 0  # [B, T, H, Dh]
+            return value
+
+    def counting(*args):
+        calls.append(1)
+        return attend_sdpa(*args)
+
+    a = run(model, ids, tap=Silence({"blocks.1.attn.probs"}), attend=counting)
+    b = run(model, ids, tap=SilenceZ({"blocks.1.attn.z"}))
+    assert len(calls) == 2, "of three layers, two keep the backend that the caller chose"
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert (a - run(model, ids)).abs().max() > 1e-2
+
+
+def test_an_edit_of_scores_hides_a_key():
+    model = MODELS["gpt2"]
+    ids = random_ids(model.config, 1, 9)
+
+    class Hide(Tap):
+        def __call__(self, name, value):
+            self.seen[name] = value
+            return value.index_fill(-1, torch.tensor([3]), -torch.inf) if name.endswith("scores") else value
+
+    tap = Hide({"blocks.0.attn.scores", "blocks.0.attn.probs"})
+    hidden = run(model, ids, tap=tap)
+    probs = tap.seen["blocks.0.attn.probs"]
+    assert not probs[..., 3].nan_to_num().any()
+    assert torch.equal(hidden[:, :3], run(model, ids, tap=Tap({"blocks.0.attn.scores"}))[:, :3])
+    assert (hidden[:, 4:] - run(model, ids)[:, 4:]).abs().max() > 1e-2
+
+
+def test_a_model_lists_only_what_it_has():
+    qwen3, gpt2 = (points.points(SHAPES[name]) for name in ("qwen3", "gpt2"))
+    assert "embed.positions" in gpt2
+    assert "embed.positions" not in qwen3
+    assert "blocks.2.mlp.gate" in qwen3
+    assert not any("gate" in name for name in gpt2)
+    assert not any(name.startswith("blocks.3.") or "{" in name for name in qwen3)
+    for name in points.derived(SHAPES["qwen3"]):
+        assert set(points.needs(SHAPES["qwen3"], name)) <= set(points.live(SHAPES["qwen3"]))
+    assert points.needs(SHAPES["qwen3"], "blocks.1.attn.heads") == ["blocks.1.attn.z", "blocks.1.attn.out"]
+    assert points.needs(SHAPES["qwen3"], "blocks.1.attn.z") == ["blocks.1.attn.z"]
+    assert all(point.meaning and point.axes for point in qwen3.values())
+
+
+@pytest.mark.parametrize(("wrong", "nearest"), [
+    ("blocks.9.attn.z", "attn.z"), ("blocks.1.attn.prob", "blocks.1.attn.probs"), ("embed.positions", "embed."),
+])  # fmt: skip
+def test_an_unknown_point_is_told_the_nearest(wrong, nearest):
+    with pytest.raises(RequestError, match=f"no point '{wrong}'.*{nearest}"):
+        points.find(SHAPES["qwen3"], wrong)
+
+
+def test_taps_see_only_this_passes_tokens_when_cached():
+    model = MODELS["qwen3"]
+    ids, cache, tap = random_ids(model.config, 1, 7), DenseCache.of(model.config, 1, 7), Everything()
+    with torch.no_grad():
+        model(ids[:, :5], Step(cache.extend([5]), cache=cache))
+        model(ids[:, 5:], Step(cache.extend([2]), cache=cache, tap=tap))
+    whole = Everything()
+    run(model, ids, tap=whole)
+    for name, value in tap.seen.items():
+        torch.testing.assert_close(value, whole.seen[name][:, 5:], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,109 @@
+"""The chunked loss against F.cross_entropy: value and gradients, chunk borders, targets that do not count."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import assert_near, random_ids, tiny
+
+from glassformer.nn import loss as module
+from glassformer.nn.loss import linear_cross_entropy, next_token_loss
+from glassformer.nn.step import Step
+
+N, D, V = 37, 12, 50
+
+
+def draw(ignored=()):
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(N, D, generator=g, requires_grad=True), torch.randn(V, D, generator=g, requires_grad=True)
+    targets = torch.randint(V, (N,), generator=g)
+    targets[list(ignored)] = -100
+    return x, w, targets
+
+
+def both(x, w, targets, factor=1.0):
+    """(value, dx, dw) of ours and of torch's, the latter in float64."""
+    ours = linear_cross_entropy(x, w, targets) * factor
+    ours.backward()
+    x64, w64 = (t.detach().double().requires_grad_() for t in (x, w))
+    theirs = F.cross_entropy(x64 @ w64.T, targets, reduction="sum", ignore_index=-100) * factor
+    theirs.backward()
+    return (ours.detach(), x.grad, w.grad), (theirs.detach(), x64.grad, w64.grad)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 36, 37, 38, 1000])
+@pytest.mark.parametrize("ignored", [(), (0, 5, 36), range(4, 11)], ids=str)
+def test_value_and_gradients(rows, ignored, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_VALUES", rows * V)
+    for ours, theirs in zip(*both(*draw(ignored), factor=0.37), strict=True):
+        assert_near(ours, theirs, 1e-6)
+
+
+def test_a_chunk_smaller_than_one_row(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_VALUES", 3)
+    for ours, theirs in zip(*both(*draw()), strict=True):
+        assert_near(ours, theirs, 1e-6)
+
+
+def test_nothing_counted_is_a_loss_of_nothing():
+    x, w, targets = draw(range(N))
+    linear_cross_entropy(x, w, targets).backward()
+    assert not x.grad.any()
+    assert not w.grad.any()
+
+
+def test_large_logits_do_not_overflow():
+    x, w, targets = draw()
+    value = linear_cross_entropy(x * 1e3, w, targets)
+    assert_near(value.detach(), F.cross_entropy((x * 1e3 @ w.T).double(), targets, reduction="sum").detach(), 1e-6)
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    x, w, targets = draw()
+    linear_cross_entropy(x, w.detach(), targets).backward()
+    assert x.grad is not None
+    x, w, targets = draw()
+    linear_cross_entropy(x.detach(), w, targets).backward()
+    assert w.grad is not None
+    with torch.no_grad():
+        assert not linear_cross_entropy(x, w, targets).requires_grad
+
+
+def test_bfloat16_products_stay_near():
+    (x, w, targets), (a, b, _) = draw(), draw()
+    linear_cross_entropy(x, w, targets).backward()
+    linear_cross_entropy(a, b, targets, torch.bfloat16).backward()
+    assert a.grad.dtype == b.grad.dtype == torch.float32
+    assert_near(a.grad, x.grad, 3e-2)
+    assert_near(b.grad, w.grad, 3e-2)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_models_loss_and_every_parameters_gradient(tied):
+    model = tiny("qwen3", tied_head=tied)
+    ids, targets = random_ids(model.config, 3, 17), random_ids(model.config, 3, 17, seed=2)
+    targets[:, ::4] = -100
+    ours = next_token_loss(model, ids, targets, Step.of(ids))
+    ours.backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    theirs = F.cross_entropy(model(ids, Step.of(ids)).flatten(0, 1), targets.flatten(), reduction="sum")
+    theirs.backward()
+    assert_near(ours.detach(), theirs.detach(), 1e-6)
+    for name, p in model.named_parameters():
+        assert_near(grads[name], p.grad, 2e-6)
+        assert p.grad.any(), f"{name} gets no gradient"
+
+
+def test_k_micro_batches_are_one_batch():
+    """Each divided by the tokens of the whole step, though they hold unequal numbers of counted targets."""
+    model = tiny("llama")
+    ids, targets = random_ids(model.config, 6, 17), random_ids(model.config, 6, 17, seed=2)
+    targets[0, 3:], targets[3, ::2] = -100, -100
+    counted = (targets != -100).sum()
+    (next_token_loss(model, ids, targets, Step.of(ids)) / counted).backward()
+    whole = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    for x, y in zip(ids.split([1, 2, 3]), targets.split([1, 2, 3]), strict=True):
+        (next_token_loss(model, x, y, Step.of(x)) / counted).backward()
+    for name, p in model.named_parameters():
+        assert_near(p.grad, whole[name], 2e-6)
