@@ -69,6 +69,7 @@ def transformers_model(shape: ShapeConfig) -> nn.Module:
                 attn_pdrop=0.0,
                 bos_token_id=0,
                 eos_token_id=None,
+                activation_function="gelu",
                 attn_implementation="sdpa",
             )
         )

@@ -49,7 +49,8 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-probability per predicted token."""
-        return math.exp(-self.logprob / (len(self.tokens) - 1))
+        loss = -self.logprob / (len(self.tokens) - 1)
+        return math.exp(loss) if loss < 700 else math.inf
 
 
 @dataclass(frozen=True)

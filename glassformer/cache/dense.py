@@ -30,6 +30,9 @@ class DenseCache:
             RingSlot(self, window) if window is not None and window < capacity else FullSlot(self) for window in windows
         ]
         self.counts: list[int] = [0] * batch
+        # of the pass that `extend` began: all that layers read, so that a compiled block sees sizes, not lists of them
+        self.uniform = True  # every row holds the same number of tokens and brings the same number
+        self.old = self.end = 0  # tokens of the longest row, before and after
 
     @classmethod
     def of(cls, config: ModelConfig, batch: int, capacity: int, device: torch.device | str = "cpu") -> DenseCache:
@@ -37,11 +40,6 @@ class DenseCache:
         if capacity > config.context_length:
             raise CapacityError(f"{capacity} tokens do not fit: the model's context holds {config.context_length}")
         return cls([layer.attention.window for layer in config.layers], batch, capacity, device)
-
-    @property
-    def uniform(self) -> bool:
-        """Every row holds the same number of tokens and brings the same number in this pass."""
-        return len(set(self.lengths)) == 1 and len(set(self.counts)) == 1
 
     @property
     def bytes(self) -> int:
@@ -62,6 +60,8 @@ class DenseCache:
             )
         self.lengths, self.counts = lengths, list(counts)
         width = max(counts)
+        self.uniform = len(set(lengths)) == 1 and len(set(counts)) == 1
+        self.old, self.end = max(n - c for n, c in zip(lengths, counts, strict=True)), max(lengths)
         if self.uniform:
             self.positions = torch.arange(lengths[0] - width, lengths[0], device=self.device)[None]
             return self.positions
@@ -71,6 +71,7 @@ class DenseCache:
         # which (row, place in the pass, position) each real token has: made once here, used by every layer
         self.row, self.place = (self.positions >= 0).nonzero(as_tuple=True)
         self.position = self.positions[self.row, self.place]
+        self.row_end = torch.tensor(lengths, device=self.device)[self.row]
         return self.positions
 
     def layer(self, i: int) -> FullSlot | RingSlot:
@@ -81,7 +82,7 @@ class DenseCache:
         if spec.window is not None and spec.window < self.capacity:
             keys = self._ring_keys(spec.window)
         else:
-            keys = torch.arange(max(self.lengths), device=self.device)[None]
+            keys = torch.arange(self.end, device=self.device)[None]
         width = self.positions.shape[-1]
         if self.uniform and (width == 1 or width == keys.shape[-1]) and (spec.window or width) >= width:
             return View(self.positions, keys, None, causal=width > 1)
@@ -134,13 +135,13 @@ class FullSlot:
 
     def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> KV:
         """Write these tokens at their positions; returns every slot up to the longest row, as [B, S, Hkv, Dh]."""
-        cache, end = self.cache, max(self.cache.lengths)
+        cache = self.cache
         for kept, new in zip(self.store(k, v), (k, v), strict=True):
             if cache.uniform:
-                kept[:, :, end - new.shape[1] : end] = new.transpose(1, 2)
+                kept[:, :, cache.old : cache.end] = new.transpose(1, 2)
             else:
                 kept[cache.row, :, cache.position] = new[cache.row, cache.place]
-        return self._read(slice(0, end))
+        return self._read(slice(0, cache.end))
 
     def _read(self, slots: slice) -> KV:
         assert self.k is not None
@@ -163,12 +164,11 @@ class RingSlot(FullSlot):
 
     def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> KV:
         """One token: write, then return the ring. Several: return the ring as it was, and them, then write."""
-        old = max(n - c for n, c in zip(self.cache.lengths, self.cache.counts, strict=True))
         self.store(k, v)
         if k.shape[1] == 1:
             self._write(k, v)
-            return self._read(slice(0, min(self.size, max(self.cache.lengths))))
-        before = self._read(slice(0, min(self.size, old)))
+            return self._read(slice(0, min(self.size, self.cache.end)))
+        before = self._read(slice(0, min(self.size, self.cache.old)))
         kv = KV(torch.cat([before.k, k], 1), torch.cat([before.v, v], 1))
         self._write(k, v)
         return kv
@@ -181,8 +181,7 @@ class RingSlot(FullSlot):
             for kept, new in zip(tensors, (k, v), strict=True):
                 kept[:, :, slots] = new[:, last].transpose(1, 2)
             return
-        lengths = torch.tensor(cache.lengths, device=cache.device)
-        newest = cache.position >= lengths[cache.row] - self.size  # of two tokens for one slot, only the later
+        newest = cache.position >= cache.row_end - self.size  # of two tokens for one slot, only the later
         row, place, slots = cache.row[newest], cache.place[newest], cache.position[newest] % self.size
         for kept, new in zip(tensors, (k, v), strict=True):
             kept[row, :, slots] = new[row, place]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +84,11 @@ def generate(
         "logprobs": logprobs,
     }
     if n == 1 and logprobs is None and not json and lm.tokenizer is not None:
+        if seed is None and temperature:
+            options["seed"] = secrets.randbits(32)
         stream(lm, given, **options)
+        if options["seed"] != seed:
+            say(f"seed {options['seed']}")
         return
     found = lm.generate(given, **options)
     if json:

@@ -137,7 +137,7 @@ def _write(
         chosen = choose(adjusted, options.sampling, [row.generator for row in rows])
         ids = chosen.tolist()
         reports = [(None, ())] * len(rows) if options.logprobs is None else report(logits, chosen, options.logprobs)
-        pieces = [_piece(row, token, *report, ends) for row, token, report in zip(rows, ids, reports, strict=True)]
+        pieces = [_piece(row, token, *rest, ends) for row, token, rest in zip(rows, ids, reports, strict=True)]
         yield from pieces
         going = [i for i, piece in enumerate(pieces) if piece.finish is None]
         if not going:
@@ -162,9 +162,20 @@ def _rows(model: Decoder, prompts: Sequence[Sequence[int]], options: Options, to
                 f"a prompt of {len(prompt)} tokens{asked} does not fit: the model's context holds {context} tokens"
             )
         for _ in range(options.n):
-            text, generator = tokenizer.stream() if tokenizer else None, random.Random(seed + len(rows))
+            text, generator = _text_after(prompt, tokenizer), random.Random(seed + len(rows))
             rows.append(Row(len(rows), options.max_tokens or room, generator, StopStrings(options.stop), text))
     return rows
+
+
+def _text_after(prompt: Sequence[int], tokenizer: Tokenizer | None) -> StreamDecoder | None:
+    """A decoder that goes on where the prompt ends: not at a text's first space, perhaps within a character."""
+    if tokenizer is None:
+        return None
+    text, control = tokenizer.stream(), tokenizer.special.values()
+    for token in prompt[-4:]:  # the bytes of a character are at most four
+        if token not in control:
+            text.push(token)
+    return text
 
 
 def _prefill(model: Decoder, prompts: Sequence[Sequence[int]], room: int, attend: Attend) -> tuple[DenseCache, Tensor]:

@@ -11,6 +11,7 @@ import random
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +23,7 @@ COLDEST = 1e-5  # a lower temperature would divide logits to infinity
 
 
 def check_number(
-    name: str, value: float | None, low: float, high: float, *, above: bool = False, optional: bool = False
+    name: str, value: Any, low: int | float, high: int | float, *, above: bool = False, optional: bool = False
 ) -> None:
     """RequestError unless low <= value <= high (low < value where `above`), or None where that means something."""
     if value is None and optional:
@@ -143,6 +144,6 @@ def choose(logits: Float[Tensor, "R V"], sampling: Sampling, generators: Sequenc
     reached = probs.double().cumsum(-1)  # [R, V]
     draws = torch.tensor([g.random() for g in generators], dtype=torch.float64, device=probs.device)
     threshold = draws[:, None] * reached[:, -1:]
-    index = torch.searchsorted(reached, threshold, right=True).squeeze(-1)
-    last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).int().argmax(-1)  # never a ruled out one at the far end
-    return torch.minimum(index, last)
+    index = torch.searchsorted(reached, threshold, right=True).clamp(max=probs.shape[-1] - 1)  # [R, 1]
+    likeliest = probs.argmax(-1, keepdim=True)
+    return torch.where(probs.gather(-1, index) > 0, index, likeliest).squeeze(-1)  # sums in parallel may round past it

@@ -142,3 +142,28 @@ def attend_sdpa(
         q, k, v, attn_mask=mask, is_causal=view.causal and mask is None, scale=spec.scale, enable_gqa=grouped
     )
     return z.transpose(-2, -3)  # [B, T, H, Dv]
+
+
+def attend_products(
+    spec: AttendSpec,
+    q: Float[Tensor, "B T H Dh"],
+    kv: KV,
+    view: View,
+    bias: Float[Tensor, "*#BH #T S"] | None = None,
+    sinks: Float[Tensor, "H"] | None = None,
+) -> Float[Tensor, "B T H Dv"]:
+    """Two batched products in the pass' own dtype, all scores held: for training on CPUs that multiply bfloat16.
+
+    There it takes half of SDPA's time, forward and backward, on rows of up to 256 tokens, and as long at 1024.
+    """
+    if spec.softcap is not None or bias is not None or sinks is not None:
+        return attend_math(spec, q, kv, view, bias, sinks)[0]
+    group = q.shape[-2] // kv.k.shape[-2]
+    k, v = (t.transpose(1, 2).flatten(0, 1) for t in kv)  # [B Hkv, S, Dh]
+    rows = q.unflatten(2, (-1, group)).permute(0, 2, 3, 1, 4).flatten(2, 3).flatten(0, 1)  # [B Hkv, H/Hkv T, Dh]
+    hidden = ~view.visible()[:, None, None]
+    mask = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, -math.inf)  # [#B, 1, 1, T, S]
+    mask = mask.expand(q.shape[0], kv.k.shape[-2], group, -1, -1).flatten(2, 3).flatten(0, 1)
+    probs = torch.baddbmm(mask, rows, k.mT, alpha=spec.scale).softmax(-1)  # [B Hkv, H/Hkv T, S]
+    z = torch.bmm(probs, v).unflatten(0, (q.shape[0], -1)).unflatten(2, (group, -1))
+    return z.permute(0, 3, 1, 2, 4).flatten(2, 3)  # [B, T, H, Dv]

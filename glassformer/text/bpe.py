@@ -73,34 +73,32 @@ def train(
         merges.append((left, right))
         grown = set()
         for number in where.pop(pair):
-            words[number], changes = _join(words[number], pair, ids[left + right])
-            for changed, by in changes:
+            for changed, by in _join(words[number], pair, ids[left + right]):
                 count[changed] += by * times[number]
                 if by > 0:
                     where[changed].add(number)
                     grown.add(changed)
         for changed in grown:
-            heapq.heappush(queue, (-count[changed], changed))
+            if count[changed] > 0:
+                heapq.heappush(queue, (-count[changed], changed))
     return merges
 
 
-def _join(word: list[int], pair: Pair, new: int) -> tuple[list[int], list[tuple[Pair, int]]]:
-    """`word` with every `pair` made `new`, left to right; and each neighbouring pair that came (+1) or went (-1)."""
-    joined: list[int] = []
+def _join(word: list[int], pair: Pair, new: int) -> list[tuple[Pair, int]]:
+    """Make every `pair` in `word` `new`, left to right.  Returns each neighbouring pair that came (+1) or went (-1)."""
+    first, second = pair
     changes = []
-    i = 0
-    while i < len(word):
-        if word[i] != pair[0] or word[i + 1 : i + 2] != [pair[1]]:
-            joined.append(word[i])
-            i += 1
-            continue
-        if joined:
-            changes += [((joined[-1], pair[0]), -1), ((joined[-1], new), +1)]
-        i += 2
-        if i < len(word):
-            changes += [((pair[1], word[i]), -1), ((new, word[i]), +1)]
-        joined.append(new)
-    return joined, changes
+    at = 0
+    while first in (rest := word[at:]):
+        at += rest.index(first)
+        if word[at + 1 : at + 2] == [second]:
+            word[at : at + 2] = [new]
+            if at > 0:
+                changes += [((word[at - 1], first), -1), ((word[at - 1], new), +1)]
+            if at + 1 < len(word):
+                changes += [((second, word[at + 1]), -1), ((new, word[at + 1]), +1)]
+        at += 1
+    return changes
 
 
 @dataclass(frozen=True)

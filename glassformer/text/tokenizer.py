@@ -199,7 +199,7 @@ class Tokenizer:
         """
         folder = Path(folder)
         dropped = ("auto_map", "tokenizer_file", "name_or_path")
-        config = {key: value for key, value in self.config.items() if key not in dropped}
+        config = {key: _name(value) for key, value in self.config.items() if key not in dropped}
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": self.add_bos}
         config.setdefault("clean_up_tokenization_spaces", False)
         config.setdefault("model_max_length", 10**30)  # transformers' spelling of "the model's business"
@@ -218,9 +218,8 @@ class Tokenizer:
     # ---- reading the files
 
     def _named(self, key: str) -> int | None:
-        """The id of the token that the config names under `key`: a string, or an object with `content`."""
-        entry = self.config.get(key)
-        name = entry.get("content") if isinstance(entry, dict) else entry
+        """The id of the token that the config names under `key`, if it does."""
+        name = _name(self.config.get(key))
         if name is None:
             return None
         index = self._marked.token_to_id(name)
@@ -247,6 +246,11 @@ class Tokenizer:
         pair = [*pieces, {"Sequence": {"id": "B", "type_id": 0}}]
         processor = {"type": "TemplateProcessing", "single": pieces, "pair": pair, "special_tokens": names}
         return json.dumps(self._layout | {"post_processor": processor}, ensure_ascii=False)
+
+
+def _name(entry: Any) -> Any:
+    """A token's text, where a config spells it as an object with `content`; anything else as it is."""
+    return entry["content"] if isinstance(entry, dict) and "content" in entry else entry
 
 
 def _open(tokenizer_json: str) -> tokenizers.Tokenizer:

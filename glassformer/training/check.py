@@ -81,7 +81,7 @@ def check_data(
     sources: Data,
     tokenizer: Encoder | None = None,
     *,
-    held_out: float = 0.05,
+    held_out: float | int = 0.05,
     held_out_tokens: int = 1_000_000,
     context: int = 256,
     text_field: str = "text",

@@ -10,13 +10,14 @@ how an event or a question reads. Both are used in both directions: to write sto
 `parse_question`) and replay what a model wrote. Story i of a split is a pure function of (seed, split, i), so that a
 corpus of any length streams and takes no storage.
 
-Two sides: every pair that a fact joins (who has what, what lies where, who went where) is either for training or kept
-for the held-out side, chosen by a hash (`kept_back`). A training story has no pair that is kept back, a held-out story
-has no other: so no held-out story, no sentence of fact of one, and no question with its answer, occurs in training.
+Two sides: what happens in a story (the set of its events, by a hash) decides which split it belongs to, and some pairs
+of nouns (who has what, what lies where, who went where) are kept for the held-out side alone. So no held-out story, in
+whatever words or order, and no question with its facts, occurs in training, and some pairs were never seen together.
 """
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
@@ -37,7 +38,7 @@ LINKS = ("", "", "", "Then", "Soon", "Later")
 EVENTS = {
     "have": ("{a} had a {thing}", "{a} found a {thing}", "{a} got a {thing}"),
     "give": ("{a} gave the {thing} to {b}", "{a} handed the {thing} to {b}", "{a} passed the {thing} to {b}"),
-    "put": ("{a} put the {thing} in the {place}", "{a} hid the {thing} in the {place}", "{a} left the {thing} in the {place}"),
+    "put": tuple(f"{{a}} {verb} the {{thing}} in the {{place}}" for verb in ("put", "hid", "left")),
     "take": ("{a} took the {thing} from the {place}",),
     "walk": ("{a} went to the {place}", "{a} walked to the {place}", "{a} ran to the {place}"),
 }
@@ -51,7 +52,7 @@ QUESTIONS = {
 }
 KINDS = ("who", "what", "where")
 SLOTS = {"a": "person", "b": "person", "thing": "thing", "place": "place"}
-KEPT_BACK = 4  # one pair in this many is kept for the held-out side
+KEPT_PAIRS, KEPT_STORIES = 32, 8  # one pair of nouns, and one set of events, in this many is for the held-out side
 SPLITS = ("train", "held-out")
 
 
@@ -72,11 +73,12 @@ class Event(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question as it stands in the text, its answer (with the full stop), and its kind: who, what or where."""
+    """A question as it stands in the text, its answer (with the full stop), its kind, and the nouns of both."""
 
     prompt: str
     answer: str
-    kind: str
+    kind: str  # "who", "what" or "where"
+    pair: tuple[str, str]  # as `Event.pair`: who has what, what lies where, or who went where
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Level:
 LEVELS = (
     Level(people=(2, 3), things=(2, 3), moves=(0, 0), walks=(0, 2), questions=(3, 8), both_ways=True),
     Level(people=(3, 4), things=(3, 3), moves=(1, 2), walks=(0, 3), questions=(3, 6)),
-    Level(people=(3, 4), things=(3, 4), moves=(2, 4), walks=(0, 4), questions=(4, 6)),
+    Level(people=(3, 4), things=(3, 4), moves=(2, 4), walks=(1, 4), questions=(4, 6)),
 )
 
 
@@ -146,7 +148,7 @@ class World:
             self.owner[event.thing] = event.to if event.kind in ("give", "put") else event.a
 
     def facts(self) -> list[tuple[str, dict[str, str]]]:
-        """Everything that can be asked: the question's name in QUESTIONS, and the words that fill it and its answer.
+        """Everything that can be asked: the question's name in QUESTIONS, and the two nouns of question and answer.
 
         A question is left out where it has more than one answer (what Mia has, when she has two things).
         """
@@ -154,7 +156,7 @@ class World:
         asked = [("gone", {"a": a, "place": place}) for a, place in self.gone.items()]
         for thing, owner in self.owner.items():
             slot = "a" if owner in NOUNS["person"] else "place"
-            words = {"thing": thing, slot: owner}
+            words = {slot: owner, "thing": thing}
             asked.append(("holder" if slot == "a" else "kept", words))
             if owners.count(owner) == 1:
                 asked.append(("held" if slot == "a" else "inside", words))
@@ -166,19 +168,68 @@ class World:
 
 @cache
 def kept_back(one: str, other: str) -> bool:
-    """Whether a pair of nouns is kept for the held-out side: one in KEPT_BACK is.
+    """Whether a pair of nouns is kept for the held-out side alone, by the hash of the two words."""
+    return crc32(f"{one} {other}".encode()) % KEPT_PAIRS == 0
 
-    The hash of the words puts each list of nouns in an order; the two places in these orders decide, in such a way
-    that every noun is kept back with equally many others, so that the answers of both sides stay balanced.
+
+def side(events: Iterable[Event]) -> str:
+    """The split that stories of these events belong to, in whatever order and words they are told."""
+    if any(kept_back(*event.pair) for event in events):
+        return "held-out"
+    facts = " ".join(sorted("/".join(event) for event in events))
+    return "held-out" if crc32(facts.encode()) % KEPT_STORIES == 0 else "train"
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _pattern(template: str) -> str:
+    """A template as a regular expression: {a} becomes a group named a that matches any person, and so on."""
+    pieces = re.split(r"\{(\w+)\}", template)
+    return "".join(
+        f"(?P<{piece}>{'|'.join(NOUNS[SLOTS[piece]])})" if i % 2 else re.escape(piece) for i, piece in enumerate(pieces)
+    )
+
+
+_EVENT_PATTERNS = [(kind, re.compile(_pattern(text))) for kind, texts in EVENTS.items() for text in texts]
+_QUESTION_PATTERNS = [
+    (name, re.compile(f"{_pattern(prompt)} (?P<answer>.*)")) for name, (_, prompt, _) in QUESTIONS.items()
+]
+
+
+def parse_sentence(sentence: str, *, first: bool) -> Event:
+    """The event that a sentence of a story tells, read by the templates that write it.
+
+    sentence: with its full stop. first: whether it opens the story (the links before the clause differ).
+    Raises DataError for anything that the grammar does not make.
     """
-    x, y = _rank(one), _rank(other)
-    return (x + x // KEPT_BACK * y + y // KEPT_BACK) % KEPT_BACK == 0
+    links = OPENERS if first else LINKS
+    for link in sorted(set(links), key=len, reverse=True):
+        if sentence.startswith(link) and sentence.endswith("."):
+            clause = sentence[len(link) : -1].removeprefix(" " if link else "")
+            for kind, pattern in _EVENT_PATTERNS:
+                if found := pattern.fullmatch(clause):
+                    word = found.groupdict().get
+                    return Event(kind, word("a", ""), word("thing", ""), word("b") or word("place", ""))
+    raise DataError(f"not a sentence of the grammar: {sentence!r}")
 
 
-@cache
-def _rank(noun: str) -> int:
-    nouns = next(nouns for nouns in NOUNS.values() if noun in nouns)
-    return sorted(nouns, key=lambda word: crc32(word.encode())).index(noun)
+def parse_question(line: str) -> tuple[str, dict[str, str], str]:
+    """A line that asks and answers: the question's name in QUESTIONS, the words it is filled with, and the answer.
+
+    The answer is given as it stands. Raises DataError for a line that is no question of the grammar.
+    """
+    for name, pattern in _QUESTION_PATTERNS:
+        if found := pattern.fullmatch(line):
+            words = found.groupdict()
+            return name, words, words.pop("answer")
+    raise DataError(f"not a question of the grammar: {line!r}")
+
+
+def split_story(document: str) -> tuple[list[str], list[str]]:
+    """The sentences of a document's story (its first line), and the lines of its questions."""
+    text, *lines = document.strip().split("\n")
+    return re.findall(r"\S[^.]*\.?", text), lines
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -193,7 +244,13 @@ def render_event(event: Event, template: str | None = None) -> str:
 def render_question(name: str, words: dict[str, str]) -> Question:
     """The question of that name in QUESTIONS, filled with words."""
     kind, prompt, answer = QUESTIONS[name]
-    return Question(prompt.format_map(words), answer.format_map(words), kind)
+    return Question(prompt.format_map(words), answer.format_map(words), kind, tuple(words.values()))
+
+
+def answer_slot(name: str) -> str:
+    """The slot that the answer to that question in QUESTIONS fills, and the question does not."""
+    _, _, answer = QUESTIONS[name]
+    return re.findall(r"{(\w+)}", answer)[0]
 
 
 def story(seed: int, split: str, i: int, level: int = -1) -> Story:
@@ -207,7 +264,7 @@ def story(seed: int, split: str, i: int, level: int = -1) -> Story:
     if not -len(LEVELS) <= level < len(LEVELS):
         raise DataError(f"level must be an index into the {len(LEVELS)} levels, got {level!r}")
     draw = Draw(f"{seed}/{split}/{level % len(LEVELS)}/{i}")
-    while (told := _tell(draw, LEVELS[level], split == "held-out")) is None:
+    while (told := _tell(draw, LEVELS[level], split)) is None:
         pass
     return told
 
@@ -215,6 +272,37 @@ def story(seed: int, split: str, i: int, level: int = -1) -> Story:
 def stories(seed: int, split: str, n: int, level: int = -1, start: int = 0) -> Iterator[Story]:
     """Stories start .. start + n - 1 of a split."""
     return (story(seed, split, i, level) for i in range(start, start + n))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a curriculum: so many documents, stories of one level (an index into LEVELS)."""
+
+    documents: int
+    level: int = -1
+
+
+def training_text(seed: int, curriculum: Sequence[Stage]) -> Iterator[str]:
+    """The documents to train on, stage after stage, in the order in which they are to be learned."""
+    for stage in curriculum:
+        yield from (told.document for told in stories(seed, "train", stage.documents, stage.level))
+
+
+def count_stories() -> int:
+    """A lower bound of how many different training stories there are, of the last level.
+
+    Counts only the stories in which three people come in with a thing each, no thing changes hands, and
+    the first walks somewhere: in the words that the templates allow, less the share that is kept back by the hash of
+    events (taken twice, to be safe) and with every pair that might be kept back left out.
+    """
+    free = {
+        kind: min(sum(not kept_back(person, noun) for noun in NOUNS[kind]) for person in NOUNS["person"])
+        for kind in ("thing", "place")
+    }
+    people = len(NOUNS["person"])
+    opening = math.prod((people - i) * (free["thing"] - i) for i in range(3))
+    wordings = len(OPENERS) * len(EVENTS["have"]) ** 3 * len(EVENTS["walk"]) * len(set(LINKS)) ** 3
+    return opening * free["place"] * wordings * (KEPT_STORIES - 2) // KEPT_STORIES
 
 
 class Draw:
@@ -240,7 +328,7 @@ class Draw:
 MOVES = ("give", "give", "put", "put", "put", "take")  # how often each comes, where it can
 
 
-def _tell(draw: Draw, level: Level, held_out: bool) -> Story | None:
+def _tell(draw: Draw, level: Level, split: str) -> Story | None:
     """One try at a story; None where the pairs of this side leave no event that can come next."""
     cast = draw.some(NOUNS["person"], draw.between(level.people))
     opening = len(cast) if level.both_ways else len(cast) - 1
@@ -249,11 +337,13 @@ def _tell(draw: Draw, level: Level, held_out: bool) -> Story | None:
     world, events = World(), []
     for n, kind in enumerate(script):
         actors = cast[n : n + 1] if n < opening else cast  # those who come in at the opening have one thing each
-        event = _next_event(draw, kind, actors, world, held_out)
+        event = _next_event(draw, kind, actors, world, split)
         if event is None:
             return None
         world.apply(event)
         events.append(event)
+    if side(events) != split:
+        return None
     clauses = [render_event(event, draw.one(EVENTS[event.kind])) for event in events]
     links = [draw.one(OPENERS)] + [draw.one(LINKS) for _ in clauses[1:]]
     text = " ".join(f"{link} {clause}.".lstrip() for link, clause in zip(links, clauses, strict=True))
@@ -267,7 +357,7 @@ def _tell(draw: Draw, level: Level, held_out: bool) -> Story | None:
     return Story(text, tuple(render_question(*fact) for fact in chosen), tuple(events))
 
 
-def _next_event(draw: Draw, kind: str, cast: list[str], world: World, held_out: bool) -> Event | None:
+def _next_event(draw: Draw, kind: str, cast: list[str], world: World, split: str) -> Event | None:
     held = [t for t, owner in world.owner.items() if owner in NOUNS["person"]]
     placed = [t for t in world.owner if t not in held]
     for _ in range(40):
@@ -275,7 +365,7 @@ def _next_event(draw: Draw, kind: str, cast: list[str], world: World, held_out: 
         if (move in ("give", "put") and not held) or (move == "take" and not placed):
             continue
         event = _PROPOSE[move](draw, cast, held, placed, world)
-        if kept_back(*event.pair) == held_out and world.refusal(event) is None:
+        if world.refusal(event) is None and not (split == "train" and kept_back(*event.pair)):
             return event
     return None
 

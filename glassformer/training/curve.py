@@ -77,10 +77,10 @@ def draw_curve(train: Sequence[Point], held_out: Sequence[Point], title: str) ->
         f'<text class="title" x="{LEFT}" y="22">{title}</text>',
     ]
     for y in ticks(y_low, y_high):
-        height = at(0, y)[1]
+        height = at(0.0, y)[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{end}" y1="{height:.1f}" y2="{height:.1f}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in ticks(0, x_high):
+    for x in ticks(0.0, x_high):
         across = at(x, y_low)[0]
         parts.append(f'<line class="axis" x1="{across:.1f}" x2="{across:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
         parts.append(f'<text x="{across:.1f}" y="{bottom + 20}" text-anchor="middle">{count(x)}</text>')
@@ -107,8 +107,8 @@ def write_curve(folder: Path, title: str) -> None:
     held_out: list[Point] = []
     for record in read_metrics(folder / "metrics.jsonl"):
         if "held_out_loss" in record:
-            held_out.append((record["tokens"], record["held_out_loss"]))
+            held_out.append((float(record["tokens"]), record["held_out_loss"]))
         else:
-            train.append((record["tokens"], record["loss"]))
+            train.append((float(record["tokens"]), record["loss"]))
     safe = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     write_text(folder / "loss.svg", draw_curve(train, held_out, safe))

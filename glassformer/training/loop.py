@@ -222,6 +222,8 @@ def fix_plan(config: TrainConfig, recorded: RunFile, step: int) -> Plan:
 def trial(model: Decoder, loader: RowLoader, how: Pass, optimizer: Optimizer) -> None:
     """One pass forward and back that leaves no trace."""
     before = loader.state()
-    how.loss(model, loader.next()).backward()
-    loader.load_state(before)
-    optimizer.zero_grad()
+    try:
+        how.loss(model, loader.next()).backward()
+    finally:
+        loader.load_state(before)
+        optimizer.zero_grad()

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.training.settings import Plan
@@ -83,10 +83,12 @@ class Reporter:
     def on_message(self, text: str, warning: bool = False) -> None: ...
 
 
-class Sink(Protocol):
+class Sink:
     """Somewhere else that numbers go."""
 
-    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        raise NotImplementedError
+
     def close(self) -> None: ...
 
 
@@ -104,7 +106,7 @@ class Metrics:
         except OSError as error:
             raise CheckpointError(f"{self.path} could not be written: {error.strerror}") from error
         for sink in self.sinks:
-            sink.write(record.step, {k: v for k, v in values.items() if k != "step" and v is not None})
+            sink.write(record.step, {k: float(v) for k, v in values.items() if k != "step" and v is not None})
 
     def sync(self) -> None:
         """Make every line so far lasting: done before a checkpoint, so that none of its steps is missing."""
@@ -154,7 +156,7 @@ def truncate_metrics(path: Path, step: int) -> None:
         os.fsync(file.fileno())
 
 
-class TensorBoard:
+class TensorBoard(Sink):
     """Writes event files to RUN/tensorboard."""
 
     def __init__(self, folder: Path):
@@ -172,7 +174,7 @@ class TensorBoard:
         self.writer.close()
 
 
-class WandB:
+class WandB(Sink):
     """Logs to Weights & Biases, as its own settings say where."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):

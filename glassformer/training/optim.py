@@ -232,7 +232,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         self.flat.zero_grad()
 
-    def finish_gradient(self, tokens: float) -> Tensor:
+    def finish_gradient(self, tokens: int) -> Tensor:
         """Turns summed gradients into the gradient of the mean loss, clipped; returns the norm before clipping.
 
         `tokens`: counted targets of the whole step, over all micro-batches and processes.

@@ -109,17 +109,19 @@ def measure_matrix_rate(
 
     Method: for each distinct [out, in], with x [tokens, in] and gradient g [tokens, out], the three products of a
     training step (x W^T, g W, g^T x) in `dtype` into buffers that are already there, one untimed round, then the
-    fastest of the rounds that fit its part of `seconds` (at least two); shapes are weighted by how often they occur.
+    fastest of the rounds that fit its part of `seconds` (2 to 19); shapes are weighted by how often they occur.
     """
     share = seconds / max(1, len(shapes))
+    generator = torch.Generator(device)  # its own: measuring must not move the run's
     total_flops = total_seconds = 0.0
     for (rows, columns), count in shapes.items():
-        x = torch.randn(tokens, columns, device=device).to(dtype)
-        g = torch.randn(tokens, rows, device=device).to(dtype)
-        w = torch.randn(rows, columns, device=device).to(dtype)
+        x, g, w = (
+            torch.empty(shape, device=device).normal_(generator=generator).to(dtype)
+            for shape in ((tokens, columns), (tokens, rows), (rows, columns))
+        )
         y, dx, dw = torch.empty_like(g), torch.empty_like(x), torch.empty_like(w)
         best, begin, rounds = float("inf"), time.perf_counter(), 0
-        while rounds < 3 or time.perf_counter() - begin < share:
+        while rounds < 3 or (rounds < 20 and time.perf_counter() - begin < share):
             start = time.perf_counter()
             torch.mm(x, w.T, out=y)
             torch.mm(g, w, out=dx)

@@ -269,8 +269,7 @@ def _cut(blocks: Iterable[str], separator: str | None) -> Iterator[tuple[str, bo
         *whole, rest = (rest + block).split(separator) if separator else [rest + block]
         for text in whole:
             yield from _shorten(text)
-        keep = len(separator) - 1 if separator else 0  # the beginning of a separator may stand at the block's end
-        for text, ends in _shorten(rest, keep):
+        for text, ends in _shorten(rest):  # leaves at least a PIECE: the beginning of a separator may stand at its end
             if ends:
                 rest = text
             else:
@@ -278,11 +277,10 @@ def _cut(blocks: Iterable[str], separator: str | None) -> Iterator[tuple[str, bo
     yield from _shorten(rest)
 
 
-def _shorten(text: str, keep: int = 0) -> Iterator[tuple[str, bool]]:
-    """Pieces off the front while more than 2 PIECE are there, not touching the last `keep` characters; then what is
-    left, marked True."""
+def _shorten(text: str) -> Iterator[tuple[str, bool]]:
+    """Pieces off the front while more than 2 PIECE are there; then what is left, marked True."""
     begin = 0
-    while len(text) - begin - keep > 2 * PIECE:
+    while len(text) - begin > 2 * PIECE:
         end = _border(text, begin + PIECE)
         yield text[begin:end], False
         begin = end

@@ -15,6 +15,8 @@ from glassformer.nn.model import Decoder
 from glassformer.weights.reader import Reader, read_json
 from glassformer.weights.rules import Entry, entries
 
+KINDS = ("F32", "BF16", "F16", "F64")
+
 
 def load_model(
     folder: str | Path,
@@ -27,21 +29,25 @@ def load_model(
     """The model of a Hugging Face folder, on `device` in `dtype` (the checkpoint's own by default).
 
     Tensors that need no conversion stay mapped from the file; `copy` gives each its own aligned storage, as training
-    needs. CheckpointError lists every tensor that is missing, left over or of the wrong shape, in one message.
+    needs. Neither takes more memory than the weights. CheckpointError lists every tensor that is missing, left over or of the wrong shape, in one message.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), torch.device(device)
     config = read_config(read_json(folder / "config.json"), str(folder / "config.json"), ignore_keys)
     with torch.device("meta"):
         model = Decoder(config)
     reader = Reader(folder)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
-    names = account(family(config.family), config, parameters, reader, folder)
-    for entry, name in names:
-        tensor = reader[name]
-        for ours, value in zip(entry.ours, entry.split(tensor, parameters), strict=True):
-            value = value.to(device=device, dtype=dtype or value.dtype).contiguous()
-            owned = value.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
-            _place(model, ours, value if owned or not copy else value.clone())
+    pairs = account(family(config.family), config, parameters, reader, folder)
+    for entry, name in pairs:
+        mapped = reader[name]
+        if copy or entry.transposed or device.type != "cpu" or dtype not in (None, mapped.dtype):
+            values = [torch.empty(parameters[n].shape, dtype=dtype or mapped.dtype, device=device) for n in entry.ours]
+            for begin, rows in reader.rows(name):
+                entry.fill(values, begin, rows)
+        else:
+            values = entry.split(mapped, parameters)
+        for ours, value in zip(entry.ours, values, strict=True):
+            _place(model, ours, value)
     return model.eval()
 
 
@@ -60,6 +66,8 @@ def account(
         if reader.shape(name) != entry.shape(parameters):
             found, told = list(reader.shape(name)), list(entry.shape(parameters))
             wrong.append(f"shape: {name} is {found}, the config says {told}")
+        if reader.kind(name) not in KINDS:
+            wrong.append(f"type: {name} is {reader.kind(name)}, weights are {', '.join(KINDS)}")
         pairs.append((entry, name))
     wrong += [f"not used: {name}" for name in sorted(unused) if not _may_be_left(fam, config, name, reader)]
     if wrong:

@@ -31,6 +31,18 @@ class Entry:
         tensor = tensor.T if self.transposed else tensor
         return list(tensor.split([parameters[name].shape[0] for name in self.ours]))
 
+    def fill(self, values: list[Tensor], begin: int, rows: Tensor) -> None:
+        """Copy some rows of a checkpoint's tensor, from row `begin` on, to where they belong in the parameters' values."""
+        end, at = begin + len(rows), 0
+        for value in values:
+            if self.transposed:
+                value.T[begin:end] = rows[:, at : at + len(value)]
+            else:
+                first, last = max(begin, at), min(end, at + len(value))
+                if first < last:
+                    value[first - at : last - at] = rows[first - begin : last - begin]
+            at += len(value)
+
     def join(self, parameters: dict[str, Tensor]) -> Tensor:
         """The parameters as the checkpoint's tensor."""
         parts = [parameters[name].detach() for name in self.ours]

@@ -9,7 +9,7 @@ from glassformer.generate.stopping import StopStrings
 
 
 def before_first(text, stops):
-    """Read a character at a time: as soon as a stop string is complete (the longest of several), what stands before it."""
+    """Read a character at a time: as soon as a stop string is complete (the longest of several), what is before it."""
     for end in range(1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
         if found:
@@ -71,7 +71,7 @@ def test_nothing_comes_after_a_stop():
     assert [watch.push("more"), watch.finish()] == ["", ""]
 
 
-@pytest.mark.parametrize("stops", [[""], ["a", ""], [3], [None]])
+@pytest.mark.parametrize("stops", [[""], ["a", ""]])
 def test_an_empty_stop_is_refused(stops):
     with pytest.raises(RequestError, match="stop"):
         StopStrings(stops)

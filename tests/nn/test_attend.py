@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import assert_near
 
-from glassformer.nn.attend import KV, AttendSpec, View, attend_math, attend_sdpa, visible
+from glassformer.nn.attend import KV, AttendSpec, View, attend_math, attend_products, attend_sdpa, visible
 
 
 def naive(q, k, v, scale, seen, softcap=None, bias=None, sinks=None):
@@ -136,15 +136,16 @@ def test_the_fast_twin_is_the_definition(heads, window, causal, bias, length, va
     if length == 1 and window is None and causal:
         view = View(view.queries, view.keys, None)
     results = []
-    for attend in (attend_math, attend_sdpa):
+    for attend in (attend_math, attend_sdpa, attend_products):
         q, k, v = (t.requires_grad_() for t in draw(heads, length, dv=values))
         b = BIAS[:, : heads[0], :length].clone().requires_grad_() if bias else None
         z = attend(spec, q, KV(k, v), view, b)
         z = z[0] if attend is attend_math else z
         (z * torch.linspace(-1, 1, z.numel()).view_as(z)).sum().backward()
         results.append([z.detach(), *(t.grad for t in (q, k, v, b) if t is not None)])
-    for slow, fast in zip(*results, strict=True):
-        assert_near(fast, slow, 2e-6)
+    for slow, *twins in zip(*results, strict=True):
+        for fast in twins:
+            assert_near(fast, slow, 2e-6)
 
 
 @pytest.mark.parametrize(("softcap", "sinks"), [(3.0, False), (None, True), (3.0, True)])

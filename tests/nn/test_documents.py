@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import FAMILIES, assert_near, by_definition, random_ids, run, tiny
 
-from glassformer.nn.attend import attend_sdpa
+from glassformer.nn.attend import attend_products, attend_sdpa
 from glassformer.nn.loss import next_token_loss
 from glassformer.nn.step import Step
 
@@ -18,7 +18,7 @@ def pack(lengths=LENGTHS):
     return positions, documents
 
 
-@pytest.mark.parametrize("attend", [by_definition, attend_sdpa])
+@pytest.mark.parametrize("attend", [by_definition, attend_sdpa, attend_products])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_is_alone(family, attend):
     model = tiny(family)

@@ -25,11 +25,20 @@ def test_the_same_counts_as_prepare(tmp_path, n):
     assert report.held_out == shards.index["held_out"]
     assert report.tokens == shards.n_tokens
     assert report.notes == shards.notes
+    assert (report.tokens_each is None) == (len(documents) < 5)
     assert report.documents == len(documents)
     assert report.duplicates == len(stories(n)[::10])
     assert report.duplicate == f"text#{n + 1} = text#1"
     assert report.bytes == sum(len(d.encode()) for d in documents)
     assert report.characters == sum(map(len, documents))
+
+
+def test_a_tail_that_equals_another_document(tmp_path):
+    documents = ["b" * 90 + "c" * 10, "c" * 12]  # held out "c" * 10, and the first 10 of the second to train on
+    report = check_data(Texts(documents), ByteTokenizer())
+    shards = prepare(Texts(documents), ByteTokenizer(), tmp_path / "data")
+    assert report.left_out == shards.index["left_out"] == {"documents": 1, "tokens": 11, "bytes": 10}
+    assert "left out     1 documents" in report.render()
 
 
 def test_without_a_tokenizer(tmp_path):

@@ -225,6 +225,8 @@ def test_fingerprints_tell_borders_sides_and_tokenizers_apart(tmp_path):
         prepare(Texts(["a", "bc"]), ByteTokenizer(), tmp_path / "2", held_out=0.0),
         prepare(Texts(["ab"]), ByteTokenizer(), tmp_path / "3", held_out_sources=Texts(["c"])),
         prepare(Texts(["ab", "c"]), ByteTokenizer(add_bos=True), tmp_path / "4", held_out=0.0),
+        prepare(Texts(["ab", "c"]), ByteTokenizer(), tmp_path / "7", held_out_sources=Texts(["d"])),
+        prepare(Texts(["ab"]), ByteTokenizer(), tmp_path / "8", held_out_sources=Texts(["c", "d"])),
         prepare(Texts(["ab", "c"]), ByteTokenizer(300), tmp_path / "5", held_out=0.0),
     ]
     assert len({s.fingerprint for s in made}) == len(made)
@@ -326,6 +328,7 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / f".data.partial-{dead.pid}").mkdir()
+    (tmp_path / f".data.old-{dead.pid}").mkdir()
     (tmp_path / f".data.partial-{os.getppid()}").mkdir()  # somebody is at work there
     (tmp_path / ".data.partial-x").mkdir()
     prepare(Texts(stories(9)), ByteTokenizer(), tmp_path / "data")

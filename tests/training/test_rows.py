@@ -81,6 +81,27 @@ def test_shuffled_epochs_are_naive_rows_of_a_permutation_with_an_offset_in_anoth
         first = last
 
 
+def test_a_curriculum_is_shuffled_after_its_first_epoch():
+    view, documents = make([10] * 40, ordered=True)
+    loader = RowLoader(view, 20, batch=4, seed=0)
+    epochs = [[row for _ in range(5) for row in as_tuples(loader.next())] for _ in range(3)]
+    assert epochs[0] == list(naive_rows(stream_of(documents, range(40), 0), 20))
+    assert sorted(epochs[1]) != sorted(epochs[0])
+    assert sorted(epochs[2]) != sorted(epochs[1])
+
+
+def test_rows_of_one_long_document_come_in_a_new_order_each_epoch():
+    view, _ = make((400,))
+    loader = RowLoader(view, 20, batch=1, seed=0)
+    epochs = [[loader.next().ids[0, 10].item() // 20 for _ in range(20)] for _ in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert sum(abs(a - b) > 1 for a, b in zip(epochs[0], epochs[1], strict=True)) > 10
+    loader = RowLoader(view, 20, batch=1, seed=0, shuffle=False)
+    epochs = [[loader.next().ids[0, 10].item() // 20 for _ in range(20)] for _ in range(2)]
+    assert epochs[0] == sorted(epochs[0])
+    assert sum(b < a for a, b in zip(epochs[1], epochs[1][1:], strict=False)) > 5
+
+
 @pytest.mark.parametrize("context", [5, 8])
 def test_each_token_is_an_input_once_an_epoch_and_predicted_once(context):
     view, documents = make(LENGTHS)

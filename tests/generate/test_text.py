@@ -1,0 +1,151 @@
+"""From tokens to text: stop strings over token borders, characters over tokens, why a text ended."""
+
+import pytest
+import tokenizers
+import torch
+from generate.writers import Scripted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers
+
+from glassformer.errors import GlassformerError
+from glassformer.lm import LanguageModel
+from glassformer.text.tokenizer import Tokenizer
+
+GREEDY = {"temperature": 0.0}
+
+
+def written(lm, **options):
+    """Its text and finish; the stream's pieces, joined, are the same."""
+    found = lm.generate([0], **GREEDY, **options).continuations[0]
+    pieces = list(lm.stream([0], **GREEDY, **options))
+    assert "".join(p.text for p in pieces) == found.text
+    assert [p.id for p in pieces if p.id is not None] == list(found.ids)
+    assert [p.finish for p in pieces] == [None] * (len(pieces) - 1) + [found.finish]
+    return found.text, found.finish
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ("sat", ("the cat ", "stop")),
+        (["mat", "cat s"], ("the ", "stop")),
+        ("the", ("", "stop")),
+        (["cat sat", "at"], ("the c", "stop")),
+        ("dog", ("the cat sat on", "length")),
+        ("on the", ("the cat sat on", "length")),  # begun, held back, and given out in the end
+        ((), ("the cat sat on", "length")),
+    ],
+)
+def test_stop_strings_over_the_borders_of_tokens(scripted, stop, expected):
+    """One token a character: every stop string spans tokens."""
+    assert written(scripted(b"the cat sat on"), stop=stop, max_tokens=14) == expected
+
+
+def test_a_stop_string_inside_one_token(scripted, tokenizer):
+    whole = next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b" the")
+    assert written(scripted([whole, whole]), stop="h", max_tokens=5) == (" t", "stop")
+
+
+def test_a_stop_that_ends_within_a_token_whose_rest_is_half_a_character(scripted, tokenizer):
+    """A token may end one character and begin the next: "猫" is e7 8c ab, and its first byte comes with the stop."""
+    stop = "は".encode()
+    halves = [i for i in range(tokenizer.vocab_size) if len(t := tokenizer.token_bytes(i)) > 1 and not readable(t)]
+    assert halves, "this tokenizer has no token with half a character"
+    assert written(scripted(b"a" + stop + b"\xe7\x8c"), stop="は", max_tokens=9) == ("a", "stop")
+    for i in halves:
+        text = tokenizer.token_bytes(i).decode("utf-8", "replace")
+        assert written(scripted([i]), max_tokens=1) == (text, "length")
+
+
+def readable(data):
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def test_half_a_character_waits_for_its_other_half(scripted):
+    texts = [p.text for p in scripted("né🙂".encode()).stream([0], **GREEDY, max_tokens=7)]
+    assert texts == ["n", "", "é", "", "", "", "🙂"]
+
+
+def test_a_character_that_never_comes_is_given_out_as_one_sign(scripted):
+    assert written(scripted("né🙂".encode()), max_tokens=5) == ("né\ufffd", "length")
+
+
+def test_a_prompt_that_ends_within_a_character(scripted):
+    """Its ids end with the first bytes of 猫; the text begins when the character is whole."""
+    one = scripted("猫!".encode())
+    first, *rest = one.model.script
+    one.model.script = [0, *rest]
+    assert [p.text for p in one.stream([0, first], **GREEDY, max_tokens=3)] == ["", "猫", "!"]
+
+
+def test_the_first_space_of_a_continuation_stays():
+    """A SentencePiece tokenizer puts a space before a text and takes it off again: not where a text goes on."""
+    vocab = {"<s>": 0, "▁the": 1, "▁cat": 2}
+    core = tokenizers.Tokenizer(models.WordLevel(vocab, "<s>"))
+    core.add_special_tokens(["<s>"])
+    core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    one = LanguageModel(Scripted([2, 2], 3), Tokenizer(core.to_str(), {"bos_token": "<s>"}))
+    assert one.generate([1], **GREEDY, max_tokens=2).text == " cat cat"
+    assert one.generate([0], **GREEDY, max_tokens=2).text == "cat cat"
+
+
+@settings(max_examples=40)
+@given(st.text("ab猫é🙂", min_size=1, max_size=12), st.text("ab猫é🙂", min_size=1, max_size=3), st.integers(1, 40))
+def test_any_text_any_stop_any_length(scripted, text, stop, max_tokens):
+    data = text.encode()[:max_tokens]
+    whole = data.decode("utf-8", "replace")
+    if stop in whole:
+        expected = whole[: whole.index(stop)], "stop"
+    else:
+        expected = whole, "length"
+    assert written(scripted(data), stop=stop, max_tokens=len(data)) == expected
+
+
+def test_a_token_that_ends_a_text_is_not_part_of_it(scripted, tokenizer):
+    script = [*tokenizer.encode("cat"), tokenizer.eos_id, 5]
+    found = scripted(script).generate([0], **GREEDY, logprobs=1).continuations[0]
+    assert (found.text, found.ids, found.finish) == ("cat", tuple(tokenizer.encode("cat")), "stop")
+    last = list(scripted(script).stream([0], **GREEDY, logprobs=1))[-1]
+    assert (last.id, last.finish, last.top[0][0]) == (None, "stop", tokenizer.eos_id)
+
+
+def test_an_end_gives_out_what_was_held_back(scripted, tokenizer):
+    script = [*tokenizer.encode("one EN"), tokenizer.eos_id]
+    assert written(scripted(script), stop="END") == ("one EN", "stop")
+
+
+def test_a_stop_at_the_last_token_is_a_stop(scripted):
+    assert written(scripted(b"cat"), stop="cat", max_tokens=3) == ("", "stop")
+
+
+def test_a_random_model_streams_what_it_generates(lm):
+    """Random bytes are mostly no text: the stream still says what the tokenizer says of all the ids at once."""
+    for seed in (0, 1):
+        options = {"seed": seed, "temperature": 2.0, "max_tokens": 40}
+        found = lm.generate("the cat", n=2, **options)
+        pieces = list(lm.stream("the cat", n=2, **options))
+        for r, one in enumerate(found.continuations):
+            assert "".join(p.text for p in pieces if p.row == r) == one.text == lm.tokenizer.decode(one.ids)
+        assert "\ufffd" in found.text
+        assert found.text == found.continuations[0].text
+
+
+def test_continuations_end_each_for_its_own_reason(lm):
+    found = lm.generate("the cat", n=12, seed=0, temperature=2.0, max_tokens=10, stop=["e", "a"])
+    assert {c.finish for c in found.continuations} == {"stop", "length"}
+    assert all("e" not in c.text and "a" not in c.text for c in found.continuations)
+    for r, one in list(enumerate(found.continuations))[:5]:
+        alone = lm.generate("the cat", seed=r, temperature=2.0, max_tokens=10, stop=["e", "a"])
+        assert alone.continuations == (one,)
+
+
+def test_a_bad_request_raises_before_the_first_piece(lm):
+    for name, value in (("max_tokens", 1000), ("temperatur", 1.0), ("stop", "")):
+        with pytest.raises(GlassformerError, match=name):
+            lm.stream("a", **{name: value})
+    assert not torch.is_inference_mode_enabled()

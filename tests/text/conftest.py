@@ -1,0 +1,37 @@
+"""Small tokenizers of every kind, trained once."""
+
+import pytest
+
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.train import train_tokenizer
+
+CORPUS = """The cat sat on the mat; it's 12:30, and the dog isn't there. They'll say: "Who's that?"
+    def f(x):\n\treturn x ** 2  # naïve façade — coöperate\r\n
+吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。Привет, мир! שלום 👩‍👩‍👧 🇯🇵 é é ﷽
+the the the cat cats catty, low lower lowest, new newer newest wide wider widest <|endoftext|> <b>bold</b>
+"""
+
+
+@pytest.fixture(scope="session")
+def bpe() -> Tokenizer:
+    return train_tokenizer([CORPUS] * 3, vocab_size=400, special=("<|endoftext|>", "<|user|>"))
+
+
+@pytest.fixture(scope="session")
+def char() -> Tokenizer:
+    return train_tokenizer([CORPUS], kind="char", vocab_size=500)
+
+
+@pytest.fixture(scope="session")
+def word() -> Tokenizer:
+    return train_tokenizer([CORPUS], kind="word", vocab_size=500)
+
+
+@pytest.fixture(params=["bpe", "char", "word"])
+def tokenizer(request) -> Tokenizer:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def corpus() -> str:
+    return CORPUS

@@ -1,0 +1,317 @@
+"""Encoding, offsets, control tokens and files, against the library, against transformers, and for any text."""
+
+import json
+import os
+import stat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Core
+
+from glassformer.errors import TokenizerError
+from glassformer.text import files
+from glassformer.text.tokenizer import Tokenizer
+
+EOT = "<|endoftext|>"
+SAMPLES = [
+    "",
+    " ",
+    "Hello  world!\n\n",
+    "it's 1234",
+    "吾輩は猫である。",
+    "👩‍👩‍👧 e\u0301 é ﷽",
+    "\x00\ufffd\u2028",
+    "a" * 600,
+]
+
+
+@given(text=st.text())
+def test_bpe_writes_any_text(bpe, text):
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    assert b"".join(bpe.token_bytes(i) for i in ids) == text.encode()
+    assert bpe.encode_batch([text, "x", text]) == [ids, bpe.encode("x"), ids]
+
+
+def test_char_and_word_write_what_they_know(char, word, corpus):
+    assert char.decode(char.encode(corpus)) == corpus
+    assert len(char.encode(corpus)) == len(corpus)
+    assert word.decode(word.encode(corpus)) == corpus
+    assert [word.token_bytes(i) for i in word.encode("the cat")] == [b"the", b" cat"]
+    assert char.decode(char.encode("cϾt")) == "c<|unk|>t"
+    assert char.decode(char.encode("cϾt"), skip_special=True) == "ct"
+
+
+# ---- offsets
+
+
+@given(text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \na猫👩"))))
+def test_offsets_cover_the_bytes(bpe, text):
+    found = bpe.encode_offsets(text)
+    assert found.ids == bpe.encode(text)
+    assert b"".join(found.tokens) == text.encode()
+    at = 0  # in bytes
+    for token, (start, end) in zip(found.tokens, found.offsets, strict=True):
+        first, after = len(text[:start].encode()), len(text[:end].encode())
+        assert first <= at
+        assert at + len(token) <= after
+        assert len(text[start : start + 1].encode()) > at - first, "starts in the token's own first character"
+        assert after - (at + len(token)) < len(text[end - 1 : end].encode()), "and ends in its last"
+        at += len(token)
+    assert at == len(text.encode())
+
+
+def test_offsets_of_parts_of_a_character(bpe):
+    found = bpe.encode_offsets("a𓂀b")
+    assert found.tokens == [b"a", b"\xf0", b"\x93", b"\x82", b"\x80", b"b"]
+    assert found.offsets == [(0, 1), *[(1, 2)] * 4, (2, 3)]
+
+
+def test_offsets_keep_the_space_even_where_the_file_says_trim(bpe):
+    layout = json.loads(bpe._json)
+    layout["post_processor"]["trim_offsets"] = True
+    trimming = Tokenizer(json.dumps(layout))
+    for special in (False, True):
+        assert trimming.encode_offsets("the cat", special=special) == bpe.encode_offsets("the cat")
+    assert bpe.encode_offsets("the cat").offsets[-1] == (3, 7)
+
+
+@pytest.mark.parametrize("text", ["the cat sat", "c Ͼ", ""])
+def test_offsets_of_simple_kinds(char, word, text):
+    for simple in (char, word):
+        found = simple.encode_offsets(text)
+        assert "".join(text[start:end] for start, end in found.offsets) == text
+        for token, (start, end) in zip(found.tokens, found.offsets, strict=True):
+            assert token in (text[start:end].encode(), b"<|unk|>")
+
+
+# ---- control tokens
+
+
+def test_text_never_becomes_a_control_token(tokenizer):
+    for name, index in tokenizer.special.items():
+        text = f"the {name} cat{name}{name}"
+        if name != "<|unk|>":  # there the id says that something was not known
+            assert index not in tokenizer.encode(text)
+            assert index not in tokenizer.encode_offsets(text).ids
+            assert index not in tokenizer.encode_batch([text, name])[1]
+        assert tokenizer.encode(text, special=True).count(index) >= 3
+    assert tokenizer.special[EOT] == tokenizer.eos_id == 0
+
+
+@given(parts=st.lists(st.sampled_from([EOT, "<|user|>", "<|", "|>", "endoftext", " ", "<", "|", ">", "x"])))
+def test_no_mixture_becomes_a_control_token(bpe, parts):
+    text = "".join(parts)
+    assert not {0, 1} & set(bpe.encode(text))
+    assert bpe.decode(bpe.encode(text)) == text
+    assert bpe.decode(bpe.encode(text, special=True)) == text
+    assert bpe.encode(text, special=True).count(0) == text.count(EOT)
+
+
+def with_added(tokenizer, *tokens) -> str:
+    core = Core.from_str(tokenizer._json)
+    core.add_tokens(list(tokens))
+    return core.to_str()
+
+
+def test_added_tokens_are_control_when_they_look_or_act_so(bpe):
+    """Not flagged special: Qwen's <|fim|>, a template's <think>, Gemma's <b>, GPT-NeoX's runs of spaces."""
+    plain = [AddedToken(t, special=False, normalized=False) for t in ("<|fim|>", "<think>", "<b>", "    ")]
+    opened = Tokenizer(with_added(bpe, *plain), chat_template="{% if x %}<think>    {% endif %}")
+    ids = {t.content: opened._marked.token_to_id(t.content) for t in plain}
+    assert set(opened.special) == {EOT, "<|user|>", "<|fim|>", "<think>"}
+    text = "<|fim|><think><b>    x"
+    assert {ids["<|fim|>"], ids["<think>"]}.isdisjoint(opened.encode(text))
+    assert {ids["<b>"], ids["    "]} <= set(opened.encode(text))
+    assert set(ids.values()) <= set(opened.encode(text, special=True))
+    assert opened.decode(opened.encode(text, special=True)) == text
+
+
+# ---- BOS
+
+
+def with_bos(tokenizer) -> str:
+    core = Core.from_str(tokenizer._json)
+    core.post_processor = processors.TemplateProcessing(single="<|user|> $A", special_tokens=[("<|user|>", 1)])
+    return core.to_str()
+
+
+@pytest.mark.parametrize(("inside", "said", "adds"), [(0, None, 0), (1, None, 1), (0, True, 1), (1, False, 0)])
+def test_bos_is_added_once_and_the_same_everywhere(bpe, tmp_path, inside, said, adds):
+    from transformers import AutoTokenizer
+
+    config = {"bos_token": "<|user|>", "eos_token": {"content": EOT, "lstrip": False}}
+    opened = Tokenizer(
+        with_bos(bpe) if inside else bpe._json, config | ({} if said is None else {"add_bos_token": said})
+    )
+    assert (opened.add_bos, opened.bos_id, opened.eos_id) == (bool(adds), 1, 0)
+    bare = bpe.encode("the cat")
+    assert opened.encode("the cat") == [1] * adds + bare
+    assert opened.encode("the cat", bare=True) == bare
+    assert opened.encode_batch(["the cat"], bare=True) == [bare]
+    assert opened.encode_offsets("the cat").offsets[:adds] == [(0, 0)] * adds
+    assert opened.encode_offsets("the cat", bare=True).ids == bare
+    opened.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.encode("the cat") == opened.encode("the cat")
+    assert AutoTokenizer.from_pretrained(tmp_path)("the cat")["input_ids"] == opened.encode("the cat")
+
+
+# ---- files
+
+
+def test_autotokenizer_gives_the_same_ids(tokenizer, corpus, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save(tmp_path)
+    auto = AutoTokenizer.from_pretrained(tmp_path)
+    assert auto.is_fast
+    assert auto.eos_token_id == tokenizer.eos_id
+    assert len(auto) == tokenizer.vocab_size
+    for text in [*SAMPLES, corpus, f"a{EOT}b<|unk|>"]:
+        ids = tokenizer.encode(text, special=True)
+        assert auto(text)["input_ids"] == ids
+        assert auto.decode(ids) == tokenizer.decode(ids)
+        if EOT not in text:
+            assert tokenizer.encode(text) == ids
+    again = Tokenizer.load(tmp_path)
+    assert (again.special, again.eos_id, again.vocab_size) == (tokenizer.special, 0, tokenizer.vocab_size)
+    assert again.encode(corpus) == tokenizer.encode(corpus)
+
+
+def test_gguf_converters_know_the_pattern(bpe):
+    layout = json.loads(bpe._json)
+    assert layout["pre_tokenizer"]["type"] == "ByteLevel"
+    assert layout["pre_tokenizer"]["use_regex"] is True
+    assert layout["pre_tokenizer"]["add_prefix_space"] is False
+    assert layout["normalizer"] is None
+
+
+def test_a_save_keeps_what_was_loaded(bpe, tmp_path):
+    config = {"eos_token": EOT, "model_max_length": 77, "auto_map": {"AutoTokenizer": ["evil.py", None]}, "mine": 1}
+    Tokenizer(bpe._json, config, chat_template="{{ x }}").save(tmp_path / "new" / "folder")
+    again = Tokenizer.load(tmp_path / "new" / "folder")
+    assert again.chat_template == "{{ x }}"
+    assert (again.config["model_max_length"], again.config["mine"]) == (77, 1)
+    assert "auto_map" not in again.config
+
+
+def test_a_failing_save_leaves_the_old_files_whole(bpe, tmp_path, monkeypatch):
+    bpe.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"tokenizer.json", "tokenizer_config.json"}
+    if os.name == "posix":
+        expected = 0o666 & ~files._umask()
+        assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {expected}
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(TokenizerError, match=r"tokenizer_config\.json could not be written: No space left"):
+        Tokenizer(bpe._json, {"other": 1}).save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_truncation_in_a_file_is_not_obeyed(bpe):
+    core = Core.from_str(bpe._json)
+    core.enable_truncation(4)
+    core.enable_padding(length=9)
+    assert Tokenizer(core.to_str()).encode("the cat sat on the mat") == bpe.encode("the cat sat on the mat")
+
+
+# ---- SentencePiece's spelling
+
+
+def test_sentencepiece_spelling():
+    """Llama 2's shape: ▁ for a space, one put before the text, and bytes as <0xXX> for what is not known."""
+    tokens = ["<unk>", "<s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "b", "▁a", "ab", "▁ab"]
+    merges = [("▁", "a"), ("a", "b"), ("▁a", "b")]
+    model = models.BPE(
+        {t: i for i, t in enumerate(tokens)}, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"
+    )
+    core = Core(model)
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    core.decoder = decoders.Sequence(steps)
+    core.add_special_tokens(["<unk>", "<s>"])
+    opened = Tokenizer(core.to_str())
+    for text in ("ab a", "  ab 猫 b", "", "<s>", "猫"):
+        ids = opened.encode(text)
+        assert ids == core.encode(text).ids or text == "<s>"
+        assert opened.decode(ids) == text
+        stream = opened.stream()
+        assert "".join(map(stream.push, ids)) + stream.finish() == text
+    assert opened.token_bytes(tokens.index("<0xE7>")) == b"\xe7"
+    assert opened.token_bytes(tokens.index("▁ab")) == b" ab"
+    assert opened.encode_offsets("ab 猫").offsets == [(0, 2), (2, 3), (3, 4), (3, 4), (3, 4)]
+
+
+# ---- errors
+
+
+def test_lone_surrogates_are_refused_by_position(tokenizer):
+    for call in (tokenizer.encode, tokenizer.encode_offsets):
+        with pytest.raises(TokenizerError, match=r"character 2 is a lone surrogate \(U\+D83D\)"):
+            call("ab\ud83dc")
+    with pytest.raises(TokenizerError, match="character 0 of text 1 is a lone surrogate"):
+        tokenizer.encode_batch(["fine", "\udfff"])
+
+
+def test_ids_outside_the_vocabulary_are_refused(tokenizer):
+    for bad in (tokenizer.vocab_size, -1):
+        for call in (tokenizer.token_bytes, tokenizer.stream().push, lambda i: tokenizer.decode([2, i])):
+            with pytest.raises(TokenizerError, match=f"token id {bad} .* 0 to {tokenizer.vocab_size - 1}"):
+                call(bad)
+
+
+def test_a_gap_in_the_vocabulary_has_no_token(char):
+    layout = json.loads(char._json)
+    gone = next(t for t, i in layout["model"]["vocab"].items() if i == 5)
+    del layout["model"]["vocab"][gone]
+    with pytest.raises(TokenizerError, match=r"token id 5 is in the range .*, but no token has it"):
+        Tokenizer(json.dumps(layout)).decode([5])
+
+
+def test_a_decoder_that_is_not_understood_is_named(bpe):
+    layout = json.loads(bpe._json)
+    for decoder, message in (
+        ({"type": "CTC", "pad_token": "", "word_delimiter_token": "", "cleanup": True}, "CTC"),
+        (None, "no"),
+    ):
+        with pytest.raises(TokenizerError, match=f"{message}.*understood are"):
+            Tokenizer(json.dumps(layout | {"decoder": decoder})).decode([1])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", None, r"tokenizer\.json is missing"),
+        ("tokenizer_config.json", None, r"tokenizer_config\.json is missing"),
+        ("tokenizer.json", b'{"version": "1.0", "model"', r"tokenizer\.json cannot be read"),
+        ("tokenizer.json", b"\xff\xfe", r"tokenizer\.json cannot be read"),
+        ("tokenizer_config.json", b"{", r"tokenizer_config\.json is not JSON"),
+        ("tokenizer_config.json", b"[1]", r"tokenizer_config\.json must hold a JSON object, not list"),
+        ("tokenizer_config.json", b'{"eos_token": "</s>"}', r"eos_token is '</s>', which is not in the vocabulary"),
+        ("tokenizer_config.json", b'{"add_bos_token": true}', r"add_bos_token, but no bos_token"),
+    ],
+)
+def test_a_damaged_folder_is_named(bpe, tmp_path, name, content, message):
+    bpe.save(tmp_path)
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(TokenizerError, match=message) as error:
+        Tokenizer.load(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_byte_level_decoding_is_the_librarys(bpe):
+    """Where the bytes are whole characters; test_pieces checks the rest."""
+    core = Core.from_str(bpe._json)
+    assert isinstance(core.pre_tokenizer, pre_tokenizers.ByteLevel)
+    ids = bpe.encode("".join(SAMPLES))
+    assert core.decode(ids, skip_special_tokens=False) == bpe.decode(ids)

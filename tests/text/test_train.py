@@ -1,0 +1,277 @@
+"""Training: what is learned, from how much, told how; and an end that leaves nothing behind."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glassformer.errors import DataError, TokenizerError
+from glassformer.text import bpe as readable
+from glassformer.text import train, worker
+from glassformer.text.train import train_tokenizer
+
+EOT = "<|endoftext|>"
+ROOT = Path(__file__).parents[2]
+
+
+def merges(tokenizer):
+    return readable.BPE.from_json(tokenizer._json).merges
+
+
+@pytest.mark.parametrize("name", ["tinyshakespeare.txt", "wagahai-ja.txt"])
+def test_learns_what_the_definition_learns(shared_file, name):
+    """Through the child, its blocks and its cuts: the same merges as from the text in one piece."""
+    text = shared_file(name).read_text("utf-8")[:60_000]
+    tokenizer = train_tokenizer([text], vocab_size=457)
+    assert merges(tokenizer) == readable.train([text], 457, special=[EOT])
+    assert (tokenizer.vocab_size, tokenizer.special, tokenizer.eos_id, tokenizer.bos_id) == (457, {EOT: 0}, 0, None)
+    assert tokenizer.add_bos is False
+    report = tokenizer.report
+    assert report is not None
+    assert (report.documents, report.bytes_seen, report.bytes_used) == (1, *[len(text.encode())] * 2)
+    assert report.because == "all of it"
+    assert report.peak_memory > 20e6 or sys.platform != "linux"
+
+
+def test_qwen2s_pattern_is_a_choice(corpus):
+    tokenizer = train_tokenizer([corpus], vocab_size=300, pattern="qwen2")
+    assert merges(tokenizer) == readable.train([corpus], 300, special=[EOT], pattern=readable.PATTERNS["qwen2"])
+    assert len(tokenizer.encode("1234")) == 4
+
+
+def test_documents_are_apart():
+    """No merge across a border, so two documents "a", "b" know no "ab"; a generator is read once."""
+    tokenizer = train_tokenizer((part for part in ["a", "", "b"] * 9), vocab_size=300)
+    assert tokenizer.vocab_size == 257
+    assert tokenizer.report is not None
+    assert tokenizer.report.documents == 27
+
+
+def test_words_and_characters_by_how_often_they_occur():
+    word = train_tokenizer(["b b b a a c", "b"], kind="word", vocab_size=5)
+    assert [word.token_bytes(i).decode() for i in range(5)] == [EOT, "<|unk|>", " a", " b", "b"]
+    char = train_tokenizer(["bbbaac\n\n"], kind="char", vocab_size=5, special=("<|unk|>",))
+    assert [char.token_bytes(i).decode() for i in range(5)] == ["<|unk|>", "b", "\n", "a", "c"]
+    assert char.eos_id is None
+
+
+def test_progress_is_told_stage_by_stage(corpus):
+    told = []
+    train_tokenizer([corpus] * 5, vocab_size=300, progress=lambda *news: told.append(news))
+    stages = list(dict.fromkeys(what for *_, what in told))
+    assert stages == ["reading", "counting words", "splitting words", "counting pairs", "merging"]
+    size = 5 * len(corpus.encode())
+    assert (size, size, "reading") in told
+    assert (size, size, "counting words") in told
+    assert told[-1] == (43, 43, "merging")
+    assert all(total is None or 0 <= done <= total for done, total, _ in told)
+
+
+# ---- samples and caps
+
+
+def test_a_sample_is_drawn_to_the_cap_and_by_the_seed():
+    documents = [f"w{i} " * 50 for i in range(2000)]
+    size = sum(map(len, documents))
+    tell = train._throttled(None)
+    first, again, other = (train._draw(documents, 40_000, seed, tell) for seed in (1, 1, 2))
+    assert first.blocks == again.blocks
+    assert first.blocks != other.blocks
+    assert (first.seen, first.documents) == (size, 2000)
+    assert 30_000 < first.size <= 40_000
+    tokenizer = train_tokenizer(documents, vocab_size=300, max_bytes=40_000, seed=1)
+    assert tokenizer.report is not None
+    assert tokenizer.report.bytes_used == first.size
+    assert tokenizer.report.because == "sampled to max_bytes=40000"
+
+
+def framed(blocks) -> list[bytes]:
+    """What the child reads of these blocks."""
+    with tempfile.TemporaryFile() as pipe:
+        pipe.write(b"".join(blocks) + worker.END)
+        pipe.seek(0)
+        return list(worker.frames(pipe))
+
+
+def test_a_sample_comes_from_everywhere(monkeypatch):
+    """Of 1000 blocks a tenth is kept; early and late ones alike (a fair draw fails this once in 10^6)."""
+    documents = [f"{i:06d}" * 1100 for i in range(1000)]  # 6600 bytes each, so one a block
+    monkeypatch.setattr(train, "_BLOCK", 6600)
+    sample = train._draw(documents, 660_000, 0, train._throttled(None))
+    numbers = [int(text[:6]) for text in framed(sample.blocks)]
+    assert len(sample.blocks) == 100
+    assert len(numbers) == len(set(numbers)) == 100
+    assert 25 < sum(number < 500 for number in numbers) < 75
+
+
+@given(texts=st.lists(st.text(st.sampled_from("ab \n猫é👧,1"), max_size=200), max_size=8), size=st.integers(1, 50))
+def test_pieces_and_frames_lose_nothing(texts, size):
+    for text in texts:
+        pieces = list(train._pieces(text.encode(), size))
+        assert "".join(piece.decode() for piece in pieces) == text
+    sample = train._draw(texts, 10**6, 0, train._throttled(None))
+    assert sample.size == sample.seen == sum(len(text.encode()) for text in texts)
+    assert b"".join(framed(sample.blocks)) == "".join(texts).encode()
+
+
+@given(text=st.text(st.sampled_from("ab \n猫1,"), max_size=300), longest=st.integers(1, 9))
+def test_runs_are_cut_and_nothing_is_lost(text, longest):
+    parts = worker.cut_runs(text * 2, longest)
+    assert "".join(parts) == text * 2
+    if longest == worker.LONGEST or len(parts) > 1:
+        assert all(len(run) <= longest for part in parts for run in worker._RUN.findall(part))
+
+
+@pytest.mark.parametrize("text", ["x" * 3_000_000, "猫" * 1_000_000, " " * 3_000_000, "=" * 3_000_000])
+def test_megabytes_without_a_border_do_not_blow_up(text):
+    started = time.monotonic()
+    tokenizer = train_tokenizer([text, "and a word"], vocab_size=280)
+    assert time.monotonic() - started < 20
+    assert tokenizer.token_bytes(257) == text.encode()[:2], "the first merge"
+    assert max(len(tokenizer.token_bytes(i)) for i in range(257, tokenizer.vocab_size)) <= 256 * len(text[0].encode())
+    report = tokenizer.report
+    assert report is not None
+    assert report.bytes_used == len(text.encode()) + 10
+
+
+def test_different_words_are_counted_up_to_a_bound():
+    chance = random.Random(0)
+    documents = (
+        " ".join(f"{chance.getrandbits(40):x}" for _ in range(2000)).translate({48 + i: 103 + i for i in range(10)})
+        for _ in range(180)
+    )
+    tokenizer = train_tokenizer(documents, vocab_size=260)
+    report = tokenizer.report
+    assert report is not None
+    assert report.bytes_seen > 3_900_000
+    assert worker.DISTINCT_BYTES <= report.bytes_used < worker.DISTINCT_BYTES * 1.1
+    assert "different words" in report.because
+    assert report.peak_memory - worker.peak_memory() < 450e6, "the child's"
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "wordpiece"}, "kind must be one of bpe, char, word, got 'wordpiece'"),
+        ({"pattern": "gpt4"}, "pattern must be one of gpt2, qwen2, got 'gpt4'"),
+        ({"vocab_size": 256}, r"vocab_size must be at least 257 \(1 special tokens and the 256 bytes\), got 256"),
+        ({"vocab_size": 257, "special": ("<|a|>", "<|b|>")}, "at least 258"),
+        ({"kind": "char", "vocab_size": 2}, "at least 3"),
+        ({"special": ()}, "special must be one or more different names"),
+        ({"special": ("<|a|>", "<|a|>")}, "different names"),
+        ({"special": ("",)}, "special must be"),
+        ({"special": ("a",)}, "special token 'a' can be written as plain text"),
+        ({"kind": "word", "special": ("END",)}, "special token 'END' can be written as plain text"),
+        ({"max_bytes": 0}, "max_bytes must be from 1 to 2147483647, got 0"),
+        ({"max_bytes": 1 << 31}, "max_bytes must be"),
+        ({"documents": "one text"}, "iterable of str, got one str"),
+        ({"documents": ["fine", "x\ud800"]}, r"document 1: character 1 is a lone surrogate \(U\+D800\)"),
+        ({"documents": (x for x in ["fine", 3])}, "document 1 is not a str but int"),
+    ],
+)
+def test_what_cannot_be_trained_is_named(options, message):
+    options = {"documents": ["some text"], "vocab_size": 300} | options
+    with pytest.raises(TokenizerError, match=message):
+        train_tokenizer(options.pop("documents"), **options)
+
+
+def test_no_text_is_an_error():
+    for documents in ([], ["", ""]):
+        with pytest.raises(DataError, match=f"{len(documents)} documents, all of them empty"):
+            train_tokenizer(documents, vocab_size=300)
+
+
+def test_a_child_that_fails_says_why(monkeypatch):
+    monkeypatch.setattr(train.sys, "path", ["/nowhere"])
+    with pytest.raises(TokenizerError, match=r"(?s)ended with status 1: .*ModuleNotFoundError.*glassformer"):
+        train_tokenizer(["text"], vocab_size=300)
+    assert not children()
+
+
+def test_an_error_in_progress_ends_the_child(corpus):
+    def stop(done, total, what):
+        if what == "merging":
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        train_tokenizer([corpus], vocab_size=300, progress=stop)
+    assert not children()
+
+
+# ---- Ctrl-C
+
+SCRIPT = """
+import random
+from glassformer.text.train import train_tokenizer
+chance = random.Random(0)
+documents = (" ".join("".join(chance.choices("abcdefghijklmnop", k=8)) for _ in range(1000)) for _ in range(250))
+train_tokenizer(documents, vocab_size=30_000, progress=lambda *news: print(news[-1], flush=True))
+print("finished")
+"""
+
+
+def children(pid: int | str = "self") -> list[str]:
+    """The living child processes of a process, zombies not counted."""
+    pid = os.getpid() if pid == "self" else pid
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [child for child in found if alive(child)]
+
+
+def alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("stage", ["counting words", "merging"])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_ctrl_c_ends_at_once_and_leaves_no_child(stage, sent):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True
+    )
+    assert parent.stdout is not None
+    for line in parent.stdout:
+        if line.strip() == stage:
+            break
+    started = children(parent.pid)
+    assert len(started) == 1
+    before = time.monotonic()
+    parent.send_signal(sent)
+    out, err = parent.communicate(timeout=20)
+    assert time.monotonic() - before < 2
+    assert "finished" not in out
+    assert parent.returncode == -sent
+    if sent == signal.SIGINT:
+        assert err.strip().endswith("KeyboardInterrupt")
+        assert not alive(started[0]), "the parent waits for the child before it ends"
+    while alive(started[0]) and time.monotonic() - before < 10:
+        time.sleep(0.02)
+    assert not alive(started[0])
+
+
+def test_importing_loads_no_torch():
+    names = "import sys; sys.modules['torch'] = None; import glassformer.text.train, glassformer.text.bpe"
+    subprocess.run([sys.executable, "-c", names], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    readable_only = "import sys; import glassformer.text.bpe; assert 'tokenizers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", readable_only], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def test_same_documents_same_tokenizer(corpus):
+    options = {"vocab_size": 350, "max_bytes": 4_000, "seed": 3}
+    first, again = (train_tokenizer([corpus] * 40, **options) for _ in range(2))
+    assert json.loads(first._json) == json.loads(again._json)

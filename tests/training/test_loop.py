@@ -1,0 +1,285 @@
+"""The training loop: it learns, adds up right, and stops well whatever happens."""
+
+import math
+import os
+import signal
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import SHAPE, end_state, losses, make_tokenizer, metrics, texts, tiny_config, tiny_run
+
+import glassformer
+from glassformer.errors import CapacityError, ConfigError, DataError, GlassformerError
+from glassformer.training.evaluate import Pass
+from glassformer.training.loop import train
+from glassformer.training.metrics import Reporter
+from glassformer.training.runfile import RunFile
+from glassformer.training.settings import (
+    OptimConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+    settings_dict,
+    settings_from,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+class Log(Reporter):
+    """Remembers what it is told; `at` maps a step to something to do then."""
+
+    def __init__(self, at=None):
+        self.at, self.said = at or {}, []
+
+    def __getattribute__(self, name):
+        if not name.startswith("on_"):
+            return super().__getattribute__(name)
+        return lambda *values, **named: self.hear(name, *values, **named)
+
+    def hear(self, name, *values, **named):
+        self.said.append((name, *values, *named.values()))
+        if name == "on_step":
+            self.at.get(values[0].step, lambda: None)()
+
+    def all(self, name):
+        return [entry[1:] for entry in self.said if entry[0] == name]
+
+
+def test_a_run_learns_and_writes_everything(tokenizer, tmp_path):
+    log = Log()
+    run = tiny_run(tmp_path / "run", tokenizer, log, steps=60, eval_every=20, save_every=20, keep_last=2)
+    assert (run.step, run.steps, run.stopped) == (60, 60, None)
+    records = metrics(run.folder)
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 61))
+    evals = [r for r in records if "held_out_loss" in r]
+    assert [r["step"] for r in evals] == [0, 20, 40, 60]
+    assert evals[0]["held_out_loss"] == pytest.approx(math.log(22), rel=0.05)  # 22 tokens, nothing learned
+    assert evals[-1]["held_out_loss"] < 0.75 * evals[0]["held_out_loss"]
+    assert evals[-1]["perplexity"] == pytest.approx(math.exp(evals[-1]["held_out_loss"]))
+    assert run.held_out.bits_per_byte == pytest.approx(
+        run.held_out.loss * run.held_out.tokens / run.held_out.bytes / math.log(2)
+    )
+    assert (run.folder / "checkpoints" / "best").resolve() == run.best
+    lm = glassformer.load(run.folder)
+    assert lm.config.n_layers == SHAPE.n_layers
+    assert lm.generate("anna", max_tokens=5, temperature=0.0).text
+    assert ElementTree.parse(run.folder / "loss.svg").getroot().tag.endswith("svg")
+    info = log.all("on_start")[0][0]
+    assert info.matrix_rate > 1e7
+    assert any("float32: it was asked for" in reason for reason in info.choices)
+    assert len(log.all("on_step")) == 60
+    assert [entry[0] for entry in log.all("on_checkpoint")] == [20, 40, 60]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_micro_batches_equal_one_batch(tokenizer, tmp_path, name):
+    optim = OptimConfig(name=name, muon_dtype="float32")
+    tiny_run(tmp_path / "one", tokenizer, optim=optim, batch=8, accumulate=1)
+    tiny_run(tmp_path / "four", tokenizer, optim=optim, batch=2, accumulate=4)
+    one, four = losses(tmp_path / "one"), losses(tmp_path / "four")
+    assert [r["tokens"] for r in metrics(tmp_path / "one")] == [r["tokens"] for r in metrics(tmp_path / "four")]
+    assert four == pytest.approx(one, rel=1e-6, abs=0)
+    a, b = (load_file(tmp_path / n / "checkpoints" / "last" / "model.safetensors") for n in ("one", "four"))
+    apart = max((a[n] - b[n]).abs().max().item() for n in a)
+    assert 0 < apart < 2e-6  # the sums were made in another order, and that is all
+
+
+def test_the_same_settings_give_the_same_bits_and_another_seed_others(tokenizer, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        tiny_run(tmp_path / name, tokenizer, seed=seed, steps=4)
+    assert end_state(tmp_path / "a") == end_state(tmp_path / "b")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+def test_sampling_and_evaluating_change_nothing(tokenizer, tmp_path):
+    log = Log()
+    tiny_run(tmp_path / "quiet", tokenizer, eval_every=8, save_every=8)
+    tiny_run(tmp_path / "loud", tokenizer, log, eval_every=1, save_every=8, sample_every=2, sample_prompt="anna")
+    assert losses(tmp_path / "quiet") == losses(tmp_path / "loud")
+    samples = log.all("on_sample")
+    assert [step for step, _ in samples] == [2, 4, 6, 8]
+    assert all(text.startswith("anna") and len(text) > 4 for _, text in samples)
+
+
+def test_seconds_become_steps_once_and_for_all(tokenizer, tmp_path):
+    log = Log()
+    run = tiny_run(tmp_path / "run", tokenizer, log, steps=None, seconds=1.0, eval_every=0, save_every=0)
+    plan = log.all("on_plan")[0][0]
+    assert RunFile.read(run.folder).plan == plan
+    assert run.step == run.steps == plan.steps > plan.measured >= 5
+    assert plan.warmup == 2
+    assert 0.3 < run.seconds < 3.0
+    evaluated = [r["step"] for r in metrics(run.folder) if "held_out_loss" in r]
+    assert evaluated[0] == 0
+    assert evaluated[-1] == plan.steps
+    assert all(step > plan.measured for step in evaluated[1:])
+
+
+def test_tokens_become_steps(tokenizer, tmp_path):
+    run = tiny_run(tmp_path / "run", tokenizer, steps=None, tokens=200)
+    assert run.steps == math.ceil(200 / (4 * 16))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops_and_the_run_goes_on_bit_for_bit(tokenizer, tmp_path, number):
+    tiny_run(tmp_path / "whole", tokenizer)
+    before = signal.getsignal(number)
+    log = Log({3: lambda: os.kill(os.getpid(), number)})
+    run = tiny_run(tmp_path / "run", tokenizer, log)
+    assert run.stopped == number.name
+    assert run.step == 4  # the step under way is finished, one more sees the wish
+    assert signal.getsignal(number) == before
+    again = tiny_run(tmp_path / "run", tokenizer, resume=True)
+    assert again.stopped is None
+    assert end_state(tmp_path / "run") == end_state(tmp_path / "whole")
+
+
+def test_a_second_signal_does_not_wait(tokenizer, tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(tmp_path / "run", tokenizer, Log({3: twice}))
+    tiny_run(tmp_path / "whole", tokenizer)
+    tiny_run(tmp_path / "run", tokenizer, resume=True)
+    assert end_state(tmp_path / "run") == end_state(tmp_path / "whole")
+
+
+def spoil(monkeypatch, at: int, change):
+    """At the `at`-th training pass, `change` the loss."""
+    real, calls = Pass.loss, []
+
+    def loss(self, model, rows):
+        found = real(self, model, rows)
+        if torch.is_grad_enabled():
+            calls.append(1)
+            return change(found) if len(calls) == at else found
+        return found
+
+    monkeypatch.setattr(Pass, "loss", loss)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_the_last_good_checkpoint(tokenizer, tmp_path, monkeypatch):
+    spoil(monkeypatch, 5, lambda loss: loss * math.nan)
+    with pytest.raises(GlassformerError, match=r"the loss is nan at step 5: .*step-000004.*Lower optim.lr"):
+        tiny_run(tmp_path / "run", tokenizer)
+    monkeypatch.undo()
+    assert [r["step"] for r in metrics(tmp_path / "run") if "loss" in r] == [1, 2, 3, 4]
+    tiny_run(tmp_path / "whole", tokenizer)
+    tiny_run(tmp_path / "run", tokenizer, resume=True)
+    assert end_state(tmp_path / "run") == end_state(tmp_path / "whole")
+
+
+def test_a_gradient_that_is_no_number_stops_too(tokenizer, tmp_path, monkeypatch):
+    spoil(monkeypatch, 2, lambda loss: torch.sqrt(loss * 0) + loss.detach())  # d sqrt(0) = inf
+    with pytest.raises(GlassformerError, match=r"the gradient's norm is nan at step 2: .*no checkpoint"):
+        tiny_run(tmp_path / "run", tokenizer)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
+def test_out_of_memory_says_what_to_lower(tokenizer, tmp_path, monkeypatch, error):
+    def fail(_):
+        raise error
+
+    spoil(monkeypatch, 3, fail)
+    with pytest.raises(CapacityError, match=r"batch 4 x context 16: lower batch .*model.context"):
+        tiny_run(tmp_path / "run", tokenizer)
+
+
+def test_memory_that_the_allocator_refuses_says_what_to_lower(tokenizer, tmp_path, monkeypatch):
+    spoil(monkeypatch, 2, lambda _: torch.empty(1 << 60))
+    with pytest.raises(CapacityError, match="lower batch"):
+        tiny_run(tmp_path / "run", tokenizer)
+
+
+def test_a_run_is_not_overwritten_and_none_is_not_resumed(tokenizer, tmp_path):
+    tiny_run(tmp_path / "run", tokenizer, steps=2)
+    before = end_state(tmp_path / "run")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        tiny_run(tmp_path / "run", tokenizer, steps=2)
+    assert end_state(tmp_path / "run") == before
+    with pytest.raises(ConfigError, match="holds no run to resume"):
+        tiny_run(tmp_path / "other", tokenizer, resume=True)
+
+
+def test_a_corpus_too_small_is_refused(tokenizer, tmp_path):
+    with pytest.raises(DataError, match="too small"):
+        tiny_run(tmp_path / "run", tokenizer, batch=4096)
+    with pytest.raises(DataError, match="no data was named"):
+        train(tiny_config(tmp_path / "none", tokenizer))
+
+
+def test_going_on_from_another_model(tokenizer, tmp_path):
+    first = tiny_run(tmp_path / "first", tokenizer, steps=20, eval_every=20, save_every=20)
+    second = tiny_run(tmp_path / "second", tokenizer, steps=2, from_model=str(first.folder))
+    begun = metrics(second.folder)[0]["held_out_loss"]
+    assert begun == metrics(first.folder)[-1]["held_out_loss"]
+    shorter = replace(SHAPE, context=99)
+    with pytest.raises(ConfigError, match="rows of 99 tokens do not fit the model's context of 16"):
+        tiny_run(tmp_path / "third", tokenizer, steps=2, from_model=str(first.folder), model=shorter)
+
+
+def test_a_tokenizer_is_trained_where_none_is_named(tmp_path):
+    config = replace(tiny_config(tmp_path / "run", ""), tokenizer=TokenizerConfig(kind="char"), steps=2)
+    run = train(config, documents=texts)
+    assert glassformer.load(run.folder).tokenizer.vocab_size == 22
+
+
+def test_without_held_out_text_nothing_is_evaluated(tokenizer, tmp_path):
+    run = tiny_run(tmp_path / "run", tokenizer, steps=4, held_out=0.0)
+    assert run.held_out is None
+    assert all("loss" in r for r in metrics(run.folder))
+    assert run.best == run.last
+
+
+def test_compiling_that_fails_is_left_out_and_says_why(tokenizer, tmp_path, monkeypatch):
+    def no_compiler(*_, **__):
+        def compiled(*_, **__):
+            raise RuntimeError("no C++ compiler was found\nand much more")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    log = Log()
+    tiny_run(tmp_path / "run", tokenizer, log, compile=True)
+    assert ("torch.compile is left out: RuntimeError: no C++ compiler was found", True) in log.all("on_message")
+    monkeypatch.undo()
+    tiny_run(tmp_path / "eager", tokenizer)
+    assert losses(tmp_path / "run") == losses(tmp_path / "eager")
+
+
+def test_tensorboard_is_written(tokenizer, tmp_path):
+    pytest.importorskip("tensorboard")
+    tiny_run(tmp_path / "run", tokenizer, steps=2, tensorboard=True)
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_a_missing_extra_names_the_install_line(tokenizer, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"pip install 'glassformer\[wandb\]'"):
+        tiny_run(tmp_path / "run", tokenizer, wandb=True)
+
+
+def test_settings_come_back_from_json():
+    config = TrainConfig(
+        data=("a", "b"), model=SHAPE, optim=OptimConfig(betas=(0.8, 0.9)), schedule=ScheduleConfig("cosine"), tokens=5
+    )
+    import json
+
+    assert settings_from(json.loads(json.dumps(settings_dict(config)))) == config
+    with pytest.raises(ConfigError, match=r"settings.optim: keys that nobody reads: colour"):
+        settings_from({"optim": {"colour": 1}})
+    with pytest.raises(ConfigError, match=r"give one of seconds, steps and tokens, got seconds and steps"):
+        TrainConfig(seconds=1.0, steps=2)
+    assert TrainConfig().budget_seconds == 120
+    assert TrainConfig(steps=5).budget_seconds is None

@@ -1,0 +1,107 @@
+"""Which dtype and why; the measured rate; attention in float32 inside a bfloat16 pass."""
+
+from collections import Counter
+
+import pytest
+import torch
+from tiny_runs import SHAPE
+
+from glassformer.errors import ConfigError
+from glassformer.families import family
+from glassformer.nn.attend import KV, AttendSpec, View, attend_sdpa
+from glassformer.nn.init import init_weights
+from glassformer.nn.model import Decoder
+from glassformer.training.evaluate import Pass
+from glassformer.training.precision import (
+    PrecisionChoice,
+    attend_float32,
+    choose_precision,
+    cpu_features,
+    matrix_flops_per_token,
+    matrix_shapes,
+    measure_matrix_rate,
+    tune_malloc,
+)
+from glassformer.training.rows import Rows
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "because"),
+    [
+        ({"asked": "float32", "device": "cuda", "cuda_bf16": True}, "float32", "asked for"),
+        ({"asked": "bfloat16", "device": "cpu"}, "bfloat16", "asked for"),
+        ({"asked": "auto", "device": "cuda:1", "cuda_bf16": True}, "bfloat16", "natively"),
+        ({"asked": "auto", "device": "cuda"}, "float32", "no native bfloat16"),
+        ({"asked": "auto", "device": "mps"}, "float32", "not measured"),
+        ({"asked": "auto", "device": "cpu", "features": frozenset({"avx2"})}, "float32", "neither"),
+        ({"asked": "auto", "device": "cpu", "features": frozenset({"amx_bf16"})}, "bfloat16", "amx_bf16"),
+        ({"asked": "auto", "device": "cpu", "features": frozenset({"avx512_bf16"}), "width": 64}, "float32", "64"),
+    ],
+)
+def test_choice_says_why(given, dtype, because):
+    choice = choose_precision(**given)
+    assert choice.dtype == dtype
+    assert because in choice.because
+
+
+def test_unknown_dtype_is_refused():
+    with pytest.raises(ConfigError, match="float16"):
+        choose_precision(asked="float16", device="cpu")
+
+
+def test_cpu_features_are_read(tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor : 0\nflags\t\t: fpu avx512_bf16 sse\n")
+    assert "avx512_bf16" in cpu_features(tmp_path / "cpuinfo")
+    assert cpu_features(tmp_path / "none") == frozenset()
+
+
+def tiny() -> Decoder:
+    return init_weights(Decoder(family("qwen3").shape(SHAPE.fill(11))), 0)
+
+
+def test_matrices_are_counted_with_the_tied_head():
+    model = tiny()
+    shapes = matrix_shapes(model)
+    assert shapes[11, 16] == 1
+    matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2)
+    assert matrix_flops_per_token(shapes) == 6 * matrices
+
+
+def test_rate_is_measured_at_each_dtype():
+    for dtype in (torch.float32, torch.bfloat16):
+        rate = measure_matrix_rate(Counter({(64, 64): 2, (128, 64): 1}), 256, dtype, seconds=0.02)
+        assert 1e8 < rate < 1e14
+
+
+def test_attention_in_float32_under_autocast():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 6, 4, 8) for _ in range(3))
+    positions = torch.arange(6)[None]
+    view, spec = View(positions, positions, None, causal=True), AttendSpec(0.35)
+    with torch.autocast("cpu", torch.bfloat16):
+        z = attend_float32(spec, q.bfloat16(), KV(k.bfloat16(), v.bfloat16()), view)
+    exact = attend_sdpa(spec, q.bfloat16().float(), KV(k.bfloat16().float(), v.bfloat16().float()), view)
+    assert z.dtype == torch.bfloat16
+    assert torch.equal(z, exact.bfloat16())
+
+
+def test_bfloat16_pass_is_near_float32_and_leaves_float32_gradients():
+    ids = torch.randint(0, 11, (4, 17), generator=torch.Generator().manual_seed(0))
+    rows = Rows(ids[:, :-1], ids[:, 1:], torch.arange(16).expand(4, -1), None, 64, 64.0)
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        model = tiny()
+        loss = Pass.of(torch.device("cpu"), PrecisionChoice(dtype, "")).loss(model, rows)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+        found[dtype] = (loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert found["bfloat16"][0] == pytest.approx(found["float32"][0], rel=5e-3)
+    assert not torch.equal(found["bfloat16"][1], found["float32"][1])  # it did run in another dtype
+    assert torch.cosine_similarity(found["bfloat16"][1], found["float32"][1], 0) > 0.999
+
+
+def test_malloc_can_be_tuned_on_glibc():
+    import platform
+
+    assert tune_malloc() == (platform.libc_ver()[0] == "glibc")

@@ -1,0 +1,161 @@
+"""A resumed run ends as an uninterrupted one does, bit for bit; what would make it another is named or refused."""
+
+import json
+import shutil
+
+import pytest
+from test_loop import Log
+from tiny_runs import differing, end_state, losses, make_tokenizer, metrics, tiny_run
+
+from glassformer.errors import CheckpointError, ConfigError, DataError
+from glassformer.training.metrics import read_metrics, truncate_metrics
+from glassformer.training.runfile import RunFile, recorded_settings
+from glassformer.training.settings import OptimConfig, ScheduleConfig
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+class Crash(Exception):
+    pass
+
+
+def crash():
+    raise Crash
+
+
+def crashed_run(out, tokenizer, step, **changes):
+    with pytest.raises(Crash):
+        tiny_run(out, tokenizer, Log({step: crash}), **changes)
+
+
+VARIANTS = {
+    "muon": {},
+    "adamw": {"optim": OptimConfig(name="adamw")},
+    "accumulate": {"accumulate": 2, "batch": 2},
+    "cosine": {"schedule": ScheduleConfig("cosine", warmup=3)},
+    "bfloat16": {"dtype": "bfloat16", "optim": OptimConfig()},
+    "ordered": {"shuffle": False},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_resumed_equals_uninterrupted(tokenizer, tmp_path, name):
+    changes = {"steps": 12, "save_every": 4, "eval_every": 2, **VARIANTS[name]}
+    tiny_run(tmp_path / "whole", tokenizer, **changes)
+    whole = end_state(tmp_path / "whole")
+    assert len(whole["metrics"]) == 12 + 7
+    crashed_run(tmp_path / "run", tokenizer, 7, **changes)  # after the checkpoint of step 4
+    assert len(metrics(tmp_path / "run")) > 6
+    crashed_run(tmp_path / "run", tokenizer, 11, resume=True, **changes)  # after that of step 8
+    log = Log()
+    tiny_run(tmp_path / "run", tokenizer, log, resume=True, **changes)
+    assert [r[0].step for r in log.all("on_step")] == [9, 10, 11, 12]
+    assert log.all("on_message") == []
+    assert differing(end_state(tmp_path / "run"), whole) == []
+
+
+def test_crashed_before_the_first_checkpoint_begins_again(tokenizer, tmp_path):
+    tiny_run(tmp_path / "whole", tokenizer)
+    crashed_run(tmp_path / "run", tokenizer, 1)
+    tiny_run(tmp_path / "run", tokenizer, resume=True)
+    assert differing(end_state(tmp_path / "run"), end_state(tmp_path / "whole")) == []
+
+
+def test_a_finished_run_stays_as_it_is(tokenizer, tmp_path):
+    tiny_run(tmp_path / "run", tokenizer)
+    before = end_state(tmp_path / "run")
+    run = tiny_run(tmp_path / "run", tokenizer, resume=True)
+    assert run.step == 8
+    assert end_state(tmp_path / "run") == before
+
+
+def test_a_run_by_seconds_keeps_its_steps_and_its_numbers(tokenizer, tmp_path):
+    timed = {"steps": None, "seconds": 0.7, "eval_every": 0, "save_every": 4}
+    whole = tiny_run(tmp_path / "whole", tokenizer, **timed)
+    plan = RunFile.read(whole.folder).plan
+    for name in ("early", "late"):  # crashed before, and after, the first checkpoint
+        shutil.copytree(whole.folder, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "checkpoints")
+    crashed_run(tmp_path / "early", tokenizer, plan.measured + 1, resume=True, **timed)
+    crashed_run(tmp_path / "late", tokenizer, plan.steps - 1, resume=True, **timed)
+    for name in ("early", "late"):
+        run = tiny_run(tmp_path / name, tokenizer, resume=True, **timed)
+        assert RunFile.read(run.folder).plan == plan
+        assert run.steps == whole.steps
+        assert differing(end_state(run.folder), end_state(whole.folder)) == []
+
+
+def test_more_steps_lengthen_a_run(tokenizer, tmp_path):
+    tiny_run(tmp_path / "run", tokenizer, steps=4)
+    log = Log()
+    settings = recorded_settings(tmp_path / "run", steps=6)
+    assert settings.resume
+    assert settings.steps == 6
+    run = tiny_run(tmp_path / "run", tokenizer, log, steps=6, resume=True)
+    assert run.step == 6
+    assert len(losses(tmp_path / "run")) == 6
+    assert "steps was 4, now 6" in log.all("on_message")[0][0]
+    with pytest.raises(ConfigError, match="is at step 6 already, 3 were asked for"):
+        tiny_run(tmp_path / "run", tokenizer, steps=3, resume=True)
+
+
+def test_what_differs_is_named(tokenizer, tmp_path):
+    tiny_run(tmp_path / "run", tokenizer, steps=4)
+    path = tmp_path / "run" / "run.json"
+    raw = json.loads(path.read_text())
+    raw["environment"] |= {"torch": "1.0", "threads": 7}
+    path.write_text(json.dumps(raw))
+    log = Log()
+    tiny_run(tmp_path / "run", tokenizer, log, resume=True, optim=OptimConfig(lr=0.5, muon_dtype="float32"))
+    text, warning = log.all("on_message")[0]
+    assert warning
+    for part in ("will not go on bit for bit", "optim.lr was None, now 0.5", "torch was '1.0', now ", "threads was 7"):
+        assert part in text
+
+
+def test_another_model_seed_or_data_is_refused(tokenizer, tmp_path):
+    tiny_run(tmp_path / "run", tokenizer, steps=2)
+    with pytest.raises(ConfigError, match="other settings: seed was 0, now 3"):
+        tiny_run(tmp_path / "run", tokenizer, steps=4, resume=True, seed=3)
+    path = tmp_path / "run" / "run.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"data_fingerprint": "0" * 64}))
+    with pytest.raises(DataError, match="is not the data that this run was begun with"):
+        tiny_run(tmp_path / "run", tokenizer, steps=4, resume=True)
+
+
+def test_a_run_folder_of_another_version_or_cut_short_is_refused(tokenizer, tmp_path):
+    tiny_run(tmp_path / "run", tokenizer, steps=2)
+    path = tmp_path / "run" / "run.json"
+    text = path.read_text()
+    path.write_text(json.dumps(json.loads(text) | {"format": 99}))
+    with pytest.raises(CheckpointError, match=r"run.json has format version 99, this Glassformer reads 1"):
+        tiny_run(tmp_path / "run", tokenizer, steps=2, resume=True)
+    path.write_text(text[:100])
+    with pytest.raises(CheckpointError, match=r"run.json cannot be read"):
+        tiny_run(tmp_path / "run", tokenizer, steps=2, resume=True)
+
+
+def test_a_damaged_checkpoint_is_named_and_nothing_is_touched(tokenizer, tmp_path):
+    tiny_run(tmp_path / "run", tokenizer, steps=4)
+    path = tmp_path / "run" / "checkpoints" / "step-000004" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+    before = end_state(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"step-000004/model.safetensors is not a whole safetensors file"):
+        tiny_run(tmp_path / "run", tokenizer, steps=8, resume=True)
+    assert end_state(tmp_path / "run") == before
+
+
+def test_metrics_are_cut_at_a_step_and_kept_lines_stay_byte_for_byte(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [f'{{"step": {i},  "loss": 1.0}}\n' for i in range(1, 6)]
+    path.write_text("".join(lines) + '{"step": 6, "lo')
+    assert [r["step"] for r in read_metrics(path)] == [1, 2, 3, 4, 5]
+    truncate_metrics(path, 3)
+    assert path.read_text() == "".join(lines[:3])
+    truncate_metrics(path, -1)
+    assert path.read_text() == ""
+    truncate_metrics(tmp_path / "none.jsonl", 3)

@@ -1,0 +1,49 @@
+"""Schedules: their values at the corners, and what holds everywhere."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glassformer.training.schedule import cosine_factor, lr_factor, warmup_factor, wsd_factor
+
+
+def test_warmup_is_a_line_up_to_one():
+    assert [warmup_factor(step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert warmup_factor(0, 0) == 1.0
+
+
+def test_cosine_values():
+    factors = [cosine_factor(step, total=12, warmup=2, min_ratio=0.1) for step in range(13)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[7] == pytest.approx(0.55)  # half way: the mean of 1 and 0.1
+    assert factors[12] == pytest.approx(0.1)
+    assert factors[4] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + 0.8090169943749475))  # cos(pi / 5)
+
+
+def test_wsd_is_flat_then_a_line_down():
+    factors = [wsd_factor(step, total=20, warmup=4, min_ratio=0.2, decay=0.25) for step in range(21)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:16] == [1.0] * 12
+    assert factors[15:] == pytest.approx([1.0, 0.84, 0.68, 0.52, 0.36, 0.2])
+
+
+def test_unknown_length_warms_up_and_stays():
+    assert [lr_factor("cosine", step, total=None, warmup=2) for step in (0, 1, 500)] == [0.5, 1.0, 1.0]
+
+
+@given(
+    kind=st.sampled_from(["cosine", "wsd"]),
+    total=st.integers(1, 400),
+    warmup=st.integers(0, 100),
+    min_ratio=st.floats(0, 1),
+    decay=st.floats(0, 1),
+)
+def test_factors_rise_then_fall_within_bounds(kind, total, warmup, min_ratio, decay):
+    factors = [
+        lr_factor(kind, s, total=total, warmup=warmup, min_ratio=min_ratio, decay=decay) for s in range(total + 2)
+    ]
+    assert all(0 <= f <= 1 for f in factors)
+    rising, falling = factors[: warmup + 1], factors[warmup:]
+    assert rising == sorted(rising) or warmup >= total
+    assert falling == sorted(falling, reverse=True)
+    assert all(f >= min_ratio - 1e-12 for f in falling)

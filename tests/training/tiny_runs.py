@@ -1,0 +1,80 @@
+"""Runs of a few steps on a tiny model and text, and what of them must be the same."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+from glassformer.families.shape import ShapeConfig
+from glassformer.text.train import train_tokenizer
+from glassformer.training.loop import train
+from glassformer.training.metrics import Reporter
+from glassformer.training.settings import OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
+
+SHAPE = ShapeConfig(d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24, context=16)
+TIMES = ("tokens_per_second", "matrix_share")
+
+
+def texts(n: int = 60) -> list[str]:
+    """Short documents of few words, the same at each call."""
+    draw = random.Random(1)
+    words = "anna ben the a ball hat box gave took put in to and ran sat".split()
+    return [" ".join(draw.choices(words, k=draw.randint(3, 30))) + "." for _ in range(n)]
+
+
+def make_tokenizer(folder: Path) -> str:
+    """A character tokenizer in `folder`, so that runs need not train one."""
+    train_tokenizer(texts(), kind="char", vocab_size=64).save(folder)
+    return str(folder)
+
+
+def tiny_config(out: Path | str, tokenizer: str, **changes) -> TrainConfig:
+    config = TrainConfig(
+        out=str(out),
+        model=SHAPE,
+        tokenizer=TokenizerConfig(path=tokenizer),
+        optim=OptimConfig(muon_dtype="float32"),
+        schedule=ScheduleConfig(warmup=2),
+        batch=4,
+        steps=8,
+        eval_every=2,
+        save_every=2,
+        held_out=0.1,
+        dtype="float32",
+        device="cpu",
+    )
+    return replace(config, **changes)
+
+
+def tiny_run(out: Path | str, tokenizer: str, reporter: Reporter | None = None, **changes):
+    return train(tiny_config(out, tokenizer, **changes), documents=texts(), reporter=reporter)
+
+
+def metrics(folder: Path | str) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def losses(folder: Path | str) -> list[float]:
+    return [record["loss"] for record in metrics(folder) if "loss" in record]
+
+
+def end_state(folder: Path | str) -> dict[str, object]:
+    """All of a run that must be bit-equal: weights, optimizer, position, metrics, which checkpoints there are."""
+    folder = Path(folder)
+    found: dict[str, object] = {"metrics": metrics(folder)}
+    for path in sorted((folder / "checkpoints").iterdir()):
+        if path.is_symlink():
+            found[path.name] = str(path.readlink())
+            continue
+        for name in ("model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json"):
+            found[f"{path.name}/{name}"] = (path / name).read_bytes()
+        state = json.loads((path / "state.json").read_text())
+        found[f"{path.name}/state.json"] = {k: v for k, v in state.items() if k != "seconds"}
+    return found
+
+
+def differing(one: dict[str, object], other: dict[str, object]) -> list[str]:
+    """The names of what differs."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
