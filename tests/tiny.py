@@ -24,7 +24,7 @@ TOLERANCE = 1e-5  # of the largest logit
 
 
 def tiny_config(family: str, **changes) -> ModelConfig:
-    """Each family with all it can do: windows, biases, grouped queries, its own norms. Changes are paths of `change`."""
+    """Each family with all it can do: windows, biases, grouped queries, its own norms. Changes: paths of `change`."""
     rms, layer_norm = NormConfig("rms", 1e-2), NormConfig("layer", 1e-2)
     rope = RopeConfig(100.0)  # turns far within 64 tokens
     if family == "qwen3":
@@ -114,7 +114,10 @@ def run(model, ids: torch.Tensor, **step) -> torch.Tensor:
 def run_cached(model, ids: torch.Tensor, chunks, cache: DenseCache, **step) -> torch.Tensor:
     """Logits of whole rows, a chunk at a time."""
     assert sum(chunks) == ids.shape[1]
-    parts = [model(part, Step(cache.extend([part.shape[1]] * len(part)), cache=cache, **step)) for part in ids.split(chunks, 1)]
+    parts = [
+        model(part, Step(cache.extend([part.shape[1]] * len(part)), cache=cache, **step))
+        for part in ids.split(chunks, 1)
+    ]
     return torch.cat(parts, 1)
 
 

@@ -113,8 +113,7 @@ def check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
         raise RequestError(f"{name}: token id {bad} is out of range: allowed are 0 to {vocab_size - 1}", param=name)
 
 
-@torch.inference_mode()  # as a decorator it leaves the mode at each yield
-def _write(
+def _write(  # not itself in inference mode: it would leak to the caller at each yield
     model: Decoder,
     prompts: Sequence[Sequence[int]],
     options: Options,
@@ -178,6 +177,7 @@ def _text_after(prompt: Sequence[int], tokenizer: Tokenizer | None) -> StreamDec
     return text
 
 
+@torch.inference_mode()
 def _prefill(model: Decoder, prompts: Sequence[Sequence[int]], room: int, attend: Attend) -> tuple[DenseCache, Tensor]:
     """The cache after all prompts, and the logits [prompts, V] of each one's last token."""
     longest = max(map(len, prompts))
@@ -192,6 +192,7 @@ def _prefill(model: Decoder, prompts: Sequence[Sequence[int]], room: int, attend
     return cache, logits
 
 
+@torch.inference_mode()
 def _pass(model: Decoder, cache: DenseCache, tokens: list[list[int]], attend: Attend) -> Tensor:
     """One pass over each row's new tokens; the logits [R, V] of each row's last one."""
     width = max(map(len, tokens))

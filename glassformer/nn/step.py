@@ -63,6 +63,7 @@ class Step:
         documents: Int[Tensor, "B T"] | None = None,
         source: View | None = None,
     ):
+        assert cache is None or documents is None, "a cache says itself what a row sees; documents are of packed rows"
         self.positions, self.documents, self.source = positions, documents, source
         self.cache, self.backend, self.tap = cache, attend, tap
         self.views: dict[tuple, View] = {}

@@ -9,7 +9,8 @@ most often into a new token.  Encoding joins the pairs of a new word in the orde
     low er
 
 Same input, same merges and same ids as the `tokenizers` library, which does the daily work; a test ties the two.
-Only the standard library and `regex` (for \\p{L}) are used.
+Only the standard library and `regex` (for \\p{L}) are used.  The one difference: each has the Unicode tables of its
+own year, so that one may cut the newest letters from their neighbours where the other does not.
 """
 
 import heapq
@@ -60,45 +61,46 @@ def train(
     merges = []
     while queue and len(tokens) < vocab_size:
         n, pair = heapq.heappop(queue)
-        if pair not in where:  # merged already
-            continue
-        if -n != count[pair]:  # an entry from before other merges changed this pair
+        if -n != count[pair]:  # counted before other merges took some of these pairs away
             if count[pair] > 0:
                 heapq.heappush(queue, (-count[pair], pair))
             continue
         left, right = tokens[pair[0]], tokens[pair[1]]
-        if left + right not in ids:  # the same bytes may have been reached by another pair before
+        if left + right not in ids:  # a special token may be spelled so
             ids[left + right] = len(tokens)
             tokens.append(left + right)
         merges.append((left, right))
         grown = set()
-        for number in where.pop(pair):
-            for changed, by in _join(words[number], pair, ids[left + right]):
-                count[changed] += by * times[number]
-                if by > 0:
-                    where[changed].add(number)
-                    grown.add(changed)
+        for number, changed, by in _join(words, where.pop(pair), pair, ids[left + right]):
+            count[changed] += by * times[number]
+            if by > 0:
+                where[changed].add(number)
+                grown.add(changed)
         for changed in grown:
             if count[changed] > 0:
                 heapq.heappush(queue, (-count[changed], changed))
     return merges
 
 
-def _join(word: list[int], pair: Pair, new: int) -> list[tuple[Pair, int]]:
-    """Make every `pair` in `word` `new`, left to right.  Returns each neighbouring pair that came (+1) or went (-1)."""
+def _join(words: list[list[int]], at_words: set[int], pair: Pair, new: int) -> Iterator[tuple[int, Pair, int]]:
+    """Make `pair` `new`, left to right, in each of the words numbered `at_words`.
+
+    Yields, for each pair of neighbours that comes or goes by it, the word's number, the pair, and +1 or -1.
+    """
     first, second = pair
-    changes = []
-    at = 0
-    while first in (rest := word[at:]):
-        at += rest.index(first)
-        if word[at + 1 : at + 2] == [second]:
-            word[at : at + 2] = [new]
-            if at > 0:
-                changes += [((word[at - 1], first), -1), ((word[at - 1], new), +1)]
-            if at + 1 < len(word):
-                changes += [((second, word[at + 1]), -1), ((new, word[at + 1]), +1)]
-        at += 1
-    return changes
+    for number in at_words:
+        word, at = words[number], 0
+        while first in (rest := word[at:]):
+            at += rest.index(first)
+            if word[at + 1 : at + 2] == [second]:
+                word[at : at + 2] = [new]
+                if at > 0:
+                    yield number, (word[at - 1], first), -1
+                    yield number, (word[at - 1], new), +1
+                if at + 1 < len(word):
+                    yield number, (second, word[at + 1]), -1
+                    yield number, (new, word[at + 1]), +1
+            at += 1
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,12 @@ class Tokenizer:
         self.config = dict(config or {})
         self.chat_template = chat_template
         self.report: TrainReport | None = None
-        self._marked = _open(tokenizer_json)  # reads special tokens out of the text
-        self._layout = json.loads(tokenizer_json)
+        try:
+            self._layout: dict[str, Any] = json.loads(tokenizer_json)
+        except json.JSONDecodeError as error:
+            raise TokenizerError(f"{JSON} is not JSON: {error}") from error
+        layout = self._layout | {"post_processor": _untrimmed(self._layout.get("post_processor"))}
+        self._marked = _open(layout)  # reads control tokens out of the text
 
         vocab = self._marked.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values(), default=-1) + 1
@@ -75,9 +79,9 @@ class Tokenizer:
             if text in flagged or _CONTROL.match(text) or (_MARKUP.match(text) and text in template)
         }
         self._added = added
-        self._plain = _open(_without_control(self._layout, self.special))
-        self._plain.encode_special_tokens = True
-        self._marked = _open(json.dumps(_untrimmed(self._layout)))
+        passed = [token | {"special": token["content"] in self.special} for token in layout.get("added_tokens", [])]
+        self._plain = _open(layout | {"added_tokens": passed})  # another one, since a switch would not be thread-safe
+        self._plain.encode_special_tokens = True  # passes by all that is marked special
 
         self.eos_id, self.bos_id = self._named("eos_token"), self._named("bos_token")
         self._before, self._after = self._frame()
@@ -90,6 +94,10 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({self._layout['model']['type']}, vocab_size={self.vocab_size}, eos_id={self.eos_id})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied and pickled by its files: the library would forget which of its two tokenizers reads plain text."""
+        return _rebuild, (self._json, self.config, self.chat_template)
 
     # ---- text to ids
 
@@ -248,15 +256,19 @@ class Tokenizer:
         return json.dumps(self._layout | {"post_processor": processor}, ensure_ascii=False)
 
 
+def _rebuild(tokenizer_json: str, config: dict[str, Any], chat_template: str | None) -> Tokenizer:
+    return Tokenizer(tokenizer_json, config, chat_template=chat_template)
+
+
 def _name(entry: Any) -> Any:
     """A token's text, where a config spells it as an object with `content`; anything else as it is."""
     return entry["content"] if isinstance(entry, dict) and "content" in entry else entry
 
 
-def _open(tokenizer_json: str) -> tokenizers.Tokenizer:
+def _open(layout: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """The library's tokenizer, without the truncation and padding that some files carry."""
     try:
-        core = tokenizers.Tokenizer.from_str(tokenizer_json)
+        core = tokenizers.Tokenizer.from_str(json.dumps(layout))
     except Exception as error:  # the library raises plain Exception
         raise TokenizerError(f"{JSON} cannot be read: {error}") from error
     core.no_truncation()
@@ -265,16 +277,10 @@ def _open(tokenizer_json: str) -> tokenizers.Tokenizer:
 
 
 def _untrimmed(part: Any) -> Any:
-    """The same layout with offsets that keep a token's leading space (`trim_offsets` changes no id)."""
+    """The same post-processor with offsets that keep a token's leading space (`trim_offsets` changes no id)."""
     if isinstance(part, dict):
         return {key: False if key == "trim_offsets" else _untrimmed(value) for key, value in part.items()}
     return [_untrimmed(item) for item in part] if isinstance(part, list) else part
-
-
-def _without_control(layout: dict[str, Any], control: Mapping[str, int]) -> str:
-    """The layout for plain text: each control token is marked special, so `encode_special_tokens` passes it by."""
-    added = [token | {"special": token["content"] in control} for token in layout.get("added_tokens", [])]
-    return json.dumps(_untrimmed(layout | {"added_tokens": added}))
 
 
 def _read(path: Path) -> str:

@@ -131,11 +131,9 @@ class Feed:
 def frames(source: BinaryIO) -> Iterator[bytes]:
     """The frames up to END.  Ends the process when the parent is gone before that."""
     while (head := source.read(FRAME.size)) != END:
-        size = FRAME.unpack(head)[0] if len(head) == FRAME.size else 1
-        data = source.read(size)
-        if len(data) < size:
+        if len(head) < FRAME.size:
             os._exit(1)
-        yield data
+        yield source.read(FRAME.unpack(head)[0])
 
 
 def say(**message: Any) -> None:

@@ -74,7 +74,13 @@ def local_device(environment: Mapping[str, str], device: str) -> str:
 
 @contextmanager
 def join(device: torch.device) -> Iterator[World]:
-    """The run's processes: alone, or with those that torchrun started (nccl between GPUs, gloo otherwise)."""
+    """The run's processes: alone, or with those that torchrun started (nccl between GPUs, gloo otherwise).
+
+    A process group that is there already is used and left alone, so that a script may train more than once.
+    """
+    if dist.is_available() and dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size())
+        return
     if not launched(os.environ) or int(os.environ["WORLD_SIZE"]) == 1:
         yield World()
         return

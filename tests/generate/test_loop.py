@@ -235,8 +235,13 @@ def test_logprobs_only_where_asked():
 
 
 def test_inference_mode_does_not_leak_while_suspended():
-    model = tiny_model("qwen3").train()
-    pieces = write(model, [[1, 2, 3]], Options(20))
+    model, modes = tiny_model("qwen3").train(), []
+
+    def attend(*arguments):
+        modes.append(torch.is_inference_mode_enabled())
+        return attend_sdpa(*arguments)
+
+    pieces = write(model, [[1, 2, 3]], Options(20), attend=attend)
     for _ in range(3):
         next(pieces)
         assert not torch.is_inference_mode_enabled()
@@ -245,6 +250,7 @@ def test_inference_mode_does_not_leak_while_suspended():
     assert all(p.grad is not None for p in model.parameters())
     pieces.close()
     assert not torch.is_inference_mode_enabled()
+    assert modes == [True] * 9, "three passes through three layers, none of which keeps a graph"
 
 
 @pytest.fixture

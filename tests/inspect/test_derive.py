@@ -116,7 +116,11 @@ def test_the_queries_of_a_cached_pass_over_all_keys():
 
 def test_biases_sinks_and_caps_are_part_of_it():
     g = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(1, 5, 4, 8, generator=g), torch.randn(1, 5, 2, 8, generator=g), torch.randn(1, 5, 2, 8, generator=g)
+    q, k, v = (
+        torch.randn(1, 5, 4, 8, generator=g),
+        torch.randn(1, 5, 2, 8, generator=g),
+        torch.randn(1, 5, 2, 8, generator=g),
+    )
     bias, sinks = torch.randn(1, 4, 5, 5, generator=g), torch.randn(4, generator=g)
     at, spec = torch.arange(5)[None], AttendSpec(0.5, softcap=2.0)
     view = View(at, at, None, causal=True)

@@ -42,11 +42,16 @@ class Everything(Tap):
 
 
 def changed_from_outside(model, name, delta, ids):
-    """Logits with `delta` added at a point, by torch's module hooks, or through the attention backend: never by a tap."""
+    """Logits with `delta` added at a point, by torch's module hooks, or in the attention backend: never by a tap."""
     add = lambda _m, _a, out: out + delta.flatten(out.ndim - 1) if delta.ndim > out.ndim else out + delta  # noqa: E731
     add_before = lambda _m, a: (a[0] + (delta.flatten(2) if delta.ndim > a[0].ndim else delta), *a[1:])  # noqa: E731
     if not name.startswith("blocks."):
-        after = {"embed.tokens": model.embed, "embed.positions": model.positions, "final.norm": model.norm, "final.logits": model}
+        after = {
+            "embed.tokens": model.embed,
+            "embed.positions": model.positions,
+            "final.norm": model.norm,
+            "final.logits": model,
+        }
         if name == "embed.out":
             return hooked(model, ids, model.blocks[0].register_forward_pre_hook(add_before))
         return hooked(model, ids, after[name].register_forward_hook(add))
@@ -67,7 +72,8 @@ def changed_from_outside(model, name, delta, ids):
     }  # fmt: skip
     after = {
         "resid_post": block, "attn.q": block.attn.q, "attn.k": block.attn.k, "attn.v": block.attn.v,
-        "attn.out": block.attn.o, "attn.add": block.attn_residual.out, "mlp.gate": block.mlp.gate, "mlp.up": block.mlp.up,
+        "attn.out": block.attn.o, "attn.add": block.attn_residual.out, "mlp.gate": block.mlp.gate,
+        "mlp.up": block.mlp.up,
         "mlp.out": block.mlp.down, "mlp.add": block.mlp_residual.out,
     }  # fmt: skip
     if end in before:

@@ -153,7 +153,9 @@ def test_what_sdpa_cannot_do_takes_the_definition(softcap, sinks):
     spec, (q, k, v) = AttendSpec(0.4, softcap=softcap), draw()
     sinks = SINKS[:4] if sinks else None
     view = view_of(spec)
-    assert torch.equal(attend_sdpa(spec, q, KV(k, v), view, None, sinks), attend_math(spec, q, KV(k, v), view, None, sinks)[0])
+    assert torch.equal(
+        attend_sdpa(spec, q, KV(k, v), view, None, sinks), attend_math(spec, q, KV(k, v), view, None, sinks)[0]
+    )
 
 
 @pytest.mark.parametrize("bias_shape", [(1, 4, 7, 7), (2, 4, 7, 7), (1, 1, 7, 7), (4, 7, 7), (1, 4, 1, 7)], ids=str)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import FAMILIES, assert_near, by_definition, random_ids, run, tiny
 
+from glassformer.cache.dense import DenseCache
 from glassformer.nn.attend import attend_products, attend_sdpa
 from glassformer.nn.loss import next_token_loss
 from glassformer.nn.step import Step
@@ -77,3 +78,10 @@ def test_packed_loss_and_gradients_are_the_sum_of_those_alone():
     assert_near(packed.detach(), sum(alone).detach(), 1e-6)
     for name, p in model.named_parameters():
         assert_near(together[name], p.grad)
+
+
+def test_a_cache_and_documents_are_not_used_together():
+    model = tiny("llama")
+    cache = DenseCache.of(model.config, 1, 9)
+    with pytest.raises(AssertionError, match="packed rows"):
+        Step(cache.extend([4]), cache=cache, documents=torch.zeros(1, 4, dtype=torch.long))

@@ -115,7 +115,9 @@ def test_learned_positions_look_up_and_padding_does_no_harm():
 def test_a_block_is_torchs_encoder_layer(norm_at, activation):
     """Post-norm is the paper of 2017's block; pre-norm GPT-2's. torch has both, with its own attention."""
     d, heads, d_ff = 24, 3, 40
-    theirs = nn.TransformerEncoderLayer(d, heads, d_ff, 0.0, activation, 1e-2, batch_first=True, norm_first=norm_at == "pre")
+    theirs = nn.TransformerEncoderLayer(
+        d, heads, d_ff, 0.0, activation, 1e-2, batch_first=True, norm_first=norm_at == "pre"
+    )
     randomise(theirs, 5)
     attention = AttentionConfig(heads, heads, d // heads, bias=True, out_bias=True)
     layer = LayerConfig(attention, MLPConfig(d_ff, activation, False, True), NormConfig("layer", 1e-2), (norm_at,))
@@ -125,8 +127,16 @@ def test_a_block_is_torchs_encoder_layer(norm_at, activation):
     pairs = {
         **{f"attn.{n}.{p}": t[p] for n, t in (("q", q), ("k", k), ("v", v)) for p in t},
         **{f"attn.o.{p}": w[f"self_attn.out_proj.{p}"] for p in ("weight", "bias")},
-        **{f"mlp.{a}.{p}": w[f"{b}.{p}"] for a, b in (("up", "linear1"), ("down", "linear2")) for p in ("weight", "bias")},
-        **{f"{a}_residual.{norm_at}.{p}": w[f"norm{n}.{p}"] for n, a in ((1, "attn"), (2, "mlp")) for p in ("weight", "bias")},
+        **{
+            f"mlp.{a}.{p}": w[f"{b}.{p}"]
+            for a, b in (("up", "linear1"), ("down", "linear2"))
+            for p in ("weight", "bias")
+        },
+        **{
+            f"{a}_residual.{norm_at}.{p}": w[f"norm{n}.{p}"]
+            for n, a in ((1, "attn"), (2, "mlp"))
+            for p in ("weight", "bias")
+        },
     }
     ours.load_state_dict(pairs)
     x = randn(2, 9, d)

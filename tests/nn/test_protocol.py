@@ -62,7 +62,9 @@ def sharp(hf, by=2.0):
     randomise(hf, 4)
     with torch.no_grad():
         for name, p in hf.named_parameters():
-            if name.endswith(("q_proj.weight", "SelfAttention.q.weight", "EncDecAttention.q.weight", "q_b_proj.weight")):
+            if name.endswith(
+                ("q_proj.weight", "SelfAttention.q.weight", "EncDecAttention.q.weight", "q_b_proj.weight")
+            ):
                 p.mul_(by)
             if "relative_attention_bias" in name:
                 p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(8)) * 2)
@@ -100,9 +102,10 @@ class Gemma2(nn.Module):
 
 def gemma2(**changes):
     config = transformers.Gemma2Config(**{
-        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 12, "query_pre_attn_scalar": 7, "attn_logit_softcapping": 1.5,
-        "sliding_window": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "query_pre_attn_scalar": 7,
+        "attn_logit_softcapping": 1.5, "sliding_window": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
         "attn_implementation": "eager", **changes,
     })  # fmt: skip
     return sharp(transformers.Gemma2Model(config), 1.0)
@@ -231,7 +234,9 @@ def test_t5_relative_bias_and_cross_attention(attend):
 
     def reference(ids, rows):
         rows = list(rows)
-        return hf(ids, encoder_hidden_states=SOURCE[rows], encoder_attention_mask=SOURCE_MASK[rows].long()).last_hidden_state
+        return hf(
+            ids, encoder_hidden_states=SOURCE[rows], encoder_attention_mask=SOURCE_MASK[rows].long()
+        ).last_hidden_state
 
     assert_carried(
         lambda ids, step: model(ids, step, SOURCE),
@@ -268,7 +273,9 @@ def test_cross_attention_is_torchs():
 
     def ours(x, step):
         q = nn.functional.linear(x, w[0], b[0]).unflatten(-1, (4, 6))
-        kv = step.keep_source(lambda: tuple(nn.functional.linear(source, w[i], b[i]).unflatten(-1, (4, 6)) for i in (1, 2)))
+        kv = step.keep_source(
+            lambda: tuple(nn.functional.linear(source, w[i], b[i]).unflatten(-1, (4, 6)) for i in (1, 2))
+        )
         return theirs.out_proj(step.attend(spec, q, kv, name="cross").flatten(-2))
 
     with torch.no_grad():
@@ -276,7 +283,12 @@ def test_cross_attention_is_torchs():
         for attend in (by_definition, attend_sdpa, attend_products):
             cache = DenseCache([None], 2, 7)
             parts = [
-                ours(part, Step(cache.extend([part.shape[1]] * 2), cache=cache, source=source_view((0, 1)), attend=attend).layer(0))
+                ours(
+                    part,
+                    Step(
+                        cache.extend([part.shape[1]] * 2), cache=cache, source=source_view((0, 1)), attend=attend
+                    ).layer(0),
+                )
                 for part in x.split([4, 1, 2], 1)
             ]
             assert_near(torch.cat(parts, 1), want, 2e-6)
@@ -294,7 +306,9 @@ def test_an_encoder_sees_all_of_its_row_and_no_padding():
         for mask in (None, SOURCE_MASK):
             want, _ = theirs(x, x, x, key_padding_mask=None if mask is None else ~mask)
             for attend in (by_definition, attend_sdpa, attend_products):
-                step = Step(torch.arange(9)[None], documents=None if mask is None else (~mask).long(), attend=attend).layer(0)
+                step = Step(
+                    torch.arange(9)[None], documents=None if mask is None else (~mask).long(), attend=attend
+                ).layer(0)
                 got = theirs.out_proj(step.attend(spec, q, step.keep(k, v)).flatten(-2))
                 real = torch.ones_like(SOURCE_MASK) if mask is None else mask
                 assert_near(got[real], want[real], 2e-6)
@@ -305,7 +319,7 @@ def test_an_encoder_sees_all_of_its_row_and_no_padding():
 
 class Latent(nn.Module):
     """`how` "absorbed": one key head [latent; rotated part], values the latent itself, W_k and W_v moved to q and z.
-    "absorbed, kept once": the same, the latent not stored twice. "expanded": keys and values of every head, each pass."""
+    "absorbed, kept once": the same, the latent stored once. "expanded": keys and values of all heads, each pass."""
 
     def __init__(self, hf, how):
         super().__init__()
@@ -319,11 +333,15 @@ class Latent(nn.Module):
         latent, k_rot = a.kv_a_proj_with_mqa(x).unsqueeze(-2).split([self.rank, self.rope], -1)  # [B, T, 1, ...]
         latent, (cos, sin) = a.kv_a_layernorm(latent), step.rotation(RopeConfig(100.0), self.rope)
         q_rot, k_rot = rotate(q_rot, cos, sin), rotate(k_rot, cos, sin)
-        w_k, w_v = a.kv_b_proj.weight.unflatten(0, (a.num_heads, -1)).split([self.nope, a.v_head_dim], 1)  # [H, d, rank]
+        w_k, w_v = a.kv_b_proj.weight.unflatten(0, (a.num_heads, -1)).split(
+            [self.nope, a.v_head_dim], 1
+        )  # [H, d, rank]
         if self.how == "expanded":
             latent, k_rot = step.keep(latent, k_rot)
             k = torch.einsum("bsxr,hdr->bshd", latent, w_k)
-            kv = KV(torch.cat([k, k_rot.expand(-1, -1, a.num_heads, -1)], -1), torch.einsum("bsxr,hdr->bshd", latent, w_v))
+            kv = KV(
+                torch.cat([k, k_rot.expand(-1, -1, a.num_heads, -1)], -1), torch.einsum("bsxr,hdr->bshd", latent, w_v)
+            )
             return a.o_proj(step.attend(self.spec, torch.cat([q, q_rot], -1), kv).flatten(-2))
         if self.how == "absorbed":
             kv = step.keep(torch.cat([latent, k_rot], -1), latent)
@@ -343,7 +361,9 @@ class Latent(nn.Module):
 
 
 @BACKENDS
-@pytest.mark.parametrize(("how", "kept"), [("absorbed", 16 + 4 + 16), ("absorbed, kept once", 16 + 4), ("expanded", 16 + 4)])
+@pytest.mark.parametrize(
+    ("how", "kept"), [("absorbed", 16 + 4 + 16), ("absorbed, kept once", 16 + 4), ("expanded", 16 + 4)]
+)
 def test_latent_attention_is_deepseeks(how, kept, attend):
     """Against DeepSeek-V3 of transformers, which expands every head's keys and values."""
     config = transformers.DeepseekV3Config(

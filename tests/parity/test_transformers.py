@@ -1,4 +1,4 @@
-"""Against `transformers`: the same logits, the same residual stream, the same files, for each family and each setting."""
+"""Against `transformers`: the same logits, the same residual stream, the same files, for each family and setting."""
 
 import contextlib
 import json
@@ -55,7 +55,8 @@ EVERYWHERE = {  # the same change in every layer
 CASES = [(f, v) for f in FAMILIES for v in VARIANTS[f]]
 CASES += [(f, {f"layers.{i}.{path}": value for i in range(3)}) for f in FAMILIES for path, value in EVERYWHERE[f]]
 CASES += [
-    (f, {f"layers.{i}.attention.{b}": False for i in range(3) for b in ("bias", "out_bias")}) for f in ("qwen3", "llama")
+    (f, {f"layers.{i}.attention.{b}": False for i in range(3) for b in ("bias", "out_bias")})
+    for f in ("qwen3", "llama")
 ]
 NAMES = [f"{f}-{' '.join(f'{k}={c[k]}' for k in list(c)[:1]) or 'as it is'}" for f, c in CASES]
 
@@ -68,7 +69,10 @@ def hf_blocks(hf):
 def hf_run(hf, ids):
     """Logits, and every block's output."""
     outs = []
-    hooks = [b.register_forward_hook(lambda _m, _a, o: outs.append(o[0] if isinstance(o, tuple) else o)) for b in hf_blocks(hf)]
+    hooks = [
+        b.register_forward_hook(lambda _m, _a, o: outs.append(o[0] if isinstance(o, tuple) else o))
+        for b in hf_blocks(hf)
+    ]
     logits = hf.eval()(ids).logits
     for hook in hooks:
         hook.remove()
@@ -92,7 +96,7 @@ class Keep(dict):
 
 @pytest.mark.parametrize(("family", "changes"), CASES, ids=NAMES)
 def test_what_we_save_transformers_opens(family, changes, tmp_path):
-    """The same logits and the same residual stream after every block; and what it saves again opens here, bit for bit."""
+    """The same logits and the same residual stream after every block; what it saves again opens here, bit for bit."""
     model = tiny(family, **changes)
     save_model(model, tmp_path / "ours")
     hf, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
@@ -139,7 +143,10 @@ def test_what_transformers_makes_we_open(family, tmp_path):
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in hf.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (p.shape[-1] ** -0.5 if p.ndim > 1 else 0.5) * 1.5 + (p.ndim == 1))
+            p.copy_(
+                torch.randn(p.shape, generator=generator) * (p.shape[-1] ** -0.5 if p.ndim > 1 else 0.5) * 1.5
+                + (p.ndim == 1)
+            )
     hf.save_pretrained(tmp_path)
     model = load_model(tmp_path)
     ids = random_ids(model.config, 2, 40)
@@ -147,7 +154,7 @@ def test_what_transformers_makes_we_open(family, tmp_path):
 
 
 def test_gpt2_saved_without_its_head_opens(tmp_path):
-    """GPT2Model's tensors have no `transformer.` prefix, as in the checkpoint that OpenAI's weights were published in."""
+    """GPT2Model's tensors have no `transformer.` prefix, as in the checkpoint that OpenAI's weights came in."""
     hf = transformers.GPT2LMHeadModel(HF_MADE["gpt2"]())
     hf.transformer.save_pretrained(tmp_path)
     ids = random_ids(tiny_config("gpt2", vocab_size=89), 2, 40)

@@ -17,7 +17,6 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +28,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch  # noqa: E402
 from safetensors import torch as safetensors_torch  # noqa: E402
-from tiny_runs import differing, end_state, make_tokenizer, tiny_run  # noqa: E402
+from tiny_runs import differing, end_state, make_tokenizer, memory_folder, tiny_run  # noqa: E402
 
 from glassformer.training import checkpoint  # noqa: E402
 from glassformer.training.runfile import has_run  # noqa: E402
@@ -132,6 +131,7 @@ def wait(child: int) -> int:
 def cycles(number: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
     """Run `number` cycles; returns where the kills fell, and what went wrong."""
     tokenizer = make_tokenizer(folder / "tokenizer")
+    tiny_run(folder / "warm", tokenizer, **SETTINGS)  # what is loaded on first use is loaded before forking
     begin = time.perf_counter()
     assert wait(run_child(folder / "whole", tokenizer)) == 0
     whole_seconds = time.perf_counter() - begin
@@ -179,8 +179,8 @@ def main() -> int:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        where, wrong = cycles(asked.cycles, asked.seed, Path(folder))
+    with memory_folder() as folder:  # a killed process loses nothing that it wrote, synced or not: the order counts
+        where, wrong = cycles(asked.cycles, asked.seed, folder)
     for place, count in sorted(where.items()):
         print(f"{count:5} {place}")
     kills = sum(count for place, count in where.items() if "not killed" not in place)

@@ -264,6 +264,24 @@ def test_ctrl_c_ends_at_once_and_leaves_no_child(stage, sent):
     assert not alive(started[0])
 
 
+@pytest.mark.parametrize("end", [worker.END, b"", b"\x09"], ids=["while it trains", "between frames", "in a frame"])
+def test_a_child_without_parent_ends_by_itself(end, tmp_path):
+    """Its output goes to a file here, so only the closed pipe can tell it."""
+    chance = random.Random(0)
+    text = " ".join("".join(chance.choices("abcdefghijklmnop", k=8)) for _ in range(200_000)).encode()
+    request = {"kind": "bpe", "pattern": "gpt2", "vocab_size": 60_000, "special": [EOT], "total": 0}
+    code = "from glassformer.text import worker; worker.main()"
+    with open(tmp_path / "out", "wb") as out:
+        child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=out, stderr=out, cwd=ROOT)
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(request).encode() + b"\n" + worker.FRAME.pack(len(text)) + text + end)
+    child.stdin.close()
+    assert child.wait(timeout=30) == 1
+    said = (tmp_path / "out").read_text()
+    assert "Compute merges" not in said
+    assert "Traceback" not in said
+
+
 def test_importing_loads_no_torch():
     names = "import sys; sys.modules['torch'] = None; import glassformer.text.train, glassformer.text.bpe"
     subprocess.run([sys.executable, "-c", names], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})

@@ -5,14 +5,16 @@ import os
 import signal
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import SHAPE, end_state, losses, make_tokenizer, metrics, texts, tiny_config, tiny_run
+from tiny_runs import SHAPE, end_state, losses, make_tokenizer, memory_folder, metrics, texts, tiny_config, tiny_run
 
 import glassformer
 from glassformer.errors import CapacityError, ConfigError, DataError, GlassformerError
+from glassformer.training import loop, trainer
 from glassformer.training.evaluate import Pass
 from glassformer.training.loop import train
 from glassformer.training.metrics import Reporter
@@ -25,6 +27,12 @@ from glassformer.training.settings import (
     settings_dict,
     settings_from,
 )
+
+
+@pytest.fixture
+def tmp_path():
+    with memory_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -108,18 +116,30 @@ def test_sampling_and_evaluating_change_nothing(tokenizer, tmp_path):
     assert all(text.startswith("anna") and len(text) > 4 for _, text in samples)
 
 
-def test_seconds_become_steps_once_and_for_all(tokenizer, tmp_path):
-    log = Log()
-    run = tiny_run(tmp_path / "run", tokenizer, log, steps=None, seconds=1.0, eval_every=0, save_every=0)
+def test_seconds_become_steps_once_and_for_all(tokenizer, tmp_path, monkeypatch):
+    class Clock(Log):
+        """Time that passes only by steps (0.05 s each) and evaluations (0.3 s)."""
+
+        now = 0.0
+
+        def hear(self, name, *values, **named):
+            super().hear(name, *values, **named)
+            self.now += {"on_step": 0.05, "on_eval": 0.3}.get(name, 0.0)
+
+    log = Clock()
+    for module in (loop, trainer):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: log.now))
+    run = tiny_run(tmp_path / "run", tokenizer, log, steps=None, seconds=20.0, eval_every=0, save_every=0)
     plan = log.all("on_plan")[0][0]
+    assert len(log.all("on_plan")) == 1
     assert RunFile.read(run.folder).plan == plan
-    assert run.step == run.steps == plan.steps > plan.measured >= 5
+    assert run.step == run.steps == plan.steps
+    assert 18.0 < log.now <= 20.0
     assert plan.warmup == 2
-    assert 0.3 < run.seconds < 3.0
+    assert 5 <= plan.measured <= 20
     evaluated = [r["step"] for r in metrics(run.folder) if "held_out_loss" in r]
-    assert evaluated[0] == 0
-    assert evaluated[-1] == plan.steps
-    assert all(step > plan.measured for step in evaluated[1:])
+    assert evaluated == [0, *range(plan.eval_every, plan.steps, plan.eval_every), plan.steps]
+    assert 2 <= len(evaluated) - 1 <= 0.05 * 20 / 0.3  # evaluating takes its share of the time, not more
 
 
 def test_tokens_become_steps(tokenizer, tmp_path):

@@ -35,7 +35,7 @@ from glassformer.training.rows import Rows
         ({"asked": "auto", "device": "mps"}, "float32", "not measured"),
         ({"asked": "auto", "device": "cpu", "features": frozenset({"avx2"})}, "float32", "neither"),
         ({"asked": "auto", "device": "cpu", "features": frozenset({"amx_bf16"})}, "bfloat16", "amx_bf16"),
-        ({"asked": "auto", "device": "cpu", "features": frozenset({"avx512_bf16"}), "width": 64}, "float32", "64"),
+        ({"asked": "auto", "device": "cpu", "features": frozenset({"avx512_bf16"}), "width": 32}, "float32", "32"),
     ],
 )
 def test_choice_says_why(given, dtype, because):

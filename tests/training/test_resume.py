@@ -5,12 +5,18 @@ import shutil
 
 import pytest
 from test_loop import Log
-from tiny_runs import differing, end_state, losses, make_tokenizer, metrics, tiny_run
+from tiny_runs import differing, end_state, losses, make_tokenizer, memory_folder, metrics, tiny_run
 
 from glassformer.errors import CheckpointError, ConfigError, DataError
 from glassformer.training.metrics import read_metrics, truncate_metrics
 from glassformer.training.runfile import RunFile, recorded_settings
 from glassformer.training.settings import OptimConfig, ScheduleConfig
+
+
+@pytest.fixture
+def tmp_path():
+    with memory_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

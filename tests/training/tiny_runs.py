@@ -1,7 +1,11 @@
 """Runs of a few steps on a tiny model and text, and what of them must be the same."""
 
 import json
+import os
 import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,3 +82,11 @@ def end_state(folder: Path | str) -> dict[str, object]:
 def differing(one: dict[str, object], other: dict[str, object]) -> list[str]:
     """The names of what differs."""
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+@contextmanager
+def memory_folder() -> Iterator[Path]:
+    """A folder in memory where there is such a place: a run syncs some 80 times, and a disk makes each wait."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder)

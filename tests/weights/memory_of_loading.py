@@ -1,5 +1,5 @@
-"""Run by test_memory.py in a process of its own. Prints, for each way of loading, the resident memory that it took at its
-peak and at its end, in units of the weights. Each is measured in a fork, so that none finds another's memory warm."""
+"""Run by test_memory.py in a process of its own. Prints what each way of loading took of resident memory, at its peak
+and at its end, in units of the weights. Each is measured in a fork, so that none finds another's memory warm."""
 
 import ctypes
 import json

@@ -83,7 +83,9 @@ def test_a_file_cut_short_anywhere_is_an_error(folder):
     path = folder / "model.safetensors"
     whole, rng = path.read_bytes(), random.Random(0)
     header = 8 + int.from_bytes(whole[:8], "little")
-    cuts = {0, 1, 7, 8, 9, header - 1, header, header + 1, len(whole) - 1} | {rng.randrange(len(whole)) for _ in range(40)}
+    cuts = {0, 1, 7, 8, 9, header - 1, header, header + 1, len(whole) - 1} | {
+        rng.randrange(len(whole)) for _ in range(40)
+    }
     for cut in cuts:
         path.write_bytes(whole[:cut])
         with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole safetensors file"):
@@ -160,7 +162,9 @@ def test_shapes_are_told_with_what_the_config_says(folder, family):
 
 def test_a_key_nobody_reads_is_an_error_unless_ignored(folder, family):
     edit_config(folder, rope_wobble=3, another=None)
-    with pytest.raises(ConfigError, match=r"config\.json: keys this family does not understand: another, rope_wobble.*--ignore-key"):
+    with pytest.raises(
+        ConfigError, match=r"config\.json: keys this family does not understand: another, rope_wobble.*--ignore-key"
+    ):
         load_model(folder)
     with pytest.raises(ConfigError, match=r"understand: another\."):
         load_model(folder, ignore_keys=("rope_wobble",))
@@ -220,7 +224,9 @@ class Shards:
         self.index({name: file for file, part in self.files.items() for name in part})
 
     def index(self, weight_map):
-        (self.folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        (self.folder / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": weight_map})
+        )
 
 
 def test_shards(folder, family):

@@ -98,7 +98,9 @@ def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(tmp_path):
     )  # fmt: skip
     lines = run.stdout.splitlines()
     assert len(lines) == 4
-    assert all("model.safetensors could not be written (0." in line and "MB are needed" in line for line in lines), lines
+    assert all("model.safetensors could not be written (0." in line and "MB are needed" in line for line in lines), (
+        lines
+    )
 
 
 @pytest.mark.parametrize("at", ["os.fsync", "os.replace"])
@@ -119,7 +121,7 @@ def test_an_error_at_any_step_leaves_the_previous_checkpoint(at, tmp_path, monke
 def test_a_file_is_renamed_only_when_it_is_whole(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "first")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:  # noqa: PT012
         temporary.write_text("half")
         assert path.read_text() == "first"
         raise KeyboardInterrupt

@@ -1,0 +1,98 @@
+"""Run by test_compile.py in a process of its own, where no function is wrapped to check its shapes. Prints JSON."""
+
+import json
+from dataclasses import replace
+
+import torch
+from tiny import random_ids, run, tiny, wake
+
+from glassformer.cache.dense import DenseCache
+from glassformer.config import change
+from glassformer.nn.model import Decoder
+from glassformer.nn.step import LayerStep, Step
+
+
+def compiled(model):
+    """Compile each block, to whole graphs; returns the list that the graphs will be in."""
+    graphs = []
+
+    def backend(module, _):
+        graphs.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    for block in model.blocks:
+        block.compile(backend=backend, fullgraph=True)
+    return graphs
+
+
+def plain():
+    """Six layers, all alike: one graph, whose code is the same as where there is no `see` at all."""
+    full = tiny("llama")
+    model = wake(Decoder(replace(full.config, layers=full.config.layers * 2)))
+    ids = random_ids(model.config, 2, 16)
+    want, graphs = run(model, ids), compiled(model)
+    got = run(model, ids)
+    run(model, random_ids(model.config, 2, 16, seed=4))
+    out = {"layers": model.config.n_layers, "graphs": len(graphs), "off": (got - want).abs().max().item()}
+    code, see = graphs[0].code, LayerStep.see
+    LayerStep.see = lambda self, name, value: value
+    graphs = compiled(model)
+    run(model, ids)
+    LayerStep.see = see
+    out |= {"traceless": graphs[0].code == code, "operations": len(list(graphs[0].graph.nodes))}
+
+    class Double:
+        def wants(self, name):
+            return name.endswith("attn.z")
+
+        def __call__(self, name, value):
+            return value * 2
+
+    graphs = compiled(model)
+    run(model, ids, tap=Double())
+    return out | {"a tap shows": graphs[0].code != code}
+
+
+def training():
+    """Forward with gradients, several steps, whole rows and packed ones."""
+    model = tiny("llama")
+    graphs, found = compiled(model), []
+    positions = torch.tensor([[*range(7), *range(9)]])
+    documents = torch.tensor([[0] * 7 + [1] * 9])
+    for step in ({"documents": None}, {"documents": documents.expand(2, -1)}):
+        for seed in range(3):
+            ids = random_ids(model.config, 2, 16, seed)
+            at = positions if step["documents"] is not None else torch.arange(16)[None]
+            model(ids, Step(at, **step)).square().mean().backward()
+        found.append(len(graphs))
+    return {"whole rows": found[0], "packed": found[1], "gradient": all(p.grad is not None for p in model.parameters())}
+
+
+def decoding(window, uneven=False):
+    """A prefill and 40 steps through a cache: how many graphs there are after each."""
+    config = tiny("qwen3").config
+    for i in range(3):
+        config = change(config, f"layers.{i}.attention.window", window if i == 1 else None)
+    model = wake(Decoder(config))
+    ids, counts = random_ids(config, 2, 52), []
+    want, graphs, cache, parts = run(model, ids), compiled(model), DenseCache.of(config, 2, 60), []
+    begins = [12, 9] if uneven else [12, 12]
+    with torch.no_grad():
+        parts.append(model(ids[:, :12], Step(cache.extend(begins), cache=cache)))
+        counts.append(len(graphs))
+        at = list(begins)
+        for _ in range(40):
+            new = torch.stack([row[a : a + 1] for row, a in zip(ids, at, strict=True)])
+            parts.append(model(new, Step(cache.extend([1, 1]), cache=cache)))
+            counts.append(len(graphs))
+            at = [a + 1 for a in at]
+    off = (torch.cat([p[0] for p in parts]) - want[0]).abs().max().item()
+    return {"graphs": counts, "off": off}
+
+
+torch.set_num_threads(1)
+print(json.dumps({
+    "plain": plain(), "training": training(), "full": decoding(None), "windows": decoding(5),
+    "uneven": decoding(None, True),
+}))  # fmt: skip

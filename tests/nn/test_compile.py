@@ -1,0 +1,46 @@
+"""Under torch.compile: one graph for all blocks alike, no trace of a tap, and decoding recompiles nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def found():
+    path = f"{HERE.parent}:{HERE.parent.parent}"
+    run = subprocess.run(
+        [sys.executable, HERE / "compiled.py"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout)
+
+
+def test_all_blocks_compile_once_and_without_a_trace_of_taps(found):
+    plain = found["plain"]
+    assert plain["layers"] == 6
+    assert plain["graphs"] == 1, "a block depends on its number, or its name"
+    assert plain["off"] < 1e-4
+    assert plain["operations"] > 20
+    assert plain["traceless"]
+    assert plain["a tap shows"], "the comparison above is blind"
+
+
+def test_training_compiles_once_for_whole_rows_and_once_for_packed_ones(found):
+    assert found["training"]["gradient"]
+    assert found["training"]["whole rows"] == 1
+    assert found["training"]["packed"] <= 3
+
+
+@pytest.mark.parametrize(("kind", "most"), [("full", 2), ("windows", 4), ("uneven", 3)])
+def test_decoding_recompiles_nothing(found, kind, most):
+    """One graph for the prefill and one for decoding, of each kind of layer: all there after two tokens."""
+    graphs = found[kind]["graphs"]
+    assert found[kind]["off"] < 1e-4
+    assert graphs[-1] == graphs[2], graphs
+    assert graphs[-1] <= most

@@ -1,0 +1,50 @@
+"""One of the processes of test_distributed: trains with each optimizer, and writes down which rows it read."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tiny_runs import tiny_run
+
+from glassformer.training.rows import RowLoader
+from glassformer.training.settings import OptimConfig
+
+STEPS, BATCH = 20, 4
+
+
+def runs() -> dict[str, dict]:
+    """The settings of each run; everything in float32."""
+    common = {"steps": STEPS, "batch": BATCH, "eval_every": 10, "save_every": 10}
+    return {
+        "adamw": common | {"optim": OptimConfig(name="adamw")},
+        "muon": common | {"optim": OptimConfig(muon_dtype="float32"), "accumulate": 2},
+    }
+
+
+def main() -> None:
+    out, tokenizer = Path(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")  # once, for both runs
+    read: list[tuple[str, int]] = []
+    real = RowLoader.next
+
+    def noted(self: RowLoader):
+        rows = real(self)
+        digests = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in rows.ids]
+        counts = (rows.targets != -100).sum(1).tolist()
+        read.extend(zip(digests, counts, strict=True))
+        return rows
+
+    RowLoader.next = noted
+    for name, settings in runs().items():
+        read.clear()
+        tiny_run(out / name, tokenizer, **settings)
+        (out / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(read))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
