@@ -172,23 +172,27 @@ def cycles(number: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
     return where, wrong
 
 
+def run_cycles(number: int, seed: int) -> list[str]:
+    """Run cycles, print the figures, return what went wrong."""
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    with memory_folder() as folder:  # a killed process loses nothing that it wrote, synced or not: the order counts
+        where, wrong = cycles(number, seed, folder)
+    for place, count in sorted(where.items()):
+        print(f"{count:5} {place}")
+    for line in wrong:
+        print("WRONG", line)
+    kills = sum(count for place, count in where.items() if "not killed" not in place)
+    print(f"{number} cycles, {kills} kills, {len(wrong)} wrong, {time.perf_counter() - begin:.0f} s")
+    return wrong
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cycles", type=int, nargs="?", default=200)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    torch.set_num_threads(1)
-    begin = time.perf_counter()
-    with memory_folder() as folder:  # a killed process loses nothing that it wrote, synced or not: the order counts
-        where, wrong = cycles(asked.cycles, asked.seed, folder)
-    for place, count in sorted(where.items()):
-        print(f"{count:5} {place}")
-    kills = sum(count for place, count in where.items() if "not killed" not in place)
-    for line in wrong:
-        print("WRONG", line)
-    seconds = time.perf_counter() - begin
-    print(f"{asked.cycles} cycles, {kills} kills, {len(wrong)} wrong, {seconds:.0f} s")
-    return bool(wrong)
+    return bool(run_cycles(asked.cycles, asked.seed))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""`glassformer demo`: the main job, from nothing to a Transformer that writes."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from glassformer.cli.common import Json, out, print_json, say, working
+
+COLUMNS = ("answers", "who", "what", "where", "wellformed", "consistent")
+EXPECTED = 4_000_000  # tokens that two minutes on two cores may read, with room to spare
+
+
+def demo(
+    *,
+    seconds: float = 120.0,
+    folder: Annotated[Path, Parameter(name="--out")] = Path("runs/demo"),
+    seed: int = 0,
+    threads: int = 0,
+    no_serve: Annotated[bool, Parameter(name="--no-serve", negative="")] = False,
+    json: Json = False,
+) -> None:
+    """Train a tokenizer and a Transformer on little stories, measure what it has learned, and read what it writes.
+
+    Parameters
+    ----------
+    seconds
+        How long to train.
+    folder
+        The run's folder; where one stands already, the next free name beside it.
+    seed
+        Of the stories and of the weights.
+    threads
+        CPU threads; 0 is all cores.
+    no_serve
+        Return at the end instead of waiting for a prompt.
+    """
+    import glassformer
+    from glassformer.cli.report import make_reporter
+    from glassformer.lm import find
+    from glassformer.training import recipe
+    from glassformer.training.stories_model import baseline_answers, untrained
+
+    begin, folder = time.monotonic(), free_name(folder)
+    tokens = max(100_000, int(EXPECTED * max(1.0, seconds / 120)))
+    config = replace(recipe.settings(str(folder), seconds=seconds, seed=seed), threads=threads)
+    if not json:
+        say("A world of little stories, made as they are needed. First a tokenizer learns their words, then a")
+        say("Transformer learns to write them, and to answer questions about them. One of them:")
+        out.print("\n" + next(recipe.held_out(1)) + "\n", markup=False)
+    with make_reporter(quiet=json) as reporter:
+        run = glassformer.train(
+            config, documents=lambda: recipe.reading(seed, tokens), held_out=recipe.held_out, reporter=reporter
+        )
+    if run.stopped:
+        say(f"stopped: glassformer train --out {folder} --resume goes on")
+        return
+    with working("scoring", quiet=json):
+        lm = glassformer.load(run.last)
+        rows: dict[str, dict[str, float]] = {
+            "the model you have just trained": asdict(recipe.score(lm, questions=150, texts=60)),
+            "the same model, untrained": asdict(recipe.score(untrained(lm), questions=20, texts=10)),
+        }
+        rows |= {name: {"answers": share} for name, share in baseline_answers(100, 5_000).items()}
+        shipped = json_module.loads((find("stories") / "scores.json").read_text("utf-8"))
+        rows["`stories`, which ships with the package"] = shipped["trained"]
+    written = recipe.write_stories(lm, 3, seed=seed)
+    total = time.monotonic() - begin
+    if json:
+        print_json({"folder": str(folder), "run": run, "scores": rows, "stories": written, "seconds": total})
+        return
+    out.print(score_table(rows))
+    out.print("answers: to questions about held-out stories, word for word, who, what and where. wellformed: sentences")
+    out.print("of its own that the grammar allows. consistent: whole stories of its own that contradict nothing.\n")
+    for text in written:
+        out.print(text + "\n", markup=False)
+    say(f"{run.tokens:,} tokens in {run.seconds:.0f} s of training, {total:.0f} s in all. The run is in {folder}.")
+    out.print("What next:")
+    out.print(f'  glassformer generate {folder} "One day Mia" --temperature 0.7')
+    out.print(f"  glassformer train YOUR.txt --out runs/mine --seconds 300        and open {folder}/loss.svg")
+    if not no_serve and sys.stdin.isatty() and sys.stdout.isatty():
+        from glassformer.cli.chat import chat
+
+        chat(str(folder))
+
+
+def free_name(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3, ... that is not there."""
+    names = [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 10_000))]
+    return next(name for name in names if not name.exists())
+
+
+def score_table(rows: dict[str, dict[str, Any]]) -> Table:
+    """Scores in percent, a row each."""
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for name, scores in rows.items():
+        table.add_row(name, *(f"{100 * scores[c]:.0f}%" if c in scores else "" for c in COLUMNS))
+    return table

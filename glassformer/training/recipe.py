@@ -1,0 +1,122 @@
+"""How the demonstration's model is trained and scored: its shape, its rates, and what it reads in which order.
+
+Found by measuring, at a fixed number of tokens: small matrices (more tokens a second beat more parameters), a large
+rate for the embedding, small batches, a small rotary base; first a few documents that only repeat themselves, which
+teach heads to look back for what came after the same word; then stories from short to long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from glassformer.families.shape import ShapeConfig
+from glassformer.generate.loop import Options, write
+from glassformer.generate.sampling import Sampling
+from glassformer.lm import LanguageModel
+from glassformer.training import corpus, stories
+from glassformer.training.settings import OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
+
+SHAPE = ShapeConfig(d_model=128, n_layers=3, n_heads=4, d_ff=128, context=192, rope_theta=1000.0)
+ECHO = 0.08  # the share of tokens that only repeat
+SHARES = (0.15, 0.35, 0.5)  # of the rest, by the level of stories
+TOKENS = (62, 75, 95)  # of a story, by level, about
+ECHO_TOKENS = 60
+EARLY = 4_000_000  # tokens over which the language grows to its last level; a longer run stays there
+TEMPERATURE = 0.8  # at which stories are written and scored
+ROWS = 64  # prompts continued at a time
+
+
+def settings(out: str, *, seconds: float | None = None, steps: int | None = None, seed: int = 0) -> TrainConfig:
+    """The settings of a run on stories, for so many seconds or steps."""
+    return TrainConfig(
+        out=out,
+        model=SHAPE,
+        tokenizer=TokenizerConfig(vocab_size=768),
+        optim=OptimConfig(lr=0.015, embed_lr=0.02),
+        schedule=ScheduleConfig(warmup=20, decay=0.3),
+        batch=12,
+        seconds=seconds,
+        steps=steps,
+        eval_tokens=16_384,
+        sample_prompt=corpus.OPENERS[0],
+        shuffle=False,
+        seed=seed,
+    )
+
+
+def reading(seed: int, tokens: int) -> Iterator[str]:
+    """Documents in the order in which they are to be read, about `tokens` tokens in all."""
+    draw, first = Random(seed), min(tokens, EARLY)
+    for _ in range(int(ECHO * first / ECHO_TOKENS)):
+        yield echo(draw)
+    for level, share in enumerate(SHARES):
+        wanted = (1 - ECHO) * share * first + (tokens - first if level == len(SHARES) - 1 else 0)
+        count = int(wanted / TOKENS[level])
+        yield from (told.document for told in corpus.stories(seed, "train", count, level))
+
+
+def echo(draw: Random) -> str:
+    """A few nouns, over and over in one order."""
+    nouns = [noun for kind in corpus.NOUNS.values() for noun in kind]
+    segment = draw.sample(nouns, draw.randint(5, 15))
+    return " ".join((segment * ECHO_TOKENS)[:ECHO_TOKENS])
+
+
+def held_out(count: int = 300) -> Iterator[str]:
+    """Stories that no run trains on."""
+    return (told.document for told in corpus.stories(0, "held-out", count, start=1_000_000))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares from 0 to 1. answers: right, on held-out stories, greedily. wellformed: sentences that the grammar could
+    have written. consistent: whole stories, with their answers, that contradict nothing they said."""
+
+    answers: float
+    who: float
+    what: float
+    where: float
+    wellformed: float
+    consistent: float
+
+
+def score(lm: LanguageModel, *, questions: int = 100, texts: int = 100, seed: int = 0) -> Scores:
+    """A model's scores: about `questions` held-out stories are asked about, `texts` stories are written."""
+    found = stories.score_answers(completer(lm), questions)
+    written = write_stories(lm, texts, seed=seed)
+    return Scores(
+        answers=found["all"],
+        who=found["who"],
+        what=found["what"],
+        where=found["where"],
+        wellformed=stories.score_wellformed(written),
+        consistent=stories.score_consistent(written),
+    )
+
+
+def completer(lm: LanguageModel) -> stories.Complete:
+    """A model as scores see it: prompts in, greedy continuations out, to the end of the line."""
+    options = Options(sampling=Sampling(temperature=0.0), stop=("\n",))
+
+    def complete(prompts: list[str], max_tokens: int) -> list[str]:
+        return _continue(lm, prompts, replace(options, max_tokens=max_tokens))
+
+    return complete
+
+
+def write_stories(lm: LanguageModel, count: int, *, seed: int = 0) -> list[str]:
+    """Whole documents of the model's own, each begun with an opener of the grammar."""
+    begun = [corpus.OPENERS[i % len(corpus.OPENERS)] for i in range(count)]
+    written = _continue(lm, begun, Options(sampling=Sampling(temperature=TEMPERATURE, seed=seed)))
+    return [start + text for start, text in zip(begun, written, strict=True)]
+
+
+def _continue(lm: LanguageModel, prompts: Sequence[str], options: Options) -> list[str]:
+    texts = [""] * len(prompts)
+    for first in range(0, len(prompts), ROWS):
+        ids = [lm.encode(prompt) for prompt in prompts[first : first + ROWS]]
+        for piece in write(lm.model, ids, options, tokenizer=lm.tokenizer, ends=lm.ends):
+            texts[first + piece.row] += piece.text
+    return texts

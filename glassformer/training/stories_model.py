@@ -1,0 +1,100 @@
+"""Train again the model that ships in the package: `python -m glassformer.training.stories_model [OUT]`.
+
+The same corpus and recipe as the demonstration, with a larger feed-forward layer, one more block, and more tokens.
+Writes the model folder to OUT (by default into the package), with `run.json`, `loss.svg`, and `scores.json`: the scores
+at the end, of the same model untrained, of the baselines, and along the run.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import glassformer
+from glassformer.lm import LanguageModel
+from glassformer.nn.init import init_weights
+from glassformer.nn.model import Decoder
+from glassformer.training import corpus, recipe, stories
+from glassformer.training.loop import train
+from glassformer.training.metrics import EvalRecord, Reporter, StartInfo
+from glassformer.training.settings import TrainConfig
+
+SHAPE = replace(recipe.SHAPE, n_layers=4, d_ff=256)
+SECONDS, TOKENS, SEED = 2100.0, 30_000_000, 0
+PACKAGED = Path(glassformer.__file__).parent / "models" / "stories"
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+def settings(out: Path, seconds: float) -> TrainConfig:
+    config = recipe.settings(str(out), seconds=seconds, seed=SEED)
+    return replace(config, model=SHAPE, sample_prompt="", eval_tokens=65_536)
+
+
+class Curve(Reporter):
+    """Prints what happens, and scores each checkpoint."""
+
+    def __init__(self):
+        self.points: list[dict[str, Any]] = []
+        self.tokens, self.begin = 0, time.monotonic()
+
+    def on_start(self, info: StartInfo) -> None:
+        print(f"{info.n_parameters:,} parameters, {info.train_tokens:,} tokens", flush=True)
+
+    def on_eval(self, record: EvalRecord) -> None:
+        self.tokens = record.tokens
+        print(f"{self.seconds:.0f} s, {record.tokens:,} tokens: held-out loss {record.held_out_loss:.4f}", flush=True)
+
+    def on_checkpoint(self, step: int, folder: Path, best: bool) -> None:
+        scores = recipe.score(glassformer.load(folder), questions=40, texts=40)
+        self.points.append({"step": step, "tokens": self.tokens, "seconds": round(self.seconds)} | asdict(scores))
+        print(f"{self.seconds:.0f} s, step {step}: {scores}", flush=True)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.begin
+
+
+def untrained(lm: LanguageModel) -> LanguageModel:
+    """The same model with the weights that training began with."""
+    return LanguageModel(init_weights(Decoder(lm.config), SEED).eval(), lm.tokenizer)
+
+
+def baseline_answers(questions: int = 300, documents: int = 20_000) -> dict[str, float]:
+    """The share of held-out questions that each baseline answers right."""
+    read = [told.document for told in corpus.stories(SEED, "train", documents)]
+    return {name: stories.score_answers(b, questions)["all"] for name, b in stories.baselines(read).items()}
+
+
+def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, curve = Path(scratch) / "run", Curve()
+        train(
+            settings(folder, seconds),
+            documents=lambda: recipe.reading(SEED, TOKENS),
+            held_out=recipe.held_out,
+            reporter=curve,
+        )
+        lm = glassformer.load(folder / "checkpoints" / "last")
+        scores = {
+            "trained": asdict(recipe.score(lm, questions=300, texts=300)),
+            "untrained": asdict(recipe.score(untrained(lm), questions=40, texts=40)),
+            "baselines": baseline_answers(),
+            "curve": curve.points,
+        }
+        out.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            shutil.copyfile(folder / "checkpoints" / "last" / name, out / name)
+        for name in ("run.json", "loss.svg"):
+            shutil.copyfile(folder / name, out / name)
+        (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+        print(json.dumps({k: v for k, v in scores.items() if k != "curve"}, indent=2))
+
+
+if __name__ == "__main__":
+    main(*(Path(argument) for argument in sys.argv[1:2]))
