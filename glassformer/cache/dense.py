@@ -127,7 +127,7 @@ class FullSlot:
             self.source = KV(*tensors)
 
     def store(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> tuple[Tensor, Tensor]:
-        """The storage, made when the first tokens come. Zeros: a hidden key's value is multiplied by 0, and 0 * NaN is NaN."""
+        """The storage, made when tokens first come. Zeros: hidden values are multiplied by 0, and 0 * NaN is NaN."""
         if self.k is None or self.v is None:
             batch = len(self.cache.lengths)
             self.k, self.v = (t.new_zeros(batch, t.shape[2], self.size, t.shape[3]) for t in (k, v))

@@ -5,24 +5,76 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder
 from glassformer.nn.position import LearnedPositions
 
 
+PAIRS = 6  # of a head's rotary pairs, the fastest: they tell neighbours apart
+
+
 @torch.no_grad()
-def init_weights(model: Decoder, seed: int, std: float = 0.02) -> Decoder:
+def init_weights(
+    model: Decoder,
+    seed: int,
+    std: float = 0.02,
+    *,
+    out_std: float | None = None,
+    qk_gain: float = 1.0,
+    look_back: float = 0.0,
+) -> Decoder:
     """Draw weights as GPT-2 does: N(0, std), what writes to the residual / sqrt(2 n_layers), biases 0, norms 1.
 
-    Drawn on the CPU with a generator of its own: the same seed gives the same weights on every device.
+    out_std: of what writes to the residual, instead. qk_gain: the weight of the norms of queries and keys.
+    look_back: above 0, the heads of the first layer begin as heads that look 1, 2, 3, ... tokens back, the more sharply
+    the larger it is (`let_look_back`). Drawn on the CPU with a generator of its own: the same seed gives the same
+    weights on every device.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding | LearnedPositions):
             writes = name.endswith(("attn.o", "mlp.down"))
-            scale = std / math.sqrt(2 * len(model.blocks)) if writes else std
+            scale = (out_std or std / math.sqrt(2 * len(model.blocks))) if writes else std
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0, scale, generator=generator))
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
+        elif name.endswith(("attn.q_norm", "attn.k_norm")):
+            for weight in module.parameters():
+                weight.fill_(qk_gain)
+    if look_back:
+        let_look_back(model, std, look_back, generator)
     return model
+
+
+def let_look_back(model: Decoder, std: float, strength: float, generator: torch.Generator) -> None:
+    """Add to the first layer what makes head h look h + 1 tokens back, whatever the tokens are.
+
+    Every embedding gets the same direction u added, as long as an embedding is. In head h W_k sends u to a 1 in the
+    fastest rotary pairs, and W_q to the same turned back by h + 1 positions: their product is then largest for the key
+    at that distance. Copying what went with a word before takes two heads in a row, and the first must look at
+    neighbours; a small model spends most of a short training finding that. In the spirit of "Mimetic Initialization of
+    Self-Attention Layers" (Trockman & Kolter 2023). A layer without rotary positions stays as it is.
+    """
+    attention: Attention = model.blocks[0].attn  # pyright: ignore[reportAssignmentType]
+    config, d_model = attention.config, model.config.d_model
+    if config.rope is None:
+        return
+    u = torch.empty(d_model).normal_(0, 1, generator=generator)
+    u /= u.norm()
+    model.embed.weight += std * math.sqrt(d_model) * u
+    half = config.head_dim // 2
+    pairs = min(PAIRS, half)
+    frequencies = config.rope.theta ** (-torch.arange(pairs, dtype=torch.float32) / half)
+    size = strength * std * math.sqrt(2 * config.head_dim / pairs)  # against N(0, std) times what else is in x
+
+    def add(weight: Tensor, n_heads: int, turned: bool) -> None:
+        for head in range(n_heads):
+            angles = -frequencies * (head + 1) * turned
+            target = torch.zeros(config.head_dim)
+            target[:pairs], target[half : half + pairs] = angles.cos(), angles.sin()
+            weight[head * config.head_dim : (head + 1) * config.head_dim] += size * target[:, None] * u
+
+    add(attention.q.weight, config.n_heads, True)
+    add(attention.k.weight, config.n_kv_heads, False)

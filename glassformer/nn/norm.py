@@ -22,7 +22,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, (Zhang & Sennrich 2019), over the last axis; normed in float32, as in Llama."""
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019), over the last axis; in float32, as Llama is."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()

@@ -70,5 +70,6 @@ def evaluate(model: Decoder, batches: Iterable[Rows], how: Pass, world: World = 
         nats += how.loss(model, rows).item()
         tokens += rows.tokens
         size += rows.bytes
-    total, count, size = world.sum(torch.tensor([nats, tokens, size], dtype=torch.float64)).tolist()
+    place = how.device if world.size > 1 else "cpu"  # nccl sums only what lies on a GPU
+    total, count, size = world.sum(torch.tensor([nats, tokens, size], dtype=torch.float64, device=place)).tolist()
     return Evaluation(total / max(1.0, count), int(count), size)

@@ -90,6 +90,24 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """The first weights: see `nn/init.py`. std: of all matrices; out_std: of those that write to the residual stream, None
+    being std / sqrt(2 n_layers). look_back: above 0, the first layer's heads begin by looking 1, 2, 3, ... tokens back.
+    """
+
+    std: float = 0.02
+    out_std: float | None = None
+    qk_gain: float = 1.0
+    look_back: float = 0.0
+
+    def __post_init__(self):
+        for name in ("std", "qk_gain"):
+            _require(getattr(self, name) > 0, f"init.{name} must be above 0, got {getattr(self, name)}")
+        _require(self.out_std is None or self.out_std > 0, f"init.out_std must be above 0, got {self.out_std}")
+        _require(self.look_back >= 0, f"init.look_back must be at least 0, got {self.look_back}")
+
+
+@dataclass(frozen=True)
 class TokenizerConfig:
     """Which tokenizer: one that is there (path: a folder or tokenizer.json), or one trained on the run's own data.
 
@@ -123,6 +141,7 @@ class TrainConfig:
     out: str = "run"
     model: ShapeConfig | ModelConfig = ShapeConfig()  # noqa: RUF009 (frozen)
     tokenizer: TokenizerConfig = TokenizerConfig()
+    init: InitConfig = InitConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     batch: int = 32

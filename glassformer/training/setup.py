@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -149,7 +150,7 @@ def make_model(config: TrainConfig, vocab_size: int, checkpoint: Path | None, de
     elif config.from_model is not None:
         model = load_model(find(config.from_model), dtype=torch.float32, copy=True)
     else:
-        model = init_weights(Decoder(model_config(config, vocab_size)), config.seed)
+        model = init_weights(Decoder(model_config(config, vocab_size)), config.seed, **asdict(config.init))
     if model.config.vocab_size < vocab_size:
         raise ConfigError(
             f"the tokenizer has {vocab_size} tokens, and the model's vocab_size is {model.config.vocab_size}"

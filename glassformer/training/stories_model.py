@@ -26,7 +26,7 @@ from glassformer.training.metrics import EvalRecord, Reporter, StartInfo
 from glassformer.training.settings import TrainConfig
 
 SHAPE = replace(recipe.SHAPE, n_layers=4, d_ff=256)
-SECONDS, TOKENS, SEED = 2100.0, 30_000_000, 0
+SECONDS, TOKENS, SEED = 1000.0, 20_000_000, 0
 PACKAGED = Path(glassformer.__file__).parent / "models" / "stories"
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -62,7 +62,7 @@ class Curve(Reporter):
 
 def untrained(lm: LanguageModel) -> LanguageModel:
     """The same model with the weights that training began with."""
-    return LanguageModel(init_weights(Decoder(lm.config), SEED).eval(), lm.tokenizer)
+    return LanguageModel(init_weights(Decoder(lm.config), SEED, **asdict(recipe.INIT)).eval(), lm.tokenizer)
 
 
 def baseline_answers(questions: int = 300, documents: int = 20_000) -> dict[str, float]:

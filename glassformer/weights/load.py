@@ -29,7 +29,8 @@ def load_model(
     """The model of a Hugging Face folder, on `device` in `dtype` (the checkpoint's own by default).
 
     Tensors that need no conversion stay mapped from the file; `copy` gives each its own aligned storage, as training
-    needs. Neither takes more memory than the weights. CheckpointError lists every tensor that is missing, left over or of the wrong shape, in one message.
+    needs. Neither takes more memory than the weights. CheckpointError lists every tensor that is missing, left over or
+    of the wrong shape, in one message.
     """
     folder, device = Path(folder), torch.device(device)
     config = read_config(read_json(folder / "config.json"), str(folder / "config.json"), ignore_keys)

@@ -82,7 +82,7 @@ class Reader(Mapping[str, Tensor]):
         return self.where[name].get_tensor(name)
 
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """A tensor from its first axis's begin to its end: (first row, about a MB of rows). Each is overwritten by the next.
+        """A tensor piece by piece: (first row, about a MB of rows). Each piece is overwritten by the next.
 
         The file is read, not mapped: however large the tensor, no more than one piece of it is ever in memory.
         """

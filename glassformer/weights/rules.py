@@ -32,7 +32,7 @@ class Entry:
         return list(tensor.split([parameters[name].shape[0] for name in self.ours]))
 
     def fill(self, values: list[Tensor], begin: int, rows: Tensor) -> None:
-        """Copy some rows of a checkpoint's tensor, from row `begin` on, to where they belong in the parameters' values."""
+        """Copy rows of a checkpoint's tensor, from row `begin` on, to where they belong in the parameters."""
         end, at = begin + len(rows), 0
         for value in values:
             if self.transposed:

@@ -169,6 +169,8 @@ def cycles(number: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
         left = [p.name for p in (out / "checkpoints").iterdir() if p.name.startswith(".")]
         wrong += [f"cycle {cycle}: {name} was left" for name in left]
         shutil.rmtree(out)
+        if (cycle + 1) % 20 == 0:
+            print(f"{cycle + 1} cycles, {sum(where.values())} kills or tries, {len(wrong)} wrong", flush=True)
     return where, wrong
 
 

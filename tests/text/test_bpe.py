@@ -76,7 +76,7 @@ def test_same_ids_with_a_published_vocabulary(shared_file):
 
 
 def test_ties_and_exhausted_texts():
-    """Few letters, so that counts tie, runs overlap (aaa) and and the texts run out of pairs."""
+    """Few letters, so that counts tie, runs overlap (aaa) and the texts run out of pairs."""
     chance = random.Random(0)
     for _ in range(100):
         letters = chance.choice(["ab", "abc", "abcd", "a b", "aé😀"])
