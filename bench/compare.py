@@ -26,11 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: this process' CPU time; with --threads 1, on a busy machine"
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: this process' CPU time; with --threads 1, on a busy machine",
     )
 
 
-def alternate(sides: Mapping[str, Work], rounds: int, *, clock: str = "wall", warmup: int = 2) -> dict[str, list[float]]:
+def alternate(
+    sides: Mapping[str, Work], rounds: int, *, clock: str = "wall", warmup: int = 2
+) -> dict[str, list[float]]:
     """Seconds of every side in every round."""
     now, names = CLOCKS[clock], list(sides)
     for _ in range(warmup):
@@ -59,5 +64,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table with aligned columns."""
     cells = [[str(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

@@ -132,7 +132,10 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64, help="tokens to write")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"tokens/s ours : transformers; {args.threads} threads, prompt {args.prompt}, {args.new} new, {args.clock} clock\n")
+    print(
+        f"tokens/s ours : transformers; {args.threads} threads, prompt {args.prompt}, {args.new} new, "
+        f"{args.clock} clock\n"
+    )
     rows = [row for name in args.models for dtype in args.dtypes for row in measure(name, getattr(torch, dtype), args)]
     head = ["model", "dtype", "batch", "prefill", "ours is", "decode", "ours is", "bytes a step", "ours reads"]
     print("\n" + table(head, rows))

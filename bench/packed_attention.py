@@ -2,7 +2,7 @@
 
     python bench/packed_attention.py [--lengths 128 256 512 1024] [--head-dims 32 64]
 
-4,096 tokens in rows of T, 6 heads, documents of about T/3 tokens; milliseconds of one layer's attention (no projections).
+4,096 tokens in rows of T, 6 heads, documents of about T/3 tokens; milliseconds of one layer's attention alone.
 `plain` ignores the borders: what a row without any costs. The mask is made once per pass, as `Step` does.
 """
 
@@ -61,7 +61,11 @@ def sides(length: int, head_dim: int, dtype: torch.dtype) -> dict[str, Callable[
         "document by document": work(lambda: each_alone(spec, q, kv, documents)),
         "products": work(lambda: attend_products(spec, q, kv, packed)),
     }
-    return float32 if dtype == torch.float32 else float32 | {"SDPA in bfloat16": work(lambda: attend_sdpa(spec, q, kv, packed))}
+    return (
+        float32
+        if dtype == torch.float32
+        else float32 | {"SDPA in bfloat16": work(lambda: attend_sdpa(spec, q, kv, packed))}
+    )
 
 
 def main() -> None:

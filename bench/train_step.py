@@ -35,8 +35,8 @@ from glassformer.training.settings import OptimConfig
 
 VOCABULARY, RATE, DECAY, CLIP = 4096, 3e-4, 0.1, 1.0
 SHAPES = {
-    "A": (16, dict(n_layers=6, d_model=384, n_heads=6, context=256)),
-    "B": (32, dict(n_layers=4, d_model=128, n_heads=4, context=128)),
+    "A": (16, {"n_layers": 6, "d_model": 384, "n_heads": 6, "context": 256}),
+    "B": (32, {"n_layers": 4, "d_model": 128, "n_heads": 4, "context": 128}),
 }
 KV_HEADS = {"gpt2": {"A": 6, "B": 4}, "llama": {"A": 2, "B": 2}}
 
@@ -79,7 +79,9 @@ def autocast(dtype: torch.dtype):
     return nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype)
 
 
-def make_sides(family: str, name: str, dtype: torch.dtype, compiled: bool) -> tuple[dict[str, Callable[[], float]], Decoder]:
+def make_sides(
+    family: str, name: str, dtype: torch.dtype, compiled: bool
+) -> tuple[dict[str, Callable[[], float]], Decoder]:
     """Every side's step on the same tokens. Compiled: ours block by block, the others as a whole."""
     batch, sizes = SHAPES[name]
     shape = ShapeConfig(family=family, n_kv_heads=KV_HEADS[family][name], **sizes).fill(VOCABULARY)
@@ -105,7 +107,9 @@ def make_sides(family: str, name: str, dtype: torch.dtype, compiled: bool) -> tu
         assert count(plain) == count(ours)
     assert count(theirs) == count(ours)
     # transformers shifts the labels itself: the last position is left out, 1 target in `context`
-    sides[f"transformers {family}"] = their_step(theirs, lambda: theirs(input_ids=ids, labels=ids, use_cache=False).loss, dtype)
+    sides[f"transformers {family}"] = their_step(
+        theirs, lambda: theirs(input_ids=ids, labels=ids, use_cache=False).loss, dtype
+    )
     return sides, ours
 
 
@@ -162,13 +166,17 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=list(KV_HEADS), default=list(KV_HEADS))
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--compile", action="store_true", help="both sides through torch.compile")
-    parser.add_argument("--malloc", choices=("default", "tuned"), default="tuned", help="glibc's thresholds, for all sides")
+    parser.add_argument(
+        "--malloc", choices=("default", "tuned"), default="tuned", help="glibc's thresholds, for all sides"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.malloc == "tuned":
         tune_malloc()
     head = ["shape", "family", "dtype", "side", "step", "tokens/s", "ours is", "matrix products' share"]
-    print(f"{'compiled' if args.compile else 'eager'}, {args.threads} threads, malloc {args.malloc}, {args.clock} clock\n")
+    print(
+        f"{'compiled' if args.compile else 'eager'}, {args.threads} threads, malloc {args.malloc}, {args.clock} clock\n"
+    )
     rows = []
     for name in args.shapes:
         for family in args.families:

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         app.config = _config_file(tokens)
-        app(tokens or ["--help"], exit_on_error=False, print_error=True)
+        app(tokens or ["--help"], exit_on_error=False, print_error=True, result_action="return_value")
     except GlassformerError as error:
         _fail(str(error), 1)
     except CycloptsError:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from glassformer.cli.common import Json, print_json
 from glassformer.errors import ConfigError
 from glassformer.families.shape import PRESETS, ShapeConfig
-from glassformer.training.settings import OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
+from glassformer.training.settings import InitConfig, OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 
 Preset = Literal["tiny", "small", "medium", "gpt2-small"]
 
@@ -94,6 +94,7 @@ def train(
     shape: ShapeFlags = ShapeFlags(),
     run: RunFlags = RunFlags(),
     tokenizer: TokenizerConfig = TokenizerConfig(),
+    init: InitConfig = InitConfig(),
     optim: OptimConfig = OptimConfig(),
     schedule: ScheduleConfig = ScheduleConfig(),
 ) -> None:
@@ -132,6 +133,7 @@ def train(
             out=str(out),
             model=shape.over(PRESETS[preset]),
             tokenizer=tokenizer,
+            init=init,
             optim=optim,
             schedule=schedule,
             from_model=from_model,

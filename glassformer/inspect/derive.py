@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.nn.attend import KV, AttendSpec, View, attend_math
+from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder
 
 
@@ -63,7 +64,7 @@ def derive(model: Decoder, name: str, kept: Mapping[str, Tensor], view: View) ->
     `view` is `step.view(spec)` of the pass that they were kept in.
     """
     layer, end = name.rsplit(".", 1)
-    attention = model.blocks[int(layer.split(".")[1])].attn
+    attention: Attention = model.blocks[int(layer.split(".")[1])].attn  # pyright: ignore[reportAssignmentType]
     if end == "heads":
         return Derived(*heads(attention.o, kept[f"{layer}.z"], kept[f"{layer}.out"]))
     q_rot, k_rot, v, z = (kept[f"{layer}.{part}"] for part in ("q_rot", "k_rot", "v", "z"))

@@ -132,11 +132,11 @@ def attend_sdpa(
     q, k, v = (t.transpose(-2, -3) for t in (q, *kv))  # [B, H, T, Dh], [B, Hkv, S, Dh]
     n_heads, n_kv_heads, length = q.shape[-3], k.shape[-3], q.shape[-2]
     grouped = n_heads != n_kv_heads
-    if (
-        grouped and length == 1 and bias is None
-    ):  # the queries of a group read the same keys: let them be rows of one product
+    if length == 1 and bias is None:  # the queries of a group read the same keys: let them be rows of one product
         q = q.reshape(*q.shape[:-3], n_kv_heads, n_heads // n_kv_heads, q.shape[-1])
-        z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=spec.scale)
+        lone = not grouped and q.dtype == torch.bfloat16 and q.device.type == "cpu"
+        rows = q.repeat_interleave(2, -2) if lone else q  # torch 2.13 takes twice as long for one such row as for two
+        z = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=spec.scale)[..., : q.shape[-2], :]
         return z.reshape(*z.shape[:-3], 1, n_heads, z.shape[-1])
     z = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=view.causal and mask is None, scale=spec.scale, enable_gqa=grouped

@@ -11,7 +11,6 @@ from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder
 from glassformer.nn.position import LearnedPositions
 
-
 PAIRS = 6  # of a head's rotary pairs, the fastest: they tell neighbours apart
 
 

@@ -91,8 +91,11 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class InitConfig:
-    """The first weights: see `nn/init.py`. std: of all matrices; out_std: of those that write to the residual stream, None
-    being std / sqrt(2 n_layers). look_back: above 0, the first layer's heads begin by looking 1, 2, 3, ... tokens back.
+    """The first weights: see `nn/init.py`.
+
+    std: of all matrices. out_std: of those that write to the residual stream; None is std / sqrt(2 n_layers). qk_gain:
+    the weight of the norms of queries and keys. look_back: above 0, the first layer's heads begin by looking 1, 2, 3,
+    ... tokens back, the more sharply the larger it is.
     """
 
     std: float = 0.02

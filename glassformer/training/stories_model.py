@@ -97,4 +97,4 @@ def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:
 
 
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:2]))
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else PACKAGED)

@@ -96,7 +96,8 @@ class Reader(Mapping[str, Tensor]):
             file.seek(begin)
             for row in range(0, len(tensor), len(scratch)):
                 piece = scratch[: len(tensor) - row]
-                if file.readinto(memoryview(piece.view(-1).view(torch.uint8).numpy())) != piece.nbytes:
+                space: Any = piece.view(-1).view(torch.uint8).numpy()
+                if file.readinto(space) != piece.nbytes:
                     raise CheckpointError(f"{path} became shorter while it was read")
                 yield row, piece
 

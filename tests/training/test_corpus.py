@@ -14,6 +14,14 @@ from glassformer.errors import DataError
 from glassformer.training import corpus, stories
 
 MANY = 4000
+FIRST = (
+    "One day Bob found a lamp. Soon Kim found a drum. Max got a doll. Then Kim left the drum in the "
+    "barn. Max handed the doll to Bob. Bob had a fish. Soon Kim walked to the zoo.\n"
+    "Who has the lamp? Bob.\n"
+    "Where is the drum? In the barn.\n"
+    "Who has the doll? Bob.\n"
+    "Who has the fish? Bob."
+)
 EVERYWHERE = pytest.mark.parametrize("split", corpus.SPLITS)
 
 
@@ -56,7 +64,7 @@ def test_what_is_written_reads_back_as_the_events_it_tells(split, level):
         stories.replay(story.document)
 
 
-@pytest.mark.parametrize("split, level", [("test", 0), ("train", 3), ("train", -4)])
+@pytest.mark.parametrize(("split", "level"), [("test", 0), ("train", 3), ("train", -4)])
 def test_unknown_split_or_level_is_refused(split, level):
     with pytest.raises(DataError, match=re.escape(repr(split if split == "test" else level))):
         corpus.story(0, split, 0, level)
@@ -89,7 +97,8 @@ def test_no_held_out_story_and_no_question_with_its_facts_occurs_in_training(tol
     assert not facts[0] & facts[1]
     kept = {q.pair for story in told["held-out"] for q in story.questions if corpus.kept_back(*q.pair)}
     pairs = {event.pair for story in train for event in story.events}
-    assert kept and not any(corpus.kept_back(*pair) for pair in pairs)
+    assert kept
+    assert not any(corpus.kept_back(*pair) for pair in pairs)
     assert {type(noun) for noun in kept.pop()} == {str}
     assert {frozenset(pair) for pair in kept}.isdisjoint(frozenset(pair) for pair in pairs)
 
@@ -98,7 +107,7 @@ def test_short_stories_would_meet_without_the_two_sides():
     """The test above can fail: the same facts do come again where stories are short."""
     sets = [frozenset(story.events) for story in corpus.stories(0, "train", MANY, 0)]
     again = {frozenset(story.events) for story in corpus.stories(0, "train", MANY, 0, start=MANY)}
-    assert len(set(sets)) < len(sets) or again & set(sets)
+    assert len(again & set(sets)) > 100
 
 
 def test_side_does_not_depend_on_order_or_words(told):
@@ -155,7 +164,7 @@ GOOD = "One day Mia had a ball. Then Ben found a kite. Mia gave the ball to Ben.
 
 
 @pytest.mark.parametrize(
-    "document, reason",
+    ("document", "reason"),
     [
         (GOOD + "Who has the ball? Ben.", None),
         (GOOD + "Where is the kite? In the barn.\nWhat does Ben have? The ball.", None),
@@ -185,7 +194,9 @@ def test_replay_accepts_what_is_true_and_says_what_is_not(document, reason):
 
 
 def test_wellformed_counts_sentences_and_question_lines():
-    text = "One day Mia had a ball. Mia had ball. Ben ran to the park.\nWho has the ball? Mia.\nWho has the ball? The cup."
+    text = (
+        "One day Mia had a ball. Mia had ball. Ben ran to the park.\nWho has the ball? Mia.\nWho has the ball? The cup."
+    )
     assert stories.score_wellformed([text]) == 3 / 5
     assert stories.score_wellformed([text, ""]) == 3 / 6
     assert stories.score_wellformed(["One day Mia had a ball"]) == 0

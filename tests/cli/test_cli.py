@@ -1,0 +1,186 @@
+"""The command line as a person uses it: verbs on a real tiny run, and what they say to bad input."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from glassformer.cli import VERBS, main
+
+TEXT = "The cat sat on the mat. The dog sat on the log. A bird sang to the cat, and the dog ran after the bird.\n" * 80
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a few steps on a small text, trained through the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text.txt").write_text(TEXT)
+    sizes = "--d-model 32 --n-layers 2 --n-heads 2 --context 64 --batch 4 --steps 12 --tokenizer.vocab-size 300"
+    main(["train", str(folder / "text.txt"), "--out", str(folder / "run"), *sizes.split(), "--threads", "1"])
+    return folder / "run"
+
+
+def said(capfd, *arguments):
+    """(stdout, stderr) of a command that works."""
+    capfd.readouterr()
+    main([str(argument) for argument in arguments])
+    return capfd.readouterr()
+
+
+def refused(capfd, *arguments, status=1):
+    """What a command says when it refuses."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == status
+    return capfd.readouterr().err
+
+
+def test_help_and_import_load_no_torch():
+    code = "import sys, glassformer.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'numpy', 'tokenizers', 'transformers'} & set(sys.modules), 'heavy imports'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(verb in done.stdout for verb in VERBS)
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, glassformer; assert 'torch' not in sys.modules; print(dir(glassformer))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "LanguageModel" in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(capfd, verb):
+    assert "Usage: glassformer" in said(capfd, verb, "--help").out
+
+
+def test_a_run_is_a_folder_that_transformers_opens(run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert (run / "metrics.jsonl").exists()
+    assert "<svg" in (run / "loss.svg").read_text()
+    best = run / "checkpoints" / "best"
+    assert AutoModelForCausalLM.from_pretrained(best).config.model_type == "qwen3"
+    assert AutoTokenizer.from_pretrained(best)("The cat").input_ids
+
+
+def test_generate_streams_the_prompt_and_what_follows(capfd, run):
+    shown = said(capfd, "generate", run, "The cat", "--max-tokens", 5, "--seed", 3)
+    assert shown.out.startswith("The cat")
+    assert "step-0000" in shown.err, "a run must say which checkpoint was loaded"
+    told = json.loads(said(capfd, "generate", run, "The cat", "--max-tokens", 5, "--seed", 3, "--json").out)
+    assert shown.out == "The cat" + told["continuations"][0]["text"] + "\n"
+    assert told["seed"] == 3
+
+
+def test_generate_reports_a_seed_that_repeats(capfd, run):
+    shown = said(capfd, "generate", run, "The dog", "--max-tokens", 8)
+    seed = shown.err.rsplit("seed ", 1)[1].split()[0]
+    assert said(capfd, "generate", run, "The dog", "--max-tokens", 8, "--seed", seed).out == shown.out
+
+
+def test_generate_from_ids_with_logprobs(capfd, run):
+    told = json.loads(
+        said(capfd, "generate", run, "--ids", "5,6", "--max-tokens", 2, "--logprobs", 3, "--n", 2, "--json").out
+    )
+    assert told["prompt_ids"] == [5, 6]
+    assert len(told["continuations"]) == 2
+    assert all(len(token["top"]) == 3 for one in told["continuations"] for token in one["tokens"])
+
+
+def test_eval_and_bench_print_json(capfd, run):
+    told = json.loads(said(capfd, "eval", run, run.parent / "text.txt", "--json").out)
+    assert told["perplexity"] == pytest.approx(2.718281828 ** told["loss"], rel=1e-4)
+    assert told["bytes"] <= len(TEXT)
+    told = json.loads(said(capfd, "bench", run, "--rounds", 1, "--new-tokens", 4, "--json").out)
+    assert told["decode_tokens_per_second"] > 0
+
+
+def test_tokenizer_verbs(capfd, run, tmp_path):
+    ids = said(capfd, "tokenizer", "encode", run, "The cat").out.split()
+    assert said(capfd, "tokenizer", "decode", run, *ids).out == "The cat\n"
+    assert "'The'" in said(capfd, "tokenizer", "show", run, "The").out
+    said(capfd, "tokenizer", "train", run.parent / "text.txt", "--out", tmp_path / "t", "--kind", "char")
+    assert len(said(capfd, "tokenizer", "encode", tmp_path / "t", "cat").out.split()) == 3
+
+
+def test_data_check(capfd, run):
+    (run.parent / "binary.txt").write_bytes(b"a\0b")
+    shown = said(capfd, "data", "check", run.parent / "text.txt", run.parent / "binary.txt", "--tokenizer", run).out
+    assert "documents    1" in shown
+    assert "binary" in shown
+
+
+def test_chat_goes_on_with_what_was_written(capfd, run, monkeypatch):
+    lines = iter(["The cat", "", "The dog"])
+
+    def typed(prompt=""):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    shown = said(capfd, "chat", run, "--max-tokens", 3, "--seed", 1)
+    assert "a new text" in shown.err
+    assert "tokens/s" in shown.err
+
+
+def test_options_from_a_file_and_flags_over_them(capfd, run, tmp_path):
+    (tmp_path / "o.toml").write_text("max_tokens = 2\nseed = 4\n")
+    config = ["--config", tmp_path / "o.toml"]
+    told = json.loads(said(capfd, "generate", run, "The", "--json", *config).out)
+    assert (len(told["continuations"][0]["ids"]), told["seed"]) == (2, 4)
+    told = json.loads(said(capfd, "generate", run, "The", "--json", "--max-tokens", 3, *config).out)
+    assert len(told["continuations"][0]["ids"]) == 3
+    (tmp_path / "o.toml").write_text("max_token = 2\n")
+    assert "max_token" in refused(capfd, "generate", run, "The", *config, status=2) + capfd.readouterr().out
+
+
+def test_resume_goes_on(capfd, run):
+    shown = said(capfd, "train", "--out", run, "--resume", "--steps", 14)
+    assert "step 14" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["generate", "nowhere", "x"], "nowhere is not a folder"),
+        (["generate", "RUN", "x", "--temperature", "-1"], "temperature must be"),
+        (["generate", "RUN", "x", "--temperature", "0", "--top-k", "3"], "top_k has no effect"),
+        (["generate", "RUN", "x", "--max-tokens", "500"], "context holds 64"),
+        (["generate", "RUN", "x", "--device", "abacus"], "device 'abacus'"),
+        (["generate", "RUN", "--ids", "1,x"], "--ids must be whole numbers"),
+        (["train", "--out", "NEW"], "there is no DATA"),
+        (["train", "nothing-here.txt", "--out", "NEW"], "nothing-here.txt"),
+        (["train", "TEXT", "--out", "RUN"], "holds a run already"),
+        (["train", "TEXT", "--out", "NEW", "--d-model", "30", "--n-heads", "4"], "multiple of n_heads"),
+        (["eval", "RUN"], "there is no DATA"),
+        (["tokenizer", "decode", "RUN", "99999"], "99999"),
+        (["bench", "RUN", "--rounds", "0"], "rounds must be"),
+    ],
+)
+def test_bad_input_is_named(capfd, run, tmp_path, arguments, what):
+    places = {"RUN": str(run), "TEXT": str(run.parent / "text.txt"), "NEW": str(tmp_path / "new")}
+    assert what in refused(capfd, *(places.get(argument, argument) for argument in arguments))
+
+
+def test_misuse_is_status_two(capfd, run):
+    assert "temprature" in refused(capfd, "generate", run, "x", "--temprature", "1", status=2) + capfd.readouterr().out
+
+
+def test_a_reader_that_leaves_is_no_error(run):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    (run.parent / "long.txt").write_text("the cat sat " * 20_000)
+    command = [sys.executable, "-m", "glassformer", "tokenizer", "show", str(run), "-"]
+    pipe = subprocess.PIPE
+    with (
+        open(run.parent / "long.txt") as text,
+        subprocess.Popen(command, stdin=text, stdout=pipe, stderr=pipe, env=environment) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
