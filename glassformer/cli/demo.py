@@ -15,7 +15,7 @@ from rich.table import Table
 from glassformer.cli.common import Json, out, print_json, say, working
 
 COLUMNS = ("answers", "who", "what", "where", "wellformed", "consistent")
-EXPECTED = 4_000_000  # tokens that two minutes on two cores may read, with room to spare
+EXPECTED, ENOUGH = 2_200_000, 4_000_000  # tokens that two minutes on two cores read, and never more than
 
 
 def demo(
@@ -49,7 +49,7 @@ def demo(
     from glassformer.training.stories_model import baseline_answers, untrained
 
     begin, folder = time.monotonic(), free_name(folder)
-    tokens = max(100_000, int(EXPECTED * max(1.0, seconds / 120)))
+    expected, enough = (int(tokens * max(0.1, seconds / 120)) for tokens in (EXPECTED, ENOUGH))
     config = replace(recipe.settings(str(folder), seconds=seconds, seed=seed), threads=threads)
     if not json:
         say("A world of little stories, made as they are needed. First a tokenizer learns their words, then a")
@@ -57,7 +57,10 @@ def demo(
         out.print("\n" + next(recipe.held_out(1)) + "\n", markup=False)
     with make_reporter(quiet=json) as reporter:
         run = glassformer.train(
-            config, documents=lambda: recipe.reading(seed, tokens), held_out=recipe.held_out, reporter=reporter
+            config,
+            documents=lambda: recipe.reading(seed, enough, expected),
+            held_out=recipe.held_out,
+            reporter=reporter,
         )
     if run.stopped:
         say(f"stopped: glassformer train --out {folder} --resume goes on")

@@ -26,7 +26,6 @@ DRILLS = 0.12  # the share of tokens that are drills
 DRILL_PAIRS = 62  # of a drill, three tokens each: most of a row
 SHARES = (0.15, 0.35, 0.5)  # of the rest, by the level of stories
 TOKENS = (62, 75, 95)  # of a story, by level, about
-EARLY = 4_000_000  # tokens over which the language grows to its last level; a longer run stays there
 TEMPERATURE = 0.8  # at which stories are written and scored
 ROWS = 64  # prompts continued at a time
 
@@ -50,9 +49,12 @@ def settings(out: str, *, seconds: float | None = None, steps: int | None = None
     )
 
 
-def reading(seed: int, tokens: int) -> Iterator[str]:
-    """Documents in the order in which they are to be read, about `tokens` tokens in all."""
-    draw, first = Random(seed), min(tokens, EARLY)
+def reading(seed: int, tokens: int, early: int) -> Iterator[str]:
+    """Documents in the order in which they are to be read, about `tokens` tokens in all.
+
+    Over the first `early` the language grows to its last level; a longer run stays there.
+    """
+    draw, first = Random(seed), min(tokens, early)
     for _ in range(int(DRILLS * first / (3 * DRILL_PAIRS))):
         yield drill(draw)
     for level, share in enumerate(SHARES):

@@ -26,7 +26,7 @@ from glassformer.training.metrics import EvalRecord, Reporter, StartInfo
 from glassformer.training.settings import TrainConfig
 
 SHAPE = replace(recipe.SHAPE, n_layers=4, d_ff=256)
-SECONDS, TOKENS, SEED = 1000.0, 20_000_000, 0
+SECONDS, TOKENS, EARLY, SEED = 1000.0, 20_000_000, 4_000_000, 0
 PACKAGED = Path(glassformer.__file__).parent / "models" / "stories"
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -76,7 +76,7 @@ def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:
         folder, curve = Path(scratch) / "run", Curve()
         train(
             settings(folder, seconds),
-            documents=lambda: recipe.reading(SEED, TOKENS),
+            documents=lambda: recipe.reading(SEED, TOKENS, EARLY),
             held_out=recipe.held_out,
             reporter=curve,
         )
