@@ -33,7 +33,7 @@ types: setup
 	$(BIN)/pyright
 
 unit: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 soak: setup     ## kill a training run 200 times, and see it end equal bit for bit
 	$(BIN)/python -m pytest tests/soak -m soak -s

@@ -90,8 +90,10 @@ def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:
         out.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             shutil.copyfile(folder / "checkpoints" / "last" / name, out / name)
-        for name in ("run.json", "loss.svg"):
-            shutil.copyfile(folder / name, out / name)
+        shutil.copyfile(folder / "loss.svg", out / "loss.svg")
+        run = json.loads((folder / "run.json").read_text("utf-8"))
+        run["settings"]["out"] = "runs/stories"  # not where this machine has its scratch
+        (out / "run.json").write_text(json.dumps(run, indent=2) + "\n", "utf-8")
         (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
         print(json.dumps({k: v for k, v in scores.items() if k != "curve"}, indent=2))
 
