@@ -93,9 +93,10 @@ def test_every_noun_is_drawn_once_and_takes_the_article_a():
 def test_no_held_out_story_and_no_question_with_its_facts_occurs_in_training(told):
     train = told["train"] + [s for level in (0, 1) for s in corpus.stories(0, "train", MANY, level)]
     train += list(corpus.stories(9, "train", MANY, 0))
-    facts = [{frozenset(story.events) for story in side} for side in (train, told["held-out"])]
+    held_out = told["held-out"] + list(corpus.stories(0, "held-out", MANY, 0))
+    facts = [{frozenset(story.events) for story in side} for side in (train, held_out)]
     assert not facts[0] & facts[1]
-    kept = {q.pair for story in told["held-out"] for q in story.questions if corpus.kept_back(*q.pair)}
+    kept = {q.pair for story in held_out for q in story.questions if corpus.kept_back(*q.pair)}
     pairs = {event.pair for story in train for event in story.events}
     assert kept
     assert not any(corpus.kept_back(*pair) for pair in pairs)
@@ -107,7 +108,7 @@ def test_short_stories_would_meet_without_the_two_sides():
     """The test above can fail: the same facts do come again where stories are short."""
     sets = [frozenset(story.events) for story in corpus.stories(0, "train", MANY, 0)]
     again = {frozenset(story.events) for story in corpus.stories(0, "train", MANY, 0, start=MANY)}
-    assert len(again & set(sets)) > 100
+    assert again & set(sets)
 
 
 def test_side_does_not_depend_on_order_or_words(told):
