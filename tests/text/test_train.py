@@ -236,6 +236,7 @@ def alive(pid: str) -> bool:
         return False
 
 
+@pytest.mark.soak  # depends on how fast the machine is: to be made independent of it
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("stage", ["counting words", "merging"])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
