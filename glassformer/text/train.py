@@ -65,7 +65,7 @@ def train_tokenizer(
     kind        "bpe" (bytes and merges: any text can be written), "char" (each character a token) or "word" (words and
                 punctuation, each with the one space before it); the last two have <|unk|> for what they do not know
     vocab_size  tokens in all, the special ones included; there are fewer where the documents hold no more
-    special     control tokens, first in the vocabulary; the first of them ends a text (eos)
+    special     control tokens, first in the vocabulary; the first of them begins a text and ends it (bos, eos)
     pattern     for bpe, where merges stop: "gpt2" or "qwen2"
     max_bytes   of UTF-8: from more than this a sample is drawn, uniformly in blocks of about 64 KB, the same for the
                 same seed.  Of this, about 3 MB of different words are used: training takes 120 times that in memory.
@@ -90,11 +90,13 @@ def train_tokenizer(
     answer = _train_apart(request, sample.blocks, tell)
     if answer["full"]:
         because = f"a sample up to {worker.DISTINCT_BYTES} bytes of different words, as many as memory is given for"
-    config: dict[str, Any] = {"eos_token": special[0]} if special[0] != worker.UNK else {}
+    config: dict[str, Any] = {}
+    if special[0] != worker.UNK:
+        config = {"bos_token": special[0], "eos_token": special[0], "add_bos_token": True}
     config |= {} if kind == "bpe" else {"unk_token": worker.UNK}
     tokenizer = Tokenizer(answer["tokenizer"], config)
     for name in special:
-        if name != worker.UNK and tokenizer.special[name] in tokenizer.encode(name):
+        if name != worker.UNK and tokenizer.special[name] in tokenizer.encode(name, bare=True):
             raise TokenizerError(f"special token {name!r} can be written as plain text; spell it <|like_this|>")
     memory = worker.peak_memory() + answer["peak"]
     seconds = time.monotonic() - started

@@ -99,10 +99,10 @@ def test_eval_and_bench_print_json(capfd, run):
 
 def test_tokenizer_verbs(capfd, run, tmp_path):
     ids = said(capfd, "tokenizer", "encode", run, "The cat").out.split()
-    assert said(capfd, "tokenizer", "decode", run, *ids).out == "The cat\n"
+    assert said(capfd, "tokenizer", "decode", run, *ids).out == "<|endoftext|>The cat\n"
     assert "'The'" in said(capfd, "tokenizer", "show", run, "The").out
     said(capfd, "tokenizer", "train", run.parent / "text.txt", "--out", tmp_path / "t", "--kind", "char")
-    assert len(said(capfd, "tokenizer", "encode", tmp_path / "t", "cat").out.split()) == 3
+    assert len(said(capfd, "tokenizer", "encode", tmp_path / "t", "cat").out.split()) == 1 + 3
 
 
 def test_data_check(capfd, run):

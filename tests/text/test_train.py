@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from glassformer.errors import DataError, TokenizerError
 from glassformer.text import bpe as readable
 from glassformer.text import train, worker
+from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 
 EOT = "<|endoftext|>"
@@ -33,8 +35,7 @@ def test_learns_what_the_definition_learns(shared_file, name):
     text = shared_file(name).read_text("utf-8")[:60_000]
     tokenizer = train_tokenizer([text], vocab_size=457)
     assert merges(tokenizer) == readable.train([text], 457, special=[EOT])
-    assert (tokenizer.vocab_size, tokenizer.special, tokenizer.eos_id, tokenizer.bos_id) == (457, {EOT: 0}, 0, None)
-    assert tokenizer.add_bos is False
+    assert (tokenizer.vocab_size, tokenizer.special, tokenizer.eos_id, tokenizer.bos_id) == (457, {EOT: 0}, 0, 0)
     report = tokenizer.report
     assert report is not None
     assert (report.documents, report.bytes_seen, report.bytes_used) == (1, *[len(text.encode())] * 2)
@@ -45,7 +46,19 @@ def test_learns_what_the_definition_learns(shared_file, name):
 def test_qwen2s_pattern_is_a_choice(corpus):
     tokenizer = train_tokenizer([corpus], vocab_size=300, pattern="qwen2")
     assert merges(tokenizer) == readable.train([corpus], 300, special=[EOT], pattern=readable.PATTERNS["qwen2"])
-    assert len(tokenizer.encode("1234")) == 4
+    assert len(tokenizer.encode("1234", bare=True)) == 4
+
+
+@pytest.mark.parametrize("kind", train.KINDS)
+def test_a_text_begins_with_the_token_that_ends_one(kind, corpus, tmp_path):
+    """So that a model learns how texts begin; what opens the folder does the same."""
+    tokenizer = train_tokenizer([corpus], kind=kind, vocab_size=300)
+    tokenizer.save(tmp_path)
+    auto = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("the cat", ""):
+        ids = tokenizer.encode(text)
+        assert ids == [tokenizer.eos_id, *tokenizer.encode(text, bare=True)]
+        assert auto(text)["input_ids"] == Tokenizer.load(tmp_path).encode(text) == ids
 
 
 def test_documents_are_apart():
@@ -133,9 +146,7 @@ def test_runs_are_cut_and_nothing_is_lost(text, longest):
 
 @pytest.mark.parametrize("text", ["x" * 3_000_000, "猫" * 1_000_000, " " * 3_000_000, "=" * 3_000_000])
 def test_megabytes_without_a_border_do_not_blow_up(text):
-    started = time.monotonic()
     tokenizer = train_tokenizer([text, "and a word"], vocab_size=280)
-    assert time.monotonic() - started < 60
     assert tokenizer.token_bytes(257) == text.encode()[:2], "the first merge"
     assert max(len(tokenizer.token_bytes(i)) for i in range(257, tokenizer.vocab_size)) <= 256 * len(text[0].encode())
     report = tokenizer.report
@@ -214,6 +225,7 @@ def test_an_error_in_progress_ends_the_child(corpus):
 
 SCRIPT = """
 import random
+from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 chance = random.Random(0)
 documents = (" ".join("".join(chance.choices("abcdefghijklmnop", k=8)) for _ in range(1000)) for _ in range(250))
@@ -236,7 +248,6 @@ def alive(pid: str) -> bool:
         return False
 
 
-@pytest.mark.soak  # depends on how fast the machine is: to be made independent of it
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("stage", ["counting words", "merging"])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
@@ -249,20 +260,19 @@ def test_ctrl_c_ends_at_once_and_leaves_no_child(stage, sent):
     for line in parent.stdout:
         if line.strip() == stage:
             break
-    started = children(parent.pid)
-    assert len(started) == 1
-    before = time.monotonic()
+    (child,) = children(parent.pid)
+    os.kill(int(child), signal.SIGSTOP)  # however quick the machine: the work is not done when the signal comes
     parent.send_signal(sent)
-    out, err = parent.communicate(timeout=20)
-    assert time.monotonic() - before < 5, "the work itself takes longer"
+    out, err = parent.communicate()
     assert "finished" not in out
     assert parent.returncode == -sent
     if sent == signal.SIGINT:
         assert err.strip().endswith("KeyboardInterrupt")
-        assert not alive(started[0]), "the parent waits for the child before it ends"
-    while alive(started[0]) and time.monotonic() - before < 10:
-        time.sleep(0.02)
-    assert not alive(started[0])
+        assert not alive(child), "the parent ends the child, and waits for it, before it ends"
+    else:
+        os.kill(int(child), signal.SIGCONT)
+        while alive(child):  # ends by itself, or this test never does
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize("end", [worker.END, b"", b"\x09"], ids=["while it trains", "between frames", "in a frame"])
@@ -277,7 +287,7 @@ def test_a_child_without_parent_ends_by_itself(end, tmp_path):
     assert child.stdin is not None
     child.stdin.write(json.dumps(request).encode() + b"\n" + worker.FRAME.pack(len(text)) + text + end)
     child.stdin.close()
-    assert child.wait(timeout=30) == 1
+    assert child.wait() == 1
     said = (tmp_path / "out").read_text()
     assert "Compute merges" not in said
     assert "Traceback" not in said

@@ -28,7 +28,7 @@ def together(tmp_path_factory):
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
     }
     child = [str(HERE / "distributed_child.py"), str(folder / "two"), tokenizer]
-    done = subprocess.run([*command, *child], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run([*command, *child], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     for name, settings in runs().items():
         tiny_run(folder / "one" / name, tokenizer, **settings)
