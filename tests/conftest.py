@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(p) for p in (HERE, HERE.parent) if str(p) not in sys.path]
-install_import_hook("glassformer", "beartype.beartype")  # before anything imports the package
+install_import_hook("glassformer", "checker.check")  # before anything imports the package
 
 import torch  # noqa: E402
 

@@ -102,7 +102,7 @@ class DenseCache:
         """Keep only these rows, in this order; a row may be named several times (continuations of one prompt)."""
         index = torch.tensor(list(rows), device=self.device)
         for slot in self.slots:
-            slot.replace([t.index_select(0, index) for t in slot.tensors()])
+            slot.select(index)
         self.lengths = [self.lengths[b] for b in rows]
         self.counts = [self.counts[b] for b in rows]
 
@@ -120,11 +120,19 @@ class FullSlot:
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.k, self.v, *(self.source or ())) if t is not None]
 
-    def replace(self, tensors: list[Tensor]) -> None:
-        if self.k is not None:
-            self.k, self.v, *tensors = tensors
+    def select(self, rows: Int[Tensor, "B"]) -> None:
+        """Keep these rows. Only filled slots are copied: what was never written takes no memory on a CPU."""
+
+        def picked(kept: Tensor) -> Tensor:
+            filled = slice(0, min(self.size, self.cache.end))
+            new = kept.new_zeros(len(rows), *kept.shape[1:])
+            new[:, :, filled] = kept[:, :, filled].index_select(0, rows)
+            return new
+
+        if self.k is not None and self.v is not None:
+            self.k, self.v = picked(self.k), picked(self.v)
         if self.source is not None:
-            self.source = KV(*tensors)
+            self.source = KV(*(t.index_select(0, rows) for t in self.source))
 
     def store(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> tuple[Tensor, Tensor]:
         """The storage, made when tokens first come. Zeros: hidden values are multiplied by 0, and 0 * NaN is NaN."""

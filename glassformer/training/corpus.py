@@ -1,9 +1,9 @@
 """Little stories without end, made by rule: a grammar, a small world, and questions whose answers are known exactly.
 
-    One day Mia found a ball. Ben had a kite. Then Mia gave the ball to Ben. Ben hid the kite in the barn. Soon Mia ran
-    to the park.
+    One day Mia found a ball. Ben had a kite. Then Mia gave the ball to Ben. Ben hid the kite in Rome. Soon Mia ran
+    to Oslo.
     Who has the ball? Ben.
-    Where is the kite? In the barn.
+    Where is the kite? Rome.
 
 A story is a list of events. The `World` says which events can happen and what is true after them; the templates say
 how an event or a question reads. Both are used in both directions: to write stories, and to read (`parse_sentence`,
@@ -29,7 +29,7 @@ from glassformer.errors import DataError
 NOUNS = {
     "person": tuple("Mia Ben Sue Tom Ann Max Lily Sam Kim Leo Eva Jack Zoe Dan Amy Bob".split()),
     "thing": tuple("ball kite cup doll drum hat book pear cake lamp coin shell rope bell fish key".split()),
-    "place": tuple("park shop barn shed zoo mill yard hall cave tent boat bus wood den hut school".split()),
+    "place": tuple("Rome Oslo Lima Paris Cairo Delhi Tokyo Milan Kyiv Quito Accra Bonn Lyon Pisa Bath York".split()),
 }
 OPENERS = ("One day", "Today", "Once", "This morning")
 LINKS = ("", "", "", "Then", "Soon", "Later")
@@ -38,22 +38,22 @@ LINKS = ("", "", "", "Then", "Soon", "Later")
 EVENTS = {
     "have": ("{a} had a {thing}", "{a} found a {thing}", "{a} got a {thing}"),
     "give": ("{a} gave the {thing} to {b}", "{a} handed the {thing} to {b}", "{a} passed the {thing} to {b}"),
-    "put": tuple(f"{{a}} {verb} the {{thing}} in the {{place}}" for verb in ("put", "hid", "left")),
-    "take": ("{a} took the {thing} from the {place}",),
-    "walk": ("{a} went to the {place}", "{a} walked to the {place}", "{a} ran to the {place}"),
+    "put": tuple(f"{{a}} {verb} the {{thing}} in {{place}}" for verb in ("put", "hid", "left")),
+    "take": ("{a} took the {thing} from {place}",),
+    "walk": ("{a} went to {place}", "{a} walked to {place}", "{a} ran to {place}"),
 }
 # Each question: its kind, how it reads, its answer. The slot that only the answer has is what must be looked up.
 QUESTIONS = {
     "holder": ("who", "Who has the {thing}?", "{a}."),
     "held": ("what", "What does {a} have?", "The {thing}."),
-    "inside": ("what", "What lies in the {place}?", "The {thing}."),
-    "kept": ("where", "Where is the {thing}?", "In the {place}."),
-    "gone": ("where", "Where is {a}?", "In the {place}."),
+    "inside": ("what", "What lies in {place}?", "The {thing}."),
+    "kept": ("where", "Where is the {thing}?", "{place}."),
+    "gone": ("where", "Where is {a}?", "{place}."),
 }
 KINDS = ("who", "what", "where")
 SLOTS = {"a": "person", "b": "person", "thing": "thing", "place": "place"}
 KEPT_PAIRS, KEPT_STORIES = 32, 8  # one pair of nouns, and one set of events, in this many is for the held-out side
-SALT = 116  # of that hash: with this one, no noun has more than two of its pairs of one sort kept back
+SALT = 5  # of that hash: with this one, no noun has more than two of its pairs of one sort kept back
 SPLITS = ("train", "held-out")
 
 
@@ -126,13 +126,13 @@ class World:
         """Why the event cannot happen now, or None if it can."""
         kind, a, thing, to = event
         if kind == "walk":
-            return f"{a} is at the {to} already" if self.gone.get(a) == to else None
+            return f"{a} is in {to} already" if self.gone.get(a) == to else None
         if a in self.gone:
-            return f"{a} has gone to the {self.gone[a]}"
+            return f"{a} has gone to {self.gone[a]}"
         if kind == "have":
             return f"the {thing} is there already" if thing in self.owner else None
         if kind == "take":
-            return None if self.owner.get(thing) == to else f"the {thing} is not in the {to}"
+            return None if self.owner.get(thing) == to else f"the {thing} is not in {to}"
         if self.owner.get(thing) != a:
             return f"{a} does not have the {thing}"
         if kind == "give" and (to == a or to in self.gone):

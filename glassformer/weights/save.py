@@ -29,7 +29,8 @@ def save_model(
 ) -> None:
     """Write `config.json` and `model.safetensors`; `extra` are more keys for config.json (`eos_token_id`).
 
-    Each file is written under a temporary name, synced and renamed. CheckpointError where the disk is full.
+    Each file is written under a temporary name, synced and renamed; the index and shards of a checkpoint that stood
+    there before go last, since readers would follow them. CheckpointError where the disk is full.
     """
     folder = Path(folder)
     raw = write_config(model.config)
@@ -41,6 +42,8 @@ def save_model(
         raise CheckpointError(f"{folder} could not be made: {error.strerror}") from error
     save_tensors(tensors, folder / "model.safetensors")
     write_text(folder / "config.json", json.dumps(raw, indent=2) + "\n")
+    for stale in (folder / "model.safetensors.index.json", *folder.glob("model-*-of-*.safetensors")):
+        stale.unlink(missing_ok=True)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

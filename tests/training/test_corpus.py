@@ -15,10 +15,10 @@ from glassformer.training import corpus, stories
 
 MANY = 4000
 FIRST = (
-    "One day Bob found a lamp. Soon Kim found a drum. Max got a doll. Then Kim left the drum in the "
-    "barn. Max handed the doll to Bob. Bob had a fish. Soon Kim walked to the zoo.\n"
+    "One day Bob found a lamp. Soon Kim found a drum. Max got a doll. Then Kim left the drum in Lima. "
+    "Max handed the doll to Bob. Bob had a fish. Soon Kim walked to Cairo.\n"
     "Who has the lamp? Bob.\n"
-    "Where is the drum? In the barn.\n"
+    "Where is the drum? Lima.\n"
     "Who has the doll? Bob.\n"
     "Who has the fish? Bob."
 )
@@ -161,16 +161,16 @@ def test_world_stays_whole_whatever_is_tried(tries):
     assert len(set(prompts)) == len(prompts)
 
 
-GOOD = "One day Mia had a ball. Then Ben found a kite. Mia gave the ball to Ben. Ben hid the kite in the barn.\n"
+GOOD = "One day Mia had a ball. Then Ben found a kite. Mia gave the ball to Ben. Ben hid the kite in Rome.\n"
 
 
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
         (GOOD + "Who has the ball? Ben.", None),
-        (GOOD + "Where is the kite? In the barn.\nWhat does Ben have? The ball.", None),
+        (GOOD + "Where is the kite? Rome.\nWhat does Ben have? The ball.", None),
         (GOOD + "Who has the ball? Mia.", "not what the story says"),
-        (GOOD + "Where is the kite? In the park.", "not what the story says"),
+        (GOOD + "Where is the kite? Oslo.", "not what the story says"),
         (GOOD + "What does Mia have? The ball.", "not what the story says"),
         (GOOD + "Who has the ball? Ben", "not what the story says"),
         (GOOD, "at least one question"),
@@ -180,9 +180,9 @@ GOOD = "One day Mia had a ball. Then Ben found a kite. Mia gave the ball to Ben.
         (GOOD.replace("hid", "ate") + "Who has the ball? Ben.", "not a sentence"),
         (GOOD.replace("One day ", "") + "Who has the ball? Ben.", "not a sentence"),
         (GOOD + "Who wants the ball? Ben.", "not a question"),
-        ("Once Mia ran to the park. Mia had a cup.\nWho has the cup? Mia.", "Mia has gone to the park"),
+        ("Once Mia ran to Oslo. Mia had a cup.\nWho has the cup? Mia.", "Mia has gone to Oslo"),
         ("Once Mia had a cup. Ben had a cup.\nWho has the cup? Mia.", "is there already"),
-        ("Once Mia had a cup. Ben took the cup from the barn.\nWho has the cup? Ben.", "not in the barn"),
+        ("Once Mia had a cup. Ben took the cup from Rome.\nWho has the cup? Ben.", "not in Rome"),
     ],
 )
 def test_replay_accepts_what_is_true_and_says_what_is_not(document, reason):
@@ -196,7 +196,7 @@ def test_replay_accepts_what_is_true_and_says_what_is_not(document, reason):
 
 def test_wellformed_counts_sentences_and_question_lines():
     text = (
-        "One day Mia had a ball. Mia had ball. Ben ran to the park.\nWho has the ball? Mia.\nWho has the ball? The cup."
+        "One day Mia had a ball. Mia had ball. Ben ran to Oslo.\nWho has the ball? Mia.\nWho has the ball? The cup."
     )
     assert stories.score_wellformed([text]) == 3 / 5
     assert stories.score_wellformed([text, ""]) == 3 / 6

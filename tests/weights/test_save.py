@@ -43,6 +43,23 @@ def test_saved_is_loaded(family, dtype, tmp_path):
     assert (again / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
 
+def test_saving_over_shards_leaves_none_of_them(tmp_path):
+    """Readers follow an index where there is one: it would name the model that stood here before."""
+    from transformers import LlamaForCausalLM
+
+    theirs = LlamaForCausalLM.from_pretrained
+    model = tiny("llama")
+    save_model(model, tmp_path / "whole")
+    theirs(tmp_path / "whole").save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
+    assert len(files(tmp_path / "sharded")) > 3
+    opened = load_model(tmp_path / "sharded")
+    with torch.no_grad():
+        opened.embed.weight += 1
+    save_model(opened, tmp_path / "sharded")
+    assert not [name for name in files(tmp_path / "sharded") if "-of-" in name or "index" in name]
+    assert torch.equal(theirs(tmp_path / "sharded").model.embed_tokens.weight, model.embed.weight + 1)
+
+
 @pytest.mark.parametrize(("family", "path", "value"), [
     ("llama", "layers.1.attention.window", 4),
     ("llama", "layers.1.attention.scale", 0.5),
