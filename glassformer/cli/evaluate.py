@@ -48,7 +48,7 @@ def evaluate(
     lm = open_model(model, machine, ignore_key, quiet=json)
     if lm.tokenizer is None:
         raise RequestError("this model has no tokenizer, and evaluation reads text", param="model")
-    how = Pass.of(lm.device, PrecisionChoice("float32", "the model's own dtype"))
+    how = Pass(lm.device, torch.float32)
     with tempfile.TemporaryDirectory() as folder, progress(quiet=json) as advance:
         shards = prepare(
             list(data),

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glassformer.nn.attend import Attend, attend_sdpa
+from glassformer.nn.attend import Attend, attend_products, attend_sdpa
 from glassformer.nn.loss import next_token_loss
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.training.distributed import ALONE, World
-from glassformer.training.precision import PrecisionChoice, attend_float32
+from glassformer.training.precision import attend_float32
 from glassformer.training.rows import Rows
+
+PRODUCTS_LENGTH = 512  # up to this, in bfloat16 on a CPU, `attend_products` is quicker (bench/packed_attention.py)
 
 
 @dataclass(frozen=True)
@@ -38,24 +40,23 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Pass:
-    """How rows go through a model: on which device, in which dtype, by which attention."""
+    """How rows go through a model: on which device, in which dtype."""
 
     device: torch.device
     dtype: torch.dtype
-    attend: Attend
 
-    @classmethod
-    def of(cls, device: torch.device, precision: PrecisionChoice) -> Pass:
-        """The fastest pass that is exact enough: see `attend_float32`."""
-        slow = device.type == "cpu" and precision.dtype == "bfloat16"
-        return cls(device, precision.torch_dtype, attend_float32 if slow else attend_sdpa)
+    def attend(self, length: int) -> Attend:
+        """The fastest attention for rows of so many tokens that is exact enough."""
+        if self.device.type != "cpu" or self.dtype != torch.bfloat16:
+            return attend_sdpa
+        return attend_products if length <= PRODUCTS_LENGTH else attend_float32
 
     def loss(self, model: Decoder, rows: Rows) -> Tensor:
         """Sum over counted targets of -log p(target), in nats; float32."""
         if self.device.type != "cpu":
             rows = rows.to(self.device, non_blocking=True)
         plain = rows.documents is None  # then every row counts positions from 0 alike
-        step = Step(rows.positions[:1] if plain else rows.positions, attend=self.attend, documents=rows.documents)
+        step = Step(rows.positions[:1] if plain else rows.positions, attend=self.attend(rows.ids.shape[1]), documents=rows.documents)
         if self.dtype == torch.float32:
             return next_token_loss(model, rows.ids, rows.targets, step)
         with torch.autocast(self.device.type, self.dtype):

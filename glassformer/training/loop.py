@@ -164,7 +164,7 @@ def set_up(
     else:
         world.wait()
 
-    how = Pass.of(device, choice)
+    how = Pass(device, choice.torch_dtype)
     reasons = [f"device {device}", f"dtype {choice.dtype}: {choice.because}", f"{torch.get_num_threads()} threads"]
     if config.compile:
         failed = compile_blocks(model, lambda: trial(model, loader, how, optimizer))

@@ -1,8 +1,9 @@
 """How the demonstration's model is trained and scored: its shape, its rates, and what it reads in which order.
 
 Found by measuring, at a fixed number of tokens: small matrices (more tokens a second beat more parameters), small
-batches, a small rotary base; a first layer whose heads begin by looking at the tokens just before; first drills, from
-which nothing can be learned but to look back for what went with a word; then stories from short to long. Without the
+batches (more steps beat larger ones), a small rotary base; a first layer whose heads begin by looking at the tokens
+just before; first drills, from which nothing can be learned but to look back for what went with a word; then stories
+from short to long, with drills between them, whose pairs stand one to three words apart as in the stories. Without the
 drills, or with heads that begin anywhere, a model of this size spends its two minutes guessing among the names that a
 story mentions.
 """
@@ -21,11 +22,17 @@ from glassformer.training import corpus, stories
 from glassformer.training.settings import InitConfig, OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 
 SHAPE = ShapeConfig(d_model=128, n_layers=3, n_heads=4, d_ff=128, context=192, rope_theta=1000.0)
-INIT = InitConfig(std=0.1, out_std=0.1, qk_gain=1.5, look_back=3.0)
-DRILLS = 0.12  # the share of tokens that are drills
-DRILL_PAIRS = 62  # of a drill, three tokens each: most of a row
-SHARES = (0.15, 0.35, 0.5)  # of the rest, by the level of stories
-TOKENS = (62, 75, 95)  # of a story, by level, about
+INIT = InitConfig(std=0.05, out_std=0.05, look_back=3.0)
+ALONE = 0.15  # of the tokens, in the beginning, are nothing but drills
+SHARES = (0.3, 0.3, 0.4)  # of the rest, by the level of stories
+DRILLS = (0.15, 0.05, 0.01)  # how many stories of a level have one more drill before them: without them, what the
+# drills have taught is gone within fifty steps, before the stories have any use for it
+ECHOES = 1 / 64  # how many have an echo before them
+TOKENS = (64, 69, 97)  # of a story, by level, about
+ROW = 187  # tokens of a drill or an echo, about
+ALPHABETS = tuple("".join(map(chr, range(*bounds))) for bounds in ((0x21, 0x7F), (0xA1, 0x800)))  # of one byte, of two
+DRILL_WORDS, ECHO_BYTES = 186, 180  # a full stop counts as a word
+BETWEEN = ("", " the", " to", " had a", " found a")  # as far apart as what the stories join  # most of a row
 TEMPERATURE = 0.8  # at which stories are written and scored
 ROWS = 64  # prompts continued at a time
 
@@ -35,11 +42,11 @@ def settings(out: str, *, seconds: float | None = None, steps: int | None = None
     return TrainConfig(
         out=out,
         model=SHAPE,
-        tokenizer=TokenizerConfig(vocab_size=768),
+        tokenizer=TokenizerConfig(vocab_size=528),
         init=INIT,
-        optim=OptimConfig(lr=0.015, embed_lr=0.005),
+        optim=OptimConfig(lr=0.01, embed_lr=0.005),
         schedule=ScheduleConfig(warmup=20, decay=0.3),
-        batch=8,
+        batch=4,
         seconds=seconds,
         steps=steps,
         eval_tokens=16_384,
@@ -52,30 +59,44 @@ def settings(out: str, *, seconds: float | None = None, steps: int | None = None
 def reading(seed: int, tokens: int, early: int) -> Iterator[str]:
     """Documents in the order in which they are to be read, about `tokens` tokens in all.
 
-    Over the first `early` the language grows to its last level; a longer run stays there.
+    Over the first `early` the language grows to its last level; a longer run stays there. Drills, ever fewer, and echoes
+    come between the stories, so that looking back is not forgotten, and stays good for any token.
     """
     draw, first = Random(seed), min(tokens, early)
-    for _ in range(int(DRILLS * first / (3 * DRILL_PAIRS))):
+    for _ in range(int(ALONE * first / ROW)):
         yield drill(draw)
     for level, share in enumerate(SHARES):
-        wanted = (1 - DRILLS) * share * first + (tokens - first if level == len(SHARES) - 1 else 0)
-        count = int(wanted / TOKENS[level])
-        yield from (told.document for told in corpus.stories(seed, "train", count, level))
+        wanted = (1 - ALONE) * share * first + (tokens - first if level == len(SHARES) - 1 else 0)
+        count = int(wanted / (TOKENS[level] + ROW * (DRILLS[level] + ECHOES)))
+        for told in corpus.stories(seed, "train", count, level):
+            if draw.random() < DRILLS[level]:
+                yield drill(draw, BETWEEN)
+            if draw.random() < ECHOES:
+                yield echo(draw)
+            yield told.document
 
 
-def drill(draw: Random) -> str:
+def drill(draw: Random, between: Sequence[str] = ("",)) -> str:
     """A few pairs of nouns, over and over, in a new order and either way round: "Mia ball. Ben kite. ball Mia. ..."
 
     Only who goes with whom, said before, tells what comes next: nothing else can be learned from it.
+    between: one of these words stands between the two, the same all through: at what distance to look.
     """
-    count = draw.randint(3, 8)
+    count, word = draw.randint(3, 8), draw.choice(between)
     people = draw.sample(corpus.NOUNS["person"], count)
     others = draw.sample(corpus.NOUNS[draw.choice(("thing", "place"))], count)
     pairs, said = list(zip(people, others, strict=True)), []
-    while len(said) < DRILL_PAIRS:
+    size = DRILL_WORDS // (3 + len(word.split()))
+    while len(said) < size:
         draw.shuffle(pairs)
-        said += [f"{a} {b}." if draw.random() < 0.5 else f"{b} {a}." for a, b in pairs]
-    return " ".join(said[:DRILL_PAIRS])
+        said += [f"{a}{word} {b}." if draw.random() < 0.5 else f"{b}{word} {a}." for a, b in pairs]
+    return " ".join(said[:size])
+
+
+def echo(draw: Random) -> str:
+    """A few signs in an order that means nothing, said again until a row is nearly full."""
+    once = "".join(draw.choices(draw.choice(ALPHABETS), k=draw.randint(5, 40)))
+    return (once * ECHO_BYTES).encode()[:ECHO_BYTES].decode("utf-8", "ignore")
 
 
 def held_out(count: int = 300) -> Iterator[str]:

@@ -89,16 +89,16 @@ def test_bfloat16_pass_is_near_float32_and_leaves_float32_gradients():
     ids = torch.randint(0, 11, (4, 17), generator=torch.Generator().manual_seed(0))
     rows = Rows(ids[:, :-1], ids[:, 1:], torch.arange(16).expand(4, -1), None, 64, 64.0)
     found = {}
-    for dtype in ("float32", "bfloat16"):
+    for dtype in (torch.float32, torch.bfloat16):
         model = tiny()
-        loss = Pass.of(torch.device("cpu"), PrecisionChoice(dtype, "")).loss(model, rows)
+        loss = Pass(torch.device("cpu"), dtype).loss(model, rows)
         loss.backward()
         assert loss.dtype == torch.float32
         assert all(p.grad.dtype == torch.float32 for p in model.parameters())
         found[dtype] = (loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert found["bfloat16"][0] == pytest.approx(found["float32"][0], rel=5e-3)
-    assert not torch.equal(found["bfloat16"][1], found["float32"][1])  # it did run in another dtype
-    assert torch.cosine_similarity(found["bfloat16"][1], found["float32"][1], 0) > 0.999
+    assert found[torch.bfloat16][0] == pytest.approx(found[torch.float32][0], rel=5e-3)
+    assert not torch.equal(found[torch.bfloat16][1], found[torch.float32][1])  # it did run in another dtype
+    assert torch.cosine_similarity(found[torch.bfloat16][1], found[torch.float32][1], 0) > 0.999
 
 
 def test_malloc_can_be_tuned_on_glibc():
