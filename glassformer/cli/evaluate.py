@@ -39,7 +39,6 @@ def evaluate(
     """
     from glassformer.training.evaluate import Evaluation, Pass
     from glassformer.training.evaluate import evaluate as run
-    from glassformer.training.precision import PrecisionChoice
     from glassformer.training.prepare import prepare
     from glassformer.training.rows import eval_rows
 

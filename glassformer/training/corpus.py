@@ -17,7 +17,7 @@ whatever words or order, and no question with its facts, occurs in training, and
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
@@ -274,20 +274,6 @@ def story(seed: int, split: str, i: int, level: int = -1) -> Story:
 def stories(seed: int, split: str, n: int, level: int = -1, start: int = 0) -> Iterator[Story]:
     """Stories start .. start + n - 1 of a split."""
     return (story(seed, split, i, level) for i in range(start, start + n))
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of a curriculum: so many documents, stories of one level (an index into LEVELS)."""
-
-    documents: int
-    level: int = -1
-
-
-def training_text(seed: int, curriculum: Sequence[Stage]) -> Iterator[str]:
-    """The documents to train on, stage after stage, in the order in which they are to be learned."""
-    for stage in curriculum:
-        yield from (told.document for told in stories(seed, "train", stage.documents, stage.level))
 
 
 def count_stories() -> int:

@@ -56,7 +56,8 @@ class Pass:
         if self.device.type != "cpu":
             rows = rows.to(self.device, non_blocking=True)
         plain = rows.documents is None  # then every row counts positions from 0 alike
-        step = Step(rows.positions[:1] if plain else rows.positions, attend=self.attend(rows.ids.shape[1]), documents=rows.documents)
+        positions, attend = rows.positions[:1] if plain else rows.positions, self.attend(rows.ids.shape[1])
+        step = Step(positions, attend=attend, documents=rows.documents)
         if self.dtype == torch.float32:
             return next_token_loss(model, rows.ids, rows.targets, step)
         with torch.autocast(self.device.type, self.dtype):

@@ -59,8 +59,8 @@ def settings(out: str, *, seconds: float | None = None, steps: int | None = None
 def reading(seed: int, tokens: int, early: int) -> Iterator[str]:
     """Documents in the order in which they are to be read, about `tokens` tokens in all.
 
-    Over the first `early` the language grows to its last level; a longer run stays there. Drills, ever fewer, and echoes
-    come between the stories, so that looking back is not forgotten, and stays good for any token.
+    Over the first `early` the language grows to its last level; a longer run stays there. Drills, ever fewer, and
+    echoes come between the stories, so that looking back is not forgotten, and stays good for any token.
     """
     draw, first = Random(seed), min(tokens, early)
     for _ in range(int(ALONE * first / ROW)):

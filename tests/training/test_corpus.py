@@ -70,12 +70,6 @@ def test_unknown_split_or_level_is_refused(split, level):
         corpus.story(0, split, 0, level)
 
 
-def test_training_text_follows_its_stages():
-    stages = [corpus.Stage(2, level=0), corpus.Stage(3)]
-    wanted = [s.document for s in (*corpus.stories(4, "train", 2, 0), *corpus.stories(4, "train", 3))]
-    assert list(corpus.training_text(4, stages)) == wanted
-
-
 def test_there_are_more_than_a_billion_stories(told):
     assert corpus.count_stories() >= 10**9
     assert len({story.text for story in told["train"]}) == MANY
@@ -195,9 +189,7 @@ def test_replay_accepts_what_is_true_and_says_what_is_not(document, reason):
 
 
 def test_wellformed_counts_sentences_and_question_lines():
-    text = (
-        "One day Mia had a ball. Mia had ball. Ben ran to Oslo.\nWho has the ball? Mia.\nWho has the ball? The cup."
-    )
+    text = "One day Mia had a ball. Mia had ball. Ben ran to Oslo.\nWho has the ball? Mia.\nWho has the ball? The cup."
     assert stories.score_wellformed([text]) == 3 / 5
     assert stories.score_wellformed([text, ""]) == 3 / 6
     assert stories.score_wellformed(["One day Mia had a ball"]) == 0

@@ -13,7 +13,6 @@ from glassformer.nn.init import init_weights
 from glassformer.nn.model import Decoder
 from glassformer.training.evaluate import Pass
 from glassformer.training.precision import (
-    PrecisionChoice,
     attend_float32,
     choose_precision,
     cpu_features,

@@ -1,7 +1,6 @@
 """The demonstration's recipe, and the model that ships with the package."""
 
 import json
-from itertools import islice
 from random import Random
 
 import pytest
@@ -9,30 +8,67 @@ import pytest
 import glassformer
 from glassformer.inspect.roles import head_roles
 from glassformer.lm import find
-from glassformer.training import corpus, recipe, stories
+from glassformer.nn.init import init_weights
+from glassformer.nn.model import Decoder
+from glassformer.training import corpus, recipe, stories, stories_model
 
 
-def test_a_drill_says_the_same_pairs_over_and_over():
-    drill = recipe.drill(Random(3))
-    pairs = [frozenset(sentence.split()) for sentence in drill.rstrip(".").split(". ")]
-    assert len(pairs) == recipe.DRILL_PAIRS
+@pytest.fixture(scope="module")
+def shipped():
+    return glassformer.load("stories", device="cpu")
+
+
+NOUNS = {noun for nouns in corpus.NOUNS.values() for noun in nouns}
+
+
+@pytest.mark.parametrize("word", recipe.BETWEEN)
+def test_a_drill_says_the_same_pairs_over_and_over(word):
+    drill = recipe.drill(Random(3), [word])
+    sentences = [sentence.split() for sentence in drill.rstrip(".").split(". ")]
+    assert all(sentence[1:-1] == word.split() for sentence in sentences)
+    assert all({sentence[0], sentence[-1]} <= NOUNS for sentence in sentences)
+    pairs = [frozenset((sentence[0], sentence[-1])) for sentence in sentences]
+    assert len(pairs) == recipe.DRILL_WORDS // (3 + len(word.split()))
     different = set(pairs)
     assert 3 <= len(different) <= 8
     assert set(pairs[: len(different)]) == different, "every pair comes once before any comes again"
-    firsts = {sentence.split()[0] for sentence in drill.rstrip(".").split(". ")}
-    assert len(firsts) > len(different), "either way round"
+    assert len({sentence[0] for sentence in sentences}) > len(different), "either way round"
+
+
+def test_an_echo_repeats_itself():
+    periods = set()
+    for i in range(50):
+        echo = recipe.echo(Random(i))
+        assert len(echo.encode()) in (recipe.ECHO_BYTES - 1, recipe.ECHO_BYTES), "nearly a row"
+        periods |= {next(n for n in range(1, 41) if echo[n:] == echo[:-n])}
+    assert len(periods) > 15
+
+
+def kind(document: str) -> str:
+    if "?" in document and "\n" in document:
+        return "story"
+    return "drill" if set(document.replace(".", "").split()) & NOUNS else "echo"
 
 
 def test_reading_goes_from_drills_to_the_whole_language_and_repeats():
     read = list(recipe.reading(1, 60_000, 40_000))
     assert read == list(recipe.reading(1, 60_000, 40_000))
     assert read != list(recipe.reading(2, 60_000, 40_000))
-    first_story = next(i for i, document in enumerate(read) if "?" in document)
-    assert all("?" not in document for document in read[:first_story])
-    assert all("?" in document for document in read[first_story:])
-    last = set(islice((s.document for s in corpus.stories(1, "train", 50)), 50))
+    kinds = [kind(document) for document in read]
+    first, half = kinds.index("story"), len(read) // 2
+    assert set(kinds[:first]) == {"drill"}
+    assert first == int(recipe.ALONE * 40_000 / recipe.ROW)
+    assert kinds[first:half].count("drill") > 4 * kinds[half:].count("drill") > 0
+    assert kinds.count("echo") > 3
+    last = {story.document for story in corpus.stories(1, "train", 50)}
     assert last <= set(read)
     assert not set(recipe.held_out(100)) & set(read)
+
+
+@pytest.mark.parametrize("tokens", [100_000, 300_000])
+def test_reading_is_about_as_long_as_it_was_asked_to_be(tokens, shipped):
+    read = recipe.reading(3, tokens, 150_000)
+    assert sum(len(shipped.encode(document)) + 1 for document in read) == pytest.approx(tokens, rel=0.06)
 
 
 class Oracle:
@@ -54,11 +90,6 @@ def test_an_oracle_answers_everything_right():
     assert stories.score_answers(Oracle(), 20)["all"] == 1.0
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    return glassformer.load("stories", device="cpu")
-
-
 def test_the_shipped_model_is_small_and_says_what_it_is(shipped):
     folder = find("stories")
     assert (folder / "model.safetensors").stat().st_size <= 3_000_000
@@ -76,9 +107,12 @@ def test_the_shipped_model_scores_what_is_written_beside_it(shipped):
     assert found.answers > max(told["baselines"].values())
 
 
-def test_the_shipped_model_has_previous_token_heads(shipped):
-    from glassformer.nn.init import init_weights
-    from glassformer.nn.model import Decoder
+def test_the_shipped_model_has_previous_token_and_induction_heads(shipped):
+    """Far above an untrained model's, on random tokens of the whole vocabulary said twice.
 
-    roles, plain = head_roles(shipped.model), head_roles(init_weights(Decoder(shipped.config), 0))
-    assert roles.previous_token.max() > 5 * plain.previous_token.max()
+    A run of the recipe begins with heads that look back; so previous-token heads are compared with any other start.
+    """
+    trained, begun = head_roles(shipped.model), head_roles(stories_model.untrained(shipped).model)
+    plain = head_roles(init_weights(Decoder(shipped.config), 0))
+    assert trained.previous_token.max() > 5 * plain.previous_token.max()
+    assert trained.induction.max() > 5 * max(plain.induction.max(), begun.induction.max())
