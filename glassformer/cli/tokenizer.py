@@ -65,7 +65,7 @@ def train(
     if json:
         print_json({"folder": str(out), "vocab_size": tokenizer.vocab_size, "report": tokenizer.report})
     else:
-        say(f"{out}: {tokenizer.vocab_size} tokens. {tokenizer.report}")
+        say(f"{out}: {tokenizer.vocab_size} tokens, {tokenizer.report}")
 
 
 @app.command

@@ -42,7 +42,7 @@ def rms_norm(x: Float[Tensor, "*B D"], eps: float) -> Float[Tensor, "*B D"]:
 class TrainedRMSNorm(torch.autograd.Function):
     """The same numbers with a gradient written out: PyTorch's, on a CPU, takes two to five times as long.
 
-    With n = x r, r = 1 / sqrt(mean(x^2) + eps) and g = dL/dy * w:  dL/dx = r (g - n mean(g n)),  dL/dw = sum(dL/dy * n).
+    n = x r,  r = 1 / sqrt(mean(x^2) + eps),  g = dL/dy * w:   dL/dx = r (g - n mean(g n)),   dL/dw = sum(dL/dy * n)
     """
 
     @staticmethod

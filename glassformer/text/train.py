@@ -48,6 +48,12 @@ class TrainReport:
     seconds: float
     peak_memory: int
 
+    def __str__(self) -> str:
+        return (
+            f"learned from {self.bytes_used / 1e6:,.1f} of {self.bytes_seen / 1e6:,.1f} MB in {self.documents:,} "
+            f"documents ({self.because}) in {self.seconds:.1f} s, peak memory {self.peak_memory / 1e6:,.0f} MB"
+        )
+
 
 def train_tokenizer(
     documents: Iterable[str],

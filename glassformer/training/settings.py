@@ -181,7 +181,7 @@ class TrainConfig:
         _require(len(given) <= 1, f"give one of seconds, steps and tokens, got {' and '.join(given)}")
         for name in given:
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
-        _require(0 <= self.held_out < 1, f"held_out must be from 0 to below 1, got {self.held_out}")
+        _require(0 <= self.held_out <= 0.5, f"held_out must be a share from 0 to 0.5, got {self.held_out}")
         _require(bool(self.out), "out must name a folder, got ''")
 
     @property
