@@ -68,12 +68,12 @@ def demo(
     with working("scoring", quiet=json):
         lm = glassformer.load(run.last)
         rows: dict[str, dict[str, float]] = {
-            "the model you have just trained": asdict(recipe.score(lm, questions=150, texts=60)),
-            "the same model, untrained": asdict(recipe.score(untrained(lm), questions=20, texts=10)),
+            "your model": asdict(recipe.score(lm, questions=150, texts=60)),
+            "your model, untrained": asdict(recipe.score(untrained(lm), questions=20, texts=10)),
         }
         rows |= {name: {"answers": share} for name, share in baseline_answers(100, 5_000).items()}
         shipped = json_module.loads((find("stories") / "scores.json").read_text("utf-8"))
-        rows["`stories`, which ships with the package"] = shipped["trained"]
+        rows["`stories` (in the package)"] = shipped["trained"]
     written = recipe.write_stories(lm, 3, seed=seed)
     total = time.monotonic() - begin
     if json:

@@ -37,6 +37,8 @@ def evaluate(
     max_tokens
         Stop after so many tokens.
     """
+    import torch
+
     from glassformer.training.evaluate import Evaluation, Pass
     from glassformer.training.evaluate import evaluate as run
     from glassformer.training.prepare import prepare
