@@ -77,7 +77,7 @@ class Alignment(nn.Module):
 
     def forward(self, s: Float[Tensor, "B T Dr"], keys: Float[Tensor, "B S Dr"]) -> Float[Tensor, "B T S"]:
         if self.kind == "additive":
-            return self.v(torch.tanh(self.query(s)[:, :, None] + keys[:, None])).squeeze(-1)
+            return self.v((self.query(s)[:, :, None] + keys[:, None]).tanh_()).squeeze(-1)
         return s @ keys.mT
 
 
@@ -134,7 +134,7 @@ class RecurrentEncoderDecoder(nn.Module):
             states, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
             ends = lengths.to(x.device)
             padding = (torch.arange(x.shape[1], device=x.device) >= ends[:, None])[:, None]  # [B, 1, S]
-        states = see(tap, "rnn.states", states)
+        states = see(tap, "rnn.states", states.contiguous())  # packed ones lie [S, B, Dr]: each product would copy them
         cell = self._start(states, ends, last if isinstance(last, tuple) else (last,))
         if self.config.attention is None:
             return RecurrentState(cell)

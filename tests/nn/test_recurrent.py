@@ -357,6 +357,25 @@ def test_the_chunked_loss_takes_it(kind):
         assert_near(ours, theirs, 1e-5)
 
 
+@kinds
+@cells
+@torch.no_grad()
+def test_lower_precision_is_near(kind, cell):
+    """Autocast and bfloat16 weights run everywhere, a step at a time too; alignment is worked out in float32."""
+    attention, input_feeding = KINDS[kind]
+    config = RecurrentConfig(11, 13, 10, 12, 2, cell, attention=attention, input_feeding=input_feeding)
+    model, (source, target) = init_recurrent(RecurrentEncoderDecoder(config), 0), rows()
+    want = model(source, target, LENGTHS)
+    tap = Kept("rnn.probs")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_near(model(source, target, LENGTHS, tap).float(), want, 0.05)
+    assert kind == "none" or tap["rnn.probs"].dtype == torch.float32
+    model.bfloat16()
+    hidden, state = model.decode(target[:, :1], model.encode(source, LENGTHS))
+    assert_near(model.logits(hidden).float(), want[:, :1], 0.05)
+    assert_near(model.logits(model.decode(target[:, 1:], state)[0]).float(), want[:, 1:], 0.05)
+
+
 def test_a_shared_embedding_is_one_table():
     model = tiny(target_vocab_size=11, shared_embedding=True)
     assert model.target_embed is model.source_embed
