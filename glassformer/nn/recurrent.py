@@ -122,7 +122,8 @@ class RecurrentEncoderDecoder(nn.Module):
     ) -> RecurrentState:
         """Read the source: where the decoder starts from.
 
-        Row b is the first `lengths[b]` >= 1 tokens, the rest padding, which changes nothing; None: every row is full.
+        Row b is the first `lengths[b]` tokens, the rest padding, which changes nothing; None: every row is full.
+        RuntimeError where a length is 0 or longer than the row.
         """
         x = self.source_embed(source)  # [B, S, D]
         if lengths is None:
