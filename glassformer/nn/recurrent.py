@@ -1,0 +1,256 @@
+"""The recurrent encoder-decoder, and the attention that was first made to help it.
+
+    source -> embed -> GRU or LSTM -> states h_1 .. h_S --(the last)--> s_0
+                                          |
+                     score(s, h_j) -> softmax = probs -> context = sum_j probs_j h_j
+
+    attention         s           the cell reads                       hidden, which the head reads
+    None              -           y_t                                  s_t
+    additive          s_(t-1)     [y_t; context_t]                     tanh(W [context_t; s_t])
+    dot, general      s_t         y_t                                  tanh(W [context_t; s_t])
+      input feeding   s_t         [y_t; hidden_(t-1)]                  tanh(W [context_t; s_t])
+
+y_t is the embedding of target token t, hidden_t what scores every possible token t + 1, s_t the decoder's state; with
+several layers the uppermost's. None: Sutskever et al. 2014. Additive: Bahdanau et al. 2015, with one tanh layer where
+they have a maxout of s, y and context, and s_0 copied where they learn a matrix for it. The rest: Luong et al. 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from glassformer.config import RecurrentConfig
+from glassformer.nn.step import Tap
+
+Cell = tuple[Tensor, ...]  # what a cell carries on, each [L, B, Dr]: (h,) of a GRU, (h, c) of an LSTM
+
+
+class Source(NamedTuple):
+    """What attention reads: states [B, S, Dr], keys [B, S, Dr] (what scores are made of), padding [B, 1, S] or None."""
+
+    states: Tensor
+    keys: Tensor
+    padding: Tensor | None
+
+
+@dataclass(frozen=True)
+class RecurrentState:
+    """All that the next target token depends on. `fed` [B, 1, Dr] is the hidden before it, with input feeding."""
+
+    cell: Cell
+    source: Source | None = None
+    fed: Tensor | None = None
+
+    def select(self, rows: Sequence[int] | Int[Tensor, "R"]) -> RecurrentState:
+        """These rows, in this order; a row may be named several times (continuations of one source)."""
+        index = torch.as_tensor(rows, device=self.cell[0].device)
+
+        def pick(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.index_select(0, index)
+
+        source = None if self.source is None else Source(*map(pick, self.source))  # pyright: ignore[reportArgumentType]
+        return RecurrentState(tuple(t.index_select(1, index) for t in self.cell), source, pick(self.fed))
+
+
+class Alignment(nn.Module):
+    """score(s, h): how well source state h fits decoder state s.
+
+    additive: v.tanh(W s + U h) (Bahdanau et al. 2015, appendix A.1.2). dot: s.h. general: s.W h (Luong et al. 2015,
+    section 3.1). What is made of h alone, its key, is made once per source.
+    """
+
+    def __init__(self, kind: str, width: int):
+        super().__init__()
+        self.kind = kind
+        self.key = nn.Identity() if kind == "dot" else nn.Linear(width, width, bias=False)
+        if kind == "additive":
+            self.query = nn.Linear(width, width, bias=False)
+            self.v = nn.Linear(width, 1, bias=False)
+
+    def forward(self, s: Float[Tensor, "B T Dr"], keys: Float[Tensor, "B S Dr"]) -> Float[Tensor, "B T S"]:
+        if self.kind == "additive":
+            return self.v((self.query(s)[:, :, None] + keys[:, None]).tanh_()).squeeze(-1)
+        return s @ keys.mT
+
+
+def see(tap: Tap | None, name: str, value: Tensor) -> Tensor:
+    """Let the tap look; returns what flows on."""
+    return value if tap is None or not tap.wants(name) else tap(name, value)
+
+
+class RecurrentEncoderDecoder(nn.Module):
+    """Source ids [B, S] and target ids [B, T] to logits [B, T, V]: after each target token, the scores of the next.
+
+    A tap sees `rnn.states` [B, S, Dr], the encoder's states, of which the last is where the decoder starts; and with
+    attention `rnn.scores` and `rnn.probs` [B, T, S] and `rnn.context` [B, T, Dr]. Where a target token's step needs
+    the one before it (additive, input feeding) these come in T parts [B, 1, ...], in order: an edit of one changes
+    those after it. Parameters are not initialised here: `init_recurrent` draws them, or a checkpoint fills them.
+    """
+
+    def __init__(self, config: RecurrentConfig):
+        super().__init__()
+        self.config = config
+        width, layers = config.d_hidden, config.n_layers
+        RNN = {"gru": nn.GRU, "lstm": nn.LSTM}[config.cell]
+        self.source_embed = nn.Embedding(config.source_vocab_size, config.d_model)
+        shared = config.shared_embedding
+        self.target_embed = self.source_embed if shared else nn.Embedding(config.target_vocab_size, config.d_model)
+        ways = 2 if config.bidirectional else 1
+        self.encoder = RNN(config.d_model, width // ways, layers, batch_first=True, bidirectional=ways == 2)
+        self.step_by_step = config.attention == "additive" or config.input_feeding
+        self.decoder = RNN(config.d_model + width * self.step_by_step, width, layers, batch_first=True)
+        if config.attention is not None:
+            self.alignment = Alignment(config.attention, width)
+            self.combine = nn.Linear(2 * width, width, bias=False)
+        self.head = nn.Linear(width, config.target_vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Float[Tensor, "V Dr"]:
+        """The output table."""
+        return self.head.weight
+
+    def encode(
+        self, source: Int[Tensor, "B S"], lengths: Int[Tensor, "B"] | None = None, tap: Tap | None = None
+    ) -> RecurrentState:
+        """Read the source: where the decoder starts from.
+
+        Row b is the first `lengths[b]` tokens, the rest padding, which changes nothing; None: every row is full.
+        RuntimeError where a length is 0 or longer than the row.
+        """
+        x = self.source_embed(source)  # [B, S, D]
+        if lengths is None:
+            states, last = self.encoder(x)
+            ends = torch.full((len(x),), x.shape[1], device=x.device)
+            padding = None
+        else:
+            packed, last = self.encoder(pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False))
+            states, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
+            ends = lengths.to(x.device)
+            padding = (torch.arange(x.shape[1], device=x.device) >= ends[:, None])[:, None]  # [B, 1, S]
+        states = see(tap, "rnn.states", states.contiguous())  # packed ones lie [S, B, Dr]: each product would copy them
+        cell = self._start(states, ends, last if isinstance(last, tuple) else (last,))
+        if self.config.attention is None:
+            return RecurrentState(cell)
+        fed = torch.zeros_like(states[:, :1]) if self.config.input_feeding else None
+        return RecurrentState(cell, Source(states, self.alignment.key(states), padding), fed)
+
+    def _start(self, states: Float[Tensor, "B S Dr"], ends: Int[Tensor, "B"], last: Cell) -> Cell:
+        """The decoder's first state: what each layer of the encoder ended with, its two ways side by side.
+
+        The uppermost layer's h is taken out of `states`, so that what a tap makes of them is what the decoder gets.
+        """
+        ways = 2 if self.config.bidirectional else 1
+        h, *c = (t.unflatten(0, (-1, ways)).transpose(1, 2).flatten(2) for t in last)  # [L, B, Dr]
+        half = states.shape[-1] // ways
+        forth, back = states[torch.arange(len(states), device=ends.device), ends - 1, :half], states[:, 0, half:]
+        return torch.cat([h[:-1], torch.cat([forth, back], -1)[None]]), *c
+
+    def decode(
+        self, ids: Int[Tensor, "B T"], state: RecurrentState, tap: Tap | None = None
+    ) -> tuple[Float[Tensor, "B T Dr"], RecurrentState]:
+        """Read target tokens. Returns hidden, which the head reads, and the state after them: the same in any parts."""
+        y = self.target_embed(ids)  # [B, T, D]
+        parts = []
+        for part in y.split(1, 1) if self.step_by_step else (y,):
+            hidden, state = self._advance(part, state, tap)
+            parts.append(hidden)
+        return torch.cat(parts, 1), state
+
+    def _advance(
+        self, y: Float[Tensor, "B T D"], state: RecurrentState, tap: Tap | None
+    ) -> tuple[Float[Tensor, "B T Dr"], RecurrentState]:
+        """The table above, for one token, or for all of them where none needs the one before it but through s."""
+        context = None
+        if self.config.attention == "additive":
+            context = self._look(state.cell[0][-1][:, None], state.source, tap)
+            y = torch.cat([y, context], -1)
+        elif state.fed is not None:
+            y = torch.cat([y, state.fed], -1)
+        s, cell = self._recur(y, state.cell)
+        if self.config.attention is None:
+            return s, replace(state, cell=cell)
+        if context is None:
+            context = self._look(s, state.source, tap)
+        hidden = torch.tanh(self.combine(torch.cat([context, s], -1)))
+        return hidden, replace(state, cell=cell, fed=None if state.fed is None else hidden)
+
+    def _look(self, s: Float[Tensor, "B T Dr"], source: Source | None, tap: Tap | None) -> Float[Tensor, "B T Dr"]:
+        """Attention: context_t = sum_j softmax_j(score(s_t, h_j)) h_j."""
+        assert source is not None, "a state of another model: it has no source to look at"
+        scores = self.alignment(s, source.keys).float()  # [B, T, S]
+        if source.padding is not None:
+            scores = scores.masked_fill(source.padding, -torch.inf)
+        scores = see(tap, "rnn.scores", scores)
+        probs = see(tap, "rnn.probs", scores.softmax(-1))
+        return see(tap, "rnn.context", (probs @ source.states.float()).to(s.dtype))
+
+    def _recur(self, x: Float[Tensor, "B T _"], cell: Cell) -> tuple[Float[Tensor, "B T Dr"], Cell]:
+        """The decoder's cells. For one token torch's bare cells, which take half of nn.LSTM's time on a CPU."""
+        if x.shape[1] > 1:
+            s, last = self.decoder(x, cell if self.config.cell == "lstm" else cell[0])
+            return s, last if isinstance(last, tuple) else (last,)
+        s, layers = x[:, 0], []
+        for before, weights in zip(zip(*cell, strict=True), self.decoder.all_weights, strict=True):
+            lstm = self.config.cell == "lstm"
+            after = torch.lstm_cell(s, before, *weights) if lstm else (torch.gru_cell(s, before[0], *weights),)
+            layers.append(after)
+            s = after[0]
+        return s[:, None], tuple(torch.stack(t) for t in zip(*layers, strict=True))
+
+    def hidden(
+        self,
+        source: Int[Tensor, "B S"],
+        target: Int[Tensor, "B T"],
+        lengths: Int[Tensor, "B"] | None = None,
+        tap: Tap | None = None,
+    ) -> Float[Tensor, "B T Dr"]:
+        """What the head reads after each given target token: a pass of training (teacher forcing)."""
+        return self.decode(target, self.encode(source, lengths, tap), tap)[0]
+
+    def logits(self, hidden: Float[Tensor, "*B Dr"], tap: Tap | None = None) -> Float[Tensor, "*B V"]:
+        """The head."""
+        return see(tap, "final.logits", F.linear(hidden, self.head_weight))
+
+    def forward(
+        self,
+        source: Int[Tensor, "B S"],
+        target: Int[Tensor, "B T"],
+        lengths: Int[Tensor, "B"] | None = None,
+        tap: Tap | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        return self.logits(self.hidden(source, target, lengths, tap), tap)
+
+
+@torch.no_grad()
+def init_recurrent(model: RecurrentEncoderDecoder, seed: int, std: float = 0.1) -> RecurrentEncoderDecoder:
+    """Draw first weights: embeddings N(0, std), every gate and other matrix by itself, biases 0.
+
+    Recurrent matrices are orthogonal, which keep a gradient's length through many steps (Saxe et al. 2014; Bahdanau et
+    al. 2015, appendix B.1); the rest Glorot & Bengio's uniform ones (2010, equation 16); an LSTM begins by forgetting
+    nothing: the bias of its forget gate is 1 (Gers et al. 2000; Jozefowicz et al. 2015). Drawn on the CPU with a
+    generator of its own: the same seed gives the same weights on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n_gates = {"gru": 3, "lstm": 4}[model.config.cell]
+    for name, p in model.named_parameters():
+        fresh = torch.zeros(p.shape)
+        cells = name.startswith(("encoder.", "decoder."))
+        for gate, part in enumerate(fresh.chunk(n_gates if cells else 1)):
+            if ".weight_hh" in name:
+                nn.init.orthogonal_(part, generator=generator)
+            elif "embed" in name:
+                part.normal_(0, std, generator=generator)
+            elif p.ndim == 2:
+                nn.init.xavier_uniform_(part, generator=generator)
+            elif model.config.cell == "lstm" and ".bias_ih" in name and gate == 1:  # torch's order: i, f, g, o
+                part.fill_(1)
+        p.copy_(fresh)
+    return model

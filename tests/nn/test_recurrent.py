@@ -1,0 +1,469 @@
+"""The recurrent encoder-decoder against loops over numbers written from the papers, in float64; and against itself."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import assert_near, moved, randomise
+from torch import nn
+
+from glassformer.config import RecurrentConfig, change
+from glassformer.errors import ConfigError
+from glassformer.nn.loss import IGNORED, linear_cross_entropy
+from glassformer.nn.recurrent import RecurrentEncoderDecoder, init_recurrent
+
+KINDS = {
+    "none": (None, False),
+    "additive": ("additive", False),
+    "dot": ("dot", False),
+    "general": ("general", False),
+    "dot fed": ("dot", True),
+    "general fed": ("general", True),
+}
+ATTENTIVE = [kind for kind in KINDS if kind != "none"]
+POINTS = {"rnn.states": "S Dr", "rnn.scores": "T S", "rnn.probs": "T S", "rnn.context": "T Dr"}
+LENGTHS = torch.tensor([7, 3, 1, 5])
+T = 6
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a cell, as torch names them
+kinds = pytest.mark.parametrize("kind", KINDS)
+ROUNDING = 3e-5  # of the largest: sharp recurrent models carry float32's rounding on from token to token
+cells = pytest.mark.parametrize("cell", ["gru", "lstm"])
+
+
+@torch.no_grad()
+def tiny(kind="additive", cell="gru", **changes):
+    """Every parameter random, matrices grown until states are far from 0 and alignment is far from uniform."""
+    attention, input_feeding = KINDS[kind]
+    config = RecurrentConfig(11, 13, 10, 12, 2, cell, attention=attention, input_feeding=input_feeding)
+    model = RecurrentEncoderDecoder(replace(config, **changes))
+    randomise(model)
+    names = ("encoder", "decoder", "alignment")
+    grown = [p for name, p in model.named_parameters() if p.ndim > 1 and name.startswith(names)]
+    for name, p in model.named_parameters():
+        if cell == "lstm" and ".bias_ih" in name:
+            p[-len(p) // 4 :] += 3  # open output gates: an LSTM's states are small otherwise
+    limit = 0.97 if attention == "dot" else 0.7  # the product of two states is small, whatever the weights are
+    for _ in range(40):
+        if sharpness(model) < limit:
+            break
+        for p in grown:
+            p.mul_(1.1)
+    assert kind == "none" or 0.05 < sharpness(model) < limit, "a blind model: attention is uniform, or sees one state"
+    return model
+
+
+def sharpness(model):
+    """Mean entropy of attention over the longest row, 1 where it is uniform; 0 where there is none."""
+    if model.config.attention is None:
+        return 0.0
+    source, target = rows()
+    tap = Kept("rnn.probs")
+    model(source[:1] % model.config.source_vocab_size, target[:1] % model.config.target_vocab_size, tap=tap)
+    return torch.special.entr(tap["rnn.probs"]).sum(-1).mean().item() / np.log(source.shape[1])
+
+
+def rows(seed=1):
+    """Source ids of LENGTHS, padded with tokens that exist, and target ids."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randint(11, (4, 7), generator=g), torch.randint(13, (4, T), generator=g)
+
+
+class Kept:
+    """A tap that reads."""
+
+    def __init__(self, *names):
+        self.names, self.parts = names or tuple(POINTS), {}
+
+    def wants(self, name):
+        return name in self.names
+
+    def __call__(self, name, value):
+        self.parts.setdefault(name, []).append(value)
+        return value
+
+    def __getitem__(self, name):
+        return torch.cat(self.parts[name], 1)
+
+
+class Added(Kept):
+    """A tap that adds to one point, whose rows come in parts."""
+
+    def __init__(self, name, delta):
+        super().__init__(name)
+        self.delta, self.at = delta, 0
+
+    def __call__(self, name, value):
+        part = self.delta[:, self.at : self.at + value.shape[1]]
+        self.at += value.shape[1]
+        return value + part
+
+
+# The model once more: one row, one token, one number after the other.
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def naive_cell(w, prefix, suffix, x, before):
+    """GRU: h = (1 - z) n + z h, n = tanh(W x + r (U h)).  LSTM: c = f c + i g, h = o tanh(c)."""
+    w_ih, w_hh, b_ih, b_hh = (
+        w[f"{prefix}.{name}_{suffix}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    h = before[0]
+    a, b = w_ih @ x + b_ih, w_hh @ h + b_hh
+    if len(before) == 1:
+        (ar, az, an), (br, bz, bn) = np.split(a, 3), np.split(b, 3)
+        r, z = sigmoid(ar + br), sigmoid(az + bz)
+        return ((1 - z) * np.tanh(an + r * bn) + z * h,)
+    i, f, g, o = np.split(a + b, 4)
+    c = sigmoid(f) * before[1] + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def naive(model, source, target, edit=lambda name, at, value: value):
+    """Logits and the four points of one row. `edit` sees each state, score row, probability row and context."""
+    config, w = model.config, {name: p.detach().double().numpy() for name, p in model.named_parameters()}
+    n_carried = 2 if config.cell == "lstm" else 1
+    ways = ("", "_reverse") if config.bidirectional else ("",)
+    half = config.d_hidden // len(ways)
+    xs, carried = [w["source_embed.weight"][i] for i in source], []
+    for layer in range(config.n_layers):
+        read, ends = [], []
+        for way in ways:
+            before, found = (np.zeros(half),) * n_carried, {}
+            for j in reversed(range(len(xs))) if way else range(len(xs)):
+                before = naive_cell(w, "encoder", f"l{layer}{way}", xs[j], before)
+                found[j] = before[0]
+            read.append(found)
+            ends.append(before)
+        xs = [np.concatenate([found[j] for found in read]) for j in range(len(xs))]
+        carried.append([np.concatenate(parts) for parts in zip(*ends, strict=True)])
+    states = [edit("rnn.states", j, x) for j, x in enumerate(xs)]
+    carried[-1][0] = np.concatenate([states[-1][:half], states[0][half:]])
+
+    table = w["source_embed.weight" if config.shared_embedding else "target_embed.weight"]
+    fed, out = np.zeros(config.d_hidden), {name: [] for name in ("logits", *POINTS)}
+    out["rnn.states"] = states
+
+    def look(s, t):
+        scores = np.zeros(len(states))
+        for j, h in enumerate(states):
+            if config.attention == "additive":
+                scores[j] = w["alignment.v.weight"][0] @ np.tanh(
+                    w["alignment.query.weight"] @ s + w["alignment.key.weight"] @ h
+                )
+            else:
+                scores[j] = s @ (w["alignment.key.weight"] @ h if config.attention == "general" else h)
+        scores = edit("rnn.scores", t, scores)
+        probs = edit("rnn.probs", t, np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum())
+        context = np.zeros(config.d_hidden)
+        for j, h in enumerate(states):
+            context += probs[j] * h
+        context = edit("rnn.context", t, context)
+        for name, value in (("rnn.scores", scores), ("rnn.probs", probs), ("rnn.context", context)):
+            out[name].append(value)
+        return context
+
+    for t, token in enumerate(target):
+        x, context = table[token], None
+        if config.attention == "additive":
+            context = look(carried[-1][0], t)
+            x = np.concatenate([x, context])
+        elif config.input_feeding:
+            x = np.concatenate([x, fed])
+        for layer in range(config.n_layers):
+            carried[layer] = list(naive_cell(w, "decoder", f"l{layer}", x, carried[layer]))
+            x = carried[layer][0]
+        if config.attention is not None:
+            context = look(x, t) if context is None else context
+            x = fed = np.tanh(w["combine.weight"] @ np.concatenate([context, x]))
+        out["logits"].append(w["head.weight"] @ x)
+    return {name: torch.from_numpy(np.stack(values)) for name, values in out.items() if values}
+
+
+@torch.no_grad()
+def check(model, tap, edit=lambda b: lambda name, at, value: value):
+    """Logits and points of a padded batch under a tap, against each row's loops; `edit(b)` is what is done to row b."""
+    source, target = rows()
+    kept = Kept()
+
+    class Both:
+        def wants(self, name):
+            return name in POINTS
+
+        def __call__(self, name, value):
+            return kept(name, tap(name, value) if tap is not None and tap.wants(name) else value)
+
+    logits = model(source, target, LENGTHS, Both())
+    for b, n in enumerate(LENGTHS.tolist()):
+        want = naive(model, source[b, :n].tolist(), target[b].tolist(), edit(b))
+        assert set(want) == {"logits", *kept.parts}
+        assert_near(logits[b], want.pop("logits"), ROUNDING)
+        for name, value in want.items():
+            got = kept[name][b]
+            got = got[:n] if name == "rnn.states" else got[:, :n] if name != "rnn.context" else got
+            assert_near(got, value, ROUNDING)
+    return kept
+
+
+@kinds
+@cells
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_logits_and_points_are_the_papers_loops(kind, cell, bidirectional):
+    kept = check(tiny(kind, cell, bidirectional=bidirectional), None)
+    if kind == "none":
+        assert set(kept.parts) == {"rnn.states"}
+        return
+    probs = kept["rnn.probs"]
+    padding = torch.arange(7) >= LENGTHS[:, None, None]
+    assert not probs[padding.expand_as(probs)].any()
+    assert_near(probs.sum(-1), torch.ones(4, T), 1e-6)
+
+
+@kinds
+@cells
+@pytest.mark.parametrize("point", POINTS)
+def test_a_change_through_the_tap_flows_on_as_the_loops_say(kind, cell, point):
+    """One token of one row at a time would do less: every row, every place, by a different amount."""
+    if kind == "none" and point != "rnn.states":
+        return
+    model = tiny(kind, cell)
+    shape = {"S": 7, "T": T, "Dr": 12}
+    size = 0.1 if point == "rnn.probs" else 0.5
+    noise = torch.randn(4, *(shape[a] for a in POINTS[point].split()), generator=torch.Generator().manual_seed(3))
+    delta = size * noise
+
+    def edit(b):
+        return lambda name, at, value: value + delta[b, at, : len(value)].numpy() if name == point else value
+
+    check(model, Added(point, delta), edit)
+    source, target = rows()
+    with torch.no_grad():
+        assert moved(model(source, target, LENGTHS, Added(point, delta)), model(source, target, LENGTHS)) > 1e-2
+
+
+@cells
+def test_the_cells_are_torchs_own_step_by_step(cell):
+    """The encoder's states of each row, forth and back, by nn.GRUCell and nn.LSTMCell."""
+    model, (source, _) = tiny("none", cell, n_layers=1), rows()
+    tap = Kept("rnn.states")
+    with torch.no_grad():
+        state = model.encode(source, LENGTHS, tap)
+        for b, n in enumerate(LENGTHS.tolist()):
+            for way, half in (("", slice(0, 6)), ("_reverse", slice(6, 12))):
+                one = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}[cell](10, 6)
+                one.load_state_dict({name: getattr(model.encoder, f"{name}_l0{way}") for name in WEIGHTS})
+                carried = None
+                for j in reversed(range(n)) if way else range(n):
+                    carried = one(model.source_embed(source[b, j]), carried)
+                    h = carried[0] if cell == "lstm" else carried
+                    assert_near(tap["rnn.states"][b, j, half], h, 1e-6)
+                for ours, theirs in zip(state.cell, carried if cell == "lstm" else (carried,), strict=True):
+                    assert_near(ours[0, b, half], theirs, 1e-6)
+
+
+@kinds
+@cells
+@pytest.mark.parametrize("chunks", [[1] * T, [2, 1, 3], [5, 1]], ids=str)
+@torch.no_grad()
+def test_step_by_step_is_all_at_once(kind, cell, chunks):
+    model, (source, target) = tiny(kind, cell), rows()
+    whole_tap, parts_tap = Kept(), Kept()
+    whole = model(source, target, LENGTHS, whole_tap)
+    state, parts = model.encode(source, LENGTHS, parts_tap), []
+    for part in target.split(chunks, 1):
+        hidden, state = model.decode(part, state, parts_tap)
+        parts.append(model.logits(hidden))
+    assert_near(torch.cat(parts, 1), whole, ROUNDING)
+    for name in whole_tap.parts:
+        finite = whole_tap[name].isfinite()
+        assert torch.equal(finite, parts_tap[name].isfinite())
+        assert_near(parts_tap[name][finite], whole_tap[name][finite], ROUNDING)
+
+
+@kinds
+@cells
+@pytest.mark.parametrize("bidirectional", [True, False])
+@torch.no_grad()
+def test_padded_is_alone(kind, cell, bidirectional):
+    model, (source, target) = tiny(kind, cell, bidirectional=bidirectional), rows()
+    batch = model(source, target, LENGTHS)
+    for b, n in enumerate(LENGTHS.tolist()):
+        assert_near(batch[b : b + 1], model(source[b : b + 1, :n], target[b : b + 1]), ROUNDING)
+    padding = torch.arange(7) >= LENGTHS[:, None]
+    assert torch.equal(model(torch.where(padding, 10 - source, source), target, LENGTHS), batch)
+    longer = F.pad(source, (0, 3))
+    assert_near(model(longer, target, LENGTHS), batch, ROUNDING)
+
+
+@kinds
+def test_padding_gets_no_gradient_and_every_parameter_does(kind):
+    model, (source, target) = tiny(kind), rows()
+    padding = torch.arange(7) >= LENGTHS[:, None]
+    model(torch.where(padding, 0, source.clamp(min=1)), target, LENGTHS).square().sum().backward()
+    assert not model.source_embed.weight.grad[0].any()
+    for name, p in model.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.any(), name
+
+
+@kinds
+@cells
+@pytest.mark.parametrize("as_tensor", [True, False])
+@torch.no_grad()
+def test_select_keeps_and_repeats_rows(kind, cell, as_tensor):
+    model, (source, target) = tiny(kind, cell), rows()
+    chosen = [3, 0, 0, 2, 3]
+    _, state = model.decode(target[:, :2], model.encode(source, LENGTHS))
+    before = [t.clone() for t in state.cell]
+    some = state.select(torch.tensor(chosen) if as_tensor else chosen)
+    others = rows(5)[1][[0, 1, 2, 3, 0], 2:]  # each row goes on its own way, those of one source too
+    hidden, _ = model.decode(others, some)
+    want = model.hidden(source[chosen], torch.cat([target[chosen, :2], others], 1), LENGTHS[chosen])[:, 2:]
+    assert_near(hidden, want, ROUNDING)
+    assert moved(hidden[1], hidden[2]) > 1e-2, "one row, twice, went one way"
+    assert all(torch.equal(a, b) for a, b in zip(before, state.cell, strict=True)), "a state was changed in place"
+
+
+@kinds
+@torch.no_grad()
+def test_looking_changes_no_bit_and_a_tap_is_asked_first(kind):
+    model, (source, target) = tiny(kind), rows()
+    plain = model(source, target, LENGTHS)
+    assert torch.equal(model(source, target, LENGTHS, Kept(*POINTS, "final.logits")), plain)
+    unwilling = Kept("something else")
+    assert torch.equal(model(source, target, LENGTHS, unwilling), plain)
+    assert unwilling.parts == {}
+    last = Kept("final.logits")
+    model(source, target, LENGTHS, last)
+    assert torch.equal(last["final.logits"], plain)
+
+
+@kinds
+def test_the_chunked_loss_takes_it(kind):
+    model, (source, target) = tiny(kind), rows()
+    targets = torch.where(torch.arange(T) < LENGTHS[:, None], target.roll(-1, 1), IGNORED)
+    loss = linear_cross_entropy(
+        model.hidden(source, target, LENGTHS).flatten(0, 1), model.head_weight, targets.flatten()
+    )
+    logits = model(source, target, LENGTHS)
+    want = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    assert_near(loss.detach(), want.detach(), 1e-6)
+    parameters = list(model.parameters())
+    for ours, theirs in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(want, parameters), strict=True):
+        assert_near(ours, theirs, 1e-5)
+
+
+@kinds
+@cells
+@torch.no_grad()
+def test_lower_precision_is_near(kind, cell):
+    """Autocast and bfloat16 weights run everywhere, a step at a time too; alignment is worked out in float32."""
+    attention, input_feeding = KINDS[kind]
+    config = RecurrentConfig(11, 13, 10, 12, 2, cell, attention=attention, input_feeding=input_feeding)
+    model, (source, target) = init_recurrent(RecurrentEncoderDecoder(config), 0), rows()
+    want = model(source, target, LENGTHS)
+    tap = Kept("rnn.probs")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_near(model(source, target, LENGTHS, tap).float(), want, 0.05)
+    assert kind == "none" or tap["rnn.probs"].dtype == torch.float32
+    model.bfloat16()
+    hidden, state = model.decode(target[:, :1], model.encode(source, LENGTHS))
+    assert_near(model.logits(hidden).float(), want[:, :1], 0.05)
+    assert_near(model.logits(model.decode(target[:, 1:], state)[0]).float(), want[:, 1:], 0.05)
+
+
+def test_a_shared_embedding_is_one_table():
+    model = tiny(target_vocab_size=11, shared_embedding=True)
+    assert model.target_embed is model.source_embed
+    assert "target_embed.weight" not in dict(model.named_parameters())
+    source, target = rows()
+    want = naive(model, source[0].tolist(), (target[0] % 11).tolist())["logits"]
+    with torch.no_grad():
+        assert_near(model(source[:1], target[:1] % 11)[0], want, ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("d_hidden", 0, "d_hidden must be at least 1, got 0"),
+        ("n_layers", 0, "n_layers must be at least 1"),
+        ("d_hidden", 7, "d_hidden must be even, got 7"),
+        ("input_feeding", True, "got attention 'additive'"),
+        ("shared_embedding", True, "source_vocab_size 5 and target_vocab_size 6"),
+    ],
+)
+def test_configs_refuse(path, value, says):
+    with pytest.raises(ConfigError, match=says):
+        change(RecurrentConfig(5, 6, 4, 8, attention="additive"), path, value)
+
+
+@cells
+def test_first_weights_keep_a_gradients_length_and_are_the_seeds(cell):
+    config = RecurrentConfig(50, 60, 24, 32, 2, cell, attention="additive")
+    state = torch.random.get_rng_state()
+    a, b, c = (RecurrentEncoderDecoder(config) for _ in range(3))
+    torch.random.set_rng_state(state)
+    a, b, c = (init_recurrent(model, seed) for model, seed in ((a, 0), (b, 0), (c, 1)))
+    assert torch.equal(torch.random.get_rng_state(), state), "torch's own generator was used"
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert not torch.equal(a.source_embed.weight, c.source_embed.weight)
+    for name, p in a.named_parameters():
+        if "weight_hh" in name:
+            for gate in p.split(p.shape[1]):
+                assert_near(gate @ gate.T, torch.eye(p.shape[1]), 1e-5)
+        elif "embed" in name:
+            assert abs(p.std() / 0.1 - 1) < 0.05
+        elif p.ndim == 1:
+            width = len(p) // (4 if cell == "lstm" else 3)
+            forgets = torch.zeros(len(p))
+            if cell == "lstm" and "bias_ih" in name:
+                forgets[width : 2 * width] = 1
+            assert torch.equal(p, forgets), name
+        else:
+            fan_out = p.shape[0] // ({"gru": 3, "lstm": 4}[cell] if "weight_ih" in name else 1)
+            bound = (6 / (fan_out + p.shape[1])) ** 0.5
+            assert 0.9 * bound < p.abs().max() <= bound, name
+    g = torch.Generator().manual_seed(0)
+    source, target = torch.randint(50, (8, 9), generator=g), torch.randint(60, (8, 9), generator=g)
+    assert abs(F.cross_entropy(a(source, target).flatten(0, 1), target.flatten()) - np.log(60)) < 0.15
+
+
+def test_an_lstm_forgets_nothing_at_first():
+    """The gate that is 1 is the one that multiplies c: with no input a state lives on."""
+    model = init_recurrent(RecurrentEncoderDecoder(RecurrentConfig(5, 5, 4, 8, cell="lstm")), 0)
+    with torch.no_grad():
+        _, c = torch.lstm_cell(torch.zeros(1, 4), (torch.zeros(1, 8), torch.ones(1, 8)), *model.decoder.all_weights[0])
+    assert_near(c, torch.full((1, 8), 1.0).sigmoid(), 1e-6)
+
+
+@kinds
+@cells
+def test_each_kind_learns_to_reverse(kind, cell):
+    """All 256 strings of 4 out of 4 symbols, to the last one, in a few hundred steps."""
+    attention, input_feeding = KINDS[kind]
+    config = RecurrentConfig(5, 5, 16, 32, cell=cell, attention=attention, input_feeding=input_feeding)
+    model = init_recurrent(RecurrentEncoderDecoder(config), 0)
+    source = torch.cartesian_prod(*[torch.arange(1, 5)] * 4)
+    want = source.flip(1)
+    given = F.pad(want[:, :-1], (1, 0))  # 0 begins
+    optimizer, g = torch.optim.Adam(model.parameters(), 1e-2), torch.Generator().manual_seed(0)
+    for _ in range(25):
+        for _ in range(10):
+            some = torch.randperm(256, generator=g)[:64]
+            loss = F.cross_entropy(model(source[some], given[some]).flatten(0, 1), want[some].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            state, token, written = model.encode(source), given[:, :1], []
+            for _ in range(4):
+                hidden, state = model.decode(token, state)
+                token = model.logits(hidden).argmax(-1)
+                written.append(token)
+        if torch.equal(torch.cat(written, 1), want):
+            return
+    raise AssertionError(f"not learned in 250 steps: loss {loss:.3f}")
