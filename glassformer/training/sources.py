@@ -31,7 +31,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from glassformer.errors import DataError
 
@@ -39,6 +39,7 @@ PLAIN, LINES = (".txt", ".md", ".text", ".markdown"), (".jsonl", ".ndjson")
 PIECE = 1 << 16  # characters: several pieces make a batch, so that one long document still keeps every core busy
 BLOCK = 1 << 20  # bytes read at a time
 EXAMPLES = 3
+Item = TypeVar("Item")
 _BEFORE_SPACE, _BEFORE_SIGN = re.compile(r"[^\W\d_](?= )"), re.compile(r"[^\W\d_](?=[\n.,!?;:。、，！？；：])")
 
 
@@ -103,33 +104,26 @@ class Texts:
             yield from pieces(text, f"{self.name}#{number}")
 
 
-class Sources:
-    """Files, folders, globs and "-" (standard input) as a stream of documents. See the top of this file.
+class Files(Generic[Item]):
+    """Files, folders, globs and "-" (standard input) as a stream of items; a subclass's `_plain` and `_jsonl` say what
+    a file holds.
 
-    `skipped` fills up as the stream is read. With strict=True a broken document raises DataError instead of being
-    skipped; kinds of file that are not text (in a folder) are skipped all the same.
+    `skipped` fills up as the stream is read. With strict=True a broken item raises DataError instead of being skipped;
+    files of other kinds (in a folder) are skipped all the same.
 
-    Raises DataError at once when a name or a glob matches nothing, and at the end of the stream when not one document
+    Raises DataError at once when a name or a glob matches nothing, and at the end of the stream when not one item
     could be read.
     """
 
-    def __init__(
-        self,
-        sources: str | Path | Sequence[str | Path],
-        *,
-        text_field: str = "text",
-        separator: str | None = None,
-        strict: bool = False,
-    ):
+    unit, kinds = "item", PLAIN + LINES  # what an item is called in messages; the endings that count in a folder
+
+    def __init__(self, sources: str | Path | Sequence[str | Path], *, strict: bool = False):
         self.given = [str(s) for s in ([sources] if isinstance(sources, str | Path) else sources)]
         if not self.given:
             raise DataError("no data was named: give files, folders, globs or - for standard input")
-        if separator == "":
-            raise DataError("separator must not be empty: leave it out to take each file as one document")
-        self.text_field, self.separator, self.strict = text_field, separator, strict
-        self.skipped, self.crlf_files = Skipped(), 0
+        self.strict, self.skipped = strict, Skipped()
         self._unread = Skipped()  # found while looking for files: not text, hidden, named twice
-        self.files = list(_find(self.given, self._unread))
+        self.files = list(_find(self.given, self._unread, self.kinds))
         self.again = "-" not in self.given
         self.total_bytes = sum(os.path.getsize(f) for f in self.files if f != "-") if self.again else None
         self._base, self._raw = 0, None
@@ -139,29 +133,29 @@ class Sources:
         """Bytes of the files (as they lie on disk) that were read so far; `total_bytes` says of how many."""
         return self._base + (self._raw.tell() if self._raw is not None and not self._raw.closed else 0)
 
-    def __iter__(self) -> Iterator[Document]:
+    def __iter__(self) -> Iterator[Item]:
         self.skipped = Skipped()
         self.skipped.merge(self._unread)
-        self._base, self.crlf_files, found = 0, 0, False
+        self._base, found = 0, False
         for name in self.files:
             try:
-                for document in self._stdin() if name == "-" else self._file(name):
+                for item in self._stdin() if name == "-" else self._file(name):
                     found = True
-                    yield document
+                    yield item
             except PermissionError as error:
                 self._skip("not readable", f"{name}: {error.strerror}")
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 self._skip("broken gzip", f"{name}: {error}")
         if not found:
             why = "; ".join(self.skipped.lines()) or "there is none"
-            raise DataError(f"no document could be read from {', '.join(self.given)}: {why}")
+            raise DataError(f"no {self.unit} could be read from {', '.join(self.given)}: {why}")
 
     def _skip(self, reason: str, where: str) -> None:
         if self.strict:
             raise DataError(f"{where}: {reason}")
         self.skipped.add(reason, where)
 
-    def _file(self, name: str) -> Iterator[Document]:
+    def _file(self, name: str) -> Iterator[Item]:
         stem, packed = (name[:-3], True) if name.lower().endswith(".gz") else (name, False)
         with open(name, "rb") as raw:
             self._raw = raw
@@ -172,9 +166,9 @@ class Sources:
                 yield from self._plain(file, name)
         self._base, self._raw = self._base + os.path.getsize(name), None
 
-    def _stdin(self) -> Iterator[Document]:
-        """JSONL if its first line is a JSON object, else plain text, which goes to a temporary file first: whether
-        all of it is text must be known before any of it is used."""
+    def _stdin(self) -> Iterator[Item]:
+        """JSONL if its first line is a JSON object, else `_plain`, which may want to go over it twice: it goes to a
+        temporary file first."""
         first = sys.stdin.buffer.readline()
         try:
             lines = first.lstrip().startswith(b"{") and isinstance(json.loads(first), dict)
@@ -191,6 +185,69 @@ class Sources:
             except OSError as error:
                 raise DataError(f"standard input could not be kept in {tempfile.gettempdir()}: {error}") from error
             yield from self._plain(copy, "-")
+
+    def _plain(self, file: Any, name: str) -> Iterator[Item]: ...
+    def _jsonl(self, lines: Iterable[bytes], name: str) -> Iterator[Item]: ...
+
+    def _records(self, lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The JSON objects of JSONL, and where each stands; what is none is skipped."""
+        start = 0
+        for number, line in enumerate(lines, 1):
+            where, begin, start = f"{name}:{number}", start, start + len(line)
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode().removeprefix("\ufeff"))
+            except UnicodeDecodeError as error:
+                self._skip("not UTF-8", f"{where}: byte {begin + error.start:,}")
+            except (ValueError, RecursionError) as error:
+                self._skip("not JSON", f"{where}: {getattr(error, 'msg', error)}")
+            else:
+                if isinstance(record, dict):
+                    yield where, record
+                else:
+                    self._skip("not a JSON object", f"{where}: {type(record).__name__}")
+
+    def _string(self, record: dict[str, Any], name: str, where: str, empty: str = "empty") -> str | None:
+        """The text in the field of that name; None, and skipped for the reason, where there is none to use."""
+        text = record.get(name)
+        if name not in record:
+            return self._skip(f'no field "{name}"', f"{where}: it has {', '.join(list(record)[:5]) or 'none'}")
+        if not isinstance(text, str):
+            return self._skip(f'"{name}" is not a string', f"{where}: {type(text).__name__}")
+        if not text.strip():
+            return self._skip(empty, where)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return self._skip("half a surrogate pair (not a character)", where)
+        return text
+
+
+class Sources(Files[Document]):
+    """`Files` of texts, as a stream of documents. See the top of this file.
+
+    `crlf_files` counts the files whose line ends were changed. Raises DataError as `Files` does.
+    """
+
+    unit = "document"
+
+    def __init__(
+        self,
+        sources: str | Path | Sequence[str | Path],
+        *,
+        text_field: str = "text",
+        separator: str | None = None,
+        strict: bool = False,
+    ):
+        if separator == "":
+            raise DataError("separator must not be empty: leave it out to take each file as one document")
+        super().__init__(sources, strict=strict)
+        self.text_field, self.separator, self.crlf_files = text_field, separator, 0
+
+    def __iter__(self) -> Iterator[Document]:
+        self.crlf_files = 0
+        return super().__iter__()
 
     def _plain(self, file: Any, name: str) -> Iterator[Document]:
         fault = _fault(file)
@@ -225,31 +282,9 @@ class Sources:
         self.crlf_files += crlf
 
     def _jsonl(self, lines: Iterable[bytes], name: str) -> Iterator[Document]:
-        start = 0
-        for number, line in enumerate(lines, 1):
-            where, begin, start = f"{name}:{number}", start, start + len(line)
-            if not line.strip():
-                continue
-            try:
-                text = line.decode()
-                record = json.loads(text.removeprefix("\ufeff"))
-            except UnicodeDecodeError as error:
-                self._skip("not UTF-8", f"{where}: byte {begin + error.start:,}")
-                continue
-            except (ValueError, RecursionError) as error:
-                self._skip("not JSON", f"{where}: {getattr(error, 'msg', error)}")
-                continue
-            if not isinstance(record, dict):
-                self._skip("not a JSON object", f"{where}: {type(record).__name__}")
-            elif self.text_field not in record:
-                self._skip(f'no field "{self.text_field}"', f"{where}: it has {', '.join(list(record)[:5]) or 'none'}")
-            elif not isinstance(text := record[self.text_field], str):
-                self._skip(f'"{self.text_field}" is not a string', f"{where}: {type(text).__name__}")
-            elif not text.strip():
-                self._skip("empty", where)
-            elif b"\\u" in line and re.search("[\ud800-\udfff]", text):
-                self._skip("half a surrogate pair (not a character)", where)
-            else:
+        for where, record in self._records(lines, name):
+            text = self._string(record, self.text_field, where)
+            if text is not None:
                 yield from pieces(text, where)
 
 
@@ -317,21 +352,23 @@ def _fault(file: Any) -> tuple[str, str] | None:
             return ("empty", "") if empty else None
 
 
-def _find(given: Sequence[str], skipped: Skipped) -> Iterator[str]:
+def _find(given: Sequence[str], skipped: Skipped, kinds: tuple[str, ...]) -> Iterator[str]:
     """The files behind names, folders and globs, in the order given; inside a folder by name. Each once."""
     seen: set[str] = set()
     for name in given:
         if name == "-":
             found: Iterable[str] = ["-"]
         elif os.path.isdir(name):
-            found = _walk(name, skipped)
+            found = _walk(name, skipped, kinds)
         elif os.path.exists(name):
             found = [name]
         elif glob.has_magic(name):
             matches = sorted(glob.glob(os.path.expanduser(name), recursive=True))
             if not matches:
                 raise DataError(f"{name}: no file matches this pattern (looked in {os.getcwd()})")
-            found = itertools.chain.from_iterable(_walk(m, skipped) if os.path.isdir(m) else [m] for m in matches)
+            found = itertools.chain.from_iterable(
+                _walk(m, skipped, kinds) if os.path.isdir(m) else [m] for m in matches
+            )
         else:
             raise DataError(f"{name}: there is no such file or folder (looked in {os.getcwd()})")
         nothing = True
@@ -344,11 +381,11 @@ def _find(given: Sequence[str], skipped: Skipped) -> Iterator[str]:
                 seen.add(real)
                 yield path
         if nothing:
-            kinds = " ".join(PLAIN + LINES)
-            raise DataError(f"{name}: no text in this folder: looked, inside it and below, for {kinds} (also .gz)")
+            wanted = f"{' '.join(kinds)} (also .gz)"
+            raise DataError(f"{name}: no text in this folder: looked, inside it and below, for {wanted}")
 
 
-def _walk(folder: str, skipped: Skipped) -> Iterator[str]:
+def _walk(folder: str, skipped: Skipped, kinds: tuple[str, ...]) -> Iterator[str]:
     for where, folders, files in os.walk(folder):
         for name in [f for f in folders if f.startswith(".")]:
             skipped.add("hidden", os.path.join(where, name))
@@ -357,7 +394,7 @@ def _walk(folder: str, skipped: Skipped) -> Iterator[str]:
             kind = name.lower().removesuffix(".gz")
             if name.startswith("."):
                 skipped.add("hidden", os.path.join(where, name))
-            elif kind.endswith(PLAIN + LINES):
+            elif kind.endswith(kinds):
                 yield os.path.join(where, name)
             else:
                 skipped.add("of another kind", os.path.join(where, name))

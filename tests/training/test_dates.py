@@ -1,0 +1,227 @@
+"""The pairs that are made by rule: read back by another rule, in one way alone, on two sides that never meet."""
+
+import re
+import subprocess
+import sys
+from datetime import date, timedelta
+
+import pytest
+import reading
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glassformer.errors import DataError
+from glassformer.training import dates
+from glassformer.training.corpus import SPLITS
+
+MANY = 1000
+READ = {
+    "dates": reading.moments,
+    "numbers": reading.numbers,
+    "reverse": lambda source: {source[::-1]},
+    "copy": lambda source: {source},
+}
+FIRST = {
+    "dates": dates.Pair(
+        "at three minutes to eight in the evening on October 2nd, nineteen eighty",
+        "1980-10-02 19:57",
+        "dates/train#0",
+    ),
+    "numbers": dates.Pair(
+        "seventy-one million eight hundred and thirty-nine thousand six hundred and thirty-nine",
+        "71839639",
+        "numbers/train#0",
+    ),
+    "reverse": dates.Pair(
+        "vvdkifczmptkqhsgbvv",
+        "vvbgshqktpmzcfikdvv",
+        "reverse/train#0",
+    ),
+    "copy": dates.Pair(
+        "ycjxcgakqrrcglxgahrr",
+        "ycjxcgakqrrcglxgahrr",
+        "copy/train#0",
+    ),
+}
+EVERY = pytest.mark.parametrize("task", dates.TASKS)
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[tuple[str, str], list[dates.Pair]]:
+    return {(task, split): list(dates.pairs(task, 0, split, MANY)) for task in dates.TASKS for split in SPLITS}
+
+
+def test_imports_no_torch():
+    program = "import sys, glassformer.training.dates; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@EVERY
+def test_a_pair_is_a_pure_function_of_its_number(task, made):
+    train = made[task, "train"]
+    assert [dates.pair(task, 0, "train", i) for i in (7, 3)] == [train[7], train[3]]
+    assert list(dates.pairs(task, 0, "train", 2, start=3)) == train[3:5]
+    assert dates.pair(task, 1, "train", 3).source != train[3].source
+    assert train[3].where == f"{task}/train#3"
+
+
+@EVERY
+def test_pairs_are_the_same_on_every_machine_and_version(task):
+    assert dates.pair(task, 0, "train", 0, level=2) == FIRST[task]
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [({"task": "cook"}, "'cook'"), ({"split": "test"}, "'test'"), ({"level": 3}, "3"), ({"level": -1}, "-1")],
+)
+def test_unknown_task_split_or_level_is_refused(change, shown):
+    given_ = {"task": "dates", "seed": 0, "split": "train", "i": 0} | change
+    with pytest.raises(DataError, match=f"must be .*{shown}"):
+        dates.pair(**given_)
+    with pytest.raises(DataError, match="task must be one of dates, numbers, reverse, copy"):
+        dates.count_sources("cook")
+
+
+# --- one meaning ------------------------------------------------------------------------------------------------------
+
+
+@EVERY
+@pytest.mark.parametrize("level", range(dates.LEVELS))
+def test_every_source_has_one_reading_and_that_is_its_target(task, level):
+    for split in SPLITS:
+        for pair in dates.pairs(task, 3, split, MANY // 4, level):
+            assert READ[task](pair.source) == {pair.target}, pair
+
+
+@EVERY
+def test_no_source_has_two_targets(task, made):
+    targets: dict[str, str] = {}
+    for split in SPLITS:
+        for pair in made[task, split]:
+            assert targets.setdefault(pair.source, pair.target) == pair.target
+
+
+def test_every_time_of_day_is_read_back_from_each_of_its_wordings():
+    seen: dict[str, str] = {}
+    for minute in range(24 * 60):
+        hour, minute = divmod(minute, 60)
+        wanted = f"{hour:02}:{minute:02}"
+        ways = (*dates.short_times(hour, minute), *dates.long_times(hour, minute))
+        assert len(set(ways)) == len(ways) >= 7
+        for way in ways:
+            assert seen.setdefault(way, wanted) == wanted
+            assert reading.times(way) == {wanted}, way
+
+
+def test_every_year_and_day_is_read_back_from_each_of_its_wordings():
+    for year in range(dates.YEARS[0], dates.YEARS[1] + 1):
+        for way in dates.year_ways(year):
+            assert reading.years(way) == {year}, way
+    for day in range(1, 32):
+        assert reading.day_numbers(dates.ordinal(day)) == reading.day_numbers(dates.nth(day)) == {day}
+
+
+@given(st.integers(0, 999_999_999), st.integers(0, 9999))
+def test_every_number_is_read_back_from_each_of_its_wordings(large, small):
+    for n in (large, small):
+        ways = dates.number_ways(n)
+        assert len(ways) >= 1
+        for way in ways:
+            assert reading.numbers(way) == {str(n)}, way
+
+
+@given(st.dates(date(1600, 1, 1), date(2199, 12, 31)))
+def test_days_of_every_wording_are_read_back(day):
+    draw = dates.Draw(day.isoformat())
+    for short in (True, False):
+        for _ in range(10):
+            way = dates._day(draw, day, short)
+            assert reading.days(way.lower()) == {day.isoformat()}, way
+
+
+def test_the_reader_can_see_two_meanings():
+    """The tests above can fail."""
+    assert len(reading.moments("the third of march two thousand ten ten in the morning")) == 2
+    assert reading.days("monday, 3 march 1984") == set()
+    assert reading.moments("03/04/1984") == reading.moments("half two at noon") == set()
+    assert reading.numbers("twelve eleven") == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("the third of March, nineteen eighty-four, quarter past two in the afternoon", "1984-03-03 14:15"),
+        ("at noon on 29 Feb 2000", "2000-02-29 12:00"),
+        ("Mar 3rd, 2005, 12:05 am", "2005-03-03 00:05"),
+        ("five to one at night on the first of May in two thousand and five", "2005-05-01 00:55"),
+    ],
+)
+def test_the_reader_reads(source, target):
+    assert reading.moments(source) == {target}
+
+
+# --- much, and many ways ----------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_there_are_ten_million_sources(task, made):
+    assert dates.count_sources(task) >= 10**7
+
+
+def test_the_count_is_below_what_is_there():
+    """Of all days with one time, and of a run of numbers, the share that training has is at least what is counted."""
+    days = [date(1600, 1, 1) + timedelta(i) for i in range(20_000)]
+    for task, targets in (
+        ("dates", [f"{day} 14:15" for day in days]),
+        ("numbers", [str(10**8 + i) for i in range(20_000)]),
+    ):
+        share = sum(dates.side(task, target) == "train" for target in targets) / len(targets)
+        assert share > (dates.KEPT - 2) / dates.KEPT
+    assert dates.count_sources("dates") == 219_146 * 1440 * 6 // 8
+
+
+@EVERY
+def test_levels_grade_the_length(task):
+    medians = []
+    for level in range(dates.LEVELS):
+        lengths = sorted(len(pair.source) for pair in dates.pairs(task, 1, "train", 200, level))
+        medians.append(lengths[100])
+    assert medians[0] * 1.5 < medians[1] < medians[2]
+    assert medians[2] > medians[1] * 1.4
+
+
+def test_dates_are_written_in_many_ways(made):
+    sources = " / ".join(pair.source for pair in made["dates", "train"])
+    for piece in (
+        "quarter past", "half past", "noon", "o'clock", " hours", "p.m.", "pm", "nineteen hundred and ", " oh ", "Sep",
+        "two thousand and", "21st", "twenty-first", "in the year", "day of", "Tuesday", "Tue ", "at night",
+        "minutes to", "minute past", "hundred hours",
+    ):  # fmt: skip
+        assert piece in sources, piece
+    shapes = {re.sub(r"\d", "0", re.sub("[a-z]+", "x", pair.source.lower())) for pair in made["dates", "train"]}
+    assert len(shapes) > 300
+
+
+def test_what_means_two_things_to_people_is_not_written(made):
+    two_things = re.compile(r"\d\d?/\d\d?/\d{4}|'\d\d|midnight|half (one|two|three)|(^|[dn,] )twelve at night")
+    for pair in made["dates", "train"] + made["dates", "held-out"]:
+        assert not two_things.search(pair.source)
+    assert [way for way in dates.long_times(0, 0) if "hours" not in way] == []
+
+
+# --- two sides --------------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_no_held_out_source_or_target_occurs_in_training(task, made):
+    for level in (None, 0):
+        train = made[task, "train"] + list(dates.pairs(task, 9, "train", MANY // 2, level))
+        aside = made[task, "held-out"] + list(dates.pairs(task, 4, "held-out", MANY // 2, level))
+        assert {p.source for p in train}.isdisjoint(p.source for p in aside)
+        assert {p.target for p in train}.isdisjoint(p.target for p in aside)
+
+
+def test_short_sources_would_meet_without_the_two_sides():
+    """The test above can fail: sources do come again where they are short."""
+    halves = [{p.source for p in dates.pairs("numbers", seed, "train", MANY // 2, 0)} for seed in (0, 1)]
+    assert halves[0] & halves[1]

@@ -1,0 +1,105 @@
+"""Scores of what was written: exact, by length, by token, BLEU and chrF, against values worked out by hand."""
+
+import random
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glassformer.errors import DataError
+from glassformer.training.pair_scores import Bucket, exact_by_length, score_pairs, token_accuracy
+
+RIGHT = ["the cat sat on the mat today", "a dog ran to the old town"]
+
+
+def test_imports_neither_torch_nor_the_scorer():
+    program = "import sys, glassformer.training.pair_scores; sys.exit(bool({'torch', 'sacrebleu'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_what_is_right_has_full_marks():
+    scores = score_pairs(RIGHT, RIGHT, [28, 25])
+    assert (scores.count, scores.exact, scores.token_accuracy) == (2, 1.0, 1.0)
+    assert (scores.bleu, scores.chrf) == pytest.approx((100, 100))
+    assert scores.by_length == (Bucket(17, 28, 2, 1.0),)
+    assert "version:" in scores.bleu_signature
+    assert "nc:6" in scores.chrf_signature
+
+
+def test_bleu_is_the_product_of_its_definition():
+    """Of 7 words 6 are right, of 6 pairs 5, of 5 runs of three 4, of 4 runs of four 3; both have one length."""
+    scores = score_pairs(["the cat sat on the mat yesterday"], RIGHT[:1], [28])
+    assert scores.bleu == pytest.approx(100 * (6 / 7 * 5 / 6 * 4 / 5 * 3 / 4) ** 0.25)
+    assert scores.exact == 0
+    assert 50 < scores.chrf < 100
+    worse = score_pairs(["cat the on sat mat the yesterday"], RIGHT[:1], [28])
+    assert worse.bleu < scores.bleu
+    assert worse.chrf < scores.chrf
+
+
+def test_bleu_is_of_the_whole_set_and_short_texts_have_none():
+    one = score_pairs([RIGHT[0], "x"], RIGHT, [1, 1])
+    assert 0 < one.bleu < 50
+    assert score_pairs(["a b"], ["a b"], [3]).bleu == 0
+    assert score_pairs(["a b"], ["a b"], [3]).chrf == pytest.approx(100)
+    assert score_pairs(["", ""], RIGHT, [1, 1]).chrf == 0
+
+
+def test_exact_is_exact_and_whitespace_counts():
+    assert score_pairs(["1984-03-03", "1984-03-04 "], ["1984-03-03", "1984-03-04"], [9, 9]).exact == 0.5
+
+
+def test_tokens_are_those_given_else_characters():
+    assert score_pairs(["abcd"], ["abxd"], [4]).token_accuracy == 0.75
+    given_ = {"written_tokens": [[1, 2, 3]], "reference_tokens": [[1, 2, 4, 5]]}
+    assert score_pairs(["abcd"], ["abxd"], [4], **given_).token_accuracy == 0.5
+
+
+@pytest.mark.parametrize(
+    ("written", "reference", "share"),
+    [("abc", "abc", 1), ("ab", "abc", 2 / 3), ("abcd", "abc", 3 / 4), ("xabc", "abc", 0), ("", "abc", 0), ("", "", 0)],
+)
+def test_token_accuracy_counts_places(written, reference, share):
+    assert token_accuracy([written], [reference]) == share
+
+
+def test_a_long_text_weighs_more_in_token_accuracy():
+    assert token_accuracy(["a", "bbb"], ["a", "ccc"]) == 0.25
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 200)), min_size=1), st.sets(st.integers(1, 100)))
+def test_buckets_hold_every_pair_once(pairs, edges):
+    exact, lengths = zip(*pairs, strict=True)
+    buckets = exact_by_length(exact, lengths, sorted(edges))
+    assert sum(b.count for b in buckets) == len(pairs)
+    assert sum(b.count * b.exact for b in buckets) == pytest.approx(sum(exact))
+    for bucket in buckets:
+        inside = [right for right, length in pairs if bucket.least <= length <= bucket.most]
+        assert len(inside) == bucket.count > 0
+    assert all(a.most < b.least for a, b in pairwise(buckets))
+    assert buckets[-1].most == max(lengths)
+
+
+def test_buckets_show_where_it_breaks_down():
+    draw = random.Random(0)
+    lengths = [draw.randint(1, 64) for _ in range(1000)]
+    buckets = exact_by_length([length <= 16 for length in lengths], lengths)
+    assert [(b.least, b.most, b.exact) for b in buckets] == [(1, 8, 1), (9, 16, 1), (17, 32, 0), (33, 64, 0)]
+
+
+@pytest.mark.parametrize("edges", [(8, 4), (4, 4), (0, 4)])
+def test_edges_that_do_not_rise_are_refused(edges):
+    with pytest.raises(DataError, match="edges must rise"):
+        exact_by_length([True], [3], edges)
+
+
+def test_lists_that_do_not_fit_are_refused():
+    with pytest.raises(DataError, match="1 written for 2 references"):
+        score_pairs(["a"], ["a", "b"], [1, 1])
+    with pytest.raises(DataError, match="3 lengths for 2"):
+        score_pairs(["a", "b"], ["a", "b"], [1, 1, 1])
+    with pytest.raises(DataError, match="nothing to score"):
+        score_pairs([], [], [])
