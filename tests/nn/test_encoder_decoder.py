@@ -118,6 +118,7 @@ def in_our_names(theirs, norm_first):
     return found
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @BACKENDS
 @pytest.mark.parametrize("final_norm", [True, False])
 @pytest.mark.parametrize("norm_at", ["pre", "post"])
