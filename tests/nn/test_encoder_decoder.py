@@ -31,6 +31,7 @@ from glassformer.config import (
     change,
 )
 from glassformer.errors import CapacityError, ConfigError
+from glassformer.families.shape import PairShape
 from glassformer.nn.attend import attend_products, attend_sdpa
 from glassformer.nn.attention import Attention, CrossAttention
 from glassformer.nn.init import init_glorot, init_weights
@@ -393,6 +394,41 @@ def test_a_source_past_the_encoders_context_is_refused():
 def test_a_decoder_without_its_source_says_so():
     with pytest.raises(AssertionError, match="needs a Step with a source"):
         run(MODELS["post"], TARGETS)
+
+
+def n_parameters(shape, *vocabularies):
+    return sum(p.numel() for p in make_model(shape.expand(*vocabularies)).parameters())
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("norm_at", ["post", "pre"])
+def test_a_few_numbers_expand_to_the_papers_model(norm_at):
+    """As many parameters as torch.nn.Transformer of these sizes, which always has final norms, and one table."""
+    theirs = nn.Transformer(32, 4, 2, 2, 128, batch_first=True)
+    final_norms = 0 if norm_at == "pre" else 2 * 2 * 32
+    shape = PairShape(d_model=32, n_layers=2, n_heads=4, norm_at=norm_at)
+    core = sum(p.numel() for p in theirs.parameters()) - final_norms
+    assert n_parameters(shape, 50) == core + 50 * 32
+    apart = PairShape(
+        32, 2, 4, norm_at=norm_at, shared_embedding=False, tied_head=False, positions="learned", context=9
+    )
+    assert n_parameters(apart, 50, 70) == core + (50 + 50 + 70 + 9 + 9) * 32
+    config = shape.expand(50)
+    assert config.embed_scale == config.encoder.embed_scale == math.sqrt(32)
+    assert config.layers[0].norm_at == (norm_at,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"n_heads": 5}, "multiple of n_heads"), ({"n_layers": 0}, "one layer")]
+)
+def test_numbers_that_do_not_fit_together_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        PairShape(**changes).expand(50)
+
+
+def test_one_table_needs_one_vocabulary():
+    with pytest.raises(ConfigError, match="same vocab_size on both sides, got 70 and 50"):
+        PairShape().expand(50, 70)
 
 
 # ---- training ----
