@@ -158,22 +158,28 @@ def test_derived_points_are_those_of_the_definition(name):
                 assert torch.equal(got.value, inside[layer][end])
 
 
-def test_alignment_by_hand():
-    """Cross-attention's probabilities in NumPy: q·k over the tokens of the source that are not padding."""
-    model, tap = MODELS["post"], Everything()
+@pytest.mark.parametrize("name", ["post", "rms"])
+def test_alignment_by_hand(name):
+    """Cross-attention in NumPy: norms of queries and keys, groups of heads, padding of sources left out."""
+    model, tap = MODELS[name], Everything()
     whole(model, tap)
-    source = read(model, SOURCES, LENGTHS)
-    view = Step.of(IDS, source=source).view(model.blocks[1].cross.spec)
-    got = derive(model, "blocks.1.cross.probs", tap.seen, view)
+    cross, step = model.blocks[1].cross, Step.of(IDS, source=read(model, SOURCES, LENGTHS))
+    got = derive(model, "blocks.1.cross.probs", tap.seen, step.view(cross.spec))
     q, k, v, z = (tap.seen[f"blocks.1.cross.{p}"].double().numpy() for p in ("q", "k", "v", "z"))
+    if name == "rms":
+        q, k = (
+            x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-2) * norm.weight.detach().double().numpy()
+            for x, norm in ((q, cross.q_norm), (k, cross.k_norm))
+        )
+    scale, group = (1.0, 2) if name == "rms" else (1 / np.sqrt(12), 1)
     for b, n in enumerate(LENGTHS):
         for h in range(4):
-            scores = q[b, :, h] @ k[b, :n, h].T / np.sqrt(12)
+            scores = q[b, :, h] @ k[b, :n, h // group].T * scale
             probs = np.exp(scores - scores.max(-1, keepdims=True))
             probs /= probs.sum(-1, keepdims=True)
             assert_near(got.value[b, h, :, :n], torch.tensor(probs))
             assert not got.value[b, h, :, n:].any()
-            assert_near(torch.tensor(z[b, :, h]), torch.tensor(probs @ v[b, :n, h]))
+            assert_near(torch.tensor(z[b, :, h]), torch.tensor(probs @ v[b, :n, h // group]))
 
 
 def test_a_sources_keys_pass_the_tap_in_the_first_pass_only():
