@@ -43,6 +43,7 @@ class AttentionConfig:
 
     `scale` multiplies q.k; None is 1/sqrt(head_dim) and 1.0 the unscaled product. `window` is how many keys a query
     sees, itself included; None is all. `bias` is of q, k and v; `out_bias` of o. `qk_norm` norms each head's q and k.
+    `causal`: a query sees no later key; False in an encoder and in cross-attention.
     """
 
     n_heads: int
@@ -54,6 +55,7 @@ class AttentionConfig:
     qk_norm: NormConfig | None = None
     rope: RopeConfig | None = None
     window: int | None = None
+    causal: bool = True
 
     def __post_init__(self):
         for name in ("n_heads", "n_kv_heads", "head_dim"):
@@ -67,6 +69,7 @@ class AttentionConfig:
             f"rotary positions turn pairs: head_dim must be even, got {self.head_dim}",
         )
         _require(self.window is None or self.window >= 1, f"window must be at least 1, got {self.window}")
+        _require(self.causal or self.window is None, f"a window looks back: only causal attention has one, got {self}")
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,14 @@ class LayerConfig:
     """One block: x -> post(x + out(f(pre(x)))) for attention, then for the feed-forward layer.
 
     `norm_at` says which of the three norms there are: ("pre",) in GPT-2 and Llama, ("post",) in the paper of 2017.
+    `cross` stands between the two: attention to an encoder's output.
     """
 
     attention: AttentionConfig
     mlp: MLPConfig
     norm: NormConfig = NormConfig()
     norm_at: tuple[Literal["pre", "out", "post"], ...] = ("pre",)
+    cross: AttentionConfig | None = None
 
     def __post_init__(self):
         known = {"pre", "out", "post"}
@@ -102,14 +107,64 @@ class LayerConfig:
             len(self.norm_at) > 0 and set(self.norm_at) <= known and len(set(self.norm_at)) == len(self.norm_at),
             f"norm_at must name one or more of pre, out and post, each once, got {self.norm_at!r}",
         )
+        _require(
+            self.cross is None or (not self.cross.causal and self.cross.rope is None),
+            "cross-attention sees its whole source, and has no positions in common with it: "
+            f"causal must be False and rope None, got {self.cross}",
+        )
+
+
+def _check_stack(config: EncoderConfig | ModelConfig, causal: bool) -> None:
+    """What holds of an encoder and of a decoder."""
+    for name in ("vocab_size", "d_model", "context_length"):
+        _require(getattr(config, name) >= 1, f"{name} must be at least 1, got {getattr(config, name)}")
+    _require(len(config.layers) >= 1, "a model needs at least one layer, got none")
+    known = (None, "learned", "sinusoidal")
+    _require(config.positions in known, f"positions must be one of {known}, got {config.positions!r}")
+    _require(
+        config.positions is None or all(layer.attention.rope is None for layer in config.layers),
+        f"{config.positions} positions and rotary positions are not used together by any known model",
+    )
+    _require(config.embed_scale > 0, f"embed_scale must be above 0, got {config.embed_scale}")
+    where = "a decoder" if causal else "an encoder"
+    _require(
+        all(layer.attention.causal == causal for layer in config.layers),
+        f"the attention of {where} must have causal = {causal} in every layer",
+    )
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What reads the source of an encoder-decoder: embedding, `layers` that see their whole row, final norm.
+
+    Fields as in `ModelConfig`. `context_length` is the longest source.
+    """
+
+    vocab_size: int
+    d_model: int
+    context_length: int
+    layers: tuple[LayerConfig, ...]
+    final_norm: NormConfig | None = NormConfig()
+    positions: Literal["learned", "sinusoidal"] | None = None
+    embed_scale: float = 1.0
+
+    def __post_init__(self):
+        _check_stack(self, causal=False)
+        _require(all(layer.cross is None for layer in self.layers), "an encoder has no cross-attention")
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only language model: embedding, `layers`, final norm, language-modelling head.
+    """A language model: embedding, `layers`, final norm, language-modelling head; with an `encoder`, of a source.
 
     `family` names the file in `families/` whose config.json and tensor names it is saved under. `positions` are added
     to the embedding; rotary positions are part of each layer's attention instead. `context_length` is in tokens.
+    `embed_scale` multiplies the embedding: sqrt(d_model) in the paper of 2017. With an encoder every layer has
+    cross-attention; `shared_embedding`: the encoder looks its tokens up in the decoder's table.
     """
 
     family: str
@@ -120,16 +175,27 @@ class ModelConfig:
     final_norm: NormConfig | None = NormConfig()
     positions: Literal["learned", "sinusoidal"] | None = None
     tied_head: bool = False
+    embed_scale: float = 1.0
+    encoder: EncoderConfig | None = None
+    shared_embedding: bool = False
 
     def __post_init__(self):
-        for name in ("vocab_size", "d_model", "context_length"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        _require(len(self.layers) >= 1, "a model needs at least one layer, got none")
-        known = (None, "learned", "sinusoidal")
-        _require(self.positions in known, f"positions must be one of {known}, got {self.positions!r}")
+        _check_stack(self, causal=True)
         _require(
-            self.positions is None or all(layer.attention.rope is None for layer in self.layers),
-            f"{self.positions} positions and rotary positions are not used together by any known model",
+            all((layer.cross is None) == (self.encoder is None) for layer in self.layers),
+            "with an encoder every layer has cross-attention, and without one no layer has",
+        )
+        if self.encoder is None:
+            _require(not self.shared_embedding, "there is no encoder to share the embedding with")
+            return
+        _require(
+            self.encoder.d_model == self.d_model,
+            f"encoder and decoder must have the same d_model, got {self.encoder.d_model} and {self.d_model}",
+        )
+        _require(
+            not self.shared_embedding or self.encoder.vocab_size == self.vocab_size,
+            "a shared embedding needs the same vocab_size on both sides, "
+            f"got {self.encoder.vocab_size} and {self.vocab_size}",
         )
 
     @property

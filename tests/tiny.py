@@ -8,6 +8,7 @@ import torch
 from glassformer.cache.dense import DenseCache
 from glassformer.config import (
     AttentionConfig,
+    EncoderConfig,
     LayerConfig,
     MLPConfig,
     ModelConfig,
@@ -16,8 +17,9 @@ from glassformer.config import (
     change,
 )
 from glassformer.nn.attend import attend_math
-from glassformer.nn.model import Decoder
-from glassformer.nn.step import Step
+from glassformer.nn.attention import Attention
+from glassformer.nn.model import Decoder, EncoderDecoder
+from glassformer.nn.step import Source, Step
 
 FAMILIES = ("qwen3", "llama", "gpt2")
 TOLERANCE = 1e-5  # of the largest logit
@@ -50,6 +52,48 @@ def tiny(family: str, seed: int = 0, **changes) -> Decoder:
     return wake(Decoder(tiny_config(family, **changes)), seed)
 
 
+PAIRS = ("post", "pre", "separate", "rms")
+
+
+def pair_config(name: str, **changes) -> ModelConfig:
+    """Encoder-decoders: the paper's ("post"), pre-norm with final norms ("pre"), and two with everything else set.
+
+    "separate": two vocabularies and tables, learned positions, another number of encoder layers, an untied head.
+    "rms": RMSNorm, no biases, the unscaled product, grouped queries, rotary positions, gated feed-forward layers.
+    """
+    norm, mlp = NormConfig("layer", 1e-2), MLPConfig(72, "relu", gated=False, bias=True)
+    attention, rope = AttentionConfig(4, 4, 12, bias=True, out_bias=True), None
+    positions = {"separate": "learned", "rms": None}.get(name, "sinusoidal")
+    if name == "rms":
+        norm, mlp, rope = NormConfig("rms", 1e-2), MLPConfig(72), RopeConfig(100.0)
+        attention = AttentionConfig(4, 2, 12, scale=1.0, qk_norm=norm)
+    norm_at, final = (("post",), None) if name == "post" else (("pre",), norm)
+    shared, scale = name in ("post", "pre"), 1.0 if name == "rms" else 2.5
+    cross = replace(attention, causal=False)
+    mine = LayerConfig(replace(attention, rope=rope), mlp, norm, norm_at, cross)
+    its = LayerConfig(replace(cross, rope=rope), mlp, norm, norm_at)
+    source_vocab, layers = (97, 2) if shared else (83, 3)
+    encoder = EncoderConfig(source_vocab, 48, 64, (its,) * layers, final, positions, scale)
+    config = ModelConfig(
+        "tiny", 97, 48, 64, (mine,) * 2, final, positions, tied_head=shared, embed_scale=scale, encoder=encoder,
+        shared_embedding=shared,
+    )  # fmt: skip
+    for path, value in changes.items():
+        config = change(config, path, value)
+    return config
+
+
+def tiny_pair(name: str, seed: int = 0, **changes) -> EncoderDecoder:
+    """`tiny_pair("post")`: random weights, and no attention that is blind."""
+    return wake(EncoderDecoder(pair_config(name, **changes)), seed)
+
+
+@torch.no_grad()
+def read(model: EncoderDecoder, sources: torch.Tensor, lengths=None, **step) -> Source:
+    """The encoder's output."""
+    return model.encode(sources, Step.of(sources, lengths, **step))
+
+
 @torch.no_grad()
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Every parameter random: matrices keep the size of what they multiply, norms lie around 1, biases are not 0."""
@@ -65,34 +109,47 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 @torch.no_grad()
 def wake(model: Decoder, seed: int = 0) -> Decoder:
-    """Random weights, then queries scaled until attention is far from uniform, and not one-hot either."""
+    """Random weights, then queries scaled until attention is far from uniform, and not one-hot either.
+
+    Of each kind by itself: a decoder's own, an encoder's, and that to a source.
+    """
     randomise(model, seed)
+    kinds: dict[str, list[Attention]] = {"own": [block.attn for block in model.blocks]}
+    if isinstance(model, EncoderDecoder):
+        kinds = {"encoder": [block.attn for block in model.encoder.blocks], **kinds}
+        kinds["cross"] = [block.cross for block in model.blocks]
     for _ in range(40):
-        if sharpness(model) < 0.45:
+        found = sharpness(model)
+        if max(found.values()) < 0.45:
             break
-        for block in model.blocks:
-            query = block.attn.q if isinstance(block.attn.q_norm, torch.nn.Identity) else block.attn.q_norm
+        for attention in (attention for kind, those in kinds.items() if found[kind] >= 0.45 for attention in those):
+            query = attention.q if isinstance(attention.q_norm, torch.nn.Identity) else attention.q_norm
             for p in query.parameters():
                 p.mul_(1.2)
-    assert 0.1 < sharpness(model) < 0.5, "a blind model: attention is uniform, or sees one key"
+    found = sharpness(model)
+    assert found.keys() == kinds.keys()
+    assert all(0.1 < value < 0.5 for value in found.values()), f"a blind model: uniform, or sees one key: {found}"
     return model
 
 
 @torch.no_grad()
-def sharpness(model: Decoder) -> float:
-    """Mean entropy of attention, 1 where it is uniform."""
-    seen = []
+def sharpness(model: Decoder) -> dict[str, float]:
+    """Mean entropy of each kind of attention, 1 where it is uniform."""
+    seen = {}
 
     def attend(spec, q, kv, view, bias=None, sinks=None):
         z, _, probs = attend_math(spec, q, kv, view, bias, sinks)
-        n_visible = view.visible().sum(-1)[:, None]  # [B, 1, T]
+        n_visible = view.visible().sum(-1)[:, None].expand(-1, 1, q.shape[1])  # [B, 1, T]
         entropy = torch.special.entr(probs).sum(-1) / n_visible.clamp(min=2).log()
-        seen.append(entropy[(n_visible > 1).expand_as(entropy)])
+        kind = "cross" if spec.source else "own" if spec.causal else "encoder"
+        seen.setdefault(kind, []).append(entropy[(n_visible > 1).expand_as(entropy)])
         return z
 
-    ids = random_ids(model.config, 2, 24)
-    model(ids, Step.of(ids, attend=attend))
-    return torch.cat(seen).mean().item()
+    ids, source = random_ids(model.config, 2, 24), None
+    if isinstance(model, EncoderDecoder):
+        source = read(model, random_ids(model.encoder.config, 2, 24, seed=5), attend=attend)
+    model(ids, Step.of(ids, attend=attend, source=source))
+    return {kind: torch.cat(values).mean().item() for kind, values in seen.items()}
 
 
 def by_definition(*args):
@@ -100,7 +157,7 @@ def by_definition(*args):
     return attend_math(*args)[0]
 
 
-def random_ids(config: ModelConfig, batch: int, length: int, seed: int = 1) -> torch.Tensor:
+def random_ids(config: ModelConfig | EncoderConfig, batch: int, length: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 

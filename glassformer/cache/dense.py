@@ -18,12 +18,24 @@ from torch import Tensor
 from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError
 from glassformer.nn.attend import KV, AttendSpec, View, visible
+from glassformer.nn.step import Source
 
 
 class DenseCache:
-    """Keys and values of `batch` sequences of at most `capacity` tokens, in whatever shape and dtype layers bring."""
+    """Keys and values of `batch` sequences of at most `capacity` tokens, in whatever shape and dtype layers bring.
 
-    def __init__(self, windows: Sequence[int | None], batch: int, capacity: int, device: torch.device | str = "cpu"):
+    `source` is what the sequences are written from, a row for each, in an encoder-decoder.
+    """
+
+    def __init__(
+        self,
+        windows: Sequence[int | None],
+        batch: int,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        source: Source | None = None,
+    ):
+        self.source = source
         self.capacity, self.device = capacity, torch.device(device)
         self.lengths = [0] * batch
         self.slots = [
@@ -35,15 +47,22 @@ class DenseCache:
         self.old = self.end = 0  # tokens of the longest row, before and after
 
     @classmethod
-    def of(cls, config: ModelConfig, batch: int, capacity: int, device: torch.device | str = "cpu") -> DenseCache:
+    def of(
+        cls,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        source: Source | None = None,
+    ) -> DenseCache:
         """A cache for this model. CapacityError where `capacity` is past its context."""
         if capacity > config.context_length:
             raise CapacityError(f"{capacity} tokens do not fit: the model's context holds {config.context_length}")
-        return cls([layer.attention.window for layer in config.layers], batch, capacity, device)
+        return cls([layer.attention.window for layer in config.layers], batch, capacity, device, source)
 
     @property
     def bytes(self) -> int:
-        """What the kept keys and values take."""
+        """What the kept keys and values take, a source's too."""
         return sum(t.nbytes for slot in self.slots for t in slot.tensors())
 
     def extend(self, counts: Sequence[int]) -> Int[Tensor, "#B T"]:
@@ -103,6 +122,8 @@ class DenseCache:
         index = torch.tensor(list(rows), device=self.device)
         for slot in self.slots:
             slot.select(index)
+        if self.source is not None:
+            self.source = self.source.select(index)
         self.lengths = [self.lengths[b] for b in rows]
         self.counts = [self.counts[b] for b in rows]
 

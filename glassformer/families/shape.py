@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+from glassformer.config import AttentionConfig, EncoderConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from glassformer.errors import ConfigError
 
 
@@ -45,6 +47,62 @@ class ShapeConfig:
             "vocab_size": vocab_size,
         }
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) == 0})
+
+
+@dataclass(frozen=True)
+class PairShape:
+    """An encoder-decoder as in "Attention Is All You Need", its layers all alike. A size of 0 follows from the others.
+
+    LayerNorm, biases, a plain feed-forward layer with ReLU, embeddings times sqrt(d_model). `norm_at` "post" is the
+    paper's, without final norms; "pre" has them. `shared_embedding` needs one vocabulary for source and target.
+    `n_layers` are each side's; `context` and `source_context` are in tokens.
+    """
+
+    d_model: int = 256
+    n_layers: int = 6
+    n_heads: int = 8
+    d_ff: int = 0
+    context: int = 256
+    source_context: int = 0
+    norm_at: Literal["pre", "post"] = "post"
+    positions: Literal["learned", "sinusoidal"] = "sinusoidal"
+    shared_embedding: bool = True
+    tied_head: bool = True
+
+    def expand(self, vocab_size: int, source_vocab_size: int = 0) -> ModelConfig:
+        """The whole configuration, for these vocabularies. ConfigError where the sizes do not fit together."""
+        if self.d_model % self.n_heads:
+            raise ConfigError(f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}")
+        if self.norm_at not in ("pre", "post"):
+            raise ConfigError(f"norm_at must be 'pre' or 'post', got {self.norm_at!r}")
+        cross = AttentionConfig(
+            self.n_heads, self.n_heads, self.d_model // self.n_heads, bias=True, out_bias=True, causal=False
+        )
+        mlp, norm = MLPConfig(self.d_ff or 4 * self.d_model, "relu", gated=False, bias=True), NormConfig("layer", 1e-5)
+        reading = LayerConfig(cross, mlp, norm, (self.norm_at,))
+        writing = replace(reading, attention=replace(cross, causal=True), cross=cross)
+        encoder = EncoderConfig(
+            vocab_size=source_vocab_size or vocab_size,
+            d_model=self.d_model,
+            context_length=self.source_context or self.context,
+            layers=(reading,) * self.n_layers,
+            final_norm=norm if self.norm_at == "pre" else None,
+            positions=self.positions,
+            embed_scale=math.sqrt(self.d_model),
+        )
+        return ModelConfig(
+            family="pair",
+            vocab_size=vocab_size,
+            d_model=self.d_model,
+            context_length=self.context,
+            layers=(writing,) * self.n_layers,
+            final_norm=encoder.final_norm,
+            positions=self.positions,
+            tied_head=self.tied_head,
+            embed_scale=encoder.embed_scale,
+            encoder=encoder,
+            shared_embedding=self.shared_embedding,
+        )
 
 
 PRESETS: dict[str, ShapeConfig] = {

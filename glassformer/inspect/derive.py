@@ -61,10 +61,11 @@ def heads(
 def derive(model: Decoder, name: str, kept: Mapping[str, Tensor], view: View) -> Derived:
     """A derived point of a model, from the live points that `points.needs` names.
 
-    `view` is `step.view(spec)` of the pass that they were kept in.
+    `view` is `step.view(spec)` of the pass that they were kept in: the encoder's own for its points. The keys and
+    values of a source are seen by a cache's first pass only: keep them for the later ones.
     """
     layer, end = name.rsplit(".", 1)
-    attention: Attention = model.blocks[int(layer.split(".")[1])].attn  # pyright: ignore[reportAssignmentType]
+    attention: Attention = model.get_submodule(layer)  # pyright: ignore[reportAssignmentType]
     if end == "heads":
         return Derived(*heads(attention.o, kept[f"{layer}.z"], kept[f"{layer}.out"]))
     q_rot, k_rot, v, z = (kept[f"{layer}.{part}"] for part in ("q_rot", "k_rot", "v", "z"))

@@ -1,29 +1,37 @@
 """Every place in a model where a tap may look: one registry, which the documentation, tests and menus are made from.
 
 A **live** point passes through the tap while the model runs; what the tap returns flows on. A **derived** one is
-computed afterwards from live ones (`derive.py`), and is live only under an edit that needs it.
+computed afterwards from live ones (`derive.py`), and is live only under an edit that needs it. An encoder's points are
+the same, named under `encoder.`; a decoder that reads a source has `cross.*` beside `attn.*`, whose keys and values a
+cached pass makes only once.
 
     embed.out -> resid_pre -> attn.x -> q k v -> q_rot k_rot -> (scores, probs) -> z -> (heads) -> out -> add
                                                                                                           |
         next block <- resid_post <- mlp.add <- mlp.out <- act <- gate up <- mlp.x <- resid_mid <----------'
+
+With a source: resid_mid -> cross.x -> q q_rot, of the source k v k_rot -> z -> out -> add -> resid_cross -> mlp.x
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from glassformer.config import LayerConfig, ModelConfig
+from glassformer.config import EncoderConfig, LayerConfig, ModelConfig
 from glassformer.errors import RequestError
+
+Only = Callable[[ModelConfig | EncoderConfig, LayerConfig], bool]
 
 
 @dataclass(frozen=True)
 class Point:
     """One place. `name` has `{i}` for the block's number; `needs` are the live points a derived one is computed from.
 
-    `only` says which models have it (`i` is 0 outside the blocks); None is all of them.
+    `only` says which models have it (`i` is 0 outside the blocks); None is all of them. `axes`: S are the keys, of the
+    row itself or of a source; T are the tokens of the pass, in an encoder the source's.
     """
 
     name: str
@@ -31,18 +39,24 @@ class Point:
     axes: str
     kind: Literal["live", "derived"] = "live"
     needs: tuple[str, ...] = ()
-    only: Callable[[ModelConfig, LayerConfig], bool] | None = None
+    only: Only | None = None
 
 
-def _block(end: str, meaning: str, axes: str, only: Callable[[ModelConfig, LayerConfig], bool] | None = None) -> Point:
+def _block(end: str, meaning: str, axes: str, only: Only | None = None) -> Point:
     return Point(f"blocks.{{i}}.{end}", meaning, axes, only=only)
 
 
-def _derived(end: str, meaning: str, axes: str, *needs: str) -> Point:
-    return Point(f"blocks.{{i}}.{end}", meaning, axes, "derived", tuple(f"blocks.{{i}}.{need}" for need in needs))
+def _derived(end: str, meaning: str, axes: str, *needs: str, only: Only | None = None) -> Point:
+    needs = tuple(f"blocks.{{i}}.{need}" for need in needs)
+    return Point(f"blocks.{{i}}.{end}", meaning, axes, "derived", needs, only)
+
+
+def _cross(_: ModelConfig | EncoderConfig, layer: LayerConfig) -> bool:
+    return layer.cross is not None
 
 
 PRODUCT = ("attn.q_rot", "attn.k_rot", "attn.v", "attn.z")  # what scores and probabilities are computed from
+CROSS_PRODUCT = ("cross.q_rot", "cross.k_rot", "cross.v", "cross.z")
 
 EMBED = (
     Point("embed.tokens", "the rows of the embedding table that the tokens look up", "B T D"),
@@ -64,6 +78,19 @@ BLOCK = (
     _block("attn.out", "what attention writes: after W_o", "B T D"),
     _block("attn.add", "what enters the residual stream (differs from attn.out where a norm follows)", "B T D"),
     _block("resid_mid", "the residual stream after attention is added", "B T D"),
+    _block("cross.x", "what attention to the source reads: after its norm", "B T D", _cross),
+    _block("cross.q", "queries to the source: projected with bias, before their norm", "B T H Dh", _cross),
+    _block("cross.q_rot", "queries to the source as the product uses them: after their norm", "B T H Dh", _cross),
+    _block("cross.k", "the source's keys: projected with bias, before their norm", "B S Hkv Dh", _cross),
+    _block("cross.v", "the source's values: projected with bias", "B S Hkv Dh", _cross),
+    _block("cross.k_rot", "the source's keys as the product uses them: after their norm", "B S Hkv Dh", _cross),
+    _derived("cross.scores", "q·k after scale and mask", "B H T S", *CROSS_PRODUCT, only=_cross),
+    _derived("cross.probs", "how much each query takes of each token of it", "B H T S", *CROSS_PRODUCT, only=_cross),
+    _block("cross.z", "probabilities · values of each head, before W_o", "B T H Dh", _cross),
+    _derived("cross.heads", "each z through its slice of W_o", "B T H D", "cross.z", "cross.out", only=_cross),
+    _block("cross.out", "what attention to the source writes: after W_o", "B T D", _cross),
+    _block("cross.add", "what enters the residual stream (differs where a norm follows)", "B T D", _cross),
+    _block("resid_cross", "the residual stream after attention to the source is added", "B T D", _cross),
     _block("mlp.x", "what the feed-forward layer reads: after its norm", "B T D"),
     _block("mlp.up", "up projection", "B T F"),
     _block("mlp.gate", "gate projection, before the activation", "B T F", only=lambda _, layer: layer.mlp.gated),
@@ -73,19 +100,27 @@ BLOCK = (
     _block("resid_post", "the residual stream after the block", "B T D"),
 )
 FINAL = (
-    Point("final.norm", "what the language-modelling head reads: the last residual, normed", "B T D"),
-    Point("final.logits", "the score of every possible next token, as the model defines it", "B T V"),
+    Point("final.norm", "what the language-modelling head, or a decoder, reads: the last residual, normed", "B T D"),
 )
+HEAD = (Point("final.logits", "the score of every possible next token, as the model defines it", "B T V"),)
 
 
 def points(config: ModelConfig) -> dict[str, Point]:
-    """Every point of a model, layers written out, in the order in which a pass comes to them."""
+    """Every point of a model, layers written out, in the order in which a pass comes to them: an encoder's first."""
+    found = {} if config.encoder is None else _stack(config.encoder, "encoder.", FINAL)
+    return found | _stack(config, "", FINAL + HEAD)
+
+
+def _stack(config: ModelConfig | EncoderConfig, prefix: str, last: tuple[Point, ...]) -> dict[str, Point]:
+    """The points of one stack, its names and what it needs under `prefix`."""
     found = {}
-    for part, layers in ((EMBED, config.layers[:1]), (BLOCK, config.layers), (FINAL, config.layers[:1])):
+    for part, layers in ((EMBED, config.layers[:1]), (BLOCK, config.layers), (last, config.layers[:1])):
         for i, layer in enumerate(layers):
             for point in part:
                 if point.only is None or point.only(config, layer):
-                    found[point.name.replace("{i}", str(i))] = point
+                    needs = tuple(prefix + need for need in point.needs)
+                    named = replace(point, name=prefix + point.name, needs=needs)
+                    found[named.name.replace("{i}", str(i))] = named
     return found
 
 
@@ -113,4 +148,5 @@ def needs(config: ModelConfig, name: str) -> list[str]:
     point = find(config, name)
     if point.kind == "live":
         return [name]
-    return [need.replace("{i}", name.split(".")[1]) for need in point.needs]
+    number = re.findall(r"\d+", name)[0]
+    return [need.replace("{i}", number) for need in point.needs]

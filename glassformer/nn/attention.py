@@ -1,4 +1,8 @@
-"""Multi-head self-attention: queries, keys and values from one x."""
+"""Multi-head attention: queries, keys and values from one x, or keys and values from an encoder's output.
+
+A bias of scores that is learned per distance (T5) or falls with it (ALiBi) is an argument of `step.attend`, made in
+the forward pass of the module whose parameter it is.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +18,20 @@ from glassformer.nn.rope import rotate
 from glassformer.nn.step import LayerStep
 
 
-def spec_of(config: AttentionConfig) -> AttendSpec:
-    """The part of an attention's configuration that the product itself needs."""
+def spec_of(config: AttentionConfig, source: bool = False) -> AttendSpec:
+    """The part of an attention's configuration that the product itself needs. `source`: of cross-attention."""
     scale = 1 / math.sqrt(config.head_dim) if config.scale is None else config.scale
-    return AttendSpec(scale=scale, window=config.window)
+    return AttendSpec(scale=scale, causal=config.causal, window=config.window, source=source)
 
 
 class Attention(nn.Module):
     """MultiHead(x) = Concat(head_1 .. head_H) W_o (Vaswani et al. 2017, section 3.2.2)."""
 
+    source = False
+
     def __init__(self, config: AttentionConfig, d_model: int):
         super().__init__()
-        self.config, self.spec = config, spec_of(config)
+        self.config, self.spec = config, spec_of(config, self.source)
         width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         self.q = nn.Linear(d_model, width, config.bias)
         self.k = nn.Linear(d_model, kv_width, config.bias)
@@ -47,3 +53,25 @@ class Attention(nn.Module):
         k = step.see("attn.k_rot", k)
         z = step.attend(self.spec, q, step.keep(k, v))  # [B, T, H, Dh]
         return self.o(step.see("attn.z", z).flatten(-2))
+
+
+class CrossAttention(Attention):
+    """Queries from x [B, T, D], keys and values from an encoder's output [B, S, D], made once for a source.
+
+    "Encoder-decoder attention" of Vaswani et al. 2017, section 3.2.3.
+    """
+
+    source = True
+
+    def forward(self, x: Float[Tensor, "B T D"], step: LayerStep) -> Float[Tensor, "B T D"]:
+        q = step.see("cross.q", self.q(x).unflatten(-1, (-1, self.config.head_dim)))  # [B, T, H, Dh]
+        q = step.see("cross.q_rot", self.q_norm(q))
+        kv = step.keep_source(lambda: self.read(step.source, step))
+        z = step.attend(self.spec, q, kv, name="cross")  # [B, T, H, Dh]
+        return self.o(step.see("cross.z", z).flatten(-2))
+
+    def read(self, source: Float[Tensor, "B S D"], step: LayerStep) -> tuple[Tensor, Tensor]:
+        """The source's keys and values [B, S, Hkv, Dh]."""
+        k, v = (project(source).unflatten(-1, (-1, self.config.head_dim)) for project in (self.k, self.v))
+        k, v = step.see("cross.k", k), step.see("cross.v", v)
+        return step.see("cross.k_rot", self.k_norm(k)), v

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from glassformer.nn.model import Decoder
 from glassformer.nn.position import LearnedPositions
 
 PAIRS = 6  # of a head's rotary pairs, the fastest: they tell neighbours apart
+WRITERS = ("attn.o", "cross.o", "mlp.down")  # what writes to the residual stream
 
 
 @torch.no_grad()
@@ -26,16 +28,19 @@ def init_weights(
 ) -> Decoder:
     """Draw weights as GPT-2 does: N(0, std), what writes to the residual / sqrt(2 n_layers), biases 0, norms 1.
 
+    With a source it is sqrt(3 n_layers), for three sublayers write; an encoder's residual is a stream of its own.
     out_std: of what writes to the residual, instead. qk_gain: the weight of the norms of queries and keys.
     look_back: above 0, the heads of the first layer begin as heads that look 1, 2, 3, ... tokens back, the more sharply
     the larger it is (`let_look_back`). Drawn on the CPU with a generator of its own: the same seed gives the same
     weights on every device.
     """
     generator = torch.Generator().manual_seed(seed)
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())
+    writers = Counter(name.startswith("encoder.") for name in modules if name.endswith(WRITERS))
+    for name, module in modules.items():
         if isinstance(module, nn.Linear | nn.Embedding | LearnedPositions):
-            writes = name.endswith(("attn.o", "mlp.down"))
-            scale = (out_std or std / math.sqrt(2 * len(model.blocks))) if writes else std
+            writes = name.endswith(WRITERS)
+            scale = (out_std or std / math.sqrt(writers[name.startswith("encoder.")])) if writes else std
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0, scale, generator=generator))
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
@@ -44,6 +49,29 @@ def init_weights(
                 weight.fill_(qk_gain)
     if look_back:
         let_look_back(model, std, look_back, generator)
+    return model
+
+
+@torch.no_grad()
+def init_glorot(model: Decoder, seed: int) -> Decoder:
+    """Draw weights as the Transformer of 2017 did: Glorot's uniform, embeddings and head N(0, 1 / d_model), biases 0.
+
+    U(-b, b) with b = sqrt(6 / (inputs + outputs)): the variance of signals and of gradients stays, layer after layer
+    ("Understanding the difficulty of training deep feedforward neural networks", Glorot & Bengio 2010, equation 16).
+    The same seed gives the same weights on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if not isinstance(module, nn.Linear | nn.Embedding | LearnedPositions):
+            continue
+        drawn = torch.empty(module.weight.shape)
+        if isinstance(module, nn.Linear) and module is not model.head:
+            bound = math.sqrt(6 / sum(drawn.shape))
+            module.weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
+        else:
+            module.weight.copy_(drawn.normal_(0, model.config.d_model**-0.5, generator=generator))
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.zero_()
     return model
 
 

@@ -18,11 +18,12 @@ class LinearCrossEntropy(torch.autograd.Function):
     """Sum of -log softmax(x W^T)[target], in nats, chunk by chunk, gradients made on the way forward.
 
     A [B, T, V] tensor of logits is the largest of a training step, and is read only to be reduced to one number: a
-    chunk's softmax is made into the gradient of its logits, used for dx and dW, and dropped.
+    chunk's softmax is made into the gradient of its logits, used for dx and dW, and dropped. `smoothing` moves that
+    part of the target to all words alike.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, smoothing: float) -> Tensor:
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         w = weight.to(dtype)
         dx = torch.zeros_like(x) if wanted else None
@@ -37,9 +38,14 @@ class LinearCrossEntropy(torch.autograd.Function):
             logits = (xs @ w.T).float()  # [n, V]
             grad = logits.softmax(-1)
             log_z = logits.amax(-1) - grad.amax(-1).log()  # softmax = exp(logit) / Z, at the largest: one exp for both
-            total += torch.where(counted, log_z - logits.gather(-1, at).squeeze(-1), 0.0).sum()
+            told = logits.gather(-1, at).squeeze(-1)  # the targets' logits
+            if smoothing:
+                told = torch.lerp(told, logits.mean(-1), smoothing)
+            total += torch.where(counted, log_z - told, 0.0).sum()
             if dx is not None and dw is not None:
-                grad.scatter_add_(-1, at, torch.full_like(at, -1, dtype=grad.dtype))
+                grad.scatter_add_(-1, at, torch.full_like(at, smoothing - 1, dtype=grad.dtype))
+                if smoothing:
+                    grad.sub_(smoothing / weight.shape[0])
                 grad.mul_(counted.unsqueeze(-1))
                 grad = grad.to(dtype)
                 dx[part] = grad @ w
@@ -50,7 +56,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         dx, dw = ctx.saved_tensors
-        return dx * grad_output, dw * grad_output, None, None
+        return dx * grad_output, dw * grad_output, None, None, None
 
 
 def linear_cross_entropy(
@@ -58,10 +64,17 @@ def linear_cross_entropy(
     weight: Float[Tensor, "V D"],
     targets: Int[Tensor, "N"],
     dtype: torch.dtype | None = None,
+    smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """F.cross_entropy(x @ weight.T, targets, reduction="sum"), products in `dtype` (x's own by default)."""
+    """F.cross_entropy(x @ weight.T, targets, reduction="sum"), products in `dtype` (x's own by default).
+
+    `smoothing`, from 0 to 1, mixes the target with the uniform distribution ("Rethinking the Inception Architecture for
+    Computer Vision", Szegedy et al. 2016, section 7; 0.1 in Vaswani et al. 2017). ValueError where it is neither.
+    """
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing must be a number from 0 to 1, got {smoothing!r}")
     with torch.autocast(x.device.type, enabled=False):
-        return LinearCrossEntropy.apply(x, weight, targets, dtype or x.dtype)  # pyright: ignore[reportReturnType]
+        return LinearCrossEntropy.apply(x, weight, targets, dtype or x.dtype, smoothing)  # pyright: ignore[reportReturnType]
 
 
 def next_token_loss(
@@ -70,7 +83,11 @@ def next_token_loss(
     targets: Int[Tensor, "B T"],
     step: Step,
     dtype: torch.dtype | None = None,
+    smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Sum over all counted targets of -log p(target), in nats. A target of -100 is not counted."""
+    """Sum over all counted targets of -log p(target), in nats. A target of -100 is not counted.
+
+    Of an encoder-decoder too: its source is the step's. `smoothing` as in `linear_cross_entropy`.
+    """
     hidden = model.hidden(ids, step)
-    return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, targets.flatten(), dtype)
+    return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, targets.flatten(), dtype, smoothing)

@@ -1,4 +1,11 @@
-"""The decoder-only stack: embedding, blocks, final norm, language-modelling head."""
+"""The three stacks: decoder (a language model), encoder, and the two together.
+
+    sources [B, S] -> Encoder -> states [B, S, D] --------.
+                                                          v cross-attention, in every block
+    ids [B, T] -----> embed + positions -> blocks -> norm -> head -> logits [B, T, V]
+
+"Attention Is All You Need" (Vaswani et al. 2017), figure 1. A decoder alone is the same without the first row.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +13,43 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from glassformer.config import ModelConfig
+from glassformer.config import EncoderConfig, ModelConfig
+from glassformer.errors import CapacityError
 from glassformer.nn.attention import spec_of
 from glassformer.nn.norm import make_norm
 from glassformer.nn.position import LearnedPositions, SinusoidalPositions
 from glassformer.nn.residual import Block
-from glassformer.nn.step import Step
+from glassformer.nn.step import Source, Step
 
 
-class Decoder(nn.Module):
-    """Token ids [B, T] to logits [B, T, V]: at each position, the scores of every possible next token.
+class Stack(nn.Module):
+    """Token ids to the residual stream after the last block, normed: what encoder and decoder have in common.
 
-    Parameters are not initialised here: `init_weights` draws them, or a checkpoint fills them.
+    Parameters are not initialised here: `init_weights` draws them, or a checkpoint fills them. `embed` is a table that
+    somebody else has too.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig | EncoderConfig, embed: nn.Embedding | None = None):
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed = nn.Embedding(config.vocab_size, config.d_model) if embed is None else embed
         if config.positions == "learned":
             self.positions = LearnedPositions(config.context_length, config.d_model)
         else:
             self.positions = SinusoidalPositions(config.d_model) if config.positions == "sinusoidal" else None
         self.blocks = nn.ModuleList(Block(layer, config.d_model) for layer in config.layers)
         self.norm = make_norm(config.final_norm, config.d_model)
-        self.head = None if config.tied_head else nn.Linear(config.d_model, config.vocab_size, bias=False)
         attentions = [layer.attention for layer in config.layers]
         self.specs = {spec_of(attention) for attention in attentions}
+        self.specs |= {spec_of(layer.cross, source=True) for layer in config.layers if layer.cross is not None}
         self.ropes = {(a.rope, a.head_dim) for a in attentions if a.rope is not None}
 
-    @property
-    def head_weight(self) -> Float[Tensor, "V D"]:
-        """The output table: its own, or the embedding's where the head is tied."""
-        return self.embed.weight if self.head is None else self.head.weight
-
     def hidden(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T D"]:
-        """What the language-modelling head reads: the residual stream after the last block, normed."""
+        """The residual stream after the last block, normed: what a head or a decoder reads."""
         step.prepare(self.specs, self.ropes)
         x = step.see("embed.tokens", self.embed(ids))
+        if self.config.embed_scale != 1:
+            x = x * self.config.embed_scale
         if self.positions is not None:
             x = x + step.see("embed.positions", self.positions(step.positions).to(x.dtype))
         x = step.see("embed.out", x)
@@ -51,9 +57,62 @@ class Decoder(nn.Module):
             x = block(x, step.layer(i))
         return step.see("final.norm", self.norm(x))
 
+
+class Encoder(Stack):
+    """Token ids [B, S] to states [B, S, D]: each token, having seen its whole row."""
+
+    def forward(self, ids: Int[Tensor, "B S"], step: Step) -> Float[Tensor, "B S D"]:
+        return self.hidden(ids, step)
+
+
+class Decoder(Stack):
+    """Token ids [B, T] to logits [B, T, V]: at each position, the scores of every possible next token."""
+
+    config: ModelConfig
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.head = None if config.tied_head else nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Float[Tensor, "V D"]:
+        """The output table: its own, or the embedding's where the head is tied."""
+        return self.embed.weight if self.head is None else self.head.weight
+
     def logits(self, hidden: Float[Tensor, "*B D"], step: Step) -> Float[Tensor, "*B V"]:
         """The language-modelling head."""
         return step.see("final.logits", F.linear(hidden, self.head_weight))
 
     def forward(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T V"]:
         return self.logits(self.hidden(ids, step), step)
+
+
+class EncoderDecoder(Decoder):
+    """A decoder that reads a source: sources [B, S] and token ids [B, T] to logits [B, T, V].
+
+        source = model.encode(sources, Step.of(sources, lengths))
+        logits = model(ids, Step.of(ids, source=source))
+
+    All else is the decoder's: its points, its loss, its cache (`DenseCache.of(..., source=source)`).
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        assert config.encoder is not None, "an encoder-decoder's config has an encoder"
+        self.encoder = Encoder(config.encoder, self.embed if config.shared_embedding else None)
+
+    def encode(self, ids: Int[Tensor, "B S"], step: Step) -> Source:
+        """Read the sources: once, however many tokens are then written. Points are named `encoder.`...
+
+        CapacityError when a source is longer than the encoder's context.
+        """
+        limit = self.encoder.config.context_length
+        if ids.shape[-1] > limit:
+            raise CapacityError(f"a source of {ids.shape[-1]} tokens does not fit: the encoder's context holds {limit}")
+        assert step.cache is None, "an encoder sees its rows whole: its keys are kept by the decoder's cross-attention"
+        return Source(self.encoder(ids, step.inside("encoder.")), step.positions, step.padded)
+
+
+def make_model(config: ModelConfig) -> Decoder:
+    """The model that a configuration describes."""
+    return Decoder(config) if config.encoder is None else EncoderDecoder(config)

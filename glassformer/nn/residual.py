@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.config import LayerConfig
-from glassformer.nn.attention import Attention
+from glassformer.nn.attention import Attention, CrossAttention
 from glassformer.nn.mlp import MLP
 from glassformer.nn.norm import make_norm
 from glassformer.nn.step import LayerStep
@@ -28,7 +28,10 @@ class Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, which moves information between tokens, then the feed-forward layer, which works on each alone."""
+    """Attention, which moves information between tokens, then the feed-forward layer, which works on each alone.
+
+    Between the two, in the decoder of an encoder-decoder, attention to the source.
+    """
 
     def __init__(self, config: LayerConfig, d_model: int):
         super().__init__()
@@ -36,8 +39,13 @@ class Block(nn.Module):
         self.mlp = MLP(config.mlp, d_model)
         self.attn_residual = Residual("attn", config, d_model)
         self.mlp_residual = Residual("mlp", config, d_model)
+        self.cross = None if config.cross is None else CrossAttention(config.cross, d_model)
+        self.cross_residual = None if config.cross is None else Residual("cross", config, d_model)
 
     def forward(self, x: Float[Tensor, "B T D"], step: LayerStep) -> Float[Tensor, "B T D"]:
         x = self.attn_residual(step.see("resid_pre", x), self.attn, step)
-        x = self.mlp_residual(step.see("resid_mid", x), self.mlp, step)
+        x = step.see("resid_mid", x)
+        if self.cross is not None and self.cross_residual is not None:
+            x = step.see("resid_cross", self.cross_residual(x, self.cross, step))
+        x = self.mlp_residual(x, self.mlp, step)
         return step.see("resid_post", x)

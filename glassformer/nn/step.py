@@ -3,13 +3,16 @@
 Step ---- layer(i) ----> LayerStep: the same pass, bound to one layer's slot and name
                            .rotation(rope)   cos and sin of this pass's positions
                            .keep(k, v)       these tokens' keys and values, and all they may look back at
+                           .keep_source(f)   an encoder's keys and values, made once
                            .attend(...)      attention, by the backend the caller chose
                            .see(name, x)     where a tap may look, and change what flows on
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -41,16 +44,38 @@ class Slot(Protocol):
 class Cache(Protocol):
     """What past tokens left behind, and where they are: see `cache/dense.py`."""
 
+    source: Source | None
+
     def layer(self, i: int) -> Slot: ...
     def view(self, spec: AttendSpec) -> View: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a decoder reads beside its own tokens: an encoder's output. Positions are -1 where it is padding."""
+
+    states: Float[Tensor, "B S D"]
+    positions: Int[Tensor, "#B S"]
+    padded: bool = False
+
+    def select(self, rows: Int[Tensor, "R"]) -> Source:
+        """Only these rows, in this order; a row may be named several times."""
+        one = self.positions.shape[0] == 1
+        positions = self.positions if one else self.positions.index_select(0, rows)
+        return Source(self.states.index_select(0, rows), positions, self.padded)
+
+    def view(self, spec: AttendSpec, queries: Int[Tensor, "#B T"]) -> View:
+        """All of it but padding, whatever the query's own position."""
+        return View(queries, self.positions, visible(spec, queries, self.positions) if self.padded else None)
 
 
 class Step:
     """What one pass needs beside the tokens.
 
-    `positions` [B or 1, T] count the tokens a row holds, from 0. Without a cache the pass sees its own tokens alone,
-    each those before it; `documents` [B, T] then says which document of a packed row a token belongs to, and attention
-    never crosses from one to another. `source` is the view of an encoder's keys, for cross-attention.
+    `positions` [B or 1, T] count the tokens a row holds, from 0; `padded` says that some are -1, padding at the right.
+    Without a cache the pass sees its own tokens alone; `documents` [B, T] then says which document of a packed row a
+    token belongs to, and attention never crosses from one to another. `source` is what cross-attention reads; a cache
+    that was made for a source has it already.
     """
 
     def __init__(
@@ -61,18 +86,38 @@ class Step:
         attend: Attend = attend_sdpa,
         tap: Tap | None = None,
         documents: Int[Tensor, "B T"] | None = None,
-        source: View | None = None,
+        source: Source | None = None,
+        padded: bool = False,
     ):
         assert cache is None or documents is None, "a cache says itself what a row sees; documents are of packed rows"
-        self.positions, self.documents, self.source = positions, documents, source
+        self.positions, self.documents, self.padded = positions, documents, padded
+        self.source = cache.source if source is None and cache is not None else source
         self.cache, self.backend, self.tap = cache, attend, tap
+        self.prefix = ""
         self.views: dict[tuple, View] = {}
         self.rotations: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     @classmethod
-    def of(cls, ids: Int[Tensor, "B T"], **rest: Any) -> Step:
-        """A pass over whole rows: positions 0 to T-1, nothing kept."""
-        return cls(torch.arange(ids.shape[-1], device=ids.device)[None], **rest)
+    def of(cls, ids: Int[Tensor, "B T"], lengths: Sequence[int] | None = None, **rest: Any) -> Step:
+        """A pass over whole rows: positions 0 to T-1, nothing kept. Past a row's length it is padding, seen by nobody.
+
+        ValueError where there is not one length for each row, from 1 to T.
+        """
+        at = torch.arange(ids.shape[-1], device=ids.device)[None]
+        if lengths is None:
+            return cls(at, **rest)
+        if len(lengths) != len(ids) or min(lengths) < 1 or max(lengths) > ids.shape[-1]:
+            raise ValueError(f"lengths must be {len(ids)} numbers from 1 to {ids.shape[-1]}, got {list(lengths)}")
+        if min(lengths) == ids.shape[-1]:
+            return cls(at, **rest)
+        ends = torch.tensor(list(lengths), device=ids.device)[:, None]
+        return cls(torch.where(at < ends, at, -1), padded=True, **rest)
+
+    def inside(self, prefix: str) -> Step:
+        """The same pass, its points named under `prefix` ("encoder.")."""
+        step = copy.copy(self)
+        step.prefix = self.prefix + prefix
+        return step
 
     def prepare(self, specs: Iterable[AttendSpec], ropes: Iterable[tuple[RopeConfig, int]]) -> None:
         """Make what layers share once, before the blocks, which then only read it (compiled ones too)."""
@@ -92,11 +137,12 @@ class Step:
         if spec.source:
             if self.source is None:
                 raise AssertionError("cross-attention needs a Step with a source")
-            return self.source
+            return self.source.view(spec, self.positions)
         if self.cache is not None:
             return self.cache.view(spec)
         length = self.positions.shape[-1]
         plain = self.documents is None and (spec.window is None or spec.window >= length)
+        plain = plain and (spec.causal or not self.padded)  # padding at the right is later than all that is read
         mask = None if plain else visible(spec, self.positions, self.positions, self.documents)
         return View(self.positions, self.positions, mask, causal=plain and spec.causal)
 
@@ -109,13 +155,14 @@ class Step:
 
     def layer(self, i: int) -> LayerStep:
         """The same pass, bound to layer `i`."""
-        return LayerStep(self, f"blocks.{i}.", None if self.cache is None else self.cache.layer(i))
+        return LayerStep(self, f"{self.prefix}blocks.{i}.", None if self.cache is None else self.cache.layer(i))
 
     def see(self, name: str, value: Tensor) -> Tensor:
         """Let the tap look at a point outside the blocks."""
-        if self.tap is None or not self.tap.wants(name):
+        if self.tap is None:
             return value
-        return self.tap(name, value)
+        name = self.prefix + name
+        return self.tap(name, value) if self.tap.wants(name) else value
 
 
 class LayerStep:
@@ -135,6 +182,12 @@ class LayerStep:
     def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> Any:
         """Keep these tokens' keys and values; returns all that the pass may look back at (opaque: for `attend`)."""
         return KV(k, v) if self.slot is None else self.slot.keep(k, v)
+
+    @property
+    def source(self) -> Float[Tensor, "B S D"]:
+        """The encoder's output."""
+        assert self.step.source is not None
+        return self.step.source.states
 
     def keep_source(self, make: Callable[[], tuple[Tensor, Tensor]]) -> Any:
         """An encoder's keys and values: made the first time, then kept for every later step."""

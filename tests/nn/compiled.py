@@ -4,11 +4,11 @@ import json
 from dataclasses import replace
 
 import torch
-from tiny import random_ids, run, tiny, wake
+from tiny import pair_config, random_ids, read, run, tiny, wake
 
 from glassformer.cache.dense import DenseCache
 from glassformer.config import change
-from glassformer.nn.model import Decoder
+from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.step import LayerStep, Step
 
 
@@ -91,8 +91,23 @@ def decoding(window, uneven=False):
     return {"graphs": counts, "off": off}
 
 
+def with_a_source():
+    """Four decoder layers, all alike, written from a padded source: a first pass and 20 steps through a cache."""
+    config = pair_config("post")
+    model = wake(EncoderDecoder(replace(config, layers=config.layers * 2)))
+    sources, ids = random_ids(config.encoder, 3, 9), random_ids(config, 3, 24)
+    source = read(model, sources, (9, 4, 1))
+    want, graphs, counts, parts = run(model, ids, source=source), compiled(model), [], []
+    cache = DenseCache.of(model.config, 3, 30, source=source)
+    with torch.no_grad():
+        for part in ids.split([4] + [1] * 20, 1):
+            parts.append(model(part, Step(cache.extend([part.shape[1]] * 3), cache=cache)))
+            counts.append(len(graphs))
+    return {"graphs": counts, "off": (torch.cat(parts, 1) - want).abs().max().item()}
+
+
 torch.set_num_threads(1)
 print(json.dumps({
     "plain": plain(), "training": training(), "full": decoding(None), "windows": decoding(5),
-    "uneven": decoding(None, True),
+    "uneven": decoding(None, True), "source": with_a_source(),
 }))  # fmt: skip

@@ -20,12 +20,13 @@ def draw(ignored=()):
     return x, w, targets
 
 
-def both(x, w, targets, factor=1.0):
+def both(x, w, targets, factor=1.0, smoothing=0.0):
     """(value, dx, dw) of ours and of torch's, the latter in float64."""
-    ours = linear_cross_entropy(x, w, targets) * factor
+    ours = linear_cross_entropy(x, w, targets, smoothing=smoothing) * factor
     ours.backward()
     x64, w64 = (t.detach().double().requires_grad_() for t in (x, w))
-    theirs = F.cross_entropy(x64 @ w64.T, targets, reduction="sum", ignore_index=-100) * factor
+    smooth = {"label_smoothing": smoothing}
+    theirs = F.cross_entropy(x64 @ w64.T, targets, reduction="sum", ignore_index=-100, **smooth) * factor
     theirs.backward()
     return (ours.detach(), x.grad, w.grad), (theirs.detach(), x64.grad, w64.grad)
 
@@ -37,6 +38,34 @@ def test_value_and_gradients(rows, ignored, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_VALUES", rows * V)
     for ours, theirs in zip(*both(*draw(ignored), factor=0.37), strict=True):
         assert_near(ours, theirs, 1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("ignored", [(), (0, 5, 36)], ids=str)
+def test_smoothed_targets(smoothing, ignored, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(module, "CHUNK_VALUES", 5 * V)
+    for ours, theirs in zip(*both(*draw(ignored), factor=0.37, smoothing=smoothing), strict=True):
+        assert_near(ours, theirs, 1e-6)
+    x, w, targets = draw(ignored)
+    plain, smooth = (linear_cross_entropy(x, w, targets, smoothing=s).item() for s in (0.0, smoothing))
+    assert abs(plain - smooth) > 1e-3 * plain
+
+
+def test_no_smoothing_is_the_same_to_the_bit():
+    model = tiny("qwen3")
+    ids, targets = random_ids(model.config, 3, 17), random_ids(model.config, 3, 17, seed=2)
+    losses = [next_token_loss(model, ids, targets, Step.of(ids), **s) for s in ({}, {"smoothing": 0.0})]
+    assert torch.equal(*losses)
+    smooth = next_token_loss(model, ids, targets, Step.of(ids), smoothing=0.1)
+    logits = model(ids, Step.of(ids)).flatten(0, 1)
+    assert_near(smooth, F.cross_entropy(logits, targets.flatten(), reduction="sum", label_smoothing=0.1), 1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.5, float("nan")])
+def test_smoothing_out_of_range_is_refused(smoothing):
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        linear_cross_entropy(*draw(), smoothing=smoothing)
 
 
 def test_a_chunk_smaller_than_one_row(monkeypatch):

@@ -15,9 +15,9 @@ from torch import nn
 
 from glassformer.cache.dense import DenseCache
 from glassformer.config import RopeConfig
-from glassformer.nn.attend import KV, AttendSpec, View, attend_products, attend_sdpa
+from glassformer.nn.attend import KV, AttendSpec, attend_products, attend_sdpa
 from glassformer.nn.rope import rotate
-from glassformer.nn.step import Step
+from glassformer.nn.step import Source, Step
 
 transformers = pytest.importorskip("transformers")
 
@@ -222,9 +222,9 @@ def t5():
     return sharp(transformers.T5ForConditionalGeneration(config).decoder, 3.0)
 
 
-def source_view(rows):
-    mask = SOURCE_MASK[list(rows)]
-    return View(torch.zeros(1, 1, dtype=torch.long), torch.arange(9)[None], mask[:, None])
+def source_of(rows):
+    rows = list(rows)
+    return Source(SOURCE[rows], torch.where(SOURCE_MASK[rows], torch.arange(9), -1), padded=True)
 
 
 @BACKENDS
@@ -243,7 +243,7 @@ def test_t5_relative_bias_and_cross_attention(attend):
         reference,
         [None] * 3,
         attend,
-        step_of=lambda rows, **step: {"source": source_view(rows), **step},
+        step_of=lambda rows, **step: {"source": source_of(rows), **step},
     )
 
 
@@ -252,11 +252,11 @@ def test_a_source_is_read_once_and_follows_its_row():
     model = T5Decoder(t5(), 8, 10)
     cache = DenseCache([None] * 3, 2, LENGTH)
     with torch.no_grad():
-        whole = model(IDS, Step.of(IDS, source=source_view((0, 1))), SOURCE)
+        whole = model(IDS, Step.of(IDS, source=source_of((0, 1))), SOURCE)
         model.sources_read = 0
-        model(IDS[:, :5], Step(cache.extend([5, 5]), cache=cache, source=source_view((0, 1))), SOURCE)
+        model(IDS[:, :5], Step(cache.extend([5, 5]), cache=cache, source=source_of((0, 1))), SOURCE)
         cache.select([1, 0, 1])
-        rest = model(IDS[[1, 0, 1], 5:], Step(cache.extend([8] * 3), cache=cache, source=source_view((1, 0, 1))), None)
+        rest = model(IDS[[1, 0, 1], 5:], Step(cache.extend([8] * 3), cache=cache, source=source_of((1, 0, 1))), None)
     assert model.sources_read == 3, "once per layer"
     assert_near(rest, whole[[1, 0, 1], 5:])
     floats = 2 * 4 * 6  # keys and values of 4 heads of 6
@@ -285,9 +285,9 @@ def test_cross_attention_is_torchs():
             parts = [
                 ours(
                     part,
-                    Step(
-                        cache.extend([part.shape[1]] * 2), cache=cache, source=source_view((0, 1)), attend=attend
-                    ).layer(0),
+                    Step(cache.extend([part.shape[1]] * 2), cache=cache, source=source_of((0, 1)), attend=attend).layer(
+                        0
+                    ),
                 )
                 for part in x.split([4, 1, 2], 1)
             ]
