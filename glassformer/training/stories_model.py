@@ -2,7 +2,7 @@
 
 The same corpus and recipe as the demonstration, with a larger feed-forward layer, one more block, and more tokens.
 Writes the model folder to OUT (by default into the package), with `run.json`, `loss.svg`, and `scores.json`: the scores
-at the end, of the same model untrained, of the baselines, and along the run.
+at the end, of the same model untrained, of the baselines, of its best heads, and along the run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import glassformer
+from glassformer.inspect.roles import head_roles
 from glassformer.lm import LanguageModel
 from glassformer.nn.init import init_weights
 from glassformer.nn.model import Decoder
@@ -66,6 +67,11 @@ def untrained(lm: LanguageModel) -> LanguageModel:
     return LanguageModel(init_weights(Decoder(lm.config), SEED, **asdict(recipe.INIT)).eval(), lm.tokenizer)
 
 
+def best_heads(lm: LanguageModel) -> dict[str, float]:
+    """The highest score that a head has for each role, 0 to 1, on random tokens said twice."""
+    return {role: round(scores.max().item(), 3) for role, scores in head_roles(lm.model)._asdict().items()}
+
+
 def baseline_answers(questions: int = 300, documents: int = 20_000) -> dict[str, float]:
     """The share of held-out questions that each baseline answers right."""
     read = [told.document for told in corpus.stories(SEED, "train", documents)]
@@ -85,6 +91,7 @@ def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:
         scores = {
             "trained": asdict(recipe.score(lm, questions=300, texts=300)),
             "untrained": asdict(recipe.score(untrained(lm), questions=40, texts=40)),
+            "heads": {"trained": best_heads(lm), "as it began": best_heads(untrained(lm))},
             "baselines": baseline_answers(),
             "curve": curve.points,
         }
