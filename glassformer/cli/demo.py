@@ -80,11 +80,9 @@ def demo(
         print_json({"folder": str(folder), "run": run, "scores": rows, "stories": written, "seconds": total})
         return
     out.print(score_table(rows))
-    out.print("answers: to questions about held-out stories, word for word, who, what and where. wellformed: sentences of")
-    out.print(
-        f"its own that the grammar allows. consistent: whole stories of its own, at temperature {recipe.TEMPERATURE}, "
-        "that contradict nothing.\n"
-    )
+    out.print("answers: to questions about held-out stories, word for word, who, what and where.")
+    out.print("wellformed: sentences of its own that the grammar allows. consistent: whole stories of its own,")
+    out.print(f"at temperature {recipe.TEMPERATURE}, that contradict nothing.\n")
     for text in written:
         out.print(text + "\n", markup=False)
     say(f"{run.tokens:,} tokens in {run.seconds:.0f} s of training, {total:.0f} s in all. The run is in {folder}.")
