@@ -25,6 +25,7 @@ VERBS = {
     "data": ("data:app", "See what would be trained on."),
     "tokenizer": ("tokenizer:app", "Train a tokenizer; encode, decode and show tokens."),
     "generate": ("generate:generate", "Continue a prompt."),
+    "translate": ("translate:translate", "Write one text from another, with a model that was trained on pairs."),
     "chat": ("chat:chat", "Write back and forth with a model."),
     "eval": ("evaluate:evaluate", "Measure loss, perplexity and bits per byte on a text."),
     "bench": ("bench:bench", "Measure prefill and decode speed against this machine's limits."),
