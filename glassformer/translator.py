@@ -154,8 +154,8 @@ class Translator:
         width = max(1, ROWS // beam)
         for at in range(0, len(order), width):
             some = order[at : at + width]
-            rows, ends = [sources[i] for i in some], {"begin": self.begin, "end": self.end}
-            best = search(self.model, rows, how, **ends, spelled=self.tokenizer.vocab_size)
+            rows, size = [sources[i] for i in some], self.tokenizer.vocab_size
+            best = search(self.model, rows, how, begin=self.begin, end=self.end, spelled=size)
             for i, ones in zip(some, best, strict=True):
                 found[i] = Translation(texts[i], tuple(map(self._target, ones)))
         return [found[i] for i in range(len(texts))]
@@ -180,7 +180,7 @@ class Translator:
         has no attention to the source; CapacityError where a side is longer than the context.
         """
         read = self.encode(source)
-        ids = self.tokenizer.encode(target, bare=True) if isinstance(target, str) else [index(id) for id in target]
+        ids = self.tokenizer.encode(target, bare=True) if isinstance(target, str) else [index(token) for token in target]
         written = [*ids, self.end] if ended else ids
         check_ids("target", written, self.tokenizer.vocab_size)
         rows = (torch.tensor([part], device=self.device) for part in (read, [self.begin, *written[:-1]]))

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from rich.cells import cell_len
 
 from glassformer.cli.common import IgnoreKeys, Json, Machine, open_translator, out, print_json, say
-from glassformer.errors import GlassformerError, RequestError
+from glassformer.errors import DataError, GlassformerError, RequestError
 
 if TYPE_CHECKING:
     from glassformer.translator import Alignment, Translation, Translator
@@ -67,7 +67,7 @@ def translate(
         )  # fmt: skip
         for source in sources:
             if source is None:
-                print_json({"model": translator.source, "source": "", "targets": []}) if json else out.print()
+                print_json({"model": translator.source, "source": "", "targets": []}) if json else print()
                 continue
             one = next(found)
             best = one.targets[0]
@@ -76,11 +76,11 @@ def translate(
                 print_json({"model": translator.source} | _plain(one, alignment))
                 continue
             for target in one.targets:
-                out.print((f"{target.score:9.4f}  " if n > 1 else "") + target.text, markup=False, emoji=False)
+                print((f"{target.score:9.4f}  " if n > 1 else "") + target.text)
             if best.finish == "length":
                 say(f"cut off after {len(best.ids)} tokens: {source}")
             if alignment is not None:
-                out.print("\n".join(draw(alignment, out.width, end)), markup=False, emoji=False)
+                print(*draw(alignment, out.width, end), sep="\n")
 
 
 def _batches(translator: Translator, text: tuple[str, ...]) -> Iterator[list[str | None]]:
@@ -91,7 +91,7 @@ def _batches(translator: Translator, text: tuple[str, ...]) -> Iterator[list[str
     lines = text == ("-",)
     size = 1 if lines and sys.stdin.isatty() else LINES
     batch: list[str | None] = []
-    for number, line in enumerate(sys.stdin if lines else text, 1):
+    for number, line in enumerate(_stdin() if lines else text, 1):
         one = line.removesuffix("\n").removesuffix("\r") if lines else line
         if lines and not one.strip():
             batch.append(None)
@@ -107,6 +107,13 @@ def _batches(translator: Translator, text: tuple[str, ...]) -> Iterator[list[str
             yield batch
             batch = []
     yield batch
+
+
+def _stdin() -> Iterator[str]:
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not UTF-8 text: {error.reason}") from None
 
 
 def _plain(one: Translation, alignment: Alignment | None) -> dict[str, Any]:

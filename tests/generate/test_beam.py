@@ -262,9 +262,9 @@ def test_a_text_without_end_stops_somewhere():
     model = recurrent("dot")
     with torch.no_grad():
         model.head.weight[END] = 0
-        model.head.weight[5] *= 50
+        model.head.weight[5] = -model.head.weight[6]  # one of the two is above 0
     ((one,),) = search(model, [[3]], Search(), begin=BEGIN, end=END)
-    assert (len(one.ids), one.finish) in [(UNENDING, "length"), (len(one.ids), "stop")]
+    assert (len(one.ids), one.finish) == (UNENDING, "length")
     (found,) = search(MODELS["post"], [[3]], Search(), begin=BEGIN, end=0)
     assert len(found[0].ids) <= MODELS["post"].config.context_length
     assert not math.isnan(found[0].score)
