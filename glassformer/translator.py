@@ -161,8 +161,6 @@ class Translator:
         return [found[i] for i in range(len(texts))]
 
     def _numbered(self, i: int, text: str, n_texts: int) -> list[int]:
-        if not isinstance(text, str):
-            raise RequestError(f"texts must be texts, got {text!r:.100}", param="texts")
         try:
             return self.encode(text)
         except (CapacityError, RequestError) as error:
@@ -180,7 +178,8 @@ class Translator:
         has no attention to the source; CapacityError where a side is longer than the context.
         """
         read = self.encode(source)
-        ids = self.tokenizer.encode(target, bare=True) if isinstance(target, str) else [index(token) for token in target]
+        text = isinstance(target, str)
+        ids = self.tokenizer.encode(target, bare=True) if text else [index(token) for token in target]
         written = [*ids, self.end] if ended else ids
         check_ids("target", written, self.tokenizer.vocab_size)
         rows = (torch.tensor([part], device=self.device) for part in (read, [self.begin, *written[:-1]]))
@@ -223,7 +222,9 @@ def _cross(model: EncoderDecoder, source: Tensor, target: Tensor) -> tuple[Float
     return torch.cat([layer.value for layer in layers]), max(layer.error for layer in layers)
 
 
-def _recurrent(model: RecurrentEncoderDecoder, source: Tensor, target: Tensor) -> tuple[Float[Tensor, "1 1 T S"], float]:
+def _recurrent(
+    model: RecurrentEncoderDecoder, source: Tensor, target: Tensor
+) -> tuple[Float[Tensor, "1 1 T S"], float]:
     """A recurrent model's alignment in one pass, and max |probs · states - context|."""
     if model.config.attention is None:
         raise RequestError("this model has no attention: it writes from its last state alone, and nothing aligns")

@@ -79,9 +79,7 @@ def open_translator(
 
     machine.apply()
     with working("loading", quiet=quiet):
-        found = glassformer.load_translator(
-            model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys
-        )
+        found = glassformer.load_translator(model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys)
     if not quiet:
         _say_loaded(found, found.source)
     return found

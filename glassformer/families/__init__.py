@@ -11,9 +11,7 @@ from glassformer.families import gpt2, llama, pair, qwen3
 from glassformer.families.family import Family, Fields
 from glassformer.families.shape import ShapeConfig
 
-FAMILIES: dict[str, Family] = {
-    f.name: f for f in (gpt2.FAMILY, llama.FAMILY, qwen3.FAMILY, pair.PAIR, pair.RECURRENT)
-}
+FAMILIES: dict[str, Family] = {f.name: f for f in (gpt2.FAMILY, llama.FAMILY, qwen3.FAMILY, pair.PAIR, pair.RECURRENT)}
 
 
 def family(name: object) -> Family:

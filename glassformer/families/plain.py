@@ -1,6 +1,6 @@
 """A configuration as the JSON that it looks like: for models whose config.json is our own.
 
-    "layers": [{"repeat": 6, "attention": {"n_heads": 8, ...}, "mlp": {...}, ...}]        six layers that are alike
+"layers": [{"repeat": 6, "attention": {"n_heads": 8, ...}, "mlp": {...}, ...}]        are six layers that are alike.
 """
 
 from __future__ import annotations
