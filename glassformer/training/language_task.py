@@ -11,7 +11,7 @@ from glassformer.nn.model import Decoder
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.training.distributed import World
 from glassformer.training.evaluate import Evaluation, Pass, evaluate
-from glassformer.training.precision import matrix_shapes
+from glassformer.training.precision import matrix_flops_per_token, matrix_shapes
 from glassformer.training.rows import RowLoader, Rows, eval_rows
 from glassformer.training.settings import TrainConfig
 from glassformer.training.setup import make_model, prepare_text
@@ -33,6 +33,7 @@ class LanguageTask:
         self.train_tokens, self.held_out_tokens = self.shards.train.n_tokens, self.shards.held_out.n_tokens
         self.batch_tokens = config.batch // world.size * config.context
         self.matrices = matrix_shapes(self.model)
+        self.flops_per_token = float(matrix_flops_per_token(self.matrices))
 
     @property
     def model(self) -> Decoder:

@@ -197,7 +197,7 @@ def set_up(
         checkpoints=checkpoints,
         metrics=metrics,
         reporter=reporter,
-        seconds_per_token=precision.matrix_flops_per_token(task.matrices) / rate,
+        seconds_per_token=task.flops_per_token / rate,
         step=state.step,
         tokens=state.tokens,
         begin=time.perf_counter() - state.seconds,

@@ -14,6 +14,7 @@ from torch import Tensor
 from glassformer.errors import ConfigError, DataError
 from glassformer.families.shape import PairShape, RecurrentShape
 from glassformer.nn.loss import linear_cross_entropy
+from glassformer.nn.model import EncoderDecoder
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.training.distributed import World
 from glassformer.training.evaluate import Evaluation, Pass
@@ -30,13 +31,14 @@ from glassformer.training.pair_model import (
 )
 from glassformer.training.pair_store import open_pairs, save_pairs
 from glassformer.training.pairs import Pair, PairFiles, Pairs, tokenize_pairs
+from glassformer.training.precision import matrix_flops_per_token
 from glassformer.training.rows import permutation
 from glassformer.training.settings import TrainConfig
 from glassformer.training.setup import open_tokenizer
 from glassformer.training.sources import Skipped
 
 PairSource = Iterable[Pair] | Callable[[], Iterable[Pair]]
-READ_ONCE = (".cross.k.", ".cross.v.", "alignment.key.")  # of a decoder's matrices, those that sources go through
+SOURCE_KEYS = (".cross.k.", ".cross.v.", "alignment.key.")
 
 
 def prepare_pairs(
@@ -125,7 +127,7 @@ class PairTask:
         self.tokenizer = Tokenizer.load(folder / "tokenizer")
         train, held_out = open_pairs(folder / "data")
         self.model = self._model(shape, checkpoint)
-        self.loader = PairLoader(train, config.batch, config.seed, world.rank, world.size)
+        self.loader = PairLoader(train, config.batch, config.seed, world.rank, world.size, config.accumulate)
         self.fingerprint = hashlib.sha256(f"{train.fingerprint} {held_out.fingerprint}".encode()).hexdigest()
         drawn = held_out.take(permutation(len(held_out), 0))
         fitting = int((np.cumsum(counted(drawn)) <= config.eval_tokens).sum())
@@ -133,7 +135,10 @@ class PairTask:
         self.written = drawn.take(np.arange(min(config.exact_pairs, len(drawn))))
         self.train_tokens, self.held_out_tokens = int(counted(train).sum()), int(counted(held_out).sum())
         self.batch_tokens = max(1, config.batch // world.size * self.train_tokens // len(train))
-        self.matrices = pair_matrices(self.model, len(train.source.tokens) / self.train_tokens)
+        of_source, of_target = pair_matrices(self.model)
+        self.matrices = of_source + of_target
+        ratio = len(train.source.tokens) / self.train_tokens
+        self.flops_per_token = ratio * matrix_flops_per_token(of_source) + matrix_flops_per_token(of_target)
         self.prompt = self.tokenizer.encode(config.sample_prompt, bare=True)
         if len(self.prompt) > (shape.source_context or shape.context):
             raise ConfigError(f"sample_prompt has {len(self.prompt)} tokens, more than a source may have")
@@ -207,16 +212,17 @@ def counted(pairs: Pairs) -> np.ndarray:
     return pairs.target.lengths + 1
 
 
-def pair_matrices(model: PairModel, ratio: float) -> Counter[tuple[int, int]]:
-    """[out, in] of every matrix, and how many times each counted target is multiplied with it.
+def pair_matrices(model: PairModel) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
+    """[out, in] of the matrices that a source's tokens are multiplied with, and of those that a target's are.
 
-    ratio: source tokens to a target, which go through the encoder, and through what the decoder makes of its output.
+    A decoder's cross-attention makes its keys and values of sources.
     """
-    found: Counter[tuple[int, int]] = Counter()
+    of_source: Counter[tuple[int, int]] = Counter()
+    of_target: Counter[tuple[int, int]] = Counter()
     for name, parameter in model.named_parameters():
         if role_of(name, parameter) in ("hidden", "head"):
-            of_source = name.startswith("encoder.") or any(part in name for part in READ_ONCE)
-            found[tuple(parameter.shape)] += ratio if of_source else 1  # pyright: ignore
-    if getattr(model, "head", model) is None:  # tied: the head is the embedding's table
-        found[tuple(model.head_weight.shape)] += 1  # pyright: ignore
-    return found
+            mine = of_source if name.startswith("encoder.") or any(k in name for k in SOURCE_KEYS) else of_target
+            mine[parameter.shape[0], parameter.shape[1]] += 1
+    if isinstance(model, EncoderDecoder) and model.head is None:  # tied: the head is the embedding's table
+        of_target[model.head_weight.shape[0], model.head_weight.shape[1]] += 1
+    return of_source, of_target

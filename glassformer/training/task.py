@@ -35,8 +35,9 @@ class Loader(Protocol):
 class Task(Protocol):
     """One process's part in training a model: made from what `prepare` has put into the run's folder.
 
-    fingerprint: of the prepared data. train_tokens, held_out_tokens: in them. matrices: [out, in] of what each counted
-    token is multiplied with, and how many times; batch_tokens: how many there are in a micro-batch, about.
+    fingerprint: of the prepared data. train_tokens, held_out_tokens: in them. batch_tokens: in a micro-batch, about.
+    matrices: [out, in] of the model's matrices, and how many there are. flops_per_token: floating-point operations of
+    their products in a training step, for each counted token.
     """
 
     how: Pass
@@ -45,6 +46,7 @@ class Task(Protocol):
     held_out_tokens: int
     batch_tokens: int
     matrices: Counter[tuple[int, int]]
+    flops_per_token: float
 
     @property
     def model(self) -> nn.Module: ...
