@@ -148,10 +148,11 @@ def set_up(
     torch.manual_seed(config.seed)
     how = Pass(device, choice.torch_dtype)
     task: Task = kind(config, world, how, checkpoint)
-    if config.resume and recorded.fingerprint not in (None, task.fingerprint):
+    begun = recorded.fingerprint if config.resume else None
+    if begun is not None and begun != task.fingerprint:
         raise DataError(
             f"{folder / 'data'} is not the data that this run was begun with (fingerprint {task.fingerprint[:12]}, "
-            f"run.json says {recorded.fingerprint[:12]}): start a new run"
+            f"run.json says {begun[:12]}): start a new run"
         )
     same = choice.torch_dtype if config.optim.muon_dtype == "auto" else getattr(torch, config.optim.muon_dtype)
     optimizer = Optimizer(task.model, config.optim, muon_dtype=same)
