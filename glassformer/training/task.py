@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from glassformer.training.evaluate import Evaluation, Pass
 
 
+@runtime_checkable
 class Batch(Protocol):
     """This process's share of a micro-batch. tokens: how many targets are counted."""
 
@@ -24,6 +25,7 @@ class Batch(Protocol):
     def tokens(self) -> int: ...
 
 
+@runtime_checkable
 class Loader(Protocol):
     """Batches without end, and where among them it stands, as JSON."""
 
@@ -32,6 +34,7 @@ class Loader(Protocol):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """One process's part in training a model: made from what `prepare` has put into the run's folder.
 
