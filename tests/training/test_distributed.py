@@ -50,6 +50,8 @@ def test_two_processes_give_the_losses_of_one(together, name):
         assert a.get("exact") == b.get("exact")
     weights = [load_file(folder / "checkpoints" / "last" / "model.safetensors") for folder in (one, two)]
     for tensor in weights[0]:
+        if tensor.endswith(".k.bias"):
+            continue  # softmax takes no notice of it: its gradient is noise
         torch.testing.assert_close(weights[0][tensor], weights[1][tensor], rtol=1e-3, atol=2e-5, msg=tensor)
 
 

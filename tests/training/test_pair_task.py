@@ -57,14 +57,14 @@ def opened(run, config) -> PairTask:
 
 LEARNERS = {
     "transformer": (
-        PairShape(d_model=48, n_layers=2, n_heads=4, d_ff=96, context=12),
-        OptimConfig(lr=0.01, embed_lr=0.005, muon_dtype="float32"),
-        350,
+        PairShape(d_model=48, n_layers=1, n_heads=4, d_ff=96, context=12, positions="learned"),
+        OptimConfig(lr=0.02, embed_lr=0.01, muon_dtype="float32"),
+        500,
     ),
     "recurrent": (
         RecurrentShape(d_model=24, d_hidden=64, context=12),
         OptimConfig(name="adamw", lr=0.01, weight_decay=0.0),
-        350,
+        300,
     ),
 }
 
