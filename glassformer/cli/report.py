@@ -94,7 +94,8 @@ def numbers(record: StepRecord) -> str:
 def held_out(record: EvalRecord) -> str:
     """What an evaluation line says."""
     bits = "" if record.bits_per_byte is None else f", {record.bits_per_byte:.3f} bits per byte"
-    return f"held-out loss {record.held_out_loss:.3f}, perplexity {record.perplexity:.2f}{bits}"
+    exact = "" if record.exact is None else f", {100 * record.exact:.1f}% written exactly"
+    return f"held-out loss {record.held_out_loss:.3f}, perplexity {record.perplexity:.2f}{bits}{exact}"
 
 
 @contextmanager

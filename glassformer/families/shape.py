@@ -6,7 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from glassformer.config import AttentionConfig, EncoderConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
+from glassformer.config import (
+    AttentionConfig,
+    EncoderConfig,
+    LayerConfig,
+    MLPConfig,
+    ModelConfig,
+    NormConfig,
+    RecurrentConfig,
+)
 from glassformer.errors import ConfigError
 
 
@@ -101,6 +109,41 @@ class PairShape:
             tied_head=self.tied_head,
             embed_scale=encoder.embed_scale,
             encoder=encoder,
+            shared_embedding=self.shared_embedding,
+        )
+
+
+@dataclass(frozen=True)
+class RecurrentShape:
+    """A recurrent encoder-decoder: see `RecurrentConfig`. `d_hidden` 0 is 2 d_model.
+
+    `context` and `source_context` (0: the same) are in tokens: the longest pairs it is trained on, for the model itself
+    has no bound.
+    """
+
+    d_model: int = 128
+    d_hidden: int = 0
+    n_layers: int = 1
+    cell: Literal["gru", "lstm"] = "gru"
+    bidirectional: bool = True
+    attention: Literal["additive", "dot", "general"] | None = "additive"
+    input_feeding: bool = False
+    context: int = 256
+    source_context: int = 0
+    shared_embedding: bool = True
+
+    def expand(self, vocab_size: int, source_vocab_size: int = 0) -> RecurrentConfig:
+        """The whole configuration, for these vocabularies. ConfigError where the sizes do not fit together."""
+        return RecurrentConfig(
+            source_vocab_size=source_vocab_size or vocab_size,
+            target_vocab_size=vocab_size,
+            d_model=self.d_model,
+            d_hidden=self.d_hidden or 2 * self.d_model,
+            n_layers=self.n_layers,
+            cell=self.cell,
+            bidirectional=self.bidirectional,
+            attention=self.attention,
+            input_feeding=self.input_feeding,
             shared_embedding=self.shared_embedding,
         )
 

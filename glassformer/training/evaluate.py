@@ -22,11 +22,14 @@ PRODUCTS_LENGTH = 512  # up to this, in bfloat16 on a CPU, `attend_products` is 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a text. loss: nats per counted token. bits_per_byte: None where the text has no bytes."""
+    """What a model makes of a text, or of pairs. loss: nats per counted token. bits_per_byte: None where no bytes are
+    known. exact: the share (0 to 1) of pairs whose target it writes exactly; None where it was not asked to write.
+    """
 
     loss: float
     tokens: int
     bytes: float
+    exact: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -50,6 +53,10 @@ class Pass:
         if self.device.type != "cpu" or self.dtype != torch.bfloat16:
             return attend_sdpa
         return attend_products if length <= PRODUCTS_LENGTH else attend_float32
+
+    def autocast(self) -> torch.autocast:
+        """Products in this dtype, the rest in float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def loss(self, model: Decoder, rows: Rows) -> Tensor:
         """Sum over counted targets of -log p(target), in nats; float32."""

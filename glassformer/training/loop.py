@@ -1,6 +1,6 @@
 """Training: `train` sets a run up or takes it up again, `Trainer` goes through its steps.
 
-rows -> loss (sum of nats) -> backward      x accumulate micro-batches, on every process
+batch -> loss (sum of nats) -> backward      x accumulate micro-batches, on every process
      -> gradients and counts summed over processes -> / counted tokens -> clip -> update
 """
 
@@ -15,11 +15,9 @@ from pathlib import Path
 
 import torch
 
-from glassformer.errors import CapacityError, ConfigError
-from glassformer.lm import LanguageModel
+from glassformer.errors import CapacityError, ConfigError, DataError
+from glassformer.families.shape import RecurrentShape
 from glassformer.nn.device import choose_device
-from glassformer.nn.model import Decoder
-from glassformer.text.tokenizer import Tokenizer
 from glassformer.training import precision
 from glassformer.training.checkpoint import (
     Checkpoints,
@@ -31,28 +29,32 @@ from glassformer.training.checkpoint import (
 )
 from glassformer.training.distributed import World, join, local_device
 from glassformer.training.evaluate import Pass
+from glassformer.training.language_task import LanguageTask
 from glassformer.training.metrics import Metrics, Reporter, Sink, StartInfo, TensorBoard, WandB, truncate_metrics
 from glassformer.training.optim import Optimizer
-from glassformer.training.rows import RowLoader
+from glassformer.training.pair_task import PairSource, PairTask
 from glassformer.training.runfile import RunFile, check_resume, differences, environment, has_run
 from glassformer.training.settings import Plan, TrainConfig, make_plan, settings_dict, steps_for_tokens
-from glassformer.training.setup import Documents, compile_blocks, make_model, open_data
-from glassformer.training.shards import Shards
+from glassformer.training.setup import Documents, compile_blocks
+from glassformer.training.task import Task
 from glassformer.training.trainer import Run, Trainer
+
+TASKS = {"lm": LanguageTask, "seq2seq": PairTask}
+Given = Documents | PairSource
 
 
 def train(
     config: TrainConfig,
     *,
-    documents: Documents | None = None,
-    held_out: Documents | None = None,
+    documents: Given | None = None,
+    held_out: Given | None = None,
     reporter: Reporter | None = None,
 ) -> Run:
-    """Train a model from text; everything a run makes lies in the folder `config.out`.
+    """Train a model from text, or from pairs of texts; everything a run makes lies in the folder `config.out`.
 
-    documents: the text, instead of `config.data`: strings, `Document`s, or a function that gives them. held_out: keep
-    exactly these for evaluation. Resumes bit for bit on the same machine, dtype, versions and threads; what differs is
-    told. Tunes malloc for this process. Under torchrun every process calls this.
+    documents: the text, instead of `config.data`: strings, `Document`s, or a function that gives them; `Pair`s where
+    the task is seq2seq. held_out: keep exactly these for evaluation. Resumes bit for bit on the same machine, dtype,
+    versions and threads; what differs is told. Tunes malloc for this process. Under torchrun every process calls this.
 
     Raises ConfigError (settings that contradict, a run that is there already), DataError (unusable text), CapacityError
     (out of memory), CheckpointError (disk full, a damaged run), GlassformerError (the loss is no longer a number).
@@ -109,19 +111,19 @@ def set_up(
     config: TrainConfig,
     world: World,
     device: torch.device,
-    documents: Documents | None,
-    held_out: Documents | None,
+    documents: Given | None,
+    held_out: Given | None,
     reporter: Reporter,
 ) -> Trainer:
     """Everything before the first step, new or resumed."""
     folder = Path(config.out)
-    width = config.model.d_model
     choice = precision.choose_precision(
         asked=config.dtype,
         device=device.type,
         features=precision.cpu_features(),
         cuda_bf16=precision.cuda_has_bf16(),
-        width=width,
+        width=config.model.d_model,
+        recurrent=isinstance(config.model, RecurrentShape),
     )
     recorded = begin_run(config, world, device, choice)
     changed: list[str] = []
@@ -133,55 +135,55 @@ def set_up(
         reporter.on_message(f"this run will not go on bit for bit: {'; '.join(changed)}", warning=True)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_last)
     sinks: list[Sink] = []
+    kind = TASKS[config.task]
     if world.first:
         sinks = [TensorBoard(folder)] if config.tensorboard else []
         sinks += [WandB(folder, settings_dict(config))] if config.wandb else []
         checkpoints.clean()
-        tokenizer, shards = open_data(config, recorded, documents, held_out, reporter)
-        world.wait()
-    else:
-        world.wait()
-        tokenizer, shards = Tokenizer.load(folder / "tokenizer"), Shards(folder / "data")
+        if not config.resume or recorded.fingerprint is None:
+            kind.prepare(config, documents, held_out, reporter)  # pyright: ignore[reportArgumentType]
+    world.wait()
 
     checkpoint = checkpoints.last() if config.resume else None
     torch.manual_seed(config.seed)
-    model = make_model(config, tokenizer.vocab_size, checkpoint, device)
+    how = Pass(device, choice.torch_dtype)
+    task: Task = kind(config, world, how, checkpoint)
+    begun = recorded.fingerprint if config.resume else None
+    if begun is not None and begun != task.fingerprint:
+        raise DataError(
+            f"{folder / 'data'} is not the data that this run was begun with (fingerprint {task.fingerprint[:12]}, "
+            f"run.json says {begun[:12]}): start a new run"
+        )
     same = choice.torch_dtype if config.optim.muon_dtype == "auto" else getattr(torch, config.optim.muon_dtype)
-    optimizer = Optimizer(model, config.optim, muon_dtype=same)
-    loader = RowLoader(shards, config.context, config.batch, config.seed, world.rank, world.size)
-    state = TrainState(0, 0, 0.0, loader.state(), rng_state())
+    optimizer = Optimizer(task.model, config.optim, muon_dtype=same)
+    state = TrainState(0, 0, 0.0, task.loader.state(), rng_state())
     if checkpoint is not None:
         state = read_state(checkpoint)
         optimizer.load_state_dict(read_optimizer(checkpoint))
-        loader.load_state(state.loader)
+        task.loader.load_state(state.loader)
         set_rng_state(state.rng)
     plan = fix_plan(config, recorded, state.step)
     if world.first:
         truncate_metrics(folder / "metrics.jsonl", state.step if checkpoint else -1)
-        recorded = replace(recorded, fingerprint=shards.fingerprint, plan=plan)
+        recorded = replace(recorded, fingerprint=task.fingerprint, plan=plan)
         recorded.write(folder)
-        world.wait()
-    else:
-        world.wait()
+    world.wait()
 
-    how = Pass(device, choice.torch_dtype)
     reasons = [f"device {device}", f"dtype {choice.dtype}: {choice.because}", f"{torch.get_num_threads()} threads"]
     if config.compile:
-        failed = compile_blocks(model, lambda: trial(model, loader, how, optimizer))
+        failed = compile_blocks(task.model, lambda: trial(task, optimizer))
         reasons.append(failed or "blocks compiled, one code for all")
         if failed:
             reporter.on_message(failed, warning=True)
-    shapes = precision.matrix_shapes(model)
-    rows = config.batch // world.size * config.context
-    rate = precision.measure_matrix_rate(shapes, rows, choice.torch_dtype, str(device)) * world.size
+    rate = precision.measure_matrix_rate(task.matrices, task.batch_tokens, choice.torch_dtype, str(device)) * world.size
     metrics = Metrics(folder / "metrics.jsonl" if world.first else Path(os.devnull), sinks)
     info = StartInfo(
         folder=folder,
         plan=plan,
         step=state.step,
-        n_parameters=sum(p.numel() for p in model.parameters()),
-        train_tokens=shards.train.n_tokens,
-        held_out_tokens=shards.held_out.n_tokens,
+        n_parameters=sum(p.numel() for p in task.model.parameters()),
+        train_tokens=task.train_tokens,
+        held_out_tokens=task.held_out_tokens,
         matrix_rate=rate,
         choices=tuple(reasons),
     )
@@ -189,17 +191,14 @@ def set_up(
     return Trainer(
         config=config,
         world=world,
-        lm=LanguageModel(model, tokenizer),
+        task=task,
         optimizer=optimizer,
-        loader=loader,
-        how=how,
-        shards=shards,
         plan=plan,
         recorded=recorded,
         checkpoints=checkpoints,
         metrics=metrics,
         reporter=reporter,
-        seconds_per_token=precision.matrix_flops_per_token(shapes) / rate,
+        seconds_per_token=task.flops_per_token / rate,
         step=state.step,
         tokens=state.tokens,
         begin=time.perf_counter() - state.seconds,
@@ -219,11 +218,11 @@ def fix_plan(config: TrainConfig, recorded: RunFile, step: int) -> Plan:
     return make_plan(config, steps)
 
 
-def trial(model: Decoder, loader: RowLoader, how: Pass, optimizer: Optimizer) -> None:
+def trial(task: Task, optimizer: Optimizer) -> None:
     """One pass forward and back that leaves no trace."""
-    before = loader.state()
+    before = task.loader.state()
     try:
-        how.loss(model, loader.next()).backward()
+        task.loss(task.loader.next()).backward()
     finally:
-        loader.load_state(before)
+        task.loader.load_state(before)
         optimizer.zero_grad()

@@ -4,6 +4,8 @@ metrics.jsonl, one JSON object a line, in order of steps:
     {"step": 12, "tokens": 98304, "loss": 5.1, "lr": 0.0048, "grad_norm": 0.9,
      "tokens_per_second": 31000, "matrix_share": 0.6}
     {"step": 12, "tokens": 98304, "held_out_loss": 5.2, "perplexity": 181.3, "bits_per_byte": 2.4}
+    {"step": 12, "tokens": 98304, "held_out_loss": 0.2, "perplexity": 1.2, "exact": 0.75}            of pairs
+A number that there is none of is left out.
 """
 
 from __future__ import annotations
@@ -38,13 +40,17 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """The held-out loss in nats per token, exp of it, and bits per UTF-8 byte (None for texts of no bytes)."""
+    """The held-out loss in nats per token, exp of it, and bits per UTF-8 byte (None where no bytes are known).
+
+    exact: the share (0 to 1) of held-out pairs whose target was written exactly; None for text.
+    """
 
     step: int
     tokens: int
     held_out_loss: float
     perplexity: float
-    bits_per_byte: float | None
+    bits_per_byte: float | None = None
+    exact: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,13 +106,13 @@ class Metrics:
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
 
     def write(self, record: StepRecord | EvalRecord) -> None:
-        values = asdict(record)
+        values = {name: value for name, value in asdict(record).items() if value is not None}
         try:
             self.file.write(json.dumps(values) + "\n")
         except OSError as error:
             raise CheckpointError(f"{self.path} could not be written: {error.strerror}") from error
         for sink in self.sinks:
-            sink.write(record.step, {k: float(v) for k, v in values.items() if k != "step" and v is not None})
+            sink.write(record.step, {k: float(v) for k, v in values.items() if k != "step"})
 
     def sync(self) -> None:
         """Make every line so far lasting: done before a checkpoint, so that none of its steps is missing."""

@@ -30,12 +30,15 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def role_of(name: str, parameter: Tensor) -> Role:
-    """What a parameter is to the optimizer, by its place in the model and its number of axes."""
+    """What a parameter is to the optimizer, by its place in the model and its number of axes.
+
+    What is looked up (tokens, positions; an encoder's too) is "embed"; what is multiplied is "hidden", but the head.
+    """
     if parameter.ndim < 2:
         return "scalar"
-    if name.startswith("blocks."):
-        return "hidden"
-    return "head" if name.startswith("head.") else "embed"
+    if name.startswith("head."):
+        return "head"
+    return "embed" if name.rpartition(".")[0].endswith(("embed", "positions")) else "hidden"
 
 
 @dataclass(frozen=True)

@@ -68,20 +68,22 @@ class PairLoader:
     """Training batches, without end: `next()` gives this rank's share of the next global batch.
 
     batch: pairs of the global batch; rank r takes pairs r, r + world, ... of it, so that the global batches are the
-    same for every `world`.
+    same for every `world`. accumulate: that many of them in a row are one batch, in parts: they hold what one of
+    `accumulate * batch` pairs holds.
 
     Raises DataError when there are fewer pairs than a batch has, or when `batch` does not divide by `world`.
     """
 
-    def __init__(self, pairs: Pairs, batch: int, seed: int, rank: int = 0, world: int = 1):
+    def __init__(self, pairs: Pairs, batch: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1):
         self.pairs, self.batch, self.seed, self.rank, self.world = pairs, batch, seed, rank, world
+        self.whole = batch * accumulate
         self.taken = 0  # pairs of global batches given out so far: the whole state
         self._orders: dict[int, Ints] = {}
         _check_share(batch, rank, world)
-        if len(pairs) < batch:
+        if len(pairs) < self.whole:
             raise DataError(
-                f"there are too few pairs: {len(pairs):,}, and a batch has {batch:,}: lower batch to at most "
-                f"{max(1, len(pairs) // world * world):,}, or give more pairs"
+                f"there are too few pairs: {len(pairs):,}, and a batch has {self.whole:,}: lower batch to at most "
+                f"{max(1, len(pairs) // accumulate // world * world):,}, or give more pairs"
             )
 
     @property
@@ -116,12 +118,12 @@ class PairLoader:
         self.taken = int(state["pairs"])
 
     def _identity(self) -> dict[str, Any]:
-        return {"batch": self.batch, "seed": self.seed, "fingerprint": self.pairs.fingerprint}
+        return {"batch": self.whole, "seed": self.seed, "fingerprint": self.pairs.fingerprint}
 
     def _order(self, epoch: int) -> Ints:
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = _epoch_order(self.pairs, self.batch, self.seed, epoch)
+            self._orders[epoch] = _epoch_order(self.pairs, self.whole, self.seed, epoch)
         return self._orders[epoch]
 
 

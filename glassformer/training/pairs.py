@@ -136,10 +136,13 @@ class Pairs:
         return self.take(np.flatnonzero(~aside)), self.take(np.flatnonzero(aside))
 
 
-def tokenize_pairs(pairs: Iterable[Pair], tokenizer: Encoder, *, context: int, strict: bool = False) -> Pairs:
+def tokenize_pairs(
+    pairs: Iterable[Pair], tokenizer: Encoder, *, context: int, source_context: int = 0, strict: bool = False
+) -> Pairs:
     """Read all pairs into memory as tokens.
 
-    context: the most tokens that a model reads: of a source, and of a target with the token that begins it.
+    context: the most tokens that a model reads of a target, with the token that begins it; source_context: of a source
+    (0: as many).
     What is longer is skipped and counted, with file and line, or refused with strict=True; so is a side that the
     tokenizer leaves without a token. Raises DataError also when no pair is left, or the tokenizer has no token that
     ends a text.
@@ -154,7 +157,7 @@ def tokenize_pairs(pairs: Iterable[Pair], tokenizer: Encoder, *, context: int, s
         sources = tokenizer.encode_batch([pair.source for pair in batch], bare=True)
         targets = tokenizer.encode_batch([pair.target for pair in batch], bare=True)
         for pair, source, target in zip(batch, sources, targets, strict=True):
-            if fault := _fault(source, target, context):
+            if fault := _fault(source, target, source_context or context, context - 1):
                 if strict:
                     raise DataError(f"{pair.where}: {': '.join(fault)}")
                 too_long.add(fault[0], f"{pair.where}: {fault[1]}")
@@ -171,9 +174,9 @@ def tokenize_pairs(pairs: Iterable[Pair], tokenizer: Encoder, *, context: int, s
     return Pairs(found[0].done(size), found[1].done(size), eos if bos is None else bos, eos, size, skipped)
 
 
-def _fault(source: list[int], target: list[int], context: int) -> tuple[str, str] | None:
+def _fault(source: list[int], target: list[int], source_room: int, target_room: int) -> tuple[str, str] | None:
     """Why a pair cannot be used, and the number to it."""
-    for name, ids, room in (("source", source, context), ("target", target, context - 1)):
+    for name, ids, room in (("source", source, source_room), ("target", target, target_room)):
         if not ids:
             return f"{name} without a token", "0 tokens"
         if len(ids) > room:

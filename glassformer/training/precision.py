@@ -48,13 +48,27 @@ def cuda_has_bf16() -> bool:
 
 
 def choose_precision(
-    *, asked: str, device: str, features: frozenset[str] = frozenset(), cuda_bf16: bool = False, width: int = 1024
+    *,
+    asked: str,
+    device: str,
+    features: frozenset[str] = frozenset(),
+    cuda_bf16: bool = False,
+    width: int = 1024,
+    recurrent: bool = False,
 ) -> PrecisionChoice:
     """The dtype of training's matrix products; weights, optimizer, norms and softmax stay float32 (autocast).
 
-    `width` is d_model. Raises ConfigError for a dtype that is not known.
+    `width` is d_model; `recurrent`: of a recurrent model. Raises ConfigError for a dtype that is not known.
     """
     kind = device.partition(":")[0]
+    if recurrent and asked in ("auto", "bfloat16"):
+        if asked == "bfloat16":
+            raise ConfigError(
+                "dtype must be auto or float32 for a recurrent model: each step rounds what it carries on"
+            )
+        return PrecisionChoice(
+            "float32", "a recurrent model carries its state through many steps, each of which rounds"
+        )
     if asked == "float32":
         return PrecisionChoice("float32", "it was asked for")
     if asked == "bfloat16":

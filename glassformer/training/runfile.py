@@ -19,8 +19,8 @@ from glassformer.weights.reader import read_json
 
 RUN_FILE, FORMAT = "run.json", 1
 PACKAGES = ("glassformer", "torch", "safetensors", "tokenizers", "numpy")
-FREE = frozenset({"out", "resume", "tensorboard", "wandb", "keep_last", "device", "dtype", "threads"})
-FIXED = ("model", "tokenizer", "held_out", "from_model", "seed", "shuffle")
+FREE = frozenset({"out", "resume", "strict", "tensorboard", "wandb", "keep_last", "device", "dtype", "threads"})
+FIXED = ("task", "model", "tokenizer", "held_out", "from_model", "seed", "shuffle")
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def check_resume(recorded: RunFile, config: TrainConfig) -> list[str]:
     """What of the settings differs and may (as sentences). Raises ConfigError for what makes it another run."""
-    now = settings_dict(config)
-    refused = differences({k: recorded.settings.get(k) for k in FIXED}, {k: now[k] for k in FIXED})
+    now, then = settings_dict(config), settings_dict(settings_from(recorded.settings))
+    refused = differences({k: then[k] for k in FIXED}, {k: now[k] for k in FIXED})
     if refused:
         raise ConfigError(f"{config.out} cannot be resumed with other settings: {'; '.join(refused)}")
     free = FREE | set(FIXED)
-    before = {k: v for k, v in recorded.settings.items() if k not in free}
+    before = {k: v for k, v in then.items() if k not in free}
     return differences(before, {k: v for k, v in now.items() if k not in free})

@@ -4,7 +4,7 @@
              |   /             \\            /       ''-.
     min      |  /               \\ ...      /            '-- ...
              +--warmup----decay----> step   +--warmup---------> step
-              "wsd": warm-up, stable, decay  "cosine"
+              "wsd": warm-up, stable, decay  "cosine"; "inverse_sqrt" falls the same way, and never ends
 
 Steps count from 0; a run of `total` steps uses steps 0 to total - 1.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-ScheduleKind = Literal["cosine", "wsd"]
+ScheduleKind = Literal["cosine", "wsd", "inverse_sqrt"]
 
 
 def warmup_factor(step: int, warmup: int) -> float:
@@ -42,10 +42,26 @@ def wsd_factor(step: int, total: int, warmup: int, min_ratio: float, decay: floa
     return 1 - (1 - min_ratio) * progress
 
 
+def inverse_sqrt_factor(step: int, warmup: int) -> float:
+    """Warm-up, then down as 1 / sqrt(step): the schedule of "Attention Is All You Need" (Vaswani et al. 2017, eq. 3).
+
+    There the rate at update n = 1, 2, ... is d_model^-0.5 min(n^-0.5, n warmup^-1.5). It is highest at n = warmup,
+    where it is (d_model warmup)^-0.5; this is the rate over that, with n = step + 1. So their rates are this factor
+    times a peak of (d_model warmup)^-0.5: 7.0e-4 for their base model (512 and 4000).
+    """
+    n, warmup = step + 1, max(1, warmup)
+    return min(n / warmup, math.sqrt(warmup / n))
+
+
 def lr_factor(
     kind: ScheduleKind, step: int, *, total: int | None, warmup: int, min_ratio: float = 0.0, decay: float = 0.3
 ) -> float:
-    """The factor of the peak rate at `step`. `total` None (not known yet) is still warming up, or stable."""
+    """The factor of the peak rate at `step`. `total` None (not known yet) is still warming up, or stable.
+
+    inverse_sqrt needs no total, and goes down in any case.
+    """
+    if kind == "inverse_sqrt":
+        return inverse_sqrt_factor(step, warmup)
     if total is None:
         return warmup_factor(step, warmup)
     if kind == "cosine":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError
-from glassformer.families.shape import ShapeConfig
+from glassformer.families.shape import PairShape, RecurrentShape, ShapeConfig
 
 DEFAULT_SECONDS = 120.0
 
@@ -74,19 +74,23 @@ class OptimConfig:
 class ScheduleConfig:
     """How the rates move: see `schedule.py`. warmup: steps, at most a fifth of the run. min_ratio: the last factor.
 
-    decay: the share of all steps over which wsd goes down.
+    decay: the share of all steps over which wsd goes down. inverse_sqrt has neither: it goes down by itself, all along.
     """
 
-    kind: Literal["cosine", "wsd"] = "wsd"
+    kind: Literal["cosine", "wsd", "inverse_sqrt"] = "wsd"
     warmup: int = 50
     min_ratio: float = 0.0
     decay: float = 0.3
 
     def __post_init__(self):
-        _one_of("schedule.kind", self.kind, ("cosine", "wsd"))
+        _one_of("schedule.kind", self.kind, ("cosine", "wsd", "inverse_sqrt"))
         _require(self.warmup >= 0, f"schedule.warmup must be at least 0 steps, got {self.warmup}")
         for name in ("min_ratio", "decay"):
             _require(0 <= getattr(self, name) <= 1, f"schedule.{name} must be from 0 to 1, got {getattr(self, name)}")
+        _require(
+            self.kind != "inverse_sqrt" or self.min_ratio == 0,
+            f"schedule.min_ratio has no effect on inverse_sqrt, which has no last factor, got {self.min_ratio}",
+        )
 
 
 @dataclass(frozen=True)
@@ -114,16 +118,22 @@ class InitConfig:
 class TokenizerConfig:
     """Which tokenizer: one that is there (path: a folder or tokenizer.json), or one trained on the run's own data.
 
-    `vocab_size` is the most tokens that a trained one may have; 0 chooses by kind and amount of text.
+    `vocab_size` is the most tokens that a trained one may have; 0 chooses by kind and amount of text. `kind` auto is
+    bpe for text, and char for pairs: their targets are mostly forms, not words (dates, numbers, codes), of which each
+    sign must be right, and which letter goes with which can then be seen.
     """
 
     path: str | None = None
-    kind: Literal["bpe", "char", "word"] = "bpe"
+    kind: Literal["auto", "bpe", "char", "word"] = "auto"
     vocab_size: int = 0
 
     def __post_init__(self):
-        _one_of("tokenizer.kind", self.kind, ("bpe", "char", "word"))
+        _one_of("tokenizer.kind", self.kind, ("auto", "bpe", "char", "word"))
         _require(self.vocab_size >= 0, f"tokenizer.vocab_size must be at least 0, got {self.vocab_size}")
+
+
+LANGUAGE_ONLY = ("init", "tokens", "shuffle", "compile", "from_model")
+PAIRS_ONLY = ("label_smoothing", "exact_pairs", "strict")
 
 
 @dataclass(frozen=True)
@@ -131,18 +141,26 @@ class TrainConfig:
     """One training run.
 
     data: files, folders, globs, JSONL, or "-" for stdin. out: the run's folder, made by the run.
-    batch: rows of a micro-batch, over all processes. accumulate: micro-batches of a step.
+    task: lm, a language model from text; or seq2seq, an encoder-decoder (a PairShape or a RecurrentShape) from pairs of
+    texts, TSV or JSONL with source and target. An option of the other task is refused by its name.
+    batch: rows (or pairs) of a micro-batch, over all processes. accumulate: micro-batches of a step.
     seconds, steps or tokens (at most one; 120 seconds by default): how long. Seconds count evaluation and saving too.
     eval_every, save_every, sample_every: in steps; 0 is about twenty times a run (no samples without a prompt).
-    eval_tokens: most held-out tokens read at each evaluation. keep_last: checkpoints kept beside the best.
-    held_out: the share of documents kept for evaluation. shuffle: False keeps the given order (a curriculum).
-    compile: torch.compile of the blocks, once for all of them. from_model: the model to continue from.
+    eval_tokens: most held-out tokens read (of pairs: written) at each evaluation. keep_last: checkpoints kept beside
+    the best. held_out: the share of documents (or pairs) kept for evaluation.
+    sample_prompt: what a sample continues, or translates.
+    of lm: shuffle: False keeps the given order (a curriculum). compile: torch.compile of the blocks, once for all of
+    them. from_model: the model to continue from. tokens, init: see there.
+    of seq2seq: label_smoothing: the part of each target, from 0 to 1, that goes to all tokens alike; in the training
+    loss only. exact_pairs: held-out pairs that are written out at each evaluation, and compared. strict: refuse what
+    is no pair instead of leaving it out.
     resume: go on with the run in `out`.
     """
 
     data: tuple[str, ...] = ()
     out: str = "run"
-    model: ShapeConfig | ModelConfig = ShapeConfig()  # noqa: RUF009 (frozen)
+    task: Literal["lm", "seq2seq"] = "lm"
+    model: ShapeConfig | ModelConfig | PairShape | RecurrentShape = ShapeConfig()  # noqa: RUF009 (frozen)
     tokenizer: TokenizerConfig = TokenizerConfig()
     init: InitConfig = InitConfig()
     optim: OptimConfig = OptimConfig()
@@ -167,14 +185,35 @@ class TrainConfig:
     threads: int = 0
     compile: bool = False
     from_model: str | None = None
+    label_smoothing: float = 0.0
+    exact_pairs: int = 128
+    strict: bool = False
     resume: bool = False
     tensorboard: bool = False
     wandb: bool = False
 
     def __post_init__(self):
+        _one_of("task", self.task, ("lm", "seq2seq"))
+        kinds = (ShapeConfig, ModelConfig) if self.task == "lm" else (PairShape, RecurrentShape)
+        names = " or a ".join(kind.__name__ for kind in kinds)
+        found = type(self.model).__name__
+        _require(isinstance(self.model, kinds), f"task {self.task} trains a {names}, got model {found}")
+        other, theirs = ("lm", LANGUAGE_ONLY) if self.task == "seq2seq" else ("seq2seq", PAIRS_ONLY)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            _require(
+                f.name not in theirs or value == f.default, f"{f.name} is an option of task {other} alone, got {value}"
+            )
+        _require(
+            self.task == "lm" or not self.sample_every or self.sample_prompt != "",
+            "sample_every needs a sample_prompt: a source to translate",
+        )
+        _require(
+            0 <= self.label_smoothing < 1, f"label_smoothing must be from 0 to below 1, got {self.label_smoothing}"
+        )
         for name in ("batch", "accumulate", "eval_tokens", "keep_last", "sample_tokens"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("eval_every", "save_every", "sample_every", "threads", "seed"):
+        for name in ("eval_every", "save_every", "sample_every", "threads", "seed", "exact_pairs"):
             _require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
         _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         given = [name for name in ("seconds", "steps", "tokens") if getattr(self, name) is not None]
@@ -191,8 +230,15 @@ class TrainConfig:
 
     @property
     def context(self) -> int:
-        """Tokens of a row."""
+        """Tokens of a row, or of the longest target with the token that begins it."""
         return self.model.context_length if isinstance(self.model, ModelConfig) else self.model.context
+
+    @property
+    def tokenizer_kind(self) -> Literal["bpe", "char", "word"]:
+        """The kind of a tokenizer that is trained."""
+        if self.tokenizer.kind != "auto":
+            return self.tokenizer.kind
+        return "bpe" if self.task == "lm" else "char"
 
 
 def settings_dict(config: Any) -> dict[str, Any]:
@@ -246,6 +292,7 @@ class Plan:
 
     steps: of the whole run; 0 while a run by seconds still measures its speed. measured: how many first steps that
     took; they warm up as configured, and nothing is evaluated or saved among them. *_every: in steps; 0 is never.
+    tokens_per_step: at most so many targets.
     """
 
     steps: int

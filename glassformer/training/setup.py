@@ -1,4 +1,4 @@
-"""From settings to what training needs: a tokenizer, prepared data, a model."""
+"""From settings to what training a language model needs: a tokenizer, prepared data, a model."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import nn
 from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError, DataError
 from glassformer.families import family
+from glassformer.families.shape import ShapeConfig
 from glassformer.lm import find
 from glassformer.nn.init import init_weights
 from glassformer.nn.model import Decoder
+from glassformer.nn.residual import Block
 from glassformer.text.tokenizer import JSON, Tokenizer
 from glassformer.text.train import train_tokenizer
 from glassformer.training.metrics import Reporter
 from glassformer.training.prepare import as_documents, prepare
-from glassformer.training.runfile import RunFile
 from glassformer.training.settings import TrainConfig
-from glassformer.training.shards import Shards
 from glassformer.training.sources import Document, Texts
 from glassformer.weights import load_model
 
@@ -53,9 +53,12 @@ def _kept_stdin(folder: Path) -> Path:
 
 
 def open_tokenizer(
-    config: TrainConfig, documents: Callable[[], Iterable[Document]], folder: Path, reporter: Reporter
+    config: TrainConfig, texts: Callable[[], tuple[Iterable[str], int | None]], folder: Path, reporter: Reporter
 ) -> Tokenizer:
-    """The run's own copy if it has one, else the one that was named, the continued model's, or a newly trained one."""
+    """The run's own copy if it has one, else the one that was named, the continued model's, or a newly trained one.
+
+    texts: what a new one learns from, and its bytes where they are known; asked for only then.
+    """
     kept = folder / "tokenizer"
     if config.resume and (kept / JSON).exists():
         return Tokenizer.load(kept)
@@ -68,14 +71,13 @@ def open_tokenizer(
             raise ConfigError(f"{config.from_model} has no tokenizer: name one with tokenizer.path")
         tokenizer = Tokenizer.load(continued)
     else:
-        source = documents()
-        size = config.tokenizer.vocab_size or config.model.vocab_size
-        size = size or default_vocab_size(config.tokenizer.kind, getattr(source, "total_bytes", None))
-        texts = (document.text for document in source)
-        tokenizer = train_tokenizer(
-            texts, kind=config.tokenizer.kind, vocab_size=size, seed=config.seed, progress=reporter.on_progress
+        source, n_bytes = texts()
+        kind = config.tokenizer_kind
+        size = (
+            config.tokenizer.vocab_size or getattr(config.model, "vocab_size", 0) or default_vocab_size(kind, n_bytes)
         )
-        reporter.on_message(f"trained a tokenizer of {tokenizer.vocab_size} tokens ({config.tokenizer.kind})")
+        tokenizer = train_tokenizer(source, kind=kind, vocab_size=size, seed=config.seed, progress=reporter.on_progress)
+        reporter.on_message(f"trained a tokenizer of {tokenizer.vocab_size} tokens ({kind})")
     tokenizer.save(kept)
     return tokenizer
 
@@ -88,27 +90,11 @@ def default_vocab_size(kind: str, n_bytes: int | None) -> int:
     return 1024 if n_bytes is None else min(32_768, max(512, n_bytes // 1000 // 64 * 64))
 
 
-def open_data(
-    config: TrainConfig,
-    recorded: RunFile,
-    documents: Documents | None,
-    held_out: Documents | None,
-    reporter: Reporter,
-) -> tuple[Tokenizer, Shards]:
-    """Tokenizer and shards in the run's folder, made where they are not there yet.
-
-    Raises DataError where the data that is there is not what the run was begun with.
-    """
+def prepare_text(
+    config: TrainConfig, documents: Documents | None, held_out: Documents | None, reporter: Reporter
+) -> None:
+    """Tokenizer and shards into the run's folder."""
     folder = Path(config.out)
-    data = folder / "data"
-    if config.resume and recorded.fingerprint is not None:
-        shards = Shards(data)
-        if shards.fingerprint != recorded.fingerprint:
-            raise DataError(
-                f"{data} is not the data that this run was begun with (fingerprint {shards.fingerprint[:12]}, "
-                f"run.json says {recorded.fingerprint[:12]}): start a new run"
-            )
-        return Tokenizer.load(folder / "tokenizer"), shards
     source: list[Iterable[Document]] = []
 
     def read() -> Iterable[Document]:
@@ -116,19 +102,21 @@ def open_data(
             source.append(documents_of(config, documents, folder))
         return source[0]
 
-    tokenizer = open_tokenizer(config, read, folder, reporter)
+    def texts() -> tuple[Iterable[str], int | None]:
+        return (document.text for document in read()), getattr(read(), "total_bytes", None)
+
+    tokenizer = open_tokenizer(config, texts, folder, reporter)
     aside = None if held_out is None else documents_of(config, held_out, folder)
-    shards = prepare(
+    prepare(
         read(),
         tokenizer,
-        data,
+        folder / "data",
         held_out=config.held_out,
         held_out_sources=aside,
         ordered=not config.shuffle,
         rebuild=True,
         progress=reporter.on_progress,
     )
-    return tokenizer, shards
 
 
 def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
@@ -136,6 +124,7 @@ def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
     if isinstance(config.model, ModelConfig):
         made = config.model
     else:
+        assert isinstance(config.model, ShapeConfig), "settings give each task the shapes that it knows"
         filled = config.model.fill(vocab_size)
         made = family(filled.family).shape(filled)
     if made.vocab_size < vocab_size:
@@ -163,12 +152,12 @@ def make_model(config: TrainConfig, vocab_size: int, checkpoint: Path | None, de
     return model.to(device).train()
 
 
-def compile_blocks(model: Decoder, trial: Callable[[], None]) -> str | None:
+def compile_blocks(model: nn.Module, trial: Callable[[], None]) -> str | None:
     """torch.compile of every block, one code for all; None, or why it is left undone.
 
     `trial` runs a forward and backward pass: only then is it known whether a compiler is there and can do it.
     """
-    blocks: list[nn.Module] = list(model.blocks)
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
         block.compile()
     try:

@@ -1,6 +1,6 @@
 """The steps of a run.
 
-rows -> loss (sum of nats) -> backward      x accumulate micro-batches, on every process
+batch -> loss (sum of nats) -> backward      x accumulate micro-batches, on every process
      -> gradients and counts summed over processes -> / counted tokens -> clip -> update
 """
 
@@ -15,19 +15,17 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import GlassformerError
-from glassformer.lm import LanguageModel
 from glassformer.training.checkpoint import Checkpoints, TrainState, rng_state
 from glassformer.training.curve import write_curve
 from glassformer.training.distributed import World
-from glassformer.training.evaluate import Evaluation, Pass, evaluate
+from glassformer.training.evaluate import Evaluation
 from glassformer.training.metrics import EvalRecord, Metrics, Reporter, StepRecord
 from glassformer.training.optim import Optimizer
-from glassformer.training.rows import RowLoader, eval_rows
 from glassformer.training.runfile import RunFile
 from glassformer.training.schedule import lr_factor
 from glassformer.training.settings import Plan, TrainConfig, make_plan
-from glassformer.training.shards import Shards
 from glassformer.training.signals import StopSignals
+from glassformer.training.task import Task
 
 LAZY = 10  # steps whose losses a GPU keeps before they are asked for, so that it need not be waited for at each
 SLACK = 0.98  # of the seconds asked for are planned
@@ -74,11 +72,8 @@ class Trainer:
 
     config: TrainConfig
     world: World
-    lm: LanguageModel
+    task: Task
     optimizer: Optimizer
-    loader: RowLoader
-    how: Pass
-    shards: Shards
     plan: Plan
     recorded: RunFile
     checkpoints: Checkpoints
@@ -134,11 +129,11 @@ class Trainer:
         optimizer.zero_grad()
         losses, counted = [], 0
         for _ in range(config.accumulate):
-            rows = self.loader.next()
-            loss = self.how.loss(self.lm.model, rows)
+            batch = self.task.loader.next()
+            loss = self.task.loss(batch)
             loss.backward()
             losses.append(loss.detach())
-            counted += rows.tokens
+            counted += batch.tokens
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         if self.world.size > 1:
             counts = torch.tensor([0.0, counted, stop], dtype=torch.float64, device=loss.device)
@@ -160,7 +155,7 @@ class Trainer:
         self.tokens += counted
         lr = factor * config.optim.peak("hidden")
         self.pending.append(Pending(self.step, self.tokens, counted, loss, norm, lr))
-        if self.how.device.type == "cpu" or len(self.pending) == LAZY:
+        if self.task.how.device.type == "cpu" or len(self.pending) == LAZY:
             self.flush()  # on the CPU before the update: a gradient that is no number never reaches the weights
         optimizer.step(factor)
         return stop
@@ -194,18 +189,13 @@ class Trainer:
         )
 
     def evaluate(self) -> float | None:
-        """The held-out loss in nats per token; None without held-out text."""
+        """The held-out loss in nats per token; None where nothing is held out."""
         self.flush()
-        view = self.shards.held_out
-        if not view.n_documents or not (view.lengths > 1).any():
+        begin = time.perf_counter()
+        found = self.task.evaluate()
+        if found is None:
             return None
-        config, world, begin = self.config, self.world, time.perf_counter()
-        batches = eval_rows(
-            view, config.context, config.batch, config.eval_tokens,
-            fill=config.compile, rank=world.rank, world=world.size,
-        )  # fmt: skip
-        found = evaluate(self.lm.model, batches, self.how, world)
-        record = EvalRecord(self.step, self.tokens, found.loss, found.perplexity, found.bits_per_byte)
+        record = EvalRecord(self.step, self.tokens, found.loss, found.perplexity, found.bits_per_byte, found.exact)
         self.metrics.write(record)
         self.reporter.on_eval(record)
         self.held_out = found
@@ -216,10 +206,7 @@ class Trainer:
     def sample(self) -> None:
         """Write a little, always with the same seed; it changes nothing in the training."""
         if self.world.first:
-            ids = self.lm.encode(self.config.sample_prompt)
-            room = min(self.config.sample_tokens, self.lm.config.context_length - len(ids))
-            written = self.lm.generate(ids, max_tokens=room, temperature=0.8, seed=self.config.seed)
-            self.reporter.on_sample(self.step, self.config.sample_prompt + written.text)
+            self.reporter.on_sample(self.step, self.task.sample())
         self.flushed = time.perf_counter()
 
     def save(self, loss: float | None) -> None:
@@ -227,10 +214,10 @@ class Trainer:
         self.flush()
         if self.world.first:
             self.metrics.sync()
-            state = TrainState(self.step, self.tokens, self.seconds, self.loader.state(), rng_state(), loss)
+            state = TrainState(self.step, self.tokens, self.seconds, self.task.loader.state(), rng_state(), loss)
             tensors = self.optimizer.state_dict()
             need = 4 * self.optimizer.flat.values.numel() + sum(t.nbytes for t in tensors.values()) + (1 << 20)
-            path = self.checkpoints.save(state, self.lm.save, tensors, need)
+            path = self.checkpoints.save(state, self.task.save, tensors, need)
             best = self.checkpoints.best()
             write_curve(Path(self.config.out), f"{Path(self.config.out).name}: loss")
             self.reporter.on_checkpoint(self.step, path, best == path)

@@ -153,6 +153,25 @@ def test_resume_goes_on(capfd, run):
     assert "step 14" in shown.err
 
 
+PAIRS = "".join(f"{i} plus one\t{i + 1}\n" for i in range(100)) + "no tab here\n"
+
+
+@pytest.mark.parametrize("sizes", ["--n-heads 2 --norm-at pre", "--arch recurrent --attention none --cell lstm"])
+def test_training_on_pairs(capfd, tmp_path, sizes):
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    common = "--task seq2seq --d-model 16 --n-layers 1 --context 32 --batch 8 --steps 4 --threads 1"
+    arguments = ["train", tmp_path / "pairs.tsv", "--out", tmp_path / "run", *common.split(), *sizes.split()]
+    told = said(capfd, *arguments).err
+    assert "% written exactly" in told
+    assert "1 no tab between source and target" in told
+    assert "pairs.tsv:101" in told
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert settings["task"] == "seq2seq"
+    assert settings["model"].get("attention", 0) is (None if "none" in sizes else 0)
+    assert "step 6" in said(capfd, "train", "--out", tmp_path / "run", "--resume", "--steps", 6).err
+    assert "pairs.tsv:101: no tab" in refused(capfd, *arguments[:3], tmp_path / "b", *arguments[4:], "--strict")
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
@@ -166,6 +185,13 @@ def test_resume_goes_on(capfd, run):
         (["train", "nothing-here.txt", "--out", "NEW"], "nothing-here.txt"),
         (["train", "TEXT", "--out", "RUN"], "holds a run already"),
         (["train", "TEXT", "--out", "NEW", "--d-model", "30", "--n-heads", "4"], "multiple of n_heads"),
+        (["train", "--task", "seq2seq", "--out", "NEW"], "TSV or JSONL with source and target"),
+        (["train", "TEXT", "--task", "seq2seq", "--out", "NEW"], "no pair could be read"),
+        (["train", "TEXT", "--out", "NEW", "--cell", "gru"], "--cell is an option of --task seq2seq --arch recurrent"),
+        (["train", "TEXT", "--out", "NEW", "--arch", "recurrent"], "--arch is an option of --task seq2seq"),
+        (["train", "TEXT", "--task", "seq2seq", "--out", "NEW", "--rope-theta", "5"], "--rope-theta is an option of"),
+        (["train", "TEXT", "--task", "seq2seq", "--out", "NEW", "--preset", "tiny"], "--preset is an option of"),
+        (["train", "TEXT", "--out", "NEW", "--label-smoothing", "0.1"], "label_smoothing is an option of task seq2seq"),
         (["eval", "RUN"], "there is no DATA"),
         (["tokenizer", "decode", "RUN", "99999"], "99999"),
         (["bench", "RUN", "--rounds", "0"], "rounds must be"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tiny_pairs import RECURRENT, pair_run
 from tiny_runs import tiny_run
 
 from glassformer.training.rows import RowLoader
@@ -22,6 +23,12 @@ def runs() -> dict[str, dict]:
         "adamw": common | {"optim": OptimConfig(name="adamw")},
         "muon": common | {"optim": OptimConfig(muon_dtype="float32"), "accumulate": 2},
     }
+
+
+def pair_runs() -> dict[str, dict]:
+    """The settings of each run on pairs. 8 held-out pairs, of which 7 are written: one place is filled up."""
+    common = {"steps": STEPS, "batch": BATCH, "eval_every": 10, "save_every": 10, "exact_pairs": 7}
+    return {"pairs": common | {"accumulate": 2, "label_smoothing": 0.1}, "recurrent": common | {"model": RECURRENT}}
 
 
 def main() -> None:
@@ -43,6 +50,8 @@ def main() -> None:
         read.clear()
         tiny_run(out / name, tokenizer, **settings)
         (out / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(read))
+    for name, settings in pair_runs().items():
+        pair_run(out / name, **settings)
     dist.destroy_process_group()
 
 

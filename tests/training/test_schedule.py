@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glassformer.training.schedule import cosine_factor, lr_factor, warmup_factor, wsd_factor
+from glassformer.errors import ConfigError
+from glassformer.training.schedule import cosine_factor, inverse_sqrt_factor, lr_factor, warmup_factor, wsd_factor
+from glassformer.training.settings import ScheduleConfig
 
 
 def test_warmup_is_a_line_up_to_one():
@@ -29,6 +31,23 @@ def test_wsd_is_flat_then_a_line_down():
 
 def test_unknown_length_warms_up_and_stays():
     assert [lr_factor("cosine", step, total=None, warmup=2) for step in (0, 1, 500)] == [0.5, 1.0, 1.0]
+
+
+def test_inverse_sqrt_is_the_rate_of_the_paper_over_its_peak():
+    d_model, warmup = 512, 4000
+    for n in (1, 2, 1000, 3999, 4000, 4001, 100_000):  # updates, from 1
+        theirs = d_model**-0.5 * min(n**-0.5, n * warmup**-1.5)
+        peak = (d_model * warmup) ** -0.5
+        assert inverse_sqrt_factor(n - 1, warmup) * peak == pytest.approx(theirs, rel=1e-12)
+    assert [inverse_sqrt_factor(step, 2) for step in (0, 1, 7)] == [0.5, 1.0, 0.5]
+    assert [inverse_sqrt_factor(step, 0) for step in (0, 3)] == [1.0, 0.5]
+
+
+def test_inverse_sqrt_has_no_end():
+    for total in (None, 3, 900):
+        assert lr_factor("inverse_sqrt", 399, total=total, warmup=100) == 0.5
+    with pytest.raises(ConfigError, match="min_ratio has no effect on inverse_sqrt"):
+        ScheduleConfig("inverse_sqrt", min_ratio=0.1)
 
 
 @given(

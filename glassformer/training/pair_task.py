@@ -1,0 +1,229 @@
+"""An encoder-decoder in training: a source is read, and its target written from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glassformer.errors import ConfigError, DataError
+from glassformer.families.shape import PairShape, RecurrentShape
+from glassformer.nn.loss import linear_cross_entropy
+from glassformer.nn.model import EncoderDecoder
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.training.distributed import World
+from glassformer.training.evaluate import Evaluation, Pass
+from glassformer.training.metrics import Reporter
+from glassformer.training.optim import role_of
+from glassformer.training.pair_batches import PairBatch, PairLoader, eval_pairs
+from glassformer.training.pair_model import (
+    PairModel,
+    load_pair_model,
+    new_pair_model,
+    save_pair_model,
+    target_hidden,
+    write_greedily,
+)
+from glassformer.training.pair_store import open_pairs, save_pairs
+from glassformer.training.pairs import Pair, PairFiles, Pairs, tokenize_pairs
+from glassformer.training.precision import matrix_flops_per_token
+from glassformer.training.rows import permutation
+from glassformer.training.settings import TrainConfig
+from glassformer.training.setup import open_tokenizer
+from glassformer.training.sources import Skipped
+
+PairSource = Iterable[Pair] | Callable[[], Iterable[Pair]]
+SOURCE_KEYS = (".cross.k.", ".cross.v.", "alignment.key.")
+
+
+def prepare_pairs(
+    config: TrainConfig, given: PairSource | None, held_out: PairSource | None, reporter: Reporter
+) -> None:
+    """Tokenizer and tokenized pairs into the run's folder; what is left out is told, by file and line."""
+    folder, shape = Path(config.out), config.model
+    assert isinstance(shape, PairShape | RecurrentShape), "settings give each task the shapes that it knows"
+
+    def tell(skipped: Skipped) -> None:
+        for line in skipped.lines():
+            reporter.on_message(f"left out: {line}", warning=True)
+
+    def read(source: Iterable[Pair]) -> Pairs:
+        found = tokenize_pairs(
+            source, tokenizer, context=shape.context, source_context=shape.source_context, strict=config.strict
+        )
+        tell(found.skipped)
+        return found
+
+    def texts() -> tuple[Iterable[str], int | None]:
+        return (text for pair in source for text in (pair.source, pair.target)), getattr(source, "total_bytes", None)
+
+    source = PairFiles(config.data, strict=config.strict) if given is None else again(given)
+    if isinstance(source, PairFiles) and not source.again:  # standard input: it comes but once
+        files, source = source, list(source)
+        tell(files.skipped)
+    tokenizer = open_tokenizer(config, texts, folder, reporter)
+    train = read(source)
+    if held_out is not None:
+        aside = read(again(held_out))
+        train = without(train, aside)
+    elif config.held_out:
+        train, aside = train.hold_out(config.held_out)
+    else:
+        aside = train.take(np.arange(0))
+    reporter.on_message(f"{len(train):,} pairs to train on, {len(aside):,} held out")
+    save_pairs(folder / "data", train, aside)
+
+
+def again(source: PairSource) -> Iterable[Pair]:
+    """The same pairs, such that they can be gone through twice. DataError where they are something else."""
+    if isinstance(source, PairFiles):
+        return source
+    found = Again(source) if callable(source) else list(source)
+    for item in islice(found, 1):
+        if not isinstance(item, Pair):
+            raise DataError(f"a pair must be a glassformer.training.pairs.Pair, got {type(item).__name__}")
+    return found
+
+
+class Again:
+    """The pairs that a function gives, each time anew."""
+
+    def __init__(self, make: Callable[[], Iterable[Pair]]):
+        self.make = make
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.make())
+
+
+def without(pairs: Pairs, aside: Pairs) -> Pairs:
+    """Those whose source is none of `aside`'s. DataError where none is left."""
+    known = {aside.source.row(i).tobytes() for i in range(len(aside))}
+    fresh = [i for i in range(len(pairs)) if pairs.source.row(i).tobytes() not in known]
+    if not fresh:
+        raise DataError("every pair's source is held out: there is none left to train on")
+    return pairs if len(fresh) == len(pairs) else pairs.take(np.array(fresh))
+
+
+class PairTask:
+    """See `Task`. checkpoint: the model folder to go on from, None to begin.
+
+    An evaluation reads as many held-out pairs as have `eval_tokens` targets, and writes `exact_pairs` of them: drawn
+    by an order that is the same for every run on the same pairs.
+    """
+
+    prepare = staticmethod(prepare_pairs)
+
+    def __init__(self, config: TrainConfig, world: World, how: Pass, checkpoint: Path | None):
+        folder, shape = Path(config.out), config.model
+        assert isinstance(shape, PairShape | RecurrentShape), "settings give each task the shapes that it knows"
+        self.config, self.world, self.how = config, world, how
+        self.tokenizer = Tokenizer.load(folder / "tokenizer")
+        train, held_out = open_pairs(folder / "data")
+        self.model = self._model(shape, checkpoint)
+        self.loader = PairLoader(train, config.batch, config.seed, world.rank, world.size, config.accumulate)
+        self.fingerprint = hashlib.sha256(f"{train.fingerprint} {held_out.fingerprint}".encode()).hexdigest()
+        drawn = held_out.take(permutation(len(held_out), 0))
+        fitting = int((np.cumsum(counted(drawn)) <= config.eval_tokens).sum())
+        self.read = drawn.take(np.arange(min(len(drawn), max(1, fitting))))
+        self.written = drawn.take(np.arange(min(config.exact_pairs, len(drawn))))
+        self.train_tokens, self.held_out_tokens = int(counted(train).sum()), int(counted(held_out).sum())
+        self.batch_tokens = max(1, config.batch // world.size * self.train_tokens // len(train))
+        of_source, of_target = pair_matrices(self.model)
+        self.matrices = of_source + of_target
+        ratio = len(train.source.tokens) / self.train_tokens
+        self.flops_per_token = ratio * matrix_flops_per_token(of_source) + matrix_flops_per_token(of_target)
+        self.prompt = self.tokenizer.encode(config.sample_prompt, bare=True)
+        if len(self.prompt) > (shape.source_context or shape.context):
+            raise ConfigError(f"sample_prompt has {len(self.prompt)} tokens, more than a source may have")
+
+    def _model(self, shape: PairShape | RecurrentShape, checkpoint: Path | None) -> PairModel:
+        if checkpoint is None:
+            model = new_pair_model(shape.expand(self.tokenizer.vocab_size), self.config.seed)
+        else:
+            model = load_pair_model(checkpoint)
+        return model.to(self.how.device).train()
+
+    def loss(self, batch: PairBatch) -> Tensor:
+        return self._loss(batch, self.config.label_smoothing)
+
+    def _loss(self, batch: PairBatch, smoothing: float) -> Tensor:
+        """The sum over counted targets of -log p(target), in nats; float32."""
+        how, model = self.how, self.model
+        if how.device.type != "cpu":  # but the lengths: what is made of them begins here, and would wait for them
+            batch = replace(batch.to(how.device, non_blocking=True), source_lengths=batch.source_lengths)
+        with how.autocast():
+            hidden = target_hidden(model, batch, how).flatten(0, 1)  # [B T, D]
+        return linear_cross_entropy(hidden, model.head_weight, batch.targets.flatten(), how.dtype, smoothing)
+
+    @torch.no_grad()
+    def evaluate(self) -> Evaluation | None:
+        if not len(self.read):
+            return None
+        nats, tokens, world = 0.0, 0, self.world
+        for batch in eval_pairs(self.read, self.config.batch, rank=world.rank, world=world.size):
+            nats += self._loss(batch, 0.0).item()
+            tokens += batch.tokens
+        place = self.how.device if world.size > 1 else "cpu"  # nccl sums only what lies on a GPU
+        values = torch.tensor([nats, tokens, self.count_exact()], dtype=torch.float64, device=place)
+        total, count, right = world.sum(values).tolist()
+        return Evaluation(total / count, int(count), 0.0, right / len(self.written) if len(self.written) else None)
+
+    def count_exact(self) -> int:
+        """How many of this process's share of the pairs to write are written exactly, as text.
+
+        What is still going on where the longest target of its batch has ended is wrong.
+        """
+        right, world = 0, self.world
+        for batch in eval_pairs(self.written, self.config.batch, rank=world.rank, world=world.size):
+            wanted = [self.written.target.row(number).tolist() for number in batch.numbers.tolist()]
+            found = self.write(batch.source, batch.source_lengths, batch.targets.shape[1])
+            same = [self.text(a) == self.text(b) for a, b in zip(found, wanted, strict=True)]
+            right += sum(ok for ok, number in zip(same, batch.numbers.tolist(), strict=True) if number >= 0)
+        return right
+
+    def write(self, source: Tensor, lengths: Tensor, most: int) -> list[list[int]]:
+        """Token ids for each source, greedily, in float32."""
+        pairs = self.loader.pairs
+        return write_greedily(self.model, source.to(self.how.device), lengths, most, pairs.bos_id, pairs.eos_id)
+
+    def text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids)
+
+    def sample(self) -> str:
+        """What the prompt is translated to, greedily."""
+        config = self.config
+        most = min(config.sample_tokens, config.context)
+        ids = self.write(torch.tensor([self.prompt]), torch.tensor([len(self.prompt)]), most)[0]
+        return f"{config.sample_prompt} -> {self.text(ids)}"
+
+    def save(self, folder: Path) -> None:
+        save_pair_model(self.model, folder)
+        self.tokenizer.save(folder)
+
+
+def counted(pairs: Pairs) -> np.ndarray:
+    """How many targets each pair has: its tokens, and the one that ends them."""
+    return pairs.target.lengths + 1
+
+
+def pair_matrices(model: PairModel) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
+    """[out, in] of the matrices that a source's tokens are multiplied with, and of those that a target's are.
+
+    A decoder's cross-attention makes its keys and values of sources.
+    """
+    of_source: Counter[tuple[int, int]] = Counter()
+    of_target: Counter[tuple[int, int]] = Counter()
+    for name, parameter in model.named_parameters():
+        if role_of(name, parameter) in ("hidden", "head"):
+            mine = of_source if name.startswith("encoder.") or any(k in name for k in SOURCE_KEYS) else of_target
+            mine[parameter.shape[0], parameter.shape[1]] += 1
+    if isinstance(model, EncoderDecoder) and model.head is None:  # tied: the head is the embedding's table
+        of_target[model.head_weight.shape[0], model.head_weight.shape[1]] += 1
+    return of_source, of_target

@@ -1,0 +1,360 @@
+"""Training on pairs: it learns, adds up right, resumes bit for bit, and says what it cannot use."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_loop import Log
+from tiny_pairs import RECURRENT, SHAPES, TRANSFORMER, pair_config, pair_run, some_pairs
+from tiny_runs import differing, end_state, losses, memory_folder, metrics
+
+from glassformer.errors import CheckpointError, ConfigError, DataError
+from glassformer.families.shape import PairShape, RecurrentShape
+from glassformer.nn.step import Step
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.training import dates
+from glassformer.training.distributed import ALONE
+from glassformer.training.evaluate import Pass
+from glassformer.training.loop import train
+from glassformer.training.optim import role_of
+from glassformer.training.pair_batches import eval_pairs
+from glassformer.training.pair_model import load_pair_model, new_pair_model, save_pair_model, write_greedily
+from glassformer.training.pair_store import open_pairs
+from glassformer.training.pair_task import PairTask
+from glassformer.training.pairs import Pair, PairFiles
+from glassformer.training.runfile import recorded_settings
+from glassformer.training.settings import (
+    InitConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+    settings_dict,
+    settings_from,
+)
+
+
+@pytest.fixture
+def tmp_path():
+    with memory_folder() as folder:
+        yield folder
+
+
+class Crash(Exception):
+    pass
+
+
+def crash():
+    raise Crash
+
+
+def opened(run, config) -> PairTask:
+    """What was trained, as of its last checkpoint."""
+    return PairTask(config, ALONE, Pass(torch.device("cpu"), torch.float32), run.last)
+
+
+LEARNERS = {
+    "transformer": (
+        PairShape(d_model=48, n_layers=1, n_heads=4, d_ff=96, context=12, positions="learned"),
+        OptimConfig(lr=0.02, embed_lr=0.01, muon_dtype="float32"),
+        500,
+    ),
+    "recurrent": (
+        RecurrentShape(d_model=24, d_hidden=64, context=12),
+        OptimConfig(name="adamw", lr=0.01, weight_decay=0.0),
+        300,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_it_learns_to_reverse(tmp_path, name):
+    shape, optim, steps = LEARNERS[name]
+    config = pair_config(
+        tmp_path / "run", model=shape, optim=optim, steps=steps, batch=32, eval_every=steps, save_every=steps,
+        exact_pairs=200, sample_prompt="stressed", schedule=ScheduleConfig(warmup=20, decay=0.5),
+    )  # fmt: skip
+    log = Log()
+    given = {split: list(dates.pairs("reverse", 0, split, n, 0)) for split, n in (("train", 6000), ("held-out", 300))}
+    run = train(config, documents=given["train"], held_out=given["held-out"], reporter=log)
+    records = [r for r in metrics(run.folder) if "held_out_loss" in r]
+    assert [r["step"] for r in records] == [0, steps]
+    assert records[0]["exact"] == 0
+    assert run.held_out.exact == records[-1]["exact"] >= 0.97
+    assert records[-1]["held_out_loss"] < 0.05
+    assert log.all("on_sample")[-1] == (steps, "stressed -> desserts")
+    assert "6,000 pairs to train on, 300 held out" in [text for text, *_ in log.all("on_message")]
+
+
+def test_metrics_have_no_gap_and_say_how_much_is_exact(tmp_path):
+    log = Log()
+    run = pair_run(tmp_path / "run", log)
+    records = metrics(run.folder)
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 9))
+    evals = [r for r in records if "held_out_loss" in r]
+    assert [r["step"] for r in evals] == [0, 2, 4, 6, 8]
+    assert all(r["exact"] in (0, 0.25, 0.5, 0.75, 1) and "bits_per_byte" not in r for r in evals)
+    assert evals[-1]["held_out_loss"] < evals[0]["held_out_loss"]
+    assert [entry[0] for entry in log.all("on_checkpoint")] == [2, 4, 6, 8]
+    assert (run.folder / "loss.svg").exists()
+    info = log.all("on_start")[0][0]
+    train_pairs, held_out = open_pairs(run.folder / "data")
+    assert (len(train_pairs), len(held_out)) == (72, 8)
+    assert info.train_tokens == int((train_pairs.target.lengths + 1).sum())
+    assert run.tokens <= 8 * 8 * 9
+    saved = json.loads((run.last / "config.json").read_text())
+    assert (saved["task"], saved["model"]) == ("seq2seq", "transformer")
+    assert Tokenizer.load(run.last).vocab_size == saved["config"]["vocab_size"]
+
+
+def test_without_held_out_pairs_or_pairs_to_write(tmp_path):
+    run = pair_run(tmp_path / "none", held_out=0.0)
+    assert run.held_out is None
+    assert all("loss" in r for r in metrics(run.folder))
+    run = pair_run(tmp_path / "unwritten", exact_pairs=0)
+    assert run.held_out is not None
+    assert run.held_out.exact is None
+    assert all("exact" not in r for r in metrics(run.folder))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_micro_batches_equal_one_batch(tmp_path, shape, smoothing):
+    common = {"model": SHAPES[shape], "label_smoothing": smoothing}
+    pair_run(tmp_path / "one", batch=8, accumulate=1, **common)
+    pair_run(tmp_path / "four", batch=2, accumulate=4, **common)
+    one, four = tmp_path / "one", tmp_path / "four"
+    assert [r["tokens"] for r in metrics(one)] == [r["tokens"] for r in metrics(four)]
+    assert losses(four) == pytest.approx(losses(one), rel=1e-5, abs=0)
+    a, b = (load_file(folder / "checkpoints" / "last" / "model.safetensors") for folder in (one, four))
+    felt = [n for n in a if not n.endswith(".k.bias")]  # softmax takes no notice of it: its gradient is noise
+    apart = max((a[n] - b[n]).abs().max().item() for n in felt)
+    assert 0 < apart < 1e-4  # the sums were made in another order, and that is all
+
+
+def test_label_smoothing_is_in_the_training_loss_alone(tmp_path):
+    pair_run(tmp_path / "sharp", steps=1)
+    pair_run(tmp_path / "smooth", steps=1, label_smoothing=0.3)
+    sharp, smooth = metrics(tmp_path / "sharp"), metrics(tmp_path / "smooth")
+    assert sharp[0] == smooth[0]  # held-out, before the first step
+    assert sharp[1]["loss"] != smooth[1]["loss"]
+
+
+VARIANTS = {
+    "transformer": {},
+    "recurrent": {"model": RECURRENT},
+    "lstm": {"model": replace(RECURRENT, cell="lstm", attention="general", input_feeding=True, n_layers=2)},
+    "bottleneck": {"model": replace(RECURRENT, attention=None), "optim": OptimConfig(name="adamw")},
+    "pre-norm": {"model": replace(TRANSFORMER, norm_at="pre", positions="learned", shared_embedding=False)},
+    "accumulate": {"accumulate": 2, "batch": 4, "label_smoothing": 0.1},
+    "inverse_sqrt": {"schedule": ScheduleConfig("inverse_sqrt", warmup=3), "optim": OptimConfig(name="adamw")},
+    "bfloat16": {"dtype": "bfloat16", "optim": OptimConfig()},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_resumed_equals_uninterrupted(tmp_path, name):
+    changes = {"steps": 12, "save_every": 4, "eval_every": 2, "sample_prompt": "abc", **VARIANTS[name]}
+    pair_run(tmp_path / "whole", **changes)
+    for step in (1, 7, 11):  # before a checkpoint, after that of step 4, after that of step 8
+        with pytest.raises(Crash):
+            pair_run(tmp_path / "run", Log({step: crash}), resume=step > 1, **changes)
+    log = Log()
+    run = train(pair_config(tmp_path / "run", resume=True, **changes), reporter=log)  # it needs no pairs any more
+    assert run.step == 12
+    assert log.all("on_message") == []
+    assert [r[0].step for r in log.all("on_step")] == [9, 10, 11, 12]
+    assert differing(end_state(tmp_path / "run"), end_state(tmp_path / "whole")) == []
+
+
+def test_a_run_goes_on_from_what_it_has_recorded(tmp_path):
+    pair_run(tmp_path / "run", steps=2, model=RECURRENT)
+    settings = recorded_settings(tmp_path / "run", steps=4)
+    assert settings == pair_config(tmp_path / "run", steps=4, model=RECURRENT, resume=True)
+    assert train(settings).step == 4
+    with pytest.raises(ConfigError, match=r"other settings: .*model.cell was"):
+        train(replace(settings, model=replace(RECURRENT, cell="lstm")))
+    path = tmp_path / "run" / "data" / "pairs.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match=r"is not the data that this run was begun with|cannot be read"):
+        train(settings)
+    path.write_bytes(raw[:-20])
+    with pytest.raises(DataError, match=r"pairs.safetensors cannot be read"):
+        train(settings)
+
+
+def test_the_same_settings_give_the_same_bits_and_another_seed_others(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        pair_run(tmp_path / name, seed=seed, steps=4)
+    assert end_state(tmp_path / "a") == end_state(tmp_path / "b")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_evaluating_and_writing_agree_with_the_plain_way(tmp_path, name):
+    """The loss by torch's own cross-entropy, the text by running the whole model again for each token."""
+    config = pair_config(tmp_path / "run", model=SHAPES[name], steps=30, save_every=30, exact_pairs=8)
+    run = train(config, documents=some_pairs())
+    task = opened(run, config)
+    nats, tokens, right = 0.0, 0, 0
+    for batch in eval_pairs(open_pairs(run.folder / "data")[1], 1):
+        logits = plain_logits(task, batch.source, batch.inputs)
+        nats += torch.nn.functional.cross_entropy(logits[0], batch.targets[0], reduction="sum").item()
+        tokens += batch.tokens
+        ids = batch.inputs[:, :1]
+        while ids.shape[1] <= batch.tokens:
+            best = plain_logits(task, batch.source, ids)[:, -1:].argmax(-1)
+            ids = torch.cat([ids, best], 1)
+            if best.item() == task.loader.pairs.eos_id:
+                break
+        right += ids[0, 1:].tolist() == batch.targets[0].tolist()
+        found = task.write(batch.source, batch.source_lengths, batch.tokens)[0]
+        assert found == [i for i in ids[0, 1:].tolist() if i != task.loader.pairs.eos_id]
+    told = task.evaluate()
+    assert told == run.held_out
+    assert told.tokens == tokens
+    assert told.loss == pytest.approx(nats / tokens, rel=1e-5)
+    assert told.exact == right / 8
+
+
+def plain_logits(task, source, ids):
+    with torch.no_grad():
+        if task.config.model is RECURRENT or isinstance(task.config.model, RecurrentShape):
+            return task.model(source, ids)
+        return task.model(ids, Step.of(ids, source=task.model.encode(source, Step.of(source))))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_rows_are_written_alike_alone_and_together(name):
+    model = new_pair_model(SHAPES[name].expand(9), 3)
+    source = torch.randint(2, 9, (5, 7), generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([7, 3, 1, 5, 7])
+    together = write_greedily(model, source, lengths, 6, 0, 1)
+    alone = [
+        write_greedily(model, source[i : i + 1, :n], lengths[i : i + 1], 6, 0, 1)[0] for i, n in enumerate(lengths)
+    ]
+    assert together == alone
+    assert all(len(row) <= 6 and 1 not in row for row in together)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_saved_model_comes_back(tmp_path, name):
+    model = new_pair_model(SHAPES[name].expand(9), 3)
+    save_pair_model(model, tmp_path)
+    again = load_pair_model(tmp_path)
+    assert again.config == model.config
+    for (a, x), (b, y) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert a == b
+        assert torch.equal(x, y)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"task": "lm"}, "is not of an encoder-decoder"),
+        ({"config": raw["config"] | {"d_model": 12}}, "do not fit the configuration: |d_model"),
+        ({"config": raw["config"] | {"colour": 1}}, "keys that nobody reads: colour"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(raw | change))
+        with pytest.raises(CheckpointError, match=message):
+            load_pair_model(tmp_path)
+
+
+def test_roles_of_an_encoder_decoder():
+    roles = {}
+    for shape in (replace(TRANSFORMER, positions="learned", tied_head=False), RECURRENT):
+        roles |= {n: role_of(n, p) for n, p in new_pair_model(shape.expand(9), 0).named_parameters()}
+    assert {n for n, role in roles.items() if role == "embed"} == {
+        "embed.weight", "positions.weight", "encoder.positions.weight", "source_embed.weight"
+    }  # fmt: skip
+    assert {n for n, role in roles.items() if role == "head"} == {"head.weight"}
+    for name in ("encoder.blocks.0.attn.q.weight", "blocks.0.cross.k.weight", "encoder.weight_hh_l0", "combine.weight"):
+        assert roles[name] == "hidden"
+
+
+def test_files_are_read_and_what_is_no_pair_is_told(tmp_path):
+    lines = [f"{pair.source}\t{pair.target}" for pair in some_pairs()]
+    lines[3], lines[5] = "nothing beside it", "x" * 40 + "\tx"
+    path = tmp_path / "pairs.tsv"
+    path.write_text("\n".join(lines))
+    log = Log()
+    run = train(pair_config(tmp_path / "run", data=(str(path),)), reporter=log)
+    assert run.step == 8
+    said = [text for text, *_ in log.all("on_message")]
+    assert f"left out: 1 no tab between source and target ({path}:4)" in said
+    assert f"left out: 1 source of more than 16 tokens ({path}:6: 40 tokens)" in said
+    assert "71 pairs to train on, 7 held out" in said
+    with pytest.raises(DataError, match=r"pairs.tsv:4: no tab"):
+        train(pair_config(tmp_path / "strict", data=(str(path),), strict=True))
+    lines[3] = lines[4]
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"pairs.tsv:6: source of more than 16 tokens"):
+        train(pair_config(tmp_path / "strict2", data=(str(path),), strict=True))
+
+
+def test_pairs_that_cannot_be_used_are_refused(tmp_path):
+    (tmp_path / "empty.tsv").write_text("no tab here\n")
+    with pytest.raises(DataError, match=r"no pair could be read from .*no tab between source and target"):
+        train(pair_config(tmp_path / "a", data=(str(tmp_path / "empty.tsv"),)))
+    with pytest.raises(DataError, match="no data was named"):
+        train(pair_config(tmp_path / "b"))
+    with pytest.raises(DataError, match=r"too few pairs: 72, and a batch has 100: lower batch to at most 72"):
+        pair_run(tmp_path / "c", batch=100)
+    with pytest.raises(DataError, match=r"must be a glassformer.training.pairs.Pair, got str"):
+        train(pair_config(tmp_path / "d"), documents=lambda: iter(["a text"]))
+    with pytest.raises(ConfigError, match="sample_prompt has 20 tokens"):
+        pair_run(tmp_path / "e", sample_prompt="x" * 20)
+
+
+def test_a_held_out_source_is_not_trained_on(tmp_path):
+    pairs = some_pairs()
+    train(pair_config(tmp_path / "run", steps=1), documents=lambda: iter(pairs), held_out=pairs[:10])
+    kept, held_out = open_pairs(tmp_path / "run" / "data")
+    assert len(held_out) == 10
+    sources = [{side.source.row(i).tobytes() for i in range(len(side))} for side in (kept, held_out)]
+    assert not sources[0] & sources[1]
+    assert len(kept) == sum(pair.source not in {p.source for p in pairs[:10]} for pair in pairs)
+
+
+def test_pair_files_may_be_given_too(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"source": p.source, "target": p.target}) + "\n" for p in some_pairs()))
+    run = train(pair_config(tmp_path / "run", steps=1), documents=PairFiles(path), held_out=[Pair("abc", "cba")])
+    assert run.held_out.tokens == 4
+
+
+def test_settings_of_both_kinds_come_back_from_json():
+    for shape in (TRANSFORMER, RECURRENT, replace(RECURRENT, attention=None)):
+        config = TrainConfig(task="seq2seq", model=shape, label_smoothing=0.1, schedule=ScheduleConfig("inverse_sqrt"))
+        assert settings_from(json.loads(json.dumps(settings_dict(config)))) == config
+    assert TrainConfig(task="seq2seq", model=RECURRENT).tokenizer_kind == "char"
+    assert TrainConfig().tokenizer_kind == "bpe"
+    assert TrainConfig(tokenizer=TokenizerConfig(kind="word")).tokenizer_kind == "word"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "seq2seq"}, "task seq2seq trains a PairShape or a RecurrentShape, got model ShapeConfig"),
+        ({"model": TRANSFORMER}, "task lm trains a ShapeConfig or a ModelConfig, got model PairShape"),
+        ({"label_smoothing": 0.1}, "label_smoothing is an option of task seq2seq alone, got 0.1"),
+        ({"strict": True}, "strict is an option of task seq2seq alone"),
+        ({"task": "seq2seq", "model": RECURRENT, "compile": True}, "compile is an option of task lm alone"),
+        ({"task": "seq2seq", "model": RECURRENT, "tokens": 5}, "tokens is an option of task lm alone"),
+        ({"task": "seq2seq", "model": RECURRENT, "init": InitConfig(std=0.1)}, "init is an option of task lm alone"),
+        ({"task": "seq2seq", "model": RECURRENT, "label_smoothing": 1.0}, "label_smoothing must be from 0 to below 1"),
+        ({"task": "seq2seq", "model": RECURRENT, "sample_every": 2}, "sample_every needs a sample_prompt"),
+    ],
+)
+def test_settings_that_contradict_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**settings)
+
+
+def test_a_recurrent_model_trains_in_float32(tmp_path):
+    log = Log()
+    pair_run(tmp_path / "run", log, model=RECURRENT, dtype="auto", steps=1)
+    assert any("float32: a recurrent model" in choice for choice in log.all("on_start")[0][0].choices)
+    with pytest.raises(ConfigError, match="dtype must be auto or float32 for a recurrent model"):
+        pair_run(tmp_path / "other", model=RECURRENT, dtype="bfloat16")
