@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from glassformer.text.train import train_tokenizer
     from glassformer.training.loop import train
     from glassformer.training.settings import TrainConfig
+    from glassformer.translator import Translator, load_translator
 
 _HOME = {
     "LanguageModel": "lm",
@@ -28,7 +29,9 @@ _HOME = {
     "ShapeConfig": "families.shape",
     "Tokenizer": "text.tokenizer",
     "TrainConfig": "training.settings",
+    "Translator": "translator",
     "load": "lm",
+    "load_translator": "translator",
     "train": "training.loop",
     "train_tokenizer": "text.train",
 }
@@ -40,7 +43,9 @@ __all__ = [
     "ShapeConfig",
     "Tokenizer",
     "TrainConfig",
+    "Translator",
     "load",
+    "load_translator",
     "train",
     "train_tokenizer",
 ]

@@ -25,6 +25,7 @@ VERBS = {
     "data": ("data:app", "See what would be trained on."),
     "tokenizer": ("tokenizer:app", "Train a tokenizer; encode, decode and show tokens."),
     "generate": ("generate:generate", "Continue a prompt."),
+    "translate": ("translate:translate", "Write one text from another, with a model that was trained on pairs."),
     "chat": ("chat:chat", "Write back and forth with a model."),
     "eval": ("evaluate:evaluate", "Measure loss, perplexity and bits per byte on a text."),
     "bench": ("bench:bench", "Measure prefill and decode speed against this machine's limits."),
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         app.config = _config_file(tokens)
-        app(tokens or ["--help"], exit_on_error=False, print_error=True, result_action="return_value")
+        app(_stdin_last(tokens) or ["--help"], exit_on_error=False, print_error=True, result_action="return_value")
     except GlassformerError as error:
         _fail(str(error), 1)
     except CycloptsError:
@@ -79,6 +80,14 @@ def _config_file(tokens: list[str]) -> list[Toml]:
         del tokens[i : i + (1 if equals else 2)]
         return [Toml(value, must_exist=True, use_commands_as_keys=False)]
     return []
+
+
+def _stdin_last(tokens: list[str]) -> list[str]:
+    """A lone `-`, which the parser would take for an option, put where it takes everything as it is: behind `--`."""
+    end = tokens.index("--") if "--" in tokens else len(tokens)
+    options, rest = tokens[:end], tokens[end + 1 :]
+    lone = [token for token in options if token == "-"]
+    return [*(token for token in options if token != "-"), "--", *lone, *rest] if lone else tokens
 
 
 def _fail(message: str, status: int) -> None:

@@ -19,6 +19,7 @@ from glassformer.errors import ConfigError
 
 if TYPE_CHECKING:
     from glassformer.lm import LanguageModel
+    from glassformer.translator import Translator
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -58,8 +59,6 @@ def open_model(
     model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False
 ) -> LanguageModel:
     """Load a model, and say on stderr what was loaded."""
-    import torch
-
     import glassformer
     from glassformer.lm import PACKAGED
 
@@ -67,12 +66,32 @@ def open_model(
     with working("loading", quiet=quiet):
         lm = glassformer.load(model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys)
     if not quiet:
-        n = sum(p.numel() for p in lm.model.parameters())
-        dtype = str(next(lm.model.parameters()).dtype).removeprefix("torch.")
         label = f", {PACKAGED[model]}" if model in PACKAGED and not os.path.exists(model) else ""
-        where = f"{lm.device.type}, {torch.get_num_threads()} threads" if lm.device.type == "cpu" else str(lm.device)
-        say(f"{lm.source if not label else model}: {n / 1e6:.2f}M parameters, {dtype} on {where}{label}")
+        _say_loaded(lm, lm.source if not label else model, label)
     return lm
+
+
+def open_translator(
+    model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False
+) -> Translator:
+    """Load a translator, and say on stderr what was loaded."""
+    import glassformer
+
+    machine.apply()
+    with working("loading", quiet=quiet):
+        found = glassformer.load_translator(model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys)
+    if not quiet:
+        _say_loaded(found, found.source)
+    return found
+
+
+def _say_loaded(loaded: LanguageModel | Translator, name: str, label: str = "") -> None:
+    import torch
+
+    parameters, device = list(loaded.model.parameters()), loaded.device
+    n, dtype = sum(p.numel() for p in parameters), str(parameters[0].dtype).removeprefix("torch.")
+    where = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    say(f"{name}: {n / 1e6:.2f}M parameters, {dtype} on {where}{label}")
 
 
 def say(text: str) -> None:

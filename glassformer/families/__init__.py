@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from glassformer.config import ModelConfig
+from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import ConfigError
-from glassformer.families import gpt2, llama, qwen3
+from glassformer.families import gpt2, llama, pair, qwen3
 from glassformer.families.family import Family, Fields
 from glassformer.families.shape import ShapeConfig
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (gpt2.FAMILY, llama.FAMILY, qwen3.FAMILY)}
+FAMILIES: dict[str, Family] = {f.name: f for f in (gpt2.FAMILY, llama.FAMILY, qwen3.FAMILY, pair.PAIR, pair.RECURRENT)}
 
 
 def family(name: object) -> Family:
@@ -23,17 +23,22 @@ def family(name: object) -> Family:
     raise ConfigError(f"unknown model_type {name!r}{hint}. Known: {', '.join(sorted(FAMILIES))}")
 
 
-def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) -> ModelConfig:
-    """config.json to ModelConfig. Every key is taken, or ignored by name; ConfigError lists those that are neither."""
+def family_of(config: ModelConfig | RecurrentConfig) -> Family:
+    """The family that a model of this configuration is saved under."""
+    return pair.RECURRENT if isinstance(config, RecurrentConfig) else family(config.family)
+
+
+def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) -> ModelConfig | RecurrentConfig:
+    """config.json to a configuration. Every key is taken, or ignored by name; ConfigError lists those that are not."""
     fields = Fields(raw, source, ignore)
     config = family(fields.take("model_type", None)).read(fields)
     fields.close()
     return config
 
 
-def write_config(config: ModelConfig) -> dict[str, Any]:
-    """ModelConfig to config.json. ConfigError where the family's format cannot say what the config says."""
-    entry = family(config.family)
+def write_config(config: ModelConfig | RecurrentConfig) -> dict[str, Any]:
+    """A configuration to config.json. ConfigError where the family's format cannot say what the config says."""
+    entry = family_of(config)
     raw = {"model_type": entry.name, "architectures": [entry.architecture], **entry.write(config)}
     if read_config(raw, "config.json") != config:
         raise ConfigError(f"a {entry.architecture} config.json cannot describe this model: {config}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from glassformer.config import Activation, ModelConfig
+from glassformer.config import Activation, ModelConfig, RecurrentConfig
 from glassformer.errors import ConfigError
 
 # Keys that say nothing about what the model computes: how it was trained, by which program, how it is generated from.
@@ -124,13 +124,16 @@ def linear(theirs: str, *ours: str, transposed: bool = False) -> tuple[Rule, Rul
 
 @dataclass(frozen=True)
 class Family:
-    """A model family. `prefix` may be absent from all tensor names; `ignored` are tensors that hold no weights."""
+    """A model family. `prefix` may be absent from all tensor names; `ignored` are tensors that hold no weights.
+
+    `rules` None: tensors are named, and lie, as our parameters do.
+    """
 
     name: str
     architecture: str
-    read: Callable[[Fields], ModelConfig]
-    write: Callable[[ModelConfig], dict[str, Any]]
+    read: Callable[[Fields], ModelConfig | RecurrentConfig]
+    write: Callable[[Any], dict[str, Any]]
     shape: Callable[..., ModelConfig]
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...] | None = None
     prefix: str = ""
     ignored: tuple[str, ...] = ()

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glassformer.config import ModelConfig
+from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import CheckpointError
-from glassformer.families import Family, family, read_config
-from glassformer.nn.model import Decoder
+from glassformer.families import Family, family_of, read_config
+from glassformer.nn.model import Decoder, EncoderDecoder, make_model
+from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.weights.reader import Reader, read_json
 from glassformer.weights.rules import Entry, entries
 
@@ -26,19 +27,47 @@ def load_model(
     copy: bool = False,
     ignore_keys: tuple[str, ...] = (),
 ) -> Decoder:
-    """The model of a Hugging Face folder, on `device` in `dtype` (the checkpoint's own by default).
+    """The language model of a Hugging Face folder, on `device` in `dtype` (the checkpoint's own by default).
 
     Tensors that need no conversion stay mapped from the file; `copy` gives each its own aligned storage, as training
     needs. Neither takes more memory than the weights. CheckpointError lists every tensor that is missing, left over or
-    of the wrong shape, in one message.
+    of the wrong shape, in one message; or says that the model is a translator.
     """
-    folder, device = Path(folder), torch.device(device)
+    model = _load(Path(folder), torch.device(device), dtype, copy, ignore_keys)
+    if isinstance(model, EncoderDecoder | RecurrentEncoderDecoder):
+        raise CheckpointError(
+            f"{folder} is a translator, which writes from a source: `glassformer translate`, "
+            "or glassformer.load_translator"
+        )
+    return model
+
+
+def load_pair_model(
+    folder: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    copy: bool = False,
+    ignore_keys: tuple[str, ...] = (),
+) -> EncoderDecoder | RecurrentEncoderDecoder:
+    """`load_model` of an encoder-decoder. CheckpointError too where the model is a language model."""
+    model = _load(Path(folder), torch.device(device), dtype, copy, ignore_keys)
+    if not isinstance(model, EncoderDecoder | RecurrentEncoderDecoder):
+        raise CheckpointError(
+            f"{folder} is a language model, which reads no source: `glassformer generate`, or glassformer.load"
+        )
+    return model
+
+
+def _load(
+    folder: Path, device: torch.device, dtype: torch.dtype | None, copy: bool, ignore_keys: tuple[str, ...]
+) -> Decoder | RecurrentEncoderDecoder:
     config = read_config(read_json(folder / "config.json"), str(folder / "config.json"), ignore_keys)
     with torch.device("meta"):
-        model = Decoder(config)
+        model = RecurrentEncoderDecoder(config) if isinstance(config, RecurrentConfig) else make_model(config)
     reader = Reader(folder)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
-    pairs = account(family(config.family), config, parameters, reader, folder)
+    pairs = account(family_of(config), config, parameters, reader, folder)
     for entry, name in pairs:
         mapped = reader[name]
         if copy or entry.transposed or device.type != "cpu" or dtype not in (None, mapped.dtype):
@@ -53,7 +82,11 @@ def load_model(
 
 
 def account(
-    fam: Family, config: ModelConfig, parameters: dict[str, Tensor], reader: Reader, folder: Path
+    fam: Family,
+    config: ModelConfig | RecurrentConfig,
+    parameters: dict[str, Tensor],
+    reader: Reader,
+    folder: Path,
 ) -> list[tuple[Entry, str]]:
     """Each entry with the name its tensor has in the file. All problems in one CheckpointError."""
     pairs, wrong, unused = [], [], set(reader)
@@ -77,16 +110,18 @@ def account(
     return pairs
 
 
-def _may_be_left(fam: Family, config: ModelConfig, name: str, reader: Reader) -> bool:
+def _may_be_left(fam: Family, config: ModelConfig | RecurrentConfig, name: str, reader: Reader) -> bool:
     """A buffer without weights, or a copy of the embedding beside a tied head."""
     if any(re.fullmatch(pattern, name.removeprefix(fam.prefix)) for pattern in fam.ignored):
         return True
+    if fam.rules is None or isinstance(config, RecurrentConfig):
+        return False
     table = next(rule.theirs for rule in fam.rules if rule.ours == ("embed.weight",))
     table = table if table in reader else table.removeprefix(fam.prefix)
     return config.tied_head and name == "lm_head.weight" and torch.equal(reader[name], reader[table])
 
 
-def _place(model: Decoder, name: str, value: Tensor) -> None:
+def _place(model: torch.nn.Module, name: str, value: Tensor) -> None:
     """Put a value in a parameter's place (assigning keeps a mapped tensor mapped)."""
     path, _, last = name.rpartition(".")
     setattr(model.get_submodule(path), last, torch.nn.Parameter(value, requires_grad=value.is_floating_point()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glassformer.config import ModelConfig
+from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.families.family import Family
 
 
@@ -50,10 +50,11 @@ class Entry:
         return (tensor.T if self.transposed else tensor).contiguous()
 
 
-def entries(family: Family, config: ModelConfig, parameters: Iterable[str]) -> list[Entry]:
+def entries(family: Family, config: ModelConfig | RecurrentConfig, parameters: Iterable[str]) -> list[Entry]:
     """The rules that apply to a model with these parameters: one entry per checkpoint tensor, layers written out."""
-    present = set(parameters)
-    found = []
+    if family.rules is None:
+        return [Entry(name, (name,), False) for name in parameters]
+    present, found = set(parameters), []
     for rule in family.rules:
         for i in range(config.n_layers) if "{i}" in rule.theirs else [0]:
             ours = tuple(name.replace("{i}", str(i)) for name in rule.ours)

@@ -11,21 +11,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glassformer.errors import CheckpointError
-from glassformer.families import family, write_config
+from glassformer.families import family_of, write_config
 from glassformer.nn.model import Decoder
+from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.weights.atomic import replacing, write_text
 from glassformer.weights.rules import entries
 
 
-def state_as_theirs(model: Decoder) -> dict[str, Tensor]:
+def state_as_theirs(model: Decoder | RecurrentEncoderDecoder) -> dict[str, Tensor]:
     """The model's tensors under the names, and in the layout, of its family's checkpoints."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
-    found = entries(family(model.config.family), model.config, parameters)
+    found = entries(family_of(model.config), model.config, parameters)
     return {entry.theirs: entry.join(parameters).cpu() for entry in found}
 
 
 def save_model(
-    model: Decoder, folder: str | Path, *, dtype: torch.dtype | None = None, extra: dict[str, Any] | None = None
+    model: Decoder | RecurrentEncoderDecoder,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> None:
     """Write `config.json` and `model.safetensors`; `extra` are more keys for config.json (`eos_token_id`).
 

@@ -1,5 +1,6 @@
 """The command line as a person uses it: verbs on a real tiny run, and what they say to bad input."""
 
+import io
 import json
 import os
 import subprocess
@@ -103,6 +104,15 @@ def test_tokenizer_verbs(capfd, run, tmp_path):
     assert "'The'" in said(capfd, "tokenizer", "show", run, "The").out
     said(capfd, "tokenizer", "train", run.parent / "text.txt", "--out", tmp_path / "t", "--kind", "char")
     assert len(said(capfd, "tokenizer", "encode", tmp_path / "t", "cat").out.split()) == 1 + 3
+
+
+def test_a_lone_hyphen_is_stdin(capfd, run, monkeypatch):
+    for arguments in (["-", "--max-tokens", 3, "--seed", 1], ["--max-tokens", 3, "--seed", 1, "--", "-"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("The cat"))
+        assert said(capfd, "generate", run, *arguments).out.startswith("The cat")
+    monkeypatch.setattr("sys.stdin", io.StringIO("The cat"))
+    assert "'The'" in said(capfd, "tokenizer", "show", run, "-").out
+    assert "Unknown option" in refused(capfd, "generate", run, "-", "--max-token", 3, status=2)
 
 
 def test_data_check(capfd, run):

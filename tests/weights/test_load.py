@@ -187,7 +187,7 @@ def test_an_unknown_family_is_told_the_nearest(folder, name, near):
 
 def test_no_family_at_all(folder):
     edit_config(folder, model_type=...)
-    with pytest.raises(ConfigError, match=r"model_type.*gpt2, llama, qwen3"):
+    with pytest.raises(ConfigError, match=r"model_type.*gpt2, llama, pair, qwen3, recurrent_pair"):
         load_model(folder)
 
 

@@ -1,0 +1,74 @@
+"""A configuration as the JSON that it looks like: for models whose config.json is our own.
+
+"layers": [{"repeat": 6, "attention": {"n_heads": 8, ...}, "mlp": {...}, ...}]        are six layers that are alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields, is_dataclass
+from itertools import groupby
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from glassformer.errors import ConfigError
+
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def to_plain(config: Any) -> Any:
+    """A frozen configuration as JSON values. Neighbours in a tuple of configurations that are alike stand once."""
+    if is_dataclass(config):
+        return {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
+    if not isinstance(config, tuple):
+        return config
+    if not any(map(is_dataclass, config)):
+        return list(config)
+    return [{"repeat": len(list(same))} | to_plain(one) for one, same in groupby(config)]
+
+
+def from_plain(kind: Any, value: Any, where: str) -> Any:
+    """What `to_plain` wrote, as a `kind`. ConfigError names the key, as `where`.layers[0].mlp.d_ff."""
+    origin, options = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        (kind,) = (option for option in options if option is not NoneType)
+        return None if value is None else from_plain(kind, value, where)
+    if origin is Literal:
+        if value not in options:
+            raise ConfigError(f"{where} must be one of {', '.join(map(repr, options))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} must be a list, got {value!r:.100}")
+        return tuple(one for i, part in enumerate(value) for one in _repeated(options[0], part, f"{where}[{i}]"))
+    if is_dataclass(kind):
+        return _config(kind, value, where)
+    if type(value) is int and kind is float:
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{where} must be {WORDS[kind]}, got {value!r:.100}")
+    return value
+
+
+def _repeated(kind: Any, value: Any, where: str) -> list[Any]:
+    if not is_dataclass(kind) or not isinstance(value, dict):
+        return [from_plain(kind, value, where)]
+    times = value.get("repeat", 1)
+    if type(times) is not int or not 1 <= times <= 10_000:
+        raise ConfigError(f"{where}.repeat must be a whole number from 1 to 10000, got {times!r}")
+    return [from_plain(kind, {key: v for key, v in value.items() if key != "repeat"}, where)] * times
+
+
+def _config(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} must be an object, got {value!r:.100}")
+    hints, own = get_type_hints(kind), {f.name: f for f in fields(kind)}
+    if unknown := sorted(value.keys() - own.keys()):
+        raise ConfigError(f"{where}: keys that no {kind.__name__} has: {', '.join(unknown)}")
+    needed = {name for name, f in own.items() if f.default is MISSING and f.default_factory is MISSING}
+    if missing := sorted(needed - value.keys()):
+        raise ConfigError(f"{where}: missing keys: {', '.join(missing)}")
+    found = {name: from_plain(hints[name], part, f"{where}.{name}") for name, part in value.items()}
+    try:
+        return kind(**found)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None

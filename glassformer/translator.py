@@ -1,0 +1,254 @@
+"""A model that writes one text from another, as a person uses it: load, translate, align, save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import index
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from glassformer.config import ModelConfig, RecurrentConfig
+from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
+from glassformer.generate.beam import Hypothesis, Search, search
+from glassformer.generate.loop import check_ids
+from glassformer.generate.writing import PairModel, longest_source, vocab_sizes
+from glassformer.inspect.derive import derive
+from glassformer.inspect.points import needs
+from glassformer.lm import find
+from glassformer.nn.attention import Attention
+from glassformer.nn.device import choose_device, choose_dtype
+from glassformer.nn.model import EncoderDecoder
+from glassformer.nn.recurrent import RecurrentEncoderDecoder
+from glassformer.nn.step import Step
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.weights import load_pair_model, save_model
+
+ROWS = 128  # texts that are written at a time, of one source or of several: bounds memory
+
+
+@dataclass(frozen=True)
+class Target:
+    """One text that a source became.
+
+    logprob: log P(target | source), the sum over its tokens and the one that ends it (nats). score: what several are
+    compared by, see `generate/beam.py`. finish: "stop" where the model ended it, "length" where it was cut off.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    logprob: float
+    score: float
+    finish: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What `translate` returns for one source: the `n` best targets, the best first."""
+
+    source: str
+    targets: tuple[Target, ...]
+
+    @property
+    def text(self) -> str:
+        """The best target's text."""
+        return self.targets[0].text
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """Where a model looked in the source while it wrote the target.
+
+    probs [L, H, T, S]: of each layer and head (both 1 in a recurrent model), how much of source token s was taken when
+    target token t was to be written; each row sums to 1. The last target token is the one that ends the text, unless
+    it goes on. error: how far what these probabilities take is from what the pass itself computed, max |P V - z|.
+    """
+
+    source_tokens: tuple[str, ...]
+    target_tokens: tuple[str, ...]
+    probs: Float[Tensor, "L H T S"]
+    error: float
+
+    @property
+    def mean(self) -> Float[Tensor, "T S"]:
+        """The mean over layers and heads."""
+        return self.probs.mean((0, 1))
+
+
+class Kept(dict[str, list[Tensor]]):
+    """A tap that keeps what passes at some points, in order, and changes nothing."""
+
+    def __init__(self, *names: str):
+        super().__init__({name: [] for name in names})
+
+    def wants(self, name: str) -> bool:
+        return name in self
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        self[name].append(value)
+        return value
+
+
+class Translator:
+    """An encoder-decoder, Transformer or recurrent, and the tokenizer of both its sides.
+
+    Sources are read as they are; a target begins after the tokenizer's bos_id (eos_id where it has none), and eos_id
+    ends it. CheckpointError where model and tokenizer do not fit together, TokenizerError where no token ends a text.
+    """
+
+    def __init__(self, model: PairModel, tokenizer: Tokenizer, *, source: str = ""):
+        self.model, self.tokenizer, self.source = model, tokenizer, source
+        if tokenizer.eos_id is None:
+            raise TokenizerError("a translator needs a tokenizer with a token that ends a text (eos_token)")
+        for side, size in zip(("source", "target"), vocab_sizes(model), strict=True):
+            if tokenizer.vocab_size > size:
+                raise CheckpointError(
+                    f"{source or 'translator'}: the tokenizer has {tokenizer.vocab_size} tokens, and the model's "
+                    f"{side} vocabulary {size}"
+                )
+        self.end = tokenizer.eos_id
+        self.begin = self.end if tokenizer.bos_id is None else tokenizer.bos_id
+
+    @property
+    def config(self) -> ModelConfig | RecurrentConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.head_weight.device
+
+    def encode(self, text: str) -> list[int]:
+        """A source as token ids. RequestError where it is empty, CapacityError where it is longer than the context."""
+        ids, limit = self.tokenizer.encode(text, bare=True), longest_source(self.model)
+        if not ids:
+            raise RequestError("there is nothing to translate: the text is empty", param="text")
+        if limit is not None and len(ids) > limit:
+            raise CapacityError(f"the text has {len(ids)} tokens, and the model reads at most {limit}: give less of it")
+        return ids
+
+    def translate(
+        self,
+        texts: str | Sequence[str],
+        *,
+        beam: int = 1,
+        n: int = 1,
+        max_tokens: int | None = None,
+        length_penalty: float = 0.6,
+    ) -> list[Translation]:
+        """What the model writes from each text: one `Translation` for each, in their order (a list for one text too).
+
+        beam: how many texts to follow at a time; 1 takes the likeliest token, always. n: how many of the best to give,
+        different in their tokens. max_tokens: of a target, with the one that ends it. length_penalty: alpha of Wu et
+        al. 2016, equation 14. RequestError for an option out of range or an empty text, CapacityError where a text or
+        `max_tokens` is longer than the context.
+        """
+        how = Search(beam, n, max_tokens, length_penalty)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        sources = [self._numbered(i, text, len(texts)) for i, text in enumerate(texts)]
+        order = sorted(range(len(texts)), key=lambda i: len(sources[i]))  # of like length together: little padding
+        found: dict[int, Translation] = {}
+        width = max(1, ROWS // beam)
+        for at in range(0, len(order), width):
+            some = order[at : at + width]
+            rows, size = [sources[i] for i in some], self.tokenizer.vocab_size
+            best = search(self.model, rows, how, begin=self.begin, end=self.end, spelled=size)
+            for i, ones in zip(some, best, strict=True):
+                found[i] = Translation(texts[i], tuple(map(self._target, ones)))
+        return [found[i] for i in range(len(texts))]
+
+    def _numbered(self, i: int, text: str, n_texts: int) -> list[int]:
+        try:
+            return self.encode(text)
+        except (CapacityError, RequestError) as error:
+            raise type(error)(f"text {i + 1} of {n_texts}: {error}" if n_texts > 1 else str(error)) from None
+
+    def _target(self, one: Hypothesis) -> Target:
+        assert one.finish is not None
+        return Target(self.tokenizer.decode(one.ids, skip_special=True), one.ids, one.logprob, one.score, one.finish)
+
+    @torch.inference_mode()
+    def align(self, source: str, target: str | Sequence[int], *, ended: bool = True) -> Alignment:
+        """Where the model looks while it writes `target` (a text, or token ids) from `source`.
+
+        ended: whether the target is whole, so that the token which ends it is written too. RequestError where the model
+        has no attention to the source; CapacityError where a side is longer than the context.
+        """
+        read = self.encode(source)
+        text = isinstance(target, str)
+        ids = self.tokenizer.encode(target, bare=True) if text else [index(token) for token in target]
+        written = [*ids, self.end] if ended else ids
+        check_ids("target", written, self.tokenizer.vocab_size)
+        rows = (torch.tensor([part], device=self.device) for part in (read, [self.begin, *written[:-1]]))
+        if isinstance(self.model, RecurrentEncoderDecoder):
+            probs, error = _recurrent(self.model, *rows)
+        elif len(written) > self.model.config.context_length:
+            raise CapacityError(
+                f"the target has {len(written)} tokens with the one that ends it, and the model writes at most "
+                f"{self.model.config.context_length}"
+            )
+        else:
+            probs, error = _cross(self.model, *rows)
+        return Alignment(self._spelled(read), self._spelled(written), probs, error)
+
+    def _spelled(self, ids: Sequence[int]) -> tuple[str, ...]:
+        return tuple(self.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a model folder: config, weights, tokenizer, each file whole or not at all."""
+        special = {"bos_token_id": self.begin, "eos_token_id": self.end}
+        save_model(self.model, folder, extra=special)
+        self.tokenizer.save(folder)
+
+    def __repr__(self) -> str:
+        n = sum(p.numel() for p in self.model.parameters())
+        return f"Translator({self.source or type(self.model).__name__}, {n / 1e6:.2f}M parameters, {self.tokenizer})"
+
+
+def _cross(model: EncoderDecoder, source: Tensor, target: Tensor) -> tuple[Float[Tensor, "L H T S"], float]:
+    """Cross-attention's probabilities in every layer and head of one pass, and max |P V - z| over the layers."""
+    names = [f"blocks.{i}.cross.probs" for i in range(model.config.n_layers)]
+    tap = Kept(*(need for name in names for need in needs(model.config, name)))
+    step = Step.of(target, source=model.encode(source, Step.of(source)), tap=tap)
+    model.hidden(target, step)
+    kept = {name: value for name, (value,) in tap.items()}
+    layers = []
+    for name in names:
+        attention: Attention = model.get_submodule(name.removesuffix(".probs"))  # pyright: ignore[reportAssignmentType]
+        layers.append(derive(model, name, kept, step.view(attention.spec)))
+    return torch.cat([layer.value for layer in layers]), max(layer.error for layer in layers)
+
+
+def _recurrent(
+    model: RecurrentEncoderDecoder, source: Tensor, target: Tensor
+) -> tuple[Float[Tensor, "1 1 T S"], float]:
+    """A recurrent model's alignment in one pass, and max |probs · states - context|."""
+    if model.config.attention is None:
+        raise RequestError("this model has no attention: it writes from its last state alone, and nothing aligns")
+    tap = Kept("rnn.states", "rnn.probs", "rnn.context")
+    model.hidden(source, target, None, tap)
+    states, probs, context = (torch.cat(parts, 1).float() for parts in tap.values())
+    return probs[None], (probs @ states - context).abs().max().item()
+
+
+def load_translator(
+    path: str | Path, *, device: str = "auto", dtype: str = "auto", ignore_keys: Sequence[str] = ()
+) -> Translator:
+    """A translator's model folder, or a run folder (its `best` checkpoint).
+
+    Beside `load`, not within it: what comes back reads a source and has other methods, and a program that loads either
+    knows beforehand which it wants. Either says so where it is given the other's folder.
+    CheckpointError names what is missing or does not fit; ConfigError a device or dtype that cannot be used.
+    """
+    folder = find(path)
+    place = choose_device(device)
+    model = load_pair_model(folder, ignore_keys=tuple(ignore_keys))
+    parameters = list(model.parameters())
+    choice = choose_dtype(
+        dtype, device=place.type, stored=parameters[0].dtype, n_parameters=sum(p.numel() for p in parameters)
+    )
+    model = model.to(device=place, dtype=choice.dtype)
+    return Translator(model, Tokenizer.load(folder), source=str(folder))
