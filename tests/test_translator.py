@@ -196,6 +196,15 @@ def test_a_run_folder_is_its_best_checkpoint(folder, tmp_path, name):
     same(load_translator(tmp_path / "run"), TRANSLATORS[name])
 
 
+def test_lower_precision_translates_and_aligns(folder, name):
+    exact, low = TRANSLATORS[name], load_translator(folder, dtype="bfloat16")
+    assert {p.dtype for p in low.model.parameters()} == {torch.bfloat16}
+    assert low.translate(TEXTS[0], beam=2, n=2, max_tokens=4)[0].targets[0].logprob < 0
+    assert_near(low.align(*TEXTS[:2]).mean, exact.align(*TEXTS[:2]).mean, 0.3)
+    with pytest.raises(ConfigError, match="device 'abacus'"):
+        load_translator(folder, device="abacus")
+
+
 def test_each_kind_says_what_the_other_is(folder, tmp_path):
     with pytest.raises(CheckpointError, match="is a translator, which writes from a source: `glassformer translate`"):
         load(folder)

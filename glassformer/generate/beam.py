@@ -7,7 +7,7 @@ Beam search, `beam` = 2:      the 2 best of all texts one token longer go on, bu
 
 A longer text is less likely, whatever it says. So results are compared by Y's score log P(Y|X) / lp(Y), with lp(Y) =
 ((5 + |Y|) / (5 + 1))^alpha ("Google's Neural Machine Translation System", Wu et al. 2016, equation 14, without its
-coverage penalty). |Y| counts the token that ends it.
+coverage penalty). |Y| counts the token that ends it. alpha is 0.6, as in Vaswani et al. 2017, section 6.1.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, RequestError
@@ -186,8 +187,8 @@ def _done(found: list[Hypothesis], live: list[Hypothesis], how: Search, most: in
     return max(one.logprob for one in live) / how.divisor(most) <= found[-1].score
 
 
-def _likeliest(logits: Tensor, k: int, spelled: int | None, check: bool) -> list[list[tuple[int, float]]]:
-    """The k likeliest tokens of each row of logits [R, V], with their log-probabilities (nats, of all of V)."""
+def _likeliest(logits: Float[Tensor, "R V"], k: int, spelled: int | None, check: bool) -> list[list[tuple[int, float]]]:
+    """The k likeliest tokens of each row, with their log-probabilities (nats, of all of V)."""
     if check and logits.isnan().any():
         raise CheckpointError("the model's logits are not numbers (NaN): damaged weights, or too large for their dtype")
     logprobs = logits.float().log_softmax(-1)[:, :spelled]
