@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from glassformer.errors import ConfigError, DataError
 from glassformer.families.shape import PairShape, RecurrentShape
+from glassformer.generate.beam import Search, search
+from glassformer.generate.writing import PairModel
 from glassformer.nn.loss import linear_cross_entropy
 from glassformer.nn.model import EncoderDecoder
 from glassformer.text.tokenizer import Tokenizer
@@ -23,14 +25,7 @@ from glassformer.training.evaluate import Evaluation, Pass
 from glassformer.training.metrics import Reporter
 from glassformer.training.optim import role_of
 from glassformer.training.pair_batches import PairBatch, PairLoader, eval_pairs
-from glassformer.training.pair_model import (
-    PairModel,
-    load_pair_model,
-    new_pair_model,
-    save_pair_model,
-    target_hidden,
-    write_greedily,
-)
+from glassformer.training.pair_model import new_pair_model, target_hidden
 from glassformer.training.pair_store import open_pairs, save_pairs
 from glassformer.training.pairs import Pair, PairFiles, Pairs, tokenize_pairs
 from glassformer.training.precision import matrix_flops_per_token
@@ -38,6 +33,8 @@ from glassformer.training.rows import permutation
 from glassformer.training.settings import TrainConfig
 from glassformer.training.setup import open_tokenizer
 from glassformer.training.sources import Skipped
+from glassformer.translator import Translator
+from glassformer.weights import load_pair_model
 
 PairSource = Iterable[Pair] | Callable[[], Iterable[Pair]]
 SOURCE_KEYS = (".cross.k.", ".cross.v.", "alignment.key.")
@@ -147,7 +144,7 @@ class PairTask:
         if checkpoint is None:
             model = new_pair_model(shape.expand(self.tokenizer.vocab_size), self.config.seed)
         else:
-            model = load_pair_model(checkpoint)
+            model = load_pair_model(checkpoint, dtype=torch.float32, copy=True)
         return model.to(self.how.device).train()
 
     def loss(self, batch: PairBatch) -> Tensor:
@@ -183,15 +180,17 @@ class PairTask:
         right, world = 0, self.world
         for batch in eval_pairs(self.written, self.config.batch, rank=world.rank, world=world.size):
             wanted = [self.written.target.row(number).tolist() for number in batch.numbers.tolist()]
-            found = self.write(batch.source, batch.source_lengths, batch.targets.shape[1])
+            sources = [self.written.source.row(number).tolist() for number in batch.numbers.tolist()]
+            found = self.write(sources, batch.targets.shape[1])
             same = [self.text(a) == self.text(b) for a, b in zip(found, wanted, strict=True)]
             right += sum(ok for ok, number in zip(same, batch.numbers.tolist(), strict=True) if number >= 0)
         return right
 
-    def write(self, source: Tensor, lengths: Tensor, most: int) -> list[list[int]]:
-        """Token ids for each source, greedily, in float32."""
+    def write(self, sources: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+        """Token ids for each source, greedily, at most so many; in float32."""
         pairs = self.loader.pairs
-        return write_greedily(self.model, source.to(self.how.device), lengths, most, pairs.bos_id, pairs.eos_id)
+        found = search(self.model, sources, Search(max_tokens=most), begin=pairs.bos_id, end=pairs.eos_id)
+        return [list(best.ids) for best, *_ in found]
 
     def text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids)
@@ -200,12 +199,11 @@ class PairTask:
         """What the prompt is translated to, greedily."""
         config = self.config
         most = min(config.sample_tokens, config.context)
-        ids = self.write(torch.tensor([self.prompt]), torch.tensor([len(self.prompt)]), most)[0]
+        ids = self.write([self.prompt], most)[0]
         return f"{config.sample_prompt} -> {self.text(ids)}"
 
     def save(self, folder: Path) -> None:
-        save_pair_model(self.model, folder)
-        self.tokenizer.save(folder)
+        Translator(self.model, self.tokenizer).save(folder)
 
 
 def counted(pairs: Pairs) -> np.ndarray:

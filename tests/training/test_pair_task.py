@@ -10,7 +10,7 @@ from test_loop import Log
 from tiny_pairs import RECURRENT, SHAPES, TRANSFORMER, pair_config, pair_run, some_pairs
 from tiny_runs import differing, end_state, losses, memory_folder, metrics
 
-from glassformer.errors import CheckpointError, ConfigError, DataError
+from glassformer.errors import ConfigError, DataError
 from glassformer.families.shape import PairShape, RecurrentShape
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
@@ -20,7 +20,8 @@ from glassformer.training.evaluate import Pass
 from glassformer.training.loop import train
 from glassformer.training.optim import role_of
 from glassformer.training.pair_batches import eval_pairs
-from glassformer.training.pair_model import load_pair_model, new_pair_model, save_pair_model, write_greedily
+from glassformer.training.pair_model import new_pair_model
+from glassformer.translator import load_translator
 from glassformer.training.pair_store import open_pairs
 from glassformer.training.pair_task import PairTask
 from glassformer.training.pairs import Pair, PairFiles
@@ -104,9 +105,9 @@ def test_metrics_have_no_gap_and_say_how_much_is_exact(tmp_path):
     assert (len(train_pairs), len(held_out)) == (72, 8)
     assert info.train_tokens == int((train_pairs.target.lengths + 1).sum())
     assert run.tokens <= 8 * 8 * 9
-    saved = json.loads((run.last / "config.json").read_text())
-    assert (saved["task"], saved["model"]) == ("seq2seq", "transformer")
-    assert Tokenizer.load(run.last).vocab_size == saved["config"]["vocab_size"]
+    translator = load_translator(run.last)
+    assert translator.tokenizer.vocab_size == translator.model.config.vocab_size
+    assert translator.translate(["abc"])[0].targets
 
 
 def test_without_held_out_pairs_or_pairs_to_write(tmp_path):
@@ -212,7 +213,7 @@ def test_evaluating_and_writing_agree_with_the_plain_way(tmp_path, name):
             if best.item() == task.loader.pairs.eos_id:
                 break
         right += ids[0, 1:].tolist() == batch.targets[0].tolist()
-        found = task.write(batch.source, batch.source_lengths, batch.tokens)[0]
+        found = task.write(batch.source.tolist(), batch.tokens)[0]
         assert found == [i for i in ids[0, 1:].tolist() if i != task.loader.pairs.eos_id]
     told = task.evaluate()
     assert told == run.held_out
@@ -226,39 +227,6 @@ def plain_logits(task, source, ids):
         if task.config.model is RECURRENT or isinstance(task.config.model, RecurrentShape):
             return task.model(source, ids)
         return task.model(ids, Step.of(ids, source=task.model.encode(source, Step.of(source))))
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_rows_are_written_alike_alone_and_together(name):
-    model = new_pair_model(SHAPES[name].expand(9), 3)
-    source = torch.randint(2, 9, (5, 7), generator=torch.Generator().manual_seed(0))
-    lengths = torch.tensor([7, 3, 1, 5, 7])
-    together = write_greedily(model, source, lengths, 6, 0, 1)
-    alone = [
-        write_greedily(model, source[i : i + 1, :n], lengths[i : i + 1], 6, 0, 1)[0] for i, n in enumerate(lengths)
-    ]
-    assert together == alone
-    assert all(len(row) <= 6 and 1 not in row for row in together)
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_a_saved_model_comes_back(tmp_path, name):
-    model = new_pair_model(SHAPES[name].expand(9), 3)
-    save_pair_model(model, tmp_path)
-    again = load_pair_model(tmp_path)
-    assert again.config == model.config
-    for (a, x), (b, y) in zip(model.named_parameters(), again.named_parameters(), strict=True):
-        assert a == b
-        assert torch.equal(x, y)
-    raw = json.loads((tmp_path / "config.json").read_text())
-    for change, message in (
-        ({"task": "lm"}, "is not of an encoder-decoder"),
-        ({"config": raw["config"] | {"d_model": 12}}, "do not fit the configuration: |d_model"),
-        ({"config": raw["config"] | {"colour": 1}}, "keys that nobody reads: colour"),
-    ):
-        (tmp_path / "config.json").write_text(json.dumps(raw | change))
-        with pytest.raises(CheckpointError, match=message):
-            load_pair_model(tmp_path)
 
 
 def test_roles_of_an_encoder_decoder():
