@@ -247,9 +247,10 @@ def test_files_are_read_and_what_is_no_pair_is_told(tmp_path):
     path = tmp_path / "pairs.tsv"
     path.write_text("\n".join(lines))
     log = Log()
-    run = train(pair_config(tmp_path / "run", data=(str(path),)), reporter=log)
+    run = train(pair_config(tmp_path / "run", data=(str(path),), tokenizer=TokenizerConfig()), reporter=log)
     assert run.step == 8
     said = [text for text, *_ in log.all("on_message")]
+    assert any(text.startswith("trained a tokenizer of") and text.endswith("(char)") for text in said)
     assert f"left out: 1 no tab between source and target ({path}:4)" in said
     assert f"left out: 1 source of more than 16 tokens ({path}:6: 40 tokens)" in said
     assert "71 pairs to train on, 7 held out" in said

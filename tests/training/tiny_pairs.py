@@ -1,18 +1,29 @@
 """Runs of a few steps on pairs to copy or reverse."""
 
+import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from glassformer.families.shape import PairShape, RecurrentShape
+from glassformer.text.train import train_tokenizer
 from glassformer.training import dates
 from glassformer.training.loop import train
 from glassformer.training.metrics import Reporter
 from glassformer.training.pairs import Pair
-from glassformer.training.settings import OptimConfig, ScheduleConfig, TrainConfig
+from glassformer.training.settings import OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 
 TRANSFORMER = PairShape(d_model=16, n_layers=1, n_heads=2, d_ff=32, context=16)
 RECURRENT = RecurrentShape(d_model=8, d_hidden=16, context=16)
 SHAPES = {"transformer": TRANSFORMER, "recurrent": RECURRENT}
+FOLDER = tempfile.TemporaryDirectory()  # goes with the process
+
+
+@cache
+def letters() -> TokenizerConfig:
+    """A tokenizer of letters, made once, so that runs need not train one."""
+    train_tokenizer([dates.LETTERS], kind="char", vocab_size=64).save(FOLDER.name)
+    return TokenizerConfig(path=FOLDER.name)
 
 
 def some_pairs(n: int = 80, task: str = "reverse") -> list[Pair]:
@@ -25,6 +36,7 @@ def pair_config(out: Path | str, **changes) -> TrainConfig:
         out=str(out),
         task="seq2seq",
         model=TRANSFORMER,
+        tokenizer=letters(),
         optim=OptimConfig(muon_dtype="float32"),
         schedule=ScheduleConfig(warmup=2),
         batch=8,
