@@ -13,7 +13,6 @@ from tiny_runs import differing, end_state, losses, memory_folder, metrics
 from glassformer.errors import ConfigError, DataError
 from glassformer.families.shape import PairShape, RecurrentShape
 from glassformer.nn.step import Step
-from glassformer.text.tokenizer import Tokenizer
 from glassformer.training import dates
 from glassformer.training.distributed import ALONE
 from glassformer.training.evaluate import Pass
@@ -21,7 +20,6 @@ from glassformer.training.loop import train
 from glassformer.training.optim import role_of
 from glassformer.training.pair_batches import eval_pairs
 from glassformer.training.pair_model import new_pair_model
-from glassformer.translator import load_translator
 from glassformer.training.pair_store import open_pairs
 from glassformer.training.pair_task import PairTask
 from glassformer.training.pairs import Pair, PairFiles
@@ -35,6 +33,7 @@ from glassformer.training.settings import (
     settings_dict,
     settings_from,
 )
+from glassformer.translator import load_translator
 
 
 @pytest.fixture
