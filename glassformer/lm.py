@@ -17,7 +17,7 @@ from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError
 from glassformer.generate.loop import Options, Piece, Top, check_ids, report, write
 from glassformer.generate.sampling import Sampling, check_number
-from glassformer.nn.device import choose_device, choose_dtype
+from glassformer.nn.device import place
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import JSON, Tokenizer
@@ -215,13 +215,8 @@ def load(
     CheckpointError names what is missing or does not fit; ConfigError a device or dtype that cannot be used.
     """
     folder = find(path)
-    place = choose_device(device)
     model = load_model(folder, ignore_keys=tuple(ignore_keys))
-    parameters = list(model.parameters())
-    choice = choose_dtype(
-        dtype, device=place.type, stored=parameters[0].dtype, n_parameters=sum(p.numel() for p in parameters)
-    )
-    model = model.to(device=place, dtype=choice.dtype)
+    place(model, device, dtype)
     tokenizer = Tokenizer.load(folder) if (folder / JSON).exists() else None
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(

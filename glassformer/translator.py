@@ -18,10 +18,11 @@ from glassformer.generate.beam import Hypothesis, Search, search
 from glassformer.generate.loop import check_ids
 from glassformer.generate.writing import PairModel, longest_source, vocab_sizes
 from glassformer.inspect.derive import derive
+from glassformer.inspect.kept import Kept
 from glassformer.inspect.points import needs
 from glassformer.lm import find
 from glassformer.nn.attention import Attention
-from glassformer.nn.device import choose_device, choose_dtype
+from glassformer.nn.device import place
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.nn.step import Step
@@ -77,20 +78,6 @@ class Alignment:
     def mean(self) -> Float[Tensor, "T S"]:
         """The mean over layers and heads."""
         return self.probs.mean((0, 1))
-
-
-class Kept(dict[str, list[Tensor]]):
-    """A tap that keeps what passes at some points, in order, and changes nothing."""
-
-    def __init__(self, *names: str):
-        super().__init__({name: [] for name in names})
-
-    def wants(self, name: str) -> bool:
-        return name in self
-
-    def __call__(self, name: str, value: Tensor) -> Tensor:
-        self[name].append(value)
-        return value
 
 
 class Translator:
@@ -244,11 +231,6 @@ def load_translator(
     CheckpointError names what is missing or does not fit; ConfigError a device or dtype that cannot be used.
     """
     folder = find(path)
-    place = choose_device(device)
     model = load_pair_model(folder, ignore_keys=tuple(ignore_keys))
-    parameters = list(model.parameters())
-    choice = choose_dtype(
-        dtype, device=place.type, stored=parameters[0].dtype, n_parameters=sum(p.numel() for p in parameters)
-    )
-    model = model.to(device=place, dtype=choice.dtype)
+    place(model, device, dtype)
     return Translator(model, Tokenizer.load(folder), source=str(folder))

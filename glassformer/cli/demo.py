@@ -46,7 +46,6 @@ def demo(
     from glassformer.cli.report import make_reporter
     from glassformer.lm import find
     from glassformer.training import recipe
-    from glassformer.training.stories_model import baseline_answers, untrained
 
     begin, folder = time.monotonic(), free_name(folder)
     expected, enough = (int(tokens * max(0.1, seconds / 120)) for tokens in (EXPECTED, ENOUGH))
@@ -69,9 +68,9 @@ def demo(
         lm = glassformer.load(run.last)
         rows: dict[str, dict[str, float]] = {
             "your model": asdict(recipe.score(lm, questions=150, texts=60)),
-            "your model, untrained": asdict(recipe.score(untrained(lm), questions=20, texts=10)),
+            "your model, untrained": asdict(recipe.score(recipe.untrained(lm, seed), questions=20, texts=10)),
         }
-        rows |= {name: {"answers": share} for name, share in baseline_answers(100, 5_000).items()}
+        rows |= {name: {"answers": share} for name, share in recipe.baseline_answers(100, 5_000).items()}
         shipped = json_module.loads((find("stories") / "scores.json").read_text("utf-8"))
         rows["`stories` (in the package)"] = shipped["trained"]
     written = recipe.write_stories(lm, 3, seed=seed)

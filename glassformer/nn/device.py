@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from glassformer.errors import ConfigError
 
@@ -41,3 +42,15 @@ def choose_dtype(asked: str, *, device: str, stored: torch.dtype, n_parameters: 
     if device == "cpu" and (n_parameters < SMALL or stored == torch.float16):
         return DtypeChoice(torch.float32, "it is the exact one, and quick enough on a CPU at this size")
     return DtypeChoice(stored, "the checkpoint is stored in it")
+
+
+def place(model: nn.Module, device: str, dtype: str) -> None:
+    """Move a model, as it was loaded, to the device and dtype that a person named ("auto" chooses).
+
+    ConfigError for one that is not known, or not on this machine.
+    """
+    where, parameters = choose_device(device), list(model.parameters())
+    choice = choose_dtype(
+        dtype, device=where.type, stored=parameters[0].dtype, n_parameters=sum(p.numel() for p in parameters)
+    )
+    model.to(device=where, dtype=choice.dtype)

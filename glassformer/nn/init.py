@@ -8,6 +8,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from glassformer.errors import ConfigError
 from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder
 from glassformer.nn.position import LearnedPositions
@@ -33,7 +34,14 @@ def init_weights(
     look_back: above 0, the heads of the first layer begin as heads that look 1, 2, 3, ... tokens back, the more sharply
     the larger it is (`let_look_back`). Drawn on the CPU with a generator of its own: the same seed gives the same
     weights on every device.
+
+    ConfigError for a qk_gain without norms of queries and keys, and a look_back without rotary positions.
     """
+    first = model.config.layers[0].attention
+    if qk_gain != 1 and first.qk_norm is None:
+        raise ConfigError(f"init.qk_gain {qk_gain} has no effect: this model has no norms of queries and keys")
+    if look_back and first.rope is None:
+        raise ConfigError(f"init.look_back {look_back} has no effect: this model has no rotary positions")
     generator = torch.Generator().manual_seed(seed)
     modules = dict(model.named_modules())
     writers = Counter(name.startswith("encoder.") for name in modules if name.endswith(WRITERS))
@@ -82,12 +90,11 @@ def let_look_back(model: Decoder, std: float, strength: float, generator: torch.
     fastest rotary pairs, and W_q to the same turned back by h + 1 positions: their product is then largest for the key
     at that distance. Copying what went with a word before takes two heads in a row, and the first must look at
     neighbours; a small model spends most of a short training finding that. In the spirit of "Mimetic Initialization of
-    Self-Attention Layers" (Trockman & Kolter 2023). A layer without rotary positions stays as it is.
+    Self-Attention Layers" (Trockman & Kolter 2023).
     """
     attention: Attention = model.blocks[0].attn  # pyright: ignore[reportAssignmentType]
     config, d_model = attention.config, model.config.d_model
-    if config.rope is None:
-        return
+    assert config.rope is not None, "heads look back by rotary positions"
     u = torch.empty(d_model).normal_(0, 1, generator=generator)
     u /= u.norm()
     model.embed.weight += std * math.sqrt(d_model) * u

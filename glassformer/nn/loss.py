@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
@@ -54,6 +55,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         dx, dw = ctx.saved_tensors
         return dx * grad_output, dw * grad_output, None, None, None

@@ -65,9 +65,7 @@ class Pass:
         plain = rows.documents is None  # then every row counts positions from 0 alike
         positions, attend = rows.positions[:1] if plain else rows.positions, self.attend(rows.ids.shape[1])
         step = Step(positions, attend=attend, documents=rows.documents)
-        if self.dtype == torch.float32:
-            return next_token_loss(model, rows.ids, rows.targets, step)
-        with torch.autocast(self.device.type, self.dtype):
+        with self.autocast():
             return next_token_loss(model, rows.ids, rows.targets, step, self.dtype)
 
 

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.training.settings import Plan
@@ -89,11 +89,11 @@ class Reporter:
     def on_message(self, text: str, warning: bool = False) -> None: ...
 
 
-class Sink:
+@runtime_checkable
+class Sink(Protocol):
     """Somewhere else that numbers go."""
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        raise NotImplementedError
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
 

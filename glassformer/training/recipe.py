@@ -11,13 +11,15 @@ story mentions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from random import Random
 
 from glassformer.families.shape import ShapeConfig
 from glassformer.generate.loop import Options, write
 from glassformer.generate.sampling import Sampling
 from glassformer.lm import LanguageModel
+from glassformer.nn.init import init_weights
+from glassformer.nn.model import Decoder
 from glassformer.training import corpus, stories
 from glassformer.training.settings import InitConfig, OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 
@@ -26,7 +28,7 @@ INIT = InitConfig(std=0.05, out_std=0.05, look_back=3.0)
 ALONE = 0.15  # of the tokens, in the beginning, are nothing but drills
 SHARES = (0.3, 0.3, 0.4)  # of the rest, by the level of stories
 DRILLS = (0.15, 0.05, 0.01)  # how many stories of a level have one more drill before them: without them, what the
-# drills have taught is gone within fifty steps, before the stories have any use for it
+# drills have taught is forgotten before the stories have any use for it
 ECHOES = 1 / 64  # how many have an echo before them
 TOKENS = (64, 69, 97)  # of a story, by level, about
 ROW = 187  # tokens of a drill or an echo, about
@@ -129,6 +131,17 @@ def score(lm: LanguageModel, *, questions: int = 100, texts: int = 100, seed: in
         wellformed=stories.score_wellformed(written),
         consistent=stories.score_consistent(written),
     )
+
+
+def untrained(lm: LanguageModel, seed: int) -> LanguageModel:
+    """The same model with the weights that a run of that seed begins with."""
+    return LanguageModel(init_weights(Decoder(lm.config), seed, **asdict(INIT)).eval(), lm.tokenizer)
+
+
+def baseline_answers(questions: int, documents: int) -> dict[str, float]:
+    """The share of held-out questions that each baseline answers right, having read so many documents."""
+    read = [told.document for told in corpus.stories(0, "train", documents)]
+    return {name: stories.score_answers(b, questions)["all"] for name, b in stories.baselines(read).items()}
 
 
 def completer(lm: LanguageModel) -> stories.Complete:

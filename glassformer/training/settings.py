@@ -205,6 +205,10 @@ class TrainConfig:
                 f.name not in theirs or value == f.default, f"{f.name} is an option of task {other} alone, got {value}"
             )
         _require(
+            self.from_model is None or self.init == InitConfig(),
+            "init is of new weights, and from_model brings its own: give one of them",
+        )
+        _require(
             self.task == "lm" or not self.sample_every or self.sample_prompt != "",
             "sample_every needs a sample_prompt: a source to translate",
         )

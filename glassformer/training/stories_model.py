@@ -19,16 +19,14 @@ from typing import Any
 import glassformer
 from glassformer.inspect.roles import head_roles
 from glassformer.lm import LanguageModel
-from glassformer.nn.init import init_weights
-from glassformer.nn.model import Decoder
-from glassformer.training import corpus, recipe, stories
+from glassformer.training import recipe
 from glassformer.training.loop import train
 from glassformer.training.metrics import EvalRecord, Reporter, StartInfo
 from glassformer.training.settings import TrainConfig
 
 SHAPE = replace(recipe.SHAPE, n_layers=4, d_ff=256)
 SECONDS, TOKENS, EARLY, SEED = 2700.0, 36_000_000, 3_000_000, 0
-THREADS = 1  # a second one makes so small a model only a third faster
+THREADS = 1  # so small a model gains little from a second one
 PACKAGED = Path(glassformer.__file__).parent / "models" / "stories"
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -62,20 +60,9 @@ class Curve(Reporter):
         return time.monotonic() - self.begin
 
 
-def untrained(lm: LanguageModel) -> LanguageModel:
-    """The same model with the weights that training began with."""
-    return LanguageModel(init_weights(Decoder(lm.config), SEED, **asdict(recipe.INIT)).eval(), lm.tokenizer)
-
-
 def best_heads(lm: LanguageModel) -> dict[str, float]:
     """The highest score that a head has for each role, 0 to 1, on random tokens said twice."""
     return {role: round(scores.max().item(), 3) for role, scores in head_roles(lm.model)._asdict().items()}
-
-
-def baseline_answers(questions: int = 300, documents: int = 20_000) -> dict[str, float]:
-    """The share of held-out questions that each baseline answers right."""
-    read = [told.document for told in corpus.stories(SEED, "train", documents)]
-    return {name: stories.score_answers(b, questions)["all"] for name, b in stories.baselines(read).items()}
 
 
 def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:
@@ -90,9 +77,9 @@ def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:
         lm = glassformer.load(folder / "checkpoints" / "last")
         scores = {
             "trained": asdict(recipe.score(lm, questions=300, texts=300)),
-            "untrained": asdict(recipe.score(untrained(lm), questions=40, texts=40)),
-            "heads": {"trained": best_heads(lm), "as it began": best_heads(untrained(lm))},
-            "baselines": baseline_answers(),
+            "untrained": asdict(recipe.score(recipe.untrained(lm, SEED), questions=40, texts=40)),
+            "heads": {"trained": best_heads(lm), "as it began": best_heads(recipe.untrained(lm, SEED))},
+            "baselines": recipe.baseline_answers(300, 20_000),
             "curve": curve.points,
         }
         out.mkdir(parents=True, exist_ok=True)

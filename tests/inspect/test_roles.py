@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from tiny import tiny
 
+from glassformer.errors import ConfigError
 from glassformer.inspect import roles
 from glassformer.inspect.derive import Derived
+from glassformer.nn.init import init_weights
 from glassformer.nn.model import Decoder
 
 
@@ -28,7 +31,6 @@ def test_a_constructed_pattern_scores_one(tiny_decoder, monkeypatch, offset, rol
 def test_heads_that_begin_by_looking_back_are_found():
     from glassformer.families import expand
     from glassformer.families.shape import ShapeConfig
-    from glassformer.nn.init import init_weights
 
     config = expand(ShapeConfig(d_model=128, n_layers=2, rope_theta=1000.0), 300)
     plain = init_weights(Decoder(config), 0)
@@ -43,6 +45,16 @@ def test_heads_that_begin_by_looking_back_are_found():
 def tiny_decoder():
     from glassformer.families import expand
     from glassformer.families.shape import ShapeConfig
-    from glassformer.nn.init import init_weights
 
     return init_weights(Decoder(expand(ShapeConfig(d_model=32, n_layers=2), 60)), 0)
+
+
+@pytest.mark.parametrize(("family", "option"), [("gpt2", "look_back"), ("gpt2", "qk_gain"), ("llama", "qk_gain")])
+def test_first_weights_that_a_model_cannot_have_are_refused(family, option):
+    with pytest.raises(ConfigError, match=f"init.{option} 3.0 has no effect"):
+        init_weights(tiny(family), 0, **{option: 3.0})
+
+
+def test_roles_where_vocabulary_or_context_are_short():
+    found = roles.head_roles(tiny("gpt2"))
+    assert ((found.previous_token >= 0) & (found.previous_token <= 1)).all()

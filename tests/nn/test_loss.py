@@ -138,3 +138,11 @@ def test_k_micro_batches_are_one_batch():
         (next_token_loss(model, x, y, Step.of(x)) / counted).backward()
     for name, p in model.named_parameters():
         assert_near(p.grad, whole[name], 2e-6)
+
+
+def test_a_gradient_of_the_gradient_is_refused_not_wrong():
+    x, w = (torch.randn(4, 8, requires_grad=True) for _ in range(2))
+    loss = linear_cross_entropy(x, w, torch.arange(4)).square()
+    (g,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()

@@ -10,14 +10,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import SHAPE, end_state, losses, make_tokenizer, memory_folder, metrics, texts, tiny_config, tiny_run
+from tiny_runs import (
+    SHAPE,
+    Log,
+    end_state,
+    losses,
+    make_tokenizer,
+    memory_folder,
+    metrics,
+    texts,
+    tiny_config,
+    tiny_run,
+)
 
 import glassformer
 from glassformer.errors import CapacityError, ConfigError, DataError, GlassformerError
 from glassformer.training import loop, trainer
 from glassformer.training.evaluate import Pass
 from glassformer.training.loop import train
-from glassformer.training.metrics import Reporter
 from glassformer.training.runfile import RunFile
 from glassformer.training.settings import (
     OptimConfig,
@@ -38,26 +48,6 @@ def tmp_path():
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-class Log(Reporter):
-    """Remembers what it is told; `at` maps a step to something to do then."""
-
-    def __init__(self, at=None):
-        self.at, self.said = at or {}, []
-
-    def __getattribute__(self, name):
-        if not name.startswith("on_"):
-            return super().__getattribute__(name)
-        return lambda *values, **named: self.hear(name, *values, **named)
-
-    def hear(self, name, *values, **named):
-        self.said.append((name, *values, *named.values()))
-        if name == "on_step":
-            self.at.get(values[0].step, lambda: None)()
-
-    def all(self, name):
-        return [entry[1:] for entry in self.said if entry[0] == name]
 
 
 def test_a_run_learns_and_writes_everything(tokenizer, tmp_path):

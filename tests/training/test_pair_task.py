@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_loop import Log
 from tiny_pairs import RECURRENT, SHAPES, TRANSFORMER, pair_config, pair_run, some_pairs
-from tiny_runs import differing, end_state, losses, memory_folder, metrics
+from tiny_runs import Crash, Log, crash, differing, end_state, losses, memory_folder, metrics
 
 from glassformer.errors import ConfigError, DataError
 from glassformer.families.shape import PairShape, RecurrentShape
@@ -40,14 +39,6 @@ from glassformer.translator import load_translator
 def tmp_path():
     with memory_folder() as folder:
         yield folder
-
-
-class Crash(Exception):
-    pass
-
-
-def crash():
-    raise Crash
 
 
 def opened(run, config) -> PairTask:

@@ -10,7 +10,7 @@ from glassformer.inspect.roles import head_roles
 from glassformer.lm import find
 from glassformer.nn.init import init_weights
 from glassformer.nn.model import Decoder
-from glassformer.training import corpus, recipe, stories, stories_model
+from glassformer.training import corpus, recipe, stories
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_the_shipped_model_has_previous_token_and_induction_heads(shipped):
 
     A run of the recipe begins with heads that look back; so previous-token heads are compared with any other start.
     """
-    trained, begun = head_roles(shipped.model), head_roles(stories_model.untrained(shipped).model)
+    trained, begun = head_roles(shipped.model), head_roles(recipe.untrained(shipped, 0).model)
     plain = head_roles(init_weights(Decoder(shipped.config), 0))
     assert trained.previous_token.max() > 5 * plain.previous_token.max()
     assert trained.induction.max() > 5 * max(plain.induction.max(), begun.induction.max())

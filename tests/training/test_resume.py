@@ -4,8 +4,7 @@ import json
 import shutil
 
 import pytest
-from test_loop import Log
-from tiny_runs import differing, end_state, losses, make_tokenizer, memory_folder, metrics, tiny_run
+from tiny_runs import Crash, Log, crash, differing, end_state, losses, make_tokenizer, memory_folder, metrics, tiny_run
 
 from glassformer.errors import CheckpointError, ConfigError, DataError
 from glassformer.training.metrics import read_metrics, truncate_metrics
@@ -22,14 +21,6 @@ def tmp_path():
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-class Crash(Exception):
-    pass
-
-
-def crash():
-    raise Crash
 
 
 def crashed_run(out, tokenizer, step, **changes):
