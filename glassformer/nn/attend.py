@@ -135,7 +135,8 @@ def attend_sdpa(
     n_heads, n_kv_heads, length = q.shape[-3], k.shape[-3], q.shape[-2]
     grouped = n_heads != n_kv_heads
     if length == 1 and bias is None:
-        if not grouped and q.device.type == "cpu" and q.shape[0] * n_heads >= MANY_HEADS:
+        many = not grouped and q.device.type == "cpu" and q.shape[0] * n_heads >= MANY_HEADS
+        if many and (q.dtype == torch.bfloat16 or spec.source):  # in float32 only keys that lie without gaps gain
             return _one_query(spec, q, k, v, view)
         # the queries of a group read the same keys: let them be rows of one product
         q = q.reshape(*q.shape[:-3], n_kv_heads, n_heads // n_kv_heads, q.shape[-1])

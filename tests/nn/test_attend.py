@@ -181,12 +181,13 @@ def test_bfloat16_is_near_the_definition_in_float32():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("lengths", [None, (1, 5, 33, 32), (33,)])
 @pytest.mark.parametrize("heads", [(16, 16), (15, 15), (16, 4)])
-def test_one_query_in_many_heads(heads, lengths, dtype, tolerance):
+@pytest.mark.parametrize("source", [False, True])
+def test_one_query_in_many_heads(source, heads, lengths, dtype, tolerance):
     """On both sides of the number of heads from which it goes by products; keys as a cache has them: with gaps."""
     q, k, v = draw(heads, length=1, keys=40, batch=4, dv=12)
     q, k, v = q.to(dtype), *(t.to(dtype).transpose(1, 2).contiguous()[:, :, :33].transpose(1, 2) for t in (k, v))
     mask = None if lengths is None else torch.arange(33) < torch.tensor(lengths)[:, None, None]
-    view, spec = View(positions(1, 33), positions(33), mask), AttendSpec(0.3, causal=False)
+    view, spec = View(positions(1, 33), positions(33), mask), AttendSpec(0.3, causal=False, source=source)
     wanted = attend_math(spec, q.float(), KV(k.float(), v.float()), view)[0]
     found = attend_sdpa(spec, q, KV(k, v), view)
     assert found.shape == wanted.shape
