@@ -26,7 +26,7 @@ PACKED_ROWS = 8  # from so many rows on the blocks are soon paid for: they take 
 class PackedLinear(nn.Module):
     """x W^T + b, as `nn.Linear`, for inference alone. `rows`: of the x that it is going to see; others are allowed."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, rows: int):
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
         super().__init__()
         self.weight, self.bias = weight, bias
         self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
