@@ -19,8 +19,10 @@ from glassformer.weights.reader import read_json
 
 RUN_FILE, FORMAT = "run.json", 1
 PACKAGES = ("glassformer", "torch", "safetensors", "tokenizers", "numpy")
-FREE = frozenset({"out", "resume", "strict", "tensorboard", "wandb", "keep_last", "device", "dtype", "threads"})
-FIXED = ("task", "model", "tokenizer", "held_out", "from_model", "seed", "shuffle")
+FREE = frozenset({"out", "resume", "tensorboard", "wandb", "keep_last", "device", "dtype", "threads"})
+FIXED = (
+    "task", "model", "tokenizer", "init", "held_out", "held_out_data", "from_model", "seed", "shuffle", "strict",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
