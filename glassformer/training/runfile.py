@@ -111,7 +111,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def check_resume(recorded: RunFile, config: TrainConfig) -> list[str]:
     """What of the settings differs and may (as sentences). Raises ConfigError for what makes it another run."""
     now, then = settings_dict(config), settings_dict(settings_from(recorded.settings))
-    refused = differences({k: then[k] for k in FIXED}, {k: now[k] for k in FIXED})
+    kept, asked = ({k: s[k] for k in FIXED} | {"optim.name": s["optim"]["name"]} for s in (then, now))
+    refused = differences(kept, asked)  # another optimizer has no use for what this one has kept
     if refused:
         raise ConfigError(f"{config.out} cannot be resumed with other settings: {'; '.join(refused)}")
     free = FREE | set(FIXED)

@@ -157,6 +157,7 @@ def test_resume_refuses_what_makes_another_run(capfd, run):
     assert "--arch does not go with --resume" in refused(capfd, *common, "--arch", "recurrent")
     assert "--preset does not go with --resume" in refused(capfd, *common, "--preset", "tiny")
     assert "model.d_model was 16, now 32" in refused(capfd, *common, "--d-model", 32)
+    assert "optim.name was 'muon', now 'adamw'" in refused(capfd, *common, "--optim.name", "adamw")
     assert "from_model was None, now 'x'" in refused(capfd, *common, "--from", "x")
     assert "tokenizer.kind was 'auto', now 'word'" in refused(capfd, *common, "--tokenizer.kind", "word")
     assert "strict was False, now True" in refused(capfd, *common, "--strict")
