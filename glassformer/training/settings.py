@@ -120,12 +120,13 @@ class TokenizerConfig:
 
     `vocab_size` is the most tokens that a trained one may have; 0 chooses by kind and amount of text. `kind` auto is
     bpe for text, and char for pairs: their targets are mostly forms, not words (dates, numbers, codes), of which each
-    sign must be right, and which letter goes with which can then be seen.
+    sign must be right, and which letter goes with which can then be seen. digits_apart: a bpe merges no digits.
     """
 
     path: str | None = None
     kind: Literal["auto", "bpe", "char", "word"] = "auto"
     vocab_size: int = 0
+    digits_apart: bool = False
 
     def __post_init__(self):
         _one_of("tokenizer.kind", self.kind, ("auto", "bpe", "char", "word"))

@@ -19,6 +19,7 @@ from glassformer.lm import find
 from glassformer.nn.init import init_weights
 from glassformer.nn.model import Decoder
 from glassformer.nn.residual import Block
+from glassformer.text import patterns
 from glassformer.text.tokenizer import JSON, Tokenizer
 from glassformer.text.train import train_tokenizer
 from glassformer.training.metrics import Reporter
@@ -79,7 +80,14 @@ def open_tokenizer(
         size = (
             config.tokenizer.vocab_size or getattr(config.model, "vocab_size", 0) or default_vocab_size(kind, n_bytes)
         )
-        tokenizer = train_tokenizer(source, kind=kind, vocab_size=size, seed=config.seed, progress=reporter.on_progress)
+        tokenizer = train_tokenizer(
+            source,
+            kind=kind,
+            vocab_size=size,
+            pattern=patterns.DIGITS_APART if config.tokenizer.digits_apart else patterns.DIGITS_TOGETHER,
+            seed=config.seed,
+            progress=reporter.on_progress,
+        )
         reporter.on_message(f"trained a tokenizer of {tokenizer.vocab_size} tokens ({kind})")
     tokenizer.save(kept)
     return tokenizer
