@@ -136,7 +136,8 @@ class TokenizerConfig:
     @property
     def trained(self) -> str:
         """What was asked of a tokenizer that is trained: the option's name, or nothing."""
-        return "tokenizer.kind" if self.kind != "auto" else "tokenizer.vocab_size" if self.vocab_size else ""
+        asked = (("kind", self.kind != "auto"), ("vocab_size", self.vocab_size), ("digits_apart", self.digits_apart))
+        return next((f"tokenizer.{name}" for name, given in asked if given), "")
 
 
 LANGUAGE_ONLY = {
@@ -231,6 +232,10 @@ class TrainConfig:
         _require(
             self.from_model is None or not self.tokenizer.trained,
             f"{self.tokenizer.trained} is of a new tokenizer, and from_model brings its own: leave it out",
+        )
+        _require(
+            not self.tokenizer.digits_apart or self.tokenizer_kind == "bpe",
+            f"tokenizer.digits_apart is of a bpe tokenizer, this one is of kind {self.tokenizer_kind}",
         )
         _require(
             not self.held_out_data or self.held_out == TrainConfig.held_out,

@@ -48,7 +48,12 @@ VALUES = {  # of each option: what is typed (None: a flag), and the setting that
 }  # fmt: skip
 GROUPS = {"tokenizer": TokenizerConfig, "init": InitConfig, "optim": OptimConfig, "schedule": ScheduleConfig}
 RECURRENT_ONLY = {"d_hidden", "cell", "bidirectional", "attention", "input_feeding"}
-NEEDS = {"input_feeding": ["--attention", "dot"], "sample_every": ["--sample-prompt", "1 plus"]}
+VALUES["tokenizer.digits_apart"] = ("--tokenizer.digits-apart", True)
+NEEDS = {
+    "tokenizer.digits_apart": ["--tokenizer.kind", "bpe"],
+    "input_feeding": ["--attention", "dot"],
+    "sample_every": ["--sample-prompt", "1 plus"],
+}
 LENGTHS = {"seconds", "tokens", "steps"}
 
 

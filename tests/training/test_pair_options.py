@@ -130,6 +130,8 @@ def test_what_does_not_fit_the_model_is_refused(tmp_path):
     refused(ConfigError, "and the model's vocab_size is", tokenizer=wide, held_out=0.1)
     with pytest.raises(ConfigError, match=r"tokenizer.vocab_size is of a new tokenizer, and path names one"):
         TokenizerConfig(path="x", vocab_size=5)
+    with pytest.raises(ConfigError, match=r"tokenizer.digits_apart is of a bpe tokenizer, this one is of kind char"):
+        replace(pair_config("x"), tokenizer=TokenizerConfig(digits_apart=True))
     with pytest.raises(ConfigError, match="init is of new weights"):
         TrainConfig(from_model="x", init=InitConfig(std=0.1))
 
