@@ -36,14 +36,17 @@ def documents_of(config: TrainConfig, documents: Documents | None, folder: Path)
     if documents is None:
         if not config.data:
             raise DataError("no data was named: give files, folders, globs or - for standard input")
-        names = [str(_kept_stdin(folder)) if name == "-" else name for name in config.data]
-        return as_documents(names)
+        return as_documents(_named(config.data, folder))
     if callable(documents) or not getattr(documents, "again", False):
         kept = documents if callable(documents) else list(documents)
         if isinstance(kept, list) and kept and isinstance(kept[0], Document):
             return kept  # pyright: ignore[reportReturnType]
         return Texts(kept)  # pyright: ignore[reportArgumentType]
     return documents  # pyright: ignore[reportReturnType]
+
+
+def _named(data: tuple[str, ...], folder: Path) -> list[str]:
+    return [str(_kept_stdin(folder)) if name == "-" else name for name in data]
 
 
 def _kept_stdin(folder: Path) -> Path:
@@ -114,6 +117,8 @@ def prepare_text(
         return (document.text for document in read()), getattr(read(), "total_bytes", None)
 
     tokenizer = open_tokenizer(config, texts, folder, reporter)
+    if held_out is None and config.held_out_data:
+        held_out = as_documents(_named(config.held_out_data, folder))  # pyright: ignore[reportAssignmentType]
     aside = None if held_out is None else documents_of(config, held_out, folder)
     prepare(
         read(),
