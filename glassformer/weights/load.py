@@ -70,7 +70,7 @@ def _load(
     pairs = account(family_of(config), config, parameters, reader, folder)
     for entry, name in pairs:
         mapped = reader[name]
-        if copy or entry.transposed or device.type != "cpu" or dtype not in (None, mapped.dtype):
+        if copy or entry.transposed or entry.groups > 1 or device.type != "cpu" or dtype not in (None, mapped.dtype):
             values = [torch.empty(parameters[n].shape, dtype=dtype or mapped.dtype, device=device) for n in entry.ours]
             for begin, rows in reader.rows(name):
                 entry.fill(values, begin, rows)
