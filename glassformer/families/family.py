@@ -12,11 +12,12 @@ from glassformer.families.shape import ShapeConfig
 
 # Keys that say nothing about what the model computes: how it was trained, by which program, how it is generated from.
 IGNORED = frozenset(
-    """_name_or_path architectures attention_dropout attn_pdrop bos_token_id chunk_size_feed_forward dtype embd_pdrop
-    eos_token_id id2label initializer_range keys_to_ignore_at_inference label2id max_window_layers n_ctx
-    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
-    resid_pdrop return_dict summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj task_specific_params torch_dtype transformers_version use_cache""".split()
+    """_name_or_path architectures attention_dropout attn_pdrop auto_map bos_token_id cache_implementation
+    chunk_size_feed_forward classifier_dropout dtype embd_pdrop eos_token_id hidden_dropout id2label
+    initializer_range keys_to_ignore_at_inference label2id max_window_layers n_ctx output_attentions
+    output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn resid_pdrop return_dict
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    task_specific_params torch_dtype transformers_version use_cache""".split()
 )
 
 # Activations as checkpoints call them; the first name of each is the one that is written.
@@ -54,6 +55,12 @@ class Fields:
     def number(self, name: str, default: Any = MISSING) -> float:
         """A number above 0."""
         return float(self._kind(name, default, "a number above 0", lambda v: type(v) in (int, float) and v > 0))
+
+    def optional(self, name: str, default: float | None = None, kind: type = int) -> Any:
+        """A whole number of at least 1 (or, of kind float, a number above 0), or null: there is none."""
+        if self.take(name, default) is None:
+            return None
+        return self.size(name, default) if kind is int else self.number(name, default)
 
     def flag(self, name: str, default: bool) -> bool:
         """true or false."""

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from glassformer.config import RopeConfig
@@ -23,23 +25,35 @@ def read_rope(
     part: float | None = None,
     names: tuple[str, str] = ("rope_theta", "partial_rotary_factor"),
     layers: str | None = None,
+    old: str | None = "rope_scaling",
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> RopeConfig:
     """The rotary positions that the file describes; `theta` and `part` where it is silent.
 
     `part` None: a family whose heads always turn as a whole. `names` are the keys of those two outside of
-    `rope_parameters`. `layers`: the kind of layers under which a nested `rope_parameters` has their settings.
+    `rope_parameters`, and `old` that of the scaling. `layers`: the kind of layers ("full_attention") under which
+    `rope_parameters` has their settings. `renamed`: other names of a scaling.
     """
     theta, part = raw.number(names[0], theta), part and raw.number(names[1], part)
-    new, old = raw.take("rope_parameters", None), raw.take("rope_scaling", None)
-    if new and old and new != old:
-        raise ConfigError(f"{raw.source}: rope_parameters and rope_scaling differ: {new} and {old}")
-    found = new or old or {}
-    if isinstance(found, dict) and layers in found:
-        found = found[layers]
-    return _rope(found, raw, head_dim, context, theta, part)
+    new, scaling = raw.take("rope_parameters", None), raw.take(old, None) if old else None
+    if new and layers is not None:
+        if not isinstance(new, dict) or not {*new} <= {*KINDS_OF_LAYERS}:
+            raise ConfigError(f"{raw.source}: rope_parameters must be of {' and '.join(KINDS_OF_LAYERS)}, got {new}")
+        new = new.get(layers)
+    if new and scaling and new != scaling:
+        raise ConfigError(f"{raw.source}: rope_parameters and {old} differ: {new} and {scaling}")
+    return _rope(new or scaling or {}, raw, head_dim, context, theta, part, renamed)
 
 
-def _rope(found: Any, raw: Fields, head_dim: int, context: int, theta: float, part: float | None) -> RopeConfig:
+def _rope(
+    found: Any,
+    raw: Fields,
+    head_dim: int,
+    context: int,
+    theta: float,
+    part: float | None,
+    renamed: Mapping[str, str],
+) -> RopeConfig:
     """One object of rotary settings. ConfigError for a key that its kind does not have, or a kind that is not known."""
     if not isinstance(found, dict):
         raise ConfigError(f"{raw.source}: rope scaling must be an object, got {found!r}")
@@ -47,6 +61,7 @@ def _rope(found: Any, raw: Fields, head_dim: int, context: int, theta: float, pa
     theta, part = rest.number("rope_theta", theta), part and rest.number("partial_rotary_factor", part)
     kind = rest.take("rope_type", rest.take("type", "default"))
     rest.take("type", None)
+    kind = renamed.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{raw.source}: rope scaling {kind!r} is not supported, only {', '.join(map(repr, KINDS))}")
     if kind in LENGTHENED:
@@ -98,14 +113,17 @@ def _numbers(rest: Fields, name: str) -> tuple[float, ...]:
 
 LENGTHENED = {"llama3": _band, "yarn": _yarn, "longrope": _long}  # those that know of an original context
 KINDS = ("default", "linear", *LENGTHENED)
+KINDS_OF_LAYERS = ("full_attention", "sliding_attention")
 
 
-def write_rope(rope: RopeConfig | None, head_dim: int) -> dict[str, Any]:
-    """`rope_theta`, `rope_scaling` and, where only a part of a head turns, `partial_rotary_factor`."""
+def write_rope(
+    rope: RopeConfig | None, head_dim: int, theta: str = "rope_theta", part: str | None = None
+) -> dict[str, Any]:
+    """The base under the name `theta`, `rope_scaling` and, with a name for it, the part of a head that turns."""
     if rope is None:
-        return {"rope_theta": None, "rope_scaling": None}
-    part = {} if rope.dim is None else {"partial_rotary_factor": part_of(rope.dim, head_dim)}
-    return {"rope_theta": rope.theta, "rope_scaling": write_scaling(rope.scaling), **part}
+        return {theta: None, "rope_scaling": None}
+    parts = {} if part is None else {part: 1.0 if rope.dim is None else part_of(rope.dim, head_dim)}
+    return {theta: rope.theta, "rope_scaling": write_scaling(rope.scaling), **parts}
 
 
 def part_of(dim: int, head_dim: int) -> float:

@@ -11,7 +11,10 @@ from glassformer.config import NormConfig
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis (Ba et al. 2016); or without those two."""
+    """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis (Ba et al. 2016).
+
+    Without those two (OLMo) it is worked out in float32: torch's own rounds lower precisions in between.
+    """
 
     def __init__(self, size: int, eps: float, scale: str | None = "weight", bias: bool = True):
         super().__init__()
@@ -20,6 +23,8 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size)) if bias and scale is not None else None
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        if self.weight is None:
+            return F.layer_norm(x.float(), self.size, None, None, self.eps).to(x.dtype)
         return F.layer_norm(x, self.size, self.weight, self.bias, self.eps)
 
 

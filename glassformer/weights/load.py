@@ -116,9 +116,10 @@ def _may_be_left(fam: Family, config: ModelConfig | RecurrentConfig, name: str, 
         return True
     if fam.rules is None or isinstance(config, RecurrentConfig):
         return False
-    table = next(rule.theirs for rule in fam.rules if rule.ours == ("embed.weight",))
+    theirs = {rule.ours: rule.theirs for rule in fam.rules}
+    table, head = theirs["embed.weight",], theirs.get(("head.weight",))
     table = table if table in reader else table.removeprefix(fam.prefix)
-    return config.tied_head and name == "lm_head.weight" and torch.equal(reader[name], reader[table])
+    return config.tied_head and name == head and torch.equal(reader[name], reader[table])
 
 
 def _place(model: torch.nn.Module, name: str, value: Tensor) -> None:

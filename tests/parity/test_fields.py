@@ -13,6 +13,7 @@ from glassformer.cache.dense import DenseCache
 from glassformer.config import NormConfig, RopeConfig, change
 from glassformer.errors import CapacityError, ConfigError
 from glassformer.families import read_config, write_config
+from glassformer.families.family import IGNORED
 from glassformer.nn.model import Decoder
 from glassformer.rope_scaling import LinearScaling
 
@@ -30,10 +31,10 @@ OTHER = {
     "positions": ["sinusoidal", None],
     "final_norm": [None],
     "final_norm.kind": ["rms", "layer"],
-    "final_norm.eps": [0.1],
+    "final_norm.eps": [1.0],
     "final_norm.scale": [None, "weight", "float32 1+"],
     "norm.kind": ["rms", "layer"],
-    "norm.eps": [0.1],
+    "norm.eps": [1.0],
     "norm.scale": [None, "weight", "float32 1+"],
     "norm_at": [("post",), ("out",), ("pre", "out")],
     "parallel": [True, False],
@@ -69,13 +70,20 @@ OTHER = {
 REFUSED = {"layers.1.attention.causal", "layers.1.cross", "encoder", "shared_embedding"}  # in a decoder, each by itself
 SOMETIMES = {  # refused beside another setting of some of the families
     "context_length", "positions", "head_bias", "tied_head", "layers.1.attention.rope", "layers.1.parallel",
+    "layers.1.attention.rope.dim",
     "layers.1.shared_norm", "layers.1.norm_at", "layers.1.attention.qk_norm_over", "layers.1.norm.kind",
     "layers.1.norm.scale", "final_norm.kind", "final_norm.scale", "layers.1.attention.qk_norm",
     "layers.1.attention.qk_norm.kind", "layers.1.attention.qk_norm.scale",
 }  # fmt: skip
 SILENT = {"family", "round_embed_scale"}  # the first says which file format; the second shows in lower precision only
 NEAR = {"gelu", "gelu_tanh"}  # at most 5e-4 from one another
-SAME = {"weight", "float32"}  # in float32
+
+
+def twin(value):
+    """What computes the same in float32."""
+    if isinstance(value, NormConfig):
+        return replace(value, scale=twin(value.scale)) if value.kind == "rms" else value
+    return {"weight": "float32", "float32": "weight"}.get(value, value) if isinstance(value, str) else value
 
 
 def leaves(config, prefix=""):
@@ -103,7 +111,7 @@ def test_every_field_matters(family):
     logits, tried = run(model, ids), set()
     for path, key, old in leaves(config):
         for value in OTHER[key]:
-            if value == old or {value, old} == SAME or (key == "context_length" and config.positions != "learned"):
+            if value in (old, twin(old)) or (key == "context_length" and config.positions != "learned"):
                 continue
             try:
                 other = Decoder(change(config, path, value))
@@ -137,7 +145,7 @@ def test_every_key_of_config_json_is_read(family):
     raw = write_config(tiny_config(family))
     config = read_config(raw, "config.json")
     for key, old in raw.items():
-        if key in ("architectures", "max_window_layers"):  # the second says nothing beside layer_types
+        if key in IGNORED:  # max_window_layers too: it says nothing beside layer_types
             continue
         number = isinstance(old, int | float) and not isinstance(old, bool)
         for value in (old * 2 if number else not old, "zzz", {"factor": 2}):
