@@ -12,12 +12,12 @@ from glassformer.families.shape import ShapeConfig
 
 # Keys that say nothing about what the model computes: how it was trained, by which program, how it is generated from.
 IGNORED = frozenset(
-    """_name_or_path architectures attention_dropout attn_pdrop auto_map bos_token_id cache_implementation
-    chunk_size_feed_forward classifier_dropout dtype embd_pdrop eos_token_id hidden_dropout id2label
-    initializer_range keys_to_ignore_at_inference label2id max_window_layers n_ctx output_attentions
-    output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn resid_pdrop return_dict
-    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    task_specific_params torch_dtype transformers_version use_cache""".split()
+    """_name_or_path architectures attention_dropout attention_probs_dropout_prob attn_pdrop auto_map bos_token_id
+    cache_implementation chunk_size_feed_forward classifier_dropout dtype embd_pdrop eos_token_id hidden_dropout
+    hidden_dropout_prob id2label initializer_range keys_to_ignore_at_inference label2id max_window_layers n_ctx
+    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
+    resid_pdrop return_dict summary_activation summary_first_dropout summary_proj_to_labels summary_type
+    summary_use_proj task_specific_params torch_dtype transformers_version use_cache""".split()
 )
 
 # Activations as checkpoints call them; the first name of each is the one that is written.

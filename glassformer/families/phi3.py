@@ -58,4 +58,4 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return raw | rope | {"sliding_window": attention.window, "pad_token_id": None}
 
 
-FAMILY = Family("phi3", "Phi3ForCausalLM", read, write, rules=RULES)
+FAMILY = Family("phi3", "Phi3ForCausalLM", read, write, rules=RULES, ignored=llama.BUFFERS)

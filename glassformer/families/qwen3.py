@@ -47,6 +47,7 @@ def read(raw: Fields) -> ModelConfig:
 
 def read_windows(raw: Fields, n_layers: int) -> list[int | None]:
     """Each layer's window: from layer `max_window_layers` on, or as `layer_types` says."""
+    raw.only("use_mrope", False)  # positions of pictures
     window = raw.size("sliding_window", 4096) if raw.flag("use_sliding_window", False) else None
     raw.take("sliding_window", None)
     first = raw.size("max_window_layers", 28, least=0)

@@ -73,6 +73,9 @@ def rotate(
     x: Float[Tensor, "*B T H Dh"], cos: Float[Tensor, "*#B T 1 R"], sin: Float[Tensor, "*#B T 1 R"]
 ) -> Float[Tensor, "*B T H Dh"]:
     """Turn the pair (x[i], x[i + R]) of every head by its position's i-th angle; what is past 2R stays."""
-    cos, sin, r = cos.to(x.dtype), sin.to(x.dtype), cos.shape[-1]
-    a, b, rest = x[..., :r], x[..., r : 2 * r], x[..., 2 * r :]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+    turned = 2 * cos.shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat([rotate(x[..., :turned], cos, sin), x[..., turned:]], -1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)

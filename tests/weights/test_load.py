@@ -212,6 +212,21 @@ def test_tensors_without_weights_may_be_left(tmp_path):
     load_model(tmp_path)
 
 
+@pytest.mark.parametrize(("family", "buffers"), [
+    ("llama", ["model.layers.{}.self_attn.rotary_emb.inv_freq"]),
+    ("phi3", ["model.layers.{}.self_attn.rotary_emb.inv_freq"]),
+    ("gpt_neox", [f"gpt_neox.layers.{{}}.attention.{n}" for n in ("bias", "masked_bias", "rotary_emb.inv_freq")]),
+])  # fmt: skip
+def test_buffers_of_old_checkpoints_may_be_left(family, buffers, tmp_path):
+    save_model(MODELS[family], tmp_path)
+    extra = {name.format(i): torch.ones(4) for name in buffers for i in range(3)}
+    edit_tensors(tmp_path, lambda tensors: tensors.update(extra))
+    load_model(tmp_path)
+    edit_tensors(tmp_path, lambda tensors: tensors.update({"model.layers.0.self_attn.other": torch.ones(4)}))
+    with pytest.raises(CheckpointError, match=r"not used: model\.layers\.0\.self_attn\.other"):
+        load_model(tmp_path)
+
+
 class Shards:
     """A checkpoint in two files and an index, as large ones are."""
 
