@@ -67,7 +67,7 @@ HEAD = 12  # of the tiny llama
 SHORT, LONG = tuple(1 + 0.1 * i for i in range(HEAD // 2)), tuple(1.5 + 0.5 * i for i in range(HEAD // 2))
 SCALINGS = {
     "linear": LinearScaling(3.0),
-    "llama3": BandScaling(8.0, 1.0, 4.0, 48),  # of 6 pairs: kept, between, stretched
+    "llama3": BandScaling(8.0, 1.0, 4.0, 30),  # of 6 pairs: kept, between, stretched
     "yarn": YarnScaling(4.0, 16, beta_fast=2.5, beta_slow=0.1, attention_factor=1.2),
     "yarn, ends within pairs": YarnScaling(4.0, 16, beta_fast=2.5, beta_slow=0.1, attention_factor=1.2, truncate=False),
     "longrope, short": LongScaling(SHORT, LONG, 40, 1.3),
@@ -90,7 +90,7 @@ def test_scaled_positions_are_transformers(name, tmp_path):
 
 CHANGES = {
     "linear": {"factor": 3.5},
-    "llama3": {"factor": 7.0, "low": 0.8, "high": 5.0, "original_context": 40},
+    "llama3": {"factor": 7.0, "low": 0.8, "high": 5.0, "original_context": 25},
     "yarn": {
         "factor": 5.0, "original_context": 60, "beta_fast": 0.8, "beta_slow": 0.3, "attention_factor": 1.1,
         "truncate": False,
