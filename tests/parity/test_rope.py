@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import assert_near, random_ids, run, tiny, tiny_config
 
-from glassformer.config import RopeConfig
+from glassformer.config import RopeConfig, change
 from glassformer.errors import ConfigError
 from glassformer.families import read_config, write_config
 from glassformer.nn.rope import rotate, rotation
@@ -55,6 +55,28 @@ BAND = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq
 def test_rope_scaling_is_refused_not_dropped(scaling):
     with pytest.raises(ConfigError, match=r"rope scaling|Scaling|factor"):
         read_config(write_config(tiny_config("llama")) | {"rope_scaling": scaling}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        ("rope.dim", 5, "rope dim must be even, got 5"),
+        ("rope.dim", 14, "rope dim must be at most head_dim 12, got 14"),
+        ("rope", RopeConfig(100.0, 8, LongScaling((1.0,) * 6, (1.0,) * 6, 9)), "6 factors, and 8 dimensions are 4"),
+        ("rope", RopeConfig(100.0, 8, LongScaling((1.0,) * 4, (1.0,) * 4, 9)), "become long for all layers at once"),
+        ("clip", 0.0, "clip must be above 0"),
+        ("softcap", -1.0, "softcap must be above 0"),
+        ("qk_norm_over", "each", "'each' of no norm"),
+    ],
+)
+def test_settings_of_no_known_model_are_refused(path, value, why):
+    with pytest.raises(ConfigError, match=why):
+        change(tiny_config("phi3"), f"layers.1.attention.{path}", value)
+
+
+def test_yarn_needs_a_base_above_1():
+    with pytest.raises(ConfigError, match="theta must be above 1, got 1"):
+        RopeConfig(1.0, scaling=YarnScaling(2.0, 16))
 
 
 def test_two_settings_that_differ_are_refused():
