@@ -70,7 +70,7 @@ def _load(
     pairs = account(family_of(config), config, parameters, reader, folder)
     for entry, name in pairs:
         mapped = reader[name]
-        if copy or entry.transposed or device.type != "cpu" or dtype not in (None, mapped.dtype):
+        if copy or entry.transposed or entry.groups > 1 or device.type != "cpu" or dtype not in (None, mapped.dtype):
             values = [torch.empty(parameters[n].shape, dtype=dtype or mapped.dtype, device=device) for n in entry.ours]
             for begin, rows in reader.rows(name):
                 entry.fill(values, begin, rows)
@@ -116,9 +116,10 @@ def _may_be_left(fam: Family, config: ModelConfig | RecurrentConfig, name: str, 
         return True
     if fam.rules is None or isinstance(config, RecurrentConfig):
         return False
-    table = next(rule.theirs for rule in fam.rules if rule.ours == ("embed.weight",))
+    theirs = {rule.ours: rule.theirs for rule in fam.rules}
+    table, head = theirs["embed.weight",], theirs.get(("head.weight",))
     table = table if table in reader else table.removeprefix(fam.prefix)
-    return config.tied_head and name == "lm_head.weight" and torch.equal(reader[name], reader[table])
+    return config.tied_head and name == head and torch.equal(reader[name], reader[table])
 
 
 def _place(model: torch.nn.Module, name: str, value: Tensor) -> None:
