@@ -190,7 +190,7 @@ def _wordpiece(found: Found, config: Mapping[str, Any], template: str) -> tuple[
         chinese=bool(config.get("tokenize_chinese_chars", True)),
         names=names,
     )
-    return LibraryCore(json.dumps(layout), template), {}
+    return LibraryCore(json.dumps(layout), template), dict(names)
 
 
 Reader = Callable[[Found, Mapping[str, Any], str], tuple[Core, dict[str, Any]]]

@@ -67,6 +67,7 @@ class SentencePieceCore:
         for token in self.added:
             if token.text in self.special or token in outside:
                 self._bytes[token.id] = token.text.encode()
+        self.given_model = model
         self.model = replace(model, pieces=tuple(map(self._guarded, model.pieces)))
         self.cutter = SentencePiece(self.model)
         self.drops_first_space = model.dummy_prefix and not model.suffix
