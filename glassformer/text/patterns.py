@@ -25,6 +25,7 @@ O200K = (
 """OpenAI's o200k (GPT-4o, gpt-oss): a word ends where small letters are followed by a capital one."""
 
 PATTERNS = {"gpt2": GPT2, "qwen2": QWEN2, "llama3": LLAMA3, "cl100k": CL100K, "o200k": O200K}
+DIGITS_TOGETHER, DIGITS_APART = "gpt2", "qwen2"
 
 WORD = r" ?\w+| ?[^\w\s]+|\s"
 """The word-level picture: a word or a run of punctuation with the one space before it, or one space of any kind."""
