@@ -14,13 +14,14 @@ from typing import Any, Literal
 import torch
 
 from glassformer.config import ModelConfig
-from glassformer.errors import CapacityError, CheckpointError, RequestError
+from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
 from glassformer.generate.loop import Options, Piece, Top, check_ids, report, write
 from glassformer.generate.sampling import Sampling, check_number
 from glassformer.nn.device import place
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
-from glassformer.text.tokenizer import JSON, Tokenizer
+from glassformer.text.files import find_tokenizer
+from glassformer.text.tokenizer import Tokenizer
 from glassformer.weights import load_model, save_model
 from glassformer.weights.atomic import write_text
 from glassformer.weights.reader import read_json
@@ -217,9 +218,9 @@ def load(
     folder = find(path)
     model = load_model(folder, ignore_keys=tuple(ignore_keys))
     place(model, device, dtype)
-    tokenizer = Tokenizer.load(folder) if (folder / JSON).exists() else None
+    tokenizer = Tokenizer.load(folder) if find_tokenizer(folder) else None
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise CheckpointError(
+        raise TokenizerError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, and the model {model.config.vocab_size}"
         )
     return LanguageModel(model, tokenizer, ends=_ends(folder), source=str(folder))

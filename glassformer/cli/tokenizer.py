@@ -21,9 +21,10 @@ Special = Annotated[bool, Parameter(negative="", help="Read <|endoftext|> and it
 def open_tokenizer(model: str) -> Tokenizer:
     """The tokenizer of a model, of a run, or of a folder that holds nothing else."""
     from glassformer.lm import find
-    from glassformer.text.tokenizer import JSON, Tokenizer
+    from glassformer.text.files import find_tokenizer
+    from glassformer.text.tokenizer import Tokenizer
 
-    return Tokenizer.load(model if (Path(model) / JSON).exists() else find(model))
+    return Tokenizer.load(model if find_tokenizer(Path(model)) else find(model))
 
 
 def _read(text: str) -> str:
