@@ -105,21 +105,23 @@ class Rule:
     """One tensor of a checkpoint and the parameters it fills, `{i}` being the layer.
 
     Several parameters share one tensor along its output axis (a fused q, k, v). `transposed`: stored [in, out].
+    `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a head apart.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
+    interleaved: bool = False
 
 
 def rule(theirs: str, *ours: str, transposed: bool = False) -> Rule:
     return Rule(theirs, ours, transposed)
 
 
-def linear(theirs: str, *ours: str, transposed: bool = False) -> tuple[Rule, Rule]:
+def linear(theirs: str, *ours: str, transposed: bool = False, interleaved: bool = False) -> tuple[Rule, Rule]:
     """The rules of a linear layer: its weight and, where the model has one, its bias."""
     weight, bias = (tuple(f"{name}.{part}" for name in ours) for part in ("weight", "bias"))
-    return Rule(f"{theirs}.weight", weight, transposed), Rule(f"{theirs}.bias", bias)
+    return Rule(f"{theirs}.weight", weight, transposed, interleaved), Rule(f"{theirs}.bias", bias, False, interleaved)
 
 
 @dataclass(frozen=True)

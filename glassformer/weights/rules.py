@@ -14,11 +14,25 @@ from glassformer.families.family import Family
 
 @dataclass(frozen=True)
 class Entry:
-    """One checkpoint tensor and the parameters that it fills, in order along the output axis."""
+    """One checkpoint tensor and the parameters that it fills, in order along the output axis.
+
+    `paired`: the head_dim of a tensor in which the two rows of a head that turn together are neighbours; 0 of others,
+    where they are half a head apart, as in ours.
+    """
 
     theirs: str
     ours: tuple[str, ...]
-    transposed: bool
+    transposed: bool = False
+    paired: int = 0
+
+    @property
+    def moves(self) -> bool:
+        """Whether numbers lie elsewhere than in ours."""
+        return self.transposed or self.paired > 0
+
+    def order(self, n: int) -> Tensor:
+        """Where each of theirs `n` rows lies in ours, where they are paired: 0, n/2, 1, n/2 + 1, ... of each head."""
+        return torch.arange(n).view(-1, 2, self.paired // 2).transpose(1, 2).reshape(-1)
 
     def shape(self, parameters: dict[str, Tensor]) -> tuple[int, ...]:
         """The shape the checkpoint's tensor must have."""
@@ -40,12 +54,19 @@ class Entry:
             else:
                 first, last = max(begin, at), min(end, at + len(value))
                 if first < last:
-                    value[first - at : last - at] = rows[first - begin : last - begin]
+                    here = slice(first - at, last - at)
+                    mine = rows[first - begin : last - begin]
+                    if self.paired:
+                        value[self.order(len(value))[here]] = mine.to(value)
+                    else:
+                        value[here] = mine
             at += len(value)
 
     def join(self, parameters: dict[str, Tensor]) -> Tensor:
         """The parameters as the checkpoint's tensor."""
         parts = [parameters[name].detach() for name in self.ours]
+        if self.paired:
+            parts = [part[self.order(len(part)).to(part.device)] for part in parts]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         return (tensor.T if self.transposed else tensor).contiguous()
 
@@ -53,13 +74,15 @@ class Entry:
 def entries(family: Family, config: ModelConfig | RecurrentConfig, parameters: Iterable[str]) -> list[Entry]:
     """The rules that apply to a model with these parameters: one entry per checkpoint tensor, layers written out."""
     if family.rules is None:
-        return [Entry(name, (name,), False) for name in parameters]
+        return [Entry(name, (name,)) for name in parameters]
     present, found = set(parameters), []
     for rule in family.rules:
         for i in range(config.n_layers) if "{i}" in rule.theirs else [0]:
             ours = tuple(name.replace("{i}", str(i)) for name in rule.ours)
             if present.issuperset(ours):
-                found.append(Entry(rule.theirs.replace("{i}", str(i)), ours, rule.transposed))
+                turns = rule.interleaved and isinstance(config, ModelConfig)
+                paired = config.layers[i].attention.head_dim if turns else 0  # pyright: ignore[reportAttributeAccessIssue]
+                found.append(Entry(rule.theirs.replace("{i}", str(i)), ours, rule.transposed, paired))
     left = present.difference(*(entry.ours for entry in found))
     assert not left, f"parameters without a rule in {family.name}: {sorted(left)}"
     return found
