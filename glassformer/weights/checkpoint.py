@@ -41,10 +41,11 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What most of the numbers are read as."""
+        """What most of the numbers are stored in; bfloat16 stands for what is quantized, which is no finer."""
         sizes: Counter[torch.dtype] = Counter()
         for name in self.reader:
-            sizes[self.reader.dtype(name) or torch.float32] += torch.Size(self.reader.shape(name)).numel()
+            dtype = self.reader.dtype(name) if self.reader.mapped(name) else torch.bfloat16
+            sizes[dtype or torch.float32] += torch.Size(self.reader.shape(name)).numel()
         return sizes.most_common(1)[0][0] if sizes else torch.float32
 
 
