@@ -24,6 +24,7 @@ from glassformer.weights import load_model, save_model
 from glassformer.weights.atomic import write_text
 from glassformer.weights.checkpoint import open_checkpoint
 from glassformer.weights.find import ends_of, find, tokenizer_of
+from glassformer.weights.save import SHARD, GgufKind
 
 SCORE_CHUNK = 512  # tokens whose logits, [512, V], are held at a time
 
@@ -187,8 +188,11 @@ class LanguageModel:
         total = math.fsum(token.logprob for token in tokens if token.logprob is not None)
         return Score(tuple(tokens), total, len(text.encode()) if isinstance(text, str) else None)
 
-    def save(self, folder: str | Path) -> None:
-        """Write a Hugging Face folder: config, weights, tokenizer. CheckpointError where the disk is full."""
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, shard: int = SHARD) -> None:
+        """Write a Hugging Face folder: config, weights, tokenizer. CheckpointError where the disk is full.
+
+        Weights as they are, or in `dtype`; in several files where they are more than `shard` bytes.
+        """
         folder = Path(folder)
         special: dict[str, Any] = {}
         if self.ends:
@@ -196,10 +200,23 @@ class LanguageModel:
             special["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         if self.tokenizer is not None and self.tokenizer.bos_id is not None:
             special["bos_token_id"] = self.tokenizer.bos_id
-        save_model(self.model, folder, extra=special)
+        save_model(self.model, folder, dtype=dtype, extra=special, shard=shard)
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
         write_text(folder / "generation_config.json", json.dumps(special, indent=2) + "\n")
+
+    def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
+        """Write one GGUF file, tokenizer inside, which llama.cpp and its kin run; `kind` is how matrices are written.
+
+        ConfigError and TokenizerError where the format cannot say what the model or its tokenizer does.
+        """
+        from glassformer.text.gguf import tokenizer_to_gguf
+        from glassformer.weights.gguf_save import save_gguf
+
+        words = {} if self.tokenizer is None else tokenizer_to_gguf(self.tokenizer, self.config.vocab_size)
+        if self.ends and "tokenizer.ggml.eos_token_id" not in words:
+            words["tokenizer.ggml.eos_token_id"] = min(self.ends)
+        save_gguf(self.model, path, kind, extra=words)
 
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())

@@ -15,6 +15,8 @@ from torch import Tensor
 from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import CheckpointError
 from glassformer.families import Family, family_of, read_config
+from glassformer.nn.model import Decoder, make_model
+from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.weights.pickled import PickledFile
 from glassformer.weights.reader import Reader, TensorFile, read_json
 from glassformer.weights.rules import Entry, entries
@@ -106,6 +108,17 @@ def weight_files(folder: Path) -> list[str]:
         if (folder / name).exists():
             return [name]
     return [WEIGHTS[0]]
+
+
+def parameters_of(config: ModelConfig | RecurrentConfig) -> dict[str, Tensor]:
+    """A model's parameters by name, of which there are only shapes."""
+    return dict(empty_model(config).named_parameters())
+
+
+def empty_model(config: ModelConfig | RecurrentConfig) -> Decoder | RecurrentEncoderDecoder:
+    """A model without numbers, on the meta device."""
+    with torch.device("meta"):
+        return RecurrentEncoderDecoder(config) if isinstance(config, RecurrentConfig) else make_model(config)
 
 
 def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple[Entry, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import gguf
 import numpy as np
@@ -17,8 +17,8 @@ from glassformer.families.gguf import in_gguf, write_metadata
 from glassformer.nn.model import Decoder
 from glassformer.weights.atomic import replacing
 from glassformer.weights.rules import Entry, entries
+from glassformer.weights.save import GgufKind
 
-GgufKind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
 KINDS: tuple[GgufKind, ...] = get_args(GgufKind)
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # as llama.cpp numbers them
 PIECE = 1 << 20  # numbers quantized at a time

@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from glassformer.config import RecurrentConfig
 from glassformer.errors import CheckpointError
-from glassformer.nn.model import Decoder, EncoderDecoder, make_model
+from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.weights.checkpoint import Checkpoint, account, open_checkpoint
+from glassformer.weights.checkpoint import Checkpoint, account, empty_model, open_checkpoint
 
 
 def load_model(
@@ -65,8 +64,7 @@ def _load(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None, copy: bool
 ) -> Decoder | RecurrentEncoderDecoder:
     config, reader = checkpoint.config, checkpoint.reader
-    with torch.device("meta"):
-        model = RecurrentEncoderDecoder(config) if isinstance(config, RecurrentConfig) else make_model(config)
+    model = empty_model(config)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     for entry, name in account(checkpoint, parameters):
         own = reader.dtype(name)
