@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import CheckpointError
@@ -117,8 +118,19 @@ def parameters_of(config: ModelConfig | RecurrentConfig) -> dict[str, Tensor]:
 
 def empty_model(config: ModelConfig | RecurrentConfig) -> Decoder | RecurrentEncoderDecoder:
     """A model without numbers, on the meta device."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoFirstValues():
         return RecurrentEncoderDecoder(config) if isinstance(config, RecurrentConfig) else make_model(config)
+
+
+class _NoFirstValues(TorchFunctionMode):
+    """Layers draw no first values: on the meta device there are none, and PyTorch would import a second's worth of code
+    to see it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple[Entry, str]]:

@@ -49,6 +49,9 @@ class GgufFile(TensorFile):
     def readable(self) -> str:
         return ", ".join([*FLOATS, *sorted(DECODED)])
 
+    def begin(self, name: str) -> int | None:
+        return self.names[name].begin
+
     def __getitem__(self, name: str) -> Tensor:
         info = self.names[name]
         if info.kind in FLOATS:

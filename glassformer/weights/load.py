@@ -70,8 +70,12 @@ def _load(
         own = reader.dtype(name)
         if copy or entry.moves or not reader.mapped(name) or device.type != "cpu" or dtype not in (None, own):
             values = [torch.empty(parameters[n].shape, dtype=dtype or own, device=device) for n in entry.ours]
-            for begin, rows in reader.rows(name):
-                entry.fill(values, begin, rows)
+            whole = len(values) == 1 and not entry.moves and reader.mapped(name)
+            if whole and device.type == "cpu" and values[0].dtype == own:
+                reader.read(name, values[0])
+            else:
+                for begin, rows in reader.rows(name):
+                    entry.fill(values, begin, rows)
         else:
             values = entry.split(reader[name], parameters)
         for ours, value in zip(entry.ours, values, strict=True):

@@ -50,6 +50,9 @@ class PickledFile(TensorFile):
         plain = tensor.layout == torch.strided and not tensor.is_quantized
         return NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.")) if plain else str(tensor.layout)
 
+    def begin(self, name: str) -> int | None:
+        return None
+
     def __getitem__(self, name: str) -> Tensor:
         return self.names[name].contiguous()
 

@@ -65,6 +65,10 @@ class TensorFile(Mapping[str, Tensor]):
         """A tensor piece by piece: (first row, about a MB of rows). Each piece is overwritten by the next."""
         raise NotImplementedError
 
+    def begin(self, name: str) -> int | None:
+        """Where the bytes of a tensor of floats begin in the file; None where they do not lie in order."""
+        raise NotImplementedError
+
     def readable(self) -> str:
         """The types that can be weights."""
         return ", ".join(FLOATS)
@@ -129,6 +133,23 @@ class Reader(Mapping[str, Tensor]):
 
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
         return self.files[name].rows(name, self.scratch)
+
+    def read(self, name: str, into: Tensor) -> None:
+        """Read a tensor of floats straight into one of its shape and dtype, on the CPU."""
+        file = self.files[name]
+        begin = file.begin(name)
+        if begin is None:
+            into.copy_(file[name])
+            return
+        space: Any = into.view(-1).view(torch.uint8).numpy()
+        with file.path.open("rb", buffering=0) as raw:
+            raw.seek(begin)
+            done = 0
+            while done < len(space):
+                n = raw.readinto(space[done:])
+                if not n:
+                    raise CheckpointError(f"{file.path} became shorter while it was read")
+                done += n
 
     def __getitem__(self, name: str) -> Tensor:
         return self.files[name][name]

@@ -35,6 +35,9 @@ class SafetensorsFile(TensorFile):
     def kind(self, name: str) -> str:
         return self.file.get_slice(name).get_dtype()
 
+    def begin(self, name: str) -> int | None:
+        return self.names[name]
+
     def __getitem__(self, name: str) -> Tensor:
         return self.file.get_tensor(name)
 
