@@ -19,6 +19,7 @@ from glassformer.generate.loop import check_ids
 from glassformer.generate.writing import PairModel, longest_source, vocab_sizes
 from glassformer.inspect.derive import derive
 from glassformer.inspect.kept import Kept
+from glassformer.inspect.picture import labels
 from glassformer.inspect.points import needs
 from glassformer.nn.attention import Attention
 from glassformer.nn.device import choose
@@ -68,17 +69,24 @@ class Alignment:
     probs [L, H, T, S]: of each layer and head (both 1 in a recurrent model), how much of source token s was taken when
     target token t was to be written; each row sums to 1. The last target token is the one that ends the text, unless
     it goes on. error: how far what these probabilities take is from what the pass itself computed, max |P V - z|.
+    end: the token that ends a text.
     """
 
     source_tokens: tuple[str, ...]
     target_tokens: tuple[str, ...]
     probs: Float[Tensor, "L H T S"]
     error: float
+    end: str
 
     @property
     def mean(self) -> Float[Tensor, "T S"]:
         """The mean over layers and heads."""
         return self.probs.mean((0, 1))
+
+    @property
+    def labels(self) -> tuple[list[str], list[str]]:
+        """Source and target tokens such that each can be seen."""
+        return labels(self.source_tokens, self.end), labels(self.target_tokens, self.end)
 
 
 class Translator:
@@ -180,7 +188,7 @@ class Translator:
             )
         else:
             probs, error = _cross(self.model, *rows)
-        return Alignment(self._spelled(read), self._spelled(written), probs, error)
+        return Alignment(self._spelled(read), self._spelled(written), probs, error, *self._spelled([self.end]))
 
     def _spelled(self, ids: Sequence[int]) -> tuple[str, ...]:
         return tuple(self.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)

@@ -21,7 +21,7 @@ Hugging Face hub, or `stories`, the small model that ships with the package.
 """
 
 VERBS = {
-    "demo": ("demo:demo", "Train a tokenizer and a Transformer on little stories, and read what it writes."),
+    "demo": ("demo:app", "Train a model here and now, on little stories or on pairs, and read what it writes."),
     "train": ("train:train", "Train a tokenizer and a model on your own text, or continue from a model."),
     "data": ("data:app", "See what would be trained on."),
     "tokenizer": ("tokenizer:app", "Train a tokenizer; encode, decode and show tokens."),

@@ -9,16 +9,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 from rich.table import Table
 
 from glassformer.cli.common import Json, out, print_json, say, working
+
+app = App(name="demo", help="Train a model here and now, measure what it has learned, and read what it writes.")
+app.command("glassformer.cli.demo_pairs:seq2seq", name="seq2seq")
 
 COLUMNS = ("answers", "who", "what", "where", "wellformed", "consistent")
 EXPECTED, ENOUGH = 2_200_000, 4_000_000  # tokens that two minutes on two cores read, and never more than
 
 
-def demo(
+@app.default
+def stories(
     *,
     seconds: float = 120.0,
     folder: Annotated[Path, Parameter(name="--out")] = Path("runs/demo"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -70,27 +70,50 @@ class PairFlags:
     "recurrent, with dot or general: whether the cell sees what the step before made"
 
 
+def given(*flags: Any) -> dict[str, Any]:
+    """What was typed of these, by name."""
+    values = {f.name: getattr(part, f.name) for part in flags for f in fields(part)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def shape_of(task: str, preset: Preset | None, *flags: ShapeFlags | PairFlags) -> Any:
     """The shape that is asked for; sizes that follow from a given one follow it. ConfigError names what is not its."""
-    given = {f.name: getattr(part, f.name) for part in flags for f in fields(part)}
-    given = {name: value for name, value in given.items() if value is not None}
+    sizes = given(*flags)
     if preset is not None:
-        given["preset"] = preset
-    arch = f" --arch {given.pop('arch')}" if "arch" in given else ""
+        sizes["preset"] = preset
+    arch = f" --arch {sizes.pop('arch')}" if "arch" in sizes else ""
     what = f"--task {task}{arch}".removesuffix(" --arch transformer")
     if what not in SHAPES:
         raise ConfigError(f"--arch is an option of --task seq2seq, got --task {task}")
     owners = {name: {f.name for f in fields(shape)} for name, shape in SHAPES.items()}
     owners["--task lm"].add("preset")
-    for name in given.keys() - owners[what]:
+    for name in sizes.keys() - owners[what]:
         theirs = " and ".join(owner for owner, names in owners.items() if name in names)
-        raise ConfigError(f"--{name.replace('_', '-')} is an option of {theirs}, not of {what}")
-    if task == "lm" and "n_heads" in given:
-        given.setdefault("n_kv_heads", 0)
-    if given.get("attention") == "none":
-        given["attention"] = None
-    base = PRESETS[given.pop("preset", "tiny")] if task == "lm" else SHAPES[what]
-    return replace(base, **given)
+        raise ConfigError(f"{option(name)} is an option of {theirs}, not of {what}")
+    if task == "lm" and "n_heads" in sizes:
+        sizes.setdefault("n_kv_heads", 0)
+    if sizes.get("attention") == "none":
+        sizes["attention"] = None
+    base = PRESETS[sizes.pop("preset", "tiny")] if task == "lm" else SHAPES[what]
+    return replace(base, **sizes)
+
+
+def continued_shape(model: str, task: str, preset: Preset | None, *flags: ShapeFlags | PairFlags) -> Any:
+    """The shape where a model is gone on with: its own, its rows as long as was asked."""
+    own = given(*flags).keys() - {"context", "source_context"} | ({"preset"} if preset else set())
+    if own:
+        raise ConfigError(f"--from takes the model's own sizes: leave out {', '.join(map(option, sorted(own)))}")
+    if task == "lm":
+        return shape_of(task, None, *flags)
+    from glassformer.training.pair_model import model_shape
+
+    shape = model_shape(model)
+    base = replace(shape, context=SHAPES["--task seq2seq"].context) if isinstance(shape, RecurrentShape) else shape
+    return replace(base, **given(*flags))
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @Parameter(name="*")
@@ -102,46 +125,78 @@ class RunFlags:
     "train for about this long: speed is measured first, then the number of steps is fixed. 120 by default"
     steps: int | None = None
     tokens: int | None = None
-    batch: int = 32
-    "rows, or pairs, of a micro-batch"
-    accumulate: int = 1
-    "micro-batches of a step"
-    eval_every: int = 0
-    "steps between evaluations; 0 is every twentieth of the run"
-    save_every: int = 0
-    "steps between checkpoints; 0 is every twentieth of the run"
-    keep_last: int = 2
-    "checkpoints kept beside the best"
-    sample_every: int = 0
-    "steps between samples of text; 0 is every twentieth of the run"
-    sample_prompt: str = ""
-    "what a sample continues, or translates"
-    sample_tokens: int = 64
-    held_out: float = 0.05
-    "the share of documents, or pairs, kept for evaluation"
-    label_smoothing: float = 0.0
-    "seq2seq: the part of each target that goes to all tokens alike; 0.1 in 2017"
-    exact_pairs: int = 128
-    "seq2seq: held-out pairs that are written out at each evaluation, and compared"
-    strict: Annotated[bool, Parameter(negative="")] = False
+    "train on so many targets"
+    batch: int | None = None
+    "rows, or pairs, of a micro-batch; 32 by default"
+    accumulate: int | None = None
+    "micro-batches of a step; 1 by default"
+    eval_every: int | None = None
+    "steps between evaluations; 0, the default, is every twentieth of the run"
+    save_every: int | None = None
+    "steps between checkpoints; 0, the default, is every twentieth of the run"
+    keep_last: int | None = None
+    "checkpoints kept beside the best; 2 by default"
+    sample_every: int | None = None
+    "steps between samples of text; 0, the default, is every twentieth of the run"
+    sample_prompt: str | None = None
+    "what a sample continues, or translates; without one nothing is sampled"
+    sample_tokens: int | None = None
+    "of a sample; 64 by default"
+    held_out: float | None = None
+    "the share of documents, or pairs, kept for evaluation; 0.05 by default"
+    held_out_data: tuple[str, ...] | None = None
+    "a file of documents, or pairs, to evaluate on instead; may be given several times"
+    label_smoothing: float | None = None
+    "seq2seq: the part of each target that goes to all tokens alike; 0 by default, 0.1 in 2017"
+    exact_pairs: int | None = None
+    "seq2seq: held-out pairs that are written out at each evaluation, and compared; 128 by default"
+    strict: Annotated[bool | None, Parameter(negative="")] = None
     "seq2seq: refuse what is no pair, by file and line, instead of leaving it out"
-    shuffle: bool = True
+    shuffle: bool | None = None
     "--no-shuffle keeps the given order, for a curriculum"
-    seed: int = 0
-    compile: Annotated[bool, Parameter(negative="")] = False
+    seed: int | None = None
+    "0 by default"
+    compile: Annotated[bool | None, Parameter(negative="")] = None
     "torch.compile of the blocks"
-    tensorboard: Annotated[bool, Parameter(negative="")] = False
-    wandb: Annotated[bool, Parameter(negative="")] = False
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-    threads: int = 0
-    "CPU threads; 0 is all cores"
+    tensorboard: Annotated[bool | None, Parameter(negative="")] = None
+    wandb: Annotated[bool | None, Parameter(negative="")] = None
+    dtype: Literal["auto", "float32", "bfloat16"] | None = None
+    "auto by default: what trains fastest here without harm"
+    device: str | None = None
+    "auto (the default), cpu, cuda, cuda:N or mps"
+    threads: int | None = None
+    "CPU threads; 0, the default, is all cores"
+
+
+def resumed(
+    out: Path, data: tuple[str, ...], task: str | None, model: dict[str, Any], run: RunFlags, **more: Any
+) -> TrainConfig:
+    """The settings of the run in `out`, with what was typed in their place. What makes it another run is refused here,
+    or where it is taken up. `more`: groups of settings, of which those that are no default count as typed."""
+    from glassformer.training.runfile import recorded_settings
+
+    before = recorded_settings(out)
+    if task not in (None, before.task):
+        raise ConfigError(f"{out} is a run of --task {before.task}, got --task {task}")
+    if data and data != before.data:
+        raise ConfigError(f"{out} keeps the data it was begun with, from {' '.join(before.data)}: leave out DATA")
+    for name in model.keys() - {f.name for f in fields(before.model)}:
+        raise ConfigError(f"{option(name)} does not go with --resume: {out} has its model already")
+    model = model | ({"attention": None} if model.get("attention") == "none" else {})
+    changes = given(run) | {"model": replace(before.model, **model)}
+    for name, value in more.items():
+        if is_dataclass(value):
+            typed = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
+            changes[name] = replace(getattr(before, name), **typed)
+        elif value is not None:
+            changes[name] = value
+    return recorded_settings(out, **changes)
 
 
 def train(
     *data: str,
     out: Path,
-    task: Literal["lm", "seq2seq"] = "lm",
+    task: Literal["lm", "seq2seq"] | None = None,
     preset: Preset | None = None,
     from_model: Annotated[str | None, Parameter(name="--from")] = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
@@ -165,42 +220,35 @@ def train(
     out
         The run's folder. Given as MODEL to another verb it means the run's best checkpoint.
     task
-        lm: a language model, which continues texts. seq2seq: an encoder-decoder, which writes a target for a source.
+        lm (the default): a language model, which continues texts. seq2seq: an encoder-decoder, which writes a target
+        for a source.
     preset
         A size with a name (of lm; tiny by default); every size can also be given by itself.
     from_model
-        Continue from this model: its architecture and tokenizer are taken over.
+        Continue from this model: its architecture and tokenizer are taken over; only --context and --source-context
+        may be given, of rows as long as it can read, or shorter.
     resume
         Go on with the run in OUT where its last checkpoint stands, with the settings it was started with; what is
-        given beside it, such as --steps, is changed.
+        given beside it, such as --steps, is changed, or refused where it makes another run.
     """
     import glassformer
     from glassformer.cli.report import make_reporter
 
-    if not data and not resume:
-        kinds = "JSONL" if task == "lm" else "TSV or JSONL with source and target"
-        raise ConfigError(f"there is no DATA to train on: name files, folders, globs, {kinds}, or - for stdin")
-    if from_model and any(getattr(shape, f.name) is not None for f in fields(shape)):
-        raise ConfigError("--from takes the model's own sizes: leave out --d-model and its like")
-    given = {f.name: getattr(run, f.name) for f in fields(run)}
+    nested = {"tokenizer": tokenizer, "init": init, "optim": optim, "schedule": schedule}
     if resume:
-        from glassformer.training.runfile import recorded_settings
-
-        changed = {name: value for name, value in given.items() if value != getattr(RunFlags(), name)}
-        config = recorded_settings(out, **changed)
+        model = given(shape, pairs) | ({"preset": preset} if preset else {})
+        config = resumed(out, data, task, model, run, from_model=from_model, **nested)
     else:
-        config = TrainConfig(
-            data=data,
-            out=str(out),
-            task=task,
-            model=shape_of(task, preset, shape, pairs),
-            tokenizer=tokenizer,
-            init=init,
-            optim=optim,
-            schedule=schedule,
-            from_model=from_model,
-            **given,
-        )
+        task = task or "lm"
+        if not data:
+            kinds = "JSONL" if task == "lm" else "TSV or JSONL with source and target"
+            raise ConfigError(f"there is no DATA to train on: name files, folders, globs, {kinds}, or - for stdin")
+        if from_model is None:
+            model = shape_of(task, preset, shape, pairs)
+        else:
+            model = continued_shape(from_model, task, preset, shape, pairs)
+        more = nested | given(run)
+        config = TrainConfig(data=data, out=str(out), task=task, model=model, from_model=from_model, **more)
     with make_reporter(quiet=json) as reporter:
         result = glassformer.train(config, reporter=reporter)
     if json:

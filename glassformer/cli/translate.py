@@ -57,7 +57,6 @@ def translate(
     if not text:
         raise RequestError("there is no text: give one, several, or - for stdin, one a line", param="text")
     translator = open_translator(model, machine, ignore_key, quiet=json)
-    end = translator.tokenizer.token_bytes(translator.end).decode("utf-8", "replace")
     for sources in _batches(translator, text):
         found = iter(
             translator.translate(
@@ -80,7 +79,7 @@ def translate(
             if best.finish == "length":
                 say(f"cut off after {len(best.ids)} tokens: {source}")
             if alignment is not None:
-                print(*draw(alignment, out.width, end), sep="\n")
+                print(*draw(alignment, out.width), sep="\n")
 
 
 def _batches(translator: Translator, text: tuple[str, ...]) -> Iterator[list[str | None]]:
@@ -123,15 +122,12 @@ def _plain(one: Translation, alignment: Alignment | None) -> dict[str, Any]:
     return plain
 
 
-def draw(alignment: Alignment, width: int, end: str) -> Iterator[str]:
+def draw(alignment: Alignment, width: int) -> Iterator[str]:
     """The mean alignment as lines: a row for each target token, shaded under the source, which is cut to the width.
 
     A row shows of each source token what share of the target token's attention it has: see the legend.
     """
-    source, target = (
-        ["(end)" if token == end else _visible(token) for token in tokens]
-        for tokens in (alignment.source_tokens, alignment.target_tokens)
-    )
+    source, target = ([label if cell_len(label) else "·" for label in side] for side in alignment.labels)
     margin, rows = 2 + max(map(cell_len, target)), alignment.mean.tolist()
     yield f"{' ' * margin}share of attention, from: {LEGEND}"
     for begin, stop in _panels([cell_len(token) for token in source], max(8, width - margin)):
@@ -154,9 +150,3 @@ def _panels(widths: list[int], room: int) -> Iterator[tuple[int, int]]:
 
 def _shade(p: float) -> str:
     return next((shade for least, shade in SHADES if p >= least), " ")
-
-
-def _visible(token: str) -> str:
-    """A token in cells that can be seen: a dot for each space and for what cannot be printed."""
-    shown = "".join(c if c.isprintable() and c != " " else "·" for c in token)
-    return shown if cell_len(shown) else "·"

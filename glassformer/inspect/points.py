@@ -10,6 +10,8 @@ cached pass makes only once.
         next block <- resid_post <- mlp.add <- mlp.out <- act <- gate up <- mlp.x <- resid_mid <----------'
 
 With a source: resid_mid -> cross.x -> q q_rot, of the source k v k_rot -> z -> out -> add -> resid_cross -> mlp.x
+
+Recurrent: rnn.states (-> rnn.scores -> rnn.probs -> rnn.context, once for each target token or for all) -> final.logits
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from glassformer.config import EncoderConfig, LayerConfig, ModelConfig
+from glassformer.config import EncoderConfig, LayerConfig, ModelConfig, RecurrentConfig
 from glassformer.errors import RequestError
 
 Only = Callable[[ModelConfig | EncoderConfig, LayerConfig], bool]
@@ -31,7 +33,7 @@ class Point:
     """One place. `name` has `{i}` for the block's number; `needs` are the live points a derived one is computed from.
 
     `only` says which models have it (`i` is 0 outside the blocks); None is all of them. `axes`: S are the keys, of the
-    row itself or of a source; T are the tokens of the pass, in an encoder the source's.
+    row itself or of a source; T are the tokens of the pass, in an encoder the source's; Dr: a recurrent state's width.
     """
 
     name: str
@@ -103,10 +105,20 @@ FINAL = (
     Point("final.norm", "what the language-modelling head, or a decoder, reads: the last residual, normed", "B T D"),
 )
 HEAD = (Point("final.logits", "the score of every possible next token, as the model defines it", "B T V"),)
+READ = (
+    Point("rnn.states", "the encoder's states, both ways side by side; the decoder starts from the ends", "B S Dr"),
+)
+ALIGN = (  # seen in T parts [B, 1, ...] where a target token's step needs the one before it
+    Point("rnn.scores", "how well each state of the source fits the decoder's, -inf for padding", "B T S"),
+    Point("rnn.probs", "how much of each state is taken: scores after softmax", "B T S"),
+    Point("rnn.context", "probabilities · states: what the decoder gets of the source", "B T Dr"),
+)
 
 
-def points(config: ModelConfig) -> dict[str, Point]:
+def points(config: ModelConfig | RecurrentConfig) -> dict[str, Point]:
     """Every point of a model, layers written out, in the order in which a pass comes to them: an encoder's first."""
+    if isinstance(config, RecurrentConfig):
+        return {point.name: point for point in (*READ, *(ALIGN if config.attention else ()), *HEAD)}
     found = {} if config.encoder is None else _stack(config.encoder, "encoder.", FINAL)
     return found | _stack(config, "", FINAL + HEAD)
 
@@ -124,17 +136,17 @@ def _stack(config: ModelConfig | EncoderConfig, prefix: str, last: tuple[Point, 
     return found
 
 
-def live(config: ModelConfig) -> list[str]:
+def live(config: ModelConfig | RecurrentConfig) -> list[str]:
     """Names of the points that pass through a tap."""
     return [name for name, point in points(config).items() if point.kind == "live"]
 
 
-def derived(config: ModelConfig) -> list[str]:
+def derived(config: ModelConfig | RecurrentConfig) -> list[str]:
     """Names of the points that are computed from live ones."""
     return [name for name, point in points(config).items() if point.kind == "derived"]
 
 
-def find(config: ModelConfig, name: str) -> Point:
+def find(config: ModelConfig | RecurrentConfig, name: str) -> Point:
     """The point of this name. RequestError says which name is nearest where the model has none."""
     known = points(config)
     if name not in known:
@@ -143,7 +155,7 @@ def find(config: ModelConfig, name: str) -> Point:
     return known[name]
 
 
-def needs(config: ModelConfig, name: str) -> list[str]:
+def needs(config: ModelConfig | RecurrentConfig, name: str) -> list[str]:
     """The live points to keep for one that is wanted: itself, or what it is computed from."""
     point = find(config, name)
     if point.kind == "live":

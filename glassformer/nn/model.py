@@ -81,7 +81,8 @@ class Decoder(Stack):
 
     def logits(self, hidden: Float[Tensor, "*B D"], step: Step) -> Float[Tensor, "*B V"]:
         """The language-modelling head."""
-        return step.see("final.logits", F.linear(hidden, self.head_weight))
+        logits = F.linear(hidden, self.embed.weight) if self.head is None else self.head(hidden)
+        return step.see("final.logits", logits)
 
     def forward(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T V"]:
         return self.logits(self.hidden(ids, step), step)

@@ -9,6 +9,7 @@ QWEN2 = (
 """Qwen2's split: every digit alone, line ends apart, contractions in either case.  (Its NFC step is not part of it.)"""
 
 PATTERNS = {"gpt2": GPT2, "qwen2": QWEN2}
+DIGITS_TOGETHER, DIGITS_APART = PATTERNS
 
 WORD = r" ?\w+| ?[^\w\s]+|\s"
 """The word-level picture: a word or a run of punctuation with the one space before it, or one space of any kind."""

@@ -123,8 +123,8 @@ def check_data(
         tokens=found["n_tokens"] if tokenizer else None,
         duplicates=len(seen.hashes) - len(np.unique(np.array(seen.hashes, np.uint64))),
         duplicate=seen.duplicate,
-        characters_each=_spread(np.array(seen.lengths)),
-        tokens_each=_spread(records["tokens"]) if tokenizer and not tails else None,
+        characters_each=spread(np.array(seen.lengths)),
+        tokens_each=spread(records["tokens"]) if tokenizer and not tails else None,
         train=found["train"],
         held_out=found["held_out"],
         left_out=found["left_out"],
@@ -192,7 +192,7 @@ class _NoTokenizer:
     def save(self, folder: Path, /) -> None: ...
 
 
-def _spread(lengths: np.ndarray) -> tuple[int, int, int]:
+def spread(lengths: np.ndarray) -> tuple[int, int, int]:
     return int(lengths.min()), int(np.sort(lengths)[(len(lengths) - 1) // 2]), int(lengths.max())
 
 
@@ -219,7 +219,7 @@ def render_row(rows: Rows, tokenizer: Any, number: int = 0) -> str:
     ]
     for document in range(documents[-1] + 1):
         here = [column for column, d in enumerate(documents) if d == document]
-        text = "|".join(_show(tokenizer, ids[column]) for column in here)
+        text = "|".join(show_token(tokenizer, ids[column]) for column in here)
         span = f"positions {positions[here[0]]} to {positions[here[-1]]}"
         ends = ", its last token predicts nothing" if targets[here[-1]] == IGNORE else ", goes on in another row"
         lines.append(f"document {document}: {span}{ends}")
@@ -227,7 +227,7 @@ def render_row(rows: Rows, tokenizer: Any, number: int = 0) -> str:
     return "\n".join(lines)
 
 
-def _show(tokenizer: Any, index: int) -> str:
+def show_token(tokenizer: Any, index: int) -> str:
     """A token as one would like to read it: bytes that are no character as \\x.., a line break as a sign."""
     if hasattr(tokenizer, "token_bytes"):
         text = tokenizer.token_bytes(index).decode("utf-8", "backslashreplace")

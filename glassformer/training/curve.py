@@ -1,9 +1,13 @@
-"""loss.svg: the training and held-out losses of a run, drawn without any library; readable on light and on dark."""
+"""loss.svg: the training and held-out losses of a run, drawn without any library; readable on light and on dark.
+
+A run on pairs has a second panel below, over the same tokens: how many held-out pairs are written exactly.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from glassformer.training.metrics import read_metrics
@@ -11,15 +15,18 @@ from glassformer.weights.atomic import write_text
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 40, 48
+PANEL, GAP = 130, 36  # the height of the second panel, and what is between the two
 POINTS = 300  # of the training curve: more than that, and it is drawn as means
 
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #333 } .grid { stroke: #ddd } .axis { stroke: #666 }
   .train { stroke: #7aa6d6; fill: none } .held { stroke: #c4471b; fill: none; stroke-width: 2 } .dot { fill: #c4471b }
+  .exact { stroke: #2a7d4f; fill: none; stroke-width: 2 } .spot { fill: #2a7d4f }
   .title { font-weight: 600 } .back { fill: #fff }
   @media (prefers-color-scheme: dark) {
     text { fill: #ddd } .grid { stroke: #3a3a3a } .axis { stroke: #999 } .back { fill: #16181c }
     .train { stroke: #5b8ec4 } .held { stroke: #ff9460 } .dot { fill: #ff9460 }
+    .exact { stroke: #5fc08a } .spot { fill: #5fc08a }
   }
 """
 
@@ -52,63 +59,95 @@ def means(points: Sequence[Point], most: int) -> list[Point]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def draw_curve(train: Sequence[Point], held_out: Sequence[Point], title: str) -> str:
-    """An SVG of two curves over counted tokens: points are (tokens, loss in nats per token)."""
+@dataclass(frozen=True)
+class Panel:
+    """A rectangle of the picture, `top` to `bottom`, in which x goes from 0 to `right` and y from `low` to `high`."""
+
+    top: float
+    bottom: float
+    right: float
+    low: float
+    high: float
+
+    def at(self, x: float, y: float) -> Point:
+        across = LEFT + x / self.right * (WIDTH - LEFT - RIGHT)
+        return across, self.top + (self.high - y) / (self.high - self.low) * (self.bottom - self.top)
+
+    def line(self, points: Sequence[Point], kind: str, dot: str = "") -> list[str]:
+        """A curve, and a dot at each of its points where `dot` names one."""
+        places = [self.at(*point) for point in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        dots = [f'<circle class="{dot}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in places if dot]
+        return [f'<polyline class="{kind}" points="{path}"/>', *dots] if points else []
+
+    def scale(self, marks: Sequence[float], label: str) -> list[str]:
+        """A line across at each mark, its number beside it, and what they mean."""
+        end, middle = WIDTH - RIGHT, (self.top + self.bottom) / 2
+        parts = [f'<text transform="translate(18 {middle}) rotate(-90)" text-anchor="middle">{label}</text>']
+        for mark in marks:
+            y = self.at(0.0, mark)[1]
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{mark:g}</text>')
+        return parts
+
+
+def draw_curve(train: Sequence[Point], held_out: Sequence[Point], title: str, exact: Sequence[Point] = ()) -> str:
+    """An SVG of curves over counted tokens: points of losses are (tokens, nats per token), of `exact` (tokens, 0 to 1).
+
+    Where there is an `exact`, it has a panel of its own below the losses, in percent.
+    """
     train = means(train, POINTS)
     everything = [*train, *held_out] or [(0.0, 0.0), (1.0, 1.0)]
-    x_high = max(x for x, _ in everything) or 1.0
-    y_low = min(y for _, y in everything)
-    y_high = max(y for _, y in everything)
-    margin = 0.05 * (y_high - y_low) or 0.5
-    y_low, y_high = max(0.0, y_low - margin), y_high + margin
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + x / x_high * (WIDTH - LEFT - RIGHT)
-        return across, TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
-
-    def line(points: Sequence[Point], kind: str) -> str:
-        path = " ".join("{:.1f},{:.1f}".format(*at(*p)) for p in points)
-        return f'<polyline class="{kind}" points="{path}"/>' if points else ""
-
-    bottom, end = HEIGHT - BOTTOM, WIDTH - RIGHT
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">',
-        f'<style>{STYLE}</style><rect class="back" width="{WIDTH}" height="{HEIGHT}"/>',
-        f'<text class="title" x="{LEFT}" y="22">{title}</text>',
-    ]
-    for y in ticks(y_low, y_high):
-        height = at(0.0, y)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{end}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in ticks(0.0, x_high):
-        across = at(x, y_low)[0]
-        parts.append(f'<line class="axis" x1="{across:.1f}" x2="{across:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
-        parts.append(f'<text x="{across:.1f}" y="{bottom + 20}" text-anchor="middle">{count(x)}</text>')
-    middle = (TOP + bottom) / 2
-    parts += [
-        f'<line class="axis" x1="{LEFT}" x2="{end}" y1="{bottom}" y2="{bottom}"/>',
-        f'<text x="{(LEFT + end) / 2}" y="{HEIGHT - 8}" text-anchor="middle">tokens trained on</text>',
-        f'<text transform="translate(18 {middle}) rotate(-90)" text-anchor="middle">loss (nats per token)</text>',
-        line(train, "train"),
-        line(held_out, "held"),
-        *(f'<circle class="dot" cx="{p[0]:.1f}" cy="{p[1]:.1f}" r="2.5"/>' for p in (at(*h) for h in held_out)),
-    ]
-    for i, (kind, label) in enumerate((("train", "training"), ("held", "held-out"))):
-        x = end - 190 + 100 * i
+    right = max(x for x, _ in [*everything, *exact]) or 1.0
+    low, high = min(y for _, y in everything), max(y for _, y in everything)
+    margin = 0.05 * (high - low) or 0.5
+    losses = Panel(TOP, HEIGHT - BOTTOM, right, max(0.0, low - margin), high + margin)
+    panels, height = [losses], HEIGHT
+    parts = [*losses.scale(ticks(losses.low, losses.high), "loss (nats per token)"), *losses.line(train, "train")]
+    parts += losses.line(held_out, "held", "dot")
+    legend = [("train", "training"), ("held", "held-out")]
+    if exact:
+        top = losses.bottom + GAP
+        share = Panel(top, top + PANEL, right, 0.0, 100.0)
+        panels, height = [*panels, share], HEIGHT + GAP + PANEL
+        parts += [*share.scale((0, 25, 50, 75, 100), "exact match (%)")]
+        parts += share.line([(x, 100 * y) for x, y in exact], "exact", "spot")
+        legend.append(("exact", "exact match"))
+    for panel in panels:
+        y, last = panel.bottom, panel is panels[-1]
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        for x in ticks(0.0, right):
+            across = panel.at(x, panel.low)[0]
+            parts.append(f'<line class="axis" x1="{across:.1f}" x2="{across:.1f}" y1="{y}" y2="{y + 5}"/>')
+            if last:
+                parts.append(f'<text x="{across:.1f}" y="{y + 20}" text-anchor="middle">{count(x)}</text>')
+    begin = WIDTH - RIGHT - (310 if exact else 190)
+    for i, (kind, label) in enumerate(legend):
+        x = begin + 100 * i
         parts.append(
             f'<line class="{kind}" x1="{x}" x2="{x + 22}" y1="18" y2="18"/><text x="{x + 28}" y="22">{label}</text>'
         )
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">',
+        f'<style>{STYLE}</style><rect class="back" width="{WIDTH}" height="{height}"/>',
+        f'<text class="title" x="{LEFT}" y="22">{title}</text>',
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{height - 8}" text-anchor="middle">tokens trained on</text>',
+    ]
+    return "\n".join([*head, *parts, "</svg>"]) + "\n"
 
 
 def write_curve(folder: Path, title: str) -> None:
     """Draw RUN/loss.svg from RUN/metrics.jsonl. Raises CheckpointError when it cannot be written."""
     train: list[Point] = []
     held_out: list[Point] = []
+    exact: list[Point] = []
     for record in read_metrics(folder / "metrics.jsonl"):
+        tokens = float(record["tokens"])
         if "held_out_loss" in record:
-            held_out.append((float(record["tokens"]), record["held_out_loss"]))
+            held_out.append((tokens, record["held_out_loss"]))
         else:
-            train.append((float(record["tokens"]), record["loss"]))
+            train.append((tokens, record["loss"]))
+        if "exact" in record:
+            exact.append((tokens, record["exact"]))
     safe = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    write_text(folder / "loss.svg", draw_curve(train, held_out, safe))
+    write_text(folder / "loss.svg", draw_curve(train, held_out, safe, exact))

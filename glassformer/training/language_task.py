@@ -39,6 +39,11 @@ class LanguageTask:
     def model(self) -> Decoder:
         return self.lm.model
 
+    def steps_for(self, tokens: int) -> int:
+        """As if no row had padding, or the end of a document, which nothing predicts."""
+        config = self.config
+        return -(-tokens // (config.batch * config.accumulate * config.context))
+
     def loss(self, rows: Rows) -> Tensor:
         return self.how.loss(self.model, rows)
 

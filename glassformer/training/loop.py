@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from glassformer.errors import CapacityError, ConfigError, DataError
+from glassformer.errors import CapacityError, ConfigError, DataError, GlassformerError
 from glassformer.families.shape import RecurrentShape
 from glassformer.nn.device import choose_device
 from glassformer.training import precision
@@ -33,8 +33,8 @@ from glassformer.training.language_task import LanguageTask
 from glassformer.training.metrics import Metrics, Reporter, Sink, StartInfo, TensorBoard, WandB, truncate_metrics
 from glassformer.training.optim import Optimizer
 from glassformer.training.pair_task import PairSource, PairTask
-from glassformer.training.runfile import RunFile, check_resume, differences, environment, has_run
-from glassformer.training.settings import Plan, TrainConfig, make_plan, settings_dict, steps_for_tokens
+from glassformer.training.runfile import RUN_FILE, RunFile, check_resume, differences, environment, has_run
+from glassformer.training.settings import Plan, TrainConfig, make_plan, settings_dict
 from glassformer.training.setup import Documents, compile_blocks
 from glassformer.training.task import Task
 from glassformer.training.trainer import Run, Trainer
@@ -53,13 +53,16 @@ def train(
     """Train a model from text, or from pairs of texts; everything a run makes lies in the folder `config.out`.
 
     documents: the text, instead of `config.data`: strings, `Document`s, or a function that gives them; `Pair`s where
-    the task is seq2seq. held_out: keep exactly these for evaluation. Resumes bit for bit on the same machine, dtype,
-    versions and threads; what differs is told. Tunes malloc for this process. Under torchrun every process calls this.
+    the task is seq2seq. held_out: the same, instead of `config.held_out_data`. Resumes bit for bit on the same machine,
+    dtype, versions and threads; what differs is told. Tunes malloc for this process. Under torchrun every process calls
+    this.
 
     Raises ConfigError (settings that contradict, a run that is there already), DataError (unusable text), CapacityError
     (out of memory), CheckpointError (disk full, a damaged run), GlassformerError (the loss is no longer a number).
     """
     precision.tune_malloc()
+    if held_out is not None and config.held_out_data:
+        raise ConfigError("held_out and held_out_data both say what is held out: give one of them")
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(local_device(os.environ, config.device))
@@ -141,7 +144,12 @@ def set_up(
         sinks += [WandB(folder, settings_dict(config))] if config.wandb else []
         checkpoints.clean()
         if not config.resume or recorded.fingerprint is None:
-            kind.prepare(config, documents, held_out, reporter)  # pyright: ignore[reportArgumentType]
+            try:
+                kind.prepare(config, documents, held_out, reporter)  # pyright: ignore[reportArgumentType]
+            except GlassformerError:
+                if not config.resume:  # nothing to go on with: the same command may be given again, on better data
+                    (folder / RUN_FILE).unlink()
+                raise
     world.wait()
 
     checkpoint = checkpoints.last() if config.resume else None
@@ -162,7 +170,7 @@ def set_up(
         optimizer.load_state_dict(read_optimizer(checkpoint))
         task.loader.load_state(state.loader)
         set_rng_state(state.rng)
-    plan = fix_plan(config, recorded, state.step)
+    plan = fix_plan(config, recorded, state.step, task)
     if world.first:
         truncate_metrics(folder / "metrics.jsonl", state.step if checkpoint else -1)
         recorded = replace(recorded, fingerprint=task.fingerprint, plan=plan)
@@ -205,14 +213,14 @@ def set_up(
     )
 
 
-def fix_plan(config: TrainConfig, recorded: RunFile, step: int) -> Plan:
+def fix_plan(config: TrainConfig, recorded: RunFile, step: int, task: Task) -> Plan:
     """The recorded plan where it still is what is asked; a new one otherwise. By seconds: 0 steps, until measured."""
     old = recorded.plan
     if config.budget_seconds is not None:
         if old is not None and old.seconds == config.budget_seconds:
             return old
         return make_plan(config, 0, measured=step)
-    steps = config.steps or steps_for_tokens(config)
+    steps = config.steps or task.steps_for(config.tokens or 0)
     if step > steps:
         raise ConfigError(f"{config.out} is at step {step} already, {steps} were asked for")
     return make_plan(config, steps)

@@ -86,6 +86,13 @@ class PairLoader:
                 f"{max(1, len(pairs) // accumulate // world * world):,}, or give more pairs"
             )
 
+    def steps_for(self, tokens: int) -> int:
+        """How many steps from the beginning (global batches, `accumulate` in each) have so many targets, rounded up."""
+        each = counted(self.pairs)
+        epochs, rest = divmod(max(1, tokens) - 1, int(each.sum()))
+        last = int(np.searchsorted(each[self._order(epochs)].cumsum(), rest, side="right"))
+        return (epochs * len(self.pairs) + last) // self.whole + 1
+
     @property
     def epochs(self) -> float:
         """How many times the pairs were gone through so far."""
@@ -146,6 +153,11 @@ def _alike(pairs: Pairs, pool: Ints, batch: int) -> Ints:
     slab = max(1, math.isqrt(len(pool) // batch)) * batch
     slabs = np.split(pool, range(slab, len(pool), slab))
     return np.concatenate([part[np.lexsort((source[part], target[part]))] for part in slabs])
+
+
+def counted(pairs: Pairs) -> Ints:
+    """How many targets each pair has: its tokens, and the one that ends them."""
+    return pairs.target.lengths.astype(np.int64) + 1
 
 
 def eval_pairs(pairs: Pairs, batch: int, *, rank: int = 0, world: int = 1) -> Iterator[PairBatch]:

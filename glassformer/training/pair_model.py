@@ -1,18 +1,30 @@
-"""An encoder-decoder in training, whichever it is: made, and fed with a batch."""
+"""An encoder-decoder in training, whichever it is: made, gone on with, and fed with a batch."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.config import ModelConfig, RecurrentConfig
-from glassformer.generate.writing import PairModel
+from glassformer.errors import CheckpointError, ConfigError
+from glassformer.families import read_config
+from glassformer.families.shape import PairShape, RecurrentShape
+from glassformer.generate.writing import PairModel, vocab_sizes
 from glassformer.nn.init import init_glorot
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder, init_recurrent
 from glassformer.nn.step import Step
 from glassformer.training.evaluate import Pass
 from glassformer.training.pair_batches import PairBatch
+from glassformer.weights import load_pair_model
+from glassformer.weights.find import find
+from glassformer.weights.reader import read_json
+
+CONTEXTS = ("context", "source_context")
 
 
 def new_pair_model(config: ModelConfig | RecurrentConfig, seed: int) -> PairModel:
@@ -21,6 +33,63 @@ def new_pair_model(config: ModelConfig | RecurrentConfig, seed: int) -> PairMode
         return init_recurrent(RecurrentEncoderDecoder(config), seed)
     model = EncoderDecoder(config)
     init_glorot(model, seed)
+    return model
+
+
+def model_shape(model: str | Path) -> PairShape | RecurrentShape:
+    """The shape of a translator that is there, to be trained on.
+
+    A recurrent model has no context: it gets RecurrentShape's. CheckpointError where there is no translator,
+    ConfigError where its layers are such as no shape has.
+    """
+    file = find(model) / "config.json"
+    config = read_config(read_json(file), str(file))
+    if isinstance(config, RecurrentConfig):
+        sizes = asdict(config)
+        del sizes["source_vocab_size"], sizes["target_vocab_size"]
+        return RecurrentShape(**sizes)
+    if config.encoder is None:
+        raise CheckpointError(f"{model} is a language model, which reads no source: go on with it by task lm")
+    layer = config.layers[0]
+    shape = PairShape(
+        d_model=config.d_model,
+        n_layers=config.n_layers,
+        n_heads=layer.attention.n_heads,
+        d_ff=layer.mlp.d_ff,
+        context=config.context_length,
+        source_context=config.encoder.context_length,
+        norm_at="post" if layer.norm_at == ("post",) else "pre",
+        positions="learned" if config.positions == "learned" else "sinusoidal",
+        shared_embedding=config.shared_embedding,
+        tied_head=config.tied_head,
+    )
+    if shape.expand(config.vocab_size, config.encoder.vocab_size) != config:
+        raise ConfigError(f"{model} is an encoder-decoder of another kind than those trained here: see PairShape")
+    return shape
+
+
+def check_shape(model: str | Path, shape: PairShape | RecurrentShape) -> None:
+    """ConfigError where `shape` is not that of the model to go on from; shorter contexts are fine."""
+    own = model_shape(model)
+    if isinstance(own, PairShape) and isinstance(shape, PairShape):
+        for name in CONTEXTS:
+            asked, limit = getattr(shape, name) or shape.context, getattr(own, name)
+            if asked > limit:
+                raise ConfigError(f"{name} is {asked}, and {model} was made for at most {limit}: lower it")
+    if type(own) is not type(shape):
+        raise ConfigError(f"{model} has a {type(own).__name__}, and the settings say {type(shape).__name__}")
+    ours, asked = asdict(own), asdict(shape)
+    wrong = [f"{n} {asked[n]!r} where it has {ours[n]!r}" for n in ours if n not in CONTEXTS and ours[n] != asked[n]]
+    if wrong:
+        raise ConfigError(f"{model} is gone on with as it is, the settings say {', '.join(wrong)}: see model_shape")
+
+
+def continued_pair_model(folder: str | Path, vocab_size: int) -> PairModel:
+    """The model in `folder` in float32, each parameter with storage of its own, for a tokenizer of so many tokens."""
+    model = load_pair_model(folder, dtype=torch.float32, copy=True)
+    room = min(vocab_sizes(model))
+    if room < vocab_size:
+        raise ConfigError(f"the tokenizer has {vocab_size} tokens, and the model's vocab_size is {room}")
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -24,8 +25,8 @@ from glassformer.training.distributed import World
 from glassformer.training.evaluate import Evaluation, Pass
 from glassformer.training.metrics import Reporter
 from glassformer.training.optim import role_of
-from glassformer.training.pair_batches import PairBatch, PairLoader, eval_pairs
-from glassformer.training.pair_model import new_pair_model, target_hidden
+from glassformer.training.pair_batches import PairBatch, PairLoader, counted, eval_pairs
+from glassformer.training.pair_model import check_shape, continued_pair_model, new_pair_model, target_hidden
 from glassformer.training.pair_store import open_pairs, save_pairs
 from glassformer.training.pairs import Pair, PairFiles, Pairs, tokenize_pairs
 from glassformer.training.precision import matrix_flops_per_token
@@ -34,7 +35,8 @@ from glassformer.training.settings import TrainConfig
 from glassformer.training.setup import open_tokenizer
 from glassformer.training.sources import Skipped
 from glassformer.translator import Translator
-from glassformer.weights import load_pair_model
+from glassformer.weights.atomic import write_text
+from glassformer.weights.find import find
 
 PairSource = Iterable[Pair] | Callable[[], Iterable[Pair]]
 SOURCE_KEYS = (".cross.k.", ".cross.v.", "alignment.key.")
@@ -43,11 +45,20 @@ SOURCE_KEYS = (".cross.k.", ".cross.v.", "alignment.key.")
 def prepare_pairs(
     config: TrainConfig, given: PairSource | None, held_out: PairSource | None, reporter: Reporter
 ) -> None:
-    """Tokenizer and tokenized pairs into the run's folder; what is left out is told, by file and line."""
+    """Tokenizer and tokenized pairs into the run's folder; what is left out is told, by file and line.
+
+    DATA/pairs.json keeps it: {"train": pairs, "held_out": pairs, "source_held_out": pairs left out of training for that
+    reason, "left_out": reason -> {"count", "examples"}}.
+    """
     folder, shape = Path(config.out), config.model
     assert isinstance(shape, PairShape | RecurrentShape), "settings give each task the shapes that it knows"
+    if config.from_model is not None:
+        check_shape(config.from_model, shape)
+
+    left_out, overlap = Skipped(), 0
 
     def tell(skipped: Skipped) -> None:
+        left_out.merge(skipped)
         for line in skipped.lines():
             reporter.on_message(f"left out: {line}", warning=True)
 
@@ -67,15 +78,22 @@ def prepare_pairs(
         tell(files.skipped)
     tokenizer = open_tokenizer(config, texts, folder, reporter)
     train = read(source)
+    if held_out is None and config.held_out_data:
+        held_out = PairFiles(config.held_out_data, strict=config.strict)
     if held_out is not None:
-        aside = read(again(held_out))
+        aside, every = read(again(held_out)), len(train)
         train = without(train, aside)
+        overlap = every - len(train)
+        if overlap:
+            reporter.on_message(f"left out: {overlap:,} pairs to train on whose source is held out", warning=True)
     elif config.held_out:
         train, aside = train.hold_out(config.held_out)
     else:
         aside = train.take(np.arange(0))
     reporter.on_message(f"{len(train):,} pairs to train on, {len(aside):,} held out")
     save_pairs(folder / "data", train, aside)
+    counts = {"train": len(train), "held_out": len(aside), "source_held_out": overlap, "left_out": left_out.as_json()}
+    write_text(folder / "data" / "pairs.json", json.dumps(counts, indent=2, ensure_ascii=False) + "\n")
 
 
 def again(source: PairSource) -> Iterable[Pair]:
@@ -141,11 +159,17 @@ class PairTask:
             raise ConfigError(f"sample_prompt has {len(self.prompt)} tokens, more than a source may have")
 
     def _model(self, shape: PairShape | RecurrentShape, checkpoint: Path | None) -> PairModel:
-        if checkpoint is None:
+        continued = checkpoint
+        if continued is None and self.config.from_model is not None:
+            continued = find(self.config.from_model)
+        if continued is None:
             model = new_pair_model(shape.expand(self.tokenizer.vocab_size), self.config.seed)
         else:
-            model = load_pair_model(checkpoint, dtype=torch.float32, copy=True)
+            model = continued_pair_model(continued, self.tokenizer.vocab_size)
         return model.to(self.how.device).train()
+
+    def steps_for(self, tokens: int) -> int:
+        return self.loader.steps_for(tokens)
 
     def loss(self, batch: PairBatch) -> Tensor:
         return self._loss(batch, self.config.label_smoothing)
@@ -204,11 +228,6 @@ class PairTask:
 
     def save(self, folder: Path) -> None:
         Translator(self.model, self.tokenizer).save(folder)
-
-
-def counted(pairs: Pairs) -> np.ndarray:
-    """How many targets each pair has: its tokens, and the one that ends them."""
-    return pairs.target.lengths + 1
 
 
 def pair_matrices(model: PairModel) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -137,12 +137,18 @@ class Pairs:
 
 
 def tokenize_pairs(
-    pairs: Iterable[Pair], tokenizer: Encoder, *, context: int, source_context: int = 0, strict: bool = False
+    pairs: Iterable[Pair],
+    tokenizer: Encoder,
+    *,
+    context: int,
+    source_context: int = 0,
+    strict: bool = False,
+    look: Callable[[Pair, list[int], list[int]], None] | None = None,
 ) -> Pairs:
     """Read all pairs into memory as tokens.
 
     context: the most tokens that a model reads of a target, with the token that begins it; source_context: of a source
-    (0: as many).
+    (0: as many). look: shown each pair and the ids of both its sides, those that are too long too.
     What is longer is skipped and counted, with file and line, or refused with strict=True; so is a side that the
     tokenizer leaves without a token. Raises DataError also when no pair is left, or the tokenizer has no token that
     ends a text.
@@ -151,12 +157,16 @@ def tokenize_pairs(
         raise DataError("pairs need a tokenizer with a token that ends a text (eos_token), this one has none")
     if context < 2:
         raise DataError(f"context must be at least 2 tokens, got {context}")
+    if source_context < 0:
+        raise DataError(f"source_context must be at least 1 token, or 0 for as many as context, got {source_context}")
     found, too_long = (_Builder(), _Builder()), Skipped()
     stream = iter(pairs)
     while batch := list(islice(stream, BATCH_TEXTS)):
         sources = tokenizer.encode_batch([pair.source for pair in batch], bare=True)
         targets = tokenizer.encode_batch([pair.target for pair in batch], bare=True)
         for pair, source, target in zip(batch, sources, targets, strict=True):
+            if look is not None:
+                look(pair, source, target)
             if fault := _fault(source, target, source_context or context, context - 1):
                 if strict:
                     raise DataError(f"{pair.where}: {': '.join(fault)}")

@@ -19,8 +19,10 @@ from glassformer.weights.reader import read_json
 
 RUN_FILE, FORMAT = "run.json", 1
 PACKAGES = ("glassformer", "torch", "safetensors", "tokenizers", "numpy")
-FREE = frozenset({"out", "resume", "strict", "tensorboard", "wandb", "keep_last", "device", "dtype", "threads"})
-FIXED = ("task", "model", "tokenizer", "held_out", "from_model", "seed", "shuffle")
+FREE = frozenset({"out", "resume", "tensorboard", "wandb", "keep_last", "device", "dtype", "threads"})
+FIXED = (
+    "task", "model", "tokenizer", "init", "held_out", "held_out_data", "from_model", "seed", "shuffle", "strict",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def check_resume(recorded: RunFile, config: TrainConfig) -> list[str]:
     """What of the settings differs and may (as sentences). Raises ConfigError for what makes it another run."""
     now, then = settings_dict(config), settings_dict(settings_from(recorded.settings))
-    refused = differences({k: then[k] for k in FIXED}, {k: now[k] for k in FIXED})
+    kept, asked = ({k: s[k] for k in FIXED} | {"optim.name": s["optim"]["name"]} for s in (then, now))
+    refused = differences(kept, asked)  # another optimizer has no use for what this one has kept
     if refused:
         raise ConfigError(f"{config.out} cannot be resumed with other settings: {'; '.join(refused)}")
     free = FREE | set(FIXED)

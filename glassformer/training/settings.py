@@ -120,20 +120,36 @@ class TokenizerConfig:
 
     `vocab_size` is the most tokens that a trained one may have; 0 chooses by kind and amount of text. `kind` auto is
     bpe for text, and char for pairs: their targets are mostly forms, not words (dates, numbers, codes), of which each
-    sign must be right, and which letter goes with which can then be seen.
+    sign must be right, and which letter goes with which can then be seen. digits_apart: a bpe merges no digits.
     """
 
     path: str | None = None
     kind: Literal["auto", "bpe", "char", "word"] = "auto"
     vocab_size: int = 0
+    digits_apart: bool = False
 
     def __post_init__(self):
         _one_of("tokenizer.kind", self.kind, ("auto", "bpe", "char", "word"))
         _require(self.vocab_size >= 0, f"tokenizer.vocab_size must be at least 0, got {self.vocab_size}")
+        _require(self.path is None or not self.trained, f"{self.trained} is of a new tokenizer, and path names one")
+
+    @property
+    def trained(self) -> str:
+        """What was asked of a tokenizer that is trained: the option's name, or nothing."""
+        asked = (("kind", self.kind != "auto"), ("vocab_size", self.vocab_size), ("digits_apart", self.digits_apart))
+        return next((f"tokenizer.{name}" for name, given in asked if given), "")
 
 
-LANGUAGE_ONLY = ("init", "tokens", "shuffle", "compile", "from_model")
-PAIRS_ONLY = ("label_smoothing", "exact_pairs", "strict")
+LANGUAGE_ONLY = {
+    "init": "an encoder-decoder begins with the weights of its paper",
+    "shuffle": "pairs of like length go into a batch together, whatever order they were given in",
+    "compile": "pairs come in batches of many lengths, and compiling for them takes longer than it saves",
+}
+PAIRS_ONLY = {
+    "label_smoothing": "the loss of a text is not smoothed",
+    "exact_pairs": "a text has no one right answer",
+    "strict": "`glassformer data check --strict` says what is broken in a text",
+}
 
 
 @dataclass(frozen=True)
@@ -143,14 +159,17 @@ class TrainConfig:
     data: files, folders, globs, JSONL, or "-" for stdin. out: the run's folder, made by the run.
     task: lm, a language model from text; or seq2seq, an encoder-decoder (a PairShape or a RecurrentShape) from pairs of
     texts, TSV or JSONL with source and target. An option of the other task is refused by its name.
+    from_model: the model to continue from; `model` then says how long its rows are (of pairs: all that it is, as
+    `pair_model.model_shape` gives it).
     batch: rows (or pairs) of a micro-batch, over all processes. accumulate: micro-batches of a step.
-    seconds, steps or tokens (at most one; 120 seconds by default): how long. Seconds count evaluation and saving too.
+    seconds, steps or tokens (at most one; 120 seconds by default): how long. Seconds count evaluation and saving too;
+    tokens are targets.
     eval_every, save_every, sample_every: in steps; 0 is about twenty times a run (no samples without a prompt).
     eval_tokens: most held-out tokens read (of pairs: written) at each evaluation. keep_last: checkpoints kept beside
-    the best. held_out: the share of documents (or pairs) kept for evaluation.
+    the best. held_out: the share of documents (or pairs) kept for evaluation; held_out_data: files of them instead.
     sample_prompt: what a sample continues, or translates.
     of lm: shuffle: False keeps the given order (a curriculum). compile: torch.compile of the blocks, once for all of
-    them. from_model: the model to continue from. tokens, init: see there.
+    them. init: see there.
     of seq2seq: label_smoothing: the part of each target, from 0 to 1, that goes to all tokens alike; in the training
     loss only. exact_pairs: held-out pairs that are written out at each evaluation, and compared. strict: refuse what
     is no pair instead of leaving it out.
@@ -178,6 +197,7 @@ class TrainConfig:
     sample_prompt: str = ""
     sample_tokens: int = 64
     held_out: float = 0.05
+    held_out_data: tuple[str, ...] = ()
     shuffle: bool = True
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -202,12 +222,26 @@ class TrainConfig:
         for f in fields(self):
             value = getattr(self, f.name)
             _require(
-                f.name not in theirs or value == f.default, f"{f.name} is an option of task {other} alone, got {value}"
+                f.name not in theirs or value == f.default,
+                f"{f.name} is an option of task {other} alone, got {value}: {theirs.get(f.name)}",
             )
         _require(
             self.from_model is None or self.init == InitConfig(),
             "init is of new weights, and from_model brings its own: give one of them",
         )
+        _require(
+            self.from_model is None or not self.tokenizer.trained,
+            f"{self.tokenizer.trained} is of a new tokenizer, and from_model brings its own: leave it out",
+        )
+        _require(
+            not self.tokenizer.digits_apart or self.tokenizer_kind == "bpe",
+            f"tokenizer.digits_apart is of a bpe tokenizer, this one is of kind {self.tokenizer_kind}",
+        )
+        _require(
+            not self.held_out_data or self.held_out == TrainConfig.held_out,
+            f"held_out_data is what is held out: leave out held_out, got {self.held_out}",
+        )
+        _require("-" not in self.data or "-" not in self.held_out_data, "data and held_out_data cannot both be stdin")
         _require(
             self.task == "lm" or not self.sample_every or self.sample_prompt != "",
             "sample_every needs a sample_prompt: a source to translate",
@@ -323,8 +357,3 @@ def make_plan(config: TrainConfig, steps: int, *, measured: int = 0, parts: int 
         measured=measured,
         seconds=config.budget_seconds,
     )
-
-
-def steps_for_tokens(config: TrainConfig) -> int:
-    """How many steps read `config.tokens` tokens, rounded up."""
-    return -(-(config.tokens or 0) // (config.batch * config.accumulate * config.context))

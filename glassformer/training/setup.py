@@ -18,6 +18,7 @@ from glassformer.families.shape import ShapeConfig
 from glassformer.nn.init import init_weights
 from glassformer.nn.model import Decoder
 from glassformer.nn.residual import Block
+from glassformer.text import patterns
 from glassformer.text.tokenizer import JSON, Tokenizer
 from glassformer.text.train import train_tokenizer
 from glassformer.training.metrics import Reporter
@@ -35,14 +36,17 @@ def documents_of(config: TrainConfig, documents: Documents | None, folder: Path)
     if documents is None:
         if not config.data:
             raise DataError("no data was named: give files, folders, globs or - for standard input")
-        names = [str(_kept_stdin(folder)) if name == "-" else name for name in config.data]
-        return as_documents(names)
+        return as_documents(_named(config.data, folder))
     if callable(documents) or not getattr(documents, "again", False):
         kept = documents if callable(documents) else list(documents)
         if isinstance(kept, list) and kept and isinstance(kept[0], Document):
             return kept  # pyright: ignore[reportReturnType]
         return Texts(kept)  # pyright: ignore[reportArgumentType]
     return documents  # pyright: ignore[reportReturnType]
+
+
+def _named(data: tuple[str, ...], folder: Path) -> list[str]:
+    return [str(_kept_stdin(folder)) if name == "-" else name for name in data]
 
 
 def _kept_stdin(folder: Path) -> Path:
@@ -76,7 +80,14 @@ def open_tokenizer(
         size = (
             config.tokenizer.vocab_size or getattr(config.model, "vocab_size", 0) or default_vocab_size(kind, n_bytes)
         )
-        tokenizer = train_tokenizer(source, kind=kind, vocab_size=size, seed=config.seed, progress=reporter.on_progress)
+        tokenizer = train_tokenizer(
+            source,
+            kind=kind,
+            vocab_size=size,
+            pattern=patterns.DIGITS_APART if config.tokenizer.digits_apart else patterns.DIGITS_TOGETHER,
+            seed=config.seed,
+            progress=reporter.on_progress,
+        )
         reporter.on_message(f"trained a tokenizer of {tokenizer.vocab_size} tokens ({kind})")
     tokenizer.save(kept)
     return tokenizer
@@ -106,6 +117,8 @@ def prepare_text(
         return (document.text for document in read()), getattr(read(), "total_bytes", None)
 
     tokenizer = open_tokenizer(config, texts, folder, reporter)
+    if held_out is None and config.held_out_data:
+        held_out = as_documents(_named(config.held_out_data, folder))  # pyright: ignore[reportAssignmentType]
     aside = None if held_out is None else documents_of(config, held_out, folder)
     prepare(
         read(),

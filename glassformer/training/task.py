@@ -57,6 +57,10 @@ class Task(Protocol):
     @property
     def loader(self) -> Loader: ...
 
+    def steps_for(self, tokens: int, /) -> int:
+        """How many steps from the run's beginning have so many targets, rounded up."""
+        ...
+
     def loss(self, batch: Any, /) -> Tensor:
         """The sum of nats over a batch's counted targets, to go back from."""
         ...

@@ -136,17 +136,17 @@ def test_align_draws_under_the_text(capfd, folder, translator):
 
 def test_the_drawing():
     probs = torch.tensor([[[[0.7, 0.3, 0.0, 0.0], [0.04, 0.05, 0.41, 0.5], [0.0, 0.0, 0.0, 1.0]]]])
-    alignment = Alignment(("ab", " c", "猫", "\n"), ("x", "yz", END), probs, 0.0)
-    assert list(draw(alignment, 80, END))[1:] == [
+    alignment = Alignment(("ab", " c", "猫", "\n"), ("x", "yz", END), probs, 0.0, END)
+    assert list(draw(alignment, 80))[1:] == [
         "       ab·c猫·",
         "    x  ██▒▒",
         "   yz    ░░▓▓▓",
         "(end)        █",
     ]
-    narrow = list(draw(alignment, 11, END))[1:]
+    narrow = list(draw(alignment, 11))[1:]
     assert narrow[0] == "       ab·c猫·"
-    alignment = Alignment(("ab",) * 8, ("x", "yz", END), torch.eye(8)[None, None, :3], 0.0)
-    panels = list(draw(alignment, 19, END))[1:]
+    alignment = Alignment(("ab",) * 8, ("x", "yz", END), torch.eye(8)[None, None, :3], 0.0, END)
+    panels = list(draw(alignment, 19))[1:]
     assert panels[::4] == ["       " + "ab" * 6, "       abab"]
     assert [line.rstrip() for line in panels[1:4]] == ["    x  ██", "   yz    ██", "(end)      ██"]
     assert [line.rstrip() for line in panels[5:]] == ["    x", "   yz", "(end)"]

@@ -1,0 +1,59 @@
+"""`glassformer demo seq2seq`, whole, for a second each."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import pytest
+
+import glassformer
+from glassformer.cli import main
+from glassformer.training import pair_recipe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo") / "pairs"
+
+
+@pytest.fixture(scope="module")
+def shown(folder):
+    """What it prints for machines, having run once."""
+    options = ["--task", "copy", "--seconds", "1", "--threads", "1", "--json", "--out", str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-m", "glassformer", "demo", "seq2seq", *options], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_three_systems_on_one_budget(shown, folder):
+    assert [row["name"] for row in shown["systems"]] == ["RNN", "RNN + attention", "Transformer"]
+    for row, system in zip(shown["systems"], pair_recipe.SYSTEMS, strict=True):
+        translator = glassformer.load_translator(folder / system)
+        assert row["parameters"] == sum(p.numel() for p in translator.model.parameters())
+        assert row["scores"]["exact"] == pair_recipe.score(translator, "copy").exact
+        assert sum(bucket["count"] for bucket in row["scores"]["by_length"]) == row["scores"]["count"] == 1000
+        assert row["target_tokens"] > 0
+
+
+def test_alignments_are_drawn_where_there_are_any(shown, folder):
+    assert "alignment" not in shown["systems"][0]
+    for row in shown["systems"][1:]:
+        root = ET.parse(row["alignment"]).getroot()
+        assert root.tag.endswith("svg")
+        cells = [e for e in root.iter() if e.get("class") == "cell"]
+        assert cells
+    assert {path.name for path in folder.glob("*.svg")} == {"rnn-attention.svg", "transformer.svg"}
+
+
+def test_what_a_person_reads(folder, shown, capfd):
+    """In the next free folder; a table of three, two drawings, and what to do next."""
+    capfd.readouterr()
+    main(["demo", "seq2seq", "--task", "reverse", "--seconds", "1", "--threads", "1", "--out", str(folder)])
+    said = capfd.readouterr().out
+    assert said.count("share of attention") == 2
+    assert [line.split()[0] for line in said.splitlines() if line.startswith(("RNN ", "Transformer "))].count(
+        "RNN"
+    ) >= 2
+    assert f"glassformer translate {folder}-2/transformer" in said

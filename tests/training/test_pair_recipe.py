@@ -1,0 +1,60 @@
+"""The three systems of `demo seq2seq`: what they read, and how what they write is scored."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+from generate.writers import make_tokenizer
+from tiny import randomise
+
+from glassformer.families.shape import PairShape
+from glassformer.nn.model import EncoderDecoder
+from glassformer.training import dates, pair_recipe
+from glassformer.training.settings import TrainConfig
+from glassformer.translator import Translator
+
+
+@pytest.mark.parametrize("task", dates.TASKS)
+def test_what_is_scored_was_never_trained_on(task):
+    """Neither a pair nor its target, in whatever wording; nor is it what a run is evaluated on."""
+    read = {pair.target for pair in islice(pair_recipe.reading(task, 0, 10), 2000)}
+    aside = list(pair_recipe.held_out(task, 200))
+    asked = list(dates.pairs(task, 0, "held-out", 200, start=pair_recipe.UNSEEN))
+    assert len(read) > 1000
+    assert not read & {pair.target for pair in [*aside, *asked, pair_recipe.example(task)]}
+    assert not {pair.where for pair in aside} & {pair.where for pair in asked}
+
+
+def test_the_example_is_long_and_in_words():
+    pair = pair_recipe.example("dates")
+    assert len(pair.source) > 50
+    assert not any(sign.isdigit() for sign in pair.source)
+    assert pair_recipe.example("reverse").source[::-1] == pair_recipe.example("reverse").target
+
+
+def test_systems_differ_in_their_model_alone():
+    found = [pair_recipe.settings(system, "dates", "x", steps=5) for system in pair_recipe.SYSTEMS]
+    assert len({replace(config, model=found[0].model) for config in found}) == 1
+    assert isinstance(found[0], TrainConfig)
+
+
+def test_scores_count_what_was_written():
+    """Against a count by hand of what an untrained model makes of the same pairs, and of one that knows them all."""
+    tokenizer = make_tokenizer()
+    config = PairShape(d_model=16, n_layers=1, n_heads=2, context=64).expand(tokenizer.vocab_size)
+    translator = Translator(randomise(EncoderDecoder(config)), tokenizer)
+    scores = pair_recipe.score(translator, "copy", 40)
+    assert (scores.count, scores.exact) == (40, 0.0)
+    assert sum(bucket.count for bucket in scores.by_length) == 40
+    lengths = [len(pair.source) for pair in dates.pairs("copy", 0, "held-out", 40, start=pair_recipe.UNSEEN)]
+    for bucket in scores.by_length:
+        assert bucket.count == sum(bucket.least <= length <= bucket.most for length in lengths)
+    assert pair_recipe.score(Copies(translator.model, tokenizer), "copy", 40).exact == 1.0
+
+
+class Copies(Translator):
+    """What translates each text into itself."""
+
+    def translate(self, texts, **options):
+        found = super().translate(texts, max_tokens=1)
+        return [replace(one, targets=(replace(one.targets[0], text=one.source),)) for one in found]
