@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from generate.writers import TEXTS, make_tokenizer
-from weights.test_gguf import with_whole_blocks
+from weights.test_gguf_files import with_whole_blocks
 
 from glassformer.lm import LanguageModel, load
 from glassformer.nn.step import Step
