@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from glassformer.errors import ConfigError
+from glassformer.rope_scaling import LongScaling, Scaling, YarnScaling
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
@@ -17,32 +18,50 @@ def _require(ok: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class NormConfig:
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) over the last axis."""
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) over the last axis.
+
+    `scale` is what the normed x is multiplied by: "weight", in x's own dtype; "float32", the weight in float32, before
+    the cast back; "float32 1+", 1 + the weight, likewise; None, nothing (and no bias is added).
+    """
 
     kind: Literal["layer", "rms"] = "rms"
     eps: float = 1e-6
+    scale: Literal["weight", "float32", "float32 1+"] | None = "weight"
 
     def __post_init__(self):
+        scales = {"layer": ("weight", None), "rms": ("weight", "float32", "float32 1+")}
         _require(self.kind in ("layer", "rms"), f"norm kind must be 'layer' or 'rms', got {self.kind!r}")
         _require(self.eps > 0, f"norm eps must be above 0, got {self.eps}")
+        allowed = scales[self.kind]
+        _require(self.scale in allowed, f"scale of a {self.kind} norm must be one of {allowed}, got {self.scale!r}")
 
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary positions (Su et al. 2021): pair i of head_dim/2 turns by position * theta^(-2i/head_dim)."""
+    """Rotary positions (Su et al. 2021): pair i of R/2 turns by position * theta^(-2i/R).
+
+    R is `dim`, the first dimensions of a head, or all of them (None). `scaling` changes the angles.
+    """
 
     theta: float = 10_000.0
+    dim: int | None = None
+    scaling: Scaling | None = None
 
     def __post_init__(self):
-        _require(self.theta > 0, f"rope theta must be above 0, got {self.theta}")
+        least = 1 if isinstance(self.scaling, YarnScaling) else 0
+        _require(self.theta > least, f"rope theta must be above {least}, got {self.theta}")
+        ok = self.dim is None or (self.dim >= 2 and self.dim % 2 == 0)
+        _require(ok, f"rotary positions turn pairs: rope dim must be even, got {self.dim}")
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
     """Multi-head, grouped-query (n_kv_heads < n_heads) or multi-query (n_kv_heads = 1) attention.
 
-    `scale` multiplies q.k; None is 1/sqrt(head_dim) and 1.0 the unscaled product. `window` is how many keys a query
-    sees, itself included; None is all. `bias` is of q, k and v; `out_bias` of o. `qk_norm` norms each head's q and k.
+    `scale` multiplies q.k; None is 1/sqrt(head_dim) and 1.0 the unscaled product. `softcap` c makes a score s
+    c tanh(s/c). `window` is how many keys a query sees, itself included; None is all. `bias` is of q, k and v;
+    `out_bias` of o. `clip` bounds what q, k and v are projected to. `qk_norm` norms q and k: each head by itself, all
+    with one weight ("head"), or each with its own, without bias ("each"); or all heads as one vector ("width").
     `causal`: a query sees no later key; False in an encoder and in cross-attention.
     """
 
@@ -53,6 +72,9 @@ class AttentionConfig:
     bias: bool = False
     out_bias: bool = False
     qk_norm: NormConfig | None = None
+    qk_norm_over: Literal["head", "each", "width"] = "head"
+    clip: float | None = None
+    softcap: float | None = None
     rope: RopeConfig | None = None
     window: int | None = None
     causal: bool = True
@@ -64,9 +86,19 @@ class AttentionConfig:
             self.n_heads % self.n_kv_heads == 0,
             f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and {self.n_kv_heads}",
         )
+        turned = 0 if self.rope is None else self.head_dim if self.rope.dim is None else self.rope.dim
+        _require(turned % 2 == 0, f"rotary positions turn pairs: head_dim must be even, got {self.head_dim}")
+        _require(turned <= self.head_dim, f"rope dim must be at most head_dim {self.head_dim}, got {turned}")
+        if self.rope is not None and isinstance(self.rope.scaling, LongScaling):
+            n = len(self.rope.scaling.short)
+            _require(n == turned // 2, f"rope scaling has {n} factors, and {turned} dimensions are {turned // 2} pairs")
+        for name in ("clip", "softcap"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name} must be above 0, got {value}")
+        known = ("head", "each", "width")
+        _require(self.qk_norm_over in known, f"qk_norm_over must be one of {known}, got {self.qk_norm_over!r}")
         _require(
-            self.rope is None or self.head_dim % 2 == 0,
-            f"rotary positions turn pairs: head_dim must be even, got {self.head_dim}",
+            self.qk_norm is not None or self.qk_norm_over == "head", f"qk_norm_over is {self.qk_norm_over!r} of no norm"
         )
         _require(self.window is None or self.window >= 1, f"window must be at least 1, got {self.window}")
         _require(self.causal or self.window is None, f"a window looks back: only causal attention has one, got {self}")
@@ -92,7 +124,8 @@ class LayerConfig:
     """One block: x -> post(x + out(f(pre(x)))) for attention, then for the feed-forward layer.
 
     `norm_at` says which of the three norms there are: ("pre",) in GPT-2 and Llama, ("post",) in the paper of 2017.
-    `cross` stands between the two: attention to an encoder's output.
+    `cross` stands between the two: attention to an encoder's output. `parallel`: both read the same x, and both are
+    added to it ("GPT-J", Wang & Komatsuzaki 2021); with `shared_norm` they read it through one norm.
     """
 
     attention: AttentionConfig
@@ -100,6 +133,8 @@ class LayerConfig:
     norm: NormConfig = NormConfig()
     norm_at: tuple[Literal["pre", "out", "post"], ...] = ("pre",)
     cross: AttentionConfig | None = None
+    parallel: bool = False
+    shared_norm: bool = False
 
     def __post_init__(self):
         known = {"pre", "out", "post"}
@@ -112,6 +147,12 @@ class LayerConfig:
             "cross-attention sees its whole source, and has no positions in common with it: "
             f"causal must be False and rope None, got {self.cross}",
         )
+        _require(
+            not self.parallel or (self.norm_at == ("pre",) and self.cross is None),
+            "the branches of a parallel block are normed before, and none of them reads a source: "
+            f"got norm_at {self.norm_at} and cross {self.cross}",
+        )
+        _require(self.parallel or not self.shared_norm, "only the branches of a parallel block share a norm")
 
 
 def _check_stack(config: EncoderConfig | ModelConfig, causal: bool) -> None:
@@ -163,7 +204,8 @@ class ModelConfig:
 
     `family` names the file in `families/` whose config.json and tensor names it is saved under. `positions` are added
     to the embedding; rotary positions are part of each layer's attention instead. `context_length` is in tokens.
-    `embed_scale` multiplies the embedding: sqrt(d_model) in the paper of 2017. With an encoder every layer has
+    `embed_scale` multiplies the embedding: sqrt(d_model) in the paper of 2017; `round_embed_scale`: rounded to the
+    embedding's dtype first. `logit_softcap` c makes a logit l c tanh(l/c). With an encoder every layer has
     cross-attention; `shared_embedding`: the encoder looks its tokens up in the decoder's table.
     """
 
@@ -175,12 +217,20 @@ class ModelConfig:
     final_norm: NormConfig | None = NormConfig()
     positions: Literal["learned", "sinusoidal"] | None = None
     tied_head: bool = False
+    head_bias: bool = False
+    logit_softcap: float | None = None
     embed_scale: float = 1.0
+    round_embed_scale: bool = False
     encoder: EncoderConfig | None = None
     shared_embedding: bool = False
 
     def __post_init__(self):
         _check_stack(self, causal=True)
+        _require(not (self.tied_head and self.head_bias), "a head that is the embedding's table has no bias")
+        cap = self.logit_softcap
+        _require(cap is None or cap > 0, f"logit_softcap must be above 0, got {cap}")
+        long = _original_contexts(self.layers)
+        _require(len(long) <= 1, f"a text must become long for all layers at once, got original contexts {long}")
         _require(
             all((layer.cross is None) == (self.encoder is None) for layer in self.layers),
             "with an encoder every layer has cross-attention, and without one no layer has",
@@ -201,6 +251,17 @@ class ModelConfig:
     @property
     def n_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def long_text(self) -> int | None:
+        """From how many tokens on all positions of a text turn by other angles (`LongScaling`); None: never."""
+        return next((n + 1 for n in _original_contexts(self.layers)), None)
+
+
+def _original_contexts(layers: tuple[LayerConfig, ...]) -> set[int]:
+    """Of the scalings that choose by the length of a text."""
+    scalings = (layer.attention.rope.scaling for layer in layers if layer.attention.rope is not None)
+    return {scaling.original_context for scaling in scalings if isinstance(scaling, LongScaling)}
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -13,8 +13,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each may import from those in the rows above, and from its own part.
 LAYERS = (
-    ("errors",), ("config",), ("text", "nn"), ("cache",), ("families",), ("weights",), ("generate",), ("inspect",),
-    ("lm",), ("translator",), ("training", "engine"), ("server",), ("cli",),
+    ("errors",), ("rope_scaling",), ("config",), ("text", "nn"), ("cache",), ("families",), ("weights",),
+    ("generate",), ("inspect",), ("lm",), ("translator",), ("training", "engine"), ("server",), ("cli",),
 )  # fmt: skip
 LEVEL = {part: i for i, row in enumerate(LAYERS) for part in row}
 
@@ -55,7 +55,23 @@ def test_the_check_of_imports_sees_something():
     assert len(seen) > 12
 
 
-NAMES = ("gpt2", "gpt-2", "llama", "qwen", "gemma", "mistral", "t5", "deepseek", "phi3", "olmo", "gpt_oss")
+NAMES = (
+    "gpt2",
+    "gpt-2",
+    "llama",
+    "qwen",
+    "gemma",
+    "mistral",
+    "t5",
+    "deepseek",
+    "phi3",
+    "olmo",
+    "gpt_oss",
+    "neox",
+    "smollm",
+    "falcon",
+    "stablelm",
+)
 PRESETS = {"gpt2-small"}  # what a person types after --preset
 NAMED_AFTER = {"families", "text"}  # in text: pre-tokenizers are named after the tokenizers whose patterns they are
 OTHERS = [path for path in FILES if part_of(path) not in NAMED_AFTER]

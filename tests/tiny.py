@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import torch
+from tiny_families import CONFIGS
 
 from glassformer.cache.dense import DenseCache
 from glassformer.config import (
@@ -21,27 +22,13 @@ from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.step import Source, Step
 
-FAMILIES = ("qwen3", "llama", "gpt2")
+FAMILIES = ("qwen3", "llama", "gpt2")  # those that are made and trained here: what is tested with every kind of model
 TOLERANCE = 1e-5  # of the largest logit
 
 
 def tiny_config(family: str, **changes) -> ModelConfig:
     """Each family with all it can do: windows, biases, grouped queries, its own norms. Changes: paths of `change`."""
-    rms, layer_norm = NormConfig("rms", 1e-2), NormConfig("layer", 1e-2)
-    rope = RopeConfig(100.0)  # turns far within 64 tokens
-    if family == "qwen3":
-        attention = AttentionConfig(4, 2, 16, bias=True, out_bias=True, qk_norm=rms, rope=rope)
-        full, sliding = (LayerConfig(a, MLPConfig(72), rms) for a in (attention, replace(attention, window=5)))
-        config = ModelConfig(family, 97, 48, 64, (full, sliding, full), rms)
-    elif family == "llama":
-        attention = AttentionConfig(4, 1, 12, bias=True, out_bias=True, rope=rope)
-        config = ModelConfig(family, 97, 48, 64, (LayerConfig(attention, MLPConfig(72, bias=True), rms),) * 3, rms)
-        config = replace(config, tied_head=True)
-    else:
-        attention = AttentionConfig(4, 4, 12, bias=True, out_bias=True)
-        mlp = MLPConfig(72, "gelu_tanh", gated=False, bias=True)
-        layers = (LayerConfig(attention, mlp, layer_norm),) * 3
-        config = ModelConfig(family, 97, 48, 64, layers, layer_norm, positions="learned", tied_head=True)
+    config = CONFIGS[family]()
     for path, value in changes.items():
         config = change(config, path, value)
     return config

@@ -24,7 +24,9 @@ from glassformer.nn.step import Source
 class DenseCache:
     """Keys and values of `batch` sequences of at most `capacity` tokens, in whatever shape and dtype layers bring.
 
-    `source` is what the sequences are written from, a row for each, in an encoder-decoder.
+    `source` is what the sequences are written from, a row for each, in an encoder-decoder. `long_text` is
+    `ModelConfig.long_text`: a row that has fewer tokens cannot grow to as many, for what was kept would have to be made
+    anew. `reach`, one number per row, says how long it will be, where that is known before it is read in parts.
     """
 
     def __init__(
@@ -34,8 +36,11 @@ class DenseCache:
         capacity: int,
         device: torch.device | str = "cpu",
         source: Source | None = None,
+        long_text: int | None = None,
+        reach: Sequence[int] | None = None,
     ):
-        self.source = source
+        self.source, self.long_text = source, long_text
+        self.reach = list(reach or [0] * batch)
         self.capacity, self.device = capacity, torch.device(device)
         self.lengths = [0] * batch
         self.slots = [
@@ -54,11 +59,13 @@ class DenseCache:
         capacity: int,
         device: torch.device | str = "cpu",
         source: Source | None = None,
+        reach: Sequence[int] | None = None,
     ) -> DenseCache:
         """A cache for this model. CapacityError where `capacity` is past its context."""
         if capacity > config.context_length:
             raise CapacityError(f"{capacity} tokens do not fit: the model's context holds {config.context_length}")
-        return cls([layer.attention.window for layer in config.layers], batch, capacity, device, source)
+        windows = [layer.attention.window for layer in config.layers]
+        return cls(windows, batch, capacity, device, source, config.long_text, reach)
 
     @property
     def bytes(self) -> int:
@@ -68,7 +75,8 @@ class DenseCache:
     def extend(self, counts: Sequence[int]) -> Int[Tensor, "#B T"]:
         """Make room for `counts[b]` more tokens in row b. Returns their positions, -1 for padding at the right.
 
-        CapacityError when a row would grow past the capacity; nothing is changed then.
+        CapacityError when a row would grow past the capacity, or from a short text to a long one; nothing is changed
+        then.
         """
         lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
         if max(lengths) > self.capacity:
@@ -77,7 +85,14 @@ class DenseCache:
                 f"row {row} would hold {lengths[row]} tokens, and there is room for {self.capacity}: "
                 "give a shorter prompt or ask for fewer tokens"
             )
-        self.lengths, self.counts = lengths, list(counts)
+        reach = [max(pair) for pair in zip(self.reach, lengths, strict=True)]
+        for row, (kept, old, new) in enumerate(zip(self.lengths, self.reach, reach, strict=True)):
+            if self.long_text is not None and kept and old < self.long_text <= new:
+                raise CapacityError(
+                    f"row {row} would grow to {new} tokens: from {self.long_text} on this model turns all positions by "
+                    "other angles, so that the row must be read anew"
+                )
+        self.lengths, self.counts, self.reach = lengths, list(counts), reach
         width = max(counts)
         self.uniform = len(set(lengths)) == 1 and len(set(counts)) == 1
         self.old, self.end = max(n - c for n, c in zip(lengths, counts, strict=True)), max(lengths)
@@ -126,6 +141,7 @@ class DenseCache:
             self.source = self.source.select(index)
         self.lengths = [self.lengths[b] for b in rows]
         self.counts = [self.counts[b] for b in rows]
+        self.reach = [self.reach[b] for b in rows]
 
 
 class FullSlot:

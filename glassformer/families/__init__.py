@@ -7,18 +7,40 @@ from typing import Any
 
 from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import ConfigError
-from glassformer.families import gpt2, llama, pair, qwen3
+from glassformer.families import (
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    olmo,
+    olmo2,
+    pair,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    stablelm,
+)
 from glassformer.families.family import Family, Fields
 from glassformer.families.shape import ShapeConfig
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (gpt2.FAMILY, llama.FAMILY, qwen3.FAMILY, pair.PAIR, pair.RECURRENT)}
+DECODERS = (
+    falcon, gemma, gemma2, gemma3, gpt2, gpt_neox, llama, mistral, olmo, olmo2, phi, phi3, qwen2, qwen3, smollm3,
+    stablelm,
+)  # fmt: skip
+FAMILIES: dict[str, Family] = {f.name: f for f in (*(one.FAMILY for one in DECODERS), pair.PAIR, pair.RECURRENT)}
 
 
 def family(name: object) -> Family:
     """The family of this name (config.json's `model_type`). ConfigError names the nearest one known."""
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
-    near = difflib.get_close_matches(str(name), FAMILIES, n=1, cutoff=0.3)
+    near = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.3) if isinstance(name, str) else []
     hint = f"; the nearest one known is {near[0]!r}" if near else ""
     raise ConfigError(f"unknown model_type {name!r}{hint}. Known: {', '.join(sorted(FAMILIES))}")
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from glassformer.config import Activation, ModelConfig, RecurrentConfig
 from glassformer.errors import ConfigError
+from glassformer.families.shape import ShapeConfig
 
 # Keys that say nothing about what the model computes: how it was trained, by which program, how it is generated from.
 IGNORED = frozenset(
-    """_name_or_path architectures attention_dropout attn_pdrop bos_token_id chunk_size_feed_forward dtype embd_pdrop
-    eos_token_id id2label initializer_range keys_to_ignore_at_inference label2id max_window_layers n_ctx
+    """_name_or_path architectures attention_dropout attention_probs_dropout_prob attn_pdrop auto_map bos_token_id
+    cache_implementation chunk_size_feed_forward classifier_dropout dtype embd_pdrop eos_token_id hidden_dropout
+    hidden_dropout_prob id2label initializer_range keys_to_ignore_at_inference label2id max_window_layers n_ctx
     output_attentions output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
     resid_pdrop return_dict summary_activation summary_first_dropout summary_proj_to_labels summary_type
     summary_use_proj task_specific_params torch_dtype transformers_version use_cache""".split()
@@ -50,9 +52,15 @@ class Fields:
         """A whole number of at least `least`. The default also stands for null."""
         return self._kind(name, default, f"a whole number of at least {least}", lambda v: type(v) is int and v >= least)
 
-    def number(self, name: str, default: float) -> float:
+    def number(self, name: str, default: Any = MISSING) -> float:
         """A number above 0."""
         return float(self._kind(name, default, "a number above 0", lambda v: type(v) in (int, float) and v > 0))
+
+    def optional(self, name: str, default: float | None = None, kind: type = int) -> Any:
+        """A whole number of at least 1 (or, of kind float, a number above 0), or null: there is none."""
+        if self.take(name, default) is None:
+            return None
+        return self.size(name, default) if kind is int else self.number(name, default)
 
     def flag(self, name: str, default: bool) -> bool:
         """true or false."""
@@ -80,17 +88,18 @@ class Fields:
             raise ConfigError(f"{self.source}: {name} = {value!r} is not supported, only {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
-    def rope_theta(self, default: float = 10_000.0) -> float:
-        """The rope base, in either spelling: `rope_theta` with `rope_scaling`, or `rope_parameters`."""
-        settings = self.take("rope_parameters", None) or self.take("rope_scaling", None) or {}
-        self.unread -= {"rope_parameters", "rope_scaling"}
-        settings = dict(settings) if isinstance(settings, dict) else {"rope_type": settings}
-        kind = settings.pop("rope_type", settings.pop("type", "default"))
-        own = self.number("rope_theta", default)
-        theta = settings.pop("rope_theta", None) or own
-        if kind != "default" or settings or not isinstance(theta, int | float):
-            raise ConfigError(f"{self.source}: rope scaling {kind!r} {settings or ''} is not supported, only 'default'")
-        return float(theta)
+    def windows(self, n_layers: int, window: int | None, default: Sequence[bool]) -> list[int | None]:
+        """Each layer's window: `layer_types` says which layers have one, or else `default` does."""
+        names = {"full_attention": None, "sliding_attention": window}
+        kinds = self.take("layer_types", None)
+        if kinds is None:
+            return [window if sliding else None for sliding in default]
+        if not isinstance(kinds, list) or len(kinds) != n_layers or any(kind not in list(names) for kind in kinds):
+            raise ConfigError(
+                f"{self.source}: layer_types must name full_attention or sliding_attention for each of {n_layers} "
+                f"layers, got {kinds}"
+            )
+        return [names[kind] for kind in kinds]
 
     def close(self) -> None:
         if self.unread:
@@ -106,11 +115,14 @@ class Rule:
 
     Several parameters share one tensor along its output axis (a fused q, k, v). `transposed`: stored [in, out].
     `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a head apart.
+    `by_head`: the tensor holds, for each key/value head, its queries' rows, its key's and its value's. `{j}` in both
+    counts what a layer has several of (norms of heads).
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
+    by_head: bool = False
     interleaved: bool = False
 
 
@@ -118,24 +130,35 @@ def rule(theirs: str, *ours: str, transposed: bool = False) -> Rule:
     return Rule(theirs, ours, transposed)
 
 
-def linear(theirs: str, *ours: str, transposed: bool = False, interleaved: bool = False) -> tuple[Rule, Rule]:
+def linear(
+    theirs: str, *ours: str, transposed: bool = False, by_head: bool = False, interleaved: bool = False
+) -> tuple[Rule, Rule]:
     """The rules of a linear layer: its weight and, where the model has one, its bias."""
     weight, bias = (tuple(f"{name}.{part}" for name in ours) for part in ("weight", "bias"))
-    return Rule(f"{theirs}.weight", weight, transposed, interleaved), Rule(f"{theirs}.bias", bias, False, interleaved)
+    return (
+        Rule(f"{theirs}.weight", weight, transposed, by_head, interleaved),
+        Rule(f"{theirs}.bias", bias, False, by_head, interleaved),
+    )
+
+
+def no_shape(s: ShapeConfig) -> ModelConfig:
+    """For a family whose models are loaded, and not made from a few numbers."""
+    raise ConfigError(f"a model of family {s.family!r} is loaded from a checkpoint: shapes are of qwen3, llama or gpt2")
 
 
 @dataclass(frozen=True)
 class Family:
     """A model family. `prefix` may be absent from all tensor names; `ignored` are tensors that hold no weights.
 
-    `rules` None: tensors are named, and lie, as our parameters do.
+    `rules` None: tensors are named, and lie, as our parameters do. `shape` makes a model from the few numbers that a
+    person types.
     """
 
     name: str
     architecture: str
     read: Callable[[Fields], ModelConfig | RecurrentConfig]
     write: Callable[[Any], dict[str, Any]]
-    shape: Callable[..., ModelConfig]
+    shape: Callable[..., ModelConfig] = no_shape
     rules: tuple[Rule, ...] | None = None
     prefix: str = ""
     ignored: tuple[str, ...] = ()

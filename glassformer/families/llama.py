@@ -6,6 +6,7 @@ from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
 from glassformer.families.family import ACTIVATION_NAMES, Family, Fields, linear, rule
+from glassformer.families.rope import read_rope, write_rope
 from glassformer.families.shape import ShapeConfig
 
 RULES = (
@@ -26,15 +27,17 @@ RULES = (
 
 def read(raw: Fields) -> ModelConfig:
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
+    head_dim = raw.size("head_dim", max(1, d_model // n_heads))
+    context = raw.size("max_position_embeddings", 2048)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6))
     bias = raw.flag("attention_bias", False)
     attention = AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=raw.size("num_key_value_heads", n_heads),
-        head_dim=raw.size("head_dim", max(1, d_model // n_heads)),
+        head_dim=head_dim,
         bias=bias,
         out_bias=bias,
-        rope=RopeConfig(raw.rope_theta()),
+        rope=read_rope(raw, head_dim, context),
     )
     activation = raw.activation("hidden_act", "silu")
     mlp = MLPConfig(raw.size("intermediate_size"), activation, bias=raw.flag("mlp_bias", False))
@@ -42,7 +45,7 @@ def read(raw: Fields) -> ModelConfig:
         family="llama",
         vocab_size=raw.size("vocab_size"),
         d_model=d_model,
-        context_length=raw.size("max_position_embeddings", 2048),
+        context_length=context,
         layers=(LayerConfig(attention, mlp, norm),) * raw.size("num_hidden_layers"),
         final_norm=norm,
         tied_head=raw.flag("tie_word_embeddings", False),
@@ -63,8 +66,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "hidden_act": ACTIVATION_NAMES[mlp.activation],
         "max_position_embeddings": config.context_length,
         "rms_norm_eps": layer.norm.eps,
-        "rope_theta": attention.rope.theta if attention.rope else None,
-        "rope_scaling": None,
+        **write_rope(attention.rope, attention.head_dim),
         "attention_bias": attention.bias,
         "mlp_bias": mlp.bias,
         "tie_word_embeddings": config.tied_head,
@@ -77,4 +79,5 @@ def shape(s: ShapeConfig) -> ModelConfig:
     return ModelConfig("llama", s.vocab_size, s.d_model, s.context, (layer,) * s.n_layers, tied_head=s.tied_head)
 
 
-FAMILY = Family("llama", "LlamaForCausalLM", read, write, shape, RULES)
+BUFFERS = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)  # the first files have them
+FAMILY = Family("llama", "LlamaForCausalLM", read, write, shape, RULES, ignored=BUFFERS)

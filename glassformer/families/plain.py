@@ -30,8 +30,14 @@ def from_plain(kind: Any, value: Any, where: str) -> Any:
     """What `to_plain` wrote, as a `kind`. ConfigError names the key, as `where`.layers[0].mlp.d_ff."""
     origin, options = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        (kind,) = (option for option in options if option is not NoneType)
-        return None if value is None else from_plain(kind, value, where)
+        if value is None and NoneType in options:
+            return None
+        kinds = [option for option in options if option is not NoneType]
+        named = [k for k in kinds if is_dataclass(k) and isinstance(value, dict) and value.keys() == _names(k)]
+        if len(kinds) > 1 and not named:
+            shown = " or ".join(f"{k.__name__} ({', '.join(sorted(_names(k)))})" for k in kinds)
+            raise ConfigError(f"{where} must be an object with the keys of one of: {shown}; got {value!r:.100}")
+        return from_plain((named or kinds)[0], value, where)
     if origin is Literal:
         if value not in options:
             raise ConfigError(f"{where} must be one of {', '.join(map(repr, options))}, got {value!r}")
@@ -47,6 +53,10 @@ def from_plain(kind: Any, value: Any, where: str) -> Any:
     if type(value) is not kind:
         raise ConfigError(f"{where} must be {WORDS[kind]}, got {value!r:.100}")
     return value
+
+
+def _names(kind: Any) -> set[str]:
+    return {f.name for f in fields(kind)}
 
 
 def _repeated(kind: Any, value: Any, where: str) -> list[Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
-from glassformer.errors import ConfigError
+from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from glassformer.families import llama
 from glassformer.families.family import Family, Fields, rule
+from glassformer.families.rope import read_rope
 from glassformer.families.shape import ShapeConfig
 
 RULES = (
@@ -20,51 +20,55 @@ RULES = (
 
 def read(raw: Fields) -> ModelConfig:
     n_layers = raw.size("num_hidden_layers")
+    context = raw.size("max_position_embeddings", 32768)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6))
-    bias = raw.flag("attention_bias", False)
-    full = AttentionConfig(
+    head_dim, bias = raw.size("head_dim", 128), raw.flag("attention_bias", False)
+    attention = AttentionConfig(
         n_heads=raw.size("num_attention_heads"),
         n_kv_heads=raw.size("num_key_value_heads", 32),
-        head_dim=raw.size("head_dim", 128),
+        head_dim=head_dim,
         bias=bias,
         out_bias=bias,
         qk_norm=norm,
-        rope=RopeConfig(raw.rope_theta()),
+        rope=read_rope(raw, head_dim, context),
     )
     mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_act", "silu"))
-    window = raw.size("sliding_window", 4096) if raw.flag("use_sliding_window", False) else None
-    raw.take("sliding_window", None)
-    first = raw.size("max_window_layers", 28, least=0)
-    default = ["sliding_attention" if window and i >= first else "full_attention" for i in range(n_layers)]
-    kinds = raw.take("layer_types", None) or default
-    attentions = {"full_attention": full, "sliding_attention": replace(full, window=window)}
-    if not isinstance(kinds, list) or len(kinds) != n_layers or any(kind not in list(attentions) for kind in kinds):
-        raise ConfigError(
-            f"{raw.source}: layer_types must name full_attention or sliding_attention for each of {n_layers} layers, "
-            f"got {kinds}"
-        )
+    windows = read_windows(raw, n_layers)
     return ModelConfig(
         family="qwen3",
         vocab_size=raw.size("vocab_size"),
         d_model=raw.size("hidden_size"),
-        context_length=raw.size("max_position_embeddings", 32768),
-        layers=tuple(LayerConfig(attentions[kind], mlp, norm) for kind in kinds),
+        context_length=context,
+        layers=tuple(LayerConfig(replace(attention, window=window), mlp, norm) for window in windows),
         final_norm=norm,
         tied_head=raw.flag("tie_word_embeddings", False),
     )
 
 
-def write(config: ModelConfig) -> dict[str, Any]:
-    raw = llama.write(config)
-    del raw["mlp_bias"]
+def read_windows(raw: Fields, n_layers: int) -> list[int | None]:
+    """Each layer's window: from layer `max_window_layers` on, or as `layer_types` says."""
+    raw.only("use_mrope", False)  # positions of pictures
+    window = raw.size("sliding_window", 4096) if raw.flag("use_sliding_window", False) else None
+    raw.take("sliding_window", None)
+    first = raw.size("max_window_layers", 28, least=0)
+    return raw.windows(n_layers, window, [i >= first for i in range(n_layers)])
+
+
+def write_windows(config: ModelConfig) -> dict[str, Any]:
     windows = [layer.attention.window for layer in config.layers]
     window = next((w for w in windows if w is not None), None)
-    return raw | {
+    return {
         "use_sliding_window": window is not None,
         "sliding_window": window,
         "max_window_layers": next((i for i, w in enumerate(windows) if w is not None), config.n_layers),
         "layer_types": ["full_attention" if w is None else "sliding_attention" for w in windows],
     }
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    raw = llama.write(config)
+    del raw["mlp_bias"]
+    return raw | write_windows(config)
 
 
 def shape(s: ShapeConfig) -> ModelConfig:

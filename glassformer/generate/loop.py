@@ -2,6 +2,9 @@
 
 prompts -> prefill in chunks -> logits of each row's last token -> choose -> one step -> choose -> ...
               (n continuations share one prefill)                     rows leave as they end
+
+Where a model turns the positions of long texts by other angles (`ModelConfig.long_text`), rows are read anew as soon as
+one of them becomes long.
 """
 
 from __future__ import annotations
@@ -75,6 +78,7 @@ class Row:
     generator: random.Random
     stops: StopStrings
     text: StreamDecoder | None
+    ids: list[int]  # the prompt, and what was written
 
 
 def write(
@@ -146,7 +150,12 @@ def _write(  # not itself in inference mode: it would leak to the caller at each
             rows, ids = [rows[i] for i in going], [ids[i] for i in going]
         if counts:
             counts.add(rows, ids)
-        logits = _pass(model, cache, [[token] for token in ids], attend)
+        for row, token in zip(rows, ids, strict=True):
+            row.ids.append(token)
+        if model.config.long_text in {len(row.ids) for row in rows}:
+            cache, logits = _prefill(model, [row.ids for row in rows], max(row.room for row in rows), attend)
+        else:
+            logits = _pass(model, cache, [[token] for token in ids], attend)
 
 
 def _rows(model: Decoder, prompts: Sequence[Sequence[int]], options: Options, tokenizer: Tokenizer | None) -> list[Row]:
@@ -162,7 +171,8 @@ def _rows(model: Decoder, prompts: Sequence[Sequence[int]], options: Options, to
             )
         for _ in range(options.n):
             text, generator = _text_after(prompt, tokenizer), random.Random(seed + len(rows))
-            rows.append(Row(len(rows), options.max_tokens or room, generator, StopStrings(options.stop), text))
+            stops = StopStrings(options.stop)
+            rows.append(Row(len(rows), options.max_tokens or room, generator, stops, text, list(prompt)))
     return rows
 
 
@@ -182,7 +192,9 @@ def _prefill(model: Decoder, prompts: Sequence[Sequence[int]], room: int, attend
     """The cache after all prompts, and the logits [prompts, V] of each one's last token."""
     longest = max(map(len, prompts))
     capacity = min(model.config.context_length, longest + room)
-    cache = DenseCache.of(model.config, len(prompts), capacity, model.embed.weight.device)
+    cache = DenseCache.of(
+        model.config, len(prompts), capacity, model.embed.weight.device, reach=[len(prompt) for prompt in prompts]
+    )
     logits = model.embed.weight.new_empty(len(prompts), model.config.vocab_size)
     for begin in range(0, longest, PREFILL_CHUNK):
         chunk = [list(prompt[begin : begin + PREFILL_CHUNK]) for prompt in prompts]

@@ -9,6 +9,7 @@ cached pass makes only once.
                                                                                                           |
         next block <- resid_post <- mlp.add <- mlp.out <- act <- gate up <- mlp.x <- resid_mid <----------'
 
+In a parallel block mlp.x is read where attn.x is, and there is no resid_mid.
 With a source: resid_mid -> cross.x -> q q_rot, of the source k v k_rot -> z -> out -> add -> resid_cross -> mlp.x
 
 Recurrent: rnn.states (-> rnn.scores -> rnn.probs -> rnn.context, once for each target token or for all) -> final.logits
@@ -68,9 +69,9 @@ EMBED = (
 BLOCK = (
     _block("resid_pre", "the residual stream before the block", "B T D"),
     _block("attn.x", "what attention reads: after its norm", "B T D"),
-    _block("attn.q", "queries: projected with bias, before their norm and rotation", "B T H Dh"),
-    _block("attn.k", "keys: projected with bias, before their norm and rotation", "B T Hkv Dh"),
-    _block("attn.v", "values: projected with bias", "B T Hkv Dh"),
+    _block("attn.q", "queries: projected with bias (and clipped), before norm and rotation", "B T H Dh"),
+    _block("attn.k", "keys: projected with bias (and clipped), before norm and rotation", "B T Hkv Dh"),
+    _block("attn.v", "values: projected with bias (and clipped)", "B T Hkv Dh"),
     _block("attn.q_rot", "queries after their norm and rotation: what the product uses", "B T H Dh"),
     _block("attn.k_rot", "keys after their norm and rotation: what the product uses", "B T Hkv Dh"),
     _derived("attn.scores", "q·k after scale, softcap, bias and mask", "B H T S", *PRODUCT),
@@ -79,7 +80,7 @@ BLOCK = (
     _derived("attn.heads", "each head's z through its own slice of W_o", "B T H D", "attn.z", "attn.out"),
     _block("attn.out", "what attention writes: after W_o", "B T D"),
     _block("attn.add", "what enters the residual stream (differs from attn.out where a norm follows)", "B T D"),
-    _block("resid_mid", "the residual stream after attention is added", "B T D"),
+    _block("resid_mid", "the residual stream after attention is added", "B T D", lambda _, layer: not layer.parallel),
     _block("cross.x", "what attention to the source reads: after its norm", "B T D", _cross),
     _block("cross.q", "queries to the source: projected with bias, before their norm", "B T H Dh", _cross),
     _block("cross.q_rot", "queries to the source as the product uses them: after their norm", "B T H Dh", _cross),

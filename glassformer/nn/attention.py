@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from glassformer.config import AttentionConfig
 from glassformer.nn.attend import AttendSpec
-from glassformer.nn.norm import make_norm
+from glassformer.nn.norm import HeadNorms, make_norm
 from glassformer.nn.rope import rotate
 from glassformer.nn.step import LayerStep
 
@@ -21,7 +21,7 @@ from glassformer.nn.step import LayerStep
 def spec_of(config: AttentionConfig, source: bool = False) -> AttendSpec:
     """The part of an attention's configuration that the product itself needs. `source`: of cross-attention."""
     scale = 1 / math.sqrt(config.head_dim) if config.scale is None else config.scale
-    return AttendSpec(scale=scale, causal=config.causal, window=config.window, source=source)
+    return AttendSpec(scale, config.causal, config.window, config.softcap, source)
 
 
 class Attention(nn.Module):
@@ -37,15 +37,29 @@ class Attention(nn.Module):
         self.k = nn.Linear(d_model, kv_width, config.bias)
         self.v = nn.Linear(d_model, kv_width, config.bias)
         self.o = nn.Linear(width, d_model, config.out_bias)
-        self.q_norm = make_norm(config.qk_norm, config.head_dim)
-        self.k_norm = make_norm(config.qk_norm, config.head_dim)
+        self.q_norm, self.k_norm = self.make_norm(config.n_heads), self.make_norm(config.n_kv_heads)
+
+    def make_norm(self, n_heads: int) -> nn.Module:
+        """The norm of queries or keys, in as many heads."""
+        norm, size = self.config.qk_norm, self.config.head_dim
+        if norm is not None and self.config.qk_norm_over == "each":
+            return HeadNorms(norm, n_heads, size)
+        return make_norm(norm, size if self.config.qk_norm_over == "head" else size * n_heads)
+
+    def project(self, linear: nn.Linear, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H Dh"]:
+        """x to queries, keys or values, a row of heads for each token."""
+        y, clip = linear(x), self.config.clip
+        return (y if clip is None else y.clamp(-clip, clip)).unflatten(-1, (-1, self.config.head_dim))
+
+    def normed(self, norm: nn.Module, x: Float[Tensor, "B T H Dh"]) -> Float[Tensor, "B T H Dh"]:
+        """Queries or keys after their norm, over each head or over all of them as one."""
+        return norm(x.flatten(-2)).view_as(x) if self.config.qk_norm_over == "width" else norm(x)
 
     def forward(self, x: Float[Tensor, "B T D"], step: LayerStep) -> Float[Tensor, "B T D"]:
-        heads = (-1, self.config.head_dim)
-        q = step.see("attn.q", self.q(x).unflatten(-1, heads))  # [B, T, H, Dh]
-        k = step.see("attn.k", self.k(x).unflatten(-1, heads))  # [B, T, Hkv, Dh]
-        v = step.see("attn.v", self.v(x).unflatten(-1, heads))  # [B, T, Hkv, Dh]
-        q, k = self.q_norm(q), self.k_norm(k)
+        q = step.see("attn.q", self.project(self.q, x))  # [B, T, H, Dh]
+        k = step.see("attn.k", self.project(self.k, x))  # [B, T, Hkv, Dh]
+        v = step.see("attn.v", self.project(self.v, x))  # [B, T, Hkv, Dh]
+        q, k = self.normed(self.q_norm, q), self.normed(self.k_norm, k)
         if self.config.rope is not None:
             cos, sin = step.rotation(self.config.rope, self.config.head_dim)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
@@ -64,14 +78,13 @@ class CrossAttention(Attention):
     source = True
 
     def forward(self, x: Float[Tensor, "B T D"], step: LayerStep) -> Float[Tensor, "B T D"]:
-        q = step.see("cross.q", self.q(x).unflatten(-1, (-1, self.config.head_dim)))  # [B, T, H, Dh]
-        q = step.see("cross.q_rot", self.q_norm(q))
+        q = step.see("cross.q", self.project(self.q, x))  # [B, T, H, Dh]
+        q = step.see("cross.q_rot", self.normed(self.q_norm, q))
         kv = step.keep_source(lambda: self.read(step.source, step))
         z = step.attend(self.spec, q, kv, name="cross")  # [B, T, H, Dh]
         return self.o(step.see("cross.z", z).flatten(-2))
 
     def read(self, source: Float[Tensor, "B S D"], step: LayerStep) -> tuple[Tensor, Tensor]:
         """The source's keys and values [B, S, Hkv, Dh]."""
-        k, v = (project(source).unflatten(-1, (-1, self.config.head_dim)) for project in (self.k, self.v))
-        k, v = step.see("cross.k", k), step.see("cross.v", v)
-        return step.see("cross.k_rot", self.k_norm(k)), v
+        k, v = step.see("cross.k", self.project(self.k, source)), step.see("cross.v", self.project(self.v, source))
+        return step.see("cross.k_rot", self.normed(self.k_norm, k)), v

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -91,5 +92,19 @@ def next_token_loss(
 
     Of an encoder-decoder too: its source is the step's. `smoothing` as in `linear_cross_entropy`.
     """
-    hidden = model.hidden(ids, step)
-    return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, targets.flatten(), dtype, smoothing)
+    return head_loss(model, model.hidden(ids, step).flatten(0, 1), targets.flatten(), step, dtype, smoothing)
+
+
+def head_loss(
+    model: Decoder,
+    hidden: Float[Tensor, "N D"],
+    targets: Int[Tensor, "N"],
+    step: Step,
+    dtype: torch.dtype | None = None,
+    smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """`next_token_loss` of what the head reads. Whole logits are held only where the head is more than a product."""
+    if not model.config.head_bias and model.config.logit_softcap is None:
+        return linear_cross_entropy(hidden, model.head_weight, targets, dtype, smoothing)
+    logits = model.logits(hidden, step).float()
+    return F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -49,13 +50,17 @@ class Stack(nn.Module):
         step.prepare(self.specs, self.ropes)
         x = step.see("embed.tokens", self.embed(ids))
         if self.config.embed_scale != 1:
-            x = x * self.config.embed_scale
+            x = x * self.embed_scale(x.dtype)
         if self.positions is not None:
             x = x + step.see("embed.positions", self.positions(step.positions).to(x.dtype))
         x = step.see("embed.out", x)
         for i, block in enumerate(self.blocks):
             x = block(x, step.layer(i))
         return step.see("final.norm", self.norm(x))
+
+    def embed_scale(self, dtype: torch.dtype) -> float:
+        """What the embedding is multiplied by."""
+        return self.config.embed_scale
 
 
 class Encoder(Stack):
@@ -72,7 +77,11 @@ class Decoder(Stack):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.head = None if config.tied_head else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = None if config.tied_head else nn.Linear(config.d_model, config.vocab_size, config.head_bias)
+
+    def embed_scale(self, dtype: torch.dtype) -> float:
+        scale = self.config.embed_scale
+        return torch.tensor(scale, dtype=dtype).item() if self.config.round_embed_scale else scale
 
     @property
     def head_weight(self) -> Float[Tensor, "V D"]:
@@ -82,6 +91,8 @@ class Decoder(Stack):
     def logits(self, hidden: Float[Tensor, "*B D"], step: Step) -> Float[Tensor, "*B V"]:
         """The language-modelling head."""
         logits = F.linear(hidden, self.embed.weight) if self.head is None else self.head(hidden)
+        if (cap := self.config.logit_softcap) is not None:
+            logits = cap * torch.tanh(logits / cap)
         return step.see("final.logits", logits)
 
     def forward(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T V"]:

@@ -11,29 +11,57 @@ from glassformer.config import NormConfig
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis (Ba et al. 2016)."""
+    """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis (Ba et al. 2016).
 
-    def __init__(self, size: int, eps: float):
+    Without those two (OLMo) it is worked out in float32: torch's own rounds lower precisions in between.
+    """
+
+    def __init__(self, size: int, eps: float, scale: str | None = "weight", bias: bool = True):
         super().__init__()
-        self.weight, self.bias, self.eps = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size)), eps
+        self.size, self.eps = (size,), eps
+        self.weight = None if scale is None else nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if bias and scale is not None else None
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        if self.weight is None:
+            return F.layer_norm(x.float(), self.size, None, None, self.eps).to(x.dtype)
+        return F.layer_norm(x, self.size, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019), over the last axis; in float32, as Llama is."""
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019), over the last axis; normed in float32.
 
-    def __init__(self, size: int, eps: float):
+    The weight multiplies after the cast to x's dtype (Llama), or before it ("float32": OLMo 2); or it is what is added
+    to 1 ("float32 1+": Gemma).
+    """
+
+    def __init__(self, size: int, eps: float, scale: str = "weight"):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+        self.eps, self.scale = eps, scale
+        self.weight = nn.Parameter(torch.zeros(size) if scale == "float32 1+" else torch.ones(size))
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight.to(x.dtype)
+        normed = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
+        if self.scale == "weight":
+            return normed.to(x.dtype) * self.weight.to(x.dtype)
+        weight = self.weight.float()
+        return (normed * (1 + weight if self.scale == "float32 1+" else weight)).to(x.dtype)
+
+
+class HeadNorms(nn.ModuleList):
+    """A norm for each head, with its own weight and no bias: x [..., H, Dh]."""
+
+    def __init__(self, config: NormConfig, n_heads: int, head_dim: int):
+        bare = {"bias": False} if config.kind == "layer" else {}
+        super().__init__(KINDS[config.kind](head_dim, config.eps, config.scale, **bare) for _ in range(n_heads))
+
+    def forward(self, x: Float[Tensor, "*B H Dh"]) -> Float[Tensor, "*B H Dh"]:
+        return torch.stack([norm(head) for norm, head in zip(self, x.unbind(-2), strict=True)], -2)
+
+
+KINDS = {"layer": LayerNorm, "rms": RMSNorm}
 
 
 def make_norm(config: NormConfig | None, size: int) -> nn.Module:
     """The norm a config names; None is the identity."""
-    if config is None:
-        return nn.Identity()
-    return {"layer": LayerNorm, "rms": RMSNorm}[config.kind](size, config.eps)
+    return nn.Identity() if config is None else KINDS[config.kind](size, config.eps, config.scale)

@@ -22,6 +22,7 @@ from torch import Tensor
 from glassformer.config import RopeConfig
 from glassformer.nn.attend import KV, Attend, AttendSpec, View, attend_math, attend_sdpa, visible
 from glassformer.nn.rope import rotation
+from glassformer.rope_scaling import LongScaling
 
 
 @runtime_checkable
@@ -46,6 +47,8 @@ class Cache(Protocol):
 
     source: Source | None
 
+    @property
+    def reach(self) -> Sequence[int]: ...  # how many tokens each row holds, or is known to hold in the end
     def layer(self, i: int) -> Slot: ...
     def view(self, spec: AttendSpec) -> View: ...
 
@@ -150,8 +153,19 @@ class Step:
         """cos and sin for this pass's positions."""
         key = (rope, head_dim)
         if key not in self.rotations:
-            self.rotations[key] = rotation(rope, head_dim, self.positions)
+            self.rotations[key] = rotation(rope, head_dim, self.positions, self._lengths(rope))
         return self.rotations[key]
+
+    def _lengths(self, rope: RopeConfig) -> Int[Tensor, "#B #T"] | None:
+        """How many tokens each one's text has, as far as that is known; None: as the positions say."""
+        if not isinstance(rope.scaling, LongScaling):
+            return None
+        if self.cache is not None:
+            return torch.tensor(self.cache.reach, device=self.positions.device)[:, None]
+        if self.documents is None:
+            return None
+        same = self.documents[:, :, None] == self.documents[:, None, :]
+        return self.positions[:, None].where(same, -1).amax(-1) + 1
 
     def layer(self, i: int) -> LayerStep:
         """The same pass, bound to layer `i`."""

@@ -161,8 +161,9 @@ def _may_be_left(fam: Family, config: ModelConfig | RecurrentConfig, name: str, 
     """A buffer without weights, or a copy of the embedding beside a tied head."""
     if any(re.fullmatch(pattern, name.removeprefix(fam.prefix)) for pattern in fam.ignored):
         return True
-    if fam.rules is None or isinstance(config, RecurrentConfig) or not config.tied_head or name != "lm_head.weight":
+    if fam.rules is None or isinstance(config, RecurrentConfig):
         return False
-    table = next(rule.theirs for rule in fam.rules if rule.ours == ("embed.weight",))
+    theirs = {rule.ours: rule.theirs for rule in fam.rules}
+    table, head = theirs["embed.weight",], theirs.get(("head.weight",))
     table = table if table in reader else table.removeprefix(fam.prefix)
-    return table in reader and torch.equal(reader[name], reader[table])
+    return config.tied_head and name == head and table in reader and torch.equal(reader[name], reader[table])

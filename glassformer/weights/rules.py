@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,19 +17,21 @@ from glassformer.families.family import Family
 class Entry:
     """One checkpoint tensor and the parameters that it fills, in order along the output axis.
 
-    `paired`: the head_dim of a tensor in which the two rows of a head that turn together are neighbours; 0 of others,
-    where they are half a head apart, as in ours.
+    `groups`: the tensor holds a part of each parameter, then the next part of each, and so on, in as many groups (for
+    each key/value head its queries' rows, its key's, its value's). `paired`: the head_dim of a tensor in which the two
+    rows of a head that turn together are neighbours; 0 of others, where they are half a head apart, as in ours.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
+    groups: int = 1
     paired: int = 0
 
     @property
     def moves(self) -> bool:
         """Whether numbers lie elsewhere than in ours."""
-        return self.transposed or self.paired > 0
+        return self.transposed or self.groups > 1 or self.paired > 0
 
     def order(self, n: int) -> Tensor:
         """Where each of theirs `n` rows lies in ours, where they are paired: 0, n/2, 1, n/2 + 1, ... of each head."""
@@ -40,17 +43,27 @@ class Entry:
         whole = (sum(parameters[name].shape[0] for name in self.ours), *first[1:])
         return whole[::-1] if self.transposed else whole
 
+    def place(self, sizes: list[int]) -> Tensor:
+        """Which row of the parameters, laid one behind the other, each row of the checkpoint's tensor is."""
+        parts = torch.arange(sum(sizes)).split(sizes)
+        return torch.cat([part.view(self.groups, -1) for part in parts], 1).flatten()
+
     def split(self, tensor: Tensor, parameters: dict[str, Tensor]) -> list[Tensor]:
         """A checkpoint's tensor as the parameters' values, views of it."""
+        assert self.groups == 1, "rows that lie apart are no view"
         tensor = tensor.T if self.transposed else tensor
         return list(tensor.split([parameters[name].shape[0] for name in self.ours]))
 
     def fill(self, values: list[Tensor], begin: int, rows: Tensor) -> None:
         """Copy rows of a checkpoint's tensor, from row `begin` on, to where they belong in the parameters."""
         end, at = begin + len(rows), 0
+        place = self.place([len(value) for value in values])[begin:end] if self.groups > 1 else None
         for value in values:
             if self.transposed:
                 value.T[begin:end] = rows[:, at : at + len(value)]
+            elif place is not None:
+                mine = (place >= at) & (place < at + len(value))
+                value[place[mine] - at] = rows[mine].to(value)
             else:
                 first, last = max(begin, at), min(end, at + len(value))
                 if first < last:
@@ -68,6 +81,8 @@ class Entry:
         if self.paired:
             parts = [part[self.order(len(part)).to(part.device)] for part in parts]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.groups > 1:
+            tensor = tensor[self.place([len(part) for part in parts])]
         return (tensor.T if self.transposed else tensor).contiguous()
 
 
@@ -75,14 +90,31 @@ def entries(family: Family, config: ModelConfig | RecurrentConfig, parameters: I
     """The rules that apply to a model with these parameters: one entry per checkpoint tensor, layers written out."""
     if family.rules is None:
         return [Entry(name, (name,)) for name in parameters]
+    assert isinstance(config, ModelConfig), "recurrent models are written as they are"
     present, found = set(parameters), []
     for rule in family.rules:
-        for i in range(config.n_layers) if "{i}" in rule.theirs else [0]:
-            ours = tuple(name.replace("{i}", str(i)) for name in rule.ours)
+        for counted in _counted(rule.ours[0], present):
+            ours = tuple(_written_out(name, counted) for name in rule.ours)
             if present.issuperset(ours):
-                turns = rule.interleaved and isinstance(config, ModelConfig)
-                paired = config.layers[i].attention.head_dim if turns else 0  # pyright: ignore[reportAttributeAccessIssue]
-                found.append(Entry(rule.theirs.replace("{i}", str(i)), ours, rule.transposed, paired))
+                layer = config.layers[int(counted["i"])].attention if "i" in counted else None
+                groups = layer.n_kv_heads if layer is not None and rule.by_head else 1
+                paired = layer.head_dim if layer is not None and rule.interleaved else 0
+                found.append(Entry(_written_out(rule.theirs, counted), ours, rule.transposed, groups, paired))
     left = present.difference(*(entry.ours for entry in found))
     assert not left, f"parameters without a rule in {family.name}: {sorted(left)}"
     return found
+
+
+def _counted(pattern: str, present: set[str]) -> list[dict[str, str]]:
+    """What {i} and {j} stand for in the names of a pattern that there are, in order."""
+    if "{" not in pattern:
+        return [{}]
+    regex = re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(pattern)))
+    found = [match.groupdict() for name in present if (match := regex.fullmatch(name))]
+    return sorted(found, key=lambda counted: [int(n) for n in counted.values()])
+
+
+def _written_out(pattern: str, counted: dict[str, str]) -> str:
+    for letter, number in counted.items():
+        pattern = pattern.replace(f"{{{letter}}}", number)
+    return pattern

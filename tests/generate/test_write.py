@@ -258,8 +258,8 @@ def caches(monkeypatch):
     """Weak references to every cache that is made."""
     made, of = [], loop.DenseCache.of
 
-    def remember(*arguments):
-        cache = of(*arguments)
+    def remember(*arguments, **rest):
+        cache = of(*arguments, **rest)
         made.append(weakref.ref(cache))
         return cache
 

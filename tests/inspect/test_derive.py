@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from test_points import MODELS, Everything
-from tiny import assert_near, random_ids, run
+from tiny import assert_near, random_ids, run, tiny
 
 from glassformer.cache.dense import DenseCache
 from glassformer.inspect import points
@@ -112,6 +112,22 @@ def test_the_queries_of_a_cached_pass_over_all_keys():
         want = derive(model, f"blocks.{i}.attn.probs", whole.seen, step.view(spec))
         assert_near(got.probs, want.value[:, :, 7:])
         assert got.error < 1e-5
+
+
+def test_the_cap_of_a_model_is_in_its_scores():
+    """And clips, and norms over all heads, are in what the scores are made from."""
+    for family, cap in (("gemma2", 10.0), ("olmo", None), ("olmo2", None), ("stablelm", None)):
+        model = tiny(family)
+        seen, step, inside = kept(model, random_ids(model.config, 2, 11))
+        for i, block in enumerate(model.blocks):
+            got = derive(model, f"blocks.{i}.attn.scores", seen, step.view(block.attn.spec))
+            assert torch.equal(got.value, inside[i][0])
+            assert got.error == 0
+            if cap is not None:
+                finite = got.value[got.value.isfinite()].abs()
+                assert 0.9 * cap < finite.max() <= cap, "no score is near the cap"
+            if block.attn.config.clip is not None:
+                assert seen[f"blocks.{i}.attn.v"].abs().max() == block.attn.config.clip
 
 
 def test_biases_sinks_and_caps_are_part_of_it():

@@ -16,6 +16,9 @@ MODELS = {
     **{family: tiny(family) for family in FAMILIES},
     "post and out": tiny("llama", **{f"layers.{i}.norm_at": ("out", "post") for i in range(3)}),
     "sinusoidal": tiny("gpt2", positions="sinusoidal"),
+    "parallel": tiny("gpt_neox"),
+    "parallel, one norm": tiny("phi"),
+    "caps, windows, norms before and after": tiny("gemma2"),
 }
 
 
@@ -200,6 +203,8 @@ def test_a_model_lists_only_what_it_has():
     assert "embed.positions" in gpt2
     assert "embed.positions" not in qwen3
     assert "blocks.2.mlp.gate" in qwen3
+    parallel = points.points(tiny_config("gpt_neox"))
+    assert set(gpt2) - set(parallel) == {f"blocks.{i}.resid_mid" for i in range(3)} | {"embed.positions"}
     assert not any("gate" in name for name in gpt2)
     assert not any(name.startswith("blocks.3.") or "{" in name for name in qwen3)
     for name in points.derived(SHAPES["qwen3"]):

@@ -146,3 +146,17 @@ def test_a_gradient_of_the_gradient_is_refused_not_wrong():
     (g,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         g.sum().backward()
+
+
+@pytest.mark.parametrize("family", ["phi", "gemma2"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_head_with_a_bias_or_a_cap_is_part_of_the_loss(family, smoothing):
+    model = tiny(family)
+    ids, targets = random_ids(model.config, 3, 17), random_ids(model.config, 3, 17, seed=2)
+    targets[0, :5] = -100
+    logits = model(ids, Step.of(ids)).flatten(0, 1)
+    want = F.cross_entropy(logits, targets.flatten(), reduction="sum", label_smoothing=smoothing)
+    found = next_token_loss(model, ids, targets, Step.of(ids), smoothing=smoothing)
+    assert_near(found, want, 1e-6)
+    product = linear_cross_entropy(model.hidden(ids, Step.of(ids)).flatten(0, 1), model.head_weight, targets.flatten())
+    assert abs(product - found) > 1e-3 * found

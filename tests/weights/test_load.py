@@ -11,10 +11,11 @@ from tiny import FAMILIES, random_ids, run, tiny
 from glassformer.errors import CheckpointError, ConfigError, GlassformerError
 from glassformer.weights import load_model, save_model
 
-MODELS = {family: tiny(family) for family in FAMILIES}
+KINDS = (*FAMILIES, "gpt_neox", "phi3", "stablelm")  # tensors joined by head, joined whole, and a tensor for each head
+MODELS = {family: tiny(family) for family in KINDS}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=KINDS)
 def family(request):
     return request.param
 
@@ -187,7 +188,7 @@ def test_an_unknown_family_is_told_the_nearest(folder, name, near):
 
 def test_no_family_at_all(folder):
     edit_config(folder, model_type=...)
-    with pytest.raises(ConfigError, match=r"model_type.*gpt2, llama, pair, qwen3, recurrent_pair"):
+    with pytest.raises(ConfigError, match=r"unknown model_type None. Known: .*gpt2, .*qwen3, "):
         load_model(folder)
 
 
@@ -209,6 +210,21 @@ def test_tensors_without_weights_may_be_left(tmp_path):
     masks = {f"transformer.h.{i}.attn.{n}": torch.ones(1, 1, 4, 4) for i in range(3) for n in ("bias", "masked_bias")}
     edit_tensors(tmp_path, lambda tensors: tensors.update(masks))
     load_model(tmp_path)
+
+
+@pytest.mark.parametrize(("family", "buffers"), [
+    ("llama", ["model.layers.{}.self_attn.rotary_emb.inv_freq"]),
+    ("phi3", ["model.layers.{}.self_attn.rotary_emb.inv_freq"]),
+    ("gpt_neox", [f"gpt_neox.layers.{{}}.attention.{n}" for n in ("bias", "masked_bias", "rotary_emb.inv_freq")]),
+])  # fmt: skip
+def test_buffers_of_old_checkpoints_may_be_left(family, buffers, tmp_path):
+    save_model(MODELS[family], tmp_path)
+    extra = {name.format(i): torch.ones(4) for name in buffers for i in range(3)}
+    edit_tensors(tmp_path, lambda tensors: tensors.update(extra))
+    load_model(tmp_path)
+    edit_tensors(tmp_path, lambda tensors: tensors.update({"model.layers.0.self_attn.other": torch.ones(4)}))
+    with pytest.raises(CheckpointError, match=r"not used: model\.layers\.0\.self_attn\.other"):
+        load_model(tmp_path)
 
 
 class Shards:

@@ -1,0 +1,89 @@
+"""How rotary frequencies are stretched, so that a model reads farther than it was first trained to; no torch.
+
+Each says what becomes of f_i = theta^(-2i/R), the angle by which pair i of R/2 turns from one position to the next:
+
+    LinearScaling   f_i / factor                                    all alike
+    BandScaling     f_i, or f_i / factor, or between the two        by how long a full turn of pair i takes
+    YarnScaling     the same, the mixture a ramp over i             and cos and sin times `attention_factor`
+    LongScaling     f_i / short_i, in a longer text f_i / long_i    and cos and sin times `attention_factor`
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glassformer.errors import ConfigError
+
+
+def _check(scaling: Scaling, *names: str) -> None:
+    for name in names:
+        value = getattr(scaling, name)
+        if not value > 0:
+            raise ConfigError(f"{type(scaling).__name__}: {name} must be above 0, got {value!r}")
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Positions count 1/factor each ("Extending Context Window of Large Language Models", Chen et al. 2023)."""
+
+    factor: float
+
+    def __post_init__(self):
+        _check(self, "factor")
+
+
+@dataclass(frozen=True)
+class BandScaling:
+    """By wavelength, in tokens: stretched above original_context / low, kept below original_context / high.
+
+    Between the two it is a mixture, linear in original_context / wavelength (Llama 3.1).
+    """
+
+    factor: float
+    low: float
+    high: float
+    original_context: int
+
+    def __post_init__(self):
+        _check(self, "factor", "low", "high", "original_context")
+        if self.low >= self.high:
+            raise ConfigError(f"BandScaling: low must be below high, got {self.low} and {self.high}")
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023), section 3.2: pairs that turn more than beta_fast times in the original context are kept.
+
+    Those that turn fewer than beta_slow times are stretched. `truncate`: the ramp's ends are whole pairs.
+    """
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+
+    def __post_init__(self):
+        _check(self, "factor", "original_context", "beta_fast", "beta_slow", "attention_factor")
+
+
+@dataclass(frozen=True)
+class LongScaling:
+    """LongRoPE (Ding et al. 2024): a factor for each pair, `long` in texts of more than original_context tokens."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_context: int
+    attention_factor: float = 1.0
+
+    def __post_init__(self):
+        _check(self, "original_context", "attention_factor")
+        if len(self.short) != len(self.long) or not all(factor > 0 for factor in self.short + self.long):
+            raise ConfigError(
+                "LongScaling: short and long must hold as many factors each, all above 0, "
+                f"got {list(self.short)} and {list(self.long)}"
+            )
+
+
+Scaling = LinearScaling | BandScaling | YarnScaling | LongScaling

@@ -1,0 +1,191 @@
+"""Every field of a configuration shows in the logits, and every key of a config.json is read."""
+
+import contextlib
+import json
+from dataclasses import fields, is_dataclass, replace
+
+import pytest
+from cases import HF_MADE
+from tiny import TOLERANCE, moved, pair_config, random_ids, randomise, run, tiny, tiny_config
+from tiny_families import DECODERS
+
+from glassformer.cache.dense import DenseCache
+from glassformer.config import ModelConfig, NormConfig, RopeConfig, change
+from glassformer.errors import CapacityError, ConfigError
+from glassformer.families import read_config, write_config
+from glassformer.families.family import IGNORED
+from glassformer.families.plain import from_plain, to_plain
+from glassformer.nn.model import Decoder
+from glassformer.rope_scaling import LinearScaling
+
+transformers = pytest.importorskip("transformers")
+
+# Another value for each field. Weights that keep their shape are kept; a weight that does not keep it shows the field.
+RMS, LAYER = NormConfig("rms", 1e-2), NormConfig("layer", 1e-2)
+OTHER = {
+    "vocab_size": [96],
+    "d_model": [44],
+    "context_length": [63],
+    "tied_head": [True, False],
+    "head_bias": [True, False],
+    "logit_softcap": [None, 3.0],
+    "positions": ["sinusoidal", None],
+    "final_norm": [None],
+    "final_norm.kind": ["rms", "layer"],
+    "final_norm.eps": [1.0],
+    "final_norm.scale": [None, "weight", "float32 1+"],
+    "norm.kind": ["rms", "layer"],
+    "norm.eps": [1.0],
+    "norm.scale": [None, "weight", "float32 1+"],
+    "norm_at": [("post",), ("out",), ("pre", "out")],
+    "parallel": [True, False],
+    "shared_norm": [True, False],
+    "mlp.d_ff": [71],
+    "mlp.activation": ["relu", "gelu", "gelu_tanh", "silu"],
+    "mlp.gated": [True, False],
+    "mlp.bias": [True, False],
+    "attention.n_heads": [8],
+    "attention.n_kv_heads": [2, 1],
+    "attention.head_dim": [8],
+    "attention.scale": [1.0, 0.1],
+    "attention.bias": [True, False],
+    "attention.out_bias": [True, False],
+    "attention.qk_norm": [None, RMS, LAYER],
+    "attention.qk_norm.kind": ["rms", "layer"],
+    "attention.qk_norm.eps": [0.3],
+    "attention.qk_norm.scale": [None, "weight", "float32 1+"],
+    "attention.qk_norm_over": ["head", "each", "width"],
+    "attention.clip": [None, 0.5],
+    "attention.softcap": [None, 1.5],
+    "attention.rope": [None, RopeConfig(100.0)],
+    "attention.rope.theta": [50.0],
+    "attention.rope.dim": [2, None],
+    "attention.rope.scaling": [None, LinearScaling(3.0)],
+    "attention.window": [3, 6, None],
+    "embed_scale": [2.5],
+    "attention.causal": [False],
+    "cross": [replace(tiny_config("gpt2").layers[0].attention, causal=False)],
+    "encoder": [pair_config("post").encoder],
+    "shared_embedding": [True],
+}
+REFUSED = {"layers.1.attention.causal", "layers.1.cross", "encoder", "shared_embedding"}  # in a decoder, each by itself
+SOMETIMES = {  # refused beside another setting of some of the families
+    "context_length", "positions", "head_bias", "tied_head", "layers.1.attention.rope", "layers.1.parallel",
+    "layers.1.attention.rope.dim",
+    "layers.1.shared_norm", "layers.1.norm_at", "layers.1.attention.qk_norm_over", "layers.1.norm.kind",
+    "layers.1.norm.scale", "final_norm.kind", "final_norm.scale", "layers.1.attention.qk_norm",
+    "layers.1.attention.qk_norm.kind", "layers.1.attention.qk_norm.scale",
+}  # fmt: skip
+SILENT = {"family", "round_embed_scale"}  # the first says which file format; the second shows in lower precision only
+NEAR = {"gelu", "gelu_tanh"}  # at most 5e-4 from one another
+
+
+def twin(value):
+    """What computes the same in float32."""
+    if isinstance(value, NormConfig):
+        return replace(value, scale=twin(value.scale)) if value.kind == "rms" else value
+    return {"weight": "float32", "float32": "weight"}.get(value, value) if isinstance(value, str) else value
+
+
+def leaves(config, prefix=""):
+    """(path, key in OTHER, value) of every field; of the layers, the second one's."""
+    for field in fields(config):
+        value, path = getattr(config, field.name), prefix + field.name
+        if field.name == "layers":
+            yield from leaves(value[1], "layers.1.")
+        elif path not in SILENT:
+            key = path.removeprefix("layers.1.")
+            if not is_dataclass(value) or key in OTHER:
+                yield path, key, value
+            if is_dataclass(value) and key != "attention.rope.scaling":  # those have a test of their own
+                yield from leaves(value, f"{path}.")
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_every_field_matters(family):
+    """Change any one field: a parameter changes its shape, or the logits move by at least 100 times the tolerance.
+
+    `context_length` is a limit, and shows where it is one: in the table of positions, and in the cache.
+    """
+    model = tiny(family)
+    config, state, ids = model.config, model.state_dict(), random_ids(model.config, 2, 40)
+    logits, tried = run(model, ids), set()
+    for path, key, old in leaves(config):
+        for value in OTHER[key]:
+            if value in (old, twin(old)) or (key == "context_length" and config.positions != "learned"):
+                continue
+            try:
+                other = Decoder(change(config, path, value))
+            except ConfigError:
+                continue  # refused, not passed over
+            tried.add(path)
+            new = tiny_state(other) | {name: p for name, p in state.items() if name in other.state_dict()}
+            if any(p.shape != new[name].shape for name, p in other.state_dict().items()):
+                continue
+            other.load_state_dict(new)
+            how_far = moved(run(other, ids), logits)
+            least = 1e-5 if {value, old} == NEAR else 100 * TOLERANCE
+            assert how_far >= least, f"{path}: {old!r} -> {value!r} moves the logits by {how_far:.1e} only"
+    untried = {path for path, *_ in leaves(config)} - tried
+    assert REFUSED <= untried <= REFUSED | SOMETIMES, untried
+
+
+def tiny_state(model):
+    return randomise(model, 7).state_dict()
+
+
+def test_the_context_is_a_limit():
+    for family in DECODERS:
+        with pytest.raises(CapacityError, match="64"):
+            DenseCache.of(tiny_config(family), 1, 65)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_every_key_of_config_json_is_read(family):
+    """Each key that we write changes what is read, or is refused: none is passed over."""
+    raw = write_config(tiny_config(family))
+    config = read_config(raw, "config.json")
+    for key, old in raw.items():
+        if key in IGNORED:  # max_window_layers too: it says nothing beside layer_types
+            continue
+        number = isinstance(old, int | float) and not isinstance(old, bool)
+        for value in (old * 2 if number else not old, "zzz", {"factor": 2}):
+            with contextlib.suppress(ConfigError):
+                assert read_config(raw | {key: value}, "config.json") != config, f"{key} = {value!r} is not read"
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_every_key_that_transformers_writes_is_read_or_refused(family, tmp_path):
+    """The same, of a config.json of the other side; what may be ignored is named in one list."""
+    HF_MADE[family]().save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["of a model"]}
+    config = read_config(raw, "config.json")
+    assert read_config(write_config(config), "config.json") == config
+    with pytest.raises(ConfigError, match="not understand: a_new_key"):
+        read_config(raw | {"a_new_key": 1}, "config.json")
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_every_field_can_be_written_as_it_is(family):
+    """As our own kinds of models are: scalings of rotary positions too, of which there are several kinds."""
+    plain = json.loads(json.dumps(to_plain(tiny_config(family))))
+    assert from_plain(ModelConfig, plain, "config.json") == tiny_config(family)
+
+
+def test_a_scaling_of_no_known_kind_is_refused():
+    plain = to_plain(tiny_config("phi3"))
+    plain["layers"][0]["attention"]["rope"]["scaling"] = {"factor": 2.0, "slope": 1.0}
+    with pytest.raises(
+        ConfigError, match=r"scaling must be an object with the keys of one of: LinearScaling \(factor\)"
+    ):
+        from_plain(ModelConfig, plain, "config.json")
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("value", [None, 0, -1, 1.5, "12", [], {}, True])
+def test_a_config_json_with_a_wrong_value_is_refused(family, value):
+    """Whatever stands in a key: a ConfigError, or a configuration; never a crash."""
+    raw = write_config(tiny_config(family))
+    for key in raw:
+        with contextlib.suppress(ConfigError):
+            read_config(raw | {key: value}, "config.json")

@@ -1,0 +1,151 @@
+"""config.json files as they were published with checkpoints: every key is known, and means what it should."""
+
+import pytest
+
+from glassformer.config import NormConfig, RopeConfig
+from glassformer.families import read_config
+from glassformer.rope_scaling import BandScaling, LongScaling
+
+EVERYWHERE = {
+    "architectures": ["..."], "bos_token_id": 1, "eos_token_id": [2, 3], "initializer_range": 0.02,
+    "torch_dtype": "bfloat16", "transformers_version": "4.50.0", "use_cache": True,
+}  # fmt: skip
+
+
+def published(**keys):
+    return read_config(EVERYWHERE | keys, "config.json")
+
+
+def test_llama_3_1_8b():
+    config = published(
+        model_type="llama", attention_bias=False, attention_dropout=0.0, hidden_act="silu", hidden_size=4096,
+        intermediate_size=14336, max_position_embeddings=131072, mlp_bias=False, num_attention_heads=32,
+        num_hidden_layers=32, num_key_value_heads=8, pretraining_tp=1, rms_norm_eps=1e-05, rope_theta=500000.0,
+        rope_scaling={
+            "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        tie_word_embeddings=False, vocab_size=128256,
+    )  # fmt: skip
+    assert config.layers[0].attention.rope == RopeConfig(500000.0, None, BandScaling(8.0, 1.0, 4.0, 8192))
+    assert config.context_length == 131072
+
+
+@pytest.mark.parametrize("window", [None, 131072])
+def test_qwen_2_5(window):
+    config = published(
+        model_type="qwen2", attention_dropout=0.0, hidden_act="silu", hidden_size=2048, intermediate_size=11008,
+        max_position_embeddings=32768, max_window_layers=36, num_attention_heads=16, num_hidden_layers=36,
+        num_key_value_heads=2, rms_norm_eps=1e-06, rope_theta=1000000.0, sliding_window=window,
+        tie_word_embeddings=True, use_mrope=False, use_sliding_window=False, vocab_size=151936,
+    )  # fmt: skip
+    assert {layer.attention.window for layer in config.layers} == {None}
+    assert config.layers[0].attention.bias
+    assert not config.layers[0].attention.out_bias
+
+
+def test_gemma_2b_says_gelu_and_means_its_approximation():
+    config = published(
+        model_type="gemma", attention_bias=False, attention_dropout=0.0, head_dim=256, hidden_act="gelu",
+        hidden_size=2048, intermediate_size=16384, max_position_embeddings=8192, num_attention_heads=8,
+        num_hidden_layers=18, num_key_value_heads=1, pad_token_id=0, rms_norm_eps=1e-06, rope_scaling=None,
+        rope_theta=10000.0, vocab_size=256000,
+    )  # fmt: skip
+    assert config.layers[0].mlp.activation == "gelu_tanh"
+    assert config.tied_head
+
+
+def test_gemma_2_9b():
+    config = published(
+        model_type="gemma2", attention_bias=False, attention_dropout=0.0, attn_logit_softcapping=50.0,
+        cache_implementation="hybrid", final_logit_softcapping=30.0, head_dim=256, hidden_act="gelu_pytorch_tanh",
+        hidden_activation="gelu_pytorch_tanh", hidden_size=3584, intermediate_size=14336,
+        max_position_embeddings=8192, num_attention_heads=16, num_hidden_layers=42, num_key_value_heads=8,
+        pad_token_id=0, query_pre_attn_scalar=256, rms_norm_eps=1e-06, rope_theta=10000.0, sliding_window=4096,
+        vocab_size=256000,
+    )  # fmt: skip
+    assert [layer.attention.window for layer in config.layers] == [4096, None] * 21
+    assert config.layers[0].attention.softcap == 50.0
+    assert config.logit_softcap == 30.0
+    assert config.layers[0].attention.scale == 1 / 16
+
+
+@pytest.mark.parametrize("pattern", ["sliding_window_pattern", "_sliding_window_pattern"])
+def test_gemma_3_1b(pattern):
+    config = published(
+        model_type="gemma3_text", attention_bias=False, attention_dropout=0.0, attn_logit_softcapping=None,
+        cache_implementation="hybrid", final_logit_softcapping=None, head_dim=256,
+        hidden_activation="gelu_pytorch_tanh", hidden_size=1152, intermediate_size=6912,
+        max_position_embeddings=32768, num_attention_heads=4, num_hidden_layers=26, num_key_value_heads=1,
+        pad_token_id=0, query_pre_attn_scalar=256, rms_norm_eps=1e-06, rope_local_base_freq=10000, rope_scaling=None,
+        rope_theta=1000000, sliding_window=512, use_bidirectional_attention=False, vocab_size=262144,
+        **{pattern: 6},
+    )  # fmt: skip
+    kinds = [(layer.attention.window, layer.attention.rope.theta) for layer in config.layers]
+    assert kinds == ([(512, 1e4)] * 5 + [(None, 1e6)]) * 4 + [(512, 1e4)] * 2
+
+
+def test_phi_4_mini():
+    factors = [1.0 + i / 10 for i in range(48)]
+    config = published(
+        model_type="phi3", attention_bias=False, attention_dropout=0.0, auto_map={"AutoConfig": "..."},
+        embd_pdrop=0.0, full_attn_mod=1, hidden_act="silu", hidden_size=3072, intermediate_size=8192,
+        interpolate_factor=1, lm_head_bias=False, max_position_embeddings=131072, mlp_bias=False,
+        num_attention_heads=24, num_hidden_layers=32, num_key_value_heads=8, original_max_position_embeddings=4096,
+        pad_token_id=199999, partial_rotary_factor=0.75, resid_pdrop=0.0, rms_norm_eps=1e-05,
+        rope_scaling={"long_factor": factors, "short_factor": [1.0] * 48, "type": "longrope"}, rope_theta=10000.0,
+        sliding_window=262144, tie_word_embeddings=True, vocab_size=200064,
+    )  # fmt: skip
+    rope = config.layers[0].attention.rope
+    assert rope.dim == 96
+    assert rope.scaling == LongScaling((1.0,) * 48, tuple(factors), 4096, rope.scaling.attention_factor)
+    assert abs(rope.scaling.attention_factor - 1.190238) < 1e-6  # sqrt(1 + ln 32 / ln 4096)
+    assert config.long_text == 4097
+
+
+def test_phi_2():
+    config = published(
+        model_type="phi", attention_dropout=0.0, embd_pdrop=0.0, hidden_act="gelu_new", hidden_size=2560,
+        intermediate_size=10240, layer_norm_eps=1e-05, max_position_embeddings=2048, num_attention_heads=32,
+        num_hidden_layers=32, num_key_value_heads=32, partial_rotary_factor=0.4, qk_layernorm=False, resid_pdrop=0.1,
+        rope_scaling=None, rope_theta=10000.0, tie_word_embeddings=False, vocab_size=51200,
+    )  # fmt: skip
+    assert config.layers[0].attention.rope.dim == 32
+    assert config.layers[0].shared_norm
+    assert config.head_bias
+
+
+def test_pythia_and_gpt_neox_20b():
+    keys = {
+        "model_type": "gpt_neox", "hidden_act": "gelu", "hidden_size": 4096, "intermediate_size": 16384,
+        "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False, "use_parallel_residual": True,
+        "vocab_size": 50432,
+    }  # fmt: skip
+    config = published(**keys, classifier_dropout=0.1)
+    assert config.layers[0].attention.rope == RopeConfig(10000.0, 32)
+    assert config == published(**keys, attention_probs_dropout_prob=0, hidden_dropout_prob=0)
+
+
+def test_smollm3_3b():
+    config = published(
+        model_type="smollm3", attention_bias=False, attention_dropout=0.0, hidden_act="silu", hidden_size=2048,
+        intermediate_size=11008, layer_types=["full_attention"] * 36, max_position_embeddings=65536,
+        max_window_layers=28, mlp_bias=False, no_rope_layer_interval=4, no_rope_layers=[1, 1, 1, 0] * 9,
+        num_attention_heads=16, num_hidden_layers=36, num_key_value_heads=4, pad_token_id=128004, pretraining_tp=2,
+        rms_norm_eps=1e-06, rope_scaling=None, rope_theta=5000000.0, sliding_window=None, use_sliding_window=False,
+        vocab_size=128256,
+    )  # fmt: skip
+    assert [layer.attention.rope is None for layer in config.layers] == [False, False, False, True] * 9
+
+
+def test_falcon_7b():
+    config = published(
+        model_type="falcon", alibi=False, apply_residual_connection_post_layernorm=False, attention_dropout=0.0,
+        auto_map={}, bias=False, hidden_dropout=0.0, hidden_size=4544, layer_norm_epsilon=1e-05, multi_query=True,
+        new_decoder_architecture=False, num_attention_heads=71, num_hidden_layers=32, parallel_attn=True,
+        vocab_size=65024,
+    )  # fmt: skip
+    attention = config.layers[0].attention
+    assert (attention.n_heads, attention.n_kv_heads, attention.head_dim) == (71, 1, 64)
+    assert config.layers[0].norm == NormConfig("layer", 1e-5)

@@ -1,0 +1,78 @@
+"""In bfloat16 the order of rounding shows: norms and scaled embeddings, to the bit, against `transformers`' modules."""
+
+import pytest
+import torch
+from theirs import hf_run
+from tiny import random_ids, randomise, run, tiny
+from tiny_families import DECODERS
+
+from glassformer.config import NormConfig
+from glassformer.nn.model import Decoder
+from glassformer.nn.norm import make_norm
+from glassformer.nn.step import Step
+from glassformer.weights import load_model, save_model
+
+transformers = pytest.importorskip("transformers")
+MODELS = transformers.models
+THEIRS = {
+    "weight": MODELS.llama.modeling_llama.LlamaRMSNorm,
+    "float32": MODELS.olmo2.modeling_olmo2.Olmo2RMSNorm,
+    "float32 1+": MODELS.gemma.modeling_gemma.GemmaRMSNorm,
+}
+
+
+@pytest.mark.parametrize("scale", THEIRS)
+def test_norms_round_where_theirs_do(scale):
+    x = torch.randn(500, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
+    theirs = randomise(THEIRS[scale](96, eps=1e-6)).bfloat16()
+    for ours in THEIRS:
+        norm = make_norm(NormConfig("rms", 1e-6, ours), 96).bfloat16()
+        norm.load_state_dict(theirs.state_dict())
+        assert torch.equal(norm(x), theirs(x)) == (ours == scale), ours
+
+
+def test_a_norm_without_weights_is_olmos():
+    x = torch.randn(500, 96, generator=torch.Generator().manual_seed(0)).bfloat16() + 0.5
+    assert torch.equal(
+        make_norm(NormConfig("layer", 1e-5, None), 96)(x), MODELS.olmo.modeling_olmo.OlmoLayerNorm(96)(x)
+    )
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_the_embeddings_scale_is_rounded_or_not(rounded):
+    """sqrt(48) is 6.928; the nearest bfloat16 is 6.9375."""
+    model = tiny("gemma").bfloat16()
+    other = Decoder(tiny("gemma", round_embed_scale=rounded).config).bfloat16()
+    other.load_state_dict(model.state_dict())
+    theirs = MODELS.gemma.modeling_gemma.GemmaTextScaledWordEmbedding(97, 48, 0, embed_scale=48**0.5).bfloat16()
+    theirs.load_state_dict({"weight": model.embed.weight})
+    seen = {}
+
+    class Keep:
+        def wants(self, name):
+            return name == "embed.out"
+
+        def __call__(self, name, value):
+            seen[name] = value
+            return value
+
+    ids = torch.arange(97)[None, :60]
+    with torch.no_grad():
+        other(ids, Step.of(ids, tap=Keep()))
+        assert torch.equal(seen["embed.out"], theirs(ids)) == rounded
+
+
+def off(actual, expected):
+    """Root of the mean square of the difference, as a share of what is expected."""
+    return ((actual.float() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_model_in_bfloat16_is_no_farther_from_float32_than_theirs(family, tmp_path):
+    save_model(tiny(family), tmp_path)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    ids = random_ids(hf.config, 4, 40)
+    exact, _ = hf_run(hf, ids)
+    theirs, _ = hf_run(hf.bfloat16(), ids)
+    ours = run(load_model(tmp_path, dtype=torch.bfloat16), ids)
+    assert off(ours, exact) < 1.1 * off(theirs, exact) < 0.05

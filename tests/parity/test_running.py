@@ -1,0 +1,79 @@
+"""Each family as it is used: greedy text as `transformers` writes it, and a cache that changes nothing."""
+
+import pytest
+import torch
+from tiny import assert_near, random_ids, run, run_cached, tiny
+from tiny_families import DECODERS
+
+from glassformer.cache.dense import DenseCache
+from glassformer.generate.loop import Options, write
+from glassformer.generate.sampling import Sampling
+from glassformer.nn.step import Step
+from glassformer.weights import save_model
+
+transformers = pytest.importorskip("transformers")
+
+LENGTH = 40  # longer than every window, and than the original context where there is one
+GREEDY = Options(max_tokens=48, sampling=Sampling(temperature=0.0))
+
+
+def their_model(model, folder):
+    save_model(model, folder)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def greedy(model, prompts):
+    rows = [[] for _ in prompts]
+    for piece in write(model, prompts, GREEDY):
+        rows[piece.row].append(piece.id)
+    return rows
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_48_greedy_tokens_are_theirs(family, tmp_path):
+    """Of two prompts of different lengths at once, here; there of each by itself."""
+    model = tiny(family, tied_head=False)  # a tied one says a token again and again: its own embedding is likeliest
+    hf = their_model(model, tmp_path)
+    prompts = [random_ids(model.config, 1, n, seed=n)[0].tolist() for n in (9, 5)]
+    written = greedy(model, prompts)
+    assert len({*written[0], *written[1]}) > 3, "texts that say nothing"
+    for prompt, ours in zip(prompts, written, strict=True):
+        out = hf.generate(
+            torch.tensor([prompt]), max_new_tokens=48, do_sample=False, eos_token_id=None, pad_token_id=0,
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        )  # fmt: skip
+        assert out[0, len(prompt) :].tolist() == ours
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("chunks", [[LENGTH], [1] * LENGTH, [7, 1, 20, 1, 11]], ids=str)
+def test_cached_is_uncached(family, chunks):
+    model = tiny(family)
+    ids = random_ids(model.config, 2, LENGTH)
+    cache = DenseCache.of(model.config, 2, LENGTH, reach=[LENGTH] * 2)
+    assert_near(run_cached(model, ids, chunks, cache), run(model, ids))
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_an_uneven_batch_is_each_row_alone(family):
+    """Without a cache and with one, in rounds that bring different numbers of tokens to each row."""
+    model, lengths = tiny(family), (LENGTH, 17, 1)
+    ids = random_ids(model.config, 3, LENGTH)
+    alone = [run(model, ids[b : b + 1, :n])[0] for b, n in enumerate(lengths)]
+    with torch.no_grad():
+        together = model(ids, Step.of(ids, lengths))
+    for b, n in enumerate(lengths):
+        assert_near(together[b, :n], alone[b])
+    cache, parts, at = DenseCache.of(model.config, 3, LENGTH, reach=lengths), ([], [], []), [0, 0, 0]
+    for counts in ([9, 12, 1], [1, 1, 0], [0, 4, 0], [30, 0, 0]):
+        new = torch.zeros(3, max(counts), dtype=torch.long)
+        for b, c in enumerate(counts):
+            new[b, :c] = ids[b, at[b] : at[b] + c]
+        with torch.no_grad():
+            out = model(new, Step(cache.extend(counts), cache=cache))
+        for b, c in enumerate(counts):
+            parts[b].append(out[b, :c])
+            at[b] += c
+    assert tuple(at) == lengths
+    for b in range(3):
+        assert_near(torch.cat(parts[b]), alone[b])
