@@ -116,22 +116,29 @@ class Rule:
     Several parameters share one tensor along its output axis (a fused q, k, v). `transposed`: stored [in, out].
     `by_head`: the tensor holds, for each key/value head, its queries' rows, its key's and its value's. `{j}` in both
     counts what a layer has several of (norms of heads).
+    `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a head apart.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     by_head: bool = False
+    interleaved: bool = False
 
 
 def rule(theirs: str, *ours: str, transposed: bool = False) -> Rule:
     return Rule(theirs, ours, transposed)
 
 
-def linear(theirs: str, *ours: str, transposed: bool = False, by_head: bool = False) -> tuple[Rule, Rule]:
+def linear(
+    theirs: str, *ours: str, transposed: bool = False, by_head: bool = False, interleaved: bool = False
+) -> tuple[Rule, Rule]:
     """The rules of a linear layer: its weight and, where the model has one, its bias."""
     weight, bias = (tuple(f"{name}.{part}" for name in ours) for part in ("weight", "bias"))
-    return Rule(f"{theirs}.weight", weight, transposed, by_head), Rule(f"{theirs}.bias", bias, by_head=by_head)
+    return (
+        Rule(f"{theirs}.weight", weight, transposed, by_head, interleaved),
+        Rule(f"{theirs}.bias", bias, False, by_head, interleaved),
+    )
 
 
 def no_shape(s: ShapeConfig) -> ModelConfig:

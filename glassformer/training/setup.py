@@ -15,7 +15,6 @@ from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError, DataError
 from glassformer.families import family
 from glassformer.families.shape import ShapeConfig
-from glassformer.lm import find
 from glassformer.nn.init import init_weights
 from glassformer.nn.model import Decoder
 from glassformer.nn.residual import Block
@@ -28,6 +27,7 @@ from glassformer.training.prepare import as_documents, prepare
 from glassformer.training.settings import TrainConfig
 from glassformer.training.sources import Document, Texts
 from glassformer.weights import load_model
+from glassformer.weights.find import find, tokenizer_of
 
 Documents = Iterable[str] | Iterable[Document] | Callable[[], Iterable[str]]
 
@@ -71,10 +71,10 @@ def open_tokenizer(
         path = Path(config.tokenizer.path)
         tokenizer = Tokenizer.load(path if path.is_dir() else path.parent)
     elif config.from_model is not None:
-        continued = find(config.from_model)
-        if find_tokenizer(continued) is None:
+        found = tokenizer_of(find(config.from_model))
+        if found is None:
             raise ConfigError(f"{config.from_model} has no tokenizer: name one with tokenizer.path")
-        tokenizer = Tokenizer.load(continued)
+        tokenizer = found
     else:
         source, n_bytes = texts()
         kind = config.tokenizer_kind

@@ -19,12 +19,24 @@ class Entry:
 
     groups: the tensor holds a part of each parameter, then the next part of each, and so on, in as many groups (for
     each key/value head its queries' rows, its key's, its value's).
+    `paired`: the head_dim of a tensor in which the two rows of a head that turn together are neighbours; 0 of others,
+    where they are half a head apart, as in ours.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     groups: int = 1
+    paired: int = 0
+
+    @property
+    def moves(self) -> bool:
+        """Whether numbers lie elsewhere than in ours."""
+        return self.transposed or self.groups > 1 or self.paired > 0
+
+    def order(self, n: int) -> Tensor:
+        """Where each of theirs `n` rows lies in ours, where they are paired: 0, n/2, 1, n/2 + 1, ... of each head."""
+        return torch.arange(n).view(-1, 2, self.paired // 2).transpose(1, 2).reshape(-1)
 
     def shape(self, parameters: dict[str, Tensor]) -> tuple[int, ...]:
         """The shape the checkpoint's tensor must have."""
@@ -56,12 +68,19 @@ class Entry:
             else:
                 first, last = max(begin, at), min(end, at + len(value))
                 if first < last:
-                    value[first - at : last - at] = rows[first - begin : last - begin]
+                    here = slice(first - at, last - at)
+                    mine = rows[first - begin : last - begin]
+                    if self.paired:
+                        value[self.order(len(value))[here]] = mine.to(value)
+                    else:
+                        value[here] = mine
             at += len(value)
 
     def join(self, parameters: dict[str, Tensor]) -> Tensor:
         """The parameters as the checkpoint's tensor."""
         parts = [parameters[name].detach() for name in self.ours]
+        if self.paired:
+            parts = [part[self.order(len(part)).to(part.device)] for part in parts]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.groups > 1:
             tensor = tensor[self.place([len(part) for part in parts])]
@@ -78,8 +97,10 @@ def entries(family: Family, config: ModelConfig | RecurrentConfig, parameters: I
         for counted in _counted(rule.ours[0], present):
             ours = tuple(_written_out(name, counted) for name in rule.ours)
             if present.issuperset(ours):
-                groups = config.layers[int(counted["i"])].attention.n_kv_heads if rule.by_head else 1
-                found.append(Entry(_written_out(rule.theirs, counted), ours, rule.transposed, groups))
+                attention = config.layers[int(counted["i"])].attention if "i" in counted else None
+                groups = attention.n_kv_heads if rule.by_head and attention is not None else 1
+                paired = attention.head_dim if rule.interleaved and attention is not None else 0
+                found.append(Entry(_written_out(rule.theirs, counted), ours, rule.transposed, groups, paired))
     left = present.difference(*(entry.ours for entry in found))
     assert not left, f"parameters without a rule in {family.name}: {sorted(left)}"
     return found
