@@ -52,7 +52,7 @@ class SentencePiece:
         for text in self.ids:
             self.reach[text[0]] = max(len(text), self.reach.get(text[0], 0))
         self.words = None  # where no piece has a space behind a letter, words are cut one by one
-        if model.kind == BPE and not any(regex.search(f"[^{SPACE}]{SPACE}", text) for text in self.ids):
+        if model.kind == BPE and not any(SPACE in text.lstrip(SPACE) for text in self.ids):
             self.words = regex.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
         normal = [piece.score for piece in model.pieces if piece.type == NORMAL]
         self.least, self.most = _f32(min(normal, default=0.0) - UNKNOWN_PENALTY), max([_FLOAT_MIN, *normal])
