@@ -17,10 +17,9 @@ from glassformer.families.family import Family
 class Entry:
     """One checkpoint tensor and the parameters that it fills, in order along the output axis.
 
-    groups: the tensor holds a part of each parameter, then the next part of each, and so on, in as many groups (for
-    each key/value head its queries' rows, its key's, its value's).
-    `paired`: the head_dim of a tensor in which the two rows of a head that turn together are neighbours; 0 of others,
-    where they are half a head apart, as in ours.
+    `groups`: the tensor holds a part of each parameter, then the next part of each, and so on, in as many groups (for
+    each key/value head its queries' rows, its key's, its value's). `paired`: the head_dim of a tensor in which the two
+    rows of a head that turn together are neighbours; 0 of others, where they are half a head apart, as in ours.
     """
 
     theirs: str
@@ -97,9 +96,9 @@ def entries(family: Family, config: ModelConfig | RecurrentConfig, parameters: I
         for counted in _counted(rule.ours[0], present):
             ours = tuple(_written_out(name, counted) for name in rule.ours)
             if present.issuperset(ours):
-                attention = config.layers[int(counted["i"])].attention if "i" in counted else None
-                groups = attention.n_kv_heads if rule.by_head and attention is not None else 1
-                paired = attention.head_dim if rule.interleaved and attention is not None else 0
+                layer = config.layers[int(counted["i"])].attention if "i" in counted else None
+                groups = layer.n_kv_heads if layer is not None and rule.by_head else 1
+                paired = layer.head_dim if layer is not None and rule.interleaved else 0
                 found.append(Entry(_written_out(rule.theirs, counted), ours, rule.transposed, groups, paired))
     left = present.difference(*(entry.ours for entry in found))
     assert not left, f"parameters without a rule in {family.name}: {sorted(left)}"
