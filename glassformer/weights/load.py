@@ -13,6 +13,7 @@ from glassformer.errors import CheckpointError
 from glassformer.families import Family, family_of, read_config
 from glassformer.nn.model import Decoder, EncoderDecoder, make_model
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
+from glassformer.weights.mxfp4 import Mxfp4Reader
 from glassformer.weights.reader import Reader, read_json
 from glassformer.weights.rules import Entry, entries
 
@@ -65,12 +66,12 @@ def _load(
     config = read_config(read_json(folder / "config.json"), str(folder / "config.json"), ignore_keys)
     with torch.device("meta"):
         model = RecurrentEncoderDecoder(config) if isinstance(config, RecurrentConfig) else make_model(config)
-    reader = Reader(folder)
+    reader = Mxfp4Reader(folder)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     pairs = account(family_of(config), config, parameters, reader, folder)
     for entry, name in pairs:
         mapped = reader[name]
-        if copy or entry.transposed or entry.groups > 1 or device.type != "cpu" or dtype not in (None, mapped.dtype):
+        if copy or entry.moves or device.type != "cpu" or dtype not in (None, mapped.dtype):
             values = [torch.empty(parameters[n].shape, dtype=dtype or mapped.dtype, device=device) for n in entry.ours]
             for begin, rows in reader.rows(name):
                 entry.fill(values, begin, rows)
@@ -91,7 +92,8 @@ def account(
     """Each entry with the name its tensor has in the file. All problems in one CheckpointError."""
     pairs, wrong, unused = [], [], set(reader)
     bare = not any(name.startswith(fam.prefix) for name in reader)
-    for entry in entries(fam, config, parameters):
+    there = {name if not bare else fam.prefix + name for name in reader}
+    for entry in entries(fam, config, parameters, there):
         name = entry.theirs.removeprefix(fam.prefix) if bare else entry.theirs
         if name not in reader:
             wrong.append(f"missing: {name} (fills {', '.join(entry.ours)})")
