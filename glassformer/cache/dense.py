@@ -152,7 +152,7 @@ class FullSlot:
         self.size = cache.capacity
         self.k: Tensor | None = None
         self.v: Tensor | None = None
-        self.source: KV | None = None
+        self.source: tuple[Tensor, Tensor] | None = None  # [B, Hkv, S, Dh] too
 
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.k, self.v, *(self.source or ())) if t is not None]
@@ -169,7 +169,8 @@ class FullSlot:
         if self.k is not None and self.v is not None:
             self.k, self.v = picked(self.k), picked(self.v)
         if self.source is not None:
-            self.source = KV(*(t.index_select(0, rows) for t in self.source))
+            k, v = self.source
+            self.source = k.index_select(0, rows), v.index_select(0, rows)
 
     def store(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> tuple[Tensor, Tensor]:
         """The storage, made when tokens first come. Zeros: hidden values are multiplied by 0, and 0 * NaN is NaN."""
@@ -196,8 +197,10 @@ class FullSlot:
     def keep_source(self, make: Callable[[], tuple[Tensor, Tensor]]) -> KV:
         """An encoder's keys and values: made once, then kept."""
         if self.source is None:
-            self.source = KV(*make())
-        return self.source
+            k, v = make()
+            self.source = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+        k, v = self.source
+        return KV(k.transpose(1, 2), v.transpose(1, 2))
 
 
 class RingSlot(FullSlot):

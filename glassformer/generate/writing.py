@@ -18,6 +18,7 @@ from torch import Tensor
 from glassformer.cache.dense import DenseCache
 from glassformer.nn.attend import Attend, attend_sdpa
 from glassformer.nn.model import EncoderDecoder
+from glassformer.nn.packed import packed
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.nn.step import Step
 
@@ -49,6 +50,7 @@ class CachedWriting:
         attend: Attend = attend_sdpa,
     ):
         """most: tokens that a row may take in. CapacityError where it, or a source, is longer than the context."""
+        model = packed(model, rows=len(sources))
         self.model, self.attend, self.device = model, attend, model.embed.weight.device
         ids, lengths = padded(sources, self.device)
         source = model.encode(ids, Step.of(ids, lengths, attend=attend))

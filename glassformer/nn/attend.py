@@ -76,6 +76,8 @@ def visible(
     return mask | (q < 0)
 
 
+MANY_HEADS = 64  # heads of all rows together, from which on products of a batch of them are quicker than SDPA on a CPU
+
 Attend = Callable[..., Tensor]
 See = Callable[[str, Tensor], Tensor]
 
@@ -132,7 +134,11 @@ def attend_sdpa(
     q, k, v = (t.transpose(-2, -3) for t in (q, *kv))  # [B, H, T, Dh], [B, Hkv, S, Dh]
     n_heads, n_kv_heads, length = q.shape[-3], k.shape[-3], q.shape[-2]
     grouped = n_heads != n_kv_heads
-    if length == 1 and bias is None:  # the queries of a group read the same keys: let them be rows of one product
+    if length == 1 and bias is None:
+        many = not grouped and q.device.type == "cpu" and q.shape[0] * n_heads >= MANY_HEADS
+        if many and (q.dtype == torch.bfloat16 or spec.source):  # in float32 only keys that lie without gaps gain
+            return _one_query(spec, q, k, v, view)
+        # the queries of a group read the same keys: let them be rows of one product
         q = q.reshape(*q.shape[:-3], n_kv_heads, n_heads // n_kv_heads, q.shape[-1])
         lone = not grouped and q.dtype == torch.bfloat16 and q.device.type == "cpu"
         rows = q.repeat_interleave(2, -2) if lone else q  # torch 2.13 takes twice as long for one such row as for two
@@ -142,6 +148,25 @@ def attend_sdpa(
         q, k, v, attn_mask=mask, is_causal=view.causal and mask is None, scale=spec.scale, enable_gqa=grouped
     )
     return z.transpose(-2, -3)  # [B, T, H, Dv]
+
+
+def _one_query(
+    spec: AttendSpec,
+    q: Float[Tensor, "B H 1 Dh"],
+    k: Float[Tensor, "B H S Dh"],
+    v: Float[Tensor, "B H S Dv"],
+    view: View,
+) -> Float[Tensor, "B 1 H Dv"]:
+    """One query in every row and head, as two batched products of a matrix and a vector: for many heads on a CPU.
+
+    SDPA goes from head to head there, and in bfloat16 spends most of the time between two of them.
+    """
+    k, v = k.flatten(0, 1), v.flatten(0, 1)  # [B H, S, Dh]
+    scores = torch.bmm(k, (q * spec.scale).flatten(0, 1).mT).view(*q.shape[:2], -1)  # [B, H, S]
+    if view.mask is not None:
+        scores = scores.masked_fill(~view.mask, -math.inf)
+    z = torch.bmm(scores.softmax(-1).flatten(0, 1).unsqueeze(1), v)  # [B H, 1, Dv]
+    return z.view(q.shape[0], 1, q.shape[1], -1)
 
 
 def attend_products(

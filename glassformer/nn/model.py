@@ -90,7 +90,7 @@ class Decoder(Stack):
 
     def logits(self, hidden: Float[Tensor, "*B D"], step: Step) -> Float[Tensor, "*B V"]:
         """The language-modelling head."""
-        logits = F.linear(hidden, self.head_weight, None if self.head is None else self.head.bias)
+        logits = F.linear(hidden, self.embed.weight) if self.head is None else self.head(hidden)
         if (cap := self.config.logit_softcap) is not None:
             logits = cap * torch.tanh(logits / cap)
         return step.see("final.logits", logits)

@@ -126,6 +126,23 @@ def test_bytes_are_keys_and_values(dtype):
     assert cache.bytes == 2 * 3 * n_kv_heads * head_dim * size * (40 + 5 + 40)
 
 
+def test_a_sources_keys_lie_together_and_are_made_once():
+    """Head by head, as its queries read them, after rows were chosen too."""
+    cache, made = DenseCache([None], 2, 4), []
+    k, v = torch.randn(2, 5, 3, 8), torch.randn(2, 5, 3, 6)
+
+    def make():
+        made.append(1)
+        return k, v
+
+    assert all(map(torch.equal, cache.layer(0).keep_source(make), (k, v)))
+    cache.select([1, 1, 0])
+    kept = cache.layer(0).keep_source(make)
+    assert all(map(torch.equal, kept, (k[[1, 1, 0]], v[[1, 1, 0]])))
+    assert all(t.transpose(1, 2).is_contiguous() for t in kept)
+    assert len(made) == 1
+
+
 def test_caches_do_not_know_of_one_another():
     model = MODELS["qwen3"]
     a, b = random_ids(model.config, 1, 9), random_ids(model.config, 1, 9, seed=5)

@@ -11,7 +11,9 @@ from glassformer.config import RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError
 from glassformer.generate.beam import Search, beam_search, greedy, search
 from glassformer.generate.writing import UNENDING, read_sources
+from glassformer.nn.attend import MANY_HEADS
 from glassformer.nn.model import EncoderDecoder
+from glassformer.nn.packed import PackedLinear, can_pack
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 
 BEGIN, END = 1, 2
@@ -193,6 +195,23 @@ def test_batched_is_alone(name, beam, n):
     for source, found in zip(SOURCES, together, strict=True):
         (alone,) = search(model, [source], how, begin=BEGIN, end=END)
         assert_same(found, [(one.ids, one.logprob, one.score, one.finish) for one in alone])
+
+
+@EACH
+@pytest.mark.parametrize(("beam", "n"), [(1, 1), (3, 2)])
+def test_among_many_is_alone(name, beam, n):
+    """With so many rows the matrices are packed, and attention goes by products of all heads."""
+    model, how, many = MODELS[name], Search(beam, n, max_tokens=12), SOURCES * 3
+    together = search(model, many, how, begin=BEGIN, end=END)
+    alone = search(model, SOURCES, how, begin=BEGIN, end=END)
+    for found, wanted in zip(together, alone * 3, strict=True):
+        assert_same(found, [(one.ids, one.logprob, one.score, one.finish) for one in wanted])
+    if name in PAIRS:
+        few, lots = read_sources(model, SOURCES, 9), read_sources(model, many, 9)
+        assert few.model is model
+        assert isinstance(lots.model.blocks[0].attn.q, PackedLinear) == can_pack(model.head_weight)
+        heads = model.config.layers[0].attention.n_heads
+        assert len(SOURCES) * heads < MANY_HEADS <= len(many) * heads
 
 
 @EACH

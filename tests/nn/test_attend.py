@@ -178,6 +178,23 @@ def test_bfloat16_is_near_the_definition_in_float32():
         assert_near(z, want, 2e-2)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("lengths", [None, (1, 5, 33, 32), (33,)])
+@pytest.mark.parametrize("heads", [(16, 16), (15, 15), (16, 4)])
+@pytest.mark.parametrize("source", [False, True])
+def test_one_query_in_many_heads(source, heads, lengths, dtype, tolerance):
+    """On both sides of the number of heads from which it goes by products; keys as a cache has them: with gaps."""
+    q, k, v = draw(heads, length=1, keys=40, batch=4, dv=12)
+    q, k, v = q.to(dtype), *(t.to(dtype).transpose(1, 2).contiguous()[:, :, :33].transpose(1, 2) for t in (k, v))
+    mask = None if lengths is None else torch.arange(33) < torch.tensor(lengths)[:, None, None]
+    view, spec = View(positions(1, 33), positions(33), mask), AttendSpec(0.3, causal=False, source=source)
+    wanted = attend_math(spec, q.float(), KV(k.float(), v.float()), view)[0]
+    found = attend_sdpa(spec, q, KV(k, v), view)
+    assert found.shape == wanted.shape
+    assert found.dtype == dtype
+    assert_near(found.float(), wanted, tolerance)
+
+
 def test_empty_keys_are_seen_by_nobody_and_padding_does_no_harm():
     spec, (q, k, v) = AttendSpec(0.4), draw(length=2, batch=1)
     keys = torch.tensor([[3, 4, -1, 0, 1, 2, -1]])

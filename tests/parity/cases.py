@@ -96,7 +96,7 @@ VARIANTS = {
         {"*.attention.window": None},
         {"*.attention.rope": RopeConfig(100.0)},
         {"*.attention.rope": RopeConfig(100.0, 6), "tied_head": True},
-        {"*.attention.rope": RopeConfig(100.0, 2, LongScaling((1.3,), (2.0,), 40, 1.1)), "*.attention.n_kv_heads": 4},
+        {"*.attention.rope": RopeConfig(100.0, 2, LongScaling((1.3,), (2.0,), 24, 1.1)), "*.attention.n_kv_heads": 4},
     ],
     "phi": [
         {},

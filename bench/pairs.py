@@ -1,0 +1,184 @@
+"""The encoder-decoder: a training step beside torch.nn.Transformer, greedy writing beside transformers' MarianMTModel.
+
+    python bench/pairs.py [--only train write] [--dtypes float32 bfloat16] [--source 64] [--target 64] [--vocab 8192]
+
+The model is `PairShape`'s default: 6 + 6 layers, 256 wide, 8 heads, post-norm, sinusoidal positions, one table for
+source, target and head. Both sides have the same weights and read the same sources, whose lengths are spread from half
+of `--source` to all of it. A training step is forward, loss, backward, clipping and AdamW, in one loop and with one
+optimizer for both; each side has the attention and the loss that it comes with, and the losses must agree.
+
+Writing is one call, `glassformer.generate.beam.search` or `generate`, from token ids to token ids, the encoder's pass
+within; neither side may end before `--target` tokens. In float32 both must write the same. Ours also gives each text's
+log-probability. The last column is a call's share that is spent in the encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from compare import add_arguments, alternate, ratios, show_ratio, table
+from pair_reference import TorchPair, marian_model
+from torch import Tensor, nn
+
+from glassformer.families.shape import PairShape
+from glassformer.generate.beam import Search, search
+from glassformer.generate.writing import padded
+from glassformer.nn.init import init_glorot
+from glassformer.nn.loss import next_token_loss
+from glassformer.nn.model import EncoderDecoder
+from glassformer.nn.step import Step
+from glassformer.training.evaluate import Pass
+from glassformer.training.optim import Optimizer
+from glassformer.training.precision import tune_malloc
+from glassformer.training.settings import OptimConfig
+
+BEGIN = 1
+
+
+def make_model(args: argparse.Namespace) -> EncoderDecoder:
+    shape = PairShape(context=max(256, args.source, args.target))
+    model = EncoderDecoder(shape.expand(args.vocab))
+    init_glorot(model, seed=0)
+    return model
+
+
+def make_sources(args: argparse.Namespace) -> list[list[int]]:
+    """Token ids, half of `--source` to all of it of them in a row."""
+    drawn = torch.Generator().manual_seed(0)
+    lengths = torch.linspace(args.source // 2, args.source, args.batch).round().int().tolist()
+    return [torch.randint(3, args.vocab, (length,), generator=drawn).tolist() for length in lengths]
+
+
+def train_step(model: nn.Module, loss_of: Callable[[], Tensor], tokens: int) -> Callable[[], float]:
+    """The loop that both sides have."""
+    optimizer = Optimizer(model, OptimConfig("adamw", lr=3e-4, weight_decay=0.1, clip=1.0))
+
+    def step() -> float:
+        loss = loss_of()
+        loss.backward()
+        optimizer.finish_gradient(tokens)
+        optimizer.step(1.0)
+        optimizer.zero_grad()
+        return loss.item() / tokens
+
+    return step
+
+
+def train(dtype: torch.dtype, args: argparse.Namespace) -> list[list[str]]:
+    ours, sources = make_model(args), make_sources(args)
+    theirs = TorchPair(ours)
+    ids, lengths = padded(sources, torch.device("cpu"))
+    hidden = torch.arange(ids.shape[1]) >= torch.tensor(lengths)[:, None]
+    text = torch.randint(args.vocab, (args.batch, args.target + 1), generator=torch.Generator().manual_seed(1))
+    inputs, targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
+    how = Pass(torch.device("cpu"), dtype)
+
+    def our_loss() -> Tensor:
+        with how.autocast():
+            source = ours.encode(ids, Step.of(ids, lengths, attend=how.attend(args.source)))
+            step = Step.of(inputs, attend=how.attend(max(args.source, args.target)), source=source)
+            return next_token_loss(ours, inputs, targets, step, dtype)
+
+    def their_loss() -> Tensor:
+        with how.autocast():
+            logits = theirs(ids, hidden, inputs)
+            return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+    sides = {
+        "ours": train_step(ours, our_loss, targets.numel()),
+        "torch.nn.Transformer": train_step(theirs, their_loss, targets.numel()),
+    }
+    assert count(ours) == count(theirs)
+    first = [work() for work in sides.values()]
+    assert abs(first[0] - first[1]) < (1e-4 if dtype == torch.float32 else 2e-2), first
+    times = alternate(sides, args.rounds, clock=args.clock)
+    size = sum(lengths) + targets.numel()
+    return [
+        [
+            f"{count(ours) / 1e6:.1f}M", name_of(dtype), side, f"{statistics.median(seconds) * 1e3:.0f} ms",
+            f"{size / statistics.median(seconds):,.0f}",
+            "" if side == "ours" else show_ratio(times["ours"], seconds),
+        ]
+        for side, seconds in times.items()
+    ]  # fmt: skip
+
+
+def write(dtype: torch.dtype, args: argparse.Namespace) -> list[list[str]]:
+    ours, sources = make_model(args), make_sources(args)
+    with torch.no_grad():
+        for name, p in ours.named_parameters():  # as made, random models repeat one token; these have more to say
+            p.mul_(3.0) if p.ndim >= 2 and "embed" not in name else None
+    theirs = marian_model(ours, BEGIN).to(dtype)
+    ours = ours.to(dtype).eval()
+    ids, lengths = padded(sources, torch.device("cpu"))
+    mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
+    how, last = Search(max_tokens=args.target), args.vocab - 1
+
+    def we() -> list[list[int]]:
+        found = search(ours, sources, how, begin=BEGIN, end=last, spelled=last)  # the end is not among the spelled
+        return [list(best.ids) for best, *_ in found]
+
+    def they() -> list[list[int]]:
+        out = theirs.generate(ids, attention_mask=mask, max_new_tokens=args.target, do_sample=False, num_beams=1)
+        return out[:, 1:].tolist()
+
+    def read() -> None:
+        with torch.inference_mode():
+            ours.encode(ids, Step.of(ids, lengths))
+
+    mine, others = we(), they()
+    assert {len(row) for row in mine + others} == {args.target}, "a side ended early"
+    assert dtype != torch.float32 or mine == others, "the two sides write different tokens"
+    different = len({token for row in mine for token in row})
+    times = alternate({"ours": we, "transformers' Marian": they, "reading": read}, args.rounds, clock=args.clock)
+    reading = times.pop("reading")
+    return [
+        [
+            f"{count(ours) / 1e6:.1f}M", name_of(dtype), side, f"{statistics.median(seconds) * 1e3:.0f} ms",
+            f"{args.batch * args.target / statistics.median(seconds):,.0f}",
+            "" if side == "ours" else show_ratio(times["ours"], seconds),
+            f"{ratios(seconds, reading)[0]:.0%}", f"{different}",
+        ]
+        for side, seconds in times.items()
+    ]  # fmt: skip
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, rounds=9)
+    parser.add_argument("--only", nargs="+", choices=("train", "write"), default=["train", "write"])
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--batch", type=int, default=32, help="pairs")
+    parser.add_argument("--source", type=int, default=64, help="tokens of the longest source")
+    parser.add_argument("--target", type=int, default=64, help="tokens of every target")
+    parser.add_argument("--vocab", type=int, default=8192)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    tune_malloc()
+    print(
+        f"{args.threads} threads, {args.clock} clock, {args.batch} pairs of {args.source // 2} to {args.source} and "
+        f"{args.target} tokens, a vocabulary of {args.vocab}"
+    )
+    dtypes = [getattr(torch, name) for name in args.dtypes]
+    if "train" in args.only:
+        head = ["training", "dtype", "side", "step", "tokens/s", "ours is"]
+        print("\n" + table(head, [row for dtype in dtypes for row in train(dtype, args)]), flush=True)
+    if "write" in args.only:
+        head = ["writing", "dtype", "side", "call", "tokens/s", "ours is", "reading", "different tokens"]
+        print("\n" + table(head, [row for dtype in dtypes for row in write(dtype, args)]))
+
+
+if __name__ == "__main__":
+    main()
