@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check lint types unit soak stories-model wheel bench clean
+.PHONY: help setup demo test check lint types unit soak llama-cpp stories-model wheel bench clean
 
 help:           ## these lines
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ /' | column -t -s '' 
@@ -37,6 +37,13 @@ unit: setup
 
 soak: setup     ## kill a training run 200 times, and see it end equal bit for bit
 	$(BIN)/python -m pytest tests/soak -m soak -s
+
+LLAMA_CPP := build/llama-cpp
+
+llama-cpp: setup ## build llama-cpp-python (some minutes), and see it run the GGUF files that we write
+	test -x $(LLAMA_CPP)/bin/python || $(PYTHON) -m venv $(LLAMA_CPP)
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_CURL=OFF" nice $(LLAMA_CPP)/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	GLASSFORMER_LLAMA_CPP=$(LLAMA_CPP)/bin/python $(BIN)/python -m pytest tests/soak/test_llama_cpp.py -m llama_cpp -s
 
 stories-model: setup  ## train again the model that ships in the package
 	$(BIN)/python -m glassformer.training.stories_model

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from importlib import resources
 from operator import index
 from pathlib import Path
 from typing import Any, Literal
@@ -14,18 +13,19 @@ from typing import Any, Literal
 import torch
 
 from glassformer.config import ModelConfig
-from glassformer.errors import CapacityError, CheckpointError, RequestError
+from glassformer.errors import CapacityError, RequestError, TokenizerError
 from glassformer.generate.loop import Options, Piece, Top, check_ids, report, write
 from glassformer.generate.sampling import Sampling, check_number
-from glassformer.nn.device import place
+from glassformer.nn.device import choose
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
-from glassformer.text.tokenizer import JSON, Tokenizer
+from glassformer.text.tokenizer import Tokenizer
 from glassformer.weights import load_model, save_model
 from glassformer.weights.atomic import write_text
-from glassformer.weights.reader import read_json
+from glassformer.weights.checkpoint import open_checkpoint
+from glassformer.weights.find import ends_of, find, tokenizer_of
+from glassformer.weights.save import SHARD, GgufKind
 
-PACKAGED = {"stories": "a small model that ships with Glassformer, trained on its own generated stories"}
 SCORE_CHUNK = 512  # tokens whose logits, [512, V], are held at a time
 
 
@@ -188,8 +188,11 @@ class LanguageModel:
         total = math.fsum(token.logprob for token in tokens if token.logprob is not None)
         return Score(tuple(tokens), total, len(text.encode()) if isinstance(text, str) else None)
 
-    def save(self, folder: str | Path) -> None:
-        """Write a Hugging Face folder: config, weights, tokenizer. CheckpointError where the disk is full."""
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, shard: int = SHARD) -> None:
+        """Write a Hugging Face folder: config, weights, tokenizer. CheckpointError where the disk is full.
+
+        Weights as they are, or in `dtype`; in several files where they are more than `shard` bytes.
+        """
         folder = Path(folder)
         special: dict[str, Any] = {}
         if self.ends:
@@ -197,10 +200,23 @@ class LanguageModel:
             special["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         if self.tokenizer is not None and self.tokenizer.bos_id is not None:
             special["bos_token_id"] = self.tokenizer.bos_id
-        save_model(self.model, folder, extra=special)
+        save_model(self.model, folder, dtype=dtype, extra=special, shard=shard)
         if self.tokenizer is not None:
             self.tokenizer.save(folder)
         write_text(folder / "generation_config.json", json.dumps(special, indent=2) + "\n")
+
+    def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
+        """Write one GGUF file, tokenizer inside, which llama.cpp and its kin run; `kind` is how matrices are written.
+
+        ConfigError and TokenizerError where the format cannot say what the model or its tokenizer does.
+        """
+        from glassformer.text.gguf import tokenizer_to_gguf
+        from glassformer.weights.gguf_save import save_gguf
+
+        words = {} if self.tokenizer is None else tokenizer_to_gguf(self.tokenizer, self.config.vocab_size)
+        if self.ends and "tokenizer.ggml.eos_token_id" not in words:
+            words["tokenizer.ggml.eos_token_id"] = min(self.ends)
+        save_gguf(self.model, path, kind, extra=words)
 
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
@@ -208,45 +224,28 @@ class LanguageModel:
 
 
 def load(
-    path: str | Path, *, device: str = "auto", dtype: str = "auto", ignore_keys: Sequence[str] = ()
+    path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    ignore_keys: Sequence[str] = (),
+    offline: bool = False,
 ) -> LanguageModel:
-    """A model folder, a run folder (its `best` checkpoint), or the name of a model that ships with the package.
+    """A model folder, a GGUF or safetensors file, a run folder (its `best` checkpoint), the name of a model that ships
+    with the package, or `owner/name[@revision]` on the hub (`offline`: what was downloaded before).
 
     CheckpointError names what is missing or does not fit; ConfigError a device or dtype that cannot be used.
     """
-    folder = find(path)
-    model = load_model(folder, ignore_keys=tuple(ignore_keys))
-    place(model, device, dtype)
-    tokenizer = Tokenizer.load(folder) if (folder / JSON).exists() else None
-    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, and the model {model.config.vocab_size}"
-        )
-    return LanguageModel(model, tokenizer, ends=_ends(folder), source=str(folder))
-
-
-def find(path: str | Path) -> Path:
-    """The model folder that a person means: what exists comes first, then the models in the package."""
-    folder = Path(path)
-    for one in (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last"):
-        if (one / "config.json").exists():
-            return one.resolve() if one is not folder else folder
-    packaged = resources.files("glassformer") / "models" / str(path)
-    if not folder.exists() and str(path) in PACKAGED and packaged.is_dir():
-        return Path(str(packaged))
-    why = "has no config.json" if folder.is_dir() else "is not a folder"
-    known = ", ".join(PACKAGED)
-    raise CheckpointError(f"{path} {why}: give a model folder, a run folder, or a packaged model ({known})")
-
-
-def _ends(folder: Path) -> list[int]:
-    """The tokens that end a text, as generation_config.json or else config.json names them."""
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).exists():
-            ends = read_json(folder / name).get("eos_token_id")
-            if ends is not None:
-                return ends if isinstance(ends, list) else [ends]
-    return []
+    found = find(path, offline=offline)
+    checkpoint = open_checkpoint(found, tuple(ignore_keys))
+    where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
+    tokenizer = tokenizer_of(found, checkpoint.metadata)
+    if tokenizer is not None and isinstance(checkpoint.config, ModelConfig):
+        size = checkpoint.config.vocab_size
+        if tokenizer.vocab_size > size:
+            raise TokenizerError(f"{found}: the tokenizer has {tokenizer.vocab_size} tokens, and the model {size}")
+    model = load_model(checkpoint, device=where, dtype=kind)
+    return LanguageModel(model, tokenizer, ends=ends_of(found, checkpoint.metadata), source=str(found))
 
 
 def _continuation(pieces: list[Piece]) -> Continuation:

@@ -21,14 +21,15 @@ from glassformer.inspect.derive import derive
 from glassformer.inspect.kept import Kept
 from glassformer.inspect.picture import labels
 from glassformer.inspect.points import needs
-from glassformer.lm import find
 from glassformer.nn.attention import Attention
-from glassformer.nn.device import place
+from glassformer.nn.device import choose
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.weights import load_pair_model, save_model
+from glassformer.weights.checkpoint import open_checkpoint
+from glassformer.weights.find import find
 
 ROWS = 128  # texts that are written at a time, of one source or of several: bounds memory
 
@@ -230,15 +231,20 @@ def _recurrent(
 
 
 def load_translator(
-    path: str | Path, *, device: str = "auto", dtype: str = "auto", ignore_keys: Sequence[str] = ()
+    path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    ignore_keys: Sequence[str] = (),
+    offline: bool = False,
 ) -> Translator:
-    """A translator's model folder, or a run folder (its `best` checkpoint).
+    """A translator's model folder, a run folder (its `best` checkpoint), or `owner/name[@revision]` on the hub.
 
     Beside `load`, not within it: what comes back reads a source and has other methods, and a program that loads either
     knows beforehand which it wants. Either says so where it is given the other's folder.
     CheckpointError names what is missing or does not fit; ConfigError a device or dtype that cannot be used.
     """
-    folder = find(path)
-    model = load_pair_model(folder, ignore_keys=tuple(ignore_keys))
-    place(model, device, dtype)
-    return Translator(model, Tokenizer.load(folder), source=str(folder))
+    folder = find(path, offline=offline)
+    checkpoint = open_checkpoint(folder, tuple(ignore_keys))
+    where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
+    return Translator(load_pair_model(checkpoint, device=where, dtype=kind), Tokenizer.load(folder), source=str(folder))

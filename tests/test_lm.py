@@ -13,7 +13,7 @@ from tiny import FAMILIES, TOLERANCE, assert_near, random_ids, run, tiny
 
 import glassformer
 from glassformer import lm as lm_module
-from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError
+from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.lm import LanguageModel, load
 from glassformer.nn.device import choose_device, choose_dtype
 from glassformer.weights import save_model
@@ -247,7 +247,7 @@ def test_a_folder_without_a_tokenizer_takes_ids(bare, tmp_path):
 def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer, tmp_path):
     save_model(tiny("qwen3"), tmp_path)
     tokenizer.save(tmp_path)
-    with pytest.raises(CheckpointError, match="tokenizer has 300 tokens, and the model 97"):
+    with pytest.raises(TokenizerError, match="tokenizer has 300 tokens, and the model 97"):
         load(tmp_path)
 
 

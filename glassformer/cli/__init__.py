@@ -16,7 +16,8 @@ from glassformer.errors import GlassformerError
 
 HELP = """Glassformer: a whole Transformer language model whose every number can be seen.
 
-MODEL is a model folder, a run folder (its best checkpoint), or `stories`, the small model that ships with the package.
+MODEL is a model folder or file (GGUF, safetensors), a run folder (its best checkpoint), `owner/name[@revision]` on the
+Hugging Face hub, or `stories`, the small model that ships with the package.
 """
 
 VERBS = {
@@ -28,6 +29,9 @@ VERBS = {
     "translate": ("translate:translate", "Write one text from another, with a model that was trained on pairs."),
     "chat": ("chat:chat", "Write back and forth with a model."),
     "eval": ("evaluate:evaluate", "Measure loss, perplexity and bits per byte on a text."),
+    "show": ("show:show", "Show what a model is: sizes, memory, tokenizer, template."),
+    "convert": ("convert:convert", "Write a model as a Hugging Face folder, or as a GGUF file."),
+    "verify": ("verify:verify", "Compare a model with transformers, place by place."),
     "bench": ("bench:bench", "Measure prefill and decode speed against this machine's limits."),
 }
 

@@ -38,6 +38,8 @@ class Machine:
     "auto, float32, bfloat16 or float16"
     threads: int = 0
     "CPU threads; 0 is all cores"
+    offline: Annotated[bool, Parameter(negative="")] = False
+    "Use no network: a model of the hub must have been downloaded before."
 
     def apply(self) -> None:
         """Set the number of threads."""
@@ -60,11 +62,13 @@ def open_model(
 ) -> LanguageModel:
     """Load a model, and say on stderr what was loaded."""
     import glassformer
-    from glassformer.lm import PACKAGED
+    from glassformer.weights.find import PACKAGED
 
     machine.apply()
     with working("loading", quiet=quiet):
-        lm = glassformer.load(model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys)
+        lm = glassformer.load(
+            model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys, offline=machine.offline
+        )
     if not quiet:
         label = f", {PACKAGED[model]}" if model in PACKAGED and not os.path.exists(model) else ""
         _say_loaded(lm, lm.source if not label else model, label)
@@ -79,7 +83,9 @@ def open_translator(
 
     machine.apply()
     with working("loading", quiet=quiet):
-        found = glassformer.load_translator(model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys)
+        found = glassformer.load_translator(
+            model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys, offline=machine.offline
+        )
     if not quiet:
         _say_loaded(found, found.source)
     return found

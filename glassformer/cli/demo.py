@@ -48,8 +48,8 @@ def stories(
     """
     import glassformer
     from glassformer.cli.report import make_reporter
-    from glassformer.lm import find
     from glassformer.training import recipe
+    from glassformer.weights.find import find
 
     begin, folder = time.monotonic(), free_name(folder)
     expected, enough = (int(tokens * max(0.1, seconds / 120)) for tokens in (EXPECTED, ENOUGH))

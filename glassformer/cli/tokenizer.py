@@ -18,12 +18,21 @@ app = App(name="tokenizer", help="Train a tokenizer; encode, decode and show tok
 Special = Annotated[bool, Parameter(negative="", help="Read <|endoftext|> and its like as control tokens.")]
 
 
-def open_tokenizer(model: str) -> Tokenizer:
-    """The tokenizer of a model, of a run, or of a folder that holds nothing else."""
-    from glassformer.lm import find
-    from glassformer.text.tokenizer import JSON, Tokenizer
+Offline = Annotated[bool, Parameter(negative="", help="Use no network.")]
 
-    return Tokenizer.load(model if (Path(model) / JSON).exists() else find(model))
+
+def open_tokenizer(model: str, offline: bool = False) -> Tokenizer:
+    """The tokenizer of a model, of a run, or of a folder that holds nothing else."""
+    from glassformer.text.files import find_tokenizer
+    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.weights.find import find, tokenizer_of
+
+    if Path(model).is_dir() and find_tokenizer(Path(model)):
+        return Tokenizer.load(model)
+    found = tokenizer_of(find(model, offline=offline))
+    if found is None:
+        raise TokenizerError(f"{model} has no tokenizer")
+    return found
 
 
 def _read(text: str) -> str:
@@ -69,23 +78,23 @@ def train(
 
 
 @app.command
-def encode(model: str, text: str, *, special: Special = False, json: Json = False) -> None:
+def encode(model: str, text: str, *, special: Special = False, json: Json = False, offline: Offline = False) -> None:
     """The token ids of a text (`-` reads stdin)."""
-    ids = open_tokenizer(model).encode(_read(text), special=special)
+    ids = open_tokenizer(model, offline).encode(_read(text), special=special)
     print_json(ids) if json else out.print(*ids)
 
 
 @app.command
-def decode(model: str, *ids: int, json: Json = False) -> None:
+def decode(model: str, *ids: int, json: Json = False, offline: Offline = False) -> None:
     """The text of token ids."""
-    text = open_tokenizer(model).decode(ids)
+    text = open_tokenizer(model, offline).decode(ids)
     print_json(text) if json else out.print(text, markup=False)
 
 
 @app.command
-def show(model: str, text: str = "", *, special: Special = False, json: Json = False) -> None:
+def show(model: str, text: str = "", *, special: Special = False, json: Json = False, offline: Offline = False) -> None:
     """A text's tokens, one a line: id, characters from and to, bytes. Without a text: what the tokenizer is."""
-    tokenizer = open_tokenizer(model)
+    tokenizer = open_tokenizer(model, offline)
     if not text:
         facts = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "special": tokenizer.special}
         print_json(facts) if json else out.print("\n".join(f"{k}: {v}" for k, v in facts.items()), markup=False)

@@ -119,13 +119,15 @@ class Rule:
     `by_head`: the tensor holds, for each key/value head, its queries' rows, its key's and its value's. `{j}` in both
     counts what a layer has several of (norms of heads, experts). `{j}` in `ours` alone: all experts lie in one tensor,
     one behind the other along a first axis. `by_turns`: the tensor holds the first row of each parameter, then the
-    second of each.
+    second of each. `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a
+    head apart.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     by_head: bool = False
+    interleaved: bool = False
     by_turns: bool = False
 
 
@@ -133,10 +135,15 @@ def rule(theirs: str, *ours: str, transposed: bool = False, by_turns: bool = Fal
     return Rule(theirs, ours, transposed, by_turns=by_turns)
 
 
-def linear(theirs: str, *ours: str, transposed: bool = False, by_head: bool = False) -> tuple[Rule, Rule]:
+def linear(
+    theirs: str, *ours: str, transposed: bool = False, by_head: bool = False, interleaved: bool = False
+) -> tuple[Rule, Rule]:
     """The rules of a linear layer: its weight and, where the model has one, its bias."""
     weight, bias = (tuple(f"{name}.{part}" for name in ours) for part in ("weight", "bias"))
-    return Rule(f"{theirs}.weight", weight, transposed, by_head), Rule(f"{theirs}.bias", bias, by_head=by_head)
+    return (
+        Rule(f"{theirs}.weight", weight, transposed, by_head, interleaved),
+        Rule(f"{theirs}.bias", bias, False, by_head, interleaved),
+    )
 
 
 def no_shape(s: ShapeConfig) -> ModelConfig:

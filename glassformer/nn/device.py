@@ -6,7 +6,6 @@ import re
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from glassformer.errors import ConfigError
 
@@ -44,13 +43,10 @@ def choose_dtype(asked: str, *, device: str, stored: torch.dtype, n_parameters: 
     return DtypeChoice(stored, "the checkpoint is stored in it")
 
 
-def place(model: nn.Module, device: str, dtype: str) -> None:
-    """Move a model, as it was loaded, to the device and dtype that a person named ("auto" chooses).
+def choose(device: str, dtype: str, *, stored: torch.dtype, n_parameters: int) -> tuple[torch.device, torch.dtype]:
+    """Where and in which dtype to load a checkpoint, of those that a person named ("auto" chooses).
 
     ConfigError for one that is not known, or not on this machine.
     """
-    where, parameters = choose_device(device), list(model.parameters())
-    choice = choose_dtype(
-        dtype, device=where.type, stored=parameters[0].dtype, n_parameters=sum(p.numel() for p in parameters)
-    )
-    model.to(device=where, dtype=choice.dtype)
+    where = choose_device(device)
+    return where, choose_dtype(dtype, device=where.type, stored=stored, n_parameters=n_parameters).dtype

@@ -1,9 +1,74 @@
-"""Writing a file so that a kill at any moment leaves either the old one or the new one, whole."""
+"""Files: which of them hold a folder's tokenizer; and writing one so that a kill at any moment leaves it whole."""
 
 import os
 import secrets
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+from glassformer.errors import TokenizerError
+
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
+PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a folder's tokenizer, and their format: json, sentencepiece, ranks, bpe or wordpiece."""
+
+    format: str
+    paths: tuple[Path, ...]
+
+
+def find_tokenizer(folder: Path) -> Found | None:
+    """What a folder's tokenizer is kept in, the first of these that is there; None where there is none of them.
+
+    1. `tokenizer.json`, of the `tokenizers` library;
+    2. a SentencePiece model, under one of the names of SENTENCEPIECE; where it is a text, the ranks of 4;
+    3. `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe`: byte-level BPE as GPT-2 kept it;
+    4. one `*.tiktoken`: tokens in base64, each with its rank;
+    5. `vocab.txt`: WordPiece, as BERT kept it.
+
+    Raises TokenizerError for half of a pair, and for several files of ranks.
+    """
+    if (path := folder / "tokenizer.json").exists():
+        return Found("json", (path,))
+    for name in SENTENCEPIECE:
+        if (path := folder / name).exists():
+            return Found("ranks" if _is_ranks(path) else "sentencepiece", (path,))
+    for pair in PAIRS:
+        paths = tuple(folder / name for name in pair)
+        there = [path.exists() for path in paths]
+        if all(there):
+            return Found("bpe", paths)
+        if any(there):
+            raise TokenizerError(f"{paths[there.index(False)]} is missing beside {paths[there.index(True)].name}")
+    ranks = sorted(folder.glob("*.tiktoken"))
+    if len(ranks) > 1:
+        raise TokenizerError(f"{folder} has several files of ranks: {', '.join(path.name for path in ranks)}")
+    if ranks:
+        return Found("ranks", tuple(ranks))
+    if (path := folder / "vocab.txt").exists():
+        return Found("wordpiece", (path,))
+    return None
+
+
+def _is_ranks(path: Path) -> bool:
+    """Whether a file begins with a line "base64 rank"; a SentencePiece model begins with the byte 10, a line end."""
+    with open(path, "rb") as file:
+        first = file.readline(1000)
+    word, _, rank = first.rstrip().partition(b" ")
+    return bool(word) and rank.isdigit()
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.  TokenizerError where it is missing or no UTF-8."""
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise TokenizerError(f"{path} is missing") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path} cannot be read: {error}") from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:

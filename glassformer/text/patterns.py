@@ -1,5 +1,7 @@
 """What byte-level tokenizers share: how text is cut into words, and how bytes are written as characters."""
 
+from typing import Any
+
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """GPT-2's split (Radford et al. 2019, `encoder.py`): a word keeps the one space before it; merges never cross a cut."""
 
@@ -8,8 +10,22 @@ QWEN2 = (
 )
 """Qwen2's split: every digit alone, line ends apart, contractions in either case.  (Its NFC step is not part of it.)"""
 
-PATTERNS = {"gpt2": GPT2, "qwen2": QWEN2}
-DIGITS_TOGETHER, DIGITS_APART = PATTERNS
+LLAMA3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+"""Llama 3's split: Qwen2's, with up to three digits together."""
+
+CL100K = LLAMA3.replace(r"|\s*[\r\n]+|", r"|\s+(?![\s\S])|\s*[\r\n]+|")
+"""OpenAI's cl100k (GPT-4): Llama 3's, where the white space that ends a text is one word."""
+
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDING}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDING}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""OpenAI's o200k (GPT-4o, gpt-oss): a word ends where small letters are followed by a capital one."""
+
+PATTERNS = {"gpt2": GPT2, "qwen2": QWEN2, "llama3": LLAMA3, "cl100k": CL100K, "o200k": O200K}
+DIGITS_TOGETHER, DIGITS_APART = "gpt2", "qwen2"
 
 WORD = r" ?\w+| ?[^\w\s]+|\s"
 """The word-level picture: a word or a run of punctuation with the one space before it, or one space of any kind."""
@@ -24,3 +40,20 @@ def byte_alphabet() -> dict[int, str]:
     visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     hidden = [byte for byte in range(256) if byte not in visible]
     return {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+def byte_level(pattern: str, *, digits: bool = False, prefix_space: bool = False) -> dict[str, Any]:
+    """The `pre_tokenizer` of a `tokenizer.json` that cuts by `pattern` and writes bytes as characters.
+
+    digits: every digit is cut out first (StarCoder, SmolLM);  prefix_space: a text begins with a space.
+    """
+    spelled = {
+        "type": "ByteLevel",
+        "add_prefix_space": prefix_space,
+        "trim_offsets": False,
+        "use_regex": pattern == GPT2,
+    }
+    cuts: list[dict[str, Any]] = [{"type": "Digits", "individual_digits": True}] if digits else []
+    if pattern != GPT2:
+        cuts.append({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False})
+    return {"type": "Sequence", "pretokenizers": [*cuts, spelled]} if cuts else spelled

@@ -29,7 +29,7 @@ def drops_first_space(layout: Mapping[str, Any]) -> bool:
     """Whether a text's first space was put there by the tokenizer and goes away in decoding (SentencePiece's dummy)."""
     steps = _steps(layout.get("decoder"))
     metaspace = any(s["type"] == "Metaspace" and s.get("prepend_scheme", "always") != "never" for s in steps)
-    return metaspace or any(s["type"] == "Strip" and s.get("start", 0) > 0 for s in steps)
+    return metaspace or any(s["type"] == "WordPiece" or (s["type"] == "Strip" and s.get("start", 0) > 0) for s in steps)
 
 
 def _steps(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
@@ -53,10 +53,12 @@ def _spelling(steps: list[Mapping[str, Any]]) -> Callable[[str], bytes]:
 
         return byte_level
 
+    if kinds == {"WordPiece"}:
+        return _wordpiece(steps[0]["prefix"])
     unknown = kinds - {"Fuse", "Replace", "ByteFallback", "Strip", "Metaspace"}
     if unknown or not kinds:
         what = f"the decoder {', '.join(sorted(unknown))}" if unknown else "no decoder"
-        raise TokenizerError(f"tokenizer.json has {what}; understood are ByteLevel, and SentencePiece's steps")
+        raise TokenizerError(f"tokenizer.json has {what}; understood are ByteLevel, WordPiece, and SentencePiece's")
     swaps = [(s["pattern"]["String"], s["content"]) for s in steps if s["type"] == "Replace"]
     swaps += [(s["replacement"], " ") for s in steps if s["type"] == "Metaspace"]
 
@@ -68,6 +70,16 @@ def _spelling(steps: list[Mapping[str, Any]]) -> Callable[[str], bytes]:
         return token.encode()
 
     return sentencepiece
+
+
+def _wordpiece(prefix: str) -> Callable[[str], bytes]:
+    """Words with the space before them, and what goes on a word without its prefix.  (What BERT's own decoding does on
+    top, taking off the space before punctuation, belongs to no token.)"""
+
+    def spell(token: str) -> bytes:
+        return (token.removeprefix(prefix) if token.startswith(prefix) else f" {token}").encode()
+
+    return spell
 
 
 class StreamDecoder:

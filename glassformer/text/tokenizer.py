@@ -2,26 +2,23 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tokenizers
-
 from glassformer.errors import TokenizerError
 from glassformer.text.files import write_atomic
-from glassformer.text.pieces import StreamDecoder, drops_first_space, token_table
+from glassformer.text.library import JSON, Core, LibraryCore
+from glassformer.text.pieces import StreamDecoder
 
 if TYPE_CHECKING:
     from glassformer.text.train import TrainReport
 
-JSON, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_CONTROL = re.compile(r"<\|.*\|>\Z", re.DOTALL)  # <|endoftext|>, <|fim_prefix|>, ...
-_MARKUP = re.compile(r"<.*>\Z|\[.*\]\Z", re.DOTALL)  # <tool_call>, [INST], ...: control where the template writes them
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Encoding:
 
 
 class Tokenizer:
-    """Text <-> token ids, over a `tokenizer.json` of the Hugging Face `tokenizers` library.
+    """Text <-> token ids, over a `tokenizer.json` of the Hugging Face `tokenizers` library or a SentencePiece model.
 
     vocab_size   one more than the largest token id
     eos_id       the id that ends a text, bos_id the one that begins it; None where there is none
@@ -51,40 +48,26 @@ class Tokenizer:
     """
 
     def __init__(
-        self, tokenizer_json: str, config: Mapping[str, Any] | None = None, *, chat_template: str | None = None
+        self, source: str | Core, config: Mapping[str, Any] | None = None, *, chat_template: str | None = None
     ):
-        """tokenizer_json, config: the contents of `tokenizer.json` and (parsed) of `tokenizer_config.json`.
+        """source, config: the contents of `tokenizer.json` (or what was read of another format) and, parsed, of
+        `tokenizer_config.json`.
 
         Raises TokenizerError when the library cannot read it, or when config names a token that it does not hold.
         """
-        self._json = tokenizer_json
-        self.config = dict(config or {})
+        given = dict(config or {})
         self.chat_template = chat_template
+        core = LibraryCore(source, template_text(given, chat_template)) if isinstance(source, str) else source
+        self.core = core
+        self.config = {**core.defaults, **given}
         self.report: TrainReport | None = None
-        try:
-            self._layout: dict[str, Any] = json.loads(tokenizer_json)
-        except json.JSONDecodeError as error:
-            raise TokenizerError(f"{JSON} is not JSON: {error}") from error
-        layout = self._layout | {"post_processor": _untrimmed(self._layout.get("post_processor"))}
-        self._marked = _open(layout)  # reads control tokens out of the text
-
-        vocab = self._marked.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocab.values(), default=-1) + 1
-        template = chat_template or str(self.config.get("chat_template") or "")
-        added = {index: token.content for index, token in self._marked.get_added_tokens_decoder().items()}
-        flagged = {t["content"] for t in self._layout.get("added_tokens", []) if t["special"]}
-        self.special = {
-            text: index
-            for index, text in sorted(added.items())
-            if text in flagged or _CONTROL.match(text) or (_MARKUP.match(text) and text in template)
-        }
-        self._added = added
-        passed = [token | {"special": token["content"] in self.special} for token in layout.get("added_tokens", [])]
-        self._plain = _open(layout | {"added_tokens": passed})  # another one, since a switch would not be thread-safe
-        self._plain.encode_special_tokens = True  # passes by all that is marked special
+        self.vocab_size = max(core.vocab.values(), default=-1) + 1
+        self.special = core.special
 
         self.eos_id, self.bos_id = self._named("eos_token"), self._named("bos_token")
-        self._before, self._after = self._frame()
+        self._before, self._after = map(list, core.frame)
+        if "add_eos_token" in core.defaults and self.config["add_eos_token"] and self.eos_id is not None:
+            self._after = [self.eos_id]
         said = self.config.get("add_bos_token")
         self.add_bos: bool = said if isinstance(said, bool) else self.bos_id is not None and self.bos_id in self._before
         if self.add_bos and self.bos_id is None:
@@ -93,11 +76,12 @@ class Tokenizer:
             self._before = [self.bos_id] if self.add_bos and self.bos_id is not None else []
 
     def __repr__(self) -> str:
-        return f"Tokenizer({self._layout['model']['type']}, vocab_size={self.vocab_size}, eos_id={self.eos_id})"
+        return f"Tokenizer({self.core.kind}, vocab_size={self.vocab_size}, eos_id={self.eos_id})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copied and pickled by its files: the library would forget which of its two tokenizers reads plain text."""
-        return _rebuild, (self._json, self.config, self.chat_template)
+        """Copied and pickled by its files."""
+        make, arguments = self.core.rebuild()
+        return _rebuild, (make, arguments, self.config, self.chat_template)
 
     # ---- text to ids
 
@@ -112,28 +96,26 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], *, special: bool = False, bare: bool = False) -> list[list[int]]:
         """`encode` of many texts at once, in parallel inside the library."""
-        core = self._marked if special else self._plain
         texts = list(texts)
         try:
-            encodings = core.encode_batch_fast(texts, add_special_tokens=False)
+            rows = self.core.encode(texts, special=special)
         except TypeError:
             _refuse_surrogates(texts)
             raise
         if bare or not (self._before or self._after):
-            return [encoding.ids for encoding in encodings]
-        return [self._before + encoding.ids + self._after for encoding in encodings]
+            return rows
+        return [self._before + ids + self._after for ids in rows]
 
     def encode_offsets(self, text: str, *, special: bool = False, bare: bool = False) -> Encoding:
         """`encode`, with the bytes of each token and the characters that it covers."""
-        core = self._marked if special else self._plain
         try:
-            found = core.encode(text, add_special_tokens=False)
+            found, places = self.core.encode_offsets(text, special=special)
         except TypeError:
             _refuse_surrogates([text])
             raise
         before, after = ([], []) if bare else (self._before, self._after)
-        ids = before + found.ids + after
-        offsets = [(0, 0)] * len(before) + found.offsets + [(0, 0)] * len(after)
+        ids = before + found + after
+        offsets = [(0, 0)] * len(before) + places + [(0, 0)] * len(after)
         return Encoding(ids, [self.token_bytes(index) for index in ids], offsets)
 
     # ---- ids to text
@@ -144,7 +126,7 @@ class Tokenizer:
         skip_special: leave out control tokens.  Raises TokenizerError for an id that is not in the vocabulary.
         """
         data = b"".join([self._bytes_of(index, skip_special) for index in ids])
-        return (data.removeprefix(b" ") if self._drop_first_space else data).decode("utf-8", "replace")
+        return (data.removeprefix(b" ") if self.core.drops_first_space else data).decode("utf-8", "replace")
 
     def token_bytes(self, index: int) -> bytes:
         """The bytes that a token stands for (a control token: its name in UTF-8).
@@ -160,7 +142,9 @@ class Tokenizer:
 
     def stream(self, *, skip_special: bool = False) -> StreamDecoder:
         """A decoder that takes one id at a time and never gives out half a character."""
-        return StreamDecoder(lambda index: self._bytes_of(index, skip_special), drop_first_space=self._drop_first_space)
+        return StreamDecoder(
+            lambda index: self._bytes_of(index, skip_special), drop_first_space=self.core.drops_first_space
+        )
 
     def _bytes_of(self, index: int, skip_special: bool) -> bytes:
         data = self.token_bytes(index)
@@ -168,58 +152,50 @@ class Tokenizer:
 
     @cached_property
     def _table(self) -> list[bytes | None]:
-        return token_table(self._layout, self._marked.get_vocab(with_added_tokens=True), self._added)
+        return self.core.table()
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self.special.values())
 
-    @cached_property
-    def _drop_first_space(self) -> bool:
-        return drops_first_space(self._layout)
-
     # ---- on disk
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """Open the tokenizer of a model folder: `tokenizer.json`, `tokenizer_config.json`, and a chat template if any.
+        """Open the tokenizer of a model folder, in whichever of the formats of `files.find_tokenizer` it is.
 
         Raises TokenizerError naming the file that is missing or damaged.
         """
-        folder = Path(folder)
-        text = _read(folder / JSON)
-        try:
-            config = json.loads(_read(folder / CONFIG))
-        except json.JSONDecodeError as error:
-            raise TokenizerError(f"{folder / CONFIG} is not JSON: {error}") from error
-        if not isinstance(config, dict):
-            raise TokenizerError(f"{folder / CONFIG} must hold a JSON object, not {type(config).__name__}")
-        template = _read(folder / TEMPLATE) if (folder / TEMPLATE).exists() else None
-        try:
-            return cls(text, config, chat_template=template)
-        except TokenizerError as error:
-            raise TokenizerError(f"{folder}: {error}") from error
+        from glassformer.text.formats import open_folder
+
+        return open_folder(Path(folder))
 
     def save(self, folder: str | Path) -> None:
         """Write the files that `load` reads, each atomically, so that `transformers.AutoTokenizer` gives the same ids.
 
+        A SentencePiece model is written as it is; all else as a `tokenizer.json`.
         Raises TokenizerError naming the file that could not be written; the one that stood there is then still whole.
         """
         folder = Path(folder)
         dropped = ("auto_map", "tokenizer_file", "name_or_path")
         config = {key: _name(value) for key, value in self.config.items() if key not in dropped}
-        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": self.add_bos}
+        config["add_bos_token"] = self.add_bos
+        if isinstance(self.core, LibraryCore):
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config.setdefault("clean_up_tokenization_spaces", False)
         config.setdefault("model_max_length", 10**30)  # transformers' spelling of "the model's business"
-        files = {CONFIG: json.dumps(config, ensure_ascii=False, indent=2) + "\n", JSON: self._json_with_bos()}
+        files = {CONFIG: (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode()}
+        files |= self.core.files((self._before, self._after))
         if self.chat_template is not None:
-            files[TEMPLATE] = self.chat_template
+            files[TEMPLATE] = self.chat_template.encode()
         path = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name, text in files.items():
+            for name, data in files.items():
                 path = folder / name
-                write_atomic(path, text.encode())
+                write_atomic(path, data)
+            if JSON not in files:
+                (folder / JSON).unlink(missing_ok=True)  # of another tokenizer, which would be found first
         except OSError as error:
             raise TokenizerError(f"{path} could not be written: {error.strerror or error}") from error
 
@@ -230,66 +206,28 @@ class Tokenizer:
         name = _name(self.config.get(key))
         if name is None:
             return None
-        index = self._marked.token_to_id(name)
+        index = self.core.vocab.get(name)
         if index is None:
-            raise TokenizerError(f"{CONFIG}: {key} is {name!r}, which is not in the vocabulary of {JSON}")
+            raise TokenizerError(f"{CONFIG}: {key} is {name!r}, which is not in the vocabulary")
         return index
 
-    def _frame(self) -> tuple[list[int], list[int]]:
-        """The ids that the post-processor puts before and after a text: Llama's BOS, BERT's [CLS] and [SEP]."""
-        plain = self._marked.encode("a", add_special_tokens=False).ids
-        framed = self._marked.encode("a", add_special_tokens=True).ids
-        extra = len(framed) - len(plain)
-        start = next(i for i in range(extra + 1) if framed[i : i + len(plain)] == plain)
-        return framed[:start], framed[start + len(plain) :]
 
-    def _json_with_bos(self) -> str:
-        """`tokenizer.json`, whose post-processor adds the BOS exactly when `add_bos` says so."""
-        if (self._before, self._after) == self._frame():
-            return self._json
-        frame = [(index, self._marked.id_to_token(index)) for index in self._before + self._after]
-        pieces = [{"SpecialToken": {"id": token, "type_id": 0}} for _, token in frame]
-        pieces.insert(len(self._before), {"Sequence": {"id": "A", "type_id": 0}})
-        names = {token: {"id": token, "ids": [index], "tokens": [token]} for index, token in frame}
-        pair = [*pieces, {"Sequence": {"id": "B", "type_id": 0}}]
-        processor = {"type": "TemplateProcessing", "single": pieces, "pair": pair, "special_tokens": names}
-        return json.dumps(self._layout | {"post_processor": processor}, ensure_ascii=False)
+def template_text(config: Mapping[str, Any], template: str | None) -> str:
+    """All that the chat templates say, whichever way they are kept: it tells which added tokens are control tokens."""
+    kept = config.get("chat_template")
+    named = [str(one.get("template")) for one in kept if isinstance(one, dict)] if isinstance(kept, list) else [kept]
+    return "\n".join(filter(None, [template, *named]))
 
 
-def _rebuild(tokenizer_json: str, config: dict[str, Any], chat_template: str | None) -> Tokenizer:
-    return Tokenizer(tokenizer_json, config, chat_template=chat_template)
+def _rebuild(
+    make: Callable[..., Core], arguments: tuple[Any, ...], config: dict[str, Any], template: str | None
+) -> Tokenizer:
+    return Tokenizer(make(*arguments), config, chat_template=template)
 
 
 def _name(entry: Any) -> Any:
     """A token's text, where a config spells it as an object with `content`; anything else as it is."""
     return entry["content"] if isinstance(entry, dict) and "content" in entry else entry
-
-
-def _open(layout: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """The library's tokenizer, without the truncation and padding that some files carry."""
-    try:
-        core = tokenizers.Tokenizer.from_str(json.dumps(layout))
-    except Exception as error:  # the library raises plain Exception
-        raise TokenizerError(f"{JSON} cannot be read: {error}") from error
-    core.no_truncation()
-    core.no_padding()
-    return core
-
-
-def _untrimmed(part: Any) -> Any:
-    """The same post-processor with offsets that keep a token's leading space (`trim_offsets` changes no id)."""
-    if isinstance(part, dict):
-        return {key: False if key == "trim_offsets" else _untrimmed(value) for key, value in part.items()}
-    return [_untrimmed(item) for item in part] if isinstance(part, list) else part
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except FileNotFoundError as error:
-        raise TokenizerError(f"{path} is missing") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path} cannot be read: {error}") from error
 
 
 def _refuse_surrogates(texts: Sequence[str]) -> None:

@@ -14,7 +14,6 @@ from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import read_config
 from glassformer.families.shape import PairShape, RecurrentShape
 from glassformer.generate.writing import PairModel, vocab_sizes
-from glassformer.lm import find
 from glassformer.nn.init import init_glorot
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder, init_recurrent
@@ -22,6 +21,7 @@ from glassformer.nn.step import Step
 from glassformer.training.evaluate import Pass
 from glassformer.training.pair_batches import PairBatch
 from glassformer.weights import load_pair_model
+from glassformer.weights.find import find
 from glassformer.weights.reader import read_json
 
 CONTEXTS = ("context", "source_context")

@@ -18,7 +18,6 @@ from glassformer.errors import ConfigError, DataError
 from glassformer.families.shape import PairShape, RecurrentShape
 from glassformer.generate.beam import Search, search
 from glassformer.generate.writing import PairModel
-from glassformer.lm import find
 from glassformer.nn.loss import linear_cross_entropy
 from glassformer.nn.model import EncoderDecoder
 from glassformer.text.tokenizer import Tokenizer
@@ -37,6 +36,7 @@ from glassformer.training.setup import open_tokenizer
 from glassformer.training.sources import Skipped
 from glassformer.translator import Translator
 from glassformer.weights.atomic import write_text
+from glassformer.weights.find import find
 
 PairSource = Iterable[Pair] | Callable[[], Iterable[Pair]]
 SOURCE_KEYS = (".cross.k.", ".cross.v.", "alignment.key.")

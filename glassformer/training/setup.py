@@ -15,18 +15,19 @@ from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError, DataError
 from glassformer.families import family
 from glassformer.families.shape import ShapeConfig
-from glassformer.lm import find
 from glassformer.nn.init import init_weights
 from glassformer.nn.model import Decoder
 from glassformer.nn.residual import Block
 from glassformer.text import patterns
-from glassformer.text.tokenizer import JSON, Tokenizer
+from glassformer.text.files import find_tokenizer
+from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 from glassformer.training.metrics import Reporter
 from glassformer.training.prepare import as_documents, prepare
 from glassformer.training.settings import TrainConfig
 from glassformer.training.sources import Document, Texts
 from glassformer.weights import load_model
+from glassformer.weights.find import find, tokenizer_of
 
 Documents = Iterable[str] | Iterable[Document] | Callable[[], Iterable[str]]
 
@@ -64,16 +65,16 @@ def open_tokenizer(
     texts: what a new one learns from, and its bytes where they are known; asked for only then.
     """
     kept = folder / "tokenizer"
-    if config.resume and (kept / JSON).exists():
+    if config.resume and find_tokenizer(kept):
         return Tokenizer.load(kept)
     if config.tokenizer.path is not None:
         path = Path(config.tokenizer.path)
-        tokenizer = Tokenizer.load(path.parent if path.name == JSON else path)
+        tokenizer = Tokenizer.load(path if path.is_dir() else path.parent)
     elif config.from_model is not None:
-        continued = find(config.from_model)
-        if not (continued / JSON).exists():
+        found = tokenizer_of(find(config.from_model))
+        if found is None:
             raise ConfigError(f"{config.from_model} has no tokenizer: name one with tokenizer.path")
-        tokenizer = Tokenizer.load(continued)
+        tokenizer = found
     else:
         source, n_bytes = texts()
         kind = config.tokenizer_kind

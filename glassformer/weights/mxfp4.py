@@ -6,14 +6,13 @@ blocks [..., G, 16] bytes, two numbers in each, the first in the lower half    s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from glassformer.errors import CheckpointError
-from glassformer.weights.reader import Reader
+from glassformer.weights.reader import Reader, Scratch, TensorFile
 
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # E2M1, and the same with a sign
 BLOCKS, SCALES = "_blocks", "_scales"
@@ -26,50 +25,47 @@ def decode(blocks: UInt8[Tensor, "*B G 16"], scales: UInt8[Tensor, "*B G"]) -> F
     return torch.ldexp(numbers, scales.int()[..., None] - 127).flatten(-2)
 
 
-class Mxfp4Reader(Reader):
-    """A reader in which `X_blocks` are the numbers that the tensors `X_blocks` and `X_scales` hold together.
+class Mxfp4Tensor(TensorFile):
+    """A tensor of blocks and one of scales as the numbers that they hold together, under the name of the blocks."""
 
-    CheckpointError where the two do not fit each other.
-    """
-
-    def __init__(self, folder: Path):
-        super().__init__(folder)
-        raw = super()
-        pairs = {name: name.removesuffix(BLOCKS) + SCALES for name in self.where if name.endswith(BLOCKS)}
-        self.scales = {
-            name: scales
-            for name, scales in pairs.items()
-            if scales in self.where and raw.kind(name) == raw.kind(scales) == "U8"
-        }
-        for name, scales in self.scales.items():
-            if raw.shape(name) != (*raw.shape(scales), 16):
-                raise CheckpointError(
-                    f"{folder}: {name} must hold 16 bytes for each of {scales}, "
-                    f"got {list(raw.shape(name))} and {list(raw.shape(scales))}"
-                )
+    def __init__(self, blocks: TensorFile, name: str, scales: TensorFile, scales_name: str):
+        self.path, self.names = blocks.path, {name: scales_name}
+        self.blocks, self.scales = blocks, scales
+        shape, each = blocks.shape(name), scales.shape(scales_name)
+        if shape != (*each, 16):
+            raise CheckpointError(
+                f"{self.path}: {name} must hold 16 bytes for each of {scales_name}, got {list(shape)} and {list(each)}"
+            )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        shape = super().shape(name)
-        return (*shape[:-2], 32 * shape[-2]) if name in self.scales else shape
+        *rest, n_blocks, _ = self.blocks.shape(name)
+        return (*rest, 32 * n_blocks)
 
     def kind(self, name: str) -> str:
-        return "BF16" if name in self.scales else super().kind(name)
+        return "MXFP4"
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        return torch.bfloat16
+
+    def begin(self, name: str) -> int | None:
+        return None
 
     def __getitem__(self, name: str) -> Tensor:
-        found = super().__getitem__(name)
-        return decode(found, super().__getitem__(self.scales[name])) if name in self.scales else found
+        return decode(self.blocks[name], self.scales[self.names[name]])
 
-    def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        if name not in self.scales:
-            yield from super().rows(name)
-            return
-        blocks, scales = super().__getitem__(name), super().__getitem__(self.scales[name])
+    def rows(self, name: str, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
+        blocks, scales = self.blocks[name], self.scales[self.names[name]]
         for row in range(len(blocks)):
             yield row, decode(blocks[row : row + 1], scales[row : row + 1])
 
-    def __iter__(self) -> Iterator[str]:
-        hidden = set(self.scales.values())
-        return (name for name in self.where if name not in hidden)
 
-    def __len__(self) -> int:
-        return len(self.where) - len(self.scales)
+def unpacked(reader: Reader) -> Reader:
+    """The reader, in which `X_blocks` now are the numbers that the tensors `X_blocks` and `X_scales` hold together.
+
+    CheckpointError where the two do not fit each other.
+    """
+    for name in [name for name in reader if name.endswith(BLOCKS)]:
+        scales = name.removesuffix(BLOCKS) + SCALES
+        if scales in reader and reader.kind(name) == reader.kind(scales) == "U8":
+            reader.files[name] = Mxfp4Tensor(reader.files[name], name, reader.files.pop(scales), scales)
+    return reader

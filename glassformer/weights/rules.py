@@ -18,19 +18,25 @@ from glassformer.families.family import Family, Rule
 class Entry:
     """One checkpoint tensor and the parameters that it fills, in order along the output axis.
 
-    groups: the tensor holds a part of each parameter, then the next part of each, and so on, in as many groups (for
-    each key/value head its queries' rows, its key's, its value's).
+    `groups`: the tensor holds a part of each parameter, then the next part of each, and so on, in as many groups (for
+    each key/value head its queries' rows, its key's, its value's). `paired`: the head_dim of a tensor in which the two
+    rows of a head that turn together are neighbours; 0 of others, where they are half a head apart, as in ours.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     groups: int = 1
+    paired: int = 0
 
     @property
     def moves(self) -> bool:
         """Whether numbers lie elsewhere than in ours."""
-        return self.transposed or self.groups > 1
+        return self.transposed or self.groups > 1 or self.paired > 0
+
+    def order(self, n: int) -> Tensor:
+        """Where each of theirs `n` rows lies in ours, where they are paired: 0, n/2, 1, n/2 + 1, ... of each head."""
+        return torch.arange(n).view(-1, 2, self.paired // 2).transpose(1, 2).reshape(-1)
 
     def shape(self, parameters: dict[str, Tensor]) -> tuple[int, ...]:
         """The shape the checkpoint's tensor must have."""
@@ -62,12 +68,19 @@ class Entry:
             else:
                 first, last = max(begin, at), min(end, at + len(value))
                 if first < last:
-                    value[first - at : last - at] = rows[first - begin : last - begin]
+                    here = slice(first - at, last - at)
+                    mine = rows[first - begin : last - begin]
+                    if self.paired:
+                        value[self.order(len(value))[here]] = mine.to(value)
+                    else:
+                        value[here] = mine
             at += len(value)
 
     def join(self, parameters: dict[str, Tensor]) -> Tensor:
         """The parameters as the checkpoint's tensor."""
         parts = [parameters[name].detach() for name in self.ours]
+        if self.paired:
+            parts = [part[self.order(len(part)).to(part.device)] for part in parts]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.groups > 1:
             tensor = tensor[self.place([len(part) for part in parts])]
@@ -142,10 +155,11 @@ def _applied(rule: Rule, config: ModelConfig, present: set[str]) -> Iterator[Ent
             theirs = _written_out(rule.theirs, numbers[0])
             layer = config.layers[int(numbers[0].get("i", 0))]
             groups = layer.attention.n_kv_heads if rule.by_head else layer.mlp.d_ff if rule.by_turns else 1
+            paired = layer.attention.head_dim if rule.interleaved else 0
             if stacked:
-                yield Stacked(theirs, ours, rule.transposed, groups, len(numbers))
+                yield Stacked(theirs, ours, rule.transposed, groups, n=len(numbers))
             else:
-                yield Entry(theirs, ours, rule.transposed, groups)
+                yield Entry(theirs, ours, rule.transposed, groups, paired)
 
 
 def _counted(pattern: str, present: set[str]) -> list[dict[str, str]]:

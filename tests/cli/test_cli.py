@@ -137,6 +137,70 @@ def test_chat_goes_on_with_what_was_written(capfd, run, monkeypatch):
     assert "tokens/s" in shown.err
 
 
+TURNS = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}{{ '<|end|>' }}"
+
+
+def typing(monkeypatch, *lines):
+    """Lines as if typed, then Ctrl-D; an exception among them is raised."""
+    given = iter([*lines, EOFError()])
+
+    def typed(prompt=""):
+        line = next(given)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", typed)
+
+
+def test_chat_keeps_a_conversation(capfd, run, tmp_path, monkeypatch):
+    import glassformer
+    from glassformer.text.chat import ChatTemplate
+
+    lm = glassformer.load(run)
+    lm.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(TURNS)
+    asked = []
+    encode = ChatTemplate.encode
+    monkeypatch.setattr(
+        ChatTemplate, "encode", lambda self, messages, **f: asked.append(messages) or encode(self, messages, **f)
+    )
+    typing(monkeypatch, "The cat", KeyboardInterrupt(), "The dog", "", "A")
+    shown = said(capfd, "chat", tmp_path, "--max-tokens", 3, "--seed", 1, "--system", "Be brief.")
+    assert "each line is a message" in shown.err
+    assert shown.err.count("tokens/s") == 3
+    assert "Ctrl-D ends" in shown.err
+    roles = [[message["role"] for message in messages] for messages in asked]
+    assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["system", "user"]]
+    assert asked[1][2]["content"] in shown.out
+
+
+def test_chat_without_a_template_says_so(capfd, run, monkeypatch):
+    typing(monkeypatch)
+    assert "no chat template, so plain continuation" in said(capfd, "chat", run).err
+    assert "has no chat template" in refused(capfd, "chat", run, "--system", "Be brief.")
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_program(capfd, run, monkeypatch):
+    from glassformer.lm import LanguageModel
+
+    stream, stopped = LanguageModel.stream, []
+
+    def interrupted(self, *args, **options):
+        pieces = stream(self, *args, **options)
+        yield next(pieces)
+        if not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        yield from pieces
+
+    monkeypatch.setattr(LanguageModel, "stream", interrupted)
+    typing(monkeypatch, "The cat", "The dog")
+    shown = said(capfd, "chat", run, "--max-tokens", 3)
+    assert "1 tokens, " in shown.err
+    assert shown.err.count("tokens/s") == 2
+
+
 def test_options_from_a_file_and_flags_over_them(capfd, run, tmp_path):
     (tmp_path / "o.toml").write_text("max_tokens = 2\nseed = 4\n")
     config = ["--config", tmp_path / "o.toml"]

@@ -15,7 +15,7 @@ the the the cat cats catty, low lower lowest, new newer newest wide wider widest
 def without_bos(trained: Tokenizer) -> Tokenizer:
     """The same tokenizer, which puts nothing before a text: what its tests count are the text's own tokens."""
     kept = {key: value for key, value in trained.config.items() if "bos" not in key}
-    return Tokenizer(trained._json, kept)
+    return Tokenizer(trained.core.json, kept)
 
 
 @pytest.fixture(scope="session")

@@ -148,7 +148,7 @@ def test_merge_steps_are_the_worked_example():
 
 @given(st.text(min_size=1))
 def test_every_step_joins_the_pair_learned_first(bpe, text):
-    model = readable.BPE.from_json(bpe._json)
+    model = readable.BPE.from_json(bpe.core.json)
     for word in model.words(text):
         steps = list(model.merge_steps(word))
         assert all(b"".join(step.parts) == word.encode() for step in steps)
@@ -163,7 +163,7 @@ def test_every_step_joins_the_pair_learned_first(bpe, text):
 
 def test_from_json_refuses_what_it_would_encode_otherwise(char, bpe):
     with pytest.raises(TokenizerError, match="byte-level BPE"):
-        readable.BPE.from_json(char._json)
+        readable.BPE.from_json(char.core.json)
     for field, value in (("normalizer", {"type": "Lowercase"}), ("pre_tokenizer", None)):
         with pytest.raises(TokenizerError, match="byte-level BPE"):
-            readable.BPE.from_json(json.dumps(json.loads(bpe._json) | {field: value}))
+            readable.BPE.from_json(json.dumps(json.loads(bpe.core.json) | {field: value}))

@@ -71,7 +71,7 @@ def test_offsets_of_parts_of_a_character(bpe):
 
 
 def test_offsets_keep_the_space_even_where_the_file_says_trim(bpe):
-    layout = json.loads(bpe._json)
+    layout = json.loads(bpe.core.json)
     layout["post_processor"]["trim_offsets"] = True
     trimming = Tokenizer(json.dumps(layout))
     for special in (False, True):
@@ -126,7 +126,7 @@ def test_threads_do_not_disturb_each_other(bpe):
 
 
 def with_added(tokenizer, *tokens) -> str:
-    core = Core.from_str(tokenizer._json)
+    core = Core.from_str(tokenizer.core.json)
     core.add_tokens(list(tokens))
     return core.to_str()
 
@@ -135,7 +135,7 @@ def test_added_tokens_are_control_when_they_look_or_act_so(bpe):
     """Not flagged special: Qwen's <|fim|>, a template's <think>, Gemma's <b>, GPT-NeoX's runs of spaces."""
     plain = [AddedToken(t, special=False, normalized=False) for t in ("<|fim|>", "<think>", "<b>", "    ")]
     opened = Tokenizer(with_added(bpe, *plain), chat_template="{% if x %}<think>    {% endif %}")
-    ids = {t.content: opened._marked.token_to_id(t.content) for t in plain}
+    ids = {t.content: opened.core.marked.token_to_id(t.content) for t in plain}
     assert set(opened.special) == {EOT, "<|user|>", "<|fim|>", "<think>"}
     text = "<|fim|><think><b>    x"
     assert {ids["<|fim|>"], ids["<think>"]}.isdisjoint(opened.encode(text))
@@ -148,7 +148,7 @@ def test_added_tokens_are_control_when_they_look_or_act_so(bpe):
 
 
 def with_bos(tokenizer) -> str:
-    core = Core.from_str(tokenizer._json)
+    core = Core.from_str(tokenizer.core.json)
     core.post_processor = processors.TemplateProcessing(single="<|user|> $A", special_tokens=[("<|user|>", 1)])
     return core.to_str()
 
@@ -159,7 +159,7 @@ def test_bos_is_added_once_and_the_same_everywhere(bpe, tmp_path, inside, said, 
 
     config = {"bos_token": "<|user|>", "eos_token": {"content": EOT, "lstrip": False}}
     opened = Tokenizer(
-        with_bos(bpe) if inside else bpe._json, config | ({} if said is None else {"add_bos_token": said})
+        with_bos(bpe) if inside else bpe.core.json, config | ({} if said is None else {"add_bos_token": said})
     )
     assert (opened.add_bos, opened.bos_id, opened.eos_id) == (bool(adds), 1, 0)
     bare = bpe.encode("the cat")
@@ -197,7 +197,7 @@ def test_autotokenizer_gives_the_same_ids(tokenizer, corpus, tmp_path):
 
 
 def test_gguf_converters_know_the_pattern(bpe):
-    layout = json.loads(bpe._json)
+    layout = json.loads(bpe.core.json)
     assert layout["pre_tokenizer"]["type"] == "ByteLevel"
     assert layout["pre_tokenizer"]["use_regex"] is True
     assert layout["pre_tokenizer"]["add_prefix_space"] is False
@@ -206,7 +206,7 @@ def test_gguf_converters_know_the_pattern(bpe):
 
 def test_a_save_keeps_what_was_loaded(bpe, tmp_path):
     config = {"eos_token": EOT, "model_max_length": 77, "auto_map": {"AutoTokenizer": ["evil.py", None]}, "mine": 1}
-    Tokenizer(bpe._json, config, chat_template="{{ x }}").save(tmp_path / "new" / "folder")
+    Tokenizer(bpe.core.json, config, chat_template="{{ x }}").save(tmp_path / "new" / "folder")
     again = Tokenizer.load(tmp_path / "new" / "folder")
     assert again.chat_template == "{{ x }}"
     assert (again.config["model_max_length"], again.config["mine"]) == (77, 1)
@@ -223,12 +223,12 @@ def test_a_failing_save_leaves_the_old_files_whole(bpe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(TokenizerError, match=r"tokenizer_config\.json could not be written: No space left"):
-        Tokenizer(bpe._json, {"other": 1}).save(tmp_path)
+        Tokenizer(bpe.core.json, {"other": 1}).save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_truncation_in_a_file_is_not_obeyed(bpe):
-    core = Core.from_str(bpe._json)
+    core = Core.from_str(bpe.core.json)
     core.enable_truncation(4)
     core.enable_padding(length=9)
     assert Tokenizer(core.to_str()).encode("the cat sat on the mat") == bpe.encode("the cat sat on the mat")
@@ -280,7 +280,7 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer):
 
 
 def test_a_gap_in_the_vocabulary_has_no_token(char):
-    layout = json.loads(char._json)
+    layout = json.loads(char.core.json)
     gone = next(t for t, i in layout["model"]["vocab"].items() if i == 5)
     del layout["model"]["vocab"][gone]
     with pytest.raises(TokenizerError, match=r"token id 5 is in the range .*, but no token has it"):
@@ -288,7 +288,7 @@ def test_a_gap_in_the_vocabulary_has_no_token(char):
 
 
 def test_a_decoder_that_is_not_understood_is_named(bpe):
-    layout = json.loads(bpe._json)
+    layout = json.loads(bpe.core.json)
     for decoder, message in (
         ({"type": "CTC", "pad_token": "", "word_delimiter_token": "", "cleanup": True}, "CTC"),
         (None, "no"),
@@ -300,7 +300,7 @@ def test_a_decoder_that_is_not_understood_is_named(bpe):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", None, r"tokenizer\.json is missing"),
+        ("tokenizer.json", None, r"has no tokenizer: looked for tokenizer\.json"),
         ("tokenizer_config.json", None, r"tokenizer_config\.json is missing"),
         ("tokenizer.json", b'{"version": "1.0", "model"', r"tokenizer\.json is not JSON"),
         ("tokenizer.json", b'{"version": "1.0", "model": {"type": "New"}}', r"tokenizer\.json cannot be read"),
@@ -324,7 +324,7 @@ def test_a_damaged_folder_is_named(bpe, tmp_path, name, content, message):
 
 def test_byte_level_decoding_is_the_librarys(bpe):
     """Where the bytes are whole characters; test_pieces checks the rest."""
-    core = Core.from_str(bpe._json)
+    core = Core.from_str(bpe.core.json)
     assert isinstance(core.pre_tokenizer, pre_tokenizers.ByteLevel)
     ids = bpe.encode("".join(SAMPLES))
     assert core.decode(ids, skip_special_tokens=False) == bpe.decode(ids)

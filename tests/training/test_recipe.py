@@ -7,10 +7,10 @@ import pytest
 
 import glassformer
 from glassformer.inspect.roles import head_roles
-from glassformer.lm import find
 from glassformer.nn.init import init_weights
 from glassformer.nn.model import Decoder
 from glassformer.training import corpus, recipe, stories
+from glassformer.weights.find import find
 
 
 @pytest.fixture(scope="module")

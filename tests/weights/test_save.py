@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny import FAMILIES, tiny
 
 from glassformer.config import NormConfig, change
@@ -58,6 +59,36 @@ def test_saving_over_shards_leaves_none_of_them(tmp_path):
     save_model(opened, tmp_path / "sharded")
     assert not [name for name in files(tmp_path / "sharded") if "-of-" in name or "index" in name]
     assert torch.equal(theirs(tmp_path / "sharded").model.embed_tokens.weight, model.embed.weight + 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_large_models_are_saved_in_shards(family, tmp_path):
+    """The same tensors as in one file, bit for bit, for us and for transformers; no file is larger than was asked."""
+    from transformers import AutoModelForCausalLM
+
+    model = tiny(family)
+    save_model(model, tmp_path / "whole")
+    save_model(model, tmp_path / "parts", shard=40_000)
+    found = files(tmp_path / "parts")
+    shards = [name for name in found if name.startswith("model-")]
+    assert set(found) == {"config.json", "model.safetensors.index.json", *shards}
+    assert len(shards) > 2
+    assert max(len(found[name]) for name in shards) < 44_000
+    index = json.loads(found["model.safetensors.index.json"])
+    whole = load_file(tmp_path / "whole/model.safetensors")
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in whole.values())
+    parts = {name: load_file(tmp_path / "parts" / shard)[name] for name, shard in index["weight_map"].items()}
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+    loaded = load_model(tmp_path / "parts")
+    assert all(torch.equal(loaded.get_parameter(name), p) for name, p in model.named_parameters())
+    hf, info = AutoModelForCausalLM.from_pretrained(tmp_path / "parts", output_loading_info=True)
+    assert not any(info.values())
+    assert hf.get_input_embeddings().weight.equal(model.embed.weight)
+    save_model(loaded, tmp_path / "parts", shard=90_000)
+    assert len(files(tmp_path / "parts")) < len(found)
+    save_model(load_model(tmp_path / "parts"), tmp_path / "parts")
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("family", "path", "value"), [

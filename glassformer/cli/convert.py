@@ -1,0 +1,79 @@
+"""`glassformer convert`: a model as a Hugging Face folder, or as a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from glassformer.cli.common import IgnoreKeys, Json, print_json, say, working
+from glassformer.errors import RequestError
+
+Kind = Literal["auto", "F32", "F16", "BF16", "Q8_0", "Q4_0"]
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def convert(
+    src: str,
+    dst: Path,
+    *,
+    to: Kind = "auto",
+    shard_gb: float = 5.0,
+    overwrite: Flag = False,
+    offline: Flag = False,
+    json: Json = False,
+    ignore_key: IgnoreKeys = (),
+) -> None:
+    """Write the model SRC as DST: a GGUF file where DST ends in .gguf, else a Hugging Face folder.
+
+    Parameters
+    ----------
+    src
+        Any MODEL: a folder, a run, a file, a name on the hub.
+    to
+        What numbers are written as; auto keeps them as they are. Q8_0 and Q4_0 are GGUF's: blocks of 32 numbers with
+        a scale each.
+    shard_gb
+        A folder's weights are cut into files of at most so many gigabytes.
+    overwrite
+        Write over a file, or into a folder, that is there.
+    offline
+        Use no network.
+    """
+    import torch
+
+    from glassformer.lm import LanguageModel
+    from glassformer.weights import load_model
+    from glassformer.weights.checkpoint import open_checkpoint
+    from glassformer.weights.find import ends_of, find, tokenizer_of
+
+    to_gguf, dtypes = dst.suffix == ".gguf", {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    if not to_gguf and to not in ("auto", *dtypes):
+        raise RequestError(f"a folder's weights are auto, {', '.join(dtypes)}; {to} needs a DST that ends in .gguf")
+    if shard_gb <= 0:
+        raise RequestError(f"shard-gb must be above 0, got {shard_gb}")
+    found = find(src, offline=offline)
+    if dst.exists() and dst.resolve() in (found.resolve(), found.resolve().parent):
+        raise RequestError(f"{dst} is what SRC is read from: give another DST")
+    if dst.exists() and not overwrite and (to_gguf or not dst.is_dir() or any(dst.iterdir())):
+        raise RequestError(f"{dst} is there already: give another DST, or --overwrite")
+    with working("converting", quiet=json):
+        checkpoint = open_checkpoint(found, ignore_key)
+        own = next((name for name, dtype in dtypes.items() if dtype == checkpoint.dtype), "F32")
+        quantized = any(not checkpoint.reader.mapped(name) for name in checkpoint.reader)
+        whole = torch.float32 if quantized else checkpoint.dtype  # a folder's tensors are all of one kind
+        mixed = None if found.suffix != ".gguf" else whole
+        model = load_model(checkpoint, dtype=None if to_gguf else dtypes.get(to, mixed))
+        tokenizer = tokenizer_of(found, checkpoint.metadata)
+        lm = LanguageModel(model, tokenizer, ends=ends_of(found, checkpoint.metadata))
+        if to_gguf:
+            lm.save_gguf(dst, own if to == "auto" else to)  # pyright: ignore[reportArgumentType]
+        else:
+            lm.save(dst, shard=round(shard_gb * 1e9))
+    files = {str(path): path.stat().st_size for path in ([dst] if to_gguf else sorted(dst.iterdir()))}
+    if json:
+        print_json({"source": str(found), "files": files})
+        return
+    for name, size in files.items():
+        say(f"{name}: {size:,} bytes")

@@ -1,0 +1,121 @@
+"""`glassformer show`: what a model is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from glassformer.cli.common import IgnoreKeys, Json, out, print_json
+
+if TYPE_CHECKING:
+    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.weights.checkpoint import Checkpoint
+
+PARTS = {"attn": "attention", "cross": "attention to the source", "mlp": "feed-forward"}
+
+
+def show(
+    model: str,
+    *,
+    offline: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+    ignore_key: IgnoreKeys = (),
+) -> None:
+    """Show what a model is, without loading it: sizes, memory, files, tokenizer, chat template.
+
+    Parameters
+    ----------
+    model
+        A model folder or file, a run folder, `stories`, or a name on the hub.
+    offline
+        Use no network.
+    """
+    from glassformer.families.plain import to_plain
+    from glassformer.weights.checkpoint import account, open_checkpoint, parameters_of
+    from glassformer.weights.find import find, tokenizer_of
+
+    found = find(model, offline=offline)
+    checkpoint = open_checkpoint(found, ignore_key)
+    parameters = parameters_of(checkpoint.config)
+    account(checkpoint, parameters)
+    parts: Counter[str] = Counter()
+    for name, p in parameters.items():
+        parts[_part(name)] += p.numel()
+    stored = Counter(checkpoint.reader.kind(name) for name in checkpoint.reader)
+    tokenizer = tokenizer_of(found, checkpoint.metadata)
+    facts = {
+        "model": str(found),
+        "family": checkpoint.family.name,
+        "parameters": sum(parts.values()),
+        "parts": dict(parts),
+        "stored": dict(stored),
+        "memory": {name: sum(parts.values()) * size for name, size in (("float32", 4), ("bfloat16", 2))},
+        "cache": _cache(checkpoint),
+        "tokenizer": None if tokenizer is None else _words(tokenizer),
+        "template": None if tokenizer is None else _template(tokenizer),
+        "config": to_plain(checkpoint.config),
+    }
+    if json:
+        print_json(facts)
+    else:
+        _print(facts)
+
+
+def _part(name: str) -> str:
+    """The part of a model that a parameter belongs to."""
+    words = [word for word in name.removeprefix("encoder.").split(".") if word != "blocks" and not word.isdigit()]
+    side = "encoder: " if name.startswith("encoder.") else ""
+    if "norm" in words or words[0].endswith("_residual"):
+        return f"{side}norms"
+    return side + {"embed": "embedding", **PARTS}.get(words[0], words[0])
+
+
+def _cache(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Bytes of cached keys and values, in a 16-bit type; None of a model that keeps none."""
+    from glassformer.cache.size import kept_numbers
+    from glassformer.config import ModelConfig
+
+    config = checkpoint.config
+    if not isinstance(config, ModelConfig):
+        return None
+    full = kept_numbers(config, config.context_length) * 2
+    return {"bytes_per_token": kept_numbers(config, 1) * 2, "context": config.context_length, "bytes_at_context": full}
+
+
+def _words(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "adds_bos": tokenizer.add_bos,
+        "special": len(tokenizer.special),
+    }
+
+
+def _template(tokenizer: Tokenizer) -> str | None:
+    return tokenizer.chat_template or tokenizer.config.get("chat_template")
+
+
+def _print(facts: dict[str, Any]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("model", facts["model"])
+    table.add_row("family", facts["family"])
+    total = facts["parameters"]
+    table.add_row("parameters", f"{total:,}")
+    for part, n in facts["parts"].items():
+        table.add_row("", f"{n:>15,}  {100 * n / total:5.1f}%  {part}")
+    table.add_row("stored", ", ".join(f"{n} tensors {kind}" for kind, n in facts["stored"].items()))
+    table.add_row("memory", ", ".join(f"{size / 1e6:,.1f} MB in {name}" for name, size in facts["memory"].items()))
+    if facts["cache"] is not None:
+        cache = facts["cache"]
+        row = f"a row of {cache['context']:,} tokens: {cache['bytes_at_context'] / 1e6:,.1f} MB"
+        table.add_row("cache", f"{cache['bytes_per_token']:,} bytes per token in 16 bits; {row}")
+    words = facts["tokenizer"]
+    table.add_row("tokenizer", ", ".join(f"{key} {value}" for key, value in words.items()) if words else "none")
+    table.add_row("template", f"{len(facts['template']):,} characters" if facts["template"] else "none")
+    for key, value in facts["config"].items():
+        table.add_row("config" if key == "family" else "", f"{key}: {value}")
+    out.print(table, markup=False)

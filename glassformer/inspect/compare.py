@@ -1,0 +1,101 @@
+"""A model beside another implementation of it, place by place: where do they part first?
+
+Which module of the other computes which point of ours is read off the checkpoint's rules: the module that owns the
+tensor which fills `blocks.3.attn.q.weight` makes what we call `blocks.3.attn.q`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from glassformer.families import family_of
+from glassformer.inspect.kept import Kept
+from glassformer.inspect.points import live
+from glassformer.nn.model import Decoder
+from glassformer.nn.step import Step
+from glassformer.weights.rules import entries
+
+# What the output of a module of ours is called, inside a block and outside.
+OUTPUTS = {
+    "attn_residual.pre": "attn.x", "attn.q": "attn.q", "attn.k": "attn.k", "attn.v": "attn.v", "attn.o": "attn.out",
+    "attn_residual.out": "attn.add", "attn_residual.post": "resid_mid",
+    "mlp_residual.pre": "mlp.x", "mlp.gate": "mlp.gate", "mlp.up": "mlp.up", "mlp.down": "mlp.out",
+    "mlp_residual.out": "mlp.add", "mlp_residual.post": "resid_post",
+    "embed": "embed.tokens", "norm": "final.norm",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """One point: `off` is max |ours - theirs| / max |theirs|."""
+
+    point: str
+    off: float
+
+
+@torch.no_grad()
+def compare(ours: Decoder, theirs: nn.Module, ids: Int[Tensor, "B T"]) -> list[Place]:
+    """Every point that both have, in the order of the pass, the logits last.
+
+    theirs: a `transformers` model with the same weights, on the same device and in the same dtype.
+    """
+    points = live(ours.config)
+    parameters: dict[str, Tensor] = dict(ours.named_parameters())
+    modules, seen, hooks = dict(theirs.named_modules()), {}, []
+    for entry in entries(family_of(ours.config), ours.config, parameters):
+        path, _, kind = entry.theirs.rpartition(".")
+        names = [_output(name) for name in entry.ours]
+        if kind == "weight" and path in modules and all(name in points for name in names):
+            sizes = [parameters[name].shape[-1 if names == ["embed.tokens"] else 0] for name in entry.ours]
+            take = _taker(replace(entry, transposed=False), names, sizes, seen)
+            hooks.append(modules[path].register_forward_hook(take))
+    try:
+        result = theirs(ids, output_hidden_states=True, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for i, states in enumerate(result.hidden_states[:-1]):  # the last of them is normed
+        seen["embed.out" if i == 0 else f"blocks.{i - 1}.resid_post"] = _columns(states)
+    seen["final.logits"] = _columns(result.logits)
+    kept = Kept(*(name for name in points if name in seen))
+    ours(ids, Step.of(ids, tap=kept))
+    return [Place(name, _off(_columns(kept[name][0], ids.shape), seen[name])) for name in points if name in seen]
+
+
+def _output(parameter: str) -> str:
+    """The point that the module of a parameter makes; "" where there is none."""
+    module = parameter.rpartition(".")[0]
+    words = module.split(".")
+    if words[0] != "blocks":
+        return OUTPUTS.get(module, "")
+    end = OUTPUTS.get(".".join(words[2:]), "")
+    return f"blocks.{words[1]}.{end}" if end else ""
+
+
+def _columns(value: Tensor, batch: torch.Size | None = None) -> Tensor:
+    """[B, T, ...] as one column a token: [features, B T]."""
+    rows = value.shape[:2] if batch is None else batch
+    return value.reshape(rows[0] * rows[1], -1).T
+
+
+def _taker(entry: Any, names: list[str], sizes: list[int], seen: dict[str, Tensor]) -> Callable[..., None]:
+    """A hook that keeps a module's output, in our order of features: laid out as the weight's own rows are."""
+
+    def take(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        columns = _columns(output)
+        values = [columns.new_empty(size, columns.shape[1]) for size in sizes]
+        entry.fill(values, 0, columns)
+        seen.update(zip(names, values, strict=True))
+
+    return take
+
+
+def _off(ours: Tensor, theirs: Tensor) -> float:
+    size = theirs.abs().max().item()
+    return (ours.double() - theirs.double()).abs().max().item() / (size or 1.0)

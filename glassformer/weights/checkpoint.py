@@ -1,0 +1,172 @@
+"""A model on disk, opened and not yet read: its configuration, its tensors by name, and which parameters they fill."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from glassformer.config import ModelConfig, RecurrentConfig
+from glassformer.errors import CheckpointError
+from glassformer.families import Family, family_of, read_config
+from glassformer.nn.model import Decoder, make_model
+from glassformer.nn.recurrent import RecurrentEncoderDecoder
+from glassformer.weights.mxfp4 import unpacked
+from glassformer.weights.pickled import PickledFile
+from glassformer.weights.reader import Reader, TensorFile, read_json
+from glassformer.weights.rules import Entry, entries
+from glassformer.weights.safetensors_file import SafetensorsFile
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+SHOWN = 20  # problems told one by one
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`family` says how the tensors are named and laid out here; `metadata` are a GGUF file's."""
+
+    path: Path
+    config: ModelConfig | RecurrentConfig
+    reader: Reader
+    family: Family
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_numbers(self) -> int:
+        """How many numbers the tensors hold: about the number of parameters."""
+        return sum(torch.Size(self.reader.shape(name)).numel() for name in self.reader)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What most of the numbers are stored in; bfloat16 stands for what is quantized, which is no finer."""
+        sizes: Counter[torch.dtype] = Counter()
+        for name in self.reader:
+            dtype = self.reader.dtype(name) if self.reader.mapped(name) else torch.bfloat16
+            sizes[dtype or torch.float32] += torch.Size(self.reader.shape(name)).numel()
+        return sizes.most_common(1)[0][0] if sizes else torch.float32
+
+
+def open_checkpoint(path: Path, ignore_keys: tuple[str, ...] = ()) -> Checkpoint:
+    """A model folder, a weights file beside its config.json, or a GGUF file, which is all in one.
+
+    CheckpointError names a file that is missing, cut short or damaged; ConfigError what of its configuration is not
+    understood.
+    """
+    if path.suffix == ".gguf":
+        return _open_gguf(path, ignore_keys)
+    folder = path.parent if path.is_file() else path
+    config = read_config(read_json(folder / "config.json"), str(folder / "config.json"), ignore_keys)
+    names = [path.name] if path.is_file() else weight_files(folder)
+    missing = [str(folder / name) for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{', '.join(missing[:SHOWN])} {'is' if len(missing) == 1 else 'are'} missing")
+    reader = unpacked(Reader([open_file(folder / name) for name in names]))
+    return Checkpoint(path, config, reader, family_of(config))
+
+
+def _open_gguf(path: Path, ignore_keys: tuple[str, ...]) -> Checkpoint:
+    from glassformer.families.gguf import EMBED, in_gguf, read_metadata
+    from glassformer.weights.gguf_file import GgufFile
+
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    file = GgufFile(path)
+    if file.metadata.get("split.count", 1) != 1:
+        raise CheckpointError(f"{path} is one of {file.metadata['split.count']} files, which must be joined first")
+    shape = file.shape(EMBED) if EMBED in file else ()
+    if len(shape) != 2:
+        found = f"got {list(shape)}" if EMBED in file else "and is missing"
+        raise CheckpointError(f"{path}: {EMBED} must be a table, {found}")
+    config = read_metadata(file.metadata, file.keys(), shape[0], str(path), ignore_keys)
+    return Checkpoint(path, config, Reader([file]), in_gguf(family_of(config)), file.metadata)
+
+
+def open_file(path: Path) -> TensorFile:
+    """One file of weights, by what its name says it is."""
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path)
+    if path.suffix in (".bin", ".pt", ".pth"):
+        return PickledFile(path)
+    raise CheckpointError(f"{path} is not a file of weights: known are .safetensors, .bin, .pt, .pth and .gguf")
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The files that hold a folder's weights: the shards of an index, or one file; safetensors come first."""
+    for name in WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            shards = read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(
+                isinstance(shard, str) and re.fullmatch(r"[^/\\\0]+", shard) for shard in shards.values()
+            ):
+                raise CheckpointError(f"{index}: weight_map must name a file for each tensor")
+            return sorted(set(shards.values()))
+        if (folder / name).exists():
+            return [name]
+    return [WEIGHTS[0]]
+
+
+def parameters_of(config: ModelConfig | RecurrentConfig) -> dict[str, Tensor]:
+    """A model's parameters by name, of which there are only shapes."""
+    return dict(empty_model(config).named_parameters())
+
+
+def empty_model(config: ModelConfig | RecurrentConfig) -> Decoder | RecurrentEncoderDecoder:
+    """A model without numbers, on the meta device."""
+    with torch.device("meta"), _NoFirstValues():
+        return RecurrentEncoderDecoder(config) if isinstance(config, RecurrentConfig) else make_model(config)
+
+
+class _NoFirstValues(TorchFunctionMode):
+    """Layers draw no first values: on the meta device there are none, and PyTorch would import a second's worth of code
+    to see it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple[Entry, str]]:
+    """Each entry with the name its tensor has in the file. All problems in one CheckpointError."""
+    fam, config, reader = checkpoint.family, checkpoint.config, checkpoint.reader
+    pairs, wrong, unused = [], [f"filled twice: {what}" for what in reader.twice], set(reader)
+    bare = not any(name.startswith(fam.prefix) for name in reader)
+    there = {fam.prefix + name if bare else name for name in reader}
+    for entry in entries(fam, config, parameters, there):
+        name = entry.theirs.removeprefix(fam.prefix) if bare else entry.theirs
+        if name not in reader:
+            wrong.append(f"missing: {name} (fills {', '.join(entry.ours)})")
+            continue
+        unused.discard(name)
+        if reader.shape(name) != entry.shape(parameters):
+            found, told = list(reader.shape(name)), list(entry.shape(parameters))
+            wrong.append(f"shape: {name} is {found}, the config says {told}")
+        if reader.dtype(name) is None:
+            wrong.append(f"type: {name} is {reader.kind(name)}, weights are {reader.readable(name)}")
+        pairs.append((entry, name))
+    wrong += [f"not used: {name}" for name in sorted(unused) if not _may_be_left(fam, config, name, reader)]
+    if wrong:
+        shown = "\n  ".join(wrong[:SHOWN]) + (f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
+        raise CheckpointError(f"{checkpoint.path}: the weights do not fit the configuration:\n  {shown}")
+    return pairs
+
+
+def _may_be_left(fam: Family, config: ModelConfig | RecurrentConfig, name: str, reader: Reader) -> bool:
+    """A buffer without weights, or a copy of the embedding beside a tied head."""
+    if any(re.fullmatch(pattern, name.removeprefix(fam.prefix)) for pattern in fam.ignored):
+        return True
+    if fam.rules is None or isinstance(config, RecurrentConfig):
+        return False
+    theirs = {rule.ours: rule.theirs for rule in fam.rules}
+    table, head = theirs["embed.weight",], theirs.get(("head.weight",))
+    table = table if table in reader else table.removeprefix(fam.prefix)
+    return config.tied_head and name == head and table in reader and torch.equal(reader[name], reader[table])

@@ -1,0 +1,82 @@
+"""What a person means by MODEL, and what lies beside its weights: the tokenizer, and the tokens that end a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from glassformer.errors import CheckpointError
+from glassformer.text.files import find_tokenizer
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.weights.hub import fetch, is_hub_name
+from glassformer.weights.reader import read_json
+
+PACKAGED = {"stories": "a small model that ships with Glassformer, trained on its own generated stories"}
+FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
+
+
+def find(path: str | Path, *, offline: bool = False) -> Path:
+    """The model folder or file that a person means: what exists, then a model in the package, then one on the hub.
+
+    A run folder means its best checkpoint, a folder with nothing but a GGUF file that file. CheckpointError where there
+    is none.
+    """
+    folder = Path(path)
+    if folder.is_file() and folder.suffix in FILES:
+        return folder
+    for one in (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last"):
+        if (one / "config.json").exists():
+            return one.resolve() if one is not folder else folder
+    ggufs = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
+    if len(ggufs) == 1:
+        return ggufs[0]
+    packaged = resources.files("glassformer") / "models" / str(path)
+    if not folder.exists() and str(path) in PACKAGED and packaged.is_dir():
+        return Path(str(packaged))
+    if not folder.exists() and is_hub_name(str(path)):
+        return find(fetch(str(path), offline=offline))
+    if ggufs:
+        raise CheckpointError(f"{path} has several GGUF files: name one of {', '.join(file.name for file in ggufs)}")
+    why = "has no config.json" if folder.is_dir() else "is not a folder"
+    known = ", ".join(PACKAGED)
+    raise CheckpointError(
+        f"{path} {why}: give a model folder or file, a run folder, a packaged model ({known}), or owner/name on the hub"
+    )
+
+
+def metadata_of(found: Path) -> Mapping[str, Any]:
+    """The metadata of a GGUF file; nothing of anything else."""
+    if found.suffix != ".gguf" or not found.is_file():
+        return {}
+    from glassformer.weights.gguf_header import read_header
+
+    return read_header(found).metadata
+
+
+def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer | None:
+    """The tokenizer of a model that `find` found, where it has one. `metadata`: a GGUF file's, already read."""
+    metadata = metadata_of(found) if metadata is None else metadata
+    if metadata:
+        from glassformer.text.gguf import tokenizer_from_gguf
+
+        none = metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab")
+        return None if none else tokenizer_from_gguf(metadata)
+    folder = found.parent if found.is_file() else found
+    return Tokenizer.load(folder) if find_tokenizer(folder) else None
+
+
+def ends_of(found: Path, metadata: Mapping[str, Any] | None = None) -> list[int]:
+    """The tokens that end a text, as generation_config.json or else config.json names them; or a GGUF file."""
+    metadata = metadata_of(found) if metadata is None else metadata
+    if metadata:
+        named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+        return [index for index in named if isinstance(index, int)]
+    folder = found.parent if found.is_file() else found
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).exists():
+            ends = read_json(folder / name).get("eos_token_id")
+            if ends is not None:
+                return ends if isinstance(ends, list) else [ends]
+    return []

@@ -1,0 +1,85 @@
+"""The tensors of a GGUF file: mapped where they are floats, decoded a piece at a time where they are quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+from torch import Tensor
+
+from glassformer.errors import CheckpointError
+from glassformer.weights.gguf_header import read_header
+from glassformer.weights.reader import FLOATS, Scratch, TensorFile, read_rows
+
+
+def _decodes(kind: GGMLQuantizationType) -> bool:
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+DECODED = {kind.name for kind in GGMLQuantizationType if kind.name not in FLOATS and _decodes(kind)}
+
+
+class GgufFile(TensorFile):
+    """One GGUF file. CheckpointError where it is damaged, cut short, or claims more than it has."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        header = read_header(path)
+        self.metadata, self.names = header.metadata, header.tensors
+        self.bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.names[name].shape
+
+    def kind(self, name: str) -> str:
+        return self.names[name].kind
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        kind = self.kind(name)
+        return torch.float32 if kind in DECODED else FLOATS.get(kind)
+
+    def readable(self) -> str:
+        return ", ".join([*FLOATS, *sorted(DECODED)])
+
+    def begin(self, name: str) -> int | None:
+        return self.names[name].begin
+
+    def __getitem__(self, name: str) -> Tensor:
+        info = self.names[name]
+        if info.kind in FLOATS:
+            return self.bytes[info.begin : info.begin + info.nbytes].view(FLOATS[info.kind]).view(info.shape)
+        value = torch.empty(info.shape)
+        for first, piece in self.rows(name, Scratch()):
+            value[first : first + len(piece)] = piece
+        return value
+
+    def rows(self, name: str, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
+        info = self.names[name]
+        n_rows = info.shape[0] if len(info.shape) > 1 else 1
+        shape = info.shape[1:] if len(info.shape) > 1 else info.shape
+        for first, piece in read_rows(self.path, info.begin, n_rows, info.nbytes // max(1, n_rows), scratch):
+            if info.kind in FLOATS:
+                rows = piece.view(FLOATS[info.kind])
+            else:
+                rows = self._decode(piece, info.kind)
+            yield (first, rows.view(-1, *shape)) if len(info.shape) > 1 else (0, rows.view(shape))
+
+    def _decode(self, rows: Tensor, kind: str) -> Tensor:
+        """Bytes [n, bytes of a row] as float32 [n, numbers of a row]."""
+        if kind not in DECODED:
+            raise CheckpointError(f"{self.path}: {kind} cannot be decoded, only {self.readable()}")
+        with np.errstate(all="ignore"):  # scales of a damaged file may be anything
+            return torch.from_numpy(dequantize(rows.numpy(), GGMLQuantizationType[kind]))
+
+
+def block_size(kind: str) -> int:
+    """How many numbers of a row are quantized together."""
+    return GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0]

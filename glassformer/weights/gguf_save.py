@@ -1,0 +1,97 @@
+"""A model to one GGUF file, which llama.cpp and its kin run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from glassformer.errors import CheckpointError, ConfigError
+from glassformer.families import family_of
+from glassformer.families.gguf import in_gguf, write_metadata
+from glassformer.nn.model import Decoder
+from glassformer.weights.atomic import replacing
+from glassformer.weights.rules import Entry, entries
+from glassformer.weights.save import GgufKind
+
+KINDS: tuple[GgufKind, ...] = get_args(GgufKind)
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # as llama.cpp numbers them
+PIECE = 1 << 20  # numbers quantized at a time
+
+
+def save_gguf(
+    model: Decoder, path: str | Path, kind: GgufKind = "F16", *, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a GGUF file: matrices as `kind`, all else in float32. `extra` are more metadata: the tokenizer's.
+
+    Rows that quantization's blocks of 32 do not fit are written as F16. The file is there whole or not at all.
+    ConfigError where the format cannot say what the config says, CheckpointError where the disk is full.
+    """
+    path = Path(path)
+    if kind not in KINDS:
+        raise ConfigError(f"GGUF files are written as {', '.join(KINDS)}, got {kind!r}")
+    architecture, metadata = write_metadata(model.config)
+    metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    found = entries(in_gguf(family_of(model.config)), model.config, parameters)
+    kinds = [_kind(entry, parameters, kind) for entry in found]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path.parent} could not be made: {error.strerror}") from error
+    with replacing(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        try:
+            for key, value in (metadata | dict(extra or {})).items():
+                _add(writer, key, value)
+            for entry, one in zip(found, kinds, strict=True):
+                shape = entry.shape(parameters)
+                nbytes = gguf.quants.quant_shape_to_byte_shape(shape, one)
+                writer.add_tensor_info(entry.theirs, shape, np.dtype(np.float32), int(np.prod(nbytes)), one)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for entry, one in zip(found, kinds, strict=True):
+                writer.write_tensor_data(_encoded(entry.join(parameters), one))
+        finally:
+            writer.close()
+
+
+def _kind(entry: Entry, parameters: dict[str, Tensor], kind: str) -> gguf.GGMLQuantizationType:
+    """The type to write a tensor as: norms, biases and tables of positions are small, and read in float32."""
+    shape = entry.shape(parameters)
+    if len(shape) == 1 or entry.theirs.startswith("position"):
+        return gguf.GGMLQuantizationType.F32
+    fits = shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0] == 0
+    return gguf.GGMLQuantizationType[kind if fits else "F16"]
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if key == "general.architecture":
+        return  # the writer has said it
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_uint32(key, value)
+
+
+def _encoded(tensor: Tensor, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """A tensor as a type's bytes, a piece at a time."""
+    tensor = tensor.cpu()
+    plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}.get(kind.name)
+    if plain is not None:
+        return tensor.to(plain).view(torch.uint8).numpy()
+    rows = tensor.view(-1, tensor.shape[-1])
+    pieces = rows.split(max(1, PIECE // rows.shape[1]))
+    return np.concatenate([gguf.quants.quantize(piece.float().numpy(), kind) for piece in pieces])

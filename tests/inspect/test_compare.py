@@ -1,0 +1,69 @@
+"""The place where two implementations part is found, and named, for each family."""
+
+import pytest
+import torch
+from tiny import FAMILIES, TOLERANCE, random_ids, tiny
+
+from glassformer.config import change
+from glassformer.inspect.compare import compare
+from glassformer.nn.model import Decoder
+from glassformer.weights import load_model, save_model
+
+transformers = pytest.importorskip("transformers")
+
+EVERY = ["attn.x", "attn.q", "attn.k", "attn.v", "attn.out", "mlp.x", "mlp.up", "mlp.out"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def both(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_model(tiny(request.param), folder)
+    return folder, transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def first(places):
+    return next((place.point for place in places if place.off > TOLERANCE), None)
+
+
+def test_the_same_model_parts_nowhere(both):
+    folder, theirs = both
+    model = load_model(folder)
+    places = compare(model, theirs, random_ids(model.config, 2, 20))
+    assert first(places) is None
+    names = [place.point for place in places]
+    for i in range(3):
+        assert {f"blocks.{i}.{end}" for end in EVERY} <= set(names)
+    assert names[0] == "embed.tokens"
+    assert names[-2:] == ["final.norm", "final.logits"]
+    assert {"embed.out", "blocks.0.resid_post", "blocks.1.resid_post"} <= set(names)
+
+
+@pytest.mark.parametrize(("parameter", "point"), [
+    ("embed.weight", "embed.tokens"),
+    ("blocks.0.attn_residual.pre.weight", "blocks.0.attn.x"),
+    ("blocks.1.attn.q.weight", "blocks.1.attn.q"),
+    ("blocks.1.attn.k.bias", "blocks.1.attn.k"),
+    ("blocks.2.attn.v.weight", "blocks.2.attn.v"),
+    ("blocks.0.attn.o.weight", "blocks.0.attn.out"),
+    ("blocks.1.mlp.down.weight", "blocks.1.mlp.out"),
+    ("norm.weight", "final.norm"),
+])  # fmt: skip
+def test_a_weight_that_differs_is_found(both, parameter, point):
+    folder, theirs = both
+    model = load_model(folder, copy=True)
+    with torch.no_grad():
+        model.get_parameter(parameter).view(-1)[5] += 0.01
+        ids = random_ids(model.config, 2, 20)
+        ids[0, 0] = 0  # the row of the table that was changed
+    assert first(compare(model, theirs, ids)) == point
+
+
+def test_a_setting_that_differs_shows_where_it_is_used(both):
+    folder, theirs = both
+    model = load_model(folder)
+    for path, value, point in (("layers.1.attention.scale", 0.5, "blocks.1.attn.out"),
+                               ("layers.2.norm.eps", 0.1, "blocks.2.attn.x"),
+                               ("layers.1.mlp.activation", "relu", "blocks.1.mlp.out")):  # fmt: skip
+        other = Decoder(change(model.config, path, value))
+        other.load_state_dict(model.state_dict())
+        assert first(compare(other.eval(), theirs, random_ids(model.config, 2, 20))) == point

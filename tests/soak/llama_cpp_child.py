@@ -1,0 +1,24 @@
+"""Run by test_llama_cpp.py in an environment that has llama-cpp-python: what it makes of a GGUF file, as JSON."""
+
+import json
+import sys
+
+import numpy as np
+from llama_cpp import Llama
+
+asked = json.load(sys.stdin)
+llm = Llama(asked["path"], n_ctx=64, n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0)  # F32 caches
+tokens = [llm.tokenize(text.encode(), add_bos=False, special=False) for text in asked["texts"]]
+written, logits = [], []
+for prompt in asked["prompts"]:
+    llm.reset()
+    out = []
+    for token in llm.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):
+        out.append(int(token))
+        if len(out) == asked["length"]:
+            break
+    written.append(out)
+    llm.reset()
+    llm.eval([*prompt, *out])
+    logits.append(np.asarray(llm.scores[: len(prompt) + len(out)]).tolist())
+json.dump({"tokens": tokens, "written": written, "logits": logits}, sys.stdout)

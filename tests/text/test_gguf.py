@@ -1,0 +1,153 @@
+"""GGUF's metadata: what is written is what is read, with the same ids; and what is refused."""
+
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_sentencepiece import CORPUS, both, trained
+from tokenizers import Tokenizer as Core
+from tokenizers import models, normalizers
+
+from glassformer.errors import TokenizerError
+from glassformer.text.gguf import KEY, PRE, tokenizer_from_gguf, tokenizer_to_gguf
+from glassformer.text.sentencepiece_core import SentencePieceCore
+from glassformer.text.sentencepiece_file import read_sentencepiece
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.train import train_tokenizer
+
+TEXT = st.text(
+    st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \n\t▁é猫👩\u0301\u200d12 catheé</s>")), max_size=50
+)
+
+
+def same_both_ways(tokenizer, special=()):
+    metadata = tokenizer_to_gguf(tokenizer, vocab_size=tokenizer.vocab_size + 3)
+    again = tokenizer_from_gguf(json.loads(json.dumps(metadata)))  # plain values only
+    assert (again.bos_id, again.eos_id, again.add_bos) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.add_bos)
+    assert len(metadata[KEY + "tokens"]) == tokenizer.vocab_size + 3
+    assert tokenizer_to_gguf(again, vocab_size=tokenizer.vocab_size + 3) == metadata
+    for name in special:
+        assert again.encode(f"a{name}", special=True) == tokenizer.encode(f"a{name}", special=True)
+        assert again.special[name] not in again.encode(f"a{name}", bare=True)
+
+    @given(text=TEXT)
+    def on_any_unicode(text):
+        assert again.encode(text) == tokenizer.encode(text)
+
+    on_any_unicode()
+    assert again.encode(CORPUS) == tokenizer.encode(CORPUS)
+    assert again.decode(again.encode("the cat", bare=True)) == "the cat"
+    return metadata
+
+
+@pytest.mark.parametrize("name", ["bpe-llama", "bpe-gemma", "unigram", "unigram-bytes", "unigram-defined"])
+def test_sentencepiece(name):
+    metadata = same_both_ways(Tokenizer(SentencePieceCore(trained(name))), ["</s>"])
+    assert metadata[KEY + "model"] == ("llama" if "bpe" in name else "t5")
+    assert metadata[KEY + "tokens"][5] == both(name)[1].id_to_piece(5)
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "qwen2", "llama3", "o200k"])
+def test_byte_level_bpe(pattern):
+    special = ("<|endoftext|>", "<|user|>")
+    tokenizer = train_tokenizer([CORPUS] * 3, vocab_size=400, special=special, pattern=pattern)
+    metadata = same_both_ways(tokenizer, special)
+    assert metadata[KEY + "model"] == "gpt2"
+    assert metadata[KEY + "pre"] in PRE
+    layout = json.loads(tokenizer.core.json)
+    layout["model"]["ignore_merges"] = True
+    if pattern == "llama3":
+        assert same_both_ways(Tokenizer(json.dumps(layout), tokenizer.config))[KEY + "pre"] == "llama-bpe"
+
+
+def test_llamas_json():
+    """The same vocabulary as a `tokenizer.json`, with merges where the model had scores."""
+    pieces = read_sentencepiece(trained("bpe-llama")).pieces
+    vocab = {piece.text: index for index, piece in enumerate(pieces)}
+    rank = sorted((p for p in pieces if p.type == 1 and len(p.text) > 1), key=lambda p: -p.score)
+    cuts = [(p.text[:at], p.text[at:]) for p in rank for at in range(1, len(p.text))]
+    merges = [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
+    core = Core(models.BPE(vocab, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    from tokenizers import decoders
+
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    core.decoder = decoders.Sequence(steps)
+    core.add_special_tokens(["<unk>", "<s>", "</s>"])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    same_both_ways(Tokenizer(core.to_str(), names), ["</s>"])
+
+
+def test_wordpiece(tmp_path):
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "the",
+        "cat",
+        "##s",
+        "a",
+        "##a",
+        "c",
+        "##t",
+        "<",
+        "/",
+        ">",
+        "##h",
+    ]
+    (tmp_path / "vocab.txt").write_text("\n".join([*words, "s"]))
+    metadata = same_both_ways(Tokenizer.load(tmp_path), ["[SEP]"])
+    assert metadata[KEY + "tokens"][2:8] == ["[CLS]", "[SEP]", "[MASK]", "▁the", "▁cat", "s"]
+
+
+def test_the_template_goes_along():
+    tokenizer = Tokenizer(SentencePieceCore(trained("bpe-llama")), chat_template="{{ messages }}")
+    assert tokenizer_from_gguf(tokenizer_to_gguf(tokenizer)).chat_template == "{{ messages }}"
+
+
+def test_what_gguf_has_no_words_for():
+    for tokenizer, message in (
+        (train_tokenizer([CORPUS], kind="word", vocab_size=300), "WordLevel"),
+        (Tokenizer(SentencePieceCore(trained("bpe"))), "normalizes text"),
+        (Tokenizer(SentencePieceCore(trained("bpe-suffix"))), "spaces behind words"),
+        (train_tokenizer([CORPUS], vocab_size=300, pattern="cl100k"), "no name for this way to cut text"),
+    ):
+        with pytest.raises(TokenizerError, match=message):
+            tokenizer_to_gguf(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "rwkv"}, "model is 'rwkv'; understood are llama, t5, gpt2, bert"),
+        ({"tokens": None}, "tokens is missing"),
+        ({"tokens": "abc"}, "tokens must be a list"),
+        ({"scores": [1.0]}, "scores has 1 entries"),
+        ({"token_type": [1]}, "token_type has 1 entries"),
+        ({"bos_token_id": 10**6}, "bos_token_id is 1000000, and there are"),
+        ({"model": "gpt2", "pre": "new"}, "pre is 'new'.* known: gpt-2"),
+        ({"model": "gpt2", "pre": "gpt-2", "merges": ["q w"]}, r"'q w' \(number 0\) is not two tokens"),
+        ({"model": "gpt2", "pre": "gpt-2"}, "merges is missing"),
+    ],
+)
+def test_metadata_that_are_not_right(change, message):
+    metadata = tokenizer_to_gguf(Tokenizer(SentencePieceCore(trained("bpe-llama"))))
+    for name, value in change.items():
+        metadata[KEY + name] = value
+        if value is None:
+            del metadata[KEY + name]
+    with pytest.raises(TokenizerError, match=message):
+        tokenizer_from_gguf(metadata)
+
+
+def test_any_mixture_of_its_pieces():
+    tokenizer = Tokenizer(SentencePieceCore(trained("bpe-llama")))
+    again, chance = tokenizer_from_gguf(tokenizer_to_gguf(tokenizer)), random.Random(0)
+    pieces = [p.text.replace("▁", " ") for p in both("bpe-llama")[0].model.pieces]
+    for _ in range(200):
+        text = "".join(chance.choices(pieces, k=8))
+        assert again.encode(text) == tokenizer.encode(text) == [1, *both("bpe-llama")[1].encode(text)]
