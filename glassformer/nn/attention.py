@@ -48,7 +48,7 @@ class Attention(nn.Module):
             return HeadNorms(norm, n_heads, size)
         return make_norm(norm, size if self.config.qk_norm_over == "head" else size * n_heads)
 
-    def project(self, linear: nn.Linear, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H Dh"]:
+    def project(self, linear: nn.Module, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H Dh"]:
         """x to queries, keys or values, a row of heads for each token."""
         y, clip = linear(x), self.config.clip
         return (y if clip is None else y.clamp(-clip, clip)).unflatten(-1, (-1, self.config.head_dim))
