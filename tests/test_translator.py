@@ -246,7 +246,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(folder, name):
     with pytest.raises(CheckpointError, match=f"has {VOCAB + 1} tokens, and the model's source vocabulary {VOCAB}"):
         load_translator(folder)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(TokenizerError, match="has no tokenizer: looked for tokenizer.json"):
+    with pytest.raises(TokenizerError, match=r"has no tokenizer: looked for tokenizer\.json"):
         load_translator(folder)
     (folder / "tokenizer.json").write_text("{}")
     config["bos_token"] = "nowhere"
