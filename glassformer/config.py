@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from glassformer.errors import ConfigError
+from glassformer.moe_config import MoEConfig
 from glassformer.rope_scaling import LongScaling, Scaling, YarnScaling
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"]
 
 
 def _require(ok: bool, message: str) -> None:
@@ -62,7 +63,8 @@ class AttentionConfig:
     c tanh(s/c). `window` is how many keys a query sees, itself included; None is all. `bias` is of q, k and v;
     `out_bias` of o. `clip` bounds what q, k and v are projected to. `qk_norm` norms q and k: each head by itself, all
     with one weight ("head"), or each with its own, without bias ("each"); or all heads as one vector ("width").
-    `causal`: a query sees no later key; False in an encoder and in cross-attention.
+    `causal`: a query sees no later key; False in an encoder and in cross-attention. `sinks`: one more score per head is
+    learned, whose probability goes nowhere (Xiao et al. 2024; gpt-oss).
     """
 
     n_heads: int
@@ -78,6 +80,7 @@ class AttentionConfig:
     rope: RopeConfig | None = None
     window: int | None = None
     causal: bool = True
+    sinks: bool = False
 
     def __post_init__(self):
         for name in ("n_heads", "n_kv_heads", "head_dim"):
@@ -106,17 +109,28 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class MLPConfig:
-    """The feed-forward layer: down(act(up x)), or gated, down(act(gate x) * up x) (Shazeer 2020)."""
+    """The feed-forward layer: down(act(up x)), or gated, down(act(gate x) * up x) (Shazeer 2020).
+
+    `limit` l: gate x is bounded by l from above, and up x by l on either side. `up_plus_one`: act(gate x) multiplies
+    1 + up x (gpt-oss has both).
+    """
 
     d_ff: int
     activation: Activation = "silu"
     gated: bool = True
     bias: bool = False
+    limit: float | None = None
+    up_plus_one: bool = False
 
     def __post_init__(self):
         _require(self.d_ff >= 1, f"d_ff must be at least 1, got {self.d_ff}")
-        known = ("relu", "gelu", "gelu_tanh", "silu")
+        known = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu")
         _require(self.activation in known, f"activation must be one of {', '.join(known)}, got {self.activation!r}")
+        _require(self.limit is None or self.limit > 0, f"limit must be above 0, got {self.limit}")
+        _require(
+            self.gated or (self.limit is None and not self.up_plus_one),
+            "limit and up_plus_one are of a gated feed-forward layer",
+        )
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,8 @@ class LayerConfig:
 
     `norm_at` says which of the three norms there are: ("pre",) in GPT-2 and Llama, ("post",) in the paper of 2017.
     `cross` stands between the two: attention to an encoder's output. `parallel`: both read the same x, and both are
-    added to it ("GPT-J", Wang & Komatsuzaki 2021); with `shared_norm` they read it through one norm.
+    added to it ("GPT-J", Wang & Komatsuzaki 2021); with `shared_norm` they read it through one norm. `experts`: there
+    are many feed-forward layers like `mlp`, and each token goes through some of them.
     """
 
     attention: AttentionConfig
@@ -135,6 +150,7 @@ class LayerConfig:
     cross: AttentionConfig | None = None
     parallel: bool = False
     shared_norm: bool = False
+    experts: MoEConfig | None = None
 
     def __post_init__(self):
         known = {"pre", "out", "post"}
@@ -143,8 +159,8 @@ class LayerConfig:
             f"norm_at must name one or more of pre, out and post, each once, got {self.norm_at!r}",
         )
         _require(
-            self.cross is None or (not self.cross.causal and self.cross.rope is None),
-            "cross-attention sees its whole source, and has no positions in common with it: "
+            self.cross is None or not (self.cross.causal or self.cross.rope or self.cross.sinks),
+            "cross-attention sees its whole source, and has no positions in common with it, and no sinks: "
             f"causal must be False and rope None, got {self.cross}",
         )
         _require(

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
-from glassformer.rope_scaling import LinearScaling, LongScaling
+from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, MoEConfig, NormConfig, RopeConfig
+from glassformer.rope_scaling import LinearScaling, LongScaling, YarnScaling
 
 RMS, LAYER = NormConfig("rms", 1e-2), NormConfig("layer", 1e-2)
 ONE_PLUS = NormConfig("rms", 1e-2, "float32 1+")
@@ -114,9 +114,37 @@ def stablelm() -> ModelConfig:
     return ModelConfig("stablelm", V, D, T, (layer,) * 3, LAYER)
 
 
+def mixtral() -> ModelConfig:
+    attention = AttentionConfig(4, 2, 10, rope=ROPE, window=6)
+    layer = LayerConfig(attention, MLPConfig(24), RMS, experts=MoEConfig(6, 2))
+    return ModelConfig("mixtral", V, D, T, (layer,) * 3, RMS)
+
+
+def qwen3_moe() -> ModelConfig:
+    attention = AttentionConfig(4, 2, 16, bias=True, out_bias=True, qk_norm=RMS, rope=ROPE, window=5)
+    plain = LayerConfig(attention, MLPConfig(72), RMS)
+    routed = replace(plain, mlp=MLPConfig(24), experts=MoEConfig(6, 3, normed=False))
+    return ModelConfig("qwen3_moe", V, D, T, (routed, routed, plain), RMS)
+
+
+def olmoe() -> ModelConfig:
+    attention = AttentionConfig(4, 2, 12, bias=True, out_bias=True, qk_norm=RMS, qk_norm_over="width", rope=ROPE)
+    layer = LayerConfig(attention, MLPConfig(24), RMS, experts=MoEConfig(6, 3, normed=False))
+    return ModelConfig("olmoe", V, D, T, (layer,) * 3, RMS)
+
+
+def gpt_oss() -> ModelConfig:
+    yarn = YarnScaling(4.0, 16, beta_fast=2.5, beta_slow=0.1, attention_factor=1.2, truncate=False)
+    attention = AttentionConfig(4, 2, 12, bias=True, out_bias=True, rope=RopeConfig(100.0, scaling=yarn), sinks=True)
+    mlp = MLPConfig(24, "quick_gelu", bias=True, limit=0.8, up_plus_one=True)
+    full = LayerConfig(attention, mlp, NormConfig("rms", 1e-2, "float32"), experts=MoEConfig(6, 3, router_bias=True))
+    sliding = replace(full, attention=replace(attention, window=5))
+    return ModelConfig("gpt_oss", V, D, T, (sliding, full, sliding), full.norm)
+
+
 EVERY = (
     qwen3, llama, gpt2, mistral, qwen2, gpt_neox, gemma, gemma2, gemma3_text, phi3, phi, olmo, olmo2, smollm3, falcon,
-    stablelm,
+    stablelm, mixtral, qwen3_moe, olmoe, gpt_oss,
 )  # fmt: skip
 CONFIGS: dict[str, Callable[[], ModelConfig]] = {f.__name__: f for f in EVERY}
 DECODERS = tuple(CONFIGS)

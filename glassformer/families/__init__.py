@@ -14,15 +14,19 @@ from glassformer.families import (
     gemma3,
     gpt2,
     gpt_neox,
+    gpt_oss,
     llama,
     mistral,
+    mixtral,
     olmo,
     olmo2,
+    olmoe,
     pair,
     phi,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
     stablelm,
 )
@@ -30,8 +34,8 @@ from glassformer.families.family import Family, Fields
 from glassformer.families.shape import ShapeConfig
 
 DECODERS = (
-    falcon, gemma, gemma2, gemma3, gpt2, gpt_neox, llama, mistral, olmo, olmo2, phi, phi3, qwen2, qwen3, smollm3,
-    stablelm,
+    falcon, gemma, gemma2, gemma3, gpt2, gpt_neox, gpt_oss, llama, mistral, mixtral, olmo, olmo2, olmoe, phi,
+    phi3, qwen2, qwen3, qwen3_moe, smollm3, stablelm,
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {f.name: f for f in (*(one.FAMILY for one in DECODERS), pair.PAIR, pair.RECURRENT)}
 

@@ -15,9 +15,10 @@ IGNORED = frozenset(
     """_name_or_path architectures attention_dropout attention_probs_dropout_prob attn_pdrop auto_map bos_token_id
     cache_implementation chunk_size_feed_forward classifier_dropout dtype embd_pdrop eos_token_id hidden_dropout
     hidden_dropout_prob id2label initializer_range keys_to_ignore_at_inference label2id max_window_layers n_ctx
-    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
-    resid_pdrop return_dict summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj task_specific_params torch_dtype transformers_version use_cache""".split()
+    output_attentions output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type
+    reorder_and_upcast_attn resid_pdrop return_dict router_aux_loss_coef router_jitter_noise summary_activation
+    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params torch_dtype
+    transformers_version use_cache""".split()
 )
 
 # Activations as checkpoints call them; the first name of each is the one that is written.
@@ -26,6 +27,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
     "relu": "relu",
+    "quick_gelu": "quick_gelu",
     "silu": "silu",
 }
 ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
@@ -115,8 +117,10 @@ class Rule:
 
     Several parameters share one tensor along its output axis (a fused q, k, v). `transposed`: stored [in, out].
     `by_head`: the tensor holds, for each key/value head, its queries' rows, its key's and its value's. `{j}` in both
-    counts what a layer has several of (norms of heads).
-    `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a head apart.
+    counts what a layer has several of (norms of heads, experts). `{j}` in `ours` alone: all experts lie in one tensor,
+    one behind the other along a first axis. `by_turns`: the tensor holds the first row of each parameter, then the
+    second of each. `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a
+    head apart.
     """
 
     theirs: str
@@ -124,10 +128,11 @@ class Rule:
     transposed: bool = False
     by_head: bool = False
     interleaved: bool = False
+    by_turns: bool = False
 
 
-def rule(theirs: str, *ours: str, transposed: bool = False) -> Rule:
-    return Rule(theirs, ours, transposed)
+def rule(theirs: str, *ours: str, transposed: bool = False, by_turns: bool = False) -> Rule:
+    return Rule(theirs, ours, transposed, by_turns=by_turns)
 
 
 def linear(
@@ -150,6 +155,7 @@ def no_shape(s: ShapeConfig) -> ModelConfig:
 class Family:
     """A model family. `prefix` may be absent from all tensor names; `ignored` are tensors that hold no weights.
 
+    `others`: more rules, for tensors that may stand where those of `rules` are not; they are read, and never written.
     `rules` None: tensors are named, and lie, as our parameters do. `shape` makes a model from the few numbers that a
     person types.
     """
@@ -162,3 +168,4 @@ class Family:
     rules: tuple[Rule, ...] | None = None
     prefix: str = ""
     ignored: tuple[str, ...] = ()
+    others: tuple[Rule, ...] = ()

@@ -109,7 +109,7 @@ def in_gguf(family: Family) -> Family:
     """The family as GGUF lays it out. ConfigError where the format, or this library, does not."""
     if family.name not in GGUF:
         raise ConfigError(f"{family.name} has no GGUF form here; those with one are {', '.join(GGUF)}")
-    return replace(family, rules=GGUF[family.name].rules, prefix="", ignored=())
+    return replace(family, rules=GGUF[family.name].rules, prefix="", ignored=(), others=())
 
 
 def read_metadata(

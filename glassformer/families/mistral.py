@@ -10,17 +10,18 @@ from glassformer.families.family import Family, Fields
 from glassformer.families.rope import read_rope
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: Fields, *, eps: float = 1e-6, theta: float = 1e4, window: int | None = 4096) -> ModelConfig:
+    """`eps`, `theta`, `window`: where the file is silent."""
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     context = raw.size("max_position_embeddings", 131072)
     head_dim = raw.size("head_dim", max(1, d_model // n_heads))
-    norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6))
+    norm = NormConfig("rms", raw.number("rms_norm_eps", eps))
     attention = AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=raw.size("num_key_value_heads", 8),
         head_dim=head_dim,
-        rope=read_rope(raw, head_dim, context),
-        window=raw.optional("sliding_window", 4096),
+        rope=read_rope(raw, head_dim, context, theta=theta),
+        window=raw.optional("sliding_window", window),
     )
     mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_act", "silu"))
     return ModelConfig(

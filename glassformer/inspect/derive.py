@@ -69,7 +69,7 @@ def derive(model: Decoder, name: str, kept: Mapping[str, Tensor], view: View) ->
     if end == "heads":
         return Derived(*heads(attention.o, kept[f"{layer}.z"], kept[f"{layer}.out"]))
     q_rot, k_rot, v, z = (kept[f"{layer}.{part}"] for part in ("q_rot", "k_rot", "v", "z"))
-    found = attended(attention.spec, q_rot, k_rot, v, z, view)
+    found = attended(attention.spec, q_rot, k_rot, v, z, view, sinks=attention.sinks)
     return Derived({"scores": found.scores, "probs": found.probs}[end], found.error)
 
 

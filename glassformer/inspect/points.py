@@ -10,6 +10,7 @@ cached pass makes only once.
         next block <- resid_post <- mlp.add <- mlp.out <- act <- gate up <- mlp.x <- resid_mid <----------'
 
 In a parallel block mlp.x is read where attn.x is, and there is no resid_mid.
+Of experts: mlp.x -> mlp.router -> mlp.out; inside, each has some of the tokens only. A shared one has act, gate and up.
 With a source: resid_mid -> cross.x -> q q_rot, of the source k v k_rot -> z -> out -> add -> resid_cross -> mlp.x
 
 Recurrent: rnn.states (-> rnn.scores -> rnn.probs -> rnn.context, once for each target token or for all) -> final.logits
@@ -58,6 +59,10 @@ def _cross(_: ModelConfig | EncoderConfig, layer: LayerConfig) -> bool:
     return layer.cross is not None
 
 
+def _neurons(_: ModelConfig | EncoderConfig, layer: LayerConfig) -> bool:
+    return layer.experts is None or layer.experts.shared_d_ff is not None
+
+
 PRODUCT = ("attn.q_rot", "attn.k_rot", "attn.v", "attn.z")  # what scores and probabilities are computed from
 CROSS_PRODUCT = ("cross.q_rot", "cross.k_rot", "cross.v", "cross.z")
 
@@ -95,9 +100,14 @@ BLOCK = (
     _block("cross.add", "what enters the residual stream (differs where a norm follows)", "B T D", _cross),
     _block("resid_cross", "the residual stream after attention to the source is added", "B T D", _cross),
     _block("mlp.x", "what the feed-forward layer reads: after its norm", "B T D"),
-    _block("mlp.up", "up projection", "B T F"),
-    _block("mlp.gate", "gate projection, before the activation", "B T F", only=lambda _, layer: layer.mlp.gated),
-    _block("mlp.act", "the hidden neurons, as the down projection reads them", "B T F"),
+    _block(
+        "mlp.router", "of experts: how well each fits, before softmax", "B T E", lambda _, layer: bool(layer.experts)
+    ),
+    _block("mlp.up", "up projection (of experts: the shared one's)", "B T F", _neurons),
+    _block(
+        "mlp.gate", "gate projection, before the activation", "B T F", lambda *of: _neurons(*of) and of[1].mlp.gated
+    ),
+    _block("mlp.act", "the hidden neurons, as the down projection reads them", "B T F", _neurons),
     _block("mlp.out", "what the feed-forward layer writes", "B T D"),
     _block("mlp.add", "what enters the residual stream (differs from mlp.out where a norm follows)", "B T D"),
     _block("resid_post", "the residual stream after the block", "B T D"),

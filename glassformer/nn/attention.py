@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -37,6 +38,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(d_model, kv_width, config.bias)
         self.v = nn.Linear(d_model, kv_width, config.bias)
         self.o = nn.Linear(width, d_model, config.out_bias)
+        self.sinks = nn.Parameter(torch.zeros(config.n_heads)) if config.sinks else None
         self.q_norm, self.k_norm = self.make_norm(config.n_heads), self.make_norm(config.n_kv_heads)
 
     def make_norm(self, n_heads: int) -> nn.Module:
@@ -65,7 +67,7 @@ class Attention(nn.Module):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q = step.see("attn.q_rot", q)
         k = step.see("attn.k_rot", k)
-        z = step.attend(self.spec, q, step.keep(k, v))  # [B, T, H, Dh]
+        z = step.attend(self.spec, q, step.keep(k, v), sinks=self.sinks)  # [B, T, H, Dh]
         return self.o(step.see("attn.z", z).flatten(-2))
 
 

@@ -14,7 +14,8 @@ from glassformer.nn.model import Decoder
 from glassformer.nn.position import LearnedPositions
 
 PAIRS = 6  # of a head's rotary pairs, the fastest: they tell neighbours apart
-WRITERS = ("attn.o", "cross.o", "mlp.down")  # what writes to the residual stream
+SUBLAYERS = ("attn.o", "cross.o", ".mlp")  # each writes to the residual stream once
+WRITERS = ("attn.o", "cross.o", ".down")  # by these
 
 
 @torch.no_grad()
@@ -44,7 +45,7 @@ def init_weights(
         raise ConfigError(f"init.look_back {look_back} has no effect: this model has no rotary positions")
     generator = torch.Generator().manual_seed(seed)
     modules = dict(model.named_modules())
-    writers = Counter(name.startswith("encoder.") for name in modules if name.endswith(WRITERS))
+    writers = Counter(name.startswith("encoder.") for name in modules if name.endswith(SUBLAYERS))
     for name, module in modules.items():
         if isinstance(module, nn.Linear | nn.Embedding | LearnedPositions):
             writes = name.endswith(WRITERS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "silu": F.silu,
 }
 
@@ -25,15 +27,28 @@ class MLP(nn.Module):
 
     def __init__(self, config: MLPConfig, d_model: int):
         super().__init__()
+        self.config = config
         self.activation = ACTIVATIONS[config.activation]
         self.gate = nn.Linear(d_model, config.d_ff, config.bias) if config.gated else None
         self.up = nn.Linear(d_model, config.d_ff, config.bias)
         self.down = nn.Linear(config.d_ff, d_model, config.bias)
 
-    def forward(self, x: Float[Tensor, "*B D"], step: LayerStep) -> Float[Tensor, "*B D"]:
-        up = step.see("mlp.up", self.up(x))  # [..., F]
+    def forward(self, x: Float[Tensor, "*B D"], step: LayerStep | None = None) -> Float[Tensor, "*B D"]:
+        see = unseen if step is None else step.see
+        up = see("mlp.up", self.up(x))  # [..., F]
         if self.gate is None:
             act = self.activation(up)
         else:
-            act = self.activation(step.see("mlp.gate", self.gate(x))) * up
-        return self.down(step.see("mlp.act", act))
+            act = self.gated(see("mlp.gate", self.gate(x)), up)
+        return self.down(see("mlp.act", act))
+
+    def gated(self, gate: Float[Tensor, "*B F"], up: Float[Tensor, "*B F"]) -> Float[Tensor, "*B F"]:
+        """act(gate) * up, within limits where there are any."""
+        if (limit := self.config.limit) is not None:
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        return self.activation(gate) * (up + 1 if self.config.up_plus_one else up)
+
+
+def unseen(_: str, value: Tensor) -> Tensor:
+    """What passes where no tap may look: inside an expert, which gets some of the tokens only."""
+    return value

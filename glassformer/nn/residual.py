@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from glassformer.config import LayerConfig
 from glassformer.nn.attention import Attention, CrossAttention
 from glassformer.nn.mlp import MLP
+from glassformer.nn.moe import MoE
 from glassformer.nn.norm import make_norm
 from glassformer.nn.step import LayerStep
 
@@ -44,7 +45,7 @@ class Block(nn.Module):
         super().__init__()
         self.parallel, self.shared_norm = config.parallel, config.shared_norm
         self.attn = Attention(config.attention, d_model)
-        self.mlp = MLP(config.mlp, d_model)
+        self.mlp = MLP(config.mlp, d_model) if config.experts is None else MoE(config.experts, config.mlp, d_model)
         self.attn_residual = Residual("attn", config, d_model)
         self.mlp_residual = Residual("mlp", config, d_model, bare=config.shared_norm)
         self.cross = None if config.cross is None else CrossAttention(config.cross, d_model)

@@ -18,6 +18,7 @@ from glassformer.errors import CheckpointError
 from glassformer.families import Family, family_of, read_config
 from glassformer.nn.model import Decoder, make_model
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
+from glassformer.weights.mxfp4 import unpacked
 from glassformer.weights.pickled import PickledFile
 from glassformer.weights.reader import Reader, TensorFile, read_json
 from glassformer.weights.rules import Entry, entries
@@ -66,7 +67,8 @@ def open_checkpoint(path: Path, ignore_keys: tuple[str, ...] = ()) -> Checkpoint
     missing = [str(folder / name) for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{', '.join(missing[:SHOWN])} {'is' if len(missing) == 1 else 'are'} missing")
-    return Checkpoint(path, config, Reader([open_file(folder / name) for name in names]), family_of(config))
+    reader = unpacked(Reader([open_file(folder / name) for name in names]))
+    return Checkpoint(path, config, reader, family_of(config))
 
 
 def _open_gguf(path: Path, ignore_keys: tuple[str, ...]) -> Checkpoint:
@@ -138,7 +140,8 @@ def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple
     fam, config, reader = checkpoint.family, checkpoint.config, checkpoint.reader
     pairs, wrong, unused = [], [f"filled twice: {what}" for what in reader.twice], set(reader)
     bare = not any(name.startswith(fam.prefix) for name in reader)
-    for entry in entries(fam, config, parameters):
+    there = {fam.prefix + name if bare else name for name in reader}
+    for entry in entries(fam, config, parameters, there):
         name = entry.theirs.removeprefix(fam.prefix) if bare else entry.theirs
         if name not in reader:
             wrong.append(f"missing: {name} (fills {', '.join(entry.ours)})")

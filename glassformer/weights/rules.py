@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from glassformer.config import ModelConfig, RecurrentConfig
-from glassformer.families.family import Family
+from glassformer.families.family import Family, Rule
 
 
 @dataclass(frozen=True)
@@ -86,23 +87,79 @@ class Entry:
         return (tensor.T if self.transposed else tensor).contiguous()
 
 
-def entries(family: Family, config: ModelConfig | RecurrentConfig, parameters: Iterable[str]) -> list[Entry]:
-    """The rules that apply to a model with these parameters: one entry per checkpoint tensor, layers written out."""
+@dataclass(frozen=True)
+class Stacked(Entry):
+    """One checkpoint tensor [E, ...] that holds what each of `n` = E experts has, `ours`, in their order."""
+
+    n: int = 1
+
+    @property
+    def size(self) -> int:
+        """How many parameters each expert has of it."""
+        return len(self.ours) // self.n
+
+    def part(self, expert: int) -> Entry:
+        """The entry of one expert, whose part of the tensor lies as in ours."""
+        return Entry(self.theirs, self.ours[expert * self.size : (expert + 1) * self.size], groups=self.groups)
+
+    def turned(self, own: Tensor) -> Tensor:
+        """One expert's part of the tensor, between how it lies in the file and in ours."""
+        return own.T if self.transposed else own
+
+    def shape(self, parameters: dict[str, Tensor]) -> tuple[int, ...]:
+        own = self.part(0).shape(parameters)
+        return (self.n, *(own[::-1] if self.transposed else own))
+
+    def split(self, tensor: Tensor, parameters: dict[str, Tensor]) -> list[Tensor]:
+        parts = (self.part(expert).split(self.turned(own), parameters) for expert, own in enumerate(tensor))
+        return [value for part in parts for value in part]
+
+    def fill(self, values: list[Tensor], begin: int, rows: Tensor) -> None:
+        for expert, own in enumerate(rows, begin):
+            self.part(expert).fill(values[expert * self.size : (expert + 1) * self.size], 0, self.turned(own))
+
+    def join(self, parameters: dict[str, Tensor]) -> Tensor:
+        return torch.stack([self.turned(self.part(expert).join(parameters)) for expert in range(self.n)])
+
+
+def entries(
+    family: Family,
+    config: ModelConfig | RecurrentConfig,
+    parameters: Iterable[str],
+    there: Collection[str] = (),
+) -> list[Entry]:
+    """The rules that apply to a model with these parameters: one entry per checkpoint tensor, layers written out.
+
+    `there`: the tensors that a checkpoint has. Where it has those of `family.others`, these entries stand for those of
+    the parameters that they fill.
+    """
+    present = set(parameters)
     if family.rules is None:
         return [Entry(name, (name,)) for name in parameters]
     assert isinstance(config, ModelConfig), "recurrent models are written as they are"
-    present, found = set(parameters), []
-    for rule in family.rules:
-        for counted in _counted(rule.ours[0], present):
-            ours = tuple(_written_out(name, counted) for name in rule.ours)
-            if present.issuperset(ours):
-                layer = config.layers[int(counted["i"])].attention if "i" in counted else None
-                groups = layer.n_kv_heads if layer is not None and rule.by_head else 1
-                paired = layer.head_dim if layer is not None and rule.interleaved else 0
-                found.append(Entry(_written_out(rule.theirs, counted), ours, rule.transposed, groups, paired))
+    found = [entry for rule in family.rules for entry in _applied(rule, config, present)]
     left = present.difference(*(entry.ours for entry in found))
     assert not left, f"parameters without a rule in {family.name}: {sorted(left)}"
-    return found
+    others = [entry for rule in family.others for entry in _applied(rule, config, present) if entry.theirs in there]
+    filled = {name for entry in others for name in entry.ours}
+    return others + [entry for entry in found if not filled.issuperset(entry.ours)]
+
+
+def _applied(rule: Rule, config: ModelConfig, present: set[str]) -> Iterator[Entry]:
+    """One rule, layers and experts written out."""
+    stacked = "{j}" in rule.ours[0] and "{j}" not in rule.theirs
+    for _, same in groupby(_counted(rule.ours[0], present), lambda counted: counted.get("i") if stacked else counted):
+        numbers = list(same)
+        ours = tuple(_written_out(name, counted) for counted in numbers for name in rule.ours)
+        if present.issuperset(ours):
+            theirs = _written_out(rule.theirs, numbers[0])
+            layer = config.layers[int(numbers[0].get("i", 0))]
+            groups = layer.attention.n_kv_heads if rule.by_head else layer.mlp.d_ff if rule.by_turns else 1
+            paired = layer.attention.head_dim if rule.interleaved else 0
+            if stacked:
+                yield Stacked(theirs, ours, rule.transposed, groups, n=len(numbers))
+            else:
+                yield Entry(theirs, ours, rule.transposed, groups, paired)
 
 
 def _counted(pattern: str, present: set[str]) -> list[dict[str, str]]:

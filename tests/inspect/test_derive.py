@@ -56,7 +56,10 @@ def test_after_the_fast_backend_the_error_is_that_of_the_identity(name):
             pv = np.einsum("bhts,bshd->bthd", got.value.double().numpy(), v)
             assert abs(got.error - np.abs(pv - z).max()) < 1e-6
             assert got.error < 1e-5
-            assert_near(got.value.sum(-1), torch.ones(got.value.shape[:-1]), 1e-6)
+            if block.attn.sinks is None:
+                assert_near(got.value.sum(-1), torch.ones(got.value.shape[:-1]), 1e-6)
+            else:
+                assert got.value.sum(-1).max() < 1, "sinks take none"
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -19,6 +19,9 @@ MODELS = {
     "parallel": tiny("gpt_neox"),
     "parallel, one norm": tiny("phi"),
     "caps, windows, norms before and after": tiny("gemma2"),
+    "experts in some layers": tiny("qwen3_moe"),
+    "sinks, windows, experts with biases": tiny("gpt_oss"),
+    "a shared expert": tiny("mixtral", **{f"layers.{i}.experts.shared_d_ff": 16 for i in range(3)}),
 }
 
 
@@ -69,15 +72,16 @@ def changed_from_outside(model, name, delta, ids):
             return attend_sdpa(spec, q, kv, view, bias, sinks)
 
         return run(model, ids, attend=attend)
+    neurons = getattr(block.mlp, "shared", block.mlp) or block.mlp.experts[0]
     before = {
         "resid_pre": block, "resid_mid": block.mlp_residual, "attn.x": block.attn, "mlp.x": block.mlp,
-        "attn.z": block.attn.o, "mlp.act": block.mlp.down,
+        "attn.z": block.attn.o, "mlp.act": neurons.down,
     }  # fmt: skip
     after = {
         "resid_post": block, "attn.q": block.attn.q, "attn.k": block.attn.k, "attn.v": block.attn.v,
-        "attn.out": block.attn.o, "attn.add": block.attn_residual.out, "mlp.gate": block.mlp.gate,
-        "mlp.up": block.mlp.up,
-        "mlp.out": block.mlp.down, "mlp.add": block.mlp_residual.out,
+        "attn.out": block.attn.o, "attn.add": block.attn_residual.out, "mlp.gate": neurons.gate,
+        "mlp.up": neurons.up, "mlp.router": getattr(block.mlp, "router", None),
+        "mlp.out": block.mlp, "mlp.add": block.mlp_residual.out,
     }  # fmt: skip
     if end in before:
         return hooked(model, ids, before[end].register_forward_pre_hook(add_before))
@@ -120,7 +124,7 @@ def test_axes_are_the_shapes(name):
     model = MODELS[name]
     c, a = model.config, model.config.layers[0].attention
     size = {"B": 2, "T": 11, "S": 11, "D": c.d_model, "V": c.vocab_size, "F": 72, "H": a.n_heads, "Hkv": a.n_kv_heads}
-    size |= {"Dh": a.head_dim, "#B": 1}
+    size |= {"Dh": a.head_dim, "#B": 1, "E": 6} | ({"F": 16} if name == "a shared expert" else {})
     tap = Everything()
     run(model, random_ids(c, 2, 11), tap=tap)
     for point, value in tap.seen.items():

@@ -11,6 +11,8 @@ from glassformer.rope_scaling import LongScaling, YarnScaling
 
 transformers = pytest.importorskip("transformers")
 
+QWEN3_ROUTED, *_, QWEN3_PLAIN = CONFIGS["qwen3_moe"]().layers
+
 # Settings beside the tiny model's own, each of which the other side must read from config.json and apply.
 VARIANTS = {
     "qwen3": [
@@ -135,6 +137,33 @@ VARIANTS = {
         {"*.attention.bias": False, "*.attention.n_kv_heads": 4},
         {"*.attention.rope.dim": None, "tied_head": True},
     ],
+    "mixtral": [
+        {},
+        {"*.attention.window": None, "tied_head": True},
+        {"*.experts.top_k": 1},
+        {"*.experts.n_experts": 3, "*.attention.head_dim": 12},
+        {"*.mlp.activation": "gelu"},
+    ],
+    "qwen3_moe": [
+        {},
+        {"layers.0.experts.normed": True, "layers.1.experts.normed": True},
+        {"layers.0": QWEN3_PLAIN, "layers.2": QWEN3_ROUTED},
+        {"layers.2": QWEN3_ROUTED, "*.attention.window": None},
+        {"*.attention.bias": False, "*.attention.out_bias": False, "tied_head": True},
+    ],
+    "olmoe": [
+        {},
+        {"*.experts.normed": True, "*.attention.n_kv_heads": 4},
+        {"*.attention.bias": False, "*.attention.out_bias": False, "tied_head": True},
+        {"*.experts.top_k": 6},
+    ],
+    "gpt_oss": [
+        {},
+        {"*.attention.window": None, "tied_head": True},
+        {"*.attention.rope.scaling": None, "layers.1.attention.window": 5},
+        {"*.attention.bias": False, "*.attention.out_bias": False, "*.experts.top_k": 1},
+        {"*.mlp.limit": 7.0, "*.attention.n_kv_heads": 4},
+    ],
 }
 
 
@@ -196,5 +225,19 @@ HF_MADE = {
     }),
     "stablelm": lambda: transformers.StableLmConfig(
         **SIZES, num_key_value_heads=2, use_qkv_bias=True, qk_layernorm=True, partial_rotary_factor=0.5,
+    ),
+    "mixtral": lambda: transformers.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=5),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **SIZES, num_key_value_heads=2, head_dim=10, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24,
+        decoder_sparse_step=2, norm_topk_prob=True,
+    ),
+    "olmoe": lambda: transformers.OlmoeConfig(**SIZES, num_experts=5, num_experts_per_tok=2),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **SIZES, num_key_value_heads=2, head_dim=12, num_local_experts=5, num_experts_per_tok=2, sliding_window=6,
+        swiglu_limit=1.5,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 12,
+            "truncate": False, "beta_fast": 2.0, "beta_slow": 0.1,
+        },
     ),
 }  # fmt: skip

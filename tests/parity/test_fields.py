@@ -10,7 +10,7 @@ from tiny import TOLERANCE, moved, pair_config, random_ids, randomise, run, tiny
 from tiny_families import DECODERS
 
 from glassformer.cache.dense import DenseCache
-from glassformer.config import ModelConfig, NormConfig, RopeConfig, change
+from glassformer.config import ModelConfig, MoEConfig, NormConfig, RopeConfig, change
 from glassformer.errors import CapacityError, ConfigError
 from glassformer.families import read_config, write_config
 from glassformer.families.family import IGNORED
@@ -41,9 +41,23 @@ OTHER = {
     "parallel": [True, False],
     "shared_norm": [True, False],
     "mlp.d_ff": [71],
-    "mlp.activation": ["relu", "gelu", "gelu_tanh", "silu"],
+    "mlp.activation": ["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"],
     "mlp.gated": [True, False],
+    "mlp.limit": [None, 0.3],
+    "mlp.up_plus_one": [True, False],
     "mlp.bias": [True, False],
+    "experts": [None, MoEConfig(6, 2)],
+    "experts.n_experts": [4, 8],
+    "experts.top_k": [1, 4],
+    "experts.scores": ["softmax", "sigmoid"],
+    "experts.normed": [True, False],
+    "experts.scale": [1.5],
+    "experts.router_bias": [True, False],
+    "experts.correction": [True, False],
+    "experts.n_groups": [1, 2, 3],
+    "experts.top_groups": [1, 2],
+    "experts.group_best": [1, 2],
+    "experts.shared_d_ff": [None, 16],
     "attention.n_heads": [8],
     "attention.n_kv_heads": [2, 1],
     "attention.head_dim": [8],
@@ -56,6 +70,7 @@ OTHER = {
     "attention.qk_norm.scale": [None, "weight", "float32 1+"],
     "attention.qk_norm_over": ["head", "each", "width"],
     "attention.clip": [None, 0.5],
+    "attention.sinks": [True, False],
     "attention.softcap": [None, 1.5],
     "attention.rope": [None, RopeConfig(100.0)],
     "attention.rope.theta": [50.0],
@@ -74,9 +89,13 @@ SOMETIMES = {  # refused beside another setting of some of the families
     "layers.1.attention.rope.dim",
     "layers.1.shared_norm", "layers.1.norm_at", "layers.1.attention.qk_norm_over", "layers.1.norm.kind",
     "layers.1.norm.scale", "final_norm.kind", "final_norm.scale", "layers.1.attention.qk_norm",
-    "layers.1.attention.qk_norm.kind", "layers.1.attention.qk_norm.scale",
+    "layers.1.attention.qk_norm.kind", "layers.1.attention.qk_norm.scale", "layers.1.experts.top_groups",
+    "layers.1.mlp.gated", "layers.1.mlp.limit", "layers.1.mlp.up_plus_one",
+    "layers.1.experts.group_best",
 }  # fmt: skip
-SILENT = {"family", "round_embed_scale"}  # the first says which file format; the second shows in lower precision only
+SILENT = {  # the first says which file format; the others show in lower precision only
+    "family", "round_embed_scale", "layers.1.experts.float32_router",
+}  # fmt: skip
 NEAR = {"gelu", "gelu_tanh"}  # at most 5e-4 from one another
 
 

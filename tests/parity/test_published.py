@@ -2,7 +2,7 @@
 
 import pytest
 
-from glassformer.config import NormConfig, RopeConfig
+from glassformer.config import MoEConfig, NormConfig, RopeConfig
 from glassformer.families import read_config
 from glassformer.rope_scaling import BandScaling, LongScaling
 
@@ -149,3 +149,62 @@ def test_falcon_7b():
     attention = config.layers[0].attention
     assert (attention.n_heads, attention.n_kv_heads, attention.head_dim) == (71, 1, 64)
     assert config.layers[0].norm == NormConfig("layer", 1e-5)
+
+
+def test_mixtral_8x7b():
+    config = published(
+        model_type="mixtral", attention_dropout=0.0, hidden_act="silu", hidden_size=4096, intermediate_size=14336,
+        max_position_embeddings=32768, num_attention_heads=32, num_experts_per_tok=2, num_hidden_layers=32,
+        num_key_value_heads=8, num_local_experts=8, output_router_logits=False, rms_norm_eps=1e-05,
+        rope_theta=1000000.0, router_aux_loss_coef=0.02, sliding_window=None, tie_word_embeddings=False,
+        vocab_size=32000,
+    )  # fmt: skip
+    assert {layer.experts for layer in config.layers} == {MoEConfig(8, 2)}
+    assert config.layers[0].attention.window is None
+
+
+def test_qwen3_30b_a3b():
+    config = published(
+        model_type="qwen3_moe", attention_bias=False, attention_dropout=0.0, decoder_sparse_step=1, head_dim=128,
+        hidden_act="silu", hidden_size=2048, intermediate_size=6144, max_position_embeddings=40960,
+        max_window_layers=48, mlp_only_layers=[], moe_intermediate_size=768, norm_topk_prob=True,
+        num_attention_heads=32, num_experts=128, num_experts_per_tok=8, num_hidden_layers=48, num_key_value_heads=4,
+        output_router_logits=False, rms_norm_eps=1e-06, rope_scaling=None, rope_theta=1000000.0,
+        router_aux_loss_coef=0.001, sliding_window=None, tie_word_embeddings=False, use_sliding_window=False,
+        vocab_size=151936,
+    )  # fmt: skip
+    assert {(layer.experts, layer.mlp.d_ff) for layer in config.layers} == {(MoEConfig(128, 8), 768)}
+
+
+def test_olmoe_1b_7b():
+    config = published(
+        model_type="olmoe", attention_bias=False, attention_dropout=0.0, clip_qkv=None, hidden_act="silu",
+        hidden_size=2048, intermediate_size=1024, max_position_embeddings=4096, norm_topk_prob=False,
+        num_attention_heads=16, num_experts=64, num_experts_per_tok=8, num_hidden_layers=16, num_key_value_heads=16,
+        output_router_logits=False, pad_token_id=1, rms_norm_eps=1e-05, rope_scaling=None, rope_theta=10000.0,
+        router_aux_loss_coef=0.01, tie_word_embeddings=False, vocab_size=50304,
+    )  # fmt: skip
+    assert {layer.experts for layer in config.layers} == {MoEConfig(64, 8, normed=False)}
+    assert config.layers[0].attention.qk_norm_over == "width"
+
+
+def test_gpt_oss_20b():
+    config = published(
+        model_type="gpt_oss", attention_bias=True, attention_dropout=0.0, experts_per_token=4, head_dim=64,
+        hidden_act="silu", hidden_size=2880, initial_context_length=4096, intermediate_size=2880,
+        layer_types=["sliding_attention", "full_attention"] * 12, max_position_embeddings=131072,
+        num_attention_heads=64, num_experts_per_tok=4, num_hidden_layers=24, num_key_value_heads=8,
+        num_local_experts=32, output_router_logits=False, pad_token_id=199999, rms_norm_eps=1e-05,
+        quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
+        rope_scaling={
+            "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+            "rope_type": "yarn", "truncate": False,
+        },
+        rope_theta=150000, router_aux_loss_coef=0.9, sliding_window=128, swiglu_limit=7.0, tie_word_embeddings=False,
+        vocab_size=201088,
+    )  # fmt: skip
+    assert [layer.attention.window for layer in config.layers] == [128, None] * 12
+    rope = config.layers[0].attention.rope
+    assert abs(rope.scaling.attention_factor - 1.3465736) < 1e-6  # 0.1 ln 32 + 1
+    assert not rope.scaling.truncate
+    assert config.layers[0].experts == MoEConfig(32, 4, router_bias=True)

@@ -69,10 +69,14 @@ def off(actual, expected):
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_a_model_in_bfloat16_is_no_farther_from_float32_than_theirs(family, tmp_path):
-    save_model(tiny(family), tmp_path)
+    """Of experts farther by chance: a token that two fit as well goes through either, by how numbers are rounded."""
+    model = tiny(family)
+    routed = any(layer.experts is not None for layer in model.config.layers)
+    slack, most = (1.5, 0.1) if routed else (1.1, 0.05)
+    save_model(model, tmp_path)
     hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     ids = random_ids(hf.config, 4, 40)
     exact, _ = hf_run(hf, ids)
     theirs, _ = hf_run(hf.bfloat16(), ids)
     ours = run(load_model(tmp_path, dtype=torch.bfloat16), ids)
-    assert off(ours, exact) < 1.1 * off(theirs, exact) < 0.05
+    assert off(ours, exact) < slack * off(theirs, exact) < most

@@ -1,0 +1,54 @@
+"""A mixture of experts, as frozen data: how many networks a block has, and which of them a token goes through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from glassformer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """Each token goes through `top_k` of `n_experts` feed-forward networks (Shazeer et al. 2017).
+
+    A linear router (with `router_bias`) scores the experts, and `scores` makes of each a number from 0 to 1. The best
+    are chosen, and each weighs as much as its number; `normed`: divided by the sum over those chosen. `scale`
+    multiplies all weights. `float32_router`: the router computes in float32.
+
+    `correction`: a learned number per expert is added where experts are compared, and not to their weights (Wang et
+    al. 2024). `n_groups`: experts stand in as many groups, of which the best `top_groups` may be chosen from; a group
+    is as good as its `group_best` best experts together (DeepSeek-V2, section 2.2.2). `shared_d_ff`: the width of one
+    more network, which every token goes through.
+    """
+
+    n_experts: int
+    top_k: int
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    normed: bool = True
+    scale: float = 1.0
+    router_bias: bool = False
+    float32_router: bool = False
+    correction: bool = False
+    n_groups: int = 1
+    top_groups: int = 1
+    group_best: int = 1
+    shared_d_ff: int | None = None
+
+    def __post_init__(self):
+        size = self.n_experts // max(1, self.n_groups)
+        most = {"top_k": size * self.top_groups, "top_groups": self.n_groups, "group_best": size}
+        for name in ("n_experts", "top_k", "n_groups", "top_groups", "group_best", "shared_d_ff"):
+            value, largest = getattr(self, name), most.get(name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+            if value is not None and largest is not None and value > largest:
+                raise ConfigError(f"{name} must be at most {largest}, as many as there are, got {value}")
+        if self.scores not in ("softmax", "sigmoid"):
+            raise ConfigError(f"scores must be 'softmax' or 'sigmoid', got {self.scores!r}")
+        if self.n_experts % self.n_groups:
+            raise ConfigError(f"n_experts must be a multiple of n_groups, got {self.n_experts} and {self.n_groups}")
+        if self.n_groups == 1 and self.group_best > 1:
+            raise ConfigError(f"group_best compares groups, and there is one: got {self.group_best}")
+        if not self.scale > 0:
+            raise ConfigError(f"scale must be above 0, got {self.scale}")
