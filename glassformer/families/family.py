@@ -12,12 +12,15 @@ from glassformer.families.shape import ShapeConfig
 
 # Keys that say nothing about what the model computes: how it was trained, by which program, how it is generated from.
 IGNORED = frozenset(
-    """_name_or_path architectures attention_dropout attention_probs_dropout_prob attn_pdrop auto_map bos_token_id
-    cache_implementation chunk_size_feed_forward classifier_dropout dtype embd_pdrop eos_token_id hidden_dropout
-    hidden_dropout_prob id2label initializer_range keys_to_ignore_at_inference label2id max_window_layers n_ctx
-    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
-    resid_pdrop return_dict summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj task_specific_params torch_dtype transformers_version use_cache""".split()
+    """_name_or_path activation_dropout architectures attention_dropout attention_probs_dropout_prob attn_pdrop auto_map
+    bad_words_ids bos_token_id cache_implementation chunk_size_feed_forward classif_dropout classifier_dropout
+    decoder_layerdrop decoder_start_token_id dropout dtype early_stopping embd_pdrop encoder_layerdrop
+    eos_token_id forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout
+    hidden_dropout_prob id2label init_std initializer_range keys_to_ignore_at_inference label2id length_penalty
+    max_length max_window_layers min_length n_ctx no_repeat_ngram_size num_beams output_attentions
+    output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn resid_pdrop return_dict
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    task_specific_params torch_dtype transformers_version use_cache""".split()
 )
 
 # Activations as checkpoints call them; the first name of each is the one that is written.
@@ -27,6 +30,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "relu": "relu",
     "silu": "silu",
+    "swish": "silu",
 }
 ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
@@ -115,17 +119,20 @@ class Rule:
 
     Several parameters share one tensor along its output axis (a fused q, k, v). `transposed`: stored [in, out].
     `by_head`: the tensor holds, for each key/value head, its queries' rows, its key's and its value's. `{j}` in both
-    counts what a layer has several of (norms of heads).
+    counts what a layer has several of (norms of heads). `row`: a vector that is stored as a matrix of one row. `zeros`:
+    what it is in a checkpoint that has no such tensor.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     by_head: bool = False
+    row: bool = False
+    zeros: bool = False
 
 
-def rule(theirs: str, *ours: str, transposed: bool = False) -> Rule:
-    return Rule(theirs, ours, transposed)
+def rule(theirs: str, *ours: str, transposed: bool = False, row: bool = False, zeros: bool = False) -> Rule:
+    return Rule(theirs, ours, transposed, row=row, zeros=zeros)
 
 
 def linear(theirs: str, *ours: str, transposed: bool = False, by_head: bool = False) -> tuple[Rule, Rule]:
@@ -143,8 +150,9 @@ def no_shape(s: ShapeConfig) -> ModelConfig:
 class Family:
     """A model family. `prefix` may be absent from all tensor names; `ignored` are tensors that hold no weights.
 
-    `rules` None: tensors are named, and lie, as our parameters do. `shape` makes a model from the few numbers that a
-    person types.
+    `copies` are names under which a checkpoint may hold the embedding's table once more. `rules` None: tensors are
+    named, and lie, as our parameters do. `shape` makes a model from the few numbers that a person types. `framed`: a
+    source is read with what the tokenizer puts around a text.
     """
 
     name: str
@@ -155,3 +163,5 @@ class Family:
     rules: tuple[Rule, ...] | None = None
     prefix: str = ""
     ignored: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    framed: bool = False

@@ -69,6 +69,11 @@ def _load(
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     pairs = account(family_of(config), config, parameters, reader, folder)
     for entry, name in pairs:
+        if name is None:
+            kind = dtype or reader[next(iter(reader))].dtype
+            for ours in entry.ours:
+                _place(model, ours, torch.zeros(parameters[ours].shape, dtype=kind, device=device))
+            continue
         mapped = reader[name]
         if copy or entry.transposed or entry.groups > 1 or device.type != "cpu" or dtype not in (None, mapped.dtype):
             values = [torch.empty(parameters[n].shape, dtype=dtype or mapped.dtype, device=device) for n in entry.ours]
@@ -87,12 +92,15 @@ def account(
     parameters: dict[str, Tensor],
     reader: Reader,
     folder: Path,
-) -> list[tuple[Entry, str]]:
-    """Each entry with the name its tensor has in the file. All problems in one CheckpointError."""
+) -> list[tuple[Entry, str | None]]:
+    """Each entry with the name its tensor has in the file, None for zeros. All problems in one CheckpointError."""
     pairs, wrong, unused = [], [], set(reader)
     bare = not any(name.startswith(fam.prefix) for name in reader)
     for entry in entries(fam, config, parameters):
         name = entry.theirs.removeprefix(fam.prefix) if bare else entry.theirs
+        if name not in reader and entry.zeros:
+            pairs.append((entry, None))
+            continue
         if name not in reader:
             wrong.append(f"missing: {name} (fills {', '.join(entry.ours)})")
             continue
@@ -119,7 +127,10 @@ def _may_be_left(fam: Family, config: ModelConfig | RecurrentConfig, name: str, 
     theirs = {rule.ours: rule.theirs for rule in fam.rules}
     table, head = theirs["embed.weight",], theirs.get(("head.weight",))
     table = table if table in reader else table.removeprefix(fam.prefix)
-    return config.tied_head and name == head and torch.equal(reader[name], reader[table])
+    copies = {*fam.copies, *(() if head is None or not config.tied_head else (head,))}
+    return (
+        (name in copies or fam.prefix + name in copies) and table in reader and torch.equal(reader[name], reader[table])
+    )
 
 
 def _place(model: torch.nn.Module, name: str, value: Tensor) -> None:

@@ -18,19 +18,22 @@ class Entry:
     """One checkpoint tensor and the parameters that it fills, in order along the output axis.
 
     groups: the tensor holds a part of each parameter, then the next part of each, and so on, in as many groups (for
-    each key/value head its queries' rows, its key's, its value's).
+    each key/value head its queries' rows, its key's, its value's). row: a vector that is stored as a matrix of one row.
+    zeros: what the parameters are where there is no such tensor.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
     groups: int = 1
+    row: bool = False
+    zeros: bool = False
 
     def shape(self, parameters: dict[str, Tensor]) -> tuple[int, ...]:
         """The shape the checkpoint's tensor must have."""
         first = parameters[self.ours[0]].shape
         whole = (sum(parameters[name].shape[0] for name in self.ours), *first[1:])
-        return whole[::-1] if self.transposed else whole
+        return (1, *whole) if self.row else whole[::-1] if self.transposed else whole
 
     def place(self, sizes: list[int]) -> Tensor:
         """Which row of the parameters, laid one behind the other, each row of the checkpoint's tensor is."""
@@ -40,11 +43,13 @@ class Entry:
     def split(self, tensor: Tensor, parameters: dict[str, Tensor]) -> list[Tensor]:
         """A checkpoint's tensor as the parameters' values, views of it."""
         assert self.groups == 1, "rows that lie apart are no view"
-        tensor = tensor.T if self.transposed else tensor
+        tensor = tensor[0] if self.row else tensor.T if self.transposed else tensor
         return list(tensor.split([parameters[name].shape[0] for name in self.ours]))
 
     def fill(self, values: list[Tensor], begin: int, rows: Tensor) -> None:
         """Copy rows of a checkpoint's tensor, from row `begin` on, to where they belong in the parameters."""
+        if self.row:
+            rows = rows[0]
         end, at = begin + len(rows), 0
         place = self.place([len(value) for value in values])[begin:end] if self.groups > 1 else None
         for value in values:
@@ -65,7 +70,7 @@ class Entry:
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.groups > 1:
             tensor = tensor[self.place([len(part) for part in parts])]
-        return (tensor.T if self.transposed else tensor).contiguous()
+        return (tensor[None] if self.row else tensor.T if self.transposed else tensor).contiguous()
 
 
 def entries(family: Family, config: ModelConfig | RecurrentConfig, parameters: Iterable[str]) -> list[Entry]:
@@ -79,7 +84,8 @@ def entries(family: Family, config: ModelConfig | RecurrentConfig, parameters: I
             ours = tuple(_written_out(name, counted) for name in rule.ours)
             if present.issuperset(ours):
                 groups = config.layers[int(counted["i"])].attention.n_kv_heads if rule.by_head else 1
-                found.append(Entry(_written_out(rule.theirs, counted), ours, rule.transposed, groups))
+                theirs = _written_out(rule.theirs, counted)
+                found.append(Entry(theirs, ours, rule.transposed, groups, rule.row, rule.zeros))
     left = present.difference(*(entry.ours for entry in found))
     assert not left, f"parameters without a rule in {family.name}: {sorted(left)}"
     return found
