@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from glassformer.errors import ConfigError
-from glassformer.rope_scaling import LongScaling, Scaling
+from glassformer.rope_scaling import LongScaling, Scaling, YarnScaling
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 Positions = Literal["learned", "sinusoidal", "sinusoidal halves"]
@@ -49,7 +49,8 @@ class RopeConfig:
     scaling: Scaling | None = None
 
     def __post_init__(self):
-        _require(self.theta > 0, f"rope theta must be above 0, got {self.theta}")
+        least = 1 if isinstance(self.scaling, YarnScaling) else 0
+        _require(self.theta > least, f"rope theta must be above {least}, got {self.theta}")
         ok = self.dim is None or (self.dim >= 2 and self.dim % 2 == 0)
         _require(ok, f"rotary positions turn pairs: rope dim must be even, got {self.dim}")
 
@@ -272,6 +273,8 @@ class ModelConfig:
         _require(self.head_scale > 0, f"head_scale must be above 0, got {self.head_scale}")
         cap = self.logit_softcap
         _require(cap is None or cap > 0, f"logit_softcap must be above 0, got {cap}")
+        long = _original_contexts(self.layers)
+        _require(len(long) <= 1, f"a text must become long for all layers at once, got original contexts {long}")
         _require(
             all((layer.cross is None) == (self.encoder is None) for layer in self.layers),
             "with an encoder every layer has cross-attention, and without one no layer has",
@@ -296,9 +299,13 @@ class ModelConfig:
     @property
     def long_text(self) -> int | None:
         """From how many tokens on all positions of a text turn by other angles (`LongScaling`); None: never."""
-        ropes = [layer.attention.rope for layer in self.layers]
-        found = [rope.scaling for rope in ropes if rope is not None and isinstance(rope.scaling, LongScaling)]
-        return min((scaling.original_context + 1 for scaling in found), default=None)
+        return next((n + 1 for n in _original_contexts(self.layers)), None)
+
+
+def _original_contexts(layers: tuple[LayerConfig, ...]) -> set[int]:
+    """Of the scalings that choose by the length of a text."""
+    scalings = (layer.attention.rope.scaling for layer in layers if layer.attention.rope is not None)
+    return {scaling.original_context for scaling in scalings if isinstance(scaling, LongScaling)}
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from tiny import TOLERANCE, moved, pair_config, random_ids, randomise, run, tiny
 from tiny_families import DECODERS
 
 from glassformer.cache.dense import DenseCache
-from glassformer.config import NormConfig, RopeConfig, change
+from glassformer.config import ModelConfig, NormConfig, RopeConfig, change
 from glassformer.errors import CapacityError, ConfigError
 from glassformer.families import read_config, write_config
 from glassformer.families.family import IGNORED
+from glassformer.families.plain import from_plain, to_plain
 from glassformer.nn.model import Decoder
 from glassformer.rope_scaling import LinearScaling
 
@@ -162,6 +163,22 @@ def test_every_key_that_transformers_writes_is_read_or_refused(family, tmp_path)
     assert read_config(write_config(config), "config.json") == config
     with pytest.raises(ConfigError, match="not understand: a_new_key"):
         read_config(raw | {"a_new_key": 1}, "config.json")
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_every_field_can_be_written_as_it_is(family):
+    """As our own kinds of models are: scalings of rotary positions too, of which there are several kinds."""
+    plain = json.loads(json.dumps(to_plain(tiny_config(family))))
+    assert from_plain(ModelConfig, plain, "config.json") == tiny_config(family)
+
+
+def test_a_scaling_of_no_known_kind_is_refused():
+    plain = to_plain(tiny_config("phi3"))
+    plain["layers"][0]["attention"]["rope"]["scaling"] = {"factor": 2.0, "slope": 1.0}
+    with pytest.raises(
+        ConfigError, match=r"scaling must be an object with the keys of one of: LinearScaling \(factor\)"
+    ):
+        from_plain(ModelConfig, plain, "config.json")
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -57,6 +57,19 @@ def test_what_is_known_to_become_long_is_read_as_long_from_the_first_token_on():
     assert_near(last[0, :3], run(model, ids[1:, :12])[0, 9:])
 
 
+def test_documents_packed_in_one_row_are_long_or_short_by_themselves():
+    model, lengths = tiny("phi3"), (30, 10, 20)
+    ids = random_ids(model.config, 1, 60)
+    positions, documents = (
+        torch.tensor([[of(i, p) for i, n in enumerate(lengths) for p in range(n)]])
+        for of in (lambda _, p: p, lambda i, _: i)
+    )
+    with torch.no_grad():
+        packed = model(ids, Step(positions, documents=documents))
+    for part, alone in zip(packed.split(lengths, 1), ids.split(lengths, 1), strict=True):
+        assert_near(part, run(model, alone))
+
+
 @pytest.mark.parametrize("chunk", [7, 512])
 def test_rows_that_become_long_at_different_times(chunk, monkeypatch):
     """Greedy text of several prompts at once, read in parts: each token is the likeliest after all that is before."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import assert_near, random_ids, run, tiny, tiny_config
 
-from glassformer.config import RopeConfig
+from glassformer.config import RopeConfig, change
 from glassformer.errors import ConfigError
 from glassformer.families import read_config, write_config
 from glassformer.nn.rope import rotate, rotation
@@ -57,6 +57,28 @@ def test_rope_scaling_is_refused_not_dropped(scaling):
         read_config(write_config(tiny_config("llama")) | {"rope_scaling": scaling}, "config.json")
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        ("rope.dim", 5, "rope dim must be even, got 5"),
+        ("rope.dim", 14, "rope dim must be at most head_dim 12, got 14"),
+        ("rope", RopeConfig(100.0, 8, LongScaling((1.0,) * 6, (1.0,) * 6, 9)), "6 factors, and 8 dimensions are 4"),
+        ("rope", RopeConfig(100.0, 8, LongScaling((1.0,) * 4, (1.0,) * 4, 9)), "become long for all layers at once"),
+        ("clip", 0.0, "clip must be above 0"),
+        ("softcap", -1.0, "softcap must be above 0"),
+        ("qk_norm_over", "each", "'each' of no norm"),
+    ],
+)
+def test_settings_of_no_known_model_are_refused(path, value, why):
+    with pytest.raises(ConfigError, match=why):
+        change(tiny_config("phi3"), f"layers.1.attention.{path}", value)
+
+
+def test_yarn_needs_a_base_above_1():
+    with pytest.raises(ConfigError, match="theta must be above 1, got 1"):
+        RopeConfig(1.0, scaling=YarnScaling(2.0, 16))
+
+
 def test_two_settings_that_differ_are_refused():
     two = {"rope_scaling": BAND, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}
     with pytest.raises(ConfigError, match="differ"):
@@ -67,7 +89,7 @@ HEAD = 12  # of the tiny llama
 SHORT, LONG = tuple(1 + 0.1 * i for i in range(HEAD // 2)), tuple(1.5 + 0.5 * i for i in range(HEAD // 2))
 SCALINGS = {
     "linear": LinearScaling(3.0),
-    "llama3": BandScaling(8.0, 1.0, 4.0, 48),  # of 6 pairs: kept, between, stretched
+    "llama3": BandScaling(8.0, 1.0, 4.0, 30),  # of 6 pairs: kept, between, stretched
     "yarn": YarnScaling(4.0, 16, beta_fast=2.5, beta_slow=0.1, attention_factor=1.2),
     "yarn, ends within pairs": YarnScaling(4.0, 16, beta_fast=2.5, beta_slow=0.1, attention_factor=1.2, truncate=False),
     "longrope, short": LongScaling(SHORT, LONG, 40, 1.3),
@@ -90,7 +112,7 @@ def test_scaled_positions_are_transformers(name, tmp_path):
 
 CHANGES = {
     "linear": {"factor": 3.5},
-    "llama3": {"factor": 7.0, "low": 0.8, "high": 5.0, "original_context": 40},
+    "llama3": {"factor": 7.0, "low": 0.8, "high": 5.0, "original_context": 25},
     "yarn": {
         "factor": 5.0, "original_context": 60, "beta_fast": 0.8, "beta_slow": 0.3, "attention_factor": 1.1,
         "truncate": False,

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from tiny import randomise, tiny
+from theirs import hf_run
+from tiny import random_ids, randomise, run, tiny
+from tiny_families import DECODERS
 
 from glassformer.config import NormConfig
 from glassformer.nn.model import Decoder
 from glassformer.nn.norm import make_norm
 from glassformer.nn.step import Step
+from glassformer.weights import load_model, save_model
 
 transformers = pytest.importorskip("transformers")
 MODELS = transformers.models
@@ -57,3 +60,19 @@ def test_the_embeddings_scale_is_rounded_or_not(rounded):
     with torch.no_grad():
         other(ids, Step.of(ids, tap=Keep()))
         assert torch.equal(seen["embed.out"], theirs(ids)) == rounded
+
+
+def off(actual, expected):
+    """Root of the mean square of the difference, as a share of what is expected."""
+    return ((actual.float() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_model_in_bfloat16_is_no_farther_from_float32_than_theirs(family, tmp_path):
+    save_model(tiny(family), tmp_path)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    ids = random_ids(hf.config, 4, 40)
+    exact, _ = hf_run(hf, ids)
+    theirs, _ = hf_run(hf.bfloat16(), ids)
+    ours = run(load_model(tmp_path, dtype=torch.bfloat16), ids)
+    assert off(ours, exact) < 1.1 * off(theirs, exact) < 0.05
