@@ -27,6 +27,7 @@ from glassformer.families import (
     qwen3,
     smollm3,
     stablelm,
+    t5,
 )
 from glassformer.families.family import Family, Fields
 from glassformer.families.shape import ShapeConfig
@@ -35,7 +36,7 @@ DECODERS = (
     falcon, gemma, gemma2, gemma3, gpt2, gpt_neox, llama, mistral, olmo, olmo2, phi, phi3, qwen2, qwen3, smollm3,
     stablelm,
 )  # fmt: skip
-PAIRS = (bart, marian)
+PAIRS = (bart, marian, t5)
 FAMILIES: dict[str, Family] = {
     f.name: f for f in (*(one.FAMILY for one in (*DECODERS, *PAIRS)), pair.PAIR, pair.RECURRENT)
 }

@@ -79,7 +79,7 @@ def entries(family: Family, config: ModelConfig | RecurrentConfig, parameters: I
         return [Entry(name, (name,)) for name in parameters]
     assert isinstance(config, ModelConfig), "recurrent models are written as they are"
     present, found = set(parameters), []
-    for rule in family.rules:
+    for rule in family.rules_of(config) or ():
         for counted in _counted(rule.ours[0], present):
             ours = tuple(_written_out(name, counted) for name in rule.ours)
             if present.issuperset(ours):
