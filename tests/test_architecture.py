@@ -71,6 +71,9 @@ NAMES = (
     "smollm",
     "falcon",
     "stablelm",
+    "marian",
+    "bart",
+    "roberta",
 )
 PRESETS = {"gpt2-small"}  # what a person types after --preset
 NAMED_AFTER = {"families", "text"}  # in text: pre-tokenizers are named after the tokenizers whose patterns they are
