@@ -211,9 +211,10 @@ def _check_stack(config: EncoderConfig | ModelConfig, causal: bool) -> None:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What reads the source of an encoder-decoder: embedding, `layers` that see their whole row, final norm.
+    """What reads the source of an encoder-decoder, or a text for its own sake: `layers` that see their whole row.
 
-    Fields as in `ModelConfig`. `context_length` is the longest source.
+    Fields as in `ModelConfig`. `context_length` is the longest source. `family` is that of a model which is an encoder
+    and nothing else. `n_token_types`: a vector for each type of tokens is added to the embedding (BERT's segments).
     """
 
     vocab_size: int
@@ -226,9 +227,12 @@ class EncoderConfig:
     embed_norm: NormConfig | None = None
     position_offset: int = 0
     relative: RelativeConfig | None = None
+    family: str = ""
+    n_token_types: int = 0
 
     def __post_init__(self):
         _check_stack(self, causal=False)
+        _require(self.n_token_types >= 0, f"n_token_types must be at least 0, got {self.n_token_types}")
         _require(all(layer.cross is None for layer in self.layers), "an encoder has no cross-attention")
 
     @property

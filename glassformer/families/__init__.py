@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from glassformer.config import ModelConfig, RecurrentConfig
+from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.errors import ConfigError
 from glassformer.families import (
     bart,
+    bert,
+    distilbert,
     falcon,
     gemma,
     gemma2,
@@ -25,6 +27,7 @@ from glassformer.families import (
     phi3,
     qwen2,
     qwen3,
+    roberta,
     smollm3,
     stablelm,
     t5,
@@ -32,13 +35,15 @@ from glassformer.families import (
 from glassformer.families.family import Family, Fields
 from glassformer.families.shape import ShapeConfig
 
+AnyConfig = ModelConfig | RecurrentConfig | EncoderConfig
 DECODERS = (
     falcon, gemma, gemma2, gemma3, gpt2, gpt_neox, llama, mistral, olmo, olmo2, phi, phi3, qwen2, qwen3, smollm3,
     stablelm,
 )  # fmt: skip
 PAIRS = (bart, marian, t5)
+ENCODERS = (bert, distilbert, roberta)
 FAMILIES: dict[str, Family] = {
-    f.name: f for f in (*(one.FAMILY for one in (*DECODERS, *PAIRS)), pair.PAIR, pair.RECURRENT)
+    f.name: f for f in (*(one.FAMILY for one in (*DECODERS, *PAIRS, *ENCODERS)), pair.PAIR, pair.RECURRENT)
 }
 
 
@@ -51,12 +56,12 @@ def family(name: object) -> Family:
     raise ConfigError(f"unknown model_type {name!r}{hint}. Known: {', '.join(sorted(FAMILIES))}")
 
 
-def family_of(config: ModelConfig | RecurrentConfig) -> Family:
+def family_of(config: AnyConfig) -> Family:
     """The family that a model of this configuration is saved under."""
     return pair.RECURRENT if isinstance(config, RecurrentConfig) else family(config.family)
 
 
-def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) -> ModelConfig | RecurrentConfig:
+def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) -> AnyConfig:
     """config.json to a configuration. Every key is taken, or ignored by name; ConfigError lists those that are not."""
     fields = Fields(raw, source, ignore)
     config = family(fields.take("model_type", None)).read(fields)
@@ -64,7 +69,7 @@ def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) 
     return config
 
 
-def write_config(config: ModelConfig | RecurrentConfig) -> dict[str, Any]:
+def write_config(config: AnyConfig) -> dict[str, Any]:
     """A configuration to config.json. ConfigError where the family's format cannot say what the config says."""
     entry = family_of(config)
     raw = {"model_type": entry.name, "architectures": [entry.architecture], **entry.write(config)}

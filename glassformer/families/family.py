@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glassformer.config import Activation, ModelConfig, RecurrentConfig
+from glassformer.config import Activation, EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.errors import ConfigError
 from glassformer.families.shape import ShapeConfig
 
@@ -18,9 +18,10 @@ IGNORED = frozenset(
     encoder_layerdrop eos_token_id forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout
     hidden_dropout_prob id2label init_std initializer_factor initializer_range keys_to_ignore_at_inference
     label2id length_penalty max_length max_window_layers min_length n_ctx no_repeat_ngram_size num_beams
-    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
-    resid_pdrop return_dict summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj task_specific_params torch_dtype transformers_version use_cache""".split()
+    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type qa_dropout
+    reorder_and_upcast_attn resid_pdrop return_dict seq_classif_dropout summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj task_specific_params torch_dtype transformers_version
+    use_cache""".split()
 )
 
 # Activations as checkpoints call them; the first name of each is the one that is written.
@@ -157,15 +158,15 @@ class Family:
 
     name: str
     architecture: str
-    read: Callable[[Fields], ModelConfig | RecurrentConfig]
+    read: Callable[[Fields], ModelConfig | RecurrentConfig | EncoderConfig]
     write: Callable[[Any], dict[str, Any]]
     shape: Callable[..., ModelConfig] = no_shape
-    rules: tuple[Rule, ...] | Callable[[ModelConfig], tuple[Rule, ...]] | None = None
+    rules: tuple[Rule, ...] | Callable[[Any], tuple[Rule, ...]] | None = None
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
     framed: bool = False
 
-    def rules_of(self, config: ModelConfig) -> tuple[Rule, ...] | None:
+    def rules_of(self, config: ModelConfig | EncoderConfig) -> tuple[Rule, ...] | None:
         """The rules for a model of this configuration."""
         return self.rules(config) if callable(self.rules) else self.rules

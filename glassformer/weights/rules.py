@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glassformer.config import ModelConfig, RecurrentConfig
+from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.families.family import Family
 
 
@@ -73,11 +73,13 @@ class Entry:
         return (tensor[None] if self.row else tensor.T if self.transposed else tensor).contiguous()
 
 
-def entries(family: Family, config: ModelConfig | RecurrentConfig, parameters: Iterable[str]) -> list[Entry]:
+def entries(
+    family: Family, config: ModelConfig | RecurrentConfig | EncoderConfig, parameters: Iterable[str]
+) -> list[Entry]:
     """The rules that apply to a model with these parameters: one entry per checkpoint tensor, layers written out."""
     if family.rules is None:
         return [Entry(name, (name,)) for name in parameters]
-    assert isinstance(config, ModelConfig), "recurrent models are written as they are"
+    assert not isinstance(config, RecurrentConfig), "recurrent models are written as they are"
     present, found = set(parameters), []
     for rule in family.rules_of(config) or ():
         for counted in _counted(rule.ours[0], present):
