@@ -53,6 +53,8 @@ def can_pack(weight: Tensor) -> bool:
     """Whether PyTorch has the two operations for such a weight."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
+    if not all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
+        return False
     if weight.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype == torch.float32

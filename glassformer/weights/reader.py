@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,25 +50,25 @@ class TensorFile(Mapping[str, Tensor]):
     path: Path
     names: Mapping[str, Any]
 
+    @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from the header."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kind(self, name: str) -> str:
         """A tensor's type as the format names it: F32, BF16, I8, Q4_0."""
-        raise NotImplementedError
 
     def dtype(self, name: str) -> torch.dtype | None:
         """What a tensor is read as; None where it cannot be a weight."""
         return FLOATS.get(self.kind(name))
 
+    @abstractmethod
     def rows(self, name: str, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
         """A tensor piece by piece: (first row, about a MB of rows). Each piece is overwritten by the next."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin(self, name: str) -> int | None:
         """Where the bytes of a tensor of floats begin in the file; None where they do not lie in order."""
-        raise NotImplementedError
 
     def readable(self) -> str:
         """The types that can be weights."""
