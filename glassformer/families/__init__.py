@@ -8,6 +8,7 @@ from typing import Any
 from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import ConfigError
 from glassformer.families import (
+    bart,
     falcon,
     gemma,
     gemma2,
@@ -16,6 +17,7 @@ from glassformer.families import (
     gpt_neox,
     gpt_oss,
     llama,
+    marian,
     mistral,
     mixtral,
     olmo,
@@ -37,7 +39,10 @@ DECODERS = (
     falcon, gemma, gemma2, gemma3, gpt2, gpt_neox, gpt_oss, llama, mistral, mixtral, olmo, olmo2, olmoe, phi,
     phi3, qwen2, qwen3, qwen3_moe, smollm3, stablelm,
 )  # fmt: skip
-FAMILIES: dict[str, Family] = {f.name: f for f in (*(one.FAMILY for one in DECODERS), pair.PAIR, pair.RECURRENT)}
+PAIRS = (bart, marian)
+FAMILIES: dict[str, Family] = {
+    f.name: f for f in (*(one.FAMILY for one in (*DECODERS, *PAIRS)), pair.PAIR, pair.RECURRENT)
+}
 
 
 def family(name: object) -> Family:

@@ -12,13 +12,16 @@ from glassformer.families.shape import ShapeConfig
 
 # Keys that say nothing about what the model computes: how it was trained, by which program, how it is generated from.
 IGNORED = frozenset(
-    """_name_or_path architectures attention_dropout attention_probs_dropout_prob attn_pdrop auto_map bos_token_id
-    cache_implementation chunk_size_feed_forward classifier_dropout dtype embd_pdrop eos_token_id hidden_dropout
-    hidden_dropout_prob id2label initializer_range keys_to_ignore_at_inference label2id max_window_layers n_ctx
-    output_attentions output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type
-    reorder_and_upcast_attn resid_pdrop return_dict router_aux_loss_coef router_jitter_noise summary_activation
-    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params torch_dtype
-    transformers_version use_cache""".split()
+    """_name_or_path activation_dropout architectures attention_dropout attention_probs_dropout_prob attn_pdrop
+    auto_map bad_words_ids bos_token_id cache_implementation chunk_size_feed_forward classif_dropout
+    classifier_dropout decoder_layerdrop decoder_start_token_id dropout dtype early_stopping embd_pdrop
+    encoder_layerdrop eos_token_id forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout
+    hidden_dropout_prob id2label init_std initializer_range keys_to_ignore_at_inference label2id length_penalty
+    max_length max_window_layers min_length n_ctx no_repeat_ngram_size num_beams output_attentions
+    output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
+    resid_pdrop return_dict router_aux_loss_coef router_jitter_noise summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj task_specific_params torch_dtype transformers_version
+    use_cache""".split()
 )
 
 # Activations as checkpoints call them; the first name of each is the one that is written.
@@ -29,6 +32,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "quick_gelu": "quick_gelu",
     "silu": "silu",
+    "swish": "silu",
 }
 ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
@@ -120,7 +124,8 @@ class Rule:
     counts what a layer has several of (norms of heads, experts). `{j}` in `ours` alone: all experts lie in one tensor,
     one behind the other along a first axis. `by_turns`: the tensor holds the first row of each parameter, then the
     second of each. `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a
-    head apart.
+    head apart. `row`: a vector that is stored as a matrix of one row. `zeros`: what it is in a checkpoint that has no
+    such tensor.
     """
 
     theirs: str
@@ -129,10 +134,12 @@ class Rule:
     by_head: bool = False
     interleaved: bool = False
     by_turns: bool = False
+    row: bool = False
+    zeros: bool = False
 
 
-def rule(theirs: str, *ours: str, transposed: bool = False, by_turns: bool = False) -> Rule:
-    return Rule(theirs, ours, transposed, by_turns=by_turns)
+def rule(theirs: str, *ours: str, transposed: bool = False, **how: bool) -> Rule:
+    return Rule(theirs, ours, transposed, **how)
 
 
 def linear(
@@ -156,8 +163,9 @@ class Family:
     """A model family. `prefix` may be absent from all tensor names; `ignored` are tensors that hold no weights.
 
     `others`: more rules, for tensors that may stand where those of `rules` are not; they are read, and never written.
-    `rules` None: tensors are named, and lie, as our parameters do. `shape` makes a model from the few numbers that a
-    person types.
+    `copies` are names under which a checkpoint may hold the embedding's table once more. `rules` None: tensors are
+    named, and lie, as our parameters do. `shape` makes a model from the few numbers that a person types. `framed`: a
+    source is read with what the tokenizer puts around a text.
     """
 
     name: str
@@ -169,3 +177,5 @@ class Family:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     others: tuple[Rule, ...] = ()
+    copies: tuple[str, ...] = ()
+    framed: bool = False

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from glassformer.nn.attend import KV, AttendSpec, View, attend_math
 from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder
+from glassformer.nn.position import RelativePositions
 
 
 class Derived(NamedTuple):
@@ -69,7 +70,10 @@ def derive(model: Decoder, name: str, kept: Mapping[str, Tensor], view: View) ->
     if end == "heads":
         return Derived(*heads(attention.o, kept[f"{layer}.z"], kept[f"{layer}.out"]))
     q_rot, k_rot, v, z = (kept[f"{layer}.{part}"] for part in ("q_rot", "k_rot", "v", "z"))
-    found = attended(attention.spec, q_rot, k_rot, v, z, view, sinks=attention.sinks)
+    stack = model.get_submodule(layer.split("blocks.")[0].rstrip("."))  # whose layer it is: the encoder, or the model
+    relative: RelativePositions | None = stack.relative  # pyright: ignore[reportAssignmentType]
+    bias = None if relative is None or layer.endswith("cross") else relative(view.queries, view.keys)
+    found = attended(attention.spec, q_rot, k_rot, v, z, view, bias, attention.sinks)
     return Derived({"scores": found.scores, "probs": found.probs}[end], found.error)
 
 

@@ -167,9 +167,9 @@ class Step:
         same = self.documents[:, :, None] == self.documents[:, None, :]
         return self.positions[:, None].where(same, -1).amax(-1) + 1
 
-    def layer(self, i: int) -> LayerStep:
-        """The same pass, bound to layer `i`."""
-        return LayerStep(self, f"{self.prefix}blocks.{i}.", None if self.cache is None else self.cache.layer(i))
+    def layer(self, i: int, bias: Tensor | None = None) -> LayerStep:
+        """The same pass, bound to layer `i`. `bias` [#B, H, T, S] is what its own scores get added (T5)."""
+        return LayerStep(self, f"{self.prefix}blocks.{i}.", None if self.cache is None else self.cache.layer(i), bias)
 
     def see(self, name: str, value: Tensor) -> Tensor:
         """Let the tap look at a point outside the blocks."""
@@ -182,10 +182,10 @@ class Step:
 class LayerStep:
     """A `Step` bound to one layer. A block never learns which."""
 
-    __slots__ = ("prefix", "slot", "step", "tap")
+    __slots__ = ("bias", "prefix", "slot", "step", "tap")
 
-    def __init__(self, step: Step, prefix: str, slot: Slot | None):
-        self.step, self.prefix, self.slot, self.tap = step, prefix, slot, step.tap
+    def __init__(self, step: Step, prefix: str, slot: Slot | None, bias: Tensor | None = None):
+        self.step, self.prefix, self.slot, self.tap, self.bias = step, prefix, slot, step.tap, bias
 
     def rotation(self, rope: RopeConfig, head_dim: int) -> tuple[Tensor, Tensor]:
         return self.step.rotation(rope, head_dim)

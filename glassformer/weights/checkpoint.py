@@ -135,14 +135,17 @@ class _NoFirstValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple[Entry, str]]:
-    """Each entry with the name its tensor has in the file. All problems in one CheckpointError."""
+def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple[Entry, str | None]]:
+    """Each entry with the name its tensor has in the file, None for zeros. All problems in one CheckpointError."""
     fam, config, reader = checkpoint.family, checkpoint.config, checkpoint.reader
     pairs, wrong, unused = [], [f"filled twice: {what}" for what in reader.twice], set(reader)
     bare = not any(name.startswith(fam.prefix) for name in reader)
     there = {fam.prefix + name if bare else name for name in reader}
     for entry in entries(fam, config, parameters, there):
         name = entry.theirs.removeprefix(fam.prefix) if bare else entry.theirs
+        if name not in reader and entry.zeros:
+            pairs.append((entry, None))
+            continue
         if name not in reader:
             wrong.append(f"missing: {name} (fills {', '.join(entry.ours)})")
             continue
@@ -169,4 +172,6 @@ def _may_be_left(fam: Family, config: ModelConfig | RecurrentConfig, name: str, 
     theirs = {rule.ours: rule.theirs for rule in fam.rules}
     table, head = theirs["embed.weight",], theirs.get(("head.weight",))
     table = table if table in reader else table.removeprefix(fam.prefix)
-    return config.tied_head and name == head and table in reader and torch.equal(reader[name], reader[table])
+    copies = {*fam.copies, *(() if head is None or not config.tied_head else (head,))}
+    known = name in copies or fam.prefix + name in copies
+    return known and table in reader and torch.equal(reader[name], reader[table])

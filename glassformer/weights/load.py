@@ -67,6 +67,11 @@ def _load(
     model = empty_model(config)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     for entry, name in account(checkpoint, parameters):
+        if name is None:
+            kind = dtype or checkpoint.dtype
+            for ours in entry.ours:
+                _place(model, ours, torch.zeros(parameters[ours].shape, dtype=kind, device=device))
+            continue
         own = reader.dtype(name)
         if copy or entry.moves or not reader.mapped(name) or device.type != "cpu" or dtype not in (None, own):
             values = [torch.empty(parameters[n].shape, dtype=dtype or own, device=device) for n in entry.ours]

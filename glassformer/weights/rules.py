@@ -21,6 +21,8 @@ class Entry:
     `groups`: the tensor holds a part of each parameter, then the next part of each, and so on, in as many groups (for
     each key/value head its queries' rows, its key's, its value's). `paired`: the head_dim of a tensor in which the two
     rows of a head that turn together are neighbours; 0 of others, where they are half a head apart, as in ours.
+    `row`: a vector that is stored as a matrix of one row. `zeros`: what the parameters are where there is no such
+    tensor.
     """
 
     theirs: str
@@ -28,11 +30,13 @@ class Entry:
     transposed: bool = False
     groups: int = 1
     paired: int = 0
+    row: bool = False
+    zeros: bool = False
 
     @property
     def moves(self) -> bool:
         """Whether numbers lie elsewhere than in ours."""
-        return self.transposed or self.groups > 1 or self.paired > 0
+        return self.transposed or self.groups > 1 or self.paired > 0 or self.row
 
     def order(self, n: int) -> Tensor:
         """Where each of theirs `n` rows lies in ours, where they are paired: 0, n/2, 1, n/2 + 1, ... of each head."""
@@ -42,7 +46,7 @@ class Entry:
         """The shape the checkpoint's tensor must have."""
         first = parameters[self.ours[0]].shape
         whole = (sum(parameters[name].shape[0] for name in self.ours), *first[1:])
-        return whole[::-1] if self.transposed else whole
+        return (1, *whole) if self.row else whole[::-1] if self.transposed else whole
 
     def place(self, sizes: list[int]) -> Tensor:
         """Which row of the parameters, laid one behind the other, each row of the checkpoint's tensor is."""
@@ -57,6 +61,8 @@ class Entry:
 
     def fill(self, values: list[Tensor], begin: int, rows: Tensor) -> None:
         """Copy rows of a checkpoint's tensor, from row `begin` on, to where they belong in the parameters."""
+        if self.row:
+            rows = rows[0]
         end, at = begin + len(rows), 0
         place = self.place([len(value) for value in values])[begin:end] if self.groups > 1 else None
         for value in values:
@@ -84,7 +90,7 @@ class Entry:
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.groups > 1:
             tensor = tensor[self.place([len(part) for part in parts])]
-        return (tensor.T if self.transposed else tensor).contiguous()
+        return (tensor[None] if self.row else tensor.T if self.transposed else tensor).contiguous()
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,7 @@ def _applied(rule: Rule, config: ModelConfig, present: set[str]) -> Iterator[Ent
             if stacked:
                 yield Stacked(theirs, ours, rule.transposed, groups, n=len(numbers))
             else:
-                yield Entry(theirs, ours, rule.transposed, groups, paired)
+                yield Entry(theirs, ours, rule.transposed, groups, paired, rule.row, rule.zeros)
 
 
 def _counted(pattern: str, present: set[str]) -> list[dict[str, str]]:

@@ -1,0 +1,35 @@
+"""A tiny configuration of each family of encoder-decoders that other tools open, with all that the family can do."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from glassformer.config import AttentionConfig, EncoderConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
+from glassformer.nn.model import EncoderDecoder
+
+LAYER = NormConfig("layer", 1e-5)
+V, D, T = 97, 48, 64  # vocab_size, d_model, context_length
+
+
+def bart() -> ModelConfig:
+    attention = AttentionConfig(4, 4, 12, bias=True, out_bias=True)
+    wide = AttentionConfig(3, 3, 16, bias=True, out_bias=True, causal=False)
+    mlp = MLPConfig(72, "gelu", gated=False, bias=True)
+    reading = LayerConfig(wide, replace(mlp, d_ff=56), LAYER, ("post",))
+    writing = LayerConfig(attention, mlp, LAYER, ("post",), replace(attention, causal=False))
+    more = {"positions": "learned", "embed_scale": D**0.5, "embed_norm": LAYER, "position_offset": 2}
+    encoder = EncoderConfig(V, D, T, (reading,) * 3, None, **more)
+    return ModelConfig(
+        "bart", V, D, T, (writing,) * 2, None, tied_head=True, head_bias=True, encoder=encoder, shared_embedding=True,
+        **more,
+    )  # fmt: skip
+
+
+def marian() -> ModelConfig:
+    config = bart()
+    other = {"positions": "sinusoidal halves", "embed_norm": None, "position_offset": 0}
+    return replace(config, family="marian", encoder=replace(config.encoder, **other), **other)
+
+
+EVERY = (bart, marian)
+CONFIGS: dict[str, Callable[[], ModelConfig]] = {f.__name__: f for f in EVERY}
+PAIR_FAMILIES = tuple(CONFIGS)
