@@ -3,8 +3,15 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from glassformer.config import AttentionConfig, EncoderConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
-from glassformer.nn.model import EncoderDecoder
+from glassformer.config import (
+    AttentionConfig,
+    EncoderConfig,
+    LayerConfig,
+    MLPConfig,
+    ModelConfig,
+    NormConfig,
+    RelativeConfig,
+)
 
 LAYER = NormConfig("layer", 1e-5)
 V, D, T = 97, 48, 64  # vocab_size, d_model, context_length
@@ -30,6 +37,18 @@ def marian() -> ModelConfig:
     return replace(config, family="marian", encoder=replace(config.encoder, **other), **other)
 
 
-EVERY = (bart, marian)
+def t5() -> ModelConfig:
+    norm, relative = NormConfig("rms", 1e-2), RelativeConfig(16, 24)
+    seeing = AttentionConfig(3, 3, 12, scale=1.0, causal=False)
+    reading = LayerConfig(seeing, MLPConfig(72, "relu", gated=False), norm)
+    writing = replace(reading, attention=replace(seeing, causal=True), cross=seeing)
+    encoder = EncoderConfig(V, D, T, (reading,) * 3, norm, relative=relative)
+    return ModelConfig(
+        "t5", V, D, T, (writing,) * 2, norm, tied_head=True, relative=relative, head_scale=D**-0.5, encoder=encoder,
+        shared_embedding=True,
+    )  # fmt: skip
+
+
+EVERY = (bart, marian, t5)
 CONFIGS: dict[str, Callable[[], ModelConfig]] = {f.__name__: f for f in EVERY}
 PAIR_FAMILIES = tuple(CONFIGS)

@@ -31,6 +31,7 @@ from glassformer.families import (
     qwen3_moe,
     smollm3,
     stablelm,
+    t5,
 )
 from glassformer.families.family import Family, Fields
 from glassformer.families.shape import ShapeConfig
@@ -39,7 +40,7 @@ DECODERS = (
     falcon, gemma, gemma2, gemma3, gpt2, gpt_neox, gpt_oss, llama, mistral, mixtral, olmo, olmo2, olmoe, phi,
     phi3, qwen2, qwen3, qwen3_moe, smollm3, stablelm,
 )  # fmt: skip
-PAIRS = (bart, marian)
+PAIRS = (bart, marian, t5)
 FAMILIES: dict[str, Family] = {
     f.name: f for f in (*(one.FAMILY for one in (*DECODERS, *PAIRS)), pair.PAIR, pair.RECURRENT)
 }

@@ -1,7 +1,8 @@
 """BART: the Transformer of 2017 with learned positions, and a norm behind the embedding (Lewis et al. 2020).
 
 Its positions begin in row 2 of their table. `final_logits_bias` is a bias of the logits, beside a tied head too; a
-checkpoint that was saved without a head has none, which is zeros.
+checkpoint that was saved without a head has none, which is zeros. Models whose head is not the embedding's table, of
+which none is published, are refused.
 """
 
 from __future__ import annotations
@@ -49,7 +50,6 @@ SHARED = (
     rule("model.shared.weight", "embed.weight"),
     *layer_rules("model.encoder.layers.{i}", "encoder.blocks.{i}", source=False),
     *layer_rules("model.decoder.layers.{i}", "blocks.{i}", source=True),
-    rule("lm_head.weight", "head.weight"),
     rule("final_logits_bias", "head_bias", row=True, zeros=True),
 )
 RULES = (
@@ -59,7 +59,7 @@ RULES = (
     *linear("model.encoder.layernorm_embedding", "encoder.embed_norm"),
     *linear("model.decoder.layernorm_embedding", "embed_norm"),
 )
-COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
 
 
 def read_stacks(raw: Fields, family: str, activation: str, positions: Positions, normed: bool) -> ModelConfig:
@@ -100,10 +100,11 @@ def read_stacks(raw: Fields, family: str, activation: str, positions: Positions,
     }
     encoder = EncoderConfig(layers=layers("encoder", causal=False), **shared)
     raw.only("num_hidden_layers", encoder.n_layers, None)
+    raw.only("tie_word_embeddings", True)
     return ModelConfig(
         family=family,
         layers=layers("decoder", causal=True),
-        tied_head=raw.flag("tie_word_embeddings", True),
+        tied_head=True,
         head_bias=True,
         encoder=encoder,
         shared_embedding=True,
@@ -135,7 +136,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": config.context_length,
         "scale_embedding": config.embed_scale != 1,
         "is_encoder_decoder": True,
-        "tie_word_embeddings": config.tied_head,
+        "tie_word_embeddings": True,
     }
 
 

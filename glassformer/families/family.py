@@ -14,10 +14,10 @@ from glassformer.families.shape import ShapeConfig
 IGNORED = frozenset(
     """_name_or_path activation_dropout architectures attention_dropout attention_probs_dropout_prob attn_pdrop
     auto_map bad_words_ids bos_token_id cache_implementation chunk_size_feed_forward classif_dropout
-    classifier_dropout decoder_layerdrop decoder_start_token_id dropout dtype early_stopping embd_pdrop
+    classifier_dropout decoder_layerdrop decoder_start_token_id dropout dropout_rate dtype early_stopping embd_pdrop
     encoder_layerdrop eos_token_id forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout
-    hidden_dropout_prob id2label init_std initializer_range keys_to_ignore_at_inference label2id length_penalty
-    max_length max_window_layers min_length n_ctx no_repeat_ngram_size num_beams output_attentions
+    hidden_dropout_prob id2label init_std initializer_factor initializer_range keys_to_ignore_at_inference label2id
+    length_penalty max_length max_window_layers min_length n_ctx no_repeat_ngram_size num_beams output_attentions
     output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
     resid_pdrop return_dict router_aux_loss_coef router_jitter_noise summary_activation summary_first_dropout
     summary_proj_to_labels summary_type summary_use_proj task_specific_params torch_dtype transformers_version
@@ -163,9 +163,9 @@ class Family:
     """A model family. `prefix` may be absent from all tensor names; `ignored` are tensors that hold no weights.
 
     `others`: more rules, for tensors that may stand where those of `rules` are not; they are read, and never written.
-    `copies` are names under which a checkpoint may hold the embedding's table once more. `rules` None: tensors are
-    named, and lie, as our parameters do. `shape` makes a model from the few numbers that a person types. `framed`: a
-    source is read with what the tokenizer puts around a text.
+    `rules` None: tensors are named, and lie, as our parameters do; they may depend on the configuration. `copies` are
+    names under which a checkpoint may hold the embedding's table once more. `shape` makes a model from the few numbers
+    that a person types. `framed`: a source is read with what the tokenizer puts around a text.
     """
 
     name: str
@@ -173,9 +173,13 @@ class Family:
     read: Callable[[Fields], ModelConfig | RecurrentConfig]
     write: Callable[[Any], dict[str, Any]]
     shape: Callable[..., ModelConfig] = no_shape
-    rules: tuple[Rule, ...] | None = None
+    rules: tuple[Rule, ...] | Callable[[ModelConfig], tuple[Rule, ...]] | None = None
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     others: tuple[Rule, ...] = ()
     copies: tuple[str, ...] = ()
     framed: bool = False
+
+    def rules_of(self, config: ModelConfig) -> tuple[Rule, ...] | None:
+        """The rules for a model of this configuration."""
+        return self.rules(config) if callable(self.rules) else self.rules

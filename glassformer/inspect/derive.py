@@ -71,7 +71,7 @@ def derive(model: Decoder, name: str, kept: Mapping[str, Tensor], view: View) ->
         return Derived(*heads(attention.o, kept[f"{layer}.z"], kept[f"{layer}.out"]))
     q_rot, k_rot, v, z = (kept[f"{layer}.{part}"] for part in ("q_rot", "k_rot", "v", "z"))
     stack = model.get_submodule(layer.split("blocks.")[0].rstrip("."))  # whose layer it is: the encoder, or the model
-    relative: RelativePositions | None = stack.relative  # pyright: ignore[reportAssignmentType]
+    relative: RelativePositions | None = stack.relative_positions  # pyright: ignore[reportAssignmentType]
     bias = None if relative is None or layer.endswith("cross") else relative(view.queries, view.keys)
     found = attended(attention.spec, q_rot, k_rot, v, z, view, bias, attention.sinks)
     return Derived({"scores": found.scores, "probs": found.probs}[end], found.error)

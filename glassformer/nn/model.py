@@ -40,7 +40,7 @@ class Stack(nn.Module):
         self.norm = make_norm(config.final_norm, config.d_model)
         attentions = [layer.attention for layer in config.layers]
         heads, causal = attentions[0].n_heads, attentions[0].causal
-        self.relative = None if config.relative is None else RelativePositions(config.relative, heads, causal)
+        self.relative_positions = None if config.relative is None else RelativePositions(config.relative, heads, causal)
         self.specs = {spec_of(attention) for attention in attentions}
         self.specs |= {spec_of(layer.cross, source=True) for layer in config.layers if layer.cross is not None}
         self.ropes = {(a.rope, a.head_dim) for a in attentions if a.rope is not None}
@@ -54,17 +54,17 @@ class Stack(nn.Module):
         if self.positions is not None:
             x = x + step.see("embed.positions", self.positions(step.positions).to(x.dtype))
         x = step.see("embed.out", self.embed_norm(x))
-        bias = self.bias(step)
+        bias = self.score_bias(step)
         for i, block in enumerate(self.blocks):
             x = block(x, step.layer(i, bias))
         return step.see("final.norm", self.norm(x))
 
-    def bias(self, step: Step) -> Float[Tensor, "#B H T S"] | None:
+    def score_bias(self, step: Step) -> Float[Tensor, "#B H T S"] | None:
         """What the scores of every layer get added: the bias of relative positions, where there is one."""
-        if self.relative is None:
+        if self.relative_positions is None:
             return None
         view = step.view(next(spec for spec in self.specs if not spec.source))
-        return self.relative(view.queries, view.keys)
+        return self.relative_positions(view.queries, view.keys)
 
     def embed_scale(self, dtype: torch.dtype) -> float:
         """What the embedding is multiplied by."""

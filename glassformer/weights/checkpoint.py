@@ -167,9 +167,10 @@ def _may_be_left(fam: Family, config: ModelConfig | RecurrentConfig, name: str, 
     """A buffer without weights, or a copy of the embedding beside a tied head."""
     if any(re.fullmatch(pattern, name.removeprefix(fam.prefix)) for pattern in fam.ignored):
         return True
-    if fam.rules is None or isinstance(config, RecurrentConfig):
+    rules = None if isinstance(config, RecurrentConfig) else fam.rules_of(config)
+    if rules is None or isinstance(config, RecurrentConfig):
         return False
-    theirs = {rule.ours: rule.theirs for rule in fam.rules}
+    theirs = {rule.ours: rule.theirs for rule in rules}
     table, head = theirs["embed.weight",], theirs.get(("head.weight",))
     table = table if table in reader else table.removeprefix(fam.prefix)
     copies = {*fam.copies, *(() if head is None or not config.tied_head else (head,))}

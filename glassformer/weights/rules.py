@@ -143,7 +143,7 @@ def entries(
     if family.rules is None:
         return [Entry(name, (name,)) for name in parameters]
     assert isinstance(config, ModelConfig), "recurrent models are written as they are"
-    found = [entry for rule in family.rules for entry in _applied(rule, config, present)]
+    found = [entry for rule in family.rules_of(config) or () for entry in _applied(rule, config, present)]
     left = present.difference(*(entry.ours for entry in found))
     assert not left, f"parameters without a rule in {family.name}: {sorted(left)}"
     others = [entry for rule in family.others for entry in _applied(rule, config, present) if entry.theirs in there]
