@@ -72,6 +72,8 @@ NAMES = (
     "falcon",
     "stablelm",
     "mixtral",
+    "marian",
+    "bart",
 )
 PRESETS = {"gpt2-small"}  # what a person types after --preset
 NAMED_AFTER = {"families", "text"}  # in text: pre-tokenizers are named after the tokenizers whose patterns they are

@@ -10,7 +10,7 @@ from tiny import TOLERANCE, moved, pair_config, random_ids, randomise, run, tiny
 from tiny_families import DECODERS
 
 from glassformer.cache.dense import DenseCache
-from glassformer.config import ModelConfig, MoEConfig, NormConfig, RopeConfig, change
+from glassformer.config import ModelConfig, MoEConfig, NormConfig, RelativeConfig, RopeConfig, change
 from glassformer.errors import CapacityError, ConfigError
 from glassformer.families import read_config, write_config
 from glassformer.families.family import IGNORED
@@ -77,6 +77,10 @@ OTHER = {
     "attention.rope.dim": [2, None],
     "attention.rope.scaling": [None, LinearScaling(3.0)],
     "attention.window": [3, 6, None],
+    "embed_norm": [LAYER],
+    "position_offset": [1],
+    "relative": [RelativeConfig()],
+    "head_scale": [1.5],
     "embed_scale": [2.5],
     "attention.causal": [False],
     "cross": [replace(tiny_config("gpt2").layers[0].attention, causal=False)],
@@ -87,6 +91,7 @@ REFUSED = {"layers.1.attention.causal", "layers.1.cross", "encoder", "shared_emb
 SOMETIMES = {  # refused beside another setting of some of the families
     "context_length", "positions", "head_bias", "tied_head", "layers.1.attention.rope", "layers.1.parallel",
     "layers.1.attention.rope.dim",
+    "position_offset", "relative",
     "layers.1.shared_norm", "layers.1.norm_at", "layers.1.attention.qk_norm_over", "layers.1.norm.kind",
     "layers.1.norm.scale", "final_norm.kind", "final_norm.scale", "layers.1.attention.qk_norm",
     "layers.1.attention.qk_norm.kind", "layers.1.attention.qk_norm.scale", "layers.1.experts.top_groups",

@@ -370,18 +370,21 @@ def framing_tokenizer():
     return Tokenizer(json.dumps(layout | {"post_processor": processor}), {"eos_token": END, "pad_token": END})
 
 
+def spelling(family, tokenizer):
+    """The configuration of a model that knows all the tokens."""
+    config, size = CONFIGS[family](), tokenizer.vocab_size
+    return replace(config, vocab_size=size, encoder=change(config.encoder, "vocab_size", size))
+
+
 @pytest.mark.parametrize("family", PAIR_FAMILIES)
 def test_a_folder_translates_as_theirs(family, tmp_path, capsys):
     """Load, translate, save, load; sources end as the tokenizer ends them, targets begin as generation_config says."""
     tokenizer = framing_tokenizer()
-    config = CONFIGS[family]()
-    encoder = change(config.encoder, "vocab_size", tokenizer.vocab_size)
-    config = replace(config, vocab_size=tokenizer.vocab_size, encoder=encoder)
     special = {
         "decoder_start_token_id": 5, "eos_token_id": tokenizer.eos_id, "pad_token_id": 3, "bos_token_id": 6,
         "forced_bos_token_id": 70, "bad_words_ids": [[3], [9]],
     }  # fmt: skip
-    Translator(wake(EncoderDecoder(config)), tokenizer, special=special).save(tmp_path)
+    Translator(wake(EncoderDecoder(spelling(family, tokenizer))), tokenizer, special=special).save(tmp_path)
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     translator = glassformer.load_translator(tmp_path)
@@ -414,4 +417,4 @@ def test_a_folder_translates_as_theirs(family, tmp_path, capsys):
 )
 def test_special_tokens_that_are_not_done_are_refused(keys, message):
     with pytest.raises(CheckpointError, match=message):
-        Translator(made("t5", {"encoder.vocab_size": 97}), framing_tokenizer(), special=keys)
+        Translator(EncoderDecoder(spelling("t5", framing_tokenizer())), framing_tokenizer(), special=keys)
