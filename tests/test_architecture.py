@@ -13,8 +13,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each may import from those in the rows above, and from its own part.
 LAYERS = (
-    ("errors",), ("rope_scaling", "moe_config"), ("config",), ("text", "nn"), ("cache",), ("families",), ("weights",),
-    ("generate",), ("inspect",), ("lm",), ("translator",), ("training", "engine"), ("server",), ("cli",),
+    ("errors",), ("rope_scaling", "moe_config"), ("config",), ("encoder_config",),
+    ("text", "nn"), ("cache",), ("families",), ("weights",),
+    ("generate",), ("inspect",), ("lm",), ("translator", "embedder"), ("training", "engine"), ("server",), ("cli",),
 )  # fmt: skip
 LEVEL = {part: i for i, row in enumerate(LAYERS) for part in row}
 
@@ -74,6 +75,7 @@ NAMES = (
     "mixtral",
     "marian",
     "bart",
+    "bert",
 )
 PRESETS = {"gpt2-small"}  # what a person types after --preset
 NAMED_AFTER = {"families", "text"}  # in text: pre-tokenizers are named after the tokenizers whose patterns they are

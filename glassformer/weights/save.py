@@ -13,9 +13,8 @@ from torch import Tensor
 
 from glassformer.errors import CheckpointError
 from glassformer.families import family_of, write_config
-from glassformer.nn.model import Decoder
-from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.weights.atomic import replacing, write_text
+from glassformer.weights.checkpoint import AnyModel
 from glassformer.weights.rules import Entry, entries
 
 GgufKind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
@@ -23,7 +22,7 @@ SHARD = 5_000_000_000  # bytes of one file; above it there are several, and an i
 
 
 def save_model(
-    model: Decoder | RecurrentEncoderDecoder,
+    model: AnyModel,
     folder: str | Path,
     *,
     dtype: torch.dtype | None = None,
