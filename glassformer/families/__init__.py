@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from typing import Any
 
 from glassformer.config import ModelConfig, RecurrentConfig
@@ -71,11 +72,14 @@ def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) 
     return config
 
 
-def write_config(config: AnyConfig) -> dict[str, Any]:
-    """A configuration to config.json. ConfigError where the family's format cannot say what the config says."""
+def write_config(config: AnyConfig, names: Collection[str] = ()) -> dict[str, Any]:
+    """A configuration to config.json. ConfigError where the family's format cannot say what the config says.
+
+    `names`: of the tensors that are written beside it, which say which heads an encoder has.
+    """
     entry = family_of(config)
     raw = {"model_type": entry.name, "architectures": [entry.architecture], **entry.write(config)}
-    if read_config(raw, "config.json") != entry.fit(config, ()):  # the rest is said by tensors
+    if entry.fit(read_config(raw, "config.json"), names) != config:
         raise ConfigError(f"a {entry.architecture} config.json cannot describe this model: {config}")
     return raw
 

@@ -37,9 +37,9 @@ def save_model(
     goes last, since readers would follow it. CheckpointError where the disk is full.
     """
     folder = Path(folder)
-    raw = write_config(model.config)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     found = entries(family_of(model.config), model.config, parameters)
+    raw = write_config(model.config, [entry.theirs for entry in found])
     parts = _parts(found, parameters, dtype, shard)
     kind = dtype or parameters[found[0].ours[0]].dtype
     raw |= {"torch_dtype": str(kind).removeprefix("torch."), **(extra or {})}

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from glassformer.encoder_config import DenseConfig, Pool, SentenceConfig
+from glassformer.encoder_config import DenseConfig, Pool, SentenceConfig, Similarity
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.family import Fields
 from glassformer.nn.sentence import Dense, Sentence
@@ -238,10 +238,14 @@ def _overall(folder: Path) -> dict[str, Any]:
     prompts = raw.take("prompts", None) or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise ConfigError(f"{raw.source}: prompts must be texts by name, got {prompts!r:.100}")
+    named, kinds = raw.take("default_prompt_name", None), get_args(Similarity)
+    if named is not None and named not in list(prompts):
+        raise ConfigError(f"{raw.source}: default_prompt_name {named!r} is none of the prompts {list(prompts)}")
+    raw.only("similarity_fn_name", None, *kinds)
     found = {
         "prompts": prompts,
-        "prompt": raw.take("default_prompt_name", None),
-        "similarity": raw.take("similarity_fn_name", None) or "cosine",
+        "prompt": named,
+        "similarity": raw.take("similarity_fn_name", None) or kinds[0],
         "dimensions": raw.optional("truncate_dim"),
     }
     raw.close()
