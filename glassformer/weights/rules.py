@@ -154,12 +154,13 @@ def entries(
 def _applied(rule: Rule, config: ModelConfig, present: set[str]) -> Iterator[Entry]:
     """One rule, layers and experts written out."""
     stacked = "{j}" in rule.ours[0] and "{j}" not in rule.theirs
+    side = config.encoder if config.encoder is not None and rule.ours[0].startswith("encoder.") else config
     for _, same in groupby(_counted(rule.ours[0], present), lambda counted: counted.get("i") if stacked else counted):
         numbers = list(same)
         ours = tuple(_written_out(name, counted) for counted in numbers for name in rule.ours)
         if present.issuperset(ours):
             theirs = _written_out(rule.theirs, numbers[0])
-            layer = config.layers[int(numbers[0].get("i", 0))]
+            layer = side.layers[int(numbers[0].get("i", 0))]
             groups = layer.attention.n_kv_heads if rule.by_head else layer.mlp.d_ff if rule.by_turns else 1
             paired = layer.attention.head_dim if rule.interleaved else 0
             if stacked:
