@@ -22,7 +22,7 @@ class Entry:
     each key/value head its queries' rows, its key's, its value's). `paired`: the head_dim of a tensor in which the two
     rows of a head that turn together are neighbours; 0 of others, where they are half a head apart, as in ours.
     `row`: a vector that is stored as a matrix of one row. `zeros`: what the parameters are where there is no such
-    tensor.
+    tensor; `instead`: the tensor that holds them there.
     """
 
     theirs: str
@@ -32,6 +32,7 @@ class Entry:
     paired: int = 0
     row: bool = False
     zeros: bool = False
+    instead: str = ""
 
     @property
     def moves(self) -> bool:
@@ -166,7 +167,7 @@ def _applied(rule: Rule, config: ModelConfig, present: set[str]) -> Iterator[Ent
             if stacked:
                 yield Stacked(theirs, ours, rule.transposed, groups, n=len(numbers))
             else:
-                yield Entry(theirs, ours, rule.transposed, groups, paired, rule.row, rule.zeros)
+                yield Entry(theirs, ours, rule.transposed, groups, paired, rule.row, rule.zeros, rule.instead)
 
 
 def _counted(pattern: str, present: set[str]) -> list[dict[str, str]]:
