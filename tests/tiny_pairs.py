@@ -49,6 +49,16 @@ def t5() -> ModelConfig:
     )  # fmt: skip
 
 
-EVERY = (bart, marian, t5)
+def flan() -> ModelConfig:
+    """T5 1.1: a gated feed-forward layer, and a head of its own."""
+    config, mlp = t5(), MLPConfig(72, "gelu_tanh")
+    reading, writing = (
+        tuple(replace(layer, mlp=mlp) for layer in layers) for layers in (config.encoder.layers, config.layers)
+    )
+    encoder = replace(config.encoder, layers=reading)
+    return replace(config, layers=writing, encoder=encoder, tied_head=False, head_scale=1.0)
+
+
+EVERY = (bart, marian, t5, flan)
 CONFIGS: dict[str, Callable[[], ModelConfig]] = {f.__name__: f for f in EVERY}
 PAIR_FAMILIES = tuple(CONFIGS)

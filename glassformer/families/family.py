@@ -128,7 +128,7 @@ class Rule:
     one behind the other along a first axis. `by_turns`: the tensor holds the first row of each parameter, then the
     second of each. `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a
     head apart. `row`: a vector that is stored as a matrix of one row. `zeros`: what it is in a checkpoint that has no
-    such tensor.
+    such tensor; `instead`: the tensor that it is the same as there.
     """
 
     theirs: str
@@ -139,9 +139,10 @@ class Rule:
     by_turns: bool = False
     row: bool = False
     zeros: bool = False
+    instead: str = ""
 
 
-def rule(theirs: str, *ours: str, transposed: bool = False, **how: bool) -> Rule:
+def rule(theirs: str, *ours: str, transposed: bool = False, **how: Any) -> Rule:
     return Rule(theirs, ours, transposed, **how)
 
 

@@ -53,7 +53,7 @@ def rules(config: ModelConfig) -> tuple[Rule, ...]:
         rule("shared.weight", "embed.weight"),
         *stack_rules("encoder", "encoder.", False, gated),
         *stack_rules("decoder", "", True, gated),
-        rule("lm_head.weight", "head.weight"),
+        rule("lm_head.weight", "head.weight", instead="shared.weight"),  # made by newer programs, T5 1.1 has one table
     )
 
 

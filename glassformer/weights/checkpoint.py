@@ -152,6 +152,8 @@ def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple
     there = {fam.prefix + name if bare else name for name in reader}
     for entry in entries(fam, config, parameters, there):
         name = entry.theirs.removeprefix(fam.prefix) if bare else entry.theirs
+        if name not in reader and entry.instead in reader:
+            name = entry.instead
         if name not in reader and entry.zeros:
             pairs.append((entry, None))
             continue

@@ -22,7 +22,7 @@ class Entry:
     each key/value head its queries' rows, its key's, its value's). `paired`: the head_dim of a tensor in which the two
     rows of a head that turn together are neighbours; 0 of others, where they are half a head apart, as in ours.
     `row`: a vector that is stored as a matrix of one row. `zeros`: what the parameters are where there is no such
-    tensor.
+    tensor; `instead`: the tensor that holds them there.
     """
 
     theirs: str
@@ -32,6 +32,7 @@ class Entry:
     paired: int = 0
     row: bool = False
     zeros: bool = False
+    instead: str = ""
 
     @property
     def moves(self) -> bool:
@@ -154,18 +155,19 @@ def entries(
 def _applied(rule: Rule, config: ModelConfig | EncoderConfig, present: set[str]) -> Iterator[Entry]:
     """One rule, layers and experts written out."""
     stacked = "{j}" in rule.ours[0] and "{j}" not in rule.theirs
+    side = config.encoder if config.encoder is not None and rule.ours[0].startswith("encoder.") else config
     for _, same in groupby(_counted(rule.ours[0], present), lambda counted: counted.get("i") if stacked else counted):
         numbers = list(same)
         ours = tuple(_written_out(name, counted) for counted in numbers for name in rule.ours)
         if present.issuperset(ours):
             theirs = _written_out(rule.theirs, numbers[0])
-            layer = config.layers[int(numbers[0].get("i", 0))]
+            layer = side.layers[int(numbers[0].get("i", 0))]
             groups = layer.attention.n_kv_heads if rule.by_head else layer.mlp.d_ff if rule.by_turns else 1
             paired = layer.attention.head_dim if rule.interleaved else 0
             if stacked:
                 yield Stacked(theirs, ours, rule.transposed, groups, n=len(numbers))
             else:
-                yield Entry(theirs, ours, rule.transposed, groups, paired, rule.row, rule.zeros)
+                yield Entry(theirs, ours, rule.transposed, groups, paired, rule.row, rule.zeros, rule.instead)
 
 
 def _counted(pattern: str, present: set[str]) -> list[dict[str, str]]:

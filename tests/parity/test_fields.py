@@ -29,8 +29,8 @@ OTHER = {
     "tied_head": [True, False],
     "head_bias": [True, False],
     "logit_softcap": [None, 3.0],
-    "positions": ["sinusoidal", None],
-    "final_norm": [None],
+    "positions": ["sinusoidal", "sinusoidal halves", "learned", None],
+    "final_norm": [None, RMS],
     "final_norm.kind": ["rms", "layer"],
     "final_norm.eps": [1.0],
     "final_norm.scale": [None, "weight", "float32 1+"],
@@ -58,7 +58,7 @@ OTHER = {
     "experts.top_groups": [1, 2],
     "experts.group_best": [1, 2],
     "experts.shared_d_ff": [None, 16],
-    "attention.n_heads": [8],
+    "attention.n_heads": [8, 6],
     "attention.n_kv_heads": [2, 1],
     "attention.head_dim": [8],
     "attention.scale": [1.0, 0.1],
@@ -77,15 +77,20 @@ OTHER = {
     "attention.rope.dim": [2, None],
     "attention.rope.scaling": [None, LinearScaling(3.0)],
     "attention.window": [3, 6, None],
-    "embed_norm": [LAYER],
-    "position_offset": [1],
-    "relative": [RelativeConfig()],
+    "embed_norm": [RMS, None],
+    "embed_norm.kind": ["rms", "layer"],
+    "embed_norm.eps": [1.0],
+    "embed_norm.scale": [None, "weight", "float32 1+"],
+    "position_offset": [1, 0],
+    "relative": [RelativeConfig(), None],
+    "relative.n_buckets": [8],
+    "relative.max_distance": [50],
     "head_scale": [1.5],
     "embed_scale": [2.5],
-    "attention.causal": [False],
+    "attention.causal": [True, False],
     "cross": [replace(tiny_config("gpt2").layers[0].attention, causal=False)],
     "encoder": [pair_config("post").encoder],
-    "shared_embedding": [True],
+    "shared_embedding": [True, False],
 }
 REFUSED = {"layers.1.attention.causal", "layers.1.cross", "encoder", "shared_embedding"}  # in a decoder, each by itself
 SOMETIMES = {  # refused beside another setting of some of the families
@@ -112,13 +117,13 @@ def twin(value):
 
 
 def leaves(config, prefix=""):
-    """(path, key in OTHER, value) of every field; of the layers, the second one's."""
+    """(path, key in OTHER, value) of every field, an encoder's too; of the layers, the second one's."""
     for field in fields(config):
         value, path = getattr(config, field.name), prefix + field.name
         if field.name == "layers":
-            yield from leaves(value[1], "layers.1.")
-        elif path not in SILENT:
-            key = path.removeprefix("layers.1.")
+            yield from leaves(value[1], f"{prefix}layers.1.")
+        elif path.removeprefix("encoder.") not in SILENT:
+            key = path.removeprefix("encoder.").removeprefix("layers.1.").replace("cross.", "attention.")
             if not is_dataclass(value) or key in OTHER:
                 yield path, key, value
             if is_dataclass(value) and key != "attention.rope.scaling":  # those have a test of their own

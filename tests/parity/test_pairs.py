@@ -8,8 +8,9 @@ import pytest
 import torch
 from generate.writers import END, make_tokenizer
 from safetensors.torch import load_file, save_file
+from test_fields import NEAR, OTHER, leaves, tiny_state, twin
 from theirs import Keep, hf_random
-from tiny import assert_near, moved, random_ids, read, run, run_cached, wake
+from tiny import TOLERANCE, assert_near, moved, random_ids, read, run, run_cached, wake
 from tiny_pairs import CONFIGS, PAIR_FAMILIES
 
 import glassformer
@@ -29,7 +30,7 @@ from glassformer.weights import load_model, load_pair_model, save_model
 
 transformers = pytest.importorskip("transformers")
 
-GATED = MLPConfig(72, "gelu_tanh")
+SILU = MLPConfig(72, "silu")
 VARIANTS = {
     "bart": [
         {},
@@ -43,9 +44,9 @@ VARIANTS = {
     ],
     "t5": [
         {},
-        {"layers.*.mlp": GATED, "encoder.layers.*.mlp": GATED, "tied_head": False, "head_scale": 1.0},
         {"relative.max_distance": 9, "encoder.relative.max_distance": 9},
     ],
+    "flan": [{}, {"layers.*.mlp": SILU, "encoder.layers.*.mlp": SILU}],
 }
 CASES = [(family, changes) for family in PAIR_FAMILIES for changes in VARIANTS[family]]
 LENGTHS = (50, 23, 1)  # farther than every bucket of distances
@@ -124,6 +125,10 @@ HF_MADE = {
         vocab_size=89, d_model=32, d_kv=10, d_ff=56, num_layers=2, num_decoder_layers=3, num_heads=4,
         relative_attention_num_buckets=8, relative_attention_max_distance=20, feed_forward_proj="gelu",
     ),
+    "flan": lambda: transformers.T5Config(
+        vocab_size=89, d_model=32, d_kv=10, d_ff=56, num_layers=2, num_decoder_layers=3, num_heads=4,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+    ),
 }  # fmt: skip
 
 
@@ -134,15 +139,56 @@ def theirs_random(family):
     with torch.no_grad():
         for stack in (hf.model.encoder, hf.model.decoder) if family == "marian" else ():
             stack.embed_positions.weight.copy_(stack.embed_positions.create_weight())
-        (hf.shared if family == "t5" else hf.model.shared).weight[:] *= 2
+        (hf.shared if hasattr(hf, "shared") else hf.model.shared).weight[:] *= 2
     return hf
 
 
 @pytest.mark.parametrize("family", PAIR_FAMILIES)
-def test_what_transformers_makes_we_open(family, tmp_path):
+def test_what_transformers_makes_we_open_and_write_back(family, tmp_path):
     hf = theirs_random(family)
-    hf.save_pretrained(tmp_path)
-    assert_same_run(load_pair_model(tmp_path), hf)
+    hf.save_pretrained(tmp_path / "theirs")
+    model = load_pair_model(tmp_path / "theirs")
+    assert_same_run(model, hf)
+    save_model(model, tmp_path / "ours")
+    a, b = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
+    if family == "flan":  # theirs has one table for all, ours writes the head's beside it
+        a["lm_head.weight"] = a["shared.weight"]
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a), "a tensor changed on its way"
+    read_again = [
+        read_config(json.loads((tmp_path / side / "config.json").read_text()), "") for side in ("theirs", "ours")
+    ]
+    assert read_again[0] == read_again[1] == model.config
+    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours")
+    sources, ids = random_ids(model.config, 2, 9), random_ids(model.config, 2, 7)
+    assert torch.equal(hf_run(again, sources, ids)[0], hf_run(hf, sources, ids)[0])
+
+
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_all_that_is_wrong_is_in_one_message(family, tmp_path):
+    """Missing, left over, of another shape, and filled twice."""
+    save_model(made(family), tmp_path, shard=100_000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    shards = {name: load_file(tmp_path / name) for name in set(index.values())}
+    names = sorted(name for name in index if "block" in name or "layers" in name)
+    gone = next(name for name in names if "encoder.block" in name or "encoder.layers" in name)
+    cut, twice = names[0], names[-1]
+    shards[index[gone]].pop(gone)
+    shards[index[cut]][cut] = shards[index[cut]][cut][1:].clone()
+    other = next(name for name in shards if name != index[twice])
+    shards[other][twice] = shards[index[twice]][twice].clone()
+    shards[other]["decoder.wobble"] = torch.zeros(3)
+    for name, tensors in shards.items():
+        save_file(tensors, tmp_path / name, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError) as caught:
+        load_pair_model(tmp_path)
+    told = str(caught.value)
+    for words in (f"missing: {gone} (fills encoder.", f"shape: {cut} is", f" holds {twice}, which",
+                  "not used: decoder.wobble"):  # fmt: skip
+        assert words in told, told
+    raw = json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(ConfigError, match="not understand: a_new_key"):
+        read_config(raw | {"a_new_key": 1}, "config.json")
 
 
 @pytest.mark.parametrize("family", ["bart", "marian"])
@@ -197,28 +243,55 @@ def test_a_relative_bias_shows_in_the_probabilities():
     assert derive(model, "blocks.1.cross.probs", keep, mine.view(spec)).error < 1e-5
 
 
-FIELDS = {
-    "bart": {"position_offset": 1, "embed_norm": None, "head_bias": False, "embed_scale": 1.0},
-    "marian": {"positions": "sinusoidal", "encoder.positions": "sinusoidal", "head_bias": False},
-    "t5": {
-        "relative": None, "relative.max_distance": 50, "relative.n_buckets": 8, "encoder.relative.max_distance": 50,
-        "encoder.relative": None, "head_scale": 1.0,
-    },
+FIXED = {  # refused each by itself: the sides have it in common, or it is what makes a decoder, an encoder, a cross
+    "vocab_size", "d_model", "encoder.vocab_size", "encoder.d_model", "encoder.layers.1.cross",
+    "layers.1.attention.causal", "encoder.layers.1.attention.causal", "encoder.layers.1.attention.window",
+    "layers.1.parallel", "layers.1.shared_norm", "encoder.layers.1.shared_norm",
+    *(f"layers.1.cross.{name}" for name in ("causal", "rope", "sinks", "window")),
+    *(f"{where}.qk_norm_over" for where in ("layers.1.attention", "layers.1.cross", "encoder.layers.1.attention")),
+    "layers.1.attention.rope", "encoder.layers.1.attention.rope",
 }  # fmt: skip
+UNGATED, ONE_BY_ONE = {"layers.1.mlp.limit", "layers.1.mlp.up_plus_one"}, {"layers.1.parallel", "layers.1.cross"}
+SHARED_BIAS = {"position_offset", "positions", "layers.1.attention.n_heads", "layers.1.attention.window"}
+AND_IN = {  # on both sides
+    "bart": {"positions", "relative", *UNGATED, *ONE_BY_ONE},
+    "marian": {"position_offset", "context_length", "relative", *UNGATED, *ONE_BY_ONE},
+    "t5": {"context_length", *SHARED_BIAS, *UNGATED},
+    "flan": {"context_length", *SHARED_BIAS},
+}
 
 
-@pytest.mark.parametrize(("family", "path", "value"), [(f, p, v) for f in FIELDS for p, v in FIELDS[f].items()])
-def test_every_field_of_theirs_matters(family, path, value):
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_every_field_matters(family):
+    """Change any one field, on either side: a parameter changes its shape, or the logits move by 100 times the
+    tolerance at the least.
+
+    A longest text is a limit, and shows in a table of positions alone.
+    """
     model = made(family)
-    other = EncoderDecoder(change(model.config, path, value))
-    own = {n: p for n, p in model.state_dict().items() if n in other.state_dict()}
-    for name, p in other.state_dict().items():
-        if name in own and own[name].shape != p.shape:
-            own[name] = own[name][: len(p)]
-    other.load_state_dict(own)
-    sources, ids = random_ids(model.encoder.config, 2, 40), random_ids(model.config, 2, 40, seed=2)
-    a, b = (run(m, ids, source=read(m, sources)) for m in (model, other))
-    assert moved(b, a) > 1e-3
+    config, state = model.config, dict(model.named_parameters())
+    sources, ids = random_ids(model.encoder.config, 1, 30), random_ids(model.config, 1, 30, seed=2)
+    logits, tried, shown = run(model, ids, source=read(model, sources)), set(), 0
+    for path, key, old in leaves(config):
+        for value in OTHER[key]:
+            if value in (old, twin(old)) or (key == "context_length" and config.positions != "learned"):
+                continue
+            try:
+                other = EncoderDecoder(change(config, path, value))
+            except ConfigError:
+                continue  # refused, not passed over
+            tried.add(path)
+            mine = dict(other.named_parameters())
+            new = state if mine.keys() <= state.keys() else tiny_state(other) | state
+            if any(p.shape != new[name].shape for name, p in mine.items()):
+                continue
+            other.load_state_dict({name: new[name] for name in mine}, strict=False)  # a shared table has two names
+            how_far, shown = moved(run(other, ids, source=read(other, sources)), logits), shown + 1
+            least = 1e-5 if {value, old} == NEAR else 100 * TOLERANCE
+            assert how_far >= least, f"{path}: {old!r} -> {value!r} moves the logits by {how_far:.1e} only"
+    untried = {path for path, *_ in leaves(config)} - tried
+    assert untried <= FIXED | AND_IN[family] | {f"encoder.{path}" for path in AND_IN[family]}
+    assert shown > 60
 
 
 @pytest.mark.parametrize("family", PAIR_FAMILIES)
@@ -306,8 +379,14 @@ def test_a_pair_is_no_language_model(tmp_path):
 @torch.no_grad()
 def talkative(family):
     """Not the same token again and again, as where little is added to a table that is the head's too."""
-    if family == "t5":
-        return made(family, {"tied_head": False, "head_scale": 1.0})
+    if family in ("t5", "flan"):
+        model = wake(EncoderDecoder(CONFIGS[family]()), seed=2)
+        model.embed.weight.mul_(0.05)
+        for name, p in model.named_parameters():
+            if name.endswith("mlp.down.weight"):  # but for what it adds to every token alike
+                p.sub_(p.mean(1, keepdim=True)).mul_(6)
+            p.mul_(0.3 if name.endswith("cross.o.weight") else 3 if name.endswith("attn.o.weight") else 1)
+        return model
     model = made(family, {"embed_scale": 1.0, "encoder.embed_scale": 1.0})
     model.embed.weight.mul_(0.3)
     for name, p in model.named_parameters():
@@ -336,7 +415,35 @@ def test_text_is_theirs(family, tmp_path):
                 length_penalty=0.0, bad_words_ids=[[end], [7]], **common,
             )  # fmt: skip
             assert out[:, 1:].tolist() == [list(one.ids) for one in found]
-    assert len(set(ours[0][0].ids)) > 3, "a text that says nothing"
+        assert all(len(set(found[0].ids)) > 3 for found in ours), "a text that says nothing"
+
+
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_where_texts_end_the_searches_agree_if_no_beam_is_too_narrow(family, tmp_path):
+    """Every text of two tokens is followed: both sides have the same ones, with the same probabilities.
+
+    A narrower beam is not filled up here where texts end, and is there; scores divide by another length.
+    """
+    model, begin, end = talkative(family), 95, 96
+    save_model(model, tmp_path, extra={"pad_token_id": 1, "eos_token_id": end, "decoder_start_token_id": begin})
+    hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    source = random_ids(model.config, 1, 9)
+    (ours,) = search(model, source.tolist(), Search(97, 97, 2, 0.0), begin=begin, end=end, ruled=Ruled(banned=(1,)))
+    out = hf.generate(
+        source, max_new_tokens=2, do_sample=False, num_beams=97, num_return_sequences=97, length_penalty=0.0,
+        decoder_start_token_id=begin, eos_token_id=end, forced_eos_token_id=None, pad_token_id=1, bad_words_ids=[[1]],
+        early_stopping=False, return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    theirs = {
+        tuple(t for t in row if t not in (1, end)): score
+        for row, score in zip(out.sequences[:, 1:].tolist(), out.sequences_scores.tolist(), strict=True)
+    }
+    found = {one.ids: one.logprob for one in ours}
+    best = sorted(found, key=lambda ids: -found[ids])[:40]
+    assert any(one.finish == "stop" for one in ours)
+    assert set(best) <= set(theirs)
+    for ids in best:
+        assert abs(found[ids] - theirs[ids]) < 1e-4
 
 
 def test_forced_tokens_are_theirs(tmp_path):
@@ -363,7 +470,7 @@ def test_forced_tokens_are_theirs(tmp_path):
 def framing_tokenizer():
     """As theirs: it puts the token that ends a text behind it."""
     plain = make_tokenizer()
-    layout, end = json.loads(plain._json), plain.eos_id
+    layout, end = json.loads(plain.core.json), plain.eos_id
     pieces = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}]
     named = {END: {"id": END, "ids": [end], "tokens": [END]}}
     processor = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": named}
