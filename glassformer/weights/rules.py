@@ -155,7 +155,8 @@ def entries(
 def _applied(rule: Rule, config: ModelConfig | EncoderConfig, present: set[str]) -> Iterator[Entry]:
     """One rule, layers and experts written out."""
     stacked = "{j}" in rule.ours[0] and "{j}" not in rule.theirs
-    side = config.encoder if config.encoder is not None and rule.ours[0].startswith("encoder.") else config
+    encoder = config.encoder if isinstance(config, ModelConfig) else None
+    side = encoder if encoder is not None and rule.ours[0].startswith("encoder.") else config
     for _, same in groupby(_counted(rule.ours[0], present), lambda counted: counted.get("i") if stacked else counted):
         numbers = list(same)
         ours = tuple(_written_out(name, counted) for counted in numbers for name in rule.ours)
