@@ -43,10 +43,14 @@ def convert(
     """
     import torch
 
+    from glassformer.families import family_of
+    from glassformer.families.gguf import in_gguf
     from glassformer.lm import LanguageModel
-    from glassformer.weights import load_model
+    from glassformer.translator import save_translator, special_of
+    from glassformer.weights import load_model, load_pair_model
     from glassformer.weights.checkpoint import open_checkpoint
     from glassformer.weights.find import ends_of, find, tokenizer_of
+    from glassformer.weights.load import reads_source
 
     to_gguf, dtypes = dst.suffix == ".gguf", {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if not to_gguf and to not in ("auto", *dtypes):
@@ -64,13 +68,18 @@ def convert(
         quantized = any(not checkpoint.reader.mapped(name) for name in checkpoint.reader)
         whole = torch.float32 if quantized else checkpoint.dtype  # a folder's tensors are all of one kind
         mixed = None if found.suffix != ".gguf" else whole
-        model = load_model(checkpoint, dtype=None if to_gguf else dtypes.get(to, mixed))
-        tokenizer = tokenizer_of(found, checkpoint.metadata)
-        lm = LanguageModel(model, tokenizer, ends=ends_of(found, checkpoint.metadata))
+        kind = None if to_gguf else dtypes.get(to, mixed)
+        tokenizer, shard = tokenizer_of(found, checkpoint.metadata), round(shard_gb * 1e9)
         if to_gguf:
-            lm.save_gguf(dst, own if to == "auto" else to)  # pyright: ignore[reportArgumentType]
+            in_gguf(family_of(checkpoint.config))  # or it says that there is no such form
+        if reads_source(checkpoint.config):
+            save_translator(load_pair_model(checkpoint, dtype=kind), tokenizer, special_of(found), dst, shard=shard)
         else:
-            lm.save(dst, shard=round(shard_gb * 1e9))
+            lm = LanguageModel(load_model(checkpoint, dtype=kind), tokenizer, ends=ends_of(found, checkpoint.metadata))
+            if to_gguf:
+                lm.save_gguf(dst, own if to == "auto" else to)  # pyright: ignore[reportArgumentType]
+            else:
+                lm.save(dst, shard=shard)
     files = {str(path): path.stat().st_size for path in ([dst] if to_gguf else sorted(dst.iterdir()))}
     if json:
         print_json({"source": str(found), "files": files})

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import CheckpointError
 from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
@@ -29,12 +30,13 @@ def load_model(
     the model is a translator.
     """
     checkpoint = _opened(source, ignore_keys)
-    model = _load(checkpoint, torch.device(device), dtype, copy)
-    if isinstance(model, EncoderDecoder | RecurrentEncoderDecoder):
+    if reads_source(checkpoint.config):
         raise CheckpointError(
             f"{checkpoint.path} is a translator, which writes from a source: `glassformer translate`, "
             "or glassformer.load_translator"
         )
+    model = _load(checkpoint, torch.device(device), dtype, copy)
+    assert not isinstance(model, EncoderDecoder | RecurrentEncoderDecoder)
     return model
 
 
@@ -48,12 +50,18 @@ def load_pair_model(
 ) -> EncoderDecoder | RecurrentEncoderDecoder:
     """`load_model` of an encoder-decoder. CheckpointError too where the model is a language model."""
     checkpoint = _opened(source, ignore_keys)
-    model = _load(checkpoint, torch.device(device), dtype, copy)
-    if not isinstance(model, EncoderDecoder | RecurrentEncoderDecoder):
+    if not reads_source(checkpoint.config):
         raise CheckpointError(
             f"{checkpoint.path} is a language model, which reads no source: `glassformer generate`, or glassformer.load"
         )
+    model = _load(checkpoint, torch.device(device), dtype, copy)
+    assert isinstance(model, EncoderDecoder | RecurrentEncoderDecoder)
     return model
+
+
+def reads_source(config: ModelConfig | RecurrentConfig) -> bool:
+    """Whether it is a translator's."""
+    return isinstance(config, RecurrentConfig) or config.encoder is not None
 
 
 def _opened(source: str | Path | Checkpoint, ignore_keys: tuple[str, ...]) -> Checkpoint:
