@@ -141,9 +141,12 @@ class Translator:
     def device(self) -> torch.device:
         return self.model.head_weight.device
 
-    def encode(self, text: str) -> list[int]:
-        """A source as token ids. RequestError where it is empty, CapacityError where it is longer than the context."""
-        ids, limit = self.tokenizer.encode(text, bare=self.bare), longest_source(self.model)
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """A source as token ids; `special`: text such as "<extra_id_0>" becomes the token of that name.
+
+        RequestError where it is empty, CapacityError where it is longer than the context.
+        """
+        ids, limit = self.tokenizer.encode(text, bare=self.bare, special=special), longest_source(self.model)
         if ids == self.frame:
             raise RequestError("there is nothing to translate: the text is empty", param="text")
         if limit is not None and len(ids) > limit:
@@ -158,17 +161,19 @@ class Translator:
         n: int = 1,
         max_tokens: int | None = None,
         length_penalty: float = 0.6,
+        special: bool = False,
     ) -> list[Translation]:
         """What the model writes from each text: one `Translation` for each, in their order (a list for one text too).
 
         beam: how many texts to follow at a time; 1 takes the likeliest token, always. n: how many of the best to give,
         different in their tokens. max_tokens: of a target, with the one that ends it. length_penalty: alpha of Wu et
-        al. 2016, equation 14. RequestError for an option out of range or an empty text, CapacityError where a text or
+        al. 2016, equation 14. special: control tokens are read out of the texts ("<mask>", "<extra_id_0>"), and seen in
+        what is written. RequestError for an option out of range or an empty text, CapacityError where a text or
         `max_tokens` is longer than the context.
         """
         how = Search(beam, n, max_tokens, length_penalty)
         texts = [texts] if isinstance(texts, str) else list(texts)
-        sources = [self._numbered(i, text, len(texts)) for i, text in enumerate(texts)]
+        sources = [self._numbered(i, text, len(texts), special) for i, text in enumerate(texts)]
         order = sorted(range(len(texts)), key=lambda i: len(sources[i]))  # of like length together: little padding
         found: dict[int, Translation] = {}
         width = max(1, ROWS // beam)
@@ -177,29 +182,38 @@ class Translator:
             rows, size = [sources[i] for i in some], self.tokenizer.vocab_size
             best = search(self.model, rows, how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled)
             for i, ones in zip(some, best, strict=True):
-                found[i] = Translation(texts[i], tuple(map(self._target, ones)))
+                found[i] = Translation(texts[i], tuple(self._target(one, special) for one in ones))
         return [found[i] for i in range(len(texts))]
 
-    def _numbered(self, i: int, text: str, n_texts: int) -> list[int]:
+    def _numbered(self, i: int, text: str, n_texts: int, special: bool) -> list[int]:
         try:
-            return self.encode(text)
+            return self.encode(text, special=special)
         except (CapacityError, RequestError) as error:
             raise type(error)(f"text {i + 1} of {n_texts}: {error}" if n_texts > 1 else str(error)) from None
 
-    def _target(self, one: Hypothesis) -> Target:
+    def _target(self, one: Hypothesis, special: bool) -> Target:
         assert one.finish is not None
-        return Target(self.tokenizer.decode(one.ids, skip_special=True), one.ids, one.logprob, one.score, one.finish)
+        return Target(
+            self.tokenizer.decode(one.ids, skip_special=not special), one.ids, one.logprob, one.score, one.finish
+        )
 
     @torch.inference_mode()
-    def align(self, source: str, target: str | Sequence[int], *, ended: bool = True) -> Alignment:
+    def align(
+        self, source: str, target: str | Sequence[int], *, ended: bool = True, special: bool = False
+    ) -> Alignment:
         """Where the model looks while it writes `target` (a text, or token ids) from `source`.
 
-        ended: whether the target is whole, so that the token which ends it is written too. RequestError where the model
+        ended: whether the target is whole, so that the token which ends it is written too. special: as of `translate`.
+        RequestError where the model
         has no attention to the source; CapacityError where a side is longer than the context.
         """
-        read = self.encode(source)
+        read = self.encode(source, special=special)
         text = isinstance(target, str)
-        ids = self.tokenizer.encode(target, bare=True) if text else [index(token) for token in target]
+        ids = (
+            self.tokenizer.of_targets().encode(target, bare=True, special=special)
+            if text
+            else [index(token) for token in target]
+        )
         if text and self.ruled.first is not None:
             ids = [self.ruled.first, *ids]
         written = [*ids, self.end] if ended else ids
