@@ -50,10 +50,14 @@ def convert(
     import torch
 
     from glassformer.encoder_config import TextEncoderConfig
+    from glassformer.families import family_of
+    from glassformer.families.gguf import in_gguf
     from glassformer.lm import LanguageModel
-    from glassformer.weights import load_model
+    from glassformer.translator import save_translator, special_of
+    from glassformer.weights import load_model, load_pair_model
     from glassformer.weights.checkpoint import open_checkpoint
     from glassformer.weights.find import ends_of, find, tokenizer_of
+    from glassformer.weights.load import reads_source
 
     to_gguf, dtypes = dst.suffix == ".gguf", {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if not to_gguf and to not in ("auto", *dtypes):
@@ -71,20 +75,27 @@ def convert(
         quantized = any(not checkpoint.reader.mapped(name) for name in checkpoint.reader)
         whole = torch.float32 if quantized else checkpoint.dtype  # a folder's tensors are all of one kind
         mixed = None if found.suffix != ".gguf" else whole
-        tokenizer = tokenizer_of(found, checkpoint.metadata)
-        if isinstance(checkpoint.config, TextEncoderConfig):
-            if to_gguf:
-                raise RequestError(f"{found} is an encoder, which is written as a folder: {dst} must not end in .gguf")
-            _convert_encoder(checkpoint, dst, tokenizer, dtypes.get(to), round(shard_gb * 1e9))
-            _told(found, dst, json)
-            return
-        model = load_model(checkpoint, dtype=None if to_gguf else dtypes.get(to, mixed))
-        lm = LanguageModel(model, tokenizer, ends=ends_of(found, checkpoint.metadata))
+        kind = None if to_gguf else dtypes.get(to, mixed)
+        tokenizer, shard = tokenizer_of(found, checkpoint.metadata), round(shard_gb * 1e9)
         if to_gguf:
-            lm.save_gguf(dst, own if to == "auto" else to)  # pyright: ignore[reportArgumentType]
+            in_gguf(family_of(checkpoint.config))  # or it says that there is no such form
+        if isinstance(checkpoint.config, TextEncoderConfig):
+            _convert_encoder(checkpoint, dst, tokenizer, kind, shard)
+        elif reads_source(checkpoint.config):
+            save_translator(load_pair_model(checkpoint, dtype=kind), tokenizer, special_of(found), dst, shard=shard)
         else:
-            lm.save(dst, shard=round(shard_gb * 1e9))
-    _told(found, dst, json)
+            lm = LanguageModel(load_model(checkpoint, dtype=kind), tokenizer, ends=ends_of(found, checkpoint.metadata))
+            if to_gguf:
+                lm.save_gguf(dst, own if to == "auto" else to)  # pyright: ignore[reportArgumentType]
+            else:
+                lm.save(dst, shard=shard)
+    files = [path for path in ([dst] if to_gguf else sorted(dst.rglob("*"))) if path.is_file()]
+    sizes = {str(path): path.stat().st_size for path in files}
+    if json:
+        print_json({"source": str(found), "files": sizes})
+        return
+    for name, size in sizes.items():
+        say(f"{name}: {size:,} bytes")
 
 
 def _convert_encoder(
@@ -100,14 +111,3 @@ def _convert_encoder(
         tokenizer.save(dst)
     if (checkpoint.path / MODULES).exists():
         write_sentence(read_sentence(checkpoint.path, model.config.d_model).to(dtype), dst, model.config.d_model)
-
-
-def _told(found: Path, dst: Path, json: bool) -> None:
-    """Say which files were written."""
-    files = [path for path in ([dst] if dst.is_file() else sorted(dst.rglob("*"))) if path.is_file()]
-    sizes = {str(path): path.stat().st_size for path in files}
-    if json:
-        print_json({"source": str(found), "files": sizes})
-        return
-    for name, size in sizes.items():
-        say(f"{name}: {size:,} bytes")

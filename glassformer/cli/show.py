@@ -14,8 +14,16 @@ if TYPE_CHECKING:
     from glassformer.text.tokenizer import Tokenizer
     from glassformer.weights.checkpoint import Checkpoint
 
-PARTS = {"attn": "attention", "cross": "attention to the source", "mlp": "feed-forward"}
-PARTS |= {"token_types": "types of tokens", "next_sentence": "head of pairs"}
+PARTS = {
+    "embed": "embedding",
+    "token_types": "types of tokens",
+    "relative_positions": "positions",
+    "attn": "attention",
+    "cross": "attention to the source",
+    "mlp": "feed-forward",
+    "head_bias": "head",
+    "next_sentence": "head of pairs",
+}
 
 
 def show(
@@ -75,9 +83,9 @@ def _part(name: str) -> str:
     """The part of a model that a parameter belongs to."""
     words = [word for word in name.removeprefix("encoder.").split(".") if word != "blocks" and not word.isdigit()]
     side = "encoder: " if name.startswith("encoder.") else ""
-    if any(word.endswith("norm") for word in words[:-1]) or words[0].endswith("_residual"):
+    if "norm" in words or words[0].endswith(("_residual", "_norm")):
         return f"{side}norms"
-    return side + {"embed": "embedding", **PARTS}.get(words[0], words[0])
+    return side + PARTS.get(words[0], words[0])
 
 
 def _cache(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ def translate(
     n: int = 1,
     max_tokens: int | None = None,
     length_penalty: float = 0.6,
+    special: Annotated[bool, Parameter(negative="")] = False,
     align: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
     ignore_key: IgnoreKeys = (),
@@ -49,6 +50,8 @@ def translate(
         At most this many tokens; by default until the model ends the text or its context is full.
     length_penalty
         With a beam: 0 compares by probability alone, which favours short texts; more is kinder to long ones.
+    special
+        Read control tokens out of the text (<mask>, <extra_id_0>), and show those that are written.
     align
         Show where in the source the model looked for each token it wrote: the mean over layers and heads.
     json
@@ -57,11 +60,11 @@ def translate(
     if not text:
         raise RequestError("there is no text: give one, several, or - for stdin, one a line", param="text")
     translator = open_translator(model, machine, ignore_key, quiet=json)
-    for sources in _batches(translator, text):
+    for sources in _batches(translator, text, special):
         found = iter(
             translator.translate(
                 [one for one in sources if one is not None],
-                beam=beam, n=n, max_tokens=max_tokens, length_penalty=length_penalty,
+                beam=beam, n=n, max_tokens=max_tokens, length_penalty=length_penalty, special=special,
             )
         )  # fmt: skip
         for source in sources:
@@ -70,7 +73,9 @@ def translate(
                 continue
             one = next(found)
             best = one.targets[0]
-            alignment = translator.align(source, best.ids, ended=best.finish == "stop") if align else None
+            alignment = None
+            if align:
+                alignment = translator.align(source, best.ids, ended=best.finish == "stop", special=special)
             if json:
                 print_json({"model": translator.source} | _plain(one, alignment))
                 continue
@@ -82,7 +87,7 @@ def translate(
                 print(*draw(alignment, out.width), sep="\n")
 
 
-def _batches(translator: Translator, text: tuple[str, ...]) -> Iterator[list[str | None]]:
+def _batches(translator: Translator, text: tuple[str, ...], special: bool) -> Iterator[list[str | None]]:
     """The texts, as many at a time as are there at once; None is a blank line of stdin.
 
     One that cannot be translated is an error that names it, raised when all before it were given.
@@ -95,7 +100,7 @@ def _batches(translator: Translator, text: tuple[str, ...]) -> Iterator[list[str
             batch.append(None)
             continue
         try:
-            translator.encode(one)
+            translator.encode(one, special=special)
         except GlassformerError as error:
             yield batch
             where = f"line {number}: " if lines else f"text {number} of {len(text)}: " if len(text) > 1 else ""

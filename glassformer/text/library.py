@@ -83,7 +83,7 @@ class LibraryCore:
         ]
         self.special = control_tokens(self.added, template)
         passed = [token | {"special": token["content"] in self.special} for token in layout.get("added_tokens", [])]
-        self._passing = layout | {"added_tokens": passed}
+        self._passing = _unspelled(layout | {"added_tokens": passed}, self.special)
         self.plain = _passing_by(self._passing)  # another one, since a switch would not be thread-safe
         self.frame = self._frame()
         self.drops_first_space = drops_first_space(self.layout)
@@ -153,6 +153,19 @@ def _passing_by(layout: Mapping[str, Any]) -> tokenizers.Tokenizer:
     core = _open(layout)
     core.encode_special_tokens = True
     return core
+
+
+def _unspelled(layout: Mapping[str, Any], special: Mapping[str, int]) -> Mapping[str, Any]:
+    """The same pipeline, where no text spells a control token that stands among a unigram's pieces.
+
+    It is given a name with a space in it, which is ▁ in all that pieces are compared with.
+    """
+    if layout["model"].get("type") != "Unigram":
+        return layout
+    hidden = {name: f"{name} " for name in special}
+    pieces = [[hidden.get(piece, piece), score] for piece, score in layout["model"]["vocab"]]
+    added = [token | {"content": hidden.get(token["content"], token["content"])} for token in layout["added_tokens"]]
+    return {**layout, "model": layout["model"] | {"vocab": pieces}, "added_tokens": added}
 
 
 def _untrimmed(part: Any) -> Any:

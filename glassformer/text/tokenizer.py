@@ -202,6 +202,14 @@ class Tokenizer:
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self.special.values())
 
+    def of_targets(self) -> "Tokenizer":
+        """The tokenizer of what a translator writes: another one where each side has a SentencePiece model."""
+        from glassformer.text.sentencepiece_pair import SentencePiecePair
+
+        if not isinstance(self.core, SentencePiecePair):
+            return self
+        return Tokenizer(self.core.of_targets(), self.config, chat_template=self.chat_template)
+
     # ---- on disk
 
     @classmethod

@@ -7,11 +7,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from glassformer.config import ModelConfig, RecurrentConfig
+from glassformer.encoder_config import TextEncoderConfig
 from glassformer.errors import CheckpointError
+from glassformer.families.family import AnyConfig
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.weights.checkpoint import AnyModel, Checkpoint, account, empty_model, open_checkpoint
+
+KINDS = {  # for somebody who took a model for something else
+    "writer": "a language model, which reads no source: `glassformer generate`, or glassformer.load",
+    "translator": "a translator, which writes from a source: `glassformer translate`, or glassformer.load_translator",
+    "encoder": "an encoder, which reads a text and writes none: `glassformer embed`, or glassformer.load_embedder",
+}
 
 
 def load_model(
@@ -29,10 +38,8 @@ def load_model(
     CheckpointError lists every tensor that is missing, left over or of the wrong shape, in one message; or says that
     the model is of another kind, and what it is for.
     """
-    checkpoint = _opened(source, ignore_keys)
-    model = _load(checkpoint, torch.device(device), dtype, copy)
-    if isinstance(model, EncoderDecoder | RecurrentEncoderDecoder | TextEncoder):
-        raise CheckpointError(f"{checkpoint.path} is {_what(model)}")
+    model = _load(_opened(source, ignore_keys, "writer"), torch.device(device), dtype, copy)
+    assert isinstance(model, Decoder)
     return model
 
 
@@ -44,11 +51,9 @@ def load_pair_model(
     copy: bool = False,
     ignore_keys: tuple[str, ...] = (),
 ) -> EncoderDecoder | RecurrentEncoderDecoder:
-    """`load_model` of an encoder-decoder. CheckpointError too where the model is a language model."""
-    checkpoint = _opened(source, ignore_keys)
-    model = _load(checkpoint, torch.device(device), dtype, copy)
-    if not isinstance(model, EncoderDecoder | RecurrentEncoderDecoder):
-        raise CheckpointError(f"{checkpoint.path} is {_what(model)}")
+    """`load_model` of an encoder-decoder. CheckpointError too where the model is of another kind."""
+    model = _load(_opened(source, ignore_keys, "translator"), torch.device(device), dtype, copy)
+    assert isinstance(model, EncoderDecoder | RecurrentEncoderDecoder)
     return model
 
 
@@ -61,24 +66,24 @@ def load_text_encoder(
     ignore_keys: tuple[str, ...] = (),
 ) -> TextEncoder:
     """`load_model` of an encoder that stands by itself. CheckpointError too where the model is of another kind."""
-    checkpoint = _opened(source, ignore_keys)
-    model = _load(checkpoint, torch.device(device), dtype, copy)
-    if not isinstance(model, TextEncoder):
-        raise CheckpointError(f"{checkpoint.path} is {_what(model)}")
+    model = _load(_opened(source, ignore_keys, "encoder"), torch.device(device), dtype, copy)
+    assert isinstance(model, TextEncoder)
     return model
 
 
-def _what(model: AnyModel) -> str:
-    """What a model is, for somebody who took it for something else."""
-    if isinstance(model, TextEncoder):
-        return "an encoder, which reads a text and writes none: `glassformer embed`, or glassformer.load_embedder"
-    if isinstance(model, EncoderDecoder | RecurrentEncoderDecoder):
-        return "a translator, which writes from a source: `glassformer translate`, or glassformer.load_translator"
-    return "a language model, which reads no source: `glassformer generate`, or glassformer.load"
+def reads_source(config: AnyConfig) -> bool:
+    """Whether it is a translator's."""
+    return isinstance(config, RecurrentConfig) or (isinstance(config, ModelConfig) and config.encoder is not None)
 
 
-def _opened(source: str | Path | Checkpoint, ignore_keys: tuple[str, ...]) -> Checkpoint:
-    return source if isinstance(source, Checkpoint) else open_checkpoint(Path(source), ignore_keys)
+def _opened(source: str | Path | Checkpoint, ignore_keys: tuple[str, ...], wanted: str) -> Checkpoint:
+    """A checkpoint of the kind that is wanted, one of KINDS; CheckpointError says which other kind it is of."""
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(Path(source), ignore_keys)
+    config = checkpoint.config
+    kind = "encoder" if isinstance(config, TextEncoderConfig) else "translator" if reads_source(config) else "writer"
+    if kind != wanted:
+        raise CheckpointError(f"{checkpoint.path} is {KINDS[kind]}")
+    return checkpoint
 
 
 def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None, copy: bool) -> AnyModel:
