@@ -46,10 +46,11 @@ def verify(
     import torch
     from torch import Tensor
 
-    from glassformer.config import EncoderConfig, ModelConfig
+    from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
+    from glassformer.encoder_config import TextEncoderConfig
     from glassformer.inspect.compare import compare
     from glassformer.nn.recurrent import RecurrentEncoderDecoder
-    from glassformer.weights import load_model, load_pair_model, save_model
+    from glassformer.weights import load_model, load_pair_model, load_text_encoder, save_model
     from glassformer.weights.checkpoint import open_checkpoint
     from glassformer.weights.find import find
 
@@ -63,31 +64,36 @@ def verify(
         raise RequestError(f"tokens must be at least 1 and tolerance above 0, got {tokens} and {tolerance}")
     found = find(model, offline=offline)
     with working("comparing", quiet=json), tempfile.TemporaryDirectory() as written:
-        checkpoint = open_checkpoint(found, ignore_key)
-        config = checkpoint.config
-        if not isinstance(config, ModelConfig) or checkpoint.family.rules is None:
+        checkpoint, folder = open_checkpoint(found, ignore_key), found
+        config, pair = checkpoint.config, False
+        if isinstance(config, RecurrentConfig) or checkpoint.family.rules is None:
             raise RequestError(
                 f"{found} is of our own kind, {checkpoint.family.name}, which transformers does not open"
             )
-        pair = config.encoder is not None
-        ours = (load_pair_model if pair else load_model)(checkpoint, dtype=torch.float32)
+        if isinstance(config, TextEncoderConfig):
+            ours = load_text_encoder(checkpoint, dtype=torch.float32)
+            kind = transformers.AutoModel if ours.head is None else transformers.AutoModelForMaskedLM
+        else:
+            pair = config.encoder is not None
+            ours = (load_pair_model if pair else load_model)(checkpoint, dtype=torch.float32)
+            kind = transformers.AutoModelForSeq2SeqLM if pair else transformers.AutoModelForCausalLM
         assert not isinstance(ours, RecurrentEncoderDecoder)
-        folder = found
         if found.is_file():
             save_model(ours, written)
             folder = written
         generator = torch.Generator().manual_seed(0)
 
-        def random(side: ModelConfig | EncoderConfig) -> Tensor:
+        def random(side: ModelConfig | EncoderConfig | TextEncoderConfig) -> Tensor:
             return torch.randint(side.vocab_size, (1, min(tokens, side.context_length)), generator=generator)
 
-        reading = config.encoder or config
+        reading = config if isinstance(config, TextEncoderConfig) else config.encoder or config
         ids = torch.tensor([_encoded(checkpoint, text, reading.vocab_size)]) if text else random(reading)
+        if isinstance(config, TextEncoderConfig) and config.position_offset:
+            ids[ids == config.position_offset - 1] = 0  # padding, of which they count no positions
         if ids.shape[1] > reading.context_length:
             raise RequestError(f"the text has {ids.shape[1]} tokens, and the context holds {reading.context_length}")
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        kind = transformers.AutoModelForSeq2SeqLM if pair else transformers.AutoModelForCausalLM
         theirs = kind.from_pretrained(folder, dtype=torch.float32).eval()
         places = compare(ours, theirs, random(config), ids) if pair else compare(ours, theirs, ids)
     apart = next((place for place in places if not place.off <= tolerance), None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from glassformer.config import Activation, ModelConfig, RecurrentConfig
+from glassformer.encoder_config import TextEncoderConfig
 from glassformer.errors import ConfigError
 from glassformer.families.shape import ShapeConfig
 
@@ -19,10 +20,10 @@ IGNORED = frozenset(
     forced_eos_token_id gradient_checkpointing hidden_dropout hidden_dropout_prob id2label init_std initializer_factor
     initializer_range keys_to_ignore_at_inference label2id length_penalty max_length max_window_layers min_length
     n_ctx no_repeat_ngram_size num_beams output_attentions output_hidden_states output_past output_router_logits
-    pad_token_id prefix pretraining_tp problem_type reorder_and_upcast_attn resid_pdrop return_dict
-    router_aux_loss_coef router_jitter_noise save_step sep_token_id summary_activation summary_first_dropout
-    summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype
-    transformers_version unk_token_id use_cache""".split()
+    pad_token_id prefix pretraining_tp problem_type qa_dropout reorder_and_upcast_attn resid_pdrop return_dict
+    router_aux_loss_coef router_jitter_noise save_step sep_token_id seq_classif_dropout summary_activation
+    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class
+    torch_dtype transformers_version unk_token_id use_cache""".split()
 )
 
 # Activations as checkpoints call them; the first name of each is the one that is written.
@@ -36,6 +37,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
 }
 ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+
+AnyConfig = ModelConfig | RecurrentConfig | TextEncoderConfig  # of what stands by itself
 
 MISSING = object()
 
@@ -167,21 +170,25 @@ class Family:
     `others`: more rules, for tensors that may stand where those of `rules` are not; they are read, and never written.
     `rules` None: tensors are named, and lie, as our parameters do; they may depend on the configuration. `copies` are
     names under which a checkpoint may hold the embedding's table once more. `shape` makes a model from the few numbers
-    that a person types. `framed`: a source is read with what the tokenizer puts around a text.
+    that a person types. `framed`: a source is read with what the tokenizer puts around a text. `twins`: tensors that
+    may stand beside another, and be the same. `fit` gives a configuration what the names of a checkpoint's tensors
+    alone say: which heads it has.
     """
 
     name: str
     architecture: str
-    read: Callable[[Fields], ModelConfig | RecurrentConfig]
+    read: Callable[[Fields], AnyConfig]
     write: Callable[[Any], dict[str, Any]]
     shape: Callable[..., ModelConfig] = no_shape
-    rules: tuple[Rule, ...] | Callable[[ModelConfig], tuple[Rule, ...]] | None = None
+    rules: tuple[Rule, ...] | Callable[[Any], tuple[Rule, ...]] | None = None
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     others: tuple[Rule, ...] = ()
     copies: tuple[str, ...] = ()
     framed: bool = False
+    twins: tuple[tuple[str, str], ...] = ()
+    fit: Callable[[Any, Collection[str]], Any] = lambda config, _: config
 
-    def rules_of(self, config: ModelConfig) -> tuple[Rule, ...] | None:
+    def rules_of(self, config: AnyConfig) -> tuple[Rule, ...] | None:
         """The rules for a model of this configuration."""
         return self.rules(config) if callable(self.rules) else self.rules

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glassformer.nn.attend import KV, AttendSpec, View, attend_math
 from glassformer.nn.attention import Attention
-from glassformer.nn.model import Decoder
+from glassformer.nn.model import Stack
 from glassformer.nn.position import RelativePositions
 
 
@@ -59,7 +59,7 @@ def heads(
     return parts, _off(whole, out)
 
 
-def derive(model: Decoder, name: str, kept: Mapping[str, Tensor], view: View) -> Derived:
+def derive(model: Stack, name: str, kept: Mapping[str, Tensor], view: View) -> Derived:
     """A derived point of a model, from the live points that `points.needs` names.
 
     `view` is `step.view(spec)` of the pass that they were kept in: the encoder's own for its points. The keys and

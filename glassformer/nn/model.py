@@ -51,6 +51,7 @@ class Stack(nn.Module):
         x = step.see("embed.tokens", self.embed(ids))
         if self.config.embed_scale != 1:
             x = x * self.embed_scale(x.dtype)
+        x = self.typed(x, step)
         if self.positions is not None:
             x = x + step.see("embed.positions", self.positions(step.positions).to(x.dtype))
         x = step.see("embed.out", self.embed_norm(x))
@@ -58,6 +59,10 @@ class Stack(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, step.layer(i, bias))
         return step.see("final.norm", self.norm(x))
+
+    def typed(self, x: Float[Tensor, "B T D"], step: Step) -> Float[Tensor, "B T D"]:
+        """The embedding with what tells types of tokens apart: nothing, but in an encoder that stands by itself."""
+        return x
 
     def score_bias(self, step: Step) -> Float[Tensor, "#B H T S"] | None:
         """What the scores of every layer get added: the bias of relative positions, where there is one."""

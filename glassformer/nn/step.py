@@ -78,7 +78,7 @@ class Step:
     `positions` [B or 1, T] count the tokens a row holds, from 0; `padded` says that some are -1, padding at the right.
     Without a cache the pass sees its own tokens alone; `documents` [B, T] then says which document of a packed row a
     token belongs to, and attention never crosses from one to another. `source` is what cross-attention reads; a cache
-    that was made for a source has it already.
+    that was made for a source has it already. `types` [B, T] are of a model that tells types of tokens apart.
     """
 
     def __init__(
@@ -90,10 +90,11 @@ class Step:
         tap: Tap | None = None,
         documents: Int[Tensor, "B T"] | None = None,
         source: Source | None = None,
+        types: Int[Tensor, "B T"] | None = None,
         padded: bool = False,
     ):
         assert cache is None or documents is None, "a cache says itself what a row sees; documents are of packed rows"
-        self.positions, self.documents, self.padded = positions, documents, padded
+        self.positions, self.documents, self.types, self.padded = positions, documents, types, padded
         self.source = cache.source if source is None and cache is not None else source
         self.cache, self.backend, self.tap = cache, attend, tap
         self.prefix = ""

@@ -39,6 +39,7 @@ BPE_CLASSES: dict[str, dict[str, str]] = {
     "LongformerTokenizer": ROBERTA,
 }
 MODEL_CLASSES = {"bart": "BartTokenizer", "roberta": "RobertaTokenizer", "t5": "T5Tokenizer"}  # where nothing says it
+SHIFTED = ("XLMRobertaTokenizer", "CamembertTokenizer")  # whose control tokens stand before all of a model's pieces
 WORDPIECE_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 
 RESERVED = "<|reserved_special_token_{}|>"
@@ -134,10 +135,13 @@ def _content(entry: Any) -> Any:
 
 
 def _sentencepiece(found: Found, config: Mapping[str, Any], template: str) -> tuple[Core, dict[str, Any]]:
+    kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    if kind in SHIFTED:
+        raise TokenizerError(f"the ids of {kind} are not those of its model: its folder needs a tokenizer.json")
     data = found.paths[0].read_bytes()
     # "legacy" of Llama's tokenizer: each text between control tokens begins with a space of its own
     inside, added = bool(config.get("legacy", False)), added_tokens(config, {})
-    if str(config.get("tokenizer_class")).removesuffix("Fast") == "T5Tokenizer":
+    if kind == "T5Tokenizer":
         inside, added = True, added + sentinels(data, config, {token.text for token in added})
     core = SentencePieceCore(data, added, name=found.paths[0].name, template=template, prefix_inside=inside)
     return core, {}

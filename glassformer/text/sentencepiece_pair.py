@@ -62,6 +62,9 @@ class SentencePiecePair:
     def encode_inside(self, text: str) -> list[int]:
         return self.encode([text], special=False)[0]
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        raise TokenizerError("a translator's tokenizer reads one text at a time: it has no row of two")
+
     def encode_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         check_text(text)
         ids: list[int] = []

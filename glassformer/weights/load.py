@@ -9,9 +9,11 @@ from torch import Tensor
 
 from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import CheckpointError
+from glassformer.families.family import AnyConfig
+from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.weights.checkpoint import Checkpoint, account, empty_model, open_checkpoint
+from glassformer.weights.checkpoint import AnyModel, Checkpoint, account, empty_model, open_checkpoint
 
 
 def load_model(
@@ -27,16 +29,12 @@ def load_model(
     Tensors that need no conversion stay mapped from the file; `copy` gives each its own aligned storage, as training
     needs. Neither takes more memory than the weights. What is quantized is decoded, by default to float32.
     CheckpointError lists every tensor that is missing, left over or of the wrong shape, in one message; or says that
-    the model is a translator.
+    the model is of another kind, and what it is for.
     """
     checkpoint = _opened(source, ignore_keys)
-    if reads_source(checkpoint.config):
-        raise CheckpointError(
-            f"{checkpoint.path} is a translator, which writes from a source: `glassformer translate`, "
-            "or glassformer.load_translator"
-        )
     model = _load(checkpoint, torch.device(device), dtype, copy)
-    assert not isinstance(model, EncoderDecoder | RecurrentEncoderDecoder)
+    if isinstance(model, EncoderDecoder | RecurrentEncoderDecoder | TextEncoder):
+        raise CheckpointError(f"{checkpoint.path} is {_what(model)}")
     return model
 
 
@@ -50,27 +48,47 @@ def load_pair_model(
 ) -> EncoderDecoder | RecurrentEncoderDecoder:
     """`load_model` of an encoder-decoder. CheckpointError too where the model is a language model."""
     checkpoint = _opened(source, ignore_keys)
-    if not reads_source(checkpoint.config):
-        raise CheckpointError(
-            f"{checkpoint.path} is a language model, which reads no source: `glassformer generate`, or glassformer.load"
-        )
     model = _load(checkpoint, torch.device(device), dtype, copy)
-    assert isinstance(model, EncoderDecoder | RecurrentEncoderDecoder)
+    if not isinstance(model, EncoderDecoder | RecurrentEncoderDecoder):
+        raise CheckpointError(f"{checkpoint.path} is {_what(model)}")
     return model
 
 
-def reads_source(config: ModelConfig | RecurrentConfig) -> bool:
+def load_text_encoder(
+    source: str | Path | Checkpoint,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    copy: bool = False,
+    ignore_keys: tuple[str, ...] = (),
+) -> TextEncoder:
+    """`load_model` of an encoder that stands by itself. CheckpointError too where the model is of another kind."""
+    checkpoint = _opened(source, ignore_keys)
+    model = _load(checkpoint, torch.device(device), dtype, copy)
+    if not isinstance(model, TextEncoder):
+        raise CheckpointError(f"{checkpoint.path} is {_what(model)}")
+    return model
+
+
+def _what(model: AnyModel) -> str:
+    """What a model is, for somebody who took it for something else."""
+    if isinstance(model, TextEncoder):
+        return "an encoder, which reads a text and writes none: `glassformer embed`, or glassformer.load_embedder"
+    if isinstance(model, EncoderDecoder | RecurrentEncoderDecoder):
+        return "a translator, which writes from a source: `glassformer translate`, or glassformer.load_translator"
+    return "a language model, which reads no source: `glassformer generate`, or glassformer.load"
+
+
+def reads_source(config: AnyConfig) -> bool:
     """Whether it is a translator's."""
-    return isinstance(config, RecurrentConfig) or config.encoder is not None
+    return isinstance(config, RecurrentConfig) or (isinstance(config, ModelConfig) and config.encoder is not None)
 
 
 def _opened(source: str | Path | Checkpoint, ignore_keys: tuple[str, ...]) -> Checkpoint:
     return source if isinstance(source, Checkpoint) else open_checkpoint(Path(source), ignore_keys)
 
 
-def _load(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None, copy: bool
-) -> Decoder | RecurrentEncoderDecoder:
+def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None, copy: bool) -> AnyModel:
     config, reader = checkpoint.config, checkpoint.reader
     model = empty_model(config)
     parameters: dict[str, Tensor] = dict(model.named_parameters())

@@ -10,8 +10,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from glassformer.config import ModelConfig, RecurrentConfig
-from glassformer.families.family import Family, Rule
+from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
+from glassformer.families.family import AnyConfig, Family, Rule
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Stacked(Entry):
 
 def entries(
     family: Family,
-    config: ModelConfig | RecurrentConfig,
+    config: AnyConfig,
     parameters: Iterable[str],
     there: Collection[str] = (),
 ) -> list[Entry]:
@@ -143,7 +143,7 @@ def entries(
     present = set(parameters)
     if family.rules is None:
         return [Entry(name, (name,)) for name in parameters]
-    assert isinstance(config, ModelConfig), "recurrent models are written as they are"
+    assert not isinstance(config, RecurrentConfig), "recurrent models are written as they are"
     found = [entry for rule in family.rules_of(config) or () for entry in _applied(rule, config, present)]
     left = present.difference(*(entry.ours for entry in found))
     assert not left, f"parameters without a rule in {family.name}: {sorted(left)}"
@@ -152,10 +152,11 @@ def entries(
     return others + [entry for entry in found if not filled.issuperset(entry.ours)]
 
 
-def _applied(rule: Rule, config: ModelConfig, present: set[str]) -> Iterator[Entry]:
+def _applied(rule: Rule, config: ModelConfig | EncoderConfig, present: set[str]) -> Iterator[Entry]:
     """One rule, layers and experts written out."""
     stacked = "{j}" in rule.ours[0] and "{j}" not in rule.theirs
-    side = config.encoder if config.encoder is not None and rule.ours[0].startswith("encoder.") else config
+    encoder = config.encoder if isinstance(config, ModelConfig) else None
+    side = encoder if encoder is not None and rule.ours[0].startswith("encoder.") else config
     for _, same in groupby(_counted(rule.ours[0], present), lambda counted: counted.get("i") if stacked else counted):
         numbers = list(same)
         ours = tuple(_written_out(name, counted) for counted in numbers for name in rule.ours)
