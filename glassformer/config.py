@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from glassformer.errors import ConfigError
+from glassformer.latent_config import LatentConfig
 from glassformer.moe_config import MoEConfig
 from glassformer.rope_scaling import LongScaling, Scaling, YarnScaling
 
@@ -64,7 +65,8 @@ class AttentionConfig:
     `out_bias` of o. `clip` bounds what q, k and v are projected to. `qk_norm` norms q and k: each head by itself, all
     with one weight ("head"), or each with its own, without bias ("each"); or all heads as one vector ("width").
     `causal`: a query sees no later key; False in an encoder and in cross-attention. `sinks`: one more score per head is
-    learned, whose probability goes nowhere (Xiao et al. 2024; gpt-oss).
+    learned, whose probability goes nowhere (Xiao et al. 2024; gpt-oss). `latent`: keys and values are made of what is
+    kept in their place; `bias` is then of what makes the latents.
     """
 
     n_heads: int
@@ -81,6 +83,7 @@ class AttentionConfig:
     window: int | None = None
     causal: bool = True
     sinks: bool = False
+    latent: LatentConfig | None = None
 
     def __post_init__(self):
         for name in ("n_heads", "n_kv_heads", "head_dim"):
@@ -105,6 +108,30 @@ class AttentionConfig:
         )
         _require(self.window is None or self.window >= 1, f"window must be at least 1, got {self.window}")
         _require(self.causal or self.window is None, f"a window looks back: only causal attention has one, got {self}")
+        if self.latent is not None:
+            others = (self.qk_norm, self.clip, self.softcap, self.window, self.sinks)
+            _require(
+                self.causal and self.n_kv_heads == self.n_heads and not any(others),
+                "latent attention is causal, has as many heads of keys as of queries, and no qk_norm, clip, softcap, "
+                f"window or sinks, got {self}",
+            )
+            _require(
+                self.rope is not None and 0 < turned < self.head_dim,
+                f"in latent attention a part of each head turns: rope dim must be below head_dim, got {self.rope}",
+            )
+
+    @property
+    def v_dim(self) -> int:
+        """The width of a head's values."""
+        return self.head_dim if self.latent is None else self.latent.v_dim
+
+    @property
+    def kept(self) -> int:
+        """How many numbers a token leaves behind for later ones."""
+        if self.latent is None:
+            return 2 * self.n_kv_heads * self.head_dim
+        assert self.rope is not None
+        return (self.rope.dim or 0) + self.latent.rank
 
 
 @dataclass(frozen=True)

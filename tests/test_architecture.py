@@ -13,7 +13,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each may import from those in the rows above, and from its own part.
 LAYERS = (
-    ("errors",), ("rope_scaling", "moe_config"), ("config",), ("text", "nn"), ("cache",), ("families",), ("weights",),
+    ("errors",), ("rope_scaling", "moe_config", "latent_config"), ("config",),
+    ("text", "nn"), ("cache",), ("families",), ("weights",),
     ("generate",), ("inspect",), ("lm",), ("translator",), ("training", "engine"), ("server",), ("cli",),
 )  # fmt: skip
 LEVEL = {part: i for i, row in enumerate(LAYERS) for part in row}

@@ -18,7 +18,7 @@ IGNORED = frozenset(
     output_attentions output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type
     reorder_and_upcast_attn resid_pdrop return_dict router_aux_loss_coef router_jitter_noise summary_activation
     summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params torch_dtype
-    transformers_version use_cache""".split()
+    transformers_version use_cache aux_loss_alpha ep_size num_mtp_layers num_nextn_predict_layers seq_aux""".split()
 )
 
 # Activations as checkpoints call them; the first name of each is the one that is written.
@@ -120,7 +120,9 @@ class Rule:
     counts what a layer has several of (norms of heads, experts). `{j}` in `ours` alone: all experts lie in one tensor,
     one behind the other along a first axis. `by_turns`: the tensor holds the first row of each parameter, then the
     second of each. `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a
-    head apart.
+    head apart; in latent attention they also come last in it, not first. `kept`: all that the tensor makes, what
+    latent attention keeps, is one such head. `float32`: its numbers stay as exact as that, whatever the others are
+    loaded or saved in.
     """
 
     theirs: str
@@ -129,20 +131,27 @@ class Rule:
     by_head: bool = False
     interleaved: bool = False
     by_turns: bool = False
+    kept: bool = False
+    float32: bool = False
 
 
-def rule(theirs: str, *ours: str, transposed: bool = False, by_turns: bool = False) -> Rule:
-    return Rule(theirs, ours, transposed, by_turns=by_turns)
+def rule(theirs: str, *ours: str, transposed: bool = False, by_turns: bool = False, float32: bool = False) -> Rule:
+    return Rule(theirs, ours, transposed, by_turns=by_turns, float32=float32)
 
 
 def linear(
-    theirs: str, *ours: str, transposed: bool = False, by_head: bool = False, interleaved: bool = False
+    theirs: str,
+    *ours: str,
+    transposed: bool = False,
+    by_head: bool = False,
+    interleaved: bool = False,
+    kept: bool = False,
 ) -> tuple[Rule, Rule]:
     """The rules of a linear layer: its weight and, where the model has one, its bias."""
     weight, bias = (tuple(f"{name}.{part}" for name in ours) for part in ("weight", "bias"))
     return (
-        Rule(f"{theirs}.weight", weight, transposed, by_head, interleaved),
-        Rule(f"{theirs}.bias", bias, False, by_head, interleaved),
+        Rule(f"{theirs}.weight", weight, transposed, by_head, interleaved, kept=kept),
+        Rule(f"{theirs}.bias", bias, False, by_head, interleaved, kept=kept),
     )
 
 
@@ -153,8 +162,9 @@ def no_shape(s: ShapeConfig) -> ModelConfig:
 
 @dataclass(frozen=True)
 class Family:
-    """A model family. `prefix` may be absent from all tensor names; `ignored` are tensors that hold no weights.
+    """A model family. `prefix` may be absent from all tensor names.
 
+    `ignored` are patterns of tensors that hold no weights of the model; {n_layers} in them is how many layers it has.
     `others`: more rules, for tensors that may stand where those of `rules` are not; they are read, and never written.
     `rules` None: tensors are named, and lie, as our parameters do. `shape` makes a model from the few numbers that a
     person types.

@@ -24,6 +24,7 @@ from glassformer.weights.rules import entries
 # What the output of a module of ours is called, inside a block and outside.
 OUTPUTS = {
     "attn_residual.pre": "attn.x", "attn.q": "attn.q", "attn.k": "attn.k", "attn.v": "attn.v", "attn.o": "attn.out",
+    "attn.q.expand": "attn.q", "attn.kv_norm": "attn.latent",
     "attn_residual.out": "attn.add", "attn_residual.post": "resid_mid",
     "mlp_residual.pre": "mlp.x", "mlp.gate": "mlp.gate", "mlp.up": "mlp.up", "mlp.down": "mlp.out",
     "mlp_residual.out": "mlp.add", "mlp_residual.post": "resid_post",

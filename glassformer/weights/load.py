@@ -68,8 +68,10 @@ def _load(
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     for entry, name in account(checkpoint, parameters):
         own = reader.dtype(name)
-        if copy or entry.moves or not reader.mapped(name) or device.type != "cpu" or dtype not in (None, own):
-            values = [torch.empty(parameters[n].shape, dtype=dtype or own, device=device) for n in entry.ours]
+        assert own is not None, f"{name} is no weight"
+        kind = entry.dtype(dtype, own)
+        if copy or entry.moves or not reader.mapped(name) or device.type != "cpu" or kind != own:
+            values = [torch.empty(parameters[n].shape, dtype=kind, device=device) for n in entry.ours]
             whole = len(values) == 1 and not entry.moves and reader.mapped(name)
             if whole and device.type == "cpu" and values[0].dtype == own:
                 reader.read(name, values[0])

@@ -111,7 +111,7 @@ def test_axes_are_the_shapes(name):
     a = model.config.layers[0].attention
     for point, value in tap.seen.items():
         size = {"B": 3, "T": 9 if point.startswith("encoder.") else 7, "S": 9, "D": 48, "V": 97, "F": 72}
-        size |= {"H": a.n_heads, "Hkv": a.n_kv_heads, "Dh": a.head_dim, "#B": len(value)}
+        size |= {"H": a.n_heads, "Hkv": a.n_kv_heads, "Dh": a.head_dim, "Dv": a.v_dim, "#B": len(value)}
         assert value.shape == tuple(size[axis] for axis in points.find(model.config, point).axes.split()), point
 
 
