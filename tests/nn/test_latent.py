@@ -11,6 +11,7 @@ from glassformer.inspect.kept import Kept
 from glassformer.nn import latent
 from glassformer.nn.attend import attend_math, attend_sdpa
 from glassformer.nn.latent import absorbs
+from glassformer.nn.packed import can_pack, packed
 from glassformer.nn.step import Step
 
 MODEL = tiny("deepseek_v2")
@@ -186,6 +187,14 @@ def test_both_ways_have_the_same_gradients(monkeypatch):
     assert any("expand_k" in name for name in found[0])
     for name, gradient in found[0].items():
         assert_near(gradient, found[1][name], 1e-4)
+
+
+@pytest.mark.skipif(not can_pack(torch.ones(2, 2)), reason="this PyTorch packs no matrices")
+def test_matrices_packed_for_many_rows_are_absorbed_too():
+    twin, ids = packed(MODEL, 16), random_ids(MODEL.config, 16, 9)
+    assert type(twin.blocks[0].attn.expand_k) is not torch.nn.Linear
+    cache = DenseCache.of(MODEL.config, 16, 9)
+    assert_near(run_cached(twin, ids, [6, 1, 2], cache), run(MODEL, ids))
 
 
 @pytest.mark.parametrize(

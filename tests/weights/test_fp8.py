@@ -113,6 +113,7 @@ def test_show_says_what_is_not_read(folder, capsys):
     ahead = [name for name in tensors if name.startswith("model.layers.3.") and not name.endswith("_scale_inv")]
     assert facts["not read"] == sorted(ahead)
     assert facts["stored"]["FP8"] > 40
+    assert facts["cache"]["bytes_per_token"] == 3 * (20 + 8) * 2
     show(str(folder))
     assert f"{len(ahead)} tensors: model.layers.3." in " ".join(capsys.readouterr().out.split())
 
