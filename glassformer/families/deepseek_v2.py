@@ -114,17 +114,18 @@ def read_scale(raw: Fields, rope: RopeConfig, head_dim: int) -> float | None:
 
 
 def scale(yarn: YarnScaling, head_dim: int, by: float) -> float:
+    """1 / sqrt(head_dim) times the square of YaRN's gain, which queries and keys would each be multiplied by."""
     return yarn_gain(yarn.factor, by) ** 2 / math.sqrt(head_dim)
 
 
 def write_scale(attention: AttentionConfig) -> dict[str, float]:
-    """The `mscale_all_dim` that makes just this scale: the shortest number that does."""
+    """The `mscale_all_dim` that makes just this scale: the shortest number that does. Not every scale has one."""
     yarn = None if attention.rope is None else attention.rope.scaling
     if attention.scale is None or not isinstance(yarn, YarnScaling) or yarn.factor <= 1:
         return {}
     gain = math.sqrt(attention.scale * math.sqrt(attention.head_dim))
     by = (gain - 1) / (0.1 * math.log(yarn.factor))
-    near = [*(round(by, digits) for digits in range(1, 17)), by, math.nextafter(by, 2 * by), math.nextafter(by, 0)]
+    near = [*(round(by, digits) for digits in range(1, 17)), *(by + i * math.ulp(by) for i in range(-8, 9))]
     return {"mscale_all_dim": next((m for m in near if scale(yarn, attention.head_dim, m) == attention.scale), by)}
 
 

@@ -63,15 +63,16 @@ class LatentAttention(nn.Module):
         self.o = nn.Linear(config.n_heads * latent.v_dim, d_model, config.out_bias)
 
     def heads(self, x: Float[Tensor, "*B HD"]) -> Float[Tensor, "*B H D"]:
+        """A token's row as one of heads."""
         return x.unflatten(-1, (self.config.n_heads, -1))
 
     def forward(self, x: Float[Tensor, "B T D"], step: LayerStep) -> Float[Tensor, "B T D"]:
+        turns = step.rotation(self.rope, self.config.head_dim)
         q = step.see("attn.q", self.heads(self.q(x)))  # [B, T, H, R + N]
         key, latent = self.kv(x).split(self.parts, -1)  # [B, T, R], [B, T, C]
         latent = step.see("attn.latent", self.kv_norm(latent))
-        q, changed = self.turn(q, key, latent, step)
-        cos, sin = step.rotation(self.rope, self.config.head_dim)
-        token = torch.cat([rotate(key.unsqueeze(-2), cos, sin), latent.unsqueeze(-2)], -1)  # [B, T, 1, R + C]
+        q, changed = self.turned(q, key, latent, turns, step)
+        token = torch.cat([rotate(key.unsqueeze(-2), *turns), latent.unsqueeze(-2)], -1)  # [B, T, 1, R + C]
         kept, _ = step.keep(token, token[..., :0])  # [B, S, 1, R + C]; there are no values beside
         if changed is None and absorbs(self.config, q.shape[1], kept.shape[1]):
             z = self.absorbed(q, kept, step)  # [B, T, H, Dv]
@@ -82,16 +83,20 @@ class LatentAttention(nn.Module):
             z = step.attend(self.spec, q, kv)
         return self.o(step.see("attn.z", z).flatten(-2))
 
-    def turn(
-        self, q: Float[Tensor, "B T H Dh"], key: Float[Tensor, "B T R"], latent: Float[Tensor, "B T C"], step: LayerStep
+    def turned(
+        self,
+        q: Float[Tensor, "B T H Dh"],
+        key: Float[Tensor, "B T R"],
+        latent: Float[Tensor, "B T C"],
+        turns: tuple[Tensor, Tensor],
+        step: LayerStep,
     ) -> tuple[Float[Tensor, "B T H Dh"], KV | None]:
         """The queries, turned; and this pass' own keys and values, where a tap has changed any of them."""
-        cos, sin = step.rotation(self.rope, self.config.head_dim)
         if not step.wants("attn.k", "attn.v", "attn.k_rot"):
-            return step.see("attn.q_rot", rotate(q, cos, sin)), None
+            return step.see("attn.q_rot", rotate(q, *turns)), None
         own = self.expanded(key, latent)
         k, v = step.see("attn.k", own.k), step.see("attn.v", own.v)
-        q, turned = step.see("attn.q_rot", rotate(q, cos, sin)), rotate(k, cos, sin)
+        q, turned = step.see("attn.q_rot", rotate(q, *turns)), rotate(k, *turns)
         k_rot = step.see("attn.k_rot", turned)
         only_seen = k is own.k and v is own.v and k_rot is turned
         return q, None if only_seen else KV(k_rot, v)

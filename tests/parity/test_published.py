@@ -259,6 +259,18 @@ def test_deepseek_v3():
     assert read_config(write_config(config), "config.json") == config
 
 
+@pytest.mark.parametrize("gain", [1.0, 0.707, 0.1, 1.3, 0.7071067811865476, 1 / 3, 2 / 7])
+@pytest.mark.parametrize("factor", [1.5, 4.0, 40])
+def test_the_sharpening_of_yarn_is_written_as_it_was(gain, factor):
+    """Every bit of the scale, and of the number that it was made from, where that is a short one."""
+    raw = write_config(CONFIGS["deepseek_v3"]()) | {"rope_parameters": yarn(gain) | {"factor": factor}}
+    config = read_config(raw, "config.json")
+    written = write_config(config)["rope_parameters"]["mscale_all_dim"]
+    assert abs(written - gain) < 1e-14
+    assert written == gain or len(str(gain)) > 5
+    assert read_config(write_config(config), "config.json") == config
+
+
 def test_experts_in_every_other_layer():
     raw = write_config(CONFIGS["deepseek_v2"]()) | {"num_hidden_layers": 7, "moe_layer_freq": 2}
     for first, has in ((0, [0, 2, 4, 6]), (1, [2, 4, 6]), (3, [4, 6])):
