@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from glassformer.errors import ConfigError
 
@@ -28,3 +29,16 @@ class LatentConfig:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if not self.eps > 0:
             raise ConfigError(f"eps of the norms of latents must be above 0, got {self.eps}")
+
+    def check(self, attention: Any, turned: int) -> None:
+        """What holds of an `AttentionConfig` with latents, `turned` dimensions of whose heads turn."""
+        others = (attention.qk_norm, attention.clip, attention.softcap, attention.window, attention.sinks)
+        if any(others) or not attention.causal or attention.n_kv_heads != attention.n_heads:
+            raise ConfigError(
+                "latent attention is causal, has as many heads of keys as of queries, and no qk_norm, clip, softcap, "
+                f"window or sinks, got {attention}"
+            )
+        if not 0 < turned < attention.head_dim:
+            raise ConfigError(
+                f"in latent attention a part of each head turns: rope dim must be below head_dim, got {attention.rope}"
+            )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
-from glassformer.generate.beam import Hypothesis, Search, search
+from glassformer.families import family_of
+from glassformer.generate.beam import Hypothesis, Ruled, Search, search
 from glassformer.generate.loop import check_ids
 from glassformer.generate.writing import PairModel, longest_source, vocab_sizes
 from glassformer.inspect.derive import derive
@@ -28,9 +30,14 @@ from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.weights import load_pair_model, save_model
+from glassformer.weights.atomic import write_text
 from glassformer.weights.checkpoint import open_checkpoint
 from glassformer.weights.find import find
+from glassformer.weights.reader import read_json
 
+GENERATION = "generation_config.json"
+IN_CONFIG = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+SPECIAL = (*IN_CONFIG, "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")  # how long a text is, we are told
 ROWS = 128  # texts that are written at a time, of one source or of several: bounds memory
 
 
@@ -92,13 +99,21 @@ class Alignment:
 class Translator:
     """An encoder-decoder, Transformer or recurrent, and the tokenizer of both its sides.
 
-    Sources are read as they are; a target begins after the tokenizer's bos_id (eos_id where it has none), and eos_id
-    ends it. CheckpointError where model and tokenizer do not fit together, TokenizerError where no token ends a text.
+    Sources are read as they are, or, of a family of models that read them so, with what the tokenizer puts around a
+    text. A target begins after the tokenizer's bos_id (eos_id where it has none), and eos_id ends it; `special` are the
+    keys of a generation_config.json that say otherwise: see `SPECIAL`. CheckpointError where model and tokenizer do not
+    fit together, TokenizerError where no token ends a text.
     """
 
-    def __init__(self, model: PairModel, tokenizer: Tokenizer, *, source: str = ""):
+    def __init__(
+        self, model: PairModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
+    ):
         self.model, self.tokenizer, self.source = model, tokenizer, source
-        if tokenizer.eos_id is None:
+        self.special = dict(special or {})
+        self.bare = not family_of(model.config).framed
+        end = _token(self.special, "eos_token_id", source)
+        end = tokenizer.eos_id if end is None else end
+        if end is None:
             raise TokenizerError("a translator needs a tokenizer with a token that ends a text (eos_token)")
         for side, size in zip(("source", "target"), vocab_sizes(model), strict=True):
             if tokenizer.vocab_size > size:
@@ -106,8 +121,14 @@ class Translator:
                     f"{source or 'translator'}: the tokenizer has {tokenizer.vocab_size} tokens, and the model's "
                     f"{side} vocabulary {size}"
                 )
-        self.end = tokenizer.eos_id
-        self.begin = self.end if tokenizer.bos_id is None else tokenizer.bos_id
+        begin = _token(self.special, "decoder_start_token_id", source)
+        self.end, self.begin = (
+            end,
+            begin if begin is not None else end if tokenizer.bos_id is None else tokenizer.bos_id,
+        )
+        first, last = (_token(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
+        self.ruled = Ruled(first, last, _banned(self.special, source))
+        self.frame = [] if self.bare else tokenizer.encode("")
 
     @property
     def config(self) -> ModelConfig | RecurrentConfig:
@@ -119,8 +140,8 @@ class Translator:
 
     def encode(self, text: str) -> list[int]:
         """A source as token ids. RequestError where it is empty, CapacityError where it is longer than the context."""
-        ids, limit = self.tokenizer.encode(text, bare=True), longest_source(self.model)
-        if not ids:
+        ids, limit = self.tokenizer.encode(text, bare=self.bare), longest_source(self.model)
+        if ids == self.frame:
             raise RequestError("there is nothing to translate: the text is empty", param="text")
         if limit is not None and len(ids) > limit:
             raise CapacityError(f"the text has {len(ids)} tokens, and the model reads at most {limit}: give less of it")
@@ -151,7 +172,7 @@ class Translator:
         for at in range(0, len(order), width):
             some = order[at : at + width]
             rows, size = [sources[i] for i in some], self.tokenizer.vocab_size
-            best = search(self.model, rows, how, begin=self.begin, end=self.end, spelled=size)
+            best = search(self.model, rows, how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled)
             for i, ones in zip(some, best, strict=True):
                 found[i] = Translation(texts[i], tuple(map(self._target, ones)))
         return [found[i] for i in range(len(texts))]
@@ -176,6 +197,8 @@ class Translator:
         read = self.encode(source)
         text = isinstance(target, str)
         ids = self.tokenizer.encode(target, bare=True) if text else [index(token) for token in target]
+        if text and self.ruled.first is not None:
+            ids = [self.ruled.first, *ids]
         written = [*ids, self.end] if ended else ids
         check_ids("target", written, self.tokenizer.vocab_size)
         rows = (torch.tensor([part], device=self.device) for part in (read, [self.begin, *written[:-1]]))
@@ -195,9 +218,11 @@ class Translator:
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder: config, weights, tokenizer, each file whole or not at all."""
-        special = {"bos_token_id": self.begin, "eos_token_id": self.end}
-        save_model(self.model, folder, extra=special)
+        special = self.special or {"bos_token_id": self.begin, "eos_token_id": self.end}
+        save_model(self.model, folder, extra={name: special[name] for name in special if name in IN_CONFIG})
         self.tokenizer.save(folder)
+        if self.special:
+            write_text(Path(folder) / GENERATION, json.dumps(special, indent=2) + "\n")
 
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
@@ -247,4 +272,31 @@ def load_translator(
     folder = find(path, offline=offline)
     checkpoint = open_checkpoint(folder, tuple(ignore_keys))
     where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
-    return Translator(load_pair_model(checkpoint, device=where, dtype=kind), Tokenizer.load(folder), source=str(folder))
+    model = load_pair_model(checkpoint, device=where, dtype=kind)
+    special = {} if checkpoint.family.rules is None else _special(folder)
+    return Translator(model, Tokenizer.load(folder), source=str(folder), special=special)
+
+
+def _special(folder: Path) -> dict[str, Any]:
+    """What generation_config.json, or else config.json, says of single tokens."""
+    paths = [path for path in (folder / "config.json", folder / GENERATION) if path.exists()]
+    told = {name: value for path in paths for name, value in read_json(path).items() if value is not None}
+    return {name: told[name] for name in SPECIAL if name in told}
+
+
+def _token(special: Mapping[str, Any], name: str, source: str) -> int | None:
+    value = special.get(name)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is not None and type(value) is not int:
+        raise CheckpointError(f"{source or 'translator'}: {name} must be one token id, got {value!r:.100}")
+    return value
+
+
+def _banned(special: Mapping[str, Any], source: str) -> tuple[int, ...]:
+    words = special.get("bad_words_ids", [])
+    if not isinstance(words, list) or not all(isinstance(w, list) and len(w) == 1 and type(w[0]) is int for w in words):
+        raise CheckpointError(
+            f"{source or 'translator'}: bad_words_ids must be a list of lists of one token id, got {words!r:.100}"
+        )
+    return tuple(word[0] for word in words)

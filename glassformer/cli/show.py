@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from glassformer.weights.checkpoint import Checkpoint
 
 PARTS = {"attn": "attention", "cross": "attention to the source", "mlp": "feed-forward"}
+PARTS |= {"token_types": "types of tokens", "next_sentence": "head of pairs"}
 
 
 def show(
@@ -33,9 +34,11 @@ def show(
     offline
         Use no network.
     """
+    from glassformer.encoder_config import TextEncoderConfig
     from glassformer.families.plain import to_plain
     from glassformer.weights.checkpoint import account, open_checkpoint, parameters_of
     from glassformer.weights.find import find, tokenizer_of
+    from glassformer.weights.sentence import MODULES, read_sentence
 
     found = find(model, offline=offline)
     checkpoint = open_checkpoint(found, ignore_key)
@@ -46,6 +49,9 @@ def show(
         parts[_part(name)] += p.numel()
     stored = Counter(checkpoint.reader.kind(name) for name in checkpoint.reader)
     tokenizer = tokenizer_of(found, checkpoint.metadata)
+    sentence = None
+    if isinstance(checkpoint.config, TextEncoderConfig) and (found / MODULES).exists():
+        sentence = to_plain(read_sentence(found, checkpoint.config.d_model).config)
     facts = {
         "model": str(found),
         "family": checkpoint.family.name,
@@ -57,6 +63,7 @@ def show(
         "cache": _cache(checkpoint),
         "tokenizer": None if tokenizer is None else _words(tokenizer),
         "template": None if tokenizer is None else _template(tokenizer),
+        **({} if sentence is None else {"sentence": sentence}),
         "config": to_plain(checkpoint.config),
     }
     if json:
@@ -69,7 +76,7 @@ def _part(name: str) -> str:
     """The part of a model that a parameter belongs to."""
     words = [word for word in name.removeprefix("encoder.").split(".") if word != "blocks" and not word.isdigit()]
     side = "encoder: " if name.startswith("encoder.") else ""
-    if "norm" in words or words[0].endswith("_residual"):
+    if any(word.endswith("norm") for word in words[:-1]) or words[0].endswith("_residual"):
         return f"{side}norms"
     return side + {"embed": "embedding", **PARTS}.get(words[0], words[0])
 
@@ -119,6 +126,7 @@ def _print(facts: dict[str, Any]) -> None:
     words = facts["tokenizer"]
     table.add_row("tokenizer", ", ".join(f"{key} {value}" for key, value in words.items()) if words else "none")
     table.add_row("template", f"{len(facts['template']):,} characters" if facts["template"] else "none")
-    for key, value in facts["config"].items():
-        table.add_row("config" if key == "family" else "", f"{key}: {value}")
+    for part in ("sentence", "config"):
+        for i, (key, value) in enumerate(facts.get(part, {}).items()):
+            table.add_row("" if i else part, f"{key}: {value}")
     out.print(table, markup=False)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.cells import cell_len
 
-from glassformer.cli.common import IgnoreKeys, Json, Machine, open_translator, out, print_json, say
-from glassformer.errors import DataError, GlassformerError, RequestError
+from glassformer.cli.common import IgnoreKeys, Json, Machine, lines_of_stdin, open_translator, out, print_json, say
+from glassformer.errors import GlassformerError, RequestError
 
 if TYPE_CHECKING:
     from glassformer.translator import Alignment, Translation, Translator
@@ -90,8 +90,7 @@ def _batches(translator: Translator, text: tuple[str, ...]) -> Iterator[list[str
     lines = text == ("-",)
     size = 1 if lines and sys.stdin.isatty() else LINES
     batch: list[str | None] = []
-    for number, line in enumerate(_stdin() if lines else text, 1):
-        one = line.removesuffix("\n").removesuffix("\r") if lines else line
+    for number, one in enumerate(lines_of_stdin() if lines else text, 1):
         if lines and not one.strip():
             batch.append(None)
             continue
@@ -106,13 +105,6 @@ def _batches(translator: Translator, text: tuple[str, ...]) -> Iterator[list[str
             yield batch
             batch = []
     yield batch
-
-
-def _stdin() -> Iterator[str]:
-    try:
-        yield from sys.stdin
-    except UnicodeDecodeError as error:
-        raise DataError(f"stdin is not UTF-8 text: {error.reason}") from None
 
 
 def _plain(one: Translation, alignment: Alignment | None) -> dict[str, Any]:

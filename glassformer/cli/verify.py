@@ -41,9 +41,12 @@ def verify(
     """
     import torch
 
+    from glassformer.encoder_config import TextEncoderConfig
     from glassformer.inspect.compare import compare
     from glassformer.lm import load
-    from glassformer.weights.find import find
+    from glassformer.weights import load_text_encoder, save_model
+    from glassformer.weights.checkpoint import open_checkpoint
+    from glassformer.weights.find import find, tokenizer_of
 
     try:
         import transformers
@@ -55,20 +58,35 @@ def verify(
         raise RequestError(f"tokens must be at least 1 and tolerance above 0, got {tokens} and {tolerance}")
     found = find(model, offline=offline)
     with working("comparing", quiet=json), tempfile.TemporaryDirectory() as written:
-        lm = load(found, device="cpu", dtype="float32", ignore_keys=ignore_key)
-        folder = found
+        checkpoint, folder = open_checkpoint(found, ignore_key), found
+        if isinstance(checkpoint.config, TextEncoderConfig):
+            ours = load_text_encoder(checkpoint, dtype=torch.float32)
+            kind = transformers.AutoModel if ours.head is None else transformers.AutoModelForMaskedLM
+            words = tokenizer_of(found) if text else None
+            if text and words is None:
+                raise RequestError("this model has no tokenizer: leave out the text")
+            given = words.encode(text) if words is not None else []
+        else:
+            lm, kind = (
+                load(found, device="cpu", dtype="float32", ignore_keys=ignore_key),
+                transformers.AutoModelForCausalLM,
+            )
+            ours, given = lm.model, lm.encode(text) if text else []
         if found.is_file():
-            lm.save(written)
+            save_model(ours, written)
             folder = written
+        config = ours.config
         generator = torch.Generator().manual_seed(0)
-        random = torch.randint(lm.config.vocab_size, (min(tokens, lm.config.context_length),), generator=generator)
-        ids = torch.tensor([lm.encode(text)]) if text else random[None]
-        if ids.shape[1] > lm.config.context_length:
-            raise RequestError(f"the text has {ids.shape[1]} tokens, and the context holds {lm.config.context_length}")
+        random = torch.randint(config.vocab_size, (min(tokens, config.context_length),), generator=generator)
+        ids = torch.tensor([given or random.tolist()])
+        if isinstance(config, TextEncoderConfig) and config.position_offset:
+            ids[ids == config.position_offset - 1] = 0  # padding, of which they count no positions
+        if ids.shape[1] > config.context_length:
+            raise RequestError(f"the text has {ids.shape[1]} tokens, and the context holds {config.context_length}")
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        places = compare(lm.model, theirs, ids)
+        theirs = kind.from_pretrained(folder, dtype=torch.float32).eval()
+        places = compare(ours, theirs, ids)
     apart = next((place for place in places if not place.off <= tolerance), None)
     facts = {
         "model": str(found),

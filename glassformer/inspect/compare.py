@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from glassformer.families import family_of
 from glassformer.inspect.kept import Kept
 from glassformer.inspect.points import live
+from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.weights.rules import entries
 
+TABLES = (["embed.tokens"], ["embed.types"])
 # What the output of a module of ours is called, inside a block and outside.
 OUTPUTS = {
     "attn_residual.pre": "attn.x", "attn.q": "attn.q", "attn.k": "attn.k", "attn.v": "attn.v", "attn.o": "attn.out",
@@ -28,7 +30,7 @@ OUTPUTS = {
     "attn_residual.out": "attn.add", "attn_residual.post": "resid_mid",
     "mlp_residual.pre": "mlp.x", "mlp.gate": "mlp.gate", "mlp.up": "mlp.up", "mlp.down": "mlp.out",
     "mlp_residual.out": "mlp.add", "mlp_residual.post": "resid_post",
-    "embed": "embed.tokens", "norm": "final.norm",
+    "embed": "embed.tokens", "token_types": "embed.types", "embed_norm": "embed.out", "norm": "final.norm",
 }  # fmt: skip
 
 
@@ -41,31 +43,38 @@ class Place:
 
 
 @torch.no_grad()
-def compare(ours: Decoder, theirs: nn.Module, ids: Int[Tensor, "B T"]) -> list[Place]:
-    """Every point that both have, in the order of the pass, the logits last.
+def compare(ours: Decoder | TextEncoder, theirs: nn.Module, ids: Int[Tensor, "B T"]) -> list[Place]:
+    """Every point that both have, in the order of the pass, the logits last (of an encoder without a head, the states).
 
     theirs: a `transformers` model with the same weights, on the same device and in the same dtype.
     """
     points = live(ours.config)
     parameters: dict[str, Tensor] = dict(ours.named_parameters())
     modules, seen, hooks = dict(theirs.named_modules()), {}, []
-    for entry in entries(family_of(ours.config), ours.config, parameters):
+    family = family_of(ours.config)
+    for entry in entries(family, ours.config, parameters):
         path, _, kind = entry.theirs.rpartition(".")
+        path = path if path in modules else path.removeprefix(family.prefix)  # a model without its head
         names = [_output(name) for name in entry.ours]
         if kind == "weight" and path in modules and all(name in points for name in names):
-            sizes = [parameters[name].shape[-1 if names == ["embed.tokens"] else 0] for name in entry.ours]
+            sizes = [parameters[name].shape[-1 if names in TABLES else 0] for name in entry.ours]
             take = _taker(replace(entry, transposed=False), names, sizes, seen)
             hooks.append(modules[path].register_forward_hook(take))
     try:
-        result = theirs(ids, output_hidden_states=True, use_cache=False)
+        kept = {} if isinstance(ours, TextEncoder) else {"use_cache": False}
+        result = theirs(ids, output_hidden_states=True, **kept)
     finally:
         for hook in hooks:
             hook.remove()
     for i, states in enumerate(result.hidden_states[:-1]):  # the last of them is normed
         seen["embed.out" if i == 0 else f"blocks.{i - 1}.resid_post"] = _columns(states)
-    seen["final.logits"] = _columns(result.logits)
+    logits = "final.logits" in points
+    seen["final.logits" if logits else "final.norm"] = _columns(result.logits if logits else result.last_hidden_state)
     kept = Kept(*(name for name in points if name in seen))
-    ours(ids, Step.of(ids, tap=kept))
+    step = Step.of(ids, tap=kept)
+    made = ours(ids, step)
+    if isinstance(ours, TextEncoder) and logits:
+        ours.logits(made, step)
     return [Place(name, _off(_columns(kept[name][0], ids.shape), seen[name])) for name in points if name in seen]
 
 

@@ -36,6 +36,7 @@ BPE_CLASSES: dict[str, dict[str, str]] = {
     "BartTokenizer": ROBERTA,
     "LongformerTokenizer": ROBERTA,
 }
+SHIFTED = ("XLMRobertaTokenizer", "CamembertTokenizer")  # whose control tokens stand before all of a model's pieces
 WORDPIECE_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 
 RESERVED = "<|reserved_special_token_{}|>"
@@ -127,6 +128,9 @@ def _content(entry: Any) -> Any:
 
 
 def _sentencepiece(found: Found, config: Mapping[str, Any], template: str) -> tuple[Core, dict[str, Any]]:
+    kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    if kind in SHIFTED:
+        raise TokenizerError(f"the ids of {kind} are not those of its model: its folder needs a tokenizer.json")
     data = found.paths[0].read_bytes()
     # "legacy" of Llama's tokenizer: each text between control tokens begins with a space of its own
     inside = bool(config.get("legacy", False))

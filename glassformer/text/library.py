@@ -38,6 +38,10 @@ class Core(Protocol):
         """The ids of a plain text that stands behind a control token."""
         ...
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """The ids of plain texts two by two, framed as the files say, and of which type each token is."""
+        ...
+
     def encode_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text, and the characters that each covers."""
         ...
@@ -90,6 +94,10 @@ class LibraryCore:
 
     def encode_inside(self, text: str) -> list[int]:
         return self._inside.encode(text, add_special_tokens=False).ids
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        found = self.plain.encode_batch(list(pairs), add_special_tokens=True)
+        return [(encoding.ids, encoding.type_ids) for encoding in found]
 
     def encode_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         found = (self.marked if special else self.plain).encode(text, add_special_tokens=False)

@@ -91,6 +91,9 @@ class SentencePieceCore:
     def encode_inside(self, text: str) -> list[int]:
         return self._encode(text, self._cut, {}, inside=True)
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        raise TokenizerError("a SentencePiece model does not say how two texts stand in a row: a tokenizer.json does")
+
     def _prefix(self, start: int, inside: bool) -> bool:
         return self.prefix_inside or (start == 0 and not inside)
 

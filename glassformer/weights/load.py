@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import CheckpointError
+from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.weights.checkpoint import Checkpoint, account, empty_model, open_checkpoint
+from glassformer.weights.checkpoint import AnyModel, Checkpoint, account, empty_model, open_checkpoint
 
 
 def load_model(
@@ -26,15 +27,12 @@ def load_model(
     Tensors that need no conversion stay mapped from the file; `copy` gives each its own aligned storage, as training
     needs. Neither takes more memory than the weights. What is quantized is decoded, by default to float32.
     CheckpointError lists every tensor that is missing, left over or of the wrong shape, in one message; or says that
-    the model is a translator.
+    the model is of another kind, and what it is for.
     """
     checkpoint = _opened(source, ignore_keys)
     model = _load(checkpoint, torch.device(device), dtype, copy)
-    if isinstance(model, EncoderDecoder | RecurrentEncoderDecoder):
-        raise CheckpointError(
-            f"{checkpoint.path} is a translator, which writes from a source: `glassformer translate`, "
-            "or glassformer.load_translator"
-        )
+    if isinstance(model, EncoderDecoder | RecurrentEncoderDecoder | TextEncoder):
+        raise CheckpointError(f"{checkpoint.path} is {_what(model)}")
     return model
 
 
@@ -50,27 +48,54 @@ def load_pair_model(
     checkpoint = _opened(source, ignore_keys)
     model = _load(checkpoint, torch.device(device), dtype, copy)
     if not isinstance(model, EncoderDecoder | RecurrentEncoderDecoder):
-        raise CheckpointError(
-            f"{checkpoint.path} is a language model, which reads no source: `glassformer generate`, or glassformer.load"
-        )
+        raise CheckpointError(f"{checkpoint.path} is {_what(model)}")
     return model
+
+
+def load_text_encoder(
+    source: str | Path | Checkpoint,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    copy: bool = False,
+    ignore_keys: tuple[str, ...] = (),
+) -> TextEncoder:
+    """`load_model` of an encoder that stands by itself. CheckpointError too where the model is of another kind."""
+    checkpoint = _opened(source, ignore_keys)
+    model = _load(checkpoint, torch.device(device), dtype, copy)
+    if not isinstance(model, TextEncoder):
+        raise CheckpointError(f"{checkpoint.path} is {_what(model)}")
+    return model
+
+
+def _what(model: AnyModel) -> str:
+    """What a model is, for somebody who took it for something else."""
+    if isinstance(model, TextEncoder):
+        return "an encoder, which reads a text and writes none: `glassformer embed`, or glassformer.load_embedder"
+    if isinstance(model, EncoderDecoder | RecurrentEncoderDecoder):
+        return "a translator, which writes from a source: `glassformer translate`, or glassformer.load_translator"
+    return "a language model, which reads no source: `glassformer generate`, or glassformer.load"
 
 
 def _opened(source: str | Path | Checkpoint, ignore_keys: tuple[str, ...]) -> Checkpoint:
     return source if isinstance(source, Checkpoint) else open_checkpoint(Path(source), ignore_keys)
 
 
-def _load(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None, copy: bool
-) -> Decoder | RecurrentEncoderDecoder:
+def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None, copy: bool) -> AnyModel:
     config, reader = checkpoint.config, checkpoint.reader
     model = empty_model(config)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     for entry, name in account(checkpoint, parameters):
+        if name is None:
+            kind = dtype or checkpoint.dtype
+            for ours in entry.ours:
+                _place(model, ours, torch.zeros(parameters[ours].shape, dtype=kind, device=device))
+            continue
         own = reader.dtype(name)
         assert own is not None, f"{name} is no weight"
         kind = entry.dtype(dtype, own)
-        if copy or entry.moves or not reader.mapped(name) or device.type != "cpu" or kind != own:
+        again = name == entry.instead  # of two parameters: each gets numbers of its own
+        if copy or again or entry.moves or not reader.mapped(name) or device.type != "cpu" or kind != own:
             values = [torch.empty(parameters[n].shape, dtype=kind, device=device) for n in entry.ours]
             whole = len(values) == 1 and not entry.moves and reader.mapped(name)
             if whole and device.type == "cpu" and values[0].dtype == own:

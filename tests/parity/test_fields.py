@@ -10,7 +10,7 @@ from tiny import TOLERANCE, moved, pair_config, random_ids, randomise, run, tiny
 from tiny_families import DECODERS
 
 from glassformer.cache.dense import DenseCache
-from glassformer.config import ModelConfig, MoEConfig, NormConfig, RopeConfig, change
+from glassformer.config import ModelConfig, MoEConfig, NormConfig, RelativeConfig, RopeConfig, change
 from glassformer.errors import CapacityError, ConfigError
 from glassformer.families import read_config, write_config
 from glassformer.families.family import IGNORED
@@ -30,8 +30,8 @@ OTHER = {
     "tied_head": [True, False],
     "head_bias": [True, False],
     "logit_softcap": [None, 3.0],
-    "positions": ["sinusoidal", None],
-    "final_norm": [None],
+    "positions": ["sinusoidal", "sinusoidal halves", "learned", None],
+    "final_norm": [None, RMS],
     "final_norm.kind": ["rms", "layer"],
     "final_norm.eps": [1.0],
     "final_norm.scale": [None, "weight", "float32 1+"],
@@ -59,7 +59,7 @@ OTHER = {
     "experts.top_groups": [1, 2],
     "experts.group_best": [1, 2],
     "experts.shared_d_ff": [None, 16],
-    "attention.n_heads": [8],
+    "attention.n_heads": [8, 6],
     "attention.n_kv_heads": [2, 1],
     "attention.head_dim": [8, 18],
     "attention.scale": [1.0, 0.1],
@@ -83,16 +83,26 @@ OTHER = {
     "attention.latent.v_dim": [7],
     "attention.latent.q_rank": [None, 9],
     "attention.latent.eps": [0.3],
+    "embed_norm": [RMS, None],
+    "embed_norm.kind": ["rms", "layer"],
+    "embed_norm.eps": [1.0],
+    "embed_norm.scale": [None, "weight", "float32 1+"],
+    "position_offset": [1, 0],
+    "relative": [RelativeConfig(), None],
+    "relative.n_buckets": [8],
+    "relative.max_distance": [50],
+    "head_scale": [1.5],
     "embed_scale": [2.5],
-    "attention.causal": [False],
+    "attention.causal": [True, False],
     "cross": [replace(tiny_config("gpt2").layers[0].attention, causal=False)],
     "encoder": [pair_config("post").encoder],
-    "shared_embedding": [True],
+    "shared_embedding": [True, False],
 }
 REFUSED = {"layers.1.attention.causal", "layers.1.cross", "encoder", "shared_embedding"}  # in a decoder, each by itself
 SOMETIMES = {  # refused beside another setting of some of the families
     "context_length", "positions", "head_bias", "tied_head", "layers.1.attention.rope", "layers.1.parallel",
     "layers.1.attention.rope.dim",
+    "position_offset", "relative",
     "layers.1.shared_norm", "layers.1.norm_at", "layers.1.attention.qk_norm_over", "layers.1.norm.kind",
     "layers.1.norm.scale", "final_norm.kind", "final_norm.scale", "layers.1.attention.qk_norm",
     "layers.1.attention.qk_norm.kind", "layers.1.attention.qk_norm.scale", "layers.1.experts.top_groups",
@@ -115,13 +125,13 @@ def twin(value):
 
 
 def leaves(config, prefix=""):
-    """(path, key in OTHER, value) of every field; of the layers, the second one's."""
+    """(path, key in OTHER, value) of every field, an encoder's too; of the layers, the second one's."""
     for field in fields(config):
         value, path = getattr(config, field.name), prefix + field.name
         if field.name == "layers":
-            yield from leaves(value[1], "layers.1.")
-        elif path not in SILENT:
-            key = path.removeprefix("layers.1.")
+            yield from leaves(value[1], f"{prefix}layers.1.")
+        elif path.removeprefix("encoder.") not in SILENT:
+            key = path.removeprefix("encoder.").removeprefix("layers.1.").replace("cross.", "attention.")
             if not is_dataclass(value) or key in OTHER:
                 yield path, key, value
             if is_dataclass(value) and key != "attention.rope.scaling":  # those have a test of their own
