@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from glassformer.errors import ConfigError
+from glassformer.latent_config import LatentConfig
 from glassformer.moe_config import MoEConfig
 from glassformer.rope_scaling import LongScaling, Scaling, YarnScaling
 
@@ -87,7 +88,8 @@ class AttentionConfig:
     `out_bias` of o. `clip` bounds what q, k and v are projected to. `qk_norm` norms q and k: each head by itself, all
     with one weight ("head"), or each with its own, without bias ("each"); or all heads as one vector ("width").
     `causal`: a query sees no later key; False in an encoder and in cross-attention. `sinks`: one more score per head is
-    learned, whose probability goes nowhere (Xiao et al. 2024; gpt-oss).
+    learned, whose probability goes nowhere (Xiao et al. 2024; gpt-oss). `latent`: keys and values are made of what is
+    kept in their place; `bias` is then of what makes the latents.
     """
 
     n_heads: int
@@ -104,6 +106,7 @@ class AttentionConfig:
     window: int | None = None
     causal: bool = True
     sinks: bool = False
+    latent: LatentConfig | None = None
 
     def __post_init__(self):
         for name in ("n_heads", "n_kv_heads", "head_dim"):
@@ -128,6 +131,20 @@ class AttentionConfig:
         )
         _require(self.window is None or self.window >= 1, f"window must be at least 1, got {self.window}")
         _require(self.causal or self.window is None, f"a window looks back: only causal attention has one, got {self}")
+        if self.latent is not None:
+            self.latent.check(self, turned)
+
+    @property
+    def v_dim(self) -> int:
+        """The width of a head's values."""
+        return self.head_dim if self.latent is None else self.latent.v_dim
+
+    @property
+    def kept(self) -> int:
+        """How many numbers a token leaves behind for later ones."""
+        if self.latent is None:
+            return 2 * self.n_kv_heads * self.head_dim
+        return self.latent.rank + ((self.rope and self.rope.dim) or 0)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each may import from those in the rows above, and from its own part.
 LAYERS = (
-    ("errors",), ("rope_scaling", "moe_config"), ("config",), ("encoder_config",),
+    ("errors",), ("rope_scaling", "moe_config", "latent_config"), ("config",), ("encoder_config",),
     ("text", "nn"), ("cache",), ("families",), ("weights",),
     ("generate",), ("inspect",), ("lm",), ("translator", "embedder"), ("training", "engine"), ("server",), ("cli",),
 )  # fmt: skip

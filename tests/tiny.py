@@ -113,7 +113,8 @@ def wake(model: Stack, seed: int = 0) -> Any:
         if max(found.values()) < 0.45:
             break
         for attention in (attention for kind, those in kinds.items() if found[kind] >= 0.45 for attention in those):
-            query = attention.q if isinstance(attention.q_norm, torch.nn.Identity) else attention.q_norm
+            norm = getattr(attention, "q_norm", torch.nn.Identity())  # latent attention has none
+            query = attention.q if isinstance(norm, torch.nn.Identity) else norm
             for p in query.parameters():
                 p.mul_(1.2)
     found = sharpness(model)

@@ -51,7 +51,7 @@ def show(
     found = find(model, offline=offline)
     checkpoint = open_checkpoint(found, ignore_key)
     parameters = parameters_of(checkpoint.config)
-    account(checkpoint, parameters)
+    read = {name for _, name in account(checkpoint, parameters)}
     parts: Counter[str] = Counter()
     for name, p in parameters.items():
         parts[_part(name)] += p.numel()
@@ -66,6 +66,7 @@ def show(
         "parameters": sum(parts.values()),
         "parts": dict(parts),
         "stored": dict(stored),
+        "not read": sorted(name for name in checkpoint.reader if name not in read),
         "memory": {name: sum(parts.values()) * size for name, size in (("float32", 4), ("bfloat16", 2))},
         "cache": _cache(checkpoint),
         "tokenizer": None if tokenizer is None else _words(tokenizer),
@@ -123,6 +124,8 @@ def _print(facts: dict[str, Any]) -> None:
     for part, n in facts["parts"].items():
         table.add_row("", f"{n:>15,}  {100 * n / total:5.1f}%  {part}")
     table.add_row("stored", ", ".join(f"{n} tensors {kind}" for kind, n in facts["stored"].items()))
+    if left := facts["not read"]:
+        table.add_row("not read", f"{len(left):,} tensors: {left[0]}{' to ' + left[-1] if len(left) > 1 else ''}")
     table.add_row("memory", ", ".join(f"{size / 1e6:,.1f} MB in {name}" for name, size in facts["memory"].items()))
     if facts["cache"] is not None:
         cache = facts["cache"]

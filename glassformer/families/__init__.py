@@ -11,6 +11,8 @@ from glassformer.errors import ConfigError
 from glassformer.families import (
     bart,
     bert,
+    deepseek_v2,
+    deepseek_v3,
     distilbert,
     falcon,
     gemma,
@@ -41,6 +43,7 @@ from glassformer.families.family import AnyConfig, Family, Fields
 from glassformer.families.shape import ShapeConfig
 
 DECODERS = (
+    deepseek_v2, deepseek_v3,
     falcon, gemma, gemma2, gemma3, gpt2, gpt_neox, gpt_oss, llama, mistral, mixtral, olmo, olmo2, olmoe, phi,
     phi3, qwen2, qwen3, qwen3_moe, smollm3, stablelm,
 )  # fmt: skip

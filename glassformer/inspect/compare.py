@@ -27,6 +27,7 @@ TABLES = (["embed.tokens"], ["embed.types"])
 # What the output of a module of ours is called, inside a block and outside.
 OUTPUTS = {
     "attn_residual.pre": "attn.x", "attn.q": "attn.q", "attn.k": "attn.k", "attn.v": "attn.v", "attn.o": "attn.out",
+    "attn.q.expand": "attn.q", "attn.kv_norm": "attn.latent",
     "attn_residual.out": "attn.add", "attn_residual.post": "resid_mid",
     "cross_residual.pre": "cross.x", "cross.q": "cross.q", "cross.k": "cross.k", "cross.v": "cross.v",
     "cross.o": "cross.out", "cross_residual.out": "cross.add", "cross_residual.post": "resid_cross",

@@ -9,6 +9,7 @@ cached pass makes only once.
                                                                                                           |
         next block <- resid_post <- mlp.add <- mlp.out <- act <- gate up <- mlp.x <- resid_mid <----------'
 
+Latent attention: attn.x -> q, latent -> k v -> ...; later passes see a change of the latent, none of k, v, k_rot.
 In a parallel block mlp.x is read where attn.x is, and there is no resid_mid.
 Of experts: mlp.x -> mlp.router -> mlp.out; inside, each has some of the tokens only. A shared one has act, gate and up.
 With a source: resid_mid -> cross.x -> q q_rot, of the source k v k_rot -> z -> out -> add -> resid_cross -> mlp.x
@@ -38,6 +39,7 @@ class Point:
 
     `only` says which models have it (`i` is 0 outside the blocks); None is all of them. `axes`: S are the keys, of the
     row itself or of a source; T are the tokens of the pass, in an encoder the source's; Dr: a recurrent state's width.
+    Dv: that of a head's values, Dh but in latent attention; C: that of a latent.
     """
 
     name: str
@@ -61,6 +63,10 @@ def _cross(_: ModelConfig | EncoderConfig, layer: LayerConfig) -> bool:
     return layer.cross is not None
 
 
+def _latent(_: ModelConfig | EncoderConfig, layer: LayerConfig) -> bool:
+    return layer.attention.latent is not None
+
+
 def _neurons(_: ModelConfig | EncoderConfig, layer: LayerConfig) -> bool:
     return layer.experts is None or layer.experts.shared_d_ff is not None
 
@@ -82,13 +88,16 @@ BLOCK = (
     _block("resid_pre", "the residual stream before the block", "B T D"),
     _block("attn.x", "what attention reads: after its norm", "B T D"),
     _block("attn.q", "queries: projected with bias (and clipped), before norm and rotation", "B T H Dh"),
+    _block(
+        "attn.latent", "what keys and values are made of, after its norm: all that is kept of them", "B T C", _latent
+    ),
     _block("attn.k", "keys: projected with bias (and clipped), before norm and rotation", "B T Hkv Dh"),
-    _block("attn.v", "values: projected with bias (and clipped)", "B T Hkv Dh"),
+    _block("attn.v", "values: projected with bias (and clipped)", "B T Hkv Dv"),
     _block("attn.q_rot", "queries after their norm and rotation: what the product uses", "B T H Dh"),
     _block("attn.k_rot", "keys after their norm and rotation: what the product uses", "B T Hkv Dh"),
     _derived("attn.scores", "q·k after scale, softcap, bias and mask", "B H T S", *PRODUCT),
     _derived("attn.probs", "how much each query takes of each key: scores after softmax", "B H T S", *PRODUCT),
-    _block("attn.z", "probabilities · values of each head, before W_o", "B T H Dh"),
+    _block("attn.z", "probabilities · values of each head, before W_o", "B T H Dv"),
     _derived("attn.heads", "each head's z through its own slice of W_o", "B T H D", "attn.z", "attn.out"),
     _block("attn.out", "what attention writes: after W_o", "B T D"),
     _block("attn.add", "what enters the residual stream (differs from attn.out where a norm follows)", "B T D"),

@@ -220,10 +220,14 @@ class LayerStep:
     ) -> Float[Tensor, "B T H Dv"]:
         """softmax(q k^T * scale) v. An edit of scores or probabilities selects the definition, which has them."""
         view = self.step.view(spec)
-        if self.tap is not None and any(self.tap.wants(f"{self.prefix}{name}.{end}") for end in ("scores", "probs")):
+        if self.wants(f"{name}.scores", f"{name}.probs"):
             see = lambda end, value: self.see(f"{name}.{end}", value)  # noqa: E731
             return attend_math(spec, q, kv, view, bias, sinks, see)[0]
         return self.step.backend(spec, q, kv, view, bias, sinks)
+
+    def wants(self, *names: str) -> bool:
+        """Whether the tap looks at any of these points of this layer."""
+        return self.tap is not None and any(self.tap.wants(self.prefix + name) for name in names)
 
     def see(self, name: str, value: Tensor) -> Tensor:
         """Let the tap look at a point of this layer; returns what flows on."""

@@ -21,7 +21,7 @@ from glassformer.families.family import AnyConfig
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder, make_model
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.weights.mxfp4 import unpacked
+from glassformer.weights import fp8, mxfp4
 from glassformer.weights.pickled import PickledFile
 from glassformer.weights.reader import Reader, TensorFile, read_json
 from glassformer.weights.rules import Entry, entries
@@ -71,7 +71,7 @@ def open_checkpoint(path: Path, ignore_keys: tuple[str, ...] = ()) -> Checkpoint
     missing = [str(folder / name) for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{', '.join(missing[:SHOWN])} {'is' if len(missing) == 1 else 'are'} missing")
-    reader = unpacked(Reader([open_file(folder / name) for name in names]))
+    reader = fp8.unpacked(mxfp4.unpacked(Reader([open_file(folder / name) for name in names])))
     found = family_of(config)
     return Checkpoint(path, found.fit(config, reader), reader, found)
 
@@ -176,7 +176,9 @@ def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple
 
 def _may_be_left(fam: Family, config: AnyConfig, name: str, reader: Reader) -> bool:
     """A buffer without weights, a copy of the embedding beside a tied head, or one of a vector."""
-    if any(re.fullmatch(pattern, name.removeprefix(fam.prefix)) for pattern in fam.ignored):
+    n_layers = config.n_layers if isinstance(config, ModelConfig) else 0
+    patterns = [pattern.replace("{n_layers}", str(n_layers)) for pattern in fam.ignored]
+    if any(re.fullmatch(pattern, name.removeprefix(fam.prefix)) for pattern in patterns):
         return True
     rules = None if isinstance(config, RecurrentConfig) else fam.rules_of(config)
     if rules is None or isinstance(config, RecurrentConfig):

@@ -97,9 +97,11 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
                 _place(model, ours, torch.zeros(parameters[ours].shape, dtype=kind, device=device))
             continue
         own = reader.dtype(name)
+        assert own is not None, f"{name} is no weight"
+        kind = entry.dtype(dtype, own)
         again = name == entry.instead  # of two parameters: each gets numbers of its own
-        if copy or again or entry.moves or not reader.mapped(name) or device.type != "cpu" or dtype not in (None, own):
-            values = [torch.empty(parameters[n].shape, dtype=dtype or own, device=device) for n in entry.ours]
+        if copy or again or entry.moves or not reader.mapped(name) or device.type != "cpu" or kind != own:
+            values = [torch.empty(parameters[n].shape, dtype=kind, device=device) for n in entry.ours]
             whole = len(values) == 1 and not entry.moves and reader.mapped(name)
             if whole and device.type == "cpu" and values[0].dtype == own:
                 reader.read(name, values[0])

@@ -20,7 +20,8 @@ class Entry:
 
     `groups`: the tensor holds a part of each parameter, then the next part of each, and so on, in as many groups (for
     each key/value head its queries' rows, its key's, its value's). `paired`: the head_dim of a tensor in which the two
-    rows of a head that turn together are neighbours; 0 of others, where they are half a head apart, as in ours.
+    rows of a head that turn together are neighbours; 0 of others, where they are half a head apart, as in ours. Of such
+    a head the last `turning` rows turn, which come first in ours; 0: all. `float32`: see `Rule`.
     `row`: a vector that is stored as a matrix of one row. `zeros`: what the parameters are where there is no such
     tensor; `instead`: the tensor that holds them there.
     """
@@ -33,6 +34,8 @@ class Entry:
     row: bool = False
     zeros: bool = False
     instead: str = ""
+    turning: int = 0
+    float32: bool = False
 
     @property
     def moves(self) -> bool:
@@ -41,7 +44,14 @@ class Entry:
 
     def order(self, n: int) -> Tensor:
         """Where each of theirs `n` rows lies in ours, where they are paired: 0, n/2, 1, n/2 + 1, ... of each head."""
-        return torch.arange(n).view(-1, 2, self.paired // 2).transpose(1, 2).reshape(-1)
+        turning = self.turning or self.paired
+        pairs = torch.arange(turning).view(2, -1).T.flatten()
+        head = torch.cat([torch.arange(turning, self.paired), pairs])
+        return (torch.arange(0, n, self.paired)[:, None] + head).flatten()
+
+    def dtype(self, asked: torch.dtype | None, own: torch.dtype) -> torch.dtype:
+        """What its numbers are loaded or saved in: as was asked, or as they are."""
+        return torch.float32 if self.float32 else asked or own
 
     def shape(self, parameters: dict[str, Tensor]) -> tuple[int, ...]:
         """The shape the checkpoint's tensor must have."""
@@ -163,12 +173,17 @@ def _applied(rule: Rule, config: ModelConfig | EncoderConfig, present: set[str])
         if present.issuperset(ours):
             theirs = _written_out(rule.theirs, numbers[0])
             layer = side.layers[int(numbers[0].get("i", 0))]
-            groups = layer.attention.n_kv_heads if rule.by_head else layer.mlp.d_ff if rule.by_turns else 1
-            paired = layer.attention.head_dim if rule.interleaved else 0
+            attention = layer.attention
+            groups = attention.n_kv_heads if rule.by_head else layer.mlp.d_ff if rule.by_turns else 1
+            paired = 0 if not rule.interleaved else attention.kept if rule.kept else attention.head_dim
+            turning = 0 if attention.latent is None or attention.rope is None else attention.rope.dim or 0
             if stacked:
                 yield Stacked(theirs, ours, rule.transposed, groups, n=len(numbers))
             else:
-                yield Entry(theirs, ours, rule.transposed, groups, paired, rule.row, rule.zeros, rule.instead)
+                yield Entry(
+                    theirs, ours, rule.transposed, groups, paired, rule.row, rule.zeros, rule.instead,
+                    turning if paired else 0, rule.float32,
+                )  # fmt: skip
 
 
 def _counted(pattern: str, present: set[str]) -> list[dict[str, str]]:

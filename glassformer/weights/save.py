@@ -49,8 +49,8 @@ def save_model(
         raise CheckpointError(f"{folder} could not be made: {error.strerror}") from error
 
     def tensors(part: list[Entry]) -> dict[str, Tensor]:
-        made = {entry.theirs: entry.join(parameters).cpu() for entry in part}
-        return {name: t.to(dtype or t.dtype) for name, t in made.items()}
+        made = {entry: entry.join(parameters).cpu() for entry in part}
+        return {entry.theirs: t.to(entry.dtype(dtype, t.dtype)) for entry, t in made.items()}
 
     index = folder / "model.safetensors.index.json"
     kept = {"model.safetensors"}
@@ -73,7 +73,7 @@ def save_model(
 
 
 def _nbytes(entry: Entry, parameters: dict[str, Tensor], dtype: torch.dtype | None) -> int:
-    return sum(p.numel() * (dtype or p.dtype).itemsize for p in (parameters[name] for name in entry.ours))
+    return sum(p.numel() * entry.dtype(dtype, p.dtype).itemsize for p in (parameters[name] for name in entry.ours))
 
 
 def _parts(

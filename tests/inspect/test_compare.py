@@ -39,6 +39,21 @@ def test_the_same_model_parts_nowhere(both):
     assert {"embed.out", "blocks.0.resid_post", "blocks.1.resid_post"} <= set(names)
 
 
+@pytest.mark.parametrize("q_rank", [28, None])
+def test_latent_attention_parts_nowhere_and_is_seen(q_rank, tmp_path):
+    save_model(tiny("deepseek_v3", **{f"layers.{i}.attention.latent.q_rank": q_rank for i in range(3)}), tmp_path)
+    model, theirs = load_model(tmp_path, copy=True), transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = random_ids(model.config, 2, 20)
+    places = compare(model, theirs, ids)
+    assert first(places) is None
+    assert {f"blocks.1.attn.{end}" for end in ("x", "q", "latent", "out")} <= {place.point for place in places}
+    for parameter, point in (("kv_norm.weight", "latent"), ("q" if q_rank is None else "q.expand", "q")):
+        name = parameter if "." in parameter and "norm" in parameter else f"{parameter}.weight"
+        with torch.no_grad():
+            model.get_parameter(f"blocks.1.attn.{name}").view(-1)[5] += 0.1
+        assert first(compare(model, theirs, ids)) == f"blocks.1.attn.{point}"
+
+
 @pytest.mark.parametrize(("parameter", "point"), [
     ("embed.weight", "embed.tokens"),
     ("blocks.0.attn_residual.pre.weight", "blocks.0.attn.x"),

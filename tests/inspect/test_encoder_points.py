@@ -24,7 +24,7 @@ def test_a_pass_comes_to_every_live_point(family):
     looked = outputs(model, ids, tap=tap)
     assert all(torch.equal(looked[name], plain[name]) for name in plain), "looking changed a bit"
     assert list(tap.seen) == points.live(config)
-    sizes = {"B": 2, "T": 11, "S": 11, "D": 48, "H": 4, "Hkv": 4, "Dh": 12, "F": 72, "V": 97, "2": 2}
+    sizes = {"B": 2, "T": 11, "S": 11, "D": 48, "H": 4, "Hkv": 4, "Dh": 12, "Dv": 12, "F": 72, "V": 97, "2": 2}
     for name, value in tap.seen.items():
         axes = points.find(config, name).axes.split()
         want = [(1 if axis.startswith("#") else sizes[axis.lstrip("#")]) for axis in axes]

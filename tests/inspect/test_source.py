@@ -116,7 +116,7 @@ def test_axes_are_the_shapes(name):
         layer = (model.encoder if of_encoder else model).config.layers[0]
         a = layer.attention
         size = {"B": 3, "T": 9 if of_encoder else 7, "S": 9, "D": 48, "V": 97, "F": layer.mlp.d_ff}
-        size |= {"H": a.n_heads, "Hkv": a.n_kv_heads, "Dh": a.head_dim, "#B": len(value)}
+        size |= {"H": a.n_heads, "Hkv": a.n_kv_heads, "Dh": a.head_dim, "Dv": a.v_dim, "#B": len(value)}
         assert value.shape == tuple(size[axis] for axis in points.find(model.config, point).axes.split()), point
 
 

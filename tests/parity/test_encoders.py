@@ -255,7 +255,7 @@ REFUSED = {  # each by itself, in an encoder
     "layers.1.shared_norm", "layers.1.mlp.limit", "layers.1.mlp.up_plus_one", "layers.1.attention.qk_norm_over",
     "layers.1.attention.rope", "relative",
 }  # fmt: skip
-SOMETIMES = {"pooler", "next_sentence", "positions", "position_offset"}
+SOMETIMES = {"layers.1.attention.latent", "pooler", "next_sentence", "positions", "position_offset"}
 
 
 def leaves(config, prefix=""):

@@ -15,6 +15,7 @@ from glassformer.errors import CapacityError, ConfigError
 from glassformer.families import read_config, write_config
 from glassformer.families.family import IGNORED
 from glassformer.families.plain import from_plain, to_plain
+from glassformer.latent_config import LatentConfig
 from glassformer.nn.model import Decoder
 from glassformer.rope_scaling import LinearScaling
 
@@ -47,7 +48,7 @@ OTHER = {
     "mlp.up_plus_one": [True, False],
     "mlp.bias": [True, False],
     "experts": [None, MoEConfig(6, 2)],
-    "experts.n_experts": [4, 8],
+    "experts.n_experts": [4, 8, 12],
     "experts.top_k": [1, 4],
     "experts.scores": ["softmax", "sigmoid"],
     "experts.normed": [True, False],
@@ -60,7 +61,7 @@ OTHER = {
     "experts.shared_d_ff": [None, 16],
     "attention.n_heads": [8, 6],
     "attention.n_kv_heads": [2, 1],
-    "attention.head_dim": [8],
+    "attention.head_dim": [8, 18],
     "attention.scale": [1.0, 0.1],
     "attention.bias": [True, False],
     "attention.out_bias": [True, False],
@@ -77,6 +78,11 @@ OTHER = {
     "attention.rope.dim": [2, None],
     "attention.rope.scaling": [None, LinearScaling(3.0)],
     "attention.window": [3, 6, None],
+    "attention.latent": [None, LatentConfig(20, 10)],
+    "attention.latent.rank": [12],
+    "attention.latent.v_dim": [7],
+    "attention.latent.q_rank": [None, 9],
+    "attention.latent.eps": [0.3],
     "embed_norm": [RMS, None],
     "embed_norm.kind": ["rms", "layer"],
     "embed_norm.eps": [1.0],
@@ -101,7 +107,9 @@ SOMETIMES = {  # refused beside another setting of some of the families
     "layers.1.norm.scale", "final_norm.kind", "final_norm.scale", "layers.1.attention.qk_norm",
     "layers.1.attention.qk_norm.kind", "layers.1.attention.qk_norm.scale", "layers.1.experts.top_groups",
     "layers.1.mlp.gated", "layers.1.mlp.limit", "layers.1.mlp.up_plus_one",
-    "layers.1.experts.group_best",
+    "layers.1.experts.group_best", *(f"layers.1.attention.{name}" for name in (
+        "n_heads", "n_kv_heads", "window", "clip", "softcap", "sinks", "latent",
+    )),
 }  # fmt: skip
 SILENT = {  # the first says which file format; the others show in lower precision only
     "family", "round_embed_scale", "layers.1.experts.float32_router",

@@ -249,6 +249,7 @@ FIXED = {  # refused each by itself: the sides have it in common, or it is what 
     "layers.1.parallel", "layers.1.shared_norm", "encoder.layers.1.shared_norm",
     *(f"layers.1.cross.{name}" for name in ("causal", "rope", "sinks", "window")),
     *(f"{where}.qk_norm_over" for where in ("layers.1.attention", "layers.1.cross", "encoder.layers.1.attention")),
+    *(f"{where}.latent" for where in ("layers.1.attention", "layers.1.cross", "encoder.layers.1.attention")),
     "layers.1.attention.rope", "encoder.layers.1.attention.rope",
 }  # fmt: skip
 UNGATED, ONE_BY_ONE = {"layers.1.mlp.limit", "layers.1.mlp.up_plus_one"}, {"layers.1.parallel", "layers.1.cross"}
