@@ -318,6 +318,8 @@ def special_of(found: Path) -> dict[str, Any]:
     generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
     older = read_json(folder / "config.json")
     told = {name: older[name] for name in (*SPECIAL, *CARRIED) if name in older} | generation
+    if older.get("force_bos_token_to_be_generated") and told.get("forced_bos_token_id") is None:  # an older spelling
+        told["forced_bos_token_id"] = told.get("bos_token_id")
     return {name: value for name, value in told.items() if value is not None}
 
 

@@ -71,7 +71,7 @@ def read_stacks(raw: Fields, family: str, activation: str, positions: Positions,
     for name, only in (
         ("normalize_before", False), ("add_final_layer_norm", False), ("add_bias_logits", False),
         ("normalize_embedding", normed), ("static_position_embeddings", positions != "learned"), ("is_decoder", False),
-        ("is_encoder_decoder", True), ("extra_pos_embeddings", OFFSET),
+        ("is_encoder_decoder", True),
     ):  # fmt: skip
         raw.only(name, only, None)
 

@@ -13,16 +13,18 @@ from glassformer.families.shape import ShapeConfig
 
 # Keys that say nothing about what the model computes: how it was trained, by which program, how it is generated from.
 IGNORED = frozenset(
-    """_name_or_path activation_dropout architectures attention_dropout attention_probs_dropout_prob attn_pdrop auto_map
-    bad_words_ids bos_token_id cache_implementation chunk_size_feed_forward classif_dropout classifier_dropout
-    decoder_layerdrop decoder_start_token_id dropout dropout_rate dtype early_stopping embd_pdrop encoder_layerdrop
-    eos_token_id forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout hidden_dropout_prob
-    id2label init_std initializer_factor initializer_range keys_to_ignore_at_inference label2id length_penalty
-    max_length max_window_layers min_length n_ctx no_repeat_ngram_size num_beams output_attentions
-    output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type qa_dropout
-    reorder_and_upcast_attn resid_pdrop return_dict router_aux_loss_coef router_jitter_noise seq_classif_dropout
-    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    task_specific_params torch_dtype transformers_version use_cache""".split()
+    """_name_or_path _num_labels activation_dropout architectures attention_dropout attention_probs_dropout_prob
+    attn_pdrop auto_map bad_words_ids bos_token_id cache_implementation chunk_size_feed_forward classif_dropout
+    classifier_dropout decoder_layerdrop decoder_start_token_id dropout dropout_rate dtype early_stopping embd_pdrop
+    encoder_layerdrop eos_token_id extra_pos_embeddings force_bos_token_to_be_generated forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing hidden_dropout hidden_dropout_prob id2label init_std
+    initializer_factor initializer_range keys_to_ignore_at_inference label2id length_penalty max_length
+    max_window_layers min_length n_ctx no_repeat_ngram_size num_beams output_attentions output_hidden_states
+    output_past output_router_logits pad_token_id prefix pretraining_tp problem_type qa_dropout
+    reorder_and_upcast_attn resid_pdrop return_dict router_aux_loss_coef router_jitter_noise save_step sep_token_id
+    seq_classif_dropout summary_activation summary_first_dropout summary_proj_to_labels summary_type
+    summary_use_proj task_specific_params tokenizer_class torch_dtype transformers_version unk_token_id
+    use_cache""".split()
 )
 
 # Activations as checkpoints call them; the first name of each is the one that is written.

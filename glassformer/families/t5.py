@@ -65,7 +65,6 @@ def read(raw: Fields) -> ModelConfig:
     )
     raw.only("is_decoder", False)
     raw.only("is_encoder_decoder", True)
-    raw.take("output_past", None)  # of a cache that no program has any more
     tied = raw.flag("tie_word_embeddings", True)
     tied = raw.flag("scale_decoder_outputs", tied) and tied  # some say of every model that it is tied, but not here
     seeing = AttentionConfig(n_heads, n_heads, raw.size("d_kv", 64), scale=1.0, causal=False)

@@ -8,6 +8,9 @@ Beam search, `beam` = 2:      the 2 best of all texts one token longer go on, bu
 A longer text is less likely, whatever it says. So results are compared by Y's score log P(Y|X) / lp(Y), with lp(Y) =
 ((5 + |Y|) / (5 + 1))^alpha ("Google's Neural Machine Translation System", Wu et al. 2016, equation 14, without its
 coverage penalty). |Y| counts the token that ends it. alpha is 0.6, as in Vaswani et al. 2017, section 6.1.
+
+`transformers` finds the same texts where none ends and alpha is 0. Where texts end it fills the beam up again, from the
+best 2 beam continuations; its divisor is |Y|^length_penalty; and it ranks what was cut off among what ended.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from glassformer.inspect.derive import derive
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
-from glassformer.translator import Translator
+from glassformer.translator import Translator, special_of
 from glassformer.weights import load_model, load_pair_model, save_model
 
 transformers = pytest.importorskip("transformers")
@@ -339,6 +339,8 @@ def test_published_configs_are_known():
         "encoder_ffn_dim": 3072, "eos_token_id": 2, "forced_eos_token_id": 2, "forced_bos_token_id": 0,
         "max_position_embeddings": 1024, "no_repeat_ngram_size": 3, "normalize_embedding": True, "num_beams": 4,
         "pad_token_id": 1, "scale_embedding": False, "task_specific_params": {}, "vocab_size": 50265,
+        "_num_labels": 3, "extra_pos_embeddings": 0, "force_bos_token_to_be_generated": True, "output_past": True,
+        "prefix": " ", "min_length": 56, "length_penalty": 2.0,
     }, "")  # fmt: skip
     assert (bart.embed_scale, bart.position_offset, bart.context_length) == (1.0, 2, 1024)
     t5 = {
@@ -525,3 +527,19 @@ def test_a_folder_translates_as_theirs(family, tmp_path, capsys):
 def test_special_tokens_that_are_not_done_are_refused(keys, message):
     with pytest.raises(CheckpointError, match=message):
         Translator(EncoderDecoder(spelling("t5", framing_tokenizer())), framing_tokenizer(), special=keys)
+
+
+def test_older_folders_say_it_in_config_json(tmp_path):
+    """What generation_config.json says goes first; then an older name of the first token."""
+    older = {
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "force_bos_token_to_be_generated": True,
+        "num_beams": 4,
+        "max_length": 9,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    want = {"bos_token_id": 0, "eos_token_id": 2, "forced_bos_token_id": 0, "num_beams": 4, "max_length": 9}
+    assert special_of(tmp_path) == want
+    (tmp_path / "generation_config.json").write_text('{"forced_bos_token_id": 5, "num_beams": 2, "top_k": null}')
+    assert special_of(tmp_path) == want | {"forced_bos_token_id": 5, "num_beams": 2}

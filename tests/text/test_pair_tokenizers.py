@@ -4,14 +4,22 @@ import copy
 import io
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import sentencepiece
+import torch
 import transformers
 from test_formats import gpt2_folder, same_everywhere
+from tiny import wake
+from tiny_pairs import CONFIGS
 
+from glassformer.cli import main
 from glassformer.errors import TokenizerError
+from glassformer.nn.model import EncoderDecoder
 from glassformer.text.tokenizer import Tokenizer
+from glassformer.translator import load_translator
+from glassformer.weights import save_model
 
 TARGET = """Die Katze saß auf der Matte; es ist 12:30, und der Hund ist nicht da. „Wer ist das?“ Größe, Straße, süß
 der die das, Katze Katzen, neu neuer neueste, weit weiter, Fuß Füße ≈ ∑ ∞
@@ -193,3 +201,56 @@ def test_barts_pair_of_files_without_a_word_about_it(corpus, tmp_path):
     assert (ids[0], ids[-1]) == (theirs.bos_token_id, theirs.eos_token_id) == (ours.special["<s>"], ours.eos_id)
     assert ours.encode("the <mask> sat", special=True) == theirs("the <mask> sat")["input_ids"]
     assert ours.special["<mask>"] not in ours.encode("the <mask> sat")
+
+
+# ---- with a model behind it
+
+
+def talker(family, folder, size, special):
+    """A tiny model of a family beside the tokenizer of a folder."""
+    config = CONFIGS[family]()
+    config = replace(config, vocab_size=size, encoder=replace(config.encoder, vocab_size=size))
+    save_model(wake(EncoderDecoder(config)), folder, extra=special)
+    return transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+
+def test_marian_translates_as_theirs(corpus, tmp_path, capsys):
+    folder = marian_folder(tmp_path, spm(corpus, vocab_size=230), spm(TARGET, vocab_size=120))
+    pad = max(json.loads((folder / "vocab.json").read_text()).values())
+    special = {"eos_token_id": 0, "pad_token_id": pad, "decoder_start_token_id": pad, "bad_words_ids": [[pad]]}
+    hf, theirs = talker("marian", folder, pad + 1, special), transformers.AutoTokenizer.from_pretrained(folder)
+    translator = load_translator(folder)
+    for text in ("The cat sat on the mat.", ">>fra<< Who's that?"):
+        out = hf.generate(**theirs(text, return_tensors="pt"), max_new_tokens=9, do_sample=False, num_beams=1)[0]
+        (found,) = translator.translate(text, max_tokens=9)
+        assert list(found.targets[0].ids) == [t for t in out[1:].tolist() if t != 0]
+        assert found.text.strip() == theirs.decode(out, skip_special_tokens=True)
+        main(["translate", str(folder), text, "--max-tokens", "9"])
+        assert capsys.readouterr().out.strip() == found.text.strip()
+    written = "Die Katze"
+    aligned = translator.align("the cat", written)
+    assert len(aligned.target_tokens) == len(theirs(text_target=written)["input_ids"])
+
+
+def test_t5_fills_holes(corpus, tmp_path, capsys):
+    """Only where the person says that <extra_id_0> is the token; then it is seen in what is written, too."""
+    (tmp_path / "spiece.model").write_bytes(spm(corpus, vocab_size=230, **T5))
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    tokenizer = Tokenizer.load(tmp_path)
+    size = tokenizer.vocab_size + 3  # a table is rounded up
+    special = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
+    hf = talker("flan", tmp_path, size, special)
+    text, translator = "The <extra_id_0> sat.", load_translator(tmp_path)
+    ids = torch.tensor([tokenizer.encode(text, special=True)])
+    out = hf.generate(
+        ids, max_new_tokens=9, do_sample=False, num_beams=1, suppress_tokens=[size - 3, size - 2, size - 1]
+    )
+    (found,) = translator.translate(text, max_tokens=9, special=True)
+    assert list(found.targets[0].ids) == [t for t in out[0, 1:].tolist() if t != 1]
+    assert found.text == tokenizer.decode(found.targets[0].ids)
+    (plain,) = translator.translate(text, max_tokens=9)
+    assert plain.targets != found.targets
+    main(["translate", str(tmp_path), text, "--max-tokens", "9", "--special", "--align"])
+    told = capsys.readouterr().out
+    assert told.startswith(found.text)
+    assert "<extra_id_0>" in told
