@@ -23,7 +23,7 @@ def fill(
     model
         An encoder's model folder that was saved with its head of masked language modelling, or a name on the hub.
     text
-        A text with the mask token's name in it: [MASK] of BERT and DistilBERT, <mask> of RoBERTa.
+        A text with the mask token's name in it: `[MASK]` of BERT and DistilBERT, `<mask>` of RoBERTa.
     top
         Show this many guesses for each place.
     """
