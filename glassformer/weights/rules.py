@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
+from glassformer.errors import ConfigError
 from glassformer.families.family import AnyConfig, Family, Rule
 
 
@@ -148,7 +149,7 @@ def entries(
     """The rules that apply to a model with these parameters: one entry per checkpoint tensor, layers written out.
 
     `there`: the tensors that a checkpoint has. Where it has those of `family.others`, these entries stand for those of
-    the parameters that they fill.
+    the parameters that they fill. ConfigError where a parameter has no place in a checkpoint of the family.
     """
     present = set(parameters)
     if family.rules is None:
@@ -156,7 +157,10 @@ def entries(
     assert not isinstance(config, RecurrentConfig), "recurrent models are written as they are"
     found = [entry for rule in family.rules_of(config) or () for entry in _applied(rule, config, present)]
     left = present.difference(*(entry.ours for entry in found))
-    assert not left, f"parameters without a rule in {family.name}: {sorted(left)}"
+    if left:
+        raise ConfigError(
+            f"a {family.architecture} checkpoint cannot describe this model: it has no place for {sorted(left)}"
+        )
     others = [entry for rule in family.others for entry in _applied(rule, config, present) if entry.theirs in there]
     filled = {name for entry in others for name in entry.ours}
     return others + [entry for entry in found if not filled.issuperset(entry.ours)]
