@@ -44,6 +44,7 @@ def verify(
     from glassformer.inspect.compare import compare
     from glassformer.lm import load
     from glassformer.weights.find import find
+    from glassformer.weights.original import original_of
 
     try:
         import transformers
@@ -57,7 +58,7 @@ def verify(
     with working("comparing", quiet=json), tempfile.TemporaryDirectory() as written:
         lm = load(found, device="cpu", dtype="float32", ignore_keys=ignore_key)
         folder = found
-        if found.is_file():
+        if found.is_file() or original_of(found) is not None:
             lm.save(written)
             folder = written
         generator = torch.Generator().manual_seed(0)
