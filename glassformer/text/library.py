@@ -1,6 +1,7 @@
 """Encoding by the Hugging Face `tokenizers` library, from the text of a `tokenizer.json`."""
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +13,7 @@ from glassformer.text.control import Added, control_tokens
 from glassformer.text.pieces import drops_first_space, token_table
 
 JSON = "tokenizer.json"
+SPACE = "▁"  # SentencePiece's: Gemma adds tokens for runs of it
 
 
 @runtime_checkable
@@ -79,7 +81,7 @@ class LibraryCore:
         ]
         self.special = control_tokens(self.added, template)
         passed = [token | {"special": token["content"] in self.special} for token in layout.get("added_tokens", [])]
-        self._passing = layout | {"added_tokens": passed}
+        self._passing = _unsaid(layout | {"added_tokens": passed}, self.special)
         self.plain = _passing_by(self._passing)  # another one, since a switch would not be thread-safe
         self.frame = self._frame()
         self.drops_first_space = drops_first_space(self.layout)
@@ -96,7 +98,8 @@ class LibraryCore:
         return found.ids, found.offsets
 
     def table(self) -> list[bytes | None]:
-        return token_table(self.layout, self.vocab, {token.id: token.text for token in self.added})
+        as_they_are = (token for token in self.added if token.text in self.special or SPACE not in token.text)
+        return token_table(self.layout, self.vocab, {token.id: token.text for token in as_they_are})
 
     def rebuild(self) -> tuple[Any, ...]:
         """Made again from its text: the library would forget which of its two tokenizers reads plain text."""
@@ -145,6 +148,21 @@ def _passing_by(layout: Mapping[str, Any]) -> tokenizers.Tokenizer:
     core = _open(layout)
     core.encode_special_tokens = True
     return core
+
+
+def _unsaid(layout: dict[str, Any], special: Mapping[str, int]) -> dict[str, Any]:
+    """The same pipeline, in which no text is a control token's: a Unigram model has them among its pieces, and would
+    find them without looking for added tokens. Their pieces get names that nobody can know."""
+    model = layout["model"]
+    if model.get("type") != "Unigram":
+        return layout
+    secret, unknown = secrets.token_hex(16), model.get("unk_id")
+    hidden = {index for index in special.values() if index != unknown and index < len(model["vocab"])}
+    vocab = [
+        [f"{secret}{i}", score] if i in hidden else [piece, score] for i, (piece, score) in enumerate(model["vocab"])
+    ]
+    kept = [token for token in layout.get("added_tokens", []) if token["id"] not in hidden]
+    return layout | {"model": model | {"vocab": vocab}, "added_tokens": kept}
 
 
 def _untrimmed(part: Any) -> Any:
