@@ -54,6 +54,7 @@ def verify(
     from glassformer.weights.checkpoint import open_checkpoint
     from glassformer.weights.find import find
     from glassformer.weights.load import reads_source
+    from glassformer.weights.original import original_of
 
     try:
         import transformers
@@ -76,7 +77,7 @@ def verify(
         ours = load(checkpoint, dtype=torch.float32)
         assert not isinstance(ours, RecurrentEncoderDecoder)
         folder = found
-        if found.is_file():
+        if found.is_file() or original_of(found) is not None:
             save_model(ours, written)
             folder = written
         generator = torch.Generator().manual_seed(0)

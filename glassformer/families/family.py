@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items(
 AnyConfig = ModelConfig | RecurrentConfig | TextEncoderConfig  # of what stands by itself
 
 MISSING = object()
+MOST, MOST_LAYERS = 1 << 62, 10_000  # of layers there is an object each
 
 
 class Fields:
@@ -60,12 +62,17 @@ class Fields:
         return default
 
     def size(self, name: str, default: Any = MISSING, least: int = 1) -> Any:
-        """A whole number of at least `least`. The default also stands for null."""
-        return self._kind(name, default, f"a whole number of at least {least}", lambda v: type(v) is int and v >= least)
+        """A whole number of at least `least`. The default also stands for null. Absurdly many layers are refused."""
+        most = MOST_LAYERS if "layer" in name else MOST
+        allowed = (
+            f"a whole number from {least} to {most}" if most == MOST_LAYERS else f"a whole number of at least {least}"
+        )
+        return self._kind(name, default, allowed, lambda v: type(v) is int and least <= v <= most)
 
     def number(self, name: str, default: Any = MISSING) -> float:
         """A number above 0."""
-        return float(self._kind(name, default, "a number above 0", lambda v: type(v) in (int, float) and v > 0))
+        fits = lambda v: type(v) in (int, float) and 0 < v < math.inf  # noqa: E731
+        return float(self._kind(name, default, "a number above 0", fits))
 
     def optional(self, name: str, default: float | None = None, kind: type = int) -> Any:
         """A whole number of at least 1 (or, of kind float, a number above 0), or null: there is none."""

@@ -48,12 +48,12 @@ LLAMA3_CONTROL += ["<|end_header_id|>", RESERVED.format(4), "<|eot_id|>", *map(R
 FIM = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 
 # A file of ranks says neither how text is cut nor which the control tokens are: its number of tokens tells them.
-RANKS: dict[int, tuple[str, dict[str, int], dict[str, str]]] = {
+RANKS: dict[int, tuple[str, dict[str, int], dict[str, Any]]] = {
     50256: (GPT2, {END: 50256}, {"eos_token": END}),
     100256: (CL100K, {END: 100257} | {t: 100258 + i for i, t in enumerate(FIM)} | {"<|endofprompt|>": 100276},
              {"eos_token": END}),
     128000: (LLAMA3, {t: 128000 + i for i, t in enumerate(LLAMA3_CONTROL)},
-             {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}),
+             {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "add_bos_token": True}),
     151643: (QWEN2, {END: 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}, {"eos_token": END}),
     199998: (O200K, {END: 199999, "<|endofprompt|>": 200018}, {"eos_token": END}),
 }  # fmt: skip

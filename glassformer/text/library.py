@@ -12,6 +12,7 @@ from glassformer.text.control import Added, control_tokens
 from glassformer.text.pieces import drops_first_space, token_table
 
 JSON = "tokenizer.json"
+SPACE = "▁"  # SentencePiece's: Gemma adds tokens for runs of it
 
 
 @runtime_checkable
@@ -104,7 +105,8 @@ class LibraryCore:
         return found.ids, found.offsets
 
     def table(self) -> list[bytes | None]:
-        return token_table(self.layout, self.vocab, {token.id: token.text for token in self.added})
+        as_they_are = (token for token in self.added if token.text in self.special or SPACE not in token.text)
+        return token_table(self.layout, self.vocab, {token.id: token.text for token in as_they_are})
 
     def rebuild(self) -> tuple[Any, ...]:
         """Made again from its text: the library would forget which of its two tokenizers reads plain text."""
