@@ -8,7 +8,7 @@ import torch
 from cli.test_cli import refused, said
 from generate.writers import make_tokenizer
 from tiny import tiny, tiny_pair, wake
-from tiny_pairs import CONFIGS, PAIR_FAMILIES
+from tiny_translators import CONFIGS, PAIR_FAMILIES
 
 from glassformer.lm import LanguageModel, load
 from glassformer.nn.model import EncoderDecoder

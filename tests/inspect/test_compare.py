@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import FAMILIES, TOLERANCE, random_ids, tiny, wake
-from tiny_pairs import CONFIGS, PAIR_FAMILIES
+from tiny_translators import CONFIGS, PAIR_FAMILIES
 
 from glassformer.config import change
 from glassformer.inspect.compare import compare

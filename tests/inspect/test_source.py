@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_points import Everything, Tap
 from tiny import PAIRS, assert_near, pair_config, read, run, run_cached, tiny_pair, wake
-from tiny_pairs import CONFIGS, PAIR_FAMILIES
+from tiny_translators import CONFIGS, PAIR_FAMILIES
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError

@@ -12,7 +12,7 @@ import torch
 import transformers
 from test_formats import gpt2_folder, same_everywhere
 from tiny import wake
-from tiny_pairs import CONFIGS
+from tiny_translators import CONFIGS
 
 from glassformer.cli import main
 from glassformer.errors import TokenizerError

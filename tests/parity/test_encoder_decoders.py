@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_fields import NEAR, OTHER, leaves, tiny_state, twin
 from theirs import Keep, hf_random
 from tiny import TOLERANCE, assert_near, moved, random_ids, read, run, run_cached, wake
-from tiny_pairs import CONFIGS, PAIR_FAMILIES
+from tiny_translators import CONFIGS, PAIR_FAMILIES
 
 import glassformer
 from glassformer.cache.dense import DenseCache
