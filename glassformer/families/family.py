@@ -120,7 +120,7 @@ class Rule:
     counts what a layer has several of (norms of heads, experts). `{j}` in `ours` alone: all experts lie in one tensor,
     one behind the other along a first axis. `by_turns`: the tensor holds the first row of each parameter, then the
     second of each. `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a
-    head apart.
+    head apart. `plus`: the tensor holds the parameter plus this number.
     """
 
     theirs: str
@@ -129,6 +129,7 @@ class Rule:
     by_head: bool = False
     interleaved: bool = False
     by_turns: bool = False
+    plus: float = 0.0
 
 
 def rule(theirs: str, *ours: str, transposed: bool = False, by_turns: bool = False) -> Rule:

@@ -20,7 +20,8 @@ class Entry:
 
     `groups`: the tensor holds a part of each parameter, then the next part of each, and so on, in as many groups (for
     each key/value head its queries' rows, its key's, its value's). `paired`: the head_dim of a tensor in which the two
-    rows of a head that turn together are neighbours; 0 of others, where they are half a head apart, as in ours.
+    rows of a head that turn together are neighbours; 0 of others, where they are half a head apart, as in ours. `plus`
+    is what the tensor's numbers are larger by (a norm that multiplies by 1 + ours).
     """
 
     theirs: str
@@ -28,11 +29,12 @@ class Entry:
     transposed: bool = False
     groups: int = 1
     paired: int = 0
+    plus: float = 0.0
 
     @property
     def moves(self) -> bool:
-        """Whether numbers lie elsewhere than in ours."""
-        return self.transposed or self.groups > 1 or self.paired > 0
+        """Whether numbers lie elsewhere than in ours, or are others."""
+        return self.transposed or self.groups > 1 or self.paired > 0 or self.plus != 0
 
     def order(self, n: int) -> Tensor:
         """Where each of theirs `n` rows lies in ours, where they are paired: 0, n/2, 1, n/2 + 1, ... of each head."""
@@ -52,11 +54,13 @@ class Entry:
     def split(self, tensor: Tensor, parameters: dict[str, Tensor]) -> list[Tensor]:
         """A checkpoint's tensor as the parameters' values, views of it."""
         assert self.groups == 1, "rows that lie apart are no view"
+        assert self.plus == 0, "other numbers are no view"
         tensor = tensor.T if self.transposed else tensor
         return list(tensor.split([parameters[name].shape[0] for name in self.ours]))
 
     def fill(self, values: list[Tensor], begin: int, rows: Tensor) -> None:
         """Copy rows of a checkpoint's tensor, from row `begin` on, to where they belong in the parameters."""
+        rows = rows - self.plus if self.plus else rows
         end, at = begin + len(rows), 0
         place = self.place([len(value) for value in values])[begin:end] if self.groups > 1 else None
         for value in values:
@@ -84,6 +88,7 @@ class Entry:
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.groups > 1:
             tensor = tensor[self.place([len(part) for part in parts])]
+        tensor = tensor.float() + self.plus if self.plus else tensor
         return (tensor.T if self.transposed else tensor).contiguous()
 
 
@@ -159,7 +164,7 @@ def _applied(rule: Rule, config: ModelConfig, present: set[str]) -> Iterator[Ent
             if stacked:
                 yield Stacked(theirs, ours, rule.transposed, groups, n=len(numbers))
             else:
-                yield Entry(theirs, ours, rule.transposed, groups, paired)
+                yield Entry(theirs, ours, rule.transposed, groups, paired, rule.plus)
 
 
 def _counted(pattern: str, present: set[str]) -> list[dict[str, str]]:
