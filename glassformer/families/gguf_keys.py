@@ -122,7 +122,7 @@ class Rope:
                 "original_max_position_embeddings": original,
                 "beta_fast": fast,
                 "beta_slow": slow,
-                "attention_factor": gain * own,
+                "attention_factor": float(f"{gain * own:.7g}"),  # no finer than the file's numbers
                 "truncate": self.truncate,
             }
         if gain != 1:

@@ -20,6 +20,9 @@ from glassformer.lm import LanguageModel, load
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.rope_scaling import LongScaling, YarnScaling
+from glassformer.text.gguf import PRE
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.train import train_tokenizer
 
 pytestmark = pytest.mark.llama_cpp
 CHILD = Path(__file__).with_name("llama_cpp_child.py")
@@ -29,6 +32,11 @@ SAMPLES = [
     "a  b\n\n c\t12345 it's 'LL <|endoftext|>",
     "Ünïcödé ﷽ 👩‍👩‍👧 \u200d",
     "def f(x):\n    return x ** 2\r\n",
+]
+LETTERS = [
+    "the cat sat on the mat. The dog's hat, wasn't it?  2 hats!!\n\n and 12345 + 678 = 13023; x_1 <= $3.50",
+    "camelCase HTTPServer iPhone I'LL we've \t tabs\r\nlines   ",
+    "Größe über naïve café 猫である 123",
 ]
 LENGTH = 24
 # Of the largest logit. llama.cpp looks GELU up in a table of half-precision numbers; and there quantized matrices meet
@@ -105,6 +113,20 @@ def test_the_same_tokens(lm, kind, tmp_path):
     assert theirs["written"] == [list(row) for row in written]
     for prompt, row, logits in zip(prompts, written, theirs["logits"], strict=True):
         assert_alike(ours, [*prompt, *row], logits, kind)
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "dbrx", "qwen2", "gpt-4o", "tekken", "smollm", "falcon"])
+def test_the_same_ids(pre, tmp_path):
+    """Of texts that are cut in each way that files may name; words of letters, for llama.cpp knows no marks."""
+    layout = json.loads(train_tokenizer([" ".join(LETTERS)] * 3, vocab_size=600, pattern="o200k").core.json)
+    layout["pre_tokenizer"] = PRE[pre]
+    layout["model"]["ignore_merges"] = pre in ("llama-bpe", "tekken")
+    tokenizer = Tokenizer(json.dumps(layout), {"add_bos_token": False})
+    config = config_of("qwen3", {}, vocab_size=tokenizer.vocab_size)
+    LanguageModel(wake(Decoder(config)), tokenizer).save_gguf(tmp_path / "a.gguf", "F32")
+    ours = load(tmp_path / "a.gguf")
+    told = ask(tmp_path / "a.gguf", prompts=[], context=64, texts=LETTERS)["tokens"]
+    assert told == [ours.encode(text) for text in LETTERS] == [tokenizer.encode(text) for text in LETTERS]
 
 
 @pytest.mark.parametrize(("family", "changes"), SETTINGS, ids=[f"{name}{i}" for i, (name, _) in enumerate(SETTINGS)])
