@@ -7,7 +7,7 @@ import numpy as np
 from llama_cpp import Llama
 
 asked = json.load(sys.stdin)
-# caches in F32; a context of the model's own length, by which factors of LongRoPE are chosen
+# caches in F32
 llm = Llama(asked["path"], n_ctx=asked["context"], n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0)
 tokens = [llm.tokenize(text.encode(), add_bos=False, special=False) for text in asked["texts"]]
 written, logits = [], []
