@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from tiny import tiny_config, wake
+from tiny_families import DECODERS
 
 from glassformer.config import ModelConfig, change
 from glassformer.nn.model import Decoder
@@ -10,6 +11,8 @@ from glassformer.rope_scaling import BandScaling, LinearScaling, LongScaling, Ya
 
 BARE = {"*.attention.bias": False, "*.attention.out_bias": False}
 ALL_SEE = {"*.attention.window": None}
+WITHOUT = ("deepseek_v2", "deepseek_v3")  # no form here yet
+FAMILIES = tuple(family for family in DECODERS if family not in WITHOUT)
 WIDTH, HIDDEN, HEAD_DIM = 64, 96, 16
 
 # What a family's tiny model has, and llama.cpp has not.

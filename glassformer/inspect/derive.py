@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from glassformer.nn.attend import KV, AttendSpec, View, attend_math
 from glassformer.nn.attention import Attention
-from glassformer.nn.model import Decoder
+from glassformer.nn.model import Stack
+from glassformer.nn.position import RelativePositions
 
 
 class Derived(NamedTuple):
@@ -58,7 +59,7 @@ def heads(
     return parts, _off(whole, out)
 
 
-def derive(model: Decoder, name: str, kept: Mapping[str, Tensor], view: View) -> Derived:
+def derive(model: Stack, name: str, kept: Mapping[str, Tensor], view: View) -> Derived:
     """A derived point of a model, from the live points that `points.needs` names.
 
     `view` is `step.view(spec)` of the pass that they were kept in: the encoder's own for its points. The keys and
@@ -69,7 +70,10 @@ def derive(model: Decoder, name: str, kept: Mapping[str, Tensor], view: View) ->
     if end == "heads":
         return Derived(*heads(attention.o, kept[f"{layer}.z"], kept[f"{layer}.out"]))
     q_rot, k_rot, v, z = (kept[f"{layer}.{part}"] for part in ("q_rot", "k_rot", "v", "z"))
-    found = attended(attention.spec, q_rot, k_rot, v, z, view, sinks=attention.sinks)
+    stack = model.get_submodule(layer.split("blocks.")[0].rstrip("."))  # whose layer it is: the encoder, or the model
+    relative: RelativePositions | None = stack.relative_positions  # pyright: ignore[reportAssignmentType]
+    bias = None if relative is None or layer.endswith("cross") else relative(view.queries, view.keys)
+    found = attended(attention.spec, q_rot, k_rot, v, z, view, bias, attention.sinks)
     return Derived({"scores": found.scores, "probs": found.probs}[end], found.error)
 
 

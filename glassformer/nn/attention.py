@@ -1,7 +1,7 @@
 """Multi-head attention: queries, keys and values from one x, or keys and values from an encoder's output.
 
-A bias of scores that is learned per distance (T5) or falls with it (ALiBi) is an argument of `step.attend`, made in
-the forward pass of the module whose parameter it is.
+A bias of scores that is learned per distance (T5) is an argument of `step.attend`: the stack, whose parameter it is,
+makes it once for all its layers.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Attention(nn.Module):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q = step.see("attn.q_rot", q)
         k = step.see("attn.k_rot", k)
-        z = step.attend(self.spec, q, step.keep(k, v), sinks=self.sinks)  # [B, T, H, Dh]
+        z = step.attend(self.spec, q, step.keep(k, v), bias=step.bias, sinks=self.sinks)  # [B, T, H, Dh]
         return self.o(step.see("attn.z", z).flatten(-2))
 
 

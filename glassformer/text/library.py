@@ -38,6 +38,10 @@ class Core(Protocol):
         """The ids of a plain text that stands behind a control token."""
         ...
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """The ids of plain texts two by two, framed as the files say, and of which type each token is."""
+        ...
+
     def encode_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a text, and the characters that each covers."""
         ...
@@ -79,7 +83,7 @@ class LibraryCore:
         ]
         self.special = control_tokens(self.added, template)
         passed = [token | {"special": token["content"] in self.special} for token in layout.get("added_tokens", [])]
-        self._passing = layout | {"added_tokens": passed}
+        self._passing = _unspelled(layout | {"added_tokens": passed}, self.special)
         self.plain = _passing_by(self._passing)  # another one, since a switch would not be thread-safe
         self.frame = self._frame()
         self.drops_first_space = drops_first_space(self.layout)
@@ -90,6 +94,10 @@ class LibraryCore:
 
     def encode_inside(self, text: str) -> list[int]:
         return self._inside.encode(text, add_special_tokens=False).ids
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        found = self.plain.encode_batch(list(pairs), add_special_tokens=True)
+        return [(encoding.ids, encoding.type_ids) for encoding in found]
 
     def encode_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         found = (self.marked if special else self.plain).encode(text, add_special_tokens=False)
@@ -145,6 +153,19 @@ def _passing_by(layout: Mapping[str, Any]) -> tokenizers.Tokenizer:
     core = _open(layout)
     core.encode_special_tokens = True
     return core
+
+
+def _unspelled(layout: Mapping[str, Any], special: Mapping[str, int]) -> Mapping[str, Any]:
+    """The same pipeline, where no text spells a control token that stands among a unigram's pieces.
+
+    It is given a name with a space in it, which is ▁ in all that pieces are compared with.
+    """
+    if layout["model"].get("type") != "Unigram":
+        return layout
+    hidden = {name: f"{name} " for name in special}
+    pieces = [[hidden.get(piece, piece), score] for piece, score in layout["model"]["vocab"]]
+    added = [token | {"content": hidden.get(token["content"], token["content"])} for token in layout["added_tokens"]]
+    return {**layout, "model": layout["model"] | {"vocab": pieces}, "added_tokens": added}
 
 
 def _untrimmed(part: Any) -> Any:

@@ -14,17 +14,21 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from glassformer.config import ModelConfig, RecurrentConfig
+from glassformer.encoder_config import TextEncoderConfig
 from glassformer.errors import CheckpointError
 from glassformer.families import Family, family_of, read_config
+from glassformer.families.family import AnyConfig
+from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder, make_model
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.weights.mxfp4 import unpacked
+from glassformer.weights import fp8, mxfp4
 from glassformer.weights.pickled import PickledFile
 from glassformer.weights.reader import Reader, TensorFile, read_json
 from glassformer.weights.rules import Entry, entries
 from glassformer.weights.safetensors_file import SafetensorsFile
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+AnyModel = Decoder | RecurrentEncoderDecoder | TextEncoder
 SHOWN = 20  # problems told one by one
 
 
@@ -33,7 +37,7 @@ class Checkpoint:
     """`family` says how the tensors are named and laid out here; `metadata` are a GGUF file's."""
 
     path: Path
-    config: ModelConfig | RecurrentConfig
+    config: AnyConfig
     reader: Reader
     family: Family
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -67,8 +71,9 @@ def open_checkpoint(path: Path, ignore_keys: tuple[str, ...] = ()) -> Checkpoint
     missing = [str(folder / name) for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{', '.join(missing[:SHOWN])} {'is' if len(missing) == 1 else 'are'} missing")
-    reader = unpacked(Reader([open_file(folder / name) for name in names]))
-    return Checkpoint(path, config, reader, family_of(config))
+    reader = fp8.unpacked(mxfp4.unpacked(Reader([open_file(folder / name) for name in names])))
+    found = family_of(config)
+    return Checkpoint(path, found.fit(config, reader), reader, found)
 
 
 def _open_gguf(path: Path, ignore_keys: tuple[str, ...]) -> Checkpoint:
@@ -115,15 +120,19 @@ def weight_files(folder: Path) -> list[str]:
     return [WEIGHTS[0]]
 
 
-def parameters_of(config: ModelConfig | RecurrentConfig) -> dict[str, Tensor]:
+def parameters_of(config: AnyConfig) -> dict[str, Tensor]:
     """A model's parameters by name, of which there are only shapes."""
     return dict(empty_model(config).named_parameters())
 
 
-def empty_model(config: ModelConfig | RecurrentConfig) -> Decoder | RecurrentEncoderDecoder:
+def empty_model(config: AnyConfig) -> AnyModel:
     """A model without numbers, on the meta device."""
     with torch.device("meta"), _NoFirstValues():
-        return RecurrentEncoderDecoder(config) if isinstance(config, RecurrentConfig) else make_model(config)
+        if isinstance(config, RecurrentConfig):
+            return RecurrentEncoderDecoder(config)
+        if isinstance(config, TextEncoderConfig):
+            return TextEncoder(config)
+        return make_model(config)
 
 
 class _NoFirstValues(TorchFunctionMode):
@@ -137,14 +146,19 @@ class _NoFirstValues(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple[Entry, str]]:
-    """Each entry with the name its tensor has in the file. All problems in one CheckpointError."""
+def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple[Entry, str | None]]:
+    """Each entry with the name its tensor has in the file, None for zeros. All problems in one CheckpointError."""
     fam, config, reader = checkpoint.family, checkpoint.config, checkpoint.reader
     pairs, wrong, unused = [], [f"filled twice: {what}" for what in reader.twice], set(reader)
     bare = not any(name.startswith(fam.prefix) for name in reader)
     there = {fam.prefix + name if bare else name for name in reader}
     for entry in entries(fam, config, parameters, there):
         name = entry.theirs.removeprefix(fam.prefix) if bare else entry.theirs
+        if name not in reader and entry.instead in reader:
+            name = entry.instead
+        if name not in reader and entry.zeros:
+            pairs.append((entry, None))
+            continue
         if name not in reader:
             wrong.append(f"missing: {name} (fills {', '.join(entry.ours)})")
             continue
@@ -162,13 +176,22 @@ def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple
     return pairs
 
 
-def _may_be_left(fam: Family, config: ModelConfig | RecurrentConfig, name: str, reader: Reader) -> bool:
-    """A buffer without weights, or a copy of the embedding beside a tied head."""
-    if any(re.fullmatch(pattern, name.removeprefix(fam.prefix)) for pattern in fam.ignored):
+def _may_be_left(fam: Family, config: AnyConfig, name: str, reader: Reader) -> bool:
+    """A buffer without weights, a copy of the embedding beside a tied head, or one of a vector."""
+    n_layers = config.n_layers if isinstance(config, ModelConfig) else 0
+    patterns = [pattern.replace("{n_layers}", str(n_layers)) for pattern in fam.ignored]
+    if any(re.fullmatch(pattern, name.removeprefix(fam.prefix)) for pattern in patterns):
         return True
-    if fam.rules is None or isinstance(config, RecurrentConfig):
+    rules = None if isinstance(config, RecurrentConfig) else fam.rules_of(config)
+    if rules is None or isinstance(config, RecurrentConfig):
         return False
-    theirs = {rule.ours: rule.theirs for rule in fam.rules}
+    twin = dict(fam.twins).get(name)
+    if twin is not None and twin in reader:
+        return torch.equal(reader[name], reader[twin])
+    theirs = {rule.ours: rule.theirs for rule in rules}
     table, head = theirs["embed.weight",], theirs.get(("head.weight",))
     table = table if table in reader else table.removeprefix(fam.prefix)
-    return config.tied_head and name == head and table in reader and torch.equal(reader[name], reader[table])
+    tied = isinstance(config, ModelConfig) and config.tied_head
+    copies = {*fam.copies, *(() if head is None or not tied else (head,))}
+    known = name in copies or fam.prefix + name in copies
+    return known and table in reader and torch.equal(reader[name], reader[table])

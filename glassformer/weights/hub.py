@@ -13,7 +13,7 @@ from glassformer.errors import CheckpointError
 
 NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 BESIDE = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # what lies beside the weights: config, tokenizer, template
-INSIDE = ("1_Pooling/config.json",)  # and in folders of its own
+INSIDE = re.compile(r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)")  # and in folders of its own
 
 
 def is_hub_name(name: str) -> bool:
@@ -61,7 +61,9 @@ def choose_files(files: list[str], name: str) -> list[str]:
     """What to download of a repository's files: one kind of weights, and what lies beside them."""
     top = [file for file in files if "/" not in file]
     beside = [file for file in top if file.endswith(BESIDE) and not file.endswith(".index.json")]
-    beside += [file for file in files if file in INSIDE]
+    inside = [file for file in files if INSIDE.fullmatch(file)]
+    twice = {f"{file.rpartition('/')[0]}/pytorch_model.bin" for file in inside if file.endswith(".safetensors")}
+    beside += [file for file in inside if file not in twice]
     for start, end in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         found = [file for file in top if re.fullmatch(rf"{start}(-\d+-of-\d+)?{re.escape(end)}(\.index\.json)?", file)]
         if found:

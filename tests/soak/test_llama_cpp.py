@@ -13,8 +13,7 @@ import pytest
 import torch
 from generate.writers import TEXTS, make_tokenizer
 from tiny import random_ids, wake
-from tiny_families import DECODERS
-from tiny_gguf import FACTORS, VARIANTS, gguf_config
+from tiny_gguf import FACTORS, FAMILIES, VARIANTS, gguf_config
 
 from glassformer.lm import LanguageModel, load
 from glassformer.nn.model import Decoder
@@ -55,7 +54,7 @@ MORE = {
     "phi3": [{"context_length": 64, "*.attention.rope.scaling": LONG}],
     "gpt_oss": [{"*.attention.rope.scaling": None}],
 }
-SETTINGS = [(family, changes) for family in DECODERS for changes in (*VARIANTS.get(family, []), *MORE.get(family, []))]
+SETTINGS = [(family, changes) for family in FAMILIES for changes in (*VARIANTS.get(family, []), *MORE.get(family, []))]
 
 
 def config_of(family, changes, **sizes):
@@ -87,7 +86,7 @@ def assert_alike(ours, ids, logits, kind):
     assert off <= near
 
 
-@pytest.fixture(scope="module", params=DECODERS)
+@pytest.fixture(scope="module", params=FAMILIES)
 def lm(request):
     """A model that has learned a text by heart: which token comes next is never a matter of rounding."""
     tokenizer = make_tokenizer()

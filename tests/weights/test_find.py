@@ -222,6 +222,9 @@ def test_which_files_of_a_repository_are_wanted():
     pickled = ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "training_args.bin", "onnx/config.json"]
     assert sorted(choose_files(beside + safe + pickled, "a/b")) == sorted(beside + safe)
     assert sorted(choose_files(beside + pickled, "a/b")) == sorted([*beside, "pytorch_model.bin"])
+    inside = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "2_Dense/pytorch_model.bin"]
+    other = ["3_Dense/config.json", "3_Dense/pytorch_model.bin"]
+    assert sorted(choose_files(safe + inside + other, "a/b")) == sorted(safe + inside[:3] + other)
     assert choose_files(["README.md", "a.gguf"], "a/b") == ["a.gguf"]
     with pytest.raises(CheckpointError, match=r"several GGUF files.*a\.gguf, b\.gguf"):
         choose_files(["b.gguf", "a.gguf"], "a/b")

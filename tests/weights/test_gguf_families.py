@@ -6,8 +6,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from tiny import assert_near, moved, random_ids, run, tiny_config
-from tiny_families import DECODERS
-from tiny_gguf import LESS, VARIANTS, gguf_config, gguf_model
+from tiny_gguf import FAMILIES, LESS, VARIANTS, gguf_config, gguf_model
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import family_of, write_config
@@ -20,8 +19,8 @@ from glassformer.weights.gguf_file import GgufFile
 from glassformer.weights.gguf_save import save_gguf
 from glassformer.weights.rules import entries
 
-ALL = [(family, changes) for family in DECODERS for changes in ({}, *VARIANTS.get(family, []))]
-NAMES = [f"{family}{i}" for family in DECODERS for i in range(1 + len(VARIANTS.get(family, [])))]
+ALL = [(family, changes) for family in FAMILIES for changes in ({}, *VARIANTS.get(family, []))]
+NAMES = [f"{family}{i}" for family in FAMILIES for i in range(1 + len(VARIANTS.get(family, [])))]
 
 
 def written(folder, family, kind="F32", **changes):
@@ -32,7 +31,7 @@ def written(folder, family, kind="F32", **changes):
 
 
 def test_every_family_has_a_form():
-    assert {*GGUF, *AS} == {*DECODERS}
+    assert {*GGUF, *AS} == {*FAMILIES}
 
 
 @pytest.mark.parametrize(("family", "changes"), ALL, ids=NAMES)
@@ -45,7 +44,7 @@ def test_a_model_comes_back(family, changes, tmp_path):
     assert path.read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_configuration_comes_back(family):
     config = gguf_config(family)
     architecture, metadata, numbers = write_metadata(config)
@@ -71,7 +70,7 @@ def test_the_configuration_comes_back(family):
             read_metadata({k: v for k, v in metadata.items() if not k.endswith(name)}, tensors, 9, "x")
 
 
-@pytest.mark.parametrize("family", [family for family in DECODERS if family in LESS])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family in LESS])
 def test_what_the_format_does_not_say_is_refused(family):
     """The tiny model has each thing that the families can do, and that this one's architecture does not."""
     with pytest.raises(ConfigError, match=r"cannot describe this|has a window in some layer"):
@@ -99,7 +98,7 @@ def test_each_refusal_says_what(family, changes, message):
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0"])
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_quantized_parameters_are_what_the_package_decodes(family, kind, tmp_path):
     model, path = written(tmp_path, family, kind)
     again = load_model(path, dtype=torch.float32)
