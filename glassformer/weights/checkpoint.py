@@ -134,8 +134,7 @@ def _open_gguf(path: Path, ignore_keys: tuple[str, ...]) -> Checkpoint:
         raise CheckpointError(f"{path}: {EMBED} must be a table, {found}")
     file.check_claims(width=shape[1])
     config = read_metadata(file.metadata, file.keys(), shape[0], str(path), ignore_keys, file.numbers)
-    reader = Reader([file])
-    return Checkpoint(path, _plausible(config, reader, path), reader, in_gguf(family_of(config)), file.metadata)
+    return Checkpoint(path, config, Reader([file]), in_gguf(family_of(config)), file.metadata)
 
 
 def open_file(path: Path) -> TensorFile:
