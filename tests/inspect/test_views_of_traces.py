@@ -11,7 +11,7 @@ from tiny import tiny
 from glassformer.errors import CheckpointError, RequestError
 from glassformer.inspect import sweep as sweeping
 from glassformer.inspect.edit import ablate, add, patch, scale
-from glassformer.inspect.saved import fingerprint
+from glassformer.inspect.saved import signature
 from glassformer.lm import LanguageModel
 
 # ---- lens
@@ -283,12 +283,12 @@ def test_another_models_trace_is_refused(tmp_path):
         with pytest.raises(CheckpointError, match="of another model, or of other weights"):
             other.load_trace(tmp_path / "t")
     model = tiny("gpt2")
-    assert fingerprint(model) == fingerprint(lm.model)
+    assert signature(model) == signature(lm.model)
     with torch.no_grad():
         model.blocks[2].mlp.down.weight[7, 11] += 1e-6
-    assert fingerprint(model) != fingerprint(lm.model), "one number of one weight"
+    assert signature(model) != signature(lm.model), "one number of one weight"
     half = tiny("gpt2").to(torch.bfloat16)
-    assert fingerprint(half) != fingerprint(lm.model)
+    assert signature(half) != signature(lm.model)
 
 
 def test_a_trace_that_is_not_whole_is_refused(tmp_path):
