@@ -1,10 +1,17 @@
 """Loading a checkpoint beside reading its file: seconds, cold and warm, and memory above the start.
 
-    .venv/bin/python bench/load.py [--gb 2.4] [--folder SOMEWHERE] [--rounds 3]
+    .venv/bin/python bench/load.py [--gb 2.4] [--folder SOMEWHERE] [--rounds 5]
 
 A random Llama of 1.2B parameters in bfloat16 is written to a temporary folder. Then, each in a process of its own:
-reading the file from end to end; mapping it, and touching every page; copying every tensor to storage of its own, as
-training does. Cold: the file's pages are dropped from the system's cache first.
+
+    read             the file's bytes from end to end, into one piece of memory, again and again
+    read and keep    the same into memory as large as the file
+    map              `load_model`, as it is by default: nothing is read yet
+    map and touch    the same, then every page of every parameter is looked at: all are usable
+    copy             `load_model(copy=True)`: every parameter in memory of its own, as training needs it
+
+Ratios are of the seconds of the reading that asks for as much memory: mapping's of "read", copying's of "read and
+keep", each within its round. Cold: the file's pages are dropped from the system's cache first.
 """
 
 from __future__ import annotations
@@ -25,7 +32,9 @@ from glassformer.families import ShapeConfig, expand
 from glassformer.weights import load_model, save_model
 from glassformer.weights.checkpoint import empty_model
 
-WAYS = ("read", "map", "map and touch", "copy")
+READING = {"read": "read", "read and keep": "read and keep", "map": "read", "map and touch": "read",
+           "copy": "read and keep"}  # fmt: skip
+WAYS = tuple(READING)
 PIECE = 1 << 24
 
 
@@ -59,12 +68,15 @@ def measure(way: str, folder: Path) -> dict[str, float]:
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     begin = time.perf_counter()
-    if way == "read":
-        space = bytearray(PIECE)
+    if way.startswith("read"):
+        kept = []
         for path in files(folder):
+            space = torch.empty(PIECE if way == "read" else path.stat().st_size, dtype=torch.uint8).numpy()
+            at = 0
             with path.open("rb", buffering=0) as file:
-                while file.readinto(space):
-                    pass
+                while n := file.readinto(space[at : at + PIECE]):
+                    at += n if way != "read" else 0
+            kept.append(space)
     else:
         model = load_model(folder, copy=way == "copy")
         if way == "map and touch":
@@ -85,7 +97,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--gb", type=float, default=2.4)
     arguments.add_argument("--folder", type=Path)
-    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     asked = arguments.parse_args()
     if asked.way:
@@ -109,9 +121,9 @@ def main() -> None:
         for way in WAYS:
             cells = []
             for state in ("cold", "warm"):
-                seconds = statistics.median(one["seconds"] for one in seen[way, state])
-                reading = statistics.median(one["seconds"] for one in seen["read", state])
-                cells.append(f"{seconds:7.2f} s {seconds / reading:10.2f}x")
+                times, reading = ([one["seconds"] for one in seen[which, state]] for which in (way, READING[way]))
+                ratio = statistics.median(a / b for a, b in zip(times, reading, strict=True))
+                cells.append(f"{statistics.median(times):7.2f} s {ratio:10.2f}x")
             memory = max(one["memory"] for state in ("cold", "warm") for one in seen[way, state]) / size
             print(f"{way:15} {cells[0]} {cells[1]} {memory:7.2f}x")
 

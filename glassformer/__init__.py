@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glassformer.config import ModelConfig
+    from glassformer.embedder import Embedder, load_embedder
     from glassformer.families.shape import PRESETS, ShapeConfig
     from glassformer.lm import LanguageModel, load
     from glassformer.text.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from glassformer.translator import Translator, load_translator
 
 _HOME = {
+    "Embedder": "embedder",
     "LanguageModel": "lm",
     "ModelConfig": "config",
     "PRESETS": "families.shape",
@@ -31,6 +33,7 @@ _HOME = {
     "TrainConfig": "training.settings",
     "Translator": "translator",
     "load": "lm",
+    "load_embedder": "embedder",
     "load_translator": "translator",
     "train": "training.loop",
     "train_tokenizer": "text.train",
@@ -38,6 +41,7 @@ _HOME = {
 
 __all__ = [
     "PRESETS",
+    "Embedder",
     "LanguageModel",
     "ModelConfig",
     "ShapeConfig",
@@ -45,6 +49,7 @@ __all__ = [
     "TrainConfig",
     "Translator",
     "load",
+    "load_embedder",
     "load_translator",
     "train",
     "train_tokenizer",

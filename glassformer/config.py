@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from glassformer.errors import ConfigError
+from glassformer.latent_config import LatentConfig
 from glassformer.moe_config import MoEConfig
 from glassformer.rope_scaling import LongScaling, Scaling, YarnScaling
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"]
+Positions = Literal["learned", "sinusoidal", "sinusoidal halves"]
 
 
 def _require(ok: bool, message: str) -> None:
@@ -56,6 +58,28 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class RelativeConfig:
+    """A learned bias of scores for each head and bucket of distances (Raffel et al. 2020, section 2.1).
+
+    Half the buckets are of one distance each, the others wider and wider up to `max_distance`; all farther ones fall
+    into the last. Where later tokens are seen too, they have half of all buckets for themselves.
+    """
+
+    n_buckets: int = 32
+    max_distance: int = 128
+
+    def __post_init__(self):
+        _require(
+            self.n_buckets >= 4 and self.n_buckets % 4 == 0,
+            f"n_buckets must be a multiple of 4, got {self.n_buckets}",
+        )
+        _require(
+            self.max_distance > self.n_buckets // 2,
+            f"max_distance must be above {self.n_buckets // 2}, half of n_buckets, got {self.max_distance}",
+        )
+
+
+@dataclass(frozen=True)
 class AttentionConfig:
     """Multi-head, grouped-query (n_kv_heads < n_heads) or multi-query (n_kv_heads = 1) attention.
 
@@ -64,7 +88,8 @@ class AttentionConfig:
     `out_bias` of o. `clip` bounds what q, k and v are projected to. `qk_norm` norms q and k: each head by itself, all
     with one weight ("head"), or each with its own, without bias ("each"); or all heads as one vector ("width").
     `causal`: a query sees no later key; False in an encoder and in cross-attention. `sinks`: one more score per head is
-    learned, whose probability goes nowhere (Xiao et al. 2024; gpt-oss).
+    learned, whose probability goes nowhere (Xiao et al. 2024; gpt-oss). `latent`: keys and values are made of what is
+    kept in their place; `bias` is then of what makes the latents.
     """
 
     n_heads: int
@@ -81,6 +106,7 @@ class AttentionConfig:
     window: int | None = None
     causal: bool = True
     sinks: bool = False
+    latent: LatentConfig | None = None
 
     def __post_init__(self):
         for name in ("n_heads", "n_kv_heads", "head_dim"):
@@ -105,6 +131,20 @@ class AttentionConfig:
         )
         _require(self.window is None or self.window >= 1, f"window must be at least 1, got {self.window}")
         _require(self.causal or self.window is None, f"a window looks back: only causal attention has one, got {self}")
+        if self.latent is not None:
+            self.latent.check(self, turned)
+
+    @property
+    def v_dim(self) -> int:
+        """The width of a head's values."""
+        return self.head_dim if self.latent is None else self.latent.v_dim
+
+    @property
+    def kept(self) -> int:
+        """How many numbers a token leaves behind for later ones."""
+        if self.latent is None:
+            return 2 * self.n_kv_heads * self.head_dim
+        return self.latent.rank + ((self.rope and self.rope.dim) or 0)
 
 
 @dataclass(frozen=True)
@@ -176,11 +216,23 @@ def _check_stack(config: EncoderConfig | ModelConfig, causal: bool) -> None:
     for name in ("vocab_size", "d_model", "context_length"):
         _require(getattr(config, name) >= 1, f"{name} must be at least 1, got {getattr(config, name)}")
     _require(len(config.layers) >= 1, "a model needs at least one layer, got none")
-    known = (None, "learned", "sinusoidal")
+    known = (None, "learned", "sinusoidal", "sinusoidal halves")
     _require(config.positions in known, f"positions must be one of {known}, got {config.positions!r}")
+    attentions = [layer.attention for layer in config.layers]
+    kinds = [config.positions, config.relative, next((a.rope for a in attentions if a.rope is not None), None)]
     _require(
-        config.positions is None or all(layer.attention.rope is None for layer in config.layers),
-        f"{config.positions} positions and rotary positions are not used together by any known model",
+        sum(kind is not None for kind in kinds) <= 1,
+        "added, relative and rotary positions are not used together by any known model: "
+        f"got {', '.join(map(str, kinds))}",
+    )
+    _require(
+        config.relative is None or all((a.n_heads, a.window) == (attentions[0].n_heads, None) for a in attentions),
+        "a relative bias is shared by all layers, which must have as many heads and no window",
+    )
+    _require(config.position_offset >= 0, f"position_offset must be at least 0, got {config.position_offset}")
+    _require(
+        config.position_offset == 0 or config.positions == "learned",
+        f"position_offset is of learned positions, got {config.positions} positions",
     )
     _require(config.embed_scale > 0, f"embed_scale must be above 0, got {config.embed_scale}")
     where = "a decoder" if causal else "an encoder"
@@ -202,8 +254,11 @@ class EncoderConfig:
     context_length: int
     layers: tuple[LayerConfig, ...]
     final_norm: NormConfig | None = NormConfig()
-    positions: Literal["learned", "sinusoidal"] | None = None
+    positions: Positions | None = None
     embed_scale: float = 1.0
+    embed_norm: NormConfig | None = None
+    position_offset: int = 0
+    relative: RelativeConfig | None = None
 
     def __post_init__(self):
         _check_stack(self, causal=False)
@@ -221,8 +276,10 @@ class ModelConfig:
     `family` names the file in `families/` whose config.json and tensor names it is saved under. `positions` are added
     to the embedding; rotary positions are part of each layer's attention instead. `context_length` is in tokens.
     `embed_scale` multiplies the embedding: sqrt(d_model) in the paper of 2017; `round_embed_scale`: rounded to the
-    embedding's dtype first. `logit_softcap` c makes a logit l c tanh(l/c). With an encoder every layer has
-    cross-attention; `shared_embedding`: the encoder looks its tokens up in the decoder's table.
+    embedding's dtype first. `embed_norm` norms what enters block 0. `position_offset`: the row of their table at which
+    learned positions begin. `relative`: a bias of scores, shared by all layers. `head_scale` multiplies what the head
+    reads. `logit_softcap` c makes a logit l c tanh(l/c). With an encoder every layer has cross-attention;
+    `shared_embedding`: the encoder looks its tokens up in the decoder's table.
     """
 
     family: str
@@ -231,18 +288,22 @@ class ModelConfig:
     context_length: int
     layers: tuple[LayerConfig, ...]
     final_norm: NormConfig | None = NormConfig()
-    positions: Literal["learned", "sinusoidal"] | None = None
+    positions: Positions | None = None
     tied_head: bool = False
     head_bias: bool = False
     logit_softcap: float | None = None
     embed_scale: float = 1.0
     round_embed_scale: bool = False
+    embed_norm: NormConfig | None = None
+    position_offset: int = 0
+    relative: RelativeConfig | None = None
+    head_scale: float = 1.0
     encoder: EncoderConfig | None = None
     shared_embedding: bool = False
 
     def __post_init__(self):
         _check_stack(self, causal=True)
-        _require(not (self.tied_head and self.head_bias), "a head that is the embedding's table has no bias")
+        _require(self.head_scale > 0, f"head_scale must be above 0, got {self.head_scale}")
         cap = self.logit_softcap
         _require(cap is None or cap > 0, f"logit_softcap must be above 0, got {cap}")
         long = _original_contexts(self.layers)

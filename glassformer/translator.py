@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
-from glassformer.generate.beam import Hypothesis, Search, search
+from glassformer.families import family_of
+from glassformer.generate.beam import Hypothesis, Ruled, Search, search
 from glassformer.generate.loop import check_ids
 from glassformer.generate.writing import PairModel, longest_source, vocab_sizes
 from glassformer.inspect.derive import derive
@@ -28,9 +30,16 @@ from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.weights import load_pair_model, save_model
+from glassformer.weights.atomic import write_text
 from glassformer.weights.checkpoint import open_checkpoint
 from glassformer.weights.find import find
+from glassformer.weights.reader import read_json
+from glassformer.weights.save import SHARD
 
+GENERATION = "generation_config.json"
+IN_CONFIG = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+SPECIAL = (*IN_CONFIG, "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")  # those that hold here
+CARRIED = ("max_length", "min_length", "num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
 ROWS = 128  # texts that are written at a time, of one source or of several: bounds memory
 
 
@@ -92,13 +101,22 @@ class Alignment:
 class Translator:
     """An encoder-decoder, Transformer or recurrent, and the tokenizer of both its sides.
 
-    Sources are read as they are; a target begins after the tokenizer's bos_id (eos_id where it has none), and eos_id
-    ends it. CheckpointError where model and tokenizer do not fit together, TokenizerError where no token ends a text.
+    Sources are read as they are, or, of a family of models that read them so, with what the tokenizer puts around a
+    text. A target begins after the tokenizer's bos_id (eos_id where it has none), and eos_id ends it; `special` are the
+    keys of a generation_config.json that say otherwise: see `SPECIAL`. Its others are kept for whoever reads it next:
+    how wide to search and how long to write, `translate` is told. CheckpointError where model and tokenizer do not
+    fit together, TokenizerError where no token ends a text.
     """
 
-    def __init__(self, model: PairModel, tokenizer: Tokenizer, *, source: str = ""):
+    def __init__(
+        self, model: PairModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
+    ):
         self.model, self.tokenizer, self.source = model, tokenizer, source
-        if tokenizer.eos_id is None:
+        self.special = dict(special or {})
+        self.bare = not family_of(model.config).framed
+        end = _token(self.special, "eos_token_id", source)
+        end = tokenizer.eos_id if end is None else end
+        if end is None:
             raise TokenizerError("a translator needs a tokenizer with a token that ends a text (eos_token)")
         for side, size in zip(("source", "target"), vocab_sizes(model), strict=True):
             if tokenizer.vocab_size > size:
@@ -106,8 +124,14 @@ class Translator:
                     f"{source or 'translator'}: the tokenizer has {tokenizer.vocab_size} tokens, and the model's "
                     f"{side} vocabulary {size}"
                 )
-        self.end = tokenizer.eos_id
-        self.begin = self.end if tokenizer.bos_id is None else tokenizer.bos_id
+        begin = _token(self.special, "decoder_start_token_id", source)
+        self.end, self.begin = (
+            end,
+            begin if begin is not None else end if tokenizer.bos_id is None else tokenizer.bos_id,
+        )
+        first, last = (_token(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
+        self.ruled = Ruled(first, last, _banned(self.special, source))
+        self.frame = [] if self.bare else tokenizer.encode("")
 
     @property
     def config(self) -> ModelConfig | RecurrentConfig:
@@ -117,10 +141,13 @@ class Translator:
     def device(self) -> torch.device:
         return self.model.head_weight.device
 
-    def encode(self, text: str) -> list[int]:
-        """A source as token ids. RequestError where it is empty, CapacityError where it is longer than the context."""
-        ids, limit = self.tokenizer.encode(text, bare=True), longest_source(self.model)
-        if not ids:
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """A source as token ids; `special`: text such as "<extra_id_0>" becomes the token of that name.
+
+        RequestError where it is empty, CapacityError where it is longer than the context.
+        """
+        ids, limit = self.tokenizer.encode(text, bare=self.bare, special=special), longest_source(self.model)
+        if ids == self.frame:
             raise RequestError("there is nothing to translate: the text is empty", param="text")
         if limit is not None and len(ids) > limit:
             raise CapacityError(f"the text has {len(ids)} tokens, and the model reads at most {limit}: give less of it")
@@ -134,48 +161,61 @@ class Translator:
         n: int = 1,
         max_tokens: int | None = None,
         length_penalty: float = 0.6,
+        special: bool = False,
     ) -> list[Translation]:
         """What the model writes from each text: one `Translation` for each, in their order (a list for one text too).
 
         beam: how many texts to follow at a time; 1 takes the likeliest token, always. n: how many of the best to give,
         different in their tokens. max_tokens: of a target, with the one that ends it. length_penalty: alpha of Wu et
-        al. 2016, equation 14. RequestError for an option out of range or an empty text, CapacityError where a text or
+        al. 2016, equation 14. special: control tokens are read out of the texts ("<mask>", "<extra_id_0>"), and seen in
+        what is written. RequestError for an option out of range or an empty text, CapacityError where a text or
         `max_tokens` is longer than the context.
         """
         how = Search(beam, n, max_tokens, length_penalty)
         texts = [texts] if isinstance(texts, str) else list(texts)
-        sources = [self._numbered(i, text, len(texts)) for i, text in enumerate(texts)]
+        sources = [self._numbered(i, text, len(texts), special) for i, text in enumerate(texts)]
         order = sorted(range(len(texts)), key=lambda i: len(sources[i]))  # of like length together: little padding
         found: dict[int, Translation] = {}
         width = max(1, ROWS // beam)
         for at in range(0, len(order), width):
             some = order[at : at + width]
             rows, size = [sources[i] for i in some], self.tokenizer.vocab_size
-            best = search(self.model, rows, how, begin=self.begin, end=self.end, spelled=size)
+            best = search(self.model, rows, how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled)
             for i, ones in zip(some, best, strict=True):
-                found[i] = Translation(texts[i], tuple(map(self._target, ones)))
+                found[i] = Translation(texts[i], tuple(self._target(one, special) for one in ones))
         return [found[i] for i in range(len(texts))]
 
-    def _numbered(self, i: int, text: str, n_texts: int) -> list[int]:
+    def _numbered(self, i: int, text: str, n_texts: int, special: bool) -> list[int]:
         try:
-            return self.encode(text)
+            return self.encode(text, special=special)
         except (CapacityError, RequestError) as error:
             raise type(error)(f"text {i + 1} of {n_texts}: {error}" if n_texts > 1 else str(error)) from None
 
-    def _target(self, one: Hypothesis) -> Target:
+    def _target(self, one: Hypothesis, special: bool) -> Target:
         assert one.finish is not None
-        return Target(self.tokenizer.decode(one.ids, skip_special=True), one.ids, one.logprob, one.score, one.finish)
+        return Target(
+            self.tokenizer.decode(one.ids, skip_special=not special), one.ids, one.logprob, one.score, one.finish
+        )
 
     @torch.inference_mode()
-    def align(self, source: str, target: str | Sequence[int], *, ended: bool = True) -> Alignment:
+    def align(
+        self, source: str, target: str | Sequence[int], *, ended: bool = True, special: bool = False
+    ) -> Alignment:
         """Where the model looks while it writes `target` (a text, or token ids) from `source`.
 
-        ended: whether the target is whole, so that the token which ends it is written too. RequestError where the model
+        ended: whether the target is whole, so that the token which ends it is written too. special: as of `translate`.
+        RequestError where the model
         has no attention to the source; CapacityError where a side is longer than the context.
         """
-        read = self.encode(source)
+        read = self.encode(source, special=special)
         text = isinstance(target, str)
-        ids = self.tokenizer.encode(target, bare=True) if text else [index(token) for token in target]
+        ids = (
+            self.tokenizer.of_targets().encode(target, bare=True, special=special)
+            if text
+            else [index(token) for token in target]
+        )
+        if text and self.ruled.first is not None:
+            ids = [self.ruled.first, *ids]
         written = [*ids, self.end] if ended else ids
         check_ids("target", written, self.tokenizer.vocab_size)
         rows = (torch.tensor([part], device=self.device) for part in (read, [self.begin, *written[:-1]]))
@@ -195,9 +235,9 @@ class Translator:
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder: config, weights, tokenizer, each file whole or not at all."""
-        special = {"bos_token_id": self.begin, "eos_token_id": self.end}
-        save_model(self.model, folder, extra=special)
-        self.tokenizer.save(folder)
+        begin = "bos_token_id" if self.bare else "decoder_start_token_id"
+        special = self.special or {begin: self.begin, "eos_token_id": self.end}
+        save_translator(self.model, self.tokenizer, special, folder)
 
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
@@ -244,7 +284,58 @@ def load_translator(
     knows beforehand which it wants. Either says so where it is given the other's folder.
     CheckpointError names what is missing or does not fit; ConfigError a device or dtype that cannot be used.
     """
-    folder = find(path, offline=offline)
-    checkpoint = open_checkpoint(folder, tuple(ignore_keys))
+    found = find(path, offline=offline)
+    folder = found.parent if found.is_file() else found
+    checkpoint = open_checkpoint(found, tuple(ignore_keys))
     where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
-    return Translator(load_pair_model(checkpoint, device=where, dtype=kind), Tokenizer.load(folder), source=str(folder))
+    model = load_pair_model(checkpoint, device=where, dtype=kind)
+    special = {} if checkpoint.family.rules is None else special_of(folder)
+    return Translator(model, Tokenizer.load(folder), source=str(found), special=special)
+
+
+def save_translator(
+    model: PairModel,
+    tokenizer: Tokenizer | None,
+    special: Mapping[str, Any],
+    folder: str | Path,
+    *,
+    shard: int = SHARD,
+) -> None:
+    """Write a model folder; one that other tools open has `special` as its generation_config.json.
+
+    `shard` as of `save_model`.
+    """
+    save_model(model, folder, extra={name: special[name] for name in special if name in IN_CONFIG}, shard=shard)
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    if family_of(model.config).rules is not None:
+        write_text(Path(folder) / GENERATION, json.dumps(dict(special), indent=2) + "\n")
+
+
+def special_of(found: Path) -> dict[str, Any]:
+    """What the generation_config.json of a folder says, and of what it does not say config.json, as in older ones."""
+    folder = found.parent if found.is_file() else found
+    generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    older = read_json(folder / "config.json")
+    told = {name: older[name] for name in (*SPECIAL, *CARRIED) if name in older} | generation
+    if older.get("force_bos_token_to_be_generated") and told.get("forced_bos_token_id") is None:  # an older spelling
+        told["forced_bos_token_id"] = told.get("bos_token_id")
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _token(special: Mapping[str, Any], name: str, source: str) -> int | None:
+    value = special.get(name)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is not None and type(value) is not int:
+        raise CheckpointError(f"{source or 'translator'}: {name} must be one token id, got {value!r:.100}")
+    return value
+
+
+def _banned(special: Mapping[str, Any], source: str) -> tuple[int, ...]:
+    words = special.get("bad_words_ids", [])
+    if not isinstance(words, list) or not all(isinstance(w, list) and len(w) == 1 and type(w[0]) is int for w in words):
+        raise CheckpointError(
+            f"{source or 'translator'}: bad_words_ids must be a list of lists of one token id, got {words!r:.100}"
+        )
+    return tuple(word[0] for word in words)

@@ -319,7 +319,12 @@ def test_every_damaged_key_is_named(name):
         ("pre", ("layers",), {}, r"config\.json\.layers must be a list"),
         ("pre", ("layers", 0), 3, r"layers\[0\] must be an object, got 3"),
         ("pre", ("encoder",), None, "encoder is missing"),
-        ("pre", ("positions",), "round", "positions must be one of 'learned', 'sinusoidal', got 'round'"),
+        (
+            "pre",
+            ("positions",),
+            "round",
+            "positions must be one of 'learned', 'sinusoidal', 'sinusoidal halves', got 'round'",
+        ),
         ("pre", ("d_model",), 40, "encoder and decoder must have the same d_model"),
         ("pre", ("family",), "pair", "keys this family does not understand: family"),
         ("pre", ("wobble",), 1, "keys that no ModelConfig has: wobble"),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from tiny_families import CONFIGS
@@ -19,7 +20,7 @@ from glassformer.config import (
 )
 from glassformer.nn.attend import attend_math
 from glassformer.nn.attention import Attention
-from glassformer.nn.model import Decoder, EncoderDecoder
+from glassformer.nn.model import Decoder, EncoderDecoder, Stack
 from glassformer.nn.step import Source, Step
 
 FAMILIES = ("qwen3", "llama", "gpt2")  # those that are made and trained here: what is tested with every kind of model
@@ -88,20 +89,22 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     for name, p in module.named_parameters():
         noise = torch.randn(p.shape, generator=generator)
         if p.ndim > 1:
-            p.copy_(noise if "embed" in name or "positions" in name else noise / math.sqrt(p.shape[-1]))
+            table = any(part in name for part in ("embed", "positions", "token_types"))
+            p.copy_(noise if table else noise / math.sqrt(p.shape[-1]))
         else:
             p.copy_(1 + 0.3 * noise if name.endswith("weight") else 0.3 * noise)
     return module.eval()
 
 
 @torch.no_grad()
-def wake(model: Decoder, seed: int = 0) -> Decoder:
+def wake(model: Stack, seed: int = 0) -> Any:
     """Random weights, then queries scaled until attention is far from uniform, and not one-hot either.
 
     Of each kind by itself: a decoder's own, an encoder's, and that to a source.
     """
     randomise(model, seed)
-    kinds: dict[str, list[Attention]] = {"own": [block.attn for block in model.blocks]}
+    own = "own" if model.config.layers[0].attention.causal else "encoder"
+    kinds: dict[str, list[Attention]] = {own: [block.attn for block in model.blocks]}
     if isinstance(model, EncoderDecoder):
         kinds = {"encoder": [block.attn for block in model.encoder.blocks], **kinds}
         kinds["cross"] = [block.cross for block in model.blocks]
@@ -110,7 +113,8 @@ def wake(model: Decoder, seed: int = 0) -> Decoder:
         if max(found.values()) < 0.45:
             break
         for attention in (attention for kind, those in kinds.items() if found[kind] >= 0.45 for attention in those):
-            query = attention.q if isinstance(attention.q_norm, torch.nn.Identity) else attention.q_norm
+            norm = getattr(attention, "q_norm", torch.nn.Identity())  # latent attention has none
+            query = attention.q if isinstance(norm, torch.nn.Identity) else norm
             for p in query.parameters():
                 p.mul_(1.2)
     found = sharpness(model)
@@ -120,7 +124,7 @@ def wake(model: Decoder, seed: int = 0) -> Decoder:
 
 
 @torch.no_grad()
-def sharpness(model: Decoder) -> dict[str, float]:
+def sharpness(model: Stack) -> dict[str, float]:
     """Mean entropy of each kind of attention, 1 where it is uniform."""
     seen = {}
 

@@ -1,9 +1,11 @@
 """A tiny configuration of each family of decoders, with all that the family can do."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, MoEConfig, NormConfig, RopeConfig
+from glassformer.latent_config import LatentConfig
 from glassformer.rope_scaling import LinearScaling, LongScaling, YarnScaling
 
 RMS, LAYER = NormConfig("rms", 1e-2), NormConfig("layer", 1e-2)
@@ -142,9 +144,32 @@ def gpt_oss() -> ModelConfig:
     return ModelConfig("gpt_oss", V, D, T, (sliding, full, sliding), full.norm)
 
 
+def deepseek_v2() -> ModelConfig:
+    yarn = YarnScaling(4.0, 16, beta_fast=2.5, beta_slow=0.1, attention_factor=1.2)
+    rope, gain = RopeConfig(100.0, 8, yarn), 0.1 * 1.3 * math.log(4.0) + 1
+    latent = LatentConfig(20, 10, q_rank=28)
+    attention = AttentionConfig(
+        4, 4, 14, scale=gain**2 / math.sqrt(14), bias=True, out_bias=True, rope=rope, latent=latent
+    )
+    plain = LayerConfig(attention, MLPConfig(72), RMS)
+    moe = MoEConfig(6, 3, normed=False, scale=1.7, float32_router=True, n_groups=3, top_groups=2, shared_d_ff=48)
+    routed = replace(plain, mlp=MLPConfig(24), experts=moe)
+    return ModelConfig("deepseek_v2", V, D, T, (plain, routed, routed), RMS)
+
+
+def deepseek_v3() -> ModelConfig:
+    plain, routed, _ = deepseek_v2().layers
+    moe = MoEConfig(
+        8, 3, "sigmoid", scale=1.7, float32_router=True, correction=True, n_groups=4, top_groups=2, group_best=2,
+        shared_d_ff=24,
+    )  # fmt: skip
+    routed = replace(routed, experts=moe)
+    return ModelConfig("deepseek_v3", V, D, T, (plain, routed, routed), RMS)
+
+
 EVERY = (
     qwen3, llama, gpt2, mistral, qwen2, gpt_neox, gemma, gemma2, gemma3_text, phi3, phi, olmo, olmo2, smollm3, falcon,
-    stablelm, mixtral, qwen3_moe, olmoe, gpt_oss,
+    stablelm, mixtral, qwen3_moe, olmoe, gpt_oss, deepseek_v2, deepseek_v3,
 )  # fmt: skip
 CONFIGS: dict[str, Callable[[], ModelConfig]] = {f.__name__: f for f in EVERY}
 DECODERS = tuple(CONFIGS)

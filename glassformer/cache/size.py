@@ -11,5 +11,5 @@ def kept_numbers(config: ModelConfig, n_tokens: int) -> int:
     An encoder-decoder keeps its source's keys and values beside them.
     """
     attentions = [layer.attention for layer in config.layers]
-    kept = [min(n_tokens, a.window or n_tokens) * 2 * a.n_kv_heads * a.head_dim for a in attentions]
+    kept = [min(n_tokens, a.window or n_tokens) * a.kept for a in attentions]
     return sum(kept)

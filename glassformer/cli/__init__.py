@@ -27,6 +27,8 @@ VERBS = {
     "tokenizer": ("tokenizer:app", "Train a tokenizer; encode, decode and show tokens."),
     "generate": ("generate:generate", "Continue a prompt."),
     "translate": ("translate:translate", "Write one text from another, with a model that was trained on pairs."),
+    "embed": ("embed:embed", "Show how alike texts are, or print their vectors, with a model that embeds."),
+    "fill": ("fill:fill", "Guess the hidden places of a text, with a masked language model."),
     "chat": ("chat:chat", "Write back and forth with a model."),
     "eval": ("evaluate:evaluate", "Measure loss, perplexity and bits per byte on a text."),
     "show": ("show:show", "Show what a model is: sizes, memory, tokenizer, template."),

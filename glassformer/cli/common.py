@@ -15,9 +15,10 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from glassformer.errors import ConfigError
+from glassformer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from glassformer.embedder import Embedder
     from glassformer.lm import LanguageModel
     from glassformer.translator import Translator
 
@@ -91,7 +92,30 @@ def open_translator(
     return found
 
 
-def _say_loaded(loaded: LanguageModel | Translator, name: str, label: str = "") -> None:
+def open_embedder(model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False) -> Embedder:
+    """Load an encoder, and say on stderr what was loaded."""
+    import glassformer
+
+    machine.apply()
+    with working("loading", quiet=quiet):
+        found = glassformer.load_embedder(
+            model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys, offline=machine.offline
+        )
+    if not quiet:
+        _say_loaded(found, found.source)
+    return found
+
+
+def lines_of_stdin() -> Iterator[str]:
+    """Standard input line by line, without their ends. DataError where it is no text."""
+    try:
+        for line in sys.stdin:
+            yield line.removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not UTF-8 text: {error.reason}") from None
+
+
+def _say_loaded(loaded: LanguageModel | Translator | Embedder, name: str, label: str = "") -> None:
     import torch
 
     parameters, device = list(loaded.model.parameters()), loaded.device

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from glassformer.cli.common import IgnoreKeys, Json, print_json, say, working
 from glassformer.errors import RequestError
+
+if TYPE_CHECKING:
+    import torch
+
+    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.weights.checkpoint import Checkpoint
 
 Kind = Literal["auto", "F32", "F16", "BF16", "Q8_0", "Q4_0"]
 Flag = Annotated[bool, Parameter(negative="")]
@@ -43,10 +49,15 @@ def convert(
     """
     import torch
 
+    from glassformer.encoder_config import TextEncoderConfig
+    from glassformer.families import family_of
+    from glassformer.families.gguf import in_gguf
     from glassformer.lm import LanguageModel
-    from glassformer.weights import load_model
+    from glassformer.translator import save_translator, special_of
+    from glassformer.weights import load_model, load_pair_model
     from glassformer.weights.checkpoint import open_checkpoint
     from glassformer.weights.find import ends_of, find, tokenizer_of
+    from glassformer.weights.load import reads_source
 
     to_gguf, dtypes = dst.suffix == ".gguf", {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if not to_gguf and to not in ("auto", *dtypes):
@@ -64,16 +75,39 @@ def convert(
         quantized = any(not checkpoint.reader.mapped(name) for name in checkpoint.reader)
         whole = torch.float32 if quantized else checkpoint.dtype  # a folder's tensors are all of one kind
         mixed = None if found.suffix != ".gguf" else whole
-        model = load_model(checkpoint, dtype=None if to_gguf else dtypes.get(to, mixed))
-        tokenizer = tokenizer_of(found, checkpoint.metadata)
-        lm = LanguageModel(model, tokenizer, ends=ends_of(found, checkpoint.metadata))
+        kind = None if to_gguf else dtypes.get(to, mixed)
+        tokenizer, shard = tokenizer_of(found, checkpoint.metadata), round(shard_gb * 1e9)
         if to_gguf:
-            lm.save_gguf(dst, own if to == "auto" else to)  # pyright: ignore[reportArgumentType]
+            in_gguf(family_of(checkpoint.config))  # or it says that there is no such form
+        if isinstance(checkpoint.config, TextEncoderConfig):
+            _convert_encoder(checkpoint, dst, tokenizer, kind, shard)
+        elif reads_source(checkpoint.config):
+            save_translator(load_pair_model(checkpoint, dtype=kind), tokenizer, special_of(found), dst, shard=shard)
         else:
-            lm.save(dst, shard=round(shard_gb * 1e9))
-    files = {str(path): path.stat().st_size for path in ([dst] if to_gguf else sorted(dst.iterdir()))}
+            lm = LanguageModel(load_model(checkpoint, dtype=kind), tokenizer, ends=ends_of(found, checkpoint.metadata))
+            if to_gguf:
+                lm.save_gguf(dst, own if to == "auto" else to)  # pyright: ignore[reportArgumentType]
+            else:
+                lm.save(dst, shard=shard)
+    files = [path for path in ([dst] if to_gguf else sorted(dst.rglob("*"))) if path.is_file()]
+    sizes = {str(path): path.stat().st_size for path in files}
     if json:
-        print_json({"source": str(found), "files": files})
+        print_json({"source": str(found), "files": sizes})
         return
-    for name, size in files.items():
+    for name, size in sizes.items():
         say(f"{name}: {size:,} bytes")
+
+
+def _convert_encoder(
+    checkpoint: Checkpoint, dst: Path, tokenizer: Tokenizer | None, dtype: torch.dtype | None, shard: int
+) -> None:
+    """An encoder, its tokenizer, and what lies beside of how a text becomes one vector."""
+    from glassformer.weights import load_text_encoder, save_model
+    from glassformer.weights.sentence import MODULES, read_sentence, write_sentence
+
+    model = load_text_encoder(checkpoint, dtype=dtype)
+    save_model(model, dst, shard=shard)
+    if tokenizer is not None:
+        tokenizer.save(dst)
+    if (checkpoint.path / MODULES).exists():
+        write_sentence(read_sentence(checkpoint.path, model.config.d_model).to(dtype), dst, model.config.d_model)

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from glassformer.text.tokenizer import Tokenizer
     from glassformer.weights.checkpoint import Checkpoint
 
-PARTS = {"attn": "attention", "cross": "attention to the source", "mlp": "feed-forward"}
+PARTS = {
+    "embed": "embedding",
+    "token_types": "types of tokens",
+    "relative_positions": "positions",
+    "attn": "attention",
+    "cross": "attention to the source",
+    "mlp": "feed-forward",
+    "head_bias": "head",
+    "next_sentence": "head of pairs",
+}
 
 
 def show(
@@ -33,29 +42,36 @@ def show(
     offline
         Use no network.
     """
+    from glassformer.encoder_config import TextEncoderConfig
     from glassformer.families.plain import to_plain
     from glassformer.weights.checkpoint import account, open_checkpoint, parameters_of
     from glassformer.weights.find import find, tokenizer_of
+    from glassformer.weights.sentence import MODULES, read_sentence
 
     found = find(model, offline=offline)
     checkpoint = open_checkpoint(found, ignore_key)
     parameters = parameters_of(checkpoint.config)
-    account(checkpoint, parameters)
+    read = {name for _, name in account(checkpoint, parameters)}
     parts: Counter[str] = Counter()
     for name, p in parameters.items():
         parts[_part(name)] += p.numel()
     stored = Counter(checkpoint.reader.kind(name) for name in checkpoint.reader)
     tokenizer = tokenizer_of(found, checkpoint.metadata)
+    sentence = None
+    if isinstance(checkpoint.config, TextEncoderConfig) and (found / MODULES).exists():
+        sentence = to_plain(read_sentence(found, checkpoint.config.d_model).config)
     facts = {
         "model": str(found),
         "family": checkpoint.family.name,
         "parameters": sum(parts.values()),
         "parts": dict(parts),
         "stored": dict(stored),
+        "not read": sorted(name for name in checkpoint.reader if name not in read),
         "memory": {name: sum(parts.values()) * size for name, size in (("float32", 4), ("bfloat16", 2))},
         "cache": _cache(checkpoint),
         "tokenizer": None if tokenizer is None else _words(tokenizer),
         "template": None if tokenizer is None else _template(tokenizer),
+        **({} if sentence is None else {"sentence": sentence}),
         "config": to_plain(checkpoint.config),
     }
     if json:
@@ -68,9 +84,9 @@ def _part(name: str) -> str:
     """The part of a model that a parameter belongs to."""
     words = [word for word in name.removeprefix("encoder.").split(".") if word != "blocks" and not word.isdigit()]
     side = "encoder: " if name.startswith("encoder.") else ""
-    if "norm" in words or words[0].endswith("_residual"):
+    if "norm" in words or words[0].endswith(("_residual", "_norm")):
         return f"{side}norms"
-    return side + {"embed": "embedding", **PARTS}.get(words[0], words[0])
+    return side + PARTS.get(words[0], words[0])
 
 
 def _cache(checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -108,6 +124,8 @@ def _print(facts: dict[str, Any]) -> None:
     for part, n in facts["parts"].items():
         table.add_row("", f"{n:>15,}  {100 * n / total:5.1f}%  {part}")
     table.add_row("stored", ", ".join(f"{n} tensors {kind}" for kind, n in facts["stored"].items()))
+    if left := facts["not read"]:
+        table.add_row("not read", f"{len(left):,} tensors: {left[0]}{' to ' + left[-1] if len(left) > 1 else ''}")
     table.add_row("memory", ", ".join(f"{size / 1e6:,.1f} MB in {name}" for name, size in facts["memory"].items()))
     if facts["cache"] is not None:
         cache = facts["cache"]
@@ -116,6 +134,7 @@ def _print(facts: dict[str, Any]) -> None:
     words = facts["tokenizer"]
     table.add_row("tokenizer", ", ".join(f"{key} {value}" for key, value in words.items()) if words else "none")
     table.add_row("template", f"{len(facts['template']):,} characters" if facts["template"] else "none")
-    for key, value in facts["config"].items():
-        table.add_row("config" if key == "family" else "", f"{key}: {value}")
+    for part in ("sentence", "config"):
+        for i, (key, value) in enumerate(facts.get(part, {}).items()):
+            table.add_row("" if i else part, f"{key}: {value}")
     out.print(table, markup=False)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.cells import cell_len
 
-from glassformer.cli.common import IgnoreKeys, Json, Machine, open_translator, out, print_json, say
-from glassformer.errors import DataError, GlassformerError, RequestError
+from glassformer.cli.common import IgnoreKeys, Json, Machine, lines_of_stdin, open_translator, out, print_json, say
+from glassformer.errors import GlassformerError, RequestError
 
 if TYPE_CHECKING:
     from glassformer.translator import Alignment, Translation, Translator
@@ -28,6 +28,7 @@ def translate(
     n: int = 1,
     max_tokens: int | None = None,
     length_penalty: float = 0.6,
+    special: Annotated[bool, Parameter(negative="")] = False,
     align: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
     ignore_key: IgnoreKeys = (),
@@ -49,6 +50,8 @@ def translate(
         At most this many tokens; by default until the model ends the text or its context is full.
     length_penalty
         With a beam: 0 compares by probability alone, which favours short texts; more is kinder to long ones.
+    special
+        Read control tokens out of the text (<mask>, <extra_id_0>), and show those that are written.
     align
         Show where in the source the model looked for each token it wrote: the mean over layers and heads.
     json
@@ -57,11 +60,11 @@ def translate(
     if not text:
         raise RequestError("there is no text: give one, several, or - for stdin, one a line", param="text")
     translator = open_translator(model, machine, ignore_key, quiet=json)
-    for sources in _batches(translator, text):
+    for sources in _batches(translator, text, special):
         found = iter(
             translator.translate(
                 [one for one in sources if one is not None],
-                beam=beam, n=n, max_tokens=max_tokens, length_penalty=length_penalty,
+                beam=beam, n=n, max_tokens=max_tokens, length_penalty=length_penalty, special=special,
             )
         )  # fmt: skip
         for source in sources:
@@ -70,7 +73,9 @@ def translate(
                 continue
             one = next(found)
             best = one.targets[0]
-            alignment = translator.align(source, best.ids, ended=best.finish == "stop") if align else None
+            alignment = None
+            if align:
+                alignment = translator.align(source, best.ids, ended=best.finish == "stop", special=special)
             if json:
                 print_json({"model": translator.source} | _plain(one, alignment))
                 continue
@@ -82,7 +87,7 @@ def translate(
                 print(*draw(alignment, out.width), sep="\n")
 
 
-def _batches(translator: Translator, text: tuple[str, ...]) -> Iterator[list[str | None]]:
+def _batches(translator: Translator, text: tuple[str, ...], special: bool) -> Iterator[list[str | None]]:
     """The texts, as many at a time as are there at once; None is a blank line of stdin.
 
     One that cannot be translated is an error that names it, raised when all before it were given.
@@ -90,13 +95,12 @@ def _batches(translator: Translator, text: tuple[str, ...]) -> Iterator[list[str
     lines = text == ("-",)
     size = 1 if lines and sys.stdin.isatty() else LINES
     batch: list[str | None] = []
-    for number, line in enumerate(_stdin() if lines else text, 1):
-        one = line.removesuffix("\n").removesuffix("\r") if lines else line
+    for number, one in enumerate(lines_of_stdin() if lines else text, 1):
         if lines and not one.strip():
             batch.append(None)
             continue
         try:
-            translator.encode(one)
+            translator.encode(one, special=special)
         except GlassformerError as error:
             yield batch
             where = f"line {number}: " if lines else f"text {number} of {len(text)}: " if len(text) > 1 else ""
@@ -106,13 +110,6 @@ def _batches(translator: Translator, text: tuple[str, ...]) -> Iterator[list[str
             yield batch
             batch = []
     yield batch
-
-
-def _stdin() -> Iterator[str]:
-    try:
-        yield from sys.stdin
-    except UnicodeDecodeError as error:
-        raise DataError(f"stdin is not UTF-8 text: {error.reason}") from None
 
 
 def _plain(one: Translation, alignment: Alignment | None) -> dict[str, Any]:

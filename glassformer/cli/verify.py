@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from glassformer.cli.common import IgnoreKeys, Json, out, print_json, say, working
 from glassformer.errors import CheckpointError, RequestError
+
+if TYPE_CHECKING:
+    from glassformer.weights.checkpoint import Checkpoint
 
 
 def verify(
@@ -21,7 +24,8 @@ def verify(
     json: Json = False,
     ignore_key: IgnoreKeys = (),
 ) -> None:
-    """Run a model here and in `transformers`, in float32, and compare logits and what every layer makes.
+    """Run a model here and in `transformers`, in float32, and compare logits and what every layer makes, on both sides
+    of a translator.
 
     Says the first place where the two part, and then ends with status 1. A file is first written as a folder, which
     `transformers` then opens.
@@ -31,7 +35,7 @@ def verify(
     model
         A model folder or file, a run folder, `stories`, or a name on the hub.
     text
-        What both read; by default random tokens.
+        What both read, of a translator its source; by default random tokens.
     tokens
         How many random tokens.
     tolerance
@@ -40,10 +44,17 @@ def verify(
         Use no network.
     """
     import torch
+    from torch import Tensor
 
+    from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
+    from glassformer.encoder_config import TextEncoderConfig
     from glassformer.inspect.compare import compare
-    from glassformer.lm import load
+    from glassformer.nn.recurrent import RecurrentEncoderDecoder
+    from glassformer.weights import load_model, load_pair_model, load_text_encoder, save_model
+    from glassformer.weights.checkpoint import open_checkpoint
     from glassformer.weights.find import find
+    from glassformer.weights.load import reads_source
+    from glassformer.weights.original import original_of
 
     try:
         import transformers
@@ -55,20 +66,38 @@ def verify(
         raise RequestError(f"tokens must be at least 1 and tolerance above 0, got {tokens} and {tolerance}")
     found = find(model, offline=offline)
     with working("comparing", quiet=json), tempfile.TemporaryDirectory() as written:
-        lm = load(found, device="cpu", dtype="float32", ignore_keys=ignore_key)
+        checkpoint = open_checkpoint(found, ignore_key)
+        config = checkpoint.config
+        if isinstance(config, RecurrentConfig) or checkpoint.family.rules is None:
+            raise RequestError(
+                f"{found} is of our own kind, {checkpoint.family.name}, which transformers does not open"
+            )
+        pair, alone = reads_source(config), isinstance(config, TextEncoderConfig)
+        load = load_text_encoder if alone else load_pair_model if pair else load_model
+        ours = load(checkpoint, dtype=torch.float32)
+        assert not isinstance(ours, RecurrentEncoderDecoder)
         folder = found
-        if found.is_file():
-            lm.save(written)
+        if found.is_file() or original_of(found) is not None:
+            save_model(ours, written)
             folder = written
         generator = torch.Generator().manual_seed(0)
-        random = torch.randint(lm.config.vocab_size, (min(tokens, lm.config.context_length),), generator=generator)
-        ids = torch.tensor([lm.encode(text)]) if text else random[None]
-        if ids.shape[1] > lm.config.context_length:
-            raise RequestError(f"the text has {ids.shape[1]} tokens, and the context holds {lm.config.context_length}")
+
+        def random(side: ModelConfig | EncoderConfig) -> Tensor:
+            ids = torch.randint(side.vocab_size, (1, min(tokens, side.context_length)), generator=generator)
+            padding = side.position_offset - 1 if isinstance(side, TextEncoderConfig) else -1
+            return ids.masked_fill(ids == padding, 0)  # of which the other side counts no positions
+
+        reading = config if isinstance(config, EncoderConfig) else config.encoder or config
+        ids = torch.tensor([_encoded(checkpoint, text, reading.vocab_size)]) if text else random(reading)
+        if ids.shape[1] > reading.context_length:
+            raise RequestError(f"the text has {ids.shape[1]} tokens, and the context holds {reading.context_length}")
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        places = compare(lm.model, theirs, ids)
+        kind = transformers.AutoModelForSeq2SeqLM if pair else transformers.AutoModelForCausalLM
+        if isinstance(config, TextEncoderConfig):
+            kind = transformers.AutoModel if config.head is None else transformers.AutoModelForMaskedLM
+        theirs = kind.from_pretrained(folder, dtype=torch.float32).eval()
+        places = compare(ours, theirs, random(config), ids) if pair else compare(ours, theirs, ids)
     apart = next((place for place in places if not place.off <= tolerance), None)
     facts = {
         "model": str(found),
@@ -84,9 +113,22 @@ def verify(
     else:
         say(f"{facts['reference']}, {ids.shape[1]} tokens, float32; off, of the largest number of each place:")
         for place in places:
-            if place.point.endswith("resid_post") or not place.point.startswith("blocks") or place is apart:
+            if place.point.endswith("resid_post") or "blocks." not in place.point or place is apart:
                 out.print(f"{place.off:9.1e}  {place.point}", markup=False)
     if apart is not None:
         raise CheckpointError(f"{found} and {facts['reference']} part at {apart.point}, by {apart.off:.1e}")
     if not json:
         out.print(f"the same: {len(places)} places, none further apart than {max(p.off for p in places):.1e}")
+
+
+def _encoded(checkpoint: Checkpoint, text: str, vocab_size: int) -> list[int]:
+    """A text as the model reads it."""
+    from glassformer.generate.loop import check_ids
+    from glassformer.weights.find import tokenizer_of
+
+    tokenizer = tokenizer_of(checkpoint.path, checkpoint.metadata)
+    if tokenizer is None:
+        raise RequestError(f"{checkpoint.path} has no tokenizer: leave --text out", param="text")
+    ids = tokenizer.encode(text)
+    check_ids("text", ids, vocab_size)
+    return ids

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from typing import Any
 
 from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import ConfigError
 from glassformer.families import (
+    bart,
+    bert,
+    deepseek_v2,
+    deepseek_v3,
+    distilbert,
     falcon,
     gemma,
     gemma2,
@@ -16,6 +22,7 @@ from glassformer.families import (
     gpt_neox,
     gpt_oss,
     llama,
+    marian,
     mistral,
     mixtral,
     olmo,
@@ -27,17 +34,23 @@ from glassformer.families import (
     qwen2,
     qwen3,
     qwen3_moe,
+    roberta,
     smollm3,
     stablelm,
+    t5,
 )
-from glassformer.families.family import Family, Fields
+from glassformer.families.family import AnyConfig, Family, Fields
 from glassformer.families.shape import ShapeConfig
 
 DECODERS = (
+    deepseek_v2, deepseek_v3,
     falcon, gemma, gemma2, gemma3, gpt2, gpt_neox, gpt_oss, llama, mistral, mixtral, olmo, olmo2, olmoe, phi,
     phi3, qwen2, qwen3, qwen3_moe, smollm3, stablelm,
 )  # fmt: skip
-FAMILIES: dict[str, Family] = {f.name: f for f in (*(one.FAMILY for one in DECODERS), pair.PAIR, pair.RECURRENT)}
+PAIRS = (bart, marian, t5)
+ENCODERS = (bert, distilbert, roberta)
+MADE = (pair.PAIR, pair.RECURRENT, roberta.MANY_LANGUAGES)  # from the same files as others
+FAMILIES: dict[str, Family] = {f.name: f for f in (*(one.FAMILY for one in (*DECODERS, *PAIRS, *ENCODERS)), *MADE)}
 
 
 def family(name: object) -> Family:
@@ -49,12 +62,12 @@ def family(name: object) -> Family:
     raise ConfigError(f"unknown model_type {name!r}{hint}. Known: {', '.join(sorted(FAMILIES))}")
 
 
-def family_of(config: ModelConfig | RecurrentConfig) -> Family:
+def family_of(config: AnyConfig) -> Family:
     """The family that a model of this configuration is saved under."""
     return pair.RECURRENT if isinstance(config, RecurrentConfig) else family(config.family)
 
 
-def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) -> ModelConfig | RecurrentConfig:
+def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) -> AnyConfig:
     """config.json to a configuration. Every key is taken, or ignored by name; ConfigError lists those that are not."""
     fields = Fields(raw, source, ignore)
     config = family(fields.take("model_type", None)).read(fields)
@@ -62,11 +75,14 @@ def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) 
     return config
 
 
-def write_config(config: ModelConfig | RecurrentConfig) -> dict[str, Any]:
-    """A configuration to config.json. ConfigError where the family's format cannot say what the config says."""
+def write_config(config: AnyConfig, names: Collection[str] = ()) -> dict[str, Any]:
+    """A configuration to config.json. ConfigError where the family's format cannot say what the config says.
+
+    `names`: of the tensors that are written beside it, which say which heads an encoder has.
+    """
     entry = family_of(config)
     raw = {"model_type": entry.name, "architectures": [entry.architecture], **entry.write(config)}
-    if read_config(raw, "config.json") != config:
+    if entry.fit(read_config(raw, "config.json"), names) != config:
         raise ConfigError(f"a {entry.architecture} config.json cannot describe this model: {config}")
     return raw
 

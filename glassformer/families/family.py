@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from glassformer.config import Activation, ModelConfig, RecurrentConfig
+from glassformer.encoder_config import TextEncoderConfig
 from glassformer.errors import ConfigError
 from glassformer.families.shape import ShapeConfig
 
 # Keys that say nothing about what the model computes: how it was trained, by which program, how it is generated from.
 IGNORED = frozenset(
-    """_name_or_path architectures attention_dropout attention_probs_dropout_prob attn_pdrop auto_map bos_token_id
-    cache_implementation chunk_size_feed_forward classifier_dropout dtype embd_pdrop eos_token_id hidden_dropout
-    hidden_dropout_prob id2label initializer_range keys_to_ignore_at_inference label2id max_window_layers n_ctx
-    output_attentions output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type
-    reorder_and_upcast_attn resid_pdrop return_dict router_aux_loss_coef router_jitter_noise summary_activation
-    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params torch_dtype
-    transformers_version use_cache""".split()
+    """_name_or_path _num_labels activation_dropout architectures attention_dropout attention_probs_dropout_prob
+    attn_pdrop auto_map aux_loss_alpha bad_words_ids bos_token_id cache_implementation chunk_size_feed_forward
+    classif_dropout classifier_dropout decoder_layerdrop decoder_start_token_id dropout dropout_rate dtype
+    early_stopping embd_pdrop encoder_layerdrop eos_token_id ep_size extra_pos_embeddings
+    force_bos_token_to_be_generated forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout
+    hidden_dropout_prob id2label init_std initializer_factor initializer_range keys_to_ignore_at_inference label2id
+    length_penalty max_length max_window_layers min_length n_ctx no_repeat_ngram_size num_beams num_mtp_layers
+    num_nextn_predict_layers output_attentions output_hidden_states output_past output_router_logits pad_token_id
+    prefix pretraining_tp problem_type qa_dropout reorder_and_upcast_attn resid_pdrop return_dict
+    router_aux_loss_coef router_jitter_noise save_step sep_token_id seq_aux seq_classif_dropout summary_activation
+    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class
+    torch_dtype transformers_version unk_token_id use_cache""".split()
 )
 
 # Activations as checkpoints call them; the first name of each is the one that is written.
@@ -29,10 +36,14 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "quick_gelu": "quick_gelu",
     "silu": "silu",
+    "swish": "silu",
 }
 ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
+AnyConfig = ModelConfig | RecurrentConfig | TextEncoderConfig  # of what stands by itself
+
 MISSING = object()
+MOST, MOST_LAYERS = 1 << 62, 10_000  # of layers there is an object each
 
 
 class Fields:
@@ -51,12 +62,17 @@ class Fields:
         return default
 
     def size(self, name: str, default: Any = MISSING, least: int = 1) -> Any:
-        """A whole number of at least `least`. The default also stands for null."""
-        return self._kind(name, default, f"a whole number of at least {least}", lambda v: type(v) is int and v >= least)
+        """A whole number of at least `least`. The default also stands for null. Absurdly many layers are refused."""
+        most = MOST_LAYERS if "layer" in name else MOST
+        allowed = (
+            f"a whole number from {least} to {most}" if most == MOST_LAYERS else f"a whole number of at least {least}"
+        )
+        return self._kind(name, default, allowed, lambda v: type(v) is int and least <= v <= most)
 
     def number(self, name: str, default: Any = MISSING) -> float:
         """A number above 0."""
-        return float(self._kind(name, default, "a number above 0", lambda v: type(v) in (int, float) and v > 0))
+        fits = lambda v: type(v) in (int, float) and 0 < v < math.inf  # noqa: E731
+        return float(self._kind(name, default, "a number above 0", fits))
 
     def optional(self, name: str, default: float | None = None, kind: type = int) -> Any:
         """A whole number of at least 1 (or, of kind float, a number above 0), or null: there is none."""
@@ -120,7 +136,10 @@ class Rule:
     counts what a layer has several of (norms of heads, experts). `{j}` in `ours` alone: all experts lie in one tensor,
     one behind the other along a first axis. `by_turns`: the tensor holds the first row of each parameter, then the
     second of each. `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a
-    head apart.
+    head apart; in latent attention they also come last in it, not first. `kept`: all that the tensor makes, what
+    latent attention keeps, is one such head. `float32`: its numbers stay as exact as that, whatever the others are
+    loaded or saved in. `row`: a vector that is stored as a matrix of one row. `zeros`: what it is in a
+    checkpoint that has no such tensor; `instead`: the tensor that it is the same as there.
     """
 
     theirs: str
@@ -129,20 +148,30 @@ class Rule:
     by_head: bool = False
     interleaved: bool = False
     by_turns: bool = False
+    kept: bool = False
+    float32: bool = False
+    row: bool = False
+    zeros: bool = False
+    instead: str = ""
 
 
-def rule(theirs: str, *ours: str, transposed: bool = False, by_turns: bool = False) -> Rule:
-    return Rule(theirs, ours, transposed, by_turns=by_turns)
+def rule(theirs: str, *ours: str, transposed: bool = False, **how: Any) -> Rule:
+    return Rule(theirs, ours, transposed, **how)
 
 
 def linear(
-    theirs: str, *ours: str, transposed: bool = False, by_head: bool = False, interleaved: bool = False
+    theirs: str,
+    *ours: str,
+    transposed: bool = False,
+    by_head: bool = False,
+    interleaved: bool = False,
+    kept: bool = False,
 ) -> tuple[Rule, Rule]:
     """The rules of a linear layer: its weight and, where the model has one, its bias."""
     weight, bias = (tuple(f"{name}.{part}" for name in ours) for part in ("weight", "bias"))
     return (
-        Rule(f"{theirs}.weight", weight, transposed, by_head, interleaved),
-        Rule(f"{theirs}.bias", bias, False, by_head, interleaved),
+        Rule(f"{theirs}.weight", weight, transposed, by_head, interleaved, kept=kept),
+        Rule(f"{theirs}.bias", bias, False, by_head, interleaved, kept=kept),
     )
 
 
@@ -153,19 +182,31 @@ def no_shape(s: ShapeConfig) -> ModelConfig:
 
 @dataclass(frozen=True)
 class Family:
-    """A model family. `prefix` may be absent from all tensor names; `ignored` are tensors that hold no weights.
+    """A model family. `prefix` may be absent from all tensor names.
 
+    `ignored` are patterns of tensors that hold no weights of the model; {n_layers} in them is how many layers it has.
     `others`: more rules, for tensors that may stand where those of `rules` are not; they are read, and never written.
-    `rules` None: tensors are named, and lie, as our parameters do. `shape` makes a model from the few numbers that a
-    person types.
+    `rules` None: tensors are named, and lie, as our parameters do; they may depend on the configuration. `copies` are
+    names under which a checkpoint may hold the embedding's table once more. `shape` makes a model from the few numbers
+    that a person types. `framed`: a source is read with what the tokenizer puts around a text. `twins`: tensors that
+    may stand beside another, and be the same. `fit` gives a configuration what the names of a checkpoint's tensors
+    alone say: which heads it has.
     """
 
     name: str
     architecture: str
-    read: Callable[[Fields], ModelConfig | RecurrentConfig]
+    read: Callable[[Fields], AnyConfig]
     write: Callable[[Any], dict[str, Any]]
     shape: Callable[..., ModelConfig] = no_shape
-    rules: tuple[Rule, ...] | None = None
+    rules: tuple[Rule, ...] | Callable[[Any], tuple[Rule, ...]] | None = None
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     others: tuple[Rule, ...] = ()
+    copies: tuple[str, ...] = ()
+    framed: bool = False
+    twins: tuple[tuple[str, str], ...] = ()
+    fit: Callable[[Any, Collection[str]], Any] = lambda config, _: config
+
+    def rules_of(self, config: AnyConfig) -> tuple[Rule, ...] | None:
+        """The rules for a model of this configuration."""
+        return self.rules(config) if callable(self.rules) else self.rules

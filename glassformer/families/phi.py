@@ -18,7 +18,8 @@ RULES = (
     *linear(f"{LAYER}.mlp.fc1", "blocks.{i}.mlp.up"),
     *linear(f"{LAYER}.mlp.fc2", "blocks.{i}.mlp.down"),
     *linear("model.final_layernorm", "norm"),
-    *linear("lm_head", "head"),
+    rule("lm_head.weight", "head.weight"),
+    rule("lm_head.bias", "head_bias"),
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -83,18 +84,20 @@ def _band(rest: Fields, _: int, original: int) -> Scaling:
 def _yarn(rest: Fields, context: int, original: int) -> Scaling:
     factor = rest.number("factor", context / original)
     each, all_ = (rest.take(name, None) and rest.number(name) for name in ("mscale", "mscale_all_dim"))
-
-    def gain(by: float) -> float:
-        return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
-
+    gain = partial(yarn_gain, factor)
     return YarnScaling(
         factor=factor,
         original_context=original,
         beta_fast=rest.number("beta_fast", 32.0),
         beta_slow=rest.number("beta_slow", 1.0),
-        attention_factor=rest.number("attention_factor", gain(each) / gain(all_) if each and all_ else gain(1.0)),
+        attention_factor=rest.number("attention_factor", gain(each) / gain(all_) if each and all_ else gain()),
         truncate=rest.flag("truncate", True),
     )
+
+
+def yarn_gain(factor: float, by: float = 1.0) -> float:
+    """By how much attention is sharpened in a context `factor` times as long: YaRN, equation 26, `by` times as much."""
+    return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _long(rest: Fields, context: int, original: int) -> Scaling:

@@ -8,6 +8,9 @@ Beam search, `beam` = 2:      the 2 best of all texts one token longer go on, bu
 A longer text is less likely, whatever it says. So results are compared by Y's score log P(Y|X) / lp(Y), with lp(Y) =
 ((5 + |Y|) / (5 + 1))^alpha ("Google's Neural Machine Translation System", Wu et al. 2016, equation 14, without its
 coverage penalty). |Y| counts the token that ends it. alpha is 0.6, as in Vaswani et al. 2017, section 6.1.
+
+`transformers` finds the same texts where none ends and alpha is 0. Where texts end it fills the beam up again, from the
+best 2 beam continuations; its divisor is |Y|^length_penalty; and it ranks what was cut off among what ended.
 """
 
 from __future__ import annotations
@@ -55,6 +58,19 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Ruled:
+    """What a checkpoint says of tokens, whatever the model thinks of them.
+
+    first: what every text begins with; last: what the longest possible one ends with. Neither counts in a text's
+    probability. banned: what is never written.
+    """
+
+    first: int | None = None
+    last: int | None = None
+    banned: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Hypothesis:
     """A text that a model might write. `ids` are without the token that ends it.
 
@@ -81,41 +97,50 @@ def search(
     begin: int,
     end: int,
     spelled: int | None = None,
+    ruled: Ruled = Ruled(),
     attend: Attend = attend_sdpa,
 ) -> list[list[Hypothesis]]:
     """The `n` best texts for each source (token ids), the best first, all different; fewer where there are no more.
 
     `begin` is the token that a text begins after, `end` the one that ends it; only the first `spelled` tokens of the
-    vocabulary are written. Raises RequestError for an empty source or ids outside the vocabulary, and CapacityError
-    where a source or `max_tokens` does not fit the context.
+    vocabulary are written, as `ruled` says. Raises RequestError for an empty source or ids outside the vocabulary, and
+    CapacityError where a source or `max_tokens` does not fit the context.
     """
     if not sources:
         return []
     read, written = vocab_sizes(model)
     for source in sources:
         check_ids("source", source, read)
-    check_ids("target", [begin, end], written)
+    named = [token for token in (ruled.first, ruled.last, *ruled.banned) if token is not None]
+    check_ids("target", [begin, end, *named], written)
     most = how.max_tokens or longest_target(model)
     with torch.inference_mode():
         writing = read_sources(model, sources, most, attend)
         if how.beam == 1:
-            return [[one] for one in greedy(writing, len(sources), how, most, begin, end, spelled)]
-        return beam_search(writing, len(sources), how, most, begin, end, spelled)
+            return [[one] for one in greedy(writing, len(sources), how, most, begin, end, spelled, ruled)]
+        return beam_search(writing, len(sources), how, most, begin, end, spelled, ruled)
 
 
 def greedy(
-    writing: Writing, n_sources: int, how: Search, most: int, begin: int, end: int, spelled: int | None = None
+    writing: Writing,
+    n_sources: int,
+    how: Search,
+    most: int,
+    begin: int,
+    end: int,
+    spelled: int | None = None,
+    ruled: Ruled = Ruled(),
 ) -> list[Hypothesis]:
     """The likeliest token, `most` times or until it is `end`. Rows leave as they end."""
     written: list[list[int]] = [[] for _ in range(n_sources)]
     logprobs, ended = [0.0] * n_sources, [False] * n_sources
     going, ids = list(range(n_sources)), [begin] * n_sources
     for length in range(1, most + 1):
-        top = _likeliest(writing.advance(ids), 1, spelled, check=length == 1)
+        top = _likeliest(writing.advance(ids), 1, spelled, length, most, ruled)
         ids = [token for ((token, _),) in top]
         for row, ((token, logprob),) in zip(going, top, strict=True):
             logprobs[row] += logprob
-            ended[row] = token == end
+            ended[row] = token == end and not (length == most and ruled.last is not None)
             if token != end:
                 written[row].append(token)
         on = [i for i, row in enumerate(going) if not ended[row]]
@@ -131,7 +156,14 @@ def greedy(
 
 
 def beam_search(
-    writing: Writing, n_sources: int, how: Search, most: int, begin: int, end: int, spelled: int | None = None
+    writing: Writing,
+    n_sources: int,
+    how: Search,
+    most: int,
+    begin: int,
+    end: int,
+    spelled: int | None = None,
+    ruled: Ruled = Ruled(),
 ) -> list[list[Hypothesis]]:
     """Of each source's texts that go on, the `beam` best continuations each time: those that end are results.
 
@@ -142,7 +174,7 @@ def beam_search(
     found: list[list[Hypothesis]] = [[] for _ in range(n_sources)]
     for length in range(1, most + 1):
         ids = [one.ids[-1] if one.ids else begin for texts in live for one in texts]
-        top = _likeliest(writing.advance(ids), how.beam, spelled, check=length == 1)
+        top = _likeliest(writing.advance(ids), how.beam, spelled, length, most, ruled)
         divisor, row, parents = how.divisor(length), 0, []
         for source, texts in enumerate(live):
             rows = range(row, row + len(texts))
@@ -157,7 +189,8 @@ def beam_search(
             for logprob, parent, token in longer[: how.beam]:
                 before, score = texts[parent - rows.start].ids, logprob / divisor
                 if token == end:
-                    found[source].append(Hypothesis(before, logprob, score, "stop"))
+                    cut = length == most and ruled.last is not None
+                    found[source].append(Hypothesis(before, logprob, score, "length" if cut else "stop"))
                 elif length == most:
                     found[source].append(Hypothesis((*before, token), logprob, score, "length"))
                 else:
@@ -187,10 +220,17 @@ def _done(found: list[Hypothesis], live: list[Hypothesis], how: Search, most: in
     return max(one.logprob for one in live) / how.divisor(most) <= found[-1].score
 
 
-def _likeliest(logits: Float[Tensor, "R V"], k: int, spelled: int | None, check: bool) -> list[list[tuple[int, float]]]:
-    """The k likeliest tokens of each row, with their log-probabilities (nats, of all of V)."""
-    if check and logits.isnan().any():
+def _likeliest(
+    logits: Float[Tensor, "R V"], k: int, spelled: int | None, length: int, most: int, ruled: Ruled
+) -> list[list[tuple[int, float]]]:
+    """The k likeliest tokens of each row, with their log-probabilities (nats, of all of V); or the one that must be."""
+    if length == 1 and logits.isnan().any():
         raise CheckpointError("the model's logits are not numbers (NaN): damaged weights, or too large for their dtype")
+    must = ruled.first if length == 1 else ruled.last if length == most else None
+    if must is not None:
+        return [[(must, 0.0)] for _ in logits]
     logprobs = logits.float().log_softmax(-1)[:, :spelled]
-    top = logprobs.topk(min(k, logprobs.shape[-1]), -1)
+    banned = sorted({token for token in ruled.banned if token < logprobs.shape[-1]})
+    logprobs[:, banned] = -torch.inf
+    top = logprobs.topk(min(k, logprobs.shape[-1] - len(banned)), -1)
     return [list(zip(*row, strict=True)) for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)]

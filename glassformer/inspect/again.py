@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from glassformer.inspect.points import layer_of
@@ -27,6 +27,7 @@ from glassformer.nn.model import Decoder
 from glassformer.nn.step import Source, Step
 
 AT_ONCE = 1 << 22  # scores that are held at a time while more are computed
+QUERIES = 128  # and of how many queries: a block of them looks no further than its last one
 LOGITS = 512  # tokens whose logits are computed at a time
 EARLY = ("attn.x", "attn.q", "attn.k", "attn.v", "attn.q_rot")
 SAME_KEYS = "max |k_rot again - k_rot kept|"
@@ -95,7 +96,13 @@ class LeftSlot:
         self.kept, self.i = kept, i
 
     def keep(self, k: Tensor, v: Tensor) -> KV:
-        return KV(*(self.kept.of(f"blocks.{self.i}.attn.{end}")[None] for end in ("k_rot", "v")))
+        name = f"blocks.{self.i}.attn."
+        k_rot, latent = self.kept.of(f"{name}k_rot"), self.kept.tensors.get(f"{name}latent")
+        if self.kept.model.config.layers[self.i].attention.latent is None:
+            return KV(k_rot[None], self.kept.of(f"{name}v")[None])
+        assert latent is not None  # of a token a turned key, the same for all heads, and its latent are kept
+        token = torch.cat([k_rot[:, :1, : k.shape[-1] - latent.shape[-1]], latent[:, None]], -1)[None]
+        return KV(token, token[..., :0])
 
     def keep_source(self, make: Callable[[], tuple[Tensor, Tensor]]) -> KV:
         make()  # for who looks at the keys before their norm
@@ -150,7 +157,7 @@ def run_block(
     start, tap = f"blocks.{i}.resid_pre", Until(names, last)
     step = kept.step(at, None if kept.editor is None else Without(kept.editor, start, before), tap)
     with contextlib.suppress(Enough):
-        kept.model.blocks[i](kept.of(start, at)[None], step.layer(i))
+        kept.model.blocks[i](kept.of(start, at)[None], step.layer(i, kept.model.score_bias(step)))
     return tap.seen
 
 
@@ -216,40 +223,99 @@ def head(kept: Kept, normed: Float[Tensor, "N D"], where: Int[Tensor, "N"]) -> F
 
 @torch.no_grad()
 def weighed(
-    kept: Kept, layer: str, heads: Sequence[int] | None, at: Tensor | None
-) -> tuple[Float[Tensor, "H N S"], Float[Tensor, "H N S"], float]:
-    """Scores and probabilities of some heads and queries, and max |P·V - z|. `layer`: "blocks.5.attn"."""
-    model, i = kept.model, layer_of(layer)
+    kept: Kept, layer: str, end: str, heads: Sequence[int] | None = None, at: Tensor | None = None
+) -> tuple[Float[Tensor, "H N S"], float]:
+    """Scores or probabilities of some heads and queries, and max |P·V - z|. `layer`: "blocks.5.attn"."""
+    i = layer_of(layer)
     assert i is not None
-    attention: Attention = model.get_submodule(layer)  # pyright: ignore[reportAssignmentType]
-    config, group = attention.config, attention.config.n_heads // attention.config.n_kv_heads
-    ends = [f"{layer}.q_rot", f"{layer}.z"]
-    q, z = (kept.get(name, at) for name in ends)
-    z = None if kept.editor is not None and kept.editor.wants(ends[1]) else z  # changed after the probabilities
+    q, z = (kept.get(f"{layer}.{part}", at) for part in ("q_rot", "z"))
+    editor = kept.editor
+    z = None if editor is not None and editor.wants(f"{layer}.z") else z  # it was changed after the probabilities
     if q is None or z is None:
-        seen = run_block(kept, i, ends, at, ends[1], before=ends[1])
-        q, z = seen[ends[0]] if q is None else q, seen[ends[1]] if z is None else z
+        last = f"{layer}.z"
+        seen = run_block(kept, i, [f"{layer}.q_rot", last], at, last, before=last)
+        q, z = seen[f"{layer}.q_rot"] if q is None else q, seen[last] if z is None else z
+    if editor is not None and (editor.wants(f"{layer}.scores") or editor.wants(f"{layer}.probs")):
+        value, error = _edited(kept, layer, end, q, z, at)
+        return (value if heads is None else value[list(heads)]), error
+    some = None if heads is None else torch.tensor(list(heads), device=q.device)
+    attention: Attention = kept.model.get_submodule(layer)  # pyright: ignore[reportAssignmentType]
     k, v = kept.of(f"{layer}.k_rot"), kept.of(f"{layer}.v")
-    step = kept.step(at, kept.editor, None)
-    view = step.view(attention.spec)
-    edited = [f"{layer}.{end}" for end in ("scores", "probs") if kept.editor and kept.editor.wants(f"{layer}.{end}")]
-    see = None
-    if edited:  # an edit names heads by their number: all of them pass it
-        see = lambda end, value: step.layer(i).see(f"{layer.rpartition('.')[2]}.{end}", value)  # noqa: E731
-    some = list(range(config.n_heads)) if heads is None else list(heads)
-    each = max(1, AT_ONCE // max(1, len(q) * len(k)))
-    parts, error = [], 0.0
-    for part in [list(range(config.n_heads))] if see else [some[n : n + each] for n in range(0, len(some), each)]:
-        index = torch.tensor(part, device=q.device)
-        those = KV(*(t.index_select(1, index // group)[None] for t in (k, v)))
-        sinks = None if attention.sinks is None else attention.sinks[index]
-        again, scores, probs = attend_math(
-            attention.spec, q.index_select(1, index)[None], those, view, None, sinks, see
+    sinks = attention.sinks
+    if some is not None:
+        group = q.shape[1] // k.shape[1]
+        q, z, k, v = q[:, some], z[:, some], k[:, some // group], v[:, some // group]
+        sinks = None if sinks is None else sinks[some]
+    where = kept.positions if at is None else at
+    found, error = q.new_zeros(q.shape[1], len(q), len(k), dtype=torch.float32), 0.0
+    if end == "scores":
+        found.fill_(-math.inf)
+    n = max(1, min(QUERIES, AT_ONCE // (q.shape[1] * len(k))))
+    for begin in range(0, len(q), n):
+        rows = slice(begin, begin + n)
+        step = kept.step(where[rows], None, None)
+        bias = None if attention.spec.source else kept.model.score_bias(step)
+        bias = bias if bias is None or some is None else bias[:, some]
+        keys = _reach(attention.spec, where[rows], len(k))
+        own, seen = (q[rows], k[keys], v[keys]), step.view(attention.spec).visible()[0, :, keys]
+        scores, probs, again = weigh(
+            attention.spec, *own, seen, bias if bias is None else bias[0, ..., keys], sinks, end
         )
-        error = worst(error, off(again[0], z.index_select(1, index)))
-        parts.append((scores[0], probs[0]))
-    scores, probs = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-    return (scores[some], probs[some], error) if see else (scores, probs, error)
+        found[:, rows, keys] = scores if end == "scores" else probs
+        error = worst(error, off(again, z[rows]))
+    return found, error
+
+
+def _reach(spec: AttendSpec, queries: Int[Tensor, "N"], n_keys: int) -> slice:
+    """Keys that any of these queries may see, and few others."""
+    if not spec.causal or spec.source:
+        return slice(0, n_keys)
+    first = 0 if spec.window is None else max(0, int(queries.min()) - spec.window + 1)
+    return slice(first, int(queries.max()) + 1)
+
+
+def weigh(
+    spec: AttendSpec,
+    q: Float[Tensor, "N H Dh"],
+    k: Float[Tensor, "S Hkv Dh"],
+    v: Float[Tensor, "S Hkv Dv"],
+    visible: Bool[Tensor, "N S"],
+    bias: Float[Tensor, "H N S"] | None,
+    sinks: Float[Tensor, "H"] | None,
+    end: str,
+) -> tuple[Float[Tensor, "H N S"], Float[Tensor, "H N S"], Float[Tensor, "N H Dv"]]:
+    """`attend_math` of one text, in place: the scores (where `end` names them), the probabilities, and P·V."""
+    n, n_heads, n_kv = len(q), q.shape[1], k.shape[1]
+    rows = q.float().transpose(0, 1).reshape(n_kv, -1, q.shape[-1])  # [Hkv, H/Hkv N, Dh]
+    scores = torch.bmm(rows, k.float().permute(1, 2, 0)).view(n_heads, n, -1).mul_(spec.scale)
+    if spec.softcap is not None:
+        scores.div_(spec.softcap).tanh_().mul_(spec.softcap)
+    if bias is not None:
+        scores += bias
+    scores.masked_fill_(~visible, -math.inf)
+    if sinks is None:
+        probs = scores.softmax(-1)
+    else:
+        column = sinks.float().view(-1, 1, 1).expand(-1, n, 1)
+        probs = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+    z = torch.bmm(probs.reshape(n_kv, -1, probs.shape[-1]), v.float().transpose(0, 1))
+    return scores, probs, z.view(n_heads, n, -1).transpose(0, 1)
+
+
+def _edited(
+    kept: Kept, layer: str, end: str, q: Tensor, z: Tensor, at: Tensor | None
+) -> tuple[Float[Tensor, "H N S"], float]:
+    """The same under an edit of them, which names heads by their number: all of them pass it."""
+    i = layer_of(layer)
+    assert i is not None
+    attention: Attention = kept.model.get_submodule(layer)  # pyright: ignore[reportAssignmentType]
+    step = kept.step(at, kept.editor, None)
+    bias = None if attention.spec.source else kept.model.score_bias(step)
+    kv = KV(kept.of(f"{layer}.k_rot")[None], kept.of(f"{layer}.v")[None])
+    see = lambda part, value: step.layer(i).see(f"{layer.rpartition('.')[2]}.{part}", value)  # noqa: E731
+    view = step.view(attention.spec)
+    again, scores, probs = attend_math(attention.spec, q[None], kv, view, bias, attention.sinks, see)
+    return (scores if end == "scores" else probs)[0], off(again[0], z)
 
 
 def worst(a: float, b: float) -> float:

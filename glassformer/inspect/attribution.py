@@ -96,8 +96,8 @@ def attribution(
     x = t.at(last, where).tensor
     final = Held(t.model.norm, x)
     weight = t.model.head_weight
-    direction = weight[one].double() - weight[other].double()
-    bias = None if t.model.head is None else t.model.head.bias
+    direction = (weight[one].double() - weight[other].double()) * config.head_scale
+    bias = t.model.head_bias
     of_head = 0.0 if bias is None else (bias[one].double() - bias[other].double()).item()
     constant = (final.shift * direction).sum().item() + of_head
 

@@ -6,6 +6,7 @@ tensor which fills `blocks.3.attn.q.weight` makes what we call `blocks.3.attn.q`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,18 +18,26 @@ from torch import Tensor, nn
 from glassformer.families import family_of
 from glassformer.inspect.kept import Kept
 from glassformer.inspect.points import live
-from glassformer.nn.model import Decoder
+from glassformer.nn.encoder import TextEncoder
+from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.step import Step
 from glassformer.weights.rules import entries
 
+TABLES = (["embed.tokens"], ["embed.types"])
 # What the output of a module of ours is called, inside a block and outside.
 OUTPUTS = {
     "attn_residual.pre": "attn.x", "attn.q": "attn.q", "attn.k": "attn.k", "attn.v": "attn.v", "attn.o": "attn.out",
+    "attn.q.expand": "attn.q", "attn.kv_norm": "attn.latent",
     "attn_residual.out": "attn.add", "attn_residual.post": "resid_mid",
+    "cross_residual.pre": "cross.x", "cross.q": "cross.q", "cross.k": "cross.k", "cross.v": "cross.v",
+    "cross.o": "cross.out", "cross_residual.out": "cross.add", "cross_residual.post": "resid_cross",
     "mlp_residual.pre": "mlp.x", "mlp.gate": "mlp.gate", "mlp.up": "mlp.up", "mlp.down": "mlp.out",
     "mlp_residual.out": "mlp.add", "mlp_residual.post": "resid_post",
-    "embed": "embed.tokens", "norm": "final.norm",
+    "embed": "embed.tokens", "token_types": "embed.types", "embed_norm": "embed.out", "norm": "final.norm",
 }  # fmt: skip
+
+SIDES = (("encoder.", "encoder"), ("", "decoder"))
+OF_SOURCE = re.compile(r"encoder\.|blocks\.\d+\.cross\.[kv]$")  # points that have a row for each token of it
 
 
 @dataclass(frozen=True)
@@ -40,42 +49,65 @@ class Place:
 
 
 @torch.no_grad()
-def compare(ours: Decoder, theirs: nn.Module, ids: Int[Tensor, "B T"]) -> list[Place]:
-    """Every point that both have, in the order of the pass, the logits last.
+def compare(
+    ours: Decoder | TextEncoder,
+    theirs: nn.Module,
+    ids: Int[Tensor, "B T"],
+    sources: Int[Tensor, "B S"] | None = None,
+) -> list[Place]:
+    """Every point that both have, in the order of the pass, an encoder's first, the logits last.
 
-    theirs: a `transformers` model with the same weights, on the same device and in the same dtype.
+    Of an encoder by itself that has no head, the states are last.
+
+    theirs: a `transformers` model with the same weights, on the same device and in the same dtype. sources: what an
+    encoder-decoder reads, while it writes `ids`.
     """
     points = live(ours.config)
     parameters: dict[str, Tensor] = dict(ours.named_parameters())
     modules, seen, hooks = dict(theirs.named_modules()), {}, []
-    for entry in entries(family_of(ours.config), ours.config, parameters):
+    family = family_of(ours.config)
+    for entry in entries(family, ours.config, parameters):
         path, _, kind = entry.theirs.rpartition(".")
+        path = path if path in modules else path.removeprefix(family.prefix)  # a model without its head
         names = [_output(name) for name in entry.ours]
         if kind == "weight" and path in modules and all(name in points for name in names):
-            sizes = [parameters[name].shape[-1 if names == ["embed.tokens"] else 0] for name in entry.ours]
+            sizes = [parameters[name].shape[-1 if names in TABLES else 0] for name in entry.ours]
             take = _taker(replace(entry, transposed=False), names, sizes, seen)
             hooks.append(modules[path].register_forward_hook(take))
+    read = {"input_ids": ids} if sources is None else {"input_ids": sources, "decoder_input_ids": ids}
     try:
-        result = theirs(ids, output_hidden_states=True, use_cache=False)
+        kept = {} if isinstance(ours, TextEncoder) else {"use_cache": False}
+        result = theirs(**read, output_hidden_states=True, **kept)
     finally:
         for hook in hooks:
             hook.remove()
-    for i, states in enumerate(result.hidden_states[:-1]):  # the last of them is normed
-        seen["embed.out" if i == 0 else f"blocks.{i - 1}.resid_post"] = _columns(states)
-    seen["final.logits"] = _columns(result.logits)
+    stacks = {"": "hidden_states"} if sources is None else {side: f"{name}_hidden_states" for side, name in SIDES}
+    for prefix, name in stacks.items():
+        for i, states in enumerate(result[name][:-1]):  # the last of them is normed
+            seen[prefix + ("embed.out" if i == 0 else f"blocks.{i - 1}.resid_post")] = _columns(states)
+    headed = "final.logits" in points
+    seen["final.logits" if headed else "final.norm"] = _columns(result.logits if headed else result.last_hidden_state)
     kept = Kept(*(name for name in points if name in seen))
-    ours(ids, Step.of(ids, tap=kept))
-    return [Place(name, _off(_columns(kept[name][0], ids.shape), seen[name])) for name in points if name in seen]
+    source = None
+    if isinstance(ours, EncoderDecoder) and sources is not None:
+        source = ours.encode(sources, Step.of(sources, tap=kept))
+    step = Step.of(ids, tap=kept, source=source)
+    made = ours(ids, step)
+    if isinstance(ours, TextEncoder) and headed:
+        ours.logits(made, step)
+
+    rows = {name: (ids if sources is None or not OF_SOURCE.match(name) else sources).shape for name in kept}
+    return [Place(name, _off(_columns(kept[name][-1], rows[name]), seen[name])) for name in points if name in seen]
 
 
 def _output(parameter: str) -> str:
     """The point that the module of a parameter makes; "" where there is none."""
     module = parameter.rpartition(".")[0]
+    side, module = ("encoder.", module[8:]) if module.startswith("encoder.") else ("", module)
     words = module.split(".")
-    if words[0] != "blocks":
-        return OUTPUTS.get(module, "")
-    end = OUTPUTS.get(".".join(words[2:]), "")
-    return f"blocks.{words[1]}.{end}" if end else ""
+    layer, end = (f"blocks.{words[1]}.", words[2:]) if words[0] == "blocks" else ("", words)
+    point = OUTPUTS.get(".".join(end), "")
+    return side + layer + point if point else ""
 
 
 def _columns(value: Tensor, batch: torch.Size | None = None) -> Tensor:

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from glassformer.nn.attend import KV, AttendSpec, View, attend_math
-from glassformer.nn.attention import Attention
-from glassformer.nn.model import Decoder
+from glassformer.nn.attention import Attention, by_head
+from glassformer.nn.model import Stack
+from glassformer.nn.position import RelativePositions
 
 
 class Derived(NamedTuple):
@@ -48,15 +49,15 @@ def attended(
 
 
 def heads(
-    attention: Attention, z: Float[Tensor, "B T H Dh"], out: Float[Tensor, "B T D"]
+    o: nn.Linear, z: Float[Tensor, "B T H Dh"], out: Float[Tensor, "B T D"]
 ) -> tuple[Float[Tensor, "B T H D"], float]:
     """Each head's own part of what attention writes. The error is max |sum of heads + bias - out|."""
-    parts, bias = attention.by_head(z), attention.o.bias
+    parts, bias = by_head(o, z), o.bias
     whole = parts.sum(-2) if bias is None else parts.sum(-2) + bias
     return parts, _off(whole, out)
 
 
-def derive(model: Decoder, name: str, kept: Mapping[str, Tensor], view: View) -> Derived:
+def derive(model: Stack, name: str, kept: Mapping[str, Tensor], view: View) -> Derived:
     """A derived point of a model, from the live points that `points.needs` names.
 
     `view` is `step.view(spec)` of the pass that they were kept in: the encoder's own for its points. The keys and
@@ -65,9 +66,12 @@ def derive(model: Decoder, name: str, kept: Mapping[str, Tensor], view: View) ->
     layer, end = name.rsplit(".", 1)
     attention: Attention = model.get_submodule(layer)  # pyright: ignore[reportAssignmentType]
     if end == "heads":
-        return Derived(*heads(attention, kept[f"{layer}.z"], kept[f"{layer}.out"]))
+        return Derived(*heads(attention.o, kept[f"{layer}.z"], kept[f"{layer}.out"]))
     q_rot, k_rot, v, z = (kept[f"{layer}.{part}"] for part in ("q_rot", "k_rot", "v", "z"))
-    found = attended(attention.spec, q_rot, k_rot, v, z, view, sinks=attention.sinks)
+    stack = model.get_submodule(layer.split("blocks.")[0].rstrip("."))  # whose layer it is: the encoder, or the model
+    relative: RelativePositions | None = stack.relative_positions  # pyright: ignore[reportAssignmentType]
+    bias = None if relative is None or layer.endswith("cross") else relative(view.queries, view.keys)
+    found = attended(attention.spec, q_rot, k_rot, v, z, view, bias, attention.sinks)
     return Derived({"scores": found.scores, "probs": found.probs}[end], found.error)
 
 

@@ -212,6 +212,10 @@ def _spec(config: ModelConfig, point: str) -> AttendSpec:
 def _check(config: ModelConfig, edit: Edit, n_rows: int, length: int, source: int | None) -> None:
     """RequestError unless the model has what an edit names."""
     point = find(config, edit.point, "edit")
+    made_anew = edit.point.rpartition(".")[2] in ("k", "v", "k_rot") and edit.point.startswith("blocks.")
+    i = layer_of(edit.point)
+    if made_anew and i is not None and config.layers[i].attention.latent is not None and ".attn." in edit.point:
+        raise _wrong(edit, f"keys and values are made of latents in every pass anew: edit blocks.{i}.attn.latent")
     axes = point.axes.split()[1:]
     product, size = of_product(edit.point), sizes(config, edit.point)
     if edit.op == "knockout" and not edit.point.endswith(".scores"):

@@ -9,6 +9,7 @@ cached pass makes only once.
                                                                                                           |
         next block <- resid_post <- mlp.add <- mlp.out <- act <- gate up <- mlp.x <- resid_mid <----------'
 
+Latent attention: attn.x -> q, latent -> k v -> ...; later passes see a change of the latent, none of k, v, k_rot.
 In a parallel block mlp.x is read where attn.x is, and there is no resid_mid.
 Of experts: mlp.x -> mlp.router -> mlp.out; inside, each has some of the tokens only. A shared one has act, gate and up.
 With a source: resid_mid -> cross.x -> q q_rot, of the source k v k_rot -> z -> out -> add -> resid_cross -> mlp.x
@@ -26,7 +27,9 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from glassformer.config import EncoderConfig, LayerConfig, ModelConfig, RecurrentConfig
+from glassformer.encoder_config import TextEncoderConfig
 from glassformer.errors import RequestError
+from glassformer.families.family import AnyConfig
 
 Only = Callable[[ModelConfig | EncoderConfig, LayerConfig], bool]
 
@@ -37,6 +40,7 @@ class Point:
 
     `only` says which models have it (`i` is 0 outside the blocks); None is all of them. `axes`: S are the keys, of the
     row itself or of a source; T are the tokens of the pass, in an encoder the source's; Dr: a recurrent state's width.
+    Dv: that of a head's values, Dh but in latent attention; C: that of a latent.
     """
 
     name: str
@@ -60,8 +64,16 @@ def _cross(_: ModelConfig | EncoderConfig, layer: LayerConfig) -> bool:
     return layer.cross is not None
 
 
+def _latent(_: ModelConfig | EncoderConfig, layer: LayerConfig) -> bool:
+    return layer.attention.latent is not None
+
+
 def _neurons(_: ModelConfig | EncoderConfig, layer: LayerConfig) -> bool:
     return layer.experts is None or layer.experts.shared_d_ff is not None
+
+
+def _types(config: ModelConfig | EncoderConfig, _: LayerConfig) -> bool:
+    return isinstance(config, TextEncoderConfig) and config.n_token_types > 0
 
 
 PRODUCT = ("attn.q_rot", "attn.k_rot", "attn.v", "attn.z")  # what scores and probabilities are computed from
@@ -69,6 +81,7 @@ CROSS_PRODUCT = ("cross.q_rot", "cross.k_rot", "cross.v", "cross.z")
 
 EMBED = (
     Point("embed.tokens", "the rows of the embedding table that the tokens look up", "B T D"),
+    Point("embed.types", "what is added for each type of token", "B T D", only=_types),
     Point("embed.positions", "what is added for each position", "#B T D", only=lambda m, _: m.positions is not None),
     Point("embed.out", "what enters block 0", "B T D"),
 )
@@ -76,13 +89,16 @@ BLOCK = (
     _block("resid_pre", "the residual stream before the block", "B T D"),
     _block("attn.x", "what attention reads: after its norm", "B T D"),
     _block("attn.q", "queries: projected with bias (and clipped), before norm and rotation", "B T H Dh"),
+    _block(
+        "attn.latent", "what keys and values are made of, after its norm: all that is kept of them", "B T C", _latent
+    ),
     _block("attn.k", "keys: projected with bias (and clipped), before norm and rotation", "B T Hkv Dh"),
-    _block("attn.v", "values: projected with bias (and clipped)", "B T Hkv Dh"),
+    _block("attn.v", "values: projected with bias (and clipped)", "B T Hkv Dv"),
     _block("attn.q_rot", "queries after their norm and rotation: what the product uses", "B T H Dh"),
     _block("attn.k_rot", "keys after their norm and rotation: what the product uses", "B T Hkv Dh"),
     _derived("attn.scores", "q·k after scale, softcap, bias and mask", "B H T S", *PRODUCT),
     _derived("attn.probs", "how much each query takes of each key: scores after softmax", "B H T S", *PRODUCT),
-    _block("attn.z", "probabilities · values of each head, before W_o", "B T H Dh"),
+    _block("attn.z", "probabilities · values of each head, before W_o", "B T H Dv"),
     _derived("attn.heads", "each head's z through its own slice of W_o", "B T H D", "attn.z", "attn.out"),
     _block("attn.out", "what attention writes: after W_o", "B T D"),
     _block("attn.add", "what enters the residual stream (differs from attn.out where a norm follows)", "B T D"),
@@ -116,7 +132,10 @@ BLOCK = (
 FINAL = (
     Point("final.norm", "what the language-modelling head, or a decoder, reads: the last residual, normed", "B T D"),
 )
+POOLED = (Point("final.pooled", "the first state through the pooler", "B D"),)
 HEAD = (Point("final.logits", "the score of every possible next token, as the model defines it", "B T V"),)
+FOLLOWS = (Point("final.follows", "the scores that a second text follows the first, and that it does not", "B 2"),)
+MASKED = (Point("final.logits", "the score of every token that might stand there", "B T V"),)
 READ = (
     Point("rnn.states", "the encoder's states, both ways side by side; the decoder starts from the ends", "B S Dr"),
 )
@@ -127,8 +146,15 @@ ALIGN = (  # seen in T parts [B, 1, ...] where a target token's step needs the o
 )
 
 
-def points(config: ModelConfig | RecurrentConfig) -> dict[str, Point]:
+def points(config: AnyConfig) -> dict[str, Point]:
     """Every point of a model, layers written out, in the order in which a pass comes to them: an encoder's first."""
+    if isinstance(config, TextEncoderConfig):
+        heads = (
+            (POOLED if config.pooler else ())
+            + (FOLLOWS if config.next_sentence else ())
+            + (MASKED if config.head is not None else ())
+        )
+        return _stack(config, "", FINAL + heads)
     if isinstance(config, RecurrentConfig):
         return {point.name: point for point in (*READ, *(ALIGN if config.attention else ()), *HEAD)}
     found = {} if config.encoder is None else _stack(config.encoder, "encoder.", FINAL)
@@ -148,27 +174,29 @@ def _stack(config: ModelConfig | EncoderConfig, prefix: str, last: tuple[Point, 
     return found
 
 
-def live(config: ModelConfig | RecurrentConfig) -> list[str]:
+def live(config: AnyConfig) -> list[str]:
     """Names of the points that pass through a tap."""
     return [name for name, point in points(config).items() if point.kind == "live"]
 
 
-def derived(config: ModelConfig | RecurrentConfig) -> list[str]:
+def derived(config: AnyConfig) -> list[str]:
     """Names of the points that are computed from live ones."""
     return [name for name, point in points(config).items() if point.kind == "derived"]
 
 
-def find(config: ModelConfig | RecurrentConfig, name: str, param: str = "point") -> Point:
+def find(config: AnyConfig, name: str, param: str = "point") -> Point:
     """The point of this name. RequestError says which name is nearest where the model has none."""
-    found = points(config).get(name) if isinstance(config, RecurrentConfig) else _one(config, name)
+    found = _one(config, name)
     if found is None:
         near = difflib.get_close_matches(name, points(config), n=1, cutoff=0.0)
         raise RequestError(f"this model has no point {name!r}; the nearest is {near[0]!r}", param=param)
     return found
 
 
-def _one(config: ModelConfig, name: str) -> Point | None:
+def _one(config: AnyConfig, name: str) -> Point | None:
     """What `points` has under a name, without making all the others."""
+    if not isinstance(config, ModelConfig):
+        return points(config).get(name)
     prefix, bare = ("encoder.", name[8:]) if name.startswith("encoder.") else ("", name)
     stack = config.encoder if prefix else config
     number = re.match(r"blocks\.(0|[1-9]\d*)\.", bare)
@@ -183,7 +211,7 @@ def _one(config: ModelConfig, name: str) -> Point | None:
     return None
 
 
-def match(config: ModelConfig | RecurrentConfig, patterns: Sequence[str], param: str = "read") -> list[str]:
+def match(config: AnyConfig, patterns: Sequence[str], param: str = "read") -> list[str]:
     """Points that a pattern names ("blocks.5.attn.*"), each once, in the order of a pass. `*` takes dots too.
 
     RequestError for a pattern that names none.
@@ -212,10 +240,13 @@ def sizes(config: ModelConfig, name: str) -> dict[str, int]:
     experts, width = layer.experts, layer.mlp.d_ff
     if experts is not None:
         found["E"], width = experts.n_experts, experts.shared_d_ff or width
-    return found | {"H": attention.n_heads, "Hkv": attention.n_kv_heads, "Dh": attention.head_dim, "F": width}
+    found |= {"H": attention.n_heads, "Hkv": attention.n_kv_heads, "Dh": attention.head_dim, "Dv": attention.head_dim}
+    if attention.latent is not None:
+        found |= {"Dv": attention.latent.v_dim, "C": attention.latent.rank}
+    return found | {"F": width}
 
 
-def needs(config: ModelConfig | RecurrentConfig, name: str) -> list[str]:
+def needs(config: AnyConfig, name: str) -> list[str]:
     """The live points to keep for one that is wanted: itself, or what it is computed from."""
     point = find(config, name)
     if point.kind == "live":

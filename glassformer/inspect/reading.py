@@ -53,6 +53,8 @@ def always(config: ModelConfig, edited: Sequence[str] = ()) -> list[str]:
     for i in range(n):
         names.append(f"blocks.{i}.resid_pre")
         names += [f"blocks.{i}.attn.k_rot", f"blocks.{i}.attn.v"]
+        if config.layers[i].attention.latent is not None:
+            names.append(f"blocks.{i}.attn.latent")
         if config.encoder is not None:
             names += [f"blocks.{i}.cross.k_rot", f"blocks.{i}.cross.v"]
         if i == n - 1 or f"blocks.{i + 1}.resid_pre" in edited:

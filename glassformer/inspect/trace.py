@@ -25,6 +25,7 @@ from glassformer.inspect.derive import heads
 from glassformer.inspect.points import find, layer_of, points, sizes
 from glassformer.inspect.reading import BUDGET, mega, n_bytes
 from glassformer.nn.attention import Attention
+from glassformer.nn.latent import LatentAttention
 from glassformer.nn.model import Decoder
 from glassformer.text.tokenizer import Tokenizer
 
@@ -139,7 +140,7 @@ class Trace:
         """The axes of a point, the batch's left out."""
         return tuple(axis.removeprefix("#") for axis in find(self.config, name).axes.split()[1:])
 
-    def attention(self, layer: str) -> Attention:
+    def attention(self, layer: str) -> Attention | LatentAttention:
         """The module of "blocks.5.attn": its weights, its `spec` and its `config`."""
         return self.model.get_submodule(layer)  # pyright: ignore[reportReturnType]
 
@@ -215,8 +216,8 @@ class Trace:
         layer, end = name.rsplit(".", 1)
         n_heads = sizes(self.config, name)["H"] if some is None else len(some)
         self._afford(name, len(self) if at is None else len(at), n_heads)
-        scores, probs, error = weighed(self.kept, layer, some, at)
-        return Value(name, scores if end == "scores" else probs, self.axes(name), error, WEIGHED)
+        value, error = weighed(self.kept, layer, end, some, at)
+        return Value(name, value, self.axes(name), error, WEIGHED)
 
     def _needs(self, name: str) -> list[str]:
         layer, edited = name.removesuffix(".heads"), self.kept.editor is not None and self.kept.editor.wants(name)
@@ -230,7 +231,7 @@ class Trace:
                 i, end = layer_of(name), f"{layer}.out"
                 assert i is not None
                 out = run_block(self.kept, i, [end], at, end, before=end)[end]
-            parts, error = heads(self.attention(layer), z[None], out[None])
+            parts, error = heads(self.attention(layer).o, z[None], out[None])
         return Value(name, parts[0], self.axes(name), error, SUMMED)
 
     def _value(self, name: str, again: dict[str, Any]) -> Value:

@@ -124,7 +124,10 @@ def attend_sdpa(
     bias: Float[Tensor, "*#BH #T S"] | None = None,
     sinks: Float[Tensor, "H"] | None = None,
 ) -> Float[Tensor, "B T H Dv"]:
-    """The fast twin: torch's scaled_dot_product_attention. It has no softcap and no sinks: they take the definition."""
+    """The fast twin: torch's scaled_dot_product_attention. It has no softcap and no sinks: they take the definition.
+
+    Its kernels that never hold all scores want values as wide as keys: narrower ones are filled up with zeros.
+    """
     if spec.softcap is not None or sinks is not None:
         return attend_math(spec, q, kv, view, bias, sinks)[0]
     mask = None if view.mask is None else view.mask.unsqueeze(-3)  # [B, 1, T, S]
@@ -144,10 +147,12 @@ def attend_sdpa(
         rows = q.repeat_interleave(2, -2) if lone else q  # torch 2.13 takes twice as long for one such row as for two
         z = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=spec.scale)[..., : q.shape[-2], :]
         return z.reshape(*z.shape[:-3], 1, n_heads, z.shape[-1])
+    width = v.shape[-1]
+    v = F.pad(v, (0, k.shape[-1] - width)) if width < k.shape[-1] else v
     z = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=view.causal and mask is None, scale=spec.scale, enable_gqa=grouped
     )
-    return z.transpose(-2, -3)  # [B, T, H, Dv]
+    return z[..., :width].transpose(-2, -3)  # [B, T, H, Dv]
 
 
 def _one_query(

@@ -1,7 +1,7 @@
 """Multi-head attention: queries, keys and values from one x, or keys and values from an encoder's output.
 
-A bias of scores that is learned per distance (T5) or falls with it (ALiBi) is an argument of `step.attend`, made in
-the forward pass of the module whose parameter it is.
+A bias of scores that is learned per distance (T5) is an argument of `step.attend`: the stack, whose parameter it is,
+makes it once for all its layers.
 """
 
 from __future__ import annotations
@@ -23,6 +23,20 @@ def spec_of(config: AttentionConfig, source: bool = False) -> AttendSpec:
     """The part of an attention's configuration that the product itself needs. `source`: of cross-attention."""
     scale = 1 / math.sqrt(config.head_dim) if config.scale is None else config.scale
     return AttendSpec(scale, config.causal, config.window, config.softcap, source)
+
+
+def write(o: nn.Linear, z: Float[Tensor, "B T H Dv"], step: LayerStep, name: str) -> Float[Tensor, "B T D"]:
+    """Concat(heads) W_o; head by head where somebody changes what each of them writes."""
+    if not step.wants(f"{name}.heads"):
+        return o(z.flatten(-2))
+    out = step.see(f"{name}.heads", by_head(o, z)).sum(-2)
+    return (out if o.bias is None else out + o.bias).to(z.dtype)
+
+
+def by_head(o: nn.Linear, z: Float[Tensor, "B T H Dv"]) -> Float[Tensor, "B T H D"]:
+    """Each head's z through its own slice of W_o, in float32: their sum, plus bias, is what attention writes."""
+    slices = o.weight.unflatten(1, z.shape[-2:])  # [D, H, Dv]
+    return torch.einsum("bthd,ohd->btho", z.float(), slices.float())
 
 
 class Attention(nn.Module):
@@ -67,20 +81,8 @@ class Attention(nn.Module):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q = step.see("attn.q_rot", q)
         k = step.see("attn.k_rot", k)
-        z = step.attend(self.spec, q, step.keep(k, v), sinks=self.sinks)  # [B, T, H, Dh]
-        return self.write(step.see("attn.z", z), step, "attn")
-
-    def write(self, z: Float[Tensor, "B T H Dh"], step: LayerStep, name: str) -> Float[Tensor, "B T D"]:
-        """Concat(heads) W_o; head by head where somebody changes what each of them writes."""
-        if not step.wants(f"{name}.heads"):
-            return self.o(z.flatten(-2))
-        out = step.see(f"{name}.heads", self.by_head(z)).sum(-2)
-        return (out if self.o.bias is None else out + self.o.bias).to(z.dtype)
-
-    def by_head(self, z: Float[Tensor, "B T H Dh"]) -> Float[Tensor, "B T H D"]:
-        """Each head's z through its own slice of W_o, in float32: their sum, plus bias, is what attention writes."""
-        slices = self.o.weight.unflatten(1, z.shape[-2:])  # [D, H, Dh]
-        return torch.einsum("bthd,ohd->btho", z.float(), slices.float())
+        z = step.attend(self.spec, q, step.keep(k, v), bias=step.bias, sinks=self.sinks)  # [B, T, H, Dh]
+        return write(self.o, step.see("attn.z", z), step, "attn")
 
 
 class CrossAttention(Attention):
@@ -96,7 +98,7 @@ class CrossAttention(Attention):
         q = step.see("cross.q_rot", self.normed(self.q_norm, q))
         kv = step.keep_source(lambda: self.read(step.source, step))
         z = step.attend(self.spec, q, kv, name="cross")  # [B, T, H, Dh]
-        return self.write(step.see("cross.z", z), step, "cross")
+        return write(self.o, step.see("cross.z", z), step, "cross")
 
     def read(self, source: Float[Tensor, "B S D"], step: LayerStep) -> tuple[Tensor, Tensor]:
         """The source's keys and values [B, S, Hkv, Dh]."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from glassformer.errors import ConfigError
 from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder
-from glassformer.nn.position import LearnedPositions
+from glassformer.nn.position import LearnedPositions, RelativePositions
 
 PAIRS = 6  # of a head's rotary pairs, the fastest: they tell neighbours apart
 SUBLAYERS = ("attn.o", "cross.o", ".mlp")  # each writes to the residual stream once
@@ -47,7 +47,7 @@ def init_weights(
     modules = dict(model.named_modules())
     writers = Counter(name.startswith("encoder.") for name in modules if name.endswith(SUBLAYERS))
     for name, module in modules.items():
-        if isinstance(module, nn.Linear | nn.Embedding | LearnedPositions):
+        if isinstance(module, nn.Linear | nn.Embedding | LearnedPositions | RelativePositions):
             writes = name.endswith(WRITERS)
             scale = (out_std or std / math.sqrt(writers[name.startswith("encoder.")])) if writes else std
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0, scale, generator=generator))
@@ -71,7 +71,7 @@ def init_glorot(model: Decoder, seed: int) -> Decoder:
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if not isinstance(module, nn.Linear | nn.Embedding | LearnedPositions):
+        if not isinstance(module, nn.Linear | nn.Embedding | LearnedPositions | RelativePositions):
             continue
         drawn = torch.empty(module.weight.shape)
         if isinstance(module, nn.Linear) and module is not model.head:

@@ -18,7 +18,7 @@ from glassformer.config import EncoderConfig, ModelConfig
 from glassformer.errors import CapacityError
 from glassformer.nn.attention import spec_of
 from glassformer.nn.norm import make_norm
-from glassformer.nn.position import LearnedPositions, SinusoidalPositions
+from glassformer.nn.position import RelativePositions, make_positions
 from glassformer.nn.residual import Block
 from glassformer.nn.step import Source, Step
 
@@ -34,13 +34,13 @@ class Stack(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model) if embed is None else embed
-        if config.positions == "learned":
-            self.positions = LearnedPositions(config.context_length, config.d_model)
-        else:
-            self.positions = SinusoidalPositions(config.d_model) if config.positions == "sinusoidal" else None
+        self.positions = make_positions(config)
+        self.embed_norm = make_norm(config.embed_norm, config.d_model)
         self.blocks = nn.ModuleList(Block(layer, config.d_model) for layer in config.layers)
         self.norm = make_norm(config.final_norm, config.d_model)
         attentions = [layer.attention for layer in config.layers]
+        heads, causal = attentions[0].n_heads, attentions[0].causal
+        self.relative_positions = None if config.relative is None else RelativePositions(config.relative, heads, causal)
         self.specs = {spec_of(attention) for attention in attentions}
         self.specs |= {spec_of(layer.cross, source=True) for layer in config.layers if layer.cross is not None}
         self.ropes = {(a.rope, a.head_dim) for a in attentions if a.rope is not None}
@@ -55,16 +55,29 @@ class Stack(nn.Module):
         x = step.see("embed.tokens", self.embed(ids))
         if self.config.embed_scale != 1:
             x = x * self.embed_scale(x.dtype)
+        x = self.typed(x, step)
         if self.positions is not None:
             x = x + step.see("embed.positions", self.positions(step.positions).to(x.dtype))
-        return step.see("embed.out", x)
+        return step.see("embed.out", self.embed_norm(x))
 
     def above(self, x: Float[Tensor, "B T D"], step: Step, first: int = 0) -> Float[Tensor, "B T D"]:
         """From what enters block `first` to the residual stream after the last one, normed."""
+        bias = self.score_bias(step)
         for i, block in enumerate(self.blocks):
             if i >= first:
-                x = block(x, step.layer(i))
+                x = block(x, step.layer(i, bias))
         return step.see("final.norm", self.norm(x))
+
+    def typed(self, x: Float[Tensor, "B T D"], step: Step) -> Float[Tensor, "B T D"]:
+        """The embedding with what tells types of tokens apart: nothing, but in an encoder that stands by itself."""
+        return x
+
+    def score_bias(self, step: Step) -> Float[Tensor, "#B H T S"] | None:
+        """What the scores of every layer get added: the bias of relative positions, where there is one."""
+        if self.relative_positions is None:
+            return None
+        view = step.view(next(spec for spec in self.specs if not spec.source))
+        return self.relative_positions(view.queries, view.keys)
 
     def embed_scale(self, dtype: torch.dtype) -> float:
         """What the embedding is multiplied by."""
@@ -85,7 +98,8 @@ class Decoder(Stack):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.head = None if config.tied_head else nn.Linear(config.d_model, config.vocab_size, config.head_bias)
+        self.head = None if config.tied_head else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
 
     def embed_scale(self, dtype: torch.dtype) -> float:
         scale = self.config.embed_scale
@@ -98,10 +112,14 @@ class Decoder(Stack):
 
     def logits(self, hidden: Float[Tensor, "*B D"], step: Step) -> Float[Tensor, "*B V"]:
         """The language-modelling head."""
-        logits = F.linear(hidden, self.embed.weight) if self.head is None else self.head(hidden)
+        logits = F.linear(self.scaled(hidden), self.head_weight, self.head_bias)
         if (cap := self.config.logit_softcap) is not None:
             logits = cap * torch.tanh(logits / cap)
         return step.see("final.logits", logits)
+
+    def scaled(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """What the head reads, times its scale."""
+        return hidden if self.config.head_scale == 1 else hidden * self.config.head_scale
 
     def forward(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T V"]:
         return self.logits(self.hidden(ids, step), step)

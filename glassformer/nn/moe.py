@@ -43,7 +43,7 @@ class MoE(nn.Module):
 
     def score(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B E"]:
         """How well each expert fits each token."""
-        if not self.config.float32_router:
+        if not self.config.float32_router or x.dtype == torch.float32:
             return self.router(x)
         bias = None if self.router.bias is None else self.router.bias.float()
         return F.linear(x.float(), self.router.weight.float(), bias)

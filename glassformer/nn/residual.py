@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from glassformer.config import LayerConfig
 from glassformer.nn.attention import Attention, CrossAttention
+from glassformer.nn.latent import LatentAttention
 from glassformer.nn.mlp import MLP
 from glassformer.nn.moe import MoE
 from glassformer.nn.norm import make_norm
@@ -44,7 +45,8 @@ class Block(nn.Module):
     def __init__(self, config: LayerConfig, d_model: int):
         super().__init__()
         self.parallel, self.shared_norm = config.parallel, config.shared_norm
-        self.attn = Attention(config.attention, d_model)
+        kind = Attention if config.attention.latent is None else LatentAttention
+        self.attn = kind(config.attention, d_model)
         self.mlp = MLP(config.mlp, d_model) if config.experts is None else MoE(config.experts, config.mlp, d_model)
         self.attn_residual = Residual("attn", config, d_model)
         self.mlp_residual = Residual("mlp", config, d_model, bare=config.shared_norm)

@@ -78,7 +78,7 @@ class Step:
     `positions` [B or 1, T] count the tokens a row holds, from 0; `padded` says that some are -1, padding at the right.
     Without a cache the pass sees its own tokens alone; `documents` [B, T] then says which document of a packed row a
     token belongs to, and attention never crosses from one to another. `source` is what cross-attention reads; a cache
-    that was made for a source has it already.
+    that was made for a source has it already. `types` [B, T] are of a model that tells types of tokens apart.
     """
 
     def __init__(
@@ -90,10 +90,11 @@ class Step:
         tap: Tap | None = None,
         documents: Int[Tensor, "B T"] | None = None,
         source: Source | None = None,
+        types: Int[Tensor, "B T"] | None = None,
         padded: bool = False,
     ):
         assert cache is None or documents is None, "a cache says itself what a row sees; documents are of packed rows"
-        self.positions, self.documents, self.padded = positions, documents, padded
+        self.positions, self.documents, self.types, self.padded = positions, documents, types, padded
         self.source = cache.source if source is None and cache is not None else source
         self.cache, self.backend, self.tap = cache, attend, tap
         self.prefix = ""
@@ -173,9 +174,9 @@ class Step:
         same = self.documents[:, :, None] == self.documents[:, None, :]
         return self.positions[:, None].where(same, -1).amax(-1) + 1
 
-    def layer(self, i: int) -> LayerStep:
-        """The same pass, bound to layer `i`."""
-        return LayerStep(self, f"{self.prefix}blocks.{i}.", None if self.cache is None else self.cache.layer(i))
+    def layer(self, i: int, bias: Tensor | None = None) -> LayerStep:
+        """The same pass, bound to layer `i`. `bias` [#B, H, T, S] is what its own scores get added (T5)."""
+        return LayerStep(self, f"{self.prefix}blocks.{i}.", None if self.cache is None else self.cache.layer(i), bias)
 
     def see(self, name: str, value: Tensor) -> Tensor:
         """Let the tap look at a point outside the blocks."""
@@ -188,10 +189,10 @@ class Step:
 class LayerStep:
     """A `Step` bound to one layer. A block never learns which."""
 
-    __slots__ = ("prefix", "slot", "step", "tap")
+    __slots__ = ("bias", "prefix", "slot", "step", "tap")
 
-    def __init__(self, step: Step, prefix: str, slot: Slot | None):
-        self.step, self.prefix, self.slot, self.tap = step, prefix, slot, step.tap
+    def __init__(self, step: Step, prefix: str, slot: Slot | None, bias: Tensor | None = None):
+        self.step, self.prefix, self.slot, self.tap, self.bias = step, prefix, slot, step.tap, bias
 
     def rotation(self, rope: RopeConfig, head_dim: int) -> tuple[Tensor, Tensor]:
         return self.step.rotation(rope, head_dim)
@@ -225,14 +226,14 @@ class LayerStep:
     ) -> Float[Tensor, "B T H Dv"]:
         """softmax(q k^T * scale) v. An edit of scores or probabilities selects the definition, which has them."""
         view = self.step.view(spec)
-        if self.wants(f"{name}.scores") or self.wants(f"{name}.probs"):
+        if self.wants(f"{name}.scores", f"{name}.probs"):
             see = lambda end, value: self.see(f"{name}.{end}", value)  # noqa: E731
             return attend_math(spec, q, kv, view, bias, sinks, see)[0]
         return self.step.backend(spec, q, kv, view, bias, sinks)
 
-    def wants(self, name: str) -> bool:
-        """Whether the tap changes a point that this pass would not make."""
-        return self.tap is not None and self.tap.wants(self.prefix + name)
+    def wants(self, *names: str) -> bool:
+        """Whether the tap looks at any of these points of this layer."""
+        return self.tap is not None and any(self.tap.wants(self.prefix + name) for name in names)
 
     def see(self, name: str, value: Tensor) -> Tensor:
         """Let the tap look at a point of this layer; returns what flows on."""

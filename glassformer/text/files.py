@@ -9,12 +9,13 @@ from pathlib import Path
 from glassformer.errors import TokenizerError
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
+SIDES = ("source.spm", "target.spm", "vocab.json")
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a folder's tokenizer, and their format: json, sentencepiece, ranks, bpe or wordpiece."""
+    """The files of a folder's tokenizer, and their format: json, sentencepiece, sides, ranks, bpe or wordpiece."""
 
     format: str
     paths: tuple[Path, ...]
@@ -24,10 +25,11 @@ def find_tokenizer(folder: Path) -> Found | None:
     """What a folder's tokenizer is kept in, the first of these that is there; None where there is none of them.
 
     1. `tokenizer.json`, of the `tokenizers` library;
-    2. a SentencePiece model, under one of the names of SENTENCEPIECE; where it is a text, the ranks of 4;
-    3. `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe`: byte-level BPE as GPT-2 kept it;
-    4. one `*.tiktoken`: tokens in base64, each with its rank;
-    5. `vocab.txt`: WordPiece, as BERT kept it.
+    2. a SentencePiece model, under one of the names of SENTENCEPIECE; where it is a text, the ranks of 5;
+    3. `source.spm`, `target.spm` and `vocab.json`: a SentencePiece model for each side of a translator;
+    4. `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe`: byte-level BPE as GPT-2 kept it;
+    5. one `*.tiktoken`: tokens in base64, each with its rank;
+    6. `vocab.txt`: WordPiece, as BERT kept it.
 
     Raises TokenizerError for half of a pair, and for several files of ranks.
     """
@@ -36,12 +38,12 @@ def find_tokenizer(folder: Path) -> Found | None:
     for name in SENTENCEPIECE:
         if (path := folder / name).exists():
             return Found("ranks" if _is_ranks(path) else "sentencepiece", (path,))
-    for pair in PAIRS:
+    for pair in (SIDES, *PAIRS):
         paths = tuple(folder / name for name in pair)
         there = [path.exists() for path in paths]
         if all(there):
-            return Found("bpe", paths)
-        if any(there):
+            return Found("sides" if pair is SIDES else "bpe", paths)
+        if any(there[:2] if pair is SIDES else there):
             raise TokenizerError(f"{paths[there.index(False)]} is missing beside {paths[there.index(True)].name}")
     ranks = sorted(folder.glob("*.tiktoken"))
     if len(ranks) > 1:

@@ -1,7 +1,7 @@
 """A folder's tokenizer, in whichever format it is kept; `files.find_tokenizer` says which is read first."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from glassformer.text.files import Found, find_tokenizer, read_text
 from glassformer.text.library import Core, LibraryCore
 from glassformer.text.patterns import CL100K, GPT2, LLAMA3, O200K, QWEN2, byte_level
 from glassformer.text.sentencepiece_core import SentencePieceCore
+from glassformer.text.sentencepiece_file import read_sentencepiece
+from glassformer.text.sentencepiece_pair import CONTROL, SentencePiecePair
 from glassformer.text.tokenizer import CONFIG, TEMPLATE, Tokenizer, template_text
 from glassformer.text.vocab import (
     BYTE_LEVEL,
@@ -36,6 +38,8 @@ BPE_CLASSES: dict[str, dict[str, str]] = {
     "BartTokenizer": ROBERTA,
     "LongformerTokenizer": ROBERTA,
 }
+SHIFTED = ("XLMRobertaTokenizer", "CamembertTokenizer")  # whose control tokens stand before all of a model's pieces
+MODEL_CLASSES = {"bart": "BartTokenizer", "roberta": "RobertaTokenizer", "t5": "T5Tokenizer"}  # where nothing says it
 WORDPIECE_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 
 RESERVED = "<|reserved_special_token_{}|>"
@@ -44,12 +48,12 @@ LLAMA3_CONTROL += ["<|end_header_id|>", RESERVED.format(4), "<|eot_id|>", *map(R
 FIM = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 
 # A file of ranks says neither how text is cut nor which the control tokens are: its number of tokens tells them.
-RANKS: dict[int, tuple[str, dict[str, int], dict[str, str]]] = {
+RANKS: dict[int, tuple[str, dict[str, int], dict[str, Any]]] = {
     50256: (GPT2, {END: 50256}, {"eos_token": END}),
     100256: (CL100K, {END: 100257} | {t: 100258 + i for i, t in enumerate(FIM)} | {"<|endofprompt|>": 100276},
              {"eos_token": END}),
     128000: (LLAMA3, {t: 128000 + i for i, t in enumerate(LLAMA3_CONTROL)},
-             {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}),
+             {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>", "add_bos_token": True}),
     151643: (QWEN2, {END: 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}, {"eos_token": END}),
     199998: (O200K, {END: 199999, "<|endofprompt|>": 200018}, {"eos_token": END}),
 }  # fmt: skip
@@ -64,7 +68,8 @@ def open_folder(folder: Path) -> Tokenizer:
     if found is None:
         raise TokenizerError(
             f"{folder} has no tokenizer: looked for tokenizer.json, a SentencePiece model (tokenizer.model, "
-            f"spiece.model, ...), vocab.json with merges.txt, encoder.json with vocab.bpe, *.tiktoken and vocab.txt"
+            f"spiece.model, ...), source.spm with target.spm and vocab.json, vocab.json with "
+            f"merges.txt, encoder.json with vocab.bpe, *.tiktoken and vocab.txt"
         )
     config = _json(folder / CONFIG) if found.format == "json" or (folder / CONFIG).exists() else {}
     template = read_text(folder / TEMPLATE) if (folder / TEMPLATE).exists() else None
@@ -98,6 +103,9 @@ def _older(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if (folder / "added_tokens.json").exists():
         given = {str(index): {"content": text} for text, index in _json(folder / "added_tokens.json").items()}
         merged["added_tokens_decoder"] = given | merged.get("added_tokens_decoder", {})
+    model = _json(folder / "config.json").get("model_type") if (folder / "config.json").exists() else None
+    if isinstance(model, str) and model in MODEL_CLASSES:
+        merged.setdefault("tokenizer_class", MODEL_CLASSES[model])
     return merged
 
 
@@ -127,13 +135,37 @@ def _content(entry: Any) -> Any:
 
 
 def _sentencepiece(found: Found, config: Mapping[str, Any], template: str) -> tuple[Core, dict[str, Any]]:
+    kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    if kind in SHIFTED:
+        raise TokenizerError(f"the ids of {kind} are not those of its model: its folder needs a tokenizer.json")
     data = found.paths[0].read_bytes()
     # "legacy" of Llama's tokenizer: each text between control tokens begins with a space of its own
-    inside = bool(config.get("legacy", False))
-    core = SentencePieceCore(
-        data, added_tokens(config, {}), name=found.paths[0].name, template=template, prefix_inside=inside
-    )
+    inside, added = bool(config.get("legacy", False)), added_tokens(config, {})
+    if kind == "T5Tokenizer":
+        inside, added = True, added + sentinels(data, config, {token.text for token in added})
+    core = SentencePieceCore(data, added, name=found.paths[0].name, template=template, prefix_inside=inside)
     return core, {}
+
+
+def sentinels(data: bytes, config: Mapping[str, Any], known: Collection[str]) -> list[Added]:
+    """The tokens that T5 marks a text's holes with, which its model lacks: the last id is <extra_id_0>'s."""
+    n = config.get("extra_ids", 100)
+    if type(n) is not int or n < 0:
+        raise TokenizerError(f"{CONFIG}: extra_ids must be a whole number of at least 0, got {n!r}")
+    names = [f"<extra_id_{i}>" for i in range(n)]
+    if all(name in known for name in names):
+        return []
+    pieces = [piece.text for piece in read_sentencepiece(data).pieces]
+    added = [(len(pieces) + n - 1 - i, name) for i, name in enumerate(names)]
+    return [Added(index, name, special=True) for index, name in added if name not in known and name not in pieces]
+
+
+def _sides(found: Found, config: Mapping[str, Any], template: str) -> tuple[Core, dict[str, Any]]:
+    if config.get("separate_vocabs") or found.paths[0].with_name("target_vocab.json").exists():
+        raise TokenizerError("its two sides have vocabularies of their own (separate_vocabs), which is not done here")
+    source, target, vocab = (path.read_bytes() for path in found.paths)
+    names = {key: _content(config.get(key)) or name for key, name in CONTROL.items()}
+    return SentencePiecePair((source, target, vocab), names), {}
 
 
 def _ranks(found: Found, config: Mapping[str, Any], template: str) -> tuple[Core, dict[str, Any]]:
@@ -194,4 +226,10 @@ def _wordpiece(found: Found, config: Mapping[str, Any], template: str) -> tuple[
 
 
 Reader = Callable[[Found, Mapping[str, Any], str], tuple[Core, dict[str, Any]]]
-READERS: dict[str, Reader] = {"sentencepiece": _sentencepiece, "ranks": _ranks, "bpe": _bpe, "wordpiece": _wordpiece}
+READERS: dict[str, Reader] = {
+    "sentencepiece": _sentencepiece,
+    "sides": _sides,
+    "ranks": _ranks,
+    "bpe": _bpe,
+    "wordpiece": _wordpiece,
+}

@@ -12,6 +12,7 @@ from glassformer.text.control import Added, control_tokens
 from glassformer.text.pieces import drops_first_space, token_table
 
 JSON = "tokenizer.json"
+SPACE = "▁"  # SentencePiece's: Gemma adds tokens for runs of it
 
 
 @runtime_checkable
@@ -36,6 +37,10 @@ class Core(Protocol):
 
     def encode_inside(self, text: str) -> list[int]:
         """The ids of a plain text that stands behind a control token."""
+        ...
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """The ids of plain texts two by two, framed as the files say, and of which type each token is."""
         ...
 
     def encode_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
@@ -79,7 +84,7 @@ class LibraryCore:
         ]
         self.special = control_tokens(self.added, template)
         passed = [token | {"special": token["content"] in self.special} for token in layout.get("added_tokens", [])]
-        self._passing = layout | {"added_tokens": passed}
+        self._passing = _unspelled(layout | {"added_tokens": passed}, self.special)
         self.plain = _passing_by(self._passing)  # another one, since a switch would not be thread-safe
         self.frame = self._frame()
         self.drops_first_space = drops_first_space(self.layout)
@@ -91,12 +96,17 @@ class LibraryCore:
     def encode_inside(self, text: str) -> list[int]:
         return self._inside.encode(text, add_special_tokens=False).ids
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        found = self.plain.encode_batch(list(pairs), add_special_tokens=True)
+        return [(encoding.ids, encoding.type_ids) for encoding in found]
+
     def encode_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         found = (self.marked if special else self.plain).encode(text, add_special_tokens=False)
         return found.ids, found.offsets
 
     def table(self) -> list[bytes | None]:
-        return token_table(self.layout, self.vocab, {token.id: token.text for token in self.added})
+        as_they_are = (token for token in self.added if token.text in self.special or SPACE not in token.text)
+        return token_table(self.layout, self.vocab, {token.id: token.text for token in as_they_are})
 
     def rebuild(self) -> tuple[Any, ...]:
         """Made again from its text: the library would forget which of its two tokenizers reads plain text."""
@@ -145,6 +155,19 @@ def _passing_by(layout: Mapping[str, Any]) -> tokenizers.Tokenizer:
     core = _open(layout)
     core.encode_special_tokens = True
     return core
+
+
+def _unspelled(layout: Mapping[str, Any], special: Mapping[str, int]) -> Mapping[str, Any]:
+    """The same pipeline, where no text spells a control token that stands among a unigram's pieces.
+
+    It is given a name with a space in it, which is ▁ in all that pieces are compared with.
+    """
+    if layout["model"].get("type") != "Unigram":
+        return layout
+    hidden = {name: f"{name} " for name in special}
+    pieces = [[hidden.get(piece, piece), score] for piece, score in layout["model"]["vocab"]]
+    added = [token | {"content": hidden.get(token["content"], token["content"])} for token in layout["added_tokens"]]
+    return {**layout, "model": layout["model"] | {"vocab": pieces}, "added_tokens": added}
 
 
 def _untrimmed(part: Any) -> Any:

@@ -78,6 +78,12 @@ class SentencePiece:
         cuts = self._spelled(normal)
         return [index for index, _, _ in cuts], [(origin[start], origin[end]) for _, start, end in cuts]
 
+    def pieces(self, text: str) -> list[tuple[str, tuple[int, int]]]:
+        """The pieces of a text as they are spelled, those that the model lacks too, and the characters of each."""
+        normal, origin = self.normalize(text)
+        spelled = lambda cut: normal[cut[1] : cut[2]] if cut[0] == self.unknown else self.model.pieces[cut[0]].text  # noqa: E731
+        return [(spelled(cut), (origin[cut[1]], origin[cut[2]])) for cut in self._spelled(normal)]
+
     def _spelled(self, normal: str) -> list[Cut]:
         """The cut text, where unknown characters are spelled in bytes, or else a run of them is one <unk>."""
         out: list[Cut] = []

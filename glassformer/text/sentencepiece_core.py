@@ -79,7 +79,7 @@ class SentencePieceCore:
         return [self._encode(text, self._cut_all if special else self._cut, known) for text in texts]
 
     def _encode(self, text: str, cut: Cutter, known: dict[str, list[int]], inside: bool = False) -> list[int]:
-        _check(text)
+        check_text(text)
         ids: list[int] = []
         for start, end, token in cut(text):
             if token is None:
@@ -91,11 +91,14 @@ class SentencePieceCore:
     def encode_inside(self, text: str) -> list[int]:
         return self._encode(text, self._cut, {}, inside=True)
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        raise TokenizerError("a SentencePiece model does not say how two texts stand in a row: a tokenizer.json does")
+
     def _prefix(self, start: int, inside: bool) -> bool:
         return self.prefix_inside or (start == 0 and not inside)
 
     def encode_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        _check(text)
+        check_text(text)
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for start, end, token in (self._cut_all if special else self._cut)(text):
@@ -138,7 +141,7 @@ def _defaults(model: SentencePieceFile) -> dict[str, Any]:
     return found
 
 
-def _check(text: str) -> None:
+def check_text(text: str) -> None:
     """TypeError for what is not Unicode text, as the other library raises it."""
     try:
         text.encode()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import TokenizerError
+from glassformer.text.control import Added, Cutter
 from glassformer.text.files import write_atomic
 from glassformer.text.library import JSON, Core, LibraryCore
 from glassformer.text.pieces import StreamDecoder
@@ -83,6 +84,16 @@ class Tokenizer:
         make, arguments = self.core.rebuild()
         return _rebuild, (make, arguments, self.config, self.chat_template)
 
+    @property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The ids that `encode` puts before and after a text."""
+        return list(self._before), list(self._after)
+
+    @property
+    def mask_id(self) -> int | None:
+        """The id that hides a place from a masked language model."""
+        return self._named("mask_token")
+
     # ---- text to ids
 
     def encode(self, text: str, *, special: bool = False, bare: bool = False) -> list[int]:
@@ -105,6 +116,39 @@ class Tokenizer:
         if bare or not (self._before or self._after):
             return rows
         return [self._before + ids + self._after for ids in rows]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Texts two by two, as one row each: the ids, and the type of every token (0 of the first text's, 1 of the
+        second's, where the tokenizer tells them apart).
+
+        Raises TokenizerError where the tokenizer does not say how two texts stand in a row.
+        """
+        if (self._before, self._after) != self.core.frame:
+            raise TokenizerError(f"{CONFIG} and the tokenizer disagree about add_bos_token: pairs have no frame")
+        try:
+            return self.core.encode_pairs(list(pairs))
+        except TypeError:
+            _refuse_surrogates([text for pair in pairs for text in pair])
+            raise
+
+    def encode_hidden(self, text: str) -> list[int]:
+        """`encode` of a text in which the name of the mask token ("[MASK]", "<mask>") stands for a hidden place.
+
+        All else in it is plain text. Raises TokenizerError where the tokenizer has no such token.
+        """
+        mask = self.mask_id
+        if mask is None:
+            raise TokenizerError("the tokenizer has no token that hides a place (mask_token)")
+        name = next(token for token, index in self.core.vocab.items() if index == mask)
+        added = next((token for token in self.core.added if token.id == mask), Added(mask, name))
+        ids: list[int] = []
+        for start, end, token in Cutter([added])(text):
+            part = text[start:end]
+            if token is not None:
+                ids.append(token)
+            else:
+                ids += self.core.encode_inside(part) if start else self.encode(part, bare=True)
+        return self._before + ids + self._after
 
     def encode_offsets(self, text: str, *, special: bool = False, bare: bool = False) -> Encoding:
         """`encode`, with the bytes of each token and the characters that it covers."""
@@ -157,6 +201,14 @@ class Tokenizer:
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self.special.values())
+
+    def of_targets(self) -> "Tokenizer":
+        """The tokenizer of what a translator writes: another one where each side has a SentencePiece model."""
+        from glassformer.text.sentencepiece_pair import SentencePiecePair
+
+        if not isinstance(self.core, SentencePiecePair):
+            return self
+        return Tokenizer(self.core.of_targets(), self.config, chat_template=self.chat_template)
 
     # ---- on disk
 

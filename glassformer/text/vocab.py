@@ -143,17 +143,18 @@ def ranks_layout(ranks: Mapping[bytes, int], pattern: str, added: Iterable[Added
 
     A merge of two tokens is thus every way to cut a token in two others, in the order of its rank.
     """
-    shown = byte_alphabet()
+    shown = str.maketrans({chr(byte): char for byte, char in byte_alphabet().items()})
 
     def spell(token: bytes) -> str:
-        return "".join(shown[byte] for byte in token)
+        return token.decode("latin-1").translate(shown)
 
     merges = []
     for token in sorted(ranks, key=ranks.__getitem__):
         halves = [(token[:at], token[at:]) for at in range(1, len(token))]
         known = [(a, b) for a, b in halves if a in ranks and b in ranks]
-        natural = _natural(token, ranks)
-        known.sort(key=lambda pair: (pair != natural, ranks[pair[0]], ranks[pair[1]]))
+        if len(known) > 1:
+            natural = _natural(token, ranks)
+            known.sort(key=lambda pair: (pair != natural, ranks[pair[0]], ranks[pair[1]]))
         merges += [(spell(a), spell(b)) for a, b in known]
     vocab = {spell(token): rank for token, rank in ranks.items()}
     added = list(added)
@@ -166,9 +167,13 @@ def ranks_layout(ranks: Mapping[bytes, int], pattern: str, added: Iterable[Added
 
 def _natural(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:
     """The two tokens that `token` is made of when its bytes are joined by rank."""
-    parts = [bytes([byte]) for byte in token]
+    parts, none = [bytes([byte]) for byte in token], len(ranks) << 8
+    found = [ranks.get(a + b, none) for a, b in pairwise(parts)]  # the rank of each two neighbours
     while len(parts) > 2:
-        found = [(ranks.get(a + b, len(ranks) << 8), at) for at, (a, b) in enumerate(pairwise(parts))]
-        _, at = min(found)
+        at = found.index(min(found))
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        del found[at]
+        for near in (at - 1, at):
+            if 0 <= near < len(found):
+                found[near] = ranks.get(parts[near] + parts[near + 1], none)
     return (parts[0], parts[1]) if len(parts) == 2 else None

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.config import ModelConfig, RecurrentConfig
+from glassformer.encoder_config import TextEncoderConfig
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import read_config
 from glassformer.families.shape import PairShape, RecurrentShape
@@ -48,6 +49,8 @@ def model_shape(model: str | Path) -> PairShape | RecurrentShape:
         sizes = asdict(config)
         del sizes["source_vocab_size"], sizes["target_vocab_size"]
         return RecurrentShape(**sizes)
+    if isinstance(config, TextEncoderConfig):
+        raise CheckpointError(f"{model} is an encoder, which writes nothing: it is no translator")
     if config.encoder is None:
         raise CheckpointError(f"{model} is a language model, which reads no source: go on with it by task lm")
     layer = config.layers[0]

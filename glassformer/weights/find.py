@@ -11,6 +11,7 @@ from glassformer.errors import CheckpointError
 from glassformer.text.files import find_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.weights.hub import fetch, is_hub_name
+from glassformer.weights.original import original_of
 from glassformer.weights.reader import read_json
 
 PACKAGED = {"stories": "a small model that ships with Glassformer, trained on its own generated stories"}
@@ -21,14 +22,23 @@ def find(path: str | Path, *, offline: bool = False) -> Path:
     """The model folder or file that a person means: what exists, then a model in the package, then one on the hub.
 
     A run folder means its best checkpoint, a folder with nothing but a GGUF file that file. CheckpointError where there
-    is none.
+    is none, or where it may not be looked at.
     """
+    try:
+        return _find(path, offline)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _find(path: str | Path, offline: bool) -> Path:
     folder = Path(path)
     if folder.is_file() and folder.suffix in FILES:
         return folder
     for one in (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last"):
         if (one / "config.json").exists():
             return one.resolve() if one is not folder else folder
+    if folder.is_dir() and original_of(folder) is not None:
+        return folder
     ggufs = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
     if len(ggufs) == 1:
         return ggufs[0]
@@ -68,15 +78,21 @@ def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Toke
 
 
 def ends_of(found: Path, metadata: Mapping[str, Any] | None = None) -> list[int]:
-    """The tokens that end a text, as generation_config.json or else config.json names them; or a GGUF file."""
+    """The tokens that end a text, as generation_config.json or else config.json names them; or a GGUF file, or
+    the layout that the folder is in."""
     metadata = metadata_of(found) if metadata is None else metadata
     if metadata:
         named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
         return [index for index in named if isinstance(index, int)]
     folder = found.parent if found.is_file() else found
+    if (one := original_of(found)) is not None:
+        return one.ends(read_json(folder / one.settings)) if one.settings else []
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
             ends = read_json(folder / name).get("eos_token_id")
             if ends is not None:
-                return ends if isinstance(ends, list) else [ends]
+                ends = ends if isinstance(ends, list) else [ends]
+                if not all(type(index) is int and index >= 0 for index in ends):
+                    raise CheckpointError(f"{folder / name}: eos_token_id must be token ids, got {ends}")
+                return ends
     return []

@@ -49,13 +49,15 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """The header of a GGUF file. CheckpointError where it is damaged, cut short, or claims more than the file has."""
-    with path.open("rb") as file:
-        try:
+    try:
+        with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:
-            raise CheckpointError(f"{path} is not a whole GGUF file: it is empty") from None
-        with data:
-            return _Parser(path, data).header()
+    except ValueError:
+        raise CheckpointError(f"{path} is not a whole GGUF file: it is empty") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    with data:
+        return _Parser(path, data).header()
 
 
 class _Parser:

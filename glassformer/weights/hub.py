@@ -1,19 +1,22 @@
 """Models by their name on the Hugging Face hub: `owner/name` or `owner/name@revision`, downloaded once and kept.
 
-The work is `huggingface_hub`'s: its cache, its resuming, its progress bar, its environment (HF_HOME, HF_ENDPOINT,
-HF_TOKEN, HF_HUB_OFFLINE).
+The work is `huggingface_hub`'s: its cache, its progress bar, its environment (HF_HOME, HF_ENDPOINT, HF_TOKEN,
+HF_HUB_OFFLINE). `resume.py` goes on with a large file that broke off.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from glassformer.errors import CheckpointError
+from glassformer.weights.resume import keep_parts
 
 NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 BESIDE = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # what lies beside the weights: config, tokenizer, template
-INSIDE = ("1_Pooling/config.json",)  # and in folders of its own
+LARGE = (".safetensors", ".bin", ".pth", ".gguf")
+INSIDE = re.compile(r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)")  # and in folders of its own
 
 
 def is_hub_name(name: str) -> bool:
@@ -28,24 +31,28 @@ def fetch(name: str, *, offline: bool = False) -> Path:
     it is not in the cache.
     """
     import huggingface_hub as hub
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     match = NAME.fullmatch(name)
     assert match is not None, f"{name} is no name on the hub"
     repo, revision = match["repo"], match["revision"]
-    wanted, why = None, "offline"
+    wanted, commit, why = None, None, "offline"
     if not (offline or hub.is_offline_mode()):
         try:
-            files = [file.rfilename for file in hub.HfApi().model_info(repo, revision=revision).siblings or []]
-            wanted = choose_files(files, name)
-        except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise CheckpointError(f"{name} cannot be had from the hub: {_first_line(error)}") from None
+            info = hub.HfApi().model_info(repo, revision=revision)
+            wanted, commit = choose_files([file.rfilename for file in info.siblings or []], name), info.sha
         except CheckpointError:
             raise
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500 or isinstance(error, RepositoryNotFoundError):
+                raise CheckpointError(f"{name} cannot be had from the hub: {_reason(error, revision)}") from None
+            why = f"the hub cannot be reached ({_first_line(error)})"
         except Exception as error:  # whatever the network does
             why = f"the hub cannot be reached ({_first_line(error)})"
     cached = wanted is None  # then its other files are looked at when they are opened
     try:
+        if wanted and commit:
+            keep_parts(repo, commit, [file for file in wanted if file.endswith(LARGE)])
         folder = hub.snapshot_download(
             repo, revision=revision, allow_patterns=wanted or ["config.json"], local_files_only=cached
         )
@@ -53,7 +60,8 @@ def fetch(name: str, *, offline: bool = False) -> Path:
         if cached:
             message = f"{name} is neither a folder nor a file here, and is not in the hub's cache: {why}"
             raise CheckpointError(message) from None
-        raise CheckpointError(f"{name} could not be downloaded: {_first_line(error)}") from None
+        reason = _reason(error, revision) if isinstance(error, HfHubHTTPError) else _first_line(error)
+        raise CheckpointError(f"{name} could not be downloaded: {reason}") from None
     return Path(folder)
 
 
@@ -61,8 +69,10 @@ def choose_files(files: list[str], name: str) -> list[str]:
     """What to download of a repository's files: one kind of weights, and what lies beside them."""
     top = [file for file in files if "/" not in file]
     beside = [file for file in top if file.endswith(BESIDE) and not file.endswith(".index.json")]
-    beside += [file for file in files if file in INSIDE]
-    for start, end in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+    inside = [file for file in files if INSIDE.fullmatch(file)]
+    twice = {f"{file.rpartition('/')[0]}/pytorch_model.bin" for file in inside if file.endswith(".safetensors")}
+    beside += [file for file in inside if file not in twice]
+    for start, end in (("model", ".safetensors"), ("pytorch_model", ".bin"), (r"consolidated(\.\d+)?", ".pth")):
         found = [file for file in top if re.fullmatch(rf"{start}(-\d+-of-\d+)?{re.escape(end)}(\.index\.json)?", file)]
         if found:
             return beside + found
@@ -72,6 +82,22 @@ def choose_files(files: list[str], name: str) -> list[str]:
     if ggufs:
         raise CheckpointError(f"{name} has several GGUF files: download the one you want ({', '.join(sorted(ggufs))})")
     raise CheckpointError(f"{name} has no weights that can be read: model.safetensors, pytorch_model.bin or GGUF")
+
+
+def _reason(error: Any, revision: str | None) -> str:
+    """What an answer of the hub means for who asked."""
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RevisionNotFoundError
+
+    status, path = error.response.status_code, error.response.url.path
+    if isinstance(error, GatedRepoError):
+        return f"its authors give access on request: ask for it on its page, then set HF_TOKEN ({status})"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {revision!r} ({status})"
+    if isinstance(error, EntryNotFoundError):
+        return f"{path} is not there ({status})"
+    if status in (401, 404):
+        return f"there is no such model, or it is private and HF_TOKEN must be set ({status})"
+    return f"the hub refuses it: is HF_TOKEN right? ({status})" if status == 403 else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -62,6 +62,10 @@ class TensorFile(Mapping[str, Tensor]):
         """What a tensor is read as; None where it cannot be a weight."""
         return FLOATS.get(self.kind(name))
 
+    def mapped(self, name: str) -> bool:
+        """Whether `file[name]` is the file's own bytes."""
+        return self.kind(name) in FLOATS
+
     @abstractmethod
     def rows(self, name: str, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
         """A tensor piece by piece: (first row, about a MB of rows). Each piece is overwritten by the next."""
@@ -127,7 +131,7 @@ class Reader(Mapping[str, Tensor]):
 
     def mapped(self, name: str) -> bool:
         """Whether `reader[name]` is the file's own bytes."""
-        return self.kind(name) in FLOATS
+        return self.files[name].mapped(name)
 
     def readable(self, name: str) -> str:
         return self.files[name].readable()

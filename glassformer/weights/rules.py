@@ -10,8 +10,9 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from glassformer.config import ModelConfig, RecurrentConfig
-from glassformer.families.family import Family, Rule
+from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
+from glassformer.errors import ConfigError
+from glassformer.families.family import AnyConfig, Family, Rule
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,10 @@ class Entry:
 
     `groups`: the tensor holds a part of each parameter, then the next part of each, and so on, in as many groups (for
     each key/value head its queries' rows, its key's, its value's). `paired`: the head_dim of a tensor in which the two
-    rows of a head that turn together are neighbours; 0 of others, where they are half a head apart, as in ours.
+    rows of a head that turn together are neighbours; 0 of others, where they are half a head apart, as in ours. Of such
+    a head the last `turning` rows turn, which come first in ours; 0: all. `float32`: see `Rule`.
+    `row`: a vector that is stored as a matrix of one row. `zeros`: what the parameters are where there is no such
+    tensor; `instead`: the tensor that holds them there.
     """
 
     theirs: str
@@ -28,21 +32,33 @@ class Entry:
     transposed: bool = False
     groups: int = 1
     paired: int = 0
+    row: bool = False
+    zeros: bool = False
+    instead: str = ""
+    turning: int = 0
+    float32: bool = False
 
     @property
     def moves(self) -> bool:
         """Whether numbers lie elsewhere than in ours."""
-        return self.transposed or self.groups > 1 or self.paired > 0
+        return self.transposed or self.groups > 1 or self.paired > 0 or self.row
 
     def order(self, n: int) -> Tensor:
         """Where each of theirs `n` rows lies in ours, where they are paired: 0, n/2, 1, n/2 + 1, ... of each head."""
-        return torch.arange(n).view(-1, 2, self.paired // 2).transpose(1, 2).reshape(-1)
+        turning = self.turning or self.paired
+        pairs = torch.arange(turning).view(2, -1).T.flatten()
+        head = torch.cat([torch.arange(turning, self.paired), pairs])
+        return (torch.arange(0, n, self.paired)[:, None] + head).flatten()
+
+    def dtype(self, asked: torch.dtype | None, own: torch.dtype) -> torch.dtype:
+        """What its numbers are loaded or saved in: as was asked, or as they are."""
+        return torch.float32 if self.float32 else asked or own
 
     def shape(self, parameters: dict[str, Tensor]) -> tuple[int, ...]:
         """The shape the checkpoint's tensor must have."""
         first = parameters[self.ours[0]].shape
         whole = (sum(parameters[name].shape[0] for name in self.ours), *first[1:])
-        return whole[::-1] if self.transposed else whole
+        return (1, *whole) if self.row else whole[::-1] if self.transposed else whole
 
     def place(self, sizes: list[int]) -> Tensor:
         """Which row of the parameters, laid one behind the other, each row of the checkpoint's tensor is."""
@@ -57,6 +73,8 @@ class Entry:
 
     def fill(self, values: list[Tensor], begin: int, rows: Tensor) -> None:
         """Copy rows of a checkpoint's tensor, from row `begin` on, to where they belong in the parameters."""
+        if self.row:
+            rows = rows[0]
         end, at = begin + len(rows), 0
         place = self.place([len(value) for value in values])[begin:end] if self.groups > 1 else None
         for value in values:
@@ -84,7 +102,7 @@ class Entry:
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.groups > 1:
             tensor = tensor[self.place([len(part) for part in parts])]
-        return (tensor.T if self.transposed else tensor).contiguous()
+        return (tensor[None] if self.row else tensor.T if self.transposed else tensor).contiguous()
 
 
 @dataclass(frozen=True)
@@ -124,42 +142,52 @@ class Stacked(Entry):
 
 def entries(
     family: Family,
-    config: ModelConfig | RecurrentConfig,
+    config: AnyConfig,
     parameters: Iterable[str],
     there: Collection[str] = (),
 ) -> list[Entry]:
     """The rules that apply to a model with these parameters: one entry per checkpoint tensor, layers written out.
 
     `there`: the tensors that a checkpoint has. Where it has those of `family.others`, these entries stand for those of
-    the parameters that they fill.
+    the parameters that they fill. ConfigError where a parameter has no place in a checkpoint of the family.
     """
     present = set(parameters)
     if family.rules is None:
         return [Entry(name, (name,)) for name in parameters]
-    assert isinstance(config, ModelConfig), "recurrent models are written as they are"
-    found = [entry for rule in family.rules for entry in _applied(rule, config, present)]
+    assert not isinstance(config, RecurrentConfig), "recurrent models are written as they are"
+    found = [entry for rule in family.rules_of(config) or () for entry in _applied(rule, config, present)]
     left = present.difference(*(entry.ours for entry in found))
-    assert not left, f"parameters without a rule in {family.name}: {sorted(left)}"
+    if left:
+        raise ConfigError(
+            f"a {family.architecture} checkpoint cannot describe this model: it has no place for {sorted(left)}"
+        )
     others = [entry for rule in family.others for entry in _applied(rule, config, present) if entry.theirs in there]
     filled = {name for entry in others for name in entry.ours}
     return others + [entry for entry in found if not filled.issuperset(entry.ours)]
 
 
-def _applied(rule: Rule, config: ModelConfig, present: set[str]) -> Iterator[Entry]:
+def _applied(rule: Rule, config: ModelConfig | EncoderConfig, present: set[str]) -> Iterator[Entry]:
     """One rule, layers and experts written out."""
     stacked = "{j}" in rule.ours[0] and "{j}" not in rule.theirs
+    encoder = config.encoder if isinstance(config, ModelConfig) else None
+    side = encoder if encoder is not None and rule.ours[0].startswith("encoder.") else config
     for _, same in groupby(_counted(rule.ours[0], present), lambda counted: counted.get("i") if stacked else counted):
         numbers = list(same)
         ours = tuple(_written_out(name, counted) for counted in numbers for name in rule.ours)
         if present.issuperset(ours):
             theirs = _written_out(rule.theirs, numbers[0])
-            layer = config.layers[int(numbers[0].get("i", 0))]
-            groups = layer.attention.n_kv_heads if rule.by_head else layer.mlp.d_ff if rule.by_turns else 1
-            paired = layer.attention.head_dim if rule.interleaved else 0
+            layer = side.layers[int(numbers[0].get("i", 0))]
+            attention = layer.attention
+            groups = attention.n_kv_heads if rule.by_head else layer.mlp.d_ff if rule.by_turns else 1
+            paired = 0 if not rule.interleaved else attention.kept if rule.kept else attention.head_dim
+            turning = 0 if attention.latent is None or attention.rope is None else attention.rope.dim or 0
             if stacked:
                 yield Stacked(theirs, ours, rule.transposed, groups, n=len(numbers))
             else:
-                yield Entry(theirs, ours, rule.transposed, groups, paired)
+                yield Entry(
+                    theirs, ours, rule.transposed, groups, paired, rule.row, rule.zeros, rule.instead,
+                    turning if paired else 0, rule.float32,
+                )  # fmt: skip
 
 
 def _counted(pattern: str, present: set[str]) -> list[dict[str, str]]:

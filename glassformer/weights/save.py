@@ -13,9 +13,8 @@ from torch import Tensor
 
 from glassformer.errors import CheckpointError
 from glassformer.families import family_of, write_config
-from glassformer.nn.model import Decoder
-from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.weights.atomic import replacing, write_text
+from glassformer.weights.checkpoint import AnyModel
 from glassformer.weights.rules import Entry, entries
 
 GgufKind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
@@ -23,7 +22,7 @@ SHARD = 5_000_000_000  # bytes of one file; above it there are several, and an i
 
 
 def save_model(
-    model: Decoder | RecurrentEncoderDecoder,
+    model: AnyModel,
     folder: str | Path,
     *,
     dtype: torch.dtype | None = None,
@@ -38,9 +37,9 @@ def save_model(
     goes last, since readers would follow it. CheckpointError where the disk is full.
     """
     folder = Path(folder)
-    raw = write_config(model.config)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     found = entries(family_of(model.config), model.config, parameters)
+    raw = write_config(model.config, [entry.theirs for entry in found])
     parts = _parts(found, parameters, dtype, shard)
     kind = dtype or parameters[found[0].ours[0]].dtype
     raw |= {"torch_dtype": str(kind).removeprefix("torch."), **(extra or {})}
@@ -50,8 +49,8 @@ def save_model(
         raise CheckpointError(f"{folder} could not be made: {error.strerror}") from error
 
     def tensors(part: list[Entry]) -> dict[str, Tensor]:
-        made = {entry.theirs: entry.join(parameters).cpu() for entry in part}
-        return {name: t.to(dtype or t.dtype) for name, t in made.items()}
+        made = {entry: entry.join(parameters).cpu() for entry in part}
+        return {entry.theirs: t.to(entry.dtype(dtype, t.dtype)) for entry, t in made.items()}
 
     index = folder / "model.safetensors.index.json"
     kept = {"model.safetensors"}
@@ -74,7 +73,7 @@ def save_model(
 
 
 def _nbytes(entry: Entry, parameters: dict[str, Tensor], dtype: torch.dtype | None) -> int:
-    return sum(p.numel() * (dtype or p.dtype).itemsize for p in (parameters[name] for name in entry.ours))
+    return sum(p.numel() * entry.dtype(dtype, p.dtype).itemsize for p in (parameters[name] for name in entry.ours))
 
 
 def _parts(

@@ -8,7 +8,7 @@ from glassformer.cache.dense import DenseCache
 from glassformer.cache.size import kept_numbers
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "deepseek_v2"])
 @pytest.mark.parametrize("n_tokens", [1, 4, 5, 6, 40])
 def test_kept_numbers(family, n_tokens):
     model = tiny(family)

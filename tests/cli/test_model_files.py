@@ -1,15 +1,19 @@
 """show, convert and verify, as a person uses them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from cli.test_cli import refused, said
 from generate.writers import make_tokenizer
-from tiny import tiny
+from tiny import tiny, tiny_pair, wake
+from tiny_translators import CONFIGS, PAIR_FAMILIES
 
 from glassformer.lm import LanguageModel, load
-from glassformer.weights import save_model
+from glassformer.nn.model import EncoderDecoder
+from glassformer.translator import load_translator
+from glassformer.weights import load_pair_model, save_model
 
 GREEDY = {"max_tokens": 12, "temperature": 0.0}
 
@@ -101,3 +105,69 @@ def test_verify_says_where_they_part(capfd, tmp_path):
     told = refused(capfd, "verify", tmp_path, "--tolerance", "1e-30")
     assert "GPT2LMHeadModel of transformers" in told
     assert "part at blocks.0." in told
+
+
+@pytest.fixture(scope="module", params=PAIR_FAMILIES)
+def pair(request, tmp_path_factory):
+    """A translator's folder as other tools leave it: how it is generated from, beside."""
+    folder, config, tokenizer = tmp_path_factory.mktemp("pair"), CONFIGS[request.param](), make_tokenizer()
+    size = tokenizer.vocab_size
+    config = replace(config, vocab_size=size, encoder=replace(config.encoder, vocab_size=size))
+    save_model(wake(EncoderDecoder(config)), folder, extra={"num_beams": 3, "eos_token_id": tokenizer.eos_id})
+    tokenizer.save(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 7, "max_length": 20}))
+    return folder
+
+
+def test_show_of_a_translator(capfd, pair):
+    facts = json.loads(said(capfd, "show", pair, "--json").out)
+    model = load_pair_model(pair)
+    assert facts["family"] == model.config.family
+    assert facts["parameters"] == sum(facts["parts"].values()) == sum(p.numel() for p in model.parameters())
+    parts = {"embedding", "attention", "attention to the source", "feed-forward", "norms"}
+    assert parts | {"encoder: attention", "encoder: feed-forward", "encoder: norms"} <= facts["parts"].keys()
+    assert not {name for name in facts["parts"] if "_" in name}, facts["parts"]
+    assert "attention to the source" in said(capfd, "show", pair).out
+
+
+def test_convert_of_a_translator(capfd, pair, tmp_path):
+    """Every bit, and how it is generated from, are kept; there is no GGUF form of it."""
+    said(capfd, "convert", pair, tmp_path / "b", "--shard-gb", "0.0001")
+    assert len(list((tmp_path / "b").glob("model-*.safetensors"))) > 1
+    ours, again = load_pair_model(pair), load_pair_model(tmp_path / "b")
+    assert again.config == ours.config
+    assert all(torch.equal(p, again.get_parameter(name)) for name, p in ours.named_parameters())
+    generation, config = (
+        json.loads((tmp_path / "b" / name).read_text()) for name in ("generation_config.json", "config.json")
+    )
+    own = {"eos_token_id": load_translator(pair).end, "num_beams": 3, "max_length": 20, "decoder_start_token_id": 7}
+    assert generation.items() >= own.items()
+    assert generation.keys() <= own.keys() | {"pad_token_id"}
+    assert config["decoder_start_token_id"] == 7
+    a, b = (load_translator(folder).translate("the cat", max_tokens=9) for folder in (pair, tmp_path / "b"))
+    assert a == b
+    assert "has no GGUF form here" in refused(capfd, "convert", pair, tmp_path / "a.gguf")
+    said(capfd, "convert", pair, tmp_path / "half", "--to", "BF16")
+    assert load_pair_model(tmp_path / "half").embed.weight.dtype == torch.bfloat16
+
+
+def test_verify_of_a_translator(capfd, pair, tmp_path):
+    facts = json.loads(said(capfd, "verify", pair, "--json", "--tolerance", "5e-5").out)
+    assert facts["first_difference"] is None
+    assert facts["tokens"] == 64
+    names = [place["point"] for place in facts["places"]]
+    assert {"encoder.blocks.2.attn.q", "blocks.1.cross.v", "final.logits"} <= set(names)
+    text = said(capfd, "verify", pair, "--text", "the cat").out
+    assert "the same:" in text
+    assert "encoder.blocks.0.resid_post" in text
+    assert said(capfd, "verify", pair / "model.safetensors", "--tokens", "9").out
+
+
+def test_a_translator_where_a_language_model_belongs(capfd, pair, folder):
+    assert "glassformer translate" in refused(capfd, "generate", pair, "the cat")
+    assert "glassformer generate" in refused(capfd, "translate", folder, "the cat")
+
+
+def test_what_transformers_does_not_open_is_not_verified(capfd, tmp_path):
+    save_model(tiny_pair("post", family="pair"), tmp_path)
+    assert "is of our own kind, pair" in refused(capfd, "verify", tmp_path)

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from tiny import FAMILIES, TOLERANCE, random_ids, tiny
+from tiny import FAMILIES, TOLERANCE, random_ids, tiny, wake
+from tiny_translators import CONFIGS, PAIR_FAMILIES
 
 from glassformer.config import change
 from glassformer.inspect.compare import compare
-from glassformer.nn.model import Decoder
-from glassformer.weights import load_model, save_model
+from glassformer.nn.model import Decoder, EncoderDecoder
+from glassformer.weights import load_model, load_pair_model, save_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -36,6 +37,21 @@ def test_the_same_model_parts_nowhere(both):
     assert names[0] == "embed.tokens"
     assert names[-2:] == ["final.norm", "final.logits"]
     assert {"embed.out", "blocks.0.resid_post", "blocks.1.resid_post"} <= set(names)
+
+
+@pytest.mark.parametrize("q_rank", [28, None])
+def test_latent_attention_parts_nowhere_and_is_seen(q_rank, tmp_path):
+    save_model(tiny("deepseek_v3", **{f"layers.{i}.attention.latent.q_rank": q_rank for i in range(3)}), tmp_path)
+    model, theirs = load_model(tmp_path, copy=True), transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = random_ids(model.config, 2, 20)
+    places = compare(model, theirs, ids)
+    assert first(places) is None
+    assert {f"blocks.1.attn.{end}" for end in ("x", "q", "latent", "out")} <= {place.point for place in places}
+    for parameter, point in (("kv_norm.weight", "latent"), ("q" if q_rank is None else "q.expand", "q")):
+        name = parameter if "." in parameter and "norm" in parameter else f"{parameter}.weight"
+        with torch.no_grad():
+            model.get_parameter(f"blocks.1.attn.{name}").view(-1)[5] += 0.1
+        assert first(compare(model, theirs, ids)) == f"blocks.1.attn.{point}"
 
 
 @pytest.mark.parametrize(("parameter", "point"), [
@@ -67,3 +83,46 @@ def test_a_setting_that_differs_shows_where_it_is_used(both):
         other = Decoder(change(model.config, path, value))
         other.load_state_dict(model.state_dict())
         assert first(compare(other.eval(), theirs, random_ids(model.config, 2, 20))) == point
+
+
+CROSS = ["cross.q", "cross.k", "cross.v", "cross.out"]
+
+
+@pytest.fixture(scope="module", params=PAIR_FAMILIES)
+def pair(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    save_model(wake(EncoderDecoder(CONFIGS[request.param]())), folder)
+    return folder, transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+
+def test_both_sides_of_an_encoder_decoder_part_nowhere(pair):
+    folder, theirs = pair
+    model = load_pair_model(folder)
+    sources = random_ids(model.encoder.config, 2, 30)
+    places = compare(model, theirs, random_ids(model.config, 2, 20), sources)
+    assert first(places) is None
+    names = [place.point for place in places]
+    inside = [end for end in EVERY if not end.endswith(".x") or model.config.layers[0].norm_at == ("pre",)]
+    for i in range(3):
+        assert {f"encoder.blocks.{i}.{end}" for end in inside} <= set(names)
+    for i in range(2):
+        assert {f"blocks.{i}.{end}" for end in inside + CROSS} <= set(names)
+    last = "blocks.1.resid_post" if model.config.final_norm is None else "final.norm"
+    assert names[-2:] == [last, "final.logits"]
+    assert {"encoder.embed.out", "encoder.blocks.1.resid_post", "blocks.0.resid_post"} <= set(names)
+
+
+@pytest.mark.parametrize(("parameter", "point"), [
+    ("encoder.blocks.1.attn.k.weight", "encoder.blocks.1.attn.k"),
+    ("encoder.blocks.2.mlp.down.weight", "encoder.blocks.2.mlp.out"),
+    ("blocks.0.attn.o.weight", "blocks.0.attn.out"),
+    ("blocks.1.cross.k.weight", "blocks.1.cross.k"),
+    ("blocks.1.cross.o.weight", "blocks.1.cross.out"),
+])  # fmt: skip
+def test_a_weight_of_either_side_that_differs_is_found(pair, parameter, point):
+    folder, theirs = pair
+    model = load_pair_model(folder, copy=True)
+    with torch.no_grad():
+        model.get_parameter(parameter).view(-1)[5] += 0.1
+    places = compare(model, theirs, random_ids(model.config, 2, 20), random_ids(model.config, 2, 30, 2))
+    assert next(place.point for place in places if place.off > 10 * TOLERANCE) == point

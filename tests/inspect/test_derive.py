@@ -96,9 +96,13 @@ def test_needs_are_enough():
         assert derive(model, name, few, step.view(spec)).error < 1e-5
 
 
-def test_the_queries_of_a_cached_pass_over_all_keys():
-    """Of a pass over the last tokens: keys and values of all passes, one behind the other, and their own mask."""
-    model = MODELS["qwen3"]
+@pytest.mark.parametrize("name", ["qwen3", "latents"])
+def test_the_queries_of_a_cached_pass_over_all_keys(name):
+    """Of a pass over the last tokens: keys and values of all passes, one behind the other, and their own mask.
+
+    The second pass absorbs where there are latents: what it shows of keys and values still explains its z.
+    """
+    model = MODELS[name]
     ids, cache, taps = random_ids(model.config, 1, 11), DenseCache.of(model.config, 1, 11), []
     for part in ids.split([7, 4], 1):
         taps.append(Everything())

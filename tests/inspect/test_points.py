@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import FAMILIES, pair_config, random_ids, run, run_cached, tiny, tiny_config
+from tiny import FAMILIES, assert_near, pair_config, random_ids, run, run_cached, tiny, tiny_config
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
 from glassformer.inspect import points
 from glassformer.nn.attend import KV, attend_sdpa
+from glassformer.nn.rope import rotate
 from glassformer.nn.step import Step
 
 SHAPES = {name: tiny_config(name) for name in FAMILIES}
@@ -23,6 +24,7 @@ MODELS = {
     "caps, windows, norms before and after": tiny("gemma2"),
     "experts in some layers": tiny("qwen3_moe"),
     "sinks, windows, experts with biases": tiny("gpt_oss"),
+    "latents": tiny("deepseek_v2", **{f"layers.{i}.experts.shared_d_ff": 72 for i in (1, 2)}),
     "a shared expert": tiny("mixtral", **{f"layers.{i}.experts.shared_d_ff": 16 for i in range(3)}),
 }
 
@@ -65,12 +67,17 @@ def changed_from_outside(model, name, delta, ids):
         return hooked(model, ids, after[name].register_forward_hook(add))
     _, number, end = name.split(".", 2)
     block = model.blocks[int(number)]
-    if end in ("attn.q_rot", "attn.k_rot"):
-        calls = iter(range(100))
+    latent = block.attn.config.latent is not None
+    if end in ("attn.q_rot", "attn.k_rot") or (latent and end in ("attn.k", "attn.v")):
+        calls, a = iter(range(100)), block.attn.config
+        turns = (None, None) if a.rope is None else Step.of(ids).rotation(a.rope, a.head_dim)
 
         def attend(spec, q, kv, view, bias=None, sinks=None):
             if next(calls) == int(number):
-                q, kv = (q + delta, kv) if end == "attn.q_rot" else (q, KV(kv.k + delta, kv.v))
+                q = q + delta if end == "attn.q_rot" else q
+                k = kv.k + delta if end == "attn.k_rot" else kv.k
+                k = k + rotate(delta, *turns) if end == "attn.k" else k
+                kv = KV(k, kv.v + delta if end == "attn.v" else kv.v)
             return attend_sdpa(spec, q, kv, view, bias, sinks)
 
         return run(model, ids, attend=attend)
@@ -80,7 +87,8 @@ def changed_from_outside(model, name, delta, ids):
         "attn.z": block.attn.o, "mlp.act": neurons.down,
     }  # fmt: skip
     after = {
-        "resid_post": block, "attn.q": block.attn.q, "attn.k": block.attn.k, "attn.v": block.attn.v,
+        "resid_post": block, "attn.q": block.attn.q, "attn.k": getattr(block.attn, "k", None),
+        "attn.v": getattr(block.attn, "v", None), "attn.latent": getattr(block.attn, "kv_norm", None),
         "attn.out": block.attn.o, "attn.add": block.attn_residual.out, "mlp.gate": neurons.gate,
         "mlp.up": neurons.up, "mlp.router": getattr(block.mlp, "router", None),
         "mlp.out": block.mlp, "mlp.add": block.mlp_residual.out,
@@ -109,7 +117,11 @@ def test_a_change_at_every_live_point_is_what_a_module_hook_makes(name):
         tap = Tap({point}, {point: delta})
         tapped = run(model, ids, tap=tap)
         assert list(tap.seen) == [point]
-        assert torch.equal(tapped, changed_from_outside(model, point, delta, ids)), point
+        outside = changed_from_outside(model, point, delta, ids)
+        if name == "latents" and point.endswith("attn.k"):
+            assert_near(tapped, outside)  # the sum is turned, and outside the sum of turned ones
+        else:
+            assert torch.equal(tapped, outside), point
         assert (tapped - plain).abs().max() > 1e-3 * plain.abs().max(), f"{point} does not reach the logits"
 
 
@@ -126,6 +138,7 @@ def test_axes_are_the_shapes(name):
     model = MODELS[name]
     c, a = model.config, model.config.layers[0].attention
     size = {"B": 2, "T": 11, "S": 11, "D": c.d_model, "V": c.vocab_size, "F": 72, "H": a.n_heads, "Hkv": a.n_kv_heads}
+    size |= {"Dv": a.v_dim, "C": a.latent.rank if a.latent else None}
     size |= {"Dh": a.head_dim, "#B": 1, "E": 6} | ({"F": 16} if name == "a shared expert" else {})
     tap = Everything()
     run(model, random_ids(c, 2, 11), tap=tap)

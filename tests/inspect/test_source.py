@@ -4,19 +4,22 @@ import numpy as np
 import pytest
 import torch
 from test_points import Everything, Tap
-from tiny import PAIRS, assert_near, pair_config, read, run, run_cached, tiny_pair
+from tiny import PAIRS, assert_near, pair_config, read, run, run_cached, tiny_pair, wake
+from tiny_translators import CONFIGS, PAIR_FAMILIES
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
 from glassformer.inspect import points
 from glassformer.inspect.derive import derive
 from glassformer.nn.attend import KV, attend_math, attend_sdpa
+from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
 
 MODELS = {name: tiny_pair(name) for name in PAIRS}
+MODELS |= {family: wake(EncoderDecoder(CONFIGS[family]())) for family in PAIR_FAMILIES}
 SOURCES, LENGTHS = torch.randint(83, (3, 9), generator=torch.Generator().manual_seed(1)), (9, 4, 1)
 IDS = torch.randint(83, (3, 7), generator=torch.Generator().manual_seed(2))
-EACH = pytest.mark.parametrize("name", PAIRS)
+EACH = pytest.mark.parametrize("name", MODELS)
 
 
 def whole(model, tap=None, attend=attend_sdpa, encoder_attend=attend_sdpa):
@@ -108,10 +111,12 @@ def test_the_registry_is_what_passes_the_tap_in_its_order(name):
 def test_axes_are_the_shapes(name):
     model, tap = MODELS[name], Everything()
     whole(model, tap)
-    a = model.config.layers[0].attention
     for point, value in tap.seen.items():
-        size = {"B": 3, "T": 9 if point.startswith("encoder.") else 7, "S": 9, "D": 48, "V": 97, "F": 72}
-        size |= {"H": a.n_heads, "Hkv": a.n_kv_heads, "Dh": a.head_dim, "#B": len(value)}
+        of_encoder = point.startswith("encoder.")
+        layer = (model.encoder if of_encoder else model).config.layers[0]
+        a = layer.attention
+        size = {"B": 3, "T": 9 if of_encoder else 7, "S": 9, "D": 48, "V": 97, "F": layer.mlp.d_ff}
+        size |= {"H": a.n_heads, "Hkv": a.n_kv_heads, "Dh": a.head_dim, "Dv": a.v_dim, "#B": len(value)}
         assert value.shape == tuple(size[axis] for axis in points.find(model.config, point).axes.split()), point
 
 
@@ -156,6 +161,27 @@ def test_derived_points_are_those_of_the_definition(name):
                 assert_near(got.value.sum(-2) + (0 if bias is None else bias), tap.seen[f"{layer}.out"])
             else:
                 assert torch.equal(got.value, inside[layer][end])
+
+
+@pytest.mark.parametrize("family", ["t5", "flan"])
+def test_a_relative_bias_is_in_the_scores(family):
+    """What is left of them beside the product is the learned number of each distance, one for all layers of a side."""
+    model, tap = MODELS[family], Everything()
+    reading = Step.of(SOURCES, tap=tap)
+    writing = Step.of(IDS, tap=tap, source=model.encode(SOURCES, reading))
+    model(IDS, writing)
+    near = [(0, 0, 0), (6, 5, 1), (5, 2, 3)]  # query, key, bucket
+    for prefix, stack, step, places in (
+        ("encoder.", model.encoder, reading, [*near, (8, 0, 5), (0, 3, 11), (2, 6, 12), (0, 8, 13)]),
+        ("", model, writing, [*near, (6, 0, 6)]),
+    ):
+        weight = stack.relative_positions.weight.detach()  # [buckets, H]
+        for i in range(stack.config.n_layers):
+            layer = f"{prefix}blocks.{i}.attn"
+            scores = derive(model, f"{layer}.scores", tap.seen, step.view(stack.blocks[i].attn.spec)).value
+            product = torch.einsum("bthd,bshd->bhts", *(tap.seen[f"{layer}.{part}_rot"] for part in "qk"))
+            for t, s, bucket in places:
+                assert_near(scores[:, :, t, s] - product[:, :, t, s], weight[bucket].expand(3, -1), 1e-4)
 
 
 @pytest.mark.parametrize("name", ["post", "rms"])

@@ -6,6 +6,7 @@ import torch
 from reference import run as reference
 from tiny import random_ids, run, tiny, tiny_config
 
+from glassformer.config import RelativeConfig
 from glassformer.errors import CapacityError, RequestError
 from glassformer.generate import loop
 from glassformer.inspect import again, points, reading
@@ -16,11 +17,14 @@ FAMILIES = (
     "qwen3", "llama", "gpt2", "mistral", "qwen2", "gpt_neox", "gemma", "gemma2", "gemma3_text", "phi", "olmo", "olmo2",
     "smollm3", "falcon", "stablelm", "mixtral", "qwen3_moe",
 )  # fmt: skip
-DECODERS = (*FAMILIES, "phi3", "gpt_oss", "olmoe")
+DECODERS = (*FAMILIES, "phi3", "gpt_oss", "olmoe", "deepseek_v2", "deepseek_v3", "relative")
 MADE: dict[str, LanguageModel] = {}
 
 
 def language(family: str) -> LanguageModel:
+    if family == "relative" and family not in MADE:  # a bias of scores for how far a key is
+        own = {f"layers.{i}.attention.rope": None for i in range(3)} | {"relative": RelativeConfig(8, 20)}
+        MADE[family] = LanguageModel(tiny("llama", **own))
     if family not in MADE:
         MADE[family] = LanguageModel(tiny(family))
     return MADE[family]
@@ -260,14 +264,15 @@ def test_one_head_of_a_long_text_takes_no_more_than_one_head(monkeypatch):
     """Never [H, T, S] of all heads: attention is computed for those that are asked for, a few at a time."""
     lm, seen = language("gpt2"), []
     t = lm.trace(text(lm, 60))
-    theirs = again.attend_math
-    monkeypatch.setattr(again, "attend_math", lambda spec, q, *a: seen.append(tuple(q.shape)) or theirs(spec, q, *a))
+    theirs = again.weigh
+    watch = lambda spec, q, k, *a: seen.append((*q.shape[:2], len(k))) or theirs(spec, q, k, *a)  # noqa: E731
+    monkeypatch.setattr(again, "weigh", watch)
     t.rows("blocks.1.attn.probs", head=2, query=50)
-    assert seen == [(1, 1, 1, 12)]
-    monkeypatch.setattr(again, "AT_ONCE", 60 * 60)
+    assert seen == [(1, 1, 51)]
+    monkeypatch.setattr(again, "AT_ONCE", 4 * 60 * 25)
     seen.clear()
     whole = t["blocks.1.attn.probs"].tensor
-    assert seen == [(1, 60, 1, 12)] * 4
+    assert seen == [(25, 4, 25), (25, 4, 50), (10, 4, 60)]
     near(t.rows("blocks.1.attn.probs", head=[3, 0], query=[59, 7]).tensor, whole[[3, 0]][:, [59, 7]], "probs")
 
 

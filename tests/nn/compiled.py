@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import torch
-from tiny import pair_config, random_ids, read, run, tiny, wake
+from tiny import pair_config, random_ids, read, run, tiny, tiny_config, wake
 
 from glassformer.cache.dense import DenseCache
 from glassformer.config import change
@@ -69,11 +69,22 @@ def training():
     return {"whole rows": found[0], "packed": found[1], "gradient": all(p.grad is not None for p in model.parameters())}
 
 
-def decoding(window, uneven=False):
-    """A prefill and 40 steps through a cache: how many graphs there are after each."""
-    config = tiny("qwen3").config
+def windows(window):
+    """The three layers, the second with a window."""
+    config = tiny_config("qwen3")
     for i in range(3):
         config = change(config, f"layers.{i}.attention.window", window if i == 1 else None)
+    return config
+
+
+def latents():
+    """Latent attention in all layers, and no experts: those are no whole graph."""
+    config = tiny_config("deepseek_v2")
+    return replace(config, layers=config.layers[:1] * 3)
+
+
+def decoding(config, uneven=False):
+    """A prefill and 40 steps through a cache: how many graphs there are after each."""
     model = wake(Decoder(config))
     ids, counts = random_ids(config, 2, 52), []
     want, graphs, cache, parts = run(model, ids), compiled(model), DenseCache.of(config, 2, 60), []
@@ -108,6 +119,7 @@ def with_a_source():
 
 torch.set_num_threads(1)
 print(json.dumps({
-    "plain": plain(), "training": training(), "full": decoding(None), "windows": decoding(5),
-    "uneven": decoding(None, True), "source": with_a_source(),
+    "plain": plain(), "training": training(), "full": decoding(windows(None)),
+    "windows": decoding(windows(5)), "uneven": decoding(windows(None), True), "source": with_a_source(),
+    "latents": decoding(latents()),
 }))  # fmt: skip

@@ -37,7 +37,7 @@ def test_training_compiles_once_for_whole_rows_and_once_for_packed_ones(found):
     assert found["training"]["packed"] <= 3
 
 
-@pytest.mark.parametrize(("kind", "most"), [("full", 2), ("windows", 4), ("uneven", 3), ("source", 2)])
+@pytest.mark.parametrize(("kind", "most"), [("full", 2), ("windows", 4), ("uneven", 3), ("source", 2), ("latents", 2)])
 def test_decoding_recompiles_nothing(found, kind, most):
     """One graph for the prefill and one for decoding, of each kind of layer: all there after two tokens."""
     graphs = found[kind]["graphs"]

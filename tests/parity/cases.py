@@ -3,6 +3,9 @@
 A change is a path of `change`; a path that begins with `*.` is of every layer.
 """
 
+import math
+from dataclasses import replace
+
 import pytest
 from tiny_families import CONFIGS
 
@@ -12,6 +15,10 @@ from glassformer.rope_scaling import LongScaling, YarnScaling
 transformers = pytest.importorskip("transformers")
 
 QWEN3_ROUTED, *_, QWEN3_PLAIN = CONFIGS["qwen3_moe"]().layers
+V2_PLAIN, V2_ROUTED, _ = CONFIGS["deepseek_v2"]().layers
+V3_PLAIN, V3_ROUTED, _ = CONFIGS["deepseek_v3"]().layers
+YARN = YarnScaling(4.0, 16, beta_fast=2.5, beta_slow=0.1, attention_factor=1.2)
+SHARPER = (0.1 * 0.43 * math.log(4.0) + 1) ** 2 / math.sqrt(14)
 
 # Settings beside the tiny model's own, each of which the other side must read from config.json and apply.
 VARIANTS = {
@@ -58,7 +65,7 @@ VARIANTS = {
         {"*.attention.window": None},
         {"layers.0.attention.window": 5, "layers.1.attention.window": None},
         {"tied_head": True, "*.attention.n_kv_heads": 4},
-        {"*.attention.rope.scaling": YarnScaling(4.0, 16, beta_fast=2.5, beta_slow=0.1, attention_factor=1.2)},
+        {"*.attention.rope.scaling": YARN},
     ],
     "gpt_neox": [
         {},
@@ -164,6 +171,31 @@ VARIANTS = {
         {"*.attention.bias": False, "*.attention.out_bias": False, "*.experts.top_k": 1},
         {"*.mlp.limit": 7.0, "*.attention.n_kv_heads": 4},
     ],
+    "deepseek_v2": [
+        {},
+        {"*.attention.latent.q_rank": None, "*.attention.scale": None},
+        {"*.attention.rope": RopeConfig(100.0, 8), "*.attention.scale": None, "tied_head": True},
+        {"*.attention.bias": False, "*.attention.out_bias": False, "*.attention.scale": SHARPER},
+        {
+            "*.attention.head_dim": 22,
+            "*.attention.scale": None,
+            "*.attention.latent.v_dim": 24,
+            "*.attention.latent.rank": 6,
+        },
+        {f"layers.{i}.experts": replace(V2_ROUTED.experts, n_groups=1, top_groups=1) for i in (1, 2)},
+        {"layers.0": V2_ROUTED, "layers.1.experts.scale": 1.7},
+        {"layers.1": V2_PLAIN, "*.mlp.activation": "gelu"},
+    ],
+    "deepseek_v3": [
+        {},
+        {"*.attention.latent.q_rank": None, "*.attention.scale": None},
+        {"*.attention.rope": RopeConfig(100.0, 8), "*.attention.scale": None, "tied_head": True},
+        {"*.attention.bias": False, "*.attention.out_bias": False, "*.attention.scale": SHARPER},
+        {"layers.1.experts.normed": False, "layers.2.experts.normed": False},
+        {"layers.0": V3_ROUTED, "layers.1.experts.top_k": 3},
+        {f"layers.{i}.experts": replace(V3_ROUTED.experts, n_groups=1, top_groups=1, group_best=1) for i in (1, 2)},
+        {"layers.1": V3_PLAIN, "layers.2.experts.shared_d_ff": 72},
+    ],
 }
 
 
@@ -182,6 +214,11 @@ NAMES = [f"{f}-{' '.join(f'{k}={v}' for k, v in c.items())[:60] or 'as it is'}" 
 SIZES = {
     "vocab_size": 89, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4,
     "max_position_embeddings": 48,
+}  # fmt: skip
+
+LATENT = {
+    "kv_lora_rank": 16, "qk_nope_head_dim": 10, "qk_rope_head_dim": 8, "v_head_dim": 7, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
 }  # fmt: skip
 
 HF_MADE = {
@@ -238,6 +275,22 @@ HF_MADE = {
         rope_parameters={
             "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 12,
             "truncate": False, "beta_fast": 2.0, "beta_slow": 0.1,
+        },
+    ),
+    "deepseek_v2": lambda: transformers.DeepseekV2Config(
+        **SIZES, **LATENT, q_lora_rank=None, n_routed_experts=6, first_k_dense_replace=1, topk_method="greedy",
+        n_shared_experts=2,
+        rope_scaling={
+            "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12, "beta_fast": 2.0, "beta_slow": 0.1,
+            "mscale": 1.5, "mscale_all_dim": 1.5,
+        },
+    ),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(
+        **SIZES, **LATENT, q_lora_rank=20, n_routed_experts=8, n_group=4, topk_group=2, first_k_dense_replace=2,
+        num_key_value_heads=4,
+        rope_scaling={
+            "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12, "beta_fast": 2.0, "beta_slow": 0.1,
+            "mscale": 1.0, "mscale_all_dim": 0.7,
         },
     ),
 }  # fmt: skip

@@ -10,11 +10,12 @@ from tiny import TOLERANCE, moved, pair_config, random_ids, randomise, run, tiny
 from tiny_families import DECODERS
 
 from glassformer.cache.dense import DenseCache
-from glassformer.config import ModelConfig, MoEConfig, NormConfig, RopeConfig, change
+from glassformer.config import ModelConfig, MoEConfig, NormConfig, RelativeConfig, RopeConfig, change
 from glassformer.errors import CapacityError, ConfigError
 from glassformer.families import read_config, write_config
 from glassformer.families.family import IGNORED
 from glassformer.families.plain import from_plain, to_plain
+from glassformer.latent_config import LatentConfig
 from glassformer.nn.model import Decoder
 from glassformer.rope_scaling import LinearScaling
 
@@ -29,8 +30,8 @@ OTHER = {
     "tied_head": [True, False],
     "head_bias": [True, False],
     "logit_softcap": [None, 3.0],
-    "positions": ["sinusoidal", None],
-    "final_norm": [None],
+    "positions": ["sinusoidal", "sinusoidal halves", "learned", None],
+    "final_norm": [None, RMS],
     "final_norm.kind": ["rms", "layer"],
     "final_norm.eps": [1.0],
     "final_norm.scale": [None, "weight", "float32 1+"],
@@ -47,7 +48,7 @@ OTHER = {
     "mlp.up_plus_one": [True, False],
     "mlp.bias": [True, False],
     "experts": [None, MoEConfig(6, 2)],
-    "experts.n_experts": [4, 8],
+    "experts.n_experts": [4, 8, 12],
     "experts.top_k": [1, 4],
     "experts.scores": ["softmax", "sigmoid"],
     "experts.normed": [True, False],
@@ -58,9 +59,9 @@ OTHER = {
     "experts.top_groups": [1, 2],
     "experts.group_best": [1, 2],
     "experts.shared_d_ff": [None, 16],
-    "attention.n_heads": [8],
+    "attention.n_heads": [8, 6],
     "attention.n_kv_heads": [2, 1],
-    "attention.head_dim": [8],
+    "attention.head_dim": [8, 18],
     "attention.scale": [1.0, 0.1],
     "attention.bias": [True, False],
     "attention.out_bias": [True, False],
@@ -77,21 +78,38 @@ OTHER = {
     "attention.rope.dim": [2, None],
     "attention.rope.scaling": [None, LinearScaling(3.0)],
     "attention.window": [3, 6, None],
+    "attention.latent": [None, LatentConfig(20, 10)],
+    "attention.latent.rank": [12],
+    "attention.latent.v_dim": [7],
+    "attention.latent.q_rank": [None, 9],
+    "attention.latent.eps": [0.3],
+    "embed_norm": [RMS, None],
+    "embed_norm.kind": ["rms", "layer"],
+    "embed_norm.eps": [1.0],
+    "embed_norm.scale": [None, "weight", "float32 1+"],
+    "position_offset": [1, 0],
+    "relative": [RelativeConfig(), None],
+    "relative.n_buckets": [8],
+    "relative.max_distance": [50],
+    "head_scale": [1.5],
     "embed_scale": [2.5],
-    "attention.causal": [False],
+    "attention.causal": [True, False],
     "cross": [replace(tiny_config("gpt2").layers[0].attention, causal=False)],
     "encoder": [pair_config("post").encoder],
-    "shared_embedding": [True],
+    "shared_embedding": [True, False],
 }
 REFUSED = {"layers.1.attention.causal", "layers.1.cross", "encoder", "shared_embedding"}  # in a decoder, each by itself
 SOMETIMES = {  # refused beside another setting of some of the families
     "context_length", "positions", "head_bias", "tied_head", "layers.1.attention.rope", "layers.1.parallel",
     "layers.1.attention.rope.dim",
+    "position_offset", "relative",
     "layers.1.shared_norm", "layers.1.norm_at", "layers.1.attention.qk_norm_over", "layers.1.norm.kind",
     "layers.1.norm.scale", "final_norm.kind", "final_norm.scale", "layers.1.attention.qk_norm",
     "layers.1.attention.qk_norm.kind", "layers.1.attention.qk_norm.scale", "layers.1.experts.top_groups",
     "layers.1.mlp.gated", "layers.1.mlp.limit", "layers.1.mlp.up_plus_one",
-    "layers.1.experts.group_best",
+    "layers.1.experts.group_best", *(f"layers.1.attention.{name}" for name in (
+        "n_heads", "n_kv_heads", "window", "clip", "softcap", "sinks", "latent",
+    )),
 }  # fmt: skip
 SILENT = {  # the first says which file format; the others show in lower precision only
     "family", "round_embed_scale", "layers.1.experts.float32_router",
@@ -107,13 +125,13 @@ def twin(value):
 
 
 def leaves(config, prefix=""):
-    """(path, key in OTHER, value) of every field; of the layers, the second one's."""
+    """(path, key in OTHER, value) of every field, an encoder's too; of the layers, the second one's."""
     for field in fields(config):
         value, path = getattr(config, field.name), prefix + field.name
         if field.name == "layers":
-            yield from leaves(value[1], "layers.1.")
-        elif path not in SILENT:
-            key = path.removeprefix("layers.1.")
+            yield from leaves(value[1], f"{prefix}layers.1.")
+        elif path.removeprefix("encoder.") not in SILENT:
+            key = path.removeprefix("encoder.").removeprefix("layers.1.").replace("cross.", "attention.")
             if not is_dataclass(value) or key in OTHER:
                 yield path, key, value
             if is_dataclass(value) and key != "attention.rope.scaling":  # those have a test of their own

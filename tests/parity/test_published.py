@@ -1,10 +1,14 @@
 """config.json files as they were published with checkpoints: every key is known, and means what it should."""
 
 import pytest
+from tiny_families import CONFIGS
 
-from glassformer.config import MoEConfig, NormConfig, RopeConfig
-from glassformer.families import read_config
-from glassformer.rope_scaling import BandScaling, LongScaling
+from glassformer.cache.size import kept_numbers
+from glassformer.config import MoEConfig, NormConfig, RopeConfig, change
+from glassformer.errors import ConfigError
+from glassformer.families import read_config, write_config
+from glassformer.latent_config import LatentConfig
+from glassformer.rope_scaling import BandScaling, LongScaling, YarnScaling
 
 EVERYWHERE = {
     "architectures": ["..."], "bos_token_id": 1, "eos_token_id": [2, 3], "initializer_range": 0.02,
@@ -186,6 +190,116 @@ def test_olmoe_1b_7b():
     )  # fmt: skip
     assert {layer.experts for layer in config.layers} == {MoEConfig(64, 8, normed=False)}
     assert config.layers[0].attention.qk_norm_over == "width"
+
+
+DEEPSEEK = {
+    "attention_bias": False, "attention_dropout": 0.0, "auto_map": {"AutoConfig": "..."}, "aux_loss_alpha": 0.001,
+    "ep_size": 1, "hidden_act": "silu", "max_position_embeddings": 163840, "moe_layer_freq": 1, "pretraining_tp": 1,
+    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "kv_lora_rank": 512, "v_head_dim": 128, "rms_norm_eps": 1e-06,
+    "rope_theta": 10000, "seq_aux": True, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def yarn(gain):
+    return {
+        "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": gain, "mscale_all_dim": gain,
+        "original_max_position_embeddings": 4096, "type": "yarn",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("lite", [True, False])
+def test_deepseek_v2_and_its_lite_form(lite):
+    sizes = {
+        "hidden_size": 2048, "intermediate_size": 10944, "moe_intermediate_size": 1408, "n_group": 1, "topk_group": 1,
+        "n_routed_experts": 64, "num_attention_heads": 16, "num_hidden_layers": 27, "q_lora_rank": None,
+        "routed_scaling_factor": 1.0, "topk_method": "greedy",
+    } if lite else {
+        "hidden_size": 5120, "intermediate_size": 12288, "moe_intermediate_size": 1536, "n_group": 8, "topk_group": 3,
+        "n_routed_experts": 160, "num_attention_heads": 128, "num_hidden_layers": 60, "q_lora_rank": 1536,
+        "routed_scaling_factor": 16.0, "topk_method": "group_limited_greedy",
+    }  # fmt: skip
+    config = published(
+        **DEEPSEEK, **sizes, model_type="deepseek_v2", first_k_dense_replace=1, n_shared_experts=2,
+        norm_topk_prob=False, num_experts_per_tok=6, num_key_value_heads=sizes["num_attention_heads"],
+        rope_scaling=yarn(0.707), scoring_func="softmax", vocab_size=102400,
+    )  # fmt: skip
+    plain, routed = config.layers[0], config.layers[-1]
+    assert [layer.experts is not None for layer in config.layers] == [False] + [True] * (config.n_layers - 1)
+    assert plain.attention.latent == LatentConfig(512, 128, None if lite else 1536)
+    assert plain.attention.kept == 576
+    assert plain.attention.rope.scaling == YarnScaling(40.0, 4096)  # cos and sin as they are
+    assert abs(plain.attention.scale - 0.1147213867) < 1e-9  # (0.0707 ln 40 + 1)^2 / sqrt(192)
+    groups = {} if lite else {"n_groups": 8, "top_groups": 3}
+    scale, n = (1.0, 64) if lite else (16.0, 160)
+    shared = 2 * routed.mlp.d_ff
+    assert routed.experts == MoEConfig(
+        n, 6, normed=False, scale=scale, float32_router=True, shared_d_ff=shared, **groups
+    )
+    assert read_config(write_config(config), "config.json") == config
+
+
+def test_deepseek_v3():
+    config = published(
+        **DEEPSEEK, model_type="deepseek_v3", first_k_dense_replace=3, hidden_size=7168, intermediate_size=18432,
+        moe_intermediate_size=2048, n_group=8, n_routed_experts=256, n_shared_experts=1, norm_topk_prob=True,
+        num_attention_heads=128, num_experts_per_tok=8, num_hidden_layers=61, num_key_value_heads=128,
+        num_nextn_predict_layers=1, q_lora_rank=1536, rope_scaling=yarn(1.0), routed_scaling_factor=2.5,
+        scoring_func="sigmoid", topk_group=4, topk_method="noaux_tc", vocab_size=129280,
+        quantization_config={
+            "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],
+        },
+    )  # fmt: skip
+    assert [layer.experts is not None for layer in config.layers] == [False] * 3 + [True] * 58
+    assert config.layers[3].experts == MoEConfig(
+        256, 8, "sigmoid", scale=2.5, float32_router=True, correction=True, n_groups=8, top_groups=4, group_best=2,
+        shared_d_ff=2048,
+    )  # fmt: skip
+    assert abs(config.layers[0].attention.scale - 0.1352337788) < 1e-9  # (0.1 ln 40 + 1)^2 / sqrt(192)
+    assert kept_numbers(config, 1) == 61 * 576
+    assert read_config(write_config(config), "config.json") == config
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.707, 0.1, 1.3, 0.7071067811865476, 1 / 3, 2 / 7])
+@pytest.mark.parametrize("factor", [1.5, 4.0, 40])
+def test_the_sharpening_of_yarn_is_written_as_it_was(gain, factor):
+    """Every bit of the scale, and of the number that it was made from, where that is a short one."""
+    raw = write_config(CONFIGS["deepseek_v3"]()) | {"rope_parameters": yarn(gain) | {"factor": factor}}
+    config = read_config(raw, "config.json")
+    written = write_config(config)["rope_parameters"]["mscale_all_dim"]
+    assert abs(written - gain) < 1e-14
+    assert written == gain or len(str(gain)) > 5
+    assert read_config(write_config(config), "config.json") == config
+
+
+def test_experts_in_every_other_layer():
+    raw = write_config(CONFIGS["deepseek_v2"]()) | {"num_hidden_layers": 7, "moe_layer_freq": 2}
+    for first, has in ((0, [0, 2, 4, 6]), (1, [2, 4, 6]), (3, [4, 6])):
+        config = read_config(raw | {"first_k_dense_replace": first}, "config.json")
+        assert [i for i, layer in enumerate(config.layers) if layer.experts is not None] == has
+        assert read_config(write_config(config), "config.json") == config
+    uneven = change(config, "layers.1", config.layers[4])
+    with pytest.raises(ConfigError, match="cannot describe this model"):
+        write_config(uneven)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "why"),
+    [
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob = True is not supported"),
+        ("deepseek_v2", {"mlp_bias": True}, "mlp_bias = True is not supported"),
+        ("deepseek_v2", {"topk_method": "greedy"}, "n_group = 3 is not supported, only 1, None"),
+        ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method = 'noaux_tc' is not supported"),
+        ("deepseek_v2", {"num_key_value_heads": 2}, "num_key_value_heads = 2 is not supported, only 4"),
+        ("deepseek_v2", {"qk_head_dim": 15}, "qk_head_dim = 15 is not supported, only 14"),
+        ("deepseek_v3", {"rope_interleave": False}, "rope_interleave = False is not supported"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func = 'softmax' is not supported"),
+        ("deepseek_v2", {"quantization_config": {"quant_method": "fp8"}}, "understand: quantization_config"),
+    ],
+    ids=str,
+)
+def test_what_deepseeks_files_could_say_and_is_not_done_is_refused(family, keys, why):
+    with pytest.raises(ConfigError, match=why):
+        read_config(write_config(CONFIGS[family]()) | keys, "config.json")
 
 
 def test_gpt_oss_20b():

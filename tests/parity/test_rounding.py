@@ -1,13 +1,16 @@
 """In bfloat16 the order of rounding shows: norms and scaled embeddings, to the bit, against `transformers`' modules."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from theirs import hf_run
 from tiny import random_ids, randomise, run, tiny
 from tiny_families import DECODERS
 
-from glassformer.config import NormConfig
+from glassformer.config import MLPConfig, NormConfig
 from glassformer.nn.model import Decoder
+from glassformer.nn.moe import MoE, route
 from glassformer.nn.norm import make_norm
 from glassformer.nn.step import Step
 from glassformer.weights import load_model, save_model
@@ -60,6 +63,29 @@ def test_the_embeddings_scale_is_rounded_or_not(rounded):
     with torch.no_grad():
         other(ids, Step.of(ids, tap=Keep()))
         assert torch.equal(seen["embed.out"], theirs(ids)) == rounded
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_router_is_as_exact_as_deepseeks(exact):
+    """Worked out in float32, what each expert is worth, which are chosen, and by how much."""
+    config = transformers.DeepseekV3Config(
+        hidden_size=48, n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2, routed_scaling_factor=1.7
+    )
+    theirs = MODELS.deepseek_v3.modeling_deepseek_v3.DeepseekV3TopkRouter(config)
+    moe = MoE(replace(tiny("deepseek_v3").config.layers[1].experts, float32_router=exact), MLPConfig(24), 48)
+    randomise(moe)
+    theirs.weight.data.copy_(moe.router.weight)
+    theirs.e_score_correction_bias.copy_(moe.correction)
+    theirs.weight.data = theirs.weight.data.bfloat16()
+    moe.router.bfloat16()
+    x = torch.randn(200, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+    logits, weights, chosen = theirs(x)
+    assert torch.equal(moe.score(x).float(), logits) == exact
+    if exact:
+        ours = route(moe.config, moe.score(x), moe.correction)
+        order, other = chosen.argsort(-1), ours[1].argsort(-1)
+        assert torch.equal(ours[1].gather(-1, other), chosen.gather(-1, order))
+        assert torch.allclose(ours[0].gather(-1, other), weights.gather(-1, order), rtol=1e-6)
 
 
 def off(actual, expected):

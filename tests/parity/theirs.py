@@ -24,9 +24,11 @@ def hf_run(hf, ids):
 
 @torch.no_grad()
 def hf_random(hf, seed=3):
-    """Every parameter random: matrices larger than they keep the size of what they multiply, the rest around 1."""
+    """Every parameter and saved buffer random: matrices larger than they keep the size of what they multiply, the rest
+    around 1."""
     generator = torch.Generator().manual_seed(seed)
-    for p in hf.parameters():
+    kept = hf.state_dict()
+    for p in [*hf.parameters(), *(b for name, b in hf.named_buffers() if name in kept)]:
         noise = torch.randn(p.shape, generator=generator)
         p.copy_(noise * p.shape[-1] ** -0.5 * 1.5 if p.ndim > 1 else 1 + 0.5 * noise)
     return hf.eval()

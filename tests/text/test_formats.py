@@ -233,6 +233,8 @@ BYTES = rank_lines({bytes([byte]): byte for byte in range(256)})
         ({"vocab.json": '{"a": "b"}', "merges.txt": ""}, "must be a JSON object: token -> id"),
         ({"vocab.json": '{"a": 0}', "merges.txt": "#version\na b\n"}, "line 2 of the merges .*: 'a b'"),
         ({"vocab.json": '{"a": 0}', "merges.txt": "", "tokenizer_config.json": '{"tokenizer_class": "Odd"}'}, "Odd"),
+        ({"spiece.model": b"\n\x05\n\x03abc", "tokenizer_config.json": '{"tokenizer_class": "XLMRobertaTokenizer"}'},
+         r"the ids of XLMRobertaTokenizer are not those of its model: its folder needs a tokenizer\.json"),
         ({"vocab.txt": "a\nb\n"}, r"vocab\.txt: the unk_token '\[UNK\]' is not in the vocabulary of 2 tokens"),
         ({"vocab.txt": "a\nb\na\n"}, "'a' stands twice"),
         ({"vocab.txt": b"\xff"}, r"vocab\.txt cannot be read"),

@@ -34,7 +34,7 @@ def fuse(family, folder):
     return tensors
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe", "deepseek_v2"])
 @pytest.mark.parametrize("copy", [False, True])
 def test_fused_experts_load_as_each_by_itself(family, copy, tmp_path):
     model = tiny(family)

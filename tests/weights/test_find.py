@@ -23,6 +23,7 @@ from glassformer.text.gguf import tokenizer_to_gguf
 from glassformer.weights.find import find
 from glassformer.weights.gguf_save import save_gguf
 from glassformer.weights.hub import choose_files
+from glassformer.weights.resume import check_part
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,6 +86,8 @@ class Hub(BaseHTTPRequestHandler):
     repo, sha = "someone/tiny-model", "a" * 40
     files: dict[str, bytes]
     cut: set[str]  # files whose first answer breaks off in the middle
+    stop: threading.Event | None = None  # where set, half of a large file is sent, and no more
+    refuse: tuple[int, dict[str, str]] | None = None  # what all is answered with
     seen: list[tuple[str, str, str | None]]
 
     def do_HEAD(self):
@@ -97,6 +100,8 @@ class Hub(BaseHTTPRequestHandler):
         path, ranged = self.path.partition("?")[0], self.headers.get("Range")
         self.seen.append((self.command, path, ranged))
         parts = path.strip("/").split("/")
+        if self.refuse is not None:
+            return self.send(self.refuse[0], b"{}", self.refuse[1], body)
         if path.startswith(f"/api/models/{self.repo}"):
             if "revision" in parts and parts[parts.index("revision") + 1] not in ("main", "v1", self.sha):
                 return self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
@@ -120,7 +125,12 @@ class Hub(BaseHTTPRequestHandler):
         for key, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if cut:
+        if self.stop is not None and len(data) > 1 << 24:
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            self.stop.wait()
+            self.close_connection = True
+        elif cut:
             self.cut.clear()
             self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()
@@ -181,8 +191,8 @@ def test_a_name_on_the_hub(hub, lm, folder, tmp_path):
     assert first == f"{Hub.repo} {no_cache}"
     assert {path.name for path in Path(out).iterdir()} == {path.name for path in folder.iterdir()}
     assert_same(load(out), lm)
-    assert nowhere.startswith("nobody/nothing cannot be had from the hub: 404")
-    assert never.startswith(f"{Hub.repo}@v9 cannot be had from the hub: 404")
+    assert nowhere.startswith("nobody/nothing cannot be had from the hub: there is no such model, or it is private")
+    assert never == f"{Hub.repo}@v9 cannot be had from the hub: it has no revision 'v9' (404)"
     loaded = sorted(path.rpartition("/")[2] for get, path, _ in handler.seen if get == "GET" and "/resolve/" in path)
     assert loaded == sorted(path.name for path in folder.iterdir()), "another file, or one twice"
 
@@ -209,6 +219,62 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(hub, tmp_path):
     assert 0 < int(ranges[1].removeprefix("bytes=").strip("-")) < len(whole) / 2
 
 
+def test_a_process_that_is_killed_does_not_download_twice(hub, tmp_path):
+    server, handler = hub
+    whole = os.urandom(1 << 20) * 20
+    handler.files["model.safetensors"], handler.stop = whole, threading.Event()
+    host, port = server.server_address
+    env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"http://{host}:{port}",
+           "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}  # fmt: skip
+    child = subprocess.Popen([sys.executable, "-c", FETCH, json.dumps([(Hub.repo, False)])], env=env)
+    while not (parts := [p for p in tmp_path.rglob("*.part") if p.stat().st_size >= 1 << 20]):
+        assert child.poll() is None
+    child.kill()
+    child.wait()
+    handler.stop.set()
+    handler.stop = None
+    size, _ = parts[0].stat().st_size, handler.seen.clear()
+    (out,) = fetch(server, tmp_path / "home", (Hub.repo, False))
+    assert (Path(out) / "model.safetensors").read_bytes() == whole
+    ranges = [ranged for get, path, ranged in handler.seen if get == "GET" and path.endswith("model.safetensors")]
+    assert ranges == [f"bytes={size}-"]
+
+
+def test_a_part_that_is_not_what_the_hub_says_is_not_kept(tmp_path):
+    part = tmp_path / "x.part"
+    for data, etag, size in ((b"abc", hashlib.sha256(b"abd").hexdigest(), 3), (b"abc", "ab", 4)):
+        part.write_bytes(data)
+        with pytest.raises(CheckpointError, match="w was downloaded, and is not what the hub says it is"):
+            check_part(part, "w", etag, size)
+        assert not part.exists()
+    part.write_bytes(b"abc")
+    check_part(part, "w", hashlib.sha256(b"abc").hexdigest(), 3)
+    assert part.exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (401, {"X-Error-Code": "RepoNotFound"}, "there is no such model, or it is private and HF_TOKEN must be set"),
+        (403, {"X-Error-Code": "GatedRepo"}, "its authors give access on request: ask for it on its page"),
+        (403, {}, r"the hub refuses it: is HF_TOKEN right\? \(403\)"),
+    ],
+)
+def test_what_the_hub_refuses(hub, tmp_path, status, headers, message, monkeypatch):
+    import huggingface_hub
+
+    from glassformer.weights.hub import fetch as fetch_here
+
+    server, handler = hub
+    handler.refuse = (status, headers)
+    api = huggingface_hub.HfApi(endpoint="http://{}:{}".format(*server.server_address))
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(CheckpointError, match=f"{Hub.repo} cannot be had from the hub: {message}"):
+        fetch_here(Hub.repo)
+
+
 def test_a_folder_here_comes_before_the_hub(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / Hub.repo)
@@ -222,8 +288,13 @@ def test_which_files_of_a_repository_are_wanted():
     pickled = ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "training_args.bin", "onnx/config.json"]
     assert sorted(choose_files(beside + safe + pickled, "a/b")) == sorted(beside + safe)
     assert sorted(choose_files(beside + pickled, "a/b")) == sorted([*beside, "pytorch_model.bin"])
+    inside = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "2_Dense/pytorch_model.bin"]
+    other = ["3_Dense/config.json", "3_Dense/pytorch_model.bin"]
+    assert sorted(choose_files(safe + inside + other, "a/b")) == sorted(safe + inside[:3] + other)
     assert choose_files(["README.md", "a.gguf"], "a/b") == ["a.gguf"]
     with pytest.raises(CheckpointError, match=r"several GGUF files.*a\.gguf, b\.gguf"):
         choose_files(["b.gguf", "a.gguf"], "a/b")
+    parts = ["params.json", "consolidated.00.pth", "consolidated.01.pth", "tokenizer.model"]
+    assert choose_files([*parts, "checklist.chk"], "a/b") == [*parts[::3], *parts[1:3]]
     with pytest.raises(CheckpointError, match="no weights that can be read"):
         choose_files(beside, "a/b")

@@ -1,0 +1,271 @@
+"""A model that reads texts, as a person uses it: embed them, compare them, fill hidden places, save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from glassformer.encoder_config import SentenceConfig, TextEncoderConfig
+from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
+from glassformer.nn.device import choose
+from glassformer.nn.encoder import TextEncoder
+from glassformer.nn.sentence import Sentence
+from glassformer.nn.step import Step, Tap
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.weights import load_text_encoder, save_model
+from glassformer.weights.checkpoint import open_checkpoint
+from glassformer.weights.find import find, tokenizer_of
+from glassformer.weights.sentence import read_sentence, transformer_of, write_sentence
+
+BATCH = 4096  # tokens that are read at a time, padding included: bounds memory
+ENDLESS = 10**9  # a tokenizer's model_max_length from here on means that it does not say
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A token that may stand in a hidden place, with its probability there. `text`: as it would be read."""
+
+    id: int
+    text: str
+    probability: float
+
+
+class Embedder:
+    """An encoder, its tokenizer, and how the states of a text become one vector.
+
+    limit: the most tokens a text may have. TokenizerError where the tokenizer has more tokens than the model.
+    """
+
+    def __init__(self, model: TextEncoder, tokenizer: Tokenizer, sentence: Sentence | None = None, *, source: str = ""):
+        self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.sentence = Sentence(SentenceConfig()) if sentence is None else sentence
+        size, said = model.config.vocab_size, tokenizer.config.get("model_max_length")
+        if tokenizer.vocab_size > size:
+            where = source or "embedder"
+            raise TokenizerError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, and the model {size}")
+        own = said if isinstance(said, int) and 1 <= said < ENDLESS else ENDLESS
+        self.limit = min(model.config.context_length, self.sentence.config.max_tokens or own)
+
+    @property
+    def config(self) -> TextEncoderConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed.weight.device
+
+    @property
+    def dimensions(self) -> int:
+        """How many numbers a vector has."""
+        config = self.sentence.config
+        sizes = [self.config.d_model * len(config.pools), *(one.d_out for one in config.after if one != "normalize")]
+        return min(sizes[-1], config.dimensions or sizes[-1])
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        truncate: bool = False,
+        progress: Progress | None = None,
+    ) -> Float[Tensor, "N E"]:
+        """One vector for each text, in float32 on the CPU. Texts in one batch do not change one another.
+
+        prompt: the name of a text that the model wants before these ("query", "document"); by default the one that it
+        names itself, if any. truncate: cut a text that is too long, at its end. progress: called with how many texts
+        are done, and of how many. CapacityError names the first text that is too long, RequestError an unknown prompt.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        before = self.prompt(prompt)
+        rows = self._rows(texts, before, truncate)
+        found = torch.empty(len(texts), self.dimensions)
+        skipped = 0 if self.sentence.config.with_prompt else self._length(before)
+        done = 0
+        for some in self._batches(rows):
+            found[some] = self._vectors([rows[i] for i in some], skipped)
+            done += len(some)
+            if progress is not None:
+                progress(done, len(rows))
+        return found
+
+    def prompt(self, name: str | None) -> str:
+        """The text of a prompt by its name; of None, what the model puts before a text of its own accord."""
+        config = self.sentence.config
+        name = config.prompt if name is None else name
+        if name is None:
+            return ""
+        if name not in config.prompts:
+            known = ", ".join(config.prompts) or "none"
+            raise RequestError(f"this model has no prompt {name!r}; it has: {known}", param="prompt")
+        return config.prompts[name]
+
+    def _rows(self, texts: list[str], before: str, truncate: bool) -> list[list[int]]:
+        """The ids of texts, framed and not too long."""
+        whole = [before + text for text in texts]
+        rows = self.tokenizer.encode_batch(
+            [text.lower() for text in whole] if self.sentence.config.lowercase else whole
+        )
+        after = self.tokenizer.frame[1]
+        for i, row in enumerate(rows):
+            where = f"text {i + 1} of {len(texts)}: " if len(texts) > 1 else ""
+            if not row:
+                raise RequestError(f"{where}there is nothing to read: the text is empty", param="text")
+            if len(row) > self.limit and not truncate:
+                raise CapacityError(
+                    f"{where}the text has {len(row)} tokens, and the model reads at most {self.limit}: "
+                    "give less of it, or cut it (truncate)"
+                )
+            if len(row) > self.limit:
+                rows[i] = row[: self.limit - len(after)] + after
+        return rows
+
+    def _length(self, prompt: str) -> int:
+        """How many tokens a prompt takes, with what the tokenizer puts before it."""
+        if not prompt:
+            return 0
+        text = prompt.lower() if self.sentence.config.lowercase else prompt
+        return len(self.tokenizer.frame[0]) + len(self.tokenizer.encode(text, bare=True))
+
+    def _batches(self, rows: list[list[int]]) -> Iterator[list[int]]:
+        """Numbers of rows, of like length together: little padding."""
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        at = 0
+        while at < len(order):
+            width = max(1, BATCH // len(rows[order[at]]))
+            yield order[at : at + width]
+            at += width
+
+    @torch.inference_mode()
+    def _vectors(self, rows: list[list[int]], skipped: int) -> Float[Tensor, "B E"]:
+        lengths = [len(row) for row in rows]
+        ids = torch.tensor([row + [0] * (max(lengths) - len(row)) for row in rows], device=self.device)
+        states = self.model(ids, Step.of(ids, lengths))
+        at = torch.arange(ids.shape[1], device=self.device)
+        counted = (at < torch.tensor(lengths, device=self.device)[:, None]) & (at >= skipped)  # [B, S]
+        if not counted.any(-1).all():
+            raise RequestError("there is nothing to pool behind the prompt: a text is empty", param="text")
+        return self.sentence(states, counted).float().cpu()
+
+    def similarity(self, a: Float[Tensor, "N E"], b: Float[Tensor, "M E"]) -> Float[Tensor, "N M"]:
+        """How alike vectors are, more being more, by what the model was trained for: `sentence.config.similarity`."""
+        match self.sentence.config.similarity:
+            case "cosine":
+                return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T
+            case "dot":
+                return a @ b.T
+            case "euclidean":
+                return -torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+            case "manhattan":
+                return -torch.cdist(a, b, p=1)
+
+    @torch.inference_mode()
+    def states(self, text: str, second: str | None = None, *, tap: Tap | None = None) -> Float[Tensor, "S D"]:
+        """What each token of a text, or of a pair of texts in one row, means where it stands; a tap may look."""
+        return self.model(*self._pass(text, second, tap))[0]
+
+    @torch.inference_mode()
+    def follows(self, first: str, second: str) -> float:
+        """The probability that the second text follows the first. RequestError where the model has no head for it."""
+        if self.model.next_sentence is None:
+            raise RequestError("this model has no head that tells whether a text follows another")
+        ids, step = self._pass(first, second, None)
+        return self.model.follows(self.model.pooled(self.model(ids, step), step), step)[0].softmax(-1)[0].item()
+
+    def _pass(self, text: str, second: str | None, tap: Tap | None) -> tuple[Tensor, Step]:
+        """The ids of one row [1, S], and its pass."""
+        ids, types = (self.tokenizer.encode(text), None) if second is None else self.pair(text, second)
+        self._check(ids)
+        row = torch.tensor([ids], device=self.device)
+        kinds = None if types is None or not self.config.n_token_types else torch.tensor([types], device=self.device)
+        return row, Step.of(row, types=kinds, tap=tap)
+
+    def pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """Two texts in one row, framed as the tokenizer says: the ids, and the type of each token."""
+        (found,) = self.tokenizer.encode_pairs([(first, second)])
+        return found
+
+    def _check(self, ids: list[int]) -> None:
+        if not ids:
+            raise RequestError("there is nothing to read: the text is empty", param="text")
+        if len(ids) > self.config.context_length:
+            limit = self.config.context_length
+            raise CapacityError(f"the text has {len(ids)} tokens, and the model's context holds {limit}")
+
+    @torch.inference_mode()
+    def fill(self, text: str, *, top: int = 5) -> list[list[Guess]]:
+        """The `top` likeliest tokens for each hidden place of a text, which the mask token's name stands for.
+
+        Each place is guessed by itself, from all that is not hidden. RequestError where the text hides none, or where
+        the model has no head to guess with.
+        """
+        if self.model.head is None:
+            raise RequestError("this model has no head that guesses hidden tokens: it was saved without one")
+        if type(top) is not int or not 1 <= top <= self.config.vocab_size:
+            raise RequestError(f"top must be from 1 to {self.config.vocab_size}, got {top!r}", param="top")
+        ids = self.tokenizer.encode_hidden(text)
+        mask = self.tokenizer.mask_id
+        places = [i for i, token in enumerate(ids) if token == mask]
+        if not places:
+            name = self.tokenizer.token_bytes(mask).decode() if mask is not None else ""
+            raise RequestError(f"the text hides no place: write {name} where a token is to be guessed", param="text")
+        self._check(ids)
+        row = torch.tensor([ids], device=self.device)
+        step = Step.of(row)
+        logits = self.model.logits(self.model(row, step)[0, places], step)  # [places, V]
+        best = logits.float().softmax(-1).topk(top)
+        return [
+            [Guess(id, self._spelled(id), value) for id, value in zip(*one, strict=True)]
+            for one in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def _spelled(self, token: int) -> str:
+        """A token as it would be read; "" where the tokenizer has none of this number."""
+        try:
+            return self.tokenizer.token_bytes(token).decode("utf-8", "replace")
+        except TokenizerError:
+            return ""
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, **how: Any) -> None:
+        """Write a folder that `transformers` and `sentence-transformers` open. `how`: as of `save_model`."""
+        save_model(self.model, folder, dtype=dtype, **how)
+        self.tokenizer.save(folder)
+        write_sentence(self.sentence, Path(folder), self.config.d_model)
+
+    def __repr__(self) -> str:
+        n = sum(p.numel() for p in self.model.parameters())
+        return f"Embedder({self.source or self.config.family}, {n / 1e6:.2f}M parameters, {self.dimensions} dimensions)"
+
+
+def load_embedder(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    ignore_keys: Sequence[str] = (),
+    offline: bool = False,
+) -> Embedder:
+    """An encoder's model folder, with or without what `sentence-transformers` lays beside, or `owner/name[@revision]`
+    on the hub. Where nothing says how states become one vector, it is their mean.
+
+    CheckpointError names what is missing or does not fit; ConfigError what is not understood, or a device or dtype that
+    cannot be used.
+    """
+    folder = find(transformer_of(Path(path)), offline=offline)
+    checkpoint = open_checkpoint(folder, tuple(ignore_keys))
+    where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
+    model = load_text_encoder(checkpoint, device=where, dtype=kind)
+    tokenizer = tokenizer_of(folder, checkpoint.metadata)
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} has no tokenizer, and an embedder reads texts")
+    beside = Path(path) if (Path(path) / "modules.json").exists() else folder.parent if folder.is_file() else folder
+    sentence = read_sentence(beside, model.config.d_model).to(device=where, dtype=kind)
+    return Embedder(model, tokenizer, sentence, source=str(folder))

@@ -1,0 +1,145 @@
+"""BART: the Transformer of 2017 with learned positions, and a norm behind the embedding (Lewis et al. 2020).
+
+Its positions begin in row 2 of their table. `final_logits_bias` is a bias of the logits, beside a tied head too; a
+checkpoint that was saved without a head has none, which is zeros. Models whose head is not the embedding's table, of
+which none is published, are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from glassformer.config import (
+    AttentionConfig,
+    EncoderConfig,
+    LayerConfig,
+    MLPConfig,
+    ModelConfig,
+    NormConfig,
+    Positions,
+)
+from glassformer.errors import ConfigError
+from glassformer.families.family import ACTIVATION_NAMES, Family, Fields, linear, rule
+
+OFFSET = 2  # the first row of a position
+
+
+def layer_rules(theirs: str, ours: str, source: bool) -> tuple[Any, ...]:
+    """Of one stack's layers; `source`: they read one."""
+    attentions = [("self_attn", "attn"), *([("encoder_attn", "cross")] if source else [])]
+    return (
+        *(
+            one
+            for name, short in attentions
+            for part, letter in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("out_proj", "o"))
+            for one in linear(f"{theirs}.{name}.{part}", f"{ours}.{short}.{letter}")
+        ),
+        *(
+            one
+            for name, short in attentions
+            for one in linear(f"{theirs}.{name}_layer_norm", f"{ours}.{short}_residual.post")
+        ),
+        *linear(f"{theirs}.fc1", f"{ours}.mlp.up"),
+        *linear(f"{theirs}.fc2", f"{ours}.mlp.down"),
+        *linear(f"{theirs}.final_layer_norm", f"{ours}.mlp_residual.post"),
+    )
+
+
+SHARED = (
+    rule("model.shared.weight", "embed.weight"),
+    *layer_rules("model.encoder.layers.{i}", "encoder.blocks.{i}", source=False),
+    *layer_rules("model.decoder.layers.{i}", "blocks.{i}", source=True),
+    rule("final_logits_bias", "head_bias", row=True, zeros=True),
+)
+RULES = (
+    *SHARED,
+    rule("model.encoder.embed_positions.weight", "encoder.positions.weight"),
+    rule("model.decoder.embed_positions.weight", "positions.weight"),
+    *linear("model.encoder.layernorm_embedding", "encoder.embed_norm"),
+    *linear("model.decoder.layernorm_embedding", "embed_norm"),
+)
+COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
+
+
+def read_stacks(raw: Fields, family: str, activation: str, positions: Positions, normed: bool) -> ModelConfig:
+    """What BART's and Marian's config.json have in common. `normed`: a norm stands behind the embedding."""
+    d_model, context = raw.size("d_model", 1024), raw.size("max_position_embeddings", 1024)
+    norm = NormConfig("layer", 1e-5)
+    kind = raw.activation("activation_function", activation)
+    scale = math.sqrt(d_model) if raw.flag("scale_embedding", False) else 1.0
+    for name, only in (
+        ("normalize_before", False), ("add_final_layer_norm", False), ("add_bias_logits", False),
+        ("normalize_embedding", normed), ("static_position_embeddings", positions != "learned"), ("is_decoder", False),
+        ("is_encoder_decoder", True),
+    ):  # fmt: skip
+        raw.only(name, only, None)
+
+    def layers(side: str, causal: bool) -> tuple[LayerConfig, ...]:
+        n_heads = raw.size(f"{side}_attention_heads", 16)
+        if d_model % n_heads:
+            raise ConfigError(f"{raw.source}: d_model {d_model} must be a multiple of {side}_attention_heads {n_heads}")
+        attention, cross = (
+            AttentionConfig(n_heads, n_heads, d_model // n_heads, bias=True, out_bias=True, causal=causal)
+            for causal in (causal, False)
+        )
+        mlp = MLPConfig(raw.size(f"{side}_ffn_dim", 4096), kind, gated=False, bias=True)
+        layer = LayerConfig(attention, mlp, norm, ("post",), cross if causal else None)
+        return (layer,) * raw.size(f"{side}_layers", 12)
+
+    vocab_size = raw.size("vocab_size")
+    shared: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "context_length": context,
+        "final_norm": None,
+        "positions": positions,
+        "embed_scale": scale,
+        "embed_norm": norm if normed else None,
+        "position_offset": OFFSET if positions == "learned" else 0,
+    }
+    encoder = EncoderConfig(layers=layers("encoder", causal=False), **shared)
+    raw.only("num_hidden_layers", encoder.n_layers, None)
+    raw.only("tie_word_embeddings", True)
+    return ModelConfig(
+        family=family,
+        layers=layers("decoder", causal=True),
+        tied_head=True,
+        head_bias=True,
+        encoder=encoder,
+        shared_embedding=True,
+        **shared,
+    )
+
+
+def read(raw: Fields) -> ModelConfig:
+    return read_stacks(raw, "bart", "gelu", "learned", normed=True)
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    assert config.encoder is not None
+    stacks = {"encoder": config.encoder.layers, "decoder": config.layers}
+    sizes = {
+        f"{side}_{name}": value
+        for side, layers in stacks.items()
+        for name, value in (
+            ("layers", len(layers)),
+            ("attention_heads", layers[0].attention.n_heads),
+            ("ffn_dim", layers[0].mlp.d_ff),
+        )
+    }
+    return {
+        "vocab_size": config.vocab_size,
+        "d_model": config.d_model,
+        **sizes,
+        "activation_function": ACTIVATION_NAMES[config.layers[0].mlp.activation],
+        "max_position_embeddings": config.context_length,
+        "scale_embedding": config.embed_scale != 1,
+        "is_encoder_decoder": True,
+        "tie_word_embeddings": True,
+    }
+
+
+FAMILY = Family(
+    "bart", "BartForConditionalGeneration", read, write, rules=RULES, prefix="model.", copies=COPIES, framed=True
+)

@@ -1,0 +1,176 @@
+"""DeepSeek-V2 and V2-Lite: latent attention, and experts of which some take every token, after the first layers.
+
+Its checkpoints turn the last dimensions of a head, each beside its partner; with YaRN they sharpen attention by
+`mscale_all_dim`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, MoEConfig, NormConfig, RopeConfig
+from glassformer.errors import ConfigError
+from glassformer.families import experts, llama
+from glassformer.families.family import Family, Fields, linear, rule
+from glassformer.families.rope import read_rope, write_scaling, yarn_gain
+from glassformer.latent_config import LatentConfig
+from glassformer.rope_scaling import YarnScaling
+
+THEIRS, OURS = "model.layers.{i}.self_attn", "blocks.{i}.attn"
+RULES = (
+    *(one for one in llama.RULES if ".attn." not in one.ours[0]),
+    *linear(f"{THEIRS}.q_proj", f"{OURS}.q", interleaved=True),
+    *linear(f"{THEIRS}.q_a_proj", f"{OURS}.q.reduce"),
+    rule(f"{THEIRS}.q_a_layernorm.weight", f"{OURS}.q.norm.weight"),
+    *linear(f"{THEIRS}.q_b_proj", f"{OURS}.q.expand", interleaved=True),
+    *linear(f"{THEIRS}.kv_a_proj_with_mqa", f"{OURS}.kv", interleaved=True, kept=True),
+    rule(f"{THEIRS}.kv_a_layernorm.weight", f"{OURS}.kv_norm.weight"),
+    *linear(f"{THEIRS}.kv_b_proj", f"{OURS}.expand_k", f"{OURS}.expand_v", by_head=True),
+    *linear(f"{THEIRS}.o_proj", f"{OURS}.o"),
+    experts.ROUTER,
+    *experts.EACH,
+    *experts.SHARED,
+)
+
+
+def read(raw: Fields) -> ModelConfig:
+    raw.only("mlp_bias", False)
+    raw.only("norm_topk_prob", False)
+    raw.only("scoring_func", "softmax")
+    raw.only("topk_method", "greedy", "group_limited_greedy")
+    grouped = raw.raw.get("topk_method") == "group_limited_greedy"
+    n_groups, top_groups = (raw.size("n_group"), raw.size("topk_group")) if grouped else (1, 1)
+    if not grouped:  # which knows of no groups
+        raw.only("n_group", 1, None)
+        raw.only("topk_group", 1, None)
+    moe = MoEConfig(
+        n_experts=raw.size("n_routed_experts", 64),
+        top_k=raw.size("num_experts_per_tok"),
+        normed=False,
+        scale=raw.number("routed_scaling_factor", 1.0),
+        float32_router=True,
+        n_groups=n_groups,
+        top_groups=top_groups,
+    )
+    return read_stack(raw, "deepseek_v2", moe, d_expert=1407, n_shared=2, n_plain=0)
+
+
+def read_stack(raw: Fields, family: str, moe: MoEConfig, *, d_expert: int, n_shared: int, n_plain: int) -> ModelConfig:
+    """All but how tokens are sent to experts; the sizes are those of a file that is silent."""
+    n_layers, context = raw.size("num_hidden_layers"), raw.size("max_position_embeddings", 2048)
+    norm, attention = NormConfig("rms", raw.number("rms_norm_eps", 1e-6)), read_attention(raw, context)
+    mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_act", "silu"))
+    plain, d_expert = LayerConfig(attention, mlp, norm), raw.size("moe_intermediate_size", d_expert)
+    n_shared = raw.optional("n_shared_experts", n_shared)
+    moe = replace(moe, shared_d_ff=n_shared and n_shared * d_expert)
+    routed = replace(plain, mlp=replace(mlp, d_ff=d_expert), experts=moe)
+    first, every = raw.size("first_k_dense_replace", n_plain, least=0), raw.size("moe_layer_freq", 1)
+    return ModelConfig(
+        family=family,
+        vocab_size=raw.size("vocab_size"),
+        d_model=raw.size("hidden_size"),
+        context_length=context,
+        layers=tuple(routed if has else plain for has in with_experts(n_layers, first, every)),
+        final_norm=norm,
+        tied_head=raw.flag("tie_word_embeddings", False),
+    )
+
+
+def with_experts(n_layers: int, first: int, every: int) -> tuple[bool, ...]:
+    """Which layers have experts."""
+    return tuple(i >= first and i % every == 0 for i in range(n_layers))
+
+
+def read_attention(raw: Fields, context: int) -> AttentionConfig:
+    n_heads, still, turned = (
+        raw.size("num_attention_heads"), raw.size("qk_nope_head_dim", 128), raw.size("qk_rope_head_dim", 64)
+    )  # fmt: skip
+    raw.only("num_key_value_heads", n_heads, None)
+    raw.only("head_dim", turned, None)
+    raw.only("qk_head_dim", turned + still)
+    rope, bias = read_rope(raw, turned, context), raw.flag("attention_bias", False)
+    return AttentionConfig(
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        head_dim=turned + still,
+        scale=read_scale(raw, rope, turned + still),
+        bias=bias,
+        out_bias=bias,
+        rope=replace(rope, dim=turned),
+        latent=LatentConfig(
+            rank=raw.size("kv_lora_rank", 512),
+            v_dim=raw.size("v_head_dim", 128),
+            q_rank=raw.optional("q_lora_rank", 1536),
+        ),
+    )
+
+
+def read_scale(raw: Fields, rope: RopeConfig, head_dim: int) -> float | None:
+    """That of the product, where YaRN sharpens it by `mscale_all_dim`."""
+    by = (raw.raw.get("rope_parameters") or raw.raw.get("rope_scaling") or {}).get("mscale_all_dim")
+    return scale(rope.scaling, head_dim, by) if isinstance(rope.scaling, YarnScaling) and by else None
+
+
+def scale(yarn: YarnScaling, head_dim: int, by: float) -> float:
+    """1 / sqrt(head_dim) times the square of YaRN's gain, which queries and keys would each be multiplied by."""
+    return yarn_gain(yarn.factor, by) ** 2 / math.sqrt(head_dim)
+
+
+def write_scale(attention: AttentionConfig) -> dict[str, float]:
+    """The `mscale_all_dim` that makes just this scale: the shortest number that does. Not every scale has one."""
+    yarn = None if attention.rope is None else attention.rope.scaling
+    if attention.scale is None or not isinstance(yarn, YarnScaling) or yarn.factor <= 1:
+        return {}
+    gain = math.sqrt(attention.scale * math.sqrt(attention.head_dim))
+    by = (gain - 1) / (0.1 * math.log(yarn.factor))
+    near = [*(round(by, digits) for digits in range(1, 17)), *(by + i * math.ulp(by) for i in range(-8, 9))]
+    return {"mscale_all_dim": next((m for m in near if scale(yarn, attention.head_dim, m) == attention.scale), by)}
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    _, moe, _ = experts.parts(config)
+    groups = {"n_group": moe.n_groups, "topk_group": moe.top_groups}
+    method = {"topk_method": "group_limited_greedy", **groups} if moe.n_groups > 1 else {"topk_method": "greedy"}
+    return write_stack(config) | method
+
+
+def write_stack(config: ModelConfig) -> dict[str, Any]:
+    raw, (layer, moe, plain) = llama.write(config), experts.parts(config)
+    for name in ("mlp_bias", "head_dim", "rope_theta", "rope_scaling"):
+        del raw[name]
+    attention, latent, rope = layer.attention, layer.attention.latent, layer.attention.rope
+    if latent is None or rope is None:
+        raise ConfigError(f"a model of family {config.family!r} has latent attention, got {attention}")
+    turned = attention.kept - latent.rank
+    first, every = pattern(tuple(layer.experts is not None for layer in config.layers))
+    return raw | {
+        "q_lora_rank": latent.q_rank,
+        "kv_lora_rank": latent.rank,
+        "qk_nope_head_dim": attention.head_dim - turned,
+        "qk_rope_head_dim": turned,
+        "v_head_dim": latent.v_dim,
+        "rope_parameters": {
+            "rope_theta": rope.theta,
+            **(write_scaling(rope.scaling) or {"rope_type": "default"}),
+            **write_scale(attention),
+        },
+        "intermediate_size": plain.d_ff,
+        "moe_intermediate_size": layer.mlp.d_ff,
+        "n_routed_experts": moe.n_experts,
+        "n_shared_experts": moe.shared_d_ff and moe.shared_d_ff // layer.mlp.d_ff,
+        "num_experts_per_tok": moe.top_k,
+        "routed_scaling_factor": moe.scale,
+        "first_k_dense_replace": first,
+        "moe_layer_freq": every,
+    }
+
+
+def pattern(has: tuple[bool, ...]) -> tuple[int, int]:
+    """`first_k_dense_replace` and `moe_layer_freq` of layers which have experts, or not."""
+    first, n = has.index(True), len(has)
+    return next(((first, every) for every in range(1, n + 1) if with_experts(n, first, every) == has), (first, 1))
+
+
+FAMILY = Family("deepseek_v2", "DeepseekV2ForCausalLM", read, write, rules=RULES, others=experts.FUSED)

@@ -1,0 +1,71 @@
+"""DeepSeek-V3 and R1: DeepSeek-V2, whose experts are scored by a sigmoid, and compared with a correction added.
+
+Published weights are FP8 with a factor for each block, decoded when they are read. A layer that their files have behind
+the last one predicts the token after the next (DeepSeek-V3, section 2.2): it is no part of the model, and not read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glassformer.config import ModelConfig, MoEConfig
+from glassformer.errors import ConfigError
+from glassformer.families import deepseek_v2, experts
+from glassformer.families.family import Family, Fields, rule
+
+CORRECTION = "model.layers.{i}.mlp.gate.e_score_correction_bias"
+RULES = (*deepseek_v2.RULES, rule(CORRECTION, "blocks.{i}.mlp.correction", float32=True))
+AHEAD = r"model\.layers\.{n_layers}\..*"
+
+
+def read(raw: Fields) -> ModelConfig:
+    raw.only("scoring_func", "sigmoid")
+    raw.only("topk_method", "noaux_tc")
+    raw.only("rope_interleave", True)
+    read_packing(raw)
+    n_groups = raw.size("n_group", 8)
+    moe = MoEConfig(
+        n_experts=raw.size("n_routed_experts", 256),
+        top_k=raw.size("num_experts_per_tok", 8),
+        scores="sigmoid",
+        normed=raw.flag("norm_topk_prob", True),
+        scale=raw.number("routed_scaling_factor", 2.5),
+        float32_router=True,
+        correction=True,
+        n_groups=n_groups,
+        top_groups=raw.size("topk_group", 4),
+        group_best=2 if n_groups > 1 else 1,
+    )
+    return deepseek_v2.read_stack(raw, "deepseek_v3", moe, d_expert=2048, n_shared=1, n_plain=3)
+
+
+def read_packing(raw: Fields) -> None:
+    """How weights are packed: not at all, or as FP8 in blocks of 128 x 128, which the tensors' own names say too."""
+    packed = raw.take("quantization_config", None)
+    if packed is None:
+        return
+    if not isinstance(packed, dict) or packed.get("quant_method") != "fp8":
+        method = packed.get("quant_method") if isinstance(packed, dict) else packed
+        raise ConfigError(f"{raw.source}: quantization_config {method!r} is not supported, only 'fp8'")
+    rest = Fields(packed, f"{raw.source}: quantization_config")
+    rest.take("quant_method")
+    rest.only("fmt", "e4m3", None)
+    rest.only("weight_block_size", [128, 128])
+    for name in ("activation_scheme", "modules_to_not_convert", "scale_fmt", "dequantize"):
+        rest.take(name, None)  # activations stay as exact as they are
+    rest.close()
+
+
+def write(config: ModelConfig) -> dict[str, Any]:
+    _, moe, _ = experts.parts(config)
+    return deepseek_v2.write_stack(config) | {
+        "norm_topk_prob": moe.normed,
+        "n_group": moe.n_groups,
+        "topk_group": moe.top_groups,
+        "num_nextn_predict_layers": 0,
+    }
+
+
+FAMILY = Family(
+    "deepseek_v3", "DeepseekV3ForCausalLM", read, write, rules=RULES, ignored=(AHEAD,), others=experts.FUSED
+)

@@ -1,0 +1,48 @@
+"""RoBERTa (Liu et al. 2019) and XLM-RoBERTa (Conneau et al. 2020): BERT whose positions begin behind that of padding,
+in row `pad_token_id` + 1 of their table, and whose head has one activation, whatever the layers have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from glassformer.encoder_config import TextEncoderConfig
+from glassformer.families import bert
+from glassformer.families.family import Family, Fields, linear, rule
+
+
+def read(raw: Fields) -> TextEncoderConfig:
+    return bert.read_stack(raw, "roberta", raw.size("pad_token_id", 1, least=0) + 1)
+
+
+def fit(config: TextEncoderConfig, names: Collection[str]) -> TextEncoderConfig:
+    return bert.with_heads(config, names, "lm_head.", "gelu")
+
+
+def write(config: TextEncoderConfig) -> dict[str, Any]:
+    return bert.write_stack(config, "Roberta") | {"pad_token_id": config.position_offset - 1}
+
+
+def read_many_languages(raw: Fields) -> TextEncoderConfig:
+    return replace(read(raw), family="xlm-roberta")
+
+
+def write_many_languages(config: TextEncoderConfig) -> dict[str, Any]:
+    return bert.write_stack(config, "XLMRoberta") | {"pad_token_id": config.position_offset - 1}
+
+
+FAMILY = Family(
+    "roberta", "RobertaModel", read, write, prefix="roberta.", fit=fit,
+    rules=(
+        *bert.rules("roberta."), *linear("lm_head.dense", "head.dense"), *linear("lm_head.layer_norm", "head.norm"),
+        rule("lm_head.bias", "head.bias"),
+    ),
+    ignored=(r"embeddings\.position_ids",),
+    copies=("lm_head.decoder.weight",),
+    twins=(("lm_head.decoder.bias", "lm_head.bias"),),
+)  # fmt: skip
+MANY_LANGUAGES = replace(
+    FAMILY, name="xlm-roberta", architecture="XLMRobertaModel", read=read_many_languages, write=write_many_languages
+)

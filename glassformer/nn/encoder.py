@@ -1,0 +1,70 @@
+"""An encoder that stands by itself: what a token means where it stands, and which token a hidden place may hold.
+
+    ids [B, S] -> embed + types + positions -> norm -> blocks -> states [B, S, D] -> head -> logits [B, S, V]
+                                                                    '-> the first one -> pooler [B, D] -> follows [B, 2]
+
+"BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding" (Devlin et al. 2019).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from glassformer.encoder_config import MaskedHeadConfig, TextEncoderConfig
+from glassformer.nn.mlp import ACTIVATIONS
+from glassformer.nn.model import Encoder
+from glassformer.nn.norm import make_norm
+from glassformer.nn.step import Step
+
+
+class MaskedHead(nn.Module):
+    """States to the scores of every token: norm(act(dense(x))) times the embedding's table, plus a bias."""
+
+    def __init__(self, config: MaskedHeadConfig, vocab_size: int, d_model: int):
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+        self.dense = nn.Linear(d_model, d_model)
+        self.norm = make_norm(config.norm, d_model)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, states: Float[Tensor, "*B D"], table: Float[Tensor, "V D"]) -> Float[Tensor, "*B V"]:
+        return F.linear(self.norm(self.activation(self.dense(states))), table, self.bias)
+
+
+class TextEncoder(Encoder):
+    """Token ids [B, S] to states [B, S, D]; `step.types` says of which type a token is, all of the first by default."""
+
+    config: TextEncoderConfig
+
+    def __init__(self, config: TextEncoderConfig):
+        super().__init__(config)
+        width, types = config.d_model, config.n_token_types
+        self.token_types = nn.Embedding(types, width) if types else None
+        self.pooler = nn.Linear(width, width) if config.pooler else None
+        self.next_sentence = nn.Linear(width, 2) if config.next_sentence else None
+        self.head = None if config.head is None else MaskedHead(config.head, config.vocab_size, width)
+
+    def typed(self, x: Float[Tensor, "B S D"], step: Step) -> Float[Tensor, "B S D"]:
+        if self.token_types is None:
+            assert step.types is None, "this model tells no types of tokens apart"
+            return x
+        types = torch.zeros(x.shape[:-1], dtype=torch.long, device=x.device) if step.types is None else step.types
+        return x + step.see("embed.types", self.token_types(types))
+
+    def pooled(self, states: Float[Tensor, "B S D"], step: Step) -> Float[Tensor, "B D"]:
+        """The first state through the pooler."""
+        assert self.pooler is not None, "this model has no pooler"
+        return step.see("final.pooled", torch.tanh(self.pooler(states[:, 0])))
+
+    def follows(self, pooled: Float[Tensor, "B D"], step: Step) -> Float[Tensor, "B 2"]:
+        """The scores of "the second text follows the first", and of "it does not"."""
+        assert self.next_sentence is not None, "this model has no head of pairs"
+        return step.see("final.follows", self.next_sentence(pooled))
+
+    def logits(self, states: Float[Tensor, "*B D"], step: Step) -> Float[Tensor, "*B V"]:
+        """At each place, the scores of every token that might stand there."""
+        assert self.head is not None, "this model has no head"
+        return step.see("final.logits", self.head(states, self.embed.weight))

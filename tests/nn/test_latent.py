@@ -1,0 +1,230 @@
+"""Latent attention: both ways are one, the cheaper is taken, what is kept is small, and what a tap changes flows on."""
+
+import pytest
+import torch
+from tiny import assert_near, moved, random_ids, run, run_cached, tiny
+
+from glassformer.cache.dense import DenseCache
+from glassformer.config import change
+from glassformer.errors import ConfigError
+from glassformer.inspect.kept import Kept
+from glassformer.nn import latent
+from glassformer.nn.attend import attend_math, attend_sdpa
+from glassformer.nn.latent import absorbs
+from glassformer.nn.packed import can_pack, packed
+from glassformer.nn.step import Step
+
+MODEL = tiny("deepseek_v2")
+IDS = random_ids(MODEL.config, 2, 24)
+ATTENTION = MODEL.config.layers[0].attention
+
+
+def cached(chunks, **step):
+    return run_cached(MODEL, IDS, chunks, DenseCache.of(MODEL.config, 2, 24), **step)
+
+
+@pytest.mark.parametrize("attend", [attend_sdpa, lambda *args: attend_math(*args)[0]], ids=["fast", "definition"])
+@pytest.mark.parametrize("chunks", [[24], [1] * 24, [10, 1, 13], [23, 1]], ids=str)
+def test_absorbed_is_expanded(chunks, attend, monkeypatch):
+    found = {}
+    for way in (True, False):
+        monkeypatch.setattr(latent, "absorbs", lambda *_, way=way: way)
+        found[way] = cached(chunks, attend=attend)
+    assert_near(found[True], found[False])
+    assert not torch.equal(found[True], found[False]), "one way only was gone"
+
+
+def test_rows_of_uneven_length_absorb_too(monkeypatch):
+    """In rounds that bring different numbers of tokens, with padding."""
+    found = {}
+    for way in (True, False):
+        monkeypatch.setattr(latent, "absorbs", lambda *_, way=way: way)
+        cache, outs = DenseCache.of(MODEL.config, 2, 24), []
+        with torch.no_grad():
+            for counts in ([9, 4], [1, 1], [3, 0], [1, 5]):
+                out = MODEL(IDS[:, : max(counts)], Step(cache.extend(counts), cache=cache))
+                outs += [out[b, :c] for b, c in enumerate(counts)]
+        found[way] = torch.cat(outs)
+    assert_near(found[True], found[False])
+
+
+def multiplied(config, n_new, n_seen, absorbed):
+    """How many pairs of numbers each way multiplies, matrix by matrix, in one head."""
+    rank, turned, v = config.latent.rank, config.rope.dim, config.latent.v_dim
+    still = config.head_dim - turned
+    if absorbed:
+        into, out = n_new * still * rank, n_new * rank * v
+        return into + out + 2 * n_new * n_seen * (turned + rank)
+    return n_seen * rank * still + n_seen * rank * v + n_new * n_seen * (still + turned) + n_new * n_seen * v
+
+
+@pytest.mark.parametrize("sizes", [(512, 128, 64, 128), (20, 6, 8, 10), (4, 64, 8, 64)], ids=str)
+def test_the_way_that_multiplies_less_is_taken(sizes):
+    rank, still, turned, v = sizes
+    config = change(ATTENTION, "latent.rank", rank)
+    config = change(config, "head_dim", still + turned)
+    config = change(change(config, "rope.dim", turned), "latent.v_dim", v)
+    taken = set()
+    for n_seen in (1, 2, 7, 100, 4096):
+        for n_new in (1, 2, 7, 100, 512, 4096):
+            if n_new <= n_seen:
+                both = [multiplied(config, n_new, n_seen, way) for way in (True, False)]
+                assert absorbs(config, n_new, n_seen) == (both[0] < both[1])
+                taken.add(both[0] < both[1])
+    assert absorbs(config, 1, 4096), "decoding"
+    assert taken == {True, False} or rank == 4
+    assert absorbs(config, 4096, 4096) == (rank == 4), "reading a prompt"
+
+
+def test_only_the_latent_and_one_key_are_kept():
+    """(rank + rope dim) numbers a token and layer, whatever the heads; a plain cache would hold 2 H Dh."""
+    cache = DenseCache.of(MODEL.config, 2, 24)
+    run_cached(MODEL, IDS, [20, 1, 3], cache)
+    assert cache.bytes == 3 * 2 * 24 * (20 + 8) * 4
+    for slot in cache.slots:
+        slot_k, slot_v = slot.k, slot.v
+        assert slot_k.shape == (2, 1, 24, 28)
+        assert slot_v.numel() == 0
+
+
+class Add:
+    """A tap that adds `delta` at one point, in the passes in which it is on."""
+
+    def __init__(self, name, delta=None):
+        self.name, self.delta, self.seen = name, delta, []
+
+    def wants(self, name):
+        return name == self.name
+
+    def __call__(self, name, value):
+        self.seen.append(value)
+        return value if self.delta is None else value + self.delta
+
+
+POINTS = ["attn.q", "attn.latent", "attn.k", "attn.v", "attn.q_rot", "attn.k_rot", "attn.z", "attn.scores"]
+
+
+@pytest.mark.parametrize("end", POINTS)
+def test_what_is_shown_and_changed_in_a_step_that_absorbs(end, monkeypatch):
+    """Of the last three tokens, read at once: the same as in a pass over all of them, where only theirs is changed."""
+    name, absorbed = f"blocks.1.{end}", []
+    keep = latent.LatentAttention.absorbed
+    monkeypatch.setattr(latent.LatentAttention, "absorbed", lambda self, *args: absorbed.append(1) or keep(self, *args))
+    whole, show = Add(name), Add(name)
+    plain = run(MODEL, IDS, tap=whole)
+    assert not absorbed
+    cache = DenseCache.of(MODEL.config, 2, 24)
+    with torch.no_grad():
+        MODEL(IDS[:, :21], Step(cache.extend([21, 21]), cache=cache))
+        last = MODEL(IDS[:, 21:], Step(cache.extend([3, 3]), cache=cache, tap=show))
+    assert len(absorbed) == 3, "looking changes no backend"
+    own = (slice(None), slice(None), slice(21, None)) if end == "attn.scores" else (slice(None), slice(21, None))
+    assert_near(show.seen[0].nan_to_num(neginf=0), whole.seen[0][own].nan_to_num(neginf=0))
+    assert_near(last, plain[:, 21:])
+
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(show.seen[0].shape, generator=generator) * 0.5
+    wide = torch.zeros_like(whole.seen[0])
+    wide[own] = delta
+    want = run(MODEL, IDS, tap=Add(name, wide))[:, 21:]
+    cache = DenseCache.of(MODEL.config, 2, 24)
+    with torch.no_grad():
+        MODEL(IDS[:, :21], Step(cache.extend([21, 21]), cache=cache))
+        got = MODEL(IDS[:, 21:], Step(cache.extend([3, 3]), cache=cache, tap=Add(name, delta)))
+    assert_near(got, want)
+    assert moved(got, last) > 1e-2
+
+
+def test_a_change_of_keys_in_rows_of_uneven_length():
+    """Each row's own places: row 0 brings three tokens, row 1 one, of which there are other numbers before."""
+    name, generator = "blocks.1.attn.k", torch.Generator().manual_seed(0)
+    cache = DenseCache.of(MODEL.config, 2, 24)
+    counts, before = [3, 1], [9, 4]
+    delta = torch.randn(2, 3, 4, 14, generator=generator)
+    new = torch.stack([IDS[b, n : n + 3] for b, n in enumerate(before)])
+    with torch.no_grad():
+        MODEL(IDS[:, :9], Step(cache.extend(before), cache=cache))
+        got = MODEL(new, Step(cache.extend(counts), cache=cache, tap=Add(name, delta)))
+    for b, (n, c) in enumerate(zip(before, counts, strict=True)):
+        wide = torch.zeros(1, n + c, 4, 14)
+        wide[:, n:] = delta[b, :c]
+        assert_near(got[b, :c], run(MODEL, IDS[b : b + 1, : n + c], tap=Add(name, wide))[0, n:])
+
+
+def test_later_passes_see_a_change_of_the_latent_and_none_of_keys():
+    found = {}
+    for end, shape in (("attn.latent", (2, 21, 20)), ("attn.k", (2, 21, 4, 14)), (None, ())):
+        cache, tap = DenseCache.of(MODEL.config, 2, 24), None
+        if end:
+            tap = Add(f"blocks.2.{end}", torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        with torch.no_grad():
+            MODEL(IDS[:, :21], Step(cache.extend([21, 21]), cache=cache, tap=tap))
+            found[end] = MODEL(IDS[:, 21:], Step(cache.extend([3, 3]), cache=cache))
+    assert moved(found["attn.latent"], found[None]) > 1e-2
+    assert torch.equal(found["attn.k"], found[None])
+
+
+def test_packed_documents_are_documents_alone():
+    positions, documents = (torch.tensor([[*a, *b]]) for a, b in ((range(9), range(15)), ([0] * 9, [1] * 15)))
+    row, delta = IDS[:1], torch.randn(1, 24, 4, 14, generator=torch.Generator().manual_seed(0))
+    for tap in (None, Add("blocks.1.attn.k_rot", delta)):
+        with torch.no_grad():
+            packed = MODEL(row, Step(positions, documents=documents, tap=tap))
+        for part in (slice(0, 9), slice(9, 24)):
+            own = tap and Add(tap.name, delta[:, part])
+            assert_near(packed[:, part], run(MODEL, row[:, part], tap=own))
+
+
+def test_both_ways_have_the_same_gradients(monkeypatch):
+    found = []
+    for way in (True, False):
+        monkeypatch.setattr(latent, "absorbs", lambda *_, way=way: way)
+        MODEL.zero_grad()
+        MODEL(IDS, Step.of(IDS)).square().mean().backward()
+        found.append({name: p.grad for name, p in MODEL.named_parameters() if p.grad is not None})
+        MODEL.zero_grad()
+    assert found[0].keys() == found[1].keys()
+    assert any("expand_k" in name for name in found[0])
+    for name, gradient in found[0].items():
+        assert_near(gradient, found[1][name], 1e-4)
+
+
+@pytest.mark.skipif(not can_pack(torch.ones(2, 2)), reason="this PyTorch packs no matrices")
+def test_matrices_packed_for_many_rows_are_absorbed_too():
+    twin, ids = packed(MODEL, 16), random_ids(MODEL.config, 16, 9)
+    assert type(twin.blocks[0].attn.expand_k) is not torch.nn.Linear
+    cache = DenseCache.of(MODEL.config, 16, 9)
+    assert_near(run_cached(twin, ids, [6, 1, 2], cache), run(MODEL, ids))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        ("latent.rank", 0, "rank must be at least 1, got 0"),
+        ("latent.q_rank", 0, "q_rank must be at least 1"),
+        ("latent.eps", 0.0, "eps of the norms of latents must be above 0"),
+        ("n_kv_heads", 2, "as many heads of keys as of queries"),
+        ("window", 4, "no qk_norm, clip, softcap, window or sinks"),
+        ("sinks", True, "no qk_norm, clip"),
+        ("rope", None, "a part of each head turns"),
+        ("rope.dim", 14, "rope dim must be below head_dim"),
+        ("rope.dim", None, "rope dim must be below head_dim"),
+    ],
+)
+def test_what_no_model_has_is_refused(path, value, why):
+    with pytest.raises(ConfigError, match=why):
+        change(ATTENTION, path, value)
+
+
+def test_keeping_names_every_live_point_once():
+    names = [f"blocks.0.attn.{end}" for end in ("q", "latent", "k", "v", "q_rot", "k_rot", "z")]
+    kept = Kept(*names)
+    run(MODEL, IDS, tap=kept)
+    q, c, k, v, _, k_rot, z = (kept[name][0] for name in names)
+    assert [t.shape[2:] for t in (q, c, k, v, z)] == [(4, 14), (20,), (4, 14), (4, 10), (4, 10)]
+    attention = MODEL.blocks[0].attn
+    assert_near(k[..., 8:].flatten(-2), attention.expand_k(c))
+    assert_near(v.flatten(-2), attention.expand_v(c))
+    for t in (k[..., :8], k_rot[..., :8]):
+        assert (t == t[..., :1, :]).all(), "one turned key for all heads"
+    assert torch.equal(k_rot[..., 8:], k[..., 8:])

@@ -1,0 +1,546 @@
+"""Encoder-decoders that other tools open, against `transformers`: logits, every block, files, greedy text."""
+
+import contextlib
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from generate.writers import END, make_tokenizer
+from safetensors.torch import load_file, save_file
+from test_fields import NEAR, OTHER, leaves, tiny_state, twin
+from theirs import Keep, hf_random
+from tiny import TOLERANCE, assert_near, moved, random_ids, read, run, run_cached, wake
+from tiny_translators import CONFIGS, PAIR_FAMILIES
+
+import glassformer
+from glassformer.cache.dense import DenseCache
+from glassformer.cli import main
+from glassformer.config import MLPConfig, change
+from glassformer.errors import CheckpointError, ConfigError, RequestError
+from glassformer.families import read_config, write_config
+from glassformer.families.family import IGNORED
+from glassformer.generate.beam import Ruled, Search, search
+from glassformer.inspect.derive import derive
+from glassformer.nn.model import EncoderDecoder
+from glassformer.nn.step import Step
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.translator import Translator, special_of
+from glassformer.weights import load_model, load_pair_model, save_model
+
+transformers = pytest.importorskip("transformers")
+
+SILU = MLPConfig(72, "silu")
+VARIANTS = {
+    "bart": [
+        {},
+        {"embed_scale": 1.0, "encoder.embed_scale": 1.0},
+        {"layers.*.mlp.activation": "relu", "encoder.layers.*.mlp.activation": "relu"},
+    ],
+    "marian": [
+        {},
+        {"embed_scale": 1.0, "encoder.embed_scale": 1.0},
+        {"layers.*.mlp.activation": "silu", "encoder.layers.*.mlp.activation": "silu"},
+    ],
+    "t5": [
+        {},
+        {"relative.max_distance": 9, "encoder.relative.max_distance": 9},
+    ],
+    "flan": [{}, {"layers.*.mlp": SILU, "encoder.layers.*.mlp": SILU}],
+}
+CASES = [(family, changes) for family in PAIR_FAMILIES for changes in VARIANTS[family]]
+LENGTHS = (50, 23, 1)  # farther than every bucket of distances
+
+
+def made(family, changes=None):
+    """The tiny model of a family, with changes: paths of `change`, in which * is every layer."""
+    config = CONFIGS[family]()
+    for path, value in (changes or {}).items():
+        n = config.encoder.n_layers if path.startswith("encoder.") else config.n_layers
+        for i in range(n if "*" in path else 1):
+            config = change(config, path.replace("*", str(i)), value)
+    return wake(EncoderDecoder(config))
+
+
+@torch.no_grad()
+def hf_run(hf, sources, ids, lengths=None):
+    """Logits, and every block's output: an encoder's first."""
+    outs, core = [], getattr(hf, "model", hf)
+    blocks = [
+        b for side in (core.encoder, core.decoder) for b in (side.layers if hasattr(side, "layers") else side.block)
+    ]
+    hooks = [
+        b.register_forward_hook(lambda _m, _a, o: outs.append(o[0] if isinstance(o, tuple) else o)) for b in blocks
+    ]
+    mask = None if lengths is None else (torch.arange(sources.shape[1]) < torch.tensor(lengths)[:, None]).long()
+    logits = hf.eval()(input_ids=sources, attention_mask=mask, decoder_input_ids=ids).logits
+    for hook in hooks:
+        hook.remove()
+    return logits, outs
+
+
+def assert_same_run(model, hf):
+    """Logits, and the residual stream after every block of both sides, of sources of different lengths."""
+    sources, ids = random_ids(model.encoder.config, 3, 50), random_ids(model.config, 3, 45, seed=2)
+    logits, blocks = hf_run(hf, sources, ids, LENGTHS)
+    keep = Keep(".resid_post")
+    source = read(model, sources, LENGTHS, tap=keep)
+    assert_near(run(model, ids, source=source, tap=keep), logits)
+    assert len(blocks) == len(keep) == model.encoder.config.n_layers + model.config.n_layers
+    for (name, ours), theirs in zip(keep.items(), blocks, strict=True):
+        for b, n in enumerate(LENGTHS if name.startswith("encoder.") else (45,) * 3):
+            assert_near(ours[b, :n], theirs[b, :n])
+
+
+@pytest.mark.parametrize(("family", "changes"), CASES, ids=str)
+def test_what_we_save_transformers_opens(family, changes, tmp_path):
+    model = made(family, changes)
+    save_model(model, tmp_path / "ours")
+    hf, info = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert type(hf).__name__ == json.loads((tmp_path / "ours/config.json").read_text())["architectures"][0]
+    assert not any(info.values()), f"transformers complains: {info}"
+    assert_same_run(model, hf)
+
+    hf.save_pretrained(tmp_path / "theirs")
+    again = load_pair_model(tmp_path / "theirs")
+    assert again.config == model.config
+    ours, theirs = dict(model.named_parameters()), dict(again.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    a, b = (load_file(tmp_path / side / "model.safetensors") for side in ("ours", "theirs"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in b), "a tensor changed on its way there and back"
+
+
+SIZES = {
+    "vocab_size": 89, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 56, "decoder_ffn_dim": 40, "max_position_embeddings": 60,
+}  # fmt: skip
+HF_MADE = {
+    "bart": lambda: transformers.BartConfig(**SIZES, scale_embedding=True),
+    "marian": lambda: transformers.MarianConfig(
+        **SIZES, pad_token_id=88, decoder_start_token_id=88, activation_function="swish"
+    ),
+    "t5": lambda: transformers.T5Config(
+        vocab_size=89, d_model=32, d_kv=10, d_ff=56, num_layers=2, num_decoder_layers=3, num_heads=4,
+        relative_attention_num_buckets=8, relative_attention_max_distance=20, feed_forward_proj="gelu",
+    ),
+    "flan": lambda: transformers.T5Config(
+        vocab_size=89, d_model=32, d_kv=10, d_ff=56, num_layers=2, num_decoder_layers=3, num_heads=4,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+    ),
+}  # fmt: skip
+
+
+def theirs_random(family):
+    hf = hf_random(transformers.AutoModelForSeq2SeqLM.from_config(HF_MADE[family]()))
+    if hasattr(hf, "final_logits_bias"):
+        hf.final_logits_bias.normal_()
+    with torch.no_grad():
+        for stack in (hf.model.encoder, hf.model.decoder) if family == "marian" else ():
+            stack.embed_positions.weight.copy_(stack.embed_positions.create_weight())
+        (hf.shared if hasattr(hf, "shared") else hf.model.shared).weight[:] *= 2
+    return hf
+
+
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_what_transformers_makes_we_open_and_write_back(family, tmp_path):
+    hf = theirs_random(family)
+    hf.save_pretrained(tmp_path / "theirs")
+    model = load_pair_model(tmp_path / "theirs")
+    assert_same_run(model, hf)
+    save_model(model, tmp_path / "ours")
+    a, b = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
+    if family == "flan":  # theirs has one table for all, ours writes the head's beside it
+        a["lm_head.weight"] = a["shared.weight"]
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a), "a tensor changed on its way"
+    read_again = [
+        read_config(json.loads((tmp_path / side / "config.json").read_text()), "") for side in ("theirs", "ours")
+    ]
+    assert read_again[0] == read_again[1] == model.config
+    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours")
+    sources, ids = random_ids(model.config, 2, 9), random_ids(model.config, 2, 7)
+    assert torch.equal(hf_run(again, sources, ids)[0], hf_run(hf, sources, ids)[0])
+
+
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_all_that_is_wrong_is_in_one_message(family, tmp_path):
+    """Missing, left over, of another shape, and filled twice."""
+    save_model(made(family), tmp_path, shard=100_000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    shards = {name: load_file(tmp_path / name) for name in set(index.values())}
+    names = sorted(name for name in index if "block" in name or "layers" in name)
+    gone = next(name for name in names if "encoder.block" in name or "encoder.layers" in name)
+    cut, twice = names[0], names[-1]
+    shards[index[gone]].pop(gone)
+    shards[index[cut]][cut] = shards[index[cut]][cut][1:].clone()
+    other = next(name for name in shards if name != index[twice])
+    shards[other][twice] = shards[index[twice]][twice].clone()
+    shards[other]["decoder.wobble"] = torch.zeros(3)
+    for name, tensors in shards.items():
+        save_file(tensors, tmp_path / name, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError) as caught:
+        load_pair_model(tmp_path)
+    told = str(caught.value)
+    for words in (f"missing: {gone} (fills encoder.", f"shape: {cut} is", f" holds {twice}, which",
+                  "not used: decoder.wobble"):  # fmt: skip
+        assert words in told, told
+    raw = json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(ConfigError, match="not understand: a_new_key"):
+        read_config(raw | {"a_new_key": 1}, "config.json")
+
+
+@pytest.mark.parametrize("family", ["bart", "marian"])
+def test_saved_without_a_head_and_with_copies_it_opens(family, tmp_path):
+    """As the model alone saves it: no prefix, no bias of logits, the table under three names; Marian's positions."""
+    hf = theirs_random(family)
+    hf.final_logits_bias.zero_()
+    hf.model.save_pretrained(tmp_path)
+    raw = load_file(tmp_path / "model.safetensors")
+    table = raw["shared.weight"]
+    raw |= {f"{side}.embed_tokens.weight": table.clone() for side in ("encoder", "decoder")}
+    if family == "marian":
+        raw |= {f"{side}.embed_positions.weight": torch.zeros(60, 32) for side in ("encoder", "decoder")}
+    save_file(raw, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert_same_run(load_pair_model(tmp_path), hf)
+    raw["encoder.embed_tokens.weight"][3, 3] += 1
+    save_file(raw, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"not used: encoder\.embed_tokens\.weight"):
+        load_pair_model(tmp_path)
+
+
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_cached_and_uneven_are_whole_and_alone(family):
+    model = made(family)
+    sources, ids = random_ids(model.encoder.config, 3, 50), random_ids(model.config, 3, 40, seed=2)
+    source = read(model, sources, LENGTHS)
+    want = run(model, ids, source=source)
+    for chunks in ([40], [1] * 40, [7, 1, 20, 12]):
+        cache = DenseCache.of(model.config, 3, 40, source=source)
+        assert_near(run_cached(model, ids, chunks, cache), want)
+    for b, n in enumerate(LENGTHS):
+        assert_near(want[b], run(model, ids[b : b + 1], source=read(model, sources[b : b + 1, :n]))[0])
+    together = run(model, ids, lengths=(40, 9, 1), source=source)
+    for b, n in enumerate((40, 9, 1)):
+        assert_near(together[b, :n], want[b, :n])
+
+
+def test_a_relative_bias_shows_in_the_probabilities():
+    """Derived afterwards they are those of the pass, on both sides."""
+    model = made("t5")
+    sources, ids = random_ids(model.encoder.config, 1, 30), random_ids(model.config, 1, 30, seed=2)
+    keep = Keep("")
+    step = Step.of(sources, tap=keep)
+    source = model.encode(sources, step)
+    mine = Step.of(ids, source=source, tap=keep)
+    model(ids, mine)
+    for prefix, of in (("encoder.", step), ("", mine)):
+        name = f"{prefix}blocks.1.attn.probs"
+        spec = model.get_submodule(name.removesuffix(".probs")).spec
+        assert derive(model, name, keep, of.view(spec)).error < 1e-5
+    spec = model.blocks[1].cross.spec
+    assert derive(model, "blocks.1.cross.probs", keep, mine.view(spec)).error < 1e-5
+
+
+FIXED = {  # refused each by itself: the sides have it in common, or it is what makes a decoder, an encoder, a cross
+    "vocab_size", "d_model", "encoder.vocab_size", "encoder.d_model", "encoder.layers.1.cross",
+    "layers.1.attention.causal", "encoder.layers.1.attention.causal", "encoder.layers.1.attention.window",
+    "layers.1.parallel", "layers.1.shared_norm", "encoder.layers.1.shared_norm",
+    *(f"layers.1.cross.{name}" for name in ("causal", "rope", "sinks", "window")),
+    *(f"{where}.qk_norm_over" for where in ("layers.1.attention", "layers.1.cross", "encoder.layers.1.attention")),
+    *(f"{where}.latent" for where in ("layers.1.attention", "layers.1.cross", "encoder.layers.1.attention")),
+    "layers.1.attention.rope", "encoder.layers.1.attention.rope",
+}  # fmt: skip
+UNGATED, ONE_BY_ONE = {"layers.1.mlp.limit", "layers.1.mlp.up_plus_one"}, {"layers.1.parallel", "layers.1.cross"}
+SHARED_BIAS = {"position_offset", "positions", "layers.1.attention.n_heads", "layers.1.attention.window"}
+AND_IN = {  # on both sides
+    "bart": {"positions", "relative", *UNGATED, *ONE_BY_ONE},
+    "marian": {"position_offset", "context_length", "relative", *UNGATED, *ONE_BY_ONE},
+    "t5": {"context_length", *SHARED_BIAS, *UNGATED},
+    "flan": {"context_length", *SHARED_BIAS},
+}
+
+
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_every_field_matters(family):
+    """Change any one field, on either side: a parameter changes its shape, or the logits move by 100 times the
+    tolerance at the least.
+
+    A longest text is a limit, and shows in a table of positions alone.
+    """
+    model = made(family)
+    config, state = model.config, dict(model.named_parameters())
+    sources, ids = random_ids(model.encoder.config, 1, 30), random_ids(model.config, 1, 30, seed=2)
+    logits, tried, shown = run(model, ids, source=read(model, sources)), set(), 0
+    for path, key, old in leaves(config):
+        for value in OTHER[key]:
+            if value in (old, twin(old)) or (key == "context_length" and config.positions != "learned"):
+                continue
+            try:
+                other = EncoderDecoder(change(config, path, value))
+            except ConfigError:
+                continue  # refused, not passed over
+            tried.add(path)
+            mine = dict(other.named_parameters())
+            new = state if mine.keys() <= state.keys() else tiny_state(other) | state
+            if any(p.shape != new[name].shape for name, p in mine.items()):
+                continue
+            other.load_state_dict({name: new[name] for name in mine}, strict=False)  # a shared table has two names
+            how_far, shown = moved(run(other, ids, source=read(other, sources)), logits), shown + 1
+            least = 1e-5 if {value, old} == NEAR else 100 * TOLERANCE
+            assert how_far >= least, f"{path}: {old!r} -> {value!r} moves the logits by {how_far:.1e} only"
+    untried = {path for path, *_ in leaves(config)} - tried
+    assert untried <= FIXED | AND_IN[family] | {f"encoder.{path}" for path in AND_IN[family]}
+    assert shown > 60
+
+
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_every_key_is_read(family, tmp_path):
+    raw = write_config(CONFIGS[family]())
+    config = read_config(raw, "config.json")
+    for key, old in raw.items():
+        if key in IGNORED:
+            continue
+        number = isinstance(old, int | float) and not isinstance(old, bool)
+        for value in (old * 2 if number else not old, "zzz", {"factor": 2}):
+            with contextlib.suppress(ConfigError):
+                assert read_config(raw | {key: value}, "config.json") != config, f"{key} = {value!r} is not read"
+        for value in (None, 0, -1, 1.5, "12", [], {}, True):
+            with contextlib.suppress(ConfigError):
+                read_config(raw | {key: value}, "config.json")
+    HF_MADE[family]().save_pretrained(tmp_path)
+    theirs = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["of a model"]}
+    assert read_config(write_config(read_config(theirs, "")), "") == read_config(theirs, "")
+
+
+EVERYWHERE = {"architectures": ["..."], "transformers_version": "4.40.0", "use_cache": True, "is_encoder_decoder": True}
+FAIRSEQ = {
+    "activation_dropout": 0.0, "add_bias_logits": False, "add_final_layer_norm": False, "attention_dropout": 0.0,
+    "bos_token_id": 0, "classif_dropout": 0.0, "classifier_dropout": 0.0, "decoder_layerdrop": 0.0, "dropout": 0.1,
+    "encoder_layerdrop": 0.0, "gradient_checkpointing": False, "id2label": {}, "init_std": 0.02, "label2id": {},
+    "normalize_before": False, "num_hidden_layers": 6, "encoder_layers": 6, "decoder_layers": 6,
+}  # fmt: skip
+
+
+def test_published_configs_are_known():
+    """Of an OPUS-MT translator, BART base, T5 small and Flan-T5 base."""
+    marian = read_config(EVERYWHERE | FAIRSEQ | {
+        "model_type": "marian", "activation_function": "swish", "bad_words_ids": [[58100]], "d_model": 512,
+        "decoder_attention_heads": 8, "decoder_ffn_dim": 2048, "decoder_start_token_id": 58100,
+        "decoder_vocab_size": 58101, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048, "eos_token_id": 0,
+        "forced_eos_token_id": 0, "max_length": 512, "max_position_embeddings": 512, "normalize_embedding": False,
+        "num_beams": 6, "pad_token_id": 58100, "scale_embedding": True, "share_encoder_decoder_embeddings": True,
+        "static_position_embeddings": True, "vocab_size": 58101,
+    }, "")  # fmt: skip
+    assert (marian.embed_scale, marian.layers[0].mlp.activation) == (512**0.5, "silu")
+    bart = read_config(EVERYWHERE | FAIRSEQ | {
+        "model_type": "bart", "activation_function": "gelu", "d_model": 768, "decoder_attention_heads": 12,
+        "decoder_ffn_dim": 3072, "decoder_start_token_id": 2, "early_stopping": True, "encoder_attention_heads": 12,
+        "encoder_ffn_dim": 3072, "eos_token_id": 2, "forced_eos_token_id": 2, "forced_bos_token_id": 0,
+        "max_position_embeddings": 1024, "no_repeat_ngram_size": 3, "normalize_embedding": True, "num_beams": 4,
+        "pad_token_id": 1, "scale_embedding": False, "task_specific_params": {}, "vocab_size": 50265,
+        "_num_labels": 3, "extra_pos_embeddings": 0, "force_bos_token_to_be_generated": True, "output_past": True,
+        "prefix": " ", "min_length": 56, "length_penalty": 2.0,
+    }, "")  # fmt: skip
+    assert (bart.embed_scale, bart.position_offset, bart.context_length) == (1.0, 2, 1024)
+    t5 = {
+        "d_ff": 2048, "d_kv": 64, "d_model": 512, "decoder_start_token_id": 0, "dropout_rate": 0.1, "eos_token_id": 1,
+        "initializer_factor": 1.0, "layer_norm_epsilon": 1e-06, "model_type": "t5", "n_positions": 512, "num_heads": 8,
+        "num_layers": 6, "output_past": True, "pad_token_id": 0, "relative_attention_num_buckets": 32,
+        "task_specific_params": {}, "vocab_size": 32128,
+    }  # fmt: skip
+    small = read_config(EVERYWHERE | t5, "")
+    assert (small.tied_head, small.head_scale, small.layers[0].mlp.gated) == (True, 512**-0.5, False)
+    flan = EVERYWHERE | t5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    for more in ({}, {"tie_word_embeddings": True, "scale_decoder_outputs": False, "dense_act_fn": "gelu_new"}):
+        config = read_config(flan | more, "")
+        assert (config.tied_head, config.head_scale, config.layers[0].mlp) == (False, 1.0, MLPConfig(2048, "gelu_tanh"))
+
+
+REFUSED = [
+    ("bart", {"normalize_before": True}), ("bart", {"encoder_attention_heads": 5}), ("bart", {"is_decoder": True}),
+    ("bart", {"tie_word_embeddings": False}),
+    ("marian", {"share_encoder_decoder_embeddings": False}), ("marian", {"decoder_vocab_size": 50}),
+    ("t5", {"feed_forward_proj": "gated-tanh"}), ("t5", {"is_gated_act": True}),
+    ("t5", {"relative_attention_num_buckets": 6}), ("t5", {"relative_attention_max_distance": 8}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "keys"), REFUSED, ids=str)
+def test_what_is_not_done_is_refused(family, keys):
+    with pytest.raises(ConfigError, match=next(iter(keys)).removeprefix("relative_attention_num_").split("_")[-1]):
+        read_config(write_config(CONFIGS[family]()) | keys, "config.json")
+
+
+def test_a_pair_is_no_language_model(tmp_path):
+    save_model(made("t5"), tmp_path)
+    with pytest.raises(CheckpointError, match="glassformer translate"):
+        load_model(tmp_path)
+
+
+@torch.no_grad()
+def talkative(family):
+    """Not the same token again and again, as where little is added to a table that is the head's too."""
+    if family in ("t5", "flan"):
+        model = wake(EncoderDecoder(CONFIGS[family]()), seed=2)
+        model.embed.weight.mul_(0.05)
+        for name, p in model.named_parameters():
+            if name.endswith("mlp.down.weight"):  # but for what it adds to every token alike
+                p.sub_(p.mean(1, keepdim=True)).mul_(6)
+            p.mul_(0.3 if name.endswith("cross.o.weight") else 3 if name.endswith("attn.o.weight") else 1)
+        return model
+    model = made(family, {"embed_scale": 1.0, "encoder.embed_scale": 1.0})
+    model.embed.weight.mul_(0.3)
+    for name, p in model.named_parameters():
+        p.mul_(6 if name.endswith("mlp.down.weight") else 0 if name.endswith("bias") else 1)
+    return model
+
+
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_text_is_theirs(family, tmp_path):
+    """48 greedy tokens, and the best three of a beam, of two sources at once here and of each by itself there.
+
+    Texts are compared by their probability alone, and none ends: so the two searches mean the same.
+    """
+    model = talkative(family)
+    begin, end, most = 95, 96, 48
+    save_model(model, tmp_path, extra={"pad_token_id": 1, "eos_token_id": end, "decoder_start_token_id": begin})
+    hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    sources = [random_ids(model.config, 1, n, seed=n)[0].tolist() for n in (9, 14)]
+    common = {"decoder_start_token_id": begin, "eos_token_id": None, "forced_eos_token_id": None, "pad_token_id": 1}
+    for how in (Search(1, 1, most), Search(3, 3, most, 0.0)):
+        ours = search(model, sources, how, begin=begin, end=end, ruled=Ruled(banned=(end, 7)))
+        for source, found in zip(sources, ours, strict=True):
+            out = hf.generate(
+                torch.tensor([source]), attention_mask=torch.ones(1, len(source), dtype=torch.long),
+                max_new_tokens=most, do_sample=False, num_beams=how.beam, num_return_sequences=how.n,
+                length_penalty=0.0, bad_words_ids=[[end], [7]], **common,
+            )  # fmt: skip
+            assert out[:, 1:].tolist() == [list(one.ids) for one in found]
+        assert all(len(set(found[0].ids)) > 3 for found in ours), "a text that says nothing"
+
+
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_where_texts_end_the_searches_agree_if_no_beam_is_too_narrow(family, tmp_path):
+    """Every text of two tokens is followed: both sides have the same ones, with the same probabilities.
+
+    A narrower beam is not filled up here where texts end, and is there; scores divide by another length.
+    """
+    model, begin, end = talkative(family), 95, 96
+    save_model(model, tmp_path, extra={"pad_token_id": 1, "eos_token_id": end, "decoder_start_token_id": begin})
+    hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    source = random_ids(model.config, 1, 9)
+    (ours,) = search(model, source.tolist(), Search(97, 97, 2, 0.0), begin=begin, end=end, ruled=Ruled(banned=(1,)))
+    out = hf.generate(
+        source, max_new_tokens=2, do_sample=False, num_beams=97, num_return_sequences=97, length_penalty=0.0,
+        decoder_start_token_id=begin, eos_token_id=end, forced_eos_token_id=None, pad_token_id=1, bad_words_ids=[[1]],
+        early_stopping=False, return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    theirs = {
+        tuple(t for t in row if t not in (1, end)): score
+        for row, score in zip(out.sequences[:, 1:].tolist(), out.sequences_scores.tolist(), strict=True)
+    }
+    found = {one.ids: one.logprob for one in ours}
+    best = sorted(found, key=lambda ids: -found[ids])[:40]
+    assert any(one.finish == "stop" for one in ours)
+    assert set(best) <= set(theirs)
+    for ids in best:
+        assert abs(found[ids] - theirs[ids]) < 1e-4
+
+
+def test_forced_tokens_are_theirs(tmp_path):
+    """The first token, and at the longest the last, are what they must be; neither counts in a text's probability."""
+    model = talkative("bart")
+    save_model(model, tmp_path, extra={"eos_token_id": 96, "decoder_start_token_id": 96})
+    hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    source = random_ids(model.config, 1, 9)
+    for beam in (1, 3):
+        (found,) = search(model, source.tolist(), Search(beam, beam, 12, 0.0), begin=96, end=96, ruled=Ruled(5, 96))
+        out = hf.generate(
+            source, max_new_tokens=12, do_sample=False, num_beams=beam, num_return_sequences=beam, length_penalty=0.0,
+            forced_bos_token_id=5, forced_eos_token_id=96, return_dict_in_generate=True, output_scores=True,
+            early_stopping=False,
+        )  # fmt: skip
+        theirs = [[t for t in row if t != 1] for row in out.sequences[:, 1:].tolist()]
+        assert found[0].ids[0] == 5
+        if not any(one.finish == "stop" for one in found):
+            assert [[*one.ids, 96] for one in found] == theirs
+        if beam > 1:
+            assert abs(found[0].logprob - out.sequences_scores[0].item()) < 1e-4
+
+
+def framing_tokenizer():
+    """As theirs: it puts the token that ends a text behind it."""
+    plain = make_tokenizer()
+    layout, end = json.loads(plain.core.json), plain.eos_id
+    pieces = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}]
+    named = {END: {"id": END, "ids": [end], "tokens": [END]}}
+    processor = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": named}
+    return Tokenizer(json.dumps(layout | {"post_processor": processor}), {"eos_token": END, "pad_token": END})
+
+
+def spelling(family, tokenizer):
+    """The configuration of a model that knows all the tokens."""
+    config, size = CONFIGS[family](), tokenizer.vocab_size
+    return replace(config, vocab_size=size, encoder=change(config.encoder, "vocab_size", size))
+
+
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_a_folder_translates_as_theirs(family, tmp_path, capsys):
+    """Load, translate, save, load; sources end as the tokenizer ends them, targets begin as generation_config says."""
+    tokenizer = framing_tokenizer()
+    special = {
+        "decoder_start_token_id": 5, "eos_token_id": tokenizer.eos_id, "pad_token_id": 3, "bos_token_id": 6,
+        "forced_bos_token_id": 70, "bad_words_ids": [[3], [9]],
+    }  # fmt: skip
+    Translator(wake(EncoderDecoder(spelling(family, tokenizer))), tokenizer, special=special).save(tmp_path)
+    hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    translator = glassformer.load_translator(tmp_path)
+    translator.save(tmp_path / "again")
+    for one in (translator, glassformer.load_translator(tmp_path / "again")):
+        for text in ("the cat sat", "a dog"):
+            read = theirs(text, return_tensors="pt")
+            assert read.input_ids[0, -1] == tokenizer.eos_id
+            out = hf.generate(**read, max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:].tolist()
+            (found,) = one.translate(text, max_tokens=12)
+            assert list(found.targets[0].ids) == [t for t in out if t != tokenizer.eos_id]
+            assert found.targets[0].ids[0] == 70
+            assert 9 not in found.targets[0].ids
+            aligned = one.align(text, found.targets[0].ids, ended=False)
+            assert aligned.error < 1e-5
+            assert aligned.source_tokens[-1] == END
+        with pytest.raises(RequestError, match="the text is empty"):
+            one.encode("")
+    main(["translate", str(tmp_path), "a dog", "--max-tokens", "12"])
+    assert capsys.readouterr().out.strip() == found.text.strip()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"eos_token_id": [1, 2]}, "eos_token_id must be one token id"),
+        ({"bad_words_ids": [[1, 2]]}, "bad_words_ids must be a list of lists of one token id"),
+        ({"forced_bos_token_id": "1"}, "forced_bos_token_id must be one token id"),
+    ],
+)
+def test_special_tokens_that_are_not_done_are_refused(keys, message):
+    with pytest.raises(CheckpointError, match=message):
+        Translator(EncoderDecoder(spelling("t5", framing_tokenizer())), framing_tokenizer(), special=keys)
+
+
+def test_older_folders_say_it_in_config_json(tmp_path):
+    """What generation_config.json says goes first; then an older name of the first token."""
+    older = {
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "force_bos_token_to_be_generated": True,
+        "num_beams": 4,
+        "max_length": 9,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    want = {"bos_token_id": 0, "eos_token_id": 2, "forced_bos_token_id": 0, "num_beams": 4, "max_length": 9}
+    assert special_of(tmp_path) == want
+    (tmp_path / "generation_config.json").write_text('{"forced_bos_token_id": 5, "num_beams": 2, "top_k": null}')
+    assert special_of(tmp_path) == want | {"forced_bos_token_id": 5, "num_beams": 2}

@@ -1,0 +1,256 @@
+"""Tokenizers of encoder-decoders against `transformers` and `sentencepiece`: Marian's two models, T5's, BART's BPE."""
+
+import copy
+import io
+import json
+import pickle
+from dataclasses import replace
+
+import pytest
+import sentencepiece
+import torch
+import transformers
+from test_formats import gpt2_folder, same_everywhere
+from tiny import wake
+from tiny_translators import CONFIGS
+
+from glassformer.cli import main
+from glassformer.errors import TokenizerError
+from glassformer.nn.model import EncoderDecoder
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.translator import load_translator
+from glassformer.weights import save_model
+
+TARGET = """Die Katze saß auf der Matte; es ist 12:30, und der Hund ist nicht da. „Wer ist das?“ Größe, Straße, süß
+der die das, Katze Katzen, neu neuer neueste, weit weiter, Fuß Füße ≈ ∑ ∞
+"""
+SENTENCES = (
+    "The cat sat on the mat.", "  two  spaces \n and\ta tab ", "It's 12:30!", ">>fra<< the dog", ">>xyz<< the dog",
+    "a >>fra<< b", ">>", "<<", ">><<", ">> the cat << sat", "Straße ≈ ∑", "</s>", "the </s> cat <pad><unk>",
+    "▁the ▁cat", "", " ", "猫 и ё 👩‍👩‍👧",
+)  # fmt: skip
+
+
+def spm(text, **options) -> bytes:
+    out = io.BytesIO()
+    lines = [line for line in text.splitlines() for _ in range(3)]
+    common = {"hard_vocab_limit": False, "minloglevel": 2, "num_threads": 1, "model_type": "unigram"}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=out, **common | options)
+    return out.getvalue()
+
+
+def pieces_of(data: bytes) -> list[str]:
+    model = sentencepiece.SentencePieceProcessor(model_proto=data)
+    return [model.IdToPiece(i) for i in range(model.GetPieceSize())]
+
+
+# ---- Marian
+
+
+def marian_folder(folder, source: bytes, target: bytes, config=None):
+    """Its vocabulary as OPUS-MT has it: the end, the unknown, both sides' pieces by turns, languages, padding last."""
+    both = dict.fromkeys(
+        piece for pair in zip(reversed(pieces_of(target)), pieces_of(source) * 9, strict=False) for piece in pair
+    )
+    left = [piece for piece in both if piece not in ("<s>", "</s>", "<unk>")][:-3]  # and some are not in it
+    vocab = {piece: i for i, piece in enumerate(["</s>", "<unk>", *left, ">>fra<<", ">>deu<<", "<pad>"])}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "source.spm").write_bytes(source)
+    (folder / "target.spm").write_bytes(target)
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"source_lang": "en", "target_lang": "de"} | (config or {}))
+    )
+    return folder
+
+
+def assert_marians(folder, examples=80):
+    ours, theirs = Tokenizer.load(folder), transformers.MarianTokenizer.from_pretrained(folder)
+    assert (ours.eos_id, ours.special["<pad>"]) == (theirs.eos_token_id, theirs.pad_token_id)
+    read, write = ours, ours.of_targets()
+    plain = {"split_special_tokens": True}
+    same_everywhere(read.encode, lambda text: theirs(text, **plain)["input_ids"], examples)
+    same_everywhere(write.encode, lambda text: theirs(text_target=text, **plain)["input_ids"], examples)
+    for text in SENTENCES:
+        assert read.encode(text, special=True) == theirs(text)["input_ids"], text
+        ids = read.encode(text)
+        assert read.decode(ids, skip_special=True).strip() == theirs.decode(ids, skip_special_tokens=True), text
+        found = read.encode_offsets(text)
+        assert found.ids == ids
+        assert all(0 <= start <= end <= len(text) for start, end in found.offsets)
+    return ours
+
+
+def test_marians_two_models(corpus, tmp_path):
+    """Each side cut by its own, one vocabulary for both; a language first; nothing forged; written back as it came."""
+    source, target = spm(corpus, vocab_size=230), spm(TARGET, vocab_size=120)
+    folder = marian_folder(tmp_path / "a", source, target)
+    ours = assert_marians(folder)
+    assert ours.encode("Straße") != ours.of_targets().encode("Straße")
+    vocab = json.loads((folder / "vocab.json").read_text())
+    assert ours.encode(">>fra<< the cat")[0] == vocab[">>fra<<"]
+    assert ours.encode("the cat")[-1] == vocab["</s>"]
+    assert vocab["</s>"] not in ours.encode("the </s> cat", bare=True)
+    ours.save(tmp_path / "b")
+    for name in ("source.spm", "target.spm", "vocab.json"):
+        assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
+    again = Tokenizer.load(tmp_path / "b")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
+    for one in (again, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert one.encode(corpus) == ours.encode(corpus) == theirs(corpus)["input_ids"]
+    writes = pickle.loads(pickle.dumps(ours.of_targets()))
+    assert writes.encode(TARGET) == ours.of_targets().encode(TARGET)
+
+
+@pytest.mark.parametrize("name", ["test_model.model", "llama2.model"])
+def test_a_published_model_on_either_side(name, shared_file, corpus, tmp_path):
+    """With bytes for what it cannot spell, too."""
+    published = shared_file(f"sentencepiece/{name}").read_bytes()
+    assert_marians(marian_folder(tmp_path / "a", published, spm(TARGET, vocab_size=120)), examples=20)
+
+
+def test_a_folder_of_marians_that_is_not_right(corpus, tmp_path):
+    source = spm(corpus, vocab_size=230)
+    folder = marian_folder(tmp_path / "a", source, source, {"separate_vocabs": True})
+    with pytest.raises(TokenizerError, match="separate_vocabs"):
+        Tokenizer.load(folder)
+    folder = marian_folder(tmp_path / "b", source, source)
+    for text, message in (("{", "is not JSON"), ('{"a": 0}', "lacks '</s>', '<unk>', '<pad>'"), ("[]", "an object"),
+                          ('{"</s>": 0, "<unk>": 0, "<pad>": 1}', "the same id")):  # fmt: skip
+        (folder / "vocab.json").write_text(text)
+        with pytest.raises(TokenizerError, match=message):
+            Tokenizer.load(folder)
+    (folder / "vocab.json").unlink()
+    with pytest.raises(TokenizerError, match=r"vocab\.json is missing beside source\.spm"):
+        Tokenizer.load(folder)
+    folder = marian_folder(tmp_path / "c", source, source)
+    (folder / "source.spm").write_bytes(source[:-9])
+    with pytest.raises(TokenizerError, match=r"source\.spm: not a SentencePiece model"):
+        Tokenizer.load(folder)
+
+
+# ---- T5
+
+
+T5 = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "pad_piece": "<pad>"}
+HOLES = (
+    "The <extra_id_0> sat on <extra_id_1>.",
+    "<extra_id_99>a<extra_id_0><extra_id_1> b",
+    "a</s>b",
+    "<extra_id_100>",
+)
+
+
+def assert_t5s(folder, n=100):
+    ours, theirs = Tokenizer.load(folder), transformers.T5Tokenizer.from_pretrained(folder, extra_ids=n)
+    assert ours.vocab_size == len(theirs)
+    assert (ours.eos_id, ours.bos_id) == (theirs.eos_token_id, None)
+    assert [ours.special[f"<extra_id_{i}>"] for i in range(n)] == [
+        theirs.convert_tokens_to_ids(f"<extra_id_{i}>") for i in range(n)
+    ]
+    for text in (*SENTENCES, *HOLES):
+        assert ours.encode(text, special=True) == theirs(text)["input_ids"], text
+    hole = ours.special["<extra_id_0>"]
+    assert hole in ours.encode(HOLES[0], special=True)
+    assert hole not in ours.encode(HOLES[0]), "text became a control token"
+    assert ours.encode("the cat")[-1] == ours.eos_id
+    return ours, theirs
+
+
+def test_t5s_model_its_end_and_its_sentinels(corpus, tmp_path):
+    """`spiece.model` alone, as the first folders had it; then written back; then as a tokenizer.json."""
+    data, folder = spm(corpus, vocab_size=230, **T5), tmp_path / "a"
+    folder.mkdir()
+    (folder / "spiece.model").write_bytes(data)
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+    ours, theirs = assert_t5s(folder)
+    library = sentencepiece.SentencePieceProcessor(model_proto=data)
+    same_everywhere(ours.encode, lambda text: [*library.encode(text), 1])
+    ours.save(tmp_path / "b")
+    assert (tmp_path / "b/spiece.model").read_bytes() == data
+    assert_t5s(tmp_path / "b")
+    theirs.save_pretrained(tmp_path / "c")
+    assert (tmp_path / "c/tokenizer.json").exists()
+    fast = Tokenizer.load(tmp_path / "c")
+    for text in (*SENTENCES, *HOLES, corpus):
+        assert fast.encode(text, special=True) == theirs(text)["input_ids"], text
+        assert not set(fast.special.values()) & set(fast.encode(text, bare=True)) - {fast.special["<unk>"]}, text
+
+
+def test_how_many_sentinels_is_said(corpus, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(spm(corpus, vocab_size=230, **T5))
+    said = {"tokenizer_class": "T5Tokenizer", "extra_ids": 7, "eos_token": "</s>", "pad_token": "<pad>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    assert_t5s(tmp_path, 7)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said | {"extra_ids": "many"}))
+    with pytest.raises(TokenizerError, match="extra_ids must be a whole number of at least 0, got 'many'"):
+        Tokenizer.load(tmp_path)
+
+
+# ---- BART
+
+
+def test_barts_pair_of_files_without_a_word_about_it(corpus, tmp_path):
+    """config.json says that it is BART's: so a text stands between <s> and </s>."""
+    special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    folder = gpt2_folder(tmp_path, corpus, special=special)
+    (folder / "config.json").write_text('{"model_type": "bart"}')
+    ours, theirs = Tokenizer.load(folder), transformers.BartTokenizer.from_pretrained(folder)
+    same_everywhere(ours.encode, lambda text: theirs(text, split_special_tokens=True)["input_ids"])
+    ids = ours.encode("the cat")
+    assert (ids[0], ids[-1]) == (theirs.bos_token_id, theirs.eos_token_id) == (ours.special["<s>"], ours.eos_id)
+    assert ours.encode("the <mask> sat", special=True) == theirs("the <mask> sat")["input_ids"]
+    assert ours.special["<mask>"] not in ours.encode("the <mask> sat")
+
+
+# ---- with a model behind it
+
+
+def talker(family, folder, size, special):
+    """A tiny model of a family beside the tokenizer of a folder."""
+    config = CONFIGS[family]()
+    config = replace(config, vocab_size=size, encoder=replace(config.encoder, vocab_size=size))
+    save_model(wake(EncoderDecoder(config)), folder, extra=special)
+    return transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+
+def test_marian_translates_as_theirs(corpus, tmp_path, capsys):
+    folder = marian_folder(tmp_path, spm(corpus, vocab_size=230), spm(TARGET, vocab_size=120))
+    pad = max(json.loads((folder / "vocab.json").read_text()).values())
+    special = {"eos_token_id": 0, "pad_token_id": pad, "decoder_start_token_id": pad, "bad_words_ids": [[pad]]}
+    hf, theirs = talker("marian", folder, pad + 1, special), transformers.AutoTokenizer.from_pretrained(folder)
+    translator = load_translator(folder)
+    for text in ("The cat sat on the mat.", ">>fra<< Who's that?"):
+        out = hf.generate(**theirs(text, return_tensors="pt"), max_new_tokens=9, do_sample=False, num_beams=1)[0]
+        (found,) = translator.translate(text, max_tokens=9)
+        assert list(found.targets[0].ids) == [t for t in out[1:].tolist() if t != 0]
+        assert found.text.strip() == theirs.decode(out, skip_special_tokens=True)
+        main(["translate", str(folder), text, "--max-tokens", "9"])
+        assert capsys.readouterr().out.strip() == found.text.strip()
+    written = "Die Katze"
+    aligned = translator.align("the cat", written)
+    assert len(aligned.target_tokens) == len(theirs(text_target=written)["input_ids"])
+
+
+def test_t5_fills_holes(corpus, tmp_path, capsys):
+    """Only where the person says that <extra_id_0> is the token; then it is seen in what is written, too."""
+    (tmp_path / "spiece.model").write_bytes(spm(corpus, vocab_size=230, **T5))
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    tokenizer = Tokenizer.load(tmp_path)
+    size = tokenizer.vocab_size + 3  # a table is rounded up
+    special = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
+    hf = talker("flan", tmp_path, size, special)
+    text, translator = "The <extra_id_0> sat.", load_translator(tmp_path)
+    ids = torch.tensor([tokenizer.encode(text, special=True)])
+    out = hf.generate(
+        ids, max_new_tokens=9, do_sample=False, num_beams=1, suppress_tokens=[size - 3, size - 2, size - 1]
+    )
+    (found,) = translator.translate(text, max_tokens=9, special=True)
+    assert list(found.targets[0].ids) == [t for t in out[0, 1:].tolist() if t != 1]
+    assert found.text == tokenizer.decode(found.targets[0].ids)
+    (plain,) = translator.translate(text, max_tokens=9)
+    assert plain.targets != found.targets
+    main(["translate", str(tmp_path), text, "--max-tokens", "9", "--special", "--align"])
+    told = capsys.readouterr().out
+    assert told.startswith(found.text)
+    assert "<extra_id_0>" in told

@@ -1,0 +1,121 @@
+"""A tiny configuration of each family of encoders, with all that it can do; and what tests of them share."""
+
+import json
+from dataclasses import replace
+
+import torch
+from tiny import wake
+
+from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, NormConfig, change
+from glassformer.encoder_config import MaskedHeadConfig, TextEncoderConfig
+from glassformer.nn.encoder import TextEncoder
+from glassformer.nn.step import Step
+from glassformer.text.control import Added
+from glassformer.text.patterns import GPT2, byte_alphabet, byte_level
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.vocab import BYTE_LEVEL, bpe_model, layout_of, wordpiece_of
+
+NORM, SMALL = NormConfig("layer", 1e-2), NormConfig("layer", 1e-12)
+LAYER = LayerConfig(
+    AttentionConfig(4, 4, 12, bias=True, out_bias=True, causal=False),
+    MLPConfig(72, "relu", gated=False, bias=True),
+    NORM,
+    ("post",),
+)
+
+
+def stack(family, **more):
+    made = {"positions": "learned", "embed_norm": NORM} | more
+    return TextEncoderConfig(97, 48, 64, (LAYER,) * 3, None, family=family, **made)
+
+
+BERT = stack("bert", n_token_types=3, pooler=True, head=MaskedHeadConfig("relu", NORM), next_sentence=True)
+ROBERTA = stack("roberta", n_token_types=2, position_offset=3, pooler=True, head=MaskedHeadConfig("gelu", NORM))
+DISTIL = replace(
+    stack("distilbert", embed_norm=SMALL, head=MaskedHeadConfig("relu", SMALL)),
+    layers=(replace(LAYER, norm=SMALL),) * 3,
+)
+CONFIGS = {"bert": BERT, "roberta": ROBERTA, "distilbert": DISTIL}
+CONFIGS["xlm-roberta"] = replace(ROBERTA, family="xlm-roberta")
+
+
+def tiny_encoder(family, seed=0, **changes):
+    config = CONFIGS[family]
+    for path, value in changes.items():
+        config = change(config, path, value)
+    return wake(TextEncoder(config), seed)
+
+
+def some_ids(config, batch, length, seed=1):
+    """Random ids, none of them padding."""
+    first = config.position_offset
+    return torch.randint(first, config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def outputs(model, ids, lengths=None, **step):
+    """States, and whatever the heads make of them."""
+    made = Step.of(ids, lengths, **step)
+    states = model(ids, made)
+    found = {"states": states}
+    if model.pooler is not None:
+        found["pooled"] = model.pooled(states, made)
+    if model.next_sentence is not None:
+        found["follows"] = model.follows(found["pooled"], made)
+    if model.head is not None:
+        found["logits"] = model.logits(states, made)
+    return found
+
+
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "mat",
+    "a",
+    "dog",
+    "ate",
+    "hat",
+    "kitten",
+    "##s",
+    "##ed",
+    ".",
+    ",",
+    "?",
+    "query",
+    ":",
+]
+NAMES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LETTERS = [prefix + letter for prefix in ("", "##") for letter in "abcdefghijklmnopqrstuvwxyz"]
+
+
+def wordpieces():
+    """A tokenizer as BERT's: 97 tokens at most."""
+    vocab = {token: i for i, token in enumerate(dict.fromkeys([*NAMES, *WORDS, *LETTERS]))}
+    assert len(vocab) <= 97
+    named = {f"{key}_token": f"[{key.upper()}]" for key in ("pad", "unk", "cls", "sep", "mask")}
+    layout = wordpiece_of(vocab, lowercase=True, accents=None, chinese=True, names=named)
+    return Tokenizer(json.dumps(layout), named | {"model_max_length": 512})
+
+
+def bytes_of_roberta():
+    """A tokenizer as RoBERTa's: byte-level, <s> before and </s> behind, </s></s> between two; of 263 tokens."""
+    names = {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    vocab = {
+        token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *byte_alphabet().values(), "th", "Ġth"])
+    }
+    vocab["<mask>"] = len(vocab)
+    added = [Added(vocab[t], t, special=True, lstrip=t == "<mask>") for t in names.values()]
+    frame = {"sep": ["</s>", 2], "cls": ["<s>", 0], "trim_offsets": True, "add_prefix_space": False}
+    layout = layout_of(
+        bpe_model(vocab, [("t", "h"), ("Ġ", "th")]), added, pre_tokenizer=byte_level(GPT2), decoder=BYTE_LEVEL,
+        post_processor={"type": "RobertaProcessing"} | frame,
+    )  # fmt: skip
+    return Tokenizer(json.dumps(layout), names | {"sep_token": "</s>", "cls_token": "<s>"})
