@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.nn.attend import KV, AttendSpec, View, attend_math
-from glassformer.nn.attention import Attention
+from glassformer.nn.attention import Attention, by_head
 from glassformer.nn.model import Stack
 from glassformer.nn.position import RelativePositions
 
@@ -53,9 +52,8 @@ def heads(
     o: nn.Linear, z: Float[Tensor, "B T H Dh"], out: Float[Tensor, "B T D"]
 ) -> tuple[Float[Tensor, "B T H D"], float]:
     """Each head's own part of what attention writes. The error is max |sum of heads + bias - out|."""
-    slices = o.weight.unflatten(1, z.shape[-2:])  # [D, H, Dh]
-    parts = torch.einsum("bthd,ohd->btho", z.float(), slices.float())
-    whole = parts.sum(-2) if o.bias is None else parts.sum(-2) + o.bias
+    parts, bias = by_head(o, z), o.bias
+    whole = parts.sum(-2) if bias is None else parts.sum(-2) + bias
     return parts, _off(whole, out)
 
 

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from glassformer.config import EncoderConfig, LayerConfig, ModelConfig, RecurrentConfig
@@ -183,13 +184,66 @@ def derived(config: AnyConfig) -> list[str]:
     return [name for name, point in points(config).items() if point.kind == "derived"]
 
 
-def find(config: AnyConfig, name: str) -> Point:
+def find(config: AnyConfig, name: str, param: str = "point") -> Point:
     """The point of this name. RequestError says which name is nearest where the model has none."""
-    known = points(config)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise RequestError(f"this model has no point {name!r}; the nearest is {near[0]!r}", param="point")
-    return known[name]
+    found = _one(config, name)
+    if found is None:
+        near = difflib.get_close_matches(name, points(config), n=1, cutoff=0.0)
+        raise RequestError(f"this model has no point {name!r}; the nearest is {near[0]!r}", param=param)
+    return found
+
+
+def _one(config: AnyConfig, name: str) -> Point | None:
+    """What `points` has under a name, without making all the others."""
+    if not isinstance(config, ModelConfig):
+        return points(config).get(name)
+    prefix, bare = ("encoder.", name[8:]) if name.startswith("encoder.") else ("", name)
+    stack = config.encoder if prefix else config
+    number = re.match(r"blocks\.(0|[1-9]\d*)\.", bare)
+    i = 0 if number is None else int(number[1])
+    known = EMBED + FINAL + (() if prefix else HEAD) if number is None else BLOCK
+    bare = bare if number is None else f"blocks.{{i}}.{bare[number.end() :]}"
+    if stack is None or i >= stack.n_layers:
+        return None
+    for point in known:
+        if point.name == bare and (point.only is None or point.only(stack, stack.layers[i])):
+            return replace(point, name=prefix + point.name, needs=tuple(prefix + need for need in point.needs))
+    return None
+
+
+def match(config: AnyConfig, patterns: Sequence[str], param: str = "read") -> list[str]:
+    """Points that a pattern names ("blocks.5.attn.*"), each once, in the order of a pass. `*` takes dots too.
+
+    RequestError for a pattern that names none.
+    """
+    known, found = points(config), set()
+    for pattern in patterns:
+        some = [name for name in known if fnmatchcase(name, pattern)]
+        found.update(some or [find(config, pattern, param).name])
+    return [name for name in known if name in found]
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the block that a point is in; None outside the blocks."""
+    number = re.search(r"blocks\.(\d+)\.", name)
+    return None if number is None else int(number[1])
+
+
+def sizes(config: ModelConfig, name: str) -> dict[str, int]:
+    """How long each axis of a point is, but for those of rows, tokens and keys (B, T, S)."""
+    stack = config.encoder if name.startswith("encoder.") and config.encoder is not None else config
+    found, i = {"D": stack.d_model, "V": stack.vocab_size}, layer_of(name)
+    if i is None:
+        return found
+    layer = stack.layers[i]
+    attention = layer.cross if ".cross." in name and layer.cross is not None else layer.attention
+    experts, width = layer.experts, layer.mlp.d_ff
+    if experts is not None:
+        found["E"], width = experts.n_experts, experts.shared_d_ff or width
+    found |= {"H": attention.n_heads, "Hkv": attention.n_kv_heads, "Dh": attention.head_dim, "Dv": attention.head_dim}
+    if attention.latent is not None:
+        found |= {"Dv": attention.latent.v_dim, "C": attention.latent.rank}
+    return found | {"F": width}
 
 
 def needs(config: AnyConfig, name: str) -> list[str]:

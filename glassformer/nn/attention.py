@@ -25,6 +25,20 @@ def spec_of(config: AttentionConfig, source: bool = False) -> AttendSpec:
     return AttendSpec(scale, config.causal, config.window, config.softcap, source)
 
 
+def write(o: nn.Linear, z: Float[Tensor, "B T H Dv"], step: LayerStep, name: str) -> Float[Tensor, "B T D"]:
+    """Concat(heads) W_o; head by head where somebody changes what each of them writes."""
+    if not step.wants(f"{name}.heads"):
+        return o(z.flatten(-2))
+    out = step.see(f"{name}.heads", by_head(o, z)).sum(-2)
+    return (out if o.bias is None else out + o.bias).to(z.dtype)
+
+
+def by_head(o: nn.Linear, z: Float[Tensor, "B T H Dv"]) -> Float[Tensor, "B T H D"]:
+    """Each head's z through its own slice of W_o, in float32: their sum, plus bias, is what attention writes."""
+    slices = o.weight.unflatten(1, z.shape[-2:])  # [D, H, Dv]
+    return torch.einsum("bthd,ohd->btho", z.float(), slices.float())
+
+
 class Attention(nn.Module):
     """MultiHead(x) = Concat(head_1 .. head_H) W_o (Vaswani et al. 2017, section 3.2.2)."""
 
@@ -68,7 +82,7 @@ class Attention(nn.Module):
         q = step.see("attn.q_rot", q)
         k = step.see("attn.k_rot", k)
         z = step.attend(self.spec, q, step.keep(k, v), bias=step.bias, sinks=self.sinks)  # [B, T, H, Dh]
-        return self.o(step.see("attn.z", z).flatten(-2))
+        return write(self.o, step.see("attn.z", z), step, "attn")
 
 
 class CrossAttention(Attention):
@@ -84,7 +98,7 @@ class CrossAttention(Attention):
         q = step.see("cross.q_rot", self.normed(self.q_norm, q))
         kv = step.keep_source(lambda: self.read(step.source, step))
         z = step.attend(self.spec, q, kv, name="cross")  # [B, T, H, Dh]
-        return self.o(step.see("cross.z", z).flatten(-2))
+        return write(self.o, step.see("cross.z", z), step, "cross")
 
     def read(self, source: Float[Tensor, "B S D"], step: LayerStep) -> tuple[Tensor, Tensor]:
         """The source's keys and values [B, S, Hkv, Dh]."""

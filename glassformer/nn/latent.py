@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from glassformer.config import AttentionConfig
 from glassformer.nn.attend import KV, View
-from glassformer.nn.attention import spec_of
+from glassformer.nn.attention import spec_of, write
 from glassformer.nn.norm import RMSNorm
 from glassformer.nn.rope import rotate
 from glassformer.nn.step import LayerStep
@@ -81,7 +81,7 @@ class LatentAttention(nn.Module):
             if changed is not None:
                 kv = changed if step.slot is None else put(changed, kv, step.view(self.spec))
             z = step.attend(self.spec, q, kv)
-        return self.o(step.see("attn.z", z).flatten(-2))
+        return write(self.o, step.see("attn.z", z), step, "attn")
 
     def turned(
         self,

@@ -27,7 +27,7 @@ from glassformer.rope_scaling import LongScaling
 
 @runtime_checkable
 class Tap(Protocol):
-    """Made for one pass. `wants` a derived point (scores, probs) only to change it: that selects the definition."""
+    """Made for one pass. `wants` a derived point (scores, probs, heads) only to change it: it is made then."""
 
     def wants(self, name: str) -> bool: ...
     def __call__(self, name: str, value: Tensor) -> Tensor: ...
@@ -121,6 +121,12 @@ class Step:
         """The same pass, its points named under `prefix` ("encoder.")."""
         step = copy.copy(self)
         step.prefix = self.prefix + prefix
+        return step
+
+    def at(self, positions: Int[Tensor, "*#B"]) -> Step:
+        """The same pass, for values that have some of its tokens only: the last of each row, whose logits are read."""
+        step = copy.copy(self)
+        step.positions = positions
         return step
 
     def prepare(self, specs: Iterable[AttendSpec], ropes: Iterable[tuple[RopeConfig, int]]) -> None:

@@ -1,8 +1,10 @@
 """Every point of the registry: it is there, it can be changed, and looking at it changes no bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from tiny import FAMILIES, assert_near, random_ids, run, run_cached, tiny, tiny_config
+from tiny import FAMILIES, assert_near, pair_config, random_ids, run, run_cached, tiny, tiny_config
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
@@ -46,7 +48,7 @@ class Everything(Tap):
         super().__init__(())
 
     def wants(self, name):
-        return not name.endswith(("scores", "probs"))
+        return not name.endswith(("scores", "probs", "heads"))
 
 
 def changed_from_outside(model, name, delta, ids):
@@ -229,6 +231,9 @@ def test_a_model_lists_only_what_it_has():
     assert points.needs(SHAPES["qwen3"], "blocks.1.attn.heads") == ["blocks.1.attn.z", "blocks.1.attn.out"]
     assert points.needs(SHAPES["qwen3"], "blocks.1.attn.z") == ["blocks.1.attn.z"]
     assert all(point.meaning and point.axes for point in qwen3.values())
+    for shape in (*SHAPES.values(), tiny_config("gpt_neox"), tiny_config("mixtral"), pair_config("pre")):
+        for name, point in points.points(shape).items():
+            assert points.find(shape, name) == replace(point, name=points.find(shape, name).name)
 
 
 @pytest.mark.parametrize(("wrong", "nearest"), [
