@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from operator import index
 from pathlib import Path
@@ -14,9 +14,9 @@ import torch
 
 from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, RequestError, TokenizerError
-from glassformer.generate.loop import Options, Piece, Top, check_ids, report, write
+from glassformer.generate.loop import Options, Piece, Top, check_ids, go_on, report, write
 from glassformer.generate.sampling import Sampling, check_number
-from glassformer.nn.device import choose
+from glassformer.nn.device import Choice, choose, explain
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
@@ -87,8 +87,9 @@ class LanguageModel:
         *,
         ends: Sequence[int] = (),
         source: str = "",
+        choices: Sequence[Choice] = (),
     ):
-        self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.model, self.tokenizer, self.source, self.choices = model, tokenizer, source, tuple(choices)
         own = [tokenizer.eos_id] if tokenizer is not None and tokenizer.eos_id is not None else []
         self.ends = frozenset(ends) | frozenset(own)
 
@@ -142,10 +143,14 @@ class LanguageModel:
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
+        before_pass: Callable[[], None] = go_on,
         **sampling: Any,
     ) -> Iterator[Piece]:
-        """`generate`, piece by piece as it is written. A bad request raises here, before the first piece."""
-        return self._pieces(*self._request(prompt, max_tokens, stop, n, logprobs, sampling))
+        """`generate`, piece by piece as it is written. A bad request raises here, before the first piece.
+
+        `before_pass` is called before each pass; what it raises stops the work there.
+        """
+        return self._pieces(*self._request(prompt, max_tokens, stop, n, logprobs, sampling), before_pass)
 
     def _request(
         self,
@@ -162,8 +167,8 @@ class LanguageModel:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         return self.encode(prompt), Options(max_tokens, Sampling(**sampling).seeded(), stops, n, logprobs)
 
-    def _pieces(self, ids: list[int], options: Options) -> Iterator[Piece]:
-        return write(self.model, [ids], options, tokenizer=self.tokenizer, ends=self.ends)
+    def _pieces(self, ids: list[int], options: Options, before_pass: Callable[[], None] = go_on) -> Iterator[Piece]:
+        return write(self.model, [ids], options, tokenizer=self.tokenizer, ends=self.ends, before_pass=before_pass)
 
     @torch.inference_mode()
     def score(self, text: str | Sequence[int], *, top: int = 0) -> Score:
@@ -245,7 +250,9 @@ def load(
         if tokenizer.vocab_size > size:
             raise TokenizerError(f"{found}: the tokenizer has {tokenizer.vocab_size} tokens, and the model {size}")
     model = load_model(checkpoint, device=where, dtype=kind)
-    return LanguageModel(model, tokenizer, ends=ends_of(found, checkpoint.metadata), source=str(found))
+    why = explain(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
+    ends = ends_of(found, checkpoint.metadata)
+    return LanguageModel(model, tokenizer, ends=ends, source=str(found), choices=why)
 
 
 def _continuation(pieces: list[Piece]) -> Continuation:

@@ -10,7 +10,7 @@ one of them becomes long.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -81,6 +81,10 @@ class Row:
     ids: list[int]  # the prompt, and what was written
 
 
+def go_on() -> None:
+    """Before a pass of which nobody wants to know."""
+
+
 def write(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -89,10 +93,12 @@ def write(
     tokenizer: Tokenizer | None = None,
     ends: Collection[int] = (),
     attend: Attend = attend_sdpa,
+    before_pass: Callable[[], None] = go_on,
 ) -> Iterator[Piece]:
     """Continue each prompt; yields a `Piece` per continuation and step, in order of rows.
 
     A token of `ends` ends its continuation and is not part of it. Continuation r draws with the seed plus r.
+    `before_pass` is called before each pass, of the prompt's chunks too: what it raises stops the work there.
     Raises at once, before anything is computed: CapacityError when prompt and `max_tokens` do not fit the context;
     RequestError for an empty prompt, token ids outside the vocabulary, or stop strings without a tokenizer.
     """
@@ -105,7 +111,7 @@ def write(
     if options.stop and tokenizer is None:
         raise RequestError("stop strings need a tokenizer, and this model has none", param="stop")
     rows = _rows(model, prompts, options, tokenizer)
-    return _write(model, prompts, options, rows, tokenizer, ends, attend)
+    return _write(model, prompts, options, rows, tokenizer, ends, attend, before_pass)
 
 
 def check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
@@ -125,8 +131,9 @@ def _write(  # not itself in inference mode: it would leak to the caller at each
     tokenizer: Tokenizer | None,
     ends: Collection[int],
     attend: Attend,
+    before_pass: Callable[[], None],
 ) -> Iterator[Piece]:
-    cache, logits = _prefill(model, prompts, max(row.room for row in rows), attend)
+    cache, logits = _prefill(model, prompts, max(row.room for row in rows), attend, before_pass)
     if logits.isnan().any():
         raise CheckpointError("the model's logits are not numbers (NaN): damaged weights, or too large for their dtype")
     if options.n > 1:
@@ -153,8 +160,11 @@ def _write(  # not itself in inference mode: it would leak to the caller at each
         for row, token in zip(rows, ids, strict=True):
             row.ids.append(token)
         if model.config.long_text in {len(row.ids) for row in rows}:
-            cache, logits = _prefill(model, [row.ids for row in rows], max(row.room for row in rows), attend)
+            cache, logits = _prefill(
+                model, [row.ids for row in rows], max(row.room for row in rows), attend, before_pass
+            )
         else:
+            before_pass()
             logits = _pass(model, cache, [[token] for token in ids], attend)
 
 
@@ -188,7 +198,9 @@ def _text_after(prompt: Sequence[int], tokenizer: Tokenizer | None) -> StreamDec
 
 
 @torch.inference_mode()
-def _prefill(model: Decoder, prompts: Sequence[Sequence[int]], room: int, attend: Attend) -> tuple[DenseCache, Tensor]:
+def _prefill(
+    model: Decoder, prompts: Sequence[Sequence[int]], room: int, attend: Attend, before_pass: Callable[[], None]
+) -> tuple[DenseCache, Tensor]:
     """The cache after all prompts, and the logits [prompts, V] of each one's last token."""
     longest = max(map(len, prompts))
     capacity = min(model.config.context_length, longest + room)
@@ -199,6 +211,7 @@ def _prefill(model: Decoder, prompts: Sequence[Sequence[int]], room: int, attend
     for begin in range(0, longest, PREFILL_CHUNK):
         chunk = [list(prompt[begin : begin + PREFILL_CHUNK]) for prompt in prompts]
         ending = [p for p, tokens in enumerate(chunk) if tokens and begin + len(tokens) == len(prompts[p])]
+        before_pass()
         out = _pass(model, cache, chunk, attend)
         logits[ending] = out[ending]
     return cache, logits
