@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from glassformer.config import ModelConfig
 from glassformer.nn.model import Decoder
 from glassformer.text.tokenizer import Tokenizer
 
 
+@runtime_checkable
 class Subject(Protocol):
     """A `LanguageModel`, as far as views need one."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -11,11 +11,9 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
+from glassformer.inspect.subject import Subject
 from glassformer.inspect.views.result import Named, Receipt, off
 from glassformer.inspect.views.words import spell
-
-if TYPE_CHECKING:
-    from glassformer.inspect.subject import Subject
 
 MOST = 2000  # rows on a plane
 
@@ -73,7 +71,8 @@ def embedding(lm: Subject, *, token: int, n: int = 10, table: Literal["input", "
     nearest = tuple(
         Named(id, spell(lm, id), value) for id, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     )
-    receipt = Receipt(f"{name}[{token}]", "the row that the model looks up", off(rows[token], row))
+    looked_up = lm.model.embed(torch.tensor([token], device=rows.device))[0] if table == "input" else rows[token]
+    receipt = Receipt(f"{name}[{token}]", "max |the row shown - the row the model reads|", off(looked_up, row))
     tied = lm.model.head is None
     return Embedding(Named(token, spell(lm, token), row.norm().item()), row, nearest, tied, receipt)
 

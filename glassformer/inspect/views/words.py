@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from glassformer.errors import RequestError, TokenizerError
+from glassformer.inspect.subject import Subject
 from glassformer.inspect.views.result import Receipt
 from glassformer.text.bpe import BPE
 from glassformer.text.library import LibraryCore
-
-if TYPE_CHECKING:
-    from glassformer.inspect.subject import Subject
-    from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
