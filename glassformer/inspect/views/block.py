@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -11,13 +10,11 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
+from glassformer.inspect.trace import Trace
 from glassformer.inspect.views.layer import at, block_of, position_of
 from glassformer.inspect.views.result import Named, Receipt, off
 from glassformer.inspect.views.words import spell
 from glassformer.nn.mlp import MLP
-
-if TYPE_CHECKING:
-    from glassformer.inspect.trace import Trace
 
 
 @dataclass(frozen=True)

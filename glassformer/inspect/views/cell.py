@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from glassformer.inspect.trace import Trace
 from glassformer.inspect.views.layer import at, attention_of, position_of
 from glassformer.inspect.views.result import Receipt, off
-
-if TYPE_CHECKING:
-    from glassformer.inspect.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from glassformer.generate.sampling import Sampling, check_number, choose, stages
+from glassformer.inspect.trace import Trace
 from glassformer.inspect.views.layer import at, position_of
 from glassformer.inspect.views.result import Named, Receipt
 from glassformer.inspect.views.words import spell
-
-if TYPE_CHECKING:
-    from glassformer.inspect.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
+from glassformer.inspect.trace import Trace
 from glassformer.inspect.views.layer import at, attention_of, block_of, position_of
 from glassformer.inspect.views.result import Receipt, off
-
-if TYPE_CHECKING:
-    from glassformer.inspect.trace import Trace
 
 
 @dataclass(frozen=True)

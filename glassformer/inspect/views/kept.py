@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -13,12 +12,10 @@ from torch import Tensor
 
 from glassformer.cache.dense import DenseCache
 from glassformer.generate.sampling import check_number
+from glassformer.inspect.trace import Trace
 from glassformer.inspect.views.layer import block_of
 from glassformer.inspect.views.result import Receipt, off
 from glassformer.nn.step import Step
-
-if TYPE_CHECKING:
-    from glassformer.inspect.trace import Trace
 
 
 @dataclass(frozen=True)

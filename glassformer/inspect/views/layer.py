@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
+from glassformer.inspect.trace import Trace
 from glassformer.nn.attention import Attention
 from glassformer.nn.residual import Block
-
-if TYPE_CHECKING:
-    from glassformer.inspect.trace import Trace
 
 
 def block_of(t: Trace, layer: int) -> Block:

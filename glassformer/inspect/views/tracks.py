@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import RequestError
+from glassformer.inspect.trace import Trace
 from glassformer.inspect.views.layer import at
 from glassformer.inspect.views.result import Receipt
-
-if TYPE_CHECKING:
-    from glassformer.inspect.trace import Trace
 
 
 @dataclass(frozen=True)
