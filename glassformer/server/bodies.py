@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import Sampling
 from glassformer.server.errors import Refused
+from glassformer.server.served import Served
 
 # What others offer and this server does not; a value that asks for nothing is no reason to refuse.
 NOTHING: dict[str, tuple[Any, ...]] = {
@@ -211,3 +212,50 @@ class ChatBody(OpenAIFields):
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class TraceBody(SamplingFields):
+    """A text to trace: as it is, or continued first."""
+
+    model: str = Field(description="The name of a served model.", examples=["stories"])
+    prompt: str | Ids | None = Field(None, description="A text, or token ids.", examples=["One day Mia got a key."])
+    messages: Messages | None = Field(None, description="A conversation instead of a prompt.")
+    max_tokens: int = Field(0, description="First write so many tokens more; 0 traces the prompt alone.")
+    read: Annotated[list[str], FIRST] | None = Field(
+        None,
+        description="Points, or patterns of them, to keep as they pass; all else is computed when it is asked for.",
+        examples=[["blocks.0.attn.*"]],
+    )
+    top: int = Field(5, description="With stream: so many of the likeliest tokens beside each one written.")
+    stream: bool | None = Field(None, description="Events: `token` for each token written, then `trace`, or `error`.")
+
+    def ids(self, served: Served) -> list[int]:
+        """What is to be traced, as token ids."""
+        if (self.prompt is None) == (self.messages is None):
+            raise RequestError("give either a prompt or messages", param="prompt")
+        if self.messages is not None:
+            return served.chat_ids([message.plain() for message in self.messages])
+        return served.lm.encode(self.prompt or "")
+
+    def writing(self) -> dict[str, Any]:
+        """Sampling and stops; where nothing is written, only what was given: it is refused then, by its name."""
+        if self.max_tokens:
+            return self.sampling() | {"stop": self.stops()}
+        return self.model_dump(exclude_none=True, include=set(SamplingFields.model_fields) - {"edits"})
+
+
+class VectorBody(Body):
+    """Numbers to name in edits."""
+
+    values: Annotated[list[float], Field(min_length=1), FIRST] = Field(examples=[[0.5, -1.0]])
+
+
+class SweepBody(Body):
+    """An edit in one place after the other, and what each changes."""
+
+    trace: str = Field(description="The id of the trace whose text is read under the edits.")
+    over: str = Field(description="What is gone through.", examples=["heads"])
+    op: str = Field("ablate", description="What is done in each place.")
+    target: str | int | None = Field(None, description="The token whose logit is watched.")
+    rival: str | int | None = Field(None, description="The token whose logit is taken off that.")
+    position: int | None = Field(None, description="The position that is watched; by default the last.")

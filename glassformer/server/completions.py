@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 
 from glassformer.server import answers
 from glassformer.server.bodies import ChatBody, CompletionBody, OpenAIFields
-from glassformer.server.edits import edits_of
+from glassformer.server.edits import Edits
 from glassformer.server.errors import answer
 from glassformer.server.queue import Queue
 from glassformer.server.served import Models, Served
@@ -24,7 +24,7 @@ DONE = b"data: [DONE]\n\n"
 IMPOSSIBLE = -9999.0
 
 
-def routes(models: Models, queue: Queue) -> APIRouter:
+def routes(models: Models, queue: Queue, edits: Edits) -> APIRouter:
     """The routes over these models."""
     router = APIRouter(tags=["OpenAI"])
 
@@ -48,7 +48,7 @@ def routes(models: Models, queue: Queue) -> APIRouter:
                 n=1 if body.n is None else body.n,
                 logprobs=("logprobs", body.logprobs),
                 echo=bool(body.echo),
-                edits=edits_of(body.edits),
+                edits=edits.read(body.edits),
             )
 
         return await _written(request, queue, body, await asyncio.to_thread(prepare), _Completion)
@@ -69,7 +69,7 @@ def routes(models: Models, queue: Queue) -> APIRouter:
                 max_tokens=body.limit(),
                 n=1 if body.n is None else body.n,
                 logprobs=("top_logprobs", body.top()),
-                edits=edits_of(body.edits),
+                edits=edits.read(body.edits),
             )
 
         return await _written(request, queue, body, await asyncio.to_thread(prepare), _Chat)
