@@ -78,7 +78,8 @@ class Trace:
 
     ids, tokens: the prompt, and what was written after it (from `n_prompt` on). finish: why writing ended ("stop",
     "length", "nan" where edits left no numbers to draw from), None where nothing was to be written. kept: what the
-    pass left. rereads: how many tokens the text had when a model of long texts read it anew, by other angles.
+    pass left. edits, choices: what was changed, and what the model did otherwise for it. rereads: how many tokens the
+    text had when a model of long texts read it anew, by other angles.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Trace:
         *,
         n_prompt: int | None = None,
         edits: tuple[Any, ...] = (),
+        choices: tuple[Any, ...] = (),
         finish: str | None = None,
         rereads: Sequence[int] = (),
         budget: int | None = None,
@@ -97,7 +99,7 @@ class Trace:
         self.ids: tuple[int, ...] = tuple(kept.ids.tolist())
         self.tokens = tuple(spelled(lm.tokenizer, token) for token in self.ids)
         self.n_prompt = len(self.ids) if n_prompt is None else n_prompt
-        self.edits, self.finish, self.rereads, self.seed = edits, finish, tuple(rereads), seed
+        self.edits, self.choices, self.finish, self.rereads, self.seed = edits, choices, finish, tuple(rereads), seed
         self.budget = BUDGET if budget is None else budget
         self._again: OrderedDict[str, Value] = OrderedDict()
 
@@ -171,7 +173,8 @@ class Trace:
             live = [need for name in some for need in self._needs(name) if self.kept.get(need) is None]
             again = outside(self.kept, live, at) if i is None else in_block(self.kept, i, live, at)
             for name in some:
-                found[name] = self._heads(name, again, at) if name.endswith(".heads") else self._value(name, again)
+                derive = name.endswith(".heads") and name not in again
+                found[name] = self._heads(name, again, at) if derive else self._value(name, again)
         if isinstance(positions, int):
             return {name: found[name].without("T") if "T" in found[name].axes else found[name] for name in names}
         return {name: found[name] for name in names}
@@ -200,8 +203,8 @@ class Trace:
         return Value(name, scores if end == "scores" else probs, self.axes(name), error, WEIGHED)
 
     def _needs(self, name: str) -> list[str]:
-        layer = name.removesuffix(".heads")
-        return [name] if layer == name else [f"{layer}.z", f"{layer}.out"]
+        layer, edited = name.removesuffix(".heads"), self.kept.editor is not None and self.kept.editor.wants(name)
+        return [name] if layer == name or edited else [f"{layer}.z", f"{layer}.out"]
 
     def _heads(self, name: str, again: dict[str, Any], at: Tensor | None) -> Value:
         layer = name.removesuffix(".heads")
@@ -209,7 +212,7 @@ class Trace:
             again[need][0] if need in again else self.kept.of(need, at) for need in (f"{layer}.z", f"{layer}.out")
         )
         with torch.no_grad():
-            parts, error = heads(self.attention(layer).o, z[None], out[None])
+            parts, error = heads(self.attention(layer), z[None], out[None])
         return Value(name, parts[0], self.axes(name), error, SUMMED)
 
     def _value(self, name: str, again: dict[str, Any]) -> Value:

@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from glassformer.errors import ConfigError
 from glassformer.lm import LanguageModel
 from glassformer.server import answers, completions, errors, glass
-from glassformer.server.edits import Edits
+from glassformer.server.edits import EditReader
 from glassformer.server.errors import answer
 from glassformer.server.guard import MAX_BODY, Guard
 from glassformer.server.page import Page
@@ -48,7 +48,7 @@ class Settings:
 def make_app(models: Iterable[tuple[str, LanguageModel]], settings: Settings = Settings()) -> FastAPI:
     """The whole app. Its `state.queue` is where the work is done."""
     served, queue, page, traces = Models(models), Queue(), Page(), Traces(settings.trace_bytes)
-    edits = Edits(lambda id: traces.get(id).trace)
+    edits = EditReader(lambda id: traces.get(id).trace)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 
 from glassformer.server import answers
 from glassformer.server.bodies import ChatBody, CompletionBody, OpenAIFields
-from glassformer.server.edits import Edits
+from glassformer.server.edits import EditReader
 from glassformer.server.errors import answer
 from glassformer.server.queue import Queue
 from glassformer.server.served import Models, Served
@@ -24,7 +24,7 @@ DONE = b"data: [DONE]\n\n"
 IMPOSSIBLE = -9999.0
 
 
-def routes(models: Models, queue: Queue, edits: Edits) -> APIRouter:
+def routes(models: Models, queue: Queue, edits: EditReader) -> APIRouter:
     """The routes over these models."""
     router = APIRouter(tags=["OpenAI"])
 

@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -17,7 +17,7 @@ from glassformer.inspect.views.registry import VIEWS, View
 from glassformer.inspect.views.result import plain
 from glassformer.server import answers, tensors
 from glassformer.server.bodies import TraceBody
-from glassformer.server.edits import Edits
+from glassformer.server.edits import EditReader
 from glassformer.server.errors import Refused, answer
 from glassformer.server.queue import Check, Queue
 from glassformer.server.served import Models, Served
@@ -28,7 +28,7 @@ from glassformer.server.stream import Events, all_of, event, result_of
 FOREVER = "private, max-age=31536000, immutable"
 
 
-def routes(models: Models, queue: Queue, traces: Traces, edits: Edits) -> APIRouter:
+def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> APIRouter:
     """The routes over these models and traces."""
     router = APIRouter(tags=["Glass"])
 
@@ -99,14 +99,10 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: Edits) -> APIRou
         responses=answers.TENSOR,
     )
     async def tensor(
-        request: Request, id: str, name: str, slice: str = "", pool: int | None = None, dtype: str = "f32"
+        request: Request, id: str, name: str, slice: str = "", pool: int | None = None, dtype: tensors.Kind = "f32"
     ) -> Response:
         _only(request, "slice", "pool", "dtype")
         trace = traces.get(id).trace
-        if dtype not in get_args(tensors.Kind):
-            raise RequestError(
-                f"dtype must be one of {', '.join(get_args(tensors.Kind))}, got {dtype!r}", param="dtype"
-            )
         if pool is not None and not 1 <= pool <= 4096:
             raise RequestError(f"pool must be a whole number from 1 to 4096, got {pool}", param="pool")
         tag = f'"{hashlib.sha256(f"{id} {name} {slice} {pool} {dtype}".encode()).hexdigest()[:32]}"'

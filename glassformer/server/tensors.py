@@ -3,8 +3,8 @@
     4 bytes: length of the header, little-endian  |  header, JSON, padded with spaces  |  numbers, little-endian
 
 The header says what was done: axes, shape, dtype, and for u8 the scale (value = zero + scale · byte); `pool` is how
-many cells each one stands for, `bound` how far a number may be from the tensor's own (pooling aside: a pooled one is the
-largest of its cells, because a mean hides spikes).
+many cells each one stands for, `bound` how far a number may be from the tensor's own (pooling aside: a pooled one is
+the largest of its cells, because a mean hides spikes).
 """
 
 from __future__ import annotations

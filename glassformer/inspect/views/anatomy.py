@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -75,7 +74,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of each part of one pass over the text, medians of several passes, in the order of the pass."""
+    """Milliseconds of each part of one pass over the text, of the pass of median length of several."""
 
     tokens: int
     embedding: float
@@ -149,7 +148,7 @@ class _Clock:
 
 @torch.inference_mode()
 def times(t: Trace, *, rounds: int = 3) -> Times:
-    """How long each part of one pass over this text takes, measured here and now: medians of `rounds` passes."""
+    """How long each part of a pass over this text takes, measured here and now: the median of `rounds` passes."""
     check_number("rounds", rounds, 1, 20)
     ids = torch.tensor([t.ids], device=t.model.embed.weight.device)
     runs: list[dict[str, float]] = []
@@ -157,15 +156,15 @@ def times(t: Trace, *, rounds: int = 3) -> Times:
         clock, before = _Clock(), time.perf_counter()
         start = before
         t.model(ids, Step.of(ids, tap=clock))
-        took: dict[str, float] = {}
+        parts: dict[str, float] = {}
         for name, at in clock.at:
-            took[name], before = (at - before) * 1e3, at
-        runs.append(took | {"total": (before - start) * 1e3})
-    median = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+            parts[name], before = (at - before) * 1e3, at
+        runs.append(parts | {"total": (before - start) * 1e3})
+    took = sorted(runs, key=lambda run: run["total"])[len(runs) // 2]
     blocks = range(t.config.n_layers)
-    attention = tuple(median[f"blocks.{i}.attn.add"] + median.get(f"blocks.{i}.cross.add", 0.0) for i in blocks)
-    rest = tuple(median[f"blocks.{i}.resid_post"] for i in blocks)
-    head = median["final.norm"] + median["final.logits"]
-    parts = [median["embed.out"], *attention, *rest, head]
-    receipt = Receipt("t.times()", "sum of the parts - the whole pass, in ms", abs(sum(parts) - median["total"]))
-    return Times(len(t.ids), median["embed.out"], attention, rest, head, median["total"], receipt)
+    attention = tuple(took[f"blocks.{i}.attn.add"] + took.get(f"blocks.{i}.cross.add", 0.0) for i in blocks)
+    rest = tuple(took[f"blocks.{i}.resid_post"] for i in blocks)
+    head = took["final.norm"] + took["final.logits"]
+    every = [took["embed.out"], *attention, *rest, head]
+    receipt = Receipt("t.times()", "sum of the parts - the whole pass, in ms", abs(sum(every) - took["total"]))
+    return Times(len(t.ids), took["embed.out"], attention, rest, head, took["total"], receipt)

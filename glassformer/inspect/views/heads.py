@@ -44,7 +44,7 @@ def heads(t: Trace, *, layer: int, position: int) -> Heads:
     """What each head of a layer writes for one token. RequestError for a layer or position that there is not."""
     attention, position = attention_of(t, layer), position_of(t, "position", position)
     name = f"blocks.{layer}.attn"
-    z, out = at(t, f"{name}.z")[position], at(t, f"{name}.out")[position]  # [H, Dv], [D]
+    z, out = at(t, f"{name}.z", position), at(t, f"{name}.out", position)  # [H, Dv], [D]
     slices = attention.o.weight.float().unflatten(1, z.shape)  # [D, H, Dv]
     parts = torch.einsum("hv,dhv->hd", z, slices)
     bias = None if attention.o.bias is None else attention.o.bias.detach().float()

@@ -65,9 +65,9 @@ def qkv(t: Trace, *, layer: int, head: int, position: int, dim: int = 0) -> QKV:
     position = position_of(t, "position", position)
     config, name = attention.config, f"blocks.{layer}.attn"
     kv_head = head // (config.n_heads // config.n_kv_heads)
-    residual, x = at(t, f"blocks.{layer}.resid_pre")[position], at(t, f"{name}.x")[position]
+    residual, x = at(t, f"blocks.{layer}.resid_pre", position), at(t, f"{name}.x", position)
     heads = {"q": head, "k": kv_head, "v": kv_head, "q_rot": head, "k_rot": kv_head}
-    rows = {end: at(t, f"{name}.{end}")[position, which] for end, which in heads.items()}
+    rows = {end: at(t, f"{name}.{end}", position)[which] for end, which in heads.items()}
     check_number("dim", dim, 0, min(len(rows["q"]), len(rows["v"])) - 1)
     made, wrong = {}, 0.0
     for end in ("q", "k", "v"):
