@@ -19,6 +19,8 @@ from glassformer.generate.sampling import Sampling, check_number
 from glassformer.inspect.edit import Edit
 from glassformer.inspect.editing import Editing, Edits
 from glassformer.inspect.reading import Looking
+from glassformer.inspect.saved import load as load_trace
+from glassformer.inspect.sweep import Sweep, sweep
 from glassformer.inspect.trace import Trace
 from glassformer.inspect.tracing import read_trace, write_trace
 from glassformer.nn.device import Choice, choose, explain
@@ -277,6 +279,14 @@ class LanguageModel:
             return iter([read_trace(self, ids, patterns, budget, self._editor(edit, ids))])
         ids, options = self._request(text, max_tokens, stop, 1, logprobs, sampling, before_pass)
         return write_trace(self, ids, options, patterns, budget, self._editor(edit, ids, max_tokens))
+
+    def sweep(self, text: str | Sequence[int] | Trace, **how: Any) -> Sweep:
+        """One edit after another, at every head, layer or token: iterate over it. `how`: see `inspect/sweep.py`."""
+        return sweep(text if isinstance(text, Trace) else self.trace(text), **how)
+
+    def load_trace(self, folder: str | Path) -> Trace:
+        """A trace that `Trace.save` wrote, of this very model. CheckpointError where it is of another, or not whole."""
+        return load_trace(self, folder)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, shard: int = SHARD) -> None:
         """Write a Hugging Face folder: config, weights, tokenizer. CheckpointError where the disk is full.

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.subject import Subject
+from glassformer.inspect.trace import Language, Trace
 from glassformer.inspect.views.result import Receipt
 from glassformer.nn.step import Step
-
-if TYPE_CHECKING:
-    from glassformer.inspect.trace import Trace
 
 KINDS = {"attn": "attention", "cross": "cross-attention", "mlp": "feed-forward"}
 
@@ -58,7 +54,6 @@ class Anatomy:
     """`shares`: of all parameters, by kind of part. `tied`: the head's table is the embedding's, counted once."""
 
     family: str
-    source: str
     vocab_size: int
     d_model: int
     context: int
@@ -85,7 +80,7 @@ class Times:
     receipt: Receipt
 
 
-def anatomy(lm: Subject) -> Anatomy:
+def anatomy(lm: Language) -> Anatomy:
     """The parts of a model, from its own parameters; they add up to all that it has."""
     found: dict[tuple[str, int | None], list[Matrix]] = {}
     for name, p in lm.model.named_parameters():
@@ -98,7 +93,7 @@ def anatomy(lm: Subject) -> Anatomy:
     held = {p.data_ptr(): p.numel() for p in lm.model.state_dict().values()}
     kinds = dict.fromkeys(part.kind for part in parts)
     shares = {kind: sum(p.parameters for p in parts if p.kind == kind) / total for kind in kinds}
-    config = lm.config
+    config = lm.model.config
     layers = tuple(
         Layer(
             layer.attention.n_heads, layer.attention.n_kv_heads, layer.attention.head_dim, layer.attention.window,
@@ -111,7 +106,7 @@ def anatomy(lm: Subject) -> Anatomy:
         "sum(p.numel() for p in lm.model.parameters())", "sum of the parts - the state dict", sum(held.values()) - total
     )
     return Anatomy(
-        config.family, lm.source, config.vocab_size, config.d_model, config.context_length,
+        config.family, config.vocab_size, config.d_model, config.context_length,
         config.positions or ("rotary" if any(layer.rotary for layer in layers) else None), lm.model.head is None,
         str(lm.model.embed.weight.dtype).removeprefix("torch."), layers, parts, shares, total, receipt,
     )  # fmt: skip

@@ -84,6 +84,7 @@ def grid(t: Trace, *, layer: int, size: int = 48) -> Grid:
     value = t[name]
     probs = value.tensor.float()  # [H, T, S]
     small = F.adaptive_max_pool2d(probs, (min(size, probs.shape[1]), min(size, probs.shape[2])))
-    data = (small * 255).round().to(torch.uint8).contiguous().numpy().tobytes()
+    data = (small * 255).round().to(torch.uint8).contiguous().cpu().numpy().tobytes()
     receipt = Receipt(f't["{name}"]', value.identity, value.error)
-    return Grid(layer, *small.shape, base64.b64encode(data).decode(), 0.5 / 255, receipt)
+    n_heads, rows, columns = small.shape
+    return Grid(layer, n_heads, rows, columns, base64.b64encode(data).decode(), 0.5 / 255, receipt)

@@ -78,7 +78,7 @@ def qkv(t: Trace, *, layer: int, head: int, position: int, dim: int = 0) -> QKV:
         sums = linear.weight[own].float() @ x
         worked = sums + bias
         wrong = max(wrong, off(worked if config.clip is None else worked.clamp(-config.clip, config.clip), rows[end]))
-        weights = linear.weight[own][dim].float()
+        weights = linear.weight[own][dim].detach().float()
         made[end] = Product(weights, bias[dim].item(), sums[dim].item(), rows[end][dim].item())
     return QKV(
         layer, head, kv_head, config.n_heads, config.n_kv_heads, position, dim,
