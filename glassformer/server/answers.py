@@ -49,6 +49,12 @@ the numbers (little-endian, rows last axis first).
 last two axes, each the largest of those it stands for; `dtype` is `f32` (exact), `f16` or `u8` (value = zero + scale ·
 byte), and the header's `bound` says how far any number may be off. A trace never changes: an answer may be kept."""
 
+ABOUT_SWEEPS = """Try an edit at every head, layer, position or cell (layer and position) of a trace, each by itself,
+and see what it does to a difference of two logits (`target`, `rival`), or to the whole distribution (KL).
+
+Events: `begin` {metric, base, position, target, rival, total}, then a `row` {layer, head, position, value, change,
+done, total, edit} for each as it comes, `done`; `error` where it fails on the way."""
+
 
 def one(
     example: Any, description: str = "As asked.", media: str = "application/json"
@@ -133,6 +139,15 @@ TENSOR: dict[int | str, dict[str, Any]] = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     },
     304: {"description": "Unchanged, as it always is: the ETag is of what was asked for."},
+}
+SWEEP: dict[int | str, dict[str, Any]] = {200: {"description": "Events.", "content": stream(
+    'event: row\ndata: {"layer":0,"head":1,"value":0.31,"change":-2.4,"done":1,"total":16}\n\nevent: done\ndata: {}\n\n'
+)}}  # fmt: skip
+VECTOR: dict[int | str, dict[str, Any]] = {
+    201: {
+        "description": "Its name.",
+        "content": {"application/json": {"example": {"vector": "9f86d0...", "shape": [2]}}},
+    }
 }
 JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 

@@ -16,10 +16,10 @@ class EditReader:
     def __init__(self, trace_of: Callable[[str], Trace]):
         self.trace_of, self.store = trace_of, Store()
 
-    def read(self, given: Sequence[dict[str, Any]] | None) -> tuple[Edit, ...]:
+    def read(self, given: Sequence[dict[str, Any]]) -> tuple[Edit, ...]:
         """The edits of a request. RequestError says which of them cannot be read, and why."""
         found = []
-        for i, one in enumerate(given or ()):
+        for i, one in enumerate(given):
             try:
                 found.append(from_json(one, self.store, self.trace_of))
             except RequestError as error:

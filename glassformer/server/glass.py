@@ -8,17 +8,20 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from fastapi import APIRouter, Request, Response
 
 from glassformer.errors import RequestError
 from glassformer.generate.loop import Piece
+from glassformer.inspect.sweep import Sweep, Swept
+from glassformer.inspect.sweep import sweep as sweep_of
 from glassformer.inspect.trace import Trace
 from glassformer.inspect.views.registry import VIEWS, View
 from glassformer.inspect.views.result import plain
 from glassformer.server import answers, tensors
-from glassformer.server.bodies import TraceBody
+from glassformer.server.bodies import SweepBody, TraceBody, VectorBody
 from glassformer.server.edits import EditReader
-from glassformer.server.errors import Refused, answer
+from glassformer.server.errors import Refused, answer, of_prompt
 from glassformer.server.queue import Check, Queue
 from glassformer.server.served import Models, Served
 from glassformer.server.spans import spans
@@ -32,13 +35,15 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
     """The routes over these models and traces."""
     router = APIRouter(tags=["Glass"])
 
-    async def look(request: Request, function: Callable[[], Any]) -> Any:
-        """What a quick look at a trace finds. Traces grow by it, so what no longer fits goes."""
+    async def look(request: Request, function: Callable[[], Any], *used: Entry) -> Any:
+        """What a quick look at traces finds."""
 
         def looked() -> Any:
-            found = function()
-            traces.fit()
-            return found
+            try:
+                return function()
+            finally:
+                for entry in used:
+                    traces.used(entry)
 
         return await result_of(request, queue, looked, quick=True)
 
@@ -52,14 +57,15 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
     async def make(body: TraceBody, request: Request) -> Response:
         served = models[body.model]
         ids = await asyncio.to_thread(body.ids, served)
-        changes = await look(request, lambda: edits.read(body.edits)) if body.edits else ()
+        changes = await look(request, lambda: edits.read(body.changes())) if body.edits else ()
         options = body.writing() | {"read": body.read or (), "edit": changes, "max_tokens": body.max_tokens}
         if body.max_tokens:
             options["logprobs"] = body.top if body.stream else 0
 
         def work(check: Check) -> Iterator[Piece | Entry]:
-            for one in served.lm.trace_stream(ids, before_pass=check, budget=traces.limit, **options):
-                yield one if isinstance(one, Piece) else traces.put(served.name, one)
+            with of_prompt():
+                for one in served.lm.trace_stream(ids, before_pass=check, budget=traces.limit, **options):
+                    yield one if isinstance(one, Piece) else traces.put(served.name, one)
 
         if body.stream:
             return await Events(
@@ -102,21 +108,46 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
         request: Request, id: str, name: str, slice: str = "", pool: int | None = None, dtype: tensors.Kind = "f32"
     ) -> Response:
         _only(request, "slice", "pool", "dtype")
-        trace = traces.get(id).trace
+        entry = traces.get(id)
         if pool is not None and not 1 <= pool <= 4096:
             raise RequestError(f"pool must be a whole number from 1 to 4096, got {pool}", param="pool")
         tag = f'"{hashlib.sha256(f"{id} {name} {slice} {pool} {dtype}".encode()).hexdigest()[:32]}"'
         headers = {"etag": tag, "cache-control": FOREVER}
         if tag in request.headers.get("if-none-match", ""):
             return Response(None, 304, headers)
-        data = await look(request, lambda: tensors.encoded(tensors.read(trace, name, slice), dtype, pool))
+        data = await look(request, lambda: tensors.encoded(tensors.read(entry.trace, name, slice), dtype, pool), entry)
         return Response(data, 200, headers, "application/octet-stream")
+
+    @router.post(
+        "/v1/sweeps", summary="One edit after another", description=answers.ABOUT_SWEEPS, responses=answers.SWEEP
+    )
+    async def sweep(body: SweepBody, request: Request) -> Response:
+        entry = traces.get(body.trace)
+        how = body.model_dump(exclude={"trace", "source"})
+        source = None if body.source is None else traces.get(body.source).trace
+
+        def work(_: Check) -> Iterator[Sweep | Swept]:
+            found = sweep_of(entry.trace, source=source, **how)
+            yield found
+            yield from found
+            traces.used(entry)
+
+        return await Events(request, queue.submit(work), _swept, lambda: [event({}, "done")], error="error").begun()
+
+    @router.post("/v1/vectors", summary="Name a vector for edits", status_code=201, responses=answers.VECTOR)
+    async def vector(body: VectorBody) -> Response:
+        return answer({"vector": edits.store.put(torch.tensor(body.values)), "shape": [len(body.values)]}, 201)
 
     def of_trace(view: View) -> Callable:
         async def see(request: Request, id: str) -> Response:
-            trace = traces.get(id).trace
-            given = view.read(_query(request), lambda other: traces.get(other).trace)
-            return answer(plain(await look(request, lambda: view.function(trace, **given))))
+            used = [traces.get(id)]
+
+            def find(other: str) -> Trace:
+                used.append(traces.get(other))
+                return used[-1].trace
+
+            given = view.read(_query(request), find)
+            return answer(plain(await look(request, lambda: view.function(used[0].trace, **given), *used)))
 
         return see
 
@@ -153,6 +184,15 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
         raise _no_view("model", view)
 
     return router
+
+
+def _swept(one: Sweep | Swept) -> list[bytes]:
+    """A sweep's beginning, or one of its rows, as an event."""
+    if isinstance(one, Swept):
+        row = {name: getattr(one, name) for name in ("layer", "head", "position", "value", "change", "done", "total")}
+        return [event(plain(row) | {"edit": one.edit.json}, "row")]
+    about = {name: getattr(one, name) for name in ("position", "target", "rival", "base", "metric")}
+    return [event(plain(about) | {"total": len(one)}, "begin")]
 
 
 def _no_view(of: str, name: str) -> Refused:
@@ -214,7 +254,7 @@ def in_short(entry: Entry) -> dict[str, Any]:
         "n_tokens": len(trace.ids),
         "n_prompt": trace.n_prompt,
         "edits": [edit.json for edit in trace.edits],
-        "bytes": trace.bytes,
+        "bytes": entry.bytes,
         "finish": trace.finish,
         "seed": trace.seed,
     }

@@ -18,14 +18,15 @@ from glassformer.server.errors import Refused
 REMEMBERED = 4096  # ids of traces that are no longer there, and why
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Entry:
-    """A kept trace. `model` is the name under which its model is served."""
+    """A kept trace. `model` is the name under which its model is served; `bytes` was measured after its last use."""
 
     id: str
     model: str
     trace: Trace
     created: int
+    bytes: int
 
 
 class Traces:
@@ -39,10 +40,10 @@ class Traces:
 
     def put(self, model: str, trace: Trace) -> Entry:
         """Keep a trace under a new id."""
-        entry = Entry(secrets.token_hex(12), model, trace, int(time.time()))
+        entry = Entry(secrets.token_hex(12), model, trace, int(time.time()), 0)
         with self._lock:
             self._kept[entry.id] = entry
-        self.fit()
+        self.used(entry)
         return entry
 
     def get(self, id: str) -> Entry:
@@ -67,13 +68,17 @@ class Traces:
         with self._lock:
             return list(reversed(self._kept.values()))
 
-    def fit(self) -> None:
-        """Drop what does not fit, but never the one that was used last: traces grow when they are looked at."""
+    def used(self, entry: Entry) -> None:
+        """Measure a trace, for they grow when they are looked at, and drop others that no longer fit beside it.
+
+        To be called where traces are computed: nothing else may measure one, which another thread may be changing.
+        """
+        entry.bytes = entry.trace.bytes
         with self._lock:
-            total = sum(entry.trace.bytes for entry in self._kept.values())
+            total = sum(one.bytes for one in self._kept.values())
             while total > self.limit and len(self._kept) > 1:
-                id, entry = next(iter(self._kept.items()))
-                total -= entry.trace.bytes
+                id, oldest = next(iter(self._kept.items()))
+                total -= oldest.bytes
                 self._drop(
                     id,
                     f"the {mega(self.limit)} for traces were full, and it was the least recently used; make it again",
@@ -82,7 +87,7 @@ class Traces:
     @property
     def state(self) -> dict[str, int]:
         with self._lock:
-            held = sum(entry.trace.bytes for entry in self._kept.values())
+            held = sum(entry.bytes for entry in self._kept.values())
             return {"count": len(self._kept), "bytes": held, "limit": self.limit}
 
     def _drop(self, id: str, why: str) -> None:
