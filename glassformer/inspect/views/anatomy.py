@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Language, Trace
-from glassformer.inspect.views.result import Receipt
+from glassformer.inspect.trace import Language, Receipt, Trace
 from glassformer.nn.step import Step
 
 KINDS = {"attn": "attention", "cross": "cross-attention", "mlp": "feed-forward"}

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at, block_of, position_of
-from glassformer.inspect.views.result import Named, Receipt, off
+from glassformer.inspect.views.result import Named, off
 from glassformer.inspect.views.words import spell
 from glassformer.nn.mlp import MLP
 

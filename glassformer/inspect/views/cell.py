@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at, attention_of, position_of
-from glassformer.inspect.views.result import Receipt, off
+from glassformer.inspect.views.result import off
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from glassformer.generate.sampling import Sampling, check_number, choose, stages
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import position_of
-from glassformer.inspect.views.result import Named, Receipt
+from glassformer.inspect.views.result import Named
 from glassformer.inspect.views.words import spell
 
 

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at, attention_of, position_of
-from glassformer.inspect.views.result import Receipt, off
+from glassformer.inspect.views.result import off
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,6 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """`python` returns the very numbers shown; `error` is how far `identity` is off, in the numbers' own units."""
-
-    python: str
-    identity: str | None = None
-    error: float | None = None
-
-
-@dataclass(frozen=True)
 class Named:
     """A token of the vocabulary, with a number: a probability, a cosine, a logit, as its place says."""
 

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at
-from glassformer.inspect.views.result import Named, Receipt
+from glassformer.inspect.views.result import Named
 from glassformer.inspect.views.words import spell
 
 CHUNK = 64  # positions whose logits, [64, V], are held at a time

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Language
-from glassformer.inspect.views.result import Named, Receipt, off
+from glassformer.inspect.trace import Language, Receipt
+from glassformer.inspect.views.result import Named, off
 from glassformer.inspect.views.words import spell
 
 Table = Literal["input", "output"]

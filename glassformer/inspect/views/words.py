@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glassformer.errors import RequestError, TokenizerError
-from glassformer.inspect.trace import Language
-from glassformer.inspect.views.result import Receipt
+from glassformer.inspect.trace import Language, Receipt
 from glassformer.text.bpe import BPE
 from glassformer.text.library import LibraryCore
 from glassformer.text.tokenizer import Tokenizer
