@@ -317,6 +317,7 @@ def test_closing_stops_what_runs_and_what_waits():
                     pass
         with pytest.raises(Refused, match="shutting down"):
             queue.submit(endless)
+        await asyncio.to_thread(queue.join, 30)
         assert closed == [True], "the generator was closed, with all that it held"
 
     run(test)
