@@ -83,11 +83,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Receipt:
-    """How to get what is shown in Python, and the identity that it was checked against, with its error."""
+    """`python` returns the very numbers shown; `error` is how far `identity` is off, in the numbers' own units."""
 
     python: str
-    identity: str | None
-    error: float | None
+    identity: str | None = None
+    error: float | None = None
 
 
 class Trace:
