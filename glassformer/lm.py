@@ -16,6 +16,8 @@ from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, RequestError, TokenizerError
 from glassformer.generate.loop import Options, Piece, Top, check_ids, report, write
 from glassformer.generate.sampling import Sampling, check_number
+from glassformer.inspect.trace import Trace
+from glassformer.inspect.tracing import read_trace, write_trace
 from glassformer.nn.device import choose
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
@@ -187,6 +189,56 @@ class LanguageModel:
             tokens += [TokenScore(id, *one) for id, one in zip(chosen.tolist(), reports, strict=True)]
         total = math.fsum(token.logprob for token in tokens if token.logprob is not None)
         return Score(tuple(tokens), total, len(text.encode()) if isinstance(text, str) else None)
+
+    def trace(
+        self,
+        text: str | Sequence[int],
+        *,
+        read: Sequence[str] = (),
+        edit: Sequence[Any] = (),
+        budget: int | None = None,
+        max_tokens: int = 0,
+        stop: str | Sequence[str] = (),
+        **sampling: Any,
+    ) -> Trace:
+        """Every number of a text inside the model: see `inspect/trace.py`.
+
+        read: points, or patterns of them ("blocks.5.attn.*"), to keep as they pass, beside what every trace keeps; all
+        else is computed when it is asked for. edit: changes on the way. budget: bytes that it may keep. max_tokens:
+        first write so many tokens more, as `generate` does with `stop` and `sampling`.
+        RequestError for a point or an option that does not exist; CapacityError where the text does not fit the
+        context, or what is read the budget.
+        """
+        *_, last = self.trace_stream(
+            text, read=read, edit=edit, budget=budget, max_tokens=max_tokens, stop=stop, **sampling
+        )
+        assert isinstance(last, Trace)
+        return last
+
+    def trace_stream(
+        self,
+        text: str | Sequence[int],
+        *,
+        read: Sequence[str] = (),
+        edit: Sequence[Any] = (),
+        budget: int | None = None,
+        max_tokens: int = 0,
+        stop: str | Sequence[str] = (),
+        logprobs: int | None = None,
+        **sampling: Any,
+    ) -> Iterator[Piece | Trace]:
+        """`trace`, piece by piece as it is written; the trace comes last. A bad request raises here."""
+        check_number("max_tokens", max_tokens, 0, 1 << 31)
+        patterns, edits, editor = (read,) if isinstance(read, str) else tuple(read), tuple(edit), None
+        if not max_tokens:
+            unused = [name for name, given in {"stop": stop, "logprobs": logprobs, **sampling}.items() if given]
+            if unused:
+                raise RequestError(
+                    f"{unused[0]} has no effect where nothing is written: give max_tokens", param=unused[0]
+                )
+            return iter([read_trace(self, self.encode(text), patterns, budget, edits, editor)])
+        ids, options = self._request(text, max_tokens, stop, 1, logprobs, sampling)
+        return write_trace(self, ids, options, patterns, budget, edits, editor)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, shard: int = SHARD) -> None:
         """Write a Hugging Face folder: config, weights, tokenizer. CheckpointError where the disk is full.

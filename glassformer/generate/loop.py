@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from glassformer.generate.sampling import Sampling, adjust, check_number, choose
 from glassformer.generate.stopping import StopStrings
 from glassformer.nn.attend import Attend, attend_sdpa
 from glassformer.nn.model import Decoder
-from glassformer.nn.step import Step
+from glassformer.nn.step import Step, Tap
 from glassformer.text.pieces import StreamDecoder
 from glassformer.text.tokenizer import Tokenizer
 
@@ -69,6 +69,19 @@ class Piece:
     finish: Literal["stop", "length"] | None = None
 
 
+@runtime_checkable
+class Watch(Protocol):
+    """Who looks at a request's passes, or changes them: a tap for each pass."""
+
+    whole: bool  # the last token written is read too, though nothing is predicted from it (one row)
+    apart: bool  # continuations of one prompt differ before the first token is written: each reads the prompt itself
+    edited: bool  # numbers may have become what no weights would make of them
+
+    def tap(self, step: Step, rows: Sequence[int]) -> Tap | None:
+        """`rows` are the numbers of the continuations that the pass's rows are of; in a shared prefill of the first."""
+        ...
+
+
 @dataclass
 class Row:
     """One continuation as it grows."""
@@ -89,10 +102,12 @@ def write(
     tokenizer: Tokenizer | None = None,
     ends: Collection[int] = (),
     attend: Attend = attend_sdpa,
+    watch: Watch | None = None,
 ) -> Iterator[Piece]:
     """Continue each prompt; yields a `Piece` per continuation and step, in order of rows.
 
     A token of `ends` ends its continuation and is not part of it. Continuation r draws with the seed plus r.
+    `watch` looks at each pass, or changes it; RequestError where such a change leaves no numbers to draw from.
     Raises at once, before anything is computed: CapacityError when prompt and `max_tokens` do not fit the context;
     RequestError for an empty prompt, token ids outside the vocabulary, or stop strings without a tokenizer.
     """
@@ -105,7 +120,8 @@ def write(
     if options.stop and tokenizer is None:
         raise RequestError("stop strings need a tokenizer, and this model has none", param="stop")
     rows = _rows(model, prompts, options, tokenizer)
-    return _write(model, prompts, options, rows, tokenizer, ends, attend)
+    passes = Passes(model, attend, watch)
+    return _write(passes, prompts, options, rows, tokenizer, ends)
 
 
 def check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
@@ -118,22 +134,15 @@ def check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
 
 
 def _write(  # not itself in inference mode: it would leak to the caller at each yield
-    model: Decoder,
+    passes: Passes,
     prompts: Sequence[Sequence[int]],
     options: Options,
     rows: list[Row],
     tokenizer: Tokenizer | None,
     ends: Collection[int],
-    attend: Attend,
 ) -> Iterator[Piece]:
-    cache, logits = _prefill(model, prompts, max(row.room for row in rows), attend)
-    if logits.isnan().any():
-        raise CheckpointError("the model's logits are not numbers (NaN): damaged weights, or too large for their dtype")
-    if options.n > 1:
-        spread = [p for p in range(len(prompts)) for _ in range(options.n)]
-        cache.select(spread)
-        logits = logits[spread]
-    counts = _Counts(model, prompts, options) if options.sampling.counts_tokens else None
+    logits = passes.begin(prompts, rows, options.n)
+    counts = _Counts(passes.model, prompts, options) if options.sampling.counts_tokens else None
     spelled = tokenizer.vocab_size if tokenizer else None  # a padded vocabulary ends in rows that stand for no token
     while True:
         adjusted = adjust(logits, options.sampling, *(counts.of(rows) if counts else ()))[:, :spelled]
@@ -144,18 +153,15 @@ def _write(  # not itself in inference mode: it would leak to the caller at each
         yield from pieces
         going = [i for i, piece in enumerate(pieces) if piece.finish is None]
         if not going:
+            if passes.watch is not None and passes.watch.whole and pieces[0].id is not None:
+                passes.advance(rows, ids)
             return
         if len(going) < len(rows):
-            cache.select(going)
+            passes.cache.select(going)
             rows, ids = [rows[i] for i in going], [ids[i] for i in going]
         if counts:
             counts.add(rows, ids)
-        for row, token in zip(rows, ids, strict=True):
-            row.ids.append(token)
-        if model.config.long_text in {len(row.ids) for row in rows}:
-            cache, logits = _prefill(model, [row.ids for row in rows], max(row.room for row in rows), attend)
-        else:
-            logits = _pass(model, cache, [[token] for token in ids], attend)
+        logits = passes.advance(rows, ids)
 
 
 def _rows(model: Decoder, prompts: Sequence[Sequence[int]], options: Options, tokenizer: Tokenizer | None) -> list[Row]:
@@ -187,32 +193,73 @@ def _text_after(prompt: Sequence[int], tokenizer: Tokenizer | None) -> StreamDec
     return text
 
 
-@torch.inference_mode()
-def _prefill(model: Decoder, prompts: Sequence[Sequence[int]], room: int, attend: Attend) -> tuple[DenseCache, Tensor]:
-    """The cache after all prompts, and the logits [prompts, V] of each one's last token."""
-    longest = max(map(len, prompts))
-    capacity = min(model.config.context_length, longest + room)
-    cache = DenseCache.of(
-        model.config, len(prompts), capacity, model.embed.weight.device, reach=[len(prompt) for prompt in prompts]
-    )
-    logits = model.embed.weight.new_empty(len(prompts), model.config.vocab_size)
-    for begin in range(0, longest, PREFILL_CHUNK):
-        chunk = [list(prompt[begin : begin + PREFILL_CHUNK]) for prompt in prompts]
-        ending = [p for p, tokens in enumerate(chunk) if tokens and begin + len(tokens) == len(prompts[p])]
-        out = _pass(model, cache, chunk, attend)
-        logits[ending] = out[ending]
-    return cache, logits
+class Passes:
+    """The passes of one request, one after the other, through its cache."""
 
+    def __init__(self, model: Decoder, attend: Attend, watch: Watch | None):
+        self.model, self.attend, self.watch = model, attend, watch
+        self.cache = DenseCache.of(model.config, 0, 0, model.embed.weight.device)
 
-@torch.inference_mode()
-def _pass(model: Decoder, cache: DenseCache, tokens: list[list[int]], attend: Attend) -> Tensor:
-    """One pass over each row's new tokens; the logits [R, V] of each row's last one."""
-    width = max(map(len, tokens))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=cache.device)
-    step = Step(cache.extend([len(row) for row in tokens]), cache=cache, attend=attend)
-    hidden = model.hidden(ids, step)  # [R, T, D]
-    last = [max(len(row) - 1, 0) for row in tokens]
-    return model.logits(hidden[:, 0] if width == 1 else hidden[range(len(tokens)), last], step)
+    def begin(self, prompts: Sequence[Sequence[int]], rows: list[Row], n: int) -> Tensor:
+        """Read the prompts; the logits [rows, V] of what comes next in each of the `n` continuations."""
+        each = n if self.watch is None or not self.watch.apart else 1
+        logits = self._prefill([row.ids for row in rows[::each]], rows[::each])
+        if each > 1:
+            spread = [p for p in range(len(prompts)) for _ in range(n)]
+            self.cache.select(spread)
+            logits = logits[spread]
+        return self._checked(logits)
+
+    def advance(self, rows: list[Row], ids: list[int]) -> Tensor:
+        """Read the token that each row has just written; the logits of what comes next."""
+        for row, token in zip(rows, ids, strict=True):
+            row.ids.append(token)
+        if self.model.config.long_text in {len(row.ids) for row in rows}:
+            logits = self._prefill([row.ids for row in rows], rows)
+        else:
+            logits = self._pass([[token] for token in ids], rows)
+        return self._checked(logits) if self.watch is not None and self.watch.edited else logits
+
+    def _checked(self, logits: Tensor) -> Tensor:
+        if logits.isnan().any():
+            if self.watch is not None and self.watch.edited:
+                message = "under these edits the logits are not numbers (NaN): no token can be drawn from them"
+                raise RequestError(message, param="edit")
+            raise CheckpointError(
+                "the model's logits are not numbers (NaN): damaged weights, or too large for their dtype"
+            )
+        return logits
+
+    @torch.inference_mode()
+    def _prefill(self, prompts: Sequence[Sequence[int]], rows: list[Row]) -> Tensor:
+        """Fill a new cache with all prompts; the logits [prompts, V] of each one's last token."""
+        model, longest = self.model, max(map(len, prompts))
+        capacity = min(model.config.context_length, longest + max(row.room for row in rows))
+        reach = [len(prompt) for prompt in prompts]
+        self.cache = DenseCache.of(model.config, len(prompts), capacity, model.embed.weight.device, reach=reach)
+        logits = model.embed.weight.new_empty(len(prompts), model.config.vocab_size)
+        for begin in range(0, longest, PREFILL_CHUNK):
+            chunk = [list(prompt[begin : begin + PREFILL_CHUNK]) for prompt in prompts]
+            ending = [p for p, tokens in enumerate(chunk) if tokens and begin + len(tokens) == len(prompts[p])]
+            out = self._pass(chunk, rows)
+            logits[ending] = out[ending]
+        return logits
+
+    @torch.inference_mode()
+    def _pass(self, tokens: list[list[int]], rows: list[Row]) -> Tensor:
+        """One pass over each row's new tokens; the logits [R, V] of each row's last one."""
+        width, cache = max(map(len, tokens)), self.cache
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=cache.device)
+        step = Step(cache.extend([len(row) for row in tokens]), cache=cache, attend=self.attend)
+        numbers = [row.row for row in rows]
+        if self.watch is not None:
+            step.tap = self.watch.tap(step, numbers)
+        hidden = self.model.hidden(ids, step)  # [R, T, D]
+        last = [max(len(row) - 1, 0) for row in tokens]
+        if self.watch is not None:
+            step = step.at(step.positions.expand(len(tokens), -1)[range(len(tokens)), last])
+            step.tap = self.watch.tap(step, numbers)
+        return self.model.logits(hidden[:, 0] if width == 1 else hidden[range(len(tokens)), last], step)
 
 
 class _Counts:

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from glassformer.config import EncoderConfig, LayerConfig, ModelConfig, RecurrentConfig
@@ -157,13 +158,45 @@ def derived(config: ModelConfig | RecurrentConfig) -> list[str]:
     return [name for name, point in points(config).items() if point.kind == "derived"]
 
 
-def find(config: ModelConfig | RecurrentConfig, name: str) -> Point:
+def find(config: ModelConfig | RecurrentConfig, name: str, param: str = "point") -> Point:
     """The point of this name. RequestError says which name is nearest where the model has none."""
     known = points(config)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise RequestError(f"this model has no point {name!r}; the nearest is {near[0]!r}", param="point")
+        raise RequestError(f"this model has no point {name!r}; the nearest is {near[0]!r}", param=param)
     return known[name]
+
+
+def match(config: ModelConfig | RecurrentConfig, patterns: Sequence[str], param: str = "read") -> list[str]:
+    """Points that a pattern names ("blocks.5.attn.*"), each once, in the order of a pass. `*` takes dots too.
+
+    RequestError for a pattern that names none.
+    """
+    known, found = points(config), set()
+    for pattern in patterns:
+        some = [name for name in known if fnmatchcase(name, pattern)]
+        found.update(some or [find(config, pattern, param).name])
+    return [name for name in known if name in found]
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the block that a point is in; None outside the blocks."""
+    number = re.search(r"blocks\.(\d+)\.", name)
+    return None if number is None else int(number[1])
+
+
+def sizes(config: ModelConfig, name: str) -> dict[str, int]:
+    """How long each axis of a point is, but for those of rows, tokens and keys (B, T, S)."""
+    stack = config.encoder if name.startswith("encoder.") and config.encoder is not None else config
+    found, i = {"D": stack.d_model, "V": stack.vocab_size}, layer_of(name)
+    if i is None:
+        return found
+    layer = stack.layers[i]
+    attention = layer.cross if ".cross." in name and layer.cross is not None else layer.attention
+    experts, width = layer.experts, layer.mlp.d_ff
+    if experts is not None:
+        found["E"], width = experts.n_experts, experts.shared_d_ff or width
+    return found | {"H": attention.n_heads, "Hkv": attention.n_kv_heads, "Dh": attention.head_dim, "F": width}
 
 
 def needs(config: ModelConfig | RecurrentConfig, name: str) -> list[str]:

@@ -48,14 +48,22 @@ class Stack(nn.Module):
     def hidden(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T D"]:
         """The residual stream after the last block, normed: what a head or a decoder reads."""
         step.prepare(self.specs, self.ropes)
+        return self.above(self.enter(ids, step), step)
+
+    def enter(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T D"]:
+        """What enters block 0: the tokens' rows of the table, and their positions where those are added."""
         x = step.see("embed.tokens", self.embed(ids))
         if self.config.embed_scale != 1:
             x = x * self.embed_scale(x.dtype)
         if self.positions is not None:
             x = x + step.see("embed.positions", self.positions(step.positions).to(x.dtype))
-        x = step.see("embed.out", x)
+        return step.see("embed.out", x)
+
+    def above(self, x: Float[Tensor, "B T D"], step: Step, first: int = 0) -> Float[Tensor, "B T D"]:
+        """From what enters block `first` to the residual stream after the last one, normed."""
         for i, block in enumerate(self.blocks):
-            x = block(x, step.layer(i))
+            if i >= first:
+                x = block(x, step.layer(i))
         return step.see("final.norm", self.norm(x))
 
     def embed_scale(self, dtype: torch.dtype) -> float:

@@ -122,6 +122,12 @@ class Step:
         step.prefix = self.prefix + prefix
         return step
 
+    def at(self, positions: Int[Tensor, "*#B"]) -> Step:
+        """The same pass, for values that have some of its tokens only: the last of each row, whose logits are read."""
+        step = copy.copy(self)
+        step.positions = positions
+        return step
+
     def prepare(self, specs: Iterable[AttendSpec], ropes: Iterable[tuple[RopeConfig, int]]) -> None:
         """Make what layers share once, before the blocks, which then only read it (compiled ones too)."""
         for spec in specs:

@@ -1,0 +1,245 @@
+"""One text inside one model: every number of the pass, kept or computed again when it is asked for.
+
+    kept from the pass     resid_pre of each block (and what comes after the last), keys and values; what `read` named
+    computed when asked    all else of a block: that very Block runs on the kept rows, for all tokens or for some
+    derived                scores and probabilities of the heads and queries that are asked for, each head's part
+
+What is computed again carries the error of an identity that ties it to the pass, in the value's own units.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from glassformer.errors import CapacityError, RequestError
+from glassformer.inspect.again import WEIGHED, Kept, in_block, outside, weighed
+from glassformer.inspect.derive import heads
+from glassformer.inspect.points import find, layer_of, points, sizes
+from glassformer.inspect.reading import BUDGET, mega, n_bytes
+from glassformer.nn.attention import Attention
+from glassformer.nn.model import Decoder
+from glassformer.text.tokenizer import Tokenizer
+
+AGAIN = 256 << 20  # bytes of values computed again that stay at hand
+KEPT = "kept as it passed"
+SUMMED = "max |sum of heads + bias - out|"
+
+Places = int | Sequence[int] | None
+
+
+@runtime_checkable
+class Language(Protocol):
+    """What a trace needs of a language model."""
+
+    model: Decoder
+    tokenizer: Tokenizer | None
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor of one text, no batch axis. `axes` name its axes ("T", "H", "Dh"): see `points.py`.
+
+    `error` is how far the identity, told in words, is off; None where there is none to check.
+    """
+
+    name: str
+    tensor: Tensor
+    axes: tuple[str, ...]
+    error: float | None
+    identity: str | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.tensor[index]
+
+    def without(self, axis: str) -> Value:
+        """The only place on an axis, the axis left out."""
+        n = self.axes.index(axis)
+        rest = (*self.axes[:n], *self.axes[n + 1 :])
+        return Value(self.name, self.tensor.squeeze(n), rest, self.error, self.identity)
+
+    def __repr__(self) -> str:
+        size = ", ".join(f"{axis} {n}" for axis, n in zip(self.axes, self.shape, strict=True))
+        return f"Value({self.name} [{size}], error {self.error}: {self.identity})"
+
+
+class Trace:
+    """What `lm.trace` returns. `t["blocks.5.attn.probs"]` is a `Value`; `names()` says what there is.
+
+    ids, tokens: the prompt, and what was written after it (from `n_prompt` on). finish: why writing ended ("stop",
+    "length", "nan" where edits left no numbers to draw from), None where nothing was to be written. kept: what the
+    pass left. rereads: how many tokens the text had when a model of long texts read it anew, by other angles.
+    """
+
+    def __init__(
+        self,
+        lm: Language,
+        kept: Kept,
+        *,
+        n_prompt: int | None = None,
+        edits: tuple[Any, ...] = (),
+        finish: str | None = None,
+        rereads: Sequence[int] = (),
+        budget: int | None = None,
+        seed: int | None = None,
+    ):
+        self.lm, self.model, self.config, self.kept = lm, lm.model, lm.model.config, kept
+        self.ids: tuple[int, ...] = tuple(kept.ids.tolist())
+        self.tokens = tuple(spelled(lm.tokenizer, token) for token in self.ids)
+        self.n_prompt = len(self.ids) if n_prompt is None else n_prompt
+        self.edits, self.finish, self.rereads, self.seed = edits, finish, tuple(rereads), seed
+        self.budget = BUDGET if budget is None else budget
+        self._again: OrderedDict[str, Value] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Trace({len(self)} tokens, {self.n_prompt} of them prompt, {mega(self.bytes)} kept)"
+
+    @property
+    def bytes(self) -> int:
+        """What it keeps, and what was computed again and is still at hand."""
+        held = [*self.kept.tensors.values(), *(value.tensor for value in self._again.values())]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
+
+    def names(self) -> list[str]:
+        """Every point that can be asked for, in the order of a pass."""
+        return list(points(self.config))
+
+    def axes(self, name: str) -> tuple[str, ...]:
+        """The axes of a point, the batch's left out."""
+        return tuple(axis.removeprefix("#") for axis in find(self.config, name).axes.split()[1:])
+
+    def attention(self, layer: str) -> Attention:
+        """The module of "blocks.5.attn": its weights, its `spec` and its `config`."""
+        return self.model.get_submodule(layer)  # pyright: ignore[reportReturnType]
+
+    def visible(self, layer: str, query: Places = None) -> Tensor:
+        """Which keys the queries of "blocks.5.attn" may look at: True at [T, S], or [S] of one query."""
+        at = self._places("query", query, len(self))
+        seen = self.kept.step(at, None, None).view(self.attention(layer).spec).visible()[0]
+        return seen[0] if isinstance(query, int) else seen
+
+    # ---- values
+
+    def __getitem__(self, name: str) -> Value:
+        """A point of all tokens. RequestError for a name that the model has not; CapacityError for one too large to be
+        held at once, of which `at` and `rows` give parts.
+        """
+        find(self.config, name)
+        if name in self._again:
+            self._again.move_to_end(name)
+            return self._again[name]
+        value = self.at(name)
+        if value.identity != KEPT:
+            self._again[name] = value
+            while len(self._again) > 1 and sum(one.tensor.nbytes for one in self._again.values()) > AGAIN:
+                self._again.popitem(last=False)
+        return value
+
+    def at(self, name: str, positions: Places = None) -> Value:
+        """A point at some tokens, computed for these alone; at one, without the axis T. None: at all of them."""
+        return self.several([name], positions)[name]
+
+    def several(self, names: Sequence[str], positions: Places = None) -> dict[str, Value]:
+        """Several points at some tokens, those of one block by one run of it."""
+        at = self._places("position", positions, len(self))
+        found: dict[str, Value] = {}
+        missing: dict[int | None, list[str]] = {}
+        for name in names:
+            axes = self.axes(name)
+            tensor = self.kept.get(name, at if axes[0] == "T" else None)
+            if tensor is not None:
+                found[name] = Value(name, tensor, axes, 0.0, KEPT)
+            elif name.endswith((".scores", ".probs")):
+                found[name] = self._weighed(name, None, at)
+            else:
+                self._afford(name, len(self) if at is None else len(at))
+                missing.setdefault(layer_of(name), []).append(name)
+        for i, some in missing.items():
+            live = [need for name in some for need in self._needs(name) if self.kept.get(need) is None]
+            again = outside(self.kept, live, at) if i is None else in_block(self.kept, i, live, at)
+            for name in some:
+                found[name] = self._heads(name, again, at) if name.endswith(".heads") else self._value(name, again)
+        if isinstance(positions, int):
+            return {name: found[name].without("T") if "T" in found[name].axes else found[name] for name in names}
+        return {name: found[name] for name in names}
+
+    def rows(self, name: str, head: Places = None, query: Places = None) -> Value:
+        """Scores or probabilities of some heads and queries alone; one head or query: without its axis.
+
+        t.rows("blocks.5.attn.probs", head=3, query=7) -> [S]
+        """
+        if not name.endswith((".scores", ".probs")):
+            raise RequestError(f"rows are of scores and probs, and of {name!r} there is `at`", param="name")
+        find(self.config, name)
+        n_heads = sizes(self.config, name)["H"]
+        some, at = self._places("head", head, n_heads), self._places("query", query, len(self))
+        value = self._weighed(name, None if some is None else some.tolist(), at)
+        value = value.without("T") if isinstance(query, int) else value
+        return value.without("H") if isinstance(head, int) else value
+
+    # ---- how they are found
+
+    def _weighed(self, name: str, some: list[int] | None, at: Tensor | None) -> Value:
+        layer, end = name.rsplit(".", 1)
+        n_heads = sizes(self.config, name)["H"] if some is None else len(some)
+        self._afford(name, len(self) if at is None else len(at), n_heads)
+        scores, probs, error = weighed(self.kept, layer, some, at)
+        return Value(name, scores if end == "scores" else probs, self.axes(name), error, WEIGHED)
+
+    def _needs(self, name: str) -> list[str]:
+        layer = name.removesuffix(".heads")
+        return [name] if layer == name else [f"{layer}.z", f"{layer}.out"]
+
+    def _heads(self, name: str, again: dict[str, Any], at: Tensor | None) -> Value:
+        layer = name.removesuffix(".heads")
+        z, out = (
+            again[need][0] if need in again else self.kept.of(need, at) for need in (f"{layer}.z", f"{layer}.out")
+        )
+        with torch.no_grad():
+            parts, error = heads(self.attention(layer).o, z[None], out[None])
+        return Value(name, parts[0], self.axes(name), error, SUMMED)
+
+    def _value(self, name: str, again: dict[str, Any]) -> Value:
+        return Value(name, again[name][0], self.axes(name), *again[name][1:])
+
+    def _afford(self, name: str, n_tokens: int, n_heads: int | None = None) -> None:
+        """CapacityError where a value would take more than the budget."""
+        need = n_bytes(self.config, name, len(self), self.model.embed.weight.element_size())
+        need = need * n_tokens // len(self)
+        if n_heads is not None:
+            need = need * n_heads // sizes(self.config, name)["H"]
+        if need > self.budget:
+            less = "rows(name, head, query)" if n_heads is not None else "at(name, positions)"
+            raise CapacityError(
+                f"{name} takes {mega(need)} here, and the budget is {mega(self.budget)}: ask for {less}"
+            )
+
+    def _places(self, what: str, given: Places, size: int) -> Int[Tensor, "N"] | None:
+        """Places on an axis as a tensor, negative ones from its end; None for all of it."""
+        if given is None:
+            return None
+        some = [given] if isinstance(given, int) else list(given)
+        for i in some:
+            if isinstance(i, bool) or not isinstance(i, int) or not -size <= i < size:
+                raise RequestError(f"{what} must be a whole number from 0 to {size - 1}, got {i!r}", param=what)
+        return torch.tensor([i % size for i in some], dtype=torch.long, device=self.kept.ids.device)
+
+
+def spelled(tokenizer: Tokenizer | None, token: int) -> str:
+    """A token's own text; its number where there is no tokenizer. Bytes that are no text become U+FFFD."""
+    if tokenizer is None or not 0 <= token < tokenizer.vocab_size:
+        return str(token)
+    return tokenizer.token_bytes(token).decode("utf-8", "replace")

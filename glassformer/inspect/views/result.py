@@ -1,0 +1,47 @@
+"""What a view returns: frozen data with a receipt, and how it becomes JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """`python` returns the very numbers shown; `error` is how far `identity` is off, in the numbers' own units."""
+
+    python: str
+    identity: str | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Named:
+    """A token of the vocabulary, with a number: a probability, a cosine, a logit, as its place says."""
+
+    id: int
+    text: str
+    value: float
+
+
+def plain(value: Any) -> Any:
+    """A view's result as JSON values. A number that is not finite becomes "NaN", "Infinity" or "-Infinity"."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Tensor):
+        return plain(value.tolist())
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def off(a: Tensor, b: Tensor) -> float:
+    """max |a - b|."""
+    return (a.double() - b.double()).abs().max().item()
