@@ -20,7 +20,7 @@ export class App extends Follower {
 
   static override styles = [Follower.styles, css`
     :host { display: grid; min-height: 100vh; grid-template: auto auto 1fr / 11.5rem minmax(0, 1fr) 17.5rem;
-      grid-template-areas: "top top top" "map text text" "map room side"; column-gap: 2rem; padding: 0 1.75rem 3rem; max-width: 96rem; margin: 0 auto; }
+      grid-template-areas: "top top top" "map text side" "map room side"; column-gap: 2rem; padding: 0 1.75rem 3rem; max-width: 96rem; margin: 0 auto; }
     gf-header { grid-area: top; }
     .text { grid-area: text; padding-bottom: 1rem; }
     gf-map { grid-area: map; position: sticky; top: 0.5rem; align-self: start; max-height: calc(100vh - 1rem); overflow: auto; }

@@ -21,7 +21,7 @@ export const base = css`
   button, select, input, textarea { font: inherit; color: inherit; }
   button {
     background: var(--card); border: 1px solid var(--line); border-radius: 7px; padding: 0.3rem 0.75rem; cursor: pointer;
-    line-height: 1.35;
+    line-height: 1.35; font-size: 0.86rem;
   }
   button:hover:not(:disabled) { border-color: var(--soft); }
   button:disabled { color: var(--soft); cursor: default; }

@@ -22,7 +22,7 @@ export const START: Place = {
   view: "cell",
   model: "",
   text: "Once Max got a key. Soon Ann found a shell. Max gave the key to Ann. Later Ann left the shell in Quito. Soon Max ran to Bath.\nWhere is the shell?",
-  write: 12,
+  write: 10,
   temperature: 0,
   seed: 0,
   layer: -1,

@@ -5,7 +5,7 @@ import { base } from "../style.js";
 import { num, percent, type Num } from "../lib/number.js";
 import { visible } from "./token.js";
 
-export interface Bar { label: string; value: Num; text?: string; chosen?: boolean; note?: string }
+export interface Bar { label: string; value: Num; text?: string; chosen?: boolean; index?: number; note?: string }
 
 @customElement("gf-bars")
 export class Bars extends LitElement {
@@ -18,7 +18,9 @@ export class Bars extends LitElement {
 
   static override styles = [base, css`
     table { border-collapse: collapse; width: 100%; font-size: 0.82rem; }
-    th { text-align: left; font-weight: 400; white-space: nowrap; padding: 0.1rem 0.6rem 0.1rem 0; max-width: 9rem; overflow: hidden; text-overflow: ellipsis; }
+    caption { position: relative; }
+    th { text-align: left; font-weight: 400; white-space: nowrap; padding: 0.1rem 0.7rem 0.1rem 0; max-width: 10rem; overflow: hidden; text-overflow: ellipsis; width: 1%; }
+    th i { font-style: normal; color: var(--soft); display: inline-block; min-width: 2.2em; }
     td { padding: 0.1rem 0; }
     td.n { text-align: right; padding-left: 0.6rem; white-space: nowrap; width: 1%; }
     .track { position: relative; height: 0.72rem; min-width: 2.5rem; }
@@ -36,13 +38,14 @@ export class Bars extends LitElement {
     const signed = values.some((value) => value < 0);
     const tone = this.meaning === "plain" ? "var(--soft)" : `var(--${this.meaning})`;
     return html`<table style="--tone:${tone}">
-      <caption class="away">${this.label}</caption>
+      <caption><span class="away">${this.label}</span></caption>
       <tbody class=${signed ? "signed" : ""}>${this.bars.map((bar, i) => this.#row(bar, i, top, signed))}</tbody>
     </table>`;
   }
 
   #row(bar: Bar, i: number, top: number, signed: boolean) {
-    const label = this.tokens ? html`<span class="num">${visible(bar.label)}</span>` : bar.label;
+    const text = this.tokens ? html`<span class="num">${visible(bar.label)}</span>` : bar.label;
+    const label = bar.index === undefined ? text : html`<i class="num">${bar.index}</i>${text}`;
     const value = num(bar.value), size = Number.isFinite(value) ? Math.min(1, Math.abs(value) / top) * (signed ? 50 : 100) : 0;
     const from = signed ? (value < 0 ? 50 - size : 50) : 0;
     return html`<tr class="${bar.chosen ? "chosen" : ""} ${value < 0 ? "less" : ""}">

@@ -94,8 +94,8 @@ export class Matrix extends LitElement {
 
   #table() {
     const cells = Array.from({ length: this.columns }, (_, i) => i).filter((i) => !this.#masked(this.row, i));
-    return html`<table class="away"><caption>${this.label}: ${this.rowName} ${this.row} ${this.rowLabel(this.row)}</caption>
-      <tbody>${cells.map((i) => html`<tr aria-current=${i === this.column ? "true" : nothing}><th scope="row">${this.columnName} ${i} ${this.columnLabel(i)}</th><td>${fixed(this.value(this.row, i), 4)}</td></tr>`)}</tbody></table>`;
+    return html`<div class="away"><table><caption>${this.label}: ${this.rowName} ${this.row} ${this.rowLabel(this.row)}</caption>
+      <tbody>${cells.map((i) => html`<tr aria-current=${i === this.column ? "true" : nothing}><th scope="row">${this.columnName} ${i} ${this.columnLabel(i)}</th><td>${fixed(this.value(this.row, i), 4)}</td></tr>`)}</tbody></table></div>`;
   }
 
   #masked(row: number, column: number): boolean {

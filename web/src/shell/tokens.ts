@@ -7,15 +7,15 @@ import { views, Follower } from "../view.js";
 @customElement("gf-tokens")
 export class TokenRow extends Follower {
   static override styles = [Follower.styles, css`
-    .tokens { display: flex; flex-wrap: wrap; gap: 0.22rem 0; max-height: 8.4rem; overflow-y: auto; line-height: 1.3; padding: 0.15rem 2px; }
-    button { border: 0; background: none; border-radius: 4px; padding: 0.1rem 0.12rem; margin-right: 1px; white-space: pre; font-family: var(--mono); font-size: 0.82rem; border-bottom: 2px solid var(--line); position: relative; }
+    .tokens { display: flex; flex-wrap: wrap; gap: 0.22rem 0; max-height: 7.4rem; overflow-y: auto; line-height: 1.3; padding: 0.15rem 2px; }
+    button { border: 0; background: none; border-radius: 4px; padding: 0.1rem 0.12rem; margin-right: 1px; white-space: pre; font-family: var(--mono); font-size: 0.82rem; border-bottom: 2px solid var(--line); }
+    button[aria-pressed="true"] { color: inherit; }
     button:hover { background: var(--wash); }
     button.written { font-weight: 650; border-bottom-color: var(--soft); }
     button.query { border-bottom-color: var(--query); background: color-mix(in srgb, var(--query) 14%, transparent); }
     button.key { border-bottom-color: var(--key); background: color-mix(in srgb, var(--key) 16%, transparent); }
     button.query.key { border-bottom-style: double; }
     .blank { opacity: 0.42; }
-    .line { flex-basis: 100%; height: 0; }
     .note { font-size: 0.76rem; color: var(--soft); margin-top: 0.45rem; display: flex; gap: 0.3rem 1.1rem; flex-wrap: wrap; }
     .sample { border-bottom: 2px solid; }
     .live { border-bottom-color: var(--soft); animation: none; }
@@ -34,7 +34,7 @@ export class TokenRow extends Follower {
     if (!trace) return nothing;
     return html`<div class="tokens" role="group" aria-label="Tokens">${trace.tokens.map((token, i) => html`<button
         class="${i >= trace.n_prompt ? "written" : ""} ${i === here.query ? "query" : ""} ${keys && i === here.key ? "key" : ""}"
-        aria-pressed=${i === here.query ? "true" : "false"} title="token ${i}, id ${token.id}" @click=${(event: MouseEvent) => this.#pick(i, keys && event.altKey)}>${this.#text(token.text)}</button>${token.text.includes("\n") ? html`<span class="line"></span>` : nothing}`)}</div>
+        aria-pressed=${i === here.query ? "true" : "false"} title="token ${i}, id ${token.id}" @click=${(event: MouseEvent) => this.#pick(i, keys && event.altKey)}>${this.#text(token.text)}</button>`)}</div>
       <p class="note"><span>${trace.n_prompt} tokens read, ${trace.tokens.length - trace.n_prompt} written (bold)</span>
         <span><span class="sample q">query</span> ${here.query}</span>${keys ? html`<span><span class="sample k">key</span> ${here.key}</span>` : nothing}
         ${view?.arrows ? html`<span>arrows move ${keys ? "query and key" : "the query"}${view.arrows.includes("head") ? ", with shift head and layer" : view.arrows.includes("layer") ? ", with shift the layer" : ""}</span>` : nothing}</p>`;

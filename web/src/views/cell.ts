@@ -73,7 +73,7 @@ export class CellView extends Follower {
     return html`<div class="side">
       <h3>What ${quoted(this.session.tokens[cell.query]?.text)} takes, and of whom</h3>
       <gf-bars pick tokens meaning="key" top="1" label="Shares of the keys"
-        .bars=${order.map((i) => ({ label: `${i} ${this.session.tokens[i]?.text ?? ""}`, value: probs[i] as number, chosen: i === cell.key }))}
+        .bars=${order.map((i) => ({ index: i, label: this.session.tokens[i]?.text ?? "", value: probs[i] as number, chosen: i === cell.key }))}
         @pick=${(event: CustomEvent<number>) => this.session.go({ key: order[event.detail] ?? 0 })}></gf-bars>
       <div class="row"><button aria-pressed=${this.unscaled} @click=${() => (this.unscaled = !this.unscaled)}>without the scale</button>
         <span class="small soft">entropy <span class="num">${short(cell.entropy)}</span> nats${this.unscaled ? html`, unscaled <span class="num">${short(cell.unscaled_entropy)}</span>` : nothing}</span></div>

@@ -23,6 +23,7 @@ export class MapView extends Follower {
     table { border-collapse: collapse; width: 100%; font-size: 0.85rem; }
     th, td { text-align: left; padding: 0.34rem 0.9rem 0.34rem 0; border-bottom: 1px solid var(--line); vertical-align: baseline; font-weight: 400; }
     td.n, th.n { text-align: right; white-space: nowrap; }
+    tbody th { white-space: nowrap; }
     thead th { color: var(--soft); font-size: 0.76rem; }
     th button { border: 0; background: none; padding: 0; text-decoration: underline; text-decoration-color: var(--line); text-underline-offset: 3px; text-align: left; }
     th i { display: inline-block; width: 0.3rem; height: 0.95rem; border-radius: 2px; background: var(--tone); margin-right: 0.6rem; vertical-align: -0.14rem; }
@@ -33,6 +34,7 @@ export class MapView extends Follower {
 
   override render() {
     const { anatomy } = this.session, times = this.#times.value;
+    const whole = times ? times.embedding + sum(times.attention) + sum(times.feed_forward) + times.head : 1;
     if (!anatomy) return nothing;
     const first = anatomy.layers[0];
     const facts: [string, string][] = [
@@ -46,8 +48,8 @@ export class MapView extends Follower {
       <div class="facts">${facts.map(([value, name]) => html`<div><b>${value}</b><span>${name}</span></div>`)}</div>
       <div><h3>Where its ${big(anatomy.parameters)} parameters are</h3>${this.#share(Object.entries(anatomy.shares))}</div>
       ${times ? html`<div><h3>Where the time goes: ${times.total.toFixed(2)} ms for these ${times.tokens} tokens, measured now</h3>${this.#share([
-        ["embedding", times.embedding / times.total], ["attention", sum(times.attention) / times.total],
-        ["feed-forward", sum(times.feed_forward) / times.total], ["head", times.head / times.total]])}</div>` : nothing}
+        ["embedding", times.embedding / whole], ["attention", sum(times.attention) / whole],
+        ["feed-forward", sum(times.feed_forward) / whole], ["head", times.head / whole]])}</div>` : nothing}
       ${this.#times.error ? html`<gf-refused heading="No times" reason=${this.#times.error.message}></gf-refused>` : nothing}
       <div class="wrap">${this.#parts(anatomy, times)}</div>
       <gf-receipt .of=${anatomy.receipt}></gf-receipt>
