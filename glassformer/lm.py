@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from operator import index
 from pathlib import Path
@@ -14,11 +14,11 @@ import torch
 
 from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, RequestError, TokenizerError
-from glassformer.generate.loop import Options, Piece, Top, check_ids, report, write
+from glassformer.generate.loop import Options, Piece, Top, check_ids, go_on, report, write
 from glassformer.generate.sampling import Sampling, check_number
 from glassformer.inspect.trace import Trace
 from glassformer.inspect.tracing import read_trace, write_trace
-from glassformer.nn.device import choose
+from glassformer.nn.device import Choice, choose, explain
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
@@ -89,8 +89,9 @@ class LanguageModel:
         *,
         ends: Sequence[int] = (),
         source: str = "",
+        choices: Sequence[Choice] = (),
     ):
-        self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.model, self.tokenizer, self.source, self.choices = model, tokenizer, source, tuple(choices)
         own = [tokenizer.eos_id] if tokenizer is not None and tokenizer.eos_id is not None else []
         self.ends = frozenset(ends) | frozenset(own)
 
@@ -144,10 +145,14 @@ class LanguageModel:
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
+        before_pass: Callable[[], None] = go_on,
         **sampling: Any,
     ) -> Iterator[Piece]:
-        """`generate`, piece by piece as it is written. A bad request raises here, before the first piece."""
-        return self._pieces(*self._request(prompt, max_tokens, stop, n, logprobs, sampling))
+        """`generate`, piece by piece as it is written. A bad request raises here, before the first piece.
+
+        before_pass: called before each pass of the model; what it raises stops the work there.
+        """
+        return self._pieces(*self._request(prompt, max_tokens, stop, n, logprobs, sampling, before_pass))
 
     def _request(
         self,
@@ -157,12 +162,13 @@ class LanguageModel:
         n: int,
         logprobs: int | None,
         sampling: dict[str, Any],
+        before_pass: Callable[[], None] = go_on,
     ) -> tuple[list[int], Options]:
         known = {f.name for f in fields(Sampling)}
         for name in sampling.keys() - known:
             raise RequestError(f"unknown option {name!r}; known: {', '.join(sorted(known))}", param=name)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        return self.encode(prompt), Options(max_tokens, Sampling(**sampling).seeded(), stops, n, logprobs)
+        return self.encode(prompt), Options(max_tokens, Sampling(**sampling).seeded(), stops, n, logprobs, before_pass)
 
     def _pieces(self, ids: list[int], options: Options) -> Iterator[Piece]:
         return write(self.model, [ids], options, tokenizer=self.tokenizer, ends=self.ends)
@@ -225,6 +231,7 @@ class LanguageModel:
         max_tokens: int = 0,
         stop: str | Sequence[str] = (),
         logprobs: int | None = None,
+        before_pass: Callable[[], None] = go_on,
         **sampling: Any,
     ) -> Iterator[Piece | Trace]:
         """`trace`, piece by piece as it is written; the trace comes last. A bad request raises here."""
@@ -237,7 +244,7 @@ class LanguageModel:
                     f"{unused[0]} has no effect where nothing is written: give max_tokens", param=unused[0]
                 )
             return iter([read_trace(self, self.encode(text), patterns, budget, edits, editor)])
-        ids, options = self._request(text, max_tokens, stop, 1, logprobs, sampling)
+        ids, options = self._request(text, max_tokens, stop, 1, logprobs, sampling, before_pass)
         return write_trace(self, ids, options, patterns, budget, edits, editor)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, shard: int = SHARD) -> None:
@@ -297,7 +304,9 @@ def load(
         if tokenizer.vocab_size > size:
             raise TokenizerError(f"{found}: the tokenizer has {tokenizer.vocab_size} tokens, and the model {size}")
     model = load_model(checkpoint, device=where, dtype=kind)
-    return LanguageModel(model, tokenizer, ends=ends_of(found, checkpoint.metadata), source=str(found))
+    why = explain(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
+    ends = ends_of(found, checkpoint.metadata)
+    return LanguageModel(model, tokenizer, ends=ends, source=str(found), choices=why)
 
 
 def _continuation(pieces: list[Piece]) -> Continuation:

@@ -26,6 +26,7 @@ VERBS = {
     "data": ("data:app", "See what would be trained on."),
     "tokenizer": ("tokenizer:app", "Train a tokenizer; encode, decode and show tokens."),
     "generate": ("generate:generate", "Continue a prompt."),
+    "serve": ("serve:serve", "Serve models: a page in which every number is the model's own, and HTTP routes."),
     "translate": ("translate:translate", "Write one text from another, with a model that was trained on pairs."),
     "chat": ("chat:chat", "Write back and forth with a model."),
     "eval": ("evaluate:evaluate", "Measure loss, perplexity and bits per byte on a text."),

@@ -18,6 +18,14 @@ class DtypeChoice(NamedTuple):
     because: str
 
 
+class Choice(NamedTuple):
+    """Something that was chosen, and why: shown where a person asks what is running."""
+
+    what: str
+    value: str
+    because: str
+
+
 def choose_device(asked: str = "auto") -> torch.device:
     """The device a person named, or the fastest there is. ConfigError where it is not on this machine."""
     if asked == "auto":
@@ -50,3 +58,15 @@ def choose(device: str, dtype: str, *, stored: torch.dtype, n_parameters: int) -
     """
     where = choose_device(device)
     return where, choose_dtype(dtype, device=where.type, stored=stored, n_parameters=n_parameters).dtype
+
+
+def explain(device: str, dtype: str, *, stored: torch.dtype, n_parameters: int) -> tuple[Choice, ...]:
+    """What `choose` chooses, and why."""
+    where = choose_device(device)
+    kind, because = choose_dtype(dtype, device=where.type, stored=stored, n_parameters=n_parameters)
+    why = "it was asked for" if device != "auto" else "it is the fastest one on this machine"
+    return (
+        Choice("device", str(where), why),
+        Choice("dtype", str(kind).removeprefix("torch."), because),
+        Choice("attention", "sdpa", "PyTorch's fused product; the definition runs where scores or shares are edited"),
+    )
