@@ -27,8 +27,8 @@ export class App extends Follower {
     main { grid-area: room; min-width: 0; scroll-margin-top: 1rem; }
     gf-side { grid-area: side; position: sticky; top: 0.5rem; align-self: start; max-height: calc(100vh - 1rem); overflow: auto; }
     nav { border-bottom: 1px solid var(--line); margin-bottom: 1.4rem; }
-    nav ul { display: flex; gap: 0 1.05rem; overflow-x: auto; scrollbar-width: thin; flex-wrap: wrap; }
-    nav a { display: block; padding: 0.42rem 0; white-space: nowrap; text-decoration: none; color: var(--soft); font-size: 0.84rem; border-bottom: 2px solid transparent; margin-bottom: -1px; }
+    nav ul { display: flex; gap: 0 0.95rem; overflow-x: auto; scrollbar-width: thin; flex-wrap: wrap; }
+    nav a { display: block; padding: 0.42rem 0; white-space: nowrap; text-decoration: none; color: var(--soft); font-size: 0.82rem; border-bottom: 2px solid transparent; margin-bottom: -1px; }
     nav a:hover { color: var(--ink); }
     nav a[aria-current] { color: var(--ink); border-color: var(--ink); }
     .skip:not(:focus) { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
@@ -93,7 +93,7 @@ export class App extends Follower {
   #open(event: MouseEvent, view: ViewEntry): void {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return; // a tab of its own
     event.preventDefault();
-    this.session.go({ view: view.id });
+    this.session.visit(view.id);
   }
 
   #unlock(key: string): void {
@@ -108,7 +108,8 @@ export class App extends Follower {
     const typing = event.composedPath().some((node) => node instanceof HTMLElement && /^(INPUT|TEXTAREA|SELECT)$/.test(node.tagName));
     const moves = this.#view?.arrows ?? [];
     if (typing || !this.session.trace) return;
-    const plain = { ArrowUp: ["query", -1], ArrowDown: ["query", 1], ArrowLeft: ["key", -1], ArrowRight: ["key", 1] } as const;
+    const side = moves.includes("key") ? "key" : "query"; // tokens lie side by side
+    const plain = { ArrowUp: ["query", -1], ArrowDown: ["query", 1], ArrowLeft: [side, -1], ArrowRight: [side, 1] } as const;
     const shifted = { ArrowUp: ["layer", -1], ArrowDown: ["layer", 1], ArrowLeft: ["head", -1], ArrowRight: ["head", 1] } as const;
     const [what, by] = (event.shiftKey ? shifted : plain)[event.key as keyof typeof plain] ?? [null, 0];
     if (what === null || !moves.includes(what)) return;

@@ -1,6 +1,7 @@
 /** What the whole page shares: where one is, which model and text, and the answers got so far. */
 import { read, write, type Edit, type Place } from "./lib/address.js";
 import { Refused, wantsKey, type Transport } from "./transport.js";
+import { stepOf } from "./steps.js";
 import type { Anatomy, TraceInfo, Written } from "./shapes.js";
 
 /** The address bar, or what stands for it where the page is a guest. */
@@ -112,6 +113,12 @@ export class Session extends EventTarget {
     this.bar.write(write(this.place), push);
     this.changed();
     if (this.#wanted() !== this.#opened) void this.open();
+  }
+
+  /** Open a view; a walk that is under way goes on from there. */
+  visit(view: string, change: Partial<Place> = {}): void {
+    const step = this.place.step < 0 ? -1 : stepOf(view, this.place.step);
+    this.go({ ...change, view, step }, true);
   }
 
   more(change: Record<string, string | null>): void {

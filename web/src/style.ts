@@ -35,6 +35,11 @@ export const base = css`
   .row { display: flex; flex-wrap: wrap; gap: 0.5rem 1rem; align-items: baseline; }
   .stack { display: grid; gap: var(--gap); min-width: 0; }
   .stack > * { min-width: 0; }
+  .close { gap: 0.5rem; }
+  .stack > p { font-size: 0.94rem; }
+  .stack > p.small { font-size: 0.82rem; }
+  sub, sup { font-size: 0.72em; line-height: 0; }
+  .tok { background: var(--wash); border-radius: 4px; padding: 0.02rem 0.22rem; }
   @media (prefers-reduced-motion: no-preference) {
     .soon { transition: opacity 0.15s; }
   }

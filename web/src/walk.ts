@@ -1,11 +1,12 @@
 /** The guided walk: short captions, in the order of the classic overview, beside live pictures whose numbers they use. */
-import { html, nothing, type TemplateResult } from "lit";
+import { css, html, nothing, type TemplateResult } from "lit";
 import { customElement, property } from "lit/decorators.js";
 import { Ask } from "./ask.js";
 import { big, bytes, count, percent, short } from "./lib/number.js";
 import { quoted } from "./parts/token.js";
 import type { BlockSum, CacheView, Cell, Heads } from "./shapes.js";
 import type { Session } from "./session.js";
+import type { STEPS } from "./steps.js";
 import { Follower } from "./view.js";
 
 interface Facts {
@@ -18,7 +19,7 @@ interface Facts {
 
 interface Step {
   title: string;
-  view: string;
+  view: (typeof STEPS)[number];
   needs?: keyof Omit<Facts, "session">;
   say: (facts: Facts) => TemplateResult;
 }
@@ -32,7 +33,7 @@ export const WALK: readonly Step[] = [
     needs: "cell",
     say: ({ session, cell }) => html`<p>To say what comes next, each token gathers from those before it. Row ${cell?.query} of the picture is what
       ${token(session, cell?.query ?? 0)} takes in head ${cell?.head} of block ${cell?.layer}: ${percent(cell?.prob ?? 0)} of it
-      from ${token(session, cell?.key ?? 0)}.</p><p>Click any field; darker is more.</p>`,
+      from ${token(session, cell?.key ?? 0)}.</p><p>Click any field; the stronger the colour, the more.</p>`,
   },
   {
     title: "Query, key, value",
@@ -132,7 +133,7 @@ export class Caption extends Follower {
   #block = new Ask<BlockSum>(this, this.#want("block", () => ({ layer: this.session.here.layer, position: this.session.here.query })));
   #cache = new Ask<CacheView>(this, this.#want("cache", () => ({ layer: this.session.here.layer })));
 
-  static override styles = [Follower.styles];
+  static override styles = [Follower.styles, css`p { font-size: 0.88rem; line-height: 1.55; } p + p { margin-top: 0.55rem; }`];
 
   override render() {
     const one = WALK[this.step];

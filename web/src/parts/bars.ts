@@ -1,6 +1,7 @@
 /** Numbers with names, as bars: the likeliest tokens, shares, counts. */
 import { css, html, LitElement, nothing } from "lit";
 import { customElement, property } from "lit/decorators.js";
+import { look } from "../lib/look.js";
 import { base } from "../style.js";
 import { num, percent, type Num } from "../lib/number.js";
 import { visible } from "./token.js";
@@ -15,12 +16,14 @@ export class Bars extends LitElement {
   @property() meaning: "plain" | "query" | "key" | "value" | "residual" | "forward" = "plain";
   @property({ type: Boolean }) tokens = false; // labels are tokens
   @property({ type: Boolean }) pick = false;
+  @property({ type: Boolean }) wide = false; // labels are sentences
 
   static override styles = [base, css`
     table { border-collapse: collapse; width: 100%; font-size: 0.82rem; }
     caption { position: relative; }
     th { text-align: left; font-weight: 400; white-space: nowrap; padding: 0.1rem 0.7rem 0.1rem 0; max-width: 10rem; overflow: hidden; text-overflow: ellipsis; width: 1%; }
     th i { font-style: normal; color: var(--soft); display: inline-block; min-width: 2.2em; }
+    .wide th { max-width: none; white-space: normal; width: 45%; }
     td { padding: 0.1rem 0; }
     td.n { text-align: right; padding-left: 0.6rem; white-space: nowrap; width: 1%; }
     .track { position: relative; height: 0.72rem; min-width: 2.5rem; }
@@ -37,7 +40,7 @@ export class Bars extends LitElement {
     const top = this.top || Math.max(1e-30, ...values.map(Math.abs));
     const signed = values.some((value) => value < 0);
     const tone = this.meaning === "plain" ? "var(--soft)" : `var(--${this.meaning})`;
-    return html`<table style="--tone:${tone}">
+    return html`<table ${look({ "--tone": tone })} class=${this.wide ? "wide" : ""}>
       <caption><span class="away">${this.label}</span></caption>
       <tbody class=${signed ? "signed" : ""}>${this.bars.map((bar, i) => this.#row(bar, i, top, signed))}</tbody>
     </table>`;
@@ -50,7 +53,7 @@ export class Bars extends LitElement {
     const from = signed ? (value < 0 ? 50 - size : 50) : 0;
     return html`<tr class="${bar.chosen ? "chosen" : ""} ${value < 0 ? "less" : ""}">
       <th scope="row" title=${bar.note ?? nothing}>${this.pick ? html`<button @click=${() => this.dispatchEvent(new CustomEvent("pick", { detail: i }))}>${label}</button>` : label}</th>
-      <td><div class="track">${signed ? html`<span class="middle"></span>` : nothing}<span class="bar" style="left:${from}%;width:${size}%"></span></div></td>
+      <td><div class="track">${signed ? html`<span class="middle"></span>` : nothing}<span class="bar" ${look({ left: `${from}%`, width: `${size}%` })}></span></div></td>
       <td class="n num">${bar.text ?? percent(bar.value)}</td>
     </tr>`;
   }

@@ -4,6 +4,7 @@
  */
 import { css, html, LitElement, nothing } from "lit";
 import { customElement, property, state } from "lit/decorators.js";
+import { look } from "../lib/look.js";
 import { base } from "../style.js";
 import { currentScheme, pixel, shareColour, signedColour, type Meaning } from "../lib/colour.js";
 import { exact, fixed } from "../lib/number.js";
@@ -28,9 +29,11 @@ export class Matrix extends LitElement {
   @property({ type: Number }) column = -1;
   @property() rowTone = "var(--ink)";
   @property() columnTone = "var(--ink)";
+  /** A row or column in words, after its name. */
   @property({ attribute: false }) rowLabel: (i: number) => string = String;
   @property({ attribute: false }) columnLabel: (i: number) => string = String;
   @property({ type: Boolean }) still = false; // a thumbnail: no cursor of its own
+  @property({ type: Number }) rowHeight = 0; // CSS pixels; 0: fields are square
   @property({ type: Number }) most = 560; // CSS pixels, at most
   @state() private over: Pick | null = null;
   #stop = () => {};
@@ -43,7 +46,7 @@ export class Matrix extends LitElement {
     .frame::after { content: ""; position: absolute; inset: -1px; border: 1px solid var(--line); pointer-events: none; border-radius: 2px; }
     .mark { position: absolute; pointer-events: none; border: 0 solid; }
     .cell { position: absolute; pointer-events: none; border: 2px solid var(--ink); min-width: 7px; min-height: 7px; transform: translate(-1px, -1px); box-sizing: content-box; border-radius: 2px; }
-    .say { font-size: 0.8rem; color: var(--soft); min-height: 2.6em; margin-top: 0.45rem; }
+    .say { font-size: 0.8rem; color: var(--soft); min-height: 1.5em; margin-top: 0.45rem; max-width: none; }
   `];
 
   override connectedCallback(): void {
@@ -69,18 +72,18 @@ export class Matrix extends LitElement {
     const { rows, columns } = this;
     if (!rows || !columns) return nothing;
     const canvas = html`<canvas width=${columns} height=${rows}></canvas>`;
-    const shape = `width:${this.most}px;aspect-ratio:${columns}/${rows}`;
-    if (this.still) return html`<div class="frame still" style=${shape} role="img" aria-label=${this.label}>${canvas}</div>`;
+    const shape = look({ width: `${this.most}px`, ...(this.rowHeight ? { height: `${rows * this.rowHeight}px` } : { "aspect-ratio": `${columns}/${rows}` }) });
+    if (this.still) return html`<div class="frame still" ${shape} role="img" aria-label=${this.label}>${canvas}</div>`;
     const there = this.row >= 0 && this.column >= 0;
     const shown = this.over ?? (there ? { row: this.row, column: this.column } : null);
-    return html`<div class="frame" style=${shape} tabindex="0" role="application" aria-roledescription="picture of a matrix"
+    return html`<div class="frame" ${shape} tabindex="0" role="application" aria-roledescription="picture of a matrix"
         aria-label="${this.label}. Arrow keys move." aria-describedby="say"
         @keydown=${this.#key} @pointermove=${this.#move} @pointerleave=${() => (this.over = null)} @click=${this.#click}>
         ${canvas}
         ${there ? html`
-          <span class="mark" style="left:0;right:0;top:${(100 * this.row) / rows}%;height:${100 / rows}%;border-block-width:1px;border-color:${this.rowTone}"></span>
-          <span class="mark" style="top:0;bottom:0;left:${(100 * this.column) / columns}%;width:${100 / columns}%;border-inline-width:1px;border-color:${this.columnTone}"></span>
-          <span class="cell" style="left:${(100 * this.column) / columns}%;top:${(100 * this.row) / rows}%;width:calc(${100 / columns}% - 2px);height:calc(${100 / rows}% - 2px)"></span>` : nothing}
+          <span class="mark" ${look({ left: 0, right: 0, top: `${(100 * this.row) / rows}%`, height: `${100 / rows}%`, "border-block-width": "1px", "border-color": this.rowTone })}></span>
+          <span class="mark" ${look({ top: 0, bottom: 0, left: `${(100 * this.column) / columns}%`, width: `${100 / columns}%`, "border-inline-width": "1px", "border-color": this.columnTone })}></span>
+          <span class="cell" ${look({ left: `${(100 * this.column) / columns}%`, top: `${(100 * this.row) / rows}%`, width: `calc(${100 / columns}% - 2px)`, height: `calc(${100 / rows}% - 2px)` })}></span>` : nothing}
       </div>
       <p class="say" id="say" aria-live="polite">${shown ? this.#say(shown) : nothing}</p>
       ${this.row >= 0 && this.row < rows ? this.#table() : nothing}`;
@@ -88,14 +91,14 @@ export class Matrix extends LitElement {
 
   #say({ row, column }: Pick) {
     const value = this.value(row, column);
-    return html`${this.rowName} ${row} <span class="num">${this.rowLabel(row)}</span> · ${this.columnName} ${column}
+    return html`${this.rowName} <span class="num">${this.rowLabel(row)}</span> · ${this.columnName}
       <span class="num">${this.columnLabel(column)}</span>: <span class="num">${this.#masked(row, column) ? "not seen" : exact(value)}</span>`;
   }
 
   #table() {
     const cells = Array.from({ length: this.columns }, (_, i) => i).filter((i) => !this.#masked(this.row, i));
-    return html`<div class="away"><table><caption>${this.label}: ${this.rowName} ${this.row} ${this.rowLabel(this.row)}</caption>
-      <tbody>${cells.map((i) => html`<tr aria-current=${i === this.column ? "true" : nothing}><th scope="row">${this.columnName} ${i} ${this.columnLabel(i)}</th><td>${fixed(this.value(this.row, i), 4)}</td></tr>`)}</tbody></table></div>`;
+    return html`<div class="away"><table><caption>${this.label}: ${this.rowName} ${this.rowLabel(this.row)}</caption>
+      <tbody>${cells.map((i) => html`<tr aria-current=${i === this.column ? "true" : nothing}><th scope="row">${this.columnName} ${this.columnLabel(i)}</th><td>${fixed(this.value(this.row, i), 4)}</td></tr>`)}</tbody></table></div>`;
   }
 
   #masked(row: number, column: number): boolean {

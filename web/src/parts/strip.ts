@@ -1,6 +1,7 @@
 /** A vector as a row of colours: as many fields as numbers, the exact one under the cursor. */
 import { css, html, LitElement, nothing } from "lit";
 import { customElement, property, state } from "lit/decorators.js";
+import { look } from "../lib/look.js";
 import { base } from "../style.js";
 import { currentScheme, pixel, shareColour, signedColour, type Meaning } from "../lib/colour.js";
 import { exact, num, short, type Num } from "../lib/number.js";
@@ -49,13 +50,13 @@ export class Strip extends LitElement {
 
   override render() {
     const n = this.data.length, shown = this.over >= 0 ? this.over : this.at;
-    const place = (i: number) => `left:calc(${(100 * i) / n}% - 1px);width:calc(${100 / n}% + 2px)`;
+    const place = (i: number) => ({ left: `calc(${(100 * i) / n}% - 1px)`, width: `calc(${100 / n}% + 2px)` });
     const name = (i: number) => this.names?.(i) ?? `[${i}]`;
     return html`<div class="frame" tabindex="0" role="slider" aria-label=${this.label} aria-valuemin="0" aria-valuemax=${Math.max(0, n - 1)}
         aria-valuenow=${Math.max(0, this.at)} aria-valuetext=${this.at >= 0 && n ? `${name(this.at)} is ${exact(this.data[this.at] as Num)}` : `${n} numbers`}
         @keydown=${this.#key} @pointermove=${this.#move} @pointerleave=${() => (this.over = -1)} @click=${this.#click}>
         <canvas width=${Math.max(1, n)} height="1"></canvas>
-        ${this.at >= 0 && this.at < n ? html`<span class="at" style=${place(this.at)}></span>` : nothing}
+        ${this.at >= 0 && this.at < n ? html`<span class="at" ${look(place(this.at))}></span>` : nothing}
       </div>
       ${this.quiet ? nothing : html`<div class="say"><span><slot></slot></span>
         <span class="num">${shown >= 0 && shown < n ? `${name(shown)} = ${exact(this.data[shown] as Num)}` : this.shares ? "" : `${n} numbers, to ±${short(this.scale)}`}</span></div>`}`;

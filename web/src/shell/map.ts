@@ -53,9 +53,15 @@ export class ModelMap extends Follower {
     </ol></nav>`;
   }
 
+  /** On a narrow screen the map is a strip: where one is stays in sight. */
+  override updated(): void {
+    const strip = this.renderRoot.querySelector<HTMLElement>("nav"), one = strip?.querySelector<HTMLElement>("[aria-current]");
+    if (strip && one && strip.scrollWidth > strip.clientWidth) strip.scrollLeft = one.getBoundingClientRect().left - strip.getBoundingClientRect().left + strip.scrollLeft - strip.clientWidth / 2;
+  }
+
   #open(place: ViewEntry["place"], layer?: number): void {
     const { session } = this, now = views().find((one) => one.id === session.place.view);
     const view = now?.place === place ? now : views().find((one) => one.place === place);
-    if (view) session.go({ view: view.id, ...(layer === undefined ? {} : { layer }) });
+    if (view) session.visit(view.id, layer === undefined ? {} : { layer });
   }
 }

@@ -21,7 +21,6 @@ export class Side extends Follower {
     .walk .row { margin-top: 0.85rem; justify-content: space-between; align-items: center; flex-wrap: nowrap; }
     .walk .row button { padding: 0.2rem 0.65rem; font-size: 0.84rem; }
     .token { margin-top: 1.4rem; display: grid; gap: 0.5rem; padding: 0 0.15rem; }
-    .tok { background: var(--wash); border-radius: 4px; padding: 0.05rem 0.25rem; }
     @media (max-width: 1100px) and (min-width: 721px) { :host { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem; } .token { margin-top: 0.4rem; } }
   `];
 
@@ -38,7 +37,7 @@ export class Side extends Follower {
     return html`<aside class="walk" aria-label="Guided walk">
       <span class="small soft">${step + 1} of ${WALK.length}</span>
       <h2>${one.title}</h2>
-      ${one.view !== session.place.view ? html`<p><button @click=${() => this.#go(step)}>Back to its picture</button></p>` : html`<gf-caption .session=${session} .step=${step}></gf-caption>`}
+      ${one.view !== session.place.view ? html`<p class="soft">This picture is beside the walk.</p><p><button @click=${() => this.#go(step)}>Back to the walk</button></p>` : html`<gf-caption .session=${session} .step=${step}></gf-caption>`}
       <div class="row"><button ?disabled=${step === 0} @click=${() => this.#go(step - 1)}>Back</button>
         <button @click=${() => session.go({ step: -1 })}>Leave</button>
         <button class="strong" ?disabled=${step === WALK.length - 1} @click=${() => this.#go(step + 1)}>Next</button></div>
@@ -62,7 +61,7 @@ export class Side extends Follower {
       <h3>After it the model expects</h3>
       <gf-bars tokens top="1" label="The likeliest next tokens" .bars=${(last ? summary.next : after.top).map((one) => ({ label: one.text, value: one.value, chosen: !last && one.id === after.id }))}></gf-bars>
       ${last ? nothing : html`<p class="small soft">What follows is ${quoted(after.text)}${after.written ? ", which it wrote" : ""}.</p>`}
-      <p class="small"><button @click=${() => this.session.go({ view: "lens" })}>Why? Layer by layer</button></p>
+      <p class="small"><button @click=${() => this.session.visit("lens")}>Why? Layer by layer</button></p>
     </section>`;
   }
 

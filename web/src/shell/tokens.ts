@@ -16,7 +16,7 @@ export class TokenRow extends Follower {
     button.key { border-bottom-color: var(--key); background: color-mix(in srgb, var(--key) 16%, transparent); }
     button.query.key { border-bottom-style: double; }
     .blank { opacity: 0.42; }
-    .note { font-size: 0.76rem; color: var(--soft); margin-top: 0.45rem; display: flex; gap: 0.3rem 1.1rem; flex-wrap: wrap; }
+    .note { max-width: none; font-size: 0.76rem; color: var(--soft); margin-top: 0.45rem; display: flex; gap: 0.3rem 1.1rem; flex-wrap: wrap; }
     .sample { border-bottom: 2px solid; }
     .live { border-bottom-color: var(--soft); animation: none; }
     @media (max-width: 720px) { .tokens { max-height: 6.4rem; } }
@@ -35,9 +35,17 @@ export class TokenRow extends Follower {
     return html`<div class="tokens" role="group" aria-label="Tokens">${trace.tokens.map((token, i) => html`<button
         class="${i >= trace.n_prompt ? "written" : ""} ${i === here.query ? "query" : ""} ${keys && i === here.key ? "key" : ""}"
         aria-pressed=${i === here.query ? "true" : "false"} title="token ${i}, id ${token.id}" @click=${(event: MouseEvent) => this.#pick(i, keys && event.altKey)}>${this.#text(token.text)}</button>`)}</div>
-      <p class="note"><span>${trace.n_prompt} tokens read, ${trace.tokens.length - trace.n_prompt} written (bold)</span>
+      <p class="note"><span>${trace.n_prompt} read, ${trace.tokens.length - trace.n_prompt} written</span>
         <span><span class="sample q">query</span> ${here.query}</span>${keys ? html`<span><span class="sample k">key</span> ${here.key}</span>` : nothing}
-        ${view?.arrows ? html`<span>arrows move ${keys ? "query and key" : "the query"}${view.arrows.includes("head") ? ", with shift head and layer" : view.arrows.includes("layer") ? ", with shift the layer" : ""}</span>` : nothing}</p>`;
+        ${view?.arrows ? html`<span>arrows: ${keys ? "key, query" : "query"}${view.arrows.includes("layer") ? html` · with shift: ${view.arrows.includes("head") ? "head, " : ""}block` : nothing}</span>` : nothing}</p>`;
+  }
+
+  /** The token that is looked at stays in sight, without moving the page. */
+  override updated(): void {
+    const row = this.renderRoot.querySelector<HTMLElement>(".tokens"), one = row?.querySelector<HTMLElement>(".query");
+    if (!row || !one) return;
+    const top = one.offsetTop - row.offsetTop;
+    if (top < row.scrollTop || top + one.offsetHeight > row.scrollTop + row.clientHeight) row.scrollTop = top - row.clientHeight / 2;
   }
 
   #text(text: string) {

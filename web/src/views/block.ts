@@ -1,6 +1,7 @@
 /** View 10. A block as a running sum, and the neurons of its feed-forward layer with the tokens that they write. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
+import { look } from "../lib/look.js";
 import "../parts/bars.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
@@ -28,7 +29,7 @@ export class BlockView extends Follower {
     table { border-collapse: collapse; width: 100%; font-size: 0.84rem; }
     th, td { text-align: left; padding: 0.34rem 0.8rem 0.34rem 0; border-bottom: 1px solid var(--line); font-weight: 400; vertical-align: baseline; }
     thead th { color: var(--soft); font-size: 0.76rem; } .right { text-align: right; white-space: nowrap; }
-    .tok { background: var(--wash); border-radius: 4px; padding: 0.02rem 0.22rem; margin-right: 0.3rem; white-space: nowrap; }
+    td .tok { margin-right: 0.3rem; white-space: nowrap; }
     .wrap { overflow-x: auto; }
     @media (max-width: 720px) { .sum { grid-template-columns: 1rem 6.4rem minmax(0, 1fr) 3.4rem; } }
   `];
@@ -78,7 +79,7 @@ export class BlockView extends Follower {
     const most = num(block.neurons[0]?.written ?? 1), words = (named: Named[]) => named.map((one) => quoted(one.text));
     return html`<div class="wrap"><table><thead><tr><th>neuron</th><th class="right">activation</th><th class="right">writes</th><th>towards</th><th>away from</th></tr></thead>
       <tbody>${block.neurons.map((one) => html`<tr><th scope="row" class="num">${one.index}</th><td class="right num">${short(one.act)}</td>
-        <td class="right num" style="opacity:${0.55 + 0.45 * (num(one.written) / most)}">${short(one.written)}</td><td>${words(one.promotes)}</td><td class="soft">${words(one.suppresses)}</td></tr>`)}</tbody></table></div>`;
+        <td class="right num" ${look({ opacity: 0.55 + 0.45 * (num(one.written) / most) })}>${short(one.written)}</td><td>${words(one.promotes)}</td><td class="soft">${words(one.suppresses)}</td></tr>`)}</tbody></table></div>`;
   }
 
   #toggle(off: string, key: string): void {

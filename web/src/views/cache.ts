@@ -1,6 +1,7 @@
 /** View 12. What the cache holds, how much attention each kept token received, and what it saves. */
 import { css, html, nothing } from "lit";
 import { customElement, state } from "lit/decorators.js";
+import { look } from "../lib/look.js";
 import "../parts/bars.js";
 import "../parts/matrix.js";
 import "../parts/receipt.js";
@@ -24,7 +25,7 @@ export class CacheView extends Follower {
     .layers { display: grid; gap: 4px; }
     .layer { display: grid; grid-template-columns: 4.2rem minmax(0, 1fr) 5rem; gap: 0.8rem; align-items: center; font-size: 0.82rem; }
     .slots { display: flex; height: 1.05rem; border-radius: 3px; overflow: hidden; background: var(--wash); }
-    .slots i { flex: var(--w); background: linear-gradient(var(--key) 0 50%, var(--value) 50%); opacity: 0.55; } .slots i.new { opacity: 1; } .slots i.free { background: none; }
+    .slots i { background: linear-gradient(var(--key) 0 50%, var(--value) 50%); opacity: 0.55; } .slots i.new { opacity: 1; } .slots i.free { background: none; }
     .n { text-align: right; }
     input[type="range"] { width: 100%; padding: 0; accent-color: var(--ink); }
     .legend { display: flex; flex-wrap: wrap; gap: 0.3rem 1.2rem; font-size: 0.8rem; color: var(--soft); }
@@ -37,7 +38,7 @@ export class CacheView extends Follower {
   }
 
   #show(cache: Cache) {
-    const { session } = this, n = session.tokens.length, at = Math.min(n, this.slots), name = (i: number) => visible(session.tokens[i]?.text ?? "");
+    const { session } = this, n = session.tokens.length, at = Math.min(n, this.slots), name = (i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`;
     const heads = cache.mass.length, columns = cache.mass[0]?.length ?? 0, decoding = at > cache.n_prompt;
     return html`<p>A key and a value of every token, in every block: computed once, read by all that come after. After ${count(at)} of ${count(n)} tokens the caches hold
         <span class="num">${bytes(cache.layers.reduce((sum, one) => sum + Math.min(at, one.capacity) * one.bytes_per_slot, 0))}</span>.</p>
@@ -46,14 +47,14 @@ export class CacheView extends Follower {
       <div class="layers">${cache.layers.map((one) => {
         const full = Math.min(at, one.capacity), before = Math.min(full, cache.n_prompt);
         return html`<div class="layer"><span>block ${one.layer}</span><span class="slots" role="img" aria-label="${full} of ${one.capacity} slots filled">
-          <i style="--w:${before}"></i><i class=${decoding ? "new" : "free"} style="--w:${full - before}"></i><i class="free" style="--w:${one.capacity - full}"></i></span>
+          <i ${look({ flex: before })}></i><i class=${decoding ? "new" : "free"} ${look({ flex: full - before })}></i><i class="free" ${look({ flex: one.capacity - full })}></i></span>
           <span class="n num">${full}/${count(one.capacity)}</span></div>`;
       })}</div>
       <p class="legend"><span><span class="k">keys</span> and <span class="v">values</span>; pale: from the prompt</span>
         <span>${cache.layers[0] ? `${bytes(cache.layers[0].bytes_per_slot)} for each token and block` : ""}</span>${cache.layers.some((one) => one.window) ? html`<span>a window forgets what leaves it</span>` : nothing}</p>
       <h3>How much attention each kept token received, in block ${cache.layer}</h3>
       <gf-matrix meaning="key" most="720" .data=${cache.mass.flat().map(num)} .rows=${heads} .columns=${columns} .row=${session.here.head} .column=${session.here.query}
-        rowName="head" columnName="token" .columnLabel=${name} label="Attention received" @pick=${(event: CustomEvent<Pick>) => session.go({ head: event.detail.row, query: event.detail.column })}></gf-matrix>
+        rowName="head" rowHeight=${heads > 16 ? 12 : 22} columnName="token" .columnLabel=${name} label="Attention received" @pick=${(event: CustomEvent<Pick>) => session.go({ head: event.detail.row, query: event.detail.column })}></gf-matrix>
       <gf-receipt .of=${cache.receipt}></gf-receipt>
       ${this.#saved()}`;
   }
@@ -63,7 +64,7 @@ export class CacheView extends Follower {
     if (this.#speed.error) return html`<gf-refused heading="Not measured" reason=${this.#speed.error.message}></gf-refused>`;
     if (!speed) return html`<p class="soft small" role="status">measuring what it saves …</p>`;
     return html`<h3>The next token with the cache, and without: measured now, on this machine</h3>
-      <gf-bars label="Milliseconds" meaning="key" .bars=${[
+      <gf-bars wide label="Milliseconds" meaning="key" .bars=${[
         { label: "with the cache: its own track alone", value: speed.decode, text: `${fixed(speed.decode, 2)} ms`, chosen: true },
         { label: `without: all ${speed.tokens} tokens again`, value: speed.without, text: `${fixed(speed.without, 2)} ms` },
         { label: `(reading ${speed.tokens - 1} tokens at once)`, value: speed.prefill, text: `${fixed(speed.prefill, 2)} ms` }]}></gf-bars>

@@ -38,7 +38,6 @@ export class CellView extends Follower {
     .line { display: grid; gap: 0.3rem; min-width: 0; }
     .strips { display: grid; grid-template-columns: 5.2rem minmax(0, 1fr); gap: 0.3rem 0.8rem; align-items: center; font-size: 0.8rem; }
     .worked { font-size: 0.88rem; }
-    .tok { background: var(--wash); border-radius: 4px; padding: 0.02rem 0.22rem; }
     @media (max-width: 900px) { .top { grid-template-columns: 1fr; } }
     @media (max-width: 720px) { .strips { grid-template-columns: 3.6rem minmax(0, 1fr); } }
   `];
@@ -54,6 +53,7 @@ export class CellView extends Follower {
   }
 
   #name = (i: number): string => visible(this.session.tokens[i]?.text ?? "");
+  #full = (i: number): string => `${i} ${this.#name(i)}`;
 
   #picture() {
     const probs = this.#probs.value, { here } = this.session;
@@ -61,7 +61,7 @@ export class CellView extends Follower {
     const [rows = 0, columns = 0] = probs.shape.slice(-2);
     return html`<gf-matrix label="Attention of head ${here.head} in block ${here.layer}" .data=${probs.data} .rows=${rows} .columns=${columns} shares causal
       rowName="query" columnName="key" .row=${here.query} .column=${here.key} rowTone="var(--query)" columnTone="var(--key)"
-      .rowLabel=${this.#name} .columnLabel=${this.#name}
+      .rowLabel=${this.#full} .columnLabel=${this.#full}
       @pick=${(event: CustomEvent<Pick>) => this.session.go({ query: event.detail.row, key: event.detail.column })}></gf-matrix>`;
   }
 

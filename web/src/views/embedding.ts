@@ -24,7 +24,6 @@ export class EmbeddingView extends Follower {
 
   static override styles = [Follower.styles, css`
     .two { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.75rem; }
-    .tok { background: var(--wash); border-radius: 4px; padding: 0.02rem 0.22rem; }
     svg { width: 100%; height: auto; display: block; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
     text { font: 11.5px var(--mono); fill: var(--ink); } .dim text { fill: var(--soft); }
     circle { fill: var(--soft); } .here circle { fill: var(--residual); } .here text { font-weight: 700; fill: var(--residual); } .near circle { fill: var(--residual); }
@@ -63,13 +62,21 @@ export class EmbeddingView extends Follower {
     if (!map) return nothing;
     const xs = map.places.map((p) => num(p.x)), ys = map.places.map((p) => num(p.y));
     const along = (x: number, all: number[], size: number) => EDGE + ((x - Math.min(...all)) / Math.max(1e-9, Math.max(...all) - Math.min(...all))) * (size - 2 * EDGE);
-    return html`<div class="stack" style="gap:.5rem"><h3>This text's tokens and those neighbours, on the plane on which they differ most</h3>
-      <svg viewBox="0 0 ${WIDE} ${HIGH}" role="group" aria-label="Tokens on a plane">${map.places.map((place) => {
-        const x = along(num(place.x), xs, WIDE), y = HIGH - along(num(place.y), ys, HIGH), here = place.id === this.#token;
-        const open = () => this.session.more({ token: String(place.id) });
-        return svg`<g class=${here ? "here" : near.has(place.id) ? "near" : "dim"} role="button" tabindex="0" aria-label=${`token ${place.text}`} @click=${open}
-          @keydown=${(event: KeyboardEvent) => { if (event.key === "Enter") open(); }}><circle cx=${x} cy=${y} r=${here ? 5 : 3}></circle>
-          <text x=${x + 6} y=${y + 4} text-anchor=${x > WIDE - 90 ? "end" : "start"} dx=${x > WIDE - 90 ? -12 : 0}>${visible(place.text)}</text></g>`;
+    const spots = map.places.map((place) => ({ place, x: along(num(place.x), xs, WIDE), y: HIGH - along(num(place.y), ys, HIGH), here: place.id === this.#token, near: near.has(place.id) }));
+    spots.sort((a, b) => Number(b.here) - Number(a.here) || Number(b.near) - Number(a.near));
+    const taken: { left: number; right: number; y: number }[] = [];
+    const free = (text: string, x: number, y: number): boolean => {
+      const wide = 7.2 * text.length + 8, left = x > WIDE - 90 ? x - 6 - wide : x + 4, box = { left, right: left + wide, y };
+      if (taken.some((one) => box.left < one.right && box.right > one.left && Math.abs(box.y - one.y) < 13)) return false;
+      taken.push(box);
+      return true;
+    };
+    return html`<div class="stack close"><h3>This text's tokens and those neighbours, on the plane on which they differ most</h3>
+      <svg viewBox="0 0 ${WIDE} ${HIGH}" role="group" aria-label="Tokens on a plane">${spots.map(({ place, x, y, here, near: beside }) => {
+        const named = free(visible(place.text), x, y), open = () => this.session.more({ token: String(place.id) });
+        return svg`<g class=${here ? "here" : beside ? "near" : "dim"} role="button" tabindex="0" aria-label=${`token ${place.text}`} @click=${open}
+          @keydown=${(event: KeyboardEvent) => { if (event.key === "Enter") open(); }}><circle cx=${x} cy=${y} r=${here ? 5 : 3}><title>${visible(place.text)}</title></circle>
+          <text visibility=${named ? "visible" : "hidden"} x=${x + 6} y=${y + 4} text-anchor=${x > WIDE - 90 ? "end" : "start"} dx=${x > WIDE - 90 ? -12 : 0}>${visible(place.text)}</text></g>`;
       })}</svg>
       <p class="small soft">Across: ${percent(map.explained[0])} of their variance, up: ${percent(map.explained[1])}. What the plane does not show is the rest, ${percent(1 - map.explained[0] - map.explained[1])}.</p>
       <gf-receipt .of=${map.receipt}></gf-receipt></div>`;

@@ -1,6 +1,7 @@
 /** View 8. Every head of every block as a small picture, and one of them full size. */
 import { css, html, nothing } from "lit";
 import { customElement, property } from "lit/decorators.js";
+import { look } from "../lib/look.js";
 import "../parts/matrix.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
@@ -35,8 +36,8 @@ export class GridRow extends Follower {
   override render() {
     const grid = this.#grid.value, { here } = this.session;
     if (this.#grid.error) return html`<gf-refused heading="Block ${this.layer}" reason=${this.#grid.error.message}></gf-refused>`;
-    if (!grid) return html`<div class="heads" style="--n:1"><span>${this.layer}</span></div>`;
-    return html`<div class="heads" style="--n:${grid.heads}"><span>${this.layer}</span>${this.pictures.map((picture, head) => html`
+    if (!grid) return html`<div class="heads" ${look({ "--n": 1 })}><span>${this.layer}</span></div>`;
+    return html`<div class="heads" ${look({ "--n": grid.heads })}><span>${this.layer}</span>${this.pictures.map((picture, head) => html`
       <button aria-pressed=${here.layer === this.layer && here.head === head} aria-label="Block ${this.layer}, head ${head}" @click=${() => this.session.go({ layer: this.layer, head })}>
         <gf-matrix still shares causal .data=${picture} .rows=${grid.rows} .columns=${grid.columns} label="attention of block ${this.layer}, head ${head}"></gf-matrix></button>`)}</div>`;
   }
@@ -56,7 +57,7 @@ export class GridView extends Follower {
 
   override render() {
     const { session } = this, { here, anatomy } = session, probs = this.#probs.value;
-    const name = (i: number) => visible(session.tokens[i]?.text ?? "");
+    const name = (i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`;
     const [rows = 0, columns = 0] = probs?.shape.slice(-2) ?? [];
     return html`<section class="stack">
       <div class="title"><h2>Every head at once</h2><gf-where .session=${session}></gf-where></div>

@@ -28,7 +28,6 @@ export class HeadsView extends Follower {
     tr.sum td, tr.sum th { padding-top: 0.5rem; }
     gf-strip { --height: 1.15rem; }
     th button { padding: 0.05rem 0.5rem; font-size: 0.78rem; margin-left: 0.5rem; }
-    .tok { background: var(--wash); border-radius: 4px; padding: 0.02rem 0.22rem; }
     .none td { color: var(--soft); }
   `];
 

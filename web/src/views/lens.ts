@@ -32,7 +32,6 @@ export class LensView extends Follower {
     input[type="range"] { padding: 0; accent-color: var(--ink); width: 100%; }
     .stages { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1.1rem 1.75rem; }
     .stage h3 { display: flex; justify-content: space-between; gap: 0.5rem; border-bottom: 1px solid var(--line); padding-bottom: 0.25rem; margin-bottom: 0.35rem; }
-    .tok { background: var(--wash); border-radius: 4px; padding: 0.02rem 0.22rem; }
     @media (max-width: 720px) { .sliders { grid-template-columns: 1fr 1fr; } }
   `];
 

@@ -1,9 +1,11 @@
 /** View 1. The whole model with its real shapes, parameters and milliseconds. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
+import { look } from "../lib/look.js";
 import "../parts/bars.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
+import "./flow.js";
 import { Ask } from "../ask.js";
 import { big, count, percent } from "../lib/number.js";
 import type { Anatomy, Part, Times } from "../shapes.js";
@@ -45,6 +47,7 @@ export class MapView extends Follower {
     ];
     return html`<section class="stack">
       <h2>The whole model</h2>
+      <gf-flow .session=${this.session}></gf-flow>
       <div class="facts">${facts.map(([value, name]) => html`<div><b>${value}</b><span>${name}</span></div>`)}</div>
       <div><h3>Where its ${big(anatomy.parameters)} parameters are</h3>${this.#share(Object.entries(anatomy.shares))}</div>
       ${times ? html`<div><h3>Where the time goes: ${times.total.toFixed(2)} ms for these ${times.tokens} tokens, measured now</h3>${this.#share([
@@ -57,9 +60,9 @@ export class MapView extends Follower {
   }
 
   #share(parts: [string, number][]) {
-    const tone = (kind: string) => `--tone:var(--${MEANING[kind] ?? "soft"})`;
-    return html`<div class="share" aria-hidden="true">${parts.map(([kind, share]) => html`<span style="${tone(kind)};flex:${share}"></span>`)}</div>
-      <div class="legend">${parts.map(([kind, share]) => html`<span><i style=${tone(kind)}></i>${kind} <span class="num">${percent(share)}</span></span>`)}</div>`;
+    
+    return html`<div class="share" aria-hidden="true">${parts.map(([kind, share]) => html`<span ${look({ ...tone(kind), flex: share })}></span>`)}</div>
+      <div class="legend">${parts.map(([kind, share]) => html`<span><i ${look(tone(kind))}></i>${kind} <span class="num">${percent(share)}</span></span>`)}</div>`;
   }
 
   #parts(anatomy: Anatomy, times: Times | null) {
@@ -73,18 +76,19 @@ export class MapView extends Follower {
     return html`<table><thead><tr><th>part</th><th>matrices</th><th class="n">parameters</th><th class="n">ms</th></tr></thead>
       <tbody>${anatomy.parts.map((part) => {
         const ms = took(part);
-        return html`<tr><th scope="row"><i style="--tone:var(--${MEANING[part.kind] ?? "soft"})"></i>${this.#door(part)}</th>
+        return html`<tr><th scope="row"><i ${look(tone(part.kind))}></i>${this.#door(part)}</th>
           <td class="num soft">${part.matrices.map((matrix) => `${matrix.name.split(".").slice(part.layer === null ? 0 : 2).join(".").replace(/\.weight$/, "")} ${matrix.shape.join("×")}`).join(", ")}</td>
           <td class="n num">${count(part.parameters)}</td><td class="n num">${ms === null ? "" : ms.toFixed(2)}</td></tr>`;
-      })}${anatomy.tied ? html`<tr><th scope="row"><i style="--tone:var(--residual)"></i>head</th><td class="soft">the embedding's own table, once more</td><td class="n num">0</td><td class="n num">${times ? times.head.toFixed(2) : ""}</td></tr>` : nothing}</tbody></table>`;
+      })}${anatomy.tied ? html`<tr><th scope="row"><i ${look(tone("head"))}></i>head</th><td class="soft">the embedding's own table, once more</td><td class="n num">0</td><td class="n num">${times ? times.head.toFixed(2) : ""}</td></tr>` : nothing}</tbody></table>`;
   }
 
   #door(part: Part) {
     const view = { attention: "cell", "feed-forward": "block", embedding: "embedding", head: "lens" }[part.kind];
     const name = part.layer === null ? part.kind : `block ${part.layer}, ${part.kind}`;
     if (!view) return name;
-    return html`<button @click=${() => this.session.go({ view, ...(part.layer === null ? {} : { layer: part.layer }) })}>${name}</button>`;
+    return html`<button @click=${() => this.session.visit(view, part.layer === null ? {} : { layer: part.layer })}>${name}</button>`;
   }
 }
 
+const tone = (kind: string) => ({ "--tone": `var(--${MEANING[kind] ?? "soft"})` });
 const sum = (numbers: number[]): number => numbers.reduce((a, b) => a + b, 0);

@@ -1,6 +1,7 @@
 /** View 5. Query, key and value of one token in one head, all from one x: rows of three matrices, and a rotation. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
+import { look } from "../lib/look.js";
 import "../parts/formula.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
@@ -32,7 +33,6 @@ export class QKVView extends Follower {
     .strips { display: grid; grid-template-columns: 6.5rem minmax(0, 1fr); gap: 0.3rem 0.8rem; font-size: 0.82rem; align-items: start; }
     .strips > span { padding-top: 0.15rem; }
     gf-strip.tall { --height: 1.8rem; }
-    .tok { background: var(--wash); border-radius: 4px; padding: 0.02rem 0.22rem; }
     @media (max-width: 900px) { .three { grid-template-columns: 1fr; } .strips { grid-template-columns: 5rem minmax(0, 1fr); } }
   `];
 
@@ -65,7 +65,7 @@ export class QKVView extends Follower {
     const turned = part === "v" ? null : qkv[`${part}_rot`], top = largest([...values, ...(turned ?? [])].map(num)).size;
     const how = [qkv.normed ? "normed" : "", qkv.rotated ? "turned by its position" : ""].filter(Boolean).join(" and ");
     const parts = product.weights.map((w, i) => num(w) * num(qkv.x[i] as Num));
-    return html`<div class="one" style="--tone:var(--${name})">
+    return html`<div class="one" ${look({ "--tone": `var(--${name})` })}>
       <h3><span>${name}</span> = x · ${matrix}</h3>
       <gf-strip class="tall" .data=${values} .top=${top} meaning=${name} .at=${qkv.dim} label=${name} @pick=${move}></gf-strip>
       <span class="lab">row ${qkv.dim} of ${matrix}, and its products with x</span>
