@@ -16,6 +16,11 @@ from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, RequestError, TokenizerError
 from glassformer.generate.loop import Options, Piece, Top, check_ids, go_on, report, write
 from glassformer.generate.sampling import Sampling, check_number
+from glassformer.inspect.edit import Edit
+from glassformer.inspect.editing import Editing, Edits
+from glassformer.inspect.reading import Looking
+from glassformer.inspect.saved import load as load_trace
+from glassformer.inspect.sweep import Sweep, sweep
 from glassformer.inspect.trace import Trace
 from glassformer.inspect.tracing import read_trace, write_trace
 from glassformer.nn.device import Choice, choose, explain
@@ -52,7 +57,7 @@ class Score:
     def perplexity(self) -> float:
         """exp of the mean negative log-probability per predicted token."""
         loss = -self.logprob / (len(self.tokens) - 1)
-        return math.exp(loss) if loss < 700 else math.inf
+        return math.inf if loss >= 700 else math.exp(loss)
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,15 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Generation:
-    """What `generate` returns: the continuations, and the seed that gives them again (None at temperature 0)."""
+    """What `generate` returns: the continuations, and the seed that gives them again (None at temperature 0).
+
+    choices: what an edit made the model do otherwise, beside what it changed.
+    """
 
     prompt_ids: tuple[int, ...]
     continuations: tuple[Continuation, ...]
     seed: int | None
+    choices: tuple[Choice, ...] = ()
 
     @property
     def text(self) -> str:
@@ -124,18 +133,22 @@ class LanguageModel:
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
+        edit: Sequence[Edit] = (),
         **sampling: Any,
     ) -> Generation:
         """Continue a prompt. `sampling` are the fields of `Sampling`: temperature, top_k, top_p, min_p, seed, ...
 
-        Raises RequestError for an option that is unknown, out of range or without effect beside another, and
-        CapacityError when prompt and `max_tokens` do not fit the context.
+        edit: changes to what flows through the model meanwhile, see `inspect/edit.py`. Raises RequestError for an
+        option that is unknown, out of range or without effect beside another, and CapacityError when prompt and
+        `max_tokens` do not fit the context.
         """
         ids, options = self._request(prompt, max_tokens, stop, n, logprobs, sampling)
+        editor = self._editor(edit, ids, options.max_tokens, n)
         pieces: list[list[Piece]] = [[] for _ in range(n)]
-        for piece in self._pieces(ids, options):
+        for piece in self._pieces(ids, options, editor):
             pieces[piece.row].append(piece)
-        return Generation(tuple(ids), tuple(map(_continuation, pieces)), options.sampling.seed)
+        choices = () if editor is None else editor.choices
+        return Generation(tuple(ids), tuple(map(_continuation, pieces)), options.sampling.seed, choices)
 
     def stream(
         self,
@@ -145,6 +158,7 @@ class LanguageModel:
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
+        edit: Sequence[Edit] = (),
         before_pass: Callable[[], None] = go_on,
         **sampling: Any,
     ) -> Iterator[Piece]:
@@ -152,7 +166,8 @@ class LanguageModel:
 
         before_pass: called before each pass of the model; what it raises stops the work there.
         """
-        return self._pieces(*self._request(prompt, max_tokens, stop, n, logprobs, sampling, before_pass))
+        ids, options = self._request(prompt, max_tokens, stop, n, logprobs, sampling, before_pass)
+        return self._pieces(ids, options, self._editor(edit, ids, options.max_tokens, n))
 
     def _request(
         self,
@@ -170,12 +185,23 @@ class LanguageModel:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         return self.encode(prompt), Options(max_tokens, Sampling(**sampling).seeded(), stops, n, logprobs, before_pass)
 
-    def _pieces(self, ids: list[int], options: Options) -> Iterator[Piece]:
-        return write(self.model, [ids], options, tokenizer=self.tokenizer, ends=self.ends)
+    def _pieces(self, ids: list[int], options: Options, editor: Edits | None = None) -> Iterator[Piece]:
+        watch = None if editor is None else Editing(editor)
+        return write(self.model, [ids], options, tokenizer=self.tokenizer, ends=self.ends, watch=watch)
+
+    def _editor(self, edits: Sequence[Edit], ids: list[int], max_tokens: int | None = 0, n: int = 1) -> Edits | None:
+        """The edits of a text and of what is written after it, checked; None where there are none."""
+        if not edits:
+            return None
+        context = self.config.context_length
+        length = context if max_tokens is None else min(context, len(ids) + max_tokens)
+        return Edits(self.config, edits, [len(ids)] * n, length)
 
     @torch.inference_mode()
-    def score(self, text: str | Sequence[int], *, top: int = 0) -> Score:
+    def score(self, text: str | Sequence[int], *, top: int = 0, edit: Sequence[Edit] = ()) -> Score:
         """The log-probability of every token of a text, given those before it; `top` likeliest beside each.
+
+        edit: changes to what flows through the model meanwhile, see `inspect/edit.py`.
 
         CapacityError when the text is longer than the context; RequestError when it has fewer than two tokens.
         """
@@ -187,10 +213,16 @@ class LanguageModel:
             raise RequestError(f"scoring needs at least two tokens, and the text has {len(ids)}", param="text")
         check_ids("text", ids, self.config.vocab_size)
         row = torch.tensor([ids], device=self.device)
-        step = Step.of(row)
+        step, editor = Step.of(row), self._editor(edit, ids)
+        if editor is not None:
+            step.tap = Looking(step, (0,), editor, None)
         hidden = self.model.hidden(row, step)[0, :-1]  # [T-1, D]
         tokens = [TokenScore(ids[0], None)]
-        for h, chosen in zip(hidden.split(SCORE_CHUNK), row[0, 1:].split(SCORE_CHUNK), strict=True):
+        chunks = (all.split(SCORE_CHUNK) for all in (hidden, row[0, 1:], step.positions[0, :-1]))
+        for h, chosen, at in zip(*chunks, strict=True):
+            step = step.at(at)
+            if editor is not None:
+                step.tap = Looking(step, (0,), editor, None)
             reports = report(self.model.logits(h, step), chosen, top)
             tokens += [TokenScore(id, *one) for id, one in zip(chosen.tolist(), reports, strict=True)]
         total = math.fsum(token.logprob for token in tokens if token.logprob is not None)
@@ -201,7 +233,7 @@ class LanguageModel:
         text: str | Sequence[int],
         *,
         read: Sequence[str] = (),
-        edit: Sequence[Any] = (),
+        edit: Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int = 0,
         stop: str | Sequence[str] = (),
@@ -226,7 +258,7 @@ class LanguageModel:
         text: str | Sequence[int],
         *,
         read: Sequence[str] = (),
-        edit: Sequence[Any] = (),
+        edit: Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int = 0,
         stop: str | Sequence[str] = (),
@@ -236,16 +268,25 @@ class LanguageModel:
     ) -> Iterator[Piece | Trace]:
         """`trace`, piece by piece as it is written; the trace comes last. A bad request raises here."""
         check_number("max_tokens", max_tokens, 0, 1 << 31)
-        patterns, edits, editor = (read,) if isinstance(read, str) else tuple(read), tuple(edit), None
+        patterns = (read,) if isinstance(read, str) else tuple(read)
         if not max_tokens:
             unused = [name for name, given in {"stop": stop, "logprobs": logprobs, **sampling}.items() if given]
             if unused:
                 raise RequestError(
                     f"{unused[0]} has no effect where nothing is written: give max_tokens", param=unused[0]
                 )
-            return iter([read_trace(self, self.encode(text), patterns, budget, edits, editor)])
+            ids = self.encode(text)
+            return iter([read_trace(self, ids, patterns, budget, self._editor(edit, ids))])
         ids, options = self._request(text, max_tokens, stop, 1, logprobs, sampling, before_pass)
-        return write_trace(self, ids, options, patterns, budget, edits, editor)
+        return write_trace(self, ids, options, patterns, budget, self._editor(edit, ids, max_tokens))
+
+    def sweep(self, text: str | Sequence[int] | Trace, **how: Any) -> Sweep:
+        """One edit after another, at every head, layer or token: iterate over it. `how`: see `inspect/sweep.py`."""
+        return sweep(text if isinstance(text, Trace) else self.trace(text), **how)
+
+    def load_trace(self, folder: str | Path) -> Trace:
+        """A trace that `Trace.save` wrote, of this very model. CheckpointError where it is of another, or not whole."""
+        return load_trace(self, folder)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, shard: int = SHARD) -> None:
         """Write a Hugging Face folder: config, weights, tokenizer. CheckpointError where the disk is full.

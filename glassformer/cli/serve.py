@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -15,14 +16,15 @@ if TYPE_CHECKING:
     from glassformer.lm import LanguageModel
 
 KEY = "GLASSFORMER_API_KEY"
+HOST, PORT = "127.0.0.1", 8000
 
 
 def serve(
     model: tuple[str, ...] = (),
     /,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    host: str = HOST,
+    port: int = PORT,
     api_key: Annotated[str | None, Parameter(env_var=KEY, show_env_var=True)] = None,
     allow_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     trace_memory: float = 1.0,
@@ -65,8 +67,17 @@ def serve(
     run(models, host=host, port=port, key=api_key, hosts=allow_host, trace_memory=trace_memory, json=json)
 
 
-def run(models, *, host="127.0.0.1", port=8000, key=None, hosts=(), trace_memory=1.0, json=False) -> None:
-    """Bind, load, serve until Ctrl-C."""
+def run(
+    models: Callable[[], list[tuple[str, LanguageModel]]],
+    *,
+    host: str = HOST,
+    port: int = PORT,
+    key: str | None = None,
+    hosts: tuple[str, ...] = (),
+    trace_memory: float = 1.0,
+    json: bool = False,
+) -> None:
+    """Take the address, load the models, and serve them until Ctrl-C. KeyboardInterrupt where it came twice."""
     from glassformer.server import run as server
     from glassformer.server.app import Settings, make_app
 
@@ -88,7 +99,9 @@ def run(models, *, host="127.0.0.1", port=8000, key=None, hosts=(), trace_memory
         if json:
             print_json({"url": url, "models": list(app.state.models.all), "page": app.state.page.built})
         else:
-            out.print(f"ready: {url}", markup=False)
+            if not app.state.page.built:
+                say("this copy has no built page: `make page` builds it; the routes work without it")
+            out.print(f"ready: {url}    (Ctrl-C ends)", markup=False)
             sys.stdout.flush()
 
     if not server.serve(app, sock, ready):

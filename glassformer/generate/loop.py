@@ -202,9 +202,10 @@ def _text_after(prompt: Sequence[int], tokenizer: Tokenizer | None) -> StreamDec
 class Passes:
     """The passes of one request, one after the other, through its cache."""
 
+    cache: DenseCache
+
     def __init__(self, model: Decoder, attend: Attend, watch: Watch | None, before_pass: Callable[[], None]):
         self.model, self.attend, self.watch, self.before_pass = model, attend, watch, before_pass
-        self.cache = DenseCache.of(model.config, 0, 0, model.embed.weight.device)
 
     def begin(self, prompts: Sequence[Sequence[int]], rows: list[Row], n: int) -> Tensor:
         """Read the prompts; the logits [rows, V] of what comes next in each of the `n` continuations."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from glassformer.nn.attend import KV, AttendSpec, View, attend_math
 from glassformer.nn.attention import Attention
@@ -49,12 +48,11 @@ def attended(
 
 
 def heads(
-    o: nn.Linear, z: Float[Tensor, "B T H Dh"], out: Float[Tensor, "B T D"]
+    attention: Attention, z: Float[Tensor, "B T H Dh"], out: Float[Tensor, "B T D"]
 ) -> tuple[Float[Tensor, "B T H D"], float]:
     """Each head's own part of what attention writes. The error is max |sum of heads + bias - out|."""
-    slices = o.weight.unflatten(1, z.shape[-2:])  # [D, H, Dh]
-    parts = torch.einsum("bthd,ohd->btho", z.float(), slices.float())
-    whole = parts.sum(-2) if o.bias is None else parts.sum(-2) + o.bias
+    parts, bias = attention.by_head(z), attention.o.bias
+    whole = parts.sum(-2) if bias is None else parts.sum(-2) + bias
     return parts, _off(whole, out)
 
 
@@ -67,7 +65,7 @@ def derive(model: Decoder, name: str, kept: Mapping[str, Tensor], view: View) ->
     layer, end = name.rsplit(".", 1)
     attention: Attention = model.get_submodule(layer)  # pyright: ignore[reportAssignmentType]
     if end == "heads":
-        return Derived(*heads(attention.o, kept[f"{layer}.z"], kept[f"{layer}.out"]))
+        return Derived(*heads(attention, kept[f"{layer}.z"], kept[f"{layer}.out"]))
     q_rot, k_rot, v, z = (kept[f"{layer}.{part}"] for part in ("q_rot", "k_rot", "v", "z"))
     found = attended(attention.spec, q_rot, k_rot, v, z, view, sinks=attention.sinks)
     return Derived({"scores": found.scores, "probs": found.probs}[end], found.error)

@@ -1,34 +1,129 @@
-"""What a head does, measured on random tokens said twice: nothing but the repetition tells what comes next.
+"""What a head does: how much of its attention goes to keys that stand in a known relation to the query.
 
     a b c d  a b c d
-             ^ here a previous-token head looks at the d before it, an induction head at the b after the first a
-("In-context Learning and Induction Heads", Olsson et al. 2022.)
+             ^ of this a:  previous token: the d before it     duplicate: the first a      self: itself
+                           induction: the b after the first a  first token: the a that begins the text
+("In-context Learning and Induction Heads", Olsson et al. 2022; "Efficient Streaming Language Models with Attention
+Sinks", Xiao et al. 2024.) On a text that is given, or on random tokens said twice, where nothing but the repetition
+tells what comes next.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from glassformer.inspect.again import AT_ONCE, WEIGHED, weighed, worst
 from glassformer.inspect.derive import derive
 from glassformer.inspect.kept import Kept
 from glassformer.inspect.points import needs
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 
+MEANINGS = {
+    "previous_token": "attention that goes to the token before",
+    "duplicate": "to earlier tokens that are the same as the query's",
+    "induction": "to tokens that follow an earlier one that is the same as the query's",
+    "first_token": "to the first token of the text",
+    "self": "to the query's own token",
+    "entropy": "how evenly it is spread over all keys that it may look at: 1 is evenly, 0 is on one",
+}
 
-class Roles(NamedTuple):
-    """For each layer and head, [L, H], the mean probability (0 to 1) that it gives to the key of that role."""
+
+class Scores(NamedTuple):
+    """For each layer and head, [L, H], the mean probability (0 to 1) that queries which see such keys give to them.
+
+    entropy: of the probabilities, by the logarithm of how many keys there are. NaN where no query sees such a key.
+    """
 
     previous_token: Float[Tensor, "L H"]
+    duplicate: Float[Tensor, "L H"]
     induction: Float[Tensor, "L H"]
+    first_token: Float[Tensor, "L H"]
+    self: Float[Tensor, "L H"]
+    entropy: Float[Tensor, "L H"]
+
+
+@dataclass(frozen=True, eq=False)
+class Roles:
+    """The scores of all heads on one text; `queries`: how many of its tokens see a key of each role (in layer 0)."""
+
+    scores: Scores
+    queries: dict[str, int]
+    meanings: dict[str, str]
+    receipt: Receipt
+
+
+def relations(ids: Int[Tensor, "T"], queries: Int[Tensor, "N"]) -> dict[str, Bool[Tensor, "N T"]]:
+    """Which keys stand to each query in each role, by the tokens alone."""
+    keys = torch.arange(len(ids), device=ids.device)[None]
+    at, own = queries[:, None], ids[queries][:, None]
+    follows = torch.cat([torch.zeros_like(ids[:1]) - 1, ids[:-1]])[None]  # the token before each key
+    return {
+        "previous_token": keys == at - 1,
+        "duplicate": (ids[None] == own) & (keys < at),
+        "induction": (follows == own) & (keys < at),
+        "first_token": (keys == 0) & (at > 0),
+        "self": keys == at,
+    }
+
+
+class Counting:
+    """Sums over queries, a few at a time, of what each head gives to each role."""
+
+    def __init__(self, n_heads: int):
+        self.sums = {role: torch.zeros(n_heads, dtype=torch.float64) for role in MEANINGS}
+        self.n = dict.fromkeys(MEANINGS, 0)
+
+    def add(
+        self, probs: Float[Tensor, "H N S"], seen: Bool[Tensor, "N S"], roles: dict[str, Bool[Tensor, "N S"]]
+    ) -> None:
+        """What some queries gave to the keys that they saw."""
+        for role, keys in roles.items():
+            keys = keys & seen
+            asked = keys.any(-1)
+            self.n[role] += int(asked.sum())
+            self.sums[role] += (probs * keys).sum(-1)[:, asked].sum(-1).double().cpu()
+        many = seen.sum(-1)
+        asked = many > 1
+        spread = torch.special.entr(probs).sum(-1)[:, asked] / many[asked].float().log()
+        self.n["entropy"] += int(asked.sum())
+        self.sums["entropy"] += spread.sum(-1).double().cpu()
+
+    def means(self) -> dict[str, Float[Tensor, "H"]]:
+        return {role: (self.sums[role] / self.n[role]).float() for role in MEANINGS}
 
 
 @torch.no_grad()
-def head_roles(model: Decoder, *, period: int = 24, rows: int = 16, seed: int = 0) -> Roles:
+def roles(t: Trace) -> Roles:
+    """The roles of all heads on the text of a trace, layer by layer, with a part of its attention held at a time."""
+    layers, error, queries = [], 0.0, {}
+    for i in range(t.config.n_layers):
+        counting, off = layer_roles(t, i)
+        layers.append(counting.means())
+        error, queries = worst(error, off), queries or counting.n
+    return Roles(_stacked(layers), queries, MEANINGS, Receipt("t.roles()", WEIGHED, error))
+
+
+def layer_roles(t: Trace, i: int) -> tuple[Counting, float]:
+    """What the heads of one layer do, and how far the identity of their probabilities is off."""
+    layer, n_heads = f"blocks.{i}.attn", t.config.layers[i].attention.n_heads
+    counting, error = Counting(n_heads), 0.0
+    for some in t.kept.positions.split(max(1, AT_ONCE // (n_heads * len(t)))):
+        _, probs, off = weighed(t.kept, layer, None, some)
+        counting.add(probs, t.visible(layer, some.tolist()), relations(t.kept.ids, some))
+        error = worst(error, off)
+    return counting, error
+
+
+@torch.no_grad()
+def head_roles(model: Decoder, *, period: int = 24, rows: int = 16, seed: int = 0) -> Scores:
     """Roles of all heads, over `rows` texts of `period` different random tokens said twice; second half's queries.
 
     Fewer tokens where vocabulary or context hold no more.
@@ -41,11 +136,23 @@ def head_roles(model: Decoder, *, period: int = 24, rows: int = 16, seed: int = 
     tap = Kept(*(need for name in names for need in needs(model.config, name)))
     step = Step.of(ids, tap=tap)
     model.hidden(ids, step)
-    kept = {name: value for name, (value,) in tap.items()}
-    previous, induction = [], []
+    kept, layers = {name: value for name, (value,) in tap.items()}, []
+    asked = torch.arange(period, 2 * period, device=ids.device)
     for name, block in zip(names, model.blocks, strict=True):
         view = step.view(block.attn.spec)  # pyright: ignore
-        probs = derive(model, name, kept, view).value[:, :, period:]  # [B, H, period, 2 period]
-        previous.append(probs.diagonal(period - 1, -2, -1).mean((0, -1)))
-        induction.append(probs.diagonal(1, -2, -1).mean((0, -1)))
-    return Roles(torch.stack(previous), torch.stack(induction))
+        probs, counting = derive(model, name, kept, view).value, Counting(block.attn.config.n_heads)  # pyright: ignore
+        for row, weights in zip(ids, probs, strict=True):
+            counting.add(weights[:, asked], view.visible()[0, asked], relations(row, asked))
+        layers.append(counting.means())
+    return _stacked(layers)
+
+
+def _stacked(layers: Iterable[dict[str, Tensor]]) -> Scores:
+    """[L, H] of each role; NaN where a layer has fewer heads than another."""
+    layers = list(layers)
+    return Scores(
+        **{
+            role: torch.nn.utils.rnn.pad_sequence([layer[role] for layer in layers], True, torch.nan)
+            for role in MEANINGS
+        }
+    )

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -26,6 +27,12 @@ from glassformer.inspect.reading import BUDGET, mega, n_bytes
 from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder
 from glassformer.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from glassformer.inspect.attribution import Attribution
+    from glassformer.inspect.fork import Fork
+    from glassformer.inspect.lens import Lens
+    from glassformer.inspect.roles import Roles
 
 AGAIN = 256 << 20  # bytes of values computed again that stay at hand
 KEPT = "kept as it passed"
@@ -73,12 +80,22 @@ class Value:
         return f"Value({self.name} [{size}], error {self.error}: {self.identity})"
 
 
+@dataclass(frozen=True)
+class Receipt:
+    """`python` returns the very numbers shown; `error` is how far `identity` is off, in the numbers' own units."""
+
+    python: str
+    identity: str | None = None
+    error: float | None = None
+
+
 class Trace:
     """What `lm.trace` returns. `t["blocks.5.attn.probs"]` is a `Value`; `names()` says what there is.
 
     ids, tokens: the prompt, and what was written after it (from `n_prompt` on). finish: why writing ended ("stop",
     "length", "nan" where edits left no numbers to draw from), None where nothing was to be written. kept: what the
-    pass left. rereads: how many tokens the text had when a model of long texts read it anew, by other angles.
+    pass left. edits, choices: what was changed, and what the model did otherwise for it. rereads: how many tokens the
+    text had when a model of long texts read it anew, by other angles.
     """
 
     def __init__(
@@ -88,6 +105,7 @@ class Trace:
         *,
         n_prompt: int | None = None,
         edits: tuple[Any, ...] = (),
+        choices: tuple[Any, ...] = (),
         finish: str | None = None,
         rereads: Sequence[int] = (),
         budget: int | None = None,
@@ -97,7 +115,7 @@ class Trace:
         self.ids: tuple[int, ...] = tuple(kept.ids.tolist())
         self.tokens = tuple(spelled(lm.tokenizer, token) for token in self.ids)
         self.n_prompt = len(self.ids) if n_prompt is None else n_prompt
-        self.edits, self.finish, self.rereads, self.seed = edits, finish, tuple(rereads), seed
+        self.edits, self.choices, self.finish, self.rereads, self.seed = edits, choices, finish, tuple(rereads), seed
         self.budget = BUDGET if budget is None else budget
         self._again: OrderedDict[str, Value] = OrderedDict()
 
@@ -127,7 +145,7 @@ class Trace:
 
     def visible(self, layer: str, query: Places = None) -> Tensor:
         """Which keys the queries of "blocks.5.attn" may look at: True at [T, S], or [S] of one query."""
-        at = self._places("query", query, len(self))
+        at = self.places("query", query)
         seen = self.kept.step(at, None, None).view(self.attention(layer).spec).visible()[0]
         return seen[0] if isinstance(query, int) else seen
 
@@ -154,7 +172,7 @@ class Trace:
 
     def several(self, names: Sequence[str], positions: Places = None) -> dict[str, Value]:
         """Several points at some tokens, those of one block by one run of it."""
-        at = self._places("position", positions, len(self))
+        at = self.places("position", positions)
         found: dict[str, Value] = {}
         missing: dict[int | None, list[str]] = {}
         for name in names:
@@ -171,7 +189,8 @@ class Trace:
             live = [need for name in some for need in self._needs(name) if self.kept.get(need) is None]
             again = outside(self.kept, live, at) if i is None else in_block(self.kept, i, live, at)
             for name in some:
-                found[name] = self._heads(name, again, at) if name.endswith(".heads") else self._value(name, again)
+                derive = name.endswith(".heads") and name not in again
+                found[name] = self._heads(name, again, at) if derive else self._value(name, again)
         if isinstance(positions, int):
             return {name: found[name].without("T") if "T" in found[name].axes else found[name] for name in names}
         return {name: found[name] for name in names}
@@ -185,7 +204,7 @@ class Trace:
             raise RequestError(f"rows are of scores and probs, and of {name!r} there is `at`", param="name")
         find(self.config, name)
         n_heads = sizes(self.config, name)["H"]
-        some, at = self._places("head", head, n_heads), self._places("query", query, len(self))
+        some, at = self.places("head", head, n_heads), self.places("query", query)
         value = self._weighed(name, None if some is None else some.tolist(), at)
         value = value.without("T") if isinstance(query, int) else value
         return value.without("H") if isinstance(head, int) else value
@@ -200,8 +219,8 @@ class Trace:
         return Value(name, scores if end == "scores" else probs, self.axes(name), error, WEIGHED)
 
     def _needs(self, name: str) -> list[str]:
-        layer = name.removesuffix(".heads")
-        return [name] if layer == name else [f"{layer}.z", f"{layer}.out"]
+        layer, edited = name.removesuffix(".heads"), self.kept.editor is not None and self.kept.editor.wants(name)
+        return [name] if layer == name or edited else [f"{layer}.z", f"{layer}.out"]
 
     def _heads(self, name: str, again: dict[str, Any], at: Tensor | None) -> Value:
         layer = name.removesuffix(".heads")
@@ -209,7 +228,7 @@ class Trace:
             again[need][0] if need in again else self.kept.of(need, at) for need in (f"{layer}.z", f"{layer}.out")
         )
         with torch.no_grad():
-            parts, error = heads(self.attention(layer).o, z[None], out[None])
+            parts, error = heads(self.attention(layer), z[None], out[None])
         return Value(name, parts[0], self.axes(name), error, SUMMED)
 
     def _value(self, name: str, again: dict[str, Any]) -> Value:
@@ -227,15 +246,56 @@ class Trace:
                 f"{name} takes {mega(need)} here, and the budget is {mega(self.budget)}: ask for {less}"
             )
 
-    def _places(self, what: str, given: Places, size: int) -> Int[Tensor, "N"] | None:
-        """Places on an axis as a tensor, negative ones from its end; None for all of it."""
+    def places(self, what: str, given: Places, size: int | None = None) -> Int[Tensor, "N"] | None:
+        """Places on an axis, the text's where no size is given, as a tensor; negative ones from its end; None: all."""
         if given is None:
             return None
+        size = len(self) if size is None else size
         some = [given] if isinstance(given, int) else list(given)
         for i in some:
             if isinstance(i, bool) or not isinstance(i, int) or not -size <= i < size:
                 raise RequestError(f"{what} must be a whole number from 0 to {size - 1}, got {i!r}", param=what)
         return torch.tensor([i % size for i in some], dtype=torch.long, device=self.kept.ids.device)
+
+    def place(self, what: str, given: int) -> int:
+        """One place in the text, counted from its end where negative. RequestError where there is none."""
+        found = self.places(what, given)
+        assert found is not None
+        return int(found[0])
+
+    # ---- what is seen in it
+
+    def lens(self, *, top: int = 5, position: int | None = None) -> Lens:
+        """The likeliest next tokens after each block: see `lens.py`."""
+        from glassformer.inspect.lens import lens
+
+        return lens(self, top=top, position=position)
+
+    def attribution(
+        self, *, position: int = -1, target: int | str | None = None, rival: int | str | None = None
+    ) -> Attribution:
+        """Each head's and feed-forward layer's share of a difference of two logits: see `attribution.py`."""
+        from glassformer.inspect.attribution import attribution
+
+        return attribution(self, position=position, target=target, rival=rival)
+
+    def roles(self) -> Roles:
+        """What each head does on this text: see `roles.py`."""
+        from glassformer.inspect.roles import roles
+
+        return roles(self)
+
+    def fork(self, other: Trace) -> Fork:
+        """This text beside another, token by token: see `fork.py`."""
+        from glassformer.inspect.fork import fork
+
+        return fork(self, other)
+
+    def save(self, folder: str | Path) -> None:
+        """Keep it on disk: see `saved.py`."""
+        from glassformer.inspect.saved import save
+
+        save(self, folder)
 
 
 def spelled(tokenizer: Tokenizer | None, token: int) -> str:

@@ -68,7 +68,19 @@ class Attention(nn.Module):
         q = step.see("attn.q_rot", q)
         k = step.see("attn.k_rot", k)
         z = step.attend(self.spec, q, step.keep(k, v), sinks=self.sinks)  # [B, T, H, Dh]
-        return self.o(step.see("attn.z", z).flatten(-2))
+        return self.write(step.see("attn.z", z), step, "attn")
+
+    def write(self, z: Float[Tensor, "B T H Dh"], step: LayerStep, name: str) -> Float[Tensor, "B T D"]:
+        """Concat(heads) W_o; head by head where somebody changes what each of them writes."""
+        if not step.wants(f"{name}.heads"):
+            return self.o(z.flatten(-2))
+        out = step.see(f"{name}.heads", self.by_head(z)).sum(-2)
+        return (out if self.o.bias is None else out + self.o.bias).to(z.dtype)
+
+    def by_head(self, z: Float[Tensor, "B T H Dh"]) -> Float[Tensor, "B T H D"]:
+        """Each head's z through its own slice of W_o, in float32: their sum, plus bias, is what attention writes."""
+        slices = self.o.weight.unflatten(1, z.shape[-2:])  # [D, H, Dh]
+        return torch.einsum("bthd,ohd->btho", z.float(), slices.float())
 
 
 class CrossAttention(Attention):
@@ -84,7 +96,7 @@ class CrossAttention(Attention):
         q = step.see("cross.q_rot", self.normed(self.q_norm, q))
         kv = step.keep_source(lambda: self.read(step.source, step))
         z = step.attend(self.spec, q, kv, name="cross")  # [B, T, H, Dh]
-        return self.o(step.see("cross.z", z).flatten(-2))
+        return self.write(step.see("cross.z", z), step, "cross")
 
     def read(self, source: Float[Tensor, "B S D"], step: LayerStep) -> tuple[Tensor, Tensor]:
         """The source's keys and values [B, S, Hkv, Dh]."""

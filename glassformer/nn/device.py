@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,8 @@ class DtypeChoice(NamedTuple):
     because: str
 
 
-class Choice(NamedTuple):
+@dataclass(frozen=True)
+class Choice:
     """Something that was chosen, and why: shown where a person asks what is running."""
 
     what: str

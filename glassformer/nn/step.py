@@ -27,7 +27,7 @@ from glassformer.rope_scaling import LongScaling
 
 @runtime_checkable
 class Tap(Protocol):
-    """Made for one pass. `wants` a derived point (scores, probs) only to change it: that selects the definition."""
+    """Made for one pass. `wants` a derived point (scores, probs, heads) only to change it: it is made then."""
 
     def wants(self, name: str) -> bool: ...
     def __call__(self, name: str, value: Tensor) -> Tensor: ...
@@ -225,10 +225,14 @@ class LayerStep:
     ) -> Float[Tensor, "B T H Dv"]:
         """softmax(q k^T * scale) v. An edit of scores or probabilities selects the definition, which has them."""
         view = self.step.view(spec)
-        if self.tap is not None and any(self.tap.wants(f"{self.prefix}{name}.{end}") for end in ("scores", "probs")):
+        if self.wants(f"{name}.scores") or self.wants(f"{name}.probs"):
             see = lambda end, value: self.see(f"{name}.{end}", value)  # noqa: E731
             return attend_math(spec, q, kv, view, bias, sinks, see)[0]
         return self.step.backend(spec, q, kv, view, bias, sinks)
+
+    def wants(self, name: str) -> bool:
+        """Whether the tap changes a point that this pass would not make."""
+        return self.tap is not None and self.tap.wants(self.prefix + name)
 
     def see(self, name: str, value: Tensor) -> Tensor:
         """Let the tap look at a point of this layer; returns what flows on."""

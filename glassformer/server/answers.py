@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 from glassformer.server.errors import ErrorBody
 
@@ -29,6 +31,29 @@ theirs too (the first has none), and `max_tokens: 0` only scores it. The answer'
 
 ABOUT_CHAT = """Answer in a conversation, by the model's own chat template. What a message says never becomes a control
 token. A model without a template is refused here: use `/v1/completions`."""
+
+ABOUT_TRACES = """Read a text in one pass, or write on from it first (`max_tokens`), and keep what the pass left: the
+residual before each block, keys and values, and what `read` names. All else is computed again from that when it is
+asked for, each value with the error of an identity that ties it to the pass.
+
+Traces are kept in memory, the least recently used go when they do not fit; their ids then say so. The log-probability
+of a prompt's tokens is not here but in the view `summary`.
+
+With `stream`, events: `token` {id, text, added, logprob, top, position} for each token written, then `trace`; `error`
+where it fails on the way."""
+
+ABOUT_TENSORS = """The numbers of a point: 4 bytes with the length of a header (little-endian), the header as JSON, then
+the numbers (little-endian, rows last axis first).
+
+`slice` takes a place (`3`), places (`0:256`) or all (`:`) of each axis; `pool` gives at most so many cells along the
+last two axes, each the largest of those it stands for; `dtype` is `f32` (exact), `f16` or `u8` (value = zero + scale ·
+byte), and the header's `bound` says how far any number may be off. A trace never changes: an answer may be kept."""
+
+ABOUT_SWEEPS = """Try an edit at every head, layer, position or cell (layer and position) of a trace, each by itself,
+and see what it does to a difference of two logits (`target`, `rival`), or to the whole distribution (KL).
+
+Events: `begin` {metric, base, position, target, rival, total}, then a `row` {layer, head, position, value, change,
+done, total, edit} for each as it comes, `done`; `error` where it fails on the way."""
 
 
 def one(
@@ -93,3 +118,53 @@ HEALTH = one(
         "traces": {"count": 0, "bytes": 0, "limit": 1073741824},
     }
 )
+TOKEN = {"id": 61, "text": " key", "bytes": [32, 107, 101, 121], "start": 18, "end": 22, "logprob": -1.52}
+SHORT = {
+    "id": "5f0c7b1f6a0e4d2b9c3a1e7d", "object": "trace", "model": "stories", "created": 1767225600, "n_tokens": 9,
+    "n_prompt": 8, "edits": [], "bytes": 86528, "finish": "length", "seed": 1,
+}  # fmt: skip
+WHOLE = SHORT | {"text": "One day Mia got a key", "tokens": [TOKEN]}
+TRACE: dict[int | str, dict[str, Any]] = {201: {"description": "The trace.", "content": {
+    "application/json": {"example": WHOLE},
+    **stream('event: token\ndata: {"id":61,"text":" key","position":8}\n\nevent: trace\ndata: {"id":"5f0c7b1f"}\n\n'),
+}}}  # fmt: skip
+ONE_TRACE = one(WHOLE)
+TRACES = one({"object": "list", "data": [SHORT], "count": 1, "bytes": 86528, "limit": 1073741824})
+DELETED = one({"id": SHORT["id"], "deleted": True})
+NAMES = one({"id": SHORT["id"], "points": [{"name": "blocks.0.attn.q", "axes": ["T", "H", "Dh"], "shape": [9, 4, 16]}]})
+VIEW = one({"receipt": {"python": 't["blocks.0.attn.q"][3]', "identity": "max |again - kept|", "error": 2.4e-07}})
+TENSOR: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Header and numbers.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    304: {"description": "Unchanged, as it always is: the ETag is of what was asked for."},
+}
+SWEEP: dict[int | str, dict[str, Any]] = {200: {"description": "Events.", "content": stream(
+    'event: row\ndata: {"layer":0,"head":1,"value":0.31,"change":-2.4,"done":1,"total":16}\n\nevent: done\ndata: {}\n\n'
+)}}  # fmt: skip
+VECTOR: dict[int | str, dict[str, Any]] = {
+    201: {
+        "description": "Its name.",
+        "content": {"application/json": {"example": {"vector": "9f86d0...", "shape": [2]}}},
+    }
+}
+JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
+
+
+def parameter(one: inspect.Parameter) -> dict[str, Any]:
+    """A view's parameter, for the document."""
+    required = one.default is one.empty
+    schema = _schema(one.annotation) | ({} if required or one.default is None else {"default": one.default})
+    return {"name": one.name, "in": "query", "required": required, "schema": schema}
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    origin, options = get_origin(kind), [option for option in get_args(kind) if option is not NoneType]
+    if origin is Literal:
+        return {"type": "string", "enum": options}
+    if origin is tuple:
+        return {"type": "string", "description": "Several, with commas between them."}
+    if origin is not None:
+        return _schema(options[0])
+    return {"type": JSON_TYPES.get(kind, "string")}

@@ -12,12 +12,14 @@ from fastapi.openapi.utils import get_openapi
 
 from glassformer.errors import ConfigError
 from glassformer.lm import LanguageModel
-from glassformer.server import answers, completions, errors
+from glassformer.server import answers, completions, errors, glass
+from glassformer.server.edits import EditReader
 from glassformer.server.errors import answer
 from glassformer.server.guard import MAX_BODY, Guard
 from glassformer.server.page import Page
 from glassformer.server.queue import Queue
 from glassformer.server.served import Models
+from glassformer.server.store import Traces
 
 VERSION = version("glassformer")
 
@@ -45,7 +47,8 @@ class Settings:
 
 def make_app(models: Iterable[tuple[str, LanguageModel]], settings: Settings = Settings()) -> FastAPI:
     """The whole app. Its `state.queue` is where the work is done."""
-    served, queue, page = Models(models), Queue(), Page()
+    served, queue, page, traces = Models(models), Queue(), Page(), Traces(settings.trace_bytes)
+    edits = EditReader(lambda id: traces.get(id).trace)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -86,10 +89,12 @@ def make_app(models: Iterable[tuple[str, LanguageModel]], settings: Settings = S
                     for choice in one.lm.choices
                 ],
                 "queue": queue.state,
+                "traces": traces.state,
             }
         )
 
-    app.include_router(completions.routes(served, queue))
+    app.include_router(completions.routes(served, queue, edits))
+    app.include_router(glass.routes(served, queue, traces, edits))
 
     @app.get("/v1/models/{model:path}", tags=["OpenAI"], summary="One served model", responses=answers.ONE_MODEL)
     async def one_model(model: str) -> Response:

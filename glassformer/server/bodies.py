@@ -14,7 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import Sampling
+from glassformer.inspect.edit import Op
+from glassformer.inspect.sweep import Over, SweepOp
 from glassformer.server.errors import Refused
+from glassformer.server.served import Served
 
 # What others offer and this server does not; a value that asks for nothing is no reason to refuse.
 NOTHING: dict[str, tuple[Any, ...]] = {
@@ -48,6 +51,27 @@ class Body(BaseModel):
         return data
 
 
+Number = float | Literal["NaN", "Infinity", "-Infinity"]
+Places = int | Ids | None
+
+
+class EditBody(Body):
+    """A change to what flows through the model: see `glassformer/inspect/edit.py`. What is not named is all of it."""
+
+    op: Op = Field(description="What is done.", examples=["ablate"])
+    point: str = Field(description="Where.", examples=["blocks.0.attn.z"])
+    head: Places = None
+    position: Places = Field(None, description="-1: each token from which a new one is written.")
+    query: Places = Field(None, description="Of scores and probs, as position.")
+    key: Places = Field(None, description="Of scores and probs.")
+    dim: Places = None
+    row: int | None = Field(None, description="Of several continuations, which.")
+    factor: Number | None = Field(None, description="Of scale and add.")
+    value: Number | None = Field(None, description="Of replace and add: one number ...")
+    vector: str | None = Field(None, description="... or many, by the name that /v1/vectors gave them.")
+    from_trace: str | None = Field(None, description="Of patch: the id of the trace to take from.")
+
+
 class SamplingFields(Body):
     """How tokens are chosen: the fields of `Sampling`, as OpenAI and others spell them."""
 
@@ -65,7 +89,7 @@ class SamplingFields(Body):
     )
     seed: int | None = Field(None, description="The same seed gives the same text; the answer says which it was.")
     stop: str | Annotated[list[str], FIRST] | None = Field(None, description="End before this text, or these.")
-    edits: list[dict[str, Any]] | None = Field(
+    edits: Annotated[list[EditBody], FIRST] | None = Field(
         None,
         description="Changes to what flows through the model, as in `lm.generate(edit=[...])`.",
         examples=[[{"op": "ablate", "point": "blocks.0.attn.z", "head": 3}]],
@@ -97,6 +121,10 @@ class SamplingFields(Body):
             given["seed"] = checked.seeded().seed
             replace(checked, temperature=given.get("temperature", 1.0))
         return given
+
+    def changes(self) -> list[dict[str, Any]]:
+        """The edits as plain JSON values."""
+        return [one.model_dump(exclude_none=True) for one in self.edits or ()]
 
     def stops(self) -> tuple[str, ...]:
         if self.stop is None:
@@ -211,3 +239,53 @@ class ChatBody(OpenAIFields):
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class TraceBody(SamplingFields):
+    """A text to trace: as it is, or continued first."""
+
+    model: str = Field(description="The name of a served model.", examples=["stories"])
+    prompt: str | Ids | None = Field(None, description="A text, or token ids.", examples=["One day Mia got a key."])
+    messages: Messages | None = Field(None, description="A conversation instead of a prompt.")
+    max_tokens: int = Field(0, description="First write so many tokens more; 0 traces the prompt alone.")
+    read: Annotated[list[str], FIRST] | None = Field(
+        None,
+        description="Points, or patterns of them, to keep as they pass; all else is computed when it is asked for.",
+        examples=[["blocks.0.attn.*"]],
+    )
+    top: int = Field(5, description="With stream: so many of the likeliest tokens beside each one written.")
+    stream: bool | None = Field(None, description="Events: `token` for each token written, then `trace`, or `error`.")
+
+    def ids(self, served: Served) -> list[int]:
+        """What is to be traced, as token ids."""
+        if (self.prompt is None) == (self.messages is None):
+            raise RequestError("give either a prompt or messages", param="prompt")
+        if self.messages is not None:
+            return served.chat_ids([message.plain() for message in self.messages])
+        return served.lm.encode(self.prompt or "")
+
+    def writing(self) -> dict[str, Any]:
+        """Sampling and stops; where nothing is written, only what was given: it is refused then, by its name."""
+        if self.max_tokens:
+            return self.sampling() | {"stop": self.stops()}
+        return self.model_dump(exclude_none=True, include=set(SamplingFields.model_fields) - {"edits"})
+
+
+class VectorBody(Body):
+    """Numbers to name in edits."""
+
+    values: Annotated[list[float], Field(min_length=1), FIRST] = Field(examples=[[0.5, -1.0]])
+
+
+class SweepBody(Body):
+    """An edit in one place after the other, and what each changes."""
+
+    trace: str = Field(description="The id of the trace whose text is read under the edits.")
+    over: Over = Field(description="What is gone through.", examples=["heads", "layers", "positions", "cells"])
+    op: SweepOp = Field("ablate", description="What is done in each place: ablate, scale or patch.")
+    target: str | int | None = Field(None, description="The token whose logit is watched; without it, the KL is.")
+    rival: str | int | None = Field(None, description="The token whose logit is taken off that.")
+    position: int = Field(-1, description="Where the logits are read.")
+    source: str | None = Field(None, description="Of a patch: the id of the trace to take from.")
+    point: str | None = Field(None, description="Another end of a point to do it at.", examples=["mlp.act"])
+    factor: float | None = Field(None, description="Of scale: what is multiplied by.")

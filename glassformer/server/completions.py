@@ -6,25 +6,26 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from glassformer.inspect.edit import Edit
 from glassformer.server import answers
 from glassformer.server.bodies import ChatBody, CompletionBody, OpenAIFields
-from glassformer.server.edits import edits_of
+from glassformer.server.edits import EditReader
 from glassformer.server.errors import answer
 from glassformer.server.queue import Queue
 from glassformer.server.served import Models, Served
-from glassformer.server.stream import Events, all_of, event
+from glassformer.server.stream import Events, all_of, event, result_of
 from glassformer.server.writing import Chunk, Token, Writing, ready
 
 DONE = b"data: [DONE]\n\n"
 IMPOSSIBLE = -9999.0
 
 
-def routes(models: Models, queue: Queue) -> APIRouter:
+def routes(models: Models, queue: Queue, edits: EditReader) -> APIRouter:
     """The routes over these models."""
     router = APIRouter(tags=["OpenAI"])
 
@@ -38,6 +39,7 @@ def routes(models: Models, queue: Queue) -> APIRouter:
     async def complete(body: CompletionBody, request: Request) -> Response:
         served = models[body.model]
         body.check_stream()
+        changes = await _changes(request, queue, edits, body)
 
         def prepare() -> Writing:
             return ready(
@@ -48,7 +50,7 @@ def routes(models: Models, queue: Queue) -> APIRouter:
                 n=1 if body.n is None else body.n,
                 logprobs=("logprobs", body.logprobs),
                 echo=bool(body.echo),
-                edits=edits_of(body.edits),
+                edits=changes,
             )
 
         return await _written(request, queue, body, await asyncio.to_thread(prepare), _Completion)
@@ -60,6 +62,7 @@ def routes(models: Models, queue: Queue) -> APIRouter:
     async def chat(body: ChatBody, request: Request) -> Response:
         served = models[body.model]
         body.check_stream()
+        changes = await _changes(request, queue, edits, body)
 
         def prepare() -> Writing:
             return ready(
@@ -69,12 +72,19 @@ def routes(models: Models, queue: Queue) -> APIRouter:
                 max_tokens=body.limit(),
                 n=1 if body.n is None else body.n,
                 logprobs=("top_logprobs", body.top()),
-                edits=edits_of(body.edits),
+                edits=changes,
             )
 
         return await _written(request, queue, body, await asyncio.to_thread(prepare), _Chat)
 
     return router
+
+
+async def _changes(request: Request, queue: Queue, edits: EditReader, body: OpenAIFields) -> Sequence[Edit]:
+    """A request's edits. They are read where traces are computed, for a patch takes from one."""
+    if not body.edits:
+        return ()
+    return await result_of(request, queue, lambda: edits.read(body.changes()), quick=True)
 
 
 async def _written(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
@@ -31,6 +32,15 @@ class ErrorDetail(BaseModel):
 
 class ErrorBody(BaseModel):
     error: ErrorDetail
+
+
+@contextmanager
+def of_prompt() -> Iterator[None]:
+    """What does not fit is the prompt, in OpenAI's words for it."""
+    try:
+        yield
+    except CapacityError as error:
+        raise Refused(400, str(error), param="prompt", code="context_length_exceeded") from None
 
 
 class Refused(GlassformerError):
@@ -70,7 +80,7 @@ def described(error: Exception) -> tuple[int, dict[str, Any]]:
     if isinstance(error, RequestError):
         return 400, shape(400, str(error), error.param)
     if isinstance(error, CapacityError):
-        return 400, shape(400, str(error), "prompt", "context_length_exceeded")
+        return 400, shape(400, str(error), code="too_large")
     if isinstance(error, TokenizerError | DataError):
         return 400, shape(400, str(error))
     if isinstance(error, GlassformerError):

@@ -73,6 +73,13 @@ class Job(Generic[T]):
             self._queue.forget(self)
             self._items.put_nowait(("error", Left()))
 
+    # ---- in any thread
+
+    def stop(self) -> None:
+        """Stop the work before its next pass, and tell whoever iterates at once."""
+        self.cancelled = True
+        self._post("error", Left())
+
     # ---- in the worker thread
 
     def check(self) -> None:
@@ -145,7 +152,7 @@ class Queue:
         with self._changed:
             self._closed = True
             for job in (*self._waiting, *self._quick, *([self._running] if self._running else [])):
-                job.cancelled = True
+                job.stop()
             self._changed.notify()
 
     def join(self, timeout: float) -> None:

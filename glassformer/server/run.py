@@ -44,6 +44,15 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
+def is_free(host: str, port: int) -> bool:
+    """Whether an address can be had."""
+    try:
+        bind(host, port).close()
+    except ConfigError:
+        return False
+    return True
+
+
 def _unavailable(error: OSError, host: str, port: int) -> ConfigError:
     if error.errno == errno.EADDRINUSE:
         return ConfigError(
@@ -71,30 +80,41 @@ def is_loopback(sock: socket.socket) -> bool:
 class Server(uvicorn.Server):
     """uvicorn's, which says what it does when it is told to end, and calls `ready` when it answers."""
 
-    def __init__(self, app: FastAPI, ready: Callable[[], None] = lambda: None, *, drain: int = DRAIN):
-        self.app, self.ready, self.drain = app, ready, drain
+    def __init__(self, app: FastAPI, ready: Callable[[], None] = lambda: None, *, drain: float = DRAIN):
+        self.app, self.ready, self.drain, self.hurried = app, ready, drain, False
         config = uvicorn.Config(
             app, http="h11", ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
-            server_header=False, proxy_headers=False, timeout_graceful_shutdown=drain,
+            server_header=False, proxy_headers=False, timeout_graceful_shutdown=int(drain + LAST) + 1,
         )  # fmt: skip
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self.loop = asyncio.get_running_loop()
         self.ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state = self.app.state.queue.state
         if n := state["running"] + state["waiting"]:
-            log.warning("ending: %d requests are given %d s; Ctrl-C again ends them now", n, self.drain)
+            log.warning("ending: %d that run or wait are given %g s; Ctrl-C again ends them now", n, self.drain)
+        deadline = self.loop.call_later(self.drain, self._stop, f"{self.drain:g} s are over")
         await super().shutdown(sockets)
+        deadline.cancel()
         self.app.state.queue.close()
         await asyncio.to_thread(self.app.state.queue.join, LAST)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: in the middle of anything, so that all but a note is left to the loop."""
         if self.should_exit:
-            self.force_exit = True
+            self.hurried = True
+            self.loop.call_soon_threadsafe(self._stop, "again")
         self.should_exit = True
+
+    def _stop(self, why: str) -> None:
+        """End what runs with an error that says so, and after a moment all connections too."""
+        log.warning("ending now: %s", why)
+        self.app.state.queue.close()
+        self.loop.call_later(LAST, setattr, self, "force_exit", True)
 
 
 def serve(app: FastAPI, sock: socket.socket, ready: Callable[[], None]) -> bool:
@@ -109,4 +129,4 @@ def serve(app: FastAPI, sock: socket.socket, ready: Callable[[], None]) -> bool:
     finally:
         app.state.queue.close()
         sock.close()
-    return not server.force_exit
+    return not server.hurried

@@ -13,6 +13,7 @@ from glassformer.errors import RequestError
 from glassformer.generate.loop import Options, Piece, Top
 from glassformer.lm import LanguageModel
 from glassformer.server.bodies import SamplingFields
+from glassformer.server.errors import of_prompt
 from glassformer.server.queue import Check
 from glassformer.server.served import Served
 from glassformer.text.pieces import StreamDecoder
@@ -57,8 +58,9 @@ class Writing:
 
     def __post_init__(self):
         self.n_prompt = sum(map(len, self.prompts))
-        for p in range(len(self.prompts)):
-            self._pieces(p, lambda: None)  # refuses what cannot be written
+        with of_prompt():
+            for p in range(len(self.prompts)):
+                self._pieces(p, lambda: None)  # refuses what cannot be written
 
     @property
     def lm(self) -> LanguageModel:

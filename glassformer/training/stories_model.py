@@ -62,7 +62,8 @@ class Curve(Reporter):
 
 def best_heads(lm: LanguageModel) -> dict[str, float]:
     """The highest score that a head has for each role, 0 to 1, on random tokens said twice."""
-    return {role: round(scores.max().item(), 3) for role, scores in head_roles(lm.model)._asdict().items()}
+    found = head_roles(lm.model)
+    return {role: round(getattr(found, role).max().item(), 3) for role in ("previous_token", "induction")}
 
 
 def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:

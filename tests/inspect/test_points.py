@@ -44,7 +44,7 @@ class Everything(Tap):
         super().__init__(())
 
     def wants(self, name):
-        return not name.endswith(("scores", "probs"))
+        return not name.endswith(("scores", "probs", "heads"))
 
 
 def changed_from_outside(model, name, delta, ids):

@@ -35,7 +35,7 @@ def serving(models, settings=Settings(), **options):  # noqa: B008
     app, sock = make_app(models, settings), bind("127.0.0.1", 0)
     sock.listen()
     begun = threading.Event()
-    server = Server(app, begun.set, drain=5, **options)
+    server = app.state.server = Server(app, begun.set, **({"drain": 5} | options))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
     thread.start()
     try:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.subject import Subject
-from glassformer.inspect.views.result import Receipt
+from glassformer.inspect.trace import Language, Receipt, Trace
 from glassformer.nn.step import Step
-
-if TYPE_CHECKING:
-    from glassformer.inspect.trace import Trace
 
 KINDS = {"attn": "attention", "cross": "cross-attention", "mlp": "feed-forward"}
 
@@ -59,7 +53,6 @@ class Anatomy:
     """`shares`: of all parameters, by kind of part. `tied`: the head's table is the embedding's, counted once."""
 
     family: str
-    source: str
     vocab_size: int
     d_model: int
     context: int
@@ -75,7 +68,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of each part of one pass over the text, medians of several passes, in the order of the pass."""
+    """Milliseconds of each part of one pass over the text, of the pass of median length of several."""
 
     tokens: int
     embedding: float
@@ -86,7 +79,7 @@ class Times:
     receipt: Receipt
 
 
-def anatomy(lm: Subject) -> Anatomy:
+def anatomy(lm: Language) -> Anatomy:
     """The parts of a model, from its own parameters; they add up to all that it has."""
     found: dict[tuple[str, int | None], list[Matrix]] = {}
     for name, p in lm.model.named_parameters():
@@ -99,7 +92,7 @@ def anatomy(lm: Subject) -> Anatomy:
     held = {p.data_ptr(): p.numel() for p in lm.model.state_dict().values()}
     kinds = dict.fromkeys(part.kind for part in parts)
     shares = {kind: sum(p.parameters for p in parts if p.kind == kind) / total for kind in kinds}
-    config = lm.config
+    config = lm.model.config
     layers = tuple(
         Layer(
             layer.attention.n_heads, layer.attention.n_kv_heads, layer.attention.head_dim, layer.attention.window,
@@ -112,7 +105,7 @@ def anatomy(lm: Subject) -> Anatomy:
         "sum(p.numel() for p in lm.model.parameters())", "sum of the parts - the state dict", sum(held.values()) - total
     )
     return Anatomy(
-        config.family, lm.source, config.vocab_size, config.d_model, config.context_length,
+        config.family, config.vocab_size, config.d_model, config.context_length,
         config.positions or ("rotary" if any(layer.rotary for layer in layers) else None), lm.model.head is None,
         str(lm.model.embed.weight.dtype).removeprefix("torch."), layers, parts, shares, total, receipt,
     )  # fmt: skip
@@ -149,7 +142,7 @@ class _Clock:
 
 @torch.inference_mode()
 def times(t: Trace, *, rounds: int = 3) -> Times:
-    """How long each part of one pass over this text takes, measured here and now: medians of `rounds` passes."""
+    """How long each part of a pass over this text takes, measured here and now: the median of `rounds` passes."""
     check_number("rounds", rounds, 1, 20)
     ids = torch.tensor([t.ids], device=t.model.embed.weight.device)
     runs: list[dict[str, float]] = []
@@ -157,15 +150,15 @@ def times(t: Trace, *, rounds: int = 3) -> Times:
         clock, before = _Clock(), time.perf_counter()
         start = before
         t.model(ids, Step.of(ids, tap=clock))
-        took: dict[str, float] = {}
+        parts: dict[str, float] = {}
         for name, at in clock.at:
-            took[name], before = (at - before) * 1e3, at
-        runs.append(took | {"total": (before - start) * 1e3})
-    median = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+            parts[name], before = (at - before) * 1e3, at
+        runs.append(parts | {"total": (before - start) * 1e3})
+    took = sorted(runs, key=lambda run: run["total"])[len(runs) // 2]
     blocks = range(t.config.n_layers)
-    attention = tuple(median[f"blocks.{i}.attn.add"] + median.get(f"blocks.{i}.cross.add", 0.0) for i in blocks)
-    rest = tuple(median[f"blocks.{i}.resid_post"] for i in blocks)
-    head = median["final.norm"] + median["final.logits"]
-    parts = [median["embed.out"], *attention, *rest, head]
-    receipt = Receipt("t.times()", "sum of the parts - the whole pass, in ms", abs(sum(parts) - median["total"]))
-    return Times(len(t.ids), median["embed.out"], attention, rest, head, median["total"], receipt)
+    attention = tuple(took[f"blocks.{i}.attn.add"] + took.get(f"blocks.{i}.cross.add", 0.0) for i in blocks)
+    rest = tuple(took[f"blocks.{i}.resid_post"] for i in blocks)
+    head = took["final.norm"] + took["final.logits"]
+    every = [took["embed.out"], *attention, *rest, head]
+    receipt = Receipt("t.times()", "sum of the parts - the whole pass, in ms", abs(sum(every) - took["total"]))
+    return Times(len(t.ids), took["embed.out"], attention, rest, head, took["total"], receipt)

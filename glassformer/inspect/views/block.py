@@ -10,9 +10,9 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at, block_of, position_of
-from glassformer.inspect.views.result import Named, Receipt, off
+from glassformer.inspect.views.result import Named, off
 from glassformer.inspect.views.words import spell
 from glassformer.nn.mlp import MLP
 
@@ -68,9 +68,9 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
     module, position = block_of(t, layer), position_of(t, "position", position)
     check_number("top", top, 0, 200)
     config, name = t.config.layers[layer], f"blocks.{layer}"
-    pre, post = at(t, f"{name}.resid_pre")[position], at(t, f"{name}.resid_post")[position]
-    attn, mlp = at(t, f"{name}.attn.add")[position], at(t, f"{name}.mlp.add")[position]
-    cross = at(t, f"{name}.cross.add")[position] if config.cross is not None else None
+    pre, post = at(t, f"{name}.resid_pre", position), at(t, f"{name}.resid_post", position)
+    attn, mlp = at(t, f"{name}.attn.add", position), at(t, f"{name}.mlp.add", position)
+    cross = at(t, f"{name}.cross.add", position) if config.cross is not None else None
     middle = module.attn_residual.post(pre + attn)
     if cross is not None and module.cross_residual is not None:
         middle = module.cross_residual.post(middle + cross)
@@ -93,7 +93,7 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
 def _neurons(t: Trace, layer: int, position: int, top: int) -> tuple[Neuron, ...]:
     mlp = block_of(t, layer).mlp
     assert isinstance(mlp, MLP)
-    act = at(t, f"blocks.{layer}.mlp.act")[position]  # [F]
+    act = at(t, f"blocks.{layer}.mlp.act", position)  # [F]
     written = act.abs() * mlp.down.weight.float().norm(dim=0)
     best = written.topk(min(top, len(act))).indices
     directions = (mlp.down.weight[:, best].float() * act[best]).T  # [top, D]
@@ -118,6 +118,6 @@ def _experts(t: Trace, layer: int, position: int) -> tuple[Expert, ...]:
     moe = block_of(t, layer).mlp
     if not isinstance(moe, MoE):
         raise RequestError(f"block {layer} has neither a feed-forward layer nor experts that can be shown")
-    logits = t[f"blocks.{layer}.mlp.router"].tensor[position : position + 1]
+    logits = t.at(f"blocks.{layer}.mlp.router", [position]).tensor
     weights, chosen = route(moe.config, logits, moe.correction)
     return tuple(Expert(index, weight) for index, weight in zip(chosen[0].tolist(), weights[0].tolist(), strict=True))

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at, attention_of, position_of
-from glassformer.inspect.views.result import Receipt, off
+from glassformer.inspect.views.result import off
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def cell(t: Trace, *, layer: int, head: int, query: int, key: int) -> Cell:
     query, key = position_of(t, "query", query), position_of(t, "key", key)
     name, spec = f"blocks.{layer}.attn", attention.spec
     kv_head = head // (attention.config.n_heads // attention.config.n_kv_heads)
-    q, k = at(t, f"{name}.q_rot")[query, head], at(t, f"{name}.k_rot")[:, kv_head]  # [Dh], [S, Dh]
-    v, z = at(t, f"{name}.v")[:, kv_head], at(t, f"{name}.z")[query, head]  # [S, Dv], [Dv]
-    scores = t.rows(f"{name}.scores", head=head, query=query).float()  # [S]
-    probs = t.rows(f"{name}.probs", head=head, query=query).float()
+    q, k = at(t, f"{name}.q_rot", query)[head], at(t, f"{name}.k_rot")[:, kv_head]  # [Dh], [S, Dh]
+    v, z = at(t, f"{name}.v")[:, kv_head], at(t, f"{name}.z", query)[head]  # [S, Dv], [Dv]
+    scores = t.rows(f"{name}.scores", head=head, query=query).tensor.float()  # [S]
+    probs = t.rows(f"{name}.probs", head=head, query=query).tensor.float()
     sums = k @ q
     scaled = sums * spec.scale
     capped = scaled if spec.softcap is None else spec.softcap * torch.tanh(scaled / spec.softcap)

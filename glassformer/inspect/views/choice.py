@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from glassformer.generate.sampling import Sampling, check_number, choose, stages
-from glassformer.inspect.trace import Trace
-from glassformer.inspect.views.layer import at, position_of
-from glassformer.inspect.views.result import Named, Receipt
+from glassformer.inspect.trace import Receipt, Trace
+from glassformer.inspect.views.layer import position_of
+from glassformer.inspect.views.result import Named
 from glassformer.inspect.views.words import spell
 
 
@@ -60,7 +60,7 @@ def sampling(
     check_number("top", top, 1, 1000)
     check_number("draws", draws, 0, 100_000)
     settings = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    logits = at(t, "final.logits")[position : position + 1]
+    logits = t.at("final.logits", [position]).tensor.float()
     if t.lm.tokenizer is not None:
         logits = logits[:, : t.lm.tokenizer.vocab_size]  # what follows are rows that stand for no token
     best = logits[0].topk(min(top, logits.shape[-1]))

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at, attention_of, block_of, position_of
-from glassformer.inspect.views.result import Receipt, off
+from glassformer.inspect.views.result import off
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def heads(t: Trace, *, layer: int, position: int) -> Heads:
     """What each head of a layer writes for one token. RequestError for a layer or position that there is not."""
     attention, position = attention_of(t, layer), position_of(t, "position", position)
     name = f"blocks.{layer}.attn"
-    z, out = at(t, f"{name}.z")[position], at(t, f"{name}.out")[position]  # [H, Dv], [D]
+    z, out = at(t, f"{name}.z", position), at(t, f"{name}.out", position)  # [H, Dv], [D]
     slices = attention.o.weight.float().unflatten(1, z.shape)  # [D, H, Dv]
     parts = torch.einsum("hv,dhv->hd", z, slices)
     bias = None if attention.o.bias is None else attention.o.bias.detach().float()
@@ -84,6 +84,7 @@ def grid(t: Trace, *, layer: int, size: int = 48) -> Grid:
     value = t[name]
     probs = value.tensor.float()  # [H, T, S]
     small = F.adaptive_max_pool2d(probs, (min(size, probs.shape[1]), min(size, probs.shape[2])))
-    data = (small * 255).round().to(torch.uint8).contiguous().numpy().tobytes()
+    data = (small * 255).round().to(torch.uint8).contiguous().cpu().numpy().tobytes()
     receipt = Receipt(f't["{name}"]', value.identity, value.error)
-    return Grid(layer, *small.shape, base64.b64encode(data).decode(), 0.5 / 255, receipt)
+    n_heads, rows, columns = small.shape
+    return Grid(layer, n_heads, rows, columns, base64.b64encode(data).decode(), 0.5 / 255, receipt)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from glassformer.cache.dense import DenseCache
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import block_of
-from glassformer.inspect.views.result import Receipt, off
+from glassformer.inspect.views.result import off
 from glassformer.nn.step import Step
 
 

@@ -31,6 +31,6 @@ def position_of(t: Trace, name: str, position: int) -> int:
     return position % len(t.ids)
 
 
-def at(t: Trace, name: str) -> Tensor:
-    """A point's values, in float32."""
-    return t[name].tensor.detach().float()
+def at(t: Trace, name: str, position: int | None = None) -> Tensor:
+    """A point's values at one token, or at all of them, in float32."""
+    return (t[name] if position is None else t.at(name, position)).tensor.detach().float()

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at, attention_of, position_of
-from glassformer.inspect.views.result import Receipt, off
+from glassformer.inspect.views.result import off
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def qkv(t: Trace, *, layer: int, head: int, position: int, dim: int = 0) -> QKV:
     position = position_of(t, "position", position)
     config, name = attention.config, f"blocks.{layer}.attn"
     kv_head = head // (config.n_heads // config.n_kv_heads)
-    residual, x = at(t, f"blocks.{layer}.resid_pre")[position], at(t, f"{name}.x")[position]
+    residual, x = at(t, f"blocks.{layer}.resid_pre", position), at(t, f"{name}.x", position)
     heads = {"q": head, "k": kv_head, "v": kv_head, "q_rot": head, "k_rot": kv_head}
-    rows = {end: at(t, f"{name}.{end}")[position, which] for end, which in heads.items()}
+    rows = {end: at(t, f"{name}.{end}", position)[which] for end, which in heads.items()}
     check_number("dim", dim, 0, min(len(rows["q"]), len(rows["v"])) - 1)
     made, wrong = {}, 0.0
     for end in ("q", "k", "v"):
@@ -78,7 +78,7 @@ def qkv(t: Trace, *, layer: int, head: int, position: int, dim: int = 0) -> QKV:
         sums = linear.weight[own].float() @ x
         worked = sums + bias
         wrong = max(wrong, off(worked if config.clip is None else worked.clamp(-config.clip, config.clip), rows[end]))
-        weights = linear.weight[own][dim].float()
+        weights = linear.weight[own][dim].detach().float()
         made[end] = Product(weights, bias[dim].item(), sums[dim].item(), rows[end][dim].item())
     return QKV(
         layer, head, kv_head, config.n_heads, config.n_kv_heads, position, dim,

@@ -6,6 +6,7 @@ what is allowed: also of parameters that come as text, from an address or a comm
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,6 +16,10 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from glassformer.errors import RequestError
+from glassformer.inspect.attribution import attribution
+from glassformer.inspect.fork import fork
+from glassformer.inspect.lens import lens
+from glassformer.inspect.roles import roles
 from glassformer.inspect.trace import Trace
 from glassformer.inspect.views.anatomy import anatomy, times
 from glassformer.inspect.views.block import block
@@ -73,7 +78,11 @@ class View:
         if origin in (Union, UnionType):
             if NoneType in options and text in ("", "null", "none"):
                 return None
-            return self._value(name, next(option for option in options if option is not NoneType), text, find)
+            *first, last = [option for option in options if option is not NoneType]
+            for option in first:  # "17" is a number where a number is allowed, and a text where only a text is
+                with contextlib.suppress(RequestError):
+                    return self._value(name, option, text, find)
+            return self._value(name, last, text, find)
         if origin is Literal:
             if text not in options:
                 raise RequestError(f"{name} must be one of {', '.join(map(repr, options))}, got {text!r}", param=name)
@@ -91,7 +100,10 @@ class View:
 
 
 OF_MODEL = (anatomy, tokens, merges, embedding, embedding_map)
-OF_TRACE = (summary, times, tracks, changed, qkv, cell, heads, grid, block, sampling, cache, cache_speed)
+OF_TRACE = (
+    summary, times, tracks, changed, qkv, cell, heads, grid, roles, block, lens, attribution, sampling, cache,
+    cache_speed, fork,
+)  # fmt: skip
 VIEWS: dict[str, View] = {f.__name__: View("model", f) for f in OF_MODEL} | {
     f.__name__: View("trace", f) for f in OF_TRACE
 }

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at
-from glassformer.inspect.views.result import Named, Receipt
+from glassformer.inspect.views.result import Named
 from glassformer.inspect.views.words import spell
-
-if TYPE_CHECKING:
-    from glassformer.inspect.trace import Trace
 
 CHUNK = 64  # positions whose logits, [64, V], are held at a time
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.subject import Subject
-from glassformer.inspect.views.result import Named, Receipt, off
+from glassformer.inspect.trace import Language, Receipt
+from glassformer.inspect.views.result import Named, off
 from glassformer.inspect.views.words import spell
 
+Table = Literal["input", "output"]
 MOST = 2000  # rows on a plane
 
 
@@ -46,7 +47,7 @@ class EmbeddingMap:
     receipt: Receipt
 
 
-def table_of(lm: Subject, table: str) -> tuple[str, Float[Tensor, "V D"]]:
+def table_of(lm: Language, table: str) -> tuple[str, Float[Tensor, "V D"]]:
     """The input or the output table, and how to name it in Python."""
     if table not in ("input", "output"):
         raise RequestError(f"table must be 'input' or 'output', got {table!r}", param="table")
@@ -55,7 +56,7 @@ def table_of(lm: Subject, table: str) -> tuple[str, Float[Tensor, "V D"]]:
 
 
 @torch.no_grad()
-def embedding(lm: Subject, *, token: int, n: int = 10, table: Literal["input", "output"] = "input") -> Embedding:
+def embedding(lm: Language, *, token: int, n: int = 10, table: Table = "input") -> Embedding:
     """A token's row of the table, and the `n` rows nearest to it by cosine.
 
     RequestError for a token outside the vocabulary.
@@ -78,7 +79,7 @@ def embedding(lm: Subject, *, token: int, n: int = 10, table: Literal["input", "
 
 
 @torch.no_grad()
-def embedding_map(lm: Subject, *, tokens: tuple[int, ...], table: Literal["input", "output"] = "input") -> EmbeddingMap:
+def embedding_map(lm: Language, *, tokens: tuple[int, ...], table: Table = "input") -> EmbeddingMap:
     """Rows of the table on the plane of their first two principal components (Pearson 1901).
 
     RequestError for fewer than three different tokens, or tokens outside the vocabulary.

@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import RequestError
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at
-from glassformer.inspect.views.result import Receipt
 
 
 @dataclass(frozen=True)

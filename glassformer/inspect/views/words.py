@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glassformer.errors import RequestError, TokenizerError
-from glassformer.inspect.subject import Subject
-from glassformer.inspect.views.result import Receipt
+from glassformer.inspect.trace import Language, Receipt
 from glassformer.text.bpe import BPE
 from glassformer.text.library import LibraryCore
 from glassformer.text.tokenizer import Tokenizer
@@ -51,7 +50,7 @@ class Merges:
     receipt: Receipt
 
 
-def tokens(lm: Subject, *, text: str) -> Tokens:
+def tokens(lm: Language, *, text: str) -> Tokens:
     """The tokens of a text: ids, bytes and the characters that each covers.
 
     RequestError where the model has no tokenizer; TokenizerError for text that no UTF-8 can hold.
@@ -69,7 +68,7 @@ def tokens(lm: Subject, *, text: str) -> Tokens:
     return Tokens(text, infos, len(text.encode()), tokenizer.vocab_size, receipt)
 
 
-def merges(lm: Subject, *, word: str) -> Merges:
+def merges(lm: Language, *, word: str) -> Merges:
     """How byte-pair encoding makes a word's tokens, one merge after the other, by the readable definition.
 
     RequestError where the tokenizer is of another kind, and where `word` is none, or more than one.
@@ -99,7 +98,7 @@ def merges(lm: Subject, *, word: str) -> Merges:
     return Merges(word, steps, ids, receipt)
 
 
-def tokenizer_of(lm: Subject) -> Tokenizer:
+def tokenizer_of(lm: Language) -> Tokenizer:
     if lm.tokenizer is None:
         raise RequestError("this model has no tokenizer: it takes token ids", param="text")
     return lm.tokenizer
@@ -113,7 +112,7 @@ def shown(data: bytes) -> str:
         return f"<{data.hex(' ').upper()}>"
 
 
-def spell(lm: Subject, id: int) -> str:
+def spell(lm: Language, id: int) -> str:
     """A token of the vocabulary as text; #17 where the model has no tokenizer, or the id no token."""
     if lm.tokenizer is None:
         return f"#{id}"

@@ -1,0 +1,83 @@
+"""What the model would write next if it stopped after each block: each residual stream through the final norm and head.
+
+"interpreting GPT: the logit lens" (nostalgebraist 2020). The last row is no lens: it is what the model itself says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from glassformer.errors import RequestError
+from glassformer.inspect.again import LOGITS, SAME_LOGITS, head, off, read_out
+from glassformer.inspect.trace import Receipt, Trace, spelled
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A token that may come next."""
+
+    id: int
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class LensRow:
+    """After one block: the likeliest next tokens at each position. `name` is the residual stream that is read."""
+
+    name: str
+    top: tuple[tuple[Likely, ...], ...]
+
+
+@dataclass(frozen=True)
+class Lens:
+    """Rows from what enters block 0 to what leaves the last, over these positions."""
+
+    rows: tuple[LensRow, ...]
+    positions: tuple[int, ...]
+    tokens: tuple[str, ...]
+    receipt: Receipt
+
+
+def lens(t: Trace, *, top: int = 5, position: int | None = None) -> Lens:
+    """The `top` likeliest next tokens, read off the residual stream before each block and after the last.
+
+    position: of this token alone. What they read is [L + 1, T], the last row what the model says.
+    """
+    rows = tuple(lens_rows(t, top=top, position=position))
+    at = list(range(len(t))) if position is None else [position % len(t)]
+    code = f"t.lens(top={top}{'' if position is None else f', position={position}'})"
+    error = None
+    if t.kept.last_logits is not None:
+        last = t.kept.positions[-1:]
+        normed = read_out(t.kept, t.kept.of(rows[-1].name, last), last)
+        error = off(head(t.kept, normed, last)[0], t.kept.last_logits)
+    return Lens(rows, tuple(at), tuple(t.tokens[i] for i in at), Receipt(code, SAME_LOGITS, error))
+
+
+def lens_rows(t: Trace, *, top: int = 5, position: int | None = None) -> Iterator[LensRow]:
+    """The rows of `lens`, each as soon as it is computed. A bad request raises here."""
+    size = min(t.config.vocab_size, 1024)
+    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= size:
+        raise RequestError(f"top must be a whole number from 1 to {size}, got {top!r}", param="top")
+    at = t.places("position", position)
+    names = [f"blocks.{i}.resid_pre" for i in range(t.config.n_layers)] + [f"blocks.{t.config.n_layers - 1}.resid_post"]
+    return (_row(t, name, at, top) for name in names)
+
+
+@torch.no_grad()
+def _row(t: Trace, name: str, at: torch.Tensor | None, top: int) -> LensRow:
+    where, found = t.kept.positions if at is None else at, []
+    resid = t.kept.of(name, at)
+    for some, places in zip(resid.split(LOGITS), where.split(LOGITS), strict=True):
+        logprobs = head(t.kept, read_out(t.kept, some, places), places).float().log_softmax(-1)
+        best = logprobs.topk(top, -1)
+        found += zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return LensRow(name, tuple(tuple(_likely(t, *pair) for pair in zip(*pairs, strict=True)) for pairs in found))
+
+
+def _likely(t: Trace, token: int, logprob: float) -> Likely:
+    return Likely(token, spelled(t.lm.tokenizer, token), logprob)
