@@ -1,6 +1,7 @@
 /** What the whole page shares: where one is, which model and text, and the answers got so far. */
 import { read, write, type Edit, type Place } from "./lib/address.js";
 import { Refused, wantsKey, type Transport } from "./transport.js";
+import { worthSeeing } from "./first.js";
 import { stepOf } from "./steps.js";
 import type { Anatomy, TraceInfo, Written } from "./shapes.js";
 
@@ -34,6 +35,7 @@ export interface Here {
 
 type Parameters = Record<string, string | number | boolean | null | undefined>;
 
+const PATIENCE = 1500; // milliseconds that a first picture waits for a head worth seeing
 const KEPT = 300; // answers, the oldest dropped first
 
 /** Dispatches "change" whenever anything that it shows has changed. */
@@ -145,7 +147,7 @@ export class Session extends EventTarget {
       for await (const { event, data } of this.transport.events("/v1/traces", body, work.signal)) {
         if (work !== this.#work) return;
         if (event === "token") this.writing = [...(this.writing ?? []), data as Written];
-        if (event === "trace") this.trace = data as TraceInfo;
+        if (event === "trace") await this.#show(data as TraceInfo);
         this.changed();
       }
     } catch (error) {
@@ -159,6 +161,17 @@ export class Session extends EventTarget {
     this.#work = null;
     this.writing = null;
     this.changed();
+  }
+
+  /** Show a trace, at a head that does something where the address names none. */
+  async #show(trace: TraceInfo): Promise<void> {
+    const { place } = this, open = place.layer < 0 || place.head < 0 || place.key < 0;
+    if (open && this.anatomy) {
+      const soon = new Promise<Partial<Here>>((done) => setTimeout(() => done({}), PATIENCE));
+      const found = worthSeeing(this, trace).catch(() => ({}));
+      this.first = await Promise.race([found, soon]);
+    }
+    this.trace = trace;
   }
 
   /** End the writing; the server notices that nobody listens. */
@@ -191,6 +204,10 @@ export class Session extends EventTarget {
     answer.catch((error: unknown) => {
       this.#answers.delete(path); // what failed may be asked for again
       if (wantsKey(error)) this.#trouble(error);
+      if (error instanceof Refused && error.code === "trace_not_found" && this.trace && path.includes(this.trace.id)) {
+        this.trace = null; // the server has dropped it for others: read the text again
+        void this.open();
+      }
     });
     for (const old of this.#answers.keys()) {
       if (this.#answers.size <= KEPT) break;

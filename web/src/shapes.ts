@@ -5,7 +5,7 @@ import type { Num } from "./lib/number.js";
 export interface Receipt { python: string; identity: string | null; error: Num | null }
 export interface Named { id: number; text: string; value: Num }
 
-export interface TraceToken { id: number; text: string; bytes?: string; start?: number; end?: number; logprob: Num | null }
+export interface TraceToken { id: number; text: string; bytes?: number[] | null; start?: number; end?: number; logprob: Num | null }
 export interface TraceInfo {
   id: string;
   model: string;
@@ -72,6 +72,19 @@ export interface Heads {
 }
 export interface Grid {
   layer: number; heads: number; rows: number; columns: number; pictures: string; bound: number; receipt: Receipt;
+}
+
+export interface Roles {
+  scores: Record<string, Num[][]>; queries: Record<string, number>; meanings: Record<string, string>; receipt: Receipt;
+}
+
+export interface Likely { id: number; token: string; logprob: Num }
+export interface Lens {
+  rows: { name: string; top: Likely[][] }[]; positions: number[]; tokens: string[]; receipt: Receipt;
+}
+export interface Attribution {
+  position: number; target: [number, string]; rival: [number, string]; difference: Num; capped: Num; heads: Num[][];
+  attention_bias: Num[]; mlp: Num[]; embedding: Num; constant: Num; edits: Num; receipt: Receipt;
 }
 
 export interface Neuron { index: number; act: Num; written: Num; promotes: Named[]; suppresses: Named[] }

@@ -16,6 +16,7 @@ export class Refused extends Error {
     readonly status: number,
     readonly type = "",
     readonly param: string | null = null,
+    readonly code: string | null = null,
   ) {
     super(message);
   }
@@ -86,6 +87,6 @@ export class Http implements Transport {
 
 /** The error that a body in OpenAI's shape tells of. */
 function refusal(said: unknown, status: number, otherwise: string): Refused {
-  const error = (said as { error?: { message?: string; type?: string; param?: string | null } } | null)?.error;
-  return new Refused(error?.message ?? otherwise, status, error?.type ?? "", error?.param ?? null);
+  const error = (said as { error?: { message?: string; type?: string; param?: string | null; code?: string | null } } | null)?.error;
+  return new Refused(error?.message ?? otherwise, status, error?.type ?? "", error?.param ?? null, error?.code ?? null);
 }

@@ -33,7 +33,7 @@ export const WALK: readonly Step[] = [
     needs: "cell",
     say: ({ session, cell }) => html`<p>To say what comes next, each token gathers from those before it. Row ${cell?.query} of the picture is what
       ${token(session, cell?.query ?? 0)} takes in head ${cell?.head} of block ${cell?.layer}: ${percent(cell?.prob ?? 0)} of it
-      from ${token(session, cell?.key ?? 0)}.</p><p>Click any field; the stronger the colour, the more.</p>`,
+      from ${token(session, cell?.key ?? 0)}.</p><p>Click any field; the stronger the colour, the more. Of all heads, this page opens at the one that speaks loudest for what comes next.</p>`,
   },
   {
     title: "Query, key, value",

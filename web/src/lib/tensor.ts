@@ -7,7 +7,7 @@ export interface Header {
   dtype: "f32" | "f16" | "u8";
   scale: Num | null;
   zero: Num | null;
-  pool: number | null;
+  pool: number[] | null; // cells that each number stands for, on the last axes
   bound: Num | null;
   error: Num | null;
   identity: string | null;

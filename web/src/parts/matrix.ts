@@ -7,7 +7,7 @@ import { customElement, property, state } from "lit/decorators.js";
 import { look } from "../lib/look.js";
 import { base } from "../style.js";
 import { currentScheme, pixel, shareColour, signedColour, type Meaning } from "../lib/colour.js";
-import { exact, fixed } from "../lib/number.js";
+import { exact, fixed, short } from "../lib/number.js";
 import { largest } from "../lib/tensor.js";
 import { onScheme } from "./scheme.js";
 
@@ -32,6 +32,8 @@ export class Matrix extends LitElement {
   /** A row or column in words, after its name. */
   @property({ attribute: false }) rowLabel: (i: number) => string = String;
   @property({ attribute: false }) columnLabel: (i: number) => string = String;
+  @property() note = ""; // what a number is, where it is not one of the tensor's own
+  @property({ type: Boolean }) brief = false; // few digits
   @property({ type: Boolean }) still = false; // a thumbnail: no cursor of its own
   @property({ type: Number }) rowHeight = 0; // CSS pixels; 0: fields are square
   @property({ type: Number }) most = 560; // CSS pixels, at most
@@ -92,7 +94,7 @@ export class Matrix extends LitElement {
   #say({ row, column }: Pick) {
     const value = this.value(row, column);
     return html`${this.rowName} <span class="num">${this.rowLabel(row)}</span> · ${this.columnName}
-      <span class="num">${this.columnLabel(column)}</span>: <span class="num">${this.#masked(row, column) ? "not seen" : exact(value)}</span>`;
+      <span class="num">${this.columnLabel(column)}</span>: <span class="num">${this.#masked(row, column) ? "not seen" : this.brief ? short(value) : exact(value)}</span>${this.note ? ` (${this.note})` : ""}`;
   }
 
   #table() {

@@ -3,15 +3,14 @@ import { css, html, nothing } from "lit";
 import { customElement, state } from "lit/decorators.js";
 import "../parts/bars.js";
 import "../parts/formula.js";
-import "../parts/matrix.js";
+import "../parts/pattern.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import "../parts/strip.js";
 import "../parts/where.js";
 import { Ask } from "../ask.js";
 import { num, percent, short, type Num } from "../lib/number.js";
-import { largest, type Tensor } from "../lib/tensor.js";
-import type { Pick } from "../parts/matrix.js";
+import { largest } from "../lib/tensor.js";
 import { quoted, visible } from "../parts/token.js";
 import type { Cell } from "../shapes.js";
 import { Follower } from "../view.js";
@@ -23,10 +22,6 @@ export class CellView extends Follower {
   @state() private unscaled = false;
   @state() private dim = 0;
   #cell = new Ask<Cell>(this, () => this.session.ofTrace("cell", { ...this.session.here }));
-  #probs = new Ask<Tensor>(this, () => {
-    const { layer, head } = this.session.here;
-    return this.session.tensor(`blocks.${layer}.attn.probs`, { slice: `${head},:,:`, dtype: "f32" });
-  }, "tensor");
 
   static override styles = [Follower.styles, css`
     .top { display: grid; grid-template-columns: minmax(0, 22rem) minmax(14rem, 1fr); gap: 1.75rem; align-items: start; }
@@ -43,27 +38,16 @@ export class CellView extends Follower {
   `];
 
   override render() {
-    const { session } = this, cell = this.#cell.value, error = this.#cell.error ?? this.#probs.error;
+    const { session } = this, cell = this.#cell.value, error = this.#cell.error;
     return html`<section class="stack">
       <div class="title"><h2>Attention, worked out</h2><gf-where .session=${session}></gf-where></div>
       ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
-      ${error || !cell ? nothing : html`<div class="top">${this.#picture()}${this.#row(cell)}</div>${this.#steps(cell)}
+      ${error || !cell ? nothing : html`<div class="top"><gf-pattern .session=${session} most="400"></gf-pattern>${this.#row(cell)}</div>${this.#steps(cell)}
       <gf-receipt .of=${cell.receipt}></gf-receipt>`}
     </section>`;
   }
 
   #name = (i: number): string => visible(this.session.tokens[i]?.text ?? "");
-  #full = (i: number): string => `${i} ${this.#name(i)}`;
-
-  #picture() {
-    const probs = this.#probs.value, { here } = this.session;
-    if (!probs) return html`<div></div>`;
-    const [rows = 0, columns = 0] = probs.shape.slice(-2);
-    return html`<gf-matrix label="Attention of head ${here.head} in block ${here.layer}" .data=${probs.data} .rows=${rows} .columns=${columns} shares causal
-      rowName="query" columnName="key" .row=${here.query} .column=${here.key} rowTone="var(--query)" columnTone="var(--key)"
-      .rowLabel=${this.#full} .columnLabel=${this.#full}
-      @pick=${(event: CustomEvent<Pick>) => this.session.go({ query: event.detail.row, key: event.detail.column })}></gf-matrix>`;
-  }
 
   #row(cell: Cell) {
     const probs = (this.unscaled ? cell.unscaled : cell.probs).map(num);

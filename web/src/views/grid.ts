@@ -3,6 +3,7 @@ import { css, html, nothing } from "lit";
 import { customElement, property } from "lit/decorators.js";
 import { look } from "../lib/look.js";
 import "../parts/matrix.js";
+import "../parts/pattern.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import "../parts/where.js";
@@ -45,30 +46,36 @@ export class GridRow extends Follower {
 
 @customElement("gf-view-grid")
 export class GridView extends Follower {
-  #probs = new Ask<Tensor>(this, () => {
-    const { layer, head } = this.session.here;
-    return this.session.tensor(`blocks.${layer}.attn.probs`, { slice: `${head},:,:`, dtype: "f32" });
-  }, "tensor");
-
   static override styles = [Follower.styles, css`
     .title { display: flex; flex-wrap: wrap; gap: 0.4rem 1.4rem; align-items: baseline; justify-content: space-between; }
     .grid { display: grid; gap: 5px; overflow-x: auto; padding: 2px; }
   `];
 
   override render() {
-    const { session } = this, { here, anatomy } = session, probs = this.#probs.value;
-    const name = (i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`;
-    const [rows = 0, columns = 0] = probs?.shape.slice(-2) ?? [];
+    const { session } = this, { here, anatomy } = session;
     return html`<section class="stack">
       <div class="title"><h2>Every head at once</h2><gf-where .session=${session}></gf-where></div>
       <div class="grid">${anatomy?.layers.map((_, layer) => html`<gf-grid-row .session=${session} .layer=${layer}></gf-grid-row>`)}</div>
       <h3>Block ${here.layer}, head ${here.head}</h3>
-      ${this.#probs.error ? html`<gf-refused reason=${this.#probs.error.message}></gf-refused>` : nothing}
-      ${probs ? html`<gf-matrix shares causal .data=${probs.data} .rows=${rows} .columns=${columns} rowName="query" columnName="key"
-        .row=${here.query} .column=${here.key} rowTone="var(--query)" columnTone="var(--key)" .rowLabel=${name} .columnLabel=${name}
-        label="Attention of block ${here.layer}, head ${here.head}"
-        @pick=${(event: CustomEvent<Pick>) => session.go({ query: event.detail.row, key: event.detail.column })}></gf-matrix>
-        <gf-receipt .of=${{ python: `t["blocks.${here.layer}.attn.probs"][${here.head}]`, identity: probs.identity, error: probs.error }}></gf-receipt>` : nothing}
+      <gf-pattern .session=${session}></gf-pattern>
+      <gf-pinned .session=${session}></gf-pinned>
     </section>`;
+  }
+}
+
+/** One query's row in every head of the block, under each other. */
+@customElement("gf-pinned")
+export class Pinned extends Follower {
+  #rows = new Ask<Tensor>(this, () => this.session.tensor(`blocks.${this.session.here.layer}.attn.probs`, { slice: `:,${this.session.here.query},:`, dtype: "f32" }), "tensor");
+
+  override render() {
+    const rows = this.#rows.value, { session } = this, { here } = session;
+    if (this.#rows.error) return html`<gf-refused reason=${this.#rows.error.message}></gf-refused>`;
+    if (!rows) return nothing;
+    const [heads = 0, columns = 0] = rows.shape.slice(-2), data = rows.data.map((x, i) => (i % columns > here.query ? NaN : x));
+    return html`<div class="stack"><h3>Query ${here.query} in all heads of block ${here.layer}</h3>
+      <gf-matrix shares most="720" rowHeight=${heads > 16 ? 12 : 20} .data=${data} .rows=${heads} .columns=${columns} .row=${here.head} .column=${here.key} rowName="head" columnName="key" columnTone="var(--key)"
+        .columnLabel=${(i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`} label="Query ${here.query} in all heads" @pick=${(event: CustomEvent<Pick>) => session.go({ head: event.detail.row, key: event.detail.column })}></gf-matrix>
+      <gf-receipt .of=${{ python: `t.rows("blocks.${here.layer}.attn.probs", query=${here.query})`, identity: rows.identity, error: rows.error }}></gf-receipt></div>`;
   }
 }
