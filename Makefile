@@ -21,7 +21,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
-demo: setup     ## train a tokenizer and a Transformer on little stories, and read what it writes
+demo: setup     ## train a tokenizer and a Transformer on little stories, and look inside
 	$(BIN)/glassformer demo
 
 test: check     ## what CI runs: lint, types, all tests, and a wheel that works

@@ -102,8 +102,13 @@ def stories(
     out.print(f"  glassformer serve {folder}        the page in which every number is this model's own")
     out.print(f'  glassformer generate {folder} "One day Mia" --temperature 0.7')
     out.print(f"  glassformer train YOUR.txt --out runs/mine --seconds 300        and open {folder}/loss.svg")
-    if serve if serve is not None else sys.stdin.isatty() and sys.stdout.isatty():
+    if wants_page(serve, terminal=sys.stdin.isatty() and sys.stdout.isatty()):
         look_inside(folder, lm)
+
+
+def wants_page(asked: bool | None, *, terminal: bool) -> bool:
+    """Whether to serve at the end. A script, which nobody could end with Ctrl-C, gets its result and goes on."""
+    return terminal if asked is None else asked
 
 
 def look_inside(folder: Path, lm: LanguageModel, *, json: bool = False) -> None:

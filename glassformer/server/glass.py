@@ -21,7 +21,7 @@ from glassformer.inspect.views.result import plain
 from glassformer.server import answers, tensors
 from glassformer.server.bodies import SweepBody, TraceBody, VectorBody
 from glassformer.server.edits import EditReader
-from glassformer.server.errors import Refused, answer, of_prompt
+from glassformer.server.errors import Refused, answer, dump, of_prompt
 from glassformer.server.queue import Check, Queue
 from glassformer.server.served import Models, Served
 from glassformer.server.spans import spans
@@ -147,7 +147,8 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
                 return used[-1].trace
 
             given = view.read(_query(request), find)
-            return answer(plain(await look(request, lambda: view.function(used[0].trace, **given), *used)))
+            data = await look(request, lambda: dump(plain(view.function(used[0].trace, **given))), *used)
+            return Response(data, media_type="application/json")
 
         return see
 
@@ -155,7 +156,8 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
         async def see(request: Request, model: str) -> Response:
             served = models[model]
             given = view.read(_query(request))
-            return answer(plain(await look(request, lambda: view.function(served.lm, **given))))
+            data = await look(request, lambda: dump(plain(view.function(served.lm, **given))))
+            return Response(data, media_type="application/json")
 
         return see
 

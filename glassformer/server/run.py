@@ -31,10 +31,10 @@ def bind(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise ConfigError(f"port must be a whole number from 0 (any that is free) to 65535, got {port}")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError) as error:
         raise ConfigError(f"host {host!r} is not an address of this machine: {error}") from None
-    found = socket.socket(family, kind)
+    found = socket.socket(family, kind, protocol)  # where TCP is named, asyncio sends each write at once: 40 ms less
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)

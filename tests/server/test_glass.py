@@ -7,6 +7,8 @@ import struct
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from server.conftest import refused, serving, tiny_lm
 
 from glassformer.inspect.edit import ablate, patch
@@ -313,6 +315,35 @@ def test_views_that_are_not_served_say_why(http, kept):
         refused(http.get(f"{base}/cell?{place}"), 400)
 
 
+WORDS = st.one_of(
+    st.integers(-3, 400).map(str),
+    st.floats().map(str),
+    st.text(max_size=6),
+    st.sampled_from(["true", "1,2,3", "input"]),
+)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_no_parameter_breaks_a_view(http, kept, name):
+    """Whatever is asked for, the answer is numbers or a reason."""
+    told, _ = kept
+    other = make(http, model="other", prompt="a dog", max_tokens=2, seed=1)["id"]
+    view = VIEWS[name]
+    base = f"/v1/traces/{told['id']}" if view.of == "trace" else "/v1/models/talker"
+    needed = {p.name: value_of(p.name, other) for p in view.parameters.values() if p.default is p.empty}
+    names = [*view.parameters, "frob"]
+
+    @settings(max_examples=15)
+    @given(st.dictionaries(st.sampled_from(names), WORDS, max_size=3))
+    def check(change):
+        answer = http.get(f"{base}/views/{name}", params=needed | change)
+        assert answer.status_code in (200, 400, 404), (change, answer.text)
+        if answer.status_code != 200:
+            refused(answer, answer.status_code)
+
+    check()
+
+
 # ---- edits and sweeps
 
 
@@ -350,6 +381,20 @@ def test_a_patch_takes_from_another_trace(http, lms):
         http.post("/v1/traces", json={"model": "talker", "prompt": "a", "edits": [edit | {"from_trace": "x"}]}),
         404, "there is no trace 'x'",
     )  # fmt: skip
+
+
+def test_another_models_trace_does_not_fit(http):
+    """Two models, two widths: a patch, a sweep and a fork say so."""
+    other = make(http, model="other", prompt="a dog ate")["id"]
+    told = make(http)
+    edit = {"op": "patch", "point": "blocks.1.resid_pre", "from_trace": other, "position": 1}
+    answers = [
+        http.post("/v1/traces", json={"model": "talker", "prompt": PROMPT, "edits": [edit]}),
+        http.post("/v1/sweeps", json={"trace": told["id"], "over": "cells", "op": "patch", "source": other}),
+        http.get(f"/v1/traces/{told['id']}/views/fork?other={other}"),
+    ]
+    for answer in answers:
+        assert answer.status_code < 500, answer.text
 
 
 def test_a_vector_has_a_name(http, lms):

@@ -15,6 +15,7 @@ from generate.writers import make_tokenizer
 from server.conftest import tiny_lm
 
 from glassformer.cli import main
+from glassformer.cli.demo import wants_page
 from glassformer.cli.serve import KEY
 from glassformer.server.run import bind, url_of
 from glassformer.server.served import split_name
@@ -33,15 +34,16 @@ def folders(tmp_path_factory):
 class Process:
     """A running server: its address, and all that it has said."""
 
-    def __init__(self, *arguments, **environment):
-        command = [sys.executable, "-m", "glassformer", "serve", *map(str, arguments), "--threads", "1"]
+    def __init__(self, *arguments, command=(), **environment):
+        command = command or ["serve", *map(str, arguments), "--threads", "1"]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-        )
+            [sys.executable, "-m", "glassformer", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **environment},
+        )  # fmt: skip
         self.ready = self.process.stdout.readline()
+        assert self.ready, self.process.communicate()[1]
         found = re.search(r"http://\S+\d", self.ready)
-        assert found, self.process.communicate()[1]
-        self.url = found[0]
+        self.url = found[0] if found else ""
 
     def end(self, *signals):
         """(status, stderr) after these signals, some time between them."""
@@ -241,3 +243,19 @@ def test_a_chat_template_survives_saving(tmp_path):
     with serving([("m", load(tmp_path))]) as (url, _):
         body = {"model": "m", "messages": [{"role": "user", "content": "the"}], "max_tokens": 2}
         assert httpx2.post(f"{url}/v1/chat/completions", json=body).status_code == 200
+
+
+def test_the_demo_ends_by_serving_its_page(tmp_path):
+    """Trained, measured, served; and a script that does not ask for the page is not kept waiting."""
+    assert not wants_page(None, terminal=False)
+    assert wants_page(None, terminal=True)
+    assert not wants_page(False, terminal=True)
+    command = f"demo --seconds 1 --threads 1 --serve --json --out {tmp_path / 'tale'}"
+    with Process(command=command.split()) as server:
+        assert set(json.loads(server.ready)) >= {"folder", "scores", "stories"}
+        told = json.loads(server.process.stdout.readline())
+        assert told["models"] == ["tale"]
+        body = {"model": "tale", "prompt": "One day", "max_tokens": 5}
+        assert httpx2.post(f"{told['url']}/v1/traces", json=body).status_code == 201
+        assert httpx2.get(told["url"]).status_code == 200
+        assert server.end(signal.SIGINT)[0] == 0
