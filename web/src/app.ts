@@ -115,6 +115,8 @@ export class App extends Follower {
     if (what === null || !moves.includes(what)) return;
     event.preventDefault();
     const { here } = this.session;
-    this.session.go({ ...here, [what]: Math.max(0, here[what] + by) });
+    const { anatomy, tokens } = this.session, last = tokens.length - 1;
+    const top = { layer: (anatomy?.layers.length ?? 1) - 1, head: (anatomy?.layers[here.layer]?.n_heads ?? 1) - 1, query: last, key: last }[what];
+    this.session.go({ [what]: Math.min(top, Math.max(0, here[what] + by)) });
   };
 }

@@ -111,7 +111,8 @@ export class Session extends EventTarget {
 
   /** Move. A new view or text is a step that the back button takes back; a moved cursor is not. */
   go(change: Partial<Place>, push = "view" in change || "text" in change || "model" in change || "edits" in change): void {
-    this.place = { ...this.place, ...change };
+    const stays = this.trace !== null && !("text" in change) && !("model" in change);
+    this.place = { ...this.place, ...(stays ? this.here : {}), ...change }; // what was chosen for one is a choice from now on
     this.bar.write(write(this.place), push);
     this.changed();
     if (this.#wanted() !== this.#opened) void this.open();
@@ -204,7 +205,7 @@ export class Session extends EventTarget {
     answer.catch((error: unknown) => {
       this.#answers.delete(path); // what failed may be asked for again
       if (wantsKey(error)) this.#trouble(error);
-      if (error instanceof Refused && error.code === "trace_not_found" && this.trace && path.includes(this.trace.id)) {
+      if (error instanceof Refused && error.code?.startsWith("trace_") && this.trace && path.includes(this.trace.id)) {
         this.trace = null; // the server has dropped it for others: read the text again
         void this.open();
       }

@@ -46,8 +46,8 @@ export function signedOf(colour: Rgb, top: number, meaning: Meaning, scheme: Sch
 
 /** Black or white: which one is read on this colour. */
 export function readable(colour: Rgb): string {
-  const [r, g, b] = colour.map((c) => ((c / 255) ** 2.2)) as unknown as Rgb;
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.3 ? "#14181f" : "#ffffff";
+  const [r, g, b] = colour.map((c) => (c / 255 <= 0.04045 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4)) as unknown as Rgb;
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff"; // the higher of the two contrasts
 }
 
 export const css = ([r, g, b]: Rgb): string => `rgb(${r} ${g} ${b})`;

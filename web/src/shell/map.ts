@@ -46,8 +46,8 @@ export class ModelMap extends Follower {
       ${stop("text", "Tokenizer", `${anatomy.vocab_size.toLocaleString("en-US")} tokens`)}
       ${stop("embed", "Embedding", `${anatomy.vocab_size} × ${anatomy.d_model}`)}
       ${anatomy.layers.map((_, i) => html`<li class="block ${inside && here.layer === i ? "here" : ""}"><span>${i}</span>
-        <button class="a" aria-label="Block ${i}, attention" aria-current=${at === "attention" && here.layer === i ? "location" : nothing} @click=${() => this.#open("attention", i)}>attn</button>
-        <button class="m" aria-label="Block ${i}, feed-forward layer" aria-current=${(at === "forward" || at === "block") && here.layer === i ? "location" : nothing} @click=${() => this.#open("block", i)}>ffn</button></li>`)}
+        <button class="a" aria-label="attn, attention of block ${i}" aria-current=${at === "attention" && here.layer === i ? "location" : nothing} @click=${() => this.#open("attention", i)}>attn</button>
+        <button class="m" aria-label="ffn, feed-forward layer of block ${i}" aria-current=${(at === "forward" || at === "block") && here.layer === i ? "location" : nothing} @click=${() => this.#open("block", i)}>ffn</button></li>`)}
       ${stop("head", "LM head", anatomy.tied ? "tied to the embedding" : `${anatomy.d_model} × ${anatomy.vocab_size}`)}
       ${stop("model", "Whole model", `${big(anatomy.parameters)} parameters`)}
     </ol></nav>`;

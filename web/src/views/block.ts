@@ -77,7 +77,7 @@ export class BlockView extends Follower {
 
   #neurons(block: BlockSum) {
     const most = num(block.neurons[0]?.written ?? 1), words = (named: Named[]) => named.map((one) => quoted(one.text));
-    return html`<div class="wrap"><table><thead><tr><th>neuron</th><th class="right">activation</th><th class="right">writes</th><th>towards</th><th>away from</th></tr></thead>
+    return html`<div class="wrap" tabindex="0" role="region" aria-label="Neurons"><table><thead><tr><th>neuron</th><th class="right">activation</th><th class="right">writes</th><th>towards</th><th>away from</th></tr></thead>
       <tbody>${block.neurons.map((one) => html`<tr><th scope="row" class="num">${one.index}</th><td class="right num">${short(one.act)}</td>
         <td class="right num" ${look({ opacity: 0.55 + 0.45 * (num(one.written) / most) })}>${short(one.written)}</td><td>${words(one.promotes)}</td><td class="soft">${words(one.suppresses)}</td></tr>`)}</tbody></table></div>`;
   }

@@ -24,6 +24,7 @@ export class Flow extends Follower {
     button.box small { color: var(--soft); font-size: 0.7rem; display: block; }
     button.box[aria-pressed="true"] { background: var(--card); color: var(--ink); border-color: var(--residual); box-shadow: 0 0 0 2px var(--residual); }
     .layer { padding: 0.35rem 0.4rem !important; gap: 3px !important; min-width: 2.5rem; }
+    .layer small { position: relative; }
     .layer i { font-style: normal; border-radius: 4px; font-size: 0.66rem; padding: 0.28rem 0.2rem; color: var(--card); display: block; }
     .layer i.a { background: var(--query); } .layer i.m { background: var(--forward); }
     .layer.open { min-width: 9.5rem; } .layer.open i { padding: 0.3rem 0.5rem; font-size: 0.74rem; }
@@ -50,11 +51,11 @@ export class Flow extends Follower {
     if (!anatomy) return nothing;
     const stage = this.#stage, box = (at: number, name: string, ...notes: string[]) => html`<div class="stop"><button class="box" aria-pressed=${at === stage} @click=${() => this.#go(at)}>${name}
       ${notes.map((note) => html`<small>${note}</small>`)}</button></div>`;
-    return html`<div class="flow" role="group" aria-label="The model, from left to right">
+    return html`<div class="flow" tabindex="0" role="group" aria-label="The model, from left to right">
         ${box(0, "Tokenizer", "text → ids", `${count(anatomy.vocab_size)} tokens`)}
         ${box(1, "Embedding", "id → row", `${count(anatomy.vocab_size)} × ${anatomy.d_model}`)}
-        ${anatomy.layers.map((layer, i) => html`<div class="stop"><button class="box layer ${i === this.#layer || anatomy.layers.length < 5 ? "open" : ""}" aria-pressed=${i + 2 === stage} aria-label="block ${i}" @click=${() => this.#go(i + 2)}>
-          <small>${i === this.#layer || anatomy.layers.length < 5 ? `block ${i}` : i}</small>
+        ${anatomy.layers.map((layer, i) => html`<div class="stop"><button class="box layer ${i === this.#layer || anatomy.layers.length < 5 ? "open" : ""}" aria-pressed=${i + 2 === stage} @click=${() => this.#go(i + 2)}>
+          <small>${i === this.#layer || anatomy.layers.length < 5 ? `block ${i}` : html`<span class="away">block </span>${i}`}</small>
           <i class="a">${i === this.#layer || anatomy.layers.length < 5 ? `${layer.n_heads} heads of ${layer.head_dim}` : "a"}</i><i class="m">${i === this.#layer || anatomy.layers.length < 5 ? `${count(layer.d_ff)} neurons` : "f"}</i></button></div>`)}
         ${box(this.#last, "LM head", "norm, then scores", anatomy.tied ? "the same table" : `${anatomy.d_model} × ${count(anatomy.vocab_size)}`)}
       </div>

@@ -55,7 +55,7 @@ export class GridView extends Follower {
     const { session } = this, { here, anatomy } = session;
     return html`<section class="stack">
       <div class="title"><h2>Every head at once</h2><gf-where .session=${session}></gf-where></div>
-      <div class="grid">${anatomy?.layers.map((_, layer) => html`<gf-grid-row .session=${session} .layer=${layer}></gf-grid-row>`)}</div>
+      <div class="grid" tabindex="0" role="group" aria-label="All heads">${anatomy?.layers.map((_, layer) => html`<gf-grid-row .session=${session} .layer=${layer}></gf-grid-row>`)}</div>
       <h3>Block ${here.layer}, head ${here.head}</h3>
       <gf-pattern .session=${session}></gf-pattern>
       <gf-pinned .session=${session}></gf-pinned>

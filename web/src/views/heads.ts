@@ -56,7 +56,7 @@ export class HeadsView extends Follower {
       <div class="row"><button aria-pressed=${sorted} @click=${() => session.more({ by: sorted ? null : "share" })}>sort by share</button>
         ${muted.size ? html`<button @click=${() => session.more({ mute: null })}>all heads again</button>
         <span class="small">without ${[...muted].map((i) => `head ${i}`).join(", ")}: what is added changes by <span class="num">${percent(away)}</span> of its length</span>` : nothing}</div>
-      <div class="wrap"><table><thead><tr><th>head</th><th><span class="v">z</span>, ${heads.z[0]?.length} numbers</th><th>through its slice of W<sub>o</sub>, ${heads.out.length} numbers</th><th class="n">length</th><th class="n">share</th></tr></thead>
+      <div class="wrap" tabindex="0" role="region" aria-label="The heads"><table><thead><tr><th>head</th><th><span class="v">z</span>, ${heads.z[0]?.length} numbers</th><th>through its slice of W<sub>o</sub>, ${heads.out.length} numbers</th><th class="n">length</th><th class="n">share</th></tr></thead>
         <tbody>${order.map((i) => html`<tr class="${muted.has(i) ? "muted" : ""} ${i === session.here.head ? "here" : ""}">
             <th scope="row">${i}<button aria-pressed=${muted.has(i)} aria-label="mute head ${i}" @click=${() => this.#mute(i)}>mute</button></th>
             <td class="z"><gf-strip quiet meaning="value" .data=${heads.z[i] ?? []} .top=${ztop} label="z of head ${i}"></gf-strip></td>

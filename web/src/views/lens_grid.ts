@@ -30,7 +30,7 @@ export class LensColumn extends Follower {
 
   static override styles = [Follower.styles, css`
     :host { flex: 1 1 0; min-width: 4.1rem; }
-    button, .cell { display: block; width: 100%; font-family: var(--mono); font-size: 0.75rem; height: 1.55rem; line-height: 1.5rem; border: 0; border-radius: 3px; padding: 0 0.2rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; text-align: center; margin-bottom: 2px; }
+    button, .cell { display: block; width: 100%; font-family: var(--mono); font-size: 0.75rem; height: 1.55rem; line-height: 1.5rem; border: 0; border-radius: 3px; padding: 0 0.2rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; text-align: center; margin-bottom: 2px; position: relative; }
     button { background: none; font-weight: 650; border-bottom: 2px solid var(--line); border-radius: 0; }
     button[aria-pressed="true"] { background: none; color: inherit; border-bottom-color: var(--query); }
   `];
@@ -66,7 +66,8 @@ export class LensGrid extends Follower {
     .names span { display: block; height: 1.55rem; line-height: 1.55rem; margin-bottom: 2px; }
     table { border-collapse: collapse; font-size: 0.82rem; } th { text-align: left; font-weight: 400; color: var(--soft); padding: 0.15rem 1rem 0.15rem 0; white-space: nowrap; }
     td { padding: 0.15rem 0.9rem 0.15rem 0; white-space: nowrap; } td .num { color: var(--soft); margin-left: 0.3rem; }
-    .wrap { overflow-x: auto; }
+    .wrap { overflow-x: auto; position: relative; }
+    caption { position: relative; }
   `];
 
   override render() {
@@ -76,9 +77,9 @@ export class LensGrid extends Follower {
     if (!lens) return nothing;
     return html`<div class="stack"><div class="stack close"><h3>If the model ended here: the likeliest next token, block by block</h3>
       <p class="small soft">The stream after each block, read by the head as if it were the last. Only the last row is what the model says.</p></div>
-      <div class="grid"><div class="names">${lens.rows.map((row, i) => html`<span>${floor(row.name, i === lens.rows.length - 1)}</span>`)}</div>
+      <div class="grid" tabindex="0" role="region" aria-label="The likeliest next token, block by block"><div class="names">${lens.rows.map((row, i) => html`<span>${floor(row.name, i === lens.rows.length - 1)}</span>`)}</div>
         ${Array.from({ length: to - from + 1 }, (_, i) => html`<gf-lens-column .session=${session} .position=${from + i} .chosen=${from + i === query}></gf-lens-column>`)}</div>
-      <div class="wrap"><table><caption><span class="away">The five likeliest after token ${query}, block by block</span></caption><tbody>${lens.rows.map((row, i) => html`<tr><th scope="row">${floor(row.name, i === lens.rows.length - 1)}</th>
+      <div class="wrap" tabindex="0" role="region" aria-label="The five likeliest, block by block"><table><caption><span class="away">The five likeliest after token ${query}, block by block</span></caption><tbody>${lens.rows.map((row, i) => html`<tr><th scope="row">${floor(row.name, i === lens.rows.length - 1)}</th>
         ${row.top[0]?.map((one) => html`<td><span class="tok num">${visible(one.token)}</span><span class="num">${percent(share(one))}</span></td>`)}</tr>`)}</tbody></table></div>
       <gf-receipt .of=${lens.receipt}></gf-receipt></div>`;
   }

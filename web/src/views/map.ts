@@ -54,7 +54,7 @@ export class MapView extends Follower {
         ["embedding", times.embedding / whole], ["attention", sum(times.attention) / whole],
         ["feed-forward", sum(times.feed_forward) / whole], ["head", times.head / whole]])}</div>` : nothing}
       ${this.#times.error ? html`<gf-refused heading="No times" reason=${this.#times.error.message}></gf-refused>` : nothing}
-      <div class="wrap">${this.#parts(anatomy, times)}</div>
+      <div class="wrap" tabindex="0" role="region" aria-label="Parts of the model">${this.#parts(anatomy, times)}</div>
       <gf-receipt .of=${anatomy.receipt}></gf-receipt>
     </section>`;
   }
