@@ -123,13 +123,13 @@ class Until:
 
 
 class Without:
-    """An editor that leaves one point alone: what enters a block was changed before it was kept."""
+    """An editor that leaves some points alone: what enters a block was changed before it was kept."""
 
-    def __init__(self, editor: Editor, name: str):
-        self.editor, self.name = editor, name
+    def __init__(self, editor: Editor, *names: str):
+        self.editor, self.names = editor, names
 
     def wants(self, name: str) -> bool:
-        return name != self.name and self.editor.wants(name)
+        return name not in self.names and self.editor.wants(name)
 
     def change(self, name: str, value: Tensor, step: Step, rows: tuple[int, ...]) -> Tensor:
         return self.editor.change(name, value, step, rows)
@@ -140,10 +140,15 @@ Found = dict[
 ]  # by point: the value, its error, and the identity that is off by it
 
 
-def run_block(kept: Kept, i: int, names: Sequence[str], at: Tensor | None, last: str) -> dict[str, Tensor]:
-    """Block i on its kept input, for all tokens or some, as far as `last`: what passed at `names` and there."""
+def run_block(
+    kept: Kept, i: int, names: Sequence[str], at: Tensor | None, last: str, before: str = ""
+) -> dict[str, Tensor]:
+    """Block i on its kept input, for all tokens or some, as far as `last`: what passed at `names` and there.
+
+    before: a point that is wanted as it was before any edit of it.
+    """
     start, tap = f"blocks.{i}.resid_pre", Until(names, last)
-    step = kept.step(at, None if kept.editor is None else Without(kept.editor, start), tap)
+    step = kept.step(at, None if kept.editor is None else Without(kept.editor, start, before), tap)
     with contextlib.suppress(Enough):
         kept.model.blocks[i](kept.of(start, at)[None], step.layer(i))
     return tap.seen
@@ -220,9 +225,10 @@ def weighed(
     config, group = attention.config, attention.config.n_heads // attention.config.n_kv_heads
     ends = [f"{layer}.q_rot", f"{layer}.z"]
     q, z = (kept.get(name, at) for name in ends)
+    z = None if kept.editor is not None and kept.editor.wants(ends[1]) else z  # changed after the probabilities
     if q is None or z is None:
-        seen = run_block(kept, i, ends, at, ends[1])
-        q, z = (seen[name] for name in ends)
+        seen = run_block(kept, i, ends, at, ends[1], before=ends[1])
+        q, z = seen[ends[0]] if q is None else q, seen[ends[1]] if z is None else z
     k, v = kept.of(f"{layer}.k_rot"), kept.of(f"{layer}.v")
     step = kept.step(at, kept.editor, None)
     view = step.view(attention.spec)

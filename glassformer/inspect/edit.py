@@ -20,7 +20,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,25 +61,10 @@ class Edit:
     tensor: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
-        if self.op not in get_args(Op):
-            raise _wrong(f"op must be one of {', '.join(get_args(Op))}, got {self.op!r}")
-        if not isinstance(self.point, str):
-            raise _wrong(f"point must be the name of one, such as 'blocks.0.attn.z', got {self.point!r}")
+        _check({one.name: getattr(self, one.name) for one in fields(self)})
         for name in WHERE:
-            object.__setattr__(self, name, _places(name, getattr(self, name)))
-        for name in ("factor", "value"):
-            number = getattr(self, name)
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
-                raise _wrong(f"{name} must be a number, got {number!r}")
-        must, may = TAKES[self.op]
-        given = {name for name in ("factor", "value", "vector", "from_trace") if getattr(self, name) is not None}
-        for name in sorted(given - {*must, *may}):
-            raise _wrong(f"{name} has no effect on {self.op}")
-        for name in must:
-            if name not in given:
-                raise _wrong(f"{self.op} needs {'a trace to take from (from_trace)' if name == 'vector' else name}")
-        if self.op in ("replace", "add") and len(given & {"value", "vector"}) != 1:
-            raise _wrong(f"{self.op} needs either a value, one number, or a vector")
+            places = getattr(self, name)
+            object.__setattr__(self, name, places if places is None or isinstance(places, int) else tuple(places))
         if (self.vector is None) != (self.tensor is None):
             raise _wrong(f"vector {self.vector!r} names a tensor that is not at hand: put it into the store first")
 
@@ -173,14 +158,17 @@ def from_json(data: Any, store: Store | None = None, trace_of: Callable[[str], T
             given[key] = NUMBERS[given[key]]
     vector, source = given.get("vector"), given.get("from_trace")
     if vector is not None:
+        _check(given)
         return Edit(**given, tensor=(store or Store()).get(vector))
     if given["op"] == "patch" and source is not None:
+        _check({**given, "vector": ""})
         if trace_of is None:
             raise _wrong(f"there is no trace {source!r} here")
         where = {name: given[name] for name in WHERE if name in given}
         for name in given.keys() - {"op", "point", "from_trace", *where}:
             raise _wrong(f"{name} has no effect on patch")
         return patch(given["point"], trace_of(source), name=source, **where)
+    _check(given)
     return Edit(**given)
 
 
@@ -235,14 +223,37 @@ def _where(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _places(name: str, given: Any) -> Places:
+def _check(given: Mapping[str, Any]) -> None:
+    """RequestError unless these fields, None where not given, make an edit."""
+    op, point = given.get("op"), given.get("point")
+    if op not in TAKES:
+        raise _wrong(f"op must be one of {', '.join(TAKES)}, got {op!r}")
+    if not isinstance(point, str):
+        raise _wrong(f"point must be the name of one, such as 'blocks.0.attn.z', got {point!r}")
+    for name in WHERE:
+        _check_places(name, given.get(name))
+    for name in ("factor", "value"):
+        number = given.get(name)
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+            raise _wrong(f"{name} must be a number, got {number!r}")
+    must, may = TAKES[op]
+    there = {name for name in ("factor", "value", "vector", "from_trace") if given.get(name) is not None}
+    for name in sorted(there - {*must, *may}):
+        raise _wrong(f"{name} has no effect on {op}")
+    for name in must:
+        if name not in there:
+            raise _wrong(f"{op} needs {'a trace to take from (from_trace)' if name == 'vector' else name}")
+    if op in ("replace", "add") and len(there & {"value", "vector"}) != 1:
+        raise _wrong(f"{op} needs either a value, one number, or a vector")
+
+
+def _check_places(name: str, given: Any) -> None:
     if given is None or (isinstance(given, int) and not isinstance(given, bool)):
-        return given
-    some = tuple(given) if isinstance(given, Sequence | range) and not isinstance(given, str) else None
+        return
+    some = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
     if name == "row" or not some or any(isinstance(i, bool) or not isinstance(i, int) for i in some):
         kind = "a whole number" if name == "row" else "a whole number, or some"
         raise _wrong(f"{name} must be {kind}, got {given!r:.100}")
-    return some
 
 
 def _number_or_vector(given: Any) -> dict[str, Any]:

@@ -160,11 +160,27 @@ def derived(config: ModelConfig | RecurrentConfig) -> list[str]:
 
 def find(config: ModelConfig | RecurrentConfig, name: str, param: str = "point") -> Point:
     """The point of this name. RequestError says which name is nearest where the model has none."""
-    known = points(config)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    found = points(config).get(name) if isinstance(config, RecurrentConfig) else _one(config, name)
+    if found is None:
+        near = difflib.get_close_matches(name, points(config), n=1, cutoff=0.0)
         raise RequestError(f"this model has no point {name!r}; the nearest is {near[0]!r}", param=param)
-    return known[name]
+    return found
+
+
+def _one(config: ModelConfig, name: str) -> Point | None:
+    """What `points` has under a name, without making all the others."""
+    prefix, bare = ("encoder.", name[8:]) if name.startswith("encoder.") else ("", name)
+    stack = config.encoder if prefix else config
+    number = re.match(r"blocks\.(0|[1-9]\d*)\.", bare)
+    i = 0 if number is None else int(number[1])
+    known = EMBED + FINAL + (() if prefix else HEAD) if number is None else BLOCK
+    bare = bare if number is None else f"blocks.{{i}}.{bare[number.end() :]}"
+    if stack is None or i >= stack.n_layers:
+        return None
+    for point in known:
+        if point.name == bare and (point.only is None or point.only(stack, stack.layers[i])):
+            return replace(point, name=prefix + point.name, needs=tuple(prefix + need for need in point.needs))
+    return None
 
 
 def match(config: ModelConfig | RecurrentConfig, patterns: Sequence[str], param: str = "read") -> list[str]:

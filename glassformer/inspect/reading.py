@@ -70,10 +70,10 @@ def wanted(config: ModelConfig, read: Sequence[str], edited: Sequence[str] = ())
 
 def n_bytes(config: ModelConfig, name: str, length: int, itemsize: int) -> int:
     """What a point of `length` tokens takes. Derived ones are float32."""
-    size, total = sizes(config, name), 1
-    for axis in find(config, name).axes.split()[1:]:
+    size, point, total = sizes(config, name), find(config, name), 1
+    for axis in point.axes.split()[1:]:
         total *= size.get(axis, length)
-    return total * (4 if name in set(derived(config)) else itemsize)
+    return total * (4 if point.kind == "derived" else itemsize)
 
 
 def check_budget(

@@ -31,7 +31,7 @@ WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
-def fingerprint(model: Decoder) -> str:
+def signature(model: Decoder) -> str:
     """SHA-256 of what tells a model from another: its configuration, and of each parameter the sum of all its bits as
     whole numbers, and numbers from all over it.
     """
@@ -53,7 +53,7 @@ def save(t: Trace, folder: str | Path) -> None:
         tensors[LAST] = t.kept.last_logits.detach().cpu()
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # one file has no two names for one place
     about: dict[str, Any] = {
-        "format": FORMAT, "fingerprint": fingerprint(t.model), "ids": t.ids, "n_prompt": t.n_prompt, "finish": t.finish,
+        "format": FORMAT, "fingerprint": signature(t.model), "ids": t.ids, "n_prompt": t.n_prompt, "finish": t.finish,
         "seed": t.seed, "rereads": t.rereads, "budget": t.budget, "edits": [edit.json for edit in t.edits],
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(about).encode())
@@ -79,7 +79,7 @@ def load(lm: Language, folder: str | Path) -> Trace:
         about = json.loads((folder / ABOUT).read_text("utf-8"))
         if about["format"] != FORMAT:
             raise CheckpointError(f"{folder / ABOUT} has format {about['format']}, and this version reads {FORMAT}")
-        if about["fingerprint"] != fingerprint(lm.model):
+        if about["fingerprint"] != signature(lm.model):
             raise CheckpointError(f"{folder}: this trace is of another model, or of other weights than this one has")
         found: dict[str, Tensor] = load_file(folder / about["tensors"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from glassformer.inspect.reading import Looking
 from glassformer.inspect.trace import Trace
 from glassformer.nn.step import Step
 
-Over = Literal["heads", "layers", "positions", "cells"]
-SweepOp = Literal["ablate", "scale", "patch"]
+OVER = ("heads", "layers", "positions", "cells")
+OPS = ("ablate", "scale", "patch")
 AT_ONCE = 4096  # tokens of all rows of a batch
 ROWS = 64
 
@@ -85,8 +85,8 @@ class Sweep:
 def sweep(
     t: Trace,
     *,
-    over: Over = "heads",
-    op: SweepOp = "ablate",
+    over: str = "heads",
+    op: str = "ablate",
     position: int = -1,
     target: int | str | None = None,
     rival: int | str | None = None,
@@ -103,10 +103,10 @@ def sweep(
     source: of a patch, the trace to take from. RequestError for what does not go together.
     """
     where = t.place("position", position)
-    if over not in get_args(Over):
-        raise RequestError(f"over must be one of {', '.join(get_args(Over))}, got {over!r}", param="over")
-    if op not in get_args(SweepOp):
-        raise RequestError(f"op must be one of {', '.join(get_args(SweepOp))}, got {op!r}", param="op")
+    if over not in OVER:
+        raise RequestError(f"over must be one of {', '.join(OVER)}, got {over!r}", param="over")
+    if op not in OPS:
+        raise RequestError(f"op must be one of {', '.join(OPS)}, got {op!r}", param="op")
     for name, given, needed in (("source", source, op == "patch"), ("factor", factor, op == "scale")):
         if needed and given is None:
             raise RequestError(

@@ -20,7 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from glassformer.errors import CapacityError, RequestError
-from glassformer.inspect.again import WEIGHED, Kept, in_block, outside, weighed
+from glassformer.inspect.again import WEIGHED, Kept, in_block, outside, run_block, weighed
 from glassformer.inspect.derive import heads
 from glassformer.inspect.points import find, layer_of, points, sizes
 from glassformer.inspect.reading import BUDGET, mega, n_bytes
@@ -224,10 +224,12 @@ class Trace:
 
     def _heads(self, name: str, again: dict[str, Any], at: Tensor | None) -> Value:
         layer = name.removesuffix(".heads")
-        z, out = (
-            again[need][0] if need in again else self.kept.of(need, at) for need in (f"{layer}.z", f"{layer}.out")
-        )
+        z, out = (again[need][0] if need in again else self.kept.of(need, at) for need in self._needs(name))
         with torch.no_grad():
+            if self.kept.editor is not None and self.kept.editor.wants(f"{layer}.out"):  # changed after the heads
+                i, end = layer_of(name), f"{layer}.out"
+                assert i is not None
+                out = run_block(self.kept, i, [end], at, end, before=end)[end]
             parts, error = heads(self.attention(layer), z[None], out[None])
         return Value(name, parts[0], self.axes(name), error, SUMMED)
 

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import Sampling
 from glassformer.inspect.edit import Op
-from glassformer.inspect.sweep import Over, SweepOp
 from glassformer.server.errors import Refused
 from glassformer.server.served import Served
 
@@ -281,8 +280,8 @@ class SweepBody(Body):
     """An edit in one place after the other, and what each changes."""
 
     trace: str = Field(description="The id of the trace whose text is read under the edits.")
-    over: Over = Field(description="What is gone through.", examples=["heads", "layers", "positions", "cells"])
-    op: SweepOp = Field("ablate", description="What is done in each place: ablate, scale or patch.")
+    over: str = Field(description="What is gone through.", examples=["heads", "layers", "positions", "cells"])
+    op: str = Field("ablate", description="What is done in each place: ablate, scale or patch.")
     target: str | int | None = Field(None, description="The token whose logit is watched; without it, the KL is.")
     rival: str | int | None = Field(None, description="The token whose logit is taken off that.")
     position: int = Field(-1, description="Where the logits are read.")

@@ -1,8 +1,10 @@
 """Every point of the registry: it is there, it can be changed, and looking at it changes no bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from tiny import FAMILIES, random_ids, run, run_cached, tiny, tiny_config
+from tiny import FAMILIES, pair_config, random_ids, run, run_cached, tiny, tiny_config
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
@@ -216,6 +218,9 @@ def test_a_model_lists_only_what_it_has():
     assert points.needs(SHAPES["qwen3"], "blocks.1.attn.heads") == ["blocks.1.attn.z", "blocks.1.attn.out"]
     assert points.needs(SHAPES["qwen3"], "blocks.1.attn.z") == ["blocks.1.attn.z"]
     assert all(point.meaning and point.axes for point in qwen3.values())
+    for shape in (*SHAPES.values(), tiny_config("gpt_neox"), tiny_config("mixtral"), pair_config("pre")):
+        for name, point in points.points(shape).items():
+            assert points.find(shape, name) == replace(point, name=points.find(shape, name).name)
 
 
 @pytest.mark.parametrize(("wrong", "nearest"), [

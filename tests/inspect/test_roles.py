@@ -1,19 +1,78 @@
-"""Roles of heads, on attention whose pattern is known."""
+"""Roles of heads: on patterns made by hand, and on a model of two layers whose weights are written down."""
+
+import math
 
 import pytest
 import torch
 from tiny import tiny
 
+from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from glassformer.errors import ConfigError
 from glassformer.inspect import roles
 from glassformer.inspect.derive import Derived
+from glassformer.lm import LanguageModel
 from glassformer.nn.init import init_weights
 from glassformer.nn.model import Decoder
 
+#       0  1  2  3  4  5  6  7  8
+TEXT = [5, 6, 7, 8, 6, 9, 7, 5, 6]
+BEFORE = {4: 1, 6: 2, 7: 0, 8: 4}  # where each token that comes again stood last
 
-@pytest.mark.parametrize(("offset", "role"), [(1, "previous_token"), (23, "induction")])
-def test_a_constructed_pattern_scores_one(tiny_decoder, monkeypatch, offset, role):
-    """Probabilities put by hand on the key `offset` before each query: exactly that role scores 1, the other 0."""
+
+def scores_of(key_of, n_heads=2):
+    """All attention of head 0 on the key that `key_of` says (None: on the query's own); head 1 spreads it evenly."""
+    ids, at = torch.tensor(TEXT), torch.arange(len(TEXT))
+    probs = torch.zeros(n_heads, len(TEXT), len(TEXT))
+    for query in range(len(TEXT)):
+        key = key_of(query)
+        probs[0, query, query if key is None else key] = 1
+        probs[1, query, : query + 1] = 1 / (query + 1)
+    counting = roles.Counting(n_heads)
+    seen = at[None] <= at[:, None]
+    for some in at.split(4):
+        counting.add(probs[:, some], seen[some], roles.relations(ids, some))
+    return counting
+
+
+@pytest.mark.parametrize(("role", "key_of", "n"), [
+    ("previous_token", lambda q: q - 1 if q else None, 8), ("duplicate", BEFORE.get, 4),
+    ("induction", lambda q: BEFORE[q] + 1 if q in BEFORE else None, 4), ("first_token", lambda q: 0, 8),
+    ("self", lambda q: q, 9),
+])  # fmt: skip
+def test_a_constructed_pattern_scores_exactly_one(role, key_of, n):
+    counting = scores_of(key_of)
+    assert counting.means()[role][0] == 1
+    assert counting.n[role] == n
+    assert counting.means()["entropy"].tolist() == pytest.approx([0, 1])
+
+
+def test_even_attention_scores_what_there_is_of_each():
+    means = scores_of(lambda q: q).means()
+    own = [1 / (q + 1) for q in range(9)]
+    for role, want in (
+        ("self", sum(own) / 9), ("previous_token", sum(own[1:]) / 8), ("first_token", sum(own[1:]) / 8),
+        ("duplicate", (own[4] + own[6] + own[7] + 2 * own[8]) / 4),
+        ("induction", (own[4] + own[6] + own[7] + 2 * own[8]) / 4),
+    ):  # fmt: skip
+        assert means[role][1] == pytest.approx(want)
+    assert [means[role][0].item() for role in ("previous_token", "duplicate", "induction", "first_token")] == [0] * 4
+
+
+def test_queries_that_see_no_such_key_do_not_count():
+    """In a window of 3 most tokens see neither the first token nor an earlier one that is the same."""
+    ids, at = torch.tensor(TEXT), torch.arange(9)
+    seen = (at[None] <= at[:, None]) & (at[:, None] - at[None] < 3)
+    counting = roles.Counting(1)
+    counting.add(seen.float()[None] / seen.sum(-1, keepdim=True), seen, roles.relations(ids, at))
+    assert counting.n == {
+        "previous_token": 8, "duplicate": 0, "induction": 1, "first_token": 2, "self": 9, "entropy": 8,
+    }  # fmt: skip
+    assert counting.means()["duplicate"].isnan().all()
+
+
+@pytest.mark.parametrize(("offset", "role"), [(1, "previous_token"), (23, "induction"), (24, "duplicate"), (0, "self")])
+def test_a_constructed_pattern_on_tokens_said_twice(tiny_decoder, monkeypatch, offset, role):
+    """Probabilities put by hand on the key `offset` before each query: exactly that role scores 1, the others 0."""
 
     def by_hand(model, name, kept, view):
         q = kept[name.replace("probs", "q_rot")]
@@ -25,7 +84,85 @@ def test_a_constructed_pattern_scores_one(tiny_decoder, monkeypatch, offset, rol
     monkeypatch.setattr(roles, "derive", by_hand)
     found = roles.head_roles(tiny_decoder)._asdict()
     assert torch.equal(found.pop(role), torch.ones(2, 4))
-    assert torch.equal(*[*found.values(), torch.zeros(2, 4)])
+    first = found.pop("first_token")  # the first query of the second half looks at it, where offset is the period
+    assert torch.equal(first, torch.full((2, 4), 1 / 24 if offset == 24 else 0.0))
+    assert all(torch.equal(other, torch.zeros(2, 4)) for other in found.values())
+
+
+# ---- a model by hand
+
+
+def induction_model(tokens=12, length=24):
+    """Layer 0, head 1: looks at the token before, and writes it beside. Layer 1, head 0: finds that beside itself.
+
+        stream   [ token | position | the token before ]         each part one-hot
+        0.1      q: position, k: position one on, v: token  ->  the token before
+        1.0      q: token,    k: the token before,  v: token  ->  token: what came after it last time
+    All other heads have no weights: they look evenly at all that they see. The first token has nothing before it and
+    takes itself, so that the query of the same token later looks at it as well: half of one query of each text.
+    """
+    width, size = 2 * tokens + length, max(tokens, length)
+    attention = AttentionConfig(2, 2, size, scale=1.0)
+    layer = LayerConfig(attention, MLPConfig(4, "relu", gated=False), NormConfig("rms", 1e-6))
+    config = ModelConfig("tiny", tokens, width, length, (layer,) * 2, None, positions="learned")
+    model = Decoder(config)
+    token, place, before = torch.eye(width).split((tokens, length, tokens))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        model.embed.weight.copy_(token)
+        model.positions.weight.copy_(place)
+        for block in model.blocks:
+            for residual in (block.attn_residual, block.mlp_residual):
+                residual.pre.weight.fill_(1.0)
+        one, two = (block.attn for block in model.blocks)
+        sharp = 30 / math.sqrt(width)  # of a one-hot part after its norm
+        one.q.weight[size + 1 : size + length] = sharp * place[1:]  # a query at p asks for p, and at 0 for nothing
+        one.k.weight[size + 1 : size + length] = sharp * place[:-1]  # which the key at p - 1 is
+        one.v.weight[size : size + tokens] = token
+        one.o.weight[-tokens:, size : size + tokens] = torch.eye(tokens)
+        two.q.weight[:tokens], two.k.weight[:tokens], two.v.weight[:tokens] = sharp * token, sharp * before, token
+        two.o.weight[:tokens, :tokens] = torch.eye(tokens)
+        model.head.weight.copy_(token)
+    return model.eval()
+
+
+def test_a_hand_built_induction_model_is_found_and_only_it():
+    model = induction_model()
+    lm, text = LanguageModel(model), [3, 1, 4, 8, 5, 9, 2, 6, 3, 1, 4, 8, 5, 9, 2]
+    found = lm.trace(text).roles()
+    for scores, where in ((roles.head_roles(model), "random tokens"), (found.scores, "a text")):
+        for role, layer, head in (("previous_token", 0, 1), ("induction", 1, 0)):
+            score = getattr(scores, role)
+            assert score[layer, head] > (0.99 if layer == 0 else 0.92), (where, role)
+            others = score.clone()
+            others[layer, head] = 0
+            assert others.max() < 0.3, (where, role)
+        assert scores.entropy[0, 0] == pytest.approx(1)
+        assert scores.entropy[1, 1] == pytest.approx(1)
+    assert found.receipt.error < 1e-5
+    assert found.queries["induction"] == 7
+    assert lm.trace(text)["final.logits"].tensor[-1].argmax() == 6, "and it says what came next the last time"
+    model.blocks[0].attn.o.weight.data.zero_()
+    assert lm.trace(text).roles().scores.induction.max() < 0.3, "without the first layer there is nothing to find"
+
+
+def test_roles_of_a_text_hold_a_part_of_its_attention_at_a_time(monkeypatch):
+    lm = LanguageModel(tiny("gemma2"))
+    ids = [(7 * i) % 13 for i in range(40)]
+    whole = lm.trace(ids).roles()
+    monkeypatch.setattr(roles, "AT_ONCE", 4 * 40 * 3)
+    part = lm.trace(ids).roles()
+    assert part.queries == whole.queries
+    for a, b in zip(part.scores, whole.scores, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+    t = lm.trace(ids)
+    for i in range(3):
+        probs = t[f"blocks.{i}.attn.probs"].tensor
+        assert whole.scores.previous_token[i].tolist() == pytest.approx(probs.diagonal(-1, 1, 2).mean(-1).tolist())
+    once = lm.trace([1, 2, 3]).roles()
+    assert once.scores.induction.isnan().all()
+    assert once.queries["induction"] == 0
 
 
 def test_heads_that_begin_by_looking_back_are_found():

@@ -232,8 +232,8 @@ def test_an_answer_is_not_held_back(slow):
     with httpx2.Client(base_url=url) as http:
         http.get("/health")
         sockets = [one.transport.get_extra_info("socket") for one in connections]
-    assert sockets
-    assert all(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in sockets)
+        assert sockets
+        assert all(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in sockets)
 
 
 # ---- the queue itself

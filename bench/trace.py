@@ -1,0 +1,144 @@
+"""Looking inside: a trace beside transformers' output_attentions and output_hidden_states, on GPT-2's shape at 124M.
+
+    python bench/trace.py [--tokens 512] [--rounds 5] [--threads N]
+
+Both sides have the same random weights and compute the same: "everything" is what leaves each block, all probabilities
+of all layers, and the logits. "One layer" is all that leaves each block and the probabilities of one layer, the logits
+of the last token. Memory is what a side has left in tensors when it is done. The last table is the cost of taps when
+nobody looks, as a share of a decode step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import torch
+from compare import add_arguments, alternate, show_ratio, table
+from reference import transformers_model
+from torch import Tensor, nn
+
+from glassformer.cache.dense import DenseCache
+from glassformer.families.shape import ShapeConfig
+from glassformer.lm import LanguageModel, load
+from glassformer.nn.model import Decoder
+from glassformer.nn.step import LayerStep, Step
+
+SHAPE = ShapeConfig("gpt2", d_model=768, n_layers=12, n_heads=12, context=1024).fill(50257)
+LAYER = 5
+
+
+def both(tokens: int) -> tuple[LanguageModel, nn.Module, Tensor]:
+    """The same weights on both sides, and a text."""
+    theirs = transformers_model(SHAPE).eval()
+    theirs.set_attn_implementation("eager")  # pyright: ignore  # the one that has probabilities
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)  # pyright: ignore
+        lm = load(folder, dtype="float32", device="cpu")
+    return lm, theirs, torch.randint(50257, (tokens,), generator=torch.Generator().manual_seed(0))
+
+
+def held(tensors: list[Tensor]) -> int:
+    """Bytes of the storages that these tensors lie in, each once."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser, rounds=5)
+    parser.add_argument("--tokens", type=int, default=512)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    lm, model, ids = both(args.tokens)
+    text, n = ids.tolist(), SHAPE.n_layers
+    left: dict[str, list[Tensor]] = {}
+
+    def theirs() -> None:
+        with torch.inference_mode():
+            out = model(ids[None], output_attentions=True, output_hidden_states=True, use_cache=False)
+        left["theirs"] = [*out.hidden_states, *out.attentions, out.logits]
+
+    def traced(side: str, layers: range, read: tuple[str, ...]) -> None:
+        t = lm.trace(text, read=read)
+        found = [t[f"blocks.{i}.resid_post"].tensor for i in range(n)]
+        found += [t[f"blocks.{i}.attn.probs"].tensor for i in layers]
+        found += [t["final.logits"].tensor] if "final.logits" in read else []
+        left[side] = [*found, *t.kept.tensors.values()]
+
+    def everything() -> None:
+        traced("everything", range(n), ("*.attn.probs", "final.logits"))
+
+    def one_layer() -> None:
+        traced("one layer", range(LAYER, LAYER + 1), (f"blocks.{LAYER}.attn.probs",))
+
+    sides = {"theirs": theirs, "everything": everything, "one layer": one_layer}
+    times = alternate(sides, args.rounds, clock=args.clock, warmup=1)
+    check(lm, model, ids)
+    print(f"\n124M, {args.tokens} tokens, float32, {args.threads} threads, {args.clock} clock\n")
+    rows = []
+    for side in sides:
+        size = held(left[side])
+        ratio = "" if side == "theirs" else show_ratio(times[side], times["theirs"])
+        share = f"{size / held(left['theirs']):.2f}"
+        rows.append([side, f"{statistics.median(times[side]) * 1e3:.0f} ms", ratio, f"{size / 1e6:.0f} MB", share])
+    print(table(["side", "time", "as fast as theirs", "memory", "of theirs"], rows))
+    print()
+    print(table(["taps", ""], taps_off(lm.model, args.rounds)))
+
+
+@torch.inference_mode()
+def check(lm: LanguageModel, model: nn.Module, ids: Tensor) -> None:
+    """Both sides found the same numbers."""
+    out = model(ids[None], output_attentions=True, output_hidden_states=True, use_cache=False)
+    t = lm.trace(ids.tolist())
+    for i in range(SHAPE.n_layers):
+        torch.testing.assert_close(t[f"blocks.{i}.attn.probs"].tensor, out.attentions[i][0], rtol=1e-3, atol=1e-5)
+        if i:
+            torch.testing.assert_close(t[f"blocks.{i}.resid_pre"].tensor, out.hidden_states[i][0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(t["final.logits"].tensor, out.logits[0], rtol=1e-3, atol=1e-3)
+
+
+@torch.inference_mode()
+def taps_off(model: Decoder, rounds: int) -> list[list[str]]:
+    """How often a decode step asks whether somebody looks, what an answer costs, and what the step takes."""
+    ids, cache = torch.zeros(1, 1, dtype=torch.long), DenseCache.of(model.config, 1, 256)
+    calls, ask = 0, LayerStep.see
+
+    def counted(self: LayerStep, name: str, value: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return ask(self, name, value)
+
+    def one() -> None:
+        step = Step(cache.extend([1]), cache=cache)
+        model.logits(model.hidden(ids, step)[:, 0], step)
+
+    LayerStep.see = counted
+    one()
+    LayerStep.see = ask
+    calls += 4 + 3 * model.config.n_layers  # outside the blocks; and whether heads, scores or probabilities are edited
+    times = []
+    for _ in range(10 * rounds):
+        begin = time.perf_counter()
+        one()
+        times.append(time.perf_counter() - begin)
+    step, x = Step(torch.zeros(1, 1, dtype=torch.long)).layer(0), torch.zeros(1)
+    each = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        for _ in range(100_000):
+            step.see("attn.z", x)
+        each.append((time.perf_counter() - begin) / 100_000)
+    took, cost = statistics.median(times), statistics.median(each)
+    return [
+        ["calls in a decode step", f"{calls}"],
+        ["one call", f"{cost * 1e9:.0f} ns"],
+        ["a decode step", f"{took * 1e3:.1f} ms"],
+        ["share", f"{calls * cost / took:.4%}"],
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""Lens, attribution, sweeps, forks and traces on disk: each against the same thing done another way."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from test_trace import DECODERS, known, language, text
+from tiny import tiny
+
+from glassformer.errors import CheckpointError, RequestError
+from glassformer.inspect import sweep as sweeping
+from glassformer.inspect.edit import ablate, add, patch, scale
+from glassformer.inspect.saved import signature
+from glassformer.lm import LanguageModel
+
+# ---- lens
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_the_last_row_of_the_lens_is_the_logits(family):
+    lm = language(family)
+    t = lm.trace(text(lm))
+    lens, logprobs = t.lens(top=4), t["final.logits"].tensor.log_softmax(-1)
+    best = logprobs.topk(4, -1)
+    assert [row.name for row in lens.rows] == [f"blocks.{i}.resid_pre" for i in range(3)] + ["blocks.2.resid_post"]
+    for at, likely in enumerate(lens.rows[-1].top):
+        assert [(one.id, one.logprob) for one in likely] == list(
+            zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True)
+        )
+    assert lens.receipt.error == 0
+    one = t.lens(top=4, position=-2)
+    assert one.positions == (9,)
+    for row, whole in zip(one.rows, lens.rows, strict=True):
+        assert [a.id for a in row.top[0]] == [a.id for a in whole.top[9]]
+        assert [a.logprob for a in row.top[0]] == pytest.approx([a.logprob for a in whole.top[9]], rel=1e-4, abs=1e-4)
+
+
+def test_a_row_of_the_lens_is_the_model_cut_there():
+    """Without the blocks above: what is read off resid_pre of block 2 is what a model of two blocks says."""
+    lm = language("gemma2")
+    t = lm.trace(text(lm))
+    cut = LanguageModel(tiny("gemma2"))
+    del cut.model.blocks[2]
+    want = cut.model(torch.tensor([text(lm)]), _step(text(lm)))[0].log_softmax(-1)
+    for at, likely in enumerate(t.lens(top=3).rows[2].top):
+        for one in likely:
+            assert abs(one.logprob - want[at, one.id].item()) < 1e-4
+
+
+def _step(ids):
+    from glassformer.nn.step import Step
+
+    return Step.of(torch.tensor([ids]))
+
+
+# ---- attribution
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_shares_sum_to_the_difference(family):
+    lm = language(family)
+    t = lm.trace(text(lm))
+    for position, target, rival in ((-1, None, None), (4, 3, 7)):
+        found = t.attribution(position=position, target=target, rival=rival)
+        logits = t["final.logits"].tensor[position]
+        one, other = found.target[0], found.rival[0]
+        assert abs(found.capped - (logits[one] - logits[other]).item()) < 1e-5
+        total = sum(map(sum, found.heads)) + sum(found.attention_bias) + sum(found.mlp)
+        total += found.embedding + found.constant + found.edits
+        assert abs(total - found.difference) < 1e-4 * max(1, logits.abs().max().item())
+        assert abs(found.receipt.error - abs(total - found.difference)) < 1e-9
+        assert found.edits == 0
+        if lm.config.logit_softcap is None:
+            assert found.difference == found.capped
+        assert len(found.heads) == 3
+        assert {len(row) for row in found.heads} == {4}
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2", "olmo2"])
+def test_a_share_is_what_is_missing_without_that_part(family):
+    """With the final norm held, a part that writes half is half its share: in the equations of the reference."""
+    lm = language(family)
+    ids = text(lm)
+    t, want = lm.trace(ids), known(lm, ids)
+    found = t.attribution(target=3, rival=7)
+    c, x = lm.config, want["blocks.2.resid_post"][-1]
+    w = {n: p.detach().double().numpy() for n, p in lm.model.named_parameters()}
+    table = w["embed.weight" if c.tied_head else "head.weight"]
+    size = (((x - x.mean()) ** 2).mean() if c.final_norm.kind == "layer" else (x**2).mean()) + c.final_norm.eps
+    gain = w["norm.weight"] + (c.final_norm.scale == "float32 1+")
+
+    def share(part):
+        part = part - part.mean() if c.final_norm.kind == "layer" else part
+        return (table[3] - table[7]) @ (part * gain) / size**0.5
+
+    for i in range(3):
+        assert abs(found.mlp[i] - share(want[f"blocks.{i}.mlp.add"][-1])) < 1e-4
+        heads = want[f"blocks.{i}.attn.heads"][-1]
+        if "out" in c.layers[i].norm_at:
+            out = want[f"blocks.{i}.attn.out"][-1]
+            norm = f"blocks.{i}.attn_residual.out.weight"
+            inner = ((out**2).mean() + c.layers[i].norm.eps) ** 0.5
+            heads = heads * (w[norm] + (c.layers[i].norm.scale == "float32 1+")) / inner
+        for h in range(4):
+            assert abs(found.heads[i][h] - share(heads[h])) < 1e-4
+    assert abs(found.embedding - share(want["embed.out"][-1])) < 1e-4
+
+
+def test_shares_under_edits_have_a_share_for_them():
+    for family in ("qwen3", "gpt2", "gpt_neox"):
+        lm = language(family)
+        vector = torch.linspace(-2, 2, 48)
+        for edits, shown in (
+            ([ablate("blocks.1.attn.z", head=2), scale("blocks.0.mlp.act", 2.0)], False),
+            ([add("blocks.1.resid_post", vector)], True), ([add("blocks.2.resid_pre", vector)], True),
+            ([scale("blocks.1.attn.out", 0.0, position=10)], True), ([add("embed.out", vector)], False),
+        ):  # fmt: skip
+            found = lm.trace(text(lm), edit=edits).attribution(target=3, rival=7)
+            assert found.receipt.error < 1e-4
+            assert (abs(found.edits) > 1e-3) == shown
+        with pytest.raises(RequestError, match=r"final.logits is edited"):
+            lm.trace(text(lm), edit=[scale("final.logits", 2.0)]).attribution()
+
+
+def test_attribution_is_refused_where_it_would_mean_nothing():
+    lm = LanguageModel(tiny("llama", **{f"layers.{i}.norm_at": ("post",) for i in range(3)}))
+    with pytest.raises(RequestError, match=r"block 0 norms the residual stream itself \(norm_at \['post'\]\)"):
+        lm.trace(text(lm)).attribution()
+    t = language("gpt2").trace(text(language("gpt2")))
+    for how, message in (
+        ({"target": 97}, "target must be a token's text, or its id from 0 to 96, got 97"),
+        ({"target": 5, "rival": 5}, "target and rival are the same token, 5"),
+        ({"target": "cat"}, "no tokenizer"), ({"position": 11}, "position must be a whole number from 0 to 10"),
+    ):  # fmt: skip
+        with pytest.raises(RequestError, match=message):
+            t.attribution(**how)
+
+
+# ---- sweeps
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2", "gpt_oss", "phi"])
+@pytest.mark.parametrize("over", ["heads", "layers", "positions", "cells"])
+def test_a_row_of_a_sweep_is_that_edit_alone(family, over, monkeypatch):
+    """Many edits as rows of a batch, from the lowest block that they change: each is what a pass of its own says."""
+    monkeypatch.setattr(sweeping, "ROWS", 5)
+    lm = language(family)
+    base = [scale("blocks.1.mlp.out", 0.5), add("blocks.2.resid_pre", 0.1, position=3)]
+    source = lm.trace(text(lm, 9, seed=2))
+    for how in ({"op": "ablate"}, {"op": "scale", "factor": -0.5}, {"op": "patch", "source": source}):
+        t = lm.trace(text(lm), edit=base if how["op"] == "scale" else [])
+        sweep = lm.sweep(t, over=over, target=3, rival=7, position=-2, **how)
+        rows = list(sweep)
+        n = {"heads": 12, "layers": 6, "positions": 10, "cells": 30}[over]
+        n = n * 9 // 10 if how["op"] == "patch" and over in ("positions", "cells") else n
+        assert len(rows) == len(sweep) == n
+        assert [(row.done, row.total) for row in rows] == [(i + 1, n) for i in range(n)]
+        assert len({(row.layer, row.head, row.position, row.edit.point) for row in rows}) == n
+        own = t["final.logits"].tensor[-2]
+        assert abs(sweep.base - (own[3] - own[7]).item()) < 1e-4
+        size = own.abs().max().item()
+        for row in rows[:: max(1, n // 6)]:
+            logits = lm.trace(text(lm), edit=[*t.edits, row.edit])["final.logits"].tensor[-2]
+            assert abs(row.value - (logits[3] - logits[7]).item()) < 1e-4 * size, row
+            assert row.change == row.value - sweep.base
+        assert max(abs(row.change) for row in rows) > 1e-2
+
+
+def test_without_a_target_a_sweep_measures_kl():
+    lm = language("qwen3")
+    t = lm.trace(text(lm))
+    for row in lm.sweep(text(lm)):
+        p, q = (
+            one["final.logits"].tensor[-1].double().log_softmax(-1) for one in (t, lm.trace(text(lm), edit=[row.edit]))
+        )
+        want = torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True).item()
+        assert abs(row.value - want) < 1e-5
+        assert row.change == row.value
+    assert [row.value for row in lm.sweep(t, op="scale", factor=1.0)] == pytest.approx([0] * 12, abs=1e-9)
+    chosen = lm.sweep(t, target=5)
+    logits = t["final.logits"].tensor[-1].clone()
+    logits[5] = -1e9
+    assert chosen.rival == logits.argmax().item()
+
+
+def test_a_sweep_holds_no_more_rows_than_fit(monkeypatch):
+    monkeypatch.setattr(sweeping, "AT_ONCE", 11 * 3)
+    lm, seen = language("gpt2"), []
+    handle = lm.model.blocks[2].register_forward_pre_hook(lambda _m, a: seen.append(tuple(a[0].shape[:2])))
+    try:
+        rows = iter(lm.sweep(text(lm)))
+        seen.clear()
+        next(rows)
+        assert seen == [(1, 11), (3, 11)], "the first row is there after the first batch"
+        list(rows)
+    finally:
+        handle.remove()
+    assert max(seen) == (3, 11)
+
+
+def test_what_a_sweep_cannot_do_is_refused():
+    lm = language("gpt2")
+    for how, message in (
+        ({"over": "words"}, "over must be one of heads, layers, positions, cells"),
+        ({"op": "mute"}, "op must be one of ablate, scale, patch"), ({"op": "patch"}, "patch needs the trace to take"),
+        ({"op": "scale"}, "scale needs factor"), ({"factor": 2.0}, "factor has no effect on ablate"),
+        ({"over": "heads", "point": "mlp.out"}, "has no heads"), ({"over": "layers", "point": "mlp.gate"}, "no point"),
+        ({"over": "positions", "point": "mlp.out"}, "point has no effect on positions"),
+        ({"rival": 3, "target": 3}, "same token"), ({"position": 50}, "position must be"),
+    ):  # fmt: skip
+        with pytest.raises(RequestError, match=message):
+            lm.sweep(text(lm), **how)
+
+
+# ---- forks
+
+
+def test_a_fork_says_where_texts_part_and_how_far_apart_they_are():
+    lm = language("qwen3")
+    edit = [scale("blocks.1.attn.z", -1.0)]
+    t = lm.trace(text(lm), max_tokens=8, temperature=0)
+    other = lm.trace(text(lm), max_tokens=8, temperature=0, edit=edit)
+    assert t.ids != other.ids
+    fork = t.fork(other)
+    parts = next(i for i, (a, b) in enumerate(zip(t.ids, other.ids, strict=True)) if a != b)
+    assert fork.parts == parts >= 11
+    assert len(fork.steps) == 19
+    p, q = (one["final.logits"].tensor.double().log_softmax(-1) for one in (t, other))
+    want = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
+    for step in fork.steps[:parts]:
+        assert abs(step.kl - want[step.position].item()) < 1e-6
+        assert step.token == step.other
+    assert all(step.kl is None for step in fork.steps[parts:])
+    same = t.fork(lm.trace(t.ids[:15]))
+    assert same.parts is None
+    assert [step.other for step in same.steps[15:]] == [None] * 4
+    assert max(step.kl for step in same.steps[:15]) < 1e-8
+    with pytest.raises(RequestError, match="different vocabularies"):
+        t.fork(LanguageModel(tiny("gpt2", vocab_size=50)).trace([1, 2]))
+
+
+# ---- on disk
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "phi3"])
+def test_a_saved_trace_comes_back_bit_by_bit(family, tmp_path):
+    lm = language(family)
+    source = lm.trace(text(lm, seed=2))
+    edits = [
+        add("blocks.1.resid_post", torch.linspace(-1, 1, 48), position=-1),
+        patch("blocks.0.attn.z", source, head=1),
+    ]
+    for t in (
+        lm.trace(text(lm), read=["blocks.1.attn.*"]),
+        lm.trace(text(lm), edit=edits, max_tokens=6, temperature=1.0, seed=9),
+    ):
+        t.save(tmp_path)
+        back = LanguageModel(lm.model).load_trace(tmp_path)
+        for attribute in (
+            "ids",
+            "n_prompt",
+            "finish",
+            "seed",
+            "rereads",
+            "edits",
+            "budget",
+            "choices",
+            "tokens",
+        ):
+            assert getattr(back, attribute) == getattr(t, attribute), attribute
+        for name in t.names():
+            assert torch.equal(back[name].tensor, t[name].tensor), name
+            assert back[name].error == t[name].error
+        named = json.loads((tmp_path / "trace.json").read_text())["tensors"]
+        assert {path.name for path in tmp_path.iterdir()} == {named, "trace.json"}, "the older one's numbers are gone"
+
+
+def test_another_models_trace_is_refused(tmp_path):
+    lm = language("gpt2")
+    lm.trace(text(lm)).save(tmp_path / "t")
+    for other in (LanguageModel(tiny("gpt2", seed=1)), language("qwen3")):
+        with pytest.raises(CheckpointError, match="of another model, or of other weights"):
+            other.load_trace(tmp_path / "t")
+    model = tiny("gpt2")
+    assert signature(model) == signature(lm.model)
+    with torch.no_grad():
+        model.blocks[2].mlp.down.weight[7, 11] += 1e-6
+    assert signature(model) != signature(lm.model), "one number of one weight"
+    half = tiny("gpt2").to(torch.bfloat16)
+    assert signature(half) != signature(lm.model)
+
+
+def test_a_trace_that_is_not_whole_is_refused(tmp_path):
+    lm = language("gpt2")
+    lm.trace(text(lm)).save(tmp_path / "t")
+    name = json.loads((tmp_path / "t" / "trace.json").read_text())["tensors"]
+    for spoil, message in (
+        (lambda f: (f / name).write_bytes((f / name).read_bytes()[:100]), "damaged|no whole trace"),
+        (lambda f: (f / name).unlink(), "no whole trace"),
+        (lambda f: (f / "trace.json").write_text("{"), "no whole trace"),
+        (lambda f: (f / "trace.json").write_text("{}"), "no whole trace"),
+        (lambda f: (f / "trace.json").unlink(), "no whole trace"),
+        (lambda f: (f / "trace.json").write_text('{"format": 9}'), "format 9, and this version reads 1"),
+    ):
+        shutil.rmtree(tmp_path / "u", ignore_errors=True)
+        shutil.copytree(tmp_path / "t", tmp_path / "u")
+        spoil(tmp_path / "u")
+        with pytest.raises(CheckpointError, match=message):
+            lm.load_trace(tmp_path / "u")
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(CheckpointError, match="could not be made"):
+        lm.trace(text(lm)).save(file)
