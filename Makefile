@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check lint types unit soak llama-cpp stories-model wheel bench clean
+.PHONY: help setup page demo test check lint types web unit browser soak llama-cpp stories-model wheel bench clean
 
 help:           ## these lines
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ /' | column -t -s '' 
 
-setup: $(STAMP) ## a virtual environment in .venv with the locked packages
+setup: $(STAMP) page ## a virtual environment in .venv with the locked packages, and the page
+
+page: $(STAMP)  ## the page that `glassformer serve` shows, where web/ is newer than it
+	@$(BIN)/python hatch_build.py
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 or newer is needed, found {v[0]}.{v[1]}: set PYTHON=..." if v < (3, 11) else 0)'
@@ -23,7 +26,7 @@ demo: setup     ## train a tokenizer and a Transformer on little stories, and lo
 
 test: check     ## what CI runs: lint, types, all tests, and a wheel that works
 
-check: lint types unit wheel
+check: lint types web unit wheel
 
 lint: setup
 	$(BIN)/ruff check .
@@ -32,8 +35,14 @@ lint: setup
 types: setup
 	$(BIN)/pyright
 
-unit: setup
+web: setup
+	$(BIN)/python hatch_build.py check
+
+unit: setup browser
 	$(BIN)/python -m pytest -n 2
+
+browser: setup
+	@$(BIN)/python tests/e2e/find_browser.py
 
 soak: setup     ## kill a training run 200 times, and see it end equal bit for bit
 	$(BIN)/python -m pytest tests/soak -m soak -s
@@ -52,6 +61,7 @@ stories-model: setup  ## train again the model that ships in the package
 
 wheel: setup
 	rm -rf dist && $(BIN)/python -m build --no-isolation --wheel --outdir dist . >/dev/null && ls -l dist/*.whl
+	$(BIN)/python tests/wheel_has_page.py dist/*.whl
 
 clean:          ## remove what the targets made
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build web/node_modules glassformer/web_dist .pytest_cache .ruff_cache .hypothesis
