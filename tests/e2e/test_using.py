@@ -116,9 +116,9 @@ def test_it_writes_what_generate_writes_and_stops_when_told(page, lm):
 
     held = page.locator("gf-tokens button").count()
     page.locator("input[name=write]").fill("150")
-    page.get_by_role("button", name="Write").click()
+    page.get_by_role("button", name="Write", exact=True).click()
     page.get_by_role("button", name="Stop").click()
-    page.get_by_role("button", name="Write").wait_for()
+    page.get_by_role("button", name="Write", exact=True).wait_for()
     assert page.locator("gf-tokens button").count() == held  # what was there before stands
 
 
@@ -197,6 +197,31 @@ def test_an_edit_in_the_address_changes_the_text_and_is_named(open_page, served,
     page.wait_for_function("() => !location.hash.includes('edits')")
 
 
+def test_a_cause_is_tested_beside_the_original(open_page, served, lm):
+    from glassformer.inspect.edit import ablate, knockout
+
+    def both(page, view):
+        page.locator(f"gf-view-{view} gf-cause dl").wait_for()
+        return [
+            one.replace("·", " ").replace("⏎", "\n") for one in page.locator(f"gf-view-{view} dd").all_inner_texts()
+        ]
+
+    before = lm.generate(ASK, max_tokens=4, temperature=0).text
+    last = len(lm.encode(ASK)) - 1
+    page = open_page(served.url + at("heads", layer=1, head=3, query=last))
+    page.get_by_role("button", name="Take head 3 of block 1 out").click()
+    without = lm.generate(ASK, max_tokens=4, temperature=0, edit=[ablate("blocks.1.attn.z", head=3)]).text
+    assert both(page, "heads") == [before, without]
+    assert before != without
+    hidden = lm.trace(ASK)["blocks.1.attn.probs"][3, last].argmax().item()
+    page = open_page(served.url + at("cell", layer=1, head=3, query=last, key=hidden))
+    page.get_by_role("button", name="Hide key").click()
+    edit = knockout("blocks.1.attn.scores", head=3, query=last, key=hidden)
+    assert both(page, "cell") == [before, lm.generate(ASK, max_tokens=4, temperature=0, edit=[edit]).text]
+    page.get_by_role("button", name="Keep the edit").click()
+    page.locator("gf-header .edits").get_by_text("knockout").wait_for()
+
+
 def test_a_key_is_asked_for(open_page, lm):
     with Served({"stories": lm}, key="s3cret") as served:
         page = open_page(served.url)
@@ -238,25 +263,19 @@ def test_two_tabs_do_not_disturb_each_other(open_page, served):
 # ---- for everybody
 
 
-@pytest.mark.parametrize(("width", "height", "dark"), [(1280, 800, False), (1280, 800, True), (390, 844, False)])
 @pytest.mark.parametrize("view", VIEWS)
-def test_axe_finds_nothing_serious(open_page, served, view, width, height, dark):
+def test_axe_finds_nothing_serious_and_nothing_is_scrolled_sideways(open_page, served, view):
     if not AXE.is_file():
         missing(f"{AXE}: `make page` brings it")
-    page = open_page(served.url + at(view, step=0), width=width, height=height, dark=dark)
+    page = open_page(served.url + at(view, step=0))
     page.locator(f"gf-view-{view} gf-receipt").first.wait_for()
     page.wait_for_load_state("networkidle")
     page.evaluate(AXE.read_text())  # as a person's console would: the page's policy allows no script of others
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    serious = [one for one in found if one["impact"] in ("serious", "critical")]
-    told = "\n".join(
-        f"{one['id']}: {one['help']}: {[node['html'][:160] for node in one['nodes'][:3]]}" for one in serious
-    )
-    assert not serious, told
-
-
-@pytest.mark.parametrize("view", VIEWS)
-def test_a_narrow_screen_is_not_scrolled_sideways(open_page, served, view):
-    page = open_page(served.url + at(view, step=0), width=390, height=844)
-    page.locator(f"gf-view-{view} gf-receipt").first.wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for width, height, scheme in ((1280, 800, "light"), (1280, 800, "dark"), (390, 844, "light")):
+        page.set_viewport_size({"width": width, "height": height})
+        page.emulate_media(color_scheme=scheme)
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        serious = [one for one in found if one["impact"] in ("serious", "critical")]
+        told = "\n".join(f"{one['id']}: {[node['html'][:160] for node in one['nodes'][:3]]}" for one in serious)
+        assert not serious, f"{width}×{height}, {scheme}: {told}"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -250,4 +250,6 @@ function asked(parameters: Parameters): string {
 
 /** An edit in a few words. */
 export const inWords = (edit: Edit): string =>
-  [edit["op"], edit["point"], ...["head", "position", "query", "key", "dim", "factor", "value"].filter((k) => edit[k] !== undefined && edit[k] !== null).map((k) => `${k} ${edit[k]}`)].join(" · ");
+  [edit["op"], edit["point"], ...["head", "position", "query", "key", "dim", "factor", "value"].filter((k) => edit[k] !== undefined && edit[k] !== null).map((k) => `${k} ${several(edit[k])}`)].join(" · ");
+
+const several = (value: Edit[string] | undefined): string => (Array.isArray(value) && value.length > 3 ? `${value[0]} to ${value.at(-1)}` : String(value));

@@ -11,7 +11,7 @@ from torch import Tensor
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace import Receipt, Trace
-from glassformer.inspect.views.layer import at, block_of, position_of
+from glassformer.inspect.views.layer import block_of, position_of
 from glassformer.inspect.views.result import Named, off
 from glassformer.inspect.views.words import spell
 from glassformer.nn.mlp import MLP
@@ -68,19 +68,24 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
     module, position = block_of(t, layer), position_of(t, "position", position)
     check_number("top", top, 0, 200)
     config, name = t.config.layers[layer], f"blocks.{layer}"
-    pre, post = at(t, f"{name}.resid_pre", position), at(t, f"{name}.resid_post", position)
-    attn, mlp = at(t, f"{name}.attn.add", position), at(t, f"{name}.mlp.add", position)
-    cross = at(t, f"{name}.cross.add", position) if config.cross is not None else None
+    plain = isinstance(module.mlp, MLP)
+    ends = ["resid_pre", "attn.add", "mlp.add", "resid_post"]
+    ends += ["cross.add"] if config.cross is not None else []
+    ends += ["mlp.act"] if plain and top else []
+    got = t.several([f"{name}.{end}" for end in ends], position)  # of one run of the block
+    value = {end: got[f"{name}.{end}"].tensor.detach().float() for end in ends}
+    pre, attn, mlp, post = (value[end] for end in ends[:4])
+    cross = value.get("cross.add")
     middle = module.attn_residual.post(pre + attn)
     if cross is not None and module.cross_residual is not None:
         middle = module.cross_residual.post(middle + cross)
     whole = pre + attn + mlp if config.parallel else module.mlp_residual.post(middle + mlp)
     how = "resid_pre + attn.add + mlp.add" if "post" not in config.norm_at else "norm(norm(resid_pre + attn) + mlp)"
     receipt = Receipt(f't["{name}.resid_post"][{position}]', f"max |{how} - resid_post|", off(whole, post))
-    parts = {"resid_pre": pre, "attn.add": attn, "mlp.add": mlp, "resid_post": post}
+    parts = {end: value[end] for end in ends[:4]}
     neurons, experts, refused = (), (), None
-    if isinstance(module.mlp, MLP):
-        neurons = _neurons(t, layer, position, top)
+    if plain:
+        neurons = _neurons(t, layer, value["mlp.act"], top) if top else ()
     else:
         refused = "each token goes through a few of many feed-forward layers here; the experts chosen are shown instead"
         experts = _experts(t, layer, position)
@@ -90,11 +95,10 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
     )  # fmt: skip
 
 
-def _neurons(t: Trace, layer: int, position: int, top: int) -> tuple[Neuron, ...]:
+def _neurons(t: Trace, layer: int, act: Float[Tensor, "F"], top: int) -> tuple[Neuron, ...]:
     mlp = block_of(t, layer).mlp
     assert isinstance(mlp, MLP)
-    act = at(t, f"blocks.{layer}.mlp.act", position)  # [F]
-    written = act.abs() * mlp.down.weight.float().norm(dim=0)
+    written = act.abs() * torch.linalg.vector_norm(mlp.down.weight, dim=0, dtype=torch.float32)
     best = written.topk(min(top, len(act))).indices
     directions = (mlp.down.weight[:, best].float() * act[best]).T  # [top, D]
     logits = directions @ t.model.head_weight.float().T  # [top, V]

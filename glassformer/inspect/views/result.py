@@ -27,8 +27,8 @@ def plain(value: Any) -> Any:
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Tensor):
         return [plain(row) for row in value] if value.ndim > 1 else plain([float(f"{x:.9g}") for x in value.tolist()])
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):  # its numbers have names
-        return {key: plain(one) for key, one in value._asdict().items()}
+    if isinstance(value, tuple) and (named := getattr(value, "_asdict", None)):
+        return {key: plain(one) for key, one in named().items()}
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
 /** Where one is, as the address says it: everything that a link must bring back. */
 
-export type Edit = Record<string, string | number | boolean | null>;
+export type Edit = Record<string, string | number | boolean | null | number[]>;
 
 export interface Place {
   view: string;

@@ -2,7 +2,7 @@
  * A matrix of numbers as a picture, one field for each, with a cursor: arrows move it, the pointer reads exact numbers, and a
  * table that only screen readers see holds the cursor's row.
  */
-import { css, html, LitElement, nothing } from "lit";
+import { css, html, LitElement, nothing, type PropertyValues } from "lit";
 import { customElement, property, state } from "lit/decorators.js";
 import { look } from "../lib/look.js";
 import { base } from "../style.js";
@@ -10,6 +10,8 @@ import { currentScheme, pixel, shareColour, signedColour, type Meaning } from ".
 import { exact, fixed, short } from "../lib/number.js";
 import { largest } from "../lib/tensor.js";
 import { onScheme } from "./scheme.js";
+
+const DRAWN = ["data", "rows", "columns", "shares", "causal", "top", "meaning", "still"] as const;
 
 export interface Pick { row: number; column: number }
 
@@ -53,7 +55,7 @@ export class Matrix extends LitElement {
 
   override connectedCallback(): void {
     super.connectedCallback();
-    this.#stop = onScheme(() => this.requestUpdate());
+    this.#stop = onScheme(() => this.requestUpdate("data"));
   }
 
   override disconnectedCallback(): void {
@@ -107,7 +109,8 @@ export class Matrix extends LitElement {
     return this.causal && column > row;
   }
 
-  override updated(): void {
+  override updated(changed: PropertyValues<this>): void {
+    if (!DRAWN.some((name) => changed.has(name))) return; // the cursor alone has moved
     const { rows, columns, data } = this;
     const context = this.renderRoot.querySelector("canvas")?.getContext("2d");
     if (!context || data.length < rows * columns) return;

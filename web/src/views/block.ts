@@ -3,6 +3,7 @@ import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
 import { look } from "../lib/look.js";
 import "../parts/bars.js";
+import "../parts/cause.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import "../parts/strip.js";
@@ -16,7 +17,8 @@ import { Follower } from "../view.js";
 
 @customElement("gf-view-block")
 export class BlockView extends Follower {
-  #block = new Ask<BlockSum>(this, () => this.session.ofTrace("block", { layer: this.session.here.layer, position: this.session.here.query }));
+  #block = new Ask<BlockSum>(this, () => this.#path(0));
+  #detail = new Ask<BlockSum>(this, () => this.#path(12)); // the neurons, which take longer, come after the sum
 
   static override styles = [Follower.styles, css`
     .title { display: flex; flex-wrap: wrap; gap: 0.4rem 1.4rem; align-items: baseline; justify-content: space-between; }
@@ -29,10 +31,15 @@ export class BlockView extends Follower {
     table { border-collapse: collapse; width: 100%; font-size: 0.84rem; }
     th, td { text-align: left; padding: 0.34rem 0.8rem 0.34rem 0; border-bottom: 1px solid var(--line); font-weight: 400; vertical-align: baseline; }
     thead th { color: var(--soft); font-size: 0.76rem; } .right { text-align: right; white-space: nowrap; }
+    th button { padding: 0 0.4rem; font-size: inherit; }
     td .tok { margin-right: 0.3rem; white-space: nowrap; }
     .wrap { overflow-x: auto; }
     @media (max-width: 720px) { .sum { grid-template-columns: 1rem 6.4rem minmax(0, 1fr) 3.4rem; } }
   `];
+
+  #path(top: number): string | null {
+    return this.session.ofTrace("block", { layer: this.session.here.layer, position: this.session.here.query, top });
+  }
 
   override render() {
     const block = this.#block.value, error = this.#block.error;
@@ -62,10 +69,10 @@ export class BlockView extends Follower {
       </div>
       <p class="small soft">Right: the length of each vector. A layer switched off is left out of this sum; the text is not written anew.</p>
       <gf-receipt .of=${block.receipt}></gf-receipt>
-      <h3>${block.neurons.length ? `The neurons that write most here, of ${count(block.d_ff)}` : "The experts chosen here"}</h3>
+      <h3>${block.experts.length ? "The experts chosen here" : `The neurons that write most here, of ${count(block.d_ff)}`}</h3>
       ${block.refused ? html`<gf-refused heading="No neurons" reason=${block.refused}></gf-refused>` : nothing}
       ${block.experts.length ? html`<gf-bars meaning="forward" top="1" label="Weights of the experts" .bars=${block.experts.map((one) => ({ label: `expert ${one.index}`, value: one.weight }))}></gf-bars>` : nothing}
-      ${block.neurons.length ? this.#neurons(block) : nothing}`;
+      ${this.#detail.value?.neurons.length ? this.#neurons(this.#detail.value) : nothing}`;
   }
 
   /** What the block leaves, its own result where nothing is switched off. */
@@ -78,8 +85,15 @@ export class BlockView extends Follower {
   #neurons(block: BlockSum) {
     const most = num(block.neurons[0]?.written ?? 1), words = (named: Named[]) => named.map((one) => quoted(one.text));
     return html`<div class="wrap" tabindex="0" role="region" aria-label="Neurons"><table><thead><tr><th>neuron</th><th class="right">activation</th><th class="right">writes</th><th>towards</th><th>away from</th></tr></thead>
-      <tbody>${block.neurons.map((one) => html`<tr><th scope="row" class="num">${one.index}</th><td class="right num">${short(one.act)}</td>
-        <td class="right num" ${look({ opacity: 0.55 + 0.45 * (num(one.written) / most) })}>${short(one.written)}</td><td>${words(one.promotes)}</td><td class="soft">${words(one.suppresses)}</td></tr>`)}</tbody></table></div>`;
+      <tbody>${block.neurons.map((one) => html`<tr class=${one.index === this.#neuron(block) ? "here" : ""}><th scope="row" class="num"><button aria-pressed=${one.index === this.#neuron(block)} aria-label="neuron ${one.index}" @click=${() => this.session.more({ neuron: String(one.index) })}>${one.index}</button></th><td class="right num">${short(one.act)}</td>
+        <td class="right num" ${look({ opacity: 0.55 + 0.45 * (num(one.written) / most) })}>${short(one.written)}</td><td>${words(one.promotes)}</td><td class="soft">${words(one.suppresses)}</td></tr>`)}</tbody></table></div>
+      <gf-cause .session=${this.session} label="Silence neuron ${this.#neuron(block)} of block ${block.layer}, and write anew" .edit=${{ op: "ablate", point: `blocks.${block.layer}.mlp.act`, dim: this.#neuron(block) }}></gf-cause>`;
+  }
+
+  /** The neuron that is picked: the one asked for, or the loudest. */
+  #neuron(block: BlockSum): number {
+    const asked = Number(this.session.place.more["neuron"] ?? NaN);
+    return block.neurons.some((one) => one.index === asked) ? asked : (block.neurons[0]?.index ?? 0);
   }
 
   #toggle(off: string, key: string): void {

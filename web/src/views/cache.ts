@@ -4,6 +4,7 @@ import { customElement, state } from "lit/decorators.js";
 import { look } from "../lib/look.js";
 import "../parts/bars.js";
 import "../parts/matrix.js";
+import "../parts/cause.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import "../parts/where.js";
@@ -56,6 +57,8 @@ export class CacheView extends Follower {
       <gf-matrix meaning="key" most="720" .data=${cache.mass.flat().map(num)} .rows=${heads} .columns=${columns} .row=${session.here.head} .column=${session.here.query}
         rowName="head" rowHeight=${heads > 16 ? 12 : 22} columnName="token" .columnLabel=${name} label="Attention received" @pick=${(event: CustomEvent<Pick>) => session.go({ head: event.detail.row, query: event.detail.column })}></gf-matrix>
       <gf-receipt .of=${cache.receipt}></gf-receipt>
+      <gf-cause .session=${session} label="Hide token ${session.here.query} from all that follow, in block ${cache.layer}, and write anew"
+        .edit=${session.here.query < n - 1 ? { op: "knockout", point: `blocks.${cache.layer}.attn.scores`, query: Array.from({ length: n - 1 - session.here.query }, (_, i) => session.here.query + 1 + i), key: session.here.query } : null}></gf-cause>
       ${this.#saved()}`;
   }
 

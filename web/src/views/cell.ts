@@ -4,6 +4,7 @@ import { customElement, state } from "lit/decorators.js";
 import "../parts/bars.js";
 import "../parts/formula.js";
 import "../parts/pattern.js";
+import "../parts/cause.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import "../parts/strip.js";
@@ -43,7 +44,9 @@ export class CellView extends Follower {
       <div class="title"><h2>Attention, worked out</h2><gf-where .session=${session}></gf-where></div>
       ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
       ${error || !cell ? nothing : html`<div class="top"><gf-pattern .session=${session} most="400"></gf-pattern>${this.#row(cell)}</div>${this.#steps(cell)}
-      <gf-receipt .of=${cell.receipt}></gf-receipt>`}
+      <gf-receipt .of=${cell.receipt}></gf-receipt>
+      <gf-cause .session=${session} label="Hide key ${cell.key} from query ${cell.query} here, and write anew"
+        .edit=${cell.visible ? { op: "knockout", point: `blocks.${cell.layer}.attn.scores`, head: cell.head, query: cell.query, key: cell.key } : null}></gf-cause>`}
     </section>`;
   }
 

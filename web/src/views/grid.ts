@@ -4,6 +4,7 @@ import { customElement, property } from "lit/decorators.js";
 import { look } from "../lib/look.js";
 import "../parts/matrix.js";
 import "../parts/pattern.js";
+import "../parts/cause.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import "../parts/where.js";
@@ -27,9 +28,16 @@ export class GridRow extends Follower {
     button[aria-pressed="true"] { border-color: var(--ink); background: none; }
   `];
 
+  #drawn: { of: Grid | null; pictures: Float32Array[] } = { of: null, pictures: [] };
+
+  /** The same arrays as long as it is the same answer, so that nothing is drawn twice. */
   get pictures(): Float32Array[] {
     const grid = this.#grid.value;
-    if (!grid) return [];
+    if (grid && grid !== this.#drawn.of) this.#drawn = { of: grid, pictures: this.#unpack(grid) };
+    return this.#drawn.pictures;
+  }
+
+  #unpack(grid: Grid): Float32Array[] {
     const all = Float32Array.from(fromBase64(grid.pictures), (byte) => byte / 255), size = grid.rows * grid.columns;
     return Array.from({ length: grid.heads }, (_, head) => all.subarray(head * size, (head + 1) * size));
   }
@@ -58,6 +66,7 @@ export class GridView extends Follower {
       <div class="grid" tabindex="0" role="group" aria-label="All heads">${anatomy?.layers.map((_, layer) => html`<gf-grid-row .session=${session} .layer=${layer}></gf-grid-row>`)}</div>
       <h3>Block ${here.layer}, head ${here.head}</h3>
       <gf-pattern .session=${session}></gf-pattern>
+      <gf-cause .session=${session} label="Take this head out, and write anew" .edit=${{ op: "ablate", point: `blocks.${here.layer}.attn.z`, head: here.head }}></gf-cause>
       <gf-pinned .session=${session}></gf-pinned>
     </section>`;
   }

@@ -1,6 +1,7 @@
 /** View 7. The heads side by side, each through its own slice of W_o, and their sum. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
+import "../parts/cause.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import "../parts/strip.js";
@@ -66,7 +67,9 @@ export class HeadsView extends Follower {
           <tr class="sum"><th scope="row">sum</th><td></td><td><gf-strip meaning="residual" .data=${muted.size ? left : heads.out} .top=${top} label="what attention writes">${muted.size ? "without the muted heads" : "what attention writes"}</gf-strip></td>
             <td class="n num">${short(Math.hypot(...(muted.size ? left : heads.out.map(num))))}</td><td></td></tr></tbody></table></div>
       <p class="small soft">A share is the part's projection on the sum, over the sum's length: all shares add up to 100%, and one that works against it is negative.</p>
-      <gf-receipt .of=${heads.receipt}></gf-receipt>`;
+      <gf-receipt .of=${heads.receipt}></gf-receipt>
+      <gf-cause .session=${session} label="Take head ${session.here.head} of block ${heads.layer} out, and write anew"
+        .edit=${{ op: "ablate", point: `blocks.${heads.layer}.attn.z`, head: session.here.head }}></gf-cause>`;
   }
 
   #mute(head: number): void {

@@ -3,6 +3,7 @@ import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
 import "../parts/bars.js";
 import "../parts/matrix.js";
+import "../parts/cause.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import { Ask } from "../ask.js";
@@ -48,7 +49,8 @@ export class LensAttribution extends Follower {
           label="Shares of the heads" @pick=${(event: CustomEvent<Pick>) => session.go({ layer: event.detail.row, head: event.detail.column })}></gf-matrix>
           <p class="small soft">Blue speaks for ${quoted(shares.target[1])}, grey against it, in logits.</p></div>
         <gf-bars meaning="forward" wide label="Shares of all else" .bars=${rest.map(([label, value]) => ({ label, value, text: short(value) }))}></gf-bars></div>
-      <gf-receipt .of=${shares.receipt}></gf-receipt>`;
+      <gf-receipt .of=${shares.receipt}></gf-receipt>
+      <gf-cause .session=${session} label="Take head ${here.head} of block ${here.layer} out, and write anew" .edit=${{ op: "ablate", point: `blocks.${here.layer}.attn.z`, head: here.head }}></gf-cause>`;
   }
 
   #choose(which: "target" | "rival", now: [number, string]) {

@@ -3,6 +3,7 @@ import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
 import { look } from "../lib/look.js";
 import "../parts/formula.js";
+import "../parts/cause.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import "../parts/strip.js";
@@ -57,7 +58,9 @@ export class QKVView extends Follower {
         <span>x, normed</span><gf-strip .data=${qkv.x} meaning="residual" label="x, what attention reads">what all heads of the block read</gf-strip></div>
       <div class="three">${PARTS.map(([part, name, matrix]) => this.#one(qkv, part, name, matrix, move))}</div>
       ${qkv.n_kv_heads < qkv.n_heads ? html`<p class="small soft">${qkv.n_heads} query heads share ${qkv.n_kv_heads} of keys and values: head ${qkv.head} reads pair ${qkv.kv_head}.</p>` : nothing}
-      <gf-receipt .of=${qkv.receipt}></gf-receipt>`;
+      <gf-receipt .of=${qkv.receipt}></gf-receipt>
+      <gf-cause .session=${this.session} label="Empty this token's value in this head, and write anew"
+        .edit=${{ op: "ablate", point: `blocks.${qkv.layer}.attn.v`, head: qkv.kv_head, position: qkv.position }}></gf-cause>`;
   }
 
   #one(qkv: QKV, part: "q" | "k" | "v", name: "query" | "key" | "value", matrix: string, move: (event: CustomEvent<number>) => void) {

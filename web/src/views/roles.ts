@@ -3,6 +3,7 @@ import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
 import "../parts/bars.js";
 import "../parts/matrix.js";
+import "../parts/cause.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import { Ask } from "../ask.js";
@@ -54,7 +55,8 @@ export class RolesView extends Follower {
         @pick=${(event: CustomEvent<number>) => { const one = best[event.detail]; if (one) session.visit("cell", { layer: one.layer, head: one.head }); }}></gf-bars>
       <p class="small soft">Mean over the ${count(roles.queries[role] ?? 0)} tokens that see such a key. Click a head to open its evidence.</p>` : nothing}
       ${REPEATED.has(role) ? html`<p><button @click=${() => this.#twice()}>Read this text twice over</button></p>` : nothing}
-      <p class="small">A head that looks where a role says need not be what makes the model say so: mute it under <button @click=${() => session.visit("heads")}>W<sub>o</sub></button> and see.</p></div>`;
+      <p class="small">A head that looks where a role says need not be what makes the model say so.</p></div>
+      <gf-cause .session=${session} label="Take head ${session.here.head} of block ${session.here.layer} out, and write anew" .edit=${{ op: "ablate", point: `blocks.${session.here.layer}.attn.z`, head: session.here.head }}></gf-cause>`;
   }
 
   #twice(): void {
