@@ -23,6 +23,7 @@ from glassformer.inspect.saved import load as load_trace
 from glassformer.inspect.sweep import Sweep, sweep
 from glassformer.inspect.trace import Trace
 from glassformer.inspect.tracing import read_trace, write_trace
+from glassformer.inspect.viewed import Viewed
 from glassformer.nn.device import Choice, choose, explain
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
@@ -88,8 +89,10 @@ class Generation:
         return self.continuations[0].text
 
 
-class LanguageModel:
+class LanguageModel(Viewed):
     """A `Decoder`, its tokenizer (None: it takes token ids) and the tokens that end a text."""
+
+    of = "model"
 
     def __init__(
         self,

@@ -12,8 +12,7 @@ from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import block_of, position_of
-from glassformer.inspect.views.result import Named, off
-from glassformer.inspect.views.words import spell
+from glassformer.inspect.views.result import Named, named, off
 from glassformer.nn.mlp import MLP
 
 
@@ -102,17 +101,11 @@ def _neurons(t: Trace, layer: int, act: Float[Tensor, "F"], top: int) -> tuple[N
     best = written.topk(min(top, len(act))).indices
     directions = (mlp.down.weight[:, best].float() * act[best]).T  # [top, D]
     logits = directions @ t.model.head_weight.float().T  # [top, V]
-    most, least = logits.topk(4, -1), (-logits).topk(4, -1)
+    most, least = logits.topk(4, -1), logits.topk(4, -1, largest=False)
     found = []
     for row, index in enumerate(best.tolist()):
-        named = [
-            tuple(
-                Named(id, spell(t.lm, id), sign * value)
-                for id, value in zip(side.indices[row].tolist(), side.values[row].tolist(), strict=True)
-            )
-            for side, sign in ((most, 1), (least, -1))
-        ]
-        found.append(Neuron(index, act[index].item(), written[index].item(), *named))
+        both = [named(t.lm, side.indices[row], side.values[row]) for side in (most, least)]
+        found.append(Neuron(index, act[index].item(), written[index].item(), *both))
     return tuple(found)
 
 

@@ -11,8 +11,7 @@ import torch
 from glassformer.generate.sampling import Sampling, check_number, choose, stages
 from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import position_of
-from glassformer.inspect.views.result import Named
-from glassformer.inspect.views.words import spell
+from glassformer.inspect.views.result import Named, named
 
 
 @dataclass(frozen=True)
@@ -77,14 +76,13 @@ def sampling(
         n = min(1000, draws - begin)
         drawn.update(choose(logits.expand(n, -1), settings, [generator] * n).tolist())
     counts = tuple(drawn[id] for id in ids)
-    named = tuple(Named(id, spell(t.lm, id), value) for id, value in zip(ids, best.values.tolist(), strict=True))
     receipt = Receipt(
-        f'stages(t["final.logits"].tensor[{position}][None], Sampling(temperature={temperature}, top_k={top_k}, '
-        f"top_p={top_p}, min_p={min_p}))",
+        f"t.sampling(position={position}, temperature={temperature}, top_k={top_k}, top_p={top_p}, min_p={min_p}, "
+        f"top={top}, draws={draws}, seed={seed})",
         "by the very function that generates: its last stage sums to 1",
         abs(list(after.values())[-1].double().softmax(-1).sum().item() - 1),
     )
-    return Choice(position, named, found, draws, counts, draws - sum(counts), receipt)
+    return Choice(position, named(t.lm, best.indices, best.values), found, draws, counts, draws - sum(counts), receipt)
 
 
 def _likeliest(logits: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace import Trace
 from glassformer.nn.attention import Attention
@@ -19,8 +20,14 @@ def block_of(t: Trace, layer: int) -> Block:
 
 
 def attention_of(t: Trace, layer: int, head: int = 0) -> Attention:
-    """RequestError for a layer or head that the model does not have."""
+    """RequestError for a layer or head that the model does not have, or attention that has no row of W_q for each."""
     attention = block_of(t, layer).attn
+    if not isinstance(attention, Attention):
+        raise RequestError(
+            f"block {layer} makes its keys and values of a latent: they have no matrices of their own to show here; "
+            f'its numbers are t["blocks.{layer}.attn.q"] and the other points',
+            param="view",
+        )
     check_number("head", head, 0, attention.config.n_heads - 1)
     return attention
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from glassformer.inspect.trace import Language, spelled
+
 
 @dataclass(frozen=True)
 class Named:
@@ -16,6 +18,11 @@ class Named:
     id: int
     text: str
     value: float
+
+
+def named(lm: Language, ids: Tensor, values: Tensor) -> tuple[Named, ...]:
+    """Tokens of the vocabulary, each with its number."""
+    return tuple(Named(i, spelled(lm.tokenizer, i), x) for i, x in zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def plain(value: Any) -> Any:
@@ -27,8 +34,8 @@ def plain(value: Any) -> Any:
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Tensor):
         return [plain(row) for row in value] if value.ndim > 1 else plain([float(f"{x:.9g}") for x in value.tolist()])
-    if isinstance(value, tuple) and (named := getattr(value, "_asdict", None)):
-        return {key: plain(one) for key, one in named().items()}
+    if isinstance(value, tuple) and (fielded := getattr(value, "_asdict", None)):
+        return {key: plain(one) for key, one in fielded().items()}
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -10,10 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Receipt, Trace
+from glassformer.inspect.trace import Receipt, Trace, spelled
 from glassformer.inspect.views.layer import at
-from glassformer.inspect.views.result import Named
-from glassformer.inspect.views.words import spell
+from glassformer.inspect.views.result import Named, named
 
 CHUNK = 64  # positions whose logits, [64, V], are held at a time
 
@@ -53,18 +52,15 @@ def summary(t: Trace, *, top: int = 5) -> Summary:
         probs = logits.softmax(-1)
         best = probs.topk(top, -1)
         for row in range(len(logits)):
-            named = tuple(
-                Named(id, spell(t.lm, id), value)
-                for id, value in zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
-            )
+            likeliest = named(t.lm, best.indices[row], best.values[row])
             if begin + row + 1 == len(t.ids):
-                following = named
+                following = likeliest
             else:
                 own = probs[row, t.ids[begin + row + 1]]
-                found.append((own.item(), int((probs[row] > own).sum()), named))
-    tokens = [Seen(0, t.ids[0], spell(t.lm, t.ids[0]), t.n_prompt == 0, None, None, ())]
-    for i, (prob, rank, named) in enumerate(found, 1):
-        tokens.append(Seen(i, t.ids[i], spell(t.lm, t.ids[i]), i >= t.n_prompt, prob, rank, named))
+                found.append((own.item(), int((probs[row] > own).sum()), likeliest))
+    tokens = [Seen(0, t.ids[0], spelled(t.lm.tokenizer, t.ids[0]), t.n_prompt == 0, None, None, ())]
+    for i, (prob, rank, likeliest) in enumerate(found, 1):
+        tokens.append(Seen(i, t.ids[i], spelled(t.lm.tokenizer, t.ids[i]), i >= t.n_prompt, prob, rank, likeliest))
     value = t["final.norm"]
     receipt = Receipt('t["final.logits"].tensor.softmax(-1)', value.identity, value.error)
     return Summary(tuple(tokens), t.n_prompt, following, receipt)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Language, Receipt
-from glassformer.inspect.views.result import Named, off
-from glassformer.inspect.views.words import spell
+from glassformer.inspect.trace import Language, Receipt, spelled
+from glassformer.inspect.views.result import Named, named, off
 
 Table = Literal["input", "output"]
 MOST = 2000  # rows on a plane
@@ -69,13 +68,11 @@ def embedding(lm: Language, *, token: int, n: int = 10, table: Table = "input") 
     cosine = torch.cat([part.float() @ row for part in rows.split(1 << 14)]) / (lengths * row.norm()).clamp(min=1e-30)
     cosine[token] = -2
     best = cosine.topk(n)
-    nearest = tuple(
-        Named(id, spell(lm, id), value) for id, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    )
+    nearest = named(lm, best.indices, best.values)
     looked_up = lm.model.embed(torch.tensor([token], device=rows.device))[0] if table == "input" else rows[token]
     receipt = Receipt(f"{name}[{token}]", "max |the row shown - the row the model reads|", off(looked_up, row))
     tied = lm.model.head is None
-    return Embedding(Named(token, spell(lm, token), row.norm().item()), row, nearest, tied, receipt)
+    return Embedding(Named(token, spelled(lm.tokenizer, token), row.norm().item()), row, nearest, tied, receipt)
 
 
 @torch.no_grad()
@@ -84,7 +81,7 @@ def embedding_map(lm: Language, *, tokens: tuple[int, ...], table: Table = "inpu
 
     RequestError for fewer than three different tokens, or tokens outside the vocabulary.
     """
-    name, rows = table_of(lm, table)
+    _, rows = table_of(lm, table)
     chosen = list(dict.fromkeys(tokens))
     if not 3 <= len(chosen) <= MOST:
         raise RequestError(f"a plane needs 3 to {MOST} different tokens, got {len(chosen)}", param="tokens")
@@ -96,10 +93,13 @@ def embedding_map(lm: Language, *, tokens: tuple[int, ...], table: Table = "inpu
     points, share = u[:, :2] * s[:2], (s**2 / (s**2).sum().clamp(min=1e-300))[:2]
     farthest = points.gather(0, points.abs().argmax(0, keepdim=True))
     points = points * farthest.sign()  # an axis may point either way: let it be the same each time
-    places = tuple(Place(id, spell(lm, id), *point) for id, point in zip(chosen, points.tolist(), strict=True))
+    places = tuple(
+        Place(id, spelled(lm.tokenizer, id), *point) for id, point in zip(chosen, points.tolist(), strict=True)
+    )
     first, second = [*share.tolist(), 0.0][:2]
+    what = f"tokens={tuple(chosen)}" + ("" if table == "input" else f", table={table!r}")
     receipt = Receipt(
-        f"E = {name}[{chosen}].double(); U, S, _ = torch.linalg.svd(E - E.mean(0)); (U * S)[:, :2]",
+        f"lm.embedding_map({what})",
         "share of the variance that the plane does not show",
         1 - first - second,
     )

@@ -48,7 +48,7 @@ def stream(t: Trace) -> Float[Tensor, "L1 T D"]:
 def tracks(t: Trace) -> Tracks:
     """The length of every token's residual stream before each block, and after the last."""
     windows = tuple(layer.attention.window for layer in t.config.layers)
-    receipt = Receipt('t["blocks.0.resid_pre"].tensor.norm(dim=-1)')
+    receipt = Receipt("t.tracks()")
     return Tracks(stream(t).norm(dim=-1), windows, t.config.context_length, receipt)
 
 
@@ -69,7 +69,7 @@ def changed(t: Trace, *, other: Trace) -> Changed:
     first = differ[0] if differ else None
     before = distances[:, :first].max().item() if first else 0.0
     receipt = Receipt(
-        '(t["blocks.0.resid_pre"].tensor - other["blocks.0.resid_pre"].tensor).norm(dim=-1)',
+        "t.changed(other=other)",
         "largest distance left of the first difference",
         before,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glassformer.errors import RequestError, TokenizerError
-from glassformer.inspect.trace import Language, Receipt
+from glassformer.inspect.trace import Language, Receipt, shown
 from glassformer.text.bpe import BPE
 from glassformer.text.library import LibraryCore
 from glassformer.text.tokenizer import Tokenizer
@@ -91,7 +91,7 @@ def merges(lm: Language, *, word: str) -> Merges:
     ids = tuple(bpe.vocab[bytes.fromhex(part)] for part in steps[-1].bytes)
     theirs = tokenizer.encode(word, bare=True)
     receipt = Receipt(
-        f"list(BPE.from_json(lm.tokenizer.core.json).merge_steps({word!r}))",
+        f"lm.merges(word={word!r})",
         "the last parts' ids are the fast tokenizer's",
         float(list(ids) != theirs),
     )
@@ -102,21 +102,3 @@ def tokenizer_of(lm: Language) -> Tokenizer:
     if lm.tokenizer is None:
         raise RequestError("this model has no tokenizer: it takes token ids", param="text")
     return lm.tokenizer
-
-
-def shown(data: bytes) -> str:
-    """A token's bytes as text; bytes that are no whole character as <E2 80>."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return f"<{data.hex(' ').upper()}>"
-
-
-def spell(lm: Language, id: int) -> str:
-    """A token of the vocabulary as text; #17 where the model has no tokenizer, or the id no token."""
-    if lm.tokenizer is None:
-        return f"#{id}"
-    try:
-        return shown(lm.tokenizer.token_bytes(id))
-    except TokenizerError:
-        return f"#{id}"

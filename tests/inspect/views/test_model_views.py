@@ -9,11 +9,12 @@ from generate.writers import make_tokenizer
 from tiny import tiny
 
 from glassformer.errors import RequestError
+from glassformer.inspect.trace import shown
 from glassformer.inspect.views.anatomy import anatomy
 from glassformer.inspect.views.registry import VIEWS, find_view
 from glassformer.inspect.views.result import plain
 from glassformer.inspect.views.table import embedding, embedding_map, table_of
-from glassformer.inspect.views.words import merges, shown, tokens
+from glassformer.inspect.views.words import merges, tokens
 from glassformer.lm import LanguageModel, load
 
 TEXT = "the cat sat. 吾輩は猫である。 👩‍👩‍👧"

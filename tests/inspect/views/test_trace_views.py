@@ -301,6 +301,28 @@ def test_views_never_refuse_a_decoder(t):
             assert found["receipt"]["python"]
 
 
+def test_every_receipt_is_a_line_of_python_that_runs():
+    """With nothing but `lm`, `t` and `other` at hand."""
+    lm = LanguageModel(tiny("qwen3", vocab_size=make_tokenizer().vocab_size), make_tokenizer())
+    t, other = lm.trace("the cat sat"), lm.trace("the cat ran")
+    of_model = {"tokens": {"text": "a cat"}, "merges": {"word": "cat"}, "embedding": {"token": 7}}
+    of_model["embedding_map"] = {"tokens": (7, 8, 9, 30)}
+    given = {**SHOWN, **of_model, "qkv": {"layer": 1, "head": 2, "position": 1}, "block": {"layer": 1, "position": 1}}
+    given |= {"cell": {"layer": 1, "head": 2, "query": 2, "key": 1}, "heads": {"layer": 1, "position": 1}}
+    given |= {"changed": {"other": other}, "fork": {"other": other}}
+    for name, view in VIEWS.items():
+        found = view.function(lm if view.of == "model" else t, **given.get(name, {}))
+        assert eval(found.receipt.python, {"lm": lm, "t": t, "other": other}) is not None, name
+
+
+def test_views_are_methods():
+    t = made("gpt2")
+    assert plain(t.cell(layer=1, head=2, query=7, key=3)) == plain(cell(t, layer=1, head=2, query=7, key=3))
+    assert "cell" in dir(t)
+    with pytest.raises(AttributeError, match="Trace has no 'anatomy'"):
+        t.anatomy()
+
+
 @pytest.mark.parametrize(
     ("name", "given", "match"),
     [
