@@ -87,6 +87,8 @@ export class App extends Follower {
 
   override updated(): void {
     const title = this.#view?.title;
+    const tabs = this.renderRoot.querySelector("main nav ul"), tab = tabs?.querySelector<HTMLElement>("[aria-current]");
+    if (tabs && tab && tabs.scrollWidth > tabs.clientWidth) tabs.scrollLeft = tab.offsetLeft - tabs.clientWidth / 2;
     document.title = title ? `${title} · Glassformer` : "Glassformer";
   }
 

@@ -92,6 +92,12 @@ export class Session extends EventTarget {
     return this.trace?.tokens ?? [];
   }
 
+  /** How many tokens have passed through the model: of the text being written, or of the one that is open. */
+  get passed(): number {
+    const last = this.writing?.at(-1);
+    return last ? last.position + 1 : this.writing ? 0 : this.tokens.length;
+  }
+
   /** Where one is, with what the address leaves open filled in. */
   get here(): Here {
     const { place, first } = this;

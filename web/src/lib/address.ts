@@ -1,5 +1,7 @@
 /** Where one is, as the address says it: everything that a link must bring back. */
 
+import { stepOf } from "../steps.js";
+
 export type Edit = Record<string, string | number | boolean | null | number[]>;
 
 export interface Place {
@@ -14,7 +16,7 @@ export interface Place {
   query: number;
   key: number;
   edits: Edit[];
-  step: number; // of the guided walk; -1: none
+  step: number; // of the guided walk, by default the view's own; -1: none
   more: Record<string, string>; // what one view alone asks for
 }
 
@@ -34,7 +36,7 @@ export const START: Place = {
   more: {},
 };
 
-const WHOLE = ["write", "seed", "layer", "head", "query", "key", "step"] as const;
+const WHOLE = ["write", "seed", "layer", "head", "query", "key"] as const;
 
 /** `#/cell?layer=2&head=1`: what differs from the start alone. */
 export function write(place: Place): string {
@@ -43,6 +45,7 @@ export function write(place: Place): string {
   if (place.text !== START.text) fields.set("text", place.text);
   if (place.temperature !== START.temperature) fields.set("temperature", String(place.temperature));
   for (const name of WHOLE) if (place[name] !== START[name]) fields.set(name, String(place[name]));
+  if (place.step !== stepOf(place.view, 0)) fields.set("step", String(place.step));
   if (place.edits.length) fields.set("edits", JSON.stringify(place.edits));
   for (const [name, value] of Object.entries(place.more)) fields.set(`_${name}`, value);
   const query = fields.toString();
@@ -60,6 +63,7 @@ export function read(hash: string): Place {
   place.text = fields.get("text") ?? START.text;
   place.temperature = number(fields.get("temperature"), START.temperature, 0, 2);
   for (const name of WHOLE) place[name] = Math.trunc(number(fields.get(name), START[name], -1, Number.MAX_SAFE_INTEGER));
+  place.step = Math.trunc(number(fields.get("step"), stepOf(place.view, 0), -1, 99));
   place.edits = edits(fields.get("edits"));
   for (const [name, value] of fields) if (name.startsWith("_")) place.more[name.slice(1)] = value;
   return place;

@@ -1,6 +1,7 @@
 /** The model at a glance, always in sight: its parts in the order of a pass, and where one is. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
+import { look } from "../lib/look.js";
 import { big } from "../lib/number.js";
 import { views, Follower, type ViewEntry } from "../view.js";
 
@@ -17,6 +18,8 @@ export class ModelMap extends Follower {
     .block > span { font-size: 0.7rem; color: var(--soft); text-align: center; }
     .block button { font-size: 0.7rem; padding: 0.24rem 0.1rem; border-radius: 6px; }
     .tight .block button { padding: 0.03rem; font-size: 0.64rem; }
+    .kept { grid-column: 2 / -1; grid-row: 2; height: 3px; border-radius: 2px; background: var(--wash); overflow: hidden; }
+    .kept b { display: block; height: 100%; background: linear-gradient(var(--key) 50%, var(--value) 50%); }
     .a { border-left: 3px solid var(--query); } .m { border-left: 3px solid var(--forward); }
     button[aria-current] { background: var(--ink); color: var(--paper); border-color: var(--ink); }
     button[aria-current] small { color: inherit; }
@@ -30,13 +33,14 @@ export class ModelMap extends Follower {
       button { padding: 0.2rem 0.5rem; }
       button small, p { display: none; }
       .block { grid-template-columns: auto auto auto; background: var(--paper); }
+      .kept { display: none; }
       .block > span { padding: 0 0.1rem 0 0.25rem; }
       .block button, .tight .block button { padding: 0.2rem 0.32rem; font-size: 0.7rem; }
     }
   `];
 
   override render() {
-    const { anatomy, place, here } = this.session;
+    const { anatomy, place, here, passed } = this.session;
     if (!anatomy) return nothing;
     const view = views().find((one) => one.id === place.view), n = anatomy.layers.length;
     const at = view?.place, inside = at === "attention" || at === "forward" || at === "block";
@@ -45,8 +49,9 @@ export class ModelMap extends Follower {
     return html`<nav aria-label="Map of the model"><ol class=${n > 8 ? "tight" : ""}>
       ${stop("text", "Tokenizer", `${anatomy.vocab_size.toLocaleString("en-US")} tokens`)}
       ${stop("embed", "Embedding", `${anatomy.vocab_size} × ${anatomy.d_model}`)}
-      ${anatomy.layers.map((_, i) => html`<li class="block ${inside && here.layer === i ? "here" : ""}"><span>${i}</span>
+      ${anatomy.layers.map((one, i) => html`<li class="block ${inside && here.layer === i ? "here" : ""}"><span>${i}</span>
         <button class="a" aria-label="attn, attention of block ${i}" aria-current=${at === "attention" && here.layer === i ? "location" : nothing} @click=${() => this.#open("attention", i)}>attn</button>
+        <i class="kept" title="its cache: ${Math.min(passed, one.window ?? passed)} of ${Math.min(anatomy.context, one.window ?? anatomy.context)} tokens"><b ${look({ width: `${Math.min(100, (100 * passed) / Math.min(anatomy.context, one.window ?? anatomy.context))}%` })}></b></i>
         <button class="m" aria-label="ffn, feed-forward layer of block ${i}" aria-current=${(at === "forward" || at === "block") && here.layer === i ? "location" : nothing} @click=${() => this.#open("block", i)}>ffn</button></li>`)}
       ${stop("head", "LM head", anatomy.tied ? "tied to the embedding" : `${anatomy.d_model} × ${anatomy.vocab_size}`)}
       ${stop("model", "Whole model", `${big(anatomy.parameters)} parameters`)}

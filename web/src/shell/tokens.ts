@@ -29,7 +29,7 @@ export class TokenRow extends Follower {
     if (writing) {
       return html`<div class="tokens" role="status" aria-label="The text being written">
         ${[...session.place.text].slice(-160).join("")}${writing.map((token) => html`<button disabled class="written">${this.#text(token.text)}</button>`)}<span class="soft">▍</span></div>
-        <p class="note"><span>${writing.length ? `${writing.length} tokens written, each one seen by the next through the cache` : "reading …"}</span></p>`;
+        <p class="note"><span>${writing.length ? `${writing.length} tokens written; the cache holds ${session.passed}` : "reading …"}</span></p>`;
     }
     if (!trace) return nothing;
     return html`<div class="tokens" role="group" aria-label="Tokens">${trace.tokens.map((token, i) => html`<button

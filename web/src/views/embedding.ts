@@ -2,6 +2,7 @@
 import { css, html, nothing, svg } from "lit";
 import { customElement } from "lit/decorators.js";
 import "../parts/bars.js";
+import "../parts/formula.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import "../parts/strip.js";
@@ -16,6 +17,7 @@ const WIDE = 640, HIGH = 380, EDGE = 34;
 @customElement("gf-view-embedding")
 export class EmbeddingView extends Follower {
   #one = new Ask<Embedding>(this, () => this.session.ofModel("embedding", { token: this.#token, n: 12, table: this.#table }));
+  #two = new Ask<Embedding>(this, () => (this.#with === null ? null : this.session.ofModel("embedding", { token: this.#with, n: 1, table: this.#table })));
   #map = new Ask<EmbeddingMap>(this, () => {
     const near = this.#one.value?.nearest.map((one) => one.id) ?? [];
     const ids = [...new Set([...this.session.tokens.map((token) => token.id), ...near])];
@@ -36,6 +38,12 @@ export class EmbeddingView extends Follower {
     return Number.isInteger(asked) ? asked : (session.tokens[session.here.query]?.id ?? 0);
   }
 
+  /** A second token, to compare. */
+  get #with(): number | null {
+    const asked = this.session.place.more["with"];
+    return asked === undefined || !Number.isInteger(Number(asked)) ? null : Number(asked);
+  }
+
   get #table(): string {
     return this.session.place.more["table"] === "output" ? "output" : "input";
   }
@@ -48,12 +56,24 @@ export class EmbeddingView extends Follower {
           ${one.tied ? "The head reads the same table at the end." : "The head has a table of its own at the end."}</p>
         ${one.tied ? nothing : html`<div class="row">${["input", "output"].map((table) => html`<button aria-pressed=${table === this.#table} @click=${() => session.more({ table })}>${table} table</button>`)}</div>`}
         <gf-strip .data=${one.row} meaning="residual" .at=${-1} label="row ${one.token.id}">row ${one.token.id}</gf-strip>
+        ${this.#pair(one)}
         <gf-receipt .of=${one.receipt}></gf-receipt>
         <div><h3>Nearest to it, by cosine</h3>
           <gf-bars tokens pick meaning="residual" top="1" label="Nearest rows by cosine" .bars=${one.nearest.map((near) => ({ label: near.text, value: near.value, text: fixed(near.value) }))}
             @pick=${(event: CustomEvent<number>) => session.more({ token: String(one.nearest[event.detail]?.id ?? 0) })}></gf-bars></div>`}
       ${this.#plane()}
     </section>`;
+  }
+
+  #pair(one: Embedding) {
+    const { session } = this, two = this.#two.value, choices = new Map([...session.tokens.map((token): [number, string] => [token.id, token.text]), ...one.nearest.map((near): [number, string] => [near.id, near.text])]);
+    choices.delete(one.token.id);
+    const dot = two ? one.row.reduce((sum: number, x, i) => sum + num(x) * num(two.row[i] ?? 0), 0) : 0;
+    return html`<div class="row small"><label>beside it <select aria-label="A second token" @change=${(event: Event) => session.more({ with: (event.target as HTMLSelectElement).value || null })}><option value="">none</option>
+        ${[...choices].map(([id, text]) => html`<option value=${id} .selected=${id === this.#with}>${visible(text)}</option>`)}</select></label></div>
+      ${this.#with !== null && this.#two.error ? html`<gf-refused reason=${this.#two.error.message}></gf-refused>` : nothing}
+      ${this.#with !== null && two ? html`<gf-strip .data=${two.row} meaning="residual" label="row ${two.token.id}">row ${two.token.id}, ${visible(two.token.text)}</gf-strip>
+        <gf-formula>cosine = ${short(dot)} / (${short(one.token.value)} × ${short(two.token.value)}) = <b>${fixed(dot / (num(one.token.value) * num(two.token.value)))}</b></gf-formula>` : nothing}`;
   }
 
   #plane() {

@@ -12,6 +12,7 @@ import { Follower } from "../view.js";
 @customElement("gf-view-tokenizer")
 export class TokenizerView extends Follower {
   #tokens = new Ask<Tokens>(this, () => this.session.ofModel("tokens", { text: this.#text }));
+  #other = new Ask<Tokens>(this, () => (this.#beside ? `/v1/models/${encodeURIComponent(this.#beside)}/views/tokens?${new URLSearchParams({ text: this.#text })}` : null));
   #merges = new Ask<Merges>(this, () => (this.#word ? this.session.ofModel("merges", { word: this.#word }) : null));
 
   static override styles = [Follower.styles, css`
@@ -35,6 +36,12 @@ export class TokenizerView extends Follower {
     return this.session.place.more["try"] ?? this.session.place.text;
   }
 
+  /** Another served model, whose tokens stand beside these. */
+  get #beside(): string {
+    const { session } = this, asked = session.place.more["beside"] ?? "";
+    return session.models.includes(asked) && asked !== session.model ? asked : "";
+  }
+
   /** The word whose merges are shown: the one asked for, or the text's longest. */
   get #word(): string {
     const asked = this.session.place.more["word"];
@@ -51,12 +58,23 @@ export class TokenizerView extends Follower {
       ${tokens && !error ? html`<p class="soft small">${count(tokens.n_bytes)} bytes, ${count(tokens.tokens.length)} tokens of ${count(tokens.vocab_size)} known ones:
           ${(tokens.n_bytes / Math.max(1, tokens.tokens.length)).toFixed(2)} bytes each.</p>
         <p class="cut">${tokens.tokens.map((token) => html`<span title="id ${token.id}, bytes ${token.bytes}">${token.text === "" ? visible("") : token.text.replace(/\n/g, "⏎")}</span>`)}</p>
+        ${this.#second()}
         <div class="wrap" tabindex="0" role="region" aria-label="All tokens"><table><thead><tr><th>token</th><th>id</th><th>bytes</th><th>characters</th></tr></thead>
           <tbody>${tokens.tokens.map((token) => html`<tr><td class="num">${visible(token.text)}</td><td class="num">${token.id}</td><td class="num soft">${token.bytes.replace(/(..)(?=.)/g, "$1 ")}</td>
             <td class="num soft">${token.special ? "control token" : token.end > token.start ? `${token.start}–${token.end}` : "none of its own"}</td></tr>`)}</tbody></table></div>
         <gf-receipt .of=${tokens.receipt}></gf-receipt>` : nothing}
       ${this.#tree()}
     </section>`;
+  }
+
+  #second() {
+    const { session } = this, others = session.models.filter((name) => name !== session.model), tokens = this.#other.value;
+    if (!others.length) return nothing;
+    return html`<div class="row small"><label>beside it, the tokenizer of <select @change=${(event: Event) => session.more({ beside: (event.target as HTMLSelectElement).value || null })}>
+        <option value="">none</option>${others.map((name) => html`<option value=${name} .selected=${name === this.#beside}>${name}</option>`)}</select></label></div>
+      ${this.#other.error && this.#beside ? html`<gf-refused reason=${this.#other.error.message}></gf-refused>` : nothing}
+      ${tokens && this.#beside ? html`<p class="soft small">${count(tokens.tokens.length)} tokens of ${count(tokens.vocab_size)}:</p>
+        <p class="cut second">${tokens.tokens.map((token) => html`<span title="id ${token.id}, bytes ${token.bytes}">${token.text === "" ? visible("") : token.text.replace(/\n/g, "⏎")}</span>`)}</p>` : nothing}`;
   }
 
   #tree() {

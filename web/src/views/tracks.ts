@@ -6,7 +6,7 @@ import "../parts/matrix.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import { Ask } from "../ask.js";
-import { count, num } from "../lib/number.js";
+import { count, num, short } from "../lib/number.js";
 import type { Pick } from "../parts/matrix.js";
 import { quoted, visible } from "../parts/token.js";
 import type { Changed, TraceInfo, Tracks } from "../shapes.js";
@@ -17,7 +17,7 @@ const floor = (i: number): string => (i === 0 ? "the embedding" : `block ${i - 1
 
 @customElement("gf-view-tracks")
 export class TracksView extends Follower {
-  @state() private other: { of: string; trace: TraceInfo; text: string } | null = null;
+  @state() private other: { of: string; trace: TraceInfo } | null = null;
   @state() private wrong = "";
   #tracks = new Ask<Tracks>(this, () => this.session.ofTrace("tracks", {}));
   #changed = new Ask<Changed>(this, () => (this.other && this.other.of === this.session.trace?.id ? this.session.ofTrace("changed", { other: this.other.trace.id }) : null));
@@ -27,6 +27,7 @@ export class TracksView extends Follower {
     .axis { font-size: 0.78rem; color: var(--soft); display: flex; justify-content: space-between; }
     .context { height: 1.1rem; background: var(--wash); border-radius: 4px; overflow: hidden; position: relative; }
     .context span { position: absolute; inset: 0 auto 0 0; background: var(--residual); }
+    input[type="range"] { width: 100%; padding: 0; accent-color: var(--ink); }
     form { display: flex; gap: 0.6rem; flex-wrap: wrap; align-items: center; font-size: 0.86rem; } form input { width: 9rem; }
   `];
 
@@ -52,6 +53,8 @@ export class TracksView extends Follower {
       <div class="stack close"><h3>Where the context ends</h3>
         <div class="context"><span ${look({ width: `${(100 * n) / tracks.context}%` })}></span></div>
         <p class="axis"><span>${count(n)} tokens</span><span>${count(tracks.context)} at most</span></p>
+        <label class="small soft">end this text earlier, and see that nothing before the end changes: <input type="range" min="1" max=${n} aria-label="where the text ends" .value=${String(this.other?.of === session.trace?.id ? Math.min(n, this.other?.trace.tokens.length ?? n) : n)}
+          @change=${(event: Event) => void this.#read(() => (session.trace?.tokens ?? []).slice(0, Number((event.target as HTMLInputElement).value)).map((token) => token.id))} /></label>
         ${tracks.windows.some((w) => w !== null) ? html`<p class="small soft">Windows, block by block: ${tracks.windows.map((w) => w ?? "all").join(", ")} tokens back.</p>` : nothing}</div>
       ${this.#edit()}`;
   }
@@ -80,7 +83,7 @@ export class TracksView extends Follower {
       ${error ? html`<gf-refused reason=${error}></gf-refused>` : nothing}
       ${changed && this.other && this.other.of === session.trace?.id ? html`<gf-matrix meaning="key" most="720" .data=${changed.distances.flat().map(num)} .rows=${changed.distances.length} .columns=${n} .row=${changed.distances.length - 1} .column=${changed.first ?? 0}
           rowName="after" rowHeight="26" columnName="token" .rowLabel=${floor} .columnLabel=${(i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`} label="How far the two streams are apart"></gf-matrix>
-        <p class="small">${changed.first === null ? "Nothing differs." : html`The texts part at token ${changed.first}. Left of it nothing changes: the largest distance there is <span class="num">${String(num(changed.before))}</span>.`}</p>
+        <p class="small">${changed.first === null ? html`Of the ${n} tokens that both have, no cell differs: the largest distance is <span class="num">${short(Math.max(...changed.distances.flat().map(num)))}</span>. A token sees none that come later.` : html`The texts part at token ${changed.first}. Left of it nothing changes: the largest distance there is <span class="num">${String(num(changed.before))}</span>.`}</p>
         <gf-receipt .of=${changed.receipt}></gf-receipt>` : nothing}</div>`;
   }
 
@@ -88,15 +91,24 @@ export class TracksView extends Follower {
     event.preventDefault();
     const { session } = this, { trace, here } = session, text = String(new FormData(event.target as HTMLFormElement).get("text"));
     if (!trace) return;
-    this.wrong = "";
-    try {
+    await this.#read(async () => {
       const { tokens } = await session.ask<{ tokens: { id: number; special: boolean }[] }>(session.ofModel("tokens", { text }));
       const ids = trace.tokens.map((token) => token.id);
       ids.splice(here.query, 1, ...tokens.filter((token) => !token.special).map((token) => token.id));
-      const other = await session.transport.post<TraceInfo>("/v1/traces", { model: session.model, prompt: ids, max_tokens: 0 });
-      this.other = { of: trace.id, trace: other, text };
+      return ids;
+    });
+  };
+
+  /** Another text, token by token, beside this one. */
+  async #read(ids: () => number[] | Promise<number[]>): Promise<void> {
+    const { session } = this, { trace } = session;
+    if (!trace) return;
+    this.wrong = "";
+    try {
+      const other = await session.transport.post<TraceInfo>("/v1/traces", { model: session.model, prompt: await ids(), max_tokens: 0 });
+      this.other = { of: trace.id, trace: other };
     } catch (error) {
       this.wrong = error instanceof Refused ? error.message : String(error);
     }
-  };
+  }
 }
