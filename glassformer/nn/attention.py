@@ -19,7 +19,6 @@ from glassformer.nn.norm import HeadNorms, make_norm
 from glassformer.nn.rope import rotate
 from glassformer.nn.step import LayerStep
 
-
 Projection = Any  # an `nn.Linear`, or its twin for many rows of `packed.py`
 
 
