@@ -327,6 +327,44 @@ def test_tracks_and_a_changed_token(open_page, served, lm, trace):
     assert "Left of it nothing changes" in said(view.locator("section"))
 
 
+def test_a_text_that_ends_earlier_changes_no_cell(open_page, served, lm, trace):
+    page = open_page(served.url + at("tracks", layer=2, query=3))
+    view = page.locator("gf-view-tracks")
+    view.locator("gf-matrix canvas").wait_for()
+    view.get_by_label("where the text ends").evaluate("e => { e.value = 12; e.dispatchEvent(new Event('change')) }")
+    said_so = view.get_by_text("Of the 12 tokens that both have")
+    said_so.wait_for()
+    names, short = [*(f"blocks.{i}.resid_pre" for i in range(4)), "blocks.3.resid_post"], lm.trace(trace.ids[:12])
+    apart = max((trace[name][:12] - short[name].tensor).norm(dim=-1).max().item() for name in names)
+    longest = max(trace[name].tensor.norm(dim=-1).max().item() for name in names)
+    assert apart < 1e-5 * longest
+    assert numbers(said(said_so))[1] < 1e-5 * longest  # a rounding, which is another on every run of other threads
+    drawn = signed(view.locator("gf-matrix canvas").nth(1), "key", longest)
+    assert drawn.shape == (5, 12)
+    assert np.abs(drawn).max() < 1e-3 * longest
+
+
+def test_two_rows_of_the_table(open_page, served, lm):
+    one, two = (lm.encode(word)[-1] for word in (" Quito", " Rome"))
+    page = open_page(served.url + at("embedding", _token=one, _with=two))
+    formula = page.locator("gf-view-embedding gf-formula")
+    formula.wait_for()
+    a, b = lm.model.embed.weight[[one, two]].detach().double()
+    assert abs(numbers(said(formula))[-1] - (a @ b / (a.norm() * b.norm())).item()) <= 6e-4
+
+
+def test_a_second_tokenizer(open_page, lm):
+    from glassformer.text.train import train_tokenizer
+
+    other = glassformer.LanguageModel(lm.model, train_tokenizer([ASK] * 20, vocab_size=300))
+    with Served({"stories": lm, "other": other}) as both:
+        page = open_page(both.url + at("tokenizer", model="stories", _beside="other"))
+        second = page.locator("gf-view-tokenizer .second")
+        second.wait_for()
+        assert second.locator("span").count() == len(other.tokenizer.encode(ASK))
+        assert second.locator("span").count() != len(lm.encode(ASK))
+
+
 def test_cache(open_page, served, lm, trace):
     page = open_page(served.url + at("cache", layer=1, head=0, query=5))
     view = page.locator("gf-view-cache")

@@ -15,6 +15,7 @@ export class Ask<T> implements ReactiveController {
     private readonly host: Host,
     private readonly path: () => string | null,
     private readonly kind: "json" | "tensor" = "json",
+    private readonly delay = 0, // milliseconds that a path must stand, for what takes long while a cursor moves
   ) {
     host.addController(this);
   }
@@ -26,6 +27,12 @@ export class Ask<T> implements ReactiveController {
     this.error = null;
     if (path === null) return;
     this.pending = true;
+    if (this.delay) setTimeout(() => this.#fetch(path), this.delay);
+    else this.#fetch(path);
+  }
+
+  #fetch(path: string): void {
+    if (path !== this.#path) return;
     this.host.session
       .ask<T>(path, this.kind)
       .then(

@@ -18,7 +18,7 @@ import { Follower } from "../view.js";
 @customElement("gf-view-block")
 export class BlockView extends Follower {
   #block = new Ask<BlockSum>(this, () => this.#path(0));
-  #detail = new Ask<BlockSum>(this, () => this.#path(12)); // the neurons, which take longer, come after the sum
+  #detail = new Ask<BlockSum>(this, () => this.#path(12), "json", 150); // the neurons, which take longer, come after the sum
 
   static override styles = [Follower.styles, css`
     .title { display: flex; flex-wrap: wrap; gap: 0.4rem 1.4rem; align-items: baseline; justify-content: space-between; }

@@ -29,7 +29,7 @@ export class CacheView extends Follower {
     .slots i { background: linear-gradient(var(--key) 0 50%, var(--value) 50%); opacity: 0.55; } .slots i.new { opacity: 1; } .slots i.free { background: none; }
     .n { text-align: right; }
     input[type="range"] { width: 100%; padding: 0; accent-color: var(--ink); }
-    .legend { display: flex; flex-wrap: wrap; gap: 0.3rem 1.2rem; font-size: 0.8rem; color: var(--soft); }
+    .stack > p.legend { display: flex; flex-wrap: wrap; gap: 0.3rem 1.2rem; font-size: 0.8rem; color: var(--soft); }
   `];
 
   override render() {

@@ -24,7 +24,7 @@ export class TracksView extends Follower {
 
   static override styles = [Follower.styles, css`
     .grid { position: relative; }
-    .axis { font-size: 0.78rem; color: var(--soft); display: flex; justify-content: space-between; }
+    .stack > p.axis { font-size: 0.78rem; max-width: none; color: var(--soft); display: flex; justify-content: space-between; }
     .context { height: 1.1rem; background: var(--wash); border-radius: 4px; overflow: hidden; position: relative; }
     .context span { position: absolute; inset: 0 auto 0 0; background: var(--residual); }
     input[type="range"] { width: 100%; padding: 0; accent-color: var(--ink); }
@@ -76,14 +76,17 @@ export class TracksView extends Follower {
 
   #edit() {
     const { session } = this, changed = this.#changed.value, at = session.here.query, error = this.#changed.error?.message ?? this.wrong;
+    const both = this.other?.trace.tokens ?? [], cut = both.every((token, i) => token.id === session.tokens[i]?.id); // the same, and shorter
+    const apart = Math.max(0, ...(changed?.distances.flat().map(num) ?? [])), long = Math.max(0, ...(this.#tracks.value?.norms.flat().map(num) ?? []));
     const n = changed?.distances[0]?.length ?? 0;
     return html`<div class="stack close"><h3>Change one token, and see which cells change</h3>
       <form @submit=${this.#fork}><span>instead of ${quoted(session.tokens[at]?.text)} (token ${at})</span>
         <input name="text" aria-label="Text to put there" spellcheck="false" required /><button>Read again</button></form>
       ${error ? html`<gf-refused reason=${error}></gf-refused>` : nothing}
-      ${changed && this.other && this.other.of === session.trace?.id ? html`<gf-matrix meaning="key" most="720" .data=${changed.distances.flat().map(num)} .rows=${changed.distances.length} .columns=${n} .row=${changed.distances.length - 1} .column=${changed.first ?? 0}
+      ${changed && this.other && this.other.of === session.trace?.id ? html`<gf-matrix meaning="key" most="720" .top=${cut ? long : 0} .data=${changed.distances.flat().map(num)} .rows=${changed.distances.length} .columns=${n} .row=${changed.distances.length - 1} .column=${changed.first ?? 0}
           rowName="after" rowHeight="26" columnName="token" .rowLabel=${floor} .columnLabel=${(i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`} label="How far the two streams are apart"></gf-matrix>
-        <p class="small">${changed.first === null ? html`Of the ${n} tokens that both have, no cell differs: the largest distance is <span class="num">${short(Math.max(...changed.distances.flat().map(num)))}</span>. A token sees none that come later.` : html`The texts part at token ${changed.first}. Left of it nothing changes: the largest distance there is <span class="num">${String(num(changed.before))}</span>.`}</p>
+        <p class="small">${cut ? html`Of the ${n} tokens that both have, the cells are the same to within <span class="num">${short(apart)}</span>: what is left of the end does not know where it is.`
+          : changed.first === null ? "Nothing differs." : html`The texts part at token ${changed.first}. Left of it nothing changes: the largest distance there is <span class="num">${short(changed.before)}</span>.`}</p>
         <gf-receipt .of=${changed.receipt}></gf-receipt>` : nothing}</div>`;
   }
 
