@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Any, Literal
@@ -283,6 +284,15 @@ class LanguageModel:
     def sweep(self, text: str | Sequence[int] | Trace, **how: Any) -> Sweep:
         """One edit after another, at every head, layer or token: iterate over it. `how`: see `inspect/sweep.py`."""
         return sweep(text if isinstance(text, Trace) else self.trace(text), **how)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Every view of a model is a method: lm.anatomy(), lm.embedding(token=17)."""
+        if not name.startswith("_"):
+            from glassformer.inspect.views.registry import VIEWS
+
+            if name in VIEWS and VIEWS[name].of == "model":
+                return partial(VIEWS[name].function, self)
+        raise AttributeError(f"a language model has no {name!r}")
 
     def load_trace(self, folder: str | Path) -> Trace:
         """A trace that `Trace.save` wrote, of this very model. CheckpointError where it is of another, or not whole."""

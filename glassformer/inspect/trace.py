@@ -10,8 +10,9 @@ What is computed again carries the error of an identity that ties it to the pass
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -292,6 +293,27 @@ class Trace:
         from glassformer.inspect.fork import fork
 
         return fork(self, other)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Every view of a trace is a method: t.cell(layer=2, head=1, query=5, key=3)."""
+        if not name.startswith("_"):
+            from glassformer.inspect.views.registry import VIEWS
+
+            if name in VIEWS and VIEWS[name].of == "trace":
+                return partial(VIEWS[name].function, self)
+        raise AttributeError(f"a trace has no {name!r}")
+
+    def show(self, view: str = "cell", **where: Any) -> Any:
+        """In a notebook: a picture of the page, live; a still one where there are no widgets. See `notebook.py`."""
+        from glassformer.inspect.notebook import show
+
+        return show(self, view, **where)
+
+    def export_html(self, path: str | Path, **how: Any) -> int:
+        """The page with this text's numbers in one file, which needs no server; returns its bytes. See `report.py`."""
+        from glassformer.inspect.report import export_html
+
+        return export_html(self, path, **how)
 
     def save(self, folder: str | Path) -> None:
         """Keep it on disk: see `saved.py`."""
