@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from operator import index
 from pathlib import Path
@@ -14,16 +14,17 @@ import torch
 
 from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, RequestError, TokenizerError
-from glassformer.generate.loop import Options, Piece, Top, check_ids, report, write
+from glassformer.generate.loop import Options, Piece, Top, check_ids, go_on, report, write
 from glassformer.generate.sampling import Sampling, check_number
 from glassformer.inspect.edit import Edit
-from glassformer.inspect.editing import Choice, Editing, Edits
+from glassformer.inspect.editing import Editing, Edits
 from glassformer.inspect.reading import Looking
 from glassformer.inspect.saved import load as load_trace
 from glassformer.inspect.sweep import Sweep, sweep
 from glassformer.inspect.trace import Trace
 from glassformer.inspect.tracing import read_trace, write_trace
-from glassformer.nn.device import choose
+from glassformer.inspect.viewed import Viewed
+from glassformer.nn.device import Choice, choose, explain
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
@@ -88,8 +89,10 @@ class Generation:
         return self.continuations[0].text
 
 
-class LanguageModel:
+class LanguageModel(Viewed):
     """A `Decoder`, its tokenizer (None: it takes token ids) and the tokens that end a text."""
+
+    of = "model"
 
     def __init__(
         self,
@@ -98,8 +101,9 @@ class LanguageModel:
         *,
         ends: Sequence[int] = (),
         source: str = "",
+        choices: Sequence[Choice] = (),
     ):
-        self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.model, self.tokenizer, self.source, self.choices = model, tokenizer, source, tuple(choices)
         own = [tokenizer.eos_id] if tokenizer is not None and tokenizer.eos_id is not None else []
         self.ends = frozenset(ends) | frozenset(own)
 
@@ -158,10 +162,14 @@ class LanguageModel:
         n: int = 1,
         logprobs: int | None = None,
         edit: Sequence[Edit] = (),
+        before_pass: Callable[[], None] = go_on,
         **sampling: Any,
     ) -> Iterator[Piece]:
-        """`generate`, piece by piece as it is written. A bad request raises here, before the first piece."""
-        ids, options = self._request(prompt, max_tokens, stop, n, logprobs, sampling)
+        """`generate`, piece by piece as it is written. A bad request raises here, before the first piece.
+
+        before_pass: called before each pass of the model; what it raises stops the work there.
+        """
+        ids, options = self._request(prompt, max_tokens, stop, n, logprobs, sampling, before_pass)
         return self._pieces(ids, options, self._editor(edit, ids, options.max_tokens, n))
 
     def _request(
@@ -172,12 +180,13 @@ class LanguageModel:
         n: int,
         logprobs: int | None,
         sampling: dict[str, Any],
+        before_pass: Callable[[], None] = go_on,
     ) -> tuple[list[int], Options]:
         known = {f.name for f in fields(Sampling)}
         for name in sampling.keys() - known:
             raise RequestError(f"unknown option {name!r}; known: {', '.join(sorted(known))}", param=name)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        return self.encode(prompt), Options(max_tokens, Sampling(**sampling).seeded(), stops, n, logprobs)
+        return self.encode(prompt), Options(max_tokens, Sampling(**sampling).seeded(), stops, n, logprobs, before_pass)
 
     def _pieces(self, ids: list[int], options: Options, editor: Edits | None = None) -> Iterator[Piece]:
         watch = None if editor is None else Editing(editor)
@@ -257,6 +266,7 @@ class LanguageModel:
         max_tokens: int = 0,
         stop: str | Sequence[str] = (),
         logprobs: int | None = None,
+        before_pass: Callable[[], None] = go_on,
         **sampling: Any,
     ) -> Iterator[Piece | Trace]:
         """`trace`, piece by piece as it is written; the trace comes last. A bad request raises here."""
@@ -270,7 +280,7 @@ class LanguageModel:
                 )
             ids = self.encode(text)
             return iter([read_trace(self, ids, patterns, budget, self._editor(edit, ids))])
-        ids, options = self._request(text, max_tokens, stop, 1, logprobs, sampling)
+        ids, options = self._request(text, max_tokens, stop, 1, logprobs, sampling, before_pass)
         return write_trace(self, ids, options, patterns, budget, self._editor(edit, ids, max_tokens))
 
     def sweep(self, text: str | Sequence[int] | Trace, **how: Any) -> Sweep:
@@ -338,7 +348,9 @@ def load(
         if tokenizer.vocab_size > size:
             raise TokenizerError(f"{found}: the tokenizer has {tokenizer.vocab_size} tokens, and the model {size}")
     model = load_model(checkpoint, device=where, dtype=kind)
-    return LanguageModel(model, tokenizer, ends=ends_of(found, checkpoint.metadata), source=str(found))
+    why = explain(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
+    ends = ends_of(found, checkpoint.metadata)
+    return LanguageModel(model, tokenizer, ends=ends, source=str(found), choices=why)
 
 
 def _continuation(pieces: list[Piece]) -> Continuation:

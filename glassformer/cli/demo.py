@@ -7,12 +7,15 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.table import Table
 
 from glassformer.cli.common import Json, out, print_json, say, working
+
+if TYPE_CHECKING:
+    from glassformer.lm import LanguageModel
 
 app = App(name="demo", help="Train a model here and now, measure what it has learned, and read what it writes.")
 app.command(
@@ -32,10 +35,10 @@ def stories(
     folder: Annotated[Path, Parameter(name="--out")] = Path("runs/demo"),
     seed: int = 0,
     threads: int = 0,
-    no_serve: Annotated[bool, Parameter(name="--no-serve", negative="")] = False,
+    serve: Annotated[bool | None, Parameter(negative="--no-serve")] = None,
     json: Json = False,
 ) -> None:
-    """Train a tokenizer and a Transformer on little stories, measure what it has learned, and read what it writes.
+    """Train a tokenizer and a Transformer on little stories, measure what it has learned, and look inside.
 
     Parameters
     ----------
@@ -47,8 +50,8 @@ def stories(
         Of the stories and of the weights.
     threads
         CPU threads; 0 is all cores.
-    no_serve
-        Return at the end instead of waiting for a prompt.
+    serve
+        Serve the page on the trained model at the end, until Ctrl-C; by default where this is run in a terminal.
     """
     import glassformer
     from glassformer.cli.report import make_reporter
@@ -85,6 +88,8 @@ def stories(
     total = time.monotonic() - begin
     if json:
         print_json({"folder": str(folder), "run": run, "scores": rows, "stories": written, "seconds": total})
+        if serve:
+            look_inside(folder, lm, json=True)
         return
     out.print(score_table(rows))
     out.print("answers: to questions about held-out stories, word for word, who, what and where.")
@@ -94,12 +99,25 @@ def stories(
         out.print(text + "\n", markup=False)
     say(f"{run.tokens:,} tokens in {run.seconds:.0f} s of training, {total:.0f} s in all. The run is in {folder}.")
     out.print("What next:")
+    out.print(f"  glassformer serve {folder}        the page in which every number is this model's own")
     out.print(f'  glassformer generate {folder} "One day Mia" --temperature 0.7')
     out.print(f"  glassformer train YOUR.txt --out runs/mine --seconds 300        and open {folder}/loss.svg")
-    if not no_serve and sys.stdin.isatty() and sys.stdout.isatty():
-        from glassformer.cli.chat import chat
+    if wants_page(serve, terminal=sys.stdin.isatty() and sys.stdout.isatty()):
+        look_inside(folder, lm)
 
-        chat(str(folder))
+
+def wants_page(asked: bool | None, *, terminal: bool) -> bool:
+    """Whether to serve at the end. A script, which nobody could end with Ctrl-C, gets its result and goes on."""
+    return terminal if asked is None else asked
+
+
+def look_inside(folder: Path, lm: LanguageModel, *, json: bool = False) -> None:
+    """Serve the page on a model until Ctrl-C: at the usual port, or at any where that one is in use."""
+    from glassformer.cli import serve
+    from glassformer.server.run import is_free
+
+    port = serve.PORT if is_free(serve.HOST, serve.PORT) else 0
+    serve.run(lambda: [(folder.name, lm)], port=port, json=json)
 
 
 def free_name(folder: Path) -> Path:

@@ -139,7 +139,8 @@ class Rule:
     head apart; in latent attention they also come last in it, not first. `kept`: all that the tensor makes, what
     latent attention keeps, is one such head. `float32`: its numbers stay as exact as that, whatever the others are
     loaded or saved in. `row`: a vector that is stored as a matrix of one row. `zeros`: what it is in a
-    checkpoint that has no such tensor; `instead`: the tensor that it is the same as there.
+    checkpoint that has no such tensor; `instead`: the tensor that it is the same as there. `plus`: the tensor holds the
+    parameter plus this number.
     """
 
     theirs: str
@@ -153,6 +154,7 @@ class Rule:
     row: bool = False
     zeros: bool = False
     instead: str = ""
+    plus: float = 0.0
 
 
 def rule(theirs: str, *ours: str, transposed: bool = False, **how: Any) -> Rule:

@@ -1,160 +1,156 @@
-"""How families are written in GGUF: which metadata key says what, and which tensor is which parameters.
+"""How families are written in GGUF: a file's metadata as a configuration, and back.
 
-A key of metadata stands for one of config.json, so that each family is read by its own reader. The format names tensors
-alike in all architectures; what one has of its own is said beside it.
+A key of metadata stands for one of config.json, so that each family is read by its own reader. What the format does not
+say is refused, in both directions: a file never describes another model than the one it holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+import difflib
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from glassformer.config import ModelConfig
+from glassformer.config import LayerConfig, ModelConfig, as_dict
 from glassformer.errors import ConfigError
-from glassformer.families import FAMILIES, family_of, write_config
-from glassformer.families.family import Family, Fields, Rule, linear
-
-EMBED, HEAD = "token_embd.weight", "output.weight"
-
-OUTSIDE = (
-    Rule(EMBED, ("embed.weight",)),
-    Rule("position_embd.weight", ("positions.weight",)),
-    *linear("output_norm", "norm"),
-    Rule(HEAD, ("head.weight",)),
-)
-BLOCK = (
-    *linear("blk.{i}.attn_norm", "blocks.{i}.attn_residual.pre"),
-    *linear("blk.{i}.attn_output", "blocks.{i}.attn.o"),
-    *linear("blk.{i}.ffn_norm", "blocks.{i}.mlp_residual.pre"),
-    *linear("blk.{i}.ffn_gate", "blocks.{i}.mlp.gate"),
-    *linear("blk.{i}.ffn_up", "blocks.{i}.mlp.up"),
-    *linear("blk.{i}.ffn_down", "blocks.{i}.mlp.down"),
-)
-FUSED = linear("blk.{i}.attn_qkv", "blocks.{i}.attn.q", "blocks.{i}.attn.k", "blocks.{i}.attn.v")
-NORMED = (
-    *linear("blk.{i}.attn_q_norm", "blocks.{i}.attn.q_norm"),
-    *linear("blk.{i}.attn_k_norm", "blocks.{i}.attn.k_norm"),
-)
+from glassformer.families import FAMILIES, family_of
+from glassformer.families.family import Family, Fields
+from glassformer.families.gguf_keys import Said, divisors, has_divisors
+from glassformer.families.gguf_table import AS, GGUF, OPTIONAL, SAME, Gguf
+from glassformer.families.gguf_tensors import HEAD
+from glassformer.rope_scaling import LongScaling
 
 
-def _separate(interleaved: bool = False) -> tuple[Rule, ...]:
-    return (
-        *linear("blk.{i}.attn_q", "blocks.{i}.attn.q", interleaved=interleaved),
-        *linear("blk.{i}.attn_k", "blocks.{i}.attn.k", interleaved=interleaved),
-        *linear("blk.{i}.attn_v", "blocks.{i}.attn.v"),
-    )
-
-
-@dataclass(frozen=True)
-class Gguf:
-    """One architecture. `rules`: tensors to parameters.
-
-    `keys`: a metadata key, after the architecture's name, and the key of config.json that it is. `same`: keys that must
-    say what another key of config.json says already. `fixed`: what config.json says of the only thing that programs
-    which read the format compute. `present`: keys of config.json that are true where a tensor is there.
-    """
+class Written(NamedTuple):
+    """A configuration as an architecture's name, its keys, and the tensors that say the rest."""
 
     architecture: str
-    rules: tuple[Rule, ...]
-    keys: Mapping[str, str]
-    same: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    present: Mapping[str, str] = field(default_factory=dict)
-
-
-ROTARY = {
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "rope.freq_base": "rope_theta",
-}
-ONE_HEAD_DIM = {"attention.value_length": "head_dim", "rope.dimension_count": "head_dim", "vocab_size": "vocab_size"}
-
-GGUF: dict[str, Gguf] = {
-    "gpt2": Gguf(
-        "gpt2",
-        (*OUTSIDE, *BLOCK, *FUSED),
-        {
-            "block_count": "n_layer",
-            "context_length": "n_positions",
-            "embedding_length": "n_embd",
-            "feed_forward_length": "n_inner",
-            "attention.head_count": "n_head",
-            "attention.layer_norm_epsilon": "layer_norm_epsilon",
-        },
-        same={"attention.head_count_kv": "n_head", "vocab_size": "vocab_size"},
-        fixed={"activation_function": "gelu_new", "scale_attn_weights": True},
-    ),
-    "llama": Gguf(
-        "llama",
-        (*OUTSIDE, *BLOCK, *_separate(interleaved=True)),
-        ROTARY,
-        same=ONE_HEAD_DIM,
-        fixed={"hidden_act": "silu"},
-        present={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"},
-    ),
-    "qwen3": Gguf(
-        "qwen3", (*OUTSIDE, *BLOCK, *_separate(), *NORMED), ROTARY, same=ONE_HEAD_DIM, fixed={"hidden_act": "silu"}
-    ),
-}  # fmt: skip
+    metadata: dict[str, Any]
+    tensors: dict[str, list[float]]
 
 
 def in_gguf(family: Family) -> Family:
     """The family as GGUF lays it out. ConfigError where the format, or this library, does not."""
-    if family.name not in GGUF:
-        raise ConfigError(f"{family.name} has no GGUF form here; those with one are {', '.join(GGUF)}")
-    return replace(family, rules=GGUF[family.name].rules, prefix="", ignored=(), others=())
+    name = AS.get(family.name, family.name)
+    if name not in GGUF:
+        raise ConfigError(f"{family.name} has no GGUF form here; those with one are {', '.join(sorted({*GGUF, *AS}))}")
+    gguf = GGUF[name]
+    numbers = () if gguf.rope is None else tuple(re.escape(tensor) for tensor in gguf.rope.tensors)
+    return replace(family, rules=gguf.rules, prefix="", ignored=numbers, others=gguf.others)
+
+
+def _name_of(metadata: Mapping[str, Any], source: str) -> str:
+    """The family of a file. ConfigError names the architecture nearest to one that is not known."""
+    said = metadata.get("general.architecture")
+    names = [name for name, gguf in GGUF.items() if gguf.architecture == said]
+    if not names:
+        known = sorted({gguf.architecture for gguf in GGUF.values()})
+        near = difflib.get_close_matches(said, known, n=1, cutoff=0.3) if isinstance(said, str) else []
+        hint = f"; the nearest one known is {near[0]!r}" if near else ""
+        raise ConfigError(f"{source}: unknown architecture {said!r}{hint}. Known: {', '.join(known)}")
+    routed = bool(metadata.get(f"{said}.expert_count"))
+    return next((name for name in names if ("expert_count" in GGUF[name].keys) == routed), names[0])
 
 
 def read_metadata(
-    metadata: Mapping[str, Any], tensors: Collection[str], vocab_size: int, source: str, ignore: tuple[str, ...] = ()
+    metadata: Mapping[str, Any],
+    tensors: Collection[str],
+    vocab_size: int,
+    source: str,
+    ignore: tuple[str, ...] = (),
+    numbers: Callable[[str], list[float]] = lambda name: [],
 ) -> ModelConfig:
     """A file's metadata, the names of its tensors and its embedding's rows as a configuration.
 
-    Every key of the architecture is taken, or ignored by name; ConfigError lists those that are not.
+    `numbers` reads a tensor that says something of it. Every key of the architecture is taken, or ignored by name;
+    ConfigError lists those that are not.
     """
-    architecture = metadata.get("general.architecture")
-    name = next((name for name, gguf in GGUF.items() if gguf.architecture == architecture), None)
-    if name is None:
-        known = ", ".join(gguf.architecture for gguf in GGUF.values())
-        raise ConfigError(f"{source}: unknown architecture {architecture!r}. Known: {known}")
-    gguf, start = GGUF[name], f"{architecture}."
+    name = _name_of(metadata, source)
+    gguf = GGUF[name]
+    start = f"{gguf.architecture}."
     own = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
-    unread = sorted(own.keys() - gguf.keys.keys() - gguf.same.keys() - set(ignore))
-    if unread:
-        raise ConfigError(
-            f"{source}: keys this family does not understand: {', '.join(unread)}. "
-            "Name those that do not matter with --ignore-key."
-        )
-    raw = dict(gguf.fixed)
-    raw |= {theirs: own[key] for key, theirs in gguf.keys.items() if key in own}
-    raw |= {theirs: tensor in tensors for theirs, tensor in gguf.present.items()}
-    raw |= {"vocab_size": vocab_size, "tie_word_embeddings": HEAD not in tensors}
+    said = Said(Fields(own, source, ignore), tensors, numbers, wide="attention.key_length" in gguf.keys)
+    raw = _config_json(gguf, said) | {"vocab_size": vocab_size}
+    for key, value in gguf.only.items():
+        said.keys.only(key, value)
+    for key in (*gguf.unread, *SAME):
+        said.keys.take(key, None)
+    said.keys.close()
     config = FAMILIES[name].read(Fields(raw, source))
     assert isinstance(config, ModelConfig)
-    said = FAMILIES[name].write(config)
-    for key, theirs in gguf.same.items():
-        if key in own and own[key] != said[theirs]:
-            raise ConfigError(f"{source}: {start}{key} = {own[key]} is not supported, only {said[theirs]}")
+    for key, value_of in SAME.items():
+        if key not in gguf.keys and own.get(key, value_of(config)) != value_of(config):
+            raise ConfigError(f"{source}: {start}{key} = {own[key]} is not supported, only {value_of(config)}")
     return config
 
 
-def write_metadata(config: ModelConfig) -> tuple[str, dict[str, Any]]:
-    """A configuration as an architecture's name and its keys. ConfigError where they cannot say what it says."""
+def _config_json(gguf: Gguf, said: Said) -> dict[str, Any]:
+    """What the file says, as config.json says it."""
+    keys, raw = said.keys, {"tie_word_embeddings": HEAD not in said.tensors}
+    head_dim, _ = said.sizes()
+    defaults = {"attention.head_count_kv": keys.size("attention.head_count"), "attention.key_length": head_dim}
+    raw |= {
+        theirs: keys.take(key, defaults[key]) if key in defaults else keys.take(key)
+        for key, theirs in gguf.keys.items()
+        if key in keys.raw or key not in OPTIONAL or key in defaults
+    }
+    raw |= {theirs: said.has(tensor) for theirs, tensor in gguf.present.items()}
+    raw |= {theirs: not said.has(tensor) for theirs, tensor in gguf.absent.items()}
+    raw |= gguf.fixed
+    raw |= {} if gguf.rope is None else gguf.rope.read(said)
+    raw |= {} if gguf.windows is None else gguf.windows.read(said)
+    return raw | gguf.derived(raw)
+
+
+def write_metadata(config: ModelConfig) -> Written:
+    """A configuration as metadata. ConfigError where they cannot say what it says."""
     family = in_gguf(family_of(config))
-    gguf, raw = GGUF[family.name], write_config(config)
-    own = {key: raw[theirs] for key, theirs in {**gguf.keys, **gguf.same}.items() if raw.get(theirs) is not None}
+    config = replace(config, family=AS.get(config.family, config.family))
+    gguf, raw = GGUF[config.family], FAMILIES[config.family].write(config)
+    own = {key: raw[theirs] for key, theirs in {**gguf.unread, **gguf.keys}.items() if raw.get(theirs) is not None}
+    own |= {key: value_of(config) for key, value_of in SAME.items()} | dict(gguf.only)
+    turned, tensors = ({}, {}) if gguf.rope is None else gguf.rope.write(config)
+    own |= turned | ({} if gguf.windows is None else gguf.windows.write(config))
     metadata = {"general.architecture": gguf.architecture}
     metadata |= {f"{gguf.architecture}.{key}": value for key, value in own.items()}
-    tensors = {tensor for theirs, tensor in gguf.present.items() if raw[theirs]}
-    tensors |= set() if config.tied_head else {HEAD}
-    again = read_metadata(metadata, tensors, config.vocab_size, "GGUF")
-    if again != config:
-        raise ConfigError(f"GGUF's {gguf.architecture} cannot describe this model: {config}")
-    return gguf.architecture, metadata
+    there = {tensor for theirs, tensor in gguf.present.items() if raw.get(theirs)} | {*tensors}
+    there |= {tensor for theirs, tensor in gguf.absent.items() if not raw.get(theirs)}
+    there |= set() if config.tied_head else {HEAD}
+    cannot = f"GGUF's {gguf.architecture} cannot describe this {family.name} model"
+    try:
+        again = read_metadata(metadata, there, config.vocab_size, "a file", numbers=tensors.__getitem__)
+    except ConfigError as error:
+        raise ConfigError(f"{cannot}: {error}") from None
+    if unlike := _unlike(as_dict(_told(again)), as_dict(_told(config))):
+        path, got = unlike
+        raise ConfigError(f"{cannot}: {path} would be {got!r}")
+    return Written(gguf.architecture, metadata, tensors)
+
+
+def _told(config: ModelConfig) -> ModelConfig:
+    """A configuration in one of several ways to say the same: no window that all texts fit in, divisors as numbers."""
+
+    def told(layer: LayerConfig) -> LayerConfig:
+        attention, rope = layer.attention, layer.attention.rope
+        window = attention.window if (attention.window or config.context_length) < config.context_length else None
+        if rope is not None and has_divisors(rope.scaling):
+            by = tuple(divisors(rope, attention.head_dim))
+            rope = replace(rope, scaling=LongScaling(by, by, config.context_length))
+        return replace(layer, attention=replace(attention, rope=rope, window=window))
+
+    return replace(config, layers=tuple(told(layer) for layer in config.layers))
+
+
+def _unlike(a: Any, b: Any, path: str = "") -> tuple[str, Any] | None:
+    """Where two configurations differ first, as (path, what `a` has there); numbers are as exact as float32."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        rows = [(key, a[key], b[key]) for key in a]
+    elif isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        rows = [(str(i), one, other) for i, (one, other) in enumerate(zip(a, b, strict=True))]
+    elif isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6):
+        return None
+    else:
+        return None if a == b else (path.removeprefix("."), a)
+    return next((found for key, one, other in rows if (found := _unlike(one, other, f"{path}.{key}"))), None)

@@ -10,7 +10,7 @@ one of them becomes long.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -31,12 +31,17 @@ Top = tuple[tuple[int, float], ...]  # (token id, log-probability), the likelies
 PREFILL_CHUNK = 512  # tokens of a prompt per pass: bounds memory, and Ctrl-C is heard between passes
 
 
+def go_on() -> None:
+    """Before a pass that nothing stops."""
+
+
 @dataclass(frozen=True)
 class Options:
     """One request beside its prompt. `max_tokens` None writes until an end or the end of the context.
 
     `n` continuations of each prompt, from one prefill. `logprobs`: how many of the likeliest tokens to report beside
     the chosen one's own log-probability (nats, of the model's own distribution, before any sampling stage).
+    `before_pass` is called before each pass, of a prompt's chunks too: what it raises stops the work there.
     """
 
     max_tokens: int | None = None
@@ -44,6 +49,7 @@ class Options:
     stop: tuple[str, ...] = ()
     n: int = 1
     logprobs: int | None = None
+    before_pass: Callable[[], None] = field(default=go_on, compare=False)
 
     def __post_init__(self):
         check_number("max_tokens", self.max_tokens, 1, 1 << 31, optional=True)
@@ -120,7 +126,7 @@ def write(
     if options.stop and tokenizer is None:
         raise RequestError("stop strings need a tokenizer, and this model has none", param="stop")
     rows = _rows(model, prompts, options, tokenizer)
-    passes = Passes(model, attend, watch)
+    passes = Passes(model, attend, watch, options.before_pass)
     return _write(passes, prompts, options, rows, tokenizer, ends)
 
 
@@ -198,8 +204,8 @@ class Passes:
 
     cache: DenseCache
 
-    def __init__(self, model: Decoder, attend: Attend, watch: Watch | None):
-        self.model, self.attend, self.watch = model, attend, watch
+    def __init__(self, model: Decoder, attend: Attend, watch: Watch | None, before_pass: Callable[[], None]):
+        self.model, self.attend, self.watch, self.before_pass = model, attend, watch, before_pass
 
     def begin(self, prompts: Sequence[Sequence[int]], rows: list[Row], n: int) -> Tensor:
         """Read the prompts; the logits [rows, V] of what comes next in each of the `n` continuations."""
@@ -249,6 +255,7 @@ class Passes:
     @torch.inference_mode()
     def _pass(self, tokens: list[list[int]], rows: list[Row]) -> Tensor:
         """One pass over each row's new tokens; the logits [R, V] of each row's last one."""
+        self.before_pass()
         width, cache = max(map(len, tokens)), self.cache
         ids = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=cache.device)
         step = Step(cache.extend([len(row) for row in tokens]), cache=cache, attend=self.attend)

@@ -7,7 +7,6 @@ the tap of the pass knows which of them stand where.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,18 +18,10 @@ from glassformer.inspect.points import find, layer_of, sizes
 from glassformer.inspect.reading import Looking
 from glassformer.nn.attend import AttendSpec, visible
 from glassformer.nn.attention import spec_of
+from glassformer.nn.device import Choice
 from glassformer.nn.step import Step, Tap
 
 MATH = "the definition of attention, not its fast twin"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen, and why."""
-
-    what: str
-    value: str
-    because: str
 
 
 class Edits:

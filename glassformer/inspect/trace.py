@@ -13,27 +13,22 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from glassformer.errors import CapacityError, RequestError
+from glassformer.errors import CapacityError, RequestError, TokenizerError
 from glassformer.inspect.again import WEIGHED, Kept, in_block, outside, run_block, weighed
 from glassformer.inspect.derive import heads
 from glassformer.inspect.points import find, layer_of, points, sizes
 from glassformer.inspect.reading import BUDGET, mega, n_bytes
+from glassformer.inspect.viewed import Viewed
 from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
 from glassformer.nn.model import Decoder
 from glassformer.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from glassformer.inspect.attribution import Attribution
-    from glassformer.inspect.fork import Fork
-    from glassformer.inspect.lens import Lens
-    from glassformer.inspect.roles import Roles
 
 AGAIN = 256 << 20  # bytes of values computed again that stay at hand
 KEPT = "kept as it passed"
@@ -83,14 +78,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Receipt:
-    """How to get what is shown in Python, and the identity that it was checked against, with its error."""
+    """`python` returns the very numbers shown; `error` is how far `identity` is off, in the numbers' own units."""
 
     python: str
-    identity: str | None
-    error: float | None
+    identity: str | None = None
+    error: float | None = None
 
 
-class Trace:
+class Trace(Viewed):
     """What `lm.trace` returns. `t["blocks.5.attn.probs"]` is a `Value`; `names()` says what there is.
 
     ids, tokens: the prompt, and what was written after it (from `n_prompt` on). finish: why writing ended ("stop",
@@ -98,6 +93,8 @@ class Trace:
     pass left. edits, choices: what was changed, and what the model did otherwise for it. rereads: how many tokens the
     text had when a model of long texts read it anew, by other angles.
     """
+
+    of = "trace"
 
     def __init__(
         self,
@@ -268,32 +265,6 @@ class Trace:
 
     # ---- what is seen in it
 
-    def lens(self, *, top: int = 5, position: int | None = None) -> Lens:
-        """The likeliest next tokens after each block: see `lens.py`."""
-        from glassformer.inspect.lens import lens
-
-        return lens(self, top=top, position=position)
-
-    def attribution(
-        self, *, position: int = -1, target: int | str | None = None, rival: int | str | None = None
-    ) -> Attribution:
-        """Each head's and feed-forward layer's share of a difference of two logits: see `attribution.py`."""
-        from glassformer.inspect.attribution import attribution
-
-        return attribution(self, position=position, target=target, rival=rival)
-
-    def roles(self) -> Roles:
-        """What each head does on this text: see `roles.py`."""
-        from glassformer.inspect.roles import roles
-
-        return roles(self)
-
-    def fork(self, other: Trace) -> Fork:
-        """This text beside another, token by token: see `fork.py`."""
-        from glassformer.inspect.fork import fork
-
-        return fork(self, other)
-
     def save(self, folder: str | Path) -> None:
         """Keep it on disk: see `saved.py`."""
         from glassformer.inspect.saved import save
@@ -301,8 +272,19 @@ class Trace:
         save(self, folder)
 
 
+def shown(data: bytes) -> str:
+    """A token's bytes as text; bytes that are no whole character as <E2 80>."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return f"<{data.hex(' ').upper()}>"
+
+
 def spelled(tokenizer: Tokenizer | None, token: int) -> str:
-    """A token's own text; its number where there is no tokenizer. Bytes that are no text become U+FFFD."""
-    if tokenizer is None or not 0 <= token < tokenizer.vocab_size:
-        return str(token)
-    return tokenizer.token_bytes(token).decode("utf-8", "replace")
+    """A token's own text; #17 where there is no tokenizer, or it has no such token."""
+    if tokenizer is None:
+        return f"#{token}"
+    try:
+        return shown(tokenizer.token_bytes(token))
+    except TokenizerError:
+        return f"#{token}"

@@ -7,6 +7,7 @@ makes it once for all its layers.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,8 @@ from glassformer.nn.norm import HeadNorms, make_norm
 from glassformer.nn.rope import rotate
 from glassformer.nn.step import LayerStep
 
+Projection = Any  # an `nn.Linear`, or its twin for many rows of `packed.py`
+
 
 def spec_of(config: AttentionConfig, source: bool = False) -> AttendSpec:
     """The part of an attention's configuration that the product itself needs. `source`: of cross-attention."""
@@ -25,7 +28,7 @@ def spec_of(config: AttentionConfig, source: bool = False) -> AttendSpec:
     return AttendSpec(scale, config.causal, config.window, config.softcap, source)
 
 
-def write(o: nn.Linear, z: Float[Tensor, "B T H Dv"], step: LayerStep, name: str) -> Float[Tensor, "B T D"]:
+def write(o: Projection, z: Float[Tensor, "B T H Dv"], step: LayerStep, name: str) -> Float[Tensor, "B T D"]:
     """Concat(heads) W_o; head by head where somebody changes what each of them writes."""
     if not step.wants(f"{name}.heads"):
         return o(z.flatten(-2))
@@ -33,7 +36,7 @@ def write(o: nn.Linear, z: Float[Tensor, "B T H Dv"], step: LayerStep, name: str
     return (out if o.bias is None else out + o.bias).to(z.dtype)
 
 
-def by_head(o: nn.Linear, z: Float[Tensor, "B T H Dv"]) -> Float[Tensor, "B T H D"]:
+def by_head(o: Projection, z: Float[Tensor, "B T H Dv"]) -> Float[Tensor, "B T H D"]:
     """Each head's z through its own slice of W_o, in float32: their sum, plus bias, is what attention writes."""
     slices = o.weight.unflatten(1, z.shape[-2:])  # [D, H, Dv]
     return torch.einsum("bthd,ohd->btho", z.float(), slices.float())

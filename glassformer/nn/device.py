@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,15 @@ SMALL = 50_000_000  # parameters; below it a CPU reads the weights fast enough i
 
 class DtypeChoice(NamedTuple):
     dtype: torch.dtype
+    because: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something that was chosen, and why: shown where a person asks what is running."""
+
+    what: str
+    value: str
     because: str
 
 
@@ -50,3 +60,15 @@ def choose(device: str, dtype: str, *, stored: torch.dtype, n_parameters: int) -
     """
     where = choose_device(device)
     return where, choose_dtype(dtype, device=where.type, stored=stored, n_parameters=n_parameters).dtype
+
+
+def explain(device: str, dtype: str, *, stored: torch.dtype, n_parameters: int) -> tuple[Choice, ...]:
+    """What `choose` chooses, and why."""
+    where = choose_device(device)
+    kind, because = choose_dtype(dtype, device=where.type, stored=stored, n_parameters=n_parameters)
+    why = "it was asked for" if device != "auto" else "it is the fastest one on this machine"
+    return (
+        Choice("device", str(where), why),
+        Choice("dtype", str(kind).removeprefix("torch."), because),
+        Choice("attention", "sdpa", "PyTorch's fused product; the definition runs where scores or shares are edited"),
+    )

@@ -14,7 +14,7 @@ from glassformer.errors import TokenizerError
 from glassformer.text.control import Added
 from glassformer.text.formats import BERT
 from glassformer.text.library import Core, LibraryCore
-from glassformer.text.patterns import GPT2, LLAMA3, O200K, QWEN2, byte_level
+from glassformer.text.patterns import FALCON, GPT2, LLAMA3, O200K, QWEN2, TEKKEN, byte_level
 from glassformer.text.sentencepiece_core import SentencePieceCore
 from glassformer.text.sentencepiece_file import (
     BPE,
@@ -36,20 +36,25 @@ from glassformer.text.vocab import BYTE_LEVEL, bpe_model, layout_of, wordpiece_o
 KEY = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
 
-# name -> how text is cut (the first of a row is the name that is written), and whether every digit is cut out first
-_NAMES: dict[tuple[str, bool], str] = {
-    (GPT2, False): "gpt-2 phi-2 olmo mpt jais roberta-bpe jina-es jina-de jina-v2-es jina-v2-de exaone4 trillion",
+# How text is cut, and its names; the first of a row is the one that is written.
+_CUTS: tuple[tuple[dict[str, Any], str], ...] = (
     (
-        LLAMA3,
-        False,
-    ): "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe chatglm-bpe glm4",
-    (QWEN2, False): "qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez",
-    (O200K, False): "gpt-4o llama4 kanana2",
-    (GPT2, True): "smollm starcoder refact command-r codeshell exaone minerva-7b",
-}
-PRE = {name: cut for cut, names in _NAMES.items() for name in names.split()}
+        byte_level(GPT2),
+        "gpt-2 phi-2 olmo mpt jais roberta-bpe jina-es jina-de jina-v2-es jina-v2-de exaone4 trillion",
+    ),
+    (
+        byte_level(LLAMA3),
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe chatglm-bpe glm4",
+    ),
+    (byte_level(QWEN2), "qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez"),
+    (byte_level(O200K), "gpt-4o llama4 kanana2"),
+    (byte_level(TEKKEN), "tekken"),
+    (byte_level(GPT2, digits=True), "smollm starcoder refact command-r codeshell exaone minerva-7b"),
+    (FALCON, "falcon"),
+)
+PRE = {name: cut for cut, names in _CUTS for name in names.split()}
 # those whose tokens are found whole before anything is joined, and which begin a text with the BOS
-WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"}
+WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
 DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2}, "t5": {"eos": 1}, "gpt2": {}, "bert": {}}
 
 IDS = {
@@ -150,7 +155,6 @@ def _from_merges(
     pre = str(keys.given.get(KEY + "pre", "default"))
     if pre not in PRE:
         raise TokenizerError(f"{KEY}pre is {pre!r}, a way to cut text that is not known; known: {', '.join(PRE)}")
-    pattern, digits = PRE[pre]
     known = {token for token, type in zip(tokens, types, strict=True) if type != UNUSED}
     merges = []
     for number, merge in enumerate(keys["merges"]):
@@ -164,7 +168,7 @@ def _from_merges(
         token: index for index, token in enumerate(tokens) if types[index] != UNUSED
     }  # those fill up the embedding
     model = bpe_model(vocab, merges, ignore_merges=pre in WHOLE_WORDS)
-    cut = byte_level(pattern, digits=digits, prefix_space=keys.flag("add_space_prefix", False))
+    cut = _begun(PRE[pre], keys.flag("add_space_prefix", False))
     if config.pop("add_eos_token"):
         raise TokenizerError(f"{KEY}add_eos_token is true, which is not done for byte-level BPE")
     parts = {"pre_tokenizer": cut, "decoder": BYTE_LEVEL}
@@ -279,25 +283,29 @@ def _library_out(core: LibraryCore) -> dict[str, Any]:
     if model.get("byte_fallback"):
         return _fallback_out(core, tokens, pairs)
     cut = layout.get("pre_tokenizer") or {}
-    names = [
-        name
-        for (pattern, digits), name in ((key, row.split()[0]) for key, row in _NAMES.items())
-        if _same_cut(cut, byte_level(pattern, digits=digits))
-    ]
+    names = next((row.split() for known, row in _CUTS if _same_cut(cut, known)), [])
     normal = (layout.get("normalizer") or {}).get("type")
     if not names or normal not in (None, "NFC"):  # llama.cpp has no NFC; Qwen's files in GGUF leave it out too
         what = json.dumps(cut)[:200] if not names else normal
         raise TokenizerError(f"GGUF has no name for this way to cut text: {what}")
-    pre = names[0]
-    if pre in WHOLE_WORDS and not model.get("ignore_merges"):
-        pre = "dbrx"  # the same cut, without looking for whole words first
+    if not model.get("ignore_merges"):  # the same cut, without looking for whole words first
+        names = [name for name in names if name not in WHOLE_WORDS]
+    if not names:
+        raise TokenizerError("GGUF has no name for this way to cut text, but for tokens that are looked for whole")
     return {
         KEY + "model": "gpt2",
-        KEY + "pre": pre,
+        KEY + "pre": names[0],
         KEY + "tokens": tokens,
         KEY + "token_type": dict.fromkeys(tokens, NORMAL),
         KEY + "merges": [" ".join(pair) for pair in pairs],
     }
+
+
+def _begun(cut: dict[str, Any], prefix_space: bool) -> dict[str, Any]:
+    """The same pre-tokenizer, for texts that begin with a space or do not."""
+    if cut["type"] == "Sequence":
+        return cut | {"pretokenizers": [_begun(step, prefix_space) for step in cut["pretokenizers"]]}
+    return cut | {"add_prefix_space": prefix_space} if cut["type"] == "ByteLevel" else cut
 
 
 def _same_cut(one: Any, other: Any) -> bool:

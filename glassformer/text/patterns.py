@@ -24,6 +24,9 @@ O200K = (
 )
 """OpenAI's o200k (GPT-4o, gpt-oss): a word ends where small letters are followed by a capital one."""
 
+TEKKEN = O200K.replace(_ENDING, "").replace(r"|\p{N}{1,3}|", r"|\p{N}|")
+"""Mistral's tekken: OpenAI's o200k without contractions, every digit alone."""
+
 PATTERNS = {"gpt2": GPT2, "qwen2": QWEN2, "llama3": LLAMA3, "cl100k": CL100K, "o200k": O200K}
 DIGITS_TOGETHER, DIGITS_APART = "gpt2", "qwen2"
 
@@ -40,6 +43,18 @@ def byte_alphabet() -> dict[int, str]:
     visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     hidden = [byte for byte in range(256) if byte not in visible]
     return {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+
+
+FALCON: dict[str, Any] = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Punctuation", "behavior": "Contiguous"},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        {"type": "Digits", "individual_digits": False},
+        {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": False},
+    ],
+}
+"""Falcon's `pre_tokenizer`: runs of punctuation and of digits apart, of these three at a time; else as GPT-2."""
 
 
 def byte_level(pattern: str, *, digits: bool = False, prefix_space: bool = False) -> dict[str, Any]:

@@ -119,7 +119,8 @@ def _open_original(path: Path, one: Original, ignore_keys: tuple[str, ...]) -> C
 
 
 def _open_gguf(path: Path, ignore_keys: tuple[str, ...]) -> Checkpoint:
-    from glassformer.families.gguf import EMBED, in_gguf, read_metadata
+    from glassformer.families.gguf import in_gguf, read_metadata
+    from glassformer.families.gguf_tensors import EMBED
     from glassformer.weights.gguf_file import GgufFile
 
     if not path.is_file():
@@ -131,9 +132,9 @@ def _open_gguf(path: Path, ignore_keys: tuple[str, ...]) -> Checkpoint:
     if len(shape) != 2:
         found = f"got {list(shape)}" if EMBED in file else "and is missing"
         raise CheckpointError(f"{path}: {EMBED} must be a table, {found}")
-    config = read_metadata(file.metadata, file.keys(), shape[0], str(path), ignore_keys)
-    reader = Reader([file])
-    return Checkpoint(path, _plausible(config, reader, path), reader, in_gguf(family_of(config)), file.metadata)
+    file.check_claims(width=shape[1])
+    config = read_metadata(file.metadata, file.keys(), shape[0], str(path), ignore_keys, file.numbers)
+    return Checkpoint(path, config, Reader([file]), in_gguf(family_of(config)), file.metadata)
 
 
 def open_file(path: Path) -> TensorFile:

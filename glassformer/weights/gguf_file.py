@@ -26,6 +26,8 @@ def _decodes(kind: GGMLQuantizationType) -> bool:
 
 DECODED = {kind.name for kind in GGMLQuantizationType if kind.name not in FLOATS and _decodes(kind)}
 
+MOST_NUMBERS = 4096  # of a tensor that is part of the configuration
+
 
 class GgufFile(TensorFile):
     """One GGUF file. CheckpointError where it is damaged, cut short, or claims more than it has."""
@@ -71,6 +73,27 @@ class GgufFile(TensorFile):
             else:
                 rows = self._decode(piece, info.kind)
             yield (first, rows.view(-1, *shape)) if len(info.shape) > 1 else (0, rows.view(shape))
+
+    def numbers(self, name: str) -> list[float]:
+        """A short vector, each number as the shortest decimal that it stands for."""
+        shape = self.shape(name)
+        if len(shape) != 1 or shape[0] > MOST_NUMBERS:
+            raise CheckpointError(f"{self.path}: {name} must be at most {MOST_NUMBERS} numbers, got {list(shape)}")
+        return [float(str(number)) for number in self[name].float().numpy()]
+
+    def check_claims(self, width: int) -> None:
+        """CheckpointError where metadata claim blocks, heads or experts for which there are no tensors.
+
+        A model is made before its tensors are looked at: what it is made of must be no more than the file has.
+        """
+        start = f"{self.metadata.get('general.architecture')}."
+        blocks = len({name.split(".")[1] for name in self.names if name.startswith("blk.")})
+        routers = [info.shape[0] for name, info in self.names.items() if "ffn_gate_inp." in name and info.nbytes]
+        most = {"block_count": blocks, "attention.head_count": width, "expert_count": max(routers, default=0)}
+        for key, limit in most.items():
+            claimed = self.metadata.get(start + key, 0)
+            if isinstance(claimed, int) and claimed > limit:
+                raise CheckpointError(f"{self.path}: {start}{key} is {claimed}, and there are tensors for {limit}")
 
     def _decode(self, rows: Tensor, kind: str) -> Tensor:
         """Bytes [n, bytes of a row] as float32 [n, numbers of a row]."""

@@ -21,6 +21,7 @@ from glassformer.weights.save import GgufKind
 
 KINDS: tuple[GgufKind, ...] = get_args(GgufKind)
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # as llama.cpp numbers them
+EXACT = ("_norm.", "position_embd.", "ffn_gate_inp.")
 PIECE = 1 << 20  # numbers quantized at a time
 
 
@@ -35,7 +36,7 @@ def save_gguf(
     path = Path(path)
     if kind not in KINDS:
         raise ConfigError(f"GGUF files are written as {', '.join(KINDS)}, got {kind!r}")
-    architecture, metadata = write_metadata(model.config)
+    architecture, metadata, numbers = write_metadata(model.config)
     metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     found = entries(in_gguf(family_of(model.config)), model.config, parameters)
@@ -49,6 +50,9 @@ def save_gguf(
         try:
             for key, value in (metadata | dict(extra or {})).items():
                 _add(writer, key, value)
+            for name, values in numbers.items():
+                size = 4 * len(values)
+                writer.add_tensor_info(name, (len(values),), np.dtype(np.float32), size, gguf.GGMLQuantizationType.F32)
             for entry, one in zip(found, kinds, strict=True):
                 shape = entry.shape(parameters)
                 nbytes = gguf.quants.quant_shape_to_byte_shape(shape, one)
@@ -56,6 +60,8 @@ def save_gguf(
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
+            for values in numbers.values():
+                writer.write_tensor_data(np.array(values, np.float32))
             for entry, one in zip(found, kinds, strict=True):
                 writer.write_tensor_data(_encoded(entry.join(parameters), one))
         finally:
@@ -63,9 +69,9 @@ def save_gguf(
 
 
 def _kind(entry: Entry, parameters: dict[str, Tensor], kind: str) -> gguf.GGMLQuantizationType:
-    """The type to write a tensor as: norms, biases and tables of positions are small, and read in float32."""
-    shape = entry.shape(parameters)
-    if len(shape) == 1 or entry.theirs.startswith("position"):
+    """The type to write a tensor as: norms, biases, routers and tables of positions are small, and stay exact."""
+    shape, name = entry.shape(parameters), entry.theirs
+    if len(shape) == 1 or not name.endswith(".weight") or any(part in name for part in EXACT):
         return gguf.GGMLQuantizationType.F32
     fits = shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0] == 0
     return gguf.GGMLQuantizationType[kind if fits else "F16"]

@@ -25,6 +25,7 @@ class Entry:
     a head the last `turning` rows turn, which come first in ours; 0: all. `float32`: see `Rule`.
     `row`: a vector that is stored as a matrix of one row. `zeros`: what the parameters are where there is no such
     tensor; `instead`: the tensor that holds them there.
+    `plus`: what the tensor's numbers are larger by (a norm that multiplies by 1 + ours).
     """
 
     theirs: str
@@ -37,11 +38,12 @@ class Entry:
     instead: str = ""
     turning: int = 0
     float32: bool = False
+    plus: float = 0.0
 
     @property
     def moves(self) -> bool:
-        """Whether numbers lie elsewhere than in ours."""
-        return self.transposed or self.groups > 1 or self.paired > 0 or self.row
+        """Whether numbers lie elsewhere than in ours, or are others."""
+        return self.transposed or self.groups > 1 or self.paired > 0 or self.row or self.plus != 0
 
     def order(self, n: int) -> Tensor:
         """Where each of theirs `n` rows lies in ours, where they are paired: 0, n/2, 1, n/2 + 1, ... of each head."""
@@ -68,11 +70,13 @@ class Entry:
     def split(self, tensor: Tensor, parameters: dict[str, Tensor]) -> list[Tensor]:
         """A checkpoint's tensor as the parameters' values, views of it."""
         assert self.groups == 1, "rows that lie apart are no view"
+        assert self.plus == 0, "other numbers are no view"
         tensor = tensor.T if self.transposed else tensor
         return list(tensor.split([parameters[name].shape[0] for name in self.ours]))
 
     def fill(self, values: list[Tensor], begin: int, rows: Tensor) -> None:
         """Copy rows of a checkpoint's tensor, from row `begin` on, to where they belong in the parameters."""
+        rows = rows - self.plus if self.plus else rows
         if self.row:
             rows = rows[0]
         end, at = begin + len(rows), 0
@@ -102,6 +106,7 @@ class Entry:
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.groups > 1:
             tensor = tensor[self.place([len(part) for part in parts])]
+        tensor = tensor.float() + self.plus if self.plus else tensor
         return (tensor[None] if self.row else tensor.T if self.transposed else tensor).contiguous()
 
 
@@ -186,7 +191,7 @@ def _applied(rule: Rule, config: ModelConfig | EncoderConfig, present: set[str])
             else:
                 yield Entry(
                     theirs, ours, rule.transposed, groups, paired, rule.row, rule.zeros, rule.instead,
-                    turning if paired else 0, rule.float32,
+                    turning if paired else 0, rule.float32, rule.plus,
                 )  # fmt: skip
 
 

@@ -307,7 +307,7 @@ def test_bad_requests_say_what_is_allowed():
 
 def test_tokens_without_a_tokenizer_are_numbers():
     lm = language("gpt2")
-    assert lm.trace([3, 96]).tokens == ("3", "96")
+    assert lm.trace([3, 96]).tokens == ("#3", "#96")
     assert "Trace(2 tokens, 2 of them prompt" in repr(lm.trace([3, 96]))
     assert repr(lm.trace([3, 96])["embed.out"]).startswith("Value(embed.out [T 2, D 48], error 0.0")
 

@@ -7,16 +7,17 @@ import numpy as np
 from llama_cpp import Llama
 
 asked = json.load(sys.stdin)
-llm = Llama(asked["path"], n_ctx=64, n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0)  # F32 caches
+# caches in F32
+llm = Llama(asked["path"], n_ctx=asked["context"], n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0)
 tokens = [llm.tokenize(text.encode(), add_bos=False, special=False) for text in asked["texts"]]
 written, logits = [], []
 for prompt in asked["prompts"]:
     llm.reset()
     out = []
     for token in llm.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):
-        out.append(int(token))
         if len(out) == asked["length"]:
             break
+        out.append(int(token))
     written.append(out)
     llm.reset()
     llm.eval([*prompt, *out])

@@ -62,6 +62,36 @@ def test_byte_level_bpe(pattern):
         assert same_both_ways(Tokenizer(json.dumps(layout), tokenizer.config))[KEY + "pre"] == "llama-bpe"
 
 
+def cut_by(pre, **model):
+    """A tokenizer trained on the corpus, its texts cut as those of some name are."""
+    layout = json.loads(train_tokenizer([CORPUS] * 3, vocab_size=400, special=("<|end|>",), pattern="o200k").core.json)
+    layout["pre_tokenizer"] = PRE[pre]
+    layout["model"].update(model)
+    return Tokenizer(json.dumps(layout), {"eos_token": "<|end|>"})
+
+
+@pytest.mark.parametrize(("pre", "whole"), [("falcon", False), ("tekken", True), ("smollm", False), ("dbrx", False)])
+def test_cuts_that_are_not_trained_here(pre, whole):
+    tokenizer = cut_by(pre, ignore_merges=whole)
+    assert same_both_ways(tokenizer, ["<|end|>"])[KEY + "pre"] == pre
+    if whole:
+        with pytest.raises(TokenizerError, match="but for tokens that are looked for whole"):
+            tokenizer_to_gguf(cut_by(pre, ignore_merges=False))
+
+
+@pytest.mark.parametrize(
+    ("pre", "words"),
+    [
+        ("falcon", ["it", "'", "s", " ", "123", "45", " ", "6", "!?", " ok"]),
+        ("tekken", ["it", "'s", " ", "1", "2", "3", "4", "5", " ", "6", "!?", " ok"]),
+        ("llama-bpe", ["it", "'s", " ", "123", "45", " ", "6", "!?", " ok"]),
+    ],
+)
+def test_how_names_cut(pre, words):
+    cut = Core.from_str(cut_by(pre).core.json).pre_tokenizer
+    assert [word.replace("Ġ", " ") for word, _ in cut.pre_tokenize_str("it's 12345 6!? ok")] == words
+
+
 def test_llamas_json():
     """The same vocabulary as a `tokenizer.json`, with merges where the model had scores."""
     pieces = read_sentencepiece(trained("bpe-llama")).pieces

@@ -12,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import randomise, tiny_config
+from tiny_gguf import gguf_model
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.nn.model import Decoder
 from glassformer.weights import load_model, save_model
+from glassformer.weights.gguf_header import read_header
 from glassformer.weights.gguf_save import save_gguf
 
+FAMILIES = ("gemma3_text", "phi3", "mixtral", "gpt_oss", "stablelm")  # windows, factors, experts, sinks, norms of heads
 WORDS = {"tokenizer.ggml.tokens": ["a", "b", "ü"], "x.floats": [0.5, 1.5], "x.flag": True}
 NUMBERS = [0, 1, 255, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1]
 
@@ -29,6 +32,8 @@ def files(tmp_path_factory):
     model = randomise(Decoder(type(one_layer)(**{**vars(one_layer), "layers": one_layer.layers[:1]})))
     save_model(model, folder)
     save_gguf(model, folder / "model.gguf", "Q8_0", extra=WORDS)
+    for family in FAMILIES:
+        save_gguf(gguf_model(family), folder / f"{family}.gguf", "Q8_0")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     return folder
 
@@ -66,6 +71,33 @@ def test_mutated_files(files, name, tmp_path_factory, data):
     (path.parent / "config.json").write_bytes((files / "config.json").read_bytes())
     with contextlib.suppress(CheckpointError, ConfigError):
         load_model(path, copy=data.draw(st.booleans()))
+
+
+@settings(max_examples=60)
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.data())
+def test_mutated_files_of_families(files, family, tmp_path_factory, data):
+    """Their metadata come first: that is where most changes fall."""
+    whole = (files / f"{family}.gguf").read_bytes()
+    path = tmp_path_factory.mktemp("damaged", numbered=True) / "a.gguf"
+    path.write_bytes(mutate(whole, data, 1100))
+    with contextlib.suppress(CheckpointError, ConfigError):
+        load_model(path)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 2**31 - 1, 2**32 - 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_number_of_the_metadata_absurd(files, family, number, tmp_path):
+    """One after the other: a model, or an error of ours; never what the number asks for."""
+    whole, path = (files / f"{family}.gguf").read_bytes(), tmp_path / "a.gguf"
+    header = read_header(files / f"{family}.gguf")
+    for key, value in header.metadata.items():
+        if type(value) not in (int, float):
+            continue
+        at = whole.index(key.encode()) + len(key) + 4
+        path.write_bytes(whole[:at] + struct.pack("<I", number) + whole[at + 4 :])
+        with contextlib.suppress(CheckpointError, ConfigError):
+            load_model(path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf"])

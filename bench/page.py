@@ -1,0 +1,129 @@
+"""From click to pixels: how long the page takes to show what was asked for, at 124M parameters, in a real browser.
+
+    .venv/bin/python bench/page.py [--tokens 128 1024] [--rounds 9]
+
+A random model of GPT-2's shape behind a real server, in a process of its own. In the page, time is taken from the key
+being pressed to the frame after the one in which the answer stands: another token, or another head. Median and the
+slowest of the rounds; what the browser itself needs to open the page is printed, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from compare import table
+from e2e.find_browser import ADVICE, find_browser
+
+import glassformer
+from glassformer.families import expand
+from glassformer.families.shape import PRESETS
+from glassformer.lm import LanguageModel
+from glassformer.nn.model import Decoder
+
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
+# view, what it is in the design, the key that is pressed
+VIEWS = (
+    ("qkv", "5 Q, K, V", "ArrowLeft"),
+    ("cell", "6 Attention cell", "ArrowUp"),
+    ("heads", "7 Heads and W_o", "ArrowLeft"),
+    ("grid", "8 an opened head", "Shift+ArrowRight"),
+    ("block", "10 Block", "ArrowLeft"),
+)
+PRESS = """([key, view, inner]) => new Promise(done => {
+  const app = document.querySelector('gf-app');
+  const find = (root, path) => path.reduce((at, one) => at && (at.shadowRoot ?? at).querySelector(one), root);
+  const look = () => { const one = find(app, [view, ...inner]); return one?.data ?? one?.innerText; };
+  const before = look(), [shift, name] = key.startsWith('Shift+') ? [true, key.slice(6)] : [false, key];
+  const start = performance.now();
+  window.dispatchEvent(new KeyboardEvent('keydown', {key: name, shiftKey: shift, bubbles: true, cancelable: true}));
+  const stands = () => done(performance.now() - start);
+  const wait = () => requestAnimationFrame(look() !== before ? stands : wait);
+  wait();
+})"""
+INNER = {
+    "qkv": [".three"], "cell": ["ol"], "heads": ["table"], "grid": ["gf-pattern", "gf-matrix.all"], "block": [".sum"],
+}  # fmt: skip
+
+
+def write_model(folder: Path) -> None:
+    """GPT-2's smallest shape with random weights, and the tokenizer of the model that ships."""
+    shape = replace(PRESETS["gpt2-small"], vocab_size=50_257)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Decoder(expand(shape))
+    LanguageModel(model, glassformer.load("stories").tokenizer).save(folder)
+
+
+def serve(folder: Path) -> tuple[subprocess.Popen[str], str]:
+    command = [sys.executable, "-m", "glassformer", "serve", f"random={folder}", "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert server.stdout is not None
+    for line in server.stdout:
+        if found := re.search(r"ready: (http\S+)", line):
+            return server, found[1]
+    sys.exit("the server did not start")
+
+
+def text_of(tokens: int) -> str:
+    """A text of about so many tokens."""
+    words = "Max got a key. Ann found a shell. Max gave the key to Ann. Leo left the bell in Rome. ".split(" ")
+    lm, text = glassformer.load("stories"), ""
+    while len(lm.encode(text + words[0])) < tokens:
+        text += words[0] + " "
+        words.append(words.pop(0))
+    return text.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 1024])
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    path = find_browser()
+    if path is None:
+        sys.exit(f"needs a browser: {ADVICE}")
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        write_model(Path(folder))
+        server, url = serve(Path(folder))
+        try:
+            browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.set_default_timeout(300_000)
+            page.goto(url + "/#/map?text=Once&write=0")
+            page.locator("gf-view-map").wait_for()
+            paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+            print(f"first contentful paint: {paint:.0f} ms\n")
+            rows = []
+            for tokens in args.tokens:
+                text = text_of(tokens)
+                for view, name, key in VIEWS:
+                    page.goto("about:blank")
+                    place = f"layer=5&head=2&query={tokens // 2}&key=3&step=-1&write=0"
+                    page.goto(f"{url}/#/{view}?{place}&text={quote(text)}")
+                    page.locator(f"gf-view-{view} gf-receipt").first.wait_for()
+                    page.wait_for_load_state("networkidle")
+                    took = [page.evaluate(PRESS, [key, f"gf-view-{view}", INNER[view]]) for _ in range(args.rounds)]
+                    rows.append([tokens, name, f"{statistics.median(took):.0f}", f"{max(took):.0f}"])
+                    print(f"  {tokens} tokens, {name}: {statistics.median(took):.0f} ms", file=sys.stderr)
+            print(table(["tokens", "view", "median, ms", "slowest, ms"], rows))
+            browser.close()
+        finally:
+            server.terminate()
+            server.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Which architecture of GGUF each family is, and what its metadata say: a few lines a family, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from glassformer.config import ModelConfig
+from glassformer.families.family import Rule
+from glassformer.families.gguf_keys import DIVISORS, LONG, SHORT, Rope, Windows
+from glassformer.families.gguf_tensors import COMMON, FUSED, HALVES, OTHER_EXPERTS, PAIRS, but, plus_one
+
+Keys = Mapping[str, Any]
+
+
+TURNING = Rope()
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """One architecture. `rules`: tensors to parameters; `others` may stand in their place in files that we read.
+
+    `keys`: a metadata key, after the architecture's name, and the key of config.json that it is. `fixed`: what
+    config.json says of the only thing that programs which read the format compute. `only`: metadata of which only one
+    value is computed. `unread`: metadata that are written, and that tensors say better. `present`, `absent`: keys of
+    config.json that are true where a tensor is there, or is not. `derived`: more keys of config.json, from those read.
+    """
+
+    architecture: str
+    rules: tuple[Rule, ...]
+    keys: Mapping[str, str]
+    fixed: Keys = field(default_factory=dict)
+    only: Keys = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
+    present: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+    derived: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: {}
+    rope: Rope | None = TURNING
+    windows: Windows | None = None
+    others: tuple[Rule, ...] = ()
+
+
+SIZES = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+}
+GROUPED = SIZES | {"attention.head_count_kv": "num_key_value_heads"}
+LAYER, RMS = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"
+NORMED = GROUPED | {RMS: "rms_norm_eps"}
+WIDE = NORMED | {"attention.key_length": "head_dim"}  # whose heads may be wider than d_model / n_heads
+OPTIONAL = ("attention.head_count_kv", "attention.key_length", "attn_logit_softcapping", "final_logit_softcapping",
+            "attention.clamp_kqv")  # fmt: skip
+USED = {"expert_used_count": "num_experts_per_tok"}
+MIXED = USED | {"expert_count": "num_local_experts"}
+ROUTED = USED | {"expert_count": "num_experts"}
+CAP = {"final_logit_softcapping": "final_logit_softcapping"}
+SILU, GELU = {"hidden_act": "silu"}, {"hidden_activation": "gelu_pytorch_tanh"}
+UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
+
+# What any architecture may say of itself, and must then say as its configuration does.
+SAME: Mapping[str, Callable[[ModelConfig], Any]] = {
+    "attention.head_count_kv": lambda config: config.layers[0].attention.n_kv_heads,
+    "attention.key_length": lambda config: config.layers[0].attention.head_dim,
+    "attention.value_length": lambda config: config.layers[0].attention.head_dim,
+    "vocab_size": lambda config: config.vocab_size,
+}
+
+
+def _scale(wide: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The scale of Gemma's scores, which the format does not say: another one in the largest, known by its layers."""
+
+    def derived(raw: dict[str, Any]) -> dict[str, Any]:
+        by_width = raw["num_hidden_layers"] == wide
+        width = raw["hidden_size"] // raw["num_attention_heads"]
+        return {"query_pre_attn_scalar": width if by_width else raw["head_dim"]}
+
+    return derived
+
+
+def _queries(raw: dict[str, Any]) -> dict[str, Any]:
+    """Falcon's config.json says of key/value heads that there is one."""
+    return {"multi_query": raw["num_kv_heads"] == 1}
+
+
+LLAMA = Gguf(
+    "llama",
+    (*COMMON, *PAIRS),
+    WIDE,
+    fixed=SILU,
+    present={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"},
+    rope=Rope(tensors=(DIVISORS, SHORT, LONG)),
+)
+GEMMA = Gguf("gemma", plus_one((*COMMON, *HALVES)), WIDE, fixed={"hidden_act": "gelu_pytorch_tanh"} | TIED)
+
+GGUF: dict[str, Gguf] = {
+    "falcon": Gguf(
+        "falcon",
+        (*COMMON, *FUSED),
+        {
+            **SIZES,
+            "feed_forward_length": "ffn_hidden_size",
+            "attention.head_count_kv": "num_kv_heads",
+            LAYER: "layer_norm_epsilon",
+        },
+        fixed={"activation": "gelu", "bias": False, "parallel_attn": True},
+        only={"tensor_data_layout": "jploski"},
+        present={"new_decoder_architecture": "blk.0.attn_norm_2.weight"},
+        derived=_queries,
+    ),
+    "gemma": GEMMA,
+    "gemma2": replace(
+        GEMMA,
+        architecture="gemma2",
+        keys=WIDE | CAP | {"attn_logit_softcapping": "attn_logit_softcapping"},
+        fixed=GELU | TIED,
+        derived=_scale(46),
+        windows=Windows(2, 4096, needed=True),
+    ),
+    "gemma3_text": replace(
+        GEMMA,
+        architecture="gemma3",
+        keys=WIDE | CAP,
+        fixed=GELU,
+        derived=_scale(62),
+        rope=Rope(local="rope_local_base_freq"),
+        windows=Windows(6),
+    ),
+    "gpt2": Gguf(
+        "gpt2",
+        (*COMMON, *FUSED),
+        {
+            "block_count": "n_layer",
+            "context_length": "n_positions",
+            "embedding_length": "n_embd",
+            "feed_forward_length": "n_inner",
+            "attention.head_count": "n_head",
+            LAYER: "layer_norm_epsilon",
+        },
+        fixed={"activation_function": "gelu_new", "scale_attn_weights": True},
+        rope=None,
+    ),
+    "gpt_neox": Gguf(
+        "gptneox",
+        (*COMMON, *FUSED),
+        SIZES | {LAYER: "layer_norm_eps", "use_parallel_residual": "use_parallel_residual"},
+        fixed={"hidden_act": "gelu", "attention_bias": True} | UNTIED,
+        rope=Rope("rotary_emb_base", "rotary_pct"),
+    ),
+    "gpt_oss": Gguf(
+        "gpt-oss",
+        (
+            *but((*COMMON, *HALVES), "ffn_norm", "post_attention_norm"),
+            Rule("blk.{i}.post_attention_norm.weight", ("blocks.{i}.mlp_residual.pre.weight",)),
+        ),
+        {**WIDE, **MIXED, "expert_feed_forward_length": "intermediate_size"},
+        fixed={"swiglu_limit": 7.0, "attention_bias": True} | UNTIED,
+        unread={"feed_forward_length": "intermediate_size"},
+        rope=Rope(truncate=False),
+        windows=Windows(2, needed=True),
+    ),
+    "llama": LLAMA,
+    "mixtral": replace(LLAMA, keys=WIDE | MIXED, present={}, others=OTHER_EXPERTS),
+    "olmo": Gguf(
+        "olmo",
+        (*COMMON, *PAIRS),
+        GROUPED | {"attention.clamp_kqv": "clip_qkv"},
+        fixed=SILU | {"attention_bias": False},
+        only={LAYER: 1e-5},
+    ),
+    "olmo2": Gguf("olmo2", (*COMMON, *HALVES), NORMED, fixed=SILU | UNTIED | {"attention_bias": False}, others=FUSED),
+    "olmoe": Gguf(
+        "olmoe",
+        (*COMMON, *HALVES),
+        SIZES | ROUTED | {RMS: "rms_norm_eps"},
+        fixed=SILU | UNTIED | {"attention_bias": False, "norm_topk_prob": False},
+        others=(*FUSED, *OTHER_EXPERTS),
+    ),
+    "phi": Gguf(
+        "phi2",
+        (*COMMON, *HALVES),
+        GROUPED | {LAYER: "layer_norm_eps"},
+        fixed={"hidden_act": "gelu_new", "qk_layernorm": False} | UNTIED,
+        rope=Rope(part="partial_rotary_factor"),
+        others=FUSED,
+    ),
+    "phi3": Gguf(
+        "phi3",
+        (
+            *but(COMMON, "ffn_gate", "ffn_up"),
+            *FUSED,
+            Rule("blk.{i}.ffn_up.weight", ("blocks.{i}.mlp.gate.weight", "blocks.{i}.mlp.up.weight")),
+        ),
+        NORMED,
+        fixed=SILU,
+        rope=Rope(part="partial_rotary_factor", tensors=(SHORT, LONG)),
+        windows=Windows(),
+        others=HALVES,
+    ),
+    "qwen2": Gguf("qwen2", (*COMMON, *HALVES), NORMED, fixed=SILU, others=FUSED),
+    "qwen3": Gguf("qwen3", (*COMMON, *HALVES), WIDE, fixed=SILU, others=FUSED),
+    "qwen3_moe": Gguf(
+        "qwen3moe",
+        (*COMMON, *HALVES),
+        {**WIDE, **ROUTED, "expert_feed_forward_length": "moe_intermediate_size"},
+        fixed=SILU | {"norm_topk_prob": True, "mlp_only_layers": []},
+        others=(*FUSED, *OTHER_EXPERTS),
+    ),
+    "smollm3": Gguf("smollm3", (*COMMON, *PAIRS), WIDE, fixed=SILU | {"attention_bias": False, "mlp_bias": False}),
+    "stablelm": Gguf(
+        "stablelm",
+        (*COMMON, *HALVES),
+        GROUPED | {LAYER: "layer_norm_eps"},
+        fixed=SILU | UNTIED,
+        unread={"use_parallel_residual": "use_parallel_residual"},
+        present={"use_qkv_bias": "blk.0.attn_q.bias", "qk_layernorm": "blk.0.attn_q_norm.weight"},
+        absent={"use_parallel_residual": "blk.0.ffn_norm.weight"},
+        rope=Rope(part="partial_rotary_factor"),
+        others=FUSED,
+    ),
+}  # fmt: skip
+
+AS = {"mistral": "llama"}  # families that are, as far as the format goes, another

@@ -1,0 +1,64 @@
+"""How tensors are named in GGUF: alike in all architectures, but for how queries and keys lie, and for norms.
+
+A rule applies where the model has its parameters, so that most architectures share most rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from glassformer.families.family import Rule, linear, rule
+
+EMBED, HEAD = "token_embd.weight", "output.weight"
+BLOCK, OURS = "blk.{i}", "blocks.{i}"
+EACH = f"{OURS}.mlp.experts.{{j}}"
+PARTS = ("gate", "up", "down")
+
+COMMON = (
+    Rule(EMBED, ("embed.weight",)),
+    Rule("position_embd.weight", ("positions.weight",)),
+    *linear("output_norm", "norm"),
+    rule(HEAD, "head.weight"),
+    rule("output.bias", "head_bias"),
+    *linear(f"{BLOCK}.attn_norm", f"{OURS}.attn_residual.pre"),
+    *linear(f"{BLOCK}.attn_output", f"{OURS}.attn.o"),
+    *linear(f"{BLOCK}.ffn_norm", f"{OURS}.mlp_residual.pre"),
+    *(one for part in PARTS for one in linear(f"{BLOCK}.ffn_{part}", f"{OURS}.mlp.{part}")),
+    rule(f"{BLOCK}.post_attention_norm.weight", f"{OURS}.attn_residual.out.weight"),
+    rule(f"{BLOCK}.post_ffw_norm.weight", f"{OURS}.mlp_residual.out.weight"),
+    rule(f"{BLOCK}.attn_sinks.weight", f"{OURS}.attn.sinks"),
+    *(rule(f"{BLOCK}.attn_{p}_norm.weight", f"{OURS}.attn.{p}_norm.weight") for p in "qk"),
+    *(rule(f"{BLOCK}.attn_{p}_norm.weight", f"{OURS}.attn.{p}_norm.{{j}}.weight") for p in "qk"),
+    *linear(f"{BLOCK}.ffn_gate_inp", f"{OURS}.mlp.router"),
+    *(one for part in PARTS for one in linear(f"{BLOCK}.ffn_{part}_exps", f"{EACH}.{part}")),
+)
+
+
+def _separate(interleaved: bool) -> tuple[Rule, ...]:
+    return (
+        *linear(f"{BLOCK}.attn_q", f"{OURS}.attn.q", interleaved=interleaved),
+        *linear(f"{BLOCK}.attn_k", f"{OURS}.attn.k", interleaved=interleaved),
+        *linear(f"{BLOCK}.attn_v", f"{OURS}.attn.v"),
+    )
+
+
+# Queries, keys and values: in three tensors, what turns together half a head apart, or side by side; or in one.
+HALVES, PAIRS = _separate(interleaved=False), _separate(interleaved=True)
+FUSED = linear(f"{BLOCK}.attn_qkv", *(f"{OURS}.attn.{p}" for p in "qkv"))
+
+# What some files have instead: gate and up of all experts in one tensor, or each tensor of each expert by itself.
+OTHER_EXPERTS = (
+    rule(f"{BLOCK}.ffn_gate_up_exps.weight", f"{EACH}.gate.weight", f"{EACH}.up.weight"),
+    *(rule(f"{BLOCK}.ffn_{part}.{{j}}.weight", f"{EACH}.{part}.weight") for part in PARTS),
+)
+
+
+def but(rules: tuple[Rule, ...], *names: str) -> tuple[Rule, ...]:
+    """The rules without those of some tensors of a block."""
+    gone = {f"{BLOCK}.{name}.{part}" for name in names for part in ("weight", "bias")}
+    return tuple(one for one in rules if one.theirs not in gone)
+
+
+def plus_one(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules of a model whose norms multiply by 1 + their weight, which is what the tensors hold."""
+    return tuple(replace(one, plus=1.0) if "_norm." in one.theirs else one for one in rules)

@@ -1,0 +1,164 @@
+"""A model's parts, their shapes and sizes, and how long each takes on a text. View 1."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glassformer.generate.sampling import check_number
+from glassformer.inspect.trace import Language, Receipt, Trace
+from glassformer.nn.step import Step
+
+KINDS = {"attn": "attention", "cross": "cross-attention", "mlp": "feed-forward"}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    name: str
+    shape: tuple[int, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the model; `layer` is its block's number, None outside the blocks."""
+
+    kind: str
+    layer: int | None
+    parameters: int
+    matrices: tuple[Matrix, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one block's attention and feed-forward layer are, in the few numbers that a picture needs."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    window: int | None
+    rotary: bool
+    d_ff: int
+    gated: bool
+    experts: int | None
+    parallel: bool
+    norm_at: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """`shares`: of all parameters, by kind of part. `tied`: the head's table is the embedding's, counted once."""
+
+    family: str
+    vocab_size: int
+    d_model: int
+    context: int
+    positions: str | None
+    tied: bool
+    dtype: str
+    layers: tuple[Layer, ...]
+    parts: tuple[Part, ...]
+    shares: dict[str, float]
+    parameters: int
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of each part of one pass over the text, of the pass of median length of several."""
+
+    tokens: int
+    embedding: float
+    attention: tuple[float, ...]
+    feed_forward: tuple[float, ...]
+    head: float
+    total: float
+    receipt: Receipt
+
+
+def anatomy(lm: Language) -> Anatomy:
+    """The parts of a model, from its own parameters; they add up to all that it has."""
+    found: dict[tuple[str, int | None], list[Matrix]] = {}
+    for name, p in lm.model.named_parameters():
+        found.setdefault(_part(name), []).append(Matrix(name, tuple(p.shape), p.numel()))
+    parts = tuple(
+        Part(kind, layer, sum(m.parameters for m in matrices), tuple(matrices))
+        for (kind, layer), matrices in found.items()
+    )
+    total = sum(part.parameters for part in parts)
+    held = {p.data_ptr(): p.numel() for p in lm.model.state_dict().values()}
+    kinds = dict.fromkeys(part.kind for part in parts)
+    shares = {kind: sum(p.parameters for p in parts if p.kind == kind) / total for kind in kinds}
+    config = lm.model.config
+    layers = tuple(
+        Layer(
+            layer.attention.n_heads, layer.attention.n_kv_heads, layer.attention.head_dim, layer.attention.window,
+            layer.attention.rope is not None, layer.mlp.d_ff, layer.mlp.gated,
+            None if layer.experts is None else layer.experts.n_experts, layer.parallel, layer.norm_at,
+        )
+        for layer in config.layers
+    )  # fmt: skip
+    receipt = Receipt(
+        "sum(p.numel() for p in lm.model.parameters())", "sum of the parts - the state dict", sum(held.values()) - total
+    )
+    return Anatomy(
+        config.family, config.vocab_size, config.d_model, config.context_length,
+        config.positions or ("rotary" if any(layer.rotary for layer in layers) else None), lm.model.head is None,
+        str(lm.model.embed.weight.dtype).removeprefix("torch."), layers, parts, shares, total, receipt,
+    )  # fmt: skip
+
+
+def _part(name: str) -> tuple[str, int | None]:
+    """Which part of a model a parameter belongs to."""
+    side = "encoder " if name.startswith("encoder.") else ""
+    words = name.removeprefix("encoder.").split(".")
+    layer = int(words.pop(1)) if words[0] == "blocks" else None
+    words = words[1:] if layer is not None else words
+    if "norm" in words[0] or words[0].endswith("_residual"):
+        return side + "norms", layer
+    return side + {"embed": "embedding", "head": "head", "positions": "positions", **KINDS}.get(
+        words[0], words[0]
+    ), layer
+
+
+class _Clock:
+    """A tap that notes when the pass came to the borders between its parts."""
+
+    def __init__(self):
+        self.at: list[tuple[str, float]] = []
+
+    def wants(self, name: str) -> bool:
+        return name.endswith(("embed.out", "attn.add", "cross.add", "resid_post", "final.norm", "final.logits"))
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        if value.is_cuda:
+            torch.cuda.synchronize()
+        self.at.append((name, time.perf_counter()))
+        return value
+
+
+@torch.inference_mode()
+def times(t: Trace, *, rounds: int = 3) -> Times:
+    """How long each part of a pass over this text takes, measured here and now: the median of `rounds` passes."""
+    check_number("rounds", rounds, 1, 20)
+    ids = torch.tensor([t.ids], device=t.model.embed.weight.device)
+    runs: list[dict[str, float]] = []
+    for _ in range(rounds):
+        clock, before = _Clock(), time.perf_counter()
+        start = before
+        t.model(ids, Step.of(ids, tap=clock))
+        parts: dict[str, float] = {}
+        for name, at in clock.at:
+            parts[name], before = (at - before) * 1e3, at
+        runs.append(parts | {"total": (before - start) * 1e3})
+    took = sorted(runs, key=lambda run: run["total"])[len(runs) // 2]
+    blocks = range(t.config.n_layers)
+    attention = tuple(took[f"blocks.{i}.attn.add"] + took.get(f"blocks.{i}.cross.add", 0.0) for i in blocks)
+    rest = tuple(took[f"blocks.{i}.resid_post"] for i in blocks)
+    head = took["final.norm"] + took["final.logits"]
+    every = [took["embed.out"], *attention, *rest, head]
+    receipt = Receipt("t.times()", "sum of the parts - the whole pass, in ms", abs(sum(every) - took["total"]))
+    return Times(len(t.ids), took["embed.out"], attention, rest, head, took["total"], receipt)

@@ -1,0 +1,110 @@
+"""One attention cell worked out: how much one query takes of one key, and what it gets for it. View 6.
+
+q·k products -> sum -> scale -> softcap -> (bias) -> mask -> exp -> / sum over all keys -> * v, added up over all keys
+"Attention Is All You Need" (Vaswani et al. 2017), equation 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from glassformer.inspect.trace import Receipt, Trace
+from glassformer.inspect.views.layer import at, attention_of, position_of
+from glassformer.inspect.views.result import off
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Every number of a cell, in the order in which they arise.
+
+    Of this cell: `products` q_i k_i [Dh], their `sum`, `scale`, `scaled` = sum * scale, `softcap` c and `capped` =
+    c tanh(scaled / c) (the same as `scaled` without one), `bias` that a model adds, whether the query may see the key,
+    `score`; `exp` = e^(score - the row's largest), `total` = the row's sum of them (with the sink's), `prob`.
+    Of the query's whole row [S]: `scores`, `probs`, and `unscaled`, the probabilities if nothing were scaled.
+    `v` [Dv] is what the key offers, `weighted` = prob * v, `z` the sum over all keys. `entropy` in nats of `probs`.
+    """
+
+    layer: int
+    head: int
+    kv_head: int
+    query: int
+    key: int
+    q: Float[Tensor, "Dh"]
+    k: Float[Tensor, "Dh"]
+    products: Float[Tensor, "Dh"]
+    sum: float
+    scale: float
+    scaled: float
+    softcap: float | None
+    capped: float
+    bias: float
+    visible: bool
+    window: int | None
+    score: float
+    largest: float
+    exp: float
+    sink: float | None
+    total: float
+    prob: float
+    scores: Float[Tensor, "S"]
+    probs: Float[Tensor, "S"]
+    unscaled: Float[Tensor, "S"]
+    entropy: float
+    unscaled_entropy: float
+    v: Float[Tensor, "Dv"]
+    weighted: Float[Tensor, "Dv"]
+    z: Float[Tensor, "Dv"]
+    receipt: Receipt
+
+
+@torch.no_grad()
+def cell(t: Trace, *, layer: int, head: int, query: int, key: int) -> Cell:
+    """One attention cell of a trace. Negative positions count from the end.
+
+    RequestError for a layer, head or position that there is not.
+    """
+    attention = attention_of(t, layer, head)
+    query, key = position_of(t, "query", query), position_of(t, "key", key)
+    name, spec = f"blocks.{layer}.attn", attention.spec
+    kv_head = head // (attention.config.n_heads // attention.config.n_kv_heads)
+    q, k = at(t, f"{name}.q_rot", query)[head], at(t, f"{name}.k_rot")[:, kv_head]  # [Dh], [S, Dh]
+    v, z = at(t, f"{name}.v")[:, kv_head], at(t, f"{name}.z", query)[head]  # [S, Dv], [Dv]
+    scores = t.rows(f"{name}.scores", head=head, query=query).tensor.float()  # [S]
+    probs = t.rows(f"{name}.probs", head=head, query=query).tensor.float()
+    sums = k @ q
+    scaled = sums * spec.scale
+    capped = scaled if spec.softcap is None else spec.softcap * torch.tanh(scaled / spec.softcap)
+    seen = scores > -math.inf
+    bias = (scores - capped).where(seen, 0.0)
+    bias = bias.where(
+        bias.abs() > 1e-4 * scores.where(seen, 0.0).abs().max().clamp(min=1e-6), 0.0
+    )  # more than rounding
+    sink = None if attention.sinks is None else attention.sinks[head].float()
+    largest = scores.max() if sink is None else torch.maximum(scores.max(), sink)
+    exp = (scores - largest).exp()
+    total = exp.sum() if sink is None else exp.sum() + (sink - largest).exp()
+    worked = exp / total
+    unscaled = sums.masked_fill(~seen, -math.inf).softmax(-1)
+    return Cell(
+        layer, head, kv_head, query, key,
+        q, k[key], q * k[key], sums[key].item(), spec.scale, scaled[key].item(), spec.softcap, capped[key].item(),
+        bias[key].item(), bool(seen[key]), spec.window, scores[key].item(), largest.item(), exp[key].item(),
+        None if sink is None else sink.item(), total.item(), worked[key].item(),
+        scores, probs, unscaled, entropy(probs), entropy(unscaled),
+        v[key], worked[key] * v[key], z,
+        Receipt(
+            f"t.cell(layer={layer}, head={head}, query={query}, key={key})",
+            "max |sum of prob * v - z|, and of the probabilities by either way",
+            max(off(worked @ v, z), off(worked, probs)),
+        ),
+    )  # fmt: skip
+
+
+def entropy(probs: Float[Tensor, "S"]) -> float:
+    """In nats."""
+    return torch.special.entr(probs.double()).sum().item()

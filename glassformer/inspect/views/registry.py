@@ -1,0 +1,117 @@
+"""All views by name, for the page, the report, the notebook and the command line, which all call the same functions.
+
+A view of a model takes a `LanguageModel`, a view of a trace a `Trace`; all else are keywords, whose annotations say
+what is allowed: also of parameters that come as text, from an address or a command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from glassformer.errors import RequestError
+from glassformer.inspect.attribution import attribution
+from glassformer.inspect.fork import fork
+from glassformer.inspect.lens import lens
+from glassformer.inspect.roles import roles
+from glassformer.inspect.trace import Trace
+from glassformer.inspect.views.anatomy import anatomy, times
+from glassformer.inspect.views.block import block
+from glassformer.inspect.views.cell import cell
+from glassformer.inspect.views.choice import sampling
+from glassformer.inspect.views.heads import grid, heads
+from glassformer.inspect.views.kept import cache, cache_speed
+from glassformer.inspect.views.qkv import qkv
+from glassformer.inspect.views.summary import summary
+from glassformer.inspect.views.table import embedding, embedding_map
+from glassformer.inspect.views.tracks import changed, tracks
+from glassformer.inspect.views.words import merges, tokens
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+Find = Callable[[str], Trace]
+
+
+@dataclass(frozen=True)
+class View:
+    """One function, and what it is of."""
+
+    of: Literal["model", "trace"]
+    function: Callable[..., Any]
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def meaning(self) -> str:
+        """Its docstring's first paragraph."""
+        return " ".join((self.function.__doc__ or "").split("\n\n")[0].split())
+
+    @cached_property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """What it can be given beside its subject, with resolved annotations."""
+        hints = get_type_hints(inspect.unwrap(self.function))
+        _, *rest = inspect.signature(self.function).parameters.values()
+        return {p.name: p.replace(annotation=hints[p.name]) for p in rest}
+
+    def read(self, given: Mapping[str, str], find: Find | None = None) -> dict[str, Any]:
+        """Parameters that came as text, as the function takes them; `find`: the trace of an id.
+
+        RequestError for one that is unknown, missing, or no value of its kind.
+        """
+        for name in given.keys() - self.parameters.keys():
+            known = ", ".join(self.parameters) or "none"
+            raise RequestError(f"the view {self.name!r} has no parameter {name!r}; it has: {known}", param=name)
+        for name, p in self.parameters.items():
+            if p.default is p.empty and name not in given:
+                raise RequestError(f"the view {self.name!r} needs the parameter {name!r}", param=name)
+        return {name: self._value(name, self.parameters[name].annotation, text, find) for name, text in given.items()}
+
+    def _value(self, name: str, kind: Any, text: str, find: Find | None) -> Any:
+        origin, options = get_origin(kind), get_args(kind)
+        if origin in (Union, UnionType):
+            if NoneType in options and text in ("", "null", "none"):
+                return None
+            *first, last = [option for option in options if option is not NoneType]
+            for option in first:  # "17" is a number where a number is allowed, and a text where only a text is
+                with contextlib.suppress(RequestError):
+                    return self._value(name, option, text, find)
+            return self._value(name, last, text, find)
+        if origin is Literal:
+            if text not in options:
+                raise RequestError(f"{name} must be one of {', '.join(map(repr, options))}, got {text!r}", param=name)
+            return text
+        if origin is tuple:
+            return tuple(self._value(name, options[0], one, find) for one in text.split(",") if one.strip())
+        if kind is Trace:
+            if find is None:
+                raise RequestError(f"{name} is a trace, and there is none beside this one here", param=name)
+            return find(text)
+        try:
+            return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            raise RequestError(f"{name} must be {WORDS[kind]}, got {text!r:.100}", param=name) from None
+
+
+OF_MODEL = (anatomy, tokens, merges, embedding, embedding_map)
+OF_TRACE = (
+    summary, times, tracks, changed, qkv, cell, heads, grid, roles, block, lens, attribution, sampling, cache,
+    cache_speed, fork,
+)  # fmt: skip
+VIEWS: dict[str, View] = {f.__name__: View("model", f) for f in OF_MODEL} | {
+    f.__name__: View("trace", f) for f in OF_TRACE
+}
+
+
+def find_view(name: str) -> View:
+    """The view of this name. RequestError says which is nearest."""
+    if name not in VIEWS:
+        near = difflib.get_close_matches(name, VIEWS, n=1, cutoff=0.0)
+        raise RequestError(f"there is no view {name!r}; the nearest is {near[0]!r}", param="view")
+    return VIEWS[name]

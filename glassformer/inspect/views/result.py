@@ -1,0 +1,50 @@
+"""What a view returns: frozen data with a receipt, and how it becomes JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+from glassformer.inspect.trace import Language, spelled
+
+
+@dataclass(frozen=True)
+class Named:
+    """A token of the vocabulary, with a number: a probability, a cosine, a logit, as its place says."""
+
+    id: int
+    text: str
+    value: float
+
+
+def named(lm: Language, ids: Tensor, values: Tensor) -> tuple[Named, ...]:
+    """Tokens of the vocabulary, each with its number."""
+    return tuple(Named(i, spelled(lm.tokenizer, i), x) for i, x in zip(ids.tolist(), values.tolist(), strict=True))
+
+
+def plain(value: Any) -> Any:
+    """A view's result as JSON values. A number that is not finite becomes "NaN", "Infinity" or "-Infinity".
+
+    Tensors' numbers have nine digits, which tell any two of float32 apart.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Tensor):
+        return [plain(row) for row in value] if value.ndim > 1 else plain([float(f"{x:.9g}") for x in value.tolist()])
+    if isinstance(value, tuple) and (fielded := getattr(value, "_asdict", None)):
+        return {key: plain(one) for key, one in fielded().items()}
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def off(a: Tensor, b: Tensor) -> float:
+    """max |a - b|."""
+    return (a.double() - b.double()).abs().max().item()

@@ -1,0 +1,121 @@
+"""The app: guard, routes and errors put together. Making one starts nothing but the queue's thread."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from fastapi import FastAPI, Response
+from fastapi.openapi.utils import get_openapi
+
+from glassformer.errors import ConfigError
+from glassformer.lm import LanguageModel
+from glassformer.server import answers, completions, errors, glass
+from glassformer.server.edits import EditReader
+from glassformer.server.errors import answer
+from glassformer.server.guard import MAX_BODY, Guard
+from glassformer.server.page import Page
+from glassformer.server.queue import Queue
+from glassformer.server.served import Models
+from glassformer.server.store import Traces
+
+VERSION = version("glassformer")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server behaves. key: what every route needs, None: nothing. hosts: names it may be asked by, beside
+    localhost and addresses. max_body: bytes of a request. trace_bytes: what kept traces may hold."""
+
+    key: str | None = None
+    hosts: tuple[str, ...] = ()
+    max_body: int = MAX_BODY
+    trace_bytes: int = 2**30
+
+    def __post_init__(self):
+        if self.key is not None and not (
+            self.key.isascii() and self.key.isprintable() and self.key.strip() == self.key
+        ):
+            raise ConfigError("the API key must be printable ASCII without spaces at its ends")
+        if self.key == "":
+            raise ConfigError("the API key is empty: leave it out, or give one")
+        if self.trace_bytes < 1:
+            raise ConfigError(f"the traces need some bytes, got {self.trace_bytes}")
+
+
+def make_app(models: Iterable[tuple[str, LanguageModel]], settings: Settings = Settings()) -> FastAPI:
+    """The whole app. Its `state.queue` is where the work is done."""
+    served, queue, page, traces = Models(models), Queue(), Page(), Traces(settings.trace_bytes)
+    edits = EditReader(lambda id: traces.get(id).trace)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        queue.close()
+
+    app = FastAPI(
+        title="Glassformer",
+        version=VERSION,
+        description=answers.DESCRIPTION,
+        docs_url=None,  # they load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        responses=answers.ERRORS,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
+    )
+    app.state.queue, app.state.models, app.state.page = queue, served, page
+    errors.install(app)
+    app.add_middleware(Guard, key=settings.key, hosts=settings.hosts, is_page=page.has, max_body=settings.max_body)
+
+    @app.get("/health", tags=["Server"], summary="What runs, and why so", responses=answers.HEALTH)
+    async def health() -> Response:
+        return answer(
+            {
+                "status": "ok",
+                "version": VERSION,
+                "models": list(served.all),
+                "choices": [
+                    {"model": name, "what": choice.what, "value": choice.value, "because": choice.because}
+                    for name, one in served.all.items()
+                    for choice in one.lm.choices
+                ],
+                "queue": queue.state,
+                "traces": traces.state,
+            }
+        )
+
+    app.include_router(completions.routes(served, queue, edits))
+    app.include_router(glass.routes(served, queue, traces, edits))
+
+    @app.get("/v1/models/{model:path}", tags=["OpenAI"], summary="One served model", responses=answers.ONE_MODEL)
+    async def one_model(model: str) -> Response:
+        return answer(served[model].described)
+
+    page.install(app)
+    app.openapi = lambda: _openapi(app, settings)
+    return app
+
+
+def _openapi(app: FastAPI, settings: Settings) -> dict:
+    """The document, with the key and without the answer 422, which is a 400 here."""
+    if app.openapi_schema is None:
+        found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for path in found["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            found["components"]["schemas"].pop(unused, None)
+        if settings.key is not None:
+            found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            found["security"] = [{"key": []}]
+        app.openapi_schema = found
+    return app.openapi_schema

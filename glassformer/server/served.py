@@ -1,0 +1,94 @@
+"""The models that are served, by name."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from glassformer.errors import ConfigError, RequestError
+from glassformer.lm import LanguageModel
+from glassformer.server.errors import Refused
+from glassformer.text.chat import ChatTemplate, templates_of
+
+
+class Served:
+    """One model and its name."""
+
+    def __init__(self, name: str, lm: LanguageModel):
+        self.name, self.lm, self.since = name, lm, int(time.time())
+        self._lock = threading.Lock()
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The chat template, where the model has one."""
+        known = self.lm.tokenizer is not None and templates_of(self.lm.tokenizer)
+        return ChatTemplate(self.lm.tokenizer) if known and self.lm.tokenizer is not None else None
+
+    def chat_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """A conversation as token ids, by the model's own template."""
+        with self._lock:  # two conversations at once are rendered one after the other
+            if self.template is None:
+                raise RequestError(
+                    f"the model {self.name!r} has no chat template: use /v1/completions", param="messages"
+                )
+            developer = "developer" if "developer" in self.template.source else "system"
+            known = [one | {"role": developer} if one["role"] == "developer" else one for one in messages]
+            return self.template.encode(known, add_generation_prompt=True)
+
+    def spelled(self, token: int) -> tuple[str, bytes | None]:
+        """A token's text and bytes. Bytes that are no text by themselves are spelled `bytes:\\xe2\\x80`."""
+        if self.lm.tokenizer is None:
+            return str(token), None
+        data = self.lm.tokenizer.token_bytes(token)
+        try:
+            return data.decode(), data
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data), data
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """As OpenAI describes a model, and what else a client likes to know."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.since,
+            "owned_by": "glassformer",
+            "context_length": self.lm.config.context_length,
+            "parameters": sum(p.numel() for p in self.lm.model.parameters()),
+            "chat": self.template is not None,
+            "source": self.lm.source,
+        }
+
+
+class Models:
+    """The served models."""
+
+    def __init__(self, models: Iterable[tuple[str, LanguageModel]]):
+        self.all: dict[str, Served] = {}
+        for name, lm in models:
+            if name in self.all:
+                raise ConfigError(f"two models are called {name!r}: name them, as in NAME=MODEL")
+            self.all[name] = Served(name, lm)
+
+    def __getitem__(self, name: str) -> Served:
+        if name not in self.all:
+            known = ", ".join(self.all)
+            raise Refused(
+                404, f"there is no model {name[:100]!r}; served: {known}", param="model", code="model_not_found"
+            )
+        return self.all[name]
+
+
+def split_name(given: str) -> tuple[str, str]:
+    """("name", "model") of what was given as MODEL or NAME=MODEL; a model's own name is its folder's or file's."""
+    name, equals, model = given.partition("=")
+    if equals and name and model and not Path(given).exists():
+        return name, model
+    path = Path(given)
+    if not path.exists():
+        return given, given  # one of the package, or of the hub
+    return path.resolve().name.removesuffix(".gguf").removesuffix(".safetensors") or given, given

@@ -1,0 +1,281 @@
+"""Using the page: keys alone, links and back, writing and stopping, what goes wrong, and whom it shuts out."""
+
+import re
+
+import pytest
+
+from e2e.conftest import AXE, Served, missing
+from e2e.test_page import ASK, at, said
+
+VIEWS = ("map", "tokenizer", "embedding", "cell", "qkv", "grid", "roles", "heads", "block", "lens", "tracks", "cache")
+
+
+def place(page) -> dict[str, str]:
+    """What the address says."""
+    return dict(re.findall(r"[?&](\w+)=([^&]*)", page.url))
+
+
+def focused(page) -> str:
+    """The label of what has the focus, shadow roots looked through."""
+    return page.evaluate(
+        "() => { let e = document.activeElement; while (e?.shadowRoot?.activeElement) e = e.shadowRoot.activeElement;"
+        " return e?.getAttribute('aria-label') || e?.textContent.trim() || '' }"
+    )
+
+
+def tab_to(page, label: str) -> None:
+    """Press Tab until this has the focus."""
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        if focused(page).startswith(label):
+            return
+    pytest.fail(f"Tab never comes to {label!r}")
+
+
+def test_keys_alone_walk_through_cell_qkv_and_grid(page):
+    tab_to(page, "Attention")
+    page.keyboard.press("Enter")
+    tab_to(page, "Attention of head") if page.locator("[aria-label^='Attention of head']").count() else tab_to(
+        page, "Attention of block"
+    )
+    before, steps = place(page), said(page.locator("gf-view-cell ol"))
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowLeft")
+    now = place(page)
+    assert "query" in now
+    assert now != before
+    page.wait_for_function("old => document.querySelector('gf-app').shadowRoot.querySelector('gf-view-cell').shadowRoot"
+                           ".querySelector('ol').innerText.replaceAll('−', '-') !== old", arg=steps)  # fmt: skip
+    tab_to(page, "query")  # the strip of the query's numbers
+    page.keyboard.press("ArrowRight")
+    assert "[1]:" in said(page.locator("gf-view-cell ol > li").first)
+
+    page.evaluate("document.activeElement.blur()")
+    tab_to(page, "Q K V")
+    page.keyboard.press("Enter")
+    page.locator("gf-view-qkv .three").wait_for()
+    query, head = int(place(page)["query"]), int(place(page)["head"])
+    page.keyboard.press("ArrowLeft")
+    assert int(place(page)["query"]) == query - 1
+    page.keyboard.press("Shift+ArrowLeft")
+    assert int(place(page)["head"]) == head - 1
+    layer = int(place(page)["layer"])
+    page.keyboard.press("Shift+ArrowDown")
+    assert int(place(page)["layer"]) == layer + 1
+    page.locator("gf-view-qkv gf-strip [aria-label='residual stream before the block']").wait_for()
+    page.get_by_text(f"the stream that block {layer + 1} gets").wait_for()
+
+    tab_to(page, "All heads")
+    page.keyboard.press("Enter")
+    page.locator("gf-grid-row button").first.wait_for()
+    tab_to(page, "Block 0, head 2")
+    page.keyboard.press("Enter")
+    assert (place(page)["layer"], place(page)["head"]) == ("0", "2")
+    page.get_by_role("heading", name="Block 0, head 2").wait_for()
+
+
+def test_an_arrow_never_leaves_the_text(page):
+    page.locator("gf-view-cell gf-matrix .frame").focus()
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowUp")
+    assert place(page)["layer"] == "0"
+    for _ in range(9):
+        page.keyboard.press("Shift+ArrowDown")
+    assert place(page)["layer"] == "3"
+    page.locator("gf-view-cell ol").wait_for()
+
+
+def test_a_link_brings_the_same_page_again(page, open_page):
+    page.locator("gf-tokens button").nth(12).click()
+    page.get_by_role("link", name="Q K V").click()
+    page.locator("gf-view-qkv .three").wait_for()
+    page.locator("gf-view-qkv gf-strip .frame").nth(2).focus()
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("row 1 of W_q").wait_for()
+    again = open_page(page.url)
+    again.locator("gf-view-qkv .three").wait_for()
+    again.get_by_text("row 1 of W_q").wait_for()
+    assert said(again.locator("gf-view-qkv .three")) == said(page.locator("gf-view-qkv .three"))
+    page.go_back()
+    page.locator("gf-view-cell").wait_for()
+    page.go_forward()
+    page.locator("gf-view-qkv").wait_for()
+
+
+def test_it_writes_what_generate_writes_and_stops_when_told(page, lm):
+    box = page.locator("gf-header textarea")
+    box.fill("One day Mia")
+    page.locator("input[name=write]").fill("12")
+    page.locator("input[name=temperature]").fill("0.8")
+    page.get_by_role("button", name="Read it").click()
+    page.get_by_text("12 written").wait_for()
+    expected = lm.generate("One day Mia", max_tokens=12, temperature=0.8, seed=0)
+    shown = page.locator("gf-tokens button.written").all_inner_texts()
+    assert "".join(shown).replace("·", " ").replace("⏎", "\n") == expected.text
+    assert place(page)["text"] == "One+day+Mia"
+
+    held = page.locator("gf-tokens button").count()
+    page.locator("input[name=write]").fill("150")
+    page.get_by_role("button", name="Write", exact=True).click()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Write", exact=True).wait_for()
+    assert page.locator("gf-tokens button").count() == held  # what was there before stands
+
+
+def test_a_token_says_why(page, trace_of):
+    summary = trace_of(page)
+    page.locator("gf-tokens button.written").first.click()
+    token = page.locator("gf-side .token")
+    chosen = summary.tokens[summary.n_prompt]
+    token.get_by_text(f"Token {chosen.position}:").wait_for()
+    assert f"{100 * chosen.prob:.1f}%" in said(token)
+    after = summary.tokens[summary.n_prompt + 1]
+    assert token.locator("gf-bars tr").first.inner_text().split()[-1] == f"{100 * after.top[0].value:.1f}%"
+
+
+@pytest.fixture
+def trace_of(lm):
+    def found(page):
+        from glassformer.inspect.views.summary import summary
+
+        return summary(lm.trace(page.locator("gf-header textarea").input_value(), max_tokens=10, temperature=0))
+
+    return found
+
+
+def test_the_walk_goes_through_every_step_beside_its_picture(page):
+    titles = []
+    for i in range(12):
+        walk = page.locator("gf-side .walk")
+        walk.get_by_text(f"{i + 1} of 12").wait_for()
+        walk.locator("gf-caption p").first.wait_for()
+        titles.append(walk.locator("h2").inner_text())
+        text = walk.inner_text()
+        assert not re.search(r"undefined|NaN|null", text), text
+        if i < 11:
+            walk.get_by_role("button", name="Next").click()
+    assert len(set(titles)) == 12
+    assert titles[0].startswith("Attention")
+    assert titles[-1].startswith("The cache")
+
+
+# ---- what goes wrong
+
+
+def test_a_text_past_the_context_says_so(open_page, served):
+    page = open_page(served.url + at("cell", text="key " * 400, write=0))
+    page.get_by_text("The model did not read this text").wait_for()
+    page.get_by_text(re.compile("192")).wait_for()
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        (at("nowhere"), "There is no such picture"),
+        (at("cell", model="other"), "'other'"),
+        (at("embedding", _token=999999), "999999|528|527"),
+        (at("tokenizer", _word="two words"), "two words"),
+        (at("cell", edits='[{"op":"melt","point":"blocks.0.attn.z"}]'), "melt"),
+    ],
+)
+def test_a_wrong_address_is_answered_in_words(open_page, served, address, sentence):
+    page = open_page(served.url + address)
+    page.get_by_text(re.compile(sentence)).first.wait_for()
+    page.locator("gf-refused").first.wait_for()
+
+
+def test_an_edit_in_the_address_changes_the_text_and_is_named(open_page, served, lm):
+    edit = '[{"op":"ablate","point":"blocks.1.attn.z","head":3}]'
+    page = open_page(served.url + at("cell", edits=edit))
+    page.locator("gf-tokens button.written").first.wait_for()
+    from glassformer.inspect.edit import ablate
+
+    expected = lm.generate(ASK, max_tokens=4, temperature=0, edit=[ablate("blocks.1.attn.z", head=3)]).text
+    written = "".join(page.locator("gf-tokens button.written").all_inner_texts())
+    assert written.replace("·", " ").replace("⏎", "\n") == expected
+    page.get_by_role("button", name="Take back ablate · blocks.1.attn.z · head 3").click()
+    page.wait_for_function("() => !location.hash.includes('edits')")
+
+
+def test_a_cause_is_tested_beside_the_original(open_page, served, lm):
+    from glassformer.inspect.edit import ablate, knockout
+
+    def both(page, view):
+        page.locator(f"gf-view-{view} gf-cause dl").wait_for()
+        return [
+            one.replace("·", " ").replace("⏎", "\n") for one in page.locator(f"gf-view-{view} dd").all_inner_texts()
+        ]
+
+    before = lm.generate(ASK, max_tokens=4, temperature=0).text
+    last = len(lm.encode(ASK)) - 1
+    page = open_page(served.url + at("heads", layer=1, head=3, query=last))
+    page.get_by_role("button", name="Take head 3 of block 1 out").click()
+    without = lm.generate(ASK, max_tokens=4, temperature=0, edit=[ablate("blocks.1.attn.z", head=3)]).text
+    assert both(page, "heads") == [before, without]
+    assert before != without
+    hidden = lm.trace(ASK)["blocks.1.attn.probs"][3, last].argmax().item()
+    page = open_page(served.url + at("cell", layer=1, head=3, query=last, key=hidden))
+    page.get_by_role("button", name="Hide key").click()
+    edit = knockout("blocks.1.attn.scores", head=3, query=last, key=hidden)
+    assert both(page, "cell") == [before, lm.generate(ASK, max_tokens=4, temperature=0, edit=[edit]).text]
+    page.get_by_role("button", name="Keep the edit").click()
+    page.locator("gf-header .edits").get_by_text("knockout").wait_for()
+
+
+def test_a_key_is_asked_for(open_page, lm):
+    with Served({"stories": lm}, key="s3cret") as served:
+        page = open_page(served.url)
+        page.get_by_text("This server wants a key").wait_for()
+        page.get_by_label("Key", exact=True).fill("wrong")
+        page.get_by_role("button", name="Open").click()
+        page.get_by_text("This server wants a key").wait_for()
+        page.get_by_label("Key", exact=True).fill("s3cret")
+        page.get_by_role("button", name="Open").click()
+        page.locator("gf-view-cell gf-matrix canvas").wait_for()
+
+
+def test_a_server_that_has_gone_is_told(open_page, lm):
+    with Served({"stories": lm}) as served:
+        page = open_page(served.url)
+        page.locator("gf-view-cell gf-matrix canvas").wait_for()
+    page.get_by_role("link", name="Q K V").click()
+    page.get_by_text("The server does not answer").first.wait_for()
+
+
+def test_a_trace_that_the_server_dropped_is_made_again(page, served):
+    for one in page.request.get(f"{served.url}/v1/traces").json()["data"]:
+        assert page.request.delete(f"{served.url}/v1/traces/{one['id']}").ok
+    page.get_by_role("link", name="Block").click()
+    page.locator("gf-view-block table").wait_for()
+
+
+def test_two_tabs_do_not_disturb_each_other(open_page, served):
+    first, second = (open_page(served.url + at("cell", text=text, layer=1, head=0)) for text in (ASK, "One day Mia"))
+    for page, words in ((first, "shell"), (second, "Mia")):
+        page.locator("gf-view-cell ol").wait_for()
+        assert words in said(page.locator("gf-tokens .tokens"))
+    first.get_by_role("link", name="Block").click()
+    second.get_by_role("link", name="Cache").click()
+    first.locator("gf-view-block table").wait_for()
+    second.locator("gf-view-cache gf-matrix").wait_for()
+
+
+# ---- for everybody
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_axe_finds_nothing_serious_and_nothing_is_scrolled_sideways(open_page, served, view):
+    if not AXE.is_file():
+        missing(f"{AXE}: `make page` brings it")
+    page = open_page(served.url + at(view, step=0))
+    page.locator(f"gf-view-{view} gf-receipt").first.wait_for()
+    page.wait_for_load_state("networkidle")
+    page.evaluate(AXE.read_text())  # as a person's console would: the page's policy allows no script of others
+    for width, height, scheme in ((1280, 800, "light"), (1280, 800, "dark"), (390, 844, "light")):
+        page.set_viewport_size({"width": width, "height": height})
+        page.emulate_media(color_scheme=scheme)
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        serious = [one for one in found if one["impact"] in ("serious", "critical")]
+        told = "\n".join(f"{one['id']}: {[node['html'][:160] for node in one['nodes'][:3]]}" for one in serious)
+        assert not serious, f"{width}×{height}, {scheme}: {told}"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,0 +1,372 @@
+"""Views of a trace, each number worked out again in NumPy, in float64, from the weights and the tensors of the pass."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+import torch
+from generate.writers import make_tokenizer
+from tiny import tiny
+
+from glassformer.errors import RequestError
+from glassformer.inspect.views.anatomy import times
+from glassformer.inspect.views.block import block
+from glassformer.inspect.views.cell import cell
+from glassformer.inspect.views.choice import sampling
+from glassformer.inspect.views.heads import grid, heads
+from glassformer.inspect.views.kept import cache, cache_speed
+from glassformer.inspect.views.qkv import qkv
+from glassformer.inspect.views.registry import VIEWS, find_view
+from glassformer.inspect.views.result import plain
+from glassformer.inspect.views.summary import summary
+from glassformer.inspect.views.tracks import changed, tracks
+from glassformer.lm import LanguageModel
+
+FAMILIES = ("qwen3", "gpt2", "gemma2", "gpt_oss", "phi", "olmo2", "smollm3")
+IDS = [7, 3, 31, 4, 4, 60, 2, 19, 8, 55, 23, 9]
+NEAR = {"rtol": 1e-4, "atol": 1e-5}
+SHOWN = {  # what each view is asked for, where it must be asked for something
+    "qkv": {"layer": 1, "head": 2, "position": 5},
+    "cell": {"layer": 1, "head": 2, "query": 7, "key": 3},
+    "heads": {"layer": 1, "position": 4},
+    "grid": {"layer": 1},
+    "block": {"layer": 1, "position": 3},
+}
+
+
+def made(family, **changes):
+    return LanguageModel(tiny(family, **changes)).trace(IDS)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def t(request):
+    return made(request.param)
+
+
+def np64(t, name):
+    return t[name].tensor.detach().double().numpy()
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+# ---- one cell
+
+
+@pytest.mark.parametrize("head", [0, 3])
+@pytest.mark.parametrize(("query", "key"), [(11, 3), (6, 6), (2, 9), (-1, 0)])
+def test_every_number_of_a_cell(t, head, query, key):
+    for layer in range(t.config.n_layers):
+        config, attention = t.config.layers[layer].attention, t.model.blocks[layer].attn
+        found = cell(t, layer=layer, head=head, query=query, key=key)
+        query, key = query % len(IDS), key % len(IDS)
+        kv_head = head * config.n_kv_heads // config.n_heads
+        assert (found.query, found.key, found.kv_head) == (query, key, kv_head)
+        name = f"blocks.{layer}.attn"
+        q, k, v = np64(t, f"{name}.q_rot")[query, head], np64(t, f"{name}.k_rot"), np64(t, f"{name}.v")
+        k, v = k[:, kv_head], v[:, kv_head]
+        scale = config.head_dim**-0.5 if config.scale is None else config.scale
+        np.testing.assert_allclose(found.products, q * k[key], **NEAR)
+        assert found.sum == pytest.approx((q * k[key]).sum(), rel=1e-4, abs=1e-5)
+        assert found.scaled == pytest.approx(found.sum * scale, rel=1e-5)
+        scores = k @ q * scale
+        if config.softcap is not None:
+            scores = config.softcap * np.tanh(scores / config.softcap)
+        assert found.capped == pytest.approx(scores[key], rel=1e-4, abs=1e-5)
+        at = np.arange(len(IDS))
+        seen = (at <= query) & (at > query - (config.window or 10**6))
+        assert found.visible == seen[key]
+        scores = np.where(seen, scores, -np.inf)
+        np.testing.assert_allclose(found.scores, scores, **NEAR)
+        sink = [] if attention.sinks is None else [attention.sinks[head].item()]
+        probs = softmax(np.array([*scores, *sink]))[: len(IDS)]
+        np.testing.assert_allclose(found.probs, probs, **NEAR)
+        assert found.prob == pytest.approx(probs[key], rel=1e-4, abs=1e-6)
+        assert found.exp / found.total == pytest.approx(probs[key], rel=1e-4, abs=1e-6)
+        np.testing.assert_allclose(found.weighted, probs[key] * v[key], **NEAR)
+        np.testing.assert_allclose(found.z, probs @ v, **NEAR)
+        np.testing.assert_allclose(found.unscaled, softmax(np.where(seen, k @ q, -np.inf)), rtol=1e-3, atol=1e-4)
+        own = probs[probs > 0]
+        assert found.entropy == pytest.approx(-(own * np.log(own)).sum(), rel=1e-4, abs=1e-6)
+        assert found.bias == 0
+        assert found.receipt.error < 1e-4
+
+
+def test_the_wrong_head_grouping_would_be_seen():
+    """A query head that reads its neighbour's keys and values gets another z."""
+    t = made("qwen3")
+    found = cell(t, layer=0, head=1, query=9, key=2)
+    v = np64(t, "blocks.0.attn.v")
+    right, wrong = (np.asarray(found.probs) @ v[:, kv] for kv in (0, 1))
+    np.testing.assert_allclose(found.z, right, **NEAR)
+    assert np.abs(found.z - wrong).max() > 0.1
+
+
+# ---- one token's q, k, v
+
+
+def test_every_product_of_q_k_v(t):
+    for layer in range(t.config.n_layers):
+        config, attention = t.config.layers[layer].attention, t.model.blocks[layer].attn
+        found = qkv(t, layer=layer, head=3, position=5, dim=2)
+        x = np64(t, f"blocks.{layer}.attn.x")[5]
+        np.testing.assert_allclose(found.x, x, **NEAR)
+        for end, head in (("q", 3), ("k", found.kv_head), ("v", found.kv_head)):
+            linear = getattr(attention, end)
+            size = linear.weight.shape[0] // (config.n_heads if end == "q" else config.n_kv_heads)
+            rows = linear.weight.detach().double().numpy()[head * size : (head + 1) * size]
+            bias = 0 if linear.bias is None else linear.bias.detach().double().numpy()[head * size : (head + 1) * size]
+            worked = rows @ x + bias
+            worked = worked if config.clip is None else worked.clip(-config.clip, config.clip)
+            np.testing.assert_allclose(getattr(found, end), worked, **NEAR)
+            product = found.products[end]
+            np.testing.assert_allclose(product.weights, rows[2], **NEAR)
+            assert product.value == pytest.approx(worked[2], rel=1e-4, abs=1e-5)
+            assert product.sum == pytest.approx(rows[2] @ x, rel=1e-4, abs=1e-5)
+        if config.qk_norm is None and config.clip is None:
+            factor = getattr(config.rope.scaling, "attention_factor", 1.0) if config.rope else 1.0
+            assert found.lengths["q_rot"] == pytest.approx(found.lengths["q"] * factor, rel=1e-5), (
+                "a turn keeps lengths"
+            )
+        assert found.receipt.error < 1e-4
+
+
+# ---- heads
+
+
+def test_heads_add_up(t):
+    for layer in range(t.config.n_layers):
+        found, o = heads(t, layer=layer, position=8), t.model.blocks[layer].attn.o
+        z = np64(t, f"blocks.{layer}.attn.z")[8]
+        whole, weight = np64(t, f"blocks.{layer}.attn.out")[8], o.weight.detach().double().numpy()
+        for head, part in enumerate(found.parts):
+            alone = np.zeros_like(z)
+            alone[head] = z[head]
+            np.testing.assert_allclose(part, weight @ alone.reshape(-1), rtol=1e-4, atol=1e-4)
+        bias = 0 if o.bias is None else o.bias.detach().double().numpy()
+        np.testing.assert_allclose(np.asarray(found.parts).sum(0) + bias, whole, rtol=1e-4, atol=1e-4)
+        assert float(found.shares.sum()) + found.bias_share == pytest.approx(1, abs=1e-4)
+
+
+def test_a_thumbnail_is_the_largest_of_each_field(t):
+    for size in (4, 48):
+        found = grid(t, layer=0, size=size)
+        probs = np64(t, "blocks.0.attn.probs")
+        data = np.frombuffer(base64.b64decode(found.pictures), np.uint8).reshape(found.heads, found.rows, found.columns)
+        edges = lambda i, n: (i * len(IDS) // n, -(-(i + 1) * len(IDS) // n))  # noqa: E731
+        for row in range(found.rows):
+            for column in range(found.columns):
+                (a, b), (c, d) = edges(row, found.rows), edges(column, found.columns)
+                largest = probs[:, a:b, c:d].max((1, 2))
+                assert (np.abs(data[:, row, column] / 255 - largest) <= found.bound + 1e-6).all()
+
+
+# ---- a block
+
+
+def test_a_block_is_a_running_sum(t):
+    for layer in range(t.config.n_layers):
+        found = block(t, layer=layer, position=6, top=5)
+        assert found.receipt.error < 1e-4
+        if "post" not in t.config.layers[layer].norm_at:
+            np.testing.assert_allclose(found.resid_pre + found.attn_add + found.mlp_add, found.resid_post, atol=1e-4)
+        if t.config.layers[layer].experts is not None:
+            assert found.refused is not None
+            assert len(found.experts) == t.config.layers[layer].experts.top_k
+            assert sum(one.weight for one in found.experts) == pytest.approx(1, abs=1e-5)
+            continue
+        act, down = np64(t, f"blocks.{layer}.mlp.act")[6], t.model.blocks[layer].mlp.down.weight.detach().double()
+        written = np.abs(act) * np.linalg.norm(down.numpy(), axis=0)
+        assert [one.index for one in found.neurons] == np.argsort(-written)[:5].tolist()
+        first = found.neurons[0]
+        assert first.act == pytest.approx(act[first.index], rel=1e-4)
+        logits = t.model.head_weight.detach().double().numpy() @ (down.numpy()[:, first.index] * act[first.index])
+        assert [one.id for one in first.promotes] == np.argsort(-logits)[:4].tolist()
+        assert [one.id for one in first.suppresses] == np.argsort(logits)[:4].tolist()
+        assert first.suppresses[0].value == pytest.approx(logits.min(), rel=1e-3)
+
+
+# ---- the text, its tracks, the choice
+
+
+def test_a_summary_is_what_score_says(t):
+    found, score = summary(t, top=3), t.lm.score(IDS, top=3)
+    for one, theirs in zip(found.tokens[1:], score.tokens[1:], strict=True):
+        assert one.id == theirs.id
+        assert one.prob == pytest.approx(np.exp(theirs.logprob), rel=1e-4)
+        assert [named.id for named in one.top] == [id for id, _ in theirs.top]
+    logits = np64(t, "final.logits")
+    assert [one.id for one in found.next] == np.argsort(-logits[-1])[:3].tolist()
+    ranks = [(logits[i] > logits[i, IDS[i + 1]]).sum() for i in range(len(IDS) - 1)]
+    assert [one.rank for one in found.tokens[1:]] == ranks
+
+
+def test_tracks_are_lengths(t):
+    found = tracks(t)
+    for i in range(t.config.n_layers):
+        np.testing.assert_allclose(found.norms[i], np.linalg.norm(np64(t, f"blocks.{i}.resid_pre"), axis=-1), rtol=1e-5)
+    assert found.windows == tuple(layer.attention.window for layer in t.config.layers)
+
+
+def test_nothing_left_of_a_change_changes(t):
+    other = t.lm.trace([*IDS[:5], 61, *IDS[6:]])
+    found = changed(t, other=other)
+    experts = any(layer.experts for layer in t.config.layers)  # whose products have other rows beside them: rounding
+    assert found.first == 5
+    assert found.before == found.distances[:, :5].max() <= (1e-4 if experts else 0)
+    assert (found.distances[:, 5] > 0.1).all()
+    assert changed(t, other=t).first is None
+    shorter = changed(t, other=t.lm.trace(IDS[:7]))
+    assert shorter.distances.shape == (t.config.n_layers + 1, 7)
+    assert shorter.distances.max() < 1e-4, "cut at the end, what is left stays"
+
+
+def test_stages_are_those_of_a_loop():
+    t = made("gpt2")
+    found = sampling(t, position=4, temperature=0.5, top_k=9, top_p=0.8, min_p=0.05, top=97)
+    logits = np64(t, "final.logits")[4]
+    by_id = {one.id: i for i, one in enumerate(found.tokens)}
+    stages = {stage.name: np.array([stage.probs[by_id[i]] for i in range(97)]) for stage in found.stages}
+    p = softmax(logits / 0.5)
+    np.testing.assert_allclose(stages["model"], softmax(logits), rtol=1e-4)
+    np.testing.assert_allclose(stages["temperature"], p, rtol=1e-4)
+    best = np.argsort(-p)
+    keep = best[:9]
+    p = np.where(np.isin(np.arange(97), keep), p, 0)
+    p /= p.sum()
+    np.testing.assert_allclose(stages["top_k"], p, rtol=1e-4, atol=1e-8)
+    n = int((np.cumsum(p[best]) < 0.8).sum()) + 1
+    p = np.where(np.isin(np.arange(97), best[:n]), p, 0)
+    p /= p.sum()
+    np.testing.assert_allclose(stages["top_p"], p, rtol=1e-4, atol=1e-8)
+    p = np.where(p >= 0.05 * p.max(), p, 0)
+    np.testing.assert_allclose(stages["min_p"], p / p.sum(), rtol=1e-4, atol=1e-8)
+    assert [stage.left for stage in found.stages][2:] == [9, n, int((p > 0).sum())]
+
+
+def test_ten_thousand_draws_fit_the_bars():
+    found = sampling(made("gpt2"), position=7, temperature=2.0, draws=10_000, top=97, seed=3)
+    expected = np.array(found.stages[-1].probs) * 10_000
+    few = expected < 5
+    observed = np.array([*np.array(found.draws)[~few], np.array(found.draws)[few].sum()])
+    expected = np.array([*expected[~few], expected[few].sum()])
+    chi2, degrees = ((observed - expected) ** 2 / expected).sum(), len(expected) - 1
+    assert observed.sum() == 10_000
+    assert abs(chi2 - degrees) < 5 * (2 * degrees) ** 0.5, f"chi-squared {chi2:.0f} of {degrees} degrees of freedom"
+
+
+# ---- the cache
+
+
+def test_what_the_cache_holds_is_what_a_cache_takes(t):
+    from glassformer.cache.dense import DenseCache
+    from glassformer.nn.step import Step
+
+    kept = DenseCache.of(t.config, 1, len(IDS))
+    with torch.no_grad():
+        t.model.hidden(torch.tensor([IDS]), Step(kept.extend([len(IDS)]), cache=kept))
+    found = cache(t, layer=1)
+    assert found.bytes == sum(one.bytes for one in found.layers) == kept.bytes
+    probs = np64(t, "blocks.1.attn.probs")
+    np.testing.assert_allclose(found.mass, probs.sum(1), rtol=1e-5, atol=1e-6)
+
+
+def test_the_cache_changes_nothing_and_is_measured():
+    found = cache_speed(made("qwen3"), rounds=2)
+    assert min(found.prefill, found.decode, found.without) > 0
+    assert found.receipt.error < 1e-4
+
+
+def test_times_add_up(t):
+    found = times(t, rounds=2)
+    parts = [found.embedding, *found.attention, *found.feed_forward, found.head]
+    assert len(parts) == 2 * t.config.n_layers + 2
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(found.total)
+
+
+# ---- all of them
+
+
+def test_views_never_refuse_a_decoder(t):
+    """And what they return is JSON, in which every number that is one is finite."""
+    for name, view in VIEWS.items():
+        if view.of == "trace":
+            given = SHOWN.get(name, {}) | ({"other": t} if "other" in view.parameters else {})
+            found = plain(view.function(t, **given))
+            assert json.loads(json.dumps(found, allow_nan=False)) == found
+            assert found["receipt"]["python"]
+
+
+def test_every_receipt_is_a_line_of_python_that_runs():
+    """With nothing but `lm`, `t` and `other` at hand."""
+    lm = LanguageModel(tiny("qwen3", vocab_size=make_tokenizer().vocab_size), make_tokenizer())
+    t, other = lm.trace("the cat sat"), lm.trace("the cat ran")
+    of_model = {"tokens": {"text": "a cat"}, "merges": {"word": "cat"}, "embedding": {"token": 7}}
+    of_model["embedding_map"] = {"tokens": (7, 8, 9, 30)}
+    given = {**SHOWN, **of_model, "qkv": {"layer": 1, "head": 2, "position": 1}, "block": {"layer": 1, "position": 1}}
+    given |= {"cell": {"layer": 1, "head": 2, "query": 2, "key": 1}, "heads": {"layer": 1, "position": 1}}
+    given |= {"changed": {"other": other}, "fork": {"other": other}}
+    for name, view in VIEWS.items():
+        found = view.function(lm if view.of == "model" else t, **given.get(name, {}))
+        assert eval(found.receipt.python, {"lm": lm, "t": t, "other": other}) is not None, name
+
+
+def test_views_are_methods():
+    t = made("gpt2")
+    assert plain(t.cell(layer=1, head=2, query=7, key=3)) == plain(cell(t, layer=1, head=2, query=7, key=3))
+    assert "cell" in dir(t)
+    with pytest.raises(AttributeError, match="Trace has no 'anatomy'"):
+        t.anatomy()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "match"),
+    [
+        ("cell", {"layer": 3}, "layer must be a whole number from 0 to 2, got 3"),
+        ("cell", {"head": -1}, "head must be a whole number from 0 to 3"),
+        ("cell", {"query": 12}, "query must be a whole number from -12 to 11, got 12"),
+        ("qkv", {"dim": 99}, "dim must be"),
+        ("grid", {"size": 1000}, "size must be a whole number from 4 to 256"),
+        ("heads", {"position": -13}, "position must be"),
+        ("block", {"top": -1}, "top must be"),
+    ],
+)
+def test_places_that_are_not_there(name, given, match):
+    with pytest.raises(RequestError, match=match):
+        find_view(name).function(made("qwen3"), **SHOWN[name] | given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "match"),
+    [
+        ("cell", {}, "needs the parameter 'layer'"),
+        ("cell", {"layer": "x", "head": "0", "query": "1", "key": "1"}, "layer must be a whole number, got 'x'"),
+        ("cell", {"layers": "1"}, "has no parameter 'layers'; it has: layer, head, query, key"),
+        ("embedding", {"token": "1", "table": "middle"}, "table must be one of 'input', 'output', got 'middle'"),
+        ("embedding_map", {"tokens": "1,b"}, "tokens must be a whole number, got 'b'"),
+        ("sampling", {"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ("changed", {"other": "abc"}, "other is a trace"),
+    ],
+)
+def test_parameters_as_text_that_are_none(name, given, match):
+    with pytest.raises(RequestError, match=match):
+        find_view(name).read(given)
+
+
+def test_parameters_as_text():
+    assert find_view("embedding_map").read({"tokens": "1,2,30"}) == {"tokens": (1, 2, 30)}
+    given = {"temperature": "0.5", "top_k": "", "top_p": "0.9", "draws": "10"}
+    assert find_view("sampling").read(given) == {"temperature": 0.5, "top_k": None, "top_p": 0.9, "draws": 10}
+
+
+def test_a_text_that_was_written_says_which_part():
+    tokenizer = make_tokenizer()
+    lm = LanguageModel(tiny("gpt2", vocab_size=tokenizer.vocab_size), tokenizer)
+    t = lm.trace("the cat", max_tokens=6, temperature=0)
+    found = summary(t)
+    assert [one.written for one in found.tokens] == [i >= t.n_prompt for i in range(len(t.ids))]
+    assert all(one.rank == 0 for one in found.tokens[t.n_prompt :]), "greedy: each the likeliest"

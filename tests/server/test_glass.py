@@ -1,0 +1,525 @@
+"""The glass over HTTP: every number that arrives is the number that the same model has without a server."""
+
+import json
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from server.conftest import refused, serving, tiny_lm
+
+from glassformer.inspect.edit import ablate, patch
+from glassformer.inspect.sweep import sweep
+from glassformer.inspect.views.registry import VIEWS
+from glassformer.inspect.views.result import plain
+from glassformer.server.app import Settings
+from glassformer.server.spans import spans
+
+PROMPT = "the cat sat on the mat."
+ABLATE = {"op": "ablate", "point": "blocks.1.attn.z", "head": 1}
+KINDS = {"f32": "<f4", "f16": "<f2", "u8": "u1"}
+
+
+def make(http, **body):
+    answer = http.post("/v1/traces", json={"model": "talker", "prompt": PROMPT} | body)
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["location"] == f"/v1/traces/{answer.json()['id']}"
+    return answer.json()
+
+
+def events(answer):
+    """(name, data) of each event of a stream."""
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    found = []
+    for block in answer.text.split("\n\n")[:-1]:
+        head, data = block.split("\n")
+        found.append((head.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
+
+
+def tensor(http, path):
+    """(header, numbers) of a tensor's answer."""
+    answer = http.get(path)
+    assert answer.status_code == 200, answer.text
+    (size,) = struct.unpack("<I", answer.content[:4])
+    head = json.loads(answer.content[4 : 4 + size])
+    assert (4 + size) % 8 == 0
+    numbers = np.frombuffer(answer.content[4 + size :], KINDS[head["dtype"]]).reshape(head["shape"])
+    return head, numbers.astype(np.float64) * (head["scale"] or 1.0) + (head["zero"] or 0.0)
+
+
+@pytest.fixture(scope="module")
+def kept(http, lms):
+    """A trace at the server, and the same one here."""
+    return make(http, max_tokens=6, seed=4), lms["talker"].trace(PROMPT, max_tokens=6, seed=4)
+
+
+def test_a_trace_is_what_lm_trace_gives(kept, lms):
+    told, t = kept
+    assert [token["id"] for token in told["tokens"]] == list(t.ids)
+    assert (told["n_prompt"], told["finish"], told["seed"]) == (t.n_prompt, t.finish, 4)
+    assert told["text"].startswith(PROMPT)
+    assert told["bytes"] >= t.bytes
+    written = lms["talker"].generate(PROMPT, max_tokens=6, seed=4, logprobs=0).continuations[0]
+    assert told["text"] == PROMPT + written.text
+    found = [token["logprob"] for token in told["tokens"]][t.n_prompt :]
+    assert found == pytest.approx([token.logprob for token in written.tokens], abs=1e-5)
+    for token in told["tokens"]:
+        data = bytes(token["bytes"])
+        assert token["text"] in (data.decode("utf-8", "replace"), f"<{data.hex(' ').upper()}>")
+        if token["text"].encode() == data:
+            assert told["text"][token["start"] : token["end"]] == token["text"]
+
+
+@pytest.mark.parametrize("text", ["", "a", "é", "🙂 naïve", "吾輩は猫", " two  spaces"])
+def test_spans_are_the_tokenizers_own(lms, text):
+    tokenizer = lms["talker"].tokenizer
+    expected = tokenizer.encode_offsets(text)
+    assert spans(tokenizer, expected.ids) == (text, [tuple(one) for one in expected.offsets])
+
+
+def test_spans_of_bytes_that_are_no_text(lms):
+    tokenizer = lms["talker"].tokenizer
+    part = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
+    ids = [part[b"a"], part[b"\xf0"], part[b"\x9f"], part[b"b"], part[b"\xff"], 0, part[b"c"], part[b"\xc3"]]
+    text, places = spans(tokenizer, ids)
+    assert text == tokenizer.decode(ids, skip_special=True) == "a�b�c�"
+    assert places == [(0, 1), (1, 2), (1, 2), (2, 3), (3, 4), (4, 4), (4, 5), (5, 6)]
+
+
+def test_a_stream_is_the_tokens_and_then_the_trace(http, kept):
+    told, _ = kept
+    body = {"model": "talker", "prompt": PROMPT, "max_tokens": 6, "seed": 4, "stream": True, "top": 3}
+    *tokens, (last, trace) = events(http.post("/v1/traces", json=body))
+    assert {name for name, _ in tokens} == {"token"}
+    assert last == "trace"
+    assert trace["id"] != told["id"]
+    same = ("n_prompt", "finish", "seed", "text", "tokens", "edits", "model")
+    assert {name: trace[name] for name in same} == {name: told[name] for name in same}
+    written = told["tokens"][told["n_prompt"] :]
+    assert [(t["id"], t["position"]) for _, t in tokens] == [
+        (one["id"], told["n_prompt"] + i) for i, one in enumerate(written)
+    ]
+    for _, token in tokens:
+        assert len(token["top"]) == 3
+        assert token["top"][0]["logprob"] >= token["logprob"]
+
+
+def test_traces_are_listed_read_again_and_deleted(http):
+    one, two = make(http), make(http, prompt=[5, 6, 7])
+    listed = http.get("/v1/traces").json()
+    assert [entry["id"] for entry in listed["data"]][:2] == [two["id"], one["id"]]
+    assert listed["count"] == len(listed["data"])
+    again = http.get(f"/v1/traces/{one['id']}").json()
+    assert again == one, "what a page finds when it is loaded again"
+    assert http.delete(f"/v1/traces/{one['id']}").json() == {"id": one["id"], "deleted": True}
+    refused(http.get(f"/v1/traces/{one['id']}"), 404, "no longer there", "it was deleted", code="trace_gone")
+    refused(http.delete(f"/v1/traces/{one['id']}"), 404, "it was deleted")
+    refused(http.get("/v1/traces/nothing"), 404, "there is no trace 'nothing'", code="trace_not_found")
+
+
+def test_the_least_recently_used_trace_goes(lms):
+    size = lms["talker"].trace(PROMPT).bytes
+    with serving([("m", tiny_lm())], Settings(trace_bytes=int(2.5 * size))) as (url, _):
+        import httpx2
+
+        with httpx2.Client(base_url=url) as http:
+            one, two = (make(http, model="m")["id"] for _ in range(2))
+            http.get(f"/v1/traces/{one}")
+            make(http, model="m")
+            assert http.get(f"/v1/traces/{one}").status_code == 200, "it was used"
+            refused(http.get(f"/v1/traces/{two}"), 404, "were full", "least recently used", code="trace_gone")
+            health = http.get("/health").json()["traces"]
+            assert health["count"] == 2
+            assert size < health["bytes"] <= health["limit"] == int(2.5 * size)
+            refused(
+                http.post("/v1/traces", json={"model": "m", "prompt": "the cat sat on the mat " * 6}), 400, "budget"
+            )
+
+
+# ---- tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "index"),
+    [
+        ("blocks.1.attn.q", "", ...),
+        ("blocks.1.attn.q", "3", 3),
+        ("blocks.1.attn.q", "3,1", (3, 1)),
+        ("blocks.1.attn.q", "-1,:,0:4", (-1, slice(None), slice(0, 4))),
+        ("blocks.1.attn.q", "2:5,0", (slice(2, 5), 0)),
+        ("blocks.0.attn.probs", "", ...),
+        ("blocks.0.attn.probs", "2", 2),
+        ("blocks.0.attn.probs", "2,5", (2, 5)),
+        ("blocks.0.attn.probs", ":,5", (slice(None), 5)),
+        ("blocks.0.attn.probs", "0:2,3:6,1:4", (slice(0, 2), slice(3, 6), slice(1, 4))),
+        ("blocks.0.attn.probs", "1,5,2", (1, 5, 2)),
+        ("blocks.2.resid_post", ":,7", (slice(None), 7)),
+        ("final.logits", "-1", -1),
+        ("embed.out", "0:1000", slice(0, 1000)),
+    ],
+)
+def test_a_slice_is_the_tensors_own(http, kept, name, part, index):
+    told, t = kept
+    head, numbers = tensor(http, f"/v1/traces/{told['id']}/tensors/{name}?slice={part}")
+    value = t[name]
+    expected = value.tensor[index].double().numpy()
+    assert numbers.shape == expected.shape
+    assert len(head["axes"]) == numbers.ndim
+    assert head["bound"] == 0
+    np.testing.assert_allclose(numbers, expected, atol=1e-6)
+    assert head["identity"] == value.identity
+    assert head["error"] == pytest.approx(value.error, abs=1e-5)
+    assert len(set(numbers.ravel().tolist())) > 1 or numbers.size == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["blocks.0.attn.probs", "blocks.1.mlp.act"])
+def test_fewer_bits_stay_within_the_bound(http, kept, kind, name):
+    told, _ = kept
+    path = f"/v1/traces/{told['id']}/tensors/{name}"
+    _, exact = tensor(http, path)
+    head, numbers = tensor(http, f"{path}?dtype={kind}")
+    off = np.abs(numbers - exact).max()
+    assert off <= head["bound"] * (1 + 1e-6)
+    assert (off > 0) == (kind != "f32")
+    assert head["bound"] < 0.01 * np.ptp(exact)
+
+
+@pytest.mark.parametrize("pool", [1, 4, 7, 100])
+@pytest.mark.parametrize(
+    ("name", "part"), [("blocks.0.attn.probs", ""), ("blocks.1.attn.q", ":,1"), ("embed.out", "3")]
+)
+def test_a_pooled_cell_is_the_largest_of_its_own(http, kept, pool, name, part):
+    told, _ = kept
+    path = f"/v1/traces/{told['id']}/tensors/{name}?slice={part}"
+    _, exact = tensor(http, path)
+    head, numbers = tensor(http, f"{path}&pool={pool}")
+    axes = min(exact.ndim, 2)
+    assert max(numbers.shape[-axes:]) <= pool
+    assert len(head["pool"]) == axes
+    for place in np.ndindex(numbers.shape):
+        fixed = place[: exact.ndim - axes]
+        tile = tuple(slice(i * n, (i + 1) * n) for i, n in zip(place[exact.ndim - axes :], head["pool"], strict=True))
+        assert numbers[place] == exact[(*fixed, *tile)].max()
+
+
+def test_scores_have_infinities_and_say_so(http, kept):
+    told, t = kept
+    path = f"/v1/traces/{told['id']}/tensors/blocks.0.attn.scores?slice=0"
+    _, numbers = tensor(http, path)
+    assert np.isneginf(numbers).any()
+    np.testing.assert_allclose(numbers, t["blocks.0.attn.scores"][0].double().numpy(), atol=1e-5)
+    refused(http.get(f"{path}&dtype=u8"), 400, "not finite", "f32", param="dtype")
+
+
+def test_a_tensor_is_kept_by_its_etag(http, kept):
+    told, _ = kept
+    path = f"/v1/traces/{told['id']}/tensors/blocks.0.attn.q?slice=1"
+    one, other = http.get(path), http.get(f"{path}&dtype=f16")
+    assert one.headers["etag"] != other.headers["etag"]
+    assert "immutable" in one.headers["cache-control"]
+    assert "private" in one.headers["cache-control"]
+    again = http.get(path, headers={"if-none-match": one.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert http.get(path, headers={"if-none-match": other.headers["etag"]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "param", "words"),
+    [
+        ("blocks.9.attn.q", "point", ["no point 'blocks.9.attn.q'", "nearest is"]),
+        ("frob", "point", ["nearest"]),
+        ("embed.out?slice=99", "slice", ["axis T", "0 to", "got 99"]),
+        ("blocks.0.attn.probs?slice=9", "slice", ["axis H", "0 to 3", "got 9"]),
+        ("embed.out?slice=1,2,3", "slice", ["3 parts", "2 axes: T, D"]),
+        ("embed.out?slice=a", "slice", ["'a'"]),
+        ("embed.out?slice=5:2", "slice", ["leaves nothing of axis T"]),
+        ("embed.out?slice=1:2:3", "slice", ["1:2:3"]),
+        ("embed.out?dtype=f64", "dtype", ["'f32', 'f16' or 'u8'"]),
+        ("embed.out?pool=0", "pool", ["1 to 4096", "got 0"]),
+        ("embed.out?pool=x", "pool", ["integer"]),
+        ("embed.out?frob=1", "frob", ["unknown parameter", "known: slice, pool, dtype"]),
+        ("embed.out?pool=1&pool=2", "pool", ["twice"]),
+    ],
+)
+def test_a_tensor_that_is_not_there(http, kept, path, param, words):
+    refused(http.get(f"/v1/traces/{kept[0]['id']}/tensors/{path}"), 400, *words, param=param)
+
+
+def test_a_slice_too_large(http, kept, monkeypatch):
+    monkeypatch.setattr("glassformer.server.tensors.MOST", 100)
+    path = f"/v1/traces/{kept[0]['id']}/tensors/blocks.0.attn.q"
+    refused(http.get(path), 400, "at most 100", param="slice")
+    assert http.get(f"{path}?slice=0,0").status_code == 200
+
+
+# ---- views
+
+
+def value_of(name, t):
+    """A value for a view's parameter that has no default."""
+    return {"layer": 1, "head": 2, "position": 5, "query": 5, "key": 3, "token": 60, "tokens": "60,61,62", "n": 3}.get(
+        name, {"text": PROMPT, "word": "the"}.get(name, t)
+    )
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_every_view_is_the_functions_own(http, kept, lms, name):
+    """With nothing but what it needs; every number that it gives here is what it gives there."""
+    told, t = kept
+    view = VIEWS[name]
+    needed = {p.name: value_of(p.name, told["id"]) for p in view.parameters.values() if p.default is p.empty}
+    base = f"/v1/traces/{told['id']}" if view.of == "trace" else "/v1/models/talker"
+    answer = http.get(f"{base}/views/{name}", params=needed)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    given = view.read({key: str(value) for key, value in needed.items()}, lambda _: t)
+    expected = plain(view.function(t if view.of == "trace" else lms["talker"], **given))
+    assert found["receipt"]["python"]
+    if name in ("times", "cache_speed"):  # what a clock says is never the same twice
+        assert found.keys() == expected.keys()
+        return
+    close(found, expected)
+
+
+def close(found, expected, where="") -> None:
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            close(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            close(a, b, f"{where}[{i}]")
+    elif isinstance(expected, float):
+        assert math.isclose(found, expected, rel_tol=1e-4, abs_tol=1e-5), f"{where}: {found} {expected}"
+    else:
+        assert found == expected, where
+
+
+def test_views_that_are_not_served_say_why(http, kept):
+    base = f"/v1/traces/{kept[0]['id']}/views"
+    refused(http.get(f"{base}/cel"), 404, "no view 'cel'", "nearest is 'cell'", code="view_not_found")
+    refused(http.get(f"{base}/tokens"), 404, "is a view of a model")
+    refused(http.get("/v1/models/talker/views/cell"), 404, "is a view of a trace")
+    refused(http.get("/v1/models/nobody/views/tokens?text=a"), 404, "served: talker, other")
+    refused(http.get("/v1/traces/nothing/views/cell"), 404, "there is no trace")
+    refused(http.get(f"{base}/cell"), 400, "needs the parameter", "'layer'")
+    refused(http.get(f"{base}/cell?layer=0&head=0&query=2&key=1&frob=1"), 400, "no parameter 'frob'", param="frob")
+    refused(http.get(f"{base}/cell?layer=x&head=0&query=2&key=1"), 400, "whole number", "'x'", param="layer")
+    refused(http.get(f"{base}/cell?layer=0&head=0&query=2&query=3&key=1"), 400, "twice", param="query")
+    for place in ("layer=9&head=0&query=2&key=1", "layer=0&head=9&query=2&key=1", "layer=0&head=0&query=99&key=1"):
+        refused(http.get(f"{base}/cell?{place}"), 400)
+
+
+WORDS = st.one_of(
+    st.integers(-3, 400).map(str),
+    st.floats().map(str),
+    st.text(max_size=6),
+    st.sampled_from(["true", "1,2,3", "input"]),
+)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_no_parameter_breaks_a_view(http, kept, name):
+    """Whatever is asked for, the answer is numbers or a reason."""
+    told, _ = kept
+    other = make(http, model="other", prompt="a dog", max_tokens=2, seed=1)["id"]
+    view = VIEWS[name]
+    base = f"/v1/traces/{told['id']}" if view.of == "trace" else "/v1/models/talker"
+    needed = {p.name: value_of(p.name, other) for p in view.parameters.values() if p.default is p.empty}
+    names = [*view.parameters, "frob"]
+
+    @settings(max_examples=15)
+    @given(st.dictionaries(st.sampled_from(names), WORDS, max_size=3))
+    def check(change):
+        answer = http.get(f"{base}/views/{name}", params=needed | change)
+        assert answer.status_code in (200, 400, 404), (change, answer.text)
+        if answer.status_code != 200:
+            refused(answer, answer.status_code)
+
+    check()
+
+
+# ---- edits and sweeps
+
+
+def test_edits_change_what_is_written_and_traced(http, lms):
+    lm, edit = lms["talker"], ablate("blocks.1.attn.z", head=1)
+    told = make(http, max_tokens=6, seed=4, edits=[ABLATE])
+    t = lm.trace(PROMPT, max_tokens=6, seed=4, edit=[edit])
+    assert [token["id"] for token in told["tokens"]] == list(t.ids)
+    assert told["edits"] == [ABLATE]
+    _, numbers = tensor(http, f"/v1/traces/{told['id']}/tensors/blocks.1.attn.out")
+    np.testing.assert_allclose(numbers, t["blocks.1.attn.out"].tensor.numpy(), atol=1e-5)
+    plain_one = make(http, max_tokens=6, seed=4)
+    _, without = tensor(http, f"/v1/traces/{plain_one['id']}/tensors/blocks.1.attn.out?slice=3")
+    assert np.abs(numbers[3] - without).max() > 1e-3
+    body = {"model": "talker", "prompt": PROMPT, "max_tokens": 12, "seed": 4, "edits": [ABLATE]}
+    found = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert found == lm.generate(PROMPT, max_tokens=12, seed=4, edit=[edit]).text
+    assert found != lm.generate(PROMPT, max_tokens=12, seed=4).text
+    scored = body | {"max_tokens": 0, "echo": True, "logprobs": 0}
+    found = http.post("/v1/completions", json=scored).json()["choices"][0]["logprobs"]["token_logprobs"]
+    expected = [token.logprob for token in lm.score(PROMPT, edit=[edit]).tokens]
+    assert found[1:] == pytest.approx(expected[1:], abs=1e-4)
+
+
+def test_a_patch_takes_from_another_trace(http, lms):
+    lm, other = lms["talker"], "the dog ate on the hat."
+    source = make(http, prompt=other)
+    edit = {"op": "patch", "point": "blocks.1.resid_pre", "from_trace": source["id"], "position": 3}
+    told = make(http, edits=[edit])
+    t = lm.trace(PROMPT, edit=[patch("blocks.1.resid_pre", lm.trace(other), position=3)])
+    _, numbers = tensor(http, f"/v1/traces/{told['id']}/tensors/blocks.2.resid_post?slice=-1")
+    np.testing.assert_allclose(numbers, t["blocks.2.resid_post"][-1].numpy(), atol=1e-5)
+    assert told["edits"][0]["from_trace"] == source["id"]
+    refused(
+        http.post("/v1/traces", json={"model": "talker", "prompt": "a", "edits": [edit | {"from_trace": "x"}]}),
+        404, "there is no trace 'x'",
+    )  # fmt: skip
+
+
+def test_another_models_trace_does_not_fit(http):
+    """Two models, two widths: a patch, a sweep and a fork say so."""
+    other = make(http, model="other", prompt="a dog ate")["id"]
+    told = make(http)
+    edit = {"op": "patch", "point": "blocks.1.resid_pre", "from_trace": other, "position": 1}
+    answers = [
+        http.post("/v1/traces", json={"model": "talker", "prompt": PROMPT, "edits": [edit]}),
+        http.post("/v1/sweeps", json={"trace": told["id"], "over": "cells", "op": "patch", "source": other}),
+        http.get(f"/v1/traces/{told['id']}/views/fork?other={other}"),
+    ]
+    for answer in answers:
+        assert answer.status_code < 500, answer.text
+
+
+def test_a_vector_has_a_name(http, lms):
+    width = lms["talker"].config.d_model
+    values = torch.linspace(-3, 3, width).tolist()
+    answer = http.post("/v1/vectors", json={"values": values})
+    assert answer.status_code == 201
+    edit = {"op": "add", "point": "blocks.0.resid_post", "vector": answer.json()["vector"], "factor": 2.0}
+    told, bare = make(http, edits=[edit]), make(http)
+    after, before = (tensor(http, f"/v1/traces/{one['id']}/tensors/blocks.0.resid_post")[1] for one in (told, bare))
+    np.testing.assert_allclose(after - before, np.broadcast_to(2 * np.array(values), after.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ({"op": "frob", "point": "blocks.0.attn.z"}, ["edits[0].op", "'ablate', 'scale'"]),
+        ({"op": "ablate"}, ["point is missing"]),
+        ({"op": "ablate", "point": "blocks.0.attn.zz"}, ["nearest"]),
+        ({"op": "ablate", "point": "blocks.0.attn.z", "head": 99}, ["99"]),
+        ({"op": "ablate", "point": "blocks.0.attn.z", "position": 99}, ["99"]),
+        ({"op": "scale", "point": "blocks.0.attn.z"}, ["needs factor"]),
+        (
+            {"op": "scale", "point": "blocks.0.attn.z", "factor": "much"},
+            ["edits[0].factor must be a valid number, or 'NaN'"],
+        ),
+        ({"op": "add", "point": "blocks.0.attn.z", "vector": "f00"}, ["no tensor has the SHA-256"]),
+        ({"op": "ablate", "point": "blocks.0.attn.z", "frob": 1}, ["unknown field 'frob'"]),
+        ({"op": ["ablate"], "point": "blocks.0.attn.z"}, ["edits[0].op"]),
+        ({"op": "ablate", "point": {"a": 1}}, ["edits[0].point"]),
+        ({"op": "ablate", "point": "blocks.0.attn.z", "head": {"a": 1}}, ["edits[0].head"]),
+    ],
+)
+def test_an_edit_that_cannot_be(http, edit, words):
+    for path in ("/v1/traces", "/v1/completions"):
+        body = {"model": "talker", "prompt": "the", "max_tokens": 2, "edits": [edit]}
+        refused(http.post(path, json=body), 400, *words)
+
+
+def test_an_edit_that_leaves_no_numbers_is_shown_as_such(http):
+    edit = {"op": "replace", "point": "blocks.1.resid_post", "value": "NaN"}
+    told = make(http, edits=[edit])
+    _, numbers = tensor(http, f"/v1/traces/{told['id']}/tensors/blocks.1.resid_post?slice=2")
+    assert np.isnan(numbers).all()
+    body = {"model": "talker", "prompt": "the", "max_tokens": 2, "edits": [edit]}
+    refused(http.post("/v1/completions", json=body), 400, "NaN")
+    written = make(http, max_tokens=3, edits=[edit])
+    assert written["finish"] == "nan"
+    assert len(written["tokens"]) == written["n_prompt"]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"over": "heads"},
+        {"over": "layers", "op": "scale", "factor": 0.5, "target": " cat", "rival": " dog"},
+        {"over": "positions", "position": 4},
+        {"over": "cells", "op": "patch", "source": "other", "target": 60},
+    ],
+)
+def test_a_sweep_is_its_rows(http, lms, how):
+    lm = lms["talker"]
+    if isinstance(how.get("target"), str):
+        how = how | {"target": 60, "rival": 61}
+    told, other = make(http), make(http, prompt="the dog ate on the hat")
+    body = how | ({"source": other["id"]} if "source" in how else {})
+    first, *rows, last = events(http.post("/v1/sweeps", json={"trace": told["id"]} | body))
+    ours = how | ({"source": lm.trace("the dog ate on the hat")} if "source" in how else {})
+    expected = sweep(lm.trace(PROMPT), **ours)
+    assert (first[0], last) == ("begin", ("done", {}))
+    assert first[1]["metric"] == expected.metric
+    assert first[1]["total"] == len(rows) == len(expected)
+    for (name, row), one in zip(rows, expected, strict=True):
+        assert name == "row"
+        assert (row["layer"], row["head"], row["position"], row["done"]) == (
+            one.layer,
+            one.head,
+            one.position,
+            one.done,
+        )
+        assert row["value"] == pytest.approx(one.value, abs=1e-4)
+        assert row["change"] == pytest.approx(one.change, abs=1e-4)
+    assert len({round(row["value"], 6) for _, row in rows}) > 1
+
+
+def test_a_sweep_that_cannot_be(http, kept):
+    def ask(**how):
+        return http.post("/v1/sweeps", json={"trace": kept[0]["id"], "over": "heads"} | how)
+
+    refused(ask(over="frob"), 400, "heads, layers", param="over")
+    refused(ask(op="frob"), 400, "ablate", param="op")
+    refused(ask(op="patch"), 400, "needs the trace", param="source")
+    refused(ask(position=99), 400, "99")
+    refused(ask(target="no such token at all"), 400)
+    refused(ask(frob=1), 400, "unknown field 'frob'")
+    refused(ask(trace="x"), 404, "there is no trace")
+    refused(ask(over=7), 400, "valid string")
+
+
+# ---- what a trace cannot be of
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"prompt": None}, ["either a prompt or messages"]),
+        ({"messages": [{"role": "user", "content": "hi"}]}, ["either a prompt or messages"]),
+        ({"prompt": "the cat " * 200}, ["256"]),
+        ({"prompt": [1, 2, 10**6]}, ["out of range"]),
+        ({"max_tokens": -1}, ["max_tokens"]),
+        ({"max_tokens": 9999}, ["256"]),
+        ({"temperature": 0.5}, ["no effect where nothing is written", "max_tokens"]),
+        ({"read": ["blocks.99.*"]}, ["blocks.99"]),
+        ({"read": "blocks"}, ["valid list"]),
+        ({"n": 2}, ["unknown field 'n'"]),
+        ({"top": -1, "max_tokens": 2, "stream": True}, ["logprobs"]),
+        ({"model": "nobody"}, None),
+    ],
+)
+def test_a_trace_that_cannot_be(http, body, words):
+    answer = http.post("/v1/traces", json={"model": "talker", "prompt": "the"} | body)
+    refused(answer, 404 if words is None else 400, *(words or ["served"]))
+
+
+def test_a_conversation_is_traced(http, lms):
+    told = make(http, prompt=None, messages=[{"role": "user", "content": "the cat"}], max_tokens=3, seed=1)
+    assert told["n_prompt"] > len(lms["talker"].encode("the cat"))

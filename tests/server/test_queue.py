@@ -1,0 +1,338 @@
+"""One computes at a time and the others wait; who leaves stops their work; the loop always answers."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+
+import httpx2
+import pytest
+from server.conftest import serving, tiny_lm
+
+from glassformer.generate import loop
+from glassformer.server.errors import Refused
+from glassformer.server.queue import MOST_WAITING, Left, Queue
+
+LONG = 200  # tokens: far more than are written before a test has seen what it wants
+
+
+class Slow:
+    """A real model that takes its time, and counts its passes."""
+
+    def __init__(self, seconds=0.02, **how):
+        self.lm, self.passes, self.seconds = tiny_lm(context_length=256, **how), 0, seconds
+        hidden = self.lm.model.hidden
+
+        def slowly(ids, step):
+            self.passes += 1
+            time.sleep(self.seconds)
+            return hidden(ids, step)
+
+        self.lm.model.hidden = slowly
+
+
+@pytest.fixture
+def slow():
+    """Two slow models, one server: (its address, app, the models by name)."""
+    models = {"one": Slow(), "two": Slow(seed=1)}
+    with serving([(name, model.lm) for name, model in models.items()]) as (url, app):
+        yield url, app, models
+
+
+def until(condition):
+    """Wait for something that comes, however long it takes."""
+    while not condition():
+        time.sleep(0.005)
+
+
+def opened(url, path, body):
+    """A socket on which a request was sent."""
+    host, port = url.removeprefix("http://").split(":")
+    data = json.dumps(body).encode()
+    sock = socket.create_connection((host, int(port)))
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+    return sock
+
+
+def writing(model, **more):
+    return {"model": model, "prompt": "the", "max_tokens": LONG, "seed": 1} | more
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/completions", {"stream": True}),
+        ("/v1/completions", {}),
+        ("/v1/traces", {"stream": True}),
+        ("/v1/traces", {}),
+    ],
+)
+def test_a_client_that_leaves_stops_its_work(slow, path, more):
+    url, app, models = slow
+    sock = opened(url, path, writing("one", **more))
+    if more:
+        assert sock.recv(100).startswith(b"HTTP/1.1 200")
+    until(lambda: models["one"].passes > 3)
+    assert app.state.queue.state == {"running": 1, "waiting": 0}
+    sock.close()
+    until(lambda: app.state.queue.state["running"] == 0)
+    assert models["one"].passes < LONG / 2
+    assert httpx2.post(f"{url}/v1/completions", json=writing("one", max_tokens=1)).status_code == 200
+    assert httpx2.get(f"{url}/v1/traces").json()["data"] == [], "what was not written whole is not kept"
+
+
+def test_a_client_that_leaves_while_a_prompt_is_read(slow, monkeypatch):
+    monkeypatch.setattr(loop, "PREFILL_CHUNK", 1)
+    url, app, models = slow
+    sock = opened(url, "/v1/completions", writing("one", prompt=[5] * LONG, max_tokens=1, stream=True))
+    until(lambda: models["one"].passes > 3)
+    sock.close()
+    until(lambda: app.state.queue.state["running"] == 0)
+    assert models["one"].passes < LONG / 2
+
+
+@pytest.mark.parametrize("more", [{"stream": True}, {}])
+def test_a_client_that_leaves_while_it_waits_is_never_served(slow, more):
+    url, app, models = slow
+    first = opened(url, "/v1/completions", writing("one", stream=True))
+    until(lambda: models["one"].passes > 1)
+    second = opened(url, "/v1/completions", writing("two", **more))
+    until(lambda: app.state.queue.state["waiting"] == 1)
+    second.close()
+    until(lambda: app.state.queue.state["waiting"] == 0)
+    assert app.state.queue.state["running"] == 1, "the first goes on"
+    first.close()
+    until(lambda: app.state.queue.state["running"] == 0)
+    assert models["two"].passes == 0
+
+
+def test_a_sweep_stops_too(slow):
+    url, app, models = slow
+    above, count = models["one"].lm.model.above, 0
+
+    def slowly(*given):
+        nonlocal count
+        count += 1
+        time.sleep(0.05)
+        return above(*given)
+
+    models["one"].lm.model.above = slowly
+    told = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": [5] * 240}).json()
+    sock = opened(url, "/v1/sweeps", {"trace": told["id"], "over": "cells"})
+    assert sock.recv(100).startswith(b"HTTP/1.1 200")
+    until(lambda: count > 3)
+    sock.close()
+    until(lambda: app.state.queue.state["running"] == 0)
+    assert count < 20, "240 positions of 3 layers, 17 rows at a time, are 43 passes"
+
+
+def test_the_server_answers_while_it_writes_and_looks_go_in_between(slow):
+    """A look at a trace does not wait for the end of what is written, and changes no token of it."""
+    url, _, models = slow
+    text = models["one"].lm.generate("the", max_tokens=60, seed=1).text
+    told = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": "the cat sat", "max_tokens": 0}).json()
+    models["one"].passes = 0
+    with httpx2.stream("POST", f"{url}/v1/completions", json=writing("one", max_tokens=60, stream=True)) as answer:
+        lines = (line for line in answer.iter_lines() if line)
+        found = [next(lines)]
+        for _ in range(3):
+            assert httpx2.get(f"{url}/health").json()["queue"]["running"] == 1
+            view = httpx2.get(f"{url}/v1/traces/{told['id']}/views/cell?layer=0&head=1&query=3&key=2")
+            assert view.status_code == 200
+            assert models["one"].passes < 60, "it came before the end"
+        found += lines
+    assert found.pop() == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in found]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text
+
+
+def test_requests_wait_for_each_other(slow):
+    """One computes at a time, in the order in which they came; each gets what it would get alone."""
+    url, _, models = slow
+    alone = {name: models[name].lm.generate("the", max_tokens=8, seed=1).text for name in models}
+    running, most, lock = 0, 0, threading.Lock()
+    for model in models.values():
+        hidden = model.lm.model.hidden
+
+        def counted(ids, step, hidden=hidden):
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            try:
+                return hidden(ids, step)
+            finally:
+                with lock:
+                    running -= 1
+
+        model.lm.model.hidden = counted
+    found: list[tuple[str, str]] = []
+
+    def ask(name):
+        answer = httpx2.post(f"{url}/v1/completions", json=writing(name, max_tokens=8), timeout=60)
+        found.append((name, answer.json()["choices"][0]["text"]))
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in ("one", "two", "one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert sorted(found) == sorted([*alone.items()] * 2)
+
+
+def test_an_error_on_the_way_is_the_streams_last_event(slow, caplog):
+    url, _, models = slow
+    hidden = models["one"].lm.model.hidden
+
+    def fails(ids, step):
+        if models["one"].passes > 5:
+            raise RuntimeError("a tensor went missing")
+        return hidden(ids, step)
+
+    models["one"].lm.model.hidden = fails
+    with httpx2.stream("POST", f"{url}/v1/completions", json=writing("one", stream=True)) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    last = json.loads(lines[-1].removeprefix("data: "))
+    assert last["error"]["type"] == "server_error"
+    assert "went missing" not in lines[-1], "what nobody foresaw is for the log alone"
+    assert "went missing" in caplog.text
+    models["one"].passes = 0
+    assert httpx2.post(f"{url}/v1/completions", json=writing("one", max_tokens=1)).status_code == 200
+    models["one"].passes = 9
+    for path in ("/v1/completions", "/v1/traces"):
+        answer = httpx2.post(f"{url}{path}", json=writing("one", max_tokens=4))
+        assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    import openai
+
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+        models["one"].passes = 0
+        with pytest.raises(openai.APIError):
+            list(client.completions.create(model="one", prompt="the", max_tokens=LONG, stream=True))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_is_told(slow, error):
+    url, _, models = slow
+
+    def fails(ids, step):
+        raise error
+
+    models["one"].lm.model.hidden = fails
+    answer = httpx2.post(f"{url}/v1/completions", json=writing("one"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")
+
+
+def test_an_answer_is_not_held_back(slow):
+    """Without TCP_NODELAY the body waits for the client's acknowledgement of the head: 40 ms, each time."""
+    url, app, _ = slow
+    connections = app.state.server.server_state.connections
+    with httpx2.Client(base_url=url) as http:
+        http.get("/health")
+        sockets = [one.transport.get_extra_info("socket") for one in connections]
+        assert sockets
+        assert all(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in sockets)
+
+
+# ---- the queue itself
+
+
+def run(test):
+    """A test of the queue on a loop of its own."""
+
+    async def whole():
+        queue = Queue()
+        try:
+            await test(queue)
+        finally:
+            queue.close()
+            await asyncio.to_thread(queue.join, 30)
+            assert not queue._thread.is_alive()
+
+    asyncio.run(whole())
+
+
+def test_a_full_queue_refuses():
+    async def test(queue):
+        go = threading.Event()
+        jobs = [queue.submit(lambda _: iter([go.wait()]))]
+        while queue.state["running"] == 0:
+            await asyncio.sleep(0.001)
+        jobs += [queue.submit(lambda _: [1]) for _ in range(MOST_WAITING)]
+        with pytest.raises(Refused, match="256 requests are waiting") as error:
+            queue.submit(lambda _: [1])
+        assert error.value.status == 429
+        go.set()
+        assert [[item async for item in job] for job in jobs] == [[True], *[[1]] * MOST_WAITING]
+
+    run(test)
+
+
+def test_quick_work_goes_in_between_and_long_work_in_order():
+    async def test(queue):
+        order, begun, go = [], threading.Event(), threading.Event()
+
+        def long(check):
+            begun.set()
+            go.wait()
+            for i in range(3):
+                check()
+                order.append(f"long {i}")
+                yield i
+
+        def note(name):
+            return lambda _: iter([order.append(name)])
+
+        jobs = [queue.submit(long), queue.submit(note("next"))]
+        begun.wait()
+        jobs += [queue.submit(note(f"quick {i}"), quick=True) for i in range(2)]
+        go.set()
+        for job in jobs:
+            assert [item async for item in job]
+        assert order == ["long 0", "quick 0", "quick 1", "long 1", "long 2", "next"]
+
+    run(test)
+
+
+def test_closing_stops_what_runs_and_what_waits():
+    async def test(queue):
+        closed = []
+
+        def endless(check):
+            try:
+                while True:
+                    check()
+                    yield 1
+            finally:
+                closed.append(True)
+
+        jobs = [queue.submit(endless), queue.submit(endless)]
+        await jobs[0].begun()
+        queue.close()
+        for job in jobs:
+            with pytest.raises(Left):
+                async for _ in job:
+                    pass
+        with pytest.raises(Refused, match="shutting down"):
+            queue.submit(endless)
+        await asyncio.to_thread(queue.join, 30)
+        assert closed == [True], "the generator was closed, with all that it held"
+
+    run(test)
+
+
+def test_errors_belong_to_their_job():
+    async def test(queue):
+        def fails(_):
+            yield 1
+            raise KeyError("x")
+
+        bad, good = queue.submit(fails), queue.submit(lambda _: [2])
+        await bad.begun()
+        with pytest.raises(KeyError):
+            [item async for item in bad]
+        assert [item async for item in good] == [2]
+
+    run(test)

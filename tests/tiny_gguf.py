@@ -1,0 +1,100 @@
+"""Tiny models that GGUF can say: of each family all that llama.cpp computes, with rows of whole blocks of 32."""
+
+from dataclasses import replace
+
+from tiny import tiny_config, wake
+from tiny_families import DECODERS
+
+from glassformer.config import ModelConfig, change
+from glassformer.nn.model import Decoder
+from glassformer.rope_scaling import BandScaling, LinearScaling, LongScaling, YarnScaling
+
+BARE = {"*.attention.bias": False, "*.attention.out_bias": False}
+ALL_SEE = {"*.attention.window": None}
+WITHOUT = ("deepseek_v2", "deepseek_v3")  # no form here yet
+FAMILIES = tuple(family for family in DECODERS if family not in WITHOUT)
+WIDTH, HIDDEN, HEAD_DIM = 64, 96, 16
+
+# What a family's tiny model has, and llama.cpp has not.
+LESS = {
+    "falcon": BARE | {"*.mlp.bias": False},
+    "gemma": BARE,
+    "gemma2": BARE | {"*.attention.scale": HEAD_DIM**-0.5},
+    "gemma3_text": BARE | {"*.attention.scale": HEAD_DIM**-0.5},
+    "gpt_oss": {"*.mlp.limit": 7.0},
+    "mistral": ALL_SEE,
+    "mixtral": ALL_SEE,
+    "olmo": BARE,
+    "olmo2": BARE,
+    "olmoe": BARE | {"*.attention.n_kv_heads": 4},
+    "phi": {"*.attention.qk_norm": None},
+    "qwen2": ALL_SEE,
+    "qwen3": BARE | ALL_SEE,
+    "qwen3_moe": BARE | ALL_SEE | {"*.experts.normed": True},
+    "smollm3": BARE | ALL_SEE | {"*.mlp.bias": False},
+}
+
+# Further settings that the format can say.
+BAND = {"*.attention.rope.theta": 5e5, "*.attention.rope.scaling": BandScaling(8.0, 1.0, 4.0, 8192)}
+OTHER_BAND = {"*.attention.rope.scaling": BandScaling(4.0, 1.0, 3.0, 24)}
+YARN = {"*.attention.rope.scaling": YarnScaling(4.0, 16, attention_factor=1.3)}
+FACTORS = (1.0, 1.1, 1.3, 1.2, 1.5, 2.0, 2.5, 4.0)
+LONG = {"*.attention.rope.scaling": LongScaling(FACTORS, FACTORS[::-1], 24, 1.2)}
+LINEAR = {"*.attention.rope.scaling": LinearScaling(3.0)}
+VARIANTS = {
+    "falcon": [{"tied_head": False}, {"*.attention.n_kv_heads": 4}],
+    "gemma2": [{"layers.1.attention.window": 5, "layers.2.attention.window": None}, {"logit_softcap": 5.0}],
+    "gemma3_text": [{"logit_softcap": None, "tied_head": False}],
+    "gpt2": [{"tied_head": False}],
+    "gpt_neox": [{"*.parallel": False}, {"*.attention.rope.dim": None}],
+    "gpt_oss": [{"layers.1.attention.window": 5, "layers.2.attention.window": None}],
+    "llama": [BAND, OTHER_BAND, LONG, LINEAR, BARE | {"*.mlp.bias": False, "*.attention.head_dim": 32}],
+    "mistral": [{"*.attention.window": 64}, YARN],
+    "olmo": [{"*.attention.clip": None, "tied_head": True}],
+    "olmo2": [YARN],
+    "phi": [{"*.attention.rope.dim": None}],
+    "phi3": [{"*.attention.window": None, "*.attention.rope.scaling": None}, {"tied_head": True}],
+    "qwen2": [YARN, LINEAR, {"tied_head": True}],
+    "qwen3_moe": [{"tied_head": True, "*.attention.head_dim": 32}],
+    "smollm3": [YARN, {"tied_head": False}],
+    "stablelm": [
+        {"*.shared_norm": False, "*.parallel": False},
+        {"*.attention.qk_norm_over": "head", "*.attention.qk_norm": None, "*.attention.bias": False},
+    ],
+}
+
+
+def with_changes(config: ModelConfig, changes: dict) -> ModelConfig:
+    """Several changes at once, each of which by itself might not be allowed; `*.` stands for every layer."""
+
+    def of_layer(layer):
+        for path, value in changes.items():
+            if path.startswith("*.") and "rope." not in path:
+                layer = change(layer, path.removeprefix("*."), value)
+        for path, value in changes.items():
+            if path.startswith("*.") and "rope." in path and layer.attention.rope is not None:
+                layer = change(layer, path.removeprefix("*."), value)
+        return layer
+
+    config = replace(config, layers=tuple(of_layer(layer) for layer in config.layers))
+    for path, value in changes.items():
+        config = config if path.startswith("*.") else change(config, path, value)
+    return config
+
+
+def gguf_config(family: str, **changes) -> ModelConfig:
+    """A tiny configuration that GGUF can say."""
+    config = tiny_config(family)
+    if family == "qwen3_moe":  # experts everywhere
+        config = replace(config, layers=config.layers[:1] * 3)
+    if family == "smollm3":  # every fourth layer has no positions
+        config = replace(config, layers=(*config.layers[:1] * 3, config.layers[2]))
+    sizes = {"d_model": WIDTH, "*.attention.head_dim": HEAD_DIM, "*.mlp.d_ff": HIDDEN}
+    if config.embed_scale != 1:
+        sizes["embed_scale"] = WIDTH**0.5
+    return with_changes(config, sizes | LESS.get(family, {}) | changes)
+
+
+def gguf_model(family: str, seed: int = 0, **changes) -> Decoder:
+    """The same with random weights, and no attention that is blind."""
+    return wake(Decoder(gguf_config(family, **changes)), seed)

@@ -1,0 +1,124 @@
+/** The page: text above, the map of the model at the side, the opened room, and the guided walk beside it. */
+import { css, html, nothing } from "lit";
+import { customElement, property } from "lit/decorators.js";
+import { unsafeStatic, html as staticHtml } from "lit/static-html.js";
+import "./shell/header.js";
+import "./shell/key.js";
+import "./shell/map.js";
+import "./shell/side.js";
+import "./shell/tokens.js";
+import "./parts/refused.js";
+import { Http } from "./transport.js";
+import { Session, windowBar } from "./session.js";
+import { Follower, views, type ViewEntry } from "./view.js";
+
+const KEY = "glassformer-key"; // in this tab's storage alone
+
+@customElement("gf-app")
+export class App extends Follower {
+  @property({ attribute: false }) override session = new Session(new Http("", sessionStorage.getItem(KEY) ?? ""), windowBar);
+
+  static override styles = [Follower.styles, css`
+    :host { display: grid; min-height: 100vh; grid-template: auto auto 1fr / 11.5rem minmax(0, 1fr) 17.5rem;
+      grid-template-areas: "top top top" "map text side" "map room side"; column-gap: 2rem; padding: 0 1.75rem 3rem; max-width: 96rem; margin: 0 auto; }
+    gf-header { grid-area: top; }
+    .text { grid-area: text; padding-bottom: 1rem; }
+    gf-map { grid-area: map; position: sticky; top: 0.5rem; align-self: start; max-height: calc(100vh - 1rem); overflow: auto; }
+    main { grid-area: room; min-width: 0; scroll-margin-top: 1rem; }
+    gf-side { grid-area: side; position: sticky; top: 0.5rem; align-self: start; max-height: calc(100vh - 1rem); overflow: auto; }
+    nav { border-bottom: 1px solid var(--line); margin-bottom: 1.4rem; }
+    nav ul { display: flex; gap: 0 0.95rem; overflow-x: auto; scrollbar-width: thin; flex-wrap: wrap; }
+    nav a { display: block; padding: 0.42rem 0; white-space: nowrap; text-decoration: none; color: var(--soft); font-size: 0.82rem; border-bottom: 2px solid transparent; margin-bottom: -1px; }
+    nav a:hover { color: var(--ink); }
+    nav a[aria-current] { color: var(--ink); border-color: var(--ink); }
+    .skip:not(:focus) { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+    @media (max-width: 1100px) {
+      :host { grid-template: auto auto auto 1fr auto / 9rem minmax(0, 1fr); grid-template-areas: "top top" "map text" "map room" "map side"; column-gap: 1.5rem; }
+      gf-side { position: static; max-height: none; margin-top: 2rem; }
+    }
+    @media (max-width: 720px) {
+      :host { display: block; padding: 0 1rem 3rem; }
+      gf-map { position: sticky; top: 0; z-index: 3; max-height: none; margin: 0 -1rem; }
+      nav ul { flex-wrap: nowrap; }
+      gf-side { margin-top: 2rem; }
+    }
+  `];
+
+  override connectedCallback(): void {
+    super.connectedCallback();
+    addEventListener("keydown", this.#key);
+    void this.session.start();
+  }
+
+  override disconnectedCallback(): void {
+    super.disconnectedCallback();
+    removeEventListener("keydown", this.#key);
+  }
+
+  get #view(): ViewEntry | undefined {
+    return views().find((view) => view.id === this.session.place.view);
+  }
+
+  override render() {
+    const { session } = this, view = this.#view;
+    return html`
+      <a class="skip" href="#room" @click=${(event: Event) => { event.preventDefault(); this.renderRoot.querySelector("main")?.focus(); }}>Skip to the picture</a>
+      <gf-header .session=${session}></gf-header>
+      <gf-map .session=${session}></gf-map>
+      <gf-tokens class="text" .session=${session}></gf-tokens>
+      <main tabindex="-1" id="room">
+        <nav aria-label="Pictures"><ul>${views().map((one) => html`<li><a href="#/${one.id}" aria-current=${one === view ? "page" : nothing}
+          @click=${(event: MouseEvent) => this.#open(event, one)}>${one.title}</a></li>`)}</ul></nav>
+        ${this.#room(view)}
+      </main>
+      <gf-side .session=${session}></gf-side>`;
+  }
+
+  #room(view: ViewEntry | undefined) {
+    const { session } = this;
+    if (session.keyWanted) return html`<gf-key .session=${session} @key=${(event: CustomEvent<string>) => this.#unlock(event.detail)}></gf-key>`;
+    if (!view) return html`<gf-refused heading="There is no such picture" reason="“${session.place.view}” is none of those above."></gf-refused>`;
+    if (session.problem) return html`<gf-refused heading="The model did not read this text" reason=${session.problem.message}>
+      <p><button @click=${() => void session.retry()}>Try again</button></p></gf-refused>`;
+    if (!session.anatomy || (!session.trace && view.place !== "model")) return html`<p class="soft" role="status">${session.writing ? "The model reads the text …" : ""}</p>`;
+    const tag = unsafeStatic(view.element);
+    return staticHtml`<${tag} .session=${session}></${tag}>`;
+  }
+
+  override updated(): void {
+    const title = this.#view?.title;
+    const tabs = this.renderRoot.querySelector("main nav ul"), tab = tabs?.querySelector<HTMLElement>("[aria-current]");
+    if (tabs && tab && tabs.scrollWidth > tabs.clientWidth) tabs.scrollLeft = tab.offsetLeft - tabs.clientWidth / 2;
+    document.title = title ? `${title} · Glassformer` : "Glassformer";
+  }
+
+  #open(event: MouseEvent, view: ViewEntry): void {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // a tab of its own
+    event.preventDefault();
+    this.session.visit(view.id);
+  }
+
+  #unlock(key: string): void {
+    sessionStorage.setItem(KEY, key);
+    (this.session.transport as Http).key = key;
+    void this.session.retry();
+  }
+
+  /** Arrows move query and key; with shift, layer and head. */
+  #key = (event: KeyboardEvent): void => {
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = event.composedPath().some((node) => node instanceof HTMLElement && /^(INPUT|TEXTAREA|SELECT)$/.test(node.tagName));
+    const moves = this.#view?.arrows ?? [];
+    if (typing || !this.session.trace) return;
+    const side = moves.includes("key") ? "key" : "query"; // tokens lie side by side
+    const plain = { ArrowUp: ["query", -1], ArrowDown: ["query", 1], ArrowLeft: [side, -1], ArrowRight: [side, 1] } as const;
+    const shifted = { ArrowUp: ["layer", -1], ArrowDown: ["layer", 1], ArrowLeft: ["head", -1], ArrowRight: ["head", 1] } as const;
+    const [what, by] = (event.shiftKey ? shifted : plain)[event.key as keyof typeof plain] ?? [null, 0];
+    if (what === null || !moves.includes(what)) return;
+    event.preventDefault();
+    const { here } = this.session;
+    const { anatomy, tokens } = this.session, last = tokens.length - 1;
+    const top = { layer: (anatomy?.layers.length ?? 1) - 1, head: (anatomy?.layers[here.layer]?.n_heads ?? 1) - 1, query: last, key: last }[what];
+    this.session.go({ [what]: Math.min(top, Math.max(0, here[what] + by)) });
+  };
+}

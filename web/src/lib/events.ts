@@ -1,0 +1,34 @@
+/** Server-sent events out of a stream of text, cut wherever the network cut it. */
+
+export interface Event {
+  event: string;
+  data: string;
+}
+
+/** Feed it pieces of text; it gives back the events that are whole. */
+export class EventReader {
+  #rest = "";
+
+  feed(text: string): Event[] {
+    this.#rest += text;
+    const whole: Event[] = [];
+    for (;;) {
+      const end = /\r\n\r\n|\n\n|\r\r(?!\n)/.exec(this.#rest);
+      if (!end) return whole;
+      const event = parse(this.#rest.slice(0, end.index));
+      this.#rest = this.#rest.slice(end.index + end[0].length);
+      if (event) whole.push(event);
+    }
+  }
+}
+
+function parse(block: string): Event | null {
+  let event = "message";
+  const data: string[] = [];
+  for (const line of block.split(/\r\n|\n|\r/)) {
+    const [, field, value] = /^([^:]*)(?:: ?(.*))?$/.exec(line) ?? [];
+    if (field === "event") event = value ?? "";
+    if (field === "data") data.push(value ?? "");
+  }
+  return data.length ? { event, data: data.join("\n") } : null;
+}

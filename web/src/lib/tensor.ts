@@ -1,0 +1,60 @@
+/** A tensor as the server sends it: 4 bytes with the length of a JSON header, the header, the raw numbers. */
+import type { Num } from "./number.js";
+
+export interface Header {
+  axes: string[];
+  shape: number[];
+  dtype: "f32" | "f16" | "u8";
+  scale: Num | null;
+  zero: Num | null;
+  pool: number[] | null; // cells that each number stands for, on the last axes
+  bound: Num | null;
+  error: Num | null;
+  identity: string | null;
+}
+
+export interface Tensor extends Header {
+  data: Float32Array;
+}
+
+/** Header and numbers; u8 becomes `zero + scale * byte`, each within `bound` of what the model has. */
+export function decode(buffer: ArrayBuffer): Tensor {
+  const length = new DataView(buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as Header;
+  const raw = buffer.slice(4 + length);
+  const data = numbers(header, raw);
+  const size = header.shape.reduce((a, b) => a * b, 1);
+  if (data.length !== size) throw new Error(`a tensor of ${size} numbers came with ${data.length}`);
+  return { ...header, data };
+}
+
+function numbers(header: Header, raw: ArrayBuffer): Float32Array {
+  if (header.dtype === "f32") return new Float32Array(raw);
+  if (header.dtype === "f16") return Float32Array.from(new Uint16Array(raw), half);
+  const scale = Number(header.scale ?? 1), zero = Number(header.zero ?? 0);
+  return Float32Array.from(new Uint8Array(raw), (byte) => zero + scale * byte);
+}
+
+/** IEEE 754 half precision, from its 16 bits. */
+export function half(bits: number): number {
+  const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  if (exponent === 0) return sign * 2 ** -24 * fraction;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * 2 ** (exponent - 15) * (1 + fraction / 1024);
+}
+
+/** The bytes of a base64 text. */
+export function fromBase64(text: string): Uint8Array {
+  return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+}
+
+/** [largest size, largest value, its index]: what a signed picture is scaled by, and where it is loudest. */
+export function largest(data: ArrayLike<number>): { size: number; value: number; at: number } {
+  let size = 0, value = -Infinity, at = 0;
+  for (let i = 0; i < data.length; i++) {
+    const x = data[i] as number;
+    if (Math.abs(x) > size) size = Math.abs(x);
+    if (x > value) [value, at] = [x, i];
+  }
+  return { size, value, at };
+}

@@ -1,0 +1,261 @@
+/** What the whole page shares: where one is, which model and text, and the answers got so far. */
+import { read, write, type Edit, type Place } from "./lib/address.js";
+import { Refused, wantsKey, type Transport } from "./transport.js";
+import { worthSeeing } from "./first.js";
+import { stepOf } from "./steps.js";
+import type { Anatomy, TraceInfo, Written } from "./shapes.js";
+
+/** The address bar, or what stands for it where the page is a guest. */
+export interface Bar {
+  read(): string;
+  write(address: string, push: boolean): void;
+  listen(moved: () => void): () => void;
+}
+
+export const windowBar: Bar = {
+  read: () => location.hash,
+  write: (address, push) => history[push ? "pushState" : "replaceState"](null, "", address),
+  listen(moved) {
+    addEventListener("popstate", moved);
+    addEventListener("hashchange", moved);
+    return () => {
+      removeEventListener("popstate", moved);
+      removeEventListener("hashchange", moved);
+    };
+  },
+};
+
+/** A picked cell, every number filled in. */
+export interface Here {
+  layer: number;
+  head: number;
+  query: number;
+  key: number;
+}
+
+type Parameters = Record<string, string | number | boolean | null | undefined>;
+
+const PATIENCE = 1500; // milliseconds that a first picture waits for a head worth seeing
+const KEPT = 300; // answers, the oldest dropped first
+
+/** Dispatches "change" whenever anything that it shows has changed. */
+export class Session extends EventTarget {
+  place: Place;
+  models: string[] = [];
+  anatomy: Anatomy | null = null;
+  trace: TraceInfo | null = null;
+  /** The tokens of a text that is being written, as they come; null when none is. */
+  writing: Written[] | null = null;
+  problem: Refused | null = null;
+  keyWanted = false;
+  /** The head and query that are worth seeing first, once they are known. */
+  first: Partial<Here> = {};
+
+  #answers = new Map<string, Promise<unknown>>();
+  #work: AbortController | null = null;
+  #opened = ""; // the trace that is open, or being opened, as the address says it
+
+  constructor(
+    readonly transport: Transport,
+    readonly bar: Bar,
+  ) {
+    super();
+    this.place = read(bar.read());
+  }
+
+  /** Find the models, open the text of the address, and follow the address from then on. */
+  async start(): Promise<void> {
+    this.bar.listen(() => this.#moved());
+    await this.retry();
+  }
+
+  async retry(): Promise<void> {
+    this.problem = null;
+    this.keyWanted = false;
+    this.#answers.clear();
+    this.#opened = "";
+    try {
+      const list = await this.transport.json<{ data: { id: string }[] }>("/v1/models");
+      this.models = list.data.map((model) => model.id);
+      await this.open();
+    } catch (error) {
+      this.#trouble(error);
+    }
+  }
+
+  get model(): string {
+    return this.place.model || this.models[0] || "";
+  }
+
+  /** Tokens of the text so far: those of the trace, or those that have been written of one to come. */
+  get tokens(): { id: number; text: string }[] {
+    return this.trace?.tokens ?? [];
+  }
+
+  /** How many tokens have passed through the model: of the text being written, or of the one that is open. */
+  get passed(): number {
+    const last = this.writing?.at(-1);
+    return last ? last.position + 1 : this.writing ? 0 : this.tokens.length;
+  }
+
+  /** Where one is, with what the address leaves open filled in. */
+  get here(): Here {
+    const { place, first } = this;
+    const last = Math.max(0, this.tokens.length - 1);
+    const layers = this.anatomy?.layers.length ?? 1;
+    const pick = (asked: number, otherwise: number | undefined, top: number) =>
+      Math.min(Math.max(0, top), asked >= 0 ? asked : (otherwise ?? 0));
+    const layer = pick(place.layer, first.layer, layers - 1);
+    const query = pick(place.query, first.query ?? (this.trace ? this.trace.n_prompt - 1 : 0), last);
+    return {
+      layer,
+      head: pick(place.head, first.head, (this.anatomy?.layers[layer]?.n_heads ?? 1) - 1),
+      query,
+      key: pick(place.key, first.key ?? 0, last),
+    };
+  }
+
+  /** Move. A new view or text is a step that the back button takes back; a moved cursor is not. */
+  go(change: Partial<Place>, push = "view" in change || "text" in change || "model" in change || "edits" in change): void {
+    const stays = this.trace !== null && !("text" in change) && !("model" in change);
+    this.place = { ...this.place, ...(stays ? this.here : {}), ...change }; // what was chosen for one is a choice from now on
+    this.bar.write(write(this.place), push);
+    this.changed();
+    if (this.#wanted() !== this.#opened) void this.open();
+  }
+
+  /** Open a view; a walk that is under way goes on from there. */
+  visit(view: string, change: Partial<Place> = {}): void {
+    const step = this.place.step < 0 ? -1 : stepOf(view, this.place.step);
+    this.go({ ...change, view, step }, true);
+  }
+
+  more(change: Record<string, string | null>): void {
+    const kept = Object.entries({ ...this.place.more, ...change }).filter((one): one is [string, string] => one[1] !== null);
+    this.go({ more: Object.fromEntries(kept) });
+  }
+
+  /** Open the text of the address: the model reads it, and writes on. */
+  async open(): Promise<void> {
+    this.stop();
+    const work = (this.#work = new AbortController());
+    const before = this.#opened;
+    this.#opened = this.#wanted();
+    this.problem = null;
+    this.writing = [];
+    this.changed();
+    try {
+      if (!this.anatomy || before.split("\n")[0] !== this.#opened.split("\n")[0]) {
+        this.anatomy = await this.ask<Anatomy>(this.ofModel("anatomy", {}));
+        this.first = {};
+      }
+      const { text, write: max_tokens, temperature, seed, edits } = this.place;
+      const body = { model: this.model, prompt: text, max_tokens, edits, temperature, stream: true, ...(temperature > 0 ? { seed } : {}) };
+      for await (const { event, data } of this.transport.events("/v1/traces", body, work.signal)) {
+        if (work !== this.#work) return;
+        if (event === "token") this.writing = [...(this.writing ?? []), data as Written];
+        if (event === "trace") await this.#show(data as TraceInfo);
+        this.changed();
+      }
+    } catch (error) {
+      if (work !== this.#work) return;
+      if (!work.signal.aborted) {
+        this.trace = null;
+        this.#trouble(error);
+      }
+    }
+    if (work !== this.#work) return;
+    this.#work = null;
+    this.writing = null;
+    this.changed();
+  }
+
+  /** Show a trace, at a head that does something where the address names none. */
+  async #show(trace: TraceInfo): Promise<void> {
+    const { place } = this, open = place.layer < 0 || place.head < 0 || place.key < 0;
+    if (open && this.anatomy) {
+      const soon = new Promise<Partial<Here>>((done) => setTimeout(() => done({}), PATIENCE));
+      const found = worthSeeing(this, trace).catch(() => ({}));
+      this.first = await Promise.race([found, soon]);
+    }
+    this.trace = trace;
+  }
+
+  /** End the writing; the server notices that nobody listens. */
+  stop(): void {
+    this.#work?.abort();
+    this.#work = null;
+    this.writing = null;
+  }
+
+  ofModel(view: string, parameters: Parameters): string {
+    return `/v1/models/${encodeURIComponent(this.model)}/views/${view}${asked(parameters)}`;
+  }
+
+  /** The path of a view of the open trace; null while there is none. */
+  ofTrace(view: string, parameters: Parameters): string | null {
+    return this.trace ? `/v1/traces/${this.trace.id}/views/${view}${asked(parameters)}` : null;
+  }
+
+  /** The path of a tensor of the open trace. */
+  tensor(name: string, parameters: Parameters): string | null {
+    return this.trace ? `/v1/traces/${this.trace.id}/tensors/${name}${asked(parameters)}` : null;
+  }
+
+  /** An answer, asked for once. */
+  ask<T>(path: string, kind: "json" | "tensor" = "json"): Promise<T> {
+    const known = this.#answers.get(path);
+    if (known) return known as Promise<T>;
+    const answer = this.transport[kind]<T>(path) as Promise<T>;
+    this.#answers.set(path, answer);
+    answer.catch((error: unknown) => {
+      this.#answers.delete(path); // what failed may be asked for again
+      if (wantsKey(error)) this.#trouble(error);
+      if (error instanceof Refused && error.code?.startsWith("trace_") && this.trace && path.includes(this.trace.id)) {
+        this.trace = null; // the server has dropped it for others: read the text again
+        void this.open();
+      }
+    });
+    for (const old of this.#answers.keys()) {
+      if (this.#answers.size <= KEPT) break;
+      this.#answers.delete(old);
+    }
+    return answer;
+  }
+
+  changed(): void {
+    this.dispatchEvent(new Event("change"));
+  }
+
+  #wanted(): string {
+    const { text, write: more, temperature, seed, edits } = this.place;
+    return [this.model, more, temperature, seed, JSON.stringify(edits), text].join("\n");
+  }
+
+  #moved(): void {
+    const address = this.bar.read();
+    if (address === write(this.place)) return;
+    this.place = read(address);
+    this.changed();
+    if (this.#wanted() !== this.#opened) void this.open();
+  }
+
+  #trouble(error: unknown): void {
+    this.keyWanted ||= wantsKey(error);
+    this.problem = error instanceof Refused ? error : new Refused(String(error), 0);
+    this.changed();
+  }
+}
+
+function asked(parameters: Parameters): string {
+  const fields = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters)) if (value !== null && value !== undefined) fields.set(name, String(value));
+  const text = fields.toString();
+  return text ? `?${text}` : "";
+}
+
+/** An edit in a few words. */
+export const inWords = (edit: Edit): string =>
+  [edit["op"], edit["point"], ...["head", "position", "query", "key", "dim", "factor", "value"].filter((k) => edit[k] !== undefined && edit[k] !== null).map((k) => `${k} ${several(edit[k])}`)].join(" · ");
+
+const several = (value: Edit[string] | undefined): string => (Array.isArray(value) && value.length > 3 ? `${value[0]} to ${value.at(-1)}` : String(value));

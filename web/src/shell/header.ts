@@ -1,0 +1,84 @@
+/** Model, text, and the button that makes it write on. */
+import { css, html, nothing } from "lit";
+import { customElement, query, state } from "lit/decorators.js";
+import { inWords } from "../session.js";
+import { Follower } from "../view.js";
+
+@customElement("gf-header")
+export class Header extends Follower {
+  @query("textarea") private box!: HTMLTextAreaElement;
+  @state() private typed: string | null = null; // null: what the address says
+
+  static override styles = [Follower.styles, css`
+    header { display: grid; grid-template-columns: 11.5rem minmax(0, 1fr) auto; column-gap: 2rem; row-gap: 0.6rem; align-items: start; padding: 1.1rem 0 0.9rem; }
+    .brand { display: grid; gap: 0.35rem; }
+    .brand b { font-size: 1.08rem; font-weight: 650; letter-spacing: -0.015em; }
+    .brand select { width: 100%; font-size: 0.82rem; padding: 0.2rem 0.35rem; }
+    textarea { width: 100%; resize: none; line-height: 1.45; padding: 0.55rem 0.8rem; min-height: 2.6rem; max-height: 9rem; field-sizing: content; border-radius: 9px; }
+    .how { display: flex; gap: 0.9rem; align-items: center; padding-top: 0.2rem; }
+    label { display: grid; font-size: 0.72rem; color: var(--soft); gap: 0.15rem; }
+    label input { width: 4.2rem; color: var(--ink); font-size: 0.88rem; padding: 0.2rem 0.4rem; font-variant-numeric: tabular-nums; }
+    .how button { min-width: 5.2rem; padding-block: 0.5rem; }
+    .edits { grid-column: 2 / -1; display: flex; gap: 0.5rem; flex-wrap: wrap; font-size: 0.82rem; align-items: center; }
+    .edits span { border: 1px solid var(--line); border-radius: 99px; padding: 0.05rem 0.2rem 0.05rem 0.7rem; background: var(--card); }
+    .edits button { border: 0; background: none; padding: 0 0.4rem; }
+    @media (max-width: 1100px) { header { grid-template-columns: 9rem minmax(0, 1fr) auto; column-gap: 1.5rem; } }
+    @media (max-width: 720px) {
+      header { grid-template-columns: 1fr; }
+      .brand { grid-template-columns: 1fr auto; align-items: baseline; }
+      .brand select { width: auto; }
+      .how { justify-content: space-between; }
+      .edits { grid-column: 1; }
+    }
+  `];
+
+  override render() {
+    const { session } = this, { place } = session, busy = session.writing !== null;
+    const models = session.models.includes(session.model) || !session.model ? session.models : [session.model, ...session.models];
+    return html`<header>
+      <div class="brand"><b>Glassformer</b>
+        <select aria-label="Model" @change=${(event: Event) => this.#model((event.target as HTMLSelectElement).value)}>
+          ${models.map((name) => html`<option .selected=${name === session.model} value=${name}>${name}</option>`)}
+        </select></div>
+      <textarea aria-label="Text that the model reads" rows="2" spellcheck="false" .value=${this.typed ?? place.text}
+        @input=${() => (this.typed = this.box.value)} @keydown=${this.#enter}></textarea>
+      <div class="how">
+        <label>tokens to write<input type="number" name="write" min="0" max="9999" .value=${String(place.write)} /></label>
+        <label>temperature<input type="number" name="temperature" min="0" max="2" step="0.1" .value=${String(place.temperature)} /></label>
+        ${place.temperature > 0 ? html`<label>seed<input type="number" name="seed" min="0" .value=${String(place.seed)} /></label>` : nothing}
+        ${busy ? html`<button class="strong" @click=${() => { session.stop(); session.changed(); }}>Stop</button>`
+          : html`<button class="strong" @click=${this.#write}>${this.typed !== null && this.typed !== place.text ? "Read it" : "Write"}</button>`}
+      </div>
+      ${place.edits.length ? html`<div class="edits">under: ${place.edits.map((edit, i) => html`<span>${inWords(edit)}
+        <button aria-label="Take back ${inWords(edit)}" @click=${() => session.go({ edits: place.edits.filter((_, j) => j !== i) })}>×</button></span>`)}</div>` : nothing}
+    </header>`;
+  }
+
+  #number(name: "write" | "temperature" | "seed"): number {
+    const input = this.renderRoot.querySelector<HTMLInputElement>(`input[name=${name}]`);
+    const value = input ? Number(input.value) : NaN;
+    return input && input.value !== "" && Number.isFinite(value) ? value : this.session.place[name];
+  }
+
+  #model(model: string): void {
+    this.session.go({ model, layer: -1, head: -1, query: -1, key: -1, edits: [] });
+  }
+
+  #write = (): void => {
+    const { place } = this.session, text = this.box.value;
+    const write = Math.trunc(this.#number("write")), temperature = this.#number("temperature");
+    let seed = Math.trunc(this.#number("seed"));
+    const same = text === place.text && write === place.write && temperature === place.temperature && seed === place.seed;
+    if (same && temperature > 0) seed += 1; // once more: another draw, with an address of its own
+    this.typed = null;
+    const moved = text === place.text ? {} : { query: -1, key: -1 };
+    this.session.go({ text, write, temperature, seed, ...moved }, true);
+    if (same && temperature === 0) void this.session.open();
+  };
+
+  #enter = (event: KeyboardEvent): void => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    this.#write();
+  };
+}
