@@ -23,7 +23,6 @@ from glassformer.inspect.points import layer_of
 from glassformer.inspect.reading import Editor, Looking, alias
 from glassformer.nn.attend import KV, AttendSpec, View, attend_math, visible
 from glassformer.nn.attention import Attention
-from glassformer.nn.model import Decoder
 from glassformer.nn.step import Source, Step
 
 AT_ONCE = 1 << 22  # scores that are held at a time while more are computed
@@ -41,7 +40,7 @@ WEIGHED = "max |P·V - z|"
 class Kept:
     """What a pass left of one text: tensors by point, no batch axis. `edited` are the points that edits change."""
 
-    model: Decoder
+    model: Any  # the stack: a decoder, or an encoder
     ids: Tensor
     tensors: dict[str, Tensor]
     editor: Editor | None = None
@@ -85,7 +84,7 @@ class Left:
     def view(self, spec: AttendSpec) -> View:
         keys, n = self.kept.positions[None], len(self.kept.ids)
         if len(self.queries) == n and (spec.window is None or spec.window >= n):
-            return View(keys, keys, None, causal=True)
+            return View(keys, keys, None, causal=spec.causal)
         return View(self.queries[None], keys, visible(spec, self.queries[None], keys))
 
 
