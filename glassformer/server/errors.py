@@ -41,6 +41,10 @@ def of_prompt() -> Iterator[None]:
         yield
     except CapacityError as error:
         raise Refused(400, str(error), param="prompt", code="context_length_exceeded") from None
+    except RequestError as error:
+        if error.param not in ("text", "source"):
+            raise
+        raise RequestError(str(error), param="prompt") from None
 
 
 class Refused(GlassformerError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 
 from glassformer.errors import RequestError
 from glassformer.generate.loop import Piece
+from glassformer.inspect.sourced import PairTrace, RecurrentTrace
 from glassformer.inspect.sweep import Sweep, Swept
 from glassformer.inspect.sweep import sweep as sweep_of
 from glassformer.inspect.trace import Trace
@@ -56,6 +57,8 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
     )
     async def make(body: TraceBody, request: Request) -> Response:
         served = models[body.model]
+        if served.kind != "decoder":
+            return await read_whole(body, served, request)
         ids = await asyncio.to_thread(body.ids, served)
         changes = await look(request, lambda: edits.read(body.changes())) if body.edits else ()
         options = body.writing() | {"read": body.read or (), "edit": changes, "max_tokens": body.max_tokens}
@@ -64,7 +67,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
 
         def work(check: Check) -> Iterator[Piece | Entry]:
             with of_prompt():
-                for one in served.lm.trace_stream(ids, before_pass=check, budget=traces.limit, **options):
+                for one in served.writer.trace_stream(ids, before_pass=check, budget=traces.limit, **options):
                     yield one if isinstance(one, Piece) else traces.put(served.name, one)
 
         if body.stream:
@@ -76,6 +79,21 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
         logprobs = [piece.logprob for piece in pieces if isinstance(piece, Piece) and piece.id is not None]
         said = await asyncio.to_thread(described, entry, logprobs)
         return answer(said, 201, {"location": f"/v1/traces/{entry.id}"})
+
+    async def read_whole(body: TraceBody, served: Served, request: Request) -> Response:
+        """A trace of a model that reads a source, or of an encoder: it comes at once."""
+        prompt, options = body.reading(served)
+
+        def work(check: Check) -> Iterator[Entry]:
+            pace = {} if served.kind == "encoder" else {"before_pass": check}
+            with of_prompt():
+                yield traces.put(served.name, served.lm.trace(prompt, budget=traces.limit, **pace, **options))  # pyright: ignore[reportAttributeAccessIssue]
+
+        if body.stream:
+            told = lambda entry: [event(described(entry), "trace")]  # noqa: E731
+            return await Events(request, queue.submit(work), told, tuple, error="error").begun()
+        (entry,) = await all_of(request, queue, work)
+        return answer(await asyncio.to_thread(described, entry), 201, {"location": f"/v1/traces/{entry.id}"})
 
     @router.get("/v1/traces", summary="The kept traces", responses=answers.TRACES)
     async def list_traces() -> Response:
@@ -93,9 +111,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
     @router.get("/v1/traces/{id}/names", summary="The points that a trace has", responses=answers.NAMES)
     async def names(id: str) -> Response:
         trace = traces.get(id).trace
-        found = [
-            {"name": name, "axes": trace.axes(name), "shape": tensors.shape_of(trace, name)} for name in trace.names()
-        ]
+        found = [{"name": name, "axes": trace.axes(name), "shape": trace.shape(name)} for name in trace.names()]
         return answer({"id": id, "points": found})
 
     @router.get(
@@ -252,6 +268,7 @@ def in_short(entry: Entry) -> dict[str, Any]:
         "id": entry.id,
         "object": "trace",
         "model": entry.model,
+        "kind": trace.kind,
         "created": entry.created,
         "n_tokens": len(trace.ids),
         "n_prompt": trace.n_prompt,
@@ -265,11 +282,22 @@ def in_short(entry: Entry) -> dict[str, Any]:
 def described(entry: Entry, logprobs: list[float | None] = []) -> dict[str, Any]:  # noqa: B006 (it is only read)
     """A trace as its route tells it. `logprobs`: of what was written, where they are known; `summary` has them all."""
     trace: Trace = entry.trace
-    text, places = spans(trace.lm.tokenizer, trace.ids)
-    known = [None] * trace.n_prompt + logprobs
+    said = in_short(entry) | _texts(trace, trace.ids, trace.tokens, [None] * trace.n_prompt + logprobs)
+    if isinstance(trace, PairTrace | RecurrentTrace):
+        said["source"] = _texts(trace, trace.source.ids, trace.source.tokens)
+        said["target"] = _texts(trace, trace.target, trace.target_tokens)
+    return said
+
+
+def _texts(
+    trace: Trace, ids: Sequence[int], texts: Sequence[str], logprobs: Sequence[float | None] = ()
+) -> dict[str, Any]:
+    """A text of a trace, and its tokens."""
+    tokenizer = trace.lm.tokenizer
+    text, places = spans(tokenizer, ids)
     tokens = []
-    for i, (id, own, (start, end)) in enumerate(zip(trace.ids, trace.tokens, places, strict=True)):
-        data = None if trace.lm.tokenizer is None else list(trace.lm.tokenizer.token_bytes(id))
-        logprob = plain(known[i]) if i < len(known) else None
+    for i, (id, own, (start, end)) in enumerate(zip(ids, texts, places, strict=True)):
+        data = None if tokenizer is None else list(tokenizer.token_bytes(id))
+        logprob = plain(logprobs[i]) if i < len(logprobs) else None
         tokens.append({"id": id, "text": own, "bytes": data, "start": start, "end": end, "logprob": logprob})
-    return in_short(entry) | {"text": text, "tokens": tokens}
+    return {"text": text, "tokens": tokens}

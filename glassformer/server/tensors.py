@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glassformer.errors import RequestError
-from glassformer.inspect.points import sizes
 from glassformer.inspect.trace import Trace, Value
 from glassformer.inspect.views.result import plain
 from glassformer.server.errors import dump
@@ -80,22 +79,16 @@ def _part(text: str, axis: str, size: int) -> Part:
     return Part(axis, size, start, stop)
 
 
-def shape_of(trace: Trace, name: str) -> tuple[int, ...]:
-    """A point's shape, without computing it."""
-    known = sizes(trace.config, name)
-    return tuple(known.get(axis, len(trace)) for axis in trace.axes(name))
-
-
 def read(trace: Trace, name: str, text: str) -> Value:
     """The slice of a point, computed for no more than it needs. Axes of which one place is taken are left out."""
     axes = trace.axes(name)
-    parts = parts_of(text, axes, shape_of(trace, name))
+    parts = parts_of(text, axes, trace.shape(name))
     if (n := math.prod(part.length for part in parts)) > MOST:
         raise RequestError(
             f"this slice has {n:,} numbers, and at most {MOST:,} are sent: take less of it", param="slice"
         )
     done = 0  # of the first axes, already taken
-    if name.endswith((".scores", ".probs")):
+    if name.endswith((".scores", ".probs")) and axes[0] == "H":
         value = trace.rows(name, head=parts[0].places, query=parts[1].places)
         done = 2
     elif axes[0] == "T" and not parts[0].whole:

@@ -267,7 +267,7 @@ def value_of(name, t):
     )
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", sorted(VIEWS.keys() - {"alignment"}))  # which is of a model that reads a source
 def test_every_view_is_the_functions_own(http, kept, lms, name):
     """With nothing but what it needs; every number that it gives here is what it gives there."""
     told, t = kept
