@@ -81,6 +81,8 @@ export class App extends Follower {
     if (session.problem) return html`<gf-refused heading="The model did not read this text" reason=${session.problem.message}>
       <p><button @click=${() => void session.retry()}>Try again</button></p></gf-refused>`;
     if (!session.anatomy || (!session.trace && view.place !== "model")) return html`<p class="soft" role="status">${session.writing ? "The model reads the text …" : ""}</p>`;
+    const refused = session.anatomy.refused[view.id];
+    if (refused) return html`<h2>${view.title}</h2><gf-refused reason=${refused}></gf-refused>`;
     const tag = unsafeStatic(view.element);
     return staticHtml`<${tag} .session=${session}></${tag}>`;
   }
@@ -118,7 +120,7 @@ export class App extends Follower {
     event.preventDefault();
     const { here } = this.session;
     const { anatomy, tokens } = this.session, last = tokens.length - 1;
-    const top = { layer: (anatomy?.layers.length ?? 1) - 1, head: (anatomy?.layers[here.layer]?.n_heads ?? 1) - 1, query: last, key: last }[what];
+    const top = { layer: (anatomy?.layers.length ?? 1) - 1, head: (anatomy?.layers[here.layer]?.n_heads ?? 1) - 1, query: last, key: this.session.keys.length - 1 }[what];
     this.session.go({ [what]: Math.min(top, Math.max(0, here[what] + by)) });
   };
 }

@@ -12,6 +12,7 @@ from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace import Language, Receipt, Trace
 from glassformer.inspect.viewed import Kind
+from glassformer.inspect.views.refusals import REFUSED
 from glassformer.nn.step import Step
 
 RECURRENT = {
@@ -59,7 +60,8 @@ class Anatomy:
     """`shares`: of all parameters, by kind of part. `tied`: the head's table is the embedding's, counted once.
 
     `layers`: of what writes, or of an encoder by itself; `encoder`: of what reads its source. Neither in a recurrent
-    model, which has no context either: it reads and writes any length.
+    model, which has no context either: it reads and writes any length. `refused`: the views that have no meaning for
+    models of this kind, and why.
     """
 
     kind: Kind
@@ -75,6 +77,7 @@ class Anatomy:
     parts: tuple[Part, ...]
     shares: dict[str, float]
     parameters: int
+    refused: dict[str, str]
     receipt: Receipt
 
 
@@ -112,14 +115,15 @@ def anatomy(lm: Language) -> Anatomy:
     if isinstance(config, RecurrentConfig):
         return Anatomy(
             kind, config.cell, config.target_vocab_size, config.d_model, None, None, False, dtype, (), (), parts,
-            shares, total, receipt,
+            shares, total, REFUSED[kind], receipt,
         )  # fmt: skip
     layers = layers_of(config)
     encoder = () if not isinstance(config, ModelConfig) or config.encoder is None else layers_of(config.encoder)
     return Anatomy(
         kind, config.family, config.vocab_size, config.d_model, config.context_length,
         config.positions or ("rotary" if any(layer.rotary for layer in layers) else None),
-        kind == "encoder" or lm.model.head is None, dtype, layers, encoder, parts, shares, total, receipt,
+        kind == "encoder" or lm.model.head is None, dtype, layers, encoder, parts, shares, total, REFUSED[kind],
+        receipt,
     )  # fmt: skip
 
 
