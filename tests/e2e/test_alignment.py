@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from inspect_subjects import subject
 
-from e2e.conftest import Served
+from e2e.conftest import AXE, Served, missing
 from e2e.pixels import SHARE_BOUND, SIGNED_BOUND, shares, signed
 from e2e.test_page import at, close, numbers, said
 
@@ -100,6 +100,31 @@ def test_a_recurrent_model_and_the_same_pair_through_others(open_page, pairs, tr
     real = translators["pair"].trace(SOURCE, TARGET).alignment().probs.numpy()
     assert np.abs(shares(small) - real).max() <= SHARE_BOUND
     assert "has no attention" in reason(view.locator(".several"))
+
+
+@pytest.mark.parametrize("model", ["pair", "additive", "blind"])
+def test_axe_finds_nothing_serious_and_nothing_is_scrolled_sideways(open_page, pairs, model):
+    if not AXE.is_file():
+        missing(f"{AXE}: `make page` brings it")
+    page = opened(open_page, pairs, model, query=1, key=1)
+    page.get_by_role("button", name="Read it with").click()
+    page.locator(".several gf-aligned").first.wait_for()
+    page.wait_for_load_state("networkidle")
+    page.evaluate(AXE.read_text())
+    for width, height, scheme in ((1280, 800, "light"), (1280, 800, "dark"), (390, 844, "light")):
+        page.set_viewport_size({"width": width, "height": height})
+        page.emulate_media(color_scheme=scheme)
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        serious = [one for one in found if one["impact"] in ("serious", "critical")]
+        told = "\n".join(f"{one['id']}: {[node['html'][:160] for node in one['nodes'][:3]]}" for one in serious)
+        assert not serious, f"{width}×{height}, {scheme}: {told}"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_nobody_is_offered_an_edit_that_is_refused(open_page, pairs):
+    page = open_page(pairs.url + at("cell", SOURCE, model="pair", _target=TARGET))
+    page.locator("gf-view-cell gf-worked ol").wait_for()
+    assert page.locator("gf-view-cell gf-cause button").count() == 0
 
 
 def test_what_has_no_meaning_says_why(open_page, pairs):

@@ -25,7 +25,7 @@ export class AlignedPicture extends LitElement {
     .grid { display: grid; grid-template-columns: auto auto; width: max-content; font-family: var(--mono); font-size: 0.78rem; gap: 2px 6px; }
     .small { font-size: 0.62rem; }
     .columns { display: flex; align-items: end; grid-column: 2; }
-    .columns span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 8rem; overflow: hidden; white-space: nowrap; display: flex; align-items: center; }
+    .columns span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 8rem; overflow: hidden; white-space: nowrap; display: flex; align-items: center; padding-inline: 3px; }
     .rows { grid-column: 1; }
     .rows span { display: flex; align-items: center; justify-content: flex-end; white-space: nowrap; max-width: 9rem; overflow: hidden; }
     .here { font-weight: 700; } .rows .here { color: var(--query); } .columns .here { color: var(--key); }
@@ -41,7 +41,7 @@ export class AlignedPicture extends LitElement {
     const { of } = this;
     if (!of) return nothing;
     const columns = of.source.length, rows = of.target.length;
-    const field = Math.max(6, Math.min(this.small ? SMALL : FIELD, MOST / columns));
+    const field = Math.max(6, Math.min(this.small ? SMALL : FIELD, Math.min(MOST, innerWidth - 110) / columns));
     const name = (side: Aligned["source"], i: number) => (side === of.target && of.ended && i === rows - 1 ? "(end)" : visible(side[i]?.text ?? ""));
     return html`<div class="grid ${this.small ? "small" : ""}">
       <div class="columns" aria-hidden="true">${of.source.map((_, i) => html`<span class=${i === this.column ? "here" : ""} ${look({ width: `${field}px` })}>${name(of.source, i)}</span>`)}</div>

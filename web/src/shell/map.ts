@@ -2,6 +2,7 @@
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
 import { look } from "../lib/look.js";
+import { headShape } from "../lib/head.js";
 import { big } from "../lib/number.js";
 import { views, Follower, type ViewEntry } from "../view.js";
 
@@ -54,7 +55,7 @@ export class ModelMap extends Follower {
         <button class="a" aria-label="attn, attention of block ${i}" aria-current=${at === "attention" && here.layer === i ? "location" : nothing} @click=${() => this.#open("attention", i)}>attn</button>
         <i class="kept" title="its cache: ${Math.min(passed, one.window ?? passed)} of ${Math.min(context, one.window ?? context)} tokens"><b ${look({ width: `${Math.min(100, (100 * passed) / Math.min(context, one.window ?? context))}%` })}></b></i>
         <button class="m" aria-label="ffn, feed-forward layer of block ${i}" aria-current=${(at === "forward" || at === "block") && here.layer === i ? "location" : nothing} @click=${() => this.#open("block", i)}>ffn</button></li>`)}
-      ${stop("head", "LM head", anatomy.tied ? "tied to the embedding" : `${anatomy.d_model} × ${anatomy.vocab_size}`)}
+      ${stop("head", "LM head", anatomy.tied ? "tied to the embedding" : headShape(anatomy))}
       ${stop("model", "Whole model", `${big(anatomy.parameters)} parameters`)}
     </ol></nav>`;
   }

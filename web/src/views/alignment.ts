@@ -40,10 +40,11 @@ export class AlignmentView extends Follower {
     .title { display: flex; flex-wrap: wrap; gap: 0.4rem 1.4rem; align-items: baseline; justify-content: space-between; }
     .top { display: grid; grid-template-columns: minmax(0, auto) minmax(13rem, 1fr); gap: 1.75rem; align-items: start; }
     .side { display: grid; gap: 0.7rem; }
-    .stacks { display: grid; grid-template-columns: 1fr auto 1fr; gap: 0 0.8rem; align-items: stretch; max-width: 40rem; }
+    .stacks { display: grid; grid-template-columns: 1fr auto 1fr; gap: 0 0.8rem; align-items: stretch; max-width: 40rem; margin-top: 0.6rem; }
     .stack-of { display: flex; flex-direction: column-reverse; justify-content: flex-start; gap: 4px; border-left: 3px solid var(--residual); padding-left: 0.6rem; }
-    .one { display: grid; grid-template-columns: 1.2rem repeat(auto-fit, minmax(3.4rem, 1fr)); gap: 3px; align-items: center; font-size: 0.74rem; color: var(--soft); }
-    .one button { padding: 0.2rem 0.3rem; font-size: 0.74rem; }
+    .one { display: flex; flex-wrap: wrap; gap: 3px; align-items: center; font-size: 0.74rem; color: var(--soft); }
+    .one span { width: 1.1rem; }
+    .one button { flex: 1 0 auto; padding: 0.2rem 0.3rem; font-size: 0.74rem; }
     .a { border-left: 3px solid var(--query); } .c { border-left: 3px solid var(--key); }
     .between { display: grid; align-content: center; text-align: center; font-size: 0.76rem; color: var(--key); max-width: 8rem; }
     .between b { font-size: 1.4rem; font-weight: 400; line-height: 1; }
@@ -52,7 +53,7 @@ export class AlignmentView extends Follower {
     .several > div { display: grid; gap: 0.5rem; }
     .strips { display: grid; grid-template-columns: 6.5rem minmax(0, 1fr); gap: 0.3rem 0.8rem; align-items: center; font-size: 0.8rem; }
     @media (max-width: 900px) { .top { grid-template-columns: minmax(0, 1fr); } }
-    @media (max-width: 720px) { .stacks { gap: 0 0.4rem; } .one { grid-template-columns: 1rem 1fr; } .between { max-width: 4.5rem; } }
+    @media (max-width: 720px) { .stacks { gap: 0 0.4rem; } .between { max-width: 4.5rem; } }
   `];
 
   get #recurrent(): boolean {

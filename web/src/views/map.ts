@@ -48,7 +48,7 @@ export class MapView extends Follower {
     ];
     return html`<section class="stack">
       <h2>The whole model</h2>
-      <gf-flow .session=${this.session}></gf-flow>
+      ${anatomy.kind === "recurrent" ? nothing : html`<gf-flow .session=${this.session}></gf-flow>`}
       <div class="facts">${facts.map(([value, name]) => html`<div><b>${value}</b><span>${name}</span></div>`)}</div>
       <div><h3>Where its ${big(anatomy.parameters)} parameters are</h3>${this.#share(Object.entries(anatomy.shares))}</div>
       ${times ? html`<div><h3>Where the time goes: ${times.total.toFixed(2)} ms for these ${times.tokens} tokens, measured now</h3>${this.#share([
