@@ -278,6 +278,18 @@ class Trace(Viewed):
 
     # ---- what is seen in it
 
+    def show(self, view: str = "cell", **where: Any) -> Any:
+        """In a notebook: a picture of the page, live; a still one where there are no widgets. See `notebook.py`."""
+        from glassformer.inspect.notebook import show
+
+        return show(self, view, **where)
+
+    def export_html(self, path: str | Path, **how: Any) -> int:
+        """The page with this text's numbers in one file, which needs no server; returns its bytes. See `report.py`."""
+        from glassformer.inspect.report import export_html
+
+        return export_html(self, path, **how)
+
     def save(self, folder: str | Path) -> None:
         """Keep it on disk: see `saved.py`."""
         from glassformer.inspect.saved import save

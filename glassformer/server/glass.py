@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,19 +13,20 @@ from fastapi import APIRouter, Request, Response
 
 from glassformer.errors import RequestError
 from glassformer.generate.loop import Piece
-from glassformer.inspect.sourced import PairTrace, RecurrentTrace
+from glassformer.inspect import slices
+from glassformer.inspect.answers import in_short as short_of
+from glassformer.inspect.answers import seen, told
 from glassformer.inspect.sweep import Sweep, Swept
 from glassformer.inspect.sweep import sweep as sweep_of
 from glassformer.inspect.trace import Trace
 from glassformer.inspect.views.registry import VIEWS, View
 from glassformer.inspect.views.result import plain
-from glassformer.server import answers, tensors
+from glassformer.server import answers
 from glassformer.server.bodies import SweepBody, TraceBody, VectorBody
 from glassformer.server.edits import EditReader
-from glassformer.server.errors import Refused, answer, dump, of_prompt
+from glassformer.server.errors import Refused, answer, of_prompt
 from glassformer.server.queue import Check, Queue
 from glassformer.server.served import Models, Served
-from glassformer.server.spans import spans
 from glassformer.server.store import Entry, Traces
 from glassformer.server.stream import Events, all_of, event, result_of
 
@@ -121,17 +122,16 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
         responses=answers.TENSOR,
     )
     async def tensor(
-        request: Request, id: str, name: str, slice: str = "", pool: int | None = None, dtype: tensors.Kind = "f32"
+        request: Request, id: str, name: str, slice: str = "", pool: int | None = None, dtype: slices.Kind = "f32"
     ) -> Response:
         _only(request, "slice", "pool", "dtype")
         entry = traces.get(id)
-        if pool is not None and not 1 <= pool <= 4096:
-            raise RequestError(f"pool must be a whole number from 1 to 4096, got {pool}", param="pool")
+        slices.check_pool(pool)
         tag = f'"{hashlib.sha256(f"{id} {name} {slice} {pool} {dtype}".encode()).hexdigest()[:32]}"'
         headers = {"etag": tag, "cache-control": FOREVER}
         if tag in request.headers.get("if-none-match", ""):
             return Response(None, 304, headers)
-        data = await look(request, lambda: tensors.encoded(tensors.read(entry.trace, name, slice), dtype, pool), entry)
+        data = await look(request, lambda: slices.answer(entry.trace, name, slice=slice, pool=pool, dtype=dtype), entry)
         return Response(data, 200, headers, "application/octet-stream")
 
     @router.post(
@@ -163,7 +163,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
                 return used[-1].trace
 
             given = view.read(_query(request), find)
-            data = await look(request, lambda: dump(plain(view.function(used[0].trace, **given))), *used)
+            data = await look(request, lambda: seen(view, used[0].trace, given), *used)
             return Response(data, media_type="application/json")
 
         return see
@@ -172,7 +172,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
         async def see(request: Request, model: str) -> Response:
             served = models[model]
             given = view.read(_query(request))
-            data = await look(request, lambda: dump(plain(view.function(served.lm, **given))))
+            data = await look(request, lambda: seen(view, served.lm, given))
             return Response(data, media_type="application/json")
 
         return see
@@ -263,41 +263,9 @@ def _token(served: Served, id: int, logprob: float | None) -> dict[str, Any]:
 
 def in_short(entry: Entry) -> dict[str, Any]:
     """A trace without its tokens."""
-    trace = entry.trace
-    return {
-        "id": entry.id,
-        "object": "trace",
-        "model": entry.model,
-        "kind": trace.kind,
-        "created": entry.created,
-        "n_tokens": len(trace.ids),
-        "n_prompt": trace.n_prompt,
-        "edits": [edit.json for edit in trace.edits],
-        "bytes": entry.bytes,
-        "finish": trace.finish,
-        "seed": trace.seed,
-    }
+    return short_of(entry.trace, entry.id, entry.model, entry.created, entry.bytes)
 
 
 def described(entry: Entry, logprobs: list[float | None] = []) -> dict[str, Any]:  # noqa: B006 (it is only read)
     """A trace as its route tells it. `logprobs`: of what was written, where they are known; `summary` has them all."""
-    trace: Trace = entry.trace
-    said = in_short(entry) | _texts(trace, trace.ids, trace.tokens, [None] * trace.n_prompt + logprobs)
-    if isinstance(trace, PairTrace | RecurrentTrace):
-        said["source"] = _texts(trace, trace.source.ids, trace.source.tokens)
-        said["target"] = _texts(trace, trace.target, trace.target_tokens)
-    return said
-
-
-def _texts(
-    trace: Trace, ids: Sequence[int], texts: Sequence[str], logprobs: Sequence[float | None] = ()
-) -> dict[str, Any]:
-    """A text of a trace, and its tokens."""
-    tokenizer = trace.lm.tokenizer
-    text, places = spans(tokenizer, ids)
-    tokens = []
-    for i, (id, own, (start, end)) in enumerate(zip(ids, texts, places, strict=True)):
-        data = None if tokenizer is None else list(tokenizer.token_bytes(id))
-        logprob = plain(logprobs[i]) if i < len(logprobs) else None
-        tokens.append({"id": id, "text": own, "bytes": data, "start": start, "end": end, "logprob": logprob})
-    return {"text": text, "tokens": tokens}
+    return in_short(entry) | told(entry.trace, logprobs)

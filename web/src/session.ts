@@ -85,6 +85,11 @@ export class Session extends EventTarget {
     }
   }
 
+  /** Whether the model can be asked for more than is there already. */
+  get live(): boolean {
+    return this.transport.live;
+  }
+
   get model(): string {
     return this.place.model || this.models[0] || "";
   }
