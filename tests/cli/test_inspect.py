@@ -86,7 +86,7 @@ def test_json_is_the_views_own_data(capfd, t):
     assert whole["cell"] == plain(t.cell(**{name: whole["place"][name] for name in ("layer", "head", "query", "key")}))
 
 
-@pytest.mark.parametrize("name", [name for name in VIEWS if name not in ("fork", "changed")])
+@pytest.mark.parametrize("name", [name for name in VIEWS if name not in ("fork", "changed", "alignment")])
 def test_every_view_is_shown_without_being_told_where(capfd, name):
     assert json.loads(said(capfd, TEXT, "--view", name, "--json").out)["view"] == name
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from generate.writers import make_tokenizer
 from inspect_pictures import decoded
 from PIL import Image
 from rich.console import Console
 from server.conftest import tiny_lm
+from tiny import tiny_pair
 
 from glassformer.cli.pictures import Terminal
 from glassformer.inspect.drawing import of_model, of_trace
@@ -21,6 +23,7 @@ from glassformer.inspect.drawing.png import png
 from glassformer.inspect.edit import ablate
 from glassformer.inspect.place import worth_seeing
 from glassformer.inspect.views.registry import VIEWS
+from glassformer.translator import Translator
 
 TEXT = "a cat sat, a cat ran, a cat sat"
 
@@ -35,8 +38,18 @@ def t(lm):
     return lm.trace(TEXT)
 
 
+def paired():
+    """What a translator read and wrote."""
+    tokenizer = make_tokenizer()
+    sizes = {"encoder.vocab_size": tokenizer.vocab_size, "vocab_size": tokenizer.vocab_size}
+    return Translator(tiny_pair("separate", family="pair", **sizes), tokenizer).trace("the cat", "the cat sat")
+
+
 def seen(lm, t, name):
     """A view with its parameters at the place worth seeing."""
+    if name == "alignment":
+        t = paired()
+        return t, t.alignment(layer=1, head=2)
     place, view = worth_seeing(t), VIEWS[name]
     usual = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key, "position": place.query}
     usual |= {"token": t.ids[3], "tokens": t.ids, "text": TEXT, "word": " cat"}

@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+from generate.writers import make_tokenizer
+from tiny import tiny_pair
 
 import glassformer
 from glassformer.inspect.page import ALSO, SHOWS, picture_of
 from glassformer.inspect.views.registry import VIEWS
+from glassformer.translator import Translator
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "glass.md").read_text()
@@ -18,7 +21,10 @@ ROWS = re.findall(r"^\| `(\w+)` \| (.*?) \| `(.*)` \| (\w+) \|$", GUIDE, re.MULT
 def names():
     lm = glassformer.load("stories", device="cpu")
     one, two = (lm.trace(f"Once Max got a key. Soon {name} found a shell.") for name in ("Ann", "Ben"))
-    return {"lm": lm, "t": one, "other": two}
+    tokenizer = make_tokenizer()
+    sizes = {"encoder.vocab_size": tokenizer.vocab_size, "vocab_size": tokenizer.vocab_size}
+    pair = Translator(tiny_pair("separate", family="pair", **sizes), tokenizer).trace("the cat", "the cat sat")
+    return {"lm": lm, "t": one, "other": two, "p": pair}
 
 
 def test_every_view_is_listed_as_it_says_it_is():
@@ -30,7 +36,7 @@ def test_every_view_is_listed_as_it_says_it_is():
 def test_its_line_of_python_runs(names, name, code):
     assert eval(code, dict(names)).receipt.python
     subject = code.split(".")[0]
-    assert subject == ("lm" if VIEWS[name].of == "model" else "t")
+    assert subject == ("lm" if VIEWS[name].of == "model" else "p" if name == "alignment" else "t")
 
 
 def test_pictures_are_the_pages_own():

@@ -118,8 +118,10 @@ def test_a_still_picture_is_displayed_beside_the_live_one(show, monkeypatch):
 
 def test_names_are_the_views_and_the_pages_own(show, t):
     for name, view in VIEWS.items():
-        if "other" not in view.parameters:
+        if "other" not in view.parameters and name != "alignment":
             assert show(name).place["view"]
+    with pytest.raises(RequestError, match="reads no source"):
+        show("alignment")
     assert show("map").place["view"] == "map"
     with pytest.raises(RequestError, match="head_grid"):
         show("nothing")

@@ -30,6 +30,7 @@ from glassformer.inspect.fork import Fork
 from glassformer.inspect.lens import Lens, Likely
 from glassformer.inspect.roles import Roles
 from glassformer.inspect.trace import Receipt, Trace
+from glassformer.inspect.views.alignment import Aligned
 from glassformer.inspect.views.anatomy import Times
 from glassformer.inspect.views.block import BlockSum
 from glassformer.inspect.views.cell import Cell
@@ -368,3 +369,11 @@ def _heads(n: int) -> tuple[str, ...]:
 
 def _floors(n: int) -> tuple[str, ...]:
     return ("embedding", *(f"block {i}" for i in range(n - 1)))
+
+
+def alignment(t: Trace, of: Aligned) -> list[Panel]:
+    source, target = (tuple(visible(one.text) for one in side) for side in (of.source, of.target))
+    where = "the mean over all layers and heads" if of.layer is None else f"layer {of.layer}"
+    where += "" if of.head is None else f", head {of.head}"
+    label = f"a row is a token written, a column one of the source; {where}"
+    return [Heading("Where it looked"), Matrix(of.probs, target, source, True, label=label), seal(of.receipt)]
