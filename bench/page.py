@@ -52,7 +52,8 @@ PRESS = """([key, view, inner]) => new Promise(done => {
   wait();
 })"""
 INNER = {
-    "qkv": [".three"], "cell": ["ol"], "heads": ["table"], "grid": ["gf-pattern", "gf-matrix.all"], "block": [".sum"],
+    "qkv": [".three"], "cell": ["gf-worked", "ol"],
+    "heads": ["table"], "grid": ["gf-pattern", "gf-matrix.all"], "block": [".sum"],
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from glassformer.encoder_config import SentenceConfig, TextEncoderConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
+from glassformer.generate.loop import check_ids
+from glassformer.inspect.sourced import EncoderTrace, read_encoder
+from glassformer.inspect.viewed import Viewed
 from glassformer.nn.device import choose
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.sentence import Sentence
@@ -39,11 +43,13 @@ class Guess:
     probability: float
 
 
-class Embedder:
+class Embedder(Viewed):
     """An encoder, its tokenizer, and how the states of a text become one vector.
 
     limit: the most tokens a text may have. TokenizerError where the tokenizer has more tokens than the model.
     """
+
+    of, kind, choices = "model", "encoder", ()
 
     def __init__(self, model: TextEncoder, tokenizer: Tokenizer, sentence: Sentence | None = None, *, source: str = ""):
         self.model, self.tokenizer, self.source = model, tokenizer, source
@@ -171,6 +177,17 @@ class Embedder:
     def states(self, text: str, second: str | None = None, *, tap: Tap | None = None) -> Float[Tensor, "S D"]:
         """What each token of a text, or of a pair of texts in one row, means where it stands; a tap may look."""
         return self.model(*self._pass(text, second, tap))[0]
+
+    def trace(self, text: str | Sequence[int], *, read: Sequence[str] = (), budget: int | None = None) -> EncoderTrace:
+        """Every number of a text inside the encoder: see `inspect/sourced.py`. `read`, `budget`: as of a decoder's.
+
+        A text is framed as the tokenizer says; token ids are read as they are. RequestError for a point that the model
+        has not; CapacityError where the text is longer than the context, or what is read than the budget.
+        """
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else [index(token) for token in text]
+        self._check(ids)
+        check_ids("text", ids, self.config.vocab_size)
+        return read_encoder(self, self.model, ids, (read,) if isinstance(read, str) else tuple(read), budget)[0]
 
     @torch.inference_mode()
     def follows(self, first: str, second: str) -> float:

@@ -92,7 +92,7 @@ class Generation:
 class LanguageModel(Viewed):
     """A `Decoder`, its tokenizer (None: it takes token ids) and the tokens that end a text."""
 
-    of = "model"
+    of, kind = "model", "decoder"
 
     def __init__(
         self,

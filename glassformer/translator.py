@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -22,7 +22,9 @@ from glassformer.generate.writing import PairModel, longest_source, vocab_sizes
 from glassformer.inspect.derive import derive
 from glassformer.inspect.kept import Kept
 from glassformer.inspect.picture import labels
-from glassformer.inspect.points import needs
+from glassformer.inspect.points import match, needs
+from glassformer.inspect.sourced import PairTrace, RecurrentTrace, read_pair
+from glassformer.inspect.viewed import Viewed
 from glassformer.nn.attention import Attention
 from glassformer.nn.device import choose
 from glassformer.nn.model import EncoderDecoder
@@ -98,7 +100,7 @@ class Alignment:
         return labels(self.source_tokens, self.end), labels(self.target_tokens, self.end)
 
 
-class Translator:
+class Translator(Viewed):
     """An encoder-decoder, Transformer or recurrent, and the tokenizer of both its sides.
 
     Sources are read as they are, or, of a family of models that read them so, with what the tokenizer puts around a
@@ -108,10 +110,13 @@ class Translator:
     fit together, TokenizerError where no token ends a text.
     """
 
+    of, choices = "model", ()
+
     def __init__(
         self, model: PairModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
     ):
         self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.kind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
         self.special = dict(special or {})
         self.bare = not family_of(model.config).framed
         end = _token(self.special, "eos_token_id", source)
@@ -207,28 +212,69 @@ class Translator:
         RequestError where the model
         has no attention to the source; CapacityError where a side is longer than the context.
         """
-        read = self.encode(source, special=special)
-        text = isinstance(target, str)
-        ids = (
-            self.tokenizer.of_targets().encode(target, bare=True, special=special)
-            if text
-            else [index(token) for token in target]
-        )
-        if text and self.ruled.first is not None:
-            ids = [self.ruled.first, *ids]
-        written = [*ids, self.end] if ended else ids
-        check_ids("target", written, self.tokenizer.vocab_size)
+        read, written = self.encode(source, special=special), self._target_ids(target, ended, special)
         rows = (torch.tensor([part], device=self.device) for part in (read, [self.begin, *written[:-1]]))
         if isinstance(self.model, RecurrentEncoderDecoder):
             probs, error = _recurrent(self.model, *rows)
-        elif len(written) > self.model.config.context_length:
+        else:
+            probs, error = _cross(self.model, *rows)
+        return Alignment(self._spelled(read), self._spelled(written), probs, error, *self._spelled([self.end]))
+
+    def _target_ids(self, target: str | Sequence[int], ended: bool, special: bool) -> list[int]:
+        """What is to be written, with the token that ends it where it is whole."""
+        if isinstance(target, str):
+            ids = self.tokenizer.of_targets().encode(target, bare=True, special=special)
+            ids = ids if self.ruled.first is None else [self.ruled.first, *ids]
+        else:
+            ids = [index(token) for token in target]
+        written = [*ids, self.end] if ended else ids
+        check_ids("target", written, self.tokenizer.vocab_size)
+        if isinstance(self.model, EncoderDecoder) and len(written) > self.model.config.context_length:
             raise CapacityError(
                 f"the target has {len(written)} tokens with the one that ends it, and the model writes at most "
                 f"{self.model.config.context_length}"
             )
+        return written
+
+    def trace(
+        self,
+        source: str | Sequence[int],
+        target: str | Sequence[int] | None = None,
+        *,
+        ended: bool = True,
+        read: Sequence[str] = (),
+        budget: int | None = None,
+        max_tokens: int | None = None,
+        special: bool = False,
+        before_pass: Callable[[], None] | None = None,
+    ) -> PairTrace | RecurrentTrace:
+        """Every number of a source and a target inside the model: see `inspect/sourced.py`.
+
+        target: None is what the model writes itself, the likeliest token each time, of at most `max_tokens`; `ended` as
+        of `align`, `read` and `budget` as of `LanguageModel.trace`, `special` as of `translate`. before_pass: called
+        before each pass of the writing. RequestError for a point that the model has not or an option without effect;
+        CapacityError where a side is longer than the context, or what is read than the budget.
+        """
+        given = isinstance(source, str)
+        ids = self.encode(source, special=special) if given else [index(token) for token in source]
+        check_ids("source", ids, vocab_sizes(self.model)[0])
+        patterns, finish = (read,) if isinstance(read, str) else tuple(read), None
+        match(self.config, patterns)
+        if target is None:
+            how, size = Search(max_tokens=max_tokens), self.tokenizer.vocab_size
+            ((best,),) = search(
+                self.model, [ids], how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled,
+                before_pass=before_pass,
+            )  # fmt: skip
+            finish = best.finish
+            written = [*best.ids, self.end] if finish == "stop" else list(best.ids)
+        elif max_tokens is not None:
+            raise RequestError("max_tokens has no effect where the target is given", param="max_tokens")
         else:
-            probs, error = _cross(self.model, *rows)
-        return Alignment(self._spelled(read), self._spelled(written), probs, error, *self._spelled([self.end]))
+            written = self._target_ids(target, ended, special)
+        rows = [self.begin, *written[:-1]]
+        n_prompt = 1 if target is None else len(rows)
+        return read_pair(self, ids, rows, written, n_prompt=n_prompt, finish=finish, read=patterns, budget=budget)
 
     def _spelled(self, ids: Sequence[int]) -> tuple[str, ...]:
         return tuple(self.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)

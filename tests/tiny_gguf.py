@@ -1,22 +1,37 @@
 """Tiny models that GGUF can say: of each family all that llama.cpp computes, with rows of whole blocks of 32."""
 
+import math
 from dataclasses import replace
 
 from tiny import tiny_config, wake
 from tiny_families import DECODERS
 
-from glassformer.config import ModelConfig, change
+from glassformer.config import ModelConfig, MoEConfig, change
+from glassformer.latent_config import LatentConfig
 from glassformer.nn.model import Decoder
 from glassformer.rope_scaling import BandScaling, LinearScaling, LongScaling, YarnScaling
 
 BARE = {"*.attention.bias": False, "*.attention.out_bias": False}
 ALL_SEE = {"*.attention.window": None}
-WITHOUT = ("deepseek_v2", "deepseek_v3")  # no form here yet
-FAMILIES = tuple(family for family in DECODERS if family not in WITHOUT)
+FAMILIES = DECODERS
 WIDTH, HIDDEN, HEAD_DIM = 64, 96, 16
+
+# Latent attention: norms and biases as llama.cpp has them, heads of 8 that turn and 32 that do not, sharpened by YaRN.
+YARN_SCALE = (0.1 * 1.3 * math.log(4.0) + 1) ** 2 / math.sqrt(40)
+NO_Q_RANK = {"*.attention.latent": LatentConfig(32, 24)}
+MLA = BARE | {
+    "*.norm.eps": 1e-6,
+    "final_norm.eps": 1e-6,
+    "*.attention.head_dim": 40,
+    "*.attention.latent": LatentConfig(32, 24, q_rank=64),
+    "*.attention.scale": YARN_SCALE,
+}
 
 # What a family's tiny model has, and llama.cpp has not.
 LESS = {
+    "deepseek_v2": MLA
+    | {"*.experts": MoEConfig(6, 3, normed=False, scale=1.7, float32_router=True, shared_d_ff=2 * HIDDEN)},
+    "deepseek_v3": MLA | {"*.experts.shared_d_ff": HIDDEN},
     "falcon": BARE | {"*.mlp.bias": False},
     "gemma": BARE,
     "gemma2": BARE | {"*.attention.scale": HEAD_DIM**-0.5},
@@ -41,7 +56,15 @@ YARN = {"*.attention.rope.scaling": YarnScaling(4.0, 16, attention_factor=1.3)}
 FACTORS = (1.0, 1.1, 1.3, 1.2, 1.5, 2.0, 2.5, 4.0)
 LONG = {"*.attention.rope.scaling": LongScaling(FACTORS, FACTORS[::-1], 24, 1.2)}
 LINEAR = {"*.attention.rope.scaling": LinearScaling(3.0)}
+PLAIN = {"*.attention.rope.scaling": None, "*.attention.scale": None}
+UNSHARPENED = {"*.attention.rope.scaling": YarnScaling(4.0, 16), "*.attention.scale": None}
+ONE_GROUP = {
+    "*.experts": MoEConfig(6, 3, "sigmoid", scale=1.7, float32_router=True, correction=True, shared_d_ff=HIDDEN)
+}
+OTHER_SCALE = {"*.attention.rope.scaling": YarnScaling(40.0, 16), "*.attention.scale": 0.3}
 VARIANTS = {
+    "deepseek_v2": [NO_Q_RANK, PLAIN, OTHER_SCALE, {"tied_head": True}],
+    "deepseek_v3": [NO_Q_RANK, UNSHARPENED, ONE_GROUP],
     "falcon": [{"tied_head": False}, {"*.attention.n_kv_heads": 4}],
     "gemma2": [{"layers.1.attention.window": 5, "layers.2.attention.window": None}, {"logit_softcap": 5.0}],
     "gemma3_text": [{"logit_softcap": None, "tied_head": False}],
@@ -69,6 +92,8 @@ def with_changes(config: ModelConfig, changes: dict) -> ModelConfig:
 
     def of_layer(layer):
         for path, value in changes.items():
+            if path.startswith("*.experts") and layer.experts is None:
+                continue
             if path.startswith("*.") and "rope." not in path:
                 layer = change(layer, path.removeprefix("*."), value)
         for path, value in changes.items():

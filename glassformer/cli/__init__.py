@@ -26,6 +26,7 @@ VERBS = {
     "data": ("data:app", "See what would be trained on."),
     "tokenizer": ("tokenizer:app", "Train a tokenizer; encode, decode and show tokens."),
     "generate": ("generate:generate", "Continue a prompt."),
+    "inspect": ("inspect:inspect", "See inside a model while it reads a text: terminal, page, picture or JSON."),
     "serve": ("serve:serve", "Serve models: a page in which every number is the model's own, and HTTP routes."),
     "translate": ("translate:translate", "Write one text from another, with a model that was trained on pairs."),
     "embed": ("embed:embed", "Show how alike texts are, or print their vectors, with a model that embeds."),

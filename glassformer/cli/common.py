@@ -76,6 +76,23 @@ def open_model(
     return lm
 
 
+def open_any(
+    model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False
+) -> LanguageModel | Translator | Embedder:
+    """Load a model of whichever kind its configuration says, and say on stderr what was loaded."""
+    from glassformer.config import RecurrentConfig
+    from glassformer.encoder_config import TextEncoderConfig
+    from glassformer.weights.checkpoint import open_checkpoint
+    from glassformer.weights.find import find
+
+    config = open_checkpoint(find(model, offline=machine.offline), ignore_keys).config
+    if isinstance(config, TextEncoderConfig):
+        return open_embedder(model, machine, ignore_keys, quiet=quiet)
+    if isinstance(config, RecurrentConfig) or config.encoder is not None:
+        return open_translator(model, machine, ignore_keys, quiet=quiet)
+    return open_model(model, machine, ignore_keys, quiet=quiet)
+
+
 def open_translator(
     model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False
 ) -> Translator:

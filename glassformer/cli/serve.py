@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from glassformer.cli.common import IgnoreKeys, Json, Machine, open_model, out, print_json, say
+from glassformer.cli.common import IgnoreKeys, Json, Machine, open_any, out, print_json, say
 from glassformer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from glassformer.lm import LanguageModel
+    from glassformer.server.served import AnyModel
 
 KEY = "GLASSFORMER_API_KEY"
 HOST, PORT = "127.0.0.1", 8000
@@ -34,6 +34,7 @@ def serve(
 ) -> None:
     """Serve one or several models: a page in which every number is the model's own, and HTTP routes.
 
+    A translator is served too (and an encoder): the page aligns what it writes with what it read.
     OpenAI's routes (/v1/completions, /v1/chat/completions) work with OpenAI's clients; /openapi.json describes all.
     Ctrl-C lets running requests end; a second one ends at once.
 
@@ -61,14 +62,14 @@ def serve(
     if len({name for name, _ in names}) < len(names):
         raise ConfigError(f"two models have the same name: {', '.join(name for name, _ in names)}; give NAME=MODEL")
 
-    def models() -> list[tuple[str, LanguageModel]]:
-        return [(name, open_model(one, machine, ignore_key, quiet=json)) for name, one in names]
+    def models() -> list[tuple[str, AnyModel]]:
+        return [(name, open_any(one, machine, ignore_key, quiet=json)) for name, one in names]
 
     run(models, host=host, port=port, key=api_key, hosts=allow_host, trace_memory=trace_memory, json=json)
 
 
 def run(
-    models: Callable[[], list[tuple[str, LanguageModel]]],
+    models: Callable[[], list[tuple[str, AnyModel]]],
     *,
     host: str = HOST,
     port: int = PORT,

@@ -138,9 +138,9 @@ class Rule:
     second of each. `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a
     head apart; in latent attention they also come last in it, not first. `kept`: all that the tensor makes, what
     latent attention keeps, is one such head. `float32`: its numbers stay as exact as that, whatever the others are
-    loaded or saved in. `row`: a vector that is stored as a matrix of one row. `zeros`: what it is in a
-    checkpoint that has no such tensor; `instead`: the tensor that it is the same as there. `plus`: the tensor holds the
-    parameter plus this number.
+    loaded or saved in. `heads`: the tensor has one more axis, first, for the heads, and `transposed` turns the part of
+    each. `row`: a vector that is stored as a matrix of one row. `zeros`: what it is in a checkpoint that has no such
+    tensor; `instead`: the tensor that it is the same as there. `plus`: the tensor holds the parameter plus this number.
     """
 
     theirs: str
@@ -151,6 +151,7 @@ class Rule:
     by_turns: bool = False
     kept: bool = False
     float32: bool = False
+    heads: bool = False
     row: bool = False
     zeros: bool = False
     instead: str = ""

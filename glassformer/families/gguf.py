@@ -18,7 +18,7 @@ from glassformer.errors import ConfigError
 from glassformer.families import FAMILIES, family_of
 from glassformer.families.family import Family, Fields
 from glassformer.families.gguf_keys import Said, divisors, has_divisors
-from glassformer.families.gguf_table import AS, GGUF, OPTIONAL, SAME, Gguf
+from glassformer.families.gguf_table import AS, GGUF, OPTIONAL, Gguf
 from glassformer.families.gguf_tensors import HEAD
 from glassformer.rope_scaling import LongScaling
 
@@ -51,7 +51,11 @@ def _name_of(metadata: Mapping[str, Any], source: str) -> str:
         hint = f"; the nearest one known is {near[0]!r}" if near else ""
         raise ConfigError(f"{source}: unknown architecture {said!r}{hint}. Known: {', '.join(known)}")
     routed = bool(metadata.get(f"{said}.expert_count"))
-    return next((name for name in names if ("expert_count" in GGUF[name].keys) == routed), names[0])
+    for name in names:
+        only = GGUF[name].only.items()
+        if ("expert_count" in GGUF[name].keys) == routed and all(metadata.get(f"{said}.{k}", v) == v for k, v in only):
+            return name
+    return names[0]
 
 
 def read_metadata(
@@ -75,12 +79,12 @@ def read_metadata(
     raw = _config_json(gguf, said) | {"vocab_size": vocab_size}
     for key, value in gguf.only.items():
         said.keys.only(key, value)
-    for key in (*gguf.unread, *SAME):
+    for key in (*gguf.unread, *gguf.same):
         said.keys.take(key, None)
     said.keys.close()
     config = FAMILIES[name].read(Fields(raw, source))
     assert isinstance(config, ModelConfig)
-    for key, value_of in SAME.items():
+    for key, value_of in gguf.same.items():
         if key not in gguf.keys and own.get(key, value_of(config)) != value_of(config):
             raise ConfigError(f"{source}: {start}{key} = {own[key]} is not supported, only {value_of(config)}")
     return config
@@ -91,6 +95,7 @@ def _config_json(gguf: Gguf, said: Said) -> dict[str, Any]:
     keys, raw = said.keys, {"tie_word_embeddings": HEAD not in said.tensors}
     head_dim, _ = said.sizes()
     defaults = {"attention.head_count_kv": keys.size("attention.head_count"), "attention.key_length": head_dim}
+    defaults |= gguf.silent
     raw |= {
         theirs: keys.take(key, defaults[key]) if key in defaults else keys.take(key)
         for key, theirs in gguf.keys.items()
@@ -101,6 +106,7 @@ def _config_json(gguf: Gguf, said: Said) -> dict[str, Any]:
     raw |= gguf.fixed
     raw |= {} if gguf.rope is None else gguf.rope.read(said)
     raw |= {} if gguf.windows is None else gguf.windows.read(said)
+    raw |= {} if gguf.latent is None else gguf.latent.read(said)
     return raw | gguf.derived(raw)
 
 
@@ -110,9 +116,10 @@ def write_metadata(config: ModelConfig) -> Written:
     config = replace(config, family=AS.get(config.family, config.family))
     gguf, raw = GGUF[config.family], FAMILIES[config.family].write(config)
     own = {key: raw[theirs] for key, theirs in {**gguf.unread, **gguf.keys}.items() if raw.get(theirs) is not None}
-    own |= {key: value_of(config) for key, value_of in SAME.items()} | dict(gguf.only)
+    own |= {key: value_of(config) for key, value_of in gguf.same.items()} | dict(gguf.only)
     turned, tensors = ({}, {}) if gguf.rope is None else gguf.rope.write(config)
     own |= turned | ({} if gguf.windows is None else gguf.windows.write(config))
+    own |= {} if gguf.latent is None else gguf.latent.write(config)
     metadata = {"general.architecture": gguf.architecture}
     metadata |= {f"{gguf.architecture}.{key}": value for key, value in own.items()}
     there = {tensor for theirs, tensor in gguf.present.items() if raw.get(theirs)} | {*tensors}

@@ -11,11 +11,12 @@ Names and defaults are those that llama.cpp reads (`llama-arch.cpp`, `llama-mode
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from glassformer.config import ModelConfig, RopeConfig
+from glassformer.config import AttentionConfig, ModelConfig, RopeConfig
 from glassformer.errors import ConfigError
 from glassformer.families.family import Fields
 from glassformer.families.rope import part_of, write_scaling
@@ -23,6 +24,7 @@ from glassformer.rope_scaling import BandScaling, LinearScaling, LongScaling, Sc
 
 DIVISORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+MOST_SHARP = 1000.0  # of `yarn_log_multiplier`
 BANDS = (1.0, 4.0, 8192)  # low, high and original context of every model that has bands
 
 
@@ -73,6 +75,7 @@ class Rope:
 
     `local`: the key of the base in layers with a window, where they have their own; these are not scaled. `tensors`:
     which scalings that are tensors the architecture has. `truncate`: see `YarnScaling`; the format does not say it.
+    `latent`: the part of a head that turns is a size of its own, and YaRN sharpens attention (`yarn_log_multiplier`).
     """
 
     theta: str = "rope_theta"
@@ -80,16 +83,19 @@ class Rope:
     local: str | None = None
     tensors: tuple[str, ...] = ()
     truncate: bool = True
+    latent: bool = False
 
     def read(self, said: Said) -> dict[str, Any]:
         keys, (head_dim, context) = said.keys, said.sizes()
-        dim = keys.optional("rope.dimension_count") or head_dim
-        if self.part is None and dim != head_dim:
+        dim = keys.size("rope.dimension_count") if self.latent else keys.optional("rope.dimension_count") or head_dim
+        if self.part is None and not self.latent and dim != head_dim:
             raise ConfigError(f"{keys.source}: rope.dimension_count = {dim} is not supported, only {head_dim}")
         theta = keys.number("rope.freq_base", 10_000.0)
         found: dict[str, Any] = {self.theta: theta, "rope_scaling": self._scaling(said, theta, dim, context)}
         if self.part is not None:
             found[self.part] = part_of(dim, head_dim)
+        if self.latent:
+            found["qk_rope_head_dim"] = dim
         if self.local is not None:
             found[self.local] = keys.number("rope.freq_base_swa", 10_000.0)
         else:
@@ -105,7 +111,8 @@ class Rope:
         gain = keys.number("rope.scaling.attn_factor", 1.0)
         fast, slow = keys.number("rope.scaling.yarn_beta_fast", 32.0), keys.number("rope.scaling.yarn_beta_slow", 1.0)
         keys.only("rope.scaling.yarn_ext_factor", 1.0, -1.0)
-        own = 1 + 0.1 * math.log(max(1.0, factor)) if kind == "yarn" else 1.0
+        by = _multiplier(keys) if self.latent else 0.0
+        own = 1 + 0.1 * math.log(max(1.0, factor)) if kind == "yarn" and not by else 1.0
         stated = keys.number("rope.scaling.yarn_attn_factor", 1.0)  # which llama.cpp takes to be one of these two
         if kind not in ("none", "linear", "yarn", "longrope"):
             raise ConfigError(f"{keys.source}: rope.scaling.type {kind!r} is not supported")
@@ -115,15 +122,19 @@ class Rope:
             if kind not in ("none", "longrope") and factor != 1:
                 raise ConfigError(f"{keys.source}: rope.scaling.factor {factor} is not supported beside factors")
             return tensor
-        if kind == "yarn":
+        if self.latent and kind != "none" and (factor < 1 or (factor != 1 and kind != "yarn")):
+            raise ConfigError(f"{keys.source}: rope.scaling.factor = {factor} ({kind}) is not supported, only YaRN's")
+        if kind == "yarn" and not (self.latent and factor == 1 and gain != 1):
+            gain = float(f"{gain * own:.7g}")  # no finer than the file's numbers
             return {
                 "rope_type": "yarn",
                 "factor": factor,
                 "original_max_position_embeddings": original,
                 "beta_fast": fast,
                 "beta_slow": slow,
-                "attention_factor": float(f"{gain * own:.7g}"),  # no finer than the file's numbers
+                "attention_factor": gain,
                 "truncate": self.truncate,
+                **({"mscale_all_dim": _sharper(gain, by, factor)} if self.latent else {}),
             }
         if gain != 1:
             raise ConfigError(f"{keys.source}: rope.scaling.attn_factor = {gain} is not supported, only 1.0")
@@ -165,7 +176,7 @@ class Rope:
         elif isinstance(scaling, LinearScaling):
             found |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
         elif isinstance(scaling, YarnScaling):
-            found |= _written(scaling)
+            found |= _written(scaling) | (_sharpened(turning[0], scaling) if self.latent else {})
         elif isinstance(scaling, LongScaling):
             found |= {
                 "rope.scaling.type": "longrope",
@@ -188,6 +199,43 @@ def _written(scaling: YarnScaling) -> dict[str, Any]:
         "yarn_beta_slow": scaling.beta_slow,
     }
     return {f"rope.scaling.{name}": value for name, value in found.items()}
+
+
+def _multiplier(keys: Fields) -> float:
+    """A tenth of a number like `mscale_all_dim`, which it is where `attn_factor` is 1; 0: there is none."""
+    value = keys.take("rope.scaling.yarn_log_multiplier", 0.0)
+    if type(value) not in (int, float) or not -MOST_SHARP < value < MOST_SHARP:
+        allowed = f"a number within {MOST_SHARP} of 0"
+        raise ConfigError(f"{keys.source}: rope.scaling.yarn_log_multiplier must be {allowed}, got {value!r}")
+    return 10.0 * value
+
+
+def _sharper(gain: float, by: float, factor: float) -> float:
+    """The `mscale_all_dim` of a file: the program multiplies the product by gain^2 (1 + 0.1 by ln factor)^2.
+
+    It is the shortest number for which the file says the same.
+    """
+    log = 0.1 * math.log(factor)
+    if not log:
+        return 0.0
+    exact = (gain * (1 + by * log) - 1) / log
+    near = (round(exact, digits) for digits in range(1, 10))
+    return next((one for one in near if _said(((one * log + 1) / gain - 1) / log) == _said(by)), exact)
+
+
+def _sharpened(attention: AttentionConfig, scaling: YarnScaling) -> dict[str, Any]:
+    """What in a file makes the program's product that of this attention; see `_sharper`."""
+    log, gain = 0.1 * math.log(max(1.0, scaling.factor)), scaling.attention_factor
+    whole = math.sqrt((attention.scale or attention.head_dim**-0.5) * math.sqrt(attention.head_dim))
+    by = (whole / gain - 1) / log if log else 0.0
+    if not by:
+        return {}
+    return {"rope.scaling.attn_factor": gain, "rope.scaling.yarn_log_multiplier": by / 10}
+
+
+def _said(by: float) -> float:
+    """A multiplier in a file."""
+    return struct.unpack("f", struct.pack("f", by / 10))[0]
 
 
 def _near(ours: list[float], theirs: list[float]) -> bool:

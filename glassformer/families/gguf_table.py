@@ -9,7 +9,18 @@ from typing import Any
 from glassformer.config import ModelConfig
 from glassformer.families.family import Rule
 from glassformer.families.gguf_keys import DIVISORS, LONG, SHORT, Rope, Windows
-from glassformer.families.gguf_tensors import COMMON, FUSED, HALVES, OTHER_EXPERTS, PAIRS, but, plus_one
+from glassformer.families.gguf_latent import Latent
+from glassformer.families.gguf_tensors import (
+    COMMON,
+    FUSED,
+    HALVES,
+    LATENT,
+    OTHER_EXPERTS,
+    OTHER_LATENT,
+    PAIRS,
+    but,
+    plus_one,
+)
 
 Keys = Mapping[str, Any]
 
@@ -25,6 +36,7 @@ class Gguf:
     config.json says of the only thing that programs which read the format compute. `only`: metadata of which only one
     value is computed. `unread`: metadata that are written, and that tensors say better. `present`, `absent`: keys of
     config.json that are true where a tensor is there, or is not. `derived`: more keys of config.json, from those read.
+    `silent`: what a key of metadata is in a file that does not say it. `same`: what must be said as the model has it.
     """
 
     architecture: str
@@ -38,6 +50,9 @@ class Gguf:
     derived: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: {}
     rope: Rope | None = TURNING
     windows: Windows | None = None
+    latent: Latent | None = None
+    silent: Keys = field(default_factory=dict)
+    same: Mapping[str, Callable[[ModelConfig], Any]] = field(default_factory=lambda: SAME)
     others: tuple[Rule, ...] = ()
 
 
@@ -86,6 +101,11 @@ def _queries(raw: dict[str, Any]) -> dict[str, Any]:
     return {"multi_query": raw["num_kv_heads"] == 1}
 
 
+def _method(raw: dict[str, Any]) -> dict[str, Any]:
+    """DeepSeek-V2's config.json has a name for how experts are chosen."""
+    return {"topk_method": "group_limited_greedy" if raw["n_group"] > 1 else "greedy"}
+
+
 LLAMA = Gguf(
     "llama",
     (*COMMON, *PAIRS),
@@ -94,9 +114,42 @@ LLAMA = Gguf(
     present={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"},
     rope=Rope(tensors=(DIVISORS, SHORT, LONG)),
 )
+DEEPSEEK = Gguf(
+    "deepseek2",
+    (*COMMON, *PAIRS, *LATENT),
+    {
+        **SIZES,
+        **USED,
+        "attention.kv_lora_rank": "kv_lora_rank",
+        "leading_dense_block_count": "first_k_dense_replace",
+        "expert_count": "n_routed_experts",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_count": "n_shared_experts",
+        "expert_weights_scale": "routed_scaling_factor",
+        "expert_weights_norm": "norm_topk_prob",
+        "expert_group_count": "n_group",
+        "expert_group_used_count": "topk_group",
+    },
+    fixed=SILU | {"attention_bias": False, "moe_layer_freq": 1},
+    only={RMS: 1e-6, "expert_gating_func": 1},  # of norms of latents it is no other
+    derived=_method,
+    rope=Rope(latent=True),
+    latent=Latent(),
+    silent={
+        "leading_dense_block_count": 0,
+        "expert_weights_scale": 1.0,
+        "expert_weights_norm": False,
+        "expert_group_count": 1,
+        "expert_group_used_count": 1,
+    },
+    same={"vocab_size": SAME["vocab_size"]},
+    others=(*OTHER_LATENT, *OTHER_EXPERTS),
+)
 GEMMA = Gguf("gemma", plus_one((*COMMON, *HALVES)), WIDE, fixed={"hidden_act": "gelu_pytorch_tanh"} | TIED)
 
 GGUF: dict[str, Gguf] = {
+    "deepseek_v2": DEEPSEEK,
+    "deepseek_v3": replace(DEEPSEEK, only={RMS: 1e-6, "expert_gating_func": 2}, derived=lambda raw: {}),
     "falcon": Gguf(
         "falcon",
         (*COMMON, *FUSED),

@@ -46,6 +46,20 @@ def _separate(interleaved: bool) -> tuple[Rule, ...]:
 HALVES, PAIRS = _separate(interleaved=False), _separate(interleaved=True)
 FUSED = linear(f"{BLOCK}.attn_qkv", *(f"{OURS}.attn.{p}" for p in "qkv"))
 
+# Latent attention, each head's keys and values by itself; and experts as its models have them.
+LATENT = (
+    *linear(f"{BLOCK}.attn_q_a", f"{OURS}.attn.q.reduce"),
+    rule(f"{BLOCK}.attn_q_a_norm.weight", f"{OURS}.attn.q.norm.weight"),
+    *linear(f"{BLOCK}.attn_q_b", f"{OURS}.attn.q.expand", interleaved=True),
+    *linear(f"{BLOCK}.attn_kv_a_mqa", f"{OURS}.attn.kv", interleaved=True, kept=True),
+    rule(f"{BLOCK}.attn_kv_a_norm.weight", f"{OURS}.attn.kv_norm.weight"),
+    rule(f"{BLOCK}.attn_k_b.weight", f"{OURS}.attn.expand_k.weight", transposed=True, heads=True),
+    rule(f"{BLOCK}.attn_v_b.weight", f"{OURS}.attn.expand_v.weight", heads=True),
+    rule(f"{BLOCK}.exp_probs_b.bias", f"{OURS}.mlp.correction", float32=True),
+    *(one for part in PARTS for one in linear(f"{BLOCK}.ffn_{part}_shexp", f"{OURS}.mlp.shared.{part}")),
+)
+OTHER_LATENT = linear(f"{BLOCK}.attn_kv_b", f"{OURS}.attn.expand_k", f"{OURS}.attn.expand_v", by_head=True)
+
 # What some files have instead: gate and up of all experts in one tensor, or each tensor of each expert by itself.
 OTHER_EXPERTS = (
     rule(f"{BLOCK}.ffn_gate_up_exps.weight", f"{EACH}.gate.weight", f"{EACH}.up.weight"),

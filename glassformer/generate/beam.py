@@ -15,7 +15,7 @@ best 2 beam continuations; its divisor is |Y|^length_penalty; and it ranks what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from glassformer.errors import CheckpointError, RequestError
 from glassformer.generate.loop import check_ids
 from glassformer.generate.sampling import check_number
-from glassformer.generate.writing import PairModel, Writing, longest_target, read_sources, vocab_sizes
+from glassformer.generate.writing import Paced, PairModel, Writing, longest_target, read_sources, vocab_sizes
 from glassformer.nn.attend import Attend, attend_sdpa
 
 
@@ -99,11 +99,13 @@ def search(
     spelled: int | None = None,
     ruled: Ruled = Ruled(),
     attend: Attend = attend_sdpa,
+    before_pass: Callable[[], None] | None = None,
 ) -> list[list[Hypothesis]]:
     """The `n` best texts for each source (token ids), the best first, all different; fewer where there are no more.
 
     `begin` is the token that a text begins after, `end` the one that ends it; only the first `spelled` tokens of the
-    vocabulary are written, as `ruled` says. Raises RequestError for an empty source or ids outside the vocabulary, and
+    vocabulary are written, as `ruled` says. before_pass: called before each pass of the decoder; what it raises stops
+    the work there. Raises RequestError for an empty source or ids outside the vocabulary, and
     CapacityError where a source or `max_tokens` does not fit the context.
     """
     if not sources:
@@ -116,6 +118,7 @@ def search(
     most = how.max_tokens or longest_target(model)
     with torch.inference_mode():
         writing = read_sources(model, sources, most, attend)
+        writing = writing if before_pass is None else Paced(writing, before_pass)
         if how.beam == 1:
             return [[one] for one in greedy(writing, len(sources), how, most, begin, end, spelled, ruled)]
         return beam_search(writing, len(sources), how, most, begin, end, spelled, ruled)

@@ -8,7 +8,7 @@ What is kept between passes is the model's own business: a Transformer's keys an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -79,6 +79,20 @@ class RecurrentWriting:
 
     def select(self, rows: Sequence[int]) -> None:
         self.state = self.state.select(rows)
+
+
+class Paced:
+    """Rows whose writer is asked before each pass."""
+
+    def __init__(self, rows: Writing, before_pass: Callable[[], None]):
+        self.rows, self.before_pass = rows, before_pass
+
+    def advance(self, ids: Sequence[int]) -> Float[Tensor, "R V"]:
+        self.before_pass()
+        return self.rows.advance(ids)
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.rows.select(rows)
 
 
 def read_sources(

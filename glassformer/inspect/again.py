@@ -23,7 +23,6 @@ from glassformer.inspect.points import layer_of
 from glassformer.inspect.reading import Editor, Looking, alias
 from glassformer.nn.attend import KV, AttendSpec, View, attend_math, visible
 from glassformer.nn.attention import Attention
-from glassformer.nn.model import Decoder
 from glassformer.nn.step import Source, Step
 
 AT_ONCE = 1 << 22  # scores that are held at a time while more are computed
@@ -41,7 +40,7 @@ WEIGHED = "max |P·V - z|"
 class Kept:
     """What a pass left of one text: tensors by point, no batch axis. `edited` are the points that edits change."""
 
-    model: Decoder
+    model: Any  # the stack: a decoder, or an encoder
     ids: Tensor
     tensors: dict[str, Tensor]
     editor: Editor | None = None
@@ -85,7 +84,7 @@ class Left:
     def view(self, spec: AttendSpec) -> View:
         keys, n = self.kept.positions[None], len(self.kept.ids)
         if len(self.queries) == n and (spec.window is None or spec.window >= n):
-            return View(keys, keys, None, causal=True)
+            return View(keys, keys, None, causal=spec.causal)
         return View(self.queries[None], keys, visible(spec, self.queries[None], keys))
 
 
@@ -247,9 +246,8 @@ def weighed(
         q, z, k, v = q[:, some], z[:, some], k[:, some // group], v[:, some // group]
         sinks = None if sinks is None else sinks[some]
     where = kept.positions if at is None else at
-    found, error = q.new_zeros(q.shape[1], len(q), len(k), dtype=torch.float32), 0.0
-    if end == "scores":
-        found.fill_(-math.inf)
+    found, error = q.new_empty(q.shape[1], len(q), len(k), dtype=torch.float32), 0.0
+    unseen = -math.inf if end == "scores" else 0.0
     n = max(1, min(QUERIES, AT_ONCE // (q.shape[1] * len(k))))
     for begin in range(0, len(q), n):
         rows = slice(begin, begin + n)
@@ -261,6 +259,7 @@ def weighed(
         scores, probs, again = weigh(
             attention.spec, *own, seen, bias if bias is None else bias[0, ..., keys], sinks, end
         )
+        found[:, rows, : keys.start], found[:, rows, keys.stop :] = unseen, unseen
         found[:, rows, keys] = scores if end == "scores" else probs
         error = worst(error, off(again, z[rows]))
     return found, error
@@ -286,15 +285,18 @@ def weigh(
 ) -> tuple[Float[Tensor, "H N S"], Float[Tensor, "H N S"], Float[Tensor, "N H Dv"]]:
     """`attend_math` of one text, in place: the scores (where `end` names them), the probabilities, and P·V."""
     n, n_heads, n_kv = len(q), q.shape[1], k.shape[1]
-    rows = q.float().transpose(0, 1).reshape(n_kv, -1, q.shape[-1])  # [Hkv, H/Hkv N, Dh]
-    scores = torch.bmm(rows, k.float().permute(1, 2, 0)).view(n_heads, n, -1).mul_(spec.scale)
+    rows = (q.float() * spec.scale).transpose(0, 1).reshape(n_kv, -1, q.shape[-1])  # [Hkv, H/Hkv N, Dh]
+    scores = torch.bmm(rows, k.float().permute(1, 2, 0)).view(n_heads, n, -1)  # [H, N, S]
     if spec.softcap is not None:
         scores.div_(spec.softcap).tanh_().mul_(spec.softcap)
     if bias is not None:
         scores += bias
-    scores.masked_fill_(~visible, -math.inf)
+    partly = (~visible.all(0)).nonzero()
+    if len(partly):  # most keys are seen by all of a block's queries
+        some = slice(int(partly[0]), int(partly[-1]) + 1)
+        scores[..., some].masked_fill_(~visible[:, some], -math.inf)
     if sinks is None:
-        probs = scores.softmax(-1)
+        probs = torch.softmax(scores, -1, out=None if end == "scores" else scores)
     else:
         column = sinks.float().view(-1, 1, 1).expand(-1, n, 1)
         probs = torch.cat([scores, column], -1).softmax(-1)[..., :-1]

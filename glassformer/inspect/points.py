@@ -146,8 +146,11 @@ ALIGN = (  # seen in T parts [B, 1, ...] where a target token's step needs the o
 )
 
 
-def points(config: AnyConfig) -> dict[str, Point]:
-    """Every point of a model, layers written out, in the order in which a pass comes to them: an encoder's first."""
+def points(config: AnyConfig | EncoderConfig) -> dict[str, Point]:
+    """Every point of a model, layers written out, in the order in which a pass comes to them: an encoder's first.
+
+    Of an encoder by itself they are named without `encoder.`
+    """
     if isinstance(config, TextEncoderConfig):
         heads = (
             (POOLED if config.pooler else ())
@@ -155,6 +158,8 @@ def points(config: AnyConfig) -> dict[str, Point]:
             + (MASKED if config.head is not None else ())
         )
         return _stack(config, "", FINAL + heads)
+    if isinstance(config, EncoderConfig):
+        return _stack(config, "", FINAL)
     if isinstance(config, RecurrentConfig):
         return {point.name: point for point in (*READ, *(ALIGN if config.attention else ()), *HEAD)}
     found = {} if config.encoder is None else _stack(config.encoder, "encoder.", FINAL)
@@ -179,12 +184,12 @@ def live(config: AnyConfig) -> list[str]:
     return [name for name, point in points(config).items() if point.kind == "live"]
 
 
-def derived(config: AnyConfig) -> list[str]:
+def derived(config: AnyConfig | EncoderConfig) -> list[str]:
     """Names of the points that are computed from live ones."""
     return [name for name, point in points(config).items() if point.kind == "derived"]
 
 
-def find(config: AnyConfig, name: str, param: str = "point") -> Point:
+def find(config: AnyConfig | EncoderConfig, name: str, param: str = "point") -> Point:
     """The point of this name. RequestError says which name is nearest where the model has none."""
     found = _one(config, name)
     if found is None:
@@ -193,7 +198,7 @@ def find(config: AnyConfig, name: str, param: str = "point") -> Point:
     return found
 
 
-def _one(config: AnyConfig, name: str) -> Point | None:
+def _one(config: AnyConfig | EncoderConfig, name: str) -> Point | None:
     """What `points` has under a name, without making all the others."""
     if not isinstance(config, ModelConfig):
         return points(config).get(name)
@@ -211,7 +216,7 @@ def _one(config: AnyConfig, name: str) -> Point | None:
     return None
 
 
-def match(config: AnyConfig, patterns: Sequence[str], param: str = "read") -> list[str]:
+def match(config: AnyConfig | EncoderConfig, patterns: Sequence[str], param: str = "read") -> list[str]:
     """Points that a pattern names ("blocks.5.attn.*"), each once, in the order of a pass. `*` takes dots too.
 
     RequestError for a pattern that names none.
@@ -229,9 +234,13 @@ def layer_of(name: str) -> int | None:
     return None if number is None else int(number[1])
 
 
-def sizes(config: ModelConfig, name: str) -> dict[str, int]:
+def sizes(config: AnyConfig | EncoderConfig, name: str) -> dict[str, int]:
     """How long each axis of a point is, but for those of rows, tokens and keys (B, T, S)."""
-    stack = config.encoder if name.startswith("encoder.") and config.encoder is not None else config
+    if isinstance(config, RecurrentConfig):
+        return {"Dr": config.d_hidden, "V": config.target_vocab_size}
+    stack = config
+    if isinstance(config, ModelConfig) and config.encoder is not None and name.startswith("encoder."):
+        stack = config.encoder
     found, i = {"D": stack.d_model, "V": stack.vocab_size}, layer_of(name)
     if i is None:
         return found
@@ -246,7 +255,7 @@ def sizes(config: ModelConfig, name: str) -> dict[str, int]:
     return found | {"F": width}
 
 
-def needs(config: AnyConfig, name: str) -> list[str]:
+def needs(config: AnyConfig | EncoderConfig, name: str) -> list[str]:
     """The live points to keep for one that is wanted: itself, or what it is computed from."""
     point = find(config, name)
     if point.kind == "live":

@@ -11,12 +11,15 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from glassformer.config import ModelConfig
+from glassformer.config import EncoderConfig, ModelConfig
 from glassformer.errors import CapacityError, RequestError
-from glassformer.inspect.points import derived, find, layer_of, match, needs, sizes
+from glassformer.inspect.points import derived, find, layer_of, match, needs, points, sizes
 from glassformer.nn.step import Step
 
 BUDGET = 4 << 30  # bytes that a trace may keep where nobody says
+HANDED_ON = ("final.norm", "final.pooled", "final.follows")  # what an encoder is read for
+
+AnyStack = ModelConfig | EncoderConfig
 
 
 @runtime_checkable
@@ -35,7 +38,7 @@ class Keeps(Protocol):
     def keep(self, name: str, value: Tensor, step: Step) -> None: ...
 
 
-def alias(config: ModelConfig, name: str, edited: Sequence[str] = ()) -> str:
+def alias(config: AnyStack, name: str, edited: Sequence[str] = ()) -> str:
     """The point that holds the very same tensor and is kept anyhow: what leaves a block enters the next."""
     i = layer_of(name)
     if i is not None and name == f"blocks.{i}.resid_post" and i + 1 < config.n_layers:
@@ -44,7 +47,7 @@ def alias(config: ModelConfig, name: str, edited: Sequence[str] = ()) -> str:
     return "blocks.0.resid_pre" if name == "embed.out" and "blocks.0.resid_pre" not in edited else name
 
 
-def always(config: ModelConfig, edited: Sequence[str] = ()) -> list[str]:
+def always(config: AnyStack, edited: Sequence[str] = ()) -> list[str]:
     """The points that every trace keeps, for all else is computed from them.
 
     `edited` are points that an edit changes: what a block made is kept apart where the next one reads something else.
@@ -55,32 +58,35 @@ def always(config: ModelConfig, edited: Sequence[str] = ()) -> list[str]:
         names += [f"blocks.{i}.attn.k_rot", f"blocks.{i}.attn.v"]
         if config.layers[i].attention.latent is not None:
             names.append(f"blocks.{i}.attn.latent")
-        if config.encoder is not None:
+        if config.layers[i].cross is not None:
             names += [f"blocks.{i}.cross.k_rot", f"blocks.{i}.cross.v"]
         if i == n - 1 or f"blocks.{i + 1}.resid_pre" in edited:
             names.append(f"blocks.{i}.resid_post")
     if "blocks.0.resid_pre" in edited:
         names.append("embed.out")
+    if isinstance(config, EncoderConfig):
+        names += [name for name in HANDED_ON if name in points(config)]
     return match(config, names)
 
 
-def wanted(config: ModelConfig, read: Sequence[str], edited: Sequence[str] = ()) -> list[str]:
+def wanted(config: AnyStack, read: Sequence[str], edited: Sequence[str] = ()) -> list[str]:
     """What a trace keeps as it passes: what it must, and what `read` names; of a derived point what it is made from."""
     names = [alias(config, need, edited) for name in match(config, read) for need in needs(config, name)]
     return match(config, [*always(config, edited), *names])
 
 
-def n_bytes(config: ModelConfig, name: str, length: int, itemsize: int) -> int:
-    """What a point of `length` tokens takes. Derived ones are float32."""
+def n_bytes(config: AnyStack, name: str, length: int, itemsize: int, n_source: int = 0) -> int:
+    """What a point of `length` tokens takes, that read a source of `n_source`. Derived ones are float32."""
     size, point, total = sizes(config, name), find(config, name), 1
     for axis in point.axes.split()[1:]:
-        total *= size.get(axis, length)
+        total *= n_source if axis == "S" and ".cross." in name else size.get(axis, length)
     return total * (4 if point.kind == "derived" else itemsize)
 
 
 def check_budget(
-    config: ModelConfig, read: Sequence[str], edited: Sequence[str], length: int, itemsize: int, budget: int | None
-) -> int:
+    config: AnyStack, read: Sequence[str], edited: Sequence[str], length: int, itemsize: int, budget: int | None,
+    n_source: int = 0,
+) -> int:  # fmt: skip
     """The bytes that a trace of `length` tokens is going to keep.
 
     CapacityError where they are more than `budget`, with what would fit.
@@ -88,8 +94,8 @@ def check_budget(
     limit = BUDGET if budget is None else budget
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise RequestError(f"budget must be a number of bytes above 0, got {budget!r}", param="budget")
-    size = {name: n_bytes(config, name, length, itemsize) for name in wanted(config, read, edited)}
-    size |= {name: n_bytes(config, name, length, itemsize) for name in set(match(config, read)) & set(derived(config))}
+    names = [*wanted(config, read, edited), *(set(match(config, read)) & set(derived(config)))]
+    size = {name: n_bytes(config, name, length, itemsize, n_source) for name in names}
     total = sum(size.values())
     if total <= limit:
         return total
@@ -123,9 +129,9 @@ def mega(n: int) -> str:
 class Reader:
     """Keeps the points `names` of one text of at most `length` tokens, over all the passes that read it."""
 
-    def __init__(self, config: ModelConfig, names: Sequence[str], length: int):
+    def __init__(self, config: AnyStack, names: Sequence[str], length: int):
         self.names, self.length = frozenset(names), length
-        self.of_source = {name for name in names if find(config, name).axes.split()[1] == "S"}
+        self.of_one = {name for name in names if find(config, name).axes.split()[1] != "T"}  # pass: not of tokens
         self.kept: dict[str, Tensor] = {}
         self.count = 0  # tokens read so far
         self.rereads: list[int] = []  # where the text became so long that it was read anew
@@ -140,7 +146,7 @@ class Reader:
             self.last_logits = value.reshape(-1, value.shape[-1])[-1].clone()
         if name not in self.names:
             return
-        if name in self.of_source or step.cache is None:  # of one pass, whole
+        if name in self.of_one or step.cache is None:  # of one pass, whole
             self.kept[name] = value[0]
             return
         begin = int(step.positions[0, 0])
@@ -157,7 +163,7 @@ class Reader:
 
     def result(self) -> dict[str, Tensor]:
         """What was kept, cut to the tokens that were read."""
-        return {name: t if name in self.of_source else t[: self.count] for name, t in self.kept.items()}
+        return {name: t if name in self.of_one else t[: self.count] for name, t in self.kept.items()}
 
 
 class Looking:

@@ -102,6 +102,10 @@ def sweep(
     it says under the edit; with a target the difference of its logit and the rival's (by default the likeliest other).
     source: of a patch, the trace to take from. RequestError for what does not go together.
     """
+    if t.kind != "decoder":
+        raise RequestError(
+            "sweeps and edits are of decoders, and this trace is of another kind of model", param="trace"
+        )
     where = t.place("position", position)
     if over not in OVER:
         raise RequestError(f"over must be one of {', '.join(OVER)}, got {over!r}", param="over")

@@ -9,6 +9,7 @@ What is computed again carries the error of an identity that ties it to the pass
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from glassformer.errors import CapacityError, RequestError, TokenizerError
 from glassformer.inspect.again import WEIGHED, Kept, in_block, outside, run_block, weighed
 from glassformer.inspect.derive import heads
 from glassformer.inspect.points import find, layer_of, points, sizes
-from glassformer.inspect.reading import BUDGET, mega, n_bytes
-from glassformer.inspect.viewed import Viewed
+from glassformer.inspect.reading import BUDGET, mega
+from glassformer.inspect.viewed import Kind, Viewed
 from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
 from glassformer.nn.model import Decoder
@@ -39,9 +40,9 @@ Places = int | Sequence[int] | None
 
 @runtime_checkable
 class Language(Protocol):
-    """What a trace needs of a language model."""
+    """What a trace needs of a language model, or of another that reads texts."""
 
-    model: Decoder
+    model: Any
     tokenizer: Tokenizer | None
 
 
@@ -95,6 +96,7 @@ class Trace(Viewed):
     """
 
     of = "trace"
+    kind: Kind = "decoder"
 
     def __init__(
         self,
@@ -109,7 +111,9 @@ class Trace(Viewed):
         budget: int | None = None,
         seed: int | None = None,
     ):
-        self.lm, self.model, self.config, self.kept = lm, lm.model, lm.model.config, kept
+        self.lm, self.kept = lm, kept
+        self.model: Decoder = kept.model
+        self.config = self.model.config
         self.ids: tuple[int, ...] = tuple(kept.ids.tolist())
         self.tokens = tuple(spelled(lm.tokenizer, token) for token in self.ids)
         self.n_prompt = len(self.ids) if n_prompt is None else n_prompt
@@ -136,6 +140,14 @@ class Trace(Viewed):
     def axes(self, name: str) -> tuple[str, ...]:
         """The axes of a point, the batch's left out."""
         return tuple(axis.removeprefix("#") for axis in find(self.config, name).axes.split()[1:])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a point, which is not computed for it."""
+        known = self._lengths(name) | sizes(self.config, name)
+        return tuple(known[axis] for axis in self.axes(name))
+
+    def _lengths(self, name: str) -> dict[str, int]:
+        return {"T": len(self), "S": len(self), "2": 2}
 
     def attention(self, layer: str) -> Attention | LatentAttention:
         """The module of "blocks.5.attn": its weights, its `spec` and its `config`."""
@@ -236,7 +248,8 @@ class Trace(Viewed):
 
     def _afford(self, name: str, n_tokens: int, n_heads: int | None = None) -> None:
         """CapacityError where a value would take more than the budget."""
-        need = n_bytes(self.config, name, len(self), self.model.embed.weight.element_size())
+        itemsize = 4 if find(self.config, name).kind == "derived" else self.model.embed.weight.element_size()
+        need = math.prod(self.shape(name)) * itemsize
         need = need * n_tokens // len(self)
         if n_heads is not None:
             need = need * n_heads // sizes(self.config, name)["H"]
@@ -264,6 +277,18 @@ class Trace(Viewed):
         return int(found[0])
 
     # ---- what is seen in it
+
+    def show(self, view: str = "cell", **where: Any) -> Any:
+        """In a notebook: a picture of the page, live; a still one where there are no widgets. See `notebook.py`."""
+        from glassformer.inspect.notebook import show
+
+        return show(self, view, **where)
+
+    def export_html(self, path: str | Path, **how: Any) -> int:
+        """The page with this text's numbers in one file, which needs no server; returns its bytes. See `report.py`."""
+        from glassformer.inspect.report import export_html
+
+        return export_html(self, path, **how)
 
     def save(self, folder: str | Path) -> None:
         """Keep it on disk: see `saved.py`."""

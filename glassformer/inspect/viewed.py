@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+Kind = Literal["decoder", "encoder-decoder", "recurrent", "encoder"]
 
 
 class Viewed:
-    """`of` says whose views: see `views/registry.py`, which lists them all."""
+    """`of` says whose views: see `views/registry.py`, which lists them all. `kind`: of which model, on which it depends
+    what is served: see `views/refusals.py`.
+    """
 
     of: ClassVar[str]
+    kind: Kind
 
     def __getattr__(self, name: str) -> Any:
         view = None if name.startswith("_") else _views().get(name)

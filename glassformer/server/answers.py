@@ -36,6 +36,9 @@ ABOUT_TRACES = """Read a text in one pass, or write on from it first (`max_token
 residual before each block, keys and values, and what `read` names. All else is computed again from that when it is
 asked for, each value with the error of an identity that ties it to the pass.
 
+A model that reads a source (an encoder-decoder, a recurrent one) takes the source as `prompt`, and a `target`, or it
+writes one, the likeliest token each time; the answer has the tokens of both, and `tokens` are what its decoder read.
+
 Traces are kept in memory, the least recently used go when they do not fit; their ids then say so. The log-probability
 of a prompt's tokens is not here but in the view `summary`.
 
@@ -120,8 +123,8 @@ HEALTH = one(
 )
 TOKEN = {"id": 61, "text": " key", "bytes": [32, 107, 101, 121], "start": 18, "end": 22, "logprob": -1.52}
 SHORT = {
-    "id": "5f0c7b1f6a0e4d2b9c3a1e7d", "object": "trace", "model": "stories", "created": 1767225600, "n_tokens": 9,
-    "n_prompt": 8, "edits": [], "bytes": 86528, "finish": "length", "seed": 1,
+    "id": "5f0c7b1f6a0e4d2b9c3a1e7d", "object": "trace", "model": "stories", "kind": "decoder", "created": 1767225600,
+    "n_tokens": 9, "n_prompt": 8, "edits": [], "bytes": 86528, "finish": "length", "seed": 1,
 }  # fmt: skip
 WHOLE = SHORT | {"text": "One day Mia got a key", "tokens": [TOKEN]}
 TRACE: dict[int | str, dict[str, Any]] = {201: {"description": "The trace.", "content": {

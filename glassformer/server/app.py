@@ -11,14 +11,13 @@ from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
 from glassformer.errors import ConfigError
-from glassformer.lm import LanguageModel
 from glassformer.server import answers, completions, errors, glass
 from glassformer.server.edits import EditReader
 from glassformer.server.errors import answer
 from glassformer.server.guard import MAX_BODY, Guard
 from glassformer.server.page import Page
 from glassformer.server.queue import Queue
-from glassformer.server.served import Models
+from glassformer.server.served import AnyModel, Models
 from glassformer.server.store import Traces
 
 VERSION = version("glassformer")
@@ -45,7 +44,7 @@ class Settings:
             raise ConfigError(f"the traces need some bytes, got {self.trace_bytes}")
 
 
-def make_app(models: Iterable[tuple[str, LanguageModel]], settings: Settings = Settings()) -> FastAPI:
+def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settings()) -> FastAPI:
     """The whole app. Its `state.queue` is where the work is done."""
     served, queue, page, traces = Models(models), Queue(), Page(), Traces(settings.trace_bytes)
     edits = EditReader(lambda id: traces.get(id).trace)

@@ -245,8 +245,15 @@ class TraceBody(SamplingFields):
 
     model: str = Field(description="The name of a served model.", examples=["stories"])
     prompt: str | Ids | None = Field(None, description="A text, or token ids.", examples=["One day Mia got a key."])
+    target: str | Ids | None = Field(
+        None, description="Of a model that reads a source, which the prompt is: what was written; None: what it writes."
+    )
     messages: Messages | None = Field(None, description="A conversation instead of a prompt.")
-    max_tokens: int = Field(0, description="First write so many tokens more; 0 traces the prompt alone.")
+    max_tokens: int = Field(
+        0,
+        description="First write so many tokens more; 0 traces the prompt alone. Of a model that reads a source: at "
+        "most so many of the target; 0: until it ends.",
+    )
     read: Annotated[list[str], FIRST] | None = Field(
         None,
         description="Points, or patterns of them, to keep as they pass; all else is computed when it is asked for.",
@@ -257,11 +264,29 @@ class TraceBody(SamplingFields):
 
     def ids(self, served: Served) -> list[int]:
         """What is to be traced, as token ids."""
+        if self.target is not None:
+            raise RequestError("target is of models that read a source, and this one reads none", param="target")
         if (self.prompt is None) == (self.messages is None):
             raise RequestError("give either a prompt or messages", param="prompt")
         if self.messages is not None:
             return served.chat_ids([message.plain() for message in self.messages])
-        return served.lm.encode(self.prompt or "")
+        return served.writer.encode(self.prompt or "")
+
+    def reading(self, served: Served) -> tuple[str | list[int], dict[str, Any]]:
+        """What a model that is no decoder reads, and how. RequestError for a field that has no effect on it."""
+        writes, given = served.kind != "encoder", self.model_dump(exclude_none=True)
+        useful = {"model", "prompt", "read", "stream"} | ({"target", "max_tokens"} if writes else set())
+        nothing = {"edits": [], "temperature": 0, "max_tokens": 0, "top": type(self).model_fields["top"].default}
+        for name, value in given.items():
+            if name not in useful and (name not in nothing or value != nothing[name]):
+                why = "it takes the likeliest token, always, and is not edited" if writes else "it writes nothing"
+                raise RequestError(f"{name} has no effect on a model of the kind {served.kind}: {why}", param=name)
+        if self.prompt is None:
+            raise RequestError("give a prompt: the text to read", param="prompt")
+        options: dict[str, Any] = {"read": self.read or ()}
+        if writes:
+            options |= {"target": self.target, "max_tokens": self.max_tokens or None}
+        return self.prompt, options
 
     def writing(self) -> dict[str, Any]:
         """Sampling and stops; where nothing is written, only what was given: it is refused then, by its name."""

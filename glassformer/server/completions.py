@@ -38,6 +38,7 @@ def routes(models: Models, queue: Queue, edits: EditReader) -> APIRouter:
     )
     async def complete(body: CompletionBody, request: Request) -> Response:
         served = models[body.model]
+        served.check_writes()
         body.check_stream()
         changes = await _changes(request, queue, edits, body)
 
@@ -61,6 +62,7 @@ def routes(models: Models, queue: Queue, edits: EditReader) -> APIRouter:
     )  # fmt: skip
     async def chat(body: ChatBody, request: Request) -> Response:
         served = models[body.model]
+        served.check_writes()
         body.check_stream()
         changes = await _changes(request, queue, edits, body)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from glassformer.errors import CapacityError, DataError, GlassformerError, RequestError, TokenizerError
+from glassformer.inspect.views.result import dump
 
 log = logging.getLogger("glassformer.server")
 
@@ -41,6 +41,10 @@ def of_prompt() -> Iterator[None]:
         yield
     except CapacityError as error:
         raise Refused(400, str(error), param="prompt", code="context_length_exceeded") from None
+    except RequestError as error:
+        if error.param not in ("text", "source"):
+            raise
+        raise RequestError(str(error), param="prompt") from None
 
 
 class Refused(GlassformerError):
@@ -49,12 +53,6 @@ class Refused(GlassformerError):
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
-
-
-def dump(value: Any) -> bytes:
-    """JSON on one line, whatever is in it: a lone surrogate is written as its escape, NaN is an error of ours."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")
 
 
 def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -13,18 +13,20 @@ from fastapi import APIRouter, Request, Response
 
 from glassformer.errors import RequestError
 from glassformer.generate.loop import Piece
+from glassformer.inspect import slices
+from glassformer.inspect.answers import in_short as short_of
+from glassformer.inspect.answers import seen, told
 from glassformer.inspect.sweep import Sweep, Swept
 from glassformer.inspect.sweep import sweep as sweep_of
 from glassformer.inspect.trace import Trace
 from glassformer.inspect.views.registry import VIEWS, View
 from glassformer.inspect.views.result import plain
-from glassformer.server import answers, tensors
+from glassformer.server import answers
 from glassformer.server.bodies import SweepBody, TraceBody, VectorBody
 from glassformer.server.edits import EditReader
-from glassformer.server.errors import Refused, answer, dump, of_prompt
+from glassformer.server.errors import Refused, answer, of_prompt
 from glassformer.server.queue import Check, Queue
 from glassformer.server.served import Models, Served
-from glassformer.server.spans import spans
 from glassformer.server.store import Entry, Traces
 from glassformer.server.stream import Events, all_of, event, result_of
 
@@ -56,6 +58,8 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
     )
     async def make(body: TraceBody, request: Request) -> Response:
         served = models[body.model]
+        if served.kind != "decoder":
+            return await read_whole(body, served, request)
         ids = await asyncio.to_thread(body.ids, served)
         changes = await look(request, lambda: edits.read(body.changes())) if body.edits else ()
         options = body.writing() | {"read": body.read or (), "edit": changes, "max_tokens": body.max_tokens}
@@ -64,7 +68,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
 
         def work(check: Check) -> Iterator[Piece | Entry]:
             with of_prompt():
-                for one in served.lm.trace_stream(ids, before_pass=check, budget=traces.limit, **options):
+                for one in served.writer.trace_stream(ids, before_pass=check, budget=traces.limit, **options):
                     yield one if isinstance(one, Piece) else traces.put(served.name, one)
 
         if body.stream:
@@ -76,6 +80,21 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
         logprobs = [piece.logprob for piece in pieces if isinstance(piece, Piece) and piece.id is not None]
         said = await asyncio.to_thread(described, entry, logprobs)
         return answer(said, 201, {"location": f"/v1/traces/{entry.id}"})
+
+    async def read_whole(body: TraceBody, served: Served, request: Request) -> Response:
+        """A trace of a model that reads a source, or of an encoder: it comes at once."""
+        prompt, options = body.reading(served)
+
+        def work(check: Check) -> Iterator[Entry]:
+            pace = {} if served.kind == "encoder" else {"before_pass": check}
+            with of_prompt():
+                yield traces.put(served.name, served.lm.trace(prompt, budget=traces.limit, **pace, **options))  # pyright: ignore[reportAttributeAccessIssue]
+
+        if body.stream:
+            told = lambda entry: [event(described(entry), "trace")]  # noqa: E731
+            return await Events(request, queue.submit(work), told, tuple, error="error").begun()
+        (entry,) = await all_of(request, queue, work)
+        return answer(await asyncio.to_thread(described, entry), 201, {"location": f"/v1/traces/{entry.id}"})
 
     @router.get("/v1/traces", summary="The kept traces", responses=answers.TRACES)
     async def list_traces() -> Response:
@@ -93,9 +112,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
     @router.get("/v1/traces/{id}/names", summary="The points that a trace has", responses=answers.NAMES)
     async def names(id: str) -> Response:
         trace = traces.get(id).trace
-        found = [
-            {"name": name, "axes": trace.axes(name), "shape": tensors.shape_of(trace, name)} for name in trace.names()
-        ]
+        found = [{"name": name, "axes": trace.axes(name), "shape": trace.shape(name)} for name in trace.names()]
         return answer({"id": id, "points": found})
 
     @router.get(
@@ -105,17 +122,16 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
         responses=answers.TENSOR,
     )
     async def tensor(
-        request: Request, id: str, name: str, slice: str = "", pool: int | None = None, dtype: tensors.Kind = "f32"
+        request: Request, id: str, name: str, slice: str = "", pool: int | None = None, dtype: slices.Kind = "f32"
     ) -> Response:
         _only(request, "slice", "pool", "dtype")
         entry = traces.get(id)
-        if pool is not None and not 1 <= pool <= 4096:
-            raise RequestError(f"pool must be a whole number from 1 to 4096, got {pool}", param="pool")
+        slices.check_pool(pool)
         tag = f'"{hashlib.sha256(f"{id} {name} {slice} {pool} {dtype}".encode()).hexdigest()[:32]}"'
         headers = {"etag": tag, "cache-control": FOREVER}
         if tag in request.headers.get("if-none-match", ""):
             return Response(None, 304, headers)
-        data = await look(request, lambda: tensors.encoded(tensors.read(entry.trace, name, slice), dtype, pool), entry)
+        data = await look(request, lambda: slices.answer(entry.trace, name, slice=slice, pool=pool, dtype=dtype), entry)
         return Response(data, 200, headers, "application/octet-stream")
 
     @router.post(
@@ -147,7 +163,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
                 return used[-1].trace
 
             given = view.read(_query(request), find)
-            data = await look(request, lambda: dump(plain(view.function(used[0].trace, **given))), *used)
+            data = await look(request, lambda: seen(view, used[0].trace, given), *used)
             return Response(data, media_type="application/json")
 
         return see
@@ -156,7 +172,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
         async def see(request: Request, model: str) -> Response:
             served = models[model]
             given = view.read(_query(request))
-            data = await look(request, lambda: dump(plain(view.function(served.lm, **given))))
+            data = await look(request, lambda: seen(view, served.lm, given))
             return Response(data, media_type="application/json")
 
         return see
@@ -247,29 +263,9 @@ def _token(served: Served, id: int, logprob: float | None) -> dict[str, Any]:
 
 def in_short(entry: Entry) -> dict[str, Any]:
     """A trace without its tokens."""
-    trace = entry.trace
-    return {
-        "id": entry.id,
-        "object": "trace",
-        "model": entry.model,
-        "created": entry.created,
-        "n_tokens": len(trace.ids),
-        "n_prompt": trace.n_prompt,
-        "edits": [edit.json for edit in trace.edits],
-        "bytes": entry.bytes,
-        "finish": trace.finish,
-        "seed": trace.seed,
-    }
+    return short_of(entry.trace, entry.id, entry.model, entry.created, entry.bytes)
 
 
 def described(entry: Entry, logprobs: list[float | None] = []) -> dict[str, Any]:  # noqa: B006 (it is only read)
     """A trace as its route tells it. `logprobs`: of what was written, where they are known; `summary` has them all."""
-    trace: Trace = entry.trace
-    text, places = spans(trace.lm.tokenizer, trace.ids)
-    known = [None] * trace.n_prompt + logprobs
-    tokens = []
-    for i, (id, own, (start, end)) in enumerate(zip(trace.ids, trace.tokens, places, strict=True)):
-        data = None if trace.lm.tokenizer is None else list(trace.lm.tokenizer.token_bytes(id))
-        logprob = plain(known[i]) if i < len(known) else None
-        tokens.append({"id": id, "text": own, "bytes": data, "start": start, "end": end, "logprob": logprob})
-    return in_short(entry) | {"text": text, "tokens": tokens}
+    return in_short(entry) | told(entry.trace, logprobs)

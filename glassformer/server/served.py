@@ -9,24 +9,50 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from glassformer.embedder import Embedder
 from glassformer.errors import ConfigError, RequestError
+from glassformer.inspect.viewed import Kind
 from glassformer.lm import LanguageModel
 from glassformer.server.errors import Refused
 from glassformer.text.chat import ChatTemplate, templates_of
+from glassformer.translator import Translator
+
+AnyModel = LanguageModel | Translator | Embedder
+INSTEAD: dict[str, str] = {
+    "encoder-decoder": "writes one text from another: POST /v1/traces with the source as `prompt` writes the target",
+    "recurrent": "writes one text from another: POST /v1/traces with the source as `prompt` writes the target",
+    "encoder": "reads texts and writes none: POST /v1/traces shows what it makes of one",
+}
 
 
 class Served:
     """One model and its name."""
 
-    def __init__(self, name: str, lm: LanguageModel):
+    def __init__(self, name: str, lm: AnyModel):
         self.name, self.lm, self.since = name, lm, int(time.time())
         self._lock = threading.Lock()
+
+    @property
+    def kind(self) -> Kind:
+        return self.lm.kind
+
+    @property
+    def writer(self) -> LanguageModel:
+        """The model, where it continues texts. `Refused` says what to do where it does not."""
+        if not isinstance(self.lm, LanguageModel):
+            why = f"the model {self.name!r} continues no text: it {INSTEAD[self.kind]}"
+            raise Refused(400, why, param="model", code="not_a_language_model")
+        return self.lm
 
     @cached_property
     def template(self) -> ChatTemplate | None:
         """The chat template, where the model has one."""
-        known = self.lm.tokenizer is not None and templates_of(self.lm.tokenizer)
+        known = self.kind == "decoder" and self.lm.tokenizer is not None and templates_of(self.lm.tokenizer)
         return ChatTemplate(self.lm.tokenizer) if known and self.lm.tokenizer is not None else None
+
+    def check_writes(self) -> None:
+        """`Refused` where it continues no texts."""
+        _ = self.writer
 
     def chat_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """A conversation as token ids, by the model's own template."""
@@ -57,7 +83,8 @@ class Served:
             "object": "model",
             "created": self.since,
             "owned_by": "glassformer",
-            "context_length": self.lm.config.context_length,
+            "kind": self.kind,
+            "context_length": getattr(self.lm.config, "context_length", None),  # a recurrent model has none
             "parameters": sum(p.numel() for p in self.lm.model.parameters()),
             "chat": self.template is not None,
             "source": self.lm.source,
@@ -67,7 +94,7 @@ class Served:
 class Models:
     """The served models."""
 
-    def __init__(self, models: Iterable[tuple[str, LanguageModel]]):
+    def __init__(self, models: Iterable[tuple[str, AnyModel]]):
         self.all: dict[str, Served] = {}
         for name, lm in models:
             if name in self.all:

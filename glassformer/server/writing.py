@@ -64,7 +64,7 @@ class Writing:
 
     @property
     def lm(self) -> LanguageModel:
-        return self.served.lm
+        return self.served.writer
 
     @property
     def n(self) -> int:
@@ -159,7 +159,7 @@ def ready(
     except RequestError as error:
         raise RequestError(str(error).replace("logprobs", logprobs[0]), param=logprobs[0]) from None
     seed = sampling.pop("seed", None)
-    ids = [served.lm.encode(prompt) for prompt in prompts]
+    ids = [served.writer.encode(prompt) for prompt in prompts]
     texts = [prompt if isinstance(prompt, str) else None for prompt in prompts]
     return Writing(
         served, ids, texts, options | {"logprobs": logprobs[1]} | sampling, seed, echo, score_only, tuple(edits)

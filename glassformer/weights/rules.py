@@ -145,6 +145,31 @@ class Stacked(Entry):
         return torch.stack([self.turned(self.part(expert).join(parameters)) for expert in range(self.n)])
 
 
+@dataclass(frozen=True)
+class Headed(Entry):
+    """One checkpoint tensor [H, ...] in which each of `n` = H heads has its rows of the one parameter."""
+
+    n: int = 1
+
+    def turned(self, value: Tensor) -> Tensor:
+        """A parameter, a view of it, as the tensor."""
+        own = value.unflatten(0, (self.n, -1))
+        return own.transpose(1, 2) if self.transposed else own
+
+    def shape(self, parameters: dict[str, Tensor]) -> tuple[int, ...]:
+        return tuple(self.turned(parameters[self.ours[0]]).shape)
+
+    def split(self, tensor: Tensor, parameters: dict[str, Tensor]) -> list[Tensor]:
+        assert not self.transposed, "heads that are turned are no view"
+        return [tensor.flatten(0, 1)]
+
+    def fill(self, values: list[Tensor], begin: int, rows: Tensor) -> None:
+        self.turned(values[0])[begin : begin + len(rows)] = rows
+
+    def join(self, parameters: dict[str, Tensor]) -> Tensor:
+        return self.turned(parameters[self.ours[0]].detach()).contiguous()
+
+
 def entries(
     family: Family,
     config: AnyConfig,
@@ -188,6 +213,8 @@ def _applied(rule: Rule, config: ModelConfig | EncoderConfig, present: set[str])
             turning = 0 if attention.latent is None or attention.rope is None else attention.rope.dim or 0
             if stacked:
                 yield Stacked(theirs, ours, rule.transposed, groups, n=len(numbers))
+            elif rule.heads:
+                yield Headed(theirs, ours, rule.transposed, n=attention.n_kv_heads)
             else:
                 yield Entry(
                     theirs, ours, rule.transposed, groups, paired, rule.row, rule.zeros, rule.instead,

@@ -44,8 +44,10 @@ def test_keys_alone_walk_through_cell_qkv_and_grid(page):
     now = place(page)
     assert "query" in now
     assert now != before
-    page.wait_for_function("old => document.querySelector('gf-app').shadowRoot.querySelector('gf-view-cell').shadowRoot"
-                           ".querySelector('ol').innerText.replaceAll('−', '-') !== old", arg=steps)  # fmt: skip
+    inner = "['gf-view-cell', 'gf-worked', 'ol'].reduce((at, one) => at.shadowRoot.querySelector(one), "
+    page.wait_for_function(
+        f"old => {inner}document.querySelector('gf-app')).innerText.replaceAll('−', '-') !== old", arg=steps
+    )
     tab_to(page, "query")  # the strip of the query's numbers
     page.keyboard.press("ArrowRight")
     assert "[1]:" in said(page.locator("gf-view-cell ol > li").first)

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -240,7 +241,7 @@ def test_an_answer_is_not_held_back(slow):
 
 
 def run(test):
-    """A test of the queue on a loop of its own."""
+    """A test of the queue on a loop of its own, in a thread of its own: a browser's loop may already run in this one."""
 
     async def whole():
         queue = Queue()
@@ -251,7 +252,8 @@ def run(test):
             await asyncio.to_thread(queue.join, 30)
             assert not queue._thread.is_alive()
 
-    asyncio.run(whole())
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, whole()).result()
 
 
 def test_a_full_queue_refuses():

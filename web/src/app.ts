@@ -8,15 +8,34 @@ import "./shell/map.js";
 import "./shell/side.js";
 import "./shell/tokens.js";
 import "./parts/refused.js";
+import { bakedIn, beginningAt, noBar } from "./baked.js";
+import { Channel, type Port } from "./channel.js";
+import type { Place } from "./lib/address.js";
 import { Http } from "./transport.js";
 import { Session, windowBar } from "./session.js";
 import { Follower, views, type ViewEntry } from "./view.js";
 
 const KEY = "glassformer-key"; // in this tab's storage alone
 
+/** What stands behind the page: the answers in its own file, or the server that sent it. */
+function behind(): Session {
+  const baked = bakedIn(document);
+  return baked ? new Session(baked, beginningAt(windowBar, baked.report.place)) : new Session(new Http("", sessionStorage.getItem(KEY) ?? ""), windowBar);
+}
+
 @customElement("gf-app")
 export class App extends Follower {
-  @property({ attribute: false }) override session = new Session(new Http("", sessionStorage.getItem(KEY) ?? ""), windowBar);
+  @property({ attribute: false }) override session!: Session;
+  @property({ type: Boolean, reflect: true }) guest = false; // one picture on somebody else's page
+
+  /** The page as a guest: text and picture alone, its numbers through a notebook's channel. */
+  static guest(port: Port, place: Partial<Place>): App {
+    const app = document.createElement("gf-app") as App;
+    app.guest = true;
+    app.session = new Session(new Channel(port), noBar(place));
+    return app;
+  }
+
 
   static override styles = [Follower.styles, css`
     :host { display: grid; min-height: 100vh; grid-template: auto auto 1fr / 11.5rem minmax(0, 1fr) 17.5rem;
@@ -31,6 +50,7 @@ export class App extends Follower {
     nav a { display: block; padding: 0.42rem 0; white-space: nowrap; text-decoration: none; color: var(--soft); font-size: 0.82rem; border-bottom: 2px solid transparent; margin-bottom: -1px; }
     nav a:hover { color: var(--ink); }
     nav a[aria-current] { color: var(--ink); border-color: var(--ink); }
+    :host([guest]) { display: block; min-height: 0; padding: 0.25rem; max-width: none; }
     .skip:not(:focus) { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
     @media (max-width: 1100px) {
       :host { grid-template: auto auto auto 1fr auto / 9rem minmax(0, 1fr); grid-template-areas: "top top" "map text" "map room" "map side"; column-gap: 1.5rem; }
@@ -45,14 +65,20 @@ export class App extends Follower {
   `];
 
   override connectedCallback(): void {
+    this.session ??= behind();
     super.connectedCallback();
-    addEventListener("keydown", this.#key);
+    this.#keys.addEventListener("keydown", this.#key as EventListener);
     void this.session.start();
   }
 
   override disconnectedCallback(): void {
     super.disconnectedCallback();
-    removeEventListener("keydown", this.#key);
+    this.#keys.removeEventListener("keydown", this.#key as EventListener);
+  }
+
+  /** Whose keys are the page's: all, or those pressed within it. */
+  get #keys(): EventTarget {
+    return this.guest ? this : window;
   }
 
   get #view(): ViewEntry | undefined {
@@ -61,17 +87,22 @@ export class App extends Follower {
 
   override render() {
     const { session } = this, view = this.#view;
+    if (this.guest) return html`<gf-tokens class="text" .session=${session}></gf-tokens>${this.#main(view)}`;
     return html`
       <a class="skip" href="#room" @click=${(event: Event) => { event.preventDefault(); this.renderRoot.querySelector("main")?.focus(); }}>Skip to the picture</a>
       <gf-header .session=${session}></gf-header>
       <gf-map .session=${session}></gf-map>
       <gf-tokens class="text" .session=${session}></gf-tokens>
-      <main tabindex="-1" id="room">
-        <nav aria-label="Pictures"><ul>${views().map((one) => html`<li><a href="#/${one.id}" aria-current=${one === view ? "page" : nothing}
-          @click=${(event: MouseEvent) => this.#open(event, one)}>${one.title}</a></li>`)}</ul></nav>
-        ${this.#room(view)}
-      </main>
+      ${this.#main(view)}
       <gf-side .session=${session}></gf-side>`;
+  }
+
+  #main(view: ViewEntry | undefined) {
+    return html`<main tabindex="-1" id="room">
+      <nav aria-label="Pictures"><ul>${views().map((one) => html`<li><a href="#/${one.id}" aria-current=${one === view ? "page" : nothing}
+        @click=${(event: MouseEvent) => this.#open(event, one)}>${one.title}</a></li>`)}</ul></nav>
+      ${this.#room(view)}
+    </main>`;
   }
 
   #room(view: ViewEntry | undefined) {
@@ -81,11 +112,14 @@ export class App extends Follower {
     if (session.problem) return html`<gf-refused heading="The model did not read this text" reason=${session.problem.message}>
       <p><button @click=${() => void session.retry()}>Try again</button></p></gf-refused>`;
     if (!session.anatomy || (!session.trace && view.place !== "model")) return html`<p class="soft" role="status">${session.writing ? "The model reads the text …" : ""}</p>`;
+    const refused = session.anatomy.refused[view.id];
+    if (refused) return html`<h2>${view.title}</h2><gf-refused reason=${refused}></gf-refused>`;
     const tag = unsafeStatic(view.element);
     return staticHtml`<${tag} .session=${session}></${tag}>`;
   }
 
   override updated(): void {
+    if (this.guest) return;
     const title = this.#view?.title;
     const tabs = this.renderRoot.querySelector("main nav ul"), tab = tabs?.querySelector<HTMLElement>("[aria-current]");
     if (tabs && tab && tabs.scrollWidth > tabs.clientWidth) tabs.scrollLeft = tab.offsetLeft - tabs.clientWidth / 2;
@@ -118,7 +152,7 @@ export class App extends Follower {
     event.preventDefault();
     const { here } = this.session;
     const { anatomy, tokens } = this.session, last = tokens.length - 1;
-    const top = { layer: (anatomy?.layers.length ?? 1) - 1, head: (anatomy?.layers[here.layer]?.n_heads ?? 1) - 1, query: last, key: last }[what];
+    const top = { layer: (anatomy?.layers.length ?? 1) - 1, head: (anatomy?.layers[here.layer]?.n_heads ?? 1) - 1, query: last, key: this.session.keys.length - 1 }[what];
     this.session.go({ [what]: Math.min(top, Math.max(0, here[what] + by)) });
   };
 }

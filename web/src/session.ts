@@ -3,7 +3,7 @@ import { read, write, type Edit, type Place } from "./lib/address.js";
 import { Refused, wantsKey, type Transport } from "./transport.js";
 import { worthSeeing } from "./first.js";
 import { stepOf } from "./steps.js";
-import type { Anatomy, TraceInfo, Written } from "./shapes.js";
+import type { Anatomy, Kind, TraceInfo, Written } from "./shapes.js";
 
 /** The address bar, or what stands for it where the page is a guest. */
 export interface Bar {
@@ -42,6 +42,7 @@ const KEPT = 300; // answers, the oldest dropped first
 export class Session extends EventTarget {
   place: Place;
   models: string[] = [];
+  kinds: Record<string, Kind> = {};
   anatomy: Anatomy | null = null;
   trace: TraceInfo | null = null;
   /** The tokens of a text that is being written, as they come; null when none is. */
@@ -75,12 +76,18 @@ export class Session extends EventTarget {
     this.#answers.clear();
     this.#opened = "";
     try {
-      const list = await this.transport.json<{ data: { id: string }[] }>("/v1/models");
+      const list = await this.transport.json<{ data: { id: string; kind?: Kind }[] }>("/v1/models");
       this.models = list.data.map((model) => model.id);
+      this.kinds = Object.fromEntries(list.data.map((model) => [model.id, model.kind ?? "decoder"]));
       await this.open();
     } catch (error) {
       this.#trouble(error);
     }
+  }
+
+  /** Whether the model can be asked for more than is there already. */
+  get live(): boolean {
+    return this.transport.live;
   }
 
   get model(): string {
@@ -90,6 +97,16 @@ export class Session extends EventTarget {
   /** Tokens of the text so far: those of the trace, or those that have been written of one to come. */
   get tokens(): { id: number; text: string }[] {
     return this.trace?.tokens ?? [];
+  }
+
+  /** The tokens that keys are of: the text's own, or the source's where that is what is looked at. */
+  get keys(): { id: number; text: string }[] {
+    return (this.place.view === "alignment" && this.trace?.source?.tokens) || this.tokens;
+  }
+
+  /** Whether no token sees a later one. */
+  get causal(): boolean {
+    return this.anatomy?.kind !== "encoder";
   }
 
   /** How many tokens have passed through the model: of the text being written, or of the one that is open. */
@@ -111,7 +128,7 @@ export class Session extends EventTarget {
       layer,
       head: pick(place.head, first.head, (this.anatomy?.layers[layer]?.n_heads ?? 1) - 1),
       query,
-      key: pick(place.key, first.key ?? 0, last),
+      key: pick(place.key, first.key ?? 0, Math.max(0, this.keys.length - 1)),
     };
   }
 
@@ -149,8 +166,10 @@ export class Session extends EventTarget {
         this.anatomy = await this.ask<Anatomy>(this.ofModel("anatomy", {}));
         this.first = {};
       }
-      const { text, write: max_tokens, temperature, seed, edits } = this.place;
-      const body = { model: this.model, prompt: text, max_tokens, edits, temperature, stream: true, ...(temperature > 0 ? { seed } : {}) };
+      const { text, write, temperature, seed, edits, more } = this.place, kind = this.anatomy.kind;
+      const target = kind === "encoder-decoder" || kind === "recurrent" ? more["target"] : undefined; // given, not written
+      const max_tokens = kind === "encoder" || target !== undefined ? 0 : write;
+      const body = { model: this.model, prompt: text, max_tokens, edits, temperature, stream: true, ...(temperature > 0 ? { seed } : {}), ...(target === undefined ? {} : { target }) };
       for await (const { event, data } of this.transport.events("/v1/traces", body, work.signal)) {
         if (work !== this.#work) return;
         if (event === "token") this.writing = [...(this.writing ?? []), data as Written];
@@ -173,7 +192,7 @@ export class Session extends EventTarget {
   /** Show a trace, at a head that does something where the address names none. */
   async #show(trace: TraceInfo): Promise<void> {
     const { place } = this, open = place.layer < 0 || place.head < 0 || place.key < 0;
-    if (open && this.anatomy) {
+    if (open && this.anatomy?.kind === "decoder") {
       const soon = new Promise<Partial<Here>>((done) => setTimeout(() => done({}), PATIENCE));
       const found = worthSeeing(this, trace).catch(() => ({}));
       this.first = await Promise.race([found, soon]);
@@ -229,7 +248,7 @@ export class Session extends EventTarget {
 
   #wanted(): string {
     const { text, write: more, temperature, seed, edits } = this.place;
-    return [this.model, more, temperature, seed, JSON.stringify(edits), text].join("\n");
+    return [this.model, more, temperature, seed, JSON.stringify(edits), this.place.more["target"] ?? "", text].join("\n");
   }
 
   #moved(): void {

@@ -14,7 +14,10 @@ export interface TraceInfo {
   edits: Edit[];
   bytes: number;
   finish: string | null;
+  source?: Side; // of a model that reads one
+  target?: Side; // what stands after each of `tokens`
 }
+export interface Side { text: string; tokens: TraceToken[] }
 export interface Written { id: number; text: string; logprob: Num | null; position: number; top?: Named[] }
 
 export interface Matrix { name: string; shape: number[]; parameters: number }
@@ -23,8 +26,10 @@ export interface Layer {
   n_heads: number; n_kv_heads: number; head_dim: number; window: number | null; rotary: boolean; d_ff: number;
   gated: boolean; experts: number | null; parallel: boolean; norm_at: string[];
 }
+export type Kind = "decoder" | "encoder-decoder" | "recurrent" | "encoder";
 export interface Anatomy {
-  family: string; source: string; vocab_size: number; d_model: number; context: number; positions: string | null;
+  kind: Kind; encoder: Layer[]; refused: Record<string, string>;
+  family: string; source: string; vocab_size: number; d_model: number; context: number | null; positions: string | null;
   tied: boolean; dtype: string; layers: Layer[]; parts: Part[]; shares: Record<string, number>; parameters: number;
   receipt: Receipt;
 }
@@ -58,8 +63,9 @@ export interface QKV {
   receipt: Receipt;
 }
 
+export type Attention = "attn" | "cross" | "encoder";
 export interface Cell {
-  layer: number; head: number; kv_head: number; query: number; key: number;
+  layer: number; head: number; attention: Attention; kv_head: number; query: number; key: number;
   q: Num[]; k: Num[]; products: Num[]; sum: Num; scale: Num; scaled: Num; softcap: Num | null; capped: Num; bias: Num;
   visible: boolean; window: number | null; score: Num; largest: Num; exp: Num; sink: Num | null; total: Num; prob: Num;
   scores: Num[]; probs: Num[]; unscaled: Num[]; entropy: Num; unscaled_entropy: Num; v: Num[]; weighted: Num[];
@@ -106,3 +112,8 @@ export interface CacheView {
   layers: CacheLayer[]; bytes: number; layer: number; mass: Num[][]; n_prompt: number; receipt: Receipt;
 }
 export interface CacheSpeed { tokens: number; prefill: number; decode: number; without: number; receipt: Receipt }
+
+export interface Aligned {
+  kind: Kind; source: { id: number; text: string }[]; target: { id: number; text: string }[]; ended: boolean;
+  layer: number | null; head: number | null; n_layers: number; n_heads: number; probs: Num[][]; receipt: Receipt;
+}

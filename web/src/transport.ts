@@ -3,6 +3,8 @@ import { EventReader } from "./lib/events.js";
 import { decode, type Tensor } from "./lib/tensor.js";
 
 export interface Transport {
+  readonly live: boolean; // whether a model stands behind it that can write, edit and sweep
+  readonly note: string; // why not, where it is not
   json<T>(path: string, signal?: AbortSignal): Promise<T>;
   tensor(path: string, signal?: AbortSignal): Promise<Tensor>;
   post<T>(path: string, body: unknown, signal?: AbortSignal): Promise<T>;
@@ -26,6 +28,9 @@ export class Refused extends Error {
 export const wantsKey = (error: unknown): boolean => error instanceof Refused && error.status === 401;
 
 export class Http implements Transport {
+  readonly live = true;
+  readonly note = "";
+
   constructor(
     readonly base = "",
     public key = "",
@@ -86,7 +91,7 @@ export class Http implements Transport {
 }
 
 /** The error that a body in OpenAI's shape tells of. */
-function refusal(said: unknown, status: number, otherwise: string): Refused {
+export function refusal(said: unknown, status: number, otherwise: string): Refused {
   const error = (said as { error?: { message?: string; type?: string; param?: string | null; code?: string | null } } | null)?.error;
   return new Refused(error?.message ?? otherwise, status, error?.type ?? "", error?.param ?? null, error?.code ?? null);
 }

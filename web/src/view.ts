@@ -8,7 +8,7 @@ export interface ViewEntry {
   id: string; // in the address
   title: string;
   element: string; // its tag
-  place: "text" | "embed" | "block" | "attention" | "forward" | "head" | "model"; // where on the map it is
+  place: "text" | "embed" | "block" | "attention" | "forward" | "head" | "source" | "model"; // where on the map it is
   arrows?: ("layer" | "head" | "query" | "key")[]; // what the arrow keys move
 }
 

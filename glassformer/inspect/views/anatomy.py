@@ -8,10 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace import Language, Receipt, Trace
+from glassformer.inspect.viewed import Kind
+from glassformer.inspect.views.refusals import REFUSED
 from glassformer.nn.step import Step
 
+RECURRENT = {
+    "source_embed": "source embedding", "target_embed": "target embedding", "alignment": "attention",
+    "combine": "attention",
+}  # fmt: skip
 KINDS = {"attn": "attention", "cross": "cross-attention", "mlp": "feed-forward"}
 
 
@@ -50,19 +57,27 @@ class Layer:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """`shares`: of all parameters, by kind of part. `tied`: the head's table is the embedding's, counted once."""
+    """`shares`: of all parameters, by kind of part. `tied`: the head's table is the embedding's, counted once.
 
+    `layers`: of what writes, or of an encoder by itself; `encoder`: of what reads its source. Neither in a recurrent
+    model, which has no context either: it reads and writes any length. `refused`: the views that have no meaning for
+    models of this kind, and why.
+    """
+
+    kind: Kind
     family: str
     vocab_size: int
     d_model: int
-    context: int
+    context: int | None
     positions: str | None
     tied: bool
     dtype: str
     layers: tuple[Layer, ...]
+    encoder: tuple[Layer, ...]
     parts: tuple[Part, ...]
     shares: dict[str, float]
     parameters: int
+    refused: dict[str, str]
     receipt: Receipt
 
 
@@ -83,17 +98,38 @@ def anatomy(lm: Language) -> Anatomy:
     """The parts of a model, from its own parameters; they add up to all that it has."""
     found: dict[tuple[str, int | None], list[Matrix]] = {}
     for name, p in lm.model.named_parameters():
-        found.setdefault(_part(name), []).append(Matrix(name, tuple(p.shape), p.numel()))
+        found.setdefault(part_of(name), []).append(Matrix(name, tuple(p.shape), p.numel()))
     parts = tuple(
         Part(kind, layer, sum(m.parameters for m in matrices), tuple(matrices))
         for (kind, layer), matrices in found.items()
     )
     total = sum(part.parameters for part in parts)
+    kind: Kind = getattr(lm, "kind", "decoder")
     held = {p.data_ptr(): p.numel() for p in lm.model.state_dict().values()}
     kinds = dict.fromkeys(part.kind for part in parts)
-    shares = {kind: sum(p.parameters for p in parts if p.kind == kind) / total for kind in kinds}
-    config = lm.model.config
-    layers = tuple(
+    shares = {one: sum(p.parameters for p in parts if p.kind == one) / total for one in kinds}
+    receipt = Receipt(
+        "sum(p.numel() for p in lm.model.parameters())", "sum of the parts - the state dict", sum(held.values()) - total
+    )
+    config, dtype = lm.model.config, str(next(lm.model.parameters()).dtype).removeprefix("torch.")
+    if isinstance(config, RecurrentConfig):
+        return Anatomy(
+            kind, config.cell, config.target_vocab_size, config.d_model, None, None, False, dtype, (), (), parts,
+            shares, total, REFUSED[kind], receipt,
+        )  # fmt: skip
+    layers = layers_of(config)
+    encoder = () if not isinstance(config, ModelConfig) or config.encoder is None else layers_of(config.encoder)
+    return Anatomy(
+        kind, config.family, config.vocab_size, config.d_model, config.context_length,
+        config.positions or ("rotary" if any(layer.rotary for layer in layers) else None),
+        kind == "encoder" or lm.model.head is None, dtype, layers, encoder, parts, shares, total, REFUSED[kind],
+        receipt,
+    )  # fmt: skip
+
+
+def layers_of(config: ModelConfig | EncoderConfig) -> tuple[Layer, ...]:
+    """Every block of a stack."""
+    return tuple(
         Layer(
             layer.attention.n_heads, layer.attention.n_kv_heads, layer.attention.head_dim, layer.attention.window,
             layer.attention.rope is not None, layer.mlp.d_ff, layer.mlp.gated,
@@ -101,18 +137,13 @@ def anatomy(lm: Language) -> Anatomy:
         )
         for layer in config.layers
     )  # fmt: skip
-    receipt = Receipt(
-        "sum(p.numel() for p in lm.model.parameters())", "sum of the parts - the state dict", sum(held.values()) - total
-    )
-    return Anatomy(
-        config.family, config.vocab_size, config.d_model, config.context_length,
-        config.positions or ("rotary" if any(layer.rotary for layer in layers) else None), lm.model.head is None,
-        str(lm.model.embed.weight.dtype).removeprefix("torch."), layers, parts, shares, total, receipt,
-    )  # fmt: skip
 
 
-def _part(name: str) -> tuple[str, int | None]:
+def part_of(name: str) -> tuple[str, int | None]:
     """Which part of a model a parameter belongs to."""
+    first, _, rest = name.partition(".")
+    if first in RECURRENT or rest.startswith(("weight_", "bias_")):  # of cells: those that read, those that write
+        return RECURRENT.get(first, first), None
     side = "encoder " if name.startswith("encoder.") else ""
     words = name.removeprefix("encoder.").split(".")
     layer = int(words.pop(1)) if words[0] == "blocks" else None
@@ -149,7 +180,7 @@ def times(t: Trace, *, rounds: int = 3) -> Times:
     for _ in range(rounds):
         clock, before = _Clock(), time.perf_counter()
         start = before
-        t.model(ids, Step.of(ids, tap=clock))
+        t.model(ids, Step.of(ids, tap=clock, source=t.kept.source))  # a decoder's own part, where there is a source
         parts: dict[str, float] = {}
         for name, at in clock.at:
             parts[name], before = (at - before) * 1e3, at

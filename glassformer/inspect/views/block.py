@@ -83,7 +83,9 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
     receipt = Receipt(f't["{name}.resid_post"][{position}]', f"max |{how} - resid_post|", off(whole, post))
     parts = {end: value[end] for end in ends[:4]}
     neurons, experts, refused = (), (), None
-    if plain:
+    if t.kind == "encoder":
+        refused = "nothing is written after an encoder: its neurons have no tokens of their own to name"
+    elif plain:
         neurons = _neurons(t, layer, value["mlp.act"], top) if top else ()
     else:
         refused = "each token goes through a few of many feed-forward layers here; the experts chosen are shown instead"

@@ -7,14 +7,15 @@ q·k products -> sum -> scale -> softcap -> (bias) -> mask -> exp -> / sum over 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace import Receipt, Trace
-from glassformer.inspect.views.layer import at, attention_of, position_of
+from glassformer.inspect.views.layer import Which, at, attention_of, position_of, side_of
 from glassformer.inspect.views.result import off
 
 
@@ -31,6 +32,7 @@ class Cell:
 
     layer: int
     head: int
+    attention: Which
     kv_head: int
     query: int
     key: int
@@ -63,15 +65,24 @@ class Cell:
 
 
 @torch.no_grad()
-def cell(t: Trace, *, layer: int, head: int, query: int, key: int) -> Cell:
+def cell(t: Trace, *, layer: int, head: int, query: int, key: int, attention: Which = "attn") -> Cell:
     """One attention cell of a trace. Negative positions count from the end.
+
+    attention: "cross" is that of a decoder to its source, where keys are the source's tokens; "encoder" is the source's
+    own, where queries are too.
 
     RequestError for a layer, head or position that there is not.
     """
-    attention = attention_of(t, layer, head)
-    query, key = position_of(t, "query", query), position_of(t, "key", key)
-    name, spec = f"blocks.{layer}.attn", attention.spec
-    kv_head = head // (attention.config.n_heads // attention.config.n_kv_heads)
+    if attention == "encoder":
+        side, own = side_of(t, attention)
+        found = cell(side, layer=layer, head=head, query=query, key=key, attention=own)
+        return replace(found, attention=attention, receipt=replace(found.receipt, python=_line(found, attention)))
+    module = attention_of(t, layer, head, attention)
+    name, spec = f"blocks.{layer}.{attention}", module.spec
+    query, n_keys = position_of(t, "query", query), t.shape(f"{name}.probs")[-1]
+    check_number("key", key, -n_keys, n_keys - 1)
+    key %= n_keys
+    kv_head = head // (module.config.n_heads // module.config.n_kv_heads)
     q, k = at(t, f"{name}.q_rot", query)[head], at(t, f"{name}.k_rot")[:, kv_head]  # [Dh], [S, Dh]
     v, z = at(t, f"{name}.v")[:, kv_head], at(t, f"{name}.z", query)[head]  # [S, Dv], [Dv]
     scores = t.rows(f"{name}.scores", head=head, query=query).tensor.float()  # [S]
@@ -84,25 +95,31 @@ def cell(t: Trace, *, layer: int, head: int, query: int, key: int) -> Cell:
     bias = bias.where(
         bias.abs() > 1e-4 * scores.where(seen, 0.0).abs().max().clamp(min=1e-6), 0.0
     )  # more than rounding
-    sink = None if attention.sinks is None else attention.sinks[head].float()
+    sink = None if module.sinks is None else module.sinks[head].float()
     largest = scores.max() if sink is None else torch.maximum(scores.max(), sink)
     exp = (scores - largest).exp()
     total = exp.sum() if sink is None else exp.sum() + (sink - largest).exp()
     worked = exp / total
     unscaled = sums.masked_fill(~seen, -math.inf).softmax(-1)
-    return Cell(
-        layer, head, kv_head, query, key,
+    found = Cell(
+        layer, head, attention, kv_head, query, key,
         q, k[key], q * k[key], sums[key].item(), spec.scale, scaled[key].item(), spec.softcap, capped[key].item(),
         bias[key].item(), bool(seen[key]), spec.window, scores[key].item(), largest.item(), exp[key].item(),
         None if sink is None else sink.item(), total.item(), worked[key].item(),
         scores, probs, unscaled, entropy(probs), entropy(unscaled),
         v[key], worked[key] * v[key], z,
         Receipt(
-            f"t.cell(layer={layer}, head={head}, query={query}, key={key})",
+            "",
             "max |sum of prob * v - z|, and of the probabilities by either way",
             max(off(worked @ v, z), off(worked, probs)),
         ),
     )  # fmt: skip
+    return replace(found, receipt=replace(found.receipt, python=_line(found, attention)))
+
+
+def _line(found: Cell, attention: Which) -> str:
+    which = "" if attention == "attn" else f", attention={attention!r}"
+    return f"t.cell(layer={found.layer}, head={found.head}, query={found.query}, key={found.key}{which})"
 
 
 def entropy(probs: Float[Tensor, "S"]) -> float:

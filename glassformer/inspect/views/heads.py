@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace import Receipt, Trace
-from glassformer.inspect.views.layer import at, attention_of, block_of, position_of
+from glassformer.inspect.views.layer import Which, at, attention_of, block_of, position_of, side_of
 from glassformer.inspect.views.result import off
 
 
@@ -73,14 +73,20 @@ class Grid:
 
 
 @torch.no_grad()
-def grid(t: Trace, *, layer: int, size: int = 48) -> Grid:
+def grid(t: Trace, *, layer: int, size: int = 48, attention: Which = "attn") -> Grid:
     """All heads of one layer, each probability matrix max-pooled to at most `size` x `size`.
+
+    attention: as of `cell`.
 
     RequestError for a layer that there is not, or a size outside 4 to 256.
     """
-    block_of(t, layer)
+    side, own = side_of(t, attention)
+    if own == "attn":
+        block_of(side, layer)
+    else:
+        attention_of(side, layer, which=own)
     check_number("size", size, 4, 256)
-    name = f"blocks.{layer}.attn.probs"
+    name = f"blocks.{layer}.{own}.probs" if side is t else f"encoder.blocks.{layer}.{own}.probs"
     value = t[name]
     probs = value.tensor.float()  # [H, T, S]
     small = F.adaptive_max_pool2d(probs, (min(size, probs.shape[1]), min(size, probs.shape[2])))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace import Trace
 from glassformer.nn.attention import Attention
+from glassformer.nn.latent import LatentAttention
 from glassformer.nn.residual import Block
+
+Which = Literal["attn", "cross", "encoder"]  # a block's own attention, that to the source, or the encoder's
 
 
 def block_of(t: Trace, layer: int) -> Block:
@@ -19,17 +24,25 @@ def block_of(t: Trace, layer: int) -> Block:
     return block
 
 
-def attention_of(t: Trace, layer: int, head: int = 0) -> Attention:
-    """RequestError for a layer or head that the model does not have, or attention that has no row of W_q for each."""
-    attention = block_of(t, layer).attn
-    if not isinstance(attention, Attention):
+def attention_of(t: Trace, layer: int, head: int = 0, which: Which = "attn") -> Attention | LatentAttention:
+    """RequestError for a layer, a head or a kind of attention that the model does not have."""
+    attention = getattr(block_of(t, layer), which, None)
+    if attention is None:
         raise RequestError(
-            f"block {layer} makes its keys and values of a latent: they have no matrices of their own to show here; "
-            f'its numbers are t["blocks.{layer}.attn.q"] and the other points',
-            param="view",
+            f"this model reads no source: block {layer} has no attention of the kind {which!r}", param="attention"
         )
+    assert isinstance(attention, Attention | LatentAttention)
     check_number("head", head, 0, attention.config.n_heads - 1)
     return attention
+
+
+def side_of(t: Trace, which: Which) -> tuple[Trace, Which]:
+    """The trace that has this attention, and its name there. RequestError where the model has no encoder."""
+    if which != "encoder":
+        return t, which
+    if t.kind != "encoder-decoder":
+        raise RequestError("this model has no encoder beside it: leave out `attention`", param="attention")
+    return t.source, "attn"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def position_of(t: Trace, name: str, position: int) -> int:

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at, attention_of, position_of
 from glassformer.inspect.views.result import off
+from glassformer.nn.attention import Attention
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,12 @@ def qkv(t: Trace, *, layer: int, head: int, position: int, dim: int = 0) -> QKV:
     RequestError for a layer, head, position or dimension that there is not.
     """
     attention = attention_of(t, layer, head)
+    if not isinstance(attention, Attention):
+        raise RequestError(
+            f"block {layer} makes its keys and values of a latent: they have no matrices of their own to show here; "
+            f'its numbers are t["blocks.{layer}.attn.q"] and the other points',
+            param="view",
+        )
     position = position_of(t, "position", position)
     config, name = attention.config, f"blocks.{layer}.attn"
     kv_head = head // (config.n_heads // config.n_kv_heads)

@@ -21,6 +21,7 @@ from glassformer.inspect.fork import fork
 from glassformer.inspect.lens import lens
 from glassformer.inspect.roles import roles
 from glassformer.inspect.trace import Trace
+from glassformer.inspect.views.alignment import alignment
 from glassformer.inspect.views.anatomy import anatomy, times
 from glassformer.inspect.views.block import block
 from glassformer.inspect.views.cell import cell
@@ -28,6 +29,7 @@ from glassformer.inspect.views.choice import sampling
 from glassformer.inspect.views.heads import grid, heads
 from glassformer.inspect.views.kept import cache, cache_speed
 from glassformer.inspect.views.qkv import qkv
+from glassformer.inspect.views.refusals import served
 from glassformer.inspect.views.summary import summary
 from glassformer.inspect.views.table import embedding, embedding_map
 from glassformer.inspect.views.tracks import changed, tracks
@@ -102,10 +104,10 @@ class View:
 OF_MODEL = (anatomy, tokens, merges, embedding, embedding_map)
 OF_TRACE = (
     summary, times, tracks, changed, qkv, cell, heads, grid, roles, block, lens, attribution, sampling, cache,
-    cache_speed, fork,
+    cache_speed, fork, alignment,
 )  # fmt: skip
-VIEWS: dict[str, View] = {f.__name__: View("model", f) for f in OF_MODEL} | {
-    f.__name__: View("trace", f) for f in OF_TRACE
+VIEWS: dict[str, View] = {f.__name__: View("model", served(f)) for f in OF_MODEL} | {
+    f.__name__: View("trace", served(f)) for f in OF_TRACE
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -43,6 +44,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
+
+
+def dump(value: Any) -> bytes:
+    """JSON on one line, whatever is in it: a lone surrogate is written as its escape, NaN is an error of ours."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
 
 
 def off(a: Tensor, b: Tensor) -> float:

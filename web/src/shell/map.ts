@@ -2,6 +2,7 @@
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
 import { look } from "../lib/look.js";
+import { headShape } from "../lib/head.js";
 import { big } from "../lib/number.js";
 import { views, Follower, type ViewEntry } from "../view.js";
 
@@ -42,18 +43,19 @@ export class ModelMap extends Follower {
   override render() {
     const { anatomy, place, here, passed } = this.session;
     if (!anatomy) return nothing;
-    const view = views().find((one) => one.id === place.view), n = anatomy.layers.length;
+    const view = views().find((one) => one.id === place.view), n = anatomy.layers.length, context = anatomy.context ?? passed;
     const at = view?.place, inside = at === "attention" || at === "forward" || at === "block";
     const stop = (where: ViewEntry["place"], name: string, note: string) => html`<li><button
       aria-current=${at === where ? "location" : nothing} @click=${() => this.#open(where)}>${name}<small>${note}</small></button></li>`;
     return html`<nav aria-label="Map of the model"><ol class=${n > 8 ? "tight" : ""}>
+      ${anatomy.kind === "encoder-decoder" || anatomy.kind === "recurrent" ? stop("source", "Encoder", anatomy.encoder.length ? `${anatomy.encoder.length} blocks read the source` : "its states") : nothing}
       ${stop("text", "Tokenizer", `${anatomy.vocab_size.toLocaleString("en-US")} tokens`)}
       ${stop("embed", "Embedding", `${anatomy.vocab_size} × ${anatomy.d_model}`)}
       ${anatomy.layers.map((one, i) => html`<li class="block ${inside && here.layer === i ? "here" : ""}"><span>${i}</span>
         <button class="a" aria-label="attn, attention of block ${i}" aria-current=${at === "attention" && here.layer === i ? "location" : nothing} @click=${() => this.#open("attention", i)}>attn</button>
-        <i class="kept" title="its cache: ${Math.min(passed, one.window ?? passed)} of ${Math.min(anatomy.context, one.window ?? anatomy.context)} tokens"><b ${look({ width: `${Math.min(100, (100 * passed) / Math.min(anatomy.context, one.window ?? anatomy.context))}%` })}></b></i>
+        <i class="kept" title="its cache: ${Math.min(passed, one.window ?? passed)} of ${Math.min(context, one.window ?? context)} tokens"><b ${look({ width: `${Math.min(100, (100 * passed) / Math.min(context, one.window ?? context))}%` })}></b></i>
         <button class="m" aria-label="ffn, feed-forward layer of block ${i}" aria-current=${(at === "forward" || at === "block") && here.layer === i ? "location" : nothing} @click=${() => this.#open("block", i)}>ffn</button></li>`)}
-      ${stop("head", "LM head", anatomy.tied ? "tied to the embedding" : `${anatomy.d_model} × ${anatomy.vocab_size}`)}
+      ${stop("head", "LM head", anatomy.tied ? "tied to the embedding" : headShape(anatomy))}
       ${stop("model", "Whole model", `${big(anatomy.parameters)} parameters`)}
     </ol></nav>`;
   }

@@ -23,7 +23,7 @@ export class TokenRow extends Follower {
   `];
 
   override render() {
-    const { session } = this, { trace, writing, here } = session;
+    const { session } = this, { trace, writing, here } = session, source = trace?.source;
     const view = views().find((one) => one.id === session.place.view);
     const keys = view?.arrows?.includes("key") ?? false;
     if (writing) {
@@ -33,9 +33,9 @@ export class TokenRow extends Follower {
     }
     if (!trace) return nothing;
     return html`<div class="tokens" role="group" aria-label="Tokens">${trace.tokens.map((token, i) => html`<button
-        class="${i >= trace.n_prompt ? "written" : ""} ${i === here.query ? "query" : ""} ${keys && i === here.key ? "key" : ""}"
+        class="${i >= trace.n_prompt ? "written" : ""} ${i === here.query ? "query" : ""} ${keys && session.keys === session.tokens && i === here.key ? "key" : ""}"
         aria-pressed=${i === here.query ? "true" : "false"} title="token ${i}, id ${token.id}" @click=${(event: MouseEvent) => this.#pick(i, keys && event.altKey)}>${this.#text(token.text)}</button>`)}</div>
-      <p class="note"><span>${trace.n_prompt} read, ${trace.tokens.length - trace.n_prompt} written</span>
+      <p class="note">${source ? html`<span>source: ${source.tokens.length} tokens</span>` : nothing}<span>${trace.n_prompt} read, ${trace.tokens.length - trace.n_prompt} written</span>
         <span><span class="sample q">query</span> ${here.query}</span>${keys ? html`<span><span class="sample k">key</span> ${here.key}</span>` : nothing}
         ${view?.arrows ? html`<span>arrows: ${keys ? "key, query" : "query"}${view.arrows.includes("layer") ? html` · with shift: ${view.arrows.includes("head") ? "head, " : ""}block` : nothing}</span>` : nothing}</p>`;
   }

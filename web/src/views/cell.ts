@@ -7,12 +7,11 @@ import "../parts/pattern.js";
 import "../parts/cause.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
-import "../parts/strip.js";
+import "../parts/worked.js";
 import "../parts/where.js";
 import { Ask } from "../ask.js";
-import { num, percent, short, type Num } from "../lib/number.js";
-import { largest } from "../lib/tensor.js";
-import { quoted, visible } from "../parts/token.js";
+import { num, percent, short } from "../lib/number.js";
+import { quoted } from "../parts/token.js";
 import type { Cell } from "../shapes.js";
 import { Follower } from "../view.js";
 
@@ -21,21 +20,13 @@ const SHOWN = 10; // keys beside the picture
 @customElement("gf-view-cell")
 export class CellView extends Follower {
   @state() private unscaled = false;
-  @state() private dim = 0;
   #cell = new Ask<Cell>(this, () => this.session.ofTrace("cell", { ...this.session.here }));
 
   static override styles = [Follower.styles, css`
     .top { display: grid; grid-template-columns: minmax(0, 22rem) minmax(14rem, 1fr); gap: 1.75rem; align-items: start; }
     .side { display: grid; gap: 0.7rem; }
     .title { display: flex; flex-wrap: wrap; gap: 0.4rem 1.4rem; align-items: baseline; justify-content: space-between; }
-    ol { display: grid; gap: 1.15rem; counter-reset: step; }
-    li { display: grid; grid-template-columns: 1.6rem minmax(0, 1fr); counter-increment: step; }
-    li::before { content: counter(step); color: var(--soft); font-size: 0.82rem; padding-top: 0.12rem; }
-    .line { display: grid; gap: 0.3rem; min-width: 0; }
-    .strips { display: grid; grid-template-columns: 5.2rem minmax(0, 1fr); gap: 0.3rem 0.8rem; align-items: center; font-size: 0.8rem; }
-    .worked { font-size: 0.88rem; }
     @media (max-width: 900px) { .top { grid-template-columns: 1fr; } }
-    @media (max-width: 720px) { .strips { grid-template-columns: 3.6rem minmax(0, 1fr); } }
   `];
 
   override render() {
@@ -43,14 +34,12 @@ export class CellView extends Follower {
     return html`<section class="stack">
       <div class="title"><h2>Attention, worked out</h2><gf-where .session=${session}></gf-where></div>
       ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
-      ${error || !cell ? nothing : html`<div class="top"><gf-pattern .session=${session} most="400"></gf-pattern>${this.#row(cell)}</div>${this.#steps(cell)}
+      ${error || !cell ? nothing : html`<div class="top"><gf-pattern .session=${session} most="400"></gf-pattern>${this.#row(cell)}</div><gf-worked .session=${session} .cell=${cell} .unscaled=${this.unscaled} .queries=${session.tokens} .keys=${session.tokens}></gf-worked>
       <gf-receipt .of=${cell.receipt}></gf-receipt>
       <gf-cause .session=${session} label="Hide key ${cell.key} from query ${cell.query} here, and write anew"
         .edit=${cell.visible ? { op: "knockout", point: `blocks.${cell.layer}.attn.scores`, head: cell.head, query: cell.query, key: cell.key } : null}></gf-cause>`}
     </section>`;
   }
-
-  #name = (i: number): string => visible(this.session.tokens[i]?.text ?? "");
 
   #row(cell: Cell) {
     const probs = (this.unscaled ? cell.unscaled : cell.probs).map(num);
@@ -66,48 +55,5 @@ export class CellView extends Follower {
         <span class="small soft">entropy <span class="num">${short(cell.entropy)}</span> nats${this.unscaled ? html`, unscaled <span class="num">${short(cell.unscaled_entropy)}</span>` : nothing}</span></div>
       <gf-formula>softmax(<span class="q">q</span>·<span class="k">k</span> × ${short(cell.scale)}) = softmax(${short(cell.score)}) = ${percent(cell.prob)}</gf-formula>
     </div>`;
-  }
-
-  #steps(cell: Cell) {
-    const size = (...of: Num[][]) => Math.max(...of.map((one) => largest(one.map(num)).size));
-    const dim = Math.min(this.dim, cell.q.length - 1), move = (event: CustomEvent<number>) => (this.dim = event.detail);
-    const strip = (data: Num[], label: string, meaning: string, top = 0, at = dim) =>
-      html`<gf-strip quiet .data=${data} .top=${top} .at=${at} label=${label} meaning=${meaning} @pick=${move}></gf-strip>`;
-    const qk = size(cell.q, cell.k), values = size(cell.v);
-    const d = cell.q.length, root = Math.abs(num(cell.scale) - d ** -0.5) < 1e-6;
-    const vdim = Math.min(dim, cell.v.length - 1);
-    return html`<ol>
-      <li><div class="line"><h3>Multiply, number by number</h3>
-        <div class="strips"><span><span class="q">query</span> ${this.#name(cell.query)}</span>${strip(cell.q, "query", "query", qk)}
-          <span><span class="k">key</span> ${this.#name(cell.key)}</span>${strip(cell.k, "key", "key", qk)}
-          <span>products</span>${strip(cell.products, "products", "plain")}</div>
-        <p class="worked">[${dim}]: <span class="num"><span class="q">${short(cell.q[dim] as Num)}</span> × <span class="k">${short(cell.k[dim] as Num)}</span> = ${short(cell.products[dim] as Num)}</span></p></div></li>
-      <li><div class="line"><h3>Add them up: how well the two fit</h3>
-        <p class="worked">all ${d} products together: <span class="num">${short(cell.sum)}</span></p></div></li>
-      <li><div class="line"><h3>Scale, so that softmax does not saturate</h3>
-        <p class="worked"><span class="num">${short(cell.sum)} × ${short(cell.scale)} = ${short(cell.scaled)}</span> ${root ? html`<span class="soft">(1/√${d})</span>` : html`<span class="soft">(this model's own scale)</span>`}
-        ${cell.softcap === null ? nothing : html`<br />held under the cap: <span class="num">${short(cell.softcap)} · tanh(${short(cell.scaled)} / ${short(cell.softcap)}) = ${short(cell.capped)}</span>`}
-        ${num(cell.bias) === 0 ? nothing : html`<br />and what the model adds for this distance: <span class="num">${short(cell.bias)}</span>`}</p></div></li>
-      <li><div class="line"><h3>Mask: what may be seen</h3>
-        <p class="worked">${cell.visible ? html`${quoted(this.session.tokens[cell.key]?.text)} may be seen: the score stays <span class="num">${short(cell.score)}</span>`
-          : html`${this.#hidden(cell)}, so its score is <span class="num">−∞</span> and its share 0`}</p></div></li>
-      <li><div class="line"><h3>Softmax: shares that add up to 1</h3>
-        <p class="worked"><span class="num">exp(${short(cell.score)} − ${short(cell.largest)}) = ${short(cell.exp)}</span>, over the row's sum
-          <span class="num">${short(cell.total)}</span>${cell.sink === null ? nothing : html` <span class="soft">(with the sink's share in it)</span>`}:
-          <span class="num">${percent(cell.prob, 2)}</span></p>
-        <gf-strip shares quiet .data=${this.unscaled ? cell.unscaled : cell.probs} .at=${cell.key} label="shares of all keys" .names=${(i: number) => `key ${i} ${this.#name(i)}`}
-          @pick=${(event: CustomEvent<number>) => this.session.go({ key: event.detail })}></gf-strip></div></li>
-      <li><div class="line"><h3>Take that much of the value</h3>
-        <div class="strips"><span><span class="v">value</span> ${this.#name(cell.key)}</span>${strip(cell.v, "value", "value", values, vdim)}
-          <span>${percent(cell.prob)} of it</span>${strip(cell.weighted, "weighted value", "value", values, vdim)}
-          <span>all keys'</span>${strip(cell.z, "z, the sum over all keys", "value", values, vdim)}</div>
-        <p class="worked">[${vdim}]: <span class="num">${percent(cell.prob)} × <span class="v">${short(cell.v[vdim] as Num)}</span> = ${short(cell.weighted[vdim] as Num)}</span>,
-          and with all other keys' <span class="num">z[${vdim}] = ${short(cell.z[vdim] as Num)}</span></p></div></li>
-    </ol>`;
-  }
-
-  #hidden(cell: Cell) {
-    if (cell.key > cell.query) return html`${quoted(this.session.tokens[cell.key]?.text)} comes later and may not be seen`;
-    return html`${quoted(this.session.tokens[cell.key]?.text)} is outside the window of ${cell.window} tokens`;
   }
 }

@@ -48,7 +48,7 @@ export class GridRow extends Follower {
     if (!grid) return html`<div class="heads" ${look({ "--n": 1 })}><span>${this.layer}</span></div>`;
     return html`<div class="heads" ${look({ "--n": grid.heads })}><span>${this.layer}</span>${this.pictures.map((picture, head) => html`
       <button aria-pressed=${here.layer === this.layer && here.head === head} aria-label="Block ${this.layer}, head ${head}" @click=${() => this.session.go({ layer: this.layer, head })}>
-        <gf-matrix still shares causal .data=${picture} .rows=${grid.rows} .columns=${grid.columns} label="attention of block ${this.layer}, head ${head}"></gf-matrix></button>`)}</div>`;
+        <gf-matrix still shares ?causal=${this.session.causal} .data=${picture} .rows=${grid.rows} .columns=${grid.columns} label="attention of block ${this.layer}, head ${head}"></gf-matrix></button>`)}</div>`;
   }
 }
 
@@ -81,7 +81,7 @@ export class Pinned extends Follower {
     const rows = this.#rows.value, { session } = this, { here } = session;
     if (this.#rows.error) return html`<gf-refused reason=${this.#rows.error.message}></gf-refused>`;
     if (!rows) return nothing;
-    const [heads = 0, columns = 0] = rows.shape.slice(-2), data = rows.data.map((x, i) => (i % columns > here.query ? NaN : x));
+    const [heads = 0, columns = 0] = rows.shape.slice(-2), data = rows.data.map((x, i) => (session.causal && i % columns > here.query ? NaN : x));
     return html`<div class="stack"><h3>Query ${here.query} in all heads of block ${here.layer}</h3>
       <gf-matrix shares most="720" rowHeight=${heads > 16 ? 12 : 20} .data=${data} .rows=${heads} .columns=${columns} .row=${here.head} .column=${here.key} rowName="head" columnName="key" columnTone="var(--key)"
         .columnLabel=${(i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`} label="Query ${here.query} in all heads" @pick=${(event: CustomEvent<Pick>) => session.go({ head: event.detail.row, key: event.detail.column })}></gf-matrix>

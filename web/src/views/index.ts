@@ -12,6 +12,7 @@ import "./block.js";
 import "./lens.js";
 import "./cache.js";
 import "./roles.js";
+import "./alignment.js";
 
 register({ id: "map", title: "Map", element: "gf-view-map", place: "model" });
 register({ id: "tokenizer", title: "Tokenizer", element: "gf-view-tokenizer", place: "text" });
@@ -25,3 +26,4 @@ register({ id: "block", title: "Block", element: "gf-view-block", place: "block"
 register({ id: "lens", title: "Next token", element: "gf-view-lens", place: "head", arrows: ["query"] });
 register({ id: "tracks", title: "Tracks", element: "gf-view-tracks", place: "model", arrows: ["query", "layer"] });
 register({ id: "cache", title: "Cache", element: "gf-view-cache", place: "block", arrows: ["query", "layer"] });
+register({ id: "alignment", title: "Alignment", element: "gf-view-alignment", place: "source", arrows: ["query", "key", "head", "layer"] });

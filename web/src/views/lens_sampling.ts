@@ -44,12 +44,12 @@ export class LensSampling extends Follower {
     const choice = this.#choice.value, error = this.#choice.error, { session } = this;
     return html`<div class="stack"><div class="stack close"><h3>From the distribution to a choice</h3>
       <p class="small soft">The model's own distribution, and what is left of it after each stage of sampling.</p></div>
-      <div class="sliders">${SLIDERS.map(({ name, from, to, step, off }) => html`<label><span>${name.replace("_", "-")} <span class="num">${this.#set(name) === off && name !== "temperature" ? "off" : this.#set(name)}</span></span>
-        <input type="range" aria-label=${name} min=${from} max=${to} step=${step} .value=${String(this.#set(name))} @input=${(event: Event) => session.more({ [name]: Number((event.target as HTMLInputElement).value) === off ? null : (event.target as HTMLInputElement).value })} /></label>`)}</div>
+      ${session.live ? html`<div class="sliders">${SLIDERS.map(({ name, from, to, step, off }) => html`<label><span>${name.replace("_", "-")} <span class="num">${this.#set(name) === off && name !== "temperature" ? "off" : this.#set(name)}</span></span>
+        <input type="range" aria-label=${name} min=${from} max=${to} step=${step} .value=${String(this.#set(name))} @input=${(event: Event) => session.more({ [name]: Number((event.target as HTMLInputElement).value) === off ? null : (event.target as HTMLInputElement).value })} /></label>`)}</div>` : nothing}
       ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
       ${choice && !error ? html`<div class="stages">${choice.stages.map((stage) => html`<div class="stage"><h3><span>${stage.name.replace("_", "-")}</span><span class="soft num">${count(stage.left)} left</span></h3>
           <gf-bars tokens top="1" label="After ${stage.name}" .bars=${choice.tokens.map((token, i) => ({ label: token.text, value: stage.probs[i] as Num, chosen: token.id === session.tokens[choice.position + 1]?.id }))}></gf-bars></div>`)}</div>
-        <div class="row"><button @click=${() => session.more({ draws: "1000" })}>Draw 1,000 times</button>${choice.n_draws ? html`<span class="small">${this.#drawn(choice)}</span>` : nothing}</div>
+        <div class="row"><button ?hidden=${!session.live} @click=${() => session.more({ draws: "1000" })}>Draw 1,000 times</button>${choice.n_draws ? html`<span class="small">${this.#drawn(choice)}</span>` : nothing}</div>
         <gf-receipt .of=${choice.receipt}></gf-receipt>` : nothing}
     </div>`;
   }

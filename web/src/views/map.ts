@@ -41,13 +41,14 @@ export class MapView extends Follower {
     const first = anatomy.layers[0];
     const facts: [string, string][] = [
       [count(anatomy.parameters), "parameters"], [String(anatomy.layers.length), "blocks"], [String(anatomy.d_model), "numbers per token"],
-      [`${first?.n_heads}${first && first.n_kv_heads !== first.n_heads ? ` (${first.n_kv_heads} k/v)` : ""}`, "heads per block"],
-      [count(first?.d_ff ?? 0), first?.experts ? `neurons in each of ${first.experts} experts` : "neurons per block"],
-      [count(anatomy.context), "tokens of context"], [anatomy.positions ?? "none", "positions"], [anatomy.dtype, "stored as"],
+      ...(first ? [[`${first.n_heads}${first.n_kv_heads !== first.n_heads ? ` (${first.n_kv_heads} k/v)` : ""}`, "heads per block"],
+        [count(first.d_ff), first.experts ? `neurons in each of ${first.experts} experts` : "neurons per block"]] as [string, string][] : []),
+      ...(anatomy.encoder.length ? [[String(anatomy.encoder.length), "blocks of the encoder"]] as [string, string][] : []),
+      [anatomy.context === null ? "any" : count(anatomy.context), anatomy.context === null ? "length of text" : "tokens of context"], [anatomy.positions ?? "none", "positions"], [anatomy.dtype, "stored as"],
     ];
     return html`<section class="stack">
       <h2>The whole model</h2>
-      <gf-flow .session=${this.session}></gf-flow>
+      ${anatomy.kind === "recurrent" ? nothing : html`<gf-flow .session=${this.session}></gf-flow>`}
       <div class="facts">${facts.map(([value, name]) => html`<div><b>${value}</b><span>${name}</span></div>`)}</div>
       <div><h3>Where its ${big(anatomy.parameters)} parameters are</h3>${this.#share(Object.entries(anatomy.shares))}</div>
       ${times ? html`<div><h3>Where the time goes: ${times.total.toFixed(2)} ms for these ${times.tokens} tokens, measured now</h3>${this.#share([

@@ -54,7 +54,7 @@ export class RolesView extends Follower {
       ${best.length ? html`<gf-bars pick top="1" label="Heads by this score" .bars=${best.map((one) => ({ label: `block ${one.layer}, head ${one.head}`, value: one.score, text: percent(one.score) }))}
         @pick=${(event: CustomEvent<number>) => { const one = best[event.detail]; if (one) session.visit("cell", { layer: one.layer, head: one.head }); }}></gf-bars>
       <p class="small soft">Mean over the ${count(roles.queries[role] ?? 0)} tokens that see such a key. Click a head to open its evidence.</p>` : nothing}
-      ${REPEATED.has(role) ? html`<p><button @click=${() => this.#twice()}>Read this text twice over</button></p>` : nothing}
+      ${REPEATED.has(role) && session.live ? html`<p><button @click=${() => this.#twice()}>Read this text twice over</button></p>` : nothing}
       <p class="small">A head that looks where a role says need not be what makes the model say so.</p></div>
       <gf-cause .session=${session} label="Take head ${session.here.head} of block ${session.here.layer} out, and write anew" .edit=${{ op: "ablate", point: `blocks.${session.here.layer}.attn.z`, head: session.here.head }}></gf-cause>`;
   }

@@ -53,7 +53,7 @@ export class TokenizerView extends Follower {
     const tokens = this.#tokens.value, error = this.#tokens.error;
     return html`<section class="stack">
       <h2>From letters to tokens</h2>
-      <textarea rows="2" aria-label="Text to cut into tokens" spellcheck="false" .value=${this.#text} @input=${(event: Event) => this.session.more({ try: (event.target as HTMLTextAreaElement).value })}></textarea>
+      <textarea rows="2" ?readonly=${!this.session.live} aria-label="Text to cut into tokens" spellcheck="false" .value=${this.#text} @input=${(event: Event) => this.session.more({ try: (event.target as HTMLTextAreaElement).value })}></textarea>
       ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
       ${tokens && !error ? html`<p class="soft small">${count(tokens.n_bytes)} bytes, ${count(tokens.tokens.length)} tokens of ${count(tokens.vocab_size)} known ones:
           ${(tokens.n_bytes / Math.max(1, tokens.tokens.length)).toFixed(2)} bytes each.</p>
@@ -80,7 +80,7 @@ export class TokenizerView extends Follower {
   #tree() {
     const merges = this.#merges.value, error = this.#merges.error;
     return html`<div class="row"><h3>How a word is put together</h3>
-        <label>word <input aria-label="Word whose merges are shown" spellcheck="false" .value=${this.#word} @input=${(event: Event) => this.session.more({ word: (event.target as HTMLInputElement).value })} /></label></div>
+        <label>word <input ?readonly=${!this.session.live} aria-label="Word whose merges are shown" spellcheck="false" .value=${this.#word} @input=${(event: Event) => this.session.more({ word: (event.target as HTMLInputElement).value })} /></label></div>
       ${error ? html`<gf-refused heading="No merges to show" reason=${error.message}></gf-refused>` : nothing}
       ${merges && !error ? html`<ol class="tree">${merges.steps.map((step, i) => html`<li>${step.parts.map((part, j) => html`<span class="piece num ${j === step.at ? "new" : ""}">${visible(part)}</span>`)}
         <small>${i === 0 ? "its bytes" : `merge ${step.rank} of the training`}</small></li>`)}</ol>

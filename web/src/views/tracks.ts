@@ -53,8 +53,8 @@ export class TracksView extends Follower {
       <div class="stack close"><h3>Where the context ends</h3>
         <div class="context"><span ${look({ width: `${(100 * n) / tracks.context}%` })}></span></div>
         <p class="axis"><span>${count(n)} tokens</span><span>${count(tracks.context)} at most</span></p>
-        <label class="small soft">end this text earlier, and see that nothing before the end changes: <input type="range" min="1" max=${n} aria-label="where the text ends" .value=${String(this.other?.of === session.trace?.id ? Math.min(n, this.other?.trace.tokens.length ?? n) : n)}
-          @change=${(event: Event) => void this.#read(() => (session.trace?.tokens ?? []).slice(0, Number((event.target as HTMLInputElement).value)).map((token) => token.id))} /></label>
+        ${session.live ? html`<label class="small soft">end this text earlier, and see that nothing before the end changes: <input type="range" min="1" max=${n} aria-label="where the text ends" .value=${String(this.other?.of === session.trace?.id ? Math.min(n, this.other?.trace.tokens.length ?? n) : n)}
+          @change=${(event: Event) => void this.#read(() => (session.trace?.tokens ?? []).slice(0, Number((event.target as HTMLInputElement).value)).map((token) => token.id))} /></label>` : nothing}
         ${tracks.windows.some((w) => w !== null) ? html`<p class="small soft">Windows, block by block: ${tracks.windows.map((w) => w ?? "all").join(", ")} tokens back.</p>` : nothing}</div>
       ${this.#edit()}`;
   }
@@ -75,6 +75,7 @@ export class TracksView extends Follower {
   }
 
   #edit() {
+    if (!this.session.live) return nothing;
     const { session } = this, changed = this.#changed.value, at = session.here.query, error = this.#changed.error?.message ?? this.wrong;
     const both = this.other?.trace.tokens ?? [], cut = both.every((token, i) => token.id === session.tokens[i]?.id); // the same, and shorter
     const apart = Math.max(0, ...(changed?.distances.flat().map(num) ?? [])), long = Math.max(0, ...(this.#tracks.value?.norms.flat().map(num) ?? []));

@@ -12,19 +12,17 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from glassformer.errors import RequestError
-from glassformer.inspect.points import sizes
 from glassformer.inspect.trace import Trace, Value
-from glassformer.inspect.views.result import plain
-from glassformer.server.errors import dump
+from glassformer.inspect.views.result import dump, plain
 
 Kind = Literal["f32", "f16", "u8"]
 MOST = 1 << 24  # numbers of one answer
@@ -80,22 +78,16 @@ def _part(text: str, axis: str, size: int) -> Part:
     return Part(axis, size, start, stop)
 
 
-def shape_of(trace: Trace, name: str) -> tuple[int, ...]:
-    """A point's shape, without computing it."""
-    known = sizes(trace.config, name)
-    return tuple(known.get(axis, len(trace)) for axis in trace.axes(name))
-
-
 def read(trace: Trace, name: str, text: str) -> Value:
     """The slice of a point, computed for no more than it needs. Axes of which one place is taken are left out."""
     axes = trace.axes(name)
-    parts = parts_of(text, axes, shape_of(trace, name))
+    parts = parts_of(text, axes, trace.shape(name))
     if (n := math.prod(part.length for part in parts)) > MOST:
         raise RequestError(
             f"this slice has {n:,} numbers, and at most {MOST:,} are sent: take less of it", param="slice"
         )
     done = 0  # of the first axes, already taken
-    if name.endswith((".scores", ".probs")):
+    if name.endswith((".scores", ".probs")) and axes[0] == "H":
         value = trace.rows(name, head=parts[0].places, query=parts[1].places)
         done = 2
     elif axes[0] == "T" and not parts[0].whole:
@@ -153,3 +145,27 @@ def _off(seen: Tensor, real: Tensor) -> float:
     """How far what is sent may be from the tensor's own numbers."""
     finite = real.isfinite()
     return (seen.double() - real.double())[finite].abs().max().item() if bool(finite.any()) else 0.0
+
+
+def read_options(given: Mapping[str, str]) -> dict[str, Any]:
+    """What `answer` takes, from texts. RequestError for what it does not take."""
+    for name in given:
+        if name not in ("slice", "pool", "dtype"):
+            raise RequestError(f"unknown parameter {name[:64]!r}; known: slice, pool, dtype", param=name[:64])
+    pool, kind = given.get("pool"), given.get("dtype", "f32")
+    if pool is not None and not re.fullmatch(r"\d{1,9}", pool):
+        raise RequestError(f"pool must be a whole number from 1 to 4096, got {pool!r:.40}", param="pool")
+    if kind not in get_args(Kind):
+        raise RequestError(f"dtype must be one of {', '.join(get_args(Kind))}, got {kind!r:.40}", param="dtype")
+    return {"slice": given.get("slice", ""), "pool": None if pool is None else int(pool), "dtype": kind}
+
+
+def answer(trace: Trace, name: str, *, slice: str = "", pool: int | None = None, dtype: Kind = "f32") -> bytes:
+    """The slice of a point, as it is sent. RequestError for one that is not there."""
+    check_pool(pool)
+    return encoded(read(trace, name, slice), dtype, pool)
+
+
+def check_pool(pool: int | None) -> None:
+    if pool is not None and not 1 <= pool <= 4096:
+        raise RequestError(f"pool must be a whole number from 1 to 4096, got {pool}", param="pool")

@@ -1,0 +1,187 @@
+"""What a report holds: a chosen place in a text, and what one step away from it shows.
+
+    chosen   every view at the chosen layer, head, query and key; and with any one of the four changed, the others kept
+             (of q, k, v, heads and blocks 32 tokens to either side, of cells 128). What is small is there for all
+             tokens: probabilities, lens, shares of a difference, sampling, and every layer's small pictures.
+    all      layers, heads and tokens changed together; of cells, all of the chosen head's and the chosen query's
+
+Answers are kept under what was asked, by the very functions that answer where there is a server. A refusal is kept
+with its reason; what is not kept says so, and how to see it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from glassformer.errors import CapacityError, GlassformerError
+from glassformer.inspect.answers import (
+    Answers,
+    error_of,
+    key_of,
+    path_of_model,
+    path_of_tensor,
+    path_of_trace,
+    told,
+)  # fmt: skip
+from glassformer.inspect.place import Place
+from glassformer.inspect.views.result import dump
+
+NEAR, FAR = 32, 128  # tokens to either side
+WHOLE, STEP = 256, 128  # of a head drawn number by number: as the page has it
+MOST = 256 << 20  # bytes of answers, before they are packed
+WORD = re.compile(r" ?[^\W\d_]+")
+RULE = {
+    "chosen": "the chosen layer, head, query and key, and each of them changed by itself",
+    "all": "all layers, heads and tokens, and of cells those of the chosen head and of the chosen query",
+}
+
+Advance = Callable[[int, int | None, str], None]
+
+
+def bake(
+    answers: Answers, ids: list[str], place: Place, how: str, text: str, advance: Advance | None = None
+) -> dict[str, bytes]:
+    """{what is asked: the answer} of traces, as JSON. CapacityError where it is more than a browser should open."""
+    asked = [path for id in ids for path in of_trace(answers, id, place, how)]
+    asked = list(dict.fromkeys([*of_model(answers, ids, text), *asked]))
+    found: dict[str, bytes] = {}
+    size = 0
+    for i, path in enumerate(asked):
+        found[key_of(path)] = answer = packed(answers, path)
+        size += len(answer)
+        if size > MOST:
+            raise CapacityError(
+                f"a report of this text would be over {MOST >> 20} MB ({i} of {len(asked)} answers are): take a "
+                f"shorter text{', or bake chosen' if how == 'all' else ''}, or serve the model"
+            )
+        if advance:
+            advance(i + 1, len(asked), "baking")
+    return found
+
+
+def packed(answers: Answers, path: str) -> bytes:
+    """["json", answer], ["tensor", base64 of it] or ["refused", the error]."""
+    try:
+        data = answers.get(path)
+    except GlassformerError as error:
+        return b'["refused",' + dump(error_of(error)) + b"]"
+    if "/tensors/" in path:
+        return b'["tensor","' + base64.b64encode(data) + b'"]'
+    return b'["json",' + data + b"]"
+
+
+def of_model(answers: Answers, ids: list[str], text: str) -> Iterator[str]:
+    """The model, its tokenizer on this text, and the rows of its tokens with those near them."""
+    name = answers.name
+    yield "/v1/models"
+    yield path_of_model(name, "anatomy")
+    yield path_of_model(name, "tokens", text=text)
+    for word in dict.fromkeys(WORD.findall(text)):
+        yield path_of_model(name, "merges", word=word)
+    tables = ("input",) if answers.lm.model.head is None else ("input", "output")
+    for id in ids:
+        t = answers.traces[id]
+        for table in tables:
+            for token in dict.fromkeys(t.ids):
+                path = path_of_model(name, "embedding", token=token, n=12, table=table)
+                yield path
+                yield path_of_model(name, "embedding", token=token, n=1, table=table)
+                near = json.loads(answers.get(path))["nearest"]
+                some = list(dict.fromkeys([*t.ids, *(one["id"] for one in near)]))
+                yield path_of_model(name, "embedding_map", tokens=some, table=table)
+
+
+def of_trace(answers: Answers, id: str, place: Place, how: str) -> Iterator[str]:
+    """What the page may ask of a trace, at the places that are baked."""
+    t = answers.traces[id]
+    n, everywhere = len(t), how == "all"
+    layers = [one.attention.n_heads for one in t.config.layers]
+    place = Place(place.layer, place.head, min(place.query, n - 1), min(place.key, n - 1), place.because)
+
+    def see(view: str, **given: Any) -> str:
+        return path_of_trace(id, view, **given)
+
+    def probs(layer: int, slice: str, **given: Any) -> str:
+        return path_of_tensor(id, f"blocks.{layer}.attn.probs", slice=slice, **given)
+
+    yield from map(see, ("summary", "times", "tracks", "roles", "cache_speed"))
+    for other in answers.traces:
+        if other != id:
+            yield see("fork", other=other)
+            yield see("changed", other=other)
+    for q in range(n):
+        yield see("lens", top=5, position=q)
+        yield see("attribution", position=q)
+        yield see("sampling", position=q, top=12)
+        yield path_of_tensor(id, "embed.out", slice=f"{q},:", dtype="f32")
+    for layer in range(len(layers)):
+        yield see("grid", layer=layer, size=48)
+        yield see("cache", layer=layer)
+    near = range(n) if everywhere else around(place.query, NEAR, n)
+    for layer, q in crossing(place.layer, range(len(layers)), place.query, near, everywhere):
+        yield see("heads", layer=layer, position=q)
+        yield see("block", layer=layer, position=q)
+        yield see("block", layer=layer, position=q, top=0)
+        yield probs(layer, f":,{q},:", dtype="f32")
+    heads = [(layer, head) for layer, many in enumerate(layers) for head in range(many)]
+    seen = [one for one in heads if everywhere or one[0] == place.layer or one[1] == place.head]
+    for layer, head in seen:
+        if n <= WHOLE:
+            yield probs(layer, f"{head},:,:", dtype="f32")
+        else:
+            yield probs(layer, f"{head},:,:", dtype="u8", pool=WHOLE)
+            yield probs(layer, piece(head, place.query, place.key, n), dtype="f32")
+        for q in near if everywhere or (layer, head) == (place.layer, place.head) else [place.query]:
+            yield see("qkv", layer=layer, head=head, position=q, dim=0)
+        far = range(n) if everywhere else [place.key]
+        for key in far:
+            yield see("cell", layer=layer, head=head, query=place.query, key=key)
+    for dim in range(t.config.layers[place.layer].attention.head_dim):
+        yield see("qkv", layer=place.layer, head=place.head, position=place.query, dim=dim)
+    queries, keys = around(place.query, n if everywhere else FAR, n), around(place.key, n if everywhere else FAR, n)
+    for q, k in crossing(place.query, queries, place.key, keys, everywhere):
+        yield see("cell", layer=place.layer, head=place.head, query=q, key=k)
+        if n > WHOLE:
+            yield probs(place.layer, piece(place.head, q, k, n), dtype="f32")
+
+
+def around(at: int, reach: int, n: int) -> range:
+    """The places near one."""
+    return range(max(0, at - reach), min(n, at + reach + 1))
+
+
+def crossing(a: int, some: Iterable[int], b: int, others: Iterable[int], everywhere: bool) -> Iterator[tuple[int, int]]:
+    """All pairs, or those that have at least one of the two chosen places."""
+    others = list(others)
+    for x in some:
+        for y in others if everywhere or x == a else [b]:
+            yield x, y
+
+
+def piece(head: int, query: int, key: int, n: int) -> str:
+    """Of a long text's head, the piece around a cell that is drawn number by number, as the page asks for it."""
+    row, column = (max(0, min(n - WHOLE, (at - STEP // 2) // STEP * STEP)) for at in (query, key))
+    return f"{head},{row}:{row + WHOLE},{column}:{column + WHOLE}"
+
+
+def bodies(answers: Answers, ids: list[str], text: str) -> list[dict[str, Any]]:
+    """How the page asks for each trace, and what it is told of it."""
+    found = []
+    for id in ids:
+        t = answers.traces[id]
+        asked = {"prompt": text, "max_tokens": len(t) - t.n_prompt, "edits": [edit.json for edit in t.edits]}
+        found.append(asked | {"trace": answers.described(id)})
+    return found
+
+
+def prompt_of(answers: Answers, id: str) -> str:
+    """A trace's prompt as a text; its ids where the model has no tokenizer."""
+    t = answers.traces[id]
+    if t.lm.tokenizer is None:
+        return " ".join(map(str, t.ids[: t.n_prompt]))
+    said = told(t)
+    return said["text"][: said["tokens"][t.n_prompt - 1]["end"]]

@@ -1,0 +1,100 @@
+"""A text inside a model as one file: the page with its numbers inside, which opens without any server."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from glassformer.errors import RequestError
+from glassformer.inspect import bake as baking
+from glassformer.inspect.answers import DEFAULTS, Answers
+from glassformer.inspect.bake import RULE, Advance, bodies, prompt_of
+from glassformer.inspect.page import built, picture_of
+from glassformer.inspect.place import Place, worth_seeing
+from glassformer.inspect.trace import Trace
+from glassformer.weights.atomic import replacing
+
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; form-action 'none'"
+)
+
+
+def export_html(
+    t: Trace,
+    path: str | Path,
+    *,
+    view: str | None = None,
+    place: Place | None = None,
+    before: Trace | None = None,
+    text: str | None = None,
+    name: str | None = None,
+    bake: str = "chosen",
+    advance: Advance | None = None,
+) -> int:
+    """Write the report of a trace; returns its size in bytes.
+
+    view: the picture that it opens with. place: where, see `place.py`. before: the same text without edits, which the
+    page goes back to when they are taken back. bake: what is in it, see `bake.py`. name: the model's.
+    """
+    if bake not in RULE:
+        raise RequestError(f"bake must be one of {', '.join(RULE)}, got {bake!r}", param="bake")
+    content = report(t, view, place, before, text, name, bake, advance).encode("utf-8", "surrogatepass")
+    with replacing(Path(path)) as new:
+        new.write_bytes(content)
+    return len(content)
+
+
+def report(
+    t: Trace, view: str | None, place: Place | None, before: Trace | None, text: str | None, name: str | None,
+    how: str, advance: Advance | None,
+) -> str:  # fmt: skip
+    """The file's text."""
+    page, picture = built(), picture_of(view or "cell")
+    name = str(name or getattr(t.lm, "source", "") or "model")
+    answers = Answers(t.lm, name)
+    ids = [answers.add(one) for one in (t, before) if one is not None]
+    text = prompt_of(answers, ids[0]) if text is None else text
+    place = place or worth_seeing(t)
+    kept = baking.bake(answers, ids, place, how, text, advance)
+    about = {
+        "place": start(t, place, picture, text),
+        "serve": f"glassformer serve {shlex.quote(name)}",
+        "rule": RULE[how],
+        "defaults": DEFAULTS,
+        "traces": bodies(answers, ids, text),
+    }
+    whole = b"{" + b",".join(json.dumps(key).encode() + b":" + answer for key, answer in kept.items()) + b"}"
+    packed = base64.b64encode(gzip.compress(whole, 6, mtime=0)).decode()
+    return assembled(page.html, page.script, page.style, about, packed)
+
+
+def start(t: Trace, place: Place, picture: str, text: str) -> dict[str, Any]:
+    """Where the page opens, in its address's words."""
+    return {
+        "view": picture, "text": text, "write": len(t) - t.n_prompt, "temperature": 0, "seed": 0,
+        "layer": place.layer, "head": place.head, "query": place.query, "key": place.key,
+        "edits": [edit.json for edit in t.edits], "step": -1,
+    }  # fmt: skip
+
+
+def assembled(page: str, script: str, style: str, about: dict[str, Any], packed: str) -> str:
+    """index.html with everything in it."""
+    assert "<script" not in script.lower(), "a script that would end up within its own text"
+    script = script.replace("</script", "<\\/script")
+    said = json.dumps(about, ensure_ascii=True).replace("<", "\\u003c")
+    head = "\n".join((
+        f'<meta http-equiv="Content-Security-Policy" content="{html.escape(POLICY)}">',
+        f"<style>{style}</style>",
+        f'<script type="application/json" id="gf-report">{said}</script>',
+        f'<script type="text/plain" id="gf-answers">{packed}</script>',
+        f'<script type="module">{script}</script>',
+    ))  # fmt: skip
+    page = re.sub(r"<script[^>]*src=[^>]*></script>\s*|<link[^>]*stylesheet[^>]*>\s*", "", page)
+    before, _, after = page.partition("</head>")
+    return f"{before}{head}\n</head>{after}"

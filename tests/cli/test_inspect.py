@@ -1,0 +1,144 @@
+"""`glassformer inspect`: the terminal, JSON and a PNG say what the tensors say; and what it says to bad input."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from inspect_pictures import decoded
+
+import glassformer
+from glassformer.cli import main
+from glassformer.inspect.views.registry import VIEWS
+from glassformer.inspect.views.result import plain
+
+TEXT = "Once Max got a key. Soon Ann found a shell. Max gave the key to Ann."
+CUT = '{"op": "ablate", "point": "blocks.1.attn.z", "head": 3}'
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return glassformer.load("stories", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def t(lm):
+    return lm.trace(TEXT)
+
+
+def said(capfd, *arguments):
+    """(stdout, stderr) of a look that works."""
+    capfd.readouterr()
+    main(["inspect", "stories", *arguments, "--device", "cpu", "--threads", "1"])
+    return capfd.readouterr()
+
+
+def refused(capfd, *arguments, status=1):
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(["inspect", "stories", *arguments])
+    assert end.value.code == status
+    return capfd.readouterr().err
+
+
+def test_the_overview_has_the_text_a_head_with_its_role_a_cell_and_the_lens(capfd, t):
+    text = said(capfd, TEXT).out
+    assert "\x1b[" not in text  # no terminal, no colours
+    roles = t.roles().scores
+    layer, head, role, share = re.search(
+        r"Block (\d+), head (\d+)\nchosen for its role: ([a-z ]+) (0\.\d\d): ", text
+    ).groups()
+    scores = getattr(roles, role.replace(" ", "_"))
+    assert (
+        float(share) == round(scores[int(layer), int(head)].item(), 2) == round(scores.nan_to_num(-1).max().item(), 2)
+    )
+    query, key = map(int, re.search(r"query (\d+) \S+   key (\d+) ", text).groups())
+    cell = t.cell(layer=int(layer), head=int(head), query=query, key=key)
+    score, largest, total, exp, _, prob = re.search(
+        r"softmax = exp\((\S+) - (\S+)\) / (\S+) = (\S+) / (\S+) = (\S+)", text
+    ).groups()
+    for shown, real in (
+        (score, cell.score),
+        (largest, cell.largest),
+        (total, cell.total),
+        (exp, cell.exp),
+        (prob, cell.prob),
+    ):
+        assert float(shown) == pytest.approx(real, rel=2e-3, abs=6e-5)
+    summary = t.summary()
+    assert f"{100 * summary.next[0].value:.1f}%" in text
+    percents = [f"{100 * one.prob:.0f}%" for one in summary.tokens[1:]]
+    assert re.findall(r"\d+%", text[: text.index("under each token")]) == percents
+    best = t.lens(position=query).rows[-1].top[0][0]
+    assert f"{best.token.replace(' ', '·')} {100 * np.exp(best.logprob):.1f}%" in text
+
+
+def test_json_is_the_views_own_data(capfd, t):
+    data = json.loads(
+        said(capfd, TEXT, "--view", "cell", "--layer", "1", "--head", "3", "--query", "13", "--key", "2", "--json").out
+    )
+    assert data["view"] == "cell"
+    assert data["parameters"] == {"layer": 1, "head": 3, "query": 13, "key": 2}
+    assert data["data"] == plain(t.cell(layer=1, head=3, query=13, key=2))
+    whole = json.loads(said(capfd, TEXT, "--json").out)
+    assert whole["summary"] == plain(t.summary())
+    assert whole["cell"] == plain(t.cell(**{name: whole["place"][name] for name in ("layer", "head", "query", "key")}))
+
+
+@pytest.mark.parametrize("name", [name for name in VIEWS if name not in ("fork", "changed", "alignment")])
+def test_every_view_is_shown_without_being_told_where(capfd, name):
+    assert json.loads(said(capfd, TEXT, "--view", name, "--json").out)["view"] == name
+
+
+def test_a_png_holds_the_heads_numbers(capfd, t, tmp_path):
+    path = tmp_path / "head.png"
+    said(capfd, TEXT, "--view", "cell", "--layer", "1", "--head", "3", "--out", str(path))
+    real = t["blocks.1.attn.probs"][3].numpy()
+    [(_, drawn)] = decoded(path.read_bytes())
+    marked = np.unravel_index(np.nanargmax(np.abs(drawn - real)), real.shape)
+    assert np.abs(drawn - real).max() <= 0.01, marked
+
+
+def test_an_edit_is_put_beside_the_text_without_it(capfd, lm, tmp_path):
+    from glassformer.inspect.edit import from_json
+
+    before = lm.trace(TEXT, max_tokens=4, temperature=0)
+    after = lm.trace(TEXT, max_tokens=4, temperature=0, edit=[from_json(json.loads(CUT))])
+    data = json.loads(said(capfd, TEXT, "--max-tokens", "4", "--edit", CUT, "--view", "fork", "--json").out)
+    assert data["data"] == plain(after.fork(before))
+    assert any(step["kl"] for step in data["data"]["steps"])
+    other = json.loads(said(capfd, TEXT, "--view", "changed", "--other", TEXT.replace("Max", "Ben"), "--json").out)
+    assert other["data"]["first"] == 2
+    out = tmp_path / "look.json"
+    assert json.loads(said(capfd, TEXT, "--edit", CUT, "--out", str(out), "--json").out)["bytes"] == out.stat().st_size
+    assert json.loads(out.read_text())["summary"] == plain(lm.trace(TEXT, edit=[from_json(json.loads(CUT))]).summary())
+
+
+def test_text_comes_from_stdin(capfd, monkeypatch, t):
+    monkeypatch.setattr("sys.stdin", io.StringIO(TEXT))
+    assert json.loads(said(capfd, "-", "--view", "summary", "--json").out)["data"] == plain(t.summary())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--view", "cel"), ("'cel'", "'cell'", "attribution", "cache_speed")),
+        (("--view", "cell", "--hed", "1"), ("'hed'", "layer, head, query, key")),
+        (("--view", "cell", "--layer", "99"), ("layer", "0 to 3", "99")),
+        (("--view", "cell", "--head", "x"), ("--head", "'x'")),
+        (("--view", "lens", "--top", "many"), ("top", "whole number", "'many'")),
+        (("--view", "fork",), ("'fork'", "'other'")),
+        (("--top", "3"), ("--top", "--view")),
+        (("--out", "look.pdf"), (".html, .png, .json", "'look.pdf'")),
+        (("--out", "/nowhere/look.png"), ("no folder", "/nowhere")),
+        (("--bake", "all"), ("--bake", ".html")),
+        (("--edit", "{op}"), ("--edit", "JSON", "{op}")),
+        (("--edit", '{"op": "melt", "point": "blocks.1.attn.z"}'), ("melt", "ablate")),
+        (("--edit", '{"op": "ablate", "point": "blocks.9.attn.z"}'), ("blocks.9.attn.z",)),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_told_with_what_is_allowed(capfd, arguments, words):
+    message = refused(capfd, TEXT, *arguments)
+    for word in words:
+        assert word in message, message

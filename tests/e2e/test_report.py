@@ -1,0 +1,192 @@
+"""A report opened from a file in a real browser: its numbers are the tensors', and it asks nobody for anything."""
+
+import gzip
+import json
+import re
+from base64 import b64decode
+
+import numpy as np
+import pytest
+import torch
+
+from e2e.pixels import SHARE_BOUND, shares
+from glassformer.errors import CapacityError, RequestError
+from glassformer.inspect import bake
+from glassformer.inspect.answers import Answers, key_of
+from glassformer.inspect.edit import ablate
+from glassformer.inspect.place import worth_seeing
+
+TEXT = "Once Max got a key. Soon Ann found a shell. Max gave the key to Ann."
+
+
+@pytest.fixture(scope="module")
+def t(lm):
+    return lm.trace(TEXT, max_tokens=4, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def place(t):
+    return worth_seeing(t, layer=1, head=3)
+
+
+@pytest.fixture(scope="module")
+def report(t, place, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    assert t.export_html(path, place=place, name="stories") == path.stat().st_size
+    return path
+
+
+@pytest.fixture
+def opened(browser):
+    """`opened(path)`: the file in a browser that has no network; at its end, nothing was asked for but the file."""
+    wrong, asked = [], []
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
+
+    def open_(path, address=""):
+        page = context.new_page()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+        page.on("request", lambda one: asked.append(one.url) if not one.url.startswith(("data:", "blob:")) else None)
+        page.goto(path.as_uri() + address)
+        return page
+
+    yield open_
+    context.close()
+    assert not wrong
+    assert all(url.startswith("file:") and url.split("#")[0].endswith(".html") for url in asked), asked
+
+
+def baked(path) -> dict:
+    packed = re.search(r'id="gf-answers">([^<]+)<', path.read_text())[1]
+    return json.loads(gzip.decompress(b64decode(packed)))
+
+
+def test_its_pixels_and_its_words_are_the_tensors(opened, report, t, place):
+    page = opened(report)
+    canvas = page.locator("gf-view-cell gf-matrix canvas").first
+    canvas.wait_for()
+    drawn, real = shares(canvas), t.rows("blocks.1.attn.probs", head=3).tensor.numpy()
+    visible = np.tril(np.ones_like(real, bool))
+    assert np.isnan(drawn[~visible]).all()
+    assert np.abs(drawn - real)[visible].max() <= SHARE_BOUND
+    cell = t.cell(layer=1, head=3, query=place.query, key=place.key)
+    page.locator("gf-view-cell gf-formula").get_by_text(f"= {100 * cell.prob:.1f}%").wait_for()
+    said = page.locator("gf-view-cell gf-matrix #say").inner_text()
+    assert float(said.rsplit(":", 1)[1].replace("−", "-")) == pytest.approx(cell.prob, rel=1e-6)
+    assert page.locator("gf-tokens button").count() == len(t)
+
+
+def test_one_step_away_is_there_and_farther_says_how_to_see_it(opened, report, t, place):
+    page = opened(report)
+    page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
+    layers, heads = (page.locator("gf-view-cell gf-where select").nth(i) for i in (0, 1))
+    layers.select_option("2")
+    real = t.cell(layer=2, head=3, query=place.query, key=place.key)
+    page.locator("gf-view-cell gf-formula").get_by_text(f"= {100 * real.prob:.1f}%").wait_for()
+    heads.select_option("0")
+    reason = page.locator("gf-view-cell gf-refused p").first
+    reason.wait_for()
+    assert "glassformer serve stories" in reason.inner_text()
+    assert bake.RULE["chosen"] in reason.inner_text()
+
+
+def test_every_picture_opens_and_only_the_alignment_refuses(opened, report):
+    """A decoder has no source to align a text with."""
+    page = opened(report)
+    page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
+    names = page.locator("gf-app nav[aria-label=Pictures] a").all_inner_texts()
+    assert len(names) >= 12
+    for name in names:
+        page.locator("gf-app nav[aria-label=Pictures]").get_by_text(name, exact=True).click()
+        page.locator("gf-app main section h2, gf-app main h2").first.wait_for()
+        page.wait_for_load_state("networkidle")
+        if name == "Alignment":
+            page.locator("gf-view-alignment gf-refused").wait_for()
+        else:
+            assert page.locator("gf-refused").count() == 0, name
+
+
+def test_what_needs_a_model_is_not_there(opened, report):
+    page = opened(report)
+    page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
+    assert page.locator("gf-header textarea, gf-header button").count() == 0
+    assert "glassformer serve stories" in page.locator("gf-header [role=note]").inner_text()
+    assert page.locator("gf-cause button").count() == 0
+
+
+def test_a_link_names_a_picture_of_the_same_text(opened, report, place):
+    page = opened(report, "#/grid")
+    page.locator("gf-view-grid gf-grid-row button[aria-pressed=true]").wait_for()
+    pressed = page.locator("gf-view-grid gf-grid-row button[aria-pressed=true]").get_attribute("aria-label")
+    assert pressed == "Block 1, head 3"
+
+
+def test_an_edit_can_be_taken_back(opened, lm, t, place, tmp_path):
+    edited = lm.trace(TEXT, max_tokens=4, temperature=0, edit=[ablate("blocks.1.attn.z", head=1)])
+    path = tmp_path / "edited.html"
+    edited.export_html(path, place=place, before=t, name="stories")
+    page = opened(path)
+    canvas = page.locator("gf-view-cell gf-matrix canvas").first
+    canvas.wait_for()
+    page.locator("gf-header .edits button").click()
+    page.wait_for_function("document.querySelector('gf-app').session.trace?.id === 't1'")
+    page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
+    assert page.evaluate("document.querySelector('gf-app').session.trace.tokens.map(t => t.id)") == list(t.ids)
+    fork = baked(path)[key_of("/v1/traces/t0/views/fork?other=t1")]
+    assert fork[0] == "json"
+    assert fork[1]["parts"] == edited.fork(t).parts
+
+
+def test_what_is_baked_is_what_the_same_paths_answer(report, t, lm):
+    """Times apart, which are measured anew each time."""
+    answers, kept = Answers(lm, "stories"), baked(report)
+    id = answers.add(t)
+    asked = list(bake.of_trace(answers, id, worth_seeing(t, layer=1, head=3), "chosen"))
+    assert {key_of(path) for path in asked} <= set(kept)
+    for path in asked[5::17]:
+        kind, value = kept[key_of(path)]
+        data = answers.get(path)
+        if kind == "tensor":
+            assert b64decode(value) == data
+        else:
+            again, both = json.loads(data), json.loads(json.dumps(value))
+            for one in (again, both):
+                one.pop("receipt")
+            assert torch.allclose(*(torch.tensor(numbers(one)) for one in (again, both)), rtol=1e-4, atol=1e-4)
+
+
+def numbers(value) -> list[float]:
+    if isinstance(value, dict | list):
+        return [x for one in (value.values() if isinstance(value, dict) else value) for x in numbers(one)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def test_a_change_of_the_model_changes_the_report(lm, t, place, report, tmp_path):
+    import glassformer
+
+    own = glassformer.load("stories", device="cpu")
+    with torch.no_grad():
+        own.model.blocks[1].attn.q.weight += 0.1
+    path = tmp_path / "other.html"
+    own.trace(TEXT, max_tokens=4, temperature=0).export_html(path, place=place, name="stories")
+    key = key_of("/v1/traces/t0/tensors/blocks.1.attn.probs?slice=3,:,:")
+    assert baked(path)[key] != baked(report)[key]
+
+
+def test_what_would_be_too_large_is_refused(t, monkeypatch, tmp_path):
+    monkeypatch.setattr(bake, "MOST", 20_000)
+    with pytest.raises(CapacityError, match="shorter text"):
+        t.export_html(tmp_path / "big.html")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RequestError, match="chosen, all"):
+        t.export_html(tmp_path / "big.html", bake="some")
+
+
+def test_all_holds_what_chosen_leaves_out(t, place):
+    answers = Answers(t.lm, "stories")
+    id = answers.add(t)
+    chosen, everything = (set(bake.of_trace(answers, id, place, how)) for how in ("chosen", "all"))
+    assert chosen < everything
+    cells = {path for path in everything if "/cell?" in path}
+    assert f"/v1/traces/t0/views/cell?layer=3&head=0&query={place.query}&key=1" in cells
+    assert "/v1/traces/t0/views/cell?layer=1&head=3&query=9&key=4" in cells

@@ -1,0 +1,149 @@
+"""Pictures without a browser: a PNG's pixels are the tensor's numbers, and every view has one."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from generate.writers import make_tokenizer
+from inspect_pictures import decoded
+from PIL import Image
+from rich.console import Console
+from server.conftest import tiny_lm
+from tiny import tiny_pair
+
+from glassformer.cli.pictures import Terminal
+from glassformer.inspect.drawing import of_model, of_trace
+from glassformer.inspect.drawing.draw import draw
+from glassformer.inspect.drawing.panels import Matrix, Seal
+from glassformer.inspect.drawing.png import png
+from glassformer.inspect.edit import ablate
+from glassformer.inspect.place import worth_seeing
+from glassformer.inspect.views.registry import VIEWS
+from glassformer.translator import Translator
+
+TEXT = "a cat sat, a cat ran, a cat sat"
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_lm("qwen3")
+
+
+@pytest.fixture(scope="module")
+def t(lm):
+    return lm.trace(TEXT)
+
+
+def paired():
+    """What a translator read and wrote."""
+    tokenizer = make_tokenizer()
+    sizes = {"encoder.vocab_size": tokenizer.vocab_size, "vocab_size": tokenizer.vocab_size}
+    return Translator(tiny_pair("separate", family="pair", **sizes), tokenizer).trace("the cat", "the cat sat")
+
+
+def seen(lm, t, name):
+    """A view with its parameters at the place worth seeing."""
+    if name == "alignment":
+        t = paired()
+        return t, t.alignment(layer=1, head=2)
+    place, view = worth_seeing(t), VIEWS[name]
+    usual = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key, "position": place.query}
+    usual |= {"token": t.ids[3], "tokens": t.ids, "text": TEXT, "word": " cat"}
+    usual["other"] = lm.trace(TEXT, edit=[ablate("blocks.0.attn.z", head=1)])
+    subject = lm if view.of == "model" else t
+    return subject, view.function(subject, **{one: usual[one] for one in view.parameters if one in usual})
+
+
+def test_a_heads_pixels_are_its_probabilities(t):
+    [(_, drawn)] = decoded(png(of_trace.pattern(t, 1, 2)))
+    real = t["blocks.1.attn.probs"][2].numpy()
+    assert real.max() > 0.3
+    assert np.abs(drawn - real).max() <= 0.01
+
+
+def test_another_model_draws_another_picture():
+    own = tiny_lm("qwen3", 5)
+    before = decoded(png(of_trace.pattern(own.trace(TEXT), 1, 2)))[0][1]
+    with torch.no_grad():
+        own.model.blocks[1].attn.q.weight += 0.1
+    after, real = own.trace(TEXT), own.trace(TEXT)["blocks.1.attn.probs"][2].numpy()
+    drawn = decoded(png(of_trace.pattern(after, 1, 2)))[0][1]
+    assert np.abs(drawn - real).max() <= 0.01
+    assert np.abs(drawn - before).max() > 0.05
+
+
+def test_signed_pixels_are_the_numbers_to_scale(t):
+    of = t.attribution()
+    [(one, drawn)] = decoded(png(of_trace.attribution(t, of)))
+    real = np.array(of.heads)
+    assert one["scale"] == pytest.approx(np.abs(real).max(), rel=1e-6)
+    assert np.abs(drawn - real).max() <= 0.02 * one["scale"]
+    assert (real < 0).any()
+    assert (real > 0).any()
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_every_view_is_drawn_with_its_receipt(lm, t, name):
+    subject, of = seen(lm, t, name)
+    panels = draw(VIEWS[name], subject, of)
+    assert [one.python for one in panels if isinstance(one, Seal)] == [of.receipt.python]
+    image = Image.open(io.BytesIO(png(panels)))
+    assert json.loads(image.text["glassformer"])["receipts"] == [of.receipt.python]
+    assert image.height > 80
+    for one, (_, drawn) in zip(
+        [one for panel in panels for one in getattr(panel, "pictures", (panel,)) if isinstance(one, Matrix)],
+        decoded(png(panels)), strict=True,
+    ):  # fmt: skip
+        finite = one.data.isfinite().numpy()
+        assert np.abs(drawn - one.data.numpy())[finite].max() <= 0.02 * one.top
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_the_same_is_read_in_a_terminal_with_colour_and_without(lm, t, name):
+    subject, of = seen(lm, t, name)
+    panels = draw(VIEWS[name], subject, of)
+    for colour in (None, "truecolor"):
+        terminal, out = Terminal(), io.StringIO()
+        terminal.console = Console(
+            file=out, width=100, color_system=colour, force_terminal=bool(colour), no_color=False
+        )
+        terminal.coloured, terminal.width = bool(colour), 100
+        terminal.draw(panels)
+        text = re.sub("\x1b\\[[0-9;]*m", "", out.getvalue())
+        assert ("\x1b[" in out.getvalue()) == bool(colour)
+        assert re.sub(r"\s", "", of.receipt.python) in re.sub(r"\s", "", text)
+        assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_terminals_fields_are_darker_for_more(t):
+    """Without colour each field's sign says in which of six steps its square root lies."""
+    terminal, out = Terminal(), io.StringIO()
+    terminal.console, terminal.coloured, terminal.width = Console(file=out, width=200, color_system=None), False, 200
+    terminal.draw(of_trace.pattern(t, 1, 2)[1:2])
+    real, n = t["blocks.1.attn.probs"][2].numpy(), len(t)
+    lines = out.getvalue().rstrip("\n").split("\n")[-n:]
+    for q, line in enumerate(lines):
+        fields = line[-2 * n :].ljust(2 * n)[::2] if len(line) >= 2 * n else line
+        steps = ["" if k > q else " ·░▒▓█".index(fields[k]) for k in range(n)]
+        assert steps[: q + 1] == [int(np.ceil(np.sqrt(real[q, k]) * 5 - 1e-9)) for k in range(q + 1)]
+
+
+def test_colours_are_the_pages_own():
+    """The same stops in the page's sources, so that a report, a PNG and the page look alike."""
+    source = (Path(__file__).parents[2] / "web" / "src" / "lib" / "colour.ts").read_text()
+    from glassformer.inspect.drawing import colour
+
+    for rgb in (*colour.INK, colour.GRAPHITE, *(v for k, v in colour.HUE.items() if k != "soft")):
+        assert str(list(rgb)) in source
+    for share in np.linspace(0, 1, 50):
+        assert abs(colour.share_of(colour.share_colour(share)) - share) < 0.01
+        assert abs(colour.signed_of(colour.signed_colour(-3 * share, 3, "key"), 3, "key") + 3 * share) < 0.06
+
+
+def test_every_view_has_a_drawing_and_no_other_is_left():
+    for view in VIEWS.values():
+        assert callable(getattr({"model": of_model, "trace": of_trace}[view.of], view.name))

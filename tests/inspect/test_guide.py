@@ -1,0 +1,54 @@
+"""docs/glass.md lists every view, as its function says it, with a line of Python that runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+from generate.writers import make_tokenizer
+from tiny import tiny_pair
+
+import glassformer
+from glassformer.inspect.page import ALSO, SHOWS, picture_of
+from glassformer.inspect.views.registry import VIEWS
+from glassformer.translator import Translator
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "glass.md").read_text()
+ROWS = re.findall(r"^\| `(\w+)` \| (.*?) \| `(.*)` \| (\w+) \|$", GUIDE, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def names():
+    lm = glassformer.load("stories", device="cpu")
+    one, two = (lm.trace(f"Once Max got a key. Soon {name} found a shell.") for name in ("Ann", "Ben"))
+    tokenizer = make_tokenizer()
+    sizes = {"encoder.vocab_size": tokenizer.vocab_size, "vocab_size": tokenizer.vocab_size}
+    pair = Translator(tiny_pair("separate", family="pair", **sizes), tokenizer).trace("the cat", "the cat sat")
+    return {"lm": lm, "t": one, "other": two, "p": pair}
+
+
+def test_every_view_is_listed_as_it_says_it_is():
+    assert [(name, meaning) for name, meaning, _, _ in ROWS] == [(name, view.meaning) for name, view in VIEWS.items()]
+    assert all(picture_of(name) == picture for name, _, _, picture in ROWS)
+
+
+@pytest.mark.parametrize(("name", "code"), [(name, code) for name, _, code, _ in ROWS])
+def test_its_line_of_python_runs(names, name, code):
+    assert eval(code, dict(names)).receipt.python
+    subject = code.split(".")[0]
+    assert subject == ("lm" if VIEWS[name].of == "model" else "p" if name == "alignment" else "t")
+
+
+def test_pictures_are_the_pages_own():
+    """The names in the page's sources."""
+    source = (ROOT / "web" / "src" / "views" / "index.ts").read_text()
+    registered = set(re.findall(r'register\(\{ id: "(\w+)"', source))
+    assert {picture_of(name) for name in (*VIEWS, *SHOWS.values(), *ALSO)} <= registered
+
+
+def test_what_is_no_view_is_no_attribute(names):
+    for one in (names["lm"], names["t"]):
+        with pytest.raises(AttributeError, match="'wiew'"):
+            one.wiew()
+    with pytest.raises(AttributeError):
+        names["t"].anatomy()

@@ -1,0 +1,149 @@
+"""A trace in a notebook: messages over a real comm answered as the server would, and a still picture beside it."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+
+import comm
+import pytest
+import torch
+from comm.base_comm import BaseComm
+from PIL import Image
+from server.conftest import tiny_lm
+
+from glassformer.errors import RequestError
+from glassformer.inspect.answers import Answers
+from glassformer.inspect.page import DIST
+from glassformer.inspect.slices import read
+from glassformer.inspect.views.registry import VIEWS
+from glassformer.inspect.views.result import plain
+
+TEXT = "a cat sat, a cat ran"
+
+
+@pytest.fixture(scope="module")
+def t():
+    return tiny_lm("llama").trace(TEXT, max_tokens=4, temperature=0)
+
+
+class Line(BaseComm):
+    """A comm whose other end is this test."""
+
+    def publish_msg(self, msg_type, data=None, metadata=None, buffers=None, **keys):
+        self.__dict__.setdefault("sent", []).append((msg_type, data, buffers))
+
+
+@pytest.fixture
+def show(t, monkeypatch):
+    if not (DIST / "index.html").is_file():
+        pytest.skip("needs the page: `make page` builds it")
+    monkeypatch.setattr(comm, "create_comm", Line)
+    return t.show
+
+
+def ask(widget, message):
+    """What the kernel sends back to the page's message."""
+    sent = widget.comm.sent
+    begin = len(sent)
+    widget._handle_msg({"content": {"data": {"method": "custom", "content": message}}, "buffers": []})
+    return [(data["content"], [bytes(one) for one in buffers or []]) for _, data, buffers in sent[begin:]]
+
+
+def test_messages_are_answered_with_the_views_own_data(show, t):
+    widget = show("cell", layer=1, head=2, query=6, key=3)
+    path = "/v1/traces/t0/views/cell?layer=1&head=2&query=6&key=3"
+    [(said, [data])] = ask(widget, {"id": 7, "kind": "get", "path": path})
+    assert said == {"id": 7, "done": True}
+    assert json.loads(data) == plain(VIEWS["cell"].function(t, layer=1, head=2, query=6, key=3))
+    path = "/v1/traces/t0/tensors/blocks.1.attn.probs?slice=2,:,:&dtype=f32"
+    [(_, [data])] = ask(widget, {"id": 8, "kind": "get", "path": path})
+    length = int.from_bytes(data[:4], "little")
+    real = read(t, "blocks.1.attn.probs", "2,:,:").tensor
+    assert torch.equal(torch.frombuffer(bytearray(data[4 + length :]), dtype=torch.float32).view(real.shape), real)
+    assert json.loads(data[4 : 4 + length])["shape"] == list(real.shape)
+
+
+def test_what_cannot_be_answered_says_why(show):
+    widget = show("cell")
+    for path, word in (
+        ("/v1/traces/t0/views/cell?layer=99&head=0&query=0&key=0", "layer"),
+        ("/v1/traces/t9/views/summary", "no trace"), ("/v1/traces/t0/views/nothing", "no view"),
+        ("/elsewhere", "nothing at"),
+        ("/v1/traces/t0/tensors/blocks.0.attn.probs?dtype=u9", "dtype"),
+    ):  # fmt: skip
+        [(said, buffers)] = ask(widget, {"id": 1, "kind": "get", "path": path})
+        assert word in said["error"]["message"]
+        assert buffers == []
+
+
+def test_the_trace_that_is_there_is_not_made_again_and_one_with_an_edit_is(show, t):
+    widget = show("cell")
+    body = {"model": "m", "prompt": TEXT, "max_tokens": 4, "edits": [], "temperature": 0, "stream": True}
+    (first, [data]), (last, _) = ask(widget, {"id": 1, "kind": "post", "path": "/v1/traces", "body": body})
+    assert (first["event"], last["done"]) == ("trace", True)
+    assert json.loads(data)["id"] == "t0"
+    edit = {"op": "ablate", "point": "blocks.0.attn.z", "head": 1}
+    (_, [data]), _ = ask(widget, {"id": 2, "kind": "post", "path": "/v1/traces", "body": body | {"edits": [edit]}})
+    other = json.loads(data)
+    assert other["id"] == "t1"
+    from glassformer.inspect.edit import from_json
+
+    again = t.lm.trace(TEXT, max_tokens=4, temperature=0.0, edit=[from_json(edit)])
+    assert [one["id"] for one in other["tokens"]] == list(again.ids)
+    [(_, [data])] = ask(widget, {"id": 3, "kind": "get", "path": "/v1/traces/t0/views/fork?other=t1"})
+    assert json.loads(data) == plain(t.fork(again))
+
+
+def test_a_sweep_sends_its_rows(show, t):
+    widget = show("cell")
+    sent = ask(widget, {"id": 1, "kind": "post", "path": "/v1/sweeps", "body": {"trace": "t0", "over": "layers"}})
+    events = [(said.get("event"), json.loads(data[0]) if data else None) for said, data in sent]
+    assert [name for name, _ in events] == ["begin", *["row"] * events[0][1]["total"], "done", None]
+    for (_, row), real in zip(events[1:-2], t.lm.sweep(t, over="layers"), strict=True):
+        assert row["change"] == plain(real.change)
+
+
+def test_a_still_picture_is_displayed_beside_the_live_one(show, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **how: shown.append(data))
+    show("head_grid")._ipython_display_()
+    still, live = shown
+    assert "application/vnd.jupyter.widget-view+json" in live
+    image = Image.open(io.BytesIO(base64.b64decode(still["image/png"])))
+    assert json.loads(image.text["glassformer"])["matrices"]
+    assert still["image/png"] in still["text/html"]
+
+
+def test_names_are_the_views_and_the_pages_own(show, t):
+    for name, view in VIEWS.items():
+        if "other" not in view.parameters and name != "alignment":
+            assert show(name).place["view"]
+    with pytest.raises(RequestError, match="reads no source"):
+        show("alignment")
+    assert show("map").place["view"] == "map"
+    with pytest.raises(RequestError, match="head_grid"):
+        show("nothing")
+    with pytest.raises(RequestError, match="'dim'"):
+        show("cell", dim=3)
+    with pytest.raises(RequestError, match="layer"):
+        show("cell", layer=99)
+
+
+def test_nothing_of_a_notebook_is_imported_until_it_is_shown():
+    code = (
+        "import sys, glassformer.lm, glassformer.inspect.trace, glassformer.cli.inspect; "
+        "print(*{m.split('.')[0] for m in sys.modules} & {'anywidget', 'ipywidgets', 'IPython', 'PIL'})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
+def test_answers_are_those_of_the_server(t):
+    """The same functions: an id and a path give what the routes give."""
+    answers = Answers(t.lm, "a/b")
+    id = answers.add(t)
+    assert answers.add(t) == id
+    assert json.loads(answers.get("/v1/models/a%2Fb/views/anatomy")) == plain(VIEWS["anatomy"].function(t.lm))
+    assert json.loads(answers.get(f"/v1/traces/{id}"))["n_prompt"] == t.n_prompt

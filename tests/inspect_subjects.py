@@ -1,0 +1,46 @@
+"""A model of every family, with its trace and another one beside: what tests of the views go through."""
+
+from dataclasses import replace
+
+from generate.writers import make_tokenizer
+from tiny import pair_config, randomise, tiny, wake
+from tiny_encoders import CONFIGS as ENCODERS
+from tiny_families import DECODERS
+from tiny_translators import CONFIGS as PAIRS
+
+from glassformer.config import RecurrentConfig
+from glassformer.embedder import Embedder
+from glassformer.lm import LanguageModel
+from glassformer.nn.encoder import TextEncoder
+from glassformer.nn.model import EncoderDecoder
+from glassformer.nn.recurrent import RecurrentEncoderDecoder
+from glassformer.translator import Translator
+
+TEXT, OTHER, SOURCE = "the cat sat", "the cat ran", "a dog ate"
+ATTENTION = {"no attention": None, "additive": "additive", "dot": "dot", "general": "general"}
+KINDS = {
+    "decoders": DECODERS,
+    "encoder-decoders": ("pair", *PAIRS),
+    "recurrent encoder-decoders": tuple(ATTENTION),
+    "encoders": tuple(ENCODERS),
+}
+
+
+def subject(kind, family):
+    """(model, trace, another trace)."""
+    tokenizer = make_tokenizer()
+    size = tokenizer.vocab_size
+    if kind == "decoders":
+        model = LanguageModel(tiny(family, vocab_size=size), tokenizer)
+    elif kind == "encoders":
+        model = Embedder(wake(TextEncoder(replace(ENCODERS[family], vocab_size=size))), tokenizer)
+    elif kind == "encoder-decoders":
+        config = replace(pair_config("pre"), family="pair") if family == "pair" else PAIRS[family]()
+        config = replace(config, vocab_size=size, encoder=replace(config.encoder, vocab_size=size))
+        model = Translator(wake(EncoderDecoder(config)), tokenizer)
+    else:
+        config = RecurrentConfig(size, size, 10, 12, attention=ATTENTION[family])
+        model = Translator(randomise(RecurrentEncoderDecoder(config)), tokenizer)
+    if kind in ("decoders", "encoders"):
+        return model, model.trace(TEXT), model.trace(OTHER)
+    return model, model.trace(SOURCE, TEXT), model.trace(SOURCE, OTHER)

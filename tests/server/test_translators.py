@@ -1,0 +1,150 @@
+"""Translators and encoders, served: traces by both texts, views, tensors; what continues a text refuses by name."""
+
+import json
+
+import httpx2
+import numpy as np
+import pytest
+from inspect_subjects import subject
+from server.conftest import refused, serving, tiny_lm
+
+SOURCE, TARGET = "a dog ate", "the cat sat"
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {
+        "pair": subject("encoder-decoders", "pair")[0],
+        "rnn": subject("recurrent encoder-decoders", "additive")[0],
+        "blind": subject("recurrent encoder-decoders", "no attention")[0],
+        "reader": subject("encoders", "bert")[0],
+        "talker": tiny_lm(),
+    }
+
+
+@pytest.fixture(scope="module")
+def http(models):
+    with serving(list(models.items())) as (url, _), httpx2.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+def made(http, **body):
+    answer = http.post("/v1/traces", json=body)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def read(answer):
+    """A tensor's answer: header and numbers."""
+    assert answer.status_code == 200, answer.text
+    size = int.from_bytes(answer.content[:4], "little")
+    head = json.loads(answer.content[4 : 4 + size])
+    return head, np.frombuffer(answer.content[4 + size :], "<f4").reshape(head["shape"])
+
+
+@pytest.mark.parametrize("name", ["pair", "rnn"])
+@pytest.mark.parametrize("target", [None, TARGET])
+def test_a_trace_by_both_texts(http, models, name, target):
+    one = models[name]
+    given = {"max_tokens": 5} if target is None else {"target": target}
+    found = made(http, model=name, prompt=SOURCE, **given)
+    t = one.trace(SOURCE, target, max_tokens=given.get("max_tokens"))
+    assert found["kind"] == t.kind
+    assert [token["id"] for token in found["tokens"]] == list(t.ids)
+    assert [token["id"] for token in found["target"]["tokens"]] == list(t.target)
+    assert [token["text"] for token in found["source"]["tokens"]] == list(t.source.tokens)
+    assert found["source"]["text"] == SOURCE
+    assert (found["n_prompt"], found["finish"]) == (t.n_prompt, t.finish)
+    seen = http.get(f"/v1/traces/{found['id']}/views/alignment").json()
+    np.testing.assert_allclose(seen["probs"], t.alignment().probs, rtol=1e-5, atol=1e-7)
+    assert seen["receipt"]["error"] <= 1e-4
+    point = "rnn.probs" if name == "rnn" else "blocks.1.cross.probs"
+    head, numbers = read(http.get(f"/v1/traces/{found['id']}/tensors/{point}"))
+    np.testing.assert_allclose(numbers, t[point].tensor, rtol=1e-5, atol=1e-7)
+    head, numbers = read(http.get(f"/v1/traces/{found['id']}/tensors/{point}?slice=1,0:2"))
+    np.testing.assert_allclose(numbers, t[point].tensor[1, 0:2], rtol=1e-5, atol=1e-7)
+    assert head["error"] <= 1e-4
+    names = {one["name"]: one["shape"] for one in http.get(f"/v1/traces/{found['id']}/names").json()["points"]}
+    assert names[point] == list(t.shape(point))
+
+
+def test_cells_of_all_three_attentions(http, models):
+    found, t = made(http, model="pair", prompt=SOURCE, target=TARGET), models["pair"].trace(SOURCE, TARGET)
+    for which in ("attn", "cross", "encoder"):
+        place = {"layer": 1, "head": 2, "query": 2, "key": 1, "attention": which}
+        seen = http.get(f"/v1/traces/{found['id']}/views/cell", params=place).json()
+        assert seen["prob"] == pytest.approx(t.cell(**place).prob, rel=1e-5)
+        assert http.get(f"/v1/traces/{found['id']}/views/grid", params={"layer": 1, "attention": which}).is_success
+    _, numbers = read(http.get(f"/v1/traces/{found['id']}/tensors/encoder.blocks.1.attn.probs?slice=2"))
+    np.testing.assert_allclose(numbers, t["encoder.blocks.1.attn.probs"].tensor[2], rtol=1e-5, atol=1e-7)
+    refused(http.get(f"/v1/traces/{found['id']}/views/cell?layer=1&head=2&query=2&key=1&attention=other"), 400, "attn")
+
+
+def test_a_stream_ends_with_the_trace(http):
+    answer = http.post("/v1/traces", json={"model": "pair", "prompt": SOURCE, "stream": True, "edits": []})
+    (said,) = [part for part in answer.text.split("\n\n") if part.startswith("event: trace")]
+    assert json.loads(said.split("data: ")[1])["source"]["text"] == SOURCE
+
+
+def test_an_encoder(http, models):
+    found, t = made(http, model="reader", prompt=TARGET), models["reader"].trace(TARGET)
+    assert (found["kind"], found["n_prompt"]) == ("encoder", len(t))
+    seen = http.get(f"/v1/traces/{found['id']}/views/cell?layer=1&head=2&query=0&key=2").json()
+    assert seen["visible"]
+    assert seen["prob"] == pytest.approx(t.cell(layer=1, head=2, query=0, key=2).prob, rel=1e-5)
+
+
+def test_models_say_of_which_kind_they_are(http):
+    kinds = {one["id"]: one["kind"] for one in http.get("/v1/models").json()["data"]}
+    assert kinds == {
+        "pair": "encoder-decoder", "rnn": "recurrent", "blind": "recurrent", "reader": "encoder", "talker": "decoder",
+    }  # fmt: skip
+    assert http.get("/v1/models/rnn").json()["context_length"] is None
+    assert http.get("/health").json()["status"] == "ok"
+    seen = http.get("/v1/models/pair/views/anatomy").json()
+    assert (len(seen["layers"]), len(seen["encoder"])) == (2, 2)
+    assert http.get("/v1/models/rnn/views/anatomy").json()["shares"].keys() >= {"encoder", "decoder", "attention"}
+
+
+@pytest.mark.parametrize("name", ["pair", "rnn", "reader"])
+def test_what_continues_a_text_refuses_by_name(http, name):
+    what = f"the model '{name}' continues no text"
+    answer = http.post("/v1/completions", json={"model": name, "prompt": SOURCE})
+    refused(answer, 400, what, "/v1/traces", param="model", code="not_a_language_model")
+    answer = http.post("/v1/chat/completions", json={"model": name, "messages": [{"role": "user", "content": "a"}]})
+    refused(answer, 400, what, param="model", code="not_a_language_model")
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "param", "word"),
+    [
+        ("pair", {"temperature": 0.5}, "temperature", "likeliest"),
+        ("pair", {"seed": 1}, "seed", "no effect"),
+        ("pair", {"edits": [{"op": "ablate", "point": "blocks.0.attn.z"}]}, "edits", "not edited"),
+        ("pair", {"target": TARGET, "max_tokens": 3}, "max_tokens", "no effect"),
+        ("pair", {"messages": [{"role": "user", "content": "a"}]}, "messages", "no effect"),
+        ("pair", {"read": ["blocks.77.attn.z"]}, None, "no point"),
+        ("pair", {"prompt": ""}, "prompt", "empty"),
+        ("pair", {"prompt": [999]}, "prompt", "out of range"),
+        ("pair", {"prompt": [3] * 500}, "prompt", "context"),
+        ("pair", {"prompt": None}, "prompt", "give a prompt"),
+        ("reader", {"max_tokens": 3}, "max_tokens", "writes nothing"),
+        ("reader", {"target": TARGET}, "target", "writes nothing"),
+        ("talker", {"target": TARGET}, "target", "reads none"),
+    ],
+)
+def test_fields_without_effect(http, name, body, param, word):
+    refused(http.post("/v1/traces", json={"model": name, "prompt": SOURCE} | body), 400, word, param=param)
+
+
+def test_views_and_sweeps_that_have_no_meaning(http):
+    blind = made(http, model="blind", prompt=SOURCE, target=TARGET)["id"]
+    refused(http.get(f"/v1/traces/{blind}/views/alignment"), 400, "has no attention", param="view")
+    refused(http.get(f"/v1/traces/{blind}/views/lens"), 400, "no blocks", param="view")
+    refused(http.get(f"/v1/traces/{blind}/tensors/blocks.0.attn.z"), 400, "no point")
+    refused(http.get("/v1/models/blind/views/embedding?token=3"), 400, "source_embed", param="view")
+    pair = made(http, model="pair", prompt=SOURCE, target=TARGET)["id"]
+    refused(http.get(f"/v1/traces/{pair}/views/cache"), 400, "keeps the source's keys", param="view")
+    assert "sweeps and edits are of decoders" in http.post("/v1/sweeps", json={"trace": pair, "over": "heads"}).text
+    talker = made(http, model="talker", prompt=SOURCE)["id"]
+    refused(http.get(f"/v1/traces/{talker}/views/alignment"), 400, "reads no source", param="view")
