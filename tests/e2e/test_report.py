@@ -101,7 +101,7 @@ def test_every_picture_opens_and_only_the_alignment_refuses(opened, report):
         page.locator("gf-app main section h2, gf-app main h2").first.wait_for()
         page.wait_for_load_state("networkidle")
         if name == "Alignment":
-            page.locator("gf-view-alignment gf-refused").wait_for()
+            page.locator("gf-refused").first.wait_for()
         else:
             assert page.locator("gf-refused").count() == 0, name
 

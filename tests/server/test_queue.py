@@ -241,7 +241,7 @@ def test_an_answer_is_not_held_back(slow):
 
 
 def run(test):
-    """A test of the queue on a loop of its own, in a thread of its own: a browser's loop may already run in this one."""
+    """A test of the queue on a loop and a thread of its own: a browser's loop may already run in this one."""
 
     async def whole():
         queue = Queue()
