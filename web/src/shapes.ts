@@ -55,11 +55,13 @@ export interface Summary { tokens: Seen[]; n_prompt: number; next: Named[]; rece
 export interface Tracks { norms: Num[][]; windows: (number | null)[]; context: number; receipt: Receipt }
 export interface Changed { distances: Num[][]; first: number | null; before: Num; receipt: Receipt }
 
-export interface Product { weights: Num[]; bias: Num; sum: Num; value: Num }
+export interface Product { matrix: string; of: "x" | "q" | "kv"; weights: Num[]; bias: Num; sum: Num; value: Num }
+export interface Latent { reduced: Num[]; normed: Num[] }
 export interface QKV {
   layer: number; head: number; kv_head: number; n_heads: number; n_kv_heads: number; position: number; dim: number;
-  residual: Num[]; x: Num[]; q: Num[]; k: Num[]; v: Num[]; q_rot: Num[]; k_rot: Num[];
-  products: Record<"q" | "k" | "v", Product>; lengths: Record<string, Num>; rotated: boolean; normed: boolean;
+  residual: Num[]; x: Num[]; latents: Partial<Record<"q" | "kv", Latent>>;
+  q: Num[]; k: Num[]; v: Num[]; q_rot: Num[]; k_rot: Num[];
+  products: Partial<Record<"q" | "k" | "v", Product>>; lengths: Record<string, Num>; turned: number; normed: boolean;
   receipt: Receipt;
 }
 

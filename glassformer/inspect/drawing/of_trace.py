@@ -137,17 +137,23 @@ def qkv(t: Trace, of: QKV) -> list[Panel]:
         ),
         Strip("residual", of.residual, "residual"),
         Strip("x, after the norm", of.x, "residual"),
+        *(Strip(f"c_{name}, a latent of x, normed", one.normed, "residual") for name, one in of.latents.items()),
     ]
     meanings: dict[str, Meaning] = {"q": "query", "k": "key", "v": "value"}
     for name, meaning in meanings.items():
-        product, values = of.products[name], getattr(of, name)
-        panels.append(Strip(name, values, meaning))
+        panels.append(Strip(name, getattr(of, name), meaning))
         if name != "v":
             panels.append(
-                Strip(f"{name}, rotated" if of.rotated else f"{name}, as used", getattr(of, f"{name}_rot"), meaning)
+                Strip(f"{name}, rotated" if of.turned else f"{name}, as used", getattr(of, f"{name}_rot"), meaning)
             )
-        bias = f" + {short(product.bias)}" if product.bias else ""
-        text = f"{name}[{of.dim}] = Σ x·W_{name}[{of.dim}] = {short(product.sum)}{bias} = {short(product.value)}"
+        product = of.products.get(name)
+        if product is None:  # the others' heads are wider
+            continue
+        bias, made = (
+            f" + {short(product.bias)}" if product.bias else "",
+            "x" if product.of == "x" else f"c_{product.of}",
+        )
+        text = f"{name}[{of.dim}] = Σ {made}·{product.matrix} = {short(product.sum)}{bias} = {short(product.value)}"
         panels.append(Line(((text, meaning),)))
     shared = f"{of.n_heads} query heads share {of.n_kv_heads} of keys and values: this one reads {of.kv_head}"
     return [*panels, *([Line(((shared, "soft"),))] if of.n_kv_heads < of.n_heads else []), seal(of.receipt)]

@@ -31,7 +31,6 @@ ASKED = {
     "block": {"layer": 1, "position": 1}, "grid": {"layer": 1},
 }  # fmt: skip
 TIED = ("qkv", "cell", "heads", "grid", "block", "lens", "attribution", "sampling", "alignment")  # by an identity
-LATENT = ("deepseek_v2", "deepseek_v3")  # whose keys and values are made of a latent: see `qkv`
 
 
 def refusals():
@@ -92,7 +91,7 @@ def test_the_document_is_what_they_do(found):
 def test_views_1_to_8_and_10_to_13_never_refuse_a_decoder(found):
     for family in KINDS["decoders"]:
         refused = {name for name, why in found[family].items() if why is not None and NUMBERS[name] not in (9, 14)}
-        assert refused == ({"qkv"} if family in LATENT else set()), (family, found[family])
+        assert not refused, (family, refused)
         assert found[family]["alignment"] is not None
 
 

@@ -134,6 +134,93 @@ def test_every_product_of_q_k_v(t):
         assert found.receipt.error < 1e-4
 
 
+def rms(x, gain, eps=1e-6):
+    return x / np.sqrt((x**2).mean() + eps) * gain
+
+
+def rotated(rope, row, position):
+    """Pair i of the first R dimensions, i and i + R/2, as a complex number times e^(i position theta^(-2i/R))."""
+    half = rope.dim // 2
+    pairs = row[:half] + 1j * row[half : rope.dim]
+    pairs = pairs * np.exp(1j * position * rope.theta ** (-np.arange(half) / half))
+    return np.concatenate([pairs.real, pairs.imag, row[rope.dim :]])
+
+
+@pytest.mark.parametrize("q_rank", [28, None])
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
+def test_every_product_of_latent_attention(family, q_rank):
+    """DeepSeek-V2, equations 9 to 17, for one token: what x becomes on its way to q, k and v of a head."""
+    config = {f"layers.{i}.attention.latent.q_rank": q_rank for i in range(3)}
+    t = made(family, **config, **{"layers.1.attention.rope.scaling": None})
+    for layer, position in ((0, 7), (1, 5), (1, 0), (2, 11)):
+        attention = t.config.layers[layer].attention
+        w = {n: p.detach().double().numpy() for n, p in t.model.blocks[layer].attn.named_parameters()}
+        size, shared, v_size, x = (
+            attention.head_dim,
+            attention.rope.dim,
+            10,
+            np64(t, f"blocks.{layer}.attn.x")[position],
+        )
+        down = w["kv.weight"] @ x + w["kv.bias"]
+        c_kv = rms(down[shared:], w["kv_norm.weight"])
+        q_rows, c_q = w["q.weight"] if q_rank is None else w["q.expand.weight"], x
+        if q_rank is not None:
+            reduced = w["q.reduce.weight"] @ x + w["q.reduce.bias"]
+            c_q = rms(reduced, w["q.norm.weight"])
+        other = qkv(t, layer=layer, head=0, position=position)
+        for head in (0, 3):
+            q_own = q_rows[head * size : (head + 1) * size]
+            k_own = w["expand_k.weight"].reshape(4, size - shared, -1)[head]
+            v_own = w["expand_v.weight"].reshape(4, v_size, -1)[head]
+            rows = {"q": q_own @ c_q, "k": np.concatenate([down[:shared], k_own @ c_kv]), "v": v_own @ c_kv}
+            for dim in (0, shared - 1, shared, v_size - 1, v_size, size - 1):
+                found = qkv(t, layer=layer, head=head, position=position, dim=dim)
+                for end, row in rows.items():
+                    np.testing.assert_allclose(getattr(found, end), row, **NEAR)
+                    assert (end in found.products) == (dim < len(row))
+                own = {"q": q_own[dim], "k": w["kv.weight"][dim] if dim < shared else k_own[dim - shared]}
+                own |= {"v": v_own[dim]} if dim < v_size else {}
+                bias = {"k": w["kv.bias"][dim]} if dim < shared else {}
+                for end, weights in own.items():
+                    product = found.products[end]
+                    np.testing.assert_allclose(product.weights, weights, **NEAR)
+                    assert product.value == pytest.approx(rows[end][dim], rel=1e-4, abs=1e-5)
+                    assert product.sum == pytest.approx(rows[end][dim] - bias.get(end, 0.0), rel=1e-4, abs=1e-5)
+                    whole = {"x": found.x} | {name: one.normed for name, one in found.latents.items()}
+                    assert float(product.weights @ whole[product.of]) == pytest.approx(product.sum, rel=1e-4, abs=1e-5)
+                named = {end: (one.matrix, one.of) for end, one in found.products.items()}
+                assert named["q"] == (("W_q", "x") if q_rank is None else ("W_uq", "q"))
+                assert named["k"] == (("W_kr", "x") if dim < shared else ("W_uk", "kv"))
+                assert named.get("v", ("W_uv", "kv")) == ("W_uv", "kv")
+            assert found.latents.keys() == ({"kv"} if q_rank is None else {"q", "kv"})
+            np.testing.assert_allclose(found.latents["kv"].reduced, down[shared:], **NEAR)
+            np.testing.assert_allclose(found.latents["kv"].normed, c_kv, **NEAR)
+            if q_rank is not None:
+                np.testing.assert_allclose(found.latents["q"].reduced, reduced, **NEAR)
+                np.testing.assert_allclose(found.latents["q"].normed, c_q, **NEAR)
+            assert torch.equal(found.k[:shared], other.k[:shared]), "all heads share it"
+            assert torch.equal(found.k_rot[:shared], other.k_rot[:shared])
+            assert found.turned == shared
+            for end in ("q", "k"):
+                before, after = np.asarray(getattr(found, end)), np.asarray(getattr(found, f"{end}_rot"))
+                factor = getattr(attention.rope.scaling, "attention_factor", 1.0)
+                lengths = np.linalg.norm(before[:shared]) * factor, np.linalg.norm(after[:shared])
+                assert lengths[0] == pytest.approx(lengths[1], rel=1e-5)
+                np.testing.assert_allclose(after[shared:], before[shared:], **NEAR)  # of the latent: does not turn
+                if layer == 1:
+                    np.testing.assert_allclose(after, rotated(attention.rope, rows[end], position), **NEAR)
+                    assert found.lengths[f"{end}_rot"] == pytest.approx(found.lengths[end], rel=1e-5)
+            assert found.receipt.error < 1e-4
+
+
+def test_a_latent_that_is_not_the_passes_is_off():
+    """The receipt's error is of the latent too."""
+    t = made("deepseek_v2")
+    t.kept.tensors["blocks.1.attn.latent"][5] += 0.5
+    assert qkv(t, layer=1, head=0, position=5).receipt.error > 0.4
+    assert qkv(t, layer=1, head=0, position=4).receipt.error < 1e-4
+
+
 # ---- heads
 
 

@@ -16,6 +16,7 @@ export class Strip extends LitElement {
   @property({ type: Boolean }) shares = false; // 0 to 1, instead of signed
   @property({ type: Number }) top = 0; // what the strongest colour stands for; 0: the largest size
   @property({ type: Number }) at = -1; // the cursor
+  @property({ type: Number }) cut = 0; // a line before this place, where one part ends and another begins; 0: none
   @property({ type: Boolean }) quiet = false; // no reading beside it
   @property({ attribute: false }) names: ((i: number) => string) | null = null;
   @state() private over = -1;
@@ -26,6 +27,7 @@ export class Strip extends LitElement {
     .frame { position: relative; border-radius: 4px; cursor: crosshair; box-shadow: 0 0 0 1px var(--line); }
     canvas { display: block; width: 100%; height: var(--height, 1.35rem); image-rendering: pixelated; border-radius: 4px; }
     .at { position: absolute; top: -3px; bottom: -3px; border: 2px solid var(--ink); border-radius: 3px; pointer-events: none; min-width: 6px; }
+    .cut { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: var(--ink); pointer-events: none; }
     .say { display: flex; justify-content: space-between; gap: 1rem; font-size: 0.78rem; color: var(--soft); margin-top: 0.2rem; min-height: 1.2em; }
   `];
 
@@ -56,6 +58,7 @@ export class Strip extends LitElement {
         aria-valuenow=${Math.max(0, this.at)} aria-valuetext=${this.at >= 0 && n ? `${name(this.at)} is ${exact(this.data[this.at] as Num)}` : `${n} numbers`}
         @keydown=${this.#key} @pointermove=${this.#move} @pointerleave=${() => (this.over = -1)} @click=${this.#click}>
         <canvas width=${Math.max(1, n)} height="1"></canvas>
+        ${this.cut > 0 && this.cut < n ? html`<span class="cut" ${look({ left: `${(100 * this.cut) / n}%` })}></span>` : nothing}
         ${this.at >= 0 && this.at < n ? html`<span class="at" ${look(place(this.at))}></span>` : nothing}
       </div>
       ${this.quiet ? nothing : html`<div class="say"><span><slot></slot></span>
