@@ -324,7 +324,18 @@ def test_tracks_and_a_changed_token(open_page, served, lm, trace):
     drawn = signed(view.locator("gf-matrix canvas").nth(1), "key", apart.max())
     assert np.abs(drawn - apart).max() <= SIGNED_BOUND * apart.max()
     assert (drawn[:, :9] == 0).all()
-    assert "Left of it nothing changes" in said(view.locator("section"))
+    assert re.search(r"The texts part at token 9\. Left of\s+token 9 nothing changes", said(view.locator("section")))
+
+
+def test_a_changed_token_of_an_edited_text(open_page, served):
+    edits = [{"op": "ablate", "point": "blocks.1.mlp.out", "position": 4}]
+    view = open_page(served.url + at("tracks", layer=2, query=9, edits=json.dumps(edits))).locator("gf-view-tracks")
+    view.locator("gf-matrix canvas").first.wait_for()
+    view.locator("input[name=text]").fill(" bell")
+    view.get_by_role("button", name="Read again").click()
+    line = view.get_by_text("The texts part at token 9.")
+    line.wait_for()
+    assert "blocks.1.mlp.out reaches token 4, block 1. Left of token 4 nothing changes" in " ".join(said(line).split())
 
 
 def test_a_text_that_ends_earlier_changes_no_cell(open_page, served, lm, trace):

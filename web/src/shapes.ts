@@ -53,7 +53,10 @@ export interface Seen {
 export interface Summary { tokens: Seen[]; n_prompt: number; next: Named[]; receipt: Receipt }
 
 export interface Tracks { norms: Num[][]; windows: (number | null)[]; context: number; receipt: Receipt }
-export interface Changed { distances: Num[][]; first: number | null; before: Num; receipt: Receipt }
+export interface Touched { row: number; position: number; point: string }
+export interface Changed {
+  distances: Num[][]; token: number | null; edited: Touched | null; first: number | null; before: Num; receipt: Receipt;
+}
 
 export interface Product { matrix: string; of: "x" | "q" | "kv"; weights: Num[]; bias: Num; sum: Num; value: Num }
 export interface Latent { reduced: Num[]; normed: Num[] }

@@ -303,11 +303,11 @@ def tracks(t: Trace, of: Tracks) -> list[Panel]:
 
 def changed(t: Trace, of: Changed) -> list[Panel]:
     n = of.distances.shape[1]
-    where = (
-        "nothing differs"
-        if of.first is None
-        else f"the first token that differs is {of.first}; left of it the largest distance is {short(of.before)}"
-    )
+    said = [] if of.token is None else [f"the texts part at token {of.token}"]
+    if of.edited is not None:
+        said.append(f"an edit of {of.edited.point} reaches token {of.edited.position}")
+    where = "; ".join(said) or "nothing differs"
+    where += "" if of.first is None else f"; left of token {of.first} the largest distance is {short(of.before)}"
     label = "how far the two residual streams are apart"
     matrix = Matrix(of.distances, _floors(len(of.distances)), names(t)[:n], meaning="key", label=label)
     return [Heading("What the change reaches"), matrix, Line(((where, "plain"),)), seal(of.receipt)]

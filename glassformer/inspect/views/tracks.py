@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import RequestError
+from glassformer.inspect.points import layer_of
 from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at
 
@@ -27,12 +28,25 @@ class Tracks:
 
 
 @dataclass(frozen=True)
+class Touched:
+    """A cell that an edit reaches: `row` of the grid and token `position`. `point` is what it changes."""
+
+    row: int
+    position: int
+    point: str
+
+
+@dataclass(frozen=True)
 class Changed:
-    """`distances` [L + 1, T]: how far the two residual streams are apart in each cell. `first`: the first token that
-    differs, None where none does. `before`: the largest distance left of it, which is 0: no token sees a later one.
+    """`distances` [L + 1, T]: how far the two residual streams are apart in each cell. `token`: the first that differs
+    between the texts. `edited`: the first cell that an edit reaches which one of them has and the other has not. None
+    where there is none. `first`: the earlier of both; `before`: the largest distance left of it, which is 0: no token
+    sees a later one.
     """
 
     distances: Float[Tensor, "L1 T"]
+    token: int | None
+    edited: Touched | None
     first: int | None
     before: float
     receipt: Receipt
@@ -65,15 +79,33 @@ def changed(t: Trace, *, other: Trace) -> Changed:
         raise RequestError("the two were read beside different sources: every cell differs", param="other")
     n = min(len(t.ids), len(other.ids))
     distances = (stream(t)[:, :n] - stream(other)[:, :n]).norm(dim=-1)
-    differ = [i for i in range(n) if t.ids[i] != other.ids[i]]
-    if not differ:
-        touched = (distances > 0).any(0).nonzero().flatten().tolist()
-        differ = touched[:1]
-    first = differ[0] if differ else None
+    token = next((i for i in range(n) if t.ids[i] != other.ids[i]), None)
+    edited = touched(t, other, n)
+    first = min((at for at in (token, edited and edited.position) if at is not None), default=None)
     before = distances[:, :first].max().item() if first else 0.0
-    receipt = Receipt(
-        "t.changed(other=other)",
-        "largest distance left of the first difference",
-        before,
-    )
-    return Changed(distances, first, before, receipt)
+    receipt = Receipt("t.changed(other=other)", "largest distance left of the first difference", before)
+    return Changed(distances, token, edited, first, before, receipt)
+
+
+def touched(t: Trace, other: Trace, n: int) -> Touched | None:
+    """The first cell, of `n` tokens, that an edit of one of them reaches and none of the other's."""
+    only = set(t.edits) ^ set(other.edits)
+    if not only and t.edits != other.edits:  # the same in another order
+        only = set(t.edits)
+    cells = [
+        Touched(row, edit.first(one.n_prompt), edit.point)
+        for one in (t, other)
+        for edit in one.edits
+        if edit in only and (row := row_of(edit.point)) is not None
+    ]
+    return min((one for one in cells if one.position < n), key=lambda one: (one.position, one.row), default=None)
+
+
+def row_of(point: str) -> int | None:
+    """The first row of the grid that a change of a point shows in; None past the last block."""
+    if point.startswith("encoder."):
+        return 1  # where block 0 has read the source
+    i = layer_of(point)
+    if i is None:
+        return 0 if point.startswith("embed.") else None
+    return i if point.endswith(".resid_pre") else i + 1

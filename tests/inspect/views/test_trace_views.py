@@ -10,6 +10,7 @@ from generate.writers import make_tokenizer
 from tiny import tiny
 
 from glassformer.errors import RequestError
+from glassformer.inspect.edit import ablate, add, knockout, scale
 from glassformer.inspect.views.anatomy import times
 from glassformer.inspect.views.block import block
 from glassformer.inspect.views.cell import cell
@@ -302,13 +303,62 @@ def test_nothing_left_of_a_change_changes(t):
     other = t.lm.trace([*IDS[:5], 61, *IDS[6:]])
     found = changed(t, other=other)
     experts = any(layer.experts for layer in t.config.layers)  # whose products have other rows beside them: rounding
-    assert found.first == 5
+    assert (found.first, found.token, found.edited) == (5, 5, None)
     assert found.before == found.distances[:, :5].max() <= (1e-4 if experts else 0)
     assert (found.distances[:, 5] > 0.1).all()
     assert changed(t, other=t).first is None
     shorter = changed(t, other=t.lm.trace(IDS[:7]))
     assert shorter.distances.shape == (t.config.n_layers + 1, 7)
     assert shorter.distances.max() < 1e-4, "cut at the end, what is left stays"
+
+
+@pytest.mark.parametrize(
+    ("edit", "row", "position"),
+    [
+        (ablate("blocks.1.attn.z", head=1, position=4), 2, 4),
+        (add("blocks.2.resid_pre", 1.0, position=(7, 3)), 2, 3),
+        (scale("embed.out", 2.0, position=6), 0, 6),
+        (knockout("blocks.0.attn.scores", query=8, key=2), 1, 8),
+        (ablate("blocks.0.mlp.out", position=-1), 1, 11),
+    ],
+    ids=lambda one: getattr(one, "point", None),
+)
+def test_an_edit_changes_the_cells_from_the_one_that_it_names(edit, row, position):
+    """Whichever of the two has it, and what both have is no difference."""
+    t, both = made("qwen3"), scale("blocks.0.attn.out", 0.5)
+    plain, other = t.lm.trace(IDS, edit=[both]), t.lm.trace(IDS, edit=[both, edit])
+    for one, two in ((plain, other), (other, plain)):
+        found = changed(one, other=two)
+        assert (found.token, found.first) == (None, position)
+        assert (found.edited.row, found.edited.position, found.edited.point) == (row, position, edit.point)
+        assert found.distances[row, position] > 1e-3, "that cell differs"
+        left, below = found.distances[:, :position], found.distances[:row]
+        assert found.before == left.max() < 1e-4, "rounding, where an edit of scores selects the definition"
+        assert not row or below.max() < 1e-4
+    assert changed(other, other=other).first is None
+
+
+def test_texts_that_part_and_an_edit_are_both_told():
+    """The first difference is the earlier of both; an edit of what follows the last block touches no cell."""
+    t = made("qwen3")
+    parted, edit = [*IDS[:7], 61, *IDS[8:]], ablate("blocks.1.attn.z", head=1, position=3)
+    found = changed(t, other=t.lm.trace(parted, edit=[edit]))
+    assert (found.token, found.edited.position, found.first, found.before) == (7, 3, 3, 0)
+    assert found.distances[2:, 3].min() > 1e-3
+    later = changed(t, other=t.lm.trace(parted, edit=[ablate("blocks.1.attn.z", head=1, position=9)]))
+    assert (later.token, later.edited.position, later.first, later.before) == (7, 9, 7, 0)
+    after = changed(t, other=t.lm.trace(IDS, edit=[scale("final.norm", 2.0)]))
+    assert (after.token, after.edited, after.first) == (None, None, None)
+    assert after.distances.max() == 0
+    cut = changed(t, other=t.lm.trace(IDS[:5], edit=[]))
+    assert (cut.token, cut.edited) == (None, None)
+
+
+def test_the_order_of_edits_is_a_difference():
+    t, twice, more = made("qwen3"), scale("blocks.0.mlp.out", 2.0), add("blocks.0.mlp.out", 1.0)
+    one, two = (t.lm.trace(IDS, edit=edits) for edits in ([twice, more], [more, twice]))
+    assert changed(one, other=two).edited.row == 1
+    assert changed(one, other=two).distances[1].min() > 0.1
 
 
 def test_stages_are_those_of_a_loop():

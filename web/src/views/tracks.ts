@@ -77,7 +77,7 @@ export class TracksView extends Follower {
   #edit() {
     if (!this.session.live) return nothing;
     const { session } = this, changed = this.#changed.value, at = session.here.query, error = this.#changed.error?.message ?? this.wrong;
-    const both = this.other?.trace.tokens ?? [], cut = both.every((token, i) => token.id === session.tokens[i]?.id); // the same, and shorter
+    const both = this.other?.trace.tokens ?? [], cut = !changed?.edited && both.every((token, i) => token.id === session.tokens[i]?.id); // the same, and shorter
     const apart = Math.max(0, ...(changed?.distances.flat().map(num) ?? [])), long = Math.max(0, ...(this.#tracks.value?.norms.flat().map(num) ?? []));
     const n = changed?.distances[0]?.length ?? 0;
     return html`<div class="stack close"><h3>Change one token, and see which cells change</h3>
@@ -87,7 +87,8 @@ export class TracksView extends Follower {
       ${changed && this.other && this.other.of === session.trace?.id ? html`<gf-matrix meaning="key" most="720" .top=${cut ? long : 0} .data=${changed.distances.flat().map(num)} .rows=${changed.distances.length} .columns=${n} .row=${changed.distances.length - 1} .column=${changed.first ?? 0}
           rowName="after" rowHeight="26" columnName="token" .rowLabel=${floor} .columnLabel=${(i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`} label="How far the two streams are apart"></gf-matrix>
         <p class="small">${cut ? html`Of the ${n} tokens that both have, the cells are the same to within <span class="num">${short(apart)}</span>: what is left of the end does not know where it is.`
-          : changed.first === null ? "Nothing differs." : html`The texts part at token ${changed.first}. Left of it nothing changes: the largest distance there is <span class="num">${short(changed.before)}</span>.`}</p>
+          : changed.first === null ? "Nothing differs." : html`${changed.token === null ? nothing : `The texts part at token ${changed.token}. `}${changed.edited ? html`An edit of <code>${changed.edited.point}</code> reaches token ${changed.edited.position}, ${floor(changed.edited.row)}. ` : nothing}Left of
+            token ${changed.first} nothing changes: the largest distance there is <span class="num">${short(changed.before)}</span>.`}</p>
         <gf-receipt .of=${changed.receipt}></gf-receipt>` : nothing}</div>`;
   }
 
