@@ -26,6 +26,15 @@ KINDS = {
 }
 
 
+def translator(config):
+    """A pair of this configuration, its vocabularies as large as the tokenizer's."""
+    tokenizer = make_tokenizer()
+    size = tokenizer.vocab_size
+    family = "pair" if config.family == "tiny" else config.family
+    config = replace(config, family=family, vocab_size=size, encoder=replace(config.encoder, vocab_size=size))
+    return Translator(wake(EncoderDecoder(config)), tokenizer)
+
+
 def subject(kind, family):
     """(model, trace, another trace)."""
     tokenizer = make_tokenizer()
@@ -35,9 +44,7 @@ def subject(kind, family):
     elif kind == "encoders":
         model = Embedder(wake(TextEncoder(replace(ENCODERS[family], vocab_size=size))), tokenizer)
     elif kind == "encoder-decoders":
-        config = replace(pair_config("pre"), family="pair") if family == "pair" else PAIRS[family]()
-        config = replace(config, vocab_size=size, encoder=replace(config.encoder, vocab_size=size))
-        model = Translator(wake(EncoderDecoder(config)), tokenizer)
+        model = translator(pair_config("pre") if family == "pair" else PAIRS[family]())
     else:
         config = RecurrentConfig(size, size, 10, 12, attention=ATTENTION[family])
         model = Translator(randomise(RecurrentEncoderDecoder(config)), tokenizer)

@@ -29,6 +29,7 @@ from glassformer.inspect.answers import (
 )  # fmt: skip
 from glassformer.inspect.place import Place
 from glassformer.inspect.views.result import dump
+from glassformer.inspect.views.table import distinct
 
 NEAR, FAR = 32, 128  # tokens to either side
 WHOLE, STEP = 256, 128  # of a head drawn number by number: as the page has it
@@ -82,7 +83,7 @@ def of_model(answers: Answers, ids: list[str], text: str) -> Iterator[str]:
     yield path_of_model(name, "tokens", text=text)
     for word in dict.fromkeys(WORD.findall(text)):
         yield path_of_model(name, "merges", word=word)
-    tables = ("input",) if answers.lm.model.head is None else ("input", "output")
+    tables = [table for table in distinct(answers.lm) if table != "source"]
     for id in ids:
         t = answers.traces[id]
         for table in tables:

@@ -102,6 +102,50 @@ def test_a_recurrent_model_and_the_same_pair_through_others(open_page, pairs, tr
     assert "has no attention" in reason(view.locator(".several"))
 
 
+def test_the_cache_has_a_row_for_the_source(open_page, pairs, translators):
+    t = translators["pair"].trace(SOURCE, TARGET)
+    view = open_page(pairs.url + at("cache", SOURCE, model="pair", _target=TARGET, layer=1)).locator("gf-view-cache")
+    view.locator("gf-matrix canvas").nth(1).wait_for()
+    for i, name in enumerate(("attn", "cross")):
+        mass = t[f"blocks.1.{name}.probs"].tensor.sum(1).numpy()
+        assert np.abs(signed(view.locator("gf-matrix canvas").nth(i), "key", mass.max()) - mass).max() <= (
+            SIGNED_BOUND * mass.max()
+        )
+    of_block, n_layers = 2 * 4 * 12 * 4, t.config.n_layers  # keys and values, heads, numbers, bytes
+
+    def held(n):
+        return f"{n_layers * of_block * (n + len(t.source)) / 1024:.2f} KiB"
+
+    assert [numbers(said(one))[-1] for one in view.locator(".layer.source").all()] == [len(t.source)] * n_layers
+    assert held(len(t)) in said(view.locator("section > p").first)
+    view.locator("input[type=range]").fill("1")
+    view.get_by_text(held(1)).wait_for()
+    assert [numbers(said(one))[-1] for one in view.locator(".layer.source").all()] == [len(t.source)] * n_layers
+    view.get_by_text("the same logits").wait_for()
+    view.get_by_text("reading the source, once").wait_for()
+
+
+def test_tables_of_a_recurrent_model(open_page, pairs, translators):
+    model = translators["additive"].model
+    t = translators["additive"].trace(SOURCE, TARGET)
+    view = open_page(pairs.url + at("embedding", SOURCE, model="additive", _target=TARGET, query=2, key=1)).locator(
+        "gf-view-embedding"
+    )
+    for table, rows, token in (
+        ("input", model.target_embed.weight, t.ids[2]),
+        ("source", model.source_embed.weight, t.source.ids[1]),
+        ("output", model.head_weight, t.ids[2]),
+    ):
+        view.get_by_role("button", name=f"{table} table").click()
+        view.get_by_text(f"is row {token}, of length").wait_for()
+        row = rows[token].detach().double().numpy()
+        top = np.abs(row).max()
+        strip = view.locator("gf-strip").first
+        strip.get_by_text(f"{len(row)} numbers").wait_for()
+        assert np.abs(signed(strip.locator("canvas"), "residual", top)[0] - row).max() <= SIGNED_BOUND * top
+        view.locator("svg circle").first.wait_for()
+
+
 @pytest.mark.parametrize("model", ["pair", "additive", "blind"])
 def test_axe_finds_nothing_serious_and_nothing_is_scrolled_sideways(open_page, pairs, model):
     if not AXE.is_file():

@@ -137,14 +137,27 @@ def test_fields_without_effect(http, name, body, param, word):
     refused(http.post("/v1/traces", json={"model": name, "prompt": SOURCE} | body), 400, word, param=param)
 
 
+def test_what_a_source_leaves_in_the_cache_and_its_table(http):
+    pair = made(http, model="pair", prompt=SOURCE, target=TARGET)
+    found = http.get(f"/v1/traces/{pair['id']}/views/cache?layer=1").json()
+    assert found["layers"][0]["source"]["slots"] == len(pair["source"]["tokens"]) == len(found["source_mass"][0])
+    receipts = {}
+    for table in ("input", "source", "output"):
+        one = http.get(f"/v1/models/blind/views/embedding?token=3&table={table}").json()
+        receipts[table] = one["receipt"]["python"]
+        assert one["tables"] == ["input", "source", "output"]
+    assert receipts["source"] == "lm.model.source_embed.weight[3]"
+    assert receipts["input"] == "lm.model.target_embed.weight[3]"
+
+
 def test_views_and_sweeps_that_have_no_meaning(http):
     blind = made(http, model="blind", prompt=SOURCE, target=TARGET)["id"]
     refused(http.get(f"/v1/traces/{blind}/views/alignment"), 400, "has no attention", param="view")
     refused(http.get(f"/v1/traces/{blind}/views/lens"), 400, "no blocks", param="view")
     refused(http.get(f"/v1/traces/{blind}/tensors/blocks.0.attn.z"), 400, "no point")
-    refused(http.get("/v1/models/blind/views/embedding?token=3"), 400, "source_embed", param="view")
+    refused(http.get(f"/v1/traces/{blind}/views/cache"), 400, "keeps no past tokens", param="view")
+    refused(http.get("/v1/models/talker/views/embedding?token=3&table=source"), 400, "'input'", param="table")
     pair = made(http, model="pair", prompt=SOURCE, target=TARGET)["id"]
-    refused(http.get(f"/v1/traces/{pair}/views/cache"), 400, "keeps the source's keys", param="view")
     assert "sweeps and edits are of decoders" in http.post("/v1/sweeps", json={"trace": pair, "over": "heads"}).text
     talker = made(http, model="talker", prompt=SOURCE)["id"]
     refused(http.get(f"/v1/traces/{talker}/views/alignment"), 400, "reads no source", param="view")

@@ -43,7 +43,9 @@ export interface Tokens { text: string; tokens: TokenInfo[]; n_bytes: number; vo
 export interface Merge { parts: string[]; bytes: string[]; rank: number | null; at: number | null }
 export interface Merges { word: string; steps: Merge[]; ids: number[]; receipt: Receipt }
 
-export interface Embedding { token: Named; row: Num[]; nearest: Named[]; tied: boolean; receipt: Receipt }
+export interface Embedding {
+  token: Named; n_rows: number; row: Num[]; nearest: Named[]; tables: string[]; tied: boolean; receipt: Receipt;
+}
 export interface Spot { id: number; text: string; x: number; y: number }
 export interface EmbeddingMap { places: Spot[]; explained: [number, number]; receipt: Receipt }
 
@@ -110,13 +112,15 @@ export interface Choice {
   position: number; tokens: Named[]; stages: Stage[]; n_draws: number; draws: number[]; others: number; receipt: Receipt;
 }
 
-export interface CacheLayer {
-  layer: number; slots: number; capacity: number; window: number | null; bytes_per_slot: number; bytes: number;
+export interface Slots { slots: number; bytes_per_slot: number; bytes: number }
+export interface CacheLayer extends Slots {
+  layer: number; what: string; capacity: number; window: number | null; source: Slots | null;
 }
 export interface CacheView {
-  layers: CacheLayer[]; bytes: number; layer: number; mass: Num[][]; n_prompt: number; receipt: Receipt;
+  layers: CacheLayer[]; bytes: number; layer: number; mass: Num[][]; source_mass: Num[][] | null; n_prompt: number;
+  receipt: Receipt;
 }
-export interface CacheSpeed { tokens: number; prefill: number; decode: number; without: number; receipt: Receipt }
+export interface CacheSpeed { tokens: number; source: number | null; prefill: number; decode: number; without: number; receipt: Receipt }
 
 export interface Aligned {
   kind: Kind; source: { id: number; text: string }[]; target: { id: number; text: string }[]; ended: boolean;

@@ -318,9 +318,18 @@ def cache(t: Trace, of: CacheView) -> list[Panel]:
         (f"block {one.layer}", one.slots / one.capacity, f"{one.slots} of {one.capacity:,} slots, {one.bytes:,} bytes")
         for one in of.layers
     )
+    found: list[Panel] = [Heading(f"What the cache keeps: {of.bytes:,} bytes"), Bars(rows, "key", 1.0)]
+    kept = [(one.layer, one.source) for one in of.layers if one.source is not None]
+    if kept:
+        theirs = tuple((f"block {i}", 1.0, f"{one.slots} slots, {one.bytes:,} bytes") for i, one in kept)
+        found += [Heading("Of the source, made once"), Bars(theirs, "key", 1.0)]
     label = f"how much attention each kept token received in block {of.layer}"
-    matrix = Matrix(of.mass, _heads(len(of.mass)), names(t), meaning="key", label=label)
-    return [Heading(f"What the cache keeps: {of.bytes:,} bytes"), Bars(rows, "key", 1.0), matrix, seal(of.receipt)]
+    found.append(Matrix(of.mass, _heads(len(of.mass)), names(t), meaning="key", label=label))
+    if of.source_mass is not None:
+        source: Trace = t.source  # pyright: ignore[reportAttributeAccessIssue]
+        label = f"and each token of the source, in block {of.layer}"
+        found.append(Matrix(of.source_mass, _heads(len(of.source_mass)), names(source), meaning="key", label=label))
+    return [*found, seal(of.receipt)]
 
 
 def times(t: Trace, of: Times) -> list[Panel]:
@@ -337,6 +346,7 @@ def cache_speed(t: Trace, of: CacheSpeed) -> list[Panel]:
         ("next token, with the cache", of.decode, f"{of.decode:.2f} ms"),
         (f"without: all {of.tokens} tokens again", of.without, f"{of.without:.2f} ms"),
         (f"reading {of.tokens - 1} tokens at once", of.prefill, f"{of.prefill:.2f} ms"),
+        *(() if of.source is None else (("reading the source, once", of.source, f"{of.source:.2f} ms"),)),
     )
     return [Heading("What the cache saves"), Bars(rows, "key"), seal(of.receipt)]
 

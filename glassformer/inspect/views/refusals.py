@@ -19,11 +19,7 @@ ALL_SEEN = "in an encoder every token sees every other: a change of one reaches 
 BACKWARDS = "roles are of heads that look back at what was written, and an encoder's look both ways"
 NO_BLOCKS = "a recurrent model has no blocks: it carries one state from token to token"
 NO_HEADS = "a recurrent model has no heads, no queries, keys and values; what attention it may have is `alignment`"
-TWO_TABLES = "a recurrent model looks source and target up in `lm.model.source_embed` and `lm.model.target_embed`"
 NO_CACHE = "a recurrent model keeps no past tokens: its state is all that it carries on"
-KEPT_TWICE = (
-    "a decoder with a source keeps the source's keys and values beside its own, and this picture has one row of slots"
-)
 
 REFUSED: dict[Kind, dict[str, str]] = {
     "decoder": {"alignment": NO_SOURCE},
@@ -33,9 +29,9 @@ REFUSED: dict[Kind, dict[str, str]] = {
         "cache": NOTHING_KEPT, "cache_speed": NOTHING_KEPT,
         "alignment": "an encoder by itself has no target to align its text with",
     },
-    "encoder-decoder": {"cache": KEPT_TWICE, "cache_speed": KEPT_TWICE},
+    "encoder-decoder": {},
     "recurrent": {
-        "embedding": TWO_TABLES, "embedding_map": TWO_TABLES, "times": NO_BLOCKS, "tracks": NO_BLOCKS,
+        "times": NO_BLOCKS, "tracks": NO_BLOCKS,
         "changed": NO_BLOCKS, "qkv": NO_HEADS, "cell": NO_HEADS, "heads": NO_HEADS, "grid": NO_HEADS,
         "roles": NO_HEADS, "block": NO_BLOCKS, "lens": NO_BLOCKS, "attribution": NO_BLOCKS, "cache": NO_CACHE,
         "cache_speed": NO_CACHE, "fork": NO_BLOCKS,

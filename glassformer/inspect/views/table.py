@@ -1,8 +1,9 @@
-"""Of the embedding table: a token's row, the rows nearest to it, and rows as points on a plane. View 3."""
+"""Of a table of embeddings: a token's row, the rows nearest to it, and rows as points on a plane. View 3."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 import torch
@@ -13,18 +14,24 @@ from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace import Language, Receipt, spelled
 from glassformer.inspect.views.result import Named, named, off
+from glassformer.nn.model import Decoder, EncoderDecoder
+from glassformer.nn.recurrent import RecurrentEncoderDecoder
 
-Table = Literal["input", "output"]
+Table = Literal["input", "source", "output"]
 MOST = 2000  # rows on a plane
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """`nearest` by cosine, over the same table. `tied`: input and output are one table."""
+    """`nearest` by cosine, over the same table of `n_rows`. `tables`: those that the model has, one that is another
+    under two names only once. `tied`: input and output are one table.
+    """
 
     token: Named
+    n_rows: int
     row: Float[Tensor, "D"]
     nearest: tuple[Named, ...]
+    tables: tuple[str, ...]
     tied: bool
     receipt: Receipt
 
@@ -46,19 +53,45 @@ class EmbeddingMap:
     receipt: Receipt
 
 
+def tables_of(lm: Language) -> dict[Table, str]:
+    """The tables of a model, each by where it is in it: what its own tokens are looked up in, what those of a source
+    are, and what the head multiplies.
+    """
+    if isinstance(lm.model, RecurrentEncoderDecoder):
+        return {"input": "target_embed.weight", "source": "source_embed.weight", "output": "head_weight"}
+    found: dict[Table, str] = {"input": "embed.weight"}
+    if isinstance(lm.model, EncoderDecoder):
+        found["source"] = "encoder.embed.weight"
+    if isinstance(lm.model, Decoder):
+        found["output"] = "head_weight"
+    return found
+
+
 def table_of(lm: Language, table: str) -> tuple[str, Float[Tensor, "V D"]]:
-    """The input or the output table, and how to name it in Python."""
-    if table not in ("input", "output"):
-        raise RequestError(f"table must be 'input' or 'output', got {table!r}", param="table")
-    name = "lm.model.embed.weight" if table == "input" else "lm.model.head_weight"
-    return name, (lm.model.embed.weight if table == "input" else lm.model.head_weight).detach()
+    """One table, and how to name it in Python. RequestError where the model has none of this name."""
+    places: dict[str, str] = {**tables_of(lm)}
+    if table not in places:
+        *some, last = map(repr, places)
+        known = f"{', '.join(some)} or {last}" if some else last
+        raise RequestError(f"table must be {known} of this model, got {table!r}", param="table")
+    return f"lm.model.{places[table]}", attrgetter(places[table])(lm.model).detach()
+
+
+def distinct(lm: Language) -> tuple[Table, ...]:
+    """The tables of a model, each once."""
+    seen: dict[int, Table] = {}
+    for table in tables_of(lm):
+        seen.setdefault(table_of(lm, table)[1].data_ptr(), table)
+    return tuple(seen.values())
 
 
 @torch.no_grad()
 def embedding(lm: Language, *, token: int, n: int = 10, table: Table = "input") -> Embedding:
-    """A token's row of the table, and the `n` rows nearest to it by cosine.
+    """A token's row of a table, and the `n` rows nearest to it by cosine.
 
-    RequestError for a token outside the vocabulary.
+    table: "source" is that in which a model looks the tokens of its source up, where it reads one.
+
+    RequestError for a token outside the vocabulary, or a table that the model has not.
     """
     name, rows = table_of(lm, table)
     check_number("token", token, 0, len(rows) - 1)
@@ -69,10 +102,14 @@ def embedding(lm: Language, *, token: int, n: int = 10, table: Table = "input") 
     cosine[token] = -2
     best = cosine.topk(n)
     nearest = named(lm, best.indices, best.values)
-    looked_up = lm.model.embed(torch.tensor([token], device=rows.device))[0] if table == "input" else rows[token]
+    looked_up = rows[token]
+    if table != "output":
+        module = attrgetter(name.removeprefix("lm.model.").removesuffix(".weight"))(lm.model)
+        looked_up = module(torch.tensor([token], device=rows.device))[0]
     receipt = Receipt(f"{name}[{token}]", "max |the row shown - the row the model reads|", off(looked_up, row))
-    tied = lm.model.head is None
-    return Embedding(Named(token, spelled(lm.tokenizer, token), row.norm().item()), row, nearest, tied, receipt)
+    tables = distinct(lm)
+    shown = Named(token, spelled(lm.tokenizer, token), row.norm().item())
+    return Embedding(shown, len(rows), row, nearest, tables, "output" not in tables, receipt)
 
 
 @torch.no_grad()

@@ -6,14 +6,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from generate.writers import make_tokenizer
-from tiny import tiny
+from inspect_subjects import subject, translator
+from tiny import pair_config, tiny
 
 from glassformer.errors import RequestError
 from glassformer.inspect.trace import shown
 from glassformer.inspect.views.anatomy import anatomy
 from glassformer.inspect.views.registry import VIEWS, find_view
 from glassformer.inspect.views.result import plain
-from glassformer.inspect.views.table import embedding, embedding_map, table_of
+from glassformer.inspect.views.table import distinct, embedding, embedding_map, table_of
 from glassformer.inspect.views.words import merges, tokens
 from glassformer.lm import LanguageModel, load
 
@@ -76,9 +77,30 @@ def test_merges_are_of_one_word(lm, bare):
 # ---- the table
 
 
-@pytest.mark.parametrize("table", ["input", "output"])
-def test_nearest_rows_by_numpy(lm, table):
-    rows = (lm.model.embed.weight if table == "input" else lm.model.head_weight).detach().double().numpy()
+@pytest.fixture(scope="module")
+def readers():
+    return {
+        "pair": translator(pair_config("separate")),
+        "recurrent": subject("recurrent encoder-decoders", "additive")[0],
+    }
+
+
+TABLES = {
+    ("lm", "input"): lambda model: model.embed.weight,
+    ("lm", "output"): lambda model: model.head.weight,
+    ("pair", "input"): lambda model: model.embed.weight,
+    ("pair", "output"): lambda model: model.head.weight,
+    ("pair", "source"): lambda model: model.encoder.embed.weight,
+    ("recurrent", "input"): lambda model: model.target_embed.weight,
+    ("recurrent", "source"): lambda model: model.source_embed.weight,
+    ("recurrent", "output"): lambda model: model.head.weight,
+}
+
+
+@pytest.mark.parametrize(("model", "table"), TABLES)
+def test_nearest_rows_by_numpy(lm, readers, model, table):
+    lm = {"lm": lm, **readers}[model]
+    rows = TABLES[model, table](lm.model).detach().double().numpy()
     found = embedding(lm, token=17, n=5, table=table)
     np.testing.assert_array_equal(np.asarray(found.row), rows[17].astype(np.float32))
     cosine = rows @ rows[17] / np.linalg.norm(rows, axis=1) / np.linalg.norm(rows[17])
@@ -86,7 +108,26 @@ def test_nearest_rows_by_numpy(lm, table):
     assert [one.id for one in found.nearest] == order
     np.testing.assert_allclose([one.value for one in found.nearest], cosine[order], rtol=1e-5)
     assert found.token.value == pytest.approx(np.linalg.norm(rows[17]), rel=1e-6)
+    assert found.n_rows == len(rows)
+    assert found.receipt.error == 0
     assert not found.tied
+    assert table in found.tables
+    named = eval(found.receipt.python, {"lm": lm})
+    np.testing.assert_array_equal(named.detach().numpy(), rows[17].astype(np.float32))
+
+
+def test_a_table_that_is_another_is_named_once(lm, readers):
+    """Models of a source have a table for it, which may be the one that their own tokens are looked up in."""
+    assert distinct(lm) == ("input", "output")
+    assert distinct(LanguageModel(tiny("gpt2"))) == ("input",)
+    assert {name: distinct(one) for name, one in readers.items()} == {
+        "pair": ("input", "source", "output"),
+        "recurrent": ("input", "source", "output"),
+    }
+    shared = subject("encoder-decoders", "t5")[0]
+    assert distinct(shared) == ("input",)
+    assert embedding(shared, token=3, table="source").tied
+    assert distinct(subject("encoders", "bert")[0]) == ("input",)
 
 
 def test_the_plane_is_the_covariances_first_two_eigenvectors(lm):
@@ -107,7 +148,8 @@ def test_the_plane_is_the_covariances_first_two_eigenvectors(lm):
         (lambda lm: embedding(lm, token=-1), "token must be a whole number from 0 to"),
         (lambda lm: embedding(lm, token=10**6), "token must be a whole number from 0 to"),
         (lambda lm: embedding(lm, token=1, n=0), "n must be"),
-        (lambda lm: table_of(lm, "middle"), "table must be 'input' or 'output', got 'middle'"),
+        (lambda lm: table_of(lm, "middle"), "table must be 'input' or 'output' of this model, got 'middle'"),
+        (lambda lm: embedding(lm, token=1, table="source"), "'input' or 'output' of this model, got 'source'"),
         (lambda lm: embedding_map(lm, tokens=(1, 1, 2)), "3 to 2000 different tokens, got 2"),
         (lambda lm: embedding_map(lm, tokens=(1, 2, 10**6)), "tokens must be"),
     ],

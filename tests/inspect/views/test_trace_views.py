@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from generate.writers import make_tokenizer
-from tiny import tiny
+from inspect_subjects import SOURCE, TEXT, subject, translator
+from tiny import pair_config, tiny
 
+from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
 from glassformer.inspect.edit import ablate, add, knockout, scale
 from glassformer.inspect.views.anatomy import times
@@ -23,6 +25,7 @@ from glassformer.inspect.views.result import plain
 from glassformer.inspect.views.summary import summary
 from glassformer.inspect.views.tracks import changed, tracks
 from glassformer.lm import LanguageModel
+from glassformer.nn.step import Step
 
 FAMILIES = ("qwen3", "gpt2", "gemma2", "gpt_oss", "phi", "olmo2", "smollm3")
 IDS = [7, 3, 31, 4, 4, 60, 2, 19, 8, 55, 23, 9]
@@ -398,22 +401,70 @@ def test_ten_thousand_draws_fit_the_bars():
 # ---- the cache
 
 
-def test_what_the_cache_holds_is_what_a_cache_takes(t):
-    from glassformer.cache.dense import DenseCache
-    from glassformer.nn.step import Step
-
-    kept = DenseCache.of(t.config, 1, len(IDS))
+def filled(t, chunks):
+    """A cache that the text went through in such parts, and the source's keys and values after each of them."""
+    source = getattr(t, "source", None)
+    made = None if source is None else t.model.encode(torch.tensor([source.ids]), Step.of(torch.tensor([source.ids])))
+    kept, ids, seen = DenseCache.of(t.config, 1, len(t.ids), source=made), torch.tensor([t.ids]), []
     with torch.no_grad():
-        t.model.hidden(torch.tensor([IDS]), Step(kept.extend([len(IDS)]), cache=kept))
+        for part in ids.split(chunks, 1):
+            t.model.hidden(part, Step(kept.extend([part.shape[1]]), cache=kept))
+            seen.append([slot.source for slot in kept.slots])
+    return kept, seen
+
+
+def test_what_the_cache_holds_is_what_a_cache_takes(t):
+    kept, _ = filled(t, len(IDS))
     found = cache(t, layer=1)
     assert found.bytes == sum(one.bytes for one in found.layers) == kept.bytes
+    assert found.source_mass is None
+    assert all(one.source is None for one in found.layers)
     probs = np64(t, "blocks.1.attn.probs")
     np.testing.assert_allclose(found.mass, probs.sum(1), rtol=1e-5, atol=1e-6)
 
 
-def test_the_cache_changes_nothing_and_is_measured():
-    found = cache_speed(made("qwen3"), rounds=2)
+def test_a_latent_is_kept_in_place_of_keys_and_values():
+    t = made("deepseek_v2")
+    found = cache(t)
+    assert found.bytes == filled(t, len(IDS))[0].bytes
+    assert found.layers[0].what == "a latent and a turned key"
+    assert found.layers[0].bytes_per_slot == (8 + 20) * 4, "a turned key for all heads, and the latent; in float32"
+
+
+@pytest.mark.parametrize("name", ["pre", "rms"])
+def test_a_source_is_kept_beside(name):
+    """Its keys and values are made once, whatever the number of steps; each row of slots is what a cache takes."""
+    t = translator(pair_config(name)).trace(SOURCE, TEXT)
+    kept, seen = filled(t, 1)
+    found, n = cache(t, layer=1), len(t.source)
+    assert found.bytes == kept.bytes
+    for i, (slot, one) in enumerate(zip(kept.slots, found.layers, strict=True)):
+        own, theirs = slot.tensors()[:2], slot.tensors()[2:]
+        assert (one.slots, one.bytes) == (len(t), sum(tensor.nbytes for tensor in own))
+        assert (one.source.slots, one.source.bytes) == (n, sum(tensor.nbytes for tensor in theirs))
+        cross = t.config.layers[i].cross
+        assert one.source.bytes_per_slot == 2 * cross.n_kv_heads * cross.head_dim * 4
+        first, *later = [step[i] for step in seen]
+        assert len(later) == len(t) - 1
+        assert all(a is b for step in later for a, b in zip(step, first, strict=True)), "made once"
+    for mass, name in ((found.mass, "attn"), (found.source_mass, "cross")):
+        probs = np64(t, f"blocks.1.{name}.probs")
+        np.testing.assert_allclose(mass, probs.sum(1), rtol=1e-5, atol=1e-6)
+    assert found.source_mass.shape[1] == n
+    assert float(found.source_mass.sum()) == pytest.approx(found.source_mass.shape[0] * len(t), rel=1e-5)
+    assert found.receipt.error < 1e-4
+    own, theirs = eval(found.receipt.python, {"t": t})
+    assert torch.equal(own, found.mass)
+    assert torch.equal(theirs, found.source_mass)
+
+
+@pytest.mark.parametrize("one", ["qwen3", "deepseek_v3", "pair", "t5"])
+def test_the_cache_changes_nothing_and_is_measured(one):
+    t = subject("encoder-decoders", one)[1] if one in ("pair", "t5") else made(one)
+    found = cache_speed(t, rounds=2)
     assert min(found.prefill, found.decode, found.without) > 0
+    assert (found.source is None) == (t.kind == "decoder")
+    assert found.source is None or found.source > 0
     assert found.receipt.error < 1e-4
 
 
@@ -485,7 +536,7 @@ def test_places_that_are_not_there(name, given, match):
         ("cell", {}, "needs the parameter 'layer'"),
         ("cell", {"layer": "x", "head": "0", "query": "1", "key": "1"}, "layer must be a whole number, got 'x'"),
         ("cell", {"layers": "1"}, "has no parameter 'layers'; it has: layer, head, query, key"),
-        ("embedding", {"token": "1", "table": "middle"}, "table must be one of 'input', 'output', got 'middle'"),
+        ("embedding", {"token": "1", "table": "middle"}, "must be one of 'input', 'source', 'output', got 'middle'"),
         ("embedding_map", {"tokens": "1,b"}, "tokens must be a whole number, got 'b'"),
         ("sampling", {"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ("changed", {"other": "abc"}, "other is a trace"),

@@ -9,7 +9,7 @@ import "../parts/receipt.js";
 import "../parts/refused.js";
 import "../parts/where.js";
 import { Ask } from "../ask.js";
-import { bytes, count, fixed, num, short } from "../lib/number.js";
+import { bytes, count, fixed, num, short, type Num } from "../lib/number.js";
 import type { Pick } from "../parts/matrix.js";
 import { visible } from "../parts/token.js";
 import type { CacheSpeed, CacheView as Cache } from "../shapes.js";
@@ -27,6 +27,7 @@ export class CacheView extends Follower {
     .layer { display: grid; grid-template-columns: 4.2rem minmax(0, 1fr) 5rem; gap: 0.8rem; align-items: center; font-size: 0.82rem; }
     .slots { display: flex; height: 1.05rem; border-radius: 3px; overflow: hidden; background: var(--wash); }
     .slots i { background: linear-gradient(var(--key) 0 50%, var(--value) 50%); opacity: 0.55; } .slots i.new { opacity: 1; } .slots i.free { background: none; }
+    .layer.source { margin-bottom: 0.35rem; color: var(--soft); }
     .n { text-align: right; }
     input[type="range"] { width: 100%; padding: 0; accent-color: var(--ink); }
     .stack > p.legend { display: flex; flex-wrap: wrap; gap: 0.3rem 1.2rem; font-size: 0.8rem; color: var(--soft); }
@@ -40,26 +41,34 @@ export class CacheView extends Follower {
 
   #show(cache: Cache) {
     const { session } = this, n = session.tokens.length, at = Math.min(n, this.slots), name = (i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`;
-    const heads = cache.mass.length, columns = cache.mass[0]?.length ?? 0, decoding = at > cache.n_prompt;
-    return html`<p>A key and a value of every token, in every block: computed once, read by all that come after. After ${count(at)} of ${count(n)} tokens the caches hold
-        <span class="num">${bytes(cache.layers.reduce((sum, one) => sum + Math.min(at, one.capacity) * one.bytes_per_slot, 0))}</span>.</p>
+    const decoding = at > cache.n_prompt, read = cache.layers.some((one) => one.source);
+    return html`<p>Of every token, in every block, ${cache.layers[0]?.what}: computed once, read by all that come after. After ${count(at)} of ${count(n)} tokens the caches hold
+        <span class="num">${bytes(cache.layers.reduce((sum, one) => sum + Math.min(at, one.capacity) * one.bytes_per_slot + (one.source?.bytes ?? 0), 0))}</span>${read ? ", the source's part included: made with the first token, and never again" : nothing}.</p>
       <label class="small soft">tokens that have passed: <span class="num">${at}</span> ${at <= cache.n_prompt ? "(read in one go: prefill)" : `(${at - cache.n_prompt} written one by one: decode)`}
         <input type="range" min="1" max=${n} .value=${String(at)} @input=${(event: Event) => (this.slots = Number((event.target as HTMLInputElement).value))} /></label>
       <div class="layers">${cache.layers.map((one) => {
         const full = Math.min(at, one.capacity), before = Math.min(full, cache.n_prompt);
         return html`<div class="layer"><span>block ${one.layer}</span><span class="slots" role="img" aria-label="${full} of ${one.capacity} slots filled">
           <i ${look({ flex: before })}></i><i class=${decoding ? "new" : "free"} ${look({ flex: full - before })}></i><i class="free" ${look({ flex: one.capacity - full })}></i></span>
-          <span class="n num">${full}/${count(one.capacity)}</span></div>`;
+          <span class="n num">${full}/${count(one.capacity)}</span></div>${one.source ? html`<div class="layer source"><span>its source</span>
+          <span class="slots" role="img" aria-label="${one.source.slots} slots of the source, all filled"><i ${look({ flex: one.source.slots })}></i><i class="free" ${look({ flex: Math.max(0, one.capacity - one.source.slots) })}></i></span>
+          <span class="n num">${one.source.slots}</span></div>` : nothing}`;
       })}</div>
       <p class="legend"><span><span class="k">keys</span> and <span class="v">values</span>; pale: from the prompt</span>
         <span>${cache.layers[0] ? `${bytes(cache.layers[0].bytes_per_slot)} for each token and block` : ""}</span>${cache.layers.some((one) => one.window) ? html`<span>a window forgets what leaves it</span>` : nothing}</p>
       <h3>How much attention each kept token received, in block ${cache.layer}</h3>
-      <gf-matrix meaning="key" most="720" .data=${cache.mass.flat().map(num)} .rows=${heads} .columns=${columns} .row=${session.here.head} .column=${session.here.query}
-        rowName="head" rowHeight=${heads > 16 ? 12 : 22} columnName="token" .columnLabel=${name} label="Attention received" @pick=${(event: CustomEvent<Pick>) => session.go({ head: event.detail.row, query: event.detail.column })}></gf-matrix>
+      ${this.#mass(cache.mass, name, "Attention received", (pick) => session.go({ head: pick.row, query: pick.column }), session.here.query)}
+      ${cache.source_mass ? html`<h3>And each token of the source</h3>
+        ${this.#mass(cache.source_mass, (i) => `${i} ${visible(session.trace?.source?.tokens[i]?.text ?? "")}`, "Attention that the source received", (pick) => session.go({ head: pick.row, key: pick.column }), session.here.key)}` : nothing}
       <gf-receipt .of=${cache.receipt}></gf-receipt>
       <gf-cause .session=${session} label="Hide token ${session.here.query} from all that follow, in block ${cache.layer}, and write anew"
         .edit=${session.here.query < n - 1 ? { op: "knockout", point: `blocks.${cache.layer}.attn.scores`, query: Array.from({ length: n - 1 - session.here.query }, (_, i) => session.here.query + 1 + i), key: session.here.query } : null}></gf-cause>
       ${this.#saved()}`;
+  }
+
+  #mass(mass: Num[][], name: (i: number) => string, label: string, pick: (pick: Pick) => void, column: number) {
+    return html`<gf-matrix meaning="key" most="720" .data=${mass.flat().map(num)} .rows=${mass.length} .columns=${mass[0]?.length ?? 0} .row=${this.session.here.head} .column=${column}
+      rowName="head" rowHeight=${mass.length > 16 ? 12 : 22} columnName="token" .columnLabel=${name} label=${label} @pick=${(event: CustomEvent<Pick>) => pick(event.detail)}></gf-matrix>`;
   }
 
   #saved() {
@@ -70,7 +79,8 @@ export class CacheView extends Follower {
       <gf-bars wide label="Milliseconds" meaning="key" .bars=${[
         { label: "with the cache: its own track alone", value: speed.decode, text: `${fixed(speed.decode, 2)} ms`, chosen: true },
         { label: `without: all ${speed.tokens} tokens again`, value: speed.without, text: `${fixed(speed.without, 2)} ms` },
-        { label: `(reading ${speed.tokens - 1} tokens at once)`, value: speed.prefill, text: `${fixed(speed.prefill, 2)} ms` }]}></gf-bars>
+        { label: `(reading ${speed.tokens - 1} tokens at once)`, value: speed.prefill, text: `${fixed(speed.prefill, 2)} ms` },
+        ...(speed.source === null ? [] : [{ label: "(reading the source, once either way)", value: speed.source, text: `${fixed(speed.source, 2)} ms` }])]}></gf-bars>
       <p class="small">${speed.without > speed.decode ? html`<span class="num">${short(speed.without / speed.decode, 2)}×</span> as fast with it,` : "At this length it saves nothing,"} and the same logits.</p>
       <gf-receipt .of=${speed.receipt}></gf-receipt>`;
   }

@@ -20,7 +20,7 @@ export class EmbeddingView extends Follower {
   #two = new Ask<Embedding>(this, () => (this.#with === null ? null : this.session.ofModel("embedding", { token: this.#with, n: 1, table: this.#table })));
   #map = new Ask<EmbeddingMap>(this, () => {
     const near = this.#one.value?.nearest.map((one) => one.id) ?? [];
-    const ids = [...new Set([...this.session.tokens.map((token) => token.id), ...near])];
+    const ids = [...new Set([...this.#tokens.map((token) => token.id), ...near])];
     return ids.length < 3 ? null : this.session.ofModel("embedding_map", { tokens: ids.join(","), table: this.#table });
   });
 
@@ -34,8 +34,13 @@ export class EmbeddingView extends Follower {
   `];
 
   get #token(): number {
-    const { session } = this, asked = Number(session.place.more["token"] ?? NaN);
-    return Number.isInteger(asked) ? asked : (session.tokens[session.here.query]?.id ?? 0);
+    const { here, place } = this.session, asked = Number(place.more["token"] ?? NaN);
+    return Number.isInteger(asked) ? asked : (this.#tokens[this.#table === "source" ? here.key : here.query]?.id ?? 0);
+  }
+
+  /** The tokens that are looked up in the table: the text's, or its source's. */
+  get #tokens(): { id: number; text: string }[] {
+    return (this.#table === "source" && this.session.trace?.source?.tokens) || this.session.tokens;
   }
 
   /** A second token, to compare. */
@@ -45,16 +50,17 @@ export class EmbeddingView extends Follower {
   }
 
   get #table(): string {
-    return this.session.place.more["table"] === "output" ? "output" : "input";
+    const asked = this.session.place.more["table"] ?? "";
+    return ["source", "output"].includes(asked) ? asked : "input";
   }
 
   override render() {
     const one = this.#one.value, error = this.#one.error, { session } = this;
     return html`<section class="stack"><h2>The embedding table</h2>
       ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : !one ? nothing : html`
-        <p>${count(session.anatomy?.vocab_size ?? 0)} rows of ${one.row.length} numbers. ${quoted(one.token.text)} is row ${one.token.id}, of length <span class="num">${short(one.token.value)}</span>.
-          ${one.tied ? "The head reads the same table at the end." : "The head has a table of its own at the end."}</p>
-        ${one.tied ? nothing : html`<div class="row">${["input", "output"].map((table) => html`<button aria-pressed=${table === this.#table} @click=${() => session.more({ table })}>${table} table</button>`)}</div>`}
+        <p>${count(one.n_rows)} rows of ${one.row.length} numbers. ${quoted(one.token.text)} is row ${one.token.id}, of length <span class="num">${short(one.token.value)}</span>.
+          ${session.anatomy?.kind === "encoder" ? nothing : one.tied ? "The head reads the same table at the end." : "The head has a table of its own at the end."}</p>
+        ${one.tables.length < 2 ? nothing : html`<div class="row">${one.tables.map((table) => html`<button aria-pressed=${table === this.#table} @click=${() => session.more({ table, ...([table, this.#table].includes("source") ? { token: null, with: null } : {}) })}>${table} table</button>`)}</div>`}
         <gf-strip .data=${one.row} meaning="residual" .at=${-1} label="row ${one.token.id}">row ${one.token.id}</gf-strip>
         ${this.#pair(one)}
         <gf-receipt .of=${one.receipt}></gf-receipt>
@@ -66,7 +72,7 @@ export class EmbeddingView extends Follower {
   }
 
   #pair(one: Embedding) {
-    const { session } = this, two = this.#two.value, choices = new Map([...session.tokens.map((token): [number, string] => [token.id, token.text]), ...one.nearest.map((near): [number, string] => [near.id, near.text])]);
+    const { session } = this, two = this.#two.value, choices = new Map([...this.#tokens.map((token): [number, string] => [token.id, token.text]), ...one.nearest.map((near): [number, string] => [near.id, near.text])]);
     choices.delete(one.token.id);
     const dot = two ? one.row.reduce((sum: number, x, i) => sum + num(x) * num(two.row[i] ?? 0), 0) : 0;
     return html`<div class="row small"><label>beside it <select aria-label="A second token" @change=${(event: Event) => session.more({ with: (event.target as HTMLSelectElement).value || null })}><option value="">none</option>
