@@ -2,6 +2,7 @@
 
     /v1/models                          /v1/models/{model}/views/{view}?...
     /v1/traces/{id}                     /v1/traces/{id}/views/{view}?...
+    /v1/traces/{id}/names
     /v1/traces/{id}/tensors/{name}?slice=3,7,:&pool=48&dtype=u8
 
 A report bakes them into a file, a notebook sends them through its own channel; the server's routes call the same
@@ -72,6 +73,12 @@ def in_short(trace: Trace, id: str, model: str, created: int = 0, n_bytes: int =
     }
 
 
+def names(trace: Trace, id: str) -> dict[str, Any]:
+    """The points that a trace has."""
+    points = [{"name": name, "axes": trace.axes(name), "shape": trace.shape(name)} for name in trace.names()]
+    return {"id": id, "points": points}
+
+
 def error_of(error: GlassformerError) -> dict[str, Any]:
     """A refusal in the one shape."""
     param = error.param if isinstance(error, RequestError) else None
@@ -117,6 +124,8 @@ class Answers:
                 return self._seen("model", view, self.lm, given)
             case ["v1", "traces", id]:
                 return dump(self.described(id))
+            case ["v1", "traces", id, "names"]:
+                return dump(plain(names(self.trace(id), id)))
             case ["v1", "traces", id, "views", view]:
                 return self._seen("trace", view, self.trace(id), given)
             case ["v1", "traces", id, "tensors", name]:

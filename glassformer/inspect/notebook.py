@@ -17,6 +17,8 @@ from html import escape
 from typing import Any
 from uuid import uuid4
 
+import torch
+
 from glassformer.errors import ConfigError, GlassformerError, RequestError
 from glassformer.inspect.answers import Answers, error_of, told
 from glassformer.inspect.bake import prompt_of
@@ -83,6 +85,8 @@ class Talk:
             yield from self._traced(dict(body))
         elif path == "/v1/sweeps":
             yield from self._swept(dict(body))
+        elif path == "/v1/vectors":
+            yield "vector", {"vector": self.store.put(torch.tensor(body.get("values", [])))}
         else:
             raise RequestError(f"nothing is done at {path[:100]} in a notebook")
 
@@ -135,7 +139,7 @@ def show(t: Trace, view: str = "cell", **where: Any) -> Any:
 
 def still(t: Trace, view: str, place: Place) -> bytes:
     """A PNG of a view, for where nothing is live; of the cell's head where the view is of something else."""
-    name = {"map": "anatomy", "tokenizer": "tokens"}.get(view, view)
+    name = {"map": "anatomy", "tokenizer": "tokens", "fork": "summary"}.get(view, view)
     if name not in VIEWS or "other" in VIEWS[name].parameters:
         raise RequestError(f"{view!r} needs a second trace: show it of the page's own pictures", param="view")
     found = VIEWS[name]

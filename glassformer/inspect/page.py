@@ -12,7 +12,7 @@ from glassformer.inspect.views.registry import VIEWS
 DIST = Path(__file__).parents[1] / "web_dist"
 SHOWS = {  # views that have no picture of their own name
     "anatomy": "map", "times": "map", "tokens": "tokenizer", "merges": "tokenizer", "embedding_map": "embedding",
-    "summary": "lens", "attribution": "lens", "sampling": "lens", "changed": "tracks", "fork": "tracks",
+    "summary": "lens", "attribution": "lens", "sampling": "lens", "changed": "tracks",
     "cache_speed": "cache",
 }  # fmt: skip
 ALSO = {"head_grid": "grid"}

@@ -62,7 +62,7 @@ class Sweep:
         return len(self.edits)
 
     def __iter__(self) -> Iterator[Swept]:
-        order = sorted(range(len(self.edits)), key=lambda n: layer_of(self.edits[n].point) or 0)
+        order = sorted(range(len(self.edits)), key=lambda n: _block(self.edits[n], 0))
         width, done = max(1, min(ROWS, AT_ONCE // (self.position + 1))), 0
         own = _logits(self.trace, (), self.position)[0]
         for begin in range(0, len(order), width):
@@ -146,6 +146,12 @@ def sweep(
     return Sweep(t, tuple(edits), where, one, other, (own[one] - own[other]).item(), f"logit[{one}] - logit[{other}]")
 
 
+def _block(edit: Edit, otherwise: int) -> int:
+    """The number of the block that an edit is of; `otherwise` where it is of none."""
+    found = layer_of(edit.point)
+    return otherwise if found is None else found
+
+
 def _heads(t: Trace, name: str) -> int:
     """How many heads a point has. RequestError where it has none."""
     axes, size = t.axes(name), sizes(t.config, name)
@@ -158,9 +164,9 @@ def _heads(t: Trace, name: str) -> int:
 @torch.no_grad()
 def _logits(t: Trace, edits: Sequence[Edit], position: int) -> Tensor:
     """The logits at one position under each of some edits, [B, V]; without any, those of the text itself."""
-    first = min((layer_of(edit.point) or 0 for edit in edits), default=t.config.n_layers - 1)
+    first = min((_block(edit, 0) for edit in edits), default=t.config.n_layers - 1)
     start = f"blocks.{first}.resid_pre"
-    above = [edit for edit in t.edits if edit.point.startswith("final.") or (layer_of(edit.point) or -1) >= first]
+    above = [edit for edit in t.edits if edit.point.startswith("final.") or _block(edit, -1) >= first]
     whole = [replace(edit, row=None) for edit in above if edit.point != start]  # what enters was changed before
     rows = [replace(edit, row=n) for n, edit in enumerate(edits)]
     batch = max(1, len(edits))

@@ -15,6 +15,7 @@ from glassformer.errors import RequestError
 from glassformer.generate.loop import Piece
 from glassformer.inspect import slices
 from glassformer.inspect.answers import in_short as short_of
+from glassformer.inspect.answers import names as names_of
 from glassformer.inspect.answers import seen, told
 from glassformer.inspect.sweep import Sweep, Swept
 from glassformer.inspect.sweep import sweep as sweep_of
@@ -111,9 +112,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
 
     @router.get("/v1/traces/{id}/names", summary="The points that a trace has", responses=answers.NAMES)
     async def names(id: str) -> Response:
-        trace = traces.get(id).trace
-        found = [{"name": name, "axes": trace.axes(name), "shape": trace.shape(name)} for name in trace.names()]
-        return answer({"id": id, "points": found})
+        return answer(names_of(traces.get(id).trace, id))
 
     @router.get(
         "/v1/traces/{id}/tensors/{name}",

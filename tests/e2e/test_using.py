@@ -147,18 +147,19 @@ def trace_of(lm):
 
 def test_the_walk_goes_through_every_step_beside_its_picture(page):
     titles = []
-    for i in range(12):
+    for i in range(13):
         walk = page.locator("gf-side .walk")
-        walk.get_by_text(f"{i + 1} of 12").wait_for()
+        walk.get_by_text(f"{i + 1} of 13").wait_for()
         walk.locator("gf-caption p").first.wait_for()
         titles.append(walk.locator("h2").inner_text())
-        text = walk.inner_text()
+        text = " ".join(walk.locator("gf-caption p").all_inner_texts())
+        assert text
         assert not re.search(r"undefined|NaN|null", text), text
-        if i < 11:
+        if i < 12:
             walk.get_by_role("button", name="Next").click()
-    assert len(set(titles)) == 12
+    assert len(set(titles)) == 13
     assert titles[0].startswith("Attention")
-    assert titles[-1].startswith("The cache")
+    assert titles[-1].startswith("Does it cause")
 
 
 # ---- what goes wrong
@@ -195,7 +196,7 @@ def test_an_edit_in_the_address_changes_the_text_and_is_named(open_page, served,
     expected = lm.generate(ASK, max_tokens=4, temperature=0, edit=[ablate("blocks.1.attn.z", head=3)]).text
     written = "".join(page.locator("gf-tokens button.written").all_inner_texts())
     assert written.replace("·", " ").replace("⏎", "\n") == expected
-    page.get_by_role("button", name="Take back ablate · blocks.1.attn.z · head 3").click()
+    page.get_by_role("button", name="Take back block 1, head 3 silenced").click()
     page.wait_for_function("() => !location.hash.includes('edits')")
 
 
@@ -221,7 +222,7 @@ def test_a_cause_is_tested_beside_the_original(open_page, served, lm):
     edit = knockout("blocks.1.attn.scores", head=3, query=last, key=hidden)
     assert both(page, "cell") == [before, lm.generate(ASK, max_tokens=4, temperature=0, edit=[edit]).text]
     page.get_by_role("button", name="Keep the edit").click()
-    page.locator("gf-header .edits").get_by_text("knockout").wait_for()
+    page.locator("gf-header .edits").get_by_text(f"head 3: query {last} no longer sees key {hidden}").wait_for()
 
 
 def test_a_key_is_asked_for(open_page, lm):

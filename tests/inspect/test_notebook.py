@@ -15,6 +15,7 @@ from server.conftest import tiny_lm
 
 from glassformer.errors import RequestError
 from glassformer.inspect.answers import Answers
+from glassformer.inspect.edit import add
 from glassformer.inspect.page import DIST
 from glassformer.inspect.slices import read
 from glassformer.inspect.views.registry import VIEWS
@@ -105,6 +106,21 @@ def test_a_sweep_sends_its_rows(show, t):
         assert row["change"] == plain(real.change)
 
 
+def test_points_and_vectors_are_named(show, t):
+    widget = show("fork")
+    [(_, [data])] = ask(widget, {"id": 1, "kind": "get", "path": "/v1/traces/t0/names"})
+    assert [(one["name"], tuple(one["shape"])) for one in json.loads(data)["points"]] == [
+        (name, t.shape(name)) for name in t.names()
+    ]
+    vector = [0.5] * t.config.d_model
+    (_, [data]), _ = ask(widget, {"id": 2, "kind": "post", "path": "/v1/vectors", "body": {"values": vector}})
+    edit = {"op": "add", "point": "blocks.0.resid_post", "vector": json.loads(data)["vector"], "factor": 2.0}
+    body = {"prompt": TEXT, "max_tokens": 4, "temperature": 0, "edits": [edit]}
+    (_, [data]), _ = ask(widget, {"id": 3, "kind": "post", "path": "/v1/traces", "body": body})
+    steered = t.lm.trace(TEXT, max_tokens=4, temperature=0, edit=[add("blocks.0.resid_post", vector, scale=2.0)])
+    assert [one["id"] for one in json.loads(data)["tokens"]] == list(steered.ids)
+
+
 def test_a_still_picture_is_displayed_beside_the_live_one(show, monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, **how: shown.append(data))
@@ -118,7 +134,7 @@ def test_a_still_picture_is_displayed_beside_the_live_one(show, monkeypatch):
 
 def test_names_are_the_views_and_the_pages_own(show, t):
     for name, view in VIEWS.items():
-        if "other" not in view.parameters and name != "alignment":
+        if name not in ("changed", "alignment"):  # which are of a second text, and of a source
             assert show(name).place["view"]
     with pytest.raises(RequestError, match="reads no source"):
         show("alignment")

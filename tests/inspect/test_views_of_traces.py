@@ -167,6 +167,20 @@ def test_a_row_of_a_sweep_is_that_edit_alone(family, over, monkeypatch):
         assert max(abs(row.change) for row in rows) > 1e-2
 
 
+def test_a_sweep_stands_on_the_edits_of_every_block():
+    """Those of block 0 too: what is silenced already changes nothing when it is silenced again."""
+    lm = language("qwen3")
+    for layer in range(lm.config.n_layers):
+        base = [ablate(f"blocks.{layer}.attn.z", head=2), scale(f"blocks.{layer}.mlp.out", 0.5)]
+        t = lm.trace(text(lm), edit=base)
+        for row in lm.sweep(t):
+            logits = [one["final.logits"].tensor[-1].double().log_softmax(-1)
+                      for one in (t, lm.trace(text(lm), edit=[*base, row.edit]))]  # fmt: skip
+            want = torch.nn.functional.kl_div(logits[1], logits[0], reduction="sum", log_target=True).item()
+            assert abs(row.value - want) < 1e-5
+            assert ((row.layer, row.head) == (layer, 2)) == (row.value < 1e-9)
+
+
 def test_without_a_target_a_sweep_measures_kl():
     lm = language("qwen3")
     t = lm.trace(text(lm))

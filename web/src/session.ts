@@ -2,6 +2,7 @@
 import { read, write, type Edit, type Place } from "./lib/address.js";
 import { Refused, wantsKey, type Transport } from "./transport.js";
 import { worthSeeing } from "./first.js";
+import { asServed } from "./recipe.js";
 import { stepOf } from "./steps.js";
 import type { Anatomy, Kind, TraceInfo, Written } from "./shapes.js";
 
@@ -37,6 +38,7 @@ type Parameters = Record<string, string | number | boolean | null | undefined>;
 
 const PATIENCE = 1500; // milliseconds that a first picture waits for a head worth seeing
 const KEPT = 300; // answers, the oldest dropped first
+const READ = 24; // texts
 
 /** Dispatches "change" whenever anything that it shows has changed. */
 export class Session extends EventTarget {
@@ -49,10 +51,14 @@ export class Session extends EventTarget {
   writing: Written[] | null = null;
   problem: Refused | null = null;
   keyWanted = false;
+  /** Work that gives way to a text that is asked for: one thing computes at a time. */
+  background: AbortController | null = null;
   /** The head and query that are worth seeing first, once they are known. */
   first: Partial<Here> = {};
 
   #answers = new Map<string, Promise<unknown>>();
+  #read = new Map<string, Promise<TraceInfo>>(); // texts that the model has read, by what was asked
+  #plain: { key: string; trace: TraceInfo } | null = null; // the text without edits
   #work: AbortController | null = null;
   #opened = ""; // the trace that is open, or being opened, as the address says it
 
@@ -74,6 +80,7 @@ export class Session extends EventTarget {
     this.problem = null;
     this.keyWanted = false;
     this.#answers.clear();
+    this.#read.clear();
     this.#opened = "";
     try {
       const list = await this.transport.json<{ data: { id: string; kind?: Kind }[] }>("/v1/models");
@@ -88,6 +95,11 @@ export class Session extends EventTarget {
   /** Whether the model can be asked for more than is there already. */
   get live(): boolean {
     return this.transport.live;
+  }
+
+  /** The edits that hold: those that are not put aside. */
+  get edits(): Edit[] {
+    return this.place.edits.filter((edit) => !edit["off"]);
   }
 
   get model(): string {
@@ -138,7 +150,7 @@ export class Session extends EventTarget {
     this.place = { ...this.place, ...(stays ? this.here : {}), ...change }; // what was chosen for one is a choice from now on
     this.bar.write(write(this.place), push);
     this.changed();
-    if (this.#wanted() !== this.#opened) void this.open();
+    if (this.#wanted() !== this.#opened) void this.open(true);
   }
 
   /** Open a view; a walk that is under way goes on from there. */
@@ -152,32 +164,40 @@ export class Session extends EventTarget {
     this.go({ more: Object.fromEntries(kept) });
   }
 
-  /** Open the text of the address: the model reads it, and writes on. */
-  async open(): Promise<void> {
+  /** Open the text of the address: the model reads it, and writes on. `known`: as it was read before, if it was. */
+  async open(known = false, again = false): Promise<void> {
     this.stop();
     const work = (this.#work = new AbortController());
-    const before = this.#opened;
-    this.#opened = this.#wanted();
+    const before = this.#opened, wanted = (this.#opened = this.#wanted());
+    const held = known ? await this.#read.get(wanted)?.catch(() => undefined) : undefined;
     this.problem = null;
     this.writing = [];
-    this.changed();
+    if (!held) {
+      this.background?.abort();
+      this.changed();
+    }
     try {
-      if (!this.anatomy || before.split("\n")[0] !== this.#opened.split("\n")[0]) {
+      if (!this.anatomy || before.split("\n")[0] !== wanted.split("\n")[0]) {
         this.anatomy = await this.ask<Anatomy>(this.ofModel("anatomy", {}));
         this.first = {};
       }
-      const { text, write, temperature, seed, edits, more } = this.place, kind = this.anatomy.kind;
-      const target = kind === "encoder-decoder" || kind === "recurrent" ? more["target"] : undefined; // given, not written
-      const max_tokens = kind === "encoder" || target !== undefined ? 0 : write;
-      const body = { model: this.model, prompt: text, max_tokens, edits, temperature, stream: true, ...(temperature > 0 ? { seed } : {}), ...(target === undefined ? {} : { target }) };
-      for await (const { event, data } of this.transport.events("/v1/traces", body, work.signal)) {
-        if (work !== this.#work) return;
-        if (event === "token") this.writing = [...(this.writing ?? []), data as Written];
-        if (event === "trace") await this.#show(data as TraceInfo);
-        this.changed();
+      if (work !== this.#work) return;
+      if (held) await this.#show(held);
+      else {
+        const body = await this.#asking(this.edits, work.signal);
+        for await (const { event, data } of this.transport.events("/v1/traces", { ...body, stream: true }, work.signal)) {
+          if (work !== this.#work) return;
+          if (event === "token") this.writing = [...(this.writing ?? []), data as Written];
+          if (event === "trace") {
+            this.#keep(wanted, Promise.resolve(data as TraceInfo));
+            await this.#show(data as TraceInfo);
+          }
+          this.changed();
+        }
       }
     } catch (error) {
       if (work !== this.#work) return;
+      if (gone(error) && !again) return this.#forget(), this.open(false, true); // a text that an edit takes from
       if (!work.signal.aborted) {
         this.trace = null;
         this.#trouble(error);
@@ -187,6 +207,65 @@ export class Session extends EventTarget {
     this.#work = null;
     this.writing = null;
     this.changed();
+  }
+
+  /** The text of the address under some edits, read and written on once; Refused where it cannot be. */
+  read(edits: Edit[]): Promise<TraceInfo> {
+    const key = this.#wanted(edits), known = this.#read.get(key);
+    if (known) return known;
+    this.background?.abort();
+    const made = () => this.#asking(edits).then((body) => this.transport.post<TraceInfo>("/v1/traces", body));
+    return this.#keep(key, made().catch((error: unknown) => {
+      if (!gone(error)) throw error;
+      this.#forget();
+      return made();
+    }));
+  }
+
+  /** The text as it is without edits; null until `readOriginal` has it. */
+  get original(): TraceInfo | null {
+    if (!this.edits.length) return this.trace;
+    return this.#plain?.key === this.#wanted([]) ? this.#plain.trace : null;
+  }
+
+  async readOriginal(): Promise<void> {
+    const key = this.#wanted([]);
+    if (!this.edits.length || this.original) return;
+    const trace = await this.read([]);
+    this.#plain = { key, trace };
+    this.changed();
+  }
+
+  /** A text by itself, for what is taken from it. */
+  readText(prompt: string): Promise<TraceInfo> {
+    const key = `${this.model}\n\n${prompt}`;
+    return this.#read.get(key) ?? this.#keep(key, this.transport.post<TraceInfo>("/v1/traces", { model: this.model, prompt, max_tokens: 0 }));
+  }
+
+  /** Texts that the server no longer has. */
+  #forget(): void {
+    this.#read.clear();
+    this.#plain = null;
+  }
+
+  #keep(key: string, made: Promise<TraceInfo>): Promise<TraceInfo> {
+    this.#read.delete(key);
+    this.#read.set(key, made);
+    made.catch(() => this.#read.delete(key));
+    for (const old of this.#read.keys()) {
+      if (this.#read.size <= READ) break;
+      this.#read.delete(old);
+    }
+    return made;
+  }
+
+  /** What asks for the text of the address under some edits. */
+  async #asking(edits: Edit[], signal?: AbortSignal): Promise<Record<string, unknown>> {
+    const { text, write, temperature, seed, more } = this.place, kind = this.anatomy?.kind ?? "decoder";
+    const target = kind === "encoder-decoder" || kind === "recurrent" ? more["target"] : undefined; // given, not written
+    const max_tokens = kind === "encoder" || target !== undefined ? 0 : write;
+    const served = await asServed(this, edits, signal);
+    return { model: this.model, prompt: text, max_tokens, edits: served, temperature, ...(temperature > 0 ? { seed } : {}), ...(target === undefined ? {} : { target }) };
   }
 
   /** Show a trace, at a head that does something where the address names none. */
@@ -230,10 +309,7 @@ export class Session extends EventTarget {
     answer.catch((error: unknown) => {
       this.#answers.delete(path); // what failed may be asked for again
       if (wantsKey(error)) this.#trouble(error);
-      if (error instanceof Refused && error.code?.startsWith("trace_") && this.trace && path.includes(this.trace.id)) {
-        this.trace = null; // the server has dropped it for others: read the text again
-        void this.open();
-      }
+      if (this.trace && path.includes(this.trace.id)) this.lost(error);
     });
     for (const old of this.#answers.keys()) {
       if (this.#answers.size <= KEPT) break;
@@ -242,12 +318,20 @@ export class Session extends EventTarget {
     return answer;
   }
 
+  /** Where a trace is gone, for the server has dropped it for others: read the text again. */
+  lost(error: unknown): void {
+    if (!gone(error)) return;
+    this.trace = null;
+    this.#forget();
+    void this.open();
+  }
+
   changed(): void {
     this.dispatchEvent(new Event("change"));
   }
 
-  #wanted(): string {
-    const { text, write: more, temperature, seed, edits } = this.place;
+  #wanted(edits = this.edits): string {
+    const { text, write: more, temperature, seed } = this.place;
     return [this.model, more, temperature, seed, JSON.stringify(edits), this.place.more["target"] ?? "", text].join("\n");
   }
 
@@ -256,7 +340,7 @@ export class Session extends EventTarget {
     if (address === write(this.place)) return;
     this.place = read(address);
     this.changed();
-    if (this.#wanted() !== this.#opened) void this.open();
+    if (this.#wanted() !== this.#opened) void this.open(true);
   }
 
   #trouble(error: unknown): void {
@@ -266,15 +350,11 @@ export class Session extends EventTarget {
   }
 }
 
+const gone = (error: unknown): boolean => error instanceof Refused && error.code !== null && error.code.startsWith("trace_");
+
 function asked(parameters: Parameters): string {
   const fields = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters)) if (value !== null && value !== undefined) fields.set(name, String(value));
   const text = fields.toString();
   return text ? `?${text}` : "";
 }
-
-/** An edit in a few words. */
-export const inWords = (edit: Edit): string =>
-  [edit["op"], edit["point"], ...["head", "position", "query", "key", "dim", "factor", "value"].filter((k) => edit[k] !== undefined && edit[k] !== null).map((k) => `${k} ${several(edit[k])}`)].join(" · ");
-
-const several = (value: Edit[string] | undefined): string => (Array.isArray(value) && value.length > 3 ? `${value[0]} to ${value.at(-1)}` : String(value));

@@ -126,3 +126,11 @@ export interface Aligned {
   kind: Kind; source: { id: number; text: string }[]; target: { id: number; text: string }[]; ended: boolean;
   layer: number | null; head: number | null; n_layers: number; n_heads: number; probs: Num[][]; receipt: Receipt;
 }
+
+export interface ForkStep { position: number; token: string | null; other: string | null; kl: Num | null }
+export interface Fork { steps: ForkStep[]; parts: number | null; receipt: Receipt }
+export interface Point { name: string; axes: string[]; shape: number[] }
+export interface SweepBegin { position: number; target: number | null; rival: number | null; base: Num; metric: string; total: number }
+export interface Swept {
+  layer: number | null; head: number | null; position: number | null; value: Num; change: Num; done: number; total: number; edit: Edit;
+}

@@ -2,9 +2,12 @@
 import { css, html, nothing, type TemplateResult } from "lit";
 import { customElement, property } from "lit/decorators.js";
 import { Ask } from "./ask.js";
-import { big, bytes, count, percent, short } from "./lib/number.js";
+import type { Edit } from "./lib/address.js";
+import { big, bytes, count, num, percent, short } from "./lib/number.js";
+import { inWords } from "./lib/words.js";
+import { furthest } from "./lib/forked.js";
 import { quoted } from "./parts/token.js";
-import type { BlockSum, CacheView, Cell, Heads } from "./shapes.js";
+import type { BlockSum, CacheView, Cell, Fork, Heads } from "./shapes.js";
 import type { Session } from "./session.js";
 import type { STEPS } from "./steps.js";
 import { Follower } from "./view.js";
@@ -15,6 +18,7 @@ interface Facts {
   heads: Heads | null;
   block: BlockSum | null;
   cache: CacheView | null;
+  fork: Fork | null;
 }
 
 interface Step {
@@ -120,6 +124,18 @@ export const WALK: readonly Step[] = [
     say: ({ session, cache }) => html`<p>What is past does not change. The keys and values of all ${session.tokens.length} tokens are kept,
       ${bytes(cache?.bytes ?? 0)} here, so that a new token needs only its own track.</p>`,
   },
+  {
+    title: "Does it cause what it seems to?",
+    view: "fork",
+    needs: "cell",
+    say: ({ session, cell, fork }) => {
+      const { here, edits } = session, parts = fork?.parts ?? null, largest = furthest(fork);
+      if (edits.length && fork) return html`<p>Under ${edits.length === 1 ? inWords(edits[0] as Edit) : `${edits.length} edits`}, ${largest && num(largest.kl ?? 0) ? html`what comes next moves most after ${quoted(largest.token ?? "")}: KL ${short(largest.kl ?? 0)} nats` : "nothing moves that can be measured"}.</p>
+        <p>${parts === null ? "The text stays as it was: for this text, that was not what wrote it." : html`From token ${parts} on it is another text: that was needed to write it.`}</p>`;
+      return html`<p>Head ${here.head} of block ${here.layer} takes ${percent(cell?.prob ?? 0)} for ${token(session, here.query)} from ${token(session, here.key)}. Looking is not causing: take it out, and let the model write again.</p>
+        <p><button @click=${() => session.go({ edits: [{ op: "ablate", point: `blocks.${here.layer}.attn.z`, head: here.head }] })}>Silence head ${here.head} of block ${here.layer}</button></p>`;
+    },
+  },
 ];
 
 @customElement("gf-caption")
@@ -133,11 +149,16 @@ export class Caption extends Follower {
   #block = new Ask<BlockSum>(this, this.#want("block", () => ({ layer: this.session.here.layer, position: this.session.here.query })));
   #cache = new Ask<CacheView>(this, this.#want("cache", () => ({ layer: this.session.here.layer })));
 
+  #fork = new Ask<Fork>(this, () => {
+    const { original, trace } = this.session;
+    return WALK[this.step]?.view === "fork" && original && trace && original !== trace ? `/v1/traces/${original.id}/views/fork?other=${trace.id}` : null;
+  });
+
   static override styles = [Follower.styles, css`p { font-size: 0.88rem; line-height: 1.55; } p + p { margin-top: 0.55rem; }`];
 
   override render() {
     const one = WALK[this.step];
-    const facts: Facts = { session: this.session, cell: this.#cell.value, heads: this.#heads.value, block: this.#block.value, cache: this.#cache.value };
+    const facts: Facts = { session: this.session, cell: this.#cell.value, heads: this.#heads.value, block: this.#block.value, cache: this.#cache.value, fork: this.#fork.pending ? null : this.#fork.value };
     if (!one || !this.session.trace || (one.needs && !facts[one.needs])) return nothing;
     return one.say(facts);
   }

@@ -2,6 +2,10 @@
 
 import { stepOf } from "../steps.js";
 
+/**
+ * An edit in its JSON form (glassformer/inspect/edit.py), and what a link needs beside it, which no server has to remember:
+ * `off`: put aside; `from_text`: of a patch, the text to take from; `of`, `plus`, `minus`: what a vector is the difference of.
+ */
 export type Edit = Record<string, string | number | boolean | null | number[]>;
 
 export interface Place {

@@ -48,12 +48,12 @@ export function fromBase64(text: string): Uint8Array {
   return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 }
 
-/** [largest size, largest value, its index]: what a signed picture is scaled by, and where it is loudest. */
+/** [largest finite size, largest value, its index]: what a signed picture is scaled by, and where it is loudest. */
 export function largest(data: ArrayLike<number>): { size: number; value: number; at: number } {
   let size = 0, value = -Infinity, at = 0;
   for (let i = 0; i < data.length; i++) {
     const x = data[i] as number;
-    if (Math.abs(x) > size) size = Math.abs(x);
+    if (Math.abs(x) > size && Number.isFinite(x)) size = Math.abs(x);
     if (x > value) [value, at] = [x, i];
   }
   return { size, value, at };

@@ -46,14 +46,12 @@ export class Cause extends Follower {
   }
 
   #try = async (): Promise<void> => {
-    const { session } = this, key = this.#key, { place } = session;
+    const { session, edit } = this, key = this.#key;
+    if (!edit) return;
     this.busy = true;
     this.wrong = "";
     try {
-      const trace = await session.transport.post<TraceInfo>("/v1/traces", {
-        model: session.model, prompt: place.text, max_tokens: place.write, temperature: place.temperature, edits: [...place.edits, this.edit],
-        ...(place.temperature > 0 ? { seed: place.seed } : {}),
-      });
+      const trace = await session.read([...session.edits, edit]);
       this.found = { key, trace };
     } catch (error) {
       this.wrong = error instanceof Refused ? error.message : String(error);

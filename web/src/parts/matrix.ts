@@ -17,7 +17,7 @@ export interface Pick { row: number; column: number }
 
 @customElement("gf-matrix")
 export class Matrix extends LitElement {
-  @property({ attribute: false }) data: ArrayLike<number> = [];
+  @property({ attribute: false }) data: ArrayLike<number | undefined> = []; // undefined: not there yet
   @property({ type: Number }) rows = 0;
   @property({ type: Number }) columns = 0;
   @property() label = "";
@@ -36,6 +36,7 @@ export class Matrix extends LitElement {
   @property({ attribute: false }) columnLabel: (i: number) => string = String;
   @property() note = ""; // what a number is, where it is not one of the tensor's own
   @property({ type: Boolean }) brief = false; // few digits
+  @property({ type: Boolean }) odd = false; // what is no number is marked, instead of left out
   @property({ type: Boolean }) still = false; // a thumbnail: no cursor of its own
   @property({ type: Number }) rowHeight = 0; // CSS pixels; 0: fields are square
   @property({ type: Number }) most = 560; // CSS pixels, at most
@@ -50,6 +51,7 @@ export class Matrix extends LitElement {
     .frame::after { content: ""; position: absolute; inset: -1px; border: 1px solid var(--line); pointer-events: none; border-radius: 2px; }
     .mark { position: absolute; pointer-events: none; border: 0 solid; }
     .cell { position: absolute; pointer-events: none; border: 2px solid var(--ink); min-width: 7px; min-height: 7px; transform: translate(-1px, -1px); box-sizing: content-box; border-radius: 2px; }
+    .odd { position: absolute; pointer-events: none; display: grid; place-items: center; overflow: hidden; font-size: 0.8rem; line-height: 1; }
     .say { font-size: 0.8rem; color: var(--soft); min-height: 1.5em; margin-top: 0.45rem; max-width: none; }
   `];
 
@@ -65,11 +67,11 @@ export class Matrix extends LitElement {
 
   /** What the strongest colour stands for. */
   get scale(): number {
-    return this.shares ? 1 : this.top || largest(this.data).size;
+    return this.shares ? 1 : this.top || largest(this.data as ArrayLike<number>).size;
   }
 
-  value(row: number, column: number): number {
-    return this.data[row * this.columns + column] as number;
+  value(row: number, column: number): number | undefined {
+    return this.data[row * this.columns + column];
   }
 
   override render() {
@@ -83,7 +85,7 @@ export class Matrix extends LitElement {
     return html`<div class="frame" ${shape} tabindex="0" role="application" aria-roledescription="picture of a matrix"
         aria-label="${this.label}. Arrow keys move." aria-describedby="say"
         @keydown=${this.#key} @pointermove=${this.#move} @pointerleave=${() => (this.over = null)} @click=${this.#click}>
-        ${canvas}
+        ${canvas}${this.odd ? this.#odd() : nothing}
         ${there ? html`
           <span class="mark" ${look({ left: 0, right: 0, top: `${(100 * this.row) / rows}%`, height: `${100 / rows}%`, "border-block-width": "1px", "border-color": this.rowTone })}></span>
           <span class="mark" ${look({ top: 0, bottom: 0, left: `${(100 * this.column) / columns}%`, width: `${100 / columns}%`, "border-inline-width": "1px", "border-color": this.columnTone })}></span>
@@ -94,15 +96,25 @@ export class Matrix extends LitElement {
   }
 
   #say({ row, column }: Pick) {
-    const value = this.value(row, column);
     return html`${this.rowName} <span class="num">${this.rowLabel(row)}</span> · ${this.columnName}
-      <span class="num">${this.columnLabel(column)}</span>: <span class="num">${this.#masked(row, column) ? "not seen" : this.brief ? short(value) : exact(value)}</span>${this.note ? ` (${this.note})` : ""}`;
+      <span class="num">${this.columnLabel(column)}</span>: <span class="num">${this.#read(row, column, this.brief ? short : exact)}</span>${this.note ? ` (${this.note})` : ""}`;
+  }
+
+  #read(row: number, column: number, written: (value: number) => string): string {
+    const value = this.value(row, column);
+    return this.#masked(row, column) ? "not seen" : value === undefined ? "not yet" : written(value);
+  }
+
+  /** A mark where a number is none: NaN and infinity have no colour. */
+  #odd() {
+    const { rows, columns } = this, which = Array.from({ length: rows * columns }, (_, i) => i).filter((i) => this.data[i] !== undefined && !Number.isFinite(this.data[i]));
+    return which.map((i) => html`<span class="odd" ${look({ left: `${(100 * (i % columns)) / columns}%`, top: `${(100 * Math.floor(i / columns)) / rows}%`, width: `${100 / columns}%`, height: `${100 / rows}%` })}>×</span>`);
   }
 
   #table() {
     const cells = Array.from({ length: this.columns }, (_, i) => i).filter((i) => !this.#masked(this.row, i));
     return html`<div class="away"><table><caption>${this.label}: ${this.rowName} ${this.rowLabel(this.row)}</caption>
-      <tbody>${cells.map((i) => html`<tr aria-current=${i === this.column ? "true" : nothing}><th scope="row">${this.columnName} ${this.columnLabel(i)}</th><td>${fixed(this.value(this.row, i), 4)}</td></tr>`)}</tbody></table></div>`;
+      <tbody>${cells.map((i) => html`<tr aria-current=${i === this.column ? "true" : nothing}><th scope="row">${this.columnName} ${this.columnLabel(i)}</th><td>${this.#read(this.row, i, (value) => fixed(value, 4))}</td></tr>`)}</tbody></table></div>`;
   }
 
   #masked(row: number, column: number): boolean {

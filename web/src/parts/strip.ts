@@ -18,6 +18,7 @@ export class Strip extends LitElement {
   @property({ type: Number }) at = -1; // the cursor
   @property({ type: Number }) cut = 0; // a line before this place, where one part ends and another begins; 0: none
   @property({ type: Boolean }) quiet = false; // no reading beside it
+  @property({ type: Boolean }) odd = false; // what is no number is hatched
   @property({ attribute: false }) names: ((i: number) => string) | null = null;
   @state() private over = -1;
   #stop = () => {};
@@ -26,6 +27,7 @@ export class Strip extends LitElement {
     :host { display: block; }
     .frame { position: relative; border-radius: 4px; cursor: crosshair; box-shadow: 0 0 0 1px var(--line); }
     canvas { display: block; width: 100%; height: var(--height, 1.35rem); image-rendering: pixelated; border-radius: 4px; }
+    .odd { background: repeating-linear-gradient(45deg, var(--soft) 0 1px, transparent 1px 5px); }
     .at { position: absolute; top: -3px; bottom: -3px; border: 2px solid var(--ink); border-radius: 3px; pointer-events: none; min-width: 6px; }
     .cut { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: var(--ink); pointer-events: none; }
     .say { display: flex; justify-content: space-between; gap: 1rem; font-size: 0.78rem; color: var(--soft); margin-top: 0.2rem; min-height: 1.2em; }
@@ -54,7 +56,7 @@ export class Strip extends LitElement {
     const n = this.data.length, shown = this.over >= 0 ? this.over : this.at;
     const place = (i: number) => ({ left: `calc(${(100 * i) / n}% - 1px)`, width: `calc(${100 / n}% + 2px)` });
     const name = (i: number) => this.names?.(i) ?? `[${i}]`;
-    return html`<div class="frame" tabindex="0" role="slider" aria-label=${this.label} aria-valuemin="0" aria-valuemax=${Math.max(0, n - 1)}
+    return html`<div class="frame ${this.odd ? "odd" : ""}" tabindex="0" role="slider" aria-label=${this.label} aria-valuemin="0" aria-valuemax=${Math.max(0, n - 1)}
         aria-valuenow=${Math.max(0, this.at)} aria-valuetext=${this.at >= 0 && n ? `${name(this.at)} is ${exact(this.data[this.at] as Num)}` : `${n} numbers`}
         @keydown=${this.#key} @pointermove=${this.#move} @pointerleave=${() => (this.over = -1)} @click=${this.#click}>
         <canvas width=${Math.max(1, n)} height="1"></canvas>

@@ -1,9 +1,8 @@
-/** How a token's text is shown: blanks, line ends and bytes that are no whole character can be seen. */
+/** How a token's text is shown. */
 import { html, type TemplateResult } from "lit";
+import { visible } from "../lib/visible.js";
 
-export function visible(text: string): string {
-  return text.replace(/ /g, "·").replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\r/g, "␍") || "∅";
-}
+export { visible };
 
 /** In a sentence: “·cat”. */
 export const quoted = (text: string | undefined): TemplateResult => html`<span class="num tok">${visible(text ?? "")}</span>`;

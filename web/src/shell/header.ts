@@ -1,7 +1,7 @@
 /** Model, text, and the button that makes it write on. */
 import { css, html, nothing } from "lit";
 import { customElement, query, state } from "lit/decorators.js";
-import { inWords } from "../session.js";
+import "../parts/edits.js";
 import { Follower } from "../view.js";
 
 @customElement("gf-header")
@@ -21,9 +21,7 @@ export class Header extends Follower {
     .how button { min-width: 5.2rem; padding-block: 0.5rem; }
     .text { overflow-wrap: anywhere; white-space: pre-wrap; max-width: none; padding-top: 0.1rem; }
     .baked { max-width: 24rem; overflow-wrap: anywhere; }
-    .edits { grid-column: 2 / -1; display: flex; gap: 0.5rem; flex-wrap: wrap; font-size: 0.82rem; align-items: center; }
-    .edits span { border: 1px solid var(--line); border-radius: 99px; padding: 0.05rem 0.2rem 0.05rem 0.7rem; background: var(--card); }
-    .edits button { border: 0; background: none; padding: 0 0.4rem; }
+    .edits { grid-column: 2 / -1; }
     @media (max-width: 1100px) { header { grid-template-columns: 9rem minmax(0, 1fr) auto; column-gap: 1.5rem; } }
     @media (max-width: 720px) {
       header { grid-template-columns: 1fr; }
@@ -43,8 +41,7 @@ export class Header extends Follower {
           ${models.map((name) => html`<option .selected=${name === session.model} value=${name}>${name}</option>`)}
         </select></div>
       ${session.live ? this.#asking(busy) : html`<p class="text">${place.text}</p><p class="baked small soft" role="note">${session.transport.note}</p>`}
-      ${place.edits.length ? html`<div class="edits">under: ${place.edits.map((edit, i) => html`<span>${inWords(edit)}
-        <button aria-label="Take back ${inWords(edit)}" @click=${() => session.go({ edits: place.edits.filter((_, j) => j !== i) })}>×</button></span>`)}</div>` : nothing}
+      <gf-edits class="edits" .session=${session}></gf-edits>
     </header>`;
   }
 

@@ -12,6 +12,7 @@ import "./block.js";
 import "./lens.js";
 import "./cache.js";
 import "./roles.js";
+import "./fork.js";
 import "./alignment.js";
 
 register({ id: "map", title: "Map", element: "gf-view-map", place: "model" });
@@ -26,4 +27,5 @@ register({ id: "block", title: "Block", element: "gf-view-block", place: "block"
 register({ id: "lens", title: "Next token", element: "gf-view-lens", place: "head", arrows: ["query"] });
 register({ id: "tracks", title: "Tracks", element: "gf-view-tracks", place: "model", arrows: ["query", "layer"] });
 register({ id: "cache", title: "Cache", element: "gf-view-cache", place: "block", arrows: ["query", "layer"] });
+register({ id: "fork", title: "Edit and fork", element: "gf-view-fork", place: "model", arrows: ["query", "key", "head", "layer"] });
 register({ id: "alignment", title: "Alignment", element: "gf-view-alignment", place: "source", arrows: ["query", "key", "head", "layer"] });
