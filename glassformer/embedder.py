@@ -16,7 +16,13 @@ from torch import Tensor
 from glassformer.encoder_config import SentenceConfig, TextEncoderConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
 from glassformer.generate.loop import check_ids
+from glassformer.inspect.edit import Edit
+from glassformer.inspect.editing import Edits
+from glassformer.inspect.reading import Looking
+from glassformer.inspect.saved import load as load_trace
 from glassformer.inspect.sourced import EncoderTrace, read_encoder
+from glassformer.inspect.sweep import Sweep, sweep
+from glassformer.inspect.trace import Trace
 from glassformer.inspect.viewed import Viewed
 from glassformer.nn.device import choose
 from glassformer.nn.encoder import TextEncoder
@@ -83,21 +89,24 @@ class Embedder(Viewed):
         prompt: str | None = None,
         truncate: bool = False,
         progress: Progress | None = None,
+        edit: Sequence[Edit] = (),
     ) -> Float[Tensor, "N E"]:
         """One vector for each text, in float32 on the CPU. Texts in one batch do not change one another.
 
         prompt: the name of a text that the model wants before these ("query", "document"); by default the one that it
         names itself, if any. truncate: cut a text that is too long, at its end. progress: called with how many texts
-        are done, and of how many. CapacityError names the first text that is too long, RequestError an unknown prompt.
+        are done, and of how many. edit: changes to what flows through the model meanwhile, of every text, see
+        `inspect/edit.py`. CapacityError names the first text that is too long, RequestError an unknown prompt.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         before = self.prompt(prompt)
         rows = self._rows(texts, before, truncate)
+        editor = self._editor(edit, min(map(len, rows), default=1))
         found = torch.empty(len(texts), self.dimensions)
         skipped = 0 if self.sentence.config.with_prompt else self._length(before)
         done = 0
         for some in self._batches(rows):
-            found[some] = self._vectors([rows[i] for i in some], skipped)
+            found[some] = self._vectors([rows[i] for i in some], skipped, editor)
             done += len(some)
             if progress is not None:
                 progress(done, len(rows))
@@ -151,10 +160,10 @@ class Embedder(Viewed):
             at += width
 
     @torch.inference_mode()
-    def _vectors(self, rows: list[list[int]], skipped: int) -> Float[Tensor, "B E"]:
+    def _vectors(self, rows: list[list[int]], skipped: int, editor: Edits | None) -> Float[Tensor, "B E"]:
         lengths = [len(row) for row in rows]
         ids = torch.tensor([row + [0] * (max(lengths) - len(row)) for row in rows], device=self.device)
-        states = self.model(ids, Step.of(ids, lengths))
+        states = self.model(ids, edited(Step.of(ids, lengths), editor, len(rows)))
         at = torch.arange(ids.shape[1], device=self.device)
         counted = (at < torch.tensor(lengths, device=self.device)[:, None]) & (at >= skipped)  # [B, S]
         if not counted.any(-1).all():
@@ -178,8 +187,19 @@ class Embedder(Viewed):
         """What each token of a text, or of a pair of texts in one row, means where it stands; a tap may look."""
         return self.model(*self._pass(text, second, tap))[0]
 
-    def trace(self, text: str | Sequence[int], *, read: Sequence[str] = (), budget: int | None = None) -> EncoderTrace:
-        """Every number of a text inside the encoder: see `inspect/sourced.py`. `read`, `budget`: as of a decoder's.
+    def _editor(self, edits: Sequence[Edit], length: int) -> Edits | None:
+        """The edits of texts of at least so many tokens, checked."""
+        return Edits(self.config, edits, [length], length) if edits else None
+
+    def trace(
+        self,
+        text: str | Sequence[int],
+        *,
+        read: Sequence[str] = (),
+        edit: Sequence[Edit] = (),
+        budget: int | None = None,
+    ) -> EncoderTrace:
+        """Every number of a text inside the encoder: see `inspect/sourced.py`. All else is as of a decoder's.
 
         A text is framed as the tokenizer says; token ids are read as they are. RequestError for a point that the model
         has not; CapacityError where the text is longer than the context, or what is read than the budget.
@@ -187,7 +207,16 @@ class Embedder(Viewed):
         ids = self.tokenizer.encode(text) if isinstance(text, str) else [index(token) for token in text]
         self._check(ids)
         check_ids("text", ids, self.config.vocab_size)
-        return read_encoder(self, self.model, ids, (read,) if isinstance(read, str) else tuple(read), budget)[0]
+        some, editor = (read,) if isinstance(read, str) else tuple(read), self._editor(edit, len(ids))
+        return read_encoder(self, self.model, ids, some, budget, editor)
+
+    def sweep(self, text: str | Trace, **how: Any) -> Sweep:
+        """One edit after another, at every head, layer or token: iterate over it. `how`: see `inspect/sweep.py`."""
+        return sweep(self.trace(text) if isinstance(text, str) else text, **how)
+
+    def load_trace(self, folder: str | Path) -> EncoderTrace:
+        """A trace that was saved, of this very model. CheckpointError where it is of another, or not whole."""
+        return load_trace(self, folder)  # pyright: ignore[reportReturnType]
 
     @torch.inference_mode()
     def follows(self, first: str, second: str) -> float:
@@ -218,11 +247,11 @@ class Embedder(Viewed):
             raise CapacityError(f"the text has {len(ids)} tokens, and the model's context holds {limit}")
 
     @torch.inference_mode()
-    def fill(self, text: str, *, top: int = 5) -> list[list[Guess]]:
+    def fill(self, text: str, *, top: int = 5, edit: Sequence[Edit] = ()) -> list[list[Guess]]:
         """The `top` likeliest tokens for each hidden place of a text, which the mask token's name stands for.
 
-        Each place is guessed by itself, from all that is not hidden. RequestError where the text hides none, or where
-        the model has no head to guess with.
+        Each place is guessed by itself, from all that is not hidden. edit: as of `embed`.
+        RequestError where the text hides none, or where the model has no head to guess with.
         """
         if self.model.head is None:
             raise RequestError("this model has no head that guesses hidden tokens: it was saved without one")
@@ -236,8 +265,9 @@ class Embedder(Viewed):
             raise RequestError(f"the text hides no place: write {name} where a token is to be guessed", param="text")
         self._check(ids)
         row = torch.tensor([ids], device=self.device)
-        step = Step.of(row)
-        logits = self.model.logits(self.model(row, step)[0, places], step)  # [places, V]
+        step, editor = Step.of(row), self._editor(edit, len(ids))
+        states = self.model(row, edited(step, editor))[0, places]
+        logits = self.model.logits(states, edited(step.at(step.positions[0, places]), editor))  # [places, V]
         best = logits.float().softmax(-1).topk(top)
         return [
             [Guess(id, self._spelled(id), value) for id, value in zip(*one, strict=True)]
@@ -260,6 +290,13 @@ class Embedder(Viewed):
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
         return f"Embedder({self.source or self.config.family}, {n / 1e6:.2f}M parameters, {self.dimensions} dimensions)"
+
+
+def edited(step: Step, editor: Edits | None, rows: int = 1) -> Step:
+    """A pass under edits, the same for all its rows."""
+    if editor is not None:
+        step.tap = Looking(step, [0] * rows, editor, None)
+    return step
 
 
 def load_embedder(

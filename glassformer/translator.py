@@ -18,18 +18,20 @@ from glassformer.errors import CapacityError, CheckpointError, RequestError, Tok
 from glassformer.families import family_of
 from glassformer.generate.beam import Hypothesis, Ruled, Search, search
 from glassformer.generate.loop import check_ids
-from glassformer.generate.writing import PairModel, longest_source, vocab_sizes
-from glassformer.inspect.derive import derive
-from glassformer.inspect.kept import Kept
+from glassformer.generate.writing import PairModel, longest_source, longest_target, vocab_sizes
+from glassformer.inspect.edit import Edit
+from glassformer.inspect.editing import Editing, Edits
 from glassformer.inspect.picture import labels
-from glassformer.inspect.points import match, needs
+from glassformer.inspect.points import match
+from glassformer.inspect.saved import load as load_trace
 from glassformer.inspect.sourced import PairTrace, RecurrentTrace, read_pair
+from glassformer.inspect.sweep import Sweep, sweep
+from glassformer.inspect.trace import Trace
 from glassformer.inspect.viewed import Viewed
-from glassformer.nn.attention import Attention
+from glassformer.inspect.views.alignment import NONE as NO_ATTENTION
 from glassformer.nn.device import choose
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.weights import load_pair_model, save_model
 from glassformer.weights.atomic import write_text
@@ -167,32 +169,49 @@ class Translator(Viewed):
         max_tokens: int | None = None,
         length_penalty: float = 0.6,
         special: bool = False,
+        edit: Sequence[Edit] = (),
     ) -> list[Translation]:
         """What the model writes from each text: one `Translation` for each, in their order (a list for one text too).
 
         beam: how many texts to follow at a time; 1 takes the likeliest token, always. n: how many of the best to give,
         different in their tokens. max_tokens: of a target, with the one that ends it. length_penalty: alpha of Wu et
         al. 2016, equation 14. special: control tokens are read out of the texts ("<mask>", "<extra_id_0>"), and seen in
-        what is written. RequestError for an option out of range or an empty text, CapacityError where a text or
+        what is written. edit: changes to what flows through the model meanwhile, of every text, see `inspect/edit.py`.
+        RequestError for an option out of range or an empty text, CapacityError where a text or
         `max_tokens` is longer than the context.
         """
         how = Search(beam, n, max_tokens, length_penalty)
         texts = [texts] if isinstance(texts, str) else list(texts)
-        sources = [self._numbered(i, text, len(texts), special) for i, text in enumerate(texts)]
+        sources = [self._numbered(i, text, len(texts), special, edit, max_tokens) for i, text in enumerate(texts)]
         order = sorted(range(len(texts)), key=lambda i: len(sources[i]))  # of like length together: little padding
         found: dict[int, Translation] = {}
         width = max(1, ROWS // beam)
         for at in range(0, len(order), width):
             some = order[at : at + width]
             rows, size = [sources[i] for i in some], self.tokenizer.vocab_size
-            best = search(self.model, rows, how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled)
+            editor = self._editor(edit, len(rows[-1]), max_tokens)
+            best = search(
+                self.model, rows, how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled,
+                watch=None if editor is None else Editing(editor),
+            )  # fmt: skip
             for i, ones in zip(some, best, strict=True):
                 found[i] = Translation(texts[i], tuple(self._target(one, special) for one in ones))
         return [found[i] for i in range(len(texts))]
 
-    def _numbered(self, i: int, text: str, n_texts: int, special: bool) -> list[int]:
+    def _editor(
+        self, edits: Sequence[Edit], n_source: int, max_tokens: int | None = None, given: int | None = None
+    ) -> Edits | None:
+        """The edits of a source and of what is written from it, or of a `given` target of so many tokens, checked."""
+        length = given or max_tokens or longest_target(self.model)
+        return Edits(self.config, edits, [given or 1], length, n_source) if edits else None
+
+    def _numbered(
+        self, i: int, text: str, n_texts: int, special: bool, edits: Sequence[Edit], max_tokens: int | None
+    ) -> list[int]:
         try:
-            return self.encode(text, special=special)
+            ids = self.encode(text, special=special)
+            self._editor(edits, len(ids), max_tokens)
+            return ids
         except (CapacityError, RequestError) as error:
             raise type(error)(f"text {i + 1} of {n_texts}: {error}" if n_texts > 1 else str(error)) from None
 
@@ -202,23 +221,23 @@ class Translator(Viewed):
             self.tokenizer.decode(one.ids, skip_special=not special), one.ids, one.logprob, one.score, one.finish
         )
 
-    @torch.inference_mode()
     def align(
         self, source: str, target: str | Sequence[int], *, ended: bool = True, special: bool = False
     ) -> Alignment:
         """Where the model looks while it writes `target` (a text, or token ids) from `source`.
 
         ended: whether the target is whole, so that the token which ends it is written too. special: as of `translate`.
-        RequestError where the model
-        has no attention to the source; CapacityError where a side is longer than the context.
+        RequestError where the model has no attention to the source; CapacityError where a side is longer than the
+        context.
         """
-        read, written = self.encode(source, special=special), self._target_ids(target, ended, special)
-        rows = (torch.tensor([part], device=self.device) for part in (read, [self.begin, *written[:-1]]))
-        if isinstance(self.model, RecurrentEncoderDecoder):
-            probs, error = _recurrent(self.model, *rows)
-        else:
-            probs, error = _cross(self.model, *rows)
-        return Alignment(self._spelled(read), self._spelled(written), probs, error, *self._spelled([self.end]))
+        t = self.trace(source, target, ended=ended, special=special)
+        names = [name for name in t.names() if name.endswith(("cross.probs", "rnn.probs"))]
+        if not names:
+            raise RequestError(NO_ATTENTION)
+        values = [t[name] for name in names]  # [H, T, S] of each layer, or [T, S]
+        probs = torch.stack([value.tensor.float().view(-1, *value.shape[-2:]) for value in values])
+        error = max(value.error or 0.0 for value in values)
+        return Alignment(self._spelled(t.source.ids), self._spelled(t.target), probs, error, *self._spelled([self.end]))
 
     def _target_ids(self, target: str | Sequence[int], ended: bool, special: bool) -> list[int]:
         """What is to be written, with the token that ends it where it is whole."""
@@ -243,6 +262,7 @@ class Translator(Viewed):
         *,
         ended: bool = True,
         read: Sequence[str] = (),
+        edit: Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
         special: bool = False,
@@ -251,9 +271,9 @@ class Translator(Viewed):
         """Every number of a source and a target inside the model: see `inspect/sourced.py`.
 
         target: None is what the model writes itself, the likeliest token each time, of at most `max_tokens`; `ended` as
-        of `align`, `read` and `budget` as of `LanguageModel.trace`, `special` as of `translate`. before_pass: called
-        before each pass of the writing. RequestError for a point that the model has not or an option without effect;
-        CapacityError where a side is longer than the context, or what is read than the budget.
+        of `align`, `read`, `edit` and `budget` as of `LanguageModel.trace`, `special` as of `translate`.
+        before_pass: called before each pass of the writing. RequestError for a point that the model has not or an
+        option without effect; CapacityError where a side is longer than the context, or what is read than the budget.
         """
         given = isinstance(source, str)
         ids = self.encode(source, special=special) if given else [index(token) for token in source]
@@ -262,9 +282,10 @@ class Translator(Viewed):
         match(self.config, patterns)
         if target is None:
             how, size = Search(max_tokens=max_tokens), self.tokenizer.vocab_size
+            editor = self._editor(edit, len(ids), max_tokens)
             ((best,),) = search(
                 self.model, [ids], how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled,
-                before_pass=before_pass,
+                before_pass=before_pass, watch=None if editor is None else Editing(editor),
             )  # fmt: skip
             finish = best.finish
             written = [*best.ids, self.end] if finish == "stop" else list(best.ids)
@@ -272,9 +293,22 @@ class Translator(Viewed):
             raise RequestError("max_tokens has no effect where the target is given", param="max_tokens")
         else:
             written = self._target_ids(target, ended, special)
+            editor = self._editor(edit, len(ids), given=len(written))
         rows = [self.begin, *written[:-1]]
         n_prompt = 1 if target is None else len(rows)
-        return read_pair(self, ids, rows, written, n_prompt=n_prompt, finish=finish, read=patterns, budget=budget)
+        return read_pair(
+            self, ids, rows, written, n_prompt=n_prompt, finish=finish, read=patterns, budget=budget, editor=editor
+        )
+
+    def sweep(self, text: str | Trace, **how: Any) -> Sweep:
+        """One edit after another, of the source, what was written or what is between: iterate over it. `how`: see
+        `inspect/sweep.py`. Of a text, what the model writes from it.
+        """
+        return sweep(self.trace(text) if isinstance(text, str) else text, **how)
+
+    def load_trace(self, folder: str | Path) -> PairTrace | RecurrentTrace:
+        """A trace that was saved, of this very model. CheckpointError where it is of another, or not whole."""
+        return load_trace(self, folder)  # pyright: ignore[reportReturnType]
 
     def _spelled(self, ids: Sequence[int]) -> tuple[str, ...]:
         return tuple(self.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)
@@ -288,32 +322,6 @@ class Translator(Viewed):
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
         return f"Translator({self.source or type(self.model).__name__}, {n / 1e6:.2f}M parameters, {self.tokenizer})"
-
-
-def _cross(model: EncoderDecoder, source: Tensor, target: Tensor) -> tuple[Float[Tensor, "L H T S"], float]:
-    """Cross-attention's probabilities in every layer and head of one pass, and max |P V - z| over the layers."""
-    names = [f"blocks.{i}.cross.probs" for i in range(model.config.n_layers)]
-    tap = Kept(*(need for name in names for need in needs(model.config, name)))
-    step = Step.of(target, source=model.encode(source, Step.of(source)), tap=tap)
-    model.hidden(target, step)
-    kept = {name: value for name, (value,) in tap.items()}
-    layers = []
-    for name in names:
-        attention: Attention = model.get_submodule(name.removesuffix(".probs"))  # pyright: ignore[reportAssignmentType]
-        layers.append(derive(model, name, kept, step.view(attention.spec)))
-    return torch.cat([layer.value for layer in layers]), max(layer.error for layer in layers)
-
-
-def _recurrent(
-    model: RecurrentEncoderDecoder, source: Tensor, target: Tensor
-) -> tuple[Float[Tensor, "1 1 T S"], float]:
-    """A recurrent model's alignment in one pass, and max |probs · states - context|."""
-    if model.config.attention is None:
-        raise RequestError("this model has no attention: it writes from its last state alone, and nothing aligns")
-    tap = Kept("rnn.states", "rnn.probs", "rnn.context")
-    model.hidden(source, target, None, tap)
-    states, probs, context = (torch.cat(parts, 1).float() for parts in tap.values())
-    return probs[None], (probs @ states - context).abs().max().item()
 
 
 def load_translator(

@@ -14,12 +14,13 @@ from glassformer.config import RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.families import read_config, write_config
 from glassformer.generate.beam import Search, search
+from glassformer.inspect.kept import Kept
 from glassformer.lm import LanguageModel, load
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
-from glassformer.translator import Kept, Translator, load_translator
+from glassformer.translator import Translator, load_translator
 from glassformer.weights import load_model, load_pair_model
 
 TOKENIZER = make_tokenizer()

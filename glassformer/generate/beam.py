@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, RequestError
-from glassformer.generate.loop import check_ids
+from glassformer.generate.loop import Watch, check_ids
 from glassformer.generate.sampling import check_number
 from glassformer.generate.writing import Paced, PairModel, Writing, longest_target, read_sources, vocab_sizes
 from glassformer.nn.attend import Attend, attend_sdpa
@@ -100,13 +100,15 @@ def search(
     ruled: Ruled = Ruled(),
     attend: Attend = attend_sdpa,
     before_pass: Callable[[], None] | None = None,
+    watch: Watch | None = None,
 ) -> list[list[Hypothesis]]:
     """The `n` best texts for each source (token ids), the best first, all different; fewer where there are no more.
 
     `begin` is the token that a text begins after, `end` the one that ends it; only the first `spelled` tokens of the
     vocabulary are written, as `ruled` says. before_pass: called before each pass of the decoder; what it raises stops
-    the work there. Raises RequestError for an empty source or ids outside the vocabulary, and
-    CapacityError where a source or `max_tokens` does not fit the context.
+    the work there. watch: looks at each pass, or changes it.
+    Raises RequestError for an empty source or ids outside the vocabulary, and CapacityError where a source or
+    `max_tokens` does not fit the context.
     """
     if not sources:
         return []
@@ -117,7 +119,7 @@ def search(
     check_ids("target", [begin, end, *named], written)
     most = how.max_tokens or longest_target(model)
     with torch.inference_mode():
-        writing = read_sources(model, sources, most, attend)
+        writing = read_sources(model, sources, most, attend, watch)
         writing = writing if before_pass is None else Paced(writing, before_pass)
         if how.beam == 1:
             return [[one] for one in greedy(writing, len(sources), how, most, begin, end, spelled, ruled)]

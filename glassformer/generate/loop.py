@@ -28,6 +28,7 @@ from glassformer.text.pieces import StreamDecoder
 from glassformer.text.tokenizer import Tokenizer
 
 Top = tuple[tuple[int, float], ...]  # (token id, log-probability), the likeliest first
+NO_NUMBERS = "under these edits the logits are not numbers (NaN): no token can be drawn from them"
 PREFILL_CHUNK = 512  # tokens of a prompt per pass: bounds memory, and Ctrl-C is heard between passes
 
 
@@ -230,8 +231,7 @@ class Passes:
     def _checked(self, logits: Tensor) -> Tensor:
         if logits.isnan().any():
             if self.watch is not None and self.watch.edited:
-                message = "under these edits the logits are not numbers (NaN): no token can be drawn from them"
-                raise RequestError(message, param="edit")
+                raise RequestError(NO_NUMBERS, param="edit")
             raise CheckpointError(
                 "the model's logits are not numbers (NaN): damaged weights, or too large for their dtype"
             )

@@ -12,15 +12,17 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from glassformer.cache.dense import DenseCache
+from glassformer.errors import RequestError
+from glassformer.generate.loop import NO_NUMBERS, Watch
 from glassformer.nn.attend import Attend, attend_sdpa
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.packed import packed
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.nn.step import Step
+from glassformer.nn.step import Source, Step
 
 UNENDING = 512  # tokens a recurrent model writes at most where nobody says: it has no context to fill
 PairModel = EncoderDecoder | RecurrentEncoderDecoder
@@ -48,18 +50,20 @@ class CachedWriting:
         sources: Sequence[Sequence[int]],
         most: int,
         attend: Attend = attend_sdpa,
+        watch: Watch | None = None,
     ):
         """most: tokens that a row may take in. CapacityError where it, or a source, is longer than the context."""
         model = packed(model, rows=len(sources))
-        self.model, self.attend, self.device = model, attend, model.embed.weight.device
+        self.model, self.attend, self.watch, self.device = model, attend, watch, model.embed.weight.device
         ids, lengths = padded(sources, self.device)
-        source = model.encode(ids, Step.of(ids, lengths, attend=attend))
+        source = model.encode(ids, watched(watch, Step.of(ids, lengths, attend=attend), len(ids)))
         self.cache = DenseCache.of(model.config, len(sources), most, self.device, source)
 
     def advance(self, ids: Sequence[int]) -> Float[Tensor, "R V"]:
         step = Step(self.cache.extend([1] * len(ids)), cache=self.cache, attend=self.attend)
+        step = watched(self.watch, step, len(ids))
         hidden = self.model.hidden(torch.tensor(ids, device=self.device)[:, None], step)  # [R, 1, D]
-        return self.model.logits(hidden[:, 0], step)
+        return self.model.logits(hidden[:, 0], watched(self.watch, step.at(step.positions[:, 0]), len(ids)))
 
     def select(self, rows: Sequence[int]) -> None:
         self.cache.select(rows)
@@ -68,17 +72,38 @@ class CachedWriting:
 class RecurrentWriting:
     """A recurrent model's rows: all that they are is in their states."""
 
-    def __init__(self, model: RecurrentEncoderDecoder, sources: Sequence[Sequence[int]]):
-        self.model, self.device = model, model.head_weight.device
+    def __init__(self, model: RecurrentEncoderDecoder, sources: Sequence[Sequence[int]], watch: Watch | None = None):
+        self.model, self.watch, self.device = model, watch, model.head_weight.device
         ids, lengths = padded(sources, self.device)
-        self.state = model.encode(ids, torch.tensor(lengths))
+        self.read = Step.of(ids, lengths).positions.expand_as(ids)  # of the source: -1 is padding
+        self.count = 0
+        self.state = model.encode(ids, torch.tensor(lengths), self._pass(len(ids)).tap)
+
+    def _pass(self, rows: int) -> Step:
+        return watched(
+            self.watch, Step(torch.tensor([[self.count]], device=self.device), source=places(self.read)), rows
+        )
 
     def advance(self, ids: Sequence[int]) -> Float[Tensor, "R V"]:
-        hidden, self.state = self.model.decode(torch.tensor(ids, device=self.device)[:, None], self.state)
-        return self.model.logits(hidden[:, 0])
+        step = self._pass(len(ids))
+        hidden, self.state = self.model.decode(torch.tensor(ids, device=self.device)[:, None], self.state, step.tap)
+        self.count += 1
+        return self.model.logits(hidden[:, 0], watched(self.watch, step.at(step.positions[:, 0]), len(ids)).tap)
 
     def select(self, rows: Sequence[int]) -> None:
-        self.state = self.state.select(rows)
+        self.state, self.read = self.state.select(rows), self.read[list(rows)]
+
+
+def places(positions: Int[Tensor, "#B S"]) -> Source:
+    """A source as far as a tap of a recurrent model's pass asks for it: its states are looked at by nobody."""
+    return Source(positions[..., None].float(), positions, True)
+
+
+def watched(watch: Watch | None, step: Step, rows: int) -> Step:
+    """A pass with the tap of who watches it: its rows are all of the one request."""
+    if watch is not None:
+        step.tap = watch.tap(step, [0] * rows)
+    return step
 
 
 class Paced:
@@ -95,13 +120,38 @@ class Paced:
         self.rows.select(rows)
 
 
+class Changed:
+    """Rows whose numbers somebody changes on their way. RequestError where none are left to write by."""
+
+    def __init__(self, rows: Writing):
+        self.rows = rows
+
+    def advance(self, ids: Sequence[int]) -> Float[Tensor, "R V"]:
+        logits = self.rows.advance(ids)
+        if logits.isnan().any():
+            raise RequestError(NO_NUMBERS, param="edit")
+        return logits
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.rows.select(rows)
+
+
 def read_sources(
-    model: PairModel, sources: Sequence[Sequence[int]], most: int, attend: Attend = attend_sdpa
+    model: PairModel,
+    sources: Sequence[Sequence[int]],
+    most: int,
+    attend: Attend = attend_sdpa,
+    watch: Watch | None = None,
 ) -> Writing:
-    """Read the sources, each of at least one token id. CapacityError where they, or `most` tokens, do not fit."""
+    """Read the sources, each of at least one token id. CapacityError where they, or `most` tokens, do not fit.
+
+    `watch` looks at each pass, or changes it.
+    """
     if isinstance(model, RecurrentEncoderDecoder):
-        return RecurrentWriting(model, sources)
-    return CachedWriting(model, sources, most, attend)
+        rows: Writing = RecurrentWriting(model, sources, watch)
+    else:
+        rows = CachedWriting(model, sources, most, attend, watch)
+    return rows if watch is None or not watch.edited else Changed(rows)
 
 
 def longest_target(model: PairModel) -> int:

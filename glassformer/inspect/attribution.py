@@ -151,11 +151,11 @@ def pick(t: Trace, logits: Float[Tensor, "V"], target: int | str | None, rival: 
 
 def token_of(t: Trace, what: str, given: int | str) -> int:
     """A token by its id, or by a text that is one token. RequestError where it is none, or several."""
-    size, tokenizer = t.config.vocab_size, t.lm.tokenizer
+    (size,), tokenizer = t.shape("final.logits")[-1:], t.lm.tokenizer
     if isinstance(given, str):
         if tokenizer is None:
             raise RequestError(f"{what}: this model has no tokenizer, so give a token's id", param=what)
-        ids = tokenizer.encode(given, bare=True)
+        ids = tokenizer.of_targets().encode(given, bare=True)
         if len(ids) != 1:
             parts = ", ".join(repr(spelled(tokenizer, token)) for token in ids)
             raise RequestError(f"{what} must be one token, and {given!r} is {len(ids)}: {parts}", param=what)

@@ -9,7 +9,8 @@
 
 Positions, queries and keys count the tokens that the model sees, the one that begins a text included. -1 is every token
 from which a new one is written: the last of the prompt, then each one written. What is not named is all of its axis.
-`row` is the number of a continuation where several are written at once.
+`row` is the number of a continuation where several are written at once. Of a model that reads a source, keys of
+"blocks.i.cross...." and of "rnn...." are the source's tokens, and so are all positions of "encoder....".
 A tensor in an edit is named by its SHA-256, so that an edit is JSON: a `Store` has them by that name.
 """
 
@@ -86,7 +87,7 @@ class Edit:
 
     def first(self, n_prompt: int) -> int:
         """The first position whose numbers it may change, after a prompt of so many tokens."""
-        if self.point.startswith("encoder.") or ".cross." in self.point:
+        if self.point.startswith(("encoder.", "rnn.")) or ".cross." in self.point:
             return 0
         starts = [_first(places, n_prompt) for places in (self.position, self.query, self.key) if places is not None]
         return max(starts, default=0)
@@ -274,7 +275,7 @@ def _taken(point: str, trace: Trace, where: Mapping[str, Any]) -> Tensor:
     some = {name: None if where.get(name) is None else listed(where[name]) for name in WHERE}
     if of_product(point):
         tensor = trace.rows(point, some["head"], some["query"]).tensor
-        rest = {2: some["key"]}
+        rest = {len(axes) - 1: some["key"]}
     else:
         tensor = trace.at(point, some["position"] if axes[0] == "T" else None).tensor
         rest = {0: None if axes[0] == "T" else some["position"], axes.index(axes[-1]): some["dim"]}

@@ -7,14 +7,17 @@ the tap of the pass knows which of them stand where.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from glassformer.config import ModelConfig
+from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.errors import RequestError
+from glassformer.families.family import AnyConfig
 from glassformer.inspect.edit import Edit, listed, of_product
-from glassformer.inspect.points import find, layer_of, sizes
+from glassformer.inspect.points import find, layer_of, points, sizes
 from glassformer.inspect.reading import Looking
 from glassformer.nn.attend import AttendSpec, visible
 from glassformer.nn.attention import spec_of
@@ -22,6 +25,7 @@ from glassformer.nn.device import Choice
 from glassformer.nn.step import Step, Tap
 
 MATH = "the definition of attention, not its fast twin"
+TO_SOURCE = AttendSpec(1.0, causal=False, source=True)  # a recurrent model's attention, as far as an edit knows it
 
 
 class Edits:
@@ -32,9 +36,14 @@ class Edits:
     """
 
     def __init__(
-        self, config: ModelConfig, edits: Sequence[Edit], prompts: Sequence[int], length: int, source: int | None = None
+        self,
+        config: AnyConfig | EncoderConfig,
+        edits: Sequence[Edit],
+        prompts: Sequence[int],
+        length: int,
+        source: int | None = None,
     ):
-        self.config, self.edits, self.prompts = config, tuple(edits), tuple(prompts)
+        self.config, self.edits, self.prompts, self.source = config, tuple(edits), tuple(prompts), source
         self.by_point: dict[str, list[Edit]] = {}
         for edit in self.edits:
             if not isinstance(edit, Edit):
@@ -47,8 +56,19 @@ class Edits:
     @property
     def choices(self) -> tuple[Choice, ...]:
         """What the edits make the model do otherwise, beside what they change."""
-        layers = {edit.point.rpartition(".")[0] for edit in self.edits if of_product(edit.point)}
-        return tuple(Choice(layer, MATH, "its scores or probabilities are edited") for layer in sorted(layers))
+        some = [edit.point for edit in self.edits if of_product(edit.point) and layer_of(edit.point) is not None]
+        layers = sorted({point.rpartition(".")[0] for point in some})
+        return tuple(Choice(layer, MATH, "its scores or probabilities are edited") for layer in layers)
+
+    def inside(self, prefix: str) -> Edits | None:
+        """The encoder's own, by the names that it has for its points; None where there are none."""
+        assert isinstance(self.config, ModelConfig)
+        assert self.config.encoder is not None
+        assert self.source is not None
+        own = [
+            replace(edit, point=edit.point.removeprefix(prefix)) for edit in self.edits if edit.point.startswith(prefix)
+        ]
+        return Edits(self.config.encoder, own, (self.source,), self.source) if own else None
 
     def wants(self, name: str) -> bool:
         return name in self.by_point
@@ -65,9 +85,7 @@ class Edits:
 
     def _tokens(self, edit: Edit, value: Tensor, step: Step, rows: tuple[int, ...]) -> None:
         """Of a value [B, T, ...] (or [B, ...], of one token each): what is named of the tokens that are."""
-        of_source = find(self.config, edit.point).axes.split()[1] == "S"
-        assert not of_source or step.source is not None
-        positions = step.source.positions if of_source and step.source is not None else step.positions
+        positions = _positions(find(self.config, edit.point).axes.split()[1], step)
         lead = value.shape[: positions.ndim]
         rows = rows[: lead[0]]  # one value for all of them, where it is the same
         where = positions.expand(lead)
@@ -96,7 +114,10 @@ class Edits:
         return torch.tensor([table[p] for p in positions.tolist()], device=positions.device)
 
     def _product(self, edit: Edit, value: Tensor, step: Step, rows: tuple[int, ...]) -> None:
-        """Of scores or probabilities [B, H, T, S]: those of the queries, keys and heads named that are visible."""
+        """Of scores or probabilities [B, H, T, S], or [B, T, S]: those of the queries, keys and heads named that are
+        visible.
+        """
+        value = value if value.ndim == 4 else value[:, None]
         view = step.view(_spec(self.config, edit.point))
         n, _, n_queries, n_keys = value.shape
         queries, keys = view.queries.expand(n, -1), view.keys.expand(n, -1)
@@ -106,10 +127,10 @@ class Edits:
         part = value[:, heads]
         if edit.op == "patch":
             assert edit.tensor is not None
-            its, q = _rows_of(edit.tensor, 1, edit.query, queries)
-            its, k = _rows_of(edit.tensor, 2, edit.key, keys)
-            here = here & (q >= 0)[:, :, None] & (k >= 0)[:, None, :]
             its = edit.tensor.to(value)
+            its = its if its.ndim == 3 else its[None]
+            q, k = _rows_of(its.shape[1], edit.query, queries), _rows_of(its.shape[2], edit.key, keys)
+            here = here & (q >= 0)[:, :, None] & (k >= 0)[:, None, :]
             new = torch.stack([its[:, a.clamp(min=0)][:, :, b.clamp(min=0)] for a, b in zip(q, k, strict=True)])
         else:
             new = _changed(edit, part, None)
@@ -145,6 +166,16 @@ class Editing:
         return Looking(step, rows, self.editor, None)
 
 
+def edited(editor: Edits | None) -> tuple[str, ...]:
+    """The points that edits change."""
+    return () if editor is None else tuple(editor.by_point)
+
+
+def about(editor: Edits | None) -> dict[str, Any]:
+    """What a trace says of the edits it was made under."""
+    return {} if editor is None else {"edits": editor.edits, "choices": editor.choices}
+
+
 def _changed(edit: Edit, value: Tensor, per_token: Tensor | None) -> Tensor:
     """What the edit makes of a part; `per_token`: which of its tensor's rows each of the part's tokens takes."""
     if edit.op == "ablate":
@@ -173,25 +204,38 @@ def _among(places: int | Sequence[int] | None, positions: Tensor) -> Tensor:
     return there & torch.isin(positions, torch.tensor(listed(places), device=positions.device))
 
 
-def _rows_of(tensor: Tensor, axis: int, places: int | Sequence[int] | None, positions: Tensor) -> tuple[Tensor, Tensor]:
+def _positions(axis: str, step: Step) -> Tensor:
+    """Of the tokens that a point is of: the pass' own (T), its source's (S), or the one that stands for all of them."""
+    if axis == "T":
+        return step.positions
+    if axis == "S":
+        assert step.source is not None
+        return step.source.positions
+    return torch.zeros(1, dtype=torch.long, device=step.positions.device)
+
+
+def _rows_of(size: int, places: int | Sequence[int] | None, positions: Tensor) -> Tensor:
     """Where on an axis of a patch each position stands; -1 where it does not."""
     if places is None:
-        return tensor, torch.where(positions < tensor.shape[axis], positions, -1)
+        return torch.where(positions < size, positions, -1)
     found = torch.full_like(positions, -1)
     for n, place in enumerate(listed(places)):
         found = torch.where(positions == place, n, found)
-    return tensor, found
+    return found
 
 
 def _index(places: int | Sequence[int] | None, device: torch.device) -> Tensor | None:
     return None if places is None else torch.tensor(listed(places), device=device)
 
 
-def _spec(config: ModelConfig, point: str) -> AttendSpec:
+def _spec(config: AnyConfig | EncoderConfig, point: str) -> AttendSpec:
     """Of the attention whose scores or probabilities a point is."""
     i = layer_of(point)
+    if isinstance(config, RecurrentConfig):
+        return TO_SOURCE
     assert i is not None
-    stack = config.encoder if point.startswith("encoder.") and config.encoder is not None else config
+    encoder = config.encoder if isinstance(config, ModelConfig) and point.startswith("encoder.") else None
+    stack = config if encoder is None else encoder
     layer = stack.layers[i]
     source = ".cross." in point
     return spec_of(layer.cross if source and layer.cross is not None else layer.attention, source)
@@ -200,31 +244,30 @@ def _spec(config: ModelConfig, point: str) -> AttendSpec:
 # ---- is there such a place
 
 
-def _check(config: ModelConfig, edit: Edit, n_rows: int, length: int, source: int | None) -> None:
+def _check(config: AnyConfig | EncoderConfig, edit: Edit, n_rows: int, length: int, source: int | None) -> None:
     """RequestError unless the model has what an edit names."""
-    point = find(config, edit.point, "edit")
-    made_anew = edit.point.rpartition(".")[2] in ("k", "v", "k_rot") and edit.point.startswith("blocks.")
-    i = layer_of(edit.point)
-    if made_anew and i is not None and config.layers[i].attention.latent is not None and ".attn." in edit.point:
+    point, i = find(config, edit.point, "edit"), layer_of(edit.point)
+    made_anew = edit.point.startswith("blocks.") and edit.point.endswith((".attn.k", ".attn.v", ".attn.k_rot"))
+    if made_anew and not isinstance(config, RecurrentConfig) and config.layers[i or 0].attention.latent is not None:
         raise _wrong(edit, f"keys and values are made of latents in every pass anew: edit blocks.{i}.attn.latent")
-    axes = point.axes.split()[1:]
-    product, size = of_product(edit.point), sizes(config, edit.point)
+    axes, product = point.axes.split()[1:], of_product(edit.point)
     if edit.op == "knockout" and not edit.point.endswith(".scores"):
-        raise _wrong(edit, f"a knockout is of scores, such as {edit.point.rpartition('.')[0]}.scores")
-    encoder, read = edit.point.startswith("encoder."), source or length
-    n_tokens = read if encoder or axes[0] == "S" else length
-    takes: dict[str, int] = {"head": size[axes[0 if product else 1]]} if len(axes) == 3 else {}
-    if product:
-        takes |= {"query": n_tokens, "key": read if encoder or ".cross." in edit.point else length}
-    else:
-        takes |= {"position": n_tokens, "dim": size[axes[-1]]}
+        has = [name for name in points(config) if name.endswith(".scores")]
+        if not has:
+            raise _wrong(edit, "a knockout is of attention's scores, and this model has no attention")
+        own = f"{edit.point.rpartition('.')[0]}.scores"
+        raise _wrong(edit, f"a knockout is of scores, such as {own if own in has else has[0]}")
+    inside, read = edit.point.startswith("encoder."), source or length
+    whole = inside or axes[0] == "S" or isinstance(config, EncoderConfig)  # of what is there before anything is written
+    n_tokens = read if inside or axes[0] == "S" else length
+    takes = _takes(config, edit.point, axes, n_tokens, read if inside or not _own_keys(edit.point) else length)
     for name in ("head", "position", "query", "key", "dim"):
         places = getattr(edit, name)
         if places is None:
             continue
         if name not in takes:
             raise _wrong(edit, f"{edit.point} has no {name}: it has {', '.join(takes)}")
-        written = name in ("position", "query")
+        written = name in ("position", "query") and not whole
         for place in listed(places):
             if not (0 <= place < takes[name] or (written and place == -1)):
                 which = ", or -1, every token from which a new one is written" if written else ""
@@ -236,10 +279,26 @@ def _check(config: ModelConfig, edit: Edit, n_rows: int, length: int, source: in
         if not seen.all():
             raise _wrong(edit, f"query {edit.query} does not see key {edit.key}")
     if edit.tensor is not None:
-        _check_shape(edit, axes, takes)
+        _check_shape(edit, takes)
 
 
-def _check_shape(edit: Edit, axes: Sequence[str], takes: dict[str, int]) -> None:
+def _own_keys(point: str) -> bool:
+    """Whether the keys are the tokens' own, not those of a source."""
+    return ".cross." not in point and not point.startswith("rnn.")
+
+
+def _takes(
+    config: AnyConfig | EncoderConfig, point: str, axes: Sequence[str], n_tokens: int, n_keys: int
+) -> dict[str, int]:
+    """What an edit of a point can name, and how many there are of each."""
+    size, product = sizes(config, point) | {"2": 2}, of_product(point)
+    takes = {"head": size[axes[0 if product else 1]]} if len(axes) == 3 else {}
+    if product:
+        return takes | {"query": n_tokens, "key": n_keys}
+    return takes | ({"position": n_tokens} if len(axes) > 1 else {}) | {"dim": size[axes[-1]]}
+
+
+def _check_shape(edit: Edit, takes: dict[str, int]) -> None:
     """The edit's tensor has as many numbers as it names."""
     assert edit.tensor is not None
 
@@ -247,20 +306,19 @@ def _check_shape(edit: Edit, axes: Sequence[str], takes: dict[str, int]) -> None
         places = getattr(edit, name)
         return takes[name] if places is None else len(listed(places))
 
+    have = tuple(edit.tensor.shape)
     if of_product(edit.point):
         if edit.op != "patch":
             raise _wrong(edit, f"{edit.op} of scores and probabilities takes one number (value), not a vector")
-        shape, loose = (n("head"), n("query"), n("key")), {1: edit.query, 2: edit.key}
-        ok = edit.tensor.ndim == 3 and all(
-            have == want or (axis in loose and loose[axis] is None)
-            for axis, (have, want) in enumerate(zip(edit.tensor.shape, shape, strict=True))
-        )
+        shape = tuple(map(n, takes))
+        loose = [name in ("query", "key") and getattr(edit, name) is None for name in takes]  # a text of another length
+        ok = len(have) == len(shape) and all(a == b or any_ for a, b, any_ in zip(have, shape, loose, strict=True))
     else:
-        rest = (n("head"), n("dim")) if "head" in takes else (n("dim"),)
+        rest = tuple(n(name) for name in ("head", "dim") if name in takes)
         shape = (n("position"), *rest) if edit.position is not None else rest
-        have = tuple(edit.tensor.shape)
         if edit.op == "patch":
-            ok = have[1:] == rest and (edit.position is None or (len(have) == len(shape) and have[0] == shape[0]))
+            of_tokens = have[1:] if "position" in takes else have
+            ok = of_tokens == rest and (edit.position is None or have == shape)
         else:
             ok = have in (rest, shape) or have == tuple(size for size in rest if size > 1) or have == (n("dim"),)
     if not ok:

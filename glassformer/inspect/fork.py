@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from glassformer.errors import RequestError
-from glassformer.inspect.again import LOGITS, SAME_LOGITS, head, read_out, worst
+from glassformer.inspect.again import LOGITS, head, read_out, worst
 from glassformer.inspect.trace import Receipt, Trace
 
 
@@ -36,10 +36,11 @@ class Fork:
 @torch.no_grad()
 def fork(t: Trace, other: Trace) -> Fork:
     """A text beside another one of the same vocabulary, from the same prompt or not. RequestError otherwise."""
-    if t.config.vocab_size != other.config.vocab_size:
+    own, theirs = (one.shape("final.logits")[-1] for one in (t, other))
+    if own != theirs:
         raise RequestError(
-            f"the two have different vocabularies, of {t.config.vocab_size} and {other.config.vocab_size} tokens: "
-            "what they say comes next cannot be compared", param="other",
+            f"the two have different vocabularies, of {own} and {theirs} tokens: what they say comes next cannot be "
+            "compared", param="other",
         )  # fmt: skip
     length = max(len(t), len(other))
     parts = next((i for i, pair in enumerate(zip(t.ids, other.ids, strict=False)) if pair[0] != pair[1]), None)
@@ -51,13 +52,16 @@ def fork(t: Trace, other: Trace) -> Fork:
     places = [
         Place(i, _at(t, i), _at(other, i), kls[i] if i < shared else None) for i in range(length)
     ]  # fmt: skip
-    errors = [one.at("final.logits", -1).error for one in (t, other)]
+    last = [one.at("final.logits", -1) for one in (t, other)]
+    errors = [one.error for one in last]
     error = None if None in errors else worst(*errors)  # pyright: ignore[reportArgumentType]
-    return Fork(tuple(places), parts, Receipt("t.fork(other)", SAME_LOGITS, error))
+    return Fork(tuple(places), parts, Receipt("t.fork(other)", last[0].identity, error))
 
 
 def _next(t: Trace, at: torch.Tensor) -> torch.Tensor:
     """Log-probabilities of what comes after some tokens."""
+    if t.kind == "recurrent":  # whose logits are kept
+        return t["final.logits"].tensor[at].double().log_softmax(-1)
     last = t.kept.of(f"blocks.{t.config.n_layers - 1}.resid_post", at)
     return head(t.kept, read_out(t.kept, last, at), at).double().log_softmax(-1)
 

@@ -11,6 +11,7 @@ A decoder reads the token that begins a text, and the target's but the last: `t.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from glassformer.errors import CapacityError, RequestError
 from glassformer.generate.sampling import check_number
+from glassformer.generate.writing import places
 from glassformer.inspect.again import Kept, off
-from glassformer.inspect.kept import Kept as Keeping
-from glassformer.inspect.points import find, match
+from glassformer.inspect.editing import Edits, about, edited
+from glassformer.inspect.points import find, match, points
 from glassformer.inspect.reading import BUDGET, Looking, Reader, check_budget, mega, wanted
 from glassformer.inspect.trace import KEPT, Language, Places, Trace, Value, spelled
 from glassformer.inspect.viewed import Kind
@@ -44,11 +46,13 @@ class EncoderTrace(Trace):
     def __repr__(self) -> str:
         return f"EncoderTrace({len(self)} tokens, {mega(self.bytes)} kept)"
 
-    def save(self, folder: Any) -> None:
-        raise RequestError("a trace of an encoder is not kept on disk: trace the text again")
+    @property
+    def read(self) -> Source:
+        """What a decoder reads of it."""
+        return Source(self.kept.of("final.norm")[None], self.kept.positions[None])
 
 
-class _Written(Trace):
+class Written(Trace):
     """What a trace with a source has beside: `target`, the tokens that were to be written, each after `ids[i]`."""
 
     source: Any
@@ -59,11 +63,8 @@ class _Written(Trace):
         self.target = tuple(target)
         self.target_tokens = tuple(spelled(self.lm.tokenizer, token) for token in self.target)
 
-    def save(self, folder: Any) -> None:
-        raise RequestError("a trace with a source is not kept on disk: trace the two texts again")
 
-
-class PairTrace(_Written):
+class PairTrace(Written):
     """A target inside an encoder-decoder. `source` is the trace of its encoder, the texts' other side."""
 
     kind: Kind = "encoder-decoder"
@@ -112,16 +113,16 @@ def _named(one: Value) -> Value:
     return Value(SIDE + one.name, one.tensor, one.axes, one.error, one.identity)
 
 
-class RecurrentTrace(_Written):
+class RecurrentTrace(Written):
     """A target inside a recurrent encoder-decoder: all that passed is kept, for it is little.
 
     `source`: its token ids and their texts. A model without attention has no point but its states and its logits.
     """
 
     kind: Kind = "recurrent"
-    source: _Read
+    source: Read
 
-    def __init__(self, lm: Language, kept: Kept, source: _Read, target: Sequence[int], **rest: Any):
+    def __init__(self, lm: Language, kept: Kept, source: Read, target: Sequence[int], **rest: Any):
         super().__init__(lm, kept, **rest)
         self.source = source
         self._targets(target)
@@ -153,7 +154,8 @@ class RecurrentTrace(_Written):
         return self.at(name)
 
     def _checked(self, name: str) -> tuple[float, str]:
-        if name not in ("rnn.scores", "rnn.probs", "rnn.context"):
+        made = {"rnn.scores": "rnn.probs", "rnn.probs": "rnn.context", "rnn.context": "rnn.context"}.get(name)
+        if made is None or made in self.kept.edited:  # what was changed is what nothing makes
             return 0.0, KEPT
         scores, probs, context, states = (
             self.kept.tensors[f"rnn.{end}"].double() for end in ("scores", "probs", "context", "states")
@@ -163,7 +165,7 @@ class RecurrentTrace(_Written):
         return off(probs @ states, context), GATHERED
 
 
-class _Read:
+class Read:
     """A source as a recurrent model reads it: ids and texts of its tokens."""
 
     def __init__(self, lm: Language, ids: Sequence[int]):
@@ -174,21 +176,47 @@ class _Read:
         return len(self.ids)
 
 
+class InTurn:
+    """The tap of a recurrent model's pass, whose target tokens may come one after another: it counts them.
+
+    rows: the numbers of the texts that the pass's rows are of. parts: what has passed at some points, in order.
+    """
+
+    def __init__(self, n_source: int, names: Sequence[str], editor: Edits | None, rows: Sequence[int] = (0,)):
+        self.read, self.rows, self.editor = torch.arange(n_source)[None], tuple(rows), editor
+        self.parts: dict[str, list[Tensor]] = {name: [] for name in names}
+        self.count = Counter[str]()
+
+    def wants(self, name: str) -> bool:
+        return name in self.parts or (self.editor is not None and self.editor.wants(name))
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        begin, read = self.count[name], self.read.to(value.device)
+        self.count[name] += value.shape[1]
+        at = torch.arange(begin, self.count[name], device=value.device)[None]
+        step = Step(at, source=places(read))
+        value = Looking(step, self.rows, self.editor, None)(name, value)
+        if name in self.parts:
+            self.parts[name].append(value)
+        return value
+
+
 # ---- how they are made
 
 
 @torch.no_grad()
-def read_encoder(lm: Any, model: Encoder, ids: Sequence[int], read: Sequence[str], budget: int | None,
-    ) -> tuple[EncoderTrace, Source]:  # fmt: skip
-    """One text through an encoder: its trace, and what a decoder reads of it."""
+def read_encoder(
+    lm: Any, model: Encoder, ids: Sequence[int], read: Sequence[str], budget: int | None, editor: Edits | None = None
+) -> EncoderTrace:
+    """One text through an encoder."""
     weight, context = model.embed.weight, model.config.context_length
     if len(ids) > context:
         raise CapacityError(f"the text has {len(ids)} tokens, and the encoder's context holds {context}")
-    check_budget(model.config, read, (), len(ids), weight.element_size(), budget)
-    reader = Reader(model.config, wanted(model.config, read), len(ids))
+    check_budget(model.config, read, edited(editor), len(ids), weight.element_size(), budget)
+    reader = Reader(model.config, wanted(model.config, read, edited(editor)), len(ids))
     row = torch.tensor([ids], device=weight.device)
     step = Step.of(row)
-    step.tap = Looking(step, (0,), None, reader)
+    step.tap = Looking(step, (0,), editor, reader)
     states = model(row, step)
     if isinstance(model, TextEncoder):
         if model.pooler is not None:
@@ -196,45 +224,50 @@ def read_encoder(lm: Any, model: Encoder, ids: Sequence[int], read: Sequence[str
             if model.next_sentence is not None:
                 model.follows(pooled, step)
         if model.head is not None:
-            model.logits(states if "final.logits" in reader.names else states[:, -1:], step)
+            some = slice(None) if "final.logits" in reader.names else slice(-1, None)
+            last = step.at(step.positions[:, some])
+            last.tap = Looking(last, (0,), editor, reader)
+            model.logits(states[:, some], last)
     reader.count = len(ids)
-    kept = Kept(model, row[0], reader.result(), last_logits=reader.last_logits)
-    return EncoderTrace(lm, kept, budget=budget), Source(states, step.positions)
+    kept = Kept(model, row[0], reader.result(), editor, edited(editor), reader.last_logits)
+    return EncoderTrace(lm, kept, budget=budget, **about(editor))
 
 
 @torch.no_grad()
 def read_pair(
     lm: Any, source: Sequence[int], ids: Sequence[int], target: Sequence[int], *, n_prompt: int, finish: Finish = None,
-    read: Sequence[str] = (), budget: int | None = None,
+    read: Sequence[str] = (), budget: int | None = None, editor: Edits | None = None,
 ) -> PairTrace | RecurrentTrace:  # fmt: skip
     """A source, and what its decoder reads of a target (`ids`): their trace. Errors: those of `Translator.trace`."""
     model, names = lm.model, match(lm.model.config, read)
     if isinstance(model, RecurrentEncoderDecoder):
-        return _read_recurrent(lm, model, source, ids, target, n_prompt, finish, budget)
+        return _read_recurrent(lm, model, source, ids, target, n_prompt, finish, budget, editor)
     assert isinstance(model, EncoderDecoder)
     theirs = [name.removeprefix(SIDE) for name in names if name.startswith(SIDE)]
     own = [name for name in names if not name.startswith(SIDE)]
-    encoded, what = read_encoder(lm, model.encoder, source, theirs, budget)
+    inner = None if editor is None else editor.inside(SIDE)
+    encoded = read_encoder(lm, model.encoder, source, theirs, budget, inner)
     weight, limit = model.embed.weight, (BUDGET if budget is None else budget)
     left = max(1, limit - encoded.bytes)
-    check_budget(model.config, own, (), len(ids), weight.element_size(), left, len(source))
-    reader = Reader(model.config, wanted(model.config, own), len(ids))
+    check_budget(model.config, own, edited(editor), len(ids), weight.element_size(), left, len(source))
+    reader = Reader(model.config, wanted(model.config, own, edited(editor)), len(ids))
     row = torch.tensor([ids], device=weight.device)
-    step = Step.of(row, source=what)
-    step.tap = Looking(step, (0,), None, reader)
+    step = Step.of(row, source=encoded.read)
+    step.tap = Looking(step, (0,), editor, reader)
     hidden = model.hidden(row, step)
     some = slice(None) if "final.logits" in reader.names else slice(-1, None)
     step = step.at(step.positions[:, some])
-    step.tap = Looking(step, (0,), None, reader)
+    step.tap = Looking(step, (0,), editor, reader)
     model.logits(hidden[:, some], step)
     reader.count = len(ids)
-    kept = Kept(model, row[0], reader.result(), last_logits=reader.last_logits, source=what)
-    return PairTrace(lm, kept, encoded, target, n_prompt=n_prompt, finish=finish, budget=left)
+    kept = Kept(model, row[0], reader.result(), editor, edited(editor), reader.last_logits, encoded.read)
+    rest = {"n_prompt": n_prompt, "finish": finish, "budget": left} | about(editor)
+    return PairTrace(lm, kept, encoded, target, **rest)
 
 
 def _read_recurrent(
     lm: Language, model: RecurrentEncoderDecoder, source: Sequence[int], ids: Sequence[int], target: Sequence[int],
-    n_prompt: int, finish: Finish, budget: int | None,
+    n_prompt: int, finish: Finish, budget: int | None, editor: Edits | None,
 ) -> RecurrentTrace:  # fmt: skip
     device, config, limit = model.head_weight.device, model.config, BUDGET if budget is None else budget
     check_number("budget", limit, 1, 1 << 62)
@@ -245,10 +278,9 @@ def _read_recurrent(
             f"this trace keeps {mega(need)}, and the budget is {mega(limit)}: give shorter texts, or more"
         )
     row = torch.tensor([ids], device=device)
-    points = ["rnn.states", "final.logits"]
-    points += ["rnn.scores", "rnn.probs", "rnn.context"] if config.attention is not None else []
-    tap = Keeping(*points)
+    tap = InTurn(s, list(points(config)), editor)
     model(torch.tensor([source], device=device), row, None, tap)
-    tensors = {name: torch.cat(parts, 1)[0] for name, parts in tap.items()}
-    kept = Kept(model, row[0], tensors)
-    return RecurrentTrace(lm, kept, _Read(lm, source), target, n_prompt=n_prompt, finish=finish)
+    tensors = {name: torch.cat(parts, 1)[0] for name, parts in tap.parts.items()}
+    kept = Kept(model, row[0], tensors, editor, edited(editor))
+    rest = {"n_prompt": n_prompt, "finish": finish} | about(editor)
+    return RecurrentTrace(lm, kept, Read(lm, source), target, **rest)

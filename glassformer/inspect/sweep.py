@@ -8,7 +8,7 @@ result      the difference of two logits at one position, or the KL of the whole
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,24 +16,28 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.inspect.attribution import pick
-from glassformer.inspect.edit import Edit, ablate, patch, scale
+from glassformer.inspect.edit import Edit, ablate, knockout, patch, scale
 from glassformer.inspect.editing import Edits
-from glassformer.inspect.points import layer_of, sizes
-from glassformer.inspect.reading import Looking
+from glassformer.inspect.points import find, layer_of, sizes
+from glassformer.inspect.rerun import check_head, rerun
+from glassformer.inspect.sourced import SIDE
 from glassformer.inspect.trace import Trace
-from glassformer.nn.step import Step
+from glassformer.inspect.views.layer import Which, side_of
 
 OVER = ("heads", "layers", "positions", "cells")
-OPS = ("ablate", "scale", "patch")
+OPS = ("ablate", "scale", "patch", "knockout")
 AT_ONCE = 4096  # tokens of all rows of a batch
 ROWS = 64
+KL = "KL in nats, from the model's own distribution"
+TURNED = "1 - cosine of the text's vector and its own"
 
 
 @dataclass(frozen=True)
 class Swept:
     """What one edit does. value: of the metric, under it; change: that less the value without any edit.
 
-    done: how many rows there are with this one, of `total`.
+    position: the token that is changed, or that is hidden as a key. done: how many rows there are with this one, of
+    `total`.
     """
 
     edit: Edit
@@ -48,11 +52,14 @@ class Swept:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that is about to run: iterate over it. `metric` says what `value` is, `base` is it without any edit."""
+    """A sweep that is about to run: iterate over it. `metric` says what `value` is, `base` is it without any edit.
+
+    position: where the logits are read; None: it is a text's vector that is measured.
+    """
 
     trace: Trace
     edits: tuple[Edit, ...]
-    position: int
+    position: int | None
     target: int | None
     rival: int | None
     base: float
@@ -62,24 +69,27 @@ class Sweep:
         return len(self.edits)
 
     def __iter__(self) -> Iterator[Swept]:
-        order = sorted(range(len(self.edits)), key=lambda n: _block(self.edits[n], 0))
-        width, done = max(1, min(ROWS, AT_ONCE // (self.position + 1))), 0
-        own = _logits(self.trace, (), self.position)[0]
+        t, order = self.trace, sorted(range(len(self.edits)), key=lambda n: layer_of(self.edits[n].point) or 0)
+        length = (len(t) if self.position is None else self.position + 1) + len(getattr(t, "source", ()))
+        width, done = max(1, min(ROWS, AT_ONCE // length)), 0
+        own = rerun(t, (), self.position)[0]
         for begin in range(0, len(order), width):
             some = [self.edits[n] for n in order[begin : begin + width]]
-            for edit, logits in zip(some, _logits(self.trace, some, self.position), strict=True):
-                value = self._value(logits, own)
+            for edit, found in zip(some, rerun(t, some, self.position), strict=True):
+                value = self._value(found, own)
                 done += 1
-                layer, head, place = layer_of(edit.point), edit.head, edit.position
+                head, place = edit.head, edit.key if edit.position is None else edit.position
                 assert not isinstance(head, Sequence)
                 assert not isinstance(place, Sequence)
-                yield Swept(edit, layer, head, place, value, value - self.base, done, len(self))
+                yield Swept(edit, layer_of(edit.point), head, place, value, value - self.base, done, len(self))
 
-    def _value(self, logits: Tensor, own: Tensor) -> float:
+    def _value(self, found: Tensor, own: Tensor) -> float:
+        if self.position is None:
+            return 1 - torch.cosine_similarity(found.double(), own.double(), dim=0).item()
         if self.target is None or self.rival is None:
-            p, q = own.double().log_softmax(-1), logits.double().log_softmax(-1)
+            p, q = own.double().log_softmax(-1), found.double().log_softmax(-1)
             return (p.exp() * (p - q)).sum().item()
-        return (logits[self.target] - logits[self.rival]).item()
+        return (found[self.target] - found[self.rival]).item()
 
 
 def sweep(
@@ -87,7 +97,8 @@ def sweep(
     *,
     over: str = "heads",
     op: str = "ablate",
-    position: int = -1,
+    attention: Which = "attn",
+    position: int | None = None,
     target: int | str | None = None,
     rival: int | str | None = None,
     source: Trace | None = None,
@@ -96,17 +107,17 @@ def sweep(
 ) -> Sweep:
     """Try one edit at every head ("heads": attn.z), every branch of every layer ("layers": attn.add and mlp.add), every
     token ("positions": what enters block 0), or every layer and token ("cells": resid_pre). `point` names another end
-    of a point for it ("mlp.act").
+    of a point for it ("mlp.act"). A knockout, of cells, hides a layer's key from all others that see it.
 
-    position: where the logits are read. Without target and rival the metric is the KL from what the model says to what
-    it says under the edit; with a target the difference of its logit and the rival's (by default the likeliest other).
+    attention: of a model that reads a source, "encoder" does all of that there, and "cross" with what is between:
+    cross.z; cross.add; the source's tokens as the decoder reads them; in each layer (cross.v). A recurrent model has
+    positions alone, those of its source: rnn.states, or rnn.scores to knock out.
+
+    position: where the logits are read, by default at the end. Without target and rival the metric is the KL from what
+    the model says to what it says under the edit; with a target the difference of its logit and the rival's (by default
+    the likeliest other). Of an encoder, without all three, it is how far the text's vector turns: 1 - cosine.
     source: of a patch, the trace to take from. RequestError for what does not go together.
     """
-    if t.kind != "decoder":
-        raise RequestError(
-            "sweeps and edits are of decoders, and this trace is of another kind of model", param="trace"
-        )
-    where = t.place("position", position)
     if over not in OVER:
         raise RequestError(f"over must be one of {', '.join(OVER)}, got {over!r}", param="over")
     if op not in OPS:
@@ -118,38 +129,84 @@ def sweep(
             )
         if given is not None and not needed:
             raise RequestError(f"{name} has no effect on {op}", param=name)
-    if point is not None and over == "positions":
-        raise RequestError("point has no effect on positions: the token is changed where it enters", param="point")
+    if point is not None and (over == "positions" or op == "knockout"):
+        where = "a knockout: it is of scores" if op == "knockout" else "positions: the token is changed where it enters"
+        raise RequestError(f"point has no effect on {where}", param="point")
+    vector = t.kind == "encoder" and position is None and target is None and rival is None
+    if t.kind == "encoder" and not hasattr(t.lm, "sentence"):
+        raise RequestError("this is the source's part of a trace: sweep the whole, attention='encoder'", param="trace")
+    if not vector and t.kind == "encoder":
+        check_head(t)
+    where = t.place("position", -1 if position is None else position)
 
     def edit(name: str, **place: Any) -> Edit:
+        if op == "knockout":
+            return knockout(name, **place)
         if source is not None:
             return patch(name, source, **place)
         return ablate(name, **place) if factor is None else scale(name, factor, **place)
 
-    n = t.config.n_layers
-    tokens = range(where + 1 if source is None else min(where + 1, len(source)))
-    if over == "heads":
-        names = [f"blocks.{i}.{point or 'attn.z'}" for i in range(n)]
-        edits = [edit(name, head=h) for name in names for h in range(_heads(t, name))]
-    elif over == "layers":
-        ends = (point,) if point else ("attn.add", "mlp.add")
-        edits = [edit(f"blocks.{i}.{end}") for i in range(n) for end in ends]
-    elif over == "positions":
-        edits = [edit("blocks.0.resid_pre", position=p) for p in tokens]
-    else:
-        edits = [edit(f"blocks.{i}.{point or 'resid_pre'}", position=p) for i in range(n) for p in tokens]
-    Edits(t.config, edits, [t.n_prompt], len(t))
-    own = _logits(t, (), where)[0]
+    edits = [edit(name, **place) for name, place in _places(t, over, op, attention, point, where, source)]
+    Edits(t.config, edits, [t.n_prompt], len(t), len(getattr(t, "source", ())) or None)
+    if vector:
+        return Sweep(t, tuple(edits), None, None, None, 0.0, TURNED)
     if target is None and rival is None:
-        return Sweep(t, tuple(edits), where, None, None, 0.0, "KL in nats, from the model's own distribution")
+        return Sweep(t, tuple(edits), where, None, None, 0.0, KL)
+    own = rerun(t, (), where)[0]
     one, other = pick(t, own, target, rival)
     return Sweep(t, tuple(edits), where, one, other, (own[one] - own[other]).item(), f"logit[{one}] - logit[{other}]")
 
 
-def _block(edit: Edit, otherwise: int) -> int:
-    """The number of the block that an edit is of; `otherwise` where it is of none."""
-    found = layer_of(edit.point)
-    return otherwise if found is None else found
+def _places(
+    t: Trace, over: str, op: str, attention: Which, point: str | None, where: int, source: Trace | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each point that is to be edited, and where."""
+    if op == "knockout" and over != ("positions" if t.kind == "recurrent" else "cells"):
+        what = "the source's tokens: over='positions'" if t.kind == "recurrent" else "a layer's keys: over='cells'"
+        raise RequestError(f"a knockout goes through {what}, got {over!r}", param="over")
+    if t.kind == "recurrent":
+        yield from _of_recurrent(t, over, op, attention, source)
+        return
+    side, _ = side_of(t, attention)
+    if attention == "cross" and t.kind != "encoder-decoder":
+        raise RequestError("this model reads no source: leave out `attention`", param="attention")
+    prefix, part = SIDE if attention == "encoder" else "", "cross" if attention == "cross" else "attn"
+    causal, n = side.kind != "encoder" and part == "attn", side.config.n_layers
+    theirs = None if source is None else len(source if side is t and part == "attn" else source.source)  # pyright: ignore[reportAttributeAccessIssue]
+    size = where + 1 if causal else len(side.source) if part == "cross" else len(side)  # pyright: ignore[reportAttributeAccessIssue]
+    tokens = range(size if theirs is None else min(size, theirs))
+    layers = [f"{prefix}blocks.{i}." for i in range(n)]
+    if op == "knockout":
+        for layer in layers:
+            for p in range(where) if causal else tokens:
+                yield f"{layer}{part}.scores", {"key": p} | ({"query": tuple(range(p + 1, len(t)))} if causal else {})
+    elif over == "heads":
+        for name in (f"{layer}{point or f'{part}.z'}" for layer in layers):
+            for head in range(_heads(t, name)):
+                yield name, {"head": head}
+    elif over == "layers":
+        ends = (point,) if point else ("cross.add",) if part == "cross" else ("attn.add", "mlp.add")
+        yield from ((f"{layer}{end}", {}) for layer in layers for end in ends)
+    elif over == "positions":
+        name = f"{SIDE}final.norm" if part == "cross" else f"{prefix}blocks.0.resid_pre"
+        yield from ((name, {"position": p}) for p in tokens)
+    else:
+        end = point or ("cross.v" if part == "cross" else "resid_pre")
+        yield from ((f"{layer}{end}", {"position": p}) for layer in layers for p in tokens)
+
+
+def _of_recurrent(t: Any, over: str, op: str, attention: Which, source: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    if over != "positions":
+        raise RequestError(
+            f"a recurrent model has no heads and no layers to go through: over='positions', got {over!r}", param="over"
+        )
+    if attention != "attn":
+        raise RequestError("a recurrent model has one attention at most: leave out `attention`", param="attention")
+    hidden = op == "knockout"
+    name = "rnn.scores" if hidden else "rnn.states"
+    find(t.config, name)
+    n = len(t.source) if source is None else min(len(t.source), len(source.source))
+    yield from ((name, {"key" if hidden else "position": p}) for p in range(n))
 
 
 def _heads(t: Trace, name: str) -> int:
@@ -159,22 +216,3 @@ def _heads(t: Trace, name: str) -> int:
     if which is None:
         raise RequestError(f"{name} has no heads", param="point")
     return size[which]
-
-
-@torch.no_grad()
-def _logits(t: Trace, edits: Sequence[Edit], position: int) -> Tensor:
-    """The logits at one position under each of some edits, [B, V]; without any, those of the text itself."""
-    first = min((_block(edit, 0) for edit in edits), default=t.config.n_layers - 1)
-    start = f"blocks.{first}.resid_pre"
-    above = [edit for edit in t.edits if edit.point.startswith("final.") or _block(edit, -1) >= first]
-    whole = [replace(edit, row=None) for edit in above if edit.point != start]  # what enters was changed before
-    rows = [replace(edit, row=n) for n, edit in enumerate(edits)]
-    batch = max(1, len(edits))
-    editor = Edits(t.config, [*whole, *rows], [t.n_prompt] * batch, len(t))
-    x = t.kept.of(start)[: position + 1]
-    step = Step(t.kept.positions[None, : position + 1], tap=None)
-    step.tap = Looking(step, tuple(range(batch)), editor, None)
-    hidden = t.model.above(x.expand(batch, *x.shape), step, first)
-    step = step.at(t.kept.positions[position].expand(batch))
-    step.tap = Looking(step, tuple(range(batch)), editor, None)
-    return t.model.logits(hidden[:, position], step)

@@ -10,7 +10,7 @@ import torch
 from glassformer.errors import CapacityError, RequestError
 from glassformer.generate.loop import Options, Piece, check_ids, write
 from glassformer.inspect.again import Kept
-from glassformer.inspect.editing import Edits
+from glassformer.inspect.editing import Edits, about, edited
 from glassformer.inspect.points import match
 from glassformer.inspect.reading import Looking, Reader, check_budget, wanted
 from glassformer.inspect.trace import Language, Trace
@@ -88,17 +88,12 @@ def _written(
 
 
 def _reader(lm: Language, read: Sequence[str], budget: int | None, editor: Edits | None, length: int) -> Reader:
-    config, edited = lm.model.config, _edited(editor)
-    check_budget(config, read, edited, length, lm.model.embed.weight.element_size(), budget)
-    return Reader(config, wanted(config, read, edited), length)
+    config, changed = lm.model.config, edited(editor)
+    check_budget(config, read, changed, length, lm.model.embed.weight.element_size(), budget)
+    return Reader(config, wanted(config, read, changed), length)
 
 
 def _trace(lm: Language, reader: Reader, ids: Sequence[int], editor: Edits | None, **rest: Any) -> Trace:
     row = torch.tensor(ids, device=lm.model.embed.weight.device)
-    kept = Kept(lm.model, row, reader.result(), editor, _edited(editor), reader.last_logits)
-    edits, choices = ((), ()) if editor is None else (editor.edits, editor.choices)
-    return Trace(lm, kept, edits=edits, choices=choices, **rest)
-
-
-def _edited(editor: Edits | None) -> tuple[str, ...]:
-    return () if editor is None else tuple(editor.by_point)
+    kept = Kept(lm.model, row, reader.result(), editor, edited(editor), reader.last_logits)
+    return Trace(lm, kept, **about(editor), **rest)

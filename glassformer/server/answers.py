@@ -53,7 +53,8 @@ last two axes, each the largest of those it stands for; `dtype` is `f32` (exact)
 byte), and the header's `bound` says how far any number may be off. A trace never changes: an answer may be kept."""
 
 ABOUT_SWEEPS = """Try an edit at every head, layer, position or cell (layer and position) of a trace, each by itself,
-and see what it does to a difference of two logits (`target`, `rival`), or to the whole distribution (KL).
+and see what it does to a difference of two logits (`target`, `rival`), or to the whole distribution (KL); of an encoder
+to a text's vector, unless a position is named. `attention` is the encoder's, or cross, of a model that reads a source.
 
 Events: `begin` {metric, base, position, target, rival, total}, then a `row` {layer, head, position, value, change,
 done, total, edit} for each as it comes, `done`; `error` where it fails on the way."""

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import Sampling
 from glassformer.inspect.edit import Op
+from glassformer.inspect.views.layer import Which
 from glassformer.server.errors import Refused
 from glassformer.server.served import Served
 
@@ -275,11 +276,11 @@ class TraceBody(SamplingFields):
     def reading(self, served: Served) -> tuple[str | list[int], dict[str, Any]]:
         """What a model that is no decoder reads, and how. RequestError for a field that has no effect on it."""
         writes, given = served.kind != "encoder", self.model_dump(exclude_none=True)
-        useful = {"model", "prompt", "read", "stream"} | ({"target", "max_tokens"} if writes else set())
-        nothing = {"edits": [], "temperature": 0, "max_tokens": 0, "top": type(self).model_fields["top"].default}
+        useful = {"model", "prompt", "read", "stream", "edits"} | ({"target", "max_tokens"} if writes else set())
+        nothing = {"temperature": 0, "max_tokens": 0, "top": type(self).model_fields["top"].default}
         for name, value in given.items():
             if name not in useful and (name not in nothing or value != nothing[name]):
-                why = "it takes the likeliest token, always, and is not edited" if writes else "it writes nothing"
+                why = "it takes the likeliest token, always" if writes else "it writes nothing"
                 raise RequestError(f"{name} has no effect on a model of the kind {served.kind}: {why}", param=name)
         if self.prompt is None:
             raise RequestError("give a prompt: the text to read", param="prompt")
@@ -306,10 +307,16 @@ class SweepBody(Body):
 
     trace: str = Field(description="The id of the trace whose text is read under the edits.")
     over: str = Field(description="What is gone through.", examples=["heads", "layers", "positions", "cells"])
-    op: str = Field("ablate", description="What is done in each place: ablate, scale or patch.")
+    op: str = Field("ablate", description="What is done in each place: ablate, scale, patch, or of cells knockout.")
+    attention: Which = Field(
+        "attn", description="Of a model that reads a source: its encoder, or cross, what is between the two."
+    )
     target: str | int | None = Field(None, description="The token whose logit is watched; without it, the KL is.")
     rival: str | int | None = Field(None, description="The token whose logit is taken off that.")
-    position: int = Field(-1, description="Where the logits are read.")
+    position: int | None = Field(
+        None, description="Where the logits are read, by default at the end. Of an encoder, without it, target and "
+        "rival, it is the text's vector that is measured.",
+    )  # fmt: skip
     source: str | None = Field(None, description="Of a patch: the id of the trace to take from.")
     point: str | None = Field(None, description="Another end of a point to do it at.", examples=["mlp.act"])
     factor: float | None = Field(None, description="Of scale: what is multiplied by.")

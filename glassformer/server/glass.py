@@ -85,6 +85,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
     async def read_whole(body: TraceBody, served: Served, request: Request) -> Response:
         """A trace of a model that reads a source, or of an encoder: it comes at once."""
         prompt, options = body.reading(served)
+        options["edit"] = await look(request, lambda: edits.read(body.changes())) if body.edits else ()
 
         def work(check: Check) -> Iterator[Entry]:
             pace = {} if served.kind == "encoder" else {"before_pass": check}

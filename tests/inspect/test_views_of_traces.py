@@ -146,7 +146,7 @@ def test_a_row_of_a_sweep_is_that_edit_alone(family, over, monkeypatch):
     """Many edits as rows of a batch, from the lowest block that they change: each is what a pass of its own says."""
     monkeypatch.setattr(sweeping, "ROWS", 5)
     lm = language(family)
-    base = [scale("blocks.1.mlp.out", 0.5), add("blocks.2.resid_pre", 0.1, position=3)]
+    base = [scale(f"blocks.{i}.mlp.out", 0.5) for i in (0, 1)] + [add("blocks.2.resid_pre", 0.1, position=3)]
     source = lm.trace(text(lm, 9, seed=2))
     for how in ({"op": "ablate"}, {"op": "scale", "factor": -0.5}, {"op": "patch", "source": source}):
         t = lm.trace(text(lm), edit=base if how["op"] == "scale" else [])

@@ -8,6 +8,8 @@ import pytest
 from inspect_subjects import subject
 from server.conftest import refused, serving, tiny_lm
 
+from glassformer.inspect.edit import from_json
+
 SOURCE, TARGET = "a dog ate", "the cat sat"
 
 
@@ -94,6 +96,56 @@ def test_an_encoder(http, models):
     assert seen["prob"] == pytest.approx(t.cell(layer=1, head=2, query=0, key=2).prob, rel=1e-5)
 
 
+EDITS = {
+    "pair": {"op": "knockout", "point": "blocks.0.cross.scores", "head": 1, "query": 1, "key": 2},
+    "rnn": {"op": "knockout", "point": "rnn.scores", "query": 1, "key": 2},
+    "reader": {"op": "scale", "point": "blocks.1.mlp.out", "factor": -2.0},
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_trace_under_an_edit(http, models, name):
+    one, edit, pair = models[name], EDITS[name], {"target": TARGET} if name != "reader" else {}
+    found = made(http, model=name, prompt=SOURCE, edits=[edit], **pair)
+    assert found["edits"] == [edit]
+    t = one.trace(SOURCE, *pair.values(), edit=[from_json(edit)])
+    _, numbers = read(http.get(f"/v1/traces/{found['id']}/tensors/final.logits"))
+    np.testing.assert_allclose(numbers, t["final.logits"].tensor, rtol=1e-4, atol=1e-5)
+    assert np.abs(numbers - one.trace(SOURCE, *pair.values())["final.logits"].tensor.numpy()).max() > 1e-5
+    if name != "reader":
+        written = made(http, model=name, prompt=SOURCE, max_tokens=5, edits=[edit])["target"]["tokens"]
+        assert [token["id"] for token in written] == list(
+            one.trace(SOURCE, max_tokens=5, edit=[from_json(edit)]).target
+        )
+        plain = made(http, model=name, prompt=SOURCE, **pair)["id"]
+        steps = http.get(f"/v1/traces/{plain}/views/fork", params={"other": found["id"]}).json()["steps"]
+        assert max(step["kl"] for step in steps) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("pair", {"over": "heads", "attention": "cross", "target": 5, "rival": 9, "position": 1}),
+        ("pair", {"over": "cells", "attention": "encoder", "op": "knockout"}),
+        ("rnn", {"over": "positions", "op": "knockout"}),
+        ("reader", {"over": "heads"}),
+    ],
+)
+def test_a_sweep_of_each_kind(http, models, name, how):
+    pair = {"target": TARGET} if name != "reader" else {}
+    found, t = made(http, model=name, prompt=SOURCE, **pair), models[name].trace(SOURCE, *pair.values())
+    said = [part.split("\n") for part in http.post("/v1/sweeps", json={"trace": found["id"], **how}).text.split("\n\n")]
+    events = [
+        (one[0].removeprefix("event: "), json.loads(one[1].removeprefix("data: "))) for one in said if len(one) > 1
+    ]
+    rows = [data for event, data in events if event == "row"]
+    want = list(models[name].sweep(t, **how))
+    assert [row["edit"] for row in rows] == [row.edit.json for row in want]
+    assert [row["value"] for row in rows] == pytest.approx([row.value for row in want], abs=1e-6)
+    assert (events[0][0], events[-1][0]) == ("begin", "done")
+    assert max(abs(row["change"]) for row in rows) > 0
+
+
 def test_models_say_of_which_kind_they_are(http):
     kinds = {one["id"]: one["kind"] for one in http.get("/v1/models").json()["data"]}
     assert kinds == {
@@ -120,7 +172,10 @@ def test_what_continues_a_text_refuses_by_name(http, name):
     [
         ("pair", {"temperature": 0.5}, "temperature", "likeliest"),
         ("pair", {"seed": 1}, "seed", "no effect"),
-        ("pair", {"edits": [{"op": "ablate", "point": "blocks.0.attn.z"}]}, "edits", "not edited"),
+        ("pair", {"edits": [{"op": "ablate", "point": "rnn.probs"}]}, "edit", "no point"),
+        ("pair", {"edits": [{"op": "melt", "point": "blocks.0.attn.z"}]}, "edits[0].op", "ablate"),
+        ("rnn", {"edits": [{"op": "ablate", "point": "blocks.0.attn.z"}]}, "edit", "no point"),
+        ("reader", {"edits": [{"op": "ablate", "point": "embed.out", "position": -1}]}, "edit", "from 0 to"),
         ("pair", {"target": TARGET, "max_tokens": 3}, "max_tokens", "no effect"),
         ("pair", {"messages": [{"role": "user", "content": "a"}]}, "messages", "no effect"),
         ("pair", {"read": ["blocks.77.attn.z"]}, None, "no point"),
@@ -158,6 +213,11 @@ def test_views_and_sweeps_that_have_no_meaning(http):
     refused(http.get(f"/v1/traces/{blind}/views/cache"), 400, "keeps no past tokens", param="view")
     refused(http.get("/v1/models/talker/views/embedding?token=3&table=source"), 400, "'input'", param="table")
     pair = made(http, model="pair", prompt=SOURCE, target=TARGET)["id"]
-    assert "sweeps and edits are of decoders" in http.post("/v1/sweeps", json={"trace": pair, "over": "heads"}).text
+    for body, why in (
+        ({"over": "heads", "op": "knockout"}, "over='cells'"),
+        ({"over": "words"}, "over must be one of"),
+    ):
+        assert why in http.post("/v1/sweeps", json={"trace": pair} | body).text
+    assert "no heads" in http.post("/v1/sweeps", json={"trace": blind, "over": "heads"}).text
     talker = made(http, model="talker", prompt=SOURCE)["id"]
     refused(http.get(f"/v1/traces/{talker}/views/alignment"), 400, "reads no source", param="view")

@@ -34,7 +34,7 @@ REFUSED: dict[Kind, dict[str, str]] = {
         "times": NO_BLOCKS, "tracks": NO_BLOCKS,
         "changed": NO_BLOCKS, "qkv": NO_HEADS, "cell": NO_HEADS, "heads": NO_HEADS, "grid": NO_HEADS,
         "roles": NO_HEADS, "block": NO_BLOCKS, "lens": NO_BLOCKS, "attribution": NO_BLOCKS, "cache": NO_CACHE,
-        "cache_speed": NO_CACHE, "fork": NO_BLOCKS,
+        "cache_speed": NO_CACHE,
     },
 }  # fmt: skip
 

@@ -1,0 +1,183 @@
+"""Sweeps and saved traces of encoders, encoder-decoders and recurrent models."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from test_edit_sourced import OTHER, edits_of, embedder
+from test_sourced import LOOKING, SOURCE, TARGET, TOKENIZER, TRANSLATORS, translator
+
+from glassformer.embedder import Embedder
+from glassformer.errors import CheckpointError, RequestError
+from glassformer.inspect.edit import ablate, add, patch, scale
+from glassformer.inspect.points import points
+from glassformer.translator import Translator
+
+PAIR = ("rms", "t5")
+HOW = [
+    {"over": over, "attention": attention, "op": op}
+    for attention in ("attn", "cross", "encoder")
+    for over, op in (("heads", "ablate"), ("layers", "scale"), ("positions", "patch"), ("cells", "ablate"))
+] + [{"over": "cells", "attention": attention, "op": "knockout"} for attention in ("attn", "cross", "encoder")]
+
+
+def given(op, other):
+    return {"scale": {"factor": -0.5}, "patch": {"source": other}}.get(op, {})
+
+
+def count(t, over, attention, op, where):
+    """How many rows a sweep of an encoder-decoder has."""
+    stack = t.config.encoder if attention == "encoder" else t.config
+    own = attention == "attn"
+    tokens = (where if op == "knockout" else where + 1) if own else len(t.source)
+    heads = sum((one.cross if attention == "cross" else one.attention).n_heads for one in stack.layers)
+    ends = 1 if attention == "cross" else 2
+    return {"heads": heads, "layers": ends * stack.n_layers, "positions": tokens, "cells": tokens * stack.n_layers}[
+        over
+    ]
+
+
+@pytest.mark.parametrize("name", PAIR)
+@pytest.mark.parametrize("how", HOW, ids=lambda how: "-".join(how.values()))
+def test_a_row_of_a_sweep_is_that_edit_alone(name, how):
+    one = translator(name)
+    other = one.trace(OTHER, TOKENIZER.encode(TARGET)[::-1])
+    base = [scale("encoder.blocks.0.mlp.out", 0.7), scale("blocks.0.attn.out", 0.5)] if how["op"] == "scale" else []
+    t = one.trace(SOURCE, TARGET, edit=base)
+    where = len(t) - 2
+    sweep = one.sweep(t, target=3, rival=7, position=-2, **how, **given(how["op"], other))
+    rows, own = list(sweep), t["final.logits"].tensor[-2]
+    assert len(rows) == len(sweep) == count(t, **how, where=where)
+    assert len({(row.layer, row.head, row.position, row.edit.point) for row in rows}) == len(rows)
+    assert sweep.base == pytest.approx((own[3] - own[7]).item(), abs=1e-4)
+    for row in rows[:: max(1, len(rows) // 4)]:
+        logits = one.trace(SOURCE, TARGET, edit=[*base, row.edit])["final.logits"].tensor[-2]
+        assert row.value == pytest.approx((logits[3] - logits[7]).item(), abs=1e-4 * own.abs().max().item()), row
+        assert row.change == row.value - sweep.base
+    assert max(abs(row.change) for row in rows) > 1e-3
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_a_recurrent_models_source_token_by_token(name):
+    one = LOOKING[name]
+    t, other = one.trace(SOURCE, TARGET), one.trace(OTHER, TARGET)
+    for op in ("knockout", "ablate", "scale", "patch"):
+        rows = list(one.sweep(t, over="positions", op=op, position=2, **given(op, other)))
+        assert [row.position for row in rows] == list(range(len(t.source)))
+        for row in rows:
+            p, q = (
+                x["final.logits"].tensor[2].double().log_softmax(-1)
+                for x in (t, one.trace(SOURCE, TARGET, edit=[row.edit]))
+            )
+            assert row.value == pytest.approx((p.exp() * (p - q)).sum().item(), abs=1e-6), row
+        assert max(row.value for row in rows) > 1e-6
+    for how, message in (
+        ({"over": "heads"}, "no heads and no layers to go through: over='positions'"),
+        ({"over": "positions", "attention": "cross"}, "one attention at most"),
+        ({"over": "cells", "op": "knockout"}, "a knockout goes through the source's tokens"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            one.sweep(t, **how)
+    with pytest.raises(RequestError, match=r"has no point 'rnn.scores'"):
+        TRANSLATORS["none"].sweep(SOURCE, over="positions", op="knockout")
+    assert len(list(TRANSLATORS["none"].sweep(SOURCE, over="positions"))) == len(t.source)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("over", ["heads", "layers", "positions", "cells"])
+def test_an_encoders_vector_turns_and_its_guesses_change(family, over):
+    one, text = embedder(family), "the cat sat on a mat"
+    t = one.trace(text)
+    own = one.embed(text)[0].double()
+    op = "knockout" if over == "cells" else "ablate"
+    rows = list(one.sweep(text, over=over, op=op))
+    n, layers = len(t), 3
+    assert len(rows) == {"heads": 4 * layers, "layers": 2 * layers, "positions": n, "cells": layers * n}[over]
+    for row in rows[:: max(1, len(rows) // 5)]:
+        turned = one.embed(text, edit=[row.edit])[0].double()
+        assert row.value == pytest.approx(1 - torch.cosine_similarity(own, turned, 0).item(), abs=1e-6), row
+    assert max(row.value for row in rows) > 1e-4
+    guesses = one.sweep(t, over=over, op=op, position=2, target=5)
+    logits = t["final.logits"].tensor[2].clone()
+    assert guesses.base == pytest.approx((logits[5] - logits[guesses.rival]).item(), abs=1e-4)
+    for row in list(guesses)[:: max(1, len(rows) // 5)]:
+        logits = one.trace(text, edit=[row.edit])["final.logits"].tensor[2]
+        assert row.value == pytest.approx((logits[5] - logits[guesses.rival]).item(), abs=1e-4)
+
+
+def test_what_such_a_sweep_cannot_do_is_refused():
+    pair, reader = translator("rms"), embedder("bert")
+    headless = Embedder(embedder("bert").model, reader.tokenizer)
+    headless.model.config = headless.model.config.__class__(**(vars(headless.model.config) | {"head": None}))
+    for one, how, message in (
+        (pair, {"op": "knockout"}, "a knockout goes through a layer's keys: over='cells', got 'heads'"),
+        (pair, {"over": "cells", "op": "knockout", "point": "x"}, "point has no effect on a knockout"),
+        (reader, {"attention": "cross"}, "reads no source"), (reader, {"attention": "encoder"}, "no encoder beside it"),
+        (headless, {"position": 1}, "no head that guesses tokens"),
+    ):  # fmt: skip
+        with pytest.raises(RequestError, match=message):
+            one.sweep("the cat sat", **how)
+    with pytest.raises(RequestError, match="sweep the whole, attention='encoder'"):
+        pair.sweep(pair.trace(SOURCE, TARGET).source)
+
+
+# ---- on disk
+
+
+def again(one):
+    return Embedder(one.model, one.tokenizer) if isinstance(one, Embedder) else Translator(one.model, one.tokenizer)
+
+
+def traces(one):
+    """One as it is, and one under edits."""
+    if isinstance(one, Embedder):
+        other = one.trace("the dog sat on a mat")
+        edits = [patch("blocks.1.attn.z", other, head=1), add("final.norm", 0.3, position=1)]
+        return [one.trace("the cat sat on a mat"), one.trace("the cat sat on a mat", edit=edits)]
+    return [one.trace(SOURCE, TARGET, read=["*.cross.q"] if one.kind == "encoder-decoder" else ()),
+            one.trace(SOURCE, max_tokens=7, edit=edits_of(one))]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["t5", *LOOKING, "bert"])
+def test_a_saved_trace_comes_back_bit_by_bit(name, tmp_path):
+    one = embedder(name) if "bert" in name else translator(name)
+    for t in traces(one):
+        t.save(tmp_path)
+        back = again(one).load_trace(tmp_path)
+        assert type(back) is type(t)
+        told = ["ids", "n_prompt", "finish", "edits", "choices", "tokens", "budget"]
+        for attribute in told + (["target", "target_tokens"] if hasattr(t, "target") else []):
+            assert getattr(back, attribute) == getattr(t, attribute), attribute
+        if hasattr(t, "source"):
+            assert (back.source.ids, back.source.tokens) == (t.source.ids, t.source.tokens)
+            assert torch.equal(back.alignment().probs, t.alignment().probs)
+        for point in t.names():
+            assert torch.equal(back[point].tensor, t[point].tensor), point
+            assert back[point].error == t[point].error, point
+
+
+def test_a_trace_that_is_not_whole_is_refused(tmp_path):
+    one, rnn = translator("pre"), translator("dot")
+    one.trace(SOURCE, TARGET, edit=[ablate("blocks.0.cross.z", head=1)]).save(tmp_path / "t")
+    with pytest.raises(CheckpointError, match="of another model"):
+        rnn.load_trace(tmp_path / "t")
+    about = json.loads((tmp_path / "t" / "trace.json").read_text())
+    from safetensors.torch import load_file, save_file
+
+    numbers = load_file(tmp_path / "t" / about["tensors"])
+    for change, message in (
+        ({"kind": "recurrent"}, "no whole trace"), ({"source": None}, "no whole trace"), ({"target": 3}, "whole trace"),
+        ({"edits": [{"op": "ablate", "point": "rnn.probs"}]}, "no point 'rnn.probs'"),
+        ({"kind": "sonnet"}, "no whole trace"), ({"source": about["source"][:-1]}, "no whole trace"),
+    ):  # fmt: skip
+        shutil.rmtree(tmp_path / "u", ignore_errors=True)
+        shutil.copytree(tmp_path / "t", tmp_path / "u")
+        (tmp_path / "u" / "trace.json").write_text(json.dumps(about | change))
+        with pytest.raises(CheckpointError, match=message):
+            one.load_trace(tmp_path / "u")
+    for lost in ("encoder.final.norm", "blocks.1.cross.v"):
+        save_file({name: t for name, t in numbers.items() if name != lost}, tmp_path / "t" / about["tensors"])
+        with pytest.raises(CheckpointError, match=f"no whole trace: .*{lost}"):
+            one.load_trace(tmp_path / "t")
+    assert lost in points(one.config)
