@@ -133,7 +133,7 @@ def test_a_still_picture_is_displayed_beside_the_live_one(show, monkeypatch):
 
 
 def test_names_are_the_views_and_the_pages_own(show, t):
-    for name, view in VIEWS.items():
+    for name in VIEWS:
         if name not in ("changed", "alignment"):  # which are of a second text, and of a source
             assert show(name).place["view"]
     with pytest.raises(RequestError, match="reads no source"):
