@@ -1,5 +1,8 @@
 """One edit after another, each by itself: which head, which layer, which token does it?
 
+From the last block down, and one row before many: what is above an edit is all that runs anew, so the first row comes
+soon.
+
 edits       ablate head 0 of layer 3 | ablate head 1 of layer 3 | ...     each is a row of one batch
 batch       [B, T, D] from what enters layer 3 on: below it nothing has changed, and that is kept
 result      the difference of two logits at one position, or the KL of the whole distribution; rows as they come
@@ -69,12 +72,12 @@ class Sweep:
         return len(self.edits)
 
     def __iter__(self) -> Iterator[Swept]:
-        t, order = self.trace, sorted(range(len(self.edits)), key=lambda n: layer_of(self.edits[n].point) or 0)
+        t, order = self.trace, sorted(self.edits, key=lambda edit: -(layer_of(edit.point) or 0))
         length = (len(t) if self.position is None else self.position + 1) + len(getattr(t, "source", ()))
-        width, done = max(1, min(ROWS, AT_ONCE // length)), 0
+        most, done = max(1, min(ROWS, AT_ONCE // length)), 0
         own = rerun(t, (), self.position)[0]
-        for begin in range(0, len(order), width):
-            some = [self.edits[n] for n in order[begin : begin + width]]
+        while done < len(order):
+            some = order[done : done + min(most, max(1, done))]  # one, then twice as many each time
             for edit, found in zip(some, rerun(t, some, self.position), strict=True):
                 value = self._value(found, own)
                 done += 1

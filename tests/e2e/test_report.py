@@ -128,7 +128,17 @@ def test_an_edit_can_be_taken_back(opened, lm, t, place, tmp_path):
     page = opened(path)
     canvas = page.locator("gf-view-cell gf-matrix canvas").first
     canvas.wait_for()
-    page.locator("gf-header .edits button").click()
+    page.get_by_role("link", name="Edit and fork").click()
+    page.locator("gf-fork-texts gf-receipt").wait_for()
+    both = page.locator("gf-fork-texts .text").all()
+    shown = ["".join(one.locator(".written").all_inner_texts()).replace("·", " ") for one in both]
+    assert shown == ["".join(one.tokens[one.n_prompt :]).replace("\n", "⏎") for one in (t, edited)]
+    page.get_by_role("link", name="Attention").click()
+    page.get_by_role("button", name="block 1, head 1 silenced", exact=True).click()
+    page.wait_for_function("document.querySelector('gf-app').session.trace?.id === 't1'")
+    page.get_by_role("button", name="block 1, head 1 silenced", exact=True).click()
+    page.wait_for_function("document.querySelector('gf-app').session.trace?.id === 't0'")
+    page.get_by_role("button", name="Take back block 1, head 1 silenced").click()
     page.wait_for_function("document.querySelector('gf-app').session.trace?.id === 't1'")
     page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
     assert page.evaluate("document.querySelector('gf-app').session.trace.tokens.map(t => t.id)") == list(t.ids)

@@ -20,9 +20,8 @@ export class Edits extends Follower {
   `];
 
   override render() {
-    const { place, live } = this.session, { edits } = place;
+    const { edits } = this.session.place;
     if (!edits.length) return nothing;
-    if (!live) return html`<div>under: ${edits.map((edit) => html`<span><button class="name" disabled>${inWords(edit)}</button></span>`)}</div>`;
     return html`<div role="group" aria-label="Edits">under: ${edits.map((edit, i) => {
       const words = inWords(edit), off = Boolean(edit["off"]);
       return html`<span class=${off ? "off" : ""}><button class="name" aria-pressed=${!off} title=${off ? "put it back" : "put it aside"} @click=${() => this.#change(i, turned(edit))}>${words}</button>
@@ -30,8 +29,10 @@ export class Edits extends Follower {
     })}${edits.length > 1 ? html`<button class="all" @click=${() => this.session.go({ edits: [] })}>take all back</button>` : nothing}</div>`;
   }
 
+  /** In a report the text is there with all edits or without: they go together. */
   #change(i: number, ...now: Edit[]): void {
-    this.session.go({ edits: this.session.place.edits.toSpliced(i, 1, ...now) });
+    const { place, live } = this.session, { edits } = place;
+    this.session.go({ edits: live ? edits.toSpliced(i, 1, ...now) : now.length ? edits.map(turned) : [] });
   }
 }
 
