@@ -50,6 +50,8 @@ def table_of(lm: Language, table: str) -> tuple[str, Float[Tensor, "V D"]]:
     """The input or the output table, and how to name it in Python."""
     if table not in ("input", "output"):
         raise RequestError(f"table must be 'input' or 'output', got {table!r}", param="table")
+    if table == "output" and not hasattr(lm.model, "head_weight"):
+        raise RequestError("an encoder writes nothing: it has no output table", param="table")
     name = "lm.model.embed.weight" if table == "input" else "lm.model.head_weight"
     return name, (lm.model.embed.weight if table == "input" else lm.model.head_weight).detach()
 
