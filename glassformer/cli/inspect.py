@@ -6,20 +6,25 @@ import json as json_of
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from glassformer.cli.common import IgnoreKeys, Json, Machine, open_model, print_json, progress, say, working
+from glassformer.cli.common import IgnoreKeys, Json, Machine, open_any, print_json, progress, say, working
 from glassformer.errors import RequestError
 
 if TYPE_CHECKING:
+    from glassformer.embedder import Embedder
     from glassformer.inspect.edit import Edit
     from glassformer.inspect.place import Place
     from glassformer.inspect.trace import Trace
     from glassformer.inspect.views.registry import View
     from glassformer.lm import LanguageModel
+    from glassformer.translator import Translator
+
+    AnyModel = LanguageModel | Translator | Embedder
 
 ENDINGS = (".html", ".png", ".json")
 
@@ -28,6 +33,7 @@ def inspect(
     model: str,
     text: str,
     *,
+    target: str | None = None,
     max_tokens: int = 0,
     view: str | None = None,
     edit: Annotated[tuple[str, ...], Parameter(negative="")] = (),
@@ -43,11 +49,14 @@ def inspect(
     Parameters
     ----------
     model
-        A model folder, a run folder, or `stories`.
+        A model folder, a run folder, or `stories`: one that writes, one that reads a source, or an encoder.
     text
         What the model reads. `-` reads stdin.
+    target
+        Of a model that reads a source: what is written from it; left out, what the model writes.
     max_tokens
-        First let the model write so many tokens more, the likeliest each time.
+        First let the model write so many tokens more, the likeliest each time; of one that reads a source, at most so
+        many of the target.
     view
         One view instead of the overview: cell, lens, roles, block, ... (a wrong name lists all). Its parameters are
         options: --layer 2 --head 3 --position 5. Layer, head, query and key left out are those of a head that plays
@@ -62,17 +71,13 @@ def inspect(
     """
     ending = _ending(out, view, bake)
     shown, place_of = _view(view), _taken(view, parameters)
-    lm = open_model(model, machine, ignore_key, quiet=json)
+    lm = open_any(model, machine, ignore_key, quiet=json)
     given = sys.stdin.read() if text == "-" else text
-    edits = _edits(edit)
-    options: dict[str, Any] = {"temperature": 0.0} if max_tokens else {}
-
-    def before() -> Trace:
-        return lm.trace(given, max_tokens=max_tokens, **options)
-
+    read, edits = _reading(lm, target, max_tokens), _edits(edit)
+    before = partial(read, given)
     with working("reading", quiet=json):
-        trace = lm.trace(given, edit=edits, max_tokens=max_tokens, **options)
-        place = _place(trace, place_of)
+        trace = read(given, edit=edits)
+        place = _place(trace, place_of, parameters)
     if ending == ".html":
         from glassformer.inspect.report import export_html
 
@@ -85,9 +90,9 @@ def inspect(
         _told(out, size, json)
         return
     if shown is None:
-        panels, data = _overview(lm, trace, place)
+        panels, data = _overview(lm, trace, place, given)
     else:
-        options_of_view = _options(shown, lm, trace, place, given, parameters, before)
+        options_of_view = _options(shown, trace, place, given, parameters, before, read)
         with working(shown.name, quiet=json):
             panels, data = _one(shown, lm, trace, options_of_view)
     data = {"model": lm.source or model} | data
@@ -161,10 +166,22 @@ def _taken(view: str | None, parameters: dict[str, str]) -> dict[str, int | None
     return found
 
 
-def _place(trace: Trace, asked: dict[str, int | None]) -> Place:
+def _reading(lm: AnyModel, target: str | None, max_tokens: int) -> Callable[..., Trace]:
+    """How this kind of model reads a text. RequestError for an option that has no effect on it."""
+    if lm.kind in ("encoder-decoder", "recurrent"):
+        return partial(lm.trace, target=target, max_tokens=max_tokens or None)
+    if target is not None:
+        raise RequestError("--target is of models that read a source, and this one reads none", param="target")
+    if lm.kind == "encoder" and max_tokens:
+        raise RequestError("--max-tokens has no effect on an encoder: it writes nothing", param="max_tokens")
+    return partial(lm.trace, **({"max_tokens": max_tokens, "temperature": 0.0} if max_tokens else {}))
+
+
+def _place(trace: Trace, asked: dict[str, int | None], given: dict[str, str]) -> Place:
     from glassformer.inspect.place import worth_seeing
 
-    return worth_seeing(trace, **asked)
+    which: Any = given.get("attention")
+    return worth_seeing(trace, **asked, attention=which if which in ("cross", "encoder") else "attn")
 
 
 def _edits(given: tuple[str, ...]) -> list[Edit]:
@@ -181,55 +198,67 @@ def _edits(given: tuple[str, ...]) -> list[Edit]:
 
 
 def _options(
-    view: View, lm: LanguageModel, t: Trace, place: Place, text: str, given: dict[str, str], before: Callable[[], Trace]
-) -> dict[str, Any]:
+    view: View, t: Trace, place: Place, text: str, given: dict[str, str], before: Callable[[], Trace],
+    read: Callable[..., Trace],
+) -> dict[str, Any]:  # fmt: skip
     """What the view takes: what was given, and where more is needed, the place worth seeing and this text.
 
-    before: the same text without the edits, beside which `fork` and `changed` put it.
+    before: the same text without the edits, beside which `fork` and `changed` put it. read: another text.
     """
     from glassformer.inspect.answers import spelled
 
     usual = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key, "position": place.query}
     usual |= {"text": text, "token": t.ids[place.query], "tokens": t.ids, "word": _word(text)}
-    whole = view.name == "lens"  # of all tokens, where none is named
+    whole = {"lens": ("position",), "alignment": ("layer", "head")}.get(view.name, ())  # of all, where none is named
     filled = {
         name: spelled(usual[name])
         for name in view.parameters
-        if name in usual and name not in given and not (whole and name == "position")
+        if name in usual and name not in given and name not in whole
     }
     if t.edits and "other" in view.parameters and "other" not in given:
         return view.read(given | filled | {"other": ""}, find=lambda _: before())
-    return view.read(given | filled, find=lm.trace)
+    return view.read(given | filled, find=read)
 
 
 def _word(text: str) -> str:
     return max(re.findall(r" ?[^\W\d_]+", text), key=lambda word: len(word.strip()), default=text[:1])
 
 
-def _one(view: View, lm: LanguageModel, t: Trace, options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def _one(view: View, lm: AnyModel, t: Trace, options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """One view, drawn, and as data."""
     from glassformer.inspect.drawing.draw import draw
     from glassformer.inspect.trace import Trace
     from glassformer.inspect.views.result import plain
 
-    subject = lm if view.of == "model" else t
+    subject: Any = lm if view.of == "model" else t
     result = view.function(subject, **options)
     said = {name: "another text" if isinstance(value, Trace) else value for name, value in options.items()}
     return draw(view, subject, result), {"view": view.name, "parameters": said, "data": plain(result)}
 
 
-def _overview(lm: LanguageModel, t: Trace, place: Place) -> tuple[list[Any], dict[str, Any]]:
-    """Text, a head, a cell and the lens, all at one place."""
+def _overview(lm: AnyModel, t: Trace, place: Place, text: str) -> tuple[list[Any], dict[str, Any]]:
+    """The text, and what of a head, a cell, an alignment and the lens this kind of model has, all at one place."""
     from glassformer.inspect.drawing.panels import Line
+    from glassformer.inspect.place import worth_seeing
     from glassformer.inspect.views.registry import VIEWS
 
     where = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key}
-    asked = {"summary": {}, "cell": where, "lens": {"position": place.query}}
+    cell: dict[str, Any] = {"cell": where}
+    if lm.kind == "encoder-decoder":
+        to = worth_seeing(t, layer=place.layer, head=place.head, query=place.query, attention="cross")
+        cell = {"alignment": {}, "cell": where | {"key": to.key, "attention": "cross"}}
+    asked = {
+        "encoder": {"tokens": {"text": text}} | cell,
+        "recurrent": {"summary": {}, "alignment": {}},
+    }.get(lm.kind, {"summary": {}} | cell | {"lens": {"position": place.query}})
     panels: list[Any] = []
     data: dict[str, Any] = {"place": where | {"because": place.because}}
     for name, options in asked.items():
-        drawn, said = _one(VIEWS[name], lm, t, options)
-        if name == "cell":
+        try:
+            drawn, said = _one(VIEWS[name], lm, t, options)
+        except RequestError as error:  # a model without attention has no alignment
+            drawn, said = [Line(((str(error), "soft"),))], {"data": {"refused": str(error)}}
+        if name == "cell" and lm.kind == "decoder":
             drawn.insert(1, Line(((f"chosen for its role: {place.because}", "soft"),)))
         panels += drawn
         data[name] = said["data"]

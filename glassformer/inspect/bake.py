@@ -28,6 +28,7 @@ from glassformer.inspect.answers import (
     told,
 )  # fmt: skip
 from glassformer.inspect.place import Place
+from glassformer.inspect.trace import Trace
 from glassformer.inspect.views.result import dump
 from glassformer.inspect.views.table import distinct
 
@@ -100,20 +101,26 @@ def of_trace(answers: Answers, id: str, place: Place, how: str) -> Iterator[str]
     """What the page may ask of a trace, at the places that are baked."""
     t = answers.traces[id]
     n, everywhere = len(t), how == "all"
-    layers = [one.attention.n_heads for one in t.config.layers]
-    place = Place(place.layer, place.head, min(place.query, n - 1), min(place.key, n - 1), place.because)
 
     def see(view: str, **given: Any) -> str:
         return path_of_trace(id, view, **given)
+
+    for other in answers.traces:
+        if other != id:
+            yield see("fork", other=other)
+            yield see("changed", other=other)
+    if t.kind == "recurrent":
+        yield from of_recurrent(t, id)
+        return
+    if t.kind == "encoder-decoder":
+        yield from of_pair(t, id, place, everywhere)
+    layers = [one.attention.n_heads for one in t.config.layers]
+    place = Place(place.layer, place.head, min(place.query, n - 1), min(place.key, n - 1), place.because)
 
     def probs(layer: int, slice: str, **given: Any) -> str:
         return path_of_tensor(id, f"blocks.{layer}.attn.probs", slice=slice, **given)
 
     yield from map(see, ("summary", "times", "tracks", "roles", "cache_speed"))
-    for other in answers.traces:
-        if other != id:
-            yield see("fork", other=other)
-            yield see("changed", other=other)
     for q in range(n):
         yield see("lens", top=5, position=q)
         yield see("attribution", position=q)
@@ -150,6 +157,35 @@ def of_trace(answers: Answers, id: str, place: Place, how: str) -> Iterator[str]
             yield probs(place.layer, piece(place.head, q, k, n), dtype="f32")
 
 
+def of_pair(t: Any, id: str, place: Place, everywhere: bool) -> Iterator[str]:
+    """Of what reads a source beside: where it looked, by every head, and the cells of attention there."""
+    yield path_of_trace(id, "alignment")
+    for i, layer in enumerate(t.config.layers):
+        for head in (None, *range(layer.cross.n_heads)):
+            yield path_of_trace(id, "alignment", layer=i, head=head)
+    n_keys = len(t.source)
+    for attention, stack, n_queries in (("cross", t.config, len(t)), ("encoder", t.config.encoder, n_keys)):
+        many = [(one.cross if attention == "cross" else one.attention).n_heads for one in stack.layers]
+        layer = min(place.layer, len(many) - 1)
+        head, query, key = min(place.head, many[layer] - 1), min(place.query, n_queries - 1), min(place.key, n_keys - 1)
+        for i, h in ((i, h) for i, count in enumerate(many) for h in range(count)):
+            some = crossing(query, range(n_queries), key, range(n_keys), everywhere)
+            if everywhere or i == layer or h == head:
+                for q, k in some if everywhere or (i, h) == (layer, head) else [(query, key)]:
+                    yield path_of_trace(id, "cell", layer=i, head=h, query=q, key=k, attention=attention)
+
+
+def of_recurrent(t: Any, id: str) -> Iterator[str]:
+    """Of a model that carries one state on: what it looked at, and all that is small."""
+    for view in ("summary", "alignment", "times"):
+        yield path_of_trace(id, view)
+    for q in range(len(t)):
+        yield path_of_trace(id, "sampling", position=q, top=12)
+        yield path_of_tensor(id, "rnn.context", slice=f"{q},:")
+    for key in range(len(t.source)):
+        yield path_of_tensor(id, "rnn.states", slice=f"{key},:")
+
+
 def around(at: int, reach: int, n: int) -> range:
     """The places near one."""
     return range(max(0, at - reach), min(n, at + reach + 1))
@@ -180,9 +216,14 @@ def bodies(answers: Answers, ids: list[str], text: str) -> list[dict[str, Any]]:
 
 
 def prompt_of(answers: Answers, id: str) -> str:
-    """A trace's prompt as a text; its ids where the model has no tokenizer."""
+    """A trace's prompt as a text, or its source; its ids where the model has no tokenizer."""
     t = answers.traces[id]
     if t.lm.tokenizer is None:
         return " ".join(map(str, t.ids[: t.n_prompt]))
     said = told(t)
-    return said["text"][: said["tokens"][t.n_prompt - 1]["end"]]
+    return said["source"]["text"] if "source" in said else said["text"][: said["tokens"][t.n_prompt - 1]["end"]]
+
+
+def target_of(t: Trace) -> str:
+    """A target as a text."""
+    return told(t)["target"]["text"]

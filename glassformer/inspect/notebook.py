@@ -21,7 +21,7 @@ import torch
 
 from glassformer.errors import ConfigError, GlassformerError, RequestError
 from glassformer.inspect.answers import Answers, error_of, told
-from glassformer.inspect.bake import prompt_of
+from glassformer.inspect.bake import prompt_of, target_of
 from glassformer.inspect.drawing import of_trace
 from glassformer.inspect.drawing.draw import draw
 from glassformer.inspect.drawing.png import png
@@ -98,13 +98,19 @@ class Talk:
         for name in ("model", "stream"):
             body.pop(name, None)
         own = [edit.json for edit in first.edits]
-        if prompt == self.text and more == len(first) - first.n_prompt and given == own:
+        target = body.pop("target", None)
+        same = target is None or target == target_of(first)
+        if prompt == self.text and more == len(first) - first.n_prompt and given == own and same:
             yield "trace", self.answers.described(self.id)
             return
         edits = [from_json(one, self.store, self.answers.trace) for one in given]
         if not more:
             body = {}  # how tokens are chosen does not matter where none are
         lm: Any = self.answers.lm
+        if lm.kind != "decoder":
+            pair = {} if lm.kind == "encoder" else {"target": target, "max_tokens": more or None}
+            yield "trace", self.answers.described(self.answers.add(lm.trace(prompt, edit=edits, **pair)))
+            return
         for one in lm.trace_stream(prompt, edit=edits, max_tokens=more, **body):
             if isinstance(one, Trace):
                 yield "trace", self.answers.described(self.answers.add(one))

@@ -14,9 +14,10 @@ from typing import Any
 from glassformer.errors import RequestError
 from glassformer.inspect import bake as baking
 from glassformer.inspect.answers import DEFAULTS, Answers
-from glassformer.inspect.bake import RULE, Advance, bodies, prompt_of
+from glassformer.inspect.bake import RULE, Advance, bodies, prompt_of, target_of
 from glassformer.inspect.page import built, picture_of
 from glassformer.inspect.place import Place, worth_seeing
+from glassformer.inspect.sourced import Written
 from glassformer.inspect.trace import Trace
 from glassformer.weights.atomic import replacing
 
@@ -76,10 +77,12 @@ def report(
 
 def start(t: Trace, place: Place, picture: str, text: str) -> dict[str, Any]:
     """Where the page opens, in its address's words."""
+    given = isinstance(t, Written) and t.finish is None  # a target that the model did not write
     return {
         "view": picture, "text": text, "write": len(t) - t.n_prompt, "temperature": 0, "seed": 0,
         "layer": place.layer, "head": place.head, "query": place.query, "key": place.key,
         "edits": [edit.json for edit in t.edits], "step": -1,
+        "more": {"target": target_of(t)} if given else {},
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from inspect_subjects import subject
 from e2e.conftest import AXE, Served, missing
 from e2e.pixels import SHARE_BOUND, SIGNED_BOUND, shares, signed
 from e2e.test_page import at, close, numbers, said
+from glassformer.inspect.edit import from_json
 
 SOURCE, TARGET = "a dog ate", "the cat sat"
 
@@ -165,10 +166,38 @@ def test_axe_finds_nothing_serious_and_nothing_is_scrolled_sideways(open_page, p
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_nobody_is_offered_an_edit_that_is_refused(open_page, pairs):
-    page = open_page(pairs.url + at("cell", SOURCE, model="pair", _target=TARGET))
-    page.locator("gf-view-cell gf-worked ol").wait_for()
-    assert page.locator("gf-view-cell gf-cause button").count() == 0
+@pytest.mark.parametrize(("model", "given"), [("pair", True), ("pair", False), ("additive", True)])
+def test_the_cell_looked_at_is_hidden_and_the_text_written_anew(open_page, pairs, translators, model, given):
+    """Beside the text without the edit; which is then kept, and the picture is the one under it."""
+    one, place = translators[model], {"layer": 1, "head": 2} if model == "pair" else {}
+    point = {"point": "blocks.1.cross.scores", "head": 2} if model == "pair" else {"point": "rnn.scores"}
+    edit = {"op": "knockout", **point, "query": 0, "key": 2}
+    target = {"_target": TARGET} if given else {}
+    page = open_page(pairs.url + at("alignment", SOURCE, model=model, write=5, query=0, key=2, **place, **target))
+    cause, view = page.locator("gf-view-alignment gf-cause"), page.locator("gf-view-alignment")
+    cause.get_by_role("button", name="Hide key 2 from query 0 here, and write anew").click()
+    cause.locator("dl").wait_for()
+    for shown, edits in zip(cause.locator("dd").all_inner_texts(), ([], [from_json(edit)]), strict=True):
+        real = "".join(one.trace(SOURCE, max_tokens=5, edit=edits).target_tokens)
+        assert shown == real.translate({32: "·", 10: "⏎", 9: "⇥", 13: "␍"})
+    cause.get_by_role("button", name="Keep the edit, and look around").click()
+    page.wait_for_function("location.hash.includes('knockout')")
+    if model == "pair":
+        view.get_by_role("button", name="one head").click()
+        view.get_by_text('t["blocks.1.cross.probs"][2]').wait_for()
+    how = {"target": TARGET} if given else {"max_tokens": 5}
+    t = one.trace(SOURCE, **how, edit=[from_json(edit)])
+    want = t["rnn.probs"].tensor.numpy() if model == "additive" else t["blocks.1.cross.probs"].tensor[2].numpy()
+    page.wait_for_load_state("networkidle")
+    assert want[0, 2] == 0
+    assert np.abs(drawn(view) - want).max() <= SHARE_BOUND
+
+
+def test_a_decoders_own_heads_are_tried_too(open_page, pairs):
+    page = open_page(pairs.url + at("cell", SOURCE, model="pair", write=5, query=1, key=0, _target=TARGET))
+    cause = page.locator("gf-view-cell gf-cause")
+    cause.get_by_role("button", name="Hide key 0 from query 1 here").click()
+    cause.locator("dl").wait_for()
 
 
 def test_what_has_no_meaning_says_why(open_page, pairs):

@@ -8,6 +8,7 @@ from base64 import b64decode
 import numpy as np
 import pytest
 import torch
+from inspect_subjects import subject
 
 from e2e.pixels import SHARE_BOUND, shares
 from glassformer.errors import CapacityError, RequestError
@@ -200,3 +201,34 @@ def test_all_holds_what_chosen_leaves_out(t, place):
     cells = {path for path in everything if "/cell?" in path}
     assert f"/v1/traces/t0/views/cell?layer=3&head=0&query={place.query}&key=1" in cells
     assert "/v1/traces/t0/views/cell?layer=1&head=3&query=9&key=4" in cells
+
+
+KINDS = {"pair": "encoder-decoders", "additive": "recurrent encoder-decoders", "bert": "encoders"}
+
+
+@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_report_of_each_kind_of_model(opened, family, given, tmp_path):
+    """The picture that it opens with, and of the others each draws something or says why not."""
+    one, path = subject(KINDS[family], family)[0], tmp_path / "report.html"
+    if family == "bert":
+        t, view = one.trace("the cat sat"), "cell"
+    else:
+        t = one.trace("a dog ate", "the cat sat") if given else one.trace("a dog ate", max_tokens=4)
+        view = "alignment"
+    t.export_html(path, view=view)
+    page = opened(path)
+    canvas = page.locator(f"gf-view-{view} gf-matrix canvas").first
+    canvas.wait_for()
+    if family == "bert":
+        place = worth_seeing(t)
+        real = t.rows(f"blocks.{place.layer}.attn.probs", head=place.head).tensor
+    else:
+        real = t.alignment().probs
+    assert np.abs(shares(canvas) - real.numpy()).max() <= SHARE_BOUND
+    refused = page.locator("gf-refused p")
+    for name in page.locator("gf-app nav[aria-label=Pictures] a").all_inner_texts():
+        page.locator("gf-app nav[aria-label=Pictures]").get_by_text(name, exact=True).click()
+        page.locator("gf-app main section h2, gf-app main h2").first.wait_for()
+        page.wait_for_load_state("networkidle")
+        assert not [why for why in refused.all_inner_texts() if bake.RULE["chosen"] in why], name

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from generate.writers import make_tokenizer
+from inspect_subjects import subject
 from tiny import tiny_pair
 
 import glassformer
@@ -37,6 +38,18 @@ def test_its_line_of_python_runs(names, name, code):
     assert eval(code, dict(names)).receipt.python
     subject = code.split(".")[0]
     assert subject == ("lm" if VIEWS[name].of == "model" else "p" if name == "alignment" else "t")
+
+
+def test_its_edits_and_sweeps_run(names):
+    """Each block of that chapter, on a model of each kind."""
+    chapter = GUIDE.split("## Edits and sweeps")[1].split("## ")[0]
+    kinds = {"rnn": ("recurrent encoder-decoders", "additive"), "embedder": ("encoders", "bert")}
+    known = {name: subject(*of)[0] for name, of in kinds.items()}
+    known |= {**names, "translator": names["p"].lm, "r": known["rnn"].trace("the cat", "a cat sat"), "print": print}
+    before = known["translator"].translate("the cat sat")
+    for block in re.findall(r"```python\n(.*?)```", chapter, re.DOTALL):
+        exec(block.replace("\ntranslator.translate", "\nunder = translator.translate"), known)
+    assert known["under"] != before, "the look that is hidden does nothing"
 
 
 def test_pictures_are_the_pages_own():

@@ -10,18 +10,25 @@ import comm
 import pytest
 import torch
 from comm.base_comm import BaseComm
+from inspect_subjects import subject
 from PIL import Image
 from server.conftest import tiny_lm
 
 from glassformer.errors import RequestError
 from glassformer.inspect.answers import Answers
-from glassformer.inspect.edit import add
+from glassformer.inspect.edit import add, from_json
 from glassformer.inspect.page import DIST
 from glassformer.inspect.slices import read
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.inspect.views.result import plain
 
 TEXT = "a cat sat, a cat ran"
+KINDS = {"pair": "encoder-decoders", "additive": "recurrent encoder-decoders", "bert": "encoders"}
+EDITS = {
+    "pair": {"op": "knockout", "point": "blocks.0.cross.scores", "query": 1, "key": 2},
+    "additive": {"op": "knockout", "point": "rnn.scores", "query": 1, "key": 2},
+    "bert": {"op": "ablate", "point": "blocks.1.attn.z", "head": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +126,25 @@ def test_points_and_vectors_are_named(show, t):
     (_, [data]), _ = ask(widget, {"id": 3, "kind": "post", "path": "/v1/traces", "body": body})
     steered = t.lm.trace(TEXT, max_tokens=4, temperature=0, edit=[add("blocks.0.resid_post", vector, scale=2.0)])
     assert [one["id"] for one in json.loads(data)["tokens"]] == list(steered.ids)
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_a_trace_of_another_kind_is_shown_and_edited(show, family):
+    """`show` asks for nothing that its kind has not; the page's edit is answered as the server would."""
+    one = subject(KINDS[family], family)[0]
+    given = () if family == "bert" else ("the cat sat",)
+    trace, edit = one.trace("a dog ate", *given), EDITS[family]
+    widget = trace.show("cell" if family == "bert" else "alignment")
+    assert widget.place["more"] == ({"target": "the cat sat"} if given else {})
+    body = {"model": "m", "prompt": "a dog ate", "max_tokens": 0, "temperature": 0, "edits": [], "stream": True}
+    target = {"target": given[0]} if given else {}
+    sent = ask(widget, {"id": 1, "kind": "post", "path": "/v1/traces", "body": body | target})
+    assert json.loads(sent[0][1][0])["id"] == "t0", "the trace that is there"
+    sent = ask(widget, {"id": 2, "kind": "post", "path": "/v1/traces", "body": body | target | {"edits": [edit]}})
+    found = json.loads(sent[0][1][0])
+    assert (found["id"], found["edits"]) == ("t1", [edit])
+    logits = widget.talk.answers.trace("t1")["final.logits"].tensor
+    assert torch.equal(logits, one.trace("a dog ate", *given, edit=[from_json(edit)])["final.logits"].tensor)
 
 
 def test_a_still_picture_is_displayed_beside_the_live_one(show, monkeypatch):

@@ -209,12 +209,15 @@ export class Session extends EventTarget {
     this.changed();
   }
 
-  /** The text of the address under some edits, read and written on once; Refused where it cannot be. */
-  read(edits: Edit[]): Promise<TraceInfo> {
-    const key = this.#wanted(edits), known = this.#read.get(key);
+  /**
+   * The text of the address under some edits, read and written on once; Refused where it cannot be.
+   * `write`: so many tokens of its own, where a target is given and would be read instead.
+   */
+  read(edits: Edit[], write?: number): Promise<TraceInfo> {
+    const key = this.#wanted(edits) + (write === undefined ? "" : `\n${write}`), known = this.#read.get(key);
     if (known) return known;
     this.background?.abort();
-    const made = () => this.#asking(edits).then((body) => this.transport.post<TraceInfo>("/v1/traces", body));
+    const made = () => this.#asking(edits, undefined, write).then((body) => this.transport.post<TraceInfo>("/v1/traces", body));
     return this.#keep(key, made().catch((error: unknown) => {
       if (!gone(error)) throw error;
       this.#forget();
@@ -260,10 +263,11 @@ export class Session extends EventTarget {
   }
 
   /** What asks for the text of the address under some edits. */
-  async #asking(edits: Edit[], signal?: AbortSignal): Promise<Record<string, unknown>> {
+  async #asking(edits: Edit[], signal?: AbortSignal, anew?: number): Promise<Record<string, unknown>> {
     const { text, write, temperature, seed, more } = this.place, kind = this.anatomy?.kind ?? "decoder";
-    const target = kind === "encoder-decoder" || kind === "recurrent" ? more["target"] : undefined; // given, not written
-    const max_tokens = kind === "encoder" || target !== undefined ? 0 : write;
+    const reads = anew === undefined && (kind === "encoder-decoder" || kind === "recurrent");
+    const target = reads ? more["target"] : undefined; // given, not written
+    const max_tokens = kind === "encoder" || target !== undefined ? 0 : (anew ?? write);
     const served = await asServed(this, edits, signal);
     return { model: this.model, prompt: text, max_tokens, edits: served, temperature, ...(temperature > 0 ? { seed } : {}), ...(target === undefined ? {} : { target }) };
   }

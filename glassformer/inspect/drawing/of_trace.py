@@ -37,6 +37,7 @@ from glassformer.inspect.views.cell import Cell
 from glassformer.inspect.views.choice import Choice
 from glassformer.inspect.views.heads import Grid, Heads
 from glassformer.inspect.views.kept import CacheSpeed, CacheView
+from glassformer.inspect.views.layer import Which, side_of
 from glassformer.inspect.views.qkv import QKV
 from glassformer.inspect.views.summary import Summary
 from glassformer.inspect.views.tracks import Changed, Tracks
@@ -63,24 +64,34 @@ def summary(t: Trace, of: Summary) -> list[Panel]:
     ]
 
 
-def pattern(t: Trace, layer: int, head: int, query: int | None = None, key: int | None = None) -> list[Panel]:
+def pattern(
+    t: Trace, layer: int, head: int, query: int | None = None, key: int | None = None, attention: Which = "attn"
+) -> list[Panel]:
     """One head's attention: a row is a query, a column a key."""
-    value = t.rows(f"blocks.{layer}.attn.probs", head=head)
-    seen = t.visible(f"blocks.{layer}.attn")
+    side, which = side_of(t, attention)
+    name = f"blocks.{layer}.{which}"
+    value, seen = side.rows(f"{name}.probs", head=head), side.visible(name)
     data = value.tensor.detach().float().cpu().masked_fill(~seen.cpu(), math.nan)
-    code = f't.rows("blocks.{layer}.attn.probs", head={head})'
+    code = f't.rows("{"encoder." if attention == "encoder" else ""}{name}.probs", head={head})'
     label = "a row is a query, a column a key: how much of its attention the query gives to the key"
+    where = {"attn": "", "cross": ": to the source", "encoder": " of the encoder"}[attention]
+    queries, keys = sides(t, attention)
     return [
-        Heading(f"Block {layer}, head {head}"),
-        Matrix(data, names(t), names(t), True, "plain", query, key, label),
+        Heading(f"Block {layer}, head {head}{where}"),
+        Matrix(data, queries, keys, True, "plain", query, key, label),
         Seal(code, value.identity, value.error),
     ]
 
 
+def sides(t: Any, attention: Which) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The tokens that queries and keys are of."""
+    return names(t.source if attention == "encoder" else t), names(t if attention == "attn" else t.source)
+
+
 def cell(t: Trace, of: Cell) -> list[Panel]:
     """The head's picture, and the cell worked out as one formula with its numbers."""
-    q, k = visible(t.tokens[of.query]), visible(t.tokens[of.key])
-    d = len(of.q)
+    queries, offered = sides(t, of.attention)
+    q, k, d = queries[of.query], offered[of.key], len(of.q)
     root = f" (1/√{d})" if abs(of.scale - d**-0.5) < 1e-6 else " (this model's own scale)"
     first = " + ".join(f"{short(a)}·{short(b)}" for a, b in zip(of.q[:3].tolist(), of.k[:3].tolist(), strict=True))
     steps: list[Panel] = [
@@ -113,10 +124,8 @@ def cell(t: Trace, of: Cell) -> list[Panel]:
     order = of.probs.topk(min(8, len(of.probs))).indices.tolist()
     if of.key not in order:
         order[-1] = of.key
-    keys = tuple(
-        (f"{i} {visible(t.tokens[i])}", of.probs[i].item(), percent(of.probs[i].item())) for i in sorted(order)
-    )
-    head, matrix, _ = pattern(t, of.layer, of.head, of.query, of.key)
+    keys = tuple((f"{i} {offered[i]}", of.probs[i].item(), percent(of.probs[i].item())) for i in sorted(order))
+    head, matrix, _ = pattern(t, of.layer, of.head, of.query, of.key, of.attention)
     return [
         head,
         matrix,

@@ -3,6 +3,7 @@ import { css, html, nothing } from "lit";
 import { customElement, state } from "lit/decorators.js";
 import "../parts/aligned.js";
 import "../parts/bars.js";
+import "../parts/cause.js";
 import "../parts/formula.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
@@ -126,7 +127,15 @@ export class AlignmentView extends Follower {
     return html`<h3>${what}, worked out: block ${cell.layer}, head ${cell.head}</h3>
       <p class="small">${quoted(queries[cell.query]?.text)} asks${cell.attention === "cross" ? html` for what is to follow it` : nothing}; ${quoted(keys[cell.key]?.text)} answers with ${percent(cell.prob)}.</p>
       <gf-worked .session=${session} .cell=${cell} .queries=${queries} .keys=${keys}></gf-worked>
-      <gf-receipt .of=${cell.receipt}></gf-receipt>`;
+      <gf-receipt .of=${cell.receipt}></gf-receipt>
+      ${cell.visible ? this.#cause(`${encoder ? "encoder." : ""}blocks.${cell.layer}.${encoder ? "attn" : cell.attention}.scores`, cell) : nothing}`;
+  }
+
+  /** The same text without this one look. */
+  #cause(point: string, cell: { head?: number; query: number; key: number }) {
+    const { head, query, key } = cell;
+    return html`<gf-cause .session=${this.session} label="Hide key ${key} from query ${query} here, and write anew"
+      .edit=${{ op: "knockout", point, ...(head === undefined ? {} : { head }), query, key }}></gf-cause>`;
   }
 
   /** A recurrent model: the context is the states, each as much as its share. */
@@ -141,7 +150,8 @@ export class AlignmentView extends Follower {
         <span>${percent(share)} of it</span><gf-strip quiet .data=${weighted} .top=${top} meaning="value" label="weighted state"></gf-strip>
         <span>all states'</span><gf-strip quiet .data=${context.data} .top=${top} meaning="value" label="context"></gf-strip></div>
       <p class="small">[0]: <span class="num">${percent(share)} × ${short(one.data[0] ?? 0)} = ${short(weighted[0] ?? 0)}</span>, and with all other states' <span class="num">context[0] = ${short(context.data[0] ?? 0)}</span></p>
-      <gf-receipt .of=${{ python: `t["rnn.context"][${query}]`, identity: context.identity, error: context.error }}></gf-receipt></div>`;
+      <gf-receipt .of=${{ python: `t["rnn.context"][${query}]`, identity: context.identity, error: context.error }}></gf-receipt>
+      ${this.#cause("rnn.scores", { query, key })}</div>`;
   }
 
   #others(trace: TraceInfo) {

@@ -13,6 +13,8 @@ import { quoted, visible } from "../parts/token.js";
 import type { Attribution, Choice } from "../shapes.js";
 import { Follower } from "../view.js";
 
+const KEYS = { target: "for", rival: "against" } as const; // in the address, where a translator's target is another
+
 @customElement("gf-lens-attribution")
 export class LensAttribution extends Follower {
   #likely = new Ask<Choice>(this, () => this.session.ofTrace("sampling", { position: this.session.here.query, top: 12 }));
@@ -27,7 +29,7 @@ export class LensAttribution extends Follower {
 
   /** The token chosen, by its id; null: the likeliest. */
   #asked(which: "target" | "rival"): string | null {
-    return this.session.place.more[which] ?? null;
+    return this.session.place.more[KEYS[which]] ?? null;
   }
 
   override render() {
@@ -55,7 +57,7 @@ export class LensAttribution extends Follower {
 
   #choose(which: "target" | "rival", now: [number, string]) {
     const named = new Map<number, string>([[now[0], now[1]], ...(this.#likely.value?.tokens ?? []).map((one): [number, string] => [one.id, one.text])]);
-    return html`<select aria-label=${which} @change=${(event: Event) => this.session.more({ [which]: (event.target as HTMLSelectElement).value })}>
+    return html`<select aria-label=${which} @change=${(event: Event) => this.session.more({ [KEYS[which]]: (event.target as HTMLSelectElement).value })}>
       ${[...named].map(([id, text]) => html`<option value=${id} .selected=${id === now[0]}>${visible(text)}</option>`)}</select>`;
   }
 }

@@ -1,0 +1,132 @@
+"""`glassformer inspect` of encoders, encoder-decoders and recurrent models: what it says is what their traces hold."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from inspect_pictures import decoded
+from inspect_subjects import subject
+
+from glassformer.cli import main
+from glassformer.inspect.edit import from_json
+from glassformer.inspect.views.result import plain
+
+SOURCE, TARGET = "a dog ate", "the cat sat"
+CUT = {
+    "pair": {"op": "knockout", "point": "blocks.0.cross.scores", "query": 1, "key": 2},
+    "additive": {"op": "knockout", "point": "rnn.scores", "query": 1, "key": 2},
+    "bert": {"op": "ablate", "point": "blocks.1.attn.z", "head": 2},
+}
+KINDS = {"pair": "encoder-decoders", "additive": "recurrent encoder-decoders", "bert": "encoders"}
+KINDS["no attention"] = "recurrent encoder-decoders"
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {family: subject(kind, family)[0] for family, kind in KINDS.items()}
+
+
+@pytest.fixture(scope="module")
+def folders(models, tmp_path_factory):
+    found = {}
+    for name, one in models.items():
+        found[name] = str(tmp_path_factory.mktemp("model") / "m")
+        one.save(found[name])
+    return found
+
+
+@pytest.fixture
+def look(folders, capfd):
+    def run(name, *arguments, target=TARGET, refused=False):
+        capfd.readouterr()
+        given = ("--target", target) if name != "bert" and target is not None else ()
+        if not refused:
+            main(["inspect", folders[name], SOURCE, *given, *arguments, "--device", "cpu", "--threads", "1"])
+            return capfd.readouterr().out
+        with pytest.raises(SystemExit) as end:
+            main(["inspect", folders[name], SOURCE, *given, *arguments])
+        assert end.value.code == 1
+        return capfd.readouterr().err
+
+    return run
+
+
+def traced(models, name, **how):
+    return models[name].trace(SOURCE, **({} if name == "bert" else {"target": TARGET}), **how)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_overview_is_of_what_the_kind_has(look, models, name):
+    t, said = traced(models, name), json.loads(look(name, "--json"))
+    kind = {"summary", "alignment"} | ({"cell", "lens"} if name == "pair" else set())
+    assert said.keys() - {"model", "place"} == ({"tokens", "cell"} if name == "bert" else kind)
+    if name in ("pair", "additive"):
+        assert said["alignment"] == plain(t.alignment())
+    if name == "no attention":
+        assert "has no attention" in said["alignment"]["refused"]
+    text = look(name)
+    if name in ("pair", "bert"):
+        which = {"attention": "cross"} if name == "pair" else {}
+        place = {one: said["cell"][one] for one in ("layer", "head", "query", "key")}
+        assert said["cell"] == plain(t.cell(**place, **which))
+        assert place["key"] == np.argmax(said["cell"]["probs"]), "the key that the query takes most of"
+        prob = re.search(r"softmax = .* = (\S+)\n", text)[1]
+        assert float(prob) == pytest.approx(said["cell"]["prob"], abs=6e-5)
+        if name == "pair":
+            assert f"key {place['key']} {t.source.tokens[place['key']].replace(' ', '·')}" in text
+
+
+def test_a_view_and_a_picture_of_each_attention(look, models, tmp_path):
+    t, path = traced(models, "pair"), tmp_path / "head.png"
+    for which, name in (("cross", "blocks.1.cross"), ("encoder", "encoder.blocks.1.attn"), ("attn", "blocks.1.attn")):
+        where = ("--layer", "1", "--head", "2", "--query", "2", "--attention", which)
+        found = json.loads(look("pair", "--view", "cell", *where, "--json"))
+        assert found["data"] == plain(t.cell(layer=1, head=2, query=2, key=found["data"]["key"], attention=which))
+        look("pair", "--view", "cell", *where, "--out", str(path))
+        [(_, drawn)] = decoded(path.read_bytes())
+        assert np.abs(np.nan_to_num(drawn) - t[f"{name}.probs"].tensor[2].numpy()).max() <= 0.01
+    look("additive", "--view", "alignment", "--out", str(path))
+    [(_, drawn)] = decoded(path.read_bytes())
+    assert np.abs(drawn - traced(models, "additive")["rnn.probs"].tensor.numpy()).max() <= 0.01
+
+
+@pytest.mark.parametrize("name", ["pair", "additive"])
+def test_an_edit_is_put_beside_the_text_without_it(look, models, name):
+    edit = json.dumps(CUT[name])
+    found = json.loads(look(name, "--edit", edit, "--view", "fork", "--json"))
+    t = traced(models, name, edit=[from_json(CUT[name])])
+    assert found["data"] == plain(t.fork(traced(models, name)))
+    assert max(step["kl"] for step in found["data"]["steps"]) > 0
+    written = json.loads(look(name, "--max-tokens", "4", "--edit", edit, "--view", "summary", "--json", target=None))
+    assert written["data"] == plain(models[name].trace(SOURCE, max_tokens=4, edit=[from_json(CUT[name])]).summary())
+    other = json.loads(look(name, "--view", "fork", "--other", "a cat", "--json"))
+    assert other["data"] == plain(traced(models, name).fork(other=models[name].trace("a cat", TARGET)))
+
+
+def test_an_encoder_under_an_edit(look, models):
+    where = ("--view", "cell", "--layer", "2", "--head", "1", "--query", "1", "--key", "3", "--json")
+    found = json.loads(look("bert", "--edit", json.dumps(CUT["bert"]), *where))
+    t = traced(models, "bert", edit=[from_json(CUT["bert"])])
+    assert found["data"] == plain(t.cell(layer=2, head=1, query=1, key=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("bert", ("--max-tokens", "3"), ("--max-tokens", "writes nothing")),
+        ("bert", ("--target", "a"), ("--target", "reads none")),
+        ("bert", ("--view", "lens"), ("writes nothing",)),
+        ("pair", ("--max-tokens", "3"), ("max_tokens has no effect",)),
+        ("pair", ("--view", "cache"), ("source's keys",)),
+        ("pair", ("--edit", '{"op": "ablate", "point": "rnn.probs"}'), ("rnn.probs",)),
+        ("pair", ("--view", "cell", "--attention", "other"), ("'attn', 'cross', 'encoder'", "'other'")),
+        ("additive", ("--view", "cell"), ("no heads",)),
+        ("additive", ("--layer", "1"), ("no layers and heads",)),
+        ("no attention", ("--view", "alignment"), ("has no attention",)),
+    ],
+)
+def test_what_has_no_meaning_says_why(look, name, arguments, words):
+    message = look(name, *arguments, refused=True)
+    for word in words:
+        assert word in message, message
