@@ -138,12 +138,14 @@ export class App extends Follower {
     void this.session.retry();
   }
 
-  /** Arrows move query and key; with shift, layer and head. */
+  /** Arrows move query and key; with shift, layer and head. `,` and `.` step back and on. */
   #key = (event: KeyboardEvent): void => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.composedPath().some((node) => node instanceof HTMLElement && /^(INPUT|TEXTAREA|SELECT)$/.test(node.tagName));
     const moves = this.#view?.arrows ?? [];
     if (typing || !this.session.trace) return;
+    const step = { ",": -1, ".": 1 }[event.key];
+    if (step && this.#view?.steps) this.session.dispatchEvent(new CustomEvent("step", { detail: step }));
     const side = moves.includes("key") ? "key" : "query"; // tokens lie side by side
     const plain = { ArrowUp: ["query", -1], ArrowDown: ["query", 1], ArrowLeft: [side, -1], ArrowRight: [side, 1] } as const;
     const shifted = { ArrowUp: ["layer", -1], ArrowDown: ["layer", 1], ArrowLeft: ["head", -1], ArrowRight: ["head", 1] } as const;

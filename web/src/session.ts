@@ -229,17 +229,31 @@ export class Session extends EventTarget {
     this.#answers.set(path, answer);
     answer.catch((error: unknown) => {
       this.#answers.delete(path); // what failed may be asked for again
-      if (wantsKey(error)) this.#trouble(error);
-      if (error instanceof Refused && error.code?.startsWith("trace_") && this.trace && path.includes(this.trace.id)) {
-        this.trace = null; // the server has dropped it for others: read the text again
-        void this.open();
-      }
+      this.#failed(path, error);
     });
     for (const old of this.#answers.keys()) {
       if (this.#answers.size <= KEPT) break;
       this.#answers.delete(old);
     }
     return answer;
+  }
+
+  /** A view that comes row by row, until nobody listens; the same once more is asked for once more. */
+  async *rows(path: string, signal: AbortSignal): AsyncGenerator<{ event: string; data: unknown }> {
+    try {
+      yield* this.transport.events(path, undefined, signal);
+    } catch (error) {
+      if (!signal.aborted) this.#failed(path, error);
+      throw error;
+    }
+  }
+
+  #failed(path: string, error: unknown): void {
+    if (wantsKey(error)) this.#trouble(error);
+    if (error instanceof Refused && error.code?.startsWith("trace_") && this.trace && path.includes(this.trace.id)) {
+      this.trace = null; // the server has dropped it for others: read the text again
+      void this.open();
+    }
   }
 
   changed(): void {

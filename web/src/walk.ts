@@ -49,7 +49,7 @@ export const WALK: readonly Step[] = [
     say: ({ cell }) => html`<p>How well a <span class="q">query</span> fits a <span class="k">key</span> is the sum of ${cell?.q.length} products:
       ${short(cell?.sum ?? 0)}. Times ${short(cell?.scale ?? 0)} it is ${short(cell?.scaled ?? 0)}; softmax over all keys that may be seen makes it
       ${percent(cell?.prob ?? 0)}.</p><p>Switch the scaling off: the row's entropy goes from ${short(cell?.entropy ?? 0)} to
-      ${short(cell?.unscaled_entropy ?? 0)} nats. Softmax saturates, and learning stops where it does.</p>`,
+      ${short(cell?.unscaled.entropy ?? 0)} nats. Softmax saturates, and learning stops where it does.</p>`,
   },
   {
     title: "Many heads",

@@ -1,6 +1,6 @@
 /** View 6. One head's pattern, and one cell of it worked out: products, sum, scale, mask, softmax, weighted value. */
 import { css, html, nothing } from "lit";
-import { customElement, state } from "lit/decorators.js";
+import { customElement } from "lit/decorators.js";
 import "../parts/bars.js";
 import "../parts/formula.js";
 import "../parts/pattern.js";
@@ -19,7 +19,6 @@ const SHOWN = 10; // keys beside the picture
 
 @customElement("gf-view-cell")
 export class CellView extends Follower {
-  @state() private unscaled = false;
   #cell = new Ask<Cell>(this, () => this.session.ofTrace("cell", { ...this.session.here }));
 
   static override styles = [Follower.styles, css`
@@ -28,6 +27,11 @@ export class CellView extends Follower {
     .title { display: flex; flex-wrap: wrap; gap: 0.4rem 1.4rem; align-items: baseline; justify-content: space-between; }
     @media (max-width: 900px) { .top { grid-template-columns: 1fr; } }
   `];
+
+  /** Whether the scale is switched off, in every number from there on. */
+  get unscaled(): boolean {
+    return this.session.place.more["unscaled"] === "1";
+  }
 
   override render() {
     const { session } = this, cell = this.#cell.value, error = this.#cell.error;
@@ -42,7 +46,7 @@ export class CellView extends Follower {
   }
 
   #row(cell: Cell) {
-    const probs = (this.unscaled ? cell.unscaled : cell.probs).map(num);
+    const now = this.unscaled ? cell.unscaled : cell, probs = now.probs.map(num);
     const order = probs.map((_, i) => i).sort((a, b) => (probs[b] as number) - (probs[a] as number)).slice(0, SHOWN);
     if (!order.includes(cell.key)) order.splice(SHOWN - 1, 1, cell.key);
     order.sort((a, b) => a - b);
@@ -51,9 +55,10 @@ export class CellView extends Follower {
       <gf-bars pick tokens meaning="key" top="1" label="Shares of the keys"
         .bars=${order.map((i) => ({ index: i, label: this.session.tokens[i]?.text ?? "", value: probs[i] as number, chosen: i === cell.key }))}
         @pick=${(event: CustomEvent<number>) => this.session.go({ key: order[event.detail] ?? 0 })}></gf-bars>
-      <div class="row"><button aria-pressed=${this.unscaled} @click=${() => (this.unscaled = !this.unscaled)}>without the scale</button>
-        <span class="small soft">entropy <span class="num">${short(cell.entropy)}</span> nats${this.unscaled ? html`, unscaled <span class="num">${short(cell.unscaled_entropy)}</span>` : nothing}</span></div>
-      <gf-formula>softmax(<span class="q">q</span>·<span class="k">k</span> × ${short(cell.scale)}) = softmax(${short(cell.score)}) = ${percent(cell.prob)}</gf-formula>
+      <div class="row"><button aria-pressed=${this.unscaled} @click=${() => this.session.more({ unscaled: this.unscaled ? null : "1" })}>without the scale</button>
+        <span class="small soft">entropy <span class="num">${short(cell.entropy)}</span> nats${this.unscaled ? html`, unscaled <span class="num">${short(cell.unscaled.entropy)}</span>` : nothing}</span></div>
+      ${this.unscaled ? html`<p class="small">The largest share goes from <span class="num">${percent(Math.max(...cell.probs.map(num)))}</span> to <span class="num">${percent(Math.max(...cell.unscaled.probs.map(num)))}</span>: softmax saturates, and where it does, a change of a score changes nothing.</p>` : nothing}
+      <gf-formula>softmax(<span class="q">q</span>·<span class="k">k</span>${this.unscaled ? nothing : ` × ${short(cell.scale)}`}) = softmax(${short(now.score)}) = ${percent(now.prob)}</gf-formula>
     </div>`;
   }
 }

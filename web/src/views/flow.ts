@@ -2,6 +2,7 @@
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
 import "../parts/bars.js";
+import "../parts/stepper.js";
 import "../parts/strip.js";
 import { Ask } from "../ask.js";
 import { count, num, short, type Num } from "../lib/number.js";
@@ -29,7 +30,6 @@ export class Flow extends Follower {
     .layer i.a { background: var(--query); } .layer i.m { background: var(--forward); }
     .layer.open { min-width: 9.5rem; } .layer.open i { padding: 0.3rem 0.5rem; font-size: 0.74rem; }
     .card { border-left: 4px solid var(--residual); padding: 0.2rem 0 0.2rem 1rem; display: grid; gap: 0.6rem; min-height: 7.2rem; align-content: start; }
-    .nav { display: flex; gap: 0.5rem; align-items: center; }
   `];
 
   get #last(): number {
@@ -59,8 +59,7 @@ export class Flow extends Follower {
           <i class="a">${i === this.#layer || anatomy.layers.length < 5 ? `${layer.n_heads} heads of ${layer.head_dim}` : "a"}</i><i class="m">${i === this.#layer || anatomy.layers.length < 5 ? `${count(layer.d_ff)} neurons` : "f"}</i></button></div>`)}
         ${box(this.#last, "LM head", "norm, then scores", anatomy.tied ? "the same table" : `${anatomy.d_model} × ${count(anatomy.vocab_size)}`)}
       </div>
-      <div class="nav"><button aria-label="one stage back" ?disabled=${stage === 0} @click=${() => this.#go(stage - 1)}>←</button><button aria-label="one stage on" ?disabled=${stage === this.#last} @click=${() => this.#go(stage + 1)}>→</button>
-        <span class="small soft">step ${quoted(this.session.tokens[this.session.here.query]?.text)} (token ${this.session.here.query}) through</span></div>
+      <gf-stepper .session=${this.session} .at=${stage} .n=${this.#last + 1} @step=${(event: CustomEvent<number>) => this.#go(event.detail)}>step ${quoted(this.session.tokens[this.session.here.query]?.text)} (token ${this.session.here.query}) through</gf-stepper>
       ${this.session.trace ? html`<div class="card">${this.#card(anatomy, stage)}</div>` : nothing}`;
   }
 
