@@ -352,11 +352,13 @@ def test_closing_stops_a_look_within_what_runs():
         def endless(check):
             while True:
                 check()
+                time.sleep(0.001)
                 yield 1
 
-        jobs = [queue.submit(endless), queue.submit(endless, quick=True)]
-        for job in jobs:
-            await job.begun()
+        jobs = [queue.submit(endless)]
+        await jobs[0].begun()
+        jobs.append(queue.submit(endless, quick=True))
+        await jobs[1].begun()
         queue.close()
         for job in jobs:
             with pytest.raises(Left):

@@ -34,10 +34,11 @@ export class CellView extends Follower {
   }
 
   override render() {
-    const { session } = this, cell = this.#cell.value, error = this.#cell.error;
+    const { session } = this, found = this.#cell.value, none = found !== null && Number.isNaN(num(found.prob)), cell = none ? null : found, error = this.#cell.error;
     return html`<section class="stack">
       <div class="title"><h2>Attention, worked out</h2><gf-where .session=${session}></gf-where></div>
       ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
+      ${none ? html`<gf-refused heading="No numbers stand here" reason="What this cell is computed from is no number (NaN): an edit below it grew beyond what a float can hold. Take it back, or look at a block before it."></gf-refused>` : nothing}
       ${error || !cell ? nothing : html`<div class="top"><gf-pattern .session=${session} most="400"></gf-pattern>${this.#row(cell)}</div><gf-worked .session=${session} .cell=${cell} .unscaled=${this.unscaled} .queries=${session.tokens} .keys=${session.tokens}></gf-worked>
       <gf-receipt .of=${cell.receipt}></gf-receipt>
       <gf-cause .session=${session} label="Hide key ${cell.key} from query ${cell.query} here, and write anew"

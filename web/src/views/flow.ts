@@ -20,15 +20,15 @@ export class Flow extends Follower {
   static override styles = [Follower.styles, css`
     .flow { display: flex; align-items: stretch; overflow-x: auto; padding: 0.3rem 2px 0.6rem; scrollbar-width: thin; }
     .stop { display: flex; align-items: center; flex: 0 1 auto; }
-    .stop + .stop::before { content: ""; width: 1.1rem; min-width: 0.5rem; height: 4px; background: var(--residual); flex: 1; }
-    button.box { border-radius: 10px; padding: 0.55rem 0.7rem; text-align: center; height: 100%; min-height: 5.6rem; display: grid; align-content: center; gap: 0.1rem; white-space: nowrap; }
+    .stop + .stop::before { content: ""; width: 0.8rem; min-width: 0.4rem; height: 4px; background: var(--residual); flex: 1; }
+    button.box { border-radius: 10px; padding: 0.55rem 0.5rem; text-align: center; height: 100%; min-height: 5.6rem; display: grid; align-content: center; gap: 0.1rem; white-space: nowrap; }
     button.box small { color: var(--soft); font-size: 0.7rem; display: block; }
     button.box[aria-pressed="true"] { background: var(--card); color: var(--ink); border-color: var(--residual); box-shadow: 0 0 0 2px var(--residual); }
     .layer { padding: 0.35rem 0.4rem !important; gap: 3px !important; min-width: 2.5rem; }
     .layer small { position: relative; }
     .layer i { font-style: normal; border-radius: 4px; font-size: 0.66rem; padding: 0.28rem 0.2rem; color: var(--card); display: block; }
     .layer i.a { background: var(--query); } .layer i.m { background: var(--forward); }
-    .layer.open { min-width: 9.5rem; } .layer.open i { padding: 0.3rem 0.5rem; font-size: 0.74rem; }
+    .layer.open { min-width: 5.3rem; } .layer.open i { padding: 0.3rem 0.2rem; font-size: 0.68rem; }
     .card { border-left: 4px solid var(--residual); padding: 0.2rem 0 0.2rem 1rem; display: grid; gap: 0.6rem; min-height: 7.2rem; align-content: start; }
   `];
 

@@ -13,7 +13,7 @@ import { Rows } from "../rows.js";
 import type { Evidence, RoleRow, Roles, TraceInfo } from "../shapes.js";
 import { Follower } from "../view.js";
 
-const TITLES: Record<string, string> = {
+export const TITLES: Record<string, string> = {
   previous_token: "previous token", duplicate: "duplicate", induction: "induction", first_token: "first token", self: "itself", entropy: "spread",
 };
 /** What has come of a trace so far: layers, then the whole. */
