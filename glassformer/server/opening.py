@@ -13,18 +13,13 @@ SENTENCE = "The cat sat on the mat because it was tired."
 
 
 def opening(lm: LanguageModel | Translator | Embedder) -> str | None:
-    """What the model's own run translated as it trained; elsewhere a plain sentence, with a gap where it fills gaps.
+    """What a translator's own run translated as it trained; elsewhere a plain sentence.
 
     None for a language model: any text is of its kind.
     """
     if isinstance(lm, LanguageModel):
         return None
-    if isinstance(lm, Translator):
-        return _sampled(lm.source) or SENTENCE
-    mask = None if lm.tokenizer is None else lm.tokenizer.mask_id
-    if mask is None or lm.tokenizer is None:
-        return SENTENCE
-    return SENTENCE.replace("mat", lm.tokenizer.token_bytes(mask).decode("utf-8", "replace"))
+    return (isinstance(lm, Translator) and _sampled(lm.source)) or SENTENCE
 
 
 def _sampled(source: str) -> str | None:

@@ -68,7 +68,8 @@ export class Pattern extends Follower {
     if (!all) return nothing;
     const [rows = 0, columns = 0] = all.shape.slice(-2), [high, wide] = all.pool ?? [1, 1], size = this.#size;
     const names = (cells: number) => (i: number) => (cells === 1 ? this.#name(i) : `${i * cells} to ${(i + 1) * cells - 1}`);
-    const go = (query: number, key: number) => this.session.go({ query, key });
+    const within = (i: number) => Math.min(this.session.tokens.length - 1, Math.max(0, i));
+    const go = (query: number, key: number) => this.session.go({ query: within(query), key: within(key) });
     const whole = html`<gf-matrix class="all" shares ?causal=${this.session.causal} label="Attention of ${of}" most=${this.most} .data=${all.data} .rows=${rows} .columns=${columns} rowName="query" columnName="key"
         .row=${Math.floor(here.query / (high ?? 1))} .column=${Math.floor(here.key / (wide ?? 1))} rowTone="var(--query)" columnTone="var(--key)"
         .rowLabel=${names(high ?? 1)} .columnLabel=${names(wide ?? 1)} note=${high === 1 ? "" : `the largest of ${high} × ${wide}`}
@@ -92,7 +93,7 @@ export class Pattern extends Follower {
     const data = cut(source.data, columns, place).map((x, i) => (this.session.causal && left + (i % n) > top + Math.floor(i / n) ? NaN : x)); // what comes later is not seen
     return html`<h3>Queries ${top} to ${top + n - 1}, keys ${left} to ${left + n - 1}, number by number</h3>
       <div class="near" @pointerdown=${(event: PointerEvent) => this.#grab(event, place)} @pointermove=${(event: PointerEvent) => this.#drag(event, n, rows, columns)} @pointerup=${this.#drop} @pointercancel=${this.#drop} @click=${{ handleEvent: this.#click, capture: true }}>
-      <gf-matrix class="piece" shares label="A piece of the attention of ${of}" most=${this.most} .data=${data} .rows=${n} .columns=${n} rowName="query" columnName="key"
+      <gf-matrix class="piece" inner shares label="A piece of the attention of ${of}" most=${this.most} .data=${data} .rows=${n} .columns=${n} rowName="query" columnName="key"
         .row=${here.query - top} .column=${here.key - left} rowTone="var(--query)" columnTone="var(--key)" .rowLabel=${(i: number) => this.#name(top + i)} .columnLabel=${(i: number) => this.#name(left + i)}
         @pick=${({ detail }: CustomEvent<Pick>) => go(top + detail.row, left + detail.column)}></gf-matrix></div>`;
   }
