@@ -15,7 +15,7 @@ from e2e.conftest import Served
 from e2e.pixels import SHARE_BOUND, SIGNED_BOUND, shares, signed
 from e2e.test_page import ASK, at, close, numbers, said
 from e2e.test_using import place
-from glassformer.inspect import slices
+from glassformer.inspect import lens, slices
 from glassformer.inspect.views.registry import VIEWS
 
 
@@ -264,6 +264,33 @@ def test_the_lens_grid_is_the_lens_of_every_token_in_sight(open_page, served, lm
             cells = shown.locator("td.cell").all_inner_texts()
             words = [re.split(r"\s(?=[<\d])", one.replace("\u00a0", " "))[0].strip() for one in cells]
             assert [text_of(word) for word in words] == [top[0].token for top in row.top]
+
+
+def test_the_first_row_stands_before_the_second_is_there_and_leaving_stops_the_rest(open_page, served, monkeypatch):
+    row, rows, go = lens._row, [], threading.Event()
+
+    def slowly(t, name, at, top):
+        rows.append(name)
+        if len(rows) > 1:
+            go.wait()
+        return row(t, name, at, top)
+
+    monkeypatch.setattr(lens, "_row", slowly)
+    page = open_page(served.url + at("lens", text="One day Mia found a bell.", query=4, layer=0, head=0, key=1))
+    page.locator("gf-lens-grid td.cell").first.wait_for()
+    while len(rows) < 2:
+        page.wait_for_timeout(10)
+    shown = page.locator("gf-lens-grid .grid tbody tr")
+    assert [one.locator("td.cell").count() > 0 for one in shown.all()] == [True] + [False] * (shown.count() - 1)
+    page.get_by_role("link", name="Tokenizer").click()
+    queue = served.app.state.queue
+    while not queue._running[-1].cancelled:
+        page.wait_for_timeout(10)
+    go.set()
+    page.locator("gf-view-tokenizer .tree").wait_for()
+    while queue.state["running"]:
+        page.wait_for_timeout(10)
+    assert len(rows) == 2
 
 
 def test_draws_fall_as_the_bars_say(open_page, served, trace):

@@ -21,6 +21,7 @@ export class Rows<Row, Whole> implements ReactiveController {
   }
 
   hostUpdate(): void {
+    if (!this.host.isConnected) return; // an update that was still to come when it was left
     const path = this.path();
     if (path === this.#path) return;
     this.#path = path;

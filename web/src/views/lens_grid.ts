@@ -12,7 +12,7 @@ import { Rows } from "../rows.js";
 import type { Lens, LensRow, Likely, Receipt, TraceInfo } from "../shapes.js";
 import { Follower } from "../view.js";
 
-const AROUND = 4; // tokens on either side
+const around = (): number => (innerWidth < 720 ? 2 : 4); // tokens on either side
 const TOP = 5;
 
 /** What has come of a trace: for each token its rows, and the receipts of those that are whole. */
@@ -28,10 +28,10 @@ export class LensGrid extends Follower {
   static override styles = [Follower.styles, css`
     .wrap { overflow-x: auto; position: relative; padding-bottom: 0.3rem; }
     caption { position: relative; }
-    .grid { border-collapse: separate; border-spacing: 3px 2px; width: 100%; table-layout: fixed; min-width: 44rem; }
+    .grid { border-collapse: separate; border-spacing: 3px 2px; width: 100%; table-layout: fixed; }
     .grid th, .grid td { font-size: 0.75rem; height: 1.55rem; padding: 0 0.2rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; text-align: center; font-weight: 400; }
     .grid td { font-family: var(--mono); border-radius: 3px; background: var(--wash); }
-    .grid th.name { width: 5.4rem; text-align: left; color: var(--soft); position: sticky; left: 0; background: var(--paper); z-index: 1; }
+    .grid th.name { width: 4.9rem; text-align: left; color: var(--soft); position: sticky; left: 0; background: var(--paper); z-index: 1; }
     .grid button { width: 100%; font-family: var(--mono); font-size: 0.75rem; font-weight: 650; background: none; border: 0; border-bottom: 2px solid var(--line); border-radius: 0; padding: 0.2rem 0; overflow: hidden; text-overflow: ellipsis; }
     .grid button[aria-pressed="true"] { background: none; color: inherit; border-bottom-color: var(--query); }
     .best { border-collapse: collapse; font-size: 0.82rem; } .best th { text-align: left; font-weight: 400; color: var(--soft); padding: 0.15rem 1rem 0.15rem 0; white-space: nowrap; }
@@ -56,8 +56,8 @@ export class LensGrid extends Follower {
 
   /** The tokens in sight. */
   get #near(): number[] {
-    const { session } = this, last = session.tokens.length - 1;
-    const from = Math.max(0, Math.min(session.here.query - AROUND, last - 2 * AROUND)), to = Math.min(last, from + 2 * AROUND);
+    const { session } = this, last = session.tokens.length - 1, beside = around();
+    const from = Math.max(0, Math.min(session.here.query - beside, last - 2 * beside)), to = Math.min(last, from + 2 * beside);
     return Array.from({ length: to - from + 1 }, (_, i) => from + i);
   }
 
