@@ -115,25 +115,28 @@ class Counting:
         """What some queries, the first of them at `start`, gave to the keys that they saw."""
         for role, keys in roles.items():
             keys = keys & seen
-            asked = keys.any(-1)
-            self.n[role] += int(asked.sum())
-            given = probs * keys
-            self.sums[role] += given.sum(-1)[:, asked].sum(-1).double().cpu()
-            self._keep(role, given, start)
+            self.n[role] += int(keys.any(-1).sum())
+            query, key = keys.nonzero(as_tuple=True)  # few of all pairs, in most roles
+            given = probs[:, query, key]
+            self.sums[role] += given.sum(-1, dtype=torch.float64).cpu()
+            if len(query):
+                self._keep(role, given, start + query, key)
         many = seen.sum(-1)
         asked = many > 1
         spread = torch.special.entr(probs).sum(-1)[:, asked] / many[asked].float().log()
         self.n["entropy"] += int(asked.sum())
         self.sums["entropy"] += spread.sum(-1).double().cpu()
 
-    def _keep(self, role: str, given: Float[Tensor, "H N S"], start: int) -> None:
+    def _keep(
+        self, role: str, given: Float[Tensor, "H pairs"], query: Int[Tensor, "pairs"], key: Int[Tensor, "pairs"]
+    ) -> None:
         """The largest single share of each head, where it is the largest so far."""
-        shares, places = given.flatten(1).max(-1)
-        for head, (share, place) in enumerate(zip(shares.tolist(), places.tolist(), strict=True)):
+        shares, places = given.max(-1)
+        found = zip(query[places].tolist(), key[places].tolist(), shares.tolist(), strict=True)
+        for head, one in enumerate(map(Evidence._make, found)):
             best = self.best[role][head]
-            if share > (0.0 if best is None else best.share):
-                query, key = divmod(place, given.shape[-1])
-                self.best[role][head] = Evidence(start + query, key, share)
+            if one.share > (0.0 if best is None else best.share):
+                self.best[role][head] = one
 
     def means(self) -> dict[str, Float[Tensor, "H"]]:
         return {role: (self.sums[role] / self.n[role]).float() for role in MEANINGS}
