@@ -56,6 +56,21 @@ INNER = {
     "heads": ["table"], "grid": ["gf-pattern", "gf-matrix.all"], "block": [".sum"],
 }  # fmt: skip
 
+STREAM = """([query, whole]) => new Promise(done => {
+  const app = document.querySelector('gf-app'), start = performance.now();
+  const cells = root => [...root.querySelectorAll('*')].reduce(
+    (sum, one) => sum + (one.shadowRoot ? cells(one.shadowRoot) : 0), root.querySelectorAll('.cell').length);
+  app.session.visit('lens', {query});
+  let first = 0;
+  const wait = () => requestAnimationFrame(() => {
+    const grid = app.shadowRoot.querySelector('gf-view-lens')?.shadowRoot?.querySelector('gf-lens-grid')?.shadowRoot;
+    const n = grid ? cells(grid) : 0;
+    if (n && !first) first = performance.now() - start;
+    if (n >= whole) done([first, performance.now() - start]); else wait();
+  });
+  wait();
+})"""
+
 
 def write_model(folder: Path) -> None:
     """GPT-2's smallest shape with random weights, and the tokenizer of the model that ships."""
@@ -84,6 +99,22 @@ def text_of(tokens: int) -> str:
         text += words[0] + " "
         words.append(words.pop(0))
     return text.strip()
+
+
+def streamed(page, url: str, text: str, tokens: int, rounds: int) -> tuple[list[float], list[float]]:
+    """Milliseconds until the lens grid has its first cells, and until it has all, around tokens not seen before."""
+    page.goto("about:blank")
+    page.goto(f"{url}/#/block?layer=5&query=1&step=-1&write=0&text={quote(text)}")
+    page.locator("gf-view-block gf-receipt").first.wait_for()
+    found = []
+    for i in range(rounds):
+        query = tokens - 8 - i * max(9, tokens // 16)
+        found.append(page.evaluate(STREAM, [query, 13 * 9]))
+        page.wait_for_load_state("networkidle")
+        page.evaluate("document.querySelector('gf-app').session.visit('block')")
+        page.locator("gf-view-block gf-receipt").first.wait_for()
+        page.wait_for_load_state("networkidle")
+    return [first for first, _ in found], [whole for _, whole in found]
 
 
 def main() -> None:
@@ -119,6 +150,11 @@ def main() -> None:
                     took = [page.evaluate(PRESS, [key, f"gf-view-{view}", INNER[view]]) for _ in range(args.rounds)]
                     rows.append([tokens, name, f"{statistics.median(took):.0f}", f"{max(took):.0f}"])
                     print(f"  {tokens} tokens, {name}: {statistics.median(took):.0f} ms", file=sys.stderr)
+                first, whole = streamed(page, url, text, tokens, args.rounds)
+                rows += [
+                    [tokens, f"11 Lens grid, {what}", f"{statistics.median(took):.0f}", f"{max(took):.0f}"]
+                    for what, took in (("first cells", first), ("whole", whole))
+                ]
             print(table(["tokens", "view", "median, ms", "slowest, ms"], rows))
             browser.close()
         finally:

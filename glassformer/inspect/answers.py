@@ -12,7 +12,7 @@ functions.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -28,6 +28,18 @@ from glassformer.inspect.views.result import dump, plain
 def seen(view: View, subject: Any, given: dict[str, Any]) -> bytes:
     """What a view shows, as JSON."""
     return dump(plain(view.function(subject, **given)))
+
+
+def in_rows(view: View, subject: Any, given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A view that comes row by row: ("row", each as soon as it is computed), then ("done", the whole view)."""
+    assert view.rows is not None
+    rows = view.rows(subject, **given)
+    while True:
+        try:
+            yield "row", plain(next(rows))
+        except StopIteration as end:
+            yield "done", plain(end.value)
+            return
 
 
 def told(trace: Trace, logprobs: Sequence[float | None] = ()) -> dict[str, Any]:
@@ -131,6 +143,16 @@ class Answers:
             case ["v1", "traces", id, "tensors", name]:
                 return slices.answer(self.trace(id), name, **slices.read_options(given))
         raise RequestError(f"there is nothing at {where[:100]}")
+
+    def rows(self, path: str) -> Iterator[tuple[str, Any]]:
+        """A view of a trace row by row. RequestError says why there is none, or that it comes at once."""
+        where, _, query = path.partition("?")
+        match [unquote(part) for part in where.strip("/").split("/")]:
+            case ["v1", "traces", id, "views", name] if find_view(name).rows is not None:
+                view, given = find_view(name), dict(parse_qsl(query, keep_blank_values=True))
+                given.pop("stream", None)
+                return in_rows(view, self.trace(id), view.read(given, self.trace))
+        raise RequestError(f"there are no rows at {where[:100]}")
 
     def _seen(self, of: str, name: str, subject: Any, given: dict[str, str]) -> bytes:
         view = find_view(name)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from glassformer.errors import RequestError
 from glassformer.inspect.again import LOGITS, SAME_LOGITS, head, off, read_out
 from glassformer.inspect.trace import Receipt, Trace, spelled
+from glassformer.inspect.viewed import last
 
 
 @dataclass(frozen=True)
@@ -42,30 +43,37 @@ class Lens:
     receipt: Receipt
 
 
-def lens(t: Trace, *, top: int = 5, position: int | None = None) -> Lens:
+def lens(t: Trace, *, top: int = 5, position: int | tuple[int, ...] | None = None) -> Lens:
     """The `top` likeliest next tokens, read off the residual stream before each block and after the last.
 
-    position: of this token alone. What they read is [L + 1, T], the last row what the model says.
+    position: of this token alone, or of these. What they read is [L + 1, T], the last row what the model says.
     """
-    rows = tuple(lens_rows(t, top=top, position=position))
-    at = list(range(len(t))) if position is None else [position % len(t)]
-    code = f"t.lens(top={top}{'' if position is None else f', position={position}'})"
-    error = None
-    if t.kept.last_logits is not None:
-        last = t.kept.positions[-1:]
-        normed = read_out(t.kept, t.kept.of(rows[-1].name, last), last)
-        error = off(head(t.kept, normed, last)[0], t.kept.last_logits)
-    return Lens(rows, tuple(at), tuple(t.tokens[i] for i in at), Receipt(code, SAME_LOGITS, error))
+    return last(lens_rows(t, top=top, position=position))
 
 
-def lens_rows(t: Trace, *, top: int = 5, position: int | None = None) -> Iterator[LensRow]:
-    """The rows of `lens`, each as soon as it is computed. A bad request raises here."""
+def lens_rows(
+    t: Trace, *, top: int = 5, position: int | tuple[int, ...] | None = None
+) -> Generator[LensRow, None, Lens]:
+    """The rows of `lens`, each as soon as it is computed; what they come to is the generator's result."""
     size = min(t.config.vocab_size, 1024)
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= size:
         raise RequestError(f"top must be a whole number from 1 to {size}, got {top!r}", param="top")
     at = t.places("position", position)
+    if at is not None and not len(at):
+        raise RequestError("position names no token", param="position")
     names = [f"blocks.{i}.resid_pre" for i in range(t.config.n_layers)] + [f"blocks.{t.config.n_layers - 1}.resid_post"]
-    return (_row(t, name, at, top) for name in names)
+    rows: list[LensRow] = []
+    for name in names:
+        rows.append(_row(t, name, at, top))
+        yield rows[-1]
+    places = list(range(len(t))) if at is None else at.tolist()
+    code = f"t.lens(top={top}{'' if position is None else f', position={position}'})"
+    error = None
+    if t.kept.last_logits is not None:
+        end = t.kept.positions[-1:]
+        normed = read_out(t.kept, t.kept.of(names[-1], end), end)
+        error = off(head(t.kept, normed, end)[0], t.kept.last_logits)
+    return Lens(tuple(rows), tuple(places), tuple(t.tokens[i] for i in places), Receipt(code, SAME_LOGITS, error))
 
 
 @torch.no_grad()

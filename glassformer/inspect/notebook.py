@@ -87,6 +87,8 @@ class Talk:
             yield from self._swept(dict(body))
         elif path == "/v1/vectors":
             yield "vector", {"vector": self.store.put(torch.tensor(body.get("values", [])))}
+        elif "/views/" in path:
+            yield from self.answers.rows(path)
         else:
             raise RequestError(f"nothing is done at {path[:100]} in a notebook")
 

@@ -10,7 +10,7 @@ tells what comes next.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from glassformer.inspect.derive import derive
 from glassformer.inspect.kept import Kept
 from glassformer.inspect.points import needs
 from glassformer.inspect.trace import Receipt, Trace
+from glassformer.inspect.viewed import last
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 
@@ -50,11 +51,33 @@ class Scores(NamedTuple):
     entropy: Float[Tensor, "L H"]
 
 
+class Evidence(NamedTuple):
+    """Where a head plays a role most clearly: the query that gives a single such key most, and how much."""
+
+    query: int
+    key: int
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class RoleRow:
+    """The heads of one layer: their scores by role, and the `evidence` for each; None where no query sees such a key,
+    and for entropy, which is of no key.
+    """
+
+    layer: int
+    scores: dict[str, Float[Tensor, "H"]]
+    evidence: dict[str, tuple[Evidence | None, ...]]
+
+
 @dataclass(frozen=True, eq=False)
 class Roles:
-    """The scores of all heads on one text; `queries`: how many of its tokens see a key of each role (in layer 0)."""
+    """The scores of all heads on one text, and the evidence for each, by role, layer and head, as in `RoleRow`;
+    `queries`: how many of its tokens see a key of each role (in layer 0).
+    """
 
     scores: Scores
+    evidence: dict[str, tuple[tuple[Evidence | None, ...], ...]]
     queries: dict[str, int]
     meanings: dict[str, str]
     receipt: Receipt
@@ -80,44 +103,72 @@ class Counting:
     def __init__(self, n_heads: int):
         self.sums = {role: torch.zeros(n_heads, dtype=torch.float64) for role in MEANINGS}
         self.n = dict.fromkeys(MEANINGS, 0)
+        self.best: dict[str, list[Evidence | None]] = {role: [None] * n_heads for role in MEANINGS}
 
     def add(
-        self, probs: Float[Tensor, "H N S"], seen: Bool[Tensor, "N S"], roles: dict[str, Bool[Tensor, "N S"]]
+        self,
+        probs: Float[Tensor, "H N S"],
+        seen: Bool[Tensor, "N S"],
+        roles: dict[str, Bool[Tensor, "N S"]],
+        start: int = 0,
     ) -> None:
-        """What some queries gave to the keys that they saw."""
+        """What some queries, the first of them at `start`, gave to the keys that they saw."""
         for role, keys in roles.items():
             keys = keys & seen
-            asked = keys.any(-1)
-            self.n[role] += int(asked.sum())
-            self.sums[role] += (probs * keys).sum(-1)[:, asked].sum(-1).double().cpu()
+            self.n[role] += int(keys.any(-1).sum())
+            query, key = keys.nonzero(as_tuple=True)  # few of all pairs, in most roles
+            given = probs[:, query, key]
+            self.sums[role] += given.sum(-1, dtype=torch.float64).cpu()
+            if len(query):
+                self._keep(role, given, start + query, key)
         many = seen.sum(-1)
         asked = many > 1
         spread = torch.special.entr(probs).sum(-1)[:, asked] / many[asked].float().log()
         self.n["entropy"] += int(asked.sum())
         self.sums["entropy"] += spread.sum(-1).double().cpu()
 
+    def _keep(
+        self, role: str, given: Float[Tensor, "H pairs"], query: Int[Tensor, "pairs"], key: Int[Tensor, "pairs"]
+    ) -> None:
+        """The largest single share of each head, where it is the largest so far."""
+        shares, places = given.max(-1)
+        found = zip(query[places].tolist(), key[places].tolist(), shares.tolist(), strict=True)
+        for head, one in enumerate(map(Evidence._make, found)):
+            best = self.best[role][head]
+            if one.share > (0.0 if best is None else best.share):
+                self.best[role][head] = one
+
     def means(self) -> dict[str, Float[Tensor, "H"]]:
         return {role: (self.sums[role] / self.n[role]).float() for role in MEANINGS}
 
 
-@torch.no_grad()
 def roles(t: Trace) -> Roles:
     """The roles of all heads on the text of a trace, layer by layer, with a part of its attention held at a time."""
-    layers, error, queries = [], 0.0, {}
+    return last(role_rows(t))
+
+
+def role_rows(t: Trace) -> Generator[RoleRow, None, Roles]:
+    """`roles`, each layer's as soon as it is computed; what they come to is the generator's result."""
+    rows: list[RoleRow] = []
+    error, queries = 0.0, {}
     for i in range(t.config.n_layers):
         counting, off = layer_roles(t, i)
-        layers.append(counting.means())
         error, queries = worst(error, off), queries or counting.n
-    return Roles(_stacked(layers), queries, MEANINGS, Receipt("t.roles()", WEIGHED, error))
+        rows.append(RoleRow(i, counting.means(), {role: tuple(best) for role, best in counting.best.items()}))
+        yield rows[-1]
+    evidence = {role: tuple(row.evidence[role] for row in rows) for role in MEANINGS}
+    receipt = Receipt("t.roles()", WEIGHED, error)
+    return Roles(_stacked([row.scores for row in rows]), evidence, queries, MEANINGS, receipt)
 
 
+@torch.no_grad()
 def layer_roles(t: Trace, i: int) -> tuple[Counting, float]:
     """What the heads of one layer do, and how far the identity of their probabilities is off."""
     layer, n_heads = f"blocks.{i}.attn", t.config.layers[i].attention.n_heads
     counting, error = Counting(n_heads), 0.0
     for some in t.kept.positions.split(max(1, AT_ONCE // (n_heads * len(t)))):
         probs, off = weighed(t.kept, layer, "probs", None, some)
-        counting.add(probs, t.visible(layer, some.tolist()), relations(t.kept.ids, some))
+        counting.add(probs, t.visible(layer, some.tolist()), relations(t.kept.ids, some), int(some[0]))
         error = worst(error, off)
     return counting, error
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
+
+T = TypeVar("T")
 
 Kind = Literal["decoder", "encoder-decoder", "recurrent", "encoder"]
 
@@ -24,6 +27,15 @@ class Viewed:
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(name for name, view in _views().items() if view.of == self.of)]
+
+
+def last(rows: Generator[Any, None, T]) -> T:
+    """What a view comes to that is computed row by row."""
+    while True:
+        try:
+            next(rows)
+        except StopIteration as end:
+            return end.value
 
 
 def _views() -> dict[str, Any]:

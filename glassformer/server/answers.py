@@ -6,6 +6,7 @@ import inspect
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
+from glassformer.inspect.views.registry import View
 from glassformer.server.errors import ErrorBody
 
 DESCRIPTION = """A Transformer language model whose every number can be seen, over HTTP.
@@ -52,6 +53,9 @@ the numbers (little-endian, rows last axis first).
 last two axes, each the largest of those it stands for; `dtype` is `f32` (exact), `f16` or `u8` (value = zero + scale ·
 byte), and the header's `bound` says how far any number may be off. A trace never changes: an answer may be kept."""
 
+ABOUT_ROWS = """With `stream=true`, events: a `row` as soon as it is computed, then `done`, which is the whole view;
+`error` where it fails on the way. A client that leaves stops the work before the next row."""
+
 ABOUT_SWEEPS = """Try an edit at every head, layer, position or cell (layer and position) of a trace, each by itself,
 and see what it does to a difference of two logits (`target`, `rival`), or to the whole distribution (KL); of an encoder
 to a text's vector, unless a position is named. `attention` is the encoder's, or cross, of a model that reads a source.
@@ -83,7 +87,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 MODEL = {
     "id": "stories", "object": "model", "created": 1767225600, "owned_by": "glassformer", "context_length": 512,
-    "parameters": 411264, "chat": False, "source": "stories",
+    "parameters": 411264, "chat": False, "source": "stories", "opening": None,
 }  # fmt: skip
 MODELS = one({"object": "list", "data": [MODEL]})
 ONE_MODEL = one(MODEL)
@@ -136,6 +140,7 @@ ONE_TRACE = one(WHOLE)
 TRACES = one({"object": "list", "data": [SHORT], "count": 1, "bytes": 86528, "limit": 1073741824})
 DELETED = one({"id": SHORT["id"], "deleted": True})
 NAMES = one({"id": SHORT["id"], "points": [{"name": "blocks.0.attn.q", "axes": ["T", "H", "Dh"], "shape": [9, 4, 16]}]})
+STREAM = {"name": "stream", "in": "query", "required": False, "schema": {"type": "boolean", "default": False}}
 VIEW = one({"receipt": {"python": 't["blocks.0.attn.q"][3]', "identity": "max |again - kept|", "error": 2.4e-07}})
 TENSOR: dict[int | str, dict[str, Any]] = {
     200: {
@@ -154,6 +159,11 @@ VECTOR: dict[int | str, dict[str, Any]] = {
     }
 }
 JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
+
+
+def parameters(view: View) -> list[dict[str, Any]]:
+    """What a view can be given, for the document."""
+    return [parameter(one) for one in view.parameters.values()] + ([STREAM] if view.rows else [])
 
 
 def parameter(one: inspect.Parameter) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from fastapi import APIRouter, Request, Response
 from glassformer.errors import RequestError
 from glassformer.generate.loop import Piece
 from glassformer.inspect import slices
+from glassformer.inspect.answers import in_rows, seen, told
 from glassformer.inspect.answers import in_short as short_of
 from glassformer.inspect.answers import names as names_of
-from glassformer.inspect.answers import seen, told
 from glassformer.inspect.sweep import Sweep, Swept
 from glassformer.inspect.sweep import sweep as sweep_of
 from glassformer.inspect.trace import Trace
@@ -154,6 +154,20 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
     async def vector(body: VectorBody) -> Response:
         return answer({"vector": edits.store.put(torch.tensor(body.values)), "shape": [len(body.values)]}, 201)
 
+    async def rows(request: Request, view: View, used: list[Entry], given: dict[str, Any]) -> Response:
+        """A look that comes row by row, as events."""
+
+        def work(_: Check) -> Iterator[bytes]:
+            try:
+                for name, value in in_rows(view, used[0].trace, given):
+                    yield event(value, name)
+            finally:
+                for entry in used:
+                    traces.used(entry)
+
+        one = lambda data: [data]  # noqa: E731
+        return await Events(request, queue.submit(work, quick=True), one, tuple, error="error").begun()
+
     def of_trace(view: View) -> Callable:
         async def see(request: Request, id: str) -> Response:
             used = [traces.get(id)]
@@ -162,7 +176,10 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
                 used.append(traces.get(other))
                 return used[-1].trace
 
-            given = view.read(_query(request), find)
+            query = _query(request)
+            if view.rows is not None and _streamed(query.pop("stream", "false")):
+                return await rows(request, view, used, view.read(query, find))
+            given = view.read(query, find)
             data = await look(request, lambda: seen(view, used[0].trace, given), *used)
             return Response(data, media_type="application/json")
 
@@ -186,7 +203,8 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
             make_route(view),
             methods=["GET"],
             summary=view.meaning,
-            openapi_extra={"parameters": [answers.parameter(one) for one in view.parameters.values()]},
+            description=answers.ABOUT_ROWS if view.rows else None,
+            openapi_extra={"parameters": answers.parameters(view)},
             responses=answers.VIEW,
             name=f"{view.of}_{view.name}",
         )
@@ -231,6 +249,12 @@ def _query(request: Request) -> dict[str, str]:
             raise RequestError(f"{name} is given twice", param=name)
         found[name] = value
     return found
+
+
+def _streamed(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise RequestError(f"stream must be true or false, got {text[:40]!r}", param="stream")
+    return text == "true"
 
 
 def _only(request: Request, *known: str) -> None:

@@ -1,7 +1,8 @@
 """The seam between requests and the model: one computes at a time, in one thread; the others wait their turn.
 
     request --submit(work)--> waiting ... --worker thread--> items --> request, as they come
-                                 |  quick work (a look at a trace) goes in between two steps of what runs
+                                 |  quick work (a look at a trace) goes in between two steps of what runs,
+                                 |  also of a look that comes row by row
        its client leaves --> cancel(): taken out of the queue, or stopped before the next pass
 
 Work is a function that is given `check` and returns an iterator. It calls `check` before each pass of the model, which
@@ -117,7 +118,7 @@ class Queue:
         self._waiting: deque[Job] = deque()
         self._quick: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._running: Job | None = None
+        self._running: list[Job] = []  # the last one computes, between two steps of those before it
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="glassformer-work", daemon=True)
         self._thread.start()
@@ -126,7 +127,7 @@ class Queue:
     def state(self) -> dict[str, int]:
         """How much runs and waits."""
         with self._changed:
-            return {"running": int(self._running is not None), "waiting": len(self._waiting) + len(self._quick)}
+            return {"running": int(bool(self._running)), "waiting": len(self._waiting) + len(self._quick)}
 
     def submit(self, work: Work[T], *, quick: bool = False) -> Job[T]:
         """Queue work. `quick` work, which takes milliseconds, does not wait for the end of what runs."""
@@ -151,7 +152,7 @@ class Queue:
         """Stop what runs before its next pass, and take no more."""
         with self._changed:
             self._closed = True
-            for job in (*self._waiting, *self._quick, *([self._running] if self._running else [])):
+            for job in (*self._waiting, *self._quick, *self._running):
                 job.stop()
             self._changed.notify()
 
@@ -165,18 +166,17 @@ class Queue:
                 self._changed.wait_for(lambda: self._closed or self._quick or self._waiting)
                 if self._closed and not (self._quick or self._waiting):
                     return
-                job = self._running = (self._quick or self._waiting).popleft()
-            for _ in job.steps():
-                self._run_quick()
-            with self._changed:
-                self._running = None
-            del job
+                self._running.append((self._quick or self._waiting).popleft())
+            self._finish_last()
 
-    def _run_quick(self) -> None:
-        while True:
-            with self._changed:
-                if not self._quick:
-                    return
-                job = self._quick.popleft()
-            for _ in job.steps():
-                pass
+    def _finish_last(self) -> None:
+        """Do what has just begun; and between its steps all quick work that has come, also when it is quick itself."""
+        for _ in self._running[-1].steps():
+            while True:
+                with self._changed:
+                    if not self._quick:
+                        break
+                    self._running.append(self._quick.popleft())
+                self._finish_last()
+        with self._changed:
+            self._running.pop()

@@ -14,6 +14,7 @@ from glassformer.errors import ConfigError, RequestError
 from glassformer.inspect.viewed import Kind
 from glassformer.lm import LanguageModel
 from glassformer.server.errors import Refused
+from glassformer.server.opening import opening
 from glassformer.text.chat import ChatTemplate, templates_of
 from glassformer.translator import Translator
 
@@ -49,6 +50,11 @@ class Served:
         """The chat template, where the model has one."""
         known = self.kind == "decoder" and self.lm.tokenizer is not None and templates_of(self.lm.tokenizer)
         return ChatTemplate(self.lm.tokenizer) if known and self.lm.tokenizer is not None else None
+
+    @cached_property
+    def opening(self) -> str | None:
+        """What the page reads first, where a story is not of the model's kind."""
+        return opening(self.lm)
 
     def check_writes(self) -> None:
         """`Refused` where it continues no texts."""
@@ -88,6 +94,7 @@ class Served:
             "parameters": sum(p.numel() for p in self.lm.model.parameters()),
             "chat": self.template is not None,
             "source": self.lm.source,
+            "opening": self.opening,
         }
 
 

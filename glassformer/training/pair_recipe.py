@@ -46,6 +46,7 @@ def settings(
         seconds=seconds,
         steps=steps,
         eval_tokens=16_384,
+        sample_prompt=example(task).source,
         seed=seed,
     )
 

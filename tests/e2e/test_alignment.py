@@ -61,7 +61,7 @@ def test_an_encoder_decoder(open_page, pairs, translators):
     q, k = t["blocks.1.cross.q_rot"][2, 2].double(), t["blocks.1.cross.k_rot"][3, 2].double()
     assert close(numbers(lines[0].split("[0]:")[1])[2], q[0] * k[0])
     assert close(numbers(lines[1])[-1], q @ k)
-    assert close(numbers(lines[4])[-1], 100 * probs[2, 3], 2)
+    assert close(numbers(lines[5])[-1], 100 * probs[2, 3], 2)
     strips = view.locator("gf-worked gf-strip canvas").all()
     size = (q * k).abs().max().item()
     assert np.abs(signed(strips[2], "plain", size)[0] - (q * k).numpy()).max() <= SIGNED_BOUND * size
@@ -70,7 +70,7 @@ def test_an_encoder_decoder(open_page, pairs, translators):
     view.get_by_role("button", name="self, block 0 of the encoder").click()
     view.get_by_role("heading", name="The encoder's attention, worked out: block 0, head 2").wait_for()
     inner = t["encoder.blocks.0.attn.probs"][2, 2, 3].item()
-    assert close(numbers(said(view.locator("gf-worked ol > li").nth(4)))[-1], 100 * inner, 2)
+    assert close(numbers(said(view.locator("gf-worked ol > li").nth(5)))[-1], 100 * inner, 2)
 
 
 def test_arrows_move_along_the_target_and_the_source(open_page, pairs, translators):

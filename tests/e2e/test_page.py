@@ -106,8 +106,13 @@ def test_cell(open_page, served, trace):
     assert close(product[0], q @ k[11])
     assert close(product[2], scores[11])
     assert "may be seen" in lines[3]
-    assert close(numbers(lines[4])[-1], 100 * probs[11], 2)
-    assert close(numbers(lines[5])[-1], probs @ v[:21, 0])
+    exp = (scores - scores.max()).exp()
+    assert close(numbers(lines[4])[2], exp[11])
+    share = numbers(said(view.locator("ol > li").nth(5).locator("p.worked")))
+    assert close(share[0], exp[11])
+    assert close(share[1], exp.sum())
+    assert close(share[2], 100 * probs[11], 2)
+    assert close(numbers(lines[6])[-1], probs @ v[:21, 0])
     bars = {int(numbers(said(row))[0]): numbers(said(row))[-1] for row in view.locator("gf-bars tr").all()}
     assert len(bars) == 10
     assert 11 in bars
@@ -136,7 +141,7 @@ def test_cell_of_a_key_that_comes_later(open_page, served):
     page = open_page(served.url + at("cell", layer=0, head=0, query=3, key=9))
     page.locator("gf-view-cell ol").wait_for()
     assert "comes later and may not be seen" in said(page.locator("gf-view-cell ol > li").nth(3))
-    assert "0.00%" in said(page.locator("gf-view-cell ol > li").nth(4))
+    assert "0.00%" in said(page.locator("gf-view-cell ol > li").nth(5))
 
 
 def test_qkv(open_page, served, lm, trace):
@@ -232,11 +237,11 @@ def test_block(open_page, served, lm, trace):
 def test_next_token(open_page, served, lm, trace):
     last = trace.n_prompt - 1
     page = open_page(served.url + at("lens", query=last, _temperature=0.5, _top_p=0.9))
-    page.locator("gf-lens-grid table").wait_for()
+    page.locator("gf-lens-grid [aria-busy=false]").wait_for()
     page.locator("gf-lens-attribution gf-matrix").wait_for()
     page.locator("gf-lens-sampling .stage").nth(2).wait_for()
     norm, head = lm.model.norm, lm.model.head_weight.detach()
-    for i, row in enumerate(page.locator("gf-lens-grid table tr").all()):
+    for i, row in enumerate(page.locator("gf-lens-grid table.best tr").all()):
         name = f"blocks.{i}.resid_pre" if i < lm.config.n_layers else f"blocks.{i - 1}.resid_post"
         probs = (norm(trace[name][last]) @ head.T).softmax(-1).detach()
         best = probs.topk(5)
@@ -258,7 +263,7 @@ def test_next_token(open_page, served, lm, trace):
 
 def test_roles(open_page, served, trace):
     page = open_page(served.url + at("roles", layer=0, head=0))
-    page.locator("gf-view-roles gf-matrix canvas").nth(5).wait_for()
+    page.locator("gf-view-roles gf-receipt").wait_for()  # all layers have come
     probs = torch.stack([trace[f"blocks.{i}.attn.probs"].tensor for i in range(4)]).double()  # [L, H, T, T]
     previous = probs.diagonal(-1, -2, -1).mean(-1)
     drawn = shares(page.locator("gf-view-roles gf-matrix canvas").first)

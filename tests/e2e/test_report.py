@@ -98,7 +98,7 @@ def test_every_picture_opens_and_only_the_alignment_refuses(opened, report):
     names = page.locator("gf-app nav[aria-label=Pictures] a").all_inner_texts()
     assert len(names) >= 12
     for name in names:
-        page.locator("gf-app nav[aria-label=Pictures]").get_by_text(name, exact=True).click()
+        page.locator("gf-app nav[aria-label=Pictures]").get_by_role("link", name=name, exact=True).click()
         page.locator("gf-app main section h2, gf-app main h2").first.wait_for()
         page.wait_for_load_state("networkidle")
         if name == "Alignment":

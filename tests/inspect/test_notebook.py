@@ -73,6 +73,18 @@ def test_messages_are_answered_with_the_views_own_data(show, t):
     assert json.loads(data[4 : 4 + length])["shape"] == list(real.shape)
 
 
+def test_rows_of_a_view_come_one_by_one(show, t):
+    widget = show("cell")
+    path = "/v1/traces/t0/views/lens?top=2&position=3%2C1&stream=true"
+    *sent, last = ask(widget, {"id": 9, "kind": "post", "path": path})
+    assert last == ({"id": 9, "done": True}, [])
+    assert [said["event"] for said, _ in sent] == ["row"] * (t.config.n_layers + 1) + ["done"]
+    whole = t.lens(top=2, position=(3, 1))
+    assert [json.loads(data) for _, [data] in sent] == [*plain(whole.rows), plain(whole)]
+    [(said, _)] = ask(widget, {"id": 10, "kind": "post", "path": "/v1/traces/t0/views/cell?layer=0"})
+    assert "no rows" in said["error"]["message"]
+
+
 def test_what_cannot_be_answered_says_why(show):
     widget = show("cell")
     for path, word in (

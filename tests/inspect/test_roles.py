@@ -165,6 +165,44 @@ def test_roles_of_a_text_hold_a_part_of_its_attention_at_a_time(monkeypatch):
     assert once.queries["induction"] == 0
 
 
+def test_the_evidence_is_the_largest_share_of_a_single_key(monkeypatch):
+    lm, ids = LanguageModel(tiny("gemma2")), [(7 * i) % 13 for i in range(40)]
+    monkeypatch.setattr(roles, "AT_ONCE", 4 * 40 * 3)  # a few queries at a time
+    t = lm.trace(ids)
+    found = t.roles()
+    for layer in range(3):
+        probs = t[f"blocks.{layer}.attn.probs"].tensor.numpy()
+        for role, fits in (
+            ("previous_token", lambda q, k: k == q - 1),
+            ("duplicate", lambda q, k: k < q and ids[k] == ids[q]),
+            ("induction", lambda q, k: 0 < k < q and ids[k - 1] == ids[q]),
+            ("first_token", lambda q, k: k == 0 < q),
+            ("self", lambda q, k: k == q),
+        ):
+            for head in range(len(probs)):
+                shares = [(probs[head, q, k], q, k) for q in range(40) for k in range(q + 1) if fits(q, k)]
+                one = found.evidence[role][layer][head]
+                if one is None:  # all of them are outside the window
+                    assert max(shares)[0] == 0
+                    continue
+                query, key, share = one
+                assert share == pytest.approx(max(shares)[0], abs=1e-6)
+                assert fits(query, key), (role, query, key)
+                assert probs[head, query, key] == pytest.approx(share, abs=1e-6)
+    assert all(one is None for layer in found.evidence["entropy"] for one in layer)
+    once = lm.trace([1, 2, 3]).roles()
+    assert all(one is None for layer in once.evidence["induction"] for one in layer)
+
+
+def test_roles_come_layer_by_layer():
+    t = LanguageModel(tiny("llama")).trace([(7 * i) % 13 for i in range(20)])
+    whole, rows = t.roles(), list(roles.role_rows(t))
+    assert [row.layer for row in rows] == [0, 1, 2]
+    for role, scores in whole.scores._asdict().items():
+        torch.testing.assert_close(torch.stack([row.scores[role] for row in rows]), scores, equal_nan=True)
+        assert tuple(row.evidence[role] for row in rows) == whole.evidence[role]
+
+
 def test_heads_that_begin_by_looking_back_are_found():
     from glassformer.families import expand
     from glassformer.families.shape import ShapeConfig

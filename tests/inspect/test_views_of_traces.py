@@ -11,6 +11,7 @@ from tiny import tiny
 from glassformer.errors import CheckpointError, RequestError
 from glassformer.inspect import sweep as sweeping
 from glassformer.inspect.edit import ablate, add, patch, scale
+from glassformer.inspect.lens import lens_rows
 from glassformer.inspect.saved import signature
 from glassformer.lm import LanguageModel
 
@@ -34,6 +35,10 @@ def test_the_last_row_of_the_lens_is_the_logits(family):
     for row, whole in zip(one.rows, lens.rows, strict=True):
         assert [a.id for a in row.top[0]] == [a.id for a in whole.top[9]]
         assert [a.logprob for a in row.top[0]] == pytest.approx([a.logprob for a in whole.top[9]], rel=1e-4, abs=1e-4)
+    rows = list(lens_rows(t, top=4, position=(9, 2)))
+    assert t.lens(top=4, position=(9, 2)).positions == (9, 2)
+    for row, whole in zip(rows, lens.rows, strict=True):
+        assert [[a.id for a in top] for top in row.top] == [[a.id for a in whole.top[i]] for i in (9, 2)]
 
 
 def test_a_row_of_the_lens_is_the_model_cut_there():

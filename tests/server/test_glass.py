@@ -286,6 +286,29 @@ def test_every_view_is_the_functions_own(http, kept, lms, name):
     close(found, expected)
 
 
+@pytest.mark.parametrize(("name", "given"), [("lens", {"position": "3,1", "top": "2"}), ("roles", {})])
+def test_a_view_comes_row_by_row(http, kept, name, given):
+    told, t = kept
+    path = f"/v1/traces/{told['id']}/views/{name}"
+    answer = http.get(path, params={**given, "stream": "true"})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [one.split("\n") for one in answer.text.strip().split("\n\n")]
+    names, values = zip(*((head[7:], json.loads(data[6:])) for head, data in events), strict=True)
+    view = VIEWS[name]
+    real = view.read(given)
+    assert names == ("row",) * (len(names) - 1) + ("done",)
+    close(list(values[:-1]), [plain(one) for one in view.rows(t, **real)])
+    close(values[-1], plain(view.function(t, **real)))
+    close(http.get(path, params=given).json(), values[-1])
+
+
+def test_rows_are_refused_with_a_status(http, kept):
+    base = f"/v1/traces/{kept[0]['id']}/views"
+    refused(http.get(f"{base}/lens?position=99&stream=true"), 400, "position", "99", param="position")
+    refused(http.get(f"{base}/lens?stream=maybe"), 400, "true or false", param="stream")
+    refused(http.get(f"{base}/cell?layer=0&head=0&query=2&key=1&stream=true"), 400, "no parameter 'stream'")
+
+
 def close(found, expected, where="") -> None:
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where

@@ -12,6 +12,7 @@ import pytest
 from server.conftest import serving, tiny_lm
 
 from glassformer.generate import loop
+from glassformer.inspect import roles
 from glassformer.server.errors import Refused
 from glassformer.server.queue import MOST_WAITING, Left, Queue
 
@@ -47,12 +48,12 @@ def until(condition):
         time.sleep(0.005)
 
 
-def opened(url, path, body):
+def opened(url, path, body, method="POST"):
     """A socket on which a request was sent."""
     host, port = url.removeprefix("http://").split(":")
-    data = json.dumps(body).encode()
+    data = b"" if body is None else json.dumps(body).encode()
     sock = socket.create_connection((host, int(port)))
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
     return sock
 
@@ -127,6 +128,28 @@ def test_a_sweep_stops_too(slow):
     sock.close()
     until(lambda: app.state.queue.state["running"] == 0)
     assert count < 20, "240 positions of 3 layers, 17 rows at a time, are 43 passes"
+
+
+def test_rows_of_a_view_stop_when_their_client_leaves(slow, monkeypatch):
+    url, app, _ = slow
+    told = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": "the cat sat"}).json()
+    layers, layer_roles, go = [], roles.layer_roles, threading.Event()
+
+    def slowly(t, i):
+        layers.append(i)
+        if i:
+            go.wait()
+        return layer_roles(t, i)
+
+    monkeypatch.setattr(roles, "layer_roles", slowly)
+    sock = opened(url, f"/v1/traces/{told['id']}/views/roles?stream=true", None, "GET")
+    assert sock.recv(100).startswith(b"HTTP/1.1 200")
+    until(lambda: len(layers) == 2)
+    sock.close()
+    until(lambda: all(job.cancelled for job in app.state.queue._running))
+    go.set()
+    until(lambda: app.state.queue.state["running"] == 0)
+    assert layers == [0, 1], "and not the third"
 
 
 def test_the_server_answers_while_it_writes_and_looks_go_in_between(slow):
@@ -294,6 +317,53 @@ def test_quick_work_goes_in_between_and_long_work_in_order():
         for job in jobs:
             assert [item async for item in job]
         assert order == ["long 0", "quick 0", "quick 1", "long 1", "long 2", "next"]
+
+    run(test)
+
+
+def test_a_look_that_comes_row_by_row_lets_later_ones_pass():
+    async def test(queue):
+        order, begun, go = [], threading.Event(), threading.Event()
+
+        def rows(check):
+            begun.set()
+            go.wait()
+            for i in range(3):
+                check()
+                order.append(f"row {i}")
+                yield i
+
+        def note(name):
+            return lambda _: iter([order.append(name)])
+
+        jobs = [queue.submit(rows, quick=True)]
+        await asyncio.to_thread(begun.wait)
+        jobs += [queue.submit(note("quick"), quick=True), queue.submit(note("next"))]
+        go.set()
+        for job in jobs:
+            assert [item async for item in job]
+        assert order == ["row 0", "quick", "row 1", "row 2", "next"]
+
+    run(test)
+
+
+def test_closing_stops_a_look_within_what_runs():
+    async def test(queue):
+        def endless(check):
+            while True:
+                check()
+                time.sleep(0.001)
+                yield 1
+
+        jobs = [queue.submit(endless)]
+        await jobs[0].begun()
+        jobs.append(queue.submit(endless, quick=True))
+        await jobs[1].begun()
+        queue.close()
+        for job in jobs:
+            with pytest.raises(Left):
+                async for _ in job:
+                    pass
 
     run(test)
 

@@ -9,6 +9,10 @@ from inspect_subjects import subject
 from server.conftest import refused, serving, tiny_lm
 
 from glassformer.inspect.edit import from_json
+from glassformer.server.opening import SENTENCE, opening
+from glassformer.training import pair_recipe
+from glassformer.training.runfile import RunFile
+from glassformer.translator import Translator
 
 SOURCE, TARGET = "a dog ate", "the cat sat"
 
@@ -221,3 +225,32 @@ def test_views_and_sweeps_that_have_no_meaning(http):
     assert "no heads" in http.post("/v1/sweeps", json={"trace": blind, "over": "heads"}).text
     talker = made(http, model="talker", prompt=SOURCE)["id"]
     refused(http.get(f"/v1/traces/{talker}/views/alignment"), 400, "reads no source", param="view")
+
+
+# ---- what a page opens on
+
+
+def test_each_is_opened_on_a_text_of_its_own_kind(http, models):
+    openings = {one["id"]: one["opening"] for one in http.get("/v1/models").json()["data"]}
+    assert openings["talker"] is None
+    assert openings["pair"] == openings["rnn"] == SENTENCE
+    assert made(http, model="reader", prompt=openings["reader"])["tokens"], "and it can be read"
+
+
+def test_a_run_is_opened_on_what_it_sampled_from(models, tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000001"
+    checkpoint.mkdir(parents=True)
+    one = Translator(models["pair"].model, models["pair"].tokenizer, source=str(checkpoint))
+    assert opening(one) == SENTENCE
+    RunFile({"sample_prompt": "the third of May"}, {}).write(tmp_path / "run")
+    assert opening(one) == "the third of May"
+    RunFile({"sample_prompt": ""}, {}).write(tmp_path / "run")
+    assert opening(one) == SENTENCE
+    (tmp_path / "run" / "run.json").write_text("{")
+    assert opening(one) == SENTENCE
+
+
+def test_the_demonstrations_runs_sample_from_a_pair_of_their_task():
+    for task in ("dates", "numbers", "reverse", "copy"):
+        config = pair_recipe.settings("transformer", task, "x", steps=5)
+        assert config.sample_prompt == pair_recipe.example(task).source

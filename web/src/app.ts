@@ -46,7 +46,10 @@ export class App extends Follower {
     main { grid-area: room; min-width: 0; scroll-margin-top: 1rem; }
     gf-side { grid-area: side; position: sticky; top: 0.5rem; align-self: start; max-height: calc(100vh - 1rem); overflow: auto; }
     nav { border-bottom: 1px solid var(--line); margin-bottom: 1.4rem; }
-    nav ul { display: flex; gap: 0 0.95rem; overflow-x: auto; scrollbar-width: thin; flex-wrap: wrap; }
+    nav ul { text-wrap: balance; }
+    nav li { display: inline-block; margin-right: 1rem; }
+    nav label { display: none; gap: 0.6rem; align-items: center; font-size: 0.82rem; color: var(--soft); padding-bottom: 0.7rem; }
+    nav select { flex: 1; color: var(--ink); font-size: 0.95rem; padding: 0.4rem 0.6rem; }
     nav a { display: block; padding: 0.42rem 0; white-space: nowrap; text-decoration: none; color: var(--soft); font-size: 0.82rem; border-bottom: 2px solid transparent; margin-bottom: -1px; }
     nav a:hover { color: var(--ink); }
     nav a[aria-current] { color: var(--ink); border-color: var(--ink); }
@@ -59,7 +62,8 @@ export class App extends Follower {
     @media (max-width: 720px) {
       :host { display: block; padding: 0 1rem 3rem; }
       gf-map { position: sticky; top: 0; z-index: 3; max-height: none; margin: 0 -1rem; }
-      nav ul { flex-wrap: nowrap; }
+      nav ul { display: none; }
+      nav label { display: flex; }
       gf-side { margin-top: 2rem; }
     }
   `];
@@ -99,7 +103,7 @@ export class App extends Follower {
 
   #main(view: ViewEntry | undefined) {
     return html`<main tabindex="-1" id="room">
-      <nav aria-label="Pictures"><ul>${views().map((one) => html`<li><a href="#/${one.id}" aria-current=${one === view ? "page" : nothing}
+      <nav aria-label="Pictures"><label>picture <select aria-label="Picture" @change=${(event: Event) => this.session.visit((event.target as HTMLSelectElement).value)}>${views().map((one) => html`<option value=${one.id} .selected=${one === view}>${one.title}</option>`)}</select></label><ul>${views().map((one) => html`<li><a href="#/${one.id}" aria-current=${one === view ? "page" : nothing}
         @click=${(event: MouseEvent) => this.#open(event, one)}>${one.title}</a></li>`)}</ul></nav>
       ${this.#room(view)}
     </main>`;
@@ -121,8 +125,6 @@ export class App extends Follower {
   override updated(): void {
     if (this.guest) return;
     const title = this.#view?.title;
-    const tabs = this.renderRoot.querySelector("main nav ul"), tab = tabs?.querySelector<HTMLElement>("[aria-current]");
-    if (tabs && tab && tabs.scrollWidth > tabs.clientWidth) tabs.scrollLeft = tab.offsetLeft - tabs.clientWidth / 2;
     document.title = title ? `${title} · Glassformer` : "Glassformer";
   }
 
@@ -138,12 +140,14 @@ export class App extends Follower {
     void this.session.retry();
   }
 
-  /** Arrows move query and key; with shift, layer and head. */
+  /** Arrows move query and key; with shift, layer and head. `,` and `.` step back and on. */
   #key = (event: KeyboardEvent): void => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.composedPath().some((node) => node instanceof HTMLElement && /^(INPUT|TEXTAREA|SELECT)$/.test(node.tagName));
     const moves = this.#view?.arrows ?? [];
     if (typing || !this.session.trace) return;
+    const step = { ",": -1, ".": 1 }[event.key];
+    if (step && this.#view?.steps) this.session.dispatchEvent(new CustomEvent("step", { detail: step }));
     const side = moves.includes("key") ? "key" : "query"; // tokens lie side by side
     const plain = { ArrowUp: ["query", -1], ArrowDown: ["query", 1], ArrowLeft: [side, -1], ArrowRight: [side, 1] } as const;
     const shifted = { ArrowUp: ["layer", -1], ArrowDown: ["layer", 1], ArrowLeft: ["head", -1], ArrowRight: ["head", 1] } as const;

@@ -43,8 +43,18 @@ export class Baked implements Transport {
     return this.#trace(path, body) as T;
   }
 
+  /** A trace; or a view, whose rows are all there: of several positions one after the other, as they are baked. */
   async *events(path: string, body: unknown): AsyncGenerator<{ event: string; data: unknown }> {
-    yield { event: "trace", data: this.#trace(path, body) };
+    if (body !== undefined) {
+      yield { event: "trace", data: this.#trace(path, body) };
+      return;
+    }
+    const [where = "", query = ""] = path.split(/\?(.*)/s), asked = new URLSearchParams(query), several = asked.get("position");
+    asked.delete("stream");
+    for (const position of several?.split(",") ?? [null]) {
+      if (position !== null) asked.set("position", position);
+      yield { event: "done", data: await this.#find(`${where}?${asked.toString()}`) };
+    }
   }
 
   async #find(path: string): Promise<unknown> {

@@ -1,5 +1,5 @@
 /** What the whole page shares: where one is, which model and text, and the answers got so far. */
-import { read, write, type Edit, type Place } from "./lib/address.js";
+import { read, START, write, type Edit, type Place } from "./lib/address.js";
 import { Refused, wantsKey, type Transport } from "./transport.js";
 import { worthSeeing } from "./first.js";
 import { asServed } from "./recipe.js";
@@ -36,6 +36,11 @@ export interface Here {
 
 type Parameters = Record<string, string | number | boolean | null | undefined>;
 
+/** The picture that shows first what a kind of model does. */
+const OPENS: Record<Kind, string> = { decoder: START.view, "encoder-decoder": "alignment", recurrent: "alignment", encoder: "grid" };
+
+const WHOLE = 64; // tokens that a translation may take: it ends by itself
+
 const PATIENCE = 1500; // milliseconds that a first picture waits for a head worth seeing
 const KEPT = 300; // answers, the oldest dropped first
 const READ = 24; // texts
@@ -45,6 +50,7 @@ export class Session extends EventTarget {
   place: Place;
   models: string[] = [];
   kinds: Record<string, Kind> = {};
+  openings: Record<string, string | null> = {}; // what is read first, where a story is not of the model's kind
   anatomy: Anatomy | null = null;
   trace: TraceInfo | null = null;
   /** The tokens of a text that is being written, as they come; null when none is. */
@@ -83,9 +89,11 @@ export class Session extends EventTarget {
     this.#read.clear();
     this.#opened = "";
     try {
-      const list = await this.transport.json<{ data: { id: string; kind?: Kind }[] }>("/v1/models");
+      const list = await this.transport.json<{ data: { id: string; kind?: Kind; opening?: string | null }[] }>("/v1/models");
       this.models = list.data.map((model) => model.id);
       this.kinds = Object.fromEntries(list.data.map((model) => [model.id, model.kind ?? "decoder"]));
+      this.openings = Object.fromEntries(list.data.map((model) => [model.id, model.opening ?? null]));
+      this.#settle(this.bar.read());
       await this.open();
     } catch (error) {
       this.#trouble(error);
@@ -151,6 +159,21 @@ export class Session extends EventTarget {
     this.bar.write(write(this.place), push);
     this.changed();
     if (this.#wanted() !== this.#opened) void this.open(true);
+  }
+
+  /** Another model, on a text of its own kind where the text was only what the page opened with. */
+  choose(model: string): void {
+    const kind = this.kinds[model] ?? "decoder", other = kind !== this.kinds[this.model], given = this.place.text !== START.text && this.place.text !== this.openings[this.model];
+    const more = Object.fromEntries(Object.entries(this.place.more).filter(([name]) => name !== "target"));
+    this.go({ model, more, layer: -1, head: -1, query: -1, key: -1, edits: [], ...(given ? {} : { text: this.openings[model] ?? START.text, write: this.openings[model] ? WHOLE : START.write }), ...(other ? { view: OPENS[kind] } : {}) });
+  }
+
+  /** Where the address says no text, one of the model's kind; where it names no picture either, that which shows it first. */
+  #settle(address: string): void {
+    const opening = this.openings[this.model], kind = this.kinds[this.model] ?? "decoder";
+    if (!opening || this.place.text !== START.text) return;
+    this.place = { ...this.place, text: opening, ...(this.place.write === START.write ? { write: WHOLE } : {}), ...(/^#\/[a-z]/.test(address) ? {} : { view: OPENS[kind] }) };
+    this.bar.write(write(this.place), false);
   }
 
   /** Open a view; a walk that is under way goes on from there. */
@@ -312,14 +335,28 @@ export class Session extends EventTarget {
     this.#answers.set(path, answer);
     answer.catch((error: unknown) => {
       this.#answers.delete(path); // what failed may be asked for again
-      if (wantsKey(error)) this.#trouble(error);
-      if (this.trace && path.includes(this.trace.id)) this.lost(error);
+      this.#failed(path, error);
     });
     for (const old of this.#answers.keys()) {
       if (this.#answers.size <= KEPT) break;
       this.#answers.delete(old);
     }
     return answer;
+  }
+
+  /** A view that comes row by row, until nobody listens; the same once more is asked for once more. */
+  async *rows(path: string, signal: AbortSignal): AsyncGenerator<{ event: string; data: unknown }> {
+    try {
+      yield* this.transport.events(path, undefined, signal);
+    } catch (error) {
+      if (!signal.aborted) this.#failed(path, error);
+      throw error;
+    }
+  }
+
+  #failed(path: string, error: unknown): void {
+    if (wantsKey(error)) this.#trouble(error);
+    if (this.trace && path.includes(this.trace.id)) this.lost(error);
   }
 
   /** Where a trace is gone, for the server has dropped it for others: read the text again. */
@@ -343,6 +380,7 @@ export class Session extends EventTarget {
     const address = this.bar.read();
     if (address === write(this.place)) return;
     this.place = read(address);
+    this.#settle(address);
     this.changed();
     if (this.#wanted() !== this.#opened) void this.open(true);
   }

@@ -75,8 +75,12 @@ export interface Cell {
   layer: number; head: number; attention: Attention; kv_head: number; query: number; key: number;
   q: Num[]; k: Num[]; products: Num[]; sum: Num; scale: Num; scaled: Num; softcap: Num | null; capped: Num; bias: Num;
   visible: boolean; window: number | null; score: Num; largest: Num; exp: Num; sink: Num | null; total: Num; prob: Num;
-  scores: Num[]; probs: Num[]; unscaled: Num[]; entropy: Num; unscaled_entropy: Num; v: Num[]; weighted: Num[];
-  z: Num[]; receipt: Receipt;
+  scores: Num[]; probs: Num[]; entropy: Num; v: Num[]; weighted: Num[]; z: Num[]; unscaled: Unscaled; receipt: Receipt;
+}
+/** What of a cell is another with a scale of 1. */
+export interface Unscaled {
+  capped: Num; score: Num; largest: Num; exp: Num; total: Num; prob: Num; probs: Num[]; entropy: Num; weighted: Num[];
+  z: Num[];
 }
 
 export interface Heads {
@@ -87,13 +91,16 @@ export interface Grid {
   layer: number; heads: number; rows: number; columns: number; pictures: string; bound: number; receipt: Receipt;
 }
 
+export interface Evidence { query: number; key: number; share: Num }
+export interface RoleRow { layer: number; scores: Record<string, Num[]>; evidence: Record<string, (Evidence | null)[]> }
 export interface Roles {
-  scores: Record<string, Num[][]>; queries: Record<string, number>; meanings: Record<string, string>; receipt: Receipt;
+  scores: Record<string, Num[][]>; evidence: Record<string, (Evidence | null)[][]>; queries: Record<string, number>; meanings: Record<string, string>; receipt: Receipt;
 }
 
 export interface Likely { id: number; token: string; logprob: Num }
+export interface LensRow { name: string; top: Likely[][] }
 export interface Lens {
-  rows: { name: string; top: Likely[][] }[]; positions: number[]; tokens: string[]; receipt: Receipt;
+  rows: LensRow[]; positions: number[]; tokens: string[]; receipt: Receipt;
 }
 export interface Attribution {
   position: number; target: [number, string]; rival: [number, string]; difference: Num; capped: Num; heads: Num[][];

@@ -8,6 +8,7 @@ export interface Transport {
   json<T>(path: string, signal?: AbortSignal): Promise<T>;
   tensor(path: string, signal?: AbortSignal): Promise<Tensor>;
   post<T>(path: string, body: unknown, signal?: AbortSignal): Promise<T>;
+  /** What comes bit by bit; without a body, a view's rows. */
   events(path: string, body: unknown, signal?: AbortSignal): AsyncIterable<{ event: string; data: unknown }>;
 }
 
@@ -49,13 +50,15 @@ export class Http implements Transport {
   }
 
   async *events(path: string, body: unknown, signal?: AbortSignal): AsyncGenerator<{ event: string; data: unknown }> {
-    const answer = await this.#ask(path, this.#with(body, signal));
+    const answer = await this.#ask(path, body === undefined ? (signal ? { signal } : {}) : this.#with(body, signal));
     if (!answer.body) return;
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     const events = new EventReader();
     try {
       for (;;) {
-        const { done, value } = await reader.read();
+        const { done, value } = await reader.read().catch((error: unknown) => {
+          throw signal?.aborted ? error : new Refused("The server went away in the middle of its answer. Is it still running?", 0);
+        });
         if (done) return;
         for (const { event, data } of events.feed(value)) {
           if (data === "[DONE]") return;

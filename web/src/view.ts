@@ -10,6 +10,7 @@ export interface ViewEntry {
   element: string; // its tag
   place: "text" | "embed" | "block" | "attention" | "forward" | "head" | "source" | "model"; // where on the map it is
   arrows?: ("layer" | "head" | "query" | "key")[]; // what the arrow keys move
+  steps?: string; // what `,` and `.` go through
 }
 
 const entries: ViewEntry[] = [];

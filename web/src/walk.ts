@@ -7,7 +7,7 @@ import { big, bytes, count, num, percent, short } from "./lib/number.js";
 import { inWords } from "./lib/words.js";
 import { furthest } from "./lib/forked.js";
 import { quoted } from "./parts/token.js";
-import type { BlockSum, CacheView, Cell, Fork, Heads } from "./shapes.js";
+import type { BlockSum, CacheView, Cell, Embedding, Fork, Heads, QKV, Summary, Tokens } from "./shapes.js";
 import type { Session } from "./session.js";
 import type { STEPS } from "./steps.js";
 import { Follower } from "./view.js";
@@ -19,6 +19,10 @@ interface Facts {
   block: BlockSum | null;
   cache: CacheView | null;
   fork: Fork | null;
+  qkv: QKV | null;
+  summary: Summary | null;
+  tokens: Tokens | null;
+  embedding: Embedding | null;
 }
 
 interface Step {
@@ -35,25 +39,26 @@ export const WALK: readonly Step[] = [
     title: "Attention: a token looks back",
     view: "cell",
     needs: "cell",
-    say: ({ session, cell }) => html`<p>To say what comes next, each token gathers from those before it. Row ${cell?.query} of the picture is what
-      ${token(session, cell?.query ?? 0)} takes in head ${cell?.head} of block ${cell?.layer}: ${percent(cell?.prob ?? 0)} of it
-      from ${token(session, cell?.key ?? 0)}.</p><p>Click any field; the stronger the colour, the more. Of all heads, this page opens at the one that speaks loudest for what comes next.</p>`,
+    say: ({ session, cell }) => html`<p>A model writes one token at a time. To know what comes next, each token first gathers from those before it: that is attention. Row ${cell?.query} of the picture shows where
+      ${token(session, cell?.query ?? 0)} looks in head ${cell?.head} of block ${cell?.layer}: ${percent(cell?.prob ?? 0)} of what it takes comes
+      from ${token(session, cell?.key ?? 0)}, token ${cell?.key}.</p><p>Click any field: the stronger its colour, the larger the share. Of all heads, this page opens at the one that speaks loudest for what the model says next.</p>`,
   },
   {
     title: "Query, key, value",
     view: "qkv",
-    say: ({ session }) => html`<p>From one vector come three. The <span class="q">query</span> of ${token(session, session.here.query)} asks, the
-      <span class="k">key</span> says what a token can be found by, the <span class="v">value</span> is what it hands over.</p>
-      <p>Each is the same x times a matrix of its own, learned in training, the same for all tokens.</p>`,
+    needs: "qkv",
+    say: ({ session, qkv }) => html`<p>How does a token know where to look? From the one vector x of ${token(session, qkv?.position ?? 0)}, ${qkv?.x.length} numbers, come three of ${qkv?.q.length}: its <span class="q">query</span> is what it looks for, its
+      <span class="k">key</span> what others find it by, its <span class="v">value</span> what it hands over when found.</p>
+      <p>${qkv?.products.q ? html`Each number is a sum of ${qkv.products.q.weights.length} products: query[${qkv.dim}] = ${short(qkv.products.q.value)} is ${qkv.products.q.of === "x" ? "x" : "a latent of x"} times row ${qkv.dim} of ${qkv.products.q.matrix}.` : nothing} The matrices were learned in training, and are the same for every token.</p>`,
   },
   {
     title: "The scaled dot product",
     view: "cell",
     needs: "cell",
-    say: ({ cell }) => html`<p>How well a <span class="q">query</span> fits a <span class="k">key</span> is the sum of ${cell?.q.length} products:
-      ${short(cell?.sum ?? 0)}. Times ${short(cell?.scale ?? 0)} it is ${short(cell?.scaled ?? 0)}; softmax over all keys that may be seen makes it
-      ${percent(cell?.prob ?? 0)}.</p><p>Switch the scaling off: the row's entropy goes from ${short(cell?.entropy ?? 0)} to
-      ${short(cell?.unscaled_entropy ?? 0)} nats. Softmax saturates, and learning stops where it does.</p>`,
+    say: ({ cell }) => html`<p>How well a <span class="q">query</span> fits a <span class="k">key</span> is one number, the sum of ${cell?.q.length} products:
+      ${short(cell?.sum ?? 0)}. Times the scale ${short(cell?.scale ?? 0)} it is ${short(cell?.scaled ?? 0)}; softmax then turns the scores of all keys that may be seen into shares, and this one into
+      ${percent(cell?.prob ?? 0)}. Step through it with the keys , and .</p><p>Press “without the scale”: the row's entropy, how evenly it is spread, goes from ${short(cell?.entropy ?? 0)} to
+      ${short(cell?.unscaled.entropy ?? 0)} nats. One key takes nearly all: softmax saturates, and there a model can hardly learn.</p>`,
   },
   {
     title: "Many heads",
@@ -62,7 +67,7 @@ export const WALK: readonly Step[] = [
       const layers = session.anatomy?.layers ?? [];
       return html`<p>One look is not enough. Each of ${layers.length} blocks looks ${layers[0]?.n_heads} ways at once,
         ${layers.reduce((sum, one) => sum + one.n_heads, 0)} heads in all, each with queries, keys and values of ${layers[0]?.head_dim} numbers.</p>
-        <p>Some look one token back, some for the last time that this token stood, many at the first token, where they rest.</p>`;
+        <p>Each small picture is one of them on this text: a line beside the diagonal looks one token back, a dark first column rests on the first token. Put them “in the order of” a score to find its best player.</p>`;
     },
   },
   {
@@ -71,58 +76,67 @@ export const WALK: readonly Step[] = [
     needs: "heads",
     say: ({ heads }) => {
       const shares = (heads?.shares ?? []).map(Number), best = shares.indexOf(Math.max(...shares));
-      return html`<p>The heads' results stand side by side and go through one matrix, W<sub>o</sub>. That is a sum: each head through its own slice.</p>
-        <p>Here head ${best} writes most of what attention adds: ${percent(shares[best] ?? 0)} of it.</p>`;
+      return html`<p>The results z of the ${shares.length} heads, ${heads?.z[0]?.length} numbers each, stand side by side and go through one matrix, W<sub>o</sub>, which makes ${heads?.out.length} numbers of them. That is a sum: each head goes through its own slice of the matrix.</p>
+        <p>Here head ${best} writes most of what attention adds: ${percent(shares[best] ?? 0)} of it. Mute it, and see what is left.</p>`;
     },
   },
   {
     title: "Tokens",
     view: "tokenizer",
-    say: ({ session }) => html`<p>A model reads no letters. Its tokenizer cuts text into ${count(session.anatomy?.vocab_size ?? 0)} known pieces, the same
-      way each time: this text is ${session.tokens.length} of them.</p><p>A word is put together from bytes, pair by pair, the commonest pair first.</p>`,
+    needs: "tokens",
+    say: ({ tokens }) => html`<p>What are these tokens? A model reads no letters. Its tokenizer knows ${count(tokens?.vocab_size ?? 0)} pieces of text and cuts every text into them, always the same
+      way: these ${count(tokens?.n_bytes ?? 0)} bytes are ${count(tokens?.tokens.length ?? 0)} tokens.</p><p>A word begins as its bytes, and neighbours are joined pair by pair: first the pair that training found first. Step through it below.</p>`,
   },
   {
     title: "Embeddings",
     view: "embedding",
-    say: ({ session }) => html`<p>Each of the ${count(session.anatomy?.vocab_size ?? 0)} tokens has a row of ${session.anatomy?.d_model} numbers.
-      ${token(session, session.here.query)} is that row until the blocks add to it. Tokens that are used alike come to lie near each other.</p>`,
+    needs: "embedding",
+    say: ({ session, embedding }) => html`<p>Each of the ${count(session.anatomy?.vocab_size ?? 0)} tokens has a row of ${session.anatomy?.d_model} numbers, learned in training.
+      ${quoted(embedding?.token.text)} is number ${embedding?.token.id}, and enters the first block as row ${embedding?.token.id}.</p>
+      <p>Tokens that are used alike come to lie near each other: nearest to it is ${quoted(embedding?.nearest[0]?.text)}, at a cosine of ${short(embedding?.nearest[0]?.value ?? 0)}.</p>`,
   },
   {
     title: "The block",
     view: "block",
     needs: "block",
-    say: ({ block }) => html`<p>A block adds twice to the <span class="r">residual stream</span>: what attention gathered, of length
+    say: ({ session, block }) => html`<p>Each token carries one vector through the model, its <span class="r">residual stream</span>. Block ${block?.layer} adds to that of ${token(session, block?.position ?? 0)} twice: what attention gathered, of length
       ${short(block?.norms["attn.add"] ?? 0)}, and what the <span class="f">feed-forward layer</span> makes of it, ${short(block?.norms["mlp.add"] ?? 0)}.
-      Nothing is overwritten.</p><p>Its ${count(block?.d_ff ?? 0)} neurons hold most of what the block has learned.</p>`,
+      Nothing is overwritten.</p><p>The feed-forward layer has ${count(block?.d_ff ?? 0)} neurons. Each looks at one token alone and, when it fires, pushes towards some tokens and away from others: the table shows which.</p>`,
   },
   {
     title: "The stack",
     view: "map",
     say: ({ session }) => {
       const { layers = [], shares = {}, parameters = 0 } = session.anatomy ?? {};
-      return html`<p>${layers.length} blocks, one on the other, each reading what those below have added: ${big(parameters)} parameters, of which
-        <span class="q">attention</span> has ${percent(shares["attention"] ?? 0, 0)} and <span class="f">feed-forward</span>
+      return html`<p>That is the whole model: a tokenizer, an embedding, ${layers.length} such blocks, each reading what those before it have added, and a head. Step one token through it with the keys , and .</p>
+        <p>It has ${big(parameters)} parameters, numbers learned in training: <span class="q">attention</span> ${percent(shares["attention"] ?? 0, 0)} of them, <span class="f">feed-forward</span>
         ${percent(shares["feed-forward"] ?? 0, 0)}.</p>`;
     },
   },
   {
     title: "The head: which token next?",
     view: "lens",
-    say: ({ session }) => html`<p>At the end the stream is held against every token's row: ${count(session.anatomy?.vocab_size ?? 0)} scores, which softmax turns into
-      shares. The next token is drawn from them, put behind the text, and all begins anew.</p>`,
+    needs: "summary",
+    say: ({ session, summary }) => {
+      const { query } = session.here, after = summary?.tokens[query + 1], best = (after ? after.top : summary?.next)?.[0];
+      return html`<p>After the last block the stream is held against the row of every token: ${count(session.anatomy?.vocab_size ?? 0)} scores, which softmax turns into
+      shares. After ${token(session, query)}, ${quoted(best?.text)} has the largest: ${percent(best?.value ?? 0)}.</p>
+      <p>One token is drawn from these shares and put behind the text, and all begins anew. The grid shows what each block would have said already.</p>`;
+    },
   },
   {
     title: "Parallel tracks",
     view: "tracks",
-    say: ({ session }) => html`<p>The ${session.tokens.length} tokens go through the blocks side by side, each on a track of its own. Only attention crosses
-      between them, and only backwards. So a whole text is read at once, up to the context's ${count(session.anatomy?.context ?? 0)} tokens.</p>`,
+    say: ({ session }) => html`<p>The ${session.tokens.length} tokens go through the ${session.anatomy?.layers.length} blocks side by side, each on a track of its own. Only attention crosses
+      between tracks, and it only looks back: a token never depends on a later one. So a whole text is read at once${session.anatomy?.context ? `, up to the context's ${count(session.anatomy.context)} tokens` : ""}.</p>
+      <p>Change a token below, and see that nothing to its left moves.</p>`,
   },
   {
     title: "The cache",
     view: "cache",
     needs: "cache",
-    say: ({ session, cache }) => html`<p>What is past does not change. The keys and values of all ${session.tokens.length} tokens are kept,
-      ${bytes(cache?.bytes ?? 0)} here, so that a new token needs only its own track.</p>`,
+    say: ({ session, cache }) => html`<p>Because a token never depends on a later one, what is past does not change. The keys and values of all ${session.tokens.length} tokens are kept,
+      ${bytes(cache?.layers[0]?.bytes_per_slot ?? 0)} for each token and block, ${bytes(cache?.bytes ?? 0)} in all, so that a new token needs only its own track.</p><p>Switch the cache off, and see how much would be computed again.</p>`,
   },
   {
     title: "Does it cause what it seems to?",
@@ -148,6 +162,16 @@ export class Caption extends Follower {
   #heads = new Ask<Heads>(this, this.#want("heads", () => ({ layer: this.session.here.layer, position: this.session.here.query })));
   #block = new Ask<BlockSum>(this, this.#want("block", () => ({ layer: this.session.here.layer, position: this.session.here.query })));
   #cache = new Ask<CacheView>(this, this.#want("cache", () => ({ layer: this.session.here.layer })));
+  #qkv = new Ask<QKV>(this, this.#want("qkv", () => ({ layer: this.session.here.layer, head: this.session.here.head, position: this.session.here.query, dim: this.#number("dim", 0) })));
+  #summary = new Ask<Summary>(this, this.#want("summary", () => ({})));
+  #tokens = new Ask<Tokens>(this, () => (WALK[this.step]?.needs === "tokens" ? this.session.ofModel("tokens", { text: this.session.place.more["try"] ?? this.session.place.text }) : null));
+  #embedding = new Ask<Embedding>(this, () => (WALK[this.step]?.needs === "embedding" ? this.session.ofModel("embedding", { token: this.#number("token", this.session.tokens[this.session.here.query]?.id ?? 0), n: 12, table: this.session.place.more["table"] === "output" ? "output" : "input" }) : null));
+
+  /** What the view beside it was told to show. */
+  #number(name: string, otherwise: number): number {
+    const asked = Number(this.session.place.more[name] ?? NaN);
+    return Number.isInteger(asked) ? asked : otherwise;
+  }
 
   #fork = new Ask<Fork>(this, () => {
     const { original, trace } = this.session;
@@ -158,7 +182,9 @@ export class Caption extends Follower {
 
   override render() {
     const one = WALK[this.step];
-    const facts: Facts = { session: this.session, cell: this.#cell.value, heads: this.#heads.value, block: this.#block.value, cache: this.#cache.value, fork: this.#fork.pending ? null : this.#fork.value };
+    const facts: Facts = { session: this.session, cell: this.#cell.value, heads: this.#heads.value, block: this.#block.value, cache: this.#cache.value, fork: this.#fork.pending ? null : this.#fork.value, qkv: this.#qkv.value, summary: this.#summary.value, tokens: this.#tokens.value, embedding: this.#embedding.value };
+    const refused = [this.#cell, this.#heads, this.#block, this.#cache, this.#qkv, this.#summary, this.#tokens, this.#embedding].find((ask) => ask.error)?.error;
+    if (one?.needs && refused) return html`<p>${refused.message}</p>`;
     if (!one || !this.session.trace || (one.needs && !facts[one.needs])) return nothing;
     return one.say(facts);
   }

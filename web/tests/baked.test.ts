@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { beginningAt, keyOf } from "../src/baked.js";
+import { gzipSync } from "node:zlib";
+import { Baked, beginningAt, keyOf, type Report } from "../src/baked.js";
 import { Channel, type Port } from "../src/channel.js";
 import { read, START } from "../src/lib/address.js";
 import { Refused } from "../src/transport.js";
@@ -13,6 +14,21 @@ describe("what is asked of a report", () => {
     expect(keyOf("/v1/traces/t0/tensors/embed.out?slice=3%2C%3A&dtype=f32", usual)).toBe("/v1/traces/t0/tensors/embed.out?slice=3,:");
     expect(keyOf("/v1/models/a%2Fb/views/tokens?text=one+two%0A", usual)).toBe("/v1/models/a/b/views/tokens?text=one two\n");
   });
+});
+
+describe("what comes row by row", () => {
+  const answers = { "/v1/traces/t0/views/lens?position=3": ["json", { positions: [3] }], "/v1/traces/t0/views/lens?position=4": ["json", { positions: [4] }], "/v1/traces/t0/views/roles?": ["json", { whole: true }] };
+  const report: Report = { place: {}, serve: "serve it", rule: "some", defaults: { lens: { top: "5" } }, traces: [] };
+  const heard = async (path: string) => {
+    const found: unknown[] = [];
+    for await (const one of new Baked(report, gzipSync(JSON.stringify(answers)).toString("base64")).events(path, undefined)) found.push(one);
+    return found;
+  };
+  it("is there at once in a report, of several positions one after the other", async () => {
+    expect(await heard("/v1/traces/t0/views/lens?top=5&position=4%2C3&stream=true")).toEqual([{ event: "done", data: { positions: [4] } }, { event: "done", data: { positions: [3] } }]);
+    expect(await heard("/v1/traces/t0/views/roles?stream=true")).toEqual([{ event: "done", data: { whole: true } }]);
+  });
+  it("says what is not in it", async () => await expect(heard("/v1/traces/t0/views/lens?position=9&stream=true")).rejects.toThrow("serve it"));
 });
 
 describe("a report's address", () => {

@@ -134,7 +134,7 @@ def cell(t: Trace, of: Cell) -> list[Panel]:
         *steps,
         Heading(f"Where {q} looks"),
         Bars(keys, "key", 1.0),
-        Line(((f"entropy {short(of.entropy)} nats, unscaled it would be {short(of.unscaled_entropy)}", "soft"),)),
+        Line(((f"entropy {short(of.entropy)} nats, unscaled it would be {short(of.unscaled.entropy)}", "soft"),)),
         seal(of.receipt),
     ]
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
@@ -20,14 +20,30 @@ from glassformer.inspect.views.result import off
 
 
 @dataclass(frozen=True)
+class Unscaled:
+    """What a cell's later numbers would be with a scale of 1, its softcap, bias and sink kept: see `Cell`."""
+
+    capped: float
+    score: float
+    largest: float
+    exp: float
+    total: float
+    prob: float
+    probs: Float[Tensor, "S"]
+    entropy: float
+    weighted: Float[Tensor, "Dv"]
+    z: Float[Tensor, "Dv"]
+
+
+@dataclass(frozen=True)
 class Cell:
     """Every number of a cell, in the order in which they arise.
 
     Of this cell: `products` q_i k_i [Dh], their `sum`, `scale`, `scaled` = sum * scale, `softcap` c and `capped` =
     c tanh(scaled / c) (the same as `scaled` without one), `bias` that a model adds, whether the query may see the key,
     `score`; `exp` = e^(score - the row's largest), `total` = the row's sum of them (with the sink's), `prob`.
-    Of the query's whole row [S]: `scores`, `probs`, and `unscaled`, the probabilities if nothing were scaled.
-    `v` [Dv] is what the key offers, `weighted` = prob * v, `z` the sum over all keys. `entropy` in nats of `probs`.
+    Of the query's whole row [S]: `scores` and `probs`, `entropy` in nats of these. `v` [Dv] is what the key offers,
+    `weighted` = prob * v, `z` the sum over all keys. `unscaled`: the same if nothing were scaled.
     """
 
     layer: int
@@ -55,12 +71,11 @@ class Cell:
     prob: float
     scores: Float[Tensor, "S"]
     probs: Float[Tensor, "S"]
-    unscaled: Float[Tensor, "S"]
     entropy: float
-    unscaled_entropy: float
     v: Float[Tensor, "Dv"]
     weighted: Float[Tensor, "Dv"]
     z: Float[Tensor, "Dv"]
+    unscaled: Unscaled
     receipt: Receipt
 
 
@@ -89,25 +104,22 @@ def cell(t: Trace, *, layer: int, head: int, query: int, key: int, attention: Wh
     probs = t.rows(f"{name}.probs", head=head, query=query).tensor.float()
     sums = k @ q
     scaled = sums * spec.scale
-    capped = scaled if spec.softcap is None else spec.softcap * torch.tanh(scaled / spec.softcap)
+    capped = _capped(scaled, spec.softcap)
     seen = scores > -math.inf
     bias = (scores - capped).where(seen, 0.0)
     bias = bias.where(
         bias.abs() > 1e-4 * scores.where(seen, 0.0).abs().max().clamp(min=1e-6), 0.0
     )  # more than rounding
     sink = None if module.sinks is None else module.sinks[head].float()
-    largest = scores.max() if sink is None else torch.maximum(scores.max(), sink)
-    exp = (scores - largest).exp()
-    total = exp.sum() if sink is None else exp.sum() + (sink - largest).exp()
+    largest, exp, total = _exponents(scores, sink)
     worked = exp / total
-    unscaled = sums.masked_fill(~seen, -math.inf).softmax(-1)
     found = Cell(
         layer, head, attention, kv_head, query, key,
         q, k[key], q * k[key], sums[key].item(), spec.scale, scaled[key].item(), spec.softcap, capped[key].item(),
         bias[key].item(), bool(seen[key]), spec.window, scores[key].item(), largest.item(), exp[key].item(),
         None if sink is None else sink.item(), total.item(), worked[key].item(),
-        scores, probs, unscaled, entropy(probs), entropy(unscaled),
-        v[key], worked[key] * v[key], z,
+        scores, probs, entropy(probs), v[key], worked[key] * v[key], z,
+        _unscaled(_capped(sums, spec.softcap), bias, seen, sink, v, key),
         Receipt(
             "",
             "max |sum of prob * v - z|, and of the probabilities by either way",
@@ -115,6 +127,35 @@ def cell(t: Trace, *, layer: int, head: int, query: int, key: int, attention: Wh
         ),
     )  # fmt: skip
     return replace(found, receipt=replace(found.receipt, python=_line(found, attention)))
+
+
+def _capped(scaled: Float[Tensor, "S"], softcap: float | None) -> Float[Tensor, "S"]:
+    return scaled if softcap is None else softcap * torch.tanh(scaled / softcap)
+
+
+def _exponents(scores: Float[Tensor, "S"], sink: Tensor | None) -> tuple[Tensor, Float[Tensor, "S"], Tensor]:
+    """The largest score, e^(score - largest) of each, and their sum, with the sink's in both."""
+    largest = scores.max() if sink is None else torch.maximum(scores.max(), sink)
+    exp = (scores - largest).exp()
+    return largest, exp, exp.sum() if sink is None else exp.sum() + (sink - largest).exp()
+
+
+def _unscaled(
+    capped: Float[Tensor, "S"],
+    bias: Float[Tensor, "S"],
+    seen: Bool[Tensor, "S"],
+    sink: Tensor | None,
+    v: Float[Tensor, "S Dv"],
+    key: int,
+) -> Unscaled:
+    """The row of sums, capped but not scaled, worked out to its end."""
+    scores = (capped + bias).masked_fill(~seen, -math.inf)
+    largest, exp, total = _exponents(scores, sink)
+    probs = exp / total
+    return Unscaled(
+        capped[key].item(), scores[key].item(), largest.item(), exp[key].item(), total.item(), probs[key].item(),
+        probs, entropy(probs), probs[key] * v[key], probs @ v,
+    )  # fmt: skip
 
 
 def _line(found: Cell, attention: Which) -> str:

@@ -39,9 +39,9 @@ REFUSED: dict[Kind, dict[str, str]] = {
 }  # fmt: skip
 
 
-def served(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The view that refuses, with the reason, what it has no meaning for."""
-    name = function.__name__
+def served(function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
+    """The view that refuses, with the reason, what it has no meaning for; `name` where it is not the function's."""
+    name = name or function.__name__
 
     @functools.wraps(function)
     def view(subject: Any, *args: Any, **given: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import NoneType, UnionType
@@ -18,8 +18,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from glassformer.errors import RequestError
 from glassformer.inspect.attribution import attribution
 from glassformer.inspect.fork import fork
-from glassformer.inspect.lens import lens
-from glassformer.inspect.roles import roles
+from glassformer.inspect.lens import lens, lens_rows
+from glassformer.inspect.roles import role_rows, roles
 from glassformer.inspect.trace import Trace
 from glassformer.inspect.views.alignment import alignment
 from glassformer.inspect.views.anatomy import anatomy, times
@@ -41,10 +41,13 @@ Find = Callable[[str], Trace]
 
 @dataclass(frozen=True)
 class View:
-    """One function, and what it is of."""
+    """One function, and what it is of. `rows`: the same as a generator, which yields its parts as they are computed,
+    and returns what the function does.
+    """
 
     of: Literal["model", "trace"]
     function: Callable[..., Any]
+    rows: Callable[..., Generator[Any, None, Any]] | None = None
 
     @property
     def name(self) -> str:
@@ -106,8 +109,9 @@ OF_TRACE = (
     summary, times, tracks, changed, qkv, cell, heads, grid, roles, block, lens, attribution, sampling, cache,
     cache_speed, fork, alignment,
 )  # fmt: skip
+ROWS = {"lens": served(lens_rows, "lens"), "roles": served(role_rows, "roles")}
 VIEWS: dict[str, View] = {f.__name__: View("model", served(f)) for f in OF_MODEL} | {
-    f.__name__: View("trace", served(f)) for f in OF_TRACE
+    f.__name__: View("trace", served(f), ROWS.get(f.__name__)) for f in OF_TRACE
 }
 
 

@@ -30,6 +30,7 @@ from glassformer.nn.step import Step
 FAMILIES = ("qwen3", "gpt2", "gemma2", "gpt_oss", "phi", "olmo2", "smollm3")
 IDS = [7, 3, 31, 4, 4, 60, 2, 19, 8, 55, 23, 9]
 NEAR = {"rtol": 1e-4, "atol": 1e-5}
+NEARLY = {"rel": 1e-3, "abs": 1e-4}
 SHOWN = {  # what each view is asked for, where it must be asked for something
     "qkv": {"layer": 1, "head": 2, "position": 5},
     "cell": {"layer": 1, "head": 2, "query": 7, "key": 3},
@@ -92,11 +93,30 @@ def test_every_number_of_a_cell(t, head, query, key):
         assert found.exp / found.total == pytest.approx(probs[key], rel=1e-4, abs=1e-6)
         np.testing.assert_allclose(found.weighted, probs[key] * v[key], **NEAR)
         np.testing.assert_allclose(found.z, probs @ v, **NEAR)
-        np.testing.assert_allclose(found.unscaled, softmax(np.where(seen, k @ q, -np.inf)), rtol=1e-3, atol=1e-4)
+        check_unscaled(found, k @ q, seen, config.softcap, sink, v)
         own = probs[probs > 0]
         assert found.entropy == pytest.approx(-(own * np.log(own)).sum(), rel=1e-4, abs=1e-6)
         assert found.bias == 0
         assert found.receipt.error < 1e-4
+
+
+def check_unscaled(found, sums, seen, softcap, sink, v):
+    """The same numbers with a scale of 1: what else the model does to a score, it does to these."""
+    flat, key, loose = found.unscaled, found.key, {"rtol": 1e-3, "atol": 1e-4}
+    scores = sums if softcap is None else softcap * np.tanh(sums / softcap)
+    assert flat.capped == pytest.approx(scores[key], rel=1e-4, abs=1e-4)
+    scores = np.where(seen, scores, -np.inf)
+    exp = np.exp(scores - max(*scores, *sink))
+    total = exp.sum() + sum(np.exp(one - max(*scores, *sink)) for one in sink)
+    assert flat.score == pytest.approx(scores[key], rel=1e-4, abs=1e-4)
+    assert flat.largest == pytest.approx(max(*scores, *sink), rel=1e-4, abs=1e-4)
+    assert (flat.exp, flat.total) == (pytest.approx(exp[key], **NEARLY), pytest.approx(total, **NEARLY))
+    assert flat.prob == pytest.approx(exp[key] / total, **NEARLY)
+    np.testing.assert_allclose(flat.probs, exp / total, **loose)
+    np.testing.assert_allclose(flat.weighted, exp[key] / total * v[key], **loose)
+    np.testing.assert_allclose(flat.z, (exp / total) @ v, **loose)
+    own = (exp / total)[exp > 0]
+    assert flat.entropy == pytest.approx(-(own * np.log(own)).sum(), rel=1e-3, abs=1e-4)
 
 
 def test_the_wrong_head_grouping_would_be_seen():

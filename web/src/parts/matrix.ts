@@ -38,6 +38,7 @@ export class Matrix extends LitElement {
   @property({ type: Boolean }) brief = false; // few digits
   @property({ type: Boolean }) odd = false; // what is no number is marked, instead of left out
   @property({ type: Boolean }) still = false; // a thumbnail: no cursor of its own
+  @property({ type: Boolean }) inner = false; // of a larger one: arrows lead out of it
   @property({ type: Number }) rowHeight = 0; // CSS pixels; 0: fields are square
   @property({ type: Number }) most = 560; // CSS pixels, at most
   @state() private over: Pick | null = null;
@@ -149,7 +150,7 @@ export class Matrix extends LitElement {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!step) return;
     event.preventDefault();
-    const within = (x: number, n: number) => Math.min(n - 1, Math.max(0, x));
+    const within = (x: number, n: number) => (this.inner ? x : Math.min(n - 1, Math.max(0, x)));
     this.over = null;
     this.#pick({ row: within(this.row + (step[0] as number), this.rows), column: within(this.column + (step[1] as number), this.columns) });
   };

@@ -21,6 +21,7 @@ export class Strip extends LitElement {
   @property({ type: Boolean }) odd = false; // what is no number is hatched
   @property({ attribute: false }) names: ((i: number) => string) | null = null;
   @state() private over = -1;
+  @state() private held = false; // it has the focus: its numbers are then there as a table, too
   #stop = () => {};
 
   static override styles = [base, css`
@@ -58,13 +59,18 @@ export class Strip extends LitElement {
     const name = (i: number) => this.names?.(i) ?? `[${i}]`;
     return html`<div class="frame ${this.odd ? "odd" : ""}" tabindex="0" role="slider" aria-label=${this.label} aria-valuemin="0" aria-valuemax=${Math.max(0, n - 1)}
         aria-valuenow=${Math.max(0, this.at)} aria-valuetext=${this.at >= 0 && n ? `${name(this.at)} is ${exact(this.data[this.at] as Num)}` : `${n} numbers`}
-        @keydown=${this.#key} @pointermove=${this.#move} @pointerleave=${() => (this.over = -1)} @click=${this.#click}>
+        @focus=${() => (this.held = true)} @blur=${() => (this.held = false)} @keydown=${this.#key} @pointermove=${this.#move} @pointerleave=${() => (this.over = -1)} @click=${this.#click}>
         <canvas width=${Math.max(1, n)} height="1"></canvas>
         ${this.cut > 0 && this.cut < n ? html`<span class="cut" ${look({ left: `${(100 * this.cut) / n}%` })}></span>` : nothing}
         ${this.at >= 0 && this.at < n ? html`<span class="at" ${look(place(this.at))}></span>` : nothing}
       </div>
+      ${this.held ? this.#table(name) : nothing}
       ${this.quiet ? nothing : html`<div class="say"><span><slot></slot></span>
         <span class="num">${shown >= 0 && shown < n ? `${name(shown)} = ${exact(this.data[shown] as Num)}` : this.shares ? "" : `${n} numbers, to ±${short(this.scale)}`}</span></div>`}`;
+  }
+
+  #table(name: (i: number) => string) {
+    return html`<div class="away"><table><caption>${this.label}</caption><tbody>${Array.from({ length: this.data.length }, (_, i) => html`<tr aria-current=${i === this.at ? "true" : nothing}><th scope="row">${name(i)}</th><td>${short(this.data[i] as Num)}</td></tr>`)}</tbody></table></div>`;
   }
 
   override updated(): void {

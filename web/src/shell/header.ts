@@ -37,7 +37,7 @@ export class Header extends Follower {
     const models = session.models.includes(session.model) || !session.model ? session.models : [session.model, ...session.models];
     return html`<header>
       <div class="brand"><b>Glassformer</b>
-        <select aria-label="Model" @change=${(event: Event) => this.#model((event.target as HTMLSelectElement).value)}>
+        <select aria-label="Model" @change=${(event: Event) => session.choose((event.target as HTMLSelectElement).value)}>
           ${models.map((name) => html`<option .selected=${name === session.model} value=${name}>${name}</option>`)}
         </select></div>
       ${session.live ? this.#asking(busy) : html`<p class="text">${place.text}</p><p class="baked small soft" role="note">${session.transport.note}</p>`}
@@ -46,15 +46,15 @@ export class Header extends Follower {
   }
 
   #asking(busy: boolean) {
-    const { session } = this, { place } = session;
+    const { session } = this, { place } = session, reads = session.kinds[session.model] === "encoder"; // and writes nothing
     return html`<textarea aria-label="Text that the model reads" rows="2" spellcheck="false" .value=${this.typed ?? place.text}
         @input=${() => (this.typed = this.box.value)} @keydown=${this.#enter}></textarea>
       <div class="how">
-        <label>tokens to write<input type="number" name="write" min="0" max="9999" .value=${String(place.write)} /></label>
-        <label>temperature<input type="number" name="temperature" min="0" max="2" step="0.1" .value=${String(place.temperature)} /></label>
-        ${place.temperature > 0 ? html`<label>seed<input type="number" name="seed" min="0" .value=${String(place.seed)} /></label>` : nothing}
+        ${reads ? nothing : html`<label>tokens to write<input type="number" name="write" min="0" max="9999" .value=${String(place.write)} /></label>`}
+        ${(session.kinds[session.model] ?? "decoder") !== "decoder" ? nothing : html`<label>temperature<input type="number" name="temperature" min="0" max="2" step="0.1" .value=${String(place.temperature)} /></label>`}
+        ${place.temperature > 0 && !reads ? html`<label>seed<input type="number" name="seed" min="0" .value=${String(place.seed)} /></label>` : nothing}
         ${busy ? html`<button class="strong" @click=${() => { session.stop(); session.changed(); }}>Stop</button>`
-          : html`<button class="strong" @click=${this.#write}>${this.typed !== null && this.typed !== place.text ? "Read it" : "Write"}</button>`}
+          : html`<button class="strong" @click=${this.#write}>${this.typed !== null && this.typed !== place.text || reads ? "Read it" : "Write"}</button>`}
       </div>`;
   }
 
@@ -62,10 +62,6 @@ export class Header extends Follower {
     const input = this.renderRoot.querySelector<HTMLInputElement>(`input[name=${name}]`);
     const value = input ? Number(input.value) : NaN;
     return input && input.value !== "" && Number.isFinite(value) ? value : this.session.place[name];
-  }
-
-  #model(model: string): void {
-    this.session.go({ model, layer: -1, head: -1, query: -1, key: -1, edits: [] });
   }
 
   #write = (): void => {

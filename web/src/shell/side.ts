@@ -31,6 +31,7 @@ export class Side extends Follower {
   #walk() {
     const { session } = this, { step } = session.place;
     const one = WALK[step];
+    if ((session.anatomy?.kind ?? "decoder") !== "decoder") return nothing; // it walks through a model that writes on
     if (!one) return html`<aside class="walk" aria-label="Guided walk"><h2>A walk through the model</h2>
       <p class="soft">${WALK.length} steps, from attention to the cache, each beside its live picture.</p>
       <div class="row"><button class="strong" @click=${() => this.#go(0)}>Start</button></div></aside>`;
@@ -54,12 +55,14 @@ export class Side extends Follower {
     if (!trace) return nothing;
     const seen = summary?.tokens[here.query];
     if (!summary || !seen) return nothing;
-    const after = summary.tokens[here.query + 1], last = !after;
+    const after = summary.tokens[here.query + 1], last = !after, top = last ? summary.next : after.top;
+    if (top.some((one) => Number.isNaN(num(one.value)))) return html`<section class="token" aria-label="The token looked at"><h3>Token ${here.query}: ${quoted(seen.text)}</h3>
+      <p class="small" role="status">After it the scores are no numbers (NaN): ${trace.edits.length ? "an edit has made something too large for a float, and what is computed from it is none. Take the edit back." : "something here is too large for how it is stored."}</p></section>`;
     return html`<section class="token" aria-label="The token looked at">
       <h3>Token ${here.query}: ${quoted(seen.text)} <span class="soft">id ${seen.id}</span></h3>
       ${this.#why(seen)}
       <h3>After it the model expects</h3>
-      <gf-bars tokens top="1" label="The likeliest next tokens" .bars=${(last ? summary.next : after.top).map((one) => ({ label: one.text, value: one.value, chosen: !last && one.id === after.id }))}></gf-bars>
+      <gf-bars tokens top="1" label="The likeliest next tokens" .bars=${top.map((one) => ({ label: one.text, value: one.value, chosen: !last && one.id === after.id }))}></gf-bars>
       ${last ? nothing : html`<p class="small soft">What follows is ${quoted(after.text)}${after.written ? ", which it wrote" : ""}.</p>`}
       <p class="small"><button @click=${() => this.session.visit("lens")}>Why? Layer by layer</button></p>
     </section>`;

@@ -17,6 +17,8 @@ export class TokenRow extends Follower {
     button.query.key { border-bottom-style: double; }
     .blank { opacity: 0.42; }
     .note { max-width: none; font-size: 0.76rem; color: var(--soft); margin-top: 0.45rem; display: flex; gap: 0.3rem 1.1rem; flex-wrap: wrap; }
+    kbd { font-family: var(--mono); }
+    .nan { font-size: 0.86rem; margin-top: 0.6rem; border-left: 3px solid var(--key); padding-left: 0.7rem; }
     .sample { border-bottom: 2px solid; }
     .live { border-bottom-color: var(--soft); animation: none; }
     @media (max-width: 720px) { .tokens { max-height: 6.4rem; } }
@@ -37,7 +39,8 @@ export class TokenRow extends Follower {
         aria-pressed=${i === here.query ? "true" : "false"} title="token ${i}, id ${token.id}" @click=${(event: MouseEvent) => this.#pick(i, keys && event.altKey)}>${this.#text(token.text)}</button>`)}</div>
       <p class="note">${source ? html`<span>source: ${source.tokens.length} tokens</span>` : nothing}<span>${trace.n_prompt} read, ${trace.tokens.length - trace.n_prompt} written</span>
         <span><span class="sample q">query</span> ${here.query}</span>${keys ? html`<span><span class="sample k">key</span> ${here.key}</span>` : nothing}
-        ${view?.arrows ? html`<span>arrows: ${keys ? "key, query" : "query"}${view.arrows.includes("layer") ? html` · with shift: ${view.arrows.includes("head") ? "head, " : ""}block` : nothing}</span>` : nothing}</p>`;
+        ${view?.arrows ? html`<span>arrows: ${keys ? "key, query" : "query"}${view.arrows.includes("layer") ? html` · with shift: ${view.arrows.includes("head") ? "head, " : ""}block` : nothing}</span>` : nothing}${view?.steps && !(view.id === "alignment" && session.anatomy?.kind === "recurrent") ? html`<span><kbd>,</kbd> and <kbd>.</kbd>: ${view.steps}</span>` : nothing}</p>
+      ${trace.finish === "nan" ? html`<p class="nan" role="alert"><b>It stopped: its scores are no numbers any more (NaN).</b> ${trace.edits.length ? "Under these edits something grew beyond what a float can hold: take one back." : "Its weights, or what they are stored as, cannot hold what it computes here."}</p>` : nothing}`;
   }
 
   /** The token that is looked at stays in sight, without moving the page. */

@@ -6,6 +6,7 @@ import "../parts/bars.js";
 import "../parts/matrix.js";
 import "../parts/cause.js";
 import "../parts/receipt.js";
+import "../parts/stepper.js";
 import "../parts/refused.js";
 import "../parts/where.js";
 import { Ask } from "../ask.js";
@@ -41,20 +42,25 @@ export class CacheView extends Follower {
 
   #show(cache: Cache) {
     const { session } = this, n = session.tokens.length, at = Math.min(n, this.slots), name = (i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`;
+    const off = session.place.more["cache"] === "off", done = this.#done(at, cache.n_prompt, off);
     const decoding = at > cache.n_prompt, read = cache.layers.some((one) => one.source);
     return html`<p>Of every token, in every block, ${cache.layers[0]?.what}: computed once, read by all that come after. After ${count(at)} of ${count(n)} tokens the caches hold
         <span class="num">${bytes(cache.layers.reduce((sum, one) => sum + Math.min(at, one.capacity) * one.bytes_per_slot + (one.source?.bytes ?? 0), 0))}</span>${read ? ", the source's part included: made with the first token, and never again" : nothing}.</p>
       <label class="small soft">tokens that have passed: <span class="num">${at}</span> ${at <= cache.n_prompt ? "(read in one go: prefill)" : `(${at - cache.n_prompt} written one by one: decode)`}
         <input type="range" min="1" max=${n} .value=${String(at)} @input=${(event: Event) => (this.slots = Number((event.target as HTMLInputElement).value))} /></label>
+      <div class="row"><gf-stepper .session=${session} what="token" .at=${at - 1} .n=${n} @step=${(event: CustomEvent<number>) => (this.slots = event.detail + 1)}>token by token</gf-stepper>
+        <span class="row" role="group" aria-label="The cache"><button aria-pressed=${!off} @click=${() => session.more({ cache: null })}>cache on</button><button aria-pressed=${off} @click=${() => session.more({ cache: "off" })}>cache off</button></span></div>
+      <p class="small" role="status">${off ? html`Nothing is kept: for the ${ordinal(at)} token, keys and values of all <span class="num">${count(at)}</span> are computed${at > cache.n_prompt ? " again" : ""}.` : html`For the ${ordinal(at)} token, <span class="num">${count(at > cache.n_prompt ? 1 : at)}</span> ${at > cache.n_prompt ? `track is computed, and ${count(at - 1)} are read` : "tracks are computed, all at once"}.`}
+        Up to here <span class="num">${count(done)}</span> tracks went through the blocks${off && at > cache.n_prompt ? html`, ${short(done / this.#done(at, cache.n_prompt, false), 2)}× as many as with the cache` : nothing}.</p>
       <div class="layers">${cache.layers.map((one) => {
         const full = Math.min(at, one.capacity), before = Math.min(full, cache.n_prompt);
         return html`<div class="layer"><span>block ${one.layer}</span><span class="slots" role="img" aria-label="${full} of ${one.capacity} slots filled">
-          <i ${look({ flex: before })}></i><i class=${decoding ? "new" : "free"} ${look({ flex: full - before })}></i><i class="free" ${look({ flex: one.capacity - full })}></i></span>
+          <i class=${off ? "new" : ""} ${look({ flex: before })}></i><i class=${decoding ? "new" : "free"} ${look({ flex: full - before })}></i><i class="free" ${look({ flex: one.capacity - full })}></i></span>
           <span class="n num">${full}/${count(one.capacity)}</span></div>${one.source ? html`<div class="layer source"><span>its source</span>
           <span class="slots" role="img" aria-label="${one.source.slots} slots of the source, all filled"><i ${look({ flex: one.source.slots })}></i><i class="free" ${look({ flex: Math.max(0, one.capacity - one.source.slots) })}></i></span>
           <span class="n num">${one.source.slots}</span></div>` : nothing}`;
       })}</div>
-      <p class="legend"><span><span class="k">keys</span> and <span class="v">values</span>; pale: from the prompt</span>
+      <p class="legend"><span><span class="k">keys</span> and <span class="v">values</span>;${off ? " all computed for this token" : " pale: from the prompt"}</span>
         <span>${cache.layers[0] ? `${bytes(cache.layers[0].bytes_per_slot)} for each token and block` : ""}</span>${cache.layers.some((one) => one.window) ? html`<span>a window forgets what leaves it</span>` : nothing}</p>
       <h3>How much attention each kept token received, in block ${cache.layer}</h3>
       ${this.#mass(cache.mass, name, "Attention received", (pick) => session.go({ head: pick.row, query: pick.column }), session.here.query)}
@@ -71,6 +77,12 @@ export class CacheView extends Follower {
       rowName="head" rowHeight=${mass.length > 16 ? 12 : 22} columnName="token" .columnLabel=${name} label=${label} @pick=${(event: CustomEvent<Pick>) => pick(event.detail)}></gf-matrix>`;
   }
 
+  /** How many tracks the blocks have computed after so many tokens: the prompt at once, then one each, or all each time. */
+  #done(at: number, n_prompt: number, off: boolean): number {
+    if (at <= n_prompt || !off) return at;
+    return n_prompt + Array.from({ length: at - n_prompt }, (_, i) => n_prompt + i + 1).reduce((a, b) => a + b, 0);
+  }
+
   #saved() {
     const speed = this.#speed.value;
     if (this.#speed.error) return html`<gf-refused heading="Not measured" reason=${this.#speed.error.message}></gf-refused>`;
@@ -85,3 +97,5 @@ export class CacheView extends Follower {
       <gf-receipt .of=${speed.receipt}></gf-receipt>`;
   }
 }
+
+const ordinal = (n: number): string => `${n}${n % 100 > 10 && n % 100 < 14 ? "th" : (["th", "st", "nd", "rd"][n % 10] ?? "th")}`;

@@ -9,7 +9,7 @@ import "../parts/strip.js";
 import { Ask } from "../ask.js";
 import { count, fixed, num, percent, short } from "../lib/number.js";
 import { quoted, visible } from "../parts/token.js";
-import type { Embedding, EmbeddingMap } from "../shapes.js";
+import type { Embedding, EmbeddingMap, Tokens } from "../shapes.js";
 import { Follower } from "../view.js";
 
 const WIDE = 640, HIGH = 380, EDGE = 34;
@@ -23,6 +23,8 @@ export class EmbeddingView extends Follower {
     const ids = [...new Set([...this.#tokens.map((token) => token.id), ...near])];
     return ids.length < 3 ? null : this.session.ofModel("embedding_map", { tokens: ids.join(","), table: this.#table });
   });
+
+  #twin = new Ask<Embedding>(this, () => (this.#one.value?.tied === false ? this.session.ofModel("embedding", { token: this.#token, n: 1, table: this.#table === "input" ? "output" : "input" }) : null));
 
   static override styles = [Follower.styles, css`
     .two { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.75rem; }
@@ -62,6 +64,7 @@ export class EmbeddingView extends Follower {
           ${session.anatomy?.kind === "encoder" ? nothing : one.tied ? "The head reads the same table at the end." : "The head has a table of its own at the end."}</p>
         ${one.tables.length < 2 ? nothing : html`<div class="row">${one.tables.map((table) => html`<button aria-pressed=${table === this.#table} @click=${() => session.more({ table, ...([table, this.#table].includes("source") ? { token: null, with: null } : {}) })}>${table} table</button>`)}</div>`}
         <gf-strip .data=${one.row} meaning="residual" .at=${-1} label="row ${one.token.id}">row ${one.token.id}</gf-strip>
+        ${this.#tables(one)}
         ${this.#pair(one)}
         <gf-receipt .of=${one.receipt}></gf-receipt>
         <div><h3>Nearest to it, by cosine</h3>
@@ -71,15 +74,31 @@ export class EmbeddingView extends Follower {
     </section>`;
   }
 
+  /** The same token's row in the other table, where there are two. */
+  #tables(one: Embedding) {
+    const twin = this.#twin.value, other = this.#table === "input" ? "output" : "input";
+    if (one.tied || !twin || twin.token.id !== one.token.id) return nothing;
+    return html`<gf-strip .data=${twin.row} meaning="residual" label="its row in the ${other} table">its row in the ${other} table, of length ${short(twin.token.value)}</gf-strip>
+      <p class="small">The two point apart: cosine <span class="num">${fixed(cosine(one, twin))}</span>. One is what the model reads for the token, the other what it holds the stream against to write it.</p>`;
+  }
+
+  #find = async (event: Event): Promise<void> => {
+    const input = event.target as HTMLInputElement, { session } = this;
+    if (!input.value) return;
+    const { tokens } = await session.ask<Tokens>(session.ofModel("tokens", { text: input.value }));
+    const first = tokens.find((token) => !token.special);
+    if (first) session.more({ token: String(first.id) });
+  };
+
   #pair(one: Embedding) {
     const { session } = this, two = this.#two.value, choices = new Map([...this.#tokens.map((token): [number, string] => [token.id, token.text]), ...one.nearest.map((near): [number, string] => [near.id, near.text])]);
     choices.delete(one.token.id);
-    const dot = two ? one.row.reduce((sum: number, x, i) => sum + num(x) * num(two.row[i] ?? 0), 0) : 0;
-    return html`<div class="row small"><label>beside it <select aria-label="A second token" @change=${(event: Event) => session.more({ with: (event.target as HTMLSelectElement).value || null })}><option value="">none</option>
+    const dot = two ? cosine(one, two) * num(one.token.value) * num(two.token.value) : 0;
+    return html`<div class="row small">${session.live ? html`<label>token of the text <input aria-label="Token to look up, by its text" spellcheck="false" size="8" placeholder="Quito" @change=${this.#find} /></label>` : nothing}<label>beside it <select aria-label="A second token" @change=${(event: Event) => session.more({ with: (event.target as HTMLSelectElement).value || null })}><option value="">none</option>
         ${[...choices].map(([id, text]) => html`<option value=${id} .selected=${id === this.#with}>${visible(text)}</option>`)}</select></label></div>
       ${this.#with !== null && this.#two.error ? html`<gf-refused reason=${this.#two.error.message}></gf-refused>` : nothing}
       ${this.#with !== null && two ? html`<gf-strip .data=${two.row} meaning="residual" label="row ${two.token.id}">row ${two.token.id}, ${visible(two.token.text)}</gf-strip>
-        <gf-formula>cosine = ${short(dot)} / (${short(one.token.value)} × ${short(two.token.value)}) = <b>${fixed(dot / (num(one.token.value) * num(two.token.value)))}</b></gf-formula>` : nothing}`;
+        <gf-formula>cosine = ${short(dot)} / (${short(one.token.value)} × ${short(two.token.value)}) = <b>${fixed(cosine(one, two))}</b></gf-formula>` : nothing}`;
   }
 
   #plane() {
@@ -107,4 +126,9 @@ export class EmbeddingView extends Follower {
       <p class="small soft">Across: ${percent(map.explained[0])} of their variance, up: ${percent(map.explained[1])}. What the plane does not show is the rest, ${percent(1 - map.explained[0] - map.explained[1])}.</p>
       <gf-receipt .of=${map.receipt}></gf-receipt></div>`;
   }
+}
+
+function cosine(a: Embedding, b: Embedding): number {
+  const dot = a.row.reduce((sum: number, x, i) => sum + num(x) * num(b.row[i] ?? 0), 0);
+  return dot / (num(a.token.value) * num(b.token.value));
 }

@@ -2,6 +2,7 @@
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
 import "../parts/bars.js";
+import "../parts/stepper.js";
 import "../parts/strip.js";
 import { Ask } from "../ask.js";
 import { count, num, short, type Num } from "../lib/number.js";
@@ -19,17 +20,16 @@ export class Flow extends Follower {
   static override styles = [Follower.styles, css`
     .flow { display: flex; align-items: stretch; overflow-x: auto; padding: 0.3rem 2px 0.6rem; scrollbar-width: thin; }
     .stop { display: flex; align-items: center; flex: 0 1 auto; }
-    .stop + .stop::before { content: ""; width: 1.1rem; min-width: 0.5rem; height: 4px; background: var(--residual); flex: 1; }
-    button.box { border-radius: 10px; padding: 0.55rem 0.7rem; text-align: center; height: 100%; min-height: 5.6rem; display: grid; align-content: center; gap: 0.1rem; white-space: nowrap; }
+    .stop + .stop::before { content: ""; width: 0.8rem; min-width: 0.4rem; height: 4px; background: var(--residual); flex: 1; }
+    button.box { border-radius: 10px; padding: 0.55rem 0.5rem; text-align: center; height: 100%; min-height: 5.6rem; display: grid; align-content: center; gap: 0.1rem; white-space: nowrap; }
     button.box small { color: var(--soft); font-size: 0.7rem; display: block; }
     button.box[aria-pressed="true"] { background: var(--card); color: var(--ink); border-color: var(--residual); box-shadow: 0 0 0 2px var(--residual); }
     .layer { padding: 0.35rem 0.4rem !important; gap: 3px !important; min-width: 2.5rem; }
     .layer small { position: relative; }
     .layer i { font-style: normal; border-radius: 4px; font-size: 0.66rem; padding: 0.28rem 0.2rem; color: var(--card); display: block; }
     .layer i.a { background: var(--query); } .layer i.m { background: var(--forward); }
-    .layer.open { min-width: 9.5rem; } .layer.open i { padding: 0.3rem 0.5rem; font-size: 0.74rem; }
+    .layer.open { min-width: 5.3rem; } .layer.open i { padding: 0.3rem 0.2rem; font-size: 0.68rem; }
     .card { border-left: 4px solid var(--residual); padding: 0.2rem 0 0.2rem 1rem; display: grid; gap: 0.6rem; min-height: 7.2rem; align-content: start; }
-    .nav { display: flex; gap: 0.5rem; align-items: center; }
   `];
 
   get #last(): number {
@@ -59,8 +59,7 @@ export class Flow extends Follower {
           <i class="a">${i === this.#layer || anatomy.layers.length < 5 ? `${layer.n_heads} heads of ${layer.head_dim}` : "a"}</i><i class="m">${i === this.#layer || anatomy.layers.length < 5 ? `${count(layer.d_ff)} neurons` : "f"}</i></button></div>`)}
         ${box(this.#last, "LM head", "norm, then scores", anatomy.tied ? "the same table" : `${anatomy.d_model} × ${count(anatomy.vocab_size)}`)}
       </div>
-      <div class="nav"><button aria-label="one stage back" ?disabled=${stage === 0} @click=${() => this.#go(stage - 1)}>←</button><button aria-label="one stage on" ?disabled=${stage === this.#last} @click=${() => this.#go(stage + 1)}>→</button>
-        <span class="small soft">step ${quoted(this.session.tokens[this.session.here.query]?.text)} (token ${this.session.here.query}) through</span></div>
+      <gf-stepper .session=${this.session} .at=${stage} .n=${this.#last + 1} @step=${(event: CustomEvent<number>) => this.#go(event.detail)}>step ${quoted(this.session.tokens[this.session.here.query]?.text)} (token ${this.session.here.query}) through</gf-stepper>
       ${this.session.trace ? html`<div class="card">${this.#card(anatomy, stage)}</div>` : nothing}`;
   }
 

@@ -8,8 +8,11 @@ import "../parts/cause.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import "../parts/where.js";
+import "./grid_sorted.js";
+import { TITLES } from "./roles.js";
 import { Ask } from "../ask.js";
-import { fromBase64, type Tensor } from "../lib/tensor.js";
+import type { Tensor } from "../lib/tensor.js";
+import { unpack } from "../lib/thumbs.js";
 import type { Pick } from "../parts/matrix.js";
 import { visible } from "../parts/token.js";
 import type { Grid } from "../shapes.js";
@@ -33,13 +36,8 @@ export class GridRow extends Follower {
   /** The same arrays as long as it is the same answer, so that nothing is drawn twice. */
   get pictures(): Float32Array[] {
     const grid = this.#grid.value;
-    if (grid && grid !== this.#drawn.of) this.#drawn = { of: grid, pictures: this.#unpack(grid) };
+    if (grid && grid !== this.#drawn.of) this.#drawn = { of: grid, pictures: unpack(grid) };
     return this.#drawn.pictures;
-  }
-
-  #unpack(grid: Grid): Float32Array[] {
-    const all = Float32Array.from(fromBase64(grid.pictures), (byte) => byte / 255), size = grid.rows * grid.columns;
-    return Array.from({ length: grid.heads }, (_, head) => all.subarray(head * size, (head + 1) * size));
   }
 
   override render() {
@@ -60,12 +58,14 @@ export class GridView extends Follower {
   `];
 
   override render() {
-    const { session } = this, { here, anatomy } = session;
+    const { session } = this, { here, anatomy } = session, by = session.place.more["order"] ?? "", sorted = by in TITLES && !anatomy?.refused["roles"];
     return html`<section class="stack">
       <div class="title"><h2>Every head at once</h2><gf-where .session=${session}></gf-where></div>
-      <div class="grid" tabindex="0" role="group" aria-label="All heads">${anatomy?.layers.map((_, layer) => html`<gf-grid-row .session=${session} .layer=${layer}></gf-grid-row>`)}</div>
+      ${anatomy?.refused["roles"] ? nothing : html`<label class="small">in the order of <select aria-label="Order of the heads" @change=${(event: Event) => session.more({ order: (event.target as HTMLSelectElement).value || null })}>
+        <option value="">blocks</option>${Object.entries(TITLES).map(([role, title]) => html`<option value=${role} .selected=${role === by}>${title}</option>`)}</select></label>`}
+      ${sorted ? html`<gf-grid-sorted .session=${session} by=${by}></gf-grid-sorted>` : html`<div class="grid" tabindex="0" role="group" aria-label="All heads">${anatomy?.layers.map((_, layer) => html`<gf-grid-row .session=${session} .layer=${layer}></gf-grid-row>`)}</div>`}
       <h3>Block ${here.layer}, head ${here.head}</h3>
-      <gf-pattern .session=${session}></gf-pattern>
+      <gf-pattern zooms .session=${session}></gf-pattern>
       <gf-cause .session=${session} label="Take this head out, and write anew" .edit=${{ op: "ablate", point: `blocks.${here.layer}.attn.z`, head: here.head }}></gf-cause>
       <gf-pinned .session=${session}></gf-pinned>
     </section>`;

@@ -1,38 +1,41 @@
-/** Of view 11: the likeliest next token at every block, for the tokens around the one looked at. */
+/** Of view 11: the likeliest next token at every block, for the tokens around the one looked at; row by row as they come. */
 import { css, html, nothing } from "lit";
-import { customElement, property } from "lit/decorators.js";
+import { customElement } from "lit/decorators.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
-import { Ask } from "../ask.js";
 import { css as rgb, currentScheme, readable, shareColour } from "../lib/colour.js";
 import { look } from "../lib/look.js";
 import { num, percent } from "../lib/number.js";
-import { visible } from "../parts/token.js";
 import { onScheme } from "../parts/scheme.js";
-import type { Lens, Likely } from "../shapes.js";
+import { visible } from "../parts/token.js";
+import { Rows } from "../rows.js";
+import type { Lens, LensRow, Likely, Receipt, TraceInfo } from "../shapes.js";
 import { Follower } from "../view.js";
 
-const AROUND = 4; // tokens on either side
+const around = (): number => (innerWidth < 720 ? 2 : 4); // tokens on either side
+const TOP = 5;
 
-const share = (one: Likely | undefined): number => Math.exp(num(one?.logprob ?? "-Infinity"));
-const floor = (name: string, last: boolean): string => {
-  const block = Number(/\d+/.exec(name)?.[0] ?? 0);
-  return last ? "the model" : block === 0 ? "embedding" : `block ${block - 1}`;
-};
+/** What has come of a trace: for each token its rows, and the receipts of those that are whole. */
+interface Come { rows: Map<number, Likely[][]>; whole: Map<number, Receipt> }
+const come = new WeakMap<TraceInfo, Come>();
 
-/** One token's column: asked for by itself, so that the first is there at once. */
-@customElement("gf-lens-column")
-export class LensColumn extends Follower {
-  @property({ type: Number }) position = 0;
-  @property({ type: Boolean }) chosen = false;
-  #lens = new Ask<Lens>(this, () => this.session.ofTrace("lens", { top: 5, position: this.position }));
+@customElement("gf-lens-grid")
+export class LensGrid extends Follower {
+  #asked: number[] = []; // tokens, in the order in which a row has them
+  #lens = new Rows<LensRow, Lens>(this, () => this.#path(), (row, i) => this.#put(this.#asked, [row], i), (lens) => this.#whole(lens));
   #stop = () => {};
 
   static override styles = [Follower.styles, css`
-    :host { flex: 1 1 0; min-width: 4.1rem; }
-    button, .cell { display: block; width: 100%; font-family: var(--mono); font-size: 0.75rem; height: 1.55rem; line-height: 1.5rem; border: 0; border-radius: 3px; padding: 0 0.2rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; text-align: center; margin-bottom: 2px; position: relative; }
-    button { background: none; font-weight: 650; border-bottom: 2px solid var(--line); border-radius: 0; }
-    button[aria-pressed="true"] { background: none; color: inherit; border-bottom-color: var(--query); }
+    .wrap { overflow-x: auto; position: relative; padding-bottom: 0.3rem; }
+    caption { position: relative; }
+    .grid { border-collapse: separate; border-spacing: 3px 2px; width: 100%; table-layout: fixed; }
+    .grid th, .grid td { font-size: 0.75rem; height: 1.55rem; padding: 0 0.2rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; text-align: center; font-weight: 400; }
+    .grid td { font-family: var(--mono); border-radius: 3px; background: var(--wash); }
+    .grid th.name { width: 4.9rem; text-align: left; color: var(--soft); position: sticky; left: 0; background: var(--paper); z-index: 1; }
+    .grid button { width: 100%; font-family: var(--mono); font-size: 0.75rem; font-weight: 650; background: none; border: 0; border-bottom: 2px solid var(--line); border-radius: 0; padding: 0.2rem 0; overflow: hidden; text-overflow: ellipsis; }
+    .grid button[aria-pressed="true"] { background: none; color: inherit; border-bottom-color: var(--query); }
+    .best { border-collapse: collapse; font-size: 0.82rem; } .best th { text-align: left; font-weight: 400; color: var(--soft); padding: 0.15rem 1rem 0.15rem 0; white-space: nowrap; }
+    .best td { padding: 0.15rem 0.9rem 0.15rem 0; white-space: nowrap; } .best td .num { color: var(--soft); margin-left: 0.3rem; }
   `];
 
   override connectedCallback(): void {
@@ -45,42 +48,67 @@ export class LensColumn extends Follower {
     this.#stop();
   }
 
-  override render() {
-    const lens = this.#lens.value, scheme = currentScheme(), token = this.session.tokens[this.position]?.text ?? "";
-    return html`<button aria-pressed=${this.chosen} title="token ${this.position}" @click=${() => this.session.go({ query: this.position })}>${visible(token)}</button>
-      ${this.#lens.error ? html`<span class="cell" title=${this.#lens.error.message}>refused</span>` : nothing}
-      ${lens?.rows.map((row) => {
-        const one = row.top[0]?.[0], p = share(one), colour = shareColour(p, scheme);
-        return html`<span class="cell" title="${percent(p)}" ${look({ background: rgb(colour), color: readable(colour) })}>${visible(one?.token ?? "")}<span class="away"> ${percent(p)}</span></span>`;
-      })}`;
+  get #come(): Come {
+    const { trace } = this.session, found = (trace && come.get(trace)) ?? { rows: new Map(), whole: new Map() };
+    if (trace) come.set(trace, found);
+    return found;
   }
-}
 
-@customElement("gf-lens-grid")
-export class LensGrid extends Follower {
-  #lens = new Ask<Lens>(this, () => this.session.ofTrace("lens", { top: 5, position: this.session.here.query }));
+  /** The tokens in sight. */
+  get #near(): number[] {
+    const { session } = this, last = session.tokens.length - 1, beside = around();
+    const from = Math.max(0, Math.min(session.here.query - beside, last - 2 * beside)), to = Math.min(last, from + 2 * beside);
+    return Array.from({ length: to - from + 1 }, (_, i) => from + i);
+  }
 
-  static override styles = [Follower.styles, css`
-    .grid { display: flex; gap: 3px; overflow-x: auto; padding-bottom: 0.3rem; }
-    .names { flex: 0 0 5.4rem; font-size: 0.75rem; color: var(--soft); padding-top: 1.6rem; position: sticky; left: 0; background: var(--paper); }
-    .names span { display: block; height: 1.55rem; line-height: 1.55rem; margin-bottom: 2px; }
-    table { border-collapse: collapse; font-size: 0.82rem; } th { text-align: left; font-weight: 400; color: var(--soft); padding: 0.15rem 1rem 0.15rem 0; white-space: nowrap; }
-    td { padding: 0.15rem 0.9rem 0.15rem 0; white-space: nowrap; } td .num { color: var(--soft); margin-left: 0.3rem; }
-    .wrap { overflow-x: auto; position: relative; }
-    caption { position: relative; }
-  `];
+  /** What is still to come of the tokens in sight. */
+  #path(): string | null {
+    const { whole } = this.#come, missing = this.#near.filter((at) => !whole.has(at));
+    if (!missing.length) return null;
+    this.#asked = missing;
+    return this.session.ofTrace("lens", { top: TOP, position: missing.join(","), stream: true });
+  }
+
+  #put(tokens: number[], rows: LensRow[], from: number): void {
+    tokens.forEach((at, column) => {
+      const kept = this.#come.rows.get(at) ?? [];
+      rows.forEach((row, i) => (kept[from + i] = row.top[column] ?? []));
+      this.#come.rows.set(at, kept);
+    });
+  }
+
+  #whole(lens: Lens): void {
+    this.#put(lens.positions, lens.rows, 0);
+    for (const at of lens.positions) this.#come.whole.set(at, lens.receipt);
+  }
+
+  #floor(i: number): string {
+    return i === (this.session.anatomy?.layers.length ?? 0) ? "the model" : i === 0 ? "embedding" : `block ${i - 1}`;
+  }
 
   override render() {
-    const { session } = this, { query } = session.here, lens = this.#lens.value, last = session.tokens.length - 1;
-    const from = Math.max(0, Math.min(query - AROUND, last - 2 * AROUND)), to = Math.min(last, from + 2 * AROUND);
-    if (this.#lens.error) return html`<gf-refused heading="No lens" reason=${this.#lens.error.message}></gf-refused>`;
-    if (!lens) return nothing;
-    return html`<div class="stack"><div class="stack close"><h3>If the model ended here: the likeliest next token, block by block</h3>
+    const { session } = this, { query } = session.here, { rows, whole } = this.#come, near = this.#near, error = this.#lens.error;
+    const floors = Array.from({ length: (session.anatomy?.layers.length ?? 0) + 1 }, (_, i) => i), own = rows.get(query), receipt = whole.get(query);
+    return html`<div class="stack">
+      <div class="stack close"><h3>If the model ended here: the likeliest next token, block by block</h3>
       <p class="small soft">The stream after each block, read by the head as if it were the last. Only the last row is what the model says.</p></div>
-      <div class="grid" tabindex="0" role="region" aria-label="The likeliest next token, block by block"><div class="names">${lens.rows.map((row, i) => html`<span>${floor(row.name, i === lens.rows.length - 1)}</span>`)}</div>
-        ${Array.from({ length: to - from + 1 }, (_, i) => html`<gf-lens-column .session=${session} .position=${from + i} .chosen=${from + i === query}></gf-lens-column>`)}</div>
-      <div class="wrap" tabindex="0" role="region" aria-label="The five likeliest, block by block"><table><caption><span class="away">The five likeliest after token ${query}, block by block</span></caption><tbody>${lens.rows.map((row, i) => html`<tr><th scope="row">${floor(row.name, i === lens.rows.length - 1)}</th>
-        ${row.top[0]?.map((one) => html`<td><span class="tok num">${visible(one.token)}</span><span class="num">${percent(share(one))}</span></td>`)}</tr>`)}</tbody></table></div>
-      <gf-receipt .of=${lens.receipt}></gf-receipt></div>`;
+      ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
+      <div class="wrap" tabindex="0" role="region" aria-label="The likeliest next token, block by block"><table class="grid" aria-busy=${whole.has(query) ? "false" : "true"}>
+        <caption><span class="away">The likeliest next token after each block</span></caption>
+        <thead><tr><th class="name"><span class="away">after</span></th>${near.map((at) => html`<th scope="col"><button aria-pressed=${at === query} title="token ${at}"
+          @click=${() => session.go({ query: at })}>${visible(session.tokens[at]?.text ?? "")}</button></th>`)}</tr></thead>
+        <tbody>${floors.map((i) => html`<tr><th scope="row" class="name">${this.#floor(i)}</th>${near.map((at) => this.#cell(rows.get(at)?.[i]?.[0]))}</tr>`)}</tbody></table></div>
+      ${own ? html`<div class="wrap" tabindex="0" role="region" aria-label="The five likeliest after each block"><table class="best"><caption><span class="away">After token ${query}, the five likeliest</span></caption>
+        <tbody>${floors.map((i) => html`<tr><th scope="row">${this.#floor(i)}</th>${(own[i] ?? []).map((one) => html`<td><span class="num tok">${visible(one.token)}</span><span class="num">${percent(share(one))}</span></td>`)}</tr>`)}</tbody></table></div>` : nothing}
+      ${receipt ? html`<gf-receipt .of=${{ ...receipt, python: `t.lens(top=${TOP}, position=${query})` }}></gf-receipt>` : nothing}
+    </div>`;
+  }
+
+  #cell(one: Likely | undefined) {
+    if (!one) return html`<td></td>`; // it is still being computed
+    const p = share(one), colour = shareColour(p, currentScheme());
+    return html`<td class="cell" title="${percent(p)}" ${look({ background: rgb(colour), color: readable(colour) })}>${visible(one.token)}<span class="away"> ${percent(p)}</span></td>`;
   }
 }
+
+const share = (one: Likely): number => Math.exp(num(one.logprob));

@@ -6,7 +6,7 @@ import "../parts/receipt.js";
 import "../parts/refused.js";
 import { Ask } from "../ask.js";
 import { count, num, percent, type Num } from "../lib/number.js";
-import { visible } from "../parts/token.js";
+import { quoted } from "../parts/token.js";
 import type { Choice } from "../shapes.js";
 import { Follower } from "../view.js";
 
@@ -23,7 +23,7 @@ export class LensSampling extends Follower {
     const { place, here } = this.session, asked: Record<string, number> = {};
     for (const { name, off } of SLIDERS) if (this.#set(name) !== off) asked[name] = this.#set(name);
     const draws = Number(place.more["draws"] ?? 0) || 0;
-    return this.session.ofTrace("sampling", { position: here.query, top: 12, ...asked, ...(draws ? { draws, seed: place.seed } : {}) });
+    return this.session.ofTrace("sampling", { position: here.query, top: 12, ...asked, ...(draws ? { draws, seed: place.seed + Number(place.more["draw"] ?? 0) } : {}) });
   });
 
   static override styles = [Follower.styles, css`
@@ -48,14 +48,22 @@ export class LensSampling extends Follower {
         <input type="range" aria-label=${name} min=${from} max=${to} step=${step} .value=${String(this.#set(name))} @input=${(event: Event) => session.more({ [name]: Number((event.target as HTMLInputElement).value) === off ? null : (event.target as HTMLInputElement).value })} /></label>`)}</div>` : nothing}
       ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
       ${choice && !error ? html`<div class="stages">${choice.stages.map((stage) => html`<div class="stage"><h3><span>${stage.name.replace("_", "-")}</span><span class="soft num">${count(stage.left)} left</span></h3>
-          <gf-bars tokens top="1" label="After ${stage.name}" .bars=${choice.tokens.map((token, i) => ({ label: token.text, value: stage.probs[i] as Num, chosen: token.id === session.tokens[choice.position + 1]?.id }))}></gf-bars></div>`)}</div>
-        <div class="row"><button ?hidden=${!session.live} @click=${() => session.more({ draws: "1000" })}>Draw 1,000 times</button>${choice.n_draws ? html`<span class="small">${this.#drawn(choice)}</span>` : nothing}</div>
+          <gf-bars tokens top="1" label="After ${stage.name}" .bars=${choice.tokens.map((token, i) => ({ label: token.text, value: stage.probs[i] as Num, chosen: token.id === session.tokens[choice.position + 1]?.id }))}></gf-bars></div>`)}${choice.n_draws > 1 ? this.#drawn(choice) : nothing}</div>
+        <div class="row"><button ?hidden=${!session.live} @click=${() => this.#draw(1)}>Draw one</button><button ?hidden=${!session.live} @click=${() => this.#draw(1000)}>Draw 1,000 times</button>
+          ${choice.n_draws === 1 ? html`<span class="small" role="status">drawn: ${quoted(choice.tokens.find((_, i) => choice.draws[i])?.text ?? "another than these")}</span>` : nothing}</div>
         <gf-receipt .of=${choice.receipt}></gf-receipt>` : nothing}
     </div>`;
   }
 
   #drawn(choice: Choice) {
-    return html`${choice.tokens.map((token, i) => ({ token, n: choice.draws[i] ?? 0 })).filter((one) => one.n).map(({ token, n }) => html`<span class="tok num">${visible(token.text)}</span> ${percent(n / choice.n_draws)} `)}
-      ${choice.others ? `others ${percent(num(choice.others) / choice.n_draws)}` : nothing}`;
+    return html`<div class="stage"><h3><span>drawn</span><span class="soft num">${count(choice.n_draws)} times</span></h3>
+      <gf-bars tokens top="1" label="Shares of the draws" .bars=${choice.tokens.map((token, i) => ({ label: token.text, value: (choice.draws[i] ?? 0) / choice.n_draws }))}></gf-bars>
+      ${choice.others ? html`<p class="small soft">others ${percent(num(choice.others) / choice.n_draws)}</p>` : nothing}</div>`;
+  }
+
+  /** So many draws, and at each press others: the seed goes on by one. */
+  #draw(n: number): void {
+    const { place } = this.session, again = Number(place.more["draws"]) === n;
+    this.session.more({ draws: String(n), draw: again ? String(Number(place.more["draw"] ?? 0) + 1) : (place.more["draw"] ?? null) });
   }
 }

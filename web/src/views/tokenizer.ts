@@ -3,6 +3,7 @@ import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
+import "../parts/stepper.js";
 import { Ask } from "../ask.js";
 import { count } from "../lib/number.js";
 import { visible } from "../parts/token.js";
@@ -18,7 +19,7 @@ export class TokenizerView extends Follower {
   static override styles = [Follower.styles, css`
     textarea { width: 100%; font-size: 0.95rem; line-height: 1.5; }
     .cut { font-size: 1.02rem; line-height: 2.15; overflow-wrap: anywhere; }
-    .cut span { border-radius: 4px; padding: 0.12rem 0.1rem; margin-right: 2px; white-space: pre-wrap; border-bottom: 2px solid var(--residual); }
+    .cut span { display: inline-block; border-radius: 4px; padding: 0.12rem 0.1rem; margin-right: 2px; white-space: pre-wrap; border-bottom: 2px solid var(--residual); }
     .cut span:nth-child(even) { background: var(--wash); }
     table { border-collapse: collapse; font-size: 0.84rem; }
     .wrap { overflow: auto; max-height: 20rem; }
@@ -77,14 +78,22 @@ export class TokenizerView extends Follower {
         <p class="cut second">${tokens.tokens.map((token) => html`<span title="id ${token.id}, bytes ${token.bytes}">${token.text === "" ? visible("") : token.text.replace(/\n/g, "⏎")}</span>`)}</p>` : nothing}`;
   }
 
+  /** How many of a word's merges are done: all, until one steps. */
+  #step(merges: Merges): number {
+    const asked = Number(this.session.place.more["merge"] ?? NaN), last = merges.steps.length - 1;
+    return Number.isInteger(asked) ? Math.min(last, Math.max(0, asked)) : last;
+  }
+
   #tree() {
     const merges = this.#merges.value, error = this.#merges.error;
     return html`<div class="row"><h3>How a word is put together</h3>
-        <label>word <input ?readonly=${!this.session.live} aria-label="Word whose merges are shown" spellcheck="false" .value=${this.#word} @input=${(event: Event) => this.session.more({ word: (event.target as HTMLInputElement).value })} /></label></div>
+        <label>word <input ?readonly=${!this.session.live} aria-label="Word whose merges are shown" spellcheck="false" .value=${this.#word} @input=${(event: Event) => this.session.more({ merge: null, word: (event.target as HTMLInputElement).value })} /></label></div>
       ${error ? html`<gf-refused heading="No merges to show" reason=${error.message}></gf-refused>` : nothing}
-      ${merges && !error ? html`<ol class="tree">${merges.steps.map((step, i) => html`<li>${step.parts.map((part, j) => html`<span class="piece num ${j === step.at ? "new" : ""}">${visible(part)}</span>`)}
+      ${merges && !error ? html`<gf-stepper .session=${this.session} what="merge" .at=${this.#step(merges)} .n=${merges.steps.length} @step=${(event: CustomEvent<number>) => this.session.more({ merge: event.detail === merges.steps.length - 1 ? null : String(event.detail) })}>
+          ${this.#step(merges) === 0 ? "its bytes" : `after ${this.#step(merges)} of ${merges.steps.length - 1} merges`}</gf-stepper>
+        <ol class="tree">${merges.steps.slice(0, this.#step(merges) + 1).map((step, i) => html`<li>${step.parts.map((part, j) => html`<span class="piece num ${j === step.at ? "new" : ""}">${visible(part)}</span>`)}
         <small>${i === 0 ? "its bytes" : `merge ${step.rank} of the training`}</small></li>`)}</ol>
-        <p class="small soft">The ids: <span class="num">${merges.ids.join(", ")}</span></p>
+        ${this.#step(merges) === merges.steps.length - 1 ? html`<p class="small soft">The ids: <span class="num">${merges.ids.join(", ")}</span></p>` : nothing}
         <gf-receipt .of=${merges.receipt}></gf-receipt>` : nothing}`;
   }
 }

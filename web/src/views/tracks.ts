@@ -2,14 +2,15 @@
 import { css, html, nothing } from "lit";
 import { customElement, state } from "lit/decorators.js";
 import { look } from "../lib/look.js";
+import "../parts/bars.js";
 import "../parts/matrix.js";
 import "../parts/receipt.js";
 import "../parts/refused.js";
 import { Ask } from "../ask.js";
-import { count, num, short } from "../lib/number.js";
+import { count, fixed, num, short } from "../lib/number.js";
 import type { Pick } from "../parts/matrix.js";
 import { quoted, visible } from "../parts/token.js";
-import type { Changed, TraceInfo, Tracks } from "../shapes.js";
+import type { CacheSpeed, Changed, TraceInfo, Tracks } from "../shapes.js";
 import { Refused } from "../transport.js";
 import { Follower } from "../view.js";
 
@@ -21,6 +22,8 @@ export class TracksView extends Follower {
   @state() private wrong = "";
   #tracks = new Ask<Tracks>(this, () => this.session.ofTrace("tracks", {}));
   #changed = new Ask<Changed>(this, () => (this.other && this.other.of === this.session.trace?.id ? this.session.ofTrace("changed", { other: this.other.trace.id }) : null));
+
+  #speed = new Ask<CacheSpeed>(this, () => (this.session.place.more["timed"] ? this.session.ofTrace("cache_speed", {}) : null));
 
   static override styles = [Follower.styles, css`
     .grid { position: relative; }
@@ -50,6 +53,7 @@ export class TracksView extends Follower {
         rowName="after" rowHeight="26" columnName="token" .rowLabel=${floor} .columnLabel=${name} columnTone="var(--query)"
         label="Lengths of the residual stream" @pick=${(event: CustomEvent<Pick>) => session.go({ query: event.detail.column, layer: Math.max(0, event.detail.row - 1) })}></gf-matrix></div>
       <gf-receipt .of=${tracks.receipt}></gf-receipt>
+      ${this.#timed(n)}
       <div class="stack close"><h3>Where the context ends</h3>
         <div class="context"><span ${look({ width: `${(100 * n) / tracks.context}%` })}></span></div>
         <p class="axis"><span>${count(n)} tokens</span><span>${count(tracks.context)} at most</span></p>
@@ -57,6 +61,19 @@ export class TracksView extends Follower {
           @change=${(event: Event) => void this.#read(() => (session.trace?.tokens ?? []).slice(0, Number((event.target as HTMLInputElement).value)).map((token) => token.id))} /></label>` : nothing}
         ${tracks.windows.some((w) => w !== null) ? html`<p class="small soft">Windows, block by block: ${tracks.windows.map((w) => w ?? "all").join(", ")} tokens back.</p>` : nothing}</div>
       ${this.#edit()}`;
+  }
+
+  /** All tracks at once, and one after the other. */
+  #timed(n: number) {
+    const { session } = this, speed = this.#speed.value, asked = session.place.more["timed"] !== undefined;
+    if (n < 2 || (!session.live && !asked)) return nothing;
+    return html`<div class="stack close"><h3>All at once, or one by one</h3>
+      ${asked ? nothing : html`<p><button @click=${() => session.more({ timed: "1" })}>Measure it now</button></p>`}
+      ${asked && this.#speed.error ? html`<gf-refused heading="Not measured" reason=${this.#speed.error.message}></gf-refused>` : nothing}
+      ${asked && speed ? html`<gf-bars wide meaning="residual" label="Milliseconds" .bars=${[
+        { label: `${count(speed.tokens - 1)} tokens side by side, in one pass`, value: speed.prefill, text: `${fixed(speed.prefill, 2)} ms`, chosen: true },
+        { label: `one by one: ${count(speed.tokens - 1)} × ${fixed(speed.decode, 2)} ms, measured at the last token`, value: (speed.tokens - 1) * num(speed.decode), text: `${fixed((speed.tokens - 1) * num(speed.decode), 2)} ms` }]}></gf-bars>
+        <p class="small">Reading can go side by side, for all tokens are known. Writing cannot: each token waits for the one before it.</p><gf-receipt .of=${speed.receipt}></gf-receipt>` : nothing}</div>`;
   }
 
   /** For each row up to `level`, the columns that the cell can depend on: attention reaches back, a window only so far. */

@@ -1,0 +1,522 @@
+"""What a person does in each picture (step, switch off, sort, draw), and that what then stands there is Python's."""
+
+import re
+import socket
+import threading
+
+import numpy as np
+import pytest
+import torch
+from inspect_subjects import subject
+from tiny import tiny
+
+import glassformer
+from e2e.conftest import Served
+from e2e.pixels import SHARE_BOUND, SIGNED_BOUND, shares, signed
+from e2e.test_page import ASK, at, close, numbers, said
+from e2e.test_using import place
+from glassformer.inspect import lens, slices
+from glassformer.inspect.views.registry import VIEWS
+
+
+@pytest.fixture(scope="module")
+def trace(lm):
+    return lm.trace(ASK, max_tokens=4, temperature=0)
+
+
+def text_of(shown: str) -> str:
+    """A token as it is, of what the page shows."""
+    return shown.replace("·", " ").replace("⏎", "\n")
+
+
+# ---- 6: the cell
+
+
+def test_a_cell_is_stepped_through_by_keys_and_by_buttons(open_page, served, trace):
+    page = open_page(served.url + at("cell", layer=2, head=1, query=20, key=11))
+    stages = page.locator("gf-worked ol > li")
+    stages.first.wait_for()
+    assert stages.count() == 7
+    current = page.locator("gf-worked li[aria-current=step]")
+    assert current.count() == 0
+    cell = trace.cell(layer=2, head=1, query=20, key=11)
+    last = {0: cell.products[0], 1: cell.sum, 3: cell.score, 4: cell.exp, 6: cell.z[0]}
+    for i in range(7):
+        if i % 2:
+            page.get_by_role("button", name="one stage on").click()
+        else:
+            page.keyboard.press(".")
+        page.get_by_text(f"stage {i + 1} of 7").wait_for()
+        assert current.count() == 1
+        assert current.inner_text() == stages.nth(i).inner_text()
+        if i in last:
+            said_now = said(current.locator("p.worked").first).split("(less")[0]
+            assert close(numbers(said_now)[-1], last[i]), i
+    assert int(current.locator(".num").first.evaluate("e => getComputedStyle(e).fontWeight")) >= 700
+    page.keyboard.press(".")  # the last one stays
+    page.keyboard.press(",")
+    page.get_by_text("stage 6 of 7").wait_for()
+    assert place(page)["_part"] == "5"
+    page.keyboard.press("ArrowUp")  # and the arrows move what they moved before
+    page.wait_for_function("() => location.hash.includes('query=19')")
+    page.get_by_text("stage 6 of 7").wait_for()
+    page.get_by_text("arrows: key, query").wait_for()
+    page.get_by_text(", and .: the cell's stages").wait_for()
+    page.locator("gf-header textarea").press_sequentially(" .")
+    page.get_by_text("stage 6 of 7").wait_for()
+
+
+def test_without_the_scale_every_later_number_is_another(open_page, served, trace):
+    page = open_page(served.url + at("cell", layer=2, head=1, query=20, key=18))
+    view = page.locator("gf-view-cell")
+    view.locator("ol").wait_for()
+    view.get_by_role("button", name="without the scale").click()
+    q = trace["blocks.2.attn.q_rot"][20, 1].double().numpy()
+    k, v = (trace[f"blocks.2.attn.{name}"][:21, 1].double().numpy() for name in ("k_rot", "v"))
+    scores = k @ q
+    exp = np.exp(scores - scores.max())
+    probs = exp / exp.sum()
+    lines = [said(one) for one in view.locator("ol > li").all()]
+    scaled = numbers(lines[2])
+    assert scaled[1] == 1
+    assert close(scaled[0], scores[18])
+    assert close(scaled[2], scores[18])
+    assert close(numbers(lines[3])[-1], scores[18])
+    assert close(numbers(lines[4])[1], scores.max())
+    share = numbers(said(view.locator("ol > li").nth(5).locator("p.worked")))
+    assert close(share[1], exp.sum())
+    assert "<" in lines[5].split("=")[-1] or close(share[2], 100 * probs[18], 2)
+    weighted = numbers(lines[6].split("[0]:")[1])
+    assert close(weighted[-1], probs @ v[:, 0])
+    assert close(weighted[2], probs[18] * v[18, 0])
+    strips = view.locator("ol gf-strip canvas")
+    assert np.abs(shares(strips.nth(3))[0][:21] - probs).max() <= SHARE_BOUND
+    top = np.abs(v[18]).max()
+    drawn = signed(strips.nth(6), "value", top)[0]
+    assert np.abs(drawn - np.clip(probs @ v, -top, top)).max() <= SIGNED_BOUND * top
+    largest = numbers(said(view.get_by_text("The largest share goes from")))
+    scale = np.exp(scores / np.sqrt(len(q)) - (scores / np.sqrt(len(q))).max())
+    assert abs(largest[0] - 100 * (scale / scale.sum()).max()) <= 0.06
+    assert abs(largest[1] - 100 * probs.max()) <= 0.06
+    assert largest[1] > largest[0], "it saturates"
+
+
+# ---- 2 and 3: tokens and their rows
+
+
+def test_the_merges_of_a_word_are_stepped(open_page, served, lm):
+    page = open_page(served.url + at("tokenizer", text="found", write=0, _word="found"))
+    steps = [list(step.parts) for step in lm.merges(word="found").steps]
+    rows = page.locator("gf-view-tokenizer .tree li")
+    rows.nth(len(steps) - 1).wait_for()
+    for left in range(len(steps) - 1, 0, -1):
+        page.keyboard.press(",")
+        page.wait_for_function(f"() => location.hash.includes('_merge={left - 1}')")
+        rows.nth(left).wait_for(state="detached")
+        assert [row.locator(".piece").all_inner_texts() for row in rows.all()] == steps[:left]
+    page.get_by_role("button", name="one merge on").click()
+    rows.nth(1).wait_for()
+    assert rows.nth(1).locator(".piece.new").inner_text() in steps[1]
+
+
+def test_the_input_table_against_the_output_table(open_page, lm):
+    model = tiny("qwen3", vocab_size=len(lm.model.embed.weight), context_length=64)
+    assert model.head is not None
+    with Served({"untied": glassformer.LanguageModel(model, lm.tokenizer)}) as served:
+        page = open_page(served.url + at("embedding", text="Once Max got a key.", write=0))
+        view = page.locator("gf-view-embedding")
+        find = view.get_by_label("Token to look up, by its text")
+        find.fill(" Quito")
+        find.press("Enter")
+        token = lm.tokenizer.encode(" Quito", bare=True)[0]
+        view.get_by_text(f"is row {token},").wait_for()
+        view.get_by_text("The two point apart").wait_for()
+        row, other = (table[token].detach().double() for table in (model.embed.weight, model.head.weight))
+        cosine = (row @ other / (row.norm() * other.norm())).item()
+        assert abs(numbers(said(view.get_by_text("The two point apart")))[0] - cosine) <= 6e-4
+        top = other.abs().max().item()
+        drawn = signed(view.locator("gf-strip canvas").nth(1), "residual", top)[0]
+        assert np.abs(drawn - other.numpy()).max() <= SIGNED_BOUND * top
+
+
+# ---- 4: tracks
+
+
+def test_all_at_once_or_one_by_one_is_measured(open_page, served):
+    page = open_page(served.url + at("tracks", query=9))
+    view = page.locator("gf-view-tracks")
+    view.get_by_role("button", name="Measure it now").click()
+    view.locator("gf-bars tr").nth(1).wait_for()
+    n = page.locator("gf-tokens button").count() - 1
+    together, alone = (numbers(said(row)) for row in view.locator("gf-bars tr").all())
+    assert together[0] == alone[0] == n
+    assert together[-1] > 0
+    assert abs(alone[-1] - n * alone[1]) <= n * 0.006
+
+
+# ---- 8: the heads
+
+
+def test_heads_are_sorted_by_a_score(open_page, served, trace):
+    page = open_page(served.url + at("grid", layer=0, head=0, query=12, key=4))
+    page.get_by_label("Order of the heads").select_option("duplicate")
+    heads = page.locator("gf-grid-sorted button")
+    heads.first.wait_for()
+    scores = trace.roles().scores.duplicate
+    order = scores.flatten().argsort(descending=True).tolist()
+    assert heads.count() == len(order) == 16
+    for place_, head in enumerate(order):
+        layer, head = divmod(head, 4)
+        label = heads.nth(place_).get_attribute("aria-label")
+        assert label.startswith(f"Block {layer}, head {head}: ")
+        assert abs(numbers(label)[-1] - 100 * scores[layer, head]) <= 0.06
+    best = divmod(order[0], 4)
+    probs = trace[f"blocks.{best[0]}.attn.probs"][best[1]]
+    small = torch.nn.functional.adaptive_max_pool2d(probs[None], min(48, len(probs)))[0].numpy()
+    visible = np.tril(np.ones(small.shape, bool))
+    drawn = shares(heads.first.locator("canvas"))
+    assert np.abs(drawn - small)[visible].max() <= SHARE_BOUND + 0.5 / 255
+    heads.first.click()
+    page.get_by_role("heading", name=f"Block {best[0]}, head {best[1]}").wait_for()
+
+
+def test_a_head_is_zoomed_and_panned(open_page, served, trace):
+    page = open_page(served.url + at("grid", layer=2, head=3, query=20, key=14))
+    page.locator("gf-pattern canvas").wait_for()
+    for _ in range(2):
+        page.get_by_role("button", name="zoom in").click()
+    piece = page.locator("gf-pattern gf-matrix.piece canvas")
+    piece.wait_for()
+    probs = trace["blocks.2.attn.probs"][3].numpy()
+    heading = page.locator("gf-pattern h3")
+
+    def seen():
+        top, bottom, left, right = numbers(said(heading).replace("Queries", ""))
+        real = probs[int(top) : int(bottom) + 1, int(left) : int(right) + 1].copy()
+        rows, columns = np.indices(real.shape)
+        real[columns + left > rows + top] = np.nan
+        drawn = shares(piece)
+        assert drawn.shape == (16, 16)
+        assert (np.isnan(drawn) == np.isnan(real)).all()
+        assert np.nanmax(np.abs(drawn - real)) <= SHARE_BOUND
+        return int(top), int(left)
+
+    top, left = seen()
+    assert top <= 20 < top + 16
+    assert left <= 14 < left + 16
+    piece.scroll_into_view_if_needed()
+    box = piece.bounding_box()
+    field = box["width"] / 16
+    page.mouse.move(box["x"] + 8.5 * field, box["y"] + 8.5 * field)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 11.5 * field, box["y"] + 6.5 * field, steps=4)
+    page.mouse.up()
+    heading.filter(has_text=f"Queries {top + 2} to").wait_for()
+    assert seen() == (top + 2, left - 3)
+    assert (place(page)["query"], place(page)["key"]) == ("20", "14"), "a drag picks nothing"
+    page.locator("gf-pattern gf-matrix.piece .frame").focus()
+    for _ in range(16):
+        page.keyboard.press("ArrowDown")
+    page.wait_for_function(f"() => location.hash.includes('query={min(36, len(probs) - 1)}')")
+    assert seen()[0] > top + 2, "what is in sight follows the cursor"
+
+
+# ---- 9: roles
+
+
+def test_a_role_opens_its_evidence(open_page, served, trace):
+    page = open_page(served.url + at("roles", layer=0, head=0))
+    view = page.locator("gf-view-roles")
+    view.get_by_role("button", name="duplicate").click()
+    view.locator("gf-bars button").first.click()
+    scores, evidence = trace.roles().scores.duplicate, trace.roles().evidence["duplicate"]
+    layer, head = divmod(int(scores.argmax()), 4)
+    probs = trace[f"blocks.{layer}.attn.probs"][head].numpy()
+    same = [(probs[q, k], q, k) for q in range(len(probs)) for k in range(q) if trace.ids[k] == trace.ids[q]]
+    share, query, key = max(same)
+    assert tuple(evidence[layer][head][:2]) == (query, key)
+    shown = view.get_by_text(f"Block {layer}, head {head} is clearest at token {query}")
+    shown.wait_for()
+    assert f"{100 * share:.1f}%" in said(shown)
+    view.get_by_role("button", name="Open this cell").click()
+    page.locator("gf-view-cell ol").wait_for()
+    where = {name: int(place(page)[name]) for name in ("layer", "head", "query", "key")}
+    assert where == {"layer": layer, "head": head, "query": query, "key": key}
+
+
+# ---- 11: the next token
+
+
+def test_the_lens_grid_is_the_lens_of_every_token_in_sight(open_page, served, lm, trace):
+    page = open_page(served.url + at("lens", query=20))
+    page.locator("gf-lens-grid [aria-busy=false]").wait_for()
+    for query in (20, 22):
+        if query != 20:
+            page.keyboard.press("ArrowRight")
+            page.keyboard.press("ArrowRight")
+            page.wait_for_function("() => location.hash.includes('query=22')")
+            page.locator("gf-lens-grid button[aria-pressed=true][title='token 22']").wait_for()
+            page.locator("gf-lens-grid [aria-busy=false]").wait_for()
+        near = list(range(query - 4, query + 5))
+        real = trace.lens(top=1, position=tuple(near))
+        page.locator("gf-lens-grid td.cell").nth(5 * 9 - 1).wait_for()
+        for row, shown in zip(real.rows, page.locator("gf-lens-grid .grid tbody tr").all(), strict=True):
+            cells = shown.locator("td.cell").all_inner_texts()
+            words = [re.split(r"\s(?=[<\d])", one.replace("\u00a0", " "))[0].strip() for one in cells]
+            assert [text_of(word) for word in words] == [top[0].token for top in row.top]
+
+
+def test_the_first_row_stands_before_the_second_is_there_and_leaving_stops_the_rest(open_page, served, monkeypatch):
+    row, rows, go = lens._row, [], threading.Event()
+
+    def slowly(t, name, at, top):
+        rows.append(name)
+        if len(rows) > 1:
+            go.wait()
+        return row(t, name, at, top)
+
+    monkeypatch.setattr(lens, "_row", slowly)
+    page = open_page(served.url + at("lens", text="One day Mia found a bell.", query=4, layer=0, head=0, key=1))
+    page.locator("gf-lens-grid td.cell").first.wait_for()
+    while len(rows) < 2:
+        page.wait_for_timeout(10)
+    shown = page.locator("gf-lens-grid .grid tbody tr")
+    assert [one.locator("td.cell").count() > 0 for one in shown.all()] == [True] + [False] * (shown.count() - 1)
+    page.get_by_role("link", name="Tokenizer").click()
+    queue = served.app.state.queue
+    while not queue._running[-1].cancelled:
+        page.wait_for_timeout(10)
+    go.set()
+    page.locator("gf-view-tokenizer .tree").wait_for()
+    while queue.state["running"]:
+        page.wait_for_timeout(10)
+    assert len(rows) == 2
+
+
+def test_draws_fall_as_the_bars_say(open_page, served, trace):
+    last = trace.n_prompt - 1
+    page = open_page(served.url + at("lens", query=last, seed=3, _temperature=2))
+    view = page.locator("gf-lens-sampling")
+    view.get_by_role("button", name="Draw 1,000 times").click()
+    drawn = view.locator(".stage").filter(has_text="drawn")
+    drawn.locator("tr").first.wait_for()
+
+    def check(seed):
+        real = trace.sampling(position=last, temperature=2.0, top=12, draws=1000, seed=seed)
+        shown = [numbers(said(row.locator("td.n")))[-1] for row in drawn.locator("tr").all()]
+        assert shown == [pytest.approx(n / 10, abs=0.06) for n in real.draws]
+        return shown
+
+    first = check(3)
+    view.get_by_role("button", name="Draw 1,000 times").click()
+    page.wait_for_function("() => location.hash.includes('_draw=1')")
+    page.wait_for_load_state("networkidle")
+    assert check(4) != first
+    view.get_by_role("button", name="Draw one").click()
+    view.get_by_text("drawn:").wait_for()
+    real = trace.sampling(position=last, temperature=2.0, top=12, draws=1, seed=4)
+    best = [token.text for token, n in zip(real.tokens, real.draws, strict=True) if n]
+    assert best == [] or best[0] == text_of(said(view.get_by_text("drawn:").locator(".tok")))
+
+
+# ---- 12: the cache
+
+
+def test_the_cache_is_switched_off_and_stepped(open_page, served, lm, trace):
+    page = open_page(served.url + at("cache", layer=1, head=0, query=5))
+    view = page.locator("gf-view-cache")
+    view.locator("gf-matrix canvas").wait_for()
+    n, prompt = len(trace.ids), trace.n_prompt
+    status = view.locator("p[role=status]").first
+    assert [int(one) for one in numbers(said(status))][-1] == n
+    view.get_by_role("button", name="cache off").click()
+    view.get_by_text("Nothing is kept").wait_for()
+    again = prompt + sum(range(prompt + 1, n + 1))
+    assert again in numbers(said(status))
+    page.keyboard.press(",")
+    view.get_by_text(f"for the {n - 1}", exact=False).first.wait_for()
+    assert again - n in numbers(said(status))
+    slots = [numbers(said(one))[-2] for one in view.locator(".layer").all()]
+    assert slots == [n - 1] * lm.config.n_layers
+
+
+# ---- the walk
+
+CAPTION = """old => {
+  const side = document.querySelector('gf-app').shadowRoot.querySelector('gf-side');
+  const caption = side.shadowRoot.querySelector('gf-caption');
+  const now = caption?.shadowRoot.textContent ?? '';
+  return now.trim() !== '' && now !== old;
+}"""
+
+
+def test_every_caption_says_the_numbers_that_stand_beside_it(open_page, served, lm, trace):
+    query, layer, head = trace.n_prompt - 1, 1, 3
+    key = int(trace["blocks.1.attn.probs"][3, query].argmax())
+    page = open_page(served.url + at("cell", layer=layer, head=head, query=query, key=key, step=0))
+    caption = page.locator("gf-side gf-caption")
+    cell = trace.cell(layer=layer, head=head, query=query, key=key)
+    qkv = trace.qkv(layer=layer, head=head, position=query, dim=0)
+    heads = trace.heads(layer=layer, position=query)
+    block, cache, summary = trace.block(layer=layer, position=query), trace.cache(layer=layer), trace.summary()
+    tokens = lm.tokens(text=ASK)
+    row = lm.embedding(token=trace.ids[query], n=12)
+    expected = [
+        [100 * cell.prob], [qkv.products["q"].value], [cell.sum, cell.scaled, cell.entropy, cell.unscaled.entropy],
+        [lm.config.n_layers * 4], [100 * max(heads.shares)], [tokens.n_bytes, len(tokens.tokens)],
+        [row.token.id, row.nearest[0].value], [block.norms["attn.add"], block.norms["mlp.add"], block.d_ff],
+        [lm.config.n_layers],
+        [100 * summary.tokens[query + 1].top[0].value], [len(trace.ids), lm.config.context_length],
+        [cache.bytes / 1024],
+    ]  # fmt: skip
+    before = ""
+    for i, real in enumerate(expected):
+        page.locator("gf-side .walk").get_by_text(f"{i + 1} of 12").wait_for()
+        page.wait_for_function(CAPTION, arg=before)
+        before = caption.evaluate("e => e.shadowRoot.textContent")
+        words = " ".join(said(one) for one in caption.locator("p").all())
+        for value in map(float, real):
+            assert any(close(one, value, 2) for one in numbers(words)), (i, value, words)
+        if i < 11:
+            page.locator("gf-side .walk").get_by_role("button", name="Next").click()
+
+
+# ---- what it opens on
+
+
+@pytest.fixture(scope="module")
+def kinds(lm):
+    pair, encoder = subject("encoder-decoders", "pair")[0], subject("encoders", "bert")[0]
+    with Served({"stories": lm, "pair": pair, "encoder": encoder}) as one:
+        yield one
+
+
+def test_a_model_opens_on_a_text_of_its_own_kind(open_page, kinds):
+    page = open_page(f"{kinds.url}/#/?model=pair")
+    page.locator("gf-view-alignment gf-aligned canvas").first.wait_for()
+    box = page.locator("gf-header textarea")
+    assert box.input_value() == "The cat sat on the mat because it was tired."
+    assert "text=The" in page.url, "the address holds it"
+    page.locator("gf-header select").select_option("encoder")
+    page.locator("gf-view-grid canvas").first.wait_for()
+    assert "cat" in box.input_value()
+    assert page.locator("input[name=write]").count() == 0, "it writes nothing"
+    page.locator("gf-header select").select_option("stories")
+    page.locator("gf-view-cell ol").wait_for()
+    assert box.input_value().startswith("Once Max got a key.")
+    box.fill("A text of mine.")
+    page.get_by_role("button", name="Read it").click()
+    page.get_by_text("read, 10 written").wait_for()
+    page.locator("gf-header select").select_option("pair")
+    page.locator("gf-view-alignment gf-aligned canvas").first.wait_for()
+    assert box.input_value() == "A text of mine.", "what a person wrote stays"
+
+
+def test_a_narrow_page_has_a_chooser_of_pictures(open_page, served):
+    page = open_page(served.url + at("cell"), width=390, height=844)
+    page.locator("gf-view-cell ol").wait_for()
+    assert not page.get_by_role("link", name="Q K V").is_visible()
+    page.get_by_role("combobox", name="Picture").select_option("qkv")
+    page.locator("gf-view-qkv .three").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_strip_is_a_table_while_it_has_the_focus(open_page, served, trace):
+    page = open_page(served.url + at("cell", layer=2, head=1, query=20, key=11))
+    strip = page.locator("gf-worked gf-strip").first
+    strip.wait_for()
+    assert strip.locator("table").count() == 0
+    strip.locator(".frame").focus()
+    cells = strip.locator("table td").all_inner_texts()
+    q = trace["blocks.2.attn.q_rot"][20, 1]
+    assert len(cells) == len(q)
+    assert all(close(numbers(one.replace("−", "-"))[0], real) for one, real in zip(cells, q, strict=True))
+
+
+# ---- what goes wrong
+
+
+@pytest.mark.parametrize("write", [0, 4])
+def test_an_edit_that_makes_no_numbers_is_told(open_page, served, write):
+    edit = '[{"op":"scale","point":"blocks.1.resid_post","factor":1e38}]'
+    page = open_page(served.url + at("cell", edits=edit, write=write, layer=2, head=0, query=5, key=3))
+    page.locator("gf-view-cell").get_by_text("is no number (NaN)").wait_for()
+    page.locator("gf-side").get_by_text("the scores are no numbers (NaN)").wait_for()
+    if write:
+        page.get_by_text("It stopped: its scores are no numbers any more").wait_for()
+    page.get_by_role("button", name="Take back scale").click()
+    page.locator("gf-view-cell ol").wait_for()
+
+
+def test_a_slice_that_is_too_large_is_told(open_page, served, monkeypatch):
+    monkeypatch.setattr(slices, "MOST", 100)
+    page = open_page(served.url + at("cell", layer=0, head=0, query=9, key=3))
+    page.locator("gf-view-cell gf-pattern gf-refused").get_by_text("at most 100 are sent").wait_for()
+
+
+def test_a_wrong_key_is_said_to_be_wrong(open_page, lm):
+    with Served({"stories": lm}, key="s3cret") as served:
+        page = open_page(served.url)
+        page.get_by_label("Key", exact=True).fill("wrong")
+        page.get_by_role("button", name="Open").click()
+        page.locator("gf-key [role=status]").get_by_text(re.compile("key", re.IGNORECASE)).wait_for()
+
+
+class Between:
+    """A wire to a server that can be cut: a port that hands on what comes, both ways, until then."""
+
+    def __init__(self, url):
+        self.to = (url.split("/")[2].split(":")[0], int(url.rsplit(":", 1)[1]))
+        self.sock, self.open = socket.create_server(("127.0.0.1", 0)), []
+        self.url = f"http://127.0.0.1:{self.sock.getsockname()[1]}"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                ours = self.sock.accept()[0]
+            except OSError:
+                return
+            theirs = socket.create_connection(self.to)
+            self.open += [ours, theirs]
+            for a, b in ((ours, theirs), (theirs, ours)):
+                threading.Thread(target=self.hand_on, args=(a, b), daemon=True).start()
+
+    @staticmethod
+    def hand_on(a, b):
+        try:
+            while data := a.recv(1 << 16):
+                b.sendall(data)
+        except OSError:
+            pass
+
+    def cut(self):
+        self.sock.close()
+        for one in self.open:
+            one.shutdown(socket.SHUT_RDWR) if one.fileno() >= 0 else None
+            one.close()
+
+
+def test_a_server_that_goes_in_the_middle_is_told(open_page):
+    go = threading.Event()
+
+    def slowly(ids, step):
+        if ids.shape[-1] == 1:
+            go.wait(0.05)  # a text takes its time
+        return hidden(ids, step)
+
+    own = glassformer.load("stories", device="cpu")
+    hidden = own.model.hidden
+    own.model.hidden = slowly
+    with Served({"stories": own}) as served:
+        wire = Between(served.url)
+        page = open_page(wire.url + at("cell", text="One day Mia", write=150, layer=0, head=0, query=1, key=0))
+        page.get_by_text("tokens written; the cache holds").wait_for()
+        wire.cut()
+        page.get_by_text("The server went away in the middle of its answer").wait_for()
+        page.get_by_role("button", name="Try again").wait_for()
+        go.set()
+
+
+def test_no_view_is_left_out_of_what_streams():
+    assert {name for name, view in VIEWS.items() if view.rows} == {"lens", "roles"}
