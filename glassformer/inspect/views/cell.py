@@ -10,13 +10,15 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import Which, at, attention_of, position_of, side_of
 from glassformer.inspect.views.result import off
+from glassformer.nn.attention import Attention
+from glassformer.nn.latent import LatentAttention
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,48 @@ def cell(t: Trace, *, layer: int, head: int, query: int, key: int, attention: Wh
     check_number("key", key, -n_keys, n_keys - 1)
     key %= n_keys
     kv_head = head // (module.config.n_heads // module.config.n_kv_heads)
+    row = t.hold(("row", name, head, query), lambda: row_of(t, module, name, head, kv_head, query))
+    found = Cell(
+        layer, head, attention, kv_head, query, key,
+        row.q, row.k[key], row.q * row.k[key], row.sums[key].item(), spec.scale, row.scaled[key].item(), spec.softcap,
+        row.capped[key].item(), row.bias[key].item(), bool(row.seen[key]), spec.window, row.scores[key].item(),
+        row.largest.item(), row.exp[key].item(), None if row.sink is None else row.sink.item(), row.total.item(),
+        row.worked[key].item(), row.scores, row.probs, row.unscaled, row.entropy, row.unscaled_entropy,
+        row.v[key], row.worked[key] * row.v[key], row.z,
+        Receipt("", "max |sum of prob * v - z|, and of the probabilities by either way", row.error),
+    )  # fmt: skip
+    return replace(found, receipt=replace(found.receipt, python=_line(found, attention)))
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What the cells of one query in one head have in common, or by key: as in `Cell`; `worked`: exp / total."""
+
+    q: Float[Tensor, "Dh"]
+    k: Float[Tensor, "S Dh"]
+    v: Float[Tensor, "S Dv"]
+    z: Float[Tensor, "Dv"]
+    scores: Float[Tensor, "S"]
+    probs: Float[Tensor, "S"]
+    sums: Float[Tensor, "S"]
+    scaled: Float[Tensor, "S"]
+    capped: Float[Tensor, "S"]
+    seen: Bool[Tensor, "S"]
+    bias: Float[Tensor, "S"]
+    sink: Float[Tensor, ""] | None
+    largest: Float[Tensor, ""]
+    exp: Float[Tensor, "S"]
+    total: Float[Tensor, ""]
+    worked: Float[Tensor, "S"]
+    unscaled: Float[Tensor, "S"]
+    entropy: float
+    unscaled_entropy: float
+    error: float
+
+
+def row_of(t: Trace, module: Attention | LatentAttention, name: str, head: int, kv_head: int, query: int) -> Row:
+    """A query's row of an attention, worked out from what its product used."""
+    spec = module.spec
     q, k = at(t, f"{name}.q_rot", query)[head], at(t, f"{name}.k_rot")[:, kv_head]  # [Dh], [S, Dh]
     v, z = at(t, f"{name}.v")[:, kv_head], at(t, f"{name}.z", query)[head]  # [S, Dv], [Dv]
     scores = t.rows(f"{name}.scores", head=head, query=query).tensor.float()  # [S]
@@ -101,20 +145,10 @@ def cell(t: Trace, *, layer: int, head: int, query: int, key: int, attention: Wh
     total = exp.sum() if sink is None else exp.sum() + (sink - largest).exp()
     worked = exp / total
     unscaled = sums.masked_fill(~seen, -math.inf).softmax(-1)
-    found = Cell(
-        layer, head, attention, kv_head, query, key,
-        q, k[key], q * k[key], sums[key].item(), spec.scale, scaled[key].item(), spec.softcap, capped[key].item(),
-        bias[key].item(), bool(seen[key]), spec.window, scores[key].item(), largest.item(), exp[key].item(),
-        None if sink is None else sink.item(), total.item(), worked[key].item(),
-        scores, probs, unscaled, entropy(probs), entropy(unscaled),
-        v[key], worked[key] * v[key], z,
-        Receipt(
-            "",
-            "max |sum of prob * v - z|, and of the probabilities by either way",
-            max(off(worked @ v, z), off(worked, probs)),
-        ),
+    return Row(
+        q, k, v, z, scores, probs, sums, scaled, capped, seen, bias, sink, largest, exp, total, worked, unscaled,
+        entropy(probs), entropy(unscaled), max(off(worked @ v, z), off(worked, probs)),
     )  # fmt: skip
-    return replace(found, receipt=replace(found.receipt, python=_line(found, attention)))
 
 
 def _line(found: Cell, attention: Which) -> str:
