@@ -34,6 +34,7 @@ SAME_END = "max |resid_post again - resid_post kept|"
 SAME_START = "max |embed.out again - embed.out kept|"
 SAME_LOGITS = "max |logits again - logits of the pass|, at the last token"
 WEIGHED = "max |P·V - z|"
+UNSEEN = {"scores": -math.inf, "probs": 0.0}
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,16 @@ class Until:
             raise Enough
 
 
+class Everything(Until):
+    """Keeps all that passes of a block's own tokens, but what is only made for an edit of it."""
+
+    def __init__(self):
+        super().__init__(())
+
+    def wants(self, name: str) -> bool:
+        return not name.endswith((".scores", ".probs", ".heads", ".cross.k", ".cross.v", ".cross.k_rot"))
+
+
 class Without:
     """An editor that leaves some points alone: what enters a block was changed before it was kept."""
 
@@ -142,7 +153,7 @@ class Without:
 
 
 Found = dict[
-    str, tuple[Tensor, float | None, str]
+    str, tuple[Tensor, float | None, str | None]
 ]  # by point: the value, its error, and the identity that is off by it
 
 
@@ -153,7 +164,11 @@ def run_block(
 
     before: a point that is wanted as it was before any edit of it.
     """
-    start, tap = f"blocks.{i}.resid_pre", Until(names, last)
+    return _run(kept, i, Until(names, last), at, before)
+
+
+def _run(kept: Kept, i: int, tap: Until, at: Tensor | None, before: str = "") -> dict[str, Tensor]:
+    start = f"blocks.{i}.resid_pre"
     step = kept.step(at, None if kept.editor is None else Without(kept.editor, start, before), tap)
     with contextlib.suppress(Enough):
         kept.model.blocks[i](kept.of(start, at)[None], step.layer(i, kept.model.score_bias(step)))
@@ -163,11 +178,25 @@ def run_block(
 @torch.no_grad()
 def in_block(kept: Kept, i: int, names: Sequence[str], at: Tensor | None) -> Found:
     """Live points of block i."""
-    early = all(name.removeprefix(f"blocks.{i}.") in EARLY for name in names)
+    early = all(_early(name) for name in names)
     check, identity = (f"blocks.{i}.attn.k_rot", SAME_KEYS) if early else (f"blocks.{i}.resid_post", SAME_END)
     seen = run_block(kept, i, names, at, check)
     error = off(seen[check], kept.of(check, at))
     return {name: (seen[name], error, identity) for name in names}
+
+
+@torch.no_grad()
+def whole_block(kept: Kept, i: int, at: Tensor) -> Found:
+    """All live points of block i, of the tokens at some places, by one run."""
+    seen, found = _run(kept, i, Everything(), at), {}
+    keys, end = (off(seen[name], kept.of(name, at)) for name in (f"blocks.{i}.attn.k_rot", f"blocks.{i}.resid_post"))
+    for name, value in seen.items():
+        found[name] = (value, keys, SAME_KEYS) if _early(name) else (value, end, SAME_END)
+    return found
+
+
+def _early(name: str) -> bool:
+    return name.split(".", 2)[2] in EARLY
 
 
 @torch.no_grad()
@@ -222,21 +251,32 @@ def head(kept: Kept, normed: Float[Tensor, "N D"], where: Int[Tensor, "N"]) -> F
 
 @torch.no_grad()
 def weighed(
-    kept: Kept, layer: str, end: str, heads: Sequence[int] | None = None, at: Tensor | None = None
-) -> tuple[Float[Tensor, "H N S"], float]:
-    """Scores or probabilities of some heads and queries, and max |P·V - z|. `layer`: "blocks.5.attn"."""
+    kept: Kept,
+    layer: str,
+    ends: Sequence[str],
+    heads: Sequence[int] | None = None,
+    at: Tensor | None = None,
+    found: Found | None = None,
+) -> tuple[dict[str, Float[Tensor, "H N S"]], float]:
+    """Scores and probabilities, as `ends` name them, of some heads and queries, and max |P·V - z|.
+
+    layer: "blocks.5.attn". found: what is known of its block at these queries.
+    """
     i = layer_of(layer)
     assert i is not None
-    q, z = (kept.get(f"{layer}.{part}", at) for part in ("q_rot", "z"))
-    editor = kept.editor
-    z = None if editor is not None and editor.wants(f"{layer}.z") else z  # it was changed after the probabilities
+    editor, last = kept.editor, f"{layer}.z"
+    late = editor is not None and editor.wants(last)  # it was changed after the probabilities
+    if found is not None and not late:
+        q, z = found[f"{layer}.q_rot"][0], found[last][0]
+    else:
+        q, z = (kept.get(f"{layer}.{part}", at) for part in ("q_rot", "z"))
+        z = None if late else z
     if q is None or z is None:
-        last = f"{layer}.z"
         seen = run_block(kept, i, [f"{layer}.q_rot", last], at, last, before=last)
         q, z = seen[f"{layer}.q_rot"] if q is None else q, seen[last] if z is None else z
     if editor is not None and (editor.wants(f"{layer}.scores") or editor.wants(f"{layer}.probs")):
-        value, error = _edited(kept, layer, end, q, z, at)
-        return (value if heads is None else value[list(heads)]), error
+        values, error = _edited(kept, layer, q, z, at)
+        return {end: values[end] if heads is None else values[end][list(heads)] for end in ends}, error
     some = None if heads is None else torch.tensor(list(heads), device=q.device)
     attention: Attention = kept.model.get_submodule(layer)  # pyright: ignore[reportAssignmentType]
     k, v = kept.of(f"{layer}.k_rot"), kept.of(f"{layer}.v")
@@ -246,8 +286,8 @@ def weighed(
         q, z, k, v = q[:, some], z[:, some], k[:, some // group], v[:, some // group]
         sinks = None if sinks is None else sinks[some]
     where = kept.positions if at is None else at
-    found, error = q.new_empty(q.shape[1], len(q), len(k), dtype=torch.float32), 0.0
-    unseen = -math.inf if end == "scores" else 0.0
+    shape, error = (q.shape[1], len(q), len(k)), 0.0
+    values = {end: q.new_empty(shape, dtype=torch.float32) for end in ends}
     n = max(1, min(QUERIES, AT_ONCE // (q.shape[1] * len(k))))
     for begin in range(0, len(q), n):
         rows = slice(begin, begin + n)
@@ -257,12 +297,13 @@ def weighed(
         keys = _reach(attention.spec, where[rows], len(k))
         own, seen = (q[rows], k[keys], v[keys]), step.view(attention.spec).visible()[0, :, keys]
         scores, probs, again = weigh(
-            attention.spec, *own, seen, bias if bias is None else bias[0, ..., keys], sinks, end
+            attention.spec, *own, seen, bias if bias is None else bias[0, ..., keys], sinks, "scores" in ends
         )
-        found[:, rows, : keys.start], found[:, rows, keys.stop :] = unseen, unseen
-        found[:, rows, keys] = scores if end == "scores" else probs
+        for end, value in values.items():
+            value[:, rows, : keys.start], value[:, rows, keys.stop :] = UNSEEN[end], UNSEEN[end]
+            value[:, rows, keys] = scores if end == "scores" else probs
         error = worst(error, off(again, z[rows]))
-    return found, error
+    return values, error
 
 
 def _reach(spec: AttendSpec, queries: Int[Tensor, "N"], n_keys: int) -> slice:
@@ -281,9 +322,9 @@ def weigh(
     visible: Bool[Tensor, "N S"],
     bias: Float[Tensor, "H N S"] | None,
     sinks: Float[Tensor, "H"] | None,
-    end: str,
+    keep: bool,
 ) -> tuple[Float[Tensor, "H N S"], Float[Tensor, "H N S"], Float[Tensor, "N H Dv"]]:
-    """`attend_math` of one text, in place: the scores (where `end` names them), the probabilities, and P·V."""
+    """`attend_math` of one text: the scores, the probabilities (in their place unless they are to `keep`), and P·V."""
     n, n_heads, n_kv = len(q), q.shape[1], k.shape[1]
     rows = (q.float() * spec.scale).transpose(0, 1).reshape(n_kv, -1, q.shape[-1])  # [Hkv, H/Hkv N, Dh]
     scores = torch.bmm(rows, k.float().permute(1, 2, 0)).view(n_heads, n, -1)  # [H, N, S]
@@ -296,7 +337,7 @@ def weigh(
         some = slice(int(partly[0]), int(partly[-1]) + 1)
         scores[..., some].masked_fill_(~visible[:, some], -math.inf)
     if sinks is None:
-        probs = torch.softmax(scores, -1, out=None if end == "scores" else scores)
+        probs = torch.softmax(scores, -1, out=None if keep else scores)
     else:
         column = sinks.float().view(-1, 1, 1).expand(-1, n, 1)
         probs = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
@@ -305,8 +346,8 @@ def weigh(
 
 
 def _edited(
-    kept: Kept, layer: str, end: str, q: Tensor, z: Tensor, at: Tensor | None
-) -> tuple[Float[Tensor, "H N S"], float]:
+    kept: Kept, layer: str, q: Tensor, z: Tensor, at: Tensor | None
+) -> tuple[dict[str, Float[Tensor, "H N S"]], float]:
     """The same under an edit of them, which names heads by their number: all of them pass it."""
     i = layer_of(layer)
     assert i is not None
@@ -317,7 +358,7 @@ def _edited(
     see = lambda part, value: step.layer(i).see(f"{layer.rpartition('.')[2]}.{part}", value)  # noqa: E731
     view = step.view(attention.spec)
     again, scores, probs = attend_math(attention.spec, q[None], kv, view, bias, attention.sinks, see)
-    return (scores if end == "scores" else probs)[0], off(again[0], z)
+    return {"scores": scores[0], "probs": probs[0]}, off(again[0], z)
 
 
 def worst(a: float, b: float) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from glassformer.errors import CapacityError, GlassformerError
@@ -48,20 +48,28 @@ def bake(
     answers: Answers, ids: list[str], place: Place, how: str, text: str, advance: Advance | None = None
 ) -> dict[str, bytes]:
     """{what is asked: the answer} of traces, as JSON. CapacityError where it is more than a browser should open."""
-    asked = [path for id in ids for path in of_trace(answers, id, place, how)]
-    asked = list(dict.fromkeys([*of_model(answers, ids, text), *asked]))
     found: dict[str, bytes] = {}
     size = 0
-    for i, path in enumerate(asked):
+
+    def keep(path: str, total: int | None) -> None:
+        nonlocal size
         found[key_of(path)] = answer = packed(answers, path)
         size += len(answer)
         if size > MOST:
             raise CapacityError(
-                f"a report of this text would be over {MOST >> 20} MB ({i} of {len(asked)} answers are): take a "
-                f"shorter text{', or bake chosen' if how == 'all' else ''}, or serve the model"
+                f"a report of this text would be over {MOST >> 20} MB ({len(found)} of {total or 'its'} answers are): "
+                f"take a shorter text{', or bake chosen' if how == 'all' else ''}, or serve the model"
             )
         if advance:
-            advance(i + 1, len(asked), "baking")
+            advance(len(found), total, "baking")
+
+    for path in of_model(answers, ids, text, found):
+        if key_of(path) not in found:
+            keep(path, None)
+    asked = {key_of(path): path for id in ids for path in of_trace(answers, id, place, how)}
+    total = len(found) + len(asked)
+    for path in asked.values():
+        keep(path, total)
     return found
 
 
@@ -76,8 +84,11 @@ def packed(answers: Answers, path: str) -> bytes:
     return b'["json",' + data + b"]"
 
 
-def of_model(answers: Answers, ids: list[str], text: str) -> Iterator[str]:
-    """The model, its tokenizer on this text, and the rows of its tokens with those near them."""
+def of_model(answers: Answers, ids: list[str], text: str, found: Mapping[str, bytes]) -> Iterator[str]:
+    """The model, its tokenizer on this text, and the rows of its tokens with those near them.
+
+    found: the answers so far; what comes after a row depends on it.
+    """
     name = answers.name
     yield "/v1/models"
     yield path_of_model(name, "anatomy")
@@ -92,7 +103,7 @@ def of_model(answers: Answers, ids: list[str], text: str) -> Iterator[str]:
                 path = path_of_model(name, "embedding", token=token, n=12, table=table)
                 yield path
                 yield path_of_model(name, "embedding", token=token, n=1, table=table)
-                near = json.loads(answers.get(path))["nearest"]
+                near = json.loads(found[key_of(path)])[1]["nearest"]
                 some = list(dict.fromkeys([*t.ids, *(one["id"] for one in near)]))
                 yield path_of_model(name, "embedding_map", tokens=some, table=table)
 
@@ -126,28 +137,26 @@ def of_trace(answers: Answers, id: str, place: Place, how: str) -> Iterator[str]
         yield see("attribution", position=q)
         yield see("sampling", position=q, top=12)
         yield path_of_tensor(id, "embed.out", slice=f"{q},:", dtype="f32")
-    for layer in range(len(layers)):
+    near, far = (range(n), range(n)) if everywhere else (around(place.query, NEAR, n), [place.key])
+    for layer, many in enumerate(layers):  # what a layer left at a token is at hand as long as its pictures are baked
         yield see("grid", layer=layer, size=48)
         yield see("cache", layer=layer)
-    near = range(n) if everywhere else around(place.query, NEAR, n)
-    for layer, q in crossing(place.layer, range(len(layers)), place.query, near, everywhere):
-        yield see("heads", layer=layer, position=q)
-        yield see("block", layer=layer, position=q)
-        yield see("block", layer=layer, position=q, top=0)
-        yield probs(layer, f":,{q},:", dtype="f32")
-    heads = [(layer, head) for layer, many in enumerate(layers) for head in range(many)]
-    seen = [one for one in heads if everywhere or one[0] == place.layer or one[1] == place.head]
-    for layer, head in seen:
-        if n <= WHOLE:
-            yield probs(layer, f"{head},:,:", dtype="f32")
-        else:
-            yield probs(layer, f"{head},:,:", dtype="u8", pool=WHOLE)
-            yield probs(layer, piece(head, place.query, place.key, n), dtype="f32")
-        for q in near if everywhere or (layer, head) == (place.layer, place.head) else [place.query]:
-            yield see("qkv", layer=layer, head=head, position=q, dim=0)
-        far = range(n) if everywhere else [place.key]
-        for key in far:
-            yield see("cell", layer=layer, head=head, query=place.query, key=key)
+        here = everywhere or layer == place.layer
+        for q in near if here else [place.query]:
+            yield see("heads", layer=layer, position=q)
+            yield see("block", layer=layer, position=q)
+            yield see("block", layer=layer, position=q, top=0)
+            yield probs(layer, f":,{q},:", dtype="f32")
+        for head in range(many) if here else [place.head]:
+            if n <= WHOLE:
+                yield probs(layer, f"{head},:,:", dtype="f32")
+            else:
+                yield probs(layer, f"{head},:,:", dtype="u8", pool=WHOLE)
+                yield probs(layer, piece(head, place.query, place.key, n), dtype="f32")
+            for q in near if everywhere or (layer, head) == (place.layer, place.head) else [place.query]:
+                yield see("qkv", layer=layer, head=head, position=q, dim=0)
+            for key in far:
+                yield see("cell", layer=layer, head=head, query=place.query, key=key)
     for dim in range(t.config.layers[place.layer].attention.head_dim):
         yield see("qkv", layer=place.layer, head=place.head, position=place.query, dim=dim)
     queries, keys = around(place.query, n if everywhere else FAR, n), around(place.key, n if everywhere else FAR, n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import html
+import io
 import json
 import re
 import shlex
@@ -70,9 +71,19 @@ def report(
         "defaults": DEFAULTS,
         "traces": bodies(answers, ids, text),
     }
-    whole = b"{" + b",".join(json.dumps(key).encode() + b":" + answer for key, answer in kept.items()) + b"}"
-    packed = base64.b64encode(gzip.compress(whole, 6, mtime=0)).decode()
-    return assembled(page.html, page.script, page.style, about, packed)
+    return assembled(page.html, page.script, page.style, about, packed(kept, advance))
+
+
+def packed(kept: dict[str, bytes], advance: Advance | None) -> str:
+    """The answers as one JSON object, gzipped, in base64."""
+    whole = io.BytesIO()
+    with gzip.GzipFile(fileobj=whole, mode="wb", compresslevel=6, mtime=0) as file:
+        for i, (key, answer) in enumerate(kept.items()):
+            file.write((b"," if i else b"{") + json.dumps(key).encode() + b":" + answer)
+            if advance:
+                advance(i + 1, len(kept), "packing")
+        file.write(b"}")
+    return base64.b64encode(whole.getvalue()).decode()
 
 
 def start(t: Trace, place: Place, picture: str, text: str) -> dict[str, Any]:

@@ -167,8 +167,8 @@ def layer_roles(t: Trace, i: int) -> tuple[Counting, float]:
     layer, n_heads = f"blocks.{i}.attn", t.config.layers[i].attention.n_heads
     counting, error = Counting(n_heads), 0.0
     for some in t.kept.positions.split(max(1, AT_ONCE // (n_heads * len(t)))):
-        probs, off = weighed(t.kept, layer, "probs", None, some)
-        counting.add(probs, t.visible(layer, some.tolist()), relations(t.kept.ids, some), int(some[0]))
+        found, off = weighed(t.kept, layer, ["probs"], None, some)
+        counting.add(found["probs"], t.visible(layer, some.tolist()), relations(t.kept.ids, some), int(some[0]))
         error = worst(error, off)
     return counting, error
 

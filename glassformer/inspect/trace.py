@@ -10,20 +10,30 @@ What is computed again carries the error of an identity that ties it to the pass
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from glassformer.errors import CapacityError, RequestError, TokenizerError
-from glassformer.inspect.again import WEIGHED, Kept, in_block, outside, run_block, weighed
+from glassformer.inspect.again import (
+    UNSEEN,
+    WEIGHED,
+    Found,
+    Kept,
+    in_block,
+    outside,
+    run_block,
+    weighed,
+    whole_block,
+)  # fmt: skip
+from glassformer.inspect.at_hand import AtHand
 from glassformer.inspect.derive import heads
-from glassformer.inspect.points import find, layer_of, points, sizes
+from glassformer.inspect.points import Point, find, layer_of, points, sizes
 from glassformer.inspect.reading import BUDGET, mega
 from glassformer.inspect.viewed import Kind, Viewed
 from glassformer.nn.attention import Attention
@@ -31,11 +41,11 @@ from glassformer.nn.latent import LatentAttention
 from glassformer.nn.model import Decoder
 from glassformer.text.tokenizer import Tokenizer
 
-AGAIN = 256 << 20  # bytes of values computed again that stay at hand
 KEPT = "kept as it passed"
 SUMMED = "max |sum of heads + bias - out|"
 
 Places = int | Sequence[int] | None
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -119,7 +129,7 @@ class Trace(Viewed):
         self.n_prompt = len(self.ids) if n_prompt is None else n_prompt
         self.edits, self.choices, self.finish, self.rereads, self.seed = edits, choices, finish, tuple(rereads), seed
         self.budget = BUDGET if budget is None else budget
-        self._again: OrderedDict[str, Value] = OrderedDict()
+        self._at_hand, self._points = AtHand(), dict[str, Point]()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -130,16 +140,22 @@ class Trace(Viewed):
     @property
     def bytes(self) -> int:
         """What it keeps, and what was computed again and is still at hand."""
-        held = [*self.kept.tensors.values(), *(value.tensor for value in self._again.values())]
+        held = [*self.kept.tensors.values(), *self._at_hand.tensors()]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
 
     def names(self) -> list[str]:
         """Every point that can be asked for, in the order of a pass."""
         return list(points(self.config))
 
+    def point(self, name: str) -> Point:
+        """What the registry says of a point, looked up once. RequestError for a name that the model has not."""
+        if name not in self._points:
+            self._points[name] = find(self.config, name)
+        return self._points[name]
+
     def axes(self, name: str) -> tuple[str, ...]:
         """The axes of a point, the batch's left out."""
-        return tuple(axis.removeprefix("#") for axis in find(self.config, name).axes.split()[1:])
+        return tuple(axis.removeprefix("#") for axis in self.point(name).axes.split()[1:])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a point, which is not computed for it."""
@@ -165,16 +181,10 @@ class Trace(Viewed):
         """A point of all tokens. RequestError for a name that the model has not; CapacityError for one too large to be
         held at once, of which `at` and `rows` give parts.
         """
-        find(self.config, name)
-        if name in self._again:
-            self._again.move_to_end(name)
-            return self._again[name]
-        value = self.at(name)
-        if value.identity != KEPT:
-            self._again[name] = value
-            while len(self._again) > 1 and sum(one.tensor.nbytes for one in self._again.values()) > AGAIN:
-                self._again.popitem(last=False)
-        return value
+        self.point(name)
+        if self.kept.get(name) is not None:
+            return self.at(name)
+        return self._value(name, self.hold(name, lambda: _found(self.at(name))))
 
     def at(self, name: str, positions: Places = None) -> Value:
         """A point at some tokens, computed for these alone; at one, without the axis T. None: at all of them."""
@@ -197,7 +207,7 @@ class Trace(Viewed):
                 missing.setdefault(layer_of(name), []).append(name)
         for i, some in missing.items():
             live = [need for name in some for need in self._needs(name) if self.kept.get(need) is None]
-            again = outside(self.kept, live, at) if i is None else in_block(self.kept, i, live, at)
+            again = outside(self.kept, live, at) if i is None else self._in_block(i, live, at)
             for name in some:
                 derive = name.endswith(".heads") and name not in again
                 found[name] = self._heads(name, again, at) if derive else self._value(name, again)
@@ -212,27 +222,52 @@ class Trace(Viewed):
         """
         if not name.endswith((".scores", ".probs")):
             raise RequestError(f"rows are of scores and probs, and of {name!r} there is `at`", param="name")
-        find(self.config, name)
+        self.point(name)
         n_heads = sizes(self.config, name)["H"]
         some, at = self.places("head", head, n_heads), self.places("query", query)
         value = self._weighed(name, None if some is None else some.tolist(), at)
         value = value.without("T") if isinstance(query, int) else value
         return value.without("H") if isinstance(head, int) else value
 
+    def hold(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` works out of this trace, only once while it stays at hand: see `at_hand.py`."""
+        return self._at_hand.get(key, make)
+
     # ---- how they are found
+
+    def _in_block(self, i: int, live: list[str], at: Tensor | None) -> Found:
+        """Live points of a block; at a single token all of them are at hand from then on."""
+        if at is not None and len(at) == 1:
+            found = self._token(i, at)
+            if all(name in found for name in live):
+                return found
+        return in_block(self.kept, i, live, at)
+
+    def _token(self, i: int, at: Tensor) -> Found:
+        return self.hold((i, int(at)), lambda: whole_block(self.kept, i, at))
 
     def _weighed(self, name: str, some: list[int] | None, at: Tensor | None) -> Value:
         layer, end = name.rsplit(".", 1)
         n_heads = sizes(self.config, name)["H"] if some is None else len(some)
         self._afford(name, len(self) if at is None else len(at), n_heads)
-        value, error = weighed(self.kept, layer, end, some, at)
-        return Value(name, value, self.axes(name), error, WEIGHED)
+        if at is None or len(at) > 1:
+            values, error = weighed(self.kept, layer, [end], some, at)
+            return Value(name, values[end], self.axes(name), error, WEIGHED)
+        key = (layer, None if some is None else tuple(some), int(at))
+        return self._value(name, self.hold(key, lambda: self._row(layer, some, at)))
+
+    def _row(self, layer: str, some: list[int] | None, at: Tensor) -> Found:
+        """Scores and probabilities of one query."""
+        i = layer_of(layer)
+        assert i is not None
+        values, error = weighed(self.kept, layer, list(UNSEEN), some, at, self._token(i, at))
+        return {f"{layer}.{end}": (value, error, WEIGHED) for end, value in values.items()}
 
     def _needs(self, name: str) -> list[str]:
         layer, edited = name.removesuffix(".heads"), self.kept.editor is not None and self.kept.editor.wants(name)
         return [name] if layer == name or edited else [f"{layer}.z", f"{layer}.out"]
 
-    def _heads(self, name: str, again: dict[str, Any], at: Tensor | None) -> Value:
+    def _heads(self, name: str, again: Found, at: Tensor | None) -> Value:
         layer = name.removesuffix(".heads")
         z, out = (again[need][0] if need in again else self.kept.of(need, at) for need in self._needs(name))
         with torch.no_grad():
@@ -243,12 +278,12 @@ class Trace(Viewed):
             parts, error = heads(self.attention(layer).o, z[None], out[None])
         return Value(name, parts[0], self.axes(name), error, SUMMED)
 
-    def _value(self, name: str, again: dict[str, Any]) -> Value:
+    def _value(self, name: str, again: Found) -> Value:
         return Value(name, again[name][0], self.axes(name), *again[name][1:])
 
     def _afford(self, name: str, n_tokens: int, n_heads: int | None = None) -> None:
         """CapacityError where a value would take more than the budget."""
-        itemsize = 4 if find(self.config, name).kind == "derived" else self.model.embed.weight.element_size()
+        itemsize = 4 if self.point(name).kind == "derived" else self.model.embed.weight.element_size()
         need = math.prod(self.shape(name)) * itemsize
         need = need * n_tokens // len(self)
         if n_heads is not None:
@@ -295,6 +330,10 @@ class Trace(Viewed):
         from glassformer.inspect.saved import save
 
         save(self, folder)
+
+
+def _found(value: Value) -> Found:
+    return {value.name: (value.tensor, value.error, value.identity)}
 
 
 def shown(data: bytes) -> str:

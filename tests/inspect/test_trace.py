@@ -252,7 +252,7 @@ def test_a_budget_refuses_what_would_not_fit_and_says_what_would():
 
 
 def test_what_is_computed_again_is_let_go(monkeypatch):
-    monkeypatch.setattr("glassformer.inspect.trace.AGAIN", 4 * 11 * 72 * 2)
+    monkeypatch.setattr("glassformer.inspect.at_hand.LIMIT", 4 * 11 * 72 * 2)
     lm = language("gpt2")
     t = lm.trace(text(lm))
     for i in range(3):

@@ -17,6 +17,8 @@ from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace import Receipt, Trace
 from glassformer.inspect.views.layer import Which, at, attention_of, position_of, side_of
 from glassformer.inspect.views.result import off
+from glassformer.nn.attention import Attention
+from glassformer.nn.latent import LatentAttention
 
 
 @dataclass(frozen=True)
@@ -98,64 +100,97 @@ def cell(t: Trace, *, layer: int, head: int, query: int, key: int, attention: Wh
     check_number("key", key, -n_keys, n_keys - 1)
     key %= n_keys
     kv_head = head // (module.config.n_heads // module.config.n_kv_heads)
+    row = t.hold(("row", name, head, query), lambda: row_of(t, module, name, head, kv_head, query))
+    own, free = row.own, row.unscaled
+    unscaled = Unscaled(
+        free.capped[key].item(), free.scores[key].item(), free.largest.item(), free.exp[key].item(), free.total.item(),
+        free.probs[key].item(), free.probs, row.unscaled_entropy, free.probs[key] * row.v[key], free.z,
+    )  # fmt: skip
+    found = Cell(
+        layer, head, attention, kv_head, query, key,
+        row.q, row.k[key], row.q * row.k[key], row.sums[key].item(), spec.scale, row.scaled[key].item(), spec.softcap,
+        own.capped[key].item(), row.bias[key].item(), bool(row.seen[key]), spec.window, own.scores[key].item(),
+        own.largest.item(), own.exp[key].item(), None if row.sink is None else row.sink.item(), own.total.item(),
+        own.probs[key].item(), own.scores, row.probs, row.entropy,
+        row.v[key], own.probs[key] * row.v[key], row.z, unscaled,
+        Receipt("", "max |sum of prob * v - z|, and of the probabilities by either way", row.error),
+    )  # fmt: skip
+    return replace(found, receipt=replace(found.receipt, python=_line(found, attention)))
+
+
+@dataclass(frozen=True, eq=False)
+class Weighed:
+    """A row from its capped products to its end: as in `Cell`, `capped`, `scores`, `exp` and `probs` by key."""
+
+    capped: Float[Tensor, "S"]
+    scores: Float[Tensor, "S"]
+    largest: Float[Tensor, ""]
+    exp: Float[Tensor, "S"]
+    total: Float[Tensor, ""]
+    probs: Float[Tensor, "S"]
+    z: Float[Tensor, "Dv"]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What the cells of one query in one head have in common, or by key. `probs` and `z` are the pass's, `own` is
+    worked out from the products that it used, `unscaled` from the same with a scale of 1.
+    """
+
+    q: Float[Tensor, "Dh"]
+    k: Float[Tensor, "S Dh"]
+    v: Float[Tensor, "S Dv"]
+    z: Float[Tensor, "Dv"]
+    probs: Float[Tensor, "S"]
+    sums: Float[Tensor, "S"]
+    scaled: Float[Tensor, "S"]
+    seen: Bool[Tensor, "S"]
+    bias: Float[Tensor, "S"]
+    sink: Float[Tensor, ""] | None
+    own: Weighed
+    unscaled: Weighed
+    entropy: float
+    unscaled_entropy: float
+    error: float
+
+
+def row_of(t: Trace, module: Attention | LatentAttention, name: str, head: int, kv_head: int, query: int) -> Row:
+    """A query's row of an attention, worked out from what its product used."""
+    spec = module.spec
     q, k = at(t, f"{name}.q_rot", query)[head], at(t, f"{name}.k_rot")[:, kv_head]  # [Dh], [S, Dh]
     v, z = at(t, f"{name}.v")[:, kv_head], at(t, f"{name}.z", query)[head]  # [S, Dv], [Dv]
     scores = t.rows(f"{name}.scores", head=head, query=query).tensor.float()  # [S]
     probs = t.rows(f"{name}.probs", head=head, query=query).tensor.float()
-    sums = k @ q
+    sums, seen = k @ q, scores > -math.inf
     scaled = sums * spec.scale
     capped = _capped(scaled, spec.softcap)
-    seen = scores > -math.inf
     bias = (scores - capped).where(seen, 0.0)
     bias = bias.where(
         bias.abs() > 1e-4 * scores.where(seen, 0.0).abs().max().clamp(min=1e-6), 0.0
     )  # more than rounding
     sink = None if module.sinks is None else module.sinks[head].float()
-    largest, exp, total = _exponents(scores, sink)
-    worked = exp / total
-    found = Cell(
-        layer, head, attention, kv_head, query, key,
-        q, k[key], q * k[key], sums[key].item(), spec.scale, scaled[key].item(), spec.softcap, capped[key].item(),
-        bias[key].item(), bool(seen[key]), spec.window, scores[key].item(), largest.item(), exp[key].item(),
-        None if sink is None else sink.item(), total.item(), worked[key].item(),
-        scores, probs, entropy(probs), v[key], worked[key] * v[key], z,
-        _unscaled(_capped(sums, spec.softcap), bias, seen, sink, v, key),
-        Receipt(
-            "",
-            "max |sum of prob * v - z|, and of the probabilities by either way",
-            max(off(worked @ v, z), off(worked, probs)),
-        ),
+    own = _weighed(capped, scores, sink, v)
+    free = _capped(sums, spec.softcap)
+    unscaled = _weighed(free, (free + bias).masked_fill(~seen, -math.inf), sink, v)
+    return Row(
+        q, k, v, z, probs, sums, scaled, seen, bias, sink, own, unscaled, entropy(probs), entropy(unscaled.probs),
+        max(off(own.z, z), off(own.probs, probs)),
     )  # fmt: skip
-    return replace(found, receipt=replace(found.receipt, python=_line(found, attention)))
 
 
 def _capped(scaled: Float[Tensor, "S"], softcap: float | None) -> Float[Tensor, "S"]:
     return scaled if softcap is None else softcap * torch.tanh(scaled / softcap)
 
 
-def _exponents(scores: Float[Tensor, "S"], sink: Tensor | None) -> tuple[Tensor, Float[Tensor, "S"], Tensor]:
-    """The largest score, e^(score - largest) of each, and their sum, with the sink's in both."""
+def _weighed(
+    capped: Float[Tensor, "S"], scores: Float[Tensor, "S"], sink: Tensor | None, v: Float[Tensor, "S Dv"]
+) -> Weighed:
+    """e^(score - largest) of each, their sum, with the sink's in both, and what they weigh."""
     largest = scores.max() if sink is None else torch.maximum(scores.max(), sink)
     exp = (scores - largest).exp()
-    return largest, exp, exp.sum() if sink is None else exp.sum() + (sink - largest).exp()
-
-
-def _unscaled(
-    capped: Float[Tensor, "S"],
-    bias: Float[Tensor, "S"],
-    seen: Bool[Tensor, "S"],
-    sink: Tensor | None,
-    v: Float[Tensor, "S Dv"],
-    key: int,
-) -> Unscaled:
-    """The row of sums, capped but not scaled, worked out to its end."""
-    scores = (capped + bias).masked_fill(~seen, -math.inf)
-    largest, exp, total = _exponents(scores, sink)
+    total = exp.sum() if sink is None else exp.sum() + (sink - largest).exp()
     probs = exp / total
-    return Unscaled(
-        capped[key].item(), scores[key].item(), largest.item(), exp[key].item(), total.item(), probs[key].item(),
-        probs, entropy(probs), probs[key] * v[key], probs @ v,
-    )  # fmt: skip
+    return Weighed(capped, scores, largest, exp, total, probs, probs @ v)
 
 
 def _line(found: Cell, attention: Which) -> str:

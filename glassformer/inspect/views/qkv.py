@@ -154,9 +154,12 @@ def qkv(t: Trace, *, layer: int, head: int, position: int, dim: int = 0) -> QKV:
         sums, bias = torch.cat([one.weight @ vectors[one.of] for one in parts]), torch.cat([one.bias for one in parts])
         worked = sums + bias
         wrong = max(wrong, off(worked if config.clip is None else worked.clamp(-config.clip, config.clip), rows[end]))
-        which = [(one.matrix, one.of, row) for one in parts for row in one.weight]
-        if dim < len(which):
-            made[end] = Product(*which[dim], bias[dim].item(), sums[dim].item(), rows[end][dim].item())
+        before = 0
+        for one in parts:
+            if before <= dim < before + len(one.weight):
+                numbers = bias[dim].item(), sums[dim].item(), rows[end][dim].item()
+                made[end] = Product(one.matrix, one.of, one.weight[dim - before], *numbers)
+            before += len(one.weight)
     turned = 0 if config.rope is None else config.rope.dim or config.head_dim
     over = "the latent, q, k and v" if latents else "q, k and v"
     return QKV(

@@ -31,19 +31,33 @@ def plain(value: Any) -> Any:
 
     Tensors' numbers have nine digits, which tell any two of float32 apart.
     """
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _spelled(value)
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, Tensor):
-        return [plain(row) for row in value] if value.ndim > 1 else plain([float(f"{x:.9g}") for x in value.tolist()])
+        return _numbers(value.tolist(), value.ndim)
     if isinstance(value, tuple) and (fielded := getattr(value, "_asdict", None)):
-        return {key: plain(one) for key, one in fielded().items()}
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
+        value = fielded()
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     return value
+
+
+def _numbers(rows: list[Any], ndim: int) -> list[Any]:
+    """The numbers of a tensor with so many axes: most of what a picture holds."""
+    if ndim > 1:
+        return [_numbers(row, ndim - 1) for row in rows]
+    short = [float(f"{x:.9g}") for x in rows]
+    return short if all(map(math.isfinite, short)) else [plain(x) for x in short]
+
+
+def _spelled(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def dump(value: Any) -> bytes:
