@@ -14,7 +14,19 @@ from glassformer.errors import TokenizerError
 from glassformer.text.control import Added
 from glassformer.text.formats import BERT
 from glassformer.text.library import Core, LibraryCore
-from glassformer.text.patterns import FALCON, GPT2, LLAMA3, O200K, QWEN2, TEKKEN, byte_level
+from glassformer.text.patterns import (
+    DEEPSEEK_CODER,
+    DEEPSEEK_LLM,
+    DEEPSEEK_V3,
+    FALCON,
+    GPT2,
+    LLAMA3,
+    O200K,
+    QWEN2,
+    SEED_CODER,
+    TEKKEN,
+    byte_level,
+)
 from glassformer.text.sentencepiece_core import SentencePieceCore
 from glassformer.text.sentencepiece_file import (
     BPE,
@@ -40,21 +52,29 @@ TEMPLATE = "tokenizer.chat_template"
 _CUTS: tuple[tuple[dict[str, Any], str], ...] = (
     (
         byte_level(GPT2),
-        "gpt-2 phi-2 olmo mpt jais roberta-bpe jina-es jina-de jina-v2-es jina-v2-de exaone4 trillion",
+        "gpt-2 phi-2 olmo mpt jais roberta-bpe jina-es jina-de jina-v2-es jina-v2-de exaone4 trillion gigachat mellum "
+        "a.x-4.0 granite-docling",
     ),
     (
         byte_level(LLAMA3),
-        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe chatglm-bpe glm4",
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe chatglm-bpe "
+        "glm4 glm5",
     ),
-    (byte_level(QWEN2), "qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez"),
-    (byte_level(O200K), "gpt-4o llama4 kanana2"),
+    (byte_level(QWEN2), "qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez kormo f2llmv2 grok-2 solar-open"),
+    (byte_level(O200K), "gpt-4o llama4 kanana2 talkie minimax-m2"),
     (byte_level(TEKKEN), "tekken"),
-    (byte_level(GPT2, digits=True), "smollm starcoder refact command-r codeshell exaone minerva-7b"),
+    (byte_level(GPT2, digits=True), "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2"),
+    (byte_level(SEED_CODER), "seed-coder"),
     (FALCON, "falcon"),
+    (DEEPSEEK_CODER, "deepseek-coder"),
+    (DEEPSEEK_LLM, "deepseek-llm"),
+    (DEEPSEEK_V3, "deepseek-v3 hunyuan-dense joyai-llm hy_v4"),
 )
 PRE = {name: cut for cut, names in _CUTS for name in names.split()}
-# those whose tokens are found whole before anything is joined, and which begin a text with the BOS
-WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
+# those that begin a text with the BOS where nothing says it, and whose tokens, with those of two more, are found whole
+# before anything is joined
+BOS_FIRST = set("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken".split())
+WHOLE_WORDS = BOS_FIRST | {"glm4", "glm5"}
 DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2}, "t5": {"eos": 1}, "gpt2": {}, "bert": {}}
 
 IDS = {
@@ -118,7 +138,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         if index is not None and index < len(tokens):
             config[name] = tokens[index]
     pre = str(metadata.get(KEY + "pre", ""))
-    bos_first = kind == "llama" or (kind == "gpt2" and pre in WHOLE_WORDS) or kind == "bert"
+    bos_first = kind == "llama" or (kind == "gpt2" and pre in BOS_FIRST) or kind == "bert"
     if kind != "bert":
         config["add_bos_token"] = keys.flag("add_bos_token", bos_first) and "bos_token" in config
         config["add_eos_token"] = keys.flag("add_eos_token", kind == "t5")
@@ -133,8 +153,9 @@ def _from_pieces(
     if len(scores) != len(tokens):
         raise TokenizerError(f"{KEY}scores has {len(scores)} entries, and there are {len(tokens)} tokens")
     unknown = keys.token_id(IDS["unk_token"], len(tokens))
-    if UNKNOWN not in types:
-        types = [UNKNOWN if index == (unknown or 0) else type for index, type in enumerate(types)]
+    if types.count(UNKNOWN) != 1:  # some files call all unknown that fills up the embedding, and older ones none
+        types = [UNUSED if type == UNKNOWN else type for type in types]
+        types[unknown or 0] = UNKNOWN
     charsmap = bytes(keys["precompiled_charsmap"]) if KEY + "precompiled_charsmap" in keys.given else b""
     model = SentencePieceFile(
         tuple(Piece(*row) for row in zip(tokens, scores, types, strict=True)),
@@ -284,7 +305,8 @@ def _library_out(core: LibraryCore) -> dict[str, Any]:
         return _fallback_out(core, tokens, pairs)
     cut = layout.get("pre_tokenizer") or {}
     names = next((row.split() for known, row in _CUTS if _same_cut(cut, known)), [])
-    normal = (layout.get("normalizer") or {}).get("type")
+    normal = layout.get("normalizer") or {}
+    normal = None if normal.get("normalizers") == [] else normal.get("type")  # DeepSeek's are a list of none
     if not names or normal not in (None, "NFC"):  # llama.cpp has no NFC; Qwen's files in GGUF leave it out too
         what = json.dumps(cut)[:200] if not names else normal
         raise TokenizerError(f"GGUF has no name for this way to cut text: {what}")
@@ -309,9 +331,10 @@ def _begun(cut: dict[str, Any], prefix_space: bool) -> dict[str, Any]:
 
 
 def _same_cut(one: Any, other: Any) -> bool:
-    """Whether two pre-tokenizers cut alike: all but `trim_offsets`, which moves no cut."""
+    """Whether two pre-tokenizers cut alike: `trim_offsets` moves no cut, and line ends are written in two ways."""
 
     def told(cut: Any) -> Any:
+        cut = json.loads(json.dumps(cut).replace(r"\\r", r"\r").replace(r"\\n", r"\n"))
         steps = cut.get("pretokenizers", [cut])
         return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
 

@@ -119,14 +119,18 @@ def test_the_same_tokens(lm, kind, tmp_path):
         assert_alike(ours, [*prompt, *row], logits, kind)
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "dbrx", "qwen2", "gpt-4o", "tekken", "smollm", "falcon"])
+CUTS = ["gpt-2", "llama-bpe", "dbrx", "qwen2", "gpt-4o", "tekken", "smollm", "falcon", "seed-coder"]
+
+
+@pytest.mark.parametrize("pre", [*CUTS, "deepseek-coder", "deepseek-llm", "deepseek-v3"])
 def test_the_same_ids(pre, tmp_path):
     """Of texts that are cut in each way that files may name.
 
     llama.cpp's cuts are near the tokenizers' own: it cuts marks from letters otherwise, and in "falcon" it does not
-    take the second byte of an ü for a digit.
+    take the second byte of an ü for a digit; in "deepseek-llm" it trusts that no digits are joined.
     """
-    layout = json.loads(train_tokenizer([" ".join(LETTERS)] * 3, vocab_size=600, pattern="o200k").core.json)
+    pattern = "qwen2" if pre == "deepseek-llm" else "o200k"
+    layout = json.loads(train_tokenizer([" ".join(LETTERS)] * 3, vocab_size=600, pattern=pattern).core.json)
     layout["pre_tokenizer"] = PRE[pre]
     layout["model"]["ignore_merges"] = pre in ("llama-bpe", "tekken")
     tokenizer = Tokenizer(json.dumps(layout), {"add_bos_token": False})
