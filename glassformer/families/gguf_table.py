@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glassformer.config import ModelConfig
+from glassformer.encoder_config import TextEncoderConfig
 from glassformer.families.family import Rule
 from glassformer.families.gguf_keys import DIVISORS, LONG, SHORT, Rope, Windows
 from glassformer.families.gguf_latent import Latent
 from glassformer.families.gguf_tensors import (
+    BEHIND,
     COMMON,
     FUSED,
     HALVES,
@@ -18,6 +20,7 @@ from glassformer.families.gguf_tensors import (
     OTHER_EXPERTS,
     OTHER_LATENT,
     PAIRS,
+    TYPES,
     but,
     plus_one,
 )
@@ -37,6 +40,8 @@ class Gguf:
     value is computed. `unread`: metadata that are written, and that tensors say better. `present`, `absent`: keys of
     config.json that are true where a tensor is there, or is not. `derived`: more keys of config.json, from those read.
     `silent`: what a key of metadata is in a file that does not say it. `same`: what must be said as the model has it.
+    `needs`: a tensor without which a file is of another family. `types`: config.json's key of how many types of tokens
+    there are, which the tokenizer's metadata say. `beside`: keys that say nothing of the configuration.
     """
 
     architecture: str
@@ -52,8 +57,11 @@ class Gguf:
     windows: Windows | None = None
     latent: Latent | None = None
     silent: Keys = field(default_factory=dict)
-    same: Mapping[str, Callable[[ModelConfig], Any]] = field(default_factory=lambda: SAME)
+    same: Mapping[str, Callable[[ModelConfig | TextEncoderConfig], Any]] = field(default_factory=lambda: SAME)
     others: tuple[Rule, ...] = ()
+    needs: str | None = None
+    types: str | None = None
+    beside: tuple[str, ...] = ()
 
 
 SIZES = {
@@ -77,7 +85,7 @@ SILU, GELU = {"hidden_act": "silu"}, {"hidden_activation": "gelu_pytorch_tanh"}
 UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
 
 # What any architecture may say of itself, and must then say as its configuration does.
-SAME: Mapping[str, Callable[[ModelConfig], Any]] = {
+SAME: Mapping[str, Callable[[ModelConfig | TextEncoderConfig], Any]] = {
     "attention.head_count_kv": lambda config: config.layers[0].attention.n_kv_heads,
     "attention.key_length": lambda config: config.layers[0].attention.head_dim,
     "attention.value_length": lambda config: config.layers[0].attention.head_dim,
@@ -147,9 +155,37 @@ DEEPSEEK = Gguf(
 )
 GEMMA = Gguf("gemma", plus_one((*COMMON, *HALVES)), WIDE, fixed={"hidden_act": "gelu_pytorch_tanh"} | TIED)
 
+BERT = Gguf(
+    "bert",
+    (*COMMON, *HALVES, *BEHIND),
+    SIZES | {LAYER: "layer_norm_eps"},
+    fixed={"hidden_act": "gelu"},
+    only={"attention.causal": False},
+    rope=None,
+    others=FUSED,
+    needs=TYPES,
+    types="type_vocab_size",
+    beside=("pooling_type",),
+)
+
 GGUF: dict[str, Gguf] = {
+    "bert": BERT,
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": replace(DEEPSEEK, only={RMS: 1e-6, "expert_gating_func": 2}, derived=lambda raw: {}),
+    "distilbert": replace(
+        BERT,
+        keys={
+            "block_count": "n_layers",
+            "context_length": "max_position_embeddings",
+            "embedding_length": "dim",
+            "feed_forward_length": "hidden_dim",
+            "attention.head_count": "n_heads",
+        },
+        fixed={"activation": "gelu"},
+        only={"attention.causal": False, LAYER: 1e-12},
+        needs=None,
+        types=None,
+    ),
     "falcon": Gguf(
         "falcon",
         (*COMMON, *FUSED),
@@ -276,4 +312,10 @@ GGUF: dict[str, Gguf] = {
     ),
 }  # fmt: skip
 
-AS = {"mistral": "llama"}  # families that are, as far as the format goes, another
+# families that are, as far as the format goes, another
+AS = {"mistral": "llama", "roberta": "bert", "xlm-roberta": "bert"}
+# and those of which there is none, for what reason
+NO_FORM = {
+    "bart": "llama.cpp, whose format it is, runs T5 of all encoder-decoders, and no BART",
+    "marian": "llama.cpp, whose format it is, runs T5 of all encoder-decoders, and no Marian",
+}

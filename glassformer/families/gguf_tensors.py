@@ -66,6 +66,15 @@ OTHER_EXPERTS = (
     *(rule(f"{BLOCK}.ffn_{part}.{{j}}.weight", f"{EACH}.{part}.weight") for part in PARTS),
 )
 
+# An encoder's norms stand behind, and its tokens have types.
+TYPES = "token_types.weight"
+BEHIND = (
+    rule(TYPES, TYPES),
+    *linear("token_embd_norm", "embed_norm"),
+    *linear(f"{BLOCK}.attn_output_norm", f"{OURS}.attn_residual.post"),
+    *linear(f"{BLOCK}.layer_output_norm", f"{OURS}.mlp_residual.post"),
+)
+
 
 def but(rules: tuple[Rule, ...], *names: str) -> tuple[Rule, ...]:
     """The rules without those of some tensors of a block."""

@@ -11,7 +11,9 @@ from tokenizers import Tokenizer as Core
 from tokenizers import models, normalizers
 
 from glassformer.errors import TokenizerError
-from glassformer.text.gguf import KEY, PRE, tokenizer_from_gguf, tokenizer_to_gguf
+from glassformer.text.gguf import tokenizer_from_gguf
+from glassformer.text.gguf_names import KEY, PRE
+from glassformer.text.gguf_write import tokenizer_to_gguf
 from glassformer.text.sentencepiece_core import SentencePieceCore
 from glassformer.text.sentencepiece_file import read_sentencepiece
 from glassformer.text.tokenizer import Tokenizer
@@ -162,6 +164,36 @@ def test_llamas_json():
     core.add_special_tokens(["<unk>", "<s>", "</s>"])
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
     same_both_ways(Tokenizer(core.to_str(), names), ["</s>"])
+
+
+@pytest.mark.parametrize("name", ["T5Tokenizer", "XLMRobertaTokenizer"])
+def test_unigrams_json(name, tmp_path):
+    """As `transformers` makes it of a model's pieces: the same ids, framed alike, from T5's kind of metadata."""
+    transformers = pytest.importorskip("transformers")
+    model = read_sentencepiece(trained("unigram"))
+    pieces = [(piece.text, piece.score) for piece in model.pieces[3:]]
+    first = ["<pad>", "</s>", "<unk>"] if name == "T5Tokenizer" else ["<s>", "<pad>", "</s>", "<unk>"]
+    vocab = [*((token, 0.0) for token in first), *pieces, *([("<mask>", 0.0)] if len(first) == 4 else [])]
+    theirs = getattr(transformers, name)(vocab=vocab, _spm_precompiled_charsmap=model.charsmap, extra_ids=3)
+    theirs.save_pretrained(tmp_path)
+    ours = Tokenizer.load(tmp_path)
+    metadata = tokenizer_to_gguf(ours, ours.vocab_size + 2)
+    assert metadata[KEY + "model"] == "t5"
+    assert metadata[KEY + "add_bos_token"] is (len(first) == 4)
+    again = tokenizer_from_gguf(json.loads(json.dumps(metadata)))
+    assert again.frame == ours.frame
+    for text in [CORPUS, *CORPUS.splitlines(), "  two  spaces \t", "ﬁ ½ Ⅷ", ""]:
+        assert again.encode(text) == theirs(text, split_special_tokens=True)["input_ids"]
+
+    @given(text=TEXT)
+    def on_any_unicode(text):
+        assert again.encode(text) == ours.encode(text)
+
+    on_any_unicode()
+    layout = json.loads(ours.core.json)
+    layout["pre_tokenizer"] = {"type": "Whitespace"}
+    with pytest.raises(TokenizerError, match="GGUF has no words for a unigram model of text that is prepared so"):
+        tokenizer_to_gguf(Tokenizer(json.dumps(layout)))
 
 
 def test_wordpiece(tmp_path):

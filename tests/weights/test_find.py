@@ -22,7 +22,7 @@ import glassformer
 from glassformer.errors import CheckpointError
 from glassformer.lm import LanguageModel, load
 from glassformer.server.served import split_name
-from glassformer.text.gguf import tokenizer_to_gguf
+from glassformer.text.gguf_write import tokenizer_to_gguf
 from glassformer.weights.find import ends_of, find, tokenizer_of
 from glassformer.weights.gguf_save import save_gguf
 from glassformer.weights.hub import choose_files
