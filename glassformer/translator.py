@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.config import ModelConfig, RecurrentConfig
-from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
+from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.families import family_of
 from glassformer.generate.beam import Hypothesis, Ruled, Search, search
 from glassformer.generate.loop import check_ids
@@ -34,14 +34,10 @@ from glassformer.text.tokenizer import Tokenizer
 from glassformer.weights import load_pair_model, save_model
 from glassformer.weights.atomic import write_text
 from glassformer.weights.checkpoint import open_checkpoint
-from glassformer.weights.find import find
-from glassformer.weights.reader import read_json
-from glassformer.weights.save import SHARD
+from glassformer.weights.find import find, tokenizer_of
+from glassformer.weights.save import SHARD, GgufKind
+from glassformer.weights.special import GENERATION, IN_CONFIG, special_of
 
-GENERATION = "generation_config.json"
-IN_CONFIG = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-SPECIAL = (*IN_CONFIG, "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")  # those that hold here
-CARRIED = ("max_length", "min_length", "num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
 ROWS = 128  # texts that are written at a time, of one source or of several: bounds memory
 
 
@@ -105,9 +101,9 @@ class Translator(Viewed):
 
     Sources are read as they are, or, of a family of models that read them so, with what the tokenizer puts around a
     text. A target begins after the tokenizer's bos_id (eos_id where it has none), and eos_id ends it; `special` are the
-    keys of a generation_config.json that say otherwise: see `SPECIAL`. Its others are kept for whoever reads it next:
-    how wide to search and how long to write, `translate` is told. CheckpointError where model and tokenizer do not
-    fit together, TokenizerError where no token ends a text.
+    keys of a generation_config.json that say otherwise: see `weights/special.py`. Its others are kept for whoever reads
+    it next: how wide to search and how long to write, `translate` is told. CheckpointError where model and tokenizer do
+    not fit together, TokenizerError where no token ends a text.
     """
 
     of, choices = "model", ()
@@ -285,6 +281,21 @@ class Translator(Viewed):
         special = self.special or {begin: self.begin, "eos_token_id": self.end}
         save_translator(self.model, self.tokenizer, special, folder)
 
+    def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
+        """Write one GGUF file, tokenizer inside. ConfigError and TokenizerError where the format cannot say what the
+        model, its tokenizer or its tokens are; it has no words for how wide to search and how long to write."""
+        from glassformer.families.gguf import write_metadata
+        from glassformer.text.gguf_write import tokenizer_to_gguf
+        from glassformer.weights.gguf_save import save_gguf
+
+        if isinstance(self.model, RecurrentEncoderDecoder):
+            raise ConfigError("a recurrent model has no GGUF form: the format has none of its tensors")
+        if self.ruled != Ruled() or self.end != self.tokenizer.eos_id:
+            raise ConfigError("GGUF has no words for tokens that are forced or banned, or for another end of a text")
+        said = write_metadata(self.model.config).architecture
+        words = tokenizer_to_gguf(self.tokenizer, self.model.config.vocab_size)
+        save_gguf(self.model, path, kind, extra=words | {f"{said}.decoder_start_token_id": self.begin})
+
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
         return f"Translator({self.source or type(self.model).__name__}, {n / 1e6:.2f}M parameters, {self.tokenizer})"
@@ -335,8 +346,11 @@ def load_translator(
     checkpoint = open_checkpoint(found, tuple(ignore_keys))
     where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
     model = load_pair_model(checkpoint, device=where, dtype=kind)
-    special = {} if checkpoint.family.rules is None else special_of(folder)
-    return Translator(model, Tokenizer.load(folder), source=str(found), special=special)
+    special = {} if checkpoint.family.rules is None else special_of(found, checkpoint.metadata)
+    tokenizer = tokenizer_of(found, checkpoint.metadata) if checkpoint.metadata else Tokenizer.load(folder)
+    if tokenizer is None:
+        raise CheckpointError(f"{found} has no tokenizer, and a translator reads texts")
+    return Translator(model, tokenizer, source=str(found), special=special)
 
 
 def save_translator(
@@ -356,17 +370,6 @@ def save_translator(
         tokenizer.save(folder)
     if family_of(model.config).rules is not None:
         write_text(Path(folder) / GENERATION, json.dumps(dict(special), indent=2) + "\n")
-
-
-def special_of(found: Path) -> dict[str, Any]:
-    """What the generation_config.json of a folder says, and of what it does not say config.json, as in older ones."""
-    folder = found.parent if found.is_file() else found
-    generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
-    older = read_json(folder / "config.json")
-    told = {name: older[name] for name in (*SPECIAL, *CARRIED) if name in older} | generation
-    if older.get("force_bos_token_to_be_generated") and told.get("forced_bos_token_id") is None:  # an older spelling
-        told["forced_bos_token_id"] = told.get("bos_token_id")
-    return {name: value for name, value in told.items() if value is not None}
 
 
 def _token(special: Mapping[str, Any], name: str, source: str) -> int | None:

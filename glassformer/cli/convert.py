@@ -53,7 +53,7 @@ def convert(
     from glassformer.families import family_of
     from glassformer.families.gguf import in_gguf
     from glassformer.lm import LanguageModel
-    from glassformer.translator import save_translator, special_of
+    from glassformer.translator import Translator, save_translator, special_of
     from glassformer.weights import load_model, load_pair_model
     from glassformer.weights.checkpoint import open_checkpoint
     from glassformer.weights.find import ends_of, find, tokenizer_of
@@ -85,7 +85,16 @@ def convert(
                 checkpoint, dst, tokenizer, kind, shard, (own if to == "auto" else to) if to_gguf else None
             )
         elif reads_source(checkpoint.config):
-            save_translator(load_pair_model(checkpoint, dtype=kind), tokenizer, special_of(found), dst, shard=shard)
+            model, special = load_pair_model(checkpoint, dtype=kind), special_of(found, checkpoint.metadata)
+            if not to_gguf:
+                save_translator(model, tokenizer, special, dst, shard=shard)
+            elif tokenizer is None:
+                raise RequestError(f"{found} has no tokenizer, and a translator's GGUF file holds one")
+            else:
+                Translator(model, tokenizer, source=str(found), special=special).save_gguf(
+                    dst,
+                    own if to == "auto" else to,  # pyright: ignore[reportArgumentType]
+                )
         else:
             lm = LanguageModel(load_model(checkpoint, dtype=kind), tokenizer, ends=ends_of(found, checkpoint.metadata))
             if to_gguf:

@@ -44,7 +44,7 @@ def in_gguf(family: Family) -> Family:
         raise ConfigError(f"{family.name} has no GGUF form here{why}; those with one are {known}")
     gguf = GGUF[name]
     numbers = () if gguf.rope is None else tuple(re.escape(tensor) for tensor in gguf.rope.tensors)
-    return replace(family, rules=gguf.rules, prefix="", ignored=numbers, others=gguf.others)
+    return replace(family, rules=gguf.rules, prefix="", ignored=(*numbers, *gguf.unused), others=gguf.others)
 
 
 def _name_of(metadata: Mapping[str, Any], tensors: Collection[str], source: str) -> str:

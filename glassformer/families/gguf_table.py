@@ -20,6 +20,8 @@ from glassformer.families.gguf_tensors import (
     OTHER_EXPERTS,
     OTHER_LATENT,
     PAIRS,
+    RELATIVE,
+    SIDES,
     TYPES,
     but,
     plus_one,
@@ -41,7 +43,8 @@ class Gguf:
     config.json that are true where a tensor is there, or is not. `derived`: more keys of config.json, from those read.
     `silent`: what a key of metadata is in a file that does not say it. `same`: what must be said as the model has it.
     `needs`: a tensor without which a file is of another family. `types`: config.json's key of how many types of tokens
-    there are, which the tokenizer's metadata say. `beside`: keys that say nothing of the configuration.
+    there are, which the tokenizer's metadata say. `beside`: keys that say nothing of the configuration. `unused`:
+    tensors that a file may have, and nothing computes with.
     """
 
     architecture: str
@@ -62,6 +65,7 @@ class Gguf:
     needs: str | None = None
     types: str | None = None
     beside: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 SIZES = {
@@ -76,7 +80,7 @@ LAYER, RMS = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"
 NORMED = GROUPED | {RMS: "rms_norm_eps"}
 WIDE = NORMED | {"attention.key_length": "head_dim"}  # whose heads may be wider than d_model / n_heads
 OPTIONAL = ("attention.head_count_kv", "attention.key_length", "attn_logit_softcapping", "final_logit_softcapping",
-            "attention.clamp_kqv")  # fmt: skip
+            "attention.clamp_kqv", "decoder_block_count")  # fmt: skip
 USED = {"expert_used_count": "num_experts_per_tok"}
 MIXED = USED | {"expert_count": "num_local_experts"}
 ROUTED = USED | {"expert_count": "num_experts"}
@@ -112,6 +116,11 @@ def _queries(raw: dict[str, Any]) -> dict[str, Any]:
 def _method(raw: dict[str, Any]) -> dict[str, Any]:
     """DeepSeek-V2's config.json has a name for how experts are chosen."""
     return {"topk_method": "group_limited_greedy" if raw["n_group"] > 1 else "greedy"}
+
+
+def _gated(raw: dict[str, Any]) -> dict[str, Any]:
+    """T5's config.json has a name for the feed-forward layer; of each kind programs compute one."""
+    return {"feed_forward_proj": "gated-gelu" if raw["is_gated_act"] else "relu"}
 
 
 LLAMA = Gguf(
@@ -309,6 +318,28 @@ GGUF: dict[str, Gguf] = {
         absent={"use_parallel_residual": "blk.0.ffn_norm.weight"},
         rope=Rope(part="partial_rotary_factor"),
         others=FUSED,
+    ),
+    "t5": Gguf(
+        "t5",
+        SIDES,
+        {
+            "block_count": "num_layers",
+            "decoder_block_count": "num_decoder_layers",
+            "context_length": "n_positions",
+            "embedding_length": "d_model",
+            "feed_forward_length": "d_ff",
+            "attention.head_count": "num_heads",
+            "attention.key_length": "d_kv",
+            "attention.relative_buckets_count": "relative_attention_num_buckets",
+            RMS: "layer_norm_epsilon",
+        },
+        fixed={"relative_attention_max_distance": 128},
+        present={"is_gated_act": "dec.blk.0.ffn_gate.weight"},
+        derived=_gated,
+        rope=None,
+        same=SAME | {LAYER: lambda config: config.layers[0].norm.eps},
+        beside=("decoder_start_token_id",),
+        unused=(rf"dec\.blk\.\d+\.cross_{RELATIVE}",),
     ),
 }  # fmt: skip
 

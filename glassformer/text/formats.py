@@ -156,6 +156,8 @@ def sentinels(data: bytes, config: Mapping[str, Any], known: Collection[str]) ->
     if all(name in known for name in names):
         return []
     pieces = [piece.text for piece in read_sentencepiece(data).pieces]
+    if any(name in pieces for name in names):  # the model of a GGUF file has them itself
+        return []
     added = [(len(pieces) + n - 1 - i, name) for i, name in enumerate(names)]
     return [Added(index, name, special=True) for index, name in added if name not in known and name not in pieces]
 

@@ -119,9 +119,13 @@ def check_claims(files: list[GgufFile], width: int) -> None:
     """
     names, metadata = {name: info for file in files for name, info in file.names.items()}, files[0].metadata
     start = f"{metadata.get('general.architecture')}."
-    blocks = len({name.split(".")[1] for name in names if name.startswith("blk.")})
+
+    def blocks(side: str) -> int:
+        return len({name.removeprefix(side).split(".")[1] for name in names if name.startswith(f"{side}blk.")})
+
     routers = [info.shape[0] for name, info in names.items() if "ffn_gate_inp." in name and info.nbytes]
-    most = {"block_count": blocks, "attention.head_count": width, "expert_count": max(routers, default=0)}
+    most = {"attention.head_count": width, "expert_count": max(routers, default=0)}
+    most |= {"block_count": blocks("") or blocks("enc."), "decoder_block_count": blocks("dec.")}
     for key, limit in most.items():
         claimed = metadata.get(start + key, 0)
         if isinstance(claimed, int) and claimed > limit:

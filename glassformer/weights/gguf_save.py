@@ -1,4 +1,4 @@
-"""A decoder or an encoder to one GGUF file, which llama.cpp and its kin run."""
+"""A model to one GGUF file, which llama.cpp and its kin run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import family_of
 from glassformer.families.gguf import in_gguf, write_metadata
 from glassformer.nn.encoder import TextEncoder
-from glassformer.nn.model import Decoder
+from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.weights.atomic import replacing
 from glassformer.weights.rules import Entry, entries
 from glassformer.weights.save import GgufKind
 
 KINDS: tuple[GgufKind, ...] = get_args(GgufKind)
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # as llama.cpp numbers them
-EXACT = ("_norm.", "position_embd.", "ffn_gate_inp.", "token_types.")
+EXACT = ("_norm.", "position_embd.", "ffn_gate_inp.", "token_types.", "attn_rel_b.")
 HEADS = ("pooler", "next_sentence", "head")
 PIECE = 1 << 20  # numbers quantized at a time
 
 
 def save_gguf(
-    model: Decoder | TextEncoder, path: str | Path, kind: GgufKind = "F16", *, extra: Mapping[str, Any] | None = None
+    model: Decoder | EncoderDecoder | TextEncoder,
+    path: str | Path,
+    kind: GgufKind = "F16",
+    *,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a GGUF file: matrices as `kind`, all else in float32. `extra` are more metadata: the tokenizer's.
 
@@ -72,13 +76,13 @@ def save_gguf(
             writer.close()
 
 
-def left_out(model: Decoder | TextEncoder) -> list[str]:
+def left_out(model: Decoder | EncoderDecoder | TextEncoder) -> list[str]:
     """The parts of a model that a GGUF file has no place for: of an encoder its pooler and its heads."""
     parts = HEADS if isinstance(model, TextEncoder) else ()
     return [part for part in parts if getattr(model, part) is not None]
 
 
-def _written(model: Decoder | TextEncoder) -> dict[str, Tensor]:
+def _written(model: Decoder | EncoderDecoder | TextEncoder) -> dict[str, Tensor]:
     """The parameters that are written, positions from the first one on."""
     gone = tuple(f"{part}." for part in left_out(model))
     found: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if not name.startswith(gone)}
