@@ -112,17 +112,20 @@ class Translator(Viewed):
         self, model: PairModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
     ):
         self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.writer = tokenizer.of_targets()
+        self.apart = self.writer.core.vocab != tokenizer.core.vocab
         self.kind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
         self.special = dict(special or {})
         self.bare = not family_of(model.config).framed
         end = _token(self.special, "eos_token_id", source)
-        end = tokenizer.eos_id if end is None else end
+        end = self.writer.eos_id if end is None else end
         if end is None:
             raise TokenizerError("a translator needs a tokenizer with a token that ends a text (eos_token)")
-        for side, size in zip(("source", "target"), vocab_sizes(model), strict=True):
-            if tokenizer.vocab_size > size:
+        both = (("source", tokenizer), ("target", self.writer))
+        for (side, one), size in zip(both, vocab_sizes(model), strict=True):
+            if one.vocab_size > size:
                 raise CheckpointError(
-                    f"{source or 'translator'}: the tokenizer has {tokenizer.vocab_size} tokens, and the model's "
+                    f"{source or 'translator'}: the tokenizer has {one.vocab_size} tokens, and the model's "
                     f"{side} vocabulary {size}"
                 )
         begin = _token(self.special, "decoder_start_token_id", source)
@@ -180,7 +183,7 @@ class Translator(Viewed):
         width = max(1, ROWS // beam)
         for at in range(0, len(order), width):
             some = order[at : at + width]
-            rows, size = [sources[i] for i in some], self.tokenizer.vocab_size
+            rows, size = [sources[i] for i in some], self.writer.vocab_size
             best = search(self.model, rows, how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled)
             for i, ones in zip(some, best, strict=True):
                 found[i] = Translation(texts[i], tuple(self._target(one, special) for one in ones))
@@ -194,9 +197,8 @@ class Translator(Viewed):
 
     def _target(self, one: Hypothesis, special: bool) -> Target:
         assert one.finish is not None
-        return Target(
-            self.tokenizer.decode(one.ids, skip_special=not special), one.ids, one.logprob, one.score, one.finish
-        )
+        text = (self.writer if self.apart else self.tokenizer).decode(one.ids, skip_special=not special)
+        return Target(text, one.ids, one.logprob, one.score, one.finish)
 
     @torch.inference_mode()
     def align(
@@ -214,17 +216,18 @@ class Translator(Viewed):
             probs, error = _recurrent(self.model, *rows)
         else:
             probs, error = _cross(self.model, *rows)
-        return Alignment(self._spelled(read), self._spelled(written), probs, error, *self._spelled([self.end]))
+        after = self._spelled([*written, self.end], self.writer)
+        return Alignment(self._spelled(read, self.tokenizer), after[:-1], probs, error, after[-1])
 
     def _target_ids(self, target: str | Sequence[int], ended: bool, special: bool) -> list[int]:
         """What is to be written, with the token that ends it where it is whole."""
         if isinstance(target, str):
-            ids = self.tokenizer.of_targets().encode(target, bare=True, special=special)
+            ids = self.writer.encode(target, bare=True, special=special)
             ids = ids if self.ruled.first is None else [self.ruled.first, *ids]
         else:
             ids = [index(token) for token in target]
         written = [*ids, self.end] if ended else ids
-        check_ids("target", written, self.tokenizer.vocab_size)
+        check_ids("target", written, self.writer.vocab_size)
         if isinstance(self.model, EncoderDecoder) and len(written) > self.model.config.context_length:
             raise CapacityError(
                 f"the target has {len(written)} tokens with the one that ends it, and the model writes at most "
@@ -251,6 +254,8 @@ class Translator(Viewed):
         before each pass of the writing. RequestError for a point that the model has not or an option without effect;
         CapacityError where a side is longer than the context, or what is read than the budget.
         """
+        if self.apart:
+            raise RequestError("a model whose two sides have vocabularies of their own is not traced: `align` shows it")
         given = isinstance(source, str)
         ids = self.encode(source, special=special) if given else [index(token) for token in source]
         check_ids("source", ids, vocab_sizes(self.model)[0])
@@ -272,8 +277,8 @@ class Translator(Viewed):
         n_prompt = 1 if target is None else len(rows)
         return read_pair(self, ids, rows, written, n_prompt=n_prompt, finish=finish, read=patterns, budget=budget)
 
-    def _spelled(self, ids: Sequence[int]) -> tuple[str, ...]:
-        return tuple(self.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)
+    def _spelled(self, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, ...]:
+        return tuple(tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder: config, weights, tokenizer, each file whole or not at all."""

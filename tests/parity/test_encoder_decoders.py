@@ -361,7 +361,7 @@ def test_published_configs_are_known():
 REFUSED = [
     ("bart", {"normalize_before": True}), ("bart", {"encoder_attention_heads": 5}), ("bart", {"is_decoder": True}),
     ("bart", {"tie_word_embeddings": False}),
-    ("marian", {"share_encoder_decoder_embeddings": False}), ("marian", {"decoder_vocab_size": 50}),
+    ("marian", {"decoder_vocab_size": 50}),
     ("t5", {"feed_forward_proj": "gated-tanh"}), ("t5", {"is_gated_act": True}),
     ("t5", {"relative_attention_num_buckets": 6}), ("t5", {"relative_attention_max_distance": 8}),
 ]  # fmt: skip
