@@ -36,7 +36,7 @@ from glassformer.weights.atomic import write_text
 from glassformer.weights.checkpoint import open_checkpoint
 from glassformer.weights.find import find, tokenizer_of
 from glassformer.weights.save import SHARD, GgufKind
-from glassformer.weights.special import GENERATION, IN_CONFIG, special_of
+from glassformer.weights.special import GENERATION, IN_CONFIG, banned_of, count_of, special_of, token_of
 
 ROWS = 128  # texts that are written at a time, of one source or of several: bounds memory
 
@@ -102,8 +102,8 @@ class Translator(Viewed):
     Sources are read as they are, or, of a family of models that read them so, with what the tokenizer puts around a
     text. A target begins after the tokenizer's bos_id (eos_id where it has none), and eos_id ends it; `special` are the
     keys of a generation_config.json that say otherwise: see `weights/special.py`. Its others are kept for whoever reads
-    it next: how wide to search and how long to write, `translate` is told. CheckpointError where model and tokenizer do
-    not fit together, TokenizerError where no token ends a text.
+    it next: how wide to search, and how long to write at most, `translate` is told. CheckpointError where model and
+    tokenizer do not fit together, TokenizerError where no token ends a text.
     """
 
     of, choices = "model", ()
@@ -117,7 +117,7 @@ class Translator(Viewed):
         self.kind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
         self.special = dict(special or {})
         self.bare = not family_of(model.config).framed
-        end = _token(self.special, "eos_token_id", source)
+        end = token_of(self.special, "eos_token_id", source)
         end = self.writer.eos_id if end is None else end
         if end is None:
             raise TokenizerError("a translator needs a tokenizer with a token that ends a text (eos_token)")
@@ -128,13 +128,14 @@ class Translator(Viewed):
                     f"{source or 'translator'}: the tokenizer has {one.vocab_size} tokens, and the model's "
                     f"{side} vocabulary {size}"
                 )
-        begin = _token(self.special, "decoder_start_token_id", source)
+        begin = token_of(self.special, "decoder_start_token_id", source)
         self.end, self.begin = (
             end,
             begin if begin is not None else end if tokenizer.bos_id is None else tokenizer.bos_id,
         )
-        first, last = (_token(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
-        self.ruled = Ruled(first, last, _banned(self.special, source))
+        first, last = (token_of(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
+        shortest, rows = (count_of(self.special, name, source) for name in ("min_length", "no_repeat_ngram_size"))
+        self.ruled = Ruled(first, last, banned_of(self.special, source), shortest, rows)
         self.frame = [] if self.bare else tokenizer.encode("")
 
     @property
@@ -296,7 +297,7 @@ class Translator(Viewed):
         if isinstance(self.model, RecurrentEncoderDecoder):
             raise ConfigError("a recurrent model has no GGUF form: the format has none of its tensors")
         if self.ruled != Ruled() or self.end != self.tokenizer.eos_id:
-            raise ConfigError("GGUF has no words for tokens that are forced or banned, or for another end of a text")
+            raise ConfigError("GGUF has no words for tokens that are forced or banned, nor for another end of a text")
         said = write_metadata(self.model.config).architecture
         words = tokenizer_to_gguf(self.tokenizer, self.model.config.vocab_size)
         save_gguf(self.model, path, kind, extra=words | {f"{said}.decoder_start_token_id": self.begin})
@@ -375,21 +376,3 @@ def save_translator(
         tokenizer.save(folder)
     if family_of(model.config).rules is not None:
         write_text(Path(folder) / GENERATION, json.dumps(dict(special), indent=2) + "\n")
-
-
-def _token(special: Mapping[str, Any], name: str, source: str) -> int | None:
-    value = special.get(name)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if value is not None and type(value) is not int:
-        raise CheckpointError(f"{source or 'translator'}: {name} must be one token id, got {value!r:.100}")
-    return value
-
-
-def _banned(special: Mapping[str, Any], source: str) -> tuple[int, ...]:
-    words = special.get("bad_words_ids", [])
-    if not isinstance(words, list) or not all(isinstance(w, list) and len(w) == 1 and type(w[0]) is int for w in words):
-        raise CheckpointError(
-            f"{source or 'translator'}: bad_words_ids must be a list of lists of one token id, got {words!r:.100}"
-        )
-    return tuple(word[0] for word in words)

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from glassformer.errors import CheckpointError
 from glassformer.weights.reader import read_json
 
 GENERATION = "generation_config.json"
 IN_CONFIG = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-SPECIAL = (*IN_CONFIG, "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")  # those that hold here
-CARRIED = ("max_length", "min_length", "num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
+SPECIAL = (  # those that hold here
+    *IN_CONFIG, "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "min_length", "no_repeat_ngram_size",
+)  # fmt: skip
+CARRIED = ("max_length", "num_beams", "length_penalty", "early_stopping")
 
 
 def special_of(found: Path, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -28,3 +31,33 @@ def special_of(found: Path, metadata: Mapping[str, Any] | None = None) -> dict[s
     if older.get("force_bos_token_to_be_generated") and told.get("forced_bos_token_id") is None:  # an older spelling
         told["forced_bos_token_id"] = told.get("bos_token_id")
     return {name: value for name, value in told.items() if value is not None}
+
+
+def token_of(special: Mapping[str, Any], name: str, source: str) -> int | None:
+    """A token's id that is said under a name."""
+    value = special.get(name)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is not None and type(value) is not int:
+        raise CheckpointError(f"{source or 'translator'}: {name} must be one token id, got {value!r:.100}")
+    return value
+
+
+def count_of(special: Mapping[str, Any], name: str, source: str) -> int:
+    """A number that is said under a name, 0 where it is not."""
+    value = special.get(name, 0)
+    if type(value) is not int or value < 0:
+        raise CheckpointError(
+            f"{source or 'translator'}: {name} must be a whole number of at least 0, got {value!r:.100}"
+        )
+    return value
+
+
+def banned_of(special: Mapping[str, Any], source: str) -> tuple[int, ...]:
+    """The tokens that are never written."""
+    words = special.get("bad_words_ids", [])
+    if not isinstance(words, list) or not all(isinstance(w, list) and len(w) == 1 and type(w[0]) is int for w in words):
+        raise CheckpointError(
+            f"{source or 'translator'}: bad_words_ids must be a list of lists of one token id, got {words!r:.100}"
+        )
+    return tuple(word[0] for word in words)

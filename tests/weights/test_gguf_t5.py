@@ -1,6 +1,7 @@
 """T5 as GGUF: here and back, the logits of `transformers`, the `gguf` package's names; and who has no such form."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import gguf
 import numpy as np
@@ -11,7 +12,7 @@ from tiny import assert_near, change, wake
 from tiny_translators import CONFIGS
 
 from glassformer.cli import main
-from glassformer.errors import ConfigError
+from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import family_of
 from glassformer.families.gguf import in_gguf, read_metadata, write_metadata
 from glassformer.nn.model import EncoderDecoder
@@ -176,6 +177,25 @@ def test_tokens_that_are_forced_or_banned_are_refused(tmp_path):
         one = Translator(made.model, made.tokenizer, special=made.special | special)
         with pytest.raises(ConfigError, match="GGUF has no words for tokens that are forced or banned"):
             one.save_gguf(tmp_path / "a.gguf")
+
+
+def test_what_a_folder_says_of_lengths_and_repeating(tmp_path):
+    """It holds here, is kept when a model is saved, and has no words in GGUF."""
+    said = {"min_length": 9, "no_repeat_ngram_size": 2}
+    made = t5("flan")
+    Translator(made.model, made.tokenizer, special=made.special | said).save(tmp_path)
+    found = load_translator(tmp_path)
+    assert (found.ruled.min_length, found.ruled.no_repeat) == (9, 2)
+    for text in TEXTS[:2]:
+        ids = [found.begin, *found.translate(text, max_tokens=20)[0].targets[0].ids]
+        assert len(ids) >= 9
+        pairs = list(pairwise(ids))
+        assert len(set(pairs)) == len(pairs)
+    with pytest.raises(ConfigError, match="GGUF has no words for tokens that are forced or banned"):
+        found.save_gguf(tmp_path / "a.gguf")
+    for name, value in (("min_length", -1), ("no_repeat_ngram_size", 2.0), ("min_length", True)):
+        with pytest.raises(CheckpointError, match=rf"{name} must be a whole number of at least 0, got {value}"):
+            Translator(made.model, made.tokenizer, special={name: value})
 
 
 @pytest.mark.parametrize("name", ["bart", "marian"])
