@@ -341,7 +341,8 @@ def load_translator(
     ignore_keys: Sequence[str] = (),
     offline: bool = False,
 ) -> Translator:
-    """A translator's model folder, a run folder (its `best` checkpoint), or `owner/name[@revision]` on the hub.
+    """A translator's model folder, a run folder (its `best` checkpoint), a GGUF file, or `owner/name[@revision]` on the
+    hub.
 
     Beside `load`, not within it: what comes back reads a source and has other methods, and a program that loads either
     knows beforehand which it wants. Either says so where it is given the other's folder.
