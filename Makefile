@@ -49,11 +49,12 @@ soak: setup     ## kill a training run 200 times, and see it end equal bit for b
 
 LLAMA_CPP := build/llama-cpp
 # Not for this very processor: its newest instructions may be there and forbidden, and then quantized files crash it.
+# And not from pip's cache, where a wheel that was built for it may lie.
 LLAMA_CPP_ARGS := -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_CURL=OFF -DGGML_NATIVE=OFF
 
 llama-cpp: setup ## build llama-cpp-python (some minutes), and see it run the GGUF files that we write
 	test -x $(LLAMA_CPP)/bin/python || $(PYTHON) -m venv $(LLAMA_CPP)
-	CMAKE_ARGS="$(LLAMA_CPP_ARGS)" nice $(LLAMA_CPP)/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	CMAKE_ARGS="$(LLAMA_CPP_ARGS)" nice $(LLAMA_CPP)/bin/python -m pip install --quiet --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36
 	GLASSFORMER_LLAMA_CPP=$(LLAMA_CPP)/bin/python $(BIN)/python -m pytest tests/soak/test_llama_cpp.py -m llama_cpp -s
 
 stories-model: setup  ## train again the model that ships in the package

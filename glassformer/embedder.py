@@ -32,6 +32,8 @@ from glassformer.text.tokenizer import Tokenizer
 from glassformer.weights import load_text_encoder, save_model
 from glassformer.weights.checkpoint import open_checkpoint
 from glassformer.weights.find import find, tokenizer_of
+from glassformer.weights.gguf_sentence import sentence_from_gguf
+from glassformer.weights.save import GgufKind
 from glassformer.weights.sentence import read_sentence, transformer_of, write_sentence
 
 BATCH = 4096  # tokens that are read at a time, padding included: bounds memory
@@ -287,6 +289,21 @@ class Embedder(Viewed):
         self.tokenizer.save(folder)
         write_sentence(self.sentence, Path(folder), self.config.d_model)
 
+    def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
+        """Write one GGUF file, tokenizer and pooling inside, which llama.cpp and its kin embed texts with.
+
+        It has no place for a pooler and heads (`left_out` of `weights/gguf_save.py`), for prompts that are asked for by
+        name, and for a limit of tokens below the model's. ConfigError and TokenizerError for what changes a vector.
+        """
+        from glassformer.families.gguf import write_metadata
+        from glassformer.text.gguf_write import tokenizer_to_gguf
+        from glassformer.weights.gguf_save import save_gguf
+        from glassformer.weights.gguf_sentence import sentence_to_gguf
+
+        words = tokenizer_to_gguf(self.tokenizer, self.config.vocab_size)
+        words |= sentence_to_gguf(self.sentence, write_metadata(self.config).architecture)
+        save_gguf(self.model, path, kind, extra=words)
+
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
         return f"Embedder({self.source or self.config.family}, {n / 1e6:.2f}M parameters, {self.dimensions} dimensions)"
@@ -307,8 +324,8 @@ def load_embedder(
     ignore_keys: Sequence[str] = (),
     offline: bool = False,
 ) -> Embedder:
-    """An encoder's model folder, with or without what `sentence-transformers` lays beside, or `owner/name[@revision]`
-    on the hub. Where nothing says how states become one vector, it is their mean.
+    """An encoder's model folder, with or without what `sentence-transformers` lays beside, a GGUF file, or
+    `owner/name[@revision]` on the hub. Where nothing says how states become one vector, it is their mean.
 
     CheckpointError names what is missing or does not fit; ConfigError what is not understood, or a device or dtype that
     cannot be used.
@@ -320,6 +337,9 @@ def load_embedder(
     tokenizer = tokenizer_of(folder, checkpoint.metadata)
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no tokenizer, and an embedder reads texts")
-    beside = Path(path) if (Path(path) / "modules.json").exists() else folder.parent if folder.is_file() else folder
-    sentence = read_sentence(beside, model.config.d_model).to(device=where, dtype=kind)
-    return Embedder(model, tokenizer, sentence, source=str(folder))
+    if checkpoint.metadata:
+        sentence = sentence_from_gguf(checkpoint.metadata, str(folder))
+    else:
+        beside = Path(path) if (Path(path) / "modules.json").exists() else folder.parent if folder.is_file() else folder
+        sentence = read_sentence(beside, model.config.d_model)
+    return Embedder(model, tokenizer, sentence.to(device=where, dtype=kind), source=str(folder))

@@ -313,7 +313,7 @@ class LanguageModel(Viewed):
 
         ConfigError and TokenizerError where the format cannot say what the model or its tokenizer does.
         """
-        from glassformer.text.gguf import tokenizer_to_gguf
+        from glassformer.text.gguf_write import tokenizer_to_gguf
         from glassformer.weights.gguf_save import save_gguf
 
         words = {} if self.tokenizer is None else tokenizer_to_gguf(self.tokenizer, self.config.vocab_size)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.config import ModelConfig, RecurrentConfig
-from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
+from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.families import family_of
 from glassformer.generate.beam import Hypothesis, Ruled, Search, search
 from glassformer.generate.loop import check_ids
@@ -36,14 +36,10 @@ from glassformer.text.tokenizer import Tokenizer
 from glassformer.weights import load_pair_model, save_model
 from glassformer.weights.atomic import write_text
 from glassformer.weights.checkpoint import open_checkpoint
-from glassformer.weights.find import find
-from glassformer.weights.reader import read_json
-from glassformer.weights.save import SHARD
+from glassformer.weights.find import find, tokenizer_of
+from glassformer.weights.save import SHARD, GgufKind
+from glassformer.weights.special import GENERATION, IN_CONFIG, banned_of, count_of, special_of, token_of
 
-GENERATION = "generation_config.json"
-IN_CONFIG = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-SPECIAL = (*IN_CONFIG, "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")  # those that hold here
-CARRIED = ("max_length", "min_length", "num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size")
 ROWS = 128  # texts that are written at a time, of one source or of several: bounds memory
 
 
@@ -107,9 +103,9 @@ class Translator(Viewed):
 
     Sources are read as they are, or, of a family of models that read them so, with what the tokenizer puts around a
     text. A target begins after the tokenizer's bos_id (eos_id where it has none), and eos_id ends it; `special` are the
-    keys of a generation_config.json that say otherwise: see `SPECIAL`. Its others are kept for whoever reads it next:
-    how wide to search and how long to write, `translate` is told. CheckpointError where model and tokenizer do not
-    fit together, TokenizerError where no token ends a text.
+    keys of a generation_config.json that say otherwise: see `weights/special.py`. Its others are kept for whoever reads
+    it next: how wide to search, and how long to write at most, `translate` is told. CheckpointError where model and
+    tokenizer do not fit together, TokenizerError where no token ends a text.
     """
 
     of, choices = "model", ()
@@ -118,26 +114,28 @@ class Translator(Viewed):
         self, model: PairModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
     ):
         self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.writer = tokenizer.of_targets()
+        self.apart = self.writer.core.vocab != tokenizer.core.vocab
         self.kind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
         self.special = dict(special or {})
         self.bare = not family_of(model.config).framed
-        end = _token(self.special, "eos_token_id", source)
-        end = tokenizer.eos_id if end is None else end
+        end = token_of(self.special, "eos_token_id", source)
+        end = self.writer.eos_id if end is None else end
         if end is None:
             raise TokenizerError("a translator needs a tokenizer with a token that ends a text (eos_token)")
-        for side, size in zip(("source", "target"), vocab_sizes(model), strict=True):
-            if tokenizer.vocab_size > size:
+        both = (("source", tokenizer), ("target", self.writer))
+        for (side, one), size in zip(both, vocab_sizes(model), strict=True):
+            if one.vocab_size > size:
                 raise CheckpointError(
-                    f"{source or 'translator'}: the tokenizer has {tokenizer.vocab_size} tokens, and the model's "
+                    f"{source or 'translator'}: the tokenizer has {one.vocab_size} tokens, and the model's "
                     f"{side} vocabulary {size}"
                 )
-        begin = _token(self.special, "decoder_start_token_id", source)
-        self.end, self.begin = (
-            end,
-            begin if begin is not None else end if tokenizer.bos_id is None else tokenizer.bos_id,
-        )
-        first, last = (_token(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
-        self.ruled = Ruled(first, last, _banned(self.special, source))
+        begin = token_of(self.special, "decoder_start_token_id", source)
+        self.end = end
+        self.begin = begin if begin is not None else end if tokenizer.bos_id is None else tokenizer.bos_id
+        first, last = (token_of(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
+        shortest, rows = (count_of(self.special, name, source) for name in ("min_length", "no_repeat_ngram_size"))
+        self.ruled = Ruled(first, last, banned_of(self.special, source), shortest, rows)
         self.frame = [] if self.bare else tokenizer.encode("")
 
     @property
@@ -188,7 +186,7 @@ class Translator(Viewed):
         width = max(1, ROWS // beam)
         for at in range(0, len(order), width):
             some = order[at : at + width]
-            rows, size = [sources[i] for i in some], self.tokenizer.vocab_size
+            rows, size = [sources[i] for i in some], self.writer.vocab_size
             editor = self._editor(edit, len(rows[-1]), max_tokens)
             best = search(
                 self.model, rows, how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled,
@@ -217,9 +215,8 @@ class Translator(Viewed):
 
     def _target(self, one: Hypothesis, special: bool) -> Target:
         assert one.finish is not None
-        return Target(
-            self.tokenizer.decode(one.ids, skip_special=not special), one.ids, one.logprob, one.score, one.finish
-        )
+        text = (self.writer if self.apart else self.tokenizer).decode(one.ids, skip_special=not special)
+        return Target(text, one.ids, one.logprob, one.score, one.finish)
 
     def align(
         self, source: str, target: str | Sequence[int], *, ended: bool = True, special: bool = False
@@ -230,24 +227,26 @@ class Translator(Viewed):
         RequestError where the model has no attention to the source; CapacityError where a side is longer than the
         context.
         """
-        t = self.trace(source, target, ended=ended, special=special)
+        read, written = self.encode(source, special=special), self._target_ids(target, ended, special)
+        t = read_pair(self, read, [self.begin, *written[:-1]], written, n_prompt=len(written))
         names = [name for name in t.names() if name.endswith(("cross.probs", "rnn.probs"))]
         if not names:
             raise RequestError(NO_ATTENTION)
         values = [t[name] for name in names]  # [H, T, S] of each layer, or [T, S]
         probs = torch.stack([value.tensor.float().view(-1, *value.shape[-2:]) for value in values])
         error = max(value.error or 0.0 for value in values)
-        return Alignment(self._spelled(t.source.ids), self._spelled(t.target), probs, error, *self._spelled([self.end]))
+        after = self._spelled([*written, self.end], self.writer)
+        return Alignment(self._spelled(read, self.tokenizer), after[:-1], probs, error, after[-1])
 
     def _target_ids(self, target: str | Sequence[int], ended: bool, special: bool) -> list[int]:
         """What is to be written, with the token that ends it where it is whole."""
         if isinstance(target, str):
-            ids = self.tokenizer.of_targets().encode(target, bare=True, special=special)
+            ids = self.writer.encode(target, bare=True, special=special)
             ids = ids if self.ruled.first is None else [self.ruled.first, *ids]
         else:
             ids = [index(token) for token in target]
         written = [*ids, self.end] if ended else ids
-        check_ids("target", written, self.tokenizer.vocab_size)
+        check_ids("target", written, self.writer.vocab_size)
         if isinstance(self.model, EncoderDecoder) and len(written) > self.model.config.context_length:
             raise CapacityError(
                 f"the target has {len(written)} tokens with the one that ends it, and the model writes at most "
@@ -275,13 +274,15 @@ class Translator(Viewed):
         before_pass: called before each pass of the writing. RequestError for a point that the model has not or an
         option without effect; CapacityError where a side is longer than the context, or what is read than the budget.
         """
+        if self.apart:
+            raise RequestError("a model whose two sides have vocabularies of their own is not traced: `align` shows it")
         given = isinstance(source, str)
         ids = self.encode(source, special=special) if given else [index(token) for token in source]
         check_ids("source", ids, vocab_sizes(self.model)[0])
         patterns, finish = (read,) if isinstance(read, str) else tuple(read), None
         match(self.config, patterns)
         if target is None:
-            how, size = Search(max_tokens=max_tokens), self.tokenizer.vocab_size
+            how, size = Search(max_tokens=max_tokens), self.writer.vocab_size
             editor = self._editor(edit, len(ids), max_tokens)
             ((best,),) = search(
                 self.model, [ids], how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled,
@@ -310,14 +311,29 @@ class Translator(Viewed):
         """A trace that was saved, of this very model. CheckpointError where it is of another, or not whole."""
         return load_trace(self, folder)  # pyright: ignore[reportReturnType]
 
-    def _spelled(self, ids: Sequence[int]) -> tuple[str, ...]:
-        return tuple(self.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)
+    def _spelled(self, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, ...]:
+        return tuple(tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder: config, weights, tokenizer, each file whole or not at all."""
         begin = "bos_token_id" if self.bare else "decoder_start_token_id"
         special = self.special or {begin: self.begin, "eos_token_id": self.end}
         save_translator(self.model, self.tokenizer, special, folder)
+
+    def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
+        """Write one GGUF file, tokenizer inside. ConfigError and TokenizerError where the format cannot say what the
+        model, its tokenizer or its tokens are; it has no words for how wide to search and how long to write."""
+        from glassformer.families.gguf import write_metadata
+        from glassformer.text.gguf_write import tokenizer_to_gguf
+        from glassformer.weights.gguf_save import save_gguf
+
+        if isinstance(self.model, RecurrentEncoderDecoder):
+            raise ConfigError("a recurrent model has no GGUF form: the format has none of its tensors")
+        if self.ruled != Ruled() or self.end != self.tokenizer.eos_id:
+            raise ConfigError("GGUF has no words for tokens that are forced or banned, nor for another end of a text")
+        said = write_metadata(self.model.config).architecture
+        words = tokenizer_to_gguf(self.tokenizer, self.model.config.vocab_size)
+        save_gguf(self.model, path, kind, extra=words | {f"{said}.decoder_start_token_id": self.begin})
 
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
@@ -332,7 +348,8 @@ def load_translator(
     ignore_keys: Sequence[str] = (),
     offline: bool = False,
 ) -> Translator:
-    """A translator's model folder, a run folder (its `best` checkpoint), or `owner/name[@revision]` on the hub.
+    """A translator's model folder, a run folder (its `best` checkpoint), a GGUF file, or `owner/name[@revision]` on the
+    hub.
 
     Beside `load`, not within it: what comes back reads a source and has other methods, and a program that loads either
     knows beforehand which it wants. Either says so where it is given the other's folder.
@@ -343,8 +360,11 @@ def load_translator(
     checkpoint = open_checkpoint(found, tuple(ignore_keys))
     where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
     model = load_pair_model(checkpoint, device=where, dtype=kind)
-    special = {} if checkpoint.family.rules is None else special_of(folder)
-    return Translator(model, Tokenizer.load(folder), source=str(found), special=special)
+    special = {} if checkpoint.family.rules is None else special_of(found, checkpoint.metadata)
+    tokenizer = tokenizer_of(found, checkpoint.metadata) if checkpoint.metadata else Tokenizer.load(folder)
+    if tokenizer is None:
+        raise CheckpointError(f"{found} has no tokenizer, and a translator reads texts")
+    return Translator(model, tokenizer, source=str(found), special=special)
 
 
 def save_translator(
@@ -364,32 +384,3 @@ def save_translator(
         tokenizer.save(folder)
     if family_of(model.config).rules is not None:
         write_text(Path(folder) / GENERATION, json.dumps(dict(special), indent=2) + "\n")
-
-
-def special_of(found: Path) -> dict[str, Any]:
-    """What the generation_config.json of a folder says, and of what it does not say config.json, as in older ones."""
-    folder = found.parent if found.is_file() else found
-    generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
-    older = read_json(folder / "config.json")
-    told = {name: older[name] for name in (*SPECIAL, *CARRIED) if name in older} | generation
-    if older.get("force_bos_token_to_be_generated") and told.get("forced_bos_token_id") is None:  # an older spelling
-        told["forced_bos_token_id"] = told.get("bos_token_id")
-    return {name: value for name, value in told.items() if value is not None}
-
-
-def _token(special: Mapping[str, Any], name: str, source: str) -> int | None:
-    value = special.get(name)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if value is not None and type(value) is not int:
-        raise CheckpointError(f"{source or 'translator'}: {name} must be one token id, got {value!r:.100}")
-    return value
-
-
-def _banned(special: Mapping[str, Any], source: str) -> tuple[int, ...]:
-    words = special.get("bad_words_ids", [])
-    if not isinstance(words, list) or not all(isinstance(w, list) and len(w) == 1 and type(w[0]) is int for w in words):
-        raise CheckpointError(
-            f"{source or 'translator'}: bad_words_ids must be a list of lists of one token id, got {words!r:.100}"
-        )
-    return tuple(word[0] for word in words)

@@ -7,8 +7,10 @@ import torch
 from tiny import wake
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, NormConfig, change
+from glassformer.embedder import Embedder
 from glassformer.encoder_config import MaskedHeadConfig, TextEncoderConfig
 from glassformer.nn.encoder import TextEncoder
+from glassformer.nn.sentence import Sentence
 from glassformer.nn.step import Step
 from glassformer.text.control import Added
 from glassformer.text.patterns import GPT2, byte_alphabet, byte_level
@@ -119,3 +121,24 @@ def bytes_of_roberta():
         post_processor={"type": "RobertaProcessing"} | frame,
     )  # fmt: skip
     return Tokenizer(json.dumps(layout), names | {"sep_token": "</s>", "cls_token": "<s>"})
+
+
+TOKENIZERS = {"bert": wordpieces, "roberta": bytes_of_roberta, "xlm-roberta": bytes_of_roberta}
+TOKENIZERS["distilbert"] = wordpieces
+
+
+def embedder(family, sentence=None, **changes):
+    """All that GGUF can say, and heads: rows of whole blocks of 32, and no activation but GELU."""
+    config, words = CONFIGS[family], TOKENIZERS[family]()
+    layer = replace(
+        LAYER,
+        attention=replace(LAYER.attention, head_dim=16),
+        mlp=replace(LAYER.mlp, d_ff=96, activation="gelu"),
+        norm=config.layers[0].norm,
+    )
+    config = replace(config, d_model=64, layers=(layer,) * 3, vocab_size=max(words.vocab_size + 1, 97), **changes)
+    if config.head is not None:
+        config = replace(config, head=replace(config.head, activation="gelu"))
+    if config.position_offset:
+        config = replace(config, position_offset=2)  # as its tokenizer says: <pad> has the number 1
+    return Embedder(wake(TextEncoder(config)), words, None if sentence is None else Sentence(sentence))

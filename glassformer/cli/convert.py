@@ -53,7 +53,7 @@ def convert(
     from glassformer.families import family_of
     from glassformer.families.gguf import in_gguf
     from glassformer.lm import LanguageModel
-    from glassformer.translator import save_translator, special_of
+    from glassformer.translator import Translator, save_translator, special_of
     from glassformer.weights import load_model, load_pair_model
     from glassformer.weights.checkpoint import open_checkpoint
     from glassformer.weights.find import ends_of, find, tokenizer_of
@@ -69,6 +69,7 @@ def convert(
         raise RequestError(f"{dst} is what SRC is read from: give another DST")
     if dst.exists() and not overwrite and (to_gguf or not dst.is_dir() or any(dst.iterdir())):
         raise RequestError(f"{dst} is there already: give another DST, or --overwrite")
+    gone: list[str] = []
     with working("converting", quiet=json):
         checkpoint = open_checkpoint(found, ignore_key)
         own = next((name for name, dtype in dtypes.items() if dtype == checkpoint.dtype), "F32")
@@ -80,9 +81,20 @@ def convert(
         if to_gguf:
             in_gguf(family_of(checkpoint.config))  # or it says that there is no such form
         if isinstance(checkpoint.config, TextEncoderConfig):
-            _convert_encoder(checkpoint, dst, tokenizer, kind, shard)
+            gone = _convert_encoder(
+                checkpoint, dst, tokenizer, kind, shard, (own if to == "auto" else to) if to_gguf else None
+            )
         elif reads_source(checkpoint.config):
-            save_translator(load_pair_model(checkpoint, dtype=kind), tokenizer, special_of(found), dst, shard=shard)
+            model, special = load_pair_model(checkpoint, dtype=kind), special_of(found, checkpoint.metadata)
+            if not to_gguf:
+                save_translator(model, tokenizer, special, dst, shard=shard)
+            elif tokenizer is None:
+                raise RequestError(f"{found} has no tokenizer, and a translator's GGUF file holds one")
+            else:
+                Translator(model, tokenizer, source=str(found), special=special).save_gguf(
+                    dst,
+                    own if to == "auto" else to,  # pyright: ignore[reportArgumentType]
+                )
         else:
             lm = LanguageModel(load_model(checkpoint, dtype=kind), tokenizer, ends=ends_of(found, checkpoint.metadata))
             if to_gguf:
@@ -92,22 +104,45 @@ def convert(
     files = [path for path in ([dst] if to_gguf else sorted(dst.rglob("*"))) if path.is_file()]
     sizes = {str(path): path.stat().st_size for path in files}
     if json:
-        print_json({"source": str(found), "files": sizes})
+        print_json({"source": str(found), "files": sizes, "left_out": gone})
         return
+    if gone:
+        say(f"left out, since GGUF has no place for it: {', '.join(gone)}")
     for name, size in sizes.items():
         say(f"{name}: {size:,} bytes")
 
 
 def _convert_encoder(
-    checkpoint: Checkpoint, dst: Path, tokenizer: Tokenizer | None, dtype: torch.dtype | None, shard: int
-) -> None:
-    """An encoder, its tokenizer, and what lies beside of how a text becomes one vector."""
+    checkpoint: Checkpoint,
+    dst: Path,
+    tokenizer: Tokenizer | None,
+    dtype: torch.dtype | None,
+    shard: int,
+    gguf: str | None,
+) -> list[str]:
+    """An encoder, its tokenizer, and how a text becomes one vector. Returns what a GGUF file has no place for."""
+    from glassformer.embedder import Embedder
+    from glassformer.nn.sentence import Sentence
     from glassformer.weights import load_text_encoder, save_model
+    from glassformer.weights.gguf_save import left_out, save_gguf
+    from glassformer.weights.gguf_sentence import sentence_from_gguf
     from glassformer.weights.sentence import MODULES, read_sentence, write_sentence
 
-    model = load_text_encoder(checkpoint, dtype=dtype)
+    model, source = load_text_encoder(checkpoint, dtype=dtype), str(checkpoint.path)
+    sentence: Sentence | None = None
+    if checkpoint.metadata:
+        sentence = sentence_from_gguf(checkpoint.metadata, source)
+    elif (checkpoint.path / MODULES).exists():
+        sentence = read_sentence(checkpoint.path, model.config.d_model).to(dtype)
+    if gguf is not None:
+        if tokenizer is None:
+            save_gguf(model, dst, gguf)  # pyright: ignore[reportArgumentType]
+        else:
+            Embedder(model, tokenizer, sentence, source=source).save_gguf(dst, gguf)  # pyright: ignore[reportArgumentType]
+        return left_out(model)
     save_model(model, dst, shard=shard)
     if tokenizer is not None:
         tokenizer.save(dst)
-    if (checkpoint.path / MODULES).exists():
-        write_sentence(read_sentence(checkpoint.path, model.config.d_model).to(dtype), dst, model.config.d_model)
+    if sentence is not None:
+        write_sentence(sentence, dst, model.config.d_model)
+    return []

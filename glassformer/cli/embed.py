@@ -38,7 +38,7 @@ def embed(
     ----------
     model
         An encoder's model folder (BERT, RoBERTa, DistilBERT, MiniLM), with or without what sentence-transformers lays
-        beside it, or a name on the hub.
+        beside it, a GGUF file of one, or a name on the hub.
     text
         What to embed; `-` reads stdin, one text a line.
     prompt

@@ -39,7 +39,7 @@ def translate(
     Parameters
     ----------
     model
-        A translator's model folder, or its run folder.
+        A translator's model folder, its run folder, or a GGUF file of T5.
     text
         What to translate; several texts one by one. `-` reads stdin, one text a line; a blank line stays one.
     beam

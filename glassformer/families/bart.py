@@ -46,12 +46,12 @@ def layer_rules(theirs: str, ours: str, source: bool) -> tuple[Any, ...]:
     )
 
 
-SHARED = (
-    rule("model.shared.weight", "embed.weight"),
+STACKS = (
     *layer_rules("model.encoder.layers.{i}", "encoder.blocks.{i}", source=False),
     *layer_rules("model.decoder.layers.{i}", "blocks.{i}", source=True),
     rule("final_logits_bias", "head_bias", row=True, zeros=True),
 )
+SHARED = (rule("model.shared.weight", "embed.weight"), *STACKS)
 RULES = (
     *SHARED,
     rule("model.encoder.embed_positions.weight", "encoder.positions.weight"),
@@ -62,8 +62,12 @@ RULES = (
 COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
 
 
-def read_stacks(raw: Fields, family: str, activation: str, positions: Positions, normed: bool) -> ModelConfig:
-    """What BART's and Marian's config.json have in common. `normed`: a norm stands behind the embedding."""
+def read_stacks(
+    raw: Fields, family: str, activation: str, positions: Positions, normed: bool, apart: bool = False
+) -> ModelConfig:
+    """What BART's and Marian's config.json have in common. `normed`: a norm stands behind the embedding. `apart`: each
+    side has a table of its own, and so may the head.
+    """
     d_model, context = raw.size("d_model", 1024), raw.size("max_position_embeddings", 1024)
     norm = NormConfig("layer", 1e-5)
     kind = raw.activation("activation_function", activation)
@@ -100,14 +104,15 @@ def read_stacks(raw: Fields, family: str, activation: str, positions: Positions,
     }
     encoder = EncoderConfig(layers=layers("encoder", causal=False), **shared)
     raw.only("num_hidden_layers", encoder.n_layers, None)
-    raw.only("tie_word_embeddings", True)
+    if not apart:
+        raw.only("tie_word_embeddings", True)
     return ModelConfig(
         family=family,
         layers=layers("decoder", causal=True),
-        tied_head=True,
+        tied_head=raw.flag("tie_word_embeddings", True),
         head_bias=True,
         encoder=encoder,
-        shared_embedding=True,
+        shared_embedding=not apart,
         **shared,
     )
 
@@ -136,7 +141,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": config.context_length,
         "scale_embedding": config.embed_scale != 1,
         "is_encoder_decoder": True,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tied_head,
     }
 
 

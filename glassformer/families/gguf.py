@@ -13,14 +13,18 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from glassformer.config import LayerConfig, ModelConfig, as_dict
+from glassformer.config import LayerConfig, ModelConfig, RecurrentConfig, as_dict
+from glassformer.encoder_config import TextEncoderConfig
 from glassformer.errors import ConfigError
 from glassformer.families import FAMILIES, family_of
 from glassformer.families.family import Family, Fields
 from glassformer.families.gguf_keys import Said, divisors, has_divisors
-from glassformer.families.gguf_table import AS, GGUF, OPTIONAL, Gguf
+from glassformer.families.gguf_table import AS, GGUF, NO_FORM, OPTIONAL, Gguf
 from glassformer.families.gguf_tensors import HEAD
 from glassformer.rope_scaling import LongScaling
+
+Stack = ModelConfig | TextEncoderConfig
+TYPES_KEY = "tokenizer.ggml.token_type_count"  # a number of the model's, under this name
 
 
 class Written(NamedTuple):
@@ -35,13 +39,15 @@ def in_gguf(family: Family) -> Family:
     """The family as GGUF lays it out. ConfigError where the format, or this library, does not."""
     name = AS.get(family.name, family.name)
     if name not in GGUF:
-        raise ConfigError(f"{family.name} has no GGUF form here; those with one are {', '.join(sorted({*GGUF, *AS}))}")
+        why = f": {NO_FORM[name]}" if name in NO_FORM else ""
+        known = ", ".join(sorted({*GGUF, *AS}))
+        raise ConfigError(f"{family.name} has no GGUF form here{why}; those with one are {known}")
     gguf = GGUF[name]
     numbers = () if gguf.rope is None else tuple(re.escape(tensor) for tensor in gguf.rope.tensors)
-    return replace(family, rules=gguf.rules, prefix="", ignored=numbers, others=gguf.others)
+    return replace(family, rules=gguf.rules, prefix="", ignored=(*numbers, *gguf.unused), others=gguf.others)
 
 
-def _name_of(metadata: Mapping[str, Any], source: str) -> str:
+def _name_of(metadata: Mapping[str, Any], tensors: Collection[str], source: str) -> str:
     """The family of a file. ConfigError names the architecture nearest to one that is not known."""
     said = metadata.get("general.architecture")
     names = [name for name, gguf in GGUF.items() if gguf.architecture == said]
@@ -52,7 +58,9 @@ def _name_of(metadata: Mapping[str, Any], source: str) -> str:
         raise ConfigError(f"{source}: unknown architecture {said!r}{hint}. Known: {', '.join(known)}")
     routed = bool(metadata.get(f"{said}.expert_count"))
     for name in names:
-        only = GGUF[name].only.items()
+        only, needs = GGUF[name].only.items(), GGUF[name].needs
+        if needs is not None and needs not in tensors:
+            continue
         if ("expert_count" in GGUF[name].keys) == routed and all(metadata.get(f"{said}.{k}", v) == v for k, v in only):
             return name
     return names[0]
@@ -65,25 +73,26 @@ def read_metadata(
     source: str,
     ignore: tuple[str, ...] = (),
     numbers: Callable[[str], list[float]] = lambda name: [],
-) -> ModelConfig:
+) -> Stack:
     """A file's metadata, the names of its tensors and its embedding's rows as a configuration.
 
     `numbers` reads a tensor that says something of it. Every key of the architecture is taken, or ignored by name;
     ConfigError lists those that are not.
     """
-    name = _name_of(metadata, source)
+    name = _name_of(metadata, tensors, source)
     gguf = GGUF[name]
     start = f"{gguf.architecture}."
     own = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
     said = Said(Fields(own, source, ignore), tensors, numbers, wide="attention.key_length" in gguf.keys)
     raw = _config_json(gguf, said) | {"vocab_size": vocab_size}
+    raw |= {} if gguf.types is None else {gguf.types: metadata.get(TYPES_KEY, 2)}
     for key, value in gguf.only.items():
         said.keys.only(key, value)
-    for key in (*gguf.unread, *gguf.same):
+    for key in (*gguf.unread, *gguf.same, *gguf.beside):
         said.keys.take(key, None)
     said.keys.close()
     config = FAMILIES[name].read(Fields(raw, source))
-    assert isinstance(config, ModelConfig)
+    assert not isinstance(config, RecurrentConfig), "which has no GGUF form"
     for key, value_of in gguf.same.items():
         if key not in gguf.keys and own.get(key, value_of(config)) != value_of(config):
             raise ConfigError(f"{source}: {start}{key} = {own[key]} is not supported, only {value_of(config)}")
@@ -110,21 +119,33 @@ def _config_json(gguf: Gguf, said: Said) -> dict[str, Any]:
     return raw | gguf.derived(raw)
 
 
-def write_metadata(config: ModelConfig) -> Written:
+def bare(config: Stack) -> Stack:
+    """What the format says of a model: of an encoder, the states alone, whose positions begin in the first row."""
+    if not isinstance(config, TextEncoderConfig):
+        return config
+    return replace(config, position_offset=0, pooler=False, head=None, next_sentence=False)
+
+
+def write_metadata(config: Stack) -> Written:
     """A configuration as metadata. ConfigError where they cannot say what it says."""
     family = in_gguf(family_of(config))
-    config = replace(config, family=AS.get(config.family, config.family))
+    config = replace(bare(config), family=AS.get(config.family, config.family))
     gguf, raw = GGUF[config.family], FAMILIES[config.family].write(config)
     own = {key: raw[theirs] for key, theirs in {**gguf.unread, **gguf.keys}.items() if raw.get(theirs) is not None}
     own |= {key: value_of(config) for key, value_of in gguf.same.items()} | dict(gguf.only)
-    turned, tensors = ({}, {}) if gguf.rope is None else gguf.rope.write(config)
-    own |= turned | ({} if gguf.windows is None else gguf.windows.write(config))
-    own |= {} if gguf.latent is None else gguf.latent.write(config)
-    metadata = {"general.architecture": gguf.architecture}
+    tensors: dict[str, list[float]] = {}
+    if isinstance(config, ModelConfig):
+        turned, tensors = ({}, {}) if gguf.rope is None else gguf.rope.write(config)
+        own |= turned | ({} if gguf.windows is None else gguf.windows.write(config))
+        own |= {} if gguf.latent is None else gguf.latent.write(config)
+    metadata: dict[str, Any] = {"general.architecture": gguf.architecture}
     metadata |= {f"{gguf.architecture}.{key}": value for key, value in own.items()}
+    if isinstance(config, TextEncoderConfig):
+        metadata[TYPES_KEY] = config.n_token_types or 1  # llama.cpp refuses 0, and then needs no table
     there = {tensor for theirs, tensor in gguf.present.items() if raw.get(theirs)} | {*tensors}
     there |= {tensor for theirs, tensor in gguf.absent.items() if not raw.get(theirs)}
-    there |= set() if config.tied_head else {HEAD}
+    there |= {gguf.needs} if gguf.needs is not None else set()
+    there |= {HEAD} if isinstance(config, ModelConfig) and not config.tied_head else set()
     cannot = f"GGUF's {gguf.architecture} cannot describe this {family.name} model"
     try:
         again = read_metadata(metadata, there, config.vocab_size, "a file", numbers=tensors.__getitem__)
@@ -136,7 +157,7 @@ def write_metadata(config: ModelConfig) -> Written:
     return Written(gguf.architecture, metadata, tensors)
 
 
-def _told(config: ModelConfig) -> ModelConfig:
+def _told(config: Stack) -> Stack:
     """A configuration in one of several ways to say the same: no window that all texts fit in, divisors as numbers."""
 
     def told(layer: LayerConfig) -> LayerConfig:

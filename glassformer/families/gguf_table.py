@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glassformer.config import ModelConfig
+from glassformer.encoder_config import TextEncoderConfig
 from glassformer.families.family import Rule
 from glassformer.families.gguf_keys import DIVISORS, LONG, SHORT, Rope, Windows
 from glassformer.families.gguf_latent import Latent
 from glassformer.families.gguf_tensors import (
+    BEHIND,
     COMMON,
     FUSED,
     HALVES,
@@ -18,6 +20,9 @@ from glassformer.families.gguf_tensors import (
     OTHER_EXPERTS,
     OTHER_LATENT,
     PAIRS,
+    RELATIVE,
+    SIDES,
+    TYPES,
     but,
     plus_one,
 )
@@ -37,6 +42,9 @@ class Gguf:
     value is computed. `unread`: metadata that are written, and that tensors say better. `present`, `absent`: keys of
     config.json that are true where a tensor is there, or is not. `derived`: more keys of config.json, from those read.
     `silent`: what a key of metadata is in a file that does not say it. `same`: what must be said as the model has it.
+    `needs`: a tensor without which a file is of another family. `types`: config.json's key of how many types of tokens
+    there are, which the tokenizer's metadata say. `beside`: keys that say nothing of the configuration. `unused`:
+    tensors that a file may have, and nothing computes with.
     """
 
     architecture: str
@@ -52,8 +60,12 @@ class Gguf:
     windows: Windows | None = None
     latent: Latent | None = None
     silent: Keys = field(default_factory=dict)
-    same: Mapping[str, Callable[[ModelConfig], Any]] = field(default_factory=lambda: SAME)
+    same: Mapping[str, Callable[[ModelConfig | TextEncoderConfig], Any]] = field(default_factory=lambda: SAME)
     others: tuple[Rule, ...] = ()
+    needs: str | None = None
+    types: str | None = None
+    beside: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 SIZES = {
@@ -68,7 +80,7 @@ LAYER, RMS = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"
 NORMED = GROUPED | {RMS: "rms_norm_eps"}
 WIDE = NORMED | {"attention.key_length": "head_dim"}  # whose heads may be wider than d_model / n_heads
 OPTIONAL = ("attention.head_count_kv", "attention.key_length", "attn_logit_softcapping", "final_logit_softcapping",
-            "attention.clamp_kqv")  # fmt: skip
+            "attention.clamp_kqv", "decoder_block_count")  # fmt: skip
 USED = {"expert_used_count": "num_experts_per_tok"}
 MIXED = USED | {"expert_count": "num_local_experts"}
 ROUTED = USED | {"expert_count": "num_experts"}
@@ -77,7 +89,7 @@ SILU, GELU = {"hidden_act": "silu"}, {"hidden_activation": "gelu_pytorch_tanh"}
 UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
 
 # What any architecture may say of itself, and must then say as its configuration does.
-SAME: Mapping[str, Callable[[ModelConfig], Any]] = {
+SAME: Mapping[str, Callable[[ModelConfig | TextEncoderConfig], Any]] = {
     "attention.head_count_kv": lambda config: config.layers[0].attention.n_kv_heads,
     "attention.key_length": lambda config: config.layers[0].attention.head_dim,
     "attention.value_length": lambda config: config.layers[0].attention.head_dim,
@@ -104,6 +116,11 @@ def _queries(raw: dict[str, Any]) -> dict[str, Any]:
 def _method(raw: dict[str, Any]) -> dict[str, Any]:
     """DeepSeek-V2's config.json has a name for how experts are chosen."""
     return {"topk_method": "group_limited_greedy" if raw["n_group"] > 1 else "greedy"}
+
+
+def _gated(raw: dict[str, Any]) -> dict[str, Any]:
+    """T5's config.json has a name for the feed-forward layer; of each kind programs compute one."""
+    return {"feed_forward_proj": "gated-gelu" if raw["is_gated_act"] else "relu"}
 
 
 LLAMA = Gguf(
@@ -147,9 +164,37 @@ DEEPSEEK = Gguf(
 )
 GEMMA = Gguf("gemma", plus_one((*COMMON, *HALVES)), WIDE, fixed={"hidden_act": "gelu_pytorch_tanh"} | TIED)
 
+BERT = Gguf(
+    "bert",
+    (*COMMON, *HALVES, *BEHIND),
+    SIZES | {LAYER: "layer_norm_eps"},
+    fixed={"hidden_act": "gelu"},
+    only={"attention.causal": False},
+    rope=None,
+    others=FUSED,
+    needs=TYPES,
+    types="type_vocab_size",
+    beside=("pooling_type",),
+)
+
 GGUF: dict[str, Gguf] = {
+    "bert": BERT,
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": replace(DEEPSEEK, only={RMS: 1e-6, "expert_gating_func": 2}, derived=lambda raw: {}),
+    "distilbert": replace(
+        BERT,
+        keys={
+            "block_count": "n_layers",
+            "context_length": "max_position_embeddings",
+            "embedding_length": "dim",
+            "feed_forward_length": "hidden_dim",
+            "attention.head_count": "n_heads",
+        },
+        fixed={"activation": "gelu"},
+        only={"attention.causal": False, LAYER: 1e-12},
+        needs=None,
+        types=None,
+    ),
     "falcon": Gguf(
         "falcon",
         (*COMMON, *FUSED),
@@ -274,6 +319,34 @@ GGUF: dict[str, Gguf] = {
         rope=Rope(part="partial_rotary_factor"),
         others=FUSED,
     ),
+    "t5": Gguf(
+        "t5",
+        SIDES,
+        {
+            "block_count": "num_layers",
+            "decoder_block_count": "num_decoder_layers",
+            "context_length": "n_positions",
+            "embedding_length": "d_model",
+            "feed_forward_length": "d_ff",
+            "attention.head_count": "num_heads",
+            "attention.key_length": "d_kv",
+            "attention.relative_buckets_count": "relative_attention_num_buckets",
+            RMS: "layer_norm_epsilon",
+        },
+        fixed={"relative_attention_max_distance": 128},
+        present={"is_gated_act": "dec.blk.0.ffn_gate.weight"},
+        derived=_gated,
+        rope=None,
+        same=SAME | {LAYER: lambda config: config.layers[0].norm.eps},
+        beside=("decoder_start_token_id",),
+        unused=(rf"dec\.blk\.\d+\.cross_{RELATIVE}",),
+    ),
 }  # fmt: skip
 
-AS = {"mistral": "llama"}  # families that are, as far as the format goes, another
+# families that are, as far as the format goes, another
+AS = {"mistral": "llama", "roberta": "bert", "xlm-roberta": "bert"}
+# and those of which there is none, for what reason
+NO_FORM = {
+    "bart": "llama.cpp, whose format it is, runs T5 of all encoder-decoders, and no BART",
+    "marian": "llama.cpp, whose format it is, runs T5 of all encoder-decoders, and no Marian",
+}

@@ -66,6 +66,45 @@ OTHER_EXPERTS = (
     *(rule(f"{BLOCK}.ffn_{part}.{{j}}.weight", f"{EACH}.{part}.weight") for part in PARTS),
 )
 
+# An encoder's norms stand behind, and its tokens have types.
+TYPES = "token_types.weight"
+BEHIND = (
+    rule(TYPES, TYPES),
+    *linear("token_embd_norm", "embed_norm"),
+    *linear(f"{BLOCK}.attn_output_norm", f"{OURS}.attn_residual.post"),
+    *linear(f"{BLOCK}.layer_output_norm", f"{OURS}.mlp_residual.post"),
+)
+
+# Each side of an encoder-decoder, whose positions are a bias of the scores that block 0 keeps for all.
+RELATIVE = "attn_rel_b.weight"
+
+
+def _side(theirs: str, ours: str, source: bool) -> tuple[Rule, ...]:
+    block, mine = f"{theirs}.{BLOCK}", f"{ours}{OURS}"
+    attentions = (("attn", "attn"), *((("cross_attn", "cross"),) if source else ()))
+    return (
+        rule(f"{theirs}.output_norm.weight", f"{ours}norm.weight"),
+        rule(f"{theirs}.blk.0.{RELATIVE}", f"{ours}relative_positions.weight"),
+        *(
+            rule(f"{block}.{name}_{part}.weight", f"{mine}.{short}.{part}.weight")
+            for name, short in attentions
+            for part in "qkvo"
+        ),
+        *(
+            rule(f"{block}.{name}_norm.weight", f"{mine}.{short}_residual.pre.weight")
+            for name, short in (*attentions, ("ffn", "mlp"))
+        ),
+        *(rule(f"{block}.ffn_{part}.weight", f"{mine}.mlp.{part}.weight") for part in PARTS),
+    )
+
+
+SIDES = (
+    rule(EMBED, "embed.weight"),
+    *_side("enc", "encoder.", source=False),
+    *_side("dec", "", source=True),
+    rule(HEAD, "head.weight"),
+)
+
 
 def but(rules: tuple[Rule, ...], *names: str) -> tuple[Rule, ...]:
     """The rules without those of some tensors of a block."""

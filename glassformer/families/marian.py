@@ -1,21 +1,24 @@
 """Marian (the OPUS-MT translators): BART with sinusoidal positions, sines first, and no norm behind the embedding.
 
-Models whose two sides have vocabularies of their own are refused.
+Where the two sides have vocabularies of their own, each has a table, and the head is the decoder's or one more.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError
 from glassformer.families import bart
-from glassformer.families.family import Family, Fields
+from glassformer.families.family import Family, Fields, Rule, rule
 
 
 def read(raw: Fields) -> ModelConfig:
-    raw.only("share_encoder_decoder_embeddings", True)
-    config = bart.read_stacks(raw, "marian", "gelu", "sinusoidal halves", normed=False)
+    apart = not raw.flag("share_encoder_decoder_embeddings", True)
+    config = bart.read_stacks(raw, "marian", "gelu", "sinusoidal halves", normed=False, apart=apart)
+    if apart:
+        return replace(config, vocab_size=raw.size("decoder_vocab_size", config.vocab_size))
     written = raw.take("decoder_vocab_size", None)
     if written not in (None, config.vocab_size):
         raise ConfigError(
@@ -26,16 +29,29 @@ def read(raw: Fields) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    last = config.vocab_size - 1  # of its vocabularies it is padding, and what a text begins after
+    assert config.encoder is not None
+    last = min(config.vocab_size, config.encoder.vocab_size) - 1  # padding, and what a text begins after
     return bart.write(config) | {
-        "share_encoder_decoder_embeddings": True,
+        "vocab_size": config.encoder.vocab_size,
+        "decoder_vocab_size": config.vocab_size,
+        "share_encoder_decoder_embeddings": config.shared_embedding,
         "pad_token_id": last,
         "decoder_start_token_id": last,
     }
 
 
+def rules(config: ModelConfig) -> tuple[Rule, ...]:
+    return bart.SHARED if config.shared_embedding else APART
+
+
+APART = (
+    rule("model.encoder.embed_tokens.weight", "encoder.embed.weight"),
+    rule("model.decoder.embed_tokens.weight", "embed.weight"),
+    rule("lm_head.weight", "head.weight"),
+    *bart.STACKS,
+)
 TABLES = (r"(encoder|decoder)\.embed_positions\.weight",)
 FAMILY = Family(
-    "marian", "MarianMTModel", read, write, rules=bart.SHARED, prefix="model.", ignored=TABLES, copies=bart.COPIES,
+    "marian", "MarianMTModel", read, write, rules=rules, prefix="model.", ignored=TABLES, copies=bart.COPIES,
     framed=True,
 )  # fmt: skip

@@ -119,6 +119,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "relative_attention_max_distance": config.relative.max_distance,
         "layer_norm_epsilon": layer.norm.eps,
         "feed_forward_proj": f"gated-{name}" if layer.mlp.gated else name,
+        "is_gated_act": layer.mlp.gated,
         "is_encoder_decoder": True,
         "tie_word_embeddings": config.tied_head,
         "decoder_start_token_id": 0,

@@ -62,12 +62,15 @@ class Ruled:
     """What a checkpoint says of tokens, whatever the model thinks of them.
 
     first: what every text begins with; last: what the longest possible one ends with. Neither counts in a text's
-    probability. banned: what is never written.
+    probability. banned: what is never written. min_length: no text ends that has fewer tokens, with the one that it
+    begins after. no_repeat: no row of so many tokens, that one too, stands in a text twice; 0: any may.
     """
 
     first: int | None = None
     last: int | None = None
     banned: tuple[int, ...] = ()
+    min_length: int = 0
+    no_repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ def greedy(
     logprobs, ended = [0.0] * n_sources, [False] * n_sources
     going, ids = list(range(n_sources)), [begin] * n_sources
     for length in range(1, most + 1):
-        top = _likeliest(writing.advance(ids), 1, spelled, length, most, ruled)
+        texts = [[begin, *written[row]] for row in going] if ruled.no_repeat else []
+        top = _likeliest(writing.advance(ids), 1, texts, end, spelled, length, most, ruled)
         ids = [token for ((token, _),) in top]
         for row, ((token, logprob),) in zip(going, top, strict=True):
             logprobs[row] += logprob
@@ -179,7 +183,8 @@ def beam_search(
     found: list[list[Hypothesis]] = [[] for _ in range(n_sources)]
     for length in range(1, most + 1):
         ids = [one.ids[-1] if one.ids else begin for texts in live for one in texts]
-        top = _likeliest(writing.advance(ids), how.beam, spelled, length, most, ruled)
+        rows = [[begin, *one.ids] for texts in live for one in texts] if ruled.no_repeat else []
+        top = _likeliest(writing.advance(ids), how.beam, rows, end, spelled, length, most, ruled)
         divisor, row, parents = how.divisor(length), 0, []
         for source, texts in enumerate(live):
             rows = range(row, row + len(texts))
@@ -226,16 +231,39 @@ def _done(found: list[Hypothesis], live: list[Hypothesis], how: Search, most: in
 
 
 def _likeliest(
-    logits: Float[Tensor, "R V"], k: int, spelled: int | None, length: int, most: int, ruled: Ruled
+    logits: Float[Tensor, "R V"],
+    k: int,
+    texts: Sequence[Sequence[int]],
+    end: int,
+    spelled: int | None,
+    length: int,
+    most: int,
+    ruled: Ruled,
 ) -> list[list[tuple[int, float]]]:
-    """The k likeliest tokens of each row, with their log-probabilities (nats, of all of V); or the one that must be."""
+    """The k likeliest tokens of each row, with their log-probabilities (nats, of all of V); or the one that must be.
+
+    texts: of each row what stands before, with the token that it begins after, where `ruled` asks what that is; there
+    are length - 1 tokens of it. Where nothing may follow, it ends.
+    """
     if length == 1 and logits.isnan().any():
         raise CheckpointError("the model's logits are not numbers (NaN): damaged weights, or too large for their dtype")
     must = ruled.first if length == 1 else ruled.last if length == most else None
     if must is not None:
         return [[(must, 0.0)] for _ in logits]
     logprobs = logits.float().log_softmax(-1)[:, :spelled]
-    banned = sorted({token for token in ruled.banned if token < logprobs.shape[-1]})
-    logprobs[:, banned] = -torch.inf
-    top = logprobs.topk(min(k, logprobs.shape[-1] - len(banned)), -1)
-    return [list(zip(*row, strict=True)) for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+    banned = {*ruled.banned, *([end] if length < ruled.min_length else [])}
+    logprobs[:, [token for token in banned if token < logprobs.shape[-1]]] = -torch.inf
+    for row, text in enumerate(texts):
+        logprobs[row, [token for token in _repeating(text, ruled.no_repeat) if token < logprobs.shape[-1]]] = -torch.inf
+    top = logprobs.topk(min(k, logprobs.shape[-1]), -1)
+    rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [
+        [(token, logprob) for token, logprob in zip(*row, strict=True) if logprob > -torch.inf] or [(end, 0.0)]
+        for row in rows
+    ]
+
+
+def _repeating(text: Sequence[int], n: int) -> set[int]:
+    """The tokens after which the last n of a text would stand in it twice."""
+    before = text[len(text) - n + 1 :] if n > 1 else text[:0]
+    return {text[at + n - 1] for at in range(len(text) - n + 1) if text[at : at + n - 1] == before}

@@ -23,7 +23,7 @@ from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.step import Step
 from glassformer.weights.rules import entries
 
-TABLES = (["embed.tokens"], ["embed.types"])
+TABLES = (["embed.tokens"], ["embed.types"], ["encoder.embed.tokens"])
 # What the output of a module of ours is called, inside a block and outside.
 OUTPUTS = {
     "attn_residual.pre": "attn.x", "attn.q": "attn.q", "attn.k": "attn.k", "attn.v": "attn.v", "attn.o": "attn.out",

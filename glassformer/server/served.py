@@ -17,6 +17,7 @@ from glassformer.server.errors import Refused
 from glassformer.server.opening import opening
 from glassformer.text.chat import ChatTemplate, templates_of
 from glassformer.translator import Translator
+from glassformer.weights.gguf_shards import model_of
 
 AnyModel = LanguageModel | Translator | Embedder
 INSTEAD: dict[str, str] = {
@@ -125,4 +126,4 @@ def split_name(given: str) -> tuple[str, str]:
     path = Path(given)
     if not path.exists():
         return given, given  # one of the package, or of the hub
-    return path.resolve().name.removesuffix(".gguf").removesuffix(".safetensors") or given, given
+    return model_of(path.resolve().name).removesuffix(".safetensors") or given, given

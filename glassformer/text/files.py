@@ -10,6 +10,7 @@ from glassformer.errors import TokenizerError
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 SIDES = ("source.spm", "target.spm", "vocab.json")
+TARGETS = "target_vocab.json"  # beside these, where what is written has a vocabulary of its own
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 

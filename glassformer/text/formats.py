@@ -7,7 +7,7 @@ from typing import Any
 
 from glassformer.errors import TokenizerError
 from glassformer.text.control import Added
-from glassformer.text.files import Found, find_tokenizer, read_text
+from glassformer.text.files import TARGETS, Found, find_tokenizer, read_text
 from glassformer.text.library import Core, LibraryCore
 from glassformer.text.patterns import CL100K, GPT2, LLAMA3, O200K, QWEN2, byte_level
 from glassformer.text.sentencepiece_core import SentencePieceCore
@@ -156,16 +156,21 @@ def sentinels(data: bytes, config: Mapping[str, Any], known: Collection[str]) ->
     if all(name in known for name in names):
         return []
     pieces = [piece.text for piece in read_sentencepiece(data).pieces]
+    if any(name in pieces for name in names):  # the model of a GGUF file has them itself
+        return []
     added = [(len(pieces) + n - 1 - i, name) for i, name in enumerate(names)]
     return [Added(index, name, special=True) for index, name in added if name not in known and name not in pieces]
 
 
 def _sides(found: Found, config: Mapping[str, Any], template: str) -> tuple[Core, dict[str, Any]]:
-    if config.get("separate_vocabs") or found.paths[0].with_name("target_vocab.json").exists():
-        raise TokenizerError("its two sides have vocabularies of their own (separate_vocabs), which is not done here")
-    source, target, vocab = (path.read_bytes() for path in found.paths)
+    targets = found.paths[0].with_name(TARGETS)
+    apart = bool(config.get("separate_vocabs"))
+    if apart != targets.exists():
+        there = "is there" if targets.exists() else "is missing"
+        raise TokenizerError(f"separate_vocabs is {str(apart).lower()} in {CONFIG}, and {targets} {there}")
+    paths = (*found.paths, targets) if apart else found.paths
     names = {key: _content(config.get(key)) or name for key, name in CONTROL.items()}
-    return SentencePiecePair((source, target, vocab), names), {}
+    return SentencePiecePair(tuple(path.read_bytes() for path in paths), names), {}
 
 
 def _ranks(found: Found, config: Mapping[str, Any], template: str) -> tuple[Core, dict[str, Any]]:

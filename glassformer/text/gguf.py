@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF's metadata, and back: the keys `tokenizer.ggml.*` and `tokenizer.chat_template`.
+"""A tokenizer from GGUF's metadata: the keys `tokenizer.ggml.*` and `tokenizer.chat_template`.
 
 Source: the GGUF specification (`docs/gguf.md` of ggml) and what `llama.cpp` makes of the keys.  Of its kinds four are
 read: `llama` (SentencePiece BPE: tokens and scores), `t5` (SentencePiece unigram), `gpt2` (byte-level BPE: tokens and
@@ -13,8 +13,19 @@ from typing import Any
 from glassformer.errors import TokenizerError
 from glassformer.text.control import Added
 from glassformer.text.formats import BERT
+from glassformer.text.gguf_names import (
+    ACCENTS,
+    BOS_FIRST,
+    DEFAULT_IDS,
+    IDS,
+    KEY,
+    LOWERCASE,
+    PRE,
+    SEPARATED,
+    TEMPLATE,
+    WHOLE_WORDS,
+)
 from glassformer.text.library import Core, LibraryCore
-from glassformer.text.patterns import FALCON, GPT2, LLAMA3, O200K, QWEN2, TEKKEN, byte_level
 from glassformer.text.sentencepiece_core import SentencePieceCore
 from glassformer.text.sentencepiece_file import (
     BPE,
@@ -27,44 +38,10 @@ from glassformer.text.sentencepiece_file import (
     USER_DEFINED,
     Piece,
     SentencePieceFile,
-    byte_pieces,
 )
 from glassformer.text.sentencepiece_rules import SPACE
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.vocab import BYTE_LEVEL, bpe_model, layout_of, wordpiece_of
-
-KEY = "tokenizer.ggml."
-TEMPLATE = "tokenizer.chat_template"
-
-# How text is cut, and its names; the first of a row is the one that is written.
-_CUTS: tuple[tuple[dict[str, Any], str], ...] = (
-    (
-        byte_level(GPT2),
-        "gpt-2 phi-2 olmo mpt jais roberta-bpe jina-es jina-de jina-v2-es jina-v2-de exaone4 trillion",
-    ),
-    (
-        byte_level(LLAMA3),
-        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe chatglm-bpe glm4",
-    ),
-    (byte_level(QWEN2), "qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez"),
-    (byte_level(O200K), "gpt-4o llama4 kanana2"),
-    (byte_level(TEKKEN), "tekken"),
-    (byte_level(GPT2, digits=True), "smollm starcoder refact command-r codeshell exaone minerva-7b"),
-    (FALCON, "falcon"),
-)
-PRE = {name: cut for cut, names in _CUTS for name in names.split()}
-# those whose tokens are found whole before anything is joined, and which begin a text with the BOS
-WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"}
-DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2}, "t5": {"eos": 1}, "gpt2": {}, "bert": {}}
-
-IDS = {
-    "bos_token": "bos_token_id",
-    "eos_token": "eos_token_id",
-    "unk_token": "unknown_token_id",
-    "sep_token": "seperator_token_id",
-    "pad_token": "padding_token_id",
-    "mask_token": "mask_token_id",
-}
 
 
 class _Metadata:
@@ -118,7 +95,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         if index is not None and index < len(tokens):
             config[name] = tokens[index]
     pre = str(metadata.get(KEY + "pre", ""))
-    bos_first = kind == "llama" or (kind == "gpt2" and pre in WHOLE_WORDS) or kind == "bert"
+    bos_first = kind == "llama" or (kind == "gpt2" and pre in BOS_FIRST) or kind == "bert"
     if kind != "bert":
         config["add_bos_token"] = keys.flag("add_bos_token", bos_first) and "bos_token" in config
         config["add_eos_token"] = keys.flag("add_eos_token", kind == "t5")
@@ -133,8 +110,9 @@ def _from_pieces(
     if len(scores) != len(tokens):
         raise TokenizerError(f"{KEY}scores has {len(scores)} entries, and there are {len(tokens)} tokens")
     unknown = keys.token_id(IDS["unk_token"], len(tokens))
-    if UNKNOWN not in types:
-        types = [UNKNOWN if index == (unknown or 0) else type for index, type in enumerate(types)]
+    if types.count(UNKNOWN) != 1:  # some files call all unknown that fills up the embedding, and older ones none
+        types = [UNUSED if type == UNKNOWN else type for type in types]
+        types[unknown or 0] = UNKNOWN
     charsmap = bytes(keys["precompiled_charsmap"]) if KEY + "precompiled_charsmap" in keys.given else b""
     model = SentencePieceFile(
         tuple(Piece(*row) for row in zip(tokens, scores, types, strict=True)),
@@ -169,10 +147,32 @@ def _from_merges(
     }  # those fill up the embedding
     model = bpe_model(vocab, merges, ignore_merges=pre in WHOLE_WORDS)
     cut = _begun(PRE[pre], keys.flag("add_space_prefix", False))
-    if config.pop("add_eos_token"):
-        raise TokenizerError(f"{KEY}add_eos_token is true, which is not done for byte-level BPE")
-    parts = {"pre_tokenizer": cut, "decoder": BYTE_LEVEL}
+    parts: dict[str, Any] = {"pre_tokenizer": cut, "decoder": BYTE_LEVEL}
+    if config.pop("add_eos_token"):  # RoBERTa
+        parts["post_processor"] = _framed(config, vocab, twice=keys.flag("add_sep_token", pre in SEPARATED))
     return LibraryCore(json.dumps(layout_of(model, added, **parts)), template)
+
+
+def _begun(cut: dict[str, Any], prefix_space: bool) -> dict[str, Any]:
+    """The same pre-tokenizer, for texts that begin with a space or do not."""
+    if cut["type"] == "Sequence":
+        return cut | {"pretokenizers": [_begun(step, prefix_space) for step in cut["pretokenizers"]]}
+    return cut | {"add_prefix_space": prefix_space} if cut["type"] == "ByteLevel" else cut
+
+
+def _framed(config: Mapping[str, Any], vocab: Mapping[str, int], twice: bool) -> dict[str, Any]:
+    """The post-processor that puts the BOS before a text and the EOS behind; `twice`: two of it between two texts."""
+    begin = [config["bos_token"]] if config["add_bos_token"] else []
+    if (end := config.get("eos_token")) is None:
+        raise TokenizerError(f"{KEY}add_eos_token is true, and there is no {KEY}eos_token_id")
+    before, after = ([{"SpecialToken": {"id": token, "type_id": 0}} for token in some] for some in (begin, [end]))
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [*before, first, *after],
+        "pair": [*before, first, *after * (1 + twice), second, *after],
+        "special_tokens": {token: {"id": token, "ids": [vocab[token]], "tokens": [token]} for token in {*begin, end}},
+    }
 
 
 def _from_wordpieces(
@@ -186,14 +186,15 @@ def _from_wordpieces(
     rows = enumerate(zip(tokens, types, strict=True))
     vocab = {spelled(token, type): index for index, (token, type) in rows if type != UNUSED}
     names = {key: config.get(key, name) for key, name in BERT.items()}
-    if index := keys.token_id("cls_token_id", len(tokens)):
-        names["cls_token"] = tokens[index]
-    elif "bos_token" in config:
+    if "cls_token" not in config and "bos_token" in config:
         names["cls_token"] = config["bos_token"]
     config.pop("bos_token", None)  # here they are another name for [CLS] and [SEP]
     config.pop("eos_token", None)
     config.update(names)
-    layout = wordpiece_of(vocab, lowercase=True, accents=None, chinese=True, names=names)
+    lowercase = keys.flag(LOWERCASE, True)
+    accents = keys.flag(ACCENTS, lowercase)
+    same = None if accents == lowercase else accents
+    layout = wordpiece_of(vocab, lowercase=lowercase, accents=same, chinese=True, names=names)
     return LibraryCore(json.dumps(layout), template)
 
 
@@ -201,160 +202,3 @@ def _added(tokens: Sequence[str], types: Sequence[int]) -> list[Added]:
     kinds = (CONTROL, UNKNOWN, USER_DEFINED)
     rows = enumerate(zip(tokens, types, strict=True))
     return [Added(index, token, special=type != USER_DEFINED) for index, (token, type) in rows if type in kinds]
-
-
-# ---- to metadata
-
-
-def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[str, Any]:
-    """The metadata from which `tokenizer_from_gguf`, and llama.cpp, make the same tokenizer.
-
-    vocab_size: of the model, where it has more rows than there are tokens.  Raises TokenizerError for a tokenizer that
-    GGUF has no words for.
-    """
-    size = max(tokenizer.vocab_size, vocab_size or 0)
-    core = tokenizer.core
-    if isinstance(core, SentencePieceCore):
-        found = _pieces_out(core)
-    elif isinstance(core, LibraryCore):
-        found = _library_out(core)
-    else:
-        raise TokenizerError(f"GGUF has no words for a tokenizer of the kind {core.kind}")
-    types = {token.id: CONTROL if token.text in core.special else USER_DEFINED for token in core.added}
-    tokens, kinds = found[KEY + "tokens"], found[KEY + "token_type"]
-    for token in core.added:
-        tokens[token.id] = token.text
-        if kinds.get(token.id, NORMAL) != UNKNOWN:
-            kinds[token.id] = types[token.id]
-    found[KEY + "tokens"] = [tokens.get(index, f"[PAD{index}]") for index in range(size)]
-    found[KEY + "token_type"] = [kinds.get(index, NORMAL if index in tokens else UNUSED) for index in range(size)]
-    if scores := found.get(KEY + "scores"):
-        found[KEY + "scores"] = [scores.get(index, -10000.0) for index in range(size)]
-    for name, key in IDS.items():
-        text = tokenizer.config.get(name)
-        text = text.get("content") if isinstance(text, dict) else text
-        if text in core.vocab:
-            found[KEY + key] = core.vocab[text]
-    if found[KEY + "model"] == "bert":
-        found[KEY + "cls_token_id"] = tokenizer.encode("")[0]
-        found[KEY + "bos_token_id"] = found[KEY + "cls_token_id"]
-        found[KEY + "seperator_token_id"] = tokenizer.encode("")[-1]
-    found[KEY + "add_bos_token"] = tokenizer.add_bos or found[KEY + "model"] == "bert"
-    found[KEY + "add_eos_token"] = bool(isinstance(core, SentencePieceCore) and tokenizer.config.get("add_eos_token"))
-    if tokenizer.chat_template is not None:
-        found[TEMPLATE] = tokenizer.chat_template
-    elif isinstance(template := tokenizer.config.get("chat_template"), str):
-        found[TEMPLATE] = template
-    return found
-
-
-def _pieces_out(core: SentencePieceCore) -> dict[str, Any]:
-    model = core.given_model
-    if model.suffix or not model.escape:
-        raise TokenizerError(
-            "GGUF has no words for a SentencePiece model with spaces behind words, or not written as ▁"
-        )
-    if model.kind == BPE and (model.charsmap or model.remove_extra_spaces):
-        raise TokenizerError("GGUF has no words for a SentencePiece BPE that normalizes text")
-    found: dict[str, Any] = {
-        KEY + "model": "llama" if model.kind == BPE else "t5",
-        KEY + "pre": "default",
-        KEY + "tokens": {index: piece.text for index, piece in enumerate(model.pieces)},
-        KEY + "scores": {index: piece.score for index, piece in enumerate(model.pieces)},
-        KEY + "token_type": {index: piece.type for index, piece in enumerate(model.pieces)},
-        KEY + "add_space_prefix": model.dummy_prefix,
-    }
-    if model.kind == UNIGRAM:
-        found[KEY + "remove_extra_whitespaces"] = model.remove_extra_spaces
-        if model.charsmap:
-            found[KEY + "precompiled_charsmap"] = list(model.charsmap)
-    return found
-
-
-def _library_out(core: LibraryCore) -> dict[str, Any]:
-    model, layout = core.layout["model"], core.layout
-    if core.kind == "WordPiece":
-        return _wordpieces_out(core)
-    if core.kind != "BPE":
-        raise TokenizerError(f"GGUF has no words for a tokenizer of the kind {core.kind}")
-    vocab = model["vocab"]
-    tokens = {index: token for token, index in vocab.items()}
-    pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
-    if model.get("byte_fallback"):
-        return _fallback_out(core, tokens, pairs)
-    cut = layout.get("pre_tokenizer") or {}
-    names = next((row.split() for known, row in _CUTS if _same_cut(cut, known)), [])
-    normal = (layout.get("normalizer") or {}).get("type")
-    if not names or normal not in (None, "NFC"):  # llama.cpp has no NFC; Qwen's files in GGUF leave it out too
-        what = json.dumps(cut)[:200] if not names else normal
-        raise TokenizerError(f"GGUF has no name for this way to cut text: {what}")
-    if not model.get("ignore_merges"):  # the same cut, without looking for whole words first
-        names = [name for name in names if name not in WHOLE_WORDS]
-    if not names:
-        raise TokenizerError("GGUF has no name for this way to cut text, but for tokens that are looked for whole")
-    return {
-        KEY + "model": "gpt2",
-        KEY + "pre": names[0],
-        KEY + "tokens": tokens,
-        KEY + "token_type": dict.fromkeys(tokens, NORMAL),
-        KEY + "merges": [" ".join(pair) for pair in pairs],
-    }
-
-
-def _begun(cut: dict[str, Any], prefix_space: bool) -> dict[str, Any]:
-    """The same pre-tokenizer, for texts that begin with a space or do not."""
-    if cut["type"] == "Sequence":
-        return cut | {"pretokenizers": [_begun(step, prefix_space) for step in cut["pretokenizers"]]}
-    return cut | {"add_prefix_space": prefix_space} if cut["type"] == "ByteLevel" else cut
-
-
-def _same_cut(one: Any, other: Any) -> bool:
-    """Whether two pre-tokenizers cut alike: all but `trim_offsets`, which moves no cut."""
-
-    def told(cut: Any) -> Any:
-        steps = cut.get("pretokenizers", [cut])
-        return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
-
-    return told(one) == told(other)
-
-
-def _fallback_out(core: LibraryCore, tokens: dict[int, str], pairs: list[list[str]]) -> dict[str, Any]:
-    """Llama's `tokenizer.json`: the rank at which a token is first made is its score."""
-    steps = json.dumps([core.layout.get("normalizer"), core.layout.get("pre_tokenizer")])
-    told = [step for step in ("Prepend", "Metaspace", "Replace") if f'"type": "{step}"' in steps]
-    if not told or "Precompiled" in steps or "Split" in steps.replace('"split"', ""):
-        raise TokenizerError(f"GGUF has no words for this normalization: {steps[:200]}")
-    made = {left + right: rank for rank, (left, right) in reversed(list(enumerate(pairs)))}
-    added, all_bytes = {token.id for token in core.added}, set(byte_pieces())
-    types = {index: BYTE if token in all_bytes else NORMAL for index, token in tokens.items()}
-    unknown = core.layout["model"].get("unk_token")
-    types |= {index: UNKNOWN for index, token in tokens.items() if token == unknown}
-    odd = [t for i, t in tokens.items() if types[i] == NORMAL and i not in added and len(t) > 1 and t not in made]
-    if odd:
-        raise TokenizerError(f"GGUF would join the token {odd[0]!r}, which no merge makes")
-    prefix = "Prepend" in told or ("Metaspace" in told and '"prepend_scheme": "never"' not in steps)
-    return {
-        KEY + "model": "llama",
-        KEY + "pre": "default",
-        KEY + "tokens": tokens,
-        KEY + "scores": {index: -float(made.get(token, 0)) for index, token in tokens.items()},
-        KEY + "token_type": types,
-        KEY + "add_space_prefix": prefix,
-    }
-
-
-def _wordpieces_out(core: LibraryCore) -> dict[str, Any]:
-    normalizer = core.layout.get("normalizer") or {}
-    if normalizer.get("type") != "BertNormalizer" or not normalizer.get("lowercase"):
-        raise TokenizerError("GGUF has no words for a WordPiece that does not make letters small")
-    special = {token.text for token in core.added}
-
-    def spelled(token: str) -> str:
-        if token in special:
-            return token
-        return token.removeprefix("##") if token.startswith("##") else SPACE + token
-
-    tokens = {index: spelled(token) for token, index in core.layout["model"]["vocab"].items()}
-    unknown = core.layout["model"]["vocab"][core.layout["model"]["unk_token"]]
-    types = {index: UNKNOWN if index == unknown else NORMAL for index in tokens}
-    return {KEY + "model": "bert", KEY + "pre": "default", KEY + "tokens": tokens, KEY + "token_type": types}

@@ -1,6 +1,8 @@
-"""Marian's tokenizer: one SentencePiece model cuts what is read, another what is written, one vocabulary numbers both.
+"""Marian's tokenizer: one SentencePiece model cuts what is read, another what is written, a vocabulary numbers both.
 
     "It's" -> source.spm -> ▁It 's -> vocab.json -> ids </s>
+
+There may be one more vocabulary, of what is written (target_vocab.json).
 
 The vocabulary's numbers are not the models'. A piece that it lacks is <unk>, and what neither model spells may still be
 one of the other side's pieces. A text may begin with the language to write, ">>fra<<", which is one token: unlike what
@@ -16,17 +18,20 @@ from typing import Any
 from glassformer.errors import TokenizerError
 from glassformer.text.control import Added, Cutter
 from glassformer.text.files import SIDES as FILES
+from glassformer.text.files import TARGETS
 from glassformer.text.sentencepiece import SentencePiece
 from glassformer.text.sentencepiece_core import check_text
 from glassformer.text.sentencepiece_file import byte_pieces, read_sentencepiece
 from glassformer.text.sentencepiece_rules import SPACE
 
 CONTROL = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+ALL = (*FILES, TARGETS)
 _LANGUAGE = re.compile(r">>.*?<<", re.DOTALL)
 
 
 class SentencePiecePair:
-    """`data`: the contents of FILES; `names`: how the control tokens are called, where not as in CONTROL.
+    """`data`: the contents of FILES, and of TARGETS where there is one; `names`: of the control tokens, where they
+    are not as in CONTROL.
 
     `writes`: it cuts what is written. TokenizerError where a file is damaged, or the vocabulary lacks a control token.
     """
@@ -34,11 +39,13 @@ class SentencePiecePair:
     kind = "SentencePiece pair"
     drops_first_space = True
 
-    def __init__(self, data: tuple[bytes, bytes, bytes], names: Mapping[str, str] | None = None, writes: bool = False):
+    def __init__(self, data: tuple[bytes, ...], names: Mapping[str, str] | None = None, writes: bool = False):
         self.data, self.names, self.writes = data, {**CONTROL, **(names or {})}, writes
-        self.vocab = _read_vocab(data[2])
+        self.apart = len(data) > len(FILES)
+        which = 3 if writes and self.apart else 2
+        self.vocab = _read_vocab(data[which], ALL[which])
         if missing := [name for name in self.names.values() if name not in self.vocab]:
-            raise TokenizerError(f"{FILES[2]} lacks {', '.join(map(repr, missing))}")
+            raise TokenizerError(f"{ALL[which]} lacks {', '.join(map(repr, missing))}")
         self.special = {name: self.vocab[name] for name in self.names.values()}
         self.added = [Added(index, name, special=True) for name, index in self.special.items()]
         self.unknown = self.vocab[self.names["unk_token"]]
@@ -49,7 +56,7 @@ class SentencePiecePair:
             raise TokenizerError(f"{file}: {error}") from error
         self._cut, self._cut_all = Cutter([]), Cutter(self.added)
         self.frame: tuple[list[int], list[int]] = ([], [])
-        ends = {"add_bos_token": False, "add_eos_token": True}
+        ends = {"add_bos_token": False, "add_eos_token": True, **({"separate_vocabs": True} if self.apart else {})}
         self.defaults: Mapping[str, Any] = {**self.names, "tokenizer_class": "MarianTokenizer", **ends}
 
     def of_targets(self) -> "SentencePiecePair":
@@ -99,19 +106,19 @@ class SentencePiecePair:
 
     def files(self, frame: tuple[list[int], list[int]]) -> dict[str, bytes]:
         """As they came; what stands around a text, the format itself says."""
-        return dict(zip(FILES, self.data, strict=True))
+        return dict(zip(ALL, self.data, strict=False))
 
     def rebuild(self) -> tuple[Any, ...]:
         return partial(SentencePiecePair, writes=self.writes), (self.data, self.names)
 
 
-def _read_vocab(data: bytes) -> dict[str, int]:
+def _read_vocab(data: bytes, file: str) -> dict[str, int]:
     try:
         vocab = json.loads(data)
     except ValueError as error:
-        raise TokenizerError(f"{FILES[2]} is not JSON: {error}") from error
+        raise TokenizerError(f"{file} is not JSON: {error}") from error
     if not isinstance(vocab, dict) or not all(type(index) is int and index >= 0 for index in vocab.values()):
-        raise TokenizerError(f"{FILES[2]} must be an object of tokens, each with its id")
+        raise TokenizerError(f"{file} must be an object of tokens, each with its id")
     if len(set(vocab.values())) < len(vocab):
-        raise TokenizerError(f"{FILES[2]} gives several tokens the same id")
+        raise TokenizerError(f"{file} gives several tokens the same id")
     return vocab

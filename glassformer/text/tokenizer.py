@@ -203,7 +203,8 @@ class Tokenizer:
         return frozenset(self.special.values())
 
     def of_targets(self) -> "Tokenizer":
-        """The tokenizer of what a translator writes: another one where each side has a SentencePiece model."""
+        """The tokenizer of what a translator writes: another one where each side has a SentencePiece model, and perhaps
+        a vocabulary."""
         from glassformer.text.sentencepiece_pair import SentencePiecePair
 
         if not isinstance(self.core, SentencePiecePair):

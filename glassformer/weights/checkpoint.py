@@ -121,20 +121,20 @@ def _open_original(path: Path, one: Original, ignore_keys: tuple[str, ...]) -> C
 def _open_gguf(path: Path, ignore_keys: tuple[str, ...]) -> Checkpoint:
     from glassformer.families.gguf import in_gguf, read_metadata
     from glassformer.families.gguf_tensors import EMBED
-    from glassformer.weights.gguf_file import GgufFile
+    from glassformer.weights.gguf_file import check_claims, open_gguf
 
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing")
-    file = GgufFile(path)
-    if file.metadata.get("split.count", 1) != 1:
-        raise CheckpointError(f"{path} is one of {file.metadata['split.count']} files, which must be joined first")
-    shape = file.shape(EMBED) if EMBED in file else ()
+    files = open_gguf(path)
+    reader, metadata = Reader(files), files[0].metadata
+    shape = reader.shape(EMBED) if EMBED in reader else ()
     if len(shape) != 2:
-        found = f"got {list(shape)}" if EMBED in file else "and is missing"
+        found = f"got {list(shape)}" if EMBED in reader else "and is missing"
         raise CheckpointError(f"{path}: {EMBED} must be a table, {found}")
-    file.check_claims(width=shape[1])
-    config = read_metadata(file.metadata, file.keys(), shape[0], str(path), ignore_keys, file.numbers)
-    return Checkpoint(path, config, Reader([file]), in_gguf(family_of(config)), file.metadata)
+    check_claims(files, width=shape[1])
+    where = {name: file for file in files for name in file}
+    config = read_metadata(
+        metadata, reader.keys(), shape[0], str(path), ignore_keys, lambda name: where[name].numbers(name)
+    )
+    return Checkpoint(path, config, reader, in_gguf(family_of(config)), metadata)
 
 
 def open_file(path: Path) -> TensorFile:

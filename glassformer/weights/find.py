@@ -10,6 +10,7 @@ from typing import Any
 from glassformer.errors import CheckpointError
 from glassformer.text.files import find_tokenizer
 from glassformer.text.tokenizer import Tokenizer
+from glassformer.weights.gguf_shards import first_of, models_of
 from glassformer.weights.hub import fetch, is_hub_name
 from glassformer.weights.original import original_of
 from glassformer.weights.reader import read_json
@@ -21,8 +22,8 @@ FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 def find(path: str | Path, *, offline: bool = False) -> Path:
     """The model folder or file that a person means: what exists, then a model in the package, then one on the hub.
 
-    A run folder means its best checkpoint, a folder with nothing but a GGUF file that file. CheckpointError where there
-    is none, or where it may not be looked at.
+    A run folder means its best checkpoint, a folder with no weights but a GGUF file that file, or the first of those
+    that one model lies in. CheckpointError where there is none, or where it may not be looked at.
     """
     try:
         return _find(path, offline)
@@ -32,23 +33,27 @@ def find(path: str | Path, *, offline: bool = False) -> Path:
 
 def _find(path: str | Path, offline: bool) -> Path:
     folder = Path(path)
-    if folder.is_file() and folder.suffix in FILES:
-        return folder
+    if folder.suffix in FILES and (folder.is_file() or first_of(folder).is_file()):
+        return folder if folder.is_file() else first_of(folder)
+    ggufs = models_of(file.name for file in folder.glob("*.gguf")) if folder.is_dir() else {}
+    weights = any(any(folder.glob(f"*{kind}")) for kind in FILES[1:])
     for one in (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last"):
+        if len(ggufs) == 1 and one is folder and not weights:
+            break
         if (one / "config.json").exists():
             return one.resolve() if one is not folder else folder
     if folder.is_dir() and original_of(folder) is not None:
         return folder
-    ggufs = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
     if len(ggufs) == 1:
-        return ggufs[0]
+        ((first, names),) = ggufs.items()
+        return folder / (first if first in names else names[0])
     packaged = resources.files("glassformer") / "models" / str(path)
     if not folder.exists() and str(path) in PACKAGED and packaged.is_dir():
         return Path(str(packaged))
     if not folder.exists() and is_hub_name(str(path)):
         return find(fetch(str(path), offline=offline))
     if ggufs:
-        raise CheckpointError(f"{path} has several GGUF files: name one of {', '.join(file.name for file in ggufs)}")
+        raise CheckpointError(f"{path} has several GGUF files: name one of {', '.join(ggufs)}")
     why = "has no config.json" if folder.is_dir() else "is not a folder"
     known = ", ".join(PACKAGED)
     raise CheckpointError(
@@ -62,7 +67,8 @@ def metadata_of(found: Path) -> Mapping[str, Any]:
         return {}
     from glassformer.weights.gguf_header import read_header
 
-    return read_header(found).metadata
+    metadata = read_header(found).metadata
+    return read_header(first_of(found)).metadata if metadata.get("split.no") else metadata
 
 
 def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer | None:

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file: mapped where they are floats, decoded a piece at a time where they are quantized."""
+"""The tensors of GGUF files: mapped where they are floats, decoded a piece at a time where they are quantized."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from glassformer.errors import CheckpointError
 from glassformer.weights.gguf_header import read_header
+from glassformer.weights.gguf_shards import shards_of
 from glassformer.weights.reader import FLOATS, Scratch, TensorFile, read_rows
 
 
@@ -27,6 +28,7 @@ def _decodes(kind: GGMLQuantizationType) -> bool:
 DECODED = {kind.name for kind in GGMLQuantizationType if kind.name not in FLOATS and _decodes(kind)}
 
 MOST_NUMBERS = 4096  # of a tensor that is part of the configuration
+MOST_FILES = 65_535  # which the format has numbers for
 
 
 class GgufFile(TensorFile):
@@ -81,26 +83,53 @@ class GgufFile(TensorFile):
             raise CheckpointError(f"{self.path}: {name} must be at most {MOST_NUMBERS} numbers, got {list(shape)}")
         return [float(str(number)) for number in self[name].float().numpy()]
 
-    def check_claims(self, width: int) -> None:
-        """CheckpointError where metadata claim blocks, heads or experts for which there are no tensors.
-
-        A model is made before its tensors are looked at: what it is made of must be no more than the file has.
-        """
-        start = f"{self.metadata.get('general.architecture')}."
-        blocks = len({name.split(".")[1] for name in self.names if name.startswith("blk.")})
-        routers = [info.shape[0] for name, info in self.names.items() if "ffn_gate_inp." in name and info.nbytes]
-        most = {"block_count": blocks, "attention.head_count": width, "expert_count": max(routers, default=0)}
-        for key, limit in most.items():
-            claimed = self.metadata.get(start + key, 0)
-            if isinstance(claimed, int) and claimed > limit:
-                raise CheckpointError(f"{self.path}: {start}{key} is {claimed}, and there are tensors for {limit}")
-
     def _decode(self, rows: Tensor, kind: str) -> Tensor:
         """Bytes [n, bytes of a row] as float32 [n, numbers of a row]."""
         if kind not in DECODED:
             raise CheckpointError(f"{self.path}: {kind} cannot be decoded, only {self.readable()}")
         with np.errstate(all="ignore"):  # scales of a damaged file may be anything
             return torch.from_numpy(dequantize(rows.numpy(), GGMLQuantizationType[kind]))
+
+
+def open_gguf(path: Path) -> list[GgufFile]:
+    """The file, or all those of which it is one, the first first. CheckpointError names what is missing or not so."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    file = GgufFile(path)
+    count = file.metadata.get("split.count", 1)
+    if not isinstance(count, int) or not 0 <= count <= MOST_FILES:
+        raise CheckpointError(f"{path}: split.count must be a number up to {MOST_FILES}, got {count!r:.40}")
+    if count < 2:
+        return [file]
+    files = [GgufFile(one) for one in shards_of(path, count)]
+    for no, one in enumerate(files):
+        said = (one.metadata.get("split.no"), one.metadata.get("split.count"))
+        if said != (no, count):
+            raise CheckpointError(f"{one.path} says that it is number {said[0]} of {said[1]}, not {no} of {count}")
+    claimed, found = files[0].metadata.get("split.tensors.count"), sum(map(len, files))
+    if claimed not in (None, found):
+        raise CheckpointError(f"{files[0].path}: split.tensors.count is {claimed}, and its {count} files have {found}")
+    return files
+
+
+def check_claims(files: list[GgufFile], width: int) -> None:
+    """CheckpointError where metadata claim blocks, heads or experts for which there are no tensors.
+
+    A model is made before its tensors are looked at: what it is made of must be no more than the files have.
+    """
+    names, metadata = {name: info for file in files for name, info in file.names.items()}, files[0].metadata
+    start = f"{metadata.get('general.architecture')}."
+
+    def blocks(side: str) -> int:
+        return len({name.removeprefix(side).split(".")[1] for name in names if name.startswith(f"{side}blk.")})
+
+    routers = [info.shape[0] for name, info in names.items() if "ffn_gate_inp." in name and info.nbytes]
+    most = {"attention.head_count": width, "expert_count": max(routers, default=0)}
+    most |= {"block_count": blocks("") or blocks("enc."), "decoder_block_count": blocks("dec.")}
+    for key, limit in most.items():
+        claimed = metadata.get(start + key, 0)
+        if isinstance(claimed, int) and claimed > limit:
+            raise CheckpointError(f"{files[0].path}: {start}{key} is {claimed}, and there are tensors for {limit}")
 
 
 def block_size(kind: str) -> int:

@@ -14,21 +14,29 @@ from torch import Tensor
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import family_of
 from glassformer.families.gguf import in_gguf, write_metadata
-from glassformer.nn.model import Decoder
+from glassformer.nn.encoder import TextEncoder
+from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.weights.atomic import replacing
 from glassformer.weights.rules import Entry, entries
 from glassformer.weights.save import GgufKind
 
 KINDS: tuple[GgufKind, ...] = get_args(GgufKind)
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}  # as llama.cpp numbers them
-EXACT = ("_norm.", "position_embd.", "ffn_gate_inp.")
+EXACT = ("_norm.", "position_embd.", "ffn_gate_inp.", "token_types.", "attn_rel_b.")
+HEADS = ("pooler", "next_sentence", "head")
 PIECE = 1 << 20  # numbers quantized at a time
 
 
 def save_gguf(
-    model: Decoder, path: str | Path, kind: GgufKind = "F16", *, extra: Mapping[str, Any] | None = None
+    model: Decoder | EncoderDecoder | TextEncoder,
+    path: str | Path,
+    kind: GgufKind = "F16",
+    *,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a GGUF file: matrices as `kind`, all else in float32. `extra` are more metadata: the tokenizer's.
+
+    Of an encoder it holds what makes the states: `left_out` names what it does not.
 
     Rows that quantization's blocks of 32 do not fit are written as F16. The file is there whole or not at all.
     ConfigError where the format cannot say what the config says, CheckpointError where the disk is full.
@@ -38,7 +46,7 @@ def save_gguf(
         raise ConfigError(f"GGUF files are written as {', '.join(KINDS)}, got {kind!r}")
     architecture, metadata, numbers = write_metadata(model.config)
     metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    parameters = _written(model)
     found = entries(in_gguf(family_of(model.config)), model.config, parameters)
     kinds = [_kind(entry, parameters, kind) for entry in found]
     try:
@@ -66,6 +74,21 @@ def save_gguf(
                 writer.write_tensor_data(_encoded(entry.join(parameters), one))
         finally:
             writer.close()
+
+
+def left_out(model: Decoder | EncoderDecoder | TextEncoder) -> list[str]:
+    """The parts of a model that a GGUF file has no place for: of an encoder its pooler and its heads."""
+    parts = HEADS if isinstance(model, TextEncoder) else ()
+    return [part for part in parts if getattr(model, part) is not None]
+
+
+def _written(model: Decoder | EncoderDecoder | TextEncoder) -> dict[str, Tensor]:
+    """The parameters that are written, positions from the first one on."""
+    gone = tuple(f"{part}." for part in left_out(model))
+    found: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if not name.startswith(gone)}
+    if "positions.weight" in found:
+        found["positions.weight"] = found["positions.weight"][model.config.position_offset :]
+    return found
 
 
 def _kind(entry: Entry, parameters: dict[str, Tensor], kind: str) -> gguf.GGMLQuantizationType:

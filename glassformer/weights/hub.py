@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glassformer.errors import CheckpointError
+from glassformer.weights.gguf_shards import models_of
 from glassformer.weights.resume import keep_parts
 
 NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -76,9 +77,9 @@ def choose_files(files: list[str], name: str) -> list[str]:
         found = [file for file in top if re.fullmatch(rf"{start}(-\d+-of-\d+)?{re.escape(end)}(\.index\.json)?", file)]
         if found:
             return beside + found
-    ggufs = [file for file in top if file.endswith(".gguf")]
+    ggufs = models_of(file for file in top if file.endswith(".gguf"))
     if len(ggufs) == 1:
-        return beside + ggufs
+        return beside + [file for files in ggufs.values() for file in files]
     if ggufs:
         raise CheckpointError(f"{name} has several GGUF files: download the one you want ({', '.join(sorted(ggufs))})")
     raise CheckpointError(f"{name} has no weights that can be read: model.safetensors, pytorch_model.bin or GGUF")

@@ -90,7 +90,7 @@ def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | Non
     config, reader = checkpoint.config, checkpoint.reader
     model = empty_model(config)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
-    for entry, name in account(checkpoint, parameters):
+    for entry, name in sorted(account(checkpoint, parameters), key=lambda pair: reader.place(pair[1])):
         if name is None:
             kind = dtype or checkpoint.dtype
             for ours in entry.ours:

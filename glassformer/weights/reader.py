@@ -15,6 +15,7 @@ from glassformer.errors import CheckpointError
 
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 SCRATCH = 1 << 20  # bytes read at a time
+AHEAD = 1 << 24  # and straight into a parameter's memory
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -139,6 +140,12 @@ class Reader(Mapping[str, Tensor]):
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
         return self.files[name].rows(name, self.scratch)
 
+    def place(self, name: str | None) -> tuple[str, int]:
+        """Where a tensor lies: who reads tensors in this order reads each file from its beginning to its end."""
+        if name is None:
+            return "", 0
+        return str(self.files[name].path), self.files[name].begin(name) or 0
+
     def read(self, name: str, into: Tensor) -> None:
         """Read a tensor of floats straight into one of its shape and dtype, on the CPU."""
         file = self.files[name]
@@ -151,7 +158,7 @@ class Reader(Mapping[str, Tensor]):
             raw.seek(begin)
             done = 0
             while done < len(space):
-                n = raw.readinto(space[done:])
+                n = raw.readinto(space[done : done + AHEAD])
                 if not n:
                     raise CheckpointError(f"{file.path} became shorter while it was read")
                 done += n

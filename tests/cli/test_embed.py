@@ -167,7 +167,7 @@ def test_convert_keeps_all_that_an_embedder_is(embedder, folder, tmp_path, capsy
         )
     else:
         assert (out / "model.safetensors").stat().st_size < 0.6 * (folder / "model.safetensors").stat().st_size
-    assert "bert has no GGUF form here" in refused(capsys, "convert", folder, tmp_path / "x.gguf")
+    assert "cannot describe this bert model" in refused(capsys, "convert", folder, tmp_path / "x.gguf")
 
 
 def test_convert_of_a_plain_encoder_says_nothing_of_sentences(embedder, tmp_path, capsys):

@@ -361,7 +361,7 @@ def test_published_configs_are_known():
 REFUSED = [
     ("bart", {"normalize_before": True}), ("bart", {"encoder_attention_heads": 5}), ("bart", {"is_decoder": True}),
     ("bart", {"tie_word_embeddings": False}),
-    ("marian", {"share_encoder_decoder_embeddings": False}), ("marian", {"decoder_vocab_size": 50}),
+    ("marian", {"decoder_vocab_size": 50}),
     ("t5", {"feed_forward_proj": "gated-tanh"}), ("t5", {"is_gated_act": True}),
     ("t5", {"relative_attention_num_buckets": 6}), ("t5", {"relative_attention_max_distance": 8}),
 ]  # fmt: skip
@@ -395,6 +395,44 @@ def talkative(family):
     for name, p in model.named_parameters():
         p.mul_(6 if name.endswith("mlp.down.weight") else 0 if name.endswith("bias") else 1)
     return model
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("family", ["bart", "flan"])
+def test_rows_of_tokens_that_may_not_come_twice(family, n, tmp_path):
+    """And texts that may not end yet: greedy, where the likeliest text ends early and repeats itself, and in a beam."""
+    model = talkative(family)
+    begin, most = 95, 30
+    sources = [random_ids(model.config, 1, size, seed=size)[0].tolist() for size in (9, 14)]
+    plain = search(model, sources, Search(1, 1, most), begin=begin, end=96)
+    end = plain[0][0].ids[3]
+    save_model(model, tmp_path, extra={"pad_token_id": 1, "eos_token_id": end, "decoder_start_token_id": begin})
+    hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    changed = False
+    for how, shortest in ((Search(1, 1, most), 1), (Search(1, 1, most), 13), (Search(3, 3, most, 0.0), most + 2)):
+        ruled = Ruled(min_length=shortest, no_repeat=n)
+        ours = search(model, sources, how, begin=begin, end=end, ruled=ruled)
+        changed |= ours != search(model, sources, how, begin=begin, end=end, ruled=replace(ruled, no_repeat=0))
+        for source, found in zip(sources, ours, strict=True):
+            out = hf.generate(
+                torch.tensor([source]), attention_mask=torch.ones(1, len(source), dtype=torch.long),
+                max_new_tokens=most, do_sample=False, num_beams=how.beam, num_return_sequences=how.n,
+                length_penalty=0.0, decoder_start_token_id=begin, eos_token_id=end, forced_eos_token_id=None,
+                forced_bos_token_id=None, pad_token_id=1, min_length=shortest, no_repeat_ngram_size=n,
+            )  # fmt: skip
+            assert [[token for token in row if token != end] for row in out[:, 1:].tolist()] == [
+                list(one.ids) for one in found
+            ]
+            assert all(one.finish == "length" or len(one.ids) + 1 >= shortest for one in found)
+    assert changed
+
+
+def test_where_nothing_may_follow_a_text_ends():
+    model = talkative("bart")
+    ruled = Ruled(banned=tuple(range(3, 97)), no_repeat=1)
+    ((found,),) = search(model, [[5, 6, 7]], Search(1, 1, 20), begin=2, end=96, ruled=ruled)
+    assert sorted(found.ids) == [0, 1]
+    assert found.finish == "stop"
 
 
 @pytest.mark.parametrize("family", PAIR_FAMILIES)

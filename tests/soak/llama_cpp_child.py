@@ -7,6 +7,11 @@ import numpy as np
 from llama_cpp import Llama
 
 asked = json.load(sys.stdin)
+if "embed" in asked:
+    llm = Llama(asked["path"], n_ctx=asked["context"], n_threads=1, embedding=True, verbose=False)
+    found = {"tokens": [llm.tokenize(text.encode(), special=False) for text in asked["embed"]]}
+    json.dump(found | {"vectors": [llm.embed(text) for text in asked["embed"]]}, sys.stdout)
+    sys.exit()
 # caches in F32
 llm = Llama(asked["path"], n_ctx=asked["context"], n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0)
 tokens = [llm.tokenize(text.encode(), add_bos=False, special=False) for text in asked["texts"]]

@@ -13,13 +13,15 @@ import pytest
 import torch
 from generate.writers import TEXTS, make_tokenizer
 from tiny import random_ids, wake
+from tiny_encoders import embedder
 from tiny_gguf import FACTORS, FAMILIES, VARIANTS, gguf_config
 
+from glassformer.encoder_config import SentenceConfig
 from glassformer.lm import LanguageModel, load
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.rope_scaling import LongScaling, YarnScaling
-from glassformer.text.gguf import PRE
+from glassformer.text.gguf_names import PRE
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 
@@ -119,14 +121,18 @@ def test_the_same_tokens(lm, kind, tmp_path):
         assert_alike(ours, [*prompt, *row], logits, kind)
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "dbrx", "qwen2", "gpt-4o", "tekken", "smollm", "falcon"])
+CUTS = ["gpt-2", "llama-bpe", "dbrx", "qwen2", "gpt-4o", "tekken", "smollm", "falcon", "seed-coder"]
+
+
+@pytest.mark.parametrize("pre", [*CUTS, "deepseek-coder", "deepseek-llm", "deepseek-v3"])
 def test_the_same_ids(pre, tmp_path):
     """Of texts that are cut in each way that files may name.
 
     llama.cpp's cuts are near the tokenizers' own: it cuts marks from letters otherwise, and in "falcon" it does not
-    take the second byte of an ü for a digit.
+    take the second byte of an ü for a digit; in "deepseek-llm" it trusts that no digits are joined.
     """
-    layout = json.loads(train_tokenizer([" ".join(LETTERS)] * 3, vocab_size=600, pattern="o200k").core.json)
+    pattern = "qwen2" if pre == "deepseek-llm" else "o200k"
+    layout = json.loads(train_tokenizer([" ".join(LETTERS)] * 3, vocab_size=600, pattern=pattern).core.json)
     layout["pre_tokenizer"] = PRE[pre]
     layout["model"]["ignore_merges"] = pre in ("llama-bpe", "tekken")
     tokenizer = Tokenizer(json.dumps(layout), {"add_bos_token": False})
@@ -135,6 +141,20 @@ def test_the_same_ids(pre, tmp_path):
     ours = load(tmp_path / "a.gguf")
     told = ask(tmp_path / "a.gguf", prompts=[], texts=LETTERS)["tokens"]
     assert told == [ours.encode(text) for text in LETTERS] == [tokenizer.encode(text) for text in LETTERS]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("pool", ["mean", "cls", "lasttoken"])
+def test_the_same_vectors(family, pool, tmp_path):
+    """Of encoders, pooled as the file says; llama.cpp's GELU is the other one, by hyperbolic tangent."""
+    ours = embedder(family, SentenceConfig(pools=(pool,), after=("normalize",)))
+    ours.save_gguf(tmp_path / "a.gguf", "F32")
+    texts = ["the cat sat on the mat.", "a dog ate", "The hats, a kitten?"]
+    theirs = ask(tmp_path / "a.gguf", embed=texts, context=ours.limit)
+    assert theirs["tokens"] == [ours.tokenizer.encode(text) for text in texts]
+    off = (torch.nn.functional.normalize(torch.tensor(theirs["vectors"]), dim=-1) - ours.embed(texts)).abs().max()
+    print(f"{family} {pool}: vectors off by {off:.1e}")
+    assert off <= NEAR_WITH_GELU
 
 
 @pytest.mark.parametrize(("family", "changes"), SETTINGS, ids=[f"{name}{i}" for i, (name, _) in enumerate(SETTINGS)])

@@ -11,7 +11,9 @@ from tokenizers import Tokenizer as Core
 from tokenizers import models, normalizers
 
 from glassformer.errors import TokenizerError
-from glassformer.text.gguf import KEY, PRE, tokenizer_from_gguf, tokenizer_to_gguf
+from glassformer.text.gguf import tokenizer_from_gguf
+from glassformer.text.gguf_names import KEY, PRE
+from glassformer.text.gguf_write import tokenizer_to_gguf
 from glassformer.text.sentencepiece_core import SentencePieceCore
 from glassformer.text.sentencepiece_file import read_sentencepiece
 from glassformer.text.tokenizer import Tokenizer
@@ -70,7 +72,10 @@ def cut_by(pre, **model):
     return Tokenizer(json.dumps(layout), {"eos_token": "<|end|>"})
 
 
-@pytest.mark.parametrize(("pre", "whole"), [("falcon", False), ("tekken", True), ("smollm", False), ("dbrx", False)])
+OTHERS = ["falcon", "smollm", "dbrx", "seed-coder", "deepseek-coder", "deepseek-llm", "deepseek-v3"]
+
+
+@pytest.mark.parametrize(("pre", "whole"), [("tekken", True), *((pre, False) for pre in OTHERS)])
 def test_cuts_that_are_not_trained_here(pre, whole):
     tokenizer = cut_by(pre, ignore_merges=whole)
     assert same_both_ways(tokenizer, ["<|end|>"])[KEY + "pre"] == pre
@@ -85,11 +90,62 @@ def test_cuts_that_are_not_trained_here(pre, whole):
         ("falcon", ["it", "'", "s", " ", "123", "45", " ", "6", "!?", " ok"]),
         ("tekken", ["it", "'s", " ", "1", "2", "3", "4", "5", " ", "6", "!?", " ok"]),
         ("llama-bpe", ["it", "'s", " ", "123", "45", " ", "6", "!?", " ok"]),
+        ("deepseek-r1-qwen", ["it", "'s", " ", "1", "2", "3", "4", "5", " ", "6", "!?", " ok"]),
+        ("seed-coder", ["it", "'s", " ", "1", "2", "3", "4", "5", " ", "6", "!?", " ok"]),
+        ("deepseek-coder", ["it", "'", "s", " ", "1", "2", "3", "4", "5", " ", "6", "!?", " ok"]),
+        ("deepseek-llm", ["it", "'", "s", " ", "1", "2", "3", "4", "5", " ", "6", "!?", " ok"]),
+        ("deepseek-v3", ["it", "'s", " ", "123", "45", " ", "6", "!?", " ok"]),
     ],
 )
 def test_how_names_cut(pre, words):
+    assert words_of(pre, "it's 12345 6!? ok") == words
+
+
+@pytest.mark.parametrize(
+    ("pre", "words"),
+    [
+        ("qwen2", ["x", "=$", "y", ";\n\n", " ", " 猫が居る", " ne", "\u0301", " ", " $.\r\n", " \n"]),
+        ("seed-coder", ["x", "=$", "y", ";", "\n\n", " ", " 猫が居る", " ne", "\u0301", " ", " $.", "\r\n \n"]),
+        ("deepseek-coder", ["x", "=$", "y", ";", "\n", "\n", " ", " ", "猫が居る", " ne", "\u0301  $", ".",
+                            "\r", "\n", " ", "\n"]),
+        ("deepseek-llm", ["x", "=$", "y", ";", "\n", "\n", "  ", "猫が居る", " ne", "\u0301", " ", " $.",
+                          "\r", "\n", " ", "\n"]),
+        ("deepseek-v3", ["x", "=$", "y", ";\n\n", "  ", "猫が居る", " ne\u0301", " ", " $.\r\n", " \n"]),
+    ],
+)  # fmt: skip
+def test_how_names_cut_signs_and_other_scripts(pre, words):
+    assert words_of(pre, "x=$y;\n\n  猫が居る ne\u0301  $.\r\n \n") == words
+
+
+def words_of(pre, text):
     cut = Core.from_str(cut_by(pre).core.json).pre_tokenizer
-    assert [word.replace("Ġ", " ") for word, _ in cut.pre_tokenize_str("it's 12345 6!? ok")] == words
+    return [text[begin:end] for _, (begin, end) in cut.pre_tokenize_str(text)]
+
+
+def test_as_the_files_are_written():
+    """DeepSeek's own `tokenizer.json`: line ends as they are, and a normalization of no steps."""
+    layout = json.loads(cut_by("deepseek-v3").core.json)
+    layout["normalizer"] = {"type": "Sequence", "normalizers": []}
+    last = layout["pre_tokenizer"]["pretokenizers"][2]["pattern"]
+    assert r"[\r\n]*" in last["Regex"]
+    last["Regex"] = last["Regex"].replace(r"\r", "\r").replace(r"\n", "\n")
+    written = tokenizer_to_gguf(Tokenizer(json.dumps(layout), {"eos_token": "<|end|>"}))
+    assert written == tokenizer_to_gguf(cut_by("deepseek-v3"))
+
+
+@pytest.mark.parametrize("unknown", [[], [0], [0, 7, 9], [7, 9]])
+def test_what_is_unknown(unknown):
+    """One piece: some files call those so that fill up the embedding, or none."""
+    tokenizer = Tokenizer(SentencePieceCore(trained("bpe-llama")))
+    metadata = tokenizer_to_gguf(tokenizer, vocab_size=tokenizer.vocab_size + 3)
+    first, types = tokenizer.vocab_size, metadata[KEY + "token_type"]
+    types[0] = 2 if 0 in unknown else 3
+    for index in unknown[-2:]:
+        if index:
+            types[first + index % 3] = 2
+    again = tokenizer_from_gguf(metadata)
+    assert again.encode("the cat 猫") == tokenizer.encode("the cat 猫")
+    assert again.token_bytes(first - 1) == tokenizer.token_bytes(first - 1)
 
 
 def test_llamas_json():
@@ -108,6 +164,36 @@ def test_llamas_json():
     core.add_special_tokens(["<unk>", "<s>", "</s>"])
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
     same_both_ways(Tokenizer(core.to_str(), names), ["</s>"])
+
+
+@pytest.mark.parametrize("name", ["T5Tokenizer", "XLMRobertaTokenizer"])
+def test_unigrams_json(name, tmp_path):
+    """As `transformers` makes it of a model's pieces: the same ids, framed alike, from T5's kind of metadata."""
+    transformers = pytest.importorskip("transformers")
+    model = read_sentencepiece(trained("unigram"))
+    pieces = [(piece.text, piece.score) for piece in model.pieces[3:]]
+    first = ["<pad>", "</s>", "<unk>"] if name == "T5Tokenizer" else ["<s>", "<pad>", "</s>", "<unk>"]
+    vocab = [*((token, 0.0) for token in first), *pieces, *([("<mask>", 0.0)] if len(first) == 4 else [])]
+    theirs = getattr(transformers, name)(vocab=vocab, _spm_precompiled_charsmap=model.charsmap, extra_ids=3)
+    theirs.save_pretrained(tmp_path)
+    ours = Tokenizer.load(tmp_path)
+    metadata = tokenizer_to_gguf(ours, ours.vocab_size + 2)
+    assert metadata[KEY + "model"] == "t5"
+    assert metadata[KEY + "add_bos_token"] is (len(first) == 4)
+    again = tokenizer_from_gguf(json.loads(json.dumps(metadata)))
+    assert again.frame == ours.frame
+    for text in [CORPUS, *CORPUS.splitlines(), "  two  spaces \t", "ﬁ ½ Ⅷ", ""]:
+        assert again.encode(text) == theirs(text, split_special_tokens=True)["input_ids"]
+
+    @given(text=TEXT)
+    def on_any_unicode(text):
+        assert again.encode(text) == ours.encode(text)
+
+    on_any_unicode()
+    layout = json.loads(ours.core.json)
+    layout["pre_tokenizer"] = {"type": "Whitespace"}
+    with pytest.raises(TokenizerError, match="GGUF has no words for a unigram model of text that is prepared so"):
+        tokenizer_to_gguf(Tokenizer(json.dumps(layout)))
 
 
 def test_wordpiece(tmp_path):

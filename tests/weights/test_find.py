@@ -10,6 +10,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from generate.writers import make_tokenizer
@@ -19,8 +21,9 @@ from tiny import tiny
 import glassformer
 from glassformer.errors import CheckpointError
 from glassformer.lm import LanguageModel, load
-from glassformer.text.gguf import tokenizer_to_gguf
-from glassformer.weights.find import find
+from glassformer.server.served import split_name
+from glassformer.text.gguf_write import tokenizer_to_gguf
+from glassformer.weights.find import ends_of, find, tokenizer_of
 from glassformer.weights.gguf_save import save_gguf
 from glassformer.weights.hub import choose_files
 from glassformer.weights.resume import check_part
@@ -64,6 +67,79 @@ def test_a_file_is_a_model(lm, folder, tmp_path):
     (tmp_path / "pickled/model.safetensors").unlink()
     assert_same(load(tmp_path / "pickled"), lm)
     assert_same(load(tmp_path / "pickled/pytorch_model.bin"), lm)
+
+
+def shards(folder, lm, count=3, **how):
+    """A model in several files, by the package's own writer: split as it splits."""
+    save_gguf(lm.model, folder / "whole", "F32", extra=tokenizer_to_gguf(lm.tokenizer, lm.config.vocab_size))
+    reader = gguf.GGUFReader(folder / "whole")
+    tensors = -(-len(reader.tensors) // (count - bool(how)))
+    writer = gguf.GGUFWriter(folder / "m.gguf", "llama", split_max_tensors=tensors, **how)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            writer.add_key_value(name, field.contents(), field.types[0])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (folder / "whole").unlink()
+    return [folder / f"m-{no + 1:05}-of-{count:05}.gguf" for no in range(count)]
+
+
+@pytest.mark.parametrize("how", [{}, {"small_first_shard": True}], ids=str)
+def test_a_model_in_several_gguf_files(lm, how, tmp_path):
+    """The folder, and each file: those that the `gguf` package splits a model into."""
+    files = shards(tmp_path, lm, **how)
+    assert sorted(tmp_path.iterdir()) == files
+    for given in (tmp_path, *files):
+        assert_same(load(given), lm)
+        assert tokenizer_of(find(given)).encode("the cat") == lm.encode("the cat")
+        assert {*ends_of(find(given))} == lm.ends
+    (tmp_path / "config.json").write_text("{}")  # of the model that the files were made of, say
+    assert find(tmp_path) == files[0]
+    (tmp_path / "config.json").unlink()
+    assert split_name(str(files[1])) == ("m", str(files[1]))
+    shutil.copy(files[0], tmp_path / "n.gguf")
+    with pytest.raises(CheckpointError, match=r"several GGUF files: name one of m-00001-of-00003.gguf, n\.gguf"):
+        load(tmp_path)
+    with pytest.raises(CheckpointError, match=r"n.gguf is one of 3 files: they must be named NAME-00001-of-00003.gguf"):
+        load(tmp_path / "n.gguf")
+
+
+@pytest.mark.parametrize("gone", [[0], [1], [0, 2]])
+def test_a_gguf_file_of_several_is_missing(lm, gone, tmp_path):
+    files = shards(tmp_path, lm)
+    for no in gone:
+        files[no].unlink()
+    verb = "is" if len(gone) == 1 else "are"
+    missing = rf"of which {', '.join(files[no].name for no in gone)} {verb} missing"
+    for given in (tmp_path, *(file for file in files if file.exists() or files[0].exists())):
+        with pytest.raises(CheckpointError, match=missing):
+            load(given)
+
+
+def test_gguf_files_that_are_not_of_one_model(lm, tmp_path):
+    first, second, third = shards(tmp_path, lm)
+    shutil.copy(second, third)
+    with pytest.raises(CheckpointError, match=r"m-00003-of-00003.gguf says that it is number 1 of 3, not 2 of 3"):
+        load(first)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(shards(other, lm, count=3, small_first_shard=True)[2], third)
+    with pytest.raises(CheckpointError, match=r"split.tensors.count is \d+, and its 3 files have \d+"):
+        load(first)
+    shutil.copy(second, first)
+    with pytest.raises(CheckpointError, match=r"00001-of-00003.gguf says that it is number 1 of 3, not 0 of 3"):
+        load(second)
+
+
+def test_the_hubs_models_in_several_gguf_files():
+    files = [f"q4-{no:05}-of-00002.gguf" for no in (1, 2)]
+    assert choose_files([*files, "README.md", "config.json"], "a/b") == ["config.json", *files]
+    with pytest.raises(CheckpointError, match=r"download the one you want \(q4-00001-of-00002.gguf, q8.gguf\)"):
+        choose_files([*files, "q8.gguf"], "a/b")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from tiny import assert_near, moved, random_ids, run, tiny_config
+from tiny_encoders import CONFIGS as ENCODERS
 from tiny_gguf import FAMILIES, LESS, VARIANTS, gguf_config, gguf_model
 
 from glassformer.errors import CheckpointError, ConfigError
@@ -31,7 +32,7 @@ def written(folder, family, kind="F32", **changes):
 
 
 def test_every_family_has_a_form():
-    assert {*GGUF, *AS} == {*FAMILIES}
+    assert {*GGUF, *AS} == {*FAMILIES, *ENCODERS, "t5"}
 
 
 @pytest.mark.parametrize(("family", "changes"), ALL, ids=NAMES)
@@ -246,7 +247,7 @@ def test_an_unknown_architecture(said, nearest):
 
 @pytest.mark.parametrize("said", [None, 7, ["llama"]])
 def test_no_architecture(said):
-    with pytest.raises(ConfigError, match=r"x: unknown architecture .*Known: deepseek2, falcon"):
+    with pytest.raises(ConfigError, match=r"x: unknown architecture .*Known: bert, deepseek2, falcon"):
         read_metadata({"general.architecture": said}, (), 9, "x")
 
 

@@ -1,0 +1,61 @@
+"""The keys under which GGUF says what a tokenizer is, and its names for the ways to cut text."""
+
+from typing import Any
+
+from glassformer.text.patterns import (
+    DEEPSEEK_CODER,
+    DEEPSEEK_LLM,
+    DEEPSEEK_V3,
+    FALCON,
+    GPT2,
+    LLAMA3,
+    O200K,
+    QWEN2,
+    SEED_CODER,
+    TEKKEN,
+    byte_level,
+)
+
+KEY = "tokenizer.ggml."
+TEMPLATE = "tokenizer.chat_template"
+
+# How text is cut, and its names; the first of a row is the one that is written.
+CUTS: tuple[tuple[dict[str, Any], str], ...] = (
+    (
+        byte_level(GPT2),
+        "gpt-2 phi-2 olmo mpt jais roberta-bpe jina-es jina-de jina-v2-es jina-v2-de exaone4 trillion gigachat mellum "
+        "a.x-4.0 granite-docling",
+    ),
+    (
+        byte_level(LLAMA3),
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe chatglm-bpe "
+        "glm4 glm5",
+    ),
+    (byte_level(QWEN2), "qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez kormo f2llmv2 grok-2 solar-open"),
+    (byte_level(O200K), "gpt-4o llama4 kanana2 talkie minimax-m2"),
+    (byte_level(TEKKEN), "tekken"),
+    (byte_level(GPT2, digits=True), "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2"),
+    (byte_level(SEED_CODER), "seed-coder"),
+    (FALCON, "falcon"),
+    (DEEPSEEK_CODER, "deepseek-coder"),
+    (DEEPSEEK_LLM, "deepseek-llm"),
+    (DEEPSEEK_V3, "deepseek-v3 hunyuan-dense joyai-llm hy_v4"),
+)
+PRE = {name: cut for cut, names in CUTS for name in names.split()}
+# those that begin a text with the BOS where nothing says it, and whose tokens, with those of two more, are found whole
+# before anything is joined
+BOS_FIRST = set("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken".split())
+WHOLE_WORDS = BOS_FIRST | {"glm4", "glm5"}
+SEPARATED = {"roberta-bpe"}  # whose texts have two EOS between them, where nothing says it
+DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2}, "t5": {"eos": 1}, "gpt2": {}, "bert": {}}
+
+IDS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "sep_token": "seperator_token_id",
+    "pad_token": "padding_token_id",
+    "cls_token": "cls_token_id",
+    "mask_token": "mask_token_id",
+}
+LOWERCASE, ACCENTS = "normalizer.lowercase", "normalizer.strip_accents"  # of WordPiece; newer than most files

@@ -1,0 +1,172 @@
+"""Marian whose two sides have vocabularies of their own, against `transformers`: model, tokenizers, what is written."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from test_pair_tokenizers import SENTENCES, TARGET, marian_folder, pieces_of, spm
+from test_sentencepiece import CORPUS
+from tiny import assert_near
+
+from glassformer.cli import main
+from glassformer.errors import CheckpointError, ConfigError, RequestError, TokenizerError
+from glassformer.families import read_config
+from glassformer.nn.step import Step
+from glassformer.text.tokenizer import Tokenizer
+from glassformer.translator import load_translator
+from glassformer.weights import load_pair_model, save_model
+
+TIED = pytest.mark.parametrize("tied", [True, False])
+SIZES = {
+    "d_model": 48, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 3,
+    "encoder_ffn_dim": 56, "decoder_ffn_dim": 72, "max_position_embeddings": 64, "scale_embedding": True,
+    "activation_function": "swish", "pad_token_id": 2, "eos_token_id": 0, "decoder_start_token_id": 2,
+    "forced_eos_token_id": None, "bos_token_id": 0,
+}  # fmt: skip
+
+
+def theirs(folder, tied, vocab_size=131, written=97):
+    """A model of theirs with random weights, on disk."""
+    torch.manual_seed(0)
+    config = transformers.MarianConfig(
+        vocab_size=vocab_size, decoder_vocab_size=written, share_encoder_decoder_embeddings=False,
+        tie_word_embeddings=tied, **SIZES,
+    )  # fmt: skip
+    hf = transformers.MarianMTModel(config).eval()
+    with torch.no_grad():
+        for name, p in hf.named_parameters():
+            if "positions" not in name:
+                own = 1.0 if "layer_norm.weight" in name else 0.2
+                p.normal_(0.0, own if p.ndim == 1 else 2 * p.shape[-1] ** -0.5)  # no token follows itself for ever
+        hf.final_logits_bias.normal_(0.0, 0.2)
+        hf.final_logits_bias[0, 0] = -9.0  # and few texts end
+    hf.save_pretrained(folder)
+    return hf
+
+
+def their_logits(hf, source, target):
+    with torch.no_grad():
+        return hf(input_ids=source, decoder_input_ids=target).logits
+
+
+def our_logits(model, source, target):
+    with torch.no_grad():
+        return model(target, Step.of(target, source=model.encode(source, Step.of(source))))
+
+
+def some(high, length, seed):
+    return torch.randint(3, high, (2, length), generator=torch.Generator().manual_seed(seed))
+
+
+@TIED
+def test_the_same_logits(tied, tmp_path):
+    """Of their folder here, and of ours there; the larger vocabulary on either side."""
+    for sizes in ((131, 97), (97, 131)):
+        hf = theirs(tmp_path / "hf", tied, *sizes)
+        model = load_pair_model(tmp_path / "hf")
+        assert (model.encoder.embed.weight.shape[0], model.embed.weight.shape[0]) == sizes
+        assert (model.config.tied_head, model.config.shared_embedding) == (tied, False)
+        source, target = some(sizes[0], 20, 1), some(sizes[1], 15, 2)
+        expected = their_logits(hf, source, target)
+        assert expected.std() > 0.3
+        assert_near(our_logits(model, source, target), expected)
+        save_model(model, tmp_path / "ours")
+        again = transformers.MarianMTModel.from_pretrained(tmp_path / "ours").eval()
+        assert_near(our_logits(model, source, target), their_logits(again, source, target))
+        assert load_pair_model(tmp_path / "ours").config == model.config
+
+
+def test_a_table_that_is_missing_is_named(tmp_path):
+    theirs(tmp_path, tied=True)
+    said = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(said | {"tie_word_embeddings": False}))
+    with pytest.raises(CheckpointError, match=r"missing: (model\.)?lm_head.weight|missing: lm_head.weight"):
+        load_pair_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(said | {"decoder_vocab_size": 96}))
+    with pytest.raises(CheckpointError, match=r"decoder.embed_tokens.weight is \[97, 48\], the config says \[96, 48\]"):
+        load_pair_model(tmp_path)
+    with pytest.raises(ConfigError, match="tie_word_embeddings = False is not supported, only True"):
+        read_config(said | {"share_encoder_decoder_embeddings": True, "tie_word_embeddings": False}, "x")
+
+
+# ---- tokenizers
+
+
+def apart(folder):
+    """A folder with two vocabularies: the same control tokens at the same places, and different pieces."""
+    source, target = spm(CORPUS, vocab_size=230), spm(TARGET, vocab_size=120)
+    marian_folder(folder, source, target, {"separate_vocabs": True})
+    for name, model in (("vocab.json", source), ("target_vocab.json", target)):
+        pieces = [p for p in pieces_of(model) if p not in ("<s>", "</s>", "<unk>")][::-1][:-2]
+        names = ["</s>", "<unk>", "<pad>", *([">>fra<<"] if name == "vocab.json" else []), *pieces]
+        (folder / name).write_text(json.dumps({piece: i for i, piece in enumerate(names)}))
+    return folder
+
+
+def test_the_same_ids(tmp_path):
+    folder = apart(tmp_path / "a")
+    ours, hf = Tokenizer.load(folder), transformers.MarianTokenizer.from_pretrained(folder)
+    write = ours.of_targets()
+    assert ours.vocab_size != write.vocab_size
+    for text in (*SENTENCES, *TARGET.splitlines(), *CORPUS.splitlines()[:9]):
+        plain = {"split_special_tokens": True}
+        assert ours.encode(text) == hf(text, **plain)["input_ids"]
+        assert write.encode(text) == hf(text_target=text, **plain)["input_ids"]
+        ids = write.encode(text)
+        assert write.decode(ids, skip_special=True).strip() == hf.decode(ids, skip_special_tokens=True)
+    ours.save(tmp_path / "b")
+    again = Tokenizer.load(tmp_path / "b")
+    assert again.of_targets().encode(TARGET) == write.encode(TARGET)
+    assert transformers.MarianTokenizer.from_pretrained(tmp_path / "b")(TARGET)["input_ids"] == ours.encode(TARGET)
+
+
+def test_what_is_not_right(tmp_path):
+    folder = apart(tmp_path / "a")
+    (folder / "target_vocab.json").write_text('{"</s>": 0}')
+    with pytest.raises(TokenizerError, match=r"target_vocab.json lacks '<unk>', '<pad>'"):
+        Tokenizer.load(folder).of_targets()
+    (folder / "target_vocab.json").unlink()
+    with pytest.raises(TokenizerError, match=r"separate_vocabs is true .*target_vocab.json is missing"):
+        Tokenizer.load(folder)
+    (folder / "target_vocab.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"separate_vocabs is false .*target_vocab.json is there"):
+        Tokenizer.load(folder)
+
+
+# ---- what is written
+
+
+@TIED
+def test_the_same_translations(tied, tmp_path, capsys):
+    """Greedy, as `generate` writes them and its tokenizer spells them; aligned; converted; and not traced."""
+    folder = apart(tmp_path / "a")
+    tokenizer = Tokenizer.load(folder)
+    hf = theirs(folder, tied, tokenizer.vocab_size, tokenizer.of_targets().vocab_size)
+    with torch.no_grad():
+        for name, p in hf.named_parameters():
+            p.mul_(0 if name.endswith("bias") else 0.2 if "encoder_attn.out_proj" in name else 1)
+        hf.final_logits_bias[0, 1:] = 0
+    hf.save_pretrained(folder)
+    ours, speller = load_translator(folder), transformers.MarianTokenizer.from_pretrained(folder)
+    texts, seen = [text for text in SENTENCES if text.strip()], set()
+    for text, found in zip(texts, ours.translate(texts, max_tokens=12), strict=True):
+        ids = torch.tensor([ours.encode(text)])
+        assert ids[0].tolist() == speller(text, split_special_tokens=True)["input_ids"]
+        with torch.no_grad():
+            row = hf.generate(ids, num_beams=1, do_sample=False, max_new_tokens=12, bad_words_ids=None)[0, 1:].tolist()
+        seen |= set(row)
+        assert list(found.targets[0].ids) == [token for token in row if token != 0]
+        assert found.text.strip() == speller.decode(row, skip_special_tokens=True)
+        alignment = ours.align(text, found.targets[0].ids, ended=False)
+        spelled = [ours.writer.token_bytes(token).decode() for token in found.targets[0].ids]
+        assert list(alignment.target_tokens) == spelled
+    assert len(seen) > 5
+    with pytest.raises(RequestError, match="vocabularies of their own is not traced"):
+        ours.trace("The cat")
+    main(["convert", str(folder), str(tmp_path / "b")])
+    assert load_translator(tmp_path / "b").translate(texts, max_tokens=12) == ours.translate(texts, max_tokens=12)
+    capsys.readouterr()
+    main(["verify", str(tmp_path / "b")])
+    assert "the same: " in capsys.readouterr().out
