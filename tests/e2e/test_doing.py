@@ -166,8 +166,8 @@ def test_heads_are_sorted_by_a_score(open_page, served, trace):
     for place_, head in enumerate(order):
         layer, head = divmod(head, 4)
         label = heads.nth(place_).get_attribute("aria-label")
-        assert label.startswith(f"Block {layer}, head {head}: ")
-        assert abs(numbers(label)[-1] - 100 * scores[layer, head]) <= 0.06
+        assert label.endswith(f": block {layer}, head {head}")
+        assert abs(numbers(label)[1] - 100 * scores[layer, head]) <= 0.06
     best = divmod(order[0], 4)
     probs = trace[f"blocks.{best[0]}.attn.probs"][best[1]]
     small = torch.nn.functional.adaptive_max_pool2d(probs[None], min(48, len(probs)))[0].numpy()
