@@ -9,6 +9,15 @@ from e2e.test_page import ASK, at, said
 
 VIEWS = ("map", "tokenizer", "embedding", "cell", "qkv", "grid", "roles", "heads", "block", "lens", "tracks", "cache")
 
+USED = (  # as they are when somebody has used them
+    ("cell", {"_part": 4, "_unscaled": 1}),
+    ("grid", {"_order": "duplicate", "_zoom": 16}),
+    ("cache", {"_cache": "off"}),
+    ("tracks", {"_timed": 1}),
+    ("lens", {"_draws": 1000, "_temperature": 2}),
+    ("tokenizer", {"_merge": 1}),
+)
+
 
 def place(page) -> dict[str, str]:
     """What the address says."""
@@ -266,11 +275,11 @@ def test_two_tabs_do_not_disturb_each_other(open_page, served):
 # ---- for everybody
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_axe_finds_nothing_serious_and_nothing_is_scrolled_sideways(open_page, served, view):
+@pytest.mark.parametrize(("view", "more"), [*((view, {}) for view in VIEWS), *USED])
+def test_axe_finds_nothing_serious_and_nothing_is_scrolled_sideways(open_page, served, view, more):
     if not AXE.is_file():
         missing(f"{AXE}: `make page` brings it")
-    page = open_page(served.url + at(view, step=0))
+    page = open_page(served.url + at(view, step=0, **more))
     page.locator(f"gf-view-{view} gf-receipt").first.wait_for()
     page.wait_for_load_state("networkidle")
     page.evaluate(AXE.read_text())  # as a person's console would: the page's policy allows no script of others

@@ -3,7 +3,7 @@
  * field (a mean would hide spikes), with a piece of it beside, number by number, around the cursor. Nearer: fewer fields.
  */
 import { css, html, nothing } from "lit";
-import { customElement, property, state } from "lit/decorators.js";
+import { customElement, property } from "lit/decorators.js";
 import "./matrix.js";
 import "./refused.js";
 import { Ask } from "../ask.js";
@@ -22,8 +22,8 @@ export const begin = (at: number, n: number): number => Math.max(0, Math.min(n -
 export class Pattern extends Follower {
   @property({ type: Number }) most = 560;
   @property({ type: Boolean }) zooms = false; // with the means to come nearer
-  @state() private near: Piece | null = null;
-  #cursor = ""; // that the piece in sight was made for
+  #near: Piece | null = null; // in sight
+  #cursor = ""; // that it was made for
   #dragged: { x: number; y: number; from: Piece; moved: boolean } | null = null;
   #all = new Ask<Tensor>(this, () => {
     const { layer, head } = this.session.here;
@@ -101,9 +101,9 @@ export class Pattern extends Follower {
   /** The piece in sight: it goes where the cursor goes, and stays where it was dragged until the cursor moves. */
   #follow(size: number, row: number, column: number, rows: number, columns: number): Piece {
     const cursor = `${this.#corner} ${row} ${column}`;
-    if (this.near?.size !== size || cursor !== this.#cursor) this.near = follow(this.near, size, row, column, rows, columns);
+    if (this.#near?.size !== size || cursor !== this.#cursor) this.#near = follow(this.#near, size, row, column, rows, columns);
     this.#cursor = cursor;
-    return this.near;
+    return this.#near;
   }
 
   #grab(event: PointerEvent, from: Piece): void {
@@ -116,7 +116,9 @@ export class Pattern extends Follower {
     const field = Math.min(box.width, this.most) / n, along = (by: number, start: number, size: number) => Math.max(0, Math.min(size - n, start - Math.round(by / field)));
     const top = along(event.clientY - held.y, held.from.top, rows), left = along(event.clientX - held.x, held.from.left, columns);
     held.moved ||= top !== held.from.top || left !== held.from.left;
-    if (held.moved) this.near = { top, left, size: n };
+    if (!held.moved) return;
+    this.#near = { top, left, size: n };
+    this.requestUpdate();
   }
 
   #drop = (): void => {

@@ -1,5 +1,5 @@
 /** One attention cell worked out, number by number: products, sum, scale, cap, mask, exp, share, weighted value. Step by step where one steps. */
-import { css, html, nothing, type PropertyValues, type TemplateResult } from "lit";
+import { css, html, nothing, type TemplateResult } from "lit";
 import { customElement, property, state } from "lit/decorators.js";
 import "./stepper.js";
 import "./strip.js";
@@ -21,6 +21,7 @@ export class Worked extends Follower {
   @property({ attribute: false }) keys: readonly Named[] = []; // and those that are asked
   @property({ type: Boolean }) unscaled = false; // every number from the scale on as if the scale were 1
   @state() private dim = 0;
+  #shown = -1; // the stage that was brought into sight last
 
   static override styles = [Follower.styles, css`
     gf-stepper { position: sticky; top: 0; z-index: 1; background: var(--paper); padding: 0.4rem 0; display: block; margin-bottom: 0.4rem; }
@@ -50,13 +51,12 @@ export class Worked extends Follower {
       <ol>${stages.map((stage, i) => html`<li aria-current=${i === at ? "step" : nothing}><div class="line"><h3>${stage.title}</h3>${stage.shown}</div></li>`)}</ol>`;
   }
 
-  override updated(changed: PropertyValues<this>): void {
-    void changed;
+  /** A stage that one has just stepped to comes into sight. */
+  override updated(): void {
     if (this.at === this.#shown) return;
     this.#shown = this.at;
     if (this.at >= 0) this.renderRoot.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
   }
-  #shown = -1;
 
   #stages(cell: Cell): Stage[] {
     const now = this.unscaled ? { ...cell, ...cell.unscaled, scale: 1, scaled: cell.sum } : cell;

@@ -42,7 +42,7 @@ export class SortedGrid extends Follower {
     heads.sort((a, b) => b.score - a.score);
     return html`<ol aria-label="Heads by score">${heads.map(({ layer, head, score }) => {
       const { grid, pictures } = this.grids[layer] as Pictured;
-      return html`<li><button aria-pressed=${here.layer === layer && here.head === head} aria-label="Block ${layer}, head ${head}: ${percent(score)}" @click=${() => session.go({ layer, head })}>
+      return html`<li><button aria-pressed=${here.layer === layer && here.head === head} aria-label="${layer}.${head} ${percent(score)}: block ${layer}, head ${head}" @click=${() => session.go({ layer, head })}>
         <gf-matrix still shares ?causal=${session.causal} .data=${pictures[head] ?? []} .rows=${grid.rows} .columns=${grid.columns} label="attention of block ${layer}, head ${head}"></gf-matrix>
         <span class="num">${layer}.${head} ${percent(score)}</span></button></li>`;
     })}</ol>${roles.receipt ? html`<p class="small soft">${roles.meanings[this.by] ?? nothing}; block.head and score. From <code>${roles.receipt.python}</code>.</p>` : nothing}`;
