@@ -384,7 +384,7 @@ def test_a_sweep_over_heads(open_page, served, lm, trace):
         ("layers", (4, 2), {"op": "scale", "factor": "0.25"}, {"op": "scale", "factor": 0.25}),
         ("positions", (1, 34), {"of": "logits"}, {"target": 0}),
         ("heads", (4, 4), {"of": "logits"}, {"target": -1}),
-        ("cells", (4, 34), {"op": "patch", "source": OTHER, "of": "logits"}, {"op": "patch", "target": 0}),
+        ("cells", (4, 34), {"op": "patch", "from": OTHER, "of": "logits"}, {"op": "patch", "target": 0}),
     ],
 )  # fmt: skip
 def test_sweeps_of_every_kind(open_page, served, lm, trace, over, shape, more, how):
@@ -393,7 +393,7 @@ def test_sweeps_of_every_kind(open_page, served, lm, trace, over, shape, more, h
         how = {"target": trace["final.logits"].tensor[last].argmax().item()}
     elif "target" in how:
         best = trace["final.logits"].tensor[last].topk(2).indices.tolist()
-        more, how = {**more, "target": best[0], "rival": best[1]}, {**how, "target": best[0], "rival": best[1]}
+        more, how = {**more, "lead": best[0], "against": best[1]}, {**how, "target": best[0], "rival": best[1]}
     if how.get("op") == "patch":
         how = {**how, "source": lm.trace(OTHER)}
     page = opened(open_page, served, query=last, _sweep="1", _over=over, **{f"_{k}": v for k, v in more.items()})

@@ -79,10 +79,10 @@ export class ForkSweep extends Follower {
       <form class="row" @submit=${(event: Event) => { event.preventDefault(); void this.#start(); }}>
         ${this.#choose("op", "What is done in each place", OPS, "ablate")}${this.#choose("over", "What is gone through", OVER, "heads")}
         ${this.#op === "scale" ? html`times <input class="value" aria-label="factor of the sweep" .value=${this.#set("factor", "0.5")} @change=${this.#typed("factor")} />` : nothing}
-        ${this.#op === "patch" ? html`as in <textarea rows="2" aria-label="text to patch from" spellcheck="false" .value=${this.#set("source", session.place.text)} @change=${this.#typed("source")}></textarea>` : nothing}
+        ${this.#op === "patch" ? html`as in <textarea rows="2" aria-label="text to patch from" spellcheck="false" .value=${this.#set("from", session.place.text)} @change=${this.#typed("from")}></textarea>` : nothing}
         <span>one at a time; measure after ${quoted(session.tokens[here.query]?.text)}</span>
         ${this.#choose("of", "What is measured", [["kl", "how far all moves (KL)"], ["logits", "the lead of"]], "kl")}
-        ${this.#of === "logits" ? html`${this.#token("target", "the likeliest")}<span>over</span>${this.#token("rival", "the next")}` : nothing}
+        ${this.#of === "logits" ? html`${this.#token("lead", "target", "the likeliest")}<span>over</span>${this.#token("against", "rival", "the next")}` : nothing}
         ${this.#work && run?.ended === "" ? nothing : html`<button class="strong">Run</button>`}
       </form>
       ${this.wrong ? html`<p class="wrong" role="alert">${this.wrong}</p>` : nothing}
@@ -94,9 +94,9 @@ export class ForkSweep extends Follower {
     return html`<select aria-label=${label} @change=${(event: Event) => this.#put(name, (event.target as HTMLSelectElement).value, otherwise)}>${all.map(([value, words]) => html`<option value=${value} .selected=${value === now}>${words}</option>`)}</select>`;
   }
 
-  #token(name: string, otherwise: string) {
+  #token(name: string, label: string, otherwise: string) {
     const now = this.#set(name, "");
-    return html`<select aria-label=${name} @change=${(event: Event) => this.#put(name, (event.target as HTMLSelectElement).value, "")}><option value="" .selected=${now === ""}>${otherwise}</option>
+    return html`<select aria-label=${label} @change=${(event: Event) => this.#put(name, (event.target as HTMLSelectElement).value, "")}><option value="" .selected=${now === ""}>${otherwise}</option>
       ${(this.#likely.value?.tokens ?? []).map((one) => html`<option value=${one.id} .selected=${String(one.id) === now}>${visible(one.text)}</option>`)}</select>`;
   }
 
@@ -154,7 +154,7 @@ export class ForkSweep extends Follower {
     this.#work?.abort();
     const { session } = this, { trace, here, anatomy } = session, work = (this.#work = session.background = new AbortController());
     if (!trace || !anatomy) return;
-    const over = this.#set("over", "heads"), op = this.#op, text = this.#set("source", session.place.text);
+    const over = this.#set("over", "heads"), op = this.#op, text = this.#set("from", session.place.text);
     const factor = Number(this.#set("factor", "0.5").replace("−", "-"));
     this.wrong = "";
     this.run = null;
@@ -162,7 +162,7 @@ export class ForkSweep extends Follower {
     if (session.place.more["sweep"] !== "1") session.more({ sweep: "1" });
     const how: Record<string, string | number> = { over, op, position: here.query };
     if (op === "scale") how["factor"] = Number.isFinite(factor) ? factor : this.#set("factor", "0.5");
-    if (this.#of === "logits") for (const name of ["target", "rival"]) if (this.#set(name, "") !== "") how[name] = Number(this.#set(name, ""));
+    if (this.#of === "logits") for (const [name, set] of [["target", "lead"], ["rival", "against"]] as const) if (this.#set(set, "") !== "") how[name] = Number(this.#set(set, ""));
     try {
       if (this.#of === "logits" && how["target"] === undefined) how["target"] = await this.#likeliest();
       const source = op === "patch" ? { source: (await session.readText(text)).id } : {};

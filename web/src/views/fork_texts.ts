@@ -10,7 +10,7 @@ import { Ask } from "../ask.js";
 import { furthest } from "../lib/forked.js";
 import { look } from "../lib/look.js";
 import { count, num, percent, short } from "../lib/number.js";
-import { inPython } from "../lib/words.js";
+import { inPython, python } from "../lib/words.js";
 import { quoted, visible } from "../parts/token.js";
 import type { Fork, Summary, TraceInfo } from "../shapes.js";
 import { Refused } from "../transport.js";
@@ -122,8 +122,12 @@ export class ForkTexts extends Follower {
   }
 
   #python(): string {
-    const { place, edits } = this.session;
+    const { place, edits, anatomy } = this.session, under = `edit=[${edits.map(inPython).join(", ")}]`;
+    if (anatomy?.kind !== "decoder") { // a source that is read, and what is written beside it
+      const target = place.more["target"];
+      return `t.fork(lm.trace(${[python(place.text), ...(target === undefined ? [] : [`target=${python(target)}`]), under].join(", ")}))`;
+    }
     const chosen = place.write ? `, max_tokens=${place.write}, temperature=${place.temperature}${place.temperature > 0 ? `, seed=${place.seed}` : ""}` : "";
-    return `t.fork(lm.trace(t.ids[:t.n_prompt]${chosen}, edit=[${edits.map(inPython).join(", ")}]))`;
+    return `t.fork(lm.trace(t.ids[:t.n_prompt]${chosen}, ${under}))`;
   }
 }
