@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from glassformer.inspect.attribution import Attribution
+from glassformer.inspect.drawing import called
 from glassformer.inspect.drawing.panels import (
     Bars,
     Gallery,
@@ -47,10 +48,6 @@ def seal(receipt: Receipt) -> Seal:
     return Seal(receipt.python, receipt.identity, receipt.error)
 
 
-def names(t: Trace) -> tuple[str, ...]:
-    return tuple(map(visible, t.tokens))
-
-
 def summary(t: Trace, of: Summary) -> list[Panel]:
     following = tuple((visible(one.text), one.value, percent(one.value)) for one in of.next)
     shares = tuple(one.prob for one in of.tokens)
@@ -75,7 +72,7 @@ def pattern(
     code = f't.rows("{"encoder." if attention == "encoder" else ""}{name}.probs", head={head})'
     label = "a row is a query, a column a key: how much of its attention the query gives to the key"
     where = {"attn": "", "cross": ": to the source", "encoder": " of the encoder"}[attention]
-    queries, keys = sides(t, attention)
+    queries, keys = called.sides(t, attention)
     return [
         Heading(f"Block {layer}, head {head}{where}"),
         Matrix(data, queries, keys, True, "plain", query, key, label),
@@ -83,14 +80,9 @@ def pattern(
     ]
 
 
-def sides(t: Any, attention: Which) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The tokens that queries and keys are of."""
-    return names(t.source if attention == "encoder" else t), names(t if attention == "attn" else t.source)
-
-
 def cell(t: Trace, of: Cell) -> list[Panel]:
     """The head's picture, and the cell worked out as one formula with its numbers."""
-    queries, offered = sides(t, of.attention)
+    queries, offered = called.sides(t, of.attention)
     q, k, d = queries[of.query], offered[of.key], len(of.q)
     root = f" (1/√{d})" if abs(of.scale - d**-0.5) < 1e-6 else " (this model's own scale)"
     first = " + ".join(f"{short(a)}·{short(b)}" for a, b in zip(of.q[:3].tolist(), of.k[:3].tolist(), strict=True))
@@ -283,7 +275,11 @@ def attribution(t: Trace, of: Attribution) -> list[Panel]:
             )
         ),
         Matrix(
-            shares, _blocks(len(shares)), _heads(shares.shape[1]), meaning="query", label="each head's share, in logits"
+            shares,
+            called.blocks(len(shares)),
+            called.heads(shares.shape[1]),
+            meaning="query",
+            label="each head's share, in logits",
         ),
         Bars(tuple((name, x, short(x)) for name, x in rest), "forward"),
         seal(of.receipt),
@@ -306,7 +302,7 @@ def tracks(t: Trace, of: Tracks) -> list[Panel]:
     windows = [
         Line(((f"windows: {', '.join('all' if w is None else str(w) for w in of.windows)} tokens back", "soft"),))
     ]
-    matrix = Matrix(of.norms, _floors(len(of.norms)), names(t), meaning="residual", label=label)
+    matrix = Matrix(of.norms, called.floors(len(of.norms)), called.names(t), meaning="residual", label=label)
     return [Heading("Parallel tracks"), matrix, *(windows if any(of.windows) else []), seal(of.receipt)]
 
 
@@ -318,7 +314,7 @@ def changed(t: Trace, of: Changed) -> list[Panel]:
     where = "; ".join(said) or "nothing differs"
     where += "" if of.first is None else f"; left of token {of.first} the largest distance is {short(of.before)}"
     label = "how far the two residual streams are apart"
-    matrix = Matrix(of.distances, _floors(len(of.distances)), names(t)[:n], meaning="key", label=label)
+    matrix = Matrix(of.distances, called.floors(len(of.distances)), called.names(t)[:n], meaning="key", label=label)
     return [Heading("What the change reaches"), matrix, Line(((where, "plain"),)), seal(of.receipt)]
 
 
@@ -333,11 +329,13 @@ def cache(t: Trace, of: CacheView) -> list[Panel]:
         theirs = tuple((f"block {i}", 1.0, f"{one.slots} slots, {one.bytes:,} bytes") for i, one in kept)
         found += [Heading("Of the source, made once"), Bars(theirs, "key", 1.0)]
     label = f"how much attention each kept token received in block {of.layer}"
-    found.append(Matrix(of.mass, _heads(len(of.mass)), names(t), meaning="key", label=label))
+    found.append(Matrix(of.mass, called.heads(len(of.mass)), called.names(t), meaning="key", label=label))
     if of.source_mass is not None:
         source: Trace = t.source  # pyright: ignore[reportAttributeAccessIssue]
         label = f"and each token of the source, in block {of.layer}"
-        found.append(Matrix(of.source_mass, _heads(len(of.source_mass)), names(source), meaning="key", label=label))
+        found.append(
+            Matrix(of.source_mass, called.heads(len(of.source_mass)), called.names(source), meaning="key", label=label)
+        )
     return [*found, seal(of.receipt)]
 
 
@@ -382,18 +380,6 @@ def _likely(one: Likely) -> tuple[str, float]:
 
 def _words(named: Sequence) -> str:
     return " ".join(visible(one.text) for one in named)
-
-
-def _blocks(n: int) -> tuple[str, ...]:
-    return tuple(f"block {i}" for i in range(n))
-
-
-def _heads(n: int) -> tuple[str, ...]:
-    return tuple(f"head {i}" for i in range(n))
-
-
-def _floors(n: int) -> tuple[str, ...]:
-    return ("embedding", *(f"block {i}" for i in range(n - 1)))
 
 
 def alignment(t: Trace, of: Aligned) -> list[Panel]:
