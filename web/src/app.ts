@@ -8,11 +8,12 @@ import "./shell/map.js";
 import "./shell/side.js";
 import "./shell/tokens.js";
 import "./parts/refused.js";
-import { bakedIn, beginningAt, noBar } from "./baked.js";
+import { bakedIn } from "./baked.js";
+import { beginningAt, noBar, windowBar } from "./bar.js";
 import { Channel, type Port } from "./channel.js";
 import type { Place } from "./lib/address.js";
 import { Http } from "./transport.js";
-import { Session, windowBar } from "./session.js";
+import { Session } from "./session.js";
 import { Follower, views, type ViewEntry } from "./view.js";
 
 const KEY = "glassformer-key"; // in this tab's storage alone

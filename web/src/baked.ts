@@ -1,7 +1,6 @@
 /** A report's numbers: answers baked into the file, by what the page asks. No server, no network. */
-import { read, START, write, type Edit, type Place } from "./lib/address.js";
+import type { Edit, Place } from "./lib/address.js";
 import { fromBase64, decode, type Tensor } from "./lib/tensor.js";
-import type { Bar } from "./session.js";
 import type { TraceInfo } from "./shapes.js";
 import { refusal, Refused, type Transport } from "./transport.js";
 
@@ -100,23 +99,4 @@ async function unpacked(text: string): Promise<Record<string, Kept>> {
 export function bakedIn(page: Document): Baked | null {
   const about = page.getElementById("gf-report")?.textContent, answers = page.getElementById("gf-answers")?.textContent;
   return about && answers ? new Baked(JSON.parse(about) as Report, answers) : null;
-}
-
-/** An address bar that begins at a place: what an address without this text leaves open is as it is there. */
-export function beginningAt(bar: Bar, place: Partial<Place>): Bar {
-  const own = write({ ...START, ...place });
-  const filled = (address: string): string => {
-    if (address.length < 2) return own;
-    if (read(address).text === place.text) return address;
-    const [where = "", given = ""] = address.split(/\?(.*)/s), all = new URLSearchParams(own.split(/\?(.*)/s)[1] ?? "");
-    for (const [name, value] of new URLSearchParams(given)) all.set(name, value);
-    return write(read(`${where}?${all.toString()}`));
-  };
-  return { ...bar, read: () => filled(bar.read()) };
-}
-
-/** No address bar: where the page is a guest. */
-export function noBar(place: Partial<Place>): Bar {
-  let now = write({ ...START, ...place });
-  return { read: () => now, write: (address) => void (now = address), listen: () => () => undefined };
 }

@@ -1,30 +1,11 @@
 /** What the whole page shares: where one is, which model and text, and the answers got so far. */
 import { read, START, write, type Edit, type Place } from "./lib/address.js";
+import type { Bar } from "./bar.js";
 import { Refused, wantsKey, type Transport } from "./transport.js";
 import { worthSeeing } from "./first.js";
 import { asServed } from "./recipe.js";
 import { stepOf } from "./steps.js";
 import type { Anatomy, Kind, TraceInfo, Written } from "./shapes.js";
-
-/** The address bar, or what stands for it where the page is a guest. */
-export interface Bar {
-  read(): string;
-  write(address: string, push: boolean): void;
-  listen(moved: () => void): () => void;
-}
-
-export const windowBar: Bar = {
-  read: () => location.hash,
-  write: (address, push) => history[push ? "pushState" : "replaceState"](null, "", address),
-  listen(moved) {
-    addEventListener("popstate", moved);
-    addEventListener("hashchange", moved);
-    return () => {
-      removeEventListener("popstate", moved);
-      removeEventListener("hashchange", moved);
-    };
-  },
-};
 
 /** A picked cell, every number filled in. */
 export interface Here {

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { gzipSync } from "node:zlib";
-import { Baked, beginningAt, keyOf, type Report } from "../src/baked.js";
+import { Baked, keyOf, type Report } from "../src/baked.js";
+import { beginningAt } from "../src/bar.js";
 import { Channel, type Port } from "../src/channel.js";
 import { read, START } from "../src/lib/address.js";
 import { Refused } from "../src/transport.js";
