@@ -492,6 +492,20 @@ def test_a_text_that_is_asked_for_goes_before_a_sweep(open_page, held, trace):
     assert passes.count(1) < 34, "the rest was not gone through"
 
 
+def test_while_it_writes_no_older_text_stands_in_its_place(open_page, held, lm):
+    served, passes, gate, begin = held
+    page = opened(open_page, served, [CUT])
+    assert texts(page)[1] == under(lm, ablate("blocks.0.attn.z", head=0))
+    passes.extend([0] * HELD)
+    begin()
+    more = json.dumps([{**CUT, "head": 1}])
+    page.evaluate("address => { location.hash = address }", at("fork", edits=more).removeprefix("/"))
+    page.locator("gf-fork-texts").get_by_text("writing …").wait_for()
+    assert page.locator("gf-fork-texts .verdict, gf-fork-texts .t, gf-fork-texts gf-receipt").count() == 0
+    gate.set()
+    assert texts(page)[1] == under(lm, ablate("blocks.0.attn.z", head=1))
+
+
 # ---- for everybody
 
 
