@@ -173,9 +173,10 @@ export class Session extends EventTarget {
     this.stop();
     const work = (this.#work = new AbortController());
     const before = this.#opened, wanted = (this.#opened = this.#wanted());
-    const held = known ? await this.#read.get(wanted)?.catch(() => undefined) : undefined;
-    this.problem = null;
     this.writing = [];
+    const held = known ? await this.#read.get(wanted)?.catch(() => undefined) : undefined;
+    if (work !== this.#work) return;
+    this.problem = null;
     if (!held) {
       this.background?.abort();
       this.changed();
@@ -229,15 +230,16 @@ export class Session extends EventTarget {
     }));
   }
 
-  /** The text as it is without edits; null until `readOriginal` has it. */
+  /** The text as it is without edits; null until `readOriginal` has it, and while the one that is open is on its way. */
   get original(): TraceInfo | null {
+    if (this.writing) return null;
     if (!this.edits.length) return this.trace;
     return this.#plain?.key === this.#wanted([]) ? this.#plain.trace : null;
   }
 
   async readOriginal(): Promise<void> {
     const key = this.#wanted([]);
-    if (!this.edits.length || this.original) return;
+    if (!this.edits.length || this.#plain?.key === key) return;
     const trace = await this.read([]);
     this.#plain = { key, trace };
     this.changed();

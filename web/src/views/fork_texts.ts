@@ -66,8 +66,8 @@ export class ForkTexts extends Follower {
     const fork = this.#forked, edited = session.edits.length > 0;
     return html`<div class="stack all">
       ${wrong ? html`<gf-refused heading="The two texts cannot be compared" reason=${wrong}></gf-refused>` : nothing}
-      <div class="two"><div><h3>As it was</h3>${original ? this.#text(original, edited ? trace : null, null) : html`<p class="soft" role="status">reading it without the edits …</p>`}</div>
-        <div><h3>${edited ? "Under the edits" : "Under an edit"}</h3>${edited ? this.#text(trace, original, fork) : html`<p class="small soft">No edit holds. Make one below, or let a sweep say where one matters.</p>`}</div></div>
+      <div class="two"><div><h3>As it was</h3>${original ? this.#text(original, edited ? trace : null, null) : html`<p class="small soft" role="status">${session.writing ? "…" : "reading it without the edits …"}</p>`}</div>
+        <div><h3>${edited ? "Under the edits" : "Under an edit"}</h3>${session.writing ? html`<p class="small soft" role="status">writing … ${session.writing.map((one) => visible(one.text))}</p>` : edited ? this.#text(trace, original, fork) : html`<p class="small soft">No edit holds. Make one below, or let a sweep say where one matters.</p>`}</div></div>
       ${fork ? this.#apart(fork) : nothing}
       ${this.#next(fork)}
       ${fork ? html`<gf-receipt .of=${{ ...fork.receipt, python: this.#python() }}></gf-receipt>` : nothing}
