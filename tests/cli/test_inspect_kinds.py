@@ -118,7 +118,6 @@ def test_an_encoder_under_an_edit(look, models):
         ("bert", ("--target", "a"), ("--target", "reads none")),
         ("bert", ("--view", "lens"), ("writes nothing",)),
         ("pair", ("--max-tokens", "3"), ("max_tokens has no effect",)),
-        ("pair", ("--view", "cache"), ("source's keys",)),
         ("pair", ("--edit", '{"op": "ablate", "point": "rnn.probs"}'), ("rnn.probs",)),
         ("pair", ("--view", "cell", "--attention", "other"), ("'attn', 'cross', 'encoder'", "'other'")),
         ("additive", ("--view", "cell"), ("no heads",)),

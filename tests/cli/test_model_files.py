@@ -1,6 +1,7 @@
 """show, convert and verify, as a person uses them."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -131,7 +132,7 @@ def test_show_of_a_translator(capfd, pair):
 
 
 def test_convert_of_a_translator(capfd, pair, tmp_path):
-    """Every bit, and how it is generated from, are kept; there is no GGUF form of it."""
+    """Every bit, and how it is generated from, are kept; a GGUF form that says all of it there is not."""
     said(capfd, "convert", pair, tmp_path / "b", "--shard-gb", "0.0001")
     assert len(list((tmp_path / "b").glob("model-*.safetensors"))) > 1
     ours, again = load_pair_model(pair), load_pair_model(tmp_path / "b")
@@ -146,7 +147,9 @@ def test_convert_of_a_translator(capfd, pair, tmp_path):
     assert config["decoder_start_token_id"] == 7
     a, b = (load_translator(folder).translate("the cat", max_tokens=9) for folder in (pair, tmp_path / "b"))
     assert a == b
-    assert "has no GGUF form here" in refused(capfd, "convert", pair, tmp_path / "a.gguf")
+    assert re.search(
+        "has no GGUF form here|GGUF's t5 cannot describe", refused(capfd, "convert", pair, tmp_path / "a.gguf")
+    )
     said(capfd, "convert", pair, tmp_path / "half", "--to", "BF16")
     assert load_pair_model(tmp_path / "half").embed.weight.dtype == torch.bfloat16
 

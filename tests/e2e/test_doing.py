@@ -369,7 +369,7 @@ def test_every_caption_says_the_numbers_that_stand_beside_it(open_page, served, 
     ]  # fmt: skip
     before = ""
     for i, real in enumerate(expected):
-        page.locator("gf-side .walk").get_by_text(f"{i + 1} of 12").wait_for()
+        page.locator("gf-side .walk").get_by_text(f"{i + 1} of 13").wait_for()
         page.wait_for_function(CAPTION, arg=before)
         before = caption.evaluate("e => e.shadowRoot.textContent")
         words = " ".join(said(one) for one in caption.locator("p").all())

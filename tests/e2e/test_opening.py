@@ -61,7 +61,7 @@ def test_an_edit_that_makes_no_numbers_is_told(open_page, served, write):
     page.locator("gf-side").get_by_text("the scores are no numbers (NaN)").wait_for()
     if write:
         page.get_by_text("It stopped: its scores are no numbers any more").wait_for()
-    page.get_by_role("button", name="Take back scale").click()
+    page.get_by_role("button", name="Take back").click()
     page.locator("gf-view-cell ol").wait_for()
 
 

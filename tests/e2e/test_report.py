@@ -228,7 +228,7 @@ def test_a_report_of_each_kind_of_model(opened, family, given, tmp_path):
     assert np.abs(shares(canvas) - real.numpy()).max() <= SHARE_BOUND
     refused = page.locator("gf-refused p")
     for name in page.locator("gf-app nav[aria-label=Pictures] a").all_inner_texts():
-        page.locator("gf-app nav[aria-label=Pictures]").get_by_text(name, exact=True).click()
+        page.locator("gf-app nav[aria-label=Pictures]").get_by_role("link", name=name, exact=True).click()
         page.locator("gf-app main section h2, gf-app main h2").first.wait_for()
         page.wait_for_load_state("networkidle")
         assert not [why for why in refused.all_inner_texts() if bake.RULE["chosen"] in why], name

@@ -59,7 +59,7 @@ class CacheView:
     bytes: int
     layer: int
     mass: Float[Tensor, "H S"]
-    source_mass: Float[Tensor, "H S"] | None
+    source_mass: Float[Tensor, "H S2"] | None
     n_prompt: int
     receipt: Receipt
 
