@@ -41,7 +41,9 @@ def tab_to(page, label: str) -> None:
     pytest.fail(f"Tab never comes to {label!r}")
 
 
-def test_keys_alone_walk_through_cell_qkv_and_grid(page):
+def test_keys_alone_walk_through_cell_qkv_and_grid(open_page, served):
+    page = open_page(served.url + at("cell", layer=1, head=3, query=12, key=5))
+    page.locator("gf-view-cell gf-matrix canvas").wait_for()
     tab_to(page, "Attention")
     page.keyboard.press("Enter")
     tab_to(page, "Attention of head") if page.locator("[aria-label^='Attention of head']").count() else tab_to(

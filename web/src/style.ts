@@ -25,7 +25,7 @@ export const base = css`
   }
   button:hover:not(:disabled) { border-color: var(--soft); }
   button:disabled { color: var(--soft); cursor: default; }
-  button.strong { background: var(--ink); border-color: var(--ink); color: var(--paper); }
+  button.strong:not(:disabled) { background: var(--ink); border-color: var(--ink); color: var(--paper); }
   button[aria-pressed="true"] { background: var(--ink); border-color: var(--ink); color: var(--paper); }
   select, input, textarea {
     background: var(--card); border: 1px solid var(--line); border-radius: 7px; padding: 0.3rem 0.55rem; min-width: 0;

@@ -33,7 +33,7 @@ export class Side extends Follower {
     const one = WALK[step];
     if ((session.anatomy?.kind ?? "decoder") !== "decoder") return nothing; // it walks through a model that writes on
     if (!one) return html`<aside class="walk" aria-label="Guided walk"><h2>A walk through the model</h2>
-      <p class="soft">${WALK.length} steps, from attention to the cache, each beside its live picture.</p>
+      <p class="soft">${WALK.length} steps, from attention to the cache and a test of causes, each beside its live picture.</p>
       <div class="row"><button class="strong" @click=${() => this.#go(0)}>Start</button></div></aside>`;
     return html`<aside class="walk" aria-label="Guided walk">
       <span class="small soft">${step + 1} of ${WALK.length}</span>
