@@ -221,3 +221,29 @@ def test_a_change_of_the_model_changes_the_picture(open_page):
         after = drawn(opened(open_page, served, "pair").locator("gf-view-alignment"))
     assert np.abs(after - one.trace(SOURCE, TARGET).alignment().probs.numpy()).max() <= SHARE_BOUND
     assert np.abs(after - before).max() > 2 * SHARE_BOUND
+
+
+@pytest.mark.parametrize(
+    ("model", "chosen", "how", "shape"),
+    [
+        ("pair", {"_over": "heads", "_side": "cross"}, {"over": "heads", "attention": "cross"}, (2, 4)),
+        ("pair", {"_over": "cells", "_side": "encoder"}, {"over": "cells", "attention": "encoder"}, (2, 5)),
+        ("additive", {}, {"over": "positions"}, (1, 5)),
+    ],
+)
+def test_a_sweep_goes_through_either_side(open_page, pairs, translators, model, chosen, how, shape):
+    t = translators[model].trace(SOURCE, TARGET)
+    rows = list(translators[model].sweep(t, position=2, **how))
+    values = np.zeros(shape)
+    for row in rows:
+        values[0 if shape[0] == 1 else row.layer, row.position if row.head is None else row.head] = row.change
+    address = at("fork", SOURCE, model=model, _target=TARGET, _sweep=1, query=2, **chosen)
+    page = open_page(pairs.url + address)
+    page.locator("gf-fork-sweep").get_by_text(f"{len(rows)} of {len(rows)}").wait_for()
+    view = page.locator("gf-fork-sweep")
+    canvas = view.locator("gf-matrix canvas")
+    assert np.abs(signed(canvas, "plain", values.max()) - values).max() <= SIGNED_BOUND * values.max()
+    if model == "additive":
+        assert view.get_by_label("What is gone through").locator("option").all_inner_texts() == [
+            "every token of the source"
+        ]

@@ -1,26 +1,34 @@
 /** A sweep's rows as a table of fields, filled in whatever order they come. */
-import type { Anatomy, Swept } from "../shapes.js";
+import type { Anatomy, Attention, Swept } from "../shapes.js";
 import { num } from "./number.js";
 import { placeOf } from "./words.js";
 
 const BRANCHES = ["attn.add", "mlp.add"];
 const ENTERS = "where the tokens enter";
+const STATES = "what is read of the source";
 
 export class Table {
   readonly tokens: boolean; // whether a column is a token
   readonly heads: boolean; // ... or a head
   readonly enters: boolean; // one row: each token where it enters
+  readonly source: boolean; // a token is one of the source
+  #one: string; // what the only row is called, where there is one
   #rows: string[];
   #columns: string[];
   #found = new Map<string, Swept>();
 
-  constructor(over: string, anatomy: Anatomy, last: number) {
+  /** `last`: the token after which is measured. `side`: whose attention, in a model that reads a source of `source` tokens. */
+  constructor(over: string, anatomy: Anatomy, last: number, side: Attention = "attn", source = 0) {
     this.tokens = over === "positions" || over === "cells";
     this.heads = over === "heads";
     this.enters = over === "positions";
-    this.#rows = this.enters ? [ENTERS] : anatomy.layers.map((_, i) => `blocks.${i}`);
+    this.source = side !== "attn" || anatomy.kind === "recurrent";
+    const stack = side === "encoder" ? anatomy.encoder : anatomy.layers, prefix = side === "encoder" ? "encoder." : "";
+    this.#one = this.source && side !== "encoder" ? STATES : ENTERS;
+    this.#rows = this.enters ? [this.#one] : stack.map((_, i) => `${prefix}blocks.${i}`);
     const numbers = (n: number) => Array.from({ length: n }, (_, i) => String(i));
-    this.#columns = this.tokens ? numbers(last + 1) : this.heads ? numbers(Math.max(...anatomy.layers.map((one) => one.n_heads))) : [...BRANCHES];
+    const branches = side === "cross" ? ["cross.add"] : BRANCHES;
+    this.#columns = this.tokens ? numbers(this.source ? source : last + 1) : this.heads ? numbers(Math.max(...stack.map((one) => one.n_heads))) : [...branches];
   }
 
   add(one: Swept): void {
@@ -82,6 +90,6 @@ export class Table {
   /** The row and column that an edit stands in. */
   #place({ edit, head, position }: Swept): [string, string] {
     const [, block, end] = /^((?:encoder\.)?blocks\.\d+)\.(.+)$/.exec(String(edit["point"])) ?? [null, "", String(edit["point"])];
-    return [this.enters ? ENTERS : (block ?? ""), String(head ?? position ?? end)];
+    return [this.enters ? this.#one : (block ?? ""), String(head ?? position ?? end)];
   }
 }

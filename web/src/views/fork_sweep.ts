@@ -12,11 +12,13 @@ import { inWords, python } from "../lib/words.js";
 import type { Pick } from "../parts/matrix.js";
 import { quoted, visible } from "../parts/token.js";
 import type { Here } from "../session.js";
-import type { Choice, SweepBegin, Swept } from "../shapes.js";
+import type { Attention, Choice, SweepBegin, Swept } from "../shapes.js";
 import { Refused } from "../transport.js";
 import { Follower } from "../view.js";
 
 const OVER: [string, string][] = [["heads", "every head"], ["layers", "every attention and feed-forward"], ["positions", "every token"], ["cells", "every token in every block"]];
+const OF_SOURCE: [string, string][] = [["positions", "every token of the source"]];
+const SIDES: [string, string][] = [["attn", "in the decoder"], ["cross", "from source to decoder"], ["encoder", "in the encoder"]];
 const OPS: [string, string][] = [["ablate", "Silence"], ["scale", "Scale"], ["patch", "Patch"]];
 
 /** A sweep that runs, or has. */
@@ -62,6 +64,22 @@ export class ForkSweep extends Follower {
     return this.#set("of", "kl");
   }
 
+  /** What can be gone through: a recurrent model has neither heads nor blocks. */
+  get #ways(): [string, string][] {
+    return this.session.anatomy?.kind === "recurrent" ? OF_SOURCE : OVER;
+  }
+
+  get #over(): string {
+    const [first] = this.#ways[0] as [string, string], asked = this.#set("over", first);
+    return this.#ways.some(([value]) => value === asked) ? asked : first;
+  }
+
+  /** Whose attention, in a model that reads a source. */
+  get #side(): Attention {
+    const asked = this.#set("side", "attn");
+    return this.session.anatomy?.kind === "encoder-decoder" && (asked === "cross" || asked === "encoder") ? asked : "attn";
+  }
+
   get #op(): string {
     return this.#set("op", "ablate");
   }
@@ -77,7 +95,8 @@ export class ForkSweep extends Follower {
     if (!session.trace) return nothing;
     return html`<div class="stack all"><h3>Where does it matter?</h3>
       <form class="row" @submit=${(event: Event) => { event.preventDefault(); void this.#start(); }}>
-        ${this.#choose("op", "What is done in each place", OPS, "ablate")}${this.#choose("over", "What is gone through", OVER, "heads")}
+        ${this.#choose("op", "What is done in each place", OPS, "ablate")}${this.#choose("over", "What is gone through", this.#ways, this.#ways[0]?.[0] ?? "")}
+        ${session.anatomy?.kind === "encoder-decoder" ? this.#choose("side", "Where it is gone through", SIDES, "attn") : nothing}
         ${this.#op === "scale" ? html`times <input class="value" aria-label="factor of the sweep" .value=${this.#set("factor", "0.5")} @change=${this.#typed("factor")} />` : nothing}
         ${this.#op === "patch" ? html`as in <textarea rows="2" aria-label="text to patch from" spellcheck="false" .value=${this.#set("from", session.place.text)} @change=${this.#typed("from")}></textarea>` : nothing}
         <span>one at a time; measure after ${quoted(session.tokens[here.query]?.text)}</span>
@@ -136,7 +155,8 @@ export class ForkSweep extends Follower {
 
   #column(table: Table, i: number): string {
     const name = table.columnName(i);
-    return table.tokens ? `token ${name} ${visible(this.session.tokens[Number(name)]?.text ?? "")}` : name;
+    const { tokens, trace } = this.session, some = table.source ? trace?.source?.tokens : tokens;
+    return table.tokens ? `token ${name} ${visible(some?.[Number(name)]?.text ?? "")}` : name;
   }
 
   /** A row's edit, as a link holds it. */
@@ -154,19 +174,19 @@ export class ForkSweep extends Follower {
     this.#work?.abort();
     const { session } = this, { trace, here, anatomy } = session, work = (this.#work = session.background = new AbortController());
     if (!trace || !anatomy) return;
-    const over = this.#set("over", "heads"), op = this.#op, text = this.#set("from", session.place.text);
+    const over = this.#over, side = this.#side, op = this.#op, text = this.#set("from", session.place.text);
     const factor = Number(this.#set("factor", "0.5").replace("−", "-"));
     this.wrong = "";
     this.run = null;
     this.at = { row: -1, column: -1 };
     if (session.place.more["sweep"] !== "1") session.more({ sweep: "1" });
-    const how: Record<string, string | number> = { over, op, position: here.query };
+    const how: Record<string, string | number> = { over, op, position: here.query, ...(side === "attn" ? {} : { attention: side }) };
     if (op === "scale") how["factor"] = Number.isFinite(factor) ? factor : this.#set("factor", "0.5");
     if (this.#of === "logits") for (const [name, set] of [["target", "lead"], ["rival", "against"]] as const) if (this.#set(set, "") !== "") how[name] = Number(this.#set(set, ""));
     try {
       if (this.#of === "logits" && how["target"] === undefined) how["target"] = await this.#likeliest();
       const source = op === "patch" ? { source: (await session.readText(text)).id } : {};
-      await this.#follow(work, trace.id, { ...how, ...source }, new Table(over, anatomy, here.query), this.#python(how, op === "patch" ? text : null), text);
+      await this.#follow(work, trace.id, { ...how, ...source }, new Table(over, anatomy, here.query, side, trace.source?.tokens.length), this.#python(how, op === "patch" ? text : null), text);
     } catch (error) {
       if (work !== this.#work) return;
       session.lost(error);
