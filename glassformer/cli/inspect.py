@@ -206,7 +206,10 @@ def _options(
     before: the same text without the edits, beside which `fork` and `changed` put it. read: another text.
     """
     from glassformer.inspect.answers import spelled
+    from glassformer.inspect.views.refusals import REFUSED
 
+    if why := REFUSED[t.kind].get(view.name):
+        raise RequestError(why, param="view")
     usual = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key, "position": place.query}
     usual |= {"text": text, "token": t.ids[place.query], "tokens": t.ids, "word": _word(text)}
     whole = {"lens": ("position",), "alignment": ("layer", "head")}.get(view.name, ())  # of all, where none is named

@@ -6,6 +6,7 @@ import asyncio
 import math
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -99,7 +100,7 @@ async def _written(
     return answer(await asyncio.to_thread(shape.whole, chunks))
 
 
-class _Shape:
+class _Shape(ABC):
     """An answer as OpenAI writes it, whole or in chunks."""
 
     prefix, object, chunk_object = "", "", ""
@@ -112,13 +113,13 @@ class _Shape:
         self.n_written = 0
         self.begun: set[int] = set()
 
+    @abstractmethod
     def choice(self, chunk: Chunk) -> dict[str, Any]:
         """A choice of a whole answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def deltas(self, chunk: Chunk) -> Iterable[dict[str, Any]]:
         """A chunk as choices of a stream."""
-        raise NotImplementedError
 
     def usage(self) -> dict[str, int]:
         n = self.writing.n_prompt
