@@ -58,7 +58,7 @@ llama-cpp: setup ## build llama-cpp-python (some minutes), and see it run the GG
 	GLASSFORMER_LLAMA_CPP=$(LLAMA_CPP)/bin/python $(BIN)/python -m pytest tests/soak/test_llama_cpp.py -m llama_cpp -s
 
 stories-model: setup  ## train again the model that ships in the package
-	$(BIN)/python -m glassformer.training.stories_model
+	$(BIN)/python -m glassformer.toys.train_stories
 
 wheel: setup
 	rm -rf dist && $(BIN)/python -m build --no-isolation --wheel --outdir dist . >/dev/null && ls -l dist/*.whl

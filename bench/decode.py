@@ -20,11 +20,11 @@ from compare import CLOCKS, add_arguments, show_ratio, table
 from reference import transformers_model
 from torch import Tensor, nn
 
-from glassformer.families.shape import ShapeConfig
-from glassformer.generate.loop import Options, write
+from glassformer.families.common.shape import ShapeConfig
+from glassformer.formats import load_model
+from glassformer.generate.loop import GenerationOptions, write
 from glassformer.generate.sampling import Sampling
 from glassformer.nn.model import Decoder
-from glassformer.weights import load_model
 
 MODELS = {
     "124M": ShapeConfig("gpt2", d_model=768, n_layers=12, n_heads=12, context=1024).fill(50257),
@@ -34,7 +34,7 @@ Run = Callable[[], tuple[float, float, list[list[int]]]]  # seconds until the fi
 
 
 def our_run(model: Decoder, ids: Tensor, new: int, now: Callable[[], float]) -> Run:
-    options = Options(max_tokens=new, sampling=Sampling(temperature=0.0))
+    options = GenerationOptions(max_tokens=new, sampling=Sampling(temperature=0.0))
     prompts = ids.tolist()
 
     def run() -> tuple[float, float, list[list[int]]]:

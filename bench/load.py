@@ -29,8 +29,8 @@ from pathlib import Path
 import torch
 
 from glassformer.families import ShapeConfig, expand
-from glassformer.weights import load_model, save_model
-from glassformer.weights.checkpoint import empty_model
+from glassformer.formats import load_model, save_model
+from glassformer.formats.checkpoint import empty_model
 
 READING = {"read": "read", "read and keep": "read and keep", "map": "read", "map and touch": "read",
            "copy": "read and keep"}  # fmt: skip

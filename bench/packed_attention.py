@@ -16,8 +16,8 @@ import torch
 from compare import add_arguments, alternate, table
 from torch import Tensor
 
-from glassformer.nn.attend import KV, AttendSpec, View, attend_math, attend_products, attend_sdpa, visible
-from glassformer.training.precision import attend_float32, tune_malloc
+from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_math, attend_products, attend_sdpa, visible
+from glassformer.training.run.precision import attend_float32, tune_malloc
 
 TOKENS, HEADS = 4096, 6
 
@@ -40,7 +40,7 @@ def each_alone(spec: AttendSpec, q: Tensor, kv: KV, documents: Tensor) -> Tensor
 
 def alone(spec: AttendSpec, q: Tensor, kv: KV) -> Tensor:
     positions = torch.arange(q.shape[1])[None]
-    return attend_float32(spec, q, kv, View(positions, positions, None, causal=True))
+    return attend_float32(spec, q, kv, Visibility(positions, positions, None, causal=True))
 
 
 def sides(length: int, head_dim: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
@@ -48,8 +48,8 @@ def sides(length: int, head_dim: int, dtype: torch.dtype) -> dict[str, Callable[
     documents, positions = documents_of(batch, length), torch.arange(length)[None]
     q, k, v = (torch.randn(batch, length, HEADS, head_dim).to(dtype).requires_grad_() for _ in range(3))
     kv, grad = KV(k, v), torch.randn(batch, length, HEADS, head_dim).to(dtype)
-    packed = View(positions, positions, visible(spec, positions, positions, documents))
-    plain = View(positions, positions, None, causal=True)
+    packed = Visibility(positions, positions, visible(spec, positions, positions, documents))
+    plain = Visibility(positions, positions, None, causal=True)
 
     def work(attend: Callable[[], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(attend(), (q, k, v), grad)

@@ -28,8 +28,8 @@ from e2e.find_browser import ADVICE, find_browser
 
 import glassformer
 from glassformer.families import expand
-from glassformer.families.shape import PRESETS
-from glassformer.lm import LanguageModel
+from glassformer.families.common.shape import PRESETS
+from glassformer.models.language_model import LanguageModel
 from glassformer.nn.model import Decoder
 
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()

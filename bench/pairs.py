@@ -24,23 +24,23 @@ from compare import add_arguments, alternate, ratios, show_ratio, table
 from pair_reference import TorchPair, marian_model
 from torch import Tensor, nn
 
-from glassformer.families.shape import PairShape
+from glassformer.families.common.shape import Seq2SeqShape
 from glassformer.generate.beam import Search, search
-from glassformer.generate.writing import padded
-from glassformer.nn.init import init_glorot
-from glassformer.nn.loss import next_token_loss
+from glassformer.generate.seq2seq_decoder import padded
+from glassformer.kernels.cross_entropy import next_token_loss
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
-from glassformer.training.evaluate import Pass
-from glassformer.training.optim import Optimizer
-from glassformer.training.precision import tune_malloc
+from glassformer.training.init import init_glorot
+from glassformer.training.optim.optimizers import Optimizer
+from glassformer.training.run.precision import tune_malloc
 from glassformer.training.settings import OptimConfig
+from glassformer.training.tasks.evaluate import Pass
 
 BEGIN = 1
 
 
 def make_model(args: argparse.Namespace) -> EncoderDecoder:
-    shape = PairShape(context=max(256, args.source, args.target))
+    shape = Seq2SeqShape(context=max(256, args.source, args.target))
     model = EncoderDecoder(shape.expand(args.vocab))
     init_glorot(model, seed=0)
     return model

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glassformer.families.shape import ShapeConfig
+from glassformer.families.common.shape import ShapeConfig
 
 
 class PlainBlock(nn.Module):

@@ -22,8 +22,8 @@ from reference import transformers_model
 from torch import Tensor, nn
 
 from glassformer.cache.dense import DenseCache
-from glassformer.families.shape import ShapeConfig
-from glassformer.lm import LanguageModel, load
+from glassformer.families.common.shape import ShapeConfig
+from glassformer.models.language_model import LanguageModel, load
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import LayerStep, Step
 

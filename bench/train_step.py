@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from glassformer.config import change
 from glassformer.families import expand
-from glassformer.families.shape import ShapeConfig
+from glassformer.families.common.shape import ShapeConfig
+from glassformer.kernels.cross_entropy import next_token_loss
 from glassformer.nn.attend import attend_products, attend_sdpa
-from glassformer.nn.init import init_weights
-from glassformer.nn.loss import next_token_loss
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
-from glassformer.training.optim import Optimizer
-from glassformer.training.precision import matrix_flops_per_token, matrix_shapes, tune_malloc
+from glassformer.training.init import init_weights
+from glassformer.training.optim.optimizers import Optimizer
+from glassformer.training.run.precision import matrix_flops_per_token, matrix_shapes, tune_malloc
 from glassformer.training.settings import OptimConfig
 
 VOCABULARY, RATE, DECAY, CLIP = 4096, 3e-4, 0.1, 1.0

@@ -14,28 +14,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glassformer.config import ModelConfig
-    from glassformer.embedder import Embedder, load_embedder
-    from glassformer.families.shape import PRESETS, ShapeConfig
-    from glassformer.lm import LanguageModel, load
+    from glassformer.families.common.shape import PRESETS, ShapeConfig
+    from glassformer.models.embedder import Embedder, load_embedder
+    from glassformer.models.language_model import LanguageModel, load
+    from glassformer.models.translator import Translator, load_translator
     from glassformer.text.tokenizer import Tokenizer
     from glassformer.text.train import train_tokenizer
-    from glassformer.training.loop import train
+    from glassformer.training.run.train import train
     from glassformer.training.settings import TrainConfig
-    from glassformer.translator import Translator, load_translator
 
 _HOME = {
-    "Embedder": "embedder",
-    "LanguageModel": "lm",
+    "Embedder": "models.embedder",
+    "LanguageModel": "models.language_model",
     "ModelConfig": "config",
-    "PRESETS": "families.shape",
-    "ShapeConfig": "families.shape",
+    "PRESETS": "families.common.shape",
+    "ShapeConfig": "families.common.shape",
     "Tokenizer": "text.tokenizer",
     "TrainConfig": "training.settings",
-    "Translator": "translator",
-    "load": "lm",
-    "load_embedder": "embedder",
-    "load_translator": "translator",
-    "train": "training.loop",
+    "Translator": "models.translator",
+    "load": "models.language_model",
+    "load_embedder": "models.embedder",
+    "load_translator": "models.translator",
+    "train": "training.run.train",
     "train_tokenizer": "text.train",
 }
 

@@ -9,12 +9,12 @@ from tiny_families import DECODERS
 from tiny_translators import CONFIGS as PAIRS
 
 from glassformer.config import RecurrentConfig
-from glassformer.embedder import Embedder
-from glassformer.lm import LanguageModel
+from glassformer.models.embedder import Embedder
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.translator import Translator
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.translator import Translator
 
 TEXT, OTHER, SOURCE = "the cat sat", "the cat ran", "a dog ate"
 ATTENTION = {"no attention": None, "additive": "additive", "dot": "dot", "general": "general"}

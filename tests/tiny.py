@@ -21,7 +21,7 @@ from glassformer.config import (
 from glassformer.nn.attend import attend_math
 from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder, EncoderDecoder, Stack
-from glassformer.nn.step import Source, Step
+from glassformer.nn.step import EncodedSource, Step
 
 FAMILIES = ("qwen3", "llama", "gpt2")  # those that are made and trained here: what is tested with every kind of model
 TOLERANCE = 1e-5  # of the largest logit
@@ -77,7 +77,7 @@ def tiny_pair(name: str, seed: int = 0, **changes) -> EncoderDecoder:
 
 
 @torch.no_grad()
-def read(model: EncoderDecoder, sources: torch.Tensor, lengths=None, **step) -> Source:
+def read(model: EncoderDecoder, sources: torch.Tensor, lengths=None, **step) -> EncodedSource:
     """The encoder's output."""
     return model.encode(sources, Step.of(sources, lengths, **step))
 

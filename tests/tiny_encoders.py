@@ -6,16 +6,23 @@ from dataclasses import replace
 import torch
 from tiny import wake
 
-from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, NormConfig, change
-from glassformer.embedder import Embedder
-from glassformer.encoder_config import MaskedHeadConfig, TextEncoderConfig
+from glassformer.config import (
+    AttentionConfig,
+    LayerConfig,
+    MaskedHeadConfig,
+    MLPConfig,
+    NormConfig,
+    TextEncoderConfig,
+    change,
+)
+from glassformer.models.embedder import Embedder
 from glassformer.nn.encoder import TextEncoder
-from glassformer.nn.sentence import Sentence
+from glassformer.nn.pooling import Sentence
 from glassformer.nn.step import Step
-from glassformer.text.control import Added
+from glassformer.text.files.vocab_files import BYTE_LEVEL, bpe_model, layout_of, wordpiece_of
 from glassformer.text.patterns import GPT2, byte_alphabet, byte_level
+from glassformer.text.special_tokens import AddedToken
 from glassformer.text.tokenizer import Tokenizer
-from glassformer.text.vocab import BYTE_LEVEL, bpe_model, layout_of, wordpiece_of
 
 NORM, SMALL = NormConfig("layer", 1e-2), NormConfig("layer", 1e-12)
 LAYER = LayerConfig(
@@ -114,7 +121,7 @@ def bytes_of_roberta():
         token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *byte_alphabet().values(), "th", "Ġth"])
     }
     vocab["<mask>"] = len(vocab)
-    added = [Added(vocab[t], t, special=True, lstrip=t == "<mask>") for t in names.values()]
+    added = [AddedToken(vocab[t], t, special=True, lstrip=t == "<mask>") for t in names.values()]
     frame = {"sep": ["</s>", 2], "cls": ["<s>", 0], "trim_offsets": True, "add_prefix_space": False}
     layout = layout_of(
         bpe_model(vocab, [("t", "h"), ("Ġ", "th")]), added, pre_tokenizer=byte_level(GPT2), decoder=BYTE_LEVEL,

@@ -4,9 +4,19 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, MoEConfig, NormConfig, RopeConfig
-from glassformer.latent_config import LatentConfig
-from glassformer.rope_scaling import LinearScaling, LongScaling, YarnScaling
+from glassformer.config import (
+    AttentionConfig,
+    LatentConfig,
+    LayerConfig,
+    LinearScaling,
+    LongScaling,
+    MLPConfig,
+    ModelConfig,
+    MoEConfig,
+    NormConfig,
+    RopeConfig,
+    YarnScaling,
+)
 
 RMS, LAYER = NormConfig("rms", 1e-2), NormConfig("layer", 1e-2)
 ONE_PLUS = NormConfig("rms", 1e-2, "float32 1+")

@@ -6,10 +6,17 @@ from dataclasses import replace
 from tiny import tiny_config, wake
 from tiny_families import DECODERS
 
-from glassformer.config import ModelConfig, MoEConfig, change
-from glassformer.latent_config import LatentConfig
+from glassformer.config import (
+    BandScaling,
+    LatentConfig,
+    LinearScaling,
+    LongScaling,
+    ModelConfig,
+    MoEConfig,
+    YarnScaling,
+    change,
+)
 from glassformer.nn.model import Decoder
-from glassformer.rope_scaling import BandScaling, LinearScaling, LongScaling, YarnScaling
 
 BARE = {"*.attention.bias": False, "*.attention.out_bias": False}
 ALL_SEE = {"*.attention.window": None}

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError
-from glassformer.nn.attend import KV, AttendSpec, View, visible
-from glassformer.nn.step import Source
+from glassformer.nn.attend import KV, AttendSpec, Visibility, visible
+from glassformer.nn.step import EncodedSource
 
 
 class DenseCache:
@@ -35,7 +35,7 @@ class DenseCache:
         batch: int,
         capacity: int,
         device: torch.device | str = "cpu",
-        source: Source | None = None,
+        source: EncodedSource | None = None,
         long_text: int | None = None,
         reach: Sequence[int] | None = None,
     ):
@@ -58,7 +58,7 @@ class DenseCache:
         batch: int,
         capacity: int,
         device: torch.device | str = "cpu",
-        source: Source | None = None,
+        source: EncodedSource | None = None,
         reach: Sequence[int] | None = None,
     ) -> DenseCache:
         """A cache for this model. CapacityError where `capacity` is past its context."""
@@ -111,7 +111,7 @@ class DenseCache:
     def layer(self, i: int) -> FullSlot | RingSlot:
         return self.slots[i]
 
-    def view(self, spec: AttendSpec) -> View:
+    def view(self, spec: AttendSpec) -> Visibility:
         """What this pass's queries see of the kept keys, in the order in which `keep` returns them."""
         if spec.window is not None and spec.window < self.capacity:
             keys = self._ring_keys(spec.window)
@@ -119,8 +119,8 @@ class DenseCache:
             keys = torch.arange(self.end, device=self.device)[None]
         width = self.positions.shape[-1]
         if self.uniform and (width == 1 or width == keys.shape[-1]) and (spec.window or width) >= width:
-            return View(self.positions, keys, None, causal=width > 1)
-        return View(self.positions, keys, visible(spec, self.positions, keys))
+            return Visibility(self.positions, keys, None, causal=width > 1)
+        return Visibility(self.positions, keys, visible(spec, self.positions, keys))
 
     def _ring_keys(self, window: int) -> Int[Tensor, "#B S"]:
         """Positions of the keys a ring returns: one token reads the ring after writing, several read ring + chunk."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from glassformer.cli.common import IgnoreKeys, Machine, err, open_model, out, say
 
 if TYPE_CHECKING:
-    from glassformer.lm import LanguageModel
-    from glassformer.text.chat import ChatTemplate
+    from glassformer.models.language_model import LanguageModel
+    from glassformer.text.chat.chat_template import ChatTemplate
 
 
 def chat(
@@ -73,15 +73,15 @@ def chat(
         turn += 1
 
 
-def _talk(lm: LanguageModel, system: str | None) -> Talk | Text:
-    from glassformer.text.chat import ChatTemplate, templates_of
+def _talk(lm: LanguageModel, system: str | None) -> Conversation | Text:
+    from glassformer.text.chat.chat_template import ChatTemplate, templates_of
 
     if lm.tokenizer is not None and templates_of(lm.tokenizer):
-        return Talk(ChatTemplate(lm.tokenizer), system)
+        return Conversation(ChatTemplate(lm.tokenizer), system)
     return Text(lm)
 
 
-class Talk:
+class Conversation:
     """A conversation by a chat template. When it gets too long for the context, its oldest messages are left out."""
 
     what, new = "each line is a message", "a new conversation"

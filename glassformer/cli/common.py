@@ -18,9 +18,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from glassformer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from glassformer.embedder import Embedder
-    from glassformer.lm import LanguageModel
-    from glassformer.translator import Translator
+    from glassformer.models.embedder import Embedder
+    from glassformer.models.language_model import LanguageModel
+    from glassformer.models.translator import Translator
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -63,7 +63,7 @@ def open_model(
 ) -> LanguageModel:
     """Load a model, and say on stderr what was loaded."""
     import glassformer
-    from glassformer.weights.find import PACKAGED
+    from glassformer.formats.find import PACKAGED
 
     machine.apply()
     with working("loading", quiet=quiet):
@@ -80,10 +80,9 @@ def open_any(
     model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False
 ) -> LanguageModel | Translator | Embedder:
     """Load a model of whichever kind its configuration says, and say on stderr what was loaded."""
-    from glassformer.config import RecurrentConfig
-    from glassformer.encoder_config import TextEncoderConfig
-    from glassformer.weights.checkpoint import open_checkpoint
-    from glassformer.weights.find import find
+    from glassformer.config import RecurrentConfig, TextEncoderConfig
+    from glassformer.formats.checkpoint import open_checkpoint
+    from glassformer.formats.find import find
 
     config = open_checkpoint(find(model, offline=machine.offline), ignore_keys).config
     if isinstance(config, TextEncoderConfig):

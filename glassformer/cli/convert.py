@@ -13,8 +13,8 @@ from glassformer.errors import RequestError
 if TYPE_CHECKING:
     import torch
 
+    from glassformer.formats.checkpoint import Checkpoint
     from glassformer.text.tokenizer import Tokenizer
-    from glassformer.weights.checkpoint import Checkpoint
 
 Kind = Literal["auto", "F32", "F16", "BF16", "Q8_0", "Q4_0"]
 Flag = Annotated[bool, Parameter(negative="")]
@@ -49,15 +49,15 @@ def convert(
     """
     import torch
 
-    from glassformer.encoder_config import TextEncoderConfig
+    from glassformer.config import TextEncoderConfig
     from glassformer.families import family_of
-    from glassformer.families.gguf import in_gguf
-    from glassformer.lm import LanguageModel
-    from glassformer.translator import Translator, save_translator, special_of
-    from glassformer.weights import load_model, load_pair_model
-    from glassformer.weights.checkpoint import open_checkpoint
-    from glassformer.weights.find import ends_of, find, tokenizer_of
-    from glassformer.weights.load import reads_source
+    from glassformer.formats import load_model, load_pair_model
+    from glassformer.formats.checkpoint import open_checkpoint
+    from glassformer.formats.find import ends_of, find, tokenizer_of
+    from glassformer.formats.gguf.metadata import in_gguf
+    from glassformer.formats.load import reads_source
+    from glassformer.models.language_model import LanguageModel
+    from glassformer.models.translator import Translator, save_translator, special_of
 
     to_gguf, dtypes = dst.suffix == ".gguf", {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if not to_gguf and to not in ("auto", *dtypes):
@@ -121,12 +121,12 @@ def _convert_encoder(
     gguf: str | None,
 ) -> list[str]:
     """An encoder, its tokenizer, and how a text becomes one vector. Returns what a GGUF file has no place for."""
-    from glassformer.embedder import Embedder
-    from glassformer.nn.sentence import Sentence
-    from glassformer.weights import load_text_encoder, save_model
-    from glassformer.weights.gguf_save import left_out, save_gguf
-    from glassformer.weights.gguf_sentence import sentence_from_gguf
-    from glassformer.weights.sentence import MODULES, read_sentence, write_sentence
+    from glassformer.formats import load_text_encoder, save_model
+    from glassformer.formats.gguf.pooling import sentence_from_gguf
+    from glassformer.formats.gguf.save import left_out, save_gguf
+    from glassformer.formats.sentence_transformers import MODULES, read_sentence, write_sentence
+    from glassformer.models.embedder import Embedder
+    from glassformer.nn.pooling import Sentence
 
     model, source = load_text_encoder(checkpoint, dtype=dtype), str(checkpoint.path)
     sentence: Sentence | None = None

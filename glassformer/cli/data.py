@@ -54,7 +54,7 @@ def check(
     common = {"held_out": held_out, "strict": strict}
     with progress(quiet=json) as advance:
         if task == "seq2seq":
-            from glassformer.training.pair_check import check_pairs
+            from glassformer.training.data.seq2seq_check import check_pairs
 
             for name, value in (("--text-field", text_field), ("--separator", separator)):
                 if value is not None:
@@ -62,7 +62,7 @@ def check(
             contexts = {"context": 128 if context is None else context, "source_context": source_context or 0}
             report = check_pairs(data, found, **contexts, **common, progress=advance)
         else:
-            from glassformer.training.check import check_data
+            from glassformer.training.data.check import check_data
 
             if source_context is not None:
                 raise ConfigError("--source-context is an option of --task seq2seq, got --task lm")

@@ -15,11 +15,11 @@ from rich.table import Table
 from glassformer.cli.common import Json, out, print_json, say, working
 
 if TYPE_CHECKING:
-    from glassformer.lm import LanguageModel
+    from glassformer.models.language_model import LanguageModel
 
 app = App(name="demo", help="Train a model here and now, measure what it has learned, and read what it writes.")
 app.command(
-    "glassformer.cli.demo_pairs:seq2seq",
+    "glassformer.cli.demo_seq2seq:seq2seq",
     name="seq2seq",
     help="An RNN, an RNN with attention and a Transformer translate: trained for the same time, measured, drawn.",
 )
@@ -54,9 +54,9 @@ def stories(
         Serve the page on the trained model at the end, until Ctrl-C; by default where this is run in a terminal.
     """
     import glassformer
-    from glassformer.cli.report import make_reporter
-    from glassformer.training import recipe
-    from glassformer.weights.find import find
+    from glassformer.cli.training_reporter import make_reporter
+    from glassformer.formats.find import find
+    from glassformer.toys import stories_recipe as recipe
 
     begin, folder = time.monotonic(), free_name(folder)
     expected, enough = (int(tokens * max(0.1, seconds / 120)) for tokens in (EXPECTED, ENOUGH))

@@ -15,7 +15,7 @@ from glassformer.errors import GlassformerError, RequestError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from glassformer.embedder import Embedder
+    from glassformer.models.embedder import Embedder
 
 LINES = 1024  # of standard input that are embedded at a time
 MATRIX = 12  # texts at most that are compared each with each; of more, each is shown with the one that is nearest

@@ -39,10 +39,10 @@ def evaluate(
     """
     import torch
 
-    from glassformer.training.evaluate import Evaluation, Pass
-    from glassformer.training.evaluate import evaluate as run
-    from glassformer.training.prepare import prepare
-    from glassformer.training.rows import eval_rows
+    from glassformer.training.data.packing import eval_rows
+    from glassformer.training.data.prepare import prepare
+    from glassformer.training.tasks.evaluate import Evaluation, Pass
+    from glassformer.training.tasks.evaluate import evaluate as run
 
     if not data:
         raise DataError("there is no DATA to evaluate on: name files, folders, globs, JSONL, or - for stdin")

@@ -12,7 +12,7 @@ from glassformer.cli.common import IgnoreKeys, Json, Machine, open_model, out, p
 from glassformer.errors import RequestError
 
 if TYPE_CHECKING:
-    from glassformer.lm import Continuation, LanguageModel, TokenScore
+    from glassformer.models.language_model import Continuation, LanguageModel, TokenScore
 
 
 def generate(

@@ -16,13 +16,13 @@ from glassformer.cli.common import IgnoreKeys, Json, Machine, open_any, print_js
 from glassformer.errors import RequestError
 
 if TYPE_CHECKING:
-    from glassformer.embedder import Embedder
-    from glassformer.inspect.edit import Edit
-    from glassformer.inspect.place import Place
-    from glassformer.inspect.trace import Trace
-    from glassformer.inspect.views.registry import View
-    from glassformer.lm import LanguageModel
-    from glassformer.translator import Translator
+    from glassformer.inspect.edits.edit import Edit
+    from glassformer.inspect.trace.trace import Trace
+    from glassformer.inspect.views.focus import Focus
+    from glassformer.inspect.views.registry import ViewSpec
+    from glassformer.models.embedder import Embedder
+    from glassformer.models.language_model import LanguageModel
+    from glassformer.models.translator import Translator
 
     AnyModel = LanguageModel | Translator | Embedder
 
@@ -79,7 +79,7 @@ def inspect(
         trace = read(given, edit=edits)
         place = _place(trace, place_of, parameters)
     if ending == ".html":
-        from glassformer.inspect.report import export_html
+        from glassformer.inspect.present.report import export_html
 
         assert out is not None
         with progress(quiet=json) as advance:
@@ -106,7 +106,7 @@ def inspect(
         content = png(panels)
     else:
         content = json_of.dumps(data, ensure_ascii=False, indent=1).encode() + b"\n"
-    from glassformer.weights.atomic import replacing
+    from glassformer.atomic import replacing
 
     with replacing(out) as new:
         new.write_bytes(content)
@@ -114,7 +114,7 @@ def inspect(
 
 
 def _draw(panels: list[Any]) -> None:
-    from glassformer.cli.pictures import Terminal
+    from glassformer.cli.terminal_panels import Terminal
 
     Terminal().draw(panels)
 
@@ -131,7 +131,7 @@ def _ending(path: Path | None, view: str | None, bake: str) -> str | None:
     return ending
 
 
-def _view(name: str | None) -> View | None:
+def _view(name: str | None) -> ViewSpec | None:
     """RequestError lists the views where there is none of this name."""
     if name is None:
         return None
@@ -177,15 +177,15 @@ def _reading(lm: AnyModel, target: str | None, max_tokens: int) -> Callable[...,
     return partial(lm.trace, **({"max_tokens": max_tokens, "temperature": 0.0} if max_tokens else {}))
 
 
-def _place(trace: Trace, asked: dict[str, int | None], given: dict[str, str]) -> Place:
-    from glassformer.inspect.place import worth_seeing
+def _place(trace: Trace, asked: dict[str, int | None], given: dict[str, str]) -> Focus:
+    from glassformer.inspect.views.focus import worth_seeing
 
     which: Any = given.get("attention")
     return worth_seeing(trace, **asked, attention=which if which in ("cross", "encoder") else "attn")
 
 
 def _edits(given: tuple[str, ...]) -> list[Edit]:
-    from glassformer.inspect.edit import from_json
+    from glassformer.inspect.edits.edit import from_json
 
     found = []
     for text in given:
@@ -198,15 +198,15 @@ def _edits(given: tuple[str, ...]) -> list[Edit]:
 
 
 def _options(
-    view: View, t: Trace, place: Place, text: str, given: dict[str, str], before: Callable[[], Trace],
+    view: ViewSpec, t: Trace, place: Focus, text: str, given: dict[str, str], before: Callable[[], Trace],
     read: Callable[..., Trace],
 ) -> dict[str, Any]:  # fmt: skip
     """What the view takes: what was given, and where more is needed, the place worth seeing and this text.
 
     before: the same text without the edits, beside which `fork` and `changed` put it. read: another text.
     """
-    from glassformer.inspect.answers import spelled
-    from glassformer.inspect.views.refusals import REFUSED
+    from glassformer.inspect.present.router import spelled
+    from glassformer.inspect.views.support import REFUSED
 
     if why := REFUSED[t.kind].get(view.name):
         raise RequestError(why, param="view")
@@ -227,10 +227,10 @@ def _word(text: str) -> str:
     return max(re.findall(r" ?[^\W\d_]+", text), key=lambda word: len(word.strip()), default=text[:1])
 
 
-def _one(view: View, lm: AnyModel, t: Trace, options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+def _one(view: ViewSpec, lm: AnyModel, t: Trace, options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """One view, drawn, and as data."""
     from glassformer.inspect.drawing.draw import draw
-    from glassformer.inspect.trace import Trace
+    from glassformer.inspect.trace.trace import Trace
     from glassformer.inspect.views.result import plain
 
     subject: Any = lm if view.of == "model" else t
@@ -239,10 +239,10 @@ def _one(view: View, lm: AnyModel, t: Trace, options: dict[str, Any]) -> tuple[l
     return draw(view, subject, result), {"view": view.name, "parameters": said, "data": plain(result)}
 
 
-def _overview(lm: AnyModel, t: Trace, place: Place, text: str) -> tuple[list[Any], dict[str, Any]]:
+def _overview(lm: AnyModel, t: Trace, place: Focus, text: str) -> tuple[list[Any], dict[str, Any]]:
     """The text, and what of a head, a cell, an alignment and the lens this kind of model has, all at one place."""
     from glassformer.inspect.drawing.panels import Line
-    from glassformer.inspect.place import worth_seeing
+    from glassformer.inspect.views.focus import worth_seeing
     from glassformer.inspect.views.registry import VIEWS
 
     where = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key}

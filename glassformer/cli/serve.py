@@ -13,7 +13,7 @@ from glassformer.cli.common import IgnoreKeys, Json, Machine, open_any, out, pri
 from glassformer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from glassformer.server.served import AnyModel
+    from glassformer.server.models import AnyModel
 
 KEY = "GLASSFORMER_API_KEY"
 HOST, PORT = "127.0.0.1", 8000
@@ -54,7 +54,7 @@ def serve(
     trace_memory
         GiB that kept traces may hold; the least recently used go first.
     """
-    from glassformer.server.served import split_name
+    from glassformer.server.models import split_name
 
     if not model:
         raise ConfigError("give at least one MODEL to serve, such as `stories`")

@@ -11,8 +11,8 @@ from rich.table import Table
 from glassformer.cli.common import IgnoreKeys, Json, out, print_json
 
 if TYPE_CHECKING:
+    from glassformer.formats.checkpoint import Checkpoint
     from glassformer.text.tokenizer import Tokenizer
-    from glassformer.weights.checkpoint import Checkpoint
 
 PARTS = {
     "embed": "embedding",
@@ -42,11 +42,11 @@ def show(
     offline
         Use no network.
     """
-    from glassformer.encoder_config import TextEncoderConfig
-    from glassformer.families.plain import to_plain
-    from glassformer.weights.checkpoint import account, open_checkpoint, parameters_of
-    from glassformer.weights.find import find, tokenizer_of
-    from glassformer.weights.sentence import MODULES, read_sentence
+    from glassformer.config import TextEncoderConfig
+    from glassformer.families.common.plain import to_plain
+    from glassformer.formats.checkpoint import account, open_checkpoint, parameters_of
+    from glassformer.formats.find import find, tokenizer_of
+    from glassformer.formats.sentence_transformers import MODULES, read_sentence
 
     found = find(model, offline=offline)
     checkpoint = open_checkpoint(found, ignore_key)

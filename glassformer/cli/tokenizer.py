@@ -23,9 +23,9 @@ Offline = Annotated[bool, Parameter(negative="", help="Use no network.")]
 
 def open_tokenizer(model: str, offline: bool = False) -> Tokenizer:
     """The tokenizer of a model, of a run, or of a folder that holds nothing else."""
-    from glassformer.text.files import find_tokenizer
+    from glassformer.formats.find import find, tokenizer_of
+    from glassformer.text.files.find import find_tokenizer
     from glassformer.text.tokenizer import Tokenizer
-    from glassformer.weights.find import find, tokenizer_of
 
     if Path(model).is_dir() and find_tokenizer(Path(model)):
         return Tokenizer.load(model)
@@ -61,7 +61,7 @@ def train(
         Documents are sampled to at most this much text.
     """
     import glassformer
-    from glassformer.training.sources import Sources
+    from glassformer.training.data.sources import Sources
 
     if not data:
         raise TokenizerError("there is no DATA to train on: name files, folders, globs, JSONL, or - for stdin")

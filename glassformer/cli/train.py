@@ -11,13 +11,13 @@ from cyclopts import Parameter
 
 from glassformer.cli.common import Json, print_json
 from glassformer.errors import ConfigError
-from glassformer.families.shape import PRESETS, PairShape, RecurrentShape, ShapeConfig
+from glassformer.families.common.shape import PRESETS, RecurrentShape, Seq2SeqShape, ShapeConfig
 from glassformer.training.settings import InitConfig, OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 
 Preset = Literal["tiny", "small", "medium", "gpt2-small"]
 SHAPES = {
     "--task lm": ShapeConfig(),
-    "--task seq2seq": PairShape(d_model=128, n_layers=3, n_heads=4, context=128),
+    "--task seq2seq": Seq2SeqShape(d_model=128, n_layers=3, n_heads=4, context=128),
     "--task seq2seq --arch recurrent": RecurrentShape(d_model=128, d_hidden=256, context=128),
 }
 
@@ -105,7 +105,7 @@ def continued_shape(model: str, task: str, preset: Preset | None, *flags: ShapeF
         raise ConfigError(f"--from takes the model's own sizes: leave out {', '.join(map(option, sorted(own)))}")
     if task == "lm":
         return shape_of(task, None, *flags)
-    from glassformer.training.pair_model import model_shape
+    from glassformer.training.tasks.seq2seq_model import model_shape
 
     shape = model_shape(model)
     base = replace(shape, context=SHAPES["--task seq2seq"].context) if isinstance(shape, RecurrentShape) else shape
@@ -173,7 +173,7 @@ def resumed(
 ) -> TrainConfig:
     """The settings of the run in `out`, with what was typed in their place. What makes it another run is refused here,
     or where it is taken up. `more`: groups of settings, of which those that are no default count as typed."""
-    from glassformer.training.runfile import recorded_settings
+    from glassformer.training.run.run_file import recorded_settings
 
     before = recorded_settings(out)
     if task not in (None, before.task):
@@ -232,7 +232,7 @@ def train(
         given beside it, such as --steps, is changed, or refused where it makes another run.
     """
     import glassformer
-    from glassformer.cli.report import make_reporter
+    from glassformer.cli.training_reporter import make_reporter
 
     nested = {"tokenizer": tokenizer, "init": init, "optim": optim, "schedule": schedule}
     if resume:

@@ -14,7 +14,7 @@ from glassformer.cli.common import IgnoreKeys, Json, Machine, lines_of_stdin, op
 from glassformer.errors import GlassformerError, RequestError
 
 if TYPE_CHECKING:
-    from glassformer.translator import Alignment, Translation, Translator
+    from glassformer.models.translator import Translation, TranslationAlignment, Translator
 
 LINES = 256  # of standard input that are read before they are translated together
 SHADES = ((0.6, "█"), (0.4, "▓"), (0.2, "▒"), (0.05, "░"))
@@ -112,14 +112,14 @@ def _batches(translator: Translator, text: tuple[str, ...], special: bool) -> It
     yield batch
 
 
-def _plain(one: Translation, alignment: Alignment | None) -> dict[str, Any]:
+def _plain(one: Translation, alignment: TranslationAlignment | None) -> dict[str, Any]:
     plain = asdict(one)
     if alignment is not None:
         plain["alignment"] = vars(alignment) | {"probs": alignment.probs.tolist()}
     return plain
 
 
-def draw(alignment: Alignment, width: int) -> Iterator[str]:
+def draw(alignment: TranslationAlignment, width: int) -> Iterator[str]:
     """The mean alignment as lines: a row for each target token, shaded under the source, which is cut to the width.
 
     A row shows of each source token what share of the target token's attention it has: see the legend.

@@ -11,7 +11,7 @@ from glassformer.cli.common import IgnoreKeys, Json, out, print_json, say, worki
 from glassformer.errors import CheckpointError, RequestError
 
 if TYPE_CHECKING:
-    from glassformer.weights.checkpoint import Checkpoint
+    from glassformer.formats.checkpoint import Checkpoint
 
 
 def verify(
@@ -46,15 +46,14 @@ def verify(
     import torch
     from torch import Tensor
 
-    from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
-    from glassformer.encoder_config import TextEncoderConfig
-    from glassformer.inspect.compare import compare
+    from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig, TextEncoderConfig
+    from glassformer.formats import load_model, load_pair_model, load_text_encoder, save_model
+    from glassformer.formats.checkpoint import open_checkpoint
+    from glassformer.formats.find import find
+    from glassformer.formats.load import reads_source
+    from glassformer.formats.original import original_of
+    from glassformer.inspect.capture.compare import compare
     from glassformer.nn.recurrent import RecurrentEncoderDecoder
-    from glassformer.weights import load_model, load_pair_model, load_text_encoder, save_model
-    from glassformer.weights.checkpoint import open_checkpoint
-    from glassformer.weights.find import find
-    from glassformer.weights.load import reads_source
-    from glassformer.weights.original import original_of
 
     try:
         import transformers
@@ -123,8 +122,8 @@ def verify(
 
 def _encoded(checkpoint: Checkpoint, text: str, vocab_size: int) -> list[int]:
     """A text as the model reads it."""
+    from glassformer.formats.find import tokenizer_of
     from glassformer.generate.loop import check_ids
-    from glassformer.weights.find import tokenizer_of
 
     tokenizer = tokenizer_of(checkpoint.path, checkpoint.metadata)
     if tokenizer is None:

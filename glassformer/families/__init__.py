@@ -28,19 +28,19 @@ from glassformer.families import (
     olmo,
     olmo2,
     olmoe,
-    pair,
     phi,
     phi3,
     qwen2,
     qwen3,
     qwen3_moe,
     roberta,
+    seq2seq,
     smollm3,
     stablelm,
     t5,
 )
-from glassformer.families.family import AnyConfig, Family, Fields
-from glassformer.families.shape import ShapeConfig
+from glassformer.families.common.family import AnyConfig, ConfigFields, Family
+from glassformer.families.common.shape import ShapeConfig
 
 DECODERS = (
     deepseek_v2, deepseek_v3,
@@ -49,11 +49,11 @@ DECODERS = (
 )  # fmt: skip
 PAIRS = (bart, marian, t5)
 ENCODERS = (bert, distilbert, roberta)
-MADE = (pair.PAIR, pair.RECURRENT, roberta.MANY_LANGUAGES)  # from the same files as others
+MADE = (seq2seq.PAIR, seq2seq.RECURRENT, roberta.MANY_LANGUAGES)  # from the same files as others
 FAMILIES: dict[str, Family] = {f.name: f for f in (*(one.FAMILY for one in (*DECODERS, *PAIRS, *ENCODERS)), *MADE)}
 
 
-def family(name: object) -> Family:
+def find_family(name: object) -> Family:
     """The family of this name (config.json's `model_type`). ConfigError names the nearest one known."""
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
@@ -64,13 +64,13 @@ def family(name: object) -> Family:
 
 def family_of(config: AnyConfig) -> Family:
     """The family that a model of this configuration is saved under."""
-    return pair.RECURRENT if isinstance(config, RecurrentConfig) else family(config.family)
+    return seq2seq.RECURRENT if isinstance(config, RecurrentConfig) else find_family(config.family)
 
 
 def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) -> AnyConfig:
     """config.json to a configuration. Every key is taken, or ignored by name; ConfigError lists those that are not."""
-    fields = Fields(raw, source, ignore)
-    config = family(fields.take("model_type", None)).read(fields)
+    fields = ConfigFields(raw, source, ignore)
+    config = find_family(fields.take("model_type", None)).read(fields)
     fields.close()
     return config
 
@@ -89,4 +89,4 @@ def write_config(config: AnyConfig, names: Collection[str] = ()) -> dict[str, An
 
 def expand(shape: ShapeConfig, vocab_size: int = 0) -> ModelConfig:
     """The few numbers a person typed, as a whole configuration; `vocab_size` is the tokenizer's."""
-    return family(shape.family).shape(shape.fill(vocab_size))
+    return find_family(shape.family).shape(shape.fill(vocab_size))

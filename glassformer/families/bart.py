@@ -20,7 +20,7 @@ from glassformer.config import (
     Positions,
 )
 from glassformer.errors import ConfigError
-from glassformer.families.family import ACTIVATION_NAMES, Family, Fields, linear, rule
+from glassformer.families.common.family import ACTIVATION_NAMES, ConfigFields, Family, linear, rule
 
 OFFSET = 2  # the first row of a position
 
@@ -63,7 +63,7 @@ COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weigh
 
 
 def read_stacks(
-    raw: Fields, family: str, activation: str, positions: Positions, normed: bool, apart: bool = False
+    raw: ConfigFields, family: str, activation: str, positions: Positions, normed: bool, apart: bool = False
 ) -> ModelConfig:
     """What BART's and Marian's config.json have in common. `normed`: a norm stands behind the embedding. `apart`: each
     side has a table of its own, and so may the head.
@@ -117,7 +117,7 @@ def read_stacks(
     )
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     return read_stacks(raw, "bart", "gelu", "learned", normed=True)
 
 

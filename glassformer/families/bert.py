@@ -11,15 +11,22 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from glassformer.config import Activation, AttentionConfig, LayerConfig, MLPConfig, NormConfig
-from glassformer.encoder_config import MaskedHeadConfig, TextEncoderConfig
+from glassformer.config import (
+    Activation,
+    AttentionConfig,
+    LayerConfig,
+    MaskedHeadConfig,
+    MLPConfig,
+    NormConfig,
+    TextEncoderConfig,
+)
 from glassformer.errors import ConfigError
-from glassformer.families.family import ACTIVATION_NAMES, Family, Fields, Rule, linear, rule
+from glassformer.families.common.family import ACTIVATION_NAMES, ConfigFields, Family, TensorRule, linear, rule
 
 LAYER = "encoder.layer.{i}"
 
 
-def norm_rules(theirs: str, ours: str) -> tuple[Rule, ...]:
+def norm_rules(theirs: str, ours: str) -> tuple[TensorRule, ...]:
     """A norm as checkpoints from TensorFlow call its two vectors."""
     return rule(f"{theirs}.gamma", f"{ours}.weight"), rule(f"{theirs}.beta", f"{ours}.bias")
 
@@ -33,7 +40,7 @@ def norms(prefix: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-def rules(prefix: str) -> tuple[Rule, ...]:
+def rules(prefix: str) -> tuple[TensorRule, ...]:
     """The tensors of BERT and of RoBERTa, which call theirs by other first names; without heads."""
     layer = f"{prefix}{LAYER}"
     parts = (
@@ -52,7 +59,7 @@ def rules(prefix: str) -> tuple[Rule, ...]:
     )
 
 
-def read_stack(raw: Fields, family: str, offset: int = 0) -> TextEncoderConfig:
+def read_stack(raw: ConfigFields, family: str, offset: int = 0) -> TextEncoderConfig:
     """Of BERT and of RoBERTa, whose positions begin in row `offset` of their table."""
     norm = NormConfig("layer", raw.number("layer_norm_eps", 1e-12))
     for name, *allowed in (
@@ -77,7 +84,7 @@ def read_stack(raw: Fields, family: str, offset: int = 0) -> TextEncoderConfig:
     )
 
 
-def read_attention(raw: Fields, d_model: int, n_heads: int) -> AttentionConfig:
+def read_attention(raw: ConfigFields, d_model: int, n_heads: int) -> AttentionConfig:
     """Attention to the whole row, with biases."""
     if d_model % n_heads:
         raise ConfigError(f"{raw.source}: the width {d_model} must be a multiple of the number of heads, {n_heads}")
@@ -92,7 +99,7 @@ def with_heads(config: TextEncoderConfig, names: Collection[str], head: str, act
     return replace(config, pooler=pooler or follows, head=found, next_sentence=follows)
 
 
-def read(raw: Fields) -> TextEncoderConfig:
+def read(raw: ConfigFields) -> TextEncoderConfig:
     return read_stack(raw, "bert")
 
 

@@ -10,13 +10,22 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, MoEConfig, NormConfig, RopeConfig
+from glassformer.config import (
+    AttentionConfig,
+    LatentConfig,
+    LayerConfig,
+    MLPConfig,
+    ModelConfig,
+    MoEConfig,
+    NormConfig,
+    RopeConfig,
+    YarnScaling,
+)
 from glassformer.errors import ConfigError
-from glassformer.families import experts, llama
-from glassformer.families.family import Family, Fields, linear, rule
-from glassformer.families.rope import read_rope, write_scaling, yarn_gain
-from glassformer.latent_config import LatentConfig
-from glassformer.rope_scaling import YarnScaling
+from glassformer.families import llama
+from glassformer.families.common import experts
+from glassformer.families.common.family import ConfigFields, Family, linear, rule
+from glassformer.families.common.rope import read_rope, write_scaling, yarn_gain
 
 THEIRS, OURS = "model.layers.{i}.self_attn", "blocks.{i}.attn"
 RULES = (
@@ -35,7 +44,7 @@ RULES = (
 )
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     raw.only("mlp_bias", False)
     raw.only("norm_topk_prob", False)
     raw.only("scoring_func", "softmax")
@@ -57,7 +66,9 @@ def read(raw: Fields) -> ModelConfig:
     return read_stack(raw, "deepseek_v2", moe, d_expert=1407, n_shared=2, n_plain=0)
 
 
-def read_stack(raw: Fields, family: str, moe: MoEConfig, *, d_expert: int, n_shared: int, n_plain: int) -> ModelConfig:
+def read_stack(
+    raw: ConfigFields, family: str, moe: MoEConfig, *, d_expert: int, n_shared: int, n_plain: int
+) -> ModelConfig:
     """All but how tokens are sent to experts; the sizes are those of a file that is silent."""
     n_layers, context = raw.size("num_hidden_layers"), raw.size("max_position_embeddings", 2048)
     norm, attention = NormConfig("rms", raw.number("rms_norm_eps", 1e-6)), read_attention(raw, context)
@@ -83,7 +94,7 @@ def with_experts(n_layers: int, first: int, every: int) -> tuple[bool, ...]:
     return tuple(i >= first and i % every == 0 for i in range(n_layers))
 
 
-def read_attention(raw: Fields, context: int) -> AttentionConfig:
+def read_attention(raw: ConfigFields, context: int) -> AttentionConfig:
     n_heads, still, turned = (
         raw.size("num_attention_heads"), raw.size("qk_nope_head_dim", 128), raw.size("qk_rope_head_dim", 64)
     )  # fmt: skip
@@ -107,7 +118,7 @@ def read_attention(raw: Fields, context: int) -> AttentionConfig:
     )
 
 
-def read_scale(raw: Fields, rope: RopeConfig, head_dim: int) -> float | None:
+def read_scale(raw: ConfigFields, rope: RopeConfig, head_dim: int) -> float | None:
     """That of the product, where YaRN sharpens it by `mscale_all_dim`."""
     by = (raw.raw.get("rope_parameters") or raw.raw.get("rope_scaling") or {}).get("mscale_all_dim")
     return scale(rope.scaling, head_dim, by) if isinstance(rope.scaling, YarnScaling) and by else None

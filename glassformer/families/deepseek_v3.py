@@ -10,15 +10,16 @@ from typing import Any
 
 from glassformer.config import ModelConfig, MoEConfig
 from glassformer.errors import ConfigError
-from glassformer.families import deepseek_v2, experts
-from glassformer.families.family import Family, Fields, rule
+from glassformer.families import deepseek_v2
+from glassformer.families.common import experts
+from glassformer.families.common.family import ConfigFields, Family, rule
 
 CORRECTION = "model.layers.{i}.mlp.gate.e_score_correction_bias"
 RULES = (*deepseek_v2.RULES, rule(CORRECTION, "blocks.{i}.mlp.correction", float32=True))
 AHEAD = r"model\.layers\.{n_layers}\..*"
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     raw.only("scoring_func", "sigmoid")
     raw.only("topk_method", "noaux_tc")
     raw.only("rope_interleave", True)
@@ -39,7 +40,7 @@ def read(raw: Fields) -> ModelConfig:
     return deepseek_v2.read_stack(raw, "deepseek_v3", moe, d_expert=2048, n_shared=1, n_plain=3)
 
 
-def read_packing(raw: Fields) -> None:
+def read_packing(raw: ConfigFields) -> None:
     """How weights are packed: not at all, or as FP8 in blocks of 128 x 128, which the tensors' own names say too."""
     packed = raw.take("quantization_config", None)
     if packed is None:
@@ -47,7 +48,7 @@ def read_packing(raw: Fields) -> None:
     if not isinstance(packed, dict) or packed.get("quant_method") != "fp8":
         method = packed.get("quant_method") if isinstance(packed, dict) else packed
         raise ConfigError(f"{raw.source}: quantization_config {method!r} is not supported, only 'fp8'")
-    rest = Fields(packed, f"{raw.source}: quantization_config")
+    rest = ConfigFields(packed, f"{raw.source}: quantization_config")
     rest.take("quant_method")
     rest.only("fmt", "e4m3", None)
     rest.only("weight_block_size", [128, 128])

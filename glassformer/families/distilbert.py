@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from glassformer.config import LayerConfig, MLPConfig, NormConfig
-from glassformer.encoder_config import TextEncoderConfig
+from glassformer.config import LayerConfig, MLPConfig, NormConfig, TextEncoderConfig
 from glassformer.families.bert import read_attention, with_heads
-from glassformer.families.family import ACTIVATION_NAMES, Family, Fields, linear, rule
+from glassformer.families.common.family import ACTIVATION_NAMES, ConfigFields, Family, linear, rule
 
 LAYER = "distilbert.transformer.layer.{i}"
 NORM = NormConfig("layer", 1e-12)
@@ -28,7 +27,7 @@ RULES = (
 )
 
 
-def read(raw: Fields) -> TextEncoderConfig:
+def read(raw: ConfigFields) -> TextEncoderConfig:
     d_model = raw.size("dim", 768)
     raw.flag("sinusoidal_pos_embds", False)  # how the table was first filled: it is stored either way
     raw.only("tie_weights_", True)

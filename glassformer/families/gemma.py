@@ -6,11 +6,11 @@ from typing import Any
 
 from glassformer.config import Activation, AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from glassformer.families import llama
-from glassformer.families.family import Family, Fields
-from glassformer.families.rope import read_rope
+from glassformer.families.common.family import ConfigFields, Family
+from glassformer.families.common.rope import read_rope
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, context = raw.size("hidden_size"), raw.size("max_position_embeddings", 8192)
     head_dim, bias = raw.size("head_dim", 256), raw.flag("attention_bias", False)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6), "float32 1+")
@@ -37,7 +37,7 @@ def read(raw: Fields) -> ModelConfig:
     )
 
 
-def read_activation(raw: Fields) -> Activation:
+def read_activation(raw: ConfigFields) -> Activation:
     """The first files say "gelu" where the tanh approximation is meant, and later ones have a second key beside it."""
     raw.only("hidden_activation", None, "gelu_pytorch_tanh")
     found = raw.activation("hidden_act", "gelu_pytorch_tanh")

@@ -7,8 +7,8 @@ from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from glassformer.families import llama
-from glassformer.families.family import Family, Fields, rule
-from glassformer.families.rope import read_rope
+from glassformer.families.common.family import ConfigFields, Family, rule
+from glassformer.families.common.rope import read_rope
 
 NORMS = {
     "input_layernorm": "attn_residual.pre",
@@ -22,7 +22,7 @@ RULES = (
 )
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, context = raw.size("hidden_size"), raw.size("max_position_embeddings", 8192)
     n_layers, head_dim = raw.size("num_hidden_layers"), raw.size("head_dim", 256)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6), "float32 1+")

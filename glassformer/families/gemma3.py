@@ -7,14 +7,14 @@ from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
 from glassformer.families import gemma2, qwen3
-from glassformer.families.family import Family, Fields
-from glassformer.families.rope import read_rope, write_rope
+from glassformer.families.common.family import ConfigFields, Family
+from glassformer.families.common.rope import read_rope, write_rope
 
 RULES = (*gemma2.RULES, *(one for one in qwen3.RULES if "_norm.weight" in one.theirs))
 LOCAL = ("rope_local_base_freq", "partial_rotary_factor")
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, context = raw.size("hidden_size"), raw.size("max_position_embeddings", 131072)
     n_layers, head_dim = raw.size("num_hidden_layers"), raw.size("head_dim", 256)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6), "float32 1+")

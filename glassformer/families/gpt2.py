@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
-from glassformer.families.family import ACTIVATION_NAMES, Family, Fields, linear, rule
-from glassformer.families.shape import ShapeConfig
+from glassformer.families.common.family import ACTIVATION_NAMES, ConfigFields, Family, linear, rule
+from glassformer.families.common.shape import ShapeConfig
 
 RULES = (
     rule("transformer.wte.weight", "embed.weight"),
@@ -27,7 +27,7 @@ RULES = (
 )
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("n_embd", 768), raw.size("n_head", 12)
     norm = NormConfig("layer", raw.number("layer_norm_epsilon", 1e-5))
     raw.only("scale_attn_by_inverse_layer_idx", False)

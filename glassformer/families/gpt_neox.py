@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
-from glassformer.families.family import ACTIVATION_NAMES, Family, Fields, linear, rule
-from glassformer.families.rope import read_rope, write_rope
+from glassformer.families.common.family import ACTIVATION_NAMES, ConfigFields, Family, linear, rule
+from glassformer.families.common.rope import read_rope, write_rope
 
 LAYER, ATTENTION = "gpt_neox.layers.{i}", "blocks.{i}.attn"
 RULES = (
@@ -25,7 +25,7 @@ RULES = (
 )
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     head_dim, context = max(1, d_model // n_heads), raw.size("max_position_embeddings", 2048)
     norm = NormConfig("layer", raw.number("layer_norm_eps", 1e-5))

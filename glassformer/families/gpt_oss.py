@@ -10,9 +10,10 @@ from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, MoEConfig, NormConfig
 from glassformer.errors import ConfigError
-from glassformer.families import experts, llama
-from glassformer.families.family import Family, Fields, linear, rule
-from glassformer.families.rope import read_rope, write_scaling
+from glassformer.families import llama
+from glassformer.families.common import experts
+from glassformer.families.common.family import ConfigFields, Family, linear, rule
+from glassformer.families.common.rope import read_rope, write_scaling
 
 THEIRS, OURS = "model.layers.{i}.mlp.experts", "blocks.{i}.mlp.experts.{j}"
 RULES = (
@@ -30,7 +31,7 @@ PACKED = (
 )
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     n_layers, n_heads, head_dim = raw.size("num_hidden_layers"), raw.size("num_attention_heads"), raw.size("head_dim")
     context, top_k = raw.size("max_position_embeddings", 131072), raw.size("num_experts_per_tok", 4)
     norm, bias = NormConfig("rms", raw.number("rms_norm_eps", 1e-5), "float32"), raw.flag("attention_bias", True)
@@ -64,7 +65,7 @@ def read(raw: Fields) -> ModelConfig:
     )
 
 
-def read_packing(raw: Fields) -> None:
+def read_packing(raw: ConfigFields) -> None:
     """What older files say twice, and how weights are packed, which the tensors' own names say too."""
     rope = raw.raw.get("rope_parameters") or raw.raw.get("rope_scaling")
     raw.only("experts_per_token", raw.raw.get("num_experts_per_tok"))

@@ -11,10 +11,10 @@ from typing import Any
 from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError
 from glassformer.families import bart
-from glassformer.families.family import Family, Fields, Rule, rule
+from glassformer.families.common.family import ConfigFields, Family, TensorRule, rule
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     apart = not raw.flag("share_encoder_decoder_embeddings", True)
     config = bart.read_stacks(raw, "marian", "gelu", "sinusoidal halves", normed=False, apart=apart)
     if apart:
@@ -40,7 +40,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def rules(config: ModelConfig) -> tuple[Rule, ...]:
+def rules(config: ModelConfig) -> tuple[TensorRule, ...]:
     return bart.SHARED if config.shared_embedding else APART
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from glassformer.families import llama
-from glassformer.families.family import Family, Fields
-from glassformer.families.rope import read_rope
+from glassformer.families.common.family import ConfigFields, Family
+from glassformer.families.common.rope import read_rope
 
 
-def read(raw: Fields, *, eps: float = 1e-6, theta: float = 1e4, window: int | None = 4096) -> ModelConfig:
+def read(raw: ConfigFields, *, eps: float = 1e-6, theta: float = 1e4, window: int | None = 4096) -> ModelConfig:
     """`eps`, `theta`, `window`: where the file is silent."""
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     context = raw.size("max_position_embeddings", 131072)

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from glassformer.config import ModelConfig, MoEConfig
-from glassformer.families import experts, llama, mistral
-from glassformer.families.family import Family, Fields, rule
+from glassformer.families import llama, mistral
+from glassformer.families.common import experts
+from glassformer.families.common.family import ConfigFields, Family, rule
 
 OLD = "model.layers.{i}.block_sparse_moe"
 THEIRS = {"w1": "gate", "w2": "down", "w3": "up"}
@@ -21,7 +22,7 @@ RULES = (
 )
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     moe = MoEConfig(raw.size("num_local_experts", 8), raw.size("num_experts_per_tok", 2))
     config = mistral.read(raw, theta=1e6, eps=1e-5, window=None)
     return replace(config, family="mixtral", layers=tuple(replace(layer, experts=moe) for layer in config.layers))

@@ -6,13 +6,13 @@ from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from glassformer.families import llama
-from glassformer.families.family import Family, Fields
-from glassformer.families.rope import read_rope
+from glassformer.families.common.family import ConfigFields, Family
+from glassformer.families.common.rope import read_rope
 
 NORM = NormConfig("layer", 1e-5, None)
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     head_dim, context = max(1, d_model // n_heads), raw.size("max_position_embeddings", 2048)
     bias = raw.flag("attention_bias", False)

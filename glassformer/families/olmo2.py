@@ -6,8 +6,8 @@ from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from glassformer.families import llama, qwen3
-from glassformer.families.family import Family, Fields, rule
-from glassformer.families.rope import read_rope
+from glassformer.families.common.family import ConfigFields, Family, rule
+from glassformer.families.common.rope import read_rope
 
 RULES = (
     *(one for one in qwen3.RULES if "layernorm" not in one.theirs),
@@ -16,7 +16,7 @@ RULES = (
 )
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     head_dim, context = max(1, d_model // n_heads), raw.size("max_position_embeddings", 2048)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-5), "float32")

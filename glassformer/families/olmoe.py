@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, MoEConfig, NormConfig
-from glassformer.families import experts, llama, qwen3
-from glassformer.families.family import Family, Fields
-from glassformer.families.rope import read_rope
+from glassformer.families import llama, qwen3
+from glassformer.families.common import experts
+from glassformer.families.common.family import ConfigFields, Family
+from glassformer.families.common.rope import read_rope
 
 RULES = (*experts.without_mlp(qwen3.RULES), experts.ROUTER, *experts.EACH)
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     head_dim, context = max(1, d_model // n_heads), raw.size("max_position_embeddings", 4096)
     norm, bias = NormConfig("rms", raw.number("rms_norm_eps", 1e-5)), raw.flag("attention_bias", False)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
+from glassformer.config import AttentionConfig, LayerConfig, LongScaling, MLPConfig, ModelConfig, NormConfig
 from glassformer.families import llama
-from glassformer.families.family import Family, Fields, linear
-from glassformer.families.rope import read_rope, write_rope
-from glassformer.rope_scaling import LongScaling
+from glassformer.families.common.family import ConfigFields, Family, linear
+from glassformer.families.common.rope import read_rope, write_rope
 
 FUSED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 RULES = (
@@ -18,7 +17,7 @@ RULES = (
 )
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     head_dim, context = max(1, d_model // n_heads), raw.size("max_position_embeddings", 4096)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-5))

@@ -7,12 +7,12 @@ from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from glassformer.families import llama
-from glassformer.families.family import Family, Fields
+from glassformer.families.common.family import ConfigFields, Family
+from glassformer.families.common.rope import read_rope
 from glassformer.families.qwen3 import read_windows, write_windows
-from glassformer.families.rope import read_rope
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     n_layers, context = raw.size("num_hidden_layers"), raw.size("max_position_embeddings", 32768)
     head_dim = raw.size("head_dim", max(1, d_model // n_heads))

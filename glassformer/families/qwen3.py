@@ -7,9 +7,9 @@ from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from glassformer.families import llama
-from glassformer.families.family import Family, Fields, rule
-from glassformer.families.rope import read_rope
-from glassformer.families.shape import ShapeConfig
+from glassformer.families.common.family import ConfigFields, Family, rule
+from glassformer.families.common.rope import read_rope
+from glassformer.families.common.shape import ShapeConfig
 
 RULES = (
     *llama.RULES,
@@ -18,7 +18,7 @@ RULES = (
 )
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     n_layers = raw.size("num_hidden_layers")
     context = raw.size("max_position_embeddings", 32768)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6))
@@ -45,7 +45,7 @@ def read(raw: Fields) -> ModelConfig:
     )
 
 
-def read_windows(raw: Fields, n_layers: int) -> list[int | None]:
+def read_windows(raw: ConfigFields, n_layers: int) -> list[int | None]:
     """Each layer's window: from layer `max_window_layers` on, or as `layer_types` says."""
     raw.only("use_mrope", False)  # positions of pictures
     window = raw.size("sliding_window", 4096) if raw.flag("use_sliding_window", False) else None

@@ -7,14 +7,15 @@ from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, MoEConfig, NormConfig
 from glassformer.errors import ConfigError
-from glassformer.families import experts, llama, qwen3
-from glassformer.families.family import Family, Fields
-from glassformer.families.rope import read_rope
+from glassformer.families import llama, qwen3
+from glassformer.families.common import experts
+from glassformer.families.common.family import ConfigFields, Family
+from glassformer.families.common.rope import read_rope
 
 RULES = (*qwen3.RULES, experts.ROUTER, *experts.EACH)
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     n_layers, context = raw.size("num_hidden_layers"), raw.size("max_position_embeddings", 32768)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6))
@@ -47,7 +48,7 @@ def read(raw: Fields) -> ModelConfig:
     )
 
 
-def read_which(raw: Fields, n_layers: int) -> list[bool]:
+def read_which(raw: ConfigFields, n_layers: int) -> list[bool]:
     """Which layers have experts: every `decoder_sparse_step`-th, but for `mlp_only_layers`."""
     every, plain = raw.size("decoder_sparse_step", 1), raw.take("mlp_only_layers", None)
     plain = [] if plain is None else plain

@@ -8,12 +8,12 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from glassformer.encoder_config import TextEncoderConfig
+from glassformer.config import TextEncoderConfig
 from glassformer.families import bert
-from glassformer.families.family import Family, Fields, linear, rule
+from glassformer.families.common.family import ConfigFields, Family, linear, rule
 
 
-def read(raw: Fields) -> TextEncoderConfig:
+def read(raw: ConfigFields) -> TextEncoderConfig:
     return bert.read_stack(raw, "roberta", raw.size("pad_token_id", 1, least=0) + 1)
 
 
@@ -25,7 +25,7 @@ def write(config: TextEncoderConfig) -> dict[str, Any]:
     return bert.write_stack(config, "Roberta") | {"pad_token_id": config.position_offset - 1}
 
 
-def read_many_languages(raw: Fields) -> TextEncoderConfig:
+def read_many_languages(raw: ConfigFields) -> TextEncoderConfig:
     return replace(read(raw), family="xlm-roberta")
 
 

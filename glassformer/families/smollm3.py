@@ -8,11 +8,11 @@ from typing import Any
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
 from glassformer.errors import ConfigError
 from glassformer.families import llama, qwen3
-from glassformer.families.family import Family, Fields
-from glassformer.families.rope import read_rope, write_rope
+from glassformer.families.common.family import ConfigFields, Family
+from glassformer.families.common.rope import read_rope, write_rope
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     n_layers, context = raw.size("num_hidden_layers"), raw.size("max_position_embeddings", 32768)
     head_dim = raw.size("head_dim", max(1, d_model // n_heads))
@@ -47,7 +47,7 @@ def read(raw: Fields) -> ModelConfig:
     )
 
 
-def read_turning(raw: Fields, n_layers: int) -> list[bool]:
+def read_turning(raw: ConfigFields, n_layers: int) -> list[bool]:
     """Which layers have rotary positions: where `no_rope_layers`, in spite of its name, has a 1."""
     every = raw.size("no_rope_layer_interval", 4)
     flags = raw.take("no_rope_layers", None)

@@ -9,8 +9,8 @@ from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from glassformer.families import llama
-from glassformer.families.family import Family, Fields, linear, rule
-from glassformer.families.rope import read_rope, write_rope
+from glassformer.families.common.family import ConfigFields, Family, linear, rule
+from glassformer.families.common.rope import read_rope, write_rope
 
 LAYER = "model.layers.{i}"
 RULES = (
@@ -25,7 +25,7 @@ RULES = (
 )
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     head_dim, context = max(1, d_model // n_heads), raw.size("max_position_embeddings", 4096)
     norm = NormConfig("layer", raw.number("layer_norm_eps", 1e-5))

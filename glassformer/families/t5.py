@@ -20,10 +20,10 @@ from glassformer.config import (
     RelativeConfig,
 )
 from glassformer.errors import ConfigError
-from glassformer.families.family import ACTIVATION_NAMES, ACTIVATIONS, Family, Fields, Rule, rule
+from glassformer.families.common.family import ACTIVATION_NAMES, ACTIVATIONS, ConfigFields, Family, TensorRule, rule
 
 
-def stack_rules(theirs: str, ours: str, source: bool, gated: bool) -> tuple[Rule, ...]:
+def stack_rules(theirs: str, ours: str, source: bool, gated: bool) -> tuple[TensorRule, ...]:
     """Of one side; `source`: it reads one."""
     block, mine = f"{theirs}.block.{{i}}.layer", f"{ours}blocks.{{i}}"
     attentions = [("0.SelfAttention", "attn"), *([("1.EncDecAttention", "cross")] if source else [])]
@@ -47,7 +47,7 @@ def stack_rules(theirs: str, ours: str, source: bool, gated: bool) -> tuple[Rule
     )
 
 
-def rules(config: ModelConfig) -> tuple[Rule, ...]:
+def rules(config: ModelConfig) -> tuple[TensorRule, ...]:
     gated = config.layers[0].mlp.gated
     return (
         rule("shared.weight", "embed.weight"),
@@ -57,7 +57,7 @@ def rules(config: ModelConfig) -> tuple[Rule, ...]:
     )
 
 
-def read(raw: Fields) -> ModelConfig:
+def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads, context = raw.size("d_model", 512), raw.size("num_heads", 8), raw.size("n_positions", 512)
     norm = NormConfig("rms", raw.number("layer_norm_epsilon", 1e-6))
     relative = RelativeConfig(
@@ -88,7 +88,7 @@ def read(raw: Fields) -> ModelConfig:
     )
 
 
-def read_mlp(raw: Fields) -> MLPConfig:
+def read_mlp(raw: ConfigFields) -> MLPConfig:
     """`feed_forward_proj` is an activation, or "gated-" and one; "gated-gelu" means GELU's approximation."""
     told = raw.take("feed_forward_proj", "relu")
     gated = isinstance(told, str) and told.startswith("gated-")

@@ -24,9 +24,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, RequestError
-from glassformer.generate.loop import Watch, check_ids
+from glassformer.generate.loop import Observer, check_ids
 from glassformer.generate.sampling import check_number
-from glassformer.generate.writing import Paced, PairModel, Writing, longest_target, read_sources, vocab_sizes
+from glassformer.generate.seq2seq_decoder import (
+    Paced,
+    PairModel,
+    Seq2SeqDecoder,
+    longest_target,
+    read_sources,
+    vocab_sizes,
+)
 from glassformer.nn.attend import Attend, attend_sdpa
 
 
@@ -103,7 +110,7 @@ def search(
     ruled: Ruled = Ruled(),
     attend: Attend = attend_sdpa,
     before_pass: Callable[[], None] | None = None,
-    watch: Watch | None = None,
+    watch: Observer | None = None,
 ) -> list[list[Hypothesis]]:
     """The `n` best texts for each source (token ids), the best first, all different; fewer where there are no more.
 
@@ -130,7 +137,7 @@ def search(
 
 
 def greedy(
-    writing: Writing,
+    writing: Seq2SeqDecoder,
     n_sources: int,
     how: Search,
     most: int,
@@ -165,7 +172,7 @@ def greedy(
 
 
 def beam_search(
-    writing: Writing,
+    writing: Seq2SeqDecoder,
     n_sources: int,
     how: Search,
     most: int,

@@ -24,7 +24,7 @@ from glassformer.generate.stopping import StopStrings
 from glassformer.nn.attend import Attend, attend_sdpa
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step, Tap
-from glassformer.text.pieces import StreamDecoder
+from glassformer.text.stream_decoder import StreamDecoder
 from glassformer.text.tokenizer import Tokenizer
 
 Top = tuple[tuple[int, float], ...]  # (token id, log-probability), the likeliest first
@@ -37,7 +37,7 @@ def go_on() -> None:
 
 
 @dataclass(frozen=True)
-class Options:
+class GenerationOptions:
     """One request beside its prompt. `max_tokens` None writes until an end or the end of the context.
 
     `n` continuations of each prompt, from one prefill. `logprobs`: how many of the likeliest tokens to report beside
@@ -62,7 +62,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenEvent:
     """What one step adds to one continuation. `text` is certain to stay: never half a character, or half a stop string.
 
     `row` counts continuations: those of prompt p are p*n to p*n + n-1. `id` is None in a last piece without a token.
@@ -77,7 +77,7 @@ class Piece:
 
 
 @runtime_checkable
-class Watch(Protocol):
+class Observer(Protocol):
     """Who looks at a request's passes, or changes them: a tap for each pass."""
 
     whole: bool  # the last token written is read too, though nothing is predicted from it (one row)
@@ -90,7 +90,7 @@ class Watch(Protocol):
 
 
 @dataclass
-class Row:
+class GeneratedSequence:
     """One continuation as it grows."""
 
     row: int
@@ -104,13 +104,13 @@ class Row:
 def write(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
-    options: Options,
+    options: GenerationOptions,
     *,
     tokenizer: Tokenizer | None = None,
     ends: Collection[int] = (),
     attend: Attend = attend_sdpa,
-    watch: Watch | None = None,
-) -> Iterator[Piece]:
+    watch: Observer | None = None,
+) -> Iterator[TokenEvent]:
     """Continue each prompt; yields a `Piece` per continuation and step, in order of rows.
 
     A token of `ends` ends its continuation and is not part of it. Continuation r draws with the seed plus r.
@@ -127,7 +127,7 @@ def write(
     if options.stop and tokenizer is None:
         raise RequestError("stop strings need a tokenizer, and this model has none", param="stop")
     rows = _rows(model, prompts, options, tokenizer)
-    passes = Passes(model, attend, watch, options.before_pass)
+    passes = DecodeSession(model, attend, watch, options.before_pass)
     return _write(passes, prompts, options, rows, tokenizer, ends)
 
 
@@ -141,13 +141,13 @@ def check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
 
 
 def _write(  # not itself in inference mode: it would leak to the caller at each yield
-    passes: Passes,
+    passes: DecodeSession,
     prompts: Sequence[Sequence[int]],
-    options: Options,
-    rows: list[Row],
+    options: GenerationOptions,
+    rows: list[GeneratedSequence],
     tokenizer: Tokenizer | None,
     ends: Collection[int],
-) -> Iterator[Piece]:
+) -> Iterator[TokenEvent]:
     logits = passes.begin(prompts, rows, options.n)
     counts = _Counts(passes.model, prompts, options) if options.sampling.counts_tokens else None
     spelled = tokenizer.vocab_size if tokenizer else None  # a padded vocabulary ends in rows that stand for no token
@@ -171,10 +171,12 @@ def _write(  # not itself in inference mode: it would leak to the caller at each
         logits = passes.advance(rows, ids)
 
 
-def _rows(model: Decoder, prompts: Sequence[Sequence[int]], options: Options, tokenizer: Tokenizer | None) -> list[Row]:
+def _rows(
+    model: Decoder, prompts: Sequence[Sequence[int]], options: GenerationOptions, tokenizer: Tokenizer | None
+) -> list[GeneratedSequence]:
     """One for each continuation, `options.n` for each prompt."""
     context, seed = model.config.context_length, options.sampling.seeded().seed or 0
-    rows: list[Row] = []
+    rows: list[GeneratedSequence] = []
     for prompt in prompts:
         room = context - len(prompt)
         if room < (options.max_tokens or 1):
@@ -185,7 +187,7 @@ def _rows(model: Decoder, prompts: Sequence[Sequence[int]], options: Options, to
         for _ in range(options.n):
             text, generator = _text_after(prompt, tokenizer), random.Random(seed + len(rows))
             stops = StopStrings(options.stop)
-            rows.append(Row(len(rows), options.max_tokens or room, generator, stops, text, list(prompt)))
+            rows.append(GeneratedSequence(len(rows), options.max_tokens or room, generator, stops, text, list(prompt)))
     return rows
 
 
@@ -200,15 +202,15 @@ def _text_after(prompt: Sequence[int], tokenizer: Tokenizer | None) -> StreamDec
     return text
 
 
-class Passes:
+class DecodeSession:
     """The passes of one request, one after the other, through its cache."""
 
     cache: DenseCache
 
-    def __init__(self, model: Decoder, attend: Attend, watch: Watch | None, before_pass: Callable[[], None]):
+    def __init__(self, model: Decoder, attend: Attend, watch: Observer | None, before_pass: Callable[[], None]):
         self.model, self.attend, self.watch, self.before_pass = model, attend, watch, before_pass
 
-    def begin(self, prompts: Sequence[Sequence[int]], rows: list[Row], n: int) -> Tensor:
+    def begin(self, prompts: Sequence[Sequence[int]], rows: list[GeneratedSequence], n: int) -> Tensor:
         """Read the prompts; the logits [rows, V] of what comes next in each of the `n` continuations."""
         each = n if self.watch is None or not self.watch.apart else 1
         logits = self._prefill([row.ids for row in rows[::each]], rows[::each])
@@ -218,7 +220,7 @@ class Passes:
             logits = logits[spread]
         return self._checked(logits)
 
-    def advance(self, rows: list[Row], ids: list[int]) -> Tensor:
+    def advance(self, rows: list[GeneratedSequence], ids: list[int]) -> Tensor:
         """Read the token that each row has just written; the logits of what comes next."""
         for row, token in zip(rows, ids, strict=True):
             row.ids.append(token)
@@ -238,7 +240,7 @@ class Passes:
         return logits
 
     @torch.inference_mode()
-    def _prefill(self, prompts: Sequence[Sequence[int]], rows: list[Row]) -> Tensor:
+    def _prefill(self, prompts: Sequence[Sequence[int]], rows: list[GeneratedSequence]) -> Tensor:
         """Fill a new cache with all prompts; the logits [prompts, V] of each one's last token."""
         model, longest = self.model, max(map(len, prompts))
         capacity = min(model.config.context_length, longest + max(row.room for row in rows))
@@ -253,7 +255,7 @@ class Passes:
         return logits
 
     @torch.inference_mode()
-    def _pass(self, tokens: list[list[int]], rows: list[Row]) -> Tensor:
+    def _pass(self, tokens: list[list[int]], rows: list[GeneratedSequence]) -> Tensor:
         """One pass over each row's new tokens; the logits [R, V] of each row's last one."""
         self.before_pass()
         width, cache = max(map(len, tokens)), self.cache
@@ -273,16 +275,16 @@ class Passes:
 class _Counts:
     """How often each token stands in a row's prompt and output, [R, V] each."""
 
-    def __init__(self, model: Decoder, prompts: Sequence[Sequence[int]], options: Options):
+    def __init__(self, model: Decoder, prompts: Sequence[Sequence[int]], options: GenerationOptions):
         device, vocab_size = model.embed.weight.device, model.config.vocab_size
         count = [torch.bincount(torch.tensor(list(prompt)), minlength=vocab_size) for prompt in prompts]
         self.prompt = torch.stack(count).repeat_interleave(options.n, 0).to(device)
         self.output = torch.zeros_like(self.prompt)
 
-    def add(self, rows: list[Row], ids: list[int]) -> None:
+    def add(self, rows: list[GeneratedSequence], ids: list[int]) -> None:
         self.output[[row.row for row in rows], ids] += 1
 
-    def of(self, rows: list[Row]) -> tuple[Tensor, Tensor]:
+    def of(self, rows: list[GeneratedSequence]) -> tuple[Tensor, Tensor]:
         index = [row.row for row in rows]
         return self.prompt[index], self.output[index]
 
@@ -296,19 +298,19 @@ def report(logits: Tensor, chosen: Tensor, n_top: int) -> list[tuple[float, Top]
     return [(one, tuple(zip(*pair, strict=True))) for one, pair in zip(own, pairs, strict=True)]
 
 
-def _piece(row: Row, token: int, logprob: float | None, top: Top, ends: Collection[int]) -> Piece:
+def _piece(row: GeneratedSequence, token: int, logprob: float | None, top: Top, ends: Collection[int]) -> TokenEvent:
     """Add a token to a row, and see whether the row ends with it."""
     if token in ends:
-        return Piece(row.row, None, _rest(row), logprob, top, "stop")
+        return TokenEvent(row.row, None, _rest(row), logprob, top, "stop")
     row.room -= 1
     text = row.stops.push(row.text.push(token)) if row.text else ""
     if row.stops.found is not None:
-        return Piece(row.row, token, text, logprob, top, "stop")
+        return TokenEvent(row.row, token, text, logprob, top, "stop")
     if row.room == 0:
-        return Piece(row.row, token, text + _rest(row), logprob, top, "length")
-    return Piece(row.row, token, text, logprob, top)
+        return TokenEvent(row.row, token, text + _rest(row), logprob, top, "length")
+    return TokenEvent(row.row, token, text, logprob, top)
 
 
-def _rest(row: Row) -> str:
+def _rest(row: GeneratedSequence) -> str:
     """What was held back when a row ends: half a character, or what might have become a stop string."""
     return row.stops.push(row.text.finish()) + row.stops.finish() if row.text else ""

@@ -41,7 +41,7 @@ class KV(NamedTuple):
 
 
 @dataclass(frozen=True)
-class View:
+class Visibility:
     """What the queries of one pass may look at. `mask` None with `causal` False hides nothing; `causal` is T = S."""
 
     queries: Int[Tensor, "#B T"]
@@ -86,7 +86,7 @@ def attend_math(
     spec: AttendSpec,
     q: Float[Tensor, "B T H Dh"],
     kv: KV,
-    view: View,
+    view: Visibility,
     bias: Float[Tensor, "*#BH #T S"] | None = None,
     sinks: Float[Tensor, "H"] | None = None,
     see: See | None = None,
@@ -120,7 +120,7 @@ def attend_sdpa(
     spec: AttendSpec,
     q: Float[Tensor, "B T H Dh"],
     kv: KV,
-    view: View,
+    view: Visibility,
     bias: Float[Tensor, "*#BH #T S"] | None = None,
     sinks: Float[Tensor, "H"] | None = None,
 ) -> Float[Tensor, "B T H Dv"]:
@@ -160,7 +160,7 @@ def _one_query(
     q: Float[Tensor, "B H 1 Dh"],
     k: Float[Tensor, "B H S Dh"],
     v: Float[Tensor, "B H S Dv"],
-    view: View,
+    view: Visibility,
 ) -> Float[Tensor, "B 1 H Dv"]:
     """One query in every row and head, as two batched products of a matrix and a vector: for many heads on a CPU.
 
@@ -178,7 +178,7 @@ def attend_products(
     spec: AttendSpec,
     q: Float[Tensor, "B T H Dh"],
     kv: KV,
-    view: View,
+    view: Visibility,
     bias: Float[Tensor, "*#BH #T S"] | None = None,
     sinks: Float[Tensor, "H"] | None = None,
 ) -> Float[Tensor, "B T H Dv"]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from glassformer.encoder_config import MaskedHeadConfig, TextEncoderConfig
+from glassformer.config import MaskedHeadConfig, TextEncoderConfig
 from glassformer.nn.mlp import ACTIVATIONS
 from glassformer.nn.model import Encoder
 from glassformer.nn.norm import make_norm

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.config import AttentionConfig
-from glassformer.nn.attend import KV, View
+from glassformer.nn.attend import KV, Visibility
 from glassformer.nn.attention import spec_of, write
 from glassformer.nn.norm import RMSNorm
 from glassformer.nn.rope import rotate
@@ -128,7 +128,7 @@ def absorbs(config: AttentionConfig, n_new: int, n_seen: int) -> bool:
     return n_new * (once + n_seen * 2 * config.kept) < expanded
 
 
-def put(own: KV, kv: KV, view: View) -> KV:
+def put(own: KV, kv: KV, view: Visibility) -> KV:
     """All keys and values, those of the pass' own tokens in their places."""
     here = (view.queries[..., :, None] == view.keys[..., None, :]) & (view.queries >= 0)[..., :, None]  # [#B, T, S]
     row, place, slot = here.expand(len(kv.k), -1, -1).nonzero(as_tuple=True)

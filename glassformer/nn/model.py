@@ -20,7 +20,7 @@ from glassformer.nn.attention import spec_of
 from glassformer.nn.norm import make_norm
 from glassformer.nn.position import RelativePositions, make_positions
 from glassformer.nn.residual import Block
-from glassformer.nn.step import Source, Step
+from glassformer.nn.step import EncodedSource, Step
 
 
 class Stack(nn.Module):
@@ -139,7 +139,7 @@ class EncoderDecoder(Decoder):
         assert config.encoder is not None, "an encoder-decoder's config has an encoder"
         self.encoder = Encoder(config.encoder, self.embed if config.shared_embedding else None)
 
-    def encode(self, ids: Int[Tensor, "B S"], step: Step) -> Source:
+    def encode(self, ids: Int[Tensor, "B S"], step: Step) -> EncodedSource:
         """Read the sources: once, however many tokens are then written. Points are named `encoder.`...
 
         CapacityError when a source is longer than the encoder's context.
@@ -148,7 +148,7 @@ class EncoderDecoder(Decoder):
         if ids.shape[-1] > limit:
             raise CapacityError(f"a source of {ids.shape[-1]} tokens does not fit: the encoder's context holds {limit}")
         assert step.cache is None, "an encoder sees its rows whole: its keys are kept by the decoder's cross-attention"
-        return Source(self.encoder(ids, step.inside("encoder.")), step.positions, step.padded)
+        return EncodedSource(self.encoder(ids, step.inside("encoder.")), step.positions, step.padded)
 
 
 def make_model(config: ModelConfig) -> Decoder:

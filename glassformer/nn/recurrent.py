@@ -33,7 +33,7 @@ from glassformer.nn.step import Tap
 Cell = tuple[Tensor, ...]  # what a cell carries on, each [L, B, Dr]: (h,) of a GRU, (h, c) of an LSTM
 
 
-class Source(NamedTuple):
+class RecurrentSource(NamedTuple):
     """What attention reads: states [B, S, Dr], keys [B, S, Dr] (what scores are made of), padding [B, 1, S] or None."""
 
     states: Tensor
@@ -46,7 +46,7 @@ class RecurrentState:
     """All that the next target token depends on. `fed` [B, 1, Dr] is the hidden before it, with input feeding."""
 
     cell: Cell
-    source: Source | None = None
+    source: RecurrentSource | None = None
     fed: Tensor | None = None
 
     def select(self, rows: Sequence[int] | Int[Tensor, "R"]) -> RecurrentState:
@@ -56,11 +56,11 @@ class RecurrentState:
         def pick(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.index_select(0, index)
 
-        source = None if self.source is None else Source(*map(pick, self.source))  # pyright: ignore[reportArgumentType]
+        source = None if self.source is None else RecurrentSource(*map(pick, self.source))  # pyright: ignore[reportArgumentType]
         return RecurrentState(tuple(t.index_select(1, index) for t in self.cell), source, pick(self.fed))
 
 
-class Alignment(nn.Module):
+class RecurrentAttention(nn.Module):
     """score(s, h): how well source state h fits decoder state s.
 
     additive: v.tanh(W s + U h) (Bahdanau et al. 2015, appendix A.1.2). dot: s.h. general: s.W h (Luong et al. 2015,
@@ -108,7 +108,7 @@ class RecurrentEncoderDecoder(nn.Module):
         self.step_by_step = config.attention == "additive" or config.input_feeding
         self.decoder = RNN(config.d_model + width * self.step_by_step, width, layers, batch_first=True)
         if config.attention is not None:
-            self.alignment = Alignment(config.attention, width)
+            self.alignment = RecurrentAttention(config.attention, width)
             self.combine = nn.Linear(2 * width, width, bias=False)
         self.head = nn.Linear(width, config.target_vocab_size, bias=False)
 
@@ -140,7 +140,7 @@ class RecurrentEncoderDecoder(nn.Module):
         if self.config.attention is None:
             return RecurrentState(cell)
         fed = torch.zeros_like(states[:, :1]) if self.config.input_feeding else None
-        return RecurrentState(cell, Source(states, self.alignment.key(states), padding), fed)
+        return RecurrentState(cell, RecurrentSource(states, self.alignment.key(states), padding), fed)
 
     def _start(self, states: Float[Tensor, "B S Dr"], ends: Int[Tensor, "B"], last: Cell) -> Cell:
         """The decoder's first state: what each layer of the encoder ended with, its two ways side by side.
@@ -182,7 +182,9 @@ class RecurrentEncoderDecoder(nn.Module):
         hidden = torch.tanh(self.combine(torch.cat([context, s], -1)))
         return hidden, replace(state, cell=cell, fed=None if state.fed is None else hidden)
 
-    def _look(self, s: Float[Tensor, "B T Dr"], source: Source | None, tap: Tap | None) -> Float[Tensor, "B T Dr"]:
+    def _look(
+        self, s: Float[Tensor, "B T Dr"], source: RecurrentSource | None, tap: Tap | None
+    ) -> Float[Tensor, "B T Dr"]:
         """Attention: context_t = sum_j softmax_j(score(s_t, h_j)) h_j."""
         assert source is not None, "a state of another model: it has no source to look at"
         scores = self.alignment(s, source.keys).float()  # [B, T, S]

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from glassformer.config import RopeConfig
-from glassformer.rope_scaling import BandScaling, LinearScaling, LongScaling, Scaling, YarnScaling
+from glassformer.config import BandScaling, LinearScaling, LongScaling, RopeConfig, Scaling, YarnScaling
 
 
 def rotation(

@@ -19,10 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from glassformer.config import RopeConfig
-from glassformer.nn.attend import KV, Attend, AttendSpec, View, attend_math, attend_sdpa, visible
+from glassformer.config import LongScaling, RopeConfig
+from glassformer.nn.attend import KV, Attend, AttendSpec, Visibility, attend_math, attend_sdpa, visible
 from glassformer.nn.rope import rotation
-from glassformer.rope_scaling import LongScaling
 
 
 @runtime_checkable
@@ -45,31 +44,31 @@ class Slot(Protocol):
 class Cache(Protocol):
     """What past tokens left behind, and where they are: see `cache/dense.py`."""
 
-    source: Source | None
+    source: EncodedSource | None
 
     @property
     def reach(self) -> Sequence[int]: ...  # how many tokens each row holds, or is known to hold in the end
     def layer(self, i: int) -> Slot: ...
-    def view(self, spec: AttendSpec) -> View: ...
+    def view(self, spec: AttendSpec) -> Visibility: ...
 
 
 @dataclass(frozen=True)
-class Source:
+class EncodedSource:
     """What a decoder reads beside its own tokens: an encoder's output. Positions are -1 where it is padding."""
 
     states: Float[Tensor, "B S D"]
     positions: Int[Tensor, "#B S"]
     padded: bool = False
 
-    def select(self, rows: Int[Tensor, "R"]) -> Source:
+    def select(self, rows: Int[Tensor, "R"]) -> EncodedSource:
         """Only these rows, in this order; a row may be named several times."""
         one = self.positions.shape[0] == 1
         positions = self.positions if one else self.positions.index_select(0, rows)
-        return Source(self.states.index_select(0, rows), positions, self.padded)
+        return EncodedSource(self.states.index_select(0, rows), positions, self.padded)
 
-    def view(self, spec: AttendSpec, queries: Int[Tensor, "#B T"]) -> View:
+    def view(self, spec: AttendSpec, queries: Int[Tensor, "#B T"]) -> Visibility:
         """All of it but padding, whatever the query's own position."""
-        return View(queries, self.positions, visible(spec, queries, self.positions) if self.padded else None)
+        return Visibility(queries, self.positions, visible(spec, queries, self.positions) if self.padded else None)
 
 
 class Step:
@@ -89,7 +88,7 @@ class Step:
         attend: Attend = attend_sdpa,
         tap: Tap | None = None,
         documents: Int[Tensor, "B T"] | None = None,
-        source: Source | None = None,
+        source: EncodedSource | None = None,
         types: Int[Tensor, "B T"] | None = None,
         padded: bool = False,
     ):
@@ -98,7 +97,7 @@ class Step:
         self.source = cache.source if source is None and cache is not None else source
         self.cache, self.backend, self.tap = cache, attend, tap
         self.prefix = ""
-        self.views: dict[tuple, View] = {}
+        self.views: dict[tuple, Visibility] = {}
         self.rotations: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     @classmethod
@@ -136,14 +135,14 @@ class Step:
         for rope, head_dim in ropes:
             self.rotation(rope, head_dim)
 
-    def view(self, spec: AttendSpec) -> View:
+    def view(self, spec: AttendSpec) -> Visibility:
         """What this pass's queries may look at under `spec`."""
         key = (spec.causal, spec.window, spec.source)
         if key not in self.views:
             self.views[key] = self._view(spec)
         return self.views[key]
 
-    def _view(self, spec: AttendSpec) -> View:
+    def _view(self, spec: AttendSpec) -> Visibility:
         if spec.source:
             if self.source is None:
                 raise AssertionError("cross-attention needs a Step with a source")
@@ -154,7 +153,7 @@ class Step:
         plain = self.documents is None and (spec.window is None or spec.window >= length)
         plain = plain and (spec.causal or not self.padded)  # padding at the right is later than all that is read
         mask = None if plain else visible(spec, self.positions, self.positions, self.documents)
-        return View(self.positions, self.positions, mask, causal=plain and spec.causal)
+        return Visibility(self.positions, self.positions, mask, causal=plain and spec.causal)
 
     def rotation(self, rope: RopeConfig, head_dim: int) -> tuple[Float[Tensor, "#B T 1 R"], Float[Tensor, "#B T 1 R"]]:
         """cos and sin for this pass's positions."""
@@ -197,7 +196,7 @@ class LayerStep:
     def rotation(self, rope: RopeConfig, head_dim: int) -> tuple[Tensor, Tensor]:
         return self.step.rotation(rope, head_dim)
 
-    def view(self, spec: AttendSpec) -> View:
+    def view(self, spec: AttendSpec) -> Visibility:
         return self.step.view(spec)
 
     def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> Any:

@@ -11,14 +11,15 @@ from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
 from glassformer.errors import ConfigError
-from glassformer.server import answers, completions, errors, glass
+from glassformer.server import completions, errors, glass
+from glassformer.server import openapi_docs as answers
 from glassformer.server.edits import EditReader
 from glassformer.server.errors import answer
 from glassformer.server.guard import MAX_BODY, Guard
-from glassformer.server.page import Page
+from glassformer.server.models import AnyModel, ServedModels
+from glassformer.server.page import BuiltPage
 from glassformer.server.queue import Queue
-from glassformer.server.served import AnyModel, Models
-from glassformer.server.store import Traces
+from glassformer.server.trace_store import TraceStore
 
 VERSION = version("glassformer")
 
@@ -46,7 +47,7 @@ class Settings:
 
 def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settings()) -> FastAPI:
     """The whole app. Its `state.queue` is where the work is done."""
-    served, queue, page, traces = Models(models), Queue(), Page(), Traces(settings.trace_bytes)
+    served, queue, page, traces = ServedModels(models), Queue(), BuiltPage(), TraceStore(settings.trace_bytes)
     edits = EditReader(lambda id: traces.get(id).trace)
 
     @asynccontextmanager

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import Sampling
-from glassformer.inspect.edit import Op
+from glassformer.inspect.edits.edit import Op
 from glassformer.inspect.views.layer import Which
-from glassformer.server.errors import Refused
-from glassformer.server.served import Served
+from glassformer.server.errors import ApiError
+from glassformer.server.models import ServedModel
 
 # What others offer and this server does not; a value that asks for nothing is no reason to refuse.
 NOTHING: dict[str, tuple[Any, ...]] = {
@@ -159,7 +159,7 @@ class OpenAIFields(SamplingFields):
         for name, value in data.items():
             if name in NOTHING and name not in cls.model_fields:
                 if value is not None and value not in NOTHING[name]:
-                    raise Refused(400, f"{name} is not served here", param=name, code="not_served")
+                    raise ApiError(400, f"{name} is not served here", param=name, code="not_served")
             else:
                 kept[name] = value
         return kept
@@ -263,7 +263,7 @@ class TraceBody(SamplingFields):
     top: int = Field(5, description="With stream: so many of the likeliest tokens beside each one written.")
     stream: bool | None = Field(None, description="Events: `token` for each token written, then `trace`, or `error`.")
 
-    def ids(self, served: Served) -> list[int]:
+    def ids(self, served: ServedModel) -> list[int]:
         """What is to be traced, as token ids."""
         if self.target is not None:
             raise RequestError("target is of models that read a source, and this one reads none", param="target")
@@ -273,7 +273,7 @@ class TraceBody(SamplingFields):
             return served.chat_ids([message.plain() for message in self.messages])
         return served.writer.encode(self.prompt or "")
 
-    def reading(self, served: Served) -> tuple[str | list[int], dict[str, Any]]:
+    def reading(self, served: ServedModel) -> tuple[str | list[int], dict[str, Any]]:
         """What a model that is no decoder reads, and how. RequestError for a field that has no effect on it."""
         writes, given = served.kind != "encoder", self.model_dump(exclude_none=True)
         useful = {"model", "prompt", "read", "stream", "edits"} | ({"target", "max_tokens"} if writes else set())

@@ -12,21 +12,21 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from glassformer.inspect.edit import Edit
-from glassformer.server import answers
+from glassformer.inspect.edits.edit import Edit
+from glassformer.server import openapi_docs as answers
 from glassformer.server.bodies import ChatBody, CompletionBody, OpenAIFields
 from glassformer.server.edits import EditReader
 from glassformer.server.errors import answer
+from glassformer.server.generation import Chunk, GenerationJob, Token, ready
+from glassformer.server.models import ServedModel, ServedModels
 from glassformer.server.queue import Queue
-from glassformer.server.served import Models, Served
-from glassformer.server.stream import Events, all_of, event, result_of
-from glassformer.server.writing import Chunk, Token, Writing, ready
+from glassformer.server.sse import Events, all_of, event, result_of
 
 DONE = b"data: [DONE]\n\n"
 IMPOSSIBLE = -9999.0
 
 
-def routes(models: Models, queue: Queue, edits: EditReader) -> APIRouter:
+def routes(models: ServedModels, queue: Queue, edits: EditReader) -> APIRouter:
     """The routes over these models."""
     router = APIRouter(tags=["OpenAI"])
 
@@ -43,7 +43,7 @@ def routes(models: Models, queue: Queue, edits: EditReader) -> APIRouter:
         body.check_stream()
         changes = await _changes(request, queue, edits, body)
 
-        def prepare() -> Writing:
+        def prepare() -> GenerationJob:
             return ready(
                 served,
                 body,
@@ -67,7 +67,7 @@ def routes(models: Models, queue: Queue, edits: EditReader) -> APIRouter:
         body.check_stream()
         changes = await _changes(request, queue, edits, body)
 
-        def prepare() -> Writing:
+        def prepare() -> GenerationJob:
             return ready(
                 served,
                 body,
@@ -91,7 +91,7 @@ async def _changes(request: Request, queue: Queue, edits: EditReader, body: Open
 
 
 async def _written(
-    request: Request, queue: Queue, body: OpenAIFields, writing: Writing, kind: type[_Shape]
+    request: Request, queue: Queue, body: OpenAIFields, writing: GenerationJob, kind: type[_Shape]
 ) -> Response:
     shape = kind(writing, body)
     if body.stream:
@@ -105,7 +105,7 @@ class _Shape(ABC):
 
     prefix, object, chunk_object = "", "", ""
 
-    def __init__(self, writing: Writing, body: OpenAIFields):
+    def __init__(self, writing: GenerationJob, body: OpenAIFields):
         self.writing, self.served = writing, writing.served
         self.with_usage = body.stream_options is not None and body.stream_options.include_usage
         self.head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
@@ -204,7 +204,7 @@ class _Chat(_Shape):
         return _spelled(self.served, token.id, token.logprob) | {"top_logprobs": top}
 
 
-def _spelled(served: Served, id: int, logprob: float | None) -> dict[str, Any]:
+def _spelled(served: ServedModel, id: int, logprob: float | None) -> dict[str, Any]:
     text, data = served.spelled(id)
     return {"token": text, "bytes": None if data is None else list(data), "logprob": _number(logprob)}
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from glassformer.errors import RequestError
-from glassformer.inspect.edit import Edit, Store, from_json
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.edits.edit import Edit, Store, from_json
+from glassformer.inspect.trace.trace import Trace
 
 
 class EditReader:

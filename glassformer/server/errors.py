@@ -40,14 +40,14 @@ def of_prompt() -> Iterator[None]:
     try:
         yield
     except CapacityError as error:
-        raise Refused(400, str(error), param="prompt", code="context_length_exceeded") from None
+        raise ApiError(400, str(error), param="prompt", code="context_length_exceeded") from None
     except RequestError as error:
         if error.param not in ("text", "source"):
             raise
         raise RequestError(str(error), param="prompt") from None
 
 
-class Refused(GlassformerError):
+class ApiError(GlassformerError):
     """A refusal with a status of its own."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
@@ -73,7 +73,7 @@ def refusal(status: int, message: str, param: str | None = None, code: str | Non
 
 def described(error: Exception) -> tuple[int, dict[str, Any]]:
     """The status and the body of an error that work on a request raised. What nobody foresaw is logged, not shown."""
-    if isinstance(error, Refused):
+    if isinstance(error, ApiError):
         return error.status, shape(error.status, str(error), error.param, error.code)
     if isinstance(error, RequestError):
         return 400, shape(400, str(error), error.param)

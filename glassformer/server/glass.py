@@ -12,33 +12,33 @@ import torch
 from fastapi import APIRouter, Request, Response
 
 from glassformer.errors import RequestError
-from glassformer.generate.loop import Piece
-from glassformer.inspect import slices
-from glassformer.inspect.answers import in_rows, seen, told
-from glassformer.inspect.answers import in_short as short_of
-from glassformer.inspect.answers import names as names_of
-from glassformer.inspect.sweep import Sweep, Swept
-from glassformer.inspect.sweep import sweep as sweep_of
-from glassformer.inspect.trace import Trace
-from glassformer.inspect.views.registry import VIEWS, View
+from glassformer.generate.loop import TokenEvent
+from glassformer.inspect.present.router import in_rows, seen, told
+from glassformer.inspect.present.router import in_short as short_of
+from glassformer.inspect.present.router import names as names_of
+from glassformer.inspect.sweep.sweep import Sweep, Swept
+from glassformer.inspect.sweep.sweep import sweep as sweep_of
+from glassformer.inspect.trace import slices
+from glassformer.inspect.trace.trace import Trace
+from glassformer.inspect.views.registry import VIEWS, ViewSpec
 from glassformer.inspect.views.result import plain
-from glassformer.server import answers
+from glassformer.server import openapi_docs as answers
 from glassformer.server.bodies import SweepBody, TraceBody, VectorBody
 from glassformer.server.edits import EditReader
-from glassformer.server.errors import Refused, answer, of_prompt
+from glassformer.server.errors import ApiError, answer, of_prompt
+from glassformer.server.models import ServedModel, ServedModels
 from glassformer.server.queue import Check, Queue
-from glassformer.server.served import Models, Served
-from glassformer.server.store import Entry, Traces
-from glassformer.server.stream import Events, all_of, event, result_of
+from glassformer.server.sse import Events, all_of, event, result_of
+from glassformer.server.trace_store import StoredTrace, TraceStore
 
 FOREVER = "private, max-age=31536000, immutable"
 
 
-def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> APIRouter:
+def routes(models: ServedModels, queue: Queue, traces: TraceStore, edits: EditReader) -> APIRouter:
     """The routes over these models and traces."""
     router = APIRouter(tags=["Glass"])
 
-    async def look(request: Request, function: Callable[[], Any], *used: Entry) -> Any:
+    async def look(request: Request, function: Callable[[], Any], *used: StoredTrace) -> Any:
         """What a quick look at traces finds."""
 
         def looked() -> Any:
@@ -67,27 +67,27 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
         if body.max_tokens:
             options["logprobs"] = body.top if body.stream else 0
 
-        def work(check: Check) -> Iterator[Piece | Entry]:
+        def work(check: Check) -> Iterator[TokenEvent | StoredTrace]:
             with of_prompt():
                 for one in served.writer.trace_stream(ids, before_pass=check, budget=traces.limit, **options):
-                    yield one if isinstance(one, Piece) else traces.put(served.name, one)
+                    yield one if isinstance(one, TokenEvent) else traces.put(served.name, one)
 
         if body.stream:
             return await Events(
                 request, queue.submit(work), _Written(served, len(ids)).events, tuple, error="error"
             ).begun()
         *pieces, entry = await all_of(request, queue, work)
-        assert isinstance(entry, Entry)
-        logprobs = [piece.logprob for piece in pieces if isinstance(piece, Piece) and piece.id is not None]
+        assert isinstance(entry, StoredTrace)
+        logprobs = [piece.logprob for piece in pieces if isinstance(piece, TokenEvent) and piece.id is not None]
         said = await asyncio.to_thread(described, entry, logprobs)
         return answer(said, 201, {"location": f"/v1/traces/{entry.id}"})
 
-    async def read_whole(body: TraceBody, served: Served, request: Request) -> Response:
+    async def read_whole(body: TraceBody, served: ServedModel, request: Request) -> Response:
         """A trace of a model that reads a source, or of an encoder: it comes at once."""
         prompt, options = body.reading(served)
         options["edit"] = await look(request, lambda: edits.read(body.changes())) if body.edits else ()
 
-        def work(check: Check) -> Iterator[Entry]:
+        def work(check: Check) -> Iterator[StoredTrace]:
             pace = {} if served.kind == "encoder" else {"before_pass": check}
             with of_prompt():
                 yield traces.put(served.name, served.lm.trace(prompt, budget=traces.limit, **pace, **options))  # pyright: ignore[reportAttributeAccessIssue]
@@ -154,7 +154,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
     async def vector(body: VectorBody) -> Response:
         return answer({"vector": edits.store.put(torch.tensor(body.values)), "shape": [len(body.values)]}, 201)
 
-    async def rows(request: Request, view: View, used: list[Entry], given: dict[str, Any]) -> Response:
+    async def rows(request: Request, view: ViewSpec, used: list[StoredTrace], given: dict[str, Any]) -> Response:
         """A look that comes row by row, as events."""
 
         def work(_: Check) -> Iterator[bytes]:
@@ -168,7 +168,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
         one = lambda data: [data]  # noqa: E731
         return await Events(request, queue.submit(work, quick=True), one, tuple, error="error").begun()
 
-    def of_trace(view: View) -> Callable:
+    def of_trace(view: ViewSpec) -> Callable:
         async def see(request: Request, id: str) -> Response:
             used = [traces.get(id)]
 
@@ -185,7 +185,7 @@ def routes(models: Models, queue: Queue, traces: Traces, edits: EditReader) -> A
 
         return see
 
-    def of_model(view: View) -> Callable:
+    def of_model(view: ViewSpec) -> Callable:
         async def see(request: Request, model: str) -> Response:
             served = models[model]
             given = view.read(_query(request))
@@ -231,12 +231,12 @@ def _swept(one: Sweep | Swept) -> list[bytes]:
     return [event(plain(about) | {"total": len(one)}, "begin")]
 
 
-def _no_view(of: str, name: str) -> Refused:
+def _no_view(of: str, name: str) -> ApiError:
     known = [view.name for view in VIEWS.values() if view.of == of]
     if name in VIEWS:
-        return Refused(404, f"{name!r} is a view of a {VIEWS[name].of}, not of a {of}", param="view")
+        return ApiError(404, f"{name!r} is a view of a {VIEWS[name].of}, not of a {of}", param="view")
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-    return Refused(
+    return ApiError(
         404, f"a {of} has no view {name[:64]!r}; the nearest is {near!r}", param="view", code="view_not_found"
     )
 
@@ -266,12 +266,12 @@ def _only(request: Request, *known: str) -> None:
 class _Written:
     """A text as it is written, as events."""
 
-    def __init__(self, served: Served, n_prompt: int):
+    def __init__(self, served: ServedModel, n_prompt: int):
         self.served, self.position = served, n_prompt
         self.logprobs: list[float | None] = []
 
-    def events(self, one: Piece | Entry) -> Iterator[bytes]:
-        if isinstance(one, Entry):
+    def events(self, one: TokenEvent | StoredTrace) -> Iterator[bytes]:
+        if isinstance(one, StoredTrace):
             yield event(described(one, self.logprobs), "trace")
         elif one.id is not None:
             token = _token(self.served, one.id, one.logprob)
@@ -281,15 +281,15 @@ class _Written:
             self.logprobs.append(one.logprob)
 
 
-def _token(served: Served, id: int, logprob: float | None) -> dict[str, Any]:
+def _token(served: ServedModel, id: int, logprob: float | None) -> dict[str, Any]:
     return {"id": id, "text": served.spelled(id)[0], "logprob": plain(logprob)}
 
 
-def in_short(entry: Entry) -> dict[str, Any]:
+def in_short(entry: StoredTrace) -> dict[str, Any]:
     """A trace without its tokens."""
     return short_of(entry.trace, entry.id, entry.model, entry.created, entry.bytes)
 
 
-def described(entry: Entry, logprobs: list[float | None] = []) -> dict[str, Any]:  # noqa: B006 (it is only read)
+def described(entry: StoredTrace, logprobs: list[float | None] = []) -> dict[str, Any]:  # noqa: B006 (it is only read)
     """A trace as its route tells it. `logprobs`: of what was written, where they are known; `summary` has them all."""
     return in_short(entry) | told(entry.trace, logprobs)

@@ -71,7 +71,7 @@ class File:
         return Response(self.data, 200, headers, self.kind)
 
 
-class Page:
+class BuiltPage:
     """The files of the page by their paths."""
 
     def __init__(self, folder: Path = DIST):

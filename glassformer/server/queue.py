@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from glassformer.server.errors import Refused
+from glassformer.server.errors import ApiError
 
 T = TypeVar("T")
 Check = Callable[[], None]
@@ -27,7 +27,7 @@ Work = Callable[[Check], Iterable[T]]
 MOST_WAITING = 256  # requests; more are refused, not kept
 
 
-class Left(Refused):
+class ClientDisconnected(ApiError):
     """Work that was stopped: its client has left, or the server ends. Only in the second case does anybody read it."""
 
     def __init__(self):
@@ -72,21 +72,21 @@ class Job(Generic[T]):
         if not self.cancelled:
             self.cancelled = True
             self._queue.forget(self)
-            self._items.put_nowait(("error", Left()))
+            self._items.put_nowait(("error", ClientDisconnected()))
 
     # ---- in any thread
 
     def stop(self) -> None:
         """Stop the work before its next pass, and tell whoever iterates at once."""
         self.cancelled = True
-        self._post("error", Left())
+        self._post("error", ClientDisconnected())
 
     # ---- in the worker thread
 
     def check(self) -> None:
         """Raise `Left` where nobody waits any more."""
         if self.cancelled:
-            raise Left
+            raise ClientDisconnected
 
     def steps(self) -> Iterator[None]:
         """Do the work, and hand on what it yields."""
@@ -134,9 +134,9 @@ class Queue:
         job = Job(self, work, asyncio.get_running_loop())
         with self._changed:
             if self._closed:
-                raise Refused(503, "the server is shutting down", code="shutting_down")
+                raise ApiError(503, "the server is shutting down", code="shutting_down")
             if len(self._waiting) + len(self._quick) >= MOST_WAITING:
-                raise Refused(429, f"{MOST_WAITING} requests are waiting already: try again later", code="queue_full")
+                raise ApiError(429, f"{MOST_WAITING} requests are waiting already: try again later", code="queue_full")
             (self._quick if quick else self._waiting).append(job)
             self._changed.notify()
         return job

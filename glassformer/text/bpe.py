@@ -104,7 +104,7 @@ def _join(words: list[list[int]], at_words: set[int], pair: Pair, new: int) -> I
 
 
 @dataclass(frozen=True)
-class Step:
+class MergeStep:
     """A word on its way: its parts, and the merge that led here (None at the start).
 
     rank: which merge, counted from 0;  at: the index in `parts` of the token it made.
@@ -163,14 +163,14 @@ class BPE:
         """Cut `text` where merges may not cross; joined again, the words are the text."""
         return regex.findall(self.pattern, text)
 
-    def merge_steps(self, word: str | bytes) -> Iterator[Step]:
+    def merge_steps(self, word: str | bytes) -> Iterator[MergeStep]:
         """Encode one word as one would by hand: its bytes, then after each merge the parts that are left.
 
         Each step joins the pair that was learned first; where it occurs twice, the left one.
         """
         data = word.encode() if isinstance(word, str) else word
         parts = [bytes([byte]) for byte in data]
-        yield Step(tuple(parts))
+        yield MergeStep(tuple(parts))
         never = len(self.merges)
         ranks = [self.ranks.get(pair, never) for pair in pairwise(parts)]  # of each gap
         while ranks and (rank := min(ranks)) < never:
@@ -179,7 +179,7 @@ class BPE:
             del ranks[at]
             for gap in range(max(at - 1, 0), min(at + 1, len(ranks))):  # the new token has new neighbours
                 ranks[gap] = self.ranks.get((parts[gap], parts[gap + 1]), never)
-            yield Step(tuple(parts), rank, at)
+            yield MergeStep(tuple(parts), rank, at)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`.  Raises UnicodeEncodeError for a lone surrogate."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassformer.errors import TokenizerError
-from glassformer.text.control import Added, Cutter
-from glassformer.text.files import write_atomic
-from glassformer.text.library import JSON, Core, LibraryCore
-from glassformer.text.pieces import StreamDecoder
+from glassformer.text.files.find import write_atomic
+from glassformer.text.hf_tokenizer import JSON, HFTokenizer, TokenizerBackend
+from glassformer.text.special_tokens import AddedToken, SpecialTokenSplitter
+from glassformer.text.stream_decoder import StreamDecoder
 
 if TYPE_CHECKING:
     from glassformer.text.train import TrainReport
@@ -49,7 +49,11 @@ class Tokenizer:
     """
 
     def __init__(
-        self, source: str | Core, config: Mapping[str, Any] | None = None, *, chat_template: str | None = None
+        self,
+        source: str | TokenizerBackend,
+        config: Mapping[str, Any] | None = None,
+        *,
+        chat_template: str | None = None,
     ):
         """source, config: the contents of `tokenizer.json` (or what was read of another format) and, parsed, of
         `tokenizer_config.json`.
@@ -58,7 +62,7 @@ class Tokenizer:
         """
         given = dict(config or {})
         self.chat_template = chat_template
-        core = LibraryCore(source, template_text(given, chat_template)) if isinstance(source, str) else source
+        core = HFTokenizer(source, template_text(given, chat_template)) if isinstance(source, str) else source
         self.core = core
         self.config = {**core.defaults, **given}
         self.report: TrainReport | None = None
@@ -140,9 +144,9 @@ class Tokenizer:
         if mask is None:
             raise TokenizerError("the tokenizer has no token that hides a place (mask_token)")
         name = next(token for token, index in self.core.vocab.items() if index == mask)
-        added = next((token for token in self.core.added if token.id == mask), Added(mask, name))
+        added = next((token for token in self.core.added if token.id == mask), AddedToken(mask, name))
         ids: list[int] = []
-        for start, end, token in Cutter([added])(text):
+        for start, end, token in SpecialTokenSplitter([added])(text):
             part = text[start:end]
             if token is not None:
                 ids.append(token)
@@ -205,9 +209,9 @@ class Tokenizer:
     def of_targets(self) -> "Tokenizer":
         """The tokenizer of what a translator writes: another one where each side has a SentencePiece model, and perhaps
         a vocabulary."""
-        from glassformer.text.sentencepiece_pair import SentencePiecePair
+        from glassformer.text.sentencepiece.source_target import SourceTargetTokenizer
 
-        if not isinstance(self.core, SentencePiecePair):
+        if not isinstance(self.core, SourceTargetTokenizer):
             return self
         return Tokenizer(self.core.of_targets(), self.config, chat_template=self.chat_template)
 
@@ -219,7 +223,7 @@ class Tokenizer:
 
         Raises TokenizerError naming the file that is missing or damaged.
         """
-        from glassformer.text.formats import open_folder
+        from glassformer.text.files.load import open_folder
 
         return open_folder(Path(folder))
 
@@ -233,7 +237,7 @@ class Tokenizer:
         dropped = ("auto_map", "tokenizer_file", "name_or_path")
         config = {key: _name(value) for key, value in self.config.items() if key not in dropped}
         config["add_bos_token"] = self.add_bos
-        if isinstance(self.core, LibraryCore):
+        if isinstance(self.core, HFTokenizer):
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config.setdefault("clean_up_tokenization_spaces", False)
         config.setdefault("model_max_length", 10**30)  # transformers' spelling of "the model's business"
@@ -273,7 +277,7 @@ def template_text(config: Mapping[str, Any], template: str | None) -> str:
 
 
 def _rebuild(
-    make: Callable[..., Core], arguments: tuple[Any, ...], config: dict[str, Any], template: str | None
+    make: Callable[..., TokenizerBackend], arguments: tuple[Any, ...], config: dict[str, Any], template: str | None
 ) -> Tokenizer:
     return Tokenizer(make(*arguments), config, chat_template=template)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glassformer.errors import DataError, TokenizerError
-from glassformer.text import worker
+from glassformer.text import train_worker as worker
 from glassformer.text.patterns import PATTERNS
 from glassformer.text.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError
-from glassformer.families.shape import PairShape, RecurrentShape, ShapeConfig
+from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape, ShapeConfig
 
 DEFAULT_SECONDS = 120.0
 
@@ -179,7 +179,7 @@ class TrainConfig:
     data: tuple[str, ...] = ()
     out: str = "run"
     task: Literal["lm", "seq2seq"] = "lm"
-    model: ShapeConfig | ModelConfig | PairShape | RecurrentShape = ShapeConfig()  # noqa: RUF009 (frozen)
+    model: ShapeConfig | ModelConfig | Seq2SeqShape | RecurrentShape = ShapeConfig()  # noqa: RUF009 (frozen)
     tokenizer: TokenizerConfig = TokenizerConfig()
     init: InitConfig = InitConfig()
     optim: OptimConfig = OptimConfig()
@@ -214,7 +214,7 @@ class TrainConfig:
 
     def __post_init__(self):
         _one_of("task", self.task, ("lm", "seq2seq"))
-        kinds = (ShapeConfig, ModelConfig) if self.task == "lm" else (PairShape, RecurrentShape)
+        kinds = (ShapeConfig, ModelConfig) if self.task == "lm" else (Seq2SeqShape, RecurrentShape)
         names = " or a ".join(kind.__name__ for kind in kinds)
         found = type(self.model).__name__
         _require(isinstance(self.model, kinds), f"task {self.task} trains a {names}, got model {found}")

@@ -155,7 +155,7 @@ def typing(monkeypatch, *lines):
 
 def test_chat_keeps_a_conversation(capfd, run, tmp_path, monkeypatch):
     import glassformer
-    from glassformer.text.chat import ChatTemplate
+    from glassformer.text.chat.chat_template import ChatTemplate
 
     lm = glassformer.load(run)
     lm.save(tmp_path)
@@ -182,7 +182,7 @@ def test_chat_without_a_template_says_so(capfd, run, monkeypatch):
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_program(capfd, run, monkeypatch):
-    from glassformer.lm import LanguageModel
+    from glassformer.models.language_model import LanguageModel
 
     stream, stopped = LanguageModel.stream, []
 

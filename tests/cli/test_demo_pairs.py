@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 import glassformer
-from glassformer.training import pair_recipe
+from glassformer.toys import dates_recipe as pair_recipe
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from tiny import wake
 from tiny_encoders import CONFIGS, wordpieces
 
 from glassformer.cli import common, main
-from glassformer.embedder import Embedder, load_embedder
-from glassformer.encoder_config import SentenceConfig
+from glassformer.config import PoolingConfig
+from glassformer.formats.save import save_model
+from glassformer.models.embedder import Embedder, load_embedder
 from glassformer.nn.encoder import TextEncoder
-from glassformer.nn.sentence import Sentence
-from glassformer.weights.save import save_model
+from glassformer.nn.pooling import Sentence
 
 TEXTS = ["the cat sat", "the cats sat.", "a dog, a hat?"]
 
@@ -22,7 +22,7 @@ TEXTS = ["the cat sat", "the cats sat.", "a dog, a hat?"]
 @pytest.fixture(scope="module")
 def embedder():
     config = replace(CONFIGS["bert"], pooler=False, next_sentence=False)
-    sentence = SentenceConfig(after=("normalize",), prompts={"query": "query: ", "document": ""})
+    sentence = PoolingConfig(after=("normalize",), prompts={"query": "query: ", "document": ""})
     return Embedder(wake(TextEncoder(config)), wordpieces(), Sentence(sentence))
 
 
@@ -130,7 +130,7 @@ def test_hidden_places_are_filled(embedder, folder, capsys):
 
 
 def test_progress_is_told_in_plain_lines(embedder, folder, capsys, monkeypatch):
-    monkeypatch.setattr("glassformer.embedder.BATCH", 12)
+    monkeypatch.setattr("glassformer.models.embedder.BATCH", 12)
     plain = common.plain_progress
     monkeypatch.setattr(common, "plain_progress", lambda: plain(0.0))
     err = said(capsys, "embed", folder, *TEXTS, *TEXTS).err

@@ -101,7 +101,7 @@ def test_a_png_holds_the_heads_numbers(capfd, t, tmp_path):
 
 
 def test_an_edit_is_put_beside_the_text_without_it(capfd, lm, tmp_path):
-    from glassformer.inspect.edit import from_json
+    from glassformer.inspect.edits.edit import from_json
 
     before = lm.trace(TEXT, max_tokens=4, temperature=0)
     after = lm.trace(TEXT, max_tokens=4, temperature=0, edit=[from_json(json.loads(CUT))])

@@ -9,7 +9,7 @@ from inspect_pictures import decoded
 from inspect_subjects import subject
 
 from glassformer.cli import main
-from glassformer.inspect.edit import from_json
+from glassformer.inspect.edits.edit import from_json
 from glassformer.inspect.views.result import plain
 
 SOURCE, TARGET = "a dog ate", "the cat sat"

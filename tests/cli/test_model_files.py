@@ -11,10 +11,10 @@ from generate.writers import make_tokenizer
 from tiny import tiny, tiny_pair, wake
 from tiny_translators import CONFIGS, PAIR_FAMILIES
 
-from glassformer.lm import LanguageModel, load
+from glassformer.formats import load_pair_model, save_model
+from glassformer.models.language_model import LanguageModel, load
+from glassformer.models.translator import load_translator
 from glassformer.nn.model import EncoderDecoder
-from glassformer.translator import load_translator
-from glassformer.weights import load_pair_model, save_model
 
 GREEDY = {"max_tokens": 12, "temperature": 0.0}
 

@@ -8,7 +8,7 @@ from test_cli import refused, said
 
 from glassformer.cli.train import PairFlags, RunFlags, ShapeFlags
 from glassformer.errors import ConfigError
-from glassformer.training.runfile import FREE, RunFile, check_resume
+from glassformer.training.run.run_file import FREE, RunFile, check_resume
 from glassformer.training.settings import (
     InitConfig,
     OptimConfig,

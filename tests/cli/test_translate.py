@@ -11,17 +11,17 @@ from tiny import randomise, tiny
 from glassformer.cli import main
 from glassformer.cli.translate import draw
 from glassformer.config import RecurrentConfig
-from glassformer.families.shape import PairShape
-from glassformer.lm import LanguageModel
+from glassformer.families.common.shape import Seq2SeqShape
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.translator import TranslationAlignment, Translator
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.translator import Alignment, Translator
 
 
 @pytest.fixture(scope="module")
 def translator():
     tokenizer = make_tokenizer()
-    config = PairShape(d_model=32, n_layers=2, n_heads=2, context=24).expand(tokenizer.vocab_size)
+    config = Seq2SeqShape(d_model=32, n_layers=2, n_heads=2, context=24).expand(tokenizer.vocab_size)
     return Translator(randomise(EncoderDecoder(config)), tokenizer)
 
 
@@ -136,7 +136,7 @@ def test_align_draws_under_the_text(capfd, folder, translator):
 
 def test_the_drawing():
     probs = torch.tensor([[[[0.7, 0.3, 0.0, 0.0], [0.04, 0.05, 0.41, 0.5], [0.0, 0.0, 0.0, 1.0]]]])
-    alignment = Alignment(("ab", " c", "猫", "\n"), ("x", "yz", END), probs, 0.0, END)
+    alignment = TranslationAlignment(("ab", " c", "猫", "\n"), ("x", "yz", END), probs, 0.0, END)
     assert list(draw(alignment, 80))[1:] == [
         "       ab·c猫·",
         "    x  ██▒▒",
@@ -145,7 +145,7 @@ def test_the_drawing():
     ]
     narrow = list(draw(alignment, 11))[1:]
     assert narrow[0] == "       ab·c猫·"
-    alignment = Alignment(("ab",) * 8, ("x", "yz", END), torch.eye(8)[None, None, :3], 0.0, END)
+    alignment = TranslationAlignment(("ab",) * 8, ("x", "yz", END), torch.eye(8)[None, None, :3], 0.0, END)
     panels = list(draw(alignment, 19))[1:]
     assert panels[::4] == ["       " + "ab" * 6, "       abab"]
     assert [line.rstrip() for line in panels[1:4]] == ["    x  ██", "   yz    ██", "(end)      ██"]

@@ -7,7 +7,7 @@ from inspect_subjects import subject
 from e2e.conftest import AXE, Served, missing
 from e2e.pixels import SHARE_BOUND, SIGNED_BOUND, shares, signed
 from e2e.test_page import at, close, numbers, said
-from glassformer.inspect.edit import from_json
+from glassformer.inspect.edits.edit import from_json
 
 SOURCE, TARGET = "a dog ate", "the cat sat"
 

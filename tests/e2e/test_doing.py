@@ -13,7 +13,7 @@ from e2e.conftest import Served
 from e2e.pixels import SHARE_BOUND, SIGNED_BOUND, shares, signed
 from e2e.test_page import ASK, at, close, numbers, said
 from e2e.test_using import place
-from glassformer.inspect import lens
+from glassformer.inspect.views import lens
 from glassformer.inspect.views.registry import VIEWS
 
 

@@ -15,8 +15,8 @@ from e2e.conftest import AXE, Served, missing
 from e2e.pixels import SIGNED_BOUND, pixels, signed
 from e2e.test_page import ASK, at, close, numbers, said
 from e2e.test_using import place, tab_to
-from glassformer.inspect import edit as edits_module
-from glassformer.inspect.edit import ablate, add, knockout, replace, scale, sha256
+from glassformer.inspect.edits import edit as edits_module
+from glassformer.inspect.edits.edit import ablate, add, knockout, replace, scale, sha256
 
 CUT = {"op": "ablate", "point": "blocks.0.attn.z", "head": 0}
 OTHER = ASK.replace("shell in Quito", "shell in Rome")

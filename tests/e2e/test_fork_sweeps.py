@@ -13,8 +13,8 @@ from e2e.conftest import Served
 from e2e.pixels import SIGNED_BOUND, pixels, signed
 from e2e.test_fork import ASK, CUT, OTHER, address, opened, python, swept, texts, under, wait_for_edit
 from e2e.test_page import at, numbers, said
-from glassformer.inspect import sweep as sweeping
-from glassformer.inspect.edit import ablate
+from glassformer.inspect.edits.edit import ablate
+from glassformer.inspect.sweep import sweep as sweeping
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from inspect_subjects import subject
 
 from e2e.pixels import SHARE_BOUND, shares
 from glassformer.errors import CapacityError, RequestError
-from glassformer.inspect import bake
-from glassformer.inspect.answers import Answers, key_of
-from glassformer.inspect.edit import ablate
-from glassformer.inspect.place import worth_seeing
+from glassformer.inspect.edits.edit import ablate
+from glassformer.inspect.present import report_data as bake
+from glassformer.inspect.present.router import TraceRouter, key_of
+from glassformer.inspect.views.focus import worth_seeing
 
 TEXT = "Once Max got a key. Soon Ann found a shell. Max gave the key to Ann."
 
@@ -150,7 +150,7 @@ def test_an_edit_can_be_taken_back(opened, lm, t, place, tmp_path):
 
 def test_what_is_baked_is_what_the_same_paths_answer(report, t, lm):
     """Times apart, which are measured anew each time."""
-    answers, kept = Answers(lm, "stories"), baked(report)
+    answers, kept = TraceRouter(lm, "stories"), baked(report)
     id = answers.add(t)
     asked = list(bake.of_trace(answers, id, worth_seeing(t, layer=1, head=3), "chosen"))
     assert {key_of(path) for path in asked} <= set(kept)
@@ -194,7 +194,7 @@ def test_what_would_be_too_large_is_refused(t, monkeypatch, tmp_path):
 
 
 def test_all_holds_what_chosen_leaves_out(t, place):
-    answers = Answers(t.lm, "stories")
+    answers = TraceRouter(t.lm, "stories")
     id = answers.add(t)
     chosen, everything = (set(bake.of_trace(answers, id, place, how)) for how in ("chosen", "all"))
     assert chosen < everything

@@ -202,7 +202,7 @@ def test_an_edit_in_the_address_changes_the_text_and_is_named(open_page, served,
     edit = '[{"op":"ablate","point":"blocks.1.attn.z","head":3}]'
     page = open_page(served.url + at("cell", edits=edit))
     page.locator("gf-tokens button.written").first.wait_for()
-    from glassformer.inspect.edit import ablate
+    from glassformer.inspect.edits.edit import ablate
 
     expected = lm.generate(ASK, max_tokens=4, temperature=0, edit=[ablate("blocks.1.attn.z", head=3)]).text
     written = "".join(page.locator("gf-tokens button.written").all_inner_texts())
@@ -212,7 +212,7 @@ def test_an_edit_in_the_address_changes_the_text_and_is_named(open_page, served,
 
 
 def test_a_cause_is_tested_beside_the_original(open_page, served, lm):
-    from glassformer.inspect.edit import ablate, knockout
+    from glassformer.inspect.edits.edit import ablate, knockout
 
     def both(page, view):
         page.locator(f"gf-view-{view} gf-cause dl").wait_for()

@@ -4,9 +4,9 @@ import pytest
 from generate.writers import Scripted, make_tokenizer
 from tiny import tiny
 
-from glassformer.lm import LanguageModel
+from glassformer.formats import save_model
+from glassformer.models.language_model import LanguageModel
 from glassformer.text.tokenizer import Tokenizer
-from glassformer.weights import save_model
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ from tiny import PAIRS, pair_config, randomise, read, run, tiny_pair, wake
 from glassformer.config import RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError
 from glassformer.generate.beam import Search, beam_search, greedy, search
-from glassformer.generate.writing import UNENDING, read_sources
+from glassformer.generate.seq2seq_decoder import UNENDING, read_sources
+from glassformer.kernels.linear import PackedLinear, can_pack
 from glassformer.nn.attend import MANY_HEADS
 from glassformer.nn.model import EncoderDecoder
-from glassformer.nn.packed import PackedLinear, can_pack
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 
 BEGIN, END = 1, 2

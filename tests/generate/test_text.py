@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from glassformer.errors import GlassformerError
-from glassformer.lm import LanguageModel
+from glassformer.models.language_model import LanguageModel
 from glassformer.text.tokenizer import Tokenizer
 
 GREEDY = {"temperature": 0.0}

@@ -8,15 +8,15 @@ import torch
 from inspect_subjects import subject
 from tiny import tiny
 
-from glassformer.inspect.answers import Answers
-from glassformer.inspect.at_hand import AtHand
-from glassformer.inspect.bake import of_trace, packed
-from glassformer.inspect.edit import ablate, add, knockout, scale
-from glassformer.inspect.place import Place
-from glassformer.lm import LanguageModel
+from glassformer.inspect.edits.edit import ablate, add, knockout, scale
+from glassformer.inspect.present.report_data import of_trace, packed
+from glassformer.inspect.present.router import TraceRouter
+from glassformer.inspect.trace.lru import ByteLRU
+from glassformer.inspect.views.focus import Focus
+from glassformer.models.language_model import LanguageModel
 
 IDS = [7, 3, 31, 4, 4, 60]
-PLACE = Place(1, 2, 5, 3, "")
+PLACE = Focus(1, 2, 5, 3, "")
 MEASURED = ("times", "cache_speed")  # whose numbers are milliseconds
 EDITS = {
     "none": (),
@@ -31,7 +31,7 @@ def value(size):
 
 
 def test_what_was_not_asked_for_the_longest_goes_first():
-    hand, made = AtHand(limit=40), []
+    hand, made = ByteLRU(limit=40), []
 
     def ask(key, size=4):
         return hand.get(key, lambda: made.append(key) or value(size))
@@ -50,7 +50,7 @@ def answered(lm, edits, order, limit=None):
     t = lm.trace(IDS, edit=edits)
     if limit is not None:
         t._at_hand.limit = limit
-    answers = Answers(lm, "tiny")
+    answers = TraceRouter(lm, "tiny")
     id = answers.add(t)
     paths = [path for path in of_trace(answers, id, PLACE, "all") if not path.split("?")[0].endswith(MEASURED)]
     names = ("attn.q", "attn.q_rot", "attn.k", "attn.z", "attn.out", "attn.heads", "mlp.x", "mlp.out")
@@ -76,7 +76,7 @@ def test_a_report_runs_each_block_once_at_each_token():
         for i, block in enumerate(lm.model.blocks)
     ]
     t = lm.trace(IDS)
-    answers = Answers(lm, "tiny")
+    answers = TraceRouter(lm, "tiny")
     id = answers.add(t)
     paths = [path for path in of_trace(answers, id, PLACE, "all") if "/blocks." in path or "layer=" in path]
     runs.clear()

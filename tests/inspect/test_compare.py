@@ -6,9 +6,9 @@ from tiny import FAMILIES, TOLERANCE, random_ids, tiny, wake
 from tiny_translators import CONFIGS, PAIR_FAMILIES
 
 from glassformer.config import change
-from glassformer.inspect.compare import compare
+from glassformer.formats import load_model, load_pair_model, save_model
+from glassformer.inspect.capture.compare import compare
 from glassformer.nn.model import Decoder, EncoderDecoder
-from glassformer.weights import load_model, load_pair_model, save_model
 
 transformers = pytest.importorskip("transformers")
 

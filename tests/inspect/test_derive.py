@@ -7,9 +7,9 @@ from test_points import MODELS, Everything
 from tiny import assert_near, random_ids, run, tiny
 
 from glassformer.cache.dense import DenseCache
-from glassformer.inspect import points
-from glassformer.inspect.derive import attended, derive
-from glassformer.nn.attend import KV, AttendSpec, View, attend_math, visible
+from glassformer.inspect.capture import points
+from glassformer.inspect.capture.derive import attended, derive
+from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_math, visible
 from glassformer.nn.step import Step
 
 
@@ -115,7 +115,7 @@ def test_the_queries_of_a_cached_pass_over_all_keys(name):
         k, v = (torch.cat([tap.seen[f"blocks.{i}.attn.{p}"] for tap in taps], 1) for p in ("k_rot", "v"))
         q, z = (taps[-1].seen[f"blocks.{i}.attn.{p}"] for p in ("q_rot", "z"))
         at, spec = torch.arange(11)[None], block.attn.spec
-        got = attended(spec, q, k, v, z, View(at[:, 7:], at, visible(spec, at[:, 7:], at)))
+        got = attended(spec, q, k, v, z, Visibility(at[:, 7:], at, visible(spec, at[:, 7:], at)))
         want = derive(model, f"blocks.{i}.attn.probs", whole.seen, step.view(spec))
         assert_near(got.probs, want.value[:, :, 7:])
         assert got.error < 1e-5
@@ -146,7 +146,7 @@ def test_biases_sinks_and_caps_are_part_of_it():
     )
     bias, sinks = torch.randn(1, 4, 5, 5, generator=g), torch.randn(4, generator=g)
     at, spec = torch.arange(5)[None], AttendSpec(0.5, softcap=2.0)
-    view = View(at, at, None, causal=True)
+    view = Visibility(at, at, None, causal=True)
     z, scores, probs = attend_math(spec, q, KV(k, v), view, bias, sinks)
     got = attended(spec, q, k, v, z, view, bias, sinks)
     assert torch.equal(got.scores, scores)

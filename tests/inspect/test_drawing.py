@@ -15,15 +15,16 @@ from rich.console import Console
 from server.conftest import tiny_lm
 from tiny import tiny_pair
 
-from glassformer.cli.pictures import Terminal
-from glassformer.inspect.drawing import of_model, of_trace
+from glassformer.cli.terminal_panels import Terminal
+from glassformer.inspect.drawing import model_panels as of_model
+from glassformer.inspect.drawing import trace_panels as of_trace
 from glassformer.inspect.drawing.draw import draw
-from glassformer.inspect.drawing.panels import Matrix, Seal
+from glassformer.inspect.drawing.panels import MatrixPanel, Seal
 from glassformer.inspect.drawing.png import png
-from glassformer.inspect.edit import ablate
-from glassformer.inspect.place import worth_seeing
+from glassformer.inspect.edits.edit import ablate
+from glassformer.inspect.views.focus import worth_seeing
 from glassformer.inspect.views.registry import VIEWS
-from glassformer.translator import Translator
+from glassformer.models.translator import Translator
 
 TEXT = "a cat sat, a cat ran, a cat sat"
 
@@ -95,7 +96,7 @@ def test_every_view_is_drawn_with_its_receipt(lm, t, name):
     assert json.loads(image.text["glassformer"])["receipts"] == [of.receipt.python]
     assert image.height > 80
     for one, (_, drawn) in zip(
-        [one for panel in panels for one in getattr(panel, "pictures", (panel,)) if isinstance(one, Matrix)],
+        [one for panel in panels for one in getattr(panel, "pictures", (panel,)) if isinstance(one, MatrixPanel)],
         decoded(png(panels)), strict=True,
     ):  # fmt: skip
         finite = one.data.isfinite().numpy()

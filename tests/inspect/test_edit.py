@@ -13,7 +13,8 @@ from tiny import random_ids, run
 
 from glassformer.errors import CapacityError, RequestError
 from glassformer.generate import loop
-from glassformer.inspect.edit import (
+from glassformer.inspect.capture.points import points, sizes
+from glassformer.inspect.edits.edit import (
     Edit,
     Store,
     ablate,
@@ -26,8 +27,7 @@ from glassformer.inspect.edit import (
     scale,
     sha256,
 )
-from glassformer.inspect.points import points, sizes
-from glassformer.lm import LanguageModel
+from glassformer.models.language_model import LanguageModel
 
 GREEDY = {"max_tokens": 12, "temperature": 0}
 NOTHING = {
@@ -439,8 +439,8 @@ def test_wrong_vectors_are_told_their_shape():
 def test_one_query_of_many_rows_of_another_kind(monkeypatch):
     """Rows of different lengths in one pass, padded: an edit's positions are each text's own."""
     from glassformer.cache.dense import DenseCache
-    from glassformer.inspect.editing import Edits
-    from glassformer.inspect.reading import Looking
+    from glassformer.inspect.capture.reader import CapturingTap
+    from glassformer.inspect.edits.apply import Edits
     from glassformer.nn.step import Step
 
     for family in ("qwen3", "gpt2", "gemma2"):
@@ -457,13 +457,13 @@ def test_one_query_of_many_rows_of_another_kind(monkeypatch):
             width = max(counts)
             some = torch.stack([row[b : b + width] for row, b in zip(ids, begins, strict=True)])
             step = Step(cache.extend(counts), cache=cache)
-            step.tap = Looking(step, (0, 1), editor, None)
+            step.tap = CapturingTap(step, (0, 1), editor, None)
             with torch.no_grad():
                 found.append(lm.model(some, step))
         for row in (0, 1):
             alone = [replace_row(edit) for edit in edits if edit.row in (None, row)]
             step = Step.of(ids[row : row + 1, : lengths[row] + new[row]])
-            step.tap = Looking(step, (0,), Edits(lm.config, alone, [lengths[row]], 8), None)
+            step.tap = CapturingTap(step, (0,), Edits(lm.config, alone, [lengths[row]], 8), None)
             want = run_with(lm.model, ids[row : row + 1, : lengths[row] + new[row]], step)
             got = torch.cat([part[row, : counts[row]] for part, counts in zip(found, (lengths, new), strict=True)])
             near(got, want, f"row {row}", 1e-5)

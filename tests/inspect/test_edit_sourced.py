@@ -15,12 +15,12 @@ from tiny_encoders import CONFIGS as ENCODERS
 from tiny_encoders import some_ids, tiny_encoder, wordpieces
 from tiny_translators import CONFIGS as FAMILIES
 
-from glassformer.embedder import Embedder
 from glassformer.errors import RequestError
-from glassformer.inspect.edit import ablate, add, from_json, knockout, patch, replace, scale
+from glassformer.formats import save_model
+from glassformer.inspect.edits.edit import ablate, add, from_json, knockout, patch, replace, scale
+from glassformer.models.embedder import Embedder
+from glassformer.models.translator import Translator
 from glassformer.nn.model import EncoderDecoder
-from glassformer.translator import Translator
-from glassformer.weights import save_model
 
 OTHER, MORE = TOKENIZER.encode(SOURCE)[::-1], "a hat"
 SOME = [name for name in ("pre", "rms", "t5", "bart") if name in PAIRS]
@@ -109,7 +109,7 @@ def test_a_silenced_head_is_one_whose_columns_of_w_o_are_zero(name, layer):
 def test_a_silenced_head_is_one_that_transformers_does_not_hear(family, layer, tmp_path):
     """A hook on the module that its W_o is, of a model that another implementation runs."""
     transformers = pytest.importorskip("transformers")
-    from glassformer.weights import load_pair_model
+    from glassformer.formats import load_pair_model
 
     save_model(wake(EncoderDecoder(FAMILIES[family]())), tmp_path)
     theirs, model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval(), load_pair_model(tmp_path)
@@ -134,8 +134,8 @@ def test_a_silenced_head_is_one_that_transformers_does_not_hear(family, layer, t
         want = theirs(**read).logits[0]
         hook.remove()
         plain = theirs(**read).logits[0]
-    from glassformer.inspect.editing import Edits
-    from glassformer.inspect.sourced import read_pair
+    from glassformer.inspect.edits.apply import Edits
+    from glassformer.inspect.record.seq2seq import read_pair
 
     class Only:
         tokenizer = None

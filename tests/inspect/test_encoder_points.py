@@ -7,8 +7,8 @@ from test_points import Everything, Tap
 from tiny import TOLERANCE, assert_near, by_definition, moved
 from tiny_encoders import CONFIGS, outputs, some_ids, tiny_encoder
 
-from glassformer.inspect import points
-from glassformer.inspect.derive import derive
+from glassformer.inspect.capture import points
+from glassformer.inspect.capture.derive import derive
 from glassformer.nn.step import Step
 
 FAMILIES = pytest.mark.parametrize("family", CONFIGS)

@@ -9,9 +9,9 @@ from inspect_subjects import subject
 from tiny import tiny_pair
 
 import glassformer
-from glassformer.inspect.page import ALSO, SHOWS, picture_of
+from glassformer.inspect.present.web_build import ALSO, SHOWS, picture_of
 from glassformer.inspect.views.registry import VIEWS
-from glassformer.translator import Translator
+from glassformer.models.translator import Translator
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "glass.md").read_text()

@@ -15,10 +15,10 @@ from PIL import Image
 from server.conftest import tiny_lm
 
 from glassformer.errors import RequestError
-from glassformer.inspect.answers import Answers
-from glassformer.inspect.edit import add, from_json
-from glassformer.inspect.page import DIST
-from glassformer.inspect.slices import read
+from glassformer.inspect.edits.edit import add, from_json
+from glassformer.inspect.present.router import TraceRouter
+from glassformer.inspect.present.web_build import DIST
+from glassformer.inspect.trace.slices import read
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.inspect.views.result import plain
 
@@ -108,7 +108,7 @@ def test_the_trace_that_is_there_is_not_made_again_and_one_with_an_edit_is(show,
     (_, [data]), _ = ask(widget, {"id": 2, "kind": "post", "path": "/v1/traces", "body": body | {"edits": [edit]}})
     other = json.loads(data)
     assert other["id"] == "t1"
-    from glassformer.inspect.edit import from_json
+    from glassformer.inspect.edits.edit import from_json
 
     again = t.lm.trace(TEXT, max_tokens=4, temperature=0.0, edit=[from_json(edit)])
     assert [one["id"] for one in other["tokens"]] == list(again.ids)
@@ -187,7 +187,7 @@ def test_names_are_the_views_and_the_pages_own(show, t):
 
 def test_nothing_of_a_notebook_is_imported_until_it_is_shown():
     code = (
-        "import sys, glassformer.lm, glassformer.inspect.trace, glassformer.cli.inspect; "
+        "import sys, glassformer.models.language_model, glassformer.inspect.trace.trace, glassformer.cli.inspect; "
         "print(*{m.split('.')[0] for m in sys.modules} & {'anywidget', 'ipywidgets', 'IPython', 'PIL'})"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -196,7 +196,7 @@ def test_nothing_of_a_notebook_is_imported_until_it_is_shown():
 
 def test_answers_are_those_of_the_server(t):
     """The same functions: an id and a path give what the routes give."""
-    answers = Answers(t.lm, "a/b")
+    answers = TraceRouter(t.lm, "a/b")
     id = answers.add(t)
     assert answers.add(t) == id
     assert json.loads(answers.get("/v1/models/a%2Fb/views/anatomy")) == plain(VIEWS["anatomy"].function(t.lm))

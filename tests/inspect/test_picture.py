@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 import pytest
 import torch
 
-from glassformer.inspect.picture import CELL, alignment_svg, labels
+from glassformer.inspect.drawing.alignment_svg import CELL, alignment_svg, labels
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -8,7 +8,7 @@ from tiny import FAMILIES, assert_near, pair_config, random_ids, run, run_cached
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
-from glassformer.inspect import points
+from glassformer.inspect.capture import points
 from glassformer.nn.attend import KV, attend_sdpa
 from glassformer.nn.rope import rotate
 from glassformer.nn.step import Step

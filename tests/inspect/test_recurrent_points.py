@@ -6,8 +6,8 @@ import torch
 
 from glassformer.config import RecurrentConfig
 from glassformer.errors import RequestError
-from glassformer.inspect import points
-from glassformer.inspect.kept import Kept
+from glassformer.inspect.capture import points
+from glassformer.inspect.capture.recorder import RecorderTap
 from glassformer.nn.recurrent import RecurrentEncoderDecoder, init_recurrent
 
 KINDS = {
@@ -29,7 +29,7 @@ def looked(kind):
     draw = torch.Generator().manual_seed(1)
     source, target = torch.randint(11, (3, 7), generator=draw), torch.randint(13, (3, 5), generator=draw)
 
-    class Everything(Kept):
+    class Everything(RecorderTap):
         def wants(self, name):
             self.setdefault(name, [])
             return True

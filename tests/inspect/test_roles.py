@@ -8,11 +8,11 @@ from tiny import tiny
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig
 from glassformer.errors import ConfigError
-from glassformer.inspect import roles
-from glassformer.inspect.derive import Derived
-from glassformer.lm import LanguageModel
-from glassformer.nn.init import init_weights
+from glassformer.inspect.capture.derive import Derived
+from glassformer.inspect.views import roles
+from glassformer.models.language_model import LanguageModel
 from glassformer.nn.model import Decoder
+from glassformer.training.init import init_weights
 
 #       0  1  2  3  4  5  6  7  8
 TEXT = [5, 6, 7, 8, 6, 9, 7, 5, 6]
@@ -205,7 +205,7 @@ def test_roles_come_layer_by_layer():
 
 def test_heads_that_begin_by_looking_back_are_found():
     from glassformer.families import expand
-    from glassformer.families.shape import ShapeConfig
+    from glassformer.families.common.shape import ShapeConfig
 
     config = expand(ShapeConfig(d_model=128, n_layers=2, rope_theta=1000.0), 300)
     plain = init_weights(Decoder(config), 0)
@@ -219,7 +219,7 @@ def test_heads_that_begin_by_looking_back_are_found():
 @pytest.fixture
 def tiny_decoder():
     from glassformer.families import expand
-    from glassformer.families.shape import ShapeConfig
+    from glassformer.families.common.shape import ShapeConfig
 
     return init_weights(Decoder(expand(ShapeConfig(d_model=32, n_layers=2), 60)), 0)
 

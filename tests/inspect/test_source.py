@@ -9,8 +9,8 @@ from tiny_translators import CONFIGS, PAIR_FAMILIES
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
-from glassformer.inspect import points
-from glassformer.inspect.derive import derive
+from glassformer.inspect.capture import points
+from glassformer.inspect.capture.derive import derive
 from glassformer.nn.attend import KV, attend_math, attend_sdpa
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step

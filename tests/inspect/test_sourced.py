@@ -12,13 +12,13 @@ from tiny_encoders import CONFIGS as ENCODERS
 from tiny_encoders import some_ids, tiny_encoder, wordpieces
 from tiny_translators import CONFIGS as FAMILIES
 
-from glassformer.embedder import Embedder
 from glassformer.errors import CapacityError, RequestError
-from glassformer.inspect.kept import Kept
-from glassformer.inspect.points import points
+from glassformer.inspect.capture.points import points
+from glassformer.inspect.capture.recorder import RecorderTap
+from glassformer.models.embedder import Embedder
+from glassformer.models.translator import Translator
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
-from glassformer.translator import Translator
 
 SOURCE, TARGET = "the cat sat", "a dog"
 NEAR = {"rtol": 1e-4, "atol": 1e-5}
@@ -56,7 +56,7 @@ def np64(t, name):
 def test_every_point_is_what_passes(name):
     one = PAIRS[name]
     t = one.trace(SOURCE, TARGET)
-    tap = Kept(*(point for point, about in points(one.config).items() if about.kind == "live"))
+    tap = RecorderTap(*(point for point, about in points(one.config).items() if about.kind == "live"))
     source, ids = torch.tensor([t.source.ids]), torch.tensor([t.ids])
     with torch.no_grad():
         read = one.model.encode(source, Step.of(source, tap=tap))
@@ -248,7 +248,7 @@ def test_an_encoder_by_itself(family):
     model = tiny_encoder(family)
     one = Embedder(model, wordpieces())
     ids = some_ids(model.config, 1, 11)
-    tap = Kept(*(point for point, about in points(model.config).items() if about.kind == "live"))
+    tap = RecorderTap(*(point for point, about in points(model.config).items() if about.kind == "live"))
     with torch.no_grad():
         step = Step.of(ids, tap=tap)
         states = model(ids, step)

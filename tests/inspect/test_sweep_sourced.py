@@ -8,11 +8,11 @@ import torch
 from test_edit_sourced import OTHER, edits_of, embedder
 from test_sourced import LOOKING, SOURCE, TARGET, TOKENIZER, TRANSLATORS, translator
 
-from glassformer.embedder import Embedder
 from glassformer.errors import CheckpointError, RequestError
-from glassformer.inspect.edit import ablate, add, patch, scale
-from glassformer.inspect.points import points
-from glassformer.translator import Translator
+from glassformer.inspect.capture.points import points
+from glassformer.inspect.edits.edit import ablate, add, patch, scale
+from glassformer.models.embedder import Embedder
+from glassformer.models.translator import Translator
 
 PAIR = ("rms", "t5")
 HOW = [

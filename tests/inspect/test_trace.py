@@ -9,8 +9,10 @@ from tiny import random_ids, run, tiny, tiny_config
 from glassformer.config import RelativeConfig
 from glassformer.errors import CapacityError, RequestError
 from glassformer.generate import loop
-from glassformer.inspect import again, points, reading
-from glassformer.lm import LanguageModel
+from glassformer.inspect.capture import points
+from glassformer.inspect.capture import reader as reading
+from glassformer.inspect.trace import recompute as again
+from glassformer.models.language_model import LanguageModel
 
 # all that the equations of the reference cover: grouped queries, windows, caps, both norms and where they stand, ...
 FAMILIES = (
@@ -252,7 +254,7 @@ def test_a_budget_refuses_what_would_not_fit_and_says_what_would():
 
 
 def test_what_is_computed_again_is_let_go(monkeypatch):
-    monkeypatch.setattr("glassformer.inspect.at_hand.LIMIT", 4 * 11 * 72 * 2)
+    monkeypatch.setattr("glassformer.inspect.trace.lru.LIMIT", 4 * 11 * 72 * 2)
     lm = language("gpt2")
     t = lm.trace(text(lm))
     for i in range(3):

@@ -9,11 +9,11 @@ from test_trace import DECODERS, known, language, text
 from tiny import tiny
 
 from glassformer.errors import CheckpointError, RequestError
-from glassformer.inspect import sweep as sweeping
-from glassformer.inspect.edit import ablate, add, patch, scale
-from glassformer.inspect.lens import lens_rows
-from glassformer.inspect.saved import signature
-from glassformer.lm import LanguageModel
+from glassformer.inspect.edits.edit import ablate, add, patch, scale
+from glassformer.inspect.record.store import signature
+from glassformer.inspect.sweep import sweep as sweeping
+from glassformer.inspect.views.lens import lens_rows
+from glassformer.models.language_model import LanguageModel
 
 # ---- lens
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import assert_near
 
-from glassformer.nn.attend import KV, AttendSpec, View, attend_math, attend_products, attend_sdpa, visible
+from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_math, attend_products, attend_sdpa, visible
 
 
 def naive(q, k, v, scale, seen, softcap=None, bias=None, sinks=None):
@@ -58,7 +58,7 @@ def positions(length, start=0):
 
 def view_of(spec, length=7, keys=7, documents=None):
     q, k = positions(length, keys - length), positions(keys)
-    return View(q, k, visible(spec, q, k, documents))
+    return Visibility(q, k, visible(spec, q, k, documents))
 
 
 HEADS = [(4, 4), (4, 2), (4, 1), (6, 3)]
@@ -132,9 +132,9 @@ def test_the_fast_twin_is_the_definition(heads, window, causal, bias, length, va
     spec = AttendSpec(0.4, causal, window)
     view = view_of(spec, length)
     if length == 7 and window is None:
-        view = View(view.queries, view.keys, None, causal=causal)  # how `Step` says it where no mask is needed
+        view = Visibility(view.queries, view.keys, None, causal=causal)  # how `Step` says it where no mask is needed
     if length == 1 and window is None and causal:
-        view = View(view.queries, view.keys, None)
+        view = Visibility(view.queries, view.keys, None)
     results = []
     for attend in (attend_math, attend_sdpa, attend_products):
         q, k, v = (t.requires_grad_() for t in draw(heads, length, dv=values))
@@ -164,7 +164,7 @@ def test_a_bias_may_leave_out_rows(bias_shape):
     bias = torch.randn(bias_shape, generator=torch.Generator().manual_seed(3))
     full = bias.expand(2, 4, 7, 7)
     want = attend_math(spec, q, KV(k, v), view_of(spec), full)[0]
-    for view in (view_of(spec), View(positions(7), positions(7), None, causal=True)):
+    for view in (view_of(spec), Visibility(positions(7), positions(7), None, causal=True)):
         assert_near(attend_math(spec, q, KV(k, v), view, bias)[0], want, 1e-6)
         assert_near(attend_sdpa(spec, q, KV(k, v), view, bias), want, 1e-6)
 
@@ -187,7 +187,7 @@ def test_one_query_in_many_heads(source, heads, lengths, dtype, tolerance):
     q, k, v = draw(heads, length=1, keys=40, batch=4, dv=12)
     q, k, v = q.to(dtype), *(t.to(dtype).transpose(1, 2).contiguous()[:, :, :33].transpose(1, 2) for t in (k, v))
     mask = None if lengths is None else torch.arange(33) < torch.tensor(lengths)[:, None, None]
-    view, spec = View(positions(1, 33), positions(33), mask), AttendSpec(0.3, causal=False, source=source)
+    view, spec = Visibility(positions(1, 33), positions(33), mask), AttendSpec(0.3, causal=False, source=source)
     wanted = attend_math(spec, q.float(), KV(k.float(), v.float()), view)[0]
     found = attend_sdpa(spec, q, KV(k, v), view)
     assert found.shape == wanted.shape
@@ -200,9 +200,9 @@ def test_empty_keys_are_seen_by_nobody_and_padding_does_no_harm():
     keys = torch.tensor([[3, 4, -1, 0, 1, 2, -1]])
     queries = torch.tensor([[4, -1]])
     k[:, keys[0] == -1], v[:, keys[0] == -1] = 1e4, 1e4
-    view = View(queries, keys, visible(spec, queries, keys))
+    view = Visibility(queries, keys, visible(spec, queries, keys))
     real = keys[0] >= 0
-    alone = View(queries[:, :1], keys[:, real], visible(spec, queries[:, :1], keys[:, real]))
+    alone = Visibility(queries[:, :1], keys[:, real], visible(spec, queries[:, :1], keys[:, real]))
     want = attend_math(spec, q[:, :1], KV(k[:, real], v[:, real]), alone)[0]
     for z in (attend_math(spec, q, KV(k, v), view)[0], attend_sdpa(spec, q, KV(k, v), view)):
         assert_near(z[:, :1], want, 1e-6)

@@ -31,13 +31,13 @@ from glassformer.config import (
     change,
 )
 from glassformer.errors import CapacityError, ConfigError
-from glassformer.families.shape import PairShape
+from glassformer.families.common.shape import Seq2SeqShape
+from glassformer.kernels.cross_entropy import next_token_loss
 from glassformer.nn.attend import attend_products, attend_sdpa
 from glassformer.nn.attention import Attention, CrossAttention
-from glassformer.nn.init import init_glorot, init_weights
-from glassformer.nn.loss import next_token_loss
 from glassformer.nn.model import Decoder, Encoder, EncoderDecoder, make_model
-from glassformer.nn.step import Source, Step
+from glassformer.nn.step import EncodedSource, Step
+from glassformer.training.init import init_glorot, init_weights
 
 MODELS = {name: tiny_pair(name) for name in PAIRS}
 LENGTHS, WRITTEN = (9, 4, 1, 7), (6, 11, 3, 1)  # of four sources, and of what is written from each
@@ -162,7 +162,9 @@ def test_attention_is_torchs_multihead_attention(source, attend):
     x = torch.randn(4, 11, 24, generator=g) if source else memory
     hidden = torch.arange(9) >= torch.tensor(LENGTHS)[:, None]
     keys = Step.of(SOURCES, LENGTHS)
-    step = Step.of(TARGETS, source=Source(memory, keys.positions, keys.padded), attend=attend) if source else keys
+    step = (
+        Step.of(TARGETS, source=EncodedSource(memory, keys.positions, keys.padded), attend=attend) if source else keys
+    )
     step.backend = attend
     with torch.no_grad():
         want, _ = theirs(x, memory, memory, key_padding_mask=hidden)
@@ -406,10 +408,10 @@ def test_a_few_numbers_expand_to_the_papers_model(norm_at):
     """As many parameters as torch.nn.Transformer of these sizes, which always has final norms, and one table."""
     theirs = nn.Transformer(32, 4, 2, 2, 128, batch_first=True)
     final_norms = 0 if norm_at == "pre" else 2 * 2 * 32
-    shape = PairShape(d_model=32, n_layers=2, n_heads=4, norm_at=norm_at)
+    shape = Seq2SeqShape(d_model=32, n_layers=2, n_heads=4, norm_at=norm_at)
     core = sum(p.numel() for p in theirs.parameters()) - final_norms
     assert n_parameters(shape, 50) == core + 50 * 32
-    apart = PairShape(
+    apart = Seq2SeqShape(
         32, 2, 4, norm_at=norm_at, shared_embedding=False, tied_head=False, positions="learned", context=9
     )
     assert n_parameters(apart, 50, 70) == core + (50 + 50 + 70 + 9 + 9) * 32
@@ -423,12 +425,12 @@ def test_a_few_numbers_expand_to_the_papers_model(norm_at):
 )
 def test_numbers_that_do_not_fit_together_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
-        PairShape(**changes).expand(50)
+        Seq2SeqShape(**changes).expand(50)
 
 
 def test_one_table_needs_one_vocabulary():
     with pytest.raises(ConfigError, match="same vocab_size on both sides, got 70 and 50"):
-        PairShape().expand(50, 70)
+        Seq2SeqShape().expand(50, 70)
 
 
 # ---- training ----

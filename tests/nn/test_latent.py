@@ -7,11 +7,11 @@ from tiny import assert_near, moved, random_ids, run, run_cached, tiny
 from glassformer.cache.dense import DenseCache
 from glassformer.config import change
 from glassformer.errors import ConfigError
-from glassformer.inspect.kept import Kept
+from glassformer.inspect.capture.recorder import RecorderTap
+from glassformer.kernels.linear import can_pack, packed
 from glassformer.nn import latent
 from glassformer.nn.attend import attend_math, attend_sdpa
 from glassformer.nn.latent import absorbs
-from glassformer.nn.packed import can_pack, packed
 from glassformer.nn.step import Step
 
 MODEL = tiny("deepseek_v2")
@@ -218,7 +218,7 @@ def test_what_no_model_has_is_refused(path, value, why):
 
 def test_keeping_names_every_live_point_once():
     names = [f"blocks.0.attn.{end}" for end in ("q", "latent", "k", "v", "q_rot", "k_rot", "z")]
-    kept = Kept(*names)
+    kept = RecorderTap(*names)
     run(MODEL, IDS, tap=kept)
     q, c, k, v, _, k_rot, z = (kept[name][0] for name in names)
     assert [t.shape[2:] for t in (q, c, k, v, z)] == [(4, 14), (20,), (4, 14), (4, 10), (4, 10)]

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from tiny import assert_near, random_ids, tiny
 
-from glassformer.nn import loss as module
-from glassformer.nn.loss import linear_cross_entropy, next_token_loss
+from glassformer.kernels import cross_entropy as module
+from glassformer.kernels.cross_entropy import linear_cross_entropy, next_token_loss
 from glassformer.nn.step import Step
 
 N, D, V = 37, 12, 50

@@ -6,10 +6,10 @@ from tiny import assert_near, random_ids, randomise, run, tiny, tiny_config
 
 from glassformer.config import MLPConfig, MoEConfig
 from glassformer.errors import ConfigError
-from glassformer.nn.init import init_weights
 from glassformer.nn.model import Decoder
 from glassformer.nn.moe import MoE, by_definition, by_expert, route
 from glassformer.nn.step import Step
+from glassformer.training.init import init_weights
 
 
 def randn(*shape, seed=0):

@@ -5,7 +5,7 @@ import torch
 from tiny import PAIRS, assert_near, random_ids, read, tiny, tiny_pair
 from torch import nn
 
-from glassformer.nn.packed import PACKED_ROWS, PackedLinear, can_pack, packed
+from glassformer.kernels.linear import PACKED_ROWS, PackedLinear, can_pack, packed
 from glassformer.nn.step import Step
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.zeros(1)), reason="this PyTorch has no oneDNN")

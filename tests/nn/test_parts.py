@@ -10,7 +10,6 @@ from tiny import assert_near, randomise, run, tiny
 from torch import nn
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
-from glassformer.nn.init import init_weights
 from glassformer.nn.mlp import MLP
 from glassformer.nn.model import Decoder
 from glassformer.nn.norm import make_norm
@@ -18,6 +17,7 @@ from glassformer.nn.position import LearnedPositions, SinusoidalPositions
 from glassformer.nn.residual import Block
 from glassformer.nn.rope import rotate, rotation
 from glassformer.nn.step import Step
+from glassformer.training.init import init_weights
 
 UNSEEN = Step(torch.arange(5)[None]).layer(0)
 

@@ -17,7 +17,7 @@ from glassformer.cache.dense import DenseCache
 from glassformer.config import RopeConfig
 from glassformer.nn.attend import KV, AttendSpec, attend_products, attend_sdpa
 from glassformer.nn.rope import rotate
-from glassformer.nn.step import Source, Step
+from glassformer.nn.step import EncodedSource, Step
 
 transformers = pytest.importorskip("transformers")
 
@@ -224,7 +224,7 @@ def t5():
 
 def source_of(rows):
     rows = list(rows)
-    return Source(SOURCE[rows], torch.where(SOURCE_MASK[rows], torch.arange(9), -1), padded=True)
+    return EncodedSource(SOURCE[rows], torch.where(SOURCE_MASK[rows], torch.arange(9), -1), padded=True)
 
 
 @BACKENDS

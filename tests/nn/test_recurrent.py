@@ -11,7 +11,7 @@ from torch import nn
 
 from glassformer.config import RecurrentConfig, change
 from glassformer.errors import ConfigError
-from glassformer.nn.loss import IGNORED, linear_cross_entropy
+from glassformer.kernels.cross_entropy import IGNORED, linear_cross_entropy
 from glassformer.nn.recurrent import RecurrentEncoderDecoder, init_recurrent
 
 KINDS = {

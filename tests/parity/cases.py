@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 from tiny_families import CONFIGS
 
-from glassformer.config import RopeConfig
-from glassformer.rope_scaling import LongScaling, YarnScaling
+from glassformer.config import LongScaling, RopeConfig, YarnScaling
 
 transformers = pytest.importorskip("transformers")
 

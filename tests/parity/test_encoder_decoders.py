@@ -19,14 +19,14 @@ from glassformer.cli import main
 from glassformer.config import MLPConfig, change
 from glassformer.errors import CheckpointError, ConfigError, RequestError
 from glassformer.families import read_config, write_config
-from glassformer.families.family import IGNORED
+from glassformer.families.common.family import IGNORED
+from glassformer.formats import load_model, load_pair_model, save_model
 from glassformer.generate.beam import Ruled, Search, search
-from glassformer.inspect.derive import derive
+from glassformer.inspect.capture.derive import derive
+from glassformer.models.translator import Translator, special_of
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
-from glassformer.translator import Translator, special_of
-from glassformer.weights import load_model, load_pair_model, save_model
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,14 +14,13 @@ from theirs import Keep, hf_random
 from tiny import TOLERANCE, assert_near, moved
 from tiny_encoders import CONFIGS, outputs, some_ids, tiny_encoder
 
-from glassformer.config import change
-from glassformer.encoder_config import MaskedHeadConfig
+from glassformer.config import MaskedHeadConfig, change
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import read_config, write_config
-from glassformer.families.family import IGNORED
-from glassformer.inspect.compare import compare
+from glassformer.families.common.family import IGNORED
+from glassformer.formats import load_model, load_pair_model, load_text_encoder, save_model
+from glassformer.inspect.capture.compare import compare
 from glassformer.nn.encoder import TextEncoder
-from glassformer.weights import load_model, load_pair_model, load_text_encoder, save_model
 
 transformers = pytest.importorskip("transformers")
 

@@ -10,14 +10,21 @@ from tiny import TOLERANCE, moved, pair_config, random_ids, randomise, run, tiny
 from tiny_families import DECODERS
 
 from glassformer.cache.dense import DenseCache
-from glassformer.config import ModelConfig, MoEConfig, NormConfig, RelativeConfig, RopeConfig, change
+from glassformer.config import (
+    LatentConfig,
+    LinearScaling,
+    ModelConfig,
+    MoEConfig,
+    NormConfig,
+    RelativeConfig,
+    RopeConfig,
+    change,
+)
 from glassformer.errors import CapacityError, ConfigError
 from glassformer.families import read_config, write_config
-from glassformer.families.family import IGNORED
-from glassformer.families.plain import from_plain, to_plain
-from glassformer.latent_config import LatentConfig
+from glassformer.families.common.family import IGNORED
+from glassformer.families.common.plain import from_plain, to_plain
 from glassformer.nn.model import Decoder
-from glassformer.rope_scaling import LinearScaling
 
 transformers = pytest.importorskip("transformers")
 

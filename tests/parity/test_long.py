@@ -10,7 +10,7 @@ from glassformer.cache.dense import DenseCache
 from glassformer.errors import CapacityError
 from glassformer.families import read_config, write_config
 from glassformer.generate import loop
-from glassformer.generate.loop import Options, write
+from glassformer.generate.loop import GenerationOptions, write
 from glassformer.generate.sampling import Sampling
 from glassformer.nn.step import Step
 
@@ -77,7 +77,7 @@ def test_rows_that_become_long_at_different_times(chunk, monkeypatch):
     model = tiny("phi3")
     prompts = [random_ids(model.config, 1, n, seed=n)[0].tolist() for n in (3, 22, LIMIT - 1, LIMIT, 30)]
     texts = [list(prompt) for prompt in prompts]
-    for piece in write(model, prompts, Options(max_tokens=26, sampling=Sampling(temperature=0.0))):
+    for piece in write(model, prompts, GenerationOptions(max_tokens=26, sampling=Sampling(temperature=0.0))):
         texts[piece.row].append(piece.id)
     for prompt, text in zip(prompts, texts, strict=True):
         assert len(text) == len(prompt) + 26

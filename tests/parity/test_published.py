@@ -4,11 +4,18 @@ import pytest
 from tiny_families import CONFIGS
 
 from glassformer.cache.size import kept_numbers
-from glassformer.config import MoEConfig, NormConfig, RopeConfig, change
+from glassformer.config import (
+    BandScaling,
+    LatentConfig,
+    LongScaling,
+    MoEConfig,
+    NormConfig,
+    RopeConfig,
+    YarnScaling,
+    change,
+)
 from glassformer.errors import ConfigError
 from glassformer.families import read_config, write_config
-from glassformer.latent_config import LatentConfig
-from glassformer.rope_scaling import BandScaling, LongScaling, YarnScaling
 
 EVERYWHERE = {
     "architectures": ["..."], "bos_token_id": 1, "eos_token_id": [2, 3], "initializer_range": 0.02,

@@ -6,12 +6,11 @@ import pytest
 import torch
 from tiny import assert_near, random_ids, run, tiny, tiny_config
 
-from glassformer.config import RopeConfig, change
+from glassformer.config import BandScaling, LinearScaling, LongScaling, RopeConfig, YarnScaling, change
 from glassformer.errors import ConfigError
 from glassformer.families import read_config, write_config
+from glassformer.formats import load_model, save_model
 from glassformer.nn.rope import rotate, rotation
-from glassformer.rope_scaling import BandScaling, LinearScaling, LongScaling, YarnScaling
-from glassformer.weights import load_model, save_model
 
 transformers = pytest.importorskip("transformers")
 

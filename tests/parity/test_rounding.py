@@ -9,11 +9,11 @@ from tiny import random_ids, randomise, run, tiny
 from tiny_families import DECODERS
 
 from glassformer.config import MLPConfig, NormConfig
+from glassformer.formats import load_model, save_model
 from glassformer.nn.model import Decoder
 from glassformer.nn.moe import MoE, route
 from glassformer.nn.norm import make_norm
 from glassformer.nn.step import Step
-from glassformer.weights import load_model, save_model
 
 transformers = pytest.importorskip("transformers")
 MODELS = transformers.models

@@ -6,15 +6,15 @@ from tiny import assert_near, random_ids, run, run_cached, tiny
 from tiny_families import DECODERS
 
 from glassformer.cache.dense import DenseCache
-from glassformer.generate.loop import Options, write
+from glassformer.formats import save_model
+from glassformer.generate.loop import GenerationOptions, write
 from glassformer.generate.sampling import Sampling
 from glassformer.nn.step import Step
-from glassformer.weights import save_model
 
 transformers = pytest.importorskip("transformers")
 
 LENGTH = 40  # longer than every window, and than the original context where there is one
-GREEDY = Options(max_tokens=48, sampling=Sampling(temperature=0.0))
+GREEDY = GenerationOptions(max_tokens=48, sampling=Sampling(temperature=0.0))
 
 
 def their_model(model, folder):

@@ -10,7 +10,7 @@ from theirs import Keep, hf_random, hf_run
 from tiny import assert_near, random_ids, run, tiny, tiny_config
 from tiny_families import DECODERS
 
-from glassformer.weights import load_model, save_model
+from glassformer.formats import load_model, save_model
 
 transformers = pytest.importorskip("transformers")
 

@@ -10,7 +10,7 @@ import pytest
 from generate.writers import make_tokenizer
 from tiny import tiny
 
-from glassformer.lm import LanguageModel
+from glassformer.models.language_model import LanguageModel
 from glassformer.server.app import Settings, make_app
 from glassformer.server.run import Server, bind, url_of
 from glassformer.text.tokenizer import Tokenizer

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from server.conftest import refused, serving, tiny_lm
 
-from glassformer.inspect.edit import ablate, patch
-from glassformer.inspect.spans import spans
-from glassformer.inspect.sweep import sweep
+from glassformer.inspect.edits.edit import ablate, patch
+from glassformer.inspect.sweep.sweep import sweep
+from glassformer.inspect.trace.offsets import spans
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.inspect.views.result import plain
 from glassformer.server.app import Settings
@@ -251,7 +251,7 @@ def test_a_tensor_that_is_not_there(http, kept, path, param, words):
 
 
 def test_a_slice_too_large(http, kept, monkeypatch):
-    monkeypatch.setattr("glassformer.inspect.slices.MOST", 100)
+    monkeypatch.setattr("glassformer.inspect.trace.slices.MOST", 100)
     path = f"/v1/traces/{kept[0]['id']}/tensors/blocks.0.attn.q"
     refused(http.get(path), 400, "at most 100", param="slice")
     assert http.get(f"{path}?slice=0,0").status_code == 200

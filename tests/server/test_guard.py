@@ -14,7 +14,7 @@ from server.conftest import refused, serving, tiny_lm
 from glassformer.errors import ConfigError
 from glassformer.server.app import Settings, make_app
 from glassformer.server.guard import MAX_BODY
-from glassformer.server.page import Page
+from glassformer.server.page import BuiltPage
 
 KEY = "sesame-7"
 
@@ -42,7 +42,7 @@ def test_every_route_needs_the_key_but_the_page(locked):
     paths = {path for _, path in routes}
     assert {"/health", "/openapi.json", "/v1/models", "/v1/completions", "/v1/traces/x/tensors/x"} <= paths
     assert len(paths) > 25
-    page = {(method, path) for path in Page().files for method in ("GET", "HEAD")}
+    page = {(method, path) for path in BuiltPage().files for method in ("GET", "HEAD")}
     with httpx2.Client(base_url=url, timeout=60) as http:
         for method, path in routes:
             for headers in (
@@ -264,7 +264,7 @@ def test_two_tabs_at_once(http, lms):
         one.start()
     for one in tabs:
         one.join()
-    from glassformer.inspect.edit import ablate
+    from glassformer.inspect.edits.edit import ablate
 
     for head in range(4):
         edit = ablate("blocks.0.attn.z", head=head)
@@ -303,8 +303,8 @@ def test_the_document_describes_every_route(http, locked):
 
 
 def test_without_a_page_the_server_says_how_to_build_it(http, tmp_path):
-    assert not Page(tmp_path).built
-    assert b"make page" in Page(tmp_path).files["/"].data
+    assert not BuiltPage(tmp_path).built
+    assert b"make page" in BuiltPage(tmp_path).files["/"].data
 
 
 def test_a_built_page_is_served_with_its_headers(tmp_path, monkeypatch):
@@ -313,7 +313,7 @@ def test_a_built_page_is_served_with_its_headers(tmp_path, monkeypatch):
     (tmp_path / "assets" / "app-1a2b.js").write_text("export const a = 1;\n" * 200)
     (tmp_path / "icon.svg").write_text("<svg/>")
     (tmp_path.parent / "secret.txt").write_text("secret")
-    monkeypatch.setattr("glassformer.server.app.Page", lambda: Page(tmp_path))
+    monkeypatch.setattr("glassformer.server.app.Page", lambda: BuiltPage(tmp_path))
     with serving([("m", tiny_lm())], Settings(key=KEY)) as (url, _), httpx2.Client(base_url=url) as http:
         index = http.get("/")
         assert index.text.startswith("<!doctype html><script")

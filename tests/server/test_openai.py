@@ -165,7 +165,7 @@ def test_chat_is_the_template_and_generate(client, lms):
         model="talker", messages=MESSAGES, seed=2, max_completion_tokens=9, logprobs=True, top_logprobs=2
     )
     plain = [MESSAGES[0], {"role": "user", "content": "the cat sat<|end|>"}]
-    from glassformer.text.chat import ChatTemplate
+    from glassformer.text.chat.chat_template import ChatTemplate
 
     ids = ChatTemplate(lm.tokenizer).encode(plain, add_generation_prompt=True)
     expected = lm.generate(ids, seed=2, max_tokens=9, logprobs=2).continuations[0]

@@ -12,9 +12,9 @@ import pytest
 from server.conftest import serving, tiny_lm
 
 from glassformer.generate import loop
-from glassformer.inspect import roles
-from glassformer.server.errors import Refused
-from glassformer.server.queue import MOST_WAITING, Left, Queue
+from glassformer.inspect.views import roles
+from glassformer.server.errors import ApiError
+from glassformer.server.queue import MOST_WAITING, ClientDisconnected, Queue
 
 LONG = 200  # tokens: far more than are written before a test has seen what it wants
 
@@ -286,7 +286,7 @@ def test_a_full_queue_refuses():
         while queue.state["running"] == 0:
             await asyncio.sleep(0.001)
         jobs += [queue.submit(lambda _: [1]) for _ in range(MOST_WAITING)]
-        with pytest.raises(Refused, match="256 requests are waiting") as error:
+        with pytest.raises(ApiError, match="256 requests are waiting") as error:
             queue.submit(lambda _: [1])
         assert error.value.status == 429
         go.set()
@@ -361,7 +361,7 @@ def test_closing_stops_a_look_within_what_runs():
         await jobs[1].begun()
         queue.close()
         for job in jobs:
-            with pytest.raises(Left):
+            with pytest.raises(ClientDisconnected):
                 async for _ in job:
                     pass
 
@@ -384,10 +384,10 @@ def test_closing_stops_what_runs_and_what_waits():
         await jobs[0].begun()
         queue.close()
         for job in jobs:
-            with pytest.raises(Left):
+            with pytest.raises(ClientDisconnected):
                 async for _ in job:
                     pass
-        with pytest.raises(Refused, match="shutting down"):
+        with pytest.raises(ApiError, match="shutting down"):
             queue.submit(endless)
         await asyncio.to_thread(queue.join, 30)
         assert closed == [True], "the generator was closed, with all that it held"

@@ -17,8 +17,8 @@ from server.conftest import tiny_lm
 from glassformer.cli import main
 from glassformer.cli.demo import wants_page
 from glassformer.cli.serve import KEY
+from glassformer.server.models import split_name
 from glassformer.server.run import bind, url_of
-from glassformer.server.served import split_name
 from glassformer.text.tokenizer import Tokenizer
 
 
@@ -204,7 +204,7 @@ def test_a_model_without_a_tokenizer_takes_ids():
     from server.conftest import serving
     from tiny import tiny
 
-    from glassformer.lm import LanguageModel
+    from glassformer.models.language_model import LanguageModel
 
     lm = LanguageModel(tiny("llama"))
     with serving([("m", lm)]) as (url, _):
@@ -235,7 +235,7 @@ def test_a_chat_template_survives_saving(tmp_path):
     """What `served` says of a folder's model is what the model can."""
     from server.conftest import TEMPLATE, serving
 
-    from glassformer.lm import load
+    from glassformer.models.language_model import load
 
     lm = tiny_lm()
     lm.tokenizer = Tokenizer(make_tokenizer().core, make_tokenizer().config, chat_template=TEMPLATE)

@@ -8,11 +8,11 @@ import pytest
 from inspect_subjects import subject
 from server.conftest import refused, serving, tiny_lm
 
-from glassformer.inspect.edit import from_json
-from glassformer.server.opening import SENTENCE, opening
-from glassformer.training import pair_recipe
-from glassformer.training.runfile import RunFile
-from glassformer.translator import Translator
+from glassformer.inspect.edits.edit import from_json
+from glassformer.models.translator import Translator
+from glassformer.server.example_text import SENTENCE, opening
+from glassformer.toys import dates_recipe as pair_recipe
+from glassformer.training.run.run_file import RunFile
 
 SOURCE, TARGET = "a dog ate", "the cat sat"
 

@@ -30,9 +30,9 @@ import torch  # noqa: E402
 from safetensors import torch as safetensors_torch  # noqa: E402
 from tiny_runs import differing, end_state, make_tokenizer, memory_folder, tiny_run  # noqa: E402
 
-from glassformer.training import checkpoint  # noqa: E402
-from glassformer.training.runfile import has_run  # noqa: E402
-from glassformer.weights import save  # noqa: E402
+from glassformer.formats import save  # noqa: E402
+from glassformer.training.run import checkpoint  # noqa: E402
+from glassformer.training.run.run_file import has_run  # noqa: E402
 
 SETTINGS = {"steps": 9, "save_every": 3, "eval_every": 3, "keep_last": 2, "sample_every": 0}
 

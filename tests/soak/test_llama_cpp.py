@@ -16,12 +16,11 @@ from tiny import random_ids, wake
 from tiny_encoders import embedder
 from tiny_gguf import FACTORS, FAMILIES, VARIANTS, gguf_config
 
-from glassformer.encoder_config import SentenceConfig
-from glassformer.lm import LanguageModel, load
+from glassformer.config import LongScaling, PoolingConfig, YarnScaling
+from glassformer.formats.gguf.tokenizer_keys import PRE
+from glassformer.models.language_model import LanguageModel, load
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
-from glassformer.rope_scaling import LongScaling, YarnScaling
-from glassformer.text.gguf_names import PRE
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 
@@ -147,7 +146,7 @@ def test_the_same_ids(pre, tmp_path):
 @pytest.mark.parametrize("pool", ["mean", "cls", "lasttoken"])
 def test_the_same_vectors(family, pool, tmp_path):
     """Of encoders, pooled as the file says; llama.cpp's GELU is the other one, by hyperbolic tangent."""
-    ours = embedder(family, SentenceConfig(pools=(pool,), after=("normalize",)))
+    ours = embedder(family, PoolingConfig(pools=(pool,), after=("normalize",)))
     ours.save_gguf(tmp_path / "a.gguf", "F32")
     texts = ["the cat sat on the mat.", "a dog ate", "The hats, a kitten?"]
     theirs = ask(tmp_path / "a.gguf", embed=texts, context=ours.limit)

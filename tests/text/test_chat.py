@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from test_sentencepiece import CORPUS, trained
 
 from glassformer.errors import TokenizerError
-from glassformer.text import template
-from glassformer.text.chat import ChatTemplate, templates_of
+from glassformer.text.chat import sandbox as template
+from glassformer.text.chat.chat_template import ChatTemplate, templates_of
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 
@@ -236,10 +236,10 @@ def test_a_control_token_that_is_lost_from_sight_is_refused(made, source):
 
 def test_sentencepiece_scaffolds():
     """A space before each text or only before the first, as the tokenizer does outside of templates."""
-    from glassformer.text.sentencepiece_core import SentencePieceCore
+    from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
 
     for inside in (False, True):
-        core = SentencePieceCore(trained("bpe-llama"), prefix_inside=inside, template="</s>")
+        core = SentencePieceTokenizer(trained("bpe-llama"), prefix_inside=inside, template="</s>")
         chat = ChatTemplate(Tokenizer(core), source="{{ bos_token }}{{ messages[0].content }}{{ eos_token }} x")
         text = "the cat"
         ids = chat.encode([{"role": "user", "content": text}])

@@ -10,7 +10,7 @@ from test_sentencepiece import CORPUS
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from glassformer.errors import TokenizerError
-from glassformer.text.chat import ChatTemplate
+from glassformer.text.chat.chat_template import ChatTemplate
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 

@@ -14,12 +14,12 @@ from tokenizers import Tokenizer as Core
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from glassformer.errors import TokenizerError
-from glassformer.text.files import find_tokenizer
-from glassformer.text.formats import RANKS
+from glassformer.text.files.find import find_tokenizer
+from glassformer.text.files.load import RANKS
+from glassformer.text.files.vocab_files import ranks_layout
 from glassformer.text.patterns import CL100K, GPT2, O200K, PATTERNS, byte_alphabet
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
-from glassformer.text.vocab import ranks_layout
 
 END = "<|endoftext|>"
 ODD = (

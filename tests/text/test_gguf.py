@@ -11,11 +11,11 @@ from tokenizers import Tokenizer as Core
 from tokenizers import models, normalizers
 
 from glassformer.errors import TokenizerError
-from glassformer.text.gguf import tokenizer_from_gguf
-from glassformer.text.gguf_names import KEY, PRE
-from glassformer.text.gguf_write import tokenizer_to_gguf
-from glassformer.text.sentencepiece_core import SentencePieceCore
-from glassformer.text.sentencepiece_file import read_sentencepiece
+from glassformer.formats.gguf.tokenizer_keys import KEY, PRE
+from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
+from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
+from glassformer.text.sentencepiece.model_file import read_sentencepiece
+from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 
@@ -46,7 +46,7 @@ def same_both_ways(tokenizer, special=()):
 
 @pytest.mark.parametrize("name", ["bpe-llama", "bpe-gemma", "unigram", "unigram-bytes", "unigram-defined"])
 def test_sentencepiece(name):
-    metadata = same_both_ways(Tokenizer(SentencePieceCore(trained(name))), ["</s>"])
+    metadata = same_both_ways(Tokenizer(SentencePieceTokenizer(trained(name))), ["</s>"])
     assert metadata[KEY + "model"] == ("llama" if "bpe" in name else "t5")
     assert metadata[KEY + "tokens"][5] == both(name)[1].id_to_piece(5)
 
@@ -136,7 +136,7 @@ def test_as_the_files_are_written():
 @pytest.mark.parametrize("unknown", [[], [0], [0, 7, 9], [7, 9]])
 def test_what_is_unknown(unknown):
     """One piece: some files call those so that fill up the embedding, or none."""
-    tokenizer = Tokenizer(SentencePieceCore(trained("bpe-llama")))
+    tokenizer = Tokenizer(SentencePieceTokenizer(trained("bpe-llama")))
     metadata = tokenizer_to_gguf(tokenizer, vocab_size=tokenizer.vocab_size + 3)
     first, types = tokenizer.vocab_size, metadata[KEY + "token_type"]
     types[0] = 2 if 0 in unknown else 3
@@ -221,15 +221,15 @@ def test_wordpiece(tmp_path):
 
 
 def test_the_template_goes_along():
-    tokenizer = Tokenizer(SentencePieceCore(trained("bpe-llama")), chat_template="{{ messages }}")
+    tokenizer = Tokenizer(SentencePieceTokenizer(trained("bpe-llama")), chat_template="{{ messages }}")
     assert tokenizer_from_gguf(tokenizer_to_gguf(tokenizer)).chat_template == "{{ messages }}"
 
 
 def test_what_gguf_has_no_words_for():
     for tokenizer, message in (
         (train_tokenizer([CORPUS], kind="word", vocab_size=300), "WordLevel"),
-        (Tokenizer(SentencePieceCore(trained("bpe"))), "normalizes text"),
-        (Tokenizer(SentencePieceCore(trained("bpe-suffix"))), "spaces behind words"),
+        (Tokenizer(SentencePieceTokenizer(trained("bpe"))), "normalizes text"),
+        (Tokenizer(SentencePieceTokenizer(trained("bpe-suffix"))), "spaces behind words"),
         (train_tokenizer([CORPUS], vocab_size=300, pattern="cl100k"), "no name for this way to cut text"),
     ):
         with pytest.raises(TokenizerError, match=message):
@@ -251,7 +251,7 @@ def test_what_gguf_has_no_words_for():
     ],
 )
 def test_metadata_that_are_not_right(change, message):
-    metadata = tokenizer_to_gguf(Tokenizer(SentencePieceCore(trained("bpe-llama"))))
+    metadata = tokenizer_to_gguf(Tokenizer(SentencePieceTokenizer(trained("bpe-llama"))))
     for name, value in change.items():
         metadata[KEY + name] = value
         if value is None:
@@ -261,7 +261,7 @@ def test_metadata_that_are_not_right(change, message):
 
 
 def test_any_mixture_of_its_pieces():
-    tokenizer = Tokenizer(SentencePieceCore(trained("bpe-llama")))
+    tokenizer = Tokenizer(SentencePieceTokenizer(trained("bpe-llama")))
     again, chance = tokenizer_from_gguf(tokenizer_to_gguf(tokenizer)), random.Random(0)
     pieces = [p.text.replace("▁", " ") for p in both("bpe-llama")[0].model.pieces]
     for _ in range(200):

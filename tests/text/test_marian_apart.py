@@ -12,10 +12,10 @@ from tiny import assert_near
 from glassformer.cli import main
 from glassformer.errors import CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.families import read_config
+from glassformer.formats import load_pair_model, save_model
+from glassformer.models.translator import load_translator
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
-from glassformer.translator import load_translator
-from glassformer.weights import load_pair_model, save_model
 
 TIED = pytest.mark.parametrize("tied", [True, False])
 SIZES = {

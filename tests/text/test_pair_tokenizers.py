@@ -16,10 +16,10 @@ from tiny_translators import CONFIGS
 
 from glassformer.cli import main
 from glassformer.errors import TokenizerError
+from glassformer.formats import save_model
+from glassformer.models.translator import load_translator
 from glassformer.nn.model import EncoderDecoder
 from glassformer.text.tokenizer import Tokenizer
-from glassformer.translator import load_translator
-from glassformer.weights import save_model
 
 TARGET = """Die Katze saß auf der Matte; es ist 12:30, und der Hund ist nicht da. „Wer ist das?“ Größe, Straße, süß
 der die das, Katze Katzen, neu neuer neueste, weit weiter, Fuß Füße ≈ ∑ ∞

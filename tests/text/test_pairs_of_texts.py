@@ -6,7 +6,7 @@ import pytest
 from tiny_encoders import bytes_of_roberta, wordpieces
 
 from glassformer.errors import TokenizerError
-from glassformer.text.sentencepiece_core import SentencePieceCore
+from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
 from glassformer.text.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -85,4 +85,4 @@ def test_tokenizers_that_do_not_say_how_are_told(tmp_path):
     with pytest.raises(TokenizerError, match="disagree about add_bos_token"):
         forced.encode_pairs([("a", "b")])
     with pytest.raises(TokenizerError, match="does not say how two texts stand in a row"):
-        SentencePieceCore.encode_pairs(None, [("a", "b")])
+        SentencePieceTokenizer.encode_pairs(None, [("a", "b")])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassformer.errors import TokenizerError
-from glassformer.text.pieces import StreamDecoder
+from glassformer.text.stream_decoder import StreamDecoder
 
 TEXTS = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("猫é👩\u200d👧🇯🇵\ufffd")))
 

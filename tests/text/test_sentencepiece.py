@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassformer.errors import TokenizerError
-from glassformer.text.sentencepiece import SentencePiece
-from glassformer.text.sentencepiece_core import SentencePieceCore
-from glassformer.text.sentencepiece_file import BPE, NORMAL, UNUSED, Piece, SentencePieceFile
-from glassformer.text.sentencepiece_file import read_sentencepiece as read
-from glassformer.text.sentencepiece_file import write_sentencepiece as write
+from glassformer.text.sentencepiece.model_file import BPE, NORMAL, UNUSED, SentencePieceModel, SentencePiecePiece
+from glassformer.text.sentencepiece.model_file import read_sentencepiece as read
+from glassformer.text.sentencepiece.model_file import write_sentencepiece as write
+from glassformer.text.sentencepiece.segmenter import Segmenter
+from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
 from glassformer.text.tokenizer import Tokenizer
 
 CORPUS = """The cat sat on the mat; it's 12:30, and the dog isn't there. They'll say: "Who's that?"
@@ -55,11 +55,11 @@ def trained(name: str) -> bytes:
 
 
 @cache
-def both(name: str) -> tuple[SentencePiece, sentencepiece.SentencePieceProcessor]:
-    return SentencePiece(read(trained(name))), sentencepiece.SentencePieceProcessor(model_proto=trained(name))
+def both(name: str) -> tuple[Segmenter, sentencepiece.SentencePieceProcessor]:
+    return Segmenter(read(trained(name))), sentencepiece.SentencePieceProcessor(model_proto=trained(name))
 
 
-def same(ours: SentencePiece, theirs: sentencepiece.SentencePieceProcessor, text: str) -> None:
+def same(ours: Segmenter, theirs: sentencepiece.SentencePieceProcessor, text: str) -> None:
     ids = theirs.encode(text)
     assert ours.encode(text) == ids, repr(text)
     got, places = ours.encode_offsets(text)
@@ -109,13 +109,13 @@ def test_sums_of_long_texts_round_as_in_the_library(shared_file):
     """Scores add up to −10⁵ or so, where 32-bit floats are 0.008 apart: what is best may depend on the rounding."""
     data = shared_file("sentencepiece/test_model.model").read_bytes()
     text = shared_file("tinyshakespeare.txt").read_text("utf-8")[:60_000]
-    same(SentencePiece(read(data)), sentencepiece.SentencePieceProcessor(model_proto=data), text)
+    same(Segmenter(read(data)), sentencepiece.SentencePieceProcessor(model_proto=data), text)
 
 
 @pytest.mark.parametrize("name", ["llama2", "test_model", "test_ja_model"])
 def test_same_ids_with_published_models(shared_file, name):
     data = shared_file(f"sentencepiece/{name}.model").read_bytes()
-    ours, theirs = SentencePiece(read(data)), sentencepiece.SentencePieceProcessor(model_proto=data)
+    ours, theirs = Segmenter(read(data)), sentencepiece.SentencePieceProcessor(model_proto=data)
     for file in ("tinyshakespeare.txt", "wagahai-ja.txt"):
         same(ours, theirs, shared_file(file).read_text("utf-8")[:4_000])
 
@@ -131,9 +131,9 @@ def test_same_ids_with_published_models(shared_file, name):
 
 
 def scored(pieces: dict[str, float], **kind) -> bytes:
-    rows = [Piece("<unk>", 0.0, 2), *(Piece(text, score) for text, score in pieces.items())]
+    rows = [SentencePiecePiece("<unk>", 0.0, 2), *(SentencePiecePiece(text, score) for text, score in pieces.items())]
     options = {"kind": BPE, "dummy_prefix": False, "remove_extra_spaces": False} | kind
-    return write(SentencePieceFile(tuple(rows), **options))
+    return write(SentencePieceModel(tuple(rows), **options))
 
 
 @pytest.mark.parametrize("kind", [1, 2])
@@ -149,7 +149,7 @@ def test_same_ids_where_scores_tie(kind):
             for p in model.pieces
         ]
         for one in (model, replace(model, pieces=tuple(unused))):
-            ours, theirs = SentencePiece(one), sentencepiece.SentencePieceProcessor(model_proto=write(one))
+            ours, theirs = Segmenter(one), sentencepiece.SentencePieceProcessor(model_proto=write(one))
             for _ in range(20):
                 same(ours, theirs, "".join(chance.choices("abcd ", [4, 4, 4, 1, 1], k=chance.randint(1, 40))))
 
@@ -227,11 +227,11 @@ def test_the_space_behind_a_control_token_is_llamas(folder, legacy):
 
 
 def test_a_user_defined_piece_that_the_template_writes_is_a_control_token():
-    core = SentencePieceCore(trained("bpe-gemma"), template="<sep>{{ x }}")
+    core = SentencePieceTokenizer(trained("bpe-gemma"), template="<sep>{{ x }}")
     assert core.special["<sep>"] in both("bpe-gemma")[1].encode("a<sep>")
     assert core.special["<sep>"] not in core.encode(["a<sep>"], special=False)[0]
     assert core.special["<sep>"] in core.encode(["a<sep>"], special=True)[0]
-    assert "<sep>" not in SentencePieceCore(trained("bpe-gemma")).special
+    assert "<sep>" not in SentencePieceTokenizer(trained("bpe-gemma")).special
 
 
 # ---- files that are not right
@@ -252,18 +252,24 @@ def test_damage_is_an_error_of_ours_or_nothing():
         for _ in range(chance.randint(1, 4)):
             bad[chance.randrange(len(bad))] = chance.randrange(256)
         with suppress(TokenizerError):
-            SentencePiece(read(bytes(bad))).encode(CORPUS[:200])
+            Segmenter(read(bytes(bad))).encode(CORPUS[:200])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"kind": 3}, "of type 3 is not read: only unigram, bpe"),
-        ({"pieces": (Piece("a"),)}, "one piece for what is unknown, and there are 0"),
-        ({"pieces": (Piece("<unk>", 0, 2), Piece("a"), Piece("a"))}, "piece 2 'a' stands at 1 already"),
-        ({"pieces": (Piece("<unk>", 0, 2), Piece("a", 0, 9))}, "piece 1 'a' has the unknown type 9"),
+        ({"pieces": (SentencePiecePiece("a"),)}, "one piece for what is unknown, and there are 0"),
         (
-            {"pieces": (Piece("<unk>", 0, 2), Piece("<0x00>", 0, 6)), "byte_fallback": True},
+            {"pieces": (SentencePiecePiece("<unk>", 0, 2), SentencePiecePiece("a"), SentencePiecePiece("a"))},
+            "piece 2 'a' stands at 1 already",
+        ),
+        (
+            {"pieces": (SentencePiecePiece("<unk>", 0, 2), SentencePiecePiece("a", 0, 9))},
+            "piece 1 'a' has the unknown type 9",
+        ),
+        (
+            {"pieces": (SentencePiecePiece("<unk>", 0, 2), SentencePiecePiece("<0x00>", 0, 6)), "byte_fallback": True},
             "1 pieces for bytes, not 256",
         ),
         ({"charsmap": b"\xff\xff\xff\xff123"}, "normalization rules are damaged"),
@@ -272,7 +278,7 @@ def test_damage_is_an_error_of_ours_or_nothing():
 def test_what_the_library_refuses_is_refused(change, message):
     model = replace(read(trained("unigram")), **change)
     with pytest.raises(TokenizerError, match=message):
-        SentencePiece(read(write(model)))
+        Segmenter(read(write(model)))
 
 
 def test_an_unknown_rule_is_refused():

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Core
 
 from glassformer.errors import TokenizerError
-from glassformer.text import files
+from glassformer.text.files import find as files
 from glassformer.text.tokenizer import Tokenizer
 
 EOT = "<|endoftext|>"

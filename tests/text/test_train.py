@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 
 from glassformer.errors import DataError, TokenizerError
 from glassformer.text import bpe as readable
-from glassformer.text import train, worker
+from glassformer.text import train
+from glassformer.text import train_worker as worker
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 

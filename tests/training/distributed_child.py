@@ -10,7 +10,7 @@ import torch.distributed as dist
 from tiny_pairs import RECURRENT, pair_run
 from tiny_runs import tiny_run
 
-from glassformer.training.rows import RowLoader
+from glassformer.training.data.packing import RowLoader
 from glassformer.training.settings import OptimConfig
 
 STEPS, BATCH = 20, 4

@@ -6,9 +6,9 @@ import pytest
 from test_prepare import ByteTokenizer, stories
 
 from glassformer.errors import DataError
-from glassformer.training.check import check_data
-from glassformer.training.prepare import prepare
-from glassformer.training.sources import Texts
+from glassformer.training.data.check import check_data
+from glassformer.training.data.prepare import prepare
+from glassformer.training.data.sources import Texts
 
 
 class Spelled(ByteTokenizer):
@@ -51,7 +51,7 @@ def test_without_a_tokenizer(tmp_path):
 
 
 def test_long_documents_are_counted_whole(monkeypatch):
-    monkeypatch.setattr("glassformer.training.sources.PIECE", 50)
+    monkeypatch.setattr("glassformer.training.data.sources.PIECE", 50)
     report = check_data(Texts(["word " * n for n in (3, 50, 200, 9, 9, 7)]), ByteTokenizer())
     assert report.characters_each == (15, 45, 1000)
     assert report.tokens_each == (16, 46, 1001)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from glassformer.errors import CheckpointError
-from glassformer.training import checkpoint as module
-from glassformer.training.checkpoint import (
+from glassformer.training.run import checkpoint as module
+from glassformer.training.run.checkpoint import (
     Checkpoints,
     TrainState,
     link,

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassformer.errors import DataError
-from glassformer.training import corpus, stories
+from glassformer.toys import stories as corpus
+from glassformer.toys import stories_scores as stories
 
 MANY = 4000
 FIRST = (
@@ -31,7 +32,7 @@ def told() -> dict[str, list[corpus.Story]]:
 
 
 def test_imports_no_torch():
-    program = "import sys, glassformer.training.stories; sys.exit('torch' in sys.modules)"
+    program = "import sys, glassformer.toys.stories_scores; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
@@ -137,7 +138,7 @@ EVENT = st.builds(
 
 @given(st.lists(EVENT, max_size=30))
 def test_world_stays_whole_whatever_is_tried(tries):
-    world = corpus.World()
+    world = corpus.StoryWorld()
     for event in tries:
         before = dict(world.owner), dict(world.gone)
         person = event.to in corpus.NOUNS["person"]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassformer.errors import DataError
-from glassformer.training import dates
-from glassformer.training.corpus import SPLITS
+from glassformer.toys import dates
+from glassformer.toys.stories import SPLITS
 
 MANY = 1000
 READ = {
@@ -22,22 +22,22 @@ READ = {
     "copy": lambda source: {source},
 }
 FIRST = {
-    "dates": dates.Pair(
+    "dates": dates.Seq2SeqExample(
         "at three minutes to eight in the evening on October 2nd, nineteen eighty",
         "1980-10-02 19:57",
         "dates/train#0",
     ),
-    "numbers": dates.Pair(
+    "numbers": dates.Seq2SeqExample(
         "seventy-one million eight hundred and thirty-nine thousand six hundred and thirty-nine",
         "71839639",
         "numbers/train#0",
     ),
-    "reverse": dates.Pair(
+    "reverse": dates.Seq2SeqExample(
         "vvdkifczmptkqhsgbvv",
         "vvbgshqktpmzcfikdvv",
         "reverse/train#0",
     ),
-    "copy": dates.Pair(
+    "copy": dates.Seq2SeqExample(
         "ycjxcgakqrrcglxgahrr",
         "ycjxcgakqrrcglxgahrr",
         "copy/train#0",
@@ -47,12 +47,12 @@ EVERY = pytest.mark.parametrize("task", dates.TASKS)
 
 
 @pytest.fixture(scope="module")
-def made() -> dict[tuple[str, str], list[dates.Pair]]:
+def made() -> dict[tuple[str, str], list[dates.Seq2SeqExample]]:
     return {(task, split): list(dates.pairs(task, 0, split, MANY)) for task in dates.TASKS for split in SPLITS}
 
 
 def test_imports_no_torch():
-    program = "import sys, glassformer.training.dates; sys.exit('torch' in sys.modules)"
+    program = "import sys, glassformer.toys.dates; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_pairs import pair_run
 from tiny_runs import losses, make_tokenizer, metrics, tiny_run
 
-from glassformer.training.distributed import ALONE, launched, local_device
+from glassformer.training.run.distributed import ALONE, launched, local_device
 
 HERE = Path(__file__).parent
 

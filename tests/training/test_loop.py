@@ -25,10 +25,10 @@ from tiny_runs import (
 
 import glassformer
 from glassformer.errors import CapacityError, ConfigError, DataError, GlassformerError
-from glassformer.training import loop, trainer
-from glassformer.training.evaluate import Pass
-from glassformer.training.loop import train
-from glassformer.training.runfile import RunFile
+from glassformer.training.run import loop as trainer
+from glassformer.training.run import train as loop
+from glassformer.training.run.run_file import RunFile
+from glassformer.training.run.train import train
 from glassformer.training.settings import (
     OptimConfig,
     ScheduleConfig,
@@ -37,6 +37,7 @@ from glassformer.training.settings import (
     settings_dict,
     settings_from,
 )
+from glassformer.training.tasks.evaluate import Pass
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from tiny_runs import SHAPE
 from torch import nn
 
 from glassformer.errors import CheckpointError, ConfigError
-from glassformer.families import family
-from glassformer.nn.init import init_weights
+from glassformer.families import find_family
 from glassformer.nn.model import Decoder
-from glassformer.training.optim import FlatParameters, Optimizer, muon_scale, orthogonalize, role_of
+from glassformer.training.init import init_weights
+from glassformer.training.optim.optimizers import FlatParameters, Optimizer, muon_scale, orthogonalize, role_of
 from glassformer.training.settings import OptimConfig
 
 
@@ -68,7 +68,7 @@ def test_flat_parameters_are_the_parameters():
 
 
 def test_roles():
-    model = Decoder(family("qwen3").shape(SHAPE.fill(11)))
+    model = Decoder(find_family("qwen3").shape(SHAPE.fill(11)))
     roles = {name: role_of(name, p) for name, p in model.named_parameters()}
     assert roles["embed.weight"] == "embed"
     assert sum(role == "hidden" for role in roles.values()) == 7 * SHAPE.n_layers
@@ -216,9 +216,9 @@ def test_state_that_does_not_fit_is_refused_by_name():
 
 def test_a_real_model_learns_with_both():
     for name in ("muon", "adamw"):
-        model = init_weights(Decoder(family("qwen3").shape(SHAPE.fill(11))), 0)
+        model = init_weights(Decoder(find_family("qwen3").shape(SHAPE.fill(11))), 0)
         optimizer = Optimizer(model, OptimConfig(name=name))
-        from glassformer.nn.loss import next_token_loss
+        from glassformer.kernels.cross_entropy import next_token_loss
         from glassformer.nn.step import Step
 
         ids = torch.randint(0, 11, (4, 16), generator=torch.Generator().manual_seed(0))

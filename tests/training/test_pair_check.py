@@ -10,8 +10,8 @@ from tiny_runs import memory_folder
 from glassformer.errors import DataError
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
-from glassformer.training.loop import train
-from glassformer.training.pair_check import check_pairs
+from glassformer.training.data.seq2seq_check import check_pairs
+from glassformer.training.run.train import train
 from glassformer.training.settings import TokenizerConfig
 
 FAULTS = ["no tab", "\tno source", "no target\t", "a\tb\tc", "x" * 17 + "\ty", "y\t" + "x" * 16]

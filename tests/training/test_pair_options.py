@@ -11,17 +11,17 @@ from tiny_pairs import RECURRENT, SHAPES, TRANSFORMER, letters, pair_config, pai
 from tiny_runs import Log, differing, end_state, memory_folder, metrics, tiny_config
 
 from glassformer.errors import CheckpointError, ConfigError
-from glassformer.families.shape import RecurrentShape
+from glassformer.families.common.shape import RecurrentShape
+from glassformer.models.translator import Translator, load_translator
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
-from glassformer.training.curve import write_curve
-from glassformer.training.loop import train
-from glassformer.training.pair_model import model_shape, new_pair_model
-from glassformer.training.pair_store import open_pairs
-from glassformer.training.runfile import recorded_settings
+from glassformer.training.data.seq2seq_store import open_pairs
+from glassformer.training.data.shards import Shards
+from glassformer.training.run.loss_curve import write_curve
+from glassformer.training.run.run_file import recorded_settings
+from glassformer.training.run.train import train
 from glassformer.training.settings import InitConfig, TokenizerConfig, TrainConfig
-from glassformer.training.shards import Shards
-from glassformer.translator import Translator, load_translator
+from glassformer.training.tasks.seq2seq_model import model_shape, new_pair_model
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import pytest
 from generate.writers import make_tokenizer
 from tiny import randomise
 
-from glassformer.families.shape import PairShape
+from glassformer.families.common.shape import Seq2SeqShape
+from glassformer.models.translator import Translator
 from glassformer.nn.model import EncoderDecoder
-from glassformer.training import dates, pair_recipe
+from glassformer.toys import dates
+from glassformer.toys import dates_recipe as pair_recipe
 from glassformer.training.settings import TrainConfig
-from glassformer.translator import Translator
 
 
 @pytest.mark.parametrize("task", dates.TASKS)
@@ -41,7 +42,7 @@ def test_systems_differ_in_their_model_alone():
 def test_scores_count_what_was_written():
     """Against a count by hand of what an untrained model makes of the same pairs, and of one that knows them all."""
     tokenizer = make_tokenizer()
-    config = PairShape(d_model=16, n_layers=1, n_heads=2, context=64).expand(tokenizer.vocab_size)
+    config = Seq2SeqShape(d_model=16, n_layers=1, n_heads=2, context=64).expand(tokenizer.vocab_size)
     translator = Translator(randomise(EncoderDecoder(config)), tokenizer)
     scores = pair_recipe.score(translator, "copy", 40)
     assert (scores.count, scores.exact) == (40, 0.0)

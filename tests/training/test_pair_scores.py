@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassformer.errors import DataError
-from glassformer.training.pair_scores import Bucket, exact_by_length, score_pairs, token_accuracy
+from glassformer.training.tasks.seq2seq_scores import Bucket, exact_by_length, score_pairs, token_accuracy
 
 RIGHT = ["the cat sat on the mat today", "a dog ran to the old town"]
 
 
 def test_imports_neither_torch_nor_the_scorer():
-    program = "import sys, glassformer.training.pair_scores; sys.exit(bool({'torch', 'sacrebleu'} & set(sys.modules)))"
+    program = "import sys, glassformer.training.tasks.seq2seq_scores; sys.exit(bool({'torch', 'sacrebleu'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 

@@ -10,19 +10,17 @@ from tiny_pairs import RECURRENT, SHAPES, TRANSFORMER, pair_config, pair_run, so
 from tiny_runs import Crash, Log, crash, differing, end_state, losses, memory_folder, metrics
 
 from glassformer.errors import ConfigError, DataError
-from glassformer.families.shape import PairShape, RecurrentShape
+from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
+from glassformer.models.translator import load_translator
 from glassformer.nn.step import Step
-from glassformer.training import dates
-from glassformer.training.distributed import ALONE
-from glassformer.training.evaluate import Pass
-from glassformer.training.loop import train
-from glassformer.training.optim import role_of
-from glassformer.training.pair_batches import eval_pairs
-from glassformer.training.pair_model import new_pair_model
-from glassformer.training.pair_store import open_pairs
-from glassformer.training.pair_task import PairTask
-from glassformer.training.pairs import Pair, PairFiles
-from glassformer.training.runfile import recorded_settings
+from glassformer.toys import dates
+from glassformer.training.data.seq2seq_batches import eval_pairs
+from glassformer.training.data.seq2seq_examples import Seq2SeqExample, Seq2SeqFiles
+from glassformer.training.data.seq2seq_store import open_pairs
+from glassformer.training.optim.optimizers import role_of
+from glassformer.training.run.distributed import ALONE
+from glassformer.training.run.run_file import recorded_settings
+from glassformer.training.run.train import train
 from glassformer.training.settings import (
     InitConfig,
     OptimConfig,
@@ -32,7 +30,9 @@ from glassformer.training.settings import (
     settings_dict,
     settings_from,
 )
-from glassformer.translator import load_translator
+from glassformer.training.tasks.evaluate import Pass
+from glassformer.training.tasks.seq2seq import Seq2SeqTask
+from glassformer.training.tasks.seq2seq_model import new_pair_model
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def tmp_path():
         yield folder
 
 
-def opened(run, config) -> PairTask:
+def opened(run, config) -> Seq2SeqTask:
     """What was trained, as of its last checkpoint."""
-    return PairTask(config, ALONE, Pass(torch.device("cpu"), torch.float32), run.last)
+    return Seq2SeqTask(config, ALONE, Pass(torch.device("cpu"), torch.float32), run.last)
 
 
 LEARNERS = {
     "transformer": (
-        PairShape(d_model=48, n_layers=1, n_heads=4, d_ff=96, context=12, positions="learned"),
+        Seq2SeqShape(d_model=48, n_layers=1, n_heads=4, d_ff=96, context=12, positions="learned"),
         OptimConfig(lr=0.02, embed_lr=0.01, muon_dtype="float32"),
         500,
     ),
@@ -260,7 +260,7 @@ def test_pairs_that_cannot_be_used_are_refused(tmp_path):
         train(pair_config(tmp_path / "b"))
     with pytest.raises(DataError, match=r"too few pairs: 72, and a batch has 100: lower batch to at most 72"):
         pair_run(tmp_path / "c", batch=100)
-    with pytest.raises(DataError, match=r"must be a glassformer.training.pairs.Pair, got str"):
+    with pytest.raises(DataError, match=r"must be a glassformer.training.data.seq2seq_examples.Pair, got str"):
         train(pair_config(tmp_path / "d"), documents=lambda: iter(["a text"]))
     with pytest.raises(ConfigError, match="sample_prompt has 20 tokens"):
         pair_run(tmp_path / "e", sample_prompt="x" * 20)
@@ -279,7 +279,9 @@ def test_a_held_out_source_is_not_trained_on(tmp_path):
 def test_pair_files_may_be_given_too(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"source": p.source, "target": p.target}) + "\n" for p in some_pairs()))
-    run = train(pair_config(tmp_path / "run", steps=1), documents=PairFiles(path), held_out=[Pair("abc", "cba")])
+    run = train(
+        pair_config(tmp_path / "run", steps=1), documents=Seq2SeqFiles(path), held_out=[Seq2SeqExample("abc", "cba")]
+    )
     assert run.held_out.tokens == 4
 
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassformer.errors import DataError
-from glassformer.training.pair_batches import PAD, PairLoader, eval_pairs, pair_batch
-from glassformer.training.pairs import Pair, PairFiles, Pairs, tokenize_pairs
-from glassformer.training.rows import IGNORE
+from glassformer.training.data.packing import IGNORE
+from glassformer.training.data.seq2seq_batches import PAD, Seq2SeqLoader, eval_pairs, pair_batch
+from glassformer.training.data.seq2seq_examples import Seq2SeqExample, Seq2SeqExamples, Seq2SeqFiles, tokenize_pairs
 
 BOS, EOS = 1, 2
 ORDER = [[6, 10, 7, 5], [0, 9, 4, 2], [3, 1, 8, 11], [3, 4, 2, 11]]
@@ -39,16 +39,16 @@ class Endless(Letters):
     eos_id = None
 
 
-def make(lengths) -> Pairs:
+def make(lengths) -> Seq2SeqExamples:
     """Pairs with sources and targets of these lengths, each of a letter of its own."""
-    pairs = [Pair(chr(33 + i % 90) * s, chr(33 + i % 90) * t) for i, (s, t) in enumerate(lengths)]
+    pairs = [Seq2SeqExample(chr(33 + i % 90) * s, chr(33 + i % 90) * t) for i, (s, t) in enumerate(lengths)]
     return tokenize_pairs(pairs, Letters(), context=10_000)
 
 
-def many(n=1000) -> Pairs:
+def many(n=1000) -> Seq2SeqExamples:
     """Sources and targets of 1 to 60 tokens; each source is unlike all others."""
     rng = np.random.default_rng(0)
-    pairs = [Pair(f"{i} " + "x" * int(rng.integers(60)), "y" * int(rng.integers(1, 60))) for i in range(n)]
+    pairs = [Seq2SeqExample(f"{i} " + "x" * int(rng.integers(60)), "y" * int(rng.integers(1, 60))) for i in range(n)]
     return tokenize_pairs(pairs, Letters(), context=100)
 
 
@@ -59,11 +59,11 @@ def here(tmp_path, monkeypatch):
 
 
 def read(*names, **options):
-    return [(p.where, p.source, p.target) for p in PairFiles(names, **options)]
+    return [(p.where, p.source, p.target) for p in Seq2SeqFiles(names, **options)]
 
 
 def test_reading_pairs_needs_no_torch():
-    program = "import sys, glassformer.training.pairs; sys.exit('torch' in sys.modules)"
+    program = "import sys, glassformer.training.data.seq2seq_examples; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
@@ -78,7 +78,7 @@ def test_files_folders_and_kinds(here):
     )
     (here / "d/c.csv").write_text("five,5\n")
     (here / "e.txt.gz").write_bytes(gzip.compress(b"six\t6\n"))
-    files = PairFiles(["d", "e.txt.gz"])
+    files = Seq2SeqFiles(["d", "e.txt.gz"])
     expected = [("d/a.tsv:1", "one", "1"), ("d/a.tsv:3", "zwölf ", "12"), ("d/b.jsonl:1", "tab\there", "3"),
                 ("d/b.jsonl:3", "4", "4"), ("e.txt.gz:1", "six", "6")]  # fmt: skip
     assert [(p.where, p.source, p.target) for p in files] == expected
@@ -124,7 +124,7 @@ def test_bad_lines_are_skipped_and_counted_or_refused(here, name):
     data, reason, where = BAD[name]
     (here / name).write_bytes(data)
     (here / "other.tsv").write_text("other\t2\n")
-    files = PairFiles([name, "other.tsv"])
+    files = Seq2SeqFiles([name, "other.tsv"])
     assert {(p.source, p.target) for p in files} <= {("good", "1"), ("other", "2")}
     assert files.skipped.counts == {reason: 1}
     assert files.skipped.examples[reason][0].startswith(where)
@@ -140,7 +140,7 @@ def test_nothing_to_read_says_why(here):
         read("a.tsv")
     (here / "d").mkdir()
     with pytest.raises(DataError, match=r"no text in this folder: .*\.tsv \.jsonl"):
-        PairFiles("d")
+        Seq2SeqFiles("d")
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_nothing_to_read_says_why(here):
 
 def test_what_is_too_long_is_skipped_with_its_line_or_refused(here):
     (here / "a.tsv").write_text("abcd\tabc\nabcde\ta\nabc\tabcd\n__\tx\nx\t\n")
-    pairs = tokenize_pairs(PairFiles("a.tsv"), Letters(), context=4)
+    pairs = tokenize_pairs(Seq2SeqFiles("a.tsv"), Letters(), context=4)
     assert [len(pairs), pairs.source.row(0).tolist(), pairs.target.row(0).tolist()] == [
         1, [97, 98, 99, 100], [97, 98, 99]]  # fmt: skip
     assert pairs.skipped.examples == {
@@ -156,26 +156,26 @@ def test_what_is_too_long_is_skipped_with_its_line_or_refused(here):
         "target of more than 3 tokens": ["a.tsv:3: 4 tokens"], "source without a token": ["a.tsv:4: 0 tokens"],
     }  # fmt: skip
     with pytest.raises(DataError, match=r"a\.tsv:2: source of more than 4 tokens: 5 tokens"):
-        tokenize_pairs(PairFiles("a.tsv"), Letters(), context=4, strict=True)
+        tokenize_pairs(Seq2SeqFiles("a.tsv"), Letters(), context=4, strict=True)
     with pytest.raises(DataError, match=r"no pair is left to use: 1 empty target .*; 3 source of more than 2 tokens"):
-        tokenize_pairs(PairFiles("a.tsv"), Letters(), context=2)
+        tokenize_pairs(Seq2SeqFiles("a.tsv"), Letters(), context=2)
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused():
     tokenizer = Letters()
     tokenizer.vocab_size = 100
     with pytest.raises(DataError, match="gave id 120, its vocab_size is 100"):
-        tokenize_pairs([Pair("x", "a")], tokenizer, context=4)
+        tokenize_pairs([Seq2SeqExample("x", "a")], tokenizer, context=4)
     with pytest.raises(DataError, match="eos_token"):
-        tokenize_pairs([Pair("x", "a")], Endless(), context=4)
+        tokenize_pairs([Seq2SeqExample("x", "a")], Endless(), context=4)
     with pytest.raises(DataError, match="context must be at least 2"):
-        tokenize_pairs([Pair("x", "a")], Letters(), context=1)
+        tokenize_pairs([Seq2SeqExample("x", "a")], Letters(), context=1)
 
 
 def test_a_target_begins_with_the_end_where_there_is_no_beginning():
     tokenizer = Letters()
     tokenizer.bos_id = None
-    pairs = tokenize_pairs([Pair("x", "a")], tokenizer, context=4)
+    pairs = tokenize_pairs([Seq2SeqExample("x", "a")], tokenizer, context=4)
     assert pair_batch(pairs, np.array([0])).inputs.tolist() == [[EOS, ord("a")]]
 
 
@@ -187,7 +187,7 @@ def test_memory_is_what_is_said():
 
 
 def test_held_out_sources_do_not_occur_in_training():
-    pairs = [Pair(f"s{i % 300}", f"t{i}") for i in range(1000)]  # each source comes three or four times
+    pairs = [Seq2SeqExample(f"s{i % 300}", f"t{i}") for i in range(1000)]  # each source comes three or four times
     whole = tokenize_pairs(pairs, Letters(), context=20)
     train, aside = whole.hold_out(0.1)
     sources = [{bytes(p.source.row(i).astype(np.uint8)) for i in range(len(p))} for p in (train, aside)]
@@ -195,19 +195,21 @@ def test_held_out_sources_do_not_occur_in_training():
     assert len(train) + len(aside) == 1000
     assert 80 <= len(aside) <= 100
     assert len(whole.hold_out(0.1, 20)[1]) <= 20
-    more = tokenize_pairs([*pairs, *(Pair(f"n{i}", "t") for i in range(100))], Letters(), context=20).hold_out(0.1)[1]
+    more = tokenize_pairs(
+        [*pairs, *(Seq2SeqExample(f"n{i}", "t") for i in range(100))], Letters(), context=20
+    ).hold_out(0.1)[1]
     stay = {bytes(more.source.row(i).astype(np.uint8)) for i in range(len(more))} & sources[1]
     assert len(stay) > 0.8 * len(sources[1])
     with pytest.raises(DataError, match="but one source"):
-        tokenize_pairs([Pair("a", "b")] * 3, Letters(), context=4).hold_out()
+        tokenize_pairs([Seq2SeqExample("a", "b")] * 3, Letters(), context=4).hold_out()
     with pytest.raises(DataError, match="share above 0"):
         whole.hold_out(0)
 
 
 def test_fingerprint_tells_pairs_apart():
-    one = tokenize_pairs([Pair("ab", "c"), Pair("d", "e")], Letters(), context=9)
-    same = tokenize_pairs([Pair("ab", "c", "x:1"), Pair("d", "e")], Letters(), context=9)
-    moved = tokenize_pairs([Pair("a", "c"), Pair("bd", "e")], Letters(), context=9)
+    one = tokenize_pairs([Seq2SeqExample("ab", "c"), Seq2SeqExample("d", "e")], Letters(), context=9)
+    same = tokenize_pairs([Seq2SeqExample("ab", "c", "x:1"), Seq2SeqExample("d", "e")], Letters(), context=9)
+    moved = tokenize_pairs([Seq2SeqExample("a", "c"), Seq2SeqExample("bd", "e")], Letters(), context=9)
     assert one.fingerprint == same.fingerprint
     assert len({one.fingerprint, moved.fingerprint, one.take(np.array([1, 0])).fingerprint}) == 3
 
@@ -216,7 +218,7 @@ def test_fingerprint_tells_pairs_apart():
 
 
 def test_a_batch_holds_its_pairs():
-    pairs = tokenize_pairs([Pair("abc", "x"), Pair("d", "yz")], Letters(), context=9)
+    pairs = tokenize_pairs([Seq2SeqExample("abc", "x"), Seq2SeqExample("d", "yz")], Letters(), context=9)
     batch = pair_batch(pairs, np.array([1, 0, -1]))
     a, b, c, d, x, y, z = (ord(letter) for letter in "abcdxyz")
     assert batch.source.tolist() == [[d, PAD, PAD], [a, b, c], [a, b, c]]
@@ -247,7 +249,7 @@ def test_batches_are_the_pairs_and_nothing_else(lengths, data):
 @given(st.integers(1, 60), st.data())
 def test_each_epoch_has_each_pair_once(n, data):
     pairs, batch = make([(i % 7 + 1, i % 5 + 1) for i in range(n)]), data.draw(st.integers(1, n))
-    loader = PairLoader(pairs, batch, seed=data.draw(st.integers(0, 9)))
+    loader = Seq2SeqLoader(pairs, batch, seed=data.draw(st.integers(0, 9)))
     numbers = []
     while len(numbers) < 3 * n:
         given_out = loader.next().numbers.tolist()
@@ -262,7 +264,7 @@ def test_epochs_differ_and_are_a_function_of_the_seed():
     pairs = many(400)
 
     def epochs(seed):
-        loader = PairLoader(pairs, 20, seed)
+        loader = Seq2SeqLoader(pairs, 20, seed)
         return [tuple(loader.next().numbers.tolist()) for _ in range(60)]
 
     first = epochs(3)
@@ -273,7 +275,7 @@ def test_epochs_differ_and_are_a_function_of_the_seed():
 
 
 def test_the_order_is_the_same_on_every_machine_and_version():
-    loader = PairLoader(make([(i % 4 + 1, i % 3 + 1) for i in range(12)]), 4, seed=0)
+    loader = Seq2SeqLoader(make([(i % 4 + 1, i % 3 + 1) for i in range(12)]), 4, seed=0)
     assert [loader.next().numbers.tolist() for _ in range(4)] == ORDER
 
 
@@ -285,7 +287,7 @@ def test_like_lengths_go_together_and_little_is_padding():
         cells = [b.source.numel() + b.targets.numel() for b in batches]
         return sum(b.padding * n for b, n in zip(batches, cells, strict=True)) / sum(cells)
 
-    loader = PairLoader(pairs, batch, seed=0)
+    loader = Seq2SeqLoader(pairs, batch, seed=0)
     sorted_in_pools = padding(loader.next() for _ in range(250))
     in_any_order = padding(pair_batch(pairs, np.arange(at, at + batch)) for at in range(0, 4000, batch))
     assert in_any_order > 0.4
@@ -297,7 +299,7 @@ def test_like_lengths_go_together_and_little_is_padding():
 @pytest.mark.parametrize("world", [2, 3, 6])
 def test_ranks_share_the_batches_of_one_process(world):
     pairs = many(100)
-    one, ranks = PairLoader(pairs, 12, 5), [PairLoader(pairs, 12, 5, rank, world) for rank in range(world)]
+    one, ranks = Seq2SeqLoader(pairs, 12, 5), [Seq2SeqLoader(pairs, 12, 5, rank, world) for rank in range(world)]
     for _ in range(30):
         whole, parts = one.next(), [loader.next() for loader in ranks]
         assert all(len(part.numbers) == 12 // world for part in parts)
@@ -308,10 +310,10 @@ def test_ranks_share_the_batches_of_one_process(world):
 @pytest.mark.parametrize("taken", [0, 3, 7, 8, 25])
 def test_resumed_is_uninterrupted(taken):
     pairs = many(100)
-    loader = PairLoader(pairs, 13, seed=2)
+    loader = Seq2SeqLoader(pairs, 13, seed=2)
     for _ in range(taken):
         loader.next()
-    again = PairLoader(many(100), 13, seed=2)
+    again = Seq2SeqLoader(many(100), 13, seed=2)
     again.load_state(json.loads(json.dumps(loader.state())))
     for _ in range(20):
         a, b = loader.next(), again.next()
@@ -324,7 +326,7 @@ def test_resumed_is_uninterrupted(taken):
 )
 def test_another_place_is_refused(change, key):
     def loader(n=100, batch=10, seed=2):
-        return PairLoader(many(n), batch, seed)
+        return Seq2SeqLoader(many(n), batch, seed)
 
     with pytest.raises(DataError, match=key):
         loader(**change).load_state(loader().state())
@@ -332,12 +334,12 @@ def test_another_place_is_refused(change, key):
 
 def test_a_batch_that_cannot_be_had_is_refused():
     with pytest.raises(DataError, match=r"too few pairs: 10, and a batch has 12: lower batch to at most 10"):
-        PairLoader(many(10), 12, 0)
+        Seq2SeqLoader(many(10), 12, 0)
     with pytest.raises(DataError, match="lower batch to at most 8"):
-        PairLoader(many(10), 12, 0, 0, 4)
+        Seq2SeqLoader(many(10), 12, 0, 0, 4)
     for batch, rank, world in ((0, 0, 1), (10, 0, 3), (10, 2, 2)):
         with pytest.raises(DataError, match="cannot be shared"):
-            PairLoader(many(10), batch, 0, rank, world)
+            Seq2SeqLoader(many(10), batch, 0, rank, world)
         with pytest.raises(DataError, match="cannot be shared"):
             next(eval_pairs(many(10), batch, rank=rank, world=world))
 

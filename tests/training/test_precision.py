@@ -7,12 +7,12 @@ import torch
 from tiny_runs import SHAPE
 
 from glassformer.errors import ConfigError
-from glassformer.families import family
-from glassformer.nn.attend import KV, AttendSpec, View, attend_sdpa
-from glassformer.nn.init import init_weights
+from glassformer.families import find_family
+from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_sdpa
 from glassformer.nn.model import Decoder
-from glassformer.training.evaluate import Pass
-from glassformer.training.precision import (
+from glassformer.training.data.packing import PackedRows
+from glassformer.training.init import init_weights
+from glassformer.training.run.precision import (
     attend_float32,
     choose_precision,
     cpu_features,
@@ -21,7 +21,7 @@ from glassformer.training.precision import (
     measure_matrix_rate,
     tune_malloc,
 )
-from glassformer.training.rows import Rows
+from glassformer.training.tasks.evaluate import Pass
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_cpu_features_are_read(tmp_path):
 
 
 def tiny() -> Decoder:
-    return init_weights(Decoder(family("qwen3").shape(SHAPE.fill(11))), 0)
+    return init_weights(Decoder(find_family("qwen3").shape(SHAPE.fill(11))), 0)
 
 
 def test_matrices_are_counted_with_the_tied_head():
@@ -76,7 +76,7 @@ def test_attention_in_float32_under_autocast():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 6, 4, 8) for _ in range(3))
     positions = torch.arange(6)[None]
-    view, spec = View(positions, positions, None, causal=True), AttendSpec(0.35)
+    view, spec = Visibility(positions, positions, None, causal=True), AttendSpec(0.35)
     with torch.autocast("cpu", torch.bfloat16):
         z = attend_float32(spec, q.bfloat16(), KV(k.bfloat16(), v.bfloat16()), view)
     exact = attend_sdpa(spec, q.bfloat16().float(), KV(k.bfloat16().float(), v.bfloat16().float()), view)
@@ -86,7 +86,7 @@ def test_attention_in_float32_under_autocast():
 
 def test_bfloat16_pass_is_near_float32_and_leaves_float32_gradients():
     ids = torch.randint(0, 11, (4, 17), generator=torch.Generator().manual_seed(0))
-    rows = Rows(ids[:, :-1], ids[:, 1:], torch.arange(16).expand(4, -1), None, 64, 64.0)
+    rows = PackedRows(ids[:, :-1], ids[:, 1:], torch.arange(16).expand(4, -1), None, 64, 64.0)
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny()

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from glassformer.errors import DataError
-from glassformer.training import prepare as module
-from glassformer.training.held_out import split
-from glassformer.training.prepare import prepare
-from glassformer.training.shards import HELD_OUT, LEFT_OUT, TRAIN, Shards, View
-from glassformer.training.sources import Document, Sources, Texts
+from glassformer.training.data import prepare as module
+from glassformer.training.data.held_out import split
+from glassformer.training.data.prepare import prepare
+from glassformer.training.data.shards import HELD_OUT, LEFT_OUT, TRAIN, DocumentIndex, Shards
+from glassformer.training.data.sources import Document, Sources, Texts
 
 
 class ByteTokenizer:
@@ -34,7 +34,7 @@ class ByteTokenizer:
         (Path(folder) / "tokenizer.json").write_text(json.dumps([self.vocab_size, self.eos_id]))
 
 
-def document_texts(view: View):
+def document_texts(view: DocumentIndex):
     return [bytes(i for i in view.document(d).tolist() if i < 256).decode() for d in range(view.n_documents)]
 
 
@@ -83,7 +83,7 @@ def test_tokens_around_a_document(tmp_path):
 
 
 def test_long_documents_are_one_document(tmp_path, monkeypatch):
-    monkeypatch.setattr("glassformer.training.sources.PIECE", 50)
+    monkeypatch.setattr("glassformer.training.data.sources.PIECE", 50)
     monkeypatch.setattr(module, "BATCH_CHARS", 170)
     documents = ["word " * n for n in range(1, 200, 9)]
     shards = prepare(Texts(documents), ByteTokenizer(add_bos=True), tmp_path / "data", held_out=0.0)
@@ -294,8 +294,8 @@ import resource, signal, sys
 sys.path[:0] = sys.argv[1:3]
 from test_prepare import ByteTokenizer, stories
 from glassformer.errors import DataError
-from glassformer.training.prepare import prepare
-from glassformer.training.sources import Texts
+from glassformer.training.data.prepare import prepare
+from glassformer.training.data.sources import Texts
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:

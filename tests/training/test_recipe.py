@@ -6,11 +6,13 @@ from random import Random
 import pytest
 
 import glassformer
-from glassformer.inspect.roles import head_roles
-from glassformer.nn.init import init_weights
+from glassformer.formats.find import find
+from glassformer.inspect.views.roles import head_roles
 from glassformer.nn.model import Decoder
-from glassformer.training import corpus, recipe, stories
-from glassformer.weights.find import find
+from glassformer.toys import stories as corpus
+from glassformer.toys import stories_recipe as recipe
+from glassformer.toys import stories_scores as stories
+from glassformer.training.init import init_weights
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ class Oracle:
         answers = []
         for prompt in prompts:
             text, _, question = prompt.rpartition("\n")
-            world = corpus.World()
+            world = corpus.StoryWorld()
             for i, sentence in enumerate(corpus.split_story(text)[0]):
                 world.apply(corpus.parse_sentence(sentence, first=i == 0))
             facts = [corpus.render_question(*fact) for fact in world.facts()]

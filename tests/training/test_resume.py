@@ -7,8 +7,8 @@ import pytest
 from tiny_runs import Crash, Log, crash, differing, end_state, losses, make_tokenizer, memory_folder, metrics, tiny_run
 
 from glassformer.errors import CheckpointError, ConfigError, DataError
-from glassformer.training.metrics import read_metrics, truncate_metrics
-from glassformer.training.runfile import RunFile, recorded_settings
+from glassformer.training.run.metrics import read_metrics, truncate_metrics
+from glassformer.training.run.run_file import RunFile, recorded_settings
 from glassformer.training.settings import OptimConfig, ScheduleConfig
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from glassformer.errors import DataError
-from glassformer.training.rows import IGNORE, RowLoader, Rows, _mix, eval_rows, permutation
-from glassformer.training.shards import Tokens, View
+from glassformer.training.data.packing import IGNORE, PackedRows, RowLoader, _mix, eval_rows, permutation
+from glassformer.training.data.shards import DocumentIndex, TokenArray
 
 EOS = 0
 
@@ -19,7 +19,7 @@ def make(lengths, *, ordered=False, sizes=None):
     for length in lengths:
         documents.append([*range(number, number + length - 1), EOS])
         number += length - 1
-    return View.of(documents, sizes, ordered=ordered), documents
+    return DocumentIndex.of(documents, sizes, ordered=ordered), documents
 
 
 def naive_rows(stream, context):
@@ -41,7 +41,7 @@ def stream_of(documents, order, offset):
     return [(d, place, i == 0, document) for i, (d, place, document) in enumerate(whole)]
 
 
-def as_tuples(rows: Rows):
+def as_tuples(rows: PackedRows):
     borders = torch.zeros_like(rows.ids) if rows.documents is None else rows.documents
     return list(zip(rows.ids.tolist(), rows.targets.tolist(), rows.positions.tolist(), borders.tolist(), strict=True))
 
@@ -208,7 +208,7 @@ def test_too_small_a_corpus_says_what_there_is_and_what_to_lower():
 
 def test_tokens_in_several_arrays():
     flat = np.arange(100, dtype=np.uint16)
-    parts = Tokens([flat[:40], flat[40:80], flat[80:]], 40)
+    parts = TokenArray([flat[:40], flat[40:80], flat[80:]], 40)
     index = np.array([[0, 39, 40], [99, 80, 79]])
     assert parts[index].tolist() == index.tolist()
 
@@ -271,5 +271,5 @@ def test_nothing_to_evaluate_on():
 
 
 def test_bytes_with_a_token_that_begins_each_text():
-    view = View.of([[9, 1, 2, 3, EOS], [9, 4, EOS]], [30, 7], begins=True)
+    view = DocumentIndex.of([[9, 1, 2, 3, EOS], [9, 4, EOS]], [30, 7], begins=True)
     assert sum(rows.bytes for rows in eval_rows(view, 4, 1)) == pytest.approx(37)

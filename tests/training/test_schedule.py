@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassformer.errors import ConfigError
-from glassformer.training.schedule import cosine_factor, inverse_sqrt_factor, lr_factor, warmup_factor, wsd_factor
+from glassformer.training.optim.schedule import cosine_factor, inverse_sqrt_factor, lr_factor, warmup_factor, wsd_factor
 from glassformer.training.settings import ScheduleConfig
 
 

@@ -6,9 +6,9 @@ import pytest
 from test_prepare import ByteTokenizer, stories
 
 from glassformer.errors import DataError
-from glassformer.training.prepare import prepare
-from glassformer.training.shards import Shards
-from glassformer.training.sources import Texts
+from glassformer.training.data.prepare import prepare
+from glassformer.training.data.shards import Shards
+from glassformer.training.data.sources import Texts
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from glassformer.errors import DataError
-from glassformer.training.sources import PIECE, Sources, Texts, pieces
+from glassformer.training.data.sources import PIECE, Sources, Texts, pieces
 
 
 def texts(sources):
@@ -78,8 +78,8 @@ def test_separator(here):
 
 @pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n"])
 def test_separators_across_blocks(here, monkeypatch, separator):
-    monkeypatch.setattr("glassformer.training.sources.BLOCK", 7)
-    monkeypatch.setattr("glassformer.training.sources.PIECE", 11)
+    monkeypatch.setattr("glassformer.training.data.sources.BLOCK", 7)
+    monkeypatch.setattr("glassformer.training.data.sources.PIECE", 11)
     documents = ["ä" * n + f" {n} " + "b\nc" * n for n in range(1, 40)]
     (here / "a.txt").write_text(separator.join(documents))
     assert whole(Sources("a.txt", separator=separator)) == documents
@@ -112,7 +112,7 @@ QWEN2 = (
     ],
 )
 def test_pieces_have_the_words_of_the_whole(monkeypatch, words):
-    monkeypatch.setattr("glassformer.training.sources.PIECE", 70)
+    monkeypatch.setattr("glassformer.training.data.sources.PIECE", 70)
     text = "".join(words + "ab"[: i % 3] + " " * (i % 4 == 1) for i in range(300))
     found = [d.text for d in pieces(text, "")]
     assert "".join(found) == text
@@ -133,7 +133,7 @@ def test_byte_order_mark_and_line_ends(here):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5])
 def test_line_ends_and_characters_across_blocks(here, monkeypatch, block):
-    monkeypatch.setattr("glassformer.training.sources.BLOCK", block)
+    monkeypatch.setattr("glassformer.training.data.sources.BLOCK", block)
     (here / "a.txt").write_bytes("\ufeffä\r\n😀\r\r\nz\r".encode())
     assert "".join(d.text for d in Sources("a.txt")) == "ä\n😀\r\nz\r"
 
@@ -239,7 +239,7 @@ def test_a_large_file_takes_little_memory(tmp_path):
             file.write("a few words of a story\n" * (40_000_000 // 23 // 20))
     code = """
 import resource, sys
-from glassformer.training.sources import Sources
+from glassformer.training.data.sources import Sources
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 n = sum(len(d.text) for d in Sources(sys.argv[1:]))
 print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)

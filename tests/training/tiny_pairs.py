@@ -5,15 +5,15 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from glassformer.families.shape import PairShape, RecurrentShape
+from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
 from glassformer.text.train import train_tokenizer
-from glassformer.training import dates
-from glassformer.training.loop import train
-from glassformer.training.metrics import Reporter
-from glassformer.training.pairs import Pair
+from glassformer.toys import dates
+from glassformer.training.data.seq2seq_examples import Seq2SeqExample
+from glassformer.training.run.metrics import Reporter
+from glassformer.training.run.train import train
 from glassformer.training.settings import OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 
-TRANSFORMER = PairShape(d_model=16, n_layers=1, n_heads=2, d_ff=32, context=16)
+TRANSFORMER = Seq2SeqShape(d_model=16, n_layers=1, n_heads=2, d_ff=32, context=16)
 RECURRENT = RecurrentShape(d_model=8, d_hidden=16, context=16)
 SHAPES = {"transformer": TRANSFORMER, "recurrent": RECURRENT}
 FOLDER = tempfile.TemporaryDirectory()  # goes with the process
@@ -26,7 +26,7 @@ def letters() -> TokenizerConfig:
     return TokenizerConfig(path=FOLDER.name)
 
 
-def some_pairs(n: int = 80, task: str = "reverse") -> list[Pair]:
+def some_pairs(n: int = 80, task: str = "reverse") -> list[Seq2SeqExample]:
     """Words of 3 to 8 letters, the same at each call."""
     return list(dates.pairs(task, 0, "train", n, level=0))
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from glassformer.families.shape import ShapeConfig
+from glassformer.families.common.shape import ShapeConfig
 from glassformer.text.train import train_tokenizer
-from glassformer.training.loop import train
-from glassformer.training.metrics import Reporter
+from glassformer.training.run.metrics import Reporter
+from glassformer.training.run.train import train
 from glassformer.training.settings import OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 
 SHAPE = ShapeConfig(d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24, context=16)

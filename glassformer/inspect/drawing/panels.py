@@ -25,7 +25,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenPanel:
     """A text's tokens; `shares` are their probabilities, None where there is none. `begun`: the first written one."""
 
     tokens: tuple[str, ...]
@@ -34,7 +34,7 @@ class Tokens:
 
 
 @dataclass(frozen=True, eq=False)
-class Matrix:
+class MatrixPanel:
     """Rows and columns of numbers: shares from 0 to 1, or signed, the strongest colour standing for `top`."""
 
     data: Float[Tensor, "R C"]
@@ -55,7 +55,7 @@ class Matrix:
 class Gallery:
     """Small matrices side by side, each under its label."""
 
-    pictures: tuple[Matrix, ...]
+    pictures: tuple[MatrixPanel, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class Seal:
     error: float | None
 
 
-Panel = Heading | Line | Tokens | Matrix | Gallery | Strip | Bars | Table | Seal
+Panel = Heading | Line | TokenPanel | MatrixPanel | Gallery | Strip | Bars | Table | Seal
 
 
 def top_of(*data: Tensor) -> float:

@@ -15,7 +15,18 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from glassformer.inspect.drawing.colour import HUE, PAPER, Rgb, readable, share_colour, signed_colour
-from glassformer.inspect.drawing.panels import Bars, Gallery, Heading, Line, Matrix, Panel, Seal, Strip, Table, Tokens
+from glassformer.inspect.drawing.panels import (
+    Bars,
+    Gallery,
+    Heading,
+    Line,
+    MatrixPanel,
+    Panel,
+    Seal,
+    Strip,
+    Table,
+    TokenPanel,
+)
 
 WIDTH, EDGE, FONT, ROW = 1120, 28, 15, 22
 INKED: Rgb = (28, 33, 40)
@@ -37,13 +48,13 @@ def face(size: int) -> Any:
 
 def png(panels: list[Panel]) -> bytes:
     """The picture."""
-    page = Page(Image.new("RGB", (WIDTH, 64), PAPER))
+    page = PngCanvas(Image.new("RGB", (WIDTH, 64), PAPER))
     for panel in panels:
         page.add(panel)
     return page.finish()
 
 
-class Page:
+class PngCanvas:
     """A picture that grows downwards."""
 
     def __init__(self, image: Image.Image):
@@ -100,7 +111,7 @@ class Page:
         x = self.write(EDGE, y, panel.python, INKED, 12, WIDTH - 2 * EDGE)
         self.write(x, y, error, HUE["soft"], 12, max(0.0, WIDTH - EDGE - x))
 
-    def tokens(self, panel: Tokens) -> None:
+    def tokens(self, panel: TokenPanel) -> None:
         font, x, y = face(FONT), float(EDGE), self.room(ROW + 20)
         for i, (token, share) in enumerate(zip(panel.tokens, panel.shares, strict=True)):
             below = "" if share is None else f"{100 * share:.0f}%"
@@ -115,7 +126,7 @@ class Page:
                 self.draw.line((x, y + ROW, x + wide - 2, y + ROW), HUE["query"], 2)
             x += wide + 1
 
-    def matrix(self, panel: Matrix) -> None:
+    def matrix(self, panel: MatrixPanel) -> None:
         rows, columns = panel.data.shape
         labels = max((face(11).getlength(name) for name in panel.rows), default=0) + 10
         left = EDGE + int(min(LABELS, labels))
@@ -152,7 +163,7 @@ class Page:
             self._fields(one, x, y + ROW, field)
             x += wide
 
-    def _fields(self, panel: Matrix, left: int, top: int, field: int) -> None:
+    def _fields(self, panel: MatrixPanel, left: int, top: int, field: int) -> None:
         """The fields themselves, one square each."""
         rows, columns = panel.data.shape
         for r, values in enumerate(panel.data.tolist()):
@@ -174,7 +185,7 @@ class Page:
         left, y, n = EDGE + 190, self.room(ROW + 4), len(panel.data)
         self.write(EDGE, y + 2, panel.label, HUE[panel.meaning] if panel.meaning != "plain" else INKED, 13, 184)
         wide = (WIDTH - EDGE - left) / n
-        shown = Matrix(panel.data[None], (), (), meaning=panel.meaning)
+        shown = MatrixPanel(panel.data[None], (), (), meaning=panel.meaning)
         top = shown.top if panel.top is None else panel.top
         for i, value in enumerate(panel.data.tolist()):
             if math.isfinite(value):
@@ -222,5 +233,5 @@ class Page:
                 x += wide
 
     @staticmethod
-    def _colour(panel: Matrix, value: float) -> Rgb:
+    def _colour(panel: MatrixPanel, value: float) -> Rgb:
         return share_colour(value) if panel.shares else signed_colour(value, panel.top, panel.meaning)

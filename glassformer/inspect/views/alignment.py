@@ -15,15 +15,15 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.again import worst
-from glassformer.inspect.trace import Receipt, Trace
-from glassformer.inspect.viewed import Kind
+from glassformer.inspect.trace.recompute import worst
+from glassformer.inspect.trace.trace import Receipt, Trace
+from glassformer.inspect.views.viewed import Kind
 
 NONE = "this model has no attention: it writes from the encoder's last state alone, and nothing aligns"
 
 
 @dataclass(frozen=True)
-class Side:
+class AlignmentSide:
     """A token of either text."""
 
     id: int
@@ -38,8 +38,8 @@ class Aligned:
     """
 
     kind: Kind
-    source: tuple[Side, ...]
-    target: tuple[Side, ...]
+    source: tuple[AlignmentSide, ...]
+    target: tuple[AlignmentSide, ...]
     ended: bool
     layer: int | None
     head: int | None
@@ -63,7 +63,7 @@ def alignment(t: Trace, *, layer: int | None = None, head: int | None = None) ->
     else:
         probs, line, identity, error, n_layers, n_heads = _cross(pair, layer, head)
     source, target = (
-        tuple(Side(*one) for one in zip(ids, tokens, strict=True))
+        tuple(AlignmentSide(*one) for one in zip(ids, tokens, strict=True))
         for ids, tokens in ((pair.source.ids, pair.source.tokens), (pair.target, pair.target_tokens))
     )
     ended = bool(pair.target) and pair.target[-1] == pair.lm.end

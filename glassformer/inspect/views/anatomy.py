@@ -10,9 +10,9 @@ from torch import Tensor
 
 from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Language, Receipt, Trace
-from glassformer.inspect.viewed import Kind
-from glassformer.inspect.views.refusals import REFUSED
+from glassformer.inspect.trace.trace import Language, Receipt, Trace
+from glassformer.inspect.views.support import REFUSED
+from glassformer.inspect.views.viewed import Kind
 from glassformer.nn.step import Step
 
 RECURRENT = {
@@ -23,20 +23,20 @@ KINDS = {"attn": "attention", "cross": "cross-attention", "mlp": "feed-forward"}
 
 
 @dataclass(frozen=True)
-class Matrix:
+class WeightMatrix:
     name: str
     shape: tuple[int, ...]
     parameters: int
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """One part of the model; `layer` is its block's number, None outside the blocks."""
 
     kind: str
     layer: int | None
     parameters: int
-    matrices: tuple[Matrix, ...]
+    matrices: tuple[WeightMatrix, ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Anatomy:
     dtype: str
     layers: tuple[Layer, ...]
     encoder: tuple[Layer, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[ModelPart, ...]
     shares: dict[str, float]
     parameters: int
     refused: dict[str, str]
@@ -96,11 +96,11 @@ class Times:
 
 def anatomy(lm: Language) -> Anatomy:
     """The parts of a model, from its own parameters; they add up to all that it has."""
-    found: dict[tuple[str, int | None], list[Matrix]] = {}
+    found: dict[tuple[str, int | None], list[WeightMatrix]] = {}
     for name, p in lm.model.named_parameters():
-        found.setdefault(part_of(name), []).append(Matrix(name, tuple(p.shape), p.numel()))
+        found.setdefault(part_of(name), []).append(WeightMatrix(name, tuple(p.shape), p.numel()))
     parts = tuple(
-        Part(kind, layer, sum(m.parameters for m in matrices), tuple(matrices))
+        ModelPart(kind, layer, sum(m.parameters for m in matrices), tuple(matrices))
         for (kind, layer), matrices in found.items()
     )
     total = sum(part.parameters for part in parts)

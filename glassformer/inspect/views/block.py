@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Receipt, Trace
+from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.layer import block_of, position_of
 from glassformer.inspect.views.result import Named, named, off
 from glassformer.nn.mlp import MLP

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Receipt, Trace
+from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.layer import Which, at, attention_of, position_of, side_of
 from glassformer.inspect.views.result import off
 from glassformer.nn.attention import Attention
@@ -132,7 +132,7 @@ class Weighed:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class CellRow:
     """What the cells of one query in one head have in common, or by key. `probs` and `z` are the pass's, `own` is
     worked out from the products that it used, `unscaled` from the same with a scale of 1.
     """
@@ -154,7 +154,7 @@ class Row:
     error: float
 
 
-def row_of(t: Trace, module: Attention | LatentAttention, name: str, head: int, kv_head: int, query: int) -> Row:
+def row_of(t: Trace, module: Attention | LatentAttention, name: str, head: int, kv_head: int, query: int) -> CellRow:
     """A query's row of an attention, worked out from what its product used."""
     spec = module.spec
     q, k = at(t, f"{name}.q_rot", query)[head], at(t, f"{name}.k_rot")[:, kv_head]  # [Dh], [S, Dh]
@@ -172,7 +172,7 @@ def row_of(t: Trace, module: Attention | LatentAttention, name: str, head: int, 
     own = _weighed(capped, scores, sink, v)
     free = _capped(sums, spec.softcap)
     unscaled = _weighed(free, (free + bias).masked_fill(~seen, -math.inf), sink, v)
-    return Row(
+    return CellRow(
         q, k, v, z, probs, sums, scaled, seen, bias, sink, own, unscaled, entropy(probs), entropy(unscaled.probs),
         max(off(own.z, z), off(own.probs, probs)),
     )  # fmt: skip

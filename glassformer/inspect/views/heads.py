@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Receipt, Trace
+from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.layer import Which, at, attention_of, block_of, position_of, side_of
 from glassformer.inspect.views.result import off
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace.trace import Trace
 from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
 from glassformer.nn.residual import Block

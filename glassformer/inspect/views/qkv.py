@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Receipt, Trace
+from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at, attention_of, position_of
 from glassformer.inspect.views.result import off
 from glassformer.nn.attention import Attention
@@ -41,7 +41,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Latent:
+class LatentView:
     """A short vector that stands for x where heads are made of it: `reduced` = W x + b, `normed` after its norm."""
 
     reduced: Float[Tensor, "C"]
@@ -66,7 +66,7 @@ class QKV:
     dim: int
     residual: Float[Tensor, "D"]
     x: Float[Tensor, "D"]
-    latents: dict[str, Latent]
+    latents: dict[str, LatentView]
     q: Float[Tensor, "Dh"]
     k: Float[Tensor, "Dh"]
     v: Float[Tensor, "Dv"]
@@ -79,7 +79,7 @@ class QKV:
     receipt: Receipt
 
 
-class Rows(NamedTuple):
+class VectorRows(NamedTuple):
     """Rows of a matrix, W [N, D] and b [N], which make numbers of what `of` names."""
 
     matrix: str
@@ -88,17 +88,19 @@ class Rows(NamedTuple):
     bias: Tensor
 
 
-def rows_of(linear: nn.Linear, some: slice, matrix: str = "", of: str = "x") -> Rows:
+def rows_of(linear: nn.Linear, some: slice, matrix: str = "", of: str = "x") -> VectorRows:
     """Some rows of a matrix, in float32."""
     weight = linear.weight.detach()[some].float()
-    return Rows(matrix, of, weight, weight.new_zeros(len(weight)) if linear.bias is None else linear.bias[some].float())
+    return VectorRows(
+        matrix, of, weight, weight.new_zeros(len(weight)) if linear.bias is None else linear.bias[some].float()
+    )
 
 
-def parts_of(attention: Attention | LatentAttention, head: int, kv_head: int) -> dict[str, tuple[Rows, ...]]:
+def parts_of(attention: Attention | LatentAttention, head: int, kv_head: int) -> dict[str, tuple[VectorRows, ...]]:
     """The rows that make q, k and v of one head; those of k are of two matrices where there is a latent."""
     config = attention.config
 
-    def own(linear: Any, size: int, which: int, *named: str) -> Rows:
+    def own(linear: Any, size: int, which: int, *named: str) -> VectorRows:
         return rows_of(linear, slice(which * size, (which + 1) * size), *named)
 
     size = config.head_dim
@@ -116,13 +118,13 @@ def parts_of(attention: Attention | LatentAttention, head: int, kv_head: int) ->
     }
 
 
-def latents_of(attention: Attention | LatentAttention, x: Float[Tensor, "D"]) -> dict[str, Latent]:
+def latents_of(attention: Attention | LatentAttention, x: Float[Tensor, "D"]) -> dict[str, LatentView]:
     """What queries, and what keys and values, are made of instead of x."""
 
-    def reduced(linear: Any, norm: Any, some: slice) -> Latent:
+    def reduced(linear: Any, norm: Any, some: slice) -> LatentView:
         rows = rows_of(linear, some)
         short = rows.weight @ x + rows.bias
-        return Latent(short, norm(short))
+        return LatentView(short, norm(short))
 
     if isinstance(attention, Attention):
         return {}

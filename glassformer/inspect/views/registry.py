@@ -16,31 +16,31 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from glassformer.errors import RequestError
-from glassformer.inspect.attribution import attribution
-from glassformer.inspect.fork import fork
-from glassformer.inspect.lens import lens, lens_rows
-from glassformer.inspect.roles import role_rows, roles
-from glassformer.inspect.trace import Trace
+from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.alignment import alignment
 from glassformer.inspect.views.anatomy import anatomy, times
+from glassformer.inspect.views.attribution import attribution
 from glassformer.inspect.views.block import block
+from glassformer.inspect.views.cache import cache, cache_speed
 from glassformer.inspect.views.cell import cell
-from glassformer.inspect.views.choice import sampling
+from glassformer.inspect.views.embedding import embedding, embedding_map
+from glassformer.inspect.views.fork import fork
 from glassformer.inspect.views.heads import grid, heads
-from glassformer.inspect.views.kept import cache, cache_speed
+from glassformer.inspect.views.lens import lens, lens_rows
 from glassformer.inspect.views.qkv import qkv
-from glassformer.inspect.views.refusals import served
+from glassformer.inspect.views.roles import role_rows, roles
+from glassformer.inspect.views.sampling import sampling
 from glassformer.inspect.views.summary import summary
-from glassformer.inspect.views.table import embedding, embedding_map
+from glassformer.inspect.views.support import served
+from glassformer.inspect.views.tokens import merges, tokens
 from glassformer.inspect.views.tracks import changed, tracks
-from glassformer.inspect.views.words import merges, tokens
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 Find = Callable[[str], Trace]
 
 
 @dataclass(frozen=True)
-class View:
+class ViewSpec:
     """One function, and what it is of. `rows`: the same as a generator, which yields its parts as they are computed,
     and returns what the function does.
     """
@@ -110,12 +110,12 @@ OF_TRACE = (
     cache_speed, fork, alignment,
 )  # fmt: skip
 ROWS = {"lens": served(lens_rows, "lens"), "roles": served(role_rows, "roles")}
-VIEWS: dict[str, View] = {f.__name__: View("model", served(f)) for f in OF_MODEL} | {
-    f.__name__: View("trace", served(f), ROWS.get(f.__name__)) for f in OF_TRACE
+VIEWS: dict[str, ViewSpec] = {f.__name__: ViewSpec("model", served(f)) for f in OF_MODEL} | {
+    f.__name__: ViewSpec("trace", served(f), ROWS.get(f.__name__)) for f in OF_TRACE
 }
 
 
-def find_view(name: str) -> View:
+def find_view(name: str) -> ViewSpec:
     """The view of this name. RequestError says which is nearest."""
     if name not in VIEWS:
         near = difflib.get_close_matches(name, VIEWS, n=1, cutoff=0.0)

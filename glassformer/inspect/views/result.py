@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from glassformer.inspect.trace import Language, spelled
+from glassformer.inspect.trace.trace import Language, spelled
 
 
 @dataclass(frozen=True)

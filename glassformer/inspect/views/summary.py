@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace import Receipt, Trace, spelled
+from glassformer.inspect.trace.trace import Receipt, Trace, spelled
 from glassformer.inspect.views.layer import at
 from glassformer.inspect.views.result import Named, named
 

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import RequestError
-from glassformer.inspect.points import layer_of
-from glassformer.inspect.trace import Receipt, Trace
+from glassformer.inspect.capture.points import layer_of
+from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.layer import at
 
 
@@ -37,7 +37,7 @@ class Touched:
 
 
 @dataclass(frozen=True)
-class Changed:
+class ChangedView:
     """`distances` [L + 1, T]: how far the two residual streams are apart in each cell. `token`: the first that differs
     between the texts. `edited`: the first cell that an edit reaches which one of them has and the other has not. None
     where there is none. `first`: the earlier of both; `before`: the largest distance left of it, which is 0: no token
@@ -67,7 +67,7 @@ def tracks(t: Trace) -> Tracks:
 
 
 @torch.no_grad()
-def changed(t: Trace, *, other: Trace) -> Changed:
+def changed(t: Trace, *, other: Trace) -> ChangedView:
     """Which cells of a token x block grid another text, or an edit, changes: those at and after the first difference.
 
     RequestError where the other trace is of another shape of model.
@@ -84,7 +84,7 @@ def changed(t: Trace, *, other: Trace) -> Changed:
     first = min((at for at in (token, edited and edited.position) if at is not None), default=None)
     before = distances[:, :first].max().item() if first else 0.0
     receipt = Receipt("t.changed(other=other)", "largest distance left of the first difference", before)
-    return Changed(distances, token, edited, first, before, receipt)
+    return ChangedView(distances, token, edited, first, before, receipt)
 
 
 def touched(t: Trace, other: Trace, n: int) -> Touched | None:

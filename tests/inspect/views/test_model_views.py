@@ -10,13 +10,13 @@ from inspect_subjects import subject, translator
 from tiny import pair_config, tiny
 
 from glassformer.errors import RequestError
-from glassformer.inspect.trace import shown
+from glassformer.inspect.trace.trace import shown
 from glassformer.inspect.views.anatomy import anatomy
+from glassformer.inspect.views.embedding import distinct, embedding, embedding_map, table_of
 from glassformer.inspect.views.registry import VIEWS, find_view
 from glassformer.inspect.views.result import plain
-from glassformer.inspect.views.table import distinct, embedding, embedding_map, table_of
-from glassformer.inspect.views.words import merges, tokens
-from glassformer.lm import LanguageModel, load
+from glassformer.inspect.views.tokens import merges, tokens
+from glassformer.models.language_model import LanguageModel, load
 
 TEXT = "the cat sat. 吾輩は猫である。 👩‍👩‍👧"
 

@@ -12,19 +12,19 @@ from tiny import pair_config, tiny
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
-from glassformer.inspect.edit import ablate, add, knockout, scale
+from glassformer.inspect.edits.edit import ablate, add, knockout, scale
 from glassformer.inspect.views.anatomy import times
 from glassformer.inspect.views.block import block
+from glassformer.inspect.views.cache import cache, cache_speed
 from glassformer.inspect.views.cell import cell
-from glassformer.inspect.views.choice import sampling
 from glassformer.inspect.views.heads import grid, heads
-from glassformer.inspect.views.kept import cache, cache_speed
 from glassformer.inspect.views.qkv import qkv
 from glassformer.inspect.views.registry import VIEWS, find_view
 from glassformer.inspect.views.result import plain
+from glassformer.inspect.views.sampling import sampling
 from glassformer.inspect.views.summary import summary
 from glassformer.inspect.views.tracks import changed, tracks
-from glassformer.lm import LanguageModel
+from glassformer.models.language_model import LanguageModel
 from glassformer.nn.step import Step
 
 FAMILIES = ("qwen3", "gpt2", "gemma2", "gpt_oss", "phi", "olmo2", "smollm3")

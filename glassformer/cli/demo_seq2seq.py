@@ -1,0 +1,131 @@
+"""`glassformer demo seq2seq`: attention's history, run again: an RNN, the same with attention, a Transformer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from glassformer.cli.common import Json, out, print_json, say, working
+
+if TYPE_CHECKING:
+    from glassformer.models.translator import Translator
+    from glassformer.training.run.train import Run
+    from glassformer.training.tasks.seq2seq_scores import Seq2SeqScores
+
+NAMES = {"rnn": "RNN", "rnn-attention": "RNN + attention", "transformer": "Transformer"}
+
+
+def seq2seq(
+    *,
+    task: Literal["dates", "numbers", "reverse", "copy"] = "dates",
+    seconds: float = 180.0,
+    folder: Annotated[Path, Parameter(name="--out")] = Path("runs/seq2seq"),
+    seed: int = 0,
+    threads: int = 0,
+    json: Json = False,
+) -> None:
+    """Train an RNN, an RNN with attention and a Transformer for the same time, and measure how well each translates.
+
+    Parameters
+    ----------
+    task
+        dates and times, or numbers, as people write them, to one form each; or letters to reverse or to copy.
+    seconds
+        How long to train each of the three.
+    folder
+        Where the three runs go; where it stands already, the next free name beside it.
+    seed
+        Of the pairs and of the weights.
+    threads
+        CPU threads; 0 is all cores.
+    """
+    import glassformer
+    from glassformer.atomic import write_text
+    from glassformer.cli.demo import free_name
+    from glassformer.cli.translate import draw
+    from glassformer.inspect.drawing.alignment_svg import alignment_svg
+    from glassformer.toys import dates_recipe as pair_recipe
+
+    folder, shown = free_name(folder), pair_recipe.example(task)
+    if not json:
+        say(f"Three systems learn to write {task} in one form, {seconds:g} seconds each. A pair:")
+        out.print(f"\n  {shown.source}\n  -> {shown.target}\n", markup=False)
+    rows: list[dict[str, Any]] = []
+    for system, name in NAMES.items():
+        if not json:
+            say(f"{name}:")
+        run = train(system, task, folder / system, seconds, seed, threads, quiet=json)
+        if run.stopped:
+            say(f"stopped: glassformer train --out {folder / system} --resume goes on")
+            return
+        with working("scoring", quiet=json):
+            translator = glassformer.load_translator(run.best)
+            scores = pair_recipe.score(translator, task)
+        rows.append(row_of(name, translator, run, scores) | {"run": str(folder / system)})
+        if system == "rnn":  # nothing aligns
+            continue
+        found = translator.translate(shown.source)[0].targets[0]
+        alignment = translator.align(shown.source, found.ids, ended=found.finish == "stop")
+        path = folder / f"{system}.svg"
+        write_text(path, alignment_svg(*alignment.labels, alignment.mean, f"{name}: where it looked while it wrote"))
+        rows[-1]["alignment"] = str(path)
+        if not json:
+            out.print(f"\n{name} writes {found.text!r}. Where it looked for each token:\n", markup=False)
+            out.print(*draw(alignment, out.width), sep="\n", markup=False)
+            out.print(f"\nThe same picture: {path}\n", markup=False)
+    if json:
+        print_json({"task": task, "folder": str(folder), "example": shown, "systems": rows})
+        return
+    out.print(score_table(rows))
+    out.print("size: parameters. tokens: of targets, trained on. exact: held-out pairs written without a fault, in")
+    out.print(
+        "all and by how many characters the source has; no target that is asked for was trained on, in any wording."
+    )
+    out.print("\nWhat next:")
+    out.print(f"  glassformer translate {rows[-1]['run']} {shown.source!r} --align", markup=False)
+    out.print("  glassformer train --task seq2seq PAIRS.tsv --out runs/mine        on your own pairs")
+
+
+def train(system: str, task: str, folder: Path, seconds: float, seed: int, threads: int, *, quiet: bool) -> Run:
+    """One system's run."""
+    from dataclasses import replace
+
+    import glassformer
+    from glassformer.cli.training_reporter import make_reporter
+    from glassformer.toys import dates_recipe as pair_recipe
+
+    config = replace(pair_recipe.settings(system, task, str(folder), seconds=seconds, seed=seed), threads=threads)
+    with make_reporter(quiet=quiet) as reporter:
+        return glassformer.train(
+            config,
+            documents=lambda: pair_recipe.reading(task, seed, seconds),
+            held_out=lambda: pair_recipe.held_out(task),
+            reporter=reporter,
+        )
+
+
+def row_of(name: str, translator: Translator, run: Run, scores: Seq2SeqScores) -> dict[str, Any]:
+    """What the table says of one system."""
+    return {
+        "name": name,
+        "parameters": sum(p.numel() for p in translator.model.parameters()),
+        "seconds": run.seconds,
+        "target_tokens": run.tokens,
+        "scores": scores,
+    }
+
+
+def score_table(rows: list[dict[str, Any]]) -> Table:
+    """A row for each system: size, seconds, what it read; how much it writes exactly, in all and by length."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    lengths = (f"{bucket.least}-{bucket.most}" for bucket in rows[0]["scores"].by_length)
+    for i, title in enumerate(("", "size", "time", "tokens", "exact", *lengths)):
+        table.add_column(title, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        sizes = f"{row['parameters'] / 1e6:.2f}M", f"{row['seconds']:.0f} s", f"{row['target_tokens'] / 1e6:.2f}M"
+        shares = (row["scores"].exact, *(bucket.exact for bucket in row["scores"].by_length))
+        table.add_row(row["name"], *sizes, *(f"{100 * share:.1f}%" for share in shares))
+    return table

@@ -1,0 +1,45 @@
+"""What a model is, as frozen data. No torch, and no family names."""
+
+from glassformer.config.attention import AttentionConfig, RelativeConfig
+from glassformer.config.fields import as_dict, change
+from glassformer.config.latent import LatentConfig
+from glassformer.config.layer import LayerConfig
+from glassformer.config.mlp import Activation, MLPConfig
+from glassformer.config.model import EncoderConfig, ModelConfig, Positions
+from glassformer.config.moe import MoEConfig
+from glassformer.config.norm import NormConfig
+from glassformer.config.pooling import DenseConfig, Pool, PoolingConfig, Similarity, Squash
+from glassformer.config.recurrent import RecurrentConfig
+from glassformer.config.rope import RopeConfig
+from glassformer.config.rope_scaling import BandScaling, LinearScaling, LongScaling, Scaling, YarnScaling
+from glassformer.config.text_encoder import MaskedHeadConfig, TextEncoderConfig
+
+__all__ = [
+    "Activation",
+    "AttentionConfig",
+    "BandScaling",
+    "DenseConfig",
+    "EncoderConfig",
+    "LatentConfig",
+    "LayerConfig",
+    "LinearScaling",
+    "LongScaling",
+    "MLPConfig",
+    "MaskedHeadConfig",
+    "MoEConfig",
+    "ModelConfig",
+    "NormConfig",
+    "Pool",
+    "PoolingConfig",
+    "Positions",
+    "RecurrentConfig",
+    "RelativeConfig",
+    "RopeConfig",
+    "Scaling",
+    "Similarity",
+    "Squash",
+    "TextEncoderConfig",
+    "YarnScaling",
+    "as_dict",
+    "change",
+]

@@ -1,0 +1,102 @@
+"""Attention, as frozen data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from glassformer.config.checks import require
+from glassformer.config.latent import LatentConfig
+from glassformer.config.norm import NormConfig
+from glassformer.config.rope import RopeConfig
+from glassformer.config.rope_scaling import LongScaling
+
+
+@dataclass(frozen=True)
+class RelativeConfig:
+    """A learned bias of scores for each head and bucket of distances (Raffel et al. 2020, section 2.1).
+
+    Half the buckets are of one distance each, the others wider and wider up to `max_distance`; all farther ones fall
+    into the last. Where later tokens are seen too, they have half of all buckets for themselves.
+    """
+
+    n_buckets: int = 32
+    max_distance: int = 128
+
+    def __post_init__(self):
+        require(
+            self.n_buckets >= 4 and self.n_buckets % 4 == 0,
+            f"n_buckets must be a multiple of 4, got {self.n_buckets}",
+        )
+        require(
+            self.max_distance > self.n_buckets // 2,
+            f"max_distance must be above {self.n_buckets // 2}, half of n_buckets, got {self.max_distance}",
+        )
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Multi-head, grouped-query (n_kv_heads < n_heads) or multi-query (n_kv_heads = 1) attention.
+
+    `scale` multiplies q.k; None is 1/sqrt(head_dim) and 1.0 the unscaled product. `softcap` c makes a score s
+    c tanh(s/c). `window` is how many keys a query sees, itself included; None is all. `bias` is of q, k and v;
+    `out_bias` of o. `clip` bounds what q, k and v are projected to. `qk_norm` norms q and k: each head by itself, all
+    with one weight ("head"), or each with its own, without bias ("each"); or all heads as one vector ("width").
+    `causal`: a query sees no later key; False in an encoder and in cross-attention. `sinks`: one more score per head is
+    learned, whose probability goes nowhere (Xiao et al. 2024; gpt-oss). `latent`: keys and values are made of what is
+    kept in their place; `bias` is then of what makes the latents.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    scale: float | None = None
+    bias: bool = False
+    out_bias: bool = False
+    qk_norm: NormConfig | None = None
+    qk_norm_over: Literal["head", "each", "width"] = "head"
+    clip: float | None = None
+    softcap: float | None = None
+    rope: RopeConfig | None = None
+    window: int | None = None
+    causal: bool = True
+    sinks: bool = False
+    latent: LatentConfig | None = None
+
+    def __post_init__(self):
+        for name in ("n_heads", "n_kv_heads", "head_dim"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(
+            self.n_heads % self.n_kv_heads == 0,
+            f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and {self.n_kv_heads}",
+        )
+        turned = 0 if self.rope is None else self.head_dim if self.rope.dim is None else self.rope.dim
+        require(turned % 2 == 0, f"rotary positions turn pairs: head_dim must be even, got {self.head_dim}")
+        require(turned <= self.head_dim, f"rope dim must be at most head_dim {self.head_dim}, got {turned}")
+        if self.rope is not None and isinstance(self.rope.scaling, LongScaling):
+            n = len(self.rope.scaling.short)
+            require(n == turned // 2, f"rope scaling has {n} factors, and {turned} dimensions are {turned // 2} pairs")
+        for name in ("clip", "softcap"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} must be above 0, got {value}")
+        known = ("head", "each", "width")
+        require(self.qk_norm_over in known, f"qk_norm_over must be one of {known}, got {self.qk_norm_over!r}")
+        require(
+            self.qk_norm is not None or self.qk_norm_over == "head", f"qk_norm_over is {self.qk_norm_over!r} of no norm"
+        )
+        require(self.window is None or self.window >= 1, f"window must be at least 1, got {self.window}")
+        require(self.causal or self.window is None, f"a window looks back: only causal attention has one, got {self}")
+        if self.latent is not None:
+            self.latent.check(self, turned)
+
+    @property
+    def v_dim(self) -> int:
+        """The width of a head's values."""
+        return self.head_dim if self.latent is None else self.latent.v_dim
+
+    @property
+    def kept(self) -> int:
+        """How many numbers a token leaves behind for later ones."""
+        if self.latent is None:
+            return 2 * self.n_kv_heads * self.head_dim
+        return self.latent.rank + ((self.rope and self.rope.dim) or 0)

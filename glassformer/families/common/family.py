@@ -1,0 +1,214 @@
+"""What a family file says, and the reader that leaves no key of a config.json unread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glassformer.config import Activation, ModelConfig, RecurrentConfig, TextEncoderConfig
+from glassformer.errors import ConfigError
+from glassformer.families.common.shape import ShapeConfig
+
+# Keys that say nothing about what the model computes: how it was trained, by which program, how it is generated from.
+IGNORED = frozenset(
+    """_name_or_path _num_labels activation_dropout architectures attention_dropout attention_probs_dropout_prob
+    attn_pdrop auto_map aux_loss_alpha bad_words_ids bos_token_id cache_implementation chunk_size_feed_forward
+    classif_dropout classifier_dropout decoder_layerdrop decoder_start_token_id dropout dropout_rate dtype
+    early_stopping embd_pdrop encoder_layerdrop eos_token_id ep_size extra_pos_embeddings
+    force_bos_token_to_be_generated forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout
+    hidden_dropout_prob id2label init_std initializer_factor initializer_range keys_to_ignore_at_inference label2id
+    length_penalty max_length max_window_layers min_length n_ctx no_repeat_ngram_size num_beams num_mtp_layers
+    num_nextn_predict_layers output_attentions output_hidden_states output_past output_router_logits pad_token_id
+    prefix pretraining_tp problem_type qa_dropout reorder_and_upcast_attn resid_pdrop return_dict
+    router_aux_loss_coef router_jitter_noise save_step sep_token_id seq_aux seq_classif_dropout summary_activation
+    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class
+    torch_dtype transformers_version unk_token_id use_cache""".split()
+)
+
+# Activations as checkpoints call them; the first name of each is the one that is written.
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
+}
+ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+
+AnyConfig = ModelConfig | RecurrentConfig | TextEncoderConfig  # of what stands by itself
+
+MISSING = object()
+MOST, MOST_LAYERS = 1 << 62, 10_000  # of layers there is an object each
+
+
+class ConfigFields:
+    """A config.json being read: every key must be taken, or ignored by name."""
+
+    def __init__(self, raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()):
+        self.raw, self.source, self.unread = raw, source, set(raw) - IGNORED - set(ignore)
+
+    def take(self, name: str, default: Any = MISSING) -> Any:
+        """The value of a key. Without a default a missing key is a ConfigError."""
+        self.unread.discard(name)
+        if name in self.raw:
+            return self.raw[name]
+        if default is MISSING:
+            raise ConfigError(f"{self.source}: the key {name!r} is missing")
+        return default
+
+    def size(self, name: str, default: Any = MISSING, least: int = 1) -> Any:
+        """A whole number of at least `least`. The default also stands for null. Absurdly many layers are refused."""
+        most = MOST_LAYERS if "layer" in name else MOST
+        allowed = (
+            f"a whole number from {least} to {most}" if most == MOST_LAYERS else f"a whole number of at least {least}"
+        )
+        return self._kind(name, default, allowed, lambda v: type(v) is int and least <= v <= most)
+
+    def number(self, name: str, default: Any = MISSING) -> float:
+        """A number above 0."""
+        fits = lambda v: type(v) in (int, float) and 0 < v < math.inf  # noqa: E731
+        return float(self._kind(name, default, "a number above 0", fits))
+
+    def optional(self, name: str, default: float | None = None, kind: type = int) -> Any:
+        """A whole number of at least 1 (or, of kind float, a number above 0), or null: there is none."""
+        if self.take(name, default) is None:
+            return None
+        return self.size(name, default) if kind is int else self.number(name, default)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """true or false."""
+        return self._kind(name, default, "true or false", lambda v: type(v) is bool)
+
+    def _kind(self, name: str, default: Any, allowed: str, fits: Callable[[Any], bool]) -> Any:
+        value = self.take(name, default)
+        if value is None and default is not MISSING:
+            return default
+        if not fits(value):
+            raise ConfigError(f"{self.source}: {name} must be {allowed}, got {value!r}")
+        return value
+
+    def only(self, name: str, *allowed: Any) -> None:
+        """A key of which only some values are supported; the first is the default."""
+        value = self.take(name, allowed[0])
+        if value not in allowed:
+            shown = ", ".join(map(repr, allowed))
+            raise ConfigError(f"{self.source}: {name} = {value!r} is not supported, only {shown}")
+
+    def activation(self, name: str, default: str) -> Activation:
+        """An activation function, by any of its names."""
+        value = self.take(name, default)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise ConfigError(f"{self.source}: {name} = {value!r} is not supported, only {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def windows(self, n_layers: int, window: int | None, default: Sequence[bool]) -> list[int | None]:
+        """Each layer's window: `layer_types` says which layers have one, or else `default` does."""
+        names = {"full_attention": None, "sliding_attention": window}
+        kinds = self.take("layer_types", None)
+        if kinds is None:
+            return [window if sliding else None for sliding in default]
+        if not isinstance(kinds, list) or len(kinds) != n_layers or any(kind not in list(names) for kind in kinds):
+            raise ConfigError(
+                f"{self.source}: layer_types must name full_attention or sliding_attention for each of {n_layers} "
+                f"layers, got {kinds}"
+            )
+        return [names[kind] for kind in kinds]
+
+    def close(self) -> None:
+        if self.unread:
+            raise ConfigError(
+                f"{self.source}: keys this family does not understand: {', '.join(sorted(self.unread))}. "
+                "Name those that do not matter with --ignore-key."
+            )
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """One tensor of a checkpoint and the parameters it fills, `{i}` being the layer.
+
+    Several parameters share one tensor along its output axis (a fused q, k, v). `transposed`: stored [in, out].
+    `by_head`: the tensor holds, for each key/value head, its queries' rows, its key's and its value's. `{j}` in both
+    counts what a layer has several of (norms of heads, experts). `{j}` in `ours` alone: all experts lie in one tensor,
+    one behind the other along a first axis. `by_turns`: the tensor holds the first row of each parameter, then the
+    second of each. `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a
+    head apart; in latent attention they also come last in it, not first. `kept`: all that the tensor makes, what
+    latent attention keeps, is one such head. `float32`: its numbers stay as exact as that, whatever the others are
+    loaded or saved in. `heads`: the tensor has one more axis, first, for the heads, and `transposed` turns the part of
+    each. `row`: a vector that is stored as a matrix of one row. `zeros`: what it is in a checkpoint that has no such
+    tensor; `instead`: the tensor that it is the same as there. `plus`: the tensor holds the parameter plus this number.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    transposed: bool = False
+    by_head: bool = False
+    interleaved: bool = False
+    by_turns: bool = False
+    kept: bool = False
+    float32: bool = False
+    heads: bool = False
+    row: bool = False
+    zeros: bool = False
+    instead: str = ""
+    plus: float = 0.0
+
+
+def rule(theirs: str, *ours: str, transposed: bool = False, **how: Any) -> TensorRule:
+    return TensorRule(theirs, ours, transposed, **how)
+
+
+def linear(
+    theirs: str,
+    *ours: str,
+    transposed: bool = False,
+    by_head: bool = False,
+    interleaved: bool = False,
+    kept: bool = False,
+) -> tuple[TensorRule, TensorRule]:
+    """The rules of a linear layer: its weight and, where the model has one, its bias."""
+    weight, bias = (tuple(f"{name}.{part}" for name in ours) for part in ("weight", "bias"))
+    return (
+        TensorRule(f"{theirs}.weight", weight, transposed, by_head, interleaved, kept=kept),
+        TensorRule(f"{theirs}.bias", bias, False, by_head, interleaved, kept=kept),
+    )
+
+
+def no_shape(s: ShapeConfig) -> ModelConfig:
+    """For a family whose models are loaded, and not made from a few numbers."""
+    raise ConfigError(f"a model of family {s.family!r} is loaded from a checkpoint: shapes are of qwen3, llama or gpt2")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family. `prefix` may be absent from all tensor names.
+
+    `ignored` are patterns of tensors that hold no weights of the model; {n_layers} in them is how many layers it has.
+    `others`: more rules, for tensors that may stand where those of `rules` are not; they are read, and never written.
+    `rules` None: tensors are named, and lie, as our parameters do; they may depend on the configuration. `copies` are
+    names under which a checkpoint may hold the embedding's table once more. `shape` makes a model from the few numbers
+    that a person types. `framed`: a source is read with what the tokenizer puts around a text. `twins`: tensors that
+    may stand beside another, and be the same. `fit` gives a configuration what the names of a checkpoint's tensors
+    alone say: which heads it has.
+    """
+
+    name: str
+    architecture: str
+    read: Callable[[ConfigFields], AnyConfig]
+    write: Callable[[Any], dict[str, Any]]
+    shape: Callable[..., ModelConfig] = no_shape
+    rules: tuple[TensorRule, ...] | Callable[[Any], tuple[TensorRule, ...]] | None = None
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+    others: tuple[TensorRule, ...] = ()
+    copies: tuple[str, ...] = ()
+    framed: bool = False
+    twins: tuple[tuple[str, str], ...] = ()
+    fit: Callable[[Any, Collection[str]], Any] = lambda config, _: config
+
+    def rules_of(self, config: AnyConfig) -> tuple[TensorRule, ...] | None:
+        """The rules for a model of this configuration."""
+        return self.rules(config) if callable(self.rules) else self.rules

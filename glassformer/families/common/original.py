@@ -1,0 +1,179 @@
+"""Weights as the programs that trained them keep them, without a config.json: which settings say what, and which tensor
+is which parameters.
+
+Settings are read into the keys of config.json, so that each family is read by its own reader. The layouts:
+
+    params.json, consolidated.00.pth, .01 ...      Llama's: each file has a part of every matrix, for a GPU of its own
+    ckpt.pt                                        nanoGPT's: {"model": tensors, "model_args": settings, ...}
+    config.json with "model", model.pt             minGPT's: tensors by name
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from glassformer.errors import ConfigError
+from glassformer.families import gpt2
+from glassformer.families.common.family import ConfigFields, Family, TensorRule, linear, rule
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _whole(name: str, shape: tuple[int, ...], raw: Mapping[str, Any]) -> int | None:
+    return None
+
+
+@dataclass(frozen=True)
+class OriginalFormat:
+    """One layout. `weights` are its files of tensors (a glob), `settings` the file of its settings and `key` where in
+    it they are; without such a file they are in the file of tensors, under `key`, and the tensors under `tensors`.
+
+    `read` makes config.json's keys of the settings, which it must take all, and of the tensors' shapes. `axis` says
+    along which axis the files split a tensor (None: each has all of it). `ends` says which tokens end a text.
+    `wrapped`: what all names may begin with. `bare`: the setting that says false where biases are not kept, being 0.
+    """
+
+    family: str
+    weights: str
+    read: Callable[[ConfigFields, Shapes], dict[str, Any]]
+    rules: tuple[TensorRule, ...]
+    settings: str | None = None
+    key: str | None = None
+    tensors: str | None = None
+    ignored: tuple[str, ...] = ()
+    axis: Callable[[str, tuple[int, ...], Mapping[str, Any]], int | None] = _whole
+    ends: Callable[[Mapping[str, Any]], list[int]] = lambda raw: []
+    wrapped: str = ""
+    bare: str | None = None
+
+    def laid_out(self, family: Family, bare: bool = False) -> Family:
+        """The family, its tensors named and laid out as here; `bare`: with biases of 0 where there are none."""
+        rules = tuple(replace(one, zeros=bare and one.theirs.endswith(".bias")) for one in self.rules)
+        return replace(family, rules=rules, ignored=self.ignored or family.ignored, others=())
+
+
+# ---- Llama
+
+EMBED, HEAD = "tok_embeddings.weight", "output.weight"
+
+
+def _read_params(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
+    """What params.json does not say is told apart by what it does: the releases differ in their rotary base."""
+    width, n_heads, eps = raw.size("dim"), raw.size("n_heads"), raw.number("norm_eps")
+    theta, multiple = raw.number("rope_theta", 10_000.0), raw.size("multiple_of", 256)
+    d_ff = int(raw.number("ffn_dim_multiplier", 1.0) * int(8 * width / 3))
+    n_rows = raw.take("vocab_size", -1)
+    found: dict[str, Any] = {
+        "hidden_size": width,
+        "num_attention_heads": n_heads,
+        "num_key_value_heads": raw.size("n_kv_heads", n_heads),
+        "num_hidden_layers": raw.size("n_layers"),
+        "intermediate_size": -(-d_ff // multiple) * multiple,
+        "rms_norm_eps": eps,
+        "rope_theta": theta,
+        "vocab_size": shapes.get(EMBED, (0,))[0] if n_rows == -1 else n_rows,
+        "tie_word_embeddings": HEAD not in shapes,
+    }
+    context = {10_000.0: 2048 if eps < 1e-5 else 4096, 500_000.0: 8192}.get(theta, 16_384)  # 1 and 2, 3, Code Llama
+    scaled = raw.flag("use_scaled_rope", False)
+    factor = raw.number("rope_scaling_factor", 32.0 if width < 4096 else 8.0)  # 3.2's two small ones, all others
+    if scaled:
+        context = 131_072
+        bands = {"low_freq_factor": 1.0, "high_freq_factor": raw.number("rope_high_freq_factor", 4.0)}
+        bands |= {"factor": factor, "original_max_position_embeddings": 8192}
+        found["rope_scaling"] = {"rope_type": "llama3", **bands}
+    found["max_position_embeddings"] = raw.size("max_seq_len", context)
+    raw.take("max_batch_size", None)
+    return found
+
+
+def _params_axis(name: str, shape: tuple[int, ...], raw: Mapping[str, Any]) -> int | None:
+    """Matrices are split by what they give, those that lead back into the residual by what they read."""
+    if len(shape) < 2:
+        return None
+    if name == EMBED:  # by its width in Llama 1 and 2, by its rows from 3 on
+        return 0 if shape[1] == raw.get("dim") else 1
+    return 1 if name.endswith((".wo.weight", ".w2.weight")) else 0
+
+
+def _params_ends(raw: Mapping[str, Any]) -> list[int]:
+    """<|end_of_text|>, <|eom_id|> and <|eot_id|> of Llama 3's vocabulary; those before leave it to the tokenizer."""
+    return [128_001, 128_008, 128_009] if raw.get("vocab_size") == 128_256 else []
+
+
+PARAMS = OriginalFormat(
+    "llama",
+    "consolidated*.pth",
+    _read_params,
+    (
+        rule(EMBED, "embed.weight"),
+        *linear("layers.{i}.attention.wq", "blocks.{i}.attn.q", interleaved=True),
+        *linear("layers.{i}.attention.wk", "blocks.{i}.attn.k", interleaved=True),
+        *linear("layers.{i}.attention.wv", "blocks.{i}.attn.v"),
+        *linear("layers.{i}.attention.wo", "blocks.{i}.attn.o"),
+        *linear("layers.{i}.feed_forward.w1", "blocks.{i}.mlp.gate"),
+        *linear("layers.{i}.feed_forward.w3", "blocks.{i}.mlp.up"),
+        *linear("layers.{i}.feed_forward.w2", "blocks.{i}.mlp.down"),
+        rule("layers.{i}.attention_norm.weight", "blocks.{i}.attn_residual.pre.weight"),
+        rule("layers.{i}.ffn_norm.weight", "blocks.{i}.mlp_residual.pre.weight"),
+        rule("norm.weight", "norm.weight"),
+        rule(HEAD, "head.weight"),
+    ),
+    settings="params.json",
+    ignored=(r"rope\.freqs", r"layers\.\d+\.attention\.inner_attention\.rope\.freqs"),
+    axis=_params_axis,
+    ends=_params_ends,
+)
+
+
+# ---- GPT-2's names, and PyTorch's linear layers, [out, in]
+
+LINEAR = tuple(replace(one, transposed=False) for one in gpt2.RULES)
+C_ATTN = "transformer.h.0.attn.c_attn.weight"
+SIZES = ("n_layer", "n_head", "n_embd")
+TYPES = {  # minGPT's names for what `n_layer`, `n_head` and `n_embd` are
+    "openai-gpt": (12, 12, 768), "gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280),
+    "gpt2-xl": (48, 25, 1600), "gopher-44m": (8, 16, 512), "gpt-mini": (6, 6, 192), "gpt-micro": (4, 4, 128),
+    "gpt-nano": (3, 3, 48),
+}  # fmt: skip
+
+
+def _read_nano(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
+    raw.flag("bias", True)  # that there is none shows in the tensors
+    raw.take("dropout", None)
+    found = {name: raw.size(name) for name in SIZES}
+    tables = {"vocab_size": raw.size("vocab_size"), "n_positions": raw.size("block_size")}
+    return found | tables | {"activation_function": "gelu", "tie_word_embeddings": True}
+
+
+def _read_min(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
+    """The settings are written before the data is seen, so they may not say how large the tables are."""
+    kind = raw.take("model_type", None)
+    if kind is not None and kind not in TYPES:
+        raise ConfigError(f"{raw.source}: unknown model_type {kind!r}. Known: {', '.join(TYPES)}")
+    known = dict(zip(SIZES, TYPES[kind], strict=True)) if kind else {}
+    found: dict[str, Any] = {name: raw.optional(name) or known.get(name) for name in SIZES}
+    for key, name, table in (("vocab_size", "vocab_size", "wte"), ("n_positions", "block_size", "wpe")):
+        found[key] = raw.optional(name) or shapes.get(f"transformer.{table}.weight", (None,))[0]
+    for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop"):
+        raw.take(name, None)
+    if missing := [name for name in SIZES if found[name] is None]:
+        raise ConfigError(f"{raw.source}: neither model_type nor {', '.join(missing)} is given")
+    return found | {"activation_function": "gelu_new", "tie_word_embeddings": False}
+
+
+NANO = OriginalFormat(
+    "gpt2", "ckpt.pt", _read_nano, LINEAR, key="model_args", tensors="model", wrapped="_orig_mod.", bare="bias"
+)
+MIN = OriginalFormat("gpt2", "model.pt", _read_min, LINEAR, settings="config.json", key="model")
+
+ORIGINALS = (PARAMS, NANO, MIN)
+
+
+def as_it_lies(family: Family, shapes: Shapes) -> Family:
+    """The family; where it keeps its matrices transposed, and these tensors are not, the same without that."""
+    shape = shapes.get(C_ATTN, ())
+    turned = family.rules == gpt2.RULES and len(shape) == 2 and shape[0] == 3 * shape[1]
+    return replace(family, rules=LINEAR) if turned else family

@@ -1,0 +1,169 @@
+"""Rotary settings in a config.json: `rope_parameters`, or `rope_theta` with `rope_scaling`, read and written.
+
+`partial_rotary_factor` is the part of a head that turns: int(head_dim * factor) of its dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from glassformer.config import BandScaling, LinearScaling, LongScaling, RopeConfig, Scaling, YarnScaling
+from glassformer.errors import ConfigError
+from glassformer.families.common.family import ConfigFields
+
+
+def read_rope(
+    raw: ConfigFields,
+    head_dim: int,
+    context: int,
+    *,
+    theta: float = 10_000.0,
+    part: float | None = None,
+    names: tuple[str, str] = ("rope_theta", "partial_rotary_factor"),
+    layers: str | None = None,
+    old: str | None = "rope_scaling",
+    renamed: Mapping[str, str] = MappingProxyType({}),
+) -> RopeConfig:
+    """The rotary positions that the file describes; `theta` and `part` where it is silent.
+
+    `part` None: a family whose heads always turn as a whole. `names` are the keys of those two outside of
+    `rope_parameters`, and `old` that of the scaling. `layers`: the kind of layers ("full_attention") under which
+    `rope_parameters` has their settings. `renamed`: other names of a scaling.
+    """
+    theta, part = raw.number(names[0], theta), part and raw.number(names[1], part)
+    new, scaling = raw.take("rope_parameters", None), raw.take(old, None) if old else None
+    if new and layers is not None:
+        if not isinstance(new, dict) or not {*new} <= {*KINDS_OF_LAYERS}:
+            raise ConfigError(f"{raw.source}: rope_parameters must be of {' and '.join(KINDS_OF_LAYERS)}, got {new}")
+        new = new.get(layers)
+    if new and scaling and new != scaling:
+        raise ConfigError(f"{raw.source}: rope_parameters and {old} differ: {new} and {scaling}")
+    return _rope(new or scaling or {}, raw, head_dim, context, theta, part, renamed)
+
+
+def _rope(
+    found: Any,
+    raw: ConfigFields,
+    head_dim: int,
+    context: int,
+    theta: float,
+    part: float | None,
+    renamed: Mapping[str, str],
+) -> RopeConfig:
+    """One object of rotary settings. ConfigError for a key that its kind does not have, or a kind that is not known."""
+    if not isinstance(found, dict):
+        raise ConfigError(f"{raw.source}: rope scaling must be an object, got {found!r}")
+    rest = ConfigFields(found, f"{raw.source}: rope scaling {found}")
+    theta, part = rest.number("rope_theta", theta), part and rest.number("partial_rotary_factor", part)
+    kind = rest.take("rope_type", rest.take("type", "default"))
+    rest.take("type", None)
+    kind = renamed.get(kind, kind) if isinstance(kind, str) else kind
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ConfigError(f"{raw.source}: rope scaling {kind!r} is not supported, only {', '.join(map(repr, KINDS))}")
+    if kind in LENGTHENED:
+        original = rest.size("original_max_position_embeddings", context)
+        scaling = LENGTHENED[kind](rest, context, raw.size("original_max_position_embeddings", original))
+    else:
+        scaling = LinearScaling(rest.number("factor")) if kind == "linear" else None
+    if rest.unread:
+        raise ConfigError(f"{raw.source}: rope scaling {kind!r} has no {', '.join(sorted(rest.unread))}")
+    dim = head_dim if part is None else int(head_dim * part)
+    return RopeConfig(theta, None if dim == head_dim else dim, scaling)
+
+
+def _band(rest: ConfigFields, _: int, original: int) -> Scaling:
+    factor, low, high = (rest.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    return BandScaling(factor, low, high, original)
+
+
+def _yarn(rest: ConfigFields, context: int, original: int) -> Scaling:
+    factor = rest.number("factor", context / original)
+    each, all_ = (rest.take(name, None) and rest.number(name) for name in ("mscale", "mscale_all_dim"))
+    gain = partial(yarn_gain, factor)
+    return YarnScaling(
+        factor=factor,
+        original_context=original,
+        beta_fast=rest.number("beta_fast", 32.0),
+        beta_slow=rest.number("beta_slow", 1.0),
+        attention_factor=rest.number("attention_factor", gain(each) / gain(all_) if each and all_ else gain()),
+        truncate=rest.flag("truncate", True),
+    )
+
+
+def yarn_gain(factor: float, by: float = 1.0) -> float:
+    """By how much attention is sharpened in a context `factor` times as long: YaRN, equation 26, `by` times as much."""
+    return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _long(rest: ConfigFields, context: int, original: int) -> Scaling:
+    factor = rest.number("factor", context / original)
+    gain = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+    short, long = (_numbers(rest, name) for name in ("short_factor", "long_factor"))
+    return LongScaling(short, long, original, rest.number("attention_factor", gain))
+
+
+def _numbers(rest: ConfigFields, name: str) -> tuple[float, ...]:
+    value = rest.take(name)
+    if not isinstance(value, list) or any(type(one) not in (int, float) for one in value):
+        raise ConfigError(f"{rest.source}: {name} must be a list of numbers, got {value!r:.100}")
+    return tuple(map(float, value))
+
+
+LENGTHENED = {"llama3": _band, "yarn": _yarn, "longrope": _long}  # those that know of an original context
+KINDS = ("default", "linear", *LENGTHENED)
+KINDS_OF_LAYERS = ("full_attention", "sliding_attention")
+
+
+def write_rope(
+    rope: RopeConfig | None, head_dim: int, theta: str = "rope_theta", part: str | None = None
+) -> dict[str, Any]:
+    """The base under the name `theta`, `rope_scaling` and, with a name for it, the part of a head that turns."""
+    if rope is None:
+        return {theta: None, "rope_scaling": None}
+    parts = {} if part is None else {part: 1.0 if rope.dim is None else part_of(rope.dim, head_dim)}
+    return {theta: rope.theta, "rope_scaling": write_scaling(rope.scaling), **parts}
+
+
+def part_of(dim: int, head_dim: int) -> float:
+    """The factor with which int(head_dim * factor) is `dim`."""
+    part = dim / head_dim
+    return part if int(head_dim * part) == dim else math.nextafter(part, 1)
+
+
+def write_scaling(scaling: Scaling | None) -> dict[str, Any] | None:
+    """The object that says it."""
+    match scaling:
+        case None:
+            return None
+        case LinearScaling(factor):
+            return {"rope_type": "linear", "factor": factor}
+        case BandScaling():
+            return {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low,
+                "high_freq_factor": scaling.high,
+                "original_max_position_embeddings": scaling.original_context,
+            }
+        case YarnScaling():
+            return {
+                "rope_type": "yarn",
+                "factor": scaling.factor,
+                "original_max_position_embeddings": scaling.original_context,
+                "beta_fast": scaling.beta_fast,
+                "beta_slow": scaling.beta_slow,
+                "attention_factor": scaling.attention_factor,
+                "truncate": scaling.truncate,
+            }
+        case LongScaling():
+            return {
+                "rope_type": "longrope",
+                "short_factor": list(scaling.short),
+                "long_factor": list(scaling.long),
+                "original_max_position_embeddings": scaling.original_context,
+                "attention_factor": scaling.attention_factor,
+            }

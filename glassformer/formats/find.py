@@ -1,0 +1,104 @@
+"""What a person means by MODEL, and what lies beside its weights: the tokenizer, and the tokens that end a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from glassformer.errors import CheckpointError
+from glassformer.formats.gguf.shards import first_of, models_of
+from glassformer.formats.hub import fetch, is_hub_name
+from glassformer.formats.original import original_of
+from glassformer.formats.reader import read_json
+from glassformer.text.files.find import find_tokenizer
+from glassformer.text.tokenizer import Tokenizer
+
+PACKAGED = {"stories": "a small model that ships with Glassformer, trained on its own generated stories"}
+FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
+
+
+def find(path: str | Path, *, offline: bool = False) -> Path:
+    """The model folder or file that a person means: what exists, then a model in the package, then one on the hub.
+
+    A run folder means its best checkpoint, a folder with no weights but a GGUF file that file, or the first of those
+    that one model lies in. CheckpointError where there is none, or where it may not be looked at.
+    """
+    try:
+        return _find(path, offline)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _find(path: str | Path, offline: bool) -> Path:
+    folder = Path(path)
+    if folder.suffix in FILES and (folder.is_file() or first_of(folder).is_file()):
+        return folder if folder.is_file() else first_of(folder)
+    ggufs = models_of(file.name for file in folder.glob("*.gguf")) if folder.is_dir() else {}
+    weights = any(any(folder.glob(f"*{kind}")) for kind in FILES[1:])
+    for one in (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last"):
+        if len(ggufs) == 1 and one is folder and not weights:
+            break
+        if (one / "config.json").exists():
+            return one.resolve() if one is not folder else folder
+    if folder.is_dir() and original_of(folder) is not None:
+        return folder
+    if len(ggufs) == 1:
+        ((first, names),) = ggufs.items()
+        return folder / (first if first in names else names[0])
+    packaged = resources.files("glassformer") / "toys" / "models" / str(path)
+    if not folder.exists() and str(path) in PACKAGED and packaged.is_dir():
+        return Path(str(packaged))
+    if not folder.exists() and is_hub_name(str(path)):
+        return find(fetch(str(path), offline=offline))
+    if ggufs:
+        raise CheckpointError(f"{path} has several GGUF files: name one of {', '.join(ggufs)}")
+    why = "has no config.json" if folder.is_dir() else "is not a folder"
+    known = ", ".join(PACKAGED)
+    raise CheckpointError(
+        f"{path} {why}: give a model folder or file, a run folder, a packaged model ({known}), or owner/name on the hub"
+    )
+
+
+def metadata_of(found: Path) -> Mapping[str, Any]:
+    """The metadata of a GGUF file; nothing of anything else."""
+    if found.suffix != ".gguf" or not found.is_file():
+        return {}
+    from glassformer.formats.gguf.header import read_header
+
+    metadata = read_header(found).metadata
+    return read_header(first_of(found)).metadata if metadata.get("split.no") else metadata
+
+
+def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer | None:
+    """The tokenizer of a model that `find` found, where it has one. `metadata`: a GGUF file's, already read."""
+    metadata = metadata_of(found) if metadata is None else metadata
+    if metadata:
+        from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
+
+        none = metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab")
+        return None if none else tokenizer_from_gguf(metadata)
+    folder = found.parent if found.is_file() else found
+    return Tokenizer.load(folder) if find_tokenizer(folder) else None
+
+
+def ends_of(found: Path, metadata: Mapping[str, Any] | None = None) -> list[int]:
+    """The tokens that end a text, as generation_config.json or else config.json names them; or a GGUF file, or
+    the layout that the folder is in."""
+    metadata = metadata_of(found) if metadata is None else metadata
+    if metadata:
+        named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+        return [index for index in named if isinstance(index, int)]
+    folder = found.parent if found.is_file() else found
+    if (one := original_of(found)) is not None:
+        return one.ends(read_json(folder / one.settings)) if one.settings else []
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).exists():
+            ends = read_json(folder / name).get("eos_token_id")
+            if ends is not None:
+                ends = ends if isinstance(ends, list) else [ends]
+                if not all(type(index) is int and index >= 0 for index in ends):
+                    raise CheckpointError(f"{folder / name}: eos_token_id must be token ids, got {ends}")
+                return ends
+    return []

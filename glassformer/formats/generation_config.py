@@ -1,0 +1,63 @@
+"""What a checkpoint of an encoder-decoder says of tokens, and of how to write, beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from glassformer.errors import CheckpointError
+from glassformer.formats.reader import read_json
+
+GENERATION = "generation_config.json"
+IN_CONFIG = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+SPECIAL = (  # those that hold here
+    *IN_CONFIG, "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "min_length", "no_repeat_ngram_size",
+)  # fmt: skip
+CARRIED = ("max_length", "num_beams", "length_penalty", "early_stopping")
+
+
+def special_of(found: Path, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the generation_config.json of a folder says, and of what it does not say config.json, as in older ones; or
+    the metadata of a GGUF file."""
+    if metadata:
+        named = {"eos_token_id": "tokenizer.ggml.eos_token_id", "pad_token_id": "tokenizer.ggml.padding_token_id"}
+        named["decoder_start_token_id"] = f"{metadata.get('general.architecture')}.decoder_start_token_id"
+        return {name: metadata[key] for name, key in named.items() if key in metadata}
+    folder = found.parent if found.is_file() else found
+    generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    older = read_json(folder / "config.json")
+    told = {name: older[name] for name in (*SPECIAL, *CARRIED) if name in older} | generation
+    if older.get("force_bos_token_to_be_generated") and told.get("forced_bos_token_id") is None:  # an older spelling
+        told["forced_bos_token_id"] = told.get("bos_token_id")
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def token_of(special: Mapping[str, Any], name: str, source: str) -> int | None:
+    """A token's id that is said under a name."""
+    value = special.get(name)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is not None and type(value) is not int:
+        raise CheckpointError(f"{source or 'translator'}: {name} must be one token id, got {value!r:.100}")
+    return value
+
+
+def count_of(special: Mapping[str, Any], name: str, source: str) -> int:
+    """A number that is said under a name, 0 where it is not."""
+    value = special.get(name, 0)
+    if type(value) is not int or value < 0:
+        raise CheckpointError(
+            f"{source or 'translator'}: {name} must be a whole number of at least 0, got {value!r:.100}"
+        )
+    return value
+
+
+def banned_of(special: Mapping[str, Any], source: str) -> tuple[int, ...]:
+    """The tokens that are never written."""
+    words = special.get("bad_words_ids", [])
+    if not isinstance(words, list) or not all(isinstance(w, list) and len(w) == 1 and type(w[0]) is int for w in words):
+        raise CheckpointError(
+            f"{source or 'translator'}: bad_words_ids must be a list of lists of one token id, got {words!r:.100}"
+        )
+    return tuple(word[0] for word in words)

@@ -1,0 +1,182 @@
+"""How families are written in GGUF: a file's metadata as a configuration, and back.
+
+A key of metadata stands for one of config.json, so that each family is read by its own reader. What the format does not
+say is refused, in both directions: a file never describes another model than the one it holds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from glassformer.config import LayerConfig, LongScaling, ModelConfig, RecurrentConfig, TextEncoderConfig, as_dict
+from glassformer.errors import ConfigError
+from glassformer.families import FAMILIES, family_of
+from glassformer.families.common.family import ConfigFields, Family
+from glassformer.formats.gguf.architectures import AS, GGUF, NO_FORM, OPTIONAL, GgufArchitecture
+from glassformer.formats.gguf.metadata_keys import MetadataFields, divisors, has_divisors
+from glassformer.formats.gguf.tensor_names import HEAD
+
+Stack = ModelConfig | TextEncoderConfig
+TYPES_KEY = "tokenizer.ggml.token_type_count"  # a number of the model's, under this name
+
+
+class GgufMetadata(NamedTuple):
+    """A configuration as an architecture's name, its keys, and the tensors that say the rest."""
+
+    architecture: str
+    metadata: dict[str, Any]
+    tensors: dict[str, list[float]]
+
+
+def in_gguf(family: Family) -> Family:
+    """The family as GGUF lays it out. ConfigError where the format, or this library, does not."""
+    name = AS.get(family.name, family.name)
+    if name not in GGUF:
+        why = f": {NO_FORM[name]}" if name in NO_FORM else ""
+        known = ", ".join(sorted({*GGUF, *AS}))
+        raise ConfigError(f"{family.name} has no GGUF form here{why}; those with one are {known}")
+    gguf = GGUF[name]
+    numbers = () if gguf.rope is None else tuple(re.escape(tensor) for tensor in gguf.rope.tensors)
+    return replace(family, rules=gguf.rules, prefix="", ignored=(*numbers, *gguf.unused), others=gguf.others)
+
+
+def _name_of(metadata: Mapping[str, Any], tensors: Collection[str], source: str) -> str:
+    """The family of a file. ConfigError names the architecture nearest to one that is not known."""
+    said = metadata.get("general.architecture")
+    names = [name for name, gguf in GGUF.items() if gguf.architecture == said]
+    if not names:
+        known = sorted({gguf.architecture for gguf in GGUF.values()})
+        near = difflib.get_close_matches(said, known, n=1, cutoff=0.3) if isinstance(said, str) else []
+        hint = f"; the nearest one known is {near[0]!r}" if near else ""
+        raise ConfigError(f"{source}: unknown architecture {said!r}{hint}. Known: {', '.join(known)}")
+    routed = bool(metadata.get(f"{said}.expert_count"))
+    for name in names:
+        only, needs = GGUF[name].only.items(), GGUF[name].needs
+        if needs is not None and needs not in tensors:
+            continue
+        if ("expert_count" in GGUF[name].keys) == routed and all(metadata.get(f"{said}.{k}", v) == v for k, v in only):
+            return name
+    return names[0]
+
+
+def read_metadata(
+    metadata: Mapping[str, Any],
+    tensors: Collection[str],
+    vocab_size: int,
+    source: str,
+    ignore: tuple[str, ...] = (),
+    numbers: Callable[[str], list[float]] = lambda name: [],
+) -> Stack:
+    """A file's metadata, the names of its tensors and its embedding's rows as a configuration.
+
+    `numbers` reads a tensor that says something of it. Every key of the architecture is taken, or ignored by name;
+    ConfigError lists those that are not.
+    """
+    name = _name_of(metadata, tensors, source)
+    gguf = GGUF[name]
+    start = f"{gguf.architecture}."
+    own = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
+    said = MetadataFields(ConfigFields(own, source, ignore), tensors, numbers, wide="attention.key_length" in gguf.keys)
+    raw = _config_json(gguf, said) | {"vocab_size": vocab_size}
+    raw |= {} if gguf.types is None else {gguf.types: metadata.get(TYPES_KEY, 2)}
+    for key, value in gguf.only.items():
+        said.keys.only(key, value)
+    for key in (*gguf.unread, *gguf.same, *gguf.beside):
+        said.keys.take(key, None)
+    said.keys.close()
+    config = FAMILIES[name].read(ConfigFields(raw, source))
+    assert not isinstance(config, RecurrentConfig), "which has no GGUF form"
+    for key, value_of in gguf.same.items():
+        if key not in gguf.keys and own.get(key, value_of(config)) != value_of(config):
+            raise ConfigError(f"{source}: {start}{key} = {own[key]} is not supported, only {value_of(config)}")
+    return config
+
+
+def _config_json(gguf: GgufArchitecture, said: MetadataFields) -> dict[str, Any]:
+    """What the file says, as config.json says it."""
+    keys, raw = said.keys, {"tie_word_embeddings": HEAD not in said.tensors}
+    head_dim, _ = said.sizes()
+    defaults = {"attention.head_count_kv": keys.size("attention.head_count"), "attention.key_length": head_dim}
+    defaults |= gguf.silent
+    raw |= {
+        theirs: keys.take(key, defaults[key]) if key in defaults else keys.take(key)
+        for key, theirs in gguf.keys.items()
+        if key in keys.raw or key not in OPTIONAL or key in defaults
+    }
+    raw |= {theirs: said.has(tensor) for theirs, tensor in gguf.present.items()}
+    raw |= {theirs: not said.has(tensor) for theirs, tensor in gguf.absent.items()}
+    raw |= gguf.fixed
+    raw |= {} if gguf.rope is None else gguf.rope.read(said)
+    raw |= {} if gguf.windows is None else gguf.windows.read(said)
+    raw |= {} if gguf.latent is None else gguf.latent.read(said)
+    return raw | gguf.derived(raw)
+
+
+def bare(config: Stack) -> Stack:
+    """What the format says of a model: of an encoder, the states alone, whose positions begin in the first row."""
+    if not isinstance(config, TextEncoderConfig):
+        return config
+    return replace(config, position_offset=0, pooler=False, head=None, next_sentence=False)
+
+
+def write_metadata(config: Stack) -> GgufMetadata:
+    """A configuration as metadata. ConfigError where they cannot say what it says."""
+    family = in_gguf(family_of(config))
+    config = replace(bare(config), family=AS.get(config.family, config.family))
+    gguf, raw = GGUF[config.family], FAMILIES[config.family].write(config)
+    own = {key: raw[theirs] for key, theirs in {**gguf.unread, **gguf.keys}.items() if raw.get(theirs) is not None}
+    own |= {key: value_of(config) for key, value_of in gguf.same.items()} | dict(gguf.only)
+    tensors: dict[str, list[float]] = {}
+    if isinstance(config, ModelConfig):
+        turned, tensors = ({}, {}) if gguf.rope is None else gguf.rope.write(config)
+        own |= turned | ({} if gguf.windows is None else gguf.windows.write(config))
+        own |= {} if gguf.latent is None else gguf.latent.write(config)
+    metadata: dict[str, Any] = {"general.architecture": gguf.architecture}
+    metadata |= {f"{gguf.architecture}.{key}": value for key, value in own.items()}
+    if isinstance(config, TextEncoderConfig):
+        metadata[TYPES_KEY] = config.n_token_types or 1  # llama.cpp refuses 0, and then needs no table
+    there = {tensor for theirs, tensor in gguf.present.items() if raw.get(theirs)} | {*tensors}
+    there |= {tensor for theirs, tensor in gguf.absent.items() if not raw.get(theirs)}
+    there |= {gguf.needs} if gguf.needs is not None else set()
+    there |= {HEAD} if isinstance(config, ModelConfig) and not config.tied_head else set()
+    cannot = f"GGUF's {gguf.architecture} cannot describe this {family.name} model"
+    try:
+        again = read_metadata(metadata, there, config.vocab_size, "a file", numbers=tensors.__getitem__)
+    except ConfigError as error:
+        raise ConfigError(f"{cannot}: {error}") from None
+    if unlike := _unlike(as_dict(_told(again)), as_dict(_told(config))):
+        path, got = unlike
+        raise ConfigError(f"{cannot}: {path} would be {got!r}")
+    return GgufMetadata(gguf.architecture, metadata, tensors)
+
+
+def _told(config: Stack) -> Stack:
+    """A configuration in one of several ways to say the same: no window that all texts fit in, divisors as numbers."""
+
+    def told(layer: LayerConfig) -> LayerConfig:
+        attention, rope = layer.attention, layer.attention.rope
+        window = attention.window if (attention.window or config.context_length) < config.context_length else None
+        if rope is not None and has_divisors(rope.scaling):
+            by = tuple(divisors(rope, attention.head_dim))
+            rope = replace(rope, scaling=LongScaling(by, by, config.context_length))
+        return replace(layer, attention=replace(attention, rope=rope, window=window))
+
+    return replace(config, layers=tuple(told(layer) for layer in config.layers))
+
+
+def _unlike(a: Any, b: Any, path: str = "") -> tuple[str, Any] | None:
+    """Where two configurations differ first, as (path, what `a` has there); numbers are as exact as float32."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        rows = [(key, a[key], b[key]) for key in a]
+    elif isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        rows = [(str(i), one, other) for i, (one, other) in enumerate(zip(a, b, strict=True))]
+    elif isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6):
+        return None
+    else:
+        return None if a == b else (path.removeprefix("."), a)
+    return next((found for key, one, other in rows if (found := _unlike(one, other, f"{path}.{key}"))), None)

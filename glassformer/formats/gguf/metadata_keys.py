@@ -1,0 +1,290 @@
+"""What GGUF's metadata say in more than one key: rotary positions and their scaling, and which layers have a window.
+
+Each is read as keys of config.json, and written from a configuration. Some numbers of a scaling are tensors:
+
+    rope_freqs.weight                                a divisor for each pair's angle (Llama 3.1)
+    rope_factors_short.weight, rope_factors_long     the same, by the length of the text (LongRoPE)
+
+Names and defaults are those that llama.cpp reads (`llama-arch.cpp`, `llama-model.cpp`).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from glassformer.config import (
+    AttentionConfig,
+    BandScaling,
+    LinearScaling,
+    LongScaling,
+    ModelConfig,
+    RopeConfig,
+    Scaling,
+    YarnScaling,
+)
+from glassformer.errors import ConfigError
+from glassformer.families.common.family import ConfigFields
+from glassformer.families.common.rope import part_of, write_scaling
+
+DIVISORS = "rope_freqs.weight"
+SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+MOST_SHARP = 1000.0  # of `yarn_log_multiplier`
+BANDS = (1.0, 4.0, 8192)  # low, high and original context of every model that has bands
+
+
+@dataclass(frozen=True)
+class MetadataFields:
+    """A file being read: its metadata without the architecture's name, its tensors' names, and the numbers of one.
+
+    `wide`: heads may be wider than d_model / n_heads.
+    """
+
+    keys: ConfigFields
+    tensors: Collection[str]
+    numbers: Callable[[str], list[float]]
+    wide: bool
+
+    def sizes(self) -> tuple[int, int]:
+        """head_dim, and the longest text."""
+        n_heads, d_model = self.keys.size("attention.head_count"), self.keys.size("embedding_length")
+        head_dim = max(1, d_model // n_heads)
+        if self.wide:
+            head_dim = self.keys.size("attention.key_length", head_dim)
+        return head_dim, self.keys.size("context_length")
+
+    def has(self, tensor: str) -> bool:
+        """Whether a tensor is there, queries with their keys and values or without."""
+        return tensor in self.tensors or tensor.replace(".attn_q.", ".attn_qkv.") in self.tensors
+
+
+def has_divisors(scaling: Scaling | None) -> bool:
+    """Whether it is one divisor for each pair, whatever the length of the text."""
+    return isinstance(scaling, BandScaling) or (isinstance(scaling, LongScaling) and scaling.short == scaling.long)
+
+
+def divisors(rope: RopeConfig, head_dim: int) -> list[float]:
+    """What a scaling that has them divides each pair's angle by."""
+    if isinstance(rope.scaling, LongScaling):
+        return list(rope.scaling.short)
+    assert isinstance(rope.scaling, BandScaling)
+    dim, s = rope.dim or head_dim, rope.scaling
+    turns = [s.original_context / (2 * math.pi * rope.theta ** (i / dim)) for i in range(0, dim, 2)]
+    kept = [min(1.0, max(0.0, (n - s.low) / (s.high - s.low))) for n in turns]
+    return [1 / ((1 - k) / s.factor + k) for k in kept]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """`theta` and `part` are config.json's keys of the base, and of the part of a head that turns (None: it is whole).
+
+    `local`: the key of the base in layers with a window, where they have their own; these are not scaled. `tensors`:
+    which scalings that are tensors the architecture has. `truncate`: see `YarnScaling`; the format does not say it.
+    `latent`: the part of a head that turns is a size of its own, and YaRN sharpens attention (`yarn_log_multiplier`).
+    """
+
+    theta: str = "rope_theta"
+    part: str | None = None
+    local: str | None = None
+    tensors: tuple[str, ...] = ()
+    truncate: bool = True
+    latent: bool = False
+
+    def read(self, said: MetadataFields) -> dict[str, Any]:
+        keys, (head_dim, context) = said.keys, said.sizes()
+        dim = keys.size("rope.dimension_count") if self.latent else keys.optional("rope.dimension_count") or head_dim
+        if self.part is None and not self.latent and dim != head_dim:
+            raise ConfigError(f"{keys.source}: rope.dimension_count = {dim} is not supported, only {head_dim}")
+        theta = keys.number("rope.freq_base", 10_000.0)
+        found: dict[str, Any] = {self.theta: theta, "rope_scaling": self._scaling(said, theta, dim, context)}
+        if self.part is not None:
+            found[self.part] = part_of(dim, head_dim)
+        if self.latent:
+            found["qk_rope_head_dim"] = dim
+        if self.local is not None:
+            found[self.local] = keys.number("rope.freq_base_swa", 10_000.0)
+        else:
+            keys.only("rope.freq_base_swa", theta)
+        return found
+
+    def _scaling(self, said: MetadataFields, theta: float, dim: int, context: int) -> dict[str, Any]:
+        keys = said.keys
+        keys.take("rope.scaling.finetuned", None)  # how it was trained
+        kind = keys.take("rope.scaling.type", "linear")
+        factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
+        original = keys.size("rope.scaling.original_context_length", context)
+        gain = keys.number("rope.scaling.attn_factor", 1.0)
+        fast, slow = keys.number("rope.scaling.yarn_beta_fast", 32.0), keys.number("rope.scaling.yarn_beta_slow", 1.0)
+        keys.only("rope.scaling.yarn_ext_factor", 1.0, -1.0)
+        by = _multiplier(keys) if self.latent else 0.0
+        own = 1 + 0.1 * math.log(max(1.0, factor)) if kind == "yarn" and not by else 1.0
+        stated = keys.number("rope.scaling.yarn_attn_factor", 1.0)  # which llama.cpp takes to be one of these two
+        if kind not in ("none", "linear", "yarn", "longrope"):
+            raise ConfigError(f"{keys.source}: rope.scaling.type {kind!r} is not supported")
+        if min(abs(stated - 1), abs(stated - own * gain)) > 1e-5:
+            raise ConfigError(f"{keys.source}: rope.scaling.yarn_attn_factor = {stated} is not supported, only 1.0")
+        if (tensor := self._factors(said, theta, dim, context, original, gain)) is not None:
+            if kind not in ("none", "longrope") and factor != 1:
+                raise ConfigError(f"{keys.source}: rope.scaling.factor {factor} is not supported beside factors")
+            return tensor
+        if self.latent and kind != "none" and (factor < 1 or (factor != 1 and kind != "yarn")):
+            raise ConfigError(f"{keys.source}: rope.scaling.factor = {factor} ({kind}) is not supported, only YaRN's")
+        if kind == "yarn" and not (self.latent and factor == 1 and gain != 1):
+            gain = float(f"{gain * own:.7g}")  # no finer than the file's numbers
+            return {
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": original,
+                "beta_fast": fast,
+                "beta_slow": slow,
+                "attention_factor": gain,
+                "truncate": self.truncate,
+                **({"mscale_all_dim": _sharper(gain, by, factor)} if self.latent else {}),
+            }
+        if gain != 1:
+            raise ConfigError(f"{keys.source}: rope.scaling.attn_factor = {gain} is not supported, only 1.0")
+        if kind == "linear" and factor != 1:
+            return {"rope_type": "linear", "factor": factor}
+        return {"rope_type": "default"}
+
+    def _factors(
+        self, said: MetadataFields, theta: float, dim: int, context: int, original: int, gain: float
+    ) -> dict[str, Any] | None:
+        """The scaling that is tensors, where there are any."""
+        there = [name for name in self.tensors if name in said.tensors]
+        if DIVISORS in there and gain == 1:
+            numbers = said.numbers(DIVISORS)
+            low, high, trained = BANDS
+            band = BandScaling(max([1.0, *numbers]), low, high, trained)
+            if _near(divisors(RopeConfig(theta, dim, band), dim), numbers):
+                return write_scaling(band)
+            return write_scaling(LongScaling(tuple(numbers), tuple(numbers), context))
+        if not {SHORT, LONG} <= {*there}:
+            return None
+        short, long = (tuple(said.numbers(name)) for name in (SHORT, LONG))
+        return write_scaling(LongScaling(short, long, original, gain))
+
+    def write(self, config: ModelConfig) -> tuple[dict[str, Any], dict[str, list[float]]]:
+        """Metadata, and tensors."""
+        turning = [layer.attention for layer in config.layers if layer.attention.rope is not None]
+        turning = [a for a in turning if self.local is None or a.window is None] or turning
+        if not turning or (rope := turning[0].rope) is None:
+            return {}, {}
+        head_dim = turning[0].head_dim
+        found: dict[str, Any] = {"rope.freq_base": rope.theta, "rope.dimension_count": rope.dim or head_dim}
+        if self.local is not None:
+            local = (layer.attention for layer in config.layers if layer.attention.window is not None)
+            found["rope.freq_base_swa"] = next((a.rope.theta for a in local if a.rope is not None), 10_000.0)
+        scaling, tensors = rope.scaling, {}
+        if has_divisors(scaling):
+            tensors = {DIVISORS: divisors(rope, head_dim)}
+        elif isinstance(scaling, LinearScaling):
+            found |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+        elif isinstance(scaling, YarnScaling):
+            found |= _written(scaling) | (_sharpened(turning[0], scaling) if self.latent else {})
+        elif isinstance(scaling, LongScaling):
+            found |= {
+                "rope.scaling.type": "longrope",
+                "rope.scaling.original_context_length": scaling.original_context,
+                "rope.scaling.attn_factor": scaling.attention_factor,
+            }
+            tensors = {SHORT: list(scaling.short), LONG: list(scaling.long)}
+        return found, {name: numbers for name, numbers in tensors.items() if name in self.tensors}
+
+
+def _written(scaling: YarnScaling) -> dict[str, Any]:
+    """YaRN; the program multiplies `attn_factor` by what the paper says of the factor."""
+    own = 1 + 0.1 * math.log(max(1.0, scaling.factor))
+    found = {
+        "type": "yarn",
+        "factor": scaling.factor,
+        "original_context_length": scaling.original_context,
+        "attn_factor": scaling.attention_factor / own,
+        "yarn_beta_fast": scaling.beta_fast,
+        "yarn_beta_slow": scaling.beta_slow,
+    }
+    return {f"rope.scaling.{name}": value for name, value in found.items()}
+
+
+def _multiplier(keys: ConfigFields) -> float:
+    """A tenth of a number like `mscale_all_dim`, which it is where `attn_factor` is 1; 0: there is none."""
+    value = keys.take("rope.scaling.yarn_log_multiplier", 0.0)
+    if type(value) not in (int, float) or not -MOST_SHARP < value < MOST_SHARP:
+        allowed = f"a number within {MOST_SHARP} of 0"
+        raise ConfigError(f"{keys.source}: rope.scaling.yarn_log_multiplier must be {allowed}, got {value!r}")
+    return 10.0 * value
+
+
+def _sharper(gain: float, by: float, factor: float) -> float:
+    """The `mscale_all_dim` of a file: the program multiplies the product by gain^2 (1 + 0.1 by ln factor)^2.
+
+    It is the shortest number for which the file says the same.
+    """
+    log = 0.1 * math.log(factor)
+    if not log:
+        return 0.0
+    exact = (gain * (1 + by * log) - 1) / log
+    near = (round(exact, digits) for digits in range(1, 10))
+    return next((one for one in near if _said(((one * log + 1) / gain - 1) / log) == _said(by)), exact)
+
+
+def _sharpened(attention: AttentionConfig, scaling: YarnScaling) -> dict[str, Any]:
+    """What in a file makes the program's product that of this attention; see `_sharper`."""
+    log, gain = 0.1 * math.log(max(1.0, scaling.factor)), scaling.attention_factor
+    whole = math.sqrt((attention.scale or attention.head_dim**-0.5) * math.sqrt(attention.head_dim))
+    by = (whole / gain - 1) / log if log else 0.0
+    if not by:
+        return {}
+    return {"rope.scaling.attn_factor": gain, "rope.scaling.yarn_log_multiplier": by / 10}
+
+
+def _said(by: float) -> float:
+    """A multiplier in a file."""
+    return struct.unpack("f", struct.pack("f", by / 10))[0]
+
+
+def _near(ours: list[float], theirs: list[float]) -> bool:
+    return len(ours) == len(theirs) and all(map(lambda a, b: math.isclose(a, b, rel_tol=1e-5), ours, theirs))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Layers that look back over a window only. `every`: each but the last of so many, where the file does not say.
+
+    `every` None: all have the same. `default`: the window of a file that says none. `needed`: llama.cpp ends with an
+    error where no layer has one.
+    """
+
+    every: int | None = None
+    default: int | None = None
+    needed: bool = False
+
+    def read(self, said: MetadataFields) -> dict[str, Any]:
+        keys, n_layers = said.keys, said.keys.size("block_count")
+        window = keys.take("attention.sliding_window", self.default)
+        window = keys.size("attention.sliding_window", self.default) if window else None  # 0 says: none
+        if self.every is None:
+            return {"sliding_window": window}
+        pattern = keys.take("attention.sliding_window_pattern", self.every)
+        if type(pattern) is int and pattern >= 0:
+            pattern = [pattern == 0 or i % pattern < pattern - 1 for i in range(min(n_layers, 10_000))]
+        if not isinstance(pattern, list) or len(pattern) != n_layers:
+            raise ConfigError(
+                f"{keys.source}: attention.sliding_window_pattern must be a number of layers, or say of each of "
+                f"{n_layers} layers whether it has a window, got {pattern!r:.100}"
+            )
+        slides = [bool(one) and window is not None for one in pattern]
+        kinds = ["sliding_attention" if one else "full_attention" for one in slides]
+        return {"sliding_window": window or 4096, "layer_types": kinds}
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        windows = [layer.attention.window for layer in config.layers]
+        found = {"attention.sliding_window": next((w for w in windows if w is not None), 0)}
+        if self.needed and not found["attention.sliding_window"]:
+            raise ConfigError(f"GGUF's {config.family} has a window in some layer, and this model in none")
+        slides = [w is not None for w in windows]
+        usual = self.every is None or slides == [i % self.every < self.every - 1 for i in range(len(windows))]
+        return found if usual else found | {"attention.sliding_window_pattern": slides}

@@ -1,0 +1,117 @@
+"""How tensors are named in GGUF: alike in all architectures, but for how queries and keys lie, and for norms.
+
+A rule applies where the model has its parameters, so that most architectures share most rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from glassformer.families.common.family import TensorRule, linear, rule
+
+EMBED, HEAD = "token_embd.weight", "output.weight"
+BLOCK, OURS = "blk.{i}", "blocks.{i}"
+EACH = f"{OURS}.mlp.experts.{{j}}"
+PARTS = ("gate", "up", "down")
+
+COMMON = (
+    TensorRule(EMBED, ("embed.weight",)),
+    TensorRule("position_embd.weight", ("positions.weight",)),
+    *linear("output_norm", "norm"),
+    rule(HEAD, "head.weight"),
+    rule("output.bias", "head_bias"),
+    *linear(f"{BLOCK}.attn_norm", f"{OURS}.attn_residual.pre"),
+    *linear(f"{BLOCK}.attn_output", f"{OURS}.attn.o"),
+    *linear(f"{BLOCK}.ffn_norm", f"{OURS}.mlp_residual.pre"),
+    *(one for part in PARTS for one in linear(f"{BLOCK}.ffn_{part}", f"{OURS}.mlp.{part}")),
+    rule(f"{BLOCK}.post_attention_norm.weight", f"{OURS}.attn_residual.out.weight"),
+    rule(f"{BLOCK}.post_ffw_norm.weight", f"{OURS}.mlp_residual.out.weight"),
+    rule(f"{BLOCK}.attn_sinks.weight", f"{OURS}.attn.sinks"),
+    *(rule(f"{BLOCK}.attn_{p}_norm.weight", f"{OURS}.attn.{p}_norm.weight") for p in "qk"),
+    *(rule(f"{BLOCK}.attn_{p}_norm.weight", f"{OURS}.attn.{p}_norm.{{j}}.weight") for p in "qk"),
+    *linear(f"{BLOCK}.ffn_gate_inp", f"{OURS}.mlp.router"),
+    *(one for part in PARTS for one in linear(f"{BLOCK}.ffn_{part}_exps", f"{EACH}.{part}")),
+)
+
+
+def _separate(interleaved: bool) -> tuple[TensorRule, ...]:
+    return (
+        *linear(f"{BLOCK}.attn_q", f"{OURS}.attn.q", interleaved=interleaved),
+        *linear(f"{BLOCK}.attn_k", f"{OURS}.attn.k", interleaved=interleaved),
+        *linear(f"{BLOCK}.attn_v", f"{OURS}.attn.v"),
+    )
+
+
+# Queries, keys and values: in three tensors, what turns together half a head apart, or side by side; or in one.
+HALVES, PAIRS = _separate(interleaved=False), _separate(interleaved=True)
+FUSED = linear(f"{BLOCK}.attn_qkv", *(f"{OURS}.attn.{p}" for p in "qkv"))
+
+# Latent attention, each head's keys and values by itself; and experts as its models have them.
+LATENT = (
+    *linear(f"{BLOCK}.attn_q_a", f"{OURS}.attn.q.reduce"),
+    rule(f"{BLOCK}.attn_q_a_norm.weight", f"{OURS}.attn.q.norm.weight"),
+    *linear(f"{BLOCK}.attn_q_b", f"{OURS}.attn.q.expand", interleaved=True),
+    *linear(f"{BLOCK}.attn_kv_a_mqa", f"{OURS}.attn.kv", interleaved=True, kept=True),
+    rule(f"{BLOCK}.attn_kv_a_norm.weight", f"{OURS}.attn.kv_norm.weight"),
+    rule(f"{BLOCK}.attn_k_b.weight", f"{OURS}.attn.expand_k.weight", transposed=True, heads=True),
+    rule(f"{BLOCK}.attn_v_b.weight", f"{OURS}.attn.expand_v.weight", heads=True),
+    rule(f"{BLOCK}.exp_probs_b.bias", f"{OURS}.mlp.correction", float32=True),
+    *(one for part in PARTS for one in linear(f"{BLOCK}.ffn_{part}_shexp", f"{OURS}.mlp.shared.{part}")),
+)
+OTHER_LATENT = linear(f"{BLOCK}.attn_kv_b", f"{OURS}.attn.expand_k", f"{OURS}.attn.expand_v", by_head=True)
+
+# What some files have instead: gate and up of all experts in one tensor, or each tensor of each expert by itself.
+OTHER_EXPERTS = (
+    rule(f"{BLOCK}.ffn_gate_up_exps.weight", f"{EACH}.gate.weight", f"{EACH}.up.weight"),
+    *(rule(f"{BLOCK}.ffn_{part}.{{j}}.weight", f"{EACH}.{part}.weight") for part in PARTS),
+)
+
+# An encoder's norms stand behind, and its tokens have types.
+TYPES = "token_types.weight"
+BEHIND = (
+    rule(TYPES, TYPES),
+    *linear("token_embd_norm", "embed_norm"),
+    *linear(f"{BLOCK}.attn_output_norm", f"{OURS}.attn_residual.post"),
+    *linear(f"{BLOCK}.layer_output_norm", f"{OURS}.mlp_residual.post"),
+)
+
+# Each side of an encoder-decoder, whose positions are a bias of the scores that block 0 keeps for all.
+RELATIVE = "attn_rel_b.weight"
+
+
+def _side(theirs: str, ours: str, source: bool) -> tuple[TensorRule, ...]:
+    block, mine = f"{theirs}.{BLOCK}", f"{ours}{OURS}"
+    attentions = (("attn", "attn"), *((("cross_attn", "cross"),) if source else ()))
+    return (
+        rule(f"{theirs}.output_norm.weight", f"{ours}norm.weight"),
+        rule(f"{theirs}.blk.0.{RELATIVE}", f"{ours}relative_positions.weight"),
+        *(
+            rule(f"{block}.{name}_{part}.weight", f"{mine}.{short}.{part}.weight")
+            for name, short in attentions
+            for part in "qkvo"
+        ),
+        *(
+            rule(f"{block}.{name}_norm.weight", f"{mine}.{short}_residual.pre.weight")
+            for name, short in (*attentions, ("ffn", "mlp"))
+        ),
+        *(rule(f"{block}.ffn_{part}.weight", f"{mine}.mlp.{part}.weight") for part in PARTS),
+    )
+
+
+SIDES = (
+    rule(EMBED, "embed.weight"),
+    *_side("enc", "encoder.", source=False),
+    *_side("dec", "", source=True),
+    rule(HEAD, "head.weight"),
+)
+
+
+def but(rules: tuple[TensorRule, ...], *names: str) -> tuple[TensorRule, ...]:
+    """The rules without those of some tensors of a block."""
+    gone = {f"{BLOCK}.{name}.{part}" for name in names for part in ("weight", "bias")}
+    return tuple(one for one in rules if one.theirs not in gone)
+
+
+def plus_one(rules: tuple[TensorRule, ...]) -> tuple[TensorRule, ...]:
+    """The rules of a model whose norms multiply by 1 + their weight, which is what the tensors hold."""
+    return tuple(replace(one, plus=1.0) if "_norm." in one.theirs else one for one in rules)

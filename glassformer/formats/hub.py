@@ -1,0 +1,105 @@
+"""Models by their name on the Hugging Face hub: `owner/name` or `owner/name@revision`, downloaded once and kept.
+
+The work is `huggingface_hub`'s: its cache, its progress bar, its environment (HF_HOME, HF_ENDPOINT, HF_TOKEN,
+HF_HUB_OFFLINE). `resume.py` goes on with a large file that broke off.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from glassformer.errors import CheckpointError
+from glassformer.formats.download import keep_parts
+from glassformer.formats.gguf.shards import models_of
+
+NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+BESIDE = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # what lies beside the weights: config, tokenizer, template
+LARGE = (".safetensors", ".bin", ".pth", ".gguf")
+INSIDE = re.compile(r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)")  # and in folders of its own
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name has the form of one on the hub."""
+    return NAME.fullmatch(name) is not None
+
+
+def fetch(name: str, *, offline: bool = False) -> Path:
+    """The folder that holds a model of the hub: from the cache if `offline`, else as the hub has it now.
+
+    Where the hub cannot be reached, what the cache has is taken. CheckpointError where there is no such model, or where
+    it is not in the cache.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    match = NAME.fullmatch(name)
+    assert match is not None, f"{name} is no name on the hub"
+    repo, revision = match["repo"], match["revision"]
+    wanted, commit, why = None, None, "offline"
+    if not (offline or hub.is_offline_mode()):
+        try:
+            info = hub.HfApi().model_info(repo, revision=revision)
+            wanted, commit = choose_files([file.rfilename for file in info.siblings or []], name), info.sha
+        except CheckpointError:
+            raise
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500 or isinstance(error, RepositoryNotFoundError):
+                raise CheckpointError(f"{name} cannot be had from the hub: {_reason(error, revision)}") from None
+            why = f"the hub cannot be reached ({_first_line(error)})"
+        except Exception as error:  # whatever the network does
+            why = f"the hub cannot be reached ({_first_line(error)})"
+    cached = wanted is None  # then its other files are looked at when they are opened
+    try:
+        if wanted and commit:
+            keep_parts(repo, commit, [file for file in wanted if file.endswith(LARGE)])
+        folder = hub.snapshot_download(
+            repo, revision=revision, allow_patterns=wanted or ["config.json"], local_files_only=cached
+        )
+    except Exception as error:
+        if cached:
+            message = f"{name} is neither a folder nor a file here, and is not in the hub's cache: {why}"
+            raise CheckpointError(message) from None
+        reason = _reason(error, revision) if isinstance(error, HfHubHTTPError) else _first_line(error)
+        raise CheckpointError(f"{name} could not be downloaded: {reason}") from None
+    return Path(folder)
+
+
+def choose_files(files: list[str], name: str) -> list[str]:
+    """What to download of a repository's files: one kind of weights, and what lies beside them."""
+    top = [file for file in files if "/" not in file]
+    beside = [file for file in top if file.endswith(BESIDE) and not file.endswith(".index.json")]
+    inside = [file for file in files if INSIDE.fullmatch(file)]
+    twice = {f"{file.rpartition('/')[0]}/pytorch_model.bin" for file in inside if file.endswith(".safetensors")}
+    beside += [file for file in inside if file not in twice]
+    for start, end in (("model", ".safetensors"), ("pytorch_model", ".bin"), (r"consolidated(\.\d+)?", ".pth")):
+        found = [file for file in top if re.fullmatch(rf"{start}(-\d+-of-\d+)?{re.escape(end)}(\.index\.json)?", file)]
+        if found:
+            return beside + found
+    ggufs = models_of(file for file in top if file.endswith(".gguf"))
+    if len(ggufs) == 1:
+        return beside + [file for files in ggufs.values() for file in files]
+    if ggufs:
+        raise CheckpointError(f"{name} has several GGUF files: download the one you want ({', '.join(sorted(ggufs))})")
+    raise CheckpointError(f"{name} has no weights that can be read: model.safetensors, pytorch_model.bin or GGUF")
+
+
+def _reason(error: Any, revision: str | None) -> str:
+    """What an answer of the hub means for who asked."""
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RevisionNotFoundError
+
+    status, path = error.response.status_code, error.response.url.path
+    if isinstance(error, GatedRepoError):
+        return f"its authors give access on request: ask for it on its page, then set HF_TOKEN ({status})"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {revision!r} ({status})"
+    if isinstance(error, EntryNotFoundError):
+        return f"{path} is not there ({status})"
+    if status in (401, 404):
+        return f"there is no such model, or it is private and HF_TOKEN must be set ({status})"
+    return f"the hub refuses it: is HF_TOKEN right? ({status})" if status == 403 else _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

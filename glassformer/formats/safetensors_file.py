@@ -1,0 +1,49 @@
+"""safetensors files: <8 bytes: size> <header: JSON, that many bytes> <data>. Its format's page is the README of the
+`safetensors` package, which checks header and length when a file is opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from glassformer.errors import CheckpointError
+from glassformer.formats.reader import Scratch, TensorFile, read_rows
+
+
+class SafetensorsFile(TensorFile):
+    """One safetensors file, mapped. CheckpointError where it is cut short or damaged."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+        with path.open("rb") as raw:  # the package has found the size to be within the file
+            size = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(size))
+        self.names = {name: 8 + size + header[name]["data_offsets"][0] for name in self.file.keys()}  # noqa: SIM118
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.file.get_slice(name).get_shape())
+
+    def kind(self, name: str) -> str:
+        return self.file.get_slice(name).get_dtype()
+
+    def begin(self, name: str) -> int | None:
+        return self.names[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.file.get_tensor(name)
+
+    def rows(self, name: str, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
+        dtype, shape = self.dtype(name), self.shape(name)
+        assert dtype is not None, f"{name} is no weight"
+        row = torch.Size(shape[1:]).numel() * dtype.itemsize
+        for first, piece in read_rows(self.path, self.names[name], shape[0], row, scratch):
+            yield first, piece.view(dtype).view(-1, *shape[1:])

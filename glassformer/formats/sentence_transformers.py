@@ -1,0 +1,252 @@
+"""What a `sentence-transformers` folder says of how states become one vector, beside the model; read and written.
+
+modules.json                        which modules there are, in order, and the folder of each
+sentence_bert_config.json           of the transformer: max_seq_length, do_lower_case
+1_Pooling/config.json               which pools
+2_Dense/config.json, weights        a dense layer
+config_sentence_transformers.json   prompts, what vectors are compared by
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from glassformer.atomic import write_text
+from glassformer.config import DenseConfig, Pool, PoolingConfig, Similarity
+from glassformer.errors import CheckpointError, ConfigError
+from glassformer.families.common.family import ConfigFields
+from glassformer.formats.checkpoint import open_file, weight_files
+from glassformer.formats.reader import TensorReader, read_json
+from glassformer.formats.save import save_tensors
+from glassformer.nn.pooling import Dense, Sentence
+
+MODULES, OVERALL = "modules.json", "config_sentence_transformers.json"
+TRANSFORMER = re.compile(r"sentence_[\w-]+_config\.json")  # sentence_bert_config.json; older ones by the model's type
+TYPES = "sentence_transformers.models."  # which every version of the library understands
+FLAGS: dict[str, Pool] = {  # of each pool, in the order in which several are laid side by side
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+SQUASHES = {
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.linear.Identity": "identity",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.activation.SiLU": "silu",
+}
+PLACE = ("sentence_embedding", None)  # what a module behind pooling reads and writes
+
+
+def transformer_of(folder: Path) -> Path:
+    """The folder of a sentence model's transformer, the same one or one within it; any other folder itself."""
+    return _modules(folder)[0][1] if (folder / MODULES).exists() else folder
+
+
+def read_sentence(folder: Path, d_model: int) -> Sentence:
+    """What a folder says of one vector for a text, weights included; the mean of all states where it says nothing.
+
+    ConfigError for a setting or a module that is not understood, CheckpointError for a file that is missing or damaged,
+    and for sizes that do not fit.
+    """
+    if not (folder / MODULES).exists():
+        return Sentence(PoolingConfig()).eval()
+    modules = _modules(folder)
+    kinds = [kind for kind, _ in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= {"Dense", "Normalize"}:
+        raise ConfigError(
+            f"{folder / MODULES}: the modules must be a Transformer, a Pooling, and any Dense and Normalize after "
+            f"them, got {', '.join(kinds)}"
+        )
+    pools, with_prompt = _pooling(modules[1][1] / "config.json", d_model)
+    width, after, weights = d_model * len(pools), [], {}
+    for i, (kind, path) in enumerate(modules[2:]):
+        if kind == "Normalize":
+            _normalize(path / "config.json")
+            after.append("normalize")
+            continue
+        dense = _dense(path / "config.json", width)
+        after.append(dense)
+        width = dense.d_out
+        weights |= {f"after.{i}.{name}": value for name, value in _weights(path, dense).items()}
+    config = PoolingConfig(
+        pools=pools, after=tuple(after), with_prompt=with_prompt, **_transformer(modules[0][1]), **_overall(folder)
+    )
+    with torch.device("meta"):
+        made = Sentence(config)
+    made.load_state_dict(weights, assign=True)
+    return made.requires_grad_(False).eval()
+
+
+def write_sentence(sentence: Sentence, folder: Path, d_model: int) -> None:
+    """Write what `read_sentence` reads, beside a model that is there already."""
+    config, rows = sentence.config, [("", "Transformer"), ("1_Pooling", "Pooling")]
+    flags = {flag: pool in config.pools for flag, pool in FLAGS.items()}
+    pooling = {"word_embedding_dimension": d_model, **flags, "include_prompt": config.with_prompt}
+    if config.pools != tuple(pool for pool in FLAGS.values() if pool in config.pools):
+        pooling["pooling_mode"] = list(config.pools)  # in an order of their own
+    files: dict[str, Any] = {"1_Pooling/config.json": pooling}
+    for i, (one, module) in enumerate(zip(config.after, sentence.after, strict=True), 2):
+        if isinstance(one, DenseConfig):
+            path, names = f"{i}_Dense", {ours: theirs for theirs, ours in SQUASHES.items()}
+            files[f"{path}/config.json"] = {
+                "in_features": one.d_in, "out_features": one.d_out, "bias": one.bias,
+                "activation_function": names[one.activation], **({"use_residual": True} if one.residual else {}),
+            }  # fmt: skip
+            (folder / path).mkdir(parents=True, exist_ok=True)
+            save_tensors(
+                {name: value.detach().cpu().contiguous() for name, value in module.named_parameters()},
+                folder / path / "model.safetensors",
+            )
+            rows.append((path, "Dense"))
+        else:
+            path = f"{i}_Normalize"
+            (folder / path).mkdir(parents=True, exist_ok=True)
+            rows.append((path, "Normalize"))
+    files["sentence_bert_config.json"] = {"max_seq_length": config.max_tokens, "do_lower_case": config.lowercase}
+    files[OVERALL] = {
+        "prompts": dict(config.prompts), "default_prompt_name": config.prompt, "similarity_fn_name": config.similarity,
+        **({"truncate_dim": config.dimensions} if config.dimensions else {}),
+    }  # fmt: skip
+    files[MODULES] = [
+        {"idx": i, "name": str(i), "path": path, "type": TYPES + kind} for i, (path, kind) in enumerate(rows)
+    ]
+    for name, value in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_text(folder / name, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def _modules(folder: Path) -> list[tuple[str, Path]]:
+    """(kind, folder) of every module."""
+    path = folder / MODULES
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+        found = [(str(row["type"]), str(row["path"]), row.get("kwargs")) for row in rows]
+    except (ValueError, OSError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} must hold a list of modules, each with a type and a path: {error!r}") from None
+    for kind, where, kwargs in found:
+        if not kind.startswith("sentence_transformers."):
+            raise ConfigError(f"{path}: a module of type {kind!r} is code of its own, which is not run")
+        if kwargs:
+            raise ConfigError(f"{path}: a module's kwargs are not supported, got {kwargs!r:.100}")
+        if Path(where).is_absolute() or ".." in Path(where).parts:
+            raise ConfigError(f"{path}: a module's path must lie within the folder, got {where!r}")
+    if not found or not found[0][0].endswith(".Transformer"):
+        raise ConfigError(f"{path}: the first module must be a Transformer, got {found[0][0] if found else 'none'}")
+    return [(kind.rpartition(".")[2], folder / where if where else folder) for kind, where, _ in found]
+
+
+def _transformer(folder: Path) -> dict[str, Any]:
+    paths = sorted(path for path in folder.glob("sentence_*_config.json") if TRANSFORMER.fullmatch(path.name))
+    if not paths:
+        return {}
+    raw = ConfigFields(read_json(paths[0]), str(paths[0]))
+    raw.only("transformer_task", "feature-extraction")
+    raw.only("module_output_name", "token_embeddings", None)
+    kinds = raw.take("modality_config", {"text": {}})
+    if not isinstance(kinds, dict) or set(kinds) != {"text"}:
+        raise ConfigError(f"{raw.source}: modality_config must be of text alone, got {kinds!r:.100}")
+    raw.take("unpad_inputs", None)  # how it is computed, not what
+    for name in ("processing_kwargs", "model_args", "tokenizer_args", "config_args"):
+        raw.only(name, None, {})
+    for name in ("query_length", "document_length", "query_expansion"):
+        raw.only(name, None)
+    found = {"max_tokens": raw.optional("max_seq_length"), "lowercase": raw.flag("do_lower_case", False)}
+    raw.close()
+    return found
+
+
+def _pooling(path: Path, d_model: int) -> tuple[tuple[Pool, ...], bool]:
+    raw = ConfigFields(read_json(path), str(path))
+    size = raw.size("embedding_dimension", raw.size("word_embedding_dimension", d_model))
+    if size != d_model:
+        raise CheckpointError(f"{path}: pooling is of {size} numbers, and the model makes {d_model}")
+    flagged = tuple(pool for flag, pool in FLAGS.items() if raw.flag(flag, False)) or ("mean",)
+    named = raw.take("pooling_mode", flagged)
+    pools: Any = tuple(named) if isinstance(named, list | tuple) else (named,)
+    if not pools or not all(pool in get_args(Pool) for pool in pools):
+        raise ConfigError(
+            f"{path}: pooling_mode must be one or more of {', '.join(get_args(Pool))}, got {named!r:.100}"
+        )
+    with_prompt = raw.flag("include_prompt", True)
+    raw.close()
+    return pools, with_prompt
+
+
+def _dense(path: Path, width: int) -> DenseConfig:
+    raw = ConfigFields(read_json(path), str(path))
+    _place(raw)
+    name = raw.take("activation_function", next(iter(SQUASHES)))
+    if name not in SQUASHES:
+        raise ConfigError(f"{path}: activation_function must be one of {', '.join(SQUASHES)}, got {name!r}")
+    size = raw.size("in_features")
+    if size != width:
+        raise CheckpointError(f"{path}: the layer reads {size} numbers, and what is before it makes {width}")
+    squash: Any = SQUASHES[name]
+    made = DenseConfig(size, raw.size("out_features"), raw.flag("bias", True), squash, raw.flag("use_residual", False))
+    raw.close()
+    return made
+
+
+def _normalize(path: Path) -> None:
+    if path.exists():
+        raw = ConfigFields(read_json(path), str(path))
+        _place(raw)
+        raw.close()
+
+
+def _place(raw: ConfigFields) -> None:
+    for name in ("module_input_name", "module_output_name"):
+        raw.only(name, *PLACE)
+
+
+def _weights(folder: Path, config: DenseConfig) -> dict[str, Tensor]:
+    """A dense layer's tensors. All problems in one CheckpointError."""
+    path = folder / weight_files(folder)[0]
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    reader, wrong = TensorReader([open_file(path)]), []
+    with torch.device("meta"):
+        needed = dict(Dense(config).named_parameters())
+    for name, parameter in needed.items():
+        if name not in reader:
+            wrong.append(f"missing: {name}")
+        elif reader.shape(name) != tuple(parameter.shape):
+            wrong.append(f"shape: {name} is {list(reader.shape(name))}, the config says {list(parameter.shape)}")
+    wrong += [f"not used: {name}" for name in sorted(set(reader) - set(needed))]
+    if wrong:
+        raise CheckpointError(f"{path}: the weights do not fit the configuration:\n  " + "\n  ".join(wrong))
+    return {name: reader[name].clone() for name in needed}
+
+
+def _overall(folder: Path) -> dict[str, Any]:
+    if not (folder / OVERALL).exists():
+        return {}
+    raw = ConfigFields(read_json(folder / OVERALL), str(folder / OVERALL))
+    raw.take("__version__", None)
+    raw.only("model_type", "SentenceTransformer")
+    prompts = raw.take("prompts", None) or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise ConfigError(f"{raw.source}: prompts must be texts by name, got {prompts!r:.100}")
+    named, kinds = raw.take("default_prompt_name", None), get_args(Similarity)
+    if named is not None and named not in list(prompts):
+        raise ConfigError(f"{raw.source}: default_prompt_name {named!r} is none of the prompts {list(prompts)}")
+    raw.only("similarity_fn_name", None, *kinds)
+    found = {
+        "prompts": prompts,
+        "prompt": named,
+        "similarity": raw.take("similarity_fn_name", None) or kinds[0],
+        "dimensions": raw.optional("truncate_dim"),
+    }
+    raw.close()
+    return found

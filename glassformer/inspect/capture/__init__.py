@@ -1,0 +1,1 @@
+"""Tap points, and taps that capture values during a forward pass."""

@@ -1,0 +1,1 @@
+"""Edits: changes to the values that flow through a model."""

@@ -1,0 +1,1 @@
+"""Ways to present a trace: the router, reports and notebooks."""

@@ -1,0 +1,210 @@
+"""A trace in a notebook: one picture of the page, live, its numbers through the notebook's own channel.
+
+    the page's script  --  {"id", "kind": "get" or "post", "path", "body"}  -->  the kernel
+                      <--  {"id", "event", "done", "error"} and the answer's bytes  --
+
+It takes the packages of the extra `notebook`. What is displayed comes in two parts: a still picture, which nbconvert
+and viewers without widgets show, and the live one, which takes its place as soon as the kernel answers it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from html import escape
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from glassformer.errors import ConfigError, GlassformerError, RequestError
+from glassformer.inspect.drawing import trace_panels as of_trace
+from glassformer.inspect.drawing.draw import draw
+from glassformer.inspect.drawing.png import png
+from glassformer.inspect.edits.edit import Store, from_json
+from glassformer.inspect.present.report import start
+from glassformer.inspect.present.report_data import prompt_of, target_of
+from glassformer.inspect.present.router import TraceRouter, error_of, told
+from glassformer.inspect.present.web_build import ALSO, built, picture_of
+from glassformer.inspect.sweep.sweep import sweep
+from glassformer.inspect.trace.trace import Trace
+from glassformer.inspect.views.focus import Focus, worth_seeing
+from glassformer.inspect.views.registry import VIEWS
+from glassformer.inspect.views.result import dump, plain
+
+GUEST = """
+const script = %s, style = %s;
+const load = () => customElements.get("gf-app") ? Promise.resolve() :
+  (globalThis.__glassformer ??= import(URL.createObjectURL(new Blob([script], { type: "text/javascript" }))));
+export default {
+  async render({ model, el }) {
+    await load();
+    const root = el.attachShadow({ mode: "open" }), sheet = document.createElement("style");
+    sheet.textContent = style;
+    let answered = false;
+    const port = {
+      send: (content) => model.send(content),
+      on: (event, heard) => model.on(event, (content, buffers) => {
+        if (!answered) document.getElementById(model.get("still"))?.remove();
+        answered = true;
+        heard(content, buffers);
+      }),
+    };
+    root.append(sheet, customElements.get("gf-app").guest(port, model.get("place")));
+  },
+};
+"""
+
+
+class NotebookChannel:
+    """Messages about one trace, and those made of its text, answered."""
+
+    def __init__(self, t: Trace):
+        self.answers = TraceRouter(t.lm, getattr(t.lm, "source", "") or "model")
+        self.id = self.answers.add(t)
+        self.text = prompt_of(self.answers, self.id)
+        self.store = Store()
+
+    def hear(self, message: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+        """What is sent back: one answer, or one for each event; a refusal says why."""
+        id = message.get("id")
+        try:
+            if message.get("kind") == "get":
+                yield {"id": id, "done": True}, self.answers.get(str(message.get("path")))
+                return
+            for event, data in self._events(str(message.get("path")), message.get("body") or {}):
+                yield {"id": id, "event": event, "done": False}, dump(data)
+            yield {"id": id, "done": True}, None
+        except GlassformerError as error:
+            yield {"id": id, "done": True} | error_of(error), None
+
+    def _events(self, path: str, body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        if path == "/v1/traces":
+            yield from self._traced(dict(body))
+        elif path == "/v1/sweeps":
+            yield from self._swept(dict(body))
+        elif path == "/v1/vectors":
+            yield "vector", {"vector": self.store.put(torch.tensor(body.get("values", [])))}
+        elif "/views/" in path:
+            yield from self.answers.rows(path)
+        else:
+            raise RequestError(f"nothing is done at {path[:100]} in a notebook")
+
+    def _traced(self, body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """The trace that is here already, or a new one of what is asked for."""
+        first = self.answers.traces[self.id]
+        prompt, more = body.pop("prompt", ""), body.pop("max_tokens", 0)
+        given = body.pop("edits", [])
+        for name in ("model", "stream"):
+            body.pop(name, None)
+        own = [edit.json for edit in first.edits]
+        target = body.pop("target", None)
+        same = target is None or target == target_of(first)
+        if prompt == self.text and more == len(first) - first.n_prompt and given == own and same:
+            yield "trace", self.answers.described(self.id)
+            return
+        edits = [from_json(one, self.store, self.answers.trace) for one in given]
+        if not more:
+            body = {}  # how tokens are chosen does not matter where none are
+        lm: Any = self.answers.lm
+        if lm.kind != "decoder":
+            pair = {} if lm.kind == "encoder" else {"target": target, "max_tokens": more or None}
+            yield "trace", self.answers.described(self.answers.add(lm.trace(prompt, edit=edits, **pair)))
+            return
+        for one in lm.trace_stream(prompt, edit=edits, max_tokens=more, **body):
+            if isinstance(one, Trace):
+                yield "trace", self.answers.described(self.answers.add(one))
+
+    def _swept(self, body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        t, source = self.answers.trace(str(body.pop("trace", ""))), body.pop("source", None)
+        found = sweep(t, source=None if source is None else self.answers.trace(source), **body)
+        about = {name: getattr(found, name) for name in ("position", "target", "rival", "base", "metric")}
+        yield "begin", plain(about) | {"total": len(found)}
+        for one in found:
+            row = {
+                name: getattr(one, name) for name in ("layer", "head", "position", "value", "change", "done", "total")
+            }
+            yield "row", plain(row) | {"edit": one.edit.json}
+        yield "done", {}
+
+
+def show(t: Trace, view: str = "cell", **where: Any) -> Any:
+    """What displays one picture of a trace in a notebook. `view`: a view's or a picture's name; `where`: layer, head,
+    query, key (what is left out: of a head that plays a role on this text).
+
+    RequestError for a name or place that there is not; ConfigError where the packages for it are missing.
+    """
+    picture = picture_of(view)
+    for name in where:
+        if name not in ("layer", "head", "query", "key"):
+            raise RequestError(f"show takes layer, head, query and key, and not {name!r}", param=name)
+    place = worth_seeing(t, **where)
+    talk = NotebookChannel(t)
+    return widget_class()(talk, start(t, place, picture, talk.text), still(t, ALSO.get(view, view), place))
+
+
+def still(t: Trace, view: str, place: Focus) -> bytes:
+    """A PNG of a view, for where nothing is live; of the cell's head where the view is of something else."""
+    name = {"map": "anatomy", "tokenizer": "tokens", "fork": "summary"}.get(view, view)
+    if name not in VIEWS or "other" in VIEWS[name].parameters:
+        raise RequestError(f"{view!r} needs a second trace: show it of the page's own pictures", param="view")
+    found = VIEWS[name]
+    if name == "grid":
+        return png(
+            of_trace.grid(t, found.function(t, layer=place.layer)) + of_trace.pattern(t, place.layer, place.head)
+        )
+    usual: dict[str, Any] = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key}
+    usual |= {"position": place.query, "token": t.ids[place.query], "tokens": t.ids}
+    usual |= {"text": told(t)["text"], "word": t.tokens[place.query]}
+    subject: Any = t.lm if found.of == "model" else t
+    return png(draw(found, subject, found.function(subject, **{n: usual[n] for n in found.parameters if n in usual})))
+
+
+@cache
+def widget_class() -> type:
+    """Made when it is asked for, so that nothing but a notebook needs anywidget."""
+    try:
+        import anywidget
+        import traitlets
+    except ImportError:
+        raise ConfigError("pictures in a notebook need anywidget: pip install 'glassformer[notebook]'") from None
+    page = built()
+    style = page.style.replace(":root", ":host")
+    for tag in ("html", "body"):  # the guest's rules are for itself, not for its host's page
+        style = style.replace(f"{tag}{{", ":host{")
+    esm = GUEST % (json.dumps(page.script), json.dumps(style))
+
+    class Glass(anywidget.AnyWidget):
+        """One picture of a trace: the still one, and the live one that takes its place."""
+
+        _esm = esm
+        place = traitlets.Dict().tag(sync=True)
+        still = traitlets.Unicode().tag(sync=True)
+
+        def __init__(self, talk: NotebookChannel, place: dict[str, Any], picture: bytes):
+            super().__init__(place=place, still=f"glassformer-{uuid4().hex}")
+            self.talk, self.picture = talk, picture
+            self.on_msg(self._heard)
+
+        def _heard(self, _: Any, message: dict[str, Any], buffers: Any = None) -> None:
+            for said, data in self.talk.hear(message):
+                self.send(said, buffers=[] if data is None else [data])
+
+        def _ipython_display_(self) -> None:
+            from IPython.display import display
+
+            display(self.still_bundle(), raw=True)
+            bundle: Any = self._repr_mimebundle_()
+            data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+            display(data, raw=True, metadata=metadata)
+
+        def still_bundle(self) -> dict[str, str]:
+            """The still picture, as HTML that the live one can find, and as an image."""
+            image = base64.b64encode(self.picture).decode()
+            alt = escape(f"{self.place['view']} of {self.talk.text[:80]}", quote=True)
+            html = f'<img id="{self.still}" alt="{alt}" style="max-width: 100%" src="data:image/png;base64,{image}">'
+            return {"text/html": html, "image/png": image, "text/plain": alt}
+
+    return Glass

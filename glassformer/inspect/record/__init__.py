@@ -1,0 +1,1 @@
+"""Record traces of models, and store them."""

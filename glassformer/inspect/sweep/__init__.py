@@ -1,0 +1,1 @@
+"""One edit after another over all heads or layers."""

@@ -1,0 +1,1 @@
+"""Traces: the captured values of one forward pass, and what is recomputed from them."""

@@ -1,0 +1,92 @@
+"""From logits to the next token, stage by stage: temperature, top-k, top-p, min-p. View 11."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from glassformer.generate.sampling import Sampling, check_number, choose, stages
+from glassformer.inspect.trace.trace import Receipt, Trace
+from glassformer.inspect.views.layer import position_of
+from glassformer.inspect.views.result import Named, named
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The distribution after one stage: how many tokens are left, and the probabilities of those shown."""
+
+    name: str
+    left: int
+    probs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SamplingView:
+    """What may follow the token at `position`. `tokens`: the likeliest, with their logits; each stage gives one
+    probability for each of them. `draws`: how often each was drawn in `n_draws` draws, `others` all the rest.
+    """
+
+    position: int
+    tokens: tuple[Named, ...]
+    stages: tuple[Stage, ...]
+    n_draws: int
+    draws: tuple[int, ...]
+    others: int
+    receipt: Receipt
+
+
+@torch.no_grad()
+def sampling(
+    t: Trace,
+    *,
+    position: int = -1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    top: int = 20,
+    draws: int = 0,
+    seed: int = 0,
+) -> SamplingView:
+    """The distribution of the token after `position`, stage by stage, and `draws` draws from the last one.
+
+    RequestError for a setting that is out of range, or has no effect beside another.
+    """
+    position = position_of(t, "position", position)
+    check_number("top", top, 1, 1000)
+    check_number("draws", draws, 0, 100_000)
+    settings = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    logits = t.at("final.logits", [position]).tensor.float()
+    if t.lm.tokenizer is not None:
+        logits = logits[:, : t.lm.tokenizer.vocab_size]  # what follows are rows that stand for no token
+    best = logits[0].topk(min(top, logits.shape[-1]))
+    ids = best.indices.tolist()
+    after = {"model": logits}
+    after |= {"temperature": _likeliest(logits)} if settings.greedy else stages(logits, settings)
+    found = tuple(
+        Stage(name, int((value > -torch.inf).sum()), tuple(value.softmax(-1)[0, best.indices].tolist()))
+        for name, value in after.items()
+    )
+    generator = random.Random(seed)
+    drawn: Counter[int] = Counter()
+    for begin in range(0, draws, 1000):
+        n = min(1000, draws - begin)
+        drawn.update(choose(logits.expand(n, -1), settings, [generator] * n).tolist())
+    counts = tuple(drawn[id] for id in ids)
+    receipt = Receipt(
+        f"t.sampling(position={position}, temperature={temperature}, top_k={top_k}, top_p={top_p}, min_p={min_p}, "
+        f"top={top}, draws={draws}, seed={seed})",
+        "by the very function that generates: its last stage sums to 1",
+        abs(list(after.values())[-1].double().softmax(-1).sum().item() - 1),
+    )
+    return SamplingView(
+        position, named(t.lm, best.indices, best.values), found, draws, counts, draws - sum(counts), receipt
+    )
+
+
+def _likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """Temperature 0: all but the largest ruled out."""
+    return torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)

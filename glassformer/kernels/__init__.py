@@ -1,0 +1,1 @@
+"""Fast implementations of what nn defines, and the choice between them."""

@@ -1,0 +1,94 @@
+"""The states of a text's tokens to one vector: pooling, and what follows it.
+
+    states [B, S, D] -> pools, side by side [B, n D] -> dense layers, normalising -> [B, E]
+
+"Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks" (Reimers & Gurevych 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from glassformer.config import DenseConfig, PoolingConfig
+
+SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+}
+
+
+def pool(how: str, states: Float[Tensor, "B S D"], counted: Bool[Tensor, "B S"]) -> Float[Tensor, "B D"]:
+    """One vector of the states that are counted, of which each row has at least one; sums are taken in float32.
+
+    cls and lasttoken: the first of them, and the last. mean_sqrt_len_tokens: their sum, by the root of their number.
+    weightedmean: each weighs as much as its place in the row, from 1 (Muennighoff 2022).
+    """
+    x, count = states.float(), counted[..., None].float()  # [B, S, 1]
+    at = torch.arange(1, states.shape[1] + 1, device=states.device)
+    rows = torch.arange(len(states), device=states.device)
+    match how:
+        case "cls":
+            return states[rows, counted.int().argmax(-1)]
+        case "lasttoken":
+            return states[rows, (counted * at).argmax(-1)]
+        case "max":
+            return states.masked_fill(~counted[..., None], -torch.inf).amax(1)
+        case "mean":
+            found = (x * count).sum(1) / count.sum(1)
+        case "mean_sqrt_len_tokens":
+            found = (x * count).sum(1) / count.sum(1).sqrt()
+        case "weightedmean":
+            weight = count * at[:, None]
+            found = (x * weight).sum(1) / weight.sum(1)
+        case _:
+            raise AssertionError(how)
+    return found.to(states.dtype)
+
+
+class Dense(nn.Module):
+    """act(W x + b), and with a residual + x, or + W' x."""
+
+    def __init__(self, config: DenseConfig):
+        super().__init__()
+        self.config = config
+        self.linear = nn.Linear(config.d_in, config.d_out, config.bias)
+        turned = config.residual and config.d_in != config.d_out
+        self.residual = nn.Linear(config.d_in, config.d_out, bias=False) if turned else None
+
+    def forward(self, x: Float[Tensor, "B E"]) -> Float[Tensor, "B F"]:
+        y = SQUASHES[self.config.activation](self.linear(x))
+        if not self.config.residual:
+            return y
+        return y + (x if self.residual is None else self.residual(x))
+
+
+class Normalize(nn.Module):
+    """x / |x|; a vector of zeros stays one."""
+
+    def forward(self, x: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
+        return F.normalize(x, dim=-1)
+
+
+class Sentence(nn.Module):
+    """States [B, S, D] to vectors [B, E], as a configuration says."""
+
+    def __init__(self, config: PoolingConfig):
+        super().__init__()
+        self.config = config
+        self.after = nn.ModuleList(Normalize() if one == "normalize" else Dense(one) for one in config.after)
+
+    def forward(self, states: Float[Tensor, "B S D"], counted: Bool[Tensor, "B S"]) -> Float[Tensor, "B E"]:
+        """`counted`: the tokens that are pooled; padding is not."""
+        x = torch.cat([pool(how, states, counted) for how in self.config.pools], -1)
+        for module in self.after:
+            x = module(x)
+        return x[..., : self.config.dimensions]

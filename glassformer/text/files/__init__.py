@@ -1,0 +1,1 @@
+"""Find and open the tokenizer files of a folder."""

@@ -1,0 +1,1 @@
+"""SentencePiece models: their file format, normalization, segmentation and tokenizers."""

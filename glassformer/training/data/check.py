@@ -1,0 +1,247 @@
+"""What would be trained on: counts, copies, what is skipped and why, and a training row as the model will see it."""
+
+from __future__ import annotations
+
+import textwrap
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from glassformer.errors import DataError
+from glassformer.training.data.held_out import UNDECIDED, keep_tails, leave_out_copies, split
+from glassformer.training.data.packing import IGNORE, PackedRows, eval_rows
+from glassformer.training.data.prepare import (
+    Builder,
+    Data,
+    Meter,
+    ParallelEncoder,
+    Progress,
+    as_documents,
+    begin_id,
+    counts,
+)
+from glassformer.training.data.shards import HELD_OUT, TRAIN, DocumentIndex
+from glassformer.training.data.sources import Document, Skipped, Sources
+
+SAMPLE_ROWS, SAMPLE_CHARS, REMEMBERED = 32, 160, 100_000
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What `check_data` found.
+
+    bytes: of the text in UTF-8. duplicates: documents that equal an earlier one exactly; duplicate: an example.
+    characters_each, tokens_each: of a document: fewest, median, most (tokens_each is None without a tokenizer, or when
+    documents are cut in two to hold an end of each out).
+    train, held_out, left_out: {"documents", "tokens", "bytes"}; tokens include those that begin and end a document.
+    skipped: reason -> {"count", "examples"}. sample: the first documents, or a training row, as plain text.
+    """
+
+    documents: int
+    bytes: int
+    characters: int
+    tokens: int | None
+    duplicates: int
+    duplicate: str | None
+    characters_each: tuple[int, int, int]
+    tokens_each: tuple[int, int, int] | None
+    train: dict[str, int]
+    held_out: dict[str, int]
+    left_out: dict[str, int]
+    context: int
+    notes: list[str]
+    skipped: dict[str, dict]
+    skipped_lines: list[str]
+    sample: str
+
+    def render(self) -> str:
+        """The report as plain text."""
+        few, median, most = self.characters_each
+        lines = [
+            f"documents    {self.documents:,}",
+            f"text         {self.bytes:,} bytes, {self.characters:,} characters",
+        ]
+        if self.tokens is not None:
+            lines.append(f"tokens       {self.tokens:,} ({self.bytes / max(1, self.tokens):.2f} bytes each)")
+        lines.append(f"length       {few:,} to {most:,} characters, half of the documents at most {median:,}")
+        if self.tokens_each:
+            few, median, most = self.tokens_each
+            lines.append(f"             {few:,} to {most:,} tokens, half of the documents at most {median:,}")
+        copies = f"{self.duplicates:,}" + (f", e.g. {self.duplicate}" if self.duplicate else "")
+        lines.append(f"duplicates   {copies if self.duplicates else 'none'}")
+        for name, side in (("training", self.train), ("held out", self.held_out), ("left out", self.left_out)):
+            if side["documents"] or name != "left out":
+                size = f"{side['bytes']:,} bytes" if self.tokens is None else f"{side['tokens']:,} tokens"
+                lines.append(f"{name:12} {side['documents']:,} documents, {size}")
+        if self.tokens is not None:
+            lines.append(f"rows         {self.train['tokens'] // self.context:,} of {self.context} tokens an epoch")
+        lines += [f"note         {note}" for note in self.notes]
+        lines += [f"skipped      {line}" for line in self.skipped_lines or ["nothing"]]
+        return "\n".join([*lines, "", self.sample])
+
+
+def check_data(
+    sources: Data,
+    tokenizer: ParallelEncoder | None = None,
+    *,
+    held_out: float | int = 0.05,
+    held_out_tokens: int = 1_000_000,
+    context: int = 256,
+    text_field: str = "text",
+    separator: str | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> DataReport:
+    """Read everything as `prepare` would, and report. Without a tokenizer the held-out split is by bytes, so that it
+    may differ a little from the one by tokens. Nothing is kept; the first few documents are copied for a while.
+
+    Raises DataError when nothing can be read, or strict=True and something is broken.
+    """
+    if not 0 <= held_out <= 0.5:
+        raise DataError(f"held_out must be a share from 0 to 0.5, got {held_out!r}")
+    if context < 1:
+        raise DataError(f"context must be at least 1 token, got {context}")
+    documents = as_documents(sources, text_field=text_field, separator=separator, strict=strict)
+    seen, notes = _DocumentHashes(), []
+    with TemporaryDirectory() as folder:
+        stream: Iterable[tuple[Document, int]] = ((d, TRAIN) for d in seen.over(documents))
+        if held_out:
+            stream = keep_tails(seen.over(documents), Path(folder, "few"), notes, held_out, held_out_tokens)
+        build = _Count(Path(folder), tokenizer or _NoTokenizer(), SAMPLE_ROWS * context)
+        build.run(stream, Meter(documents, progress, "reading").tell)
+    records = build.records()
+    if not len(records):
+        raise DataError("there is no document")
+    tails = not (records["side"] == UNDECIDED).any() and held_out > 0
+    if not tails and held_out:
+        aside = split(records["hash"], records["tokens" if tokenizer else "bytes"], held_out, held_out_tokens)
+        records["side"] = np.where(aside, HELD_OUT, TRAIN)
+    leave_out_copies(records, notes)
+    found = counts(records)
+    skipped = documents.skipped if isinstance(documents, Sources) else Skipped()
+    return DataReport(
+        documents=len(seen.lengths),
+        bytes=seen.bytes,
+        characters=sum(seen.lengths),
+        tokens=found["n_tokens"] if tokenizer else None,
+        duplicates=len(seen.hashes) - len(np.unique(np.array(seen.hashes, np.uint64))),
+        duplicate=seen.duplicate,
+        characters_each=spread(np.array(seen.lengths)),
+        tokens_each=spread(records["tokens"]) if tokenizer and not tails else None,
+        train=found["train"],
+        held_out=found["held_out"],
+        left_out=found["left_out"],
+        context=context,
+        notes=notes,
+        skipped=skipped.as_json(),
+        skipped_lines=skipped.lines(),
+        sample=_sample(build, records, tokenizer, context) if tokenizer else "\n".join(seen.beginnings),
+    )
+
+
+@dataclass
+class _DocumentHashes:
+    """What is counted of the documents as they stand in the sources."""
+
+    bytes: int = 0
+    lengths: array = field(default_factory=lambda: array("q"))  # characters
+    hashes: array = field(default_factory=lambda: array("Q"))
+    beginnings: list[str] = field(default_factory=list)
+    duplicate: str | None = None
+
+    def over(self, documents: Iterable[Document]) -> Iterator[Document]:
+        sha, length, first = sha256(), 0, {}
+        start = ""
+        for document in documents:
+            data = document.text.encode()
+            sha.update(data)
+            self.bytes += len(data)
+            start = start if length else document.text[:SAMPLE_CHARS]
+            length += len(document.text)
+            if document.ends:
+                number = int.from_bytes(sha.digest()[:8], "little")
+                self.lengths.append(length)
+                self.hashes.append(number)
+                if self.duplicate is None and number in first:
+                    self.duplicate = f"{document.where} = {first[number]}"
+                elif len(first) < REMEMBERED:
+                    first[number] = document.where
+                if len(self.beginnings) < 3:
+                    self.beginnings.append(f"{document.where}: {start!r}{'...' if length > len(start) else ''}")
+                sha, length = sha256(), 0
+            yield document
+
+
+class _Count(Builder):
+    """Counts tokens and writes none; keeps the first `keep` for the sample."""
+
+    def __init__(self, folder: Path, tokenizer: ParallelEncoder, keep: int):
+        super().__init__(folder, tokenizer, 1)
+        self.first: list[np.ndarray] = []
+        self.keep = keep
+
+    def _write(self, tokens: np.ndarray) -> None:
+        if self.keep > 0:
+            self.first.append(tokens[: self.keep].astype(np.int64))
+            self.keep -= len(self.first[-1])
+
+
+class _NoTokenizer:
+    vocab_size, eos_id = 1, None
+
+    def encode_batch(self, texts: Any, *, bare: bool = False) -> list[list[int]]:
+        return [[] for _ in texts]
+
+    def save(self, folder: Path, /) -> None: ...
+
+
+def spread(lengths: np.ndarray) -> tuple[int, int, int]:
+    return int(lengths.min()), int(np.sort(lengths)[(len(lengths) - 1) // 2]), int(lengths.max())
+
+
+def _sample(build: _Count, records: np.ndarray, tokenizer: ParallelEncoder, context: int) -> str:
+    """The first row of training documents, in their order, that holds a border between two; else the first row."""
+    kept = np.concatenate(build.first) if build.first else np.zeros(0, np.int64)
+    ends = np.cumsum(records["tokens"])
+    parts = np.split(kept, ends[ends < len(kept)])
+    train = [part.tolist() for part, side in zip(parts, records["side"], strict=False) if side == TRAIN]
+    view = DocumentIndex.of(train, begins=begin_id(tokenizer) is not None, ends=tokenizer.eos_id is not None)
+    try:
+        rows = list(eval_rows(view, context, 1))
+    except DataError:
+        return "no training document at the beginning is long enough to show"
+    return render_row(next((r for r in rows if r.documents is not None), rows[0]), tokenizer)
+
+
+def render_row(rows: PackedRows, tokenizer: Any, number: int = 0) -> str:
+    """Row `number` of a batch as text: its documents, one below the other, "|" between tokens."""
+    ids, positions, targets = (x[number].tolist() for x in (rows.ids, rows.positions, rows.targets))
+    documents = [0] * len(ids) if rows.documents is None else rows.documents[number].tolist()
+    lines = [
+        f"a training row of {len(ids)} tokens ({documents[-1] + 1} documents, | between tokens, \u23ce a line break)"
+    ]
+    for document in range(documents[-1] + 1):
+        here = [column for column, d in enumerate(documents) if d == document]
+        text = "|".join(show_token(tokenizer, ids[column]) for column in here)
+        span = f"positions {positions[here[0]]} to {positions[here[-1]]}"
+        ends = ", its last token predicts nothing" if targets[here[-1]] == IGNORE else ", goes on in another row"
+        lines.append(f"document {document}: {span}{ends}")
+        lines += textwrap.wrap(text, 110, initial_indent="    ", subsequent_indent="    ", drop_whitespace=False)
+    return "\n".join(lines)
+
+
+def show_token(tokenizer: Any, index: int) -> str:
+    """A token as one would like to read it: bytes that are no character as \\x.., a line break as a sign."""
+    if hasattr(tokenizer, "token_bytes"):
+        text = tokenizer.token_bytes(index).decode("utf-8", "backslashreplace")
+    elif hasattr(tokenizer, "decode"):
+        text = tokenizer.decode([index])
+    else:
+        text = str(index)
+    return text.replace("\n", "\u23ce").replace("\r", "\u240d").replace("\t", "\u21e5")

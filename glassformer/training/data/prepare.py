@@ -1,0 +1,379 @@
+"""From documents to a folder of shards: tokenize in parallel, choose what is held out, put the folder there whole."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glassformer.errors import DataError
+from glassformer.training.data.held_out import UNDECIDED, keep_tails, leave_out_copies, split
+from glassformer.training.data.shards import FORMAT, HELD_OUT, LEFT_OUT, RECORD, TRAIN, VERSION, Shards
+from glassformer.training.data.sources import Document, Skipped, Sources
+
+SHARD_TOKENS = 100_000_000
+BATCH_CHARS, BATCH_TEXTS = 1 << 20, 4096  # what is handed to the tokenizer at once
+Data = str | Path | Sequence[str | Path] | Iterable[Document]
+Progress = Callable[[int, int, str], None]
+
+
+@runtime_checkable
+class ParallelEncoder(Protocol):
+    """What is needed of a tokenizer; `bos_id` and `add_bos` too, if it has them. Its identity is what it saves."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    def encode_batch(self, texts: Sequence[str], *, bare: bool = False) -> list[list[int]]: ...
+    def save(self, folder: Path, /) -> None: ...
+
+
+def prepare(
+    sources: Data,
+    tokenizer: ParallelEncoder,
+    out: str | Path,
+    *,
+    held_out: float | int = 0.05,
+    held_out_tokens: int = 1_000_000,
+    held_out_sources: Data | None = None,
+    ordered: bool = False,
+    text_field: str = "text",
+    separator: str | None = None,
+    strict: bool = False,
+    rebuild: bool = False,
+    progress: Progress | None = None,
+    shard_tokens: int = SHARD_TOKENS,
+) -> Shards:
+    """Tokenize documents into the folder `out`, and open it.
+
+    sources: names of files, folders, globs or "-"; or a `Sources`, a `Texts`, any iterable of Document.
+    held_out: share of the tokens to hold out, by whole documents, at least one, at most `held_out_tokens`; 0 for none.
+        Of fewer than 5 documents: the end of each, a tenth or `held_out` if more, at most `held_out_tokens` bytes.
+    held_out_sources: hold out exactly these instead; a training document that equals one of them is left out.
+    ordered: a curriculum: the row loader's first epoch keeps the given order.
+    progress(done, total, what): bytes of the sources; total is 0 where nobody knows it (standard input, documents).
+
+    An existing folder made from the same documents, tokenizer and settings is opened as it is, without tokenizing; one
+    made from others is refused, or replaced with rebuild=True. The folder appears whole or not at all.
+    Raises DataError: nothing to read or to train on, another folder in the way, disk full.
+    """
+    if not 0 <= held_out <= 0.5:
+        raise DataError(f"held_out must be a share from 0 to 0.5, got {held_out!r}")
+    out = Path(out)
+    options = {"text_field": text_field, "separator": separator, "strict": strict}
+    main = as_documents(sources, **options)
+    aside = None if held_out_sources is None else as_documents(held_out_sources, **options)
+    settings = {"held_out": held_out if aside is None else "given", "held_out_tokens": held_out_tokens,
+                "ordered": ordered, "shard_tokens": shard_tokens}  # fmt: skip
+    identity = {"settings": settings, "tokenizer": tokenizer_fingerprint(tokenizer)}
+
+    old = _existing(out, identity, rebuild)
+    if old is not None and getattr(main, "again", False) and getattr(aside, "again", True):
+        digest = _Digest(identity)
+        meter = Meter(main, progress, "reading")
+        for part in [main] if aside is None else [main, aside]:
+            for number, document in enumerate(digest.over(part)):
+                meter.tell(len(document.text), number % 1000 == 0)
+        meter.tell(0)
+        return _same(old, digest)
+
+    digest, notes, meter = _Digest(identity), [], Meter(main, progress, "tokenizing")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(out)
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    partial.mkdir()
+    try:
+        if aside is not None:
+            stream = ((d, side) for docs, side in ((main, TRAIN), (aside, HELD_OUT)) for d in digest.over(docs))
+        elif held_out == 0:
+            stream = ((d, TRAIN) for d in digest.over(main))
+        else:
+            stream = keep_tails(digest.over(main), partial / "few", notes, held_out, held_out_tokens)
+        build = Builder(partial, tokenizer, shard_tokens)
+        build.run(stream, meter.tell)
+        if old is not None:
+            return _same(old, digest)
+        records = build.records()
+        if (records["side"] == UNDECIDED).any():
+            aside_rows = split(records["hash"], records["tokens"], held_out, held_out_tokens)
+            records["side"] = np.where(aside_rows, HELD_OUT, TRAIN)
+        leave_out_copies(records, notes)
+        index = {
+            "format": FORMAT, "version": VERSION, **identity, "fingerprint": digest.hexdigest(),
+            "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "bos_id": begin_id(tokenizer),
+            **counts(records), **_left_out(main, aside, notes), "notes": notes,
+        }  # fmt: skip
+        build.finish(records, index)
+        _put_in_place(partial, out)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DataError(_disk_full(out, partial, meter, error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Shards(out)
+
+
+def as_documents(
+    sources: Data, *, text_field: str = "text", separator: str | None = None, strict: bool = False
+) -> Iterable[Document]:
+    """Names become `Sources(names, ...)`; documents stay what they are."""
+    names = isinstance(sources, str | Path) or (
+        isinstance(sources, list | tuple) and not any(isinstance(s, Document) for s in sources)
+    )
+    if names:
+        return Sources(sources, text_field=text_field, separator=separator, strict=strict)  # pyright: ignore
+    if (text_field, separator, strict) != ("text", None, False):
+        raise DataError("text_field, separator and strict are for names of files: give them to Sources(...) instead")
+    return sources  # pyright: ignore
+
+
+def tokenizer_fingerprint(tokenizer: ParallelEncoder) -> str:
+    """SHA-256 over the files that the tokenizer saves, and the tokens that this module puts around a document."""
+    digest = hashlib.sha256(repr((tokenizer.vocab_size, tokenizer.eos_id, begin_id(tokenizer))).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def begin_id(tokenizer: ParallelEncoder) -> int | None:
+    """The token that begins each document, if the tokenizer wants one."""
+    return getattr(tokenizer, "bos_id", None) if getattr(tokenizer, "add_bos", False) else None
+
+
+def counts(records: NDArray[Any]) -> dict[str, Any]:
+    """What the index says of documents, tokens, bytes and copies."""
+    result: dict[str, Any] = {"n_tokens": int(records["tokens"].sum())}
+    for name, side in (("train", TRAIN), ("held_out", HELD_OUT), ("left_out", LEFT_OUT)):
+        part = records[records["side"] == side]
+        sums = {key: int(part[key].sum()) for key in ("tokens", "bytes")}
+        result[name] = {"documents": len(part), **sums}
+    return result | {"duplicates": len(records) - len(np.unique(records["hash"]))}
+
+
+class _Digest:
+    """SHA-256 over the text of all documents, in order, and what they are made with: the fingerprint."""
+
+    def __init__(self, identity: dict[str, Any]):
+        self._sha = hashlib.sha256(json.dumps({"version": VERSION, **identity}, sort_keys=True).encode())
+
+    def over(self, documents: Iterable[Document]) -> Iterator[Document]:
+        self._sha.update(b"\xfe")  # no byte of UTF-8: sides and documents stay apart
+        for document in documents:
+            if not isinstance(document, Document):
+                raise DataError(f"documents must be Document, got {type(document).__name__}: wrap texts in Texts(...)")
+            self._sha.update(_utf8(document))
+            if document.ends:
+                self._sha.update(b"\xff")
+            yield document
+
+    def hexdigest(self) -> str:
+        return self._sha.hexdigest()
+
+
+class Builder:
+    """Tokenizes a stream of documents in batches and writes token files."""
+
+    def __init__(self, folder: Path, tokenizer: ParallelEncoder, shard_tokens: int):
+        self.folder, self.tokenizer, self.shard_tokens = folder, tokenizer, shard_tokens
+        self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        self.files: list[dict[str, Any]] = []
+        self.sha256: dict[str, str] = {}
+        self._file: BinaryIO | None = None
+        self._room = 0
+        self._tokens, self._bytes, self._hashes, self._sides = array("q"), array("q"), array("Q"), array("B")
+        self._before = [i for i in [begin_id(tokenizer)] if i is not None]
+        self._after = [i for i in [tokenizer.eos_id] if i is not None]
+
+    def run(self, stream: Iterable[tuple[Document, int]], tell: Callable[[int], None]) -> None:
+        batch: list[tuple[Document, int]] = []
+        chars, self._sha, self._begun, self._count, self._size = 0, hashlib.sha256(), False, 0, 0
+        for document, side in stream:
+            batch.append((document, side))
+            chars += len(document.text)
+            if chars >= BATCH_CHARS or len(batch) >= BATCH_TEXTS:
+                self._encode(batch)
+                tell(chars)
+                batch, chars = [], 0
+        self._encode(batch)
+        tell(chars)
+        self._close()
+
+    def _encode(self, batch: list[tuple[Document, int]]) -> None:
+        ids: list[int] = []
+        encoded = self.tokenizer.encode_batch([document.text for document, _ in batch], bare=True)
+        for (document, side), piece in zip(batch, encoded, strict=True):
+            start = len(ids)
+            ids += piece if self._begun else self._before + piece
+            if document.ends:
+                ids += self._after
+            data = _utf8(document)
+            self._sha.update(data)
+            self._begun, self._count, self._size = True, self._count + len(ids) - start, self._size + len(data)
+            if document.ends:
+                self._tokens.append(self._count)
+                self._bytes.append(self._size)
+                self._hashes.append(int.from_bytes(self._sha.digest()[:8], "little"))
+                self._sides.append(side)
+                self._sha, self._begun, self._count, self._size = hashlib.sha256(), False, 0, 0
+        tokens = np.frombuffer(array("I", ids), np.uint32)  # np.array(ids) takes four times as long
+        if len(tokens) and int(tokens.max()) >= self.tokenizer.vocab_size:
+            raise DataError(f"the tokenizer gave id {tokens.max()}, its vocab_size is {self.tokenizer.vocab_size}")
+        self._write(tokens.astype(self.dtype))
+
+    def _write(self, tokens: NDArray[Any]) -> None:
+        while len(tokens):
+            if not self._room:
+                self._close()
+                name = f"tokens-{len(self.files):05d}.bin"
+                self.files.append({"name": name, "tokens": 0})
+                self._file, self._file_sha = open(self.folder / name, "wb"), hashlib.sha256()  # noqa: SIM115
+                self._room = self.shard_tokens
+            part, tokens = tokens[: self._room], tokens[self._room :]
+            assert self._file is not None
+            data = part.tobytes()
+            self._file.write(data)
+            self._file_sha.update(data)
+            self.files[-1]["tokens"] += len(part)
+            self._room -= len(part)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            _sync(self._file)
+            self._file.close()
+            self.sha256[self.files[-1]["name"]] = self._file_sha.hexdigest()
+            self._file = None
+
+    def records(self) -> NDArray[Any]:
+        """One RECORD a document."""
+        result = np.empty(len(self._tokens), RECORD)
+        result["tokens"], result["bytes"] = self._tokens, self._bytes
+        result["hash"], result["side"] = self._hashes, self._sides
+        return result
+
+    def finish(self, records: NDArray[Any], index: dict[str, Any]) -> None:
+        if not (records["side"] == TRAIN).any():
+            raise DataError("nothing is left to train on: " + "; ".join(index["notes"] or ["there is no document"]))
+        path = self.folder / "documents.npy"
+        with open(path, "wb") as file:
+            np.save(file, records, allow_pickle=False)
+            _sync(file)
+        self.sha256["documents.npy"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        index |= {"dtype": self.dtype.str, "shard_tokens": self.shard_tokens, "files": self.files,
+                  "documents_bytes": path.stat().st_size, "sha256": self.sha256}  # fmt: skip
+        with open(self.folder / "index.json", "wb") as file:
+            file.write(json.dumps(index, ensure_ascii=False, indent=1).encode())
+            _sync(file)
+
+
+def _existing(out: Path, identity: dict[str, Any], rebuild: bool) -> Shards | None:
+    """The folder that is there already, if it was made with the same tokenizer and settings and is to be used."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not (out / "index.json").exists():
+        raise DataError(f"{out} is there already and holds something else: name another folder")
+    if rebuild:
+        return None
+    shards = Shards(out)
+    for key, value in identity.items():
+        if shards.index.get(key) != value:
+            what = f"settings {shards.index.get(key)}, not {value}" if key == "settings" else f"another {key}"
+            raise DataError(f"{out} was prepared with {what}: name another folder, or rebuild it")
+    return shards
+
+
+def _same(shards: Shards, digest: _Digest) -> Shards:
+    if digest.hexdigest() != shards.fingerprint:
+        raise DataError(f"{shards.folder} was prepared from other documents: name another folder, or rebuild it")
+    return shards
+
+
+def _left_out(main: Iterable[Document], aside: Iterable[Document] | None, notes: list[str]) -> dict[str, Any]:
+    skipped = Skipped()
+    for part in (main, aside):
+        if isinstance(part, Sources):
+            skipped.merge(part.skipped)
+            if part.crlf_files:
+                notes.append(f"CRLF became LF in {part.crlf_files:,} of the files")
+    return {"skipped": skipped.as_json()}
+
+
+class Meter:
+    """Tells `progress` how far the sources are read: bytes of files, or characters of documents from elsewhere."""
+
+    def __init__(self, documents: Iterable[Document], progress: Progress | None, what: str):
+        self.sources = documents if isinstance(documents, Sources) else None
+        self.progress, self.what, self.done = progress, what, 0
+
+    def tell(self, more: int, now: bool = True) -> None:
+        self.done = self.sources.bytes_read if self.sources and now else self.done + more
+        if self.progress is not None and now:
+            self.progress(self.done, (self.sources.total_bytes or 0) if self.sources else 0, self.what)
+
+
+def _utf8(document: Document) -> bytes:
+    try:
+        return document.text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{document.where}: character {error.start:,} is half a surrogate pair") from error
+
+
+def _disk_full(out: Path, partial: Path, meter: Meter, error: OSError) -> str:
+    """The message for a full disk, with what the whole would need if the rest is like what was read so far."""
+    written = sum(p.stat().st_size for p in partial.iterdir()) / 1e6
+    need = f"more than {written:,.1f} MB"
+    if meter.sources is not None and meter.sources.total_bytes and meter.done:
+        need = f"about {written * meter.sources.total_bytes / meter.done:,.1f} MB"
+    return f"{out}: {error.strerror}: {written:,.1f} MB of shards were written, {need} are needed"
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Folders of earlier processes that were killed while they wrote."""
+    for kind in ("partial", "old"):
+        prefix = f".{out.name}.{kind}-"
+        for path in out.parent.glob(glob.escape(prefix) + "*"):
+            with suppress(ValueError, PermissionError):
+                try:
+                    os.kill(int(path.name.removeprefix(prefix)), 0)
+                except ProcessLookupError:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, out: Path) -> None:
+    """Rename the finished folder to its name; one that is there goes away afterwards."""
+    _sync_folder(partial)
+    if out.exists():
+        old = out.with_name(f".{out.name}.old-{os.getpid()}")
+        os.rename(out, old)
+        os.rename(partial, out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(partial, out)
+    _sync_folder(out.parent)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(PermissionError):  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,167 @@
+"""Which dtype training computes in and why, how fast this machine multiplies matrices in it, and malloc."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from glassformer.errors import ConfigError
+from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_sdpa
+
+Precision = Literal["float32", "bfloat16"]
+BF16_CPU_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
+MIN_BF16_WIDTH = 64  # d_model: a step there took 0.8 of the CPU time that it takes in float32, at 128 0.7
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """A dtype, and the reason, to be printed at start."""
+
+    dtype: Precision
+    because: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The instruction sets that Linux reports, as it spells them; empty elsewhere."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
+    return frozenset(flags.partition(":")[2].split())
+
+
+def cuda_has_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def choose_precision(
+    *,
+    asked: str,
+    device: str,
+    features: frozenset[str] = frozenset(),
+    cuda_bf16: bool = False,
+    width: int = 1024,
+    recurrent: bool = False,
+) -> PrecisionChoice:
+    """The dtype of training's matrix products; weights, optimizer, norms and softmax stay float32 (autocast).
+
+    `width` is d_model; `recurrent`: of a recurrent model. Raises ConfigError for a dtype that is not known.
+    """
+    kind = device.partition(":")[0]
+    if recurrent and asked in ("auto", "bfloat16"):
+        if asked == "bfloat16":
+            raise ConfigError(
+                "dtype must be auto or float32 for a recurrent model: each step rounds what it carries on"
+            )
+        return PrecisionChoice(
+            "float32", "a recurrent model carries its state through many steps, each of which rounds"
+        )
+    if asked == "float32":
+        return PrecisionChoice("float32", "it was asked for")
+    if asked == "bfloat16":
+        return PrecisionChoice("bfloat16", "it was asked for")
+    if asked != "auto":
+        raise ConfigError(f"dtype must be auto, float32 or bfloat16, got {asked!r}")
+    if kind == "cuda":
+        if cuda_bf16:
+            return PrecisionChoice("bfloat16", "this GPU multiplies bfloat16 natively")
+        return PrecisionChoice("float32", "this GPU has no native bfloat16")
+    if kind != "cpu":
+        return PrecisionChoice("float32", f"bfloat16 training is not measured on {kind}")
+    found = sorted(BF16_CPU_FEATURES & features)
+    if not found:
+        return PrecisionChoice("float32", "this CPU has neither avx512_bf16 nor amx_bf16")
+    if width < MIN_BF16_WIDTH:
+        return PrecisionChoice("float32", f"at d_model {width} casting costs more than {found[-1]} saves")
+    return PrecisionChoice("bfloat16", f"this CPU has {found[-1]}")
+
+
+def attend_float32(
+    spec: AttendSpec, q: Tensor, kv: KV, view: Visibility, bias: Tensor | None = None, sinks: Tensor | None = None
+) -> Tensor:
+    """`attend_sdpa` in float32 inside a bfloat16 pass: on CPU its backward is about 3 times slower in bfloat16.
+
+    q [B, T, H, Dh], k and v [B, S, Hkv, Dh]; returns [B, T, H, Dh] in q's dtype.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        return attend_sdpa(spec, q.float(), KV(kv.k.float(), kv.v.float()), view, bias, sinks).to(q.dtype)
+
+
+def matrix_shapes(model: nn.Module) -> Counter[tuple[int, int]]:
+    """[out, in] of every matrix that each token is multiplied with, and how many there are; the head included."""
+    shapes = Counter(tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear))
+    if getattr(model, "head", model) is None:  # tied: the head is the embedding's table
+        shapes[tuple(model.head_weight.shape)] += 1  # pyright: ignore
+    return shapes  # pyright: ignore[reportReturnType]
+
+
+def matrix_flops_per_token(shapes: Counter[tuple[int, int]]) -> int:
+    """Floating-point operations of a training step's matrix products, per token: 6 per weight (2 forward, 4 backward).
+
+    Attention's own products (scores, and probabilities times values) are not counted.
+    """
+    return sum(6 * rows * columns * count for (rows, columns), count in shapes.items())
+
+
+def measure_matrix_rate(
+    shapes: Counter[tuple[int, int]], tokens: int, dtype: torch.dtype, device: str = "cpu", seconds: float = 0.5
+) -> float:
+    """FLOP/s of this model's matrix products alone: the ceiling that a training step's rate is a share of.
+
+    Method: for each distinct [out, in], with x [tokens, in] and gradient g [tokens, out], the three products of a
+    training step (x W^T, g W, g^T x) in `dtype` into buffers that are already there, one untimed round, then the
+    fastest of the rounds that fit its part of `seconds` (2 to 19); shapes are weighted by how often they occur.
+    """
+    share = seconds / max(1, len(shapes))
+    generator = torch.Generator(device)  # its own: measuring must not move the run's
+    total_flops = total_seconds = 0.0
+    for (rows, columns), count in shapes.items():
+        x, g, w = (
+            torch.empty(shape, device=device).normal_(generator=generator).to(dtype)
+            for shape in ((tokens, columns), (tokens, rows), (rows, columns))
+        )
+        y, dx, dw = torch.empty_like(g), torch.empty_like(x), torch.empty_like(w)
+        best, begin, rounds = float("inf"), time.perf_counter(), 0
+        while rounds < 3 or (rounds < 20 and time.perf_counter() - begin < share):
+            start = time.perf_counter()
+            torch.mm(x, w.T, out=y)
+            torch.mm(g, w, out=dx)
+            torch.mm(g.T, x, out=dw)
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            if rounds:
+                best = min(best, time.perf_counter() - start)
+            rounds += 1
+        total_flops += 6.0 * tokens * rows * columns * count
+        total_seconds += best * count
+    return total_flops / total_seconds
+
+
+def tune_malloc() -> bool:
+    """Let glibc keep freed tensors for the next step instead of giving their pages back; True where it was done.
+
+    By default malloc maps blocks above a threshold (at most 32 MB) afresh and unmaps them when freed, and trims its
+    heap; a training step then spends its time in page faults. See mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD.
+    Changes this process for good, so only an entry point that trains calls it. Does nothing without glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, mmap_threshold = -1, -3
+    return bool(mallopt(mmap_threshold, 32 << 20)) & bool(mallopt(trim_threshold, 2**31 - 1))

@@ -1,0 +1,165 @@
+"""Folders that are not right in one way each: an error of ours that names the file and says what is wrong with it."""
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from generate.writers import make_tokenizer
+from safetensors.torch import load_file, save_file
+from tiny import tiny
+
+from glassformer.errors import CheckpointError, ConfigError, TokenizerError
+from glassformer.formats import save_model
+from glassformer.formats.find import find
+from glassformer.formats.gguf.save import save_gguf
+from glassformer.models.language_model import LanguageModel, load
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The same model in one file and in several."""
+    one, several = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("several")
+    save_model(tiny("llama"), one)
+    save_model(tiny("llama"), several, shard=40_000)
+    return one, several
+
+
+def write(name: str, data: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def say(**keys) -> Callable[[Path], object]:
+    """Other values in config.json."""
+
+    def edit(folder: Path):
+        raw = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(raw | keys))
+
+    return edit
+
+
+def without(name: str, then: Callable[[Path], object] = lambda path: None) -> Callable[[Path], object]:
+    def edit(folder: Path):
+        (folder / name).unlink()
+        then(folder / name)
+
+    return edit
+
+
+def tensor_of(shape, dtype="F32", end=2**62) -> bytes:
+    header = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+BAD = {
+    "config is a folder": (without("config.json", Path.mkdir), r"config\.json cannot be read: .*directory"),
+    "config is empty": (write("config.json", b""), r"config\.json cannot be read"),
+    "config is a list": (write("config.json", b"[1]"), r"config\.json must hold a JSON object, got list"),
+    "config is no text": (write("config.json", b"\xff\xfe\0"), r"config\.json cannot be read"),
+    "config is deep": (write("config.json", b'{"a":' + b"[" * 200_000), r"config\.json cannot be read"),
+    "config has a long number": (write("config.json", b'{"a":' + b"9" * 5000 + b"}"), r"config\.json cannot be read"),
+    "config without a kind": (write("config.json", b"{}"), "unknown model_type None"),
+    "an unknown kind": (say(model_type="lama2"), "unknown model_type 'lama2'; the nearest one known is 'llama'"),
+    "an unread key": (say(strange_scale=2.0), r"config\.json: keys this family does not understand: strange_scale"),
+    "quantized": (say(quantization_config={"bits": 4}), "does not understand: quantization_config"),
+    "infinite": (say(rope_theta=float("inf")), "rope_theta must be a number above 0, got inf"),
+    "no number": (say(rms_norm_eps=float("nan")), "rms_norm_eps must be a number above 0, got nan"),
+    "a billion layers": (say(num_hidden_layers=10**9), "num_hidden_layers must be a whole number from 1 to 10000"),
+    "too many layers": (say(num_hidden_layers=10_000), "describes 10000 layers and experts, and the 50 tensors"),
+    "a billion wide": (say(hidden_size=2**40), r"shape: model\.embed_tokens\.weight is \[97, 48\], the config says"),
+    "a billion words": (say(vocab_size=10**15), r"embed_tokens\.weight is \[97, 48\], the config says \[1000000000"),
+    "weights are a folder": (without(WEIGHTS, Path.mkdir), r"model\.safetensors: not a file that can be read"),
+    "weights are a pipe": (without(WEIGHTS, os.mkfifo), r"model\.safetensors: not a file that can be read"),
+    "weights are a circle": (without(WEIGHTS, lambda path: path.symlink_to(path)), "not a file that can be read"),
+    "no weights": (without(WEIGHTS), r"model\.safetensors is missing"),
+    "no bytes": (write(WEIGHTS, b""), r"model\.safetensors is not a whole safetensors file"),
+    "a header past the end": (write(WEIGHTS, struct.pack("<Q", 2**62) + b"{}"), "is not a whole safetensors file"),
+    "a header of 99 MB": (write(WEIGHTS, struct.pack("<Q", 99_000_000) + b"{}"), "is not a whole safetensors file"),
+    "a tensor past the end": (write(WEIGHTS, tensor_of([2**40, 2**20])), "is not a whole safetensors file"),
+    "a tensor of another size": (write(WEIGHTS, tensor_of([3], end=8) + b"\0" * 8), "is not a whole safetensors file"),
+    "an empty pickle": (without(WEIGHTS, lambda path: (path.parent / "pytorch_model.bin").touch()),
+                        r"pytorch_model\.bin is not a whole file of torch\.save: it is empty"),
+    "ends that are no ids": (write("generation_config.json", b'{"eos_token_id": ["x"]}'),
+                             r"generation_config\.json: eos_token_id must be token ids, got \['x'\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_folder_that_is_not_right(folders, tmp_path, name):
+    edit, message = BAD[name]
+    shutil.copytree(folders[0], tmp_path / "model")
+    edit(tmp_path / "model")
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "shard", ["../x.safetensors", "/etc/passwd", "..", ".", "", "sub/x.safetensors", "a\0b", 3, None]
+)
+def test_an_index_names_files_of_its_folder(folders, tmp_path, shard):
+    shutil.copytree(folders[1], tmp_path / "model")
+    index = json.loads((tmp_path / "model" / INDEX).read_text())
+    index["weight_map"]["model.norm.weight"] = shard
+    (tmp_path / "model" / INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index\.json: weight_map must name a file for each tensor"):
+        load(tmp_path / "model")
+
+
+def test_all_that_is_wrong_with_tensors_is_told_at_once(folders, tmp_path):
+    """Missing, extra, of another shape, of another type, and in two files."""
+    shutil.copytree(folders[1], tmp_path / "model")
+    paths = sorted((tmp_path / "model").glob("model-*"))
+    first, second, last = load_file(paths[0]), load_file(paths[1]), load_file(paths[-1])
+    embed, lost, bent = "model.embed_tokens.weight", *sorted(second)[:2]
+    second.pop(lost)
+    second |= {bent: torch.ones(2, 2), embed: first[embed]}
+    last |= {"extra.weight": torch.ones(3), "model.norm.weight": torch.ones(48, dtype=torch.int32)}
+    for path, tensors in ((paths[1], second), (paths[-1], last)):
+        save_file(tensors, path)
+    with pytest.raises(CheckpointError) as error:
+        load(tmp_path / "model")
+    for part in (
+        f"filled twice: {paths[1].name} holds {embed}, which {paths[0].name} holds too",
+        f"missing: {lost} (fills blocks.",
+        f"shape: {bent} is [2, 2], the config says [",
+        "type: model.norm.weight is I32, weights are F32, BF16",
+        "not used: extra.weight",
+    ):
+        assert part in str(error.value)
+    paths[2].unlink()
+    with pytest.raises(CheckpointError, match=rf"{paths[2].name} is missing"):
+        load(tmp_path / "model")
+
+
+def test_a_vocabulary_larger_than_the_embedding(tmp_path):
+    tokenizer = make_tokenizer()
+    LanguageModel(tiny("llama", vocab_size=tokenizer.vocab_size - 1), tokenizer).save(tmp_path)
+    size = tokenizer.vocab_size
+    with pytest.raises(TokenizerError, match=f"the tokenizer has {size} tokens, and the model {size - 1}"):
+        load(tmp_path)
+
+
+def test_what_may_not_be_read(folders, tmp_path):
+    shutil.copytree(folders[0], tmp_path / "model")
+    save_gguf(tiny("llama"), tmp_path / "model/a.gguf", "F32")
+    for path in sorted((tmp_path / "model").iterdir()):
+        path.chmod(0)
+    user = os.geteuid()
+    tmp_path.chmod(0o755)
+    try:
+        if user == 0:  # whom no mode keeps out
+            os.seteuid(65534)
+        for path in (tmp_path / "model", tmp_path / "model/model.safetensors", tmp_path / "model/a.gguf"):
+            with pytest.raises(CheckpointError, match=r"cannot be read: .*[Pp]ermission denied"):
+                load(path)
+    finally:
+        os.seteuid(user)
+    with pytest.raises(CheckpointError, match="cannot be read: File name too long"):
+        find("a" * 5000)

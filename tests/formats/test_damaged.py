@@ -1,0 +1,188 @@
+"""Whatever bytes a file holds: a model, or an error of ours that names the file. Never a crash, nor more memory than it
+has bytes for."""
+
+import contextlib
+import json
+import struct
+import tracemalloc
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tiny import randomise, tiny_config
+from tiny_gguf import gguf_model
+
+from glassformer.errors import CheckpointError, ConfigError
+from glassformer.formats import load_model, save_model
+from glassformer.formats.gguf.header import read_header
+from glassformer.formats.gguf.save import save_gguf
+from glassformer.nn.model import Decoder
+
+FAMILIES = ("gemma3_text", "phi3", "mixtral", "gpt_oss", "stablelm")  # windows, factors, experts, sinks, norms of heads
+WORDS = {"tokenizer.ggml.tokens": ["a", "b", "ü"], "x.floats": [0.5, 1.5], "x.flag": True}
+NUMBERS = [0, 1, 255, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    one_layer = tiny_config("llama")
+    model = randomise(Decoder(type(one_layer)(**{**vars(one_layer), "layers": one_layer.layers[:1]})))
+    save_model(model, folder)
+    save_gguf(model, folder / "model.gguf", "Q8_0", extra=WORDS)
+    for family in FAMILIES:
+        save_gguf(gguf_model(family), folder / f"{family}.gguf", "Q8_0")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    return folder
+
+
+def mutate(whole: bytes, data, header: int) -> bytes:
+    """Some bytes changed, cut, put in or doubled, most of them in the header."""
+    found = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        if not found:
+            break
+        at = data.draw(st.integers(0, min(header, len(found) - 1)) | st.integers(0, len(found) - 1))
+        kind = data.draw(st.sampled_from(["byte", "number", "cut", "insert", "double", "remove"]))
+        if kind == "byte":
+            found[at] = data.draw(st.integers(0, 255))
+        elif kind == "number":
+            found[at : at + 8] = struct.pack("<Q", data.draw(st.sampled_from(NUMBERS)))
+        elif kind == "cut":
+            found = found[: max(1, at)]
+        elif kind == "insert":
+            found[at:at] = data.draw(st.binary(min_size=1, max_size=9))
+        elif kind == "double":
+            found[at:at] = found[at : at + data.draw(st.integers(1, 64))]
+        else:
+            del found[at : at + data.draw(st.integers(1, 9))]
+    return bytes(found)
+
+
+@settings(max_examples=150)
+@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "pytorch_model.bin"])
+@given(data=st.data())
+def test_mutated_files(files, name, tmp_path_factory, data):
+    whole = (files / name).read_bytes()
+    path = tmp_path_factory.mktemp("damaged", numbered=True) / name
+    path.write_bytes(mutate(whole, data, 2600))
+    (path.parent / "config.json").write_bytes((files / "config.json").read_bytes())
+    with contextlib.suppress(CheckpointError, ConfigError):
+        load_model(path, copy=data.draw(st.booleans()))
+
+
+@settings(max_examples=60)
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.data())
+def test_mutated_files_of_families(files, family, tmp_path_factory, data):
+    """Their metadata come first: that is where most changes fall."""
+    whole = (files / f"{family}.gguf").read_bytes()
+    path = tmp_path_factory.mktemp("damaged", numbered=True) / "a.gguf"
+    path.write_bytes(mutate(whole, data, 1100))
+    with contextlib.suppress(CheckpointError, ConfigError):
+        load_model(path)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 2**31 - 1, 2**32 - 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_number_of_the_metadata_absurd(files, family, number, tmp_path):
+    """One after the other: a model, or an error of ours; never what the number asks for."""
+    whole, path = (files / f"{family}.gguf").read_bytes(), tmp_path / "a.gguf"
+    header = read_header(files / f"{family}.gguf")
+    for key, value in header.metadata.items():
+        if type(value) not in (int, float):
+            continue
+        at = whole.index(key.encode()) + len(key) + 4
+        path.write_bytes(whole[:at] + struct.pack("<I", number) + whole[at + 4 :])
+        with contextlib.suppress(CheckpointError, ConfigError):
+            load_model(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf"])
+def test_a_file_cut_short_anywhere(files, name, tmp_path):
+    whole = (files / name).read_bytes()
+    (tmp_path / "config.json").write_bytes((files / "config.json").read_bytes())
+    header = range(0, 2600, 13)
+    for cut in [*header, len(whole) // 2, len(whole) - 33]:
+        (tmp_path / name).write_bytes(whole[:cut])
+        with pytest.raises(CheckpointError, match=name):
+            load_model(tmp_path / name)
+
+
+def string(text):
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def pair(key, kind, value):
+    return string(key) + struct.pack("<I", kind) + value
+
+
+def gguf_bytes(pairs=(), tensors=(), n_pairs=None, n_tensors=None, version=3):
+    counts = struct.pack("<IQQ", version, len(tensors) if n_tensors is None else n_tensors,
+                         len(pairs) if n_pairs is None else n_pairs)  # fmt: skip
+    return b"GGUF" + counts + b"".join(pairs) + b"".join(tensors) + b"\0" * 64
+
+
+def tensor(name="t", dims=(4,), kind=0, offset=0):
+    return string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+
+
+HUGE = 2**62
+BAD = {
+    "no mark": (b"GGML" + b"\0" * 60, "does not begin with GGUF"),
+    "version": (gguf_bytes(version=1), "version 1 is not supported"),
+    "big-endian": (gguf_bytes(version=3 << 24), "is not supported, only little-endian"),
+    "keys": (gguf_bytes(n_pairs=HUGE), f"claims {HUGE} keys"),
+    "tensors": (gguf_bytes(n_tensors=HUGE), f"claims {HUGE} tensors"),
+    "string": (gguf_bytes([struct.pack("<Q", HUGE)]), f"claims {HUGE} bytes"),
+    "array": (gguf_bytes([pair("a", 9, struct.pack("<IQ", 4, HUGE))]), f"claims {HUGE} elements of a"),
+    "texts": (gguf_bytes([pair("a", 9, struct.pack("<IQ", 8, HUGE))]), f"claims {HUGE} elements of a"),
+    "array of arrays": (gguf_bytes([pair("a", 9, struct.pack("<IQ", 9, 1))]), "a is an array of type 9"),
+    "type": (gguf_bytes([pair("a", 77, b"")]), "a is of type 77"),
+    "twice": (gguf_bytes([pair("a", 7, b"\1")] * 2), "the key 'a' stands twice"),
+    "not UTF-8": (gguf_bytes([struct.pack("<Q", 2) + b"\xff\xff"]), "a key is not UTF-8"),
+    "dims": (gguf_bytes(tensors=[tensor(dims=(1,) * 9)]), "t has 9 dimensions"),
+    "size": (gguf_bytes(tensors=[tensor(dims=(HUGE, HUGE))]), "past the end of the file"),
+    "offset": (gguf_bytes(tensors=[tensor(offset=HUGE)]), "past the end of the file"),
+    "unaligned": (gguf_bytes(tensors=[tensor(offset=3)]), "not a multiple of 32"),
+    "kind": (gguf_bytes(tensors=[tensor(kind=200)]), "t is of type 200"),
+    "blocks": (gguf_bytes(tensors=[tensor(dims=(33,), kind=8)]), "multiples of 32"),
+    "tensor twice": (gguf_bytes(tensors=[tensor()] * 2), "the tensor 't' stands twice"),
+    "alignment": (gguf_bytes([pair("general.alignment", 4, struct.pack("<I", 3))]), "power of two"),
+    "empty": (b"", "it is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_a_gguf_header_may_not_say(name, tmp_path):
+    """Each is told, and none makes us allocate what it claims."""
+    (tmp_path / "a.gguf").write_bytes(BAD[name][0])
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=BAD[name][1]) as error:
+            load_model(tmp_path / "a.gguf")
+        assert tracemalloc.get_traced_memory()[1] < 30e6
+    finally:
+        tracemalloc.stop()
+    assert "a.gguf" in str(error.value)
+
+
+@pytest.mark.parametrize(("size", "header"), [
+    (HUGE, {}),
+    (2, {}),
+    (100, {"a": {"dtype": "F32", "shape": [HUGE], "data_offsets": [0, 4 * HUGE]}}),
+    (70, {"a": {"dtype": "F32", "shape": [2**20, 2**20], "data_offsets": [0, 4]}}),
+])  # fmt: skip
+def test_absurd_sizes_in_safetensors(size, header, files, tmp_path):
+    text = json.dumps(header).encode().ljust(min(size, 100))
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", max(size, len(text))) + text)
+    (tmp_path / "config.json").write_bytes((files / "config.json").read_bytes())
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError):
+            load_model(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 30e6
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,162 @@
+"""FP8 weights in blocks: decoded by the formula, as `transformers` does it, and as a whole model with more beside."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import assert_near, random_ids, run, tiny
+
+from glassformer.errors import CheckpointError, ConfigError
+from glassformer.formats import load_model, save_model
+from glassformer.formats.fp8 import decode
+
+pytest.importorskip("transformers")
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+FP8 = {
+    "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],
+}  # fmt: skip
+
+
+def drawn(shape, seed=0):
+    """FP8 numbers of every size there is, and a factor for each block, no two alike."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(2, shape, generator=generator) * 2 - 1
+    values = (signs * 2 ** (torch.rand(shape, generator=generator) * 17 - 9)).clamp(-448, 448)
+    blocks = [-(-size // 128) for size in shape]
+    return values.to(torch.float8_e4m3fn), torch.rand(blocks, generator=generator) * 1e-3 + 1e-4
+
+
+def test_every_number():
+    """All 256 bytes but the two that are no numbers, by the definition of E4M3: 4 bits of exponent, 3 of mantissa."""
+    codes = torch.tensor([code for code in range(256) if code & 127 != 127], dtype=torch.uint8)
+    found = decode(codes.view(1, -1).view(torch.float8_e4m3fn), torch.tensor([[0.5, 2.0]]))[0]
+    for at, (code, number) in enumerate(zip(codes.tolist(), found.tolist(), strict=True)):
+        sign, exponent, mantissa = code >> 7, code >> 3 & 15, code & 7
+        size = (1 + mantissa / 8) * 2 ** (exponent - 7) if exponent else mantissa / 8 * 2**-6
+        assert number == (-size if sign else size) * (0.5 if at < 128 else 2.0)
+
+
+def test_as_transformers_decodes():
+    values, scales = drawn((256, 384))
+    theirs = Fp8Dequantize(None)._dequantize_one(values, scales, torch.float32)
+    assert torch.equal(decode(values, scales), theirs)
+
+
+def test_the_last_blocks_may_be_smaller():
+    values, scales = drawn((130, 300))
+    found = decode(values, scales)
+    for row, column in ((0, 0), (127, 127), (128, 128), (129, 299), (0, 256), (129, 0)):
+        assert found[row, column] == values[row, column].float() * scales[row // 128, column // 128]
+    assert found.shape == values.shape
+
+
+def packed(folder):
+    """A tiny model with its matrices in FP8, and a layer behind the last. Its weights, decoded by hand; the file's."""
+    model = tiny("deepseek_v3", d_model=144)
+    save_model(model, folder)
+    plain, tensors = load_file(folder / "model.safetensors"), {}
+    for seed, (name, tensor) in enumerate(plain.items()):
+        if tensor.ndim == 2 and ".layers." in name and "mlp.gate." not in name:
+            scale = tensor.abs().max() / 448
+            values, scales = drawn(tensor.shape, seed)
+            values, scales = (tensor / scale).to(values.dtype), scales / scales.max() * scale
+            tensors |= {name: values, f"{name}_scale_inv": scales}
+            plain[name] = values.float()
+            for row, factors in enumerate(scales):
+                for column, factor in enumerate(factors):
+                    at = slice(128 * row, 128 * row + 128), slice(128 * column, 128 * column + 128)
+                    plain[name][at] *= factor
+        else:
+            tensors[name] = tensor
+    for name in [name for name in tensors if name.startswith("model.layers.2.")]:
+        tensors[name.replace(".2.", ".3.", 1)] = tensors[name].clone()
+    tensors["model.layers.3.eh_proj.weight"] = torch.randn(144, 288)
+    raw = json.loads((folder / "config.json").read_text())
+    raw |= {"quantization_config": FP8, "num_nextn_predict_layers": 1}
+    (folder / "config.json").write_text(json.dumps(raw))
+    save_file(tensors, folder / "model.safetensors")
+    return plain, tensors
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fp8")
+    return folder, *packed(folder)
+
+
+@pytest.mark.parametrize("how", [{}, {"copy": True}, {"dtype": torch.float32}, {"dtype": torch.bfloat16}], ids=str)
+def test_a_packed_model_is_the_plain_one(how, folder, tmp_path):
+    """Every number, through loading and saving; in a lower precision all but what experts are chosen by."""
+    folder, plain, _ = folder
+    model = load_model(folder, **how)
+    save_model(model, tmp_path)
+    again = load_file(tmp_path / "model.safetensors")
+    assert again.keys() == plain.keys()
+    for name, tensor in plain.items():
+        exact = how.get("dtype") != torch.bfloat16 or name.endswith("e_score_correction_bias")
+        assert torch.equal(again[name], tensor if exact else tensor.bfloat16()), name
+    raw = json.loads((tmp_path / "config.json").read_text())
+    assert "quantization_config" not in raw
+    assert raw["num_nextn_predict_layers"] == 0
+    ids = random_ids(model.config, 1, 9)
+    assert_near(run(load_model(tmp_path), ids), run(model, ids))
+
+
+def test_show_says_what_is_not_read(folder, capsys):
+    from glassformer.cli.show import show
+
+    folder, _, tensors = folder
+    show(str(folder), json=True)
+    facts = json.loads(capsys.readouterr().out)
+    ahead = [name for name in tensors if name.startswith("model.layers.3.") and not name.endswith("_scale_inv")]
+    assert facts["not read"] == sorted(ahead)
+    assert facts["stored"]["FP8"] > 40
+    assert facts["cache"]["bytes_per_token"] == 3 * (20 + 8) * 2
+    show(str(folder))
+    assert f"{len(ahead)} tensors: model.layers.3." in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_layer_too_many_is_not_passed_over(folder, tmp_path):
+    """Only the one behind the last; and of the model's own layers none."""
+    _, _, tensors = folder
+    (tmp_path / "config.json").write_text((folder[0] / "config.json").read_text())
+    save_file(tensors | {"model.layers.4.eh_proj.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"not used: model.layers.4.eh_proj.weight"):
+        load_model(tmp_path)
+    save_file(tensors | {"model.layers.2.eh_proj.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"not used: model.layers.2.eh_proj.weight"):
+        load_model(tmp_path)
+
+
+def test_factors_that_do_not_fit_are_refused(folder, tmp_path):
+    _, _, tensors = folder
+    name = "model.layers.1.self_attn.o_proj.weight"
+    (tmp_path / "config.json").write_text((folder[0] / "config.json").read_text())
+    few = tensors[f"{name}_scale_inv"][:1].clone()
+    save_file(tensors | {f"{name}_scale_inv": few}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"o_proj.weight_scale_inv must hold a factor .* \[2, 1\], got \[1, 1\]"):
+        load_model(tmp_path)
+    rest = {key: value for key, value in tensors.items() if key != f"{name}_scale_inv"}
+    save_file(rest, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"type: .*o_proj.weight is F8_E4M3, weights are F32"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"quant_method": "awq"}, "quantization_config 'awq' is not supported, only 'fp8'"),
+        ("int4", "quantization_config 'int4' is not supported"),
+        (FP8 | {"weight_block_size": [64, 128]}, r"weight_block_size = \[64, 128\] is not supported"),
+        (FP8 | {"fmt": "e5m2"}, "fmt = 'e5m2' is not supported"),
+        (FP8 | {"bits": 8}, "does not understand: bits"),
+    ],
+    ids=str,
+)
+def test_other_quantizations_are_refused(settings, why, folder, tmp_path):
+    raw = json.loads((folder[0] / "config.json").read_text()) | {"quantization_config": settings}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ConfigError, match=why):
+        load_model(tmp_path)

@@ -1,0 +1,368 @@
+"""Every family of decoders as GGUF: here and back, by the `gguf` package, and by `transformers`' reader."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+from tiny import assert_near, moved, random_ids, run, tiny_config
+from tiny_encoders import CONFIGS as ENCODERS
+from tiny_gguf import FAMILIES, LESS, VARIANTS, gguf_config, gguf_model
+
+from glassformer.config import BandScaling
+from glassformer.errors import CheckpointError, ConfigError
+from glassformer.families import family_of, write_config
+from glassformer.formats import load_model
+from glassformer.formats.gguf.architectures import AS, GGUF, SAME
+from glassformer.formats.gguf.file import GgufFile
+from glassformer.formats.gguf.metadata import in_gguf, read_metadata, write_metadata
+from glassformer.formats.gguf.save import save_gguf
+from glassformer.formats.gguf.tensor_names import plus_one
+from glassformer.formats.tensor_mapping import entries
+
+ALL = [(family, changes) for family in FAMILIES for changes in ({}, *VARIANTS.get(family, []))]
+NAMES = [f"{family}{i}" for family in FAMILIES for i in range(1 + len(VARIANTS.get(family, [])))]
+
+
+def written(folder, family, kind="F32", **changes):
+    """A model and its file."""
+    model = gguf_model(family, **changes)
+    save_gguf(model, folder / "a.gguf", kind)
+    return model, folder / "a.gguf"
+
+
+def test_every_family_has_a_form():
+    assert {*GGUF, *AS} == {*FAMILIES, *ENCODERS, "t5"}
+
+
+@pytest.mark.parametrize(("family", "changes"), ALL, ids=NAMES)
+def test_a_model_comes_back(family, changes, tmp_path):
+    model, path = written(tmp_path, family, **changes)
+    again = load_model(path)
+    ids = random_ids(model.config, 2, 40)
+    assert_near(run(again, ids), run(model, ids))
+    save_gguf(again, tmp_path / "b.gguf", "F32")
+    assert path.read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_configuration_comes_back(family):
+    config = gguf_config(family)
+    architecture, metadata, numbers = write_metadata(config)
+    present = {*GGUF[AS.get(family, family)].present.values()}
+    tensors = {*numbers} | (present - {"blk.0.attn_norm_2.weight"}) | (set() if config.tied_head else {"output.weight"})
+
+    def read(ignore=(), **changes):
+        said = metadata | {f"{architecture}.{key}": value for key, value in changes.items()}
+        return read_metadata(said, tensors, config.vocab_size, "x", ignore, numbers.__getitem__)
+
+    assert read().family == AS.get(family, family)
+    if family != "mistral":
+        assert write_metadata(read()) == (architecture, metadata, numbers)
+    with pytest.raises(ConfigError, match="does not understand: wobble"):
+        read(wobble=1)
+    assert read(("wobble",), wobble=1) == read()
+    for name in SAME:
+        if name not in GGUF[read().family].keys:
+            with pytest.raises(ConfigError, match=f"{name} = 777 is not supported"):
+                read(**{name: 777})
+    for name in ("block_count", "context_length", "embedding_length", "attention.head_count"):
+        with pytest.raises(ConfigError):
+            read_metadata({k: v for k, v in metadata.items() if not k.endswith(name)}, tensors, 9, "x")
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family in LESS])
+def test_what_the_format_does_not_say_is_refused(family):
+    """The tiny model has each thing that the families can do, and that this one's architecture does not."""
+    with pytest.raises(ConfigError, match=r"cannot describe this|has a window in some layer"):
+        write_metadata(tiny_config(family))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("mistral", {"*.attention.window": 5}, r"layers.0.attention.window would be None"),
+        ("gpt2", {"*.mlp.activation": "relu"}, r"layers.0.mlp.activation would be 'gelu_tanh'"),
+        ("llama", {"*.mlp.activation": "gelu"}, r"layers.0.mlp.activation would be 'silu'"),
+        ("olmo2", {"tied_head": True}, r"tied_head would be False"),
+        ("gemma", {"tied_head": False}, r"tied_head would be True"),
+        ("qwen2", {"*.attention.head_dim": 32}, r"rope.dimension_count = 32 is not supported, only 16"),
+        ("qwen2", {"*.attention.rope.scaling": BandScaling(8.0, 1.0, 4.0, 8192)}, r"layers.0.attention.rope.scaling"),
+        ("olmoe", {"*.attention.n_kv_heads": 2}, r"head_count_kv = 2 is not supported, only 4"),
+        ("gpt_oss", {"*.attention.window": None}, r"has a window in some layer"),
+        ("gemma2", {"*.attention.softcap": None}, r"layers.0.attention.softcap would be 50.0"),
+    ],
+)
+def test_each_refusal_says_what(family, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        write_metadata(gguf_config(family, **changes))
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_quantized_parameters_are_what_the_package_decodes(family, kind, tmp_path):
+    model, path = written(tmp_path, family, kind)
+    again = load_model(path, dtype=torch.float32)
+    parameters = dict(again.named_parameters())
+    entry = {one.theirs: one for one in entries(in_gguf(family_of(again.config)), again.config, parameters)}
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    assert {*entry} == {name for name in found if not name.startswith("rope_")}
+    exact = ("_norm.", "position_embd.", "ffn_gate_inp.", ".bias", "sinks")
+    for name, one in entry.items():
+        tensor = found[name]
+        is_exact = any(part in name for part in exact)
+        assert tensor.tensor_type.name == ("F32" if is_exact else kind), name
+        theirs = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_allclose(one.join(parameters).numpy(), theirs, rtol=0 if one.plus == 0 else 1e-6, atol=1e-7)
+    logits = [run(one, random_ids(model.config, 2, 30)) for one in (again, model)]
+    off, most = moved(*logits), {"F16": 1e-2, "BF16": 5e-2, "Q8_0": 0.3, "Q4_0": 3}[kind]
+    assert 0 < off < most or model.config.layers[0].experts is not None  # another expert may be chosen
+
+
+def rewritten(path, to, change):
+    """A file of our own by the package's writer, each tensor (name, array) as what `change` makes of it."""
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(to, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            writer.add_key_value(name, field.contents(), field.types[0])
+    for tensor in reader.tensors:
+        for name, array in change(tensor.name, np.array(tensor.data).reshape(tensor.shape.tolist()[::-1])):
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return to
+
+
+def apart(name, array):
+    """One tensor for each expert."""
+    if "_exps." not in name:
+        return [(name, array)]
+    return [(name.replace("_exps.", f".{i}."), expert) for i, expert in enumerate(array)]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
+def test_experts_apart(family, tmp_path):
+    model, path = written(tmp_path, family)
+    ids = random_ids(model.config, 2, 30)
+    assert torch.equal(run(load_model(rewritten(path, tmp_path / "b.gguf", apart)), ids), run(load_model(path), ids))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
+def test_gate_and_up_of_experts_in_one(family, tmp_path):
+    model, path = written(tmp_path, family)
+    kept = {}
+
+    def join(name, array):
+        kept[name] = array
+        if "_gate_exps." not in name and "_up_exps." not in name:
+            return [(name, array)]
+        block = ".".join(name.split(".")[:2])
+        both = [kept.get(f"{block}.ffn_{part}_exps.weight") for part in ("gate", "up")]
+        whole = all(one is not None for one in both)
+        return [(f"{block}.ffn_gate_up_exps.weight", np.concatenate(both, 1))] if whole else []
+
+    ids = random_ids(model.config, 2, 30)
+    assert torch.equal(run(load_model(rewritten(path, tmp_path / "b.gguf", join)), ids), run(load_model(path), ids))
+
+
+@pytest.mark.parametrize("family", ["phi", "qwen2", "qwen3", "stablelm", "phi3"])
+def test_queries_keys_and_values_in_one_or_three(family, tmp_path):
+    model, path = written(tmp_path, family)
+    kept, config = {}, model.config.layers[0].attention
+    sizes = np.cumsum([config.n_heads, config.n_kv_heads])[:2] * config.head_dim
+
+    def change(name, array):
+        part = name.split(".")[-1]
+        block = ".".join(name.split(".")[:2])
+        if ".attn_qkv." in name:
+            return zip((f"{block}.attn_{p}.{part}" for p in "qkv"), np.split(array, sizes), strict=True)
+        kept[name] = array
+        if not any(f".attn_{p}.{part}" in name for p in "qkv"):
+            return [(name, array)]
+        three = [kept.get(f"{block}.attn_{p}.{part}") for p in "qkv"]
+        return [(f"{block}.attn_qkv.{part}", np.concatenate(three))] if all(t is not None for t in three) else []
+
+    again = load_model(rewritten(path, tmp_path / "b.gguf", change))
+    ids = random_ids(model.config, 2, 30)
+    assert torch.equal(run(again, ids), run(load_model(path), ids))
+
+
+def test_experts_in_mxfp4(tmp_path):
+    """As gpt-oss is published: the same numbers as the package decodes."""
+    model, path = written(tmp_path, "gpt_oss")
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(tmp_path / "b.gguf", "gpt-oss")
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            writer.add_key_value(name, field.contents(), field.types[0])
+    chance, decoded = np.random.default_rng(0), {}
+    for tensor in reader.tensors:
+        if "_exps.weight" not in tensor.name:
+            writer.add_tensor(tensor.name, np.array(tensor.data).reshape(tensor.shape.tolist()[::-1]))
+            continue
+        shape = gguf.quants.quant_shape_to_byte_shape(tensor.shape.tolist()[::-1], Kind.MXFP4)
+        packed = chance.integers(0, 256, shape, dtype=np.uint8)
+        packed[..., ::17] = chance.integers(122, 125, packed[..., ::17].shape)  # scales
+        decoded[tensor.name] = gguf.quants.dequantize(packed, Kind.MXFP4)
+        writer.add_tensor(tensor.name, packed, raw_dtype=Kind.MXFP4)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    again = load_model(tmp_path / "b.gguf")
+    for name, theirs in decoded.items():
+        _, i, what, _ = name.split(".")
+        part = what.removeprefix("ffn_").removesuffix("_exps")
+        for j, expert in enumerate(theirs):
+            ours = again.get_parameter(f"blocks.{i}.mlp.experts.{j}.{part}.weight")
+            np.testing.assert_array_equal(ours.detach().numpy(), expert)
+    assert len(decoded) == 9
+    assert torch.isfinite(run(again, random_ids(model.config, 2, 30))).all()
+
+
+def test_norms_hold_one_more(tmp_path):
+    model, path = written(tmp_path, "gemma3_text")
+    stored = torch.from_numpy(
+        np.array({t.name: t for t in gguf.GGUFReader(path).tensors}["blk.1.attn_q_norm.weight"].data)
+    )
+    torch.testing.assert_close(stored, model.get_parameter("blocks.1.attn.q_norm.weight") + 1)
+    for name in ("norm.weight", "blocks.0.mlp_residual.out.weight"):
+        torch.testing.assert_close(load_model(path, copy=True).get_parameter(name), model.get_parameter(name))
+        half = load_model(path, dtype=torch.bfloat16).get_parameter(name)
+        assert torch.equal(half, load_model(path).get_parameter(name).bfloat16())
+    assert {rule.plus for rule in plus_one(in_gguf(family_of(gguf_config("llama"))).rules)} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("said", "nearest"),
+    [("llama4", "llama"), ("gptneo", "gptneox"), ("qwen2moe", "qwen3moe|qwen2"), ("phi4", "phi2|phi3")],
+)
+def test_an_unknown_architecture(said, nearest):
+    with pytest.raises(ConfigError, match=rf"x: unknown architecture '{said}'; the nearest one known is '({nearest})'"):
+        read_metadata({"general.architecture": said}, (), 9, "x")
+
+
+@pytest.mark.parametrize("said", [None, 7, ["llama"]])
+def test_no_architecture(said):
+    with pytest.raises(ConfigError, match=r"x: unknown architecture .*Known: bert, deepseek2, falcon"):
+        read_metadata({"general.architecture": said}, (), 9, "x")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rope.scaling.type", "dynamic", "rope.scaling.type 'dynamic' is not supported"),
+        ("rope.scaling.attn_factor", 2.0, "rope.scaling.attn_factor = 2.0 is not supported"),
+        ("rope.scaling.yarn_attn_factor", 3.0, "rope.scaling.yarn_attn_factor = 3.0 is not supported"),
+        ("rope.scaling.yarn_ext_factor", 0.5, "rope.scaling.yarn_ext_factor = 0.5 is not supported"),
+        ("rope.freq_base_swa", 5.0, "rope.freq_base_swa = 5.0 is not supported"),
+        ("rope.dimension_count", 6, "rope.dimension_count = 6 is not supported, only 16"),
+        ("attention.head_count", [4, 4, 4], "attention.head_count must be a whole number"),
+        ("attention.sliding_window", 5, "does not understand: attention.sliding_window"),
+        ("expert_weights_scale", 2.0, "does not understand: expert_weights_scale"),
+    ],
+)
+def test_what_a_file_says_and_we_do_not_do(key, value, message):
+    _, metadata, _ = write_metadata(gguf_config("llama"))
+    with pytest.raises(ConfigError, match=message):
+        read_metadata(metadata | {f"llama.{key}": value}, (), 97, "x")
+
+
+def test_older_and_redundant_ways_to_say_it():
+    _, metadata, _ = write_metadata(gguf_config("llama"))
+
+    def rope(**said):
+        keys = {f"llama.rope.{name}": value for name, value in said.items()}
+        return read_metadata(metadata | keys, (), 97, "x").layers[0].attention.rope
+
+    assert rope(scale_linear=4.0).scaling.factor == 4.0
+    assert rope(**{"scaling.type": "none", "scaling.factor": 4.0}).scaling is None
+    assert rope(**{"scaling.finetuned": True}).scaling is None
+    yarn = rope(**{"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.yarn_attn_factor": 1.1386294})
+    assert yarn.scaling.attention_factor == pytest.approx(1 + 0.1 * np.log(4))
+    assert (yarn.scaling.original_context, yarn.scaling.beta_fast) == (64, 32.0)
+
+
+@pytest.mark.parametrize("pattern", [3, [True, True, False, True], [1, 1, 0, 1]])
+def test_windows_by_number_or_by_layer(pattern):
+    config = gguf_config("gemma3_text")
+    config = type(config)(**{**vars(config), "layers": (*config.layers, config.layers[0])})
+    _, metadata, _ = write_metadata(config)
+    said = read_metadata(metadata | {"gemma3.attention.sliding_window_pattern": pattern}, (), 97, "x")
+    assert [layer.attention.window for layer in said.layers] == [5, 5, None, 5]
+    for wrong in ([True], -1, "x"):
+        with pytest.raises(ConfigError, match="sliding_window_pattern must be"):
+            read_metadata(metadata | {"gemma3.attention.sliding_window_pattern": wrong}, (), 97, "x")
+
+
+def test_the_largest_gemma_has_another_scale():
+    for family, layers in (("gemma2", 46), ("gemma3_text", 62)):
+        config = gguf_config(family, **{"*.attention.head_dim": 32, "*.attention.scale": 16**-0.5})
+        long = type(config)(**{**vars(config), "layers": (config.layers * 31)[:layers]})
+        assert write_metadata(long).architecture == GGUF[family].architecture  # 64 / 4 heads, not a head's 32
+        with pytest.raises(ConfigError, match=r"attention\.scale would be"):
+            write_metadata(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("block_count", "block_count is 4000000000, and there are tensors for 3"),
+        ("expert_count", "expert_count is 4000000000, and there are tensors for 6"),
+        ("attention.head_count", "attention.head_count is 4000000000, and there are tensors for 64"),
+    ],
+)
+def test_claims_without_tensors(key, message, tmp_path, monkeypatch):
+    _, path = written(tmp_path, "mixtral")
+    file = GgufFile(path)
+    monkeypatch.setattr("glassformer.formats.gguf.file.read_header", lambda path: changed)
+    changed = type(header := _header(path))(header.metadata | {f"llama.{key}": 4_000_000_000}, header.tensors)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(path)
+    assert file.metadata[f"llama.{key}"] < 100
+
+
+def _header(path):
+    from glassformer.formats import gguf_header
+
+    return gguf_header.read_header(path)
+
+
+# Those that transformers' reader knows, and what it leaves out: biases, factors of LongRoPE, norms of single heads.
+THEIRS = {
+    "falcon": {},
+    "gemma2": {},
+    "gemma3_text": {},
+    "gpt2": {},
+    "llama": {"*.attention.bias": False, "*.attention.out_bias": False, "*.mlp.bias": False},
+    "phi3": {"*.attention.rope.scaling": None, "*.attention.rope.dim": None},
+    "qwen2": {},
+    "qwen3": {},
+    "qwen3_moe": {},
+    "stablelm": {"*.attention.qk_norm_over": "head", "*.attention.qk_norm": None},
+}
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+@pytest.mark.parametrize("family", THEIRS)
+def test_transformers_reads_the_same_model(family, kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    model = gguf_model(family, **THEIRS[family])
+    size = model.config.vocab_size
+    tokens = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": [chr(256 + i) for i in range(size)]}
+    save_gguf(model, tmp_path / "a.gguf", kind, extra=tokens)
+    config = transformers.AutoConfig.for_model(**write_config(model.config))
+    hf = transformers.AutoModelForCausalLM.from_config(config).eval()
+    found = load_gguf_checkpoint(str(tmp_path / "a.gguf"), return_tensors=True, model_to_load=hf)["tensors"]
+    missing, unexpected = hf.load_state_dict(found, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    hf.tie_weights()
+    ids = random_ids(model.config, 2, 40)
+    with torch.no_grad():
+        assert_near(run(load_model(tmp_path / "a.gguf"), ids), hf(ids).logits)

@@ -1,0 +1,135 @@
+"""GGUF files against the `gguf` package: its writer, its reader, its quantizers."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+from tiny import FAMILIES, assert_near, random_ids, run, tiny
+from tiny_gguf import gguf_model
+
+from glassformer.families import family_of
+from glassformer.formats import load_model
+from glassformer.formats.gguf.file import DECODED, GgufFile
+from glassformer.formats.gguf.header import read_header
+from glassformer.formats.gguf.metadata import in_gguf
+from glassformer.formats.gguf.save import KINDS as KINDS_WRITTEN
+from glassformer.formats.gguf.save import save_gguf
+from glassformer.formats.reader import FLOATS, Scratch
+from glassformer.formats.tensor_mapping import entries
+
+KINDS = [kind for kind in Kind if kind.name in DECODED or kind.name in FLOATS]
+
+
+def raw_rows(kind, n_rows=7, blocks=3, seed=0):
+    """Random bytes of rows of a type."""
+    size = gguf.GGML_QUANT_SIZES[kind][1]
+    return np.random.default_rng(seed).integers(0, 256, (n_rows, blocks * size), dtype=np.uint8)
+
+
+def write(path, tensors, metadata=None):
+    """A file by the package's own writer: name -> (bytes [rows, bytes of a row], type)."""
+    writer = gguf.GGUFWriter(path, "none")
+    for key, (value, kind) in (metadata or {}).items():
+        writer.add_key_value(key, value, kind)
+    for name, (rows, kind) in tensors.items():
+        writer.add_tensor(name, rows, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_every_type_that_the_package_decodes():
+    assert {"Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4", "TQ2_0"} <= DECODED
+    assert len(DECODED) >= 23
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_type_is_read_as_the_package_decodes_it(kind, tmp_path, monkeypatch):
+    rows = raw_rows(kind)
+    file = GgufFile(write(tmp_path / "a.gguf", {"a": (rows, kind), "b": (rows[0], kind)}))
+    theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    for size in (1, 1 << 20):
+        monkeypatch.setattr("glassformer.formats.reader.SCRATCH", size)
+        for name in "ab":
+            with np.errstate(all="ignore"):
+                data = theirs[name].data
+                expected = data if kind == Kind.F64 else gguf.quants.dequantize(data, kind)
+            pieces = [piece.clone() for _, piece in file.rows(name, Scratch())]
+            for got in (file[name], torch.cat(pieces)):
+                assert got.shape == file.shape(name) == tuple(reversed(theirs[name].shape.tolist()))
+                np.testing.assert_array_equal(got.double().numpy(), expected.astype(np.float64))
+        assert len(list(file.rows("a", Scratch()))) == (7 if size == 1 else 1)
+
+
+def test_metadata_of_every_type(tmp_path):
+    types = gguf.GGUFValueType
+    said = {
+        "u8": (250, types.UINT8), "i8": (-3, types.INT8), "u16": (65535, types.UINT16), "i16": (-9, types.INT16),
+        "u32": (4_000_000_000, types.UINT32), "i32": (-5, types.INT32), "u64": (2**63, types.UINT64),
+        "i64": (-(2**62), types.INT64), "f32": (1e-5, types.FLOAT32), "f64": (0.1, types.FLOAT64),
+        "bool": (True, types.BOOL), "text": ("naïve ✓", types.STRING), "numbers": ([1, 2, 300], types.ARRAY),
+        "texts": (["a", "", "ü"], types.ARRAY), "flags": ([True, False], types.ARRAY),
+        "floats": ([0.5, 1e-5], types.ARRAY),
+    }  # fmt: skip
+    read = read_header(write(tmp_path / "a.gguf", {}, said)).metadata
+    assert read.pop("general.architecture") == "none"
+    assert read == {key: value for key, (value, _) in said.items()}
+
+
+BACK = {"F32": 0.0, "F16": 1e-3, "BF16": 1e-2, "Q8_0": 2e-2, "Q4_0": 0.2}  # of the largest number of a tensor
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", KINDS_WRITTEN)
+def test_what_is_written_is_read_again(family, kind, tmp_path):
+    """Here, and by the package: metadata, names, types; numbers as its own quantizer makes them."""
+    model = gguf_model(family)
+    save_gguf(model, tmp_path / "a.gguf", kind, extra={"general.name": "tiny", "x.list": [1, 2]})
+    again = load_model(tmp_path / "a.gguf")
+    assert again.config == model.config
+    for name, p in model.named_parameters():
+        off = (again.get_parameter(name).float() - p).abs().max() / p.abs().max()
+        assert off <= (BACK[kind] if p.ndim > 1 and "positions" not in name else 0), name
+        assert off > 0 or kind == "F32" or p.ndim == 1 or "positions" in name
+    theirs = gguf.GGUFReader(tmp_path / "a.gguf")
+    assert theirs.fields["general.name"].contents() == "tiny"
+    assert theirs.fields["general.file_type"].contents() == {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}[kind]
+    parameters = dict(model.named_parameters())
+    entry = {one.theirs: one for one in entries(in_gguf(family_of(model.config)), model.config, parameters)}
+    assert {t.name for t in theirs.tensors} == set(entry)
+    for tensor in theirs.tensors:
+        matrix = len(tensor.shape) > 1 and not tensor.name.startswith("position") and not tensor.name.endswith(".bias")
+        assert tensor.tensor_type.name == (kind if matrix else "F32")
+        ours = entry[tensor.name].join(parameters).numpy()
+        expected = gguf.quants.quantize(ours, tensor.tensor_type)
+        np.testing.assert_array_equal(np.asarray(tensor.data).view(np.uint8).ravel(), expected.view(np.uint8).ravel())
+    save_gguf(again, tmp_path / "b.gguf", kind, extra={"general.name": "tiny", "x.list": [1, 2]})
+    if kind != "Q4_0":  # what was quantized once stays as it is; Q4_0's scale has a sign, which may turn
+        assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_rows_that_blocks_do_not_fit_are_halves(tmp_path):
+    model = tiny("llama")  # rows of 48
+    save_gguf(model, tmp_path / "a.gguf", "Q8_0")
+    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    assert kinds["blk.0.attn_q.weight"] == "F16"
+    assert_near(run(load_model(tmp_path / "a.gguf", dtype=torch.float32), random_ids(model.config, 2, 40)),
+                run(model, random_ids(model.config, 2, 40)), 2e-2)  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{"copy": True}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [1, 700, 1 << 20])
+def test_ways_of_loading(family, options, size, tmp_path, monkeypatch):
+    """Pieces of one row and of several, in and out of the order of heads."""
+    monkeypatch.setattr("glassformer.formats.reader.SCRATCH", size)
+    model = gguf_model(family)
+    for kind, reference in (("F32", model), ("Q8_0", None)):
+        save_gguf(model, tmp_path / "a.gguf", kind)
+        reference = reference or load_model(tmp_path / "a.gguf")
+        loaded = load_model(tmp_path / "a.gguf", **options)
+        for name, p in reference.named_parameters():
+            assert torch.equal(loaded.get_parameter(name), p.to(options.get("dtype", p.dtype))), name

@@ -1,0 +1,78 @@
+"""MXFP4 weights: decoded as `transformers` decodes them, number by number and as a whole model."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import assert_near, random_ids, run, tiny
+
+from glassformer.errors import CheckpointError, ConfigError
+from glassformer.formats import load_model, save_model
+from glassformer.formats.mxfp4 import decode
+
+pytest.importorskip("transformers")
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+
+def test_every_number_at_every_scale():
+    """All 256 pairs of numbers, at the scales from the least to the largest that weights can have."""
+    blocks = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(254, 16, 16)
+    scales = torch.arange(254, dtype=torch.uint8)[:, None].expand(254, 16)
+    ours = decode(blocks, scales)
+    assert torch.equal(ours, convert_moe_packed_tensors(blocks[None], scales[None])[0].T)
+    assert ours[127].unique().tolist() == [-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+
+def packed(folder):
+    """A tiny model, its experts' weights drawn anew in MXFP4. The tensors as they would be written by hand."""
+    model = tiny("gpt_oss", d_model=64, **{f"layers.{i}.mlp.d_ff": 32 for i in range(3)})
+    save_model(model, folder)
+    tensors, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
+    plain = dict(tensors)
+    for i in range(3):
+        for part, shape in (("gate_up_proj", (6, 64, 2)), ("down_proj", (6, 64, 1))):
+            name = f"model.layers.{i}.mlp.experts.{part}"
+            blocks = torch.randint(256, (*shape, 16), generator=generator, dtype=torch.uint8)
+            scales = torch.randint(122, 126, shape, generator=generator, dtype=torch.uint8)
+            del tensors[name]
+            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            plain[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).contiguous()
+    raw = json.loads((folder / "config.json").read_text())
+    raw["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(raw))
+    save_file(tensors, folder / "model.safetensors")
+    return plain, tensors
+
+
+@pytest.mark.parametrize("how", [{}, {"copy": True}, {"dtype": torch.float32}], ids=str)
+def test_a_packed_model_is_the_plain_one(how, tmp_path):
+    plain, _ = packed(tmp_path)
+    model = load_model(tmp_path, **how).float()
+    save_model(model, tmp_path / "again")
+    again = load_file(tmp_path / "again/model.safetensors")
+    assert again.keys() == plain.keys()
+    assert all(torch.equal(again[name], plain[name]) for name in plain)
+    assert "quantization_config" not in json.loads((tmp_path / "again/config.json").read_text())
+    assert_near(run(load_model(tmp_path / "again"), random_ids(model.config, 1, 9)),
+                run(model, random_ids(model.config, 1, 9)))  # fmt: skip
+
+
+def test_blocks_and_scales_that_do_not_fit_are_refused(tmp_path):
+    _, tensors = packed(tmp_path)
+    name = "model.layers.1.mlp.experts.down_proj"
+    save_file(tensors | {f"{name}_scales": tensors[f"{name}_scales"][:, :8].clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"down_proj_blocks must hold 16 bytes for each"):
+        load_model(tmp_path)
+    rest = {key: value for key, value in tensors.items() if key != f"{name}_scales"}
+    save_file(rest, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"down_proj_blocks is \[6, 64, 1, 16\]"):
+        load_model(tmp_path)
+
+
+def test_other_quantizations_are_refused(tmp_path):
+    packed(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ConfigError, match="'fp8' is not supported, only 'mxfp4'"):
+        load_model(tmp_path)

@@ -1,0 +1,353 @@
+"""A language model as a person meets it: load, generate, score, save; and opened by others."""
+
+import inspect
+import json
+import math
+import shutil
+from importlib import resources
+
+import pytest
+import torch
+from generate.writers import END, make_tokenizer
+from tiny import FAMILIES, TOLERANCE, assert_near, random_ids, run, tiny
+
+import glassformer
+from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
+from glassformer.formats import save_model
+from glassformer.kernels.device import choose_device, choose_dtype
+from glassformer.models import language_model as lm_module
+from glassformer.models.language_model import LanguageModel, load
+
+TEXT = "the cat sat on the mat. 吾輩は猫である。"
+GREEDY = {"temperature": 0.0}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def lm(tokenizer):
+    return LanguageModel(tiny("qwen3", vocab_size=tokenizer.vocab_size), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def folder(lm, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved")
+    lm.save(path)
+    return path
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A model folder without a tokenizer."""
+    save_model(tiny("llama"), tmp_path / "bare")
+    return tmp_path / "bare"
+
+
+def same_model(a, b):
+    ours, theirs = a.state_dict(), b.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# ---- what is saved opens elsewhere, and here
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_then_opened_by_transformers(family, tokenizer, tmp_path):
+    """The same ids, the same logits, the same greedy text; and transformers knows where a text ends."""
+    transformers = pytest.importorskip("transformers")
+    ours = LanguageModel(tiny(family, vocab_size=tokenizer.vocab_size, tied_head=False), tokenizer)
+    ours.save(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in (TEXT, "", " two  spaces\n\n", "é🙂\u200d👍🏽 naïve", "x = 10_000 # ok"):
+        assert theirs(text)["input_ids"] == ours.tokenizer.encode(text)
+    ids = ours.encode(TEXT)
+    with torch.no_grad():
+        assert_near(run(ours.model, torch.tensor([ids])), model(torch.tensor([ids])).logits, TOLERANCE)
+    assert model.generation_config.eos_token_id == theirs.eos_token_id == tokenizer.eos_id
+    room = model.config.max_position_embeddings - len(ids)
+    expected = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=room, pad_token_id=0)[0, len(ids) :]
+    found = ours.generate(TEXT, **GREEDY).continuations[0]
+    assert list(found.ids) == [i for i in expected.tolist() if i != tokenizer.eos_id]
+    assert found.text == theirs.decode(found.ids)
+    assert len(set(found.ids)) > 4
+
+
+def test_saved_then_loaded_is_the_same(lm, folder):
+    again = load(folder)
+    same_model(again.model, lm.model)
+    assert (again.config, again.ends, again.source) == (lm.config, lm.ends, str(folder))
+    assert again.generate(TEXT, seed=3, max_tokens=12) == lm.generate(TEXT, seed=3, max_tokens=12)
+    assert not again.model.training
+
+
+def test_saving_onto_the_folder_it_was_loaded_from(folder, lm, tmp_path):
+    """Its weights are mapped from the very file that is replaced."""
+    shutil.copytree(folder, tmp_path / "copy")
+    one = load(tmp_path / "copy")
+    one.save(tmp_path / "copy")
+    same_model(one.model, lm.model)
+    same_model(load(tmp_path / "copy").model, lm.model)
+
+
+def test_every_end_is_saved(lm, tokenizer, tmp_path):
+    """An instruct model ends with several tokens; each ends a text after loading too."""
+    LanguageModel(lm.model, tokenizer, ends=[7, 9]).save(tmp_path)
+    assert load(tmp_path).ends == {7, 9, tokenizer.eos_id}
+    (tmp_path / "generation_config.json").unlink()
+    assert load(tmp_path).ends == {7, 9, tokenizer.eos_id}, "config.json says it too"
+
+
+# ---- generating
+
+
+def test_the_seed_is_reported_and_gives_the_text_again(lm):
+    one, other = (lm.generate("the", max_tokens=20) for _ in range(2))
+    assert one.seed is not None
+    assert one.seed != other.seed
+    assert one.continuations != other.continuations
+    assert lm.generate("the", max_tokens=20, seed=one.seed) == one
+    assert lm.generate("the", max_tokens=20, seed=5).seed == 5
+    assert lm.generate("the", max_tokens=20, **GREEDY).seed is None
+
+
+def test_more_continuations_keep_the_first(lm):
+    one, five = (lm.generate("the", n=n, max_tokens=12, seed=8) for n in (1, 5))
+    assert one.continuations[0] == five.continuations[0]
+    assert len({c.text for c in five.continuations}) == 5
+
+
+def test_logprobs_are_what_score_says(lm):
+    found = lm.generate("the cat", max_tokens=20, seed=1, logprobs=3, temperature=1.7, top_k=40)
+    one = found.continuations[0]
+    score = lm.score([*found.prompt_ids, *one.ids], top=3)
+    for ours, theirs in zip(one.tokens, score.tokens[len(found.prompt_ids) :], strict=True):
+        assert ours.id == theirs.id
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+        assert [t for t, _ in ours.top] == [t for t, _ in theirs.top]
+        assert [p for _, p in ours.top] == sorted((p for _, p in ours.top), reverse=True)
+
+
+def test_score_is_the_sum_of_log_probabilities(lm, monkeypatch):
+    monkeypatch.setattr(lm_module, "SCORE_CHUNK", 5)  # shorter than the text
+    ids = lm.encode(TEXT)
+    score = lm.score(TEXT, top=2)
+    logprobs = run(lm.model, torch.tensor([ids]))[0].double().softmax(-1).log()
+    expected = [logprobs[t, ids[t + 1]].item() for t in range(len(ids) - 1)]
+    assert [t.id for t in score.tokens] == ids
+    assert score.tokens[0].logprob is None
+    assert [t.logprob for t in score.tokens[1:]] == pytest.approx(expected, abs=1e-4)
+    assert score.logprob == pytest.approx(sum(expected), abs=1e-3)
+    assert score.perplexity == pytest.approx(math.exp(-sum(expected) / len(expected)), rel=1e-4)
+    assert score.n_bytes == len(TEXT.encode())
+    assert score.tokens[3].top[0] == pytest.approx((logprobs[2].argmax().item(), logprobs[2].max().item()), abs=1e-4)
+    assert lm.score(ids).n_bytes is None
+
+
+def test_text_never_becomes_a_control_token(lm, tokenizer):
+    """The name of the end of a text, typed into a prompt, is text like any other: alone, and within words."""
+    for text in (END, f"a{END}b", f"{END}{END}"):
+        ids = lm.encode(text)
+        assert tokenizer.eos_id not in ids
+        assert tokenizer.decode(ids) == text
+        assert lm.generate(text, max_tokens=1, seed=0).prompt_ids == tuple(ids)
+        assert tokenizer.eos_id not in [t.id for t in lm.score(text).tokens]
+
+
+def test_an_empty_text_begins_a_document(lm, tokenizer):
+    assert lm.generate("", max_tokens=2, seed=0).prompt_ids == (tokenizer.eos_id,)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("a", {"temperatur": 1.0}, "unknown option 'temperatur'; known: .*temperature"),
+        ("a", {"temperature": -1.0}, "temperature must be a number from 0"),
+        ("a", {"temperature": 0.0, "top_k": 3}, "top_k has no effect at temperature 0"),
+        ("a", {"temperature": 0.0, "seed": 3}, "seed has no effect at temperature 0"),
+        ("a", {"temperature": 0.0, "n": 2}, "n = 2"),
+        ("a", {"stop": ""}, "stop strings must not be empty"),
+        ("a", {"max_tokens": 0}, "max_tokens must be a whole number from 1"),
+        ("a", {"logit_bias": {100_000: 1.0}}, "logit_bias: token id 100000"),
+        ([], {}, "prompt is empty"),
+        ([5, 100_000], {}, "token id 100000 is out of range: allowed are 0 to 299"),
+        ([5, -1], {}, "token id -1"),
+    ],
+)
+def test_a_bad_request_names_what_is_wrong(lm, prompt, options, message):
+    """From `generate`, and from `stream` before the first piece is asked for."""
+    for ask in (lm.generate, lm.stream):
+        with pytest.raises(RequestError, match=message):
+            ask(prompt, **options)
+
+
+encode = inspect.unwrap(LanguageModel.encode)  # without the type checker of the tests, which would refuse first
+
+
+def test_ids_may_be_numpys_or_torchs(lm):
+    ids = random_ids(lm.config, 1, 5)[0]
+    for given in (ids, list(ids), ids.numpy(), tuple(ids.tolist())):
+        found = encode(lm, given)
+        assert found == ids.tolist()
+        assert all(type(token) is int for token in found)
+
+
+@pytest.mark.parametrize("prompt", [["the", "cat"], [1.5], [None]])
+def test_what_is_no_text_and_no_ids_is_refused(lm, prompt):
+    with pytest.raises(RequestError, match="text or token ids"):
+        encode(lm, prompt)
+
+
+def test_too_long_a_text_is_refused_with_numbers(lm):
+    with pytest.raises(CapacityError, match=r"40 tokens and max_tokens 25 does not fit.*64"):
+        lm.stream([1] * 40, max_tokens=25)
+    with pytest.raises(CapacityError, match="64 tokens does not fit"):
+        lm.generate([1] * 64)
+    with pytest.raises(CapacityError, match=r"65 tokens.*64"):
+        lm.score([1] * 65)
+    assert len(lm.score([1] * 64).tokens) == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "top", "message"),
+    [
+        ([], 0, "two tokens.*has 0"),
+        ([3], 0, "two tokens.*has 1"),
+        ([3, 300], 0, "300 is out of range"),
+        ([3, 4], -1, "top"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(lm, text, top, message):
+    with pytest.raises(RequestError, match=message):
+        lm.score(text, top=top)
+
+
+# ---- without a tokenizer
+
+
+def test_a_folder_without_a_tokenizer_takes_ids(bare, tmp_path):
+    one = load(bare)
+    assert one.tokenizer is None
+    found = one.generate([1, 2, 3], max_tokens=6, **GREEDY)
+    assert (found.text, len(found.continuations[0].ids)) == ("", 6)
+    assert len(one.score([1, 2, 3]).tokens) == 3
+    for ask in (one.generate, one.stream, one.score):
+        with pytest.raises(RequestError, match="no tokenizer: give the prompt as token ids"):
+            ask("the cat")
+    with pytest.raises(RequestError, match="stop strings need a tokenizer"):
+        one.generate([1], stop="a")
+    one.save(tmp_path / "again")
+    same_model(load(tmp_path / "again").model, one.model)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer, tmp_path):
+    save_model(tiny("qwen3"), tmp_path)
+    tokenizer.save(tmp_path)
+    with pytest.raises(TokenizerError, match="tokenizer has 300 tokens, and the model 97"):
+        load(tmp_path)
+
+
+# ---- which model a name means
+
+
+def test_a_run_folder_is_its_best_checkpoint(lm, folder, tmp_path):
+    """`best` and `last` point at checkpoints; the source says which one it was."""
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(folder, checkpoints / "step-000010")
+    LanguageModel(tiny("qwen3", 5, vocab_size=lm.config.vocab_size), lm.tokenizer).save(checkpoints / "step-000020")
+    (checkpoints / "last").symlink_to("step-000020")
+    assert load(tmp_path / "run").source.endswith("step-000020")
+    (checkpoints / "best").symlink_to("step-000010")
+    best = load(tmp_path / "run")
+    assert best.source == str(checkpoints / "step-000010")
+    same_model(best.model, lm.model)
+
+
+def test_a_packaged_model_by_its_name(folder, lm, tmp_path, monkeypatch):
+    """What stands in the working folder under that name comes first."""
+    package = tmp_path / "package"
+    shutil.copytree(folder, package / "toys" / "models" / "stories")
+    monkeypatch.setattr(resources, "files", lambda name: package)
+    monkeypatch.chdir(tmp_path)
+    assert load("stories").source == str(package / "toys" / "models" / "stories")
+    LanguageModel(lm.model).save(tmp_path / "stories")
+    assert load("stories").source == "stories"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("nowhere", "is not a folder"), ("empty", "has no config.json"), ("file", "is not a folder")]
+)
+def test_a_wrong_path_says_what_may_be_given(name, why, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match=rf"{name} {why}: .*run folder.*stories"):
+        glassformer.load(tmp_path / name)
+
+
+# ---- device and dtype
+
+
+def test_devices():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    for wrong in ("gpu", "meta", "cpu:1", "cuda:x", "", "cuda:99", "CUDA"):
+        with pytest.raises(ConfigError, match=r"allowed are auto, cpu, cuda, cuda:N and mps"):
+            choose_device(wrong)
+
+
+SMALL, LARGE = 1_000_000, 1_000_000_000
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "stored", "size", "dtype"),
+    [
+        ("float32", "cuda", BF16, LARGE, F32),
+        ("bfloat16", "cpu", F32, SMALL, BF16),
+        ("float16", "cpu", F32, SMALL, F16),
+        ("auto", "cpu", F32, SMALL, F32),
+        ("auto", "cpu", BF16, SMALL, F32),
+        ("auto", "cpu", BF16, LARGE, BF16),
+        ("auto", "cpu", F16, LARGE, F32),
+        ("auto", "cuda", BF16, SMALL, BF16),
+        ("auto", "cuda", F16, LARGE, F16),
+    ],
+)
+def test_dtypes(asked, device, stored, size, dtype):
+    choice = choose_dtype(asked, device=device, stored=stored, n_parameters=size)
+    assert choice.dtype == dtype
+    assert choice.because
+
+
+@pytest.mark.parametrize("wrong", ["half", "fp32", "", "Float32"])
+def test_an_unknown_dtype_is_refused(wrong, folder):
+    with pytest.raises(ConfigError, match="dtype must be auto, float32, bfloat16, float16"):
+        load(folder, dtype=wrong)
+
+
+def test_a_wrong_device_is_refused(folder):
+    with pytest.raises(ConfigError, match="'tpu'"):
+        load(folder, device="tpu")
+
+
+def test_bfloat16_in_memory_and_on_disk(lm, folder, tmp_path):
+    """Asked for, it runs in it; saved in it, a small model on a CPU runs in float32 again: the same rounded weights."""
+    half = load(folder, dtype="bfloat16")
+    assert {p.dtype for p in half.model.parameters()} == {BF16}
+    ids = random_ids(lm.config, 1, 20)
+    logits, exact = run(half.model, ids), run(lm.model, ids)
+    assert logits.dtype == BF16
+    off = (logits.float() - exact).norm() / exact.norm()
+    assert 1e-4 < off < 0.1
+    assert len(half.generate(TEXT, max_tokens=10, seed=1, logprobs=2).continuations[0].ids) == 10
+    half.save(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    again = load(tmp_path, device="cpu")
+    assert {p.dtype for p in again.model.parameters()} == {F32}
+    assert all(
+        torch.equal(a.bfloat16(), b) for a, b in zip(again.model.parameters(), half.model.parameters(), strict=True)
+    )

@@ -1,0 +1,347 @@
+"""A translator as a person meets it: translate, align, save, load; and what damaged folders are told."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from generate.writers import END, make_tokenizer
+from safetensors.torch import load_file, save_file
+from tiny import PAIRS, assert_near, pair_config, randomise, tiny, wake
+
+import glassformer
+from glassformer.config import RecurrentConfig
+from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
+from glassformer.families import read_config, write_config
+from glassformer.formats import load_model, load_pair_model
+from glassformer.generate.beam import Search, search
+from glassformer.inspect.capture.recorder import RecorderTap
+from glassformer.models.language_model import LanguageModel, load
+from glassformer.models.translator import Translator, load_translator
+from glassformer.nn.model import EncoderDecoder
+from glassformer.nn.recurrent import RecurrentEncoderDecoder
+from glassformer.nn.step import Step
+from glassformer.text.tokenizer import Tokenizer
+
+TOKENIZER = make_tokenizer()
+VOCAB = TOKENIZER.vocab_size
+RECURRENT = {"none": (None, False), "additive": ("additive", False), "dot": ("dot", False), "fed": ("general", True)}
+TEXTS = ["the cat sat", "吾輩は猫", "the mat ate the hat", "é", "a dog"]
+
+
+def paired(name):
+    """All four but "post" with a head of their own: a tied one of random weights writes one token again and again."""
+    config = replace(pair_config(name, shared_embedding=False), family="pair", vocab_size=VOCAB)
+    config = replace(config, tied_head=name == "post")
+    shared = name in ("post", "pre")
+    return replace(config, encoder=replace(config.encoder, vocab_size=VOCAB), shared_embedding=shared)
+
+
+def recurrent_config(kind):
+    attention, fed = RECURRENT[kind]
+    return RecurrentConfig(
+        VOCAB, VOCAB, 10, 12, 2, "lstm" if kind == "dot" else "gru", kind != "fed", attention, fed, kind == "additive"
+    )
+
+
+def made(name):
+    if name in RECURRENT:
+        model = randomise(RecurrentEncoderDecoder(recurrent_config(name)))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.5 if p.ndim > 1 else 1.0)
+    else:
+        model = wake(EncoderDecoder(paired(name)))
+    return Translator(model, TOKENIZER)
+
+
+TRANSLATORS = {name: made(name) for name in (*PAIRS, *RECURRENT)}
+EACH = pytest.mark.parametrize("name", TRANSLATORS)
+
+
+@pytest.fixture(params=["pre", "additive"])
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(name, tmp_path):
+    TRANSLATORS[name].save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def same(a, b):
+    ours, theirs = dict(a.model.named_parameters()), dict(b.model.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert a.config == b.config
+
+
+# ---- translating
+
+
+@EACH
+def test_texts_in_their_order_with_what_search_gives(name, monkeypatch):
+    translator = TRANSLATORS[name]
+    monkeypatch.setattr("glassformer.models.translator.ROWS", 6)  # several batches
+    found = translator.translate(TEXTS, beam=3, n=2, max_tokens=7, length_penalty=1.0)
+    assert [one.source for one in found] == TEXTS
+    for text, one in zip(TEXTS, found, strict=True):
+        ids, how = TOKENIZER.encode(text, bare=True), Search(3, 2, 7, 1.0)
+        (best,) = search(translator.model, [ids], how, begin=TOKENIZER.eos_id, end=TOKENIZER.eos_id, spelled=VOCAB)
+        assert [target.ids for target in one.targets] == [b.ids for b in best]
+        assert [target.score for target in one.targets] == pytest.approx([b.score for b in best], rel=1e-4)
+        assert [target.finish for target in one.targets] == [b.finish for b in best]
+        assert one.text == one.targets[0].text == TOKENIZER.decode(one.targets[0].ids, skip_special=True)
+    assert translator.translate(TEXTS[0], max_tokens=5) == translator.translate([TEXTS[0]], max_tokens=5)
+    assert translator.translate([]) == []
+
+
+def test_what_cannot_be_translated_is_named():
+    translator = TRANSLATORS["post"]
+    long = "the hat " * 40
+    with pytest.raises(CapacityError, match=r"^the text has \d+ tokens, and the model reads at most 64"):
+        translator.translate(long)
+    with pytest.raises(CapacityError, match=r"^text 2 of 3: the text has"):
+        translator.translate(["a", long, "b"])
+    with pytest.raises(RequestError, match=r"^text 3 of 3: there is nothing to translate"):
+        translator.translate(["a", "b", ""])
+    with pytest.raises(RequestError, match=r"the 4 best \(n\) need a beam"):
+        translator.translate("a", n=4)
+    with pytest.raises(CapacityError, match="65 tokens do not fit"):
+        translator.translate("a", max_tokens=65)
+    assert TRANSLATORS["dot"].translate(long, max_tokens=3)[0].text is not None, "a recurrent model reads any length"
+
+
+# ---- alignment
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@torch.no_grad()
+def test_alignment_is_what_cross_attention_weighs(name):
+    """Recomputed after the fast pass, against what the definition itself uses while a tap asks for it."""
+    translator, ids = TRANSLATORS[name], TOKENIZER.encode(TEXTS[1], bare=True)
+    got = translator.align(TEXTS[0], TEXTS[1])
+    source, target = torch.tensor([TOKENIZER.encode(TEXTS[0], bare=True)]), torch.tensor([[TOKENIZER.eos_id, *ids]])
+    model = translator.model
+    tap = RecorderTap(*(f"blocks.{i}.cross.probs" for i in range(model.config.n_layers)))
+    model(target, Step.of(target, source=model.encode(source, Step.of(source)), tap=tap))
+    assert_near(got.probs, torch.cat([probs for (probs,) in tap.values()]))
+    assert got.probs.shape == (2, 4, len(ids) + 1, source.shape[1])
+    assert 0 < got.error < 1e-4
+    assert_near(got.probs.sum(-1), torch.ones(got.probs.shape[:-1]), 1e-6)
+    assert_near(got.mean, got.probs.flatten(0, 1).mean(0), 1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in RECURRENT if name != "none"])
+@torch.no_grad()
+def test_alignment_is_what_a_recurrent_model_weighs(name):
+    translator, ids = TRANSLATORS[name], TOKENIZER.encode(TEXTS[1], bare=True)
+    got, tap = translator.align(TEXTS[0], TEXTS[1]), RecorderTap("rnn.probs")
+    source, target = torch.tensor([TOKENIZER.encode(TEXTS[0], bare=True)]), torch.tensor([[TOKENIZER.eos_id, *ids]])
+    translator.model(source, target, None, tap)
+    assert_near(got.probs[0], torch.cat(tap["rnn.probs"], 1), 1e-6)
+    assert got.probs.shape == (1, 1, len(ids) + 1, source.shape[1])
+    assert got.error < 1e-5
+
+
+def test_alignment_has_the_tokens_of_both_sides():
+    translator = TRANSLATORS["additive"]
+    got = translator.align("the cat", "a hat")
+    assert "".join(got.source_tokens) == "the cat"
+    assert "".join(got.target_tokens) == "a hat" + END
+    written = translator.translate("the cat", max_tokens=4)[0].targets[0].ids
+    assert len(translator.align("the cat", written, ended=False).target_tokens) == len(written)
+
+
+def test_alignment_refuses():
+    with pytest.raises(RequestError, match="no attention"):
+        TRANSLATORS["none"].align("a", "b")
+    translator = TRANSLATORS["post"]
+    assert len(translator.align("a", [5] * 63).target_tokens) == 64
+    assert len(translator.align("a", [5] * 64, ended=False).target_tokens) == 64
+    with pytest.raises(CapacityError, match="the target has 65 tokens with the one that ends it"):
+        translator.align("a", [5] * 64)
+    with pytest.raises(RequestError, match=f"token id {VOCAB} is out of range"):
+        translator.align("a", [VOCAB])
+    with pytest.raises(RequestError, match="the text is empty"):
+        translator.align("", "b")
+    assert translator.align("a", "").target_tokens == (END,)
+
+
+# ---- folders
+
+
+@EACH
+def test_saved_then_loaded_is_the_same(name, tmp_path):
+    translator = TRANSLATORS[name]
+    translator.save(tmp_path)
+    again = load_translator(tmp_path)
+    same(again, translator)
+    assert again.source == str(tmp_path)
+    assert not again.model.training
+    found, want = (t.translate(TEXTS, beam=2, max_tokens=6) for t in (again, translator))
+    assert [one.targets[0].ids for one in found] == [one.targets[0].ids for one in want]
+    assert found[0].targets[0].logprob == pytest.approx(want[0].targets[0].logprob, rel=1e-4)
+    assert set(load_file(tmp_path / "model.safetensors")) == set(dict(translator.model.named_parameters()))
+    again.save(tmp_path)  # onto the file it is mapped from
+    same(load_translator(tmp_path), translator)
+    copied = load_pair_model(tmp_path, copy=True, dtype=torch.bfloat16)
+    assert all(p.dtype == torch.bfloat16 and not p.is_meta for p in copied.parameters())
+    assert isinstance(glassformer.load_translator(tmp_path), glassformer.Translator)
+
+
+def test_a_run_folder_is_its_best_checkpoint(folder, tmp_path, name):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    folder.rename(tmp_path / "run" / "checkpoints" / "best")
+    same(load_translator(tmp_path / "run"), TRANSLATORS[name])
+
+
+def test_lower_precision_translates_and_aligns(folder, name):
+    exact, low = TRANSLATORS[name], load_translator(folder, dtype="bfloat16")
+    assert {p.dtype for p in low.model.parameters()} == {torch.bfloat16}
+    assert low.translate(TEXTS[0], beam=2, n=2, max_tokens=4)[0].targets[0].logprob < 0
+    assert_near(low.align(*TEXTS[:2]).mean, exact.align(*TEXTS[:2]).mean, 0.3)
+    with pytest.raises(ConfigError, match="device 'abacus'"):
+        load_translator(folder, device="abacus")
+
+
+def test_each_kind_says_what_the_other_is(folder, tmp_path):
+    with pytest.raises(CheckpointError, match="is a translator, which writes from a source: `glassformer translate`"):
+        load(folder)
+    with pytest.raises(CheckpointError, match="is a translator"):
+        load_model(folder)
+    LanguageModel(tiny("qwen3", vocab_size=VOCAB), TOKENIZER).save(tmp_path / "lm")
+    with pytest.raises(CheckpointError, match="is a language model, which reads no source: `glassformer generate`"):
+        load_translator(tmp_path / "lm")
+
+
+def test_all_that_is_wrong_with_the_weights_stands_in_one_message(folder):
+    tensors = load_file(folder / "model.safetensors")
+    missing, cut, whole = sorted(tensors)[:3]
+    del tensors[missing]
+    tensors[cut] = tensors[cut][:-1].contiguous()
+    tensors[whole] = tensors[whole].to(torch.int32)
+    tensors["lm_head.weight"] = torch.zeros(2)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError) as error:
+        load_translator(folder)
+    for what in (f"missing: {missing}", f"shape: {cut} is ", f"type: {whole} is I32", "not used: lm_head.weight"):
+        assert str(error.value).count(what) == 1
+    (folder / "model.safetensors").write_bytes(b"\x08\0\0")
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load_translator(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+        load_translator(folder)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(folder, name):
+    model = TRANSLATORS[name].model
+    layout = json.loads((folder / "tokenizer.json").read_text())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    with pytest.raises(TokenizerError, match="token that ends a text"):
+        Translator(model, Tokenizer(json.dumps(layout), {}))
+    layout["added_tokens"].append(layout["added_tokens"][0] | {"id": VOCAB, "content": "<|more|>"})
+    (folder / "tokenizer.json").write_text(json.dumps(layout))
+    with pytest.raises(CheckpointError, match=f"has {VOCAB + 1} tokens, and the model's source vocabulary {VOCAB}"):
+        load_translator(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(TokenizerError, match=r"has no tokenizer: looked for tokenizer\.json"):
+        load_translator(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    config["bos_token"] = "nowhere"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(TokenizerError):
+        load_translator(folder)
+
+
+# ---- config.json
+
+
+CONFIGS = {name: paired(name) for name in PAIRS} | {kind: recurrent_config(kind) for kind in RECURRENT}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_json_says_all_of_it(name):
+    raw = json.loads(json.dumps(write_config(CONFIGS[name])))
+    assert read_config(raw, "config.json") == CONFIGS[name]
+    assert raw["model_type"] == ("pair" if name in PAIRS else "recurrent_pair")
+    if name in PAIRS:
+        assert [layer["repeat"] for layer in raw["layers"]] == [2]
+        layers = CONFIGS[name].layers
+        changed = replace(CONFIGS[name], layers=(*layers, replace(layers[0], norm_at=("out",))))
+        raw = json.loads(json.dumps(write_config(changed)))
+        assert [layer["repeat"] for layer in raw["layers"]] == [2, 1]
+        assert read_config(raw, "config.json") == changed
+
+
+def leaves(value, path=()):
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(part, (*path, key))
+    else:
+        yield path
+
+
+def edited(raw, path, value):
+    raw = json.loads(json.dumps(raw))
+    inner = raw
+    for key in path[:-1]:
+        inner = inner[key]
+    if value is ...:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return raw
+
+
+@pytest.mark.parametrize("name", ["separate", "rms", "fed"])
+def test_every_damaged_key_is_named(name):
+    raw = write_config(CONFIGS[name])
+    for path in leaves(raw):
+        if path[0] in ("architectures", "model_type"):
+            continue
+        for wrong in ({"?": 1}, "nonsense", [3]):
+            with pytest.raises(ConfigError) as error:
+                read_config(edited(raw, path, wrong), "FOLDER/config.json")
+            assert str(error.value).startswith("FOLDER/config.json")
+            owner = [str(key) for key in path if isinstance(key, str)][-1]
+            assert owner in str(error.value) or "norm_at" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "says"),
+    [
+        ("pre", ("layers", 0, "mlp", "d_ff"), "72", r"json\.layers\[0\]\.mlp\.d_ff must be a whole number, got '72'"),
+        ("pre", ("layers", 0, "mlp", "wide"), 1, r"layers\[0\]\.mlp: keys that no MLPConfig has: wide"),
+        ("pre", ("layers", 0, "mlp", "d_ff"), ..., r"layers\[0\]\.mlp: missing keys: d_ff"),
+        ("pre", ("layers", 0, "repeat"), 0, r"layers\[0\]\.repeat must be a whole number from 1"),
+        ("pre", ("layers",), {}, r"config\.json\.layers must be a list"),
+        ("pre", ("layers", 0), 3, r"layers\[0\] must be an object, got 3"),
+        ("pre", ("encoder",), None, "encoder is missing"),
+        (
+            "pre",
+            ("positions",),
+            "round",
+            "positions must be one of 'learned', 'sinusoidal', 'sinusoidal halves', got 'round'",
+        ),
+        ("pre", ("d_model",), 40, "encoder and decoder must have the same d_model"),
+        ("pre", ("family",), "pair", "keys this family does not understand: family"),
+        ("pre", ("wobble",), 1, "keys that no ModelConfig has: wobble"),
+        ("fed", ("wobble",), 1, "keys that no RecurrentConfig has: wobble"),
+        ("fed", ("cell",), "tape", "cell must be one of 'gru', 'lstm'"),
+        ("fed", ("d_hidden",), ..., "missing keys: d_hidden"),
+    ],
+)
+def test_refusals_of_config_json(name, path, value, says):
+    with pytest.raises(ConfigError, match=says):
+        read_config(edited(write_config(CONFIGS[name]), path, value), "config.json")
+
+
+def test_a_key_that_does_not_matter_can_be_ignored(folder, name):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"wobble": 3}))
+    with pytest.raises(ConfigError, match="wobble"):
+        load_translator(folder)
+    same(load_translator(folder, ignore_keys=["wobble"]), TRANSLATORS[name])
