@@ -75,7 +75,9 @@ def install_packages() -> Path:
     lock = fingerprint(WEB, "package-lock.json")
     stamp = WEB / "node_modules" / ".fingerprint"
     if not (stamp.exists() and stamp.read_text() == lock):
-        done = subprocess.run([*npm, "ci", "--no-fund", "--no-audit", "--ignore-scripts"], cwd=WEB, **process_options(node))
+        done = subprocess.run(
+            [*npm, "ci", "--no-fund", "--no-audit", "--ignore-scripts"], cwd=WEB, **process_options(node)
+        )
         if done.returncode:
             raise PageError(
                 f"npm could not install the packages of {WEB / 'package-lock.json'} "

@@ -26,7 +26,7 @@ settings.load_profile("quick")
 
 @pytest.fixture(scope="session")
 def shared_file():
-    """Return the path of a file in ../shared/data, as in `shared_file("tinyshakespeare.txt")`. Skips if it is absent."""
+    """Return the path of a file in ../shared/data: `shared_file("tinyshakespeare.txt")`. Skips if it is absent."""
 
     def find(name: str) -> Path:
         path = HERE.parent.parent / "shared" / "data" / name
