@@ -1,6 +1,7 @@
 """The encoder-decoder: a training step beside torch.nn.Transformer, greedy writing beside transformers' MarianMTModel.
 
-    python bench/seq2seq_step.py [--only train write] [--dtypes float32 bfloat16] [--source 64] [--target 64] [--vocab 8192]
+    python bench/seq2seq_step.py [--only train write] [--dtypes float32 bfloat16] [--source 64] [--target 64]
+                                 [--vocab 8192]
 
 The model is `PairShape`'s default: 6 + 6 layers, 256 wide, 8 heads, post-norm, sinusoidal positions, one table for
 source, target and head. Both sides have the same weights and read the same sources, whose lengths are spread from half

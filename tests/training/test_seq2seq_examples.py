@@ -333,14 +333,14 @@ def test_another_place_is_refused(change, key):
 
 
 def test_a_batch_that_cannot_be_had_is_refused():
-    with pytest.raises(DataError, match=r"too few pairs: 10, and a batch has 12: lower batch to at most 10"):
+    with pytest.raises(DataError, match=r"too few examples: 10, and a batch has 12: lower batch to at most 10"):
         Seq2SeqLoader(many(10), 12, 0)
     with pytest.raises(DataError, match="lower batch to at most 8"):
         Seq2SeqLoader(many(10), 12, 0, 0, 4)
     for batch, rank, world in ((0, 0, 1), (10, 0, 3), (10, 2, 2)):
-        with pytest.raises(DataError, match="cannot be shared"):
+        with pytest.raises(DataError, match="cannot be divided"):
             Seq2SeqLoader(many(10), batch, 0, rank, world)
-        with pytest.raises(DataError, match="cannot be shared"):
+        with pytest.raises(DataError, match="cannot be divided"):
             next(seq2seq_eval_batches(many(10), batch, rank=rank, world_size=world))
 
 

@@ -92,8 +92,8 @@ class PackedLoader:
         self._orders: dict[int, Ints] = {}
         if context < 1 or batch < 1 or not 0 <= rank < world_size or batch % world_size:
             raise DataError(
-                f"a batch of {batch} rows of {context} tokens cannot be shared by {world_size} processes (this is number "
-                f"{rank}): the batch must be a multiple of the number of processes"
+                f"a batch of {batch} sequences of {context} tokens cannot be divided among {world_size} processes "
+                f"(this is rank {rank}): the batch size must be a multiple of the number of processes"
             )
         if self.n_tokens < batch * context:
             hint = f"lower context to at most {max(1, self.n_tokens // batch)}"

@@ -84,8 +84,8 @@ class Seq2SeqLoader:
         _check_share(batch, rank, world_size)
         if len(examples) < self.step_batch:
             raise DataError(
-                f"there are too few pairs: {len(examples):,}, and a batch has {self.step_batch:,}: lower batch to at most "
-                f"{max(1, len(examples) // accumulate // world_size * world_size):,}, or give more pairs"
+                f"too few examples: {len(examples):,}, and a batch has {self.step_batch:,}: lower batch to at most "
+                f"{max(1, len(examples) // accumulate // world_size * world_size):,}, or give more examples"
             )
 
     def steps_for(self, tokens: int) -> int:
