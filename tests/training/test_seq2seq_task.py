@@ -262,7 +262,7 @@ def test_pairs_that_cannot_be_used_are_refused(tmp_path):
         train(pair_config(tmp_path / "b"))
     with pytest.raises(DataError, match=r"too few examples: 72, and a batch has 100: lower batch to at most 72"):
         pair_run(tmp_path / "c", batch=100)
-    with pytest.raises(DataError, match=r"must be a glassformer.training.data.seq2seq_examples.Pair, got str"):
+    with pytest.raises(DataError, match=r"must be a Seq2SeqExample, got str"):
         train(pair_config(tmp_path / "d"), documents=lambda: iter(["a text"]))
     with pytest.raises(ConfigError, match="sample_prompt has 20 tokens"):
         pair_run(tmp_path / "e", sample_prompt="x" * 20)

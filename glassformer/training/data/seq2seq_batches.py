@@ -201,9 +201,9 @@ def _padded(side: TokenSequences, rows: Ints) -> tuple[Ints, Ints]:
     return np.where(column < lengths[:, None], side.tokens[places].astype(np.int64), PAD), lengths
 
 
-def _check_share(batch: int, rank: int, world: int) -> None:
-    if batch < 1 or not 0 <= rank < world or batch % world:
+def _check_share(batch: int, rank: int, world_size: int) -> None:
+    if batch < 1 or not 0 <= rank < world_size or batch % world_size:
         raise DataError(
-            f"a batch of {batch} pairs cannot be shared by {world} processes (this is number {rank}): the batch must "
-            "be a multiple of the number of processes"
+            f"a batch of {batch} examples cannot be divided among {world_size} processes (this is rank {rank}): "
+            "the batch size must be a multiple of the number of processes"
         )

@@ -108,7 +108,7 @@ def make_repeatable(source: ExampleSource) -> Iterable[Seq2SeqExample]:
     found = RepeatableSource(source) if callable(source) else list(source)
     for item in islice(found, 1):
         if not isinstance(item, Seq2SeqExample):
-            raise DataError(f"a pair must be a Pair of seq2seq_examples, got {type(item).__name__}")
+            raise DataError(f"a seq2seq example must be a Seq2SeqExample, got {type(item).__name__}")
     return found
 
 
