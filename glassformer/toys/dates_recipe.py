@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
 from glassformer.models.translator import Translator
 from glassformer.toys import dates
-from glassformer.training.config import TokenizerConfig, TrainConfig
+from glassformer.training.config import Seq2SeqTaskConfig, TokenizerConfig, TrainConfig
 from glassformer.training.data.seq2seq_examples import Seq2SeqExample
 from glassformer.training.tasks.seq2seq_scores import Seq2SeqScores, score_translations
 
@@ -37,8 +37,7 @@ def train_config(
     letters = task in ("reverse", "copy")
     return TrainConfig(
         out=out,
-        task="seq2seq",
-        model=SYSTEMS[system],
+        task=Seq2SeqTaskConfig(model=SYSTEMS[system]),
         tokenizer=TokenizerConfig(kind="char")
         if letters
         else TokenizerConfig(kind="bpe", vocab_size=512, digits_apart=True),

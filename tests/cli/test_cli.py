@@ -255,7 +255,10 @@ def test_training_on_pairs(capfd, tmp_path, sizes):
         (["train", "TEXT", "--out", "NEW", "--arch", "recurrent"], "--arch is an option of --task seq2seq"),
         (["train", "TEXT", "--task", "seq2seq", "--out", "NEW", "--rope-theta", "5"], "--rope-theta is an option of"),
         (["train", "TEXT", "--task", "seq2seq", "--out", "NEW", "--preset", "tiny"], "--preset is an option of"),
-        (["train", "TEXT", "--out", "NEW", "--label-smoothing", "0.1"], "label_smoothing is an option of task seq2seq"),
+        (
+            ["train", "TEXT", "--out", "NEW", "--label-smoothing", "0.1"],
+            "--label-smoothing is an option of --task seq2seq",
+        ),
         (["eval", "RUN"], "there is no DATA"),
         (["tokenizer", "decode", "RUN", "99999"], "99999"),
         (["bench", "RUN", "--rounds", "0"], "rounds must be"),

@@ -12,6 +12,7 @@ from glassformer.inspect.edits.edit import from_json
 from glassformer.models.translator import Translator
 from glassformer.server.example_text import SENTENCE, opening
 from glassformer.toys import dates_recipe as pair_recipe
+from glassformer.training.config import TrainConfig
 from glassformer.training.run.run_file import RunFile
 
 SOURCE, TARGET = "a dog ate", "the cat sat"
@@ -242,9 +243,9 @@ def test_a_run_is_opened_on_what_it_sampled_from(models, tmp_path):
     checkpoint.mkdir(parents=True)
     one = Translator(models["pair"].model, models["pair"].tokenizer, source=str(checkpoint))
     assert opening(one) == SENTENCE
-    RunFile({"sample_prompt": "the third of May"}, {}).write(tmp_path / "run")
+    RunFile(TrainConfig(sample_prompt="the third of May"), {}).write(tmp_path / "run")
     assert opening(one) == "the third of May"
-    RunFile({"sample_prompt": ""}, {}).write(tmp_path / "run")
+    RunFile(TrainConfig(), {}).write(tmp_path / "run")
     assert opening(one) == SENTENCE
     (tmp_path / "run" / "run.json").write_text("{")
     assert opening(one) == SENTENCE

@@ -90,7 +90,7 @@ def test_the_sample_shows_borders():
 
 
 def test_nothing_and_nonsense(tmp_path):
-    with pytest.raises(DataError, match="there is no document"):
+    with pytest.raises(DataError, match="the data has no documents"):
         check_documents(Texts([]))
     with pytest.raises(DataError, match="no such file"):
         check_documents([str(tmp_path / "x")])

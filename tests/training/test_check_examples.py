@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 from tiny_runs import memory_folder
-from tiny_seq2seq import pair_config, some_pairs
+from tiny_seq2seq import seq2seq_config, some_examples
 
 from glassformer.errors import DataError
 from glassformer.text.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ def tmp_path():
 @pytest.fixture
 def file(tmp_path):
     """80 pairs; after them each fault, a copy of line 3, and another target for the source of line 5."""
-    pairs = some_pairs()
+    pairs = some_examples()
     lines = [f"{p.source}\t{p.target}" for p in pairs]
     path = tmp_path / "p.tsv"
     path.write_text("\n".join([*lines, *FAULTS, lines[2], f"{pairs[4].source}\tother"]) + "\n")
@@ -35,7 +35,7 @@ def file(tmp_path):
 
 def test_it_says_what_training_does(tmp_path, file):
     """The same counts, the same reasons and places, as a run with the same settings keeps."""
-    train(pair_config(tmp_path / "run", data=(str(file),), tokenizer=TokenizerConfig(), steps=1))
+    train(seq2seq_config(tmp_path / "run", data=(str(file),), tokenizer=TokenizerConfig(), steps=1))
     report = check_examples(file, Tokenizer.load(tmp_path / "run" / "tokenizer"), context=16, held_out=0.1)
     kept = json.loads((tmp_path / "run" / "data" / "pairs.json").read_text())
     assert (report.train, report.held_out, report.skipped) == (kept["train"], kept["held_out"], kept["left_out"])
@@ -122,13 +122,13 @@ def test_what_cannot_be_used_is_refused(tmp_path, file):
     with pytest.raises(DataError, match=r"good.tsv:2: source of more than 8 tokens: 9 tokens"):
         check_examples(good, context=8, strict=True)
     good.write_text("a\t" + "b" * 9 + "\n" + "x" * 9 + "\ty\n")
-    with pytest.raises(DataError, match=r"no pair is left to use: 1 target of .*; 1 source of more than 8"):
+    with pytest.raises(DataError, match=r"there are no usable examples: 1 target of .*; 1 source of more than 8"):
         check_examples(good, context=8)
     with pytest.raises(DataError, match="context must be at least 2"):
         check_examples(file, context=0)
     with pytest.raises(DataError, match="source_context must be at least 1"):
         check_examples(file, source_context=-1)
-    with pytest.raises(DataError, match="held_out must be a share"):
+    with pytest.raises(DataError, match="held_out must be above 0"):
         check_examples(file, held_out=0.9)
     with pytest.raises(DataError, match="no such file"):
         check_examples(tmp_path / "nothing.tsv")

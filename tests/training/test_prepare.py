@@ -67,7 +67,7 @@ def test_dtype_is_chosen_by_the_vocabulary(tmp_path, vocab_size, dtype):
 
 
 def test_ids_beyond_the_vocabulary_are_refused(tmp_path):
-    with pytest.raises(DataError, match="gave id 195, its vocab_size is 128"):
+    with pytest.raises(DataError, match="returned id 195, its vocab_size is 128"):
         prepare(Texts(stories(20)), ByteTokenizer(128, None), tmp_path / "data")
 
 
@@ -151,7 +151,7 @@ def test_share_and_cap_of_tails(tmp_path):
 
 
 def test_options_for_files_are_not_ignored_for_documents(tmp_path):
-    with pytest.raises(DataError, match="give them to Sources"):
+    with pytest.raises(DataError, match="give them to DocumentFiles"):
         prepare(Texts(["a"]), ByteTokenizer(), tmp_path / "data", separator="x")
 
 
@@ -176,11 +176,11 @@ def test_held_out_given(tmp_path):
 
 def test_nothing_held_out_and_nothing_to_train_on(tmp_path):
     assert prepare(Texts(["abc"]), ByteTokenizer(), tmp_path / "a", held_out=0.0).held_out.n_documents == 0
-    with pytest.raises(DataError, match="nothing is left to train on: 1 training documents equal"):
+    with pytest.raises(DataError, match="there is no training document: 1 training documents are equal"):
         prepare(Texts(["abc"]), ByteTokenizer(), tmp_path / "b", held_out_sources=Texts(["abc"]))
-    with pytest.raises(DataError, match="nothing is left to train on: there is no document"):
+    with pytest.raises(DataError, match="there is no training document: the data has no documents"):
         prepare(Texts([]), ByteTokenizer(), tmp_path / "b")
-    with pytest.raises(DataError, match=r"held_out must be a share from 0 to 0.5, got 5.0"):
+    with pytest.raises(DataError, match=r"held_out must be from 0 to 0.5, got 5.0"):
         prepare(Texts(["abc"]), ByteTokenizer(), tmp_path / "b", held_out=5.0)
     assert not (tmp_path / "b").exists()
     assert not list(tmp_path.glob(".*"))
@@ -243,13 +243,13 @@ def test_another_folder_is_never_overwritten(tmp_path):
     (tmp_path / "file").write_text("x")
     for name in ("photos", "file"):
         for rebuild in (False, True):
-            with pytest.raises(DataError, match="holds something else"):
+            with pytest.raises(DataError, match="holds other files"):
                 prepare(Texts(stories(9)), ByteTokenizer(), tmp_path / name, rebuild=rebuild)
     assert (tmp_path / "photos/a.png").exists()
 
 
 def test_texts_where_documents_belong(tmp_path):
-    with pytest.raises(DataError, match=r"got str: wrap texts in Texts"):
+    with pytest.raises(DataError, match=r"got str: use Texts"):
         prepare(iter(["abc"]), ByteTokenizer(), tmp_path / "data")  # pyright: ignore[reportArgumentType]
 
 

@@ -225,7 +225,7 @@ def test_texts_in_memory():
     assert not Texts(iter("ab")).repeatable
     twice = Texts(lambda: (str(i) for i in range(3)))
     assert texts(twice) == texts(twice) != []
-    with pytest.raises(DataError, match="text#1: a text must be a string, got bytes"):
+    with pytest.raises(DataError, match="text#1: a document must be a string, got bytes"):
         list(Texts(iter([b"x"])))  # pyright: ignore[reportArgumentType]
 
 
