@@ -34,12 +34,12 @@ def opened(open_page, pairs, model, **place):
 
 def reason(view):
     """Why there is no picture."""
-    return said(view.locator("gf-refused [role=status] p").first)
+    return said(view.locator("gf-notice [role=status] p").first)
 
 
 def drawn(view):
     """The alignment's canvas as shares."""
-    canvas = view.locator("gf-aligned gf-matrix canvas").first
+    canvas = view.locator("gf-alignment-matrix gf-matrix canvas").first
     canvas.wait_for()
     return shares(canvas)
 
@@ -57,20 +57,20 @@ def test_an_encoder_decoder(open_page, pairs, translators):
     assert all(abs(value - 100 * probs[2, key]) <= 0.11 for key, value in bars.items())
     assert 3 in bars
 
-    lines = [said(one) for one in view.locator("gf-worked ol > li").all()]
+    lines = [said(one) for one in view.locator("gf-attention-steps ol > li").all()]
     q, k = t["blocks.1.cross.q_rot"][2, 2].double(), t["blocks.1.cross.k_rot"][3, 2].double()
     assert close(numbers(lines[0].split("[0]:")[1])[2], q[0] * k[0])
     assert close(numbers(lines[1])[-1], q @ k)
     assert close(numbers(lines[5])[-1], 100 * probs[2, 3], 2)
-    strips = view.locator("gf-worked gf-strip canvas").all()
+    strips = view.locator("gf-attention-steps gf-strip canvas").all()
     size = (q * k).abs().max().item()
     assert np.abs(signed(strips[2], "plain", size)[0] - (q * k).numpy()).max() <= SIGNED_BOUND * size
     assert np.abs(shares(strips[3])[0] - probs[2]).max() <= SHARE_BOUND
 
     view.get_by_role("button", name="self, block 0 of the encoder").click()
-    view.get_by_role("heading", name="The encoder's attention, worked out: block 0, head 2").wait_for()
+    view.get_by_role("heading", name="Encoder self-attention, step by step: block 0, head 2").wait_for()
     inner = t["encoder.blocks.0.attn.probs"][2, 2, 3].item()
-    assert close(numbers(said(view.locator("gf-worked ol > li").nth(5)))[-1], 100 * inner, 2)
+    assert close(numbers(said(view.locator("gf-attention-steps ol > li").nth(5)))[-1], 100 * inner, 2)
 
 
 def test_arrows_move_along_the_target_and_the_source(open_page, pairs, translators):
@@ -95,8 +95,8 @@ def test_a_recurrent_model_and_the_same_pair_through_others(open_page, pairs, tr
     for canvas, real in zip(strips, (state, t["rnn.probs"][3, 1].item() * state, context), strict=True):
         assert np.abs(signed(canvas, "value", size)[0] - real).max() <= SIGNED_BOUND * size
 
-    view.get_by_role("button", name="Read it with pair, blind").click()
-    small = view.locator("gf-aligned[small] gf-matrix canvas")
+    view.get_by_role("button", name="Compare with pair, blind").click()
+    small = view.locator("gf-alignment-matrix[small] gf-matrix canvas")
     small.wait_for()
     real = translators["pair"].trace(SOURCE, TARGET).alignment().probs.numpy()
     assert np.abs(shares(small) - real).max() <= SHARE_BOUND
@@ -123,7 +123,7 @@ def test_the_cache_has_a_row_for_the_source(open_page, pairs, translators):
     view.get_by_text(held(1)).wait_for()
     assert [numbers(said(one))[-1] for one in view.locator(".layer.source").all()] == [len(t.source)] * n_layers
     view.get_by_text("the same logits").wait_for()
-    view.get_by_text("reading the source, once").wait_for()
+    view.get_by_text("encoding the source, once").wait_for()
 
 
 def test_tables_of_a_recurrent_model(open_page, pairs, translators):
@@ -138,11 +138,11 @@ def test_tables_of_a_recurrent_model(open_page, pairs, translators):
         ("output", model.head_weight, t.ids[2]),
     ):
         view.get_by_role("button", name=f"{table} table").click()
-        view.get_by_text(f"is row {token}, of length").wait_for()
+        view.get_by_text(f"is row {token}, with norm").wait_for()
         row = rows[token].detach().double().numpy()
         top = np.abs(row).max()
         strip = view.locator("gf-strip").first
-        strip.get_by_text(f"{len(row)} numbers").wait_for()
+        strip.get_by_text(f"{len(row)} values").wait_for()
         assert np.abs(signed(strip.locator("canvas"), "residual", top)[0] - row).max() <= SIGNED_BOUND * top
         view.locator("svg circle").first.wait_for()
 
@@ -152,8 +152,8 @@ def test_axe_finds_nothing_serious_and_nothing_is_scrolled_sideways(open_page, p
     if not AXE.is_file():
         missing(f"{AXE}: `make page` brings it")
     page = opened(open_page, pairs, model, query=1, key=1)
-    page.get_by_role("button", name="Read it with").click()
-    page.locator(".several gf-aligned").first.wait_for()
+    page.get_by_role("button", name="Compare with").click()
+    page.locator(".several gf-alignment-matrix").first.wait_for()
     page.wait_for_load_state("networkidle")
     page.evaluate(AXE.read_text())
     for width, height, scheme in ((1280, 800, "light"), (1280, 800, "dark"), (390, 844, "light")):
@@ -173,14 +173,14 @@ def test_the_cell_looked_at_is_hidden_and_the_text_written_anew(open_page, pairs
     point = {"point": "blocks.1.cross.scores", "head": 2} if model == "pair" else {"point": "rnn.scores"}
     edit = {"op": "knockout", **point, "query": 0, "key": 2}
     target = {"_target": TARGET} if given else {}
-    page = open_page(pairs.url + at("alignment", SOURCE, model=model, write=5, query=0, key=2, **place, **target))
-    cause, view = page.locator("gf-view-alignment gf-cause"), page.locator("gf-view-alignment")
-    cause.get_by_role("button", name="Hide key 2 from query 0 here, and write anew").click()
+    page = open_page(pairs.url + at("alignment", SOURCE, model=model, max_tokens=5, query=0, key=2, **place, **target))
+    cause, view = page.locator("gf-view-alignment gf-causal-test"), page.locator("gf-view-alignment")
+    cause.get_by_role("button", name="Mask key 2 for query 0, generate again").click()
     cause.locator("dl").wait_for()
     for shown, edits in zip(cause.locator("dd").all_inner_texts(), ([], [from_json(edit)]), strict=True):
         real = "".join(one.trace(SOURCE, max_tokens=5, edit=edits).target_tokens)
         assert shown == real.translate({32: "·", 10: "⏎", 9: "⇥", 13: "␍"})
-    cause.get_by_role("button", name="Keep the edit, and look around").click()
+    cause.get_by_role("button", name="Keep this edit").click()
     page.wait_for_function("location.hash.includes('knockout')")
     if model == "pair":
         view.get_by_role("button", name="one head").click()
@@ -194,9 +194,9 @@ def test_the_cell_looked_at_is_hidden_and_the_text_written_anew(open_page, pairs
 
 
 def test_a_decoders_own_heads_are_tried_too(open_page, pairs):
-    page = open_page(pairs.url + at("cell", SOURCE, model="pair", write=5, query=1, key=0, _target=TARGET))
-    cause = page.locator("gf-view-cell gf-cause")
-    cause.get_by_role("button", name="Hide key 0 from query 1 here").click()
+    page = open_page(pairs.url + at("cell", SOURCE, model="pair", max_tokens=5, query=1, key=0, _target=TARGET))
+    cause = page.locator("gf-view-cell gf-causal-test")
+    cause.get_by_role("button", name="Mask key 0 for query 1").click()
     cause.locator("dl").wait_for()
 
 
@@ -226,8 +226,8 @@ def test_a_change_of_the_model_changes_the_picture(open_page):
 @pytest.mark.parametrize(
     ("model", "chosen", "how", "shape"),
     [
-        ("pair", {"_over": "heads", "_side": "cross"}, {"over": "heads", "attention": "cross"}, (2, 4)),
-        ("pair", {"_over": "cells", "_side": "encoder"}, {"over": "cells", "attention": "encoder"}, (2, 5)),
+        ("pair", {"_over": "heads", "_sweep_attention": "cross"}, {"over": "heads", "attention": "cross"}, (2, 4)),
+        ("pair", {"_over": "cells", "_sweep_attention": "encoder"}, {"over": "cells", "attention": "encoder"}, (2, 5)),
         ("additive", {}, {"over": "positions"}, (1, 5)),
     ],
 )
@@ -239,11 +239,11 @@ def test_a_sweep_goes_through_either_side(open_page, pairs, translators, model, 
         values[0 if shape[0] == 1 else row.layer, row.position if row.head is None else row.head] = row.change
     address = at("fork", SOURCE, model=model, _target=TARGET, _sweep=1, query=2, **chosen)
     page = open_page(pairs.url + address)
-    page.locator("gf-fork-sweep").get_by_text(f"{len(rows)} of {len(rows)}").wait_for()
-    view = page.locator("gf-fork-sweep")
+    page.locator("gf-sweep").get_by_text(f"{len(rows)} of {len(rows)}").wait_for()
+    view = page.locator("gf-sweep")
     canvas = view.locator("gf-matrix canvas")
     assert np.abs(signed(canvas, "plain", values.max()) - values).max() <= SIGNED_BOUND * values.max()
     if model == "additive":
-        assert view.get_by_label("What is gone through").locator("option").all_inner_texts() == [
-            "every token of the source"
+        assert view.get_by_label("Sweep over").locator("option").all_inner_texts() == [
+            "every source token"
         ]

@@ -32,34 +32,34 @@ def text_of(shown: str) -> str:
 
 def test_a_cell_is_stepped_through_by_keys_and_by_buttons(open_page, served, trace):
     page = open_page(served.url + at("cell", layer=2, head=1, query=20, key=11))
-    stages = page.locator("gf-worked ol > li")
+    stages = page.locator("gf-attention-steps ol > li")
     stages.first.wait_for()
     assert stages.count() == 7
-    current = page.locator("gf-worked li[aria-current=step]")
+    current = page.locator("gf-attention-steps li[aria-current=step]")
     assert current.count() == 0
     cell = trace.cell(layer=2, head=1, query=20, key=11)
     last = {0: cell.products[0], 1: cell.sum, 3: cell.score, 4: cell.exp, 6: cell.z[0]}
     for i in range(7):
         if i % 2:
-            page.get_by_role("button", name="one stage on").click()
+            page.get_by_role("button", name="next stage").click()
         else:
             page.keyboard.press(".")
         page.get_by_text(f"stage {i + 1} of 7").wait_for()
         assert current.count() == 1
         assert current.inner_text() == stages.nth(i).inner_text()
         if i in last:
-            said_now = said(current.locator("p.worked").first).split("(less")[0]
+            said_now = said(current.locator("p.worked").first).split("(the row")[0]
             assert close(numbers(said_now)[-1], last[i]), i
     assert int(current.locator(".num").first.evaluate("e => getComputedStyle(e).fontWeight")) >= 700
     page.keyboard.press(".")  # the last one stays
     page.keyboard.press(",")
     page.get_by_text("stage 6 of 7").wait_for()
-    assert place(page)["_part"] == "5"
+    assert place(page)["_cell_stage"] == "5"
     page.keyboard.press("ArrowUp")  # and the arrows move what they moved before
     page.wait_for_function("() => location.hash.includes('query=19')")
     page.get_by_text("stage 6 of 7").wait_for()
     page.get_by_text("arrows: key, query").wait_for()
-    page.get_by_text(", and .: the cell's stages").wait_for()
+    page.get_by_text(", and .: stages").wait_for()
     page.locator("gf-header textarea").press_sequentially(" .")
     page.get_by_text("stage 6 of 7").wait_for()
 
@@ -92,7 +92,7 @@ def test_without_the_scale_every_later_number_is_another(open_page, served, trac
     top = np.abs(v[18]).max()
     drawn = signed(strips.nth(6), "value", top)[0]
     assert np.abs(drawn - np.clip(probs @ v, -top, top)).max() <= SIGNED_BOUND * top
-    largest = numbers(said(view.get_by_text("The largest share goes from")))
+    largest = numbers(said(view.get_by_text("The largest weight changes from")))
     scale = np.exp(scores / np.sqrt(len(q)) - (scores / np.sqrt(len(q))).max())
     assert abs(largest[0] - 100 * (scale / scale.sum()).max()) <= 0.06
     assert abs(largest[1] - 100 * probs.max()) <= 0.06
@@ -103,7 +103,7 @@ def test_without_the_scale_every_later_number_is_another(open_page, served, trac
 
 
 def test_the_merges_of_a_word_are_stepped(open_page, served, lm):
-    page = open_page(served.url + at("tokenizer", text="found", write=0, _word="found"))
+    page = open_page(served.url + at("tokenizer", text="found", max_tokens=0, _word="found"))
     steps = [list(step.parts) for step in lm.merges(word="found").steps]
     rows = page.locator("gf-view-tokenizer .tree li")
     rows.nth(len(steps) - 1).wait_for()
@@ -112,7 +112,7 @@ def test_the_merges_of_a_word_are_stepped(open_page, served, lm):
         page.wait_for_function(f"() => location.hash.includes('_merge={left - 1}')")
         rows.nth(left).wait_for(state="detached")
         assert [row.locator(".piece").all_inner_texts() for row in rows.all()] == steps[:left]
-    page.get_by_role("button", name="one merge on").click()
+    page.get_by_role("button", name="next merge").click()
     rows.nth(1).wait_for()
     assert rows.nth(1).locator(".piece.new").inner_text() in steps[1]
 
@@ -121,17 +121,17 @@ def test_the_input_table_against_the_output_table(open_page, lm):
     model = tiny("qwen3", vocab_size=len(lm.model.embed.weight), context_length=64)
     assert model.head is not None
     with Served({"untied": glassformer.LanguageModel(model, lm.tokenizer)}) as served:
-        page = open_page(served.url + at("embedding", text="Once Max got a key.", write=0))
+        page = open_page(served.url + at("embedding", text="Once Max got a key.", max_tokens=0))
         view = page.locator("gf-view-embedding")
         find = view.get_by_label("Token to look up, by its text")
         find.fill(" Quito")
         find.press("Enter")
         token = lm.tokenizer.encode(" Quito", bare=True)[0]
         view.get_by_text(f"is row {token},").wait_for()
-        view.get_by_text("The two point apart").wait_for()
+        view.get_by_text("Cosine similarity of the two rows").wait_for()
         row, other = (table[token].detach().double() for table in (model.embed.weight, model.head.weight))
         cosine = (row @ other / (row.norm() * other.norm())).item()
-        assert abs(numbers(said(view.get_by_text("The two point apart")))[0] - cosine) <= 6e-4
+        assert abs(numbers(said(view.get_by_text("Cosine similarity of the two rows")))[0] - cosine) <= 6e-4
         top = other.abs().max().item()
         drawn = signed(view.locator("gf-strip canvas").nth(1), "residual", top)[0]
         assert np.abs(drawn - other.numpy()).max() <= SIGNED_BOUND * top
@@ -143,7 +143,7 @@ def test_the_input_table_against_the_output_table(open_page, lm):
 def test_all_at_once_or_one_by_one_is_measured(open_page, served):
     page = open_page(served.url + at("tracks", query=9))
     view = page.locator("gf-view-tracks")
-    view.get_by_role("button", name="Measure it now").click()
+    view.get_by_role("button", name="Measure").click()
     view.locator("gf-bars tr").nth(1).wait_for()
     n = page.locator("gf-tokens button").count() - 1
     together, alone = (numbers(said(row)) for row in view.locator("gf-bars tr").all())
@@ -158,7 +158,7 @@ def test_all_at_once_or_one_by_one_is_measured(open_page, served):
 def test_heads_are_sorted_by_a_score(open_page, served, trace):
     page = open_page(served.url + at("grid", layer=0, head=0, query=12, key=4))
     page.get_by_label("Order of the heads").select_option("duplicate")
-    heads = page.locator("gf-grid-sorted button")
+    heads = page.locator("gf-sorted-grid button")
     heads.first.wait_for()
     scores = trace.roles().scores.duplicate
     order = scores.flatten().argsort(descending=True).tolist()
@@ -233,10 +233,10 @@ def test_a_role_opens_its_evidence(open_page, served, trace):
     same = [(probs[q, k], q, k) for q in range(len(probs)) for k in range(q) if trace.ids[k] == trace.ids[q]]
     share, query, key = max(same)
     assert tuple(evidence[layer][head][:2]) == (query, key)
-    shown = view.get_by_text(f"Block {layer}, head {head} is clearest at token {query}")
+    shown = view.get_by_text(f"Block {layer}, head {head} scores highest at token {query}")
     shown.wait_for()
     assert f"{100 * share:.1f}%" in said(shown)
-    view.get_by_role("button", name="Open this cell").click()
+    view.get_by_role("button", name="Open in attention view").click()
     page.locator("gf-view-cell ol").wait_for()
     where = {name: int(place(page)[name]) for name in ("layer", "head", "query", "key")}
     assert where == {"layer": layer, "head": head, "query": query, "key": key}
@@ -295,8 +295,8 @@ def test_draws_fall_as_the_bars_say(open_page, served, trace):
     last = trace.n_prompt - 1
     page = open_page(served.url + at("lens", query=last, seed=3, _temperature=2))
     view = page.locator("gf-lens-sampling")
-    view.get_by_role("button", name="Draw 1,000 times").click()
-    drawn = view.locator(".stage").filter(has_text="drawn")
+    view.get_by_role("button", name="Sample 1,000 times").click()
+    drawn = view.locator(".stage").filter(has_text="sampled")
     drawn.locator("tr").first.wait_for()
 
     def check(seed):
@@ -306,15 +306,15 @@ def test_draws_fall_as_the_bars_say(open_page, served, trace):
         return shown
 
     first = check(3)
-    view.get_by_role("button", name="Draw 1,000 times").click()
-    page.wait_for_function("() => location.hash.includes('_draw=1')")
+    view.get_by_role("button", name="Sample 1,000 times").click()
+    page.wait_for_function("() => location.hash.includes('_sample_seed=1')")
     page.wait_for_load_state("networkidle")
     assert check(4) != first
-    view.get_by_role("button", name="Draw one").click()
-    view.get_by_text("drawn:").wait_for()
+    view.get_by_role("button", name="Sample once").click()
+    view.get_by_text("sampled:").wait_for()
     real = trace.sampling(position=last, temperature=2.0, top=12, draws=1, seed=4)
     best = [token.text for token, n in zip(real.tokens, real.draws, strict=True) if n]
-    assert best == [] or best[0] == text_of(said(view.get_by_text("drawn:").locator(".tok")))
+    assert best == [] or best[0] == text_of(said(view.get_by_text("sampled:").locator(".tok")))
 
 
 # ---- 12: the cache
@@ -328,11 +328,11 @@ def test_the_cache_is_switched_off_and_stepped(open_page, served, lm, trace):
     status = view.locator("p[role=status]").first
     assert [int(one) for one in numbers(said(status))][-1] == n
     view.get_by_role("button", name="cache off").click()
-    view.get_by_text("Nothing is kept").wait_for()
+    view.get_by_text("Without a cache").wait_for()
     again = prompt + sum(range(prompt + 1, n + 1))
     assert again in numbers(said(status))
     page.keyboard.press(",")
-    view.get_by_text(f"for the {n - 1}", exact=False).first.wait_for()
+    view.get_by_text(f"the {n - 1}", exact=False).first.wait_for()
     assert again - n in numbers(said(status))
     slots = [numbers(said(one))[-2] for one in view.locator(".layer").all()]
     assert slots == [n - 1] * lm.config.n_layers
@@ -341,8 +341,8 @@ def test_the_cache_is_switched_off_and_stepped(open_page, served, lm, trace):
 # ---- the walk
 
 CAPTION = """old => {
-  const side = document.querySelector('gf-app').shadowRoot.querySelector('gf-side');
-  const caption = side.shadowRoot.querySelector('gf-caption');
+  const side = document.querySelector('gf-app').shadowRoot.querySelector('gf-sidebar');
+  const caption = side.shadowRoot.querySelector('gf-tour-caption');
   const now = caption?.shadowRoot.textContent ?? '';
   return now.trim() !== '' && now !== old;
 }"""
@@ -352,7 +352,7 @@ def test_every_caption_says_the_numbers_that_stand_beside_it(open_page, served, 
     query, layer, head = trace.n_prompt - 1, 1, 3
     key = int(trace["blocks.1.attn.probs"][3, query].argmax())
     page = open_page(served.url + at("cell", layer=layer, head=head, query=query, key=key, step=0))
-    caption = page.locator("gf-side gf-caption")
+    caption = page.locator("gf-sidebar gf-tour-caption")
     cell = trace.cell(layer=layer, head=head, query=query, key=key)
     qkv = trace.qkv(layer=layer, head=head, position=query, dim=0)
     heads = trace.heads(layer=layer, position=query)
@@ -369,14 +369,14 @@ def test_every_caption_says_the_numbers_that_stand_beside_it(open_page, served, 
     ]  # fmt: skip
     before = ""
     for i, real in enumerate(expected):
-        page.locator("gf-side .walk").get_by_text(f"{i + 1} of 13").wait_for()
+        page.locator("gf-sidebar .tour").get_by_text(f"{i + 1} of 13").wait_for()
         page.wait_for_function(CAPTION, arg=before)
         before = caption.evaluate("e => e.shadowRoot.textContent")
         words = " ".join(said(one) for one in caption.locator("p").all())
         for value in map(float, real):
             assert any(close(one, value, 2) for one in numbers(words)), (i, value, words)
         if i < 11:
-            page.locator("gf-side .walk").get_by_role("button", name="Next").click()
+            page.locator("gf-sidebar .tour").get_by_role("button", name="Next").click()
 
 
 # ---- for everybody
@@ -384,7 +384,7 @@ def test_every_caption_says_the_numbers_that_stand_beside_it(open_page, served, 
 
 def test_a_strip_is_a_table_while_it_has_the_focus(open_page, served, trace):
     page = open_page(served.url + at("cell", layer=2, head=1, query=20, key=11))
-    strip = page.locator("gf-worked gf-strip").first
+    strip = page.locator("gf-attention-steps gf-strip").first
     strip.wait_for()
     assert strip.locator("table").count() == 0
     strip.locator(".frame").focus()

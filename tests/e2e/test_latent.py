@@ -19,7 +19,7 @@ def deepseek():
 
 
 def opened(open_page, served, dim):
-    page = open_page(served.url + at("qkv", TEXT, write=0, layer=LAYER, head=HEAD, query=QUERY, _dim=dim))
+    page = open_page(served.url + at("qkv", TEXT, max_tokens=0, layer=LAYER, head=HEAD, query=QUERY, _dim=dim))
     view = page.locator("gf-view-qkv")
     view.locator(".three").wait_for()
     return view
@@ -35,9 +35,9 @@ def test_the_latents_and_what_is_made_of_them(open_page, deepseek):
     t, attention = lm.trace(TEXT), lm.model.blocks[LAYER].attn
     view, name, shared, size = opened(open_page, served, 9), f"blocks.{LAYER}.attn", 8, 14
     c_kv = t[f"{name}.latent"][QUERY]
-    drawn(view.get_by_label("latent of key and value, normed"), "residual", c_kv, c_kv.abs().max().item())
+    drawn(view.get_by_label("latent of key and value, normalised"), "residual", c_kv, c_kv.abs().max().item())
     c_q = attention.q.norm(attention.q.reduce(t[f"{name}.x"][QUERY]))
-    drawn(view.get_by_label("latent of the query, normed"), "residual", c_q, c_q.abs().max().item())
+    drawn(view.get_by_label("latent of the query, normalised"), "residual", c_q, c_q.abs().max().item())
     k, k_rot = t[f"{name}.k"][QUERY, HEAD], t[f"{name}.k_rot"][QUERY, HEAD]
     top = max(k.abs().max().item(), k_rot.abs().max().item())
     key = view.locator(".one").nth(1)
@@ -49,14 +49,14 @@ def test_the_latents_and_what_is_made_of_them(open_page, deepseek):
     products = row * c_kv
     drawn(key.locator("gf-strip").nth(2), "plain", products, products.abs().max().item())
     assert close(numbers(said(key.locator("gf-formula")))[-1], products.sum().item())
-    assert "first 8 numbers" in said(view.locator("section > p"))
+    assert "first 8 dimensions" in said(view.locator("section > p"))
 
 
 def test_a_part_of_the_key_that_all_heads_share_and_a_value_that_is_shorter(open_page, deepseek):
     served, lm = deepseek
     x, attention = lm.trace(TEXT)[f"blocks.{LAYER}.attn.x"][QUERY], lm.model.blocks[LAYER].attn
     key = opened(open_page, served, 3).locator(".one").nth(1)
-    assert "W_kr, and its products with x" in said(key)
+    assert "W_kr, and its elementwise product with x" in said(key)
     assert close(numbers(said(key.locator("gf-formula")))[-1], attention.kv(x)[3].item())
     value = opened(open_page, served, 12).locator(".one").nth(2)
-    assert "it has 10 numbers, and none at 12" in said(value)
+    assert "has only 10 dimensions, no index 12" in said(value)

@@ -19,7 +19,7 @@ ASK = f"{STORY}\nWhere is the shell?"
 
 def at(view: str, text: str = ASK, **place) -> str:
     """An address of the page."""
-    fields = {"text": text, "write": 4, "step": -1, **place}
+    fields = {"text": text, "max_tokens": 4, "step": -1, **place}
     return f"/#/{view}?" + "&".join(f"{name}={quote(str(value))}" for name, value in fields.items())
 
 
@@ -52,11 +52,11 @@ def test_it_opens_with_a_story_its_tokens_the_map_and_a_head_that_does_something
     trace = lm.trace(text, max_tokens=10, temperature=0)
     shown = page.locator("gf-tokens button").all_inner_texts()
     assert [one.replace("·", " ").replace("⏎", "\n") for one in shown] == list(trace.tokens)
-    assert page.locator("gf-tokens button.written").all_inner_texts() == shown[trace.n_prompt :]
-    assert page.locator("gf-map li.block").count() == lm.config.n_layers
+    assert page.locator("gf-tokens button.generated").all_inner_texts() == shown[trace.n_prompt :]
+    assert page.locator("gf-model-map li.block").count() == lm.config.n_layers
     heads = torch.tensor(trace.attribution(position=trace.n_prompt - 1).heads)
     layer, head = divmod(int(heads.argmax()), heads.shape[1])
-    assert page.locator("gf-view-cell gf-where").evaluate(
+    assert page.locator("gf-view-cell gf-head-picker").evaluate(
         "e => [...e.shadowRoot.querySelectorAll('select')].map(s => +s.value)"
     ) == [layer, head]
     probs = trace[f"blocks.{layer}.attn.probs"][head].numpy()
@@ -105,7 +105,7 @@ def test_cell(open_page, served, trace):
     product = numbers(lines[2])
     assert close(product[0], q @ k[11])
     assert close(product[2], scores[11])
-    assert "may be seen" in lines[3]
+    assert "is visible" in lines[3]
     exp = (scores - scores.max()).exp()
     assert close(numbers(lines[4])[2], exp[11])
     share = numbers(said(view.locator("ol > li").nth(5).locator("p.worked")))
@@ -140,7 +140,7 @@ def test_cell(open_page, served, trace):
 def test_cell_of_a_key_that_comes_later(open_page, served):
     page = open_page(served.url + at("cell", layer=0, head=0, query=3, key=9))
     page.locator("gf-view-cell ol").wait_for()
-    assert "comes later and may not be seen" in said(page.locator("gf-view-cell ol > li").nth(3))
+    assert "is a later token and is masked" in said(page.locator("gf-view-cell ol > li").nth(3))
     assert "0.00%" in said(page.locator("gf-view-cell ol > li").nth(5))
 
 
@@ -166,7 +166,7 @@ def test_qkv(open_page, served, lm, trace):
 
 def test_grid(open_page, served, lm, trace):
     page = open_page(served.url + at("grid", layer=2, head=3, query=12, key=4))
-    page.locator("gf-pinned gf-matrix").wait_for()
+    page.locator("gf-query-heads gf-matrix").wait_for()
     rows = page.locator("gf-grid-row")
     assert rows.count() == lm.config.n_layers
     for layer in range(lm.config.n_layers):
@@ -178,7 +178,7 @@ def test_grid(open_page, served, lm, trace):
             drawn = shares(rows.nth(layer).locator("canvas").nth(head))
             assert np.abs(drawn - small[head])[visible].max() <= SHARE_BOUND + 0.5 / 255
             assert abs(drawn[visible].max() - probs[head].max().item()) <= SHARE_BOUND + 0.5 / 255
-    pinned = shares(page.locator("gf-pinned canvas"))[:, :13]
+    pinned = shares(page.locator("gf-query-heads canvas"))[:, :13]
     assert np.abs(pinned - trace["blocks.2.attn.probs"][:, 12, :13].numpy()).max() <= SHARE_BOUND
     page.locator("gf-pattern canvas").hover(position={"x": 40, "y": 300})
     shown = said(page.locator("gf-pattern gf-matrix .say"))
@@ -202,8 +202,8 @@ def test_heads(open_page, served, lm, trace):
         assert close(length, parts[h].norm())
         assert abs(share - 100 * (parts[h] @ out / (out @ out)).item()) <= 0.06
         assert np.abs(signed(row.locator("canvas").nth(1), "residual", top)[0] - parts[h].numpy()).max() <= 0.02 * top
-    view.get_by_role("button", name="mute head 1").click()
-    view.get_by_text("what is added changes by").wait_for()
+    view.get_by_role("button", name="exclude head 1").click()
+    view.get_by_text("the output changes by").wait_for()
     left = out - parts[1]
     assert close(numbers(said(view.locator("tr.sum")))[-1], left.norm())
     drawn = signed(view.locator("tr.sum canvas"), "residual", top)[0]
@@ -230,7 +230,7 @@ def test_block(open_page, served, lm, trace):
     plain = [(one.replace("·", " "), word) for one, word in zip(shown, words, strict=True) if word.isprintable()]
     assert all(one == word for one, word in plain if "�" not in word)
     view.locator("input[type=checkbox]").nth(1).uncheck()
-    view.get_by_text("after, without it").wait_for()
+    view.get_by_text("output without unchecked parts").wait_for()
     assert close(numbers(said(view.locator(".sum .n").last))[0], (vectors[3] - vectors[2]).norm())
 
 
@@ -273,7 +273,7 @@ def test_roles(open_page, served, trace):
 
 
 def test_tokenizer(open_page, served, lm):
-    page = open_page(served.url + at("tokenizer", text="Zoë found a snark.", write=0, _word="snark"))
+    page = open_page(served.url + at("tokenizer", text="Zoë found a snark.", max_tokens=0, _word="snark"))
     view = page.locator("gf-view-tokenizer")
     view.locator(".tree").wait_for()
     ids = lm.encode("Zoë found a snark.")
@@ -319,7 +319,7 @@ def test_tracks_and_a_changed_token(open_page, served, lm, trace):
     norms = torch.stack(stream).norm(dim=-1).numpy()
     assert np.abs(signed(canvas, "residual", norms.max()) - norms).max() <= SIGNED_BOUND * norms.max()
     view.locator("input[name=text]").fill(" bell")
-    view.get_by_role("button", name="Read again").click()
+    view.get_by_role("button", name="Compare").click()
     view.locator("gf-matrix").nth(1).wait_for()
     ids = list(trace.ids)
     ids[9] = lm.tokenizer.encode(" bell", bare=True)[0]
@@ -329,7 +329,7 @@ def test_tracks_and_a_changed_token(open_page, served, lm, trace):
     drawn = signed(view.locator("gf-matrix canvas").nth(1), "key", apart.max())
     assert np.abs(drawn - apart).max() <= SIGNED_BOUND * apart.max()
     assert (drawn[:, :9] == 0).all()
-    assert re.search(r"The texts part at token 9\. Left of\s+token 9 nothing changes", said(view.locator("section")))
+    assert re.search(r"The texts differ from token 9 on\.\s+Tokens before 9 are unchanged", said(view.locator("section")))
 
 
 def test_a_changed_token_of_an_edited_text(open_page, served):
@@ -337,18 +337,18 @@ def test_a_changed_token_of_an_edited_text(open_page, served):
     view = open_page(served.url + at("tracks", layer=2, query=9, edits=json.dumps(edits))).locator("gf-view-tracks")
     view.locator("gf-matrix canvas").first.wait_for()
     view.locator("input[name=text]").fill(" bell")
-    view.get_by_role("button", name="Read again").click()
-    line = view.get_by_text("The texts part at token 9.")
+    view.get_by_role("button", name="Compare").click()
+    line = view.get_by_text("The texts differ from token 9 on.")
     line.wait_for()
-    assert "blocks.1.mlp.out reaches token 4, block 1. Left of token 4 nothing changes" in " ".join(said(line).split())
+    assert "blocks.1.mlp.out affects token 4 from block 1 on. Tokens before 4 are unchanged" in " ".join(said(line).split())
 
 
 def test_a_text_that_ends_earlier_changes_no_cell(open_page, served, lm, trace):
     page = open_page(served.url + at("tracks", layer=2, query=3))
     view = page.locator("gf-view-tracks")
     view.locator("gf-matrix canvas").wait_for()
-    view.get_by_label("where the text ends").evaluate("e => { e.value = 12; e.dispatchEvent(new Event('change')) }")
-    said_so = view.get_by_text("Of the 12 tokens that both have")
+    view.get_by_label("number of tokens to keep").evaluate("e => { e.value = 12; e.dispatchEvent(new Event('change')) }")
+    said_so = view.get_by_text("The 12 remaining tokens are unchanged")
     said_so.wait_for()
     names, short = [*(f"blocks.{i}.resid_pre" for i in range(4)), "blocks.3.resid_post"], lm.trace(trace.ids[:12])
     apart = max((trace[name][:12] - short[name].tensor).norm(dim=-1).max().item() for name in names)
@@ -362,7 +362,7 @@ def test_a_text_that_ends_earlier_changes_no_cell(open_page, served, lm, trace):
 
 def test_two_rows_of_the_table(open_page, served, lm):
     one, two = (lm.encode(word)[-1] for word in (" Quito", " Rome"))
-    page = open_page(served.url + at("embedding", _token=one, _with=two))
+    page = open_page(served.url + at("embedding", _token=one, _token2=two))
     formula = page.locator("gf-view-embedding gf-formula")
     formula.wait_for()
     a, b = lm.model.embed.weight[[one, two]].detach().double()
@@ -374,7 +374,7 @@ def test_a_second_tokenizer(open_page, lm):
 
     other = glassformer.LanguageModel(lm.model, train_tokenizer([ASK] * 20, vocab_size=300))
     with Served({"stories": lm, "other": other}) as both:
-        page = open_page(both.url + at("tokenizer", model="stories", _beside="other"))
+        page = open_page(both.url + at("tokenizer", model="stories", _other_model="other"))
         second = page.locator("gf-view-tokenizer .second")
         second.wait_for()
         assert second.locator("span").count() == len(other.tokenizer.encode(ASK))

@@ -80,12 +80,12 @@ def test_its_pixels_and_its_words_are_the_tensors(opened, report, t, place):
 def test_one_step_away_is_there_and_farther_says_how_to_see_it(opened, report, t, place):
     page = opened(report)
     page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
-    layers, heads = (page.locator("gf-view-cell gf-where select").nth(i) for i in (0, 1))
+    layers, heads = (page.locator("gf-view-cell gf-head-picker select").nth(i) for i in (0, 1))
     layers.select_option("2")
     real = t.cell(layer=2, head=3, query=place.query, key=place.key)
     page.locator("gf-view-cell gf-formula").get_by_text(f"= {100 * real.prob:.1f}%").wait_for()
     heads.select_option("0")
-    reason = page.locator("gf-view-cell gf-refused p").first
+    reason = page.locator("gf-view-cell gf-notice p").first
     reason.wait_for()
     assert "glassformer serve stories" in reason.inner_text()
     assert bake.RULE["chosen"] in reason.inner_text()
@@ -95,16 +95,16 @@ def test_every_picture_opens_and_only_the_alignment_refuses(opened, report):
     """A decoder has no source to align a text with."""
     page = opened(report)
     page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
-    names = page.locator("gf-app nav[aria-label=Pictures] a").all_inner_texts()
+    names = page.locator("gf-app nav[aria-label=Views] a").all_inner_texts()
     assert len(names) >= 12
     for name in names:
-        page.locator("gf-app nav[aria-label=Pictures]").get_by_role("link", name=name, exact=True).click()
+        page.locator("gf-app nav[aria-label=Views]").get_by_role("link", name=name, exact=True).click()
         page.locator("gf-app main section h2, gf-app main h2").first.wait_for()
         page.wait_for_load_state("networkidle")
         if name == "Alignment":
-            page.locator("gf-refused").first.wait_for()
+            page.locator("gf-notice").first.wait_for()
         else:
-            assert page.locator("gf-refused").count() == 0, name
+            assert page.locator("gf-notice").count() == 0, name
 
 
 def test_what_needs_a_model_is_not_there(opened, report):
@@ -112,7 +112,7 @@ def test_what_needs_a_model_is_not_there(opened, report):
     page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
     assert page.locator("gf-header textarea, gf-header button").count() == 0
     assert "glassformer serve stories" in page.locator("gf-header [role=note]").inner_text()
-    assert page.locator("gf-cause button").count() == 0
+    assert page.locator("gf-causal-test button").count() == 0
 
 
 def test_a_link_names_a_picture_of_the_same_text(opened, report, place):
@@ -129,17 +129,17 @@ def test_an_edit_can_be_taken_back(opened, lm, t, place, tmp_path):
     page = opened(path)
     canvas = page.locator("gf-view-cell gf-matrix canvas").first
     canvas.wait_for()
-    page.get_by_role("link", name="Edit and fork").click()
-    page.locator("gf-fork-texts gf-receipt").wait_for()
-    both = page.locator("gf-fork-texts .text").all()
-    shown = ["".join(one.locator(".written").all_inner_texts()).replace("·", " ") for one in both]
+    page.get_by_role("link", name="Edits").click()
+    page.locator("gf-text-comparison gf-receipt").wait_for()
+    both = page.locator("gf-text-comparison .text").all()
+    shown = ["".join(one.locator(".generated").all_inner_texts()).replace("·", " ") for one in both]
     assert shown == ["".join(one.tokens[one.n_prompt :]).replace("\n", "⏎") for one in (t, edited)]
     page.get_by_role("link", name="Attention").click()
-    page.get_by_role("button", name="block 1, head 1 silenced", exact=True).click()
+    page.get_by_role("button", name="block 1, head 1 ablated", exact=True).click()
     page.wait_for_function("document.querySelector('gf-app').session.trace?.id === 't1'")
-    page.get_by_role("button", name="block 1, head 1 silenced", exact=True).click()
+    page.get_by_role("button", name="block 1, head 1 ablated", exact=True).click()
     page.wait_for_function("document.querySelector('gf-app').session.trace?.id === 't0'")
-    page.get_by_role("button", name="Take back block 1, head 1 silenced").click()
+    page.get_by_role("button", name="Remove block 1, head 1 ablated").click()
     page.wait_for_function("document.querySelector('gf-app').session.trace?.id === 't1'")
     page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
     assert page.evaluate("document.querySelector('gf-app').session.trace.tokens.map(t => t.id)") == list(t.ids)
@@ -226,9 +226,9 @@ def test_a_report_of_each_kind_of_model(opened, family, given, tmp_path):
     else:
         real = t.alignment().probs
     assert np.abs(shares(canvas) - real.numpy()).max() <= SHARE_BOUND
-    refused = page.locator("gf-refused p")
-    for name in page.locator("gf-app nav[aria-label=Pictures] a").all_inner_texts():
-        page.locator("gf-app nav[aria-label=Pictures]").get_by_role("link", name=name, exact=True).click()
+    refused = page.locator("gf-notice p")
+    for name in page.locator("gf-app nav[aria-label=Views] a").all_inner_texts():
+        page.locator("gf-app nav[aria-label=Views]").get_by_role("link", name=name, exact=True).click()
         page.locator("gf-app main section h2, gf-app main h2").first.wait_for()
         page.wait_for_load_state("networkidle")
         assert not [why for why in refused.all_inner_texts() if bake.RULE["chosen"] in why], name

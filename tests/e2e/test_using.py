@@ -10,11 +10,11 @@ from e2e.test_page import ASK, at, said
 VIEWS = ("map", "tokenizer", "embedding", "cell", "qkv", "grid", "roles", "heads", "block", "lens", "tracks", "cache")
 
 USED = (  # as they are when somebody has used them
-    ("cell", {"_part": 4, "_unscaled": 1}),
-    ("grid", {"_order": "duplicate", "_zoom": 16}),
+    ("cell", {"_cell_stage": 4, "_unscaled": 1}),
+    ("grid", {"_sort_heads": "duplicate", "_zoom": 16}),
     ("cache", {"_cache": "off"}),
-    ("tracks", {"_timed": 1}),
-    ("lens", {"_draws": 1000, "_temperature": 2}),
+    ("tracks", {"_measure": 1}),
+    ("lens", {"_samples": 1000, "_temperature": 2}),
     ("tokenizer", {"_merge": 1}),
 )
 
@@ -55,7 +55,7 @@ def test_keys_alone_walk_through_cell_qkv_and_grid(open_page, served):
     now = place(page)
     assert "query" in now
     assert now != before
-    inner = "['gf-view-cell', 'gf-worked', 'ol'].reduce((at, one) => at.shadowRoot.querySelector(one), "
+    inner = "['gf-view-cell', 'gf-attention-steps', 'ol'].reduce((at, one) => at.shadowRoot.querySelector(one), "
     page.wait_for_function(
         f"old => {inner}document.querySelector('gf-app')).innerText.replaceAll('−', '-') !== old", arg=steps
     )
@@ -64,7 +64,7 @@ def test_keys_alone_walk_through_cell_qkv_and_grid(open_page, served):
     assert "[1]:" in said(page.locator("gf-view-cell ol > li").first)
 
     page.evaluate("document.activeElement.blur()")
-    tab_to(page, "Q K V")
+    tab_to(page, "Q, K, V")
     page.keyboard.press("Enter")
     page.locator("gf-view-qkv .three").wait_for()
     query, head = int(place(page)["query"]), int(place(page)["head"])
@@ -76,7 +76,7 @@ def test_keys_alone_walk_through_cell_qkv_and_grid(open_page, served):
     page.keyboard.press("Shift+ArrowDown")
     assert int(place(page)["layer"]) == layer + 1
     page.locator("gf-view-qkv gf-strip [aria-label='residual stream before the block']").wait_for()
-    page.get_by_text(f"the stream that block {layer + 1} gets").wait_for()
+    page.get_by_text(f"input of block {layer + 1} for").wait_for()
 
     tab_to(page, "All heads")
     page.keyboard.press("Enter")
@@ -100,7 +100,7 @@ def test_an_arrow_never_leaves_the_text(page):
 
 def test_a_link_brings_the_same_page_again(page, open_page):
     page.locator("gf-tokens button").nth(12).click()
-    page.get_by_role("link", name="Q K V").click()
+    page.get_by_role("link", name="Q, K, V").click()
     page.locator("gf-view-qkv .three").wait_for()
     page.locator("gf-view-qkv gf-strip .frame").nth(2).focus()
     page.keyboard.press("ArrowRight")
@@ -118,27 +118,27 @@ def test_a_link_brings_the_same_page_again(page, open_page):
 def test_it_writes_what_generate_writes_and_stops_when_told(page, lm):
     box = page.locator("gf-header textarea")
     box.fill("One day Mia")
-    page.locator("input[name=write]").fill("12")
+    page.locator("input[name=max_tokens]").fill("12")
     page.locator("input[name=temperature]").fill("0.8")
-    page.get_by_role("button", name="Read it").click()
-    page.get_by_text("12 written").wait_for()
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("12 generated").wait_for()
     expected = lm.generate("One day Mia", max_tokens=12, temperature=0.8, seed=0)
-    shown = page.locator("gf-tokens button.written").all_inner_texts()
+    shown = page.locator("gf-tokens button.generated").all_inner_texts()
     assert "".join(shown).replace("·", " ").replace("⏎", "\n") == expected.text
     assert place(page)["text"] == "One+day+Mia"
 
     held = page.locator("gf-tokens button").count()
-    page.locator("input[name=write]").fill("150")
-    page.get_by_role("button", name="Write", exact=True).click()
+    page.locator("input[name=max_tokens]").fill("150")
+    page.get_by_role("button", name="Generate", exact=True).click()
     page.get_by_role("button", name="Stop").click()
-    page.get_by_role("button", name="Write", exact=True).wait_for()
+    page.get_by_role("button", name="Generate", exact=True).wait_for()
     assert page.locator("gf-tokens button").count() == held  # what was there before stands
 
 
 def test_a_token_says_why(page, trace_of):
     summary = trace_of(page)
-    page.locator("gf-tokens button.written").first.click()
-    token = page.locator("gf-side .token")
+    page.locator("gf-tokens button.generated").first.click()
+    token = page.locator("gf-sidebar .token")
     chosen = summary.tokens[summary.n_prompt]
     token.get_by_text(f"Token {chosen.position}:").wait_for()
     assert f"{100 * chosen.prob:.1f}%" in said(token)
@@ -159,33 +159,33 @@ def trace_of(lm):
 def test_the_walk_goes_through_every_step_beside_its_picture(page):
     titles = []
     for i in range(13):
-        walk = page.locator("gf-side .walk")
+        walk = page.locator("gf-sidebar .tour")
         walk.get_by_text(f"{i + 1} of 13").wait_for()
-        walk.locator("gf-caption p").first.wait_for()
+        walk.locator("gf-tour-caption p").first.wait_for()
         titles.append(walk.locator("h2").inner_text())
-        text = " ".join(walk.locator("gf-caption p").all_inner_texts())
+        text = " ".join(walk.locator("gf-tour-caption p").all_inner_texts())
         assert text
         assert not re.search(r"undefined|NaN|null", text), text
         if i < 12:
             walk.get_by_role("button", name="Next").click()
     assert len(set(titles)) == 13
     assert titles[0].startswith("Attention")
-    assert titles[-1].startswith("Does it cause")
+    assert titles[-1].startswith("Causal test")
 
 
 # ---- what goes wrong
 
 
 def test_a_text_past_the_context_says_so(open_page, served):
-    page = open_page(served.url + at("cell", text="key " * 400, write=0))
-    page.get_by_text("The model did not read this text").wait_for()
+    page = open_page(served.url + at("cell", text="key " * 400, max_tokens=0))
+    page.get_by_text("The model could not process this text").wait_for()
     page.get_by_text(re.compile("192")).wait_for()
 
 
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        (at("nowhere"), "There is no such picture"),
+        (at("nowhere"), "Unknown view"),
         (at("cell", model="other"), "'other'"),
         (at("embedding", _token=999999), "999999|528|527"),
         (at("tokenizer", _word="two words"), "two words"),
@@ -195,19 +195,19 @@ def test_a_text_past_the_context_says_so(open_page, served):
 def test_a_wrong_address_is_answered_in_words(open_page, served, address, sentence):
     page = open_page(served.url + address)
     page.get_by_text(re.compile(sentence)).first.wait_for()
-    page.locator("gf-refused").first.wait_for()
+    page.locator("gf-notice").first.wait_for()
 
 
 def test_an_edit_in_the_address_changes_the_text_and_is_named(open_page, served, lm):
     edit = '[{"op":"ablate","point":"blocks.1.attn.z","head":3}]'
     page = open_page(served.url + at("cell", edits=edit))
-    page.locator("gf-tokens button.written").first.wait_for()
+    page.locator("gf-tokens button.generated").first.wait_for()
     from glassformer.inspect.edits.edit import ablate
 
     expected = lm.generate(ASK, max_tokens=4, temperature=0, edit=[ablate("blocks.1.attn.z", head=3)]).text
-    written = "".join(page.locator("gf-tokens button.written").all_inner_texts())
+    written = "".join(page.locator("gf-tokens button.generated").all_inner_texts())
     assert written.replace("·", " ").replace("⏎", "\n") == expected
-    page.get_by_role("button", name="Take back block 1, head 3 silenced").click()
+    page.get_by_role("button", name="Remove block 1, head 3 ablated").click()
     page.wait_for_function("() => !location.hash.includes('edits')")
 
 
@@ -215,7 +215,7 @@ def test_a_cause_is_tested_beside_the_original(open_page, served, lm):
     from glassformer.inspect.edits.edit import ablate, knockout
 
     def both(page, view):
-        page.locator(f"gf-view-{view} gf-cause dl").wait_for()
+        page.locator(f"gf-view-{view} gf-causal-test dl").wait_for()
         return [
             one.replace("·", " ").replace("⏎", "\n") for one in page.locator(f"gf-view-{view} dd").all_inner_texts()
         ]
@@ -223,28 +223,28 @@ def test_a_cause_is_tested_beside_the_original(open_page, served, lm):
     before = lm.generate(ASK, max_tokens=4, temperature=0).text
     last = len(lm.encode(ASK)) - 1
     page = open_page(served.url + at("heads", layer=1, head=3, query=last))
-    page.get_by_role("button", name="Take head 3 of block 1 out").click()
+    page.get_by_role("button", name="Ablate head 3 of block 1").click()
     without = lm.generate(ASK, max_tokens=4, temperature=0, edit=[ablate("blocks.1.attn.z", head=3)]).text
     assert both(page, "heads") == [before, without]
     assert before != without
     hidden = lm.trace(ASK)["blocks.1.attn.probs"][3, last].argmax().item()
     page = open_page(served.url + at("cell", layer=1, head=3, query=last, key=hidden))
-    page.get_by_role("button", name="Hide key").click()
+    page.get_by_role("button", name="Mask key").click()
     edit = knockout("blocks.1.attn.scores", head=3, query=last, key=hidden)
     assert both(page, "cell") == [before, lm.generate(ASK, max_tokens=4, temperature=0, edit=[edit]).text]
-    page.get_by_role("button", name="Keep the edit").click()
-    page.locator("gf-header .edits").get_by_text(f"head 3: query {last} no longer sees key {hidden}").wait_for()
+    page.get_by_role("button", name="Keep this edit").click()
+    page.locator("gf-header .edits").get_by_text(f"head 3: key {hidden} masked for query {last}").wait_for()
 
 
 def test_a_key_is_asked_for(open_page, lm):
     with Served({"stories": lm}, key="s3cret") as served:
         page = open_page(served.url)
-        page.get_by_text("This server wants a key").wait_for()
-        page.get_by_label("Key", exact=True).fill("wrong")
-        page.get_by_role("button", name="Open").click()
-        page.get_by_text("This server wants a key").wait_for()
-        page.get_by_label("Key", exact=True).fill("s3cret")
-        page.get_by_role("button", name="Open").click()
+        page.get_by_text("API key required").wait_for()
+        page.get_by_label("API key", exact=True).fill("wrong")
+        page.get_by_role("button", name="Continue").click()
+        page.get_by_text("API key required").wait_for()
+        page.get_by_label("API key", exact=True).fill("s3cret")
+        page.get_by_role("button", name="Continue").click()
         page.locator("gf-view-cell gf-matrix canvas").wait_for()
 
 
@@ -252,8 +252,8 @@ def test_a_server_that_has_gone_is_told(open_page, lm):
     with Served({"stories": lm}) as served:
         page = open_page(served.url)
         page.locator("gf-view-cell gf-matrix canvas").wait_for()
-    page.get_by_role("link", name="Q K V").click()
-    page.get_by_text("The server does not answer").first.wait_for()
+    page.get_by_role("link", name="Q, K, V").click()
+    page.get_by_text("The server does not respond").first.wait_for()
 
 
 def test_a_trace_that_the_server_dropped_is_made_again(page, served):
