@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from glassformer.inspect.present.describe import describe_trace
 from glassformer.inspect.present.paths import cache_key
 from glassformer.inspect.present.router import ROUTES, Event, Route, Router
-from glassformer.inspect.trace.trace import Language, Trace
+from glassformer.inspect.trace.trace import Trace
 from glassformer.server import openapi_docs
 from glassformer.server.bodies import SweepBody, TraceBody, VectorBody
 from glassformer.server.errors import answer, of_prompt
@@ -34,7 +34,7 @@ class ServerRouter(Router):
     def models(self) -> list[dict[str, Any]]:
         return [served.described for served in self.served.all.values()]
 
-    def model(self, name: str) -> Language:
+    def model(self, name: str) -> Any:
         return self.served[name].lm
 
     def trace(self, id: str) -> Trace:
