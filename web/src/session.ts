@@ -2,7 +2,6 @@
 import { parseAddress, DEFAULT_ADDRESS, formatAddress, type Edit, type Address } from "./lib/address.js";
 import type { AddressBar } from "./address_bar.js";
 import { ApiError, isUnauthorized, type Transport } from "./transport.js";
-import { worthSeeing } from "./initial_focus.js";
 import { toServerEdits } from "./server_edits.js";
 import { tourStepFor } from "./tour_views.js";
 import type { Anatomy, Kind, TraceInfo, Written } from "./api_types.js";
@@ -27,7 +26,6 @@ const FIRST_VIEW: Record<Kind, string> = {
 
 const SEQ2SEQ_MAX_TOKENS = 64; // a translation ends with its own end token
 
-const FOCUS_TIMEOUT = 1500; // milliseconds that the first view waits for the initial focus
 const MAX_RESPONSES = 300; // cached responses; the oldest is dropped first
 const MAX_TRACES = 24; // cached traces; the oldest is dropped first
 
@@ -128,8 +126,8 @@ export class Session extends EventTarget {
     const { address, focus } = this;
     const last = Math.max(0, this.tokens.length - 1);
     const layers = this.anatomy?.layers.length ?? 1;
-    const pick = (queryString: number, otherwise: number | undefined, top: number) =>
-      Math.min(Math.max(0, top), queryString >= 0 ? queryString : (otherwise ?? 0));
+    const pick = (selected: number, otherwise: number | undefined, top: number) =>
+      Math.min(Math.max(0, top), selected >= 0 ? selected : (otherwise ?? 0));
     const layer = pick(address.layer, focus.layer, layers - 1);
     const query = pick(address.query, focus.query ?? (this.trace ? this.trace.n_prompt - 1 : 0), last);
     return {
@@ -224,7 +222,7 @@ export class Session extends EventTarget {
         this.focus = {};
       }
       if (work !== this.#work) return;
-      if (held) await this.#show(held);
+      if (held) await this.#show(held, work.signal);
       else {
         const body = await this.#requestBody(this.edits, work.signal);
         for await (const { event, data } of this.transport.events(
@@ -236,7 +234,7 @@ export class Session extends EventTarget {
           if (event === "token") this.generated = [...(this.generated ?? []), data as Written];
           if (event === "trace") {
             this.#cacheTrace(wanted, Promise.resolve(data as TraceInfo));
-            await this.#show(data as TraceInfo);
+            await this.#show(data as TraceInfo, work.signal);
           }
           this.notify();
         }
@@ -337,15 +335,19 @@ export class Session extends EventTarget {
   }
 
   /** Show a trace. Load the initial focus if the address selects no head or key. */
-  async #show(trace: TraceInfo): Promise<void> {
+  async #show(trace: TraceInfo, signal: AbortSignal): Promise<void> {
     const { address } = this,
       open = address.layer < 0 || address.head < 0 || address.key < 0;
-    if (open && this.anatomy?.kind === "decoder") {
-      const soon = new Promise<Partial<Cursor>>((done) => setTimeout(() => done({}), FOCUS_TIMEOUT));
-      const found = worthSeeing(this, trace).catch(() => ({}));
-      this.focus = await Promise.race([found, soon]);
-    }
-    this.trace = trace;
+    if (open && this.anatomy?.kind === "decoder") this.focus = await this.#focus(trace).catch(() => ({}));
+    if (!signal.aborted) this.trace = trace;
+  }
+
+  /** Fetch the initial focus; see glassformer/inspect/views/focus.py. */
+  #focus(trace: TraceInfo): Promise<Cursor> {
+    const { layer, head, query } = this.address;
+    const at = { layer, head, query: Math.min(query, trace.tokens.length - 1) };
+    const selected = Object.fromEntries(Object.entries(at).filter(([, value]) => value >= 0));
+    return this.fetch<Cursor>(`/v1/traces/${trace.id}/focus${queryString(selected)}`);
   }
 
   /** Stop generation; the server notices the disconnect. */
@@ -356,17 +358,17 @@ export class Session extends EventTarget {
   }
 
   modelViewPath(view: string, parameters: Parameters): string {
-    return `/v1/models/${encodeURIComponent(this.model)}/views/${view}${asked(parameters)}`;
+    return `/v1/models/${encodeURIComponent(this.model)}/views/${view}${queryString(parameters)}`;
   }
 
   /** The path of a view of the open trace, or null. */
   traceViewPath(view: string, parameters: Parameters): string | null {
-    return this.trace ? `/v1/traces/${this.trace.id}/views/${view}${asked(parameters)}` : null;
+    return this.trace ? `/v1/traces/${this.trace.id}/views/${view}${queryString(parameters)}` : null;
   }
 
   /** The path of a tensor of the open trace, or null. */
   tensorPath(name: string, parameters: Parameters): string | null {
-    return this.trace ? `/v1/traces/${this.trace.id}/tensors/${name}${asked(parameters)}` : null;
+    return this.trace ? `/v1/traces/${this.trace.id}/tensors/${name}${queryString(parameters)}` : null;
   }
 
   /** Fetch a path; responses are cached. */
@@ -445,7 +447,7 @@ export class Session extends EventTarget {
 const isEvicted = (error: unknown): boolean =>
   error instanceof ApiError && error.code !== null && error.code.startsWith("trace_");
 
-function asked(parameters: Parameters): string {
+function queryString(parameters: Parameters): string {
   const fields = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters))
     if (value !== null && value !== undefined) fields.set(name, String(value));

@@ -47,8 +47,8 @@ export const TOUR: readonly TourStep[] = [
           of its attention is on ${token(session, cell?.key ?? 0)}, token ${cell?.key}.
         </p>
         <p>
-          Select any cell; a stronger colour means a larger weight. The page opens with a head that plays a clear role
-          on this text.
+          Select any cell; a stronger colour means a larger weight. The page opens with the head that adds most to the
+          logit of the most likely next token.
         </p>`,
   },
   {
