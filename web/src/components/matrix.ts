@@ -195,7 +195,7 @@ export class Matrix extends LitElement {
 
   #readout({ row, column }: Pick) {
     return html`${this.rowName} <span class="num">${this.rowLabel(row)}</span> · ${this.columnName}
-      <span class="num">${this.columnLabel(column)}</span>:
+      <span class="num">${this.columnLabel(column)}</span> =
       <span class="num">${this.#format(row, column, this.brief ? short : exact)}</span
       >${this.note ? ` (${this.note})` : ""}`;
   }

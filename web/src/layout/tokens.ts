@@ -131,17 +131,17 @@ export class TokenRow extends SessionElement {
         ${
           view?.arrows
             ? html`<span
-                >arrows:
+                >arrow keys:
                 ${keys ? "key, query" : "query"}${
                   view.arrows.includes("layer")
-                    ? html` · with shift: ${view.arrows.includes("head") ? "head, " : ""}block`
+                    ? html` · with Shift: ${view.arrows.includes("head") ? "head, " : ""}block`
                     : nothing
                 }</span
               >`
             : nothing
         }${
           view?.steps && !(view.id === "alignment" && session.anatomy?.kind === "recurrent")
-            ? html`<span><kbd>,</kbd> and <kbd>.</kbd>: ${view.steps}</span>`
+            ? html`<span><kbd>,</kbd> and <kbd>.</kbd> step through ${view.steps}</span>`
             : nothing
         }
       </p>

@@ -222,9 +222,14 @@ export class EmbeddingView extends SessionElement {
         ${
           session.live
             ? html`<label
-                >token < input aria-label="Token to look up, by its text" spellcheck="false" size="8"
-                placeholder="Quito" @change=${this.#find} /></label
-              >`
+                >token
+                <input
+                  aria-label="Token to look up, by its text"
+                  spellcheck="false"
+                  size="8"
+                  placeholder="Quito"
+                  @change=${this.#find}
+              /></label>`
             : nothing
         }<label
           >compare with
