@@ -25,16 +25,16 @@ from glassformer.inspect.views.result import plain
 from glassformer.server import openapi_docs as answers
 from glassformer.server.bodies import SweepBody, TraceBody, VectorBody
 from glassformer.server.edits import EditReader
-from glassformer.server.errors import ApiError, answer, of_prompt
+from glassformer.server.errors import ApiError, json_response, prompt_errors
 from glassformer.server.models import ServedModel, ServedModels
-from glassformer.server.queue import Check, Queue
-from glassformer.server.sse import Events, all_of, event, result_of
+from glassformer.server.queue import CheckCancelled, WorkQueue
+from glassformer.server.sse import EventStreamResponse, collect, compute, sse_event
 from glassformer.server.trace_store import StoredTrace, TraceStore
 
 FOREVER = "private, max-age=31536000, immutable"
 
 
-def routes(models: ServedModels, queue: Queue, traces: TraceStore, edits: EditReader) -> APIRouter:
+def routes(models: ServedModels, queue: WorkQueue, traces: TraceStore, edits: EditReader) -> APIRouter:
     """The routes over these models and traces."""
     router = APIRouter(tags=["Glass"])
 
@@ -46,9 +46,9 @@ def routes(models: ServedModels, queue: Queue, traces: TraceStore, edits: EditRe
                 return function()
             finally:
                 for entry in used:
-                    traces.used(entry)
+                    traces.update_size(entry)
 
-        return await result_of(request, queue, looked, quick=True)
+        return await compute(request, queue, looked, quick=True)
 
     @router.post(
         "/v1/traces",
@@ -61,59 +61,61 @@ def routes(models: ServedModels, queue: Queue, traces: TraceStore, edits: EditRe
         served = models[body.model]
         if served.kind != "decoder":
             return await read_whole(body, served, request)
-        ids = await asyncio.to_thread(body.ids, served)
-        changes = await look(request, lambda: edits.read(body.changes())) if body.edits else ()
-        options = body.writing() | {"read": body.read or (), "edit": changes, "max_tokens": body.max_tokens}
+        ids = await asyncio.to_thread(body.prompt_ids, served)
+        changes = await look(request, lambda: edits.read(body.edit_dicts())) if body.edits else ()
+        options = body.generation_options() | {"read": body.read or (), "edit": changes, "max_tokens": body.max_tokens}
         if body.max_tokens:
             options["logprobs"] = body.top if body.stream else 0
 
-        def work(check: Check) -> Iterator[TokenEvent | StoredTrace]:
-            with of_prompt():
-                for one in served.writer.trace_stream(ids, before_pass=check, budget=traces.limit, **options):
+        def work(check: CheckCancelled) -> Iterator[TokenEvent | StoredTrace]:
+            with prompt_errors():
+                for one in served.language_model.trace_stream(ids, before_pass=check, budget=traces.limit, **options):
                     yield one if isinstance(one, TokenEvent) else traces.put(served.name, one)
 
         if body.stream:
-            return await Events(
+            return await EventStreamResponse(
                 request, queue.submit(work), _Written(served, len(ids)).events, tuple, error="error"
-            ).begun()
-        *pieces, entry = await all_of(request, queue, work)
+            ).wait_started()
+        *pieces, entry = await collect(request, queue, work)
         assert isinstance(entry, StoredTrace)
         logprobs = [piece.logprob for piece in pieces if isinstance(piece, TokenEvent) and piece.id is not None]
         said = await asyncio.to_thread(described, entry, logprobs)
-        return answer(said, 201, {"location": f"/v1/traces/{entry.id}"})
+        return json_response(said, 201, {"location": f"/v1/traces/{entry.id}"})
 
     async def read_whole(body: TraceBody, served: ServedModel, request: Request) -> Response:
         """A trace of a model that reads a source, or of an encoder: it comes at once."""
-        prompt, options = body.reading(served)
-        options["edit"] = await look(request, lambda: edits.read(body.changes())) if body.edits else ()
+        prompt, options = body.trace_arguments(served)
+        options["edit"] = await look(request, lambda: edits.read(body.edit_dicts())) if body.edits else ()
 
-        def work(check: Check) -> Iterator[StoredTrace]:
+        def work(check: CheckCancelled) -> Iterator[StoredTrace]:
             pace = {} if served.kind == "encoder" else {"before_pass": check}
-            with of_prompt():
+            with prompt_errors():
                 yield traces.put(served.name, served.lm.trace(prompt, budget=traces.limit, **pace, **options))  # pyright: ignore[reportAttributeAccessIssue]
 
         if body.stream:
-            told = lambda entry: [event(described(entry), "trace")]  # noqa: E731
-            return await Events(request, queue.submit(work), told, tuple, error="error").begun()
-        (entry,) = await all_of(request, queue, work)
-        return answer(await asyncio.to_thread(described, entry), 201, {"location": f"/v1/traces/{entry.id}"})
+            told = lambda entry: [sse_event(described(entry), "trace")]  # noqa: E731
+            return await EventStreamResponse(
+                request, queue.submit(work), told, tuple, error_event="error"
+            ).wait_started()
+        (entry,) = await collect(request, queue, work)
+        return json_response(await asyncio.to_thread(described, entry), 201, {"location": f"/v1/traces/{entry.id}"})
 
     @router.get("/v1/traces", summary="The kept traces", responses=answers.TRACES)
     async def list_traces() -> Response:
-        return answer({"object": "list", "data": [in_short(entry) for entry in traces.all()], **traces.state})
+        return json_response({"object": "list", "data": [in_short(entry) for entry in traces.all()], **traces.state})
 
     @router.get("/v1/traces/{id}", summary="One trace", responses=answers.ONE_TRACE)
     async def get_trace(id: str) -> Response:
-        return answer(await asyncio.to_thread(described, traces.get(id)))
+        return json_response(await asyncio.to_thread(described, traces.get(id)))
 
     @router.delete("/v1/traces/{id}", summary="Forget a trace", responses=answers.DELETED)
     async def delete_trace(id: str) -> Response:
         traces.remove(id)
-        return answer({"id": id, "deleted": True})
+        return json_response({"id": id, "deleted": True})
 
     @router.get("/v1/traces/{id}/names", summary="The points that a trace has", responses=answers.NAMES)
     async def names(id: str) -> Response:
-        return answer(names_of(traces.get(id).trace, id))
+        return json_response(names_of(traces.get(id).trace, id))
 
     @router.get(
         "/v1/traces/{id}/tensors/{name}",
@@ -142,31 +144,35 @@ def routes(models: ServedModels, queue: Queue, traces: TraceStore, edits: EditRe
         how = body.model_dump(exclude={"trace", "source"})
         source = None if body.source is None else traces.get(body.source).trace
 
-        def work(_: Check) -> Iterator[Sweep | Swept]:
+        def work(_: CheckCancelled) -> Iterator[Sweep | Swept]:
             found = sweep_of(entry.trace, source=source, **how)
             yield found
             yield from found
-            traces.used(entry)
+            traces.update_size(entry)
 
-        return await Events(request, queue.submit(work), _swept, lambda: [event({}, "done")], error="error").begun()
+        return await EventStreamResponse(
+            request, queue.submit(work), _swept, lambda: [sse_event({}, "done")], error="error"
+        ).wait_started()
 
     @router.post("/v1/vectors", summary="Name a vector for edits", status_code=201, responses=answers.VECTOR)
     async def vector(body: VectorBody) -> Response:
-        return answer({"vector": edits.store.put(torch.tensor(body.values)), "shape": [len(body.values)]}, 201)
+        return json_response({"vector": edits.store.put(torch.tensor(body.values)), "shape": [len(body.values)]}, 201)
 
     async def rows(request: Request, view: ViewSpec, used: list[StoredTrace], given: dict[str, Any]) -> Response:
         """A look that comes row by row, as events."""
 
-        def work(_: Check) -> Iterator[bytes]:
+        def work(_: CheckCancelled) -> Iterator[bytes]:
             try:
                 for name, value in in_rows(view, used[0].trace, given):
-                    yield event(value, name)
+                    yield sse_event(value, name)
             finally:
                 for entry in used:
-                    traces.used(entry)
+                    traces.update_size(entry)
 
         one = lambda data: [data]  # noqa: E731
-        return await Events(request, queue.submit(work, quick=True), one, tuple, error="error").begun()
+        return await EventStreamResponse(
+            request, queue.submit(work, quick=True), one, tuple, error="error"
+        ).wait_started()
 
     def of_trace(view: ViewSpec) -> Callable:
         async def see(request: Request, id: str) -> Response:
@@ -226,9 +232,9 @@ def _swept(one: Sweep | Swept) -> list[bytes]:
     """A sweep's beginning, or one of its rows, as an event."""
     if isinstance(one, Swept):
         row = {name: getattr(one, name) for name in ("layer", "head", "position", "value", "change", "done", "total")}
-        return [event(plain(row) | {"edit": one.edit.json}, "row")]
+        return [sse_event(plain(row) | {"edit": one.edit.json}, "row")]
     about = {name: getattr(one, name) for name in ("position", "target", "rival", "base", "metric")}
-    return [event(plain(about) | {"total": len(one)}, "begin")]
+    return [sse_event(plain(about) | {"total": len(one)}, "begin")]
 
 
 def _no_view(of: str, name: str) -> ApiError:
@@ -272,17 +278,17 @@ class _Written:
 
     def events(self, one: TokenEvent | StoredTrace) -> Iterator[bytes]:
         if isinstance(one, StoredTrace):
-            yield event(described(one, self.logprobs), "trace")
+            yield sse_event(described(one, self.logprobs), "trace")
         elif one.id is not None:
             token = _token(self.served, one.id, one.logprob)
             top = [_token(self.served, id, logprob) for id, logprob in one.top]
-            yield event(token | {"added": one.text, "top": top, "position": self.position}, "token")
+            yield sse_event(token | {"added": one.text, "top": top, "position": self.position}, "token")
             self.position += 1
             self.logprobs.append(one.logprob)
 
 
 def _token(served: ServedModel, id: int, logprob: float | None) -> dict[str, Any]:
-    return {"id": id, "text": served.spelled(id)[0], "logprob": plain(logprob)}
+    return {"id": id, "text": served.token_text(id)[0], "logprob": plain(logprob)}
 
 
 def in_short(entry: StoredTrace) -> dict[str, Any]:

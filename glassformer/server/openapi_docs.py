@@ -87,7 +87,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 MODEL = {
     "id": "stories", "object": "model", "created": 1767225600, "owned_by": "glassformer", "context_length": 512,
-    "parameters": 411264, "chat": False, "source": "stories", "opening": None,
+    "parameters": 411264, "chat": False, "source": "stories", "example_text": None,
 }  # fmt: skip
 MODELS = one({"object": "list", "data": [MODEL]})
 ONE_MODEL = one(MODEL)

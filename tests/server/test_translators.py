@@ -6,11 +6,11 @@ import httpx2
 import numpy as np
 import pytest
 from inspect_subjects import subject
-from server.conftest import refused, serving, tiny_lm
+from server.conftest import assert_error, serving, tiny_lm
 
 from glassformer.inspect.edits.edit import from_json
 from glassformer.models.translator import Translator
-from glassformer.server.example_text import SENTENCE, opening
+from glassformer.server.example_text import SENTENCE, example_text
 from glassformer.toys import dates_recipe as pair_recipe
 from glassformer.training.run.run_file import RunFile
 
@@ -83,7 +83,9 @@ def test_cells_of_all_three_attentions(http, models):
         assert http.get(f"/v1/traces/{found['id']}/views/grid", params={"layer": 1, "attention": which}).is_success
     _, numbers = read(http.get(f"/v1/traces/{found['id']}/tensors/encoder.blocks.1.attn.probs?slice=2"))
     np.testing.assert_allclose(numbers, t["encoder.blocks.1.attn.probs"].tensor[2], rtol=1e-5, atol=1e-7)
-    refused(http.get(f"/v1/traces/{found['id']}/views/cell?layer=1&head=2&query=2&key=1&attention=other"), 400, "attn")
+    assert_error(
+        http.get(f"/v1/traces/{found['id']}/views/cell?layer=1&head=2&query=2&key=1&attention=other"), 400, "attn"
+    )
 
 
 def test_a_stream_ends_with_the_trace(http):
@@ -166,9 +168,9 @@ def test_models_say_of_which_kind_they_are(http):
 def test_what_continues_a_text_refuses_by_name(http, name):
     what = f"the model '{name}' continues no text"
     answer = http.post("/v1/completions", json={"model": name, "prompt": SOURCE})
-    refused(answer, 400, what, "/v1/traces", param="model", code="not_a_language_model")
+    assert_error(answer, 400, what, "/v1/traces", param="model", code="not_a_language_model")
     answer = http.post("/v1/chat/completions", json={"model": name, "messages": [{"role": "user", "content": "a"}]})
-    refused(answer, 400, what, param="model", code="not_a_language_model")
+    assert_error(answer, 400, what, param="model", code="not_a_language_model")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def test_what_continues_a_text_refuses_by_name(http, name):
     ],
 )
 def test_fields_without_effect(http, name, body, param, word):
-    refused(http.post("/v1/traces", json={"model": name, "prompt": SOURCE} | body), 400, word, param=param)
+    assert_error(http.post("/v1/traces", json={"model": name, "prompt": SOURCE} | body), 400, word, param=param)
 
 
 def test_what_a_source_leaves_in_the_cache_and_its_table(http):
@@ -211,11 +213,11 @@ def test_what_a_source_leaves_in_the_cache_and_its_table(http):
 
 def test_views_and_sweeps_that_have_no_meaning(http):
     blind = made(http, model="blind", prompt=SOURCE, target=TARGET)["id"]
-    refused(http.get(f"/v1/traces/{blind}/views/alignment"), 400, "has no attention", param="view")
-    refused(http.get(f"/v1/traces/{blind}/views/lens"), 400, "no blocks", param="view")
-    refused(http.get(f"/v1/traces/{blind}/tensors/blocks.0.attn.z"), 400, "no point")
-    refused(http.get(f"/v1/traces/{blind}/views/cache"), 400, "keeps no past tokens", param="view")
-    refused(http.get("/v1/models/talker/views/embedding?token=3&table=source"), 400, "'input'", param="table")
+    assert_error(http.get(f"/v1/traces/{blind}/views/alignment"), 400, "has no attention", param="view")
+    assert_error(http.get(f"/v1/traces/{blind}/views/lens"), 400, "no blocks", param="view")
+    assert_error(http.get(f"/v1/traces/{blind}/tensors/blocks.0.attn.z"), 400, "no point")
+    assert_error(http.get(f"/v1/traces/{blind}/views/cache"), 400, "keeps no past tokens", param="view")
+    assert_error(http.get("/v1/models/talker/views/embedding?token=3&table=source"), 400, "'input'", param="table")
     pair = made(http, model="pair", prompt=SOURCE, target=TARGET)["id"]
     for body, why in (
         ({"over": "heads", "op": "knockout"}, "over='cells'"),
@@ -224,30 +226,30 @@ def test_views_and_sweeps_that_have_no_meaning(http):
         assert why in http.post("/v1/sweeps", json={"trace": pair} | body).text
     assert "no heads" in http.post("/v1/sweeps", json={"trace": blind, "over": "heads"}).text
     talker = made(http, model="talker", prompt=SOURCE)["id"]
-    refused(http.get(f"/v1/traces/{talker}/views/alignment"), 400, "reads no source", param="view")
+    assert_error(http.get(f"/v1/traces/{talker}/views/alignment"), 400, "reads no source", param="view")
 
 
 # ---- what a page opens on
 
 
 def test_each_is_opened_on_a_text_of_its_own_kind(http, models):
-    openings = {one["id"]: one["opening"] for one in http.get("/v1/models").json()["data"]}
-    assert openings["talker"] is None
-    assert openings["pair"] == openings["rnn"] == SENTENCE
-    assert made(http, model="reader", prompt=openings["reader"])["tokens"], "and it can be read"
+    examples = {one["id"]: one["example_text"] for one in http.get("/v1/models").json()["data"]}
+    assert examples["talker"] is None
+    assert examples["pair"] == examples["rnn"] == SENTENCE
+    assert made(http, model="reader", prompt=examples["reader"])["tokens"], "and it can be read"
 
 
 def test_a_run_is_opened_on_what_it_sampled_from(models, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "step-000001"
     checkpoint.mkdir(parents=True)
     one = Translator(models["pair"].model, models["pair"].tokenizer, source=str(checkpoint))
-    assert opening(one) == SENTENCE
+    assert example_text(one) == SENTENCE
     RunFile({"sample_prompt": "the third of May"}, {}).write(tmp_path / "run")
-    assert opening(one) == "the third of May"
+    assert example_text(one) == "the third of May"
     RunFile({"sample_prompt": ""}, {}).write(tmp_path / "run")
-    assert opening(one) == SENTENCE
+    assert example_text(one) == SENTENCE
     (tmp_path / "run" / "run.json").write_text("{")
-    assert opening(one) == SENTENCE
+    assert example_text(one) == SENTENCE
 
 
 def test_the_demonstrations_runs_sample_from_a_pair_of_their_task():
