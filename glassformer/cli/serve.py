@@ -87,9 +87,7 @@ def run(
     sock = server.bind(host, port)
     try:
         if not server.is_loopback(sock) and key is None:
-            say(
-                f"WARNING: other machines can connect to {host} without an API key, and use the server."
-            )
+            say(f"WARNING: other machines can connect to {host} without an API key, and use the server.")
             say(f"         Set a key in the environment ({KEY}=...), or leave out --host.")
         _log_to_stderr()
         app = make_app(models(), settings)

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from glassformer.errors import CapacityError, DataError, GlassformerError, RequestError, TokenizerError
+from glassformer.errors import CapacityError, DataError, GlassformerError, NotFoundError, RequestError, TokenizerError
 from glassformer.inspect.views.result import dump
 
 log = logging.getLogger("glassformer.server")
@@ -79,6 +79,8 @@ def status_and_body(error: Exception) -> tuple[int, dict[str, Any]]:
     """Return the HTTP status and the body for an exception. Unexpected exceptions are logged, not shown."""
     if isinstance(error, ApiError):
         return error.status, error_body(error.status, str(error), error.param, error.code)
+    if isinstance(error, NotFoundError):
+        return 404, error_body(404, str(error), error.param, error.code)
     if isinstance(error, RequestError):
         return 400, error_body(400, str(error), error.param)
     if isinstance(error, CapacityError):

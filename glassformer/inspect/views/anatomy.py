@@ -122,7 +122,7 @@ def anatomy(lm: Language) -> Anatomy:
     return Anatomy(
         kind, config.family, config.vocab_size, config.d_model, config.context_length,
         config.positions or ("rotary" if any(layer.rotary for layer in layers) else None),
-        kind == "encoder" or lm.model.head is None, dtype, layers, encoder, parts, shares, total, REFUSED[kind],
+        kind == "encoder" or config.tied_head, dtype, layers, encoder, parts, shares, total, REFUSED[kind],
         receipt,
     )  # fmt: skip
 
@@ -148,7 +148,7 @@ def part_of(name: str) -> tuple[str, int | None]:
     words = name.removeprefix("encoder.").split(".")
     layer = int(words.pop(1)) if words[0] == "blocks" else None
     words = words[1:] if layer is not None else words
-    if "norm" in words[0] or words[0].endswith("_residual"):
+    if "norm" in words[0]:
         return side + "norms", layer
     return side + {"embed": "embedding", "head": "head", "positions": "positions", **KINDS}.get(
         words[0], words[0]
