@@ -13,12 +13,12 @@ from fastapi import APIRouter, Request, Response
 
 from glassformer.errors import RequestError
 from glassformer.generate.loop import TokenEvent
+from glassformer.inspect.present import slices
 from glassformer.inspect.present.router import in_rows, seen, told
 from glassformer.inspect.present.router import in_short as short_of
 from glassformer.inspect.present.router import names as names_of
 from glassformer.inspect.sweep.sweep import Sweep, Swept
 from glassformer.inspect.sweep.sweep import sweep as sweep_of
-from glassformer.inspect.trace import slices
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.registry import VIEWS, ViewSpec
 from glassformer.inspect.views.result import plain

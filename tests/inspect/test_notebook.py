@@ -10,6 +10,7 @@ import comm
 import pytest
 import torch
 from comm.base_comm import BaseComm
+from glassformer.inspect.present.slices import read
 from inspect_subjects import subject
 from PIL import Image
 from server.conftest import tiny_lm
@@ -18,7 +19,6 @@ from glassformer.errors import RequestError
 from glassformer.inspect.edits.edit import add, from_json
 from glassformer.inspect.present.router import TraceRouter
 from glassformer.inspect.present.web_build import DIST
-from glassformer.inspect.trace.slices import read
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.inspect.views.result import plain
 

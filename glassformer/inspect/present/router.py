@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
 from glassformer.errors import GlassformerError, RequestError
-from glassformer.inspect.record.seq2seq import PairTrace, RecurrentTrace
-from glassformer.inspect.trace import slices
+from glassformer.inspect.present import slices
 from glassformer.inspect.trace.offsets import spans
+from glassformer.inspect.trace.seq2seq import GeneratedTarget
 from glassformer.inspect.trace.trace import Language, Trace
 from glassformer.inspect.views.registry import VIEWS, ViewSpec, find_view
 from glassformer.inspect.views.result import dump, plain
@@ -48,7 +48,7 @@ def told(trace: Trace, logprobs: Sequence[float | None] = ()) -> dict[str, Any]:
     `logprobs`: of what was written, where they are known; the view `summary` has all.
     """
     said = _texts(trace, trace.ids, trace.tokens, [None] * trace.n_prompt + list(logprobs))
-    if isinstance(trace, PairTrace | RecurrentTrace):
+    if isinstance(trace, GeneratedTarget):
         said["source"] = _texts(trace, trace.source.ids, trace.source.tokens)
         said["target"] = _texts(trace, trace.target, trace.target_tokens)
     return said
