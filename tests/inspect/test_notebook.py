@@ -10,7 +10,6 @@ import comm
 import pytest
 import torch
 from comm.base_comm import BaseComm
-from glassformer.inspect.present.slices import read
 from inspect_subjects import subject
 from PIL import Image
 from server.conftest import tiny_lm
@@ -18,6 +17,7 @@ from server.conftest import tiny_lm
 from glassformer.errors import RequestError
 from glassformer.inspect.edits.edit import add, from_json
 from glassformer.inspect.present.router import TraceRouter
+from glassformer.inspect.present.slices import read
 from glassformer.inspect.present.web_build import DIST
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.inspect.views.result import plain
