@@ -139,7 +139,7 @@ def test_a_silenced_head_is_one_that_transformers_does_not_hear(family, layer, t
     from glassformer.inspect.trace.seq2seq import Seq2seqTrace
 
     class Only:
-        tokenizer = None
+        kind, tokenizer = "encoder-decoder", None
 
     one = Only()
     one.model = model

@@ -13,13 +13,13 @@ from tiny import pair_config, tiny
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
 from glassformer.inspect.edits.edit import ablate, add, knockout, scale
+from glassformer.inspect.present.traces import LanguageModelTrace
 from glassformer.inspect.views.anatomy import times
 from glassformer.inspect.views.block import block
 from glassformer.inspect.views.cache import cache, cache_speed
 from glassformer.inspect.views.cell import cell
 from glassformer.inspect.views.heads import grid, heads
 from glassformer.inspect.views.qkv import qkv
-from glassformer.inspect.present.traces import LanguageModelTrace
 from glassformer.inspect.views.registry import VIEWS, find_view
 from glassformer.inspect.views.result import plain
 from glassformer.inspect.views.sampling import sampling
@@ -295,7 +295,7 @@ def test_a_block_is_a_running_sum(t):
         assert [one.index for one in found.neurons] == np.argsort(-written)[:5].tolist()
         first = found.neurons[0]
         assert first.act == pytest.approx(act[first.index], rel=1e-4)
-        logits = t.model.head_weight.detach().double().numpy() @ (down.numpy()[:, first.index] * act[first.index])
+        logits = t.model.head.weight.detach().double().numpy() @ (down.numpy()[:, first.index] * act[first.index])
         assert [one.id for one in first.promotes] == np.argsort(-logits)[:4].tolist()
         assert [one.id for one in first.suppresses] == np.argsort(logits)[:4].tolist()
         assert first.suppresses[0].value == pytest.approx(logits.min(), rel=1e-3)
