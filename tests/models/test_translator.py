@@ -207,7 +207,7 @@ def test_lower_precision_translates_and_aligns(folder, name):
 
 
 def test_each_kind_says_what_the_other_is(folder, tmp_path):
-    with pytest.raises(CheckpointError, match="is an encoder-decoder: use `glassformer translate`"):
+    with pytest.raises(CheckpointError, match="encoder-decoder: use `glassformer translate`"):
         load(folder)
     with pytest.raises(CheckpointError, match="encoder-decoder: use `glassformer translate`"):
         load_decoder(folder)

@@ -72,8 +72,8 @@ def write_trace(
 
 
 def _written(
-    lm: Language, ids: Sequence[int], options: GenerationOptions, pieces: Iterator[TokenEvent], reader: TraceReader, editor: Edits | None,
-    budget: int | None,
+    lm: Language, ids: Sequence[int], options: GenerationOptions, pieces: Iterator[TokenEvent],
+    reader: TraceReader, editor: Edits | None, budget: int | None,
 ) -> Iterator[TokenEvent | Trace]:  # fmt: skip
     whole, finish = list(ids), None
     try:
