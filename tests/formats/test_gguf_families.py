@@ -328,7 +328,7 @@ def test_claims_without_tensors(key, message, tmp_path, monkeypatch):
 
 
 def _header(path):
-    from glassformer.formats import gguf_header
+    from glassformer.formats.gguf import header as gguf_header
 
     return gguf_header.read_header(path)
 
