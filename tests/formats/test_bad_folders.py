@@ -72,7 +72,7 @@ BAD = {
     "infinite": (say(rope_theta=float("inf")), "rope_theta must be a number above 0, got inf"),
     "no number": (say(rms_norm_eps=float("nan")), "rms_norm_eps must be a number above 0, got nan"),
     "a billion layers": (say(num_hidden_layers=10**9), "num_hidden_layers must be a whole number from 1 to 10000"),
-    "too many layers": (say(num_hidden_layers=10_000), "10000 layers and experts, but the weights have only 50 tensors"),
+    "too many layers": (say(num_hidden_layers=10_000), "10000 layers and experts, but the weights have only 50"),
     "a billion wide": (say(hidden_size=2**40), r"shape: model\.embed_tokens\.weight is \[97, 48\], the config needs"),
     "a billion words": (say(vocab_size=10**15), r"embed_tokens\.weight is \[97, 48\], the config needs \[1000000000"),
     "weights are a folder": (without(WEIGHTS, Path.mkdir), r"model\.safetensors: not a regular file"),
