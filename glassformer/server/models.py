@@ -11,7 +11,7 @@ from typing import Any
 
 from glassformer.errors import ConfigError, RequestError
 from glassformer.formats.gguf.shards import model_of
-from glassformer.inspect.views.viewed import Kind
+from glassformer.inspect.trace.trace import ModelKind
 from glassformer.models.embedder import Embedder
 from glassformer.models.language_model import LanguageModel
 from glassformer.models.translator import Translator
@@ -35,7 +35,7 @@ class ServedModel:
         self._lock = threading.Lock()
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ModelKind:
         return self.lm.kind
 
     @property

@@ -8,7 +8,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from glassformer.inspect.present.router import Route
-from glassformer.inspect.trace.slices import Kind
+from glassformer.inspect.present.slices import Kind
 from glassformer.server.errors import ErrorBody
 
 DESCRIPTION = """A Transformer language model whose every number can be seen, over HTTP.

@@ -251,7 +251,7 @@ def test_a_tensor_that_is_not_there(http, kept, path, param, words):
 
 
 def test_a_slice_too_large(http, kept, monkeypatch):
-    monkeypatch.setattr("glassformer.inspect.trace.slices.MOST", 100)
+    monkeypatch.setattr("glassformer.inspect.present.slices.MOST", 100)
     path = f"/v1/traces/{kept[0]['id']}/tensors/blocks.0.attn.q"
     assert_error(http.get(path), 400, "at most 100", param="slice")
     assert http.get(f"{path}?slice=0,0").status_code == 200
