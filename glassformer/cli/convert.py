@@ -96,7 +96,9 @@ def convert(
                     own if to == "auto" else to,  # pyright: ignore[reportArgumentType]
                 )
         else:
-            lm = LanguageModel(load_model(checkpoint, dtype=kind), tokenizer, ends=ends_of(found, checkpoint.metadata))
+            lm = LanguageModel(
+                load_model(checkpoint, dtype=kind), tokenizer, end_ids=ends_of(found, checkpoint.metadata)
+            )
             if to_gguf:
                 lm.save_gguf(dst, own if to == "auto" else to)  # pyright: ignore[reportArgumentType]
             else:

@@ -123,7 +123,7 @@ def verify(
 def _encoded(checkpoint: Checkpoint, text: str, vocab_size: int) -> list[int]:
     """A text as the model reads it."""
     from glassformer.formats.find import tokenizer_of
-    from glassformer.generate.loop import check_ids
+    from glassformer.generate.request import check_ids
 
     tokenizer = tokenizer_of(checkpoint.path, checkpoint.metadata)
     if tokenizer is None:

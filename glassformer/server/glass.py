@@ -12,7 +12,7 @@ import torch
 from fastapi import APIRouter, Request, Response
 
 from glassformer.errors import RequestError
-from glassformer.generate.loop import TokenEvent
+from glassformer.generate.request import TokenEvent
 from glassformer.inspect.present.router import in_rows, seen, told
 from glassformer.inspect.present.router import in_short as short_of
 from glassformer.inspect.present.router import names as names_of
@@ -69,7 +69,7 @@ def routes(models: ServedModels, queue: Queue, traces: TraceStore, edits: EditRe
 
         def work(check: Check) -> Iterator[TokenEvent | StoredTrace]:
             with of_prompt():
-                for one in served.writer.trace_stream(ids, before_pass=check, budget=traces.limit, **options):
+                for one in served.writer.trace_stream(ids, before_forward=check, budget=traces.limit, **options):
                     yield one if isinstance(one, TokenEvent) else traces.put(served.name, one)
 
         if body.stream:
@@ -88,7 +88,7 @@ def routes(models: ServedModels, queue: Queue, traces: TraceStore, edits: EditRe
         options["edit"] = await look(request, lambda: edits.read(body.changes())) if body.edits else ()
 
         def work(check: Check) -> Iterator[StoredTrace]:
-            pace = {} if served.kind == "encoder" else {"before_pass": check}
+            pace = {} if served.kind == "encoder" else {"before_forward": check}
             with of_prompt():
                 yield traces.put(served.name, served.lm.trace(prompt, budget=traces.limit, **pace, **options))  # pyright: ignore[reportAttributeAccessIssue]
 

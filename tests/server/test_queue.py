@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from server.conftest import serving, tiny_lm
 
-from glassformer.generate import loop
+from glassformer.generate import session
 from glassformer.inspect.views import roles
 from glassformer.server.errors import ApiError
 from glassformer.server.queue import MOST_WAITING, ClientDisconnected, Queue
@@ -86,7 +86,7 @@ def test_a_client_that_leaves_stops_its_work(slow, path, more):
 
 
 def test_a_client_that_leaves_while_a_prompt_is_read(slow, monkeypatch):
-    monkeypatch.setattr(loop, "PREFILL_CHUNK", 1)
+    monkeypatch.setattr(session, "PREFILL_CHUNK", 1)
     url, app, models = slow
     sock = opened(url, "/v1/completions", writing("one", prompt=[5] * LONG, max_tokens=1, stream=True))
     until(lambda: models["one"].passes > 3)
