@@ -1,32 +1,37 @@
-# Each target does everything it needs, from a machine with Python 3.11 or newer and nothing else.
+# Each target does everything it needs, on a machine with Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup page demo test check lint types web unit browser soak llama-cpp stories-model wheel bench clean
+.PHONY: help setup page demo test check fast lint types web unit browser soak llama-cpp stories-model wheel bench lock clean
 
 help:           ## these lines
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ /' | column -t -s '' 
 
-setup: $(STAMP) page ## a virtual environment in .venv with the locked packages, and the page
+setup: $(STAMP) page ## a virtual environment in .venv with the locked packages, and the built page
 
-page: $(STAMP)  ## the page that `glassformer serve` shows, where web/ is newer than it
+page: $(STAMP)  ## the page that `glassformer serve` shows, rebuilt when web/ has changed
 	@$(BIN)/python hatch_build.py
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock requirements-torch.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"Python 3.11 or newer is needed, found {v[0]}.{v[1]}: set PYTHON=..." if v < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-torch.txt
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	@touch $(STAMP)
 
-demo: setup     ## train a tokenizer and a Transformer on little stories, and look inside
+demo: setup     ## train a tokenizer and a Transformer on small stories, and look inside
 	$(BIN)/glassformer demo
 
 test: check     ## what CI runs: lint, types, all tests, and a wheel that works
 
 check: lint types web unit wheel
+
+fast: setup     ## under three minutes: no browser, no subprocess training, a sample of the model families
+	TYPECHECK=0 $(BIN)/python -m pytest -n 2 -m "not slow and not soak and not llama_cpp" --ignore tests/e2e --ignore tests/soak
 
 lint: setup
 	$(BIN)/ruff check .
@@ -44,25 +49,31 @@ unit: setup browser
 browser: setup
 	@$(BIN)/python tests/e2e/find_browser.py
 
-soak: setup     ## kill a training run 200 times, and see it end equal bit for bit
+soak: setup     ## kill a training run 200 times, and check that it ends with the same bits
 	$(BIN)/python -m pytest tests/soak -m soak -s
 
 LLAMA_CPP := build/llama-cpp
-# Not for this very processor: its newest instructions may be there and forbidden, and then quantized files crash it.
-# And not from pip's cache, where a wheel that was built for it may lie.
+# GGML_NATIVE=OFF: a CPU may report instructions that the system forbids, which crashes quantized files. --no-cache-dir:
+# pip's cache may hold a wheel that was built without this option.
 LLAMA_CPP_ARGS := -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_CURL=OFF -DGGML_NATIVE=OFF
 
-llama-cpp: setup ## build llama-cpp-python (some minutes), and see it run the GGUF files that we write
+llama-cpp: setup ## build llama-cpp-python (some minutes), and run exported GGUF files in it
 	test -x $(LLAMA_CPP)/bin/python || $(PYTHON) -m venv $(LLAMA_CPP)
 	CMAKE_ARGS="$(LLAMA_CPP_ARGS)" nice $(LLAMA_CPP)/bin/python -m pip install --quiet --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36
 	GLASSFORMER_LLAMA_CPP=$(LLAMA_CPP)/bin/python $(BIN)/python -m pytest tests/soak/test_llama_cpp.py -m llama_cpp -s
 
-stories-model: setup  ## train again the model that ships in the package
+stories-model: setup  ## train the model that ships with the package again
 	$(BIN)/python -m glassformer.toys.train_stories
 
 wheel: setup
 	rm -rf dist && $(BIN)/python -m build --no-isolation --wheel --outdir dist . >/dev/null && ls -l dist/*.whl
 	$(BIN)/python tests/wheel_has_page.py dist/*.whl
+
+lock: setup     ## write the versions that are installed in .venv to requirements.lock, with hashes
+	$(BIN)/python -m pip install --quiet uv
+	{ sed -n '/^#/p' requirements.lock; $(BIN)/python -m pip freeze --all --exclude-editable | grep -v -E '^(torch|uv|pip)==' \
+		| $(BIN)/uv pip compile --quiet --generate-hashes --no-deps --no-annotate --no-header -; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
 
 clean:          ## remove what the targets made
 	rm -rf $(VENV) dist build web/node_modules glassformer/web_dist .pytest_cache .ruff_cache .hypothesis

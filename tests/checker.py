@@ -1,4 +1,4 @@
-"""What checks shapes and types while tests run: beartype, to which an int is a float too (PEP 484)."""
+"""The decorator that checks shapes and types in tests: beartype, which accepts an int as a float (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 

@@ -1,4 +1,4 @@
-"""Shapes checked by beartype, few threads, the same examples on every run, and what lies beside the repository."""
+"""Shapes checked by beartype, few threads, the same hypothesis examples on every run, and files of shared data."""
 
 import os
 import sys
@@ -10,11 +10,12 @@ from jaxtyping import install_import_hook
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(p) for p in (HERE, HERE.parent) if str(p) not in sys.path]
-install_import_hook("glassformer", "checker.check")  # before anything imports the package
+if os.environ.get("TYPECHECK", "1") != "0":
+    install_import_hook("glassformer", "checker.check")  # before anything imports the package
 
 import torch  # noqa: E402
 
-torch.set_num_threads(1)  # tiny models: a second thread costs more than it gives
+torch.set_num_threads(1)  # tiny models are slower with a second thread
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 settings.register_profile(
@@ -25,12 +26,12 @@ settings.load_profile("quick")
 
 @pytest.fixture(scope="session")
 def shared_file():
-    """A file of the data beside the repository: `shared_file("tinyshakespeare.txt")`. Skips where there is none."""
+    """Return the path of a file in ../shared/data: `shared_file("tinyshakespeare.txt")`. Skips if it is absent."""
 
     def find(name: str) -> Path:
         path = HERE.parent.parent / "shared" / "data" / name
         if not path.exists():
-            pytest.skip(f"needs {path}, which is not here")
+            pytest.skip(f"{path} does not exist")
         return path
 
     return find

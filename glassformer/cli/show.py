@@ -84,7 +84,7 @@ def _part(name: str) -> str:
     """The part of a model that a parameter belongs to."""
     words = [word for word in name.removeprefix("encoder.").split(".") if word != "blocks" and not word.isdigit()]
     side = "encoder: " if name.startswith("encoder.") else ""
-    if "norm" in words or words[0].endswith(("_residual", "_norm")):
+    if words[0] == "norm" or words[0].endswith("_norm"):
         return f"{side}norms"
     return side + PARTS.get(words[0], words[0])
 

@@ -38,11 +38,11 @@ def layer_rules(theirs: str, ours: str, source: bool) -> tuple[Any, ...]:
         *(
             one
             for name, short in attentions
-            for one in linear(f"{theirs}.{name}_layer_norm", f"{ours}.{short}_residual.post")
+            for one in linear(f"{theirs}.{name}_layer_norm", f"{ours}.{short}_post_norm")
         ),
         *linear(f"{theirs}.fc1", f"{ours}.mlp.up"),
         *linear(f"{theirs}.fc2", f"{ours}.mlp.down"),
-        *linear(f"{theirs}.final_layer_norm", f"{ours}.mlp_residual.post"),
+        *linear(f"{theirs}.final_layer_norm", f"{ours}.mlp_post_norm"),
     )
 
 

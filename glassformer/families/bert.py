@@ -35,8 +35,8 @@ def norms(prefix: str) -> tuple[tuple[str, str], ...]:
     """(theirs, ours) of the norms."""
     return (
         (f"{prefix}embeddings.LayerNorm", "embed_norm"),
-        (f"{prefix}{LAYER}.attention.output.LayerNorm", "blocks.{i}.attn_residual.post"),
-        (f"{prefix}{LAYER}.output.LayerNorm", "blocks.{i}.mlp_residual.post"),
+        (f"{prefix}{LAYER}.attention.output.LayerNorm", "blocks.{i}.attn_post_norm"),
+        (f"{prefix}{LAYER}.output.LayerNorm", "blocks.{i}.mlp_post_norm"),
     )
 
 

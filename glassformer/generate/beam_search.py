@@ -121,7 +121,8 @@ def greedy(
 ) -> list[Hypothesis]:
     """Decode each sequence with the most likely token at each step; return the texts with their scores."""
     texts: list[list[int]] = [[] for _ in request.prompts]
-    logprobs, finish = [0.0] * len(texts), ["length"] * len(texts)
+    logprobs: list[float] = [0.0] * len(texts)
+    finish: list[FinishReason | None] = [None] * len(texts)
     for event in decode_steps(session, request, limits):
         logprobs[event.sequence] += event.logprob or 0.0
         if event.id is not None:

@@ -67,13 +67,13 @@ def check_request(model: GenerativeModel, request: GenerationRequest) -> list[in
     """Return the most tokens that may follow each prompt. Errors as of `decode`."""
     if not request.prompts:
         raise RequestError("there is no prompt", param="prompt")
-    source_vocab, vocab_size = (0, model.config.vocab_size) if request.sources is None else vocab_sizes(model)
+    source_vocab_size, vocab_size = vocab_sizes(model)
     for prompt in request.prompts:
         check_ids("prompt", prompt, vocab_size)
     if request.sampling.logit_bias:
         check_ids("logit_bias", request.sampling.logit_bias, vocab_size)
     for source in request.sources or ():
-        check_ids("source", source, source_vocab)
+        check_ids("source", source, source_vocab_size)
         limit = max_source_tokens(model)
         if limit is not None and len(source) > limit:
             raise CapacityError(f"a source of {len(source)} tokens does not fit: the encoder's context holds {limit}")

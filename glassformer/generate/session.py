@@ -234,16 +234,16 @@ def max_target_tokens(model: Seq2SeqModel) -> int:
     return DEFAULT_MAX_TOKENS if isinstance(model, RecurrentEncoderDecoder) else model.config.context_length
 
 
-def max_source_tokens(model: Seq2SeqModel) -> int | None:
+def max_source_tokens(model: GenerativeModel) -> int | None:
     """The most tokens of a source; None if there is no limit."""
-    return None if isinstance(model, RecurrentEncoderDecoder) else model.encoder.config.context_length
+    return model.encoder.config.context_length if isinstance(model, EncoderDecoder) else None
 
 
-def vocab_sizes(model: Seq2SeqModel) -> tuple[int, int]:
-    """The vocabulary sizes of the source and the target."""
+def vocab_sizes(model: GenerativeModel) -> tuple[int, int]:
+    """The vocabulary sizes of the source (0 if the model has none) and of the generated text."""
     if isinstance(model, RecurrentEncoderDecoder):
         return model.config.source_vocab_size, model.config.target_vocab_size
-    return model.encoder.config.vocab_size, model.config.vocab_size
+    return model.encoder.config.vocab_size if isinstance(model, EncoderDecoder) else 0, model.config.vocab_size
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "B T"], list[int]]:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from glassformer.config import EncoderConfig, ModelConfig
 from glassformer.errors import CapacityError
 from glassformer.nn.attention import spec_of
+from glassformer.nn.block import Block
 from glassformer.nn.norm import make_norm
 from glassformer.nn.position import RelativePositions, make_positions
-from glassformer.nn.residual import Block
 from glassformer.nn.step import EncodedSource, Step
 
 

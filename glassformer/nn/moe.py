@@ -30,14 +30,14 @@ class MoE(nn.Module):
         super().__init__()
         self.config = config
         self.router = nn.Linear(d_model, config.n_experts, config.router_bias)
-        self.correction = nn.Parameter(torch.zeros(config.n_experts)) if config.correction else None
+        self.score_correction = nn.Parameter(torch.zeros(config.n_experts)) if config.score_correction else None
         self.experts = nn.ModuleList(MLP(mlp, d_model) for _ in range(config.n_experts))
         width = config.shared_d_ff
         self.shared = None if width is None else MLP(replace(mlp, d_ff=width), d_model)
 
     def forward(self, x: Float[Tensor, "*B D"], step: LayerStep) -> Float[Tensor, "*B D"]:
         logits = step.see("mlp.router", self.score(x))  # [..., E]
-        weights, chosen = route(self.config, logits.flatten(0, -2), self.correction)
+        weights, chosen = route(self.config, logits.flatten(0, -2), self.score_correction)
         out = by_expert(self.experts, x.flatten(0, -2), weights, chosen).view_as(x)
         return out if self.shared is None else out + self.shared(x, step)
 

@@ -229,7 +229,7 @@ def test_norms_hold_one_more(tmp_path):
         np.array({t.name: t for t in gguf.GGUFReader(path).tensors}["blk.1.attn_q_norm.weight"].data)
     )
     torch.testing.assert_close(stored, model.get_parameter("blocks.1.attn.q_norm.weight") + 1)
-    for name in ("norm.weight", "blocks.0.mlp_residual.out.weight"):
+    for name in ("norm.weight", "blocks.0.mlp_out_norm.weight"):
         torch.testing.assert_close(load_model(path, copy=True).get_parameter(name), model.get_parameter(name))
         half = load_model(path, dtype=torch.bfloat16).get_parameter(name)
         assert torch.equal(half, load_model(path).get_parameter(name).bfloat16())

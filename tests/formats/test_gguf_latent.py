@@ -282,7 +282,7 @@ def test_what_a_silent_file_says():
     config = read_metadata({key: v for key, v in said.items() if not key.startswith(start)}, HEAD, 97, "x")
     moe = config.layers[0].experts
     assert config.family == "deepseek_v2"
-    assert (moe.scores, moe.normed, moe.scale, moe.n_groups, moe.correction) == ("softmax", False, 1.0, 1, False)
+    assert (moe.scores, moe.normed, moe.scale, moe.n_groups, moe.score_correction) == ("softmax", False, 1.0, 1, False)
 
 
 @pytest.mark.parametrize(

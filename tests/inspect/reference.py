@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+NORMS = {"pre": "norm", "out": "out_norm", "post": "post_norm"}  # parameter names of the norms at each position
+
 
 def linear(w, name, x):
     """W x + b of one vector."""
@@ -146,7 +148,7 @@ def run(config, weights, ids, change=None, hidden=(), group_of=lambda h, c: h //
 
         def normed(part, at, rows, b=b, layer=layer):
             which = layer.norm if at in layer.norm_at else None
-            return np.array([norm(w, f"{b}.{part}_residual.{at}", which, row) for row in rows])
+            return np.array([norm(w, f"{b}.{part}_{NORMS[at]}", which, row) for row in rows])
 
         def attend(rows, b=b, layer=layer, normed=normed):
             rows = see(f"{b}.attn.x", rows)

@@ -56,7 +56,7 @@ def test_latent_attention_parts_nowhere_and_is_seen(q_rank, tmp_path):
 
 @pytest.mark.parametrize(("parameter", "point"), [
     ("embed.weight", "embed.tokens"),
-    ("blocks.0.attn_residual.pre.weight", "blocks.0.attn.x"),
+    ("blocks.0.attn_norm.weight", "blocks.0.attn.x"),
     ("blocks.1.attn.q.weight", "blocks.1.attn.q"),
     ("blocks.1.attn.k.bias", "blocks.1.attn.k"),
     ("blocks.2.attn.v.weight", "blocks.2.attn.v"),

@@ -312,7 +312,7 @@ def test_numbers_that_are_none_are_shown_as_such():
     assert t.ids[11:] == written(lm, text(lm))[:3]
     assert t["final.logits"].tensor[13].isnan().all()
     pieces = []
-    with pytest.raises(RequestError, match="under these edits"):
+    with pytest.raises(RequestError, match="the edits make"):
         pieces.extend(lm.stream(text(lm), edit=late, **GREEDY))
     assert lm.trace(text(lm), edit=[replace("embed.out", math.nan, position=2)])["embed.out"].tensor[2].isnan().all()
 

@@ -16,7 +16,8 @@ RIGHT = ["the cat sat on the mat today", "a dog ran to the old town"]
 
 
 def test_imports_neither_torch_nor_the_scorer():
-    program = "import sys, glassformer.training.tasks.seq2seq_scores; sys.exit(bool({'torch', 'sacrebleu'} & set(sys.modules)))"
+    module = "glassformer.training.tasks.seq2seq_scores"
+    program = f"import sys, {module}; sys.exit(bool({{'torch', 'sacrebleu'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 

@@ -33,12 +33,10 @@ export class Ask<T> implements ReactiveController {
 
   #fetch(path: string): void {
     if (path !== this.#path) return;
-    this.host.session
-      .ask<T>(path, this.kind)
-      .then(
-        (value) => this.#got(path, value, null),
-        (error: unknown) => this.#got(path, null, error instanceof Refused ? error : new Refused(String(error), 0)),
-      );
+    this.host.session.ask<T>(path, this.kind).then(
+      (value) => this.#got(path, value, null),
+      (error: unknown) => this.#got(path, null, error instanceof Refused ? error : new Refused(String(error), 0)),
+    );
   }
 
   #got(path: string, value: T | null, error: Refused | null): void {

@@ -48,7 +48,9 @@ export class Baked implements Transport {
       yield { event: "trace", data: this.#trace(path, body) };
       return;
     }
-    const [where = "", query = ""] = path.split(/\?(.*)/s), asked = new URLSearchParams(query), several = asked.get("position");
+    const [where = "", query = ""] = path.split(/\?(.*)/s),
+      asked = new URLSearchParams(query),
+      several = asked.get("position");
     asked.delete("stream");
     for (const position of several?.split(",") ?? [null]) {
       if (position !== null) asked.set("position", position);
@@ -66,7 +68,10 @@ export class Baked implements Transport {
   /** The trace that a body asks for, where it is one of those in the file. */
   #trace(path: string, body: unknown): TraceInfo {
     const asked = body as { prompt?: unknown; max_tokens?: number; edits?: Edit[] };
-    const same = (one: Report["traces"][number]) => one.prompt === asked.prompt && one.max_tokens === (asked.max_tokens ?? 0) && sameEdits(one.edits, asked.edits ?? []);
+    const same = (one: Report["traces"][number]) =>
+      one.prompt === asked.prompt &&
+      one.max_tokens === (asked.max_tokens ?? 0) &&
+      sameEdits(one.edits, asked.edits ?? []);
     const found = path === "/v1/traces" ? this.report.traces.find(same) : undefined;
     if (!found) throw this.#missing("Nothing is computed in a report: it holds one text, as it was read.");
     return found.trace;
@@ -81,22 +86,34 @@ export class Baked implements Transport {
 export function keyOf(path: string, defaults: Report["defaults"]): string {
   const [where = "", query = ""] = path.split(/\?(.*)/s);
   const usual = defaults[where.includes("/views/") ? where.slice(where.lastIndexOf("/") + 1) : "tensor"] ?? {};
-  const given = [...new URLSearchParams(query)].filter(([name, value]) => usual[name] !== value).map(([name, value]) => `${name}=${value}`);
+  const given = [...new URLSearchParams(query)]
+    .filter(([name, value]) => usual[name] !== value)
+    .map(([name, value]) => `${name}=${value}`);
   return `${decodeURIComponent(where)}?${given.sort().join("&")}`;
 }
 
 const sameEdits = (a: Edit[], b: Edit[]): boolean => {
-  const spelled = (edits: Edit[]) => JSON.stringify(edits.map((edit) => Object.entries(edit).filter(([, value]) => value !== null).sort()));
+  const spelled = (edits: Edit[]) =>
+    JSON.stringify(
+      edits.map((edit) =>
+        Object.entries(edit)
+          .filter(([, value]) => value !== null)
+          .sort(),
+      ),
+    );
   return spelled(a) === spelled(b);
 };
 
 async function unpacked(text: string): Promise<Record<string, Kept>> {
-  const stream = new Blob([fromBase64(text.trim()) as Uint8Array<ArrayBuffer>]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const stream = new Blob([fromBase64(text.trim()) as Uint8Array<ArrayBuffer>])
+    .stream()
+    .pipeThrough(new DecompressionStream("gzip"));
   return (await new Response(stream).json()) as Record<string, Kept>;
 }
 
 /** The report of this document, if it is one. */
 export function bakedIn(page: Document): Baked | null {
-  const about = page.getElementById("gf-report")?.textContent, answers = page.getElementById("gf-answers")?.textContent;
+  const about = page.getElementById("gf-report")?.textContent,
+    answers = page.getElementById("gf-answers")?.textContent;
   return about && answers ? new Baked(JSON.parse(about) as Report, answers) : null;
 }

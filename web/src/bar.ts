@@ -27,7 +27,8 @@ export function beginningAt(bar: Bar, place: Partial<Place>): Bar {
   const filled = (address: string): string => {
     if (address.length < 2) return own;
     if (read(address).text === place.text) return address;
-    const [where = "", given = ""] = address.split(/\?(.*)/s), all = new URLSearchParams(own.split(/\?(.*)/s)[1] ?? "");
+    const [where = "", given = ""] = address.split(/\?(.*)/s),
+      all = new URLSearchParams(own.split(/\?(.*)/s)[1] ?? "");
     for (const [name, value] of new URLSearchParams(given)) all.set(name, value);
     return write(read(`${where}?${all.toString()}`));
   };

@@ -49,7 +49,10 @@ export class Channel implements Transport {
   async *events(path: string, body: unknown, signal?: AbortSignal): AsyncGenerator<{ event: string; data: unknown }> {
     const come: [Answer, DataView | undefined][] = [];
     let wake = (): void => undefined;
-    const id = this.#ask({ kind: "post", path, body }, (...one) => { come.push(one); wake(); });
+    const id = this.#ask({ kind: "post", path, body }, (...one) => {
+      come.push(one);
+      wake();
+    });
     signal?.addEventListener("abort", () => wake());
     try {
       for (;;) {

@@ -18,7 +18,12 @@ export interface Here {
 type Parameters = Record<string, string | number | boolean | null | undefined>;
 
 /** The picture that shows first what a kind of model does. */
-const OPENS: Record<Kind, string> = { decoder: START.view, "encoder-decoder": "alignment", recurrent: "alignment", encoder: "grid" };
+const OPENS: Record<Kind, string> = {
+  decoder: START.view,
+  "encoder-decoder": "alignment",
+  recurrent: "alignment",
+  encoder: "grid",
+};
 
 const WHOLE = 64; // tokens that a translation may take: it ends by itself
 
@@ -70,7 +75,9 @@ export class Session extends EventTarget {
     this.#read.clear();
     this.#opened = "";
     try {
-      const list = await this.transport.json<{ data: { id: string; kind?: Kind; opening?: string | null }[] }>("/v1/models");
+      const list = await this.transport.json<{ data: { id: string; kind?: Kind; opening?: string | null }[] }>(
+        "/v1/models",
+      );
       this.models = list.data.map((model) => model.id);
       this.kinds = Object.fromEntries(list.data.map((model) => [model.id, model.kind ?? "decoder"]));
       this.openings = Object.fromEntries(list.data.map((model) => [model.id, model.opening ?? null]));
@@ -134,7 +141,10 @@ export class Session extends EventTarget {
   }
 
   /** Move. A new view or text is a step that the back button takes back; a moved cursor is not. */
-  go(change: Partial<Place>, push = "view" in change || "text" in change || "model" in change || "edits" in change): void {
+  go(
+    change: Partial<Place>,
+    push = "view" in change || "text" in change || "model" in change || "edits" in change,
+  ): void {
     const stays = this.trace !== null && !("text" in change) && !("model" in change);
     this.place = { ...this.place, ...(stays ? this.here : {}), ...change }; // what was chosen for one is a choice from now on
     this.bar.write(write(this.place), push);
@@ -144,16 +154,34 @@ export class Session extends EventTarget {
 
   /** Another model, on a text of its own kind where the text was only what the page opened with. */
   choose(model: string): void {
-    const kind = this.kinds[model] ?? "decoder", other = kind !== this.kinds[this.model], given = this.place.text !== START.text && this.place.text !== this.openings[this.model];
+    const kind = this.kinds[model] ?? "decoder",
+      other = kind !== this.kinds[this.model],
+      given = this.place.text !== START.text && this.place.text !== this.openings[this.model];
     const more = Object.fromEntries(Object.entries(this.place.more).filter(([name]) => name !== "target"));
-    this.go({ model, more, layer: -1, head: -1, query: -1, key: -1, edits: [], ...(given ? {} : { text: this.openings[model] ?? START.text, write: this.openings[model] ? WHOLE : START.write }), ...(other ? { view: OPENS[kind] } : {}) });
+    this.go({
+      model,
+      more,
+      layer: -1,
+      head: -1,
+      query: -1,
+      key: -1,
+      edits: [],
+      ...(given ? {} : { text: this.openings[model] ?? START.text, write: this.openings[model] ? WHOLE : START.write }),
+      ...(other ? { view: OPENS[kind] } : {}),
+    });
   }
 
   /** Where the address says no text, one of the model's kind; where it names no picture either, that which shows it first. */
   #settle(address: string): void {
-    const opening = this.openings[this.model], kind = this.kinds[this.model] ?? "decoder";
+    const opening = this.openings[this.model],
+      kind = this.kinds[this.model] ?? "decoder";
     if (!opening || this.place.text !== START.text) return;
-    this.place = { ...this.place, text: opening, ...(this.place.write === START.write ? { write: WHOLE } : {}), ...(/^#\/[a-z]/.test(address) ? {} : { view: OPENS[kind] }) };
+    this.place = {
+      ...this.place,
+      text: opening,
+      ...(this.place.write === START.write ? { write: WHOLE } : {}),
+      ...(/^#\/[a-z]/.test(address) ? {} : { view: OPENS[kind] }),
+    };
     this.bar.write(write(this.place), false);
   }
 
@@ -164,7 +192,9 @@ export class Session extends EventTarget {
   }
 
   more(change: Record<string, string | null>): void {
-    const kept = Object.entries({ ...this.place.more, ...change }).filter((one): one is [string, string] => one[1] !== null);
+    const kept = Object.entries({ ...this.place.more, ...change }).filter(
+      (one): one is [string, string] => one[1] !== null,
+    );
     this.go({ more: Object.fromEntries(kept) });
   }
 
@@ -172,7 +202,8 @@ export class Session extends EventTarget {
   async open(known = false, again = false): Promise<void> {
     this.stop();
     const work = (this.#work = new AbortController());
-    const before = this.#opened, wanted = (this.#opened = this.#wanted());
+    const before = this.#opened,
+      wanted = (this.#opened = this.#wanted());
     this.writing = [];
     const held = known ? await this.#read.get(wanted)?.catch(() => undefined) : undefined;
     if (work !== this.#work) return;
@@ -190,7 +221,11 @@ export class Session extends EventTarget {
       if (held) await this.#show(held);
       else {
         const body = await this.#asking(this.edits, work.signal);
-        for await (const { event, data } of this.transport.events("/v1/traces", { ...body, stream: true }, work.signal)) {
+        for await (const { event, data } of this.transport.events(
+          "/v1/traces",
+          { ...body, stream: true },
+          work.signal,
+        )) {
           if (work !== this.#work) return;
           if (event === "token") this.writing = [...(this.writing ?? []), data as Written];
           if (event === "trace") {
@@ -202,7 +237,7 @@ export class Session extends EventTarget {
       }
     } catch (error) {
       if (work !== this.#work) return;
-      if (gone(error) && !again) return this.#forget(), this.open(false, true); // a text that an edit takes from
+      if (gone(error) && !again) return (this.#forget(), this.open(false, true)); // a text that an edit takes from
       if (!work.signal.aborted) {
         this.trace = null;
         this.#trouble(error);
@@ -219,15 +254,20 @@ export class Session extends EventTarget {
    * `write`: so many tokens of its own, where a target is given and would be read instead.
    */
   read(edits: Edit[], write?: number): Promise<TraceInfo> {
-    const key = this.#wanted(edits) + (write === undefined ? "" : `\n${write}`), known = this.#read.get(key);
+    const key = this.#wanted(edits) + (write === undefined ? "" : `\n${write}`),
+      known = this.#read.get(key);
     if (known) return known;
     this.background?.abort();
-    const made = () => this.#asking(edits, undefined, write).then((body) => this.transport.post<TraceInfo>("/v1/traces", body));
-    return this.#keep(key, made().catch((error: unknown) => {
-      if (!gone(error)) throw error;
-      this.#forget();
-      return made();
-    }));
+    const made = () =>
+      this.#asking(edits, undefined, write).then((body) => this.transport.post<TraceInfo>("/v1/traces", body));
+    return this.#keep(
+      key,
+      made().catch((error: unknown) => {
+        if (!gone(error)) throw error;
+        this.#forget();
+        return made();
+      }),
+    );
   }
 
   /** The text as it is without edits; null until `readOriginal` has it, and while the one that is open is on its way. */
@@ -248,7 +288,10 @@ export class Session extends EventTarget {
   /** A text by itself, for what is taken from it. */
   readText(prompt: string): Promise<TraceInfo> {
     const key = `${this.model}\n\n${prompt}`;
-    return this.#read.get(key) ?? this.#keep(key, this.transport.post<TraceInfo>("/v1/traces", { model: this.model, prompt, max_tokens: 0 }));
+    return (
+      this.#read.get(key) ??
+      this.#keep(key, this.transport.post<TraceInfo>("/v1/traces", { model: this.model, prompt, max_tokens: 0 }))
+    );
   }
 
   /** Texts that the server no longer has. */
@@ -270,17 +313,27 @@ export class Session extends EventTarget {
 
   /** What asks for the text of the address under some edits. */
   async #asking(edits: Edit[], signal?: AbortSignal, anew?: number): Promise<Record<string, unknown>> {
-    const { text, write, temperature, seed, more } = this.place, kind = this.anatomy?.kind ?? "decoder";
+    const { text, write, temperature, seed, more } = this.place,
+      kind = this.anatomy?.kind ?? "decoder";
     const reads = anew === undefined && (kind === "encoder-decoder" || kind === "recurrent");
     const target = reads ? more["target"] : undefined; // given, not written
     const max_tokens = kind === "encoder" || target !== undefined ? 0 : (anew ?? write);
     const served = await asServed(this, edits, signal);
-    return { model: this.model, prompt: text, max_tokens, edits: served, temperature, ...(temperature > 0 ? { seed } : {}), ...(target === undefined ? {} : { target }) };
+    return {
+      model: this.model,
+      prompt: text,
+      max_tokens,
+      edits: served,
+      temperature,
+      ...(temperature > 0 ? { seed } : {}),
+      ...(target === undefined ? {} : { target }),
+    };
   }
 
   /** Show a trace, at a head that does something where the address names none. */
   async #show(trace: TraceInfo): Promise<void> {
-    const { place } = this, open = place.layer < 0 || place.head < 0 || place.key < 0;
+    const { place } = this,
+      open = place.layer < 0 || place.head < 0 || place.key < 0;
     if (open && this.anatomy?.kind === "decoder") {
       const soon = new Promise<Partial<Here>>((done) => setTimeout(() => done({}), PATIENCE));
       const found = worthSeeing(this, trace).catch(() => ({}));
@@ -356,7 +409,9 @@ export class Session extends EventTarget {
 
   #wanted(edits = this.edits): string {
     const { text, write: more, temperature, seed } = this.place;
-    return [this.model, more, temperature, seed, JSON.stringify(edits), this.place.more["target"] ?? "", text].join("\n");
+    return [this.model, more, temperature, seed, JSON.stringify(edits), this.place.more["target"] ?? "", text].join(
+      "\n",
+    );
   }
 
   #moved(): void {
@@ -375,11 +430,13 @@ export class Session extends EventTarget {
   }
 }
 
-const gone = (error: unknown): boolean => error instanceof Refused && error.code !== null && error.code.startsWith("trace_");
+const gone = (error: unknown): boolean =>
+  error instanceof Refused && error.code !== null && error.code.startsWith("trace_");
 
 function asked(parameters: Parameters): string {
   const fields = new URLSearchParams();
-  for (const [name, value] of Object.entries(parameters)) if (value !== null && value !== undefined) fields.set(name, String(value));
+  for (const [name, value] of Object.entries(parameters))
+    if (value !== null && value !== undefined) fields.set(name, String(value));
   const text = fields.toString();
   return text ? `?${text}` : "";
 }

@@ -1,6 +1,18 @@
 /** Which picture each step of the guided walk stands beside. */
 export const STEPS = [
-  "cell", "qkv", "cell", "grid", "heads", "tokenizer", "embedding", "block", "map", "lens", "tracks", "cache", "fork",
+  "cell",
+  "qkv",
+  "cell",
+  "grid",
+  "heads",
+  "tokenizer",
+  "embedding",
+  "block",
+  "map",
+  "lens",
+  "tracks",
+  "cache",
+  "fork",
 ] as const;
 
 /** The walk's step for a view: this one if it is the view's, else its first, else none changes. */

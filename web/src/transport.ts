@@ -57,7 +57,9 @@ export class Http implements Transport {
     try {
       for (;;) {
         const { done, value } = await reader.read().catch((error: unknown) => {
-          throw signal?.aborted ? error : new Refused("The server went away in the middle of its answer. Is it still running?", 0);
+          throw signal?.aborted
+            ? error
+            : new Refused("The server went away in the middle of its answer. Is it still running?", 0);
         });
         if (done) return;
         for (const { event, data } of events.feed(value)) {
@@ -95,6 +97,8 @@ export class Http implements Transport {
 
 /** The error that a body in OpenAI's shape tells of. */
 export function refusal(said: unknown, status: number, otherwise: string): Refused {
-  const error = (said as { error?: { message?: string; type?: string; param?: string | null; code?: string | null } } | null)?.error;
+  const error = (
+    said as { error?: { message?: string; type?: string; param?: string | null; code?: string | null } } | null
+  )?.error;
   return new Refused(error?.message ?? otherwise, status, error?.type ?? "", error?.param ?? null, error?.code ?? null);
 }

@@ -9,8 +9,19 @@ test("the start is a short address, and comes back", () => {
 
 test("everything that a link holds comes back", () => {
   const place = {
-    view: "grid", model: "a/b ü", text: "100% of\nit & #more? = yes + no", write: 3, temperature: 0.7, seed: 11, layer: 2, head: 0,
-    query: 17, key: 5, edits: [{ op: "ablate", point: "blocks.5.attn.z", head: 3 }], step: -1, more: { dim: "4", by: "a=b" },
+    view: "grid",
+    model: "a/b ü",
+    text: "100% of\nit & #more? = yes + no",
+    write: 3,
+    temperature: 0.7,
+    seed: 11,
+    layer: 2,
+    head: 0,
+    query: 17,
+    key: 5,
+    edits: [{ op: "ablate", point: "blocks.5.attn.z", head: 3 }],
+    step: -1,
+    more: { dim: "4", by: "a=b" },
   };
   expect(read(write(place))).toEqual(place);
 });

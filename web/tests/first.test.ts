@@ -2,8 +2,18 @@ import { expect, test } from "vitest";
 import { loudest, players } from "../src/first.js";
 
 test("the heads of the first role that is played well", () => {
-  const scores = { previous_token: [[0.9, 0.1]], duplicate: [[0.2, 0.1]], induction: [[0.1, 0.5], [0.4, "NaN" as const]] };
-  expect(players(scores)).toEqual([{ layer: 0, head: 1, score: 0.5 }, { layer: 1, head: 0, score: 0.4 }]);
+  const scores = {
+    previous_token: [[0.9, 0.1]],
+    duplicate: [[0.2, 0.1]],
+    induction: [
+      [0.1, 0.5],
+      [0.4, "NaN" as const],
+    ],
+  };
+  expect(players(scores)).toEqual([
+    { layer: 0, head: 1, score: 0.5 },
+    { layer: 1, head: 0, score: 0.4 },
+  ]);
   expect(players({ ...scores, induction: [["NaN" as const]] })).toEqual([{ layer: 0, head: 0, score: 0.9 }]);
   expect(players({ self: [[1]] })).toEqual([]);
 });

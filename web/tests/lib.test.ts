@@ -7,7 +7,16 @@ import { decode, fromBase64, half, largest } from "../src/lib/tensor.js";
 describe("numbers", () => {
   test("short ones", () => {
     expect([0, -0, 1, -1.23456, 12.3456, 123.456, 4321.9, 0.00002, 2.4e-7, 3e7].map((x) => short(x))).toEqual([
-      "0", "0", "1.000", "−1.235", "12.35", "123.5", "4,322", "2.0 × 10⁻⁵", "2.4 × 10⁻⁷", "3.0 × 10⁷",
+      "0",
+      "0",
+      "1.000",
+      "−1.235",
+      "12.35",
+      "123.5",
+      "4,322",
+      "2.0 × 10⁻⁵",
+      "2.4 × 10⁻⁷",
+      "3.0 × 10⁷",
     ]);
     expect(["NaN", "Infinity", "-Infinity"].map((x) => short(x as "NaN"))).toEqual(["NaN", "∞", "−∞"]);
   });
@@ -26,7 +35,8 @@ describe("numbers", () => {
 describe("colours", () => {
   for (const scheme of ["light", "dark"] as const) {
     test(`a share's colour tells it to half a percent: ${scheme}`, () => {
-      for (let i = 0; i <= 1000; i++) expect(Math.abs(shareOf(shareColour(i / 1000, scheme), scheme) - i / 1000)).toBeLessThan(0.006);
+      for (let i = 0; i <= 1000; i++)
+        expect(Math.abs(shareOf(shareColour(i / 1000, scheme), scheme) - i / 1000)).toBeLessThan(0.006);
     });
     test(`a signed number's colour tells it, sign and all: ${scheme}`, () => {
       for (const meaning of ["query", "key", "value", "residual", "forward", "plain"] as Meaning[]) {
@@ -59,11 +69,20 @@ describe("tensors", () => {
     expect([...got.data]).toEqual([-1, 0, 126.5]);
   });
   test("half precision", () => {
-    expect([0x3c00, 0xc000, 0x7bff, 0x0001, 0x7c00, 0xfc00].map(half)).toEqual([1, -2, 65504, 2 ** -24, Infinity, -Infinity]);
+    expect([0x3c00, 0xc000, 0x7bff, 0x0001, 0x7c00, 0xfc00].map(half)).toEqual([
+      1,
+      -2,
+      65504,
+      2 ** -24,
+      Infinity,
+      -Infinity,
+    ]);
     expect(half(0x7e00)).toBeNaN();
   });
   test("one that is cut short is refused", () => {
-    expect(() => decode(packed({ shape: [3], dtype: "u8", scale: 1, zero: 0 }, new Uint8Array(2).buffer))).toThrow(/3 numbers came with 2/);
+    expect(() => decode(packed({ shape: [3], dtype: "u8", scale: 1, zero: 0 }, new Uint8Array(2).buffer))).toThrow(
+      /3 numbers came with 2/,
+    );
   });
   test("base64 and the loudest", () => {
     expect([...fromBase64("AAH/")]).toEqual([0, 1, 255]);
@@ -72,8 +91,13 @@ describe("tensors", () => {
 });
 
 test("events, wherever they are cut", () => {
-  const text = 'event: token\ndata: {"a": 1}\n\n: still here\n\ndata: one\r\ndata: two\r\n\r\nevent: done\ndata: {}\n\nrest';
-  const whole = [{ event: "token", data: '{"a": 1}' }, { event: "message", data: "one\ntwo" }, { event: "done", data: "{}" }];
+  const text =
+    'event: token\ndata: {"a": 1}\n\n: still here\n\ndata: one\r\ndata: two\r\n\r\nevent: done\ndata: {}\n\nrest';
+  const whole = [
+    { event: "token", data: '{"a": 1}' },
+    { event: "message", data: "one\ntwo" },
+    { event: "done", data: "{}" },
+  ];
   for (let size = 1; size < 20; size++) {
     const reader = new EventReader();
     const found = [];

@@ -251,7 +251,7 @@ GGUF: dict[str, GgufArchitecture] = {
         "gpt-oss",
         (
             *but((*COMMON, *HALVES), "ffn_norm", "post_attention_norm"),
-            TensorRule("blk.{i}.post_attention_norm.weight", ("blocks.{i}.mlp_residual.pre.weight",)),
+            TensorRule("blk.{i}.post_attention_norm.weight", ("blocks.{i}.mlp_norm.weight",)),
         ),
         {**WIDE, **MIXED, "expert_feed_forward_length": "intermediate_size"},
         fixed={"swiglu_limit": 7.0, "attention_bias": True} | UNTIED,
@@ -268,7 +268,9 @@ GGUF: dict[str, GgufArchitecture] = {
         fixed=SILU | {"attention_bias": False},
         only={LAYER: 1e-5},
     ),
-    "olmo2": GgufArchitecture("olmo2", (*COMMON, *HALVES), NORMED, fixed=SILU | UNTIED | {"attention_bias": False}, others=FUSED),
+    "olmo2": GgufArchitecture(
+        "olmo2", (*COMMON, *HALVES), NORMED, fixed=SILU | UNTIED | {"attention_bias": False}, others=FUSED
+    ),
     "olmoe": GgufArchitecture(
         "olmoe",
         (*COMMON, *HALVES),
@@ -306,7 +308,9 @@ GGUF: dict[str, GgufArchitecture] = {
         fixed=SILU | {"norm_topk_prob": True, "mlp_only_layers": []},
         others=(*FUSED, *OTHER_EXPERTS),
     ),
-    "smollm3": GgufArchitecture("smollm3", (*COMMON, *PAIRS), WIDE, fixed=SILU | {"attention_bias": False, "mlp_bias": False}),
+    "smollm3": GgufArchitecture(
+        "smollm3", (*COMMON, *PAIRS), WIDE, fixed=SILU | {"attention_bias": False, "mlp_bias": False}
+    ),
     "stablelm": GgufArchitecture(
         "stablelm",
         (*COMMON, *HALVES),

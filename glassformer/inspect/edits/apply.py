@@ -162,8 +162,8 @@ class Editing:
         self.editor = editor
         self.separate_prefill = any(edit.row is not None for edit in editor.edits)
 
-    def tap(self, step: Step, rows: Sequence[int]) -> Tap:
-        return CapturingTap(step, rows, self.editor, None)
+    def tap(self, step: Step, sequences: Sequence[int]) -> Tap:
+        return CapturingTap(step, sequences, self.editor, None)
 
 
 def edited(editor: Edits | None) -> tuple[str, ...]:

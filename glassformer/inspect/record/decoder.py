@@ -26,10 +26,10 @@ class Watching:
     def __init__(self, reader: TraceReader, editor: Edits | None):
         self.reader, self.editor, self.has_edits = reader, editor, editor is not None
 
-    def tap(self, step: Step, rows: Sequence[int]) -> Tap:
+    def tap(self, step: Step, sequences: Sequence[int]) -> Tap:
         if step.positions.ndim == 2:
             self.reader.passed(step)
-        return CapturingTap(step, rows, self.editor, self.reader)
+        return CapturingTap(step, sequences, self.editor, self.reader)
 
 
 def read_trace(

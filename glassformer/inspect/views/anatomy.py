@@ -148,7 +148,7 @@ def part_of(name: str) -> tuple[str, int | None]:
     words = name.removeprefix("encoder.").split(".")
     layer = int(words.pop(1)) if words[0] == "blocks" else None
     words = words[1:] if layer is not None else words
-    if "norm" in words[0] or words[0].endswith("_residual"):
+    if "norm" in words[0]:
         return side + "norms", layer
     return side + {"embed": "embedding", "head": "head", "positions": "positions", **KINDS}.get(
         words[0], words[0]

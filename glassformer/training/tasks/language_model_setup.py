@@ -17,8 +17,8 @@ from glassformer.families import find_family
 from glassformer.families.common.shape import ShapeConfig
 from glassformer.formats import load_model
 from glassformer.formats.find import find, tokenizer_of
+from glassformer.nn.block import Block
 from glassformer.nn.model import Decoder
-from glassformer.nn.residual import Block
 from glassformer.text import patterns
 from glassformer.text.files.find import find_tokenizer
 from glassformer.text.tokenizer import Tokenizer

@@ -66,7 +66,8 @@ export function read(hash: string): Place {
   place.model = fields.get("model") ?? START.model;
   place.text = fields.get("text") ?? START.text;
   place.temperature = number(fields.get("temperature"), START.temperature, 0, 2);
-  for (const name of WHOLE) place[name] = Math.trunc(number(fields.get(name), START[name], -1, Number.MAX_SAFE_INTEGER));
+  for (const name of WHOLE)
+    place[name] = Math.trunc(number(fields.get(name), START[name], -1, Number.MAX_SAFE_INTEGER));
   place.step = Math.trunc(number(fields.get("step"), stepOf(place.view, 0), -1, 99));
   place.edits = edits(fields.get("edits"));
   for (const [name, value] of fields) if (name.startsWith("_")) place.more[name.slice(1)] = value;

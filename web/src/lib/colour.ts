@@ -11,12 +11,38 @@ export type Scheme = "light" | "dark";
 const PAPER: Record<Scheme, Rgb> = { light: [250, 249, 246], dark: [26, 29, 34] };
 const GRAPHITE: Record<Scheme, Rgb> = { light: [72, 74, 80], dark: [214, 212, 206] };
 const INK: Record<Scheme, readonly Rgb[]> = {
-  light: [[250, 249, 246], [206, 212, 222], [133, 148, 172], [66, 80, 112], [20, 26, 46]],
-  dark: [[26, 29, 34], [58, 70, 92], [104, 126, 160], [168, 190, 216], [250, 248, 240]],
+  light: [
+    [250, 249, 246],
+    [206, 212, 222],
+    [133, 148, 172],
+    [66, 80, 112],
+    [20, 26, 46],
+  ],
+  dark: [
+    [26, 29, 34],
+    [58, 70, 92],
+    [104, 126, 160],
+    [168, 190, 216],
+    [250, 248, 240],
+  ],
 };
 const HUE: Record<Scheme, Record<Meaning, Rgb>> = {
-  light: { query: [0, 84, 158], key: [182, 66, 0], value: [0, 106, 78], residual: [156, 110, 0], forward: [132, 46, 140], plain: [20, 26, 46] },
-  dark: { query: [112, 184, 242], key: [246, 150, 92], value: [74, 204, 160], residual: [232, 190, 72], forward: [218, 150, 226], plain: [150, 196, 240] },
+  light: {
+    query: [0, 84, 158],
+    key: [182, 66, 0],
+    value: [0, 106, 78],
+    residual: [156, 110, 0],
+    forward: [132, 46, 140],
+    plain: [20, 26, 46],
+  },
+  dark: {
+    query: [112, 184, 242],
+    key: [246, 150, 92],
+    value: [74, 204, 160],
+    residual: [232, 190, 72],
+    forward: [218, 150, 226],
+    plain: [150, 196, 240],
+  },
 };
 
 export const MASKED: Rgb = [0, 0, 0]; // drawn with alpha 0: no number stands there
@@ -46,7 +72,9 @@ export function signedOf(colour: Rgb, top: number, meaning: Meaning, scheme: Sch
 
 /** Black or white: which one is read on this colour. */
 export function readable(colour: Rgb): string {
-  const [r, g, b] = colour.map((c) => (c / 255 <= 0.04045 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4)) as unknown as Rgb;
+  const [r, g, b] = colour.map((c) =>
+    c / 255 <= 0.04045 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4,
+  ) as unknown as Rgb;
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff"; // the higher of the two contrasts
 }
 
@@ -63,19 +91,22 @@ export function shareTable(scheme: Scheme): Uint32Array {
 }
 
 /** One opaque pixel of an ImageData seen as 32-bit words (little-endian, as every browser's machine is). */
-export const pixel = ([r, g, b]: Rgb): number => (255 << 24 | b << 16 | g << 8 | r) >>> 0;
+export const pixel = ([r, g, b]: Rgb): number => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
 
 function along(stops: readonly Rgb[], at: number): Rgb {
   const place = at * (stops.length - 1);
   const i = Math.min(stops.length - 2, Math.floor(place));
-  const from = stops[i] as Rgb, to = stops[i + 1] as Rgb, t = place - i;
+  const from = stops[i] as Rgb,
+    to = stops[i + 1] as Rgb,
+    t = place - i;
   return [0, 1, 2].map((c) => Math.round((from[c] as number) * (1 - t) + (to[c] as number) * t)) as unknown as Rgb;
 }
 
 function nearest(stops: readonly Rgb[], colour: Rgb): { at: number; off: number } {
   let best = { at: 0, off: Infinity };
   for (let i = 0; i + 1 < stops.length; i++) {
-    const from = stops[i] as Rgb, to = stops[i + 1] as Rgb;
+    const from = stops[i] as Rgb,
+      to = stops[i + 1] as Rgb;
     const d = [0, 1, 2].map((c) => (to[c] as number) - (from[c] as number));
     const e = [0, 1, 2].map((c) => (colour[c] as number) - (from[c] as number));
     const dot = (a: number[], b: number[]) => a.reduce((sum, x, c) => sum + x * (b[c] as number), 0);

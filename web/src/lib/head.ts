@@ -3,5 +3,10 @@ import type { Anatomy } from "../shapes.js";
 
 export function headShape(anatomy: Anatomy): string {
   const table = anatomy.parts.find((part) => part.kind === "head")?.matrices.find((one) => one.shape.length === 2);
-  return table ? [...table.shape].reverse().map((n) => n.toLocaleString("en-US")).join(" × ") : "";
+  return table
+    ? [...table.shape]
+        .reverse()
+        .map((n) => n.toLocaleString("en-US"))
+        .join(" × ")
+    : "";
 }

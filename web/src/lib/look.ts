@@ -17,7 +17,8 @@ class Look extends Directive {
   }
 
   override update(part: ElementPart, [styles]: [Styles]): typeof noChange {
-    for (const [name, value] of Object.entries(styles)) (part.element as HTMLElement).style.setProperty(name, String(value));
+    for (const [name, value] of Object.entries(styles))
+      (part.element as HTMLElement).style.setProperty(name, String(value));
     return noChange;
   }
 }

@@ -15,7 +15,10 @@ export function short(value: Num, digits = 3): string {
   if (x === 0) return "0";
   const size = Math.abs(x);
   if (size < 10 ** -digits || size >= 1e6) return power(x);
-  const text = size >= 1000 ? Math.round(x).toLocaleString("en-US") : x.toFixed(Math.max(0, digits - Math.max(0, Math.floor(Math.log10(size)))));
+  const text =
+    size >= 1000
+      ? Math.round(x).toLocaleString("en-US")
+      : x.toFixed(Math.max(0, digits - Math.max(0, Math.floor(Math.log10(size)))));
   return minus(text);
 }
 
@@ -53,7 +56,12 @@ export const count = (value: number): string => Math.round(value).toLocaleString
 
 /** 1.2M, 724K: of parameters. */
 export function big(value: number): string {
-  for (const [size, unit] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "K"]] as const) {
+  for (const [size, unit] of [
+    [1e12, "T"],
+    [1e9, "B"],
+    [1e6, "M"],
+    [1e3, "K"],
+  ] as const) {
     if (value >= size) return `${(value / size).toPrecision(3).replace(/\.0+$|(\.\d*[1-9])0+$/, "$1")}${unit}`;
   }
   return String(value);

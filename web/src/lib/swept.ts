@@ -23,12 +23,17 @@ export class Table {
     this.heads = over === "heads";
     this.enters = over === "positions";
     this.source = side !== "attn" || anatomy.kind === "recurrent";
-    const stack = side === "encoder" ? anatomy.encoder : anatomy.layers, prefix = side === "encoder" ? "encoder." : "";
+    const stack = side === "encoder" ? anatomy.encoder : anatomy.layers,
+      prefix = side === "encoder" ? "encoder." : "";
     this.#one = this.source && side !== "encoder" ? STATES : ENTERS;
     this.#rows = this.enters ? [this.#one] : stack.map((_, i) => `${prefix}blocks.${i}`);
     const numbers = (n: number) => Array.from({ length: n }, (_, i) => String(i));
     const branches = side === "cross" ? ["cross.add"] : BRANCHES;
-    this.#columns = this.tokens ? numbers(this.source ? source : last + 1) : this.heads ? numbers(Math.max(...stack.map((one) => one.n_heads))) : [...branches];
+    this.#columns = this.tokens
+      ? numbers(this.source ? source : last + 1)
+      : this.heads
+        ? numbers(Math.max(...stack.map((one) => one.n_heads)))
+        : [...branches];
   }
 
   add(one: Swept): void {
@@ -52,10 +57,12 @@ export class Table {
 
   /** What each edit changes; undefined where it has not been tried. */
   get data(): (number | undefined)[] {
-    return this.#rows.flatMap((row) => this.#columns.map((column) => {
-      const one = this.#found.get(`${row} ${column}`);
-      return one && num(one.change);
-    }));
+    return this.#rows.flatMap((row) =>
+      this.#columns.map((column) => {
+        const one = this.#found.get(`${row} ${column}`);
+        return one && num(one.change);
+      }),
+    );
   }
 
   /** How many are no number. */
@@ -66,7 +73,9 @@ export class Table {
   /** The one that changes most. */
   get most(): Swept | null {
     const size = (one: Swept) => Math.abs(num(one.change));
-    return [...this.#found.values()].filter((one) => Number.isFinite(size(one))).reduce<Swept | null>((best, one) => (best && size(best) >= size(one) ? best : one), null);
+    return [...this.#found.values()]
+      .filter((one) => Number.isFinite(size(one)))
+      .reduce<Swept | null>((best, one) => (best && size(best) >= size(one) ? best : one), null);
   }
 
   row(at: { row: number; column: number }): Swept | null {
@@ -89,7 +98,11 @@ export class Table {
 
   /** The row and column that an edit stands in. */
   #place({ edit, head, position }: Swept): [string, string] {
-    const [, block, end] = /^((?:encoder\.)?blocks\.\d+)\.(.+)$/.exec(String(edit["point"])) ?? [null, "", String(edit["point"])];
+    const [, block, end] = /^((?:encoder\.)?blocks\.\d+)\.(.+)$/.exec(String(edit["point"])) ?? [
+      null,
+      "",
+      String(edit["point"]),
+    ];
     return [this.enters ? this.#one : (block ?? ""), String(head ?? position ?? end)];
   }
 }

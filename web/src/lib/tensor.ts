@@ -31,13 +31,16 @@ export function decode(buffer: ArrayBuffer): Tensor {
 function numbers(header: Header, raw: ArrayBuffer): Float32Array {
   if (header.dtype === "f32") return new Float32Array(raw);
   if (header.dtype === "f16") return Float32Array.from(new Uint16Array(raw), half);
-  const scale = Number(header.scale ?? 1), zero = Number(header.zero ?? 0);
+  const scale = Number(header.scale ?? 1),
+    zero = Number(header.zero ?? 0);
   return Float32Array.from(new Uint8Array(raw), (byte) => zero + scale * byte);
 }
 
 /** IEEE 754 half precision, from its 16 bits. */
 export function half(bits: number): number {
-  const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  const sign = bits & 0x8000 ? -1 : 1,
+    exponent = (bits >> 10) & 31,
+    fraction = bits & 1023;
   if (exponent === 0) return sign * 2 ** -24 * fraction;
   if (exponent === 31) return fraction ? NaN : sign * Infinity;
   return sign * 2 ** (exponent - 15) * (1 + fraction / 1024);
@@ -50,7 +53,9 @@ export function fromBase64(text: string): Uint8Array {
 
 /** [largest finite size, largest value, its index]: what a signed picture is scaled by, and where it is loudest. */
 export function largest(data: ArrayLike<number>): { size: number; value: number; at: number } {
-  let size = 0, value = -Infinity, at = 0;
+  let size = 0,
+    value = -Infinity,
+    at = 0;
   for (let i = 0; i < data.length; i++) {
     const x = data[i] as number;
     if (Math.abs(x) > size && Number.isFinite(x)) size = Math.abs(x);

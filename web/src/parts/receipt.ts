@@ -10,20 +10,51 @@ export class ReceiptLine extends LitElement {
   @property({ attribute: false }) of: Receipt | null = null;
   @state() private copied = false;
 
-  static override styles = [base, css`
-    div { display: flex; flex-wrap: wrap; gap: 0.35rem 0.9rem; align-items: center; font-size: 0.8rem; color: var(--soft);
-      border-top: 1px solid var(--line); padding-top: 0.65rem; }
-    code { color: var(--ink); background: var(--wash); border-radius: 5px; padding: 0.2rem 0.5rem; overflow-wrap: anywhere; font-size: 0.78rem; }
-    button { padding: 0.1rem 0.55rem; font-size: 0.78rem; }
-  `];
+  static override styles = [
+    base,
+    css`
+      div {
+        display: flex;
+        flex-wrap: wrap;
+        gap: 0.35rem 0.9rem;
+        align-items: center;
+        font-size: 0.8rem;
+        color: var(--soft);
+        border-top: 1px solid var(--line);
+        padding-top: 0.65rem;
+      }
+      code {
+        color: var(--ink);
+        background: var(--wash);
+        border-radius: 5px;
+        padding: 0.2rem 0.5rem;
+        overflow-wrap: anywhere;
+        font-size: 0.78rem;
+      }
+      button {
+        padding: 0.1rem 0.55rem;
+        font-size: 0.78rem;
+      }
+    `,
+  ];
 
   override render() {
     if (!this.of) return nothing;
     const { python, identity, error } = this.of;
     return html`<div>
       <code>${python}</code>
-      <button @click=${() => this.#copy(python)} aria-label="Copy this line of Python">${this.copied ? "copied" : "copy"}</button>
-      ${identity === null ? nothing : html`<span>${identity}${error === null ? nothing : html` = <span class="num">${num(error) === 0 ? "0" : power(error)}</span>`}</span>`}
+      <button @click=${() => this.#copy(python)} aria-label="Copy this line of Python">
+        ${this.copied ? "copied" : "copy"}
+      </button>
+      ${
+        identity === null
+          ? nothing
+          : html`<span
+              >${identity}${
+                error === null ? nothing : html` = <span class="num">${num(error) === 0 ? "0" : power(error)}</span>`
+              }</span
+            >`
+      }
     </div>`;
   }
 

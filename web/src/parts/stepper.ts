@@ -10,12 +10,33 @@ export class Stepper extends Follower {
   @property() what = "stage"; // what one step is
   @property({ type: Boolean }) none = false; // one may be before the first
 
-  static override styles = [Follower.styles, css`
-    :host { display: inline-block; }
-    div { display: flex; flex-wrap: wrap; gap: 0.3rem 0.5rem; align-items: center; font-size: 0.82rem; color: var(--soft); }
-    button { padding: 0.15rem 0.6rem; color: var(--ink); }
-    kbd { font-family: var(--mono); border: 1px solid var(--line); border-radius: 4px; padding: 0 0.35rem; background: var(--card); }
-  `];
+  static override styles = [
+    Follower.styles,
+    css`
+      :host {
+        display: inline-block;
+      }
+      div {
+        display: flex;
+        flex-wrap: wrap;
+        gap: 0.3rem 0.5rem;
+        align-items: center;
+        font-size: 0.82rem;
+        color: var(--soft);
+      }
+      button {
+        padding: 0.15rem 0.6rem;
+        color: var(--ink);
+      }
+      kbd {
+        font-family: var(--mono);
+        border: 1px solid var(--line);
+        border-radius: 4px;
+        padding: 0 0.35rem;
+        background: var(--card);
+      }
+    `,
+  ];
 
   override connectedCallback(): void {
     super.connectedCallback();
@@ -32,9 +53,13 @@ export class Stepper extends Follower {
   }
 
   override render() {
-    return html`<div role="group" aria-label="Step through"><button aria-label="one ${this.what} back" ?disabled=${this.at <= this.#least} @click=${() => this.#go(-1)}>←</button>
+    return html`<div role="group" aria-label="Step through">
+      <button aria-label="one ${this.what} back" ?disabled=${this.at <= this.#least} @click=${() => this.#go(-1)}>
+        ←
+      </button>
       <button aria-label="one ${this.what} on" ?disabled=${this.at >= this.n - 1} @click=${() => this.#go(1)}>→</button>
-      <span><slot></slot></span><span>keys <kbd>,</kbd> <kbd>.</kbd></span></div>`;
+      <span><slot></slot></span><span>keys <kbd>,</kbd> <kbd>.</kbd></span>
+    </div>`;
   }
 
   #key = (event: Event): void => this.#go((event as CustomEvent<number>).detail);

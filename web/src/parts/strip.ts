@@ -24,15 +24,57 @@ export class Strip extends LitElement {
   @state() private held = false; // it has the focus: its numbers are then there as a table, too
   #stop = () => {};
 
-  static override styles = [base, css`
-    :host { display: block; }
-    .frame { position: relative; border-radius: 4px; cursor: crosshair; box-shadow: 0 0 0 1px var(--line); }
-    canvas { display: block; width: 100%; height: var(--height, 1.35rem); image-rendering: pixelated; border-radius: 4px; }
-    .odd { background: repeating-linear-gradient(45deg, var(--soft) 0 1px, transparent 1px 5px); }
-    .at { position: absolute; top: -3px; bottom: -3px; border: 2px solid var(--ink); border-radius: 3px; pointer-events: none; min-width: 6px; }
-    .cut { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: var(--ink); pointer-events: none; }
-    .say { display: flex; justify-content: space-between; gap: 1rem; font-size: 0.78rem; color: var(--soft); margin-top: 0.2rem; min-height: 1.2em; }
-  `];
+  static override styles = [
+    base,
+    css`
+      :host {
+        display: block;
+      }
+      .frame {
+        position: relative;
+        border-radius: 4px;
+        cursor: crosshair;
+        box-shadow: 0 0 0 1px var(--line);
+      }
+      canvas {
+        display: block;
+        width: 100%;
+        height: var(--height, 1.35rem);
+        image-rendering: pixelated;
+        border-radius: 4px;
+      }
+      .odd {
+        background: repeating-linear-gradient(45deg, var(--soft) 0 1px, transparent 1px 5px);
+      }
+      .at {
+        position: absolute;
+        top: -3px;
+        bottom: -3px;
+        border: 2px solid var(--ink);
+        border-radius: 3px;
+        pointer-events: none;
+        min-width: 6px;
+      }
+      .cut {
+        position: absolute;
+        top: -3px;
+        bottom: -3px;
+        width: 2px;
+        margin-left: -1px;
+        background: var(--ink);
+        pointer-events: none;
+      }
+      .say {
+        display: flex;
+        justify-content: space-between;
+        gap: 1rem;
+        font-size: 0.78rem;
+        color: var(--soft);
+        margin-top: 0.2rem;
+        min-height: 1.2em;
+      }
+    `,
+  ];
 
   override connectedCallback(): void {
     super.connectedCallback();
@@ -54,40 +96,95 @@ export class Strip extends LitElement {
   }
 
   override render() {
-    const n = this.data.length, shown = this.over >= 0 ? this.over : this.at;
+    const n = this.data.length,
+      shown = this.over >= 0 ? this.over : this.at;
     const place = (i: number) => ({ left: `calc(${(100 * i) / n}% - 1px)`, width: `calc(${100 / n}% + 2px)` });
     const name = (i: number) => this.names?.(i) ?? `[${i}]`;
-    return html`<div class="frame ${this.odd ? "odd" : ""}" tabindex="0" role="slider" aria-label=${this.label} aria-valuemin="0" aria-valuemax=${Math.max(0, n - 1)}
-        aria-valuenow=${Math.max(0, this.at)} aria-valuetext=${this.at >= 0 && n ? `${name(this.at)} is ${exact(this.data[this.at] as Num)}` : `${n} numbers`}
-        @focus=${() => (this.held = true)} @blur=${() => (this.held = false)} @keydown=${this.#key} @pointermove=${this.#move} @pointerleave=${() => (this.over = -1)} @click=${this.#click}>
+    return html`<div
+        class="frame ${this.odd ? "odd" : ""}"
+        tabindex="0"
+        role="slider"
+        aria-label=${this.label}
+        aria-valuemin="0"
+        aria-valuemax=${Math.max(0, n - 1)}
+        aria-valuenow=${Math.max(0, this.at)}
+        aria-valuetext=${this.at >= 0 && n ? `${name(this.at)} is ${exact(this.data[this.at] as Num)}` : `${n} numbers`}
+        @focus=${() => (this.held = true)}
+        @blur=${() => (this.held = false)}
+        @keydown=${this.#key}
+        @pointermove=${this.#move}
+        @pointerleave=${() => (this.over = -1)}
+        @click=${this.#click}
+      >
         <canvas width=${Math.max(1, n)} height="1"></canvas>
-        ${this.cut > 0 && this.cut < n ? html`<span class="cut" ${look({ left: `${(100 * this.cut) / n}%` })}></span>` : nothing}
+        ${
+          this.cut > 0 && this.cut < n
+            ? html`<span class="cut" ${look({ left: `${(100 * this.cut) / n}%` })}></span>`
+            : nothing
+        }
         ${this.at >= 0 && this.at < n ? html`<span class="at" ${look(place(this.at))}></span>` : nothing}
       </div>
       ${this.held ? this.#table(name) : nothing}
-      ${this.quiet ? nothing : html`<div class="say"><span><slot></slot></span>
-        <span class="num">${shown >= 0 && shown < n ? `${name(shown)} = ${exact(this.data[shown] as Num)}` : this.shares ? "" : `${n} numbers, to ±${short(this.scale)}`}</span></div>`}`;
+      ${
+        this.quiet
+          ? nothing
+          : html`<div class="say">
+              <span><slot></slot></span>
+              <span class="num"
+                >${
+                  shown >= 0 && shown < n
+                    ? `${name(shown)} = ${exact(this.data[shown] as Num)}`
+                    : this.shares
+                      ? ""
+                      : `${n} numbers, to ±${short(this.scale)}`
+                }</span
+              >
+            </div>`
+      }`;
   }
 
   #table(name: (i: number) => string) {
-    return html`<div class="away"><table><caption>${this.label}</caption><tbody>${Array.from({ length: this.data.length }, (_, i) => html`<tr aria-current=${i === this.at ? "true" : nothing}><th scope="row">${name(i)}</th><td>${short(this.data[i] as Num)}</td></tr>`)}</tbody></table></div>`;
+    return html`<div class="away">
+      <table>
+        <caption>
+          ${this.label}
+        </caption>
+        <tbody>
+          ${Array.from(
+            { length: this.data.length },
+            (_, i) =>
+              html`<tr aria-current=${i === this.at ? "true" : nothing}>
+                <th scope="row">${name(i)}</th>
+                <td>${short(this.data[i] as Num)}</td>
+              </tr>`,
+          )}
+        </tbody>
+      </table>
+    </div>`;
   }
 
   override updated(): void {
-    const canvas = this.renderRoot.querySelector("canvas"), context = canvas?.getContext("2d");
+    const canvas = this.renderRoot.querySelector("canvas"),
+      context = canvas?.getContext("2d");
     const numbers = this.#numbers;
     if (!canvas || !context || !numbers.length) return;
-    const image = context.createImageData(numbers.length, 1), words = new Uint32Array(image.data.buffer);
-    const scheme = currentScheme(), top = this.scale;
+    const image = context.createImageData(numbers.length, 1),
+      words = new Uint32Array(image.data.buffer);
+    const scheme = currentScheme(),
+      top = this.scale;
     numbers.forEach((x, i) => {
-      if (Number.isFinite(x)) words[i] = pixel(this.shares ? shareColour(x, scheme) : signedColour(x, top, this.meaning, scheme));
+      if (Number.isFinite(x))
+        words[i] = pixel(this.shares ? shareColour(x, scheme) : signedColour(x, top, this.meaning, scheme));
     });
     context.putImageData(image, 0, 0);
   }
 
   #index(event: PointerEvent | MouseEvent): number {
     const box = (event.currentTarget as HTMLElement).getBoundingClientRect();
-    return Math.min(this.data.length - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * this.data.length)));
+    return Math.min(
+      this.data.length - 1,
+      Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * this.data.length)),
+    );
   }
 
   #move = (event: PointerEvent) => (this.over = this.#index(event));

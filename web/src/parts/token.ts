@@ -5,4 +5,5 @@ import { visible } from "../lib/visible.js";
 export { visible };
 
 /** In a sentence: “·cat”. */
-export const quoted = (text: string | undefined): TemplateResult => html`<span class="num tok">${visible(text ?? "")}</span>`;
+export const quoted = (text: string | undefined): TemplateResult =>
+  html`<span class="num tok">${visible(text ?? "")}</span>`;

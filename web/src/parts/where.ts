@@ -7,18 +7,49 @@ import { Follower } from "../view.js";
 export class Where extends Follower {
   @property({ type: Boolean }) nohead = false;
 
-  static override styles = [Follower.styles, css`
-    :host { display: inline-block; }
-    .row { gap: 0.4rem 1.1rem; align-items: center; }
-    label { font-size: 0.82rem; color: var(--soft); display: inline-flex; gap: 0.4rem; align-items: center; }
-    select { color: var(--ink); padding: 0.12rem 0.3rem; font-size: 0.84rem; }
-  `];
+  static override styles = [
+    Follower.styles,
+    css`
+      :host {
+        display: inline-block;
+      }
+      .row {
+        gap: 0.4rem 1.1rem;
+        align-items: center;
+      }
+      label {
+        font-size: 0.82rem;
+        color: var(--soft);
+        display: inline-flex;
+        gap: 0.4rem;
+        align-items: center;
+      }
+      select {
+        color: var(--ink);
+        padding: 0.12rem 0.3rem;
+        font-size: 0.84rem;
+      }
+    `,
+  ];
 
   override render() {
-    const { here, anatomy } = this.session, heads = anatomy?.layers[here.layer]?.n_heads ?? 1;
-    const choose = (name: "layer" | "head", n: number, at: number) => html`<label>${name === "layer" ? "block" : "head"}
-      <select @change=${(event: Event) => this.session.go({ [name]: Number((event.target as HTMLSelectElement).value) })}>
-      ${Array.from({ length: n }, (_, i) => html`<option value=${i} .selected=${i === at}>${i}</option>`)}</select></label>`;
-    return html`<span class="row">${choose("layer", anatomy?.layers.length ?? 1, here.layer)}${this.nohead ? nothing : choose("head", heads, here.head)}</span>`;
+    const { here, anatomy } = this.session,
+      heads = anatomy?.layers[here.layer]?.n_heads ?? 1;
+    const choose = (name: "layer" | "head", n: number, at: number) =>
+      html`<label
+        >${name === "layer" ? "block" : "head"}
+        <select
+          @change=${(event: Event) => this.session.go({ [name]: Number((event.target as HTMLSelectElement).value) })}
+        >
+          ${Array.from({ length: n }, (_, i) => html`<option value=${i} .selected=${i === at}>${i}</option>`)}
+        </select></label
+      >`;
+    return html`<span class="row"
+      >${choose(
+        "layer",
+        anatomy?.layers.length ?? 1,
+        here.layer,
+      )}${this.nohead ? nothing : choose("head", heads, here.head)}</span
+    >`;
   }
 }

@@ -9,52 +9,183 @@ export class Header extends Follower {
   @query("textarea") private box!: HTMLTextAreaElement;
   @state() private typed: string | null = null; // null: what the address says
 
-  static override styles = [Follower.styles, css`
-    header { display: grid; grid-template-columns: 11.5rem minmax(0, 1fr) auto; column-gap: 2rem; row-gap: 0.6rem; align-items: start; padding: 1.1rem 0 0.9rem; }
-    .brand { display: grid; gap: 0.35rem; }
-    .brand b { font-size: 1.08rem; font-weight: 650; letter-spacing: -0.015em; }
-    .brand select { width: 100%; font-size: 0.82rem; padding: 0.2rem 0.35rem; }
-    textarea { width: 100%; resize: none; line-height: 1.45; padding: 0.55rem 0.8rem; min-height: 2.6rem; max-height: 9rem; field-sizing: content; border-radius: 9px; }
-    .how { display: flex; gap: 0.9rem; align-items: center; padding-top: 0.2rem; }
-    label { display: grid; font-size: 0.72rem; color: var(--soft); gap: 0.15rem; }
-    label input { width: 4.2rem; color: var(--ink); font-size: 0.88rem; padding: 0.2rem 0.4rem; font-variant-numeric: tabular-nums; }
-    .how button { min-width: 5.2rem; padding-block: 0.5rem; }
-    .text { overflow-wrap: anywhere; white-space: pre-wrap; max-width: none; padding-top: 0.1rem; }
-    .baked { max-width: 24rem; overflow-wrap: anywhere; }
-    .edits { grid-column: 2 / -1; }
-    @media (max-width: 1100px) { header { grid-template-columns: 9rem minmax(0, 1fr) auto; column-gap: 1.5rem; } }
-    @media (max-width: 720px) {
-      header { grid-template-columns: 1fr; }
-      .brand { grid-template-columns: 1fr auto; align-items: baseline; }
-      .brand select { width: auto; }
-      .how { justify-content: space-between; }
-      .edits { grid-column: 1; }
-    }
-  `];
+  static override styles = [
+    Follower.styles,
+    css`
+      header {
+        display: grid;
+        grid-template-columns: 11.5rem minmax(0, 1fr) auto;
+        column-gap: 2rem;
+        row-gap: 0.6rem;
+        align-items: start;
+        padding: 1.1rem 0 0.9rem;
+      }
+      .brand {
+        display: grid;
+        gap: 0.35rem;
+      }
+      .brand b {
+        font-size: 1.08rem;
+        font-weight: 650;
+        letter-spacing: -0.015em;
+      }
+      .brand select {
+        width: 100%;
+        font-size: 0.82rem;
+        padding: 0.2rem 0.35rem;
+      }
+      textarea {
+        width: 100%;
+        resize: none;
+        line-height: 1.45;
+        padding: 0.55rem 0.8rem;
+        min-height: 2.6rem;
+        max-height: 9rem;
+        field-sizing: content;
+        border-radius: 9px;
+      }
+      .how {
+        display: flex;
+        gap: 0.9rem;
+        align-items: center;
+        padding-top: 0.2rem;
+      }
+      label {
+        display: grid;
+        font-size: 0.72rem;
+        color: var(--soft);
+        gap: 0.15rem;
+      }
+      label input {
+        width: 4.2rem;
+        color: var(--ink);
+        font-size: 0.88rem;
+        padding: 0.2rem 0.4rem;
+        font-variant-numeric: tabular-nums;
+      }
+      .how button {
+        min-width: 5.2rem;
+        padding-block: 0.5rem;
+      }
+      .text {
+        overflow-wrap: anywhere;
+        white-space: pre-wrap;
+        max-width: none;
+        padding-top: 0.1rem;
+      }
+      .baked {
+        max-width: 24rem;
+        overflow-wrap: anywhere;
+      }
+      .edits {
+        grid-column: 2 / -1;
+      }
+      @media (max-width: 1100px) {
+        header {
+          grid-template-columns: 9rem minmax(0, 1fr) auto;
+          column-gap: 1.5rem;
+        }
+      }
+      @media (max-width: 720px) {
+        header {
+          grid-template-columns: 1fr;
+        }
+        .brand {
+          grid-template-columns: 1fr auto;
+          align-items: baseline;
+        }
+        .brand select {
+          width: auto;
+        }
+        .how {
+          justify-content: space-between;
+        }
+        .edits {
+          grid-column: 1;
+        }
+      }
+    `,
+  ];
 
   override render() {
-    const { session } = this, { place } = session, busy = session.writing !== null;
-    const models = session.models.includes(session.model) || !session.model ? session.models : [session.model, ...session.models];
+    const { session } = this,
+      { place } = session,
+      busy = session.writing !== null;
+    const models =
+      session.models.includes(session.model) || !session.model ? session.models : [session.model, ...session.models];
     return html`<header>
-      <div class="brand"><b>Glassformer</b>
-        <select aria-label="Model" @change=${(event: Event) => session.choose((event.target as HTMLSelectElement).value)}>
+      <div class="brand">
+        <b>Glassformer</b>
+        <select
+          aria-label="Model"
+          @change=${(event: Event) => session.choose((event.target as HTMLSelectElement).value)}
+        >
           ${models.map((name) => html`<option .selected=${name === session.model} value=${name}>${name}</option>`)}
-        </select></div>
-      ${session.live ? this.#asking(busy) : html`<p class="text">${place.text}</p><p class="baked small soft" role="note">${session.transport.note}</p>`}
+        </select>
+      </div>
+      ${
+        session.live
+          ? this.#asking(busy)
+          : html`<p class="text">${place.text}</p>
+              <p class="baked small soft" role="note">${session.transport.note}</p>`
+      }
       <gf-edits class="edits" .session=${session}></gf-edits>
     </header>`;
   }
 
   #asking(busy: boolean) {
-    const { session } = this, { place } = session, reads = session.kinds[session.model] === "encoder"; // and writes nothing
-    return html`<textarea aria-label="Text that the model reads" rows="2" spellcheck="false" .value=${this.typed ?? place.text}
-        @input=${() => (this.typed = this.box.value)} @keydown=${this.#enter}></textarea>
+    const { session } = this,
+      { place } = session,
+      reads = session.kinds[session.model] === "encoder"; // and writes nothing
+    return html`<textarea
+        aria-label="Text that the model reads"
+        rows="2"
+        spellcheck="false"
+        .value=${this.typed ?? place.text}
+        @input=${() => (this.typed = this.box.value)}
+        @keydown=${this.#enter}
+      ></textarea>
       <div class="how">
-        ${reads ? nothing : html`<label>tokens to write<input type="number" name="write" min="0" max="9999" .value=${String(place.write)} /></label>`}
-        ${(session.kinds[session.model] ?? "decoder") !== "decoder" ? nothing : html`<label>temperature<input type="number" name="temperature" min="0" max="2" step="0.1" .value=${String(place.temperature)} /></label>`}
-        ${place.temperature > 0 && !reads ? html`<label>seed<input type="number" name="seed" min="0" .value=${String(place.seed)} /></label>` : nothing}
-        ${busy ? html`<button class="strong" @click=${() => { session.stop(); session.changed(); }}>Stop</button>`
-          : html`<button class="strong" @click=${this.#write}>${this.typed !== null && this.typed !== place.text || reads ? "Read it" : "Write"}</button>`}
+        ${
+          reads
+            ? nothing
+            : html`<label
+                >tokens to write<input type="number" name="write" min="0" max="9999" .value=${String(place.write)}
+              /></label>`
+        }
+        ${
+          (session.kinds[session.model] ?? "decoder") !== "decoder"
+            ? nothing
+            : html`<label
+                >temperature<input
+                  type="number"
+                  name="temperature"
+                  min="0"
+                  max="2"
+                  step="0.1"
+                  .value=${String(place.temperature)}
+              /></label>`
+        }
+        ${
+          place.temperature > 0 && !reads
+            ? html`<label>seed<input type="number" name="seed" min="0" .value=${String(place.seed)} /></label>`
+            : nothing
+        }
+        ${
+          busy
+            ? html`<button
+                class="strong"
+                @click=${() => {
+                  session.stop();
+                  session.changed();
+                }}
+              >
+                Stop
+              </button>`
+            : html`<button class="strong" @click=${this.#write}>
+                ${(this.typed !== null && this.typed !== place.text) || reads ? "Read it" : "Write"}
+              </button>`
+        }
       </div>`;
   }
 
@@ -65,10 +196,13 @@ export class Header extends Follower {
   }
 
   #write = (): void => {
-    const { place } = this.session, text = this.box.value;
-    const write = Math.trunc(this.#number("write")), temperature = this.#number("temperature");
+    const { place } = this.session,
+      text = this.box.value;
+    const write = Math.trunc(this.#number("write")),
+      temperature = this.#number("temperature");
     let seed = Math.trunc(this.#number("seed"));
-    const same = text === place.text && write === place.write && temperature === place.temperature && seed === place.seed;
+    const same =
+      text === place.text && write === place.write && temperature === place.temperature && seed === place.seed;
     if (same && temperature > 0) seed += 1; // once more: another draw, with an address of its own
     this.typed = null;
     const moved = text === place.text ? {} : { query: -1, key: -1 };

@@ -20,58 +20,167 @@ export class BlockView extends Follower {
   #block = new Ask<BlockSum>(this, () => this.#path(0));
   #detail = new Ask<BlockSum>(this, () => this.#path(12), "json", 150); // the neurons, which take longer, come after the sum
 
-  static override styles = [Follower.styles, css`
-    .title { display: flex; flex-wrap: wrap; gap: 0.4rem 1.4rem; align-items: baseline; justify-content: space-between; }
-    .sum { display: grid; grid-template-columns: 1.4rem 10.5rem minmax(0, 1fr) 4.5rem; gap: 0.55rem 0.6rem; align-items: center; font-size: 0.86rem; }
-    .sum .sign { font-family: var(--mono); text-align: center; color: var(--soft); }
-    .sum .n { text-align: right; }
-    .sum .rule { grid-column: 1 / -1; border-top: 1px solid var(--soft); }
-    .sum label { display: flex; gap: 0.45rem; align-items: center; cursor: pointer; }
-    .off { opacity: 0.35; }
-    table { border-collapse: collapse; width: 100%; font-size: 0.84rem; }
-    th, td { text-align: left; padding: 0.34rem 0.8rem 0.34rem 0; border-bottom: 1px solid var(--line); font-weight: 400; vertical-align: baseline; }
-    thead th { color: var(--soft); font-size: 0.76rem; } .right { text-align: right; white-space: nowrap; }
-    th button { padding: 0 0.4rem; font-size: inherit; }
-    td .tok { margin-right: 0.3rem; white-space: nowrap; }
-    .wrap { overflow-x: auto; }
-    @media (max-width: 720px) { .sum { grid-template-columns: 1rem 6.4rem minmax(0, 1fr) 3.4rem; } }
-  `];
+  static override styles = [
+    Follower.styles,
+    css`
+      .title {
+        display: flex;
+        flex-wrap: wrap;
+        gap: 0.4rem 1.4rem;
+        align-items: baseline;
+        justify-content: space-between;
+      }
+      .sum {
+        display: grid;
+        grid-template-columns: 1.4rem 10.5rem minmax(0, 1fr) 4.5rem;
+        gap: 0.55rem 0.6rem;
+        align-items: center;
+        font-size: 0.86rem;
+      }
+      .sum .sign {
+        font-family: var(--mono);
+        text-align: center;
+        color: var(--soft);
+      }
+      .sum .n {
+        text-align: right;
+      }
+      .sum .rule {
+        grid-column: 1 / -1;
+        border-top: 1px solid var(--soft);
+      }
+      .sum label {
+        display: flex;
+        gap: 0.45rem;
+        align-items: center;
+        cursor: pointer;
+      }
+      .off {
+        opacity: 0.35;
+      }
+      table {
+        border-collapse: collapse;
+        width: 100%;
+        font-size: 0.84rem;
+      }
+      th,
+      td {
+        text-align: left;
+        padding: 0.34rem 0.8rem 0.34rem 0;
+        border-bottom: 1px solid var(--line);
+        font-weight: 400;
+        vertical-align: baseline;
+      }
+      thead th {
+        color: var(--soft);
+        font-size: 0.76rem;
+      }
+      .right {
+        text-align: right;
+        white-space: nowrap;
+      }
+      th button {
+        padding: 0 0.4rem;
+        font-size: inherit;
+      }
+      td .tok {
+        margin-right: 0.3rem;
+        white-space: nowrap;
+      }
+      .wrap {
+        overflow-x: auto;
+      }
+      @media (max-width: 720px) {
+        .sum {
+          grid-template-columns: 1rem 6.4rem minmax(0, 1fr) 3.4rem;
+        }
+      }
+    `,
+  ];
 
   #path(top: number): string | null {
     return this.session.ofTrace("block", { layer: this.session.here.layer, position: this.session.here.query, top });
   }
 
   override render() {
-    const block = this.#block.value, error = this.#block.error;
+    const block = this.#block.value,
+      error = this.#block.error;
     return html`<section class="stack">
-      <div class="title"><h2>A block adds to the stream</h2><gf-where nohead .session=${this.session}></gf-where></div>
+      <div class="title">
+        <h2>A block adds to the stream</h2>
+        <gf-where nohead .session=${this.session}></gf-where>
+      </div>
       ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : block ? this.#show(block) : nothing}
     </section>`;
   }
 
   #show(block: BlockSum) {
-    const off = this.session.place.more["without"] ?? "", top = largest([...block.resid_pre, ...block.resid_post].map(num)).size;
+    const off = this.session.place.more["without"] ?? "",
+      top = largest([...block.resid_pre, ...block.resid_post].map(num)).size;
     const parts = [
       { name: "before", sign: "", data: block.resid_pre, meaning: "residual", key: "" },
       { name: "attention adds", sign: "+", data: block.attn_add, meaning: "query", key: "a" },
-      ...(block.cross_add ? [{ name: "cross-attention adds", sign: "+", data: block.cross_add, meaning: "key", key: "c" }] : []),
+      ...(block.cross_add
+        ? [{ name: "cross-attention adds", sign: "+", data: block.cross_add, meaning: "key", key: "c" }]
+        : []),
       { name: "feed-forward adds", sign: "+", data: block.mlp_add, meaning: "forward", key: "f" },
     ];
     const whole = this.#whole(block, off);
-    return html`<p>${quoted(this.session.tokens[block.position]?.text)} in block ${block.layer}${block.parallel ? ", whose two layers read the same stream side by side" : ""}: all on one scale.</p>
+    return html`<p>
+        ${quoted(this.session.tokens[block.position]?.text)} in block
+        ${block.layer}${block.parallel ? ", whose two layers read the same stream side by side" : ""}: all on one scale.
+      </p>
       <div class="sum">
-        ${parts.map((part) => html`<span class="sign">${part.sign}</span>
-          ${part.key ? html`<label><input type="checkbox" .checked=${!off.includes(part.key)} @change=${() => this.#toggle(off, part.key)} /> ${part.name}</label>` : html`<span>${part.name}</span>`}
-          <gf-strip quiet class=${part.key && off.includes(part.key) ? "off" : ""} .data=${part.data} .top=${top} meaning=${part.meaning} label="${part.name}"></gf-strip>
-          <span class="n num">${short(Math.hypot(...part.data.map(num)))}</span>`)}
+        ${parts.map(
+          (part) =>
+            html`<span class="sign">${part.sign}</span>
+              ${
+                part.key
+                  ? html`<label
+                      ><input
+                        type="checkbox"
+                        .checked=${!off.includes(part.key)}
+                        @change=${() => this.#toggle(off, part.key)}
+                      />
+                      ${part.name}</label
+                    >`
+                  : html`<span>${part.name}</span>`
+              }
+              <gf-strip
+                quiet
+                class=${part.key && off.includes(part.key) ? "off" : ""}
+                .data=${part.data}
+                .top=${top}
+                meaning=${part.meaning}
+                label="${part.name}"
+              ></gf-strip>
+              <span class="n num">${short(Math.hypot(...part.data.map(num)))}</span>`,
+        )}
         <span class="rule"></span>
-        <span class="sign">=</span><span>after${off ? ", without it" : ""}</span><gf-strip .data=${whole} .top=${top} meaning="residual" label="after the block"></gf-strip><span class="n num">${short(Math.hypot(...whole.map(num)))}</span>
+        <span class="sign">=</span><span>after${off ? ", without it" : ""}</span
+        ><gf-strip .data=${whole} .top=${top} meaning="residual" label="after the block"></gf-strip
+        ><span class="n num">${short(Math.hypot(...whole.map(num)))}</span>
       </div>
-      <p class="small soft">Right: the length of each vector. A layer switched off is left out of this sum; the text is not written anew.</p>
+      <p class="small soft">
+        Right: the length of each vector. A layer switched off is left out of this sum; the text is not written anew.
+      </p>
       <gf-receipt .of=${block.receipt}></gf-receipt>
-      <h3>${block.experts.length ? "The experts chosen here" : `The neurons that write most here, of ${count(block.d_ff)}`}</h3>
+      <h3>
+        ${
+          block.experts.length ? "The experts chosen here" : `The neurons that write most here, of ${count(block.d_ff)}`
+        }
+      </h3>
       ${block.refused ? html`<gf-refused heading="No neurons" reason=${block.refused}></gf-refused>` : nothing}
-      ${block.experts.length ? html`<gf-bars meaning="forward" top="1" label="Weights of the experts" .bars=${block.experts.map((one) => ({ label: `expert ${one.index}`, value: one.weight }))}></gf-bars>` : nothing}
+      ${
+        block.experts.length
+          ? html`<gf-bars
+              meaning="forward"
+              top="1"
+              label="Weights of the experts"
+              .bars=${block.experts.map((one) => ({ label: `expert ${one.index}`, value: one.weight }))}
+            ></gf-bars>`
+          : nothing
+      }
       ${this.#detail.value?.neurons.length ? this.#neurons(this.#detail.value) : nothing}`;
   }
 
@@ -79,15 +188,55 @@ export class BlockView extends Follower {
   #whole(block: BlockSum, off: string): Num[] {
     if (!off) return block.resid_post;
     const without = (key: string, part: Num[] | null, i: number) => (off.includes(key) ? num(part?.[i] ?? 0) : 0);
-    return block.resid_post.map((x, i) => num(x) - without("a", block.attn_add, i) - without("c", block.cross_add, i) - without("f", block.mlp_add, i));
+    return block.resid_post.map(
+      (x, i) =>
+        num(x) - without("a", block.attn_add, i) - without("c", block.cross_add, i) - without("f", block.mlp_add, i),
+    );
   }
 
   #neurons(block: BlockSum) {
-    const most = num(block.neurons[0]?.written ?? 1), words = (named: Named[]) => named.map((one) => quoted(one.text));
-    return html`<div class="wrap" tabindex="0" role="region" aria-label="Neurons"><table><thead><tr><th>neuron</th><th class="right">activation</th><th class="right">writes</th><th>towards</th><th>away from</th></tr></thead>
-      <tbody>${block.neurons.map((one) => html`<tr class=${one.index === this.#neuron(block) ? "here" : ""}><th scope="row" class="num"><button aria-pressed=${one.index === this.#neuron(block)} aria-label="neuron ${one.index}" @click=${() => this.session.more({ neuron: String(one.index) })}>${one.index}</button></th><td class="right num">${short(one.act)}</td>
-        <td class="right num" ${look({ opacity: 0.55 + 0.45 * (num(one.written) / most) })}>${short(one.written)}</td><td>${words(one.promotes)}</td><td class="soft">${words(one.suppresses)}</td></tr>`)}</tbody></table></div>
-      <gf-cause .session=${this.session} label="Silence neuron ${this.#neuron(block)} of block ${block.layer}, and write anew" .edit=${{ op: "ablate", point: `blocks.${block.layer}.mlp.act`, dim: this.#neuron(block) }}></gf-cause>`;
+    const most = num(block.neurons[0]?.written ?? 1),
+      words = (named: Named[]) => named.map((one) => quoted(one.text));
+    return html`<div class="wrap" tabindex="0" role="region" aria-label="Neurons">
+        <table>
+          <thead>
+            <tr>
+              <th>neuron</th>
+              <th class="right">activation</th>
+              <th class="right">writes</th>
+              <th>towards</th>
+              <th>away from</th>
+            </tr>
+          </thead>
+          <tbody>
+            ${block.neurons.map(
+              (one) =>
+                html`<tr class=${one.index === this.#neuron(block) ? "here" : ""}>
+                  <th scope="row" class="num">
+                    <button
+                      aria-pressed=${one.index === this.#neuron(block)}
+                      aria-label="neuron ${one.index}"
+                      @click=${() => this.session.more({ neuron: String(one.index) })}
+                    >
+                      ${one.index}
+                    </button>
+                  </th>
+                  <td class="right num">${short(one.act)}</td>
+                  <td class="right num" ${look({ opacity: 0.55 + 0.45 * (num(one.written) / most) })}>
+                    ${short(one.written)}
+                  </td>
+                  <td>${words(one.promotes)}</td>
+                  <td class="soft">${words(one.suppresses)}</td>
+                </tr>`,
+            )}
+          </tbody>
+        </table>
+      </div>
+      <gf-cause
+        .session=${this.session}
+        label="Silence neuron ${this.#neuron(block)} of block ${block.layer}, and write anew"
+        .edit=${{ op: "ablate", point: `blocks.${block.layer}.mlp.act`, dim: this.#neuron(block) }}
+      ></gf-cause>`;
   }
 
   /** The neuron that is picked: the one asked for, or the loudest. */

@@ -13,24 +13,105 @@ import { Follower } from "../view.js";
 
 @customElement("gf-flow")
 export class Flow extends Follower {
-  #block = new Ask<BlockSum>(this, () => (this.#layer < 0 ? null : this.session.ofTrace("block", { layer: this.#layer, position: this.session.here.query, top: 0 })));
-  #row = new Ask<Tensor>(this, () => (this.#stage === 1 ? this.session.tensor("embed.out", { slice: `${this.session.here.query},:`, dtype: "f32" }) : null), "tensor");
+  #block = new Ask<BlockSum>(this, () =>
+    this.#layer < 0
+      ? null
+      : this.session.ofTrace("block", { layer: this.#layer, position: this.session.here.query, top: 0 }),
+  );
+  #row = new Ask<Tensor>(
+    this,
+    () =>
+      this.#stage === 1
+        ? this.session.tensor("embed.out", { slice: `${this.session.here.query},:`, dtype: "f32" })
+        : null,
+    "tensor",
+  );
   #summary = new Ask<Summary>(this, () => this.session.ofTrace("summary", {}));
 
-  static override styles = [Follower.styles, css`
-    .flow { display: flex; align-items: stretch; overflow-x: auto; padding: 0.3rem 2px 0.6rem; scrollbar-width: thin; }
-    .stop { display: flex; align-items: center; flex: 0 1 auto; }
-    .stop + .stop::before { content: ""; width: 0.8rem; min-width: 0.4rem; height: 4px; background: var(--residual); flex: 1; }
-    button.box { border-radius: 10px; padding: 0.55rem 0.5rem; text-align: center; height: 100%; min-height: 5.6rem; display: grid; align-content: center; gap: 0.1rem; white-space: nowrap; }
-    button.box small { color: var(--soft); font-size: 0.7rem; display: block; }
-    button.box[aria-pressed="true"] { background: var(--card); color: var(--ink); border-color: var(--residual); box-shadow: 0 0 0 2px var(--residual); }
-    .layer { padding: 0.35rem 0.4rem !important; gap: 3px !important; min-width: 2.5rem; }
-    .layer small { position: relative; }
-    .layer i { font-style: normal; border-radius: 4px; font-size: 0.66rem; padding: 0.28rem 0.2rem; color: var(--card); display: block; }
-    .layer i.a { background: var(--query); } .layer i.m { background: var(--forward); }
-    .layer.open { min-width: 5.3rem; } .layer.open i { padding: 0.3rem 0.2rem; font-size: 0.68rem; }
-    .card { border-left: 4px solid var(--residual); padding: 0.2rem 0 0.2rem 1rem; display: grid; gap: 0.6rem; min-height: 7.2rem; align-content: start; }
-  `];
+  static override styles = [
+    Follower.styles,
+    css`
+      .flow {
+        display: flex;
+        align-items: stretch;
+        overflow-x: auto;
+        padding: 0.3rem 2px 0.6rem;
+        scrollbar-width: thin;
+      }
+      .stop {
+        display: flex;
+        align-items: center;
+        flex: 0 1 auto;
+      }
+      .stop + .stop::before {
+        content: "";
+        width: 0.8rem;
+        min-width: 0.4rem;
+        height: 4px;
+        background: var(--residual);
+        flex: 1;
+      }
+      button.box {
+        border-radius: 10px;
+        padding: 0.55rem 0.5rem;
+        text-align: center;
+        height: 100%;
+        min-height: 5.6rem;
+        display: grid;
+        align-content: center;
+        gap: 0.1rem;
+        white-space: nowrap;
+      }
+      button.box small {
+        color: var(--soft);
+        font-size: 0.7rem;
+        display: block;
+      }
+      button.box[aria-pressed="true"] {
+        background: var(--card);
+        color: var(--ink);
+        border-color: var(--residual);
+        box-shadow: 0 0 0 2px var(--residual);
+      }
+      .layer {
+        padding: 0.35rem 0.4rem !important;
+        gap: 3px !important;
+        min-width: 2.5rem;
+      }
+      .layer small {
+        position: relative;
+      }
+      .layer i {
+        font-style: normal;
+        border-radius: 4px;
+        font-size: 0.66rem;
+        padding: 0.28rem 0.2rem;
+        color: var(--card);
+        display: block;
+      }
+      .layer i.a {
+        background: var(--query);
+      }
+      .layer i.m {
+        background: var(--forward);
+      }
+      .layer.open {
+        min-width: 5.3rem;
+      }
+      .layer.open i {
+        padding: 0.3rem 0.2rem;
+        font-size: 0.68rem;
+      }
+      .card {
+        border-left: 4px solid var(--residual);
+        padding: 0.2rem 0 0.2rem 1rem;
+        display: grid;
+        gap: 0.6rem;
+        min-height: 7.2rem;
+        align-content: start;
+      }
+    `,
+  ];
 
   get #last(): number {
     return 2 + (this.session.anatomy?.layers.length ?? 0);
@@ -49,45 +130,135 @@ export class Flow extends Follower {
   override render() {
     const { anatomy } = this.session;
     if (!anatomy) return nothing;
-    const stage = this.#stage, box = (at: number, name: string, ...notes: string[]) => html`<div class="stop"><button class="box" aria-pressed=${at === stage} @click=${() => this.#go(at)}>${name}
-      ${notes.map((note) => html`<small>${note}</small>`)}</button></div>`;
+    const stage = this.#stage,
+      box = (at: number, name: string, ...notes: string[]) =>
+        html`<div class="stop">
+          <button class="box" aria-pressed=${at === stage} @click=${() => this.#go(at)}>
+            ${name} ${notes.map((note) => html`<small>${note}</small>`)}
+          </button>
+        </div>`;
     return html`<div class="flow" tabindex="0" role="group" aria-label="The model, from left to right">
         ${box(0, "Tokenizer", "text → ids", `${count(anatomy.vocab_size)} tokens`)}
         ${box(1, "Embedding", "id → row", `${count(anatomy.vocab_size)} × ${anatomy.d_model}`)}
-        ${anatomy.layers.map((layer, i) => html`<div class="stop"><button class="box layer ${i === this.#layer || anatomy.layers.length < 5 ? "open" : ""}" aria-pressed=${i + 2 === stage} @click=${() => this.#go(i + 2)}>
-          <small>${i === this.#layer || anatomy.layers.length < 5 ? `block ${i}` : html`<span class="away">block </span>${i}`}</small>
-          <i class="a">${i === this.#layer || anatomy.layers.length < 5 ? `${layer.n_heads} heads of ${layer.head_dim}` : "a"}</i><i class="m">${i === this.#layer || anatomy.layers.length < 5 ? `${count(layer.d_ff)} neurons` : "f"}</i></button></div>`)}
-        ${box(this.#last, "LM head", "norm, then scores", anatomy.tied ? "the same table" : `${anatomy.d_model} × ${count(anatomy.vocab_size)}`)}
+        ${anatomy.layers.map(
+          (layer, i) =>
+            html`<div class="stop">
+              <button
+                class="box layer ${i === this.#layer || anatomy.layers.length < 5 ? "open" : ""}"
+                aria-pressed=${i + 2 === stage}
+                @click=${() => this.#go(i + 2)}
+              >
+                <small
+                  >${
+                    i === this.#layer || anatomy.layers.length < 5
+                      ? `block ${i}`
+                      : html`<span class="away">block </span>${i}`
+                  }</small
+                >
+                <i class="a"
+                  >${
+                    i === this.#layer || anatomy.layers.length < 5 ? `${layer.n_heads} heads of ${layer.head_dim}` : "a"
+                  }</i
+                ><i class="m"
+                  >${i === this.#layer || anatomy.layers.length < 5 ? `${count(layer.d_ff)} neurons` : "f"}</i
+                >
+              </button>
+            </div>`,
+        )}
+        ${box(
+          this.#last,
+          "LM head",
+          "norm, then scores",
+          anatomy.tied ? "the same table" : `${anatomy.d_model} × ${count(anatomy.vocab_size)}`,
+        )}
       </div>
-      <gf-stepper .session=${this.session} .at=${stage} .n=${this.#last + 1} @step=${(event: CustomEvent<number>) => this.#go(event.detail)}>step ${quoted(this.session.tokens[this.session.here.query]?.text)} (token ${this.session.here.query}) through</gf-stepper>
+      <gf-stepper
+        .session=${this.session}
+        .at=${stage}
+        .n=${this.#last + 1}
+        @step=${(event: CustomEvent<number>) => this.#go(event.detail)}
+        >step ${quoted(this.session.tokens[this.session.here.query]?.text)} (token ${this.session.here.query})
+        through</gf-stepper
+      >
       ${this.session.trace ? html`<div class="card">${this.#card(anatomy, stage)}</div>` : nothing}`;
   }
 
   #card(anatomy: Anatomy, stage: number) {
-    const { session } = this, { query } = session.here, token = session.tokens[query];
-    if (stage === 0) return html`<h3>The text is cut</h3><p class="small">${quoted(token?.text)} is token ${query} of this text, and number <span class="num">${token?.id}</span> of the ${count(anatomy.vocab_size)} that the model knows.</p>`;
+    const { session } = this,
+      { query } = session.here,
+      token = session.tokens[query];
+    if (stage === 0)
+      return html`<h3>The text is cut</h3>
+        <p class="small">
+          ${quoted(token?.text)} is token ${query} of this text, and number <span class="num">${token?.id}</span> of the
+          ${count(anatomy.vocab_size)} that the model knows.
+        </p>`;
     if (stage === 1) {
       const row = this.#row.value;
-      return html`<h3>The number becomes a vector</h3><p class="small">Row <span class="num">${token?.id}</span> of the table${anatomy.positions && anatomy.positions !== "rotary" ? ", and what belongs to its position added" : ""}: ${anatomy.d_model} numbers.</p>
-        ${row ? html`<gf-strip .data=${row.data} meaning="residual" label="the token's embedding">of length ${short(Math.hypot(...row.data))}</gf-strip>` : nothing}`;
+      return html`<h3>The number becomes a vector</h3>
+        <p class="small">
+          Row <span class="num">${token?.id}</span> of the
+          table${anatomy.positions && anatomy.positions !== "rotary" ? ", and what belongs to its position added" : ""}:
+          ${anatomy.d_model} numbers.
+        </p>
+        ${
+          row
+            ? html`<gf-strip .data=${row.data} meaning="residual" label="the token's embedding"
+                >of length ${short(Math.hypot(...row.data))}</gf-strip
+              >`
+            : nothing
+        }`;
     }
     if (stage === this.#last) return this.#end();
     const block = this.#block.value;
     if (this.#block.error) return html`<gf-refused reason=${this.#block.error.message}></gf-refused>`;
     if (!block) return nothing;
-    return html`<h3>Block ${block.layer} adds to it, twice</h3><p class="small"><span class="q">attention</span> a vector of length ${short(block.norms["attn.add"] ?? 0)},
-        <span class="f">feed-forward</span> one of ${short(block.norms["mlp.add"] ?? 0)}: from ${short(block.norms["resid_pre"] ?? 0)} to ${short(block.norms["resid_post"] ?? 0)}.</p>
-      <gf-strip .data=${block.resid_post} meaning="residual" label="the stream after block ${block.layer}">the stream after the block</gf-strip>
-      <div class="row"><button @click=${() => session.visit("cell", { layer: block.layer })}>open its attention</button><button @click=${() => session.visit("block", { layer: block.layer })}>open its feed-forward layer</button></div>`;
+    return html`<h3>Block ${block.layer} adds to it, twice</h3>
+      <p class="small">
+        <span class="q">attention</span> a vector of length ${short(block.norms["attn.add"] ?? 0)},
+        <span class="f">feed-forward</span> one of ${short(block.norms["mlp.add"] ?? 0)}: from
+        ${short(block.norms["resid_pre"] ?? 0)} to ${short(block.norms["resid_post"] ?? 0)}.
+      </p>
+      <gf-strip .data=${block.resid_post} meaning="residual" label="the stream after block ${block.layer}"
+        >the stream after the block</gf-strip
+      >
+      <div class="row">
+        <button @click=${() => session.visit("cell", { layer: block.layer })}>open its attention</button
+        ><button @click=${() => session.visit("block", { layer: block.layer })}>open its feed-forward layer</button>
+      </div>`;
   }
 
   #end() {
-    const { session } = this, summary = this.#summary.value, { query } = session.here;
+    const { session } = this,
+      summary = this.#summary.value,
+      { query } = session.here;
     if (!summary) return nothing;
-    const after = summary.tokens[query + 1], top = after ? after.top : summary.next, best = top[0];
+    const after = summary.tokens[query + 1],
+      top = after ? after.top : summary.next,
+      best = top[0];
     return html`<h3>The vector becomes scores, and these a choice</h3>
-      <gf-bars tokens top="1" label="The likeliest next tokens" .bars=${top.map((one) => ({ label: one.text, value: one.value as Num, chosen: one.id === after?.id }))}></gf-bars>
-      ${after?.written && best ? html`<p class="small">It wrote ${quoted(after.text)}${session.place.temperature === 0 && after.id === best.id ? ", the likeliest, as it does at temperature 0" : ""}.</p>` : after ? html`<p class="small">In the text ${quoted(after.text)} follows; it had ${short(num(after.prob ?? 0))}.</p>` : nothing}`;
+      <gf-bars
+        tokens
+        top="1"
+        label="The likeliest next tokens"
+        .bars=${top.map((one) => ({ label: one.text, value: one.value as Num, chosen: one.id === after?.id }))}
+      ></gf-bars>
+      ${
+        after?.written && best
+          ? html`<p class="small">
+              It wrote
+              ${quoted(after.text)}${
+                session.place.temperature === 0 && after.id === best.id
+                  ? ", the likeliest, as it does at temperature 0"
+                  : ""
+              }.
+            </p>`
+          : after
+            ? html`<p class="small">
+                In the text ${quoted(after.text)} follows; it had ${short(num(after.prob ?? 0))}.
+              </p>`
+            : nothing
+      }`;
   }
 
   #go(stage: number): void {

@@ -8,13 +8,29 @@ import { Follower } from "../view.js";
 
 @customElement("gf-view-fork")
 export class ForkView extends Follower {
-  static override styles = [Follower.styles, css`section { gap: 1.9rem; }`];
+  static override styles = [
+    Follower.styles,
+    css`
+      section {
+        gap: 1.9rem;
+      }
+    `,
+  ];
 
   override render() {
     const { session } = this;
-    return html`<section class="stack"><h2>Does it cause what it seems to?</h2>
-      ${session.trace ? html`<gf-fork-texts .session=${session}></gf-fork-texts>
-        ${session.live ? html`<gf-fork-maker .session=${session}></gf-fork-maker><gf-fork-sweep .session=${session}></gf-fork-sweep>` : nothing}` : nothing}
+    return html`<section class="stack">
+      <h2>Does it cause what it seems to?</h2>
+      ${
+        session.trace
+          ? html`<gf-fork-texts .session=${session}></gf-fork-texts> ${
+                session.live
+                  ? html`<gf-fork-maker .session=${session}></gf-fork-maker
+                      ><gf-fork-sweep .session=${session}></gf-fork-sweep>`
+                  : nothing
+              }`
+          : nothing
+      }
     </section>`;
   }
 }

@@ -10,16 +10,29 @@ import { Follower } from "../view.js";
 
 @customElement("gf-view-lens")
 export class LensView extends Follower {
-  static override styles = [Follower.styles, css`section { gap: 1.9rem; }`];
+  static override styles = [
+    Follower.styles,
+    css`
+      section {
+        gap: 1.9rem;
+      }
+    `,
+  ];
 
   override render() {
     const { session } = this;
     return html`<section class="stack">
-      <div class="stack close"><h2>Which token next?</h2>
-      <p>After ${quoted(session.tokens[session.here.query]?.text)}, token ${session.here.query}.</p></div>
-      ${session.trace ? html`<gf-lens-grid .session=${session}></gf-lens-grid>
-      <gf-lens-attribution .session=${session}></gf-lens-attribution>
-      <gf-lens-sampling .session=${session}></gf-lens-sampling>` : nothing}
+      <div class="stack close">
+        <h2>Which token next?</h2>
+        <p>After ${quoted(session.tokens[session.here.query]?.text)}, token ${session.here.query}.</p>
+      </div>
+      ${
+        session.trace
+          ? html`<gf-lens-grid .session=${session}></gf-lens-grid>
+              <gf-lens-attribution .session=${session}></gf-lens-attribution>
+              <gf-lens-sampling .session=${session}></gf-lens-sampling>`
+          : nothing
+      }
     </section>`;
   }
 }

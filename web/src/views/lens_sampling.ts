@@ -20,50 +20,173 @@ const SLIDERS = [
 @customElement("gf-lens-sampling")
 export class LensSampling extends Follower {
   #choice = new Ask<Choice>(this, () => {
-    const { place, here } = this.session, asked: Record<string, number> = {};
+    const { place, here } = this.session,
+      asked: Record<string, number> = {};
     for (const { name, off } of SLIDERS) if (this.#set(name) !== off) asked[name] = this.#set(name);
     const draws = Number(place.more["draws"] ?? 0) || 0;
-    return this.session.ofTrace("sampling", { position: here.query, top: 12, ...asked, ...(draws ? { draws, seed: place.seed + Number(place.more["draw"] ?? 0) } : {}) });
+    return this.session.ofTrace("sampling", {
+      position: here.query,
+      top: 12,
+      ...asked,
+      ...(draws ? { draws, seed: place.seed + Number(place.more["draw"] ?? 0) } : {}),
+    });
   });
 
-  static override styles = [Follower.styles, css`
-    .sliders { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 0.8rem 1.4rem; }
-    label { display: grid; font-size: 0.8rem; color: var(--soft); } label .num { color: var(--ink); }
-    input[type="range"] { padding: 0; accent-color: var(--ink); width: 100%; }
-    .stages { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1.1rem 1.75rem; }
-    .stage h3 { display: flex; justify-content: space-between; gap: 0.5rem; border-bottom: 1px solid var(--line); padding-bottom: 0.25rem; margin-bottom: 0.35rem; }
-    @media (max-width: 720px) { .sliders { grid-template-columns: 1fr 1fr; } }
-  `];
+  static override styles = [
+    Follower.styles,
+    css`
+      .sliders {
+        display: grid;
+        grid-template-columns: repeat(4, minmax(0, 1fr));
+        gap: 0.8rem 1.4rem;
+      }
+      label {
+        display: grid;
+        font-size: 0.8rem;
+        color: var(--soft);
+      }
+      label .num {
+        color: var(--ink);
+      }
+      input[type="range"] {
+        padding: 0;
+        accent-color: var(--ink);
+        width: 100%;
+      }
+      .stages {
+        display: grid;
+        grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr));
+        gap: 1.1rem 1.75rem;
+      }
+      .stage h3 {
+        display: flex;
+        justify-content: space-between;
+        gap: 0.5rem;
+        border-bottom: 1px solid var(--line);
+        padding-bottom: 0.25rem;
+        margin-bottom: 0.35rem;
+      }
+      @media (max-width: 720px) {
+        .sliders {
+          grid-template-columns: 1fr 1fr;
+        }
+      }
+    `,
+  ];
 
   #set(name: string): number {
-    const slider = SLIDERS.find((one) => one.name === name), asked = Number(this.session.place.more[name] ?? NaN);
+    const slider = SLIDERS.find((one) => one.name === name),
+      asked = Number(this.session.place.more[name] ?? NaN);
     return Number.isFinite(asked) ? asked : (slider?.off ?? 0);
   }
 
   override render() {
-    const choice = this.#choice.value, error = this.#choice.error, { session } = this;
-    return html`<div class="stack"><div class="stack close"><h3>From the distribution to a choice</h3>
-      <p class="small soft">The model's own distribution, and what is left of it after each stage of sampling.</p></div>
-      ${session.live ? html`<div class="sliders">${SLIDERS.map(({ name, from, to, step, off }) => html`<label><span>${name.replace("_", "-")} <span class="num">${this.#set(name) === off && name !== "temperature" ? "off" : this.#set(name)}</span></span>
-        <input type="range" aria-label=${name} min=${from} max=${to} step=${step} .value=${String(this.#set(name))} @input=${(event: Event) => session.more({ [name]: Number((event.target as HTMLInputElement).value) === off ? null : (event.target as HTMLInputElement).value })} /></label>`)}</div>` : nothing}
+    const choice = this.#choice.value,
+      error = this.#choice.error,
+      { session } = this;
+    return html`<div class="stack">
+      <div class="stack close">
+        <h3>From the distribution to a choice</h3>
+        <p class="small soft">The model's own distribution, and what is left of it after each stage of sampling.</p>
+      </div>
+      ${
+        session.live
+          ? html`<div class="sliders">
+              ${SLIDERS.map(
+                ({ name, from, to, step, off }) =>
+                  html`<label
+                    ><span
+                      >${name.replace("_", "-")}
+                      <span class="num"
+                        >${this.#set(name) === off && name !== "temperature" ? "off" : this.#set(name)}</span
+                      ></span
+                    >
+                    <input
+                      type="range"
+                      aria-label=${name}
+                      min=${from}
+                      max=${to}
+                      step=${step}
+                      .value=${String(this.#set(name))}
+                      @input=${(event: Event) =>
+                        session.more({
+                          [name]:
+                            Number((event.target as HTMLInputElement).value) === off
+                              ? null
+                              : (event.target as HTMLInputElement).value,
+                        })}
+                  /></label>`,
+              )}
+            </div>`
+          : nothing
+      }
       ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
-      ${choice && !error ? html`<div class="stages">${choice.stages.map((stage) => html`<div class="stage"><h3><span>${stage.name.replace("_", "-")}</span><span class="soft num">${count(stage.left)} left</span></h3>
-          <gf-bars tokens top="1" label="After ${stage.name}" .bars=${choice.tokens.map((token, i) => ({ label: token.text, value: stage.probs[i] as Num, chosen: token.id === session.tokens[choice.position + 1]?.id }))}></gf-bars></div>`)}${choice.n_draws > 1 ? this.#drawn(choice) : nothing}</div>
-        <div class="row"><button ?hidden=${!session.live} @click=${() => this.#draw(1)}>Draw one</button><button ?hidden=${!session.live} @click=${() => this.#draw(1000)}>Draw 1,000 times</button>
-          ${choice.n_draws === 1 ? html`<span class="small" role="status">drawn: ${quoted(choice.tokens.find((_, i) => choice.draws[i])?.text ?? "another than these")}</span>` : nothing}</div>
-        <gf-receipt .of=${choice.receipt}></gf-receipt>` : nothing}
+      ${
+        choice && !error
+          ? html`<div class="stages">
+                ${choice.stages.map(
+                  (stage) =>
+                    html`<div class="stage">
+                      <h3>
+                        <span>${stage.name.replace("_", "-")}</span
+                        ><span class="soft num">${count(stage.left)} left</span>
+                      </h3>
+                      <gf-bars
+                        tokens
+                        top="1"
+                        label="After ${stage.name}"
+                        .bars=${choice.tokens.map((token, i) => ({
+                          label: token.text,
+                          value: stage.probs[i] as Num,
+                          chosen: token.id === session.tokens[choice.position + 1]?.id,
+                        }))}
+                      ></gf-bars>
+                    </div>`,
+                )}${choice.n_draws > 1 ? this.#drawn(choice) : nothing}
+              </div>
+              <div class="row">
+                <button ?hidden=${!session.live} @click=${() => this.#draw(1)}>Draw one</button
+                ><button ?hidden=${!session.live} @click=${() => this.#draw(1000)}>Draw 1,000 times</button>
+                ${
+                  choice.n_draws === 1
+                    ? html`<span class="small" role="status"
+                        >drawn:
+                        ${quoted(choice.tokens.find((_, i) => choice.draws[i])?.text ?? "another than these")}</span
+                      >`
+                    : nothing
+                }
+              </div>
+              <gf-receipt .of=${choice.receipt}></gf-receipt>`
+          : nothing
+      }
     </div>`;
   }
 
   #drawn(choice: Choice) {
-    return html`<div class="stage"><h3><span>drawn</span><span class="soft num">${count(choice.n_draws)} times</span></h3>
-      <gf-bars tokens top="1" label="Shares of the draws" .bars=${choice.tokens.map((token, i) => ({ label: token.text, value: (choice.draws[i] ?? 0) / choice.n_draws }))}></gf-bars>
-      ${choice.others ? html`<p class="small soft">others ${percent(num(choice.others) / choice.n_draws)}</p>` : nothing}</div>`;
+    return html`<div class="stage">
+      <h3><span>drawn</span><span class="soft num">${count(choice.n_draws)} times</span></h3>
+      <gf-bars
+        tokens
+        top="1"
+        label="Shares of the draws"
+        .bars=${choice.tokens.map((token, i) => ({
+          label: token.text,
+          value: (choice.draws[i] ?? 0) / choice.n_draws,
+        }))}
+      ></gf-bars>
+      ${
+        choice.others ? html`<p class="small soft">others ${percent(num(choice.others) / choice.n_draws)}</p>` : nothing
+      }
+    </div>`;
   }
 
   /** So many draws, and at each press others: the seed goes on by one. */
   #draw(n: number): void {
-    const { place } = this.session, again = Number(place.more["draws"]) === n;
-    this.session.more({ draws: String(n), draw: again ? String(Number(place.more["draw"] ?? 0) + 1) : (place.more["draw"] ?? null) });
+    const { place } = this.session,
+      again = Number(place.more["draws"]) === n;
+    this.session.more({
+      draws: String(n),
+      draw: again ? String(Number(place.more["draw"] ?? 0) + 1) : (place.more["draw"] ?? null),
+    });
   }
 }

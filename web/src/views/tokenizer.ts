@@ -13,25 +13,90 @@ import { Follower } from "../view.js";
 @customElement("gf-view-tokenizer")
 export class TokenizerView extends Follower {
   #tokens = new Ask<Tokens>(this, () => this.session.ofModel("tokens", { text: this.#text }));
-  #other = new Ask<Tokens>(this, () => (this.#beside ? `/v1/models/${encodeURIComponent(this.#beside)}/views/tokens?${new URLSearchParams({ text: this.#text })}` : null));
+  #other = new Ask<Tokens>(this, () =>
+    this.#beside
+      ? `/v1/models/${encodeURIComponent(this.#beside)}/views/tokens?${new URLSearchParams({ text: this.#text })}`
+      : null,
+  );
   #merges = new Ask<Merges>(this, () => (this.#word ? this.session.ofModel("merges", { word: this.#word }) : null));
 
-  static override styles = [Follower.styles, css`
-    textarea { width: 100%; font-size: 0.95rem; line-height: 1.5; }
-    .cut { font-size: 1.02rem; line-height: 2.15; overflow-wrap: anywhere; }
-    .cut span { display: inline-block; border-radius: 4px; padding: 0.12rem 0.1rem; margin-right: 2px; white-space: pre-wrap; border-bottom: 2px solid var(--residual); }
-    .cut span:nth-child(even) { background: var(--wash); }
-    table { border-collapse: collapse; font-size: 0.84rem; }
-    .wrap { overflow: auto; max-height: 20rem; }
-    th, td { text-align: left; padding: 0.2rem 1.4rem 0.2rem 0; border-bottom: 1px solid var(--line); font-weight: 400; white-space: nowrap; }
-    thead th { color: var(--soft); font-size: 0.76rem; position: sticky; top: 0; background: var(--paper); }
-    .tree { display: grid; gap: 0.4rem; }
-    .tree li { display: flex; gap: 0.3rem; align-items: center; flex-wrap: wrap; }
-    .piece { border: 1px solid var(--line); background: var(--card); border-radius: 5px; padding: 0.08rem 0.42rem; }
-    .piece.new { border-color: var(--residual); border-width: 2px; font-weight: 650; }
-    .tree small { color: var(--soft); margin-left: 0.6rem; }
-    .row label { font-size: 0.86rem; }
-  `];
+  static override styles = [
+    Follower.styles,
+    css`
+      textarea {
+        width: 100%;
+        font-size: 0.95rem;
+        line-height: 1.5;
+      }
+      .cut {
+        font-size: 1.02rem;
+        line-height: 2.15;
+        overflow-wrap: anywhere;
+      }
+      .cut span {
+        display: inline-block;
+        border-radius: 4px;
+        padding: 0.12rem 0.1rem;
+        margin-right: 2px;
+        white-space: pre-wrap;
+        border-bottom: 2px solid var(--residual);
+      }
+      .cut span:nth-child(even) {
+        background: var(--wash);
+      }
+      table {
+        border-collapse: collapse;
+        font-size: 0.84rem;
+      }
+      .wrap {
+        overflow: auto;
+        max-height: 20rem;
+      }
+      th,
+      td {
+        text-align: left;
+        padding: 0.2rem 1.4rem 0.2rem 0;
+        border-bottom: 1px solid var(--line);
+        font-weight: 400;
+        white-space: nowrap;
+      }
+      thead th {
+        color: var(--soft);
+        font-size: 0.76rem;
+        position: sticky;
+        top: 0;
+        background: var(--paper);
+      }
+      .tree {
+        display: grid;
+        gap: 0.4rem;
+      }
+      .tree li {
+        display: flex;
+        gap: 0.3rem;
+        align-items: center;
+        flex-wrap: wrap;
+      }
+      .piece {
+        border: 1px solid var(--line);
+        background: var(--card);
+        border-radius: 5px;
+        padding: 0.08rem 0.42rem;
+      }
+      .piece.new {
+        border-color: var(--residual);
+        border-width: 2px;
+        font-weight: 650;
+      }
+      .tree small {
+        color: var(--soft);
+        margin-left: 0.6rem;
+      }
+      .row label {
+        font-size: 0.86rem;
+      }
+    `,
+  ];
 
   get #text(): string {
     return this.session.place.more["try"] ?? this.session.place.text;
@@ -39,7 +104,8 @@ export class TokenizerView extends Follower {
 
   /** Another served model, whose tokens stand beside these. */
   get #beside(): string {
-    const { session } = this, asked = session.place.more["beside"] ?? "";
+    const { session } = this,
+      asked = session.place.more["beside"] ?? "";
     return session.models.includes(asked) && asked !== session.model ? asked : "";
   }
 
@@ -51,49 +117,167 @@ export class TokenizerView extends Follower {
   }
 
   override render() {
-    const tokens = this.#tokens.value, error = this.#tokens.error;
+    const tokens = this.#tokens.value,
+      error = this.#tokens.error;
     return html`<section class="stack">
       <h2>From letters to tokens</h2>
-      <textarea rows="2" ?readonly=${!this.session.live} aria-label="Text to cut into tokens" spellcheck="false" .value=${this.#text} @input=${(event: Event) => this.session.more({ try: (event.target as HTMLTextAreaElement).value })}></textarea>
+      <textarea
+        rows="2"
+        ?readonly=${!this.session.live}
+        aria-label="Text to cut into tokens"
+        spellcheck="false"
+        .value=${this.#text}
+        @input=${(event: Event) => this.session.more({ try: (event.target as HTMLTextAreaElement).value })}
+      ></textarea>
       ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
-      ${tokens && !error ? html`<p class="soft small">${count(tokens.n_bytes)} bytes, ${count(tokens.tokens.length)} tokens of ${count(tokens.vocab_size)} known ones:
-          ${(tokens.n_bytes / Math.max(1, tokens.tokens.length)).toFixed(2)} bytes each.</p>
-        <p class="cut">${tokens.tokens.map((token) => html`<span title="id ${token.id}, bytes ${token.bytes}">${token.text === "" ? visible("") : token.text.replace(/\n/g, "⏎")}</span>`)}</p>
-        ${this.#second()}
-        <div class="wrap" tabindex="0" role="region" aria-label="All tokens"><table><thead><tr><th>token</th><th>id</th><th>bytes</th><th>characters</th></tr></thead>
-          <tbody>${tokens.tokens.map((token) => html`<tr><td class="num">${visible(token.text)}</td><td class="num">${token.id}</td><td class="num soft">${token.bytes.replace(/(..)(?=.)/g, "$1 ")}</td>
-            <td class="num soft">${token.special ? "control token" : token.end > token.start ? `${token.start}–${token.end}` : "none of its own"}</td></tr>`)}</tbody></table></div>
-        <gf-receipt .of=${tokens.receipt}></gf-receipt>` : nothing}
+      ${
+        tokens && !error
+          ? html`<p class="soft small">
+                ${count(tokens.n_bytes)} bytes, ${count(tokens.tokens.length)} tokens of ${count(tokens.vocab_size)}
+                known ones: ${(tokens.n_bytes / Math.max(1, tokens.tokens.length)).toFixed(2)} bytes each.
+              </p>
+              <p class="cut">
+                ${tokens.tokens.map(
+                  (token) =>
+                    html`<span title="id ${token.id}, bytes ${token.bytes}"
+                      >${token.text === "" ? visible("") : token.text.replace(/\n/g, "⏎")}</span
+                    >`,
+                )}
+              </p>
+              ${this.#second()}
+              <div class="wrap" tabindex="0" role="region" aria-label="All tokens">
+                <table>
+                  <thead>
+                    <tr>
+                      <th>token</th>
+                      <th>id</th>
+                      <th>bytes</th>
+                      <th>characters</th>
+                    </tr>
+                  </thead>
+                  <tbody>
+                    ${tokens.tokens.map(
+                      (token) =>
+                        html`<tr>
+                          <td class="num">${visible(token.text)}</td>
+                          <td class="num">${token.id}</td>
+                          <td class="num soft">${token.bytes.replace(/(..)(?=.)/g, "$1 ")}</td>
+                          <td class="num soft">
+                            ${
+                              token.special
+                                ? "control token"
+                                : token.end > token.start
+                                  ? `${token.start}–${token.end}`
+                                  : "none of its own"
+                            }
+                          </td>
+                        </tr>`,
+                    )}
+                  </tbody>
+                </table>
+              </div>
+              <gf-receipt .of=${tokens.receipt}></gf-receipt>`
+          : nothing
+      }
       ${this.#tree()}
     </section>`;
   }
 
   #second() {
-    const { session } = this, others = session.models.filter((name) => name !== session.model), tokens = this.#other.value;
+    const { session } = this,
+      others = session.models.filter((name) => name !== session.model),
+      tokens = this.#other.value;
     if (!others.length) return nothing;
-    return html`<div class="row small"><label>beside it, the tokenizer of <select @change=${(event: Event) => session.more({ beside: (event.target as HTMLSelectElement).value || null })}>
-        <option value="">none</option>${others.map((name) => html`<option value=${name} .selected=${name === this.#beside}>${name}</option>`)}</select></label></div>
-      ${this.#other.error && this.#beside ? html`<gf-refused reason=${this.#other.error.message}></gf-refused>` : nothing}
-      ${tokens && this.#beside ? html`<p class="soft small">${count(tokens.tokens.length)} tokens of ${count(tokens.vocab_size)}:</p>
-        <p class="cut second">${tokens.tokens.map((token) => html`<span title="id ${token.id}, bytes ${token.bytes}">${token.text === "" ? visible("") : token.text.replace(/\n/g, "⏎")}</span>`)}</p>` : nothing}`;
+    return html`<div class="row small">
+        <label
+          >beside it, the tokenizer of
+          <select
+            @change=${(event: Event) => session.more({ beside: (event.target as HTMLSelectElement).value || null })}
+          >
+            <option value="">none</option>
+            ${others.map((name) => html`<option value=${name} .selected=${name === this.#beside}>${name}</option>`)}
+          </select></label
+        >
+      </div>
+      ${
+        this.#other.error && this.#beside
+          ? html`<gf-refused reason=${this.#other.error.message}></gf-refused>`
+          : nothing
+      }
+      ${
+        tokens && this.#beside
+          ? html`<p class="soft small">${count(tokens.tokens.length)} tokens of ${count(tokens.vocab_size)}:</p>
+              <p class="cut second">
+                ${tokens.tokens.map(
+                  (token) =>
+                    html`<span title="id ${token.id}, bytes ${token.bytes}"
+                      >${token.text === "" ? visible("") : token.text.replace(/\n/g, "⏎")}</span
+                    >`,
+                )}
+              </p>`
+          : nothing
+      }`;
   }
 
   /** How many of a word's merges are done: all, until one steps. */
   #step(merges: Merges): number {
-    const asked = Number(this.session.place.more["merge"] ?? NaN), last = merges.steps.length - 1;
+    const asked = Number(this.session.place.more["merge"] ?? NaN),
+      last = merges.steps.length - 1;
     return Number.isInteger(asked) ? Math.min(last, Math.max(0, asked)) : last;
   }
 
   #tree() {
-    const merges = this.#merges.value, error = this.#merges.error;
-    return html`<div class="row"><h3>How a word is put together</h3>
-        <label>word <input ?readonly=${!this.session.live} aria-label="Word whose merges are shown" spellcheck="false" .value=${this.#word} @input=${(event: Event) => this.session.more({ merge: null, word: (event.target as HTMLInputElement).value })} /></label></div>
+    const merges = this.#merges.value,
+      error = this.#merges.error;
+    return html`<div class="row">
+        <h3>How a word is put together</h3>
+        <label
+          >word
+          <input
+            ?readonly=${!this.session.live}
+            aria-label="Word whose merges are shown"
+            spellcheck="false"
+            .value=${this.#word}
+            @input=${(event: Event) =>
+              this.session.more({ merge: null, word: (event.target as HTMLInputElement).value })}
+        /></label>
+      </div>
       ${error ? html`<gf-refused heading="No merges to show" reason=${error.message}></gf-refused>` : nothing}
-      ${merges && !error ? html`<gf-stepper .session=${this.session} what="merge" .at=${this.#step(merges)} .n=${merges.steps.length} @step=${(event: CustomEvent<number>) => this.session.more({ merge: event.detail === merges.steps.length - 1 ? null : String(event.detail) })}>
-          ${this.#step(merges) === 0 ? "its bytes" : `after ${this.#step(merges)} of ${merges.steps.length - 1} merges`}</gf-stepper>
-        <ol class="tree">${merges.steps.slice(0, this.#step(merges) + 1).map((step, i) => html`<li>${step.parts.map((part, j) => html`<span class="piece num ${j === step.at ? "new" : ""}">${visible(part)}</span>`)}
-        <small>${i === 0 ? "its bytes" : `merge ${step.rank} of the training`}</small></li>`)}</ol>
-        ${this.#step(merges) === merges.steps.length - 1 ? html`<p class="small soft">The ids: <span class="num">${merges.ids.join(", ")}</span></p>` : nothing}
-        <gf-receipt .of=${merges.receipt}></gf-receipt>` : nothing}`;
+      ${
+        merges && !error
+          ? html`<gf-stepper
+                .session=${this.session}
+                what="merge"
+                .at=${this.#step(merges)}
+                .n=${merges.steps.length}
+                @step=${(event: CustomEvent<number>) =>
+                  this.session.more({ merge: event.detail === merges.steps.length - 1 ? null : String(event.detail) })}
+              >
+                ${
+                  this.#step(merges) === 0
+                    ? "its bytes"
+                    : `after ${this.#step(merges)} of ${merges.steps.length - 1} merges`
+                }</gf-stepper
+              >
+              <ol class="tree">
+                ${merges.steps.slice(0, this.#step(merges) + 1).map(
+                  (step, i) =>
+                    html`<li>
+                      ${step.parts.map(
+                        (part, j) =>
+                          html`<span class="piece num ${j === step.at ? "new" : ""}">${visible(part)}</span>`,
+                      )}
+                      <small>${i === 0 ? "its bytes" : `merge ${step.rank} of the training`}</small>
+                    </li>`,
+                )}
+              </ol>
+              ${
+                this.#step(merges) === merges.steps.length - 1
+                  ? html`<p class="small soft">The ids: <span class="num">${merges.ids.join(", ")}</span></p>`
+                  : nothing
+              }
+              <gf-receipt .of=${merges.receipt}></gf-receipt>`
+          : nothing
+      }`;
   }
 }
