@@ -70,9 +70,9 @@ def their_run(model: nn.Module, ids: Tensor, new: int, now: Callable[[], float])
 
 def bytes_per_step(model: Decoder, batch: int, kept: float) -> int:
     """What a step reads: each matrix once, and the keys and values of `kept` tokens in each row."""
-    matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)] + [model.head_weight]
+    matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)] + [model.head.weight]
     pairs = sum(2 * a.n_kv_heads * a.head_dim for a in (layer.attention for layer in model.config.layers))
-    return sum(w.nbytes for w in matrices) + int(batch * kept * pairs * model.head_weight.itemsize)
+    return sum(w.nbytes for w in matrices) + int(batch * kept * pairs * model.head.weight.itemsize)
 
 
 def memory_rate(now: Callable[[], float], size: int = 1 << 28) -> float:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from glassformer.models.translator import Translator, load_translator
     from glassformer.text.tokenizer import Tokenizer
     from glassformer.text.train import train_tokenizer
+    from glassformer.training.config import TrainConfig
     from glassformer.training.run.train import train
-    from glassformer.training.settings import TrainConfig
 
 _HOME = {
     "Embedder": "models.embedder",
@@ -30,7 +30,7 @@ _HOME = {
     "PRESETS": "families.common.shape",
     "ShapeConfig": "families.common.shape",
     "Tokenizer": "text.tokenizer",
-    "TrainConfig": "training.settings",
+    "TrainConfig": "training.config",
     "Translator": "models.translator",
     "load": "models.language_model",
     "load_embedder": "models.embedder",

@@ -60,16 +60,16 @@ def stories(
 
     begin, folder = time.monotonic(), free_name(folder)
     expected, enough = (int(tokens * max(0.1, seconds / 120)) for tokens in (EXPECTED, ENOUGH))
-    config = replace(recipe.settings(str(folder), seconds=seconds, seed=seed), threads=threads)
+    config = replace(recipe.train_config(str(folder), seconds=seconds, seed=seed), threads=threads)
     if not json:
         say("A world of little stories, made as they are needed. First a tokenizer learns their words, then a")
         say("Transformer learns to write them, and to answer questions about them. One of them:")
-        out.print("\n" + next(recipe.held_out(1)) + "\n", markup=False)
+        out.print("\n" + next(recipe.held_out_documents(1)) + "\n", markup=False)
     with make_reporter(quiet=json) as reporter:
         run = glassformer.train(
             config,
-            documents=lambda: recipe.reading(seed, enough, expected),
-            held_out=recipe.held_out,
+            documents=lambda: recipe.training_documents(seed, enough, expected),
+            held_out=recipe.held_out_documents,
             reporter=reporter,
         )
     if run.stopped:

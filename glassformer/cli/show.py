@@ -21,7 +21,6 @@ PARTS = {
     "attn": "attention",
     "cross": "attention to the source",
     "mlp": "feed-forward",
-    "head_bias": "head",
     "next_sentence": "head of pairs",
 }
 

@@ -61,12 +61,12 @@ def train(
         Documents are sampled to at most this much text.
     """
     import glassformer
-    from glassformer.training.data.sources import Sources
+    from glassformer.training.data.sources import DocumentFiles
 
     if not data:
         raise TokenizerError("there is no DATA to train on: name files, folders, globs, JSONL, or - for stdin")
     with progress(quiet=json) as advance:
-        texts = (document.text for document in Sources(data))
+        texts = (document.text for document in DocumentFiles(data))
         tokenizer = glassformer.train_tokenizer(
             texts, kind=kind, vocab_size=vocab_size, max_bytes=max_bytes, seed=seed, progress=advance
         )

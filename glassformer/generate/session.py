@@ -173,7 +173,7 @@ class RecurrentSession:
     ):
         self.model, self.prompts, self.sources, self.n = model, prompts, sources, n
         self.observer, self.before_forward = observer, before_forward
-        self.device, self.position = model.head_weight.device, 0
+        self.device, self.position = model.head.weight.device, 0
 
     @torch.inference_mode()
     def start(self) -> Float[Tensor, "R V"]:

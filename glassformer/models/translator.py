@@ -146,7 +146,7 @@ class Translator(Viewed):
 
     @property
     def device(self) -> torch.device:
-        return self.model.head_weight.device
+        return self.model.head.weight.device
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """A source as token ids; `special`: text such as "<extra_id_0>" becomes the token of that name.

@@ -13,7 +13,6 @@ from fastapi.openapi.utils import get_openapi
 from glassformer.errors import ConfigError
 from glassformer.server import completions, errors, glass
 from glassformer.server import openapi_docs as answers
-from glassformer.server.edits import EditReader
 from glassformer.server.errors import answer
 from glassformer.server.guard import MAX_BODY, Guard
 from glassformer.server.models import AnyModel, ServedModels
@@ -48,7 +47,7 @@ class Settings:
 def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settings()) -> FastAPI:
     """The whole app. Its `state.queue` is where the work is done."""
     served, queue, page, traces = ServedModels(models), Queue(), BuiltPage(), TraceStore(settings.trace_bytes)
-    edits = EditReader(lambda id: traces.get(id).trace)
+    api = glass.ServerRouter(served, traces)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -93,8 +92,8 @@ def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settin
             }
         )
 
-    app.include_router(completions.routes(served, queue, edits))
-    app.include_router(glass.routes(served, queue, traces, edits))
+    app.include_router(completions.routes(served, queue, api.edits))
+    app.include_router(glass.routes(api, queue))
 
     @app.get("/v1/models/{model:path}", tags=["OpenAI"], summary="One served model", responses=answers.ONE_MODEL)
     async def one_model(model: str) -> Response:

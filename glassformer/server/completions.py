@@ -13,9 +13,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from glassformer.inspect.edits.edit import Edit
+from glassformer.inspect.edits.reader import EditReader
 from glassformer.server import openapi_docs as answers
 from glassformer.server.bodies import ChatBody, CompletionBody, OpenAIFields
-from glassformer.server.edits import EditReader
 from glassformer.server.errors import answer
 from glassformer.server.generation import Chunk, GenerationJob, Token, ready
 from glassformer.server.models import ServedModel, ServedModels
@@ -29,10 +29,6 @@ IMPOSSIBLE = -9999.0
 def routes(models: ServedModels, queue: Queue, edits: EditReader) -> APIRouter:
     """The routes over these models."""
     router = APIRouter(tags=["OpenAI"])
-
-    @router.get("/v1/models", summary="The served models", responses=answers.MODELS)
-    async def list_models() -> Response:
-        return answer({"object": "list", "data": [served.described for served in models.all.values()]})
 
     @router.post(
         "/v1/completions", summary="Continue a text", responses=answers.COMPLETION, description=answers.ABOUT_WRITING

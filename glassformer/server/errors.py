@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from glassformer.errors import CapacityError, DataError, GlassformerError, RequestError, TokenizerError
+from glassformer.errors import CapacityError, DataError, GlassformerError, NotFoundError, RequestError, TokenizerError
 from glassformer.inspect.views.result import dump
 
 log = logging.getLogger("glassformer.server")
@@ -75,6 +75,8 @@ def described(error: Exception) -> tuple[int, dict[str, Any]]:
     """The status and the body of an error that work on a request raised. What nobody foresaw is logged, not shown."""
     if isinstance(error, ApiError):
         return error.status, shape(error.status, str(error), error.param, error.code)
+    if isinstance(error, NotFoundError):
+        return 404, shape(404, str(error), error.param, error.code)
     if isinstance(error, RequestError):
         return 400, shape(400, str(error), error.param)
     if isinstance(error, CapacityError):

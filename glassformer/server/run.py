@@ -107,7 +107,7 @@ class Server(uvicorn.Server):
         """A signal: in the middle of anything, so that all but a note is left to the loop."""
         if self.should_exit:
             self.hurried = True
-            self.loop.call_soon_threadsafe(self._stop, "again")
+            self.loop.call_soon_threadsafe(self._stop, "repeatable")
         self.should_exit = True
 
     def _stop(self, why: str) -> None:

@@ -65,8 +65,8 @@ def test_convert_there_and_back(capfd, lm, folder, tmp_path):
     said(capfd, "convert", tmp_path / "half", tmp_path / "half.gguf")
     facts = json.loads(said(capfd, "show", tmp_path / "half.gguf", "--json").out)
     assert facts["stored"].keys() == {"F32", "BF16"}, "auto is what most numbers are stored in"
-    said(capfd, "convert", tmp_path / "half.gguf", tmp_path / "again")
-    ours, again = (load(tmp_path / name, dtype="float32").model.state_dict() for name in ("half", "again"))
+    said(capfd, "convert", tmp_path / "half.gguf", tmp_path / "repeatable")
+    ours, again = (load(tmp_path / name, dtype="float32").model.state_dict() for name in ("half", "repeatable"))
     assert all(torch.equal(ours[name], again[name]) for name in ours)
 
 

@@ -251,7 +251,7 @@ def test_pooling_goes_along(tmp_path):
     made = embedder("bert", PoolingConfig(pools=("cls",), after=("normalize",)))
     made.save(tmp_path / "hf")
     main(["convert", str(tmp_path / "hf"), str(tmp_path / "a.gguf"), "--to", "F32"])
-    main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "again")])
-    for one in ("a.gguf", "again"):
+    main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "repeatable")])
+    for one in ("a.gguf", "repeatable"):
         assert_near(load_embedder(tmp_path / one).embed(TEXTS), made.embed(TEXTS))
     assert left_out(load_embedder(tmp_path / "a.gguf").model) == []

@@ -209,8 +209,8 @@ def test_convert_there_and_back(name, tmp_path):
     made = t5(name)
     made.save(tmp_path / "hf")
     main(["convert", str(tmp_path / "hf"), str(tmp_path / "a.gguf"), "--to", "F32"])
-    main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "again")])
-    for one in ("a.gguf", "again"):
+    main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "repeatable")])
+    for one in ("a.gguf", "repeatable"):
         assert load_translator(tmp_path / one).translate(TEXTS, max_tokens=9) == made.translate(TEXTS, max_tokens=9)
     main(["show", str(tmp_path / "a.gguf")])
 

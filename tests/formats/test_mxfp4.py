@@ -49,12 +49,12 @@ def packed(folder):
 def test_a_packed_model_is_the_plain_one(how, tmp_path):
     plain, _ = packed(tmp_path)
     model = load_model(tmp_path, **how).float()
-    save_model(model, tmp_path / "again")
+    save_model(model, tmp_path / "repeatable")
     again = load_file(tmp_path / "again/model.safetensors")
     assert again.keys() == plain.keys()
     assert all(torch.equal(again[name], plain[name]) for name in plain)
     assert "quantization_config" not in json.loads((tmp_path / "again/config.json").read_text())
-    assert_near(run(load_model(tmp_path / "again"), random_ids(model.config, 1, 9)),
+    assert_near(run(load_model(tmp_path / "repeatable"), random_ids(model.config, 1, 9)),
                 run(model, random_ids(model.config, 1, 9)))  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def test_saved_is_loaded(family, dtype, tmp_path):
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}, "transformers refuses a file that does not say pt"
     assert set(files(tmp_path)) == {"config.json", "model.safetensors"}, "something was left over"
-    again = tmp_path / "again"
+    again = tmp_path / "repeatable"
     save_model(loaded, again)
     assert (again / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 

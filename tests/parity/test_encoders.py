@@ -226,7 +226,7 @@ def test_all_that_does_not_fit_is_told_at_once(saved):
         load_text_encoder(folder)
     for line in (
         r"missing: bert.encoder.layer.1.attention.self.key.bias (fills blocks.1.attn.k.bias)",
-        "missing: cls.predictions.bias (fills head.bias)",
+        "missing: cls.predictions.bias (fills head.output.bias)",
         "shape: bert.pooler.dense.weight is [3, 48], the config says [48, 48]",
         "not used: classifier.weight",
     ):

@@ -252,5 +252,5 @@ def test_a_run_is_opened_on_what_it_sampled_from(models, tmp_path):
 
 def test_the_demonstrations_runs_sample_from_a_pair_of_their_task():
     for task in ("dates", "numbers", "reverse", "copy"):
-        config = pair_recipe.settings("transformer", task, "x", steps=5)
-        assert config.sample_prompt == pair_recipe.example(task).source
+        config = pair_recipe.train_config("transformer", task, "x", steps=5)
+        assert config.sample_prompt == pair_recipe.sample_example(task).source

@@ -23,22 +23,22 @@ from glassformer.text import patterns
 from glassformer.text.files.find import find_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
+from glassformer.training.config import TrainConfig
 from glassformer.training.data.prepare import as_documents, prepare
 from glassformer.training.data.sources import Document, Texts
 from glassformer.training.init import init_weights
 from glassformer.training.run.metrics import Reporter
-from glassformer.training.settings import TrainConfig
 
 Documents = Iterable[str] | Iterable[Document] | Callable[[], Iterable[str]]
 
 
-def documents_of(config: TrainConfig, documents: Documents | None, folder: Path) -> Iterable[Document]:
+def open_documents(config: TrainConfig, documents: Documents | None, folder: Path) -> Iterable[Document]:
     """The run's documents, such that they can be gone through twice; standard input is kept in the run's folder."""
     if documents is None:
         if not config.data:
             raise DataError("no data was named: give files, folders, globs or - for standard input")
         return as_documents(_named(config.data, folder))
-    if callable(documents) or not getattr(documents, "again", False):
+    if callable(documents) or not getattr(documents, "repeatable", False):
         kept = documents if callable(documents) else list(documents)
         if isinstance(kept, list) and kept and isinstance(kept[0], Document):
             return kept  # pyright: ignore[reportReturnType]
@@ -111,7 +111,7 @@ def prepare_text(
 
     def read() -> Iterable[Document]:
         if not source:
-            source.append(documents_of(config, documents, folder))
+            source.append(open_documents(config, documents, folder))
         return source[0]
 
     def texts() -> tuple[Iterable[str], int | None]:
@@ -120,7 +120,7 @@ def prepare_text(
     tokenizer = open_tokenizer(config, texts, folder, reporter)
     if held_out is None and config.held_out_data:
         held_out = as_documents(_named(config.held_out_data, folder))  # pyright: ignore[reportAssignmentType]
-    aside = None if held_out is None else documents_of(config, held_out, folder)
+    aside = None if held_out is None else open_documents(config, held_out, folder)
     prepare(
         read(),
         tokenizer,
@@ -146,7 +146,7 @@ def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
     return made
 
 
-def make_model(config: TrainConfig, vocab_size: int, checkpoint: Path | None, device: torch.device) -> Decoder:
+def create_model(config: TrainConfig, vocab_size: int, checkpoint: Path | None, device: torch.device) -> Decoder:
     """The model in float32, each parameter with storage of its own: from a checkpoint, from another model, or new."""
     if checkpoint is not None:
         model = load_model(checkpoint, dtype=torch.float32, copy=True)

@@ -22,12 +22,12 @@ from glassformer.nn.recurrent import RecurrentEncoderDecoder, init_recurrent
 from glassformer.nn.step import Step
 from glassformer.training.data.seq2seq_batches import Seq2SeqBatch
 from glassformer.training.init import init_glorot
-from glassformer.training.tasks.evaluate import Pass
+from glassformer.training.tasks.evaluate import Compute
 
 CONTEXTS = ("context", "source_context")
 
 
-def new_pair_model(config: ModelConfig | RecurrentConfig, seed: int) -> Seq2SeqModel:
+def create_seq2seq_model(config: ModelConfig | RecurrentConfig, seed: int) -> Seq2SeqModel:
     """A model with first weights: Glorot's in a Transformer, as in 2017."""
     if isinstance(config, RecurrentConfig):
         return init_recurrent(RecurrentEncoderDecoder(config), seed)
@@ -86,7 +86,7 @@ def check_shape(model: str | Path, shape: Seq2SeqShape | RecurrentShape) -> None
         raise ConfigError(f"{model} is gone on with as it is, the settings say {', '.join(wrong)}: see model_shape")
 
 
-def continued_pair_model(folder: str | Path, vocab_size: int) -> Seq2SeqModel:
+def load_seq2seq_model(folder: str | Path, vocab_size: int) -> Seq2SeqModel:
     """The model in `folder` in float32, each parameter with storage of its own, for a tokenizer of so many tokens."""
     model = load_pair_model(folder, dtype=torch.float32, copy=True)
     room = min(vocab_sizes(model))
@@ -95,11 +95,13 @@ def continued_pair_model(folder: str | Path, vocab_size: int) -> Seq2SeqModel:
     return model
 
 
-def target_hidden(model: Seq2SeqModel, batch: Seq2SeqBatch, how: Pass) -> Float[Tensor, "B T D"]:
+def target_hidden(model: Seq2SeqModel, batch: Seq2SeqBatch, compute: Compute) -> Float[Tensor, "B T D"]:
     """What the head reads at each place of the targets, every token before it being given (teacher forcing)."""
     if isinstance(model, RecurrentEncoderDecoder):
         return model.hidden(batch.source, batch.inputs, batch.source_lengths)
     lengths = batch.source_lengths.tolist()
-    source = model.encode(batch.source, Step.of(batch.source, lengths, attend=how.attend(batch.source.shape[1])))
+    source = model.encode(
+        batch.source, Step.of(batch.source, lengths, attend=compute.attention_for(batch.source.shape[1]))
+    )
     length = max(batch.source.shape[1], batch.inputs.shape[1])
-    return model.hidden(batch.inputs, Step.of(batch.inputs, attend=how.attend(length), source=source))
+    return model.hidden(batch.inputs, Step.of(batch.inputs, attend=compute.attention_for(length), source=source))

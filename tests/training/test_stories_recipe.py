@@ -53,9 +53,9 @@ def kind(document: str) -> str:
 
 
 def test_reading_goes_from_drills_to_the_whole_language_and_repeats():
-    read = list(recipe.reading(1, 60_000, 40_000))
-    assert read == list(recipe.reading(1, 60_000, 40_000))
-    assert read != list(recipe.reading(2, 60_000, 40_000))
+    read = list(recipe.training_documents(1, 60_000, 40_000))
+    assert read == list(recipe.training_documents(1, 60_000, 40_000))
+    assert read != list(recipe.training_documents(2, 60_000, 40_000))
     kinds = [kind(document) for document in read]
     first, half = kinds.index("story"), len(read) // 2
     assert set(kinds[:first]) == {"drill"}
@@ -64,12 +64,12 @@ def test_reading_goes_from_drills_to_the_whole_language_and_repeats():
     assert kinds.count("echo") > 3
     last = {story.document for story in corpus.stories(1, "train", 50)}
     assert last <= set(read)
-    assert not set(recipe.held_out(100)) & set(read)
+    assert not set(recipe.held_out_documents(100)) & set(read)
 
 
 @pytest.mark.parametrize("tokens", [100_000, 300_000])
 def test_reading_is_about_as_long_as_it_was_asked_to_be(tokens, shipped):
-    read = recipe.reading(3, tokens, 150_000)
+    read = recipe.training_documents(3, tokens, 150_000)
     assert sum(len(shipped.encode(document)) + 1 for document in read) == pytest.approx(tokens, rel=0.06)
 
 
