@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,8 @@ from glassformer.inspect.edits.apply import Edits, about, edited
 from glassformer.inspect.trace.recompute import KeptValues
 from glassformer.inspect.trace.trace import Language, Trace
 from glassformer.nn.step import Step, Tap
+
+T = TypeVar("T", bound=Trace)
 
 
 class Watching:
@@ -32,9 +34,9 @@ class Watching:
         return CapturingTap(step, sequences, self.editor, self.reader)
 
 
-def read_trace(
-    lm: Language, ids: Sequence[int], read: Sequence[str], budget: int | None, editor: Edits | None
-) -> Trace:
+def record_text(
+    trace_type: type[T], lm: Language, ids: Sequence[int], read: Sequence[str], budget: int | None, editor: Edits | None
+) -> T:
     """A trace of a text that is there, read in one pass. Errors: those of `lm.trace`."""
     config, device = lm.model.config, lm.model.embed.weight.device
     check_ids("text", ids, config.vocab_size)
@@ -51,17 +53,18 @@ def read_trace(
         step.tap = CapturingTap(step, (0,), editor, reader)
         lm.model.logits(hidden[:, some], step)
     reader.count = len(ids)
-    return _trace(lm, reader, ids, editor, budget=budget)
+    return _trace(trace_type, lm, reader, ids, editor, budget=budget)
 
 
-def write_trace(
+def record_generation(
+    trace_type: type[T],
     lm: Any,
     request: GenerationRequest,
     read: Sequence[str],
     budget: int | None,
     editor: Edits | None,
     before_forward: Callable[[], None] | None = None,
-) -> Iterator[TokenEvent | Trace]:
+) -> Iterator[TokenEvent | T]:
     """Continue a prompt; yield a token event per token as `stream` does, then the trace of the complete text."""
     if request.max_tokens is None:
         raise RequestError("a trace that is written needs max_tokens: what it keeps grows with it", param="max_tokens")
@@ -69,13 +72,13 @@ def write_trace(
     reader = _reader(lm, some, budget, editor, len(request.prompts[0]) + request.max_tokens)
     watch = Watching(reader, editor)
     events = decode(lm.model, request, tokenizer=lm.tokenizer, observer=watch, before_forward=before_forward)
-    return _written(lm, request, events, reader, editor, budget)
+    return _written(trace_type, lm, request, events, reader, editor, budget)
 
 
 def _written(
-    lm: Language, request: GenerationRequest, events: Iterator[TokenEvent], reader: TraceReader, editor: Edits | None,
-    budget: int | None,
-) -> Iterator[TokenEvent | Trace]:  # fmt: skip
+    trace_type: type[T], lm: Language, request: GenerationRequest, events: Iterator[TokenEvent],
+    reader: TraceReader, editor: Edits | None, budget: int | None,
+) -> Iterator[TokenEvent | T]:  # fmt: skip
     (prompt,), finish = request.prompts, None
     ids = list(prompt)
     try:
@@ -89,7 +92,7 @@ def _written(
             raise
         finish = "nan"
     yield _trace(
-        lm, reader, ids[: reader.count], editor, n_prompt=len(prompt), finish=finish, budget=budget,
+        trace_type, lm, reader, ids[: reader.count], editor, n_prompt=len(prompt), finish=finish, budget=budget,
         rereads=reader.rereads, seed=request.sampling.seed,
     )  # fmt: skip
 
@@ -100,7 +103,9 @@ def _reader(lm: Language, read: Sequence[str], budget: int | None, editor: Edits
     return TraceReader(config, wanted(config, read, changed), length)
 
 
-def _trace(lm: Language, reader: TraceReader, ids: Sequence[int], editor: Edits | None, **rest: Any) -> Trace:
+def _trace(
+    trace_type: type[T], lm: Language, reader: TraceReader, ids: Sequence[int], editor: Edits | None, **rest: Any
+) -> T:
     row = torch.tensor(ids, device=lm.model.embed.weight.device)
     kept = KeptValues(lm.model, row, reader.result(), editor, edited(editor), reader.last_logits)
-    return Trace(lm, kept, **about(editor), **rest)
+    return trace_type(lm, kept, **about(editor), **rest)
