@@ -250,7 +250,7 @@ def test_training_on_pairs(capfd, tmp_path, sizes):
         (["train", "TEXT", "--out", "RUN"], "holds a run already"),
         (["train", "TEXT", "--out", "NEW", "--d-model", "30", "--n-heads", "4"], "multiple of n_heads"),
         (["train", "--task", "seq2seq", "--out", "NEW"], "TSV or JSONL with source and target"),
-        (["train", "TEXT", "--task", "seq2seq", "--out", "NEW"], "no pair could be read"),
+        (["train", "TEXT", "--task", "seq2seq", "--out", "NEW"], "no example could be read"),
         (["train", "TEXT", "--out", "NEW", "--cell", "gru"], "--cell is an option of --task seq2seq --arch recurrent"),
         (["train", "TEXT", "--out", "NEW", "--arch", "recurrent"], "--arch is an option of --task seq2seq"),
         (["train", "TEXT", "--task", "seq2seq", "--out", "NEW", "--rope-theta", "5"], "--rope-theta is an option of"),

@@ -219,7 +219,7 @@ def test_data_check_of_examples(capfd, run, tmp_path):
     path.write_text(PAIRS + "no tab\n" + "x" * 33 + "\ty\n")
     check = ["data", "check", path, "--task", "seq2seq"]
     shown = said(capfd, *check, "--tokenizer", run, "--context", 32).out
-    assert "pairs        61, of which 60 can be used" in shown
+    assert "examples     61, of which 60 are usable" in shown
     assert f"skipped      1 source of more than 32 tokens ({path}:62: 33 tokens)" in shown
     shown = json.loads(said(capfd, *check, "--json").out)
     assert (shown["train"] + shown["held_out"], shown["skipped"].keys()) == (61, {"no tab between source and target"})

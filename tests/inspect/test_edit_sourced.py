@@ -109,10 +109,10 @@ def test_a_silenced_head_is_one_whose_columns_of_w_o_are_zero(name, layer):
 def test_a_silenced_head_is_one_that_transformers_does_not_hear(family, layer, tmp_path):
     """A hook on the module that its W_o is, of a model that another implementation runs."""
     transformers = pytest.importorskip("transformers")
-    from glassformer.formats import load_pair_model
+    from glassformer.formats import load_seq2seq
 
     save_model(wake(EncoderDecoder(FAMILIES[family]())), tmp_path)
-    theirs, model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval(), load_pair_model(tmp_path)
+    theirs, model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval(), load_seq2seq(tmp_path)
     core = getattr(theirs, "model", theirs)
     side = core.encoder if layer.startswith("encoder.") else core.decoder
     i, cross = int(layer.split("blocks.")[1][0]), layer.endswith("cross")
@@ -135,15 +135,16 @@ def test_a_silenced_head_is_one_that_transformers_does_not_hear(family, layer, t
         hook.remove()
         plain = theirs(**read).logits[0]
     from glassformer.inspect.edits.apply import Edits
-    from glassformer.inspect.record.seq2seq import read_pair
+    from glassformer.inspect.record.seq2seq import record_seq2seq
+    from glassformer.inspect.trace.seq2seq import Seq2seqTrace
 
     class Only:
-        tokenizer = None
+        kind, tokenizer = "encoder-decoder", None
 
     one = Only()
     one.model = model
     editor = Edits(model.config, [ablate(f"{layer}.z", head=1)], [len(ids)], len(ids), len(source))
-    t = read_pair(one, source, ids, ids, n_prompt=len(ids), editor=editor)
+    t = record_seq2seq(Seq2seqTrace, one, source, ids, ids, n_prompt=len(ids), editor=editor)
     assert_near(t["final.logits"].tensor, want)
     assert (want - plain).abs().max() > 1e-2
 
@@ -446,7 +447,7 @@ def test_what_an_encoder_refuses_and_what_leaves_no_numbers():
                 use("a [MASK] sat" if use == one.fill else "a cat sat", edit=[edit])
     for name in ("pre", "dot"):
         blind = knockout("rnn.scores" if name == "dot" else "blocks.0.cross.scores", query=1)
-        with pytest.raises(RequestError, match="under these edits the logits are not numbers"):
+        with pytest.raises(RequestError, match="the edits make the logits NaN"):
             translator(name).translate(SOURCE, max_tokens=5, edit=[replace("final.logits", 9.0, dim=70), blind])
         assert translator(name).trace(SOURCE, TARGET, edit=[blind])["final.logits"].tensor[1].isnan().all()
     with pytest.raises(

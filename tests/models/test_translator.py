@@ -13,8 +13,9 @@ import glassformer
 from glassformer.config import RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.families import read_config, write_config
-from glassformer.formats import load_model, load_pair_model
-from glassformer.generate.beam import Search, search
+from glassformer.formats import load_decoder, load_seq2seq
+from glassformer.generate.beam_search import BeamSearch, search
+from glassformer.generate.request import TokenConstraints
 from glassformer.inspect.capture.recorder import RecorderTap
 from glassformer.models.language_model import LanguageModel, load
 from glassformer.models.translator import Translator, load_translator
@@ -87,8 +88,10 @@ def test_texts_in_their_order_with_what_search_gives(name, monkeypatch):
     found = translator.translate(TEXTS, beam=3, n=2, max_tokens=7, length_penalty=1.0)
     assert [one.source for one in found] == TEXTS
     for text, one in zip(TEXTS, found, strict=True):
-        ids, how = TOKENIZER.encode(text, bare=True), Search(3, 2, 7, 1.0)
-        (best,) = search(translator.model, [ids], how, begin=TOKENIZER.eos_id, end=TOKENIZER.eos_id, spelled=VOCAB)
+        ids, how = TOKENIZER.encode(text, bare=True), BeamSearch(3, 2, 7, 1.0)
+        limited = TokenConstraints(vocab_size=VOCAB)
+        begin = TOKENIZER.eos_id
+        (best,) = search(translator.model, [ids], how, begin=begin, end=begin, constraints=limited)
         assert [target.ids for target in one.targets] == [b.ids for b in best]
         assert [target.score for target in one.targets] == pytest.approx([b.score for b in best], rel=1e-4)
         assert [target.finish for target in one.targets] == [b.finish for b in best]
@@ -106,7 +109,7 @@ def test_what_cannot_be_translated_is_named():
         translator.translate(["a", long, "b"])
     with pytest.raises(RequestError, match=r"^text 3 of 3: there is nothing to translate"):
         translator.translate(["a", "b", ""])
-    with pytest.raises(RequestError, match=r"the 4 best \(n\) need a beam"):
+    with pytest.raises(RequestError, match="n = 4 results need a beam"):
         translator.translate("a", n=4)
     with pytest.raises(CapacityError, match="65 tokens do not fit"):
         translator.translate("a", max_tokens=65)
@@ -186,7 +189,7 @@ def test_saved_then_loaded_is_the_same(name, tmp_path):
     assert set(load_file(tmp_path / "model.safetensors")) == set(dict(translator.model.named_parameters()))
     again.save(tmp_path)  # onto the file it is mapped from
     same(load_translator(tmp_path), translator)
-    copied = load_pair_model(tmp_path, copy=True, dtype=torch.bfloat16)
+    copied = load_seq2seq(tmp_path, copy=True, dtype=torch.bfloat16)
     assert all(p.dtype == torch.bfloat16 and not p.is_meta for p in copied.parameters())
     assert isinstance(glassformer.load_translator(tmp_path), glassformer.Translator)
 
@@ -207,12 +210,12 @@ def test_lower_precision_translates_and_aligns(folder, name):
 
 
 def test_each_kind_says_what_the_other_is(folder, tmp_path):
-    with pytest.raises(CheckpointError, match="is a translator, which writes from a source: `glassformer translate`"):
+    with pytest.raises(CheckpointError, match="encoder-decoder: use `glassformer translate`"):
         load(folder)
-    with pytest.raises(CheckpointError, match="is a translator"):
-        load_model(folder)
+    with pytest.raises(CheckpointError, match="encoder-decoder: use `glassformer translate`"):
+        load_decoder(folder)
     LanguageModel(tiny("qwen3", vocab_size=VOCAB), TOKENIZER).save(tmp_path / "lm")
-    with pytest.raises(CheckpointError, match="is a language model, which reads no source: `glassformer generate`"):
+    with pytest.raises(CheckpointError, match="is a decoder-only language model: use `glassformer generate`"):
         load_translator(tmp_path / "lm")
 
 

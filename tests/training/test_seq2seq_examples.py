@@ -82,7 +82,7 @@ def test_files_folders_and_kinds(here):
     expected = [("d/a.tsv:1", "one", "1"), ("d/a.tsv:3", "zwölf ", "12"), ("d/b.jsonl:1", "tab\there", "3"),
                 ("d/b.jsonl:3", "4", "4"), ("e.txt.gz:1", "six", "6")]  # fmt: skip
     assert [(p.origin, p.source, p.target) for p in files] == expected
-    assert files.skipped.counts == {"of another kind": 1}
+    assert files.skipped.counts == {"of another type": 1}
     assert files.bytes_read == files.total_bytes
 
 
@@ -115,7 +115,7 @@ BAD = {
     "d.jsonl": (b'{"source": "", "target": "x"}\n', "empty source", "d.jsonl:1"),
     "e.jsonl": (b'{"source": "x", "target": "half\n', "not JSON", "e.jsonl:1"),
     "f.jsonl": (b'["x", "y"]\n', "not a JSON object", "f.jsonl:1: list"),
-    "g.jsonl": (b'{"source": "\\ud800", "target": "y"}\n', "half a surrogate pair (not a character)", "g.jsonl:1"),
+    "g.jsonl": (b'{"source": "\\ud800", "target": "y"}\n', "unpaired surrogate (not a character)", "g.jsonl:1"),
 }
 
 
@@ -153,11 +153,13 @@ def test_what_is_too_long_is_skipped_with_its_line_or_refused(here):
         1, [97, 98, 99, 100], [97, 98, 99]]  # fmt: skip
     assert pairs.skipped.examples == {
         "empty target": ["a.tsv:5"], "source of more than 4 tokens": ["a.tsv:2: 5 tokens"],
-        "target of more than 3 tokens": ["a.tsv:3: 4 tokens"], "source without a token": ["a.tsv:4: 0 tokens"],
+        "target of more than 3 tokens": ["a.tsv:3: 4 tokens"], "source without tokens": ["a.tsv:4: 0 tokens"],
     }  # fmt: skip
     with pytest.raises(DataError, match=r"a\.tsv:2: source of more than 4 tokens: 5 tokens"):
         tokenize_examples(Seq2SeqFiles("a.tsv"), Letters(), context=4, strict=True)
-    with pytest.raises(DataError, match=r"there are no usable examples: 1 empty target .*; 3 source of more than 2 tokens"):
+    with pytest.raises(
+        DataError, match=r"there are no usable examples: 1 empty target .*; 3 source of more than 2 tokens"
+    ):
         tokenize_examples(Seq2SeqFiles("a.tsv"), Letters(), context=2)
 
 
@@ -202,7 +204,7 @@ def test_held_out_sources_do_not_occur_in_training():
     assert len(stay) > 0.8 * len(sources[1])
     with pytest.raises(DataError, match="all sources are equal"):
         tokenize_examples([Seq2SeqExample("a", "b")] * 3, Letters(), context=4).hold_out()
-    with pytest.raises(DataError, match="above 0 and at most 0.5"):
+    with pytest.raises(DataError, match=r"above 0 and at most 0\.5"):
         whole.hold_out(0)
 
 

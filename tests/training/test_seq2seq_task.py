@@ -262,9 +262,9 @@ def test_unusable_lines_of_a_file_are_reported(tmp_path):
 
 def test_unusable_data_raises_data_error(tmp_path):
     (tmp_path / "empty.tsv").write_text("no tab here\n")
-    with pytest.raises(DataError, match=r"no pair could be read from .*no tab between source and target"):
+    with pytest.raises(DataError, match=r"no example could be read from .*no tab between source and target"):
         train(seq2seq_config(tmp_path / "a", data=(str(tmp_path / "empty.tsv"),)))
-    with pytest.raises(DataError, match="no data was named"):
+    with pytest.raises(DataError, match="there is no training data"):
         train(seq2seq_config(tmp_path / "b"))
     with pytest.raises(DataError, match=r"too few examples: 72, and a batch has 100: lower batch to at most 72"):
         seq2seq_run(tmp_path / "c", batch=100)

@@ -62,7 +62,7 @@ def test_damaged_index(folder):
         Shards(folder)
     changes = (
         ({"version": 2}, "has version 2, this Glassformer reads 1"),
-        ({"format": "x"}, "no index of"),
+        ({"format": "x"}, "not an index of"),
         ({"files": None}, "index.json is broken"),
         ({"n_tokens": 5}, "does not belong"),
     )

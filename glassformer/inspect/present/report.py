@@ -15,12 +15,13 @@ from typing import Any
 from glassformer.atomic import replacing
 from glassformer.errors import RequestError
 from glassformer.inspect.present import report_data as baking
+from glassformer.inspect.present.paths import DEFAULTS
 from glassformer.inspect.present.report_data import RULE, Advance, bodies, prompt_of, target_of
-from glassformer.inspect.present.router import DEFAULTS, TraceRouter
+from glassformer.inspect.present.router import LocalRouter
 from glassformer.inspect.present.web_build import built, picture_of
-from glassformer.inspect.record.seq2seq import GeneratedTarget
+from glassformer.inspect.trace.seq2seq import GeneratedTarget
 from glassformer.inspect.trace.trace import Trace
-from glassformer.inspect.views.focus import Focus, worth_seeing
+from glassformer.inspect.views.focus import Focus, focus
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; form-action 'none'"
@@ -59,13 +60,13 @@ def report(
     """The file's text."""
     page, picture = built(), picture_of(view or "cell")
     name = str(name or getattr(t.lm, "source", "") or "model")
-    answers = TraceRouter(t.lm, name)
+    answers = LocalRouter(t.lm, name)
     ids = [answers.add(one) for one in (t, before) if one is not None]
     text = prompt_of(answers, ids[0]) if text is None else text
-    place = place or worth_seeing(t)
+    place = place or focus(t)
     kept = baking.bake(answers, ids, place, how, text, advance)
     about = {
-        "place": start(t, place, picture, text),
+        "address": start(t, place, picture, text),
         "serve": f"glassformer serve {shlex.quote(name)}",
         "rule": RULE[how],
         "defaults": DEFAULTS,
@@ -90,10 +91,10 @@ def start(t: Trace, place: Focus, picture: str, text: str) -> dict[str, Any]:
     """Where the page opens, in its address's words."""
     given = isinstance(t, GeneratedTarget) and t.finish is None  # a target that the model did not write
     return {
-        "view": picture, "text": text, "write": len(t) - t.n_prompt, "temperature": 0, "seed": 0,
+        "view": picture, "text": text, "max_tokens": len(t) - t.n_prompt, "temperature": 0, "seed": 0,
         "layer": place.layer, "head": place.head, "query": place.query, "key": place.key,
-        "edits": [edit.json for edit in t.edits], "step": -1,
-        "more": {"target": target_of(t)} if given else {},
+        "edits": [edit.json for edit in t.edits], "tour_step": -1,
+        "options": {"target": target_of(t)} if given else {},
     }  # fmt: skip
 
 

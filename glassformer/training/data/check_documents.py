@@ -109,7 +109,7 @@ def check_documents(
     if context < 1:
         raise DataError(f"context must be at least 1 token, got {context}")
     documents = as_documents(sources, text_field=text_field, separator=separator, strict=strict)
-    statistics, notes = _Statistics(), []
+    statistics, notes = _DocumentStatistics(), []
     with TemporaryDirectory() as folder:
         stream: Iterable[tuple[Document, int]] = ((d, TRAIN) for d in statistics.over(documents))
         if held_out:
@@ -147,7 +147,7 @@ def check_documents(
 
 
 @dataclass
-class _Statistics:
+class _DocumentStatistics:
     """Counts of the documents in the order of the sources."""
 
     bytes: int = 0

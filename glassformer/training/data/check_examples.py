@@ -102,7 +102,7 @@ def check_examples(
     Raises DataError when no example is usable, or when strict=True and one is broken or too long.
     """
     files = Seq2SeqFiles(sources, strict=strict)
-    statistics = _Statistics(files, progress)
+    statistics = _ExampleStatistics(files, progress)
     found = tokenize_examples(
         files,
         tokenizer or CharacterTokenizer(),
@@ -158,11 +158,11 @@ class _Side:
 
     def report(self, limit: int) -> SideReport:
         return SideReport(
-            self.bytes, min_median_max(np.array(self.characters)), min_median_max(np.array(self.tokens)), room
+            self.bytes, min_median_max(np.array(self.characters)), min_median_max(np.array(self.tokens)), limit
         )
 
 
-class _Statistics:
+class _ExampleStatistics:
     """Counts of the examples in the files, including those that are too long."""
 
     def __init__(self, files: Seq2SeqFiles, progress: Progress | None):

@@ -14,8 +14,8 @@ from torch import nn
 from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError, DataError
 from glassformer.families import find_family
-from glassformer.formats import load_model
-from glassformer.formats.find import find, tokenizer_of
+from glassformer.formats import load_decoder
+from glassformer.formats.find import find_model, tokenizer_of
 from glassformer.nn.block import Block
 from glassformer.nn.model import Decoder
 from glassformer.text import patterns
@@ -69,7 +69,7 @@ def open_tokenizer(
         path = Path(config.tokenizer.path)
         tokenizer = Tokenizer.load(path if path.is_dir() else path.parent)
     elif config.from_model is not None:
-        found = tokenizer_of(find(config.from_model))
+        found = tokenizer_of(find_model(config.from_model))
         if found is None:
             raise ConfigError(f"{config.from_model} has no tokenizer: name one with tokenizer.path")
         tokenizer = found
@@ -148,9 +148,9 @@ def create_model(config: TrainConfig, vocab_size: int, checkpoint: Path | None, 
     task = config.task
     assert isinstance(task, LanguageModelTaskConfig)
     if checkpoint is None and config.from_model is not None:
-        checkpoint = find(config.from_model)
+        checkpoint = find_model(config.from_model)
     if checkpoint is not None:
-        model = load_model(checkpoint, dtype=torch.float32, copy=True)
+        model = load_decoder(checkpoint, dtype=torch.float32, copy=True)
     else:
         model = init_weights(Decoder(model_config(task, vocab_size)), config.seed, **asdict(task.init))
     if model.config.vocab_size < vocab_size:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from glassformer.atomic import write_text
 from glassformer.errors import ConfigError, DataError
-from glassformer.formats.find import find
-from glassformer.generate.beam import Search, search
-from glassformer.generate.seq2seq_decoder import PairModel
+from glassformer.formats.find import find_model
+from glassformer.generate.beam_search import BeamSearch, search
+from glassformer.generate.session import Seq2SeqModel
 from glassformer.kernels.cross_entropy import linear_cross_entropy
 from glassformer.models.translator import Translator
-from glassformer.nn.model import EncoderDecoder
+from glassformer.nn.linear import TiedLinear
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.training.config import Seq2SeqTaskConfig, TrainConfig
 from glassformer.training.data.packing import permutation
@@ -170,9 +170,9 @@ class Seq2SeqTask:
         if len(self.prompt) > limit:
             raise ConfigError(f"sample_prompt has {len(self.prompt)} tokens, more than the {limit} of a source")
 
-    def _create_model(self, checkpoint: Path | None) -> PairModel:
+    def _create_model(self, checkpoint: Path | None) -> Seq2SeqModel:
         if checkpoint is None and self.config.from_model is not None:
-            checkpoint = find(self.config.from_model)
+            checkpoint = find_model(self.config.from_model)
         vocab_size = self.tokenizer.vocab_size
         if checkpoint is None:
             model = create_seq2seq_model(self.task.model.expand(vocab_size), self.config.seed)
@@ -193,7 +193,7 @@ class Seq2SeqTask:
             batch = replace(batch.to(compute.device, non_blocking=True), source_lengths=batch.source_lengths)
         with compute.autocast():
             hidden = target_hidden(model, batch, compute).flatten(0, 1)  # [B T, D]
-        return linear_cross_entropy(hidden, model.head_weight, batch.targets.flatten(), compute.dtype, smoothing)
+        return linear_cross_entropy(hidden, model.head.weight, batch.targets.flatten(), compute.dtype, smoothing)
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation | None:
@@ -226,7 +226,9 @@ class Seq2SeqTask:
     def generate(self, sources: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
         """Return the token ids decoded greedily from each source, in float32."""
         examples = self.loader.examples
-        found = search(self.model, sources, Search(max_tokens=max_tokens), begin=examples.bos_id, end=examples.eos_id)
+        found = search(
+            self.model, sources, BeamSearch(max_tokens=max_tokens), begin=examples.bos_id, end=examples.eos_id
+        )
         return [list(best.ids) for best, *_ in found]
 
     def text(self, ids: list[int]) -> str:
@@ -241,7 +243,7 @@ class Seq2SeqTask:
         Translator(self.model, self.tokenizer).save(folder)
 
 
-def seq2seq_matrices(model: PairModel) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
+def seq2seq_matrices(model: Seq2SeqModel) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
     """Count the [out, in] matrices multiplied with each source token, and those multiplied with each target token.
 
     The keys and values of a decoder's cross-attention are computed from the source.
@@ -252,6 +254,6 @@ def seq2seq_matrices(model: PairModel) -> tuple[Counter[tuple[int, int]], Counte
         if role_of(name, parameter) in ("hidden", "head"):
             counts = of_source if name.startswith("encoder.") or any(k in name for k in SOURCE_KEYS) else of_target
             counts[parameter.shape[0], parameter.shape[1]] += 1
-    if isinstance(model, EncoderDecoder) and model.head is None:  # tied: the head is the embedding table
-        of_target[model.head_weight.shape[0], model.head_weight.shape[1]] += 1
+    if isinstance(model.head, TiedLinear):
+        of_target[model.head.weight.shape[0], model.head.weight.shape[1]] += 1
     return of_source, of_target

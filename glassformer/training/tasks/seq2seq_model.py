@@ -13,10 +13,10 @@ from glassformer.config import ModelConfig, RecurrentConfig, TextEncoderConfig
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import read_config
 from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
-from glassformer.formats import load_pair_model
-from glassformer.formats.find import find
+from glassformer.formats import load_seq2seq
+from glassformer.formats.find import find_model
 from glassformer.formats.reader import read_json
-from glassformer.generate.seq2seq_decoder import PairModel, vocab_sizes
+from glassformer.generate.session import Seq2SeqModel, vocab_sizes
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder, init_recurrent
 from glassformer.nn.step import Step
@@ -27,7 +27,7 @@ from glassformer.training.tasks.evaluate import Compute
 CONTEXTS = ("context", "source_context")
 
 
-def create_seq2seq_model(config: ModelConfig | RecurrentConfig, seed: int) -> PairModel:
+def create_seq2seq_model(config: ModelConfig | RecurrentConfig, seed: int) -> Seq2SeqModel:
     """Return a model with initial weights: Glorot's in a Transformer, as in the paper of 2017."""
     if isinstance(config, RecurrentConfig):
         return init_recurrent(RecurrentEncoderDecoder(config), seed)
@@ -42,7 +42,7 @@ def checkpoint_shape(model: str | Path) -> Seq2SeqShape | RecurrentShape:
     A recurrent model has no context; its shape has the default one. Raises CheckpointError where `model` is no
     encoder-decoder, ConfigError where no shape describes its layers.
     """
-    file = find(model) / "config.json"
+    file = find_model(model) / "config.json"
     config = read_config(read_json(file), str(file))
     if isinstance(config, RecurrentConfig):
         sizes = asdict(config)
@@ -88,16 +88,16 @@ def check_shape(model: str | Path, shape: Seq2SeqShape | RecurrentShape) -> None
         raise ConfigError(f"the model options differ from those of {model}: {', '.join(wrong)}: use checkpoint_shape")
 
 
-def load_seq2seq_model(folder: str | Path, vocab_size: int) -> PairModel:
+def load_seq2seq_model(folder: str | Path, vocab_size: int) -> Seq2SeqModel:
     """Load the model in float32, each parameter in its own storage, for a tokenizer of `vocab_size` tokens."""
-    model = load_pair_model(folder, dtype=torch.float32, copy=True)
+    model = load_seq2seq(folder, dtype=torch.float32, copy=True)
     limit = min(vocab_sizes(model))
     if limit < vocab_size:
         raise ConfigError(f"the tokenizer has {vocab_size} tokens, more than the model's vocab_size of {limit}")
     return model
 
 
-def target_hidden(model: PairModel, batch: Seq2SeqBatch, compute: Compute) -> Float[Tensor, "B T D"]:
+def target_hidden(model: Seq2SeqModel, batch: Seq2SeqBatch, compute: Compute) -> Float[Tensor, "B T D"]:
     """Return the head's input at each target position, given all targets before it (teacher forcing)."""
     if isinstance(model, RecurrentEncoderDecoder):
         return model.hidden(batch.source, batch.inputs, batch.source_lengths)
