@@ -34,7 +34,8 @@ from glassformer.generate.seq2seq_decoder import (
     read_sources,
     vocab_sizes,
 )
-from glassformer.nn.attend import Attend, attend_sdpa
+from glassformer.kernels.attention import attend_fused
+from glassformer.nn.attend import Attend
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def search(
     end: int,
     spelled: int | None = None,
     ruled: Ruled = Ruled(),
-    attend: Attend = attend_sdpa,
+    attend: Attend = attend_fused,
     before_pass: Callable[[], None] | None = None,
     watch: Observer | None = None,
 ) -> list[list[Hypothesis]]:

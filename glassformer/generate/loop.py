@@ -21,7 +21,8 @@ from glassformer.cache.dense import DenseCache
 from glassformer.errors import CapacityError, CheckpointError, RequestError
 from glassformer.generate.sampling import Sampling, adjust, check_number, choose
 from glassformer.generate.stopping import StopStrings
-from glassformer.nn.attend import Attend, attend_sdpa
+from glassformer.kernels.attention import attend_fused
+from glassformer.nn.attend import Attend
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step, Tap
 from glassformer.text.stream_decoder import StreamDecoder
@@ -108,7 +109,7 @@ def write(
     *,
     tokenizer: Tokenizer | None = None,
     ends: Collection[int] = (),
-    attend: Attend = attend_sdpa,
+    attend: Attend = attend_fused,
     watch: Observer | None = None,
 ) -> Iterator[TokenEvent]:
     """Continue each prompt; yields a `Piece` per continuation and step, in order of rows.

@@ -18,8 +18,9 @@ from torch import Tensor
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
 from glassformer.generate.loop import NO_NUMBERS, Observer
-from glassformer.kernels.linear import packed
-from glassformer.nn.attend import Attend, attend_sdpa
+from glassformer.kernels.attention import attend_fused
+from glassformer.kernels.linear import prepack
+from glassformer.nn.attend import Attend
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.nn.step import EncodedSource, Step
@@ -49,11 +50,11 @@ class TransformerDecoder:
         model: EncoderDecoder,
         sources: Sequence[Sequence[int]],
         most: int,
-        attend: Attend = attend_sdpa,
+        attend: Attend = attend_fused,
         watch: Observer | None = None,
     ):
         """most: tokens that a row may take in. CapacityError where it, or a source, is longer than the context."""
-        model = packed(model, rows=len(sources))
+        model = prepack(model, rows=len(sources))
         self.model, self.attend, self.watch, self.device = model, attend, watch, model.embed.weight.device
         ids, lengths = padded(sources, self.device)
         source = model.encode(ids, watched(watch, Step.of(ids, lengths, attend=attend), len(ids)))
@@ -140,7 +141,7 @@ def read_sources(
     model: PairModel,
     sources: Sequence[Sequence[int]],
     most: int,
-    attend: Attend = attend_sdpa,
+    attend: Attend = attend_fused,
     watch: Observer | None = None,
 ) -> Seq2SeqDecoder:
     """Read the sources, each of at least one token id. CapacityError where they, or `most` tokens, do not fit.

@@ -11,8 +11,8 @@ from glassformer.config import RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError
 from glassformer.generate.beam import Search, beam_search, greedy, search
 from glassformer.generate.seq2seq_decoder import UNENDING, read_sources
-from glassformer.kernels.linear import PackedLinear, can_pack
-from glassformer.nn.attend import MANY_HEADS
+from glassformer.kernels.attention import MANY_HEADS
+from glassformer.kernels.linear import PrepackedLinear, can_prepack
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 
@@ -200,7 +200,7 @@ def test_batched_is_alone(name, beam, n):
 @EACH
 @pytest.mark.parametrize(("beam", "n"), [(1, 1), (3, 2)])
 def test_among_many_is_alone(name, beam, n):
-    """With so many rows the matrices are packed, and attention goes by products of all heads."""
+    """With so many rows the matrices are prepacked, and attention goes by products of all heads."""
     model, how, many = MODELS[name], Search(beam, n, max_tokens=12), SOURCES * 3
     together = search(model, many, how, begin=BEGIN, end=END)
     alone = search(model, SOURCES, how, begin=BEGIN, end=END)
@@ -209,7 +209,7 @@ def test_among_many_is_alone(name, beam, n):
     if name in PAIRS:
         few, lots = read_sources(model, SOURCES, 9), read_sources(model, many, 9)
         assert few.model is model
-        assert isinstance(lots.model.blocks[0].attn.q, PackedLinear) == can_pack(model.head.weight)
+        assert isinstance(lots.model.blocks[0].attn.q, PrepackedLinear) == can_prepack(model.head.weight.dtype)
         heads = model.config.layers[0].attention.n_heads
         assert len(SOURCES) * heads < MANY_HEADS <= len(many) * heads
 
