@@ -21,7 +21,7 @@ from reference import transformers_model
 from torch import Tensor, nn
 
 from glassformer.families.common.shape import ShapeConfig
-from glassformer.formats import load_model
+from glassformer.formats import load_decoder
 from glassformer.generate.loop import GenerationOptions, write
 from glassformer.generate.sampling import Sampling
 from glassformer.nn.model import Decoder
@@ -92,7 +92,7 @@ def measure(name: str, dtype: torch.dtype, args: argparse.Namespace) -> list[lis
             p.mul_(2.0) if p.ndim >= 2 else None
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        ours = load_model(folder, copy=True)
+        ours = load_decoder(folder, copy=True)
     rows = []
     for batch in args.batches:
         ids = torch.randint(MODELS[name].vocab_size, (batch, args.prompt), generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ from tiny import random_ids, randomise, run, tiny
 from tiny_families import DECODERS
 
 from glassformer.config import MLPConfig, NormConfig
-from glassformer.formats import load_model, save_model
+from glassformer.formats import load_decoder, save_model
 from glassformer.nn.model import Decoder
 from glassformer.nn.moe import MoE, route
 from glassformer.nn.norm import make_norm
@@ -104,5 +104,5 @@ def test_a_model_in_bfloat16_is_no_farther_from_float32_than_theirs(family, tmp_
     ids = random_ids(hf.config, 4, 40)
     exact, _ = hf_run(hf, ids)
     theirs, _ = hf_run(hf.bfloat16(), ids)
-    ours = run(load_model(tmp_path, dtype=torch.bfloat16), ids)
+    ours = run(load_decoder(tmp_path, dtype=torch.bfloat16), ids)
     assert off(ours, exact) < slack * off(theirs, exact) < most

@@ -17,7 +17,7 @@ from torch import Tensor
 from glassformer.atomic import write_text
 from glassformer.errors import ConfigError, DataError
 from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
-from glassformer.formats.find import find
+from glassformer.formats.find import find_model
 from glassformer.generate.beam import Search, search
 from glassformer.generate.seq2seq_decoder import PairModel
 from glassformer.kernels.cross_entropy import linear_cross_entropy
@@ -166,7 +166,7 @@ class Seq2SeqTask:
     def _model(self, shape: Seq2SeqShape | RecurrentShape, checkpoint: Path | None) -> PairModel:
         continued = checkpoint
         if continued is None and self.config.from_model is not None:
-            continued = find(self.config.from_model)
+            continued = find_model(self.config.from_model)
         if continued is None:
             model = create_seq2seq_model(shape.expand(self.tokenizer.vocab_size), self.config.seed)
         else:
