@@ -1,4 +1,4 @@
-"""A prepacked model equals the model: logits, points and parameters; `prepack` returns the model where it gains nothing."""
+"""A prepacked model equals the model it is made from: logits, points and parameters."""
 
 import pytest
 import torch
