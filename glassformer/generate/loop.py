@@ -24,7 +24,8 @@ from glassformer.generate.stopping import StopStrings
 from glassformer.kernels.attention import attend_fused
 from glassformer.nn.attend import Attend
 from glassformer.nn.model import Decoder
-from glassformer.nn.step import Step, Tap
+from glassformer.nn.protocols import Tap
+from glassformer.nn.step import Step
 from glassformer.text.stream_decoder import StreamDecoder
 from glassformer.text.tokenizer import Tokenizer
 

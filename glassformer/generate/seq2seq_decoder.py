@@ -22,8 +22,9 @@ from glassformer.kernels.attention import attend_fused
 from glassformer.kernels.linear import prepack
 from glassformer.nn.attend import Attend
 from glassformer.nn.model import EncoderDecoder
+from glassformer.nn.protocols import EncodedSource
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.step import Step
 
 UNENDING = 512  # tokens a recurrent model writes at most where nobody says: it has no context to fill
 PairModel = EncoderDecoder | RecurrentEncoderDecoder

@@ -34,7 +34,8 @@ from glassformer.kernels.describe import describe
 from glassformer.kernels.placement import Choice, choose_placement
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
-from glassformer.nn.step import Step, Tap
+from glassformer.nn.protocols import Tap
+from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
 
 BATCH = 4096  # tokens that are read at a time, padding included: bounds memory

@@ -29,8 +29,9 @@ from glassformer.inspect.trace.trace import KEPT, Language, Places, Trace, Value
 from glassformer.inspect.views.viewed import Kind
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Encoder, EncoderDecoder
+from glassformer.nn.protocols import EncodedSource
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.step import Step
 
 SIDE = "encoder."
 Finish = Literal["stop", "length"] | None
