@@ -203,7 +203,7 @@ class FullSlot:
             self.source = k.index_select(0, sequences), v.index_select(0, sequences)
 
     def storage(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> tuple[Tensor, Tensor]:
-        """Return the storage, allocated by the first pass: zeros, because hidden values are multiplied by 0, not NaN."""
+        """Return the storage, allocated by the first pass. Zeros, not NaN: hidden values are multiplied by 0."""
         if self.k is None or self.v is None:
             batch = len(self.cache.lengths)
             self.k, self.v = (t.new_zeros(batch, t.shape[2], self.size, t.shape[3]) for t in (k, v))
