@@ -236,7 +236,7 @@ def split_story(document: str) -> tuple[list[str], list[str]]:
     return re.findall(r"\S[^.]*\.?", text), lines
 
 
-# --- generation ---------------------------------------------------------------------------------------------------------
+# --- generation ------------------------------------------------------------------------------------------------------
 
 
 def render_event(event: Event, template: str | None = None) -> str:

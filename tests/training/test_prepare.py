@@ -204,7 +204,7 @@ def test_the_same_is_opened_and_another_is_refused(tmp_path):
     assert tokenizer.calls > calls
     assert (out / "index.json").stat().st_ino == before
 
-    for change, message in (({"held_out": 0.1}, "options"), ({"ordered": True}, "settings")):
+    for change, message in (({"held_out": 0.1}, "options"), ({"ordered": True}, "options")):
         with pytest.raises(DataError, match=message):
             prepare(path, tokenizer, out, **change)
     with pytest.raises(DataError, match="another tokenizer"):

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glassformer.config import EncoderConfig, ModelConfig
+from glassformer.kernels.attention import ATTENTION, choose_attention
 from glassformer.kernels.cross_entropy import next_token_loss
-from glassformer.nn.attend import Attend, attend_products, attend_sdpa
+from glassformer.nn.attend import Attend
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.training.data.packing import PackedBatch
 from glassformer.training.run.distributed import SINGLE_PROCESS, ProcessGroup
-from glassformer.training.run.precision import attend_float32
-
-PRODUCTS_LENGTH = 512  # up to this, `attend_products` is faster in bfloat16 on a CPU (bench/packed_attention.py)
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,9 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
 
-    def attention_for(self, length: int) -> Attend:
-        """Return the fastest attention for sequences of `length` tokens that is exact enough."""
-        if self.device.type != "cpu" or self.dtype != torch.bfloat16:
-            return attend_sdpa
-        return attend_products if length <= PRODUCTS_LENGTH else attend_float32
+    def attention_for(self, config: ModelConfig | EncoderConfig, length: int) -> Attend:
+        """Return the fastest attention for training on sequences of `length` tokens."""
+        return ATTENTION[choose_attention(config, self.device, self.dtype, "training", length).value]
 
     def autocast(self) -> torch.autocast:
         """Return the context that computes matrix products in this dtype and the rest in float32."""
@@ -64,9 +61,9 @@ class Compute:
         """Return the sum over counted targets of -log p(target), in nats, in float32."""
         if self.device.type != "cpu":
             batch = batch.to(self.device, non_blocking=True)
-        attend = self.attention_for(batch.ids.shape[1])
         # Without documents every sequence has the positions 0, 1, 2, ...
         positions = batch.positions[:1] if batch.documents is None else batch.positions
+        attend = self.attention_for(model.config, batch.ids.shape[1])
         step = Step(positions, attend=attend, documents=batch.documents)
         with self.autocast():
             return next_token_loss(model, batch.ids, batch.targets, step, self.dtype)
