@@ -64,7 +64,7 @@ def test_damaged_index(folder):
         ({"version": 2}, "has version 2, this Glassformer reads 1"),
         ({"format": "x"}, "not an index of"),
         ({"files": None}, "index.json is broken"),
-        ({"n_tokens": 5}, "does not belong"),
+        ({"n_tokens": 5}, "does not match"),
     )
     for change, message in changes:
         path.write_text(json.dumps(index | change))

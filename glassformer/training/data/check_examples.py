@@ -65,9 +65,7 @@ class ExampleReport:
             low, median, high = side.characters_each
             lines.append(f"{name:12} {low:,} to {high:,} characters, median {median:,}; {side.bytes:,} bytes")
             low, median, high = side.tokens_each
-            lines.append(
-                f"             {low:,} to {high:,} tokens, median {median:,}; at most {side.limit:,} are allowed"
-            )
+            lines.append(f"             {low:,} to {high:,} tokens, median {median:,}; limit {side.limit:,}")
         lines.append(f"tokens       {self.unit}")
         for name, n, example in (
             ("duplicates", self.duplicates, self.duplicate),
