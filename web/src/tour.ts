@@ -102,7 +102,7 @@ export const TOUR: readonly TourStep[] = [
         </p>
         <p>
           Each thumbnail shows the attention pattern of one head on this text. A line below the diagonal attends to the
-          previous token; a dark first column attends to the first token. Sort the heads by a role score to find the
+          previous token; a strong first column attends to the first token. Sort the heads by a role score to find the
           head that plays this role best.
         </p>`;
     },

@@ -343,7 +343,7 @@ export class Sweep extends SessionElement {
               }
               ${
                 info.target === null
-                  ? "Darker cells change the next-token probabilities more."
+                  ? "Stronger colours mean larger changes of the next-token probabilities."
                   : "Coloured cells increase the logit difference, grey cells decrease it."
               }
               Select a cell to keep its edit.
