@@ -42,11 +42,11 @@ def show(
         Use no network.
     """
     from glassformer.config import TextEncoderConfig
-    from glassformer.families.common.plain import to_plain
+    from glassformer.families.common.config_json import to_json
     from glassformer.formats.checkpoint import open_checkpoint
     from glassformer.formats.find import find_model, tokenizer_of
     from glassformer.formats.load import account, parameters_of
-    from glassformer.formats.sentence_transformers import MODULES, read_sentence
+    from glassformer.formats.sentence_transformers import MODULES, read_pooling
 
     found = find_model(model, offline=offline)
     checkpoint = open_checkpoint(found, ignore_key)
@@ -55,11 +55,11 @@ def show(
     parts: Counter[str] = Counter()
     for name, p in parameters.items():
         parts[_part(name)] += p.numel()
-    stored = Counter(checkpoint.reader.kind(name) for name in checkpoint.reader)
+    stored = Counter(checkpoint.reader.stored_type(name) for name in checkpoint.reader)
     tokenizer = tokenizer_of(found, checkpoint.metadata)
     sentence = None
     if isinstance(checkpoint.config, TextEncoderConfig) and (found / MODULES).exists():
-        sentence = to_plain(read_sentence(found, checkpoint.config.d_model).config)
+        sentence = to_json(read_pooling(found, checkpoint.config.d_model).config)
     facts = {
         "model": str(found),
         "family": checkpoint.family.name,
@@ -72,7 +72,7 @@ def show(
         "tokenizer": None if tokenizer is None else _words(tokenizer),
         "template": None if tokenizer is None else _template(tokenizer),
         **({} if sentence is None else {"sentence": sentence}),
-        "config": to_plain(checkpoint.config),
+        "config": to_json(checkpoint.config),
     }
     if json:
         print_json(facts)

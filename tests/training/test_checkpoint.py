@@ -143,7 +143,7 @@ def test_what_is_cut_short_is_named(tmp_path):
     path = save(Checkpoints(tmp_path / "checkpoints", 2), 7)
     whole = (path / "optimizer.safetensors").read_bytes()
     (path / "optimizer.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(CheckpointError, match=r"optimizer.safetensors is not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match=r"optimizer.safetensors is not a complete safetensors file"):
         read_optimizer(path)
     (path / "optimizer.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"optimizer.safetensors is missing"):

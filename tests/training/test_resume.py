@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_touched(tokenizer, tmp_pat
     path = tmp_path / "run" / "checkpoints" / "step-000004" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
     before = end_state(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"step-000004/model.safetensors is not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match=r"step-000004/model.safetensors is not a complete safetensors file"):
         tiny_run(tmp_path / "run", tokenizer, steps=8, resume=True)
     assert end_state(tmp_path / "run") == before
 

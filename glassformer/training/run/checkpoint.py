@@ -204,4 +204,4 @@ def read_optimizer(folder: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None
