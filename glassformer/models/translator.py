@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,19 +29,20 @@ from glassformer.formats.generation_config import (
     token_id,
 )
 from glassformer.formats.save import SHARD, GgufKind
-from glassformer.generate.beam import Hypothesis, Ruled, Search, search
-from glassformer.generate.loop import check_ids
-from glassformer.generate.seq2seq_decoder import PairModel, longest_source, longest_target, vocab_sizes
+from glassformer.generate.beam_search import BeamSearch, Hypothesis, search
+from glassformer.generate.request import FinishReason, TokenConstraints, check_ids
+from glassformer.generate.session import Seq2SeqModel, max_source_tokens, max_target_tokens, vocab_sizes
 from glassformer.inspect.capture.points import match
 from glassformer.inspect.drawing.alignment_svg import labels
 from glassformer.inspect.edits.apply import Editing, Edits
 from glassformer.inspect.edits.edit import Edit
-from glassformer.inspect.record.seq2seq import PairTrace, RecurrentTrace, read_pair
+from glassformer.inspect.present.traces import RecurrentTranslatorTrace, TranslatorTrace
+from glassformer.inspect.record.seq2seq import record_recurrent, record_seq2seq
 from glassformer.inspect.record.store import load as load_trace
 from glassformer.inspect.sweep.sweep import Sweep, sweep
-from glassformer.inspect.trace.trace import Trace
+from glassformer.inspect.trace.trace import ModelKind, Trace
 from glassformer.inspect.views.alignment import NONE as NO_ATTENTION
-from glassformer.inspect.views.viewed import Viewed
+from glassformer.inspect.views.methods import ModelViews
 from glassformer.kernels.device import choose
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
@@ -62,7 +63,7 @@ class Target:
     ids: tuple[int, ...]
     logprob: float
     score: float
-    finish: Literal["stop", "length"]
+    finish: FinishReason
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class TranslationAlignment:
         return labels(self.source_tokens, self.end), labels(self.target_tokens, self.end)
 
 
-class Translator(Viewed):
+class Translator(ModelViews):
     """An encoder-decoder, Transformer or recurrent, and the tokenizer of both its sides.
 
     Sources are read as they are, or, of a family of models that read them so, with what the tokenizer puts around a
@@ -115,15 +116,15 @@ class Translator(Viewed):
     tokenizer do not fit together, TokenizerError where no token ends a text.
     """
 
-    of, choices = "model", ()
+    choices = ()
 
     def __init__(
-        self, model: PairModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
+        self, model: Seq2SeqModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
     ):
         self.model, self.tokenizer, self.source = model, tokenizer, source
         self.writer = tokenizer.of_targets()
         self.apart = self.writer.core.vocab != tokenizer.core.vocab
-        self.kind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
+        self.kind: ModelKind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
         self.special = dict(special or {})
         self.bare = not family_of(model.config).adds_special_tokens
         end = token_id(self.special, "eos_token_id", source)
@@ -141,10 +142,10 @@ class Translator(Viewed):
         self.end = end
         self.begin = begin if begin is not None else end if tokenizer.bos_id is None else tokenizer.bos_id
         first, last = (token_id(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
-        shortest, rows = (
-            non_negative_int(self.special, name, source) for name in ("min_length", "no_repeat_ngram_size")
+        shortest, rows = (non_negative_int(self.special, name, source) for name in ("min_length", "no_repeat_ngram_size"))
+        self.constraints = TokenConstraints(
+            first, last, banned_token_ids(self.special, source), shortest, rows, self.writer.vocab_size
         )
-        self.ruled = Ruled(first, last, banned_token_ids(self.special, source), shortest, rows)
         self.frame = [] if self.bare else tokenizer.encode("")
 
     @property
@@ -160,7 +161,7 @@ class Translator(Viewed):
 
         RequestError where it is empty, CapacityError where it is longer than the context.
         """
-        ids, limit = self.tokenizer.encode(text, bare=self.bare, special=special), longest_source(self.model)
+        ids, limit = self.tokenizer.encode(text, bare=self.bare, special=special), max_source_tokens(self.model)
         if ids == self.frame:
             raise RequestError("there is nothing to translate: the text is empty", param="text")
         if limit is not None and len(ids) > limit:
@@ -187,7 +188,7 @@ class Translator(Viewed):
         RequestError for an option out of range or an empty text, CapacityError where a text or
         `max_tokens` is longer than the context.
         """
-        how = Search(beam, n, max_tokens, length_penalty)
+        how = BeamSearch(beam, n, max_tokens, length_penalty)
         texts = [texts] if isinstance(texts, str) else list(texts)
         sources = [self._numbered(i, text, len(texts), special, edit, max_tokens) for i, text in enumerate(texts)]
         order = sorted(range(len(texts)), key=lambda i: len(sources[i]))  # of like length together: little padding
@@ -195,11 +196,11 @@ class Translator(Viewed):
         width = max(1, ROWS // beam)
         for at in range(0, len(order), width):
             some = order[at : at + width]
-            rows, size = [sources[i] for i in some], self.writer.vocab_size
+            rows = [sources[i] for i in some]
             editor = self._editor(edit, len(rows[-1]), max_tokens)
             best = search(
-                self.model, rows, how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled,
-                watch=None if editor is None else Editing(editor),
+                self.model, rows, how, begin=self.begin, end=self.end, constraints=self.constraints,
+                observer=None if editor is None else Editing(editor),
             )  # fmt: skip
             for i, ones in zip(some, best, strict=True):
                 found[i] = Translation(texts[i], tuple(self._target(one, special) for one in ones))
@@ -209,7 +210,7 @@ class Translator(Viewed):
         self, edits: Sequence[Edit], n_source: int, max_tokens: int | None = None, given: int | None = None
     ) -> Edits | None:
         """The edits of a source and of what is written from it, or of a `given` target of so many tokens, checked."""
-        length = given or max_tokens or longest_target(self.model)
+        length = given or max_tokens or max_target_tokens(self.model)
         return Edits(self.config, edits, [given or 1], length, n_source) if edits else None
 
     def _numbered(
@@ -237,7 +238,7 @@ class Translator(Viewed):
         context.
         """
         read, written = self.encode(source, special=special), self._target_ids(target, ended, special)
-        t = read_pair(self, read, [self.begin, *written[:-1]], written, n_prompt=len(written))
+        t = self._record(read, [self.begin, *written[:-1]], written, n_prompt=len(written))
         names = [name for name in t.names() if name.endswith(("cross.probs", "rnn.probs"))]
         if not names:
             raise RequestError(NO_ATTENTION)
@@ -247,11 +248,18 @@ class Translator(Viewed):
         after = self._spelled([*written, self.end], self.writer)
         return TranslationAlignment(self._spelled(read, self.tokenizer), after[:-1], probs, error, after[-1])
 
+    def _record(
+        self, source: list[int], ids: list[int], target: list[int], **how: Any
+    ) -> TranslatorTrace | RecurrentTranslatorTrace:
+        if isinstance(self.model, RecurrentEncoderDecoder):
+            return record_recurrent(RecurrentTranslatorTrace, self, source, ids, target, **how)
+        return record_seq2seq(TranslatorTrace, self, source, ids, target, **how)
+
     def _target_ids(self, target: str | Sequence[int], ended: bool, special: bool) -> list[int]:
         """What is to be written, with the token that ends it where it is whole."""
         if isinstance(target, str):
             ids = self.writer.encode(target, bare=True, special=special)
-            ids = ids if self.ruled.first is None else [self.ruled.first, *ids]
+            ids = ids if self.constraints.first is None else [self.constraints.first, *ids]
         else:
             ids = [index(token) for token in target]
         written = [*ids, self.end] if ended else ids
@@ -274,13 +282,13 @@ class Translator(Viewed):
         budget: int | None = None,
         max_tokens: int | None = None,
         special: bool = False,
-        before_pass: Callable[[], None] | None = None,
-    ) -> PairTrace | RecurrentTrace:
+        before_forward: Callable[[], None] | None = None,
+    ) -> TranslatorTrace | RecurrentTranslatorTrace:
         """Every number of a source and a target inside the model: see `inspect/sourced.py`.
 
         target: None is what the model writes itself, the likeliest token each time, of at most `max_tokens`; `ended` as
         of `align`, `read`, `edit` and `budget` as of `LanguageModel.trace`, `special` as of `translate`.
-        before_pass: called before each pass of the writing. RequestError for a point that the model has not or an
+        before_forward: called before each pass of the writing. RequestError for a point that the model has not or an
         option without effect; CapacityError where a side is longer than the context, or what is read than the budget.
         """
         if self.apart:
@@ -291,11 +299,11 @@ class Translator(Viewed):
         patterns, finish = (read,) if isinstance(read, str) else tuple(read), None
         match(self.config, patterns)
         if target is None:
-            how, size = Search(max_tokens=max_tokens), self.writer.vocab_size
+            how = BeamSearch(max_tokens=max_tokens)
             editor = self._editor(edit, len(ids), max_tokens)
             ((best,),) = search(
-                self.model, [ids], how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled,
-                before_pass=before_pass, watch=None if editor is None else Editing(editor),
+                self.model, [ids], how, begin=self.begin, end=self.end, constraints=self.constraints,
+                before_forward=before_forward, observer=None if editor is None else Editing(editor),
             )  # fmt: skip
             finish = best.finish
             written = [*best.ids, self.end] if finish == "stop" else list(best.ids)
@@ -306,8 +314,8 @@ class Translator(Viewed):
             editor = self._editor(edit, len(ids), given=len(written))
         rows = [self.begin, *written[:-1]]
         n_prompt = 1 if target is None else len(rows)
-        return read_pair(
-            self, ids, rows, written, n_prompt=n_prompt, finish=finish, read=patterns, budget=budget, editor=editor
+        return self._record(
+            ids, rows, written, n_prompt=n_prompt, finish=finish, read=patterns, budget=budget, editor=editor
         )
 
     def sweep(self, text: str | Trace, **how: Any) -> Sweep:
@@ -316,9 +324,10 @@ class Translator(Viewed):
         """
         return sweep(self.trace(text) if isinstance(text, str) else text, **how)
 
-    def load_trace(self, folder: str | Path) -> PairTrace | RecurrentTrace:
+    def load_trace(self, folder: str | Path) -> TranslatorTrace | RecurrentTranslatorTrace:
         """A trace that was saved, of this very model. CheckpointError where it is of another, or not whole."""
-        return load_trace(self, folder)  # pyright: ignore[reportReturnType]
+        recurrent = isinstance(self.model, RecurrentEncoderDecoder)
+        return load_trace(RecurrentTranslatorTrace if recurrent else TranslatorTrace, self, folder)
 
     def _spelled(self, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, ...]:
         return tuple(tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)
@@ -338,7 +347,7 @@ class Translator(Viewed):
 
         if isinstance(self.model, RecurrentEncoderDecoder):
             raise ConfigError("a recurrent model has no GGUF form: the format has none of its tensors")
-        if self.ruled != Ruled() or self.end != self.tokenizer.eos_id:
+        if self.constraints != TokenConstraints(vocab_size=self.writer.vocab_size) or self.end != self.tokenizer.eos_id:
             raise ConfigError("GGUF has no words for tokens that are forced or banned, nor for another end of a text")
         said = write_metadata(self.model.config).architecture
         words = tokenizer_to_gguf(self.tokenizer, self.model.config.vocab_size)
@@ -377,7 +386,7 @@ def load_translator(
 
 
 def save_translator(
-    model: PairModel,
+    model: Seq2SeqModel,
     tokenizer: Tokenizer | None,
     special: Mapping[str, Any],
     folder: str | Path,

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from glassformer.errors import RequestError
-from glassformer.generate.loop import GenerationOptions, TokenEvent, Top
+from glassformer.generate.request import GenerationRequest, TokenEvent, TopTokens
 from glassformer.models.language_model import LanguageModel
 from glassformer.server.bodies import SamplingFields
-from glassformer.server.errors import of_prompt
+from glassformer.server.errors import prompt_errors
 from glassformer.server.models import ServedModel
-from glassformer.server.queue import Check
+from glassformer.server.queue import CheckCancelled
 from glassformer.text.stream_decoder import StreamDecoder
 
 SEEDS = 1 << 63
@@ -27,7 +27,7 @@ class Token:
 
     id: int
     logprob: float | None
-    top: Top
+    top: TopTokens
     offset: int
 
 
@@ -58,13 +58,13 @@ class GenerationJob:
 
     def __post_init__(self):
         self.n_prompt = sum(map(len, self.prompts))
-        with of_prompt():
+        with prompt_errors():
             for p in range(len(self.prompts)):
                 self._pieces(p, lambda: None)  # refuses what cannot be written
 
     @property
     def lm(self) -> LanguageModel:
-        return self.served.writer
+        return self.served.language_model
 
     @property
     def n(self) -> int:
@@ -74,7 +74,7 @@ class GenerationJob:
     def n_choices(self) -> int:
         return self.n * len(self.prompts)
 
-    def chunks(self, check: Check) -> Iterator[Chunk]:
+    def chunks(self, check: CheckCancelled) -> Iterator[Chunk]:
         """Write. A model's pass comes after each `check`."""
         for p in range(len(self.prompts)):
             if self.echo:
@@ -84,19 +84,19 @@ class GenerationJob:
                 for piece in self._pieces(p, check):
                     yield self._chunk(piece, p, places)
 
-    def _pieces(self, p: int, check: Check) -> Iterator[TokenEvent]:
+    def _pieces(self, p: int, check: CheckCancelled) -> Iterator[TokenEvent]:
         options: dict[str, Any] = self.options | ({"max_tokens": 1} if self.score_only else {})
         if self.seed is not None:
             options |= {"seed": (self.seed + p * self.n) % SEEDS}
         if self.edits:
             options |= {"edit": self.edits}
-        return self.lm.stream(self.prompts[p], before_pass=check, **options)
+        return self.lm.stream(self.prompts[p], before_forward=check, **options)
 
     def _chunk(self, piece: TokenEvent, p: int, places: list[_Places] | None) -> Chunk:
         tokens: tuple[Token, ...] = ()
         if places is not None and piece.id is not None:
-            tokens = (Token(piece.id, piece.logprob, piece.top, places[piece.row].take(piece.id)),)
-        return Chunk(p * self.n + piece.row, piece.text, tokens, int(piece.id is not None), piece.finish)
+            tokens = (Token(piece.id, piece.logprob, piece.top, places[piece.sequence].take(piece.id)),)
+        return Chunk(p * self.n + piece.sequence, piece.text, tokens, int(piece.id is not None), piece.finish)
 
     def _echo(self, p: int) -> Iterator[Chunk]:
         """The prompt itself, for each of its continuations."""
@@ -131,7 +131,7 @@ class _Places:
         begin = self.at
         if self.decoder is not None:
             self.at += len(self.decoder.push(token))
-        text = self.served.spelled(token)[0]
+        text = self.served.token_text(token)[0]
         return max(begin, self.at - len(text))  # what was half a character before it may have come with it
 
 
@@ -147,7 +147,7 @@ def ready(
     edits: Sequence[Any] = (),
 ) -> GenerationJob:
     """A request to write, checked. Names beside values are those by which the client knows them."""
-    sampling, stops = body.sampling(), body.stops()
+    sampling, stops = body.sampling(), body.stop_strings()
     named, limit = max_tokens
     score_only = echo and limit == 0
     if limit is not None and limit < 1 and not score_only:
@@ -155,11 +155,11 @@ def ready(
         raise RequestError(f"{named} must be a whole number from 1{more}, got {limit}", param=named)
     options = {"max_tokens": None if score_only else limit, "stop": stops, "n": n}
     try:
-        GenerationOptions(None, n=1, logprobs=logprobs[1])
+        GenerationRequest([], logprobs=logprobs[1])
     except RequestError as error:
         raise RequestError(str(error).replace("logprobs", logprobs[0]), param=logprobs[0]) from None
     seed = sampling.pop("seed", None)
-    ids = [served.writer.encode(prompt) for prompt in prompts]
+    ids = [served.language_model.encode(prompt) for prompt in prompts]
     texts = [prompt if isinstance(prompt, str) else None for prompt in prompts]
     return GenerationJob(
         served, ids, texts, options | {"logprobs": logprobs[1]} | sampling, seed, echo, score_only, tuple(edits)

@@ -135,15 +135,16 @@ def test_a_silenced_head_is_one_that_transformers_does_not_hear(family, layer, t
         hook.remove()
         plain = theirs(**read).logits[0]
     from glassformer.inspect.edits.apply import Edits
-    from glassformer.inspect.record.seq2seq import read_pair
+    from glassformer.inspect.record.seq2seq import record_seq2seq
+    from glassformer.inspect.trace.seq2seq import Seq2seqTrace
 
     class Only:
-        tokenizer = None
+        kind, tokenizer = "encoder-decoder", None
 
     one = Only()
     one.model = model
     editor = Edits(model.config, [ablate(f"{layer}.z", head=1)], [len(ids)], len(ids), len(source))
-    t = read_pair(one, source, ids, ids, n_prompt=len(ids), editor=editor)
+    t = record_seq2seq(Seq2seqTrace, one, source, ids, ids, n_prompt=len(ids), editor=editor)
     assert_near(t["final.logits"].tensor, want)
     assert (want - plain).abs().max() > 1e-2
 
@@ -446,7 +447,7 @@ def test_what_an_encoder_refuses_and_what_leaves_no_numbers():
                 use("a [MASK] sat" if use == one.fill else "a cat sat", edit=[edit])
     for name in ("pre", "dot"):
         blind = knockout("rnn.scores" if name == "dot" else "blocks.0.cross.scores", query=1)
-        with pytest.raises(RequestError, match="under these edits the logits are not numbers"):
+        with pytest.raises(RequestError, match="the edits make the logits NaN"):
             translator(name).translate(SOURCE, max_tokens=5, edit=[replace("final.logits", 9.0, dim=70), blind])
         assert translator(name).trace(SOURCE, TARGET, edit=[blind])["final.logits"].tensor[1].isnan().all()
     with pytest.raises(
