@@ -142,7 +142,9 @@ class Translator(ModelViews):
         self.end = end
         self.begin = begin if begin is not None else end if tokenizer.bos_id is None else tokenizer.bos_id
         first, last = (token_id(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
-        shortest, rows = (non_negative_int(self.special, name, source) for name in ("min_length", "no_repeat_ngram_size"))
+        shortest, rows = (
+            non_negative_int(self.special, name, source) for name in ("min_length", "no_repeat_ngram_size")
+        )
         self.constraints = TokenConstraints(
             first, last, banned_token_ids(self.special, source), shortest, rows, self.writer.vocab_size
         )

@@ -239,7 +239,7 @@ def test_convert_there_and_back(both, tmp_path, capsys):
     made, path = both
     main(["convert", str(path / "hf"), str(tmp_path / "a.gguf"), "--to", "F32"])
     told = capsys.readouterr()
-    assert "left out, since GGUF has no place for it: " + ", ".join(left_out(made.model)) in told.out + told.err
+    assert "left out, because GGUF cannot store it: " + ", ".join(left_out(made.model)) in told.out + told.err
     assert (tmp_path / "a.gguf").read_bytes() == (path / "a.gguf").read_bytes()
     main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "hf")])
     assert_near(load_embedder(tmp_path / "hf").embed(TEXTS), made.embed(TEXTS))
