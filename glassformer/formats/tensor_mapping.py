@@ -229,7 +229,7 @@ def _apply(rule: TensorRule, config: ModelConfig | EncoderConfig, names: set[str
         elif rule.head_axis:
             yield PerHeadTensor(tensor, parameters, rule.transposed, n=attention.n_kv_heads)
         else:
-            head_dim = attention.kept if rule.single_head else attention.head_dim
+            head_dim = attention.cached_per_token if rule.single_head else attention.head_dim
             latent_rotary = 0 if attention.latent is None or attention.rope is None else attention.rope.dim or 0
             yield TensorMapping(
                 tensor,
