@@ -12,7 +12,9 @@ from glassformer.cli.common import Json, out, print_json, progress, say
 from glassformer.errors import TokenizerError
 
 if TYPE_CHECKING:
+    from glassformer.text.files.load import load_tokenizer
     from glassformer.text.tokenizer import Tokenizer
+    from glassformer.text.train import TrainReport
 
 app = App(name="tokenizer", help="Train a tokenizer; encode, decode and show tokens.")
 Special = Annotated[bool, Parameter(negative="", help="Read <|endoftext|> and its like as control tokens.")]
@@ -25,10 +27,9 @@ def open_tokenizer(model: str, offline: bool = False) -> Tokenizer:
     """The tokenizer of a model, of a run, or of a folder that holds nothing else."""
     from glassformer.formats.find import find, tokenizer_of
     from glassformer.text.files.find import find_tokenizer
-    from glassformer.text.tokenizer import Tokenizer
 
     if Path(model).is_dir() and find_tokenizer(Path(model)):
-        return Tokenizer.load(model)
+        return load_tokenizer(model)
     found = tokenizer_of(find(model, offline=offline))
     if found is None:
         raise TokenizerError(f"{model} has no tokenizer")
@@ -65,22 +66,24 @@ def train(
 
     if not data:
         raise TokenizerError("there is no DATA to train on: name files, folders, globs, JSONL, or - for stdin")
+    reports: list[TrainReport] = []
     with progress(quiet=json) as advance:
         texts = (document.text for document in Sources(data))
         tokenizer = glassformer.train_tokenizer(
-            texts, kind=kind, vocab_size=vocab_size, max_bytes=max_bytes, seed=seed, progress=advance
-        )
+            texts, kind=kind, vocab_size=vocab_size, max_bytes=max_bytes, seed=seed, progress=advance,
+            on_report=reports.append,
+        )  # fmt: skip
     tokenizer.save(out)
     if json:
-        print_json({"folder": str(out), "vocab_size": tokenizer.vocab_size, "report": tokenizer.report})
+        print_json({"folder": str(out), "vocab_size": tokenizer.vocab_size, "report": reports[0]})
     else:
-        say(f"{out}: {tokenizer.vocab_size} tokens, {tokenizer.report}")
+        say(f"{out}: {tokenizer.vocab_size} tokens, {reports[0]}")
 
 
 @app.command
 def encode(model: str, text: str, *, special: Special = False, json: Json = False, offline: Offline = False) -> None:
     """The token ids of a text (`-` reads stdin)."""
-    ids = open_tokenizer(model, offline).encode(_read(text), special=special)
+    ids = open_tokenizer(model, offline).encode(_read(text), parse_special=special)
     print_json(ids) if json else out.print(*ids)
 
 
@@ -96,10 +99,10 @@ def show(model: str, text: str = "", *, special: Special = False, json: Json = F
     """A text's tokens, one a line: id, characters from and to, bytes. Without a text: what the tokenizer is."""
     tokenizer = open_tokenizer(model, offline)
     if not text:
-        facts = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "special": tokenizer.special}
+        facts = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "special": tokenizer.special_tokens}
         print_json(facts) if json else out.print("\n".join(f"{k}: {v}" for k, v in facts.items()), markup=False)
         return
-    found = tokenizer.encode_offsets(_read(text), special=special)
+    found = tokenizer.encode_offsets(_read(text), parse_special=special)
     rows = list(zip(found.ids, found.offsets, found.tokens, strict=True))
     if json:
         print_json([{"id": i, "start": a, "end": b, "bytes": list(data)} for i, (a, b), data in rows])

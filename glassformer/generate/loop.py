@@ -195,7 +195,7 @@ def _text_after(prompt: Sequence[int], tokenizer: Tokenizer | None) -> StreamDec
     """A decoder that goes on where the prompt ends: not at a text's first space, perhaps within a character."""
     if tokenizer is None:
         return None
-    text, control = tokenizer.stream(), tokenizer.special.values()
+    text, control = tokenizer.stream(), tokenizer.special_tokens.values()
     for token in prompt[-4:]:  # the bytes of a character are at most four
         if token not in control:
             text.push(token)

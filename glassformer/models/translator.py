@@ -38,6 +38,7 @@ from glassformer.inspect.views.viewed import Viewed
 from glassformer.kernels.device import choose
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 
 ROWS = 128  # texts that are written at a time, of one source or of several: bounds memory
@@ -114,8 +115,8 @@ class Translator(Viewed):
         self, model: PairModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
     ):
         self.model, self.tokenizer, self.source = model, tokenizer, source
-        self.writer = tokenizer.of_targets()
-        self.apart = self.writer.core.vocab != tokenizer.core.vocab
+        self.writer = tokenizer.target_tokenizer()
+        self.apart = self.writer.backend.vocab != tokenizer.backend.vocab
         self.kind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
         self.special = dict(special or {})
         self.bare = not family_of(model.config).framed
@@ -151,7 +152,7 @@ class Translator(Viewed):
 
         RequestError where it is empty, CapacityError where it is longer than the context.
         """
-        ids, limit = self.tokenizer.encode(text, bare=self.bare, special=special), longest_source(self.model)
+        ids, limit = self.tokenizer.encode(text, bare=self.bare, parse_special=special), longest_source(self.model)
         if ids == self.frame:
             raise RequestError("there is nothing to translate: the text is empty", param="text")
         if limit is not None and len(ids) > limit:
@@ -241,7 +242,7 @@ class Translator(Viewed):
     def _target_ids(self, target: str | Sequence[int], ended: bool, special: bool) -> list[int]:
         """What is to be written, with the token that ends it where it is whole."""
         if isinstance(target, str):
-            ids = self.writer.encode(target, bare=True, special=special)
+            ids = self.writer.encode(target, bare=True, parse_special=special)
             ids = ids if self.ruled.first is None else [self.ruled.first, *ids]
         else:
             ids = [index(token) for token in target]
@@ -361,7 +362,7 @@ def load_translator(
     where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
     model = load_pair_model(checkpoint, device=where, dtype=kind)
     special = {} if checkpoint.family.rules is None else special_of(found, checkpoint.metadata)
-    tokenizer = tokenizer_of(found, checkpoint.metadata) if checkpoint.metadata else Tokenizer.load(folder)
+    tokenizer = tokenizer_of(found, checkpoint.metadata) if checkpoint.metadata else load_tokenizer(folder)
     if tokenizer is None:
         raise CheckpointError(f"{found} has no tokenizer, and a translator reads texts")
     return Translator(model, tokenizer, source=str(found), special=special)

@@ -8,7 +8,7 @@ from tiny_pairs import pair_config, some_pairs
 from tiny_runs import memory_folder
 
 from glassformer.errors import DataError
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.train import train_tokenizer
 from glassformer.training.data.seq2seq_check import check_pairs
 from glassformer.training.run.train import train
@@ -36,7 +36,7 @@ def file(tmp_path):
 def test_it_says_what_training_does(tmp_path, file):
     """The same counts, the same reasons and places, as a run with the same settings keeps."""
     train(pair_config(tmp_path / "run", data=(str(file),), tokenizer=TokenizerConfig(), steps=1))
-    report = check_pairs(file, Tokenizer.load(tmp_path / "run" / "tokenizer"), context=16, held_out=0.1)
+    report = check_pairs(file, load_tokenizer(tmp_path / "run" / "tokenizer"), context=16, held_out=0.1)
     kept = json.loads((tmp_path / "run" / "data" / "pairs.json").read_text())
     assert (report.train, report.held_out, report.skipped) == (kept["train"], kept["held_out"], kept["left_out"])
     info = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -23,7 +23,7 @@ from glassformer.generate.seq2seq_decoder import PairModel
 from glassformer.kernels.cross_entropy import linear_cross_entropy
 from glassformer.models.translator import Translator
 from glassformer.nn.model import EncoderDecoder
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.files.load import load_tokenizer
 from glassformer.training.data.packing import permutation
 from glassformer.training.data.seq2seq_batches import Seq2SeqBatch, Seq2SeqLoader, counted, eval_pairs
 from glassformer.training.data.seq2seq_examples import Seq2SeqExample, Seq2SeqExamples, Seq2SeqFiles, tokenize_pairs
@@ -139,7 +139,7 @@ class Seq2SeqTask:
         folder, shape = Path(config.out), config.model
         assert isinstance(shape, Seq2SeqShape | RecurrentShape), "settings give each task the shapes that it knows"
         self.config, self.world, self.how = config, world, how
-        self.tokenizer = Tokenizer.load(folder / "tokenizer")
+        self.tokenizer = load_tokenizer(folder / "tokenizer")
         train, held_out = open_pairs(folder / "data")
         self.model = self._model(shape, checkpoint)
         self.loader = Seq2SeqLoader(train, config.batch, config.seed, world.rank, world.size, config.accumulate)
