@@ -28,10 +28,10 @@ from glassformer.kernels.cross_entropy import next_token_loss
 from glassformer.nn.attend import attend_products, attend_sdpa
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
+from glassformer.training.config import OptimConfig
 from glassformer.training.init import init_weights
 from glassformer.training.optim.optimizers import Optimizer
 from glassformer.training.run.precision import matrix_flops_per_token, matrix_shapes, tune_malloc
-from glassformer.training.settings import OptimConfig
 
 VOCABULARY, RATE, DECAY, CLIP = 4096, 3e-4, 0.1, 1.0
 SHAPES = {

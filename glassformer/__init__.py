@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from glassformer.text.files.load import load_tokenizer
     from glassformer.text.tokenizer import Tokenizer
     from glassformer.text.train import train_tokenizer
+    from glassformer.training.config import TrainConfig
     from glassformer.training.run.train import train
-    from glassformer.training.settings import TrainConfig
 
 _HOME = {
     "Embedder": "models.embedder",
@@ -31,7 +31,7 @@ _HOME = {
     "PRESETS": "families.common.shape",
     "ShapeConfig": "families.common.shape",
     "Tokenizer": "text.tokenizer",
-    "TrainConfig": "training.settings",
+    "TrainConfig": "training.config",
     "Translator": "models.translator",
     "load": "models.language_model",
     "load_embedder": "models.embedder",

@@ -29,5 +29,13 @@ class RequestError(GlassformerError):
         self.param = param
 
 
+class NotFoundError(RequestError):
+    """A request for a model, trace, view or route that does not exist. `code` is for programs."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None):
+        super().__init__(message, param=param)
+        self.code = code
+
+
 class CapacityError(GlassformerError):
     """More tokens than the context, the cache or the memory holds."""

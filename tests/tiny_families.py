@@ -170,7 +170,7 @@ def deepseek_v2() -> ModelConfig:
 def deepseek_v3() -> ModelConfig:
     plain, routed, _ = deepseek_v2().layers
     moe = MoEConfig(
-        8, 3, "sigmoid", scale=1.7, float32_router=True, correction=True, n_groups=4, top_groups=2, group_best=2,
+        8, 3, "sigmoid", scale=1.7, float32_router=True, score_correction=True, n_groups=4, top_groups=2, group_best=2,
         shared_d_ff=24,
     )  # fmt: skip
     routed = replace(routed, experts=moe)

@@ -66,7 +66,7 @@ LINEAR = {"*.attention.rope.scaling": LinearScaling(3.0)}
 PLAIN = {"*.attention.rope.scaling": None, "*.attention.scale": None}
 UNSHARPENED = {"*.attention.rope.scaling": YarnScaling(4.0, 16), "*.attention.scale": None}
 ONE_GROUP = {
-    "*.experts": MoEConfig(6, 3, "sigmoid", scale=1.7, float32_router=True, correction=True, shared_d_ff=HIDDEN)
+    "*.experts": MoEConfig(6, 3, "sigmoid", scale=1.7, float32_router=True, score_correction=True, shared_d_ff=HIDDEN)
 }
 OTHER_SCALE = {"*.attention.rope.scaling": YarnScaling(40.0, 16), "*.attention.scale": 0.3}
 VARIANTS = {

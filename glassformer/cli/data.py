@@ -54,15 +54,15 @@ def check(
     common = {"held_out": held_out, "strict": strict}
     with progress(quiet=json) as advance:
         if task == "seq2seq":
-            from glassformer.training.data.seq2seq_check import check_pairs
+            from glassformer.training.data.check_examples import check_examples
 
             for name, value in (("--text-field", text_field), ("--separator", separator)):
                 if value is not None:
                     raise ConfigError(f"{name} is an option of --task lm, got --task seq2seq")
             contexts = {"context": 128 if context is None else context, "source_context": source_context or 0}
-            report = check_pairs(data, found, **contexts, **common, progress=advance)
+            report = check_examples(data, found, **contexts, **common, progress=advance)
         else:
-            from glassformer.training.data.check import check_data
+            from glassformer.training.data.check_documents import check_documents
 
             if source_context is not None:
                 raise ConfigError("--source-context is an option of --task seq2seq, got --task lm")
@@ -71,5 +71,5 @@ def check(
                 "text_field": "text" if text_field is None else text_field,
                 "separator": separator,
             }
-            report = check_data(data, found, **rows, **common, progress=advance)
+            report = check_documents(data, found, **rows, **common, progress=advance)
     print_json(report) if json else out.print(report.render(), markup=False)

@@ -55,21 +55,21 @@ def stories(
     """
     import glassformer
     from glassformer.cli.training_reporter import make_reporter
-    from glassformer.formats.find import find
+    from glassformer.formats.find import find_model
     from glassformer.toys import stories_recipe as recipe
 
     begin, folder = time.monotonic(), free_name(folder)
     expected, enough = (int(tokens * max(0.1, seconds / 120)) for tokens in (EXPECTED, ENOUGH))
-    config = replace(recipe.settings(str(folder), seconds=seconds, seed=seed), threads=threads)
+    config = replace(recipe.train_config(str(folder), seconds=seconds, seed=seed), threads=threads)
     if not json:
         say("A world of little stories, made as they are needed. First a tokenizer learns their words, then a")
         say("Transformer learns to write them, and to answer questions about them. One of them:")
-        out.print("\n" + next(recipe.held_out(1)) + "\n", markup=False)
+        out.print("\n" + next(recipe.held_out_documents(1)) + "\n", markup=False)
     with make_reporter(quiet=json) as reporter:
         run = glassformer.train(
             config,
-            documents=lambda: recipe.reading(seed, enough, expected),
-            held_out=recipe.held_out,
+            documents=lambda: recipe.training_documents(seed, enough, expected),
+            held_out=recipe.held_out_documents,
             reporter=reporter,
         )
     if run.stopped:
@@ -82,7 +82,7 @@ def stories(
             "your model, untrained": asdict(recipe.score(recipe.untrained(lm, seed), questions=20, texts=10)),
         }
         rows |= {name: {"answers": share} for name, share in recipe.baseline_answers(100, 5_000).items()}
-        shipped = json_module.loads((find("stories") / "scores.json").read_text("utf-8"))
+        shipped = json_module.loads((find_model("stories") / "scores.json").read_text("utf-8"))
         rows["`stories` (in the package)"] = shipped["trained"]
     written = recipe.write_stories(lm, 3, seed=seed)
     total = time.monotonic() - begin

@@ -12,7 +12,7 @@ from glassformer.cli.common import Json, out, print_json, say, working
 
 if TYPE_CHECKING:
     from glassformer.models.translator import Translator
-    from glassformer.training.run.train import Run
+    from glassformer.training.run.train import RunResult
     from glassformer.training.tasks.seq2seq_scores import Seq2SeqScores
 
 NAMES = {"rnn": "RNN", "rnn-attention": "RNN + attention", "transformer": "Transformer"}
@@ -49,7 +49,7 @@ def seq2seq(
     from glassformer.inspect.drawing.alignment_svg import alignment_svg
     from glassformer.toys import dates_recipe as pair_recipe
 
-    folder, shown = free_name(folder), pair_recipe.example(task)
+    folder, shown = free_name(folder), pair_recipe.sample_example(task)
     if not json:
         say(f"Three systems learn to write {task} in one form, {seconds:g} seconds each. A pair:")
         out.print(f"\n  {shown.source}\n  -> {shown.target}\n", markup=False)
@@ -89,7 +89,7 @@ def seq2seq(
     out.print("  glassformer train --task seq2seq PAIRS.tsv --out runs/mine        on your own pairs")
 
 
-def train(system: str, task: str, folder: Path, seconds: float, seed: int, threads: int, *, quiet: bool) -> Run:
+def train(system: str, task: str, folder: Path, seconds: float, seed: int, threads: int, *, quiet: bool) -> RunResult:
     """One system's run."""
     from dataclasses import replace
 
@@ -97,17 +97,17 @@ def train(system: str, task: str, folder: Path, seconds: float, seed: int, threa
     from glassformer.cli.training_reporter import make_reporter
     from glassformer.toys import dates_recipe as pair_recipe
 
-    config = replace(pair_recipe.settings(system, task, str(folder), seconds=seconds, seed=seed), threads=threads)
+    config = replace(pair_recipe.train_config(system, task, str(folder), seconds=seconds, seed=seed), threads=threads)
     with make_reporter(quiet=quiet) as reporter:
         return glassformer.train(
             config,
-            documents=lambda: pair_recipe.reading(task, seed, seconds),
-            held_out=lambda: pair_recipe.held_out(task),
+            documents=lambda: pair_recipe.training_examples(task, seed, seconds),
+            held_out=lambda: pair_recipe.held_out_examples(task),
             reporter=reporter,
         )
 
 
-def row_of(name: str, translator: Translator, run: Run, scores: Seq2SeqScores) -> dict[str, Any]:
+def row_of(name: str, translator: Translator, run: RunResult, scores: Seq2SeqScores) -> dict[str, Any]:
     """What the table says of one system."""
     return {
         "name": name,

@@ -39,9 +39,9 @@ def evaluate(
     """
     import torch
 
-    from glassformer.training.data.packing import eval_rows
+    from glassformer.training.data.packing import packed_eval_batches
     from glassformer.training.data.prepare import prepare
-    from glassformer.training.tasks.evaluate import Evaluation, Pass
+    from glassformer.training.tasks.evaluate import Compute, Evaluation
     from glassformer.training.tasks.evaluate import evaluate as run
 
     if not data:
@@ -49,7 +49,7 @@ def evaluate(
     lm = open_model(model, machine, ignore_key, quiet=json)
     if lm.tokenizer is None:
         raise RequestError("this model has no tokenizer, and evaluation reads text", param="model")
-    how = Pass(lm.device, torch.float32)
+    how = Compute(lm.device, torch.float32)
     with tempfile.TemporaryDirectory() as folder, progress(quiet=json) as advance:
         shards = prepare(
             list(data),
@@ -61,7 +61,7 @@ def evaluate(
             progress=advance,
         )
         view = shards.train
-        rows = eval_rows(view, lm.config.context_length, batch, max_tokens, overlap=overlap)
+        rows = packed_eval_batches(view, lm.config.context_length, batch, max_tokens, overlap=overlap)
         total = min(view.n_tokens, max_tokens or view.n_tokens)
         begin, nats, tokens, size = time.perf_counter(), 0.0, 0, 0.0
         for row in rows:

@@ -178,10 +178,10 @@ def _reading(lm: AnyModel, target: str | None, max_tokens: int) -> Callable[...,
 
 
 def _place(trace: Trace, asked: dict[str, int | None], given: dict[str, str]) -> Focus:
-    from glassformer.inspect.views.focus import worth_seeing
+    from glassformer.inspect.views.focus import focus
 
     which: Any = given.get("attention")
-    return worth_seeing(trace, **asked, attention=which if which in ("cross", "encoder") else "attn")
+    return focus(trace, **asked, attention=which if which in ("cross", "encoder") else "attn")
 
 
 def _edits(given: tuple[str, ...]) -> list[Edit]:
@@ -205,7 +205,7 @@ def _options(
 
     before: the same text without the edits, beside which `fork` and `changed` put it. read: another text.
     """
-    from glassformer.inspect.present.router import spelled
+    from glassformer.inspect.present.paths import format_value
     from glassformer.inspect.views.support import REFUSED
 
     if why := REFUSED[t.kind].get(view.name):
@@ -214,7 +214,7 @@ def _options(
     usual |= {"text": text, "token": t.ids[place.query], "tokens": t.ids, "word": _word(text)}
     whole = {"lens": ("position",), "alignment": ("layer", "head")}.get(view.name, ())  # of all, where none is named
     filled = {
-        name: spelled(usual[name])
+        name: format_value(usual[name])
         for name in view.parameters
         if name in usual and name not in given and name not in whole
     }
@@ -242,13 +242,13 @@ def _one(view: ViewSpec, lm: AnyModel, t: Trace, options: dict[str, Any]) -> tup
 def _overview(lm: AnyModel, t: Trace, place: Focus, text: str) -> tuple[list[Any], dict[str, Any]]:
     """The text, and what of a head, a cell, an alignment and the lens this kind of model has, all at one place."""
     from glassformer.inspect.drawing.panels import Line
-    from glassformer.inspect.views.focus import worth_seeing
+    from glassformer.inspect.views.focus import focus
     from glassformer.inspect.views.registry import VIEWS
 
     where = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key}
     cell: dict[str, Any] = {"cell": where}
     if lm.kind == "encoder-decoder":
-        to = worth_seeing(t, layer=place.layer, head=place.head, query=place.query, attention="cross")
+        to = focus(t, layer=place.layer, head=place.head, query=place.query, attention="cross")
         cell = {"alignment": {}, "cell": where | {"key": to.key, "attention": "cross"}}
     asked = {
         "encoder": {"tokens": {"text": text}} | cell,
@@ -262,7 +262,7 @@ def _overview(lm: AnyModel, t: Trace, place: Focus, text: str) -> tuple[list[Any
         except RequestError as error:  # a model without attention has no alignment
             drawn, said = [Line(((str(error), "soft"),))], {"data": {"refused": str(error)}}
         if name == "cell" and lm.kind == "decoder":
-            drawn.insert(1, Line(((f"chosen for its role: {place.because}", "soft"),)))
+            drawn.insert(1, Line(((f"why this head: {place.because}", "soft"),)))
         panels += drawn
         data[name] = said["data"]
     return panels, data

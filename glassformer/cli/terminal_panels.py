@@ -50,7 +50,28 @@ class Terminal:
 
     def draw(self, panels: Sequence[Panel]) -> None:
         for panel in panels:
-            self.console.print(getattr(self, type(panel).__name__.lower())(panel), markup=False)
+            self.console.print(self.render(panel), markup=False)
+
+    def render(self, panel: Panel) -> RenderableType:
+        match panel:
+            case Heading():
+                return self.heading(panel)
+            case Line():
+                return self.line(panel)
+            case TokenPanel():
+                return self.tokens(panel)
+            case MatrixPanel():
+                return self.matrix(panel)
+            case Gallery():
+                return self.gallery(panel)
+            case Strip():
+                return self.strip(panel)
+            case Bars():
+                return self.bars(panel)
+            case Table():
+                return self.table(panel)
+            case Seal():
+                return self.seal(panel)
 
     def heading(self, panel: Heading) -> RenderableType:
         return Text(f"\n{panel.text}", "bold")

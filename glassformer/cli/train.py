@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from glassformer.cli.common import Json, print_json
 from glassformer.errors import ConfigError
 from glassformer.families.common.shape import PRESETS, RecurrentShape, Seq2SeqShape, ShapeConfig
-from glassformer.training.settings import InitConfig, OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
+from glassformer.training.config import InitConfig, OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 
 Preset = Literal["tiny", "small", "medium", "gpt2-small"]
 SHAPES = {
@@ -173,9 +173,9 @@ def resumed(
 ) -> TrainConfig:
     """The settings of the run in `out`, with what was typed in their place. What makes it another run is refused here,
     or where it is taken up. `more`: groups of settings, of which those that are no default count as typed."""
-    from glassformer.training.run.run_file import recorded_settings
+    from glassformer.training.run.run_file import resume_config
 
-    before = recorded_settings(out)
+    before = resume_config(out)
     if task not in (None, before.task):
         raise ConfigError(f"{out} is a run of --task {before.task}, got --task {task}")
     if data and data != before.data:
@@ -190,7 +190,7 @@ def resumed(
             changes[name] = replace(getattr(before, name), **typed)
         elif value is not None:
             changes[name] = value
-    return recorded_settings(out, **changes)
+    return resume_config(out, **changes)
 
 
 def train(

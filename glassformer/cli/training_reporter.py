@@ -11,8 +11,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from glassformer.cli.common import err, plain_progress, say
+from glassformer.training.config import Plan
 from glassformer.training.run.metrics import EvalRecord, Reporter, StartInfo, StepRecord
-from glassformer.training.settings import Plan
 
 
 class LineReporter(Reporter):

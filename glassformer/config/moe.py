@@ -16,10 +16,10 @@ class MoEConfig:
     are chosen, and each weighs as much as its number; `normed`: divided by the sum over those chosen. `scale`
     multiplies all weights. `float32_router`: the router computes in float32.
 
-    `correction`: a learned number per expert is added where experts are compared, and not to their weights (Wang et
-    al. 2024). `n_groups`: experts stand in as many groups, of which the best `top_groups` may be chosen from; a group
-    is as good as its `group_best` best experts together (DeepSeek-V2, section 2.2.2). `shared_d_ff`: the width of one
-    more network, which every token goes through.
+    `score_correction`: a learned number per expert is added to its score when experts are compared, but not to its
+    weight (Wang et al. 2024). `n_groups`: the experts form as many groups, and only experts of the best `top_groups`
+    can be chosen; the score of a group is the sum of its `group_best` best scores (DeepSeek-V2, section 2.2.2).
+    `shared_d_ff`: the width of one more network, which processes every token.
     """
 
     n_experts: int
@@ -29,7 +29,7 @@ class MoEConfig:
     scale: float = 1.0
     router_bias: bool = False
     float32_router: bool = False
-    correction: bool = False
+    score_correction: bool = False
     n_groups: int = 1
     top_groups: int = 1
     group_best: int = 1

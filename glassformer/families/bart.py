@@ -38,18 +38,18 @@ def layer_rules(theirs: str, ours: str, source: bool) -> tuple[Any, ...]:
         *(
             one
             for name, short in attentions
-            for one in linear(f"{theirs}.{name}_layer_norm", f"{ours}.{short}_residual.post")
+            for one in linear(f"{theirs}.{name}_layer_norm", f"{ours}.{short}_post_norm")
         ),
         *linear(f"{theirs}.fc1", f"{ours}.mlp.up"),
         *linear(f"{theirs}.fc2", f"{ours}.mlp.down"),
-        *linear(f"{theirs}.final_layer_norm", f"{ours}.mlp_residual.post"),
+        *linear(f"{theirs}.final_layer_norm", f"{ours}.mlp_post_norm"),
     )
 
 
 STACKS = (
     *layer_rules("model.encoder.layers.{i}", "encoder.blocks.{i}", source=False),
     *layer_rules("model.decoder.layers.{i}", "blocks.{i}", source=True),
-    rule("final_logits_bias", "head_bias", row=True, zeros=True),
+    rule("final_logits_bias", "head.bias", row=True, zeros=True),
 )
 SHARED = (rule("model.shared.weight", "embed.weight"), *STACKS)
 RULES = (

@@ -35,8 +35,8 @@ def norms(prefix: str) -> tuple[tuple[str, str], ...]:
     """(theirs, ours) of the norms."""
     return (
         (f"{prefix}embeddings.LayerNorm", "embed_norm"),
-        (f"{prefix}{LAYER}.attention.output.LayerNorm", "blocks.{i}.attn_residual.post"),
-        (f"{prefix}{LAYER}.output.LayerNorm", "blocks.{i}.mlp_residual.post"),
+        (f"{prefix}{LAYER}.attention.output.LayerNorm", "blocks.{i}.attn_post_norm"),
+        (f"{prefix}{LAYER}.output.LayerNorm", "blocks.{i}.mlp_post_norm"),
     )
 
 
@@ -133,7 +133,7 @@ def write(config: TextEncoderConfig) -> dict[str, Any]:
 HEAD = (
     *linear("cls.predictions.transform.dense", "head.dense"),
     *linear("cls.predictions.transform.LayerNorm", "head.norm"),
-    rule("cls.predictions.bias", "head.bias"),
+    rule("cls.predictions.bias", "head.output.bias"),
     *linear("cls.seq_relationship", "next_sentence"),
 )
 NORMS = (*norms("bert."), ("cls.predictions.transform.LayerNorm", "head.norm"))

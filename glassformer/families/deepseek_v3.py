@@ -15,7 +15,7 @@ from glassformer.families.common import experts
 from glassformer.families.common.family import ConfigFields, Family, rule
 
 CORRECTION = "model.layers.{i}.mlp.gate.e_score_correction_bias"
-RULES = (*deepseek_v2.RULES, rule(CORRECTION, "blocks.{i}.mlp.correction", float32=True))
+RULES = (*deepseek_v2.RULES, rule(CORRECTION, "blocks.{i}.mlp.score_correction", float32=True))
 AHEAD = r"model\.layers\.{n_layers}\..*"
 
 
@@ -32,7 +32,7 @@ def read(raw: ConfigFields) -> ModelConfig:
         normed=raw.flag("norm_topk_prob", True),
         scale=raw.number("routed_scaling_factor", 2.5),
         float32_router=True,
-        correction=True,
+        score_correction=True,
         n_groups=n_groups,
         top_groups=raw.size("topk_group", 4),
         group_best=2 if n_groups > 1 else 1,

@@ -17,13 +17,13 @@ RULES = (
     *linear("distilbert.embeddings.LayerNorm", "embed_norm"),
     *(one for part in "qkv" for one in linear(f"{LAYER}.attention.{part}_lin", f"blocks.{{i}}.attn.{part}")),
     *linear(f"{LAYER}.attention.out_lin", "blocks.{i}.attn.o"),
-    *linear(f"{LAYER}.sa_layer_norm", "blocks.{i}.attn_residual.post"),
+    *linear(f"{LAYER}.sa_layer_norm", "blocks.{i}.attn_post_norm"),
     *linear(f"{LAYER}.ffn.lin1", "blocks.{i}.mlp.up"),
     *linear(f"{LAYER}.ffn.lin2", "blocks.{i}.mlp.down"),
-    *linear(f"{LAYER}.output_layer_norm", "blocks.{i}.mlp_residual.post"),
+    *linear(f"{LAYER}.output_layer_norm", "blocks.{i}.mlp_post_norm"),
     *linear("vocab_transform", "head.dense"),
     *linear("vocab_layer_norm", "head.norm"),
-    rule("vocab_projector.bias", "head.bias"),
+    rule("vocab_projector.bias", "head.output.bias"),
 )
 
 

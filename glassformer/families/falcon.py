@@ -15,8 +15,8 @@ from glassformer.families.common.rope import read_rope, write_rope
 LAYER, ATTENTION = "transformer.h.{i}", "blocks.{i}.attn"
 RULES = (
     rule("transformer.word_embeddings.weight", "embed.weight"),
-    *linear(f"{LAYER}.input_layernorm", "blocks.{i}.attn_residual.pre"),
-    *linear(f"{LAYER}.post_attention_layernorm", "blocks.{i}.mlp_residual.pre"),
+    *linear(f"{LAYER}.input_layernorm", "blocks.{i}.attn_norm"),
+    *linear(f"{LAYER}.post_attention_layernorm", "blocks.{i}.mlp_norm"),
     *linear(f"{LAYER}.self_attention.query_key_value", *(f"{ATTENTION}.{part}" for part in "qkv"), by_head=True),
     *linear(f"{LAYER}.self_attention.dense", f"{ATTENTION}.o"),
     *linear(f"{LAYER}.mlp.dense_h_to_4h", "blocks.{i}.mlp.up"),

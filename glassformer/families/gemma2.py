@@ -11,10 +11,10 @@ from glassformer.families.common.family import ConfigFields, Family, rule
 from glassformer.families.common.rope import read_rope
 
 NORMS = {
-    "input_layernorm": "attn_residual.pre",
-    "post_attention_layernorm": "attn_residual.out",
-    "pre_feedforward_layernorm": "mlp_residual.pre",
-    "post_feedforward_layernorm": "mlp_residual.out",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "attn_out_norm",
+    "pre_feedforward_layernorm": "mlp_norm",
+    "post_feedforward_layernorm": "mlp_out_norm",
 }
 RULES = (
     *(one for one in llama.RULES if "layernorm" not in one.theirs),

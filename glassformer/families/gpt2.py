@@ -14,12 +14,12 @@ from glassformer.families.common.shape import ShapeConfig
 RULES = (
     rule("transformer.wte.weight", "embed.weight"),
     rule("transformer.wpe.weight", "positions.weight"),
-    *linear("transformer.h.{i}.ln_1", "blocks.{i}.attn_residual.pre"),
+    *linear("transformer.h.{i}.ln_1", "blocks.{i}.attn_norm"),
     *linear(
         "transformer.h.{i}.attn.c_attn", "blocks.{i}.attn.q", "blocks.{i}.attn.k", "blocks.{i}.attn.v", transposed=True
     ),
     *linear("transformer.h.{i}.attn.c_proj", "blocks.{i}.attn.o", transposed=True),
-    *linear("transformer.h.{i}.ln_2", "blocks.{i}.mlp_residual.pre"),
+    *linear("transformer.h.{i}.ln_2", "blocks.{i}.mlp_norm"),
     *linear("transformer.h.{i}.mlp.c_fc", "blocks.{i}.mlp.up", transposed=True),
     *linear("transformer.h.{i}.mlp.c_proj", "blocks.{i}.mlp.down", transposed=True),
     *linear("transformer.ln_f", "norm"),

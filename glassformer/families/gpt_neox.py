@@ -14,8 +14,8 @@ from glassformer.families.common.rope import read_rope, write_rope
 LAYER, ATTENTION = "gpt_neox.layers.{i}", "blocks.{i}.attn"
 RULES = (
     rule("gpt_neox.embed_in.weight", "embed.weight"),
-    *linear(f"{LAYER}.input_layernorm", "blocks.{i}.attn_residual.pre"),
-    *linear(f"{LAYER}.post_attention_layernorm", "blocks.{i}.mlp_residual.pre"),
+    *linear(f"{LAYER}.input_layernorm", "blocks.{i}.attn_norm"),
+    *linear(f"{LAYER}.post_attention_layernorm", "blocks.{i}.mlp_norm"),
     *linear(f"{LAYER}.attention.query_key_value", *(f"{ATTENTION}.{part}" for part in "qkv"), by_head=True),
     *linear(f"{LAYER}.attention.dense", f"{ATTENTION}.o"),
     *linear(f"{LAYER}.mlp.dense_h_to_4h", "blocks.{i}.mlp.up"),

@@ -18,8 +18,8 @@ RULES = (
     *linear("model.layers.{i}.mlp.gate_proj", "blocks.{i}.mlp.gate"),
     *linear("model.layers.{i}.mlp.up_proj", "blocks.{i}.mlp.up"),
     *linear("model.layers.{i}.mlp.down_proj", "blocks.{i}.mlp.down"),
-    rule("model.layers.{i}.input_layernorm.weight", "blocks.{i}.attn_residual.pre.weight"),
-    rule("model.layers.{i}.post_attention_layernorm.weight", "blocks.{i}.mlp_residual.pre.weight"),
+    rule("model.layers.{i}.input_layernorm.weight", "blocks.{i}.attn_norm.weight"),
+    rule("model.layers.{i}.post_attention_layernorm.weight", "blocks.{i}.mlp_norm.weight"),
     rule("model.norm.weight", "norm.weight"),
     rule("lm_head.weight", "head.weight"),
 )

@@ -11,8 +11,8 @@ from glassformer.families.common.rope import read_rope
 
 RULES = (
     *(one for one in qwen3.RULES if "layernorm" not in one.theirs),
-    rule("model.layers.{i}.post_attention_layernorm.weight", "blocks.{i}.attn_residual.out.weight"),
-    rule("model.layers.{i}.post_feedforward_layernorm.weight", "blocks.{i}.mlp_residual.out.weight"),
+    rule("model.layers.{i}.post_attention_layernorm.weight", "blocks.{i}.attn_out_norm.weight"),
+    rule("model.layers.{i}.post_feedforward_layernorm.weight", "blocks.{i}.mlp_out_norm.weight"),
 )
 
 

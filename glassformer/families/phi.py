@@ -11,7 +11,7 @@ from glassformer.families.common.rope import read_rope, write_rope
 LAYER, ATTENTION = "model.layers.{i}", "blocks.{i}.attn"
 RULES = (
     rule("model.embed_tokens.weight", "embed.weight"),
-    *linear(f"{LAYER}.input_layernorm", "blocks.{i}.attn_residual.pre"),
+    *linear(f"{LAYER}.input_layernorm", "blocks.{i}.attn_norm"),
     *(one for p in "qkv" for one in linear(f"{LAYER}.self_attn.{p}_proj", f"{ATTENTION}.{p}")),
     *(one for p in "qk" for one in linear(f"{LAYER}.self_attn.{p}_layernorm", f"{ATTENTION}.{p}_norm")),
     *linear(f"{LAYER}.self_attn.dense", f"{ATTENTION}.o"),
@@ -19,7 +19,7 @@ RULES = (
     *linear(f"{LAYER}.mlp.fc2", "blocks.{i}.mlp.down"),
     *linear("model.final_layernorm", "norm"),
     rule("lm_head.weight", "head.weight"),
-    rule("lm_head.bias", "head_bias"),
+    rule("lm_head.bias", "head.bias"),
 )
 
 

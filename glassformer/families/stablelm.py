@@ -15,8 +15,8 @@ from glassformer.families.common.rope import read_rope, write_rope
 LAYER = "model.layers.{i}"
 RULES = (
     *(one for one in llama.RULES if "norm" not in one.theirs),
-    *linear(f"{LAYER}.input_layernorm", "blocks.{i}.attn_residual.pre"),
-    *linear(f"{LAYER}.post_attention_layernorm", "blocks.{i}.mlp_residual.pre"),
+    *linear(f"{LAYER}.input_layernorm", "blocks.{i}.attn_norm"),
+    *linear(f"{LAYER}.post_attention_layernorm", "blocks.{i}.mlp_norm"),
     *(
         rule(f"{LAYER}.self_attn.{part}_layernorm.norms.{{j}}.weight", f"blocks.{{i}}.attn.{part}_norm.{{j}}.weight")
         for part in "qk"

@@ -39,7 +39,7 @@ def stack_rules(theirs: str, ours: str, source: bool, gated: bool) -> tuple[Tens
             for part in "qkvo"
         ),
         *(
-            rule(f"{block}.{number}.layer_norm.weight", f"{mine}.{short}_residual.pre.weight")
+            rule(f"{block}.{number}.layer_norm.weight", f"{mine}.{short}_norm.weight")
             for number, short in enumerate([*(short for _, short in attentions), "mlp"])
         ),
         *(rule(f"{mlp}.{part}.weight", f"{mine}.mlp.{name}.weight") for part, name in (*into.items(), ("wo", "down"))),

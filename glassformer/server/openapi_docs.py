@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from glassformer.inspect.views.registry import ViewSpec
+from glassformer.inspect.present.router import Route
+from glassformer.inspect.present.slices import Kind
 from glassformer.server.errors import ErrorBody
 
 DESCRIPTION = """A Transformer language model whose every number can be seen, over HTTP.
@@ -87,7 +89,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 MODEL = {
     "id": "stories", "object": "model", "created": 1767225600, "owned_by": "glassformer", "context_length": 512,
-    "parameters": 411264, "chat": False, "source": "stories", "opening": None,
+    "parameters": 411264, "chat": False, "source": "stories", "example_text": None,
 }  # fmt: skip
 MODELS = one({"object": "list", "data": [MODEL]})
 ONE_MODEL = one(MODEL)
@@ -152,6 +154,9 @@ TENSOR: dict[int | str, dict[str, Any]] = {
 SWEEP: dict[int | str, dict[str, Any]] = {200: {"description": "Events.", "content": stream(
     'event: row\ndata: {"layer":0,"head":1,"value":0.31,"change":-2.4,"done":1,"total":16}\n\nevent: done\ndata: {}\n\n'
 )}}  # fmt: skip
+FOCUS = one(
+    {"layer": 2, "head": 1, "query": 7, "key": 3, "because": "adds 2.31 to logit(' key') - logit(' shell'), ..."}
+)
 VECTOR: dict[int | str, dict[str, Any]] = {
     201: {
         "description": "Its name.",
@@ -161,9 +166,19 @@ VECTOR: dict[int | str, dict[str, Any]] = {
 JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
 
-def parameters(view: ViewSpec) -> list[dict[str, Any]]:
-    """What a view can be given, for the document."""
-    return [parameter(one) for one in view.parameters.values()] + ([STREAM] if view.rows else [])
+def describe_route(route: Route) -> dict[str, Any]:
+    """Return what `add_api_route` documents of a route of the inspection API."""
+    about = {"summary": route.summary, "responses": VIEW} | SPECIAL.get(route.path, {})
+    query = about.pop("query", [])
+    if route.view is not None:
+        query = [parameter(one) for one in route.view.parameters.values()] + ([STREAM] if route.view.rows else [])
+        if route.view.rows:
+            about["description"] = ABOUT_ROWS
+    path = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"\{(\w+)", route.path)
+    ]
+    return about | {"openapi_extra": {"parameters": path + query}}
 
 
 def parameter(one: inspect.Parameter) -> dict[str, Any]:
@@ -182,3 +197,23 @@ def _schema(kind: Any) -> dict[str, Any]:
     if origin is not None:
         return _schema(options[0])
     return {"type": JSON_TYPES.get(kind, "string")}
+
+
+SPECIAL: dict[str, dict[str, Any]] = {
+    "/v1/models": {"responses": MODELS},
+    "/v1/traces/{id}": {"responses": ONE_TRACE},
+    "/v1/traces/{id}/focus": {"responses": FOCUS},
+    "/v1/traces/{id}/names": {"responses": NAMES},
+    "/v1/traces/{id}/tensors/{name}": {
+        "description": ABOUT_TENSORS,
+        "responses": TENSOR,
+        "query": [
+            {"name": "slice", "in": "query", "required": False, "schema": {"type": "string", "default": ""}},
+            {"name": "pool", "in": "query", "required": False, "schema": {"type": "integer"}},
+            {
+                "name": "dtype", "in": "query", "required": False,
+                "schema": {"type": "string", "enum": list(get_args(Kind)), "default": "f32"},
+            },
+        ],
+    },
+}  # fmt: skip

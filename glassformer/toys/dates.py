@@ -20,10 +20,10 @@ from datetime import date
 from zlib import crc32
 
 from glassformer.errors import DataError
-from glassformer.toys.stories import SPLITS, Draw
+from glassformer.toys.stories import SPLITS, RandomChoices
 from glassformer.training.data.seq2seq_examples import Seq2SeqExample
 
-KEPT = 8  # one target in this many is for the held-out side
+HELD_OUT_MODULUS = 8  # one target in this many is for the held-out side
 YEARS = (1600, 2199)
 DIGITS = (3, 6, 9)  # of a number, at most, by level
 LENGTHS = ((3, 8), (9, 16), (17, 32))  # letters to copy or reverse, least and most, by level
@@ -57,7 +57,7 @@ JOINS = ("{day}, {time}", "{day} at {time}", "{time} on {day}", "at {time} on {d
 SHORT_JOINS = (*JOINS, "{day} {time}", "{time} {day}")
 
 
-def pair(task: str, seed: int, split: str, i: int, level: int | None = None) -> Seq2SeqExample:
+def example(task: str, seed: int, split: str, i: int, level: int | None = None) -> Seq2SeqExample:
     """Pair number i of a task's split ("train" or "held-out"): always the same for the same arguments.
 
     level: from 0, short, to LEVELS - 1, long; None for all of them, mixed evenly.
@@ -69,23 +69,23 @@ def pair(task: str, seed: int, split: str, i: int, level: int | None = None) -> 
         raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if level is not None and not 0 <= level < LEVELS:
         raise DataError(f"level must be from 0 to {LEVELS - 1}, or None for all of them, got {level!r}")
-    draw = Draw(f"{task}/{seed}/{split}/{level}/{i}")
+    draw = RandomChoices(f"{task}/{seed}/{split}/{level}/{i}")
     chosen = draw.below(LEVELS) if level is None else level
-    while side(task, (made := TASKS[task](draw, chosen))[1]) != split:
+    while split_of(task, (made := TASKS[task](draw, chosen))[1]) != split:
         pass
     return Seq2SeqExample(*made, f"{task}/{split}#{i}")
 
 
-def pairs(
+def examples(
     task: str, seed: int, split: str, n: int, level: int | None = None, start: int = 0
 ) -> Iterator[Seq2SeqExample]:
     """Pairs start .. start + n - 1 of a task's split."""
-    return (pair(task, seed, split, i, level) for i in range(start, start + n))
+    return (example(task, seed, split, i, level) for i in range(start, start + n))
 
 
-def side(task: str, target: str) -> str:
+def split_of(task: str, target: str) -> str:
     """The split that all pairs with this target belong to."""
-    return "held-out" if crc32(f"{task} {target}".encode()) % KEPT == 0 else "train"
+    return "held-out" if crc32(f"{task} {target}".encode()) % HELD_OUT_MODULUS == 0 else "train"
 
 
 def count_sources(task: str) -> int:
@@ -101,7 +101,7 @@ def count_sources(task: str) -> int:
     letters = len(LETTERS) ** LENGTHS[-1][1]
     numbers = 10 ** DIGITS[-1] - 10 ** DIGITS[-2]
     targets = {"dates": days * 24 * 60, "numbers": numbers, "reverse": letters, "copy": letters}
-    return targets[task] * (KEPT - 2) // KEPT
+    return targets[task] * (HELD_OUT_MODULUS - 2) // HELD_OUT_MODULUS
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def _hundreds(n: int, link: str) -> str:
     return f"{cardinal(n // 100)} hundred" + (link + cardinal(n % 100) if n % 100 else "")
 
 
-def _number(draw: Draw, level: int) -> tuple[str, str]:
+def _number(draw: RandomChoices, level: int) -> tuple[str, str]:
     least = DIGITS[level - 1] + 1 if level else 1
     digits = draw.between((least, DIGITS[level]))
     n = draw.between((10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1))
@@ -219,7 +219,7 @@ def _parts(hour: int) -> tuple[str, ...]:
     return tuple(part for part, first, last in spans if first <= (hour or 24) <= last)
 
 
-def _day(draw: Draw, day: date, short: bool) -> str:
+def _day(draw: RandomChoices, day: date, short: bool) -> str:
     month, weekday, year = MONTHS[day.month - 1], WEEKDAYS[day.weekday()], str(day.year)
     third = nth(day.day) if draw.below(3) == 0 else ordinal(day.day)
     return draw.one(SHORT_DAYS if short else LONG_DAYS).format(
@@ -228,7 +228,7 @@ def _day(draw: Draw, day: date, short: bool) -> str:
     )  # fmt: skip
 
 
-def _date(draw: Draw, level: int) -> tuple[str, str]:
+def _date(draw: RandomChoices, level: int) -> tuple[str, str]:
     """Level 0: a day or a time in figures; 1: one of them in words; 2: both, each in figures or in words."""
     first, last = date(YEARS[0], 1, 1).toordinal(), date(YEARS[1], 12, 31).toordinal()
     day, hour = date.fromordinal(draw.between((first, last))), draw.below(24)
@@ -247,21 +247,21 @@ def _date(draw: Draw, level: int) -> tuple[str, str]:
 # --- letters ---------------------------------------------------------------------------------------------------------
 
 
-def _letters(draw: Draw, level: int) -> str:
+def _letters(draw: RandomChoices, level: int) -> str:
     return "".join(draw.one(LETTERS) for _ in range(draw.between(LENGTHS[level])))
 
 
-def _reverse(draw: Draw, level: int) -> tuple[str, str]:
+def _reverse(draw: RandomChoices, level: int) -> tuple[str, str]:
     letters = _letters(draw, level)
     return letters, letters[::-1]
 
 
-def _copy(draw: Draw, level: int) -> tuple[str, str]:
+def _copy(draw: RandomChoices, level: int) -> tuple[str, str]:
     letters = _letters(draw, level)
     return letters, letters
 
 
-TASKS: dict[str, Callable[[Draw, int], tuple[str, str]]] = {
+TASKS: dict[str, Callable[[RandomChoices, int], tuple[str, str]]] = {
     "dates": _date, "numbers": _number, "reverse": _reverse, "copy": _copy,
 }  # fmt: skip
 """Each draws one pair of a level: (source, target)."""

@@ -52,7 +52,10 @@ QUESTIONS = {
 }
 KINDS = ("who", "what", "where")
 SLOTS = {"a": "person", "b": "person", "thing": "thing", "place": "place"}
-KEPT_PAIRS, KEPT_STORIES = 32, 8  # one pair of nouns, and one set of events, in this many is for the held-out side
+HELD_OUT_PAIR_MODULUS, HELD_OUT_STORY_MODULUS = (
+    32,
+    8,
+)  # one pair of nouns, and one set of events, in this many is for the held-out side
 SALT = 5  # of that hash: with this one, no noun has more than two of its pairs of one sort kept back
 SPLITS = ("train", "held-out")
 
@@ -122,7 +125,7 @@ class StoryWorld:
     owner: dict[str, str] = field(default_factory=dict)
     gone: dict[str, str] = field(default_factory=dict)
 
-    def refusal(self, event: Event) -> str | None:
+    def violation(self, event: Event) -> str | None:
         """Why the event cannot happen now, or None if it can."""
         kind, a, thing, to = event
         if kind == "walk":
@@ -141,7 +144,7 @@ class StoryWorld:
 
     def apply(self, event: Event) -> None:
         """Let an event happen. Raises DataError, with the reason, where it cannot."""
-        if refusal := self.refusal(event):
+        if refusal := self.violation(event):
             raise DataError(f"{render_event(event)}: {refusal}")
         if event.kind == "walk":
             self.gone[event.a] = event.to
@@ -168,17 +171,17 @@ class StoryWorld:
 
 
 @cache
-def kept_back(one: str, other: str) -> bool:
+def is_held_out_pair(one: str, other: str) -> bool:
     """Whether a pair of nouns is kept for the held-out side alone, by the hash of the two words."""
-    return crc32(f"{one} {other} {SALT}".encode()) % KEPT_PAIRS == 0
+    return crc32(f"{one} {other} {SALT}".encode()) % HELD_OUT_PAIR_MODULUS == 0
 
 
-def side(events: Iterable[Event]) -> str:
+def split_of(events: Iterable[Event]) -> str:
     """The split that stories of these events belong to, in whatever order and words they are told."""
-    if any(kept_back(*event.pair) for event in events):
+    if any(is_held_out_pair(*event.pair) for event in events):
         return "held-out"
     facts = " ".join(sorted("/".join(event) for event in events))
-    return "held-out" if crc32(facts.encode()) % KEPT_STORIES == 0 else "train"
+    return "held-out" if crc32(facts.encode()) % HELD_OUT_STORY_MODULUS == 0 else "train"
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -265,7 +268,7 @@ def story(seed: int, split: str, i: int, level: int = -1) -> Story:
         raise DataError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if not -len(LEVELS) <= level < len(LEVELS):
         raise DataError(f"level must be an index into the {len(LEVELS)} levels, got {level!r}")
-    draw = Draw(f"{seed}/{split}/{level % len(LEVELS)}/{i}")
+    draw = RandomChoices(f"{seed}/{split}/{level % len(LEVELS)}/{i}")
     while (told := _tell(draw, LEVELS[level], split)) is None:
         pass
     return told
@@ -285,16 +288,16 @@ def count_stories() -> int:
     """
 
     def free(one: str, other: str) -> int:
-        return min(sum(not kept_back(x, y) for y in NOUNS[other]) for x in NOUNS[one])
+        return min(sum(not is_held_out_pair(x, y) for y in NOUNS[other]) for x in NOUNS[one])
 
     owners = math.prod((len(NOUNS["person"]) - i) * (free("person", "thing") - i) for i in range(3))
-    away = min(sum(not kept_back(place, thing) for place in NOUNS["place"]) for thing in NOUNS["thing"]) ** 2
+    away = min(sum(not is_held_out_pair(place, thing) for place in NOUNS["place"]) for thing in NOUNS["thing"]) ** 2
     kinds = ("have", "have", "have", "put", "put", "walk")
     wordings = math.prod(len(EVENTS[kind]) for kind in kinds) * len(OPENERS) * len(set(LINKS)) ** (len(kinds) - 1)
-    return owners * away * free("person", "place") * wordings * (KEPT_STORIES - 2) // KEPT_STORIES
+    return owners * away * free("person", "place") * wordings * (HELD_OUT_STORY_MODULUS - 2) // HELD_OUT_STORY_MODULUS
 
 
-class Draw:
+class RandomChoices:
     """Random choices from `Random.random` alone, the one method whose values Python promises to keep."""
 
     def __init__(self, seed: str):
@@ -317,7 +320,7 @@ class Draw:
 MOVES = ("give", "give", "put", "put", "put", "take")  # how often each comes, where it can
 
 
-def _tell(draw: Draw, level: Level, split: str) -> Story | None:
+def _tell(draw: RandomChoices, level: Level, split: str) -> Story | None:
     """One try at a story; None where the pairs of this side leave no event that can come next."""
     cast = draw.some(NOUNS["person"], draw.between(level.people))
     opening = len(cast) if level.both_ways else len(cast) - 1
@@ -331,7 +334,7 @@ def _tell(draw: Draw, level: Level, split: str) -> Story | None:
             return None
         world.apply(event)
         events.append(event)
-    if side(events) != split:
+    if split_of(events) != split:
         return None
     clauses = [render_event(event, draw.one(EVENTS[event.kind])) for event in events]
     links = [draw.one(OPENERS)] + [draw.one(LINKS) for _ in clauses[1:]]
@@ -346,7 +349,7 @@ def _tell(draw: Draw, level: Level, split: str) -> Story | None:
     return Story(text, tuple(render_question(*fact) for fact in chosen), tuple(events))
 
 
-def _next_event(draw: Draw, kind: str, cast: list[str], world: StoryWorld, split: str) -> Event | None:
+def _next_event(draw: RandomChoices, kind: str, cast: list[str], world: StoryWorld, split: str) -> Event | None:
     held = [t for t, owner in world.owner.items() if owner in NOUNS["person"]]
     placed = [t for t in world.owner if t not in held]
     for _ in range(40):
@@ -354,7 +357,7 @@ def _next_event(draw: Draw, kind: str, cast: list[str], world: StoryWorld, split
         if (move in ("give", "put") and not held) or (move == "take" and not placed):
             continue
         event = _PROPOSE[move](draw, cast, held, placed, world)
-        if world.refusal(event) is None and not (split == "train" and kept_back(*event.pair)):
+        if world.violation(event) is None and not (split == "train" and is_held_out_pair(*event.pair)):
             return event
     return None
 

@@ -21,8 +21,8 @@ from glassformer.models.language_model import LanguageModel
 from glassformer.nn.model import Decoder
 from glassformer.toys import stories as corpus
 from glassformer.toys import stories_scores as stories
+from glassformer.training.config import InitConfig, OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 from glassformer.training.init import init_weights
-from glassformer.training.settings import InitConfig, OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 
 SHAPE = ShapeConfig(d_model=128, n_layers=3, n_heads=4, d_ff=128, context=192, rope_theta=1000.0)
 INIT = InitConfig(std=0.05, out_std=0.05, look_back=3.0)
@@ -40,7 +40,7 @@ TEMPERATURE = 0.8  # at which stories are written and scored
 ROWS = 64  # prompts continued at a time
 
 
-def settings(out: str, *, seconds: float | None = None, steps: int | None = None, seed: int = 0) -> TrainConfig:
+def train_config(out: str, *, seconds: float | None = None, steps: int | None = None, seed: int = 0) -> TrainConfig:
     """The settings of a run on stories, for so many seconds or steps."""
     return TrainConfig(
         out=out,
@@ -59,7 +59,7 @@ def settings(out: str, *, seconds: float | None = None, steps: int | None = None
     )
 
 
-def reading(seed: int, tokens: int, early: int) -> Iterator[str]:
+def training_documents(seed: int, tokens: int, early: int) -> Iterator[str]:
     """Documents in the order in which they are to be read, about `tokens` tokens in all.
 
     Over the first `early` the language grows to its last level; a longer run stays there. Drills, ever fewer, and
@@ -102,7 +102,7 @@ def echo(draw: Random) -> str:
     return (once * ECHO_BYTES).encode()[:ECHO_BYTES].decode("utf-8", "ignore")
 
 
-def held_out(count: int = 300) -> Iterator[str]:
+def held_out_documents(count: int = 300) -> Iterator[str]:
     """Stories that no run trains on."""
     return (told.document for told in corpus.stories(0, "held-out", count, start=1_000_000))
 

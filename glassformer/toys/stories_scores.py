@@ -99,7 +99,7 @@ def score_answers(complete: Complete, n: int, *, seed: int = 0, split: str = "he
     right: dict[str, list[bool]] = {}
     for (_, q), text in zip(asked, written, strict=True):
         ok = text.strip().split("\n")[0] == q.answer
-        for key in (q.kind, "all", *(("new pairs",) if corpus.kept_back(*q.pair) else ())):
+        for key in (q.kind, "all", *(("new pairs",) if corpus.is_held_out_pair(*q.pair) else ())):
             right.setdefault(key, []).append(ok)
     return {key: sum(oks) / len(oks) for key, oks in right.items()} | {"asked": len(asked)}
 

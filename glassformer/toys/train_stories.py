@@ -20,9 +20,9 @@ import glassformer
 from glassformer.inspect.views.roles import head_roles
 from glassformer.models.language_model import LanguageModel
 from glassformer.toys import stories_recipe as recipe
+from glassformer.training.config import TrainConfig
 from glassformer.training.run.metrics import EvalRecord, Reporter, StartInfo
 from glassformer.training.run.train import train
-from glassformer.training.settings import TrainConfig
 
 SHAPE = replace(recipe.SHAPE, n_layers=4, d_ff=256)
 SECONDS, TOKENS, EARLY, SEED = 2700.0, 36_000_000, 3_000_000, 0
@@ -32,7 +32,7 @@ FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenize
 
 
 def settings(out: Path, seconds: float) -> TrainConfig:
-    config = recipe.settings(str(out), seconds=seconds, seed=SEED)
+    config = recipe.train_config(str(out), seconds=seconds, seed=SEED)
     return replace(config, model=SHAPE, sample_prompt="", eval_tokens=65_536, threads=THREADS)
 
 
@@ -71,8 +71,8 @@ def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:
         folder, curve = Path(scratch) / "run", Curve()
         train(
             settings(folder, seconds),
-            documents=lambda: recipe.reading(SEED, TOKENS, EARLY),
-            held_out=recipe.held_out,
+            documents=lambda: recipe.training_documents(SEED, TOKENS, EARLY),
+            held_out=recipe.held_out_documents,
             reporter=curve,
         )
         lm = glassformer.load(folder / "checkpoints" / "last")

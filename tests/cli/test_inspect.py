@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from inspect_pictures import decoded
 
 import glassformer
@@ -42,17 +43,13 @@ def refused(capfd, *arguments, status=1):
     return capfd.readouterr().err
 
 
-def test_the_overview_has_the_text_a_head_with_its_role_a_cell_and_the_lens(capfd, t):
+def test_overview_has_the_text_a_head_a_cell_and_the_lens(capfd, t):
     text = said(capfd, TEXT).out
     assert "\x1b[" not in text  # no terminal, no colours
-    roles = t.roles().scores
-    layer, head, role, share = re.search(
-        r"Block (\d+), head (\d+)\nchosen for its role: ([a-z ]+) (0\.\d\d): ", text
-    ).groups()
-    scores = getattr(roles, role.replace(" ", "_"))
-    assert (
-        float(share) == round(scores[int(layer), int(head)].item(), 2) == round(scores.nan_to_num(-1).max().item(), 2)
-    )
+    layer, head, share = re.search(r"Block (\d+), head (\d+)\nwhy this head: adds (\d+\.\d\d) to ", text).groups()
+    shares = torch.tensor(t.attribution().heads)
+    assert float(share) == pytest.approx(shares.max().item(), abs=0.006)
+    assert (int(layer), int(head)) == divmod(int(shares.argmax()), shares.shape[1])
     query, key = map(int, re.search(r"query (\d+) \S+   key (\d+) ", text).groups())
     cell = t.cell(layer=int(layer), head=int(head), query=query, key=key)
     score, largest, total, exp, _, prob = re.search(

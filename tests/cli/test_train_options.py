@@ -8,16 +8,16 @@ from test_cli import refused, said
 
 from glassformer.cli.train import PairFlags, RunFlags, ShapeFlags
 from glassformer.errors import ConfigError
-from glassformer.training.run.run_file import FREE, RunFile, check_resume
-from glassformer.training.settings import (
+from glassformer.training.config import (
     InitConfig,
     OptimConfig,
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
-    flat_settings,
-    settings_dict,
+    config_dict,
+    flatten,
 )
+from glassformer.training.run.run_file import RESUME_MAY_CHANGE, RunFile, check_resume
 
 PAIRS = "".join(f"{i} plus one\t{i + 1}\n" for i in range(60))
 SMALL = "--task seq2seq --d-model 16 --n-layers 1 --context 32 --batch 8 --steps 2 --threads 1 --exact-pairs 4".split()
@@ -107,7 +107,7 @@ def test_an_option_becomes_a_setting_or_is_refused_by_its_name(name, settings, c
     if want is ...:
         assert type(before.model) is not type(after.model)
         return
-    a, b = (flat_settings(settings_dict(config)) for config in (before, after))
+    a, b = (flatten(config_dict(config)) for config in (before, after))
     changed = {key: b[key] for key in b if a.get(key) != b[key]}
     key = next(key for key in (name, f"model.{name}") if key in b)
     assert changed == {key: list(want) if isinstance(want, tuple) else want}
@@ -135,11 +135,11 @@ def test_beside_resume_an_option_is_a_change_or_is_refused(name, settings, capfd
         error = capfd.readouterr().err
         assert name.split(".")[0] in error or name.replace("_", "-") in error
         return
-    value = flat_settings(settings_dict(config)).get(name, flat_settings(settings_dict(config)).get(f"model.{name}"))
+    value = flatten(config_dict(config)).get(name, flatten(config_dict(config)).get(f"model.{name}"))
     want = VALUES[name][1]
     assert want is not None
     assert value == (list(want) if isinstance(want, tuple) else want)
-    assert name in FREE or name in why_not(recorded, config), "neither refused, nor told"
+    assert name in RESUME_MAY_CHANGE or name in why_not(recorded, config), "neither refused, nor told"
 
 
 def why_not(recorded, config) -> str:

@@ -14,8 +14,9 @@ from e2e.pixels import SHARE_BOUND, shares
 from glassformer.errors import CapacityError, RequestError
 from glassformer.inspect.edits.edit import ablate
 from glassformer.inspect.present import report_data as bake
-from glassformer.inspect.present.router import TraceRouter, key_of
-from glassformer.inspect.views.focus import worth_seeing
+from glassformer.inspect.present.paths import cache_key
+from glassformer.inspect.present.router import LocalRouter
+from glassformer.inspect.views.focus import focus
 
 TEXT = "Once Max got a key. Soon Ann found a shell. Max gave the key to Ann."
 
@@ -27,7 +28,7 @@ def t(lm):
 
 @pytest.fixture(scope="module")
 def place(t):
-    return worth_seeing(t, layer=1, head=3)
+    return focus(t, layer=1, head=3)
 
 
 @pytest.fixture(scope="module")
@@ -143,19 +144,19 @@ def test_an_edit_can_be_taken_back(opened, lm, t, place, tmp_path):
     page.wait_for_function("document.querySelector('gf-app').session.trace?.id === 't1'")
     page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
     assert page.evaluate("document.querySelector('gf-app').session.trace.tokens.map(t => t.id)") == list(t.ids)
-    fork = baked(path)[key_of("/v1/traces/t0/views/fork?other=t1")]
+    fork = baked(path)[cache_key("/v1/traces/t0/views/fork?other=t1")]
     assert fork[0] == "json"
     assert fork[1]["parts"] == edited.fork(t).parts
 
 
 def test_what_is_baked_is_what_the_same_paths_answer(report, t, lm):
     """Times apart, which are measured anew each time."""
-    answers, kept = TraceRouter(lm, "stories"), baked(report)
+    answers, kept = LocalRouter(lm, "stories"), baked(report)
     id = answers.add(t)
-    asked = list(bake.of_trace(answers, id, worth_seeing(t, layer=1, head=3), "chosen"))
-    assert {key_of(path) for path in asked} <= set(kept)
+    asked = list(bake.of_trace(answers, id, focus(t, layer=1, head=3), "chosen"))
+    assert {cache_key(path) for path in asked} <= set(kept)
     for path in asked[5::17]:
-        kind, value = kept[key_of(path)]
+        kind, value = kept[cache_key(path)]
         data = answers.get(path)
         if kind == "tensor":
             assert b64decode(value) == data
@@ -180,7 +181,7 @@ def test_a_change_of_the_model_changes_the_report(lm, t, place, report, tmp_path
         own.model.blocks[1].attn.q.weight += 0.1
     path = tmp_path / "other.html"
     own.trace(TEXT, max_tokens=4, temperature=0).export_html(path, place=place, name="stories")
-    key = key_of("/v1/traces/t0/tensors/blocks.1.attn.probs?slice=3,:,:")
+    key = cache_key("/v1/traces/t0/tensors/blocks.1.attn.probs?slice=3,:,:")
     assert baked(path)[key] != baked(report)[key]
 
 
@@ -194,7 +195,7 @@ def test_what_would_be_too_large_is_refused(t, monkeypatch, tmp_path):
 
 
 def test_all_holds_what_chosen_leaves_out(t, place):
-    answers = TraceRouter(t.lm, "stories")
+    answers = LocalRouter(t.lm, "stories")
     id = answers.add(t)
     chosen, everything = (set(bake.of_trace(answers, id, place, how)) for how in ("chosen", "all"))
     assert chosen < everything
@@ -221,7 +222,7 @@ def test_a_report_of_each_kind_of_model(opened, family, given, tmp_path):
     canvas = page.locator(f"gf-view-{view} gf-matrix canvas").first
     canvas.wait_for()
     if family == "bert":
-        place = worth_seeing(t)
+        place = focus(t)
         real = t.rows(f"blocks.{place.layer}.attn.probs", head=place.head).tensor
     else:
         real = t.alignment().probs

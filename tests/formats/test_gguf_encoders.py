@@ -178,7 +178,7 @@ def test_what_a_file_says_and_we_do_not_do(tmp_path):
     with pytest.raises(ConfigError, match=r"does not understand: classifier.output_labels"):
         changed(**{"classifier.output_labels": ["a", "b"]})
     save_gguf(made.model, tmp_path / "a.gguf", extra={"tokenizer.ggml.token_type_count": 5})
-    with pytest.raises(CheckpointError, match=r"shape: token_types.weight is \[3, 64\], the config says \[5, 64\]"):
+    with pytest.raises(CheckpointError, match=r"shape: token_types.weight is \[3, 64\], the config needs \[5, 64\]"):
         load_text_encoder(tmp_path / "a.gguf")
 
 

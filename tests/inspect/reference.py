@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+NORMS = {"pre": "norm", "out": "out_norm", "post": "post_norm"}  # parameter names of the norms at each position
+
 
 def linear(w, name, x):
     """W x + b of one vector."""
@@ -146,7 +148,7 @@ def run(config, weights, ids, change=None, hidden=(), group_of=lambda h, c: h //
 
         def normed(part, at, rows, b=b, layer=layer):
             which = layer.norm if at in layer.norm_at else None
-            return np.array([norm(w, f"{b}.{part}_residual.{at}", which, row) for row in rows])
+            return np.array([norm(w, f"{b}.{part}_{NORMS[at]}", which, row) for row in rows])
 
         def attend(rows, b=b, layer=layer, normed=normed):
             rows = see(f"{b}.attn.x", rows)
@@ -171,8 +173,8 @@ def run(config, weights, ids, change=None, hidden=(), group_of=lambda h, c: h //
             x = normed("mlp", "post", x + feed(normed("mlp", "pre", x)))
         x = see(f"{b}.resid_post", x)
     x = see("final.norm", np.array([norm(w, "norm", config.final_norm, row) for row in x]))
-    head = {"head.weight": w["embed.weight"]} if config.tied_head else w
-    logits = np.array([linear(head, "head", row) for row in x]) + w.get("head_bias", 0.0)
+    head = w | {"head.weight": w["embed.weight"]} if config.tied_head else w
+    logits = np.array([linear(head, "head", row) for row in x])
     cap = config.logit_softcap
     see("final.logits", logits if cap is None else cap * np.tanh(logits / cap))
     return found

@@ -10,7 +10,7 @@ from tiny import tiny
 
 from glassformer.inspect.edits.edit import ablate, add, knockout, scale
 from glassformer.inspect.present.report_data import of_trace, packed
-from glassformer.inspect.present.router import TraceRouter
+from glassformer.inspect.present.router import LocalRouter
 from glassformer.inspect.trace.lru import ByteLRU
 from glassformer.inspect.views.focus import Focus
 from glassformer.models.language_model import LanguageModel
@@ -50,7 +50,7 @@ def answered(lm, edits, order, limit=None):
     t = lm.trace(IDS, edit=edits)
     if limit is not None:
         t._at_hand.limit = limit
-    answers = TraceRouter(lm, "tiny")
+    answers = LocalRouter(lm, "tiny")
     id = answers.add(t)
     paths = [path for path in of_trace(answers, id, PLACE, "all") if not path.split("?")[0].endswith(MEASURED)]
     names = ("attn.q", "attn.q_rot", "attn.k", "attn.z", "attn.out", "attn.heads", "mlp.x", "mlp.out")
@@ -76,7 +76,7 @@ def test_a_report_runs_each_block_once_at_each_token():
         for i, block in enumerate(lm.model.blocks)
     ]
     t = lm.trace(IDS)
-    answers = TraceRouter(lm, "tiny")
+    answers = LocalRouter(lm, "tiny")
     id = answers.add(t)
     paths = [path for path in of_trace(answers, id, PLACE, "all") if "/blocks." in path or "layer=" in path]
     runs.clear()

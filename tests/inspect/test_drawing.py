@@ -22,7 +22,7 @@ from glassformer.inspect.drawing.draw import draw
 from glassformer.inspect.drawing.panels import MatrixPanel, Seal
 from glassformer.inspect.drawing.png import png
 from glassformer.inspect.edits.edit import ablate
-from glassformer.inspect.views.focus import worth_seeing
+from glassformer.inspect.views.focus import focus
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.models.translator import Translator
 
@@ -51,7 +51,7 @@ def seen(lm, t, name):
     if name == "alignment":
         t = paired()
         return t, t.alignment(layer=1, head=2)
-    place, view = worth_seeing(t), VIEWS[name]
+    place, view = focus(t), VIEWS[name]
     usual = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key, "position": place.query}
     usual |= {"token": t.ids[3], "tokens": t.ids, "text": TEXT, "word": " cat"}
     usual["other"] = lm.trace(TEXT, edit=[ablate("blocks.0.attn.z", head=1)])

@@ -16,13 +16,14 @@ from server.conftest import tiny_lm
 
 from glassformer.errors import RequestError
 from glassformer.inspect.edits.edit import add, from_json
-from glassformer.inspect.present.router import TraceRouter
+from glassformer.inspect.present.router import LocalRouter
+from glassformer.inspect.present.slices import read
 from glassformer.inspect.present.web_build import DIST
-from glassformer.inspect.trace.slices import read
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.inspect.views.result import plain
 
 TEXT = "a cat sat, a cat ran"
+CELL = "layer=0&head=0&query=1&key=0"
 KINDS = {"pair": "encoder-decoders", "additive": "recurrent encoder-decoders", "bert": "encoders"}
 EDITS = {
     "pair": {"op": "knockout", "point": "blocks.0.cross.scores", "query": 1, "key": 2},
@@ -81,8 +82,8 @@ def test_rows_of_a_view_come_one_by_one(show, t):
     assert [said["event"] for said, _ in sent] == ["row"] * (t.config.n_layers + 1) + ["done"]
     whole = t.lens(top=2, position=(3, 1))
     assert [json.loads(data) for _, [data] in sent] == [*plain(whole.rows), plain(whole)]
-    [(said, _)] = ask(widget, {"id": 10, "kind": "post", "path": "/v1/traces/t0/views/cell?layer=0"})
-    assert "no rows" in said["error"]["message"]
+    [(said, _)] = ask(widget, {"id": 10, "kind": "post", "path": f"/v1/traces/t0/views/cell?{CELL}"})
+    assert "no events" in said["error"]["message"]
 
 
 def test_what_cannot_be_answered_says_why(show):
@@ -105,7 +106,10 @@ def test_the_trace_that_is_there_is_not_made_again_and_one_with_an_edit_is(show,
     assert (first["event"], last["done"]) == ("trace", True)
     assert json.loads(data)["id"] == "t0"
     edit = {"op": "ablate", "point": "blocks.0.attn.z", "head": 1}
-    (_, [data]), _ = ask(widget, {"id": 2, "kind": "post", "path": "/v1/traces", "body": body | {"edits": [edit]}})
+    *tokens, (_, [data]), _ = ask(
+        widget, {"id": 2, "kind": "post", "path": "/v1/traces", "body": body | {"edits": [edit]}}
+    )
+    assert [said["event"] for said, _ in tokens] == ["token"] * 4
     other = json.loads(data)
     assert other["id"] == "t1"
     from glassformer.inspect.edits.edit import from_json
@@ -135,7 +139,7 @@ def test_points_and_vectors_are_named(show, t):
     (_, [data]), _ = ask(widget, {"id": 2, "kind": "post", "path": "/v1/vectors", "body": {"values": vector}})
     edit = {"op": "add", "point": "blocks.0.resid_post", "vector": json.loads(data)["vector"], "factor": 2.0}
     body = {"prompt": TEXT, "max_tokens": 4, "temperature": 0, "edits": [edit]}
-    (_, [data]), _ = ask(widget, {"id": 3, "kind": "post", "path": "/v1/traces", "body": body})
+    *_, (_, [data]), _ = ask(widget, {"id": 3, "kind": "post", "path": "/v1/traces", "body": body})
     steered = t.lm.trace(TEXT, max_tokens=4, temperature=0, edit=[add("blocks.0.resid_post", vector, scale=2.0)])
     assert [one["id"] for one in json.loads(data)["tokens"]] == list(steered.ids)
 
@@ -155,7 +159,7 @@ def test_a_trace_of_another_kind_is_shown_and_edited(show, family):
     sent = ask(widget, {"id": 2, "kind": "post", "path": "/v1/traces", "body": body | target | {"edits": [edit]}})
     found = json.loads(sent[0][1][0])
     assert (found["id"], found["edits"]) == ("t1", [edit])
-    logits = widget.talk.answers.trace("t1")["final.logits"].tensor
+    logits = widget.talk.router.trace("t1")["final.logits"].tensor
     assert torch.equal(logits, one.trace("a dog ate", *given, edit=[from_json(edit)])["final.logits"].tensor)
 
 
@@ -196,7 +200,7 @@ def test_nothing_of_a_notebook_is_imported_until_it_is_shown():
 
 def test_answers_are_those_of_the_server(t):
     """The same functions: an id and a path give what the routes give."""
-    answers = TraceRouter(t.lm, "a/b")
+    answers = LocalRouter(t.lm, "a/b")
     id = answers.add(t)
     assert answers.add(t) == id
     assert json.loads(answers.get("/v1/models/a%2Fb/views/anatomy")) == plain(VIEWS["anatomy"].function(t.lm))

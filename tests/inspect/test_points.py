@@ -83,15 +83,16 @@ def changed_from_outside(model, name, delta, ids):
         return run(model, ids, attend=attend)
     neurons = getattr(block.mlp, "shared", block.mlp) or block.mlp.experts[0]
     before = {
-        "resid_pre": block, "resid_mid": block.mlp_residual, "attn.x": block.attn, "mlp.x": block.mlp,
+        "resid_pre": block, "attn.x": block.attn, "mlp.x": block.mlp,
         "attn.z": block.attn.o, "mlp.act": neurons.down,
     }  # fmt: skip
     after = {
-        "resid_post": block, "attn.q": block.attn.q, "attn.k": getattr(block.attn, "k", None),
+        "resid_mid": block.attn_post_norm, "resid_post": block, "attn.q": block.attn.q,
+        "attn.k": getattr(block.attn, "k", None),
         "attn.v": getattr(block.attn, "v", None), "attn.latent": getattr(block.attn, "kv_norm", None),
-        "attn.out": block.attn.o, "attn.add": block.attn_residual.out, "mlp.gate": neurons.gate,
+        "attn.out": block.attn.o, "attn.add": block.attn_out_norm, "mlp.gate": neurons.gate,
         "mlp.up": neurons.up, "mlp.router": getattr(block.mlp, "router", None),
-        "mlp.out": block.mlp, "mlp.add": block.mlp_residual.out,
+        "mlp.out": block.mlp, "mlp.add": block.mlp_out_norm,
     }  # fmt: skip
     if end in before:
         return hooked(model, ids, before[end].register_forward_pre_hook(add_before))

@@ -113,8 +113,8 @@ def induction_model(tokens=12, length=24):
         model.embed.weight.copy_(token)
         model.positions.weight.copy_(place)
         for block in model.blocks:
-            for residual in (block.attn_residual, block.mlp_residual):
-                residual.pre.weight.fill_(1.0)
+            for norm in (block.attn_norm, block.mlp_norm):
+                norm.weight.fill_(1.0)
         one, two = (block.attn for block in model.blocks)
         sharp = 30 / math.sqrt(width)  # of a one-hot part after its norm
         one.q.weight[size + 1 : size + length] = sharp * place[1:]  # a query at p asks for p, and at 0 for nothing

@@ -35,18 +35,18 @@ def place(stack, name):
         return (None, stack.blocks[0]) if name == "embed.out" else (after.get(name, stack), None)
     _, number, end = name.split(".", 2)
     block = stack.blocks[int(number)]
-    next_one = block.mlp_residual if block.cross is None else block.cross_residual
-    before = {"resid_pre": block, "resid_mid": next_one, "resid_cross": block.mlp_residual, "mlp.act": block.mlp.down}
-    after = {"resid_post": block, "mlp.out": block.mlp.down, "mlp.add": block.mlp_residual.out}
+    before = {"resid_pre": block, "mlp.act": block.mlp.down}
+    after = {"resid_post": block, "mlp.out": block.mlp.down, "mlp.add": block.mlp_out_norm}
+    after |= {"resid_mid": block.attn_post_norm, "resid_cross": block.cross_post_norm}
     after |= {"mlp.gate": block.mlp.gate, "mlp.up": block.mlp.up}
     for part in ("attn", "cross", "mlp"):
         before[f"{part}.x"] = getattr(block, part)
     for part in ("attn", "cross"):
-        attention, residual = getattr(block, part), getattr(block, f"{part}_residual")
+        attention, out_norm = getattr(block, part), getattr(block, f"{part}_out_norm")
         if attention is not None:
             before[f"{part}.z"] = attention.o
             after |= {f"{part}.{p}": getattr(attention, p) for p in "qkv"}
-            after |= {f"{part}.out": attention.o, f"{part}.add": residual.out}
+            after |= {f"{part}.out": attention.o, f"{part}.add": out_norm}
     return (after[end], None) if end in after else (None, before[end])
 
 

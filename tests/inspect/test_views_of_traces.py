@@ -104,7 +104,7 @@ def test_a_share_is_what_is_missing_without_that_part(family):
         heads = want[f"blocks.{i}.attn.heads"][-1]
         if "out" in c.layers[i].norm_at:
             out = want[f"blocks.{i}.attn.out"][-1]
-            norm = f"blocks.{i}.attn_residual.out.weight"
+            norm = f"blocks.{i}.attn_out_norm.weight"
             inner = ((out**2).mean() + c.layers[i].norm.eps) ** 0.5
             heads = heads * (w[norm] + (c.layers[i].norm.scale == "float32 1+")) / inner
         for h in range(4):

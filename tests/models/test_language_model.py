@@ -240,8 +240,8 @@ def test_a_folder_without_a_tokenizer_takes_ids(bare, tmp_path):
             ask("the cat")
     with pytest.raises(RequestError, match="stop strings need a tokenizer"):
         one.generate([1], stop="a")
-    one.save(tmp_path / "again")
-    same_model(load(tmp_path / "again").model, one.model)
+    one.save(tmp_path / "repeatable")
+    same_model(load(tmp_path / "repeatable").model, one.model)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer, tmp_path):

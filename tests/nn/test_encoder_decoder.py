@@ -93,7 +93,7 @@ class Theirs(nn.Module):
 
 def in_our_names(theirs, norm_first):
     """The weights of `Theirs`, renamed; q, k and v taken apart."""
-    found, at = {}, "pre" if norm_first else "post"
+    found, norm = {}, "norm" if norm_first else "post_norm"
     sublayers = {"encoder": ("attn", "mlp"), "decoder": ("attn", "cross", "mlp")}
     renamed = {
         "self_attn.out_proj": "attn.o", "multihead_attn.out_proj": "cross.o", "linear1": "mlp.up",
@@ -113,7 +113,7 @@ def in_our_names(theirs, norm_first):
                 found[f"{prefix}blocks.{rest[1]}.{kind}.{part}.{last.removeprefix('in_proj_')}"] = piece
         elif middle.startswith("norm"):
             sublayer = sublayers[side][int(middle[-1]) - 1]
-            found[f"{prefix}blocks.{rest[1]}.{sublayer}_residual.{at}.{last}"] = value
+            found[f"{prefix}blocks.{rest[1]}.{sublayer}_{norm}.{last}"] = value
         else:
             found[f"{prefix}blocks.{rest[1]}.{renamed[middle]}.{last}"] = value
     return found
@@ -330,7 +330,7 @@ def test_a_shared_embedding_is_one_parameter():
     names = {name for name, _ in model.named_parameters()}
     assert "embed.weight" in names
     assert "encoder.embed.weight" not in names
-    assert model.encoder.embed.weight is model.embed.weight is model.head_weight
+    assert model.encoder.embed.weight is model.embed.weight is model.head.weight
     assert {"embed.weight", "encoder.embed.weight", "head.weight"} <= {n for n, _ in separate.named_parameters()}
     changed = tiny_pair("post")
     with torch.no_grad():

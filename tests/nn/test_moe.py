@@ -71,7 +71,7 @@ def by_loops(c, logits, correction):
 @pytest.mark.parametrize(("n_groups", "top_groups", "group_best"), [(1, 1, 1), (4, 2, 1), (4, 2, 2), (2, 1, 3)])
 def test_routing_is_the_papers(scores, normed, correction, n_groups, top_groups, group_best):
     config = MoEConfig(
-        8, 3, scores, normed, 1.7, correction=correction, n_groups=n_groups, top_groups=top_groups,
+        8, 3, scores, normed, 1.7, score_correction=correction, n_groups=n_groups, top_groups=top_groups,
         group_best=group_best,
     )  # fmt: skip
     logits, added = randn(40, 8), randn(8, seed=1) if correction else None

@@ -10,15 +10,16 @@ from tiny import assert_near, randomise, run, tiny
 from torch import nn
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
+from glassformer.nn.block import Block
 from glassformer.nn.mlp import MLP
 from glassformer.nn.model import Decoder
 from glassformer.nn.norm import make_norm
 from glassformer.nn.position import LearnedPositions, SinusoidalPositions
-from glassformer.nn.residual import Block
 from glassformer.nn.rope import rotate, rotation
 from glassformer.nn.step import Step
 from glassformer.training.init import init_weights
 
+NORMS = {"pre": "norm", "out": "out_norm", "post": "post_norm"}  # parameter names of the norms at each position
 UNSEEN = Step(torch.arange(5)[None]).layer(0)
 
 
@@ -134,7 +135,7 @@ def test_a_block_is_torchs_encoder_layer(norm_at, activation):
             for p in ("weight", "bias")
         },
         **{
-            f"{a}_residual.{norm_at}.{p}": w[f"norm{n}.{p}"]
+            f"{a}_{NORMS[norm_at]}.{p}": w[f"norm{n}.{p}"]
             for n, a in ((1, "attn"), (2, "mlp"))
             for p in ("weight", "bias")
         },
@@ -147,8 +148,8 @@ def test_a_block_is_torchs_encoder_layer(norm_at, activation):
         want = theirs.train()(x, src_mask=mask, is_causal=True)  # train: without torch's own fused path
         assert_near(ours(x, step.layer(0)), want, 2e-6)
         other = Block(LayerConfig(attention, layer.mlp, layer.norm, ("post" if norm_at == "pre" else "pre",)), d)
-        other.load_state_dict({name.replace(f".{norm_at}.", f".{other_at}."): t for name, t in pairs.items()
-                               for other_at in ("post" if norm_at == "pre" else "pre",)})  # fmt: skip
+        here, there = f"_{NORMS[norm_at]}.", f"_{NORMS['post' if norm_at == 'pre' else 'pre']}."
+        other.load_state_dict({name.replace(here, there): t for name, t in pairs.items()})
         assert (other(x, step.layer(0)) - want).abs().max() > 0.1, "where the norm stands does not show"
 
 
@@ -158,10 +159,13 @@ def test_a_residual_is_its_equation(norm_at):
     layer = LayerConfig(AttentionConfig(2, 2, 6), MLPConfig(20), NormConfig("rms", 1e-2), norm_at)
     block, x = randomise(Block(layer, 12)), randn(2, 5, 12)
     step = Step(torch.arange(5)[None]).layer(0)
-    norms = {at: getattr(block.attn_residual, at) if at in norm_at else (lambda y: y) for at in ("pre", "out", "post")}
-    want = norms["post"](x + norms["out"](block.attn(norms["pre"](x), step)))
-    assert torch.equal(block.attn_residual(x, block.attn, step), want)
-    assert sum(isinstance(m, nn.Identity) for m in block.attn_residual.modules()) == 3 - len(norm_at)
+    norms = {at: getattr(block, f"attn_{name}") if at in norm_at else (lambda y: y) for at, name in NORMS.items()}
+    middle = norms["post"](x + norms["out"](block.attn(norms["pre"](x), step)))
+    norms = {at: getattr(block, f"mlp_{name}") if at in norm_at else (lambda y: y) for at, name in NORMS.items()}
+    want = norms["post"](middle + norms["out"](block.mlp(norms["pre"](middle), step)))
+    assert torch.equal(block(x, step), want)
+    names = [name for name, module in block.named_modules() if "attn_" in name and isinstance(module, nn.Identity)]
+    assert names == [f"attn_{name}" for at, name in NORMS.items() if at not in norm_at]
 
 
 def test_the_unscaled_product_is_a_setting():

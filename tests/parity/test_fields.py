@@ -61,7 +61,7 @@ OTHER = {
     "experts.normed": [True, False],
     "experts.scale": [1.5],
     "experts.router_bias": [True, False],
-    "experts.correction": [True, False],
+    "experts.score_correction": [True, False],
     "experts.n_groups": [1, 2, 3],
     "experts.top_groups": [1, 2],
     "experts.group_best": [1, 2],

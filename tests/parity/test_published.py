@@ -258,8 +258,8 @@ def test_deepseek_v3():
     )  # fmt: skip
     assert [layer.experts is not None for layer in config.layers] == [False] * 3 + [True] * 58
     assert config.layers[3].experts == MoEConfig(
-        256, 8, "sigmoid", scale=2.5, float32_router=True, correction=True, n_groups=8, top_groups=4, group_best=2,
-        shared_d_ff=2048,
+        256, 8, "sigmoid", scale=2.5, float32_router=True, score_correction=True, n_groups=8, top_groups=4,
+        group_best=2, shared_d_ff=2048,
     )  # fmt: skip
     assert abs(config.layers[0].attention.scale - 0.1352337788) < 1e-9  # (0.1 ln 40 + 1)^2 / sqrt(192)
     assert kept_numbers(config, 1) == 61 * 576

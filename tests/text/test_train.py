@@ -26,6 +26,13 @@ EOT = "<|endoftext|>"
 ROOT = Path(__file__).parents[2]
 
 
+def train_with_report(documents, **options):
+    reports = []
+    tokenizer = train_tokenizer(documents, on_report=reports.append, **options)
+    (report,) = reports
+    return tokenizer, report
+
+
 def merges(tokenizer):
     return readable.BPE.from_json(tokenizer.backend.json).merges
 
@@ -34,11 +41,9 @@ def merges(tokenizer):
 def test_learns_what_the_definition_learns(shared_file, name):
     """Through the child, its blocks and its cuts: the same merges as from the text in one piece."""
     text = shared_file(name).read_text("utf-8")[:60_000]
-    tokenizer = train_tokenizer([text], vocab_size=457)
+    tokenizer, report = train_with_report([text], vocab_size=457)
     assert merges(tokenizer) == readable.train([text], 457, special_tokens=[EOT])
     assert (tokenizer.vocab_size, tokenizer.special_tokens, tokenizer.eos_id, tokenizer.bos_id) == (457, {EOT: 0}, 0, 0)
-    report = tokenizer.report
-    assert report is not None
     assert (report.documents, report.bytes_seen, report.bytes_used) == (1, *[len(text.encode())] * 2)
     assert report.because == "all of it"
     assert report.peak_memory > 20e6 or sys.platform != "linux"
@@ -64,10 +69,9 @@ def test_a_text_begins_with_the_token_that_ends_one(kind, corpus, tmp_path):
 
 def test_documents_are_apart():
     """No merge across a border, so two documents "a", "b" know no "ab"; a generator is read once."""
-    tokenizer = train_tokenizer((part for part in ["a", "", "b"] * 9), vocab_size=300)
+    tokenizer, report = train_with_report((part for part in ["a", "", "b"] * 9), vocab_size=300)
     assert tokenizer.vocab_size == 257
-    assert tokenizer.report is not None
-    assert tokenizer.report.documents == 27
+    assert report.documents == 27
 
 
 def test_words_and_characters_by_how_often_they_occur():
@@ -102,10 +106,9 @@ def test_a_sample_is_drawn_to_the_cap_and_by_the_seed():
     assert first.blocks != other.blocks
     assert (first.seen, first.documents) == (size, 2000)
     assert 30_000 < first.size <= 40_000
-    tokenizer = train_tokenizer(documents, vocab_size=300, max_bytes=40_000, seed=1)
-    assert tokenizer.report is not None
-    assert tokenizer.report.bytes_used == first.size
-    assert tokenizer.report.because == "sampled to max_bytes=40000"
+    _, report = train_with_report(documents, vocab_size=300, max_bytes=40_000, seed=1)
+    assert report.bytes_used == first.size
+    assert report.because == "sampled to max_bytes=40000"
 
 
 def framed(blocks) -> list[bytes]:
@@ -147,11 +150,9 @@ def test_runs_are_cut_and_nothing_is_lost(text, longest):
 
 @pytest.mark.parametrize("text", ["x" * 3_000_000, "猫" * 1_000_000, " " * 3_000_000, "=" * 3_000_000])
 def test_megabytes_without_a_border_do_not_blow_up(text):
-    tokenizer = train_tokenizer([text, "and a word"], vocab_size=280)
+    tokenizer, report = train_with_report([text, "and a word"], vocab_size=280)
     assert tokenizer.token_bytes(257) == text.encode()[:2], "the first merge"
     assert max(len(tokenizer.token_bytes(i)) for i in range(257, tokenizer.vocab_size)) <= 256 * len(text[0].encode())
-    report = tokenizer.report
-    assert report is not None
     assert report.bytes_used == len(text.encode()) + 10
 
 
@@ -161,9 +162,7 @@ def test_different_words_are_counted_up_to_a_bound():
         " ".join(f"{chance.getrandbits(40):x}" for _ in range(2000)).translate({48 + i: 103 + i for i in range(10)})
         for _ in range(180)
     )
-    tokenizer = train_tokenizer(documents, vocab_size=260)
-    report = tokenizer.report
-    assert report is not None
+    _, report = train_with_report(documents, vocab_size=260)
     assert report.bytes_seen > 3_900_000
     assert worker.MAX_DISTINCT_BYTES <= report.bytes_used < worker.MAX_DISTINCT_BYTES * 1.1
     assert "distinct words" in report.because

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tiny_pairs import RECURRENT, pair_run
 from tiny_runs import tiny_run
+from tiny_seq2seq import RECURRENT, pair_run
 
-from glassformer.training.data.packing import RowLoader
-from glassformer.training.settings import OptimConfig
+from glassformer.training.config import OptimConfig
+from glassformer.training.data.packing import PackedLoader
 
 STEPS, BATCH = 20, 4
 
@@ -36,16 +36,16 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")  # once, for both runs
     read: list[tuple[str, int]] = []
-    real = RowLoader.next
+    real = PackedLoader.next
 
-    def noted(self: RowLoader):
+    def noted(self: PackedLoader):
         rows = real(self)
         digests = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in rows.ids]
         counts = (rows.targets != -100).sum(1).tolist()
         read.extend(zip(digests, counts, strict=True))
         return rows
 
-    RowLoader.next = noted
+    PackedLoader.next = noted
     for name, settings in runs().items():
         read.clear()
         tiny_run(out / name, tokenizer, **settings)

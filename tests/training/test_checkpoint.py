@@ -33,7 +33,7 @@ def write_model(folder: Path) -> None:
 
 
 def save(checkpoints: Checkpoints, step: int, loss: float | None = None, need: int = 5000) -> Path:
-    checkpoints.clean()
+    checkpoints.recover()
     return checkpoints.save(state(step, loss), write_model, TENSORS, need)
 
 
@@ -79,7 +79,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_links_put_right(tmp_path)
     (folder / ".step-000003.77.tmp" / "model.safetensors").write_bytes(b"half")
     (folder / ".last.77.tmp").symlink_to("step-000003")
     link(folder / "best", "step-000001")  # as if killed between the rename and the links
-    checkpoints.clean()
+    checkpoints.recover()
     assert names(folder) == ["best", "last", "step-000002"]
     assert (folder / "best").resolve() == path
 

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from datetime import date, timedelta
 
+import date_parser
 import pytest
-import reading
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,8 +16,8 @@ from glassformer.toys.stories import SPLITS
 
 MANY = 1000
 READ = {
-    "dates": reading.moments,
-    "numbers": reading.numbers,
+    "dates": date_parser.moments,
+    "numbers": date_parser.numbers,
     "reverse": lambda source: {source[::-1]},
     "copy": lambda source: {source},
 }
@@ -48,7 +48,7 @@ EVERY = pytest.mark.parametrize("task", dates.TASKS)
 
 @pytest.fixture(scope="module")
 def made() -> dict[tuple[str, str], list[dates.Seq2SeqExample]]:
-    return {(task, split): list(dates.pairs(task, 0, split, MANY)) for task in dates.TASKS for split in SPLITS}
+    return {(task, split): list(dates.examples(task, 0, split, MANY)) for task in dates.TASKS for split in SPLITS}
 
 
 def test_imports_no_torch():
@@ -59,15 +59,15 @@ def test_imports_no_torch():
 @EVERY
 def test_a_pair_is_a_pure_function_of_its_number(task, made):
     train = made[task, "train"]
-    assert [dates.pair(task, 0, "train", i) for i in (7, 3)] == [train[7], train[3]]
-    assert list(dates.pairs(task, 0, "train", 2, start=3)) == train[3:5]
-    assert dates.pair(task, 1, "train", 3).source != train[3].source
+    assert [dates.example(task, 0, "train", i) for i in (7, 3)] == [train[7], train[3]]
+    assert list(dates.examples(task, 0, "train", 2, start=3)) == train[3:5]
+    assert dates.example(task, 1, "train", 3).source != train[3].source
     assert train[3].where == f"{task}/train#3"
 
 
 @EVERY
 def test_pairs_are_the_same_on_every_machine_and_version(task):
-    assert dates.pair(task, 0, "train", 0, level=2) == FIRST[task]
+    assert dates.example(task, 0, "train", 0, level=2) == FIRST[task]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_pairs_are_the_same_on_every_machine_and_version(task):
 def test_unknown_task_split_or_level_is_refused(change, shown):
     given_ = {"task": "dates", "seed": 0, "split": "train", "i": 0} | change
     with pytest.raises(DataError, match=f"must be .*{shown}"):
-        dates.pair(**given_)
+        dates.example(**given_)
     with pytest.raises(DataError, match="task must be one of dates, numbers, reverse, copy"):
         dates.count_sources("cook")
 
@@ -89,7 +89,7 @@ def test_unknown_task_split_or_level_is_refused(change, shown):
 @pytest.mark.parametrize("level", range(dates.LEVELS))
 def test_every_source_has_one_reading_and_that_is_its_target(task, level):
     for split in SPLITS:
-        for pair in dates.pairs(task, 3, split, MANY // 4, level):
+        for pair in dates.examples(task, 3, split, MANY // 4, level):
             assert READ[task](pair.source) == {pair.target}, pair
 
 
@@ -110,15 +110,15 @@ def test_every_time_of_day_is_read_back_from_each_of_its_wordings():
         assert len(set(ways)) == len(ways) >= 7
         for way in ways:
             assert seen.setdefault(way, wanted) == wanted
-            assert reading.times(way) == {wanted}, way
+            assert date_parser.times(way) == {wanted}, way
 
 
 def test_every_year_and_day_is_read_back_from_each_of_its_wordings():
     for year in range(dates.YEARS[0], dates.YEARS[1] + 1):
         for way in dates.year_ways(year):
-            assert reading.years(way) == {year}, way
+            assert date_parser.years(way) == {year}, way
     for day in range(1, 32):
-        assert reading.day_numbers(dates.ordinal(day)) == reading.day_numbers(dates.nth(day)) == {day}
+        assert date_parser.day_numbers(dates.ordinal(day)) == date_parser.day_numbers(dates.nth(day)) == {day}
 
 
 @given(st.integers(0, 999_999_999), st.integers(0, 9999))
@@ -127,24 +127,24 @@ def test_every_number_is_read_back_from_each_of_its_wordings(large, small):
         ways = dates.number_ways(n)
         assert len(ways) >= 1
         for way in ways:
-            assert reading.numbers(way) == {str(n)}, way
+            assert date_parser.numbers(way) == {str(n)}, way
 
 
 @given(st.dates(date(1600, 1, 1), date(2199, 12, 31)))
 def test_days_of_every_wording_are_read_back(day):
-    draw = dates.Draw(day.isoformat())
+    draw = dates.RandomChoices(day.isoformat())
     for short in (True, False):
         for _ in range(10):
             way = dates._day(draw, day, short)
-            assert reading.days(way.lower()) == {day.isoformat()}, way
+            assert date_parser.days(way.lower()) == {day.isoformat()}, way
 
 
 def test_the_reader_can_see_two_meanings():
     """The tests above can fail."""
-    assert len(reading.moments("the third of march two thousand ten ten in the morning")) == 2
-    assert reading.days("monday, 3 march 1984") == set()
-    assert reading.moments("03/04/1984") == reading.moments("half two at noon") == set()
-    assert reading.numbers("twelve eleven") == set()
+    assert len(date_parser.moments("the third of march two thousand ten ten in the morning")) == 2
+    assert date_parser.days("monday, 3 march 1984") == set()
+    assert date_parser.moments("03/04/1984") == date_parser.moments("half two at noon") == set()
+    assert date_parser.numbers("twelve eleven") == set()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_reader_can_see_two_meanings():
     ],
 )
 def test_the_reader_reads(source, target):
-    assert reading.moments(source) == {target}
+    assert date_parser.moments(source) == {target}
 
 
 # --- much, and many ways ----------------------------------------------------------------------------------------------
@@ -175,8 +175,8 @@ def test_the_count_is_below_what_is_there():
         ("dates", [f"{day} 14:15" for day in days]),
         ("numbers", [str(10**8 + i) for i in range(20_000)]),
     ):
-        share = sum(dates.side(task, target) == "train" for target in targets) / len(targets)
-        assert share > (dates.KEPT - 2) / dates.KEPT
+        share = sum(dates.split_of(task, target) == "train" for target in targets) / len(targets)
+        assert share > (dates.HELD_OUT_MODULUS - 2) / dates.HELD_OUT_MODULUS
     assert dates.count_sources("dates") == 219_146 * 1440 * 6 // 8
 
 
@@ -184,7 +184,7 @@ def test_the_count_is_below_what_is_there():
 def test_levels_grade_the_length(task):
     medians = []
     for level in range(dates.LEVELS):
-        lengths = sorted(len(pair.source) for pair in dates.pairs(task, 1, "train", 200, level))
+        lengths = sorted(len(pair.source) for pair in dates.examples(task, 1, "train", 200, level))
         medians.append(lengths[100])
     assert medians[0] * 1.5 < medians[1] < medians[2]
     assert medians[2] > medians[1] * 1.4
@@ -215,13 +215,13 @@ def test_what_means_two_things_to_people_is_not_written(made):
 @EVERY
 def test_no_held_out_source_or_target_occurs_in_training(task, made):
     for level in (None, 0):
-        train = made[task, "train"] + list(dates.pairs(task, 9, "train", MANY // 2, level))
-        aside = made[task, "held-out"] + list(dates.pairs(task, 4, "held-out", MANY // 2, level))
+        train = made[task, "train"] + list(dates.examples(task, 9, "train", MANY // 2, level))
+        aside = made[task, "held-out"] + list(dates.examples(task, 4, "held-out", MANY // 2, level))
         assert {p.source for p in train}.isdisjoint(p.source for p in aside)
         assert {p.target for p in train}.isdisjoint(p.target for p in aside)
 
 
 def test_short_sources_would_meet_without_the_two_sides():
     """The test above can fail: sources do come again where they are short."""
-    halves = [{p.source for p in dates.pairs("numbers", seed, "train", MANY // 2, 0)} for seed in (0, 1)]
+    halves = [{p.source for p in dates.examples("numbers", seed, "train", MANY // 2, 0)} for seed in (0, 1)]
     assert halves[0] & halves[1]

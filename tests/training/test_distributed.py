@@ -10,10 +10,10 @@ import pytest
 import torch
 from distributed_child import BATCH, STEPS, pair_runs, runs
 from safetensors.torch import load_file
-from tiny_pairs import pair_run
 from tiny_runs import losses, make_tokenizer, metrics, tiny_run
+from tiny_seq2seq import pair_run
 
-from glassformer.training.run.distributed import ALONE, launched, local_device
+from glassformer.training.run.distributed import SINGLE_PROCESS, is_torchrun, local_device
 
 HERE = Path(__file__).parent
 
@@ -76,8 +76,8 @@ def test_only_the_first_process_writes(together):
 
 def test_a_process_alone_is_the_whole_world():
     values = torch.ones(3)
-    assert ALONE.first
-    assert ALONE.tell(5) == 5
-    assert torch.equal(ALONE.sum(values), torch.ones(3))
-    assert not launched({})
+    assert SINGLE_PROCESS.first
+    assert SINGLE_PROCESS.broadcast(5) == 5
+    assert torch.equal(SINGLE_PROCESS.all_reduce(values), torch.ones(3))
+    assert not is_torchrun({})
     assert local_device({}, "auto") == "auto"

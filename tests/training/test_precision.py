@@ -10,7 +10,7 @@ from glassformer.errors import ConfigError
 from glassformer.families import find_family
 from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_sdpa
 from glassformer.nn.model import Decoder
-from glassformer.training.data.packing import PackedRows
+from glassformer.training.data.packing import PackedBatch
 from glassformer.training.init import init_weights
 from glassformer.training.run.precision import (
     attend_float32,
@@ -21,7 +21,7 @@ from glassformer.training.run.precision import (
     measure_matrix_rate,
     tune_malloc,
 )
-from glassformer.training.tasks.evaluate import Pass
+from glassformer.training.tasks.evaluate import Compute
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_attention_in_float32_under_autocast():
 
 def test_bfloat16_pass_is_near_float32_and_leaves_float32_gradients():
     ids = torch.randint(0, 11, (4, 17), generator=torch.Generator().manual_seed(0))
-    rows = PackedRows(ids[:, :-1], ids[:, 1:], torch.arange(16).expand(4, -1), None, 64, 64.0)
+    rows = PackedBatch(ids[:, :-1], ids[:, 1:], torch.arange(16).expand(4, -1), None, 64, 64.0)
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny()
-        loss = Pass(torch.device("cpu"), dtype).loss(model, rows)
+        loss = Compute(torch.device("cpu"), dtype).loss(model, rows)
         loss.backward()
         assert loss.dtype == torch.float32
         assert all(p.grad.dtype == torch.float32 for p in model.parameters())

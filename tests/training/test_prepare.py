@@ -13,10 +13,10 @@ import pytest
 
 from glassformer.errors import DataError
 from glassformer.training.data import prepare as module
-from glassformer.training.data.held_out import split
+from glassformer.training.data.held_out import choose_held_out
 from glassformer.training.data.prepare import prepare
 from glassformer.training.data.shards import HELD_OUT, LEFT_OUT, TRAIN, DocumentIndex, Shards
-from glassformer.training.data.sources import Document, Sources, Texts
+from glassformer.training.data.sources import Document, DocumentFiles, Texts
 
 
 class ByteTokenizer:
@@ -108,15 +108,15 @@ def test_share_cap_and_at_least_one():
     rng = np.random.default_rng(0)
     hashes, tokens = rng.integers(0, 2**63, 5000).astype(np.uint64), rng.integers(1, 100, 5000)
     for share in (0.01, 0.05, 0.3):
-        assert 0.9 * share < tokens[split(hashes, tokens, share, 10**9)].sum() / tokens.sum() <= share
-    assert 900 < tokens[split(hashes, tokens, 0.05, 1000)].sum() <= 1000
-    grown = split(np.append(hashes, hashes[:10] + 1), np.append(tokens, np.full(10, 50)), 0.05, 10**9)[:5000]
-    before = split(hashes, tokens, 0.05, 10**9)
+        assert 0.9 * share < tokens[choose_held_out(hashes, tokens, share, 10**9)].sum() / tokens.sum() <= share
+    assert 900 < tokens[choose_held_out(hashes, tokens, 0.05, 1000)].sum() <= 1000
+    grown = choose_held_out(np.append(hashes, hashes[:10] + 1), np.append(tokens, np.full(10, 50)), 0.05, 10**9)[:5000]
+    before = choose_held_out(hashes, tokens, 0.05, 10**9)
     assert (grown & before).sum() > 0.95 * before.sum()
-    few = split(hashes[:6], np.array([50, 20, 30, 40, 60, 70]), 0.05, 10**9)
+    few = choose_held_out(hashes[:6], np.array([50, 20, 30, 40, 60, 70]), 0.05, 10**9)
     assert few.tolist() == [False, True, False, False, False, False]  # none fits: the smallest
     large_first = np.array([10**6, *[10] * 99])
-    assert not split(np.arange(100, dtype=np.uint64), large_first, 0.05, 10**9)[0]
+    assert not choose_held_out(np.arange(100, dtype=np.uint64), large_first, 0.05, 10**9)[0]
 
 
 @pytest.mark.parametrize("size", [400, 300_000])
@@ -199,7 +199,7 @@ def test_the_same_is_opened_and_another_is_refused(tmp_path):
     again = prepare([str(path)], tokenizer, out)
     assert again.fingerprint == first.fingerprint
     assert tokenizer.calls == calls
-    once = prepare(iter(Sources(path)), tokenizer, out)  # goes by only once: tokenized, found the same, dropped
+    once = prepare(iter(DocumentFiles(path)), tokenizer, out)  # goes by only once: tokenized, found the same, dropped
     assert once.fingerprint == first.fingerprint
     assert tokenizer.calls > calls
     assert (out / "index.json").stat().st_ino == before
@@ -210,7 +210,7 @@ def test_the_same_is_opened_and_another_is_refused(tmp_path):
     with pytest.raises(DataError, match="another tokenizer"):
         prepare(path, ByteTokenizer(300), out)
     path.write_text(path.read_text().replace("Story 3:", "Story 8:"))
-    for source in (path, iter(Sources(path))):
+    for source in (path, iter(DocumentFiles(path))):
         with pytest.raises(DataError, match="other documents"):
             prepare(source, tokenizer, out)
     other = prepare(path, tokenizer, out, rebuild=True)
@@ -282,8 +282,8 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(self, tokens)
 
-    write = module.Builder._write
-    monkeypatch.setattr(module.Builder, "_write", full)
+    write = module.ShardWriter._write
+    monkeypatch.setattr(module.ShardWriter, "_write", full)
     with pytest.raises(DataError, match=r"data: No space left on device: .* MB of shards were written, about 6\.\d MB"):
         prepare(tmp_path / "a.jsonl", ByteTokenizer(), tmp_path / "data")
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]

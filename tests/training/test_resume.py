@@ -7,9 +7,9 @@ import pytest
 from tiny_runs import Crash, Log, crash, differing, end_state, losses, make_tokenizer, memory_folder, metrics, tiny_run
 
 from glassformer.errors import CheckpointError, ConfigError, DataError
+from glassformer.training.config import OptimConfig, ScheduleConfig
 from glassformer.training.run.metrics import read_metrics, truncate_metrics
-from glassformer.training.run.run_file import RunFile, recorded_settings
-from glassformer.training.settings import OptimConfig, ScheduleConfig
+from glassformer.training.run.run_file import RunFile, resume_config
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_run_by_seconds_keeps_its_steps_and_its_numbers(tokenizer, tmp_path):
 def test_more_steps_lengthen_a_run(tokenizer, tmp_path):
     tiny_run(tmp_path / "run", tokenizer, steps=4)
     log = Log()
-    settings = recorded_settings(tmp_path / "run", steps=6)
+    settings = resume_config(tmp_path / "run", steps=6)
     assert settings.resume
     assert settings.steps == 6
     run = tiny_run(tmp_path / "run", tokenizer, log, steps=6, resume=True)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassformer.errors import ConfigError
+from glassformer.training.config import ScheduleConfig
 from glassformer.training.optim.schedule import cosine_factor, inverse_sqrt_factor, lr_factor, warmup_factor, wsd_factor
-from glassformer.training.settings import ScheduleConfig
 
 
 def test_warmup_is_a_line_up_to_one():

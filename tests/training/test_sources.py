@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from glassformer.errors import DataError
-from glassformer.training.data.sources import PIECE, Sources, Texts, pieces
+from glassformer.training.data.sources import CHUNK, DocumentFiles, Texts, split_document
 
 
 def texts(sources):
@@ -52,7 +52,7 @@ def test_files_folders_globs_and_jsonl(here):
     (here / "code.py").write_text("x = 1\n")
     (here / "z.txt.gz").write_bytes(gzip.compress(b"packed"))
     (here / "y.jsonl.gz").write_bytes(gzip.compress(b'{"text": "packed too"}\n'))
-    sources = Sources(["d", "*.py", "z.txt.gz", "y.jsonl.gz", "d/a.md"])
+    sources = DocumentFiles(["d", "*.py", "z.txt.gz", "y.jsonl.gz", "d/a.md"])
     expected = [("d/a.md", "one"), ("d/b.txt", "two\n"), ("d/sub/c.jsonl:1", "three"), ("d/sub/c.jsonl:3", "foür\n"),
                 ("code.py", "x = 1\n"), ("z.txt.gz", "packed"), ("y.jsonl.gz:1", "packed too")]  # fmt: skip
     assert texts(sources) == expected
@@ -71,9 +71,9 @@ def test_files_folders_globs_and_jsonl(here):
 
 def test_separator(here):
     (here / "a.txt").write_text("one\n<|endoftext|>\ntwo\nlines\n<|endoftext|>\n\n<|endoftext|>")
-    assert texts(Sources("a.txt", separator="<|endoftext|>")) == [("a.txt#1", "one"), ("a.txt#2", "two\nlines")]
+    assert texts(DocumentFiles("a.txt", separator="<|endoftext|>")) == [("a.txt#1", "one"), ("a.txt#2", "two\nlines")]
     (here / "b.txt").write_text("one\n\ntwo\nlines\n\n\n\nthree\n")
-    assert whole(Sources("b.txt", separator="\n\n")) == ["one", "two\nlines", "three"]
+    assert whole(DocumentFiles("b.txt", separator="\n\n")) == ["one", "two\nlines", "three"]
 
 
 @pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n"])
@@ -82,7 +82,7 @@ def test_separators_across_blocks(here, monkeypatch, separator):
     monkeypatch.setattr("glassformer.training.data.sources.PIECE", 11)
     documents = ["ä" * n + f" {n} " + "b\nc" * n for n in range(1, 40)]
     (here / "a.txt").write_text(separator.join(documents))
-    assert whole(Sources("a.txt", separator=separator)) == documents
+    assert whole(DocumentFiles("a.txt", separator=separator)) == documents
 
 
 def test_a_long_document_comes_in_pieces_cut_between_words(here):
@@ -90,10 +90,10 @@ def test_a_long_document_comes_in_pieces_cut_between_words(here):
     (here / "a.txt").write_text(text)
     (here / "b.jsonl").write_text(json.dumps({"text": text}))
     for name in ("a.txt", "b.jsonl"):
-        found = list(Sources(name))
+        found = list(DocumentFiles(name))
         assert "".join(d.text for d in found) == text
         assert len(found) > 5
-        assert max(len(d.text) for d in found) <= 2 * PIECE
+        assert max(len(d.text) for d in found) <= 2 * CHUNK
         assert [d.ends for d in found] == [False] * (len(found) - 1) + [True]
 
 
@@ -114,7 +114,7 @@ QWEN2 = (
 def test_pieces_have_the_words_of_the_whole(monkeypatch, words):
     monkeypatch.setattr("glassformer.training.data.sources.PIECE", 70)
     text = "".join(words + "ab"[: i % 3] + " " * (i % 4 == 1) for i in range(300))
-    found = [d.text for d in pieces(text, "")]
+    found = [d.text for d in split_document(text, "")]
     assert "".join(found) == text
     assert len(found) > 30
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -126,7 +126,7 @@ def test_pieces_have_the_words_of_the_whole(monkeypatch, words):
 def test_byte_order_mark_and_line_ends(here):
     (here / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
     (here / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one\\r\\n"}\r\n{"text": "two"}\r\n')
-    sources = Sources(["a.txt", "b.jsonl"])
+    sources = DocumentFiles(["a.txt", "b.jsonl"])
     assert whole(sources) == ["one\ntwo\rthree\n", "one\r\n", "two"]
     assert sources.crlf_files == 1
 
@@ -135,7 +135,7 @@ def test_byte_order_mark_and_line_ends(here):
 def test_line_ends_and_characters_across_blocks(here, monkeypatch, block):
     monkeypatch.setattr("glassformer.training.data.sources.BLOCK", block)
     (here / "a.txt").write_bytes("\ufeffä\r\n😀\r\r\nz\r".encode())
-    assert "".join(d.text for d in Sources("a.txt")) == "ä\n😀\r\nz\r"
+    assert "".join(d.text for d in DocumentFiles("a.txt")) == "ä\n😀\r\nz\r"
 
 
 BAD = {
@@ -161,20 +161,20 @@ def test_bad_input_is_skipped_and_counted_or_refused(here, name):
     data, reason, where = BAD[name]
     (here / name).write_bytes(data)
     (here / "good.txt").write_text("good")
-    sources = Sources([name, "good.txt"])
+    sources = DocumentFiles([name, "good.txt"])
     assert set(whole(sources)) <= {"good", "a"}  # nothing of a broken document gets through
     assert sources.skipped.counts == {reason: 1}
     assert sources.skipped.examples[reason][0].startswith(where)
     assert f"1 {reason} ({where}" in sources.skipped.lines()[0]
     with pytest.raises(DataError) as error:
-        list(Sources([name, "good.txt"], strict=True))
+        list(DocumentFiles([name, "good.txt"], strict=True))
     assert where in str(error.value)
     assert reason in str(error.value)
 
 
 def test_not_readable(here):
     (here / "a.txt").write_text("text")
-    sources = Sources("a.txt")
+    sources = DocumentFiles("a.txt")
 
     def refuse(name):
         raise PermissionError(13, "Permission denied")
@@ -192,37 +192,37 @@ def test_nothing_found_says_what_was_looked_for(here):
     for given, message in (("no.txt", "no.txt: there is no such file"), ("no/*.txt", "no/.*no file matches"),
                            ("d", r"d: no text in this folder: .*\.txt \.md"), ([], "no data was named")):  # fmt: skip
         with pytest.raises(DataError, match=message):
-            Sources(given)
+            DocumentFiles(given)
     with pytest.raises(DataError, match=r"no document could be read from e.txt: 1 empty \(e.txt\)"):
-        list(Sources("e.txt"))
+        list(DocumentFiles("e.txt"))
     with pytest.raises(DataError, match="separator"):
-        Sources("e.txt", separator="")
+        DocumentFiles("e.txt", separator="")
 
 
 def test_stdin(here, monkeypatch):
     stdin(monkeypatch, b'{"text": "one"}\n{"text": "two"}\n')
-    assert texts(Sources("-")) == [("-:1", "one"), ("-:2", "two")]
+    assert texts(DocumentFiles("-")) == [("-:1", "one"), ("-:2", "two")]
     stdin(monkeypatch, b"{not json}\nbut text\n")
-    assert texts(Sources("-")) == [("-", "{not json}\nbut text\n")]
+    assert texts(DocumentFiles("-")) == [("-", "{not json}\nbut text\n")]
     stdin(monkeypatch, b"one\n---\ntwo")
-    sources = Sources(["-"], separator="---")
+    sources = DocumentFiles(["-"], separator="---")
     assert texts(sources) == [("-#1", "one"), ("-#2", "two")]
-    assert not sources.again
+    assert not sources.repeatable
     stdin(monkeypatch, b"")
     with pytest.raises(DataError, match=r"from -: 1 empty \(-\)"):
-        list(Sources("-"))
+        list(DocumentFiles("-"))
 
 
 def test_text_field(here):
     (here / "a.jsonl").write_text('{"story": "x", "text": "y"}\n')
-    assert texts(Sources("a.jsonl", text_field="story")) == [("a.jsonl:1", "x")]
+    assert texts(DocumentFiles("a.jsonl", text_field="story")) == [("a.jsonl:1", "x")]
 
 
 def test_texts_in_memory():
     assert texts(Texts(["a", "b"], "stories")) == [("stories#1", "a"), ("stories#2", "b")]
-    assert Texts(["a"]).again
-    assert Texts(lambda: iter("ab")).again
-    assert not Texts(iter("ab")).again
+    assert Texts(["a"]).repeatable
+    assert Texts(lambda: iter("ab")).repeatable
+    assert not Texts(iter("ab")).repeatable
     twice = Texts(lambda: (str(i) for i in range(3)))
     assert texts(twice) == texts(twice) != []
     with pytest.raises(DataError, match="text#1: a text must be a string, got bytes"):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from glassformer.families.common.shape import ShapeConfig
 from glassformer.text.train import train_tokenizer
+from glassformer.training.config import OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 from glassformer.training.run.metrics import Reporter
 from glassformer.training.run.train import train
-from glassformer.training.settings import OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 
 SHAPE = ShapeConfig(d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24, context=16)
 TIMES = ("tokens_per_second", "matrix_share")

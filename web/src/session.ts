@@ -2,7 +2,6 @@
 import { read, START, write, type Edit, type Place } from "./lib/address.js";
 import type { Bar } from "./bar.js";
 import { Refused, wantsKey, type Transport } from "./transport.js";
-import { worthSeeing } from "./first.js";
 import { asServed } from "./recipe.js";
 import { stepOf } from "./steps.js";
 import type { Anatomy, Kind, TraceInfo, Written } from "./shapes.js";
@@ -27,7 +26,7 @@ const OPENS: Record<Kind, string> = {
 
 const WHOLE = 64; // tokens that a translation may take: it ends by itself
 
-const PATIENCE = 1500; // milliseconds that a first picture waits for a head worth seeing
+const PATIENCE = 1500; // milliseconds that a first picture waits for the focus
 const KEPT = 300; // answers, the oldest dropped first
 const READ = 24; // texts
 
@@ -75,12 +74,12 @@ export class Session extends EventTarget {
     this.#read.clear();
     this.#opened = "";
     try {
-      const list = await this.transport.json<{ data: { id: string; kind?: Kind; opening?: string | null }[] }>(
+      const list = await this.transport.json<{ data: { id: string; kind?: Kind; example_text?: string | null }[] }>(
         "/v1/models",
       );
       this.models = list.data.map((model) => model.id);
       this.kinds = Object.fromEntries(list.data.map((model) => [model.id, model.kind ?? "decoder"]));
-      this.openings = Object.fromEntries(list.data.map((model) => [model.id, model.opening ?? null]));
+      this.openings = Object.fromEntries(list.data.map((model) => [model.id, model.example_text ?? null]));
       this.#settle(this.bar.read());
       await this.open();
     } catch (error) {
@@ -336,10 +335,18 @@ export class Session extends EventTarget {
       open = place.layer < 0 || place.head < 0 || place.key < 0;
     if (open && this.anatomy?.kind === "decoder") {
       const soon = new Promise<Partial<Here>>((done) => setTimeout(() => done({}), PATIENCE));
-      const found = worthSeeing(this, trace).catch(() => ({}));
+      const found = this.#focus(trace).catch(() => ({}));
       this.first = await Promise.race([found, soon]);
     }
     this.trace = trace;
+  }
+
+  /** The layer, head, query and key to show first, where the address leaves them open: see views/focus.py. */
+  #focus(trace: TraceInfo): Promise<Here> {
+    const { layer, head, query } = this.place;
+    const at = { layer, head, query: Math.min(query, trace.tokens.length - 1) };
+    const given = Object.fromEntries(Object.entries(at).filter(([, value]) => value >= 0));
+    return this.ask<Here>(`/v1/traces/${trace.id}/focus${asked(given)}`);
   }
 
   /** End the writing; the server notices that nobody listens. */

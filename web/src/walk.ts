@@ -48,7 +48,7 @@ export const WALK: readonly Step[] = [
         </p>
         <p>
           Click any field: the stronger its colour, the larger the share. Of all heads, this page opens at the one that
-          speaks loudest for what the model says next.
+          adds most to the logit of the likeliest next token.
         </p>`,
   },
   {

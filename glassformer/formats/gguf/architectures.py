@@ -251,7 +251,7 @@ GGUF: dict[str, GgufArchitecture] = {
         "gpt-oss",
         (
             *but((*COMMON, *HALVES), "ffn_norm", "post_attention_norm"),
-            TensorRule("blk.{i}.post_attention_norm.weight", ("blocks.{i}.mlp_residual.pre.weight",)),
+            TensorRule("blk.{i}.post_attention_norm.weight", ("blocks.{i}.mlp_norm.weight",)),
         ),
         {**WIDE, **MIXED, "expert_feed_forward_length": "intermediate_size"},
         fixed={"swiglu_limit": 7.0, "attention_bias": True} | UNTIED,

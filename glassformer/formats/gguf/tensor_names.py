@@ -19,13 +19,13 @@ COMMON = (
     TensorRule("position_embd.weight", ("positions.weight",)),
     *linear("output_norm", "norm"),
     rule(HEAD, "head.weight"),
-    rule("output.bias", "head_bias"),
-    *linear(f"{BLOCK}.attn_norm", f"{OURS}.attn_residual.pre"),
+    rule("output.bias", "head.bias"),
+    *linear(f"{BLOCK}.attn_norm", f"{OURS}.attn_norm"),
     *linear(f"{BLOCK}.attn_output", f"{OURS}.attn.o"),
-    *linear(f"{BLOCK}.ffn_norm", f"{OURS}.mlp_residual.pre"),
+    *linear(f"{BLOCK}.ffn_norm", f"{OURS}.mlp_norm"),
     *(one for part in PARTS for one in linear(f"{BLOCK}.ffn_{part}", f"{OURS}.mlp.{part}")),
-    rule(f"{BLOCK}.post_attention_norm.weight", f"{OURS}.attn_residual.out.weight"),
-    rule(f"{BLOCK}.post_ffw_norm.weight", f"{OURS}.mlp_residual.out.weight"),
+    rule(f"{BLOCK}.post_attention_norm.weight", f"{OURS}.attn_out_norm.weight"),
+    rule(f"{BLOCK}.post_ffw_norm.weight", f"{OURS}.mlp_out_norm.weight"),
     rule(f"{BLOCK}.attn_sinks.weight", f"{OURS}.attn.sinks"),
     *(rule(f"{BLOCK}.attn_{p}_norm.weight", f"{OURS}.attn.{p}_norm.weight") for p in "qk"),
     *(rule(f"{BLOCK}.attn_{p}_norm.weight", f"{OURS}.attn.{p}_norm.{{j}}.weight") for p in "qk"),
@@ -55,7 +55,7 @@ LATENT = (
     rule(f"{BLOCK}.attn_kv_a_norm.weight", f"{OURS}.attn.kv_norm.weight"),
     rule(f"{BLOCK}.attn_k_b.weight", f"{OURS}.attn.expand_k.weight", transposed=True, heads=True),
     rule(f"{BLOCK}.attn_v_b.weight", f"{OURS}.attn.expand_v.weight", heads=True),
-    rule(f"{BLOCK}.exp_probs_b.bias", f"{OURS}.mlp.correction", float32=True),
+    rule(f"{BLOCK}.exp_probs_b.bias", f"{OURS}.mlp.score_correction", float32=True),
     *(one for part in PARTS for one in linear(f"{BLOCK}.ffn_{part}_shexp", f"{OURS}.mlp.shared.{part}")),
 )
 OTHER_LATENT = linear(f"{BLOCK}.attn_kv_b", f"{OURS}.attn.expand_k", f"{OURS}.attn.expand_v", by_head=True)
@@ -71,8 +71,8 @@ TYPES = "token_types.weight"
 BEHIND = (
     rule(TYPES, TYPES),
     *linear("token_embd_norm", "embed_norm"),
-    *linear(f"{BLOCK}.attn_output_norm", f"{OURS}.attn_residual.post"),
-    *linear(f"{BLOCK}.layer_output_norm", f"{OURS}.mlp_residual.post"),
+    *linear(f"{BLOCK}.attn_output_norm", f"{OURS}.attn_post_norm"),
+    *linear(f"{BLOCK}.layer_output_norm", f"{OURS}.mlp_post_norm"),
 )
 
 # Each side of an encoder-decoder, whose positions are a bias of the scores that block 0 keeps for all.
@@ -91,7 +91,7 @@ def _side(theirs: str, ours: str, source: bool) -> tuple[TensorRule, ...]:
             for part in "qkvo"
         ),
         *(
-            rule(f"{block}.{name}_norm.weight", f"{mine}.{short}_residual.pre.weight")
+            rule(f"{block}.{name}_norm.weight", f"{mine}.{short}_norm.weight")
             for name, short in (*attentions, ("ffn", "mlp"))
         ),
         *(rule(f"{block}.ffn_{part}.weight", f"{mine}.mlp.{part}.weight") for part in PARTS),

@@ -26,13 +26,13 @@ from glassformer.nn.step import Step
 TABLES = (["embed.tokens"], ["embed.types"], ["encoder.embed.tokens"])
 # What the output of a module of ours is called, inside a block and outside.
 OUTPUTS = {
-    "attn_residual.pre": "attn.x", "attn.q": "attn.q", "attn.k": "attn.k", "attn.v": "attn.v", "attn.o": "attn.out",
+    "attn_norm": "attn.x", "attn.q": "attn.q", "attn.k": "attn.k", "attn.v": "attn.v", "attn.o": "attn.out",
     "attn.q.expand": "attn.q", "attn.kv_norm": "attn.latent",
-    "attn_residual.out": "attn.add", "attn_residual.post": "resid_mid",
-    "cross_residual.pre": "cross.x", "cross.q": "cross.q", "cross.k": "cross.k", "cross.v": "cross.v",
-    "cross.o": "cross.out", "cross_residual.out": "cross.add", "cross_residual.post": "resid_cross",
-    "mlp_residual.pre": "mlp.x", "mlp.gate": "mlp.gate", "mlp.up": "mlp.up", "mlp.down": "mlp.out",
-    "mlp_residual.out": "mlp.add", "mlp_residual.post": "resid_post",
+    "attn_out_norm": "attn.add", "attn_post_norm": "resid_mid",
+    "cross_norm": "cross.x", "cross.q": "cross.q", "cross.k": "cross.k", "cross.v": "cross.v",
+    "cross.o": "cross.out", "cross_out_norm": "cross.add", "cross_post_norm": "resid_cross",
+    "mlp_norm": "mlp.x", "mlp.gate": "mlp.gate", "mlp.up": "mlp.up", "mlp.down": "mlp.out",
+    "mlp_out_norm": "mlp.add", "mlp_post_norm": "resid_post",
     "embed": "embed.tokens", "token_types": "embed.types", "embed_norm": "embed.out", "norm": "final.norm",
 }  # fmt: skip
 

@@ -11,9 +11,7 @@ import math
 from functools import cache
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
-
+from glassformer.errors import ConfigError
 from glassformer.inspect.drawing.colour import HUE, PAPER, Rgb, readable, share_colour, signed_colour
 from glassformer.inspect.drawing.panels import (
     Bars,
@@ -27,6 +25,12 @@ from glassformer.inspect.drawing.panels import (
     Table,
     TokenPanel,
 )
+
+try:
+    from PIL import Image, ImageDraw, ImageFont
+    from PIL.PngImagePlugin import PngInfo
+except ImportError:
+    raise ConfigError("PNG pictures need Pillow: pip install 'glassformer[png]'") from None
 
 WIDTH, EDGE, FONT, ROW = 1120, 28, 15, 22
 INKED: Rgb = (28, 33, 40)
@@ -82,7 +86,25 @@ class PngCanvas:
         return x + font.getlength(text)
 
     def add(self, panel: Panel) -> None:
-        getattr(self, type(panel).__name__.lower())(panel)
+        match panel:
+            case Heading():
+                self.heading(panel)
+            case Line():
+                self.line(panel)
+            case TokenPanel():
+                self.tokens(panel)
+            case MatrixPanel():
+                self.matrix(panel)
+            case Gallery():
+                self.gallery(panel)
+            case Strip():
+                self.strip(panel)
+            case Bars():
+                self.bars(panel)
+            case Table():
+                self.table(panel)
+            case Seal():
+                self.seal(panel)
 
     def finish(self) -> bytes:
         said = PngInfo()

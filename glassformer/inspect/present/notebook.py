@@ -17,22 +17,19 @@ from html import escape
 from typing import Any
 from uuid import uuid4
 
-import torch
-
 from glassformer.errors import ConfigError, GlassformerError, RequestError
 from glassformer.inspect.drawing import trace_panels as of_trace
 from glassformer.inspect.drawing.draw import draw
 from glassformer.inspect.drawing.png import png
-from glassformer.inspect.edits.edit import Store, from_json
+from glassformer.inspect.present.describe import describe_error, describe_text
 from glassformer.inspect.present.report import start
 from glassformer.inspect.present.report_data import prompt_of, target_of
-from glassformer.inspect.present.router import TraceRouter, error_of, told
+from glassformer.inspect.present.router import LocalRouter
 from glassformer.inspect.present.web_build import ALSO, built, picture_of
-from glassformer.inspect.sweep.sweep import sweep
 from glassformer.inspect.trace.trace import Trace
-from glassformer.inspect.views.focus import Focus, worth_seeing
+from glassformer.inspect.views.focus import Focus, focus
 from glassformer.inspect.views.registry import VIEWS
-from glassformer.inspect.views.result import dump, plain
+from glassformer.inspect.views.result import dump
 
 GUEST = """
 const script = %s, style = %s;
@@ -59,75 +56,57 @@ export default {
 
 
 class NotebookChannel:
-    """Messages about one trace, and those made of its text, answered."""
+    """Answers the page's messages about one trace, and about traces made from its text."""
 
     def __init__(self, t: Trace):
-        self.answers = TraceRouter(t.lm, getattr(t.lm, "source", "") or "model")
-        self.id = self.answers.add(t)
-        self.text = prompt_of(self.answers, self.id)
-        self.store = Store()
+        self.router = LocalRouter(t.lm, getattr(t.lm, "source", "") or "model")
+        self.id = self.router.add(t)
+        self.prompt = prompt_of(self.router, self.id)
 
-    def hear(self, message: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], bytes | None]]:
-        """What is sent back: one answer, or one for each event; a refusal says why."""
-        id = message.get("id")
+    def answer(self, message: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+        """Yield one reply, or one for each event, as (content, bytes). An error is a reply that says what is wrong."""
+        id, path = message.get("id"), str(message.get("path"))
         try:
             if message.get("kind") == "get":
-                yield {"id": id, "done": True}, self.answers.get(str(message.get("path")))
+                yield {"id": id, "done": True}, self.router.get(path)
                 return
-            for event, data in self._events(str(message.get("path")), message.get("body") or {}):
+            for event, data in self._events(path, message.get("body") or {}):
                 yield {"id": id, "event": event, "done": False}, dump(data)
             yield {"id": id, "done": True}, None
         except GlassformerError as error:
-            yield {"id": id, "done": True} | error_of(error), None
+            yield {"id": id, "done": True} | describe_error(error), None
 
     def _events(self, path: str, body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         if path == "/v1/traces":
-            yield from self._traced(dict(body))
-        elif path == "/v1/sweeps":
-            yield from self._swept(dict(body))
-        elif path == "/v1/vectors":
-            yield "vector", {"vector": self.store.put(torch.tensor(body.get("values", [])))}
-        elif "/views/" in path:
-            yield from self.answers.rows(path)
-        else:
-            raise RequestError(f"nothing is done at {path[:100]} in a notebook")
+            return self._trace(dict(body))
+        if path == "/v1/sweeps":
+            return self.router.sweep_events(body)
+        if path == "/v1/vectors":
+            return iter([("vector", self.router.store_vector(body.get("values", [])))])
+        if events := self.router.open(path).events:
+            return events()
+        raise RequestError(f"{path[:100]} has no events: send the message with the kind 'get'")
 
-    def _traced(self, body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """The trace that is here already, or a new one of what is asked for."""
-        first = self.answers.traces[self.id]
-        prompt, more = body.pop("prompt", ""), body.pop("max_tokens", 0)
+    def _trace(self, body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Yield the notebook's own trace where the request describes it; otherwise make a new one."""
+        first = self.router.traces[self.id]
+        prompt, n, target = body.pop("prompt", ""), body.pop("max_tokens", 0), body.pop("target", None)
         given = body.pop("edits", [])
-        for name in ("model", "stream"):
-            body.pop(name, None)
-        own = [edit.json for edit in first.edits]
-        target = body.pop("target", None)
-        same = target is None or target == target_of(first)
-        if prompt == self.text and more == len(first) - first.n_prompt and given == own and same:
-            yield "trace", self.answers.described(self.id)
+        options = {name: value for name, value in body.items() if name not in ("model", "stream")}
+        same_target = target is None or target == target_of(first)
+        same_edits = given == [edit.json for edit in first.edits]
+        if prompt == self.prompt and n == len(first) - first.n_prompt and same_edits and same_target:
+            yield "trace", self.router.describe_all(self.id)
             return
-        edits = [from_json(one, self.store, self.answers.trace) for one in given]
-        if not more:
-            body = {}  # how tokens are chosen does not matter where none are
-        lm: Any = self.answers.lm
-        if lm.kind != "decoder":
-            pair = {} if lm.kind == "encoder" else {"target": target, "max_tokens": more or None}
-            yield "trace", self.answers.described(self.answers.add(lm.trace(prompt, edit=edits, **pair)))
-            return
-        for one in lm.trace_stream(prompt, edit=edits, max_tokens=more, **body):
-            if isinstance(one, Trace):
-                yield "trace", self.answers.described(self.answers.add(one))
-
-    def _swept(self, body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        t, source = self.answers.trace(str(body.pop("trace", ""))), body.pop("source", None)
-        found = sweep(t, source=None if source is None else self.answers.trace(source), **body)
-        about = {name: getattr(found, name) for name in ("position", "target", "rival", "base", "metric")}
-        yield "begin", plain(about) | {"total": len(found)}
-        for one in found:
-            row = {
-                name: getattr(one, name) for name in ("layer", "head", "position", "value", "change", "done", "total")
-            }
-            yield "row", plain(row) | {"edit": one.edit.json}
-        yield "done", {}
+        lm: Any = self.router.lm
+        edit, n_prompt = self.router.edits.read(given), 0
+        if lm.kind == "decoder":
+            n_prompt = len(lm.encode(prompt))
+            made = lm.trace_stream(prompt, edit=edit, max_tokens=n, **(options if n else {}))
+        else:
+            how = {} if lm.kind == "encoder" else {"target": target, "max_tokens": n or None}
+            made = [lm.trace(prompt, edit=edit, **how)]
+        yield from self.router.trace_events(self.router.name, lm, n_prompt, made)
 
 
 def show(t: Trace, view: str = "cell", **where: Any) -> Any:
@@ -140,9 +119,9 @@ def show(t: Trace, view: str = "cell", **where: Any) -> Any:
     for name in where:
         if name not in ("layer", "head", "query", "key"):
             raise RequestError(f"show takes layer, head, query and key, and not {name!r}", param=name)
-    place = worth_seeing(t, **where)
+    place = focus(t, **where)
     talk = NotebookChannel(t)
-    return widget_class()(talk, start(t, place, picture, talk.text), still(t, ALSO.get(view, view), place))
+    return widget_class()(talk, start(t, place, picture, talk.prompt), still(t, ALSO.get(view, view), place))
 
 
 def still(t: Trace, view: str, place: Focus) -> bytes:
@@ -157,7 +136,7 @@ def still(t: Trace, view: str, place: Focus) -> bytes:
         )
     usual: dict[str, Any] = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key}
     usual |= {"position": place.query, "token": t.ids[place.query], "tokens": t.ids}
-    usual |= {"text": told(t)["text"], "word": t.tokens[place.query]}
+    usual |= {"text": describe_text(t)["text"], "word": t.tokens[place.query]}
     subject: Any = t.lm if found.of == "model" else t
     return png(draw(found, subject, found.function(subject, **{n: usual[n] for n in found.parameters if n in usual})))
 
@@ -189,7 +168,7 @@ def widget_class() -> type:
             self.on_msg(self._heard)
 
         def _heard(self, _: Any, message: dict[str, Any], buffers: Any = None) -> None:
-            for said, data in self.talk.hear(message):
+            for said, data in self.talk.answer(message):
                 self.send(said, buffers=[] if data is None else [data])
 
         def _ipython_display_(self) -> None:
@@ -203,7 +182,7 @@ def widget_class() -> type:
         def still_bundle(self) -> dict[str, str]:
             """The still picture, as HTML that the live one can find, and as an image."""
             image = base64.b64encode(self.picture).decode()
-            alt = escape(f"{self.place['view']} of {self.talk.text[:80]}", quote=True)
+            alt = escape(f"{self.place['view']} of {self.talk.prompt[:80]}", quote=True)
             html = f'<img id="{self.still}" alt="{alt}" style="max-width: 100%" src="data:image/png;base64,{image}">'
             return {"text/html": html, "image/png": image, "text/plain": alt}
 

@@ -15,12 +15,13 @@ from typing import Any
 from glassformer.atomic import replacing
 from glassformer.errors import RequestError
 from glassformer.inspect.present import report_data as baking
+from glassformer.inspect.present.paths import DEFAULTS
 from glassformer.inspect.present.report_data import RULE, Advance, bodies, prompt_of, target_of
-from glassformer.inspect.present.router import DEFAULTS, TraceRouter
+from glassformer.inspect.present.router import LocalRouter
 from glassformer.inspect.present.web_build import built, picture_of
-from glassformer.inspect.record.seq2seq import GeneratedTarget
+from glassformer.inspect.trace.seq2seq import GeneratedTarget
 from glassformer.inspect.trace.trace import Trace
-from glassformer.inspect.views.focus import Focus, worth_seeing
+from glassformer.inspect.views.focus import Focus, focus
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; form-action 'none'"
@@ -59,10 +60,10 @@ def report(
     """The file's text."""
     page, picture = built(), picture_of(view or "cell")
     name = str(name or getattr(t.lm, "source", "") or "model")
-    answers = TraceRouter(t.lm, name)
+    answers = LocalRouter(t.lm, name)
     ids = [answers.add(one) for one in (t, before) if one is not None]
     text = prompt_of(answers, ids[0]) if text is None else text
-    place = place or worth_seeing(t)
+    place = place or focus(t)
     kept = baking.bake(answers, ids, place, how, text, advance)
     about = {
         "place": start(t, place, picture, text),

@@ -18,15 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from glassformer.errors import CapacityError, GlassformerError
-from glassformer.inspect.present.router import (
-    TraceRouter,
-    error_of,
-    key_of,
-    path_of_model,
-    path_of_tensor,
-    path_of_trace,
-    told,
-)  # fmt: skip
+from glassformer.inspect.present.describe import describe_error, describe_text
+from glassformer.inspect.present.paths import cache_key, model_view_path, tensor_path, trace_view_path
+from glassformer.inspect.present.router import LocalRouter
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.embedding import distinct
 from glassformer.inspect.views.focus import Focus
@@ -45,7 +39,7 @@ Advance = Callable[[int, int | None, str], None]
 
 
 def bake(
-    answers: TraceRouter, ids: list[str], place: Focus, how: str, text: str, advance: Advance | None = None
+    answers: LocalRouter, ids: list[str], place: Focus, how: str, text: str, advance: Advance | None = None
 ) -> dict[str, bytes]:
     """{what is asked: the answer} of traces, as JSON. CapacityError where it is more than a browser should open."""
     found: dict[str, bytes] = {}
@@ -53,7 +47,7 @@ def bake(
 
     def keep(path: str, total: int | None) -> None:
         nonlocal size
-        found[key_of(path)] = answer = packed(answers, path)
+        found[cache_key(path)] = answer = packed(answers, path)
         size += len(answer)
         if size > MOST:
             raise CapacityError(
@@ -64,57 +58,57 @@ def bake(
             advance(len(found), total, "baking")
 
     for path in of_model(answers, ids, text, found):
-        if key_of(path) not in found:
+        if cache_key(path) not in found:
             keep(path, None)
-    asked = {key_of(path): path for id in ids for path in of_trace(answers, id, place, how)}
+    asked = {cache_key(path): path for id in ids for path in of_trace(answers, id, place, how)}
     total = len(found) + len(asked)
     for path in asked.values():
         keep(path, total)
     return found
 
 
-def packed(answers: TraceRouter, path: str) -> bytes:
+def packed(answers: LocalRouter, path: str) -> bytes:
     """["json", answer], ["tensor", base64 of it] or ["refused", the error]."""
     try:
         data = answers.get(path)
     except GlassformerError as error:
-        return b'["refused",' + dump(error_of(error)) + b"]"
+        return b'["refused",' + dump(describe_error(error)) + b"]"
     if "/tensors/" in path:
         return b'["tensor","' + base64.b64encode(data) + b'"]'
     return b'["json",' + data + b"]"
 
 
-def of_model(answers: TraceRouter, ids: list[str], text: str, found: Mapping[str, bytes]) -> Iterator[str]:
+def of_model(answers: LocalRouter, ids: list[str], text: str, found: Mapping[str, bytes]) -> Iterator[str]:
     """The model, its tokenizer on this text, and the rows of its tokens with those near them.
 
     found: the answers so far; what comes after a row depends on it.
     """
     name = answers.name
     yield "/v1/models"
-    yield path_of_model(name, "anatomy")
-    yield path_of_model(name, "tokens", text=text)
+    yield model_view_path(name, "anatomy")
+    yield model_view_path(name, "tokens", text=text)
     for word in dict.fromkeys(WORD.findall(text)):
-        yield path_of_model(name, "merges", word=word)
+        yield model_view_path(name, "merges", word=word)
     tables = [table for table in distinct(answers.lm) if table != "source"]
     for id in ids:
         t = answers.traces[id]
         for table in tables:
             for token in dict.fromkeys(t.ids):
-                path = path_of_model(name, "embedding", token=token, n=12, table=table)
+                path = model_view_path(name, "embedding", token=token, n=12, table=table)
                 yield path
-                yield path_of_model(name, "embedding", token=token, n=1, table=table)
-                near = json.loads(found[key_of(path)])[1]["nearest"]
+                yield model_view_path(name, "embedding", token=token, n=1, table=table)
+                near = json.loads(found[cache_key(path)])[1]["nearest"]
                 some = list(dict.fromkeys([*t.ids, *(one["id"] for one in near)]))
-                yield path_of_model(name, "embedding_map", tokens=some, table=table)
+                yield model_view_path(name, "embedding_map", tokens=some, table=table)
 
 
-def of_trace(answers: TraceRouter, id: str, place: Focus, how: str) -> Iterator[str]:
+def of_trace(answers: LocalRouter, id: str, place: Focus, how: str) -> Iterator[str]:
     """What the page may ask of a trace, at the places that are baked."""
     t = answers.traces[id]
     n, everywhere = len(t), how == "all"
 
     def see(view: str, **given: Any) -> str:
-        return path_of_trace(id, view, **given)
+        return trace_view_path(id, view, **given)
 
     for other in answers.traces:
         if other != id:
@@ -129,14 +123,14 @@ def of_trace(answers: TraceRouter, id: str, place: Focus, how: str) -> Iterator[
     place = Focus(place.layer, place.head, min(place.query, n - 1), min(place.key, n - 1), place.because)
 
     def probs(layer: int, slice: str, **given: Any) -> str:
-        return path_of_tensor(id, f"blocks.{layer}.attn.probs", slice=slice, **given)
+        return tensor_path(id, f"blocks.{layer}.attn.probs", slice=slice, **given)
 
     yield from map(see, ("summary", "times", "tracks", "roles", "cache_speed"))
     for q in range(n):
         yield see("lens", top=5, position=q)
         yield see("attribution", position=q)
         yield see("sampling", position=q, top=12)
-        yield path_of_tensor(id, "embed.out", slice=f"{q},:", dtype="f32")
+        yield tensor_path(id, "embed.out", slice=f"{q},:", dtype="f32")
     near, far = (range(n), range(n)) if everywhere else (around(place.query, NEAR, n), [place.key])
     for layer, many in enumerate(layers):  # what a layer left at a token is at hand as long as its pictures are baked
         yield see("grid", layer=layer, size=48)
@@ -168,10 +162,10 @@ def of_trace(answers: TraceRouter, id: str, place: Focus, how: str) -> Iterator[
 
 def of_pair(t: Any, id: str, place: Focus, everywhere: bool) -> Iterator[str]:
     """Of what reads a source beside: where it looked, by every head, and the cells of attention there."""
-    yield path_of_trace(id, "alignment")
+    yield trace_view_path(id, "alignment")
     for i, layer in enumerate(t.config.layers):
         for head in (None, *range(layer.cross.n_heads)):
-            yield path_of_trace(id, "alignment", layer=i, head=head)
+            yield trace_view_path(id, "alignment", layer=i, head=head)
     n_keys = len(t.source)
     for attention, stack, n_queries in (("cross", t.config, len(t)), ("encoder", t.config.encoder, n_keys)):
         many = [(one.cross if attention == "cross" else one.attention).n_heads for one in stack.layers]
@@ -181,18 +175,18 @@ def of_pair(t: Any, id: str, place: Focus, everywhere: bool) -> Iterator[str]:
             some = crossing(query, range(n_queries), key, range(n_keys), everywhere)
             if everywhere or i == layer or h == head:
                 for q, k in some if everywhere or (i, h) == (layer, head) else [(query, key)]:
-                    yield path_of_trace(id, "cell", layer=i, head=h, query=q, key=k, attention=attention)
+                    yield trace_view_path(id, "cell", layer=i, head=h, query=q, key=k, attention=attention)
 
 
 def of_recurrent(t: Any, id: str) -> Iterator[str]:
     """Of a model that carries one state on: what it looked at, and all that is small."""
     for view in ("summary", "alignment", "times"):
-        yield path_of_trace(id, view)
+        yield trace_view_path(id, view)
     for q in range(len(t)):
-        yield path_of_trace(id, "sampling", position=q, top=12)
-        yield path_of_tensor(id, "rnn.context", slice=f"{q},:")
+        yield trace_view_path(id, "sampling", position=q, top=12)
+        yield tensor_path(id, "rnn.context", slice=f"{q},:")
     for key in range(len(t.source)):
-        yield path_of_tensor(id, "rnn.states", slice=f"{key},:")
+        yield tensor_path(id, "rnn.states", slice=f"{key},:")
 
 
 def around(at: int, reach: int, n: int) -> range:
@@ -214,25 +208,25 @@ def piece(head: int, query: int, key: int, n: int) -> str:
     return f"{head},{row}:{row + WHOLE},{column}:{column + WHOLE}"
 
 
-def bodies(answers: TraceRouter, ids: list[str], text: str) -> list[dict[str, Any]]:
+def bodies(answers: LocalRouter, ids: list[str], text: str) -> list[dict[str, Any]]:
     """How the page asks for each trace, and what it is told of it."""
     found = []
     for id in ids:
         t = answers.traces[id]
         asked = {"prompt": text, "max_tokens": len(t) - t.n_prompt, "edits": [edit.json for edit in t.edits]}
-        found.append(asked | {"trace": answers.described(id)})
+        found.append(asked | {"trace": answers.describe_all(id)})
     return found
 
 
-def prompt_of(answers: TraceRouter, id: str) -> str:
+def prompt_of(answers: LocalRouter, id: str) -> str:
     """A trace's prompt as a text, or its source; its ids where the model has no tokenizer."""
     t = answers.traces[id]
     if t.lm.tokenizer is None:
         return " ".join(map(str, t.ids[: t.n_prompt]))
-    said = told(t)
+    said = describe_text(t)
     return said["source"]["text"] if "source" in said else said["text"][: said["tokens"][t.n_prompt - 1]["end"]]
 
 
 def target_of(t: Trace) -> str:
     """A target as a text."""
-    return told(t)["target"]["text"]
+    return describe_text(t)["target"]["text"]

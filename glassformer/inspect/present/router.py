@@ -1,39 +1,244 @@
-"""A model and its traces, asked by path: the answers that the server gives, where there is no server.
+"""The inspection API: one table of routes for the server, notebooks and reports.
 
-    /v1/models                          /v1/models/{model}/views/{view}?...
-    /v1/traces/{id}                     /v1/traces/{id}/views/{view}?...
-    /v1/traces/{id}/names
-    /v1/traces/{id}/tensors/{name}?slice=3,7,:&pool=48&dtype=u8
+    GET  /v1/models                             the models
+    GET  /v1/models/{model}/views/{view}        a view of a model
+    GET  /v1/traces/{id}                        the text and tokens of a trace
+    GET  /v1/traces/{id}/focus                  the layer, head, query and key to show first
+    GET  /v1/traces/{id}/names                  the points of a trace
+    GET  /v1/traces/{id}/tensors/{name}         a slice of a tensor, see present/slices.py
+    GET  /v1/traces/{id}/views/{view}           a view of a trace; with ?stream=true as events
+    POST /v1/traces, /v1/sweeps, /v1/vectors    events, or the last one's data
 
-A report bakes them into a file, a notebook sends them through its own channel; the server's routes call the same
-functions.
+A `Router` finds models and traces. The server's has many models and a bounded trace store; `LocalRouter` has one model
+and a dictionary. HTTP sends responses over a socket, a notebook over its comm; a report stores them under `cache_key`.
 """
 
 from __future__ import annotations
 
+import difflib
 import itertools
-from collections.abc import Iterator, Sequence
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import unquote
 
-from glassformer.errors import GlassformerError, RequestError
-from glassformer.inspect.record.seq2seq import PairTrace, RecurrentTrace
-from glassformer.inspect.trace import slices
-from glassformer.inspect.trace.offsets import spans
-from glassformer.inspect.trace.trace import Language, Trace
-from glassformer.inspect.views.registry import VIEWS, ViewSpec, find_view
+import torch
+
+from glassformer.errors import NotFoundError, RequestError
+from glassformer.generate.loop import TokenEvent
+from glassformer.inspect.edits.reader import EditReader
+from glassformer.inspect.present import slices
+from glassformer.inspect.present.describe import describe_points, describe_text, describe_trace
+from glassformer.inspect.present.paths import parse_query
+from glassformer.inspect.sweep.sweep import sweep
+from glassformer.inspect.trace.trace import Language, Trace, spelled
+from glassformer.inspect.views.focus import focus
+from glassformer.inspect.views.registry import VIEWS, ViewSpec
 from glassformer.inspect.views.result import dump, plain
 
-
-def seen(view: ViewSpec, subject: Any, given: dict[str, Any]) -> bytes:
-    """What a view shows, as JSON."""
-    return dump(plain(view.function(subject, **given)))
+Event = tuple[str, Any]  # a name, and its data as JSON values
+FOCUS = ViewSpec("trace", focus)
 
 
-def in_rows(view: ViewSpec, subject: Any, given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """A view that comes row by row: ("row", each as soon as it is computed), then ("done", the whole view)."""
+@dataclass(frozen=True)
+class Reply:
+    """The response to a valid GET request, not computed yet.
+
+    body: computes the response. events: computes it in parts, where the request says `stream=true`. traces: the ids of
+    the traces that it reads. immutable: whether the same path always gives the same bytes.
+    """
+
+    body: Callable[[], bytes]
+    events: Callable[[], Iterator[Event]] | None = None
+    traces: tuple[str, ...] = ()
+    media_type: str = "application/json"
+    immutable: bool = False
+
+
+class Router(ABC):
+    """Models by name, traces by id, and the routes over them."""
+
+    def __init__(self):
+        self.edits = EditReader(self.trace)
+
+    @abstractmethod
+    def models(self) -> list[dict[str, Any]]:
+        """Describe all models."""
+
+    @abstractmethod
+    def model(self, name: str) -> Language:
+        """Return a model. Raises an error where there is none of this name."""
+
+    @abstractmethod
+    def trace(self, id: str) -> Trace:
+        """Return a trace. Raises an error where there is none of this id."""
+
+    @abstractmethod
+    def add(self, trace: Trace, model: str) -> str:
+        """Store a trace of the model of this name; return its id."""
+
+    @abstractmethod
+    def describe(self, id: str) -> dict[str, Any]:
+        """Return a trace's metadata."""
+
+    def describe_all(self, id: str, logprobs: Sequence[float | None] = ()) -> dict[str, Any]:
+        """Return a trace's metadata, text and tokens."""
+        return self.describe(id) | describe_text(self.trace(id), logprobs)
+
+    def open(self, path: str) -> Reply:
+        """Validate a GET request. RequestError says what is wrong with it."""
+        where, _, query = path.partition("?")
+        for route in ROUTES:
+            if found := route.pattern.fullmatch(where):
+                return route.open(self, query, **{k: unquote(v) for k, v in found.groupdict().items()})
+        raise NotFoundError(f"there is nothing at {where[:100]}")
+
+    def get(self, path: str) -> bytes:
+        """Return the response to a GET request."""
+        return self.open(path).body()
+
+    def sweep_events(self, body: Mapping[str, Any]) -> Iterator[Event]:
+        """Run a sweep: the event "begin", a "row" for each edit, "done"."""
+        options = dict(body)
+        trace, source = self.trace(str(options.pop("trace", ""))), options.pop("source", None)
+        found = sweep(trace, source=None if source is None else self.trace(source), **options)
+        about = {name: getattr(found, name) for name in ("position", "target", "rival", "base", "metric")}
+        yield "begin", plain(about) | {"total": len(found)}
+        for one in found:
+            names = ("layer", "head", "position", "value", "change", "done", "total")
+            yield "row", plain({name: getattr(one, name) for name in names}) | {"edit": one.edit.json}
+        yield "done", {}
+
+    def trace_events(
+        self, name: str, lm: Language, n_prompt: int, made: Iterable[TokenEvent | Trace]
+    ) -> Iterator[Event]:
+        """Store the new trace that `made` ends with: a "token" event per generated token, then "trace"."""
+        logprobs: list[float | None] = []
+
+        def token(id: int, logprob: float | None) -> dict[str, Any]:
+            return {"id": id, "text": spelled(lm.tokenizer, id), "logprob": plain(logprob)}
+
+        for one in made:
+            if isinstance(one, Trace):
+                yield "trace", self.describe_all(self.add(one, name), logprobs)
+            elif one.id is not None:
+                rest = {"added": one.text, "top": [token(*top) for top in one.top]}
+                yield "token", token(one.id, one.logprob) | rest | {"position": n_prompt + len(logprobs)}
+                logprobs.append(one.logprob)
+
+    def store_vector(self, values: Sequence[float]) -> dict[str, Any]:
+        """Store a vector that edits then refer to by its SHA-256."""
+        return {"vector": self.edits.store.put(torch.tensor(values)), "shape": [len(values)]}
+
+
+class LocalRouter(Router):
+    """One model, and traces of it under the ids "t0", "t1", ..., in this process."""
+
+    def __init__(self, lm: Language, name: str):
+        super().__init__()
+        self.lm, self.name, self.traces = lm, name, dict[str, Trace]()
+        self._ids = (f"t{i}" for i in itertools.count())
+
+    def models(self) -> list[dict[str, Any]]:
+        return [{"id": self.name, "object": "model"}]
+
+    def model(self, name: str) -> Language:
+        if name != self.name:
+            raise NotFoundError(f"there is no model {name[:100]!r}; there is: {self.name}", param="model")
+        return self.lm
+
+    def trace(self, id: str) -> Trace:
+        if id not in self.traces:
+            raise NotFoundError(f"there is no trace {id[:64]!r}", param="id", code="trace_not_found")
+        return self.traces[id]
+
+    def add(self, trace: Trace, model: str = "") -> str:
+        known = (id for id, one in self.traces.items() if one is trace)
+        id = next(known, None) or next(self._ids)
+        self.traces[id] = trace
+        return id
+
+    def describe(self, id: str) -> dict[str, Any]:
+        trace = self.trace(id)
+        return describe_trace(trace, id, self.name, n_bytes=trace.bytes)
+
+
+# ---- the routes
+
+
+@dataclass(frozen=True)
+class Route:
+    """A GET route. `handler` takes the router, the query and the path's parameters. No summary: undocumented."""
+
+    path: str
+    handler: Callable[..., Reply]
+    summary: str = ""
+    view: ViewSpec | None = None
+
+    def open(self, router: Router, query: str, **parameters: str) -> Reply:
+        """Validate a request: its query string, and the values of the path's parameters."""
+        return self.handler(router, parse_query(query), **parameters)
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(re.sub(r"\{(\w+)(:path)?\}", lambda m: f"(?P<{m[1]}>{'.+' if m[2] else '[^/]+'})", self.path))
+
+
+def _models(router: Router, query: dict[str, str]) -> Reply:
+    _accept(query)
+    return Reply(lambda: dump({"object": "list", "data": router.models()}))
+
+
+def _trace(router: Router, query: dict[str, str], id: str) -> Reply:
+    _accept(query)
+    router.trace(id)
+    return Reply(lambda: dump(router.describe_all(id)), traces=(id,))
+
+
+def _names(router: Router, query: dict[str, str], id: str) -> Reply:
+    _accept(query)
+    trace = router.trace(id)
+    return Reply(lambda: dump(describe_points(trace, id)), traces=(id,))
+
+
+def _tensor(router: Router, query: dict[str, str], id: str, name: str) -> Reply:
+    trace, options = router.trace(id), slices.read_options(query)
+    slices.check_pool(options["pool"])
+    body = partial(slices.answer, trace, name, **options)
+    return Reply(body, traces=(id,), media_type="application/octet-stream", immutable=True)
+
+
+def _model_view(view: ViewSpec, router: Router, query: dict[str, str], model: str) -> Reply:
+    lm = router.model(model)
+    options = view.read(query)
+    return Reply(lambda: dump(plain(view.function(lm, **options))))
+
+
+def _trace_view(view: ViewSpec, router: Router, query: dict[str, str], id: str) -> Reply:
+    ids, trace = [id], router.trace(id)
+
+    def find(other: str) -> Trace:
+        ids.append(other)
+        return router.trace(other)
+
+    stream = query.pop("stream", "false") if view.rows is not None else "false"
+    if stream not in ("true", "false"):
+        raise RequestError(f"stream must be true or false, got {stream[:40]!r}", param="stream")
+    options = view.read(query, find)
+    return Reply(
+        lambda: dump(plain(view.function(trace, **options))),
+        (lambda: _view_events(view, trace, options)) if stream == "true" else None,
+        tuple(ids),
+    )
+
+
+def _view_events(view: ViewSpec, trace: Trace, options: dict[str, Any]) -> Iterator[Event]:
+    """Compute a view in parts: a "row" event for each, then "done" with the complete view."""
     assert view.rows is not None
-    rows = view.rows(subject, **given)
+    rows = view.rows(trace, **options)
     while True:
         try:
             yield "row", plain(next(rows))
@@ -42,165 +247,44 @@ def in_rows(view: ViewSpec, subject: Any, given: dict[str, Any]) -> Iterator[tup
             return
 
 
-def told(trace: Trace, logprobs: Sequence[float | None] = ()) -> dict[str, Any]:
-    """A trace's text and tokens, and its source's where there is one.
-
-    `logprobs`: of what was written, where they are known; the view `summary` has all.
-    """
-    said = _texts(trace, trace.ids, trace.tokens, [None] * trace.n_prompt + list(logprobs))
-    if isinstance(trace, PairTrace | RecurrentTrace):
-        said["source"] = _texts(trace, trace.source.ids, trace.source.tokens)
-        said["target"] = _texts(trace, trace.target, trace.target_tokens)
-    return said
+def _no_view_of_trace(router: Router, query: dict[str, str], id: str, view: str) -> Reply:
+    router.trace(id)
+    raise _no_view("trace", view)
 
 
-def _texts(
-    trace: Trace, ids: Sequence[int], texts: Sequence[str], logprobs: Sequence[float | None] = ()
-) -> dict[str, Any]:
-    """A text of a trace, and its tokens."""
-    tokenizer = trace.lm.tokenizer
-    text, places = spans(tokenizer, ids)
-    tokens = []
-    for i, (id, own, (start, end)) in enumerate(zip(ids, texts, places, strict=True)):
-        data = None if tokenizer is None else list(tokenizer.token_bytes(id))
-        logprob = plain(logprobs[i]) if i < len(logprobs) else None
-        tokens.append({"id": id, "text": own, "bytes": data, "start": start, "end": end, "logprob": logprob})
-    return {"text": text, "tokens": tokens}
+def _no_view_of_model(router: Router, query: dict[str, str], model: str, view: str) -> Reply:
+    router.model(model)
+    raise _no_view("model", view)
 
 
-def in_short(trace: Trace, id: str, model: str, created: int = 0, n_bytes: int = 0) -> dict[str, Any]:
-    """A trace without its tokens."""
-    return {
-        "id": id,
-        "object": "trace",
-        "model": model,
-        "kind": trace.kind,
-        "created": created,
-        "n_tokens": len(trace.ids),
-        "n_prompt": trace.n_prompt,
-        "edits": [edit.json for edit in trace.edits],
-        "bytes": n_bytes,
-        "finish": trace.finish,
-        "seed": trace.seed,
-    }
+def _no_view(subject: str, name: str) -> NotFoundError:
+    if name in VIEWS:
+        return NotFoundError(f"{name!r} is a view of a {VIEWS[name].of}, not of a {subject}", param="view")
+    known = [view.name for view in VIEWS.values() if view.of == subject]
+    (near,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    message = f"a {subject} has no view {name[:64]!r}; the nearest is {near!r}"
+    return NotFoundError(message, param="view", code="view_not_found")
 
 
-def names(trace: Trace, id: str) -> dict[str, Any]:
-    """The points that a trace has."""
-    points = [{"name": name, "axes": trace.axes(name), "shape": trace.shape(name)} for name in trace.names()]
-    return {"id": id, "points": points}
+def _accept(query: Mapping[str, str]) -> None:
+    for name in query:
+        raise RequestError(f"unknown parameter {name[:64]!r}: this route has none", param=name[:64])
 
 
-def error_of(error: GlassformerError) -> dict[str, Any]:
-    """A refusal in the one shape."""
-    param = error.param if isinstance(error, RequestError) else None
-    return {
-        "error": {"message": str(error), "type": "invalid_request_error", "param": param, "code": None}
-    }  # fmt: skip
+def _view_route(view: ViewSpec) -> Route:
+    subject, handler = (
+        ("/v1/traces/{id}", _trace_view) if view.of == "trace" else ("/v1/models/{model:path}", _model_view)
+    )
+    return Route(f"{subject}/views/{view.name}", partial(handler, view), view.meaning, view)
 
 
-class TraceRouter:
-    """One model under a name, and traces of it under ids."""
-
-    def __init__(self, lm: Language, name: str):
-        self.lm, self.name, self.traces = lm, name, dict[str, Trace]()
-        self._number = itertools.count()
-
-    def add(self, trace: Trace) -> str:
-        """Its id: the one that it has, or a new one."""
-        for id, known in self.traces.items():
-            if known is trace:
-                return id
-        id = f"t{next(self._number)}"
-        self.traces[id] = trace
-        return id
-
-    def trace(self, id: str) -> Trace:
-        """RequestError where there is none of this id."""
-        if id not in self.traces:
-            raise RequestError(f"there is no trace {id[:64]!r}", param="id")
-        return self.traces[id]
-
-    def described(self, id: str, logprobs: Sequence[float | None] = ()) -> dict[str, Any]:
-        trace = self.trace(id)
-        return in_short(trace, id, self.name, 0, trace.bytes) | told(trace, logprobs)
-
-    def get(self, path: str) -> bytes:
-        """JSON, or a slice of a tensor as `slices.py` packs it. RequestError says why there is none."""
-        where, _, query = path.partition("?")
-        given = dict(parse_qsl(query, keep_blank_values=True))
-        match [unquote(part) for part in where.strip("/").split("/")]:
-            case ["v1", "models"]:
-                return dump({"object": "list", "data": [{"id": self.name, "object": "model"}]})
-            case ["v1", "models", *name, "views", view] if "/".join(name) == self.name:
-                return self._seen("model", view, self.lm, given)
-            case ["v1", "traces", id]:
-                return dump(self.described(id))
-            case ["v1", "traces", id, "names"]:
-                return dump(plain(names(self.trace(id), id)))
-            case ["v1", "traces", id, "views", view]:
-                return self._seen("trace", view, self.trace(id), given)
-            case ["v1", "traces", id, "tensors", name]:
-                return slices.answer(self.trace(id), name, **slices.read_options(given))
-        raise RequestError(f"there is nothing at {where[:100]}")
-
-    def rows(self, path: str) -> Iterator[tuple[str, Any]]:
-        """A view of a trace row by row. RequestError says why there is none, or that it comes at once."""
-        where, _, query = path.partition("?")
-        match [unquote(part) for part in where.strip("/").split("/")]:
-            case ["v1", "traces", id, "views", name] if find_view(name).rows is not None:
-                view, given = find_view(name), dict(parse_qsl(query, keep_blank_values=True))
-                given.pop("stream", None)
-                return in_rows(view, self.trace(id), view.read(given, self.trace))
-        raise RequestError(f"there are no rows at {where[:100]}")
-
-    def _seen(self, of: str, name: str, subject: Any, given: dict[str, str]) -> bytes:
-        view = find_view(name)
-        if view.of != of:
-            raise RequestError(f"{name!r} is a view of a {view.of}, not of a {of}", param="view")
-        return seen(view, subject, view.read(given, self.trace))
-
-
-def path_of_model(name: str, view: str, **given: Any) -> str:
-    return f"/v1/models/{quote(name, safe='')}/views/{view}{_query(given)}"
-
-
-def path_of_trace(id: str, view: str, **given: Any) -> str:
-    return f"/v1/traces/{id}/views/{view}{_query(given)}"
-
-
-def path_of_tensor(id: str, name: str, **given: Any) -> str:
-    return f"/v1/traces/{id}/tensors/{name}{_query(given)}"
-
-
-def key_of(path: str) -> str:
-    """A path told apart by what it asks for: parameters in order, defaults left out. The page has the same function."""
-    where, _, query = path.partition("?")
-    usual = DEFAULTS.get(where.rsplit("/", 1)[-1], {}) if "/views/" in where else DEFAULTS["tensor"]
-    given = sorted(f"{name}={value}" for name, value in parse_qsl(query, keep_blank_values=True))
-    left = [one for one in given if one not in {f"{name}={value}" for name, value in usual.items()}]
-    return f"{unquote(where)}?{'&'.join(left)}"
-
-
-def spelled(value: Any) -> str:
-    """A parameter's value as an address has it, and as `View.read` reads it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple | list):
-        return ",".join(map(spelled, value))
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
-
-
-def _query(given: dict[str, Any]) -> str:
-    parts = [f"{name}={quote(spelled(value), safe='')}" for name, value in given.items() if value is not None]
-    return "?" + "&".join(parts) if parts else ""
-
-
-DEFAULTS: dict[str, dict[str, str]] = {
-    name: {
-        p.name: spelled(p.default)
-        for p in view.parameters.values()
-        if p.default is not p.empty and p.default is not None
-    }
-    for name, view in VIEWS.items()
-} | {"tensor": {"dtype": "f32", "slice": ""}}
+ROUTES = (
+    Route("/v1/models", _models, "The models"),
+    Route("/v1/traces/{id}", _trace, "One trace"),
+    Route("/v1/traces/{id}/focus", partial(_trace_view, FOCUS), FOCUS.meaning, FOCUS),
+    Route("/v1/traces/{id}/names", _names, "The points of a trace"),
+    Route("/v1/traces/{id}/tensors/{name}", _tensor, "A slice of a tensor"),
+    *map(_view_route, VIEWS.values()),
+    Route("/v1/traces/{id}/views/{view}", _no_view_of_trace),
+    Route("/v1/models/{model:path}/views/{view}", _no_view_of_model),
+)

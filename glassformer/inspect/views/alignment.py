@@ -16,8 +16,7 @@ from torch import Tensor
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.recompute import worst
-from glassformer.inspect.trace.trace import Receipt, Trace
-from glassformer.inspect.views.viewed import Kind
+from glassformer.inspect.trace.trace import ModelKind, Receipt, Trace
 
 NONE = "this model has no attention: it writes from the encoder's last state alone, and nothing aligns"
 
@@ -37,7 +36,7 @@ class Aligned:
     all `n_layers`, or all `n_heads`; of a recurrent model there is one of either.
     """
 
-    kind: Kind
+    kind: ModelKind
     source: tuple[AlignmentSide, ...]
     target: tuple[AlignmentSide, ...]
     ended: bool

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace.trace import Language, Receipt, Trace
+from glassformer.inspect.trace.trace import Language, ModelKind, Receipt, Trace
 from glassformer.inspect.views.support import REFUSED
-from glassformer.inspect.views.viewed import Kind
 from glassformer.nn.step import Step
 
 RECURRENT = {
@@ -64,7 +63,7 @@ class Anatomy:
     models of this kind, and why.
     """
 
-    kind: Kind
+    kind: ModelKind
     family: str
     vocab_size: int
     d_model: int
@@ -104,7 +103,7 @@ def anatomy(lm: Language) -> Anatomy:
         for (kind, layer), matrices in found.items()
     )
     total = sum(part.parameters for part in parts)
-    kind: Kind = getattr(lm, "kind", "decoder")
+    kind = lm.kind
     held = {p.data_ptr(): p.numel() for p in lm.model.state_dict().values()}
     kinds = dict.fromkeys(part.kind for part in parts)
     shares = {one: sum(p.parameters for p in parts if p.kind == one) / total for one in kinds}
@@ -122,7 +121,7 @@ def anatomy(lm: Language) -> Anatomy:
     return Anatomy(
         kind, config.family, config.vocab_size, config.d_model, config.context_length,
         config.positions or ("rotary" if any(layer.rotary for layer in layers) else None),
-        kind == "encoder" or lm.model.head is None, dtype, layers, encoder, parts, shares, total, REFUSED[kind],
+        kind == "encoder" or config.tied_head, dtype, layers, encoder, parts, shares, total, REFUSED[kind],
         receipt,
     )  # fmt: skip
 
@@ -148,7 +147,7 @@ def part_of(name: str) -> tuple[str, int | None]:
     words = name.removeprefix("encoder.").split(".")
     layer = int(words.pop(1)) if words[0] == "blocks" else None
     words = words[1:] if layer is not None else words
-    if "norm" in words[0] or words[0].endswith("_residual"):
+    if "norm" in words[0]:
         return side + "norms", layer
     return side + {"embed": "embedding", "head": "head", "positions": "positions", **KINDS}.get(
         words[0], words[0]

@@ -18,7 +18,6 @@ from torch import Tensor
 from glassformer.errors import RequestError
 from glassformer.inspect.trace.trace import Receipt, Trace, spelled
 from glassformer.nn.norm import LayerNorm, RMSNorm
-from glassformer.nn.residual import Residual
 
 STREAM = ("resid_mid", "resid_cross", "resid_post")
 SUM = "|sum of all shares - difference of the logits|"
@@ -95,9 +94,9 @@ def attribution(
     last = f"blocks.{config.n_layers - 1}.resid_post"
     x = t.at(last, where).tensor
     final = Held(t.model.norm, x)
-    weight = t.model.head_weight
+    weight = t.model.head.weight
     direction = (weight[one].double() - weight[other].double()) * config.head_scale
-    bias = t.model.head_bias
+    bias = t.model.head.bias
     of_head = 0.0 if bias is None else (bias[one].double() - bias[other].double()).item()
     constant = (final.shift * direction).sum().item() + of_head
 
@@ -112,8 +111,7 @@ def attribution(
         value = {name.removeprefix(f"blocks.{i}."): one.tensor.double() for name, one in got.items()}
         parts, rest = [], 0.0
         for kind in kinds:
-            residual: Residual = getattr(block, f"{kind}_residual")
-            branch, bias = Held(residual.out, value[f"{kind}.out"]), getattr(block, kind).o.bias
+            branch, bias = Held(getattr(block, f"{kind}_out_norm"), value[f"{kind}.out"]), getattr(block, kind).o.bias
             parts.append(branch(value[f"{kind}.heads"]))
             beside = branch.shift if bias is None else branch(bias) + branch.shift
             rest += share(beside.expand_as(x)).item()

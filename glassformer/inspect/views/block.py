@@ -75,10 +75,10 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
     value = {end: got[f"{name}.{end}"].tensor.detach().float() for end in ends}
     pre, attn, mlp, post = (value[end] for end in ends[:4])
     cross = value.get("cross.add")
-    middle = module.attn_residual.post(pre + attn)
-    if cross is not None and module.cross_residual is not None:
-        middle = module.cross_residual.post(middle + cross)
-    whole = pre + attn + mlp if config.parallel else module.mlp_residual.post(middle + mlp)
+    middle = module.attn_post_norm(pre + attn)
+    if cross is not None:
+        middle = module.cross_post_norm(middle + cross)
+    whole = pre + attn + mlp if config.parallel else module.mlp_post_norm(middle + mlp)
     how = "resid_pre + attn.add + mlp.add" if "post" not in config.norm_at else "norm(norm(resid_pre + attn) + mlp)"
     receipt = Receipt(f't["{name}.resid_post"][{position}]', f"max |{how} - resid_post|", off(whole, post))
     parts = {end: value[end] for end in ends[:4]}
@@ -102,7 +102,7 @@ def _neurons(t: Trace, layer: int, act: Float[Tensor, "F"], top: int) -> tuple[N
     written = act.abs() * torch.linalg.vector_norm(mlp.down.weight, dim=0, dtype=torch.float32)
     best = written.topk(min(top, len(act))).indices
     directions = (mlp.down.weight[:, best].float() * act[best]).T  # [top, D]
-    logits = directions @ t.model.head_weight.float().T  # [top, V]
+    logits = directions @ t.model.head.weight.float().T  # [top, V]
     most, least = logits.topk(4, -1), logits.topk(4, -1, largest=False)
     found = []
     for row, index in enumerate(best.tolist()):
@@ -118,5 +118,5 @@ def _experts(t: Trace, layer: int, position: int) -> tuple[Expert, ...]:
     if not isinstance(moe, MoE):
         raise RequestError(f"block {layer} has neither a feed-forward layer nor experts that can be shown")
     logits = t.at(f"blocks.{layer}.mlp.router", [position]).tensor
-    weights, chosen = route(moe.config, logits, moe.correction)
+    weights, chosen = route(moe.config, logits, moe.score_correction)
     return tuple(Expert(index, weight) for index, weight in zip(chosen[0].tolist(), weights[0].tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Where to look first: a head that does something on this text, by its measured role, and a cell that shows it."""
+"""The layer, head, query and key to show first, for the page, reports, notebooks and the command line."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Trace
+from glassformer.inspect.views.attribution import attribution
 from glassformer.inspect.views.layer import Which, side_of
-from glassformer.inspect.views.roles import MEANINGS, relations, roles
+from glassformer.inspect.views.roles import MEANINGS, roles
 
 ROLES = ("induction", "duplicate", "previous_token", "self", "first_token")
-ENOUGH = 0.25  # of a head's attention, for it to be said to play a role
+MIN_SCORE = 0.25  # of a role, for a head to have it
 
 
 @dataclass(frozen=True)
 class Focus:
-    """A cell of attention, and why it is this one."""
+    """One cell of attention; `because` says why it is this one."""
 
     layer: int
     head: int
@@ -28,7 +29,7 @@ class Focus:
 
 
 @torch.no_grad()
-def worth_seeing(
+def focus(
     t: Trace,
     *,
     layer: int | None = None,
@@ -37,69 +38,88 @@ def worth_seeing(
     key: int | None = None,
     attention: Which = "attn",
 ) -> Focus:
-    """The place that is asked for, and where it is left open the head that plays the first of `ROLES` best, at the
-    query that shows it most clearly. Heads that do not look back at their own text play no role: of them it is the last
-    layer's first, and of a recurrent model its only one. RequestError for a layer, head or position that there is not.
+    """The layer, head, query and key to show first.
+
+    What is given is used. Otherwise, in a decoder: the last token of the prompt as query, and the head that adds most
+    to the logit of the likeliest next token; in a model without such shares, the head with the clearest role. Elsewhere
+    the last query, and the last layer's first head. The key is the one with the largest probability; in causal
+    attention without the first token and the query itself, where heads rest.
+
+    Raises:
+        RequestError: A layer, head, query or key is out of range, or the model has none.
     """
     if t.kind == "recurrent":
-        return _of_recurrent(t, layer, head, query, key)
+        return _recurrent_focus(t, layer, head, query, key)
     side, which = side_of(t, attention)
-    role: str | None = None
-    if layer is None and head is None and which == "attn" and side.kind != "encoder":
-        layer, head, role, because = _best(side)
+    causal = which == "attn" and side.kind != "encoder"
+    query = None if query is None else side.place("query", query)
+    candidates = _candidates(side, which, layer, head)
+    if len(candidates) == 1:
+        (layer, head), because = candidates[0], "as given"
+    elif causal:
+        layer, head, query, because = _choose(side, candidates, query)
     else:
-        because = "as asked" if (layer, head) != (None, None) else "the last layer's first head"
-        layer = side.config.n_layers - 1 if layer is None else layer
-        head = 0 if head is None else head
-    if not 0 <= layer < side.config.n_layers:
-        raise RequestError(
-            f"layer must be a whole number from 0 to {side.config.n_layers - 1}, got {layer}", param="layer"
-        )
-    name = f"blocks.{layer}.{which}.probs"
-    if query is None and role is not None:
-        probs = side.rows(name, head=head).tensor.float()  # [T, S]
-        shown = probs * relations(side.kept.ids, side.kept.positions)[role]
-        query = int(shown.sum(-1).argmax())
-        key = int(shown[query].argmax()) if key is None else side.place("key", key)
-    query = side.place("query", -1 if query is None else query)
-    row = side.rows(name, head=head, query=query).tensor.float()
-    if key is None and (which == "cross" or side.kind == "encoder"):
-        key = int(row.argmax())
-    elif key is None:
-        rest = row[1:query]  # itself and the first token apart: there heads rest
-        key = 1 + int(rest.argmax()) if len(rest) else 0
-    return Focus(layer, head, query, _key(key, len(row)), because)
+        layer, head = next(one for one in candidates if one[0] == candidates[-1][0])
+        because = "the first head of the last layer"
+    query = _default_query(side) if query is None else query
+    row = side.rows(f"blocks.{layer}.{which}.probs", head=head, query=query).tensor.float()
+    if key is None:
+        rest = row[1:query] if causal else row
+        key = int(rest.argmax()) + causal if len(rest) else 0
+    return Focus(layer, head, query, _index(key, len(row)), because)
 
 
-def _of_recurrent(t: Trace, layer: int | None, head: int | None, query: int | None, key: int | None) -> Focus:
+def _default_query(t: Trace) -> int:
+    return (t.n_prompt if t.kind == "decoder" else len(t)) - 1
+
+
+def _candidates(t: Trace, which: Which, layer: int | None, head: int | None) -> list[tuple[int, int]]:
+    """Return the (layer, head) pairs that the request leaves open. RequestError where there is none."""
+    if layer is not None:
+        check_number("layer", layer, 0, t.config.n_layers - 1)
+    kinds = [one.cross if which == "cross" else one.attention for one in t.config.layers]
+    sizes = [one.n_heads for one in kinds if one is not None]
+    if not sizes:
+        raise RequestError("this model has no cross-attention: leave out `attention`", param="attention")
+    layers = range(len(sizes)) if layer is None else [layer]
+    if head is not None:
+        check_number("head", head, 0, max(sizes[i] for i in layers) - 1)
+    return [(i, h) for i in layers for h in range(sizes[i]) if head in (None, h)]
+
+
+def _choose(t: Trace, candidates: list[tuple[int, int]], query: int | None) -> tuple[int, int, int | None, str]:
+    """Return a layer and head, a query, and the reason: by share of the logit difference, else by role."""
+    try:
+        shares = attribution(t, position=_default_query(t) if query is None else query)
+    except RequestError:
+        return _choose_by_role(t, candidates, query)
+    layer, head = max(candidates, key=lambda at: shares.heads[at[0]][at[1]])
+    share, target, rival = shares.heads[layer][head], shares.target[1], shares.rival[1]
+    return layer, head, query, f"adds {share:.2f} to logit({target!r}) - logit({rival!r}), more than any other head"
+
+
+def _choose_by_role(t: Trace, candidates: list[tuple[int, int]], query: int | None) -> tuple[int, int, int | None, str]:
+    found = roles(t)
+    for role in ROLES:
+        scores = getattr(found.scores, role).nan_to_num(nan=-1.0)
+        layer, head = max(candidates, key=lambda at: scores[at].item())
+        evidence, score = found.evidence[role][layer][head], scores[layer, head].item()
+        if evidence is not None and score >= MIN_SCORE:
+            why = f"{role.replace('_', ' ')} score {score:.2f}, more than any other head: {MEANINGS[role]}"
+            return layer, head, evidence.query if query is None else query, why
+    return *candidates[0], query, "no head has a clear role on this text"
+
+
+def _recurrent_focus(t: Trace, layer: int | None, head: int | None, query: int | None, key: int | None) -> Focus:
     if (layer, head) != (None, None):
         raise RequestError("a recurrent model has no layers and heads to choose: leave them out", param="layer")
     query = t.place("query", -1 if query is None else query)
     n = len(t.source)  # pyright: ignore[reportAttributeAccessIssue]
     if key is None and "rnn.probs" in t.names():
         key = int(t.rows("rnn.probs", query=query).tensor.argmax())
-    return Focus(0, 0, query, _key(0 if key is None else key, n), "what this token took most of")
+    return Focus(0, 0, query, _index(0 if key is None else key, n), "the source token with the largest probability")
 
 
-def _key(key: int, n: int) -> int:
+def _index(key: int, n: int) -> int:
     check_number("key", key, -n, n - 1)
     return key % n
-
-
-def _best(t: Trace) -> tuple[int, int, str | None, str]:
-    try:
-        found = roles(t)
-    except RequestError as error:
-        return 0, 0, None, f"roles cannot be measured here: {error}"
-    for role in ROLES:
-        scores = getattr(found.scores, role).nan_to_num(nan=-1.0)
-        if scores.max() >= ENOUGH:
-            layer, head = divmod(int(scores.argmax()), scores.shape[1])
-            share = scores[layer, head].item()
-            return (
-                layer,
-                head,
-                role,
-                f"{role.replace('_', ' ')} {share:.2f}: {MEANINGS[role]}, more than of any other head",
-            )
-    return 0, 0, None, "no head plays a role on this text"

@@ -10,8 +10,8 @@ from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Trace
 from glassformer.nn.attention import Attention
+from glassformer.nn.block import Block
 from glassformer.nn.latent import LatentAttention
-from glassformer.nn.residual import Block
 
 Which = Literal["attn", "cross", "encoder"]  # a block's own attention, that to the source, or the encoder's
 

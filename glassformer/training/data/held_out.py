@@ -20,7 +20,9 @@ FEW, TAIL = 5, 0.1
 UNDECIDED = 255  # the side is chosen by `split`, when all documents are known
 
 
-def split(hashes: NDArray[np.uint64], tokens: NDArray[np.int64], share: float, most: int) -> NDArray[np.bool_]:
+def choose_held_out(
+    hashes: NDArray[np.uint64], tokens: NDArray[np.int64], share: float, most: int
+) -> NDArray[np.bool_]:
     """Which documents are held out: [documents] bool.
 
     Documents are gone through in the order of their hashes, copies together; each is held out if it still fits into
@@ -47,7 +49,7 @@ def split(hashes: NDArray[np.uint64], tokens: NDArray[np.int64], share: float, m
     return result
 
 
-def leave_out_copies(records: NDArray[Any], notes: list[str]) -> None:
+def exclude_duplicates(records: NDArray[Any], notes: list[str]) -> None:
     """Training documents that equal a held-out one are left out of training."""
     aside = records["hash"][records["side"] == HELD_OUT]
     copies = (records["side"] == TRAIN) & np.isin(records["hash"], aside)
@@ -63,7 +65,7 @@ class _Piece(NamedTuple):
     ends: bool
 
 
-def keep_tails(
+def hold_out_tails(
     documents: Iterable[Document], stash: Path, notes: list[str], share: float, most: int
 ) -> Iterator[tuple[Document, int]]:
     """Documents with their side: UNDECIDED if there are at least FEW; else each document twice, its first part for
@@ -80,7 +82,7 @@ def keep_tails(
                 break
             data = following.text.encode()
             file.write(data)
-            waiting.append(_Piece(ended, following.where, len(data), following.ends))
+            waiting.append(_Piece(ended, following.origin, len(data), following.ends))
             ended += following.ends
             following = None
         file.seek(0)

@@ -34,7 +34,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class PackedRows:
+class PackedBatch:
     """A batch of rows. B rows, T tokens each.
 
     ids, targets, positions: [B, T] int64; targets are IGNORE where nothing is to be predicted.
@@ -52,7 +52,7 @@ class PackedRows:
     tokens: int
     bytes: float
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedRows:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=non_blocking)
 
@@ -62,7 +62,7 @@ class PackedRows:
         )
 
 
-class RowLoader:
+class PackedLoader:
     """Training rows, without end: `next()` gives this rank's share of the next global batch.
 
     context: tokens in a row. batch: rows of the global batch; rank r takes rows r, r + world, ... of it, so that the
@@ -80,25 +80,25 @@ class RowLoader:
         batch: int,
         seed: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         shuffle: bool | None = None,
     ):
-        self.view = shards.train if isinstance(shards, Shards) else shards
-        self.context, self.batch, self.seed, self.rank, self.world = context, batch, seed, rank, world
-        self.shuffle = not self.view.ordered if shuffle is None else shuffle
-        self.n_tokens = self.view.n_tokens
+        self.documents = shards.train if isinstance(shards, Shards) else shards
+        self.context, self.batch, self.seed, self.rank, self.world_size = context, batch, seed, rank, world_size
+        self.shuffle = not self.documents.ordered if shuffle is None else shuffle
+        self.n_tokens = self.documents.n_tokens
         self.taken = 0  # rows of global batches given out so far: the whole state
         self._layouts: dict[int, _Layout] = {}
         self._orders: dict[int, Ints] = {}
-        if context < 1 or batch < 1 or not 0 <= rank < world or batch % world:
+        if context < 1 or batch < 1 or not 0 <= rank < world_size or batch % world_size:
             raise DataError(
-                f"a batch of {batch} rows of {context} tokens cannot be shared by {world} processes (this is number "
-                f"{rank}): the batch must be a multiple of the number of processes"
+                f"a batch of {batch} sequences of {context} tokens cannot be divided among {world_size} processes "
+                f"(this is rank {rank}): the batch size must be a multiple of the number of processes"
             )
         if self.n_tokens < batch * context:
             hint = f"lower context to at most {max(1, self.n_tokens // batch)}"
-            if self.n_tokens >= context * world:
-                hint = f"lower batch to at most {self.n_tokens // context // world * world}, or " + hint
+            if self.n_tokens >= context * world_size:
+                hint = f"lower batch to at most {self.n_tokens // context // world_size * world_size}, or " + hint
             raise DataError(
                 f"the training text is too small: it has {self.n_tokens:,} tokens, one batch of {batch} rows of "
                 f"{context} tokens needs {batch * context:,}: {hint}, or give more text"
@@ -114,11 +114,11 @@ class RowLoader:
         """The epoch that the next row belongs to, from 0."""
         return self.taken * self.context // self.n_tokens
 
-    def next(self) -> PackedRows:
-        slots = np.arange(self.taken + self.rank, self.taken + self.batch, self.world)
+    def next(self) -> PackedBatch:
+        slots = np.arange(self.taken + self.rank, self.taken + self.batch, self.world_size)
         starts = self._rows(slots) * self.context
         self.taken += self.batch
-        return _cut(self.view, starts, self.context, self._layout, self.n_tokens)
+        return _cut(self.documents, starts, self.context, self._layout, self.n_tokens)
 
     def state(self) -> dict[str, Any]:
         """Where the loader stands, as JSON."""
@@ -136,7 +136,7 @@ class RowLoader:
 
     def _identity(self) -> dict[str, Any]:
         return {"context": self.context, "seed": self.seed, "shuffle": self.shuffle, "tokens": self.n_tokens,
-                "fingerprint": self.view.fingerprint}  # fmt: skip
+                "fingerprint": self.documents.fingerprint}  # fmt: skip
 
     def _rows(self, slots: Ints) -> Ints:
         """Which row of the endless stream each slot takes: within an epoch, in a shuffled order."""
@@ -157,16 +157,16 @@ class RowLoader:
     def _layout(self, epoch: int) -> _Layout:
         if epoch not in self._layouts:
             self._layouts = {e: layout for e, layout in self._layouts.items() if e >= epoch - 1}
-            documents, offset = np.arange(self.view.n_documents), 0
+            documents, offset = np.arange(self.documents.n_documents), 0
             if self.shuffle or epoch:
-                documents = permutation(self.view.n_documents, self.seed, epoch, 0)
+                documents = permutation(self.documents.n_documents, self.seed, epoch, 0)
                 offset = _hash(self.seed, epoch, 2) % self.context
-            self._layouts[epoch] = _Layout.of(self.view, documents, offset)
+            self._layouts[epoch] = _Layout.of(self.documents, documents, offset)
         return self._layouts[epoch]
 
 
-def eval_rows(
-    view: DocumentIndex,
+def packed_eval_batches(
+    documents: DocumentIndex,
     context: int,
     batch: int,
     max_tokens: int | None = None,
@@ -174,8 +174,8 @@ def eval_rows(
     overlap: int = 0,
     fill: bool = False,
     rank: int = 0,
-    world: int = 1,
-) -> Iterator[PackedRows]:
+    world_size: int = 1,
+) -> Iterator[PackedBatch]:
     """Rows that count each target of the view once, in a fixed order: all but the first token of each document.
 
     Documents are packed as in training. A row begins `overlap` tokens before the last one ended, and counts what the
@@ -187,25 +187,27 @@ def eval_rows(
 
     Raises DataError when there is nothing to predict, or for an overlap that is not below context.
     """
-    if not 0 <= overlap < context or batch % world:
-        raise DataError(f"overlap {overlap} must be from 0 to {context - 1}, and batch {batch} a multiple of {world}")
-    layout = _Layout.of(view, np.arange(view.n_documents), 0)
-    everything = view.n_tokens
+    if not 0 <= overlap < context or batch % world_size:
+        raise DataError(
+            f"overlap {overlap} must be from 0 to {context - 1}, and batch {batch} a multiple of {world_size}"
+        )
+    layout = _Layout.of(documents, np.arange(documents.n_documents), 0)
+    everything = documents.n_tokens
     total = everything if max_tokens is None else min(everything, max_tokens)
-    if not (view.lengths > 1).any() or total < 1:
-        raise DataError(f"there is nothing to evaluate on: {view.n_documents} documents with {total} tokens")
+    if not (documents.lengths > 1).any() or total < 1:
+        raise DataError(f"there is nothing to evaluate on: {documents.n_documents} documents with {total} tokens")
     length, stride = min(context, total), context - overlap
     begins = np.arange(0, max(1, total - overlap), stride, dtype=np.int64)
     counted = begins + np.where(begins > 0, overlap, 0)  # the first token that a row counts
     begins = np.minimum(begins, total - length)  # the last row reaches back instead of being shorter
     for at in range(0, len(begins), batch):
         starts, first = begins[at : at + batch], counted[at : at + batch]
-        if (fill or world > 1) and len(starts) < batch:
+        if (fill or world_size > 1) and len(starts) < batch:
             missing = batch - len(starts)
             starts = np.append(starts, np.full(missing, starts[-1]))
             first = np.append(first, np.full(missing, total))
-        here = slice(rank, None, world)
-        yield _cut(view, starts[here], length, lambda _: layout, everything, first[here])
+        here = slice(rank, None, world_size)
+        yield _cut(documents, starts[here], length, lambda _: layout, everything, first[here])
 
 
 class _Layout(NamedTuple):
@@ -223,7 +225,7 @@ class _Layout(NamedTuple):
 
 def _cut(
     view: DocumentIndex, starts: Ints, length: int, layout: Any, total: int, counted: Ints | None = None
-) -> PackedRows:
+) -> PackedBatch:
     """The rows of `length` tokens that begin at `starts` of the stream in which `layout(epoch)` follows on
     `layout(epoch - 1)`, each of `total` tokens. `counted`: of each row only targets of tokens from there on count."""
     place = starts[:, None] + np.arange(length)  # [B, T] in the endless stream
@@ -250,8 +252,8 @@ def _cut(
     documents = np.cumsum(border, axis=1) - 1 if border[:, 1:].any() else None
 
     is_text = has_next & (left > 1) if view.ends else has_next
-    per_token = view.sizes[document] / np.maximum(view.lengths[document] - view.begins - view.ends, 1)
-    return PackedRows(
+    per_token = view.byte_counts[document] / np.maximum(view.lengths[document] - view.begins - view.ends, 1)
+    return PackedBatch(
         torch.from_numpy(ids),
         torch.from_numpy(targets),
         torch.from_numpy(positions),

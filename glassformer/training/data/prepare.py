@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glassformer.errors import DataError
-from glassformer.training.data.held_out import UNDECIDED, keep_tails, leave_out_copies, split
+from glassformer.training.data.held_out import UNDECIDED, choose_held_out, exclude_duplicates, hold_out_tails
 from glassformer.training.data.shards import FORMAT, HELD_OUT, LEFT_OUT, RECORD, TRAIN, VERSION, Shards
-from glassformer.training.data.sources import Document, Skipped, Sources
+from glassformer.training.data.sources import Document, DocumentFiles, Skipped
 
 SHARD_TOKENS = 100_000_000
 BATCH_CHARS, BATCH_TEXTS = 1 << 20, 4096  # what is handed to the tokenizer at once
@@ -81,16 +81,16 @@ def prepare(
     identity = {"settings": settings, "tokenizer": tokenizer_fingerprint(tokenizer)}
 
     old = _existing(out, identity, rebuild)
-    if old is not None and getattr(main, "again", False) and getattr(aside, "again", True):
+    if old is not None and getattr(main, "repeatable", False) and getattr(aside, "repeatable", True):
         digest = _Digest(identity)
-        meter = Meter(main, progress, "reading")
+        meter = ProgressMeter(main, progress, "reading")
         for part in [main] if aside is None else [main, aside]:
             for number, document in enumerate(digest.over(part)):
-                meter.tell(len(document.text), number % 1000 == 0)
-        meter.tell(0)
+                meter.update(len(document.text), number % 1000 == 0)
+        meter.update(0)
         return _same(old, digest)
 
-    digest, notes, meter = _Digest(identity), [], Meter(main, progress, "tokenizing")
+    digest, notes, meter = _Digest(identity), [], ProgressMeter(main, progress, "tokenizing")
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out)
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
@@ -101,19 +101,19 @@ def prepare(
         elif held_out == 0:
             stream = ((d, TRAIN) for d in digest.over(main))
         else:
-            stream = keep_tails(digest.over(main), partial / "few", notes, held_out, held_out_tokens)
-        build = Builder(partial, tokenizer, shard_tokens)
-        build.run(stream, meter.tell)
+            stream = hold_out_tails(digest.over(main), partial / "few", notes, held_out, held_out_tokens)
+        build = ShardWriter(partial, tokenizer, shard_tokens)
+        build.run(stream, meter.update)
         if old is not None:
             return _same(old, digest)
         records = build.records()
         if (records["side"] == UNDECIDED).any():
-            aside_rows = split(records["hash"], records["tokens"], held_out, held_out_tokens)
+            aside_rows = choose_held_out(records["hash"], records["tokens"], held_out, held_out_tokens)
             records["side"] = np.where(aside_rows, HELD_OUT, TRAIN)
-        leave_out_copies(records, notes)
+        exclude_duplicates(records, notes)
         index = {
             "format": FORMAT, "version": VERSION, **identity, "fingerprint": digest.hexdigest(),
-            "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "bos_id": begin_id(tokenizer),
+            "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "bos_id": leading_id(tokenizer),
             **counts(records), **_left_out(main, aside, notes), "notes": notes,
         }  # fmt: skip
         build.finish(records, index)
@@ -135,7 +135,7 @@ def as_documents(
         isinstance(sources, list | tuple) and not any(isinstance(s, Document) for s in sources)
     )
     if names:
-        return Sources(sources, text_field=text_field, separator=separator, strict=strict)  # pyright: ignore
+        return DocumentFiles(sources, text_field=text_field, separator=separator, strict=strict)  # pyright: ignore
     if (text_field, separator, strict) != ("text", None, False):
         raise DataError("text_field, separator and strict are for names of files: give them to Sources(...) instead")
     return sources  # pyright: ignore
@@ -143,7 +143,7 @@ def as_documents(
 
 def tokenizer_fingerprint(tokenizer: ParallelEncoder) -> str:
     """SHA-256 over the files that the tokenizer saves, and the tokens that this module puts around a document."""
-    digest = hashlib.sha256(repr((tokenizer.vocab_size, tokenizer.eos_id, begin_id(tokenizer))).encode())
+    digest = hashlib.sha256(repr((tokenizer.vocab_size, tokenizer.eos_id, leading_id(tokenizer))).encode())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
         for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
@@ -151,7 +151,7 @@ def tokenizer_fingerprint(tokenizer: ParallelEncoder) -> str:
     return digest.hexdigest()
 
 
-def begin_id(tokenizer: ParallelEncoder) -> int | None:
+def leading_id(tokenizer: ParallelEncoder) -> int | None:
     """The token that begins each document, if the tokenizer wants one."""
     return getattr(tokenizer, "bos_id", None) if getattr(tokenizer, "add_bos", False) else None
 
@@ -186,7 +186,7 @@ class _Digest:
         return self._sha.hexdigest()
 
 
-class Builder:
+class ShardWriter:
     """Tokenizes a stream of documents in batches and writes token files."""
 
     def __init__(self, folder: Path, tokenizer: ParallelEncoder, shard_tokens: int):
@@ -197,7 +197,7 @@ class Builder:
         self._file: BinaryIO | None = None
         self._room = 0
         self._tokens, self._bytes, self._hashes, self._sides = array("q"), array("q"), array("Q"), array("B")
-        self._before = [i for i in [begin_id(tokenizer)] if i is not None]
+        self._before = [i for i in [leading_id(tokenizer)] if i is not None]
         self._after = [i for i in [tokenizer.eos_id] if i is not None]
 
     def run(self, stream: Iterable[tuple[Document, int]], tell: Callable[[int], None]) -> None:
@@ -306,21 +306,21 @@ def _same(shards: Shards, digest: _Digest) -> Shards:
 def _left_out(main: Iterable[Document], aside: Iterable[Document] | None, notes: list[str]) -> dict[str, Any]:
     skipped = Skipped()
     for part in (main, aside):
-        if isinstance(part, Sources):
+        if isinstance(part, DocumentFiles):
             skipped.merge(part.skipped)
             if part.crlf_files:
                 notes.append(f"CRLF became LF in {part.crlf_files:,} of the files")
     return {"skipped": skipped.as_json()}
 
 
-class Meter:
+class ProgressMeter:
     """Tells `progress` how far the sources are read: bytes of files, or characters of documents from elsewhere."""
 
     def __init__(self, documents: Iterable[Document], progress: Progress | None, what: str):
-        self.sources = documents if isinstance(documents, Sources) else None
+        self.sources = documents if isinstance(documents, DocumentFiles) else None
         self.progress, self.what, self.done = progress, what, 0
 
-    def tell(self, more: int, now: bool = True) -> None:
+    def update(self, more: int, now: bool = True) -> None:
         self.done = self.sources.bytes_read if self.sources and now else self.done + more
         if self.progress is not None and now:
             self.progress(self.done, (self.sources.total_bytes or 0) if self.sources else 0, self.what)
@@ -330,10 +330,10 @@ def _utf8(document: Document) -> bytes:
     try:
         return document.text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{document.where}: character {error.start:,} is half a surrogate pair") from error
+        raise DataError(f"{document.origin}: character {error.start:,} is half a surrogate pair") from error
 
 
-def _disk_full(out: Path, partial: Path, meter: Meter, error: OSError) -> str:
+def _disk_full(out: Path, partial: Path, meter: ProgressMeter, error: OSError) -> str:
     """The message for a full disk, with what the whole would need if the rest is like what was read so far."""
     written = sum(p.stat().st_size for p in partial.iterdir()) / 1e6
     need = f"more than {written:,.1f} MB"

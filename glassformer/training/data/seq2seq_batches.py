@@ -25,7 +25,7 @@ from torch import Tensor
 
 from glassformer.errors import DataError
 from glassformer.training.data.packing import IGNORE, permutation
-from glassformer.training.data.seq2seq_examples import ExampleSide, Seq2SeqExamples
+from glassformer.training.data.seq2seq_examples import Seq2SeqExamples, TokenSequences
 
 POOL = 64  # batches that are sorted together, and at most a quarter of all: so that pairs meet others every epoch
 PAD = 0  # any id would do: `source_lengths` and IGNORE say what is padding
@@ -46,7 +46,7 @@ class Seq2SeqBatch:
     source_lengths: Int64[Tensor, "B"]
     inputs: Int64[Tensor, "B T"]
     targets: Int64[Tensor, "B T"]
-    numbers: Int64[Tensor, "B"]
+    indices: Int64[Tensor, "B"]
     tokens: int
 
     @property
@@ -75,42 +75,42 @@ class Seq2SeqLoader:
     """
 
     def __init__(
-        self, pairs: Seq2SeqExamples, batch: int, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1
+        self, examples: Seq2SeqExamples, batch: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1
     ):
-        self.pairs, self.batch, self.seed, self.rank, self.world = pairs, batch, seed, rank, world
-        self.whole = batch * accumulate
+        self.examples, self.batch, self.seed, self.rank, self.world_size = examples, batch, seed, rank, world_size
+        self.step_batch = batch * accumulate
         self.taken = 0  # pairs of global batches given out so far: the whole state
         self._orders: dict[int, Ints] = {}
-        _check_share(batch, rank, world)
-        if len(pairs) < self.whole:
+        _check_share(batch, rank, world_size)
+        if len(examples) < self.step_batch:
             raise DataError(
-                f"there are too few pairs: {len(pairs):,}, and a batch has {self.whole:,}: lower batch to at most "
-                f"{max(1, len(pairs) // accumulate // world * world):,}, or give more pairs"
+                f"too few examples: {len(examples):,}, and a batch has {self.step_batch:,}: lower batch to at most "
+                f"{max(1, len(examples) // accumulate // world_size * world_size):,}, or give more examples"
             )
 
     def steps_for(self, tokens: int) -> int:
         """How many steps from the beginning (global batches, `accumulate` in each) have so many targets, rounded up."""
-        each = counted(self.pairs)
+        each = target_counts(self.examples)
         epochs, rest = divmod(max(1, tokens) - 1, int(each.sum()))
         last = int(np.searchsorted(each[self._order(epochs)].cumsum(), rest, side="right"))
-        return (epochs * len(self.pairs) + last) // self.whole + 1
+        return (epochs * len(self.examples) + last) // self.step_batch + 1
 
     @property
     def epochs(self) -> float:
         """How many times the pairs were gone through so far."""
-        return self.taken / len(self.pairs)
+        return self.taken / len(self.examples)
 
     @property
     def epoch(self) -> int:
         """The epoch that the next pair belongs to, from 0."""
-        return self.taken // len(self.pairs)
+        return self.taken // len(self.examples)
 
     def next(self) -> Seq2SeqBatch:
-        slots = np.arange(self.taken + self.rank, self.taken + self.batch, self.world)
+        slots = np.arange(self.taken + self.rank, self.taken + self.batch, self.world_size)
         self.taken += self.batch
-        epochs, places = np.divmod(slots, len(self.pairs))
+        epochs, places = np.divmod(slots, len(self.examples))
         numbers = [self._order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
-        return pair_batch(self.pairs, np.concatenate(numbers))
+        return make_batch(self.examples, np.concatenate(numbers))
 
     def state(self) -> dict[str, Any]:
         """Where the loader stands, as JSON."""
@@ -127,12 +127,12 @@ class Seq2SeqLoader:
         self.taken = int(state["pairs"])
 
     def _identity(self) -> dict[str, Any]:
-        return {"batch": self.whole, "seed": self.seed, "fingerprint": self.pairs.fingerprint}
+        return {"batch": self.step_batch, "seed": self.seed, "fingerprint": self.examples.fingerprint}
 
     def _order(self, epoch: int) -> Ints:
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = _epoch_order(self.pairs, self.whole, self.seed, epoch)
+            self._orders[epoch] = _epoch_order(self.examples, self.step_batch, self.seed, epoch)
         return self._orders[epoch]
 
 
@@ -157,27 +157,29 @@ def _alike(pairs: Seq2SeqExamples, pool: Ints, batch: int) -> Ints:
     return np.concatenate([part[np.lexsort((source[part], target[part]))] for part in slabs])
 
 
-def counted(pairs: Seq2SeqExamples) -> Ints:
+def target_counts(pairs: Seq2SeqExamples) -> Ints:
     """How many targets each pair has: its tokens, and the one that ends them."""
     return pairs.target.lengths.astype(np.int64) + 1
 
 
-def eval_pairs(pairs: Seq2SeqExamples, batch: int, *, rank: int = 0, world: int = 1) -> Iterator[Seq2SeqBatch]:
+def seq2seq_eval_batches(
+    examples: Seq2SeqExamples, batch: int, *, rank: int = 0, world_size: int = 1
+) -> Iterator[Seq2SeqBatch]:
     """Batches that hold each pair once, from the shortest source to the longest; the last one may be smaller.
 
     With more than one process the last batch is filled up with pairs that count nothing (number -1), so that each
     process has as many batches. Raises DataError when `batch` does not divide by `world`.
     """
-    _check_share(batch, rank, world)
-    order = np.lexsort((pairs.target.lengths, pairs.source.lengths))
+    _check_share(batch, rank, world_size)
+    order = np.lexsort((examples.target.lengths, examples.source.lengths))
     for at in range(0, len(order), batch):
         numbers = order[at : at + batch]
-        if world > 1:
+        if world_size > 1:
             numbers = np.append(numbers, np.full(batch - len(numbers), -1))
-        yield pair_batch(pairs, numbers[rank::world])
+        yield make_batch(examples, numbers[rank::world_size])
 
 
-def pair_batch(pairs: Seq2SeqExamples, numbers: Ints) -> Seq2SeqBatch:
+def make_batch(pairs: Seq2SeqExamples, numbers: Ints) -> Seq2SeqBatch:
     """The pairs of these numbers as one batch; -1 becomes a pair that counts nothing."""
     rows, counted = np.maximum(numbers, 0), numbers[:, None] >= 0
     source, lengths = _padded(pairs.source, rows)
@@ -191,7 +193,7 @@ def pair_batch(pairs: Seq2SeqExamples, numbers: Ints) -> Seq2SeqBatch:
     return Seq2SeqBatch(*(torch.from_numpy(part) for part in parts), tokens=int((targets != IGNORE).sum()))
 
 
-def _padded(side: ExampleSide, rows: Ints) -> tuple[Ints, Ints]:
+def _padded(side: TokenSequences, rows: Ints) -> tuple[Ints, Ints]:
     """The texts of these rows side by side, PAD behind the shorter ones [B, S], and their lengths [B]."""
     lengths = side.lengths[rows].astype(np.int64)
     column = np.arange(int(lengths.max()))
@@ -199,9 +201,9 @@ def _padded(side: ExampleSide, rows: Ints) -> tuple[Ints, Ints]:
     return np.where(column < lengths[:, None], side.tokens[places].astype(np.int64), PAD), lengths
 
 
-def _check_share(batch: int, rank: int, world: int) -> None:
-    if batch < 1 or not 0 <= rank < world or batch % world:
+def _check_share(batch: int, rank: int, world_size: int) -> None:
+    if batch < 1 or not 0 <= rank < world_size or batch % world_size:
         raise DataError(
-            f"a batch of {batch} pairs cannot be shared by {world} processes (this is number {rank}): the batch must "
-            "be a multiple of the number of processes"
+            f"a batch of {batch} examples cannot be divided among {world_size} processes (this is rank {rank}): "
+            "the batch size must be a multiple of the number of processes"
         )

@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glassformer.errors import DataError
-from glassformer.training.data.held_out import split
+from glassformer.training.data.held_out import choose_held_out
 from glassformer.training.data.prepare import BATCH_TEXTS, ParallelEncoder
-from glassformer.training.data.sources import LINES, Files, Skipped
+from glassformer.training.data.sources import LINES, FileStream, Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class Seq2SeqExample:
 
     source: str
     target: str
-    where: str = ""
+    origin: str = ""
 
 
-class Seq2SeqFiles(Files[Seq2SeqExample]):
+class Seq2SeqFiles(FileStream[Seq2SeqExample]):
     """Files, folders, globs and "-" (standard input: JSONL if its first line is a JSON object) as a stream of pairs.
 
     `skipped` fills up as the stream is read. Raises DataError as `Files` does.
@@ -76,18 +76,18 @@ class Seq2SeqFiles(Files[Seq2SeqExample]):
             yield Seq2SeqExample(source, target, where)
 
 
-class ExampleSide(NamedTuple):
+class TokenSequences(NamedTuple):
     """The sources, or the targets, of many pairs: all tokens in one array, and where each text lies in it."""
 
     tokens: NDArray[np.int32]
     starts: NDArray[np.int64]  # [pairs]
     lengths: NDArray[np.int32]  # [pairs], in tokens, each at least 1
 
-    def row(self, number: int) -> NDArray[np.int32]:
+    def sequence(self, number: int) -> NDArray[np.int32]:
         return self.tokens[self.starts[number] : self.starts[number] + self.lengths[number]]
 
-    def take(self, numbers: NDArray[Any]) -> ExampleSide:
-        return ExampleSide(self.tokens, self.starts[numbers], self.lengths[numbers])
+    def select(self, numbers: NDArray[Any]) -> TokenSequences:
+        return TokenSequences(self.tokens, self.starts[numbers], self.lengths[numbers])
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +98,8 @@ class Seq2SeqExamples:
     skipped: what was left out of the files, and what was too long.
     """
 
-    source: ExampleSide
-    target: ExampleSide
+    source: TokenSequences
+    target: TokenSequences
     bos_id: int
     eos_id: int
     vocab_size: int
@@ -116,9 +116,9 @@ class Seq2SeqExamples:
             digest.update(part.data)
         return digest.hexdigest()
 
-    def take(self, numbers: NDArray[Any]) -> Seq2SeqExamples:
+    def select(self, numbers: NDArray[Any]) -> Seq2SeqExamples:
         """These pairs alone, in this order; the tokens are not copied."""
-        return replace(self, source=self.source.take(numbers), target=self.target.take(numbers))
+        return replace(self, source=self.source.select(numbers), target=self.target.select(numbers))
 
     def hold_out(self, share: float = 0.05, most: int = 10_000) -> tuple[Seq2SeqExamples, Seq2SeqExamples]:
         """Pairs to train on, and pairs held out: `share` of them, at least one and at most `most`.
@@ -128,22 +128,22 @@ class Seq2SeqExamples:
         """
         if not 0 < share <= 0.5:
             raise DataError(f"held_out must be a share above 0 and up to 0.5, got {share!r}")
-        digests = (hashlib.sha256(self.source.row(i).data).digest()[:8] for i in range(len(self)))
+        digests = (hashlib.sha256(self.source.sequence(i).data).digest()[:8] for i in range(len(self)))
         hashes = np.frombuffer(b"".join(digests), "<u8")
-        aside = split(hashes, np.ones(len(self), np.int64), share, most)
+        aside = choose_held_out(hashes, np.ones(len(self), np.int64), share, most)
         if not aside.any():
             raise DataError("no pair can be held out: there is but one source. Give more pairs, or held-out ones")
-        return self.take(np.flatnonzero(~aside)), self.take(np.flatnonzero(aside))
+        return self.select(np.flatnonzero(~aside)), self.select(np.flatnonzero(aside))
 
 
-def tokenize_pairs(
-    pairs: Iterable[Seq2SeqExample],
+def tokenize_examples(
+    examples: Iterable[Seq2SeqExample],
     tokenizer: ParallelEncoder,
     *,
     context: int,
     source_context: int = 0,
     strict: bool = False,
-    look: Callable[[Seq2SeqExample, list[int], list[int]], None] | None = None,
+    on_example: Callable[[Seq2SeqExample, list[int], list[int]], None] | None = None,
 ) -> Seq2SeqExamples:
     """Read all pairs into memory as tokens.
 
@@ -160,23 +160,23 @@ def tokenize_pairs(
     if source_context < 0:
         raise DataError(f"source_context must be at least 1 token, or 0 for as many as context, got {source_context}")
     found, too_long = (_Builder(), _Builder()), Skipped()
-    stream = iter(pairs)
+    stream = iter(examples)
     while batch := list(islice(stream, BATCH_TEXTS)):
         sources = tokenizer.encode_batch([pair.source for pair in batch], bare=True)
         targets = tokenizer.encode_batch([pair.target for pair in batch], bare=True)
         for pair, source, target in zip(batch, sources, targets, strict=True):
-            if look is not None:
-                look(pair, source, target)
+            if on_example is not None:
+                on_example(pair, source, target)
             if fault := _fault(source, target, source_context or context, context - 1):
                 if strict:
-                    raise DataError(f"{pair.where}: {': '.join(fault)}")
-                too_long.add(fault[0], f"{pair.where}: {fault[1]}")
+                    raise DataError(f"{pair.origin}: {': '.join(fault)}")
+                too_long.add(fault[0], f"{pair.origin}: {fault[1]}")
             else:
                 found[0].add(source)
                 found[1].add(target)
     skipped = Skipped()
-    if isinstance(pairs, Seq2SeqFiles):
-        skipped.merge(pairs.skipped)
+    if isinstance(examples, Seq2SeqFiles):
+        skipped.merge(examples.skipped)
     skipped.merge(too_long)
     if not found[0].lengths:
         raise DataError(f"no pair is left to use: {'; '.join(skipped.lines()) or 'there is none'}")
@@ -204,8 +204,8 @@ class _Builder:
         self.tokens.extend(ids)
         self.lengths.append(len(ids))
 
-    def done(self, vocab_size: int) -> ExampleSide:
+    def done(self, vocab_size: int) -> TokenSequences:
         tokens, lengths = np.frombuffer(self.tokens, np.int32), np.frombuffer(self.lengths, np.int32)
         if int(tokens.max()) >= vocab_size:
             raise DataError(f"the tokenizer gave id {tokens.max()}, its vocab_size is {vocab_size}")
-        return ExampleSide(tokens, np.cumsum(lengths, dtype=np.int64) - lengths, lengths)
+        return TokenSequences(tokens, np.cumsum(lengths, dtype=np.int64) - lengths, lengths)

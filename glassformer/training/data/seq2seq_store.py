@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, DataError
-from glassformer.formats.save import save_tensors
-from glassformer.training.data.seq2seq_examples import ExampleSide, Seq2SeqExamples
+from glassformer.formats.safetensors_file import save_tensors
+from glassformer.training.data.seq2seq_examples import Seq2SeqExamples, TokenSequences
 from glassformer.training.data.sources import Skipped
 
 FILE, PARTS = "pairs.safetensors", ("train", "held_out")
 
 
-def save_pairs(folder: Path, train: Seq2SeqExamples, held_out: Seq2SeqExamples) -> None:
+def save_examples(folder: Path, train: Seq2SeqExamples, held_out: Seq2SeqExamples) -> None:
     """Write both, whole or not at all. Raises DataError when they cannot be written."""
     tensors = {"ends": torch.tensor([train.bos_id, train.eos_id, train.vocab_size])}
     for part, pairs in zip(PARTS, (train, held_out), strict=True):
@@ -37,14 +37,14 @@ def save_pairs(folder: Path, train: Seq2SeqExamples, held_out: Seq2SeqExamples) 
         raise DataError(f"the prepared pairs could not be kept: {error}") from error
 
 
-def _packed(side: ExampleSide) -> np.ndarray:
+def _packed(side: TokenSequences) -> np.ndarray:
     """The tokens of these texts alone, one text after the other."""
     ends = np.cumsum(side.lengths, dtype=np.int64)
     shift = np.repeat(side.starts - (ends - side.lengths), side.lengths)
     return side.tokens[shift + np.arange(len(shift))]
 
 
-def open_pairs(folder: Path) -> tuple[Seq2SeqExamples, Seq2SeqExamples]:
+def load_examples(folder: Path) -> tuple[Seq2SeqExamples, Seq2SeqExamples]:
     """What `save_pairs` has written: pairs to train on, and held-out ones (there may be none).
 
     Raises DataError naming the file when it is missing, cut short or something else.
@@ -64,8 +64,8 @@ def open_pairs(folder: Path) -> tuple[Seq2SeqExamples, Seq2SeqExamples]:
     return train, held_out
 
 
-def _side(tensors: Mapping[str, Tensor], name: str) -> ExampleSide:
+def _side(tensors: Mapping[str, Tensor], name: str) -> TokenSequences:
     tokens, lengths = tensors[f"{name}.tokens"].numpy(), tensors[f"{name}.lengths"].numpy()
     if int(lengths.sum()) != len(tokens):
         raise ValueError(f"{name} has {len(tokens):,} tokens, and its lengths sum up to {int(lengths.sum()):,}")
-    return ExampleSide(tokens, np.cumsum(lengths, dtype=np.int64) - lengths, lengths)
+    return TokenSequences(tokens, np.cumsum(lengths, dtype=np.int64) - lengths, lengths)

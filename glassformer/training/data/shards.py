@@ -53,7 +53,7 @@ class DocumentIndex:
     tokens: TokenArray
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    byte_counts: NDArray[np.int64]
     begins: bool  # each document begins with a beginning-of-text token, which stands for no byte of text
     ends: bool  # each ends with an end-of-document token, which stands for none either
     ordered: bool = False
@@ -70,7 +70,7 @@ class DocumentIndex:
     @property
     def n_bytes(self) -> int:
         """UTF-8 bytes of the text."""
-        return int(self.sizes.sum())
+        return int(self.byte_counts.sum())
 
     def document(self, number: int) -> NDArray[np.int64]:
         start = self.starts[number]

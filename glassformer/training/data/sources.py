@@ -36,7 +36,7 @@ from typing import Any, Generic, TypeVar
 from glassformer.errors import DataError
 
 PLAIN, LINES = (".txt", ".md", ".text", ".markdown"), (".jsonl", ".ndjson")
-PIECE = 1 << 16  # characters: several pieces make a batch, so that one long document still keeps every core busy
+CHUNK = 1 << 16  # characters: several pieces make a batch, so that one long document still keeps every core busy
 BLOCK = 1 << 20  # bytes read at a time
 EXAMPLES = 3
 Item = TypeVar("Item")
@@ -49,7 +49,7 @@ class Document:
     it ends here."""
 
     text: str
-    where: str
+    origin: str
     ends: bool = True
 
 
@@ -95,16 +95,16 @@ class Texts:
 
     def __init__(self, texts: Iterable[str] | Callable[[], Iterable[str]], name: str = "text"):
         self.texts, self.name = texts, name
-        self.again = callable(texts) or isinstance(texts, Sequence)
+        self.repeatable = callable(texts) or isinstance(texts, Sequence)
 
     def __iter__(self) -> Iterator[Document]:
         for number, text in enumerate(self.texts() if callable(self.texts) else self.texts, 1):
             if not isinstance(text, str):
                 raise DataError(f"{self.name}#{number}: a text must be a string, got {type(text).__name__}")
-            yield from pieces(text, f"{self.name}#{number}")
+            yield from split_document(text, f"{self.name}#{number}")
 
 
-class Files(Generic[Item]):
+class FileStream(Generic[Item]):
     """Files, folders, globs and "-" (standard input) as a stream of items; a subclass's `_plain` and `_jsonl` say what
     a file holds.
 
@@ -124,8 +124,8 @@ class Files(Generic[Item]):
         self.strict, self.skipped = strict, Skipped()
         self._unread = Skipped()  # found while looking for files: not text, hidden, named twice
         self.files = list(_find(self.given, self._unread, self.kinds))
-        self.again = "-" not in self.given
-        self.total_bytes = sum(os.path.getsize(f) for f in self.files if f != "-") if self.again else None
+        self.repeatable = "-" not in self.given
+        self.total_bytes = sum(os.path.getsize(f) for f in self.files if f != "-") if self.repeatable else None
         self._base, self._raw = 0, None
 
     @property
@@ -224,7 +224,7 @@ class Files(Generic[Item]):
         return text
 
 
-class Sources(Files[Document]):
+class DocumentFiles(FileStream[Document]):
     """`Files` of texts, as a stream of documents. See the top of this file.
 
     `crlf_files` counts the files whose line ends were changed. Raises DataError as `Files` does.
@@ -285,12 +285,12 @@ class Sources(Files[Document]):
         for where, record in self._records(lines, name):
             text = self._string(record, self.text_field, where)
             if text is not None:
-                yield from pieces(text, where)
+                yield from split_document(text, where)
 
 
-def pieces(text: str, where: str) -> Iterator[Document]:
+def split_document(text: str, where: str) -> Iterator[Document]:
     """A text in pieces of about PIECE characters; most texts are one."""
-    if len(text) <= 2 * PIECE:
+    if len(text) <= 2 * CHUNK:
         yield Document(text, where)
     else:
         for part, ends in _cut([text], None):
@@ -315,8 +315,8 @@ def _cut(blocks: Iterable[str], separator: str | None) -> Iterator[tuple[str, bo
 def _shorten(text: str) -> Iterator[tuple[str, bool]]:
     """Pieces off the front while more than 2 PIECE are there; then what is left, marked True."""
     begin = 0
-    while len(text) - begin > 2 * PIECE:
-        end = _border(text, begin + PIECE)
+    while len(text) - begin > 2 * CHUNK:
+        end = _border(text, begin + CHUNK)
         yield text[begin:end], False
         begin = end
     yield text[begin:], True
@@ -326,7 +326,7 @@ def _border(text: str, at: int) -> int:
     """The last place at or before `at` (within half a PIECE) where a tokenizer that splits into words cuts in any case:
     between a letter and a space, else between a letter and a line break or punctuation; failing both, `at` itself."""
     for pattern in (_BEFORE_SPACE, _BEFORE_SIGN):
-        *_, last = (None, *pattern.finditer(text, at - PIECE // 2, at))
+        *_, last = (None, *pattern.finditer(text, at - CHUNK // 2, at))
         if last:
             return last.end()
     return at

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from glassformer.errors import CheckpointError
-from glassformer.training.settings import OptimConfig
+from glassformer.training.config import OptimConfig
 
 Role = Literal["hidden", "embed", "head", "scalar"]
 ROLES: tuple[Role, ...] = ("hidden", "embed", "head", "scalar")
@@ -96,7 +96,7 @@ class FlatParameters:
                 value.copy_(parameter.detach())
                 parameter.data, parameter.grad = value, grad
 
-    def of(self, *roles: Role) -> list[ParameterStack]:
+    def stacks_of(self, *roles: Role) -> list[ParameterStack]:
         """The stacks of these roles; neighbours in the buffer."""
         return [stack for stack in self.stacks if stack.role in roles]
 
@@ -121,7 +121,7 @@ def orthogonalize(x: Tensor, steps: int = 5) -> Tensor:
     return x
 
 
-def muon_scale(shape: torch.Size, kind: str) -> float:
+def update_scale(shape: torch.Size, kind: str) -> float:
     """What an orthogonalized [out, in] update is multiplied by.
 
     "spectral": sqrt(max(1, out/in)), so that the update's effect on activations does not depend on the shape (Jordan
@@ -140,7 +140,7 @@ class Muon:
     """
 
     def __init__(self, flat: FlatParameters, config: OptimConfig, dtype: torch.dtype):
-        self.stacks, self.config, self.dtype = flat.of("hidden"), config, dtype
+        self.stacks, self.config, self.dtype = flat.stacks_of("hidden"), config, dtype
         self.begin, self.end = self.stacks[0].begin, self.stacks[-1].end
         self.values, self.grads = flat.values[: self.end], flat.grads[: self.end]
         self.momentum = torch.zeros_like(self.values)
@@ -149,7 +149,7 @@ class Muon:
         for stack in self.stacks:
             view = stack.view(self.update).flatten(0, -3)
             rows, columns = view.shape[-2:]
-            entry = (view.mT if rows > columns else view, muon_scale(stack.shape, config.muon_scale))
+            entry = (view.mT if rows > columns else view, update_scale(stack.shape, config.muon_scale))
             groups.setdefault((min(rows, columns), max(rows, columns)), []).append(entry)
         self.groups = list(groups.values())
 
@@ -180,11 +180,11 @@ class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2): torch's, fused, on flat segments."""
 
     def __init__(self, flat: FlatParameters, roles: Sequence[Role], config: OptimConfig):
-        self.stacks = flat.of(*roles)
+        self.stacks = flat.stacks_of(*roles)
         self.segments: list[tuple[Role, nn.Parameter]] = []
         self.begins: list[int] = []
         for role in roles:
-            stacks = flat.of(role)
+            stacks = flat.stacks_of(role)
             part = slice(stacks[0].begin, stacks[-1].end)
             segment = nn.Parameter(flat.values[part])
             segment.data, segment.grad = flat.values[part], flat.grads[part]
@@ -227,9 +227,11 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: OptimConfig, *, muon_dtype: torch.dtype = torch.float32):
         self.config = config
         self.flat = FlatParameters(model)
-        with_muon = config.name == "muon" and bool(self.flat.of("hidden"))
+        with_muon = config.name == "muon" and bool(self.flat.stacks_of("hidden"))
         self.muon = Muon(self.flat, config, muon_dtype) if with_muon else None
-        roles: list[Role] = [role for role in ROLES if self.flat.of(role) and not (with_muon and role == "hidden")]
+        roles: list[Role] = [
+            role for role in ROLES if self.flat.stacks_of(role) and not (with_muon and role == "hidden")
+        ]
         self.adamw = AdamW(self.flat, roles, config) if roles else None
 
     def zero_grad(self) -> None:

@@ -71,7 +71,7 @@ def set_rng_state(rng: Mapping[str, str]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def sync_tree(folder: Path) -> None:
+def fsync_tree(folder: Path) -> None:
     """fsync of every file below a folder, then of the folders, innermost first."""
     for path, _, names in os.walk(folder, topdown=False):
         for name in names:
@@ -80,7 +80,7 @@ def sync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, need: int) -> Iterator[Path]:
+def atomic_folder(path: Path, need: int) -> Iterator[Path]:
     """A folder to fill, which gets its name once it is whole; on any error nothing of it stays.
 
     `need` is how many bytes will be written about. Raises CheckpointError naming path and bytes when they do not fit.
@@ -93,7 +93,7 @@ def new_folder(path: Path, need: int) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        sync_tree(temporary)
+        fsync_tree(temporary)
         os.rename(temporary, path)
         sync(path.parent)
     except OSError as error:
@@ -131,12 +131,12 @@ class Checkpoints:
         measured = {path: loss for path, loss in losses.items() if loss is not None}
         return min(measured, key=lambda path: measured[path]) if measured else self.last()
 
-    def clean(self) -> None:
+    def recover(self) -> None:
         """At a start: remove what a killed process left half written, then put links and old checkpoints right."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(".*.tmp"):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
-        self.settle()
+        self.update_links()
 
     def save(
         self, state: TrainState, write_model: Callable[[Path], None], optimizer: Mapping[str, Tensor], need: int
@@ -147,14 +147,14 @@ class Checkpoints:
         """
         path = self.folder / f"step-{state.step:06d}"
         if not path.exists():
-            with new_folder(path, need) as folder:
+            with atomic_folder(path, need) as folder:
                 write_model(folder)
                 save_file({name: t.detach().cpu().contiguous() for name, t in optimizer.items()}, folder / OPTIMIZER)
                 (folder / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n", "utf-8")
-        self.settle()
+        self.update_links()
         return path
 
-    def settle(self) -> None:
+    def update_links(self) -> None:
         """Point `last` and `best` at what is there, and put away what need not be kept."""
         last, best = self.last(), self.best()
         if last is None or best is None:

@@ -33,18 +33,18 @@ class ProcessGroup:
         """Whether this process writes files and messages."""
         return self.rank == 0
 
-    def sum_step(self, grads: Tensor, counts: Tensor) -> None:
+    def all_reduce_step(self, grads: Tensor, counts: Tensor) -> None:
         """Sum gradients [n] and counts (loss, tokens, wish to stop; float64, so that counts stay whole) over all."""
         if self.size > 1:
             dist.all_reduce(grads)
             dist.all_reduce(counts)
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first process's value, in every process."""
         if self.size == 1:
             return value
@@ -52,28 +52,28 @@ class ProcessGroup:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
 
 
-ALONE = ProcessGroup()
+SINGLE_PROCESS = ProcessGroup()
 
 
-def launched(environment: Mapping[str, str]) -> bool:
+def is_torchrun(environment: Mapping[str, str]) -> bool:
     """Whether torchrun started this process."""
     return all(name in environment for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def local_device(environment: Mapping[str, str], device: str) -> str:
     """The device of this process: under torchrun each takes the GPU of its local rank, unless one was named."""
-    if launched(environment) and device in ("auto", "cuda") and torch.cuda.is_available():
+    if is_torchrun(environment) and device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{environment.get('LOCAL_RANK', '0')}"
     return device
 
 
 @contextmanager
-def join(device: torch.device) -> Iterator[ProcessGroup]:
+def process_group(device: torch.device) -> Iterator[ProcessGroup]:
     """The run's processes: alone, or with those that torchrun started (nccl between GPUs, gloo otherwise).
 
     A process group that is there already is used and left alone, so that a script may train more than once.
@@ -81,7 +81,7 @@ def join(device: torch.device) -> Iterator[ProcessGroup]:
     if dist.is_available() and dist.is_initialized():
         yield ProcessGroup(dist.get_rank(), dist.get_world_size())
         return
-    if not launched(os.environ) or int(os.environ["WORLD_SIZE"]) == 1:
+    if not is_torchrun(os.environ) or int(os.environ["WORLD_SIZE"]) == 1:
         yield ProcessGroup()
         return
     if device.type == "cuda":

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import GlassformerError
+from glassformer.training.config import Plan, TrainConfig, make_plan
 from glassformer.training.optim.optimizers import Optimizer
 from glassformer.training.optim.schedule import lr_factor
 from glassformer.training.run.checkpoint import Checkpoints, TrainState, rng_state
 from glassformer.training.run.distributed import ProcessGroup
-from glassformer.training.run.loss_curve import write_curve
-from glassformer.training.run.metrics import EvalRecord, Metrics, Reporter, StepRecord
+from glassformer.training.run.loss_curve import write_loss_curve
+from glassformer.training.run.metrics import EvalRecord, MetricsWriter, Reporter, StepRecord
 from glassformer.training.run.run_file import RunFile
 from glassformer.training.run.signals import StopSignals
-from glassformer.training.settings import Plan, TrainConfig, make_plan
 from glassformer.training.tasks.evaluate import Evaluation
 from glassformer.training.tasks.task import Task
 
@@ -33,7 +33,7 @@ EVAL_SHARE = 0.05  # of the seconds go into evaluating and saving, where their n
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResult:
     """What became of a run: `step` of `steps` were done. held_out: the last evaluation. stopped: by which signal."""
 
     folder: Path
@@ -55,7 +55,7 @@ class Run:
 
 
 @dataclass
-class Pending:
+class PendingStep:
     """A step whose numbers may still be on their way from the device. loss: sum of nats."""
 
     step: int
@@ -75,25 +75,25 @@ class Trainer:
     task: Task
     optimizer: Optimizer
     plan: Plan
-    recorded: RunFile
+    run_file: RunFile
     checkpoints: Checkpoints
-    metrics: Metrics
+    metrics: MetricsWriter
     reporter: Reporter
     seconds_per_token: float  # of the matrix products alone, at the measured rate
     step: int = 0
     tokens: int = 0
-    begin: float = field(default_factory=time.perf_counter)
+    started_at: float = field(default_factory=time.perf_counter)
     flushed: float = field(default_factory=time.perf_counter)
-    pending: list[Pending] = field(default_factory=list)
+    pending: list[PendingStep] = field(default_factory=list)
     held_out: Evaluation | None = None
     mark: tuple[int, float] | None = None
     eval_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.begin
+        return time.perf_counter() - self.started_at
 
-    def run(self) -> Run:
+    def run(self) -> RunResult:
         stopped = None
         with StopSignals() as signals:
             if self.step == 0:
@@ -106,8 +106,10 @@ class Trainer:
                 if stop:
                     stopped = signals.name or "another process"
                     break
-        self.world.wait()
-        return Run(Path(self.config.out), self.step, self.plan.steps, self.tokens, self.seconds, self.held_out, stopped)
+        self.world.barrier()
+        return RunResult(
+            Path(self.config.out), self.step, self.plan.steps, self.tokens, self.seconds, self.held_out, stopped
+        )
 
     def after_step(self, stop: bool) -> None:
         """Evaluate, sample and save, where the plan says so."""
@@ -138,7 +140,7 @@ class Trainer:
         if self.world.size > 1:
             counts = torch.tensor([0.0, counted, stop], dtype=torch.float64, device=loss.device)
             counts[0] = loss
-            self.world.sum_step(optimizer.flat.grads, counts)
+            self.world.all_reduce_step(optimizer.flat.grads, counts)
             loss, counted, stop = counts[0], int(counts[1].item()), bool(counts[2].item())
         norm = optimizer.finish_gradient(max(1, counted))
         known = config.schedule
@@ -154,8 +156,8 @@ class Trainer:
         self.step += 1
         self.tokens += counted
         lr = factor * config.optim.peak("hidden")
-        self.pending.append(Pending(self.step, self.tokens, counted, loss, norm, lr))
-        if self.task.how.device.type == "cpu" or len(self.pending) == LAZY:
+        self.pending.append(PendingStep(self.step, self.tokens, counted, loss, norm, lr))
+        if self.task.compute.device.type == "cpu" or len(self.pending) == LAZY:
             self.flush()  # on the CPU before the update: a gradient that is no number never reaches the weights
         optimizer.step(factor)
         return stop
@@ -219,7 +221,7 @@ class Trainer:
             need = 4 * self.optimizer.flat.values.numel() + sum(t.nbytes for t in tensors.values()) + (1 << 20)
             path = self.checkpoints.save(state, self.task.save, tensors, need)
             best = self.checkpoints.best()
-            write_curve(Path(self.config.out), f"{Path(self.config.out).name}: loss")
+            write_loss_curve(Path(self.config.out), f"{Path(self.config.out).name}: loss")
             self.reporter.on_checkpoint(self.step, path, best == path)
         self.flushed = time.perf_counter()
 
@@ -234,13 +236,13 @@ class Trainer:
             done, spent = self.step - self.mark[0], now - self.mark[1]
             if (done >= 5 and spent >= 0.03 * budget) or now > 0.3 * budget:
                 steps = self.step + self.fitting(spent / done, SLACK * budget - now)
-        steps, pause = self.world.tell((steps, self.pause()))
+        steps, pause = self.world.broadcast((steps, self.pause()))
         if steps:
             parts = max(1, min(20, int(EVAL_SHARE * budget / pause)))
             self.plan = make_plan(self.config, steps, measured=self.step, parts=parts)
-            self.recorded = replace(self.recorded, plan=self.plan)
+            self.run_file = replace(self.run_file, plan=self.plan)
             if self.world.first:
-                self.recorded.write(Path(self.config.out))
+                self.run_file.write(Path(self.config.out))
             self.reporter.on_plan(self.plan)
 
     def pause(self) -> float:

@@ -44,7 +44,7 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def count(value: float) -> str:
+def short_count(value: float) -> str:
     """12000000 as 12M."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
@@ -52,7 +52,7 @@ def count(value: float) -> str:
     return f"{value:g}"
 
 
-def means(points: Sequence[Point], most: int) -> list[Point]:
+def downsample(points: Sequence[Point], most: int) -> list[Point]:
     """At most `most` points, each the mean of its neighbours in the original."""
     size = max(1, -(-len(points) // most))
     parts = [points[i : i + size] for i in range(0, len(points), size)]
@@ -91,12 +91,12 @@ class Panel:
         return parts
 
 
-def draw_curve(train: Sequence[Point], held_out: Sequence[Point], title: str, exact: Sequence[Point] = ()) -> str:
+def loss_curve_svg(train: Sequence[Point], held_out: Sequence[Point], title: str, exact: Sequence[Point] = ()) -> str:
     """An SVG of curves over counted tokens: points of losses are (tokens, nats per token), of `exact` (tokens, 0 to 1).
 
     Where there is an `exact`, it has a panel of its own below the losses, in percent.
     """
-    train = means(train, POINTS)
+    train = downsample(train, POINTS)
     everything = [*train, *held_out] or [(0.0, 0.0), (1.0, 1.0)]
     right = max(x for x, _ in [*everything, *exact]) or 1.0
     low, high = min(y for _, y in everything), max(y for _, y in everything)
@@ -120,7 +120,7 @@ def draw_curve(train: Sequence[Point], held_out: Sequence[Point], title: str, ex
             across = panel.at(x, panel.low)[0]
             parts.append(f'<line class="axis" x1="{across:.1f}" x2="{across:.1f}" y1="{y}" y2="{y + 5}"/>')
             if last:
-                parts.append(f'<text x="{across:.1f}" y="{y + 20}" text-anchor="middle">{count(x)}</text>')
+                parts.append(f'<text x="{across:.1f}" y="{y + 20}" text-anchor="middle">{short_count(x)}</text>')
     begin = WIDTH - RIGHT - (310 if exact else 190)
     for i, (kind, label) in enumerate(legend):
         x = begin + 100 * i
@@ -136,7 +136,7 @@ def draw_curve(train: Sequence[Point], held_out: Sequence[Point], title: str, ex
     return "\n".join([*head, *parts, "</svg>"]) + "\n"
 
 
-def write_curve(folder: Path, title: str) -> None:
+def write_loss_curve(folder: Path, title: str) -> None:
     """Draw RUN/loss.svg from RUN/metrics.jsonl. Raises CheckpointError when it cannot be written."""
     train: list[Point] = []
     held_out: list[Point] = []
@@ -150,4 +150,4 @@ def write_curve(folder: Path, title: str) -> None:
         if "exact" in record:
             exact.append((tokens, record["exact"]))
     safe = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    write_text(folder / "loss.svg", draw_curve(train, held_out, safe, exact))
+    write_text(folder / "loss.svg", loss_curve_svg(train, held_out, safe, exact))

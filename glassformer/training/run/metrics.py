@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from glassformer.errors import CheckpointError, ConfigError
-from glassformer.training.settings import Plan
+from glassformer.training.config import Plan
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class Metrics:
+class MetricsWriter:
     """The writer of metrics.jsonl and of the other sinks. Raises CheckpointError when the file cannot be written."""
 
     def __init__(self, path: Path, sinks: Sequence[Sink] = ()):

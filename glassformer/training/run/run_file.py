@@ -15,12 +15,12 @@ import torch
 from glassformer.atomic import write_text
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.formats.reader import read_json
-from glassformer.training.settings import Plan, TrainConfig, build, flat_settings, settings_dict, settings_from
+from glassformer.training.config import Plan, TrainConfig, build, config_dict, flatten, settings_from
 
 RUN_FILE, FORMAT = "run.json", 1
 PACKAGES = ("glassformer", "torch", "safetensors", "tokenizers", "numpy")
-FREE = frozenset({"out", "resume", "tensorboard", "wandb", "keep_last", "device", "dtype", "threads"})
-FIXED = (
+RESUME_MAY_CHANGE = frozenset({"out", "resume", "tensorboard", "wandb", "keep_last", "device", "dtype", "threads"})
+RESUME_MUST_MATCH = (
     "task", "model", "tokenizer", "init", "held_out", "held_out_data", "from_model", "seed", "shuffle", "strict",
 )  # fmt: skip
 
@@ -40,7 +40,7 @@ class RunFile:
             "settings": self.settings,
             "environment": self.environment,
             "data_fingerprint": self.fingerprint,
-            "plan": None if self.plan is None else settings_dict(self.plan),
+            "plan": None if self.plan is None else config_dict(self.plan),
         }
         write_text(folder / RUN_FILE, json.dumps(body, indent=2) + "\n")
 
@@ -63,7 +63,7 @@ def has_run(folder: Path) -> bool:
     return (folder / RUN_FILE).exists()
 
 
-def recorded_settings(folder: str | Path, **changes: Any) -> TrainConfig:
+def resume_config(folder: str | Path, **changes: Any) -> TrainConfig:
     """The settings of the run in `folder`, to resume it; `changes` are fields of TrainConfig that are asked anew."""
     settings = settings_from(RunFile.read(Path(folder)).settings)
     if changes.keys() & {"seconds", "steps", "tokens"}:
@@ -103,18 +103,18 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs, by name: "threads was 2, now 4"."""
-    before, now = flat_settings(before), flat_settings(now)
+    before, now = flatten(before), flatten(now)
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     return [f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names]
 
 
 def check_resume(recorded: RunFile, config: TrainConfig) -> list[str]:
     """What of the settings differs and may (as sentences). Raises ConfigError for what makes it another run."""
-    now, then = settings_dict(config), settings_dict(settings_from(recorded.settings))
-    kept, asked = ({k: s[k] for k in FIXED} | {"optim.name": s["optim"]["name"]} for s in (then, now))
+    now, then = config_dict(config), config_dict(settings_from(recorded.settings))
+    kept, asked = ({k: s[k] for k in RESUME_MUST_MATCH} | {"optim.name": s["optim"]["name"]} for s in (then, now))
     refused = differences(kept, asked)  # another optimizer has no use for what this one has kept
     if refused:
         raise ConfigError(f"{config.out} cannot be resumed with other settings: {'; '.join(refused)}")
-    free = FREE | set(FIXED)
+    free = RESUME_MAY_CHANGE | set(RESUME_MUST_MATCH)
     before = {k: v for k, v in then.items() if k not in free}
     return differences(before, {k: v for k, v in now.items() if k not in free})

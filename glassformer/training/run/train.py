@@ -18,6 +18,7 @@ import torch
 from glassformer.errors import CapacityError, ConfigError, DataError, GlassformerError
 from glassformer.families.common.shape import RecurrentShape
 from glassformer.kernels.device import choose_device
+from glassformer.training.config import Plan, TrainConfig, config_dict, make_plan
 from glassformer.training.optim.optimizers import Optimizer
 from glassformer.training.run import precision
 from glassformer.training.run.checkpoint import (
@@ -28,19 +29,26 @@ from glassformer.training.run.checkpoint import (
     rng_state,
     set_rng_state,
 )
-from glassformer.training.run.distributed import ProcessGroup, join, local_device
-from glassformer.training.run.loop import Run, Trainer
-from glassformer.training.run.metrics import Metrics, Reporter, Sink, StartInfo, TensorBoard, WandB, truncate_metrics
+from glassformer.training.run.distributed import ProcessGroup, local_device, process_group
+from glassformer.training.run.loop import RunResult, Trainer
+from glassformer.training.run.metrics import (
+    MetricsWriter,
+    Reporter,
+    Sink,
+    StartInfo,
+    TensorBoard,
+    WandB,
+    truncate_metrics,
+)
 from glassformer.training.run.run_file import RUN_FILE, RunFile, check_resume, differences, environment, has_run
-from glassformer.training.settings import Plan, TrainConfig, make_plan, settings_dict
-from glassformer.training.tasks.evaluate import Pass
+from glassformer.training.tasks.evaluate import Compute
 from glassformer.training.tasks.language_model import LanguageModelTask
 from glassformer.training.tasks.language_model_setup import Documents, compile_blocks
-from glassformer.training.tasks.seq2seq import PairSource, Seq2SeqTask
+from glassformer.training.tasks.seq2seq import ExampleSource, Seq2SeqTask
 from glassformer.training.tasks.task import Task
 
 TASKS = {"lm": LanguageModelTask, "seq2seq": Seq2SeqTask}
-Given = Documents | PairSource
+Given = Documents | ExampleSource
 
 
 def train(
@@ -49,7 +57,7 @@ def train(
     documents: Given | None = None,
     held_out: Given | None = None,
     reporter: Reporter | None = None,
-) -> Run:
+) -> RunResult:
     """Train a model from text, or from pairs of texts; everything a run makes lies in the folder `config.out`.
 
     documents: the text, instead of `config.data`: strings, `Document`s, or a function that gives them; `Pair`s where
@@ -66,7 +74,7 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(local_device(os.environ, config.device))
-    with join(device) as world, memory_errors(config):
+    with process_group(device) as world, memory_errors(config):
         trainer = set_up(config, world, device, documents, held_out, (reporter if world.first else None) or Reporter())
         try:
             return trainer.run()
@@ -101,8 +109,8 @@ def begin_run(
         raise ConfigError(f"{folder} holds no run to resume: it has no run.json")
     if there:
         return RunFile.read(folder)
-    world.wait()  # all have looked before the first one writes
-    recorded = RunFile(settings_dict(config), environment(device, choice.dtype, world.size))
+    world.barrier()  # all have looked before the first one writes
+    recorded = RunFile(config_dict(config), environment(device, choice.dtype, world.size))
     if world.first:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +143,7 @@ def set_up(
     if config.resume:
         now = environment(device, choice.dtype, world.size)
         changed = check_resume(recorded, config) + differences(recorded.environment, now)
-        recorded = replace(recorded, settings=settings_dict(config), environment=now)
+        recorded = replace(recorded, settings=config_dict(config), environment=now)
     if changed:
         reporter.on_message(f"this run will not go on bit for bit: {'; '.join(changed)}", warning=True)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_last)
@@ -143,8 +151,8 @@ def set_up(
     kind = TASKS[config.task]
     if world.first:
         sinks = [TensorBoard(folder)] if config.tensorboard else []
-        sinks += [WandB(folder, settings_dict(config))] if config.wandb else []
-        checkpoints.clean()
+        sinks += [WandB(folder, config_dict(config))] if config.wandb else []
+        checkpoints.recover()
         if not config.resume or recorded.fingerprint is None:
             try:
                 kind.prepare(config, documents, held_out, reporter)  # pyright: ignore[reportArgumentType]
@@ -152,11 +160,11 @@ def set_up(
                 if not config.resume:  # nothing to go on with: the same command may be given again, on better data
                     (folder / RUN_FILE).unlink()
                 raise
-    world.wait()
+    world.barrier()
 
     checkpoint = checkpoints.last() if config.resume else None
     torch.manual_seed(config.seed)
-    how = Pass(device, choice.torch_dtype)
+    how = Compute(device, choice.torch_dtype)
     task: Task = kind(config, world, how, checkpoint)
     begun = recorded.fingerprint if config.resume else None
     if begun is not None and begun != task.fingerprint:
@@ -177,7 +185,7 @@ def set_up(
         truncate_metrics(folder / "metrics.jsonl", state.step if checkpoint else -1)
         recorded = replace(recorded, fingerprint=task.fingerprint, plan=plan)
         recorded.write(folder)
-    world.wait()
+    world.barrier()
 
     reasons = [f"device {device}", f"dtype {choice.dtype}: {choice.because}", f"{torch.get_num_threads()} threads"]
     if config.compile:
@@ -186,7 +194,7 @@ def set_up(
         if failed:
             reporter.on_message(failed, warning=True)
     rate = precision.measure_matrix_rate(task.matrices, task.batch_tokens, choice.torch_dtype, str(device)) * world.size
-    metrics = Metrics(folder / "metrics.jsonl" if world.first else Path(os.devnull), sinks)
+    metrics = MetricsWriter(folder / "metrics.jsonl" if world.first else Path(os.devnull), sinks)
     info = StartInfo(
         folder=folder,
         plan=plan,
@@ -204,14 +212,14 @@ def set_up(
         task=task,
         optimizer=optimizer,
         plan=plan,
-        recorded=recorded,
+        run_file=recorded,
         checkpoints=checkpoints,
         metrics=metrics,
         reporter=reporter,
         seconds_per_token=task.flops_per_token / rate,
         step=state.step,
         tokens=state.tokens,
-        begin=time.perf_counter() - state.seconds,
+        started_at=time.perf_counter() - state.seconds,
     )
 
 

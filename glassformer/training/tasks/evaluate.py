@@ -13,8 +13,8 @@ from glassformer.kernels.cross_entropy import next_token_loss
 from glassformer.nn.attend import Attend, attend_products, attend_sdpa
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
-from glassformer.training.data.packing import PackedRows
-from glassformer.training.run.distributed import ALONE, ProcessGroup
+from glassformer.training.data.packing import PackedBatch
+from glassformer.training.run.distributed import SINGLE_PROCESS, ProcessGroup
 from glassformer.training.run.precision import attend_float32
 
 PRODUCTS_LENGTH = 512  # up to this, in bfloat16 on a CPU, `attend_products` is quicker (bench/packed_attention.py)
@@ -42,13 +42,13 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Pass:
+class Compute:
     """How rows go through a model: on which device, in which dtype."""
 
     device: torch.device
     dtype: torch.dtype
 
-    def attend(self, length: int) -> Attend:
+    def attention_for(self, length: int) -> Attend:
         """The fastest attention for rows of so many tokens that is exact enough."""
         if self.device.type != "cpu" or self.dtype != torch.bfloat16:
             return attend_sdpa
@@ -58,25 +58,29 @@ class Pass:
         """Products in this dtype, the rest in float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def loss(self, model: Decoder, rows: PackedRows) -> Tensor:
+    def loss(self, model: Decoder, rows: PackedBatch) -> Tensor:
         """Sum over counted targets of -log p(target), in nats; float32."""
         if self.device.type != "cpu":
             rows = rows.to(self.device, non_blocking=True)
         plain = rows.documents is None  # then every row counts positions from 0 alike
-        positions, attend = rows.positions[:1] if plain else rows.positions, self.attend(rows.ids.shape[1])
+        positions, attend = rows.positions[:1] if plain else rows.positions, self.attention_for(rows.ids.shape[1])
         step = Step(positions, attend=attend, documents=rows.documents)
         with self.autocast():
             return next_token_loss(model, rows.ids, rows.targets, step, self.dtype)
 
 
 @torch.no_grad()
-def evaluate(model: Decoder, batches: Iterable[PackedRows], how: Pass, world: ProcessGroup = ALONE) -> Evaluation:
+def evaluate(
+    model: Decoder, batches: Iterable[PackedBatch], compute: Compute, world: ProcessGroup = SINGLE_PROCESS
+) -> Evaluation:
     """The mean loss over all counted targets of `batches`; under torchrun each process brings its own batches."""
     nats, tokens, size = 0.0, 0, 0.0
     for rows in batches:
-        nats += how.loss(model, rows).item()
+        nats += compute.loss(model, rows).item()
         tokens += rows.tokens
         size += rows.bytes
-    place = how.device if world.size > 1 else "cpu"  # nccl sums only what lies on a GPU
-    total, count, size = world.sum(torch.tensor([nats, tokens, size], dtype=torch.float64, device=place)).tolist()
+    place = compute.device if world.size > 1 else "cpu"  # nccl sums only what lies on a GPU
+    total, count, size = world.all_reduce(
+        torch.tensor([nats, tokens, size], dtype=torch.float64, device=place)
+    ).tolist()
     return Evaluation(total / max(1.0, count), int(count), size)

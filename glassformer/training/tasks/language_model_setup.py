@@ -15,31 +15,31 @@ from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError, DataError
 from glassformer.families import find_family
 from glassformer.families.common.shape import ShapeConfig
-from glassformer.formats import load_model
-from glassformer.formats.find import find, tokenizer_of
+from glassformer.formats import load_decoder
+from glassformer.formats.find import find_model, tokenizer_of
+from glassformer.nn.block import Block
 from glassformer.nn.model import Decoder
-from glassformer.nn.residual import Block
 from glassformer.text import patterns
 from glassformer.text.files.find import find_tokenizer
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
+from glassformer.training.config import TrainConfig
 from glassformer.training.data.prepare import as_documents, prepare
 from glassformer.training.data.sources import Document, Texts
 from glassformer.training.init import init_weights
 from glassformer.training.run.metrics import Reporter
-from glassformer.training.settings import TrainConfig
 
 Documents = Iterable[str] | Iterable[Document] | Callable[[], Iterable[str]]
 
 
-def documents_of(config: TrainConfig, documents: Documents | None, folder: Path) -> Iterable[Document]:
+def open_documents(config: TrainConfig, documents: Documents | None, folder: Path) -> Iterable[Document]:
     """The run's documents, such that they can be gone through twice; standard input is kept in the run's folder."""
     if documents is None:
         if not config.data:
             raise DataError("no data was named: give files, folders, globs or - for standard input")
         return as_documents(_named(config.data, folder))
-    if callable(documents) or not getattr(documents, "again", False):
+    if callable(documents) or not getattr(documents, "repeatable", False):
         kept = documents if callable(documents) else list(documents)
         if isinstance(kept, list) and kept and isinstance(kept[0], Document):
             return kept  # pyright: ignore[reportReturnType]
@@ -72,7 +72,7 @@ def open_tokenizer(
         path = Path(config.tokenizer.path)
         tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
     elif config.from_model is not None:
-        found = tokenizer_of(find(config.from_model))
+        found = tokenizer_of(find_model(config.from_model))
         if found is None:
             raise ConfigError(f"{config.from_model} has no tokenizer: name one with tokenizer.path")
         tokenizer = found
@@ -112,7 +112,7 @@ def prepare_text(
 
     def read() -> Iterable[Document]:
         if not source:
-            source.append(documents_of(config, documents, folder))
+            source.append(open_documents(config, documents, folder))
         return source[0]
 
     def texts() -> tuple[Iterable[str], int | None]:
@@ -121,7 +121,7 @@ def prepare_text(
     tokenizer = open_tokenizer(config, texts, folder, reporter)
     if held_out is None and config.held_out_data:
         held_out = as_documents(_named(config.held_out_data, folder))  # pyright: ignore[reportAssignmentType]
-    aside = None if held_out is None else documents_of(config, held_out, folder)
+    aside = None if held_out is None else open_documents(config, held_out, folder)
     prepare(
         read(),
         tokenizer,
@@ -147,12 +147,12 @@ def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
     return made
 
 
-def make_model(config: TrainConfig, vocab_size: int, checkpoint: Path | None, device: torch.device) -> Decoder:
+def create_model(config: TrainConfig, vocab_size: int, checkpoint: Path | None, device: torch.device) -> Decoder:
     """The model in float32, each parameter with storage of its own: from a checkpoint, from another model, or new."""
     if checkpoint is not None:
-        model = load_model(checkpoint, dtype=torch.float32, copy=True)
+        model = load_decoder(checkpoint, dtype=torch.float32, copy=True)
     elif config.from_model is not None:
-        model = load_model(find(config.from_model), dtype=torch.float32, copy=True)
+        model = load_decoder(find_model(config.from_model), dtype=torch.float32, copy=True)
     else:
         model = init_weights(Decoder(model_config(config, vocab_size)), config.seed, **asdict(config.init))
     if model.config.vocab_size < vocab_size:

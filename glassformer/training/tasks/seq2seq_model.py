@@ -13,8 +13,8 @@ from glassformer.config import ModelConfig, RecurrentConfig, TextEncoderConfig
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import read_config
 from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
-from glassformer.formats import load_pair_model
-from glassformer.formats.find import find
+from glassformer.formats import load_seq2seq
+from glassformer.formats.find import find_model
 from glassformer.formats.reader import read_json
 from glassformer.generate.seq2seq_decoder import PairModel, vocab_sizes
 from glassformer.nn.model import EncoderDecoder
@@ -22,12 +22,12 @@ from glassformer.nn.recurrent import RecurrentEncoderDecoder, init_recurrent
 from glassformer.nn.step import Step
 from glassformer.training.data.seq2seq_batches import Seq2SeqBatch
 from glassformer.training.init import init_glorot
-from glassformer.training.tasks.evaluate import Pass
+from glassformer.training.tasks.evaluate import Compute
 
 CONTEXTS = ("context", "source_context")
 
 
-def new_pair_model(config: ModelConfig | RecurrentConfig, seed: int) -> PairModel:
+def create_seq2seq_model(config: ModelConfig | RecurrentConfig, seed: int) -> PairModel:
     """A model with first weights: Glorot's in a Transformer, as in 2017."""
     if isinstance(config, RecurrentConfig):
         return init_recurrent(RecurrentEncoderDecoder(config), seed)
@@ -42,7 +42,7 @@ def model_shape(model: str | Path) -> Seq2SeqShape | RecurrentShape:
     A recurrent model has no context: it gets RecurrentShape's. CheckpointError where there is no translator,
     ConfigError where its layers are such as no shape has.
     """
-    file = find(model) / "config.json"
+    file = find_model(model) / "config.json"
     config = read_config(read_json(file), str(file))
     if isinstance(config, RecurrentConfig):
         sizes = asdict(config)
@@ -86,20 +86,22 @@ def check_shape(model: str | Path, shape: Seq2SeqShape | RecurrentShape) -> None
         raise ConfigError(f"{model} is gone on with as it is, the settings say {', '.join(wrong)}: see model_shape")
 
 
-def continued_pair_model(folder: str | Path, vocab_size: int) -> PairModel:
+def load_seq2seq_model(folder: str | Path, vocab_size: int) -> PairModel:
     """The model in `folder` in float32, each parameter with storage of its own, for a tokenizer of so many tokens."""
-    model = load_pair_model(folder, dtype=torch.float32, copy=True)
+    model = load_seq2seq(folder, dtype=torch.float32, copy=True)
     room = min(vocab_sizes(model))
     if room < vocab_size:
         raise ConfigError(f"the tokenizer has {vocab_size} tokens, and the model's vocab_size is {room}")
     return model
 
 
-def target_hidden(model: PairModel, batch: Seq2SeqBatch, how: Pass) -> Float[Tensor, "B T D"]:
+def target_hidden(model: PairModel, batch: Seq2SeqBatch, compute: Compute) -> Float[Tensor, "B T D"]:
     """What the head reads at each place of the targets, every token before it being given (teacher forcing)."""
     if isinstance(model, RecurrentEncoderDecoder):
         return model.hidden(batch.source, batch.inputs, batch.source_lengths)
     lengths = batch.source_lengths.tolist()
-    source = model.encode(batch.source, Step.of(batch.source, lengths, attend=how.attend(batch.source.shape[1])))
+    source = model.encode(
+        batch.source, Step.of(batch.source, lengths, attend=compute.attention_for(batch.source.shape[1]))
+    )
     length = max(batch.source.shape[1], batch.inputs.shape[1])
-    return model.hidden(batch.inputs, Step.of(batch.inputs, attend=how.attend(length), source=source))
+    return model.hidden(batch.inputs, Step.of(batch.inputs, attend=compute.attention_for(length), source=source))

@@ -10,7 +10,7 @@ EDGES = (8, 16, 32, 64, 128)  # the longest source of each bucket but the last
 
 
 @dataclass(frozen=True)
-class Bucket:
+class LengthBucket:
     """Pairs whose sources are `least` to `most` long: how many, and the share (0 to 1) that is exactly right."""
 
     least: int
@@ -36,16 +36,16 @@ class Seq2SeqScores:
     chrf: float
     bleu_signature: str
     chrf_signature: str
-    by_length: tuple[Bucket, ...]
+    by_length: tuple[LengthBucket, ...]
 
 
-def score_pairs(
-    written: Sequence[str],
+def score_translations(
+    hypotheses: Sequence[str],
     references: Sequence[str],
     lengths: Sequence[int],
     *,
     edges: Sequence[int] = EDGES,
-    written_tokens: Sequence[Sequence[Hashable]] | None = None,
+    hypothesis_tokens: Sequence[Sequence[Hashable]] | None = None,
     reference_tokens: Sequence[Sequence[Hashable]] | None = None,
 ) -> Seq2SeqScores:
     """What a model wrote for each source, against the one right answer.
@@ -57,33 +57,35 @@ def score_pairs(
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    accuracy = token_accuracy(written_tokens or written, reference_tokens or references)
-    exact = [a == b for a, b in zip(written, references, strict=True)]
+    accuracy = token_accuracy(hypothesis_tokens or hypotheses, reference_tokens or references)
+    exact = [a == b for a, b in zip(hypotheses, references, strict=True)]
     by_length = exact_by_length(exact, lengths, edges)
     bleu, chrf = BLEU(), CHRF()
     return Seq2SeqScores(
         count=len(exact),
         exact=sum(exact) / len(exact),
         token_accuracy=accuracy,
-        bleu=bleu.corpus_score(list(written), [list(references)]).score,
-        chrf=chrf.corpus_score(list(written), [list(references)]).score,
+        bleu=bleu.corpus_score(list(hypotheses), [list(references)]).score,
+        chrf=chrf.corpus_score(list(hypotheses), [list(references)]).score,
         bleu_signature=bleu.get_signature().format(),
         chrf_signature=chrf.get_signature().format(),
         by_length=by_length,
     )
 
 
-def token_accuracy(written: Sequence[Sequence[Hashable]], references: Sequence[Sequence[Hashable]]) -> float:
+def token_accuracy(hypotheses: Sequence[Sequence[Hashable]], references: Sequence[Sequence[Hashable]]) -> float:
     """The share (0 to 1) of places that hold the reference's token: what is missing or too much counts as wrong.
 
     Raises DataError when there is nothing to score, or when the lists are not equally long.
     """
-    _check(len(references), written=len(written))
-    right = sum(a == b for w, r in zip(written, references, strict=True) for a, b in zip(w, r, strict=False))
-    return right / max(1, sum(max(len(w), len(r)) for w, r in zip(written, references, strict=True)))
+    _check(len(references), written=len(hypotheses))
+    right = sum(a == b for w, r in zip(hypotheses, references, strict=True) for a, b in zip(w, r, strict=False))
+    return right / max(1, sum(max(len(w), len(r)) for w, r in zip(hypotheses, references, strict=True)))
 
 
-def exact_by_length(exact: Sequence[bool], lengths: Sequence[int], edges: Sequence[int] = EDGES) -> tuple[Bucket, ...]:
+def exact_by_length(
+    exact: Sequence[bool], lengths: Sequence[int], edges: Sequence[int] = EDGES
+) -> tuple[LengthBucket, ...]:
     """The share that is exactly right, by the length of the source.
 
     edges: rising; a bucket reaches from just above one edge to the next, the last one to the longest source. Buckets
@@ -98,7 +100,7 @@ def exact_by_length(exact: Sequence[bool], lengths: Sequence[int], edges: Sequen
     for below, most in pairwise(bounds):
         here = [right for right, length in zip(exact, lengths, strict=True) if below < length <= most]
         if here:
-            buckets.append(Bucket(below + 1, most, len(here), sum(here) / len(here)))
+            buckets.append(LengthBucket(below + 1, most, len(here), sum(here) / len(here)))
     return tuple(buckets)
 
 

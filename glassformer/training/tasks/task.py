@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from glassformer.training.tasks.evaluate import Evaluation, Pass
+from glassformer.training.tasks.evaluate import Compute, Evaluation
 
 
 @runtime_checkable
@@ -43,7 +43,7 @@ class Task(Protocol):
     their products in a training step, for each counted token.
     """
 
-    how: Pass
+    compute: Compute
     fingerprint: str
     train_tokens: int
     held_out_tokens: int

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from glassformer.text.tokenizer import Tokenizer
-from glassformer.training.data.check import REMEMBERED, show_token, spread
+from glassformer.training.data.check_documents import REMEMBERED, min_median_max, visible_token
 from glassformer.training.data.prepare import BATCH_TEXTS, Progress
-from glassformer.training.data.seq2seq_examples import Seq2SeqExample, Seq2SeqExamples, Seq2SeqFiles, tokenize_pairs
+from glassformer.training.data.seq2seq_examples import Seq2SeqExample, Seq2SeqExamples, Seq2SeqFiles, tokenize_examples
 
 SHOWN = 3
 
@@ -32,7 +32,7 @@ class SideReport:
 
 
 @dataclass(frozen=True)
-class Seq2SeqDataReport:
+class ExampleReport:
     """What `check_pairs` found.
 
     pairs: that could be read; train and held_out: those of them that are used. unit: what a token is here.
@@ -42,7 +42,7 @@ class Seq2SeqDataReport:
     skipped: reason -> {"count", "examples"}. sample: the first pairs as plain text.
     """
 
-    pairs: int
+    examples: int
     train: int
     held_out: int
     train_targets: int
@@ -60,7 +60,7 @@ class Seq2SeqDataReport:
 
     def render(self) -> str:
         """The report as plain text."""
-        lines = [f"pairs        {self.pairs:,}, of which {self.train + self.held_out:,} can be used"]
+        lines = [f"pairs        {self.examples:,}, of which {self.train + self.held_out:,} can be used"]
         for name, side in (("sources", self.source), ("targets", self.target)):
             few, median, most = side.characters_each
             lines.append(f"{name:12} {few:,} to {most:,} characters, half at most {median:,}; {side.bytes:,} bytes")
@@ -82,7 +82,7 @@ class Seq2SeqDataReport:
         return "\n".join([*lines, "", self.sample])
 
 
-def check_pairs(
+def check_examples(
     sources: str | Path | Sequence[str | Path],
     tokenizer: Tokenizer | None = None,
     *,
@@ -91,7 +91,7 @@ def check_pairs(
     source_context: int = 0,
     strict: bool = False,
     progress: Progress | None = None,
-) -> Seq2SeqDataReport:
+) -> ExampleReport:
     """Read all pairs as training does, and report. Nothing is kept.
 
     Without a tokenizer each character counts as a token, as it is one of the tokenizer that training makes of pairs;
@@ -101,15 +101,15 @@ def check_pairs(
     """
     files, letters = Seq2SeqFiles(sources, strict=strict), Letters()
     seen = _PairHashes(files, progress)
-    found = tokenize_pairs(
-        files, tokenizer or letters, context=context, source_context=source_context, strict=strict, look=seen.add
+    found = tokenize_examples(
+        files, tokenizer or letters, context=context, source_context=source_context, strict=strict, on_example=seen.add
     )
-    train, aside = found.hold_out(held_out) if held_out else (found, found.take(np.arange(0)))
+    train, aside = found.hold_out(held_out) if held_out else (found, found.select(np.arange(0)))
     pair_hashes, source_hashes = np.array(seen.hashes, np.uint64).reshape(-1, 2).T
     different = np.unique(np.stack([source_hashes, pair_hashes]), axis=1)
     _, targets = np.unique(different[0], return_counts=True)
-    return Seq2SeqDataReport(
-        pairs=len(pair_hashes),
+    return ExampleReport(
+        examples=len(pair_hashes),
         train=len(train),
         held_out=len(aside),
         train_targets=int(train.target.lengths.sum()) + len(train),
@@ -150,7 +150,9 @@ class _Side:
         self.tokens.append(len(ids))
 
     def report(self, room: int) -> SideReport:
-        return SideReport(self.bytes, spread(np.array(self.characters)), spread(np.array(self.tokens)), room)
+        return SideReport(
+            self.bytes, min_median_max(np.array(self.characters)), min_median_max(np.array(self.tokens)), room
+        )
 
 
 class _PairHashes:
@@ -171,12 +173,12 @@ class _PairHashes:
         here, both = (_hash(part) for part in (pair.source, f"{pair.source}\t{pair.target}"))
         self.hashes.extend((both, here))
         if len(self._known) < REMEMBERED:
-            self._known.setdefault(here, (both, pair.where))
-        first, where = self._known.get(here, (both, pair.where))
-        if first == both and where != pair.where:
-            self.duplicate = self.duplicate or f"{pair.where} = {where}"
+            self._known.setdefault(here, (both, pair.origin))
+        first, where = self._known.get(here, (both, pair.origin))
+        if first == both and where != pair.origin:
+            self.duplicate = self.duplicate or f"{pair.origin} = {where}"
         elif first != both:
-            self.ambiguity = self.ambiguity or f"{pair.where} and {where} have the same source"
+            self.ambiguity = self.ambiguity or f"{pair.origin} and {where} have the same source"
         if len(self.first) < SHOWN:
             self.first.append((pair, source, target))
         if self.progress is not None and len(self.hashes) // 2 % BATCH_TEXTS == 0:
@@ -200,6 +202,6 @@ def _unknown(pairs: Seq2SeqExamples, tokenizer: Tokenizer | None) -> int:
 
 def _sample(pair: Seq2SeqExample, source: list[int], target: list[int], tokenizer: Tokenizer | None) -> str:
     if tokenizer is None:
-        return f"{pair.where}: {pair.source!r} -> {pair.target!r}"
-    sides = ("|".join(show_token(tokenizer, token) for token in side) for side in (source, target))
-    return f"{pair.where}: {' -> '.join(sides)}"
+        return f"{pair.origin}: {pair.source!r} -> {pair.target!r}"
+    sides = ("|".join(visible_token(tokenizer, token) for token in side) for side in (source, target))
+    return f"{pair.origin}: {' -> '.join(sides)}"

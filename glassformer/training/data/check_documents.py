@@ -14,26 +14,26 @@ from typing import Any
 import numpy as np
 
 from glassformer.errors import DataError
-from glassformer.training.data.held_out import UNDECIDED, keep_tails, leave_out_copies, split
-from glassformer.training.data.packing import IGNORE, PackedRows, eval_rows
+from glassformer.training.data.held_out import UNDECIDED, choose_held_out, exclude_duplicates, hold_out_tails
+from glassformer.training.data.packing import IGNORE, PackedBatch, packed_eval_batches
 from glassformer.training.data.prepare import (
-    Builder,
     Data,
-    Meter,
     ParallelEncoder,
     Progress,
+    ProgressMeter,
+    ShardWriter,
     as_documents,
-    begin_id,
     counts,
+    leading_id,
 )
 from glassformer.training.data.shards import HELD_OUT, TRAIN, DocumentIndex
-from glassformer.training.data.sources import Document, Skipped, Sources
+from glassformer.training.data.sources import Document, DocumentFiles, Skipped
 
 SAMPLE_ROWS, SAMPLE_CHARS, REMEMBERED = 32, 160, 100_000
 
 
 @dataclass(frozen=True)
-class DataReport:
+class DocumentReport:
     """What `check_data` found.
 
     bytes: of the text in UTF-8. duplicates: documents that equal an earlier one exactly; duplicate: an example.
@@ -86,7 +86,7 @@ class DataReport:
         return "\n".join([*lines, "", self.sample])
 
 
-def check_data(
+def check_documents(
     sources: Data,
     tokenizer: ParallelEncoder | None = None,
     *,
@@ -97,7 +97,7 @@ def check_data(
     separator: str | None = None,
     strict: bool = False,
     progress: Progress | None = None,
-) -> DataReport:
+) -> DocumentReport:
     """Read everything as `prepare` would, and report. Without a tokenizer the held-out split is by bytes, so that it
     may differ a little from the one by tokens. Nothing is kept; the first few documents are copied for a while.
 
@@ -112,28 +112,28 @@ def check_data(
     with TemporaryDirectory() as folder:
         stream: Iterable[tuple[Document, int]] = ((d, TRAIN) for d in seen.over(documents))
         if held_out:
-            stream = keep_tails(seen.over(documents), Path(folder, "few"), notes, held_out, held_out_tokens)
+            stream = hold_out_tails(seen.over(documents), Path(folder, "few"), notes, held_out, held_out_tokens)
         build = _Count(Path(folder), tokenizer or _NoTokenizer(), SAMPLE_ROWS * context)
-        build.run(stream, Meter(documents, progress, "reading").tell)
+        build.run(stream, ProgressMeter(documents, progress, "reading").update)
     records = build.records()
     if not len(records):
         raise DataError("there is no document")
     tails = not (records["side"] == UNDECIDED).any() and held_out > 0
     if not tails and held_out:
-        aside = split(records["hash"], records["tokens" if tokenizer else "bytes"], held_out, held_out_tokens)
+        aside = choose_held_out(records["hash"], records["tokens" if tokenizer else "bytes"], held_out, held_out_tokens)
         records["side"] = np.where(aside, HELD_OUT, TRAIN)
-    leave_out_copies(records, notes)
+    exclude_duplicates(records, notes)
     found = counts(records)
-    skipped = documents.skipped if isinstance(documents, Sources) else Skipped()
-    return DataReport(
+    skipped = documents.skipped if isinstance(documents, DocumentFiles) else Skipped()
+    return DocumentReport(
         documents=len(seen.lengths),
         bytes=seen.bytes,
         characters=sum(seen.lengths),
         tokens=found["n_tokens"] if tokenizer else None,
         duplicates=len(seen.hashes) - len(np.unique(np.array(seen.hashes, np.uint64))),
         duplicate=seen.duplicate,
-        characters_each=spread(np.array(seen.lengths)),
-        tokens_each=spread(records["tokens"]) if tokenizer and not tails else None,
+        characters_each=min_median_max(np.array(seen.lengths)),
+        tokens_each=min_median_max(records["tokens"]) if tokenizer and not tails else None,
         train=found["train"],
         held_out=found["held_out"],
         left_out=found["left_out"],
@@ -169,16 +169,16 @@ class _DocumentHashes:
                 self.lengths.append(length)
                 self.hashes.append(number)
                 if self.duplicate is None and number in first:
-                    self.duplicate = f"{document.where} = {first[number]}"
+                    self.duplicate = f"{document.origin} = {first[number]}"
                 elif len(first) < REMEMBERED:
-                    first[number] = document.where
+                    first[number] = document.origin
                 if len(self.beginnings) < 3:
-                    self.beginnings.append(f"{document.where}: {start!r}{'...' if length > len(start) else ''}")
+                    self.beginnings.append(f"{document.origin}: {start!r}{'...' if length > len(start) else ''}")
                 sha, length = sha256(), 0
             yield document
 
 
-class _Count(Builder):
+class _Count(ShardWriter):
     """Counts tokens and writes none; keeps the first `keep` for the sample."""
 
     def __init__(self, folder: Path, tokenizer: ParallelEncoder, keep: int):
@@ -201,7 +201,7 @@ class _NoTokenizer:
     def save(self, folder: Path, /) -> None: ...
 
 
-def spread(lengths: np.ndarray) -> tuple[int, int, int]:
+def min_median_max(lengths: np.ndarray) -> tuple[int, int, int]:
     return int(lengths.min()), int(np.sort(lengths)[(len(lengths) - 1) // 2]), int(lengths.max())
 
 
@@ -211,15 +211,15 @@ def _sample(build: _Count, records: np.ndarray, tokenizer: ParallelEncoder, cont
     ends = np.cumsum(records["tokens"])
     parts = np.split(kept, ends[ends < len(kept)])
     train = [part.tolist() for part, side in zip(parts, records["side"], strict=False) if side == TRAIN]
-    view = DocumentIndex.of(train, begins=begin_id(tokenizer) is not None, ends=tokenizer.eos_id is not None)
+    view = DocumentIndex.of(train, begins=leading_id(tokenizer) is not None, ends=tokenizer.eos_id is not None)
     try:
-        rows = list(eval_rows(view, context, 1))
+        rows = list(packed_eval_batches(view, context, 1))
     except DataError:
         return "no training document at the beginning is long enough to show"
-    return render_row(next((r for r in rows if r.documents is not None), rows[0]), tokenizer)
+    return render_sequence(next((r for r in rows if r.documents is not None), rows[0]), tokenizer)
 
 
-def render_row(rows: PackedRows, tokenizer: Any, number: int = 0) -> str:
+def render_sequence(rows: PackedBatch, tokenizer: Any, number: int = 0) -> str:
     """Row `number` of a batch as text: its documents, one below the other, "|" between tokens."""
     ids, positions, targets = (x[number].tolist() for x in (rows.ids, rows.positions, rows.targets))
     documents = [0] * len(ids) if rows.documents is None else rows.documents[number].tolist()
@@ -228,7 +228,7 @@ def render_row(rows: PackedRows, tokenizer: Any, number: int = 0) -> str:
     ]
     for document in range(documents[-1] + 1):
         here = [column for column, d in enumerate(documents) if d == document]
-        text = "|".join(show_token(tokenizer, ids[column]) for column in here)
+        text = "|".join(visible_token(tokenizer, ids[column]) for column in here)
         span = f"positions {positions[here[0]]} to {positions[here[-1]]}"
         ends = ", its last token predicts nothing" if targets[here[-1]] == IGNORE else ", goes on in another row"
         lines.append(f"document {document}: {span}{ends}")
@@ -236,7 +236,7 @@ def render_row(rows: PackedRows, tokenizer: Any, number: int = 0) -> str:
     return "\n".join(lines)
 
 
-def show_token(tokenizer: Any, index: int) -> str:
+def visible_token(tokenizer: Any, index: int) -> str:
     """A token as one would like to read it: bytes that are no character as \\x.., a line break as a sign."""
     if hasattr(tokenizer, "token_bytes"):
         text = tokenizer.token_bytes(index).decode("utf-8", "backslashreplace")

@@ -4,15 +4,15 @@ import json
 from collections import Counter
 
 import pytest
-from tiny_pairs import pair_config, some_pairs
 from tiny_runs import memory_folder
+from tiny_seq2seq import pair_config, some_pairs
 
 from glassformer.errors import DataError
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.train import train_tokenizer
-from glassformer.training.data.seq2seq_check import check_pairs
+from glassformer.training.config import TokenizerConfig
+from glassformer.training.data.check_examples import check_examples
 from glassformer.training.run.train import train
-from glassformer.training.settings import TokenizerConfig
 
 FAULTS = ["no tab", "\tno source", "no target\t", "a\tb\tc", "x" * 17 + "\ty", "y\t" + "x" * 16]
 
@@ -36,7 +36,7 @@ def file(tmp_path):
 def test_it_says_what_training_does(tmp_path, file):
     """The same counts, the same reasons and places, as a run with the same settings keeps."""
     train(pair_config(tmp_path / "run", data=(str(file),), tokenizer=TokenizerConfig(), steps=1))
-    report = check_pairs(file, load_tokenizer(tmp_path / "run" / "tokenizer"), context=16, held_out=0.1)
+    report = check_examples(file, load_tokenizer(tmp_path / "run" / "tokenizer"), context=16, held_out=0.1)
     kept = json.loads((tmp_path / "run" / "data" / "pairs.json").read_text())
     assert (report.train, report.held_out, report.skipped) == (kept["train"], kept["held_out"], kept["left_out"])
     info = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -49,15 +49,15 @@ def test_it_says_what_training_does(tmp_path, file):
         "source of more than 16 tokens": {"count": 1, "examples": [f"{file}:85: 17 tokens"]},
         "target of more than 15 tokens": {"count": 1, "examples": [f"{file}:86: 16 tokens"]},
     }
-    assert report.pairs == 84
+    assert report.examples == 84
     assert report.train + report.held_out == 82
 
 
 def test_counts_and_copies_are_those_of_a_plain_count(file):
-    report = check_pairs(file, context=16)
+    report = check_examples(file, context=16)
     pairs = [line.split("\t") for line in file.read_text().split("\n") if line.count("\t") == 1]
     pairs = [(s, t) for s, t in pairs if s and t]
-    assert report.pairs == len(pairs)
+    assert report.examples == len(pairs)
     assert report.duplicates == len(pairs) - len(set(pairs)) >= 1
     assert report.ambiguous == sum(n > 1 for n in Counter(s for s, _ in set(pairs)).values()) >= 1
     assert report.duplicate is not None
@@ -81,7 +81,7 @@ def test_without_a_tokenizer_a_character_is_a_token_as_in_the_one_that_training_
     path = tmp_path / "p.tsv"
     path.write_text("Grüße  aus\t🦊 x\nthe <|endoftext|>\t1\n第三月\té\n")
     made = train_tokenizer([path.read_text()], kind="char", vocab_size=100)
-    plain, counted = check_pairs(path, held_out=0), check_pairs(path, made, held_out=0)
+    plain, counted = check_examples(path, held_out=0), check_examples(path, made, held_out=0)
     assert plain.source.tokens_each == counted.source.tokens_each == (3, 10, 17)
     assert plain.target.tokens_each == counted.target.tokens_each == (1, 1, 3)
     assert plain.train_targets == counted.train_targets == 3 + 1 + 1 + 3
@@ -93,13 +93,13 @@ def test_pairs_with_characters_that_the_tokenizer_does_not_know(tmp_path):
     path = tmp_path / "p.tsv"
     path.write_text("abc\tcba\naxc\tc\nab\tbx\nb\tc\n")
     tokenizer = train_tokenizer(["abc"], kind="char", vocab_size=50)
-    report = check_pairs(path, tokenizer, held_out=0)
+    report = check_examples(path, tokenizer, held_out=0)
     assert report.unknown == 2
     assert "2 pairs hold something that the tokenizer has no token for" in report.render()
 
 
 def test_the_report_can_be_read(tmp_path, file):
-    text = check_pairs(file, context=16, source_context=17).render()
+    text = check_examples(file, context=16, source_context=17).render()
     assert "pairs        84, of which 83 can be used\n" in text
     assert "room for 17\n" in text
     assert f"skipped      1 no tab between source and target ({file}:81)\n" in text
@@ -108,35 +108,35 @@ def test_the_report_can_be_read(tmp_path, file):
     assert "ambiguous    1, e.g. " in text
     tokenizer = train_tokenizer(["ab"], kind="char", vocab_size=50)
     (tmp_path / "q.jsonl").write_text('{"source": "ab", "target": "b a"}\n')
-    shown = check_pairs(tmp_path / "q.jsonl", tokenizer, held_out=0).render()
+    shown = check_examples(tmp_path / "q.jsonl", tokenizer, held_out=0).render()
     assert f"{tmp_path / 'q.jsonl'}:1: a|b -> b|" in shown
     assert "skipped      nothing" in shown
-    json.dumps(vars(check_pairs(file)), default=vars)
+    json.dumps(vars(check_examples(file)), default=vars)
 
 
 def test_what_cannot_be_used_is_refused(tmp_path, file):
     with pytest.raises(DataError, match=r"p.tsv:81: no tab"):
-        check_pairs(file, strict=True)
+        check_examples(file, strict=True)
     good = tmp_path / "good.tsv"
     good.write_text("a\tb\n" + "x" * 9 + "\ty\n")
     with pytest.raises(DataError, match=r"good.tsv:2: source of more than 8 tokens: 9 tokens"):
-        check_pairs(good, context=8, strict=True)
+        check_examples(good, context=8, strict=True)
     good.write_text("a\t" + "b" * 9 + "\n" + "x" * 9 + "\ty\n")
     with pytest.raises(DataError, match=r"no pair is left to use: 1 target of .*; 1 source of more than 8"):
-        check_pairs(good, context=8)
+        check_examples(good, context=8)
     with pytest.raises(DataError, match="context must be at least 2"):
-        check_pairs(file, context=0)
+        check_examples(file, context=0)
     with pytest.raises(DataError, match="source_context must be at least 1"):
-        check_pairs(file, source_context=-1)
+        check_examples(file, source_context=-1)
     with pytest.raises(DataError, match="held_out must be a share"):
-        check_pairs(file, held_out=0.9)
+        check_examples(file, held_out=0.9)
     with pytest.raises(DataError, match="no such file"):
-        check_pairs(tmp_path / "nothing.tsv")
+        check_examples(tmp_path / "nothing.tsv")
 
 
 def test_progress_is_told_in_bytes(tmp_path):
     path, told = tmp_path / "p.tsv", []
     path.write_text("".join(f"{i}\t{i}\n" for i in range(9000)))
-    check_pairs(path, progress=lambda *numbers: told.append(numbers))
+    check_examples(path, progress=lambda *numbers: told.append(numbers))
     assert [what for *_, what in told] == ["reading"] * 2
     assert 0 < told[0][0] <= told[1][0] <= told[1][1] == path.stat().st_size

@@ -25,19 +25,19 @@ from tiny_runs import (
 
 import glassformer
 from glassformer.errors import CapacityError, ConfigError, DataError, GlassformerError
-from glassformer.training.run import loop as trainer
-from glassformer.training.run import train as loop
-from glassformer.training.run.run_file import RunFile
-from glassformer.training.run.train import train
-from glassformer.training.settings import (
+from glassformer.training.config import (
     OptimConfig,
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
-    settings_dict,
+    config_dict,
     settings_from,
 )
-from glassformer.training.tasks.evaluate import Pass
+from glassformer.training.run import loop as trainer
+from glassformer.training.run import train as loop
+from glassformer.training.run.run_file import RunFile
+from glassformer.training.run.train import train
+from glassformer.training.tasks.evaluate import Compute
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_second_signal_does_not_wait(tokenizer, tmp_path):
 
 def spoil(monkeypatch, at: int, change):
     """At the `at`-th training pass, `change` the loss."""
-    real, calls = Pass.loss, []
+    real, calls = Compute.loss, []
 
     def loss(self, model, rows):
         found = real(self, model, rows)
@@ -175,7 +175,7 @@ def spoil(monkeypatch, at: int, change):
             return change(found) if len(calls) == at else found
         return found
 
-    monkeypatch.setattr(Pass, "loss", loss)
+    monkeypatch.setattr(Compute, "loss", loss)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_the_last_good_checkpoint(tokenizer, tmp_path, monkeypatch):
@@ -287,7 +287,7 @@ def test_settings_come_back_from_json():
     )
     import json
 
-    assert settings_from(json.loads(json.dumps(settings_dict(config)))) == config
+    assert settings_from(json.loads(json.dumps(config_dict(config)))) == config
     with pytest.raises(ConfigError, match=r"settings.optim: keys that nobody reads: colour"):
         settings_from({"optim": {"colour": 1}})
     with pytest.raises(ConfigError, match=r"give one of seconds, steps and tokens, got seconds and steps"):

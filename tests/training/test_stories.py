@@ -91,10 +91,10 @@ def test_no_held_out_story_and_no_question_with_its_facts_occurs_in_training(tol
     held_out = told["held-out"] + list(corpus.stories(0, "held-out", MANY, 0))
     facts = [{frozenset(story.events) for story in side} for side in (train, held_out)]
     assert not facts[0] & facts[1]
-    kept = {q.pair for story in held_out for q in story.questions if corpus.kept_back(*q.pair)}
+    kept = {q.pair for story in held_out for q in story.questions if corpus.is_held_out_pair(*q.pair)}
     pairs = {event.pair for story in train for event in story.events}
     assert kept
-    assert not any(corpus.kept_back(*pair) for pair in pairs)
+    assert not any(corpus.is_held_out_pair(*pair) for pair in pairs)
     assert {type(noun) for noun in kept.pop()} == {str}
     assert {frozenset(pair) for pair in kept}.isdisjoint(frozenset(pair) for pair in pairs)
 
@@ -108,7 +108,7 @@ def test_short_stories_would_meet_without_the_two_sides():
 
 def test_side_does_not_depend_on_order_or_words(told):
     for story in told["held-out"][:200]:
-        assert corpus.side(reversed(story.events)) == "held-out"
+        assert corpus.split_of(reversed(story.events)) == "held-out"
 
 
 @EVERYWHERE
@@ -144,7 +144,7 @@ def test_world_stays_whole_whatever_is_tried(tries):
         person = event.to in corpus.NOUNS["person"]
         if person != (event.kind == "give") and event.kind != "have":
             continue
-        if world.refusal(event):
+        if world.violation(event):
             with pytest.raises(DataError):
                 world.apply(event)
             assert (world.owner, world.gone) == before

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from glassformer.errors import DataError
 from glassformer.training.data.packing import IGNORE
-from glassformer.training.data.seq2seq_batches import PAD, Seq2SeqLoader, eval_pairs, pair_batch
-from glassformer.training.data.seq2seq_examples import Seq2SeqExample, Seq2SeqExamples, Seq2SeqFiles, tokenize_pairs
+from glassformer.training.data.seq2seq_batches import PAD, Seq2SeqLoader, make_batch, seq2seq_eval_batches
+from glassformer.training.data.seq2seq_examples import Seq2SeqExample, Seq2SeqExamples, Seq2SeqFiles, tokenize_examples
 
 BOS, EOS = 1, 2
 ORDER = [[6, 10, 7, 5], [0, 9, 4, 2], [3, 1, 8, 11], [3, 4, 2, 11]]
@@ -42,14 +42,14 @@ class Endless(Letters):
 def make(lengths) -> Seq2SeqExamples:
     """Pairs with sources and targets of these lengths, each of a letter of its own."""
     pairs = [Seq2SeqExample(chr(33 + i % 90) * s, chr(33 + i % 90) * t) for i, (s, t) in enumerate(lengths)]
-    return tokenize_pairs(pairs, Letters(), context=10_000)
+    return tokenize_examples(pairs, Letters(), context=10_000)
 
 
 def many(n=1000) -> Seq2SeqExamples:
     """Sources and targets of 1 to 60 tokens; each source is unlike all others."""
     rng = np.random.default_rng(0)
     pairs = [Seq2SeqExample(f"{i} " + "x" * int(rng.integers(60)), "y" * int(rng.integers(1, 60))) for i in range(n)]
-    return tokenize_pairs(pairs, Letters(), context=100)
+    return tokenize_examples(pairs, Letters(), context=100)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def here(tmp_path, monkeypatch):
 
 
 def read(*names, **options):
-    return [(p.where, p.source, p.target) for p in Seq2SeqFiles(names, **options)]
+    return [(p.origin, p.source, p.target) for p in Seq2SeqFiles(names, **options)]
 
 
 def test_reading_pairs_needs_no_torch():
@@ -81,7 +81,7 @@ def test_files_folders_and_kinds(here):
     files = Seq2SeqFiles(["d", "e.txt.gz"])
     expected = [("d/a.tsv:1", "one", "1"), ("d/a.tsv:3", "zwölf ", "12"), ("d/b.jsonl:1", "tab\there", "3"),
                 ("d/b.jsonl:3", "4", "4"), ("e.txt.gz:1", "six", "6")]  # fmt: skip
-    assert [(p.where, p.source, p.target) for p in files] == expected
+    assert [(p.origin, p.source, p.target) for p in files] == expected
     assert files.skipped.counts == {"of another kind": 1}
     assert files.bytes_read == files.total_bytes
 
@@ -148,84 +148,84 @@ def test_nothing_to_read_says_why(here):
 
 def test_what_is_too_long_is_skipped_with_its_line_or_refused(here):
     (here / "a.tsv").write_text("abcd\tabc\nabcde\ta\nabc\tabcd\n__\tx\nx\t\n")
-    pairs = tokenize_pairs(Seq2SeqFiles("a.tsv"), Letters(), context=4)
-    assert [len(pairs), pairs.source.row(0).tolist(), pairs.target.row(0).tolist()] == [
+    pairs = tokenize_examples(Seq2SeqFiles("a.tsv"), Letters(), context=4)
+    assert [len(pairs), pairs.source.sequence(0).tolist(), pairs.target.sequence(0).tolist()] == [
         1, [97, 98, 99, 100], [97, 98, 99]]  # fmt: skip
     assert pairs.skipped.examples == {
         "empty target": ["a.tsv:5"], "source of more than 4 tokens": ["a.tsv:2: 5 tokens"],
         "target of more than 3 tokens": ["a.tsv:3: 4 tokens"], "source without a token": ["a.tsv:4: 0 tokens"],
     }  # fmt: skip
     with pytest.raises(DataError, match=r"a\.tsv:2: source of more than 4 tokens: 5 tokens"):
-        tokenize_pairs(Seq2SeqFiles("a.tsv"), Letters(), context=4, strict=True)
+        tokenize_examples(Seq2SeqFiles("a.tsv"), Letters(), context=4, strict=True)
     with pytest.raises(DataError, match=r"no pair is left to use: 1 empty target .*; 3 source of more than 2 tokens"):
-        tokenize_pairs(Seq2SeqFiles("a.tsv"), Letters(), context=2)
+        tokenize_examples(Seq2SeqFiles("a.tsv"), Letters(), context=2)
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused():
     tokenizer = Letters()
     tokenizer.vocab_size = 100
     with pytest.raises(DataError, match="gave id 120, its vocab_size is 100"):
-        tokenize_pairs([Seq2SeqExample("x", "a")], tokenizer, context=4)
+        tokenize_examples([Seq2SeqExample("x", "a")], tokenizer, context=4)
     with pytest.raises(DataError, match="eos_token"):
-        tokenize_pairs([Seq2SeqExample("x", "a")], Endless(), context=4)
+        tokenize_examples([Seq2SeqExample("x", "a")], Endless(), context=4)
     with pytest.raises(DataError, match="context must be at least 2"):
-        tokenize_pairs([Seq2SeqExample("x", "a")], Letters(), context=1)
+        tokenize_examples([Seq2SeqExample("x", "a")], Letters(), context=1)
 
 
 def test_a_target_begins_with_the_end_where_there_is_no_beginning():
     tokenizer = Letters()
     tokenizer.bos_id = None
-    pairs = tokenize_pairs([Seq2SeqExample("x", "a")], tokenizer, context=4)
-    assert pair_batch(pairs, np.array([0])).inputs.tolist() == [[EOS, ord("a")]]
+    pairs = tokenize_examples([Seq2SeqExample("x", "a")], tokenizer, context=4)
+    assert make_batch(pairs, np.array([0])).inputs.tolist() == [[EOS, ord("a")]]
 
 
 def test_memory_is_what_is_said():
     pairs = many(1000)
     tokens = len(pairs.source.tokens) + len(pairs.target.tokens)
     assert sum(part.nbytes for part in (*pairs.source, *pairs.target)) == 4 * tokens + 24 * len(pairs)
-    assert pairs.take(np.arange(10)).source.tokens is pairs.source.tokens
+    assert pairs.select(np.arange(10)).source.tokens is pairs.source.tokens
 
 
 def test_held_out_sources_do_not_occur_in_training():
     pairs = [Seq2SeqExample(f"s{i % 300}", f"t{i}") for i in range(1000)]  # each source comes three or four times
-    whole = tokenize_pairs(pairs, Letters(), context=20)
+    whole = tokenize_examples(pairs, Letters(), context=20)
     train, aside = whole.hold_out(0.1)
-    sources = [{bytes(p.source.row(i).astype(np.uint8)) for i in range(len(p))} for p in (train, aside)]
+    sources = [{bytes(p.source.sequence(i).astype(np.uint8)) for i in range(len(p))} for p in (train, aside)]
     assert not sources[0] & sources[1]
     assert len(train) + len(aside) == 1000
     assert 80 <= len(aside) <= 100
     assert len(whole.hold_out(0.1, 20)[1]) <= 20
-    more = tokenize_pairs(
+    more = tokenize_examples(
         [*pairs, *(Seq2SeqExample(f"n{i}", "t") for i in range(100))], Letters(), context=20
     ).hold_out(0.1)[1]
-    stay = {bytes(more.source.row(i).astype(np.uint8)) for i in range(len(more))} & sources[1]
+    stay = {bytes(more.source.sequence(i).astype(np.uint8)) for i in range(len(more))} & sources[1]
     assert len(stay) > 0.8 * len(sources[1])
     with pytest.raises(DataError, match="but one source"):
-        tokenize_pairs([Seq2SeqExample("a", "b")] * 3, Letters(), context=4).hold_out()
+        tokenize_examples([Seq2SeqExample("a", "b")] * 3, Letters(), context=4).hold_out()
     with pytest.raises(DataError, match="share above 0"):
         whole.hold_out(0)
 
 
 def test_fingerprint_tells_pairs_apart():
-    one = tokenize_pairs([Seq2SeqExample("ab", "c"), Seq2SeqExample("d", "e")], Letters(), context=9)
-    same = tokenize_pairs([Seq2SeqExample("ab", "c", "x:1"), Seq2SeqExample("d", "e")], Letters(), context=9)
-    moved = tokenize_pairs([Seq2SeqExample("a", "c"), Seq2SeqExample("bd", "e")], Letters(), context=9)
+    one = tokenize_examples([Seq2SeqExample("ab", "c"), Seq2SeqExample("d", "e")], Letters(), context=9)
+    same = tokenize_examples([Seq2SeqExample("ab", "c", "x:1"), Seq2SeqExample("d", "e")], Letters(), context=9)
+    moved = tokenize_examples([Seq2SeqExample("a", "c"), Seq2SeqExample("bd", "e")], Letters(), context=9)
     assert one.fingerprint == same.fingerprint
-    assert len({one.fingerprint, moved.fingerprint, one.take(np.array([1, 0])).fingerprint}) == 3
+    assert len({one.fingerprint, moved.fingerprint, one.select(np.array([1, 0])).fingerprint}) == 3
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_holds_its_pairs():
-    pairs = tokenize_pairs([Seq2SeqExample("abc", "x"), Seq2SeqExample("d", "yz")], Letters(), context=9)
-    batch = pair_batch(pairs, np.array([1, 0, -1]))
+    pairs = tokenize_examples([Seq2SeqExample("abc", "x"), Seq2SeqExample("d", "yz")], Letters(), context=9)
+    batch = make_batch(pairs, np.array([1, 0, -1]))
     a, b, c, d, x, y, z = (ord(letter) for letter in "abcdxyz")
     assert batch.source.tolist() == [[d, PAD, PAD], [a, b, c], [a, b, c]]
     assert batch.source_lengths.tolist() == [1, 3, 3]
     assert batch.inputs.tolist() == [[BOS, y, z], [BOS, x, PAD], [BOS, x, PAD]]
     assert batch.targets.tolist() == [[y, z, EOS], [x, EOS, IGNORE], [IGNORE] * 3]
-    assert batch.numbers.tolist() == [1, 0, -1]
+    assert batch.indices.tolist() == [1, 0, -1]
     assert batch.tokens == 5
     assert batch.padding == 1 - (7 + 5) / 18
     assert all(value.dtype == torch.int64 for value in vars(batch.to("cpu")).values() if torch.is_tensor(value))
@@ -235,9 +235,9 @@ def test_a_batch_holds_its_pairs():
 def test_batches_are_the_pairs_and_nothing_else(lengths, data):
     pairs = make(lengths)
     numbers = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=8))
-    batch = pair_batch(pairs, np.array(numbers))
+    batch = make_batch(pairs, np.array(numbers))
     for row, number in enumerate(numbers):
-        source, target = pairs.source.row(number).tolist(), pairs.target.row(number).tolist()
+        source, target = pairs.source.sequence(number).tolist(), pairs.target.sequence(number).tolist()
         assert batch.source[row, : batch.source_lengths[row]].tolist() == source
         assert [i for i in batch.targets[row].tolist() if i != IGNORE] == [*target, EOS]
         assert batch.inputs[row, : len(target) + 1].tolist() == [BOS, *target]
@@ -252,7 +252,7 @@ def test_each_epoch_has_each_pair_once(n, data):
     loader = Seq2SeqLoader(pairs, batch, seed=data.draw(st.integers(0, 9)))
     numbers = []
     while len(numbers) < 3 * n:
-        given_out = loader.next().numbers.tolist()
+        given_out = loader.next().indices.tolist()
         assert len(given_out) == batch
         numbers += given_out
     assert loader.taken == len(numbers)
@@ -265,7 +265,7 @@ def test_epochs_differ_and_are_a_function_of_the_seed():
 
     def epochs(seed):
         loader = Seq2SeqLoader(pairs, 20, seed)
-        return [tuple(loader.next().numbers.tolist()) for _ in range(60)]
+        return [tuple(loader.next().indices.tolist()) for _ in range(60)]
 
     first = epochs(3)
     assert first == epochs(3)
@@ -276,7 +276,7 @@ def test_epochs_differ_and_are_a_function_of_the_seed():
 
 def test_the_order_is_the_same_on_every_machine_and_version():
     loader = Seq2SeqLoader(make([(i % 4 + 1, i % 3 + 1) for i in range(12)]), 4, seed=0)
-    assert [loader.next().numbers.tolist() for _ in range(4)] == ORDER
+    assert [loader.next().indices.tolist() for _ in range(4)] == ORDER
 
 
 def test_like_lengths_go_together_and_little_is_padding():
@@ -289,7 +289,7 @@ def test_like_lengths_go_together_and_little_is_padding():
 
     loader = Seq2SeqLoader(pairs, batch, seed=0)
     sorted_in_pools = padding(loader.next() for _ in range(250))
-    in_any_order = padding(pair_batch(pairs, np.arange(at, at + batch)) for at in range(0, 4000, batch))
+    in_any_order = padding(make_batch(pairs, np.arange(at, at + batch)) for at in range(0, 4000, batch))
     assert in_any_order > 0.4
     assert sorted_in_pools < 0.13
     sizes = [loader.next().source.shape[1] for _ in range(100)]
@@ -302,8 +302,8 @@ def test_ranks_share_the_batches_of_one_process(world):
     one, ranks = Seq2SeqLoader(pairs, 12, 5), [Seq2SeqLoader(pairs, 12, 5, rank, world) for rank in range(world)]
     for _ in range(30):
         whole, parts = one.next(), [loader.next() for loader in ranks]
-        assert all(len(part.numbers) == 12 // world for part in parts)
-        assert torch.stack([part.numbers for part in parts], 1).flatten().tolist() == whole.numbers.tolist()
+        assert all(len(part.indices) == 12 // world for part in parts)
+        assert torch.stack([part.indices for part in parts], 1).flatten().tolist() == whole.indices.tolist()
         assert sum(part.tokens for part in parts) == whole.tokens
 
 
@@ -333,23 +333,23 @@ def test_another_place_is_refused(change, key):
 
 
 def test_a_batch_that_cannot_be_had_is_refused():
-    with pytest.raises(DataError, match=r"too few pairs: 10, and a batch has 12: lower batch to at most 10"):
+    with pytest.raises(DataError, match=r"too few examples: 10, and a batch has 12: lower batch to at most 10"):
         Seq2SeqLoader(many(10), 12, 0)
     with pytest.raises(DataError, match="lower batch to at most 8"):
         Seq2SeqLoader(many(10), 12, 0, 0, 4)
     for batch, rank, world in ((0, 0, 1), (10, 0, 3), (10, 2, 2)):
-        with pytest.raises(DataError, match="cannot be shared"):
+        with pytest.raises(DataError, match="cannot be divided"):
             Seq2SeqLoader(many(10), batch, 0, rank, world)
-        with pytest.raises(DataError, match="cannot be shared"):
-            next(eval_pairs(many(10), batch, rank=rank, world=world))
+        with pytest.raises(DataError, match="cannot be divided"):
+            next(seq2seq_eval_batches(many(10), batch, rank=rank, world_size=world))
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_evaluation_has_each_pair_once_in_order_of_length(world):
     pairs = many(50)
-    ranks = [list(eval_pairs(pairs, 12, rank=rank, world=world)) for rank in range(world)]
+    ranks = [list(seq2seq_eval_batches(pairs, 12, rank=rank, world_size=world)) for rank in range(world)]
     assert {len(batches) for batches in ranks} == {5}
-    numbers = [n for batches in ranks for b in batches for n in b.numbers.tolist()]
+    numbers = [n for batches in ranks for b in batches for n in b.indices.tolist()]
     assert sorted(n for n in numbers if n >= 0) == list(range(50))
     assert len(numbers) == (50 if world == 1 else 60)
     assert sum(b.tokens for batches in ranks for b in batches) == int(pairs.target.lengths.sum()) + 50

@@ -12,29 +12,29 @@ from glassformer.models.translator import Translator
 from glassformer.nn.model import EncoderDecoder
 from glassformer.toys import dates
 from glassformer.toys import dates_recipe as pair_recipe
-from glassformer.training.settings import TrainConfig
+from glassformer.training.config import TrainConfig
 
 
 @pytest.mark.parametrize("task", dates.TASKS)
 def test_what_is_scored_was_never_trained_on(task):
     """Neither a pair nor its target, in whatever wording; nor is it what a run is evaluated on."""
-    read = {pair.target for pair in islice(pair_recipe.reading(task, 0, 10), 2000)}
-    aside = list(pair_recipe.held_out(task, 200))
-    asked = list(dates.pairs(task, 0, "held-out", 200, start=pair_recipe.UNSEEN))
+    read = {pair.target for pair in islice(pair_recipe.training_examples(task, 0, 10), 2000)}
+    aside = list(pair_recipe.held_out_examples(task, 200))
+    asked = list(dates.examples(task, 0, "held-out", 200, start=pair_recipe.UNSEEN))
     assert len(read) > 1000
-    assert not read & {pair.target for pair in [*aside, *asked, pair_recipe.example(task)]}
-    assert not {pair.where for pair in aside} & {pair.where for pair in asked}
+    assert not read & {pair.target for pair in [*aside, *asked, pair_recipe.sample_example(task)]}
+    assert not {pair.origin for pair in aside} & {pair.origin for pair in asked}
 
 
 def test_the_example_is_long_and_in_words():
-    pair = pair_recipe.example("dates")
+    pair = pair_recipe.sample_example("dates")
     assert len(pair.source) > 50
     assert not any(sign.isdigit() for sign in pair.source)
-    assert pair_recipe.example("reverse").source[::-1] == pair_recipe.example("reverse").target
+    assert pair_recipe.sample_example("reverse").source[::-1] == pair_recipe.sample_example("reverse").target
 
 
 def test_systems_differ_in_their_model_alone():
-    found = [pair_recipe.settings(system, "dates", "x", steps=5) for system in pair_recipe.SYSTEMS]
+    found = [pair_recipe.train_config(system, "dates", "x", steps=5) for system in pair_recipe.SYSTEMS]
     assert len({replace(config, model=found[0].model) for config in found}) == 1
     assert isinstance(found[0], TrainConfig)
 
@@ -47,7 +47,7 @@ def test_scores_count_what_was_written():
     scores = pair_recipe.score(translator, "copy", 40)
     assert (scores.count, scores.exact) == (40, 0.0)
     assert sum(bucket.count for bucket in scores.by_length) == 40
-    lengths = [len(pair.source) for pair in dates.pairs("copy", 0, "held-out", 40, start=pair_recipe.UNSEEN)]
+    lengths = [len(pair.source) for pair in dates.examples("copy", 0, "held-out", 40, start=pair_recipe.UNSEEN)]
     for bucket in scores.by_length:
         assert bucket.count == sum(bucket.least <= length <= bucket.most for length in lengths)
     assert pair_recipe.score(Copies(translator.model, tokenizer), "copy", 40).exact == 1.0

@@ -8,10 +8,10 @@ from pathlib import Path
 from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
 from glassformer.text.train import train_tokenizer
 from glassformer.toys import dates
+from glassformer.training.config import OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 from glassformer.training.data.seq2seq_examples import Seq2SeqExample
 from glassformer.training.run.metrics import Reporter
 from glassformer.training.run.train import train
-from glassformer.training.settings import OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
 
 TRANSFORMER = Seq2SeqShape(d_model=16, n_layers=1, n_heads=2, d_ff=32, context=16)
 RECURRENT = RecurrentShape(d_model=8, d_hidden=16, context=16)
@@ -28,7 +28,7 @@ def letters() -> TokenizerConfig:
 
 def some_pairs(n: int = 80, task: str = "reverse") -> list[Seq2SeqExample]:
     """Words of 3 to 8 letters, the same at each call."""
-    return list(dates.pairs(task, 0, "train", n, level=0))
+    return list(dates.examples(task, 0, "train", n, level=0))
 
 
 def pair_config(out: Path | str, **changes) -> TrainConfig:

@@ -1,6 +1,7 @@
 """The encoder-decoder: a training step beside torch.nn.Transformer, greedy writing beside transformers' MarianMTModel.
 
-    python bench/pairs.py [--only train write] [--dtypes float32 bfloat16] [--source 64] [--target 64] [--vocab 8192]
+    python bench/seq2seq_step.py [--only train write] [--dtypes float32 bfloat16] [--source 64] [--target 64]
+                                 [--vocab 8192]
 
 The model is `PairShape`'s default: 6 + 6 layers, 256 wide, 8 heads, post-norm, sinusoidal positions, one table for
 source, target and head. Both sides have the same weights and read the same sources, whose lengths are spread from half
@@ -21,7 +22,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from compare import add_arguments, alternate, ratios, show_ratio, table
-from pair_reference import TorchPair, marian_model
+from seq2seq_reference import TorchPair, marian_model
 from torch import Tensor, nn
 
 from glassformer.families.common.shape import Seq2SeqShape
@@ -30,11 +31,11 @@ from glassformer.generate.seq2seq_decoder import padded
 from glassformer.kernels.cross_entropy import next_token_loss
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
+from glassformer.training.config import OptimConfig
 from glassformer.training.init import init_glorot
 from glassformer.training.optim.optimizers import Optimizer
 from glassformer.training.run.precision import tune_malloc
-from glassformer.training.settings import OptimConfig
-from glassformer.training.tasks.evaluate import Pass
+from glassformer.training.tasks.evaluate import Compute
 
 BEGIN = 1
 
@@ -75,12 +76,12 @@ def train(dtype: torch.dtype, args: argparse.Namespace) -> list[list[str]]:
     hidden = torch.arange(ids.shape[1]) >= torch.tensor(lengths)[:, None]
     text = torch.randint(args.vocab, (args.batch, args.target + 1), generator=torch.Generator().manual_seed(1))
     inputs, targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
-    how = Pass(torch.device("cpu"), dtype)
+    how = Compute(torch.device("cpu"), dtype)
 
     def our_loss() -> Tensor:
         with how.autocast():
-            source = ours.encode(ids, Step.of(ids, lengths, attend=how.attend(args.source)))
-            step = Step.of(inputs, attend=how.attend(max(args.source, args.target)), source=source)
+            source = ours.encode(ids, Step.of(ids, lengths, attend=how.attention_for(args.source)))
+            step = Step.of(inputs, attend=how.attention_for(max(args.source, args.target)), source=source)
             return next_token_loss(ours, inputs, targets, step, dtype)
 
     def their_loss() -> Tensor:

@@ -6,33 +6,33 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_pairs import RECURRENT, SHAPES, TRANSFORMER, pair_config, pair_run, some_pairs
 from tiny_runs import Crash, Log, crash, differing, end_state, losses, memory_folder, metrics
+from tiny_seq2seq import RECURRENT, SHAPES, TRANSFORMER, pair_config, pair_run, some_pairs
 
 from glassformer.errors import ConfigError, DataError
 from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
 from glassformer.models.translator import load_translator
 from glassformer.nn.step import Step
 from glassformer.toys import dates
-from glassformer.training.data.seq2seq_batches import eval_pairs
-from glassformer.training.data.seq2seq_examples import Seq2SeqExample, Seq2SeqFiles
-from glassformer.training.data.seq2seq_store import open_pairs
-from glassformer.training.optim.optimizers import role_of
-from glassformer.training.run.distributed import ALONE
-from glassformer.training.run.run_file import recorded_settings
-from glassformer.training.run.train import train
-from glassformer.training.settings import (
+from glassformer.training.config import (
     InitConfig,
     OptimConfig,
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
-    settings_dict,
+    config_dict,
     settings_from,
 )
-from glassformer.training.tasks.evaluate import Pass
+from glassformer.training.data.seq2seq_batches import seq2seq_eval_batches
+from glassformer.training.data.seq2seq_examples import Seq2SeqExample, Seq2SeqFiles
+from glassformer.training.data.seq2seq_store import load_examples
+from glassformer.training.optim.optimizers import role_of
+from glassformer.training.run.distributed import SINGLE_PROCESS
+from glassformer.training.run.run_file import resume_config
+from glassformer.training.run.train import train
+from glassformer.training.tasks.evaluate import Compute
 from glassformer.training.tasks.seq2seq import Seq2SeqTask
-from glassformer.training.tasks.seq2seq_model import new_pair_model
+from glassformer.training.tasks.seq2seq_model import create_seq2seq_model
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def tmp_path():
 
 def opened(run, config) -> Seq2SeqTask:
     """What was trained, as of its last checkpoint."""
-    return Seq2SeqTask(config, ALONE, Pass(torch.device("cpu"), torch.float32), run.last)
+    return Seq2SeqTask(config, SINGLE_PROCESS, Compute(torch.device("cpu"), torch.float32), run.last)
 
 
 LEARNERS = {
@@ -68,7 +68,9 @@ def test_it_learns_to_reverse(tmp_path, name):
         exact_pairs=200, sample_prompt="stressed", schedule=ScheduleConfig(warmup=20, decay=0.5),
     )  # fmt: skip
     log = Log()
-    given = {split: list(dates.pairs("reverse", 0, split, n, 0)) for split, n in (("train", 6000), ("held-out", 300))}
+    given = {
+        split: list(dates.examples("reverse", 0, split, n, 0)) for split, n in (("train", 6000), ("held-out", 300))
+    }
     run = train(config, documents=given["train"], held_out=given["held-out"], reporter=log)
     records = [r for r in metrics(run.folder) if "held_out_loss" in r]
     assert [r["step"] for r in records] == [0, steps]
@@ -91,7 +93,7 @@ def test_metrics_have_no_gap_and_say_how_much_is_exact(tmp_path):
     assert [entry[0] for entry in log.all("on_checkpoint")] == [2, 4, 6, 8]
     assert (run.folder / "loss.svg").exists()
     info = log.all("on_start")[0][0]
-    train_pairs, held_out = open_pairs(run.folder / "data")
+    train_pairs, held_out = load_examples(run.folder / "data")
     assert (len(train_pairs), len(held_out)) == (72, 8)
     assert info.train_tokens == int((train_pairs.target.lengths + 1).sum())
     assert run.tokens <= 8 * 8 * 9
@@ -162,7 +164,7 @@ def test_resumed_equals_uninterrupted(tmp_path, name):
 
 def test_a_run_goes_on_from_what_it_has_recorded(tmp_path):
     pair_run(tmp_path / "run", steps=2, model=RECURRENT)
-    settings = recorded_settings(tmp_path / "run", steps=4)
+    settings = resume_config(tmp_path / "run", steps=4)
     assert settings == pair_config(tmp_path / "run", steps=4, model=RECURRENT, resume=True)
     assert train(settings).step == 4
     with pytest.raises(ConfigError, match=r"other settings: .*model.cell was"):
@@ -192,7 +194,7 @@ def test_evaluating_and_writing_agree_with_the_plain_way(tmp_path, name):
     run = train(config, documents=some_pairs())
     task = opened(run, config)
     nats, tokens, right = 0.0, 0, 0
-    for batch in eval_pairs(open_pairs(run.folder / "data")[1], 1):
+    for batch in seq2seq_eval_batches(load_examples(run.folder / "data")[1], 1):
         logits = plain_logits(task, batch.source, batch.inputs)
         nats += torch.nn.functional.cross_entropy(logits[0], batch.targets[0], reduction="sum").item()
         tokens += batch.tokens
@@ -200,11 +202,11 @@ def test_evaluating_and_writing_agree_with_the_plain_way(tmp_path, name):
         while ids.shape[1] <= batch.tokens:
             best = plain_logits(task, batch.source, ids)[:, -1:].argmax(-1)
             ids = torch.cat([ids, best], 1)
-            if best.item() == task.loader.pairs.eos_id:
+            if best.item() == task.loader.examples.eos_id:
                 break
         right += ids[0, 1:].tolist() == batch.targets[0].tolist()
-        found = task.write(batch.source.tolist(), batch.tokens)[0]
-        assert found == [i for i in ids[0, 1:].tolist() if i != task.loader.pairs.eos_id]
+        found = task.generate(batch.source.tolist(), batch.tokens)[0]
+        assert found == [i for i in ids[0, 1:].tolist() if i != task.loader.examples.eos_id]
     told = task.evaluate()
     assert told == run.held_out
     assert told.tokens == tokens
@@ -222,7 +224,7 @@ def plain_logits(task, source, ids):
 def test_roles_of_an_encoder_decoder():
     roles = {}
     for shape in (replace(TRANSFORMER, positions="learned", tied_head=False), RECURRENT):
-        roles |= {n: role_of(n, p) for n, p in new_pair_model(shape.expand(9), 0).named_parameters()}
+        roles |= {n: role_of(n, p) for n, p in create_seq2seq_model(shape.expand(9), 0).named_parameters()}
     assert {n for n, role in roles.items() if role == "embed"} == {
         "embed.weight", "positions.weight", "encoder.positions.weight", "source_embed.weight"
     }  # fmt: skip
@@ -258,9 +260,9 @@ def test_pairs_that_cannot_be_used_are_refused(tmp_path):
         train(pair_config(tmp_path / "a", data=(str(tmp_path / "empty.tsv"),)))
     with pytest.raises(DataError, match="no data was named"):
         train(pair_config(tmp_path / "b"))
-    with pytest.raises(DataError, match=r"too few pairs: 72, and a batch has 100: lower batch to at most 72"):
+    with pytest.raises(DataError, match=r"too few examples: 72, and a batch has 100: lower batch to at most 72"):
         pair_run(tmp_path / "c", batch=100)
-    with pytest.raises(DataError, match=r"must be a glassformer.training.data.seq2seq_examples.Pair, got str"):
+    with pytest.raises(DataError, match=r"must be a Seq2SeqExample, got str"):
         train(pair_config(tmp_path / "d"), documents=lambda: iter(["a text"]))
     with pytest.raises(ConfigError, match="sample_prompt has 20 tokens"):
         pair_run(tmp_path / "e", sample_prompt="x" * 20)
@@ -269,9 +271,9 @@ def test_pairs_that_cannot_be_used_are_refused(tmp_path):
 def test_a_held_out_source_is_not_trained_on(tmp_path):
     pairs = some_pairs()
     train(pair_config(tmp_path / "run", steps=1), documents=lambda: iter(pairs), held_out=pairs[:10])
-    kept, held_out = open_pairs(tmp_path / "run" / "data")
+    kept, held_out = load_examples(tmp_path / "run" / "data")
     assert len(held_out) == 10
-    sources = [{side.source.row(i).tobytes() for i in range(len(side))} for side in (kept, held_out)]
+    sources = [{side.source.sequence(i).tobytes() for i in range(len(side))} for side in (kept, held_out)]
     assert not sources[0] & sources[1]
     assert len(kept) == sum(pair.source not in {p.source for p in pairs[:10]} for pair in pairs)
 
@@ -288,7 +290,7 @@ def test_pair_files_may_be_given_too(tmp_path):
 def test_settings_of_both_kinds_come_back_from_json():
     for shape in (TRANSFORMER, RECURRENT, replace(RECURRENT, attention=None)):
         config = TrainConfig(task="seq2seq", model=shape, label_smoothing=0.1, schedule=ScheduleConfig("inverse_sqrt"))
-        assert settings_from(json.loads(json.dumps(settings_dict(config)))) == config
+        assert settings_from(json.loads(json.dumps(config_dict(config)))) == config
     assert TrainConfig(task="seq2seq", model=RECURRENT).tokenizer_kind == "char"
     assert TrainConfig().tokenizer_kind == "bpe"
     assert TrainConfig(tokenizer=TokenizerConfig(kind="word")).tokenizer_kind == "word"

@@ -6,7 +6,7 @@ import pytest
 from test_prepare import ByteTokenizer, stories
 
 from glassformer.errors import DataError
-from glassformer.training.data.check import check_data
+from glassformer.training.data.check_documents import check_documents
 from glassformer.training.data.prepare import prepare
 from glassformer.training.data.sources import Texts
 
@@ -19,7 +19,7 @@ class Spelled(ByteTokenizer):
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 200])
 def test_the_same_counts_as_prepare(tmp_path, n):
     documents = stories(n) + stories(n)[::10]
-    report = check_data(Texts(documents), ByteTokenizer(), held_out=0.1)
+    report = check_documents(Texts(documents), ByteTokenizer(), held_out=0.1)
     shards = prepare(Texts(documents), ByteTokenizer(), tmp_path / "data", held_out=0.1)
     assert report.train == shards.index["train"]
     assert report.held_out == shards.index["held_out"]
@@ -35,14 +35,14 @@ def test_the_same_counts_as_prepare(tmp_path, n):
 
 def test_a_tail_that_equals_another_document(tmp_path):
     documents = ["b" * 90 + "c" * 10, "c" * 12]  # held out "c" * 10, and the first 10 of the second to train on
-    report = check_data(Texts(documents), ByteTokenizer())
+    report = check_documents(Texts(documents), ByteTokenizer())
     shards = prepare(Texts(documents), ByteTokenizer(), tmp_path / "data")
     assert report.left_out == shards.index["left_out"] == {"documents": 1, "tokens": 11, "bytes": 10}
     assert "left out     1 documents" in report.render()
 
 
 def test_without_a_tokenizer(tmp_path):
-    report = check_data(Texts(["a" * n for n in range(1, 100)]))
+    report = check_documents(Texts(["a" * n for n in range(1, 100)]))
     assert report.tokens is None
     assert report.characters_each == (1, 50, 99)
     assert report.train["bytes"] + report.held_out["bytes"] == 99 * 50
@@ -52,7 +52,7 @@ def test_without_a_tokenizer(tmp_path):
 
 def test_long_documents_are_counted_whole(monkeypatch):
     monkeypatch.setattr("glassformer.training.data.sources.PIECE", 50)
-    report = check_data(Texts(["word " * n for n in (3, 50, 200, 9, 9, 7)]), ByteTokenizer())
+    report = check_documents(Texts(["word " * n for n in (3, 50, 200, 9, 9, 7)]), ByteTokenizer())
     assert report.characters_each == (15, 45, 1000)
     assert report.tokens_each == (16, 46, 1001)
     assert report.documents == 6
@@ -62,7 +62,7 @@ def test_what_is_skipped_and_why(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": s}) + "\n" for s in stories(9)) + "{broken\n")
     (tmp_path / "b.txt").write_bytes(b"\xff\xff")
     (tmp_path / "c.png").write_bytes(b"x")
-    report = check_data(tmp_path, ByteTokenizer())
+    report = check_documents(tmp_path, ByteTokenizer())
     assert {reason: s["count"] for reason, s in report.skipped.items()} == {
         "not JSON": 1, "not UTF-8": 1, "of another kind": 1
     }  # fmt: skip
@@ -71,12 +71,12 @@ def test_what_is_skipped_and_why(tmp_path):
     assert f"1 not UTF-8 ({tmp_path}/b.txt: byte 0)" in text
     json.dumps(vars(report))
     with pytest.raises(DataError, match=r"a.jsonl:10"):
-        check_data(tmp_path, strict=True)
+        check_documents(tmp_path, strict=True)
 
 
 def test_the_sample_shows_borders():
     documents = ["ab\n", "cdé", "efg", "hijk", "lmnop"] * 20
-    report = check_data(Texts(documents), Spelled(), context=10, held_out=0.0)
+    report = check_documents(Texts(documents), Spelled(), context=10, held_out=0.0)
     row = report.sample.split("\n")
     assert row[0].startswith("a training row of 10 tokens (3 documents")
     assert row[1:] == [
@@ -91,8 +91,8 @@ def test_the_sample_shows_borders():
 
 def test_nothing_and_nonsense(tmp_path):
     with pytest.raises(DataError, match="there is no document"):
-        check_data(Texts([]))
+        check_documents(Texts([]))
     with pytest.raises(DataError, match="no such file"):
-        check_data([str(tmp_path / "x")])
+        check_documents([str(tmp_path / "x")])
     with pytest.raises(DataError, match="held_out must be"):
-        check_data(Texts(["a"]), held_out=0.9)
+        check_documents(Texts(["a"]), held_out=0.9)

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 import glassformer
-from glassformer.formats.find import find
+from glassformer.formats.find import find_model
 from glassformer.inspect.views.roles import head_roles
 from glassformer.nn.model import Decoder
 from glassformer.toys import stories as corpus
@@ -53,9 +53,9 @@ def kind(document: str) -> str:
 
 
 def test_reading_goes_from_drills_to_the_whole_language_and_repeats():
-    read = list(recipe.reading(1, 60_000, 40_000))
-    assert read == list(recipe.reading(1, 60_000, 40_000))
-    assert read != list(recipe.reading(2, 60_000, 40_000))
+    read = list(recipe.training_documents(1, 60_000, 40_000))
+    assert read == list(recipe.training_documents(1, 60_000, 40_000))
+    assert read != list(recipe.training_documents(2, 60_000, 40_000))
     kinds = [kind(document) for document in read]
     first, half = kinds.index("story"), len(read) // 2
     assert set(kinds[:first]) == {"drill"}
@@ -64,12 +64,12 @@ def test_reading_goes_from_drills_to_the_whole_language_and_repeats():
     assert kinds.count("echo") > 3
     last = {story.document for story in corpus.stories(1, "train", 50)}
     assert last <= set(read)
-    assert not set(recipe.held_out(100)) & set(read)
+    assert not set(recipe.held_out_documents(100)) & set(read)
 
 
 @pytest.mark.parametrize("tokens", [100_000, 300_000])
 def test_reading_is_about_as_long_as_it_was_asked_to_be(tokens, shipped):
-    read = recipe.reading(3, tokens, 150_000)
+    read = recipe.training_documents(3, tokens, 150_000)
     assert sum(len(shipped.encode(document)) + 1 for document in read) == pytest.approx(tokens, rel=0.06)
 
 
@@ -93,7 +93,7 @@ def test_an_oracle_answers_everything_right():
 
 
 def test_the_shipped_model_is_small_and_says_what_it_is(shipped):
-    folder = find("stories")
+    folder = find_model("stories")
     assert (folder / "model.safetensors").stat().st_size <= 3_000_000
     assert json.loads((folder / "run.json").read_text())["plan"]["steps"] > 1000
     assert "<svg" in (folder / "loss.svg").read_text()
@@ -101,7 +101,7 @@ def test_the_shipped_model_is_small_and_says_what_it_is(shipped):
 
 
 def test_the_shipped_model_scores_what_is_written_beside_it(shipped):
-    told = json.loads((find("stories") / "scores.json").read_text())
+    told = json.loads((find_model("stories") / "scores.json").read_text())
     found = recipe.score(shipped, questions=40, texts=20)
     assert found.answers == pytest.approx(told["trained"]["answers"], abs=0.12)
     assert found.wellformed > 0.97

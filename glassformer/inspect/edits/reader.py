@@ -1,4 +1,4 @@
-"""Edits as a request spells them, and the vectors that they name."""
+"""Read edits from JSON: the vectors and traces that they refer to are looked up."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from glassformer.inspect.trace.trace import Trace
 
 
 class EditReader:
-    """`trace_of` gives the trace that a patch takes from; `store` has the vectors, by their SHA-256."""
+    """find_trace: returns the trace that a patch takes from. store: vectors by their SHA-256."""
 
-    def __init__(self, trace_of: Callable[[str], Trace]):
-        self.trace_of, self.store = trace_of, Store()
+    def __init__(self, find_trace: Callable[[str], Trace] | None = None):
+        self.find_trace, self.store = find_trace, Store()
 
     def read(self, given: Sequence[dict[str, Any]]) -> tuple[Edit, ...]:
-        """The edits of a request. RequestError says which of them cannot be read, and why."""
+        """Return the edits. RequestError names the first that is not valid, and says why."""
         found = []
         for i, one in enumerate(given):
             try:
-                found.append(from_json(one, self.store, self.trace_of))
+                found.append(from_json(one, self.store, self.find_trace))
             except RequestError as error:
                 raise RequestError(f"edits[{i}]: {error}", param="edits") from None
         return tuple(found)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from glassformer.errors import DataError
-from glassformer.training.data.packing import IGNORE, PackedRows, RowLoader, _mix, eval_rows, permutation
+from glassformer.training.data.packing import IGNORE, PackedBatch, PackedLoader, _mix, packed_eval_batches, permutation
 from glassformer.training.data.shards import DocumentIndex, TokenArray
 
 EOS = 0
@@ -41,7 +41,7 @@ def stream_of(documents, order, offset):
     return [(d, place, i == 0, document) for i, (d, place, document) in enumerate(whole)]
 
 
-def as_tuples(rows: PackedRows):
+def as_tuples(rows: PackedBatch):
     borders = torch.zeros_like(rows.ids) if rows.documents is None else rows.documents
     return list(zip(rows.ids.tolist(), rows.targets.tolist(), rows.positions.tolist(), borders.tolist(), strict=True))
 
@@ -52,7 +52,7 @@ LENGTHS = (5, 9, 2, 31, 1, 14, 3, 3, 8, 40, 7)
 @pytest.mark.parametrize("context", [1, 4, 7, 16, 50])
 def test_ordered_rows_are_the_naive_ones(context):
     view, documents = make(LENGTHS, ordered=True)
-    loader = RowLoader(view, context, batch=2, seed=0)
+    loader = PackedLoader(view, context, batch=2, seed=0)
     stream = stream_of(documents, range(len(documents)), 0)
     expected = list(naive_rows(stream, context))
     got = [row for _ in range(len(expected) // 2) for row in as_tuples(loader.next())]
@@ -63,7 +63,7 @@ def test_ordered_rows_are_the_naive_ones(context):
 def test_shuffled_epochs_are_naive_rows_of_a_permutation_with_an_offset_in_another_order():
     view, documents = make(LENGTHS)
     total, context, epochs = view.n_tokens, 6, 5
-    loader = RowLoader(view, context, batch=1, seed=3)
+    loader = PackedLoader(view, context, batch=1, seed=3)
     orders = [loader._layout(e).documents.tolist() for e in range(epochs + 1)]
     offsets = [loader._layout(e).offset for e in range(epochs + 1)]
     assert all(sorted(o) == list(range(len(documents))) for o in orders)
@@ -83,7 +83,7 @@ def test_shuffled_epochs_are_naive_rows_of_a_permutation_with_an_offset_in_anoth
 
 def test_a_curriculum_is_shuffled_after_its_first_epoch():
     view, documents = make([10] * 40, ordered=True)
-    loader = RowLoader(view, 20, batch=4, seed=0)
+    loader = PackedLoader(view, 20, batch=4, seed=0)
     epochs = [[row for _ in range(5) for row in as_tuples(loader.next())] for _ in range(3)]
     assert epochs[0] == list(naive_rows(stream_of(documents, range(40), 0), 20))
     assert sorted(epochs[1]) != sorted(epochs[0])
@@ -92,11 +92,11 @@ def test_a_curriculum_is_shuffled_after_its_first_epoch():
 
 def test_rows_of_one_long_document_come_in_a_new_order_each_epoch():
     view, _ = make((400,))
-    loader = RowLoader(view, 20, batch=1, seed=0)
+    loader = PackedLoader(view, 20, batch=1, seed=0)
     epochs = [[loader.next().ids[0, 10].item() // 20 for _ in range(20)] for _ in range(3)]
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     assert sum(abs(a - b) > 1 for a, b in zip(epochs[0], epochs[1], strict=True)) > 10
-    loader = RowLoader(view, 20, batch=1, seed=0, shuffle=False)
+    loader = PackedLoader(view, 20, batch=1, seed=0, shuffle=False)
     epochs = [[loader.next().ids[0, 10].item() // 20 for _ in range(20)] for _ in range(2)]
     assert epochs[0] == sorted(epochs[0])
     assert sum(b < a for a, b in zip(epochs[1], epochs[1][1:], strict=False)) > 5
@@ -106,7 +106,7 @@ def test_rows_of_one_long_document_come_in_a_new_order_each_epoch():
 def test_each_token_is_an_input_once_an_epoch_and_predicted_once(context):
     view, documents = make(LENGTHS)
     total = view.n_tokens
-    loader = RowLoader(view, context, batch=1, seed=1)
+    loader = PackedLoader(view, context, batch=1, seed=1)
     inputs, targets = [], []
     for _ in range(context * total // context):  # `context` epochs: a whole number of rows
         rows = loader.next()
@@ -127,12 +127,12 @@ def test_each_token_is_an_input_once_an_epoch_and_predicted_once(context):
 
 def test_no_documents_when_no_row_holds_a_border():
     view, _ = make((200, 150), ordered=True)
-    loader = RowLoader(view, 20, batch=3, seed=0)
+    loader = PackedLoader(view, 20, batch=3, seed=0)
     seen = [loader.next() for _ in range(5)]
     # row 9 ends with the last token of document 0, row 17 holds no border: 200 and 350 are multiples of 10
     assert [rows.documents is None for rows in seen] == [True, True, True, True, True]
     view, _ = make((190, 160), ordered=True)
-    loader = RowLoader(view, 20, batch=3, seed=0)
+    loader = PackedLoader(view, 20, batch=3, seed=0)
     seen = [loader.next() for _ in range(5)]
     assert [rows.documents is None for rows in seen] == [True, True, True, False, True]
     assert seen[3].documents is not None
@@ -143,22 +143,22 @@ def test_no_documents_when_no_row_holds_a_border():
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_resume_at_every_position_is_exact(shuffle):
     view, _ = make(LENGTHS)
-    whole = RowLoader(view, 7, batch=3, seed=5, shuffle=shuffle)
+    whole = PackedLoader(view, 7, batch=3, seed=5, shuffle=shuffle)
     states, rows = [], []
     for _ in range(25):
         states.append(json.loads(json.dumps(whole.state())))
         rows.append(as_tuples(whole.next()))
     assert whole.epochs > 3
     for at, state in enumerate(states):
-        again = RowLoader(view, 7, batch=3, seed=5, shuffle=shuffle)
+        again = PackedLoader(view, 7, batch=3, seed=5, shuffle=shuffle)
         again.load_state(state)
         assert [as_tuples(again.next()) for _ in range(25 - at)] == rows[at:]
 
 
 def test_state_of_another_corpus_seed_or_context_is_refused():
     view, _ = make(LENGTHS)
-    state = RowLoader(view, 7, 3, seed=5).state()
-    for other in (RowLoader(view, 8, 3, 5), RowLoader(view, 7, 3, 6), RowLoader(make((90, 60))[0], 7, 3, 5)):
+    state = PackedLoader(view, 7, 3, seed=5).state()
+    for other in (PackedLoader(view, 8, 3, 5), PackedLoader(view, 7, 3, 6), PackedLoader(make((90, 60))[0], 7, 3, 5)):
         with pytest.raises(DataError, match="data position"):
             other.load_state(state)
 
@@ -166,8 +166,8 @@ def test_state_of_another_corpus_seed_or_context_is_refused():
 @pytest.mark.parametrize("world", [2, 3, 6])
 def test_ranks_share_the_same_global_batch_without_overlap(world):
     view, _ = make(LENGTHS)
-    single = RowLoader(view, 5, batch=6, seed=2)
-    ranks = [RowLoader(view, 5, batch=6, seed=2, rank=r, world=world) for r in range(world)]
+    single = PackedLoader(view, 5, batch=6, seed=2)
+    ranks = [PackedLoader(view, 5, batch=6, seed=2, rank=r, world_size=world) for r in range(world)]
     for _ in range(12):
         whole, parts = as_tuples(single.next()), [as_tuples(r.next()) for r in ranks]
         assert [row for group in zip(*parts, strict=True) for row in group] == whole
@@ -176,16 +176,16 @@ def test_ranks_share_the_same_global_batch_without_overlap(world):
 
 def test_micro_batches_are_the_batch():
     view, _ = make(LENGTHS)
-    large, small = RowLoader(view, 5, batch=6, seed=2), RowLoader(view, 5, batch=2, seed=2)
+    large, small = PackedLoader(view, 5, batch=6, seed=2), PackedLoader(view, 5, batch=2, seed=2)
     for _ in range(8):
         assert as_tuples(large.next()) == [row for _ in range(3) for row in as_tuples(small.next())]
 
 
 def test_seed_and_epoch_change_the_order():
     view, _ = make([10] * 50)
-    first = as_tuples(RowLoader(view, 20, 20, seed=0).next())
-    assert first == as_tuples(RowLoader(view, 20, 20, seed=0).next())
-    assert first != as_tuples(RowLoader(view, 20, 20, seed=1).next())
+    first = as_tuples(PackedLoader(view, 20, 20, seed=0).next())
+    assert first == as_tuples(PackedLoader(view, 20, 20, seed=0).next())
+    assert first != as_tuples(PackedLoader(view, 20, 20, seed=1).next())
 
 
 def test_the_order_is_fixed_for_good():
@@ -198,12 +198,12 @@ def test_the_order_is_fixed_for_good():
 def test_too_small_a_corpus_says_what_there_is_and_what_to_lower():
     view, _ = make((30, 30))
     with pytest.raises(DataError, match=r"60 tokens.*needs 64.*lower batch to at most 3.*context to at most 15"):
-        RowLoader(view, 16, batch=4, seed=0)
+        PackedLoader(view, 16, batch=4, seed=0)
     with pytest.raises(DataError, match=r"needs 128.*: lower context to at most 30"):
-        RowLoader(view, 64, batch=2, seed=0)
-    RowLoader(view, 15, batch=4, seed=0).next()
+        PackedLoader(view, 64, batch=2, seed=0)
+    PackedLoader(view, 15, batch=4, seed=0).next()
     with pytest.raises(DataError, match="multiple of the number of processes"):
-        RowLoader(view, 4, batch=3, seed=0, world=2)
+        PackedLoader(view, 4, batch=3, seed=0, world_size=2)
 
 
 def test_tokens_in_several_arrays():
@@ -223,7 +223,7 @@ def test_evaluation_counts_each_token_once(context, overlap, batch, fill):
     view, documents = make(LENGTHS, sizes=[10 * n for n in LENGTHS])
     expected = sorted(t for d in documents for t in d[1:])
     targets, n_bytes = [], 0.0
-    for rows in eval_rows(view, context, batch, overlap=overlap, fill=fill):
+    for rows in packed_eval_batches(view, context, batch, overlap=overlap, fill=fill):
         assert len(rows.ids) == batch or not fill
         counted = rows.targets[rows.targets != IGNORE].tolist()
         assert rows.tokens == len(counted)
@@ -241,7 +241,7 @@ def test_evaluation_counts_each_token_once(context, overlap, batch, fill):
 
 def test_overlap_gives_each_token_that_much_context():
     view, _ = make((300,))
-    for rows in eval_rows(view, 20, 3, overlap=12):
+    for rows in packed_eval_batches(view, 20, 3, overlap=12):
         for _, targets, positions, _ in as_tuples(rows):
             counted = [p for p, t in zip(positions, targets, strict=True) if t != IGNORE]
             assert min(counted) >= 12 or targets[0] == 2
@@ -249,27 +249,27 @@ def test_overlap_gives_each_token_that_much_context():
 
 def test_evaluation_on_ranks_is_the_same_rows():
     view, _ = make(LENGTHS)
-    parts = [list(eval_rows(view, 10, 4, rank=r, world=2)) for r in range(2)]
+    parts = [list(packed_eval_batches(view, 10, 4, rank=r, world_size=2)) for r in range(2)]
     assert len(parts[0]) == len(parts[1])
     both = sum(rows.tokens for part in parts for rows in part)
-    assert both == sum(rows.tokens for rows in eval_rows(view, 10, 4)) == view.n_tokens - len(LENGTHS)
+    assert both == sum(rows.tokens for rows in packed_eval_batches(view, 10, 4)) == view.n_tokens - len(LENGTHS)
 
 
 def test_max_tokens_of_evaluation():
     view, documents = make(LENGTHS)
     flat = [t for d in documents for t in (*d[1:], IGNORE)]
     for most in (1, 12, 60, 10_000):
-        targets = [t for rows in eval_rows(view, 10, 2, most) for row in rows.targets.tolist() for t in row]
+        targets = [t for rows in packed_eval_batches(view, 10, 2, most) for row in rows.targets.tolist() for t in row]
         assert [t for t in targets if t != IGNORE] == [t for t in flat[:most] if t != IGNORE]
 
 
 def test_nothing_to_evaluate_on():
     with pytest.raises(DataError, match="nothing to evaluate"):
-        list(eval_rows(make((1, 1))[0], 10, 2))
+        list(packed_eval_batches(make((1, 1))[0], 10, 2))
     with pytest.raises(DataError, match="overlap"):
-        list(eval_rows(make((10,))[0], 10, 2, overlap=10))
+        list(packed_eval_batches(make((10,))[0], 10, 2, overlap=10))
 
 
 def test_bytes_with_a_token_that_begins_each_text():
     view = DocumentIndex.of([[9, 1, 2, 3, EOS], [9, 4, EOS]], [30, 7], begins=True)
-    assert sum(rows.bytes for rows in eval_rows(view, 4, 1)) == pytest.approx(37)
+    assert sum(rows.bytes for rows in packed_eval_batches(view, 4, 1)) == pytest.approx(37)

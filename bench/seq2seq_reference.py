@@ -18,8 +18,8 @@ TORCH_NAMES = {
     "cross": "multihead_attn", "cross.o": "multihead_attn.out_proj",
 }  # fmt: skip
 MARIAN_NAMES = {
-    "mlp.up": "fc1", "mlp.down": "fc2", "attn_residual.post": "self_attn_layer_norm",
-    "cross_residual.post": "encoder_attn_layer_norm", "mlp_residual.post": "final_layer_norm",
+    "mlp.up": "fc1", "mlp.down": "fc2", "attn_post_norm": "self_attn_layer_norm",
+    "cross_post_norm": "encoder_attn_layer_norm", "mlp_post_norm": "final_layer_norm",
 } | {
     f"{ours}.{a}": f"{theirs}.{b}_proj" for ours, theirs in (("attn", "self_attn"), ("cross", "encoder_attn"))
     for a, b in zip("qkvo", ("q", "k", "v", "out"), strict=True)
@@ -41,9 +41,9 @@ class TorchPair(nn.Module):
         self.register_buffer("places", table_of_positions(ours), persistent=False)
         found = {"embed.weight": ours.embed.weight}
         for side, stack in (("encoder", ours.encoder), ("decoder", ours)):
-            norms = ["attn_residual", "cross_residual", "mlp_residual"]
+            norms = ["attn_post_norm", "cross_post_norm", "mlp_post_norm"]
             norms = norms if side == "decoder" else norms[::2]
-            names = TORCH_NAMES | {f"{norm}.post": f"norm{i}" for i, norm in enumerate(norms, 1)}
+            names = TORCH_NAMES | {norm: f"norm{i}" for i, norm in enumerate(norms, 1)}
             for i, block in enumerate(stack.blocks):
                 own = block.state_dict()
                 for kind in ("attn", "cross"):

@@ -279,17 +279,17 @@ class TrainConfig:
         return "bpe" if self.task == "lm" else "char"
 
 
-def settings_dict(config: Any) -> dict[str, Any]:
+def config_dict(config: Any) -> dict[str, Any]:
     """Settings as plain JSON values."""
     return asdict(config)
 
 
-def flat_settings(values: typing.Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: typing.Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"optim": {"lr": 1}} as {"optim.lr": 1}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, typing.Mapping):
-            flat |= flat_settings(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = list(value) if isinstance(value, tuple) else value
     return flat

@@ -7,21 +7,21 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from tiny_pairs import RECURRENT, SHAPES, TRANSFORMER, letters, pair_config, pair_run, some_pairs
 from tiny_runs import Log, differing, end_state, memory_folder, metrics, tiny_config
+from tiny_seq2seq import RECURRENT, SHAPES, TRANSFORMER, letters, pair_config, pair_run, some_pairs
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.common.shape import RecurrentShape
 from glassformer.models.translator import Translator, load_translator
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.train import train_tokenizer
-from glassformer.training.data.seq2seq_store import open_pairs
+from glassformer.training.config import InitConfig, TokenizerConfig, TrainConfig
+from glassformer.training.data.seq2seq_store import load_examples
 from glassformer.training.data.shards import Shards
-from glassformer.training.run.loss_curve import write_curve
-from glassformer.training.run.run_file import recorded_settings
+from glassformer.training.run.loss_curve import write_loss_curve
+from glassformer.training.run.run_file import resume_config
 from glassformer.training.run.train import train
-from glassformer.training.settings import InitConfig, TokenizerConfig, TrainConfig
-from glassformer.training.tasks.seq2seq_model import model_shape, new_pair_model
+from glassformer.training.tasks.seq2seq_model import create_seq2seq_model, model_shape
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_budget_of_exactly_an_epoch_is_an_epoch(tmp_path):
     a = pair_run(tmp_path / "a", steps=9, exact_pairs=0)  # 72 pairs, 8 at a time
     assert pair_run(tmp_path / "b", steps=None, tokens=a.tokens, exact_pairs=0).step == 9
     assert pair_run(tmp_path / "c", steps=None, tokens=a.tokens + 1, exact_pairs=0).step == 10
-    more = recorded_settings(tmp_path / "b", tokens=2 * a.tokens)
+    more = resume_config(tmp_path / "b", tokens=2 * a.tokens)
     assert train(more).step == 18
 
 
@@ -78,7 +78,7 @@ def test_going_on_from_a_translator(tmp_path, name):
     a, b = (load_translator(tmp_path / out) for out in "ab")
     assert a.tokenizer.encode("abc") == b.tokenizer.encode("abc")
     assert a.config == b.config, "the model keeps its own context, whatever its rows are"
-    train(recorded_settings(tmp_path / "c", steps=4))
+    train(resume_config(tmp_path / "c", steps=4))
     with torch.no_grad():
         same = [torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True)]
     assert not all(same)
@@ -102,7 +102,7 @@ KINDS = [
 def test_a_models_shape_is_what_it_was_made_of(tmp_path, shape):
     tokenizer = load_tokenizer(letters().path)
     config = shape.expand(tokenizer.vocab_size)
-    Translator(new_pair_model(config, 0), tokenizer).save(tmp_path / "m")
+    Translator(create_seq2seq_model(config, 0), tokenizer).save(tmp_path / "m")
     found = model_shape(tmp_path / "m")
     assert found.expand(tokenizer.vocab_size) == config
     if isinstance(found, RecurrentShape):
@@ -149,7 +149,7 @@ def test_held_out_files_are_held_out(tmp_path):
     assert apart <= {"run.json", "settings"}, apart
     overlap = sum(pair.source in {p.source for p in pairs[:10]} for pair in pairs)
     assert f"left out: {overlap} pairs to train on whose source is held out" in [t for t, *_ in log.all("on_message")]
-    assert [len(part) for part in open_pairs(run.folder / "data")] == [80 - overlap, 10]
+    assert [len(part) for part in load_examples(run.folder / "data")] == [80 - overlap, 10]
     counts = json.loads((run.folder / "data" / "pairs.json").read_text())
     assert counts == {"train": 80 - overlap, "held_out": 10, "source_held_out": overlap, "left_out": {}}
 
@@ -209,7 +209,7 @@ def test_exact_match_is_drawn_where_there_is_one(tmp_path):
         for t, share in zip(tokens.tolist(), exact.tolist(), strict=True):
             file.write(json.dumps({"step": t, "tokens": t, "loss": 3 - t / 2000}) + "\n")
             file.write(json.dumps({"step": t, "tokens": t, "held_out_loss": 3 - t / 2000, "exact": share}) + "\n")
-    write_curve(tmp_path, "a <run>")
+    write_loss_curve(tmp_path, "a <run>")
     lines, texts = lines_of(tmp_path)
     drawn = lines["exact"]
     for values, places, sign in ((tokens, drawn[:, 0], 1), (exact, drawn[:, 1], -1)):  # stretched and moved
