@@ -21,12 +21,12 @@ from glassformer.formats import load_seq2seq, save_model
 from glassformer.formats.checkpoint import open_checkpoint
 from glassformer.formats.find import find_model, tokenizer_of
 from glassformer.formats.generation_config import (
-    GENERATION,
-    IN_CONFIG,
-    banned_of,
-    count_of,
+    CONFIG_TOKEN_KEYS,
+    GENERATION_CONFIG,
+    banned_token_ids,
+    non_negative_int,
     read_generation_config,
-    token_of,
+    token_id,
 )
 from glassformer.formats.save import SHARD, GgufKind
 from glassformer.generate.beam_search import BeamSearch, Hypothesis, search
@@ -128,8 +128,8 @@ class Translator(ModelViews):
         self.apart = self.writer.backend.vocab != tokenizer.backend.vocab
         self.kind: ModelKind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
         self.special = dict(special or {})
-        self.bare = not family_of(model.config).framed
-        end = token_of(self.special, "eos_token_id", source)
+        self.bare = not family_of(model.config).adds_special_tokens
+        end = token_id(self.special, "eos_token_id", source)
         end = self.writer.eos_id if end is None else end
         if end is None:
             raise TokenizerError("a translator needs a tokenizer with a token that ends a text (eos_token)")
@@ -140,13 +140,15 @@ class Translator(ModelViews):
                     f"{source or 'translator'}: the tokenizer has {one.vocab_size} tokens, and the model's "
                     f"{side} vocabulary {size}"
                 )
-        begin = token_of(self.special, "decoder_start_token_id", source)
+        begin = token_id(self.special, "decoder_start_token_id", source)
         self.end = end
         self.begin = begin if begin is not None else end if tokenizer.bos_id is None else tokenizer.bos_id
-        first, last = (token_of(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
-        shortest, rows = (count_of(self.special, name, source) for name in ("min_length", "no_repeat_ngram_size"))
+        first, last = (token_id(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
+        shortest, rows = (
+            non_negative_int(self.special, name, source) for name in ("min_length", "no_repeat_ngram_size")
+        )
         self.constraints = TokenConstraints(
-            first, last, banned_of(self.special, source), shortest, rows, self.writer.vocab_size
+            first, last, banned_token_ids(self.special, source), shortest, rows, self.writer.vocab_size
         )
         self.frame = [] if self.bare else tokenizer.encode("")
 
@@ -401,8 +403,8 @@ def save_translator(
 
     `shard` as of `save_model`.
     """
-    save_model(model, folder, extra={name: special[name] for name in special if name in IN_CONFIG}, shard=shard)
+    save_model(model, folder, extra={name: special[name] for name in special if name in CONFIG_TOKEN_KEYS}, shard=shard)
     if tokenizer is not None:
         tokenizer.save(folder)
     if family_of(model.config).rules is not None:
-        write_text(Path(folder) / GENERATION, json.dumps(dict(special), indent=2) + "\n")
+        write_text(Path(folder) / GENERATION_CONFIG, json.dumps(dict(special), indent=2) + "\n")

@@ -15,7 +15,7 @@ from glassformer.cli import main
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import family_of
 from glassformer.formats import load_seq2seq, save_model
-from glassformer.formats.gguf.metadata import in_gguf, read_metadata, write_metadata
+from glassformer.formats.gguf.metadata import gguf_family, read_metadata, write_metadata
 from glassformer.formats.gguf.pooling import POOLS
 from glassformer.formats.gguf.save import save_gguf
 from glassformer.models.translator import Translator, load_translator
@@ -201,7 +201,7 @@ def test_what_a_folder_says_of_lengths_and_repeating(tmp_path):
 @pytest.mark.parametrize("name", ["bart", "marian"])
 def test_there_is_no_form_of_others(name):
     with pytest.raises(ConfigError, match=rf"(?i){name} has no GGUF form here: llama.cpp, .* and no {name}"):
-        in_gguf(family_of(CONFIGS[name]()))
+        gguf_family(family_of(CONFIGS[name]()))
 
 
 @T5S

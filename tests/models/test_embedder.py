@@ -14,7 +14,7 @@ import glassformer
 from glassformer.config import DenseConfig, PoolingConfig
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.formats import save_model
-from glassformer.formats.sentence_transformers import read_sentence, transformer_folder, write_sentence
+from glassformer.formats.sentence_transformers import read_pooling, transformer_folder, write_pooling
 from glassformer.models.embedder import Embedder, load_embedder
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
@@ -387,8 +387,8 @@ def test_a_transformer_in_a_folder_of_its_own(folder, tmp_path):
 
 def test_pools_in_an_order_of_their_own_are_kept(tmp_path):
     made = Sentence(PoolingConfig(pools=("mean", "cls"), after=("normalize", DenseConfig(96, 3, activation="gelu"))))
-    write_sentence(made, tmp_path, 48)
-    again = read_sentence(tmp_path, 48)
+    write_pooling(made, tmp_path, 48)
+    again = read_pooling(tmp_path, 48)
     assert again.config == made.config
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), made.parameters(), strict=True))
 
@@ -433,15 +433,15 @@ def test_sentence_folders_that_are_not_right(tmp_path, changed, modules, error, 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(error, match=message):
-        read_sentence(tmp_path, 48)
+        read_pooling(tmp_path, 48)
 
 
 def test_all_that_is_wrong_with_a_dense_layer_is_told_at_once(tmp_path):
     made = Sentence(PoolingConfig(after=(DenseConfig(48, 5),)))
-    write_sentence(made, tmp_path, 48)
+    write_pooling(made, tmp_path, 48)
     save_file({"linear.weight": torch.zeros(5, 4), "odd": torch.zeros(1)}, tmp_path / "2_Dense/model.safetensors")
     with pytest.raises(CheckpointError) as error:
-        read_sentence(tmp_path, 48)
+        read_pooling(tmp_path, 48)
     for line in ("shape: linear.weight is [5, 4]", "missing: linear.bias", "not used: odd"):
         assert line in str(error.value)
 

@@ -184,7 +184,7 @@ def test_all_that_is_wrong_is_in_one_message(family, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         load_seq2seq(tmp_path)
     told = str(caught.value)
-    for words in (f"missing: {gone} (fills encoder.", f"shape: {cut} is", f" holds {twice}, which",
+    for words in (f"missing: {gone} (fills encoder.", f"shape: {cut} is", f"stored twice: {twice} is in",
                   "not used: decoder.wobble"):  # fmt: skip
         assert words in told, told
     raw = json.loads((tmp_path / "config.json").read_text())
