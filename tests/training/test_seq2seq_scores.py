@@ -1,4 +1,4 @@
-"""Scores of what was written: exact, by length, by token, BLEU and chrF, against values worked out by hand."""
+"""Exact match, token accuracy, BLEU and chrF compared with values computed by hand."""
 
 import random
 import subprocess
@@ -67,11 +67,11 @@ def test_token_accuracy_uses_given_tokens_else_characters():
 
 
 @pytest.mark.parametrize(
-    ("written", "reference", "share"),
+    ("hypothesis", "reference", "accuracy"),
     [("abc", "abc", 1), ("ab", "abc", 2 / 3), ("abcd", "abc", 3 / 4), ("xabc", "abc", 0), ("", "abc", 0), ("", "", 0)],
 )
-def test_token_accuracy_counts_positions(written, reference, share):
-    assert token_accuracy([written], [reference]) == share
+def test_token_accuracy_counts_positions(hypothesis, reference, accuracy):
+    assert token_accuracy([hypothesis], [reference]) == accuracy
 
 
 def test_token_accuracy_weights_texts_by_length():
@@ -105,7 +105,7 @@ def test_edges_that_do_not_increase_raise_data_error(edges):
 
 
 def test_lists_of_other_lengths_raise_data_error():
-    with pytest.raises(DataError, match="1 written for 2 references"):
+    with pytest.raises(DataError, match="1 hypotheses for 2 references"):
         score_translations(["a"], ["a", "b"], [1, 1])
     with pytest.raises(DataError, match="3 lengths for 2"):
         score_translations(["a", "b"], ["a", "b"], [1, 1, 1])

@@ -59,7 +59,7 @@ def test_training_documents_go_from_drills_to_the_last_level():
     kinds = [kind(document) for document in read]
     first, half = kinds.index("story"), len(read) // 2
     assert set(kinds[:first]) == {"drill"}
-    assert first == int(recipe.ALONE * 40_000 / recipe.ROW)
+    assert first == int(recipe.DRILL_SHARE * 40_000 / recipe.DRILL_TOKENS)
     assert kinds[first:half].count("drill") > 4 * kinds[half:].count("drill") > 0
     assert kinds.count("echo") > 3
     last = {story.document for story in corpus.stories(1, "train", 50)}

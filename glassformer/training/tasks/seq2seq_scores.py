@@ -93,7 +93,7 @@ def token_accuracy(hypotheses: Sequence[Sequence[Hashable]], references: Sequenc
 
     Raises DataError when there is nothing to score, or when the lists differ in length.
     """
-    _check(len(references), written=len(hypotheses))
+    _check(len(references), hypotheses=len(hypotheses))
     right = sum(a == b for w, r in zip(hypotheses, references, strict=True) for a, b in zip(w, r, strict=False))
     return right / max(1, sum(max(len(w), len(r)) for w, r in zip(hypotheses, references, strict=True)))
 
