@@ -135,7 +135,7 @@ class Embedder(ModelViews):
         rows = self.tokenizer.encode_batch(
             [text.lower() for text in whole] if self.sentence.config.lowercase else whole
         )
-        after = self.tokenizer.frame[1]
+        after = self.tokenizer.suffix_ids
         for i, row in enumerate(rows):
             where = f"text {i + 1} of {len(texts)}: " if len(texts) > 1 else ""
             if not row:
@@ -154,7 +154,7 @@ class Embedder(ModelViews):
         if not prompt:
             return 0
         text = prompt.lower() if self.sentence.config.lowercase else prompt
-        return len(self.tokenizer.frame[0]) + len(self.tokenizer.encode(text, bare=True))
+        return len(self.tokenizer.prefix_ids) + len(self.tokenizer.encode(text, bare=True))
 
     def _batches(self, rows: list[list[int]]) -> Iterator[list[int]]:
         """Numbers of rows, of like length together: little padding."""
@@ -263,7 +263,7 @@ class Embedder(ModelViews):
             raise RequestError("this model has no head that guesses hidden tokens: it was saved without one")
         if type(top) is not int or not 1 <= top <= self.config.vocab_size:
             raise RequestError(f"top must be from 1 to {self.config.vocab_size}, got {top!r}", param="top")
-        ids = self.tokenizer.encode_hidden(text)
+        ids = self.tokenizer.encode_masked(text)
         mask = self.tokenizer.mask_id
         places = [i for i, token in enumerate(ids) if token == mask]
         if not places:

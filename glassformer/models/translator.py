@@ -47,6 +47,7 @@ from glassformer.kernels.describe import describe
 from glassformer.kernels.placement import Choice, choose_placement
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 
 ROWS = 128  # texts that are written at a time, of one source or of several: bounds memory
@@ -123,8 +124,8 @@ class Translator(ModelViews):
         self, model: Seq2SeqModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
     ):
         self.model, self.tokenizer, self.source = model, tokenizer, source
-        self.writer = tokenizer.of_targets()
-        self.apart = self.writer.core.vocab != tokenizer.core.vocab
+        self.writer = tokenizer.target_tokenizer()
+        self.apart = self.writer.backend.vocab != tokenizer.backend.vocab
         self.kind: ModelKind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
         self.special = dict(special or {})
         self.bare = not family_of(model.config).framed
@@ -162,7 +163,7 @@ class Translator(ModelViews):
 
         RequestError where it is empty, CapacityError where it is longer than the context.
         """
-        ids, limit = self.tokenizer.encode(text, bare=self.bare, special=special), max_source_tokens(self.model)
+        ids, limit = self.tokenizer.encode(text, bare=self.bare, parse_special=special), max_source_tokens(self.model)
         if ids == self.frame:
             raise RequestError("there is nothing to translate: the text is empty", param="text")
         if limit is not None and len(ids) > limit:
@@ -259,7 +260,7 @@ class Translator(ModelViews):
     def _target_ids(self, target: str | Sequence[int], ended: bool, special: bool) -> list[int]:
         """What is to be written, with the token that ends it where it is whole."""
         if isinstance(target, str):
-            ids = self.writer.encode(target, bare=True, special=special)
+            ids = self.writer.encode(target, bare=True, parse_special=special)
             ids = ids if self.constraints.first is None else [self.constraints.first, *ids]
         else:
             ids = [index(token) for token in target]
@@ -380,7 +381,7 @@ def load_translator(
     placement = choose_placement(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
     model = load_seq2seq(checkpoint, device=placement.device, dtype=placement.dtype)
     special = {} if checkpoint.family.rules is None else read_generation_config(found, checkpoint.metadata)
-    tokenizer = tokenizer_of(found, checkpoint.metadata) if checkpoint.metadata else Tokenizer.load(folder)
+    tokenizer = tokenizer_of(found, checkpoint.metadata) if checkpoint.metadata else load_tokenizer(folder)
     if tokenizer is None:
         raise CheckpointError(f"{found} has no tokenizer, and a translator reads texts")
     translator = Translator(model, tokenizer, source=str(found), special=special)

@@ -302,7 +302,7 @@ def test_tokenizer(open_page, server, lm):
     rows = [one.locator("td").all_inner_texts() for one in view.locator("tbody tr").all()]
     assert [int(row[1]) for row in rows] == ids
     assert [bytes.fromhex(row[2]) for row in rows] == [lm.tokenizer.token_bytes(i) for i in ids]
-    data = json.loads(lm.tokenizer.core.json)["model"]
+    data = json.loads(lm.tokenizer.backend.json)["model"]
     ranks = {(m if isinstance(m, list) else m.split(" "))[0] + "\0" + (m if isinstance(m, list) else m.split(" "))[1]: r
              for r, m in enumerate(data["merges"])}  # fmt: skip
     parts, steps = list("snark"), [list("snark")]

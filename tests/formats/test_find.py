@@ -49,7 +49,7 @@ def assert_same(found, lm):
     text = "the cat sat on 12 mats; 吾輩は猫である <|endoftext|>"
     assert found.encode(text) == lm.encode(text)
     assert found.end_ids == lm.end_ids
-    assert found.tokenizer.special == lm.tokenizer.special
+    assert found.tokenizer.special_tokens == lm.tokenizer.special_tokens
     greedy = {"max_tokens": 8, "temperature": 0.0}
     assert found.generate("the c", **greedy) == lm.generate("the c", **greedy)
 

@@ -199,7 +199,7 @@ def test_a_model_that_the_format_does_not_say(changes, message):
 
 @pytest.mark.parametrize(("lowercase", "accents"), [(True, None), (False, None), (True, False), (False, True)])
 def test_letters_and_accents(lowercase, accents):
-    layout = json.loads(wordpieces().core.json)
+    layout = json.loads(wordpieces().backend.json)
     layout["normalizer"] |= {"lowercase": lowercase, "strip_accents": accents}
     tokenizer = Tokenizer(json.dumps(layout), wordpieces().config)
     metadata = tokenizer_to_gguf(tokenizer)
@@ -224,7 +224,7 @@ def test_roberta_stands_between_its_ends():
     again = tokenizer_from_gguf(metadata)
     assert again.encode("the th") == tokenizer.encode("the th")
     assert again.encode_pairs([("a", "the")]) == tokenizer.encode_pairs([("a", "the")])
-    assert again.frame == ([0], [2])
+    assert (again.prefix_ids, again.suffix_ids) == ([0], [2])
     del metadata["tokenizer.ggml.add_sep_token"]
     assert tokenizer_from_gguf(metadata).encode_pairs([("a", "b")]) == tokenizer.encode_pairs([("a", "b")])
     single = tokenizer_from_gguf(metadata | {"tokenizer.ggml.add_sep_token": False})

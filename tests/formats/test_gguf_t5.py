@@ -77,7 +77,7 @@ def test_it_comes_back(name, tmp_path):
     rows = some(made.config, 9, 1), some(made.config, 7, 2)
     assert torch.equal(logits(found.model, *rows), logits(made.model, *rows))
     for special in (False, True):
-        assert found.encode(TEXTS[2], special=special) == made.encode(TEXTS[2], special=special)
+        assert found.encode(TEXTS[2], parse_special=special) == made.encode(TEXTS[2], parse_special=special)
     assert found.translate(TEXTS, max_tokens=12) == made.translate(TEXTS, max_tokens=12)
     found.save_gguf(tmp_path / "b.gguf", "F32")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()

@@ -241,7 +241,7 @@ def test_long_texts_are_refused_or_cut(folder, tmp_path):
     (states,) = their_states(folder, [long], limit=8)
     assert len(states) == 8
     assert_near(embedder.embed(long, truncate=True)[0], by_hand("mean", states))
-    assert embedder.tokenizer.encode(long)[-1:] == embedder.tokenizer.frame[1]
+    assert embedder.tokenizer.encode(long)[-1:] == embedder.tokenizer.suffix_ids
     whole = load_embedder(folder)
     assert whole.limit == 64, "the model's own"
     with pytest.raises(CapacityError, match="at most 64"):
@@ -268,13 +268,13 @@ def test_small_letters(folder, tmp_path):
 
 def test_a_text_never_becomes_a_control_token(folder):
     embedder = load_embedder(folder)
-    sep, mask = embedder.tokenizer.frame[1][0], embedder.tokenizer.mask_id
-    for name, index in embedder.tokenizer.special.items():
+    sep, mask = embedder.tokenizer.suffix_ids[0], embedder.tokenizer.mask_id
+    for name, index in embedder.tokenizer.special_tokens.items():
         if name == "[UNK]":  # which stands for what has no token, and is not forged by anything
             continue
         (row,) = embedder._rows([f"a {name} b"], "", False)
         assert row.count(index) == (1 if index in (row[0], sep) else 0), name
-    assert mask in embedder.tokenizer.special.values()
+    assert mask in embedder.tokenizer.special_tokens.values()
 
 
 def test_vectors_are_compared_as_the_model_says():
@@ -460,7 +460,7 @@ def test_folders_that_cannot_embed_are_told(tmp_path):
 
 
 def test_an_empty_text_of_a_tokenizer_without_a_frame_is_refused():
-    layout = json.loads(wordpieces().core.json) | {"post_processor": None}
+    layout = json.loads(wordpieces().backend.json) | {"post_processor": None}
     embedder = Embedder(MODELS["bert"], Tokenizer(json.dumps(layout), {}))
     assert embedder.embed("a").shape == (1, 48)
     with pytest.raises(RequestError, match=r"^text 2 of 2: there is nothing to read"):

@@ -532,7 +532,7 @@ def test_forced_tokens_are_theirs(tmp_path):
 def framing_tokenizer():
     """As theirs: it puts the token that ends a text behind it."""
     plain = make_tokenizer()
-    layout, end = json.loads(plain.core.json), plain.eos_id
+    layout, end = json.loads(plain.backend.json), plain.eos_id
     pieces = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}]
     named = {END: {"id": END, "ids": [end], "tokens": [END]}}
     processor = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": named}

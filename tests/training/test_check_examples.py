@@ -8,7 +8,7 @@ from tiny_runs import memory_folder
 from tiny_seq2seq import pair_config, some_pairs
 
 from glassformer.errors import DataError
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.train import train_tokenizer
 from glassformer.training.config import TokenizerConfig
 from glassformer.training.data.check_examples import check_examples
@@ -36,7 +36,7 @@ def file(tmp_path):
 def test_it_says_what_training_does(tmp_path, file):
     """The same counts, the same reasons and places, as a run with the same settings keeps."""
     train(pair_config(tmp_path / "run", data=(str(file),), tokenizer=TokenizerConfig(), steps=1))
-    report = check_examples(file, Tokenizer.load(tmp_path / "run" / "tokenizer"), context=16, held_out=0.1)
+    report = check_examples(file, load_tokenizer(tmp_path / "run" / "tokenizer"), context=16, held_out=0.1)
     kept = json.loads((tmp_path / "run" / "data" / "pairs.json").read_text())
     assert (report.train, report.held_out, report.skipped) == (kept["train"], kept["held_out"], kept["left_out"])
     info = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -13,7 +13,7 @@ from tiny_seq2seq import RECURRENT, SHAPES, TRANSFORMER, letters, pair_config, p
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.common.shape import RecurrentShape
 from glassformer.models.translator import Translator, load_translator
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.train import train_tokenizer
 from glassformer.training.config import InitConfig, TokenizerConfig, TrainConfig
 from glassformer.training.data.seq2seq_store import load_examples
@@ -100,7 +100,7 @@ KINDS = [
 
 @pytest.mark.parametrize("shape", KINDS, ids=str)
 def test_a_models_shape_is_what_it_was_made_of(tmp_path, shape):
-    tokenizer = Tokenizer.load(letters().path)
+    tokenizer = load_tokenizer(letters().path)
     config = shape.expand(tokenizer.vocab_size)
     Translator(create_seq2seq_model(config, 0), tokenizer).save(tmp_path / "m")
     found = model_shape(tmp_path / "m")

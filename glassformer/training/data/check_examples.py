@@ -193,7 +193,7 @@ def _unknown(pairs: Seq2SeqExamples, tokenizer: Tokenizer | None) -> int:
     """How many pairs hold the token of what a tokenizer does not know."""
     if tokenizer is None:
         return 0
-    unknown = tokenizer.special.get(str(tokenizer.config.get("unk_token")))
+    unknown = tokenizer.special_tokens.get(str(tokenizer.config.get("unk_token")))
     if unknown is None:
         return 0
     sides = (np.add.reduceat(side.tokens == unknown, side.starts) > 0 for side in (pairs.source, pairs.target))

@@ -23,7 +23,7 @@ from glassformer.generate.session import Seq2SeqModel
 from glassformer.kernels.cross_entropy import linear_cross_entropy
 from glassformer.models.translator import Translator
 from glassformer.nn.linear import TiedLinear
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.files.load import load_tokenizer
 from glassformer.training.config import TrainConfig
 from glassformer.training.data.packing import permutation
 from glassformer.training.data.seq2seq_batches import Seq2SeqBatch, Seq2SeqLoader, seq2seq_eval_batches, target_counts
@@ -144,7 +144,7 @@ class Seq2SeqTask:
         folder, shape = Path(config.out), config.model
         assert isinstance(shape, Seq2SeqShape | RecurrentShape), "settings give each task the shapes that it knows"
         self.config, self.world, self.compute = config, world, compute
-        self.tokenizer = Tokenizer.load(folder / "tokenizer")
+        self.tokenizer = load_tokenizer(folder / "tokenizer")
         train, held_out = load_examples(folder / "data")
         self.model = self._model(shape, checkpoint)
         self.loader = Seq2SeqLoader(train, config.batch, config.seed, world.rank, world.size, config.accumulate)
