@@ -111,7 +111,7 @@ def test_what_cannot_be_translated_is_named():
         translator.translate(["a", "b", ""])
     with pytest.raises(RequestError, match="n = 4 results need a beam"):
         translator.translate("a", n=4)
-    with pytest.raises(CapacityError, match="65 tokens do not fit"):
+    with pytest.raises(CapacityError, match="max_tokens 65 does not fit"):
         translator.translate("a", max_tokens=65)
     assert TRANSLATORS["dot"].translate(long, max_tokens=3)[0].text is not None, "a recurrent model reads any length"
 
