@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from glassformer.config import LongScaling, RopeConfig
-from glassformer.nn.attend import KV, Attend, AttendSpec, Visibility, attend_math, attend_sdpa, visible
+from glassformer.nn.attend import KV, Attend, AttendSpec, Visibility, attend_reference, attend_sdpa, visible
 from glassformer.nn.rope import rotation
 
 
@@ -227,7 +227,7 @@ class LayerStep:
         view = self.step.view(spec)
         if self.wants(f"{name}.scores", f"{name}.probs"):
             see = lambda end, value: self.see(f"{name}.{end}", value)  # noqa: E731
-            return attend_math(spec, q, kv, view, bias, sinks, see)[0]
+            return attend_reference(spec, q, kv, view, bias, sinks, see)[0]
         return self.step.backend(spec, q, kv, view, bias, sinks)
 
     def wants(self, *names: str) -> bool:

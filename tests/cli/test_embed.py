@@ -12,7 +12,7 @@ from tiny_encoders import CONFIGS, wordpieces
 from glassformer.cli import common, main
 from glassformer.config import PoolingConfig
 from glassformer.formats.save import save_model
-from glassformer.models.embedder import Embedder, load_embedder
+from glassformer.models.embedder import Embedder
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
 
@@ -159,7 +159,7 @@ def test_convert_keeps_all_that_an_embedder_is(embedder, folder, tmp_path, capsy
     out = tmp_path / "out"
     facts = json.loads(said(capsys, "convert", folder, out, "--to", dtype, "--json").out)
     assert f"{out}/1_Pooling/config.json" in facts["files"]
-    again = load_embedder(out)
+    again = Embedder.load(out)
     assert again.sentence.config == embedder.sentence.config
     if dtype == "auto":
         assert all(

@@ -11,7 +11,7 @@ from tiny_seq2seq import RECURRENT, SHAPES, TRANSFORMER, pair_config, pair_run, 
 
 from glassformer.errors import ConfigError, DataError
 from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
-from glassformer.models.translator import load_translator
+from glassformer.models.translator import Translator
 from glassformer.nn.step import Step
 from glassformer.toys import dates
 from glassformer.training.config import (
@@ -97,7 +97,7 @@ def test_metrics_have_no_gap_and_say_how_much_is_exact(tmp_path):
     assert (len(train_pairs), len(held_out)) == (72, 8)
     assert info.train_tokens == int((train_pairs.target.lengths + 1).sum())
     assert run.tokens <= 8 * 8 * 9
-    translator = load_translator(run.last)
+    translator = Translator.load(run.last)
     assert translator.tokenizer.vocab_size == translator.model.config.vocab_size
     assert translator.translate(["abc"])[0].targets
 

@@ -19,7 +19,7 @@ from glassformer.families.common.family import AnyConfig
 from glassformer.inspect.capture.points import find, layer_of, points, sizes
 from glassformer.inspect.capture.reader import CapturingTap
 from glassformer.inspect.edits.edit import Edit, listed, of_product
-from glassformer.kernels.device import Choice
+from glassformer.kernels.placement import Choice
 from glassformer.nn.attend import AttendSpec, visible
 from glassformer.nn.attention import spec_of
 from glassformer.nn.step import Step, Tap
