@@ -12,7 +12,8 @@ from tiny import tiny, tiny_pair, wake
 from tiny_translators import CONFIGS, PAIR_FAMILIES
 
 from glassformer.formats import load_seq2seq, save_model
-from glassformer.models.language_model import LanguageModel, load
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
 from glassformer.models.translator import Translator
 from glassformer.nn.model import EncoderDecoder
 

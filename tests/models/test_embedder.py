@@ -200,7 +200,7 @@ def test_texts_in_one_batch_do_not_change_one_another(family, monkeypatch):
     together = embedder.embed(TEXTS)
     for text, vector in zip(TEXTS, together, strict=True):
         assert_near(embedder.embed(text)[0], vector)
-    monkeypatch.setattr("glassformer.models.embedder.BATCH", 40)
+    monkeypatch.setattr("glassformer.models.embedder.BATCH_TOKENS", 40)
     told = []
     assert_near(embedder.embed(TEXTS, progress=lambda done, n: told.append((done, n))), together)
     assert len(told) > 1
@@ -234,7 +234,9 @@ def test_prompts_are_put_before_a_text(folder, tmp_path):
 def test_long_texts_are_refused_or_cut(folder, tmp_path):
     files = pooling("mean_tokens") | {"sentence_bert_config.json": {"max_seq_length": 8, "do_lower_case": False}}
     embedder, long = Embedder.load(laid_out(folder, tmp_path / "model", files, PLAIN)), "the cat sat on the mat. " * 3
-    with pytest.raises(CapacityError, match=r"^text 2 of 2: the text has \d+ tokens, and the model reads at most 8"):
+    with pytest.raises(
+        CapacityError, match=r"^text 2 of 2: the text has \d+ tokens, and the model processes at most 8"
+    ):
         embedder.embed(["a", long])
     with pytest.raises(CapacityError, match=r"^the text has"):
         embedder.embed(long)
@@ -318,7 +320,7 @@ def test_whether_a_text_follows_another(tmp_path):
     with torch.no_grad():
         want = theirs(**row).seq_relationship_logits.softmax(-1)[0, 0].item()
     assert embedder.follows("the cat", "sat.") == pytest.approx(want, rel=1e-4)
-    with pytest.raises(RequestError, match="no head that tells whether"):
+    with pytest.raises(RequestError, match="no head for next-sentence prediction"):
         Embedder(MODELS["bert"], wordpieces()).follows("a", "b")
 
 
@@ -344,7 +346,7 @@ def test_hidden_places_are_filled_as_transformers_does(folder):
 
 def test_what_cannot_be_filled_is_told():
     embedder = Embedder(MODELS["bert"], wordpieces())
-    with pytest.raises(RequestError, match=r"the text hides no place: write \[MASK\] where"):
+    with pytest.raises(RequestError, match=r"the text has no mask token: put \[MASK\] where"):
         embedder.fill("the cat")
     for top in (0, 98, True):
         with pytest.raises(RequestError, match="top must be from 1 to 97"):
@@ -352,7 +354,7 @@ def test_what_cannot_be_filled_is_told():
     with pytest.raises(CapacityError, match="context holds 64"):
         embedder.fill("a " * 80 + "[MASK]")
     bare = TextEncoder(replace(MODELS["bert"].config, head=None))
-    with pytest.raises(RequestError, match="no head that guesses"):
+    with pytest.raises(RequestError, match="no head for masked language modelling"):
         Embedder(bare, wordpieces()).fill("the [MASK]")
 
 
@@ -446,9 +448,9 @@ def test_all_that_is_wrong_with_a_dense_layer_is_told_at_once(tmp_path):
         assert line in str(error.value)
 
 
-def test_folders_that_cannot_embed_are_told(tmp_path):
+def test_load_rejects_folders_of_other_kinds(tmp_path):
     save_model(MODELS["bert"], tmp_path / "bare")
-    with pytest.raises(CheckpointError, match="has no tokenizer, and an embedder reads texts"):
+    with pytest.raises(CheckpointError, match="has no tokenizer, which an embedder needs"):
         Embedder.load(tmp_path / "bare")
     save_model(tiny("gpt2"), tmp_path / "writes")
     with pytest.raises(CheckpointError, match=r"is a decoder-only language model: use `glassformer generate`"):
@@ -459,13 +461,13 @@ def test_folders_that_cannot_embed_are_told(tmp_path):
         Embedder.load(tmp_path / "nowhere")
 
 
-def test_an_empty_text_of_a_tokenizer_without_a_frame_is_refused():
+def test_empty_text_without_special_tokens_raises():
     layout = json.loads(wordpieces().core.json) | {"post_processor": None}
     embedder = Embedder(MODELS["bert"], Tokenizer(json.dumps(layout), {}))
     assert embedder.embed("a").shape == (1, 48)
-    with pytest.raises(RequestError, match=r"^text 2 of 2: there is nothing to read"):
+    with pytest.raises(RequestError, match=r"^text 2 of 2: the text is empty"):
         embedder.embed(["a", ""])
-    with pytest.raises(RequestError, match="nothing to read"):
+    with pytest.raises(RequestError, match="the text is empty"):
         embedder.states("")
 
 
