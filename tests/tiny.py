@@ -21,7 +21,8 @@ from glassformer.config import (
 from glassformer.nn.attend import attend_reference
 from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder, EncoderDecoder, Stack
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.protocols import EncodedSource
+from glassformer.nn.step import Step
 
 FAMILIES = ("qwen3", "llama", "gpt2")  # those that are made and trained here: what is tested with every kind of model
 TOLERANCE = 1e-5  # of the largest logit

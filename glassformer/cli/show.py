@@ -96,14 +96,18 @@ def _part(name: str) -> str:
 
 def _cache(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Bytes of cached keys and values, in a 16-bit type; None of a model that keeps none."""
-    from glassformer.cache.size import kept_numbers
+    from glassformer.cache.size import cached_numbers
     from glassformer.config import ModelConfig
 
     config = checkpoint.config
     if not isinstance(config, ModelConfig):
         return None
-    full = kept_numbers(config, config.context_length) * 2
-    return {"bytes_per_token": kept_numbers(config, 1) * 2, "context": config.context_length, "bytes_at_context": full}
+    full = cached_numbers(config, config.context_length) * 2
+    return {
+        "bytes_per_token": cached_numbers(config, 1) * 2,
+        "context": config.context_length,
+        "bytes_at_context": full,
+    }
 
 
 def _words(tokenizer: Tokenizer) -> dict[str, Any]:

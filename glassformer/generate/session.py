@@ -22,8 +22,9 @@ from glassformer.kernels.attention import attend_fused
 from glassformer.kernels.linear import prepack
 from glassformer.nn.attend import Attend
 from glassformer.nn.model import Decoder, EncoderDecoder
+from glassformer.nn.protocols import EncodedSource, Tap
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.nn.step import EncodedSource, Step, Tap
+from glassformer.nn.step import Step
 
 Seq2SeqModel = EncoderDecoder | RecurrentEncoderDecoder
 GenerativeModel = Decoder | RecurrentEncoderDecoder

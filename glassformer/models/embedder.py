@@ -28,7 +28,8 @@ from glassformer.kernels.placement import Placement
 from glassformer.models.base import TextModel, TextOrIds, patterns, token_ids
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
-from glassformer.nn.step import Step, Tap
+from glassformer.nn.protocols import Tap
+from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096  # tokens of a batch, padding included: bounds memory

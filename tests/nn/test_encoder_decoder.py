@@ -34,9 +34,11 @@ from glassformer.errors import CapacityError, ConfigError
 from glassformer.families.common.shape import Seq2SeqShape
 from glassformer.kernels.attention import attend_fused, attend_products
 from glassformer.kernels.cross_entropy import next_token_loss
-from glassformer.nn.attention import Attention, CrossAttention
+from glassformer.nn.attention import Attention
+from glassformer.nn.cross_attention import CrossAttention
 from glassformer.nn.model import Decoder, Encoder, EncoderDecoder, make_model
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.protocols import EncodedSource
+from glassformer.nn.step import Step
 from glassformer.training.init import init_glorot, init_weights
 
 MODELS = {name: tiny_pair(name) for name in PAIRS}

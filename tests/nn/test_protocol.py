@@ -17,8 +17,9 @@ from glassformer.cache.dense import DenseCache
 from glassformer.config import RopeConfig
 from glassformer.kernels.attention import attend_fused, attend_products
 from glassformer.nn.attend import KV, AttendSpec
+from glassformer.nn.protocols import EncodedSource
 from glassformer.nn.rope import rotate
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.step import Step
 
 transformers = pytest.importorskip("transformers")
 

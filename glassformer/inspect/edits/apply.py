@@ -22,7 +22,8 @@ from glassformer.inspect.edits.edit import Edit, listed, of_product
 from glassformer.kernels.placement import Choice
 from glassformer.nn.attend import AttendSpec, visible
 from glassformer.nn.attention import spec_of
-from glassformer.nn.step import Step, Tap
+from glassformer.nn.protocols import Tap
+from glassformer.nn.step import Step
 
 MATH = "the definition of attention, not its fast twin"
 TO_SOURCE = AttendSpec(1.0, causal=False, source=True)  # a recurrent model's attention, as far as an edit knows it

@@ -23,7 +23,8 @@ from glassformer.inspect.capture.points import layer_of
 from glassformer.inspect.capture.reader import CapturingTap, Editor, alias
 from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_reference, visible
 from glassformer.nn.attention import Attention
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.protocols import EncodedSource
+from glassformer.nn.step import Step
 
 AT_ONCE = 1 << 22  # scores that are held at a time while more are computed
 QUERIES = 128  # and of how many queries: a block of them looks no further than its last one
