@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from glassformer.models.language_model import LanguageModel
     from glassformer.models.load import load
     from glassformer.models.translator import Translator
+    from glassformer.text.files.load import load_tokenizer
     from glassformer.text.tokenizer import Tokenizer
     from glassformer.text.train import train_tokenizer
     from glassformer.training.config import TrainConfig
@@ -34,6 +35,7 @@ _HOME = {
     "TrainConfig": "training.config",
     "Translator": "models.translator",
     "load": "models.load",
+    "load_tokenizer": "text.files.load",
     "train": "training.run.train",
     "train_tokenizer": "text.train",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "TrainConfig",
     "Translator",
     "load",
+    "load_tokenizer",
     "train",
     "train_tokenizer",
 ]

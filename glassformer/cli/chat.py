@@ -75,9 +75,9 @@ def chat(
 
 
 def _open_chat(lm: LanguageModel, system: str | None) -> Conversation | PlainText:
-    from glassformer.text.chat.chat_template import ChatTemplate, templates_of
+    from glassformer.text.chat.chat_template import ChatTemplate, chat_templates
 
-    if lm.tokenizer is not None and templates_of(lm.tokenizer):
+    if lm.tokenizer is not None and chat_templates(lm.tokenizer):
         return Conversation(ChatTemplate(lm.tokenizer), system)
     return PlainText(lm)
 

@@ -16,7 +16,7 @@ from glassformer.config import PoolingConfig, TextEncoderConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
 from glassformer.formats import Checkpoint, ModelKind, load_text_encoder, save_model
 from glassformer.formats.save import GgufKind
-from glassformer.formats.sentence_transformers import write_sentence
+from glassformer.formats.sentence_transformers import write_pooling
 from glassformer.generate.request import check_ids
 from glassformer.generate.session import pad
 from glassformer.inspect.capture.reader import CapturingTap
@@ -153,7 +153,7 @@ class Embedder(TextModel):
         prompted = [prefix + text for text in texts]
         lower = self.sentence.config.lowercase
         sequences = self.tokenizer.encode_batch([text.lower() for text in prompted] if lower else prompted)
-        suffix = self.tokenizer.frame[1]
+        suffix = self.tokenizer.suffix_ids
         for i, ids in enumerate(sequences):
             where = f"text {i + 1} of {len(texts)}: " if len(texts) > 1 else ""
             if not ids:
@@ -172,7 +172,7 @@ class Embedder(TextModel):
         if not prompt:
             return 0
         text = prompt.lower() if self.sentence.config.lowercase else prompt
-        return len(self.tokenizer.frame[0]) + len(self.tokenizer.encode(text, bare=True))
+        return len(self.tokenizer.prefix_ids) + len(self.tokenizer.encode(text, bare=True))
 
     def _batches(self, sequences: list[list[int]]) -> Iterator[list[int]]:
         """Yield indices of sequences of similar lengths, which need little padding."""
@@ -284,7 +284,7 @@ class Embedder(TextModel):
             raise RequestError("this model has no head for masked language modelling: it was saved without one")
         if type(top) is not int or not 1 <= top <= self.config.vocab_size:
             raise RequestError(f"top must be from 1 to {self.config.vocab_size}, got {top!r}", param="top")
-        ids = self._checked(self.tokenizer.encode_hidden(text))
+        ids = self._checked(self.tokenizer.encode_masked(text))
         mask = self.tokenizer.mask_id
         masked = [i for i, token in enumerate(ids) if token == mask]
         if not masked:
@@ -311,7 +311,7 @@ class Embedder(TextModel):
         """Save a folder that `transformers` and `sentence-transformers` open. Options as of `save_model`."""
         save_model(self.model, folder, dtype=dtype, **options)
         self.tokenizer.save(folder)
-        write_sentence(self.sentence, Path(folder), self.config.d_model)
+        write_pooling(self.sentence, Path(folder), self.config.d_model)
 
     def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
         """Save one GGUF file with its pooling: see `TextModel.save_gguf`.
@@ -320,12 +320,12 @@ class Embedder(TextModel):
         token limit below the model's.
         """
         from glassformer.formats.gguf.metadata import write_metadata
-        from glassformer.formats.gguf.pooling import sentence_to_gguf
+        from glassformer.formats.gguf.pooling import pooling_to_gguf
         from glassformer.formats.gguf.save import save_gguf
         from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
 
         metadata = tokenizer_to_gguf(self.tokenizer, self.config.vocab_size)
-        metadata |= sentence_to_gguf(self.sentence, write_metadata(self.config).architecture)
+        metadata |= pooling_to_gguf(self.sentence, write_metadata(self.config).architecture)
         save_gguf(self.model, path, kind, extra=metadata)
 
 

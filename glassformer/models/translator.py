@@ -17,7 +17,13 @@ from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.families import family_of
 from glassformer.formats import Checkpoint, ModelKind, load_seq2seq, save_model
-from glassformer.formats.generation_config import GENERATION, IN_CONFIG, banned_of, count_of, token_of
+from glassformer.formats.generation_config import (
+    CONFIG_TOKEN_KEYS,
+    GENERATION_CONFIG,
+    banned_token_ids,
+    non_negative_int,
+    token_id,
+)
 from glassformer.formats.save import SHARD, GgufKind
 from glassformer.generate.beam_search import BeamSearch, Hypothesis, search
 from glassformer.generate.request import FinishReason, TokenConstraints, check_ids
@@ -122,11 +128,11 @@ class Translator(TextModel):
         recurrent = isinstance(model, RecurrentEncoderDecoder)
         self.kind: ModelKind = "recurrent" if recurrent else "encoder-decoder"
         self.trace_type = RecurrentTranslatorTrace if recurrent else TranslatorTrace
-        self.target_tokenizer = tokenizer.of_targets()
-        self.separate_vocabularies = self.target_tokenizer.core.vocab != tokenizer.core.vocab
+        self.target_tokenizer = tokenizer.target_tokenizer()
+        self.separate_vocabularies = self.target_tokenizer.backend.vocab != tokenizer.backend.vocab
         self.generation_config = dict(generation_config or {})
-        self.bare = not family_of(model.config).framed
-        end = token_of(self.generation_config, "eos_token_id", path)
+        self.bare = not family_of(model.config).adds_special_tokens
+        end = token_id(self.generation_config, "eos_token_id", path)
         end = self.target_tokenizer.eos_id if end is None else end
         if end is None:
             raise TokenizerError("a translator needs a tokenizer with a token that ends a text (eos_token)")
@@ -137,16 +143,16 @@ class Translator(TextModel):
                     f"{path or 'translator'}: the tokenizer has {one.vocab_size} tokens, and the model's "
                     f"{side} vocabulary {size}"
                 )
-        begin = token_of(self.generation_config, "decoder_start_token_id", path)
+        begin = token_id(self.generation_config, "decoder_start_token_id", path)
         self.end_id = end
         self.begin_id = begin if begin is not None else end if tokenizer.bos_id is None else tokenizer.bos_id
-        first, last = (token_of(self.generation_config, f"forced_{name}_token_id", path) for name in ("bos", "eos"))
+        first, last = (token_id(self.generation_config, f"forced_{name}_token_id", path) for name in ("bos", "eos"))
         self.constraints = TokenConstraints(
             first,
             last,
-            banned=banned_of(self.generation_config, path),
-            min_length=count_of(self.generation_config, "min_length", path),
-            no_repeat_ngram=count_of(self.generation_config, "no_repeat_ngram_size", path),
+            banned=banned_token_ids(self.generation_config, path),
+            min_length=non_negative_int(self.generation_config, "min_length", path),
+            no_repeat_ngram=non_negative_int(self.generation_config, "no_repeat_ngram_size", path),
             vocab_size=self.target_tokenizer.vocab_size,
         )
         self._empty = [] if self.bare else tokenizer.encode("")
@@ -174,7 +180,7 @@ class Translator(TextModel):
         """
         if not isinstance(text, str):
             return token_ids(text, "source")
-        ids, limit = self.tokenizer.encode(text, bare=self.bare, special=special), max_source_tokens(self.model)
+        ids, limit = self.tokenizer.encode(text, bare=self.bare, parse_special=special), max_source_tokens(self.model)
         if ids == self._empty:
             raise RequestError("the text is empty: give a text to translate", param="text")
         if limit is not None and len(ids) > limit:
@@ -286,7 +292,7 @@ class Translator(TextModel):
     def _target_ids(self, target: TextOrIds, ended: bool, special: bool) -> list[int]:
         """Return the ids of a target, with the end token if it is complete."""
         if isinstance(target, str):
-            ids = self.target_tokenizer.encode(target, bare=True, special=special)
+            ids = self.target_tokenizer.encode(target, bare=True, parse_special=special)
             ids = ids if self.constraints.first is None else [self.constraints.first, *ids]
         else:
             ids = token_ids(target, "target")
@@ -375,12 +381,12 @@ def save_translator(
 
     dtype, shard: as of `save_model`.
     """
-    special = {name: generation_config[name] for name in generation_config if name in IN_CONFIG}
+    special = {name: generation_config[name] for name in generation_config if name in CONFIG_TOKEN_KEYS}
     save_model(model, folder, dtype=dtype, extra=special, shard=shard)
     if tokenizer is not None:
         tokenizer.save(folder)
     if family_of(model.config).rules is not None:
-        write_text(Path(folder) / GENERATION, json.dumps(dict(generation_config), indent=2) + "\n")
+        write_text(Path(folder) / GENERATION_CONFIG, json.dumps(dict(generation_config), indent=2) + "\n")
 
 
 def _token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ export class GridRow extends SessionElement {
     css`
       .heads {
         display: grid;
-        grid-template-columns: 1.8rem repeat(var(--n), minmax(2.2rem, 5.2rem));
+        grid-template-columns: 1.8rem repeat(var(--n), minmax(2.2rem, 7rem));
         gap: 5px;
         align-items: center;
       }
@@ -95,13 +95,6 @@ export class GridView extends SessionElement {
   static override styles = [
     SessionElement.styles,
     css`
-      .title {
-        display: flex;
-        flex-wrap: wrap;
-        gap: 0.4rem 1.4rem;
-        align-items: baseline;
-        justify-content: space-between;
-      }
       .grid {
         display: grid;
         gap: 5px;
