@@ -235,7 +235,7 @@ def test_all_that_is_wrong_with_the_weights_stands_in_one_message(folder):
     for what in (f"missing: {missing}", f"shape: {cut} is ", f"type: {whole} is I32", "not used: lm_head.weight"):
         assert str(error.value).count(what) == 1
     (folder / "model.safetensors").write_bytes(b"\x08\0\0")
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         Translator.load(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
