@@ -207,7 +207,7 @@ def test_matrices_packed_for_many_rows_are_absorbed_too():
         ("n_kv_heads", 2, "as many heads of keys as of queries"),
         ("window", 4, "no qk_norm, clip, softcap, window or sinks"),
         ("sinks", True, "no qk_norm, clip"),
-        ("rope", None, "a part of each head turns"),
+        ("rope", None, "rope dim below head_dim"),
         ("rope.dim", 14, "rope dim must be below head_dim"),
         ("rope.dim", None, "rope dim must be below head_dim"),
     ],
