@@ -132,9 +132,7 @@ class RecurrentEncoderDecoder(nn.Module):
             states, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
             ends = lengths.to(x.device)
             padding = (torch.arange(x.shape[1], device=x.device) >= ends[:, None])[:, None]  # [B, 1, S]
-        states = see(
-            tap, "rnn.states", states.contiguous()
-        )  # packed ones are [S, B, Dr]: every product would copy them
+        states = see(tap, "rnn.states", states.contiguous())  # a packed [S, B, Dr] would be copied by each product
         cell = self._start(states, ends, last if isinstance(last, tuple) else (last,))
         if self.config.attention is None:
             return RecurrentState(cell)

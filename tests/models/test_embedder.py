@@ -410,7 +410,7 @@ DENSE = [*PLAIN, ("2", OLD + "Dense")]
         ({BERT: {"transformer_task": "fill-mask"}}, None, ConfigError, "transformer_task = 'fill-mask'"),
         ({BERT: {"modality_config": {"image": {}}}}, None, ConfigError, "of text alone"),
         ({OVERALL: {"prompts": [1]}}, None, ConfigError, "prompts must be texts by name"),
-        ({OVERALL: {"default_prompt_name": "x"}}, None, ConfigError, "prompt must be one of .* got 'x'"),
+        ({OVERALL: {"default_prompt_name": "x"}}, None, ConfigError, "'x' is none of"),
         ({OVERALL: {"similarity_fn_name": "odd"}}, None, ConfigError, "similarity_fn_name = 'odd'"),
         ({OVERALL: {"model_type": "SparseEncoder"}}, None, ConfigError, "'SparseEncoder'"),
         ({}, [*PLAIN, ("2", OLD + "LSTM")], ConfigError, "any Dense and Normalize after them, got .*LSTM"),
