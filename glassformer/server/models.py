@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glassformer.errors import ConfigError, RequestError
-from glassformer.formats.gguf.shards import model_of
+from glassformer.formats.gguf.shards import model_name
 from glassformer.inspect.trace.trace import ModelKind
 from glassformer.models.embedder import Embedder
 from glassformer.models.language_model import LanguageModel
@@ -94,7 +94,7 @@ class ServedModel:
             "context_length": getattr(self.lm.config, "context_length", None),  # recurrent models have none
             "parameters": sum(p.numel() for p in self.lm.model.parameters()),
             "chat": self.chat_template is not None,
-            "source": self.lm.source,
+            "source": self.lm.path,
             "example_text": self.example_text,
         }
 
@@ -129,4 +129,4 @@ def split_name(given: str) -> tuple[str, str]:
     path = Path(given)
     if not path.exists():
         return given, given  # a packaged model, or one of the hub
-    return model_of(path.resolve().name).removesuffix(".safetensors") or given, given
+    return model_name(path.resolve().name).removesuffix(".safetensors") or given, given

@@ -11,8 +11,8 @@ import transformers
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import read_config
 from glassformer.families.common.family import ConfigFields
-from glassformer.families.common.original import PARAMS
-from glassformer.models.language_model import load
+from glassformer.families.common.original import META_LLAMA
+from glassformer.models.load import load
 from glassformer.nn.step import Step
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.patterns import LLAMA3 as LLAMA3_PATTERN
@@ -144,13 +144,13 @@ PUBLISHED = {  # params.json, and what the same model's config.json says: d_ff, 
 def test_settings_as_they_were_published(name):
     settings, (d_ff, context, factor) = PUBLISHED[name]
     raw = ConfigFields(settings, "params.json")
-    config = read_config({"model_type": "llama", **PARAMS.read(raw, {"tok_embeddings.weight": (32000, 8)})}, "")
+    config = read_config({"model_type": "llama", **META_LLAMA.read(raw, {"tok_embeddings.weight": (32000, 8)})}, "")
     raw.close()
     layer = config.layers[0]
     assert (layer.mlp.d_ff, config.context_length) == (d_ff, context)
     assert (layer.attention.rope.scaling and layer.attention.rope.scaling.factor) == factor
     assert config.vocab_size in (32000, 128256)
-    assert PARAMS.ends(settings) == ([128001, 128008, 128009] if settings["vocab_size"] > 0 else [])
+    assert META_LLAMA.end_token_ids(settings) == ([128001, 128008, 128009] if settings["vocab_size"] > 0 else [])
 
 
 def test_llama_3s_tokenizer(shared_file, llama, tmp_path):
