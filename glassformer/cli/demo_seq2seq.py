@@ -62,7 +62,7 @@ def seq2seq(
             say(f"stopped; resume with: glassformer train --out {folder / system} --resume")
             return
         with working("scoring", quiet=json):
-            translator = glassformer.load_translator(run.best)
+            translator = glassformer.Translator.load(run.best)
             scores = recipe.score(translator, task)
         rows.append(row_of(name, translator, run, scores) | {"run": str(folder / system)})
         if system == "rnn":  # without attention there is no alignment
