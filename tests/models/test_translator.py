@@ -232,7 +232,7 @@ def test_all_that_is_wrong_with_the_weights_stands_in_one_message(folder):
     for what in (f"missing: {missing}", f"shape: {cut} is ", f"type: {whole} is I32", "not used: lm_head.weight"):
         assert str(error.value).count(what) == 1
     (folder / "model.safetensors").write_bytes(b"\x08\0\0")
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         load_translator(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
@@ -317,7 +317,7 @@ def test_every_damaged_key_is_named(name):
     ("name", "path", "value", "says"),
     [
         ("pre", ("layers", 0, "mlp", "d_ff"), "72", r"json\.layers\[0\]\.mlp\.d_ff must be a whole number, got '72'"),
-        ("pre", ("layers", 0, "mlp", "wide"), 1, r"layers\[0\]\.mlp: keys that no MLPConfig has: wide"),
+        ("pre", ("layers", 0, "mlp", "wide"), 1, r"layers\[0\]\.mlp: unknown keys for MLPConfig: wide"),
         ("pre", ("layers", 0, "mlp", "d_ff"), ..., r"layers\[0\]\.mlp: missing keys: d_ff"),
         ("pre", ("layers", 0, "repeat"), 0, r"layers\[0\]\.repeat must be a whole number from 1"),
         ("pre", ("layers",), {}, r"config\.json\.layers must be a list"),
@@ -331,8 +331,8 @@ def test_every_damaged_key_is_named(name):
         ),
         ("pre", ("d_model",), 40, "encoder and decoder must have the same d_model"),
         ("pre", ("family",), "pair", "keys this family does not understand: family"),
-        ("pre", ("wobble",), 1, "keys that no ModelConfig has: wobble"),
-        ("fed", ("wobble",), 1, "keys that no RecurrentConfig has: wobble"),
+        ("pre", ("wobble",), 1, "unknown keys for ModelConfig: wobble"),
+        ("fed", ("wobble",), 1, "unknown keys for RecurrentConfig: wobble"),
         ("fed", ("cell",), "tape", "cell must be one of 'gru', 'lstm'"),
         ("fed", ("d_hidden",), ..., "missing keys: d_hidden"),
     ],
