@@ -116,7 +116,7 @@ def _words(tokenizer: Tokenizer) -> dict[str, Any]:
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
         "adds_bos": tokenizer.add_bos,
-        "special": len(tokenizer.special),
+        "special": len(tokenizer.special_tokens),
     }
 
 

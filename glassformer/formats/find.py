@@ -13,6 +13,7 @@ from glassformer.formats.hub import fetch, is_hub_name
 from glassformer.formats.original import find_original
 from glassformer.formats.reader import read_json
 from glassformer.text.files.find import find_tokenizer
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 
 PACKAGED = {"stories": "a small model that ships with Glassformer, trained on its own generated stories"}
@@ -86,7 +87,7 @@ def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Toke
         none = metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab")
         return None if none else tokenizer_from_gguf(metadata)
     folder = found.parent if found.is_file() else found
-    return Tokenizer.load(folder) if find_tokenizer(folder) else None
+    return load_tokenizer(folder) if find_tokenizer(folder) else None
 
 
 def end_token_ids(found: Path, metadata: Mapping[str, Any] | None = None) -> list[int]:

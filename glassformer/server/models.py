@@ -17,7 +17,7 @@ from glassformer.models.language_model import LanguageModel
 from glassformer.models.translator import Translator
 from glassformer.server.errors import ApiError
 from glassformer.server.example_text import example_text
-from glassformer.text.chat.chat_template import ChatTemplate, templates_of
+from glassformer.text.chat.chat_template import ChatTemplate, chat_templates
 
 AnyModel = LanguageModel | Translator | Embedder
 ALTERNATIVES: dict[str, str] = {
@@ -49,7 +49,7 @@ class ServedModel:
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """The chat template, or None."""
-        known = self.kind == "decoder" and self.lm.tokenizer is not None and templates_of(self.lm.tokenizer)
+        known = self.kind == "decoder" and self.lm.tokenizer is not None and chat_templates(self.lm.tokenizer)
         return ChatTemplate(self.lm.tokenizer) if known and self.lm.tokenizer is not None else None
 
     @cached_property
@@ -94,7 +94,7 @@ class ServedModel:
             "context_length": getattr(self.lm.config, "context_length", None),  # recurrent models have none
             "parameters": sum(p.numel() for p in self.lm.model.parameters()),
             "chat": self.chat_template is not None,
-            "source": self.lm.source,
+            "source": self.lm.path,
             "example_text": self.example_text,
         }
 

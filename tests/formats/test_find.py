@@ -25,7 +25,8 @@ from glassformer.formats.find import end_token_ids, find_model, tokenizer_of
 from glassformer.formats.gguf.save import save_gguf
 from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
 from glassformer.formats.hub import choose_files
-from glassformer.models.language_model import LanguageModel, load
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
 from glassformer.server.models import split_name
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def assert_same(found, lm):
     text = "the cat sat on 12 mats; 吾輩は猫である <|endoftext|>"
     assert found.encode(text) == lm.encode(text)
     assert found.end_ids == lm.end_ids
-    assert found.tokenizer.special == lm.tokenizer.special
+    assert found.tokenizer.special_tokens == lm.tokenizer.special_tokens
     greedy = {"max_tokens": 8, "temperature": 0.0}
     assert found.generate("the c", **greedy) == lm.generate("the c", **greedy)
 

@@ -235,10 +235,10 @@ def test_chat_template_survives_saving(tmp_path):
     """What `served` says of a folder's model is what the model can."""
     from server.conftest import TEMPLATE, serving
 
-    from glassformer.models.language_model import load
+    from glassformer.models.load import load
 
     lm = tiny_lm()
-    lm.tokenizer = Tokenizer(make_tokenizer().core, make_tokenizer().config, chat_template=TEMPLATE)
+    lm.tokenizer = Tokenizer(make_tokenizer().backend, make_tokenizer().config, chat_template=TEMPLATE)
     lm.save(tmp_path)
     with serving([("m", load(tmp_path))]) as (url, _):
         body = {"model": "m", "messages": [{"role": "user", "content": "the"}], "max_tokens": 2}

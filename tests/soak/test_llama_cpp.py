@@ -18,7 +18,8 @@ from tiny_gguf import FACTORS, FAMILIES, VARIANTS, gguf_config
 
 from glassformer.config import LongScaling, PoolingConfig, YarnScaling
 from glassformer.formats.gguf.tokenizer_keys import PRE
-from glassformer.models.language_model import LanguageModel, load
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
@@ -131,7 +132,7 @@ def test_the_same_ids(pre, tmp_path):
     take the second byte of an ü for a digit; in "deepseek-llm" it trusts that no digits are joined.
     """
     pattern = "qwen2" if pre == "deepseek-llm" else "o200k"
-    layout = json.loads(train_tokenizer([" ".join(LETTERS)] * 3, vocab_size=600, pattern=pattern).core.json)
+    layout = json.loads(train_tokenizer([" ".join(LETTERS)] * 3, vocab_size=600, pattern=pattern).backend.json)
     layout["pre_tokenizer"] = PRE[pre]
     layout["model"]["ignore_merges"] = pre in ("llama-bpe", "tekken")
     tokenizer = Tokenizer(json.dumps(layout), {"add_bos_token": False})

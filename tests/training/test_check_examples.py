@@ -8,7 +8,7 @@ from tiny_runs import memory_folder
 from tiny_seq2seq import seq2seq_config, some_examples
 
 from glassformer.errors import DataError
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.train import train_tokenizer
 from glassformer.training.config import TokenizerConfig
 from glassformer.training.data.check_examples import check_examples
@@ -36,7 +36,7 @@ def file(tmp_path):
 def test_report_equals_what_training_records(tmp_path, file):
     """The counts, reasons and origins equal those that a run with the same options records."""
     train(seq2seq_config(tmp_path / "run", data=(str(file),), tokenizer=TokenizerConfig(), steps=1))
-    report = check_examples(file, Tokenizer.load(tmp_path / "run" / "tokenizer"), context=16, held_out=0.1)
+    report = check_examples(file, load_tokenizer(tmp_path / "run" / "tokenizer"), context=16, held_out=0.1)
     recorded = json.loads((tmp_path / "run" / "data" / "pairs.json").read_text())
     assert (report.train, report.held_out, report.skipped) == (
         recorded["train"],

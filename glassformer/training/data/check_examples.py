@@ -198,7 +198,7 @@ def _unknown(examples: Seq2SeqExamples, tokenizer: Tokenizer | None) -> int:
     """Count the examples with the tokenizer's unknown token."""
     if tokenizer is None:
         return 0
-    unknown = tokenizer.special.get(str(tokenizer.config.get("unk_token")))
+    unknown = tokenizer.special_tokens.get(str(tokenizer.config.get("unk_token")))
     if unknown is None:
         return 0
     sides = (np.add.reduceat(side.tokens == unknown, side.starts) > 0 for side in (examples.source, examples.target))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from glassformer.models.language_model import LanguageModel
 from glassformer.nn.model import Decoder
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.files.load import load_tokenizer
 from glassformer.training.config import LanguageModelTaskConfig, TrainConfig
 from glassformer.training.data.packing import PackedBatch, PackedLoader, packed_eval_batches
 from glassformer.training.data.shards import Shards
@@ -26,7 +26,7 @@ class LanguageModelTask:
     def __init__(self, config: TrainConfig, world: ProcessGroup, compute: Compute, checkpoint: Path | None):
         assert isinstance(config.task, LanguageModelTaskConfig)
         folder = Path(config.out)
-        tokenizer, self.shards = Tokenizer.load(folder / "tokenizer"), Shards(folder / "data")
+        tokenizer, self.shards = load_tokenizer(folder / "tokenizer"), Shards(folder / "data")
         self.config, self.task, self.world, self.compute = config, config.task, world, compute
         self.lm = LanguageModel(create_model(config, tokenizer.vocab_size, checkpoint, compute.device), tokenizer)
         self.loader = PackedLoader(self.shards, self.task.context, config.batch, config.seed, world.rank, world.size)

@@ -20,6 +20,7 @@ from glassformer.nn.block import Block
 from glassformer.nn.model import Decoder
 from glassformer.text import patterns
 from glassformer.text.files.find import find_tokenizer
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 from glassformer.training.config import LanguageModelTaskConfig, TrainConfig
@@ -64,10 +65,10 @@ def open_tokenizer(
     """
     copy = folder / "tokenizer"
     if config.resume and find_tokenizer(copy):
-        return Tokenizer.load(copy)
+        return load_tokenizer(copy)
     if config.tokenizer.path is not None:
         path = Path(config.tokenizer.path)
-        tokenizer = Tokenizer.load(path if path.is_dir() else path.parent)
+        tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
     elif config.from_model is not None:
         found = tokenizer_of(find_model(config.from_model))
         if found is None:

@@ -22,7 +22,7 @@ from glassformer.generate.session import Seq2SeqModel
 from glassformer.kernels.cross_entropy import linear_cross_entropy
 from glassformer.models.translator import Translator
 from glassformer.nn.linear import TiedLinear
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.files.load import load_tokenizer
 from glassformer.training.config import Seq2SeqTaskConfig, TrainConfig
 from glassformer.training.data.packing import permutation
 from glassformer.training.data.seq2seq_batches import Seq2SeqBatch, Seq2SeqLoader, seq2seq_eval_batches, target_counts
@@ -150,7 +150,7 @@ class Seq2SeqTask:
         assert isinstance(config.task, Seq2SeqTaskConfig)
         folder, shape = Path(config.out), config.task.model
         self.config, self.task, self.world, self.compute = config, config.task, world, compute
-        self.tokenizer = Tokenizer.load(folder / "tokenizer")
+        self.tokenizer = load_tokenizer(folder / "tokenizer")
         train, held_out = load_examples(folder / "data")
         self.model = self._create_model(checkpoint)
         self.loader = Seq2SeqLoader(train, config.batch, config.seed, world.rank, world.size, config.accumulate)

@@ -16,7 +16,8 @@ from glassformer.inspect.views.embedding import distinct, embedding, embedding_m
 from glassformer.inspect.views.registry import VIEWS, find_view
 from glassformer.inspect.views.result import plain
 from glassformer.inspect.views.tokens import merges, tokens
-from glassformer.models.language_model import LanguageModel, load
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
 
 TEXT = "the cat sat. 吾輩は猫である。 👩‍👩‍👧"
 
@@ -50,7 +51,7 @@ def test_a_part_of_a_character_is_shown_by_its_bytes():
 def test_merges_are_those_of_a_replay_of_the_ranks(lm):
     """A loop over the merges of tokenizer.json, best first, each wherever it fits."""
     word = "cat"
-    raw = json.loads(lm.tokenizer.core.json)["model"]["merges"]
+    raw = json.loads(lm.tokenizer.backend.json)["model"]["merges"]
     parts, used = list(word), []
     for rank, merge in enumerate(raw):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
