@@ -42,7 +42,7 @@ def test_cached_equals_uncached(name, chunks):
 
 
 def feed(model, cache, rows):
-    """Run one pass over new tokens of each sequence (a list, maybe empty) as a padded batch; return logits per sequence."""
+    """Run one pass over new tokens of each sequence, as a padded batch; return the logits per sequence."""
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[3] * (width - len(row))] for row in rows])
     with torch.no_grad():
