@@ -17,10 +17,10 @@ def decoded(data: bytes) -> list[tuple[dict, np.ndarray]]:
         ys = one["top"] + middle + one["field"] * np.arange(one["rows"])
         xs = one["left"] + middle + one["field"] * np.arange(one["columns"])
         colours = pixels[np.ix_(ys, xs)].reshape(-1, 3)
-        if one["shares"]:
+        if one["probs"]:
             values = along(INK, colours)[0] ** 2
         else:
-            up, beside_up = along(np.stack([PAPER, np.array(HUE[one["meaning"]], float)]), colours)
+            up, beside_up = along(np.stack([PAPER, np.array(HUE[one["hue"]], float)]), colours)
             down, beside_down = along(np.stack([PAPER, GRAPHITE]), colours)
             values = one["scale"] * np.where(beside_down < beside_up, -(down**2), up**2)
         found.append((one, values.reshape(one["rows"], one["columns"])))

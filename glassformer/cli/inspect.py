@@ -101,9 +101,9 @@ def inspect(
         return
     assert out is not None
     if ending == ".png":
-        from glassformer.inspect.drawing.png import png
+        from glassformer.inspect.drawing.png import render_png
 
-        content = png(panels)
+        content = render_png(panels)
     else:
         content = json_of.dumps(data, ensure_ascii=False, indent=1).encode() + b"\n"
     from glassformer.atomic import replacing

@@ -26,14 +26,14 @@ from glassformer.generate.beam import Hypothesis, Ruled, Search, search
 from glassformer.generate.loop import check_ids
 from glassformer.generate.seq2seq_decoder import PairModel, longest_source, longest_target, vocab_sizes
 from glassformer.inspect.capture.points import match
-from glassformer.inspect.drawing.alignment_svg import labels
+from glassformer.inspect.drawing.alignment_svg import svg_labels
 from glassformer.inspect.edits.apply import Editing, Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.record.seq2seq import PairTrace, RecurrentTrace, read_pair
 from glassformer.inspect.record.store import load as load_trace
 from glassformer.inspect.sweep.sweep import Sweep, sweep
 from glassformer.inspect.trace.trace import Trace
-from glassformer.inspect.views.alignment import NONE as NO_ATTENTION
+from glassformer.inspect.views.alignment import NO_ATTENTION
 from glassformer.inspect.views.viewed import Viewed
 from glassformer.kernels.device import choose
 from glassformer.nn.model import EncoderDecoder
@@ -95,7 +95,7 @@ class TranslationAlignment:
     @property
     def labels(self) -> tuple[list[str], list[str]]:
         """Source and target tokens such that each can be seen."""
-        return labels(self.source_tokens, self.end), labels(self.target_tokens, self.end)
+        return svg_labels(self.source_tokens, self.end), svg_labels(self.target_tokens, self.end)
 
 
 class Translator(Viewed):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import Sampling
 from glassformer.inspect.edits.edit import Op
-from glassformer.inspect.views.layer import Which
+from glassformer.inspect.views.layer import AttentionKind
 from glassformer.server.errors import ApiError
 from glassformer.server.models import ServedModel
 
@@ -308,7 +308,7 @@ class SweepBody(Body):
     trace: str = Field(description="The id of the trace whose text is read under the edits.")
     over: str = Field(description="What is gone through.", examples=["heads", "layers", "positions", "cells"])
     op: str = Field("ablate", description="What is done in each place: ablate, scale, patch, or of cells knockout.")
-    attention: Which = Field(
+    attention: AttentionKind = Field(
         "attn", description="Of a model that reads a source: its encoder, or cross, what is between the two."
     )
     target: str | int | None = Field(None, description="The token whose logit is watched; without it, the KL is.")

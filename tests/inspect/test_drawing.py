@@ -16,11 +16,10 @@ from server.conftest import tiny_lm
 from tiny import tiny_pair
 
 from glassformer.cli.terminal_panels import Terminal
-from glassformer.inspect.drawing import model_panels as of_model
-from glassformer.inspect.drawing import trace_panels as of_trace
+from glassformer.inspect.drawing import model_panels, trace_panels
 from glassformer.inspect.drawing.draw import draw
-from glassformer.inspect.drawing.panels import MatrixPanel, Seal
-from glassformer.inspect.drawing.png import png
+from glassformer.inspect.drawing.panels import MatrixPanel, ReceiptPanel
+from glassformer.inspect.drawing.png import render_png
 from glassformer.inspect.edits.edit import ablate
 from glassformer.inspect.views.focus import focus
 from glassformer.inspect.views.registry import VIEWS
@@ -60,7 +59,7 @@ def seen(lm, t, name):
 
 
 def test_a_heads_pixels_are_its_probabilities(t):
-    [(_, drawn)] = decoded(png(of_trace.pattern(t, 1, 2)))
+    [(_, drawn)] = decoded(render_png(trace_panels.pattern(t, 1, 2)))
     real = t["blocks.1.attn.probs"][2].numpy()
     assert real.max() > 0.3
     assert np.abs(drawn - real).max() <= 0.01
@@ -68,18 +67,18 @@ def test_a_heads_pixels_are_its_probabilities(t):
 
 def test_another_model_draws_another_picture():
     own = tiny_lm("qwen3", 5)
-    before = decoded(png(of_trace.pattern(own.trace(TEXT), 1, 2)))[0][1]
+    before = decoded(render_png(trace_panels.pattern(own.trace(TEXT), 1, 2)))[0][1]
     with torch.no_grad():
         own.model.blocks[1].attn.q.weight += 0.1
     after, real = own.trace(TEXT), own.trace(TEXT)["blocks.1.attn.probs"][2].numpy()
-    drawn = decoded(png(of_trace.pattern(after, 1, 2)))[0][1]
+    drawn = decoded(render_png(trace_panels.pattern(after, 1, 2)))[0][1]
     assert np.abs(drawn - real).max() <= 0.01
     assert np.abs(drawn - before).max() > 0.05
 
 
 def test_signed_pixels_are_the_numbers_to_scale(t):
     of = t.attribution()
-    [(one, drawn)] = decoded(png(of_trace.attribution(t, of)))
+    [(one, drawn)] = decoded(render_png(trace_panels.attribution(t, of)))
     real = np.array(of.heads)
     assert one["scale"] == pytest.approx(np.abs(real).max(), rel=1e-6)
     assert np.abs(drawn - real).max() <= 0.02 * one["scale"]
@@ -91,16 +90,16 @@ def test_signed_pixels_are_the_numbers_to_scale(t):
 def test_every_view_is_drawn_with_its_receipt(lm, t, name):
     subject, of = seen(lm, t, name)
     panels = draw(VIEWS[name], subject, of)
-    assert [one.python for one in panels if isinstance(one, Seal)] == [of.receipt.python]
-    image = Image.open(io.BytesIO(png(panels)))
+    assert [one.python for one in panels if isinstance(one, ReceiptPanel)] == [of.receipt.python]
+    image = Image.open(io.BytesIO(render_png(panels)))
     assert json.loads(image.text["glassformer"])["receipts"] == [of.receipt.python]
     assert image.height > 80
     for one, (_, drawn) in zip(
-        [one for panel in panels for one in getattr(panel, "pictures", (panel,)) if isinstance(one, MatrixPanel)],
-        decoded(png(panels)), strict=True,
+        [one for panel in panels for one in getattr(panel, "matrices", (panel,)) if isinstance(one, MatrixPanel)],
+        decoded(render_png(panels)), strict=True,
     ):  # fmt: skip
         finite = one.data.isfinite().numpy()
-        assert np.abs(drawn - one.data.numpy())[finite].max() <= 0.02 * one.top
+        assert np.abs(drawn - one.data.numpy())[finite].max() <= 0.02 * one.scale
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -124,7 +123,7 @@ def test_a_terminals_fields_are_darker_for_more(t):
     """Without colour each field's sign says in which of six steps its square root lies."""
     terminal, out = Terminal(), io.StringIO()
     terminal.console, terminal.coloured, terminal.width = Console(file=out, width=200, color_system=None), False, 200
-    terminal.draw(of_trace.pattern(t, 1, 2)[1:2])
+    terminal.draw(trace_panels.pattern(t, 1, 2)[1:2])
     real, n = t["blocks.1.attn.probs"][2].numpy(), len(t)
     lines = out.getvalue().rstrip("\n").split("\n")[-n:]
     for q, line in enumerate(lines):
@@ -141,10 +140,10 @@ def test_colours_are_the_pages_own():
     for rgb in (*colour.INK, colour.GRAPHITE, *(v for k, v in colour.HUE.items() if k != "soft")):
         assert str(list(rgb)) in source
     for share in np.linspace(0, 1, 50):
-        assert abs(colour.share_of(colour.share_colour(share)) - share) < 0.01
-        assert abs(colour.signed_of(colour.signed_colour(-3 * share, 3, "key"), 3, "key") + 3 * share) < 0.06
+        assert abs(colour.colour_to_prob(colour.prob_to_colour(share)) - share) < 0.01
+        assert abs(colour.colour_to_signed(colour.signed_to_colour(-3 * share, 3, "key"), 3, "key") + 3 * share) < 0.06
 
 
 def test_every_view_has_a_drawing_and_no_other_is_left():
     for view in VIEWS.values():
-        assert callable(getattr({"model": of_model, "trace": of_trace}[view.of], view.name))
+        assert callable(getattr({"model": model_panels, "trace": trace_panels}[view.of], view.name))

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 import pytest
 import torch
 
-from glassformer.inspect.drawing.alignment_svg import CELL, alignment_svg, labels
+from glassformer.inspect.drawing.alignment_svg import CELL, alignment_svg, svg_labels
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -23,7 +23,7 @@ def test_every_cell_is_drawn_where_and_as_dark_as_its_number():
         i, j = ((float(cell.get(at)) - begin) / CELL for at, begin in (("y", top), ("x", left)))
         assert (i, j) == pytest.approx((round(i), round(j)), abs=0.01)
         drawn[round(i), round(j)] = float(cell.get("fill-opacity"))
-        assert cell[0].text == f"{target[round(i)]} looks at {source[round(j)]}: {cell.get('fill-opacity')}"
+        assert cell[0].text == f"{target[round(i)]} attends to {source[round(j)]}: {cell.get('fill-opacity')}"
     torch.testing.assert_close(drawn, probs, atol=6e-5, rtol=0)
     texts = [e.text for e in root.iter(f"{SVG}text")]
     assert texts[0] == 'where "it" looked' == root.get("aria-label")
@@ -40,4 +40,4 @@ def test_all_of_it_lies_within_the_picture():
 
 
 def test_labels_can_be_seen():
-    assert labels([" the", "", "\n", "<|end|>", "é"], "<|end|>") == ["·the", "·", "·", "(end)", "é"]
+    assert svg_labels([" the", "", "\n", "<|end|>", "é"], "<|end|>") == ["·the", "·", "·", "(end)", "é"]

@@ -27,10 +27,10 @@ def scores_of(key_of, n_heads=2):
         key = key_of(query)
         probs[0, query, query if key is None else key] = 1
         probs[1, query, : query + 1] = 1 / (query + 1)
-    counting = roles.Counting(n_heads)
+    counting = roles.RoleCounter(n_heads)
     seen = at[None] <= at[:, None]
     for some in at.split(4):
-        counting.add(probs[:, some], seen[some], roles.relations(ids, some))
+        counting.add(probs[:, some], seen[some], roles.role_masks(ids, some))
     return counting
 
 
@@ -62,8 +62,8 @@ def test_queries_that_see_no_such_key_do_not_count():
     """In a window of 3 most tokens see neither the first token nor an earlier one that is the same."""
     ids, at = torch.tensor(TEXT), torch.arange(9)
     seen = (at[None] <= at[:, None]) & (at[:, None] - at[None] < 3)
-    counting = roles.Counting(1)
-    counting.add(seen.float()[None] / seen.sum(-1, keepdim=True), seen, roles.relations(ids, at))
+    counting = roles.RoleCounter(1)
+    counting.add(seen.float()[None] / seen.sum(-1, keepdim=True), seen, roles.role_masks(ids, at))
     assert counting.n == {
         "previous_token": 8, "duplicate": 0, "induction": 1, "first_token": 2, "self": 9, "entropy": 8,
     }  # fmt: skip

@@ -18,9 +18,9 @@ from typing import Any
 from uuid import uuid4
 
 from glassformer.errors import ConfigError, GlassformerError, RequestError
-from glassformer.inspect.drawing import trace_panels as of_trace
+from glassformer.inspect.drawing import trace_panels
 from glassformer.inspect.drawing.draw import draw
-from glassformer.inspect.drawing.png import png
+from glassformer.inspect.drawing.png import render_png
 from glassformer.inspect.present.describe import describe_error, describe_text
 from glassformer.inspect.present.report import start
 from glassformer.inspect.present.report_data import prompt_of, target_of
@@ -131,14 +131,17 @@ def still(t: Trace, view: str, place: Focus) -> bytes:
         raise RequestError(f"{view!r} needs a second trace: show it of the page's own pictures", param="view")
     found = VIEWS[name]
     if name == "grid":
-        return png(
-            of_trace.grid(t, found.function(t, layer=place.layer)) + of_trace.pattern(t, place.layer, place.head)
+        return render_png(
+            trace_panels.grid(t, found.function(t, layer=place.layer))
+            + trace_panels.pattern(t, place.layer, place.head)
         )
     usual: dict[str, Any] = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key}
     usual |= {"position": place.query, "token": t.ids[place.query], "tokens": t.ids}
     usual |= {"text": describe_text(t)["text"], "word": t.tokens[place.query]}
     subject: Any = t.lm if found.of == "model" else t
-    return png(draw(found, subject, found.function(subject, **{n: usual[n] for n in found.parameters if n in usual})))
+    return render_png(
+        draw(found, subject, found.function(subject, **{n: usual[n] for n in found.parameters if n in usual}))
+    )
 
 
 @cache

@@ -22,7 +22,7 @@ from glassformer.inspect.present.describe import describe_error, describe_text
 from glassformer.inspect.present.paths import cache_key, model_view_path, tensor_path, trace_view_path
 from glassformer.inspect.present.router import LocalRouter
 from glassformer.inspect.trace.trace import Trace
-from glassformer.inspect.views.embedding import distinct
+from glassformer.inspect.views.embedding import distinct_tables
 from glassformer.inspect.views.focus import Focus
 from glassformer.inspect.views.result import dump
 
@@ -89,7 +89,7 @@ def of_model(answers: LocalRouter, ids: list[str], text: str, found: Mapping[str
     yield model_view_path(name, "tokens", text=text)
     for word in dict.fromkeys(WORD.findall(text)):
         yield model_view_path(name, "merges", word=word)
-    tables = [table for table in distinct(answers.lm) if table != "source"]
+    tables = [table for table in distinct_tables(answers.lm) if table != "source"]
     for id in ids:
         t = answers.traces[id]
         for table in tables:

@@ -24,8 +24,8 @@ from glassformer.inspect.edits.edit import Edit, ablate, knockout, patch, scale
 from glassformer.inspect.record.rerun import check_head, rerun
 from glassformer.inspect.record.seq2seq import SIDE
 from glassformer.inspect.trace.trace import Trace
-from glassformer.inspect.views.attribution import pick
-from glassformer.inspect.views.layer import Which, side_of
+from glassformer.inspect.views.attribution import choose_tokens
+from glassformer.inspect.views.layer import AttentionKind, select_stack
 
 OVER = ("heads", "layers", "positions", "cells")
 OPS = ("ablate", "scale", "patch", "knockout")
@@ -36,7 +36,7 @@ TURNED = "1 - cosine of the text's vector and its own"
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepRow:
     """What one edit does. value: of the metric, under it; change: that less the value without any edit.
 
     position: the token that is changed, or that is hidden as a key. done: how many rows there are with this one, of
@@ -71,7 +71,7 @@ class Sweep:
     def __len__(self) -> int:
         return len(self.edits)
 
-    def __iter__(self) -> Iterator[Swept]:
+    def __iter__(self) -> Iterator[SweepRow]:
         t, order = self.trace, sorted(self.edits, key=lambda edit: -(layer_of(edit.point) or 0))
         length = (len(t) if self.position is None else self.position + 1) + len(getattr(t, "source", ()))
         most, done = max(1, min(ROWS, AT_ONCE // length)), 0
@@ -84,7 +84,7 @@ class Sweep:
                 head, place = edit.head, edit.key if edit.position is None else edit.position
                 assert not isinstance(head, Sequence)
                 assert not isinstance(place, Sequence)
-                yield Swept(edit, layer_of(edit.point), head, place, value, value - self.base, done, len(self))
+                yield SweepRow(edit, layer_of(edit.point), head, place, value, value - self.base, done, len(self))
 
     def _value(self, found: Tensor, own: Tensor) -> float:
         if self.position is None:
@@ -100,7 +100,7 @@ def sweep(
     *,
     over: str = "heads",
     op: str = "ablate",
-    attention: Which = "attn",
+    attention: AttentionKind = "attn",
     position: int | None = None,
     target: int | str | None = None,
     rival: int | str | None = None,
@@ -156,12 +156,12 @@ def sweep(
     if target is None and rival is None:
         return Sweep(t, tuple(edits), where, None, None, 0.0, KL)
     own = rerun(t, (), where)[0]
-    one, other = pick(t, own, target, rival)
+    one, other = choose_tokens(t, own, target, rival)
     return Sweep(t, tuple(edits), where, one, other, (own[one] - own[other]).item(), f"logit[{one}] - logit[{other}]")
 
 
 def _places(
-    t: Trace, over: str, op: str, attention: Which, point: str | None, where: int, source: Trace | None
+    t: Trace, over: str, op: str, attention: AttentionKind, point: str | None, where: int, source: Trace | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each point that is to be edited, and where."""
     if op == "knockout" and over != ("positions" if t.kind == "recurrent" else "cells"):
@@ -170,7 +170,7 @@ def _places(
     if t.kind == "recurrent":
         yield from _of_recurrent(t, over, op, attention, source)
         return
-    side, _ = side_of(t, attention)
+    side, _ = select_stack(t, attention)
     if attention == "cross" and t.kind != "encoder-decoder":
         raise RequestError("this model reads no source: leave out `attention`", param="attention")
     prefix, part = SIDE if attention == "encoder" else "", "cross" if attention == "cross" else "attn"
@@ -198,7 +198,9 @@ def _places(
         yield from ((f"{layer}{end}", {"position": p}) for layer in layers for p in tokens)
 
 
-def _of_recurrent(t: Any, over: str, op: str, attention: Which, source: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def _of_recurrent(
+    t: Any, over: str, op: str, attention: AttentionKind, source: Any
+) -> Iterator[tuple[str, dict[str, Any]]]:
     if over != "positions":
         raise RequestError(
             f"a recurrent model has no heads and no layers to go through: over='positions', got {over!r}", param="over"

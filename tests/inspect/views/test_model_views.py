@@ -12,7 +12,7 @@ from tiny import pair_config, tiny
 from glassformer.errors import RequestError
 from glassformer.inspect.trace.trace import shown
 from glassformer.inspect.views.anatomy import anatomy
-from glassformer.inspect.views.embedding import distinct, embedding, embedding_map, table_of
+from glassformer.inspect.views.embedding import distinct_tables, embedding, embedding_map, get_table
 from glassformer.inspect.views.registry import VIEWS, find_view
 from glassformer.inspect.views.result import plain
 from glassformer.inspect.views.tokens import merges, tokens
@@ -118,16 +118,16 @@ def test_nearest_rows_by_numpy(lm, readers, model, table):
 
 def test_a_table_that_is_another_is_named_once(lm, readers):
     """Models of a source have a table for it, which may be the one that their own tokens are looked up in."""
-    assert distinct(lm) == ("input", "output")
-    assert distinct(LanguageModel(tiny("gpt2"))) == ("input",)
-    assert {name: distinct(one) for name, one in readers.items()} == {
+    assert distinct_tables(lm) == ("input", "output")
+    assert distinct_tables(LanguageModel(tiny("gpt2"))) == ("input",)
+    assert {name: distinct_tables(one) for name, one in readers.items()} == {
         "pair": ("input", "source", "output"),
         "recurrent": ("input", "source", "output"),
     }
     shared = subject("encoder-decoders", "t5")[0]
-    assert distinct(shared) == ("input",)
+    assert distinct_tables(shared) == ("input",)
     assert embedding(shared, token=3, table="source").tied
-    assert distinct(subject("encoders", "bert")[0]) == ("input",)
+    assert distinct_tables(subject("encoders", "bert")[0]) == ("input",)
 
 
 def test_the_plane_is_the_covariances_first_two_eigenvectors(lm):
@@ -148,7 +148,7 @@ def test_the_plane_is_the_covariances_first_two_eigenvectors(lm):
         (lambda lm: embedding(lm, token=-1), "token must be a whole number from 0 to"),
         (lambda lm: embedding(lm, token=10**6), "token must be a whole number from 0 to"),
         (lambda lm: embedding(lm, token=1, n=0), "n must be"),
-        (lambda lm: table_of(lm, "middle"), "table must be 'input' or 'output' of this model, got 'middle'"),
+        (lambda lm: get_table(lm, "middle"), "table must be 'input' or 'output' of this model, got 'middle'"),
         (lambda lm: embedding(lm, token=1, table="source"), "'input' or 'output' of this model, got 'source'"),
         (lambda lm: embedding_map(lm, tokens=(1, 1, 2)), "3 to 2000 different tokens, got 2"),
         (lambda lm: embedding_map(lm, tokens=(1, 2, 10**6)), "tokens must be"),
