@@ -21,7 +21,7 @@ from reference import transformers_model
 from torch import Tensor, nn
 
 from glassformer.families.common.shape import ShapeConfig
-from glassformer.formats import load_model
+from glassformer.formats import load_decoder
 from glassformer.generate.loop import GenerationOptions, write
 from glassformer.generate.sampling import Sampling
 from glassformer.nn.model import Decoder
@@ -70,9 +70,9 @@ def their_run(model: nn.Module, ids: Tensor, new: int, now: Callable[[], float])
 
 def bytes_per_step(model: Decoder, batch: int, kept: float) -> int:
     """What a step reads: each matrix once, and the keys and values of `kept` tokens in each row."""
-    matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)] + [model.head_weight]
+    matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)] + [model.head.weight]
     pairs = sum(2 * a.n_kv_heads * a.head_dim for a in (layer.attention for layer in model.config.layers))
-    return sum(w.nbytes for w in matrices) + int(batch * kept * pairs * model.head_weight.itemsize)
+    return sum(w.nbytes for w in matrices) + int(batch * kept * pairs * model.head.weight.itemsize)
 
 
 def memory_rate(now: Callable[[], float], size: int = 1 << 28) -> float:
@@ -92,7 +92,7 @@ def measure(name: str, dtype: torch.dtype, args: argparse.Namespace) -> list[lis
             p.mul_(2.0) if p.ndim >= 2 else None
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        ours = load_model(folder, copy=True)
+        ours = load_decoder(folder, copy=True)
     rows = []
     for batch in args.batches:
         ids = torch.randint(MODELS[name].vocab_size, (batch, args.prompt), generator=torch.Generator().manual_seed(0))

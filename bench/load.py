@@ -29,8 +29,8 @@ from pathlib import Path
 import torch
 
 from glassformer.families import ShapeConfig, expand
-from glassformer.formats import load_model, save_model
-from glassformer.formats.checkpoint import empty_model
+from glassformer.formats import load_decoder, save_model
+from glassformer.formats.load import empty_model
 
 READING = {"read": "read", "read and keep": "read and keep", "map": "read", "map and touch": "read",
            "copy": "read and keep"}  # fmt: skip
@@ -78,7 +78,7 @@ def measure(way: str, folder: Path) -> dict[str, float]:
                     at += n if way != "read" else 0
             kept.append(space)
     else:
-        model = load_model(folder, copy=way == "copy")
+        model = load_decoder(folder, copy=way == "copy")
         if way == "map and touch":
             for p in model.parameters():
                 p.detach().view(-1).view(torch.uint8)[::4096].max()

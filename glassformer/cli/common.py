@@ -82,9 +82,9 @@ def open_any(
     """Load a model of whichever kind its configuration says, and say on stderr what was loaded."""
     from glassformer.config import RecurrentConfig, TextEncoderConfig
     from glassformer.formats.checkpoint import open_checkpoint
-    from glassformer.formats.find import find
+    from glassformer.formats.find import find_model
 
-    config = open_checkpoint(find(model, offline=machine.offline), ignore_keys).config
+    config = open_checkpoint(find_model(model, offline=machine.offline), ignore_keys).config
     if isinstance(config, TextEncoderConfig):
         return open_embedder(model, machine, ignore_keys, quiet=quiet)
     if isinstance(config, RecurrentConfig) or config.encoder is not None:

@@ -1,4 +1,4 @@
-"""`glassformer convert`: a model as a Hugging Face folder, or as a GGUF file."""
+"""`glassformer convert`: write a model as a Hugging Face folder or as a GGUF file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from glassformer.errors import RequestError
 if TYPE_CHECKING:
     import torch
 
-    from glassformer.formats.checkpoint import Checkpoint
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.formats import Checkpoint
+    from glassformer.formats.save import GgufKind
 
 Kind = Literal["auto", "F32", "F16", "BF16", "Q8_0", "Q4_0"]
 Flag = Annotated[bool, Parameter(negative="")]
@@ -31,118 +31,111 @@ def convert(
     json: Json = False,
     ignore_key: IgnoreKeys = (),
 ) -> None:
-    """Write the model SRC as DST: a GGUF file where DST ends in .gguf, else a Hugging Face folder.
+    """Write the model SRC to DST: a GGUF file if DST ends in .gguf, otherwise a Hugging Face folder.
 
     Parameters
     ----------
     src
-        Any MODEL: a folder, a run, a file, a name on the hub.
+        Any MODEL: a folder, a run, a file, or a name on the hub.
     to
-        What numbers are written as; auto keeps them as they are. Q8_0 and Q4_0 are GGUF's: blocks of 32 numbers with
-        a scale each.
+        The type of the written numbers; auto keeps the type of SRC. Q8_0 and Q4_0 are only for GGUF: blocks of 32
+        numbers with one scale.
     shard_gb
-        A folder's weights are cut into files of at most so many gigabytes.
+        The maximum size of one weights file of a folder, in gigabytes.
     overwrite
-        Write over a file, or into a folder, that is there.
+        Replace an existing file, or write into an existing folder.
     offline
-        Use no network.
+        Do not use the network.
     """
     import torch
 
-    from glassformer.config import TextEncoderConfig
     from glassformer.families import family_of
-    from glassformer.formats import load_model, load_pair_model
-    from glassformer.formats.checkpoint import open_checkpoint
-    from glassformer.formats.find import ends_of, find, tokenizer_of
+    from glassformer.formats import find_model, open_checkpoint
     from glassformer.formats.gguf.metadata import in_gguf
-    from glassformer.formats.load import reads_source
-    from glassformer.models.language_model import LanguageModel
-    from glassformer.models.translator import Translator, save_translator, special_of
 
     to_gguf, dtypes = dst.suffix == ".gguf", {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if not to_gguf and to not in ("auto", *dtypes):
-        raise RequestError(f"a folder's weights are auto, {', '.join(dtypes)}; {to} needs a DST that ends in .gguf")
+        raise RequestError(f"a folder can be written as auto, {', '.join(dtypes)}; {to} needs a DST that ends in .gguf")
     if shard_gb <= 0:
         raise RequestError(f"shard-gb must be above 0, got {shard_gb}")
-    found = find(src, offline=offline)
+    found = find_model(src, offline=offline)
     if dst.exists() and dst.resolve() in (found.resolve(), found.resolve().parent):
-        raise RequestError(f"{dst} is what SRC is read from: give another DST")
+        raise RequestError(f"DST {dst} is the same as SRC: give another DST")
     if dst.exists() and not overwrite and (to_gguf or not dst.is_dir() or any(dst.iterdir())):
-        raise RequestError(f"{dst} is there already: give another DST, or --overwrite")
-    gone: list[str] = []
+        raise RequestError(f"DST {dst} exists already: give another DST, or --overwrite")
     with working("converting", quiet=json):
         checkpoint = open_checkpoint(found, ignore_key)
-        own = next((name for name, dtype in dtypes.items() if dtype == checkpoint.dtype), "F32")
-        quantized = any(not checkpoint.reader.mapped(name) for name in checkpoint.reader)
-        whole = torch.float32 if quantized else checkpoint.dtype  # a folder's tensors are all of one kind
-        mixed = None if found.suffix != ".gguf" else whole
-        kind = None if to_gguf else dtypes.get(to, mixed)
-        tokenizer, shard = tokenizer_of(found, checkpoint.metadata), round(shard_gb * 1e9)
         if to_gguf:
-            in_gguf(family_of(checkpoint.config))  # or it says that there is no such form
-        if isinstance(checkpoint.config, TextEncoderConfig):
-            gone = _convert_encoder(
-                checkpoint, dst, tokenizer, kind, shard, (own if to == "auto" else to) if to_gguf else None
-            )
-        elif reads_source(checkpoint.config):
-            model, special = load_pair_model(checkpoint, dtype=kind), special_of(found, checkpoint.metadata)
-            if not to_gguf:
-                save_translator(model, tokenizer, special, dst, shard=shard)
-            elif tokenizer is None:
-                raise RequestError(f"{found} has no tokenizer, and a translator's GGUF file holds one")
-            else:
-                Translator(model, tokenizer, source=str(found), special=special).save_gguf(
-                    dst,
-                    own if to == "auto" else to,  # pyright: ignore[reportArgumentType]
-                )
+            in_gguf(family_of(checkpoint.config))  # raises ConfigError for a family that GGUF cannot describe
+            stored = next((name for name, dtype in dtypes.items() if dtype == checkpoint.dtype), "F32")
+            left_out = _write_gguf(checkpoint, dst, stored if to == "auto" else to)  # pyright: ignore[reportArgumentType]
         else:
-            lm = LanguageModel(load_model(checkpoint, dtype=kind), tokenizer, ends=ends_of(found, checkpoint.metadata))
-            if to_gguf:
-                lm.save_gguf(dst, own if to == "auto" else to)  # pyright: ignore[reportArgumentType]
-            else:
-                lm.save(dst, shard=shard)
+            left_out = []
+            _write_folder(checkpoint, dst, dtypes.get(to, _folder_dtype(checkpoint)), round(shard_gb * 1e9))
     files = [path for path in ([dst] if to_gguf else sorted(dst.rglob("*"))) if path.is_file()]
     sizes = {str(path): path.stat().st_size for path in files}
     if json:
-        print_json({"source": str(found), "files": sizes, "left_out": gone})
+        print_json({"source": str(found), "files": sizes, "left_out": left_out})
         return
-    if gone:
-        say(f"left out, since GGUF has no place for it: {', '.join(gone)}")
+    if left_out:
+        say(f"left out, because GGUF cannot store it: {', '.join(left_out)}")
     for name, size in sizes.items():
         say(f"{name}: {size:,} bytes")
 
 
-def _convert_encoder(
-    checkpoint: Checkpoint,
-    dst: Path,
-    tokenizer: Tokenizer | None,
-    dtype: torch.dtype | None,
-    shard: int,
-    gguf: str | None,
-) -> list[str]:
-    """An encoder, its tokenizer, and how a text becomes one vector. Returns what a GGUF file has no place for."""
-    from glassformer.formats import load_text_encoder, save_model
-    from glassformer.formats.gguf.pooling import sentence_from_gguf
-    from glassformer.formats.gguf.save import left_out, save_gguf
-    from glassformer.formats.sentence_transformers import MODULES, read_sentence, write_sentence
-    from glassformer.models.embedder import Embedder
-    from glassformer.nn.pooling import Sentence
+def _folder_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
+    """The dtype of a folder's tensors under `auto`: a GGUF file mixes types, a folder has one. None keeps each type."""
+    import torch
 
-    model, source = load_text_encoder(checkpoint, dtype=dtype), str(checkpoint.path)
-    sentence: Sentence | None = None
-    if checkpoint.metadata:
-        sentence = sentence_from_gguf(checkpoint.metadata, source)
-    elif (checkpoint.path / MODULES).exists():
-        sentence = read_sentence(checkpoint.path, model.config.d_model).to(dtype)
-    if gguf is not None:
+    if not checkpoint.metadata:
+        return None
+    quantized = any(not checkpoint.reader.mapped(name) for name in checkpoint.reader)
+    return torch.float32 if quantized else checkpoint.dtype
+
+
+def _write_folder(checkpoint: Checkpoint, dst: Path, dtype: torch.dtype | None, shard: int) -> None:
+    from glassformer.formats import load_decoder, load_seq2seq, load_text_encoder, save_model
+    from glassformer.formats.sentence_transformers import MODULES, write_sentence
+    from glassformer.models.language_model import LanguageModel
+    from glassformer.models.translator import save_translator
+
+    tokenizer = checkpoint.tokenizer()
+    if checkpoint.kind == "encoder":
+        save_model(load_text_encoder(checkpoint, dtype=dtype), dst, shard=shard)
+        if tokenizer is not None:
+            tokenizer.save(dst)
+        if checkpoint.metadata or (checkpoint.path / MODULES).exists():
+            write_sentence(checkpoint.pooling().to(dtype), dst, checkpoint.config.d_model)
+    elif checkpoint.kind == "decoder":
+        lm = LanguageModel(load_decoder(checkpoint, dtype=dtype), tokenizer, ends=checkpoint.end_token_ids())
+        lm.save(dst, shard=shard)
+    else:
+        model = load_seq2seq(checkpoint, dtype=dtype)
+        save_translator(model, tokenizer, checkpoint.generation_config(), dst, shard=shard)
+
+
+def _write_gguf(checkpoint: Checkpoint, dst: Path, kind: GgufKind) -> list[str]:
+    """Write a GGUF file. Returns the parts of the model that the file does not hold."""
+    from glassformer.formats import load_decoder, load_seq2seq, load_text_encoder
+    from glassformer.formats.gguf.save import left_out, save_gguf
+    from glassformer.models.embedder import Embedder
+    from glassformer.models.language_model import LanguageModel
+    from glassformer.models.translator import Translator
+
+    tokenizer, source = checkpoint.tokenizer(), str(checkpoint.path)
+    if checkpoint.kind == "decoder":
+        lm = LanguageModel(load_decoder(checkpoint), tokenizer, ends=checkpoint.end_token_ids())
+        lm.save_gguf(dst, kind)
+        return []
+    if checkpoint.kind == "encoder":
+        model = load_text_encoder(checkpoint)
         if tokenizer is None:
-            save_gguf(model, dst, gguf)  # pyright: ignore[reportArgumentType]
+            save_gguf(model, dst, kind)
         else:
-            Embedder(model, tokenizer, sentence, source=source).save_gguf(dst, gguf)  # pyright: ignore[reportArgumentType]
+            Embedder(model, tokenizer, checkpoint.pooling(), source=source).save_gguf(dst, kind)
         return left_out(model)
-    save_model(model, dst, shard=shard)
-    if tokenizer is not None:
-        tokenizer.save(dst)
-    if sentence is not None:
-        write_sentence(sentence, dst, model.config.d_model)
+    if tokenizer is None:
+        raise RequestError(f"{source} has no tokenizer, and the GGUF file of an encoder-decoder needs one")
+    generation = checkpoint.generation_config()
+    Translator(load_seq2seq(checkpoint), tokenizer, source=source, special=generation).save_gguf(dst, kind)
     return []

@@ -55,7 +55,7 @@ def stories(
     """
     import glassformer
     from glassformer.cli.training_reporter import make_reporter
-    from glassformer.formats.find import find
+    from glassformer.formats.find import find_model
     from glassformer.toys import stories_recipe as recipe
 
     begin, folder = time.monotonic(), free_name(folder)
@@ -82,7 +82,7 @@ def stories(
             "your model, untrained": asdict(recipe.score(recipe.untrained(lm, seed), questions=20, texts=10)),
         }
         rows |= {name: {"answers": share} for name, share in recipe.baseline_answers(100, 5_000).items()}
-        shipped = json_module.loads((find("stories") / "scores.json").read_text("utf-8"))
+        shipped = json_module.loads((find_model("stories") / "scores.json").read_text("utf-8"))
         rows["`stories` (in the package)"] = shipped["trained"]
     written = recipe.write_stories(lm, 3, seed=seed)
     total = time.monotonic() - begin

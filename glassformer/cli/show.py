@@ -21,7 +21,6 @@ PARTS = {
     "attn": "attention",
     "cross": "attention to the source",
     "mlp": "feed-forward",
-    "head_bias": "head",
     "next_sentence": "head of pairs",
 }
 
@@ -44,11 +43,12 @@ def show(
     """
     from glassformer.config import TextEncoderConfig
     from glassformer.families.common.plain import to_plain
-    from glassformer.formats.checkpoint import account, open_checkpoint, parameters_of
-    from glassformer.formats.find import find, tokenizer_of
+    from glassformer.formats.checkpoint import open_checkpoint
+    from glassformer.formats.find import find_model, tokenizer_of
+    from glassformer.formats.load import account, parameters_of
     from glassformer.formats.sentence_transformers import MODULES, read_sentence
 
-    found = find(model, offline=offline)
+    found = find_model(model, offline=offline)
     checkpoint = open_checkpoint(found, ignore_key)
     parameters = parameters_of(checkpoint.config)
     read = {name for _, name in account(checkpoint, parameters)}
@@ -84,7 +84,7 @@ def _part(name: str) -> str:
     """The part of a model that a parameter belongs to."""
     words = [word for word in name.removeprefix("encoder.").split(".") if word != "blocks" and not word.isdigit()]
     side = "encoder: " if name.startswith("encoder.") else ""
-    if words[0] == "norm" or words[0].endswith("_norm"):
+    if "norm" in words or words[0].endswith("_norm"):
         return f"{side}norms"
     return side + PARTS.get(words[0], words[0])
 

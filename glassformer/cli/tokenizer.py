@@ -23,13 +23,13 @@ Offline = Annotated[bool, Parameter(negative="", help="Use no network.")]
 
 def open_tokenizer(model: str, offline: bool = False) -> Tokenizer:
     """The tokenizer of a model, of a run, or of a folder that holds nothing else."""
-    from glassformer.formats.find import find, tokenizer_of
+    from glassformer.formats.find import find_model, tokenizer_of
     from glassformer.text.files.find import find_tokenizer
     from glassformer.text.tokenizer import Tokenizer
 
     if Path(model).is_dir() and find_tokenizer(Path(model)):
         return Tokenizer.load(model)
-    found = tokenizer_of(find(model, offline=offline))
+    found = tokenizer_of(find_model(model, offline=offline))
     if found is None:
         raise TokenizerError(f"{model} has no tokenizer")
     return found

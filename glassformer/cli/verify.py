@@ -1,4 +1,4 @@
-"""`glassformer verify`: a model against `transformers`, place by place."""
+"""`glassformer verify`: compare a model with `transformers`, point by point."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from glassformer.cli.common import IgnoreKeys, Json, out, print_json, say, worki
 from glassformer.errors import CheckpointError, RequestError
 
 if TYPE_CHECKING:
-    from glassformer.formats.checkpoint import Checkpoint
+    from glassformer.formats import Checkpoint
 
 
 def verify(
@@ -24,33 +24,29 @@ def verify(
     json: Json = False,
     ignore_key: IgnoreKeys = (),
 ) -> None:
-    """Run a model here and in `transformers`, in float32, and compare logits and what every layer makes, on both sides
-    of a translator.
+    """Run a model in Glassformer and in `transformers`, in float32, and compare the logits and every layer's outputs.
 
-    Says the first place where the two part, and then ends with status 1. A file is first written as a folder, which
-    `transformers` then opens.
+    Both sides of an encoder-decoder are compared. The first point that differs is reported, and the exit status is 1.
+    A file is first converted to a temporary folder, which `transformers` can open.
 
     Parameters
     ----------
     model
         A model folder or file, a run folder, `stories`, or a name on the hub.
     text
-        What both read, of a translator its source; by default random tokens.
+        The input text, the source for an encoder-decoder; random tokens by default.
     tokens
-        How many random tokens.
+        The number of random tokens.
     tolerance
-        How far numbers may be apart, of the largest of their place.
+        The largest allowed difference, relative to the largest number of each point.
     offline
-        Use no network.
+        Do not use the network.
     """
     import torch
     from torch import Tensor
 
     from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig, TextEncoderConfig
-    from glassformer.formats import load_model, load_pair_model, load_text_encoder, save_model
-    from glassformer.formats.checkpoint import open_checkpoint
-    from glassformer.formats.find import find
-    from glassformer.formats.load import reads_source
+    from glassformer.formats import find_model, load_model, open_checkpoint, save_model
     from glassformer.formats.original import original_of
     from glassformer.inspect.capture.compare import compare
     from glassformer.nn.recurrent import RecurrentEncoderDecoder
@@ -58,76 +54,74 @@ def verify(
     try:
         import transformers
     except ImportError:
-        raise RequestError(
-            "verify compares with transformers, which is not installed: pip install transformers"
-        ) from None
+        raise RequestError("verify needs transformers, which is not installed: pip install transformers") from None
     if tokens < 1 or not tolerance > 0:
         raise RequestError(f"tokens must be at least 1 and tolerance above 0, got {tokens} and {tolerance}")
-    found = find(model, offline=offline)
-    with working("comparing", quiet=json), tempfile.TemporaryDirectory() as written:
+    found = find_model(model, offline=offline)
+    with working("comparing", quiet=json), tempfile.TemporaryDirectory() as converted:
         checkpoint = open_checkpoint(found, ignore_key)
-        config = checkpoint.config
+        config, seq2seq = checkpoint.config, checkpoint.kind == "encoder-decoder"
         if isinstance(config, RecurrentConfig) or checkpoint.family.rules is None:
             raise RequestError(
-                f"{found} is of our own kind, {checkpoint.family.name}, which transformers does not open"
+                f"{found} is of Glassformer's own family {checkpoint.family.name}, which transformers cannot open"
             )
-        pair, alone = reads_source(config), isinstance(config, TextEncoderConfig)
-        load = load_text_encoder if alone else load_pair_model if pair else load_model
-        ours = load(checkpoint, dtype=torch.float32)
+        ours = load_model(checkpoint, dtype=torch.float32)
         assert not isinstance(ours, RecurrentEncoderDecoder)
-        folder = found
+        folder = checkpoint.model_path
         if found.is_file() or original_of(found) is not None:
-            save_model(ours, written)
-            folder = written
+            save_model(ours, converted)
+            folder = converted
         generator = torch.Generator().manual_seed(0)
 
-        def random(side: ModelConfig | EncoderConfig) -> Tensor:
+        def random_ids(side: ModelConfig | EncoderConfig) -> Tensor:
             ids = torch.randint(side.vocab_size, (1, min(tokens, side.context_length)), generator=generator)
             padding = side.position_offset - 1 if isinstance(side, TextEncoderConfig) else -1
-            return ids.masked_fill(ids == padding, 0)  # of which the other side counts no positions
+            return ids.masked_fill(ids == padding, 0)  # transformers gives padding tokens no position
 
-        reading = config if isinstance(config, EncoderConfig) else config.encoder or config
-        ids = torch.tensor([_encoded(checkpoint, text, reading.vocab_size)]) if text else random(reading)
-        if ids.shape[1] > reading.context_length:
-            raise RequestError(f"the text has {ids.shape[1]} tokens, and the context holds {reading.context_length}")
+        side = config if isinstance(config, EncoderConfig) else config.encoder or config
+        ids = torch.tensor([_encode(checkpoint, text, side.vocab_size)]) if text else random_ids(side)
+        if ids.shape[1] > side.context_length:
+            raise RequestError(f"the text has {ids.shape[1]} tokens, but the context holds {side.context_length}")
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        kind = transformers.AutoModelForSeq2SeqLM if pair else transformers.AutoModelForCausalLM
+        auto = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
         if isinstance(config, TextEncoderConfig):
-            kind = transformers.AutoModel if config.head is None else transformers.AutoModelForMaskedLM
-        theirs = kind.from_pretrained(folder, dtype=torch.float32).eval()
-        places = compare(ours, theirs, random(config), ids) if pair else compare(ours, theirs, ids)
-    apart = next((place for place in places if not place.off <= tolerance), None)
-    facts = {
-        "model": str(found),
-        "reference": f"{type(theirs).__name__} of transformers {transformers.__version__}",
-        "tokens": ids.shape[1],
-        "tolerance": tolerance,
-        "logits": places[-1].off,
-        "first_difference": apart,
-        "places": places,
-    }
+            auto = transformers.AutoModel if config.head is None else transformers.AutoModelForMaskedLM
+        theirs = auto.from_pretrained(folder, dtype=torch.float32).eval()
+        points = compare(ours, theirs, random_ids(config), ids) if seq2seq else compare(ours, theirs, ids)
+    different = next((point for point in points if not point.off <= tolerance), None)
+    reference = f"{type(theirs).__name__} of transformers {transformers.__version__}"
     if json:
-        print_json(facts)
+        print_json(
+            {
+                "model": str(found),
+                "reference": reference,
+                "tokens": ids.shape[1],
+                "tolerance": tolerance,
+                "logits": points[-1].off,
+                "first_difference": different,
+                "points": points,
+            }
+        )
     else:
-        say(f"{facts['reference']}, {ids.shape[1]} tokens, float32; off, of the largest number of each place:")
-        for place in places:
-            if place.point.endswith("resid_post") or "blocks." not in place.point or place is apart:
-                out.print(f"{place.off:9.1e}  {place.point}", markup=False)
-    if apart is not None:
-        raise CheckpointError(f"{found} and {facts['reference']} part at {apart.point}, by {apart.off:.1e}")
+        say(f"{reference}, {ids.shape[1]} tokens, float32; differences relative to the largest number of each point:")
+        for point in points:
+            if point.point.endswith("resid_post") or "blocks." not in point.point or point is different:
+                out.print(f"{point.off:9.1e}  {point.point}", markup=False)
+    if different is not None:
+        raise CheckpointError(f"{found} and {reference} differ at {different.point}, by {different.off:.1e}")
     if not json:
-        out.print(f"the same: {len(places)} places, none further apart than {max(p.off for p in places):.1e}")
+        largest = max(point.off for point in points)
+        out.print(f"equal: {len(points)} points, largest difference {largest:.1e}")
 
 
-def _encoded(checkpoint: Checkpoint, text: str, vocab_size: int) -> list[int]:
-    """A text as the model reads it."""
-    from glassformer.formats.find import tokenizer_of
+def _encode(checkpoint: Checkpoint, text: str, vocab_size: int) -> list[int]:
+    """Return the token ids of a text."""
     from glassformer.generate.loop import check_ids
 
-    tokenizer = tokenizer_of(checkpoint.path, checkpoint.metadata)
+    tokenizer = checkpoint.tokenizer()
     if tokenizer is None:
-        raise RequestError(f"{checkpoint.path} has no tokenizer: leave --text out", param="text")
+        raise RequestError(f"{checkpoint.path} has no tokenizer: leave out --text", param="text")
     ids = tokenizer.encode(text)
     check_ids("text", ids, vocab_size)
     return ids

@@ -49,7 +49,7 @@ def layer_rules(theirs: str, ours: str, source: bool) -> tuple[Any, ...]:
 STACKS = (
     *layer_rules("model.encoder.layers.{i}", "encoder.blocks.{i}", source=False),
     *layer_rules("model.decoder.layers.{i}", "blocks.{i}", source=True),
-    rule("final_logits_bias", "head_bias", row=True, zeros=True),
+    rule("final_logits_bias", "head.bias", row=True, zeros=True),
 )
 SHARED = (rule("model.shared.weight", "embed.weight"), *STACKS)
 RULES = (

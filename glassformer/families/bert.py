@@ -133,7 +133,7 @@ def write(config: TextEncoderConfig) -> dict[str, Any]:
 HEAD = (
     *linear("cls.predictions.transform.dense", "head.dense"),
     *linear("cls.predictions.transform.LayerNorm", "head.norm"),
-    rule("cls.predictions.bias", "head.bias"),
+    rule("cls.predictions.bias", "head.output.bias"),
     *linear("cls.seq_relationship", "next_sentence"),
 )
 NORMS = (*norms("bert."), ("cls.predictions.transform.LayerNorm", "head.norm"))

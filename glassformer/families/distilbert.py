@@ -23,7 +23,7 @@ RULES = (
     *linear(f"{LAYER}.output_layer_norm", "blocks.{i}.mlp_post_norm"),
     *linear("vocab_transform", "head.dense"),
     *linear("vocab_layer_norm", "head.norm"),
-    rule("vocab_projector.bias", "head.bias"),
+    rule("vocab_projector.bias", "head.output.bias"),
 )
 
 

@@ -19,7 +19,7 @@ RULES = (
     *linear(f"{LAYER}.mlp.fc2", "blocks.{i}.mlp.down"),
     *linear("model.final_layernorm", "norm"),
     rule("lm_head.weight", "head.weight"),
-    rule("lm_head.bias", "head_bias"),
+    rule("lm_head.bias", "head.bias"),
 )
 
 

@@ -37,7 +37,7 @@ FAMILY = Family(
     "roberta", "RobertaModel", read, write, prefix="roberta.", fit=fit,
     rules=(
         *bert.rules("roberta."), *linear("lm_head.dense", "head.dense"), *linear("lm_head.layer_norm", "head.norm"),
-        rule("lm_head.bias", "head.bias"),
+        rule("lm_head.bias", "head.output.bias"),
     ),
     ignored=(r"embeddings\.position_ids",),
     copies=("lm_head.decoder.weight",),

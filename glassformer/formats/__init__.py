@@ -1,6 +1,23 @@
-"""Checkpoints: Hugging Face folders to models and back, every tensor accounted for."""
+"""Models on disk: open a checkpoint, load its weights, save a model.
 
-from glassformer.formats.load import load_model, load_pair_model, load_text_encoder
+checkpoint = open_checkpoint(find_model("owner/name"))     # reads the configuration and the tensors' names
+checkpoint.kind                                            # "decoder", "encoder-decoder", "recurrent" or "encoder"
+model, tokenizer = load_model(checkpoint), checkpoint.tokenizer()
+"""
+
+from glassformer.formats.checkpoint import Checkpoint, ModelKind, open_checkpoint
+from glassformer.formats.find import find_model
+from glassformer.formats.load import load_decoder, load_model, load_seq2seq, load_text_encoder
 from glassformer.formats.save import save_model
 
-__all__ = ["load_model", "load_pair_model", "load_text_encoder", "save_model"]
+__all__ = [
+    "Checkpoint",
+    "ModelKind",
+    "find_model",
+    "load_decoder",
+    "load_model",
+    "load_seq2seq",
+    "load_text_encoder",
+    "open_checkpoint",
+    "save_model",
+]

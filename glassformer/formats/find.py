@@ -19,7 +19,7 @@ PACKAGED = {"stories": "a small model that ships with Glassformer, trained on it
 FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 
 
-def find(path: str | Path, *, offline: bool = False) -> Path:
+def find_model(path: str | Path, *, offline: bool = False) -> Path:
     """The model folder or file that a person means: what exists, then a model in the package, then one on the hub.
 
     A run folder means its best checkpoint, a folder with no weights but a GGUF file that file, or the first of those
@@ -40,7 +40,7 @@ def _find(path: str | Path, offline: bool) -> Path:
     for one in (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last"):
         if len(ggufs) == 1 and one is folder and not weights:
             break
-        if (one / "config.json").exists():
+        if (one / "config.json").exists() or (one / "modules.json").exists():
             return one.resolve() if one is not folder else folder
     if folder.is_dir() and original_of(folder) is not None:
         return folder
@@ -51,7 +51,7 @@ def _find(path: str | Path, offline: bool) -> Path:
     if not folder.exists() and str(path) in PACKAGED and packaged.is_dir():
         return Path(str(packaged))
     if not folder.exists() and is_hub_name(str(path)):
-        return find(fetch(str(path), offline=offline))
+        return find_model(fetch(str(path), offline=offline))
     if ggufs:
         raise CheckpointError(f"{path} has several GGUF files: name one of {', '.join(ggufs)}")
     why = "has no config.json" if folder.is_dir() else "is not a folder"
@@ -61,7 +61,7 @@ def _find(path: str | Path, offline: bool) -> Path:
     )
 
 
-def metadata_of(found: Path) -> Mapping[str, Any]:
+def gguf_metadata(found: Path) -> Mapping[str, Any]:
     """The metadata of a GGUF file; nothing of anything else."""
     if found.suffix != ".gguf" or not found.is_file():
         return {}
@@ -73,7 +73,7 @@ def metadata_of(found: Path) -> Mapping[str, Any]:
 
 def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer | None:
     """The tokenizer of a model that `find` found, where it has one. `metadata`: a GGUF file's, already read."""
-    metadata = metadata_of(found) if metadata is None else metadata
+    metadata = gguf_metadata(found) if metadata is None else metadata
     if metadata:
         from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
 
@@ -83,10 +83,10 @@ def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Toke
     return Tokenizer.load(folder) if find_tokenizer(folder) else None
 
 
-def ends_of(found: Path, metadata: Mapping[str, Any] | None = None) -> list[int]:
+def end_token_ids(found: Path, metadata: Mapping[str, Any] | None = None) -> list[int]:
     """The tokens that end a text, as generation_config.json or else config.json names them; or a GGUF file, or
     the layout that the folder is in."""
-    metadata = metadata_of(found) if metadata is None else metadata
+    metadata = gguf_metadata(found) if metadata is None else metadata
     if metadata:
         named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
         return [index for index in named if isinstance(index, int)]

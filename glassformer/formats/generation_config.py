@@ -17,7 +17,7 @@ SPECIAL = (  # those that hold here
 CARRIED = ("max_length", "num_beams", "length_penalty", "early_stopping")
 
 
-def special_of(found: Path, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_generation_config(found: Path, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What the generation_config.json of a folder says, and of what it does not say config.json, as in older ones; or
     the metadata of a GGUF file."""
     if metadata:

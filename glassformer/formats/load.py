@@ -1,24 +1,32 @@
-"""A checkpoint to a model. Loading is accounting: every tensor lands once, every parameter is filled once."""
+"""Load a checkpoint's weights into a model. Every tensor is used once and every parameter is filled once."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from glassformer.config import ModelConfig, RecurrentConfig, TextEncoderConfig
 from glassformer.errors import CheckpointError
+from glassformer.families import Family
 from glassformer.families.common.family import AnyConfig
-from glassformer.formats.checkpoint import AnyModel, Checkpoint, account, empty_model, open_checkpoint
+from glassformer.formats.checkpoint import MAX_MESSAGES, Checkpoint, ModelKind, open_checkpoint
+from glassformer.formats.reader import TensorReader
+from glassformer.formats.tensor_mapping import TensorMapping, entries
 from glassformer.nn.encoder import TextEncoder
-from glassformer.nn.model import Decoder, EncoderDecoder
+from glassformer.nn.model import Decoder, EncoderDecoder, make_model
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 
-KINDS = {  # for somebody who took a model for something else
-    "writer": "a language model, which reads no source: `glassformer generate`, or glassformer.load",
-    "translator": "a translator, which writes from a source: `glassformer translate`, or glassformer.load_translator",
-    "encoder": "an encoder, which reads a text and writes none: `glassformer embed`, or glassformer.load_embedder",
+AnyModel = Decoder | RecurrentEncoderDecoder | TextEncoder
+DESCRIPTIONS: dict[ModelKind, str] = {
+    "decoder": "a decoder-only language model: use `glassformer generate`",
+    "encoder-decoder": "an encoder-decoder: use `glassformer translate`",
+    "recurrent": "a recurrent encoder-decoder: use `glassformer translate`",
+    "encoder": "an encoder-only model: use `glassformer embed`",
 }
 
 
@@ -29,92 +37,167 @@ def load_model(
     dtype: torch.dtype | None = None,
     copy: bool = False,
     ignore_keys: tuple[str, ...] = (),
-) -> Decoder:
-    """The language model of a folder or file, on `device` in `dtype` (each tensor in its own by default).
+) -> AnyModel:
+    """Load the model of a checkpoint, whatever its kind.
 
-    Tensors that need no conversion stay mapped from the file; `copy` gives each its own aligned storage, as training
-    needs. Neither takes more memory than the weights. What is quantized is decoded, by default to float32.
-    CheckpointError lists every tensor that is missing, left over or of the wrong shape, in one message; or says that
-    the model is of another kind, and what it is for.
+    Args:
+        source: an opened checkpoint, or the path of one.
+        device: where the parameters are stored.
+        dtype: the dtype of the parameters; None keeps each tensor's own, and decodes quantized ones to float32.
+        copy: give every parameter its own aligned storage, as training needs. By default tensors that need no
+            conversion stay memory-mapped. Neither way takes more memory than the weights.
+        ignore_keys: see `open_checkpoint`; only for a path.
+
+    Raises:
+        CheckpointError: lists every tensor that is missing, unused or of the wrong shape, in one message.
     """
-    model = _load(_opened(source, ignore_keys, "writer"), torch.device(device), dtype, copy)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, ignore_keys)
+    device, reader = torch.device(device), checkpoint.reader
+    model = empty_model(checkpoint.config)
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    for mapping, name in sorted(account(checkpoint, parameters), key=lambda match: reader.place(match[1])):
+        if name is None:
+            for ours in mapping.ours:
+                zeros = torch.zeros(parameters[ours].shape, dtype=dtype or checkpoint.dtype, device=device)
+                _assign(model, ours, zeros)
+            continue
+        stored = reader.dtype(name)
+        assert stored is not None, f"{name} is not a weight"
+        target = mapping.dtype(dtype, stored)
+        same = reader.mapped(name) and device.type == "cpu" and target == stored and not mapping.moves
+        if same and not copy and name != mapping.instead:  # a fallback tensor fills two parameters, so it is copied
+            values = mapping.split(reader[name], parameters)
+        else:
+            values = [torch.empty(parameters[ours].shape, dtype=target, device=device) for ours in mapping.ours]
+            if same and len(values) == 1:
+                reader.read(name, values[0])
+            else:
+                for begin, rows in reader.rows(name):
+                    mapping.fill(values, begin, rows)
+        for ours, value in zip(mapping.ours, values, strict=True):
+            _assign(model, ours, value)
+    return model.eval()
+
+
+def load_decoder(source: str | Path | Checkpoint, **options: Any) -> Decoder:
+    """Load a decoder-only model; the options are `load_model`'s.
+
+    Raises:
+        CheckpointError: the checkpoint is of another kind, or see `load_model`.
+    """
+    model = load_model(_require(source, options, "decoder"), **options)
     assert isinstance(model, Decoder)
     return model
 
 
-def load_pair_model(
-    source: str | Path | Checkpoint,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    copy: bool = False,
-    ignore_keys: tuple[str, ...] = (),
-) -> EncoderDecoder | RecurrentEncoderDecoder:
-    """`load_model` of an encoder-decoder. CheckpointError too where the model is of another kind."""
-    model = _load(_opened(source, ignore_keys, "translator"), torch.device(device), dtype, copy)
+def load_seq2seq(source: str | Path | Checkpoint, **options: Any) -> EncoderDecoder | RecurrentEncoderDecoder:
+    """Load an encoder-decoder, a Transformer or a recurrent one; otherwise as `load_decoder`."""
+    model = load_model(_require(source, options, "encoder-decoder", "recurrent"), **options)
     assert isinstance(model, EncoderDecoder | RecurrentEncoderDecoder)
     return model
 
 
-def load_text_encoder(
-    source: str | Path | Checkpoint,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    copy: bool = False,
-    ignore_keys: tuple[str, ...] = (),
-) -> TextEncoder:
-    """`load_model` of an encoder that stands by itself. CheckpointError too where the model is of another kind."""
-    model = _load(_opened(source, ignore_keys, "encoder"), torch.device(device), dtype, copy)
+def load_text_encoder(source: str | Path | Checkpoint, **options: Any) -> TextEncoder:
+    """Load an encoder-only model; otherwise as `load_decoder`."""
+    model = load_model(_require(source, options, "encoder"), **options)
     assert isinstance(model, TextEncoder)
     return model
 
 
-def reads_source(config: AnyConfig) -> bool:
-    """Whether it is a translator's."""
-    return isinstance(config, RecurrentConfig) or (isinstance(config, ModelConfig) and config.encoder is not None)
-
-
-def _opened(source: str | Path | Checkpoint, ignore_keys: tuple[str, ...], wanted: str) -> Checkpoint:
-    """A checkpoint of the kind that is wanted, one of KINDS; CheckpointError says which other kind it is of."""
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(Path(source), ignore_keys)
-    config = checkpoint.config
-    kind = "encoder" if isinstance(config, TextEncoderConfig) else "translator" if reads_source(config) else "writer"
-    if kind != wanted:
-        raise CheckpointError(f"{checkpoint.path} is {KINDS[kind]}")
+def _require(source: str | Path | Checkpoint, options: dict[str, Any], *kinds: ModelKind) -> Checkpoint:
+    """Open a checkpoint and check its kind before any weights are loaded."""
+    ignore_keys = options.pop("ignore_keys", ())
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, ignore_keys)
+    if checkpoint.kind not in kinds:
+        raise CheckpointError(f"{checkpoint.path} is {DESCRIPTIONS[checkpoint.kind]}")
     return checkpoint
 
 
-def _load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None, copy: bool) -> AnyModel:
-    config, reader = checkpoint.config, checkpoint.reader
-    model = empty_model(config)
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
-    for entry, name in sorted(account(checkpoint, parameters), key=lambda pair: reader.place(pair[1])):
-        if name is None:
-            kind = dtype or checkpoint.dtype
-            for ours in entry.ours:
-                _place(model, ours, torch.zeros(parameters[ours].shape, dtype=kind, device=device))
-            continue
-        own = reader.dtype(name)
-        assert own is not None, f"{name} is no weight"
-        kind = entry.dtype(dtype, own)
-        again = name == entry.instead  # of two parameters: each gets numbers of its own
-        if copy or again or entry.moves or not reader.mapped(name) or device.type != "cpu" or kind != own:
-            values = [torch.empty(parameters[n].shape, dtype=kind, device=device) for n in entry.ours]
-            whole = len(values) == 1 and not entry.moves and reader.mapped(name)
-            if whole and device.type == "cpu" and values[0].dtype == own:
-                reader.read(name, values[0])
-            else:
-                for begin, rows in reader.rows(name):
-                    entry.fill(values, begin, rows)
-        else:
-            values = entry.split(reader[name], parameters)
-        for ours, value in zip(entry.ours, values, strict=True):
-            _place(model, ours, value)
-    return model.eval()
-
-
-def _place(model: torch.nn.Module, name: str, value: Tensor) -> None:
-    """Put a value in a parameter's place (assigning keeps a mapped tensor mapped)."""
+def _assign(model: torch.nn.Module, name: str, value: Tensor) -> None:
+    """Replace a parameter. Assigning, unlike copying, keeps a memory-mapped tensor mapped."""
     path, _, last = name.rpartition(".")
     setattr(model.get_submodule(path), last, torch.nn.Parameter(value, requires_grad=value.is_floating_point()))
+
+
+def parameters_of(config: AnyConfig) -> dict[str, Tensor]:
+    """Return a model's parameters by name, on the meta device: shapes only."""
+    return dict(empty_model(config).named_parameters())
+
+
+def empty_model(config: AnyConfig) -> AnyModel:
+    """Make a model on the meta device."""
+    with torch.device("meta"), _SkipInit():
+        if isinstance(config, RecurrentConfig):
+            return RecurrentEncoderDecoder(config)
+        if isinstance(config, TextEncoderConfig):
+            return TextEncoder(config)
+        return make_model(config)
+
+
+class _SkipInit(TorchFunctionMode):
+    """Skip torch.nn.init: on the meta device it has no effect, and it would import a second's worth of PyTorch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple[TensorMapping, str | None]]:
+    """Match a checkpoint's tensors with a model's parameters.
+
+    Returns:
+        Each mapping with the name of its tensor in the file, or None if its parameters are zeros.
+
+    Raises:
+        CheckpointError: lists all tensors that are missing, unused, of the wrong shape or type, or stored twice.
+    """
+    family, config, reader = checkpoint.family, checkpoint.config, checkpoint.reader
+    matches, problems, unused = [], [f"stored twice: {name}" for name in reader.twice], set(reader)
+    bare = not any(name.startswith(family.prefix) for name in reader)
+    present = {family.prefix + name if bare else name for name in reader}
+    for mapping in entries(family, config, parameters, present):
+        name = mapping.theirs.removeprefix(family.prefix) if bare else mapping.theirs
+        if name not in reader and mapping.instead in reader:
+            name = mapping.instead
+        if name not in reader:
+            if mapping.zeros:
+                matches.append((mapping, None))
+            else:
+                problems.append(f"missing: {name} (fills {', '.join(mapping.ours)})")
+            continue
+        unused.discard(name)
+        if reader.shape(name) != mapping.shape(parameters):
+            stored, needed = list(reader.shape(name)), list(mapping.shape(parameters))
+            problems.append(f"shape: {name} is {stored}, the config needs {needed}")
+        if reader.dtype(name) is None:
+            problems.append(f"type: {name} is {reader.kind(name)}, supported types are {reader.readable(name)}")
+        matches.append((mapping, name))
+    problems += [f"not used: {name}" for name in sorted(unused) if not _is_redundant(family, config, name, reader)]
+    if problems:
+        more = f"\n  and {len(problems) - MAX_MESSAGES} more" if len(problems) > MAX_MESSAGES else ""
+        shown = "\n  ".join(problems[:MAX_MESSAGES]) + more
+        raise CheckpointError(f"{checkpoint.path}: the weights do not fit the configuration:\n  {shown}")
+    return matches
+
+
+def _is_redundant(family: Family, config: AnyConfig, name: str, reader: TensorReader) -> bool:
+    """Whether an unused tensor is a buffer, or equals another one: a tied head, a second copy of the embedding."""
+    n_layers = config.n_layers if isinstance(config, ModelConfig) else 0
+    patterns = [pattern.replace("{n_layers}", str(n_layers)) for pattern in family.ignored]
+    if any(re.fullmatch(pattern, name.removeprefix(family.prefix)) for pattern in patterns):
+        return True
+    rules = family.rules_of(config)
+    if rules is None or isinstance(config, RecurrentConfig):
+        return False
+    twin = dict(family.twins).get(name)
+    if twin is not None and twin in reader:
+        return torch.equal(reader[name], reader[twin])
+    theirs = {rule.ours: rule.theirs for rule in rules}
+    table, head = theirs["embed.weight",], theirs.get(("head.weight",))
+    table = table if table in reader else table.removeprefix(family.prefix)
+    tied = isinstance(config, ModelConfig) and config.tied_head
+    copies = {*family.copies, *(() if head is None or not tied else (head,))}
+    known = name in copies or family.prefix + name in copies
+    return known and table in reader and torch.equal(reader[name], reader[table])

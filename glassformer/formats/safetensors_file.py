@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from glassformer.atomic import replacing
 from glassformer.errors import CheckpointError
 from glassformer.formats.reader import Scratch, TensorFile, read_rows
 
@@ -47,3 +49,22 @@ class SafetensorsFile(TensorFile):
         row = torch.Size(shape[1:]).numel() * dtype.itemsize
         for first, piece in read_rows(self.path, self.names[name], shape[0], row, scratch):
             yield first, piece.view(dtype).view(-1, *shape[1:])
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write one safetensors file atomically."""
+    with replacing(path) as temporary:
+        write_tensors(tensors, path, temporary)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, temporary: Path) -> None:
+    """Write tensors to a temporary file.
+
+    Raises:
+        CheckpointError: names `path`, the final file, if the disk is full.
+    """
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    except Exception as error:  # safetensors has an error type of its own for a full disk
+        size = sum(t.nbytes for t in tensors.values()) / 1e6
+        raise CheckpointError(f"{path} could not be written ({size:.1f} MB are needed): {error}") from error

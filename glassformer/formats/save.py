@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from glassformer.atomic import replacing, write_text
 from glassformer.errors import CheckpointError
 from glassformer.families import family_of, write_config
-from glassformer.formats.checkpoint import AnyModel
+from glassformer.formats.load import AnyModel
+from glassformer.formats.safetensors_file import save_tensors, write_tensors
 from glassformer.formats.tensor_mapping import TensorMapping, entries
 
 GgufKind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
@@ -60,7 +60,7 @@ def save_model(
         names = [f"model-{i + 1:05}-of-{len(parts):05}.safetensors" for i in range(len(parts))]
         with contextlib.ExitStack() as stack:
             for name, part in zip(names, parts, strict=True):
-                _write(tensors(part), folder / name, stack.enter_context(replacing(folder / name)))
+                write_tensors(tensors(part), folder / name, stack.enter_context(replacing(folder / name)))
             index.unlink(missing_ok=True)
         total = sum(_nbytes(entry, parameters, dtype) for entry in found)
         where = {entry.theirs: name for name, part in zip(names, parts, strict=True) for entry in part}
@@ -89,17 +89,3 @@ def _parts(
         parts[-1].append(entry)
         room -= nbytes
     return parts
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write one safetensors file atomically."""
-    with replacing(path) as temporary:
-        _write(tensors, path, temporary)
-
-
-def _write(tensors: dict[str, Tensor], path: Path, temporary: Path) -> None:
-    try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    except Exception as error:  # safetensors has an error type of its own for a full disk
-        need = sum(t.nbytes for t in tensors.values())
-        raise CheckpointError(f"{path} could not be written ({need / 1e6:.1f} MB are needed): {error}") from error

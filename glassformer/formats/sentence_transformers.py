@@ -21,9 +21,9 @@ from glassformer.atomic import write_text
 from glassformer.config import DenseConfig, Pool, PoolingConfig, Similarity
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.common.family import ConfigFields
-from glassformer.formats.checkpoint import open_file, weight_files
 from glassformer.formats.reader import TensorReader, read_json
-from glassformer.formats.save import save_tensors
+from glassformer.formats.safetensors_file import save_tensors
+from glassformer.formats.weight_files import open_weights, weight_files
 from glassformer.nn.pooling import Dense, Sentence
 
 MODULES, OVERALL = "modules.json", "config_sentence_transformers.json"
@@ -48,7 +48,7 @@ SQUASHES = {
 PLACE = ("sentence_embedding", None)  # what a module behind pooling reads and writes
 
 
-def transformer_of(folder: Path) -> Path:
+def transformer_folder(folder: Path) -> Path:
     """The folder of a sentence model's transformer, the same one or one within it; any other folder itself."""
     return _modules(folder)[0][1] if (folder / MODULES).exists() else folder
 
@@ -215,7 +215,7 @@ def _weights(folder: Path, config: DenseConfig) -> dict[str, Tensor]:
     path = folder / weight_files(folder)[0]
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
-    reader, wrong = TensorReader([open_file(path)]), []
+    reader, wrong = TensorReader([open_weights(path)]), []
     with torch.device("meta"):
         needed = dict(Dense(config).named_parameters())
     for name, parameter in needed.items():

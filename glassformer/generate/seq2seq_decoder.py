@@ -73,7 +73,7 @@ class RecurrentDecoder:
     """A recurrent model's rows: all that they are is in their states."""
 
     def __init__(self, model: RecurrentEncoderDecoder, sources: Sequence[Sequence[int]], watch: Observer | None = None):
-        self.model, self.watch, self.device = model, watch, model.head_weight.device
+        self.model, self.watch, self.device = model, watch, model.head.weight.device
         ids, lengths = padded(sources, self.device)
         self.read = Step.of(ids, lengths).positions.expand_as(ids)  # of the source: -1 is padding
         self.count = 0

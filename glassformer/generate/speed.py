@@ -77,7 +77,7 @@ def measure(
     assert cache is not None
     matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)]
     kept = cache.bytes * (prompt_tokens + new_tokens / 2) / cache.capacity  # the cache as full as it was on average
-    weights = sum(w.nbytes for w in matrices) + model.head_weight.nbytes
+    weights = sum(w.nbytes for w in matrices) + model.head.weight.nbytes
     return Speed(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,

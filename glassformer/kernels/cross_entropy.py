@@ -105,6 +105,6 @@ def head_loss(
 ) -> Float[Tensor, ""]:
     """`next_token_loss` of what the head reads. Whole logits are held only where the head is more than a product."""
     if not model.config.head_bias and model.config.logit_softcap is None:
-        return linear_cross_entropy(model.scaled(hidden), model.head_weight, targets, dtype, smoothing)
+        return linear_cross_entropy(model.scaled(hidden), model.head.weight, targets, dtype, smoothing)
     logits = model.logits(hidden, step).float()
     return F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing)

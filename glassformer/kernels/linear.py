@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from glassformer.nn.linear import TiedLinear
 from glassformer.nn.model import Decoder
 
 Model = TypeVar("Model", bound=Decoder)
@@ -41,12 +42,9 @@ def packed(model: Model, rows: int) -> Model:
     Itself where that is no gain: for few rows, on another device, in a dtype or a PyTorch that has no such product. A
     matrix that somebody has hooked stays as it is.
     """
-    if rows < PACKED_ROWS or not can_pack(model.head_weight):
+    if rows < PACKED_ROWS or not can_pack(model.head.weight):
         return model
-    twin = _packed(model, rows)
-    if model.head is None:
-        twin.head = PackedLinear(model.embed.weight, None, rows)  # pyright: ignore[reportAttributeAccessIssue]
-    return twin
+    return _packed(model, rows)
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -61,8 +59,8 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def _packed(part: Part, rows: int) -> Part:
-    if type(part) is nn.Linear and not part._forward_hooks and not part._forward_pre_hooks:
-        return PackedLinear(part.weight, part.bias, rows)  # pyright: ignore[reportReturnType]
+    if type(part) in (nn.Linear, TiedLinear) and not part._forward_hooks and not part._forward_pre_hooks:
+        return PackedLinear(part.weight, part.bias, rows)  # pyright: ignore
     twin = copy.copy(part)
     twin._modules = {name: None if child is None else _packed(child, rows) for name, child in part._modules.items()}
     return twin

@@ -17,10 +17,10 @@ from glassformer.config import PoolingConfig, TextEncoderConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
 from glassformer.formats import load_text_encoder, save_model
 from glassformer.formats.checkpoint import open_checkpoint
-from glassformer.formats.find import find, tokenizer_of
+from glassformer.formats.find import find_model, tokenizer_of
 from glassformer.formats.gguf.pooling import sentence_from_gguf
 from glassformer.formats.save import GgufKind
-from glassformer.formats.sentence_transformers import read_sentence, transformer_of, write_sentence
+from glassformer.formats.sentence_transformers import read_sentence, transformer_folder, write_sentence
 from glassformer.generate.loop import check_ids
 from glassformer.inspect.capture.reader import CapturingTap
 from glassformer.inspect.edits.apply import Edits
@@ -330,9 +330,9 @@ def load_embedder(
     CheckpointError names what is missing or does not fit; ConfigError what is not understood, or a device or dtype that
     cannot be used.
     """
-    folder = find(transformer_of(Path(path)), offline=offline)
+    folder = find_model(transformer_folder(Path(path)), offline=offline)
     checkpoint = open_checkpoint(folder, tuple(ignore_keys))
-    where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
+    where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
     model = load_text_encoder(checkpoint, device=where, dtype=kind)
     tokenizer = tokenizer_of(folder, checkpoint.metadata)
     if tokenizer is None:

@@ -15,9 +15,9 @@ import torch
 from glassformer.atomic import write_text
 from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, RequestError, TokenizerError
-from glassformer.formats import load_model, save_model
+from glassformer.formats import load_decoder, save_model
 from glassformer.formats.checkpoint import open_checkpoint
-from glassformer.formats.find import ends_of, find, tokenizer_of
+from glassformer.formats.find import end_token_ids, find_model, tokenizer_of
 from glassformer.formats.save import SHARD, GgufKind
 from glassformer.generate.loop import GenerationOptions, TokenEvent, Top, check_ids, go_on, report, write
 from glassformer.generate.sampling import Sampling, check_number
@@ -341,17 +341,17 @@ def load(
 
     CheckpointError names what is missing or does not fit; ConfigError a device or dtype that cannot be used.
     """
-    found = find(path, offline=offline)
+    found = find_model(path, offline=offline)
     checkpoint = open_checkpoint(found, tuple(ignore_keys))
-    where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
+    where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
     tokenizer = tokenizer_of(found, checkpoint.metadata)
     if tokenizer is not None and isinstance(checkpoint.config, ModelConfig):
         size = checkpoint.config.vocab_size
         if tokenizer.vocab_size > size:
             raise TokenizerError(f"{found}: the tokenizer has {tokenizer.vocab_size} tokens, and the model {size}")
-    model = load_model(checkpoint, device=where, dtype=kind)
-    why = explain(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
-    ends = ends_of(found, checkpoint.metadata)
+    model = load_decoder(checkpoint, device=where, dtype=kind)
+    why = explain(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
+    ends = end_token_ids(found, checkpoint.metadata)
     return LanguageModel(model, tokenizer, ends=ends, source=str(found), choices=why)
 
 

@@ -17,10 +17,17 @@ from glassformer.atomic import write_text
 from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.families import family_of
-from glassformer.formats import load_pair_model, save_model
+from glassformer.formats import load_seq2seq, save_model
 from glassformer.formats.checkpoint import open_checkpoint
-from glassformer.formats.find import find, tokenizer_of
-from glassformer.formats.generation_config import GENERATION, IN_CONFIG, banned_of, count_of, special_of, token_of
+from glassformer.formats.find import find_model, tokenizer_of
+from glassformer.formats.generation_config import (
+    GENERATION,
+    IN_CONFIG,
+    banned_of,
+    count_of,
+    read_generation_config,
+    token_of,
+)
 from glassformer.formats.save import SHARD, GgufKind
 from glassformer.generate.beam import Hypothesis, Ruled, Search, search
 from glassformer.generate.loop import check_ids
@@ -144,7 +151,7 @@ class Translator(Viewed):
 
     @property
     def device(self) -> torch.device:
-        return self.model.head_weight.device
+        return self.model.head.weight.device
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """A source as token ids; `special`: text such as "<extra_id_0>" becomes the token of that name.
@@ -355,12 +362,12 @@ def load_translator(
     knows beforehand which it wants. Either says so where it is given the other's folder.
     CheckpointError names what is missing or does not fit; ConfigError a device or dtype that cannot be used.
     """
-    found = find(path, offline=offline)
+    found = find_model(path, offline=offline)
     folder = found.parent if found.is_file() else found
     checkpoint = open_checkpoint(found, tuple(ignore_keys))
-    where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_numbers)
-    model = load_pair_model(checkpoint, device=where, dtype=kind)
-    special = {} if checkpoint.family.rules is None else special_of(found, checkpoint.metadata)
+    where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
+    model = load_seq2seq(checkpoint, device=where, dtype=kind)
+    special = {} if checkpoint.family.rules is None else read_generation_config(found, checkpoint.metadata)
     tokenizer = tokenizer_of(found, checkpoint.metadata) if checkpoint.metadata else Tokenizer.load(folder)
     if tokenizer is None:
         raise CheckpointError(f"{found} has no tokenizer, and a translator reads texts")

@@ -7,7 +7,6 @@ makes it once for all its layers.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 
 from glassformer.config import AttentionConfig
 from glassformer.nn.attend import AttendSpec
+from glassformer.nn.linear import Linear
 from glassformer.nn.norm import HeadNorms, make_norm
 from glassformer.nn.rope import rotate
 from glassformer.nn.step import LayerStep
-
-Projection = Any  # an `nn.Linear`, or its twin for many rows of `packed.py`
 
 
 def spec_of(config: AttentionConfig, source: bool = False) -> AttendSpec:
@@ -28,21 +26,27 @@ def spec_of(config: AttentionConfig, source: bool = False) -> AttendSpec:
     return AttendSpec(scale, config.causal, config.window, config.softcap, source)
 
 
-def write(o: Projection, z: Float[Tensor, "B T H Dv"], step: LayerStep, name: str) -> Float[Tensor, "B T D"]:
-    """Concat(heads) W_o; head by head where somebody changes what each of them writes."""
-    if not step.wants(f"{name}.heads"):
-        return o(z.flatten(-2))
-    out = step.see(f"{name}.heads", by_head(o, z)).sum(-2)
-    return (out if o.bias is None else out + o.bias).to(z.dtype)
-
-
-def by_head(o: Projection, z: Float[Tensor, "B T H Dv"]) -> Float[Tensor, "B T H D"]:
-    """Each head's z through its own slice of W_o, in float32: their sum, plus bias, is what attention writes."""
+def by_head(o: Linear, z: Float[Tensor, "B T H Dv"]) -> Float[Tensor, "B T H D"]:
+    """Return the output of each head, z through the head's slice of W_o, in float32; their sum plus bias is o(z)."""
     slices = o.weight.unflatten(1, z.shape[-2:])  # [D, H, Dv]
     return torch.einsum("bthd,ohd->btho", z.float(), slices.float())
 
 
-class Attention(nn.Module):
+class MultiHead(nn.Module):
+    """What every attention module has: the projection of all heads' z to the residual stream."""
+
+    o: Linear
+
+    def output(self, z: Float[Tensor, "B T H Dv"], step: LayerStep, name: str) -> Float[Tensor, "B T D"]:
+        """Concat(heads) W_o. Sums the outputs of single heads instead if an edit changes them (`{name}.heads`)."""
+        z = step.see(f"{name}.z", z)
+        if not step.wants(f"{name}.heads"):
+            return self.o(z.flatten(-2))
+        out = step.see(f"{name}.heads", by_head(self.o, z)).sum(-2)
+        return (out if self.o.bias is None else out + self.o.bias).to(z.dtype)
+
+
+class Attention(MultiHead):
     """MultiHead(x) = Concat(head_1 .. head_H) W_o (Vaswani et al. 2017, section 3.2.2)."""
 
     source = False
@@ -85,7 +89,7 @@ class Attention(nn.Module):
         q = step.see("attn.q_rot", q)
         k = step.see("attn.k_rot", k)
         z = step.attend(self.spec, q, step.keep(k, v), bias=step.bias, sinks=self.sinks)  # [B, T, H, Dh]
-        return write(self.o, step.see("attn.z", z), step, "attn")
+        return self.output(z, step, "attn")
 
 
 class CrossAttention(Attention):
@@ -101,7 +105,7 @@ class CrossAttention(Attention):
         q = step.see("cross.q_rot", self.normed(self.q_norm, q))
         kv = step.keep_source(lambda: self.read(step.source, step))
         z = step.attend(self.spec, q, kv, name="cross")  # [B, T, H, Dh]
-        return write(self.o, step.see("cross.z", z), step, "cross")
+        return self.output(z, step, "cross")
 
     def read(self, source: Float[Tensor, "B S D"], step: LayerStep) -> tuple[Tensor, Tensor]:
         """The source's keys and values [B, S, Hkv, Dh]."""

@@ -9,11 +9,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.config import MaskedHeadConfig, TextEncoderConfig
+from glassformer.nn.linear import TiedLinear
 from glassformer.nn.mlp import ACTIVATIONS
 from glassformer.nn.model import Encoder
 from glassformer.nn.norm import make_norm
@@ -21,17 +21,17 @@ from glassformer.nn.step import Step
 
 
 class MaskedHead(nn.Module):
-    """States to the scores of every token: norm(act(dense(x))) times the embedding's table, plus a bias."""
+    """States to the logits of every token: norm(act(dense(x))) times the embedding's table, plus a bias."""
 
-    def __init__(self, config: MaskedHeadConfig, vocab_size: int, d_model: int):
+    def __init__(self, config: MaskedHeadConfig, embed: nn.Embedding):
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
-        self.dense = nn.Linear(d_model, d_model)
-        self.norm = make_norm(config.norm, d_model)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.dense = nn.Linear(embed.embedding_dim, embed.embedding_dim)
+        self.norm = make_norm(config.norm, embed.embedding_dim)
+        self.output = TiedLinear(embed, bias=True)
 
-    def forward(self, states: Float[Tensor, "*B D"], table: Float[Tensor, "V D"]) -> Float[Tensor, "*B V"]:
-        return F.linear(self.norm(self.activation(self.dense(states))), table, self.bias)
+    def forward(self, states: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        return self.output(self.norm(self.activation(self.dense(states))))
 
 
 class TextEncoder(Encoder):
@@ -45,7 +45,7 @@ class TextEncoder(Encoder):
         self.token_types = nn.Embedding(types, width) if types else None
         self.pooler = nn.Linear(width, width) if config.pooler else None
         self.next_sentence = nn.Linear(width, 2) if config.next_sentence else None
-        self.head = None if config.head is None else MaskedHead(config.head, config.vocab_size, width)
+        self.head = None if config.head is None else MaskedHead(config.head, self.embed)
 
     def typed(self, x: Float[Tensor, "B S D"], step: Step) -> Float[Tensor, "B S D"]:
         if self.token_types is None:
@@ -67,4 +67,4 @@ class TextEncoder(Encoder):
     def logits(self, states: Float[Tensor, "*B D"], step: Step) -> Float[Tensor, "*B V"]:
         """At each place, the scores of every token that might stand there."""
         assert self.head is not None, "this model has no head"
-        return step.see("final.logits", self.head(states, self.embed.weight))
+        return step.see("final.logits", self.head(states))

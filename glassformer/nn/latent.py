@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from glassformer.config import AttentionConfig
 from glassformer.nn.attend import KV, Visibility
-from glassformer.nn.attention import spec_of, write
+from glassformer.nn.attention import MultiHead, spec_of
+from glassformer.nn.linear import HeadLinear
 from glassformer.nn.norm import RMSNorm
 from glassformer.nn.rope import rotate
 from glassformer.nn.step import LayerStep
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(MultiHead):
     """Attention whose keys and values are made of latents. It expands or absorbs, whichever multiplies fewer numbers.
 
     `attn.latent` is what is kept of a token (beside its one turned key): a change there is what later passes see too.
@@ -58,8 +59,8 @@ class LatentAttention(nn.Module):
             )
         self.kv = nn.Linear(d_model, config.kept, config.bias)
         self.kv_norm = RMSNorm(latent.rank, latent.eps)
-        self.expand_k = nn.Linear(latent.rank, config.n_heads * (config.head_dim - rope.dim), bias=False)
-        self.expand_v = nn.Linear(latent.rank, config.n_heads * latent.v_dim, bias=False)
+        self.expand_k = HeadLinear(latent.rank, config.n_heads, config.head_dim - rope.dim)
+        self.expand_v = HeadLinear(latent.rank, config.n_heads, latent.v_dim)
         self.o = nn.Linear(config.n_heads * latent.v_dim, d_model, config.out_bias)
 
     def heads(self, x: Float[Tensor, "*B HD"]) -> Float[Tensor, "*B H D"]:
@@ -81,7 +82,7 @@ class LatentAttention(nn.Module):
             if changed is not None:
                 kv = changed if step.slot is None else put(changed, kv, step.view(self.spec))
             z = step.attend(self.spec, q, kv)
-        return write(self.o, step.see("attn.z", z), step, "attn")
+        return self.output(z, step, "attn")
 
     def turned(
         self,
@@ -103,19 +104,18 @@ class LatentAttention(nn.Module):
 
     def expanded(self, key: Float[Tensor, "B S R"], latent: Float[Tensor, "B S C"]) -> KV:
         """Keys [B, S, H, R + N] and values [B, S, H, Dv] of all heads, written out."""
-        still = self.heads(self.expand_k(latent))  # [B, S, H, N]
+        still = self.expand_k(latent)  # [B, S, H, N]
         k = torch.cat([key.unsqueeze(-2).expand(-1, -1, self.config.n_heads, -1), still], -1)
-        return KV(k, self.heads(self.expand_v(latent)))
+        return KV(k, self.expand_v(latent))
 
     def absorbed(
         self, q: Float[Tensor, "B T H Dh"], kept: Float[Tensor, "B S 1 RC"], step: LayerStep
     ) -> Float[Tensor, "B T H Dv"]:
         """The same z, and k and v never made. Of what is weighed, the turned key is no value, and left out again."""
-        to_k, to_v = (of.weight.unflatten(0, (self.config.n_heads, -1)) for of in (self.expand_k, self.expand_v))
         turned, still = q.split([self.parts[0], q.shape[-1] - self.parts[0]], -1)
-        q = torch.cat([turned, torch.einsum("bthn,hnc->bthc", still, to_k)], -1)  # [B, T, H, R + C]
+        q = torch.cat([turned, self.expand_k.transposed(still)], -1)  # [B, T, H, R + C]
         _, z = step.attend(self.spec, q, KV(kept, kept)).split(self.parts, -1)  # [B, T, H, C]
-        return torch.einsum("bthc,hvc->bthv", z, to_v)
+        return self.expand_v.per_head(z)
 
 
 def absorbs(config: AttentionConfig, n_new: int, n_seen: int) -> bool:

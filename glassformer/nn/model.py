@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from glassformer.config import EncoderConfig, ModelConfig
 from glassformer.errors import CapacityError
 from glassformer.nn.attention import spec_of
 from glassformer.nn.block import Block
+from glassformer.nn.linear import TiedLinear
 from glassformer.nn.norm import make_norm
 from glassformer.nn.position import RelativePositions, make_positions
 from glassformer.nn.step import EncodedSource, Step
@@ -98,21 +98,18 @@ class Decoder(Stack):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.head = None if config.tied_head else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
+        if config.tied_head:
+            self.head = TiedLinear(self.embed, config.head_bias)
+        else:
+            self.head = nn.Linear(config.d_model, config.vocab_size, config.head_bias)
 
     def embed_scale(self, dtype: torch.dtype) -> float:
         scale = self.config.embed_scale
         return torch.tensor(scale, dtype=dtype).item() if self.config.round_embed_scale else scale
 
-    @property
-    def head_weight(self) -> Float[Tensor, "V D"]:
-        """The output table: its own, or the embedding's where the head is tied."""
-        return self.embed.weight if self.head is None else self.head.weight
-
     def logits(self, hidden: Float[Tensor, "*B D"], step: Step) -> Float[Tensor, "*B V"]:
         """The language-modelling head."""
-        logits = F.linear(self.scaled(hidden), self.head_weight, self.head_bias)
+        logits = self.head(self.scaled(hidden))
         if (cap := self.config.logit_softcap) is not None:
             logits = cap * torch.tanh(logits / cap)
         return step.see("final.logits", logits)

@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from glassformer.config import MLPConfig, MoEConfig
+from glassformer.nn.linear import Float32Linear
 from glassformer.nn.mlp import MLP
 from glassformer.nn.step import LayerStep
 
@@ -29,24 +29,18 @@ class MoE(nn.Module):
     def __init__(self, config: MoEConfig, mlp: MLPConfig, d_model: int):
         super().__init__()
         self.config = config
-        self.router = nn.Linear(d_model, config.n_experts, config.router_bias)
+        linear = Float32Linear if config.float32_router else nn.Linear
+        self.router = linear(d_model, config.n_experts, config.router_bias)
         self.score_correction = nn.Parameter(torch.zeros(config.n_experts)) if config.score_correction else None
         self.experts = nn.ModuleList(MLP(mlp, d_model) for _ in range(config.n_experts))
         width = config.shared_d_ff
         self.shared = None if width is None else MLP(replace(mlp, d_ff=width), d_model)
 
     def forward(self, x: Float[Tensor, "*B D"], step: LayerStep) -> Float[Tensor, "*B D"]:
-        logits = step.see("mlp.router", self.score(x))  # [..., E]
+        logits = step.see("mlp.router", self.router(x))  # [..., E]
         weights, chosen = route(self.config, logits.flatten(0, -2), self.score_correction)
         out = by_expert(self.experts, x.flatten(0, -2), weights, chosen).view_as(x)
         return out if self.shared is None else out + self.shared(x, step)
-
-    def score(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B E"]:
-        """How well each expert fits each token."""
-        if not self.config.float32_router or x.dtype == torch.float32:
-            return self.router(x)
-        bias = None if self.router.bias is None else self.router.bias.float()
-        return F.linear(x.float(), self.router.weight.float(), bias)
 
 
 def route(config: MoEConfig, logits: Float[Tensor, "N E"], correction: Float[Tensor, "E"] | None = None) -> Routed:

@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -111,11 +110,6 @@ class RecurrentEncoderDecoder(nn.Module):
             self.alignment = RecurrentAttention(config.attention, width)
             self.combine = nn.Linear(2 * width, width, bias=False)
         self.head = nn.Linear(width, config.target_vocab_size, bias=False)
-
-    @property
-    def head_weight(self) -> Float[Tensor, "V Dr"]:
-        """The output table."""
-        return self.head.weight
 
     def encode(
         self, source: Int[Tensor, "B S"], lengths: Int[Tensor, "B"] | None = None, tap: Tap | None = None
@@ -219,7 +213,7 @@ class RecurrentEncoderDecoder(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*B Dr"], tap: Tap | None = None) -> Float[Tensor, "*B V"]:
         """The head."""
-        return see(tap, "final.logits", F.linear(hidden, self.head_weight))
+        return see(tap, "final.logits", self.head(hidden))
 
     def forward(
         self,

@@ -113,7 +113,7 @@ def test_what_cannot_be_embedded_is_told(folder, capsys, monkeypatch):
     lines = b"a\nb\nc\n" + b"the cat " * 60
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), "utf-8"))
     assert "after the first 2: text 2 of 2" in refused(capsys, "embed", folder, "-", "--json")
-    assert "is a language model" in refused(capsys, "embed", "stories", "a")
+    assert "is a decoder-only language model" in refused(capsys, "embed", "stories", "a")
 
 
 def test_hidden_places_are_filled(embedder, folder, capsys):
@@ -181,8 +181,8 @@ def test_verify_compares_an_encoder(folder, capsys, text):
     pytest.importorskip("transformers")
     facts = json.loads(said(capsys, "verify", folder, "--json", *(["--text", text] if text else [])).out)
     assert facts["first_difference"] is None
-    assert facts["places"][-1]["point"] == "final.logits"
-    assert {"blocks.2.attn.q", "embed.types"} <= {place["point"] for place in facts["places"]}
+    assert facts["points"][-1]["point"] == "final.logits"
+    assert {"blocks.2.attn.q", "embed.types"} <= {place["point"] for place in facts["points"]}
     assert facts["tokens"] == (5 if text else 64)
 
 
@@ -193,11 +193,11 @@ def test_verify_reads_no_padding(tmp_path, capsys):
     save_model(wake(TextEncoder(config)), tmp_path)
     facts = json.loads(said(capsys, "verify", tmp_path, "--json").out)
     assert facts["first_difference"] is None
-    assert facts["places"][-1]["point"] == "final.norm"
+    assert facts["points"][-1]["point"] == "final.norm"
 
 
 @pytest.mark.parametrize("verb", ["generate", "translate", "bench", "chat"])
 def test_verbs_that_write_refuse_an_encoder(folder, capsys, verb):
     more = ["a"] if verb in ("generate", "translate") else []
     err = refused(capsys, verb, folder, *more)
-    assert "is an encoder, which reads a text and writes none: `glassformer embed`" in err
+    assert "is an encoder-only model: use `glassformer embed`" in err

@@ -111,9 +111,9 @@ def test_bad_input_is_named(capfd, folder, tmp_path):
         (["translate", folder, "a", "x" * 90], "text 2 of 2: the text has 90 tokens, and the model reads at most 24"),
         (["translate", folder, "a", "--n", 2], "need a beam of at least 2, got 1"),
         (["translate", folder, "a", "--max-tokens", 25], "25 tokens do not fit"),
-        (["translate", tmp_path, "a"], "is a language model, which reads no source: `glassformer generate`"),
+        (["translate", tmp_path, "a"], "is a decoder-only language model: use `glassformer generate`"),
         (["translate", "nowhere", "a"], "nowhere is not a folder"),
-        (["generate", folder, "a"], "is a translator, which writes from a source: `glassformer translate`"),
+        (["generate", folder, "a"], "is an encoder-decoder: use `glassformer translate`"),
     ):
         assert what in refused(capfd, *arguments).err
 

@@ -135,7 +135,7 @@ def test_tables_of_a_recurrent_model(open_page, pairs, translators):
     for table, rows, token in (
         ("input", model.target_embed.weight, t.ids[2]),
         ("source", model.source_embed.weight, t.source.ids[1]),
-        ("output", model.head_weight, t.ids[2]),
+        ("output", model.head.weight, t.ids[2]),
     ):
         view.get_by_role("button", name=f"{table} table").click()
         view.get_by_text(f"is row {token}, of length").wait_for()

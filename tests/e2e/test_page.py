@@ -224,7 +224,7 @@ def test_block(open_page, served, lm, trace):
     first = view.locator("tbody tr").first
     assert numbers(said(first))[0] == best
     assert close(numbers(said(first))[1], act[best])
-    towards = (lm.model.head_weight.detach().double() @ down[:, best] * act[best]).topk(4).indices.tolist()
+    towards = (lm.model.head.weight.detach().double() @ down[:, best] * act[best]).topk(4).indices.tolist()
     words = [lm.tokenizer.token_bytes(i).decode("utf-8", "replace") for i in towards]
     shown = first.locator("td").nth(2).locator(".tok").all_inner_texts()
     plain = [(one.replace("·", " "), word) for one, word in zip(shown, words, strict=True) if word.isprintable()]
@@ -240,7 +240,7 @@ def test_next_token(open_page, served, lm, trace):
     page.locator("gf-lens-grid [aria-busy=false]").wait_for()
     page.locator("gf-lens-attribution gf-matrix").wait_for()
     page.locator("gf-lens-sampling .stage").nth(2).wait_for()
-    norm, head = lm.model.norm, lm.model.head_weight.detach()
+    norm, head = lm.model.norm, lm.model.head.weight.detach()
     for i, row in enumerate(page.locator("gf-lens-grid table.best tr").all()):
         name = f"blocks.{i}.resid_pre" if i < lm.config.n_layers else f"blocks.{i - 1}.resid_post"
         probs = (norm(trace[name][last]) @ head.T).softmax(-1).detach()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from glassformer.formats import load_model
+from glassformer.formats import load_decoder
 
 
 def resident(what: str) -> int:
@@ -18,11 +18,11 @@ def resident(what: str) -> int:
 
 
 def measure(folder: Path, options: dict) -> dict:
-    load_model(folder / "small", **options)  # the code itself is resident before we measure
+    load_decoder(folder / "small", **options)  # the code itself is resident before we measure
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
-    model = load_model(folder / "large", **options)
+    model = load_decoder(folder / "large", **options)
     peak, after = resident("VmHWM") - before, resident("VmRSS") - before
     weights = sum(p.nbytes for p in model.parameters())
     return {"peak": peak / weights, "after": after / weights, "weights": weights}

@@ -15,7 +15,7 @@ from tiny import tiny
 
 from glassformer.errors import CheckpointError, ConfigError, TokenizerError
 from glassformer.formats import save_model
-from glassformer.formats.find import find
+from glassformer.formats.find import find_model
 from glassformer.formats.gguf.save import save_gguf
 from glassformer.models.language_model import LanguageModel, load
 
@@ -72,12 +72,12 @@ BAD = {
     "infinite": (say(rope_theta=float("inf")), "rope_theta must be a number above 0, got inf"),
     "no number": (say(rms_norm_eps=float("nan")), "rms_norm_eps must be a number above 0, got nan"),
     "a billion layers": (say(num_hidden_layers=10**9), "num_hidden_layers must be a whole number from 1 to 10000"),
-    "too many layers": (say(num_hidden_layers=10_000), "describes 10000 layers and experts, and the 50 tensors"),
-    "a billion wide": (say(hidden_size=2**40), r"shape: model\.embed_tokens\.weight is \[97, 48\], the config says"),
-    "a billion words": (say(vocab_size=10**15), r"embed_tokens\.weight is \[97, 48\], the config says \[1000000000"),
-    "weights are a folder": (without(WEIGHTS, Path.mkdir), r"model\.safetensors: not a file that can be read"),
-    "weights are a pipe": (without(WEIGHTS, os.mkfifo), r"model\.safetensors: not a file that can be read"),
-    "weights are a circle": (without(WEIGHTS, lambda path: path.symlink_to(path)), "not a file that can be read"),
+    "too many layers": (say(num_hidden_layers=10_000), "10000 layers and experts, but the weights have only 50"),
+    "a billion wide": (say(hidden_size=2**40), r"shape: model\.embed_tokens\.weight is \[97, 48\], the config needs"),
+    "a billion words": (say(vocab_size=10**15), r"embed_tokens\.weight is \[97, 48\], the config needs \[1000000000"),
+    "weights are a folder": (without(WEIGHTS, Path.mkdir), r"model\.safetensors: not a regular file"),
+    "weights are a pipe": (without(WEIGHTS, os.mkfifo), r"model\.safetensors: not a regular file"),
+    "weights are a circle": (without(WEIGHTS, lambda path: path.symlink_to(path)), "not a regular file"),
     "no weights": (without(WEIGHTS), r"model\.safetensors is missing"),
     "no bytes": (write(WEIGHTS, b""), r"model\.safetensors is not a whole safetensors file"),
     "a header past the end": (write(WEIGHTS, struct.pack("<Q", 2**62) + b"{}"), "is not a whole safetensors file"),
@@ -108,7 +108,7 @@ def test_an_index_names_files_of_its_folder(folders, tmp_path, shard):
     index = json.loads((tmp_path / "model" / INDEX).read_text())
     index["weight_map"]["model.norm.weight"] = shard
     (tmp_path / "model" / INDEX).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"index\.json: weight_map must name a file for each tensor"):
+    with pytest.raises(CheckpointError, match=r"index\.json: weight_map must map each tensor name to a file name"):
         load(tmp_path / "model")
 
 
@@ -126,10 +126,10 @@ def test_all_that_is_wrong_with_tensors_is_told_at_once(folders, tmp_path):
     with pytest.raises(CheckpointError) as error:
         load(tmp_path / "model")
     for part in (
-        f"filled twice: {paths[1].name} holds {embed}, which {paths[0].name} holds too",
+        f"stored twice: {paths[1].name} holds {embed}, which {paths[0].name} holds too",
         f"missing: {lost} (fills blocks.",
-        f"shape: {bent} is [2, 2], the config says [",
-        "type: model.norm.weight is I32, weights are F32, BF16",
+        f"shape: {bent} is [2, 2], the config needs [",
+        "type: model.norm.weight is I32, supported types are F32, BF16",
         "not used: extra.weight",
     ):
         assert part in str(error.value)
@@ -162,4 +162,4 @@ def test_what_may_not_be_read(folders, tmp_path):
     finally:
         os.seteuid(user)
     with pytest.raises(CheckpointError, match="cannot be read: File name too long"):
-        find("a" * 5000)
+        find_model("a" * 5000)

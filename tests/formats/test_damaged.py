@@ -15,7 +15,7 @@ from tiny import randomise, tiny_config
 from tiny_gguf import gguf_model
 
 from glassformer.errors import CheckpointError, ConfigError
-from glassformer.formats import load_model, save_model
+from glassformer.formats import load_decoder, save_model
 from glassformer.formats.gguf.header import read_header
 from glassformer.formats.gguf.save import save_gguf
 from glassformer.nn.model import Decoder
@@ -70,7 +70,7 @@ def test_mutated_files(files, name, tmp_path_factory, data):
     path.write_bytes(mutate(whole, data, 2600))
     (path.parent / "config.json").write_bytes((files / "config.json").read_bytes())
     with contextlib.suppress(CheckpointError, ConfigError):
-        load_model(path, copy=data.draw(st.booleans()))
+        load_decoder(path, copy=data.draw(st.booleans()))
 
 
 @settings(max_examples=60)
@@ -82,7 +82,7 @@ def test_mutated_files_of_families(files, family, tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damaged", numbered=True) / "a.gguf"
     path.write_bytes(mutate(whole, data, 1100))
     with contextlib.suppress(CheckpointError, ConfigError):
-        load_model(path)
+        load_decoder(path)
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 2**31 - 1, 2**32 - 1])
@@ -97,7 +97,7 @@ def test_every_number_of_the_metadata_absurd(files, family, number, tmp_path):
         at = whole.index(key.encode()) + len(key) + 4
         path.write_bytes(whole[:at] + struct.pack("<I", number) + whole[at + 4 :])
         with contextlib.suppress(CheckpointError, ConfigError):
-            load_model(path)
+            load_decoder(path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf"])
@@ -108,7 +108,7 @@ def test_a_file_cut_short_anywhere(files, name, tmp_path):
     for cut in [*header, len(whole) // 2, len(whole) - 33]:
         (tmp_path / name).write_bytes(whole[:cut])
         with pytest.raises(CheckpointError, match=name):
-            load_model(tmp_path / name)
+            load_decoder(tmp_path / name)
 
 
 def string(text):
@@ -162,7 +162,7 @@ def test_what_a_gguf_header_may_not_say(name, tmp_path):
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError, match=BAD[name][1]) as error:
-            load_model(tmp_path / "a.gguf")
+            load_decoder(tmp_path / "a.gguf")
         assert tracemalloc.get_traced_memory()[1] < 30e6
     finally:
         tracemalloc.stop()
@@ -182,7 +182,7 @@ def test_absurd_sizes_in_safetensors(size, header, files, tmp_path):
     tracemalloc.start()
     try:
         with pytest.raises(CheckpointError):
-            load_model(tmp_path)
+            load_decoder(tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 30e6
     finally:
         tracemalloc.stop()

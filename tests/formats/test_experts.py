@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny
 
 from glassformer.errors import CheckpointError
-from glassformer.formats import load_model, save_model
+from glassformer.formats import load_decoder, save_model
 
 EACH = {"mixtral": "model.layers.{i}.block_sparse_moe.experts.{j}.{part}.weight"}
 PARTS = {"mixtral": ("w1", "w3", "w2")}
@@ -40,7 +40,7 @@ def test_fused_experts_load_as_each_by_itself(family, copy, tmp_path):
     model = tiny(family)
     save_model(model, tmp_path)
     fuse(family, tmp_path)
-    again = dict(load_model(tmp_path, copy=copy).named_parameters())
+    again = dict(load_decoder(tmp_path, copy=copy).named_parameters())
     assert again.keys() == dict(model.named_parameters()).keys()
     assert all(torch.equal(p, again[name]) for name, p in model.named_parameters())
 
@@ -52,11 +52,11 @@ def test_both_forms_at_once_and_half_a_form_are_refused(tmp_path):
     fused = fuse("mixtral", tmp_path)
     save_file(whole | fused, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"not used: model.layers.0.block_sparse_moe.experts.0.w1.weight"):
-        load_model(tmp_path)
+        load_decoder(tmp_path)
     del fused["model.layers.1.mlp.experts.down_proj"]
     fused["model.layers.2.mlp.experts.gate_up_proj"] = fused["model.layers.2.mlp.experts.gate_up_proj"][:5]
     save_file(fused, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError) as error:
-        load_model(tmp_path)
+        load_decoder(tmp_path)
     assert "missing: model.layers.1.block_sparse_moe.experts.0.w2.weight" in str(error.value)
-    assert "model.layers.2.mlp.experts.gate_up_proj is [5, 48, 48], the config says [6, 48, 48]" in str(error.value)
+    assert "model.layers.2.mlp.experts.gate_up_proj is [5, 48, 48], the config needs [6, 48, 48]" in str(error.value)

@@ -21,7 +21,7 @@ from tiny import tiny
 import glassformer
 from glassformer.errors import CheckpointError
 from glassformer.formats.download import check_part
-from glassformer.formats.find import ends_of, find, tokenizer_of
+from glassformer.formats.find import end_token_ids, find_model, tokenizer_of
 from glassformer.formats.gguf.save import save_gguf
 from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
 from glassformer.formats.hub import choose_files
@@ -95,10 +95,10 @@ def test_a_model_in_several_gguf_files(lm, how, tmp_path):
     assert sorted(tmp_path.iterdir()) == files
     for given in (tmp_path, *files):
         assert_same(load(given), lm)
-        assert tokenizer_of(find(given)).encode("the cat") == lm.encode("the cat")
-        assert {*ends_of(find(given))} == lm.ends
+        assert tokenizer_of(find_model(given)).encode("the cat") == lm.encode("the cat")
+        assert {*end_token_ids(find_model(given))} == lm.ends
     (tmp_path / "config.json").write_text("{}")  # of the model that the files were made of, say
-    assert find(tmp_path) == files[0]
+    assert find_model(tmp_path) == files[0]
     (tmp_path / "config.json").unlink()
     assert split_name(str(files[1])) == ("m", str(files[1]))
     shutil.copy(files[0], tmp_path / "n.gguf")
@@ -235,10 +235,10 @@ def hub(folder):
 FETCH = """
 import json, sys
 from glassformer.errors import CheckpointError
-from glassformer.formats.find import find
+from glassformer.formats.find import find_model
 for name, offline in json.loads(sys.argv[1]):
     try:
-        print(find(name, offline=offline))
+        print(find_model(name, offline=offline))
     except CheckpointError as error:
         print(error)
 """
@@ -354,7 +354,7 @@ def test_what_the_hub_refuses(hub, tmp_path, status, headers, message, monkeypat
 def test_a_folder_here_comes_before_the_hub(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / Hub.repo)
-    assert find(Hub.repo) == Path(Hub.repo)
+    assert find_model(Hub.repo) == Path(Hub.repo)
     assert glassformer.load(Hub.repo).config == load(folder).config
 
 

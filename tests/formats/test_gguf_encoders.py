@@ -178,7 +178,7 @@ def test_what_a_file_says_and_we_do_not_do(tmp_path):
     with pytest.raises(ConfigError, match=r"does not understand: classifier.output_labels"):
         changed(**{"classifier.output_labels": ["a", "b"]})
     save_gguf(made.model, tmp_path / "a.gguf", extra={"tokenizer.ggml.token_type_count": 5})
-    with pytest.raises(CheckpointError, match=r"shape: token_types.weight is \[3, 64\], the config says \[5, 64\]"):
+    with pytest.raises(CheckpointError, match=r"shape: token_types.weight is \[3, 64\], the config needs \[5, 64\]"):
         load_text_encoder(tmp_path / "a.gguf")
 
 
@@ -251,7 +251,7 @@ def test_pooling_goes_along(tmp_path):
     made = embedder("bert", PoolingConfig(pools=("cls",), after=("normalize",)))
     made.save(tmp_path / "hf")
     main(["convert", str(tmp_path / "hf"), str(tmp_path / "a.gguf"), "--to", "F32"])
-    main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "repeatable")])
-    for one in ("a.gguf", "repeatable"):
+    main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "again")])
+    for one in ("a.gguf", "again"):
         assert_near(load_embedder(tmp_path / one).embed(TEXTS), made.embed(TEXTS))
     assert left_out(load_embedder(tmp_path / "a.gguf").model) == []

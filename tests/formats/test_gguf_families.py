@@ -12,7 +12,7 @@ from tiny_gguf import FAMILIES, LESS, VARIANTS, gguf_config, gguf_model
 from glassformer.config import BandScaling
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import family_of, write_config
-from glassformer.formats import load_model
+from glassformer.formats import load_decoder
 from glassformer.formats.gguf.architectures import AS, GGUF, SAME
 from glassformer.formats.gguf.file import GgufFile
 from glassformer.formats.gguf.metadata import in_gguf, read_metadata, write_metadata
@@ -38,7 +38,7 @@ def test_every_family_has_a_form():
 @pytest.mark.parametrize(("family", "changes"), ALL, ids=NAMES)
 def test_a_model_comes_back(family, changes, tmp_path):
     model, path = written(tmp_path, family, **changes)
-    again = load_model(path)
+    again = load_decoder(path)
     ids = random_ids(model.config, 2, 40)
     assert_near(run(again, ids), run(model, ids))
     save_gguf(again, tmp_path / "b.gguf", "F32")
@@ -102,7 +102,7 @@ def test_each_refusal_says_what(family, changes, message):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_quantized_parameters_are_what_the_package_decodes(family, kind, tmp_path):
     model, path = written(tmp_path, family, kind)
-    again = load_model(path, dtype=torch.float32)
+    again = load_decoder(path, dtype=torch.float32)
     parameters = dict(again.named_parameters())
     entry = {one.theirs: one for one in entries(in_gguf(family_of(again.config)), again.config, parameters)}
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
@@ -147,7 +147,9 @@ def apart(name, array):
 def test_experts_apart(family, tmp_path):
     model, path = written(tmp_path, family)
     ids = random_ids(model.config, 2, 30)
-    assert torch.equal(run(load_model(rewritten(path, tmp_path / "b.gguf", apart)), ids), run(load_model(path), ids))
+    assert torch.equal(
+        run(load_decoder(rewritten(path, tmp_path / "b.gguf", apart)), ids), run(load_decoder(path), ids)
+    )
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
@@ -165,7 +167,7 @@ def test_gate_and_up_of_experts_in_one(family, tmp_path):
         return [(f"{block}.ffn_gate_up_exps.weight", np.concatenate(both, 1))] if whole else []
 
     ids = random_ids(model.config, 2, 30)
-    assert torch.equal(run(load_model(rewritten(path, tmp_path / "b.gguf", join)), ids), run(load_model(path), ids))
+    assert torch.equal(run(load_decoder(rewritten(path, tmp_path / "b.gguf", join)), ids), run(load_decoder(path), ids))
 
 
 @pytest.mark.parametrize("family", ["phi", "qwen2", "qwen3", "stablelm", "phi3"])
@@ -185,9 +187,9 @@ def test_queries_keys_and_values_in_one_or_three(family, tmp_path):
         three = [kept.get(f"{block}.attn_{p}.{part}") for p in "qkv"]
         return [(f"{block}.attn_qkv.{part}", np.concatenate(three))] if all(t is not None for t in three) else []
 
-    again = load_model(rewritten(path, tmp_path / "b.gguf", change))
+    again = load_decoder(rewritten(path, tmp_path / "b.gguf", change))
     ids = random_ids(model.config, 2, 30)
-    assert torch.equal(run(again, ids), run(load_model(path), ids))
+    assert torch.equal(run(again, ids), run(load_decoder(path), ids))
 
 
 def test_experts_in_mxfp4(tmp_path):
@@ -212,7 +214,7 @@ def test_experts_in_mxfp4(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    again = load_model(tmp_path / "b.gguf")
+    again = load_decoder(tmp_path / "b.gguf")
     for name, theirs in decoded.items():
         _, i, what, _ = name.split(".")
         part = what.removeprefix("ffn_").removesuffix("_exps")
@@ -230,9 +232,9 @@ def test_norms_hold_one_more(tmp_path):
     )
     torch.testing.assert_close(stored, model.get_parameter("blocks.1.attn.q_norm.weight") + 1)
     for name in ("norm.weight", "blocks.0.mlp_out_norm.weight"):
-        torch.testing.assert_close(load_model(path, copy=True).get_parameter(name), model.get_parameter(name))
-        half = load_model(path, dtype=torch.bfloat16).get_parameter(name)
-        assert torch.equal(half, load_model(path).get_parameter(name).bfloat16())
+        torch.testing.assert_close(load_decoder(path, copy=True).get_parameter(name), model.get_parameter(name))
+        half = load_decoder(path, dtype=torch.bfloat16).get_parameter(name)
+        assert torch.equal(half, load_decoder(path).get_parameter(name).bfloat16())
     assert {rule.plus for rule in plus_one(in_gguf(family_of(gguf_config("llama"))).rules)} == {0.0, 1.0}
 
 
@@ -321,12 +323,12 @@ def test_claims_without_tensors(key, message, tmp_path, monkeypatch):
     monkeypatch.setattr("glassformer.formats.gguf.file.read_header", lambda path: changed)
     changed = type(header := _header(path))(header.metadata | {f"llama.{key}": 4_000_000_000}, header.tensors)
     with pytest.raises(CheckpointError, match=message):
-        load_model(path)
+        load_decoder(path)
     assert file.metadata[f"llama.{key}"] < 100
 
 
 def _header(path):
-    from glassformer.formats import gguf_header
+    from glassformer.formats.gguf import header as gguf_header
 
     return gguf_header.read_header(path)
 
@@ -365,4 +367,4 @@ def test_transformers_reads_the_same_model(family, kind, tmp_path):
     hf.tie_weights()
     ids = random_ids(model.config, 2, 40)
     with torch.no_grad():
-        assert_near(run(load_model(tmp_path / "a.gguf"), ids), hf(ids).logits)
+        assert_near(run(load_decoder(tmp_path / "a.gguf"), ids), hf(ids).logits)

@@ -9,7 +9,7 @@ from tiny import FAMILIES, assert_near, random_ids, run, tiny
 from tiny_gguf import gguf_model
 
 from glassformer.families import family_of
-from glassformer.formats import load_model
+from glassformer.formats import load_decoder
 from glassformer.formats.gguf.file import DECODED, GgufFile
 from glassformer.formats.gguf.header import read_header
 from glassformer.formats.gguf.metadata import in_gguf
@@ -88,7 +88,7 @@ def test_what_is_written_is_read_again(family, kind, tmp_path):
     """Here, and by the package: metadata, names, types; numbers as its own quantizer makes them."""
     model = gguf_model(family)
     save_gguf(model, tmp_path / "a.gguf", kind, extra={"general.name": "tiny", "x.list": [1, 2]})
-    again = load_model(tmp_path / "a.gguf")
+    again = load_decoder(tmp_path / "a.gguf")
     assert again.config == model.config
     for name, p in model.named_parameters():
         off = (again.get_parameter(name).float() - p).abs().max() / p.abs().max()
@@ -116,7 +116,7 @@ def test_rows_that_blocks_do_not_fit_are_halves(tmp_path):
     save_gguf(model, tmp_path / "a.gguf", "Q8_0")
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
     assert kinds["blk.0.attn_q.weight"] == "F16"
-    assert_near(run(load_model(tmp_path / "a.gguf", dtype=torch.float32), random_ids(model.config, 2, 40)),
+    assert_near(run(load_decoder(tmp_path / "a.gguf", dtype=torch.float32), random_ids(model.config, 2, 40)),
                 run(model, random_ids(model.config, 2, 40)), 2e-2)  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_ways_of_loading(family, options, size, tmp_path, monkeypatch):
     model = gguf_model(family)
     for kind, reference in (("F32", model), ("Q8_0", None)):
         save_gguf(model, tmp_path / "a.gguf", kind)
-        reference = reference or load_model(tmp_path / "a.gguf")
-        loaded = load_model(tmp_path / "a.gguf", **options)
+        reference = reference or load_decoder(tmp_path / "a.gguf")
+        loaded = load_decoder(tmp_path / "a.gguf", **options)
         for name, p in reference.named_parameters():
             assert torch.equal(loaded.get_parameter(name), p.to(options.get("dtype", p.dtype))), name

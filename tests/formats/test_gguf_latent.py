@@ -13,7 +13,7 @@ from tiny_gguf import gguf_config, gguf_model
 from glassformer.config import LinearScaling, YarnScaling, change
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import read_config
-from glassformer.formats import load_model, save_model
+from glassformer.formats import load_decoder, save_model
 from glassformer.formats.gguf.metadata import read_metadata, write_metadata
 from glassformer.formats.gguf.save import save_gguf
 
@@ -164,7 +164,7 @@ def older(path, to):
 def test_older_files(family, tmp_path):
     model = gguf_model(family)
     save_gguf(model, tmp_path / "a.gguf", "F32")
-    again = load_model(older(tmp_path / "a.gguf", tmp_path / "b.gguf"))
+    again = load_decoder(older(tmp_path / "a.gguf", tmp_path / "b.gguf"))
     assert again.config == model.config
     for name, p in model.named_parameters():
         assert torch.equal(again.get_parameter(name), p), name
@@ -176,10 +176,10 @@ def test_ways_of_loading(size, kind, tmp_path, monkeypatch):
     """Pieces of one head and of several; and what is added to scores stays exact."""
     model = gguf_model("deepseek_v3")
     save_gguf(model, tmp_path / "a.gguf", kind)
-    reference = load_model(tmp_path / "a.gguf")
+    reference = load_decoder(tmp_path / "a.gguf")
     monkeypatch.setattr("glassformer.formats.reader.SCRATCH", size)
     for dtype in (None, torch.bfloat16):
-        loaded = load_model(tmp_path / "a.gguf", dtype=dtype, copy=True)
+        loaded = load_decoder(tmp_path / "a.gguf", dtype=dtype, copy=True)
         for name, p in reference.named_parameters():
             exact = dtype is None or name.endswith("correction")
             assert torch.equal(loaded.get_parameter(name), p if exact else p.to(dtype)), name
@@ -199,8 +199,8 @@ def test_a_tensor_of_another_shape(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(CheckpointError, match=r"attn_v_b.weight is \[4, 32, 24\], the config says \[4, 24, 32\]"):
-        load_model(tmp_path / "b.gguf")
+    with pytest.raises(CheckpointError, match=r"attn_v_b.weight is \[4, 32, 24\], the config needs \[4, 24, 32\]"):
+        load_decoder(tmp_path / "b.gguf")
 
 
 def long(family, n_layers, **changes):
@@ -304,4 +304,4 @@ def test_it_runs_as_it_did(tmp_path):
     save_gguf(model, tmp_path / "a.gguf", "F32")
     for length in (1, 3, 60):
         ids = random_ids(model.config, 1, length)
-        assert torch.equal(run(load_model(tmp_path / "a.gguf"), ids), run(model, ids))
+        assert torch.equal(run(load_decoder(tmp_path / "a.gguf"), ids), run(model, ids))

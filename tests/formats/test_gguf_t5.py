@@ -14,7 +14,7 @@ from tiny_translators import CONFIGS
 from glassformer.cli import main
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import family_of
-from glassformer.formats import load_pair_model, save_model
+from glassformer.formats import load_seq2seq, save_model
 from glassformer.formats.gguf.metadata import in_gguf, read_metadata, write_metadata
 from glassformer.formats.gguf.pooling import POOLS
 from glassformer.formats.gguf.save import save_gguf
@@ -88,7 +88,7 @@ def test_the_logits_are_those_of_transformers(name, tmp_path):
     """Of the folder that is made of the file."""
     transformers = pytest.importorskip("transformers")
     t5(name).save_gguf(tmp_path / "a.gguf", "F32")
-    found = load_pair_model(tmp_path / "a.gguf")
+    found = load_seq2seq(tmp_path / "a.gguf")
     save_model(found, tmp_path / "hf")
     theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf").eval()
     source, target = some(found.config, 50, 1), some(found.config, 40, 2)
@@ -117,7 +117,7 @@ def test_names_types_and_keys_are_the_packages(name, tmp_path):
         np.array(tensors["dec.blk.0.attn_rel_b.weight"].data), made.model.relative_positions.weight.detach()
     )
     assert tensors["enc.blk.2.attn_q.weight"].tensor_type.name == "Q8_0"
-    loaded = load_pair_model(tmp_path / "a.gguf", dtype=torch.float32)
+    loaded = load_seq2seq(tmp_path / "a.gguf", dtype=torch.float32)
     theirs = gguf.quants.dequantize(tensors["dec.blk.1.cross_attn_q.weight"].data, gguf.GGMLQuantizationType.Q8_0)
     np.testing.assert_array_equal(loaded.blocks[1].cross.q.weight.detach().numpy(), theirs)
 
@@ -139,7 +139,7 @@ def test_a_bias_that_nothing_computes_with(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     rows = some(made.config, 9, 1), some(made.config, 7, 2)
-    assert torch.equal(logits(load_pair_model(tmp_path / "b.gguf"), *rows), logits(made.model, *rows))
+    assert torch.equal(logits(load_seq2seq(tmp_path / "b.gguf"), *rows), logits(made.model, *rows))
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_convert_there_and_back(name, tmp_path):
     made = t5(name)
     made.save(tmp_path / "hf")
     main(["convert", str(tmp_path / "hf"), str(tmp_path / "a.gguf"), "--to", "F32"])
-    main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "repeatable")])
-    for one in ("a.gguf", "repeatable"):
+    main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "again")])
+    for one in ("a.gguf", "again"):
         assert load_translator(tmp_path / one).translate(TEXTS, max_tokens=9) == made.translate(TEXTS, max_tokens=9)
     main(["show", str(tmp_path / "a.gguf")])
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, random_ids, run, tiny
 
 from glassformer.errors import CheckpointError, ConfigError, GlassformerError
-from glassformer.formats import load_model, save_model
+from glassformer.formats import load_decoder, save_model
 
 KINDS = (*FAMILIES, "gpt_neox", "phi3", "stablelm")  # tensors joined by head, joined whole, and a tensor for each head
 MODELS = {family: tiny(family) for family in KINDS}
@@ -39,7 +39,7 @@ def edit_config(folder, **changes):
 
 @pytest.mark.parametrize("options", [{}, {"copy": True}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}], ids=str)
 def test_every_tensor_lands_once(folder, family, options):
-    model, loaded = MODELS[family], load_model(folder, **options)
+    model, loaded = MODELS[family], load_decoder(folder, **options)
     assert loaded.config == model.config
     assert not loaded.training
     ours = dict(loaded.named_parameters())
@@ -58,22 +58,22 @@ def test_tensors_larger_than_what_is_read_at_a_time(folder, family, monkeypatch)
     """Pieces of one row and of several, borders in the middle of a fused q, k, v."""
     for size in (1, 700, 5_000):
         monkeypatch.setattr("glassformer.formats.reader.SCRATCH", size)
-        for name, p in load_model(folder, copy=True).named_parameters():
+        for name, p in load_decoder(folder, copy=True).named_parameters():
             assert torch.equal(p, MODELS[family].get_parameter(name)), name
 
 
 def test_mapped_weights_survive_a_save_over_their_own_file(folder, family):
-    model = load_model(folder)
+    model = load_decoder(folder)
     other = tiny(family, seed=5)
     save_model(other, folder)
     assert torch.equal(model.embed.weight, MODELS[family].embed.weight)
-    assert torch.equal(load_model(folder).embed.weight, other.embed.weight)
+    assert torch.equal(load_decoder(folder).embed.weight, other.embed.weight)
     save_model(model, folder)
-    assert torch.equal(load_model(folder).embed.weight, MODELS[family].embed.weight)
+    assert torch.equal(load_decoder(folder).embed.weight, MODELS[family].embed.weight)
 
 
 def test_a_copy_can_be_trained_and_the_file_stays(folder):
-    model, before = load_model(folder, copy=True), (folder / "model.safetensors").read_bytes()
+    model, before = load_decoder(folder, copy=True), (folder / "model.safetensors").read_bytes()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(1.0)
@@ -90,13 +90,13 @@ def test_a_file_cut_short_anywhere_is_an_error(folder):
     for cut in cuts:
         path.write_bytes(whole[:cut])
         with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole safetensors file"):
-            load_model(folder)
+            load_decoder(folder)
     path.write_bytes(whole + b"more")
     with pytest.raises(CheckpointError, match="not a whole"):
-        load_model(folder)
+        load_decoder(folder)
     path.unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
-        load_model(folder)
+        load_decoder(folder)
 
 
 def test_a_damaged_header_is_an_error_or_a_model_never_a_crash(folder):
@@ -108,7 +108,7 @@ def test_a_damaged_header_is_an_error_or_a_model_never_a_crash(folder):
         damaged[rng.randrange(header)] = rng.randrange(256)
         path.write_bytes(damaged)
         try:
-            load_model(folder, copy=rng.random() < 0.5)
+            load_decoder(folder, copy=rng.random() < 0.5)
         except CheckpointError as error:
             assert str(folder) in str(error)  # noqa: PT017
 
@@ -119,17 +119,17 @@ def test_a_config_cut_short_anywhere_is_an_error(folder):
     for cut in range(0, len(whole), 7):
         path.write_bytes(whole[:cut])
         with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
-            load_model(folder)
+            load_decoder(folder)
     for other in (b"[]", b"3", b'"x"', b"null"):
         path.write_bytes(other)
         with pytest.raises(CheckpointError, match="must hold a JSON object"):
-            load_model(folder)
+            load_decoder(folder)
     path.write_bytes(b"\xff\xfe{")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_model(folder)
+        load_decoder(folder)
     path.unlink()
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
-        load_model(folder)
+        load_decoder(folder)
 
 
 def test_all_that_is_wrong_stands_in_one_message(folder):
@@ -145,7 +145,7 @@ def test_all_that_is_wrong_stands_in_one_message(folder):
 
     edit_tensors(folder, edit)
     with pytest.raises(CheckpointError) as error:
-        load_model(folder)
+        load_decoder(folder)
     lines = str(error.value).splitlines()
     assert str(folder) in lines[0]
     for what in (f"missing: {missing}", f"shape: {cut} is ", f"shape: {flat} is ", f"type: {whole} is I32",
@@ -157,8 +157,8 @@ def test_all_that_is_wrong_stands_in_one_message(folder):
 def test_shapes_are_told_with_what_the_config_says(folder, family):
     key = "n_inner" if family == "gpt2" else "intermediate_size"
     edit_config(folder, **{key: 71})
-    with pytest.raises(CheckpointError, match=r"shape: .* is \[.*72.*\], the config says \[.*71.*\]"):
-        load_model(folder)
+    with pytest.raises(CheckpointError, match=r"shape: .* is \[.*72.*\], the config needs \[.*71.*\]"):
+        load_decoder(folder)
 
 
 def test_a_key_nobody_reads_is_an_error_unless_ignored(folder, family):
@@ -166,30 +166,30 @@ def test_a_key_nobody_reads_is_an_error_unless_ignored(folder, family):
     with pytest.raises(
         ConfigError, match=r"config\.json: keys this family does not understand: another, rope_wobble.*--ignore-key"
     ):
-        load_model(folder)
+        load_decoder(folder)
     with pytest.raises(ConfigError, match=r"understand: another\."):
-        load_model(folder, ignore_keys=("rope_wobble",))
+        load_decoder(folder, ignore_keys=("rope_wobble",))
     ids = random_ids(MODELS[family].config, 1, 5)
-    assert torch.equal(run(load_model(folder, ignore_keys=("rope_wobble", "another")), ids), run(MODELS[family], ids))
+    assert torch.equal(run(load_decoder(folder, ignore_keys=("rope_wobble", "another")), ids), run(MODELS[family], ids))
 
 
 def test_quantization_is_never_passed_over(folder):
     edit_config(folder, quantization_config={"bits": 4})
     with pytest.raises(ConfigError, match="quantization_config"):
-        load_model(folder)
+        load_decoder(folder)
 
 
 @pytest.mark.parametrize(("name", "near"), [("gpt3", "gpt2"), ("Qwen3", "qwen3"), ("lama", "llama")])
 def test_an_unknown_family_is_told_the_nearest(folder, name, near):
     edit_config(folder, model_type=name)
     with pytest.raises(ConfigError, match=f"unknown model_type '{name}'; the nearest one known is '{near}'"):
-        load_model(folder)
+        load_decoder(folder)
 
 
 def test_no_family_at_all(folder):
     edit_config(folder, model_type=...)
     with pytest.raises(ConfigError, match=r"unknown model_type None. Known: .*gpt2, .*qwen3, "):
-        load_model(folder)
+        load_decoder(folder)
 
 
 @pytest.mark.parametrize("tied", ["llama", "gpt2"])
@@ -198,10 +198,10 @@ def test_a_head_beside_a_tied_one_only_when_it_is_the_embedding(tied, tmp_path):
     save_model(model, tmp_path)
     edit_tensors(tmp_path, lambda tensors: tensors.update({"lm_head.weight": model.embed.weight.detach().clone()}))
     ids = random_ids(model.config, 1, 5)
-    assert torch.equal(run(load_model(tmp_path), ids), run(model, ids))
+    assert torch.equal(run(load_decoder(tmp_path), ids), run(model, ids))
     edit_tensors(tmp_path, lambda tensors: tensors["lm_head.weight"][3].mul_(1.001))
     with pytest.raises(CheckpointError, match=r"not used: lm_head\.weight"):
-        load_model(tmp_path)
+        load_decoder(tmp_path)
 
 
 def test_tensors_without_weights_may_be_left(tmp_path):
@@ -209,7 +209,7 @@ def test_tensors_without_weights_may_be_left(tmp_path):
     save_model(MODELS["gpt2"], tmp_path)
     masks = {f"transformer.h.{i}.attn.{n}": torch.ones(1, 1, 4, 4) for i in range(3) for n in ("bias", "masked_bias")}
     edit_tensors(tmp_path, lambda tensors: tensors.update(masks))
-    load_model(tmp_path)
+    load_decoder(tmp_path)
 
 
 @pytest.mark.parametrize(("family", "buffers"), [
@@ -221,10 +221,10 @@ def test_buffers_of_old_checkpoints_may_be_left(family, buffers, tmp_path):
     save_model(MODELS[family], tmp_path)
     extra = {name.format(i): torch.ones(4) for name in buffers for i in range(3)}
     edit_tensors(tmp_path, lambda tensors: tensors.update(extra))
-    load_model(tmp_path)
+    load_decoder(tmp_path)
     edit_tensors(tmp_path, lambda tensors: tensors.update({"model.layers.0.self_attn.other": torch.ones(4)}))
     with pytest.raises(CheckpointError, match=r"not used: model\.layers\.0\.self_attn\.other"):
-        load_model(tmp_path)
+        load_decoder(tmp_path)
 
 
 class Shards:
@@ -249,10 +249,10 @@ def test_shards(folder, family):
     Shards(folder)
     ids = random_ids(MODELS[family].config, 1, 9)
     for copy in (False, True):
-        assert torch.equal(run(load_model(folder, copy=copy), ids), run(MODELS[family], ids))
+        assert torch.equal(run(load_decoder(folder, copy=copy), ids), run(MODELS[family], ids))
     (folder / "two.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"two\.safetensors is missing"):
-        load_model(folder)
+        load_decoder(folder)
 
 
 def test_a_tensor_in_two_shards_is_an_error(folder):
@@ -261,11 +261,11 @@ def test_a_tensor_in_two_shards_is_an_error(folder):
     both = load_file(folder / "two.safetensors") | {name: torch.zeros(3)}
     save_file(both, folder / "two.safetensors")
     with pytest.raises(CheckpointError, match=rf"two\.safetensors holds {name}, which one\.safetensors holds too"):
-        load_model(folder)
+        load_decoder(folder)
 
 
 @pytest.mark.parametrize("index", ["{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "[", '{"weight_map": {}}'])
 def test_a_damaged_index_is_an_error(folder, index):
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(GlassformerError):
-        load_model(folder)
+        load_decoder(folder)

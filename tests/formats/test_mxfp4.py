@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny import assert_near, random_ids, run, tiny
 
 from glassformer.errors import CheckpointError, ConfigError
-from glassformer.formats import load_model, save_model
+from glassformer.formats import load_decoder, save_model
 from glassformer.formats.mxfp4 import decode
 
 pytest.importorskip("transformers")
@@ -48,13 +48,13 @@ def packed(folder):
 @pytest.mark.parametrize("how", [{}, {"copy": True}, {"dtype": torch.float32}], ids=str)
 def test_a_packed_model_is_the_plain_one(how, tmp_path):
     plain, _ = packed(tmp_path)
-    model = load_model(tmp_path, **how).float()
-    save_model(model, tmp_path / "repeatable")
+    model = load_decoder(tmp_path, **how).float()
+    save_model(model, tmp_path / "again")
     again = load_file(tmp_path / "again/model.safetensors")
     assert again.keys() == plain.keys()
     assert all(torch.equal(again[name], plain[name]) for name in plain)
     assert "quantization_config" not in json.loads((tmp_path / "again/config.json").read_text())
-    assert_near(run(load_model(tmp_path / "repeatable"), random_ids(model.config, 1, 9)),
+    assert_near(run(load_decoder(tmp_path / "again"), random_ids(model.config, 1, 9)),
                 run(model, random_ids(model.config, 1, 9)))  # fmt: skip
 
 
@@ -63,11 +63,11 @@ def test_blocks_and_scales_that_do_not_fit_are_refused(tmp_path):
     name = "model.layers.1.mlp.experts.down_proj"
     save_file(tensors | {f"{name}_scales": tensors[f"{name}_scales"][:, :8].clone()}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"down_proj_blocks must hold 16 bytes for each"):
-        load_model(tmp_path)
+        load_decoder(tmp_path)
     rest = {key: value for key, value in tensors.items() if key != f"{name}_scales"}
     save_file(rest, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"down_proj_blocks is \[6, 64, 1, 16\]"):
-        load_model(tmp_path)
+        load_decoder(tmp_path)
 
 
 def test_other_quantizations_are_refused(tmp_path):
@@ -75,4 +75,4 @@ def test_other_quantizations_are_refused(tmp_path):
     raw = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | {"quantization_config": {"quant_method": "fp8"}}))
     with pytest.raises(ConfigError, match="'fp8' is not supported, only 'mxfp4'"):
-        load_model(tmp_path)
+        load_decoder(tmp_path)

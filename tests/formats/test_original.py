@@ -115,7 +115,7 @@ def test_parts_that_do_not_fit(llama, tmp_path):
     assert "output.weight is [50, 48]" in str(error.value)
     (tmp_path / "consolidated.01.pth").unlink()  # half of everything: the settings say so
     with pytest.raises(
-        CheckpointError, match=r"shape: layers\.0\.attention\.wq\.weight is \[24, 48\], the config says"
+        CheckpointError, match=r"shape: layers\.0\.attention\.wq\.weight is \[24, 48\], the config needs"
     ):
         load(tmp_path)
     write_parts(tmp_path, tensors, 1, settings=SETTINGS | {"vision_chunk_size": 448})

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny import FAMILIES, tiny
 
 from glassformer.errors import CheckpointError
-from glassformer.formats import load_model, save_model
+from glassformer.formats import load_decoder, save_model
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def assert_same(model, other):
 def test_one_file(family, copy, tmp_path):
     save_model(tiny(family), tmp_path)
     pickle_weights(tmp_path)
-    assert_same(tiny(family), load_model(tmp_path, copy=copy))
+    assert_same(tiny(family), load_decoder(tmp_path, copy=copy))
 
 
 def test_shards(folder):
@@ -47,11 +47,11 @@ def test_shards(folder):
     index = {"weight_map": {name: shards[i % 2] for i, name in enumerate(names)}}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     (folder / "pytorch_model.bin").unlink()
-    assert_same(tiny("llama"), load_model(folder))
+    assert_same(tiny("llama"), load_decoder(folder))
     for shard in shards:
         (folder / shard).unlink()
     with pytest.raises(CheckpointError, match=rf"{shards[0]}, .*{shards[1]} are missing"):
-        load_model(folder)
+        load_decoder(folder)
 
 
 def test_tensors_that_are_views_are_read_as_they_are(folder):
@@ -59,17 +59,17 @@ def test_tensors_that_are_views_are_read_as_they_are(folder):
     tensors = {name: t.T.contiguous().T if t.ndim == 2 else torch.stack([t, t], 1)[:, 0] for name, t in tensors.items()}
     torch.save(tensors, folder / "pytorch_model.bin")
     for copy in (False, True):
-        assert_same(tiny("llama"), load_model(folder, copy=copy))
+        assert_same(tiny("llama"), load_decoder(folder, copy=copy))
 
 
 def test_safetensors_come_first(folder):
     torch.save({"a": torch.zeros(2)}, folder / "pytorch_model.bin")
-    assert_same(tiny("llama"), load_model(folder))
+    assert_same(tiny("llama"), load_decoder(folder))
 
 
 def test_the_file_itself_is_a_model(folder):
     pickle_weights(folder)
-    assert_same(tiny("llama"), load_model(folder / "pytorch_model.bin"))
+    assert_same(tiny("llama"), load_decoder(folder / "pytorch_model.bin"))
 
 
 class Trap:
@@ -87,14 +87,14 @@ def test_a_pickle_that_is_more_than_weights_is_refused_and_never_run(folder):
     for save in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
         save({**tensors, "trap": Trap(folder / "sprung")}, folder / "pytorch_model.bin")
         with pytest.raises(CheckpointError, match=r"pytorch_model\.bin.*\n*.*weights_only=False"):
-            load_model(folder)
+            load_decoder(folder)
         assert not (folder / "sprung").exists()
 
 
 def test_the_layout_of_before_1_6_is_refused_with_the_way_to_convert_it(folder):
     pickle_weights(folder, _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=r"before PyTorch 1\.6.*To convert it"):
-        load_model(folder)
+        load_decoder(folder)
 
 
 @pytest.mark.parametrize("value", [[torch.zeros(2)], 3, {1: torch.zeros(2)}, {"state_dict": {"a": torch.zeros(2)}}])
@@ -102,7 +102,7 @@ def test_something_else_than_tensors_by_name(folder, value):
     pickle_weights(folder)
     torch.save(value, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="tensors by name"):
-        load_model(folder)
+        load_decoder(folder)
 
 
 def test_kinds_that_are_no_weights(folder):
@@ -111,7 +111,7 @@ def test_kinds_that_are_no_weights(folder):
     tensors |= {first: tensors[first].int(), second: tensors[second].to_sparse()}
     torch.save(tensors, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=rf"type: {first} is int32[^\0]*type: {second} is torch.sparse_coo"):
-        load_model(folder)
+        load_decoder(folder)
 
 
 def test_a_damaged_file_is_an_error_or_a_model(folder):
@@ -121,12 +121,12 @@ def test_a_damaged_file_is_an_error_or_a_model(folder):
     for cut in [0, 1, 100, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(20))]:
         path.write_bytes(whole[:cut])
         with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
-            load_model(folder)
+            load_decoder(folder)
     for _ in range(120):
         damaged = bytearray(whole)
         damaged[rng.choice([rng.randrange(4000), -1 - rng.randrange(3000)])] = rng.randrange(256)
         path.write_bytes(damaged)
         try:
-            load_model(folder, copy=True)
+            load_decoder(folder, copy=True)
         except CheckpointError as error:
             assert str(folder) in str(error)  # noqa: PT017

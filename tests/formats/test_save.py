@@ -15,7 +15,7 @@ from tiny import FAMILIES, tiny
 from glassformer.atomic import replacing, write_text
 from glassformer.config import NormConfig, change
 from glassformer.errors import CheckpointError, ConfigError
-from glassformer.formats import load_model, save_model
+from glassformer.formats import load_decoder, save_model
 from glassformer.nn.model import Decoder
 
 ROOT = Path(__file__).parents[2]
@@ -33,13 +33,13 @@ def test_saved_is_loaded(family, dtype, tmp_path):
     raw = json.loads((tmp_path / "config.json").read_text())
     assert raw["eos_token_id"] == 7
     assert raw["torch_dtype"] == str(dtype or torch.float32).removeprefix("torch.")
-    loaded = load_model(tmp_path)
+    loaded = load_decoder(tmp_path)
     for name, p in model.named_parameters():
         assert torch.equal(loaded.get_parameter(name), p.to(dtype or p.dtype))
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}, "transformers refuses a file that does not say pt"
     assert set(files(tmp_path)) == {"config.json", "model.safetensors"}, "something was left over"
-    again = tmp_path / "repeatable"
+    again = tmp_path / "again"
     save_model(loaded, again)
     assert (again / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
@@ -53,7 +53,7 @@ def test_saving_over_shards_leaves_none_of_them(tmp_path):
     save_model(model, tmp_path / "whole")
     theirs(tmp_path / "whole").save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
     assert len(files(tmp_path / "sharded")) > 3
-    opened = load_model(tmp_path / "sharded")
+    opened = load_decoder(tmp_path / "sharded")
     with torch.no_grad():
         opened.embed.weight += 1
     save_model(opened, tmp_path / "sharded")
@@ -80,14 +80,14 @@ def test_large_models_are_saved_in_shards(family, tmp_path):
     parts = {name: load_file(tmp_path / "parts" / shard)[name] for name, shard in index["weight_map"].items()}
     assert parts.keys() == whole.keys()
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
-    loaded = load_model(tmp_path / "parts")
+    loaded = load_decoder(tmp_path / "parts")
     assert all(torch.equal(loaded.get_parameter(name), p) for name, p in model.named_parameters())
     hf, info = AutoModelForCausalLM.from_pretrained(tmp_path / "parts", output_loading_info=True)
     assert not any(info.values())
     assert hf.get_input_embeddings().weight.equal(model.embed.weight)
     save_model(loaded, tmp_path / "parts", shard=90_000)
     assert len(files(tmp_path / "parts")) < len(found)
-    save_model(load_model(tmp_path / "parts"), tmp_path / "parts")
+    save_model(load_decoder(tmp_path / "parts"), tmp_path / "parts")
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 

@@ -209,7 +209,7 @@ def test_among_many_is_alone(name, beam, n):
     if name in PAIRS:
         few, lots = read_sources(model, SOURCES, 9), read_sources(model, many, 9)
         assert few.model is model
-        assert isinstance(lots.model.blocks[0].attn.q, PackedLinear) == can_pack(model.head_weight)
+        assert isinstance(lots.model.blocks[0].attn.q, PackedLinear) == can_pack(model.head.weight)
         heads = model.config.layers[0].attention.n_heads
         assert len(SOURCES) * heads < MANY_HEADS <= len(many) * heads
 

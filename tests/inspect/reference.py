@@ -173,8 +173,8 @@ def run(config, weights, ids, change=None, hidden=(), group_of=lambda h, c: h //
             x = normed("mlp", "post", x + feed(normed("mlp", "pre", x)))
         x = see(f"{b}.resid_post", x)
     x = see("final.norm", np.array([norm(w, "norm", config.final_norm, row) for row in x]))
-    head = {"head.weight": w["embed.weight"]} if config.tied_head else w
-    logits = np.array([linear(head, "head", row) for row in x]) + w.get("head_bias", 0.0)
+    head = w | {"head.weight": w["embed.weight"]} if config.tied_head else w
+    logits = np.array([linear(head, "head", row) for row in x])
     cap = config.logit_softcap
     see("final.logits", logits if cap is None else cap * np.tanh(logits / cap))
     return found

@@ -6,7 +6,7 @@ from tiny import FAMILIES, TOLERANCE, random_ids, tiny, wake
 from tiny_translators import CONFIGS, PAIR_FAMILIES
 
 from glassformer.config import change
-from glassformer.formats import load_model, load_pair_model, save_model
+from glassformer.formats import load_decoder, load_seq2seq, save_model
 from glassformer.inspect.capture.compare import compare
 from glassformer.nn.model import Decoder, EncoderDecoder
 
@@ -28,7 +28,7 @@ def first(places):
 
 def test_the_same_model_parts_nowhere(both):
     folder, theirs = both
-    model = load_model(folder)
+    model = load_decoder(folder)
     places = compare(model, theirs, random_ids(model.config, 2, 20))
     assert first(places) is None
     names = [place.point for place in places]
@@ -42,7 +42,10 @@ def test_the_same_model_parts_nowhere(both):
 @pytest.mark.parametrize("q_rank", [28, None])
 def test_latent_attention_parts_nowhere_and_is_seen(q_rank, tmp_path):
     save_model(tiny("deepseek_v3", **{f"layers.{i}.attention.latent.q_rank": q_rank for i in range(3)}), tmp_path)
-    model, theirs = load_model(tmp_path, copy=True), transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    model, theirs = (
+        load_decoder(tmp_path, copy=True),
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval(),
+    )
     ids = random_ids(model.config, 2, 20)
     places = compare(model, theirs, ids)
     assert first(places) is None
@@ -66,7 +69,7 @@ def test_latent_attention_parts_nowhere_and_is_seen(q_rank, tmp_path):
 ])  # fmt: skip
 def test_a_weight_that_differs_is_found(both, parameter, point):
     folder, theirs = both
-    model = load_model(folder, copy=True)
+    model = load_decoder(folder, copy=True)
     with torch.no_grad():
         model.get_parameter(parameter).view(-1)[5] += 0.01
         ids = random_ids(model.config, 2, 20)
@@ -76,7 +79,7 @@ def test_a_weight_that_differs_is_found(both, parameter, point):
 
 def test_a_setting_that_differs_shows_where_it_is_used(both):
     folder, theirs = both
-    model = load_model(folder)
+    model = load_decoder(folder)
     for path, value, point in (("layers.1.attention.scale", 0.5, "blocks.1.attn.out"),
                                ("layers.2.norm.eps", 0.1, "blocks.2.attn.x"),
                                ("layers.1.mlp.activation", "relu", "blocks.1.mlp.out")):  # fmt: skip
@@ -97,7 +100,7 @@ def pair(request, tmp_path_factory):
 
 def test_both_sides_of_an_encoder_decoder_part_nowhere(pair):
     folder, theirs = pair
-    model = load_pair_model(folder)
+    model = load_seq2seq(folder)
     sources = random_ids(model.encoder.config, 2, 30)
     places = compare(model, theirs, random_ids(model.config, 2, 20), sources)
     assert first(places) is None
@@ -121,7 +124,7 @@ def test_both_sides_of_an_encoder_decoder_part_nowhere(pair):
 ])  # fmt: skip
 def test_a_weight_of_either_side_that_differs_is_found(pair, parameter, point):
     folder, theirs = pair
-    model = load_pair_model(folder, copy=True)
+    model = load_seq2seq(folder, copy=True)
     with torch.no_grad():
         model.get_parameter(parameter).view(-1)[5] += 0.1
     places = compare(model, theirs, random_ids(model.config, 2, 20), random_ids(model.config, 2, 30, 2))

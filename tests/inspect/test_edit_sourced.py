@@ -109,10 +109,10 @@ def test_a_silenced_head_is_one_whose_columns_of_w_o_are_zero(name, layer):
 def test_a_silenced_head_is_one_that_transformers_does_not_hear(family, layer, tmp_path):
     """A hook on the module that its W_o is, of a model that another implementation runs."""
     transformers = pytest.importorskip("transformers")
-    from glassformer.formats import load_pair_model
+    from glassformer.formats import load_seq2seq
 
     save_model(wake(EncoderDecoder(FAMILIES[family]())), tmp_path)
-    theirs, model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval(), load_pair_model(tmp_path)
+    theirs, model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval(), load_seq2seq(tmp_path)
     core = getattr(theirs, "model", theirs)
     side = core.encoder if layer.startswith("encoder.") else core.decoder
     i, cross = int(layer.split("blocks.")[1][0]), layer.endswith("cross")

@@ -14,7 +14,7 @@ import glassformer
 from glassformer.config import DenseConfig, PoolingConfig
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.formats import save_model
-from glassformer.formats.sentence_transformers import read_sentence, transformer_of, write_sentence
+from glassformer.formats.sentence_transformers import read_sentence, transformer_folder, write_sentence
 from glassformer.models.embedder import Embedder, load_embedder
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
@@ -379,7 +379,7 @@ def test_a_transformer_in_a_folder_of_its_own(folder, tmp_path):
     (path / "0_Transformer/sentence_distilbert_config.json").write_text(
         '{"max_seq_length": 20, "do_lower_case": false}'
     )
-    assert transformer_of(path) == path / "0_Transformer"
+    assert transformer_folder(path) == path / "0_Transformer"
     embedder = load_embedder(path)
     assert embedder.limit == 20
     assert_near(embedder.embed(TEXTS[1])[0], by_hand("cls", their_states(folder, TEXTS[1:2])[0]))
@@ -451,7 +451,7 @@ def test_folders_that_cannot_embed_are_told(tmp_path):
     with pytest.raises(CheckpointError, match="has no tokenizer, and an embedder reads texts"):
         load_embedder(tmp_path / "bare")
     save_model(tiny("gpt2"), tmp_path / "writes")
-    with pytest.raises(CheckpointError, match=r"is a language model, .* `glassformer generate`"):
+    with pytest.raises(CheckpointError, match=r"is a decoder-only language model: use `glassformer generate`"):
         load_embedder(tmp_path / "writes")
     with pytest.raises(TokenizerError, match="has 263 tokens, and the model 97"):
         Embedder(MODELS["bert"], bytes_of_roberta())

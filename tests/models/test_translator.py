@@ -13,7 +13,7 @@ import glassformer
 from glassformer.config import RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.families import read_config, write_config
-from glassformer.formats import load_model, load_pair_model
+from glassformer.formats import load_decoder, load_seq2seq
 from glassformer.generate.beam import Search, search
 from glassformer.inspect.capture.recorder import RecorderTap
 from glassformer.models.language_model import LanguageModel, load
@@ -186,7 +186,7 @@ def test_saved_then_loaded_is_the_same(name, tmp_path):
     assert set(load_file(tmp_path / "model.safetensors")) == set(dict(translator.model.named_parameters()))
     again.save(tmp_path)  # onto the file it is mapped from
     same(load_translator(tmp_path), translator)
-    copied = load_pair_model(tmp_path, copy=True, dtype=torch.bfloat16)
+    copied = load_seq2seq(tmp_path, copy=True, dtype=torch.bfloat16)
     assert all(p.dtype == torch.bfloat16 and not p.is_meta for p in copied.parameters())
     assert isinstance(glassformer.load_translator(tmp_path), glassformer.Translator)
 
@@ -207,12 +207,12 @@ def test_lower_precision_translates_and_aligns(folder, name):
 
 
 def test_each_kind_says_what_the_other_is(folder, tmp_path):
-    with pytest.raises(CheckpointError, match="is a translator, which writes from a source: `glassformer translate`"):
+    with pytest.raises(CheckpointError, match="encoder-decoder: use `glassformer translate`"):
         load(folder)
-    with pytest.raises(CheckpointError, match="is a translator"):
-        load_model(folder)
+    with pytest.raises(CheckpointError, match="encoder-decoder: use `glassformer translate`"):
+        load_decoder(folder)
     LanguageModel(tiny("qwen3", vocab_size=VOCAB), TOKENIZER).save(tmp_path / "lm")
-    with pytest.raises(CheckpointError, match="is a language model, which reads no source: `glassformer generate`"):
+    with pytest.raises(CheckpointError, match="is a decoder-only language model: use `glassformer generate`"):
         load_translator(tmp_path / "lm")
 
 

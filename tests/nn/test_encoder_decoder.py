@@ -330,7 +330,7 @@ def test_a_shared_embedding_is_one_parameter():
     names = {name for name, _ in model.named_parameters()}
     assert "embed.weight" in names
     assert "encoder.embed.weight" not in names
-    assert model.encoder.embed.weight is model.embed.weight is model.head_weight
+    assert model.encoder.embed.weight is model.embed.weight is model.head.weight
     assert {"embed.weight", "encoder.embed.weight", "head.weight"} <= {n for n, _ in separate.named_parameters()}
     changed = tiny_pair("post")
     with torch.no_grad():

@@ -8,7 +8,7 @@ from glassformer.cache.dense import DenseCache
 from glassformer.config import change
 from glassformer.errors import ConfigError
 from glassformer.inspect.capture.recorder import RecorderTap
-from glassformer.kernels.linear import can_pack, packed
+from glassformer.kernels.linear import PackedLinear, can_pack, packed
 from glassformer.nn import latent
 from glassformer.nn.attend import attend_math, attend_sdpa
 from glassformer.nn.latent import absorbs
@@ -192,7 +192,7 @@ def test_both_ways_have_the_same_gradients(monkeypatch):
 @pytest.mark.skipif(not can_pack(torch.ones(2, 2)), reason="this PyTorch packs no matrices")
 def test_matrices_packed_for_many_rows_are_absorbed_too():
     twin, ids = packed(MODEL, 16), random_ids(MODEL.config, 16, 9)
-    assert type(twin.blocks[0].attn.expand_k) is not torch.nn.Linear
+    assert isinstance(twin.blocks[0].attn.kv, PackedLinear)
     cache = DenseCache.of(MODEL.config, 16, 9)
     assert_near(run_cached(twin, ids, [6, 1, 2], cache), run(MODEL, ids))
 
@@ -223,8 +223,8 @@ def test_keeping_names_every_live_point_once():
     q, c, k, v, _, k_rot, z = (kept[name][0] for name in names)
     assert [t.shape[2:] for t in (q, c, k, v, z)] == [(4, 14), (20,), (4, 14), (4, 10), (4, 10)]
     attention = MODEL.blocks[0].attn
-    assert_near(k[..., 8:].flatten(-2), attention.expand_k(c))
-    assert_near(v.flatten(-2), attention.expand_v(c))
+    assert_near(k[..., 8:], attention.expand_k(c))
+    assert_near(v, attention.expand_v(c))
     for t in (k[..., :8], k_rot[..., :8]):
         assert (t == t[..., :1, :]).all(), "one turned key for all heads"
     assert torch.equal(k_rot[..., 8:], k[..., 8:])

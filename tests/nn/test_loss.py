@@ -158,5 +158,5 @@ def test_a_head_with_a_bias_or_a_cap_is_part_of_the_loss(family, smoothing):
     want = F.cross_entropy(logits, targets.flatten(), reduction="sum", label_smoothing=smoothing)
     found = next_token_loss(model, ids, targets, Step.of(ids), smoothing=smoothing)
     assert_near(found, want, 1e-6)
-    product = linear_cross_entropy(model.hidden(ids, Step.of(ids)).flatten(0, 1), model.head_weight, targets.flatten())
+    product = linear_cross_entropy(model.hidden(ids, Step.of(ids)).flatten(0, 1), model.head.weight, targets.flatten())
     assert abs(product - found) > 1e-3 * found

@@ -48,7 +48,7 @@ def test_packed_is_the_model(name, dtype, tolerance):
     assert type(twin) is type(model)
     assert not any(type(part) is nn.Linear for part in twin.modules())
     assert all(type(part) is not PackedLinear for part in model.modules())
-    assert twin.head_weight is model.head_weight
+    assert twin.head.weight is model.head.weight
     assert {id(p) for p in twin.parameters()} == {id(p) for p in model.parameters()}
     for rows in (1, 16, 33):
         found, wanted = points(twin, rows), points(model, rows)

@@ -347,7 +347,7 @@ def test_the_chunked_loss_takes_it(kind):
     model, (source, target) = tiny(kind), rows()
     targets = torch.where(torch.arange(T) < LENGTHS[:, None], target.roll(-1, 1), IGNORED)
     loss = linear_cross_entropy(
-        model.hidden(source, target, LENGTHS).flatten(0, 1), model.head_weight, targets.flatten()
+        model.hidden(source, target, LENGTHS).flatten(0, 1), model.head.weight, targets.flatten()
     )
     logits = model(source, target, LENGTHS)
     want = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")

@@ -20,10 +20,10 @@ from glassformer.config import MLPConfig, change
 from glassformer.errors import CheckpointError, ConfigError, RequestError
 from glassformer.families import read_config, write_config
 from glassformer.families.common.family import IGNORED
-from glassformer.formats import load_model, load_pair_model, save_model
+from glassformer.formats import load_decoder, load_seq2seq, save_model
 from glassformer.generate.beam import Ruled, Search, search
 from glassformer.inspect.capture.derive import derive
-from glassformer.models.translator import Translator, special_of
+from glassformer.models.translator import Translator, read_generation_config
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
@@ -102,7 +102,7 @@ def test_what_we_save_transformers_opens(family, changes, tmp_path):
     assert_same_run(model, hf)
 
     hf.save_pretrained(tmp_path / "theirs")
-    again = load_pair_model(tmp_path / "theirs")
+    again = load_seq2seq(tmp_path / "theirs")
     assert again.config == model.config
     ours, theirs = dict(model.named_parameters()), dict(again.named_parameters())
     assert ours.keys() == theirs.keys()
@@ -147,7 +147,7 @@ def theirs_random(family):
 def test_what_transformers_makes_we_open_and_write_back(family, tmp_path):
     hf = theirs_random(family)
     hf.save_pretrained(tmp_path / "theirs")
-    model = load_pair_model(tmp_path / "theirs")
+    model = load_seq2seq(tmp_path / "theirs")
     assert_same_run(model, hf)
     save_model(model, tmp_path / "ours")
     a, b = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
@@ -181,7 +181,7 @@ def test_all_that_is_wrong_is_in_one_message(family, tmp_path):
     for name, tensors in shards.items():
         save_file(tensors, tmp_path / name, metadata={"format": "pt"})
     with pytest.raises(CheckpointError) as caught:
-        load_pair_model(tmp_path)
+        load_seq2seq(tmp_path)
     told = str(caught.value)
     for words in (f"missing: {gone} (fills encoder.", f"shape: {cut} is", f" holds {twice}, which",
                   "not used: decoder.wobble"):  # fmt: skip
@@ -203,11 +203,11 @@ def test_saved_without_a_head_and_with_copies_it_opens(family, tmp_path):
     if family == "marian":
         raw |= {f"{side}.embed_positions.weight": torch.zeros(60, 32) for side in ("encoder", "decoder")}
     save_file(raw, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert_same_run(load_pair_model(tmp_path), hf)
+    assert_same_run(load_seq2seq(tmp_path), hf)
     raw["encoder.embed_tokens.weight"][3, 3] += 1
     save_file(raw, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"not used: encoder\.embed_tokens\.weight"):
-        load_pair_model(tmp_path)
+        load_seq2seq(tmp_path)
 
 
 @pytest.mark.parametrize("family", PAIR_FAMILIES)
@@ -376,7 +376,7 @@ def test_what_is_not_done_is_refused(family, keys):
 def test_a_pair_is_no_language_model(tmp_path):
     save_model(made("t5"), tmp_path)
     with pytest.raises(CheckpointError, match="glassformer translate"):
-        load_model(tmp_path)
+        load_decoder(tmp_path)
 
 
 @torch.no_grad()
@@ -536,8 +536,8 @@ def test_a_folder_translates_as_theirs(family, tmp_path, capsys):
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     translator = glassformer.load_translator(tmp_path)
-    translator.save(tmp_path / "repeatable")
-    for one in (translator, glassformer.load_translator(tmp_path / "repeatable")):
+    translator.save(tmp_path / "again")
+    for one in (translator, glassformer.load_translator(tmp_path / "again")):
         for text in ("the cat sat", "a dog"):
             read = theirs(text, return_tensors="pt")
             assert read.input_ids[0, -1] == tokenizer.eos_id
@@ -579,6 +579,6 @@ def test_older_folders_say_it_in_config_json(tmp_path):
     }
     (tmp_path / "config.json").write_text(json.dumps(older))
     want = {"bos_token_id": 0, "eos_token_id": 2, "forced_bos_token_id": 0, "num_beams": 4, "max_length": 9}
-    assert special_of(tmp_path) == want
+    assert read_generation_config(tmp_path) == want
     (tmp_path / "generation_config.json").write_text('{"forced_bos_token_id": 5, "num_beams": 2, "top_k": null}')
-    assert special_of(tmp_path) == want | {"forced_bos_token_id": 5, "num_beams": 2}
+    assert read_generation_config(tmp_path) == want | {"forced_bos_token_id": 5, "num_beams": 2}

@@ -18,7 +18,7 @@ from glassformer.config import MaskedHeadConfig, change
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import read_config, write_config
 from glassformer.families.common.family import IGNORED
-from glassformer.formats import load_model, load_pair_model, load_text_encoder, save_model
+from glassformer.formats import load_decoder, load_seq2seq, load_text_encoder, save_model
 from glassformer.inspect.capture.compare import compare
 from glassformer.nn.encoder import TextEncoder
 
@@ -226,8 +226,8 @@ def test_all_that_does_not_fit_is_told_at_once(saved):
         load_text_encoder(folder)
     for line in (
         r"missing: bert.encoder.layer.1.attention.self.key.bias (fills blocks.1.attn.k.bias)",
-        "missing: cls.predictions.bias (fills head.bias)",
-        "shape: bert.pooler.dense.weight is [3, 48], the config says [48, 48]",
+        "missing: cls.predictions.bias (fills head.output.bias)",
+        "shape: bert.pooler.dense.weight is [3, 48], the config needs [48, 48]",
         "not used: classifier.weight",
     ):
         assert line in str(error.value)
@@ -235,10 +235,8 @@ def test_all_that_does_not_fit_is_told_at_once(saved):
 
 def test_an_encoder_is_no_language_model_and_no_translator(saved):
     _, folder = saved
-    for load in (load_model, load_pair_model):
-        with pytest.raises(
-            CheckpointError, match="is an encoder, which reads a text and writes none: `glassformer embed`"
-        ):
+    for load in (load_decoder, load_seq2seq):
+        with pytest.raises(CheckpointError, match="is an encoder-only model: use `glassformer embed`"):
             load(folder)
 
 

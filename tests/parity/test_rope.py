@@ -9,7 +9,7 @@ from tiny import assert_near, random_ids, run, tiny, tiny_config
 from glassformer.config import BandScaling, LinearScaling, LongScaling, RopeConfig, YarnScaling, change
 from glassformer.errors import ConfigError
 from glassformer.families import read_config, write_config
-from glassformer.formats import load_model, save_model
+from glassformer.formats import load_decoder, save_model
 from glassformer.nn.rope import rotate, rotation
 
 transformers = pytest.importorskip("transformers")
@@ -106,7 +106,7 @@ def test_scaled_positions_are_transformers(name, tmp_path):
     with torch.no_grad():
         assert_near(run(model, ids), hf(ids).logits)
     hf.save_pretrained(tmp_path / "theirs")
-    assert load_model(tmp_path / "theirs").config == model.config
+    assert load_decoder(tmp_path / "theirs").config == model.config
 
 
 CHANGES = {

@@ -9,7 +9,7 @@ from tiny import random_ids, randomise, run, tiny
 from tiny_families import DECODERS
 
 from glassformer.config import MLPConfig, NormConfig
-from glassformer.formats import load_model, save_model
+from glassformer.formats import load_decoder, save_model
 from glassformer.nn.model import Decoder
 from glassformer.nn.moe import MoE, route
 from glassformer.nn.norm import make_norm
@@ -80,9 +80,9 @@ def test_a_router_is_as_exact_as_deepseeks(exact):
     moe.router.bfloat16()
     x = torch.randn(200, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
     logits, weights, chosen = theirs(x)
-    assert torch.equal(moe.score(x).float(), logits) == exact
+    assert torch.equal(moe.router(x).float(), logits) == exact
     if exact:
-        ours = route(moe.config, moe.score(x), moe.score_correction)
+        ours = route(moe.config, moe.router(x), moe.score_correction)
         order, other = chosen.argsort(-1), ours[1].argsort(-1)
         assert torch.equal(ours[1].gather(-1, other), chosen.gather(-1, order))
         assert torch.allclose(ours[0].gather(-1, other), weights.gather(-1, order), rtol=1e-6)
@@ -104,5 +104,5 @@ def test_a_model_in_bfloat16_is_no_farther_from_float32_than_theirs(family, tmp_
     ids = random_ids(hf.config, 4, 40)
     exact, _ = hf_run(hf, ids)
     theirs, _ = hf_run(hf.bfloat16(), ids)
-    ours = run(load_model(tmp_path, dtype=torch.bfloat16), ids)
+    ours = run(load_decoder(tmp_path, dtype=torch.bfloat16), ids)
     assert off(ours, exact) < slack * off(theirs, exact) < most

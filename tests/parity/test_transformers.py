@@ -10,7 +10,7 @@ from theirs import Keep, hf_random, hf_run
 from tiny import assert_near, random_ids, run, tiny, tiny_config
 from tiny_families import DECODERS
 
-from glassformer.formats import load_model, save_model
+from glassformer.formats import load_decoder, save_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -36,7 +36,7 @@ def test_what_we_save_transformers_opens(family, changes, tmp_path):
     assert_same_run(model, hf, random_ids(model.config, 2, 40))
 
     hf.save_pretrained(tmp_path / "theirs")
-    again = load_model(tmp_path / "theirs")
+    again = load_decoder(tmp_path / "theirs")
     assert again.config == model.config
     ours, theirs = dict(model.named_parameters()), dict(again.named_parameters())
     assert ours.keys() == theirs.keys()
@@ -50,7 +50,7 @@ def test_what_we_save_transformers_opens(family, changes, tmp_path):
 def test_what_transformers_makes_we_open(family, tmp_path):
     hf = hf_random(transformers.AutoModelForCausalLM.from_config(HF_MADE[family]()))
     hf.save_pretrained(tmp_path)
-    model = load_model(tmp_path)
+    model = load_decoder(tmp_path)
     assert_same_run(model, hf, random_ids(model.config, 2, 40))
 
 
@@ -59,4 +59,4 @@ def test_gpt2_saved_without_its_head_opens(tmp_path):
     hf = transformers.GPT2LMHeadModel(HF_MADE["gpt2"]())
     hf.transformer.save_pretrained(tmp_path)
     ids = random_ids(tiny_config("gpt2", vocab_size=89), 2, 40)
-    assert_near(run(load_model(tmp_path), ids), hf_run(hf, ids)[0])
+    assert_near(run(load_decoder(tmp_path), ids), hf_run(hf, ids)[0])

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 import glassformer
-from glassformer.formats.find import find
+from glassformer.formats.find import find_model
 from glassformer.inspect.views.roles import head_roles
 from glassformer.nn.model import Decoder
 from glassformer.toys import stories as corpus
@@ -93,7 +93,7 @@ def test_an_oracle_answers_everything_right():
 
 
 def test_the_shipped_model_is_small_and_says_what_it_is(shipped):
-    folder = find("stories")
+    folder = find_model("stories")
     assert (folder / "model.safetensors").stat().st_size <= 3_000_000
     assert json.loads((folder / "run.json").read_text())["plan"]["steps"] > 1000
     assert "<svg" in (folder / "loss.svg").read_text()
@@ -101,7 +101,7 @@ def test_the_shipped_model_is_small_and_says_what_it_is(shipped):
 
 
 def test_the_shipped_model_scores_what_is_written_beside_it(shipped):
-    told = json.loads((find("stories") / "scores.json").read_text())
+    told = json.loads((find_model("stories") / "scores.json").read_text())
     found = recipe.score(shipped, questions=40, texts=20)
     assert found.answers == pytest.approx(told["trained"]["answers"], abs=0.12)
     assert found.wellformed > 0.97

@@ -19,7 +19,7 @@ COMMON = (
     TensorRule("position_embd.weight", ("positions.weight",)),
     *linear("output_norm", "norm"),
     rule(HEAD, "head.weight"),
-    rule("output.bias", "head_bias"),
+    rule("output.bias", "head.bias"),
     *linear(f"{BLOCK}.attn_norm", f"{OURS}.attn_norm"),
     *linear(f"{BLOCK}.attn_output", f"{OURS}.attn.o"),
     *linear(f"{BLOCK}.ffn_norm", f"{OURS}.mlp_norm"),

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_math
 from glassformer.nn.attention import Attention, by_head
+from glassformer.nn.linear import Linear
 from glassformer.nn.model import Stack
 from glassformer.nn.position import RelativePositions
 
@@ -49,7 +50,7 @@ def attended(
 
 
 def heads(
-    o: nn.Linear, z: Float[Tensor, "B T H Dh"], out: Float[Tensor, "B T D"]
+    o: Linear, z: Float[Tensor, "B T H Dh"], out: Float[Tensor, "B T D"]
 ) -> tuple[Float[Tensor, "B T H D"], float]:
     """Each head's own part of what attention writes. The error is max |sum of heads + bias - out|."""
     parts, bias = by_head(o, z), o.bias

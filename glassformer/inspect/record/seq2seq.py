@@ -269,11 +269,11 @@ def _read_recurrent(
     lm: Language, model: RecurrentEncoderDecoder, source: Sequence[int], ids: Sequence[int], target: Sequence[int],
     n_prompt: int, finish: Finish, budget: int | None, editor: Edits | None,
 ) -> RecurrentTrace:  # fmt: skip
-    device, config, limit = model.head_weight.device, model.config, BUDGET if budget is None else budget
+    device, config, limit = model.head.weight.device, model.config, BUDGET if budget is None else budget
     check_number("budget", limit, 1, 1 << 62)
     t, s, width = len(ids), len(source), config.d_hidden
     need = t * config.target_vocab_size + s * width + (t * (2 * s + width) if config.attention else 0)
-    if (need := need * model.head_weight.element_size()) > limit:
+    if (need := need * model.head.weight.element_size()) > limit:
         raise CapacityError(
             f"this trace keeps {mega(need)}, and the budget is {mega(limit)}: give shorter texts, or more"
         )

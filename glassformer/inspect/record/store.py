@@ -18,7 +18,7 @@ from torch import Tensor
 from glassformer.atomic import write_text
 from glassformer.config import as_dict
 from glassformer.errors import CheckpointError, RequestError
-from glassformer.formats.save import save_tensors
+from glassformer.formats.safetensors_file import save_tensors
 from glassformer.inspect.capture.points import find, points, sizes
 from glassformer.inspect.capture.reader import always
 from glassformer.inspect.edits.apply import Edits, edited

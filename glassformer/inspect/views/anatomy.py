@@ -124,7 +124,7 @@ def anatomy(lm: Language) -> Anatomy:
     return Anatomy(
         kind, config.family, config.vocab_size, config.d_model, config.context_length,
         config.positions or ("rotary" if any(layer.rotary for layer in layers) else None),
-        kind == "encoder" or lm.model.head is None, dtype, layers, encoder, parts, shares, total, REFUSED[kind],
+        kind == "encoder" or config.tied_head, dtype, layers, encoder, parts, shares, total, REFUSED[kind],
         receipt,
     )  # fmt: skip
 

@@ -98,9 +98,9 @@ def attribution(
     last = f"blocks.{config.n_layers - 1}.resid_post"
     x = t.at(last, where).tensor
     final = FrozenNorm(t.model.norm, x)
-    weight = t.model.head_weight
+    weight = t.model.head.weight
     direction = (weight[one].double() - weight[other].double()) * config.head_scale
-    bias = t.model.head_bias
+    bias = t.model.head.bias
     of_head = 0.0 if bias is None else (bias[one].double() - bias[other].double()).item()
     constant = (final.shift * direction).sum().item() + of_head
 

@@ -106,7 +106,7 @@ def _neurons(t: Trace, layer: int, act: Float[Tensor, "F"], top: int) -> tuple[N
     written = act.abs() * torch.linalg.vector_norm(mlp.down.weight, dim=0, dtype=torch.float32)
     best = written.topk(min(top, len(act))).indices
     directions = (mlp.down.weight[:, best].float() * act[best]).T  # [top, D]
-    logits = directions @ t.model.head_weight.float().T  # [top, V]
+    logits = directions @ t.model.head.weight.float().T  # [top, V]
     most, least = logits.topk(4, -1), logits.topk(4, -1, largest=False)
     found = []
     for row, index in enumerate(best.tolist()):

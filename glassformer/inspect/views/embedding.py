@@ -58,12 +58,12 @@ class EmbeddingMap:
 def embedding_tables(lm: Language) -> dict[Table, str]:
     """Return the attribute of each table: of input tokens, of source tokens, and of the head."""
     if isinstance(lm.model, RecurrentEncoderDecoder):
-        return {"input": "target_embed.weight", "source": "source_embed.weight", "output": "head_weight"}
+        return {"input": "target_embed.weight", "source": "source_embed.weight", "output": "head.weight"}
     found: dict[Table, str] = {"input": "embed.weight"}
     if isinstance(lm.model, EncoderDecoder):
         found["source"] = "encoder.embed.weight"
     if isinstance(lm.model, Decoder):
-        found["output"] = "head_weight"
+        found["output"] = "head.weight"
     return found
 
 

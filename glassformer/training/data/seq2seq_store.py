@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from glassformer.errors import CheckpointError, DataError
-from glassformer.formats.save import save_tensors
+from glassformer.formats.safetensors_file import save_tensors
 from glassformer.training.data.seq2seq_examples import Seq2SeqExamples, TokenSequences
 from glassformer.training.data.sources import Skipped
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from glassformer.errors import ConfigError
 from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_sdpa
+from glassformer.nn.linear import TiedLinear
 
 Precision = Literal["float32", "bfloat16"]
 BF16_CPU_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
@@ -102,10 +103,8 @@ def attend_float32(
 
 def matrix_shapes(model: nn.Module) -> Counter[tuple[int, int]]:
     """[out, in] of every matrix that each token is multiplied with, and how many there are; the head included."""
-    shapes = Counter(tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear))
-    if getattr(model, "head", model) is None:  # tied: the head is the embedding's table
-        shapes[tuple(model.head_weight.shape)] += 1  # pyright: ignore
-    return shapes  # pyright: ignore[reportReturnType]
+    matrices = (m.weight for m in model.modules() if isinstance(m, nn.Linear | TiedLinear))
+    return Counter((weight.shape[0], weight.shape[1]) for weight in matrices)
 
 
 def matrix_flops_per_token(shapes: Counter[tuple[int, int]]) -> int:

@@ -15,8 +15,8 @@ from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError, DataError
 from glassformer.families import find_family
 from glassformer.families.common.shape import ShapeConfig
-from glassformer.formats import load_model
-from glassformer.formats.find import find, tokenizer_of
+from glassformer.formats import load_decoder
+from glassformer.formats.find import find_model, tokenizer_of
 from glassformer.nn.block import Block
 from glassformer.nn.model import Decoder
 from glassformer.text import patterns
@@ -71,7 +71,7 @@ def open_tokenizer(
         path = Path(config.tokenizer.path)
         tokenizer = Tokenizer.load(path if path.is_dir() else path.parent)
     elif config.from_model is not None:
-        found = tokenizer_of(find(config.from_model))
+        found = tokenizer_of(find_model(config.from_model))
         if found is None:
             raise ConfigError(f"{config.from_model} has no tokenizer: name one with tokenizer.path")
         tokenizer = found
@@ -149,9 +149,9 @@ def model_config(config: TrainConfig, vocab_size: int) -> ModelConfig:
 def create_model(config: TrainConfig, vocab_size: int, checkpoint: Path | None, device: torch.device) -> Decoder:
     """The model in float32, each parameter with storage of its own: from a checkpoint, from another model, or new."""
     if checkpoint is not None:
-        model = load_model(checkpoint, dtype=torch.float32, copy=True)
+        model = load_decoder(checkpoint, dtype=torch.float32, copy=True)
     elif config.from_model is not None:
-        model = load_model(find(config.from_model), dtype=torch.float32, copy=True)
+        model = load_decoder(find_model(config.from_model), dtype=torch.float32, copy=True)
     else:
         model = init_weights(Decoder(model_config(config, vocab_size)), config.seed, **asdict(config.init))
     if model.config.vocab_size < vocab_size:

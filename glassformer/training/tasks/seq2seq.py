@@ -17,12 +17,12 @@ from torch import Tensor
 from glassformer.atomic import write_text
 from glassformer.errors import ConfigError, DataError
 from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
-from glassformer.formats.find import find
+from glassformer.formats.find import find_model
 from glassformer.generate.beam import Search, search
 from glassformer.generate.seq2seq_decoder import PairModel
 from glassformer.kernels.cross_entropy import linear_cross_entropy
 from glassformer.models.translator import Translator
-from glassformer.nn.model import EncoderDecoder
+from glassformer.nn.linear import TiedLinear
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.training.config import TrainConfig
 from glassformer.training.data.packing import permutation
@@ -166,7 +166,7 @@ class Seq2SeqTask:
     def _model(self, shape: Seq2SeqShape | RecurrentShape, checkpoint: Path | None) -> PairModel:
         continued = checkpoint
         if continued is None and self.config.from_model is not None:
-            continued = find(self.config.from_model)
+            continued = find_model(self.config.from_model)
         if continued is None:
             model = create_seq2seq_model(shape.expand(self.tokenizer.vocab_size), self.config.seed)
         else:
@@ -186,7 +186,7 @@ class Seq2SeqTask:
             batch = replace(batch.to(how.device, non_blocking=True), source_lengths=batch.source_lengths)
         with how.autocast():
             hidden = target_hidden(model, batch, how).flatten(0, 1)  # [B T, D]
-        return linear_cross_entropy(hidden, model.head_weight, batch.targets.flatten(), how.dtype, smoothing)
+        return linear_cross_entropy(hidden, model.head.weight, batch.targets.flatten(), how.dtype, smoothing)
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation | None:
@@ -255,6 +255,6 @@ def seq2seq_matrices(model: PairModel) -> tuple[Counter[tuple[int, int]], Counte
         if role_of(name, parameter) in ("hidden", "head"):
             mine = of_source if name.startswith("encoder.") or any(k in name for k in SOURCE_KEYS) else of_target
             mine[parameter.shape[0], parameter.shape[1]] += 1
-    if isinstance(model, EncoderDecoder) and model.head is None:  # tied: the head is the embedding's table
-        of_target[model.head_weight.shape[0], model.head_weight.shape[1]] += 1
+    if isinstance(model.head, TiedLinear):
+        of_target[model.head.weight.shape[0], model.head.weight.shape[1]] += 1
     return of_source, of_target

@@ -13,8 +13,8 @@ from glassformer.config import ModelConfig, RecurrentConfig, TextEncoderConfig
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import read_config
 from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
-from glassformer.formats import load_pair_model
-from glassformer.formats.find import find
+from glassformer.formats import load_seq2seq
+from glassformer.formats.find import find_model
 from glassformer.formats.reader import read_json
 from glassformer.generate.seq2seq_decoder import PairModel, vocab_sizes
 from glassformer.nn.model import EncoderDecoder
@@ -42,7 +42,7 @@ def model_shape(model: str | Path) -> Seq2SeqShape | RecurrentShape:
     A recurrent model has no context: it gets RecurrentShape's. CheckpointError where there is no translator,
     ConfigError where its layers are such as no shape has.
     """
-    file = find(model) / "config.json"
+    file = find_model(model) / "config.json"
     config = read_config(read_json(file), str(file))
     if isinstance(config, RecurrentConfig):
         sizes = asdict(config)
@@ -88,7 +88,7 @@ def check_shape(model: str | Path, shape: Seq2SeqShape | RecurrentShape) -> None
 
 def load_seq2seq_model(folder: str | Path, vocab_size: int) -> PairModel:
     """The model in `folder` in float32, each parameter with storage of its own, for a tokenizer of so many tokens."""
-    model = load_pair_model(folder, dtype=torch.float32, copy=True)
+    model = load_seq2seq(folder, dtype=torch.float32, copy=True)
     room = min(vocab_sizes(model))
     if room < vocab_size:
         raise ConfigError(f"the tokenizer has {vocab_size} tokens, and the model's vocab_size is {room}")

@@ -294,7 +294,7 @@ def test_a_block_is_a_running_sum(t):
         assert [one.index for one in found.neurons] == np.argsort(-written)[:5].tolist()
         first = found.neurons[0]
         assert first.act == pytest.approx(act[first.index], rel=1e-4)
-        logits = t.model.head_weight.detach().double().numpy() @ (down.numpy()[:, first.index] * act[first.index])
+        logits = t.model.head.weight.detach().double().numpy() @ (down.numpy()[:, first.index] * act[first.index])
         assert [one.id for one in first.promotes] == np.argsort(-logits)[:4].tolist()
         assert [one.id for one in first.suppresses] == np.argsort(logits)[:4].tolist()
         assert first.suppresses[0].value == pytest.approx(logits.min(), rel=1e-3)
