@@ -55,7 +55,7 @@ def test_its_edits_and_sweeps_run(names):
 def test_pictures_are_the_pages_own():
     """The names in the page's sources."""
     source = (ROOT / "web" / "src" / "views" / "index.ts").read_text()
-    registered = set(re.findall(r'register\(\{ id: "(\w+)"', source))
+    registered = set(re.findall(r'register\(\{\s*id: "(\w+)"', source))
     assert {picture_of(name) for name in (*VIEWS, *SHOWS.values(), *ALSO)} <= registered
 
 
