@@ -1,4 +1,4 @@
-"""`glassformer serve`: the page, and the HTTP routes behind it."""
+"""`glassformer serve`: the page and the HTTP API."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ def serve(
     ignore_key: IgnoreKeys = (),
     machine: Machine = Machine(),
 ) -> None:
-    """Serve one or several models: a page in which every number is the model's own, and HTTP routes.
+    """Serve one or several models: the page that shows their values, and an HTTP API.
 
-    A translator is served too (and an encoder): the page aligns what it writes with what it read.
-    OpenAI's routes (/v1/completions, /v1/chat/completions) work with OpenAI's clients; /openapi.json describes all.
-    Ctrl-C lets running requests end; a second one ends at once.
+    Decoders, encoder-decoders and encoders can be served. OpenAI's clients work with /v1/completions and
+    /v1/chat/completions; /openapi.json describes all routes. Ctrl-C lets running requests finish; a second Ctrl-C
+    cancels them.
 
     Parameters
     ----------
     model
-        MODEL, or NAME=MODEL to say under which name it is served.
+        MODEL, or NAME=MODEL to choose the name in the API.
     host
-        The address to listen at. Other machines reach it only at another than 127.0.0.1; give a key then.
+        The address to listen on. Only this machine can connect to the default. Set an API key for others.
     port
-        0 takes any that is free, and says which.
+        The port; 0 chooses a free one and prints it.
     api_key
-        Every route needs it, as `Authorization: Bearer KEY`. Better in the environment than among the arguments, which
-        other users of the machine can read.
+        The key that every route requires, as `Authorization: Bearer KEY`. Prefer the environment variable: other users
+        of this machine can read command-line arguments.
     allow_host
-        Another name by which this server may be asked, such as that of a proxy in front of it.
+        An additional allowed host name, such as that of a proxy in front of the server.
     trace_memory
-        GiB that kept traces may hold; the least recently used go first.
+        Memory for stored traces in GiB; the least recently used are dropped first.
     """
     from glassformer.server.models import split_name
 
     if not model:
-        raise ConfigError("give at least one MODEL to serve, such as `stories`")
+        raise ConfigError("MODEL is missing: give at least one, such as `stories`")
     names = [split_name(given) for given in model]
     if len({name for name, _ in names}) < len(names):
         raise ConfigError(f"two models have the same name: {', '.join(name for name, _ in names)}; give NAME=MODEL")
@@ -78,7 +78,7 @@ def run(
     trace_memory: float = 1.0,
     json: bool = False,
 ) -> None:
-    """Take the address, load the models, and serve them until Ctrl-C. KeyboardInterrupt where it came twice."""
+    """Bind the address, load the models, and serve until Ctrl-C. A second Ctrl-C raises KeyboardInterrupt."""
     from glassformer.server import run as server
     from glassformer.server.app import Settings, make_app
 
@@ -87,22 +87,22 @@ def run(
     sock = server.bind(host, port)
     try:
         if not server.is_loopback(sock) and key is None:
-            say(f"WARNING: {host} is reached by other machines, and no API key is set: whoever reaches it can use it.")
-            say(f"         Set one in the environment ({KEY}=...), or leave out --host.")
+            say(f"WARNING: other machines can connect to {host} without an API key, and use the server.")
+            say(f"         Set a key in the environment ({KEY}=...), or leave out --host.")
         _log_to_stderr()
         app = make_app(models(), settings)
     except BaseException:
         sock.close()
         raise
-    url = server.url_of(sock)
+    url = server.server_url(sock)
 
     def ready() -> None:
         if json:
             print_json({"url": url, "models": list(app.state.models.all), "page": app.state.page.built})
         else:
             if not app.state.page.built:
-                say("this copy has no built page: `make page` builds it; the routes work without it")
-            out.print(f"ready: {url}    (Ctrl-C ends)", markup=False)
+                say("the page is not built: run `make page`; the HTTP API works without it")
+            out.print(f"ready: {url}    (Ctrl-C to stop)", markup=False)
             sys.stdout.flush()
 
     if not server.serve(app, sock, ready):
@@ -110,7 +110,7 @@ def run(
 
 
 def _log_to_stderr() -> None:
-    """A plain line for each request, and whatever goes wrong with its traceback."""
+    """Log a line for each request, and errors with their traceback, to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     ours = logging.getLogger("glassformer.server")

@@ -25,11 +25,12 @@ from glassformer.generate.loop import check_ids
 from glassformer.inspect.capture.reader import CapturingTap
 from glassformer.inspect.edits.apply import Edits
 from glassformer.inspect.edits.edit import Edit
-from glassformer.inspect.record.seq2seq import EncoderTrace, read_encoder
+from glassformer.inspect.present.traces import EmbedderTrace
+from glassformer.inspect.record.seq2seq import record_encoder
 from glassformer.inspect.record.store import load as load_trace
 from glassformer.inspect.sweep.sweep import Sweep, sweep
-from glassformer.inspect.trace.trace import Trace
-from glassformer.inspect.views.viewed import Viewed
+from glassformer.inspect.trace.trace import ModelKind, Trace
+from glassformer.inspect.views.methods import ModelViews
 from glassformer.kernels.device import choose
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
@@ -51,13 +52,14 @@ class Guess:
     probability: float
 
 
-class Embedder(Viewed):
+class Embedder(ModelViews):
     """An encoder, its tokenizer, and how the states of a text become one vector.
 
     limit: the most tokens a text may have. TokenizerError where the tokenizer has more tokens than the model.
     """
 
-    of, kind, choices = "model", "encoder", ()
+    kind: ModelKind = "encoder"
+    choices = ()
 
     def __init__(self, model: TextEncoder, tokenizer: Tokenizer, sentence: Sentence | None = None, *, source: str = ""):
         self.model, self.tokenizer, self.source = model, tokenizer, source
@@ -200,7 +202,7 @@ class Embedder(Viewed):
         read: Sequence[str] = (),
         edit: Sequence[Edit] = (),
         budget: int | None = None,
-    ) -> EncoderTrace:
+    ) -> EmbedderTrace:
         """Every number of a text inside the encoder: see `inspect/sourced.py`. All else is as of a decoder's.
 
         A text is framed as the tokenizer says; token ids are read as they are. RequestError for a point that the model
@@ -210,15 +212,15 @@ class Embedder(Viewed):
         self._check(ids)
         check_ids("text", ids, self.config.vocab_size)
         some, editor = (read,) if isinstance(read, str) else tuple(read), self._editor(edit, len(ids))
-        return read_encoder(self, self.model, ids, some, budget, editor)
+        return record_encoder(EmbedderTrace, self, self.model, ids, some, budget, editor)
 
     def sweep(self, text: str | Trace, **how: Any) -> Sweep:
         """One edit after another, at every head, layer or token: iterate over it. `how`: see `inspect/sweep.py`."""
         return sweep(self.trace(text) if isinstance(text, str) else text, **how)
 
-    def load_trace(self, folder: str | Path) -> EncoderTrace:
+    def load_trace(self, folder: str | Path) -> EmbedderTrace:
         """A trace that was saved, of this very model. CheckpointError where it is of another, or not whole."""
-        return load_trace(self, folder)  # pyright: ignore[reportReturnType]
+        return load_trace(EmbedderTrace, self, folder)
 
     @torch.inference_mode()
     def follows(self, first: str, second: str) -> float:

@@ -24,11 +24,12 @@ from glassformer.generate.sampling import Sampling, check_number
 from glassformer.inspect.capture.reader import CapturingTap
 from glassformer.inspect.edits.apply import Editing, Edits
 from glassformer.inspect.edits.edit import Edit
-from glassformer.inspect.record.decoder import read_trace, write_trace
+from glassformer.inspect.present.traces import LanguageModelTrace
+from glassformer.inspect.record.decoder import record_generation, record_text
 from glassformer.inspect.record.store import load as load_trace
 from glassformer.inspect.sweep.sweep import Sweep, sweep
-from glassformer.inspect.trace.trace import Trace
-from glassformer.inspect.views.viewed import Viewed
+from glassformer.inspect.trace.trace import ModelKind, Trace
+from glassformer.inspect.views.methods import ModelViews
 from glassformer.kernels.device import Choice, choose, explain
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
@@ -89,10 +90,10 @@ class Generation:
         return self.continuations[0].text
 
 
-class LanguageModel(Viewed):
+class LanguageModel(ModelViews):
     """A `Decoder`, its tokenizer (None: it takes token ids) and the tokens that end a text."""
 
-    of, kind = "model", "decoder"
+    kind: ModelKind = "decoder"
 
     def __init__(
         self,
@@ -243,7 +244,7 @@ class LanguageModel(Viewed):
         max_tokens: int = 0,
         stop: str | Sequence[str] = (),
         **sampling: Any,
-    ) -> Trace:
+    ) -> LanguageModelTrace:
         """Every number of a text inside the model: see `inspect/trace.py`.
 
         read: points, or patterns of them ("blocks.5.attn.*"), to keep as they pass, beside what every trace keeps; all
@@ -255,7 +256,7 @@ class LanguageModel(Viewed):
         *_, last = self.trace_stream(
             text, read=read, edit=edit, budget=budget, max_tokens=max_tokens, stop=stop, **sampling
         )
-        assert isinstance(last, Trace)
+        assert isinstance(last, LanguageModelTrace)
         return last
 
     def trace_stream(
@@ -270,7 +271,7 @@ class LanguageModel(Viewed):
         logprobs: int | None = None,
         before_pass: Callable[[], None] = go_on,
         **sampling: Any,
-    ) -> Iterator[TokenEvent | Trace]:
+    ) -> Iterator[TokenEvent | LanguageModelTrace]:
         """`trace`, piece by piece as it is written; the trace comes last. A bad request raises here."""
         check_number("max_tokens", max_tokens, 0, 1 << 31)
         patterns = (read,) if isinstance(read, str) else tuple(read)
@@ -281,17 +282,19 @@ class LanguageModel(Viewed):
                     f"{unused[0]} has no effect where nothing is written: give max_tokens", param=unused[0]
                 )
             ids = self.encode(text)
-            return iter([read_trace(self, ids, patterns, budget, self._editor(edit, ids))])
+            return iter([record_text(LanguageModelTrace, self, ids, patterns, budget, self._editor(edit, ids))])
         ids, options = self._request(text, max_tokens, stop, 1, logprobs, sampling, before_pass)
-        return write_trace(self, ids, options, patterns, budget, self._editor(edit, ids, max_tokens))
+        return record_generation(
+            LanguageModelTrace, self, ids, options, patterns, budget, self._editor(edit, ids, max_tokens)
+        )
 
     def sweep(self, text: str | Sequence[int] | Trace, **how: Any) -> Sweep:
         """One edit after another, at every head, layer or token: iterate over it. `how`: see `inspect/sweep.py`."""
         return sweep(text if isinstance(text, Trace) else self.trace(text), **how)
 
-    def load_trace(self, folder: str | Path) -> Trace:
+    def load_trace(self, folder: str | Path) -> LanguageModelTrace:
         """A trace that `Trace.save` wrote, of this very model. CheckpointError where it is of another, or not whole."""
-        return load_trace(self, folder)
+        return load_trace(LanguageModelTrace, self, folder)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, shard: int = SHARD) -> None:
         """Write a Hugging Face folder: config, weights, tokenizer. CheckpointError where the disk is full.

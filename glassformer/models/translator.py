@@ -36,12 +36,13 @@ from glassformer.inspect.capture.points import match
 from glassformer.inspect.drawing.alignment_svg import svg_labels
 from glassformer.inspect.edits.apply import Editing, Edits
 from glassformer.inspect.edits.edit import Edit
-from glassformer.inspect.record.seq2seq import PairTrace, RecurrentTrace, read_pair
+from glassformer.inspect.present.traces import RecurrentTranslatorTrace, TranslatorTrace
+from glassformer.inspect.record.seq2seq import record_recurrent, record_seq2seq
 from glassformer.inspect.record.store import load as load_trace
 from glassformer.inspect.sweep.sweep import Sweep, sweep
-from glassformer.inspect.trace.trace import Trace
+from glassformer.inspect.trace.trace import ModelKind, Trace
 from glassformer.inspect.views.alignment import NO_ATTENTION
-from glassformer.inspect.views.viewed import Viewed
+from glassformer.inspect.views.methods import ModelViews
 from glassformer.kernels.device import choose
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
@@ -105,7 +106,7 @@ class TranslationAlignment:
         return svg_labels(self.source_tokens, self.end), svg_labels(self.target_tokens, self.end)
 
 
-class Translator(Viewed):
+class Translator(ModelViews):
     """An encoder-decoder, Transformer or recurrent, and the tokenizer of both its sides.
 
     Sources are read as they are, or, of a family of models that read them so, with what the tokenizer puts around a
@@ -115,7 +116,7 @@ class Translator(Viewed):
     tokenizer do not fit together, TokenizerError where no token ends a text.
     """
 
-    of, choices = "model", ()
+    choices = ()
 
     def __init__(
         self, model: PairModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
@@ -123,7 +124,7 @@ class Translator(Viewed):
         self.model, self.tokenizer, self.source = model, tokenizer, source
         self.writer = tokenizer.of_targets()
         self.apart = self.writer.core.vocab != tokenizer.core.vocab
-        self.kind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
+        self.kind: ModelKind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
         self.special = dict(special or {})
         self.bare = not family_of(model.config).framed
         end = token_of(self.special, "eos_token_id", source)
@@ -235,7 +236,7 @@ class Translator(Viewed):
         context.
         """
         read, written = self.encode(source, special=special), self._target_ids(target, ended, special)
-        t = read_pair(self, read, [self.begin, *written[:-1]], written, n_prompt=len(written))
+        t = self._record(read, [self.begin, *written[:-1]], written, n_prompt=len(written))
         names = [name for name in t.names() if name.endswith(("cross.probs", "rnn.probs"))]
         if not names:
             raise RequestError(NO_ATTENTION)
@@ -244,6 +245,13 @@ class Translator(Viewed):
         error = max(value.error or 0.0 for value in values)
         after = self._spelled([*written, self.end], self.writer)
         return TranslationAlignment(self._spelled(read, self.tokenizer), after[:-1], probs, error, after[-1])
+
+    def _record(
+        self, source: list[int], ids: list[int], target: list[int], **how: Any
+    ) -> TranslatorTrace | RecurrentTranslatorTrace:
+        if isinstance(self.model, RecurrentEncoderDecoder):
+            return record_recurrent(RecurrentTranslatorTrace, self, source, ids, target, **how)
+        return record_seq2seq(TranslatorTrace, self, source, ids, target, **how)
 
     def _target_ids(self, target: str | Sequence[int], ended: bool, special: bool) -> list[int]:
         """What is to be written, with the token that ends it where it is whole."""
@@ -273,7 +281,7 @@ class Translator(Viewed):
         max_tokens: int | None = None,
         special: bool = False,
         before_pass: Callable[[], None] | None = None,
-    ) -> PairTrace | RecurrentTrace:
+    ) -> TranslatorTrace | RecurrentTranslatorTrace:
         """Every number of a source and a target inside the model: see `inspect/sourced.py`.
 
         target: None is what the model writes itself, the likeliest token each time, of at most `max_tokens`; `ended` as
@@ -304,8 +312,8 @@ class Translator(Viewed):
             editor = self._editor(edit, len(ids), given=len(written))
         rows = [self.begin, *written[:-1]]
         n_prompt = 1 if target is None else len(rows)
-        return read_pair(
-            self, ids, rows, written, n_prompt=n_prompt, finish=finish, read=patterns, budget=budget, editor=editor
+        return self._record(
+            ids, rows, written, n_prompt=n_prompt, finish=finish, read=patterns, budget=budget, editor=editor
         )
 
     def sweep(self, text: str | Trace, **how: Any) -> Sweep:
@@ -314,9 +322,10 @@ class Translator(Viewed):
         """
         return sweep(self.trace(text) if isinstance(text, str) else text, **how)
 
-    def load_trace(self, folder: str | Path) -> PairTrace | RecurrentTrace:
+    def load_trace(self, folder: str | Path) -> TranslatorTrace | RecurrentTranslatorTrace:
         """A trace that was saved, of this very model. CheckpointError where it is of another, or not whole."""
-        return load_trace(self, folder)  # pyright: ignore[reportReturnType]
+        recurrent = isinstance(self.model, RecurrentEncoderDecoder)
+        return load_trace(RecurrentTranslatorTrace if recurrent else TranslatorTrace, self, folder)
 
     def _spelled(self, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, ...]:
         return tuple(tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)

@@ -1,4 +1,4 @@
-"""The app: guard, routes and errors put together. Making one starts nothing but the queue's thread."""
+"""The FastAPI app: guard, routes and error handlers. Creating it starts only the queue's thread."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fastapi.openapi.utils import get_openapi
 from glassformer.errors import ConfigError
 from glassformer.server import completions, errors, glass
 from glassformer.server import openapi_docs as answers
-from glassformer.server.errors import answer
+from glassformer.server.errors import json_response
 from glassformer.server.guard import MAX_BODY, Guard
 from glassformer.server.models import AnyModel, ServedModels
 from glassformer.server.page import BuiltPage
-from glassformer.server.queue import Queue
+from glassformer.server.queue import WorkQueue
 from glassformer.server.trace_store import TraceStore
 
 VERSION = version("glassformer")
@@ -25,8 +25,11 @@ VERSION = version("glassformer")
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server behaves. key: what every route needs, None: nothing. hosts: names it may be asked by, beside
-    localhost and addresses. max_body: bytes of a request. trace_bytes: what kept traces may hold."""
+    """Settings of a server.
+
+    key: the API key that every route requires, or None. hosts: allowed host names besides localhost and IP addresses.
+    max_body: the maximum size of a request in bytes. trace_bytes: the memory for stored traces in bytes.
+    """
 
     key: str | None = None
     hosts: tuple[str, ...] = ()
@@ -37,16 +40,16 @@ class Settings:
         if self.key is not None and not (
             self.key.isascii() and self.key.isprintable() and self.key.strip() == self.key
         ):
-            raise ConfigError("the API key must be printable ASCII without spaces at its ends")
+            raise ConfigError("the API key must be printable ASCII without leading or trailing spaces")
         if self.key == "":
-            raise ConfigError("the API key is empty: leave it out, or give one")
+            raise ConfigError("the API key is empty: give one, or leave it out")
         if self.trace_bytes < 1:
-            raise ConfigError(f"the traces need some bytes, got {self.trace_bytes}")
+            raise ConfigError(f"trace_bytes must be at least 1, got {self.trace_bytes}")
 
 
 def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settings()) -> FastAPI:
-    """The whole app. Its `state.queue` is where the work is done."""
-    served, queue, page, traces = ServedModels(models), Queue(), BuiltPage(), TraceStore(settings.trace_bytes)
+    """Return the app for these (name, model) pairs. `app.state.queue` runs all model work."""
+    served, queue, page, traces = ServedModels(models), WorkQueue(), BuiltPage(), TraceStore(settings.trace_bytes)
     api = glass.ServerRouter(served, traces)
 
     @asynccontextmanager
@@ -58,7 +61,7 @@ def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settin
         title="Glassformer",
         version=VERSION,
         description=answers.DESCRIPTION,
-        docs_url=None,  # they load scripts from elsewhere
+        docs_url=None,  # they load scripts from a CDN
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
@@ -72,12 +75,17 @@ def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settin
         },
     )
     app.state.queue, app.state.models, app.state.page = queue, served, page
-    errors.install(app)
+    errors.install_error_handlers(app)
     app.add_middleware(Guard, key=settings.key, hosts=settings.hosts, is_page=page.has, max_body=settings.max_body)
 
-    @app.get("/health", tags=["Server"], summary="What runs, and why so", responses=answers.HEALTH)
+    @app.get(
+        "/health",
+        tags=["Server"],
+        summary="State of the server, and which implementations run",
+        responses=answers.HEALTH,
+    )
     async def health() -> Response:
-        return answer(
+        return json_response(
             {
                 "status": "ok",
                 "version": VERSION,
@@ -97,7 +105,7 @@ def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settin
 
     @app.get("/v1/models/{model:path}", tags=["OpenAI"], summary="One served model", responses=answers.ONE_MODEL)
     async def one_model(model: str) -> Response:
-        return answer(served[model].described)
+        return json_response(served[model].description)
 
     page.install(app)
     app.openapi = lambda: _openapi(app, settings)
@@ -105,7 +113,7 @@ def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settin
 
 
 def _openapi(app: FastAPI, settings: Settings) -> dict:
-    """The document, with the key and without the answer 422, which is a 400 here."""
+    """Return the OpenAPI document, with the API key, and without status 422, which is 400 here."""
     if app.openapi_schema is None:
         found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         for path in found["paths"].values():

@@ -1,6 +1,6 @@
-"""What requests may say, checked: a field that is not here is refused by its name, and so is a value of another type.
+"""The JSON bodies of requests. Unknown fields and values of a wrong type are rejected with an error that names them.
 
-Ranges are not repeated here: `Sampling` and `Options` know them, and say the same to every caller.
+Ranges are checked by `Sampling` and `GenerationOptions`, with the same messages for every caller.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from glassformer.inspect.views.layer import AttentionKind
 from glassformer.server.errors import ApiError
 from glassformer.server.models import ServedModel
 
-# What others offer and this server does not; a value that asks for nothing is no reason to refuse.
-NOTHING: dict[str, tuple[Any, ...]] = {
+# Fields of OpenAI's API that this server does not support, with the values that have no effect and are accepted.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (), "best_of": (1,), "function_call": ("none",), "functions": ([],), "metadata": ({},),
     "modalities": (["text"],), "moderation": (), "parallel_tool_calls": (), "prediction": (),
     "prompt_cache_key": (), "prompt_cache_options": (), "prompt_cache_retention": (), "reasoning_effort": ("none",),
@@ -30,9 +30,9 @@ NOTHING: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-FIRST = Field(fail_fast=True)  # of a list's wrong items only the first is told
-Ids = Annotated[list[int], FIRST]
-MOST_PROMPTS = 128  # texts of one request, continuations counted: bounds what waits for an answer
+FAIL_FAST = Field(fail_fast=True)  # report only the first wrong item of a list
+Ids = Annotated[list[int], FAIL_FAST]
+MAX_PROMPTS = 128  # texts of one request, continuations included
 
 
 class Body(BaseModel):
@@ -42,10 +42,10 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known(cls, data: Any) -> Any:
+    def _check_field_names(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
             for name in data:
-                if name not in cls.model_fields and name not in NOTHING:
+                if name not in cls.model_fields and name not in UNSUPPORTED:
                     known = ", ".join(cls.model_fields)
                     raise RequestError(f"unknown field {str(name)[:100]!r}; known: {known}", param=str(name)[:100])
         return data
@@ -56,50 +56,61 @@ Places = int | Ids | None
 
 
 class EditBody(Body):
-    """A change to what flows through the model: see `glassformer/inspect/edit.py`. What is not named is all of it."""
+    """A change to a value inside the model: see `inspect/edits/edit.py`. An index that is left out means all."""
 
-    op: Op = Field(description="What is done.", examples=["ablate"])
-    point: str = Field(description="Where.", examples=["blocks.0.attn.z"])
+    op: Op = Field(description="The operation.", examples=["ablate"])
+    point: str = Field(description="The tap point.", examples=["blocks.0.attn.z"])
     head: Places = None
-    position: Places = Field(None, description="-1: each token from which a new one is written.")
-    query: Places = Field(None, description="Of scores and probs, as position.")
-    key: Places = Field(None, description="Of scores and probs.")
+    position: Places = Field(
+        None, description="-1: the last position of each forward pass, from which a token is generated."
+    )
+    query: Places = Field(None, description="For scores and probs: the query position.")
+    key: Places = Field(None, description="For scores and probs: the key position.")
     dim: Places = None
-    row: int | None = Field(None, description="Of several continuations, which.")
-    factor: Number | None = Field(None, description="Of scale and add.")
-    value: Number | None = Field(None, description="Of replace and add: one number ...")
-    vector: str | None = Field(None, description="... or many, by the name that /v1/vectors gave them.")
-    from_trace: str | None = Field(None, description="Of patch: the id of the trace to take from.")
+    row: int | None = Field(None, description="The index of a continuation.")
+    factor: Number | None = Field(None, description="For scale and add.")
+    value: Number | None = Field(None, description="For replace and add: one number ...")
+    vector: str | None = Field(None, description="... or a vector, by the name that POST /v1/vectors returned.")
+    from_trace: str | None = Field(None, description="For patch: the id of the trace to copy from.")
 
 
 class SamplingFields(Body):
-    """How tokens are chosen: the fields of `Sampling`, as OpenAI and others spell them."""
+    """The fields of `Sampling`, under the names that OpenAI and others use."""
 
     temperature: float | None = Field(
-        None, description="0 takes the likeliest token, always. Default 1.", examples=[0.7]
+        None, description="0 always takes the most probable token. Default 1.", examples=[0.7]
     )
-    top_p: float | None = Field(None, description="Only the smallest set of tokens whose probabilities reach p.")
-    top_k: int | None = Field(None, description="Only the k likeliest tokens.")
-    min_p: float | None = Field(None, description="Only tokens at least p times as likely as the likeliest.")
-    repetition_penalty: float | None = Field(None, description="Divides logits of tokens that were there. Default 1.")
-    presence_penalty: float | None = Field(None, description="Taken off the logit of a token that was written.")
-    frequency_penalty: float | None = Field(None, description="The same, for each time that it was written.")
+    top_p: float | None = Field(
+        None, description="Sample from the smallest set of tokens whose probabilities sum to p."
+    )
+    top_k: int | None = Field(None, description="Sample from the k most probable tokens.")
+    min_p: float | None = Field(
+        None, description="Sample from tokens at least p times as probable as the most probable one."
+    )
+    repetition_penalty: float | None = Field(None, description="Divides the logits of tokens that occurred. Default 1.")
+    presence_penalty: float | None = Field(
+        None, description="Subtracted from the logits of tokens that were generated."
+    )
+    frequency_penalty: float | None = Field(
+        None, description="Subtracted once for each time that the token was generated."
+    )
     logit_bias: dict[str, float] | None = Field(
         None, description="Added to logits, by token id.", examples=[{"50": -9}]
     )
-    seed: int | None = Field(None, description="The same seed gives the same text; the answer says which it was.")
-    stop: str | Annotated[list[str], FIRST] | None = Field(None, description="End before this text, or these.")
-    edits: Annotated[list[EditBody], FIRST] | None = Field(
+    seed: int | None = Field(None, description="The same seed gives the same text. The response returns the seed.")
+    stop: str | Annotated[list[str], FAIL_FAST] | None = Field(
+        None, description="Stop before this text, or any of these texts."
+    )
+    edits: Annotated[list[EditBody], FAIL_FAST] | None = Field(
         None,
-        description="Changes to what flows through the model, as in `lm.generate(edit=[...])`.",
+        description="Changes to values inside the model, as in `lm.generate(edit=[...])`.",
         examples=[[{"op": "ablate", "point": "blocks.0.attn.z", "head": 3}]],
     )
 
     def sampling(self) -> dict[str, Any]:
-        """The fields of `Sampling` that were given, checked.
+        """Return the given fields of `Sampling`, checked.
 
-        At temperature 0 the others fall away, for they hold anyway: the likeliest token is within every top_p, top_k
-        and min_p, and any seed gives the same text.
+        At temperature 0, top_p, top_k, min_p and seed have no effect and are dropped.
         """
         names = (
             "temperature",
@@ -122,11 +133,11 @@ class SamplingFields(Body):
             replace(checked, temperature=given.get("temperature", 1.0))
         return given
 
-    def changes(self) -> list[dict[str, Any]]:
-        """The edits as plain JSON values."""
+    def edit_dicts(self) -> list[dict[str, Any]]:
+        """Return the edits as JSON values."""
         return [one.model_dump(exclude_none=True) for one in self.edits or ()]
 
-    def stops(self) -> tuple[str, ...]:
+    def stop_strings(self) -> tuple[str, ...]:
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -139,27 +150,27 @@ def _token(key: str) -> int:
 
 
 class StreamOptions(Body):
-    include_usage: bool = Field(False, description="End the stream with a chunk that counts tokens.")
+    include_usage: bool = Field(False, description="End the stream with a chunk that holds the token counts.")
 
 
 class OpenAIFields(SamplingFields):
-    """What completions and chats share."""
+    """The fields that completions and chat completions share."""
 
     model: str = Field(description="The name of a served model.", examples=["stories"])
-    n: int | None = Field(None, description="This many continuations, of seeds one after the other.")
-    stream: bool | None = Field(None, description="Server-sent events, one for each piece of text; then [DONE].")
+    n: int | None = Field(None, description="The number of continuations. Their seeds are consecutive.")
+    stream: bool | None = Field(None, description="Return server-sent events, one for each token; then [DONE].")
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_what_asks_for_nothing(cls, data: Any) -> Any:
+    def _drop_neutral_values(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
         kept = {}
         for name, value in data.items():
-            if name in NOTHING and name not in cls.model_fields:
-                if value is not None and value not in NOTHING[name]:
-                    raise ApiError(400, f"{name} is not served here", param=name, code="not_served")
+            if name in UNSUPPORTED and name not in cls.model_fields:
+                if value is not None and value not in UNSUPPORTED[name]:
+                    raise ApiError(400, f"{name} is not supported", param=name, code="not_supported")
             else:
                 kept[name] = value
         return kept
@@ -170,28 +181,31 @@ class OpenAIFields(SamplingFields):
 
 
 class CompletionBody(OpenAIFields):
-    """A text, or texts, to continue."""
+    """One or several texts to continue."""
 
-    prompt: str | Annotated[list[str], FIRST] | Ids | Annotated[list[Ids], FIRST] = Field(
-        description="A text, token ids, or several of either. Text never becomes a control token.",
+    prompt: str | Annotated[list[str], FAIL_FAST] | Ids | Annotated[list[Ids], FAIL_FAST] = Field(
+        description="A text, token ids, or a list of either. Text never becomes a control token.",
         examples=["One day Mia"],
     )
     max_tokens: int | None = Field(
-        None, description="At most so many tokens; by default until the model ends the text or its context is full."
+        None,
+        description="The maximum number of tokens. By default generation ends with an end token or a full context.",
     )
-    echo: bool | None = Field(None, description="Begin the answer with the prompt; with logprobs, its tokens too.")
+    echo: bool | None = Field(
+        None, description="Begin the response with the prompt; with logprobs, with its tokens too."
+    )
     logprobs: int | None = Field(
-        None, description="Log-probabilities (nats, of the model's own distribution), and so many likeliest tokens."
+        None, description="Return log-probabilities (nats, before sampling), and this many of the most probable tokens."
     )
 
     def prompts(self) -> list[str | list[int]]:
-        """One or several, each a text or ids."""
+        """Return the prompts, each a text or token ids."""
         given = self.prompt
         several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
         found: list[Any] = list(given) if several else [given]
-        if len(found) * (self.n or 1) > MOST_PROMPTS:
+        if len(found) * (self.n or 1) > MAX_PROMPTS:
             raise RequestError(
-                f"prompts times n must be at most {MOST_PROMPTS}, got {len(found)} × {self.n or 1}", param="prompt"
+                f"prompts times n must be at most {MAX_PROMPTS}, got {len(found)} × {self.n or 1}", param="prompt"
             )
         return found
 
@@ -205,118 +219,128 @@ class MessageBody(Body):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], FIRST]
+    content: str | Annotated[list[TextPart], FAIL_FAST]
     name: str | None = None
 
-    def plain(self) -> dict[str, Any]:
-        """As a chat template takes it."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return the message as chat templates expect it."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": self.role, "content": text} | ({} if self.name is None else {"name": self.name})
 
 
-Messages = Annotated[list[MessageBody], Field(min_length=1), FIRST]
+Messages = Annotated[list[MessageBody], Field(min_length=1), FAIL_FAST]
 
 
 class ChatBody(OpenAIFields):
-    """A conversation to answer in."""
+    """A conversation to continue."""
 
     messages: Messages = Field(examples=[[{"role": "user", "content": "Where is Mia?"}]])
-    max_completion_tokens: int | None = Field(None, description="At most so many tokens, by default all that fit.")
-    max_tokens: int | None = Field(None, description="The same by its old name; not both.")
-    logprobs: bool | None = Field(None, description="Log-probabilities of the tokens written.")
-    top_logprobs: int | None = Field(None, description="With logprobs: so many of the likeliest tokens, too.")
+    max_completion_tokens: int | None = Field(
+        None, description="The maximum number of tokens; by default all that fit."
+    )
+    max_tokens: int | None = Field(None, description="The older name of max_completion_tokens; give one of them.")
+    logprobs: bool | None = Field(None, description="Return the log-probabilities of generated tokens.")
+    top_logprobs: int | None = Field(None, description="With logprobs: the number of most probable tokens to return.")
 
-    def limit(self) -> tuple[str, int | None]:
-        """How many tokens, and the name under which that was said."""
+    def token_limit(self) -> tuple[str, int | None]:
+        """Return the field that sets the maximum number of tokens, and its value."""
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise RequestError("give max_completion_tokens or max_tokens, not both", param="max_tokens")
         if self.max_tokens is not None:
             return "max_tokens", self.max_tokens
         return "max_completion_tokens", self.max_completion_tokens
 
-    def top(self) -> int | None:
-        """How many of the likeliest tokens; None: no log-probabilities."""
+    def n_top_logprobs(self) -> int | None:
+        """Return the number of most probable tokens to return, or None for no log-probabilities."""
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class TraceBody(SamplingFields):
-    """A text to trace: as it is, or continued first."""
+    """A text to trace, optionally continued first."""
 
     model: str = Field(description="The name of a served model.", examples=["stories"])
     prompt: str | Ids | None = Field(None, description="A text, or token ids.", examples=["One day Mia got a key."])
     target: str | Ids | None = Field(
-        None, description="Of a model that reads a source, which the prompt is: what was written; None: what it writes."
+        None,
+        description="For encoder-decoders, whose source is the prompt: the target. By default the model generates it.",
     )
     messages: Messages | None = Field(None, description="A conversation instead of a prompt.")
     max_tokens: int = Field(
         0,
-        description="First write so many tokens more; 0 traces the prompt alone. Of a model that reads a source: at "
-        "most so many of the target; 0: until it ends.",
+        description="Generate this many tokens first; 0 traces the prompt alone. For encoder-decoders: the maximum "
+        "length of the target; 0: until its end.",
     )
-    read: Annotated[list[str], FIRST] | None = Field(
+    read: Annotated[list[str], FAIL_FAST] | None = Field(
         None,
-        description="Points, or patterns of them, to keep as they pass; all else is computed when it is asked for.",
+        description="Tap points, or patterns of them, to capture. All others are recomputed on demand.",
         examples=[["blocks.0.attn.*"]],
     )
-    top: int = Field(5, description="With stream: so many of the likeliest tokens beside each one written.")
-    stream: bool | None = Field(None, description="Events: `token` for each token written, then `trace`, or `error`.")
+    top: int = Field(
+        5, description="With stream: the number of most probable tokens to return for each generated token."
+    )
+    stream: bool | None = Field(
+        None, description="Return events: `token` for each generated token, then `trace`, or `error`."
+    )
 
-    def ids(self, served: ServedModel) -> list[int]:
-        """What is to be traced, as token ids."""
+    def prompt_ids(self, served: ServedModel) -> list[int]:
+        """Return the token ids to trace."""
         if self.target is not None:
-            raise RequestError("target is of models that read a source, and this one reads none", param="target")
+            raise RequestError("target is for encoder-decoder models, and this model is a decoder", param="target")
         if (self.prompt is None) == (self.messages is None):
             raise RequestError("give either a prompt or messages", param="prompt")
         if self.messages is not None:
-            return served.chat_ids([message.plain() for message in self.messages])
-        return served.writer.encode(self.prompt or "")
+            return served.chat_ids([message.as_dict() for message in self.messages])
+        return served.language_model.encode(self.prompt or "")
 
-    def reading(self, served: ServedModel) -> tuple[str | list[int], dict[str, Any]]:
-        """What a model that is no decoder reads, and how. RequestError for a field that has no effect on it."""
+    def trace_arguments(self, served: ServedModel) -> tuple[str | list[int], dict[str, Any]]:
+        """Return prompt and keyword arguments of `trace` for a model that is not a decoder.
+
+        Raises RequestError for a field that has no effect on it.
+        """
         writes, given = served.kind != "encoder", self.model_dump(exclude_none=True)
         useful = {"model", "prompt", "read", "stream", "edits"} | ({"target", "max_tokens"} if writes else set())
         nothing = {"temperature": 0, "max_tokens": 0, "top": type(self).model_fields["top"].default}
         for name, value in given.items():
             if name not in useful and (name not in nothing or value != nothing[name]):
-                why = "it takes the likeliest token, always" if writes else "it writes nothing"
+                why = "it decodes greedily" if writes else "it does not generate text"
                 raise RequestError(f"{name} has no effect on a model of the kind {served.kind}: {why}", param=name)
         if self.prompt is None:
-            raise RequestError("give a prompt: the text to read", param="prompt")
+            raise RequestError("prompt is missing", param="prompt")
         options: dict[str, Any] = {"read": self.read or ()}
         if writes:
             options |= {"target": self.target, "max_tokens": self.max_tokens or None}
         return self.prompt, options
 
-    def writing(self) -> dict[str, Any]:
-        """Sampling and stops; where nothing is written, only what was given: it is refused then, by its name."""
+    def generation_options(self) -> dict[str, Any]:
+        """Return sampling options and stop strings. Without max_tokens: the given fields, which are rejected later."""
         if self.max_tokens:
-            return self.sampling() | {"stop": self.stops()}
+            return self.sampling() | {"stop": self.stop_strings()}
         return self.model_dump(exclude_none=True, include=set(SamplingFields.model_fields) - {"edits"})
 
 
 class VectorBody(Body):
-    """Numbers to name in edits."""
+    """A vector to use in edits."""
 
-    values: Annotated[list[float], Field(min_length=1), FIRST] = Field(examples=[[0.5, -1.0]])
+    values: Annotated[list[float], Field(min_length=1), FAIL_FAST] = Field(examples=[[0.5, -1.0]])
 
 
 class SweepBody(Body):
-    """An edit in one place after the other, and what each changes."""
+    """The same edit applied separately at each head, layer, position or cell."""
 
-    trace: str = Field(description="The id of the trace whose text is read under the edits.")
-    over: str = Field(description="What is gone through.", examples=["heads", "layers", "positions", "cells"])
-    op: str = Field("ablate", description="What is done in each place: ablate, scale, patch, or of cells knockout.")
-    attention: AttentionKind = Field(
-        "attn", description="Of a model that reads a source: its encoder, or cross, what is between the two."
+    trace: str = Field(description="The id of the trace whose text is processed under each edit.")
+    over: str = Field(description="What the sweep iterates over.", examples=["heads", "layers", "positions", "cells"])
+    op: str = Field("ablate", description="The operation: ablate, scale or patch; knockout for cells.")
+    attention: AttentionKind = Field("attn", description="For encoder-decoders: attn (decoder), encoder, or cross.")
+    target: str | int | None = Field(
+        None, description="The token whose logit is measured. By default the KL divergence is measured."
     )
-    target: str | int | None = Field(None, description="The token whose logit is watched; without it, the KL is.")
-    rival: str | int | None = Field(None, description="The token whose logit is taken off that.")
+    rival: str | int | None = Field(None, description="The token whose logit is subtracted.")
     position: int | None = Field(
-        None, description="Where the logits are read, by default at the end. Of an encoder, without it, target and "
-        "rival, it is the text's vector that is measured.",
+        None, description="The position of the logits; by default the last. For encoders: without position, target "
+        "and rival, the distance of the text's embedding is measured.",
     )  # fmt: skip
-    source: str | None = Field(None, description="Of a patch: the id of the trace to take from.")
-    point: str | None = Field(None, description="Another end of a point to do it at.", examples=["mlp.act"])
-    factor: float | None = Field(None, description="Of scale: what is multiplied by.")
+    source: str | None = Field(None, description="For patch: the id of the trace to copy from.")
+    point: str | None = Field(None, description="The suffix of the tap point to edit.", examples=["mlp.act"])
+    factor: float | None = Field(None, description="For scale: the factor.")

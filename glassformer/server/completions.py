@@ -1,4 +1,4 @@
-"""OpenAI's routes: models, completions, chat, in OpenAI's own shapes, so that OpenAI's own clients work."""
+"""OpenAI's routes: models, completions and chat completions. OpenAI's clients work with them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.edits.reader import EditReader
 from glassformer.server import openapi_docs as answers
 from glassformer.server.bodies import ChatBody, CompletionBody, OpenAIFields
-from glassformer.server.errors import answer
+from glassformer.server.errors import json_response
 from glassformer.server.generation import Chunk, GenerationJob, Token, ready
 from glassformer.server.models import ServedModel, ServedModels
-from glassformer.server.queue import Queue
-from glassformer.server.sse import Events, all_of, event, result_of
+from glassformer.server.queue import WorkQueue
+from glassformer.server.sse import EventStreamResponse, collect, compute, sse_event
 
 DONE = b"data: [DONE]\n\n"
-IMPOSSIBLE = -9999.0
+MIN_LOGPROB = -9999.0
 
 
-def routes(models: ServedModels, queue: Queue, edits: EditReader) -> APIRouter:
-    """The routes over these models."""
+def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRouter:
+    """Return the router over these models."""
     router = APIRouter(tags=["OpenAI"])
 
     @router.post(
@@ -35,9 +35,9 @@ def routes(models: ServedModels, queue: Queue, edits: EditReader) -> APIRouter:
     )
     async def complete(body: CompletionBody, request: Request) -> Response:
         served = models[body.model]
-        served.check_writes()
+        served.check_generates()
         body.check_stream()
-        changes = await _changes(request, queue, edits, body)
+        changes = await _read_edits(request, queue, edits, body)
 
         def prepare() -> GenerationJob:
             return ready(
@@ -51,7 +51,7 @@ def routes(models: ServedModels, queue: Queue, edits: EditReader) -> APIRouter:
                 edits=changes,
             )
 
-        return await _written(request, queue, body, await asyncio.to_thread(prepare), _Completion)
+        return await _respond(request, queue, body, await asyncio.to_thread(prepare), _Completion)
 
     @router.post(
         "/v1/chat/completions", summary="Answer a conversation", responses=answers.CHAT,
@@ -59,45 +59,47 @@ def routes(models: ServedModels, queue: Queue, edits: EditReader) -> APIRouter:
     )  # fmt: skip
     async def chat(body: ChatBody, request: Request) -> Response:
         served = models[body.model]
-        served.check_writes()
+        served.check_generates()
         body.check_stream()
-        changes = await _changes(request, queue, edits, body)
+        changes = await _read_edits(request, queue, edits, body)
 
         def prepare() -> GenerationJob:
             return ready(
                 served,
                 body,
-                [served.chat_ids([message.plain() for message in body.messages])],
-                max_tokens=body.limit(),
+                [served.chat_ids([message.as_dict() for message in body.messages])],
+                max_tokens=body.token_limit(),
                 n=1 if body.n is None else body.n,
-                logprobs=("top_logprobs", body.top()),
+                logprobs=("top_logprobs", body.n_top_logprobs()),
                 edits=changes,
             )
 
-        return await _written(request, queue, body, await asyncio.to_thread(prepare), _Chat)
+        return await _respond(request, queue, body, await asyncio.to_thread(prepare), _Chat)
 
     return router
 
 
-async def _changes(request: Request, queue: Queue, edits: EditReader, body: OpenAIFields) -> Sequence[Edit]:
-    """A request's edits. They are read where traces are computed, for a patch takes from one."""
+async def _read_edits(request: Request, queue: WorkQueue, edits: EditReader, body: OpenAIFields) -> Sequence[Edit]:
+    """Parse the edits of a request. This runs in the worker thread, since a patch reads a trace."""
     if not body.edits:
         return ()
-    return await result_of(request, queue, lambda: edits.read(body.changes()), quick=True)
+    return await compute(request, queue, lambda: edits.read(body.edit_dicts()), quick=True)
 
 
-async def _written(
-    request: Request, queue: Queue, body: OpenAIFields, writing: GenerationJob, kind: type[_Shape]
+async def _respond(
+    request: Request, queue: WorkQueue, body: OpenAIFields, writing: GenerationJob, kind: type[_ResponseShape]
 ) -> Response:
     shape = kind(writing, body)
     if body.stream:
-        return await Events(request, queue.submit(writing.chunks), shape.events, shape.last_events).begun()
-    chunks = await all_of(request, queue, writing.chunks)
-    return answer(await asyncio.to_thread(shape.whole, chunks))
+        return await EventStreamResponse(
+            request, queue.submit(writing.chunks), shape.events, shape.final_events
+        ).wait_started()
+    chunks = await collect(request, queue, writing.chunks)
+    return json_response(await asyncio.to_thread(shape.complete, chunks))
 
 
-class _Shape(ABC):
-    """An answer as OpenAI writes it, whole or in chunks."""
+class _ResponseShape(ABC):
+    """A response in OpenAI's format, complete or streamed."""
 
     prefix, object, chunk_object = "", "", ""
 
@@ -106,50 +108,50 @@ class _Shape(ABC):
         self.with_usage = body.stream_options is not None and body.stream_options.include_usage
         self.head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
         self.head |= {"seed": writing.seed}
-        self.n_written = 0
+        self.n_generated = 0
         self.begun: set[int] = set()
 
     @abstractmethod
     def choice(self, chunk: Chunk) -> dict[str, Any]:
-        """A choice of a whole answer."""
+        """Return a choice of a complete response."""
 
     @abstractmethod
     def deltas(self, chunk: Chunk) -> Iterable[dict[str, Any]]:
-        """A chunk as choices of a stream."""
+        """Return a chunk as choices of a stream."""
 
     def usage(self) -> dict[str, int]:
         n = self.writing.n_prompt
-        return {"prompt_tokens": n, "completion_tokens": self.n_written, "total_tokens": n + self.n_written}
+        return {"prompt_tokens": n, "completion_tokens": self.n_generated, "total_tokens": n + self.n_generated}
 
-    def whole(self, chunks: list[Chunk]) -> dict[str, Any]:
-        """The answer from all its chunks."""
+    def complete(self, chunks: list[Chunk]) -> dict[str, Any]:
+        """Return the complete response from all chunks."""
         parts: list[list[Chunk]] = [[] for _ in range(self.writing.n_choices)]
         for chunk in chunks:
             parts[chunk.index].append(chunk)
         choices = []
         for i, those in enumerate(parts):
-            self.n_written += sum(chunk.n_tokens for chunk in those)
+            self.n_generated += sum(chunk.n_tokens for chunk in those)
             tokens = tuple(token for chunk in those for token in chunk.tokens)
             choices.append(self.choice(Chunk(i, "".join(c.text for c in those), tokens, finish=those[-1].finish)))
         return self.head | {"object": self.object, "choices": choices, "usage": self.usage()}
 
     def events(self, chunk: Chunk) -> Iterator[bytes]:
-        self.n_written += chunk.n_tokens
+        self.n_generated += chunk.n_tokens
         if chunk.text or chunk.tokens or chunk.finish:
             for delta in self.deltas(chunk):
                 yield self._event([delta], None)
 
-    def last_events(self) -> Iterator[bytes]:
+    def final_events(self) -> Iterator[bytes]:
         if self.with_usage:
             yield self._event([], self.usage())
         yield DONE
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
         counted = {"usage": usage} if self.with_usage else {}
-        return event(self.head | {"object": self.chunk_object, "choices": choices} | counted)
+        return sse_event(self.head | {"object": self.chunk_object, "choices": choices} | counted)
 
 
-class _Completion(_Shape):
+class _Completion(_ResponseShape):
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
     def choice(self, chunk: Chunk) -> dict[str, Any]:
@@ -161,17 +163,19 @@ class _Completion(_Shape):
 
     def _logprobs(self, tokens: tuple[Token, ...]) -> dict[str, Any]:
         return {
-            "tokens": [self.served.spelled(token.id)[0] for token in tokens],
-            "token_logprobs": [_number(token.logprob) for token in tokens],
+            "tokens": [self.served.token_text(token.id)[0] for token in tokens],
+            "token_logprobs": [_json_logprob(token.logprob) for token in tokens],
             "top_logprobs": [
-                None if token.logprob is None else {self.served.spelled(id)[0]: _number(p) for id, p in token.top}
+                None
+                if token.logprob is None
+                else {self.served.token_text(id)[0]: _json_logprob(p) for id, p in token.top}
                 for token in tokens
             ],
             "text_offset": [token.offset for token in tokens],
         }
 
 
-class _Chat(_Shape):
+class _Chat(_ResponseShape):
     prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def choice(self, chunk: Chunk) -> dict[str, Any]:
@@ -196,15 +200,15 @@ class _Chat(_Shape):
         return {"logprobs": logprobs, "finish_reason": chunk.finish}
 
     def _token(self, token: Token) -> dict[str, Any]:
-        top = [_spelled(self.served, id, logprob) for id, logprob in token.top]
-        return _spelled(self.served, token.id, token.logprob) | {"top_logprobs": top}
+        top = [_token_logprob(self.served, id, logprob) for id, logprob in token.top]
+        return _token_logprob(self.served, token.id, token.logprob) | {"top_logprobs": top}
 
 
-def _spelled(served: ServedModel, id: int, logprob: float | None) -> dict[str, Any]:
-    text, data = served.spelled(id)
-    return {"token": text, "bytes": None if data is None else list(data), "logprob": _number(logprob)}
+def _token_logprob(served: ServedModel, id: int, logprob: float | None) -> dict[str, Any]:
+    text, data = served.token_text(id)
+    return {"token": text, "bytes": None if data is None else list(data), "logprob": _json_logprob(logprob)}
 
 
-def _number(logprob: float | None) -> float | None:
-    """A log-probability as JSON can say it: what is impossible is IMPOSSIBLE, as OpenAI writes it; NaN is null."""
-    return None if logprob is None or math.isnan(logprob) else max(logprob, IMPOSSIBLE)
+def _json_logprob(logprob: float | None) -> float | None:
+    """Return a log-probability for JSON: at least MIN_LOGPROB, as in OpenAI's API; NaN is null."""
+    return None if logprob is None or math.isnan(logprob) else max(logprob, MIN_LOGPROB)

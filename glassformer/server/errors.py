@@ -1,4 +1,4 @@
-"""Every refusal in one shape, OpenAI's: {"error": {"message", "type", "param", "code"}}, with the status that fits."""
+"""Convert every error to OpenAI's format: {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from glassformer.inspect.views.result import dump
 
 log = logging.getLogger("glassformer.server")
 
-LONGEST_VALUE = 80  # characters of a refused value that are said back
-KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+MAX_VALUE_LENGTH = 80  # characters of a rejected value in a message
+ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+ERROR_CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
 class ErrorDetail(BaseModel):
-    message: str = Field(description="What is wrong, which value, what is allowed.")
+    message: str = Field(description="What is wrong, the value given, and what is allowed.")
     type: str = Field(examples=["invalid_request_error"])
-    param: str | None = Field(description="The field that is wrong, where it is one.", examples=["temperature"])
-    code: str | None = Field(description="For programs.", examples=["context_length_exceeded"])
+    param: str | None = Field(description="The field that is wrong, if it is a single one.", examples=["temperature"])
+    code: str | None = Field(description="An identifier for programs.", examples=["context_length_exceeded"])
 
 
 class ErrorBody(BaseModel):
@@ -35,8 +35,8 @@ class ErrorBody(BaseModel):
 
 
 @contextmanager
-def of_prompt() -> Iterator[None]:
-    """What does not fit is the prompt, in OpenAI's words for it."""
+def prompt_errors() -> Iterator[None]:
+    """Attribute errors about length or text to the field `prompt`, with OpenAI's error code."""
     try:
         yield
     except CapacityError as error:
@@ -48,78 +48,88 @@ def of_prompt() -> Iterator[None]:
 
 
 class ApiError(GlassformerError):
-    """A refusal with a status of its own."""
+    """An error with an HTTP status."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
 
 
-def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON response."""
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a JSON response."""
     return Response(dump(value), status, headers, "application/json")
 
 
-def shape(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The one shape of an error."""
-    kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code or CODES.get(status)}}
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """Return the body of an error response."""
+    kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code or ERROR_CODES.get(status)}}
 
 
-def refusal(status: int, message: str, param: str | None = None, code: str | None = None, **headers: str) -> Response:
-    """An error as a response; an underscore in a header's name stands for a hyphen."""
-    return answer(shape(status, message, param, code), status, {k.replace("_", "-"): v for k, v in headers.items()})
+def error_response(
+    status: int, message: str, param: str | None = None, code: str | None = None, **headers: str
+) -> Response:
+    """Return an error response. An underscore in a header's keyword stands for a hyphen."""
+    return json_response(
+        error_body(status, message, param, code), status, {k.replace("_", "-"): v for k, v in headers.items()}
+    )
 
 
-def described(error: Exception) -> tuple[int, dict[str, Any]]:
-    """The status and the body of an error that work on a request raised. What nobody foresaw is logged, not shown."""
+def status_and_body(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Return the HTTP status and the body for an exception. Unexpected exceptions are logged, not shown."""
     if isinstance(error, ApiError):
-        return error.status, shape(error.status, str(error), error.param, error.code)
+        return error.status, error_body(error.status, str(error), error.param, error.code)
     if isinstance(error, NotFoundError):
-        return 404, shape(404, str(error), error.param, error.code)
+        return 404, error_body(404, str(error), error.param, error.code)
     if isinstance(error, RequestError):
-        return 400, shape(400, str(error), error.param)
+        return 400, error_body(400, str(error), error.param)
     if isinstance(error, CapacityError):
-        return 400, shape(400, str(error), code="too_large")
+        return 400, error_body(400, str(error), code="too_large")
     if isinstance(error, TokenizerError | DataError):
-        return 400, shape(400, str(error))
+        return 400, error_body(400, str(error))
     if isinstance(error, GlassformerError):
-        return 500, shape(500, str(error))
+        return 500, error_body(500, str(error))
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
-        return 503, shape(503, "not enough memory for this request: ask for less", code="out_of_memory")
+        return 503, error_body(
+            503, "not enough memory for this request: use a shorter prompt or fewer tokens", code="out_of_memory"
+        )
     if isinstance(error, RuntimeError) and "out of memory" in str(error):
-        return 503, shape(503, "not enough memory on the device for this request: ask for less", code="out_of_memory")
-    log.error("a request failed in a way that nobody foresaw", exc_info=error)
-    return 500, shape(500, f"an error of the server's own ({type(error).__name__}); its log says more")
+        return 503, error_body(
+            503, "not enough device memory for this request: use a shorter prompt or fewer tokens", code="out_of_memory"
+        )
+    log.error("unexpected error in a request", exc_info=error)
+    return 500, error_body(500, f"internal error ({type(error).__name__}); see the server's log")
 
 
-def install(app: FastAPI) -> None:
-    """Let every error of the app come out in the one shape."""
+def install_error_handlers(app: FastAPI) -> None:
+    """Register handlers that convert every error of the app."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        message, param = explained(error.errors())
-        return refusal(400, message, param)
+        message, param = validation_message(error.errors())
+        return error_response(400, message, param)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        said = {
-            400: "the body cannot be read as JSON: it is nested too deep, or has a number too long",
-            404: f"there is nothing at {request.url.path}",
-            405: f"{request.method} is not served at {request.url.path}",
+        messages = {
+            400: "the body cannot be parsed as JSON: it is nested too deeply, or a number is too long",
+            404: f"{request.url.path} does not exist",
+            405: f"{request.method} is not allowed at {request.url.path}",
         }
         headers = dict(error.headers or {})
-        return answer(shape(error.status_code, said.get(error.status_code, error.detail)), error.status_code, headers)
+        return json_response(
+            error_body(error.status_code, messages.get(error.status_code, error.detail)), error.status_code, headers
+        )
 
     @app.exception_handler(GlassformerError)
     @app.exception_handler(Exception)
     async def any_other(_: Request, error: Exception) -> Response:
-        status, body = described(error)
-        return answer(body, status)
+        status, body = status_and_body(error)
+        return json_response(body, status)
 
 
-def explained(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """What the first field that pydantic refused should have been, as (message, field)."""
+def validation_message(errors: Sequence[Any]) -> tuple[str, str | None]:
+    """Return (message, field) for the first field that pydantic rejected."""
     first = errors[0]
     place = [part for part in first["loc"] if part not in ("body", "query", "path")]
     if first["type"] == "json_invalid":
@@ -135,13 +145,13 @@ def explained(errors: Sequence[Any]) -> tuple[str, str | None]:
     ways = [[part for part in one["loc"] if part not in ("body", "query", "path")] for one in errors]
     alike = [(way, one) for way, one in zip(ways, errors, strict=True) if way[:1] == place[:1]]
     wants = list(dict.fromkeys(one["msg"].removeprefix("Input should be ") for _, one in alike))
-    where = _path([parts[0] for parts in takewhile(_same, zip(*(way for way, _ in alike), strict=False))])
+    where = _path([parts[0] for parts in takewhile(_all_equal, zip(*(way for way, _ in alike), strict=False))])
     if len(wants) > 1:  # one of several types
         return f"{where} must be {', or '.join(wants)}", where
-    return f"{where} must be {wants[0]}, got {_short(first.get('input'))}", where
+    return f"{where} must be {wants[0]}, got {_abbreviate(first.get('input'))}", where
 
 
-def _same(parts: tuple[Any, ...]) -> bool:
+def _all_equal(parts: tuple[Any, ...]) -> bool:
     return all(part == parts[0] for part in parts)
 
 
@@ -150,6 +160,6 @@ def _path(place: Sequence[Any]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
+    return text if len(text) <= MAX_VALUE_LENGTH else text[:MAX_VALUE_LENGTH] + "..."

@@ -1,4 +1,4 @@
-"""What the page reads first with a model that continues no story: a text of the kind that it was made for."""
+"""Choose the text on which the page opens for models that do not continue stories."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from glassformer.models.translator import Translator
 SENTENCE = "The cat sat on the mat because it was tired."
 
 
-def opening(lm: LanguageModel | Translator | Embedder) -> str | None:
-    """What a translator's own run translated as it trained; elsewhere a plain sentence.
+def example_text(lm: LanguageModel | Translator | Embedder) -> str | None:
+    """Return the sample prompt of a translator's training run, or else a plain sentence.
 
-    None for a language model: any text is of its kind.
+    None for a language model: the page has a default for it.
     """
     if isinstance(lm, LanguageModel):
         return None
-    return (isinstance(lm, Translator) and _sampled(lm.source)) or SENTENCE
+    return (isinstance(lm, Translator) and _sample_prompt(lm.source)) or SENTENCE
 
 
-def _sampled(source: str) -> str | None:
-    """The prompt that the run of this checkpoint sampled from, if it lies in one and did."""
+def _sample_prompt(source: str) -> str | None:
+    """Return the sample prompt of the run that contains this checkpoint, or None."""
     from glassformer.training.run.run_file import RUN_FILE, RunFile
 
     for folder in Path(source).parents[:2] if source else ():
         if (folder / RUN_FILE).is_file():
             try:
                 return RunFile.read(folder).settings.get("sample_prompt") or None
-            except GlassformerError:  # a damaged run is no reason not to serve its model
+            except GlassformerError:  # a damaged run.json must not prevent serving the model
                 return None
     return None

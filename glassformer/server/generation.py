@@ -13,9 +13,9 @@ from glassformer.errors import RequestError
 from glassformer.generate.loop import GenerationOptions, TokenEvent, Top
 from glassformer.models.language_model import LanguageModel
 from glassformer.server.bodies import SamplingFields
-from glassformer.server.errors import of_prompt
+from glassformer.server.errors import prompt_errors
 from glassformer.server.models import ServedModel
-from glassformer.server.queue import Check
+from glassformer.server.queue import CheckCancelled
 from glassformer.text.stream_decoder import StreamDecoder
 
 SEEDS = 1 << 63
@@ -58,13 +58,13 @@ class GenerationJob:
 
     def __post_init__(self):
         self.n_prompt = sum(map(len, self.prompts))
-        with of_prompt():
+        with prompt_errors():
             for p in range(len(self.prompts)):
                 self._pieces(p, lambda: None)  # refuses what cannot be written
 
     @property
     def lm(self) -> LanguageModel:
-        return self.served.writer
+        return self.served.language_model
 
     @property
     def n(self) -> int:
@@ -74,7 +74,7 @@ class GenerationJob:
     def n_choices(self) -> int:
         return self.n * len(self.prompts)
 
-    def chunks(self, check: Check) -> Iterator[Chunk]:
+    def chunks(self, check: CheckCancelled) -> Iterator[Chunk]:
         """Write. A model's pass comes after each `check`."""
         for p in range(len(self.prompts)):
             if self.echo:
@@ -84,7 +84,7 @@ class GenerationJob:
                 for piece in self._pieces(p, check):
                     yield self._chunk(piece, p, places)
 
-    def _pieces(self, p: int, check: Check) -> Iterator[TokenEvent]:
+    def _pieces(self, p: int, check: CheckCancelled) -> Iterator[TokenEvent]:
         options: dict[str, Any] = self.options | ({"max_tokens": 1} if self.score_only else {})
         if self.seed is not None:
             options |= {"seed": (self.seed + p * self.n) % SEEDS}
@@ -131,7 +131,7 @@ class _Places:
         begin = self.at
         if self.decoder is not None:
             self.at += len(self.decoder.push(token))
-        text = self.served.spelled(token)[0]
+        text = self.served.token_text(token)[0]
         return max(begin, self.at - len(text))  # what was half a character before it may have come with it
 
 
@@ -147,7 +147,7 @@ def ready(
     edits: Sequence[Any] = (),
 ) -> GenerationJob:
     """A request to write, checked. Names beside values are those by which the client knows them."""
-    sampling, stops = body.sampling(), body.stops()
+    sampling, stops = body.sampling(), body.stop_strings()
     named, limit = max_tokens
     score_only = echo and limit == 0
     if limit is not None and limit < 1 and not score_only:
@@ -159,7 +159,7 @@ def ready(
     except RequestError as error:
         raise RequestError(str(error).replace("logprobs", logprobs[0]), param=logprobs[0]) from None
     seed = sampling.pop("seed", None)
-    ids = [served.writer.encode(prompt) for prompt in prompts]
+    ids = [served.language_model.encode(prompt) for prompt in prompts]
     texts = [prompt if isinstance(prompt, str) else None for prompt in prompts]
     return GenerationJob(
         served, ids, texts, options | {"logprobs": logprobs[1]} | sampling, seed, echo, score_only, tuple(edits)

@@ -15,10 +15,10 @@ from glassformer.inspect.present.router import ROUTES, Event, Route, Router
 from glassformer.inspect.trace.trace import Trace
 from glassformer.server import openapi_docs
 from glassformer.server.bodies import SweepBody, TraceBody, VectorBody
-from glassformer.server.errors import answer, of_prompt
+from glassformer.server.errors import json_response, prompt_errors
 from glassformer.server.models import ServedModels
-from glassformer.server.queue import Check, Queue
-from glassformer.server.sse import Events, all_of, event
+from glassformer.server.queue import CheckCancelled, WorkQueue
+from glassformer.server.sse import EventStreamResponse, collect, sse_event
 from glassformer.server.trace_store import TraceStore
 
 CACHE_FOREVER = "private, max-age=31536000, immutable"
@@ -32,7 +32,7 @@ class ServerRouter(Router):
         self.served, self.store = served, store
 
     def models(self) -> list[dict[str, Any]]:
-        return [served.described for served in self.served.all.values()]
+        return [served.description for served in self.served.all.values()]
 
     def model(self, name: str) -> Any:
         return self.served[name].lm
@@ -48,14 +48,16 @@ class ServerRouter(Router):
         return describe_trace(entry.trace, id, entry.model, created=entry.created, n_bytes=entry.bytes)
 
 
-def routes(api: ServerRouter, queue: Queue) -> APIRouter:
+def routes(api: ServerRouter, queue: WorkQueue) -> APIRouter:
     """Return the HTTP routes: those of the API's own table, and those that create and delete traces."""
     router = APIRouter(tags=["Glass"])
     store = api.store
 
-    def stream(request: Request, events: Callable[[Check], Iterator[Event]], *, quick: bool = False) -> Any:
+    def stream(request: Request, events: Callable[[CheckCancelled], Iterator[Event]], *, quick: bool = False) -> Any:
         job = queue.submit(events, quick=quick)
-        return Events(request, job, lambda one: [event(one[1], one[0])], tuple, error="error").begun()
+        return EventStreamResponse(
+            request, job, lambda one: [sse_event(one[1], one[0])], tuple, error_event="error"
+        ).wait_started()
 
     @router.post(
         "/v1/traces",
@@ -69,34 +71,36 @@ def routes(api: ServerRouter, queue: Queue) -> APIRouter:
         lm: Any = served.lm
         decoder = served.kind == "decoder"
         if decoder:
-            prompt = await asyncio.to_thread(body.ids, served)
-            options = body.writing() | {"read": body.read or (), "max_tokens": body.max_tokens}
+            prompt = await asyncio.to_thread(body.prompt_ids, served)
+            options = body.generation_options() | {"read": body.read or (), "max_tokens": body.max_tokens}
             if body.max_tokens:
                 options["logprobs"] = body.top if body.stream else 0
         else:
-            prompt, options = body.reading(served)
+            prompt, options = body.trace_arguments(served)
 
-        def work(check: Check) -> Iterator[Event]:
-            how = options | {"budget": store.limit, "edit": api.edits.read(body.changes()) if body.edits else ()}
+        def work(check: CheckCancelled) -> Iterator[Event]:
+            how = options | {"budget": store.limit, "edit": api.edits.read(body.edit_dicts()) if body.edits else ()}
             if served.kind != "encoder":
                 how["before_pass"] = check
-            with of_prompt():
+            with prompt_errors():
                 made = lm.trace_stream(prompt, **how) if decoder else iter([lm.trace(prompt, **how)])
                 yield from api.trace_events(served.name, lm, len(prompt), made)
 
         if body.stream:
             return await stream(request, work)
-        _, trace = (await all_of(request, queue, work))[-1]
-        return answer(trace, 201, {"location": f"/v1/traces/{trace['id']}"})
+        _, trace = (await collect(request, queue, work))[-1]
+        return json_response(trace, 201, {"location": f"/v1/traces/{trace['id']}"})
 
     @router.get("/v1/traces", summary="The stored traces", responses=openapi_docs.TRACES)
     async def list_traces() -> Response:
-        return answer({"object": "list", "data": [api.describe(entry.id) for entry in store.all()], **store.state})
+        return json_response(
+            {"object": "list", "data": [api.describe(entry.id) for entry in store.all()], **store.state}
+        )
 
     @router.delete("/v1/traces/{id}", summary="Delete a trace", responses=openapi_docs.DELETED)
     async def delete_trace(id: str) -> Response:
         store.remove(id)
-        return answer({"id": id, "deleted": True})
+        return json_response({"id": id, "deleted": True})
 
     @router.post(
         "/v1/sweeps",
@@ -107,15 +111,15 @@ def routes(api: ServerRouter, queue: Queue) -> APIRouter:
     async def sweep(body: SweepBody, request: Request) -> Response:
         entry = store.get(body.trace)
 
-        def work(_: Check) -> Iterator[Event]:
+        def work(_: CheckCancelled) -> Iterator[Event]:
             yield from api.sweep_events(body.model_dump())
-            store.used(entry)
+            store.update_size(entry)
 
         return await stream(request, work)
 
     @router.post("/v1/vectors", summary="Store a vector for edits", status_code=201, responses=openapi_docs.VECTOR)
     async def store_vector(body: VectorBody) -> Response:
-        return answer(api.store_vector(body.values), 201)
+        return json_response(api.store_vector(body.values), 201)
 
     def endpoint(route: Route) -> Callable[[Request], Any]:
         async def respond(request: Request) -> Response:
@@ -128,19 +132,19 @@ def routes(api: ServerRouter, queue: Queue) -> APIRouter:
                     return Response(None, 304, headers)
             entries = [store.get(id) for id in reply.traces]
 
-            def measured(work: Callable[[], Iterator[Any]]) -> Callable[[Check], Iterator[Any]]:
-                def run(_: Check) -> Iterator[Any]:
+            def measured(work: Callable[[], Iterator[Any]]) -> Callable[[CheckCancelled], Iterator[Any]]:
+                def run(_: CheckCancelled) -> Iterator[Any]:
                     try:
                         yield from work()
                     finally:
                         for entry in entries:
-                            store.used(entry)
+                            store.update_size(entry)
 
                 return run
 
             if reply.events is not None:
                 return await stream(request, measured(reply.events), quick=True)
-            (data,) = await all_of(request, queue, measured(lambda: iter([reply.body()])), quick=True)
+            (data,) = await collect(request, queue, measured(lambda: iter([reply.body()])), quick=True)
             return Response(data, 200, headers, reply.media_type)
 
         return respond

@@ -1,11 +1,11 @@
-"""Who may ask: the first thing that a request meets, before any route.
+"""Check host, origin, API key and size of every request before any route runs.
 
-    request -> Host -> Origin -> key -> size -> the app         each refuses with the reason; nothing is open by default
+    request -> Host -> Origin -> key -> size -> the app         each rejects with a reason
 
-A server on loopback is reached by every page that the user's browser has open. Such a page cannot read answers (there
-is no CORS), but it can send; so what a browser says comes from another origin is refused, whatever it asks for. It can
-also give its own name this machine's address (DNS rebinding), and then is the same origin: so the name that is asked
-for must be one of this server's, unless a key is needed anyway.
+Every page that is open in the user's browser can reach a server on loopback. Such a page cannot read responses (there
+is no CORS), but it can send requests, so a request that a browser marks as coming from another origin is rejected. A
+page can also point its own host name to this machine (DNS rebinding) and then has the same origin, so the Host header
+must name this server, unless an API key is required.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from glassformer.server.errors import refusal
+from glassformer.server.errors import error_response
 
 log = logging.getLogger("glassformer.server")
 
 MAX_BODY = 8 * 2**20  # bytes; a prompt of a million token ids fits
-ALWAYS = {
+SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
@@ -35,7 +35,7 @@ ALWAYS = {
 
 
 class Guard:
-    """ASGI middleware. `is_page` says which paths are the static page, open without a key so that it can ask for it."""
+    """ASGI middleware. Paths for which `is_page` is true need no key: the static page asks the user for it."""
 
     def __init__(
         self,
@@ -65,13 +65,13 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                for name, value in ALWAYS.items():
+                for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
         headers, taken = Headers(scope=scope), 0
-        refused = self._refusal(scope["method"], scope["path"], headers)
+        refused = self._rejection(scope["method"], scope["path"], headers)
 
         async def receiving() -> Message:
             nonlocal taken
@@ -88,43 +88,44 @@ class Guard:
                 await self.app(scope, receiving, sending)
         finally:
             took = 1000 * (time.monotonic() - begin)
-            log.info("%s %s %s %.0f ms", scope["method"], _visible(scope["path"]), status or "left", took)
+            log.info("%s %s %s %.0f ms", scope["method"], _printable(scope["path"]), status or "disconnected", took)
 
-    def _refusal(self, method: str, path: str, headers: Headers) -> Response | None:
-        """Why this request is refused, before its body is read."""
+    def _rejection(self, method: str, path: str, headers: Headers) -> Response | None:
+        """Return the response that rejects this request, or None. The body has not been read yet."""
         page = method in ("GET", "HEAD") and self.is_page(path)
         host = headers.get("host", "")
-        if self.key is None and not self._is_ours(host):
-            return refusal(
+        if self.key is None and not self._is_allowed_host(host):
+            return error_response(
                 403,
-                f"this server is not known by the name {_visible(host)!r}: ask it by its address or as localhost, or "
-                "start it with --allow-host NAME, or with an API key",
+                f"the host name {_printable(host)!r} is not allowed: use the server's address or localhost, or start "
+                "the server with --allow-host NAME or with an API key",
                 "Host",
                 "host_not_allowed",
             )
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
         if foreign or (site not in ("none", "same-origin") and not page):
-            return refusal(
+            return error_response(
                 403,
-                f"a page of another origin ({_visible(origin or site)}) may not use this server",
+                f"requests from another origin ({_printable(origin or site)}) are not allowed",
                 "Origin",
                 "origin_not_allowed",
             )
         if not page and not self._has_key(headers):
-            return refusal(
+            return error_response(
                 401,
-                "this server needs its API key: send the header 'Authorization: Bearer KEY'"
-                + (", and the one that was sent is wrong" if "authorization" in headers else ""),
+                "the API key is "
+                + ("wrong" if "authorization" in headers else "missing")
+                + ": send the header 'Authorization: Bearer KEY'",
                 www_authenticate="Bearer",
             )
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length[:20]) > self.max_body:
-            return refusal(413, self._too_large(f"{int(length[:20]):,}"))
+            return error_response(413, self._too_large(f"{int(length[:20]):,}"))
         return None
 
     def _too_large(self, size: str) -> str:
-        return f"the body has {size} bytes, and at most {self.max_body:,} are read"
+        return f"the body has {size} bytes; the limit is {self.max_body:,}"
 
     def _has_key(self, headers: Headers) -> bool:
         if self.key is None:
@@ -133,7 +134,7 @@ class Guard:
         same = secrets.compare_digest(given.strip().encode(), self.key.encode())
         return kind.lower() == "bearer" and same
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_allowed_host(self, host: str) -> bool:
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -142,7 +143,7 @@ class Guard:
 
 
 def _is_address(name: str) -> bool:
-    """Whether this is an IP address and not a name, which another could have given to this machine."""
+    """Return whether `name` is an IP address, which DNS rebinding cannot forge."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -150,7 +151,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _visible(text: str) -> str:
-    """A client's text such that it can stand in a line: nothing that ends it, and not too long."""
+def _printable(text: str) -> str:
+    """Return a client's text without control characters, cut to 200 characters, for a log line."""
     shown = "".join(c if c.isprintable() else "�" for c in text)
     return shown if len(shown) <= 200 else shown[:200] + "..."

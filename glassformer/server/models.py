@@ -1,4 +1,4 @@
-"""The models that are served, by name."""
+"""Served models by name."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 from glassformer.errors import ConfigError, RequestError
 from glassformer.formats.gguf.shards import model_of
-from glassformer.inspect.views.viewed import Kind
+from glassformer.inspect.trace.trace import ModelKind
 from glassformer.models.embedder import Embedder
 from glassformer.models.language_model import LanguageModel
 from glassformer.models.translator import Translator
 from glassformer.server.errors import ApiError
-from glassformer.server.example_text import opening
+from glassformer.server.example_text import example_text
 from glassformer.text.chat.chat_template import ChatTemplate, templates_of
 
 AnyModel = LanguageModel | Translator | Embedder
-INSTEAD: dict[str, str] = {
-    "encoder-decoder": "writes one text from another: POST /v1/traces with the source as `prompt` writes the target",
-    "recurrent": "writes one text from another: POST /v1/traces with the source as `prompt` writes the target",
-    "encoder": "reads texts and writes none: POST /v1/traces shows what it makes of one",
+ALTERNATIVES: dict[str, str] = {
+    "encoder-decoder": "generates a target from a source: use POST /v1/traces with the source as `prompt`",
+    "recurrent": "generates a target from a source: use POST /v1/traces with the source as `prompt`",
+    "encoder": "is an encoder-only model: use POST /v1/traces to inspect it",
 }
 
 
@@ -31,49 +31,49 @@ class ServedModel:
     """One model and its name."""
 
     def __init__(self, name: str, lm: AnyModel):
-        self.name, self.lm, self.since = name, lm, int(time.time())
+        self.name, self.lm, self.created = name, lm, int(time.time())
         self._lock = threading.Lock()
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ModelKind:
         return self.lm.kind
 
     @property
-    def writer(self) -> LanguageModel:
-        """The model, where it continues texts. `Refused` says what to do where it does not."""
+    def language_model(self) -> LanguageModel:
+        """Return the model if it generates text. Raises ApiError with an alternative otherwise."""
         if not isinstance(self.lm, LanguageModel):
-            why = f"the model {self.name!r} continues no text: it {INSTEAD[self.kind]}"
+            why = f"the model {self.name!r} does not continue text: it {ALTERNATIVES[self.kind]}"
             raise ApiError(400, why, param="model", code="not_a_language_model")
         return self.lm
 
     @cached_property
-    def template(self) -> ChatTemplate | None:
-        """The chat template, where the model has one."""
+    def chat_template(self) -> ChatTemplate | None:
+        """The chat template, or None."""
         known = self.kind == "decoder" and self.lm.tokenizer is not None and templates_of(self.lm.tokenizer)
         return ChatTemplate(self.lm.tokenizer) if known and self.lm.tokenizer is not None else None
 
     @cached_property
-    def opening(self) -> str | None:
-        """What the page reads first, where a story is not of the model's kind."""
-        return opening(self.lm)
+    def example_text(self) -> str | None:
+        """The text on which the page opens, or None for the page's default."""
+        return example_text(self.lm)
 
-    def check_writes(self) -> None:
-        """`Refused` where it continues no texts."""
-        _ = self.writer
+    def check_generates(self) -> None:
+        """Raise ApiError if the model does not generate text."""
+        _ = self.language_model
 
     def chat_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """A conversation as token ids, by the model's own template."""
-        with self._lock:  # two conversations at once are rendered one after the other
-            if self.template is None:
+        """Encode a conversation with the model's chat template."""
+        with self._lock:  # templates are rendered sequentially
+            if self.chat_template is None:
                 raise RequestError(
                     f"the model {self.name!r} has no chat template: use /v1/completions", param="messages"
                 )
-            developer = "developer" if "developer" in self.template.source else "system"
+            developer = "developer" if "developer" in self.chat_template.source else "system"
             known = [one | {"role": developer} if one["role"] == "developer" else one for one in messages]
-            return self.template.encode(known, add_generation_prompt=True)
+            return self.chat_template.encode(known, add_generation_prompt=True)
 
-    def spelled(self, token: int) -> tuple[str, bytes | None]:
-        """A token's text and bytes. Bytes that are no text by themselves are spelled `bytes:\\xe2\\x80`."""
+    def token_text(self, token: int) -> tuple[str, bytes | None]:
+        """Return a token's text and bytes. Bytes that are not valid UTF-8 are written as `bytes:\\xe2\\x80`."""
         if self.lm.tokenizer is None:
             return str(token), None
         data = self.lm.tokenizer.token_bytes(token)
@@ -83,47 +83,50 @@ class ServedModel:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data), data
 
     @property
-    def described(self) -> dict[str, Any]:
-        """As OpenAI describes a model, and what else a client likes to know."""
+    def description(self) -> dict[str, Any]:
+        """Return OpenAI's model object, with more fields."""
         return {
             "id": self.name,
             "object": "model",
-            "created": self.since,
+            "created": self.created,
             "owned_by": "glassformer",
             "kind": self.kind,
-            "context_length": getattr(self.lm.config, "context_length", None),  # a recurrent model has none
+            "context_length": getattr(self.lm.config, "context_length", None),  # recurrent models have none
             "parameters": sum(p.numel() for p in self.lm.model.parameters()),
-            "chat": self.template is not None,
+            "chat": self.chat_template is not None,
             "source": self.lm.source,
-            "opening": self.opening,
+            "example_text": self.example_text,
         }
 
 
 class ServedModels:
-    """The served models."""
+    """All served models."""
 
     def __init__(self, models: Iterable[tuple[str, AnyModel]]):
         self.all: dict[str, ServedModel] = {}
         for name, lm in models:
             if name in self.all:
-                raise ConfigError(f"two models are called {name!r}: name them, as in NAME=MODEL")
+                raise ConfigError(f"two models have the name {name!r}: give NAME=MODEL")
             self.all[name] = ServedModel(name, lm)
 
     def __getitem__(self, name: str) -> ServedModel:
         if name not in self.all:
             known = ", ".join(self.all)
             raise ApiError(
-                404, f"there is no model {name[:100]!r}; served: {known}", param="model", code="model_not_found"
+                404,
+                f"the model {name[:100]!r} does not exist; available: {known}",
+                param="model",
+                code="model_not_found",
             )
         return self.all[name]
 
 
 def split_name(given: str) -> tuple[str, str]:
-    """("name", "model") of what was given as MODEL or NAME=MODEL; a model's own name is its folder's or file's."""
+    """Split NAME=MODEL. Without NAME, a model is named after its folder or file."""
     name, equals, model = given.partition("=")
     if equals and name and model and not Path(given).exists():
         return name, model
     path = Path(given)
     if not path.exists():
-        return given, given  # one of the package, or of the hub
+        return given, given  # a packaged model, or one of the hub
     return model_of(path.resolve().name).removesuffix(".safetensors") or given, given

@@ -8,7 +8,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from glassformer.inspect.present.router import Route
-from glassformer.inspect.trace.slices import Kind
+from glassformer.inspect.present.slices import Kind
 from glassformer.server.errors import ErrorBody
 
 DESCRIPTION = """A Transformer language model whose every number can be seen, over HTTP.
@@ -89,7 +89,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 MODEL = {
     "id": "stories", "object": "model", "created": 1767225600, "owned_by": "glassformer", "context_length": 512,
-    "parameters": 411264, "chat": False, "source": "stories", "opening": None,
+    "parameters": 411264, "chat": False, "source": "stories", "example_text": None,
 }  # fmt: skip
 MODELS = one({"object": "list", "data": [MODEL]})
 ONE_MODEL = one(MODEL)

@@ -1,4 +1,4 @@
-"""The page at `/`: the built files, read once, or a line that says how to build them."""
+"""Serve the built page at `/`, or a note that says how to build it."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ POLICY = "; ".join((
     "frame-ancestors 'none'",
 ))  # fmt: skip
 FOREVER = "public, max-age=31536000, immutable"
-SMALLEST = 512  # bytes; smaller ones are not worth packing
+MIN_GZIP_BYTES = 512  # smaller files are not compressed
 MISSING = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Glassformer</title>
-<h1>The server runs; its page is not built</h1>
-<p>This copy of Glassformer has no <code>glassformer/web_dist</code>. In the sources, <code>make page</code> builds it;
-an installed wheel has it. All routes work without it: <a href="/openapi.json">/openapi.json</a> describes them.</p>
+<h1>The server is running, but its page is not built</h1>
+<p>This installation has no <code>glassformer/web_dist</code>. In a source checkout, <code>make page</code> builds it; a
+wheel contains it. The HTTP API works without it: see <a href="/openapi.json">/openapi.json</a>.</p>
 </html>
 """
 
 
 @dataclass(frozen=True)
-class File:
-    """One file of the page, as it is sent."""
+class PageFile:
+    """One file of the page, ready to be sent."""
 
     data: bytes
-    packed: bytes | None
+    gzipped: bytes | None
     kind: str
     etag: str
     forever: bool
 
     @classmethod
-    def of(cls, data: bytes, name: str) -> File:
+    def of(cls, data: bytes, name: str) -> PageFile:
         packed = gzip.compress(data, 9, mtime=0)
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         text = kind.startswith("text/") or kind.endswith(("javascript", "json", "svg+xml"))
         return cls(
             data,
-            packed if len(data) >= SMALLEST and len(packed) < 0.9 * len(data) else None,
+            packed if len(data) >= MIN_GZIP_BYTES and len(packed) < 0.9 * len(data) else None,
             f"{kind}; charset=utf-8" if text else kind,
             f'"{hashlib.sha256(data).hexdigest()[:32]}"',
-            name.startswith("assets/"),  # their names hold a hash of what is in them
+            name.startswith("assets/"),  # their names contain a hash of their content
         )
 
     def response(self, request: Request) -> Response:
@@ -66,28 +66,28 @@ class File:
         }
         if self.etag in request.headers.get("if-none-match", ""):
             return Response(None, 304, headers)
-        if self.packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
-            return Response(self.packed, 200, headers | {"content-encoding": "gzip"}, self.kind)
+        if self.gzipped is not None and "gzip" in request.headers.get("accept-encoding", ""):
+            return Response(self.gzipped, 200, headers | {"content-encoding": "gzip"}, self.kind)
         return Response(self.data, 200, headers, self.kind)
 
 
 class BuiltPage:
-    """The files of the page by their paths."""
+    """The files of the page by URL path."""
 
     def __init__(self, folder: Path = DIST):
         self.built = (folder / "index.html").is_file()
         if self.built:
             names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-            self.files = {f"/{name}": File.of((folder / name).read_bytes(), name) for name in names}
+            self.files = {f"/{name}": PageFile.of((folder / name).read_bytes(), name) for name in names}
             self.files["/"] = self.files["/index.html"]
         else:
-            self.files = {"/": File.of(MISSING.encode(), "index.html")}
+            self.files = {"/": PageFile.of(MISSING.encode(), "index.html")}
 
     def has(self, path: str) -> bool:
         return path in self.files
 
     def install(self, app: FastAPI) -> None:
-        """A route for each file; what is not one of them is not there."""
+        """Add a route for each file."""
 
         async def page(request: Request) -> Response:
             return self.files[request.url.path].response(request)

@@ -1,13 +1,12 @@
-"""The seam between requests and the model: one computes at a time, in one thread; the others wait their turn.
+"""The work queue between requests and models: one thread runs one request at a time.
 
-    request --submit(work)--> waiting ... --worker thread--> items --> request, as they come
-                                 |  quick work (a look at a trace) goes in between two steps of what runs,
-                                 |  also of a look that comes row by row
-       its client leaves --> cancel(): taken out of the queue, or stopped before the next pass
+    request --submit(work)--> waiting ... --worker thread--> items --> request
+                                 |  quick work (a view of a trace) runs between two steps of the current job
+       client disconnect --> cancel(): removed from the queue, or stopped before the next forward pass
 
-Work is a function that is given `check` and returns an iterator. It calls `check` before each pass of the model, which
-raises `Left` when nobody waits for the result any more. What comes behind this seam may be one thread or many rows in a
-batch: those who submit do not know.
+Work is a function that takes `check_cancelled` and returns an iterator. It calls `check_cancelled` before each forward
+pass, which raises `ClientDisconnected` if the request was cancelled. Requests do not depend on what runs behind the
+queue: one thread, or a batch of many sequences.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from typing import Any, Generic, TypeVar
 from glassformer.server.errors import ApiError
 
 T = TypeVar("T")
-Check = Callable[[], None]
-Work = Callable[[Check], Iterable[T]]
+CheckCancelled = Callable[[], None]
+Work = Callable[[CheckCancelled], Iterable[T]]
 
-MOST_WAITING = 256  # requests; more are refused, not kept
+MAX_WAITING = 256  # requests; further ones are rejected
 
 
 class ClientDisconnected(ApiError):
-    """Work that was stopped: its client has left, or the server ends. Only in the second case does anybody read it."""
+    """The request was cancelled by a client disconnect or by a shutdown. Only after a shutdown does a client see it."""
 
     def __init__(self):
         super().__init__(503, "stopped: the server is shutting down", code="shutting_down")
 
 
 class Job(Generic[T]):
-    """One piece of work. Iterate over it for what it yields; what it raises is raised there."""
+    """Submitted work. Iterating yields its items and raises its exception."""
 
-    def __init__(self, queue: Queue, work: Work[T], loop: asyncio.AbstractEventLoop):
+    def __init__(self, queue: WorkQueue, work: Work[T], loop: asyncio.AbstractEventLoop):
         self._queue, self._work, self._loop = queue, work, loop
         self._items: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._first: tuple[str, Any] | None = None
@@ -55,8 +54,8 @@ class Job(Generic[T]):
             else:
                 raise value
 
-    async def begun(self) -> None:
-        """Wait for the first item, and raise here what would be raised instead of it."""
+    async def wait_started(self) -> None:
+        """Wait for the first item, and raise the exception if there is none."""
         self._first = await self._next()
         if self._first[0] == "error":
             raise self._first[1]
@@ -68,37 +67,37 @@ class Job(Generic[T]):
         return await self._items.get()
 
     def cancel(self) -> None:
-        """Stop the work before its next pass; whoever iterates gets `Left`. Nothing happens where it has ended."""
+        """Cancel the work before its next forward pass; iteration raises `ClientDisconnected`."""
         if not self.cancelled:
             self.cancelled = True
-            self._queue.forget(self)
+            self._queue.remove(self)
             self._items.put_nowait(("error", ClientDisconnected()))
 
     # ---- in any thread
 
-    def stop(self) -> None:
-        """Stop the work before its next pass, and tell whoever iterates at once."""
+    def shut_down(self) -> None:
+        """Cancel the work before its next forward pass, from any thread."""
         self.cancelled = True
         self._post("error", ClientDisconnected())
 
     # ---- in the worker thread
 
-    def check(self) -> None:
-        """Raise `Left` where nobody waits any more."""
+    def check_cancelled(self) -> None:
+        """Raise `ClientDisconnected` if the job was cancelled."""
         if self.cancelled:
             raise ClientDisconnected
 
-    def steps(self) -> Iterator[None]:
-        """Do the work, and hand on what it yields."""
+    def run_steps(self) -> Iterator[None]:
+        """Run the work and post its items; yield between two items."""
         kind, value, items = "end", None, None
         try:
-            self.check()
-            items = iter(self._work(self.check))
+            self.check_cancelled()
+            items = iter(self._work(self.check_cancelled))
             for item in items:
                 self._post("item", item)
                 yield
-                self.check()
-        except BaseException as error:  # also MemoryError: it is the request's, not the thread's
+                self.check_cancelled()
+        except BaseException as error:  # MemoryError too: it belongs to the request, not to the thread
             kind, value = "error", error
         if isinstance(items, Generator):
             items.close()
@@ -107,57 +106,60 @@ class Job(Generic[T]):
     def _post(self, kind: str, value: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(self._items.put_nowait, (kind, value))
-        except RuntimeError:  # the loop has closed: the server is gone
+        except RuntimeError:  # the event loop is closed: the server has stopped
             self.cancelled = True
 
 
-class Queue:
-    """Jobs in the order in which they came, run by one thread that ends with the process, or with `close`."""
+class WorkQueue:
+    """Jobs in order of submission, run by one daemon thread until `close`."""
 
     def __init__(self):
         self._waiting: deque[Job] = deque()
         self._quick: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._running: list[Job] = []  # the last one computes, between two steps of those before it
+        self._running: list[Job] = []  # the last one runs, between two steps of the others
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="glassformer-work", daemon=True)
         self._thread.start()
 
     @property
     def state(self) -> dict[str, int]:
-        """How much runs and waits."""
+        """Return the number of running and of waiting jobs."""
         with self._changed:
             return {"running": int(bool(self._running)), "waiting": len(self._waiting) + len(self._quick)}
 
     def submit(self, work: Work[T], *, quick: bool = False) -> Job[T]:
-        """Queue work. `quick` work, which takes milliseconds, does not wait for the end of what runs."""
+        """Add work to the queue. `quick` work takes milliseconds and runs between two steps of the current job.
+
+        Raises ApiError 503 during shutdown, and 429 if MAX_WAITING jobs are waiting.
+        """
         job = Job(self, work, asyncio.get_running_loop())
         with self._changed:
             if self._closed:
                 raise ApiError(503, "the server is shutting down", code="shutting_down")
-            if len(self._waiting) + len(self._quick) >= MOST_WAITING:
-                raise ApiError(429, f"{MOST_WAITING} requests are waiting already: try again later", code="queue_full")
+            if len(self._waiting) + len(self._quick) >= MAX_WAITING:
+                raise ApiError(429, f"the queue is full ({MAX_WAITING} requests): try again later", code="queue_full")
             (self._quick if quick else self._waiting).append(job)
             self._changed.notify()
         return job
 
-    def forget(self, job: Job) -> None:
-        """Take a job out, if it has not begun."""
+    def remove(self, job: Job) -> None:
+        """Remove a job that has not started."""
         with self._changed:
             for jobs in (self._waiting, self._quick):
                 if job in jobs:
                     jobs.remove(job)
 
     def close(self) -> None:
-        """Stop what runs before its next pass, and take no more."""
+        """Cancel all jobs before their next forward pass, and accept no more."""
         with self._changed:
             self._closed = True
             for job in (*self._waiting, *self._quick, *self._running):
-                job.stop()
+                job.shut_down()
             self._changed.notify()
 
     def join(self, timeout: float) -> None:
-        """Wait for the thread to end, after `close`."""
+        """Wait up to `timeout` seconds for the thread to end, after `close`."""
         self._thread.join(timeout)
 
     def _run(self) -> None:
@@ -167,16 +169,16 @@ class Queue:
                 if self._closed and not (self._quick or self._waiting):
                     return
                 self._running.append((self._quick or self._waiting).popleft())
-            self._finish_last()
+            self._run_last()
 
-    def _finish_last(self) -> None:
-        """Do what has just begun; and between its steps all quick work that has come, also when it is quick itself."""
-        for _ in self._running[-1].steps():
+    def _run_last(self) -> None:
+        """Run the last started job, and quick jobs between its steps, recursively."""
+        for _ in self._running[-1].run_steps():
             while True:
                 with self._changed:
                     if not self._quick:
                         break
                     self._running.append(self._quick.popleft())
-                self._finish_last()
+                self._run_last()
         with self._changed:
             self._running.pop()

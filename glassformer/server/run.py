@@ -1,8 +1,7 @@
-"""From an address to a server that answers, and from Ctrl-C to one that has ended.
+"""Bind an address, run the server, and shut it down on Ctrl-C.
 
-The socket is bound before the models are loaded, so that a port in use is told at once; it listens when they are there.
-The first Ctrl-C (or SIGTERM) takes no more requests and lets those that run end, for DRAIN seconds at most; the second
-ends at once.
+The socket is bound before the models are loaded, so that a port in use is reported at once; it listens afterwards. The
+first Ctrl-C (or SIGTERM) stops accepting requests and gives running ones DRAIN_SECONDS; the second cancels them.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from glassformer.errors import ConfigError
 
 log = logging.getLogger("glassformer.server")
 
-DRAIN = 20  # seconds that running requests are given at the end
-LAST = 2.0  # seconds for the pass that runs when all is stopped
+DRAIN_SECONDS = 20  # for running requests after the first Ctrl-C
+CLOSE_SECONDS = 2.0  # for the current forward pass after cancellation
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at this address, which does not listen yet. ConfigError where it cannot be had."""
+    """Return a socket bound to this address, not listening yet. Raises ConfigError if the address is not available."""
     if not 0 <= port <= 65535:
-        raise ConfigError(f"port must be a whole number from 0 (any that is free) to 65535, got {port}")
+        raise ConfigError(f"port must be a whole number from 0 (any free port) to 65535, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError) as error:
         raise ConfigError(f"host {host!r} is not an address of this machine: {error}") from None
-    found = socket.socket(family, kind, protocol)  # where TCP is named, asyncio sends each write at once: 40 ms less
+    found = socket.socket(family, kind, protocol)  # with an explicit TCP protocol asyncio sets TCP_NODELAY: 40 ms less
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
@@ -45,7 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether an address can be had."""
+    """Return whether an address is available."""
     try:
         bind(host, port).close()
     except ConfigError:
@@ -56,15 +55,15 @@ def is_free(host: str, port: int) -> bool:
 def _unavailable(error: OSError, host: str, port: int) -> ConfigError:
     if error.errno == errno.EADDRINUSE:
         return ConfigError(
-            f"port {port} of {host} is in use: choose another with --port, or any free one with --port 0"
+            f"port {port} of {host} is in use: choose another with --port, or any free port with --port 0"
         )
     if error.errno == errno.EACCES:
-        return ConfigError(f"port {port} of {host} may not be used by this user: choose one from 1024")
+        return ConfigError(f"port {port} of {host} needs more rights: choose a port from 1024")
     return ConfigError(f"{host}:{port} cannot be used: {error.strerror or error}")
 
 
-def url_of(sock: socket.socket) -> str:
-    """Where a browser on this machine finds it."""
+def server_url(sock: socket.socket) -> str:
+    """Return the URL for a browser on this machine."""
     host, port = sock.getsockname()[:2]
     address = ipaddress.ip_address(host.partition("%")[0])
     if address.is_unspecified:
@@ -73,18 +72,18 @@ def url_of(sock: socket.socket) -> str:
 
 
 def is_loopback(sock: socket.socket) -> bool:
-    """Whether only this machine reaches it."""
+    """Return whether the socket is reachable from this machine only."""
     return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which says what it does when it is told to end, and calls `ready` when it answers."""
+    """A uvicorn server that calls `ready` when it accepts requests, and shuts down in two stages."""
 
-    def __init__(self, app: FastAPI, ready: Callable[[], None] = lambda: None, *, drain: float = DRAIN):
+    def __init__(self, app: FastAPI, ready: Callable[[], None] = lambda: None, *, drain: float = DRAIN_SECONDS):
         self.app, self.ready, self.drain, self.hurried = app, ready, drain, False
         config = uvicorn.Config(
             app, http="h11", ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
-            server_header=False, proxy_headers=False, timeout_graceful_shutdown=int(drain + LAST) + 1,
+            server_header=False, proxy_headers=False, timeout_graceful_shutdown=int(drain + CLOSE_SECONDS) + 1,
         )  # fmt: skip
         super().__init__(config)
 
@@ -96,29 +95,29 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state = self.app.state.queue.state
         if n := state["running"] + state["waiting"]:
-            log.warning("ending: %d that run or wait are given %g s; Ctrl-C again ends them now", n, self.drain)
-        deadline = self.loop.call_later(self.drain, self._stop, f"{self.drain:g} s are over")
+            log.warning("shutting down: %d requests have %g s to finish; Ctrl-C again cancels them", n, self.drain)
+        deadline = self.loop.call_later(self.drain, self._stop, f"{self.drain:g} s have passed")
         await super().shutdown(sockets)
         deadline.cancel()
         self.app.state.queue.close()
-        await asyncio.to_thread(self.app.state.queue.join, LAST)
+        await asyncio.to_thread(self.app.state.queue.join, CLOSE_SECONDS)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal: in the middle of anything, so that all but a note is left to the loop."""
+        """Handle a signal: set flags only, and leave the rest to the event loop."""
         if self.should_exit:
             self.hurried = True
-            self.loop.call_soon_threadsafe(self._stop, "repeatable")
+            self.loop.call_soon_threadsafe(self._stop, "second signal")
         self.should_exit = True
 
     def _stop(self, why: str) -> None:
-        """End what runs with an error that says so, and after a moment all connections too."""
-        log.warning("ending now: %s", why)
+        """Cancel all jobs, and close all connections after CLOSE_SECONDS."""
+        log.warning("cancelling requests: %s", why)
         self.app.state.queue.close()
-        self.loop.call_later(LAST, setattr, self, "force_exit", True)
+        self.loop.call_later(CLOSE_SECONDS, setattr, self, "force_exit", True)
 
 
 def serve(app: FastAPI, sock: socket.socket, ready: Callable[[], None]) -> bool:
-    """Serve until told to end. Whether it ended in peace: all that ran was let end, or stopped after DRAIN seconds."""
+    """Serve until a signal. Returns False if a second signal cancelled running requests."""
     server = Server(app, ready)
     try:
         sock.listen(2048)

@@ -1,4 +1,4 @@
-"""Server-sent events, and the watch over whether somebody still listens."""
+"""Server-sent events, and cancellation on client disconnect."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
-from glassformer.server.errors import described, dump
-from glassformer.server.queue import Job, Queue, Work
+from glassformer.server.errors import dump, status_and_body
+from glassformer.server.queue import Job, Work, WorkQueue
 
 T = TypeVar("T")
 log = logging.getLogger("glassformer.server")
 
 
 @asynccontextmanager
-async def watched(request: Request, job: Job) -> AsyncIterator[None]:
-    """Cancel the job as soon as the client leaves, or when this ends for whatever reason."""
-    watch = asyncio.create_task(_until_gone(request.receive, job))
+async def cancel_on_disconnect(request: Request, job: Job) -> AsyncIterator[None]:
+    """Cancel the job when the client disconnects, and at the end of the context."""
+    watch = asyncio.create_task(_wait_for_disconnect(request.receive, job))
     try:
         yield
     finally:
@@ -29,35 +29,35 @@ async def watched(request: Request, job: Job) -> AsyncIterator[None]:
         job.cancel()
 
 
-async def _until_gone(receive: Receive, job: Job) -> None:
+async def _wait_for_disconnect(receive: Receive, job: Job) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    log.info("a client left: its work stops")
+    log.info("client disconnected: its request is cancelled")
     job.cancel()
 
 
-async def all_of(request: Request, queue: Queue, work: Work[T], *, quick: bool = False) -> list[T]:
-    """Everything that work yields."""
+async def collect(request: Request, queue: WorkQueue, work: Work[T], *, quick: bool = False) -> list[T]:
+    """Run work in the queue and return all its items."""
     job = queue.submit(work, quick=quick)
-    async with watched(request, job):
+    async with cancel_on_disconnect(request, job):
         return [item async for item in job]
 
 
-async def result_of(request: Request, queue: Queue, function: Callable[[], T], *, quick: bool = False) -> T:
-    """What a function returns that is one step of work."""
-    return (await all_of(request, queue, lambda _: iter([function()]), quick=quick))[0]
+async def compute(request: Request, queue: WorkQueue, function: Callable[[], T], *, quick: bool = False) -> T:
+    """Run a function in the queue and return its result."""
+    return (await collect(request, queue, lambda _: iter([function()]), quick=quick))[0]
 
 
-def event(value: Any, name: str | None = None) -> bytes:
-    """One server-sent event."""
+def sse_event(value: Any, name: str | None = None) -> bytes:
+    """Return one server-sent event as bytes."""
     head = b"" if name is None else f"event: {name}\n".encode()
     return head + b"data: " + dump(value) + b"\n\n"
 
 
-class Events(Response):
-    """A stream of events, made of what a job yields. `of` makes an item's events, `end` the last ones.
+class EventStreamResponse(Response):
+    """A stream of the events of a job. `encode` returns the events of an item, `final_events` the last ones.
 
-    An error after the first item can no longer change the status: it is an event, and nothing comes after it.
+    An error after the first item cannot change the HTTP status: it is sent as the last event, named `error_event`.
     """
 
     media_type = "text/event-stream"
@@ -66,21 +66,21 @@ class Events(Response):
         self,
         request: Request,
         job: Job,
-        of: Callable[[Any], Iterable[bytes]],
-        end: Callable[[], Iterable[bytes]],
+        encode: Callable[[Any], Iterable[bytes]],
+        final_events: Callable[[], Iterable[bytes]],
         *,
-        error: str | None = None,
+        error_event: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):
         self.status_code, self.background = 200, None
-        self.job, self.of, self.end, self.error = job, of, end, error
-        self.watch = asyncio.create_task(_until_gone(request.receive, job))
+        self.job, self.encode, self.final_events, self.error_event = job, encode, final_events, error_event
+        self.watch = asyncio.create_task(_wait_for_disconnect(request.receive, job))
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no", **(headers or {})})
 
-    async def begun(self) -> Events:
-        """Wait for the job's first item: what is raised until then still has a status of its own."""
+    async def wait_started(self) -> EventStreamResponse:
+        """Wait for the first item: an exception before it becomes an error response with its own status."""
         try:
-            await self.job.begun()
+            await self.job.wait_started()
         except BaseException:
             self._stop()
             raise
@@ -98,11 +98,11 @@ class Events(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
                 async for item in self.job:
-                    if data := b"".join(self.of(item)):
+                    if data := b"".join(self.encode(item)):
                         await write(data)
-                await write(b"".join(self.end()))
+                await write(b"".join(self.final_events()))
             except Exception as error:
-                await write(event(described(error)[1], self.error))
+                await write(sse_event(status_and_body(error)[1], self.error_event))
             await write(b"", more=False)
         finally:
             self._stop()

@@ -1,6 +1,6 @@
-"""Traces that are kept between requests: the least recently used go when their bytes do not fit.
+"""Traces in the server's memory, bounded by bytes: the least recently used are dropped.
 
-They live in the server's memory, so a page that is loaded again finds them by their ids. An id is never used twice.
+A reloaded page finds its traces by their ids. An id is never reused.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from glassformer.inspect.capture.reader import mega
 from glassformer.inspect.trace.trace import Trace
 from glassformer.server.errors import ApiError
 
-REMEMBERED = 4096  # ids of traces that are no longer there, and why
+MAX_DROPPED_IDS = 4096  # ids of dropped traces, with the reason
 
 
 @dataclass(eq=False)
 class StoredTrace:
-    """A kept trace. `model` is the name under which its model is served; `bytes` was measured after its last use."""
+    """A stored trace. `model`: the name of its served model. `bytes`: its size after its last use."""
 
     id: str
     model: str
@@ -30,68 +30,68 @@ class StoredTrace:
 
 
 class TraceStore:
-    """The kept traces, of at most `limit` bytes in all."""
+    """Stored traces of at most `limit` bytes in total."""
 
     def __init__(self, limit: int):
         self.limit = limit
-        self._kept: OrderedDict[str, StoredTrace] = OrderedDict()
-        self._gone: OrderedDict[str, str] = OrderedDict()
+        self._traces: OrderedDict[str, StoredTrace] = OrderedDict()
+        self._dropped: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
 
     def put(self, model: str, trace: Trace) -> StoredTrace:
-        """Keep a trace under a new id."""
+        """Store a trace under a new id."""
         entry = StoredTrace(secrets.token_hex(12), model, trace, int(time.time()), 0)
         with self._lock:
-            self._kept[entry.id] = entry
-        self.used(entry)
+            self._traces[entry.id] = entry
+        self.update_size(entry)
         return entry
 
     def get(self, id: str) -> StoredTrace:
-        """The trace of an id, now the most recently used. `Refused` says whether it was there once."""
+        """Return a trace and mark it as most recently used. Raises ApiError 404, with the reason if it was dropped."""
         with self._lock:
-            if id in self._kept:
-                self._kept.move_to_end(id)
-                return self._kept[id]
-            why = self._gone.get(id)
+            if id in self._traces:
+                self._traces.move_to_end(id)
+                return self._traces[id]
+            why = self._dropped.get(id)
         if why is None:
-            raise ApiError(404, f"there is no trace {id[:64]!r}", param="id", code="trace_not_found")
-        raise ApiError(404, f"the trace {id!r} is no longer there: {why}", param="id", code="trace_gone")
+            raise ApiError(404, f"the trace {id[:64]!r} does not exist", param="id", code="trace_not_found")
+        raise ApiError(404, f"the trace {id!r} was dropped: {why}", param="id", code="trace_gone")
 
     def remove(self, id: str) -> None:
-        """Forget a trace."""
+        """Delete a trace."""
         self.get(id)
         with self._lock:
             self._drop(id, "it was deleted")
 
     def all(self) -> list[StoredTrace]:
-        """Those that are there, the most recently used first."""
+        """Return all traces, the most recently used first."""
         with self._lock:
-            return list(reversed(self._kept.values()))
+            return list(reversed(self._traces.values()))
 
-    def used(self, entry: StoredTrace) -> None:
-        """Measure a trace, for they grow when they are looked at, and drop others that no longer fit beside it.
+    def update_size(self, entry: StoredTrace) -> None:
+        """Measure a trace, which grows when it is inspected, and drop others that no longer fit.
 
-        To be called where traces are computed: nothing else may measure one, which another thread may be changing.
+        Call it in the worker thread only: another thread must not measure a trace while it changes.
         """
         entry.bytes = entry.trace.bytes
         with self._lock:
-            total = sum(one.bytes for one in self._kept.values())
-            while total > self.limit and len(self._kept) > 1:
-                id, oldest = next(iter(self._kept.items()))
+            total = sum(one.bytes for one in self._traces.values())
+            while total > self.limit and len(self._traces) > 1:
+                id, oldest = next(iter(self._traces.items()))
                 total -= oldest.bytes
                 self._drop(
                     id,
-                    f"the {mega(self.limit)} for traces were full, and it was the least recently used; make it again",
+                    f"the {mega(self.limit)} for traces were full, and it was the least recently used; create it again",
                 )
 
     @property
     def state(self) -> dict[str, int]:
         with self._lock:
-            held = sum(entry.bytes for entry in self._kept.values())
-            return {"count": len(self._kept), "bytes": held, "limit": self.limit}
+            held = sum(entry.bytes for entry in self._traces.values())
+            return {"count": len(self._traces), "bytes": held, "limit": self.limit}
 
     def _drop(self, id: str, why: str) -> None:
-        self._kept.pop(id, None)
-        self._gone[id] = why
-        while len(self._gone) > REMEMBERED:
-            self._gone.popitem(last=False)
+        self._traces.pop(id, None)
+        self._dropped[id] = why
+        while len(self._dropped) > MAX_DROPPED_IDS:
+            self._dropped.popitem(last=False)

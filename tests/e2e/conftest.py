@@ -12,7 +12,7 @@ import glassformer
 from e2e.find_browser import ADVICE, find_browser
 from glassformer.server.app import Settings, make_app
 from glassformer.server.page import DIST
-from glassformer.server.run import bind, url_of
+from glassformer.server.run import bind, server_url
 
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -53,7 +53,7 @@ class Served:
 
     def __enter__(self) -> "Served":
         sock = bind("127.0.0.1", 0)
-        self.url = url_of(sock)
+        self.url = server_url(sock)
         self.app = make_app(list(self.models.items()), Settings(**self.settings))
         self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", timeout_graceful_shutdown=1))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [sock]}, daemon=True)

@@ -10,7 +10,7 @@ from inspect_subjects import subject
 import glassformer
 from e2e.conftest import Served
 from e2e.test_page import at
-from glassformer.inspect.trace import slices
+from glassformer.inspect.present import slices
 
 
 @pytest.fixture(scope="module")

@@ -135,15 +135,16 @@ def test_a_silenced_head_is_one_that_transformers_does_not_hear(family, layer, t
         hook.remove()
         plain = theirs(**read).logits[0]
     from glassformer.inspect.edits.apply import Edits
-    from glassformer.inspect.record.seq2seq import read_pair
+    from glassformer.inspect.record.seq2seq import record_seq2seq
+    from glassformer.inspect.trace.seq2seq import Seq2seqTrace
 
     class Only:
-        tokenizer = None
+        kind, tokenizer = "encoder-decoder", None
 
     one = Only()
     one.model = model
     editor = Edits(model.config, [ablate(f"{layer}.z", head=1)], [len(ids)], len(ids), len(source))
-    t = read_pair(one, source, ids, ids, n_prompt=len(ids), editor=editor)
+    t = record_seq2seq(Seq2seqTrace, one, source, ids, ids, n_prompt=len(ids), editor=editor)
     assert_near(t["final.logits"].tensor, want)
     assert (want - plain).abs().max() > 1e-2
 

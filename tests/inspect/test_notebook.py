@@ -17,8 +17,8 @@ from server.conftest import tiny_lm
 from glassformer.errors import RequestError
 from glassformer.inspect.edits.edit import add, from_json
 from glassformer.inspect.present.router import LocalRouter
+from glassformer.inspect.present.slices import read
 from glassformer.inspect.present.web_build import DIST
-from glassformer.inspect.trace.slices import read
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.inspect.views.result import plain
 

@@ -1,4 +1,4 @@
-"""A real server on loopback, over tiny real models, that stops by itself."""
+"""A real server on loopback over tiny models, stopped by its fixture."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from tiny import tiny
 
 from glassformer.models.language_model import LanguageModel
 from glassformer.server.app import Settings, make_app
-from glassformer.server.run import Server, bind, url_of
+from glassformer.server.run import Server, bind, server_url
 from glassformer.text.tokenizer import Tokenizer
 
 TEMPLATE = (
@@ -31,7 +31,7 @@ def tiny_lm(family="qwen3", seed=0, *, chat=False, **changes):
 
 @contextmanager
 def serving(models, settings=Settings(), **options):  # noqa: B008
-    """The address of a running server, and its app."""
+    """Run a server and yield its URL and its app."""
     app, sock = make_app(models, settings), bind("127.0.0.1", 0)
     sock.listen()
     begun = threading.Event()
@@ -40,7 +40,7 @@ def serving(models, settings=Settings(), **options):  # noqa: B008
     thread.start()
     try:
         assert begun.wait(60), "the server did not start"
-        yield url_of(sock), app
+        yield server_url(sock), app
     finally:
         server.should_exit = True
         thread.join(30)
@@ -49,7 +49,7 @@ def serving(models, settings=Settings(), **options):  # noqa: B008
 
 @pytest.fixture(scope="session")
 def lms():
-    """The served models by name: one that chats, one of another family."""
+    """The served models by name: one with a chat template, one of another family."""
     return {"talker": tiny_lm(chat=True, context_length=256), "other": tiny_lm("llama", 1)}
 
 
@@ -61,20 +61,20 @@ def served(lms):
 
 @pytest.fixture(scope="session")
 def http(served):
-    """A plain client."""
+    """A plain HTTP client."""
     with httpx2.Client(base_url=served[0], timeout=60) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def client(served):
-    """OpenAI's own client."""
+    """OpenAI's client."""
     with openai.OpenAI(base_url=f"{served[0]}/v1", api_key="not needed", max_retries=0) as client:
         yield client
 
 
-def refused(answer, status, *words, param=None, code=None):
-    """An error in the one shape, with this status, that names what is wrong."""
+def assert_error(answer, status, *words, param=None, code=None):
+    """Assert that a response is an error with this status whose message contains these words."""
     assert answer.status_code == status, answer.text
     body = answer.json()
     assert set(body) == {"error"}

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from json_close import assert_json_close
-from server.conftest import refused, serving, tiny_lm
+from server.conftest import assert_error, serving, tiny_lm
 
 from glassformer.inspect.edits.edit import ablate, patch
 from glassformer.inspect.sweep.sweep import sweep
@@ -116,9 +116,9 @@ def test_traces_are_listed_read_again_and_deleted(http):
     again = http.get(f"/v1/traces/{one['id']}").json()
     assert again == one, "what a page finds when it is loaded again"
     assert http.delete(f"/v1/traces/{one['id']}").json() == {"id": one["id"], "deleted": True}
-    refused(http.get(f"/v1/traces/{one['id']}"), 404, "no longer there", "it was deleted", code="trace_gone")
-    refused(http.delete(f"/v1/traces/{one['id']}"), 404, "it was deleted")
-    refused(http.get("/v1/traces/nothing"), 404, "there is no trace 'nothing'", code="trace_not_found")
+    assert_error(http.get(f"/v1/traces/{one['id']}"), 404, "was dropped", "it was deleted", code="trace_gone")
+    assert_error(http.delete(f"/v1/traces/{one['id']}"), 404, "it was deleted")
+    assert_error(http.get("/v1/traces/nothing"), 404, "the trace 'nothing' does not exist", code="trace_not_found")
 
 
 def test_the_least_recently_used_trace_goes(lms):
@@ -131,11 +131,11 @@ def test_the_least_recently_used_trace_goes(lms):
             http.get(f"/v1/traces/{one}")
             make(http, model="m")
             assert http.get(f"/v1/traces/{one}").status_code == 200, "it was used"
-            refused(http.get(f"/v1/traces/{two}"), 404, "were full", "least recently used", code="trace_gone")
+            assert_error(http.get(f"/v1/traces/{two}"), 404, "were full", "least recently used", code="trace_gone")
             health = http.get("/health").json()["traces"]
             assert health["count"] == 2
             assert size < health["bytes"] <= health["limit"] == int(2.5 * size)
-            refused(
+            assert_error(
                 http.post("/v1/traces", json={"model": "m", "prompt": "the cat sat on the mat " * 6}), 400, "budget"
             )
 
@@ -213,7 +213,7 @@ def test_scores_have_infinities_and_say_so(http, kept):
     _, numbers = tensor(http, path)
     assert np.isneginf(numbers).any()
     np.testing.assert_allclose(numbers, t["blocks.0.attn.scores"][0].double().numpy(), atol=1e-5)
-    refused(http.get(f"{path}&dtype=u8"), 400, "not finite", "f32", param="dtype")
+    assert_error(http.get(f"{path}&dtype=u8"), 400, "not finite", "f32", param="dtype")
 
 
 def test_a_tensor_is_kept_by_its_etag(http, kept):
@@ -247,13 +247,13 @@ def test_a_tensor_is_kept_by_its_etag(http, kept):
     ],
 )
 def test_a_tensor_that_is_not_there(http, kept, path, param, words):
-    refused(http.get(f"/v1/traces/{kept[0]['id']}/tensors/{path}"), 400, *words, param=param)
+    assert_error(http.get(f"/v1/traces/{kept[0]['id']}/tensors/{path}"), 400, *words, param=param)
 
 
 def test_a_slice_too_large(http, kept, monkeypatch):
-    monkeypatch.setattr("glassformer.inspect.trace.slices.MOST", 100)
+    monkeypatch.setattr("glassformer.inspect.present.slices.MOST", 100)
     path = f"/v1/traces/{kept[0]['id']}/tensors/blocks.0.attn.q"
-    refused(http.get(path), 400, "at most 100", param="slice")
+    assert_error(http.get(path), 400, "at most 100", param="slice")
     assert http.get(f"{path}?slice=0,0").status_code == 200
 
 
@@ -304,24 +304,24 @@ def test_a_view_comes_row_by_row(http, kept, name, given):
 
 def test_rows_are_refused_with_a_status(http, kept):
     base = f"/v1/traces/{kept[0]['id']}/views"
-    refused(http.get(f"{base}/lens?position=99&stream=true"), 400, "position", "99", param="position")
-    refused(http.get(f"{base}/lens?stream=maybe"), 400, "true or false", param="stream")
-    refused(http.get(f"{base}/cell?layer=0&head=0&query=2&key=1&stream=true"), 400, "no parameter 'stream'")
+    assert_error(http.get(f"{base}/lens?position=99&stream=true"), 400, "position", "99", param="position")
+    assert_error(http.get(f"{base}/lens?stream=maybe"), 400, "true or false", param="stream")
+    assert_error(http.get(f"{base}/cell?layer=0&head=0&query=2&key=1&stream=true"), 400, "no parameter 'stream'")
 
 
 def test_views_that_are_not_served_say_why(http, kept):
     base = f"/v1/traces/{kept[0]['id']}/views"
-    refused(http.get(f"{base}/cel"), 404, "no view 'cel'", "nearest is 'cell'", code="view_not_found")
-    refused(http.get(f"{base}/tokens"), 404, "is a view of a model")
-    refused(http.get("/v1/models/talker/views/cell"), 404, "is a view of a trace")
-    refused(http.get("/v1/models/nobody/views/tokens?text=a"), 404, "served: talker, other")
-    refused(http.get("/v1/traces/nothing/views/cell"), 404, "there is no trace")
-    refused(http.get(f"{base}/cell"), 400, "needs the parameter", "'layer'")
-    refused(http.get(f"{base}/cell?layer=0&head=0&query=2&key=1&frob=1"), 400, "no parameter 'frob'", param="frob")
-    refused(http.get(f"{base}/cell?layer=x&head=0&query=2&key=1"), 400, "whole number", "'x'", param="layer")
-    refused(http.get(f"{base}/cell?layer=0&head=0&query=2&query=3&key=1"), 400, "twice", param="query")
+    assert_error(http.get(f"{base}/cel"), 404, "no view 'cel'", "nearest is 'cell'", code="view_not_found")
+    assert_error(http.get(f"{base}/tokens"), 404, "is a view of a model")
+    assert_error(http.get("/v1/models/talker/views/cell"), 404, "is a view of a trace")
+    assert_error(http.get("/v1/models/nobody/views/tokens?text=a"), 404, "available: talker, other")
+    assert_error(http.get("/v1/traces/nothing/views/cell"), 404, "does not exist")
+    assert_error(http.get(f"{base}/cell"), 400, "needs the parameter", "'layer'")
+    assert_error(http.get(f"{base}/cell?layer=0&head=0&query=2&key=1&frob=1"), 400, "no parameter 'frob'", param="frob")
+    assert_error(http.get(f"{base}/cell?layer=x&head=0&query=2&key=1"), 400, "whole number", "'x'", param="layer")
+    assert_error(http.get(f"{base}/cell?layer=0&head=0&query=2&query=3&key=1"), 400, "twice", param="query")
     for place in ("layer=9&head=0&query=2&key=1", "layer=0&head=9&query=2&key=1", "layer=0&head=0&query=99&key=1"):
-        refused(http.get(f"{base}/cell?{place}"), 400)
+        assert_error(http.get(f"{base}/cell?{place}"), 400)
 
 
 WORDS = st.one_of(
@@ -348,7 +348,7 @@ def test_no_parameter_breaks_a_view(http, kept, name):
         answer = http.get(f"{base}/views/{name}", params=needed | change)
         assert answer.status_code in (200, 400, 404), (change, answer.text)
         if answer.status_code != 200:
-            refused(answer, answer.status_code)
+            assert_error(answer, answer.status_code)
 
     check()
 
@@ -386,9 +386,9 @@ def test_a_patch_takes_from_another_trace(http, lms):
     _, numbers = tensor(http, f"/v1/traces/{told['id']}/tensors/blocks.2.resid_post?slice=-1")
     np.testing.assert_allclose(numbers, t["blocks.2.resid_post"][-1].numpy(), atol=1e-5)
     assert told["edits"][0]["from_trace"] == source["id"]
-    refused(
+    assert_error(
         http.post("/v1/traces", json={"model": "talker", "prompt": "a", "edits": [edit | {"from_trace": "x"}]}),
-        404, "there is no trace 'x'",
+        404, "the trace 'x' does not exist",
     )  # fmt: skip
 
 
@@ -440,7 +440,7 @@ def test_a_vector_has_a_name(http, lms):
 def test_an_edit_that_cannot_be(http, edit, words):
     for path in ("/v1/traces", "/v1/completions"):
         body = {"model": "talker", "prompt": "the", "max_tokens": 2, "edits": [edit]}
-        refused(http.post(path, json=body), 400, *words)
+        assert_error(http.post(path, json=body), 400, *words)
 
 
 def test_an_edit_that_leaves_no_numbers_is_shown_as_such(http):
@@ -449,7 +449,7 @@ def test_an_edit_that_leaves_no_numbers_is_shown_as_such(http):
     _, numbers = tensor(http, f"/v1/traces/{told['id']}/tensors/blocks.1.resid_post?slice=2")
     assert np.isnan(numbers).all()
     body = {"model": "talker", "prompt": "the", "max_tokens": 2, "edits": [edit]}
-    refused(http.post("/v1/completions", json=body), 400, "NaN")
+    assert_error(http.post("/v1/completions", json=body), 400, "NaN")
     written = make(http, max_tokens=3, edits=[edit])
     assert written["finish"] == "nan"
     assert len(written["tokens"]) == written["n_prompt"]
@@ -493,14 +493,14 @@ def test_a_sweep_that_cannot_be(http, kept):
     def ask(**how):
         return http.post("/v1/sweeps", json={"trace": kept[0]["id"], "over": "heads"} | how)
 
-    refused(ask(over="frob"), 400, "heads, layers", param="over")
-    refused(ask(op="frob"), 400, "ablate", param="op")
-    refused(ask(op="patch"), 400, "needs the trace", param="source")
-    refused(ask(position=99), 400, "99")
-    refused(ask(target="no such token at all"), 400)
-    refused(ask(frob=1), 400, "unknown field 'frob'")
-    refused(ask(trace="x"), 404, "there is no trace")
-    refused(ask(over=7), 400, "valid string")
+    assert_error(ask(over="frob"), 400, "heads, layers", param="over")
+    assert_error(ask(op="frob"), 400, "ablate", param="op")
+    assert_error(ask(op="patch"), 400, "needs the trace", param="source")
+    assert_error(ask(position=99), 400, "99")
+    assert_error(ask(target="no such token at all"), 400)
+    assert_error(ask(frob=1), 400, "unknown field 'frob'")
+    assert_error(ask(trace="x"), 404, "does not exist")
+    assert_error(ask(over=7), 400, "valid string")
 
 
 # ---- what a trace cannot be of
@@ -525,7 +525,7 @@ def test_a_sweep_that_cannot_be(http, kept):
 )
 def test_a_trace_that_cannot_be(http, body, words):
     answer = http.post("/v1/traces", json={"model": "talker", "prompt": "the"} | body)
-    refused(answer, 404 if words is None else 400, *(words or ["served"]))
+    assert_error(answer, 404 if words is None else 400, *(words or ["available"]))
 
 
 def test_a_conversation_is_traced(http, lms):

@@ -2,7 +2,7 @@
 
 import openai
 import pytest
-from server.conftest import refused
+from server.conftest import assert_error
 
 SEEDED = {"seed": 5, "max_tokens": 12}
 
@@ -20,12 +20,12 @@ def test_models(client, lms):
     assert found.keys() == lms.keys()
     assert client.models.retrieve("other").context_length == lms["other"].config.context_length
     assert (found["talker"].chat, found["other"].chat) == (True, False)
-    with pytest.raises(openai.NotFoundError, match="served: talker, other"):
+    with pytest.raises(openai.NotFoundError, match="available: talker, other"):
         client.models.retrieve("gpt-5")
 
 
 @pytest.mark.parametrize("name", ["talker", "other"])
-def test_a_completion_is_what_generate_writes(client, lms, name):
+def test_completion_equals_generate(client, lms, name):
     found = client.completions.create(model=name, prompt="the cat", **SEEDED)
     expected = lms[name].generate("the cat", **SEEDED)
     assert found.choices[0].text == expected.text
@@ -38,7 +38,7 @@ def test_a_completion_is_what_generate_writes(client, lms, name):
     assert found.id != client.completions.create(model=name, prompt="the cat", **SEEDED).id
 
 
-def test_every_sampling_field_arrives(client, lms):
+def test_every_sampling_field_has_its_effect(client, lms):
     """Each moves the text, as it does without a server."""
     plain = lms["talker"].generate("the", seed=3, max_tokens=20).text
     cases = [
@@ -57,14 +57,14 @@ def test_every_sampling_field_arrives(client, lms):
         assert found.choices[0].text == expected, case
 
 
-def test_a_seed_is_told_and_gives_the_text_again(client):
+def test_returned_seed_reproduces_the_text(client):
     one, other = (client.completions.create(model="talker", prompt="the", max_tokens=20) for _ in range(2))
     assert one.choices[0].text != other.choices[0].text
     again = client.completions.create(model="talker", prompt="the", max_tokens=20, seed=one.seed)
     assert again.choices[0].text == one.choices[0].text
 
 
-def test_temperature_0_takes_the_likeliest_whatever_the_seed(client, lms):
+def test_temperature_0_ignores_the_seed(client, lms):
     expected = lms["talker"].generate("the", temperature=0.0, max_tokens=9).text
     for rest in ({}, {"seed": 3}, {"top_p": 0.4}):
         found = client.completions.create(model="talker", prompt="the", temperature=0, max_tokens=9, **rest)
@@ -72,7 +72,7 @@ def test_temperature_0_takes_the_likeliest_whatever_the_seed(client, lms):
 
 
 @pytest.mark.parametrize("name", ["talker", "other"])
-def test_a_stream_is_the_whole_in_pieces(client, name):
+def test_stream_equals_the_complete_response(client, name):
     whole = client.completions.create(model=name, prompt="the", n=2, logprobs=2, **SEEDED)
     texts, tokens, ends, usage = ["", ""], [[], []], {}, None
     stream = client.completions.create(
@@ -93,7 +93,7 @@ def test_a_stream_is_the_whole_in_pieces(client, name):
     assert usage == whole.usage
 
 
-def test_logprobs_are_those_of_generate(client, lms):
+def test_logprobs_equal_those_of_generate(client, lms):
     lm = lms["talker"]
     prompt = "the cat é🙂"
     found = client.completions.create(model="talker", prompt=prompt, logprobs=3, **SEEDED).choices[0]
@@ -130,7 +130,7 @@ def test_echo_scores_the_prompt(client, lms):
     assert single.logprobs.token_logprobs == [None]
 
 
-def test_several_prompts_and_ids(client, lms):
+def test_lists_of_prompts_and_of_ids(client, lms):
     lm = lms["talker"]
     ids = lm.encode("the dog")
     found = client.completions.create(model="talker", prompt=["the cat", "the dog"], n=2, **SEEDED)
@@ -159,7 +159,7 @@ MESSAGES = [
 ]
 
 
-def test_chat_is_the_template_and_generate(client, lms):
+def test_chat_equals_template_and_generate(client, lms):
     lm = lms["talker"]
     whole = client.chat.completions.create(
         model="talker", messages=MESSAGES, seed=2, max_completion_tokens=9, logprobs=True, top_logprobs=2
@@ -190,7 +190,7 @@ def test_chat_is_the_template_and_generate(client, lms):
     assert {c.object for c in chunks} == {"chat.completion.chunk"}
 
 
-def test_the_clients_own_helper_for_streams_reads_ours(client):
+def test_openai_stream_helper_works(client):
     asked = {"model": "talker", "messages": MESSAGES[:1], "seed": 2, "max_tokens": 9}
     text = client.chat.completions.create(**asked).choices[0].message.content
     with client.chat.completions.stream(**asked, stop=text[4:6]) as stream:
@@ -198,7 +198,7 @@ def test_the_clients_own_helper_for_streams_reads_ours(client):
     assert final.choices[0].message.content == text[: text.index(text[4:6])]
 
 
-def test_errors_are_the_clients_own_exceptions(client):
+def test_errors_raise_openai_exceptions(client):
     with pytest.raises(openai.NotFoundError) as found:
         client.completions.create(model="nobody", prompt="a")
     assert (found.value.code, found.value.param) == ("model_not_found", "model")
@@ -212,7 +212,7 @@ def test_errors_are_the_clients_own_exceptions(client):
         client.chat.completions.create(model="other", messages=MESSAGES)
 
 
-def test_what_asks_for_nothing_is_no_reason_to_refuse(client):
+def test_neutral_values_of_unsupported_fields_are_accepted(client):
     found = client.completions.create(model="talker", prompt="a", best_of=1, suffix=None, **SEEDED)
     assert found.choices[0].text
     found = client.chat.completions.create(
@@ -225,9 +225,9 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse(client):
     ("change", "param", "words"),
     [
         ({"frob": 1}, "frob", ["unknown field 'frob'", "known: ", "temperature"]),
-        ({"best_of": 3}, "best_of", ["not served"]),
-        ({"suffix": "x"}, "suffix", ["not served"]),
-        ({"user": "me"}, "user", ["not served"]),
+        ({"best_of": 3}, "best_of", ["not supported"]),
+        ({"suffix": "x"}, "suffix", ["not supported"]),
+        ({"user": "me"}, "user", ["not supported"]),
         ({"model": 3}, "model", ["valid string", "got 3"]),
         ({"model": None}, "model", ["valid string"]),
         ({"prompt": 7}, "prompt", ["a valid string, or a valid list"]),
@@ -269,7 +269,7 @@ def test_what_asks_for_nothing_is_no_reason_to_refuse(client):
         ({"prompt": "\ud800"}, None, ["surrogate"]),
     ],
 )
-def test_what_is_refused_says_why(http, change, param, words):
+def test_bad_completion_fields_are_rejected(http, change, param, words):
     import json
 
     body = {"model": "talker", "prompt": "the", "max_tokens": 2} | change
@@ -277,7 +277,7 @@ def test_what_is_refused_says_why(http, change, param, words):
     if words is None:
         assert answer.status_code == 200, answer.text
     else:
-        refused(answer, 400, *words, param=param)
+        assert_error(answer, 400, *words, param=param)
 
 
 @pytest.mark.parametrize(
@@ -294,12 +294,12 @@ def test_what_is_refused_says_why(http, change, param, words):
         ({"max_completion_tokens": 0}, "max_completion_tokens", ["max_completion_tokens must be", "got 0"]),
         ({"top_logprobs": 2}, "top_logprobs", ["needs logprobs: true"]),
         ({"logprobs": True, "top_logprobs": 4000}, "top_logprobs", ["top_logprobs must be", "1024"]),
-        ({"tools": [{"type": "function"}]}, "tools", ["not served"]),
+        ({"tools": [{"type": "function"}]}, "tools", ["not supported"]),
         ({"n": 0}, "n", ["from 1"]),
     ],
 )
-def test_what_is_refused_in_a_chat(http, change, param, words):
+def test_bad_chat_fields_are_rejected(http, change, param, words):
     body = {"model": "talker", "messages": MESSAGES, "max_tokens": 2} | change
     if "max_completion_tokens" in change and "max_tokens" not in change:
         del body["max_tokens"]
-    refused(http.post("/v1/chat/completions", json=body), 400, *words, param=param)
+    assert_error(http.post("/v1/chat/completions", json=body), 400, *words, param=param)

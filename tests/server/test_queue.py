@@ -1,4 +1,4 @@
-"""One computes at a time and the others wait; who leaves stops their work; the loop always answers."""
+"""Requests run sequentially, a client disconnect cancels its request, and the server stays responsive."""
 
 import asyncio
 import json
@@ -14,13 +14,13 @@ from server.conftest import serving, tiny_lm
 from glassformer.generate import loop
 from glassformer.inspect.views import roles
 from glassformer.server.errors import ApiError
-from glassformer.server.queue import MOST_WAITING, ClientDisconnected, Queue
+from glassformer.server.queue import MAX_WAITING, ClientDisconnected, WorkQueue
 
-LONG = 200  # tokens: far more than are written before a test has seen what it wants
+LONG = 200  # tokens: far more than are generated before a test ends
 
 
 class Slow:
-    """A real model that takes its time, and counts its passes."""
+    """A real model with slow forward passes, which are counted."""
 
     def __init__(self, seconds=0.02, **how):
         self.lm, self.passes, self.seconds = tiny_lm(context_length=256, **how), 0, seconds
@@ -36,20 +36,22 @@ class Slow:
 
 @pytest.fixture
 def slow():
-    """Two slow models, one server: (its address, app, the models by name)."""
+    """Two slow models on one server: (URL, app, models by name)."""
     models = {"one": Slow(), "two": Slow(seed=1)}
     with serving([(name, model.lm) for name, model in models.items()]) as (url, app):
         yield url, app, models
 
 
-def until(condition):
-    """Wait for something that comes, however long it takes."""
+def wait_until(condition):
+    """Wait until the condition holds; fail after two minutes."""
+    deadline = time.monotonic() + 120
     while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.005)
 
 
 def opened(url, path, body, method="POST"):
-    """A socket on which a request was sent."""
+    """Send a request and return its open socket."""
     host, port = url.removeprefix("http://").split(":")
     data = b"" if body is None else json.dumps(body).encode()
     sock = socket.create_connection((host, int(port)))
@@ -71,46 +73,46 @@ def writing(model, **more):
         ("/v1/traces", {}),
     ],
 )
-def test_a_client_that_leaves_stops_its_work(slow, path, more):
+def test_client_disconnect_cancels_its_request(slow, path, more):
     url, app, models = slow
     sock = opened(url, path, writing("one", **more))
     if more:
         assert sock.recv(100).startswith(b"HTTP/1.1 200")
-    until(lambda: models["one"].passes > 3)
+    wait_until(lambda: models["one"].passes > 3)
     assert app.state.queue.state == {"running": 1, "waiting": 0}
     sock.close()
-    until(lambda: app.state.queue.state["running"] == 0)
+    wait_until(lambda: app.state.queue.state["running"] == 0)
     assert models["one"].passes < LONG / 2
     assert httpx2.post(f"{url}/v1/completions", json=writing("one", max_tokens=1)).status_code == 200
-    assert httpx2.get(f"{url}/v1/traces").json()["data"] == [], "what was not written whole is not kept"
+    assert httpx2.get(f"{url}/v1/traces").json()["data"] == [], "a partial trace must not be stored"
 
 
-def test_a_client_that_leaves_while_a_prompt_is_read(slow, monkeypatch):
+def test_client_disconnect_during_prefill_cancels(slow, monkeypatch):
     monkeypatch.setattr(loop, "PREFILL_CHUNK", 1)
     url, app, models = slow
     sock = opened(url, "/v1/completions", writing("one", prompt=[5] * LONG, max_tokens=1, stream=True))
-    until(lambda: models["one"].passes > 3)
+    wait_until(lambda: models["one"].passes > 3)
     sock.close()
-    until(lambda: app.state.queue.state["running"] == 0)
+    wait_until(lambda: app.state.queue.state["running"] == 0)
     assert models["one"].passes < LONG / 2
 
 
 @pytest.mark.parametrize("more", [{"stream": True}, {}])
-def test_a_client_that_leaves_while_it_waits_is_never_served(slow, more):
+def test_client_disconnect_removes_a_waiting_request(slow, more):
     url, app, models = slow
     first = opened(url, "/v1/completions", writing("one", stream=True))
-    until(lambda: models["one"].passes > 1)
+    wait_until(lambda: models["one"].passes > 1)
     second = opened(url, "/v1/completions", writing("two", **more))
-    until(lambda: app.state.queue.state["waiting"] == 1)
+    wait_until(lambda: app.state.queue.state["waiting"] == 1)
     second.close()
-    until(lambda: app.state.queue.state["waiting"] == 0)
-    assert app.state.queue.state["running"] == 1, "the first goes on"
+    wait_until(lambda: app.state.queue.state["waiting"] == 0)
+    assert app.state.queue.state["running"] == 1, "the first request continues"
     first.close()
-    until(lambda: app.state.queue.state["running"] == 0)
+    wait_until(lambda: app.state.queue.state["running"] == 0)
     assert models["two"].passes == 0
 
 
-def test_a_sweep_stops_too(slow):
+def test_client_disconnect_cancels_a_sweep(slow):
     url, app, models = slow
     above, count = models["one"].lm.model.above, 0
 
@@ -121,18 +123,18 @@ def test_a_sweep_stops_too(slow):
         return above(*given)
 
     models["one"].lm.model.above = slowly
-    told = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": [5] * 240}).json()
-    sock = opened(url, "/v1/sweeps", {"trace": told["id"], "over": "cells"})
+    trace = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": [5] * 240}).json()
+    sock = opened(url, "/v1/sweeps", {"trace": trace["id"], "over": "cells"})
     assert sock.recv(100).startswith(b"HTTP/1.1 200")
-    until(lambda: count > 3)
+    wait_until(lambda: count > 3)
     sock.close()
-    until(lambda: app.state.queue.state["running"] == 0)
-    assert count < 20, "240 positions of 3 layers, 17 rows at a time, are 43 passes"
+    wait_until(lambda: app.state.queue.state["running"] == 0)
+    assert count < 20, "240 positions of 3 layers, 17 at a time, are 43 forward passes"
 
 
-def test_rows_of_a_view_stop_when_their_client_leaves(slow, monkeypatch):
+def test_client_disconnect_cancels_a_streamed_view(slow, monkeypatch):
     url, app, _ = slow
-    told = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": "the cat sat"}).json()
+    trace = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": "the cat sat"}).json()
     layers, layer_roles, go = [], roles.layer_roles, threading.Event()
 
     def slowly(t, i):
@@ -142,38 +144,38 @@ def test_rows_of_a_view_stop_when_their_client_leaves(slow, monkeypatch):
         return layer_roles(t, i)
 
     monkeypatch.setattr(roles, "layer_roles", slowly)
-    sock = opened(url, f"/v1/traces/{told['id']}/views/roles?stream=true", None, "GET")
+    sock = opened(url, f"/v1/traces/{trace['id']}/views/roles?stream=true", None, "GET")
     assert sock.recv(100).startswith(b"HTTP/1.1 200")
-    until(lambda: len(layers) == 2)
+    wait_until(lambda: len(layers) == 2)
     sock.close()
-    until(lambda: all(job.cancelled for job in app.state.queue._running))
+    wait_until(lambda: all(job.cancelled for job in app.state.queue._running))
     go.set()
-    until(lambda: app.state.queue.state["running"] == 0)
-    assert layers == [0, 1], "and not the third"
+    wait_until(lambda: app.state.queue.state["running"] == 0)
+    assert layers == [0, 1], "the third layer must not be computed"
 
 
-def test_the_server_answers_while_it_writes_and_looks_go_in_between(slow):
-    """A look at a trace does not wait for the end of what is written, and changes no token of it."""
+def test_views_are_answered_during_generation(slow):
+    """A view does not wait for the end of a generation, and changes none of its tokens."""
     url, _, models = slow
     text = models["one"].lm.generate("the", max_tokens=60, seed=1).text
-    told = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": "the cat sat", "max_tokens": 0}).json()
+    trace = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": "the cat sat", "max_tokens": 0}).json()
     models["one"].passes = 0
     with httpx2.stream("POST", f"{url}/v1/completions", json=writing("one", max_tokens=60, stream=True)) as answer:
         lines = (line for line in answer.iter_lines() if line)
         found = [next(lines)]
         for _ in range(3):
             assert httpx2.get(f"{url}/health").json()["queue"]["running"] == 1
-            view = httpx2.get(f"{url}/v1/traces/{told['id']}/views/cell?layer=0&head=1&query=3&key=2")
+            view = httpx2.get(f"{url}/v1/traces/{trace['id']}/views/cell?layer=0&head=1&query=3&key=2")
             assert view.status_code == 200
-            assert models["one"].passes < 60, "it came before the end"
+            assert models["one"].passes < 60, "the view must come before the end"
         found += lines
     assert found.pop() == "data: [DONE]"
     chunks = [json.loads(line.removeprefix("data: ")) for line in found]
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text
 
 
-def test_requests_wait_for_each_other(slow):
-    """One computes at a time, in the order in which they came; each gets what it would get alone."""
+def test_requests_run_sequentially(slow):
+    """Requests run one at a time, with the same results as alone."""
     url, _, models = slow
     alone = {name: models[name].lm.generate("the", max_tokens=8, seed=1).text for name in models}
     running, most, lock = 0, 0, threading.Lock()
@@ -207,7 +209,7 @@ def test_requests_wait_for_each_other(slow):
     assert sorted(found) == sorted([*alone.items()] * 2)
 
 
-def test_an_error_on_the_way_is_the_streams_last_event(slow, caplog):
+def test_error_during_a_stream_is_its_last_event(slow, caplog):
     url, _, models = slow
     hidden = models["one"].lm.model.hidden
 
@@ -221,7 +223,7 @@ def test_an_error_on_the_way_is_the_streams_last_event(slow, caplog):
         lines = [line for line in answer.iter_lines() if line]
     last = json.loads(lines[-1].removeprefix("data: "))
     assert last["error"]["type"] == "server_error"
-    assert "went missing" not in lines[-1], "what nobody foresaw is for the log alone"
+    assert "went missing" not in lines[-1], "unexpected errors are logged, not shown"
     assert "went missing" in caplog.text
     models["one"].passes = 0
     assert httpx2.post(f"{url}/v1/completions", json=writing("one", max_tokens=1)).status_code == 200
@@ -238,7 +240,7 @@ def test_an_error_on_the_way_is_the_streams_last_event(slow, caplog):
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
-def test_too_little_memory_is_told(slow, error):
+def test_out_of_memory_is_reported(slow, error):
     url, _, models = slow
 
     def fails(ids, step):
@@ -249,8 +251,8 @@ def test_too_little_memory_is_told(slow, error):
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")
 
 
-def test_an_answer_is_not_held_back(slow):
-    """Without TCP_NODELAY the body waits for the client's acknowledgement of the head: 40 ms, each time."""
+def test_responses_use_tcp_nodelay(slow):
+    """Without TCP_NODELAY the body waits 40 ms for the acknowledgement of the headers."""
     url, app, _ = slow
     connections = app.state.server.server_state.connections
     with httpx2.Client(base_url=url) as http:
@@ -260,14 +262,14 @@ def test_an_answer_is_not_held_back(slow):
         assert all(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in sockets)
 
 
-# ---- the queue itself
+# ---- the queue alone
 
 
 def run(test):
-    """A test of the queue on a loop and a thread of its own: a browser's loop may already run in this one."""
+    """Run a queue test on its own event loop and thread."""
 
     async def whole():
-        queue = Queue()
+        queue = WorkQueue()
         try:
             await test(queue)
         finally:
@@ -279,23 +281,23 @@ def run(test):
         thread.submit(asyncio.run, whole()).result()
 
 
-def test_a_full_queue_refuses():
+def test_full_queue_rejects():
     async def test(queue):
         go = threading.Event()
         jobs = [queue.submit(lambda _: iter([go.wait()]))]
         while queue.state["running"] == 0:
             await asyncio.sleep(0.001)
-        jobs += [queue.submit(lambda _: [1]) for _ in range(MOST_WAITING)]
-        with pytest.raises(ApiError, match="256 requests are waiting") as error:
+        jobs += [queue.submit(lambda _: [1]) for _ in range(MAX_WAITING)]
+        with pytest.raises(ApiError, match=r"the queue is full \(256 requests\)") as error:
             queue.submit(lambda _: [1])
         assert error.value.status == 429
         go.set()
-        assert [[item async for item in job] for job in jobs] == [[True], *[[1]] * MOST_WAITING]
+        assert [[item async for item in job] for job in jobs] == [[True], *[[1]] * MAX_WAITING]
 
     run(test)
 
 
-def test_quick_work_goes_in_between_and_long_work_in_order():
+def test_quick_jobs_run_between_steps_and_others_in_order():
     async def test(queue):
         order, begun, go = [], threading.Event(), threading.Event()
 
@@ -347,7 +349,7 @@ def test_a_look_that_comes_row_by_row_lets_later_ones_pass():
     run(test)
 
 
-def test_closing_stops_a_look_within_what_runs():
+def test_close_cancels_quick_jobs_inside_a_running_job():
     async def test(queue):
         def endless(check):
             while True:
@@ -356,9 +358,9 @@ def test_closing_stops_a_look_within_what_runs():
                 yield 1
 
         jobs = [queue.submit(endless)]
-        await jobs[0].begun()
+        await jobs[0].wait_started()
         jobs.append(queue.submit(endless, quick=True))
-        await jobs[1].begun()
+        await jobs[1].wait_started()
         queue.close()
         for job in jobs:
             with pytest.raises(ClientDisconnected):
@@ -368,7 +370,7 @@ def test_closing_stops_a_look_within_what_runs():
     run(test)
 
 
-def test_closing_stops_what_runs_and_what_waits():
+def test_close_cancels_running_and_waiting_jobs():
     async def test(queue):
         closed = []
 
@@ -381,7 +383,7 @@ def test_closing_stops_what_runs_and_what_waits():
                 closed.append(True)
 
         jobs = [queue.submit(endless), queue.submit(endless)]
-        await jobs[0].begun()
+        await jobs[0].wait_started()
         queue.close()
         for job in jobs:
             with pytest.raises(ClientDisconnected):
@@ -402,7 +404,7 @@ def test_errors_belong_to_their_job():
             raise KeyError("x")
 
         bad, good = queue.submit(fails), queue.submit(lambda _: [2])
-        await bad.begun()
+        await bad.wait_started()
         with pytest.raises(KeyError):
             [item async for item in bad]
         assert [item async for item in good] == [2]

@@ -18,7 +18,7 @@ from glassformer.cli import main
 from glassformer.cli.demo import wants_page
 from glassformer.cli.serve import KEY
 from glassformer.server.models import split_name
-from glassformer.server.run import bind, url_of
+from glassformer.server.run import bind, server_url
 from glassformer.text.tokenizer import Tokenizer
 
 
@@ -62,7 +62,7 @@ class Process:
             self.process.communicate()
 
 
-def test_it_serves_several_models_and_ends_in_peace(folders):
+def test_serves_several_models_and_stops_on_ctrl_c(folders):
     with Process(folders / "alpha", f"b={folders / 'beta'}", "--port", 0) as server:
         assert server.ready.startswith("ready: http://127.0.0.1:")
         health = httpx2.get(f"{server.url}/health").json()
@@ -78,7 +78,7 @@ def test_it_serves_several_models_and_ends_in_peace(folders):
     assert "Traceback" not in said
 
 
-def test_a_key_from_the_environment_and_json_when_it_is_ready(folders):
+def test_key_from_the_environment_and_json_output(folders):
     with Process(folders / "alpha", "--port", 0, "--host", "0.0.0.0", "--json", **{KEY: "from-outside"}) as server:
         told = json.loads(server.ready)
         assert told["models"] == ["alpha"]
@@ -90,17 +90,17 @@ def test_a_key_from_the_environment_and_json_when_it_is_ready(folders):
     assert "WARNING" not in said
 
 
-def test_other_machines_and_no_key_is_warned_of(folders):
+def test_open_address_without_key_warns(folders):
     with Process(folders / "alpha", "--port", 0, "--host", "0.0.0.0") as server:
         assert server.url.startswith("http://127.0.0.1:"), "an address that can be opened"
         _, said = server.end(signal.SIGINT)
-    assert "WARNING: 0.0.0.0 is reached by other machines, and no API key is set" in said
+    assert "WARNING: other machines can connect to 0.0.0.0 without an API key" in said
 
 
 LONG = {"model": "alpha", "prompt": ["the"] * 12, "max_tokens": 250, "stream": True, "seed": 1, "logprobs": 20}
 
 
-def test_ctrl_c_lets_what_runs_end(folders):
+def test_ctrl_c_lets_running_requests_finish(folders):
     with Process(folders / "alpha", "--port", 0) as server:
         with httpx2.stream("POST", f"{server.url}/v1/completions", json=LONG, timeout=120) as answer:
             lines = (line for line in answer.iter_lines() if line)
@@ -110,11 +110,11 @@ def test_ctrl_c_lets_what_runs_end(folders):
         assert last == "data: [DONE]"
         status, said = server.end()
     assert status == 0, said
-    assert "ending: 1 that run or wait are given 20 s; Ctrl-C again ends them now" in said
+    assert "shutting down: 1 requests have 20 s to finish; Ctrl-C again cancels them" in said
     assert "Traceback" not in said
 
 
-def test_a_second_ctrl_c_ends_at_once(folders):
+def test_second_ctrl_c_cancels_requests(folders):
     with Process(folders / "alpha", "--port", 0) as server:
         with httpx2.stream("POST", f"{server.url}/v1/completions", json=LONG, timeout=120) as answer:
             lines = (line for line in answer.iter_lines() if line)
@@ -123,11 +123,11 @@ def test_a_second_ctrl_c_ends_at_once(folders):
             *_, last = lines
         assert "shutting down" in last
     assert status == 130, said
-    assert "ending now: again" in said
+    assert "cancelling requests: second signal" in said
     assert "Traceback" not in said
 
 
-def test_what_does_not_end_in_time_is_stopped(folders):
+def test_requests_are_cancelled_after_the_drain_time(folders):
     """As the process does it, with less patience."""
     from server.conftest import serving
 
@@ -142,7 +142,7 @@ def test_what_does_not_end_in_time_is_stopped(folders):
     assert "shutting down" in last
 
 
-def refused(capfd, *arguments, status=1):
+def stderr_of(capfd, *arguments, status=1):
     capfd.readouterr()
     with pytest.raises(SystemExit) as stop:
         main(["serve", *map(str, arguments)])
@@ -150,33 +150,33 @@ def refused(capfd, *arguments, status=1):
     return capfd.readouterr().err
 
 
-def test_what_cannot_be_served(capfd, folders, monkeypatch):
+def test_bad_arguments_are_rejected(capfd, folders, monkeypatch):
     monkeypatch.delenv(KEY, raising=False)
     alpha = folders / "alpha"
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
-        said = refused(capfd, alpha, "--port", port)
+        said = stderr_of(capfd, alpha, "--port", port)
         assert f"port {port} of 127.0.0.1 is in use" in said
         assert "--port 0" in said
-    assert "at least one MODEL" in refused(capfd)
-    assert "the same name: alpha, alpha" in refused(capfd, alpha, f"alpha={folders / 'beta'}", "--port", 0)
-    assert "0 (any that is free) to 65535, got 70000" in refused(capfd, alpha, "--port", 70000)
-    assert "'no such host' is not an address" in refused(capfd, alpha, "--host", "no such host")
-    assert "cannot be used" in refused(capfd, alpha, "--host", "192.0.2.1", "--port", 0)
-    assert "the API key is empty" in refused(capfd, alpha, "--api-key", "", "--port", 0)
-    assert "nowhere" in refused(capfd, folders / "nowhere", "--port", 0)
-    assert "some bytes" in refused(capfd, alpha, "--trace-memory", 0, "--port", 0)
-    assert refused(capfd, alpha, "--frob", status=2)
+    assert "MODEL is missing" in stderr_of(capfd)
+    assert "the same name: alpha, alpha" in stderr_of(capfd, alpha, f"alpha={folders / 'beta'}", "--port", 0)
+    assert "0 (any free port) to 65535, got 70000" in stderr_of(capfd, alpha, "--port", 70000)
+    assert "'no such host' is not an address" in stderr_of(capfd, alpha, "--host", "no such host")
+    assert "cannot be used" in stderr_of(capfd, alpha, "--host", "192.0.2.1", "--port", 0)
+    assert "the API key is empty" in stderr_of(capfd, alpha, "--api-key", "", "--port", 0)
+    assert "nowhere" in stderr_of(capfd, folders / "nowhere", "--port", 0)
+    assert "trace_bytes must be at least 1" in stderr_of(capfd, alpha, "--trace-memory", 0, "--port", 0)
+    assert stderr_of(capfd, alpha, "--frob", status=2)
 
 
-def test_the_help_loads_nothing_heavy():
+def test_help_imports_no_heavy_packages():
     code = "import sys, glassformer.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'fastapi', 'uvicorn', 'pydantic', 'openai'} & set(sys.modules), 'heavy imports'"
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
-def test_names_of_models(tmp_path, monkeypatch):
+def test_split_name(tmp_path, monkeypatch):
     for name in ("run", "a=b"):
         (tmp_path / name).mkdir()
     (tmp_path / "m.gguf").touch()
@@ -191,7 +191,7 @@ def test_names_of_models(tmp_path, monkeypatch):
     assert split_name(".") == (tmp_path.name, ".")
 
 
-def test_a_name_with_a_slash_is_served():
+def test_model_name_with_a_slash():
     from server.conftest import serving
 
     with serving([("owner/name", tiny_lm())]) as (url, _):
@@ -200,7 +200,7 @@ def test_a_name_with_a_slash_is_served():
         assert httpx2.get(f"{url}/v1/models/owner").status_code == 404
 
 
-def test_a_model_without_a_tokenizer_takes_ids():
+def test_model_without_tokenizer_accepts_ids():
     from server.conftest import serving
     from tiny import tiny
 
@@ -220,18 +220,18 @@ def test_a_model_without_a_tokenizer_takes_ids():
         assert answer.status_code == 400
 
 
-def test_an_address_of_the_other_kind():
+def test_ipv6_address():
     try:
         sock = bind("::1", 0)
     except Exception:
         pytest.skip("this machine has no IPv6")
     with sock:
-        assert url_of(sock) == f"http://[::1]:{sock.getsockname()[1]}"
+        assert server_url(sock) == f"http://[::1]:{sock.getsockname()[1]}"
     with socket.create_server(("127.0.0.1", 0)) as other:
-        assert url_of(other).startswith("http://127.0.0.1:")
+        assert server_url(other).startswith("http://127.0.0.1:")
 
 
-def test_a_chat_template_survives_saving(tmp_path):
+def test_chat_template_survives_saving(tmp_path):
     """What `served` says of a folder's model is what the model can."""
     from server.conftest import TEMPLATE, serving
 
@@ -245,7 +245,7 @@ def test_a_chat_template_survives_saving(tmp_path):
         assert httpx2.post(f"{url}/v1/chat/completions", json=body).status_code == 200
 
 
-def test_the_demo_ends_by_serving_its_page(tmp_path):
+def test_demo_serves_its_model(tmp_path):
     """Trained, measured, served; and a script that does not ask for the page is not kept waiting."""
     assert not wants_page(None, terminal=False)
     assert wants_page(None, terminal=True)

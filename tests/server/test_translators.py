@@ -1,4 +1,4 @@
-"""Translators and encoders, served: traces by both texts, views, tensors; what continues a text refuses by name."""
+"""Served translators and encoders: traces, views, tensors, sweeps, and requests that they reject."""
 
 import json
 
@@ -6,11 +6,11 @@ import httpx2
 import numpy as np
 import pytest
 from inspect_subjects import subject
-from server.conftest import refused, serving, tiny_lm
+from server.conftest import assert_error, serving, tiny_lm
 
 from glassformer.inspect.edits.edit import from_json
 from glassformer.models.translator import Translator
-from glassformer.server.example_text import SENTENCE, opening
+from glassformer.server.example_text import SENTENCE, example_text
 from glassformer.toys import dates_recipe as pair_recipe
 from glassformer.training.run.run_file import RunFile
 
@@ -50,7 +50,7 @@ def read(answer):
 
 @pytest.mark.parametrize("name", ["pair", "rnn"])
 @pytest.mark.parametrize("target", [None, TARGET])
-def test_a_trace_by_both_texts(http, models, name, target):
+def test_trace_of_source_and_target(http, models, name, target):
     one = models[name]
     given = {"max_tokens": 5} if target is None else {"target": target}
     found = made(http, model=name, prompt=SOURCE, **given)
@@ -74,7 +74,7 @@ def test_a_trace_by_both_texts(http, models, name, target):
     assert names[point] == list(t.shape(point))
 
 
-def test_cells_of_all_three_attentions(http, models):
+def test_cells_of_each_attention(http, models):
     found, t = made(http, model="pair", prompt=SOURCE, target=TARGET), models["pair"].trace(SOURCE, TARGET)
     for which in ("attn", "cross", "encoder"):
         place = {"layer": 1, "head": 2, "query": 2, "key": 1, "attention": which}
@@ -83,16 +83,18 @@ def test_cells_of_all_three_attentions(http, models):
         assert http.get(f"/v1/traces/{found['id']}/views/grid", params={"layer": 1, "attention": which}).is_success
     _, numbers = read(http.get(f"/v1/traces/{found['id']}/tensors/encoder.blocks.1.attn.probs?slice=2"))
     np.testing.assert_allclose(numbers, t["encoder.blocks.1.attn.probs"].tensor[2], rtol=1e-5, atol=1e-7)
-    refused(http.get(f"/v1/traces/{found['id']}/views/cell?layer=1&head=2&query=2&key=1&attention=other"), 400, "attn")
+    assert_error(
+        http.get(f"/v1/traces/{found['id']}/views/cell?layer=1&head=2&query=2&key=1&attention=other"), 400, "attn"
+    )
 
 
-def test_a_stream_ends_with_the_trace(http):
+def test_stream_ends_with_the_trace(http):
     answer = http.post("/v1/traces", json={"model": "pair", "prompt": SOURCE, "stream": True, "edits": []})
     (said,) = [part for part in answer.text.split("\n\n") if part.startswith("event: trace")]
     assert json.loads(said.split("data: ")[1])["source"]["text"] == SOURCE
 
 
-def test_an_encoder(http, models):
+def test_encoder_trace(http, models):
     found, t = made(http, model="reader", prompt=TARGET), models["reader"].trace(TARGET)
     assert (found["kind"], found["n_prompt"]) == ("encoder", len(t))
     seen = http.get(f"/v1/traces/{found['id']}/views/cell?layer=1&head=2&query=0&key=2").json()
@@ -108,7 +110,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_a_trace_under_an_edit(http, models, name):
+def test_trace_with_an_edit(http, models, name):
     one, edit, pair = models[name], EDITS[name], {"target": TARGET} if name != "reader" else {}
     found = made(http, model=name, prompt=SOURCE, edits=[edit], **pair)
     assert found["edits"] == [edit]
@@ -135,7 +137,7 @@ def test_a_trace_under_an_edit(http, models, name):
         ("reader", {"over": "heads"}),
     ],
 )
-def test_a_sweep_of_each_kind(http, models, name, how):
+def test_sweeps_of_each_kind_of_model(http, models, name, how):
     pair = {"target": TARGET} if name != "reader" else {}
     found, t = made(http, model=name, prompt=SOURCE, **pair), models[name].trace(SOURCE, *pair.values())
     said = [part.split("\n") for part in http.post("/v1/sweeps", json={"trace": found["id"], **how}).text.split("\n\n")]
@@ -150,7 +152,7 @@ def test_a_sweep_of_each_kind(http, models, name, how):
     assert max(abs(row["change"]) for row in rows) > 0
 
 
-def test_models_say_of_which_kind_they_are(http):
+def test_models_report_their_kind(http):
     kinds = {one["id"]: one["kind"] for one in http.get("/v1/models").json()["data"]}
     assert kinds == {
         "pair": "encoder-decoder", "rnn": "recurrent", "blind": "recurrent", "reader": "encoder", "talker": "decoder",
@@ -163,18 +165,18 @@ def test_models_say_of_which_kind_they_are(http):
 
 
 @pytest.mark.parametrize("name", ["pair", "rnn", "reader"])
-def test_what_continues_a_text_refuses_by_name(http, name):
-    what = f"the model '{name}' continues no text"
+def test_models_that_do_not_generate_are_rejected(http, name):
+    what = f"the model '{name}' does not continue text"
     answer = http.post("/v1/completions", json={"model": name, "prompt": SOURCE})
-    refused(answer, 400, what, "/v1/traces", param="model", code="not_a_language_model")
+    assert_error(answer, 400, what, "/v1/traces", param="model", code="not_a_language_model")
     answer = http.post("/v1/chat/completions", json={"model": name, "messages": [{"role": "user", "content": "a"}]})
-    refused(answer, 400, what, param="model", code="not_a_language_model")
+    assert_error(answer, 400, what, param="model", code="not_a_language_model")
 
 
 @pytest.mark.parametrize(
     ("name", "body", "param", "word"),
     [
-        ("pair", {"temperature": 0.5}, "temperature", "likeliest"),
+        ("pair", {"temperature": 0.5}, "temperature", "greedily"),
         ("pair", {"seed": 1}, "seed", "no effect"),
         ("pair", {"edits": [{"op": "ablate", "point": "rnn.probs"}]}, "edit", "no point"),
         ("pair", {"edits": [{"op": "melt", "point": "blocks.0.attn.z"}]}, "edits[0].op", "ablate"),
@@ -186,17 +188,17 @@ def test_what_continues_a_text_refuses_by_name(http, name):
         ("pair", {"prompt": ""}, "prompt", "empty"),
         ("pair", {"prompt": [999]}, "prompt", "out of range"),
         ("pair", {"prompt": [3] * 500}, "prompt", "context"),
-        ("pair", {"prompt": None}, "prompt", "give a prompt"),
-        ("reader", {"max_tokens": 3}, "max_tokens", "writes nothing"),
-        ("reader", {"target": TARGET}, "target", "writes nothing"),
-        ("talker", {"target": TARGET}, "target", "reads none"),
+        ("pair", {"prompt": None}, "prompt", "prompt is missing"),
+        ("reader", {"max_tokens": 3}, "max_tokens", "does not generate"),
+        ("reader", {"target": TARGET}, "target", "does not generate"),
+        ("talker", {"target": TARGET}, "target", "is a decoder"),
     ],
 )
-def test_fields_without_effect(http, name, body, param, word):
-    refused(http.post("/v1/traces", json={"model": name, "prompt": SOURCE} | body), 400, word, param=param)
+def test_fields_without_effect_are_rejected(http, name, body, param, word):
+    assert_error(http.post("/v1/traces", json={"model": name, "prompt": SOURCE} | body), 400, word, param=param)
 
 
-def test_what_a_source_leaves_in_the_cache_and_its_table(http):
+def test_cache_and_embedding_views_of_the_source(http):
     pair = made(http, model="pair", prompt=SOURCE, target=TARGET)
     found = http.get(f"/v1/traces/{pair['id']}/views/cache?layer=1").json()
     assert found["layers"][0]["source"]["slots"] == len(pair["source"]["tokens"]) == len(found["source_mass"][0])
@@ -209,13 +211,13 @@ def test_what_a_source_leaves_in_the_cache_and_its_table(http):
     assert receipts["input"] == "lm.model.target_embed.weight[3]"
 
 
-def test_views_and_sweeps_that_have_no_meaning(http):
+def test_unsupported_views_and_sweeps_are_rejected(http):
     blind = made(http, model="blind", prompt=SOURCE, target=TARGET)["id"]
-    refused(http.get(f"/v1/traces/{blind}/views/alignment"), 400, "has no attention", param="view")
-    refused(http.get(f"/v1/traces/{blind}/views/lens"), 400, "no blocks", param="view")
-    refused(http.get(f"/v1/traces/{blind}/tensors/blocks.0.attn.z"), 400, "no point")
-    refused(http.get(f"/v1/traces/{blind}/views/cache"), 400, "keeps no past tokens", param="view")
-    refused(http.get("/v1/models/talker/views/embedding?token=3&table=source"), 400, "'input'", param="table")
+    assert_error(http.get(f"/v1/traces/{blind}/views/alignment"), 400, "has no attention", param="view")
+    assert_error(http.get(f"/v1/traces/{blind}/views/lens"), 400, "no blocks", param="view")
+    assert_error(http.get(f"/v1/traces/{blind}/tensors/blocks.0.attn.z"), 400, "no point")
+    assert_error(http.get(f"/v1/traces/{blind}/views/cache"), 400, "keeps no past tokens", param="view")
+    assert_error(http.get("/v1/models/talker/views/embedding?token=3&table=source"), 400, "'input'", param="table")
     pair = made(http, model="pair", prompt=SOURCE, target=TARGET)["id"]
     for body, why in (
         ({"over": "heads", "op": "knockout"}, "over='cells'"),
@@ -224,33 +226,33 @@ def test_views_and_sweeps_that_have_no_meaning(http):
         assert why in http.post("/v1/sweeps", json={"trace": pair} | body).text
     assert "no heads" in http.post("/v1/sweeps", json={"trace": blind, "over": "heads"}).text
     talker = made(http, model="talker", prompt=SOURCE)["id"]
-    refused(http.get(f"/v1/traces/{talker}/views/alignment"), 400, "reads no source", param="view")
+    assert_error(http.get(f"/v1/traces/{talker}/views/alignment"), 400, "reads no source", param="view")
 
 
-# ---- what a page opens on
+# ---- the example text
 
 
-def test_each_is_opened_on_a_text_of_its_own_kind(http, models):
-    openings = {one["id"]: one["opening"] for one in http.get("/v1/models").json()["data"]}
-    assert openings["talker"] is None
-    assert openings["pair"] == openings["rnn"] == SENTENCE
-    assert made(http, model="reader", prompt=openings["reader"])["tokens"], "and it can be read"
+def test_example_text_of_each_kind_of_model(http, models):
+    examples = {one["id"]: one["example_text"] for one in http.get("/v1/models").json()["data"]}
+    assert examples["talker"] is None
+    assert examples["pair"] == examples["rnn"] == SENTENCE
+    assert made(http, model="reader", prompt=examples["reader"])["tokens"], "the model must accept it"
 
 
-def test_a_run_is_opened_on_what_it_sampled_from(models, tmp_path):
+def test_example_text_of_a_run_is_its_sample_prompt(models, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "step-000001"
     checkpoint.mkdir(parents=True)
     one = Translator(models["pair"].model, models["pair"].tokenizer, source=str(checkpoint))
-    assert opening(one) == SENTENCE
+    assert example_text(one) == SENTENCE
     RunFile({"sample_prompt": "the third of May"}, {}).write(tmp_path / "run")
-    assert opening(one) == "the third of May"
+    assert example_text(one) == "the third of May"
     RunFile({"sample_prompt": ""}, {}).write(tmp_path / "run")
-    assert opening(one) == SENTENCE
+    assert example_text(one) == SENTENCE
     (tmp_path / "run" / "run.json").write_text("{")
-    assert opening(one) == SENTENCE
+    assert example_text(one) == SENTENCE
 
 
-def test_the_demonstrations_runs_sample_from_a_pair_of_their_task():
+def test_demo_runs_sample_from_an_example_of_their_task():
     for task in ("dates", "numbers", "reverse", "copy"):
         config = pair_recipe.train_config("transformer", task, "x", steps=5)
         assert config.sample_prompt == pair_recipe.sample_example(task).source

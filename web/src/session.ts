@@ -74,12 +74,12 @@ export class Session extends EventTarget {
     this.#read.clear();
     this.#opened = "";
     try {
-      const list = await this.transport.json<{ data: { id: string; kind?: Kind; opening?: string | null }[] }>(
+      const list = await this.transport.json<{ data: { id: string; kind?: Kind; example_text?: string | null }[] }>(
         "/v1/models",
       );
       this.models = list.data.map((model) => model.id);
       this.kinds = Object.fromEntries(list.data.map((model) => [model.id, model.kind ?? "decoder"]));
-      this.openings = Object.fromEntries(list.data.map((model) => [model.id, model.opening ?? null]));
+      this.openings = Object.fromEntries(list.data.map((model) => [model.id, model.example_text ?? null]));
       this.#settle(this.bar.read());
       await this.open();
     } catch (error) {

@@ -19,7 +19,7 @@ from glassformer.inspect.present.paths import DEFAULTS
 from glassformer.inspect.present.report_data import RULE, Advance, bodies, prompt_of, target_of
 from glassformer.inspect.present.router import LocalRouter
 from glassformer.inspect.present.web_build import built, picture_of
-from glassformer.inspect.record.seq2seq import GeneratedTarget
+from glassformer.inspect.trace.seq2seq import GeneratedTarget
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.focus import Focus, focus
 

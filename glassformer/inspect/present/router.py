@@ -5,7 +5,7 @@
     GET  /v1/traces/{id}                        the text and tokens of a trace
     GET  /v1/traces/{id}/focus                  the layer, head, query and key to show first
     GET  /v1/traces/{id}/names                  the points of a trace
-    GET  /v1/traces/{id}/tensors/{name}         a slice of a tensor, see trace/slices.py
+    GET  /v1/traces/{id}/tensors/{name}         a slice of a tensor, see present/slices.py
     GET  /v1/traces/{id}/views/{view}           a view of a trace; with ?stream=true as events
     POST /v1/traces, /v1/sweeps, /v1/vectors    events, or the last one's data
 
@@ -30,10 +30,10 @@ import torch
 from glassformer.errors import NotFoundError, RequestError
 from glassformer.generate.loop import TokenEvent
 from glassformer.inspect.edits.reader import EditReader
+from glassformer.inspect.present import slices
 from glassformer.inspect.present.describe import describe_points, describe_text, describe_trace
 from glassformer.inspect.present.paths import parse_query
 from glassformer.inspect.sweep.sweep import sweep
-from glassformer.inspect.trace import slices
 from glassformer.inspect.trace.trace import Language, Trace, spelled
 from glassformer.inspect.views.focus import focus
 from glassformer.inspect.views.registry import VIEWS, ViewSpec

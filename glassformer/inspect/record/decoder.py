@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +15,8 @@ from glassformer.inspect.edits.apply import Edits, about, edited
 from glassformer.inspect.trace.recompute import KeptValues
 from glassformer.inspect.trace.trace import Language, Trace
 from glassformer.nn.step import Step, Tap
+
+T = TypeVar("T", bound=Trace)
 
 
 class Watching:
@@ -31,9 +33,9 @@ class Watching:
         return CapturingTap(step, rows, self.editor, self.reader)
 
 
-def read_trace(
-    lm: Language, ids: Sequence[int], read: Sequence[str], budget: int | None, editor: Edits | None
-) -> Trace:
+def record_text(
+    trace_type: type[T], lm: Language, ids: Sequence[int], read: Sequence[str], budget: int | None, editor: Edits | None
+) -> T:
     """A trace of a text that is there, read in one pass. Errors: those of `lm.trace`."""
     config, device = lm.model.config, lm.model.embed.weight.device
     check_ids("text", ids, config.vocab_size)
@@ -50,17 +52,18 @@ def read_trace(
         step.tap = CapturingTap(step, (0,), editor, reader)
         lm.model.logits(hidden[:, some], step)
     reader.count = len(ids)
-    return _trace(lm, reader, ids, editor, budget=budget)
+    return _trace(trace_type, lm, reader, ids, editor, budget=budget)
 
 
-def write_trace(
+def record_generation(
+    trace_type: type[T],
     lm: Any,
     ids: Sequence[int],
     options: GenerationOptions,
     read: Sequence[str],
     budget: int | None,
     editor: Edits | None,
-) -> Iterator[TokenEvent | Trace]:
+) -> Iterator[TokenEvent | T]:
     """Continue a prompt; yields a `Piece` per token as `stream` does, and in the end the trace of all of it."""
     if options.max_tokens is None:
         raise RequestError("a trace that is written needs max_tokens: what it keeps grows with it", param="max_tokens")
@@ -68,13 +71,13 @@ def write_trace(
     reader = _reader(lm, some, budget, editor, len(ids) + options.max_tokens)
     watch = Watching(reader, editor)
     pieces = write(lm.model, [ids], options, tokenizer=lm.tokenizer, ends=lm.ends, watch=watch)
-    return _written(lm, ids, options, pieces, reader, editor, budget)
+    return _written(trace_type, lm, ids, options, pieces, reader, editor, budget)
 
 
 def _written(
-    lm: Language, ids: Sequence[int], options: GenerationOptions, pieces: Iterator[TokenEvent],
+    trace_type: type[T], lm: Language, ids: Sequence[int], options: GenerationOptions, pieces: Iterator[TokenEvent],
     reader: TraceReader, editor: Edits | None, budget: int | None,
-) -> Iterator[TokenEvent | Trace]:  # fmt: skip
+) -> Iterator[TokenEvent | T]:  # fmt: skip
     whole, finish = list(ids), None
     try:
         for piece in pieces:
@@ -87,7 +90,7 @@ def _written(
             raise
         finish = "nan"
     yield _trace(
-        lm, reader, whole[: reader.count], editor, n_prompt=len(ids), finish=finish, budget=budget,
+        trace_type, lm, reader, whole[: reader.count], editor, n_prompt=len(ids), finish=finish, budget=budget,
         rereads=reader.rereads, seed=options.sampling.seed,
     )  # fmt: skip
 
@@ -98,7 +101,9 @@ def _reader(lm: Language, read: Sequence[str], budget: int | None, editor: Edits
     return TraceReader(config, wanted(config, read, changed), length)
 
 
-def _trace(lm: Language, reader: TraceReader, ids: Sequence[int], editor: Edits | None, **rest: Any) -> Trace:
+def _trace(
+    trace_type: type[T], lm: Language, reader: TraceReader, ids: Sequence[int], editor: Edits | None, **rest: Any
+) -> T:
     row = torch.tensor(ids, device=lm.model.embed.weight.device)
     kept = KeptValues(lm.model, row, reader.result(), editor, edited(editor), reader.last_logits)
-    return Trace(lm, kept, **about(editor), **rest)
+    return trace_type(lm, kept, **about(editor), **rest)

@@ -21,7 +21,8 @@ from glassformer.inspect.capture.points import layer_of
 from glassformer.inspect.capture.reader import CapturingTap
 from glassformer.inspect.edits.apply import Edits
 from glassformer.inspect.edits.edit import Edit
-from glassformer.inspect.record.seq2seq import SIDE, InTurn
+from glassformer.inspect.record.seq2seq import InTurn
+from glassformer.inspect.trace.seq2seq import SIDE
 from glassformer.inspect.trace.trace import Trace
 from glassformer.nn.step import EncodedSource, Step
 

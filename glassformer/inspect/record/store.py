@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -24,14 +24,15 @@ from glassformer.inspect.capture.reader import always
 from glassformer.inspect.edits.apply import Edits, edited
 from glassformer.inspect.edits.apply import about as about_edits
 from glassformer.inspect.edits.edit import Store, from_json
-from glassformer.inspect.record.seq2seq import SIDE, EncoderTrace, GeneratedTarget, PairTrace, Read, RecurrentTrace
 from glassformer.inspect.trace.recompute import KeptValues
+from glassformer.inspect.trace.seq2seq import SIDE, GeneratedTarget, RecurrentTrace, Seq2seqTrace, SourceTokens
 from glassformer.inspect.trace.trace import Trace
 from glassformer.nn.step import EncodedSource
 
 FORMAT, ABOUT, LAST, EDIT = 1, "trace.json", "last_logits", "edit."
 ENDLESS = 1 << 31  # a text may have been named further than it went
 SAMPLE = 1024  # numbers of each parameter that are part of a fingerprint, beside the sum of all
+T = TypeVar("T", bound=Trace)
 WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -53,7 +54,7 @@ def save(t: Trace, folder: str | Path) -> None:
     """Write a trace's folder. CheckpointError where the disk is full or cannot be written."""
     folder, pair = Path(folder), t if isinstance(t, GeneratedTarget) else None
     kept = t.kept.tensors | ({} if t.kept.last_logits is None else {LAST: t.kept.last_logits})
-    if isinstance(t, PairTrace):
+    if isinstance(t, Seq2seqTrace):
         kept |= {f"{SIDE}{name}": tensor for name, tensor in t.source.kept.tensors.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
     tensors |= {f"{EDIT}{edit.vector}": edit.tensor for edit in t.edits if edit.tensor is not None}
@@ -81,7 +82,7 @@ def save(t: Trace, folder: str | Path) -> None:
             old.unlink(missing_ok=True)
 
 
-def load(lm: Any, folder: str | Path) -> Trace:
+def load(trace_type: type[T], lm: Any, folder: str | Path) -> T:
     """A trace that was saved, of this very model. CheckpointError where it is of another, or not whole."""
     folder, about = Path(folder), {}
     try:
@@ -93,7 +94,7 @@ def load(lm: Any, folder: str | Path) -> Trace:
         if (kind := about.get("kind", "decoder")) != lm.kind:
             raise ValueError(f"it says of the kind {kind!r}, and this model's is {lm.kind!r}")
         found: dict[str, Tensor] = load_file(folder / about["tensors"])
-        return _trace(lm, about, found)
+        return _trace(trace_type, lm, about, found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} holds no whole trace: {error}") from error
     except CheckpointError:
@@ -104,7 +105,7 @@ def load(lm: Any, folder: str | Path) -> Trace:
         raise CheckpointError(f"{folder / about.get('tensors', '')} is damaged: {error}") from error
 
 
-def _trace(lm: Any, about: dict[str, Any], found: dict[str, Tensor]) -> Trace:
+def _trace(trace_type: type[T], lm: Any, about: dict[str, Any], found: dict[str, Tensor]) -> T:
     """The trace of a model that these numbers were kept of. KeyError names what is not there."""
     store, device = Store(), next(lm.model.parameters()).device
     for name in [name for name in found if name.startswith(EDIT)]:
@@ -131,10 +132,10 @@ def _trace(lm: Any, about: dict[str, Any], found: dict[str, Tensor]) -> Trace:
         return KeptValues(model, torch.tensor(ids, device=device), own, editor, edited(editor), last, read)
 
     ids = about["ids"]
-    if lm.kind in ("decoder", "encoder"):
-        return (Trace if lm.kind == "decoder" else EncoderTrace)(lm, kept(lm.model, ids, "", editor), **rest)
-    if lm.kind == "recurrent":
-        return RecurrentTrace(lm, kept(lm.model, ids, "", editor), Read(lm, source), about["target"], **rest)
-    inner = None if editor is None else editor.inside(SIDE)
-    encoded = EncoderTrace(lm, kept(lm.model.encoder, source, SIDE, inner), **about_edits(inner))
-    return PairTrace(lm, kept(lm.model, ids, "", editor, encoded.read), encoded, about["target"], **rest)
+    if issubclass(trace_type, RecurrentTrace):
+        return trace_type(lm, kept(lm.model, ids, "", editor), SourceTokens(lm, source), about["target"], **rest)
+    if issubclass(trace_type, Seq2seqTrace):
+        inner = None if editor is None else editor.inside(SIDE)
+        encoded = trace_type.source_type(lm, kept(lm.model.encoder, source, SIDE, inner), **about_edits(inner))
+        return trace_type(lm, kept(lm.model, ids, "", editor, encoded.read), encoded, about["target"], **rest)
+    return trace_type(lm, kept(lm.model, ids, "", editor), **rest)

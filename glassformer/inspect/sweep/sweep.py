@@ -22,7 +22,7 @@ from glassformer.inspect.capture.points import find, layer_of, sizes
 from glassformer.inspect.edits.apply import Edits
 from glassformer.inspect.edits.edit import Edit, ablate, knockout, patch, scale
 from glassformer.inspect.record.rerun import check_head, rerun
-from glassformer.inspect.record.seq2seq import SIDE
+from glassformer.inspect.trace.seq2seq import SIDE
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.attribution import choose_tokens
 from glassformer.inspect.views.layer import AttentionKind, select_stack

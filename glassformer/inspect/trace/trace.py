@@ -12,8 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -35,7 +34,6 @@ from glassformer.inspect.trace.recompute import (
     weighed,
     whole_block,
 )  # fmt: skip
-from glassformer.inspect.views.viewed import Kind, Viewed
 from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
 from glassformer.nn.model import Decoder
@@ -44,6 +42,7 @@ from glassformer.text.tokenizer import Tokenizer
 KEPT = "kept as it passed"
 SUMMED = "max |sum of heads + bias - out|"
 
+ModelKind = Literal["decoder", "encoder-decoder", "recurrent", "encoder"]
 Places = int | Sequence[int] | None
 T = TypeVar("T")
 
@@ -53,7 +52,11 @@ class Language(Protocol):
     """What a trace needs of a language model, or of another that reads texts."""
 
     model: Any
-    tokenizer: Tokenizer | None
+
+    @property
+    def kind(self) -> ModelKind: ...
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,7 @@ class Receipt:
     error: float | None = None
 
 
-class Trace(Viewed):
+class Trace:
     """What `lm.trace` returns. `t["blocks.5.attn.probs"]` is a `Value`; `names()` says what there is.
 
     ids, tokens: the prompt, and what was written after it (from `n_prompt` on). finish: why writing ended ("stop",
@@ -105,8 +108,7 @@ class Trace(Viewed):
     text had when a model of long texts read it anew, by other angles.
     """
 
-    of = "trace"
-    kind: Kind = "decoder"
+    kind: ModelKind = "decoder"
 
     def __init__(
         self,
@@ -310,26 +312,6 @@ class Trace(Viewed):
         found = self.places(what, given)
         assert found is not None
         return int(found[0])
-
-    # ---- what is seen in it
-
-    def show(self, view: str = "cell", **where: Any) -> Any:
-        """In a notebook: a picture of the page, live; a still one where there are no widgets. See `notebook.py`."""
-        from glassformer.inspect.present.notebook import show
-
-        return show(self, view, **where)
-
-    def export_html(self, path: str | Path, **how: Any) -> int:
-        """The page with this text's numbers in one file, which needs no server; returns its bytes. See `report.py`."""
-        from glassformer.inspect.present.report import export_html
-
-        return export_html(self, path, **how)
-
-    def save(self, folder: str | Path) -> None:
-        """Keep it on disk: see `saved.py`."""
-        from glassformer.inspect.record.store import save
-
-        save(self, folder)
 
 
 def _found(value: Value) -> Found:

@@ -16,8 +16,7 @@ from torch import Tensor
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.recompute import worst
-from glassformer.inspect.trace.trace import Receipt, Trace
-from glassformer.inspect.views.viewed import Kind
+from glassformer.inspect.trace.trace import ModelKind, Receipt, Trace
 
 NO_ATTENTION = "this model has no attention: it generates from the encoder's last state alone, so there is no alignment"
 
@@ -39,7 +38,7 @@ class Alignment:
     model has one of each.
     """
 
-    kind: Kind
+    kind: ModelKind
     source: tuple[AlignmentToken, ...]
     target: tuple[AlignmentToken, ...]
     ended: bool

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace.trace import Language, Receipt, Trace
+from glassformer.inspect.trace.trace import Language, ModelKind, Receipt, Trace
 from glassformer.inspect.views.support import REFUSED
-from glassformer.inspect.views.viewed import Kind
 from glassformer.nn.step import Step
 
 RECURRENT = {
@@ -64,7 +63,7 @@ class Anatomy:
     A recurrent model has neither, and no context length. refused: the views that this kind of model lacks, and why.
     """
 
-    kind: Kind
+    kind: ModelKind
     family: str
     vocab_size: int
     d_model: int
@@ -104,7 +103,7 @@ def anatomy(lm: Language) -> Anatomy:
         for (kind, layer), matrices in found.items()
     )
     total = sum(part.parameters for part in parts)
-    kind: Kind = getattr(lm, "kind", "decoder")
+    kind = lm.kind
     stored = {p.data_ptr(): p.numel() for p in lm.model.state_dict().values()}
     kinds = dict.fromkeys(part.kind for part in parts)
     shares = {one: sum(p.parameters for p in parts if p.kind == one) / total for one in kinds}

@@ -13,7 +13,7 @@ import torch
 from glassformer.errors import RequestError
 from glassformer.inspect.trace.recompute import LOGITS, SAME_LOGITS, head, off, read_out
 from glassformer.inspect.trace.trace import Receipt, Trace, spelled
-from glassformer.inspect.views.viewed import last
+from glassformer.inspect.views.result import last
 
 
 @dataclass(frozen=True)

@@ -17,25 +17,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from glassformer.errors import RequestError
 from glassformer.inspect.trace.trace import Trace
-from glassformer.inspect.views.alignment import alignment
-from glassformer.inspect.views.anatomy import anatomy, times
-from glassformer.inspect.views.attribution import attribution
-from glassformer.inspect.views.block import block
-from glassformer.inspect.views.cache import cache, cache_speed
-from glassformer.inspect.views.cell import cell
-from glassformer.inspect.views.embedding import embedding, embedding_map
-from glassformer.inspect.views.fork import fork
-from glassformer.inspect.views.heads import grid, heads
-from glassformer.inspect.views.lens import lens, lens_rows
-from glassformer.inspect.views.qkv import qkv
-from glassformer.inspect.views.roles import role_rows, roles
-from glassformer.inspect.views.sampling import sampling
-from glassformer.inspect.views.summary import summary
-from glassformer.inspect.views.support import served
-from glassformer.inspect.views.tokens import merges, tokens
-from glassformer.inspect.views.tracks import changed, tracks
+from glassformer.inspect.views.lens import lens_rows
+from glassformer.inspect.views.methods import ModelViews, TraceViews
+from glassformer.inspect.views.roles import role_rows
+from glassformer.inspect.views.support import supported
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+Subject = Literal["model", "trace"]
 Find = Callable[[str], Trace]
 
 
@@ -45,7 +33,7 @@ class ViewSpec:
     and returns what the function does.
     """
 
-    of: Literal["model", "trace"]
+    of: Subject
     function: Callable[..., Any]
     rows: Callable[..., Generator[Any, None, Any]] | None = None
 
@@ -104,14 +92,13 @@ class ViewSpec:
             raise RequestError(f"{name} must be {WORDS[kind]}, got {text!r:.100}", param=name) from None
 
 
-OF_MODEL = (anatomy, tokens, merges, embedding, embedding_map)
-OF_TRACE = (
-    summary, times, tracks, changed, qkv, cell, heads, grid, roles, block, lens, attribution, sampling, cache,
-    cache_speed, fork, alignment,
-)  # fmt: skip
-ROWS = {"lens": served(lens_rows, "lens"), "roles": served(role_rows, "roles")}
-VIEWS: dict[str, ViewSpec] = {f.__name__: ViewSpec("model", served(f)) for f in OF_MODEL} | {
-    f.__name__: ViewSpec("trace", served(f), ROWS.get(f.__name__)) for f in OF_TRACE
+ROWS = {"lens": supported(lens_rows, "lens"), "roles": supported(role_rows, "roles")}
+METHODS: dict[Subject, type] = {"model": ModelViews, "trace": TraceViews}
+VIEWS: dict[str, ViewSpec] = {
+    name: ViewSpec(of, function, ROWS.get(name))
+    for of, methods in METHODS.items()
+    for name, function in vars(methods).items()
+    if not name.startswith("_")
 }
 
 

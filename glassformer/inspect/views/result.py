@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Generator
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from glassformer.inspect.trace.trace import Language, spelled
+
+T = TypeVar("T")
+
+
+def last(rows: Generator[Any, None, T]) -> T:
+    """Run a view that is computed row by row to its end, and return its result."""
+    while True:
+        try:
+            next(rows)
+        except StopIteration as end:
+            return end.value
 
 
 @dataclass(frozen=True)

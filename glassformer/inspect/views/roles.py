@@ -23,7 +23,7 @@ from glassformer.inspect.capture.points import needs
 from glassformer.inspect.capture.recorder import RecorderTap
 from glassformer.inspect.trace.recompute import AT_ONCE, WEIGHED, weighed, worst
 from glassformer.inspect.trace.trace import Receipt, Trace
-from glassformer.inspect.views.viewed import last
+from glassformer.inspect.views.result import last
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from glassformer.errors import RequestError
-from glassformer.inspect.views.viewed import Kind, Viewed
+from glassformer.inspect.trace.trace import ModelKind
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 NO_SOURCE = "this model reads no source beside its own text: what its tokens look at are the views `cell` and `grid`"
 WRITES_NOTHING = "an encoder writes nothing: each state has seen the whole text, and none is read for a next token"
@@ -21,7 +23,7 @@ NO_BLOCKS = "a recurrent model has no blocks: it carries one state from token to
 NO_HEADS = "a recurrent model has no heads, no queries, keys and values; what attention it may have is `alignment`"
 NO_CACHE = "a recurrent model keeps no past tokens: its state is all that it carries on"
 
-REFUSED: dict[Kind, dict[str, str]] = {
+REFUSED: dict[ModelKind, dict[str, str]] = {
     "decoder": {"alignment": NO_SOURCE},
     "encoder": {
         "summary": WRITES_NOTHING, "times": WRITES_NOTHING, "lens": WRITES_NOTHING, "attribution": WRITES_NOTHING,
@@ -39,16 +41,19 @@ REFUSED: dict[Kind, dict[str, str]] = {
 }  # fmt: skip
 
 
-def served(function: Callable[..., Any], name: str = "") -> Callable[..., Any]:
-    """The view that refuses, with the reason, what it has no meaning for; `name` where it is not the function's."""
+def supported(function: F, name: str = "") -> F:
+    """Return the view with a check: RequestError for a kind of model that it has no meaning for.
+
+    name: the view's name where it is not the function's.
+    """
     name = name or function.__name__
 
     @functools.wraps(function)
     def view(subject: Any, *args: Any, **given: Any) -> Any:
-        for one in (subject, *(other for other in given.values() if isinstance(other, Viewed))):
-            why = REFUSED.get(getattr(one, "kind", "decoder"), {}).get(name)
+        for one in (subject, given.get("other", subject)):
+            why = REFUSED[one.kind].get(name)
             if why is not None:
                 raise RequestError(why, param="view")
         return function(subject, *args, **given)
 
-    return view
+    return cast(F, view)

@@ -1,0 +1,37 @@
+"""The traces that models return: a trace, its views as methods, and ways to save and present it."""
+
+from __future__ import annotations
+
+from glassformer.inspect.present.notebook import show
+from glassformer.inspect.present.report import export_html
+from glassformer.inspect.record.store import save
+from glassformer.inspect.trace.seq2seq import EncoderTrace, RecurrentTrace, Seq2seqTrace
+from glassformer.inspect.trace.trace import Trace
+from glassformer.inspect.views.methods import TraceViews
+
+
+class Presented(TraceViews):
+    """What a trace can do beyond giving values."""
+
+    save = save
+    show = show
+    export_html = export_html
+
+
+class LanguageModelTrace(Presented, Trace):
+    """What `LanguageModel.trace` returns."""
+
+
+class EmbedderTrace(Presented, EncoderTrace):
+    """What `Embedder.trace` returns, and the `source` of a `TranslatorTrace`."""
+
+
+class TranslatorTrace(Presented, Seq2seqTrace):
+    """What `Translator.trace` returns for a Transformer."""
+
+    source: EmbedderTrace  # pyright: ignore[reportIncompatibleVariableOverride]: never set on a base class
+    source_type = EmbedderTrace
+
+
+class RecurrentTranslatorTrace(Presented, RecurrentTrace):
+    """What `Translator.trace` returns for a recurrent model."""
