@@ -80,7 +80,7 @@ def test_json_is_the_views_own_data(capfd, t):
     assert data["data"] == plain(t.cell(layer=1, head=3, query=13, key=2))
     whole = json.loads(said(capfd, TEXT, "--json").out)
     assert whole["summary"] == plain(t.summary())
-    assert whole["cell"] == plain(t.cell(**{name: whole["place"][name] for name in ("layer", "head", "query", "key")}))
+    assert whole["cell"] == plain(t.cell(**{name: whole["focus"][name] for name in ("layer", "head", "query", "key")}))
 
 
 @pytest.mark.parametrize("name", [name for name in VIEWS if name not in ("fork", "changed", "alignment")])

@@ -61,11 +61,11 @@ def traced(models, name, **how):
 def test_the_overview_is_of_what_the_kind_has(look, models, name):
     t, said = traced(models, name), json.loads(look(name, "--json"))
     kind = {"summary", "alignment"} | ({"cell", "lens"} if name == "pair" else set())
-    assert said.keys() - {"model", "place"} == ({"tokens", "cell"} if name == "bert" else kind)
+    assert said.keys() - {"model", "focus"} == ({"tokens", "cell"} if name == "bert" else kind)
     if name in ("pair", "additive"):
         assert_json_close(said["alignment"], plain(t.alignment()))
     if name == "no attention":
-        assert "has no attention" in said["alignment"]["refused"]
+        assert "has no attention" in said["alignment"]["error"]
     text = look(name)
     if name in ("pair", "bert"):
         which = {"attention": "cross"} if name == "pair" else {}
@@ -119,8 +119,8 @@ def test_an_encoder_under_an_edit(look, models):
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("bert", ("--max-tokens", "3"), ("--max-tokens", "writes nothing")),
-        ("bert", ("--target", "a"), ("--target", "reads none")),
+        ("bert", ("--max-tokens", "3"), ("--max-tokens", "no effect")),
+        ("bert", ("--target", "a"), ("--target", "a source")),
         ("bert", ("--view", "lens"), ("writes nothing",)),
         ("bert", ("--view", "fork"), ("writes nothing",)),
         ("pair", ("--max-tokens", "3"), ("max_tokens has no effect",)),

@@ -136,7 +136,7 @@ HELD = 40  # passes of a sweep, which then waits to be let go
 @pytest.fixture
 def held(lm, monkeypatch):
     """A server whose sweeps come row by row and wait in the middle; how many passes they took; what lets them go on."""
-    monkeypatch.setattr(sweeping, "ROWS", 1)
+    monkeypatch.setattr(sweeping, "MAX_BATCH", 1)
     model, passes, gate = copy.deepcopy(lm.model), [], threading.Event()
     above = model.above
 

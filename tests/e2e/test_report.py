@@ -34,7 +34,7 @@ def place(t):
 @pytest.fixture(scope="module")
 def report(t, place, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    assert t.export_html(path, place=place, name="stories") == path.stat().st_size
+    assert t.export_html(path, focus=place, name="stories") == path.stat().st_size
     return path
 
 
@@ -126,7 +126,7 @@ def test_a_link_names_a_picture_of_the_same_text(opened, report, place):
 def test_an_edit_can_be_taken_back(opened, lm, t, place, tmp_path):
     edited = lm.trace(TEXT, max_tokens=4, temperature=0, edit=[ablate("blocks.1.attn.z", head=1)])
     path = tmp_path / "edited.html"
-    edited.export_html(path, place=place, before=t, name="stories")
+    edited.export_html(path, focus=place, before=t, name="stories")
     page = opened(path)
     canvas = page.locator("gf-view-cell gf-matrix canvas").first
     canvas.wait_for()
@@ -153,7 +153,7 @@ def test_what_is_baked_is_what_the_same_paths_answer(report, t, lm):
     """Times apart, which are measured anew each time."""
     answers, kept = LocalRouter(lm, "stories"), baked(report)
     id = answers.add(t)
-    asked = list(bake.of_trace(answers, id, focus(t, layer=1, head=3), "chosen"))
+    asked = list(bake.trace_paths(answers, id, focus(t, layer=1, head=3), "chosen"))
     assert {cache_key(path) for path in asked} <= set(kept)
     for path in asked[5::17]:
         kind, value = kept[cache_key(path)]
@@ -180,7 +180,7 @@ def test_a_change_of_the_model_changes_the_report(lm, t, place, report, tmp_path
     with torch.no_grad():
         own.model.blocks[1].attn.q.weight += 0.1
     path = tmp_path / "other.html"
-    own.trace(TEXT, max_tokens=4, temperature=0).export_html(path, place=place, name="stories")
+    own.trace(TEXT, max_tokens=4, temperature=0).export_html(path, focus=place, name="stories")
     key = cache_key("/v1/traces/t0/tensors/blocks.1.attn.probs?slice=3,:,:")
     assert baked(path)[key] != baked(report)[key]
 
@@ -197,7 +197,7 @@ def test_what_would_be_too_large_is_refused(t, monkeypatch, tmp_path):
 def test_all_holds_what_chosen_leaves_out(t, place):
     answers = LocalRouter(t.lm, "stories")
     id = answers.add(t)
-    chosen, everything = (set(bake.of_trace(answers, id, place, how)) for how in ("chosen", "all"))
+    chosen, everything = (set(bake.trace_paths(answers, id, place, how)) for how in ("chosen", "all"))
     assert chosen < everything
     cells = {path for path in everything if "/cell?" in path}
     assert f"/v1/traces/t0/views/cell?layer=3&head=0&query={place.query}&key=1" in cells

@@ -9,7 +9,7 @@ from inspect_subjects import subject
 from tiny import tiny_pair
 
 import glassformer
-from glassformer.inspect.present.web_build import ALSO, SHOWS, picture_of
+from glassformer.inspect.present.web_build import ALIASES, PICTURES, picture_of
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.models.translator import Translator
 
@@ -56,7 +56,7 @@ def test_pictures_are_the_pages_own():
     """The names in the page's sources."""
     source = (ROOT / "web" / "src" / "views" / "index.ts").read_text()
     registered = set(re.findall(r'register\(\{\s*id: "(\w+)"', source))
-    assert {picture_of(name) for name in (*VIEWS, *SHOWS.values(), *ALSO)} <= registered
+    assert {picture_of(name) for name in (*VIEWS, *PICTURES.values(), *ALIASES)} <= registered
 
 
 def test_what_is_no_view_is_no_attribute(names):

@@ -495,7 +495,7 @@ def test_a_sweep_that_cannot_be(http, kept):
 
     assert_error(ask(over="frob"), 400, "heads, layers", param="over")
     assert_error(ask(op="frob"), 400, "ablate", param="op")
-    assert_error(ask(op="patch"), 400, "needs the trace", param="source")
+    assert_error(ask(op="patch"), 400, "op 'patch' needs source", param="source")
     assert_error(ask(position=99), 400, "99")
     assert_error(ask(target="no such token at all"), 400)
     assert_error(ask(frob=1), 400, "unknown field 'frob'")
