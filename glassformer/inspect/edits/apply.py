@@ -156,14 +156,14 @@ class Edits:
 class Editing:
     """A `Watch` that edits the passes of a request and keeps nothing."""
 
-    whole, edited = False, True
+    sees_last_token, has_edits = False, True
 
     def __init__(self, editor: Edits):
         self.editor = editor
-        self.apart = any(edit.row is not None for edit in editor.edits)
+        self.separate_prefill = any(edit.row is not None for edit in editor.edits)
 
-    def tap(self, step: Step, rows: Sequence[int]) -> Tap:
-        return CapturingTap(step, rows, self.editor, None)
+    def tap(self, step: Step, sequences: Sequence[int]) -> Tap:
+        return CapturingTap(step, sequences, self.editor, None)
 
 
 def edited(editor: Edits | None) -> tuple[str, ...]:

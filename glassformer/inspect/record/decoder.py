@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from glassformer.errors import CapacityError, RequestError
-from glassformer.generate.loop import GenerationOptions, TokenEvent, check_ids, write
+from glassformer.generate.decode import decode
+from glassformer.generate.request import GenerationRequest, TokenEvent, check_ids
 from glassformer.inspect.capture.points import match
 from glassformer.inspect.capture.reader import CapturingTap, TraceReader, check_budget, wanted
 from glassformer.inspect.edits.apply import Edits, about, edited
@@ -22,15 +23,15 @@ T = TypeVar("T", bound=Trace)
 class Watching:
     """A `Watch` of one text that is written: edits change its passes, and a reader keeps what passes."""
 
-    whole, apart = True, False
+    sees_last_token, separate_prefill = True, False
 
     def __init__(self, reader: TraceReader, editor: Edits | None):
-        self.reader, self.editor, self.edited = reader, editor, editor is not None
+        self.reader, self.editor, self.has_edits = reader, editor, editor is not None
 
-    def tap(self, step: Step, rows: Sequence[int]) -> Tap:
+    def tap(self, step: Step, sequences: Sequence[int]) -> Tap:
         if step.positions.ndim == 2:
             self.reader.passed(step)
-        return CapturingTap(step, rows, self.editor, self.reader)
+        return CapturingTap(step, sequences, self.editor, self.reader)
 
 
 def record_text(
@@ -58,40 +59,41 @@ def record_text(
 def record_generation(
     trace_type: type[T],
     lm: Any,
-    ids: Sequence[int],
-    options: GenerationOptions,
+    request: GenerationRequest,
     read: Sequence[str],
     budget: int | None,
     editor: Edits | None,
+    before_forward: Callable[[], None] | None = None,
 ) -> Iterator[TokenEvent | T]:
-    """Continue a prompt; yields a `Piece` per token as `stream` does, and in the end the trace of all of it."""
-    if options.max_tokens is None:
+    """Continue a prompt; yield a token event per token as `stream` does, then the trace of the complete text."""
+    if request.max_tokens is None:
         raise RequestError("a trace that is written needs max_tokens: what it keeps grows with it", param="max_tokens")
     some = [name for name in match(lm.model.config, read) if name != "final.logits"]  # of the last tokens only
-    reader = _reader(lm, some, budget, editor, len(ids) + options.max_tokens)
+    reader = _reader(lm, some, budget, editor, len(request.prompts[0]) + request.max_tokens)
     watch = Watching(reader, editor)
-    pieces = write(lm.model, [ids], options, tokenizer=lm.tokenizer, ends=lm.ends, watch=watch)
-    return _written(trace_type, lm, ids, options, pieces, reader, editor, budget)
+    events = decode(lm.model, request, tokenizer=lm.tokenizer, observer=watch, before_forward=before_forward)
+    return _written(trace_type, lm, request, events, reader, editor, budget)
 
 
 def _written(
-    trace_type: type[T], lm: Language, ids: Sequence[int], options: GenerationOptions, pieces: Iterator[TokenEvent],
+    trace_type: type[T], lm: Language, request: GenerationRequest, events: Iterator[TokenEvent],
     reader: TraceReader, editor: Edits | None, budget: int | None,
 ) -> Iterator[TokenEvent | T]:  # fmt: skip
-    whole, finish = list(ids), None
+    (prompt,), finish = request.prompts, None
+    ids = list(prompt)
     try:
-        for piece in pieces:
-            yield piece
-            finish = piece.finish
-            if piece.id is not None:
-                whole.append(piece.id)
+        for event in events:
+            yield event
+            finish = event.finish
+            if event.id is not None:
+                ids.append(event.id)
     except RequestError:
         if editor is None:
             raise
         finish = "nan"
     yield _trace(
-        trace_type, lm, reader, whole[: reader.count], editor, n_prompt=len(ids), finish=finish, budget=budget,
-        rereads=reader.rereads, seed=options.sampling.seed,
+        trace_type, lm, reader, ids[: reader.count], editor, n_prompt=len(prompt), finish=finish, budget=budget,
+        rereads=reader.rereads, seed=request.sampling.seed,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glassformer.errors import CapacityError
 from glassformer.generate.sampling import check_number
-from glassformer.generate.seq2seq_decoder import places
+from glassformer.generate.session import source_of_positions
 from glassformer.inspect.capture.points import match, points
 from glassformer.inspect.capture.reader import BUDGET, CapturingTap, TraceReader, check_budget, mega, wanted
 from glassformer.inspect.edits.apply import Edits, about, edited
@@ -46,7 +46,7 @@ class InTurn:
         begin, read = self.count[name], self.read.to(value.device)
         self.count[name] += value.shape[1]
         at = torch.arange(begin, self.count[name], device=value.device)[None]
-        step = Step(at, source=places(read))
+        step = Step(at, source=source_of_positions(read))
         value = CapturingTap(step, self.rows, self.editor, None)(name, value)
         if name in self.parts:
             self.parts[name].append(value)

@@ -9,8 +9,11 @@ from tiny import PAIRS, pair_config, randomise, read, run, tiny_pair, wake
 
 from glassformer.config import RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError
-from glassformer.generate.beam import Search, beam_search, greedy, search
-from glassformer.generate.seq2seq_decoder import UNENDING, read_sources
+from glassformer.generate.beam_search import BeamSearch, beam_search, greedy, search
+from glassformer.generate.decode import check_request, open_session
+from glassformer.generate.request import GenerationRequest, TokenConstraints
+from glassformer.generate.sampling import Sampling
+from glassformer.generate.session import DEFAULT_MAX_TOKENS
 from glassformer.kernels.linear import PackedLinear, can_pack
 from glassformer.nn.attend import MANY_HEADS
 from glassformer.nn.model import EncoderDecoder
@@ -50,11 +53,14 @@ class Toy:
 
     def __init__(self, n_sources, vocab=4, seed=0, sharp=1.5):
         self.texts, self.vocab, self.seed, self.sharp = [(s,) for s in range(n_sources)], vocab, seed, sharp
-        self.passes, self.selections = [], 0
+        self.passes = []
 
     def logits(self, text):
         drawn = torch.Generator().manual_seed(hash((self.seed, *text)) % (1 << 40))
         return torch.randn(self.vocab, generator=drawn) * self.sharp
+
+    def start(self):
+        return self.advance([BEGIN] * len(self.texts))
 
     def advance(self, ids):
         assert len(ids) == len(self.texts)
@@ -63,8 +69,25 @@ class Toy:
         return torch.stack([self.logits(text) for text in self.texts])
 
     def select(self, rows):
-        self.selections += 1
         self.texts = [self.texts[row] for row in rows]
+
+
+def request_of(sources, max_tokens, **rest):
+    """The request that `search` makes of its arguments."""
+    greedy = Sampling(temperature=0.0)
+    return GenerationRequest(
+        [[BEGIN]] * len(sources), max_tokens, greedy, logprobs=0, end_ids=(END,), sources=sources, **rest
+    )
+
+
+def session_of(model, sources, max_tokens):
+    request = request_of(sources, max_tokens)
+    limits = check_request(model, request)
+    return open_session(model, request, limits), request, limits
+
+
+def of_toy_session(toy, n_sources, max_tokens):
+    return toy, request_of([[0]] * n_sources, max_tokens), [max_tokens] * n_sources
 
 
 def everything(logprobs, vocab, most, how):
@@ -108,8 +131,8 @@ def of_toy(toy, source):
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize(("vocab", "most", "seed"), [(3, 5, 0), (4, 4, 1), (5, 3, 2), (4, 1, 3)])
 def test_a_beam_that_holds_all_finds_the_best_of_all(vocab, most, seed, alpha):
-    how, toy = Search(beam=max(7, vocab**most), n=7, length_penalty=alpha), Toy(3, vocab, seed)
-    found = beam_search(toy, 3, how, most, BEGIN, END)
+    how, toy = BeamSearch(beam=max(7, vocab**most), n=7, length_penalty=alpha), Toy(3, vocab, seed)
+    found = beam_search(*of_toy_session(toy, 3, most), how)
     for source in range(3):
         assert_same(found[source], everything(of_toy(toy, source), vocab, most, how)[:7])
 
@@ -117,7 +140,7 @@ def test_a_beam_that_holds_all_finds_the_best_of_all(vocab, most, seed, alpha):
 @pytest.mark.parametrize("name", ["separate", "rms", "none", "additive", "general fed"])
 def test_the_best_of_all_texts_of_a_model(name):
     """Through cache and states, against whole passes over every text, nothing kept."""
-    vocab, most, how = 5, 4, Search(beam=700, n=9)
+    vocab, most, how = 5, 4, BeamSearch(beam=700, n=9)
     model, source = small(name, vocab), SOURCES[0]
     row = torch.tensor([source])
     known = {}
@@ -130,7 +153,7 @@ def test_the_best_of_all_texts_of_a_model(name):
             else:
                 logits = run(model, ids, source=read(model, row.expand(len(ids), -1)))
         known |= dict(zip(texts, logits[:, -1].log_softmax(-1).tolist(), strict=True))
-    (found,) = search(model, [source], Search(beam=how.beam, n=how.n, max_tokens=most), begin=BEGIN, end=END)
+    (found,) = search(model, [source], BeamSearch(beam=how.beam, n=how.n, max_tokens=most), begin=BEGIN, end=END)
     assert_same(found, everything(known.__getitem__, vocab, most, how)[: how.n])
 
 
@@ -138,10 +161,10 @@ def test_the_best_of_all_texts_of_a_model(name):
 @pytest.mark.parametrize(("beam", "n"), [(1, 1), (2, 1), (3, 3), (5, 2)])
 def test_stopping_early_changes_no_result(beam, n, alpha):
     """And saves passes: by how many depends on how sharp the scores are."""
-    how, most, saved = Search(beam=beam, n=n, length_penalty=alpha), 12, 0
+    how, most, saved = BeamSearch(beam=beam, n=n, length_penalty=alpha), 12, 0
     for seed in range(8):
         toy = Toy(4, 5, seed, sharp=3.0)
-        found = beam_search(toy, 4, how, most, BEGIN, END)
+        found = beam_search(*of_toy_session(toy, 4, most), how)
         assert len(toy.passes) <= most
         saved += most - len(toy.passes)
         for source in range(4):
@@ -152,18 +175,18 @@ def test_stopping_early_changes_no_result(beam, n, alpha):
 @pytest.mark.parametrize("sharp", [0.3, 2.0])
 def test_a_beam_of_one_is_greedy(sharp):
     for seed in range(10):
-        how, (a, b) = Search(), (Toy(5, 6, seed, sharp) for _ in range(2))
-        assert [[one] for one in greedy(a, 5, how, 9, BEGIN, END)] == beam_search(b, 5, how, 9, BEGIN, END)
+        how, (a, b) = BeamSearch(), (Toy(5, 6, seed, sharp) for _ in range(2))
+        greedily = [[one] for one in greedy(*of_toy_session(a, 5, 9), how)]
+        assert greedily == beam_search(*of_toy_session(b, 5, 9), how)
         assert a.passes == b.passes
 
 
 @EACH
 def test_a_beam_of_one_is_greedy_in_models(name):
-    model, how = MODELS[name], Search()
+    model, how = MODELS[name], BeamSearch()
     with torch.inference_mode():
-        a, b = (read_sources(model, SOURCES, 20) for _ in range(2))
-        found = greedy(a, len(SOURCES), how, 20, BEGIN, END)
-        assert [[one] for one in found] == beam_search(b, len(SOURCES), how, 20, BEGIN, END)
+        found = greedy(*session_of(model, SOURCES, 20), how)
+        assert [[one] for one in found] == beam_search(*session_of(model, SOURCES, 20), how)
     assert len({one.ids for one in found}) > 3, "the source does not show"
 
 
@@ -171,7 +194,7 @@ def test_a_beam_of_one_is_greedy_in_models(name):
 @torch.no_grad()
 def test_greedy_is_the_likeliest_token_of_whole_passes(name):
     model = MODELS[name]
-    written = search(model, SOURCES, Search(max_tokens=9), begin=BEGIN, end=END)
+    written = search(model, SOURCES, BeamSearch(max_tokens=9), begin=BEGIN, end=END)
     for source, (found,) in zip(SOURCES, written, strict=True):
         row, ids, total = torch.tensor([source]), [BEGIN], 0.0
         while len(ids) < 10 and ids[-1] != END:
@@ -190,7 +213,7 @@ def test_greedy_is_the_likeliest_token_of_whole_passes(name):
 @EACH
 @pytest.mark.parametrize(("beam", "n"), [(1, 1), (4, 3)])
 def test_batched_is_alone(name, beam, n):
-    model, how = MODELS[name], Search(beam, n, max_tokens=12)
+    model, how = MODELS[name], BeamSearch(beam, n, max_tokens=12)
     together = search(model, SOURCES, how, begin=BEGIN, end=END)
     for source, found in zip(SOURCES, together, strict=True):
         (alone,) = search(model, [source], how, begin=BEGIN, end=END)
@@ -201,13 +224,13 @@ def test_batched_is_alone(name, beam, n):
 @pytest.mark.parametrize(("beam", "n"), [(1, 1), (3, 2)])
 def test_among_many_is_alone(name, beam, n):
     """With so many rows the matrices are packed, and attention goes by products of all heads."""
-    model, how, many = MODELS[name], Search(beam, n, max_tokens=12), SOURCES * 3
+    model, how, many = MODELS[name], BeamSearch(beam, n, max_tokens=12), SOURCES * 3
     together = search(model, many, how, begin=BEGIN, end=END)
     alone = search(model, SOURCES, how, begin=BEGIN, end=END)
     for found, wanted in zip(together, alone * 3, strict=True):
         assert_same(found, [(one.ids, one.logprob, one.score, one.finish) for one in wanted])
     if name in PAIRS:
-        few, lots = read_sources(model, SOURCES, 9), read_sources(model, many, 9)
+        few, lots = session_of(model, SOURCES, 9)[0], session_of(model, many, 9)[0]
         assert few.model is model
         assert isinstance(lots.model.blocks[0].attn.q, PackedLinear) == can_pack(model.head.weight)
         heads = model.config.layers[0].attention.n_heads
@@ -216,12 +239,14 @@ def test_among_many_is_alone(name, beam, n):
 
 @EACH
 def test_the_best_are_sorted_and_different(name):
-    found = search(MODELS[name], SOURCES, Search(6, 6, max_tokens=10), begin=BEGIN, end=END)
+    found = search(MODELS[name], SOURCES, BeamSearch(6, 6, max_tokens=10), begin=BEGIN, end=END)
     for texts in found:
         assert len(texts) == 6
         assert len({(one.ids, one.finish) for one in texts}) == 6
         assert [one.rank for one in texts] == sorted(one.rank for one in texts)
-        assert all(one.score == one.logprob / Search().divisor(len(one.ids) + (one.finish == "stop")) for one in texts)
+        assert all(
+            one.score == one.logprob / BeamSearch().divisor(len(one.ids) + (one.finish == "stop")) for one in texts
+        )
 
 
 def test_rows_leave_as_they_end_and_no_pass_is_made_for_nothing():
@@ -235,17 +260,17 @@ def test_rows_leave_as_they_end_and_no_pass_is_made_for_nothing():
 
     for beam in (1, 3):
         toy = Lengths(4, vocab=5)
-        how = Search(beam=beam, length_penalty=0.0)
+        how = BeamSearch(beam=beam, length_penalty=0.0)
         if beam == 1:
-            found = [[one] for one in greedy(toy, 4, how, 50, BEGIN, END)]
+            found = [[one] for one in greedy(*of_toy_session(toy, 4, 50), how)]
             assert toy.passes == [4, 3, 2, 1]
         else:
-            found = beam_search(toy, 4, how, 50, BEGIN, END)
+            found = beam_search(*of_toy_session(toy, 4, 50), how)
             assert len(toy.passes) == 4
             assert toy.passes[1:] == sorted(toy.passes[1:], reverse=True)
         assert [one.ids for (one,) in found] == [(), (3,), (3, 3), (3, 3, 3)]
     toy = Lengths(4, vocab=5)
-    cut = greedy(toy, 4, Search(), 2, BEGIN, END)
+    cut = greedy(*of_toy_session(toy, 4, 2), BeamSearch())
     assert [one.ids for one in cut] == [(), (3,), (3, 3), (3, 3)]
     assert [one.finish for one in cut] == ["stop", "stop", "length", "length"]
     assert len(toy.passes) == 2
@@ -261,7 +286,7 @@ def test_nothing_is_computed_twice(beam):
             ("encoder", model.encoder), ("cross", model.blocks[1].cross.k), ("own", model.blocks[1].attn.k)
         )
     ]  # fmt: skip
-    search(model, SOURCES, Search(beam=beam, max_tokens=8), begin=BEGIN, end=END)
+    search(model, SOURCES, BeamSearch(beam=beam, max_tokens=8), begin=BEGIN, end=END)
     for hook in hooks:
         hook.remove()
     assert calls["encoder"] == calls["cross"] == [(6, 9)]
@@ -270,9 +295,16 @@ def test_nothing_is_computed_twice(beam):
 
 
 def test_only_what_the_tokenizer_spells_is_written():
-    model = MODELS["separate"]
+    model, limited = MODELS["separate"], TokenConstraints(vocab_size=9)
     for beam in (1, 4):
-        found = search(model, SOURCES, Search(beam, beam, max_tokens=9), begin=BEGIN, end=END, spelled=9)
+        found = search(
+            model,
+            SOURCES,
+            BeamSearch(beam, beam, max_tokens=9),
+            begin=BEGIN,
+            end=END,
+            constraints=limited,
+        )
         assert all(max(one.ids, default=0) < 9 for texts in found for one in texts)
         assert all(len(texts) == beam for texts in found)
 
@@ -282,9 +314,9 @@ def test_a_text_without_end_stops_somewhere():
     with torch.no_grad():
         model.head.weight[END] = 0
         model.head.weight[5] = -model.head.weight[6]  # one of the two is above 0
-    ((one,),) = search(model, [[3]], Search(), begin=BEGIN, end=END)
-    assert (len(one.ids), one.finish) == (UNENDING, "length")
-    (found,) = search(MODELS["post"], [[3]], Search(), begin=BEGIN, end=0)
+    ((one,),) = search(model, [[3]], BeamSearch(), begin=BEGIN, end=END)
+    assert (len(one.ids), one.finish) == (DEFAULT_MAX_TOKENS, "length")
+    (found,) = search(MODELS["post"], [[3]], BeamSearch(), begin=BEGIN, end=0)
     assert len(found[0].ids) <= MODELS["post"].config.context_length
     assert not math.isnan(found[0].score)
 
@@ -293,14 +325,14 @@ def test_a_text_without_end_stops_somewhere():
     ("options", "says"),
     [
         ({"beam": 0}, "beam must be a whole number from 1"),
-        ({"beam": 2, "n": 3}, r"the 3 best \(n\) need a beam of at least 3, got 2"),
+        ({"beam": 2, "n": 3}, r"n = 3 results need a beam of at least 3, got 2"),
         ({"max_tokens": 0}, "max_tokens must be"),
         ({"length_penalty": -0.1}, "length_penalty must be a number from 0 to 10"),
     ],
 )
 def test_options_out_of_range_are_refused(options, says):
     with pytest.raises(RequestError, match=says):
-        Search(**options)
+        BeamSearch(**options)
 
 
 @pytest.mark.parametrize(
@@ -309,13 +341,13 @@ def test_options_out_of_range_are_refused(options, says):
         (RequestError, "the source is empty", [[3], []], {}),
         (RequestError, "token id 97 is out of range", [[97]], {}),
         (CapacityError, "a source of 65 tokens does not fit", [[3], [3] * 65], {}),
-        (CapacityError, "65 tokens do not fit", [[3]], {"max_tokens": 65}),
+        (CapacityError, "max_tokens 65 does not fit", [[3]], {"max_tokens": 65}),
     ],
 )
 def test_what_does_not_fit_is_refused(error, says, sources, options):
     with pytest.raises(error, match=says):
-        search(MODELS["post"], sources, Search(**options), begin=BEGIN, end=END)
-    assert search(MODELS["post"], [], Search(), begin=BEGIN, end=END) == []
+        search(MODELS["post"], sources, BeamSearch(**options), begin=BEGIN, end=END)
+    assert search(MODELS["post"], [], BeamSearch(), begin=BEGIN, end=END) == []
 
 
 @pytest.mark.parametrize("beam", [1, 2])
@@ -323,5 +355,5 @@ def test_damaged_weights_are_named(beam):
     model = tiny_pair("post", seed=2)
     with torch.no_grad():
         model.blocks[0].mlp.up.weight.fill_(math.nan)
-    with pytest.raises(CheckpointError, match="not numbers"):
-        search(model, [[3]], Search(beam), begin=BEGIN, end=END)
+    with pytest.raises(CheckpointError, match="NaN"):
+        search(model, [[3]], BeamSearch(beam), begin=BEGIN, end=END)

@@ -11,8 +11,9 @@ from tiny import FAMILIES, random_ids, run
 from tiny import tiny as tiny_model
 
 from glassformer.errors import CapacityError, CheckpointError, RequestError
-from glassformer.generate import loop
-from glassformer.generate.loop import GenerationOptions, write
+from glassformer.generate import session
+from glassformer.generate.decode import decode
+from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling, adjust, choose
 from glassformer.nn.attend import attend_sdpa
 from glassformer.nn.step import Step
@@ -33,9 +34,9 @@ def some_prompts(config, lengths, seed=3):
 def rows_of(pieces):
     """The ids of each row, in order of rows; every row's last piece, and only that, says why it ended."""
     rows: dict[int, list] = {}
-    for piece in pieces:
-        assert not rows.get(piece.row) or rows[piece.row][-1].finish is None, "a row went on after its end"
-        rows.setdefault(piece.row, []).append(piece)
+    for event in pieces:
+        assert not rows.get(event.sequence) or rows[event.sequence][-1].finish is None, "a row went on after its end"
+        rows.setdefault(event.sequence, []).append(event)
     assert all(row[-1].finish for row in rows.values())
     return [[p.id for p in rows[r] if p.id is not None] for r in sorted(rows)]
 
@@ -69,8 +70,8 @@ def test_greedy_is_transformers_generate(family, penalty, in_transformers):
             eos_token_id=None, pad_token_id=0,
         )[0, len(prompt) :].tolist()  # fmt: skip
         assert len(set(expected)) > 5, "a blind model: it writes the same again and again"
-        options = GenerationOptions(48, Sampling(temperature=0.0, repetition_penalty=penalty))
-        assert rows_of(write(model, [prompt], options)) == [expected]
+        request = GenerationRequest([prompt], 48, Sampling(temperature=0.0, repetition_penalty=penalty))
+        assert rows_of(decode(model, request)) == [expected]
 
 
 # ---- against recomputing everything
@@ -89,20 +90,20 @@ SAMPLINGS = [
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "warm", "cut", "penalties"])
 def test_cached_is_naive_whatever_the_neighbours(family, sampling, monkeypatch):
     """Prompts of other lengths beside it, read in chunks of three (the window of five is longer), alone and not."""
-    monkeypatch.setattr(loop, "PREFILL_CHUNK", 3)
+    monkeypatch.setattr(session, "PREFILL_CHUNK", 3)
     model = tiny(family)
     prompts = some_prompts(model.config, [1, 3, 7, 20, 8])
-    together = rows_of(write(model, prompts, GenerationOptions(16, sampling)))
+    together = rows_of(decode(model, GenerationRequest(prompts, 16, sampling)))
     for p, prompt in enumerate(prompts):
         assert together[p] == naive(model, prompt, 16, sampling, 7 + p), f"prompt {p} of {len(prompt)} tokens"
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 6, 64])
 def test_every_chunk_of_the_prompt_gives_the_same(chunk, monkeypatch):
-    monkeypatch.setattr(loop, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
     model = tiny("qwen3")
     prompts = some_prompts(model.config, [30, 11, 12])
-    assert rows_of(write(model, prompts, GenerationOptions(10, GREEDY))) == [
+    assert rows_of(decode(model, GenerationRequest(prompts, 10, GREEDY))) == [
         naive(model, p, 10, GREEDY) for p in prompts
     ]
 
@@ -112,7 +113,7 @@ def test_rows_that_leave_early_do_not_disturb_the_others():
     model = tiny("qwen3")
     prompts, ends = some_prompts(model.config, [4, 9, 2, 6]), set(range(0, 97, 9))
     sampling = Sampling(seed=1, repetition_penalty=1.2)
-    found = rows_of(write(model, prompts, GenerationOptions(30, sampling, n=3), ends=ends))
+    found = rows_of(decode(model, GenerationRequest(prompts, 30, sampling, n=3, end_ids=ends)))
     assert len({len(row) for row in found}) > 5, "the rows end together, and nothing is tested"
     for r, row in enumerate(found):
         assert row == naive(model, prompts[r // 3], 30, sampling, 1 + r, ends)
@@ -122,17 +123,17 @@ def test_continuations_are_those_of_their_own_seeds():
     """Continuation r of n draws with seed + r: the first of five is that of one alone."""
     model = tiny("llama")
     [prompt] = some_prompts(model.config, [5])
-    five = rows_of(write(model, [prompt], GenerationOptions(20, Sampling(seed=40), n=5)))
+    five = rows_of(decode(model, GenerationRequest([prompt], 20, Sampling(seed=40), n=5)))
     assert len(set(map(tuple, five))) == 5
     for r in range(5):
-        assert rows_of(write(model, [prompt], GenerationOptions(20, Sampling(seed=40 + r)))) == [five[r]]
+        assert rows_of(decode(model, GenerationRequest([prompt], 20, Sampling(seed=40 + r)))) == [five[r]]
 
 
 def test_seeds_far_apart_differ():
     """All 63 bits of a seed count."""
     model = tiny("llama")
     texts = {
-        tuple(rows_of(write(model, [[1]], GenerationOptions(12, Sampling(seed=s))))[0])
+        tuple(rows_of(decode(model, GenerationRequest([[1]], 12, Sampling(seed=s))))[0])
         for s in (5, 5 + (1 << 32), 1 << 62)
     }
     assert len(texts) == 3
@@ -144,7 +145,7 @@ def test_seeds_far_apart_differ():
 def test_it_fills_the_context_exactly():
     model = tiny("qwen3")
     for length in (30, 63):
-        pieces = list(write(model, some_prompts(model.config, [length]), GenerationOptions(None, GREEDY)))
+        pieces = list(decode(model, GenerationRequest(some_prompts(model.config, [length]), None, GREEDY)))
         assert len(pieces) == 64 - length
         assert [p.finish for p in pieces] == [None] * (63 - length) + ["length"]
 
@@ -152,7 +153,7 @@ def test_it_fills_the_context_exactly():
 def test_each_prompt_of_a_batch_fills_its_own_context():
     model = tiny("qwen3")
     prompts = some_prompts(model.config, [50, 60, 55])
-    assert rows_of(write(model, prompts, GenerationOptions(None, GREEDY))) == [
+    assert rows_of(decode(model, GenerationRequest(prompts, None, GREEDY))) == [
         naive(model, prompt, 64 - len(prompt), GREEDY) for prompt in prompts
     ]
 
@@ -164,7 +165,7 @@ def test_each_prompt_of_a_batch_fills_its_own_context():
 def test_what_does_not_fit_is_refused_with_numbers(length, max_tokens, numbers):
     model = tiny("qwen3")
     with pytest.raises(CapacityError, match=numbers) as caught:
-        write(model, some_prompts(model.config, [3, length]), GenerationOptions(max_tokens, GREEDY))  # not even begun
+        decode(model, GenerationRequest(some_prompts(model.config, [3, length]), max_tokens, GREEDY))  # not even begun
     assert "context holds 64" in str(caught.value)
 
 
@@ -182,7 +183,7 @@ def test_what_does_not_fit_is_refused_with_numbers(length, max_tokens, numbers):
 )
 def test_a_bad_request_is_refused_before_anything_is_computed(prompts, options, message):
     with pytest.raises(RequestError, match=message):
-        write(tiny("qwen3"), prompts, GenerationOptions(**options))
+        decode(tiny("qwen3"), GenerationRequest(prompts, **options))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_a_bad_request_is_refused_before_anything_is_computed(prompts, options, 
 )
 def test_wrong_options_are_refused_by_name(options):
     with pytest.raises(RequestError, match=next(iter(options))) as caught:
-        GenerationOptions(**options)
+        GenerationRequest([[1]], **options)
     assert caught.value.param == next(iter(options))
 
 
@@ -199,15 +200,15 @@ def test_logits_that_are_no_numbers_are_an_error():
     with torch.no_grad():
         model.blocks[1].mlp.down.weight[0, 0] = float("nan")
     with pytest.raises(CheckpointError, match="NaN"):
-        next(write(model, [[1, 2]], GenerationOptions(5)))
+        next(decode(model, GenerationRequest([[1, 2]], 5)))
 
 
 def test_a_padded_vocabulary_writes_no_token_that_has_no_text(tokenizer):
     """The model has more rows than the tokenizer tokens: with half its chances there, none is ever written."""
     model = tiny("qwen3", vocab_size=2 * tokenizer.vocab_size)
-    [ids] = rows_of(write(model, [[1]], GenerationOptions(30, Sampling(seed=1, temperature=3.0)), tokenizer=tokenizer))
+    [ids] = rows_of(decode(model, GenerationRequest([[1]], 30, Sampling(seed=1, temperature=3.0)), tokenizer=tokenizer))
     assert max(ids) < tokenizer.vocab_size
-    without = rows_of(write(model, [[1]], GenerationOptions(30, Sampling(seed=1, temperature=3.0))))
+    without = rows_of(decode(model, GenerationRequest([[1]], 30, Sampling(seed=1, temperature=3.0))))
     assert max(without[0]) >= tokenizer.vocab_size
 
 
@@ -218,21 +219,21 @@ def test_logprobs_are_the_models_own_before_any_sampling_stage():
     model = tiny("qwen3")
     [prompt] = some_prompts(model.config, [6])
     sampling = Sampling(seed=2, temperature=2.0, top_k=30, repetition_penalty=1.5, logit_bias={5: 3.0})
-    pieces = list(write(model, [prompt], GenerationOptions(15, sampling, logprobs=4)))
+    pieces = list(decode(model, GenerationRequest([prompt], 15, sampling, logprobs=4)))
     logits = run(model, torch.tensor([prompt + [p.id for p in pieces]]))[0]
-    for i, piece in enumerate(pieces):
+    for i, event in enumerate(pieces):
         expected = logits[len(prompt) - 1 + i].double().softmax(-1).log()
-        assert piece.logprob == pytest.approx(expected[piece.id].item(), abs=1e-4)
-        assert [t for t, _ in piece.top] == expected.argsort(descending=True)[:4].tolist()
-        assert [p for _, p in piece.top] == pytest.approx(expected.sort(descending=True).values[:4].tolist(), abs=1e-4)
+        assert event.logprob == pytest.approx(expected[event.id].item(), abs=1e-4)
+        assert [t for t, _ in event.top] == expected.argsort(descending=True)[:4].tolist()
+        assert [p for _, p in event.top] == pytest.approx(expected.sort(descending=True).values[:4].tolist(), abs=1e-4)
 
 
 def test_logprobs_only_where_asked():
-    [plain] = write(tiny("gpt2"), [[1]], GenerationOptions(1))
-    [none] = write(tiny("gpt2"), [[1]], GenerationOptions(1, logprobs=0))
+    [plain] = decode(tiny("gpt2"), GenerationRequest([[1]], 1))
+    [none] = decode(tiny("gpt2"), GenerationRequest([[1]], 1, logprobs=0))
     assert (plain.logprob, plain.top, none.top) == (None, (), ())
     assert none.logprob is not None
-    [full] = write(tiny("gpt2"), [[1]], GenerationOptions(1, logprobs=1024))
+    [full] = decode(tiny("gpt2"), GenerationRequest([[1]], 1, logprobs=1024))
     assert len(full.top) == 97
 
 
@@ -246,7 +247,7 @@ def test_inference_mode_does_not_leak_while_suspended():
         modes.append(torch.is_inference_mode_enabled())
         return attend_sdpa(*arguments)
 
-    pieces = write(model, [[1, 2, 3]], GenerationOptions(20), attend=attend)
+    pieces = decode(model, GenerationRequest([[1, 2, 3]], 20), attend=attend)
     for _ in range(3):
         next(pieces)
         assert not torch.is_inference_mode_enabled()
@@ -261,19 +262,19 @@ def test_inference_mode_does_not_leak_while_suspended():
 @pytest.fixture
 def caches(monkeypatch):
     """Weak references to every cache that is made."""
-    made, of = [], loop.DenseCache.of
+    made, of = [], session.DenseCache.of
 
     def remember(*arguments, **rest):
         cache = of(*arguments, **rest)
         made.append(weakref.ref(cache))
         return cache
 
-    monkeypatch.setattr(loop.DenseCache, "of", remember)
+    monkeypatch.setattr(session.DenseCache, "of", remember)
     return made
 
 
 def test_a_generator_closed_early_frees_its_cache(caches):
-    pieces = write(tiny("qwen3"), [[1, 2], [3]], GenerationOptions(20))
+    pieces = decode(tiny("qwen3"), GenerationRequest([[1, 2], [3]], 20))
     next(pieces)
     assert caches[0]() is not None
     pieces.close()
@@ -284,10 +285,10 @@ def test_a_generator_closed_early_frees_its_cache(caches):
 
 @pytest.mark.parametrize("at", [1, 2, 8], ids=lambda at: f"in pass {at}")
 def test_ctrl_c_leaves_the_model_usable(at, caches, monkeypatch):
-    monkeypatch.setattr(loop, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(session, "PREFILL_CHUNK", 4)
     model, passes = tiny("qwen3"), 0
     [prompt] = some_prompts(model.config, [10])
-    before = rows_of(write(model, [prompt], GenerationOptions(12, GREEDY)))
+    before = rows_of(decode(model, GenerationRequest([prompt], 12, GREEDY)))
 
     def interrupted(spec, *rest):
         nonlocal passes
@@ -297,8 +298,8 @@ def test_ctrl_c_leaves_the_model_usable(at, caches, monkeypatch):
         return attend_sdpa(spec, *rest)
 
     with pytest.raises(KeyboardInterrupt):
-        list(write(model, [prompt], GenerationOptions(12, GREEDY), attend=interrupted))
+        list(decode(model, GenerationRequest([prompt], 12, GREEDY), attend=interrupted))
     assert not torch.is_inference_mode_enabled()
     gc.collect()
     assert [cache() for cache in caches] == [None, None]
-    assert rows_of(write(model, [prompt], GenerationOptions(12, GREEDY))) == before
+    assert rows_of(decode(model, GenerationRequest([prompt], 12, GREEDY))) == before
