@@ -293,7 +293,7 @@ def test_a_saved_trace_loads_bitwise_equal(family, tmp_path):
             assert torch.equal(back[name].tensor, t[name].tensor), name
             assert back[name].error == t[name].error
         named = json.loads((tmp_path / "trace.json").read_text())["tensors"]
-        assert {path.name for path in tmp_path.iterdir()} == {named, "trace.json"}, "the tensors of the older trace are deleted"
+        assert {path.name for path in tmp_path.iterdir()} == {named, "trace.json"}, "the older tensors are deleted"
 
 
 def test_loading_a_trace_of_another_model_raises_checkpoint_error(tmp_path):

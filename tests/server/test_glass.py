@@ -237,11 +237,11 @@ def test_a_tensor_is_kept_by_its_etag(http, kept):
         ("blocks.0.attn.probs?slice=9", "slice", ["axis H", "0 to 3", "got 9"]),
         ("embed.out?slice=1,2,3", "slice", ["3 parts", "2 axes: T, D"]),
         ("embed.out?slice=a", "slice", ["'a'"]),
-        ("embed.out?slice=5:2", "slice", ["leaves nothing of axis T"]),
+        ("embed.out?slice=5:2", "slice", ["is empty on axis T"]),
         ("embed.out?slice=1:2:3", "slice", ["1:2:3"]),
         ("embed.out?dtype=f64", "dtype", ["one of f32, f16, u8", "'f64'"]),
         ("embed.out?pool=0", "pool", ["1 to 4096", "got 0"]),
-        ("embed.out?pool=x", "pool", ["whole number", "'x'"]),
+        ("embed.out?pool=x", "pool", ["whole number", "got x"]),
         ("embed.out?frob=1", "frob", ["unknown parameter", "known: slice, pool, dtype"]),
         ("embed.out?pool=1&pool=2", "pool", ["twice"]),
     ],
@@ -251,9 +251,9 @@ def test_a_tensor_that_is_not_there(http, kept, path, param, words):
 
 
 def test_a_slice_too_large(http, kept, monkeypatch):
-    monkeypatch.setattr("glassformer.inspect.present.slices.MOST", 100)
+    monkeypatch.setattr("glassformer.inspect.present.slices.MAX_NUMBERS", 100)
     path = f"/v1/traces/{kept[0]['id']}/tensors/blocks.0.attn.q"
-    assert_error(http.get(path), 400, "at most 100", param="slice")
+    assert_error(http.get(path), 400, "at most 100 are allowed", param="slice")
     assert http.get(f"{path}?slice=0,0").status_code == 200
 
 

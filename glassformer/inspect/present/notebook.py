@@ -3,7 +3,7 @@
     page    -- {"id", "kind": "get" or "post", "path", "body"} -->   kernel
     page   <-- {"id", "event", "done", "error"}, response bytes --   kernel
 
-It needs the packages of the extra `notebook`. What is displayed has two parts: a static PNG, which nbconvert and viewers
+It needs the packages of the extra `notebook`. The output has two parts: a static PNG, which nbconvert and viewers
 without widgets show, and the live picture, which replaces it when the kernel answers.
 """
 

@@ -51,7 +51,7 @@ def collect_responses(
         size += len(response)
         if size > MAX_BYTES:
             raise CapacityError(
-                f"the report would exceed {MAX_BYTES >> 20} MB ({len(found)} of {total or 'its'} responses are stored): "
+                f"the report would exceed {MAX_BYTES >> 20} MB (with {len(found)} of {total or 'its'} responses): "
                 f"use a shorter text{', bake=chosen' if bake == 'all' else ''} or `glassformer serve`"
             )
         if advance:
