@@ -1,4 +1,4 @@
-"""Pictures without a browser: a PNG's pixels are the tensor's numbers, and every view has one."""
+"""PNG and terminal drawings: pixels equal the tensor's numbers, and every view has a drawing."""
 
 import io
 import json
@@ -38,34 +38,33 @@ def t(lm):
     return lm.trace(TEXT)
 
 
-def paired():
-    """What a translator read and wrote."""
+def translator_trace():
     tokenizer = make_tokenizer()
     sizes = {"encoder.vocab_size": tokenizer.vocab_size, "vocab_size": tokenizer.vocab_size}
     return Translator(tiny_pair("separate", family="pair", **sizes), tokenizer).trace("the cat", "the cat sat")
 
 
-def seen(lm, t, name):
-    """A view with its parameters at the place worth seeing."""
+def view_result(lm, t, name):
+    """Return the subject and the result of a view at the default focus."""
     if name == "alignment":
-        t = paired()
+        t = translator_trace()
         return t, t.alignment(layer=1, head=2)
-    place, view = focus(t), VIEWS[name]
-    usual = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key, "position": place.query}
-    usual |= {"token": t.ids[3], "tokens": t.ids, "text": TEXT, "word": " cat"}
-    usual["other"] = lm.trace(TEXT, edit=[ablate("blocks.0.attn.z", head=1)])
+    at, view = focus(t), VIEWS[name]
+    options = {"layer": at.layer, "head": at.head, "query": at.query, "key": at.key, "position": at.query}
+    options |= {"token": t.ids[3], "tokens": t.ids, "text": TEXT, "word": " cat"}
+    options["other"] = lm.trace(TEXT, edit=[ablate("blocks.0.attn.z", head=1)])
     subject = lm if view.of == "model" else t
-    return subject, view.function(subject, **{one: usual[one] for one in view.parameters if one in usual})
+    return subject, view.function(subject, **{one: options[one] for one in view.parameters if one in options})
 
 
-def test_a_heads_pixels_are_its_probabilities(t):
+def test_pixels_of_a_head_equal_its_probabilities(t):
     [(_, drawn)] = decoded(render_png(trace_panels.pattern(t, 1, 2)))
     real = t["blocks.1.attn.probs"][2].numpy()
     assert real.max() > 0.3
     assert np.abs(drawn - real).max() <= 0.01
 
 
-def test_another_model_draws_another_picture():
+def test_changed_weights_change_the_picture():
     own = tiny_lm("qwen3", 5)
     before = decoded(render_png(trace_panels.pattern(own.trace(TEXT), 1, 2)))[0][1]
     with torch.no_grad():
@@ -76,7 +75,7 @@ def test_another_model_draws_another_picture():
     assert np.abs(drawn - before).max() > 0.05
 
 
-def test_signed_pixels_are_the_numbers_to_scale(t):
+def test_signed_pixels_equal_the_numbers_to_scale(t):
     of = t.attribution()
     [(one, drawn)] = decoded(render_png(trace_panels.attribution(t, of)))
     real = np.array(of.heads)
@@ -88,7 +87,7 @@ def test_signed_pixels_are_the_numbers_to_scale(t):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_every_view_is_drawn_with_its_receipt(lm, t, name):
-    subject, of = seen(lm, t, name)
+    subject, of = view_result(lm, t, name)
     panels = draw(VIEWS[name], subject, of)
     assert [one.python for one in panels if isinstance(one, ReceiptPanel)] == [of.receipt.python]
     image = Image.open(io.BytesIO(render_png(panels)))
@@ -103,8 +102,8 @@ def test_every_view_is_drawn_with_its_receipt(lm, t, name):
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_the_same_is_read_in_a_terminal_with_colour_and_without(lm, t, name):
-    subject, of = seen(lm, t, name)
+def test_every_view_is_drawn_in_a_terminal_with_and_without_colour(lm, t, name):
+    subject, of = view_result(lm, t, name)
     panels = draw(VIEWS[name], subject, of)
     for colour in (None, "truecolor"):
         terminal, out = Terminal(), io.StringIO()
@@ -119,8 +118,8 @@ def test_the_same_is_read_in_a_terminal_with_colour_and_without(lm, t, name):
         assert max(map(len, text.splitlines())) <= 100
 
 
-def test_a_terminals_fields_are_darker_for_more(t):
-    """Without colour each field's sign says in which of six steps its square root lies."""
+def test_terminal_signs_are_darker_for_larger_numbers(t):
+    """Without colour each sign stands for one of six levels of the square root."""
     terminal, out = Terminal(), io.StringIO()
     terminal.console, terminal.coloured, terminal.width = Console(file=out, width=200, color_system=None), False, 200
     terminal.draw(trace_panels.pattern(t, 1, 2)[1:2])
@@ -132,8 +131,7 @@ def test_a_terminals_fields_are_darker_for_more(t):
         assert steps[: q + 1] == [int(np.ceil(np.sqrt(real[q, k]) * 5 - 1e-9)) for k in range(q + 1)]
 
 
-def test_colours_are_the_pages_own():
-    """The same stops in the page's sources, so that a report, a PNG and the page look alike."""
+def test_colours_equal_those_of_the_page():
     source = (Path(__file__).parents[2] / "web" / "src" / "lib" / "colour.ts").read_text()
     from glassformer.inspect.drawing import colour
 
@@ -144,6 +142,6 @@ def test_colours_are_the_pages_own():
         assert abs(colour.colour_to_signed(colour.signed_to_colour(-3 * share, 3, "key"), 3, "key") + 3 * share) < 0.06
 
 
-def test_every_view_has_a_drawing_and_no_other_is_left():
+def test_every_view_has_a_drawing():
     for view in VIEWS.values():
         assert callable(getattr({"model": model_panels, "trace": trace_panels}[view.of], view.name))
