@@ -42,10 +42,15 @@ def test_its_python_runs(subjects, name, code):
 
 def test_its_edits_and_sweeps_run(subjects):
     """Run each code block of that section, with a model of each kind."""
-    chapter = GUIDE.split("## Does it cause what it seems to?")[1].split("## ")[0]
+    chapter = GUIDE.split("## Edits: does it cause the output?")[1].split("## ")[0]
     kinds = {"rnn": ("recurrent encoder-decoders", "additive"), "embedder": ("encoders", "bert")}
     known = {name: subject(*of)[0] for name, of in kinds.items()}
-    known |= {**names, "translator": names["p"].lm, "r": known["rnn"].trace("the cat", "a cat sat"), "print": print}
+    known |= {
+        **subjects,
+        "translator": subjects["p"].lm,
+        "r": known["rnn"].trace("the cat", "a cat sat"),
+        "print": print,
+    }
     before = known["translator"].translate("the cat sat")
     for block in re.findall(r"```python\n(.*?)```", chapter, re.DOTALL):
         exec(block.replace("\ntranslator.translate", "\nunder = translator.translate"), known)
@@ -59,8 +64,8 @@ def test_pictures_are_registered_in_the_page():
 
 
 def test_unknown_views_raise_attribute_error(subjects):
-    for one in (names["lm"], names["t"]):
+    for one in (subjects["lm"], subjects["t"]):
         with pytest.raises(AttributeError, match="'wiew'"):
             one.wiew()
     with pytest.raises(AttributeError):
-        names["t"].anatomy()
+        subjects["t"].anatomy()
