@@ -145,7 +145,7 @@ def test_edit_in_report_can_be_removed(opened, lm, t, place, tmp_path):
     assert page.evaluate("document.querySelector('gf-app').session.trace.tokens.map(t => t.id)") == list(t.ids)
     fork = stored_responses(path)[cache_key("/v1/traces/t0/views/fork?other=t1")]
     assert fork[0] == "json"
-    assert fork[1]["parts"] == edited.fork(t).parts
+    assert fork[1]["diverges_at"] == edited.fork(t).diverges_at
 
 
 def test_stored_responses_equal_router_responses(report, t, lm):

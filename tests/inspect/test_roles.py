@@ -141,7 +141,7 @@ def test_constructed_induction_head_is_found():
         assert scores.entropy[0, 0] == pytest.approx(1)
         assert scores.entropy[1, 1] == pytest.approx(1)
     assert found.receipt.error < 1e-5
-    assert found.queries["induction"] == 7
+    assert found.n_queries["induction"] == 7
     assert lm.trace(text)["final.logits"].tensor[-1].argmax() == 6, "it predicts the token after the last copy"
     model.blocks[0].attn.o.weight.data.zero_()
     assert lm.trace(text).roles().scores.induction.max() < 0.3, "without the previous-token head there is no induction"
@@ -153,7 +153,7 @@ def test_roles_in_batches_equal_roles_at_once(monkeypatch):
     whole = lm.trace(ids).roles()
     monkeypatch.setattr(roles, "AT_ONCE", 4 * 40 * 3)
     part = lm.trace(ids).roles()
-    assert part.queries == whole.queries
+    assert part.n_queries == whole.n_queries
     for a, b in zip(part.scores, whole.scores, strict=True):
         torch.testing.assert_close(a, b, equal_nan=True)
     t = lm.trace(ids)
@@ -162,7 +162,7 @@ def test_roles_in_batches_equal_roles_at_once(monkeypatch):
         assert whole.scores.previous_token[i].tolist() == pytest.approx(probs.diagonal(-1, 1, 2).mean(-1).tolist())
     once = lm.trace([1, 2, 3]).roles()
     assert once.scores.induction.isnan().all()
-    assert once.queries["induction"] == 0
+    assert once.n_queries["induction"] == 0
 
 
 def test_evidence_is_the_cell_with_the_largest_probability(monkeypatch):

@@ -244,7 +244,7 @@ def test_fork_finds_the_first_difference_and_the_kl():
     assert t.ids != other.ids
     fork = t.fork(other)
     first = next(i for i, (a, b) in enumerate(zip(t.ids, other.ids, strict=True)) if a != b)
-    assert fork.parts == first >= 11
+    assert fork.diverges_at == first >= 11
     assert len(fork.steps) == 19
     p, q = (one["final.logits"].tensor.double().log_softmax(-1) for one in (t, other))
     want = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
@@ -253,7 +253,7 @@ def test_fork_finds_the_first_difference_and_the_kl():
         assert step.token == step.other
     assert all(step.kl is None for step in fork.steps[first:])
     same = t.fork(lm.trace(t.ids[:15]))
-    assert same.parts is None
+    assert same.diverges_at is None
     assert [step.other for step in same.steps[15:]] == [None] * 4
     assert max(step.kl for step in same.steps[:15]) < 1e-8
     with pytest.raises(RequestError, match="next-token distributions can be compared over one vocabulary only"):

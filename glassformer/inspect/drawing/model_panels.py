@@ -73,10 +73,10 @@ def embedding(lm: Language, of: Embedding) -> list[Panel]:
 
 
 def embedding_map(lm: Language, of: EmbeddingMap) -> list[Panel]:
-    points = torch.tensor([[one.x, one.y] for one in of.places])
+    points = torch.tensor([[one.x, one.y] for one in of.points])
     rows = tuple(
         tuple((cell, None) for cell in (show_token(one.text), str(one.id), f"{x:.4f}", f"{y:.4f}"))
-        for one, (x, y) in zip(of.places, points.tolist(), strict=True)
+        for one, (x, y) in zip(of.points, points.tolist(), strict=True)
     )
     first, second = map(format_percent, of.explained)
     title = f"First two principal components: {first} and {second} of the variance"

@@ -151,7 +151,7 @@ def qkv(t: Trace, of: QKV) -> list[Panel]:
     for name, hue in hues.items():
         panels.append(Strip(name, getattr(of, name), hue))
         if name != "v":
-            label = f"{name}, rotated" if of.turned else f"{name}, as used"
+            label = f"{name}, rotated" if of.rotated else f"{name}, as used"
             panels.append(Strip(label, getattr(of, f"{name}_rot"), hue))
         product = of.products.get(name)
         if product is None:  # `dim` is beyond this vector
@@ -182,7 +182,7 @@ def heads(t: Trace, of: Heads) -> list[Panel]:
 
 
 def grid(t: Trace, of: Grid) -> list[Panel]:
-    data = torch.frombuffer(bytearray(base64.b64decode(of.pictures)), dtype=torch.uint8).float() / 255
+    data = torch.frombuffer(bytearray(base64.b64decode(of.pixels)), dtype=torch.uint8).float() / 255
     matrices = tuple(
         MatrixPanel(one, (), (), True, label=f"head {i}")
         for i, one in enumerate(data.view(of.heads, of.rows, of.columns))
@@ -196,7 +196,7 @@ def roles(t: Trace, of: Roles) -> list[Panel]:
     notes: list[Panel] = []
     for role, scores in of.scores._asdict().items():
         name = role.replace("_", " ")
-        if not of.queries[role]:
+        if not of.n_queries[role]:
             notes.append(note(f"{name}: no query of this text has such a key"))
             continue
         layer, head = divmod(int(scores.nan_to_num(nan=-1).argmax()), scores.shape[1])
@@ -223,12 +223,12 @@ def block(t: Trace, of: BlockSum) -> list[Panel]:
     if of.neurons:
         rows = []
         for one in of.neurons:
-            numbers = (str(one.index), format_number(one.act), format_number(one.written))
+            numbers = (str(one.index), format_number(one.act), format_number(one.norm))
             rows.append(tuple((cell, None) for cell in (*numbers, _texts(one.promotes), _texts(one.suppresses))))
         panels.append(Heading(f"Neurons with the largest output, of {of.d_ff:,}"))
         panels.append(Table(("neuron", "activation", "output norm", "promotes", "suppresses"), tuple(rows)))
-    if of.refused:
-        panels.append(note(of.refused))
+    if of.note:
+        panels.append(note(of.note))
     if of.experts:
         bars = tuple((f"expert {e.index}", e.weight, format_percent(e.weight)) for e in of.experts)
         panels.append(Bars(bars, "forward", 1.0))
@@ -271,7 +271,7 @@ def attribution(t: Trace, of: Attribution) -> list[Panel]:
 
 
 def sampling(t: Trace, of: SamplingView) -> list[Panel]:
-    header = ("token", *(f"{stage.name} ({stage.left} left)" for stage in of.stages))
+    header = ("token", *(f"{stage.name} ({stage.remaining} left)" for stage in of.stages))
     drawn = ("drawn",) if of.n_draws else ()
     rows = []
     for i, one in enumerate(of.tokens):
@@ -296,7 +296,7 @@ def changed(t: Trace, of: ChangedView) -> list[Panel]:
         facts.append(f"the edit of {of.edited.point} first changes token {of.edited.position}")
     text = "; ".join(facts) or "the traces do not differ"
     if of.first is not None:
-        text += f"; the largest distance before token {of.first} is {format_number(of.before)}"
+        text += f"; the largest distance before token {of.first} is {format_number(of.max_before)}"
     label = "distance between the two residual streams"
     matrix = MatrixPanel(of.distances, stream_labels(len(of.distances)), token_labels(t)[:n], hue="key", label=label)
     return [Heading("What the change affects"), matrix, note(text, "plain"), receipt(of.receipt)]
@@ -333,7 +333,7 @@ def times(t: Trace, of: Times) -> list[Panel]:
 def cache_speed(t: Trace, of: CacheSpeed) -> list[Panel]:
     rows = [
         ("decode with the cache", of.decode),
-        (f"decode without it: {of.tokens} tokens", of.without),
+        (f"decode without it: {of.tokens} tokens", of.uncached),
         (f"prefill of {of.tokens - 1} tokens", of.prefill),
         *([] if of.source is None else [("encoding of the source", of.source)]),
     ]
@@ -342,7 +342,7 @@ def cache_speed(t: Trace, of: CacheSpeed) -> list[Panel]:
 
 
 def fork(t: Trace, of: Fork) -> list[Panel]:
-    where = "one continues the other" if of.parts is None else f"they differ from token {of.parts} on"
+    where = "one continues the other" if of.diverges_at is None else f"they differ from token {of.diverges_at} on"
     rows = tuple(
         (
             (str(one.position), None),

@@ -68,11 +68,11 @@ def collect_responses(
 
 
 def packed_response(router: LocalRouter, path: str) -> bytes:
-    """Return ["json", response], ["tensor", base64 of it] or ["refused", error] as JSON."""
+    """Return ["json", response], ["tensor", base64 of it] or ["error", error] as JSON."""
     try:
         data = router.get(path)
     except GlassformerError as error:
-        return b'["refused",' + dump(describe_error(error)) + b"]"
+        return b'["error",' + dump(describe_error(error)) + b"]"
     if "/tensors/" in path:
         return b'["tensor","' + base64.b64encode(data) + b'"]'
     return b'["json",' + data + b"]"

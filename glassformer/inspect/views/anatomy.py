@@ -60,7 +60,7 @@ class Anatomy:
 
     shares: the fraction of all parameters by kind of part. tied: the head shares the embedding's matrix, which is
     counted once. layers: of the decoder, or of an encoder-only model; encoder: of the encoder of an encoder-decoder.
-    A recurrent model has neither, and no context length. refused: the views that this kind of model lacks, and why.
+    A recurrent model has neither, and no context length. unavailable: the views that this kind of model lacks, and why.
     """
 
     kind: ModelKind
@@ -76,7 +76,7 @@ class Anatomy:
     parts: tuple[ModelPart, ...]
     shares: dict[str, float]
     parameters: int
-    refused: dict[str, str]
+    unavailable: dict[str, str]
     receipt: Receipt
 
 

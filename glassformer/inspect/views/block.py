@@ -18,14 +18,14 @@ from glassformer.nn.mlp import MLP
 
 @dataclass(frozen=True)
 class Neuron:
-    """One neuron. act: the input of the down projection; written: the norm of its output, |act| |w_down|.
+    """One neuron. act: the input of the down projection; norm: the norm of its output, |act| |w_down|.
 
     promotes, suppresses: the tokens whose logits its output raises or lowers most, with the amount.
     """
 
     index: int
     act: float
-    written: float
+    norm: float
     promotes: tuple[Named, ...]
     suppresses: tuple[Named, ...]
 
@@ -42,7 +42,7 @@ class Expert:
 class BlockSum:
     """The residual stream before a block, the parts added, and after, each [D]; norms: their L2 norms.
 
-    refused: why there are no neurons with tokens, where there are none.
+    note: why there are no neurons with tokens, where there are none.
     """
 
     layer: int
@@ -57,7 +57,7 @@ class BlockSum:
     d_ff: int
     neurons: tuple[Neuron, ...]
     experts: tuple[Expert, ...]
-    refused: str | None
+    note: str | None
     receipt: Receipt
 
 
@@ -86,32 +86,32 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
     how = "resid_pre + attn.add + mlp.add" if "post" not in config.norm_at else "norm(norm(resid_pre + attn) + mlp)"
     receipt = Receipt(f't["{name}.resid_post"][{position}]', f"max |{how} - resid_post|", off(whole, post))
     parts = {end: value[end] for end in ends[:4]}
-    neurons, experts, refused = (), (), None
+    neurons, experts, note = (), (), None
     if t.kind == "encoder":
-        refused = "an encoder has no output tokens, so its neurons promote none"
+        note = "an encoder has no output tokens, so its neurons promote none"
     elif plain:
         neurons = _neurons(t, layer, value["mlp.act"], top) if top else ()
     else:
-        refused = "this feed-forward layer is a mixture of experts: the chosen experts are shown instead of neurons"
+        note = "this feed-forward layer is a mixture of experts: the chosen experts are shown instead of neurons"
         experts = _experts(t, layer, position)
     return BlockSum(
         layer, position, pre, attn, cross, mlp, post, {key: part.norm().item() for key, part in parts.items()},
-        config.parallel, config.mlp.d_ff, neurons, experts, refused, receipt,
+        config.parallel, config.mlp.d_ff, neurons, experts, note, receipt,
     )  # fmt: skip
 
 
 def _neurons(t: Trace, layer: int, act: Float[Tensor, "F"], top: int) -> tuple[Neuron, ...]:
     mlp = get_block(t, layer).mlp
     assert isinstance(mlp, MLP)
-    written = act.abs() * torch.linalg.vector_norm(mlp.down.weight, dim=0, dtype=torch.float32)
-    best = written.topk(min(top, len(act))).indices
+    norms = act.abs() * torch.linalg.vector_norm(mlp.down.weight, dim=0, dtype=torch.float32)
+    best = norms.topk(min(top, len(act))).indices
     directions = (mlp.down.weight[:, best].float() * act[best]).T  # [top, D]
     logits = directions @ t.model.head.weight.float().T  # [top, V]
     most, least = logits.topk(4, -1), logits.topk(4, -1, largest=False)
     found = []
     for row, index in enumerate(best.tolist()):
         both = [named(t.lm, side.indices[row], side.values[row]) for side in (most, least)]
-        found.append(Neuron(index, act[index].item(), written[index].item(), *both))
+        found.append(Neuron(index, act[index].item(), norms[index].item(), *both))
     return tuple(found)
 
 

@@ -34,13 +34,13 @@ class Slots:
 
 @dataclass(frozen=True)
 class CacheLayer:
-    """One layer's cache: `slots` of `capacity` (the window or the context length) are used; each holds `what`.
+    """One layer's cache: `slots` of `capacity` (the window or the context length) are used; each holds `contents`.
 
     source: the keys and values of the source, computed once; None where the model has no source.
     """
 
     layer: int
-    what: str
+    contents: str
     slots: int
     capacity: int
     window: int | None
@@ -70,7 +70,7 @@ class CacheView:
 class CacheSpeed:
     """Median times in milliseconds.
 
-    prefill: all tokens but the last, at once; decode: the last token, with the cache; without: all tokens, without a
+    prefill: all tokens but the last, at once; decode: the last token, with the cache; uncached: all tokens, without a
     cache. source: encoding of the source, None where there is none; its keys and values are computed at prefill, and
     without a cache each time. The receipt's error is max |cached logits - uncached logits|.
     """
@@ -79,7 +79,7 @@ class CacheSpeed:
     source: float | None
     prefill: float
     decode: float
-    without: float
+    uncached: float
     receipt: Receipt
 
 
@@ -106,8 +106,8 @@ def _layer(t: Trace, i: int, config: LayerConfig) -> CacheLayer:
     if config.cross is not None:
         n, source_slot = t.shape(f"blocks.{i}.cross.k_rot")[0], config.cross.kept * itemsize
         source = Slots(n, source_slot, n * source_slot)
-    what = "a key and a value" if config.attention.latent is None else "a latent and a rotated key"
-    return CacheLayer(i, what, slots, capacity, config.attention.window, each, slots * each, source)
+    contents = "a key and a value" if config.attention.latent is None else "a latent and a rotated key"
+    return CacheLayer(i, contents, slots, capacity, config.attention.window, each, slots * each, source)
 
 
 @torch.inference_mode()
@@ -117,7 +117,7 @@ def cache_speed(t: Trace, *, rounds: int = 3) -> CacheSpeed:
     model, device = t.model, t.model.embed.weight.device
     ids = torch.tensor([t.ids], device=device)
     n = len(t.ids)
-    times: dict[str, list[float]] = {"source": [], "prefill": [], "decode": [], "without": []}
+    times: dict[str, list[float]] = {"source": [], "prefill": [], "decode": [], "uncached": []}
     source, error = None, 0.0
     for _ in range(rounds):
         start = time.perf_counter()
@@ -139,7 +139,7 @@ def cache_speed(t: Trace, *, rounds: int = 3) -> CacheSpeed:
             "source": begin - start,
             "prefill": prefilled - begin,
             "decode": decoded - prefilled,
-            "without": end - decoded,
+            "uncached": end - decoded,
         }
         for name, seconds in spans.items():
             times[name].append(seconds * 1e3)

@@ -50,7 +50,7 @@ class EmbeddingPoint:
 class EmbeddingMap:
     """Embeddings on their first two principal components. explained: the share of the variance on each."""
 
-    places: tuple[EmbeddingPoint, ...]
+    points: tuple[EmbeddingPoint, ...]
     explained: tuple[float, float]
     receipt: Receipt
 
@@ -131,7 +131,7 @@ def embedding_map(lm: Language, *, tokens: tuple[int, ...], table: Table = "inpu
     points, share = u[:, :2] * s[:2], (s**2 / (s**2).sum().clamp(min=1e-300))[:2]
     farthest = points.gather(0, points.abs().argmax(0, keepdim=True))
     points = points * farthest.sign()  # a component's sign is arbitrary: make it deterministic
-    places = tuple(
+    found = tuple(
         EmbeddingPoint(id, spelled(lm.tokenizer, id), *point) for id, point in zip(chosen, points.tolist(), strict=True)
     )
     first, second = [*share.tolist(), 0.0][:2]
@@ -141,4 +141,4 @@ def embedding_map(lm: Language, *, tokens: tuple[int, ...], table: Table = "inpu
         "share of the variance outside the two components",
         1 - first - second,
     )
-    return EmbeddingMap(places, (first, second), receipt)
+    return EmbeddingMap(found, (first, second), receipt)

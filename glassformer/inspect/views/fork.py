@@ -26,10 +26,10 @@ class ForkPosition:
 
 @dataclass(frozen=True)
 class Fork:
-    """parts: the first position with different tokens, None where one text continues the other."""
+    """diverges_at: the first position with different tokens, None where one text continues the other."""
 
     steps: tuple[ForkPosition, ...]
-    parts: int | None
+    diverges_at: int | None
     receipt: Receipt
 
 
@@ -47,8 +47,8 @@ def fork(t: Trace, other: Trace) -> Fork:
             "over one vocabulary only", param="other",
         )  # fmt: skip
     length = max(len(t), len(other))
-    parts = next((i for i, pair in enumerate(zip(t.ids, other.ids, strict=False)) if pair[0] != pair[1]), None)
-    shared = min(len(t), len(other)) if parts is None else parts
+    first = next((i for i, pair in enumerate(zip(t.ids, other.ids, strict=False)) if pair[0] != pair[1]), None)
+    shared = min(len(t), len(other)) if first is None else first
     kls: list[float] = []
     for some in torch.arange(shared).split(LOGITS):
         p, q = (_next(one, some.to(one.kept.ids.device)).to(t.kept.ids.device) for one in (t, other))
@@ -59,7 +59,7 @@ def fork(t: Trace, other: Trace) -> Fork:
     last = [one.at("final.logits", -1) for one in (t, other)]
     errors = [one.error for one in last]
     error = None if None in errors else worst(*errors)  # pyright: ignore[reportArgumentType]
-    return Fork(tuple(steps), parts, Receipt("t.fork(other)", last[0].identity, error))
+    return Fork(tuple(steps), first, Receipt("t.fork(other)", last[0].identity, error))
 
 
 def _next(t: Trace, at: torch.Tensor) -> torch.Tensor:

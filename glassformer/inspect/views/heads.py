@@ -77,7 +77,7 @@ class Grid:
     heads: int
     rows: int
     columns: int
-    pictures: str
+    pixels: str
     bound: float
     receipt: Receipt
 

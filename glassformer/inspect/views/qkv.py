@@ -54,7 +54,7 @@ class QKV:
 
     residual: the input of the block; x: the input of attention, after its norm; q, k, v: as projected; q_rot, k_rot:
     after their norm and rotation. kv_head: the key/value head of this query head. latents: "q" and "kv", of latent
-    attention only. products: the computation of number `dim` of q, k and v, where they have as many. turned: how many
+    attention only. products: the computation of number `dim` of q, k and v, where they have as many. rotated: how many
     of the first numbers of q and k are rotated. lengths: the L2 norm of each vector; a rotation preserves it.
     """
 
@@ -75,7 +75,7 @@ class QKV:
     k_rot: Float[Tensor, "Dh"]
     products: dict[str, Product]
     lengths: dict[str, float]
-    turned: int
+    rotated: int
     normed: bool
     receipt: Receipt
 
@@ -167,12 +167,12 @@ def qkv(t: Trace, *, layer: int, head: int, position: int, dim: int = 0) -> QKV:
                 numbers = bias[dim].item(), sums[dim].item(), rows[end][dim].item()
                 products[end] = Product(one.matrix, one.of, one.weight[dim - before], *numbers)
             before += len(one.weight)
-    turned = 0 if config.rope is None else config.rope.dim or config.head_dim
+    rotated = 0 if config.rope is None else config.rope.dim or config.head_dim
     over = "the latent, q, k and v" if latents else "q, k and v"
     return QKV(
         layer, head, kv_head, config.n_heads, config.n_kv_heads, position, dim,
         residual, x, latents, rows["q"], rows["k"], rows["v"], rows["q_rot"], rows["k_rot"], products,
         {end: row.norm().item() for end, row in rows.items()},
-        turned, config.qk_norm is not None,
+        rotated, config.qk_norm is not None,
         Receipt(f't["{name}.q"][{position}, {head}]', f"max |W x + b - value of the forward pass|, over {over}", error),
     )  # fmt: skip

@@ -70,11 +70,11 @@ class RoleRow:
 
 @dataclass(frozen=True, eq=False)
 class Roles:
-    """The scores and evidence of all heads, by role, layer and head. queries: how many have a key of each role."""
+    """The scores and evidence of all heads, by role, layer and head. n_queries: how many have a key of each role."""
 
     scores: RoleScores
     evidence: dict[str, tuple[tuple[Evidence | None, ...], ...]]
-    queries: dict[str, int]
+    n_queries: dict[str, int]
     meanings: dict[str, str]
     receipt: Receipt
 

@@ -19,7 +19,7 @@ class Stage:
     """The distribution after one stage: how many tokens are left, and the probabilities of the tokens shown."""
 
     name: str
-    left: int
+    remaining: int
     probs: tuple[float, ...]
 
 
@@ -28,7 +28,7 @@ class SamplingView:
     """The result of `sampling`.
 
     tokens: the most likely next tokens, with their logits; each stage has their probabilities. draws: how often each of
-    them was drawn in `n_draws` draws; others: how often any other token was.
+    them was drawn in `n_draws` draws; other_draws: how often any other token was.
     """
 
     position: int
@@ -36,7 +36,7 @@ class SamplingView:
     stages: tuple[Stage, ...]
     n_draws: int
     draws: tuple[int, ...]
-    others: int
+    other_draws: int
     receipt: Receipt
 
 

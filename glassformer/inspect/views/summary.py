@@ -27,7 +27,7 @@ class TokenSummary:
     position: int
     id: int
     text: str
-    written: bool
+    generated: bool
     prob: float | None
     rank: int | None
     top: tuple[Named, ...]

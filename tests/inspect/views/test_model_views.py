@@ -136,7 +136,7 @@ def test_map_axes_are_the_first_two_eigenvectors_of_the_covariance(lm):
     rows = lm.model.embed.weight.detach().double().numpy()[list(chosen)]
     values, vectors = np.linalg.eigh(np.cov(rows.T))
     plane = (rows - rows.mean(0)) @ vectors[:, ::-1][:, :2]
-    ours = np.array([(place.x, place.y) for place in found.places])
+    ours = np.array([(place.x, place.y) for place in found.points])
     np.testing.assert_allclose(np.abs(ours), np.abs(plane), atol=1e-9)
     np.testing.assert_allclose(found.explained, values[::-1][:2] / values.sum(), rtol=1e-9)
     assert found == embedding_map(lm, tokens=chosen), "the map is deterministic"

@@ -225,7 +225,7 @@ def test_every_product_of_latent_attention_equals_numpy(family, q_rank):
                 np.testing.assert_allclose(found.latents["q"].normed, c_q, **CLOSE)
             assert torch.equal(found.k[:shared], other.k[:shared]), "shared by all heads"
             assert torch.equal(found.k_rot[:shared], other.k_rot[:shared])
-            assert found.turned == shared
+            assert found.rotated == shared
             for end in ("q", "k"):
                 before, after = np.asarray(getattr(found, end)), np.asarray(getattr(found, f"{end}_rot"))
                 factor = getattr(attention.rope.scaling, "attention_factor", 1.0)
@@ -266,7 +266,7 @@ def test_grid_is_the_maximum_of_each_field(t):
     for size in (4, 48):
         found = grid(t, layer=0, size=size)
         probs = np64(t, "blocks.0.attn.probs")
-        data = np.frombuffer(base64.b64decode(found.pictures), np.uint8).reshape(found.heads, found.rows, found.columns)
+        data = np.frombuffer(base64.b64decode(found.pixels), np.uint8).reshape(found.heads, found.rows, found.columns)
         edges = lambda i, n: (i * len(IDS) // n, -(-(i + 1) * len(IDS) // n))  # noqa: E731
         for row in range(found.rows):
             for column in range(found.columns):
@@ -285,7 +285,7 @@ def test_block_is_the_sum_of_its_branches(t):
         if "post" not in t.config.layers[layer].norm_at:
             np.testing.assert_allclose(found.resid_pre + found.attn_add + found.mlp_add, found.resid_post, atol=1e-4)
         if t.config.layers[layer].experts is not None:
-            assert found.refused is not None
+            assert found.note is not None
             assert len(found.experts) == t.config.layers[layer].experts.top_k
             assert sum(one.weight for one in found.experts) == pytest.approx(1, abs=1e-5)
             continue
@@ -327,7 +327,7 @@ def test_a_change_leaves_earlier_tokens_unchanged(t):
     found = changed(t, other=other)
     experts = any(layer.experts for layer in t.config.layers)  # batched with other tokens: rounding differs
     assert (found.first, found.token, found.edited) == (5, 5, None)
-    assert found.before == found.distances[:, :5].max() <= (1e-4 if experts else 0)
+    assert found.max_before == found.distances[:, :5].max() <= (1e-4 if experts else 0)
     assert (found.distances[:, 5] > 0.1).all()
     assert changed(t, other=t).first is None
     shorter = changed(t, other=t.lm.trace(IDS[:7]))
@@ -356,7 +356,7 @@ def test_an_edit_changes_cells_from_its_own_on(edit, row, position):
         assert (found.edited.row, found.edited.position, found.edited.point) == (row, position, edit.point)
         assert found.distances[row, position] > 1e-3, "the named cell differs"
         left, below = found.distances[:, :position], found.distances[:row]
-        assert found.before == left.max() < 1e-4, "rounding: an edit of scores selects the readable kernel"
+        assert found.max_before == left.max() < 1e-4, "rounding: an edit of scores selects the readable kernel"
         assert not row or below.max() < 1e-4
     assert changed(other, other=other).first is None
 
@@ -366,10 +366,10 @@ def test_different_texts_and_an_edit_are_both_reported():
     t = trace_of("qwen3")
     parted, edit = [*IDS[:7], 61, *IDS[8:]], ablate("blocks.1.attn.z", head=1, position=3)
     found = changed(t, other=t.lm.trace(parted, edit=[edit]))
-    assert (found.token, found.edited.position, found.first, found.before) == (7, 3, 3, 0)
+    assert (found.token, found.edited.position, found.first, found.max_before) == (7, 3, 3, 0)
     assert found.distances[2:, 3].min() > 1e-3
     later = changed(t, other=t.lm.trace(parted, edit=[ablate("blocks.1.attn.z", head=1, position=9)]))
-    assert (later.token, later.edited.position, later.first, later.before) == (7, 9, 7, 0)
+    assert (later.token, later.edited.position, later.first, later.max_before) == (7, 9, 7, 0)
     after = changed(t, other=t.lm.trace(IDS, edit=[scale("final.norm", 2.0)]))
     assert (after.token, after.edited, after.first) == (None, None, None)
     assert after.distances.max() == 0
@@ -404,7 +404,7 @@ def test_stages_equal_numpy():
     np.testing.assert_allclose(stages["top_p"], p, rtol=1e-4, atol=1e-8)
     p = np.where(p >= 0.05 * p.max(), p, 0)
     np.testing.assert_allclose(stages["min_p"], p / p.sum(), rtol=1e-4, atol=1e-8)
-    assert [stage.left for stage in found.stages][2:] == [9, n, int((p > 0).sum())]
+    assert [stage.remaining for stage in found.stages][2:] == [9, n, int((p > 0).sum())]
 
 
 def test_ten_thousand_draws_fit_the_distribution():
@@ -447,7 +447,7 @@ def test_latent_replaces_keys_and_values_in_the_cache():
     t = trace_of("deepseek_v2")
     found = cache(t)
     assert found.bytes == filled(t, len(IDS))[0].bytes
-    assert found.layers[0].what == "a latent and a rotated key"
+    assert found.layers[0].contents == "a latent and a rotated key"
     assert found.layers[0].bytes_per_slot == (8 + 20) * 4, "one rotated key for all heads and the latent, in float32"
 
 
@@ -482,7 +482,7 @@ def test_source_keys_and_values_are_cached_once(name):
 def test_cache_speed_is_positive_and_logits_are_equal(one):
     t = subject("encoder-decoders", one)[1] if one in ("pair", "t5") else trace_of(one)
     found = cache_speed(t, rounds=2)
-    assert min(found.prefill, found.decode, found.without) > 0
+    assert min(found.prefill, found.decode, found.uncached) > 0
     assert (found.source is None) == (t.kind == "decoder")
     assert found.source is None or found.source > 0
     assert found.receipt.error < 1e-4
@@ -582,5 +582,5 @@ def test_summary_marks_generated_tokens():
     lm = LanguageModel(tiny("gpt2", vocab_size=tokenizer.vocab_size), tokenizer)
     t = lm.trace("the cat", max_tokens=6, temperature=0)
     found = summary(t)
-    assert [one.written for one in found.tokens] == [i >= t.n_prompt for i in range(len(t.ids))]
+    assert [one.generated for one in found.tokens] == [i >= t.n_prompt for i in range(len(t.ids))]
     assert all(one.rank == 0 for one in found.tokens[t.n_prompt :]), "greedy decoding takes the most likely token"

@@ -139,7 +139,7 @@ export class Sidebar extends SessionElement {
         last
           ? nothing
           : html`<p class="small soft">
-              The next token is ${inlineToken(after.text)}${after.written ? " (generated)" : ""}.
+              The next token is ${inlineToken(after.text)}${after.generated ? " (generated)" : ""}.
             </p>`
       }
       <p class="small"><button @click=${() => this.session.openView("lens")}>Show layer by layer</button></p>
@@ -151,7 +151,7 @@ export class Sidebar extends SessionElement {
       return html`<p class="small soft">The first token has no prediction.</p>`;
     const first = seen.rank === 0;
     return html`<p class="small">
-      ${seen.written ? "Generated" : "Prompt token"} with probability ${percent(seen.prob)}, rank ${seen.rank + 1}.
+      ${seen.generated ? "Generated" : "Prompt token"} with probability ${percent(seen.prob)}, rank ${seen.rank + 1}.
       ${
         !first && seen.top[0]
           ? html`The most likely token was ${inlineToken(seen.top[0].text)} with ${percent(num(seen.top[0].value))}.`

@@ -171,7 +171,7 @@ export class BlockView extends SessionElement {
       </p>
       <gf-receipt .of=${block.receipt}></gf-receipt>
       <h3>${block.experts.length ? "Selected experts" : `Neurons with the largest output, of ${count(block.d_ff)}`}</h3>
-      ${block.refused ? html`<gf-notice heading="Neurons not available" reason=${block.refused}></gf-notice>` : nothing}
+      ${block.note ? html`<gf-notice heading="Neurons not available" reason=${block.note}></gf-notice>` : nothing}
       ${
         block.experts.length
           ? html`<gf-bars
@@ -196,7 +196,7 @@ export class BlockView extends SessionElement {
   }
 
   #neurons(block: BlockSum) {
-    const most = num(block.neurons[0]?.written ?? 1),
+    const most = num(block.neurons[0]?.norm ?? 1),
       words = (named: Named[]) => named.map((one) => inlineToken(one.text));
     return html`<div class="wrap" tabindex="0" role="region" aria-label="Neurons">
         <table>
@@ -223,8 +223,8 @@ export class BlockView extends SessionElement {
                     </button>
                   </th>
                   <td class="right num">${short(one.act)}</td>
-                  <td class="right num" ${setStyle({ opacity: 0.55 + 0.45 * (num(one.written) / most) })}>
-                    ${short(one.written)}
+                  <td class="right num" ${setStyle({ opacity: 0.55 + 0.45 * (num(one.norm) / most) })}>
+                    ${short(one.norm)}
                   </td>
                   <td>${words(one.promotes)}</td>
                   <td class="soft">${words(one.suppresses)}</td>
