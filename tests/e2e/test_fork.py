@@ -84,7 +84,8 @@ def test_text_comparison_and_kl(open_page, server, lm, trace):
     assert both_texts(page)[1] == generate_with(lm, ablate("blocks.0.attn.z", head=0))
     verdict = page.locator("gf-text-comparison .verdict")
     assert f"diverge at token {fork.diverges_at}" in shown_text(verdict)
-    assert raw_text(verdict.locator(".tok").all_inner_texts()) == trace.tokens[fork.diverges_at] + edited.tokens[fork.diverges_at]
+    shown = raw_text(verdict.locator(".tok").all_inner_texts())
+    assert shown == trace.tokens[fork.diverges_at] + edited.tokens[fork.diverges_at]
     kls = np.array([one.kl for one in fork.steps if one.kl is not None])
     assert len(kls) == fork.diverges_at
     assert np.abs(drawn_kl(page, fork) - kls).max() <= SIGNED_BOUND * kls.max()

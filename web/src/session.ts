@@ -34,7 +34,7 @@ export class Session extends EventTarget {
   address: Address;
   models: string[] = [];
   kinds: Record<string, Kind> = {};
-  defaultTexts: Record<string, string | null> = {}; // default text of each model; null: the default of the page
+  exampleTexts: Record<string, string | null> = {}; // default text of each model; null: the default of the page
   anatomy: Anatomy | null = null;
   trace: TraceInfo | null = null;
   /** Tokens generated so far; null if no generation is running. */
@@ -78,7 +78,7 @@ export class Session extends EventTarget {
       );
       this.models = list.data.map((model) => model.id);
       this.kinds = Object.fromEntries(list.data.map((model) => [model.id, model.kind ?? "decoder"]));
-      this.defaultTexts = Object.fromEntries(list.data.map((model) => [model.id, model.example_text ?? null]));
+      this.exampleTexts = Object.fromEntries(list.data.map((model) => [model.id, model.example_text ?? null]));
       this.#applyModelDefaults(this.addressBar.read());
       await this.open();
     } catch (error) {
@@ -154,7 +154,7 @@ export class Session extends EventTarget {
   selectModel(model: string): void {
     const kind = this.kinds[model] ?? "decoder",
       other = kind !== this.kinds[this.model],
-      given = this.address.text !== DEFAULT_ADDRESS.text && this.address.text !== this.defaultTexts[this.model];
+      given = this.address.text !== DEFAULT_ADDRESS.text && this.address.text !== this.exampleTexts[this.model];
     const options = Object.fromEntries(Object.entries(this.address.options).filter(([name]) => name !== "target"));
     this.navigate({
       model,
@@ -167,8 +167,8 @@ export class Session extends EventTarget {
       ...(given
         ? {}
         : {
-            text: this.defaultTexts[model] ?? DEFAULT_ADDRESS.text,
-            max_tokens: this.defaultTexts[model] ? SEQ2SEQ_MAX_TOKENS : DEFAULT_ADDRESS.max_tokens,
+            text: this.exampleTexts[model] ?? DEFAULT_ADDRESS.text,
+            max_tokens: this.exampleTexts[model] ? SEQ2SEQ_MAX_TOKENS : DEFAULT_ADDRESS.max_tokens,
           }),
       ...(other ? { view: FIRST_VIEW[kind] } : {}),
     });
@@ -176,7 +176,7 @@ export class Session extends EventTarget {
 
   /** Set the model's default text if the address has none, and its default view if the address has none. */
   #applyModelDefaults(address: string): void {
-    const opening = this.defaultTexts[this.model],
+    const opening = this.exampleTexts[this.model],
       kind = this.kinds[this.model] ?? "decoder";
     if (!opening || this.address.text !== DEFAULT_ADDRESS.text) return;
     this.address = {

@@ -41,7 +41,8 @@ class ChangedView:
     """The result of `changed`.
 
     distances [L + 1, T]: between the two residual streams. token: the first position with different tokens; edited: the
-    first cell that an edit of only one of the traces changes; None where there is none. first: the earlier position both. max_before: the largest distance at earlier positions, which is 0 in a causal model.
+    first cell that an edit of only one of the traces changes; None where there is none. first: the earlier position of
+    both. max_before: the largest distance at earlier positions, which is 0 in a causal model.
     """
 
     distances: Float[Tensor, "L1 T"]
