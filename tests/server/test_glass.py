@@ -14,6 +14,7 @@ from server.conftest import assert_error, serving, tiny_lm
 from glassformer.inspect.edits.edit import ablate, patch
 from glassformer.inspect.sweep.sweep import sweep
 from glassformer.inspect.trace.offsets import spans
+from glassformer.inspect.views.focus import focus
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.inspect.views.result import plain
 from glassformer.server.app import Settings
@@ -283,6 +284,14 @@ def test_every_view_equals_its_function(http, both, lms, name):
         assert found.keys() == expected.keys()
         return
     assert_json_close(found, expected)
+
+
+def test_focus_equals_its_function(http, both):
+    made, t = both
+    path = f"/v1/traces/{made['id']}/focus"
+    assert http.get(path).json() == plain(focus(t))
+    assert http.get(path, params={"layer": 1, "head": 2, "query": 4, "key": 1}).json()["because"] == "as given"
+    assert_error(http.get(path, params={"layer": 99}), 400, "layer", "99", param="layer")
 
 
 @pytest.mark.parametrize(("name", "given"), [("lens", {"position": "3,1", "top": "2"}), ("roles", {})])
