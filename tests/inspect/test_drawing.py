@@ -1,8 +1,10 @@
 """PNG and terminal drawings: pixels equal the tensor's numbers, and every view has a drawing."""
 
+import importlib
 import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from server.conftest import tiny_lm
 from tiny import tiny_pair
 
 from glassformer.cli.terminal_panels import Terminal
+from glassformer.errors import ConfigError
 from glassformer.inspect.drawing import model_panels, trace_panels
 from glassformer.inspect.drawing.draw import draw
 from glassformer.inspect.drawing.panels import MatrixPanel, ReceiptPanel
@@ -145,3 +148,10 @@ def test_colours_equal_those_of_the_page():
 def test_every_view_has_a_drawing():
     for view in VIEWS.values():
         assert callable(getattr({"model": model_panels, "trace": trace_panels}[view.of], view.name))
+
+
+def test_missing_pillow_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.delitem(sys.modules, "glassformer.inspect.drawing.png")
+    with pytest.raises(ConfigError, match=r"pip install 'glassformer\[png\]'"):
+        importlib.import_module("glassformer.inspect.drawing.png")
