@@ -19,10 +19,11 @@ from glassformer.families.common.family import AnyConfig
 from glassformer.inspect.capture.points import find, layer_of, points, sizes
 from glassformer.inspect.capture.reader import CapturingTap
 from glassformer.inspect.edits.edit import Edit, listed, of_product
-from glassformer.kernels.device import Choice
+from glassformer.kernels.placement import Choice
 from glassformer.nn.attend import AttendSpec, visible
 from glassformer.nn.attention import spec_of
-from glassformer.nn.step import Step, Tap
+from glassformer.nn.protocols import Tap
+from glassformer.nn.step import Step
 
 MATH = "the definition of attention, not its fast twin"
 TO_SOURCE = AttendSpec(1.0, causal=False, source=True)  # a recurrent model's attention, as far as an edit knows it

@@ -15,7 +15,8 @@ from glassformer.inspect.capture.reader import CapturingTap, TraceReader, check_
 from glassformer.inspect.edits.apply import Edits, about, edited
 from glassformer.inspect.trace.recompute import KeptValues
 from glassformer.inspect.trace.trace import Language, Trace
-from glassformer.nn.step import Step, Tap
+from glassformer.nn.protocols import Tap
+from glassformer.nn.step import Step
 
 T = TypeVar("T", bound=Trace)
 

@@ -24,7 +24,8 @@ from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.record.seq2seq import InTurn
 from glassformer.inspect.trace.seq2seq import SIDE
 from glassformer.inspect.trace.trace import Trace
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.protocols import EncodedSource
+from glassformer.nn.step import Step
 
 NO_HEAD = "this model has no head that guesses tokens: leave out position, target and rival"
 

@@ -27,7 +27,7 @@ from glassformer.inspect.edits.edit import Store, from_json
 from glassformer.inspect.trace.recompute import KeptValues
 from glassformer.inspect.trace.seq2seq import SIDE, GeneratedTarget, RecurrentTrace, Seq2seqTrace, SourceTokens
 from glassformer.inspect.trace.trace import Trace
-from glassformer.nn.step import EncodedSource
+from glassformer.nn.protocols import EncodedSource
 
 FORMAT, ABOUT, LAST, EDIT = 1, "trace.json", "last_logits", "edit."
 ENDLESS = 1 << 31  # a text may have been named further than it went

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from glassformer.inspect.capture.points import layer_of
 from glassformer.inspect.capture.reader import CapturingTap, Editor, alias
-from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_math, visible
+from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_reference, visible
 from glassformer.nn.attention import Attention
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.protocols import EncodedSource
+from glassformer.nn.step import Step
 
 AT_ONCE = 1 << 22  # scores that are held at a time while more are computed
 QUERIES = 128  # and of how many queries: a block of them looks no further than its last one
@@ -324,7 +325,7 @@ def weigh(
     sinks: Float[Tensor, "H"] | None,
     keep: bool,
 ) -> tuple[Float[Tensor, "H N S"], Float[Tensor, "H N S"], Float[Tensor, "N H Dv"]]:
-    """`attend_math` of one text: the scores, the probabilities (in their place unless they are to `keep`), and P·V."""
+    """`attend_reference` of one text: scores, probabilities (in place of the scores unless `keep`), and P·V."""
     n, n_heads, n_kv = len(q), q.shape[1], k.shape[1]
     rows = (q.float() * spec.scale).transpose(0, 1).reshape(n_kv, -1, q.shape[-1])  # [Hkv, H/Hkv N, Dh]
     scores = torch.bmm(rows, k.float().permute(1, 2, 0)).view(n_heads, n, -1)  # [H, N, S]
@@ -357,7 +358,7 @@ def _edited(
     kv = KV(kept.of(f"{layer}.k_rot")[None], kept.of(f"{layer}.v")[None])
     see = lambda part, value: step.layer(i).see(f"{layer.rpartition('.')[2]}.{part}", value)  # noqa: E731
     view = step.view(attention.spec)
-    again, scores, probs = attend_math(attention.spec, q[None], kv, view, bias, attention.sinks, see)
+    again, scores, probs = attend_reference(attention.spec, q[None], kv, view, bias, attention.sinks, see)
     return {"scores": scores[0], "probs": probs[0]}, off(again[0], z)
 
 

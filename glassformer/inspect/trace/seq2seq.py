@@ -22,7 +22,7 @@ from glassformer.inspect.capture.points import find
 from glassformer.inspect.capture.reader import mega
 from glassformer.inspect.trace.recompute import KeptValues, off
 from glassformer.inspect.trace.trace import KEPT, Language, ModelKind, Places, Trace, Value, spelled
-from glassformer.nn.step import EncodedSource
+from glassformer.nn.protocols import EncodedSource
 
 SIDE = "encoder."
 Finish = Literal["stop", "length"] | None

@@ -101,10 +101,10 @@ def cache(t: Trace, *, layer: int = 0) -> CacheView:
 def _layer(t: Trace, i: int, config: LayerConfig) -> CacheLayer:
     """Describe one layer's cache, which stores keys and values, or a latent from which both are computed."""
     itemsize, context = t.kept.of(f"blocks.{i}.attn.k_rot").element_size(), t.config.context_length
-    capacity, each = min(config.attention.window or context, context), config.attention.kept * itemsize
+    capacity, each = min(config.attention.window or context, context), config.attention.cached_per_token * itemsize
     slots, source = min(len(t.ids), capacity), None
     if config.cross is not None:
-        n, source_slot = t.shape(f"blocks.{i}.cross.k_rot")[0], config.cross.kept * itemsize
+        n, source_slot = t.shape(f"blocks.{i}.cross.k_rot")[0], config.cross.cached_per_token * itemsize
         source = Slots(n, source_slot, n * source_slot)
     contents = "a key and a value" if config.attention.latent is None else "a latent and a rotated key"
     return CacheLayer(i, contents, slots, capacity, config.attention.window, each, slots * each, source)
