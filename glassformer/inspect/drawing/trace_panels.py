@@ -37,7 +37,7 @@ from glassformer.inspect.views.alignment import Alignment
 from glassformer.inspect.views.anatomy import Times
 from glassformer.inspect.views.attribution import Attribution
 from glassformer.inspect.views.block import BlockSum
-from glassformer.inspect.views.cache import CacheSpeed, CacheView
+from glassformer.inspect.views.cache import CacheContents, CacheSpeed
 from glassformer.inspect.views.cell import Cell
 from glassformer.inspect.views.fork import Fork
 from glassformer.inspect.views.heads import Grid, Heads
@@ -302,7 +302,7 @@ def changed(t: Trace, of: ChangedView) -> list[Panel]:
     return [Heading("What the change affects"), matrix, note(text, "plain"), receipt(of.receipt)]
 
 
-def cache(t: Trace, of: CacheView) -> list[Panel]:
+def cache(t: Trace, of: CacheContents) -> list[Panel]:
     rows = tuple(
         (f"block {one.layer}", one.slots / one.capacity, f"{one.slots} of {one.capacity:,} slots, {one.bytes:,} bytes")
         for one in of.layers

@@ -50,7 +50,7 @@ class CacheLayer:
 
 
 @dataclass(frozen=True)
-class CacheView:
+class CacheContents:
     """The result of `cache`.
 
     mass [H, S]: the attention that each cached token received in `layer`, summed over all queries; source_mass: the
@@ -84,7 +84,7 @@ class CacheSpeed:
 
 
 @torch.no_grad()
-def cache(t: Trace, *, layer: int = 0) -> CacheView:
+def cache(t: Trace, *, layer: int = 0) -> CacheContents:
     """What the cache of each layer stores after this text, and the attention that each slot of one layer received."""
     cross = get_block(t, layer).cross is not None
     layers = tuple(_layer(t, i, one) for i, one in enumerate(t.config.layers))
@@ -95,7 +95,7 @@ def cache(t: Trace, *, layer: int = 0) -> CacheView:
     lines = [f't["{name}"].tensor.sum(1)' for name in names]
     error = functools.reduce(worst, (value.error or 0.0 for value in values))
     receipt = Receipt(", ".join(lines), values[0].identity, error)
-    return CacheView(layers, total, layer, own, others[0] if others else None, t.n_prompt, receipt)
+    return CacheContents(layers, total, layer, own, others[0] if others else None, t.n_prompt, receipt)
 
 
 def _layer(t: Trace, i: int, config: LayerConfig) -> CacheLayer:
