@@ -113,6 +113,7 @@ def test_traces_are_listed_fetched_and_deleted(http):
     one, two = make(http), make(http, prompt=[5, 6, 7])
     listed = http.get("/v1/traces").json()
     assert [entry["id"] for entry in listed["data"]][:2] == [two["id"], one["id"]]
+    assert http.get("/v1/traces").json() == listed, "listing is no use of a trace"
     assert listed["count"] == len(listed["data"])
     again = http.get(f"/v1/traces/{one['id']}").json()
     assert again == one, "a reloaded page gets the same"
