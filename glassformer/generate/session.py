@@ -19,6 +19,7 @@ from torch import Tensor
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import CheckpointError, RequestError
 from glassformer.kernels.attention import attend_fused
+from glassformer.kernels.linear import prepack
 from glassformer.nn.attend import Attend
 from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.protocols import EncodedSource, Tap
