@@ -47,7 +47,7 @@ def opened(browser):
     def open_(path, address=""):
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("request", lambda one: asked.append(one.url) if not one.url.startswith(("data:", "blob:")) else None)
         page.goto(path.as_uri() + address)
         return page
@@ -73,8 +73,8 @@ def test_report_shows_values_of_trace(opened, report, t, place):
     assert np.abs(drawn - real)[visible].max() <= FRACTION_BOUND
     cell = t.cell(layer=1, head=3, query=place.query, key=place.key)
     page.locator("gf-view-cell gf-formula").get_by_text(f"= {100 * cell.prob:.1f}%").wait_for()
-    said = page.locator("gf-view-cell gf-matrix #say").inner_text()
-    assert float(said.rsplit("=", 1)[1].replace("−", "-")) == pytest.approx(cell.prob, rel=1e-6)
+    readout = page.locator("gf-view-cell gf-matrix #say").inner_text()
+    assert float(readout.rsplit("=", 1)[1].replace("−", "-")) == pytest.approx(cell.prob, rel=1e-6)
     assert page.locator("gf-tokens button").count() == len(t)
 
 

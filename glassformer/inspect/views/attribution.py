@@ -163,7 +163,7 @@ def resolve_token(t: Trace, what: str, given: int | str) -> int:
     if isinstance(given, str):
         if tokenizer is None:
             raise RequestError(f"{what} must be a token id: this model has no tokenizer", param=what)
-        ids = tokenizer.of_targets().encode(given, bare=True)
+        ids = tokenizer.target_tokenizer().encode(given, bare=True)
         if len(ids) != 1:
             parts = ", ".join(repr(spelled(tokenizer, token)) for token in ids)
             raise RequestError(f"{what} must be one token, and {given!r} is {len(ids)}: {parts}", param=what)

@@ -59,7 +59,7 @@ def tokens(lm: Language, *, text: str) -> TokensView:
     """
     tokenizer = require_tokenizer(lm)
     found = tokenizer.encode_offsets(text)
-    control = set(tokenizer.special.values())
+    control = set(tokenizer.special_tokens.values())
     infos = tuple(
         TokenInfo(id, shown(data), data.hex(), start, end, id in control)
         for id, data, (start, end) in zip(found.ids, found.tokens, found.offsets, strict=True)
@@ -77,7 +77,7 @@ def merges(lm: Language, *, word: str) -> Merges:
         RequestError: The tokenizer is of another kind, or `word` is not exactly one word.
     """
     tokenizer = require_tokenizer(lm)
-    core = tokenizer.core
+    core = tokenizer.backend
     if not isinstance(core, HFTokenizer):
         raise RequestError(f"merges need a byte-pair tokenizer; this one is {core.kind}", param="word")
     try:

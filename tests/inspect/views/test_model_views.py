@@ -50,7 +50,7 @@ def test_partial_character_is_shown_as_bytes():
 def test_merges_equal_a_loop_over_ranks(lm):
     """Apply the merges of tokenizer.json in the order of their ranks, each as often as possible."""
     word = "cat"
-    raw = json.loads(lm.tokenizer.core.json)["model"]["merges"]
+    raw = json.loads(lm.tokenizer.backend.json)["model"]["merges"]
     parts, used = list(word), []
     for rank, merge in enumerate(raw):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
