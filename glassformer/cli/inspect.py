@@ -93,7 +93,7 @@ def inspect(
         options = _view_options(spec, trace, focus, prompt, parameters, without_edits, make_trace)
         with working(spec.name, quiet=json):
             panels, data = _run_view(spec, lm, trace, options)
-    data = {"model": lm.source or model} | data
+    data = {"model": lm.path or model} | data
     if suffix is None:
         print_json(data) if json else _draw(panels)
         return

@@ -59,7 +59,7 @@ class NotebookChannel:
     """Answers the page's messages about one trace, and about traces made from its text."""
 
     def __init__(self, t: Trace):
-        self.router = LocalRouter(t.lm, getattr(t.lm, "source", "") or "model")
+        self.router = LocalRouter(t.lm, getattr(t.lm, "path", "") or "model")
         self.id = self.router.add(t)
         self.prompt = prompt_text(self.router, self.id)
 

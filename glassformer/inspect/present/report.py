@@ -65,7 +65,7 @@ def export_html(
     if bake not in RULE:
         raise RequestError(f"bake must be one of {', '.join(RULE)}, got {bake!r}", param="bake")
     page, picture = load_build(), picture_of(view or "cell")
-    name = str(name or getattr(t.lm, "source", "") or "model")
+    name = str(name or getattr(t.lm, "path", "") or "model")
     router, focus = LocalRouter(t.lm, name), focus or find_focus(t)
     ids = [router.add(one) for one in (t, before) if one is not None]
     text = prompt_text(router, ids[0]) if text is None else text
