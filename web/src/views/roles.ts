@@ -141,7 +141,7 @@ export class RolesView extends SessionElement {
                 ${
                   roles === null || roles.n_queries[role]
                     ? html`<gf-matrix
-                        shares
+                        fractions
                         brief
                         maxWidth="190"
                         .data=${scores.flat().map(num)}

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 import transformers
-from test_pair_tokenizers import SENTENCES, TARGET, marian_folder, pieces_of, spm
 from test_sentencepiece import CORPUS
+from test_source_target_tokenizers import SENTENCES, TARGET, marian_folder, pieces_of, spm
 from tiny import assert_near
 
 from glassformer.cli import main

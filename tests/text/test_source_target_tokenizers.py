@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 import torch
 import transformers
-from test_formats import gpt2_folder, same_everywhere
+from test_tokenizer_formats import gpt2_folder, same_everywhere
 from tiny import wake
 from tiny_translators import CONFIGS
 
