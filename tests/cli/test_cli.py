@@ -226,7 +226,7 @@ def test_training_on_pairs(capfd, tmp_path, sizes):
     common = "--task seq2seq --d-model 16 --n-layers 1 --context 32 --batch 8 --steps 4 --threads 1"
     arguments = ["train", tmp_path / "pairs.tsv", "--out", tmp_path / "run", *common.split(), *sizes.split()]
     told = said(capfd, *arguments).err
-    assert "% written exactly" in told
+    assert "% exact match" in told
     assert "1 no tab between source and target" in told
     assert "pairs.tsv:101" in told
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
