@@ -1,4 +1,4 @@
-"""A text, token by token, as the model saw it: how likely each one was, and what it would have written instead."""
+"""A text token by token: the probability and rank of each token, and the most likely alternatives."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from torch import Tensor
 
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Receipt, Trace, spelled
-from glassformer.inspect.views.layer import at
+from glassformer.inspect.views.layer import values_at
 from glassformer.inspect.views.result import Named, named
+from glassformer.nn.step import Step
 
-CHUNK = 64  # positions whose logits, [64, V], are held at a time
+CHUNK = 64  # positions whose logits, [64, V], are in memory at a time
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One token. `prob` is what the model gave it, given those before, and `rank` how many it thought likelier; None
-    for the first token, which nothing predicts. `top`: the likeliest tokens at its place.
+class TokenSummary:
+    """One token. prob: its probability given the tokens before it; rank: how many tokens are more likely; None for the
+    first token, which is not predicted. top: the most likely tokens at its position.
     """
 
     position: int
     id: int
     text: str
-    written: bool
+    generated: bool
     prob: float | None
     rank: int | None
     top: tuple[Named, ...]
@@ -34,9 +35,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Summary:
-    """`next`: the likeliest tokens after the last one."""
+    """The result of `summary`. next: the most likely tokens after the last one."""
 
-    tokens: tuple[Seen, ...]
+    tokens: tuple[TokenSummary, ...]
     n_prompt: int
     next: tuple[Named, ...]
     receipt: Receipt
@@ -44,7 +45,7 @@ class Summary:
 
 @torch.no_grad()
 def summary(t: Trace, *, top: int = 5) -> Summary:
-    """Every token with its probability, its rank and the `top` likeliest at its place."""
+    """Every token with its probability, its rank and the `top` most likely tokens at its position."""
     check_number("top", top, 1, min(100, t.shape("final.logits")[-1]))
     found: list[tuple[float, int, tuple[Named, ...]]] = []
     following: tuple[Named, ...] = ()
@@ -58,23 +59,23 @@ def summary(t: Trace, *, top: int = 5) -> Summary:
             else:
                 own = probs[row, t.ids[begin + row + 1]]
                 found.append((own.item(), int((probs[row] > own).sum()), likeliest))
-    tokens = [Seen(0, t.ids[0], spelled(t.lm.tokenizer, t.ids[0]), t.n_prompt == 0, None, None, ())]
-    for i, (prob, rank, likeliest) in enumerate(found, 1):
-        tokens.append(Seen(i, t.ids[i], spelled(t.lm.tokenizer, t.ids[i]), i >= t.n_prompt, prob, rank, likeliest))
+    rows = [(None, None, ()), *found]
+    tokens = [
+        TokenSummary(i, t.ids[i], spelled(t.lm.tokenizer, t.ids[i]), i >= t.n_prompt, *row)
+        for i, row in enumerate(rows)
+    ]
     value = t["final.logits" if t.kind == "recurrent" else "final.norm"]
     receipt = Receipt('t["final.logits"].tensor.softmax(-1)', value.identity, value.error)
     return Summary(tuple(tokens), t.n_prompt, following, receipt)
 
 
 def logit_chunks(t: Trace) -> Iterator[tuple[int, Float[Tensor, "T V"]]]:
-    """(position, logits of `CHUNK` positions from there on), in float32: never all of a large vocabulary at once."""
-    if t.kind == "recurrent":  # which keeps them
-        for i, part in enumerate(at(t, "final.logits").split(CHUNK)):
+    """Yield (first position, logits of at most `CHUNK` positions) in float32."""
+    if t.kind == "recurrent":  # its logits are stored
+        for i, part in enumerate(values_at(t, "final.logits").split(CHUNK)):
             yield i * CHUNK, part
         return
-    from glassformer.nn.step import Step
-
-    hidden = at(t, "final.norm")
+    hidden = values_at(t, "final.norm")
     step = Step(torch.arange(len(hidden), device=hidden.device)[None])
     for begin in range(0, len(hidden), CHUNK):
         part = hidden[begin : begin + CHUNK].to(t.model.embed.weight.dtype)
