@@ -359,9 +359,10 @@ def test_chunked_loss(kind):
 
 @torch.no_grad()
 def has_bfloat16_lstm():
-    """Whether torch runs nn.LSTM in bfloat16 here: its oneDNN kernel needs a CPU with bfloat16 instructions."""
+    """Whether torch runs nn.LSTM under bfloat16 autocast here: oneDNN needs a CPU with bfloat16 instructions."""
     try:
-        nn.LSTM(4, 4).bfloat16()(torch.zeros(2, 1, 4, dtype=torch.bfloat16))
+        with torch.autocast("cpu", torch.bfloat16):
+            nn.LSTM(4, 4)(torch.zeros(2, 1, 4))
     except RuntimeError:
         return False
     return True
