@@ -237,7 +237,7 @@ def test_a_folder_without_a_tokenizer_takes_ids(bare, tmp_path):
     assert (found.text, len(found.continuations[0].ids)) == ("", 6)
     assert len(one.score([1, 2, 3]).tokens) == 3
     for ask in (one.generate, one.stream, one.score):
-        with pytest.raises(RequestError, match="no tokenizer: give the prompt as token ids"):
+        with pytest.raises(RequestError, match="no tokenizer: pass the prompt as token ids"):
             ask("the cat")
     with pytest.raises(RequestError, match="stop strings need a tokenizer"):
         one.generate([1], stop="a")

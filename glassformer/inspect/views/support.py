@@ -1,6 +1,6 @@
-"""Which views have no meaning for which kinds of model; the reason is what a person is told instead of a picture.
+"""The views that a kind of model does not support, with the reason.
 
-What is not named here is served; a view may still refuse what a model of a served kind does otherwise.
+A view that is not listed here may still raise RequestError for a model whose configuration it does not support.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from glassformer.inspect.trace.trace import ModelKind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-NO_SOURCE = "this model reads no source beside its own text: what its tokens look at are the views `cell` and `grid`"
-WRITES_NOTHING = "an encoder writes nothing: each state has seen the whole text, and none is read for a next token"
-NOTHING_KEPT = "an encoder reads its text whole and once: it keeps no keys and values for tokens to come"
-ALL_SEEN = "in an encoder every token sees every other: a change of one reaches all, on either side of it"
-BACKWARDS = "roles are of heads that look back at what was written, and an encoder's look both ways"
-NO_BLOCKS = "a recurrent model has no blocks: it carries one state from token to token"
-NO_HEADS = "a recurrent model has no heads, no queries, keys and values; what attention it may have is `alignment`"
-NO_CACHE = "a recurrent model keeps no past tokens: its state is all that it carries on"
+NO_SOURCE = "a decoder has no source to align with: use the views `cell` and `grid` to see its attention"
+NO_GENERATION = "an encoder-only model does not generate text, so it has no next-token predictions"
+NO_ENCODER_CACHE = "an encoder-only model processes a text in one forward pass, so it has no key/value cache"
+BIDIRECTIONAL = "attention in an encoder is bidirectional: a change of one token affects the tokens before it too"
+NO_ROLES = "head roles are defined for causal attention, and attention in an encoder is bidirectional"
+NO_BLOCKS = "a recurrent model has no blocks: its state is updated token by token"
+NO_HEADS = "a recurrent model has no attention heads: its attention to the source, if any, is the view `alignment`"
+NO_CACHE = "a recurrent model has no key/value cache: its state has a fixed size"
 
-REFUSED: dict[ModelKind, dict[str, str]] = {
+UNAVAILABLE: dict[ModelKind, dict[str, str]] = {
     "decoder": {"alignment": NO_SOURCE},
     "encoder": {
-        "summary": WRITES_NOTHING, "times": WRITES_NOTHING, "lens": WRITES_NOTHING, "attribution": WRITES_NOTHING,
-        "sampling": WRITES_NOTHING, "fork": WRITES_NOTHING, "changed": ALL_SEEN, "roles": BACKWARDS,
-        "cache": NOTHING_KEPT, "cache_speed": NOTHING_KEPT,
-        "alignment": "an encoder by itself has no target to align its text with",
+        "summary": NO_GENERATION, "times": NO_GENERATION, "lens": NO_GENERATION, "attribution": NO_GENERATION,
+        "sampling": NO_GENERATION, "fork": NO_GENERATION, "changed": BIDIRECTIONAL, "roles": NO_ROLES,
+        "cache": NO_ENCODER_CACHE, "cache_speed": NO_ENCODER_CACHE,
+        "alignment": "an encoder-only model has no target to align the text with",
     },
     "encoder-decoder": {},
     "recurrent": {
@@ -42,18 +42,18 @@ REFUSED: dict[ModelKind, dict[str, str]] = {
 
 
 def supported(function: F, name: str = "") -> F:
-    """Return the view with a check: RequestError for a kind of model that it has no meaning for.
+    """Return the view with a check that raises RequestError for the kinds of model that do not support it.
 
-    name: the view's name where it is not the function's.
+    name: the view's name, if it differs from the function's.
     """
     name = name or function.__name__
 
     @functools.wraps(function)
-    def view(subject: Any, *args: Any, **given: Any) -> Any:
-        for one in (subject, given.get("other", subject)):
-            why = REFUSED[one.kind].get(name)
-            if why is not None:
-                raise RequestError(why, param="view")
-        return function(subject, *args, **given)
+    def view(subject: Any, *args: Any, **options: Any) -> Any:
+        for one in (subject, options.get("other", subject)):
+            reason = UNAVAILABLE[one.kind].get(name)
+            if reason is not None:
+                raise RequestError(reason, param="view")
+        return function(subject, *args, **options)
 
     return cast(F, view)
