@@ -22,7 +22,7 @@ from glassformer.formats.gguf.pooling import sentence_from_gguf
 from glassformer.formats.save import GgufKind
 from glassformer.formats.sentence_transformers import read_sentence, transformer_folder, write_sentence
 from glassformer.generate.loop import check_ids
-from glassformer.inspect.capture.reader import CapturingTap
+from glassformer.inspect.capture.capture import CapturingTap
 from glassformer.inspect.edits.apply import Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.present.traces import EmbedderTrace
@@ -199,7 +199,7 @@ class Embedder(ModelViews):
         self,
         text: str | Sequence[int],
         *,
-        read: Sequence[str] = (),
+        capture: Sequence[str] = (),
         edit: Sequence[Edit] = (),
         budget: int | None = None,
     ) -> EmbedderTrace:
@@ -211,7 +211,7 @@ class Embedder(ModelViews):
         ids = self.tokenizer.encode(text) if isinstance(text, str) else [index(token) for token in text]
         self._check(ids)
         check_ids("text", ids, self.config.vocab_size)
-        some, editor = (read,) if isinstance(read, str) else tuple(read), self._editor(edit, len(ids))
+        some, editor = (capture,) if isinstance(capture, str) else tuple(capture), self._editor(edit, len(ids))
         return record_encoder(EmbedderTrace, self, self.model, ids, some, budget, editor)
 
     def sweep(self, text: str | Trace, **how: Any) -> Sweep:

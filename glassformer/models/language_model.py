@@ -21,8 +21,8 @@ from glassformer.formats.find import end_token_ids, find_model, tokenizer_of
 from glassformer.formats.save import SHARD, GgufKind
 from glassformer.generate.loop import GenerationOptions, TokenEvent, Top, check_ids, go_on, report, write
 from glassformer.generate.sampling import Sampling, check_number
-from glassformer.inspect.capture.reader import CapturingTap
-from glassformer.inspect.edits.apply import Editing, Edits
+from glassformer.inspect.capture.capture import CapturingTap
+from glassformer.inspect.edits.apply import EditObserver, Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.present.traces import LanguageModelTrace
 from glassformer.inspect.record.decoder import record_generation, record_text
@@ -192,7 +192,7 @@ class LanguageModel(ModelViews):
         )
 
     def _pieces(self, ids: list[int], options: GenerationOptions, editor: Edits | None = None) -> Iterator[TokenEvent]:
-        watch = None if editor is None else Editing(editor)
+        watch = None if editor is None else EditObserver(editor)
         return write(self.model, [ids], options, tokenizer=self.tokenizer, ends=self.ends, watch=watch)
 
     def _editor(self, edits: Sequence[Edit], ids: list[int], max_tokens: int | None = 0, n: int = 1) -> Edits | None:
@@ -238,7 +238,7 @@ class LanguageModel(ModelViews):
         self,
         text: str | Sequence[int],
         *,
-        read: Sequence[str] = (),
+        capture: Sequence[str] = (),
         edit: Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int = 0,
@@ -247,14 +247,14 @@ class LanguageModel(ModelViews):
     ) -> LanguageModelTrace:
         """Every number of a text inside the model: see `inspect/trace.py`.
 
-        read: points, or patterns of them ("blocks.5.attn.*"), to keep as they pass, beside what every trace keeps; all
-        else is computed when it is asked for. edit: changes on the way. budget: bytes that it may keep. max_tokens:
-        first write so many tokens more, as `generate` does with `stop` and `sampling`.
+        capture: names or patterns of points ("blocks.5.attn.*") to capture, in addition to those that every trace
+        captures; all others are recomputed on request. edit: changes on the way. budget: bytes that it may capture.
+        max_tokens: first generate so many tokens, as `generate` does with `stop` and `sampling`.
         RequestError for a point or an option that does not exist; CapacityError where the text does not fit the
         context, or what is read the budget.
         """
         *_, last = self.trace_stream(
-            text, read=read, edit=edit, budget=budget, max_tokens=max_tokens, stop=stop, **sampling
+            text, capture=capture, edit=edit, budget=budget, max_tokens=max_tokens, stop=stop, **sampling
         )
         assert isinstance(last, LanguageModelTrace)
         return last
@@ -263,7 +263,7 @@ class LanguageModel(ModelViews):
         self,
         text: str | Sequence[int],
         *,
-        read: Sequence[str] = (),
+        capture: Sequence[str] = (),
         edit: Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int = 0,
@@ -274,7 +274,7 @@ class LanguageModel(ModelViews):
     ) -> Iterator[TokenEvent | LanguageModelTrace]:
         """`trace`, piece by piece as it is written; the trace comes last. A bad request raises here."""
         check_number("max_tokens", max_tokens, 0, 1 << 31)
-        patterns = (read,) if isinstance(read, str) else tuple(read)
+        patterns = (capture,) if isinstance(capture, str) else tuple(capture)
         if not max_tokens:
             unused = [name for name, given in {"stop": stop, "logprobs": logprobs, **sampling}.items() if given]
             if unused:

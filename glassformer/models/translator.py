@@ -34,7 +34,7 @@ from glassformer.generate.loop import check_ids
 from glassformer.generate.seq2seq_decoder import PairModel, longest_source, longest_target, vocab_sizes
 from glassformer.inspect.capture.points import match
 from glassformer.inspect.drawing.alignment_svg import labels
-from glassformer.inspect.edits.apply import Editing, Edits
+from glassformer.inspect.edits.apply import EditObserver, Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.present.traces import RecurrentTranslatorTrace, TranslatorTrace
 from glassformer.inspect.record.seq2seq import record_recurrent, record_seq2seq
@@ -198,7 +198,7 @@ class Translator(ModelViews):
             editor = self._editor(edit, len(rows[-1]), max_tokens)
             best = search(
                 self.model, rows, how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled,
-                watch=None if editor is None else Editing(editor),
+                watch=None if editor is None else EditObserver(editor),
             )  # fmt: skip
             for i, ones in zip(some, best, strict=True):
                 found[i] = Translation(texts[i], tuple(self._target(one, special) for one in ones))
@@ -275,7 +275,7 @@ class Translator(ModelViews):
         target: str | Sequence[int] | None = None,
         *,
         ended: bool = True,
-        read: Sequence[str] = (),
+        capture: Sequence[str] = (),
         edit: Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
@@ -285,7 +285,7 @@ class Translator(ModelViews):
         """Every number of a source and a target inside the model: see `inspect/sourced.py`.
 
         target: None is what the model writes itself, the likeliest token each time, of at most `max_tokens`; `ended` as
-        of `align`, `read`, `edit` and `budget` as of `LanguageModel.trace`, `special` as of `translate`.
+        of `align`, `capture`, `edit` and `budget` as of `LanguageModel.trace`, `special` as of `translate`.
         before_pass: called before each pass of the writing. RequestError for a point that the model has not or an
         option without effect; CapacityError where a side is longer than the context, or what is read than the budget.
         """
@@ -294,14 +294,14 @@ class Translator(ModelViews):
         given = isinstance(source, str)
         ids = self.encode(source, special=special) if given else [index(token) for token in source]
         check_ids("source", ids, vocab_sizes(self.model)[0])
-        patterns, finish = (read,) if isinstance(read, str) else tuple(read), None
+        patterns, finish = (capture,) if isinstance(capture, str) else tuple(capture), None
         match(self.config, patterns)
         if target is None:
             how, size = Search(max_tokens=max_tokens), self.writer.vocab_size
             editor = self._editor(edit, len(ids), max_tokens)
             ((best,),) = search(
                 self.model, [ids], how, begin=self.begin, end=self.end, spelled=size, ruled=self.ruled,
-                before_pass=before_pass, watch=None if editor is None else Editing(editor),
+                before_pass=before_pass, watch=None if editor is None else EditObserver(editor),
             )  # fmt: skip
             finish = best.finish
             written = [*best.ids, self.end] if finish == "stop" else list(best.ids)
@@ -313,7 +313,7 @@ class Translator(ModelViews):
         rows = [self.begin, *written[:-1]]
         n_prompt = 1 if target is None else len(rows)
         return self._record(
-            ids, rows, written, n_prompt=n_prompt, finish=finish, read=patterns, budget=budget, editor=editor
+            ids, rows, written, n_prompt=n_prompt, finish=finish, capture=patterns, budget=budget, editor=editor
         )
 
     def sweep(self, text: str | Trace, **how: Any) -> Sweep:

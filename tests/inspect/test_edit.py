@@ -439,7 +439,7 @@ def test_wrong_vectors_are_told_their_shape():
 def test_one_query_of_many_rows_of_another_kind(monkeypatch):
     """Rows of different lengths in one pass, padded: an edit's positions are each text's own."""
     from glassformer.cache.dense import DenseCache
-    from glassformer.inspect.capture.reader import CapturingTap
+    from glassformer.inspect.capture.capture import CapturingTap
     from glassformer.inspect.edits.apply import Edits
     from glassformer.nn.step import Step
 

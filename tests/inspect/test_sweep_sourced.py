@@ -135,7 +135,7 @@ def traces(one):
         other = one.trace("the dog sat on a mat")
         edits = [patch("blocks.1.attn.z", other, head=1), add("final.norm", 0.3, position=1)]
         return [one.trace("the cat sat on a mat"), one.trace("the cat sat on a mat", edit=edits)]
-    return [one.trace(SOURCE, TARGET, read=["*.cross.q"] if one.kind == "encoder-decoder" else ()),
+    return [one.trace(SOURCE, TARGET, capture=["*.cross.q"] if one.kind == "encoder-decoder" else ()),
             one.trace(SOURCE, max_tokens=7, edit=edits_of(one))]  # fmt: skip
 
 

@@ -272,7 +272,7 @@ def test_a_saved_trace_comes_back_bit_by_bit(family, tmp_path):
         patch("blocks.0.attn.z", source, head=1),
     ]
     for t in (
-        lm.trace(text(lm), read=["blocks.1.attn.*"]),
+        lm.trace(text(lm), capture=["blocks.1.attn.*"]),
         lm.trace(text(lm), edit=edits, max_tokens=6, temperature=1.0, seed=9),
     ):
         t.save(tmp_path)

@@ -184,7 +184,7 @@ def test_models_that_do_not_generate_are_rejected(http, name):
         ("reader", {"edits": [{"op": "ablate", "point": "embed.out", "position": -1}]}, "edit", "from 0 to"),
         ("pair", {"target": TARGET, "max_tokens": 3}, "max_tokens", "no effect"),
         ("pair", {"messages": [{"role": "user", "content": "a"}]}, "messages", "no effect"),
-        ("pair", {"read": ["blocks.77.attn.z"]}, None, "no point"),
+        ("pair", {"capture": ["blocks.77.attn.z"]}, None, "no point"),
         ("pair", {"prompt": ""}, "prompt", "empty"),
         ("pair", {"prompt": [999]}, "prompt", "out of range"),
         ("pair", {"prompt": [3] * 500}, "prompt", "context"),

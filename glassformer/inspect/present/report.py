@@ -19,7 +19,6 @@ from glassformer.inspect.present.paths import DEFAULTS
 from glassformer.inspect.present.report_data import RULE, Advance, bodies, prompt_of, target_of
 from glassformer.inspect.present.router import LocalRouter
 from glassformer.inspect.present.web_build import built, picture_of
-from glassformer.inspect.trace.seq2seq import GeneratedTarget
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.focus import Focus, focus
 
@@ -89,7 +88,7 @@ def packed(kept: dict[str, bytes], advance: Advance | None) -> str:
 
 def start(t: Trace, place: Focus, picture: str, text: str) -> dict[str, Any]:
     """Where the page opens, in its address's words."""
-    given = isinstance(t, GeneratedTarget) and t.finish is None  # a target that the model did not write
+    given = t.source is not None and t.finish is None  # a target that the model did not write
     return {
         "view": picture, "text": text, "write": len(t) - t.n_prompt, "temperature": 0, "seed": 0,
         "layer": place.layer, "head": place.head, "query": place.query, "key": place.key,

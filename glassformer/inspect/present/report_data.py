@@ -114,10 +114,10 @@ def of_trace(answers: LocalRouter, id: str, place: Focus, how: str) -> Iterator[
         if other != id:
             yield see("fork", other=other)
             yield see("changed", other=other)
-    if t.kind == "recurrent":
+    if not t.has_blocks:
         yield from of_recurrent(t, id)
         return
-    if t.kind == "encoder-decoder":
+    if t.source is not None:
         yield from of_pair(t, id, place, everywhere)
     layers = [one.attention.n_heads for one in t.config.layers]
     place = Focus(place.layer, place.head, min(place.query, n - 1), min(place.key, n - 1), place.because)

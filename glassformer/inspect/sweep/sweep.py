@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import RequestError
-from glassformer.inspect.capture.points import find, layer_of, sizes
+from glassformer.inspect.capture.points import ENCODER, find, layer_of, sizes
 from glassformer.inspect.edits.apply import Edits
 from glassformer.inspect.edits.edit import Edit, ablate, knockout, patch, scale
 from glassformer.inspect.record.rerun import check_head, rerun
-from glassformer.inspect.trace.seq2seq import SIDE
+from glassformer.inspect.trace.seq2seq import EncoderTrace
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.attribution import pick
 from glassformer.inspect.views.layer import Which, side_of
@@ -73,7 +73,7 @@ class Sweep:
 
     def __iter__(self) -> Iterator[Swept]:
         t, order = self.trace, sorted(self.edits, key=lambda edit: -(layer_of(edit.point) or 0))
-        length = (len(t) if self.position is None else self.position + 1) + len(getattr(t, "source", ()))
+        length = (len(t) if self.position is None else self.position + 1) + t.n_source
         most, done = max(1, min(ROWS, AT_ONCE // length)), 0
         own = rerun(t, (), self.position)[0]
         while done < len(order):
@@ -135,12 +135,13 @@ def sweep(
     if point is not None and (over == "positions" or op == "knockout"):
         where = "a knockout: it is of scores" if op == "knockout" else "positions: the token is changed where it enters"
         raise RequestError(f"point has no effect on {where}", param="point")
-    vector = t.kind == "encoder" and position is None and target is None and rival is None
-    if t.kind == "encoder" and not hasattr(t.lm, "sentence"):
+    encoder = isinstance(t, EncoderTrace)
+    vector = encoder and position is None and target is None and rival is None
+    if encoder and not hasattr(t.lm, "sentence"):
         raise RequestError("this is the source's part of a trace: sweep the whole, attention='encoder'", param="trace")
-    if not vector and t.kind == "encoder":
+    if not vector and encoder:
         check_head(t)
-    where = t.place("position", -1 if position is None else position)
+    where = t.index("position", -1 if position is None else position)
 
     def edit(name: str, **place: Any) -> Edit:
         if op == "knockout":
@@ -150,7 +151,7 @@ def sweep(
         return ablate(name, **place) if factor is None else scale(name, factor, **place)
 
     edits = [edit(name, **place) for name, place in _places(t, over, op, attention, point, where, source)]
-    Edits(t.config, edits, [t.n_prompt], len(t), len(getattr(t, "source", ())) or None)
+    Edits(t.config, edits, [t.n_prompt], len(t), t.n_source or None)
     if vector:
         return Sweep(t, tuple(edits), None, None, None, 0.0, TURNED)
     if target is None and rival is None:
@@ -164,19 +165,19 @@ def _places(
     t: Trace, over: str, op: str, attention: Which, point: str | None, where: int, source: Trace | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each point that is to be edited, and where."""
-    if op == "knockout" and over != ("positions" if t.kind == "recurrent" else "cells"):
-        what = "the source's tokens: over='positions'" if t.kind == "recurrent" else "a layer's keys: over='cells'"
+    if op == "knockout" and over != ("cells" if t.has_blocks else "positions"):
+        what = "a layer's keys: over='cells'" if t.has_blocks else "the source's tokens: over='positions'"
         raise RequestError(f"a knockout goes through {what}, got {over!r}", param="over")
-    if t.kind == "recurrent":
+    if not t.has_blocks:
         yield from _of_recurrent(t, over, op, attention, source)
         return
     side, _ = side_of(t, attention)
-    if attention == "cross" and t.kind != "encoder-decoder":
+    if attention == "cross" and t.source is None:
         raise RequestError("this model reads no source: leave out `attention`", param="attention")
-    prefix, part = SIDE if attention == "encoder" else "", "cross" if attention == "cross" else "attn"
-    causal, n = side.kind != "encoder" and part == "attn", side.config.n_layers
-    theirs = None if source is None else len(source if side is t and part == "attn" else source.source)  # pyright: ignore[reportAttributeAccessIssue]
-    size = where + 1 if causal else len(side.source) if part == "cross" else len(side)  # pyright: ignore[reportAttributeAccessIssue]
+    prefix, part = ENCODER if attention == "encoder" else "", "cross" if attention == "cross" else "attn"
+    causal, n = side.causal and part == "attn", side.config.n_layers
+    theirs = None if source is None else len(source if side is t and part == "attn" else source.source)
+    size = where + 1 if causal else side.n_source if part == "cross" else len(side)
     tokens = range(size if theirs is None else min(size, theirs))
     layers = [f"{prefix}blocks.{i}." for i in range(n)]
     if op == "knockout":
@@ -191,7 +192,7 @@ def _places(
         ends = (point,) if point else ("cross.add",) if part == "cross" else ("attn.add", "mlp.add")
         yield from ((f"{layer}{end}", {}) for layer in layers for end in ends)
     elif over == "positions":
-        name = f"{SIDE}final.norm" if part == "cross" else f"{prefix}blocks.0.resid_pre"
+        name = f"{ENCODER}final.norm" if part == "cross" else f"{prefix}blocks.0.resid_pre"
         yield from ((name, {"position": p}) for p in tokens)
     else:
         end = point or ("cross.v" if part == "cross" else "resid_pre")

@@ -179,7 +179,7 @@ def times(t: Trace, *, rounds: int = 3) -> Times:
     for _ in range(rounds):
         clock, before = _Clock(), time.perf_counter()
         start = before
-        t.model(ids, Step.of(ids, tap=clock, source=t.kept.source))  # a decoder's own part, where there is a source
+        t.model(ids, Step.of(ids, tap=clock, source=t.captured.source))  # a decoder's own part, where there is a source
         parts: dict[str, float] = {}
         for name, at in clock.at:
             parts[name], before = (at - before) * 1e3, at

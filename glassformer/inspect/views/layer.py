@@ -8,6 +8,7 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
+from glassformer.inspect.trace.seq2seq import Seq2seqTrace
 from glassformer.inspect.trace.trace import Trace
 from glassformer.nn.attention import Attention
 from glassformer.nn.block import Block
@@ -40,9 +41,9 @@ def side_of(t: Trace, which: Which) -> tuple[Trace, Which]:
     """The trace that has this attention, and its name there. RequestError where the model has no encoder."""
     if which != "encoder":
         return t, which
-    if t.kind != "encoder-decoder":
+    if not isinstance(t, Seq2seqTrace):
         raise RequestError("this model has no encoder beside it: leave out `attention`", param="attention")
-    return t.source, "attn"  # pyright: ignore[reportAttributeAccessIssue]
+    return t.source, "attn"
 
 
 def position_of(t: Trace, name: str, position: int) -> int:

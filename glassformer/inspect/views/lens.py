@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from glassformer.errors import RequestError
-from glassformer.inspect.trace.recompute import LOGITS, SAME_LOGITS, head, off, read_out
-from glassformer.inspect.trace.trace import Receipt, Trace, spelled
+from glassformer.inspect.trace.recompute import LOGIT_CHUNK, SAME_LOGITS, final_norm, head, max_difference
+from glassformer.inspect.trace.trace import Receipt, Trace, token_text
 from glassformer.inspect.views.result import last
 
 
@@ -44,7 +44,7 @@ class Lens:
 
 
 def lens(t: Trace, *, top: int = 5, position: int | tuple[int, ...] | None = None) -> Lens:
-    """The `top` likeliest next tokens, read off the residual stream before each block and after the last.
+    """The `top` likeliest next tokens, read max_difference the residual stream before each block and after the last.
 
     position: of this token alone, or of these. What they read is [L + 1, T], the last row what the model says.
     """
@@ -58,7 +58,7 @@ def lens_rows(
     size = min(t.config.vocab_size, 1024)
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= size:
         raise RequestError(f"top must be a whole number from 1 to {size}, got {top!r}", param="top")
-    at = t.places("position", position)
+    at = t.indices("position", position)
     if at is not None and not len(at):
         raise RequestError("position names no token", param="position")
     names = [f"blocks.{i}.resid_pre" for i in range(t.config.n_layers)] + [f"blocks.{t.config.n_layers - 1}.resid_post"]
@@ -69,23 +69,23 @@ def lens_rows(
     places = list(range(len(t))) if at is None else at.tolist()
     code = f"t.lens(top={top}{'' if position is None else f', position={position}'})"
     error = None
-    if t.kept.last_logits is not None:
-        end = t.kept.positions[-1:]
-        normed = read_out(t.kept, t.kept.of(names[-1], end), end)
-        error = off(head(t.kept, normed, end)[0], t.kept.last_logits)
+    if t.captured.last_logits is not None:
+        end = t.captured.positions[-1:]
+        normed = final_norm(t.captured, t.captured.require(names[-1], end), end)
+        error = max_difference(head(t.captured, normed, end)[0], t.captured.last_logits)
     return Lens(tuple(rows), tuple(places), tuple(t.tokens[i] for i in places), Receipt(code, SAME_LOGITS, error))
 
 
 @torch.no_grad()
 def _row(t: Trace, name: str, at: torch.Tensor | None, top: int) -> LensRow:
-    where, found = t.kept.positions if at is None else at, []
-    resid = t.kept.of(name, at)
-    for some, places in zip(resid.split(LOGITS), where.split(LOGITS), strict=True):
-        logprobs = head(t.kept, read_out(t.kept, some, places), places).float().log_softmax(-1)
+    where, found = t.captured.positions if at is None else at, []
+    resid = t.captured.require(name, at)
+    for some, places in zip(resid.split(LOGIT_CHUNK), where.split(LOGIT_CHUNK), strict=True):
+        logprobs = head(t.captured, final_norm(t.captured, some, places), places).float().log_softmax(-1)
         best = logprobs.topk(top, -1)
         found += zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return LensRow(name, tuple(tuple(_likely(t, *pair) for pair in zip(*pairs, strict=True)) for pairs in found))
 
 
 def _likely(t: Trace, token: int, logprob: float) -> Likely:
-    return Likely(token, spelled(t.lm.tokenizer, token), logprob)
+    return Likely(token, token_text(t.lm.tokenizer, token), logprob)

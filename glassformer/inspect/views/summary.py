@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace.trace import Receipt, Trace, spelled
-from glassformer.inspect.views.layer import at
+from glassformer.inspect.trace.trace import Receipt, Trace, token_text
 from glassformer.inspect.views.result import Named, named
 
 CHUNK = 64  # positions whose logits, [64, V], are held at a time
@@ -58,24 +57,15 @@ def summary(t: Trace, *, top: int = 5) -> Summary:
             else:
                 own = probs[row, t.ids[begin + row + 1]]
                 found.append((own.item(), int((probs[row] > own).sum()), likeliest))
-    tokens = [Seen(0, t.ids[0], spelled(t.lm.tokenizer, t.ids[0]), t.n_prompt == 0, None, None, ())]
+    tokens = [Seen(0, t.ids[0], token_text(t.lm.tokenizer, t.ids[0]), t.n_prompt == 0, None, None, ())]
     for i, (prob, rank, likeliest) in enumerate(found, 1):
-        tokens.append(Seen(i, t.ids[i], spelled(t.lm.tokenizer, t.ids[i]), i >= t.n_prompt, prob, rank, likeliest))
-    value = t["final.logits" if t.kind == "recurrent" else "final.norm"]
+        tokens.append(Seen(i, t.ids[i], token_text(t.lm.tokenizer, t.ids[i]), i >= t.n_prompt, prob, rank, likeliest))
+    value = t.at("final.logits", -1)
     receipt = Receipt('t["final.logits"].tensor.softmax(-1)', value.identity, value.error)
     return Summary(tuple(tokens), t.n_prompt, following, receipt)
 
 
 def logit_chunks(t: Trace) -> Iterator[tuple[int, Float[Tensor, "T V"]]]:
-    """(position, logits of `CHUNK` positions from there on), in float32: never all of a large vocabulary at once."""
-    if t.kind == "recurrent":  # which keeps them
-        for i, part in enumerate(at(t, "final.logits").split(CHUNK)):
-            yield i * CHUNK, part
-        return
-    from glassformer.nn.step import Step
-
-    hidden = at(t, "final.norm")
-    step = Step(torch.arange(len(hidden), device=hidden.device)[None])
-    for begin in range(0, len(hidden), CHUNK):
-        part = hidden[begin : begin + CHUNK].to(t.model.embed.weight.dtype)
-        yield begin, t.model.logits(part, step).float()
+    """Yield (first position, logits in float32) of `CHUNK` positions at a time: the logits of a text can be large."""
+    for positions in t.captured.positions.split(CHUNK):
+        yield int(positions[0]), t.logits(positions).float()

@@ -10,7 +10,7 @@ from inspect_subjects import subject, translator
 from tiny import pair_config, tiny
 
 from glassformer.errors import RequestError
-from glassformer.inspect.trace.trace import shown
+from glassformer.inspect.trace.trace import bytes_text
 from glassformer.inspect.views.anatomy import anatomy
 from glassformer.inspect.views.embedding import distinct, embedding, embedding_map, table_of
 from glassformer.inspect.views.registry import VIEWS, find_view
@@ -44,7 +44,7 @@ def test_tokens_say_their_bytes_and_places(lm):
 
 
 def test_a_part_of_a_character_is_shown_by_its_bytes():
-    assert (shown(b" a"), shown("猫".encode()[:2])) == (" a", "<E7 8C>")
+    assert (bytes_text(b" a"), bytes_text("猫".encode()[:2])) == (" a", "<E7 8C>")
 
 
 def test_merges_are_those_of_a_replay_of_the_ranks(lm):

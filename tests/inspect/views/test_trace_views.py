@@ -241,7 +241,7 @@ def test_every_product_of_latent_attention(family, q_rank):
 def test_a_latent_that_is_not_the_passes_is_off():
     """The receipt's error is of the latent too."""
     t = made("deepseek_v2")
-    t.kept.tensors["blocks.1.attn.latent"][5] += 0.5
+    t.captured.tensors["blocks.1.attn.latent"][5] += 0.5
     assert qkv(t, layer=1, head=0, position=5).receipt.error > 0.4
     assert qkv(t, layer=1, head=0, position=4).receipt.error < 1e-4
 
