@@ -2,7 +2,7 @@
 
     python bench/decode.py [--models 124M 360M] [--dtypes float32 bfloat16] [--batches 1 8] [--prompt 512] [--new 64]
 
-Each run is one call of `glassformer.generate.loop.write` or of `transformers`' `generate`. Prefill is the time until
+Each run is one call of `glassformer.generate.decode.decode` or of `transformers`' `generate`. Prefill is the time until
 the first token is there, decode the rest of the call. In float32 both sides must write the same tokens. The last
 columns: the bytes that a step has to read (every matrix once, and the cache as full as it is on average) and the rate
 at which ours reads them, as a share of the rate at which this machine reads one large tensor.
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from glassformer.families.common.shape import ShapeConfig
 from glassformer.formats import load_decoder
-from glassformer.generate.loop import GenerationOptions, write
+from glassformer.generate.decode import decode
+from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling
 from glassformer.nn.model import Decoder
 
@@ -34,16 +35,15 @@ Run = Callable[[], tuple[float, float, list[list[int]]]]  # seconds until the fi
 
 
 def our_run(model: Decoder, ids: Tensor, new: int, now: Callable[[], float]) -> Run:
-    options = GenerationOptions(max_tokens=new, sampling=Sampling(temperature=0.0))
-    prompts = ids.tolist()
+    request = GenerationRequest(ids.tolist(), max_tokens=new, sampling=Sampling(temperature=0.0))
 
     def run() -> tuple[float, float, list[list[int]]]:
-        written: list[list[int]] = [[] for _ in prompts]
+        written: list[list[int]] = [[] for _ in request.prompts]
         begin, first = now(), 0.0
-        for piece in write(model, prompts, options):
+        for event in decode(model, request):
             first = first or now()
-            assert piece.id is not None
-            written[piece.row].append(piece.id)
+            assert event.id is not None
+            written[event.sequence].append(event.id)
         return first - begin, now() - first, written
 
     return run

@@ -54,7 +54,7 @@ PRESS = """([key, view, inner]) => new Promise(done => {
 })"""
 SWEEP = """() => new Promise(done => {
   const find = (root, path) => path.reduce((at, one) => at && (at.shadowRoot ?? at).querySelector(one), root);
-  const sweep = find(document.querySelector('gf-app'), ['gf-view-fork', 'gf-fork-sweep']).shadowRoot;
+  const sweep = find(document.querySelector('gf-app'), ['gf-view-edits', 'gf-sweep']).shadowRoot;
   const press = name => [...sweep.querySelectorAll('button')].find(one => one.innerText === name).click();
   const start = performance.now(), rows = () => Number(sweep.querySelector('.run .num')?.innerText ?? 0);
   const stands = () => { done(performance.now() - start); press('Stop'); };
@@ -63,7 +63,7 @@ SWEEP = """() => new Promise(done => {
   requestAnimationFrame(wait); // what an earlier one has shown is gone by then
 })"""
 INNER = {
-    "qkv": [".three"], "cell": ["gf-worked", "ol"],
+    "qkv": [".three"], "cell": ["gf-attention-steps", "ol"],
     "heads": ["table"], "grid": ["gf-pattern", "gf-matrix.all"], "block": [".sum"],
 }  # fmt: skip
 
@@ -115,7 +115,7 @@ def text_of(tokens: int) -> str:
 def streamed(page, url: str, text: str, tokens: int, rounds: int) -> tuple[list[float], list[float]]:
     """Milliseconds until the lens grid has its first cells, and until it has all, around tokens not seen before."""
     page.goto("about:blank")
-    page.goto(f"{url}/#/block?layer=5&query=1&step=-1&write=0&text={quote(text)}")
+    page.goto(f"{url}/#/block?layer=5&query=1&step=-1&max_tokens=0&text={quote(text)}")
     page.locator("gf-view-block gf-receipt").first.wait_for()
     found = []
     for i in range(rounds):
@@ -145,7 +145,7 @@ def main() -> None:
             browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
             page = browser.new_page(viewport={"width": 1280, "height": 800})
             page.set_default_timeout(300_000)
-            page.goto(url + "/#/map?text=Once&write=0")
+            page.goto(url + "/#/map?text=Once&max_tokens=0")
             page.locator("gf-view-map").wait_for()
             paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
             print(f"first contentful paint: {paint:.0f} ms\n")
@@ -154,7 +154,7 @@ def main() -> None:
                 text = text_of(tokens)
                 for view, name, key in VIEWS:
                     page.goto("about:blank")
-                    place = f"layer=5&head=2&query={tokens // 2}&key=3&step=-1&write=0"
+                    place = f"layer=5&head=2&query={tokens // 2}&key=3&step=-1&max_tokens=0"
                     page.goto(f"{url}/#/{view}?{place}&text={quote(text)}")
                     page.locator(f"gf-view-{view} gf-receipt").first.wait_for()
                     page.wait_for_load_state("networkidle")
@@ -167,8 +167,8 @@ def main() -> None:
                     for what, took in (("first cells", first), ("whole", whole))
                 ]
                 page.goto("about:blank")
-                page.goto(f"{url}/#/fork?step=-1&write=0&text={quote(text)}")
-                page.locator("gf-fork-maker form").wait_for()
+                page.goto(f"{url}/#/fork?step=-1&max_tokens=0&text={quote(text)}")
+                page.locator("gf-edit-form form").wait_for()
                 took = []
                 for _ in range(args.rounds):
                     page.wait_for_load_state("networkidle")

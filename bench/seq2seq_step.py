@@ -8,9 +8,9 @@ source, target and head. Both sides have the same weights and read the same sour
 of `--source` to all of it. A training step is forward, loss, backward, clipping and AdamW, in one loop and with one
 optimizer for both; each side has the attention and the loss that it comes with, and the losses must agree.
 
-Writing is one call, `glassformer.generate.beam.search` or `generate`, from token ids to token ids, the encoder's pass
-within; neither side may end before `--target` tokens. In float32 both must write the same. Ours also gives each text's
-log-probability. The last column is a call's share that is spent in the encoder.
+Generation is one call of `glassformer.generate.beam_search.search` or `generate`, from token ids to token ids, with the
+encoder's pass; neither side may end before `--target` tokens. In float32 both must generate the same. Ours also
+returns each text's log-probability. The last column is the encoder's share of a call.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from seq2seq_reference import TorchPair, marian_model
 from torch import Tensor, nn
 
 from glassformer.families.common.shape import Seq2SeqShape
-from glassformer.generate.beam import Search, search
-from glassformer.generate.seq2seq_decoder import padded
+from glassformer.generate.beam_search import BeamSearch, search
+from glassformer.generate.session import pad
 from glassformer.kernels.cross_entropy import next_token_loss
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
@@ -72,7 +72,7 @@ def train_step(model: nn.Module, loss_of: Callable[[], Tensor], tokens: int) -> 
 def train(dtype: torch.dtype, args: argparse.Namespace) -> list[list[str]]:
     ours, sources = make_model(args), make_sources(args)
     theirs = TorchPair(ours)
-    ids, lengths = padded(sources, torch.device("cpu"))
+    ids, lengths = pad(sources, torch.device("cpu"))
     hidden = torch.arange(ids.shape[1]) >= torch.tensor(lengths)[:, None]
     text = torch.randint(args.vocab, (args.batch, args.target + 1), generator=torch.Generator().manual_seed(1))
     inputs, targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
@@ -115,9 +115,9 @@ def write(dtype: torch.dtype, args: argparse.Namespace) -> list[list[str]]:
             p.mul_(3.0) if p.ndim >= 2 and "embed" not in name else None
     theirs = marian_model(ours, BEGIN).to(dtype)
     ours = ours.to(dtype).eval()
-    ids, lengths = padded(sources, torch.device("cpu"))
+    ids, lengths = pad(sources, torch.device("cpu"))
     mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
-    how, last = Search(max_tokens=args.target), args.vocab - 1
+    how, last = BeamSearch(max_tokens=args.target), args.vocab - 1
 
     def we() -> list[list[int]]:
         found = search(ours, sources, how, begin=BEGIN, end=last, spelled=last)  # the end is not among the spelled

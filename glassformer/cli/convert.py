@@ -107,7 +107,7 @@ def _write_folder(checkpoint: Checkpoint, dst: Path, dtype: torch.dtype | None, 
         if checkpoint.metadata or (checkpoint.path / MODULES).exists():
             write_sentence(checkpoint.pooling().to(dtype), dst, checkpoint.config.d_model)
     elif checkpoint.kind == "decoder":
-        lm = LanguageModel(load_decoder(checkpoint, dtype=dtype), tokenizer, ends=checkpoint.end_token_ids())
+        lm = LanguageModel(load_decoder(checkpoint, dtype=dtype), tokenizer, end_ids=checkpoint.end_token_ids())
         lm.save(dst, shard=shard)
     else:
         model = load_seq2seq(checkpoint, dtype=dtype)
@@ -124,7 +124,7 @@ def _write_gguf(checkpoint: Checkpoint, dst: Path, kind: GgufKind) -> list[str]:
 
     tokenizer, source = checkpoint.tokenizer(), str(checkpoint.path)
     if checkpoint.kind == "decoder":
-        lm = LanguageModel(load_decoder(checkpoint), tokenizer, ends=checkpoint.end_token_ids())
+        lm = LanguageModel(load_decoder(checkpoint), tokenizer, end_ids=checkpoint.end_token_ids())
         lm.save_gguf(dst, kind)
         return []
     if checkpoint.kind == "encoder":

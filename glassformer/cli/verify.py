@@ -117,7 +117,7 @@ def verify(
 
 def _encode(checkpoint: Checkpoint, text: str, vocab_size: int) -> list[int]:
     """Return the token ids of a text."""
-    from glassformer.generate.loop import check_ids
+    from glassformer.generate.request import check_ids
 
     tokenizer = checkpoint.tokenizer()
     if tokenizer is None:

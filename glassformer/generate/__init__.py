@@ -1,1 +1,1 @@
-"""From logits to text: choosing tokens, stopping, and the loop between."""
+"""From logits to tokens: sampling, stop strings, the decode loop and beam search."""

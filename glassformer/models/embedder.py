@@ -21,7 +21,7 @@ from glassformer.formats.find import find_model, tokenizer_of
 from glassformer.formats.gguf.pooling import sentence_from_gguf
 from glassformer.formats.save import GgufKind
 from glassformer.formats.sentence_transformers import read_sentence, transformer_folder, write_sentence
-from glassformer.generate.loop import check_ids
+from glassformer.generate.request import check_ids
 from glassformer.inspect.capture.capture import CapturingTap
 from glassformer.inspect.edits.apply import Edits
 from glassformer.inspect.edits.edit import Edit

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from operator import index
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -19,7 +19,8 @@ from glassformer.formats import load_decoder, save_model
 from glassformer.formats.checkpoint import open_checkpoint
 from glassformer.formats.find import end_token_ids, find_model, tokenizer_of
 from glassformer.formats.save import SHARD, GgufKind
-from glassformer.generate.loop import GenerationOptions, TokenEvent, Top, check_ids, go_on, report, write
+from glassformer.generate.decode import decode, logprobs_of
+from glassformer.generate.request import FinishReason, GenerationRequest, TokenEvent, TopTokens, check_ids
 from glassformer.generate.sampling import Sampling, check_number
 from glassformer.inspect.capture.capture import CapturingTap
 from glassformer.inspect.edits.apply import EditObserver, Edits
@@ -44,7 +45,7 @@ class TokenScore:
 
     id: int
     logprob: float | None
-    top: Top = ()
+    top: TopTokens = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Continuation:
     text: str
     ids: tuple[int, ...]
     tokens: tuple[TokenScore, ...]
-    finish: Literal["stop", "length"]
+    finish: FinishReason
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ class LanguageModel(ModelViews):
         model: Decoder,
         tokenizer: Tokenizer | None = None,
         *,
-        ends: Sequence[int] = (),
+        end_ids: Sequence[int] = (),
         source: str = "",
         choices: Sequence[Choice] = (),
     ):
         self.model, self.tokenizer, self.source, self.choices = model, tokenizer, source, tuple(choices)
         own = [tokenizer.eos_id] if tokenizer is not None and tokenizer.eos_id is not None else []
-        self.ends = frozenset(ends) | frozenset(own)
+        self.end_ids = frozenset(end_ids) | frozenset(own)
 
     @property
     def config(self) -> ModelConfig:
@@ -146,13 +147,13 @@ class LanguageModel(ModelViews):
         option that is unknown, out of range or without effect beside another, and CapacityError when prompt and
         `max_tokens` do not fit the context.
         """
-        ids, options = self._request(prompt, max_tokens, stop, n, logprobs, sampling)
-        editor = self._editor(edit, ids, options.max_tokens, n)
-        pieces: list[list[TokenEvent]] = [[] for _ in range(n)]
-        for piece in self._pieces(ids, options, editor):
-            pieces[piece.row].append(piece)
+        request = self._request(prompt, max_tokens, stop, n, logprobs, sampling)
+        editor = self._editor(edit, request)
+        events: list[list[TokenEvent]] = [[] for _ in range(n)]
+        for event in self._decode(request, editor):
+            events[event.sequence].append(event)
         choices = () if editor is None else editor.choices
-        return Generation(tuple(ids), tuple(map(_continuation, pieces)), options.sampling.seed, choices)
+        return Generation(tuple(request.prompts[0]), tuple(map(_continuation, events)), request.sampling.seed, choices)
 
     def stream(
         self,
@@ -163,15 +164,16 @@ class LanguageModel(ModelViews):
         n: int = 1,
         logprobs: int | None = None,
         edit: Sequence[Edit] = (),
-        before_pass: Callable[[], None] = go_on,
+        before_forward: Callable[[], None] | None = None,
         **sampling: Any,
     ) -> Iterator[TokenEvent]:
-        """`generate`, piece by piece as it is written. A bad request raises here, before the first piece.
+        """Generate token by token: `generate` as an iterator of token events.
 
-        before_pass: called before each pass of the model; what it raises stops the work there.
+        before_forward: called before each forward pass; what it raises stops generation there. An invalid request
+        raises here, before the first event.
         """
-        ids, options = self._request(prompt, max_tokens, stop, n, logprobs, sampling, before_pass)
-        return self._pieces(ids, options, self._editor(edit, ids, options.max_tokens, n))
+        request = self._request(prompt, max_tokens, stop, n, logprobs, sampling)
+        return self._decode(request, self._editor(edit, request), before_forward)
 
     def _request(
         self,
@@ -181,27 +183,31 @@ class LanguageModel(ModelViews):
         n: int,
         logprobs: int | None,
         sampling: dict[str, Any],
-        before_pass: Callable[[], None] = go_on,
-    ) -> tuple[list[int], GenerationOptions]:
+    ) -> GenerationRequest:
         known = {f.name for f in fields(Sampling)}
         for name in sampling.keys() - known:
             raise RequestError(f"unknown option {name!r}; known: {', '.join(sorted(known))}", param=name)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        return self.encode(prompt), GenerationOptions(
-            max_tokens, Sampling(**sampling).seeded(), stops, n, logprobs, before_pass
-        )
+        seeded = Sampling(**sampling).seeded()
+        return GenerationRequest([self.encode(prompt)], max_tokens, seeded, stops, n, logprobs, self.end_ids)
 
-    def _pieces(self, ids: list[int], options: GenerationOptions, editor: Edits | None = None) -> Iterator[TokenEvent]:
-        watch = None if editor is None else EditObserver(editor)
-        return write(self.model, [ids], options, tokenizer=self.tokenizer, ends=self.ends, watch=watch)
+    def _decode(
+        self, request: GenerationRequest, editor: Edits | None, before_forward: Callable[[], None] | None = None
+    ) -> Iterator[TokenEvent]:
+        observer = None if editor is None else EditObserver(editor)
+        return decode(self.model, request, tokenizer=self.tokenizer, observer=observer, before_forward=before_forward)
 
-    def _editor(self, edits: Sequence[Edit], ids: list[int], max_tokens: int | None = 0, n: int = 1) -> Edits | None:
-        """The edits of a text and of what is written after it, checked; None where there are none."""
+    def _editor(self, edits: Sequence[Edit], request: GenerationRequest) -> Edits | None:
+        """Check the edits of a prompt and its continuations; return None if there are none."""
         if not edits:
             return None
-        context = self.config.context_length
-        length = context if max_tokens is None else min(context, len(ids) + max_tokens)
-        return Edits(self.config, edits, [len(ids)] * n, length)
+        (prompt,), context = request.prompts, self.config.context_length
+        length = context if request.max_tokens is None else min(context, len(prompt) + request.max_tokens)
+        return Edits(self.config, edits, [len(prompt)] * request.n, length)
+
+    def _text_editor(self, edits: Sequence[Edit], ids: Sequence[int]) -> Edits | None:
+        """Check the edits of a text that is not continued; return None if there are none."""
+        return Edits(self.config, edits, [len(ids)], len(ids)) if edits else None
 
     @torch.inference_mode()
     def score(self, text: str | Sequence[int], *, top: int = 0, edit: Sequence[Edit] = ()) -> Score:
@@ -219,7 +225,7 @@ class LanguageModel(ModelViews):
             raise RequestError(f"scoring needs at least two tokens, and the text has {len(ids)}", param="text")
         check_ids("text", ids, self.config.vocab_size)
         row = torch.tensor([ids], device=self.device)
-        step, editor = Step.of(row), self._editor(edit, ids)
+        step, editor = Step.of(row), self._text_editor(edit, ids)
         if editor is not None:
             step.tap = CapturingTap(step, (0,), editor, None)
         hidden = self.model.hidden(row, step)[0, :-1]  # [T-1, D]
@@ -229,7 +235,7 @@ class LanguageModel(ModelViews):
             step = step.at(at)
             if editor is not None:
                 step.tap = CapturingTap(step, (0,), editor, None)
-            reports = report(self.model.logits(h, step), chosen, top)
+            reports = logprobs_of(self.model.logits(h, step), chosen, top)
             tokens += [TokenScore(id, *one) for id, one in zip(chosen.tolist(), reports, strict=True)]
         total = math.fsum(token.logprob for token in tokens if token.logprob is not None)
         return Score(tuple(tokens), total, len(text.encode()) if isinstance(text, str) else None)
@@ -269,7 +275,7 @@ class LanguageModel(ModelViews):
         max_tokens: int = 0,
         stop: str | Sequence[str] = (),
         logprobs: int | None = None,
-        before_pass: Callable[[], None] = go_on,
+        before_forward: Callable[[], None] | None = None,
         **sampling: Any,
     ) -> Iterator[TokenEvent | LanguageModelTrace]:
         """`trace`, piece by piece as it is written; the trace comes last. A bad request raises here."""
@@ -282,11 +288,10 @@ class LanguageModel(ModelViews):
                     f"{unused[0]} has no effect where nothing is written: give max_tokens", param=unused[0]
                 )
             ids = self.encode(text)
-            return iter([record_text(LanguageModelTrace, self, ids, patterns, budget, self._editor(edit, ids))])
-        ids, options = self._request(text, max_tokens, stop, 1, logprobs, sampling, before_pass)
-        return record_generation(
-            LanguageModelTrace, self, ids, options, patterns, budget, self._editor(edit, ids, max_tokens)
-        )
+            return iter([record_text(LanguageModelTrace, self, ids, patterns, budget, self._text_editor(edit, ids))])
+        request = self._request(text, max_tokens, stop, 1, logprobs, sampling)
+        editor = self._editor(edit, request)
+        return record_generation(LanguageModelTrace, self, request, patterns, budget, editor, before_forward)
 
     def sweep(self, text: str | Sequence[int] | Trace, **how: Any) -> Sweep:
         """One edit after another, at every head, layer or token: iterate over it. `how`: see `inspect/sweep.py`."""
@@ -303,8 +308,8 @@ class LanguageModel(ModelViews):
         """
         folder = Path(folder)
         special: dict[str, Any] = {}
-        if self.ends:
-            ends = sorted(self.ends)
+        if self.end_ids:
+            ends = sorted(self.end_ids)
             special["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         if self.tokenizer is not None and self.tokenizer.bos_id is not None:
             special["bos_token_id"] = self.tokenizer.bos_id
@@ -322,8 +327,8 @@ class LanguageModel(ModelViews):
         from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
 
         words = {} if self.tokenizer is None else tokenizer_to_gguf(self.tokenizer, self.config.vocab_size)
-        if self.ends and "tokenizer.ggml.eos_token_id" not in words:
-            words["tokenizer.ggml.eos_token_id"] = min(self.ends)
+        if self.end_ids and "tokenizer.ggml.eos_token_id" not in words:
+            words["tokenizer.ggml.eos_token_id"] = min(self.end_ids)
         save_gguf(self.model, path, kind, extra=words)
 
     def __repr__(self) -> str:
@@ -355,11 +360,11 @@ def load(
     model = load_decoder(checkpoint, device=where, dtype=kind)
     why = explain(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
     ends = end_token_ids(found, checkpoint.metadata)
-    return LanguageModel(model, tokenizer, ends=ends, source=str(found), choices=why)
+    return LanguageModel(model, tokenizer, end_ids=ends, source=str(found), choices=why)
 
 
-def _continuation(pieces: list[TokenEvent]) -> Continuation:
-    tokens = tuple(TokenScore(p.id, p.logprob, p.top) for p in pieces if p.id is not None)
-    finish = pieces[-1].finish
+def _continuation(events: list[TokenEvent]) -> Continuation:
+    tokens = tuple(TokenScore(e.id, e.logprob, e.top) for e in events if e.id is not None)
+    finish = events[-1].finish
     assert finish is not None
-    return Continuation("".join(p.text for p in pieces), tuple(t.id for t in tokens), tokens, finish)
+    return Continuation("".join(e.text for e in events), tuple(t.id for t in tokens), tokens, finish)

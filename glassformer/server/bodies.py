@@ -1,6 +1,6 @@
 """The JSON bodies of requests. Unknown fields and values of a wrong type are rejected with an error that names them.
 
-Ranges are checked by `Sampling` and `GenerationOptions`, with the same messages for every caller.
+Ranges are checked by `Sampling` and `GenerationRequest`, with the same messages for every caller.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from glassformer.errors import RequestError
-from glassformer.generate.loop import GenerationOptions, TokenEvent, Top
+from glassformer.generate.request import GenerationRequest, TokenEvent, TopTokens
 from glassformer.models.language_model import LanguageModel
 from glassformer.server.bodies import SamplingFields
 from glassformer.server.errors import prompt_errors
@@ -27,7 +27,7 @@ class Token:
 
     id: int
     logprob: float | None
-    top: Top
+    top: TopTokens
     offset: int
 
 
@@ -90,13 +90,13 @@ class GenerationJob:
             options |= {"seed": (self.seed + p * self.n) % SEEDS}
         if self.edits:
             options |= {"edit": self.edits}
-        return self.lm.stream(self.prompts[p], before_pass=check, **options)
+        return self.lm.stream(self.prompts[p], before_forward=check, **options)
 
     def _chunk(self, piece: TokenEvent, p: int, places: list[_Places] | None) -> Chunk:
         tokens: tuple[Token, ...] = ()
         if places is not None and piece.id is not None:
-            tokens = (Token(piece.id, piece.logprob, piece.top, places[piece.row].take(piece.id)),)
-        return Chunk(p * self.n + piece.row, piece.text, tokens, int(piece.id is not None), piece.finish)
+            tokens = (Token(piece.id, piece.logprob, piece.top, places[piece.sequence].take(piece.id)),)
+        return Chunk(p * self.n + piece.sequence, piece.text, tokens, int(piece.id is not None), piece.finish)
 
     def _echo(self, p: int) -> Iterator[Chunk]:
         """The prompt itself, for each of its continuations."""
@@ -155,7 +155,7 @@ def ready(
         raise RequestError(f"{named} must be a whole number from 1{more}, got {limit}", param=named)
     options = {"max_tokens": None if score_only else limit, "stop": stops, "n": n}
     try:
-        GenerationOptions(None, n=1, logprobs=logprobs[1])
+        GenerationRequest([], logprobs=logprobs[1])
     except RequestError as error:
         raise RequestError(str(error).replace("logprobs", logprobs[0]), param=logprobs[0]) from None
     seed = sampling.pop("seed", None)

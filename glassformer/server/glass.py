@@ -81,7 +81,7 @@ def routes(api: ServerRouter, queue: WorkQueue) -> APIRouter:
         def work(check: CheckCancelled) -> Iterator[Event]:
             how = options | {"budget": store.limit, "edit": api.edits.read(body.edit_dicts()) if body.edits else ()}
             if served.kind != "encoder":
-                how["before_pass"] = check
+                how["before_forward"] = check
             with prompt_errors():
                 made = lm.trace_stream(prompt, **how) if decoder else iter([lm.trace(prompt, **how)])
                 yield from api.trace_events(served.name, lm, len(prompt), made)

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from random import Random
 
 from glassformer.families.common.shape import ShapeConfig
-from glassformer.generate.loop import GenerationOptions, write
+from glassformer.generate.decode import decode
+from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling
 from glassformer.models.language_model import LanguageModel
 from glassformer.nn.model import Decoder
@@ -147,10 +148,10 @@ def baseline_answers(questions: int, documents: int) -> dict[str, float]:
 
 def completer(lm: LanguageModel) -> stories.Complete:
     """A model as scores see it: prompts in, greedy continuations out, to the end of the line."""
-    options = GenerationOptions(sampling=Sampling(temperature=0.0), stop=("\n",))
+    request = GenerationRequest([], sampling=Sampling(temperature=0.0), stop=("\n",))
 
     def complete(prompts: list[str], max_tokens: int) -> list[str]:
-        return _continue(lm, prompts, replace(options, max_tokens=max_tokens))
+        return _continue(lm, prompts, replace(request, max_tokens=max_tokens))
 
     return complete
 
@@ -158,14 +159,14 @@ def completer(lm: LanguageModel) -> stories.Complete:
 def write_stories(lm: LanguageModel, count: int, *, seed: int = 0) -> list[str]:
     """Whole documents of the model's own, each begun with an opener of the grammar."""
     begun = [corpus.OPENERS[i % len(corpus.OPENERS)] for i in range(count)]
-    written = _continue(lm, begun, GenerationOptions(sampling=Sampling(temperature=TEMPERATURE, seed=seed)))
+    written = _continue(lm, begun, GenerationRequest([], sampling=Sampling(temperature=TEMPERATURE, seed=seed)))
     return [start + text for start, text in zip(begun, written, strict=True)]
 
 
-def _continue(lm: LanguageModel, prompts: Sequence[str], options: GenerationOptions) -> list[str]:
+def _continue(lm: LanguageModel, prompts: Sequence[str], request: GenerationRequest) -> list[str]:
     texts = [""] * len(prompts)
     for first in range(0, len(prompts), ROWS):
         ids = [lm.encode(prompt) for prompt in prompts[first : first + ROWS]]
-        for piece in write(lm.model, ids, options, tokenizer=lm.tokenizer, ends=lm.ends):
-            texts[first + piece.row] += piece.text
+        for event in decode(lm.model, replace(request, prompts=ids, end_ids=lm.end_ids), tokenizer=lm.tokenizer):
+            texts[first + event.sequence] += event.text
     return texts

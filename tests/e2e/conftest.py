@@ -1,9 +1,9 @@
-"""A real browser for the tests of the page, and a real server on the loopback address."""
+"""Fixtures: a Chromium browser, and servers on the loopback address."""
 
-import os
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import uvicorn
@@ -19,24 +19,22 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 AXE = Path(__file__).parents[2] / "web" / "node_modules" / "axe-core" / "axe.min.js"
-PATIENCE = 60_000  # milliseconds: of a machine that does much else; what comes is not waited for
+TIMEOUT = 60_000  # milliseconds; long because test machines may be busy
 
 
-def missing(what: str):
-    """A skip that says what is not here; under CI a failure, for there the page must have been tested."""
-    if os.environ.get("CI"):
-        pytest.fail(f"no test of the page ran, and under CI they must: {what}")
-    pytest.skip(f"needs {what}")
+def fail_without(requirement: str) -> NoReturn:
+    """Fail a test because a requirement is missing. Browser tests never pass silently without a browser."""
+    pytest.fail(f"browser tests need {requirement}. To run the other tests: pytest --ignore=tests/e2e", pytrace=False)
 
 
 @pytest.fixture(scope="session")
 def browser():
-    """The system's Chromium, headless."""
+    """Launch the Chromium of the system, headless."""
     path = find_browser()
     if path is None:
-        missing(f"a browser: {ADVICE}")
+        fail_without(f"a browser: {ADVICE}")
     if not (DIST / "index.html").is_file():
-        missing("the page: `make page` builds it")
+        fail_without("the built page: run `make page`")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -45,13 +43,13 @@ def browser():
         chromium.close()
 
 
-class Served:
-    """A server that runs in a thread of this process: what it serves can be looked at, and changed, from the test."""
+class RunningServer:
+    """A server in a thread of this process, so that tests can access and change its models."""
 
     def __init__(self, models: dict[str, glassformer.LanguageModel], **settings):
         self.models, self.settings = models, settings
 
-    def __enter__(self) -> "Served":
+    def __enter__(self) -> "RunningServer":
         sock = bind("127.0.0.1", 0)
         self.url = server_url(sock)
         self.app = make_app(list(self.models.items()), Settings(**self.settings))
@@ -68,28 +66,28 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served():
-    """The model that ships with the package, served."""
-    with Served({"stories": glassformer.load("stories", device="cpu")}) as one:
+def server():
+    """Serve the stories model of the package."""
+    with RunningServer({"stories": glassformer.load("stories", device="cpu")}) as one:
         yield one
 
 
 @pytest.fixture(scope="session")
-def lm(served):
-    """The very model behind the page."""
-    return served.models["stories"]
+def lm(server):
+    """Return the model that `server` serves."""
+    return server.models["stories"]
 
 
 @pytest.fixture
 def open_page(browser, request):
-    """`open_page(url)`: a page of its own. At its end: no script error, nothing asked of any other machine."""
+    """Return a function that opens a URL in a new page. Afterwards check for script errors and external requests."""
     contexts, wrong, asked = [], [], set()
 
     def opened(url: str, *, width: int = 1280, height: int = 800, dark: bool = False):
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
         )
-        context.set_default_timeout(PATIENCE)
+        context.set_default_timeout(TIMEOUT)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -106,8 +104,8 @@ def open_page(browser, request):
 
 
 @pytest.fixture
-def page(served, open_page):
-    """The page as it opens, drawn."""
-    opened = open_page(served.url)
+def page(server, open_page):
+    """Open the page with default settings, and wait until it is drawn."""
+    opened = open_page(server.url)
     opened.locator("gf-view-cell gf-matrix canvas").wait_for()
     return opened

@@ -1,4 +1,4 @@
-"""View 13's sweeps in a real browser: heat maps that fill as they run, against `lm.sweep`."""
+"""Browser tests of sweeps: heat maps equal the results of `lm.sweep`."""
 
 import copy
 import json
@@ -9,10 +9,21 @@ import numpy as np
 import pytest
 
 import glassformer
-from e2e.conftest import Served
-from e2e.pixels import SIGNED_BOUND, pixels, signed
-from e2e.test_fork import ASK, CUT, OTHER, address, opened, python, swept, texts, under, wait_for_edit
-from e2e.test_page import at, numbers, said
+from e2e.conftest import RunningServer
+from e2e.pixels import SIGNED_BOUND, drawn_values, pixels
+from e2e.test_fork import (
+    ASK,
+    CUT,
+    OTHER,
+    address_edits,
+    both_texts,
+    evaluate_receipt,
+    finished_sweep,
+    generate_with,
+    open_view,
+    wait_for_edit,
+)
+from e2e.test_page import numbers_in, shown_text, view_path
 from glassformer.inspect.edits.edit import ablate
 from glassformer.inspect.sweep import sweep as sweeping
 
@@ -22,8 +33,8 @@ def trace(lm):
     return lm.trace(ASK, max_tokens=4, temperature=0)
 
 
-def table(rows, shape: tuple[int, int]) -> dict[tuple[int, int], sweeping.Swept]:
-    """Rows of a sweep by the field that each is drawn in."""
+def results_by_cell(rows, shape: tuple[int, int]) -> dict[tuple[int, int], sweeping.Swept]:
+    """Return the results of a sweep by (row, column) of the heat map."""
     ends = {"attn.add": 0, "mlp.add": 1}
     found = {}
     for row in rows:
@@ -33,109 +44,115 @@ def table(rows, shape: tuple[int, int]) -> dict[tuple[int, int], sweeping.Swept]
     return found
 
 
-def changes(rows, shape: tuple[int, int]) -> np.ndarray:
+def effects(rows, shape: tuple[int, int]) -> np.ndarray:
     values = np.empty(shape)
-    for field, row in table(rows, shape).items():
+    for field, row in results_by_cell(rows, shape).items():
         values[field] = row.change
     return values
 
 
-def test_a_sweep_over_heads(open_page, served, lm, trace):
+def test_sweep_over_heads(open_page, server, lm, trace):
     last = trace.n_prompt - 1
-    page = opened(open_page, served, query=last)
+    page = open_view(open_page, server, query=last)
     page.get_by_role("button", name="Run").click()
     rows = list(lm.sweep(trace, position=last))
-    values = changes(rows, (4, 4))
-    canvas = swept(page, 16)
-    assert np.abs(signed(canvas, "plain", values.max()) - values).max() <= SIGNED_BOUND * values.max()
-    again = python(page, lm, trace, "gf-fork-sweep")
+    values = effects(rows, (4, 4))
+    canvas = finished_sweep(page, 16)
+    assert np.abs(drawn_values(canvas, "plain", values.max()) - values).max() <= SIGNED_BOUND * values.max()
+    again = evaluate_receipt(page, lm, trace, "gf-sweep")
     assert [row.value for row in again] == pytest.approx([row.value for row in rows], abs=1e-6)
     best = divmod(int(values.argmax()), 4)
-    assert f"block {best[0]}, head {best[1]} silenced" in said(page.locator("gf-fork-sweep .run"))
+    assert f"block {best[0]}, head {best[1]} ablated" in shown_text(page.locator("gf-sweep .run"))
     box = canvas.bounding_box()
     assert box is not None
     canvas.hover(position={"x": 2.5 * box["width"] / 4, "y": 1.5 * box["height"] / 4})
-    shown = said(page.locator("gf-fork-sweep .say"))
+    shown = shown_text(page.locator("gf-sweep .say"))
     assert "block 1 · head 2" in " ".join(shown.split())
-    assert abs(float(shown.split(":")[1].split()[0]) - values[1, 2]) <= 1e-6
+    assert abs(float(shown.split("=")[1].split()[0]) - values[1, 2]) <= 1e-6
     canvas.click(position={"x": 0.5 * box["width"] / 4, "y": 0.5 * box["height"] / 4})
-    assert abs(float(said(page.locator("gf-fork-sweep .picked"))) - values[0, 0]) <= 1e-6
-    table = page.locator("gf-fork-sweep gf-matrix table tr").all()
-    assert [numbers(said(row))[-1] for row in table] == [pytest.approx(value, abs=6e-5) for value in values[0].tolist()]
+    assert abs(float(shown_text(page.locator("gf-sweep .picked"))) - values[0, 0]) <= 1e-6
+    table = page.locator("gf-sweep gf-matrix table tr").all()
+    assert [numbers_in(row)[-1] for row in table] == [pytest.approx(value, abs=6e-5) for value in values[0].tolist()]
     page.get_by_role("button", name="Keep this edit").click()
     wait_for_edit(page)
-    assert address(page) == [CUT]
-    assert texts(page)[1] == under(lm, ablate("blocks.0.attn.z", head=0))
-    page.get_by_text("measured before the edits were changed").wait_for()
-    kls = page.locator("gf-fork-texts .kl")
-    assert abs(numbers(said(kls))[0] - values[0, 0]) <= 6e-5 * max(1, values[0, 0]), "the same by two ways"
+    assert address_edits(page) == [CUT]
+    assert both_texts(page)[1] == generate_with(lm, ablate("blocks.0.attn.z", head=0))
+    page.get_by_text("outdated: the edits have changed").wait_for()
+    kls = page.locator("gf-text-comparison .kl")
+    assert abs(numbers_in(kls)[0] - values[0, 0]) <= 6e-5 * max(1, values[0, 0]), "both computations must agree"
     page.get_by_role("button", name="Run").click()
-    page.get_by_text("measured before").wait_for(state="hidden")
+    page.get_by_text("outdated").wait_for(state="hidden")
     edited = lm.trace(ASK, max_tokens=4, temperature=0, edit=[ablate("blocks.0.attn.z", head=0)])
-    values = changes(lm.sweep(edited, position=last), (4, 4))
-    assert np.abs(signed(swept(page, 16), "plain", values.max()) - values).max() <= SIGNED_BOUND * values.max()
+    values = effects(lm.sweep(edited, position=last), (4, 4))
+    assert (
+        np.abs(drawn_values(finished_sweep(page, 16), "plain", values.max()) - values).max()
+        <= SIGNED_BOUND * values.max()
+    )
 
 
 @pytest.mark.parametrize(
     ("over", "shape", "more", "how"),
     [
         ("layers", (4, 2), {"op": "scale", "factor": "0.25"}, {"op": "scale", "factor": 0.25}),
-        ("positions", (1, 34), {"of": "logits"}, {"target": 0}),
-        ("heads", (4, 4), {"of": "logits"}, {"target": -1}),
-        ("cells", (4, 34), {"op": "patch", "from": OTHER, "of": "logits"}, {"op": "patch", "target": 0}),
+        ("positions", (1, 34), {"metric": "logits"}, {"target": 0}),
+        ("heads", (4, 4), {"metric": "logits"}, {"target": -1}),
+        ("cells", (4, 34), {"op": "patch", "patch_text": OTHER, "metric": "logits"}, {"op": "patch", "target": 0}),
     ],
 )  # fmt: skip
-def test_sweeps_of_every_kind(open_page, served, lm, trace, over, shape, more, how):
+def test_sweep_operations_and_metrics(open_page, server, lm, trace, over, shape, more, how):
     last = trace.n_prompt - 1
-    if how.get("target") == -1:  # left out: the likeliest, before the next
+    if how.get("target") == -1:  # default: the most likely token
         how = {"target": trace["final.logits"].tensor[last].argmax().item()}
     elif "target" in how:
         best = trace["final.logits"].tensor[last].topk(2).indices.tolist()
-        more, how = {**more, "lead": best[0], "against": best[1]}, {**how, "target": best[0], "rival": best[1]}
+        more, how = (
+            {**more, "target_token": best[0], "rival_token": best[1]},
+            {**how, "target": best[0], "rival": best[1]},
+        )
     if how.get("op") == "patch":
         how = {**how, "source": lm.trace(OTHER)}
-    page = opened(open_page, served, query=last, _sweep="1", _over=over, **{f"_{k}": v for k, v in more.items()})
+    page = open_view(open_page, server, query=last, _sweep="1", _over=over, **{f"_{k}": v for k, v in more.items()})
     rows = list(lm.sweep(trace, over=over, position=last, **how))
-    values = changes(rows, shape)
-    canvas, top = swept(page, len(rows)), np.abs(values).max()
-    assert np.abs(signed(canvas, "plain", top) - values).max() <= SIGNED_BOUND * top
-    again = python(page, lm, trace, "gf-fork-sweep")
+    values = effects(rows, shape)
+    canvas, top = finished_sweep(page, len(rows)), np.abs(values).max()
+    assert np.abs(drawn_values(canvas, "plain", top) - values).max() <= SIGNED_BOUND * top
+    again = evaluate_receipt(page, lm, trace, "gf-sweep")
     assert [row.change for row in again] == pytest.approx([row.change for row in rows], abs=1e-4)
     row, column = divmod(int(np.abs(values).argmax()), shape[1])
     box = canvas.bounding_box()
     assert box is not None
     canvas.click(position={"x": (column + 0.5) * box["width"] / shape[1], "y": (row + 0.5) * box["height"] / shape[0]})
-    chosen = table(rows, shape)[row, column]
+    chosen = results_by_cell(rows, shape)[row, column]
     value = chosen.value
-    assert abs(float(said(page.locator("gf-fork-sweep .picked"))) - value) <= 1e-4 * max(1, abs(value))
+    assert abs(float(shown_text(page.locator("gf-sweep .picked"))) - value) <= 1e-4 * max(1, abs(value))
     page.get_by_role("button", name="Keep this edit").click()
     page.wait_for_function("() => document.querySelector('gf-app').session.trace.edits.length === 1")
-    assert texts(page)[1] == under(lm, chosen.edit)
+    assert both_texts(page)[1] == generate_with(lm, chosen.edit)
 
 
-def test_a_sweep_that_cannot_be_says_why(open_page, served):
-    page = opened(open_page, served, _op="scale", _factor="none")
+def test_invalid_sweep_shows_error(open_page, server):
+    page = open_view(open_page, server, _op="scale", _factor="none")
     page.get_by_role("button", name="Run").click()
-    page.locator("gf-fork-sweep [role=alert]").filter(has_text="factor").wait_for()
+    page.locator("gf-sweep [role=alert]").filter(has_text="factor").wait_for()
 
 
-def test_a_value_that_is_no_number_is_marked(open_page, served):
-    page = opened(open_page, served, _op="scale", _factor="1e39")
+def test_non_finite_effect_is_marked(open_page, server):
+    page = open_view(open_page, server, _op="scale", _factor="1e39")
     page.get_by_role("button", name="Run").click()
-    swept(page, 16)
-    assert page.locator("gf-fork-sweep .odd").count() > 0
-    page.get_by_text("no number").first.wait_for()
-    page.locator("gf-fork-sweep .frame").focus()
+    finished_sweep(page, 16)
+    assert page.locator("gf-sweep .odd").count() > 0
+    page.get_by_text("non-finite").first.wait_for()
+    page.locator("gf-sweep .frame").focus()
     page.keyboard.press("ArrowRight")
-    assert "NaN" in said(page.locator("gf-fork-sweep .picked"))
+    assert "NaN" in shown_text(page.locator("gf-sweep .picked"))
 
 
-HELD = 40  # passes of a sweep, which then waits to be let go
+HELD = 40  # forward passes after which a sweep waits
 
 
 @pytest.fixture
 def held(lm, monkeypatch):
-    """A server whose sweeps come row by row and wait in the middle; how many passes they took; what lets them go on."""
+    """Start a server whose sweeps wait after HELD forward passes: (server, passes, gate that releases them, begin)."""
     monkeypatch.setattr(sweeping, "ROWS", 1)
     model, passes, gate = copy.deepcopy(lm.model), [], threading.Event()
     above = model.above
@@ -144,61 +161,63 @@ def held(lm, monkeypatch):
         passes.append(first)
         if len(passes) > HELD:
             gate.wait()
-            time.sleep(0.02)  # so that whoever leaves is noticed before the end
+            time.sleep(0.02)  # so that a disconnect is noticed before the end
         return above(x, step, first)
 
-    with Served({"stories": glassformer.LanguageModel(model, lm.tokenizer)}) as served:
-        yield served, passes, gate, lambda: setattr(model, "above", counted)
+    with RunningServer({"stories": glassformer.LanguageModel(model, lm.tokenizer)}) as server:
+        yield server, passes, gate, lambda: setattr(model, "above", counted)
         gate.set()
 
 
-def test_it_fills_as_it_runs_and_stops_when_told(open_page, held, trace):
-    served, passes, gate, begin = held
-    page = opened(open_page, served, query=trace.n_prompt - 1, _over="cells")
+def test_sweep_fills_incrementally_and_stops(open_page, held, trace):
+    server, passes, gate, begin = held
+    page = open_view(open_page, server, query=trace.n_prompt - 1, _over="cells")
     begin()
     page.get_by_role("button", name="Run").click()
-    matrix, progress = page.locator("gf-fork-sweep gf-matrix canvas"), page.locator("gf-fork-sweep progress")
+    matrix, progress = page.locator("gf-sweep gf-matrix canvas"), page.locator("gf-sweep progress")
     matrix.wait_for()
-    shown = page.locator("gf-fork-sweep .run .num").first
+    shown = page.locator("gf-sweep .run .num").first
     while int(shown.inner_text()) < 20:
         page.wait_for_timeout(10)
     there = pixels(matrix)[..., 3] > 0
-    assert 20 <= there.sum() <= HELD, "what has come is drawn, and nothing else"
-    assert there[3, : min(34, there.sum())].all(), "the last block first"
+    assert 20 <= there.sum() <= HELD, "only received results must be drawn"
+    assert there[3, : min(34, there.sum())].all(), "the sweep starts with the last block"
     assert progress.get_attribute("max") == "136"
-    page.locator("gf-fork-sweep gf-matrix .frame").hover(position={"x": 300, "y": 8})
-    assert said(page.locator("gf-fork-sweep .say")).strip().endswith("not yet (nats)")
+    page.locator("gf-sweep gf-matrix .frame").hover(position={"x": 300, "y": 8})
+    assert shown_text(page.locator("gf-sweep .say")).strip().endswith("pending (nats)")
     page.get_by_role("button", name="Stop").click()
     page.get_by_text(", stopped").wait_for()
     gate.set()
-    while served.app.state.queue.state["running"]:
+    while server.app.state.queue.state["running"]:
         time.sleep(0.01)
-    assert len(passes) < 136, "the server's work has stopped too"
+    assert len(passes) < 136, "the server must stop the sweep"
     assert (pixels(matrix)[..., 3] > 0).sum() == int(shown.inner_text()) <= HELD
 
 
-def test_a_text_that_is_asked_for_goes_before_a_sweep(open_page, held, trace):
-    served, passes, gate, begin = held
-    page = opened(open_page, served, query=trace.n_prompt - 1, _over="cells")
+def test_new_trace_cancels_sweep(open_page, held, trace):
+    server, passes, gate, begin = held
+    page = open_view(open_page, server, query=trace.n_prompt - 1, _over="cells")
     begin()
     page.get_by_role("button", name="Run").click()
-    page.locator("gf-fork-sweep gf-matrix canvas").wait_for()
-    page.get_by_role("button", name="Make this edit").click()
+    page.locator("gf-sweep gf-matrix canvas").wait_for()
+    page.get_by_role("button", name="Add edit").click()
     page.get_by_text(", stopped").wait_for()
     gate.set()
-    texts(page)
-    assert passes.count(1) < 34, "the rest was not gone through"
+    both_texts(page)
+    assert passes.count(1) < 34, "the server must cancel the sweep"
 
 
-def test_while_it_writes_no_older_text_stands_in_its_place(open_page, held, lm):
-    served, passes, gate, begin = held
-    page = opened(open_page, served, [CUT])
-    assert texts(page)[1] == under(lm, ablate("blocks.0.attn.z", head=0))
+def test_comparison_is_hidden_during_generation(open_page, held, lm):
+    server, passes, gate, begin = held
+    page = open_view(open_page, server, [CUT])
+    assert both_texts(page)[1] == generate_with(lm, ablate("blocks.0.attn.z", head=0))
     passes.extend([0] * HELD)
     begin()
     more = json.dumps([{**CUT, "head": 1}])
-    page.evaluate("address => { location.hash = address }", at("fork", edits=more).removeprefix("/"))
-    page.locator("gf-fork-texts").get_by_text("writing …").wait_for()
-    assert page.locator("gf-fork-texts .verdict, gf-fork-texts .t, gf-fork-texts gf-receipt").count() == 0
+    page.evaluate("address => { location.hash = address }", view_path("fork", edits=more).removeprefix("/"))
+    page.locator("gf-text-comparison").get_by_text("generating …").wait_for()
+    assert (
+        page.locator("gf-text-comparison .verdict, gf-text-comparison .t, gf-text-comparison gf-receipt").count() == 0
+    )
     gate.set()
-    assert texts(page)[1] == under(lm, ablate("blocks.0.attn.z", head=1))
+    assert both_texts(page)[1] == generate_with(lm, ablate("blocks.0.attn.z", head=1))

@@ -1,4 +1,4 @@
-"""A report opened from a file in a real browser: its numbers are the tensors', and it asks nobody for anything."""
+"""Browser tests of reports opened from a file: values equal those of the trace, and no request is sent."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ import pytest
 import torch
 from inspect_subjects import subject
 
-from e2e.pixels import SHARE_BOUND, shares
+from e2e.pixels import FRACTION_BOUND, drawn_fractions
 from glassformer.errors import CapacityError, RequestError
 from glassformer.inspect.edits.edit import ablate
 from glassformer.inspect.present import report_data as bake
@@ -27,7 +27,7 @@ def t(lm):
 
 
 @pytest.fixture(scope="module")
-def place(t):
+def address_fields(t):
     return focus(t, layer=1, head=3)
 
 
@@ -40,7 +40,7 @@ def report(t, place, tmp_path_factory):
 
 @pytest.fixture
 def opened(browser):
-    """`opened(path)`: the file in a browser that has no network; at its end, nothing was asked for but the file."""
+    """Return a function that opens a file in an offline browser. Afterwards check that only the file was requested."""
     wrong, asked = [], []
     context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
 
@@ -58,100 +58,98 @@ def opened(browser):
     assert all(url.startswith("file:") and url.split("#")[0].endswith(".html") for url in asked), asked
 
 
-def baked(path) -> dict:
+def stored_responses(path) -> dict:
     packed = re.search(r'id="gf-answers">([^<]+)<', path.read_text())[1]
     return json.loads(gzip.decompress(b64decode(packed)))
 
 
-def test_its_pixels_and_its_words_are_the_tensors(opened, report, t, place):
+def test_report_shows_values_of_trace(opened, report, t, place):
     page = opened(report)
     canvas = page.locator("gf-view-cell gf-matrix canvas").first
     canvas.wait_for()
-    drawn, real = shares(canvas), t.rows("blocks.1.attn.probs", head=3).tensor.numpy()
+    drawn, real = drawn_fractions(canvas), t.rows("blocks.1.attn.probs", head=3).tensor.numpy()
     visible = np.tril(np.ones_like(real, bool))
     assert np.isnan(drawn[~visible]).all()
-    assert np.abs(drawn - real)[visible].max() <= SHARE_BOUND
+    assert np.abs(drawn - real)[visible].max() <= FRACTION_BOUND
     cell = t.cell(layer=1, head=3, query=place.query, key=place.key)
     page.locator("gf-view-cell gf-formula").get_by_text(f"= {100 * cell.prob:.1f}%").wait_for()
     said = page.locator("gf-view-cell gf-matrix #say").inner_text()
-    assert float(said.rsplit(":", 1)[1].replace("−", "-")) == pytest.approx(cell.prob, rel=1e-6)
+    assert float(said.rsplit("=", 1)[1].replace("−", "-")) == pytest.approx(cell.prob, rel=1e-6)
     assert page.locator("gf-tokens button").count() == len(t)
 
 
-def test_one_step_away_is_there_and_farther_says_how_to_see_it(opened, report, t, place):
+def test_report_contains_neighbours_and_explains_limits(opened, report, t, place):
     page = opened(report)
     page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
-    layers, heads = (page.locator("gf-view-cell gf-where select").nth(i) for i in (0, 1))
+    layers, heads = (page.locator("gf-view-cell gf-head-picker select").nth(i) for i in (0, 1))
     layers.select_option("2")
     real = t.cell(layer=2, head=3, query=place.query, key=place.key)
     page.locator("gf-view-cell gf-formula").get_by_text(f"= {100 * real.prob:.1f}%").wait_for()
     heads.select_option("0")
-    reason = page.locator("gf-view-cell gf-refused p").first
+    reason = page.locator("gf-view-cell gf-notice p").first
     reason.wait_for()
     assert "glassformer serve stories" in reason.inner_text()
     assert bake.RULE["chosen"] in reason.inner_text()
 
 
-def test_every_picture_opens_and_only_the_alignment_refuses(opened, report):
-    """A decoder has no source to align a text with."""
+def test_every_view_opens_except_alignment(opened, report):
     page = opened(report)
     page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
-    names = page.locator("gf-app nav[aria-label=Pictures] a").all_inner_texts()
+    names = page.locator("gf-app nav[aria-label=Views] a").all_inner_texts()
     assert len(names) >= 12
     for name in names:
-        page.locator("gf-app nav[aria-label=Pictures]").get_by_role("link", name=name, exact=True).click()
+        page.locator("gf-app nav[aria-label=Views]").get_by_role("link", name=name, exact=True).click()
         page.locator("gf-app main section h2, gf-app main h2").first.wait_for()
         page.wait_for_load_state("networkidle")
         if name == "Alignment":
-            page.locator("gf-refused").first.wait_for()
+            page.locator("gf-notice").first.wait_for()
         else:
-            assert page.locator("gf-refused").count() == 0, name
+            assert page.locator("gf-notice").count() == 0, name
 
 
-def test_what_needs_a_model_is_not_there(opened, report):
+def test_report_has_no_model_controls(opened, report):
     page = opened(report)
     page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
     assert page.locator("gf-header textarea, gf-header button").count() == 0
     assert "glassformer serve stories" in page.locator("gf-header [role=note]").inner_text()
-    assert page.locator("gf-cause button").count() == 0
+    assert page.locator("gf-causal-test button").count() == 0
 
 
-def test_a_link_names_a_picture_of_the_same_text(opened, report, place):
+def test_link_opens_view_of_report(opened, report, place):
     page = opened(report, "#/grid")
     page.locator("gf-view-grid gf-grid-row button[aria-pressed=true]").wait_for()
     pressed = page.locator("gf-view-grid gf-grid-row button[aria-pressed=true]").get_attribute("aria-label")
     assert pressed == "Block 1, head 3"
 
 
-def test_an_edit_can_be_taken_back(opened, lm, t, place, tmp_path):
+def test_edit_in_report_can_be_removed(opened, lm, t, place, tmp_path):
     edited = lm.trace(TEXT, max_tokens=4, temperature=0, edit=[ablate("blocks.1.attn.z", head=1)])
     path = tmp_path / "edited.html"
     edited.export_html(path, place=place, before=t, name="stories")
     page = opened(path)
     canvas = page.locator("gf-view-cell gf-matrix canvas").first
     canvas.wait_for()
-    page.get_by_role("link", name="Edit and fork").click()
-    page.locator("gf-fork-texts gf-receipt").wait_for()
-    both = page.locator("gf-fork-texts .text").all()
-    shown = ["".join(one.locator(".written").all_inner_texts()).replace("·", " ") for one in both]
+    page.get_by_role("link", name="Edits").click()
+    page.locator("gf-text-comparison gf-receipt").wait_for()
+    both = page.locator("gf-text-comparison .text").all()
+    shown = ["".join(one.locator(".generated").all_inner_texts()).replace("·", " ") for one in both]
     assert shown == ["".join(one.tokens[one.n_prompt :]).replace("\n", "⏎") for one in (t, edited)]
     page.get_by_role("link", name="Attention").click()
-    page.get_by_role("button", name="block 1, head 1 silenced", exact=True).click()
+    page.get_by_role("button", name="block 1, head 1 ablated", exact=True).click()
     page.wait_for_function("document.querySelector('gf-app').session.trace?.id === 't1'")
-    page.get_by_role("button", name="block 1, head 1 silenced", exact=True).click()
+    page.get_by_role("button", name="block 1, head 1 ablated", exact=True).click()
     page.wait_for_function("document.querySelector('gf-app').session.trace?.id === 't0'")
-    page.get_by_role("button", name="Take back block 1, head 1 silenced").click()
+    page.get_by_role("button", name="Remove block 1, head 1 ablated").click()
     page.wait_for_function("document.querySelector('gf-app').session.trace?.id === 't1'")
     page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
     assert page.evaluate("document.querySelector('gf-app').session.trace.tokens.map(t => t.id)") == list(t.ids)
-    fork = baked(path)[cache_key("/v1/traces/t0/views/fork?other=t1")]
+    fork = stored_responses(path)[cache_key("/v1/traces/t0/views/fork?other=t1")]
     assert fork[0] == "json"
     assert fork[1]["parts"] == edited.fork(t).parts
 
 
-def test_what_is_baked_is_what_the_same_paths_answer(report, t, lm):
-    """Times apart, which are measured anew each time."""
-    answers, kept = LocalRouter(lm, "stories"), baked(report)
+def test_stored_responses_equal_router_responses(report, t, lm):
+    answers, kept = LocalRouter(lm, "stories"), stored_responses(report)
     id = answers.add(t)
     asked = list(bake.of_trace(answers, id, focus(t, layer=1, head=3), "chosen"))
     assert {cache_key(path) for path in asked} <= set(kept)
@@ -164,16 +162,16 @@ def test_what_is_baked_is_what_the_same_paths_answer(report, t, lm):
             again, both = json.loads(data), json.loads(json.dumps(value))
             for one in (again, both):
                 one.pop("receipt")
-            assert torch.allclose(*(torch.tensor(numbers(one)) for one in (again, both)), rtol=1e-4, atol=1e-4)
+            assert torch.allclose(*(torch.tensor(flatten_numbers(one)) for one in (again, both)), rtol=1e-4, atol=1e-4)
 
 
-def numbers(value) -> list[float]:
+def flatten_numbers(value) -> list[float]:
     if isinstance(value, dict | list):
-        return [x for one in (value.values() if isinstance(value, dict) else value) for x in numbers(one)]
+        return [x for one in (value.values() if isinstance(value, dict) else value) for x in flatten_numbers(one)]
     return [float(value)] if isinstance(value, int | float) else []
 
 
-def test_a_change_of_the_model_changes_the_report(lm, t, place, report, tmp_path):
+def test_changed_weights_change_report(lm, t, place, report, tmp_path):
     import glassformer
 
     own = glassformer.load("stories", device="cpu")
@@ -182,10 +180,10 @@ def test_a_change_of_the_model_changes_the_report(lm, t, place, report, tmp_path
     path = tmp_path / "other.html"
     own.trace(TEXT, max_tokens=4, temperature=0).export_html(path, place=place, name="stories")
     key = cache_key("/v1/traces/t0/tensors/blocks.1.attn.probs?slice=3,:,:")
-    assert baked(path)[key] != baked(report)[key]
+    assert stored_responses(path)[key] != stored_responses(report)[key]
 
 
-def test_what_would_be_too_large_is_refused(t, monkeypatch, tmp_path):
+def test_too_large_report_raises(t, monkeypatch, tmp_path):
     monkeypatch.setattr(bake, "MOST", 20_000)
     with pytest.raises(CapacityError, match="shorter text"):
         t.export_html(tmp_path / "big.html")
@@ -194,7 +192,7 @@ def test_what_would_be_too_large_is_refused(t, monkeypatch, tmp_path):
         t.export_html(tmp_path / "big.html", bake="some")
 
 
-def test_all_holds_what_chosen_leaves_out(t, place):
+def test_bake_all_includes_bake_chosen(t, place):
     answers = LocalRouter(t.lm, "stories")
     id = answers.add(t)
     chosen, everything = (set(bake.of_trace(answers, id, place, how)) for how in ("chosen", "all"))
@@ -209,8 +207,7 @@ KINDS = {"pair": "encoder-decoders", "additive": "recurrent encoder-decoders", "
 
 @pytest.mark.parametrize("family", KINDS)
 @pytest.mark.parametrize("given", [True, False])
-def test_a_report_of_each_kind_of_model(opened, family, given, tmp_path):
-    """The picture that it opens with, and of the others each draws something or says why not."""
+def test_report_of_each_model_kind(opened, family, given, tmp_path):
     one, path = subject(KINDS[family], family)[0], tmp_path / "report.html"
     if family == "bert":
         t, view = one.trace("the cat sat"), "cell"
@@ -226,10 +223,10 @@ def test_a_report_of_each_kind_of_model(opened, family, given, tmp_path):
         real = t.rows(f"blocks.{place.layer}.attn.probs", head=place.head).tensor
     else:
         real = t.alignment().probs
-    assert np.abs(shares(canvas) - real.numpy()).max() <= SHARE_BOUND
-    refused = page.locator("gf-refused p")
-    for name in page.locator("gf-app nav[aria-label=Pictures] a").all_inner_texts():
-        page.locator("gf-app nav[aria-label=Pictures]").get_by_role("link", name=name, exact=True).click()
+    assert np.abs(drawn_fractions(canvas) - real.numpy()).max() <= FRACTION_BOUND
+    refused = page.locator("gf-notice p")
+    for name in page.locator("gf-app nav[aria-label=Views] a").all_inner_texts():
+        page.locator("gf-app nav[aria-label=Views]").get_by_role("link", name=name, exact=True).click()
         page.locator("gf-app main section h2, gf-app main h2").first.wait_for()
         page.wait_for_load_state("networkidle")
         assert not [why for why in refused.all_inner_texts() if bake.RULE["chosen"] in why], name

@@ -48,7 +48,7 @@ def assert_same(found, lm):
     assert all(torch.equal(found.model.get_parameter(n), p) for n, p in lm.model.named_parameters())
     text = "the cat sat on 12 mats; 吾輩は猫である <|endoftext|>"
     assert found.encode(text) == lm.encode(text)
-    assert found.ends == lm.ends
+    assert found.end_ids == lm.end_ids
     assert found.tokenizer.special == lm.tokenizer.special
     greedy = {"max_tokens": 8, "temperature": 0.0}
     assert found.generate("the c", **greedy) == lm.generate("the c", **greedy)
@@ -96,7 +96,7 @@ def test_a_model_in_several_gguf_files(lm, how, tmp_path):
     for given in (tmp_path, *files):
         assert_same(load(given), lm)
         assert tokenizer_of(find_model(given)).encode("the cat") == lm.encode("the cat")
-        assert {*end_token_ids(find_model(given))} == lm.ends
+        assert {*end_token_ids(find_model(given))} == lm.end_ids
     (tmp_path / "config.json").write_text("{}")  # of the model that the files were made of, say
     assert find_model(tmp_path) == files[0]
     (tmp_path / "config.json").unlink()

@@ -130,7 +130,7 @@ def test_a_random_model_streams_what_it_generates(lm):
         found = lm.generate("the cat", n=2, **options)
         pieces = list(lm.stream("the cat", n=2, **options))
         for r, one in enumerate(found.continuations):
-            assert "".join(p.text for p in pieces if p.row == r) == one.text == lm.tokenizer.decode(one.ids)
+            assert "".join(p.text for p in pieces if p.sequence == r) == one.text == lm.tokenizer.decode(one.ids)
         assert "\ufffd" in found.text
         assert found.text == found.continuations[0].text
 

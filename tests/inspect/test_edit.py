@@ -12,7 +12,7 @@ from test_trace import DECODERS, known, language, near, text
 from tiny import random_ids, run
 
 from glassformer.errors import CapacityError, RequestError
-from glassformer.generate import loop
+from glassformer.generate import session
 from glassformer.inspect.capture.points import points, sizes
 from glassformer.inspect.edits.edit import (
     Edit,
@@ -192,7 +192,7 @@ def test_a_part_of_a_point_is_patched():
 @pytest.mark.parametrize("chunk", [512, 4])
 def test_positions_are_the_texts_in_every_chunking(family, chunk, monkeypatch):
     """Prefill in chunks, then one token at a time: the numbers of the whole text read at once under the same edit."""
-    monkeypatch.setattr(loop, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
     lm = language(family)
     vector = torch.linspace(-2, 2, 48)
     edits = [
@@ -279,7 +279,7 @@ def replace_row(edit):
 
 def test_rows_that_leave_do_not_shift_an_edit():
     """Continuations end at different tokens: an edit of the last row stays with its own text."""
-    lm = LanguageModel(language("qwen3").model, ends=range(0, 97, 5))
+    lm = LanguageModel(language("qwen3").model, end_ids=range(0, 97, 5))
     asked = {"max_tokens": 20, "temperature": 1.3, "seed": 1, "n": 6}
     plain = [c.ids for c in lm.generate(text(lm), **asked).continuations]
     assert len({len(ids) for ids in plain}) > 2, "all end at once: nothing is tried"
@@ -303,7 +303,7 @@ def test_numbers_that_are_none_are_shown_as_such():
     assert t["blocks.1.resid_post"].tensor[:5].isfinite().all()
     assert math.isnan(lm.score(text(lm), edit=[blind]).perplexity)
     for how in ({}, {"edit": [knockout("blocks.0.attn.scores", query=13)]}):
-        with pytest.raises(RequestError, match="under these edits the logits are not numbers"):
+        with pytest.raises(RequestError, match="the edits make the logits NaN"):
             written(lm, text(lm), edit=[blind, *how.get("edit", [])])
     late = [knockout("blocks.1.attn.scores", query=13)]
     t = lm.trace(text(lm), edit=late, **GREEDY)
@@ -312,7 +312,7 @@ def test_numbers_that_are_none_are_shown_as_such():
     assert t.ids[11:] == written(lm, text(lm))[:3]
     assert t["final.logits"].tensor[13].isnan().all()
     pieces = []
-    with pytest.raises(RequestError, match="under these edits"):
+    with pytest.raises(RequestError, match="the edits make"):
         pieces.extend(lm.stream(text(lm), edit=late, **GREEDY))
     assert lm.trace(text(lm), edit=[replace("embed.out", math.nan, position=2)])["embed.out"].tensor[2].isnan().all()
 

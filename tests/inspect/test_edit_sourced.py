@@ -447,7 +447,7 @@ def test_what_an_encoder_refuses_and_what_leaves_no_numbers():
                 use("a [MASK] sat" if use == one.fill else "a cat sat", edit=[edit])
     for name in ("pre", "dot"):
         blind = knockout("rnn.scores" if name == "dot" else "blocks.0.cross.scores", query=1)
-        with pytest.raises(RequestError, match="under these edits the logits are not numbers"):
+        with pytest.raises(RequestError, match="the edits make the logits NaN"):
             translator(name).translate(SOURCE, max_tokens=5, edit=[replace("final.logits", 9.0, dim=70), blind])
         assert translator(name).trace(SOURCE, TARGET, edit=[blind])["final.logits"].tensor[1].isnan().all()
     with pytest.raises(

@@ -42,7 +42,7 @@ def test_its_line_of_python_runs(names, name, code):
 
 def test_its_edits_and_sweeps_run(names):
     """Each block of that chapter, on a model of each kind."""
-    chapter = GUIDE.split("## Does it cause what it seems to?")[1].split("## ")[0]
+    chapter = GUIDE.split("## Edits: does it cause the output?")[1].split("## ")[0]
     kinds = {"rnn": ("recurrent encoder-decoders", "additive"), "embedder": ("encoders", "bert")}
     known = {name: subject(*of)[0] for name, of in kinds.items()}
     known |= {**names, "translator": names["p"].lm, "r": known["rnn"].trace("the cat", "a cat sat"), "print": print}
@@ -55,7 +55,7 @@ def test_its_edits_and_sweeps_run(names):
 def test_pictures_are_the_pages_own():
     """The names in the page's sources."""
     source = (ROOT / "web" / "src" / "views" / "index.ts").read_text()
-    registered = set(re.findall(r'register\(\{ id: "(\w+)"', source))
+    registered = set(re.findall(r'register\(\{\s*id: "(\w+)"', source))
     assert {picture_of(name) for name in (*VIEWS, *SHOWS.values(), *ALSO)} <= registered
 
 

@@ -151,7 +151,7 @@ def test_a_trace_of_another_kind_is_shown_and_edited(show, family):
     given = () if family == "bert" else ("the cat sat",)
     trace, edit = one.trace("a dog ate", *given), EDITS[family]
     widget = trace.show("cell" if family == "bert" else "alignment")
-    assert widget.place["more"] == ({"target": "the cat sat"} if given else {})
+    assert widget.address["options"] == ({"target": "the cat sat"} if given else {})
     body = {"model": "m", "prompt": "a dog ate", "max_tokens": 0, "temperature": 0, "edits": [], "stream": True}
     target = {"target": given[0]} if given else {}
     sent = ask(widget, {"id": 1, "kind": "post", "path": "/v1/traces", "body": body | target})
@@ -177,10 +177,10 @@ def test_a_still_picture_is_displayed_beside_the_live_one(show, monkeypatch):
 def test_names_are_the_views_and_the_pages_own(show, t):
     for name in VIEWS:
         if name not in ("changed", "alignment"):  # which are of a second text, and of a source
-            assert show(name).place["view"]
+            assert show(name).address["view"]
     with pytest.raises(RequestError, match="reads no source"):
         show("alignment")
-    assert show("map").place["view"] == "map"
+    assert show("map").address["view"] == "map"
     with pytest.raises(RequestError, match="head_grid"):
         show("nothing")
     with pytest.raises(RequestError, match="'dim'"):

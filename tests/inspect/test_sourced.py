@@ -233,14 +233,14 @@ def test_what_a_trace_with_a_source_refuses():
     with pytest.raises(CapacityError, match="context holds"):
         one.trace([3] * 4000, TARGET)
     calls = []
-    one.trace(SOURCE, max_tokens=3, before_pass=lambda: calls.append(1))
+    one.trace(SOURCE, max_tokens=3, before_forward=lambda: calls.append(1))
     assert 1 <= len(calls) <= 3
 
     def enough():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        one.trace(SOURCE, before_pass=enough)
+        one.trace(SOURCE, before_forward=enough)
 
 
 # ---- encoders

@@ -8,7 +8,7 @@ from tiny import random_ids, run, tiny, tiny_config
 
 from glassformer.config import RelativeConfig
 from glassformer.errors import CapacityError, RequestError
-from glassformer.generate import loop
+from glassformer.generate import session
 from glassformer.inspect.capture import capture as reading
 from glassformer.inspect.capture import points
 from glassformer.inspect.trace import recompute as again
@@ -82,7 +82,7 @@ def test_the_wrong_grouping_of_heads_is_seen(family):
 @pytest.mark.parametrize("chunk", [512, 4])
 def test_a_written_text_is_the_one_that_is_read(family, chunk, monkeypatch):
     """Kept from the passes of `generate`, in chunks and one token at a time, and from one pass: the same numbers."""
-    monkeypatch.setattr(loop, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
     lm = language(family)
     t = lm.trace(text(lm, 10), max_tokens=9, temperature=0, capture=["*.z"])
     plain = lm.generate(text(lm, 10), max_tokens=9, temperature=0)

@@ -80,7 +80,7 @@ def test_saved_then_opened_by_transformers(family, tokenizer, tmp_path):
 def test_saved_then_loaded_is_the_same(lm, folder):
     again = load(folder)
     same_model(again.model, lm.model)
-    assert (again.config, again.ends, again.source) == (lm.config, lm.ends, str(folder))
+    assert (again.config, again.end_ids, again.source) == (lm.config, lm.end_ids, str(folder))
     assert again.generate(TEXT, seed=3, max_tokens=12) == lm.generate(TEXT, seed=3, max_tokens=12)
     assert not again.model.training
 
@@ -96,10 +96,10 @@ def test_saving_onto_the_folder_it_was_loaded_from(folder, lm, tmp_path):
 
 def test_every_end_is_saved(lm, tokenizer, tmp_path):
     """An instruct model ends with several tokens; each ends a text after loading too."""
-    LanguageModel(lm.model, tokenizer, ends=[7, 9]).save(tmp_path)
-    assert load(tmp_path).ends == {7, 9, tokenizer.eos_id}
+    LanguageModel(lm.model, tokenizer, end_ids=[7, 9]).save(tmp_path)
+    assert load(tmp_path).end_ids == {7, 9, tokenizer.eos_id}
     (tmp_path / "generation_config.json").unlink()
-    assert load(tmp_path).ends == {7, 9, tokenizer.eos_id}, "config.json says it too"
+    assert load(tmp_path).end_ids == {7, 9, tokenizer.eos_id}, "config.json says it too"
 
 
 # ---- generating

@@ -14,7 +14,8 @@ from glassformer.config import RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.families import read_config, write_config
 from glassformer.formats import load_decoder, load_seq2seq
-from glassformer.generate.beam import Search, search
+from glassformer.generate.beam_search import BeamSearch, search
+from glassformer.generate.request import TokenConstraints
 from glassformer.inspect.capture.recorder import RecorderTap
 from glassformer.models.language_model import LanguageModel, load
 from glassformer.models.translator import Translator, load_translator
@@ -87,8 +88,10 @@ def test_texts_in_their_order_with_what_search_gives(name, monkeypatch):
     found = translator.translate(TEXTS, beam=3, n=2, max_tokens=7, length_penalty=1.0)
     assert [one.source for one in found] == TEXTS
     for text, one in zip(TEXTS, found, strict=True):
-        ids, how = TOKENIZER.encode(text, bare=True), Search(3, 2, 7, 1.0)
-        (best,) = search(translator.model, [ids], how, begin=TOKENIZER.eos_id, end=TOKENIZER.eos_id, spelled=VOCAB)
+        ids, how = TOKENIZER.encode(text, bare=True), BeamSearch(3, 2, 7, 1.0)
+        limited = TokenConstraints(vocab_size=VOCAB)
+        begin = TOKENIZER.eos_id
+        (best,) = search(translator.model, [ids], how, begin=begin, end=begin, constraints=limited)
         assert [target.ids for target in one.targets] == [b.ids for b in best]
         assert [target.score for target in one.targets] == pytest.approx([b.score for b in best], rel=1e-4)
         assert [target.finish for target in one.targets] == [b.finish for b in best]
@@ -106,7 +109,7 @@ def test_what_cannot_be_translated_is_named():
         translator.translate(["a", long, "b"])
     with pytest.raises(RequestError, match=r"^text 3 of 3: there is nothing to translate"):
         translator.translate(["a", "b", ""])
-    with pytest.raises(RequestError, match=r"the 4 best \(n\) need a beam"):
+    with pytest.raises(RequestError, match="n = 4 results need a beam"):
         translator.translate("a", n=4)
     with pytest.raises(CapacityError, match="65 tokens do not fit"):
         translator.translate("a", max_tokens=65)

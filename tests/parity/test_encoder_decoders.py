@@ -21,7 +21,8 @@ from glassformer.errors import CheckpointError, ConfigError, RequestError
 from glassformer.families import read_config, write_config
 from glassformer.families.common.family import IGNORED
 from glassformer.formats import load_decoder, load_seq2seq, save_model
-from glassformer.generate.beam import Ruled, Search, search
+from glassformer.generate.beam_search import BeamSearch, search
+from glassformer.generate.request import TokenConstraints
 from glassformer.inspect.capture.derive import derive
 from glassformer.models.translator import Translator, read_generation_config
 from glassformer.nn.model import EncoderDecoder
@@ -404,15 +405,21 @@ def test_rows_of_tokens_that_may_not_come_twice(family, n, tmp_path):
     model = talkative(family)
     begin, most = 95, 30
     sources = [random_ids(model.config, 1, size, seed=size)[0].tolist() for size in (9, 14)]
-    plain = search(model, sources, Search(1, 1, most), begin=begin, end=96)
+    plain = search(model, sources, BeamSearch(1, 1, most), begin=begin, end=96)
     end = plain[0][0].ids[3]
     save_model(model, tmp_path, extra={"pad_token_id": 1, "eos_token_id": end, "decoder_start_token_id": begin})
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     changed = False
-    for how, shortest in ((Search(1, 1, most), 1), (Search(1, 1, most), 13), (Search(3, 3, most, 0.0), most + 2)):
-        ruled = Ruled(min_length=shortest, no_repeat=n)
-        ours = search(model, sources, how, begin=begin, end=end, ruled=ruled)
-        changed |= ours != search(model, sources, how, begin=begin, end=end, ruled=replace(ruled, no_repeat=0))
+    for how, shortest in (
+        (BeamSearch(1, 1, most), 1),
+        (BeamSearch(1, 1, most), 13),
+        (BeamSearch(3, 3, most, 0.0), most + 2),
+    ):
+        ruled = TokenConstraints(min_length=shortest, no_repeat_ngram=n)
+        ours = search(model, sources, how, begin=begin, end=end, constraints=ruled)
+        changed |= ours != search(
+            model, sources, how, begin=begin, end=end, constraints=replace(ruled, no_repeat_ngram=0)
+        )
         for source, found in zip(sources, ours, strict=True):
             out = hf.generate(
                 torch.tensor([source]), attention_mask=torch.ones(1, len(source), dtype=torch.long),
@@ -429,8 +436,8 @@ def test_rows_of_tokens_that_may_not_come_twice(family, n, tmp_path):
 
 def test_where_nothing_may_follow_a_text_ends():
     model = talkative("bart")
-    ruled = Ruled(banned=tuple(range(3, 97)), no_repeat=1)
-    ((found,),) = search(model, [[5, 6, 7]], Search(1, 1, 20), begin=2, end=96, ruled=ruled)
+    ruled = TokenConstraints(banned=tuple(range(3, 97)), no_repeat_ngram=1)
+    ((found,),) = search(model, [[5, 6, 7]], BeamSearch(1, 1, 20), begin=2, end=96, constraints=ruled)
     assert sorted(found.ids) == [0, 1]
     assert found.finish == "stop"
 
@@ -447,8 +454,8 @@ def test_text_is_theirs(family, tmp_path):
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     sources = [random_ids(model.config, 1, n, seed=n)[0].tolist() for n in (9, 14)]
     common = {"decoder_start_token_id": begin, "eos_token_id": None, "forced_eos_token_id": None, "pad_token_id": 1}
-    for how in (Search(1, 1, most), Search(3, 3, most, 0.0)):
-        ours = search(model, sources, how, begin=begin, end=end, ruled=Ruled(banned=(end, 7)))
+    for how in (BeamSearch(1, 1, most), BeamSearch(3, 3, most, 0.0)):
+        ours = search(model, sources, how, begin=begin, end=end, constraints=TokenConstraints(banned=(end, 7)))
         for source, found in zip(sources, ours, strict=True):
             out = hf.generate(
                 torch.tensor([source]), attention_mask=torch.ones(1, len(source), dtype=torch.long),
@@ -469,7 +476,14 @@ def test_where_texts_end_the_searches_agree_if_no_beam_is_too_narrow(family, tmp
     save_model(model, tmp_path, extra={"pad_token_id": 1, "eos_token_id": end, "decoder_start_token_id": begin})
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     source = random_ids(model.config, 1, 9)
-    (ours,) = search(model, source.tolist(), Search(97, 97, 2, 0.0), begin=begin, end=end, ruled=Ruled(banned=(1,)))
+    (ours,) = search(
+        model,
+        source.tolist(),
+        BeamSearch(97, 97, 2, 0.0),
+        begin=begin,
+        end=end,
+        constraints=TokenConstraints(banned=(1,)),
+    )
     out = hf.generate(
         source, max_new_tokens=2, do_sample=False, num_beams=97, num_return_sequences=97, length_penalty=0.0,
         decoder_start_token_id=begin, eos_token_id=end, forced_eos_token_id=None, pad_token_id=1, bad_words_ids=[[1]],
@@ -494,7 +508,14 @@ def test_forced_tokens_are_theirs(tmp_path):
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     source = random_ids(model.config, 1, 9)
     for beam in (1, 3):
-        (found,) = search(model, source.tolist(), Search(beam, beam, 12, 0.0), begin=96, end=96, ruled=Ruled(5, 96))
+        (found,) = search(
+            model,
+            source.tolist(),
+            BeamSearch(beam, beam, 12, 0.0),
+            begin=96,
+            end=96,
+            constraints=TokenConstraints(5, 96),
+        )
         out = hf.generate(
             source, max_new_tokens=12, do_sample=False, num_beams=beam, num_return_sequences=beam, length_penalty=0.0,
             forced_bos_token_id=5, forced_eos_token_id=96, return_dict_in_generate=True, output_scores=True,

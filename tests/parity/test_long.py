@@ -9,8 +9,9 @@ from tiny import assert_near, random_ids, run, run_cached, tiny, tiny_config
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import CapacityError
 from glassformer.families import read_config, write_config
-from glassformer.generate import loop
-from glassformer.generate.loop import GenerationOptions, write
+from glassformer.generate import session
+from glassformer.generate.decode import decode
+from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling
 from glassformer.nn.step import Step
 
@@ -73,12 +74,12 @@ def test_documents_packed_in_one_row_are_long_or_short_by_themselves():
 @pytest.mark.parametrize("chunk", [7, 512])
 def test_rows_that_become_long_at_different_times(chunk, monkeypatch):
     """Greedy text of several prompts at once, read in parts: each token is the likeliest after all that is before."""
-    monkeypatch.setattr(loop, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
     model = tiny("phi3")
     prompts = [random_ids(model.config, 1, n, seed=n)[0].tolist() for n in (3, 22, LIMIT - 1, LIMIT, 30)]
     texts = [list(prompt) for prompt in prompts]
-    for piece in write(model, prompts, GenerationOptions(max_tokens=26, sampling=Sampling(temperature=0.0))):
-        texts[piece.row].append(piece.id)
+    for event in decode(model, GenerationRequest(prompts, max_tokens=26, sampling=Sampling(temperature=0.0))):
+        texts[event.sequence].append(event.id)
     for prompt, text in zip(prompts, texts, strict=True):
         assert len(text) == len(prompt) + 26
         for n in range(len(prompt), len(text)):

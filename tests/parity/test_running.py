@@ -7,14 +7,15 @@ from tiny_families import DECODERS
 
 from glassformer.cache.dense import DenseCache
 from glassformer.formats import save_model
-from glassformer.generate.loop import GenerationOptions, write
+from glassformer.generate.decode import decode
+from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling
 from glassformer.nn.step import Step
 
 transformers = pytest.importorskip("transformers")
 
 LENGTH = 40  # longer than every window, and than the original context where there is one
-GREEDY = GenerationOptions(max_tokens=48, sampling=Sampling(temperature=0.0))
+GREEDY = Sampling(temperature=0.0)
 
 
 def their_model(model, folder):
@@ -24,8 +25,8 @@ def their_model(model, folder):
 
 def greedy(model, prompts):
     rows = [[] for _ in prompts]
-    for piece in write(model, prompts, GREEDY):
-        rows[piece.row].append(piece.id)
+    for event in decode(model, GenerationRequest(prompts, 48, GREEDY)):
+        rows[event.sequence].append(event.id)
     return rows
 
 

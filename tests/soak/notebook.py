@@ -71,7 +71,7 @@ def in_lab(folder: Path) -> None:
         seen = real > 0
         assert abs(drawn - real)[seen].max() <= SHARE_BOUND
         assert page.locator("img[id^=glassformer-]").count() == 0, "the still picture stands beside the live one"
-        page.locator("gf-app gf-view-cell gf-where select").first.select_option("2")
+        page.locator("gf-app gf-view-cell gf-head-picker select").first.select_option("2")
         page.wait_for_timeout(2000)
         drawn, real = shares(canvas), t.rows("blocks.2.attn.probs", head=3).tensor.numpy()
         assert abs(drawn - real)[seen].max() <= SHARE_BOUND

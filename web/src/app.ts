@@ -1,46 +1,46 @@
-/** The page: text above, the map of the model at the side, the opened room, and the guided walk beside it. */
+/** Root element of the page: header, model map, tokens, the open view, and the sidebar with the guided tour. */
 import { css, html, nothing } from "lit";
 import { customElement, property } from "lit/decorators.js";
 import { unsafeStatic, html as staticHtml } from "lit/static-html.js";
-import "./shell/header.js";
-import "./shell/key.js";
-import "./shell/map.js";
-import "./shell/side.js";
-import "./shell/tokens.js";
-import "./parts/refused.js";
-import { bakedIn } from "./baked.js";
-import { beginningAt, noBar, windowBar } from "./bar.js";
-import { Channel, type Port } from "./channel.js";
-import type { Place } from "./lib/address.js";
-import { Http } from "./transport.js";
+import "./layout/header.js";
+import "./layout/key_prompt.js";
+import "./layout/model_map.js";
+import "./layout/sidebar.js";
+import "./layout/tokens.js";
+import "./components/notice.js";
+import { reportIn } from "./report_transport.js";
+import { withDefaults, memoryAddressBar, browserAddressBar } from "./address_bar.js";
+import { NotebookTransport, type Port } from "./notebook_transport.js";
+import type { Address } from "./lib/address.js";
+import { HttpTransport } from "./transport.js";
 import { Session } from "./session.js";
-import { Follower, views, type ViewEntry } from "./view.js";
+import { SessionElement, views, type ViewEntry } from "./view.js";
 
-const KEY = "glassformer-key"; // in this tab's storage alone
+const KEY = "glassformer-key"; // in sessionStorage
 
-/** What stands behind the page: the answers in its own file, or the server that sent it. */
-function behind(): Session {
-  const baked = bakedIn(document);
+/** Create the session: from the report data in this document if it has any, otherwise from the server. */
+function createSession(): Session {
+  const baked = reportIn(document);
   return baked
-    ? new Session(baked, beginningAt(windowBar, baked.report.place))
-    : new Session(new Http("", sessionStorage.getItem(KEY) ?? ""), windowBar);
+    ? new Session(baked, withDefaults(browserAddressBar, baked.report.address))
+    : new Session(new HttpTransport("", sessionStorage.getItem(KEY) ?? ""), browserAddressBar);
 }
 
 @customElement("gf-app")
-export class App extends Follower {
+export class App extends SessionElement {
   @property({ attribute: false }) override session!: Session;
-  @property({ type: Boolean, reflect: true }) guest = false; // one picture on somebody else's page
+  @property({ type: Boolean, reflect: true }) embedded = false; // embedded in another page: shows one view only
 
-  /** The page as a guest: text and picture alone, its numbers through a notebook's channel. */
-  static guest(port: Port, place: Partial<Place>): App {
+  /** Create an embedded page that shows the tokens and one view, with data from a notebook. */
+  static embed(port: Port, address: Partial<Address>): App {
     const app = document.createElement("gf-app") as App;
-    app.guest = true;
-    app.session = new Session(new Channel(port), noBar(place));
+    app.embedded = true;
+    app.session = new Session(new NotebookTransport(port), memoryAddressBar(address));
     return app;
   }
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       :host {
         display: grid;
@@ -59,7 +59,7 @@ export class App extends Follower {
         grid-area: text;
         padding-bottom: 1rem;
       }
-      gf-map {
+      gf-model-map {
         grid-area: map;
         position: sticky;
         top: 0.5rem;
@@ -72,7 +72,7 @@ export class App extends Follower {
         min-width: 0;
         scroll-margin-top: 1rem;
       }
-      gf-side {
+      gf-sidebar {
         grid-area: side;
         position: sticky;
         top: 0.5rem;
@@ -122,7 +122,7 @@ export class App extends Follower {
         color: var(--ink);
         border-color: var(--ink);
       }
-      :host([guest]) {
+      :host([embedded]) {
         display: block;
         min-height: 0;
         padding: 0.25rem;
@@ -141,7 +141,7 @@ export class App extends Follower {
           grid-template-areas: "top top" "map text" "map room" "map side";
           column-gap: 1.5rem;
         }
-        gf-side {
+        gf-sidebar {
           position: static;
           max-height: none;
           margin-top: 2rem;
@@ -152,7 +152,7 @@ export class App extends Follower {
           display: block;
           padding: 0 1rem 3rem;
         }
-        gf-map {
+        gf-model-map {
           position: sticky;
           top: 0;
           z-index: 3;
@@ -165,7 +165,7 @@ export class App extends Follower {
         nav label {
           display: flex;
         }
-        gf-side {
+        gf-sidebar {
           margin-top: 2rem;
         }
       }
@@ -173,30 +173,30 @@ export class App extends Follower {
   ];
 
   override connectedCallback(): void {
-    this.session ??= behind();
+    this.session ??= createSession();
     super.connectedCallback();
-    this.#keys.addEventListener("keydown", this.#key as EventListener);
+    this.#keyTarget.addEventListener("keydown", this.#onKey as EventListener);
     void this.session.start();
   }
 
   override disconnectedCallback(): void {
     super.disconnectedCallback();
-    this.#keys.removeEventListener("keydown", this.#key as EventListener);
+    this.#keyTarget.removeEventListener("keydown", this.#onKey as EventListener);
   }
 
-  /** Whose keys are the page's: all, or those pressed within it. */
-  get #keys(): EventTarget {
-    return this.guest ? this : window;
+  /** The target of key events: the window, or this element if embedded. */
+  get #keyTarget(): EventTarget {
+    return this.embedded ? this : window;
   }
 
   get #view(): ViewEntry | undefined {
-    return views().find((view) => view.id === this.session.place.view);
+    return views().find((view) => view.id === this.session.address.view);
   }
 
   override render() {
     const { session } = this,
       view = this.#view;
-    if (this.guest) return html`<gf-tokens class="text" .session=${session}></gf-tokens>${this.#main(view)}`;
+    if (this.embedded) return html`<gf-tokens class="text" .session=${session}></gf-tokens>${this.#main(view)}`;
     return html` <a
         class="skip"
         href="#room"
@@ -204,23 +204,23 @@ export class App extends Follower {
           event.preventDefault();
           this.renderRoot.querySelector("main")?.focus();
         }}
-        >Skip to the picture</a
+        >Skip to the view</a
       >
       <gf-header .session=${session}></gf-header>
-      <gf-map .session=${session}></gf-map>
+      <gf-model-map .session=${session}></gf-model-map>
       <gf-tokens class="text" .session=${session}></gf-tokens>
       ${this.#main(view)}
-      <gf-side .session=${session}></gf-side>`;
+      <gf-sidebar .session=${session}></gf-sidebar>`;
   }
 
   #main(view: ViewEntry | undefined) {
     return html`<main tabindex="-1" id="room">
-      <nav aria-label="Pictures">
+      <nav aria-label="Views">
         <label
-          >picture
+          >view
           <select
-            aria-label="Picture"
-            @change=${(event: Event) => this.session.visit((event.target as HTMLSelectElement).value)}
+            aria-label="View"
+            @change=${(event: Event) => this.session.openView((event.target as HTMLSelectElement).value)}
           >
             ${views().map((one) => html`<option value=${one.id} .selected=${one === view}>${one.title}</option>`)}
           </select></label
@@ -239,56 +239,56 @@ export class App extends Follower {
           )}
         </ul>
       </nav>
-      ${this.#room(view)}
+      ${this.#openedView(view)}
     </main>`;
   }
 
-  #room(view: ViewEntry | undefined) {
+  #openedView(view: ViewEntry | undefined) {
     const { session } = this;
-    if (session.keyWanted)
-      return html`<gf-key
+    if (session.needsKey)
+      return html`<gf-key-prompt
         .session=${session}
         @key=${(event: CustomEvent<string>) => this.#unlock(event.detail)}
-      ></gf-key>`;
+      ></gf-key-prompt>`;
     if (!view)
-      return html`<gf-refused
-        heading="There is no such picture"
-        reason="“${session.place.view}” is none of those above."
-      ></gf-refused>`;
-    if (session.problem)
-      return html`<gf-refused heading="The model did not read this text" reason=${session.problem.message}>
-        <p><button @click=${() => void session.retry()}>Try again</button></p></gf-refused
+      return html`<gf-notice
+        heading="Unknown view"
+        reason="The page has no view “${session.address.view}”. Select one from the list above."
+      ></gf-notice>`;
+    if (session.error)
+      return html`<gf-notice heading="The model could not process this text" reason=${session.error.message}>
+        <p><button @click=${() => void session.retry()}>Try again</button></p></gf-notice
       >`;
-    if (!session.anatomy || (!session.trace && view.place !== "model"))
-      return html`<p class="soft" role="status">${session.writing ? "The model reads the text …" : ""}</p>`;
+    if (!session.anatomy || (!session.trace && view.part !== "model"))
+      return html`<p class="soft" role="status">${session.generated ? "Processing the text …" : ""}</p>`;
     const refused = session.anatomy.refused[view.id];
     if (refused)
       return html`<h2>${view.title}</h2>
-        <gf-refused reason=${refused}></gf-refused>`;
+        <gf-notice reason=${refused}></gf-notice>`;
     const tag = unsafeStatic(view.element);
     return staticHtml`<${tag} .session=${session}></${tag}>`;
   }
 
   override updated(): void {
-    if (this.guest) return;
+    if (this.embedded) return;
     const title = this.#view?.title;
     document.title = title ? `${title} · Glassformer` : "Glassformer";
   }
 
   #open(event: MouseEvent, view: ViewEntry): void {
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // a tab of its own
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser opens a new tab
     event.preventDefault();
-    this.session.visit(view.id);
+    this.session.openView(view.id);
   }
 
   #unlock(key: string): void {
     sessionStorage.setItem(KEY, key);
-    (this.session.transport as Http).key = key;
+    (this.session.transport as HttpTransport).key = key;
     void this.session.retry();
   }
 
-  /** Arrows move query and key; with shift, layer and head. `,` and `.` step back and on. */
-  #key = (event: KeyboardEvent): void => {
+  /** Arrow keys move query and key, with shift layer and head. `,` and `.` step backward and forward. */
+  #onKey = (event: KeyboardEvent): void => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event
       .composedPath()
@@ -297,7 +297,7 @@ export class App extends Follower {
     if (typing || !this.session.trace) return;
     const step = { ",": -1, ".": 1 }[event.key];
     if (step && this.#view?.steps) this.session.dispatchEvent(new CustomEvent("step", { detail: step }));
-    const side = moves.includes("key") ? "key" : "query"; // tokens lie side by side
+    const side = moves.includes("key") ? "key" : "query"; // tokens are laid out horizontally
     const plain = {
       ArrowUp: ["query", -1],
       ArrowDown: ["query", 1],
@@ -313,15 +313,15 @@ export class App extends Follower {
     const [what, by] = (event.shiftKey ? shifted : plain)[event.key as keyof typeof plain] ?? [null, 0];
     if (what === null || !moves.includes(what)) return;
     event.preventDefault();
-    const { here } = this.session;
+    const { cursor } = this.session;
     const { anatomy, tokens } = this.session,
       last = tokens.length - 1;
     const top = {
       layer: (anatomy?.layers.length ?? 1) - 1,
-      head: (anatomy?.layers[here.layer]?.n_heads ?? 1) - 1,
+      head: (anatomy?.layers[cursor.layer]?.n_heads ?? 1) - 1,
       query: last,
-      key: this.session.keys.length - 1,
+      key: this.session.keyTokens.length - 1,
     }[what];
-    this.session.go({ [what]: Math.min(top, Math.max(0, here[what] + by)) });
+    this.session.navigate({ [what]: Math.min(top, Math.max(0, cursor[what] + by)) });
   };
 }

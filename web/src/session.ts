@@ -1,13 +1,13 @@
-/** What the whole page shares: where one is, which model and text, and the answers got so far. */
-import { read, START, write, type Edit, type Place } from "./lib/address.js";
-import type { Bar } from "./bar.js";
-import { Refused, wantsKey, type Transport } from "./transport.js";
-import { asServed } from "./recipe.js";
-import { stepOf } from "./steps.js";
-import type { Anatomy, Kind, TraceInfo, Written } from "./shapes.js";
+/** State shared by all elements: address, model, open trace, and a cache of responses. */
+import { parseAddress, DEFAULT_ADDRESS, formatAddress, type Edit, type Address } from "./lib/address.js";
+import type { AddressBar } from "./address_bar.js";
+import { ApiError, isUnauthorized, type Transport } from "./transport.js";
+import { toServerEdits } from "./server_edits.js";
+import { tourStepFor } from "./tour_views.js";
+import type { Anatomy, Kind, TraceInfo, Written } from "./api_types.js";
 
-/** A picked cell, every number filled in. */
-export interface Here {
+/** The selected layer, head, query and key, with defaults resolved. */
+export interface Cursor {
   layer: number;
   head: number;
   query: number;
@@ -16,62 +16,61 @@ export interface Here {
 
 type Parameters = Record<string, string | number | boolean | null | undefined>;
 
-/** The picture that shows first what a kind of model does. */
-const OPENS: Record<Kind, string> = {
-  decoder: START.view,
+/** The view that opens first for each kind of model. */
+const FIRST_VIEW: Record<Kind, string> = {
+  decoder: DEFAULT_ADDRESS.view,
   "encoder-decoder": "alignment",
   recurrent: "alignment",
   encoder: "grid",
 };
 
-const WHOLE = 64; // tokens that a translation may take: it ends by itself
+const SEQ2SEQ_MAX_TOKENS = 64; // a translation ends with its own end token
 
-const PATIENCE = 1500; // milliseconds that a first picture waits for the focus
-const KEPT = 300; // answers, the oldest dropped first
-const READ = 24; // texts
+const MAX_RESPONSES = 300; // cached responses; the oldest is dropped first
+const MAX_TRACES = 24; // cached traces; the oldest is dropped first
 
-/** Dispatches "change" whenever anything that it shows has changed. */
+/** Session state. Dispatches "change" after every change of state. */
 export class Session extends EventTarget {
-  place: Place;
+  address: Address;
   models: string[] = [];
   kinds: Record<string, Kind> = {};
-  openings: Record<string, string | null> = {}; // what is read first, where a story is not of the model's kind
+  exampleTexts: Record<string, string | null> = {}; // default text of each model; null: the default of the page
   anatomy: Anatomy | null = null;
   trace: TraceInfo | null = null;
-  /** The tokens of a text that is being written, as they come; null when none is. */
-  writing: Written[] | null = null;
-  problem: Refused | null = null;
-  keyWanted = false;
-  /** Work that gives way to a text that is asked for: one thing computes at a time. */
+  /** Tokens generated so far; null if no generation is running. */
+  generated: Written[] | null = null;
+  error: ApiError | null = null;
+  needsKey = false;
+  /** Background work (a sweep), aborted when a new trace is requested. */
   background: AbortController | null = null;
-  /** The head and query that are worth seeing first, once they are known. */
-  first: Partial<Here> = {};
+  /** The initial focus, once it is known. */
+  focus: Partial<Cursor> = {};
 
-  #answers = new Map<string, Promise<unknown>>();
-  #read = new Map<string, Promise<TraceInfo>>(); // texts that the model has read, by what was asked
-  #plain: { key: string; trace: TraceInfo } | null = null; // the text without edits
+  #responses = new Map<string, Promise<unknown>>();
+  #traces = new Map<string, Promise<TraceInfo>>(); // traces by request
+  #plain: { key: string; trace: TraceInfo } | null = null; // the trace without edits
   #work: AbortController | null = null;
-  #opened = ""; // the trace that is open, or being opened, as the address says it
+  #opened = ""; // request of the trace that is open or being opened
 
   constructor(
     readonly transport: Transport,
-    readonly bar: Bar,
+    readonly addressBar: AddressBar,
   ) {
     super();
-    this.place = read(bar.read());
+    this.address = parseAddress(addressBar.read());
   }
 
-  /** Find the models, open the text of the address, and follow the address from then on. */
+  /** List the models, open the trace of the address, and follow changes of the address. */
   async start(): Promise<void> {
-    this.bar.listen(() => this.#moved());
+    this.addressBar.listen(() => this.#addressChanged());
     await this.retry();
   }
 
   async retry(): Promise<void> {
-    this.problem = null;
-    this.keyWanted = false;
-    this.#answers.clear();
-    this.#read.clear();
+    this.error = null;
+    this.needsKey = false;
+    this.#responses.clear();
+    this.#traces.clear();
     this.#opened = "";
     try {
       const list = await this.transport.json<{ data: { id: string; kind?: Kind; example_text?: string | null }[] }>(
@@ -79,368 +78,376 @@ export class Session extends EventTarget {
       );
       this.models = list.data.map((model) => model.id);
       this.kinds = Object.fromEntries(list.data.map((model) => [model.id, model.kind ?? "decoder"]));
-      this.openings = Object.fromEntries(list.data.map((model) => [model.id, model.example_text ?? null]));
-      this.#settle(this.bar.read());
+      this.exampleTexts = Object.fromEntries(list.data.map((model) => [model.id, model.example_text ?? null]));
+      this.#applyModelDefaults(this.addressBar.read());
       await this.open();
     } catch (error) {
-      this.#trouble(error);
+      this.#fail(error);
     }
   }
 
-  /** Whether the model can be asked for more than is there already. */
+  /** Whether a model is available to compute new traces. */
   get live(): boolean {
     return this.transport.live;
   }
 
-  /** The edits that hold: those that are not put aside. */
+  /** The enabled edits. */
   get edits(): Edit[] {
-    return this.place.edits.filter((edit) => !edit["off"]);
+    return this.address.edits.filter((edit) => !edit["off"]);
   }
 
   get model(): string {
-    return this.place.model || this.models[0] || "";
+    return this.address.model || this.models[0] || "";
   }
 
-  /** Tokens of the text so far: those of the trace, or those that have been written of one to come. */
+  /** The tokens of the open trace. */
   get tokens(): { id: number; text: string }[] {
     return this.trace?.tokens ?? [];
   }
 
-  /** The tokens that keys are of: the text's own, or the source's where that is what is looked at. */
-  get keys(): { id: number; text: string }[] {
-    return (this.place.view === "alignment" && this.trace?.source?.tokens) || this.tokens;
+  /** The tokens that keys refer to: those of the source in the alignment view, otherwise those of the text. */
+  get keyTokens(): { id: number; text: string }[] {
+    return (this.address.view === "alignment" && this.trace?.source?.tokens) || this.tokens;
   }
 
-  /** Whether no token sees a later one. */
+  /** Whether attention is causal. */
   get causal(): boolean {
     return this.anatomy?.kind !== "encoder";
   }
 
-  /** How many tokens have passed through the model: of the text being written, or of the one that is open. */
-  get passed(): number {
-    const last = this.writing?.at(-1);
-    return last ? last.position + 1 : this.writing ? 0 : this.tokens.length;
+  /** The number of processed tokens, of the running generation or of the open trace. */
+  get processed(): number {
+    const last = this.generated?.at(-1);
+    return last ? last.position + 1 : this.generated ? 0 : this.tokens.length;
   }
 
-  /** Where one is, with what the address leaves open filled in. */
-  get here(): Here {
-    const { place, first } = this;
+  /** The selection, with defaults for what the address leaves open. */
+  get cursor(): Cursor {
+    const { address, focus } = this;
     const last = Math.max(0, this.tokens.length - 1);
     const layers = this.anatomy?.layers.length ?? 1;
-    const pick = (asked: number, otherwise: number | undefined, top: number) =>
-      Math.min(Math.max(0, top), asked >= 0 ? asked : (otherwise ?? 0));
-    const layer = pick(place.layer, first.layer, layers - 1);
-    const query = pick(place.query, first.query ?? (this.trace ? this.trace.n_prompt - 1 : 0), last);
+    const pick = (selected: number, otherwise: number | undefined, top: number) =>
+      Math.min(Math.max(0, top), selected >= 0 ? selected : (otherwise ?? 0));
+    const layer = pick(address.layer, focus.layer, layers - 1);
+    const query = pick(address.query, focus.query ?? (this.trace ? this.trace.n_prompt - 1 : 0), last);
     return {
       layer,
-      head: pick(place.head, first.head, (this.anatomy?.layers[layer]?.n_heads ?? 1) - 1),
+      head: pick(address.head, focus.head, (this.anatomy?.layers[layer]?.n_heads ?? 1) - 1),
       query,
-      key: pick(place.key, first.key ?? 0, Math.max(0, this.keys.length - 1)),
+      key: pick(address.key, focus.key ?? 0, Math.max(0, this.keyTokens.length - 1)),
     };
   }
 
-  /** Move. A new view or text is a step that the back button takes back; a moved cursor is not. */
-  go(
-    change: Partial<Place>,
+  /** Change the address. A new view, text, model or edit adds a history entry; a moved cursor does not. */
+  navigate(
+    change: Partial<Address>,
     push = "view" in change || "text" in change || "model" in change || "edits" in change,
   ): void {
     const stays = this.trace !== null && !("text" in change) && !("model" in change);
-    this.place = { ...this.place, ...(stays ? this.here : {}), ...change }; // what was chosen for one is a choice from now on
-    this.bar.write(write(this.place), push);
-    this.changed();
-    if (this.#wanted() !== this.#opened) void this.open(true);
+    this.address = { ...this.address, ...(stays ? this.cursor : {}), ...change }; // keep the current selection
+    this.addressBar.write(formatAddress(this.address), push);
+    this.notify();
+    if (this.#requestKey() !== this.#opened) void this.open(true);
   }
 
-  /** Another model, on a text of its own kind where the text was only what the page opened with. */
-  choose(model: string): void {
+  /** Select a model. Replace the text by the model's default unless the user has changed it. */
+  selectModel(model: string): void {
     const kind = this.kinds[model] ?? "decoder",
       other = kind !== this.kinds[this.model],
-      given = this.place.text !== START.text && this.place.text !== this.openings[this.model];
-    const more = Object.fromEntries(Object.entries(this.place.more).filter(([name]) => name !== "target"));
-    this.go({
+      given = this.address.text !== DEFAULT_ADDRESS.text && this.address.text !== this.exampleTexts[this.model];
+    const options = Object.fromEntries(Object.entries(this.address.options).filter(([name]) => name !== "target"));
+    this.navigate({
       model,
-      more,
+      options,
       layer: -1,
       head: -1,
       query: -1,
       key: -1,
       edits: [],
-      ...(given ? {} : { text: this.openings[model] ?? START.text, write: this.openings[model] ? WHOLE : START.write }),
-      ...(other ? { view: OPENS[kind] } : {}),
+      ...(given
+        ? {}
+        : {
+            text: this.exampleTexts[model] ?? DEFAULT_ADDRESS.text,
+            max_tokens: this.exampleTexts[model] ? SEQ2SEQ_MAX_TOKENS : DEFAULT_ADDRESS.max_tokens,
+          }),
+      ...(other ? { view: FIRST_VIEW[kind] } : {}),
     });
   }
 
-  /** Where the address says no text, one of the model's kind; where it names no picture either, that which shows it first. */
-  #settle(address: string): void {
-    const opening = this.openings[this.model],
+  /** Set the model's default text if the address has none, and its default view if the address has none. */
+  #applyModelDefaults(address: string): void {
+    const opening = this.exampleTexts[this.model],
       kind = this.kinds[this.model] ?? "decoder";
-    if (!opening || this.place.text !== START.text) return;
-    this.place = {
-      ...this.place,
+    if (!opening || this.address.text !== DEFAULT_ADDRESS.text) return;
+    this.address = {
+      ...this.address,
       text: opening,
-      ...(this.place.write === START.write ? { write: WHOLE } : {}),
-      ...(/^#\/[a-z]/.test(address) ? {} : { view: OPENS[kind] }),
+      ...(this.address.max_tokens === DEFAULT_ADDRESS.max_tokens ? { max_tokens: SEQ2SEQ_MAX_TOKENS } : {}),
+      ...(/^#\/[a-z]/.test(address) ? {} : { view: FIRST_VIEW[kind] }),
     };
-    this.bar.write(write(this.place), false);
+    this.addressBar.write(formatAddress(this.address), false);
   }
 
-  /** Open a view; a walk that is under way goes on from there. */
-  visit(view: string, change: Partial<Place> = {}): void {
-    const step = this.place.step < 0 ? -1 : stepOf(view, this.place.step);
-    this.go({ ...change, view, step }, true);
+  /** Open a view; a running tour continues from its step. */
+  openView(view: string, change: Partial<Address> = {}): void {
+    const tour_step = this.address.tour_step < 0 ? -1 : tourStepFor(view, this.address.tour_step);
+    this.navigate({ ...change, view, tour_step }, true);
   }
 
-  more(change: Record<string, string | null>): void {
-    const kept = Object.entries({ ...this.place.more, ...change }).filter(
+  /** Set or remove (null) options of views. */
+  setOptions(change: Record<string, string | null>): void {
+    const options = Object.entries({ ...this.address.options, ...change }).filter(
       (one): one is [string, string] => one[1] !== null,
     );
-    this.go({ more: Object.fromEntries(kept) });
+    this.navigate({ options: Object.fromEntries(options) });
   }
 
-  /** Open the text of the address: the model reads it, and writes on. `known`: as it was read before, if it was. */
+  /** Open the trace of the address. `known`: use the cached trace if there is one. */
   async open(known = false, again = false): Promise<void> {
     this.stop();
     const work = (this.#work = new AbortController());
     const before = this.#opened,
-      wanted = (this.#opened = this.#wanted());
-    this.writing = [];
-    const held = known ? await this.#read.get(wanted)?.catch(() => undefined) : undefined;
+      wanted = (this.#opened = this.#requestKey());
+    this.generated = [];
+    const held = known ? await this.#traces.get(wanted)?.catch(() => undefined) : undefined;
     if (work !== this.#work) return;
-    this.problem = null;
+    this.error = null;
     if (!held) {
       this.background?.abort();
-      this.changed();
+      this.notify();
     }
     try {
       if (!this.anatomy || before.split("\n")[0] !== wanted.split("\n")[0]) {
-        this.anatomy = await this.ask<Anatomy>(this.ofModel("anatomy", {}));
-        this.first = {};
+        this.anatomy = await this.fetch<Anatomy>(this.modelViewPath("anatomy", {}));
+        this.focus = {};
       }
       if (work !== this.#work) return;
-      if (held) await this.#show(held);
+      if (held) await this.#show(held, work.signal);
       else {
-        const body = await this.#asking(this.edits, work.signal);
+        const body = await this.#requestBody(this.edits, work.signal);
         for await (const { event, data } of this.transport.events(
           "/v1/traces",
           { ...body, stream: true },
           work.signal,
         )) {
           if (work !== this.#work) return;
-          if (event === "token") this.writing = [...(this.writing ?? []), data as Written];
+          if (event === "token") this.generated = [...(this.generated ?? []), data as Written];
           if (event === "trace") {
-            this.#keep(wanted, Promise.resolve(data as TraceInfo));
-            await this.#show(data as TraceInfo);
+            this.#cacheTrace(wanted, Promise.resolve(data as TraceInfo));
+            await this.#show(data as TraceInfo, work.signal);
           }
-          this.changed();
+          this.notify();
         }
       }
     } catch (error) {
       if (work !== this.#work) return;
-      if (gone(error) && !again) return (this.#forget(), this.open(false, true)); // a text that an edit takes from
+      // The server evicted a trace that an edit refers to.
+      if (isEvicted(error) && !again) return (this.#clearTraces(), this.open(false, true));
       if (!work.signal.aborted) {
         this.trace = null;
-        this.#trouble(error);
+        this.#fail(error);
       }
     }
     if (work !== this.#work) return;
     this.#work = null;
-    this.writing = null;
-    this.changed();
+    this.generated = null;
+    this.notify();
   }
 
   /**
-   * The text of the address under some edits, read and written on once; Refused where it cannot be.
-   * `write`: so many tokens of its own, where a target is given and would be read instead.
+   * Return the trace of the address under some edits.
+   * `generate`: generate this many tokens instead of processing the given target.
    */
-  read(edits: Edit[], write?: number): Promise<TraceInfo> {
-    const key = this.#wanted(edits) + (write === undefined ? "" : `\n${write}`),
-      known = this.#read.get(key);
+  traceWith(edits: Edit[], generate?: number): Promise<TraceInfo> {
+    const key = this.#requestKey(edits) + (generate === undefined ? "" : `\n${generate}`),
+      known = this.#traces.get(key);
     if (known) return known;
     this.background?.abort();
     const made = () =>
-      this.#asking(edits, undefined, write).then((body) => this.transport.post<TraceInfo>("/v1/traces", body));
-    return this.#keep(
+      this.#requestBody(edits, undefined, generate).then((body) => this.transport.post<TraceInfo>("/v1/traces", body));
+    return this.#cacheTrace(
       key,
       made().catch((error: unknown) => {
-        if (!gone(error)) throw error;
-        this.#forget();
+        if (!isEvicted(error)) throw error;
+        this.#clearTraces();
         return made();
       }),
     );
   }
 
-  /** The text as it is without edits; null until `readOriginal` has it, and while the one that is open is on its way. */
+  /** The trace without edits; null until `readOriginal` has loaded it. */
   get original(): TraceInfo | null {
-    if (this.writing) return null;
+    if (this.generated) return null;
     if (!this.edits.length) return this.trace;
-    return this.#plain?.key === this.#wanted([]) ? this.#plain.trace : null;
+    return this.#plain?.key === this.#requestKey([]) ? this.#plain.trace : null;
   }
 
-  async readOriginal(): Promise<void> {
-    const key = this.#wanted([]);
+  async loadOriginal(): Promise<void> {
+    const key = this.#requestKey([]);
     if (!this.edits.length || this.#plain?.key === key) return;
-    const trace = await this.read([]);
+    const trace = await this.traceWith([]);
     this.#plain = { key, trace };
-    this.changed();
+    this.notify();
   }
 
-  /** A text by itself, for what is taken from it. */
-  readText(prompt: string): Promise<TraceInfo> {
+  /** Return the trace of a text, without generation. */
+  traceText(prompt: string): Promise<TraceInfo> {
     const key = `${this.model}\n\n${prompt}`;
     return (
-      this.#read.get(key) ??
-      this.#keep(key, this.transport.post<TraceInfo>("/v1/traces", { model: this.model, prompt, max_tokens: 0 }))
+      this.#traces.get(key) ??
+      this.#cacheTrace(key, this.transport.post<TraceInfo>("/v1/traces", { model: this.model, prompt, max_tokens: 0 }))
     );
   }
 
-  /** Texts that the server no longer has. */
-  #forget(): void {
-    this.#read.clear();
+  /** Drop all cached traces, after the server evicted one. */
+  #clearTraces(): void {
+    this.#traces.clear();
     this.#plain = null;
   }
 
-  #keep(key: string, made: Promise<TraceInfo>): Promise<TraceInfo> {
-    this.#read.delete(key);
-    this.#read.set(key, made);
-    made.catch(() => this.#read.delete(key));
-    for (const old of this.#read.keys()) {
-      if (this.#read.size <= READ) break;
-      this.#read.delete(old);
+  #cacheTrace(key: string, made: Promise<TraceInfo>): Promise<TraceInfo> {
+    this.#traces.delete(key);
+    this.#traces.set(key, made);
+    made.catch(() => this.#traces.delete(key));
+    for (const old of this.#traces.keys()) {
+      if (this.#traces.size <= MAX_TRACES) break;
+      this.#traces.delete(old);
     }
     return made;
   }
 
-  /** What asks for the text of the address under some edits. */
-  async #asking(edits: Edit[], signal?: AbortSignal, anew?: number): Promise<Record<string, unknown>> {
-    const { text, write, temperature, seed, more } = this.place,
+  /** Return the request body for the trace of the address under some edits. */
+  async #requestBody(edits: Edit[], signal?: AbortSignal, generate?: number): Promise<Record<string, unknown>> {
+    const { text, temperature, seed, options } = this.address,
       kind = this.anatomy?.kind ?? "decoder";
-    const reads = anew === undefined && (kind === "encoder-decoder" || kind === "recurrent");
-    const target = reads ? more["target"] : undefined; // given, not written
-    const max_tokens = kind === "encoder" || target !== undefined ? 0 : (anew ?? write);
-    const served = await asServed(this, edits, signal);
+    const seq2seq = generate === undefined && (kind === "encoder-decoder" || kind === "recurrent");
+    const target = seq2seq ? options["target"] : undefined; // given, not generated
+    const max_tokens = kind === "encoder" || target !== undefined ? 0 : (generate ?? this.address.max_tokens);
     return {
       model: this.model,
       prompt: text,
       max_tokens,
-      edits: served,
+      edits: await toServerEdits(this, edits, signal),
       temperature,
       ...(temperature > 0 ? { seed } : {}),
       ...(target === undefined ? {} : { target }),
     };
   }
 
-  /** Show a trace, at a head that does something where the address names none. */
-  async #show(trace: TraceInfo): Promise<void> {
-    const { place } = this,
-      open = place.layer < 0 || place.head < 0 || place.key < 0;
-    if (open && this.anatomy?.kind === "decoder") {
-      const soon = new Promise<Partial<Here>>((done) => setTimeout(() => done({}), PATIENCE));
-      const found = this.#focus(trace).catch(() => ({}));
-      this.first = await Promise.race([found, soon]);
-    }
-    this.trace = trace;
+  /** Show a trace. Load the initial focus if the address selects no head or key. */
+  async #show(trace: TraceInfo, signal: AbortSignal): Promise<void> {
+    const { address } = this,
+      open = address.layer < 0 || address.head < 0 || address.key < 0;
+    if (open && this.anatomy?.kind === "decoder") this.focus = await this.#focus(trace).catch(() => ({}));
+    if (!signal.aborted) this.trace = trace;
   }
 
-  /** The layer, head, query and key to show first, where the address leaves them open: see views/focus.py. */
-  #focus(trace: TraceInfo): Promise<Here> {
-    const { layer, head, query } = this.place;
+  /** Fetch the initial focus; see glassformer/inspect/views/focus.py. */
+  #focus(trace: TraceInfo): Promise<Cursor> {
+    const { layer, head, query } = this.address;
     const at = { layer, head, query: Math.min(query, trace.tokens.length - 1) };
-    const given = Object.fromEntries(Object.entries(at).filter(([, value]) => value >= 0));
-    return this.ask<Here>(`/v1/traces/${trace.id}/focus${asked(given)}`);
+    const selected = Object.fromEntries(Object.entries(at).filter(([, value]) => value >= 0));
+    return this.fetch<Cursor>(`/v1/traces/${trace.id}/focus${queryString(selected)}`);
   }
 
-  /** End the writing; the server notices that nobody listens. */
+  /** Stop generation; the server notices the disconnect. */
   stop(): void {
     this.#work?.abort();
     this.#work = null;
-    this.writing = null;
+    this.generated = null;
   }
 
-  ofModel(view: string, parameters: Parameters): string {
-    return `/v1/models/${encodeURIComponent(this.model)}/views/${view}${asked(parameters)}`;
+  modelViewPath(view: string, parameters: Parameters): string {
+    return `/v1/models/${encodeURIComponent(this.model)}/views/${view}${queryString(parameters)}`;
   }
 
-  /** The path of a view of the open trace; null while there is none. */
-  ofTrace(view: string, parameters: Parameters): string | null {
-    return this.trace ? `/v1/traces/${this.trace.id}/views/${view}${asked(parameters)}` : null;
+  /** The path of a view of the open trace, or null. */
+  traceViewPath(view: string, parameters: Parameters): string | null {
+    return this.trace ? `/v1/traces/${this.trace.id}/views/${view}${queryString(parameters)}` : null;
   }
 
-  /** The path of a tensor of the open trace. */
-  tensor(name: string, parameters: Parameters): string | null {
-    return this.trace ? `/v1/traces/${this.trace.id}/tensors/${name}${asked(parameters)}` : null;
+  /** The path of a tensor of the open trace, or null. */
+  tensorPath(name: string, parameters: Parameters): string | null {
+    return this.trace ? `/v1/traces/${this.trace.id}/tensors/${name}${queryString(parameters)}` : null;
   }
 
-  /** An answer, asked for once. */
-  ask<T>(path: string, kind: "json" | "tensor" = "json"): Promise<T> {
-    const known = this.#answers.get(path);
+  /** Fetch a path; responses are cached. */
+  fetch<T>(path: string, kind: "json" | "tensor" = "json"): Promise<T> {
+    const known = this.#responses.get(path);
     if (known) return known as Promise<T>;
     const answer = this.transport[kind]<T>(path) as Promise<T>;
-    this.#answers.set(path, answer);
+    this.#responses.set(path, answer);
     answer.catch((error: unknown) => {
-      this.#answers.delete(path); // what failed may be asked for again
-      this.#failed(path, error);
+      this.#responses.delete(path); // a failed request may be repeated
+      this.#requestFailed(path, error);
     });
-    for (const old of this.#answers.keys()) {
-      if (this.#answers.size <= KEPT) break;
-      this.#answers.delete(old);
+    for (const old of this.#responses.keys()) {
+      if (this.#responses.size <= MAX_RESPONSES) break;
+      this.#responses.delete(old);
     }
     return answer;
   }
 
-  /** A view that comes row by row, until nobody listens; the same once more is asked for once more. */
+  /** Stream the rows of a view. Not cached. */
   async *rows(path: string, signal: AbortSignal): AsyncGenerator<{ event: string; data: unknown }> {
     try {
       yield* this.transport.events(path, undefined, signal);
     } catch (error) {
-      if (!signal.aborted) this.#failed(path, error);
+      if (!signal.aborted) this.#requestFailed(path, error);
       throw error;
     }
   }
 
-  #failed(path: string, error: unknown): void {
-    if (wantsKey(error)) this.#trouble(error);
-    if (this.trace && path.includes(this.trace.id)) this.lost(error);
+  #requestFailed(path: string, error: unknown): void {
+    if (isUnauthorized(error)) this.#fail(error);
+    if (this.trace && path.includes(this.trace.id)) this.reopenIfEvicted(error);
   }
 
-  /** Where a trace is gone, for the server has dropped it for others: read the text again. */
-  lost(error: unknown): void {
-    if (!gone(error)) return;
+  /** Reopen the trace if the error says that the server evicted it. */
+  reopenIfEvicted(error: unknown): void {
+    if (!isEvicted(error)) return;
     this.trace = null;
-    this.#forget();
+    this.#clearTraces();
     void this.open();
   }
 
-  changed(): void {
+  notify(): void {
     this.dispatchEvent(new Event("change"));
   }
 
-  #wanted(edits = this.edits): string {
-    const { text, write: more, temperature, seed } = this.place;
-    return [this.model, more, temperature, seed, JSON.stringify(edits), this.place.more["target"] ?? "", text].join(
-      "\n",
-    );
+  #requestKey(edits = this.edits): string {
+    const { text, max_tokens: more, temperature, seed } = this.address;
+    return [
+      this.model,
+      more,
+      temperature,
+      seed,
+      JSON.stringify(edits),
+      this.address.options["target"] ?? "",
+      text,
+    ].join("\n");
   }
 
-  #moved(): void {
-    const address = this.bar.read();
-    if (address === write(this.place)) return;
-    this.place = read(address);
-    this.#settle(address);
-    this.changed();
-    if (this.#wanted() !== this.#opened) void this.open(true);
+  #addressChanged(): void {
+    const address = this.addressBar.read();
+    if (address === formatAddress(this.address)) return;
+    this.address = parseAddress(address);
+    this.#applyModelDefaults(address);
+    this.notify();
+    if (this.#requestKey() !== this.#opened) void this.open(true);
   }
 
-  #trouble(error: unknown): void {
-    this.keyWanted ||= wantsKey(error);
-    this.problem = error instanceof Refused ? error : new Refused(String(error), 0);
-    this.changed();
+  #fail(error: unknown): void {
+    this.needsKey ||= isUnauthorized(error);
+    this.error = error instanceof ApiError ? error : new ApiError(String(error), 0);
+    this.notify();
   }
 }
 
-const gone = (error: unknown): boolean =>
-  error instanceof Refused && error.code !== null && error.code.startsWith("trace_");
+const isEvicted = (error: unknown): boolean =>
+  error instanceof ApiError && error.code !== null && error.code.startsWith("trace_");
 
-function asked(parameters: Parameters): string {
+function queryString(parameters: Parameters): string {
   const fields = new URLSearchParams();
   for (const [name, value] of Object.entries(parameters))
     if (value !== null && value !== undefined) fields.set(name, String(value));

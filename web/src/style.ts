@@ -1,4 +1,4 @@
-/** The few rules that every element shares. */
+/** Styles shared by all elements. */
 import { css } from "lit";
 
 export const base = css`

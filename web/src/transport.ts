@@ -1,19 +1,19 @@
-/** The one way to the model's numbers: HTTP here, a notebook's channel or a report's baked answers elsewhere. */
+/** Access to the model's data: over HTTP here; notebooks and reports have other implementations. */
 import { EventReader } from "./lib/events.js";
 import { decode, type Tensor } from "./lib/tensor.js";
 
 export interface Transport {
-  readonly live: boolean; // whether a model stands behind it that can write, edit and sweep
-  readonly note: string; // why not, where it is not
+  readonly live: boolean; // whether a model is available to generate, edit and sweep
+  readonly note: string; // explanation if it is not
   json<T>(path: string, signal?: AbortSignal): Promise<T>;
   tensor(path: string, signal?: AbortSignal): Promise<Tensor>;
   post<T>(path: string, body: unknown, signal?: AbortSignal): Promise<T>;
-  /** What comes bit by bit; without a body, a view's rows. */
+  /** Stream events. Without a body: the rows of a view. */
   events(path: string, body: unknown, signal?: AbortSignal): AsyncIterable<{ event: string; data: unknown }>;
 }
 
-/** Why something is not answered, in the words of whoever refused. */
-export class Refused extends Error {
+/** An error response, with the server's message. */
+export class ApiError extends Error {
   constructor(
     message: string,
     readonly status: number,
@@ -25,10 +25,10 @@ export class Refused extends Error {
   }
 }
 
-/** A key is wanted, and this one (or none) is not it. */
-export const wantsKey = (error: unknown): boolean => error instanceof Refused && error.status === 401;
+/** Whether the error is a missing or wrong API key. */
+export const isUnauthorized = (error: unknown): boolean => error instanceof ApiError && error.status === 401;
 
-export class Http implements Transport {
+export class HttpTransport implements Transport {
   readonly live = true;
   readonly note = "";
 
@@ -38,19 +38,22 @@ export class Http implements Transport {
   ) {}
 
   async json<T>(path: string, signal?: AbortSignal): Promise<T> {
-    return (await (await this.#ask(path, signal ? { signal } : {})).json()) as T;
+    return (await (await this.#request(path, signal ? { signal } : {})).json()) as T;
   }
 
   async tensor(path: string, signal?: AbortSignal): Promise<Tensor> {
-    return decode(await (await this.#ask(path, signal ? { signal } : {})).arrayBuffer());
+    return decode(await (await this.#request(path, signal ? { signal } : {})).arrayBuffer());
   }
 
   async post<T>(path: string, body: unknown, signal?: AbortSignal): Promise<T> {
-    return (await (await this.#ask(path, this.#with(body, signal))).json()) as T;
+    return (await (await this.#request(path, this.#postInit(body, signal))).json()) as T;
   }
 
   async *events(path: string, body: unknown, signal?: AbortSignal): AsyncGenerator<{ event: string; data: unknown }> {
-    const answer = await this.#ask(path, body === undefined ? (signal ? { signal } : {}) : this.#with(body, signal));
+    const answer = await this.#request(
+      path,
+      body === undefined ? (signal ? { signal } : {}) : this.#postInit(body, signal),
+    );
     if (!answer.body) return;
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     const events = new EventReader();
@@ -59,27 +62,30 @@ export class Http implements Transport {
         const { done, value } = await reader.read().catch((error: unknown) => {
           throw signal?.aborted
             ? error
-            : new Refused("The server went away in the middle of its answer. Is it still running?", 0);
+            : new ApiError(
+                "The connection to the server was lost during a response. Check that the server is running.",
+                0,
+              );
         });
         if (done) return;
         for (const { event, data } of events.feed(value)) {
           if (data === "[DONE]") return;
           const said: unknown = JSON.parse(data);
-          if (event === "error") throw refusal(said, 200, "the answer broke off");
+          if (event === "error") throw apiError(said, 200, "the response ended with an error");
           yield { event, data: said };
         }
       }
     } finally {
-      await reader.cancel().catch(() => undefined); // whoever stops listening stops the work
+      await reader.cancel().catch(() => undefined); // a client disconnect cancels the request
     }
   }
 
-  #with(body: unknown, signal?: AbortSignal): RequestInit {
+  #postInit(body: unknown, signal?: AbortSignal): RequestInit {
     const headers = { "Content-Type": "application/json" };
     return { method: "POST", headers, body: JSON.stringify(body), ...(signal ? { signal } : {}) };
   }
 
-  async #ask(path: string, init: RequestInit): Promise<Response> {
+  async #request(path: string, init: RequestInit): Promise<Response> {
     const headers = new Headers(init.headers);
     if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
     let answer: Response;
@@ -87,18 +93,24 @@ export class Http implements Transport {
       answer = await fetch(this.base + path, { ...init, headers });
     } catch (error) {
       if (init.signal?.aborted) throw error;
-      throw new Refused("The server does not answer. Is it still running?", 0);
+      throw new ApiError("The server does not respond. Check that it is running.", 0);
     }
     if (answer.ok) return answer;
     const said: unknown = await answer.json().catch(() => null);
-    throw refusal(said, answer.status, `the server answered ${answer.status} ${answer.statusText}`);
+    throw apiError(said, answer.status, `the server responded with ${answer.status} ${answer.statusText}`);
   }
 }
 
-/** The error that a body in OpenAI's shape tells of. */
-export function refusal(said: unknown, status: number, otherwise: string): Refused {
+/** Convert an error body in OpenAI's format. */
+export function apiError(said: unknown, status: number, otherwise: string): ApiError {
   const error = (
     said as { error?: { message?: string; type?: string; param?: string | null; code?: string | null } } | null
   )?.error;
-  return new Refused(error?.message ?? otherwise, status, error?.type ?? "", error?.param ?? null, error?.code ?? null);
+  return new ApiError(
+    error?.message ?? otherwise,
+    status,
+    error?.type ?? "",
+    error?.param ?? null,
+    error?.code ?? null,
+  );
 }

@@ -1,18 +1,18 @@
 import { expect, test } from "vitest";
-import { read, START, write } from "../src/lib/address.js";
+import { parseAddress, DEFAULT_ADDRESS, formatAddress } from "../src/lib/address.js";
 
-test("the start is a short address, and comes back", () => {
-  expect(write(START)).toBe("#/cell");
-  expect(read("#/cell")).toEqual(START);
-  expect(read("")).toEqual(START);
+test("formats and parses the default address", () => {
+  expect(formatAddress(DEFAULT_ADDRESS)).toBe("#/cell");
+  expect(parseAddress("#/cell")).toEqual(DEFAULT_ADDRESS);
+  expect(parseAddress("")).toEqual(DEFAULT_ADDRESS);
 });
 
-test("everything that a link holds comes back", () => {
-  const place = {
+test("round-trips every field of the address", () => {
+  const address = {
     view: "grid",
     model: "a/b ü",
     text: "100% of\nit & #more? = yes + no",
-    write: 3,
+    max_tokens: 3,
     temperature: 0.7,
     seed: 11,
     layer: 2,
@@ -20,15 +20,15 @@ test("everything that a link holds comes back", () => {
     query: 17,
     key: 5,
     edits: [{ op: "ablate", point: "blocks.5.attn.z", head: 3 }],
-    step: -1,
-    more: { dim: "4", by: "a=b" },
+    tour_step: -1,
+    options: { dim: "4", by: "a=b" },
   };
-  expect(read(write(place))).toEqual(place);
+  expect(parseAddress(formatAddress(address))).toEqual(address);
 });
 
-test("what cannot be read stands as at the start", () => {
-  const place = read("#/cell?layer=two&seed=&edits=[1,&temperature=9&write=-5&head=1.9");
-  expect(place).toEqual({ ...START, temperature: 2, write: -1, head: 1 });
-  expect(read("#/cell?edits=[1,null]").edits).toEqual([]);
-  expect(read("nonsense")).toEqual(START);
+test("replaces invalid values by defaults", () => {
+  const address = parseAddress("#/cell?layer=two&seed=&edits=[1,&temperature=9&max_tokens=-5&head=1.9");
+  expect(address).toEqual({ ...DEFAULT_ADDRESS, temperature: 2, max_tokens: -1, head: 1 });
+  expect(parseAddress("#/cell?edits=[1,null]").edits).toEqual([]);
+  expect(parseAddress("nonsense")).toEqual(DEFAULT_ADDRESS);
 });

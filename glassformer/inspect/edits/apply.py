@@ -156,14 +156,14 @@ class Edits:
 class EditObserver:
     """An `Observer` that edits the forward passes of a request and captures nothing."""
 
-    whole, edited = False, True
+    sees_last_token, has_edits = False, True
 
     def __init__(self, editor: Edits):
         self.editor = editor
-        self.apart = any(edit.row is not None for edit in editor.edits)
+        self.separate_prefill = any(edit.row is not None for edit in editor.edits)
 
-    def tap(self, step: Step, rows: Sequence[int]) -> Tap:
-        return CapturingTap(step, rows, self.editor, None)
+    def tap(self, step: Step, sequences: Sequence[int]) -> Tap:
+        return CapturingTap(step, sequences, self.editor, None)
 
 
 def edited_points(editor: Edits | None) -> tuple[str, ...]:

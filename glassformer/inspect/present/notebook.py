@@ -49,7 +49,7 @@ export default {
         heard(content, buffers);
       }),
     };
-    root.append(sheet, customElements.get("gf-app").guest(port, model.get("place")));
+    root.append(sheet, customElements.get("gf-app").embed(port, model.get("address")));
   },
 };
 """
@@ -159,11 +159,11 @@ def widget_class() -> type:
         """One picture of a trace: the still one, and the live one that takes its place."""
 
         _esm = esm
-        place = traitlets.Dict().tag(sync=True)
+        address = traitlets.Dict().tag(sync=True)
         still = traitlets.Unicode().tag(sync=True)
 
-        def __init__(self, talk: NotebookChannel, place: dict[str, Any], picture: bytes):
-            super().__init__(place=place, still=f"glassformer-{uuid4().hex}")
+        def __init__(self, talk: NotebookChannel, address: dict[str, Any], picture: bytes):
+            super().__init__(address=address, still=f"glassformer-{uuid4().hex}")
             self.talk, self.picture = talk, picture
             self.on_msg(self._heard)
 
@@ -182,7 +182,7 @@ def widget_class() -> type:
         def still_bundle(self) -> dict[str, str]:
             """The still picture, as HTML that the live one can find, and as an image."""
             image = base64.b64encode(self.picture).decode()
-            alt = escape(f"{self.place['view']} of {self.talk.prompt[:80]}", quote=True)
+            alt = escape(f"{self.address['view']} of {self.talk.prompt[:80]}", quote=True)
             html = f'<img id="{self.still}" alt="{alt}" style="max-width: 100%" src="data:image/png;base64,{image}">'
             return {"text/html": html, "image/png": image, "text/plain": alt}
 

@@ -65,7 +65,7 @@ def report(
     place = place or focus(t)
     kept = baking.bake(answers, ids, place, how, text, advance)
     about = {
-        "place": start(t, place, picture, text),
+        "address": start(t, place, picture, text),
         "serve": f"glassformer serve {shlex.quote(name)}",
         "rule": RULE[how],
         "defaults": DEFAULTS,
@@ -90,10 +90,10 @@ def start(t: Trace, place: Focus, picture: str, text: str) -> dict[str, Any]:
     """Where the page opens, in its address's words."""
     given = t.source is not None and t.finish is None  # a target that the model did not write
     return {
-        "view": picture, "text": text, "write": len(t) - t.n_prompt, "temperature": 0, "seed": 0,
+        "view": picture, "text": text, "max_tokens": len(t) - t.n_prompt, "temperature": 0, "seed": 0,
         "layer": place.layer, "head": place.head, "query": place.query, "key": place.key,
-        "edits": [edit.json for edit in t.edits], "step": -1,
-        "more": {"target": target_of(t)} if given else {},
+        "edits": [edit.json for edit in t.edits], "tour_step": -1,
+        "options": {"target": target_of(t)} if given else {},
     }  # fmt: skip
 
 

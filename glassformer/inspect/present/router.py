@@ -28,7 +28,7 @@ from urllib.parse import unquote
 import torch
 
 from glassformer.errors import NotFoundError, RequestError
-from glassformer.generate.loop import TokenEvent
+from glassformer.generate.request import TokenEvent
 from glassformer.inspect.edits.reader import EditReader
 from glassformer.inspect.present import slices
 from glassformer.inspect.present.describe import describe_points, describe_text, describe_trace

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from glassformer.errors import CapacityError, RequestError
-from glassformer.generate.loop import GenerationOptions, TokenEvent, check_ids, write
+from glassformer.generate.decode import decode
+from glassformer.generate.request import GenerationRequest, TokenEvent, check_ids
 from glassformer.inspect.capture.capture import CapturingTap, TraceCapture, captured_points, check_budget
 from glassformer.inspect.capture.points import match
 from glassformer.inspect.edits.apply import Edits, edited_points, trace_fields
@@ -23,15 +24,15 @@ T = TypeVar("T", bound=BlockTrace)
 class CaptureObserver:
     """An `Observer` of one text that is generated: applies edits, then captures."""
 
-    whole, apart = True, False
+    sees_last_token, separate_prefill = True, False
 
     def __init__(self, capture: TraceCapture, editor: Edits | None):
-        self.capture, self.editor, self.edited = capture, editor, editor is not None
+        self.capture, self.editor, self.has_edits = capture, editor, editor is not None
 
-    def tap(self, step: Step, rows: Sequence[int]) -> Tap:
+    def tap(self, step: Step, sequences: Sequence[int]) -> Tap:
         if step.positions.ndim == 2:
             self.capture.begin(step)
-        return CapturingTap(step, rows, self.editor, self.capture)
+        return CapturingTap(step, sequences, self.editor, self.capture)
 
 
 def record_text(
@@ -70,41 +71,42 @@ def run_decoder(
 def record_generation(
     trace_type: type[T],
     lm: Any,
-    ids: Sequence[int],
-    options: GenerationOptions,
+    request: GenerationRequest,
     capture: Sequence[str],
     budget: int | None,
     editor: Edits | None,
+    before_forward: Callable[[], None] | None = None,
 ) -> Iterator[TokenEvent | T]:
     """Continue a prompt: yield a `TokenEvent` per token as `stream` does, then the trace of the complete text."""
-    if options.max_tokens is None:
+    if request.max_tokens is None:
         raise RequestError("a trace of generated text needs max_tokens: its size grows with it", param="max_tokens")
     # The generation loop computes the logits of the last token only.
     some = [name for name in match(lm.model.config, capture) if name != "final.logits"]
-    store = _capture(lm, some, budget, editor, len(ids) + options.max_tokens)
+    store = _capture(lm, some, budget, editor, len(request.prompts[0]) + request.max_tokens)
     observer = CaptureObserver(store, editor)
-    events = write(lm.model, [ids], options, tokenizer=lm.tokenizer, ends=lm.ends, watch=observer)
-    return _generate(trace_type, lm, ids, options, events, store, editor, budget)
+    events = decode(lm.model, request, tokenizer=lm.tokenizer, observer=observer, before_forward=before_forward)
+    return _generate(trace_type, lm, request, events, store, editor, budget)
 
 
 def _generate(
-    trace_type: type[T], lm: Language, ids: Sequence[int], options: GenerationOptions, events: Iterator[TokenEvent],
+    trace_type: type[T], lm: Language, request: GenerationRequest, events: Iterator[TokenEvent],
     store: TraceCapture, editor: Edits | None, budget: int | None,
 ) -> Iterator[TokenEvent | T]:  # fmt: skip
-    text, finish = list(ids), None
+    (prompt,), finish = request.prompts, None
+    ids = list(prompt)
     try:
         for event in events:
             yield event
             finish = event.finish
             if event.id is not None:
-                text.append(event.id)
+                ids.append(event.id)
     except RequestError:
         if editor is None:
             raise
         finish = "nan"
     yield _trace(
-        trace_type, lm, store, text[: store.count], editor, n_prompt=len(ids), finish=finish, budget=budget,
-        reprefills=store.reprefills, seed=options.sampling.seed,
+        trace_type, lm, store, ids[: store.count], editor, n_prompt=len(prompt), finish=finish, budget=budget,
+        reprefills=store.reprefills, seed=request.sampling.seed,
     )  # fmt: skip
 
 

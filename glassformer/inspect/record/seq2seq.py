@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glassformer.errors import CapacityError
 from glassformer.generate.sampling import check_number
-from glassformer.generate.seq2seq_decoder import places
+from glassformer.generate.session import source_of_positions
 from glassformer.inspect.capture.capture import (
     BUDGET,
     CapturingTap,
@@ -56,7 +56,7 @@ class RecurrentTap:
         begin, source = self.count[name], self.source.to(value.device)
         self.count[name] += value.shape[1]
         at = torch.arange(begin, self.count[name], device=value.device)[None]
-        step = Step(at, source=places(source))
+        step = Step(at, source=source_of_positions(source))
         value = CapturingTap(step, self.rows, self.editor, None)(name, value)
         if name in self.parts:
             self.parts[name].append(value)

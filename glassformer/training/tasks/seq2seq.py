@@ -18,8 +18,8 @@ from glassformer.atomic import write_text
 from glassformer.errors import ConfigError, DataError
 from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
 from glassformer.formats.find import find_model
-from glassformer.generate.beam import Search, search
-from glassformer.generate.seq2seq_decoder import PairModel
+from glassformer.generate.beam_search import BeamSearch, search
+from glassformer.generate.session import Seq2SeqModel
 from glassformer.kernels.cross_entropy import linear_cross_entropy
 from glassformer.models.translator import Translator
 from glassformer.nn.linear import TiedLinear
@@ -163,7 +163,7 @@ class Seq2SeqTask:
         if len(self.prompt) > (shape.source_context or shape.context):
             raise ConfigError(f"sample_prompt has {len(self.prompt)} tokens, more than a source may have")
 
-    def _model(self, shape: Seq2SeqShape | RecurrentShape, checkpoint: Path | None) -> PairModel:
+    def _model(self, shape: Seq2SeqShape | RecurrentShape, checkpoint: Path | None) -> Seq2SeqModel:
         continued = checkpoint
         if continued is None and self.config.from_model is not None:
             continued = find_model(self.config.from_model)
@@ -227,7 +227,7 @@ class Seq2SeqTask:
     def generate(self, sources: Sequence[Sequence[int]], most: int) -> list[list[int]]:
         """Token ids for each source, greedily, at most so many; in float32."""
         pairs = self.loader.examples
-        found = search(self.model, sources, Search(max_tokens=most), begin=pairs.bos_id, end=pairs.eos_id)
+        found = search(self.model, sources, BeamSearch(max_tokens=most), begin=pairs.bos_id, end=pairs.eos_id)
         return [list(best.ids) for best, *_ in found]
 
     def text(self, ids: list[int]) -> str:
@@ -244,7 +244,7 @@ class Seq2SeqTask:
         Translator(self.model, self.tokenizer).save(folder)
 
 
-def seq2seq_matrices(model: PairModel) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
+def seq2seq_matrices(model: Seq2SeqModel) -> tuple[Counter[tuple[int, int]], Counter[tuple[int, int]]]:
     """[out, in] of the matrices that a source's tokens are multiplied with, and of those that a target's are.
 
     A decoder's cross-attention makes its keys and values of sources.

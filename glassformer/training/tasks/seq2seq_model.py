@@ -16,7 +16,7 @@ from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
 from glassformer.formats import load_seq2seq
 from glassformer.formats.find import find_model
 from glassformer.formats.reader import read_json
-from glassformer.generate.seq2seq_decoder import PairModel, vocab_sizes
+from glassformer.generate.session import Seq2SeqModel, vocab_sizes
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder, init_recurrent
 from glassformer.nn.step import Step
@@ -27,7 +27,7 @@ from glassformer.training.tasks.evaluate import Compute
 CONTEXTS = ("context", "source_context")
 
 
-def create_seq2seq_model(config: ModelConfig | RecurrentConfig, seed: int) -> PairModel:
+def create_seq2seq_model(config: ModelConfig | RecurrentConfig, seed: int) -> Seq2SeqModel:
     """A model with first weights: Glorot's in a Transformer, as in 2017."""
     if isinstance(config, RecurrentConfig):
         return init_recurrent(RecurrentEncoderDecoder(config), seed)
@@ -86,7 +86,7 @@ def check_shape(model: str | Path, shape: Seq2SeqShape | RecurrentShape) -> None
         raise ConfigError(f"{model} is gone on with as it is, the settings say {', '.join(wrong)}: see model_shape")
 
 
-def load_seq2seq_model(folder: str | Path, vocab_size: int) -> PairModel:
+def load_seq2seq_model(folder: str | Path, vocab_size: int) -> Seq2SeqModel:
     """The model in `folder` in float32, each parameter with storage of its own, for a tokenizer of so many tokens."""
     model = load_seq2seq(folder, dtype=torch.float32, copy=True)
     room = min(vocab_sizes(model))
@@ -95,7 +95,7 @@ def load_seq2seq_model(folder: str | Path, vocab_size: int) -> PairModel:
     return model
 
 
-def target_hidden(model: PairModel, batch: Seq2SeqBatch, compute: Compute) -> Float[Tensor, "B T D"]:
+def target_hidden(model: Seq2SeqModel, batch: Seq2SeqBatch, compute: Compute) -> Float[Tensor, "B T D"]:
     """What the head reads at each place of the targets, every token before it being given (teacher forcing)."""
     if isinstance(model, RecurrentEncoderDecoder):
         return model.hidden(batch.source, batch.inputs, batch.source_lengths)

@@ -1,34 +1,36 @@
-/** Where one is, as the address says it: everything that a link must bring back. */
+/** The state of the page as stored in its address, so that a link restores it. */
 
-import { stepOf } from "../steps.js";
+import { tourStepFor } from "../tour_views.js";
 
 /**
- * An edit in its JSON form (glassformer/inspect/edit.py), and what a link needs beside it, which no server has to remember:
- * `off`: put aside; `from_text`: of a patch, the text to take from; `of`, `plus`, `minus`: what a vector is the difference of.
+ * An edit in its JSON form (glassformer/inspect/edits/edit.py), with additional fields for links:
+ * `off`: disabled; `from_text`: source text of a patch; `of`, `plus`, `minus`: the operands of a difference vector.
  */
 export type Edit = Record<string, string | number | boolean | null | number[]>;
 
-export interface Place {
+export interface Address {
   view: string;
-  model: string; // "": the server's first
+  model: string; // "": the first model of the server
   text: string;
-  write: number; // tokens that the model adds
+  max_tokens: number; // number of tokens to generate
   temperature: number;
   seed: number;
-  layer: number; // -1: not chosen yet, and likewise below
+  layer: number; // -1: not selected; also for the fields below
   head: number;
   query: number;
   key: number;
   edits: Edit[];
-  step: number; // of the guided walk, by default the view's own; -1: none
-  more: Record<string, string>; // what one view alone asks for
+  tour_step: number; // of the guided tour; -1: closed; the default depends on the view
+  options: Record<string, string>; // options of single views
 }
 
-export const START: Place = {
+export const DEFAULT_ADDRESS: Address = {
   view: "cell",
   model: "",
-  text: "Once Max got a key. Soon Ann found a shell. Max gave the key to Ann. Later Ann left the shell in Quito. Soon Max ran to Bath.\nWhere is the shell?",
-  write: 10,
+  text:
+    "Once Max got a key. Soon Ann found a shell. Max gave the key to Ann. Later Ann left the shell in Quito. " +
+    "Soon Max ran to Bath.\nWhere is the shell?",
+  max_tokens: 10,
   temperature: 0,
   seed: 0,
   layer: -1,
@@ -36,42 +38,42 @@ export const START: Place = {
   query: -1,
   key: -1,
   edits: [],
-  step: 0,
-  more: {},
+  tour_step: 0,
+  options: {},
 };
 
-const WHOLE = ["write", "seed", "layer", "head", "query", "key"] as const;
+const INTEGERS = ["max_tokens", "seed", "layer", "head", "query", "key"] as const;
 
-/** `#/cell?layer=2&head=1`: what differs from the start alone. */
-export function write(place: Place): string {
+/** Format an address such as `#/cell?layer=2&head=1`. Default values are left out. */
+export function formatAddress(address: Address): string {
   const fields = new URLSearchParams();
-  if (place.model !== START.model) fields.set("model", place.model);
-  if (place.text !== START.text) fields.set("text", place.text);
-  if (place.temperature !== START.temperature) fields.set("temperature", String(place.temperature));
-  for (const name of WHOLE) if (place[name] !== START[name]) fields.set(name, String(place[name]));
-  if (place.step !== stepOf(place.view, 0)) fields.set("step", String(place.step));
-  if (place.edits.length) fields.set("edits", JSON.stringify(place.edits));
-  for (const [name, value] of Object.entries(place.more)) fields.set(`_${name}`, value);
+  if (address.model !== DEFAULT_ADDRESS.model) fields.set("model", address.model);
+  if (address.text !== DEFAULT_ADDRESS.text) fields.set("text", address.text);
+  if (address.temperature !== DEFAULT_ADDRESS.temperature) fields.set("temperature", String(address.temperature));
+  for (const name of INTEGERS) if (address[name] !== DEFAULT_ADDRESS[name]) fields.set(name, String(address[name]));
+  if (address.tour_step !== tourStepFor(address.view, 0)) fields.set("step", String(address.tour_step));
+  if (address.edits.length) fields.set("edits", JSON.stringify(address.edits));
+  for (const [name, value] of Object.entries(address.options)) fields.set(`_${name}`, value);
   const query = fields.toString();
-  return `#/${place.view}${query ? `?${query}` : ""}`;
+  return `#/${address.view}${query ? `?${query}` : ""}`;
 }
 
-/** The place that an address names. What cannot be read stands as it does at the start. */
-export function read(hash: string): Place {
+/** Parse an address. Invalid values become their defaults. */
+export function parseAddress(hash: string): Address {
   const match = /^#\/([a-z0-9-]*)(?:\?(.*))?$/s.exec(hash);
-  const place: Place = { ...START, edits: [], more: {} };
-  if (!match) return place;
-  if (match[1]) place.view = match[1];
+  const address: Address = { ...DEFAULT_ADDRESS, edits: [], options: {} };
+  if (!match) return address;
+  if (match[1]) address.view = match[1];
   const fields = new URLSearchParams(match[2] ?? "");
-  place.model = fields.get("model") ?? START.model;
-  place.text = fields.get("text") ?? START.text;
-  place.temperature = number(fields.get("temperature"), START.temperature, 0, 2);
-  for (const name of WHOLE)
-    place[name] = Math.trunc(number(fields.get(name), START[name], -1, Number.MAX_SAFE_INTEGER));
-  place.step = Math.trunc(number(fields.get("step"), stepOf(place.view, 0), -1, 99));
-  place.edits = edits(fields.get("edits"));
-  for (const [name, value] of fields) if (name.startsWith("_")) place.more[name.slice(1)] = value;
-  return place;
+  address.model = fields.get("model") ?? DEFAULT_ADDRESS.model;
+  address.text = fields.get("text") ?? DEFAULT_ADDRESS.text;
+  address.temperature = number(fields.get("temperature"), DEFAULT_ADDRESS.temperature, 0, 2);
+  for (const name of INTEGERS)
+    address[name] = Math.trunc(number(fields.get(name), DEFAULT_ADDRESS[name], -1, Number.MAX_SAFE_INTEGER));
+  address.tour_step = Math.trunc(number(fields.get("step"), tourStepFor(address.view, 0), -1, 99));
+  address.edits = edits(fields.get("edits"));
+  for (const [name, value] of fields) if (name.startsWith("_")) address.options[name.slice(1)] = value;
+  return address;
 }
 
 function number(text: string | null, otherwise: number, low: number, high: number): number {

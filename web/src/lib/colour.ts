@@ -1,8 +1,8 @@
 /**
- * Numbers as colours, and back: every map is a strictly monotone path, so that a pixel can be read as a number again.
+ * Colour maps and their inverses. Every map is strictly monotone, so a pixel can be converted back to its value.
  *
- * Shares (0 to 1) run from paper to ink, with √ to lift the small ones. Signed numbers run from graphite over paper to the hue
- * of what they are: a query is blue where it is positive, graphite where it is negative, whatever the picture.
+ * Fractions (0 to 1) map from paper to ink, with a square root to emphasise small values. Signed values map from
+ * graphite (negative) over paper (zero) to the hue of their meaning (positive): queries are blue in every view.
  */
 export type Rgb = readonly [number, number, number];
 export type Meaning = "query" | "key" | "value" | "residual" | "forward" | "plain";
@@ -45,37 +45,37 @@ const HUE: Record<Scheme, Record<Meaning, Rgb>> = {
   },
 };
 
-export const MASKED: Rgb = [0, 0, 0]; // drawn with alpha 0: no number stands there
+export const MASKED: Rgb = [0, 0, 0]; // drawn with alpha 0: no value
 
-/** The colour of a share. */
+/** Return the colour of a fraction. */
 export function shareColour(share: number, scheme: Scheme): Rgb {
   return along(INK[scheme], Math.sqrt(clamp(share, 0, 1)));
 }
 
-/** The colour of a signed number, `top` being the largest size on the picture. */
+/** Return the colour of a signed value; `top` is the largest absolute value. */
 export function signedColour(value: number, top: number, meaning: Meaning, scheme: Scheme): Rgb {
   const part = top > 0 ? clamp(value / top, -1, 1) : 0;
   return along([PAPER[scheme], part < 0 ? GRAPHITE[scheme] : HUE[scheme][meaning]], Math.sqrt(Math.abs(part)));
 }
 
-/** The share whose colour is nearest: the inverse of `shareColour`. */
+/** Return the fraction with the nearest colour: the inverse of `shareColour`. */
 export function shareOf(colour: Rgb, scheme: Scheme): number {
   return nearest(INK[scheme], colour).at ** 2;
 }
 
-/** The number whose colour is nearest: the inverse of `signedColour`. */
+/** Return the signed value with the nearest colour: the inverse of `signedColour`. */
 export function signedOf(colour: Rgb, top: number, meaning: Meaning, scheme: Scheme): number {
   const down = nearest([PAPER[scheme], GRAPHITE[scheme]], colour);
   const up = nearest([PAPER[scheme], HUE[scheme][meaning]], colour);
   return top * (down.off < up.off ? -(down.at ** 2) : up.at ** 2);
 }
 
-/** Black or white: which one is read on this colour. */
+/** Return black or white, whichever has the higher contrast on a colour. */
 export function readable(colour: Rgb): string {
   const [r, g, b] = colour.map((c) =>
     c / 255 <= 0.04045 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4,
   ) as unknown as Rgb;
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff"; // the higher of the two contrasts
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
 }
 
 export const css = ([r, g, b]: Rgb): string => `rgb(${r} ${g} ${b})`;
@@ -83,14 +83,21 @@ export const css = ([r, g, b]: Rgb): string => `rgb(${r} ${g} ${b})`;
 export const currentScheme = (): Scheme =>
   typeof matchMedia === "function" && matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 
-/** 256 shares as RGBA: what a thumbnail's bytes look up. */
+/** Call `changed` when the colour scheme changes. Returns a function that unsubscribes. */
+export function onColourSchemeChange(changed: () => void): () => void {
+  const query = matchMedia("(prefers-color-scheme: dark)");
+  query.addEventListener("change", changed);
+  return () => query.removeEventListener("change", changed);
+}
+
+/** RGBA pixels of the fractions i / 255, to draw thumbnails. */
 export function shareTable(scheme: Scheme): Uint32Array {
   const table = new Uint32Array(256);
   for (let i = 0; i < 256; i++) table[i] = pixel(shareColour(i / 255, scheme));
   return table;
 }
 
-/** One opaque pixel of an ImageData seen as 32-bit words (little-endian, as every browser's machine is). */
+/** An opaque pixel as a 32-bit word of ImageData (little-endian). */
 export const pixel = ([r, g, b]: Rgb): number => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
 
 function along(stops: readonly Rgb[], at: number): Rgb {

@@ -1,11 +1,11 @@
-/** Server-sent events out of a stream of text, cut wherever the network cut it. */
+/** Incremental parser of server-sent events. */
 
 export interface Event {
   event: string;
   data: string;
 }
 
-/** Feed it pieces of text; it gives back the events that are whole. */
+/** Returns the events that are complete after each chunk of text. */
 export class EventReader {
   #rest = "";
 

@@ -1,13 +1,15 @@
-/** How numbers are written: few digits where they are read, all of them where they are asked for. */
+/** Number formatting. */
 
-/** What JSON cannot say: the server writes non-finite floats as strings. */
+/** A number in JSON; the server sends non-finite floats as strings. */
 export type Num = number | "NaN" | "Infinity" | "-Infinity";
 
 export const num = (value: Num): number => Number(value);
 
-const SUPER: Record<string, string> = Object.fromEntries([..."0123456789-"].map((c, i) => [c, "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"[i] ?? c]));
+const SUPERSCRIPTS: Record<string, string> = Object.fromEntries(
+  [..."0123456789-"].map((c, i) => [c, "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"[i] ?? c]),
+);
 
-/** Three or four significant digits, a true minus sign, never "-0". */
+/** Format with three or four significant digits, a minus sign, and no "-0". */
 export function short(value: Num, digits = 3): string {
   const x = num(value);
   if (Number.isNaN(x)) return "NaN";
@@ -22,7 +24,7 @@ export function short(value: Num, digits = 3): string {
   return minus(text);
 }
 
-/** With a fixed number of places, so that a column of them lines up. */
+/** Format with a fixed number of decimals, for aligned columns. */
 export function fixed(value: Num, places = 3): string {
   const x = num(value);
   if (!Number.isFinite(x)) return short(x);
@@ -30,15 +32,15 @@ export function fixed(value: Num, places = 3): string {
   return minus(Number(text) === 0 ? text.replace("-", "") : text);
 }
 
-/** 2.4 × 10⁻⁷: of an error, of a share too small to be read otherwise. */
+/** Format in scientific notation, such as 2.4 × 10⁻⁷. */
 export function power(value: Num): string {
   const x = num(value);
   if (x === 0 || !Number.isFinite(x)) return short(x);
   const [digits, exponent] = x.toExponential(1).split("e");
-  return `${minus(digits ?? "")} × 10${[...String(Number(exponent))].map((c) => SUPER[c] ?? c).join("")}`;
+  return `${minus(digits ?? "")} × 10${[...String(Number(exponent))].map((c) => SUPERSCRIPTS[c] ?? c).join("")}`;
 }
 
-/** Every digit that a float32 has. */
+/** Format with all digits of a float32. */
 export const exact = (value: Num): string => {
   const x = num(value);
   return Number.isFinite(x) ? minus(String(Number(Math.fround(x).toPrecision(9)))) : short(x);
@@ -51,11 +53,11 @@ export function percent(share: Num, places = 1): string {
   return `${minus(x.toFixed(places))}%`;
 }
 
-/** 1,234,567 */
+/** Format with thousands separators, such as 1,234,567. */
 export const count = (value: number): string => Math.round(value).toLocaleString("en-US");
 
-/** 1.2M, 724K: of parameters. */
-export function big(value: number): string {
+/** Format with a unit, such as 1.2M or 724K. */
+export function compact(value: number): string {
   for (const [size, unit] of [
     [1e12, "T"],
     [1e9, "B"],
@@ -67,7 +69,7 @@ export function big(value: number): string {
   return String(value);
 }
 
-/** 96 KiB */
+/** Format a size in bytes, such as 96 KiB. */
 export function bytes(value: number): string {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   const step = value < 1024 ? 0 : Math.min(units.length - 1, Math.floor(Math.log2(value) / 10));

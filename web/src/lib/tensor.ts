@@ -1,4 +1,4 @@
-/** A tensor as the server sends it: 4 bytes with the length of a JSON header, the header, the raw numbers. */
+/** Binary tensor format of the server: 4 bytes with the length of a JSON header, the header, the raw values. */
 import type { Num } from "./number.js";
 
 export interface Header {
@@ -7,7 +7,7 @@ export interface Header {
   dtype: "f32" | "f16" | "u8";
   scale: Num | null;
   zero: Num | null;
-  pool: number[] | null; // cells that each number stands for, on the last axes
+  pool: number[] | null; // size of the pooling window on the last axes
   bound: Num | null;
   error: Num | null;
   identity: string | null;
@@ -17,14 +17,14 @@ export interface Tensor extends Header {
   data: Float32Array;
 }
 
-/** Header and numbers; u8 becomes `zero + scale * byte`, each within `bound` of what the model has. */
+/** Decode header and values. u8 values become `zero + scale * byte`, each within `bound` of the exact value. */
 export function decode(buffer: ArrayBuffer): Tensor {
   const length = new DataView(buffer).getUint32(0, true);
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length))) as Header;
   const raw = buffer.slice(4 + length);
   const data = numbers(header, raw);
   const size = header.shape.reduce((a, b) => a * b, 1);
-  if (data.length !== size) throw new Error(`a tensor of ${size} numbers came with ${data.length}`);
+  if (data.length !== size) throw new Error(`tensor has ${data.length} values, expected ${size} from its shape`);
   return { ...header, data };
 }
 
@@ -36,7 +36,7 @@ function numbers(header: Header, raw: ArrayBuffer): Float32Array {
   return Float32Array.from(new Uint8Array(raw), (byte) => zero + scale * byte);
 }
 
-/** IEEE 754 half precision, from its 16 bits. */
+/** Decode an IEEE 754 half-precision number from its 16 bits. */
 export function half(bits: number): number {
   const sign = bits & 0x8000 ? -1 : 1,
     exponent = (bits >> 10) & 31,
@@ -46,12 +46,12 @@ export function half(bits: number): number {
   return sign * 2 ** (exponent - 15) * (1 + fraction / 1024);
 }
 
-/** The bytes of a base64 text. */
+/** Decode base64. */
 export function fromBase64(text: string): Uint8Array {
   return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 }
 
-/** [largest finite size, largest value, its index]: what a signed picture is scaled by, and where it is loudest. */
+/** Return the largest finite absolute value, the largest value, and its index. */
 export function largest(data: ArrayLike<number>): { size: number; value: number; at: number } {
   let size = 0,
     value = -Infinity,

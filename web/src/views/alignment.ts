@@ -1,57 +1,58 @@
-/** View 14. What each written token looked at in the source: encoder, decoder, and the attention between them; or a recurrent model's. */
+/** Alignment view: attention from target tokens to source tokens, for encoder-decoder and recurrent models. */
 import { css, html, nothing } from "lit";
 import { customElement, state } from "lit/decorators.js";
-import "../parts/aligned.js";
-import "../parts/bars.js";
-import "../parts/cause.js";
-import "../parts/formula.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
-import "../parts/strip.js";
-import "../parts/where.js";
-import "../parts/worked.js";
-import { Ask } from "../ask.js";
+import "../components/alignment_matrix.js";
+import "../components/bars.js";
+import "../components/causal_test.js";
+import "../components/formula.js";
+import "../components/receipt.js";
+import "../components/notice.js";
+import "../components/strip.js";
+import "../components/head_picker.js";
+import "../components/attention_steps.js";
+import { Resource } from "../resource.js";
 import { num, percent, short } from "../lib/number.js";
 import type { Tensor } from "../lib/tensor.js";
-import type { Pick } from "../parts/matrix.js";
-import { quoted } from "../parts/token.js";
-import type { Aligned, Attention, Cell, TraceInfo } from "../shapes.js";
-import { Refused } from "../transport.js";
-import { Follower } from "../view.js";
+import type { Pick } from "../components/matrix.js";
+import { inlineToken } from "../components/token.js";
+import type { Aligned, Attention, Cell, TraceInfo } from "../api_types.js";
+import { ApiError } from "../transport.js";
+import { SessionElement } from "../view.js";
 
-const SHOWN = 8; // source tokens beside the picture
-const OF = { mean: "mean of all heads", block: "mean of the block", head: "one head" } as const;
+const MAX_BARS = 8; // source tokens in the bar chart
+const AVERAGES = { mean: "mean of all heads", block: "mean of one block", head: "one head" } as const;
 
-type Of = keyof typeof OF;
-type Beside = { model: string; aligned: Aligned | null; refused: string };
+type Average = keyof typeof AVERAGES;
+type Comparison = { model: string; aligned: Aligned | null; refused: string };
 
 @customElement("gf-view-alignment")
-export class AlignmentView extends Follower {
-  @state() private beside: Beside[] = [];
-  #beside = ""; // of which pair
-  #aligned = new Ask<Aligned>(this, () => {
-    const { layer, head } = this.session.here,
-      of = this.#of;
-    return this.session.ofTrace("alignment", of === "mean" ? {} : of === "block" ? { layer } : { layer, head });
+export class AlignmentView extends SessionElement {
+  @state() private comparisons: Comparison[] = [];
+  #comparedTrace = ""; // id of the compared trace
+  #aligned = new Resource<Aligned>(this, () => {
+    const { layer, head } = this.session.cursor,
+      of = this.#average;
+    return this.session.traceViewPath("alignment", of === "mean" ? {} : of === "block" ? { layer } : { layer, head });
   });
-  #cell = new Ask<Cell>(this, () =>
+  #cell = new Resource<Cell>(this, () =>
     this.session.anatomy?.kind === "encoder-decoder"
-      ? this.session.ofTrace("cell", { ...this.#asked(), attention: this.#attention })
+      ? this.session.traceViewPath("cell", { ...this.#selection(), attention: this.#attention })
       : null,
   );
-  #context = new Ask<Tensor>(
+  #context = new Resource<Tensor>(
     this,
-    () => (this.#recurrent ? this.session.tensor("rnn.context", { slice: `${this.session.here.query},:` }) : null),
+    () =>
+      this.#recurrent ? this.session.tensorPath("rnn.context", { slice: `${this.session.cursor.query},:` }) : null,
     "tensor",
   );
-  #state = new Ask<Tensor>(
+  #state = new Resource<Tensor>(
     this,
-    () => (this.#recurrent ? this.session.tensor("rnn.states", { slice: `${this.session.here.key},:` }) : null),
+    () => (this.#recurrent ? this.session.tensorPath("rnn.states", { slice: `${this.session.cursor.key},:` }) : null),
     "tensor",
   );
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .title {
         display: flex;
@@ -162,29 +163,29 @@ export class AlignmentView extends Follower {
     return this.session.anatomy?.kind === "recurrent" && this.#aligned.error === null;
   }
 
-  get #of(): Of {
-    const of = this.session.place.more["of"];
+  get #average(): Average {
+    const of = this.session.address.options["average"];
     return this.session.anatomy?.kind === "encoder-decoder" && (of === "block" || of === "head") ? of : "mean";
   }
 
   get #attention(): Attention {
-    const of = this.session.place.more["attention"];
+    const of = this.session.address.options["attention"];
     return of === "attn" || of === "encoder" ? of : "cross";
   }
 
-  /** The cell's place, within the encoder's or the decoder's own size where that is what is looked at. */
-  #asked() {
-    const { here, tokens, trace, anatomy } = this.session,
+  /** The selection, limited to the size of the selected attention. */
+  #selection() {
+    const { cursor, tokens, trace, anatomy } = this.session,
       source = trace?.source?.tokens.length ?? 1;
     const queries = this.#attention === "encoder" ? source : tokens.length,
       keys = this.#attention === "attn" ? tokens.length : source;
     const stack = this.#attention === "encoder" ? anatomy?.encoder : anatomy?.layers,
-      layer = Math.min(here.layer, (stack?.length ?? 1) - 1);
+      layer = Math.min(cursor.layer, (stack?.length ?? 1) - 1);
     return {
       layer,
-      head: Math.min(here.head, (stack?.[layer]?.n_heads ?? 1) - 1),
-      query: Math.min(here.query, queries - 1),
-      key: Math.min(here.key, keys - 1),
+      head: Math.min(cursor.head, (stack?.[layer]?.n_heads ?? 1) - 1),
+      query: Math.min(cursor.query, queries - 1),
+      key: Math.min(cursor.key, keys - 1),
     };
   }
 
@@ -197,19 +198,19 @@ export class AlignmentView extends Follower {
     const pair = anatomy.kind === "encoder-decoder";
     return html`<section class="stack">
       <div class="title">
-        <h2>What each written token looked at</h2>
-        ${pair ? html`<gf-where .session=${session}></gf-where>` : nothing}
+        <h2>Alignment of target and source</h2>
+        ${pair ? html`<gf-head-picker .session=${session}></gf-head-picker>` : nothing}
       </div>
       ${
         pair
-          ? html`<div class="row" role="group" aria-label="Whose shares">
-              ${(Object.keys(OF) as Of[]).map(
+          ? html`<div class="row" role="group" aria-label="Average over">
+              ${(Object.keys(AVERAGES) as Average[]).map(
                 (of) =>
                   html`<button
-                    aria-pressed=${of === this.#of}
-                    @click=${() => session.more({ of: of === "mean" ? null : of })}
+                    aria-pressed=${of === this.#average}
+                    @click=${() => session.setOptions({ average: of === "mean" ? null : of })}
                   >
-                    ${OF[of]}
+                    ${AVERAGES[of]}
                   </button>`,
               )}
             </div>`
@@ -217,121 +218,122 @@ export class AlignmentView extends Follower {
       }
       ${
         error
-          ? html`<gf-refused heading="Nothing to align" reason=${error.message}
+          ? html`<gf-notice heading="No alignment" reason=${error.message}
               ><p class="small">
-                The source's last state is all that the decoder starts from: ${quoted(trace.source.text)} has become
-                ${quoted(trace.target.text)} through it alone.
-              </p></gf-refused
+                The decoder starts from the last encoder state only: source ${inlineToken(trace.source.text)}, target
+                ${inlineToken(trace.target.text)}.
+              </p></gf-notice
             >`
           : nothing
       }
       ${
         error || !aligned
           ? nothing
-          : html`${this.#picture(aligned)}${pair ? this.#stacks(trace) : this.#weighed(aligned)}
+          : html`${this.#alignmentMatrix(aligned)}${pair ? this.#stacks(trace) : this.#contextVector(aligned)}
               <gf-receipt .of=${aligned.receipt}></gf-receipt>`
       }
-      ${pair && !error ? this.#worked(trace) : nothing} ${this.#others(trace)}
+      ${pair && !error ? this.#computation(trace) : nothing} ${this.#otherModels(trace)}
     </section>`;
   }
 
-  #picture(aligned: Aligned) {
+  #alignmentMatrix(aligned: Aligned) {
     const { session } = this,
-      { query, key } = session.here,
+      { query, key } = session.cursor,
       row = aligned.probs[query]?.map(num) ?? [];
     const order = row
       .map((_, i) => i)
       .sort((a, b) => (row[b] as number) - (row[a] as number))
-      .slice(0, SHOWN);
-    if (!order.includes(key) && key < row.length) order.splice(SHOWN - 1, 1, key);
+      .slice(0, MAX_BARS);
+    if (!order.includes(key) && key < row.length) order.splice(MAX_BARS - 1, 1, key);
     order.sort((a, b) => a - b);
     return html`<div class="top">
-      <gf-aligned
+      <gf-alignment-matrix
         .of=${aligned}
         .row=${query}
         .column=${key}
-        @pick=${({ detail }: CustomEvent<Pick>) => session.go({ query: detail.row, key: detail.column })}
-      ></gf-aligned>
+        @pick=${({ detail }: CustomEvent<Pick>) => session.navigate({ query: detail.row, key: detail.column })}
+      ></gf-alignment-matrix>
       <div class="side">
-        <h3>To write ${quoted(aligned.target[query]?.text)} it took</h3>
+        <h3>Attention when predicting ${inlineToken(aligned.target[query]?.text)}</h3>
         <gf-bars
           pick
           tokens
           meaning="key"
           top="1"
-          label="Shares of the source's tokens"
+          label="Attention weights of the source tokens"
           .bars=${order.map((i) => ({
             index: i,
             label: aligned.source[i]?.text ?? "",
             value: row[i] as number,
             chosen: i === key,
           }))}
-          @pick=${(event: CustomEvent<number>) => session.go({ key: order[event.detail] ?? 0 })}
+          @pick=${(event: CustomEvent<number>) => session.navigate({ key: order[event.detail] ?? 0 })}
         ></gf-bars>
-        <p class="small soft">Each row is a token of the target, and its shares of the source add up to 1.</p>
+        <p class="small soft">Each row is a target token; its attention weights over the source tokens sum to 1.</p>
       </div>
     </div>`;
   }
 
-  /** The two stacks, and what goes between them. */
+  /** Diagram of the encoder and decoder stacks. */
   #stacks(trace: TraceInfo) {
     const { session } = this,
-      { anatomy, here } = session;
+      { anatomy, cursor } = session;
     const door = (attention: Attention, layer: number, text: string, style: string) =>
       html`<button
         class=${style}
-        aria-pressed=${this.#attention === attention && here.layer === layer}
+        aria-pressed=${this.#attention === attention && cursor.layer === layer}
         aria-label="${text}, block ${layer} of the ${attention === "encoder" ? "encoder" : "decoder"}"
         @click=${() => {
-          session.more({ attention: attention === "cross" ? null : attention });
-          session.go({ layer });
+          session.setOptions({ attention: attention === "cross" ? null : attention });
+          session.navigate({ layer });
         }}
       >
         ${text}
       </button>`;
     return html`<div>
-      <h3>Two stacks, and the way between them</h3>
+      <h3>Encoder, decoder and cross-attention</h3>
       <div class="stacks">
         <div class="stack-of">
-          <span class="foot">${quoted(trace.source?.text)}</span>${anatomy?.encoder.map(
+          <span class="foot">${inlineToken(trace.source?.text)}</span>${anatomy?.encoder.map(
             (_, i) => html`<div class="one"><span>${i}</span>${door("encoder", i, "self", "a")}</div>`,
-          )}<span class="foot">encoder: ${anatomy?.encoder.length} blocks, each token sees all</span>
+          )}<span class="foot">encoder: ${anatomy?.encoder.length} blocks, bidirectional attention</span>
         </div>
-        <div class="between"><b aria-hidden="true">→</b>keys and values of the source, for every block</div>
+        <div class="between"><b aria-hidden="true">→</b>keys and values of the source</div>
         <div class="stack-of">
-          <span class="foot">${quoted(trace.target?.text)}</span>${anatomy?.layers.map(
+          <span class="foot">${inlineToken(trace.target?.text)}</span>${anatomy?.layers.map(
             (_, i) =>
               html`<div class="one">
                 <span>${i}</span>${door("attn", i, "self", "a")}${door("cross", i, "cross", "c")}
               </div>`,
-          )}<span class="foot">decoder: ${anatomy?.layers.length} blocks, each looks back, then across</span>
+          )}<span class="foot"
+            >decoder: ${anatomy?.layers.length} blocks, causal self-attention, then cross-attention</span
+          >
         </div>
       </div>
     </div>`;
   }
 
-  #worked(trace: TraceInfo) {
+  #computation(trace: TraceInfo) {
     const { session } = this,
       cell = this.#cell.value,
       error = this.#cell.error,
       source = trace.source?.tokens ?? [];
-    if (error) return html`<gf-refused reason=${error.message}></gf-refused>`;
+    if (error) return html`<gf-notice reason=${error.message}></gf-notice>`;
     if (!cell) return nothing;
     const encoder = cell.attention === "encoder",
       queries = encoder ? source : session.tokens,
       keys = cell.attention === "attn" ? session.tokens : source;
     const what = {
-      cross: "Attention to the source",
-      attn: "The decoder's attention to itself",
-      encoder: "The encoder's attention",
+      cross: "Cross-attention",
+      attn: "Decoder self-attention",
+      encoder: "Encoder self-attention",
     }[cell.attention];
-    return html`<h3>${what}, worked out: block ${cell.layer}, head ${cell.head}</h3>
+    return html`<h3>${what}, step by step: block ${cell.layer}, head ${cell.head}</h3>
       <p class="small">
-        ${quoted(queries[cell.query]?.text)}
-        asks${cell.attention === "cross" ? html` for what is to follow it` : nothing}; ${quoted(keys[cell.key]?.text)}
-        answers with ${percent(cell.prob)}.
+        The query of ${inlineToken(queries[cell.query]?.text)} gives ${inlineToken(keys[cell.key]?.text)} an attention
+        weight of ${percent(cell.prob)}.
       </p>
-      <gf-worked .session=${session} .cell=${cell} .queries=${queries} .keys=${keys}></gf-worked>
+      <gf-attention-steps .session=${session} .cell=${cell} .queries=${queries} .keys=${keys}></gf-attention-steps>
       <gf-receipt .of=${cell.receipt}></gf-receipt>
       ${
         cell.visible
@@ -343,19 +345,19 @@ export class AlignmentView extends Follower {
       }`;
   }
 
-  /** The same text without this one look. */
+  /** Causal test that masks the selected key. */
   #cause(point: string, cell: { head?: number; query: number; key: number }) {
     const { head, query, key } = cell;
-    return html`<gf-cause
+    return html`<gf-causal-test
       .session=${this.session}
-      label="Hide key ${key} from query ${query} here, and write anew"
+      label="Mask key ${key} for query ${query}"
       .edit=${{ op: "knockout", point, ...(head === undefined ? {} : { head }), query, key }}
-    ></gf-cause>`;
+    ></gf-causal-test>`;
   }
 
-  /** A recurrent model: the context is the states, each as much as its share. */
-  #weighed(aligned: Aligned) {
-    const { query, key } = this.session.here,
+  /** Recurrent models: the context vector as the weighted sum of encoder states. */
+  #contextVector(aligned: Aligned) {
+    const { query, key } = this.session.cursor,
       context = this.#context.value,
       one = this.#state.value,
       share = num(aligned.probs[query]?.[key] ?? 0);
@@ -363,19 +365,20 @@ export class AlignmentView extends Follower {
     const weighted = one.data.map((x) => share * x);
     const top = Math.max(...Array.from(one.data, Math.abs), ...Array.from(context.data, Math.abs));
     return html`<div class="side">
-      <h3>The context: every state, as much as its share</h3>
+      <h3>Context vector: weighted sum of the encoder states</h3>
       <gf-formula>context = Σ αⱼ hⱼ</gf-formula>
       <div class="strips">
-        <span>state of ${quoted(aligned.source[key]?.text)}</span
+        <span>state of ${inlineToken(aligned.source[key]?.text)}</span
         ><gf-strip quiet .data=${one.data} .top=${top} meaning="value" label="state"></gf-strip>
         <span>${percent(share)} of it</span
         ><gf-strip quiet .data=${weighted} .top=${top} meaning="value" label="weighted state"></gf-strip>
-        <span>all states'</span
+        <span>sum over states</span
         ><gf-strip quiet .data=${context.data} .top=${top} meaning="value" label="context"></gf-strip>
       </div>
       <p class="small">
-        [0]: <span class="num">${percent(share)} × ${short(one.data[0] ?? 0)} = ${short(weighted[0] ?? 0)}</span>, and
-        with all other states' <span class="num">context[0] = ${short(context.data[0] ?? 0)}</span>
+        [0]: <span class="num">${percent(share)} × ${short(one.data[0] ?? 0)} = ${short(weighted[0] ?? 0)}</span>;
+        summed over all states
+        <span class="num">context[0] = ${short(context.data[0] ?? 0)}</span>
       </p>
       <gf-receipt
         .of=${{ python: `t["rnn.context"][${query}]`, identity: context.identity, error: context.error }}
@@ -384,15 +387,15 @@ export class AlignmentView extends Follower {
     </div>`;
   }
 
-  #others(trace: TraceInfo) {
+  #otherModels(trace: TraceInfo) {
     const { session } = this,
       others = session.models.filter(
         (model) => model !== session.model && ["encoder-decoder", "recurrent"].includes(session.kinds[model] ?? ""),
       );
     if (!others.length) return nothing;
-    const shown = this.#beside === trace.id ? this.beside : [];
+    const shown = this.#comparedTrace === trace.id ? this.comparisons : [];
     return html`<div class="stack">
-      <h3>The same pair through other models</h3>
+      <h3>Comparison with other models</h3>
       ${
         shown.length
           ? html`<div class="several">
@@ -402,19 +405,19 @@ export class AlignmentView extends Follower {
                     <span><b>${one.model}</b> <span class="small soft">${session.kinds[one.model]}</span></span>
                     ${
                       one.aligned
-                        ? html`<gf-aligned
+                        ? html`<gf-alignment-matrix
                             small
                             .of=${one.aligned}
-                            .row=${Math.min(session.here.query, one.aligned.target.length - 1)}
+                            .row=${Math.min(session.cursor.query, one.aligned.target.length - 1)}
                             .column=${-1}
-                          ></gf-aligned>`
-                        : html`<gf-refused heading="Nothing to align" reason=${one.refused}></gf-refused>`
+                          ></gf-alignment-matrix>`
+                        : html`<gf-notice heading="No alignment" reason=${one.refused}></gf-notice>`
                     }
                   </div>`,
               )}
             </div>`
           : html`<p>
-              <button @click=${() => void this.#compare(trace, others)}>Read it with ${others.join(", ")}</button>
+              <button @click=${() => void this.#compare(trace, others)}>Compare with ${others.join(", ")}</button>
             </p>`
       }
     </div>`;
@@ -422,18 +425,18 @@ export class AlignmentView extends Follower {
 
   async #compare(trace: TraceInfo, others: string[]): Promise<void> {
     const { session } = this;
-    this.#beside = trace.id;
-    this.beside = await Promise.all(
-      others.map(async (model): Promise<Beside> => {
+    this.#comparedTrace = trace.id;
+    this.comparisons = await Promise.all(
+      others.map(async (model): Promise<Comparison> => {
         try {
           const made = await session.transport.post<TraceInfo>("/v1/traces", {
             model,
-            prompt: session.place.text,
+            prompt: session.address.text,
             target: trace.target?.text ?? "",
           });
-          return { model, aligned: await session.ask<Aligned>(`/v1/traces/${made.id}/views/alignment`), refused: "" };
+          return { model, aligned: await session.fetch<Aligned>(`/v1/traces/${made.id}/views/alignment`), refused: "" };
         } catch (error) {
-          return { model, aligned: null, refused: error instanceof Refused ? error.message : String(error) };
+          return { model, aligned: null, refused: error instanceof ApiError ? error.message : String(error) };
         }
       }),
     );

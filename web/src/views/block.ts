@@ -1,27 +1,27 @@
-/** View 10. A block as a running sum, and the neurons of its feed-forward layer with the tokens that they write. */
+/** Block view: what a block adds to the residual stream, and the most active neurons of its feed-forward layer. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
-import { look } from "../lib/look.js";
-import "../parts/bars.js";
-import "../parts/cause.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
-import "../parts/strip.js";
-import "../parts/where.js";
-import { Ask } from "../ask.js";
+import { setStyle } from "../lib/set_style.js";
+import "../components/bars.js";
+import "../components/causal_test.js";
+import "../components/receipt.js";
+import "../components/notice.js";
+import "../components/strip.js";
+import "../components/head_picker.js";
+import { Resource } from "../resource.js";
 import { count, num, short, type Num } from "../lib/number.js";
 import { largest } from "../lib/tensor.js";
-import { quoted } from "../parts/token.js";
-import type { BlockSum, Named } from "../shapes.js";
-import { Follower } from "../view.js";
+import { inlineToken } from "../components/token.js";
+import type { BlockSum, Named } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
 @customElement("gf-view-block")
-export class BlockView extends Follower {
-  #block = new Ask<BlockSum>(this, () => this.#path(0));
-  #detail = new Ask<BlockSum>(this, () => this.#path(12), "json", 150); // the neurons, which take longer, come after the sum
+export class BlockView extends SessionElement {
+  #block = new Resource<BlockSum>(this, () => this.#path(0));
+  #detail = new Resource<BlockSum>(this, () => this.#path(12), "json", 150); // includes neurons, which takes longer
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .title {
         display: flex;
@@ -99,7 +99,11 @@ export class BlockView extends Follower {
   ];
 
   #path(top: number): string | null {
-    return this.session.ofTrace("block", { layer: this.session.here.layer, position: this.session.here.query, top });
+    return this.session.traceViewPath("block", {
+      layer: this.session.cursor.layer,
+      position: this.session.cursor.query,
+      top,
+    });
   }
 
   override render() {
@@ -107,28 +111,29 @@ export class BlockView extends Follower {
       error = this.#block.error;
     return html`<section class="stack">
       <div class="title">
-        <h2>A block adds to the stream</h2>
-        <gf-where nohead .session=${this.session}></gf-where>
+        <h2>What a block adds to the residual stream</h2>
+        <gf-head-picker nohead .session=${this.session}></gf-head-picker>
       </div>
-      ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : block ? this.#show(block) : nothing}
+      ${error ? html`<gf-notice reason=${error.message}></gf-notice>` : block ? this.#show(block) : nothing}
     </section>`;
   }
 
   #show(block: BlockSum) {
-    const off = this.session.place.more["without"] ?? "",
+    const off = this.session.address.options["exclude_parts"] ?? "",
       top = largest([...block.resid_pre, ...block.resid_post].map(num)).size;
     const parts = [
-      { name: "before", sign: "", data: block.resid_pre, meaning: "residual", key: "" },
-      { name: "attention adds", sign: "+", data: block.attn_add, meaning: "query", key: "a" },
+      { name: "input", sign: "", data: block.resid_pre, meaning: "residual", key: "" },
+      { name: "attention", sign: "+", data: block.attn_add, meaning: "query", key: "a" },
       ...(block.cross_add
-        ? [{ name: "cross-attention adds", sign: "+", data: block.cross_add, meaning: "key", key: "c" }]
+        ? [{ name: "cross-attention", sign: "+", data: block.cross_add, meaning: "key", key: "c" }]
         : []),
-      { name: "feed-forward adds", sign: "+", data: block.mlp_add, meaning: "forward", key: "f" },
+      { name: "feed-forward", sign: "+", data: block.mlp_add, meaning: "forward", key: "f" },
     ];
-    const whole = this.#whole(block, off);
+    const whole = this.#output(block, off);
     return html`<p>
-        ${quoted(this.session.tokens[block.position]?.text)} in block
-        ${block.layer}${block.parallel ? ", whose two layers read the same stream side by side" : ""}: all on one scale.
+        ${inlineToken(this.session.tokens[block.position]?.text)} in block
+        ${block.layer}${block.parallel ? ", whose attention and feed-forward layers run in parallel" : ""}. All rows use
+        one colour scale.
       </p>
       <div class="sum">
         ${parts.map(
@@ -157,26 +162,22 @@ export class BlockView extends Follower {
               <span class="n num">${short(Math.hypot(...part.data.map(num)))}</span>`,
         )}
         <span class="rule"></span>
-        <span class="sign">=</span><span>after${off ? ", without it" : ""}</span
-        ><gf-strip .data=${whole} .top=${top} meaning="residual" label="after the block"></gf-strip
+        <span class="sign">=</span><span>output${off ? " without unchecked parts" : ""}</span
+        ><gf-strip .data=${whole} .top=${top} meaning="residual" label="output of the block"></gf-strip
         ><span class="n num">${short(Math.hypot(...whole.map(num)))}</span>
       </div>
       <p class="small soft">
-        Right: the length of each vector. A layer switched off is left out of this sum; the text is not written anew.
+        The numbers are vector norms. An unchecked layer is left out of this sum only; the model does not run again.
       </p>
       <gf-receipt .of=${block.receipt}></gf-receipt>
-      <h3>
-        ${
-          block.experts.length ? "The experts chosen here" : `The neurons that write most here, of ${count(block.d_ff)}`
-        }
-      </h3>
-      ${block.refused ? html`<gf-refused heading="No neurons" reason=${block.refused}></gf-refused>` : nothing}
+      <h3>${block.experts.length ? "Selected experts" : `Neurons with the largest output, of ${count(block.d_ff)}`}</h3>
+      ${block.refused ? html`<gf-notice heading="Neurons not available" reason=${block.refused}></gf-notice>` : nothing}
       ${
         block.experts.length
           ? html`<gf-bars
               meaning="forward"
               top="1"
-              label="Weights of the experts"
+              label="Expert weights"
               .bars=${block.experts.map((one) => ({ label: `expert ${one.index}`, value: one.weight }))}
             ></gf-bars>`
           : nothing
@@ -184,8 +185,8 @@ export class BlockView extends Follower {
       ${this.#detail.value?.neurons.length ? this.#neurons(this.#detail.value) : nothing}`;
   }
 
-  /** What the block leaves, its own result where nothing is switched off. */
-  #whole(block: BlockSum, off: string): Num[] {
+  /** The output of the block without the unchecked parts. */
+  #output(block: BlockSum, off: string): Num[] {
     if (!off) return block.resid_post;
     const without = (key: string, part: Num[] | null, i: number) => (off.includes(key) ? num(part?.[i] ?? 0) : 0);
     return block.resid_post.map(
@@ -196,16 +197,16 @@ export class BlockView extends Follower {
 
   #neurons(block: BlockSum) {
     const most = num(block.neurons[0]?.written ?? 1),
-      words = (named: Named[]) => named.map((one) => quoted(one.text));
+      words = (named: Named[]) => named.map((one) => inlineToken(one.text));
     return html`<div class="wrap" tabindex="0" role="region" aria-label="Neurons">
         <table>
           <thead>
             <tr>
               <th>neuron</th>
               <th class="right">activation</th>
-              <th class="right">writes</th>
-              <th>towards</th>
-              <th>away from</th>
+              <th class="right">output norm</th>
+              <th>promotes</th>
+              <th>suppresses</th>
             </tr>
           </thead>
           <tbody>
@@ -216,13 +217,13 @@ export class BlockView extends Follower {
                     <button
                       aria-pressed=${one.index === this.#neuron(block)}
                       aria-label="neuron ${one.index}"
-                      @click=${() => this.session.more({ neuron: String(one.index) })}
+                      @click=${() => this.session.setOptions({ neuron: String(one.index) })}
                     >
                       ${one.index}
                     </button>
                   </th>
                   <td class="right num">${short(one.act)}</td>
-                  <td class="right num" ${look({ opacity: 0.55 + 0.45 * (num(one.written) / most) })}>
+                  <td class="right num" ${setStyle({ opacity: 0.55 + 0.45 * (num(one.written) / most) })}>
                     ${short(one.written)}
                   </td>
                   <td>${words(one.promotes)}</td>
@@ -232,21 +233,21 @@ export class BlockView extends Follower {
           </tbody>
         </table>
       </div>
-      <gf-cause
+      <gf-causal-test
         .session=${this.session}
-        label="Silence neuron ${this.#neuron(block)} of block ${block.layer}, and write anew"
+        label="Ablate neuron ${this.#neuron(block)} of block ${block.layer}"
         .edit=${{ op: "ablate", point: `blocks.${block.layer}.mlp.act`, dim: this.#neuron(block) }}
-      ></gf-cause>`;
+      ></gf-causal-test>`;
   }
 
-  /** The neuron that is picked: the one asked for, or the loudest. */
+  /** The selected neuron; by default the one with the largest output. */
   #neuron(block: BlockSum): number {
-    const asked = Number(this.session.place.more["neuron"] ?? NaN);
+    const asked = Number(this.session.address.options["neuron"] ?? NaN);
     return block.neurons.some((one) => one.index === asked) ? asked : (block.neurons[0]?.index ?? 0);
   }
 
   #toggle(off: string, key: string): void {
     const now = off.includes(key) ? off.replace(key, "") : off + key;
-    this.session.more({ without: now || null });
+    this.session.setOptions({ exclude_parts: now || null });
   }
 }

@@ -1,29 +1,29 @@
-/** View 12. What the cache holds, how much attention each kept token received, and what it saves. */
+/** Cache view: the size of the key-value cache, the attention that each token received, and the time saved. */
 import { css, html, nothing } from "lit";
 import { customElement, state } from "lit/decorators.js";
-import { look } from "../lib/look.js";
-import "../parts/bars.js";
-import "../parts/matrix.js";
-import "../parts/cause.js";
-import "../parts/receipt.js";
-import "../parts/stepper.js";
-import "../parts/refused.js";
-import "../parts/where.js";
-import { Ask } from "../ask.js";
+import { setStyle } from "../lib/set_style.js";
+import "../components/bars.js";
+import "../components/matrix.js";
+import "../components/causal_test.js";
+import "../components/receipt.js";
+import "../components/stepper.js";
+import "../components/notice.js";
+import "../components/head_picker.js";
+import { Resource } from "../resource.js";
 import { bytes, count, fixed, num, short, type Num } from "../lib/number.js";
-import type { Pick } from "../parts/matrix.js";
-import { visible } from "../parts/token.js";
-import type { CacheSpeed, CacheView as Cache } from "../shapes.js";
-import { Follower } from "../view.js";
+import type { Pick } from "../components/matrix.js";
+import { visibleText } from "../components/token.js";
+import type { CacheSpeed, CacheView as Cache } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
 @customElement("gf-view-cache")
-export class CacheView extends Follower {
-  @state() private slots = Infinity; // stepped through: as many tokens as have passed
-  #cache = new Ask<Cache>(this, () => this.session.ofTrace("cache", { layer: this.session.here.layer }));
-  #speed = new Ask<CacheSpeed>(this, () => this.session.ofTrace("cache_speed", {}));
+export class CacheView extends SessionElement {
+  @state() private slots = Infinity; // number of processed tokens to show
+  #cache = new Resource<Cache>(this, () => this.session.traceViewPath("cache", { layer: this.session.cursor.layer }));
+  #speed = new Resource<CacheSpeed>(this, () => this.session.traceViewPath("cache_speed", {}));
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .title {
         display: flex;
@@ -87,10 +87,10 @@ export class CacheView extends Follower {
       error = this.#cache.error;
     return html`<section class="stack">
       <div class="title">
-        <h2>What the cache keeps</h2>
-        <gf-where nohead .session=${this.session}></gf-where>
+        <h2>Key-value cache</h2>
+        <gf-head-picker nohead .session=${this.session}></gf-head-picker>
       </div>
-      ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : cache ? this.#show(cache) : nothing}
+      ${error ? html`<gf-notice reason=${error.message}></gf-notice>` : cache ? this.#show(cache) : nothing}
     </section>`;
   }
 
@@ -98,14 +98,14 @@ export class CacheView extends Follower {
     const { session } = this,
       n = session.tokens.length,
       at = Math.min(n, this.slots),
-      name = (i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`;
-    const off = session.place.more["cache"] === "off",
-      done = this.#done(at, cache.n_prompt, off);
+      name = (i: number) => `${i} ${visibleText(session.tokens[i]?.text ?? "")}`;
+    const off = session.address.options["cache"] === "off",
+      done = this.#processed(at, cache.n_prompt, off);
     const decoding = at > cache.n_prompt,
-      read = cache.layers.some((one) => one.source);
+      source = cache.layers.some((one) => one.source);
     return html`<p>
-        Of every token, in every block, ${cache.layers[0]?.what}: computed once, read by all that come after. After
-        ${count(at)} of ${count(n)} tokens the caches hold
+        The cache stores ${cache.layers[0]?.what} of every token in every block. They are computed once and used by all
+        later tokens. After ${count(at)} of ${count(n)} tokens the cache has a size of
         <span class="num"
           >${bytes(
             cache.layers.reduce(
@@ -113,12 +113,11 @@ export class CacheView extends Follower {
               0,
             ),
           )}</span
-        >${read ? ", the source's part included: made with the first token, and never again" : nothing}.
+        >${source ? ", including the source, which is computed once" : nothing}.
       </p>
       <label class="small soft"
-        >tokens that have passed:
-        <span class="num">${at}</span>
-        ${at <= cache.n_prompt ? "(read in one go: prefill)" : `(${at - cache.n_prompt} written one by one: decode)`}
+        >processed tokens: <span class="num">${at}</span>
+        ${at <= cache.n_prompt ? "(prefill: in parallel)" : `(decode: ${at - cache.n_prompt} generated one by one)`}
         <input
           type="range"
           min="1"
@@ -135,28 +134,25 @@ export class CacheView extends Follower {
           @step=${(event: CustomEvent<number>) => (this.slots = event.detail + 1)}
           >token by token</gf-stepper
         >
-        <span class="row" role="group" aria-label="The cache"
-          ><button aria-pressed=${!off} @click=${() => session.more({ cache: null })}>cache on</button
-          ><button aria-pressed=${off} @click=${() => session.more({ cache: "off" })}>cache off</button></span
+        <span class="row" role="group" aria-label="Cache"
+          ><button aria-pressed=${!off} @click=${() => session.setOptions({ cache: null })}>cache on</button
+          ><button aria-pressed=${off} @click=${() => session.setOptions({ cache: "off" })}>cache off</button></span
         >
       </div>
       <p class="small" role="status">
         ${
           off
-            ? html`Nothing is kept: for the ${ordinal(at)} token, keys and values of all
-                <span class="num">${count(at)}</span> are computed${at > cache.n_prompt ? " again" : ""}.`
-            : html`For the ${ordinal(at)} token,
-                <span class="num">${count(at > cache.n_prompt ? 1 : at)}</span>
-                ${
-                  at > cache.n_prompt
-                    ? `track is computed, and ${count(at - 1)} are read`
-                    : "tracks are computed, all at once"
-                }.`
+            ? html`Without a cache, the ${ordinal(at)} token needs the keys and values of all
+                <span class="num">${count(at)}</span> tokens to be ${at > cache.n_prompt ? "recomputed" : "computed"}.`
+            : at > cache.n_prompt
+              ? html`The ${ordinal(at)} token needs <span class="num">1</span> token to be computed; ${count(at - 1)}
+                  come from the cache.`
+              : html`The <span class="num">${count(at)}</span> prompt tokens are computed in parallel.`
         }
-        Up to here <span class="num">${count(done)}</span> tracks went through the
-        blocks${
+        In total the blocks have processed <span class="num">${count(done)}</span>
+        tokens${
           off && at > cache.n_prompt
-            ? html`, ${short(done / this.#done(at, cache.n_prompt, false), 2)}× as many as with the cache`
+            ? html`, ${short(done / this.#processed(at, cache.n_prompt, false), 2)}× as many as with the cache`
             : nothing
         }.
       </p>
@@ -167,19 +163,19 @@ export class CacheView extends Follower {
           return html`<div class="layer">
               <span>block ${one.layer}</span
               ><span class="slots" role="img" aria-label="${full} of ${one.capacity} slots filled">
-                <i class=${off ? "new" : ""} ${look({ flex: before })}></i
-                ><i class=${decoding ? "new" : "free"} ${look({ flex: full - before })}></i
-                ><i class="free" ${look({ flex: one.capacity - full })}></i
+                <i class=${off ? "new" : ""} ${setStyle({ flex: before })}></i
+                ><i class=${decoding ? "new" : "free"} ${setStyle({ flex: full - before })}></i
+                ><i class="free" ${setStyle({ flex: one.capacity - full })}></i
               ></span>
               <span class="n num">${full}/${count(one.capacity)}</span>
             </div>
             ${
               one.source
                 ? html`<div class="layer source">
-                    <span>its source</span>
+                    <span>source</span>
                     <span class="slots" role="img" aria-label="${one.source.slots} slots of the source, all filled"
-                      ><i ${look({ flex: one.source.slots })}></i
-                      ><i class="free" ${look({ flex: Math.max(0, one.capacity - one.source.slots) })}></i
+                      ><i ${setStyle({ flex: one.source.slots })}></i
+                      ><i class="free" ${setStyle({ flex: Math.max(0, one.capacity - one.source.slots) })}></i
                     ></span>
                     <span class="n num">${one.source.slots}</span>
                   </div>`
@@ -190,57 +186,60 @@ export class CacheView extends Follower {
       <p class="legend">
         <span
           ><span class="k">keys</span> and
-          <span class="v">values</span>;${off ? " all computed for this token" : " pale: from the prompt"}</span
+          <span class="v">values</span>;${off ? " all recomputed for this token" : " pale: prompt"}</span
         >
-        <span>${cache.layers[0] ? `${bytes(cache.layers[0].bytes_per_slot)} for each token and block` : ""}</span
-        >${cache.layers.some((one) => one.window) ? html`<span>a window forgets what leaves it</span>` : nothing}
+        <span>${cache.layers[0] ? `${bytes(cache.layers[0].bytes_per_slot)} for each token and block` : ""}</span>${
+          cache.layers.some((one) => one.window)
+            ? html`<span>layers with a sliding window drop older tokens</span>`
+            : nothing
+        }
       </p>
-      <h3>How much attention each kept token received, in block ${cache.layer}</h3>
+      <h3>Attention that each cached token received in block ${cache.layer}</h3>
       ${this.#mass(
         cache.mass,
         name,
         "Attention received",
-        (pick) => session.go({ head: pick.row, query: pick.column }),
-        session.here.query,
+        (pick) => session.navigate({ head: pick.row, query: pick.column }),
+        session.cursor.query,
       )}
       ${
         cache.source_mass
-          ? html`<h3>And each token of the source</h3>
+          ? html`<h3>Attention that each source token received</h3>
               ${this.#mass(
                 cache.source_mass,
-                (i) => `${i} ${visible(session.trace?.source?.tokens[i]?.text ?? "")}`,
+                (i) => `${i} ${visibleText(session.trace?.source?.tokens[i]?.text ?? "")}`,
                 "Attention that the source received",
-                (pick) => session.go({ head: pick.row, key: pick.column }),
-                session.here.key,
+                (pick) => session.navigate({ head: pick.row, key: pick.column }),
+                session.cursor.key,
               )}`
           : nothing
       }
       <gf-receipt .of=${cache.receipt}></gf-receipt>
-      <gf-cause
+      <gf-causal-test
         .session=${session}
-        label="Hide token ${session.here.query} from all that follow, in block ${cache.layer}, and write anew"
+        label="Mask token ${session.cursor.query} for all later tokens in block ${cache.layer}"
         .edit=${
-          session.here.query < n - 1
+          session.cursor.query < n - 1
             ? {
                 op: "knockout",
                 point: `blocks.${cache.layer}.attn.scores`,
-                query: Array.from({ length: n - 1 - session.here.query }, (_, i) => session.here.query + 1 + i),
-                key: session.here.query,
+                query: Array.from({ length: n - 1 - session.cursor.query }, (_, i) => session.cursor.query + 1 + i),
+                key: session.cursor.query,
               }
             : null
         }
-      ></gf-cause>
-      ${this.#saved()}`;
+      ></gf-causal-test>
+      ${this.#timing()}`;
   }
 
   #mass(mass: Num[][], name: (i: number) => string, label: string, pick: (pick: Pick) => void, column: number) {
     return html`<gf-matrix
       meaning="key"
-      most="720"
+      maxWidth="720"
       .data=${mass.flat().map(num)}
       .rows=${mass.length}
       .columns=${mass[0]?.length ?? 0}
-      .row=${this.session.here.head}
+      .row=${this.session.cursor.head}
       .column=${column}
       rowName="head"
       rowHeight=${mass.length > 16 ? 12 : 22}
@@ -251,36 +250,36 @@ export class CacheView extends Follower {
     ></gf-matrix>`;
   }
 
-  /** How many tracks the blocks have computed after so many tokens: the prompt at once, then one each, or all each time. */
-  #done(at: number, n_prompt: number, off: boolean): number {
+  /** The number of tokens that the blocks have processed in total, with or without a cache. */
+  #processed(at: number, n_prompt: number, off: boolean): number {
     if (at <= n_prompt || !off) return at;
     return n_prompt + Array.from({ length: at - n_prompt }, (_, i) => n_prompt + i + 1).reduce((a, b) => a + b, 0);
   }
 
-  #saved() {
+  #timing() {
     const speed = this.#speed.value;
     if (this.#speed.error)
-      return html`<gf-refused heading="Not measured" reason=${this.#speed.error.message}></gf-refused>`;
-    if (!speed) return html`<p class="soft small" role="status">measuring what it saves …</p>`;
-    return html`<h3>The next token with the cache, and without: measured now, on this machine</h3>
+      return html`<gf-notice heading="Measurement failed" reason=${this.#speed.error.message}></gf-notice>`;
+    if (!speed) return html`<p class="soft small" role="status">measuring …</p>`;
+    return html`<h3>Time for the next token, measured now on this machine</h3>
       <gf-bars
         wide
         label="Milliseconds"
         meaning="key"
         .bars=${[
           {
-            label: "with the cache: its own track alone",
+            label: "with cache: one token",
             value: speed.decode,
             text: `${fixed(speed.decode, 2)} ms`,
             chosen: true,
           },
           {
-            label: `without: all ${speed.tokens} tokens again`,
+            label: `without cache: all ${speed.tokens} tokens`,
             value: speed.without,
             text: `${fixed(speed.without, 2)} ms`,
           },
           {
-            label: `(reading ${speed.tokens - 1} tokens at once)`,
+            label: `prefill of ${speed.tokens - 1} tokens`,
             value: speed.prefill,
             text: `${fixed(speed.prefill, 2)} ms`,
           },
@@ -288,7 +287,7 @@ export class CacheView extends Follower {
             ? []
             : [
                 {
-                  label: "(reading the source, once either way)",
+                  label: "encoding the source, once",
                   value: speed.source,
                   text: `${fixed(speed.source, 2)} ms`,
                 },
@@ -298,10 +297,10 @@ export class CacheView extends Follower {
       <p class="small">
         ${
           speed.without > speed.decode
-            ? html`<span class="num">${short(speed.without / speed.decode, 2)}×</span> as fast with it,`
-            : "At this length it saves nothing,"
+            ? html`The cache makes it <span class="num">${short(speed.without / speed.decode, 2)}×</span> as fast,`
+            : "At this length the cache saves no time,"
         }
-        and the same logits.
+        with the same logits.
       </p>
       <gf-receipt .of=${speed.receipt}></gf-receipt>`;
   }

@@ -1,28 +1,31 @@
-/** View 6. One head's pattern, and one cell of it worked out: products, sum, scale, mask, softmax, weighted value. */
+/** Attention view: the pattern of one head, and the computation of one attention weight in stages. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
-import "../parts/bars.js";
-import "../parts/formula.js";
-import "../parts/pattern.js";
-import "../parts/cause.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
-import "../parts/worked.js";
-import "../parts/where.js";
-import { Ask } from "../ask.js";
+import "../components/bars.js";
+import "../components/formula.js";
+import "../components/pattern.js";
+import "../components/causal_test.js";
+import "../components/receipt.js";
+import "../components/notice.js";
+import "../components/attention_steps.js";
+import "../components/head_picker.js";
+import { Resource } from "../resource.js";
 import { num, percent, short } from "../lib/number.js";
-import { quoted } from "../parts/token.js";
-import type { Cell } from "../shapes.js";
-import { Follower } from "../view.js";
+import { inlineToken } from "../components/token.js";
+import type { Cell } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
-const SHOWN = 10; // keys beside the picture
+const MAX_BARS = 10; // keys in the bar chart
+const NAN_REASON =
+  "This attention weight is NaN: an edit in an earlier block made a value overflow. " +
+  "Remove the edit, or select an earlier block.";
 
 @customElement("gf-view-cell")
-export class CellView extends Follower {
-  #cell = new Ask<Cell>(this, () => this.session.ofTrace("cell", { ...this.session.here }));
+export class CellView extends SessionElement {
+  #cell = new Resource<Cell>(this, () => this.session.traceViewPath("cell", { ...this.session.cursor }));
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .top {
         display: grid;
@@ -49,9 +52,9 @@ export class CellView extends Follower {
     `,
   ];
 
-  /** Whether the scale is switched off, in every number from there on. */
+  /** Whether the scale is switched off. */
   get unscaled(): boolean {
-    return this.session.place.more["unscaled"] === "1";
+    return this.session.address.options["unscaled"] === "1";
   }
 
   override render() {
@@ -62,33 +65,26 @@ export class CellView extends Follower {
       error = this.#cell.error;
     return html`<section class="stack">
       <div class="title">
-        <h2>Attention, worked out</h2>
-        <gf-where .session=${session}></gf-where>
+        <h2>Attention, step by step</h2>
+        <gf-head-picker .session=${session}></gf-head-picker>
       </div>
-      ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
-      ${
-        none
-          ? html`<gf-refused
-              heading="No numbers stand here"
-              reason="What this cell is computed from is no number (NaN): an edit below it grew beyond what a float can hold. Take it back, or look at a block before it."
-            ></gf-refused>`
-          : nothing
-      }
+      ${error ? html`<gf-notice reason=${error.message}></gf-notice>` : nothing}
+      ${none ? html`<gf-notice heading="No finite values" reason=${NAN_REASON}></gf-notice>` : nothing}
       ${
         error || !cell
           ? nothing
-          : html`<div class="top"><gf-pattern .session=${session} most="400"></gf-pattern>${this.#row(cell)}</div>
-              <gf-worked
+          : html`<div class="top"><gf-pattern .session=${session} maxWidth="400"></gf-pattern>${this.#row(cell)}</div>
+              <gf-attention-steps
                 .session=${session}
                 .cell=${cell}
                 .unscaled=${this.unscaled}
                 .queries=${session.tokens}
                 .keys=${session.tokens}
-              ></gf-worked>
+              ></gf-attention-steps>
               <gf-receipt .of=${cell.receipt}></gf-receipt>
-              <gf-cause
+              <gf-causal-test
                 .session=${session}
-                label="Hide key ${cell.key} from query ${cell.query} here, and write anew"
+                label="Mask key ${cell.key} for query ${cell.query}"
                 .edit=${
                   cell.visible
                     ? {
@@ -100,7 +96,7 @@ export class CellView extends Follower {
                       }
                     : null
                 }
-              ></gf-cause>`
+              ></gf-causal-test>`
       }
     </section>`;
   }
@@ -111,29 +107,29 @@ export class CellView extends Follower {
     const order = probs
       .map((_, i) => i)
       .sort((a, b) => (probs[b] as number) - (probs[a] as number))
-      .slice(0, SHOWN);
-    if (!order.includes(cell.key)) order.splice(SHOWN - 1, 1, cell.key);
+      .slice(0, MAX_BARS);
+    if (!order.includes(cell.key)) order.splice(MAX_BARS - 1, 1, cell.key);
     order.sort((a, b) => a - b);
     return html`<div class="side">
-      <h3>What ${quoted(this.session.tokens[cell.query]?.text)} takes, and of whom</h3>
+      <h3>Attention weights of query ${inlineToken(this.session.tokens[cell.query]?.text)}</h3>
       <gf-bars
         pick
         tokens
         meaning="key"
         top="1"
-        label="Shares of the keys"
+        label="Attention weights of the keys"
         .bars=${order.map((i) => ({
           index: i,
           label: this.session.tokens[i]?.text ?? "",
           value: probs[i] as number,
           chosen: i === cell.key,
         }))}
-        @pick=${(event: CustomEvent<number>) => this.session.go({ key: order[event.detail] ?? 0 })}
+        @pick=${(event: CustomEvent<number>) => this.session.navigate({ key: order[event.detail] ?? 0 })}
       ></gf-bars>
       <div class="row">
         <button
           aria-pressed=${this.unscaled}
-          @click=${() => this.session.more({ unscaled: this.unscaled ? null : "1" })}
+          @click=${() => this.session.setOptions({ unscaled: this.unscaled ? null : "1" })}
         >
           without the scale
         </button>
@@ -148,9 +144,9 @@ export class CellView extends Follower {
       ${
         this.unscaled
           ? html`<p class="small">
-              The largest share goes from <span class="num">${percent(Math.max(...cell.probs.map(num)))}</span> to
-              <span class="num">${percent(Math.max(...cell.unscaled.probs.map(num)))}</span>: softmax saturates, and
-              where it does, a change of a score changes nothing.
+              The largest weight changes from <span class="num">${percent(Math.max(...cell.probs.map(num)))}</span> to
+              <span class="num">${percent(Math.max(...cell.unscaled.probs.map(num)))}</span>: the softmax saturates, and
+              its gradient becomes small.
             </p>`
           : nothing
       }

@@ -1,38 +1,42 @@
-/** View 3. A token's row of the embedding table, the rows nearest to it, and rows as points on a plane. */
+/** Embedding view: the embedding of a token, its nearest neighbours, and a projection onto two dimensions. */
 import { css, html, nothing, svg } from "lit";
 import { customElement } from "lit/decorators.js";
-import "../parts/bars.js";
-import "../parts/formula.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
-import "../parts/strip.js";
-import { Ask } from "../ask.js";
+import "../components/bars.js";
+import "../components/formula.js";
+import "../components/receipt.js";
+import "../components/notice.js";
+import "../components/strip.js";
+import { Resource } from "../resource.js";
 import { count, fixed, num, percent, short } from "../lib/number.js";
-import { quoted, visible } from "../parts/token.js";
-import type { Embedding, EmbeddingMap, Tokens } from "../shapes.js";
-import { Follower } from "../view.js";
+import { inlineToken, visibleText } from "../components/token.js";
+import type { Embedding, EmbeddingMap, Tokens } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
 const WIDE = 640,
   HIGH = 380,
   EDGE = 34;
 
 @customElement("gf-view-embedding")
-export class EmbeddingView extends Follower {
-  #one = new Ask<Embedding>(this, () =>
-    this.session.ofModel("embedding", { token: this.#token, n: 12, table: this.#table }),
+export class EmbeddingView extends SessionElement {
+  #embedding = new Resource<Embedding>(this, () =>
+    this.session.modelViewPath("embedding", { token: this.#token, n: 12, table: this.#table }),
   );
-  #two = new Ask<Embedding>(this, () =>
-    this.#with === null ? null : this.session.ofModel("embedding", { token: this.#with, n: 1, table: this.#table }),
+  #embedding2 = new Resource<Embedding>(this, () =>
+    this.#token2 === null
+      ? null
+      : this.session.modelViewPath("embedding", { token: this.#token2, n: 1, table: this.#table }),
   );
-  #map = new Ask<EmbeddingMap>(this, () => {
-    const near = this.#one.value?.nearest.map((one) => one.id) ?? [];
+  #map = new Resource<EmbeddingMap>(this, () => {
+    const near = this.#embedding.value?.nearest.map((one) => one.id) ?? [];
     const ids = [...new Set([...this.#tokens.map((token) => token.id), ...near])];
-    return ids.length < 3 ? null : this.session.ofModel("embedding_map", { tokens: ids.join(","), table: this.#table });
+    return ids.length < 3
+      ? null
+      : this.session.modelViewPath("embedding_map", { tokens: ids.join(","), table: this.#table });
   });
 
-  #twin = new Ask<Embedding>(this, () =>
-    this.#one.value?.tied === false
-      ? this.session.ofModel("embedding", {
+  #otherTable = new Resource<Embedding>(this, () =>
+    this.#embedding.value?.tied === false
+      ? this.session.modelViewPath("embedding", {
           token: this.#token,
           n: 1,
           table: this.#table === "input" ? "output" : "input",
@@ -41,7 +45,7 @@ export class EmbeddingView extends Follower {
   );
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .two {
         display: grid;
@@ -91,47 +95,49 @@ export class EmbeddingView extends Follower {
   ];
 
   get #token(): number {
-    const { here, place } = this.session,
-      asked = Number(place.more["token"] ?? NaN);
-    return Number.isInteger(asked) ? asked : (this.#tokens[this.#table === "source" ? here.key : here.query]?.id ?? 0);
+    const { cursor, address } = this.session,
+      asked = Number(address.options["token"] ?? NaN);
+    return Number.isInteger(asked)
+      ? asked
+      : (this.#tokens[this.#table === "source" ? cursor.key : cursor.query]?.id ?? 0);
   }
 
-  /** The tokens that are looked up in the table: the text's, or its source's. */
+  /** The tokens of the text, or of the source for the source table. */
   get #tokens(): { id: number; text: string }[] {
     return (this.#table === "source" && this.session.trace?.source?.tokens) || this.session.tokens;
   }
 
-  /** A second token, to compare. */
-  get #with(): number | null {
-    const asked = this.session.place.more["with"];
+  /** The id of a second token for comparison, or null. */
+  get #token2(): number | null {
+    const asked = this.session.address.options["token2"];
     return asked === undefined || !Number.isInteger(Number(asked)) ? null : Number(asked);
   }
 
   get #table(): string {
-    const asked = this.session.place.more["table"] ?? "";
+    const asked = this.session.address.options["table"] ?? "";
     return ["source", "output"].includes(asked) ? asked : "input";
   }
 
   override render() {
-    const one = this.#one.value,
-      error = this.#one.error,
+    const one = this.#embedding.value,
+      error = this.#embedding.error,
       { session } = this;
     return html`<section class="stack">
       <h2>The embedding table</h2>
       ${
         error
-          ? html`<gf-refused reason=${error.message}></gf-refused>`
+          ? html`<gf-notice reason=${error.message}></gf-notice>`
           : !one
             ? nothing
             : html` <p>
-                  ${count(one.n_rows)} rows of ${one.row.length} numbers. ${quoted(one.token.text)} is row
-                  ${one.token.id}, of length <span class="num">${short(one.token.value)}</span>.
+                  The table has ${count(one.n_rows)} rows of ${one.row.length} values. ${inlineToken(one.token.text)} is
+                  row ${one.token.id}, with norm <span class="num">${short(one.token.value)}</span>.
                   ${
                     session.anatomy?.kind === "encoder"
                       ? nothing
                       : one.tied
-                        ? "The head reads the same table at the end."
-                        : "The head has a table of its own at the end."
+                        ? "The LM head uses the same table (tied)."
+                        : "The LM head has its own table (untied)."
                   }
                 </p>
                 ${
@@ -143,9 +149,9 @@ export class EmbeddingView extends Follower {
                             html`<button
                               aria-pressed=${table === this.#table}
                               @click=${() =>
-                                session.more({
+                                session.setOptions({
                                   table,
-                                  ...([table, this.#table].includes("source") ? { token: null, with: null } : {}),
+                                  ...([table, this.#table].includes("source") ? { token: null, token2: null } : {}),
                                 })}
                             >
                               ${table} table
@@ -156,41 +162,41 @@ export class EmbeddingView extends Follower {
                 <gf-strip .data=${one.row} meaning="residual" .at=${-1} label="row ${one.token.id}"
                   >row ${one.token.id}</gf-strip
                 >
-                ${this.#tables(one)} ${this.#pair(one)}
+                ${this.#untiedRow(one)} ${this.#comparison(one)}
                 <gf-receipt .of=${one.receipt}></gf-receipt>
                 <div>
-                  <h3>Nearest to it, by cosine</h3>
+                  <h3>Nearest neighbours by cosine similarity</h3>
                   <gf-bars
                     tokens
                     pick
                     meaning="residual"
                     top="1"
-                    label="Nearest rows by cosine"
+                    label="Nearest neighbours by cosine similarity"
                     .bars=${one.nearest.map((near) => ({
                       label: near.text,
                       value: near.value,
                       text: fixed(near.value),
                     }))}
                     @pick=${(event: CustomEvent<number>) =>
-                      session.more({ token: String(one.nearest[event.detail]?.id ?? 0) })}
+                      session.setOptions({ token: String(one.nearest[event.detail]?.id ?? 0) })}
                   ></gf-bars>
                 </div>`
       }
-      ${this.#plane()}
+      ${this.#projection()}
     </section>`;
   }
 
-  /** The same token's row in the other table, where there are two. */
-  #tables(one: Embedding) {
-    const twin = this.#twin.value,
+  /** The row of the same token in the other table, if the tables are untied. */
+  #untiedRow(one: Embedding) {
+    const twin = this.#otherTable.value,
       other = this.#table === "input" ? "output" : "input";
     if (one.tied || !twin || twin.token.id !== one.token.id) return nothing;
-    return html`<gf-strip .data=${twin.row} meaning="residual" label="its row in the ${other} table"
-        >its row in the ${other} table, of length ${short(twin.token.value)}</gf-strip
+    return html`<gf-strip .data=${twin.row} meaning="residual" label="row in the ${other} table"
+        >row in the ${other} table, norm ${short(twin.token.value)}</gf-strip
       >
       <p class="small">
-        The two point apart: cosine <span class="num">${fixed(cosine(one, twin))}</span>. One is what the model reads
-        for the token, the other what it holds the stream against to write it.
+        Cosine similarity of the two rows: <span class="num">${fixed(cosine(one, twin))}</span>. The input row
+        represents the token as input; the output row scores it as the next token.
       </p>`;
   }
 
@@ -198,14 +204,14 @@ export class EmbeddingView extends Follower {
     const input = event.target as HTMLInputElement,
       { session } = this;
     if (!input.value) return;
-    const { tokens } = await session.ask<Tokens>(session.ofModel("tokens", { text: input.value }));
+    const { tokens } = await session.fetch<Tokens>(session.modelViewPath("tokens", { text: input.value }));
     const first = tokens.find((token) => !token.special);
-    if (first) session.more({ token: String(first.id) });
+    if (first) session.setOptions({ token: String(first.id) });
   };
 
-  #pair(one: Embedding) {
+  #comparison(one: Embedding) {
     const { session } = this,
-      two = this.#two.value,
+      two = this.#embedding2.value,
       choices = new Map([
         ...this.#tokens.map((token): [number, string] => [token.id, token.text]),
         ...one.nearest.map((near): [number, string] => [near.id, near.text]),
@@ -216,7 +222,7 @@ export class EmbeddingView extends Follower {
         ${
           session.live
             ? html`<label
-                >token of the text
+                >token
                 <input
                   aria-label="Token to look up, by its text"
                   spellcheck="false"
@@ -226,27 +232,28 @@ export class EmbeddingView extends Follower {
               /></label>`
             : nothing
         }<label
-          >beside it
+          >compare with
           <select
-            aria-label="A second token"
-            @change=${(event: Event) => session.more({ with: (event.target as HTMLSelectElement).value || null })}
+            aria-label="Second token"
+            @change=${(event: Event) =>
+              session.setOptions({ token2: (event.target as HTMLSelectElement).value || null })}
           >
             <option value="">none</option>
             ${[...choices].map(
-              ([id, text]) => html`<option value=${id} .selected=${id === this.#with}>${visible(text)}</option>`,
+              ([id, text]) => html`<option value=${id} .selected=${id === this.#token2}>${visibleText(text)}</option>`,
             )}
           </select></label
         >
       </div>
       ${
-        this.#with !== null && this.#two.error
-          ? html`<gf-refused reason=${this.#two.error.message}></gf-refused>`
+        this.#token2 !== null && this.#embedding2.error
+          ? html`<gf-notice reason=${this.#embedding2.error.message}></gf-notice>`
           : nothing
       }
       ${
-        this.#with !== null && two
+        this.#token2 !== null && two
           ? html`<gf-strip .data=${two.row} meaning="residual" label="row ${two.token.id}"
-                >row ${two.token.id}, ${visible(two.token.text)}</gf-strip
+                >row ${two.token.id}, ${visibleText(two.token.text)}</gf-strip
               >
               <gf-formula
                 >cosine = ${short(dot)} / (${short(one.token.value)} × ${short(two.token.value)}) =
@@ -256,10 +263,11 @@ export class EmbeddingView extends Follower {
       }`;
   }
 
-  #plane() {
+  #projection() {
     const map = this.#map.value,
-      near = new Set(this.#one.value?.nearest.map((one) => one.id));
-    if (this.#map.error) return html`<gf-refused heading="No plane" reason=${this.#map.error.message}></gf-refused>`;
+      near = new Set(this.#embedding.value?.nearest.map((one) => one.id));
+    if (this.#map.error)
+      return html`<gf-notice heading="Projection not available" reason=${this.#map.error.message}></gf-notice>`;
     if (!map) return nothing;
     const xs = map.places.map((p) => num(p.x)),
       ys = map.places.map((p) => num(p.y));
@@ -284,25 +292,25 @@ export class EmbeddingView extends Follower {
       return true;
     };
     return html`<div class="stack close">
-      <h3>This text's tokens and those neighbours, on the plane on which they differ most</h3>
-      <svg viewBox="0 0 ${WIDE} ${HIGH}" role="group" aria-label="Tokens on a plane">
+      <h3>Principal components of the tokens of this text and their neighbours</h3>
+      <svg viewBox="0 0 ${WIDE} ${HIGH}" role="group" aria-label="Two-dimensional projection of embeddings">
         ${spots.map(({ place, x, y, here, near: beside }) => {
-          const named = free(visible(place.text), x, y),
-            open = () => this.session.more({ token: String(place.id) });
+          const named = free(visibleText(place.text), x, y),
+            open = () => this.session.setOptions({ token: String(place.id) });
           return svg`<g class=${
             here ? "here" : beside ? "near" : "dim"
           } role="button" tabindex="0" aria-label=${`token ${place.text}`} @click=${open}
           @keydown=${(event: KeyboardEvent) => {
             if (event.key === "Enter") open();
-          }}><circle cx=${x} cy=${y} r=${here ? 5 : 3}><title>${visible(place.text)}</title></circle>
+          }}><circle cx=${x} cy=${y} r=${here ? 5 : 3}><title>${visibleText(place.text)}</title></circle>
           <text visibility=${named ? "visible" : "hidden"} x=${x + 6} y=${y + 4} text-anchor=${
             x > WIDE - 90 ? "end" : "start"
-          } dx=${x > WIDE - 90 ? -12 : 0}>${visible(place.text)}</text></g>`;
+          } dx=${x > WIDE - 90 ? -12 : 0}>${visibleText(place.text)}</text></g>`;
         })}
       </svg>
       <p class="small soft">
-        Across: ${percent(map.explained[0])} of their variance, up: ${percent(map.explained[1])}. What the plane does
-        not show is the rest, ${percent(1 - map.explained[0] - map.explained[1])}.
+        Explained variance: horizontal ${percent(map.explained[0])}, vertical ${percent(map.explained[1])}. The
+        remaining ${percent(1 - map.explained[0] - map.explained[1])} are not shown.
       </p>
       <gf-receipt .of=${map.receipt}></gf-receipt>
     </div>`;

@@ -1,35 +1,35 @@
-/** The model as a flow, for view 1: one token goes through it, stage by stage, with its own vector at each. */
+/** Data flow of the model: follows one token through all stages. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
-import "../parts/bars.js";
-import "../parts/stepper.js";
-import "../parts/strip.js";
-import { Ask } from "../ask.js";
+import "../components/bars.js";
+import "../components/stepper.js";
+import "../components/strip.js";
+import { Resource } from "../resource.js";
 import { count, num, short, type Num } from "../lib/number.js";
 import type { Tensor } from "../lib/tensor.js";
-import { quoted } from "../parts/token.js";
-import type { Anatomy, BlockSum, Summary } from "../shapes.js";
-import { Follower } from "../view.js";
+import { inlineToken } from "../components/token.js";
+import type { Anatomy, BlockSum, Summary } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
 @customElement("gf-flow")
-export class Flow extends Follower {
-  #block = new Ask<BlockSum>(this, () =>
+export class Flow extends SessionElement {
+  #block = new Resource<BlockSum>(this, () =>
     this.#layer < 0
       ? null
-      : this.session.ofTrace("block", { layer: this.#layer, position: this.session.here.query, top: 0 }),
+      : this.session.traceViewPath("block", { layer: this.#layer, position: this.session.cursor.query, top: 0 }),
   );
-  #row = new Ask<Tensor>(
+  #row = new Resource<Tensor>(
     this,
     () =>
       this.#stage === 1
-        ? this.session.tensor("embed.out", { slice: `${this.session.here.query},:`, dtype: "f32" })
+        ? this.session.tensorPath("embed.out", { slice: `${this.session.cursor.query},:`, dtype: "f32" })
         : null,
     "tensor",
   );
-  #summary = new Ask<Summary>(this, () => this.session.ofTrace("summary", {}));
+  #summary = new Resource<Summary>(this, () => this.session.traceViewPath("summary", {}));
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .flow {
         display: flex;
@@ -118,11 +118,11 @@ export class Flow extends Follower {
   }
 
   get #stage(): number {
-    const asked = Number(this.session.place.more["stage"] ?? 0);
+    const asked = Number(this.session.address.options["stage"] ?? 0);
     return Number.isInteger(asked) ? Math.min(this.#last, Math.max(0, asked)) : 0;
   }
 
-  /** The block that the token is in; -1: in none. */
+  /** The current block; -1: none. */
   get #layer(): number {
     return this.#stage > 1 && this.#stage < this.#last ? this.#stage - 2 : -1;
   }
@@ -139,7 +139,7 @@ export class Flow extends Follower {
         </div>`;
     return html`<div class="flow" tabindex="0" role="group" aria-label="The model, from left to right">
         ${box(0, "Tokenizer", "text → ids", `${count(anatomy.vocab_size)} tokens`)}
-        ${box(1, "Embedding", "id → row", `${count(anatomy.vocab_size)} × ${anatomy.d_model}`)}
+        ${box(1, "Embedding", "id → vector", `${count(anatomy.vocab_size)} × ${anatomy.d_model}`)}
         ${anatomy.layers.map(
           (layer, i) =>
             html`<div class="stop">
@@ -168,8 +168,8 @@ export class Flow extends Follower {
         ${box(
           this.#last,
           "LM head",
-          "norm, then scores",
-          anatomy.tied ? "the same table" : `${anatomy.d_model} × ${count(anatomy.vocab_size)}`,
+          "norm, then logits",
+          anatomy.tied ? "tied to embedding" : `${anatomy.d_model} × ${count(anatomy.vocab_size)}`,
         )}
       </div>
       <gf-stepper
@@ -177,91 +177,93 @@ export class Flow extends Follower {
         .at=${stage}
         .n=${this.#last + 1}
         @step=${(event: CustomEvent<number>) => this.#go(event.detail)}
-        >step ${quoted(this.session.tokens[this.session.here.query]?.text)} (token ${this.session.here.query})
-        through</gf-stepper
+        >follow ${inlineToken(this.session.tokens[this.session.cursor.query]?.text)} (token
+        ${this.session.cursor.query})</gf-stepper
       >
       ${this.session.trace ? html`<div class="card">${this.#card(anatomy, stage)}</div>` : nothing}`;
   }
 
   #card(anatomy: Anatomy, stage: number) {
     const { session } = this,
-      { query } = session.here,
+      { query } = session.cursor,
       token = session.tokens[query];
     if (stage === 0)
-      return html`<h3>The text is cut</h3>
+      return html`<h3>The tokenizer splits the text</h3>
         <p class="small">
-          ${quoted(token?.text)} is token ${query} of this text, and number <span class="num">${token?.id}</span> of the
-          ${count(anatomy.vocab_size)} that the model knows.
+          ${inlineToken(token?.text)} is token ${query} of this text. Its id is <span class="num">${token?.id}</span> in
+          a vocabulary of ${count(anatomy.vocab_size)} tokens.
         </p>`;
     if (stage === 1) {
       const row = this.#row.value;
-      return html`<h3>The number becomes a vector</h3>
+      return html`<h3>The embedding maps the id to a vector</h3>
         <p class="small">
           Row <span class="num">${token?.id}</span> of the
-          table${anatomy.positions && anatomy.positions !== "rotary" ? ", and what belongs to its position added" : ""}:
-          ${anatomy.d_model} numbers.
+          table${anatomy.positions && anatomy.positions !== "rotary" ? " plus the position embedding" : ""}:
+          ${anatomy.d_model} values.
         </p>
         ${
           row
-            ? html`<gf-strip .data=${row.data} meaning="residual" label="the token's embedding"
-                >of length ${short(Math.hypot(...row.data))}</gf-strip
+            ? html`<gf-strip .data=${row.data} meaning="residual" label="embedding of the token"
+                >norm ${short(Math.hypot(...row.data))}</gf-strip
               >`
             : nothing
         }`;
     }
     if (stage === this.#last) return this.#end();
     const block = this.#block.value;
-    if (this.#block.error) return html`<gf-refused reason=${this.#block.error.message}></gf-refused>`;
+    if (this.#block.error) return html`<gf-notice reason=${this.#block.error.message}></gf-notice>`;
     if (!block) return nothing;
-    return html`<h3>Block ${block.layer} adds to it, twice</h3>
+    return html`<h3>Block ${block.layer} adds two vectors</h3>
       <p class="small">
-        <span class="q">attention</span> a vector of length ${short(block.norms["attn.add"] ?? 0)},
-        <span class="f">feed-forward</span> one of ${short(block.norms["mlp.add"] ?? 0)}: from
-        ${short(block.norms["resid_pre"] ?? 0)} to ${short(block.norms["resid_post"] ?? 0)}.
+        <span class="q">Attention</span> adds a vector of norm ${short(block.norms["attn.add"] ?? 0)}, the
+        <span class="f">feed-forward layer</span> one of norm ${short(block.norms["mlp.add"] ?? 0)}. The norm of the
+        residual stream changes from ${short(block.norms["resid_pre"] ?? 0)} to
+        ${short(block.norms["resid_post"] ?? 0)}.
       </p>
-      <gf-strip .data=${block.resid_post} meaning="residual" label="the stream after block ${block.layer}"
-        >the stream after the block</gf-strip
+      <gf-strip .data=${block.resid_post} meaning="residual" label="residual stream after block ${block.layer}"
+        >residual stream after the block</gf-strip
       >
       <div class="row">
-        <button @click=${() => session.visit("cell", { layer: block.layer })}>open its attention</button
-        ><button @click=${() => session.visit("block", { layer: block.layer })}>open its feed-forward layer</button>
+        <button @click=${() => session.openView("cell", { layer: block.layer })}>open attention</button
+        ><button @click=${() => session.openView("block", { layer: block.layer })}>open feed-forward layer</button>
       </div>`;
   }
 
   #end() {
     const { session } = this,
       summary = this.#summary.value,
-      { query } = session.here;
+      { query } = session.cursor;
     if (!summary) return nothing;
     const after = summary.tokens[query + 1],
       top = after ? after.top : summary.next,
       best = top[0];
-    return html`<h3>The vector becomes scores, and these a choice</h3>
+    return html`<h3>The LM head maps the vector to next-token probabilities</h3>
       <gf-bars
         tokens
         top="1"
-        label="The likeliest next tokens"
+        label="Most likely next tokens"
         .bars=${top.map((one) => ({ label: one.text, value: one.value as Num, chosen: one.id === after?.id }))}
       ></gf-bars>
       ${
         after?.written && best
           ? html`<p class="small">
-              It wrote
-              ${quoted(after.text)}${
-                session.place.temperature === 0 && after.id === best.id
-                  ? ", the likeliest, as it does at temperature 0"
+              The model generated
+              ${inlineToken(after.text)}${
+                session.address.temperature === 0 && after.id === best.id
+                  ? ", the most likely token (temperature 0)"
                   : ""
               }.
             </p>`
           : after
             ? html`<p class="small">
-                In the text ${quoted(after.text)} follows; it had ${short(num(after.prob ?? 0))}.
+                The next token of the text is ${inlineToken(after.text)}, with probability
+                ${short(num(after.prob ?? 0))}.
               </p>`
             : nothing
       }`;
   }
 
   #go(stage: number): void {
-    this.session.more({ stage: String(stage) });
+    this.session.setOptions({ stage: String(stage) });
   }
 }

@@ -1,31 +1,31 @@
-/** View 8. Every head of every block as a small picture, and one of them full size. */
+/** All heads view: attention thumbnails of every head, and one head at full size. */
 import { css, html, nothing } from "lit";
 import { customElement, property } from "lit/decorators.js";
-import { look } from "../lib/look.js";
-import "../parts/matrix.js";
-import "../parts/pattern.js";
-import "../parts/cause.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
-import "../parts/where.js";
-import "./grid_sorted.js";
+import { setStyle } from "../lib/set_style.js";
+import "../components/matrix.js";
+import "../components/pattern.js";
+import "../components/causal_test.js";
+import "../components/receipt.js";
+import "../components/notice.js";
+import "../components/head_picker.js";
+import "./sorted_grid.js";
 import { TITLES } from "./roles.js";
-import { Ask } from "../ask.js";
+import { Resource } from "../resource.js";
 import type { Tensor } from "../lib/tensor.js";
-import { unpack } from "../lib/thumbs.js";
-import type { Pick } from "../parts/matrix.js";
-import { visible } from "../parts/token.js";
-import type { Grid } from "../shapes.js";
-import { Follower } from "../view.js";
+import { unpackThumbnails } from "../lib/thumbnails.js";
+import type { Pick } from "../components/matrix.js";
+import { visibleText } from "../components/token.js";
+import type { Grid } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
-/** One block's row of thumbnails. */
+/** The thumbnails of one block. */
 @customElement("gf-grid-row")
-export class GridRow extends Follower {
+export class GridRow extends SessionElement {
   @property({ type: Number }) layer = 0;
-  #grid = new Ask<Grid>(this, () => this.session.ofTrace("grid", { layer: this.layer, size: 48 }));
+  #grid = new Resource<Grid>(this, () => this.session.traceViewPath("grid", { layer: this.layer, size: 48 }));
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .heads {
         display: grid;
@@ -54,29 +54,29 @@ export class GridRow extends Follower {
 
   #drawn: { of: Grid | null; pictures: Float32Array[] } = { of: null, pictures: [] };
 
-  /** The same arrays as long as it is the same answer, so that nothing is drawn twice. */
+  /** The cached arrays of the current response, so that unchanged thumbnails are not redrawn. */
   get pictures(): Float32Array[] {
     const grid = this.#grid.value;
-    if (grid && grid !== this.#drawn.of) this.#drawn = { of: grid, pictures: unpack(grid) };
+    if (grid && grid !== this.#drawn.of) this.#drawn = { of: grid, pictures: unpackThumbnails(grid) };
     return this.#drawn.pictures;
   }
 
   override render() {
     const grid = this.#grid.value,
-      { here } = this.session;
+      { cursor } = this.session;
     if (this.#grid.error)
-      return html`<gf-refused heading="Block ${this.layer}" reason=${this.#grid.error.message}></gf-refused>`;
-    if (!grid) return html`<div class="heads" ${look({ "--n": 1 })}><span>${this.layer}</span></div>`;
-    return html`<div class="heads" ${look({ "--n": grid.heads })}>
+      return html`<gf-notice heading="Block ${this.layer}" reason=${this.#grid.error.message}></gf-notice>`;
+    if (!grid) return html`<div class="heads" ${setStyle({ "--n": 1 })}><span>${this.layer}</span></div>`;
+    return html`<div class="heads" ${setStyle({ "--n": grid.heads })}>
       <span>${this.layer}</span>${this.pictures.map(
         (picture, head) =>
           html` <button
-            aria-pressed=${here.layer === this.layer && here.head === head}
+            aria-pressed=${cursor.layer === this.layer && cursor.head === head}
             aria-label="Block ${this.layer}, head ${head}"
-            @click=${() => this.session.go({ layer: this.layer, head })}
+            @click=${() => this.session.navigate({ layer: this.layer, head })}
           >
             <gf-matrix
-              still
+              thumbnail
               shares
               ?causal=${this.session.causal}
               .data=${picture}
@@ -91,9 +91,9 @@ export class GridRow extends Follower {
 }
 
 @customElement("gf-view-grid")
-export class GridView extends Follower {
+export class GridView extends SessionElement {
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .title {
         display: flex;
@@ -113,24 +113,25 @@ export class GridView extends Follower {
 
   override render() {
     const { session } = this,
-      { here, anatomy } = session,
-      by = session.place.more["order"] ?? "",
+      { cursor, anatomy } = session,
+      by = session.address.options["sort_heads"] ?? "",
       sorted = by in TITLES && !anatomy?.refused["roles"];
     return html`<section class="stack">
       <div class="title">
-        <h2>Every head at once</h2>
-        <gf-where .session=${session}></gf-where>
+        <h2>All attention heads</h2>
+        <gf-head-picker .session=${session}></gf-head-picker>
       </div>
       ${
         anatomy?.refused["roles"]
           ? nothing
           : html`<label class="small"
-              >in the order of
+              >sort by
               <select
                 aria-label="Order of the heads"
-                @change=${(event: Event) => session.more({ order: (event.target as HTMLSelectElement).value || null })}
+                @change=${(event: Event) =>
+                  session.setOptions({ sort_heads: (event.target as HTMLSelectElement).value || null })}
               >
-                <option value="">blocks</option>
+                <option value="">block</option>
                 ${Object.entries(TITLES).map(
                   ([role, title]) => html`<option value=${role} .selected=${role === by}>${title}</option>`,
                 )}
@@ -139,33 +140,33 @@ export class GridView extends Follower {
       }
       ${
         sorted
-          ? html`<gf-grid-sorted .session=${session} by=${by}></gf-grid-sorted>`
+          ? html`<gf-sorted-grid .session=${session} by=${by}></gf-sorted-grid>`
           : html`<div class="grid" tabindex="0" role="group" aria-label="All heads">
               ${anatomy?.layers.map(
                 (_, layer) => html`<gf-grid-row .session=${session} .layer=${layer}></gf-grid-row>`,
               )}
             </div>`
       }
-      <h3>Block ${here.layer}, head ${here.head}</h3>
-      <gf-pattern zooms .session=${session}></gf-pattern>
-      <gf-cause
+      <h3>Block ${cursor.layer}, head ${cursor.head}</h3>
+      <gf-pattern zoomable .session=${session}></gf-pattern>
+      <gf-causal-test
         .session=${session}
-        label="Take this head out, and write anew"
-        .edit=${{ op: "ablate", point: `blocks.${here.layer}.attn.z`, head: here.head }}
-      ></gf-cause>
-      <gf-pinned .session=${session}></gf-pinned>
+        label="Ablate head ${cursor.head} of block ${cursor.layer}"
+        .edit=${{ op: "ablate", point: `blocks.${cursor.layer}.attn.z`, head: cursor.head }}
+      ></gf-causal-test>
+      <gf-query-heads .session=${session}></gf-query-heads>
     </section>`;
   }
 }
 
-/** One query's row in every head of the block, under each other. */
-@customElement("gf-pinned")
-export class Pinned extends Follower {
-  #rows = new Ask<Tensor>(
+/** The attention weights of one query in all heads of a block. */
+@customElement("gf-query-heads")
+export class QueryInAllHeads extends SessionElement {
+  #rows = new Resource<Tensor>(
     this,
     () =>
-      this.session.tensor(`blocks.${this.session.here.layer}.attn.probs`, {
-        slice: `:,${this.session.here.query},:`,
+      this.session.tensorPath(`blocks.${this.session.cursor.layer}.attn.probs`, {
+        slice: `:,${this.session.cursor.query},:`,
         dtype: "f32",
       }),
     "tensor",
@@ -174,32 +175,32 @@ export class Pinned extends Follower {
   override render() {
     const rows = this.#rows.value,
       { session } = this,
-      { here } = session;
-    if (this.#rows.error) return html`<gf-refused reason=${this.#rows.error.message}></gf-refused>`;
+      { cursor } = session;
+    if (this.#rows.error) return html`<gf-notice reason=${this.#rows.error.message}></gf-notice>`;
     if (!rows) return nothing;
     const [heads = 0, columns = 0] = rows.shape.slice(-2),
-      data = rows.data.map((x, i) => (session.causal && i % columns > here.query ? NaN : x));
+      data = rows.data.map((x, i) => (session.causal && i % columns > cursor.query ? NaN : x));
     return html`<div class="stack">
-      <h3>Query ${here.query} in all heads of block ${here.layer}</h3>
+      <h3>Query ${cursor.query} in all heads of block ${cursor.layer}</h3>
       <gf-matrix
         shares
-        most="720"
+        maxWidth="720"
         rowHeight=${heads > 16 ? 12 : 20}
         .data=${data}
         .rows=${heads}
         .columns=${columns}
-        .row=${here.head}
-        .column=${here.key}
+        .row=${cursor.head}
+        .column=${cursor.key}
         rowName="head"
         columnName="key"
         columnTone="var(--key)"
-        .columnLabel=${(i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`}
-        label="Query ${here.query} in all heads"
-        @pick=${(event: CustomEvent<Pick>) => session.go({ head: event.detail.row, key: event.detail.column })}
+        .columnLabel=${(i: number) => `${i} ${visibleText(session.tokens[i]?.text ?? "")}`}
+        label="Query ${cursor.query} in all heads"
+        @pick=${(event: CustomEvent<Pick>) => session.navigate({ head: event.detail.row, key: event.detail.column })}
       ></gf-matrix>
       <gf-receipt
         .of=${{
-          python: `t.rows("blocks.${here.layer}.attn.probs", query=${here.query})`,
+          python: `t.rows("blocks.${cursor.layer}.attn.probs", query=${cursor.query})`,
           identity: rows.identity,
           error: rows.error,
         }}

@@ -1,26 +1,26 @@
-/** View 7. The heads side by side, each through its own slice of W_o, and their sum. */
+/** Head outputs view: the contribution of each head to the attention output, through its slice of W_o. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
-import "../parts/cause.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
-import "../parts/strip.js";
-import "../parts/where.js";
-import { Ask } from "../ask.js";
+import "../components/causal_test.js";
+import "../components/receipt.js";
+import "../components/notice.js";
+import "../components/strip.js";
+import "../components/head_picker.js";
+import { Resource } from "../resource.js";
 import { num, percent, short, type Num } from "../lib/number.js";
 import { largest } from "../lib/tensor.js";
-import { quoted } from "../parts/token.js";
-import type { Heads } from "../shapes.js";
-import { Follower } from "../view.js";
+import { inlineToken } from "../components/token.js";
+import type { Heads } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
 @customElement("gf-view-heads")
-export class HeadsView extends Follower {
-  #heads = new Ask<Heads>(this, () =>
-    this.session.ofTrace("heads", { layer: this.session.here.layer, position: this.session.here.query }),
+export class HeadsView extends SessionElement {
+  #heads = new Resource<Heads>(this, () =>
+    this.session.traceViewPath("heads", { layer: this.session.cursor.layer, position: this.session.cursor.query }),
   );
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .title {
         display: flex;
@@ -89,9 +89,9 @@ export class HeadsView extends Follower {
     `,
   ];
 
-  /** Heads taken out of the sum shown here; the text is not written anew. */
-  get #muted(): Set<number> {
-    return new Set((this.session.place.more["mute"] ?? "").split(".").filter(Boolean).map(Number));
+  /** Heads excluded from the sum shown here. */
+  get #excluded(): Set<number> {
+    return new Set((this.session.address.options["exclude"] ?? "").split(".").filter(Boolean).map(Number));
   }
 
   override render() {
@@ -99,17 +99,17 @@ export class HeadsView extends Follower {
       error = this.#heads.error;
     return html`<section class="stack">
       <div class="title">
-        <h2>The heads, put together by W<sub>o</sub></h2>
-        <gf-where .session=${this.session}></gf-where>
+        <h2>Head outputs and W<sub>o</sub></h2>
+        <gf-head-picker .session=${this.session}></gf-head-picker>
       </div>
-      ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : heads ? this.#show(heads) : nothing}
+      ${error ? html`<gf-notice reason=${error.message}></gf-notice>` : heads ? this.#show(heads) : nothing}
     </section>`;
   }
 
   #show(heads: Heads) {
     const { session } = this,
-      muted = this.#muted,
-      sorted = session.place.more["by"] === "share";
+      muted = this.#excluded,
+      sorted = session.address.options["sort"] === "contribution";
     const order = heads.parts.map((_, i) => i);
     if (sorted) order.sort((a, b) => num(heads.shares[b] as Num) - num(heads.shares[a] as Num));
     const ztop = largest(heads.z.flat().map(num)).size,
@@ -121,41 +121,46 @@ export class HeadsView extends Follower {
       Math.hypot(...left.map((x, i) => x - num(heads.out[i] as Num))) /
       Math.max(1e-30, Math.hypot(...heads.out.map(num)));
     return html`<p>
-        What attention adds for ${quoted(session.tokens[heads.position]?.text)} in block ${heads.layer}: z of all heads,
-        side by side, times W<sub>o</sub>. Cut W<sub>o</sub> along the heads, and it is a sum.
+        The attention output for ${inlineToken(session.tokens[heads.position]?.text)} in block ${heads.layer} is the
+        concatenation of all head results z times W<sub>o</sub>. It equals the sum over heads of z times the head's
+        slice of W<sub>o</sub>.
       </p>
       <div class="row">
-        <button aria-pressed=${sorted} @click=${() => session.more({ by: sorted ? null : "share" })}>
-          sort by share
+        <button aria-pressed=${sorted} @click=${() => session.setOptions({ sort: sorted ? null : "contribution" })}>
+          sort by contribution
         </button>
         ${
           muted.size
-            ? html`<button @click=${() => session.more({ mute: null })}>all heads again</button>
+            ? html`<button @click=${() => session.setOptions({ exclude: null })}>include all heads</button>
                 <span class="small"
-                  >without ${[...muted].map((i) => `head ${i}`).join(", ")}: what is added changes by
-                  <span class="num">${percent(away)}</span> of its length</span
+                  >without ${[...muted].map((i) => `head ${i}`).join(", ")} the output changes by
+                  <span class="num">${percent(away)}</span> of its norm</span
                 >`
             : nothing
         }
       </div>
-      <div class="wrap" tabindex="0" role="region" aria-label="The heads">
+      <div class="wrap" tabindex="0" role="region" aria-label="Head outputs">
         <table>
           <thead>
             <tr>
               <th>head</th>
-              <th><span class="v">z</span>, ${heads.z[0]?.length} numbers</th>
-              <th>through its slice of W<sub>o</sub>, ${heads.out.length} numbers</th>
-              <th class="n">length</th>
-              <th class="n">share</th>
+              <th><span class="v">z</span>, ${heads.z[0]?.length} values</th>
+              <th>z times its slice of W<sub>o</sub>, ${heads.out.length} values</th>
+              <th class="n">norm</th>
+              <th class="n">contribution</th>
             </tr>
           </thead>
           <tbody>
             ${order.map(
               (i) =>
-                html`<tr class="${muted.has(i) ? "muted" : ""} ${i === session.here.head ? "here" : ""}">
+                html`<tr class="${muted.has(i) ? "muted" : ""} ${i === session.cursor.head ? "here" : ""}">
                   <th scope="row">
-                    ${i}<button aria-pressed=${muted.has(i)} aria-label="mute head ${i}" @click=${() => this.#mute(i)}>
-                      mute
+                    ${i}<button
+                      aria-pressed=${muted.has(i)}
+                      aria-label="exclude head ${i}"
+                      @click=${() => this.#toggle(i)}
+                    >
+                      exclude
                     </button>
                   </th>
                   <td class="z">
@@ -173,7 +178,7 @@ export class HeadsView extends Follower {
                       meaning="residual"
                       .data=${heads.parts[i] ?? []}
                       .top=${top}
-                      label="what head ${i} writes"
+                      label="output of head ${i}"
                     ></gf-strip>
                   </td>
                   <td class="n num">${short(heads.norms[i] as Num)}</td>
@@ -197,12 +202,8 @@ export class HeadsView extends Follower {
               <th scope="row">sum</th>
               <td></td>
               <td>
-                <gf-strip
-                  meaning="residual"
-                  .data=${muted.size ? left : heads.out}
-                  .top=${top}
-                  label="what attention writes"
-                  >${muted.size ? "without the muted heads" : "what attention writes"}</gf-strip
+                <gf-strip meaning="residual" .data=${muted.size ? left : heads.out} .top=${top} label="attention output"
+                  >${muted.size ? "without the excluded heads" : "attention output"}</gf-strip
                 >
               </td>
               <td class="n num">${short(Math.hypot(...(muted.size ? left : heads.out.map(num))))}</td>
@@ -212,20 +213,20 @@ export class HeadsView extends Follower {
         </table>
       </div>
       <p class="small soft">
-        A share is the part's projection on the sum, over the sum's length: all shares add up to 100%, and one that
-        works against it is negative.
+        The contribution is the projection of a head's output onto the sum, relative to the norm of the sum.
+        Contributions add up to 100% and can be negative.
       </p>
       <gf-receipt .of=${heads.receipt}></gf-receipt>
-      <gf-cause
+      <gf-causal-test
         .session=${session}
-        label="Take head ${session.here.head} of block ${heads.layer} out, and write anew"
-        .edit=${{ op: "ablate", point: `blocks.${heads.layer}.attn.z`, head: session.here.head }}
-      ></gf-cause>`;
+        label="Ablate head ${session.cursor.head} of block ${heads.layer}"
+        .edit=${{ op: "ablate", point: `blocks.${heads.layer}.attn.z`, head: session.cursor.head }}
+      ></gf-causal-test>`;
   }
 
-  #mute(head: number): void {
-    const muted = this.#muted;
+  #toggle(head: number): void {
+    const muted = this.#excluded;
     if (!muted.delete(head)) muted.add(head);
-    this.session.more({ mute: muted.size ? [...muted].sort((a, b) => a - b).join(".") : null });
+    this.session.setOptions({ exclude: muted.size ? [...muted].sort((a, b) => a - b).join(".") : null });
   }
 }

@@ -1,4 +1,4 @@
-/** The views of the page, in the order in which they stand. */
+/** Registration of all views, in the order of the navigation. */
 import { register } from "../view.js";
 import "./map.js";
 import "./tokenizer.js";
@@ -12,65 +12,77 @@ import "./block.js";
 import "./lens.js";
 import "./cache.js";
 import "./roles.js";
-import "./fork.js";
+import "./edits.js";
 import "./alignment.js";
 
-register({ id: "map", title: "Map", element: "gf-view-map", place: "model", steps: "the stages" });
-register({ id: "tokenizer", title: "Tokenizer", element: "gf-view-tokenizer", place: "text", steps: "the merges" });
-register({ id: "embedding", title: "Embedding", element: "gf-view-embedding", place: "embed" });
+register({ id: "map", title: "Model", element: "gf-view-map", part: "model", steps: "stages" });
+register({ id: "tokenizer", title: "Tokenizer", element: "gf-view-tokenizer", part: "text", steps: "merges" });
+register({ id: "embedding", title: "Embedding", element: "gf-view-embedding", part: "embed" });
 register({
   id: "cell",
   title: "Attention",
   element: "gf-view-cell",
-  place: "attention",
+  part: "attention",
   arrows: ["query", "key", "head", "layer"],
-  steps: "the cell's stages",
+  steps: "stages",
 });
-register({ id: "qkv", title: "Q K V", element: "gf-view-qkv", place: "attention", arrows: ["query", "head", "layer"] });
+register({
+  id: "qkv",
+  title: "Q, K, V",
+  element: "gf-view-qkv",
+  part: "attention",
+  arrows: ["query", "head", "layer"],
+});
 register({
   id: "grid",
   title: "All heads",
   element: "gf-view-grid",
-  place: "attention",
+  part: "attention",
   arrows: ["query", "key", "head", "layer"],
 });
 register({
   id: "roles",
-  title: "Roles",
+  title: "Head roles",
   element: "gf-view-roles",
-  place: "attention",
+  part: "attention",
   arrows: ["query", "head", "layer"],
 });
 register({
   id: "heads",
-  title: "Wₒ",
+  title: "Head outputs",
   element: "gf-view-heads",
-  place: "attention",
+  part: "attention",
   arrows: ["query", "head", "layer"],
 });
-register({ id: "block", title: "Block", element: "gf-view-block", place: "block", arrows: ["query", "layer"] });
-register({ id: "lens", title: "Next token", element: "gf-view-lens", place: "head", arrows: ["query"] });
-register({ id: "tracks", title: "Tracks", element: "gf-view-tracks", place: "model", arrows: ["query", "layer"] });
+register({ id: "block", title: "Block", element: "gf-view-block", part: "block", arrows: ["query", "layer"] });
+register({ id: "lens", title: "Next token", element: "gf-view-lens", part: "head", arrows: ["query"] });
+register({
+  id: "tracks",
+  title: "Residual stream",
+  element: "gf-view-tracks",
+  part: "model",
+  arrows: ["query", "layer"],
+});
 register({
   id: "cache",
   title: "Cache",
   element: "gf-view-cache",
-  place: "block",
+  part: "block",
   arrows: ["query", "layer"],
-  steps: "the tokens",
+  steps: "tokens",
 });
 register({
   id: "fork",
-  title: "Edit and fork",
-  element: "gf-view-fork",
-  place: "model",
+  title: "Edits",
+  element: "gf-view-edits",
+  part: "model",
   arrows: ["query", "key", "head", "layer"],
 });
 register({
   id: "alignment",
   title: "Alignment",
   element: "gf-view-alignment",
-  place: "source",
+  part: "source",
   arrows: ["query", "key", "head", "layer"],
-  steps: "the cell's stages",
+  steps: "stages",
 });

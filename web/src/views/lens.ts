@@ -1,17 +1,17 @@
-/** View 11. What each block would say next, which head and layer speaks for a token, and how sampling cuts the choice. */
+/** Next token view: logit lens, logit attribution, and sampling. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
-import "../parts/refused.js";
+import "../components/notice.js";
 import "./lens_attribution.js";
 import "./lens_grid.js";
 import "./lens_sampling.js";
-import { quoted } from "../parts/token.js";
-import { Follower } from "../view.js";
+import { inlineToken } from "../components/token.js";
+import { SessionElement } from "../view.js";
 
 @customElement("gf-view-lens")
-export class LensView extends Follower {
+export class LensView extends SessionElement {
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       section {
         gap: 1.9rem;
@@ -23,8 +23,8 @@ export class LensView extends Follower {
     const { session } = this;
     return html`<section class="stack">
       <div class="stack close">
-        <h2>Which token next?</h2>
-        <p>After ${quoted(session.tokens[session.here.query]?.text)}, token ${session.here.query}.</p>
+        <h2>Next-token prediction</h2>
+        <p>After ${inlineToken(session.tokens[session.cursor.query]?.text)}, token ${session.cursor.query}.</p>
       </div>
       ${
         session.trace

@@ -1,35 +1,35 @@
-/** Of view 11: each head's and each feed-forward layer's share of how much likelier one token is than another. */
+/** Direct logit attribution: the contribution of each head and layer to the logit difference of two tokens. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
-import "../parts/bars.js";
-import "../parts/matrix.js";
-import "../parts/cause.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
-import { Ask } from "../ask.js";
+import "../components/bars.js";
+import "../components/matrix.js";
+import "../components/causal_test.js";
+import "../components/receipt.js";
+import "../components/notice.js";
+import { Resource } from "../resource.js";
 import { num, short, type Num } from "../lib/number.js";
-import type { Pick } from "../parts/matrix.js";
-import { quoted, visible } from "../parts/token.js";
-import type { Attribution, Choice } from "../shapes.js";
-import { Follower } from "../view.js";
+import type { Pick } from "../components/matrix.js";
+import { inlineToken, visibleText } from "../components/token.js";
+import type { Attribution, Choice } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
-const KEYS = { target: "for", rival: "against" } as const; // in the address, where a translator's target is another
+const KEYS = { target: "target_token", rival: "rival_token" } as const; // option names
 
 @customElement("gf-lens-attribution")
-export class LensAttribution extends Follower {
-  #likely = new Ask<Choice>(this, () =>
-    this.session.ofTrace("sampling", { position: this.session.here.query, top: 12 }),
+export class LensAttribution extends SessionElement {
+  #likely = new Resource<Choice>(this, () =>
+    this.session.traceViewPath("sampling", { position: this.session.cursor.query, top: 12 }),
   );
-  #shares = new Ask<Attribution>(this, () =>
-    this.session.ofTrace("attribution", {
-      position: this.session.here.query,
+  #shares = new Resource<Attribution>(this, () =>
+    this.session.traceViewPath("attribution", {
+      position: this.session.cursor.query,
       target: this.#asked("target"),
       rival: this.#asked("rival"),
     }),
   );
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .two {
         display: grid;
@@ -53,19 +53,19 @@ export class LensAttribution extends Follower {
     `,
   ];
 
-  /** The token chosen, by its id; null: the likeliest. */
+  /** The id of the selected token; null: the default. */
   #asked(which: "target" | "rival"): string | null {
-    return this.session.place.more[KEYS[which]] ?? null;
+    return this.session.address.options[KEYS[which]] ?? null;
   }
 
   override render() {
     const shares = this.#shares.value,
       error = this.#shares.error;
     return html`<div class="stack">
-      <h3>Who speaks for it, and who against</h3>
+      <h3>Logit attribution</h3>
       ${
         error
-          ? html`<gf-refused heading="No shares" reason=${error.message}></gf-refused>`
+          ? html`<gf-notice heading="Attribution not available" reason=${error.message}></gf-notice>`
           : shares
             ? this.#show(shares)
             : nothing
@@ -75,60 +75,62 @@ export class LensAttribution extends Follower {
 
   #show(shares: Attribution) {
     const { session } = this,
-      { here } = session,
+      { cursor } = session,
       heads = shares.heads.flat().map(num),
       columns = shares.heads[0]?.length ?? 0;
     const rest: [string, Num][] = [
       ["embedding", shares.embedding],
       ...shares.mlp.map((x, i): [string, Num] => [`block ${i}, feed-forward`, x]),
-      ...shares.attention_bias.flatMap((x, i): [string, Num][] =>
-        num(x) ? [[`block ${i}, attention's bias`, x]] : [],
-      ),
-      ...(num(shares.constant) ? [["norm and head alone", shares.constant] as [string, Num]] : []),
-      ...(num(shares.edits) ? [["the edits", shares.edits] as [string, Num]] : []),
+      ...shares.attention_bias.flatMap((x, i): [string, Num][] => (num(x) ? [[`block ${i}, attention bias`, x]] : [])),
+      ...(num(shares.constant) ? [["final norm and LM head bias", shares.constant] as [string, Num]] : []),
+      ...(num(shares.edits) ? [["edits", shares.edits] as [string, Num]] : []),
     ];
     const total = heads.reduce((a, b) => a + b, 0);
     return html`<div class="row">
-        <span>${this.#choose("target", shares.target)} against ${this.#choose("rival", shares.rival)}:</span>
+        <span>${this.#choose("target", shares.target)} versus ${this.#choose("rival", shares.rival)}:</span>
         <span
-          >logits differ by <span class="num">${short(shares.difference)}</span>${
+          >logit difference <span class="num">${short(shares.difference)}</span>${
             num(shares.capped) !== num(shares.difference)
-              ? html` (<span class="num">${short(shares.capped)}</span> under the cap)`
+              ? html` (<span class="num">${short(shares.capped)}</span> after the softcap)`
               : nothing
           },
-          of which all heads <span class="num">${short(total)}</span></span
+          of which all heads contribute <span class="num">${short(total)}</span></span
         >
       </div>
       <div class="two">
         <div>
           <gf-matrix
             meaning="query"
-            most="270"
+            maxWidth="270"
             .data=${heads}
             .rows=${shares.heads.length}
             .columns=${columns}
-            .row=${here.layer}
-            .column=${here.head}
+            .row=${cursor.layer}
+            .column=${cursor.head}
             rowName="block"
             columnName="head"
-            label="Shares of the heads"
-            @pick=${(event: CustomEvent<Pick>) => session.go({ layer: event.detail.row, head: event.detail.column })}
+            label="Contributions of the heads"
+            @pick=${(event: CustomEvent<Pick>) =>
+              session.navigate({ layer: event.detail.row, head: event.detail.column })}
           ></gf-matrix>
-          <p class="small soft">Blue speaks for ${quoted(shares.target[1])}, grey against it, in logits.</p>
+          <p class="small soft">
+            Contributions in logits. Blue favours ${inlineToken(shares.target[1])}, grey favours
+            ${inlineToken(shares.rival[1])}.
+          </p>
         </div>
         <gf-bars
           meaning="forward"
           wide
-          label="Shares of all else"
+          label="Other contributions"
           .bars=${rest.map(([label, value]) => ({ label, value, text: short(value) }))}
         ></gf-bars>
       </div>
       <gf-receipt .of=${shares.receipt}></gf-receipt>
-      <gf-cause
+      <gf-causal-test
         .session=${session}
-        label="Take head ${here.head} of block ${here.layer} out, and write anew"
-        .edit=${{ op: "ablate", point: `blocks.${here.layer}.attn.z`, head: here.head }}
-      ></gf-cause>`;
+        label="Ablate head ${cursor.head} of block ${cursor.layer}"
+        .edit=${{ op: "ablate", point: `blocks.${cursor.layer}.attn.z`, head: cursor.head }}
+      ></gf-causal-test>`;
   }
 
   #choose(which: "target" | "rival", now: [number, string]) {
@@ -138,9 +140,11 @@ export class LensAttribution extends Follower {
     ]);
     return html`<select
       aria-label=${which}
-      @change=${(event: Event) => this.session.more({ [KEYS[which]]: (event.target as HTMLSelectElement).value })}
+      @change=${(event: Event) => this.session.setOptions({ [KEYS[which]]: (event.target as HTMLSelectElement).value })}
     >
-      ${[...named].map(([id, text]) => html`<option value=${id} .selected=${id === now[0]}>${visible(text)}</option>`)}
+      ${[...named].map(
+        ([id, text]) => html`<option value=${id} .selected=${id === now[0]}>${visibleText(text)}</option>`,
+      )}
     </select>`;
   }
 }

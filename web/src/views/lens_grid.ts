@@ -1,40 +1,39 @@
-/** Of view 11: the likeliest next token at every block, for the tokens around the one looked at; row by row as they come. */
+/** Logit lens: the most likely next token after every block, for the tokens around the selected one. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
-import { css as rgb, currentScheme, readable, shareColour } from "../lib/colour.js";
-import { look } from "../lib/look.js";
+import "../components/receipt.js";
+import "../components/notice.js";
+import { css as rgb, currentScheme, onColourSchemeChange, readable, shareColour } from "../lib/colour.js";
+import { setStyle } from "../lib/set_style.js";
 import { num, percent } from "../lib/number.js";
-import { onScheme } from "../parts/scheme.js";
-import { visible } from "../parts/token.js";
-import { Rows } from "../rows.js";
-import type { Lens, LensRow, Likely, Receipt, TraceInfo } from "../shapes.js";
-import { Follower } from "../view.js";
+import { visibleText } from "../components/token.js";
+import { RowStream } from "../row_stream.js";
+import type { Lens, LensRow, Likely, Receipt, TraceInfo } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
-const around = (): number => (innerWidth < 720 ? 2 : 4); // tokens on either side
+const columnsPerSide = (): number => (innerWidth < 720 ? 2 : 4); // tokens on either side
 const TOP = 5;
 
-/** What has come of a trace: for each token its rows, and the receipts of those that are whole. */
-interface Come {
+/** Results received for a trace: the rows of each token, and the receipts of complete tokens. */
+interface Received {
   rows: Map<number, Likely[][]>;
   whole: Map<number, Receipt>;
 }
-const come = new WeakMap<TraceInfo, Come>();
+const received = new WeakMap<TraceInfo, Received>();
 
 @customElement("gf-lens-grid")
-export class LensGrid extends Follower {
-  #asked: number[] = []; // tokens, in the order in which a row has them
-  #lens = new Rows<LensRow, Lens>(
+export class LensGrid extends SessionElement {
+  #asked: number[] = []; // requested positions, in the order of the columns of a row
+  #lens = new RowStream<LensRow, Lens>(
     this,
     () => this.#path(),
-    (row, i) => this.#put(this.#asked, [row], i),
-    (lens) => this.#whole(lens),
+    (row, i) => this.#store(this.#asked, [row], i),
+    (lens) => this.#complete(lens),
   );
   #stop = () => {};
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .wrap {
         overflow-x: auto;
@@ -117,7 +116,7 @@ export class LensGrid extends Follower {
 
   override connectedCallback(): void {
     super.connectedCallback();
-    this.#stop = onScheme(() => this.requestUpdate());
+    this.#stop = onColourSchemeChange(() => this.requestUpdate());
   }
 
   override disconnectedCallback(): void {
@@ -125,71 +124,70 @@ export class LensGrid extends Follower {
     this.#stop();
   }
 
-  get #come(): Come {
+  get #received(): Received {
     const { trace } = this.session,
-      found = (trace && come.get(trace)) ?? { rows: new Map(), whole: new Map() };
-    if (trace) come.set(trace, found);
+      found = (trace && received.get(trace)) ?? { rows: new Map(), whole: new Map() };
+    if (trace) received.set(trace, found);
     return found;
   }
 
-  /** The tokens in sight. */
-  get #near(): number[] {
+  /** The visible positions. */
+  get #positions(): number[] {
     const { session } = this,
       last = session.tokens.length - 1,
-      beside = around();
-    const from = Math.max(0, Math.min(session.here.query - beside, last - 2 * beside)),
+      beside = columnsPerSide();
+    const from = Math.max(0, Math.min(session.cursor.query - beside, last - 2 * beside)),
       to = Math.min(last, from + 2 * beside);
     return Array.from({ length: to - from + 1 }, (_, i) => from + i);
   }
 
-  /** What is still to come of the tokens in sight. */
+  /** The path that requests the missing visible positions, or null. */
   #path(): string | null {
-    const { whole } = this.#come,
-      missing = this.#near.filter((at) => !whole.has(at));
+    const { whole } = this.#received,
+      missing = this.#positions.filter((at) => !whole.has(at));
     if (!missing.length) return null;
     this.#asked = missing;
-    return this.session.ofTrace("lens", { top: TOP, position: missing.join(","), stream: true });
+    return this.session.traceViewPath("lens", { top: TOP, position: missing.join(","), stream: true });
   }
 
-  #put(tokens: number[], rows: LensRow[], from: number): void {
+  #store(tokens: number[], rows: LensRow[], from: number): void {
     tokens.forEach((at, column) => {
-      const kept = this.#come.rows.get(at) ?? [];
+      const kept = this.#received.rows.get(at) ?? [];
       rows.forEach((row, i) => (kept[from + i] = row.top[column] ?? []));
-      this.#come.rows.set(at, kept);
+      this.#received.rows.set(at, kept);
     });
   }
 
-  #whole(lens: Lens): void {
-    this.#put(lens.positions, lens.rows, 0);
-    for (const at of lens.positions) this.#come.whole.set(at, lens.receipt);
+  #complete(lens: Lens): void {
+    this.#store(lens.positions, lens.rows, 0);
+    for (const at of lens.positions) this.#received.whole.set(at, lens.receipt);
   }
 
-  #floor(i: number): string {
-    return i === (this.session.anatomy?.layers.length ?? 0) ? "the model" : i === 0 ? "embedding" : `block ${i - 1}`;
+  #rowName(i: number): string {
+    return i === (this.session.anatomy?.layers.length ?? 0) ? "output" : i === 0 ? "embedding" : `block ${i - 1}`;
   }
 
   override render() {
     const { session } = this,
-      { query } = session.here,
-      { rows, whole } = this.#come,
-      near = this.#near,
+      { query } = session.cursor,
+      { rows, whole } = this.#received,
+      near = this.#positions,
       error = this.#lens.error;
     const floors = Array.from({ length: (session.anatomy?.layers.length ?? 0) + 1 }, (_, i) => i),
       own = rows.get(query),
       receipt = whole.get(query);
     return html`<div class="stack">
       <div class="stack close">
-        <h3>If the model ended here: the likeliest next token, block by block</h3>
+        <h3>Logit lens: most likely next token after each block</h3>
         <p class="small soft">
-          The stream after each block, read by the head as if it were the last. Only the last row is what the model
-          says.
+          The LM head is applied to the residual stream after each block. Only the last row is the output of the model.
         </p>
       </div>
-      ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
-      <div class="wrap" tabindex="0" role="region" aria-label="The likeliest next token, block by block">
+      ${error ? html`<gf-notice reason=${error.message}></gf-notice>` : nothing}
+      <div class="wrap" tabindex="0" role="region" aria-label="Logit lens">
         <table class="grid" aria-busy=${whole.has(query) ? "false" : "true"}>
           <caption>
-            <span class="away">The likeliest next token after each block</span>
+            <span class="away">Most likely next token after each block</span>
           </caption>
           <thead>
             <tr>
@@ -197,8 +195,12 @@ export class LensGrid extends Follower {
               ${near.map(
                 (at) =>
                   html`<th scope="col">
-                    <button aria-pressed=${at === query} title="token ${at}" @click=${() => session.go({ query: at })}>
-                      ${visible(session.tokens[at]?.text ?? "")}
+                    <button
+                      aria-pressed=${at === query}
+                      title="token ${at}"
+                      @click=${() => session.navigate({ query: at })}
+                    >
+                      ${visibleText(session.tokens[at]?.text ?? "")}
                     </button>
                   </th>`,
               )}
@@ -208,7 +210,7 @@ export class LensGrid extends Follower {
             ${floors.map(
               (i) =>
                 html`<tr>
-                  <th scope="row" class="name">${this.#floor(i)}</th>
+                  <th scope="row" class="name">${this.#rowName(i)}</th>
                   ${near.map((at) => this.#cell(rows.get(at)?.[i]?.[0]))}
                 </tr>`,
             )}
@@ -217,20 +219,20 @@ export class LensGrid extends Follower {
       </div>
       ${
         own
-          ? html`<div class="wrap" tabindex="0" role="region" aria-label="The five likeliest after each block">
+          ? html`<div class="wrap" tabindex="0" role="region" aria-label="Five most likely tokens after each block">
               <table class="best">
                 <caption>
-                  <span class="away">After token ${query}, the five likeliest</span>
+                  <span class="away">Five most likely tokens after token ${query}</span>
                 </caption>
                 <tbody>
                   ${floors.map(
                     (i) =>
                       html`<tr>
-                        <th scope="row">${this.#floor(i)}</th>
+                        <th scope="row">${this.#rowName(i)}</th>
                         ${(own[i] ?? []).map(
                           (one) =>
                             html`<td>
-                              <span class="num tok">${visible(one.token)}</span
+                              <span class="num tok">${visibleText(one.token)}</span
                               ><span class="num">${percent(share(one))}</span>
                             </td>`,
                         )}
@@ -250,11 +252,15 @@ export class LensGrid extends Follower {
   }
 
   #cell(one: Likely | undefined) {
-    if (!one) return html`<td></td>`; // it is still being computed
+    if (!one) return html`<td></td>`; // pending
     const p = share(one),
       colour = shareColour(p, currentScheme());
-    return html`<td class="cell" title="${percent(p)}" ${look({ background: rgb(colour), color: readable(colour) })}>
-      ${visible(one.token)}<span class="away"> ${percent(p)}</span>
+    return html`<td
+      class="cell"
+      title="${percent(p)}"
+      ${setStyle({ background: rgb(colour), color: readable(colour) })}
+    >
+      ${visibleText(one.token)}<span class="away"> ${percent(p)}</span>
     </td>`;
   }
 }

@@ -1,14 +1,14 @@
-/** Of view 11: how sampling cuts the distribution, stage by stage, and what is drawn. */
+/** Sampling: the distribution after each stage, and samples drawn from it. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
-import "../parts/bars.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
-import { Ask } from "../ask.js";
+import "../components/bars.js";
+import "../components/receipt.js";
+import "../components/notice.js";
+import { Resource } from "../resource.js";
 import { count, num, percent, type Num } from "../lib/number.js";
-import { quoted } from "../parts/token.js";
-import type { Choice } from "../shapes.js";
-import { Follower } from "../view.js";
+import { inlineToken } from "../components/token.js";
+import type { Choice } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
 const SLIDERS = [
   { name: "temperature", from: 0, to: 2, step: 0.05, off: 1 },
@@ -18,22 +18,22 @@ const SLIDERS = [
 ] as const;
 
 @customElement("gf-lens-sampling")
-export class LensSampling extends Follower {
-  #choice = new Ask<Choice>(this, () => {
-    const { place, here } = this.session,
+export class LensSampling extends SessionElement {
+  #choice = new Resource<Choice>(this, () => {
+    const { address, cursor } = this.session,
       asked: Record<string, number> = {};
     for (const { name, off } of SLIDERS) if (this.#set(name) !== off) asked[name] = this.#set(name);
-    const draws = Number(place.more["draws"] ?? 0) || 0;
-    return this.session.ofTrace("sampling", {
-      position: here.query,
+    const draws = Number(address.options["samples"] ?? 0) || 0;
+    return this.session.traceViewPath("sampling", {
+      position: cursor.query,
       top: 12,
       ...asked,
-      ...(draws ? { draws, seed: place.seed + Number(place.more["draw"] ?? 0) } : {}),
+      ...(draws ? { draws, seed: address.seed + Number(address.options["sample_seed"] ?? 0) } : {}),
     });
   });
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .sliders {
         display: grid;
@@ -76,7 +76,7 @@ export class LensSampling extends Follower {
 
   #set(name: string): number {
     const slider = SLIDERS.find((one) => one.name === name),
-      asked = Number(this.session.place.more[name] ?? NaN);
+      asked = Number(this.session.address.options[name] ?? NaN);
     return Number.isFinite(asked) ? asked : (slider?.off ?? 0);
   }
 
@@ -86,8 +86,10 @@ export class LensSampling extends Follower {
       { session } = this;
     return html`<div class="stack">
       <div class="stack close">
-        <h3>From the distribution to a choice</h3>
-        <p class="small soft">The model's own distribution, and what is left of it after each stage of sampling.</p>
+        <h3>Sampling</h3>
+        <p class="small soft">
+          The next-token distribution of the model, and the distribution after each sampling stage.
+        </p>
       </div>
       ${
         session.live
@@ -109,7 +111,7 @@ export class LensSampling extends Follower {
                       step=${step}
                       .value=${String(this.#set(name))}
                       @input=${(event: Event) =>
-                        session.more({
+                        session.setOptions({
                           [name]:
                             Number((event.target as HTMLInputElement).value) === off
                               ? null
@@ -120,7 +122,7 @@ export class LensSampling extends Follower {
             </div>`
           : nothing
       }
-      ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
+      ${error ? html`<gf-notice reason=${error.message}></gf-notice>` : nothing}
       ${
         choice && !error
           ? html`<div class="stages">
@@ -129,7 +131,7 @@ export class LensSampling extends Follower {
                     html`<div class="stage">
                       <h3>
                         <span>${stage.name.replace("_", "-")}</span
-                        ><span class="soft num">${count(stage.left)} left</span>
+                        ><span class="soft num">${count(stage.left)} tokens</span>
                       </h3>
                       <gf-bars
                         tokens
@@ -145,13 +147,13 @@ export class LensSampling extends Follower {
                 )}${choice.n_draws > 1 ? this.#drawn(choice) : nothing}
               </div>
               <div class="row">
-                <button ?hidden=${!session.live} @click=${() => this.#draw(1)}>Draw one</button
-                ><button ?hidden=${!session.live} @click=${() => this.#draw(1000)}>Draw 1,000 times</button>
+                <button ?hidden=${!session.live} @click=${() => this.#draw(1)}>Sample once</button
+                ><button ?hidden=${!session.live} @click=${() => this.#draw(1000)}>Sample 1,000 times</button>
                 ${
                   choice.n_draws === 1
                     ? html`<span class="small" role="status"
-                        >drawn:
-                        ${quoted(choice.tokens.find((_, i) => choice.draws[i])?.text ?? "another than these")}</span
+                        >sampled:
+                        ${inlineToken(choice.tokens.find((_, i) => choice.draws[i])?.text ?? "another token")}</span
                       >`
                     : nothing
                 }
@@ -164,29 +166,33 @@ export class LensSampling extends Follower {
 
   #drawn(choice: Choice) {
     return html`<div class="stage">
-      <h3><span>drawn</span><span class="soft num">${count(choice.n_draws)} times</span></h3>
+      <h3><span>sampled</span><span class="soft num">${count(choice.n_draws)} times</span></h3>
       <gf-bars
         tokens
         top="1"
-        label="Shares of the draws"
+        label="Frequencies of the samples"
         .bars=${choice.tokens.map((token, i) => ({
           label: token.text,
           value: (choice.draws[i] ?? 0) / choice.n_draws,
         }))}
       ></gf-bars>
       ${
-        choice.others ? html`<p class="small soft">others ${percent(num(choice.others) / choice.n_draws)}</p>` : nothing
+        choice.others
+          ? html`<p class="small soft">other tokens ${percent(num(choice.others) / choice.n_draws)}</p>`
+          : nothing
       }
     </div>`;
   }
 
-  /** So many draws, and at each press others: the seed goes on by one. */
+  /** Draw `n` samples. Repeating the request increments the seed. */
   #draw(n: number): void {
-    const { place } = this.session,
-      again = Number(place.more["draws"]) === n;
-    this.session.more({
-      draws: String(n),
-      draw: again ? String(Number(place.more["draw"] ?? 0) + 1) : (place.more["draw"] ?? null),
+    const { address } = this.session,
+      again = Number(address.options["samples"]) === n;
+    this.session.setOptions({
+      samples: String(n),
+      sample_seed: again
+        ? String(Number(address.options["sample_seed"] ?? 0) + 1)
+        : (address.options["sample_seed"] ?? null),
     });
   }
 }

@@ -1,17 +1,17 @@
-/** View 1. The whole model with its real shapes, parameters and milliseconds. */
+/** Model view: shapes, parameters and measured times of all parts. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
-import { look } from "../lib/look.js";
-import "../parts/bars.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
+import { setStyle } from "../lib/set_style.js";
+import "../components/bars.js";
+import "../components/receipt.js";
+import "../components/notice.js";
 import "./flow.js";
-import { Ask } from "../ask.js";
-import { big, count, percent } from "../lib/number.js";
-import type { Anatomy, Part, Times } from "../shapes.js";
-import { Follower } from "../view.js";
+import { Resource } from "../resource.js";
+import { compact, count, percent } from "../lib/number.js";
+import type { Anatomy, Part, Times } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
-const MEANING: Record<string, string> = {
+const TONES: Record<string, string> = {
   embedding: "residual",
   positions: "residual",
   head: "residual",
@@ -22,11 +22,11 @@ const MEANING: Record<string, string> = {
 };
 
 @customElement("gf-view-map")
-export class MapView extends Follower {
-  #times = new Ask<Times>(this, () => this.session.ofTrace("times", {}));
+export class MapView extends SessionElement {
+  #times = new Resource<Times>(this, () => this.session.traceViewPath("times", {}));
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .share {
         display: flex;
@@ -129,7 +129,7 @@ export class MapView extends Follower {
     const facts: [string, string][] = [
       [count(anatomy.parameters), "parameters"],
       [String(anatomy.layers.length), "blocks"],
-      [String(anatomy.d_model), "numbers per token"],
+      [String(anatomy.d_model), "d_model"],
       ...(first
         ? ([
             [
@@ -139,28 +139,23 @@ export class MapView extends Follower {
             [count(first.d_ff), first.experts ? `neurons in each of ${first.experts} experts` : "neurons per block"],
           ] as [string, string][])
         : []),
-      ...(anatomy.encoder.length
-        ? ([[String(anatomy.encoder.length), "blocks of the encoder"]] as [string, string][])
-        : []),
-      [
-        anatomy.context === null ? "any" : count(anatomy.context),
-        anatomy.context === null ? "length of text" : "tokens of context",
-      ],
-      [anatomy.positions ?? "none", "positions"],
-      [anatomy.dtype, "stored as"],
+      ...(anatomy.encoder.length ? ([[String(anatomy.encoder.length), "encoder blocks"]] as [string, string][]) : []),
+      [anatomy.context === null ? "unlimited" : count(anatomy.context), "context length"],
+      [anatomy.positions ?? "none", "position encoding"],
+      [anatomy.dtype, "data type"],
     ];
     return html`<section class="stack">
-      <h2>The whole model</h2>
+      <h2>Model overview</h2>
       ${anatomy.kind === "recurrent" ? nothing : html`<gf-flow .session=${this.session}></gf-flow>`}
       <div class="facts">${facts.map(([value, name]) => html`<div><b>${value}</b><span>${name}</span></div>`)}</div>
       <div>
-        <h3>Where its ${big(anatomy.parameters)} parameters are</h3>
+        <h3>Parameters: ${compact(anatomy.parameters)} in total</h3>
         ${this.#share(Object.entries(anatomy.shares))}
       </div>
       ${
         times
           ? html`<div>
-              <h3>Where the time goes: ${times.total.toFixed(2)} ms for these ${times.tokens} tokens, measured now</h3>
+              <h3>Time of a forward pass: ${times.total.toFixed(2)} ms for ${times.tokens} tokens, measured now</h3>
               ${this.#share([
                 ["embedding", times.embedding / whole],
                 ["attention", sum(times.attention) / whole],
@@ -172,7 +167,7 @@ export class MapView extends Follower {
       }
       ${
         this.#times.error
-          ? html`<gf-refused heading="No times" reason=${this.#times.error.message}></gf-refused>`
+          ? html`<gf-notice heading="Measurement failed" reason=${this.#times.error.message}></gf-notice>`
           : nothing
       }
       <div class="wrap" tabindex="0" role="region" aria-label="Parts of the model">${this.#parts(anatomy, times)}</div>
@@ -182,12 +177,12 @@ export class MapView extends Follower {
 
   #share(parts: [string, number][]) {
     return html`<div class="share" aria-hidden="true">
-        ${parts.map(([kind, share]) => html`<span ${look({ ...tone(kind), flex: share })}></span>`)}
+        ${parts.map(([kind, share]) => html`<span ${setStyle({ ...tone(kind), flex: share })}></span>`)}
       </div>
       <div class="legend">
         ${parts.map(
           ([kind, share]) =>
-            html`<span><i ${look(tone(kind))}></i>${kind} <span class="num">${percent(share)}</span></span>`,
+            html`<span><i ${setStyle(tone(kind))}></i>${kind} <span class="num">${percent(share)}</span></span>`,
         )}
       </div>`;
   }
@@ -213,7 +208,7 @@ export class MapView extends Follower {
         ${anatomy.parts.map((part) => {
           const ms = took(part);
           return html`<tr>
-            <th scope="row"><i ${look(tone(part.kind))}></i>${this.#door(part)}</th>
+            <th scope="row"><i ${setStyle(tone(part.kind))}></i>${this.#partLink(part)}</th>
             <td class="num soft">
               ${part.matrices
                 .map(
@@ -232,8 +227,8 @@ export class MapView extends Follower {
         })}${
           anatomy.tied
             ? html`<tr>
-                <th scope="row"><i ${look(tone("head"))}></i>head</th>
-                <td class="soft">the embedding's own table, once more</td>
+                <th scope="row"><i ${setStyle(tone("head"))}></i>head</th>
+                <td class="soft">tied to the embedding table</td>
                 <td class="n num">0</td>
                 <td class="n num">${times ? times.head.toFixed(2) : ""}</td>
               </tr>`
@@ -243,15 +238,15 @@ export class MapView extends Follower {
     </table>`;
   }
 
-  #door(part: Part) {
+  #partLink(part: Part) {
     const view = { attention: "cell", "feed-forward": "block", embedding: "embedding", head: "lens" }[part.kind];
     const name = part.layer === null ? part.kind : `block ${part.layer}, ${part.kind}`;
     if (!view) return name;
-    return html`<button @click=${() => this.session.visit(view, part.layer === null ? {} : { layer: part.layer })}>
+    return html`<button @click=${() => this.session.openView(view, part.layer === null ? {} : { layer: part.layer })}>
       ${name}
     </button>`;
   }
 }
 
-const tone = (kind: string) => ({ "--tone": `var(--${MEANING[kind] ?? "soft"})` });
+const tone = (kind: string) => ({ "--tone": `var(--${TONES[kind] ?? "soft"})` });
 const sum = (numbers: number[]): number => numbers.reduce((a, b) => a + b, 0);

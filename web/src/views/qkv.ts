@@ -1,48 +1,48 @@
-/** View 5. Query, key and value of one token in one head, all from one x: rows of three matrices, and a rotation. */
+/** Q, K, V view: query, key and value of one token in one head, computed from the same input x. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
-import { look } from "../lib/look.js";
-import "../parts/formula.js";
-import "../parts/cause.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
-import "../parts/strip.js";
-import "../parts/where.js";
-import { Ask } from "../ask.js";
+import { setStyle } from "../lib/set_style.js";
+import "../components/formula.js";
+import "../components/causal_test.js";
+import "../components/receipt.js";
+import "../components/notice.js";
+import "../components/strip.js";
+import "../components/head_picker.js";
+import { Resource } from "../resource.js";
 import { num, short, type Num } from "../lib/number.js";
 import { largest } from "../lib/tensor.js";
-import { quoted } from "../parts/token.js";
-import type { Latent, Product, QKV } from "../shapes.js";
-import { Follower } from "../view.js";
+import { inlineToken } from "../components/token.js";
+import type { Latent, Product, QKV } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
 const PARTS = [
   ["q", "query"],
   ["k", "key"],
   ["v", "value"],
 ] as const;
-const MADE = { q: "the query", kv: "key and value" }; // of a latent
+const LATENT_OF = { q: "the query", kv: "key and value" }; // by kind of latent
 
-/** What a product multiplies: x itself, or a latent; and how it is called. */
+/** Return the input of a projection and its name: x or a latent. */
 function operand(qkv: QKV, of: Product["of"]): { name: string; data: Num[] } {
   return of === "x" ? { name: "x", data: qkv.x } : { name: `c_${of}`, data: qkv.latents[of]?.normed ?? [] };
 }
 
-/** The matrices that a query, a key or a value is made by: of x, of a latent, or a part of each. */
-function made(qkv: QKV, part: "q" | "k" | "v"): string {
+/** Return the formula of a query, key or value. */
+function formula(qkv: QKV, part: "q" | "k" | "v"): string {
   if (part === "k" && qkv.latents.kv) return "[x · W_kr | c_kv · W_uk]";
   const of = part === "q" ? "q" : "kv";
   return qkv.latents[of] ? `c_${of} · W_u${part}` : `x · W_${part}`;
 }
 
 @customElement("gf-view-qkv")
-export class QKVView extends Follower {
-  #qkv = new Ask<QKV>(this, () => {
-    const { layer, head, query } = this.session.here;
-    return this.session.ofTrace("qkv", { layer, head, position: query, dim: this.#dim });
+export class QKVView extends SessionElement {
+  #qkv = new Resource<QKV>(this, () => {
+    const { layer, head, query } = this.session.cursor;
+    return this.session.traceViewPath("qkv", { layer, head, position: query, dim: this.#dim });
   });
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .title {
         display: flex;
@@ -99,8 +99,8 @@ export class QKVView extends Follower {
   ];
 
   get #dim(): number {
-    const asked = Number(this.session.place.more["dim"] ?? 0),
-      size = this.session.anatomy?.layers[this.session.here.layer]?.head_dim ?? 1;
+    const asked = Number(this.session.address.options["dim"] ?? 0),
+      size = this.session.anatomy?.layers[this.session.cursor.layer]?.head_dim ?? 1;
     return Number.isInteger(asked) ? Math.min(size - 1, Math.max(0, asked)) : 0;
   }
 
@@ -109,24 +109,24 @@ export class QKVView extends Follower {
       error = this.#qkv.error;
     return html`<section class="stack">
       <div class="title">
-        <h2>Query, key and value, all from one x</h2>
-        <gf-where .session=${this.session}></gf-where>
+        <h2>Query, key and value projections</h2>
+        <gf-head-picker .session=${this.session}></gf-head-picker>
       </div>
-      ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : qkv ? this.#show(qkv) : nothing}
+      ${error ? html`<gf-notice reason=${error.message}></gf-notice>` : qkv ? this.#show(qkv) : nothing}
     </section>`;
   }
 
   #show(qkv: QKV) {
-    const move = (event: CustomEvent<number>) => this.session.more({ dim: String(event.detail) });
-    const token = quoted(this.session.tokens[qkv.position]?.text);
+    const move = (event: CustomEvent<number>) => this.session.setOptions({ dim: String(event.detail) });
+    const token = inlineToken(this.session.tokens[qkv.position]?.text);
     return html`<div class="strips">
         <span><span class="r">residual</span></span
         ><gf-strip .data=${qkv.residual} meaning="residual" label="residual stream before the block"
-          >the stream that block ${qkv.layer} gets for ${token}</gf-strip
+          >input of block ${qkv.layer} for ${token}</gf-strip
         >
-        <span>x, normed</span
-        ><gf-strip .data=${qkv.x} meaning="residual" label="x, what attention reads"
-          >what all heads of the block read</gf-strip
+        <span>x</span
+        ><gf-strip .data=${qkv.x} meaning="residual" label="x, input of attention"
+          >normalised input of all heads of the block</gf-strip
         >
         ${(["q", "kv"] as const).map((of) => this.#latent(of, qkv.latents[of]))}
       </div>
@@ -134,26 +134,26 @@ export class QKVView extends Follower {
       ${
         qkv.latents.kv
           ? html`<p class="small soft">
-              The key's first ${qkv.turned} numbers, left of the line, are made of x, the same for all ${qkv.n_heads}
-              heads, and turn with the position; the others are the head's own. The cache keeps c_kv and those
-              ${qkv.turned}, no keys and values.
+              The first ${qkv.turned} dimensions of the key, left of the line, are computed from x, shared by all
+              ${qkv.n_heads} heads, and rotated by position. The other dimensions differ by head. The cache stores c_kv
+              and these ${qkv.turned} dimensions instead of keys and values.
             </p>`
           : nothing
       }
       ${
         qkv.n_kv_heads < qkv.n_heads
           ? html`<p class="small soft">
-              ${qkv.n_heads} query heads share ${qkv.n_kv_heads} of keys and values: head ${qkv.head} reads pair
+              ${qkv.n_heads} query heads share ${qkv.n_kv_heads} key-value heads: head ${qkv.head} uses key-value head
               ${qkv.kv_head}.
             </p>`
           : nothing
       }
       <gf-receipt .of=${qkv.receipt}></gf-receipt>
-      <gf-cause
+      <gf-causal-test
         .session=${this.session}
-        label="Empty this token's value in this head, and write anew"
+        label="Set the value of this token in this head to 0"
         .edit=${{ op: "ablate", point: `blocks.${qkv.layer}.attn.v`, head: qkv.kv_head, position: qkv.position }}
-      ></gf-cause>`;
+      ></gf-causal-test>`;
   }
 
   #latent(of: "q" | "kv", latent: Latent | undefined) {
@@ -165,10 +165,10 @@ export class QKVView extends Follower {
             quiet
             .data=${latent.reduced}
             meaning="residual"
-            label="latent of ${MADE[of]}, before its norm"
+            label="latent of ${LATENT_OF[of]}, before the norm"
           ></gf-strip>
-          <gf-strip .data=${latent.normed} meaning="residual" label="latent of ${MADE[of]}, normed"
-            >x through W_d${of}, then normed: all heads make ${MADE[of]} of it</gf-strip
+          <gf-strip .data=${latent.normed} meaning="residual" label="latent of ${LATENT_OF[of]}, normalised"
+            >x · W_d${of}, normalised; all heads compute ${LATENT_OF[of]} from it</gf-strip
           >
         </div>`
     );
@@ -178,10 +178,10 @@ export class QKVView extends Follower {
     const values = qkv[part],
       turned = part === "v" ? null : qkv[`${part}_rot`],
       top = largest([...values, ...(turned ?? [])].map(num)).size;
-    const how = [qkv.normed ? "normed" : "", qkv.turned ? "turned by its position" : ""].filter(Boolean).join(" and ");
+    const how = [qkv.normed ? "normalised" : "", qkv.turned ? "rotated by position" : ""].filter(Boolean).join(" and ");
     const cut = part !== "v" && qkv.latents.kv ? qkv.turned : 0;
-    return html`<div class="one" ${look({ "--tone": `var(--${name})` })}>
-      <h3><span>${name}</span> = ${made(qkv, part)}</h3>
+    return html`<div class="one" ${setStyle({ "--tone": `var(--${name})` })}>
+      <h3><span>${name}</span> = ${formula(qkv, part)}</h3>
       <gf-strip
         class="tall"
         .data=${values}
@@ -207,7 +207,7 @@ export class QKVView extends Follower {
                 @pick=${move}
               ></gf-strip>
               <span class="lab"
-                >length <span class="num">${short(qkv.lengths[part] ?? 0)}</span> before,
+                >norm <span class="num">${short(qkv.lengths[part] ?? 0)}</span> before,
                 <span class="num">${short(qkv.lengths[`${part}_rot`] ?? 0)}</span> after</span
               >`
           : nothing
@@ -217,11 +217,11 @@ export class QKVView extends Follower {
 
   #product(qkv: QKV, part: "q" | "k" | "v") {
     const product = qkv.products[part];
-    if (!product) return html`<span class="lab">it has ${qkv[part].length} numbers, and none at ${qkv.dim}</span>`;
+    if (!product) return html`<span class="lab">has only ${qkv[part].length} dimensions, no index ${qkv.dim}</span>`;
     const { name, data } = operand(qkv, product.of),
       bias = num(product.bias),
       parts = product.weights.map((w, i) => num(w) * num(data[i] as Num));
-    return html`<span class="lab">row ${qkv.dim} of ${product.matrix}, and its products with ${name}</span>
+    return html`<span class="lab">row ${qkv.dim} of ${product.matrix}, and its elementwise product with ${name}</span>
       <gf-strip quiet .data=${product.weights} meaning="plain" label="row ${qkv.dim} of ${product.matrix}"></gf-strip>
       <gf-strip quiet .data=${parts} meaning="plain" label="products of ${name} with row ${qkv.dim}"></gf-strip>
       <gf-formula

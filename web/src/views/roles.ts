@@ -1,46 +1,46 @@
-/** View 9. What each head does on this text: its scores for six roles, and the head behind each of them. */
+/** Head roles view: scores of every head for six attention patterns, with an example of each. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
-import "../parts/bars.js";
-import "../parts/matrix.js";
-import "../parts/cause.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
+import "../components/bars.js";
+import "../components/matrix.js";
+import "../components/causal_test.js";
+import "../components/receipt.js";
+import "../components/notice.js";
 import { count, num, percent } from "../lib/number.js";
-import type { Pick } from "../parts/matrix.js";
-import { quoted } from "../parts/token.js";
-import { Rows } from "../rows.js";
-import type { Evidence, RoleRow, Roles, TraceInfo } from "../shapes.js";
-import { Follower } from "../view.js";
+import type { Pick } from "../components/matrix.js";
+import { inlineToken } from "../components/token.js";
+import { RowStream } from "../row_stream.js";
+import type { Evidence, RoleRow, Roles, TraceInfo } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
 export const TITLES: Record<string, string> = {
   previous_token: "previous token",
   duplicate: "duplicate",
   induction: "induction",
   first_token: "first token",
-  self: "itself",
-  entropy: "spread",
+  self: "self",
+  entropy: "entropy",
 };
-/** What has come of a trace so far: layers, then the whole. */
-interface Come {
+/** Results received for a trace: rows of layers, then the complete view. */
+interface Received {
   rows: RoleRow[];
   whole: Roles | null;
 }
-const come = new WeakMap<TraceInfo, Come>();
+const received = new WeakMap<TraceInfo, Received>();
 
-const REPEATED = new Set(["duplicate", "induction"]); // seen only where something stands twice
+const REPEATED = new Set(["duplicate", "induction"]); // require a repeated token
 
 @customElement("gf-view-roles")
-export class RolesView extends Follower {
-  #roles = new Rows<RoleRow, Roles>(
+export class RolesView extends SessionElement {
+  #roles = new RowStream<RoleRow, Roles>(
     this,
-    () => (this.#come.whole ? null : this.session.ofTrace("roles", { stream: true })),
-    (row, i) => (this.#come.rows[i] = row),
-    (whole) => (this.#come.whole = whole),
+    () => (this.#received.whole ? null : this.session.traceViewPath("roles", { stream: true })),
+    (row, i) => (this.#received.rows[i] = row),
+    (whole) => (this.#received.whole = whole),
   );
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .maps {
         display: grid;
@@ -71,16 +71,16 @@ export class RolesView extends Follower {
     `,
   ];
 
-  get #come(): Come {
+  get #received(): Received {
     const { trace } = this.session,
-      found = (trace && come.get(trace)) ?? { rows: [], whole: null };
-    if (trace) come.set(trace, found);
+      found = (trace && received.get(trace)) ?? { rows: [], whole: null };
+    if (trace) received.set(trace, found);
     return found;
   }
 
-  /** The scores of the layers that have come; what has not is no number. */
+  /** The scores of all layers; NaN if pending. */
   #scores(role: string) {
-    const { rows, whole } = this.#come,
+    const { rows, whole } = this.#received,
       heads = this.session.anatomy?.layers.map((layer) => layer.n_heads) ?? [];
     const most = Math.max(1, ...heads),
       none = () => Array.from({ length: most }, () => NaN);
@@ -94,37 +94,35 @@ export class RolesView extends Follower {
   }
 
   #evidence(role: string, layer: number, head: number): Evidence | null {
-    return (this.#come.whole?.evidence[role]?.[layer] ?? this.#come.rows[layer]?.evidence[role])?.[head] ?? null;
+    return (
+      (this.#received.whole?.evidence[role]?.[layer] ?? this.#received.rows[layer]?.evidence[role])?.[head] ?? null
+    );
   }
 
   override render() {
-    const { whole, rows } = this.#come,
+    const { whole, rows } = this.#received,
       error = this.#roles.error,
       n = this.session.anatomy?.layers.length ?? 0;
     return html`<section class="stack">
-      <h2>What each head does</h2>
+      <h2>Head roles</h2>
       ${
         error
-          ? html`<gf-refused reason=${error.message}></gf-refused>`
+          ? html`<gf-notice reason=${error.message}></gf-notice>`
           : rows.length || whole
             ? this.#show(whole)
             : nothing
       }
-      ${
-        whole || error
-          ? nothing
-          : html`<p class="soft small" role="status">measured: ${rows.length} of ${n} blocks …</p>`
-      }
+      ${whole || error ? nothing : html`<p class="small" role="status">scored ${rows.length} of ${n} blocks …</p>`}
     </section>`;
   }
 
   #show(roles: Roles | null) {
     const { session } = this,
-      { here } = session,
-      chosen = session.place.more["role"] ?? "induction";
+      { cursor } = session,
+      chosen = session.address.options["role"] ?? "induction";
     return html`<p>
-        Measured on this text: the share of its attention that a head gives to keys in a known relation to the query.
-        One field is a head; rows are blocks.
+        Each score is the fraction of a head's attention, measured on this text, on keys with a given relation to the
+        query. Rows are blocks, columns are heads.
       </p>
       <div class="maps">
         ${Object.keys(TITLES)
@@ -136,7 +134,7 @@ export class RolesView extends Follower {
                   class="name"
                   aria-pressed=${role === chosen}
                   title=${roles?.meanings[role] ?? nothing}
-                  @click=${() => session.more({ role })}
+                  @click=${() => session.setOptions({ role })}
                 >
                   ${TITLES[role] ?? role}
                 </button>
@@ -145,21 +143,23 @@ export class RolesView extends Follower {
                     ? html`<gf-matrix
                         shares
                         brief
-                        most="190"
+                        maxWidth="190"
                         .data=${scores.flat().map(num)}
                         .rows=${scores.length}
                         .columns=${scores[0]?.length ?? 0}
-                        .row=${here.layer}
-                        .column=${here.head}
+                        .row=${cursor.layer}
+                        .column=${cursor.head}
                         rowName="block"
                         columnName="head"
                         label="${TITLES[role] ?? role}"
                         @pick=${(event: CustomEvent<Pick>) => {
-                          session.more({ role });
-                          session.go({ layer: event.detail.row, head: event.detail.column });
+                          session.setOptions({ role });
+                          session.navigate({ layer: event.detail.row, head: event.detail.column });
                         }}
                       ></gf-matrix>`
-                    : html`<p class="small soft">No token of this text sees such a key: nothing in it stands twice.</p>`
+                    : html`<p class="small soft">
+                        No token of this text has a key with this relation, because no token occurs twice.
+                      </p>`
                 }
               </div>`,
           )}
@@ -189,55 +189,58 @@ export class RolesView extends Follower {
                   }))}
                   @pick=${(event: CustomEvent<number>) => {
                     const one = best[event.detail];
-                    if (one) session.go({ layer: one.layer, head: one.head });
+                    if (one) session.navigate({ layer: one.layer, head: one.head });
                   }}
                 ></gf-bars>
                 <p class="small soft">
-                  Mean over the ${count(roles.queries[role] ?? 0)} tokens that see such a key. Pick a head: its clearest
-                  place in the text stands below.
+                  Mean over the ${count(roles.queries[role] ?? 0)} tokens that have such a key. Select a head to see its
+                  strongest example in this text.
                 </p>`
             : nothing
         }
-        ${this.#proof(role)}
+        ${this.#example(role)}
         ${
           REPEATED.has(role) && session.live
-            ? html`<p><button @click=${() => this.#twice()}>Read this text twice over</button></p>`
+            ? html`<p><button @click=${() => this.#repeatText()}>Repeat the text twice</button></p>`
             : nothing
         }
-        <p class="small">A head that looks where a role says need not be what makes the model say so.</p>
+        <p class="small">A high score does not prove that the head causes the prediction. Use the causal test below.</p>
       </div>
-      <gf-cause
+      <gf-causal-test
         .session=${session}
-        label="Take head ${session.here.head} of block ${session.here.layer} out, and write anew"
-        .edit=${{ op: "ablate", point: `blocks.${session.here.layer}.attn.z`, head: session.here.head }}
-      ></gf-cause>`;
+        label="Ablate head ${session.cursor.head} of block ${session.cursor.layer}"
+        .edit=${{ op: "ablate", point: `blocks.${session.cursor.layer}.attn.z`, head: session.cursor.head }}
+      ></gf-causal-test>`;
   }
 
-  /** The chosen head's clearest place in the text. */
-  #proof(role: string) {
+  /** The strongest example of the selected head. */
+  #example(role: string) {
     const { session } = this,
-      { layer, head } = session.here,
+      { layer, head } = session.cursor,
       found = this.#evidence(role, layer, head),
-      text = (i: number) => quoted(session.tokens[i]?.text);
+      text = (i: number) => inlineToken(session.tokens[i]?.text);
     if (!found)
       return html`<p class="small evidence">
         Block ${layer}, head ${head}:
         ${
           role === "entropy"
-            ? "how evenly it looks is of whole rows, not of one key."
-            : "no token of this text sees such a key."
+            ? "entropy is a property of all keys of a query, not of one key."
+            : "no token of this text has such a key."
         }
       </p>`;
     const after = role === "induction" ? html`, which follows ${text(found.key - 1)}` : nothing;
     return html`<p class="small evidence">
-      Block ${layer}, head ${head} is clearest at token ${found.query}: ${text(found.query)} gives
-      <span class="num">${percent(found.share)}</span> to ${text(found.key)}, token ${found.key}${after}.
-      <button @click=${() => session.visit("cell", { query: found.query, key: found.key })}>Open this cell</button>
+      Block ${layer}, head ${head} scores highest at token ${found.query}: ${text(found.query)} puts
+      <span class="num">${percent(found.share)}</span> of its attention on ${text(found.key)}, token
+      ${found.key}${after}.
+      <button @click=${() => session.openView("cell", { query: found.query, key: found.key })}>
+        Open in attention view
+      </button>
     </p>`;
   }
 
-  #twice(): void {
-    const { place } = this.session;
-    this.session.go({ text: `${place.text}\n${place.text}`, write: 0, query: -1, key: -1 });
+  #repeatText(): void {
+    const { address } = this.session;
+    this.session.navigate({ text: `${address.text}\n${address.text}`, max_tokens: 0, query: -1, key: -1 });
   }
 }

@@ -1,27 +1,29 @@
-/** View 2. The text's tokens with ids, bytes and offsets, and how a word's merges make them, step by step. */
+/** Tokenizer view: tokens with ids, bytes and offsets, and the BPE merges of a word. */
 import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
-import "../parts/stepper.js";
-import { Ask } from "../ask.js";
+import "../components/receipt.js";
+import "../components/notice.js";
+import "../components/stepper.js";
+import { Resource } from "../resource.js";
 import { count } from "../lib/number.js";
-import { visible } from "../parts/token.js";
-import type { Merges, Tokens } from "../shapes.js";
-import { Follower } from "../view.js";
+import { visibleText } from "../components/token.js";
+import type { Merges, Tokens } from "../api_types.js";
+import { SessionElement } from "../view.js";
 
 @customElement("gf-view-tokenizer")
-export class TokenizerView extends Follower {
-  #tokens = new Ask<Tokens>(this, () => this.session.ofModel("tokens", { text: this.#text }));
-  #other = new Ask<Tokens>(this, () =>
-    this.#beside
-      ? `/v1/models/${encodeURIComponent(this.#beside)}/views/tokens?${new URLSearchParams({ text: this.#text })}`
+export class TokenizerView extends SessionElement {
+  #tokens = new Resource<Tokens>(this, () => this.session.modelViewPath("tokens", { text: this.#text }));
+  #otherTokens = new Resource<Tokens>(this, () =>
+    this.#otherModel
+      ? `/v1/models/${encodeURIComponent(this.#otherModel)}/views/tokens?${new URLSearchParams({ text: this.#text })}`
       : null,
   );
-  #merges = new Ask<Merges>(this, () => (this.#word ? this.session.ofModel("merges", { word: this.#word }) : null));
+  #merges = new Resource<Merges>(this, () =>
+    this.#word ? this.session.modelViewPath("merges", { word: this.#word }) : null,
+  );
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       textarea {
         width: 100%;
@@ -99,19 +101,19 @@ export class TokenizerView extends Follower {
   ];
 
   get #text(): string {
-    return this.session.place.more["try"] ?? this.session.place.text;
+    return this.session.address.options["tokenize"] ?? this.session.address.text;
   }
 
-  /** Another served model, whose tokens stand beside these. */
-  get #beside(): string {
+  /** The name of another model whose tokenizer is compared, or "". */
+  get #otherModel(): string {
     const { session } = this,
-      asked = session.place.more["beside"] ?? "";
+      asked = session.address.options["other_model"] ?? "";
     return session.models.includes(asked) && asked !== session.model ? asked : "";
   }
 
-  /** The word whose merges are shown: the one asked for, or the text's longest. */
+  /** The word whose merges are shown; by default the longest word of the text. */
   get #word(): string {
-    const asked = this.session.place.more["word"];
+    const asked = this.session.address.options["word"];
     if (asked !== undefined) return asked;
     return this.#text.match(/ ?\p{L}+/gu)?.reduce((a, b) => (b.trim().length > a.trim().length ? b : a), "") ?? "";
   }
@@ -120,31 +122,32 @@ export class TokenizerView extends Follower {
     const tokens = this.#tokens.value,
       error = this.#tokens.error;
     return html`<section class="stack">
-      <h2>From letters to tokens</h2>
+      <h2>Tokenizer</h2>
       <textarea
         rows="2"
         ?readonly=${!this.session.live}
-        aria-label="Text to cut into tokens"
+        aria-label="Text to tokenize"
         spellcheck="false"
         .value=${this.#text}
-        @input=${(event: Event) => this.session.more({ try: (event.target as HTMLTextAreaElement).value })}
+        @input=${(event: Event) => this.session.setOptions({ tokenize: (event.target as HTMLTextAreaElement).value })}
       ></textarea>
-      ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : nothing}
+      ${error ? html`<gf-notice reason=${error.message}></gf-notice>` : nothing}
       ${
         tokens && !error
           ? html`<p class="soft small">
-                ${count(tokens.n_bytes)} bytes, ${count(tokens.tokens.length)} tokens of ${count(tokens.vocab_size)}
-                known ones: ${(tokens.n_bytes / Math.max(1, tokens.tokens.length)).toFixed(2)} bytes each.
+                ${count(tokens.n_bytes)} bytes, ${count(tokens.tokens.length)} tokens,
+                ${(tokens.n_bytes / Math.max(1, tokens.tokens.length)).toFixed(2)} bytes per token; vocabulary size
+                ${count(tokens.vocab_size)}.
               </p>
               <p class="cut">
                 ${tokens.tokens.map(
                   (token) =>
                     html`<span title="id ${token.id}, bytes ${token.bytes}"
-                      >${token.text === "" ? visible("") : token.text.replace(/\n/g, "⏎")}</span
+                      >${token.text === "" ? visibleText("") : token.text.replace(/\n/g, "⏎")}</span
                     >`,
                 )}
               </p>
-              ${this.#second()}
+              ${this.#comparison()}
               <div class="wrap" tabindex="0" role="region" aria-label="All tokens">
                 <table>
                   <thead>
@@ -159,16 +162,16 @@ export class TokenizerView extends Follower {
                     ${tokens.tokens.map(
                       (token) =>
                         html`<tr>
-                          <td class="num">${visible(token.text)}</td>
+                          <td class="num">${visibleText(token.text)}</td>
                           <td class="num">${token.id}</td>
                           <td class="num soft">${token.bytes.replace(/(..)(?=.)/g, "$1 ")}</td>
                           <td class="num soft">
                             ${
                               token.special
-                                ? "control token"
+                                ? "special token"
                                 : token.end > token.start
                                   ? `${token.start}–${token.end}`
-                                  : "none of its own"
+                                  : "none"
                             }
                           </td>
                         </tr>`,
@@ -179,39 +182,42 @@ export class TokenizerView extends Follower {
               <gf-receipt .of=${tokens.receipt}></gf-receipt>`
           : nothing
       }
-      ${this.#tree()}
+      ${this.#mergeSteps()}
     </section>`;
   }
 
-  #second() {
+  #comparison() {
     const { session } = this,
       others = session.models.filter((name) => name !== session.model),
-      tokens = this.#other.value;
+      tokens = this.#otherTokens.value;
     if (!others.length) return nothing;
     return html`<div class="row small">
         <label
-          >beside it, the tokenizer of
+          >compare with the tokenizer of
           <select
-            @change=${(event: Event) => session.more({ beside: (event.target as HTMLSelectElement).value || null })}
+            @change=${(event: Event) =>
+              session.setOptions({ other_model: (event.target as HTMLSelectElement).value || null })}
           >
             <option value="">none</option>
-            ${others.map((name) => html`<option value=${name} .selected=${name === this.#beside}>${name}</option>`)}
+            ${others.map((name) => html`<option value=${name} .selected=${name === this.#otherModel}>${name}</option>`)}
           </select></label
         >
       </div>
       ${
-        this.#other.error && this.#beside
-          ? html`<gf-refused reason=${this.#other.error.message}></gf-refused>`
+        this.#otherTokens.error && this.#otherModel
+          ? html`<gf-notice reason=${this.#otherTokens.error.message}></gf-notice>`
           : nothing
       }
       ${
-        tokens && this.#beside
-          ? html`<p class="soft small">${count(tokens.tokens.length)} tokens of ${count(tokens.vocab_size)}:</p>
+        tokens && this.#otherModel
+          ? html`<p class="soft small">
+                ${count(tokens.tokens.length)} tokens; vocabulary size ${count(tokens.vocab_size)}:
+              </p>
               <p class="cut second">
                 ${tokens.tokens.map(
                   (token) =>
                     html`<span title="id ${token.id}, bytes ${token.bytes}"
-                      >${token.text === "" ? visible("") : token.text.replace(/\n/g, "⏎")}</span
+                      >${token.text === "" ? visibleText("") : token.text.replace(/\n/g, "⏎")}</span
                     >`,
                 )}
               </p>`
@@ -219,18 +225,18 @@ export class TokenizerView extends Follower {
       }`;
   }
 
-  /** How many of a word's merges are done: all, until one steps. */
+  /** The number of applied merges; all by default. */
   #step(merges: Merges): number {
-    const asked = Number(this.session.place.more["merge"] ?? NaN),
+    const asked = Number(this.session.address.options["merge"] ?? NaN),
       last = merges.steps.length - 1;
     return Number.isInteger(asked) ? Math.min(last, Math.max(0, asked)) : last;
   }
 
-  #tree() {
+  #mergeSteps() {
     const merges = this.#merges.value,
       error = this.#merges.error;
     return html`<div class="row">
-        <h3>How a word is put together</h3>
+        <h3>BPE merges of a word</h3>
         <label
           >word
           <input
@@ -239,10 +245,10 @@ export class TokenizerView extends Follower {
             spellcheck="false"
             .value=${this.#word}
             @input=${(event: Event) =>
-              this.session.more({ merge: null, word: (event.target as HTMLInputElement).value })}
+              this.session.setOptions({ merge: null, word: (event.target as HTMLInputElement).value })}
         /></label>
       </div>
-      ${error ? html`<gf-refused heading="No merges to show" reason=${error.message}></gf-refused>` : nothing}
+      ${error ? html`<gf-notice heading="No merges" reason=${error.message}></gf-notice>` : nothing}
       ${
         merges && !error
           ? html`<gf-stepper
@@ -251,11 +257,13 @@ export class TokenizerView extends Follower {
                 .at=${this.#step(merges)}
                 .n=${merges.steps.length}
                 @step=${(event: CustomEvent<number>) =>
-                  this.session.more({ merge: event.detail === merges.steps.length - 1 ? null : String(event.detail) })}
+                  this.session.setOptions({
+                    merge: event.detail === merges.steps.length - 1 ? null : String(event.detail),
+                  })}
               >
                 ${
                   this.#step(merges) === 0
-                    ? "its bytes"
+                    ? "bytes"
                     : `after ${this.#step(merges)} of ${merges.steps.length - 1} merges`
                 }</gf-stepper
               >
@@ -265,15 +273,15 @@ export class TokenizerView extends Follower {
                     html`<li>
                       ${step.parts.map(
                         (part, j) =>
-                          html`<span class="piece num ${j === step.at ? "new" : ""}">${visible(part)}</span>`,
+                          html`<span class="piece num ${j === step.at ? "new" : ""}">${visibleText(part)}</span>`,
                       )}
-                      <small>${i === 0 ? "its bytes" : `merge ${step.rank} of the training`}</small>
+                      <small>${i === 0 ? "bytes" : `merge ${step.rank}`}</small>
                     </li>`,
                 )}
               </ol>
               ${
                 this.#step(merges) === merges.steps.length - 1
-                  ? html`<p class="small soft">The ids: <span class="num">${merges.ids.join(", ")}</span></p>`
+                  ? html`<p class="small soft">Token ids: <span class="num">${merges.ids.join(", ")}</span></p>`
                   : nothing
               }
               <gf-receipt .of=${merges.receipt}></gf-receipt>`

@@ -1,38 +1,38 @@
-/** View 4. Tokens on parallel tracks: every token's stream in every block, what a cell can see, where the context ends. */
+/** Residual stream view: the norm of every token's residual stream after every block, and its dependencies. */
 import { css, html, nothing } from "lit";
 import { customElement, state } from "lit/decorators.js";
-import { look } from "../lib/look.js";
-import "../parts/bars.js";
-import "../parts/matrix.js";
-import "../parts/receipt.js";
-import "../parts/refused.js";
-import { Ask } from "../ask.js";
+import { setStyle } from "../lib/set_style.js";
+import "../components/bars.js";
+import "../components/matrix.js";
+import "../components/receipt.js";
+import "../components/notice.js";
+import { Resource } from "../resource.js";
 import { count, fixed, num, short } from "../lib/number.js";
-import type { Pick } from "../parts/matrix.js";
-import { quoted, visible } from "../parts/token.js";
-import type { CacheSpeed, Changed, TraceInfo, Tracks } from "../shapes.js";
-import { Refused } from "../transport.js";
-import { Follower } from "../view.js";
+import type { Pick } from "../components/matrix.js";
+import { inlineToken, visibleText } from "../components/token.js";
+import type { CacheSpeed, Changed, TraceInfo, Tracks } from "../api_types.js";
+import { ApiError } from "../transport.js";
+import { SessionElement } from "../view.js";
 
-const floor = (i: number): string => (i === 0 ? "the embedding" : `block ${i - 1}`);
+const rowName = (i: number): string => (i === 0 ? "embedding" : `block ${i - 1}`);
 
 @customElement("gf-view-tracks")
-export class TracksView extends Follower {
+export class TracksView extends SessionElement {
   @state() private other: { of: string; trace: TraceInfo } | null = null;
-  @state() private wrong = "";
-  #tracks = new Ask<Tracks>(this, () => this.session.ofTrace("tracks", {}));
-  #changed = new Ask<Changed>(this, () =>
+  @state() private error = "";
+  #tracks = new Resource<Tracks>(this, () => this.session.traceViewPath("tracks", {}));
+  #changed = new Resource<Changed>(this, () =>
     this.other && this.other.of === this.session.trace?.id
-      ? this.session.ofTrace("changed", { other: this.other.trace.id })
+      ? this.session.traceViewPath("changed", { other: this.other.trace.id })
       : null,
   );
 
-  #speed = new Ask<CacheSpeed>(this, () =>
-    this.session.place.more["timed"] ? this.session.ofTrace("cache_speed", {}) : null,
+  #speed = new Resource<CacheSpeed>(this, () =>
+    this.session.address.options["measure"] ? this.session.traceViewPath("cache_speed", {}) : null,
   );
 
   static override styles = [
-    Follower.styles,
+    SessionElement.styles,
     css`
       .grid {
         position: relative;
@@ -78,76 +78,76 @@ export class TracksView extends Follower {
     const tracks = this.#tracks.value,
       error = this.#tracks.error;
     return html`<section class="stack">
-      <h2>Parallel tracks</h2>
-      ${error ? html`<gf-refused reason=${error.message}></gf-refused>` : tracks ? this.#show(tracks) : nothing}
+      <h2>Residual stream of all tokens</h2>
+      ${error ? html`<gf-notice reason=${error.message}></gf-notice>` : tracks ? this.#show(tracks) : nothing}
     </section>`;
   }
 
   #show(tracks: Tracks) {
     const { session } = this,
-      { here } = session,
+      { cursor } = session,
       n = tracks.norms[0]?.length ?? 0,
       rows = tracks.norms.length;
-    const level = Math.min(rows - 1, here.layer + 1),
-      seen = this.#reach(tracks, level, here.query);
+    const level = Math.min(rows - 1, cursor.layer + 1),
+      seen = this.#dependencies(tracks, level, cursor.query);
     const flat = tracks.norms.flat().map(num),
       cone = flat.map((x, i) => (this.#inside(seen, Math.floor(i / n), i % n) ? x : NaN));
-    const all = session.place.more["cone"] !== "1",
-      name = (i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`;
+    const all = session.address.options["dependencies"] !== "1",
+      name = (i: number) => `${i} ${visibleText(session.tokens[i]?.text ?? "")}`;
     return html`<p>
-        One column is a token, one row a block: the colour is how long the token's stream is there. All columns are
-        computed side by side; only attention carries something from one to another, and only to the right.
+        Columns are tokens, rows are blocks; the colour shows the norm of the residual stream. All tokens are computed
+        in parallel. Only attention moves information between tokens, and only from left to right.
       </p>
       <div class="row">
-        <button aria-pressed=${!all} @click=${() => session.more({ cone: all ? "1" : null })}>
-          only what the cell depends on
+        <button aria-pressed=${!all} @click=${() => session.setOptions({ dependencies: all ? "1" : null })}>
+          show dependencies of the cell
         </button>
         <span class="small soft"
-          >${quoted(session.tokens[here.query]?.text)} after block ${level - 1} depends on
+          >${inlineToken(session.tokens[cursor.query]?.text)} after block ${level - 1} depends on
           ${count(seen.reduce((sum, [from, to]) => sum + to - from + 1, 0))} of ${count(n * rows)} cells</span
         >
       </div>
       <div class="grid">
         <gf-matrix
           meaning="residual"
-          most="720"
+          maxWidth="720"
           .data=${all ? flat : cone}
           .top=${Math.max(...flat.filter(Number.isFinite))}
           .rows=${rows}
           .columns=${n}
           .row=${level}
-          .column=${here.query}
+          .column=${cursor.query}
           rowName="after"
           rowHeight="26"
           columnName="token"
-          .rowLabel=${floor}
+          .rowLabel=${rowName}
           .columnLabel=${name}
           columnTone="var(--query)"
-          label="Lengths of the residual stream"
+          label="Norms of the residual stream"
           @pick=${(event: CustomEvent<Pick>) =>
-            session.go({ query: event.detail.column, layer: Math.max(0, event.detail.row - 1) })}
+            session.navigate({ query: event.detail.column, layer: Math.max(0, event.detail.row - 1) })}
         ></gf-matrix>
       </div>
       <gf-receipt .of=${tracks.receipt}></gf-receipt>
-      ${this.#timed(n)}
+      ${this.#timing(n)}
       <div class="stack close">
-        <h3>Where the context ends</h3>
-        <div class="context"><span ${look({ width: `${(100 * n) / tracks.context}%` })}></span></div>
-        <p class="axis"><span>${count(n)} tokens</span><span>${count(tracks.context)} at most</span></p>
+        <h3>Context length</h3>
+        <div class="context"><span ${setStyle({ width: `${(100 * n) / tracks.context}%` })}></span></div>
+        <p class="axis"><span>${count(n)} tokens</span><span>maximum ${count(tracks.context)}</span></p>
         ${
           session.live
             ? html`<label class="small soft"
-                >end this text earlier, and see that nothing before the end changes:
+                >truncate the text and compare the remaining tokens:
                 <input
                   type="range"
                   min="1"
                   max=${n}
-                  aria-label="where the text ends"
+                  aria-label="number of tokens to keep"
                   .value=${String(
                     this.other?.of === session.trace?.id ? Math.min(n, this.other?.trace.tokens.length ?? n) : n,
                   )}
                   @change=${(event: Event) =>
-                    void this.#read(() =>
+                    void this.#compareWith(() =>
                       (session.trace?.tokens ?? [])
                         .slice(0, Number((event.target as HTMLInputElement).value))
                         .map((token) => token.id),
@@ -158,26 +158,26 @@ export class TracksView extends Follower {
         ${
           tracks.windows.some((w) => w !== null)
             ? html`<p class="small soft">
-                Windows, block by block: ${tracks.windows.map((w) => w ?? "all").join(", ")} tokens back.
+                Sliding windows by block, in tokens: ${tracks.windows.map((w) => w ?? "none").join(", ")}.
               </p>`
             : nothing
         }
       </div>
-      ${this.#edit()}`;
+      ${this.#comparison()}`;
   }
 
-  /** All tracks at once, and one after the other. */
-  #timed(n: number) {
+  /** Measured time of parallel and sequential processing. */
+  #timing(n: number) {
     const { session } = this,
       speed = this.#speed.value,
-      asked = session.place.more["timed"] !== undefined;
+      asked = session.address.options["measure"] !== undefined;
     if (n < 2 || (!session.live && !asked)) return nothing;
     return html`<div class="stack close">
-      <h3>All at once, or one by one</h3>
-      ${asked ? nothing : html`<p><button @click=${() => session.more({ timed: "1" })}>Measure it now</button></p>`}
+      <h3>Parallel and sequential processing</h3>
+      ${asked ? nothing : html`<p><button @click=${() => session.setOptions({ measure: "1" })}>Measure</button></p>`}
       ${
         asked && this.#speed.error
-          ? html`<gf-refused heading="Not measured" reason=${this.#speed.error.message}></gf-refused>`
+          ? html`<gf-notice heading="Measurement failed" reason=${this.#speed.error.message}></gf-notice>`
           : nothing
       }
       ${
@@ -188,13 +188,13 @@ export class TracksView extends Follower {
                 label="Milliseconds"
                 .bars=${[
                   {
-                    label: `${count(speed.tokens - 1)} tokens side by side, in one pass`,
+                    label: `${count(speed.tokens - 1)} tokens in parallel, one forward pass`,
                     value: speed.prefill,
                     text: `${fixed(speed.prefill, 2)} ms`,
                     chosen: true,
                   },
                   {
-                    label: `one by one: ${count(
+                    label: `sequential: ${count(
                       speed.tokens - 1,
                     )} × ${fixed(speed.decode, 2)} ms, measured at the last token`,
                     value: (speed.tokens - 1) * num(speed.decode),
@@ -203,8 +203,8 @@ export class TracksView extends Follower {
                 ]}
               ></gf-bars>
               <p class="small">
-                Reading can go side by side, for all tokens are known. Writing cannot: each token waits for the one
-                before it.
+                The tokens of a prompt are known and can be processed in parallel. Generation is sequential: each token
+                depends on the one before.
               </p>
               <gf-receipt .of=${speed.receipt}></gf-receipt>`
           : nothing
@@ -212,8 +212,8 @@ export class TracksView extends Follower {
     </div>`;
   }
 
-  /** For each row up to `level`, the columns that the cell can depend on: attention reaches back, a window only so far. */
-  #reach(tracks: Tracks, level: number, column: number): [number, number][] {
+  /** Return the range of columns that a cell depends on, for each row up to `level`. */
+  #dependencies(tracks: Tracks, level: number, column: number): [number, number][] {
     const seen: [number, number][] = [[column, column]];
     for (let i = level - 1; i >= 0; i--) {
       const window = tracks.windows[i],
@@ -228,29 +228,29 @@ export class TracksView extends Follower {
     return span !== undefined && column >= span[0] && column <= span[1];
   }
 
-  #edit() {
+  #comparison() {
     if (!this.session.live) return nothing;
     const { session } = this,
       changed = this.#changed.value,
-      at = session.here.query,
-      error = this.#changed.error?.message ?? this.wrong;
+      at = session.cursor.query,
+      error = this.#changed.error?.message ?? this.error;
     const both = this.other?.trace.tokens ?? [],
-      cut = !changed?.edited && both.every((token, i) => token.id === session.tokens[i]?.id); // the same, and shorter
+      cut = !changed?.edited && both.every((token, i) => token.id === session.tokens[i]?.id); // truncated
     const apart = Math.max(0, ...(changed?.distances.flat().map(num) ?? [])),
       long = Math.max(0, ...(this.#tracks.value?.norms.flat().map(num) ?? []));
     const n = changed?.distances[0]?.length ?? 0;
     return html`<div class="stack close">
-      <h3>Change one token, and see which cells change</h3>
-      <form @submit=${this.#fork}>
-        <span>instead of ${quoted(session.tokens[at]?.text)} (token ${at})</span>
-        <input name="text" aria-label="Text to put there" spellcheck="false" required /><button>Read again</button>
+      <h3>Replace one token and compare</h3>
+      <form @submit=${this.#replaceToken}>
+        <span>replace ${inlineToken(session.tokens[at]?.text)} (token ${at}) by</span>
+        <input name="text" aria-label="Replacement text" spellcheck="false" required /><button>Compare</button>
       </form>
-      ${error ? html`<gf-refused reason=${error}></gf-refused>` : nothing}
+      ${error ? html`<gf-notice reason=${error}></gf-notice>` : nothing}
       ${
         changed && this.other && this.other.of === session.trace?.id
           ? html`<gf-matrix
                 meaning="key"
-                most="720"
+                maxWidth="720"
                 .top=${cut ? long : 0}
                 .data=${changed.distances.flat().map(num)}
                 .rows=${changed.distances.length}
@@ -260,24 +260,24 @@ export class TracksView extends Follower {
                 rowName="after"
                 rowHeight="26"
                 columnName="token"
-                .rowLabel=${floor}
-                .columnLabel=${(i: number) => `${i} ${visible(session.tokens[i]?.text ?? "")}`}
-                label="How far the two streams are apart"
+                .rowLabel=${rowName}
+                .columnLabel=${(i: number) => `${i} ${visibleText(session.tokens[i]?.text ?? "")}`}
+                label="Distance between the two residual streams"
               ></gf-matrix>
               <p class="small">
                 ${
                   cut
-                    ? html`Of the ${n} tokens that both have, the cells are the same to within
-                        <span class="num">${short(apart)}</span>: what is left of the end does not know where it is.`
+                    ? html`The ${n} remaining tokens are unchanged: the largest distance is
+                        <span class="num">${short(apart)}</span>.`
                     : changed.first === null
-                      ? "Nothing differs."
-                      : html`${changed.token === null ? nothing : `The texts part at token ${changed.token}. `}${
+                      ? "No difference."
+                      : html`${changed.token === null ? nothing : `The texts differ from token ${changed.token} on. `}${
                             changed.edited
-                              ? html`An edit of <code>${changed.edited.point}</code> reaches token
-                                  ${changed.edited.position}, ${floor(changed.edited.row)}. `
+                              ? html`An edit of <code>${changed.edited.point}</code> affects token
+                                  ${changed.edited.position} from ${rowName(changed.edited.row)} on. `
                               : nothing
-                          }Left
-                          of token ${changed.first} nothing changes: the largest distance there is
+                          }Tokens
+                          before ${changed.first} are unchanged: the largest distance is
                           <span class="num">${short(changed.before)}</span>.`
                 }
               </p>
@@ -287,28 +287,28 @@ export class TracksView extends Follower {
     </div>`;
   }
 
-  #fork = async (event: SubmitEvent): Promise<void> => {
+  #replaceToken = async (event: SubmitEvent): Promise<void> => {
     event.preventDefault();
     const { session } = this,
-      { trace, here } = session,
+      { trace, cursor } = session,
       text = String(new FormData(event.target as HTMLFormElement).get("text"));
     if (!trace) return;
-    await this.#read(async () => {
-      const { tokens } = await session.ask<{ tokens: { id: number; special: boolean }[] }>(
-        session.ofModel("tokens", { text }),
+    await this.#compareWith(async () => {
+      const { tokens } = await session.fetch<{ tokens: { id: number; special: boolean }[] }>(
+        session.modelViewPath("tokens", { text }),
       );
       const ids = trace.tokens.map((token) => token.id);
-      ids.splice(here.query, 1, ...tokens.filter((token) => !token.special).map((token) => token.id));
+      ids.splice(cursor.query, 1, ...tokens.filter((token) => !token.special).map((token) => token.id));
       return ids;
     });
   };
 
-  /** Another text, token by token, beside this one. */
-  async #read(ids: () => number[] | Promise<number[]>): Promise<void> {
+  /** Trace another token sequence for comparison. */
+  async #compareWith(ids: () => number[] | Promise<number[]>): Promise<void> {
     const { session } = this,
       { trace } = session;
     if (!trace) return;
-    this.wrong = "";
+    this.error = "";
     try {
       const other = await session.transport.post<TraceInfo>("/v1/traces", {
         model: session.model,
@@ -317,7 +317,7 @@ export class TracksView extends Follower {
       });
       this.other = { of: trace.id, trace: other };
     } catch (error) {
-      this.wrong = error instanceof Refused ? error.message : String(error);
+      this.error = error instanceof ApiError ? error.message : String(error);
     }
   }
 }

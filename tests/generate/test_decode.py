@@ -1,0 +1,305 @@
+"""The loop against transformers, against recomputing everything at each step, and against each row alone."""
+
+import gc
+import random
+import weakref
+from functools import cache
+
+import pytest
+import torch
+from tiny import FAMILIES, random_ids, run
+from tiny import tiny as tiny_model
+
+from glassformer.errors import CapacityError, CheckpointError, RequestError
+from glassformer.generate import session
+from glassformer.generate.decode import decode
+from glassformer.generate.request import GenerationRequest
+from glassformer.generate.sampling import Sampling, adjust, choose
+from glassformer.nn.attend import attend_sdpa
+from glassformer.nn.step import Step
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@cache
+def tiny(family, **changes):
+    """Its head is not tied: a random table read both ways answers every token with the token itself."""
+    return tiny_model(family, tied_head=False, **changes)
+
+
+def some_prompts(config, lengths, seed=3):
+    return [random_ids(config, 1, length, seed + i)[0].tolist() for i, length in enumerate(lengths)]
+
+
+def rows_of(pieces):
+    """The ids of each row, in order of rows; every row's last piece, and only that, says why it ended."""
+    rows: dict[int, list] = {}
+    for event in pieces:
+        assert not rows.get(event.sequence) or rows[event.sequence][-1].finish is None, "a row went on after its end"
+        rows.setdefault(event.sequence, []).append(event)
+    assert all(row[-1].finish for row in rows.values())
+    return [[p.id for p in rows[r] if p.id is not None] for r in sorted(rows)]
+
+
+def naive(model, prompt, n_tokens, sampling, seed=0, ends=()):
+    """Generation without a cache: every step computes all positions again, for one row alone."""
+    ids, generator = list(prompt), random.Random(seed)
+    for _ in range(n_tokens):
+        logits = run(model, torch.tensor([ids]))[:, -1]
+        count = [torch.bincount(torch.tensor(part, dtype=torch.long), minlength=model.config.vocab_size)[None]
+                 for part in (prompt, ids[len(prompt) :])]  # fmt: skip
+        token = choose(adjust(logits, sampling, *count), sampling, [generator]).item()
+        if token in ends:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+# ---- against transformers
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("penalty", [1.0, 1.4])
+def test_greedy_is_transformers_generate(family, penalty, in_transformers):
+    """48 tokens after a prompt of one token, and after a longer one."""
+    model = tiny(family)
+    theirs = in_transformers(model)
+    for prompt in some_prompts(model.config, [1, 16]):
+        expected = theirs.generate(
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=48, repetition_penalty=penalty,
+            eos_token_id=None, pad_token_id=0,
+        )[0, len(prompt) :].tolist()  # fmt: skip
+        assert len(set(expected)) > 5, "a blind model: it writes the same again and again"
+        request = GenerationRequest([prompt], 48, Sampling(temperature=0.0, repetition_penalty=penalty))
+        assert rows_of(decode(model, request)) == [expected]
+
+
+# ---- against recomputing everything
+
+SAMPLINGS = [
+    GREEDY,
+    Sampling(seed=7, temperature=1.5),
+    Sampling(seed=7, top_k=20, top_p=0.95, min_p=0.01),
+    Sampling(
+        seed=7, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.3, logit_bias={3: 2.0, 9: -50.0}
+    ),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "warm", "cut", "penalties"])
+def test_cached_is_naive_whatever_the_neighbours(family, sampling, monkeypatch):
+    """Prompts of other lengths beside it, read in chunks of three (the window of five is longer), alone and not."""
+    monkeypatch.setattr(session, "PREFILL_CHUNK", 3)
+    model = tiny(family)
+    prompts = some_prompts(model.config, [1, 3, 7, 20, 8])
+    together = rows_of(decode(model, GenerationRequest(prompts, 16, sampling)))
+    for p, prompt in enumerate(prompts):
+        assert together[p] == naive(model, prompt, 16, sampling, 7 + p), f"prompt {p} of {len(prompt)} tokens"
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 6, 64])
+def test_every_chunk_of_the_prompt_gives_the_same(chunk, monkeypatch):
+    monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
+    model = tiny("qwen3")
+    prompts = some_prompts(model.config, [30, 11, 12])
+    assert rows_of(decode(model, GenerationRequest(prompts, 10, GREEDY))) == [
+        naive(model, p, 10, GREEDY) for p in prompts
+    ]
+
+
+def test_rows_that_leave_early_do_not_disturb_the_others():
+    """A quarter of all tokens end a row, so that rows leave one after the other."""
+    model = tiny("qwen3")
+    prompts, ends = some_prompts(model.config, [4, 9, 2, 6]), set(range(0, 97, 9))
+    sampling = Sampling(seed=1, repetition_penalty=1.2)
+    found = rows_of(decode(model, GenerationRequest(prompts, 30, sampling, n=3, end_ids=ends)))
+    assert len({len(row) for row in found}) > 5, "the rows end together, and nothing is tested"
+    for r, row in enumerate(found):
+        assert row == naive(model, prompts[r // 3], 30, sampling, 1 + r, ends)
+
+
+def test_continuations_are_those_of_their_own_seeds():
+    """Continuation r of n draws with seed + r: the first of five is that of one alone."""
+    model = tiny("llama")
+    [prompt] = some_prompts(model.config, [5])
+    five = rows_of(decode(model, GenerationRequest([prompt], 20, Sampling(seed=40), n=5)))
+    assert len(set(map(tuple, five))) == 5
+    for r in range(5):
+        assert rows_of(decode(model, GenerationRequest([prompt], 20, Sampling(seed=40 + r)))) == [five[r]]
+
+
+def test_seeds_far_apart_differ():
+    """All 63 bits of a seed count."""
+    model = tiny("llama")
+    texts = {
+        tuple(rows_of(decode(model, GenerationRequest([[1]], 12, Sampling(seed=s))))[0])
+        for s in (5, 5 + (1 << 32), 1 << 62)
+    }
+    assert len(texts) == 3
+
+
+# ---- room
+
+
+def test_it_fills_the_context_exactly():
+    model = tiny("qwen3")
+    for length in (30, 63):
+        pieces = list(decode(model, GenerationRequest(some_prompts(model.config, [length]), None, GREEDY)))
+        assert len(pieces) == 64 - length
+        assert [p.finish for p in pieces] == [None] * (63 - length) + ["length"]
+
+
+def test_each_prompt_of_a_batch_fills_its_own_context():
+    model = tiny("qwen3")
+    prompts = some_prompts(model.config, [50, 60, 55])
+    assert rows_of(decode(model, GenerationRequest(prompts, None, GREEDY))) == [
+        naive(model, prompt, 64 - len(prompt), GREEDY) for prompt in prompts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("length", "max_tokens", "numbers"),
+    [(64, None, "64 tokens does"), (65, 1, "65 tokens"), (40, 25, "40 tokens and max_tokens 25")],
+)
+def test_what_does_not_fit_is_refused_with_numbers(length, max_tokens, numbers):
+    model = tiny("qwen3")
+    with pytest.raises(CapacityError, match=numbers) as caught:
+        decode(model, GenerationRequest(some_prompts(model.config, [3, length]), max_tokens, GREEDY))  # not even begun
+    assert "context holds 64" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "no prompt"),
+        ([[1], []], {}, "empty"),
+        ([[1, 97]], {}, "97 is out of range: allowed are 0 to 96"),
+        ([[-1, 5]], {}, "-1 is out of range"),
+        ([[1]], {"stop": ("a",)}, "tokenizer"),
+        ([[1]], {"sampling": Sampling(logit_bias={97: 1.0})}, "logit_bias: token id 97"),
+        ([[1]], {"sampling": Sampling(logit_bias={-1: 1.0})}, "logit_bias: token id -1"),
+    ],
+)
+def test_a_bad_request_is_refused_before_anything_is_computed(prompts, options, message):
+    with pytest.raises(RequestError, match=message):
+        decode(tiny("qwen3"), GenerationRequest(prompts, **options))
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_tokens": 0}, {"n": 0}, {"n": 2000}, {"logprobs": -1}, {"n": 2, "sampling": GREEDY}], ids=str
+)
+def test_wrong_options_are_refused_by_name(options):
+    with pytest.raises(RequestError, match=next(iter(options))) as caught:
+        GenerationRequest([[1]], **options)
+    assert caught.value.param == next(iter(options))
+
+
+def test_logits_that_are_no_numbers_are_an_error():
+    model = tiny_model("qwen3")
+    with torch.no_grad():
+        model.blocks[1].mlp.down.weight[0, 0] = float("nan")
+    with pytest.raises(CheckpointError, match="NaN"):
+        next(decode(model, GenerationRequest([[1, 2]], 5)))
+
+
+def test_a_padded_vocabulary_writes_no_token_that_has_no_text(tokenizer):
+    """The model has more rows than the tokenizer tokens: with half its chances there, none is ever written."""
+    model = tiny("qwen3", vocab_size=2 * tokenizer.vocab_size)
+    [ids] = rows_of(decode(model, GenerationRequest([[1]], 30, Sampling(seed=1, temperature=3.0)), tokenizer=tokenizer))
+    assert max(ids) < tokenizer.vocab_size
+    without = rows_of(decode(model, GenerationRequest([[1]], 30, Sampling(seed=1, temperature=3.0))))
+    assert max(without[0]) >= tokenizer.vocab_size
+
+
+# ---- log-probabilities
+
+
+def test_logprobs_are_the_models_own_before_any_sampling_stage():
+    model = tiny("qwen3")
+    [prompt] = some_prompts(model.config, [6])
+    sampling = Sampling(seed=2, temperature=2.0, top_k=30, repetition_penalty=1.5, logit_bias={5: 3.0})
+    pieces = list(decode(model, GenerationRequest([prompt], 15, sampling, logprobs=4)))
+    logits = run(model, torch.tensor([prompt + [p.id for p in pieces]]))[0]
+    for i, event in enumerate(pieces):
+        expected = logits[len(prompt) - 1 + i].double().softmax(-1).log()
+        assert event.logprob == pytest.approx(expected[event.id].item(), abs=1e-4)
+        assert [t for t, _ in event.top] == expected.argsort(descending=True)[:4].tolist()
+        assert [p for _, p in event.top] == pytest.approx(expected.sort(descending=True).values[:4].tolist(), abs=1e-4)
+
+
+def test_logprobs_only_where_asked():
+    [plain] = decode(tiny("gpt2"), GenerationRequest([[1]], 1))
+    [none] = decode(tiny("gpt2"), GenerationRequest([[1]], 1, logprobs=0))
+    assert (plain.logprob, plain.top, none.top) == (None, (), ())
+    assert none.logprob is not None
+    [full] = decode(tiny("gpt2"), GenerationRequest([[1]], 1, logprobs=1024))
+    assert len(full.top) == 97
+
+
+# ---- what it leaves behind
+
+
+def test_inference_mode_does_not_leak_while_suspended():
+    model, modes = tiny_model("qwen3").train(), []
+
+    def attend(*arguments):
+        modes.append(torch.is_inference_mode_enabled())
+        return attend_sdpa(*arguments)
+
+    pieces = decode(model, GenerationRequest([[1, 2, 3]], 20), attend=attend)
+    for _ in range(3):
+        next(pieces)
+        assert not torch.is_inference_mode_enabled()
+        ids = random_ids(model.config, 1, 8)
+        model(ids, Step.of(ids)).sum().backward()  # training goes on between two tokens
+    assert all(p.grad is not None for p in model.parameters())
+    pieces.close()
+    assert not torch.is_inference_mode_enabled()
+    assert modes == [True] * 9, "three passes through three layers, none of which keeps a graph"
+
+
+@pytest.fixture
+def caches(monkeypatch):
+    """Weak references to every cache that is made."""
+    made, of = [], session.DenseCache.of
+
+    def remember(*arguments, **rest):
+        cache = of(*arguments, **rest)
+        made.append(weakref.ref(cache))
+        return cache
+
+    monkeypatch.setattr(session.DenseCache, "of", remember)
+    return made
+
+
+def test_a_generator_closed_early_frees_its_cache(caches):
+    pieces = decode(tiny("qwen3"), GenerationRequest([[1, 2], [3]], 20))
+    next(pieces)
+    assert caches[0]() is not None
+    pieces.close()
+    gc.collect()
+    assert caches[0]() is None
+    del pieces
+
+
+@pytest.mark.parametrize("at", [1, 2, 8], ids=lambda at: f"in pass {at}")
+def test_ctrl_c_leaves_the_model_usable(at, caches, monkeypatch):
+    monkeypatch.setattr(session, "PREFILL_CHUNK", 4)
+    model, passes = tiny("qwen3"), 0
+    [prompt] = some_prompts(model.config, [10])
+    before = rows_of(decode(model, GenerationRequest([prompt], 12, GREEDY)))
+
+    def interrupted(spec, *rest):
+        nonlocal passes
+        passes += spec.window is not None  # the middle layer has the window
+        if passes == at:
+            raise KeyboardInterrupt
+        return attend_sdpa(spec, *rest)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(decode(model, GenerationRequest([prompt], 12, GREEDY), attend=interrupted))
+    assert not torch.is_inference_mode_enabled()
+    gc.collect()
+    assert [cache() for cache in caches] == [None, None]
+    assert rows_of(decode(model, GenerationRequest([prompt], 12, GREEDY))) == before
