@@ -143,7 +143,15 @@ TRACES = one({"object": "list", "data": [SHORT], "count": 1, "bytes": 86528, "li
 DELETED = one({"id": SHORT["id"], "deleted": True})
 NAMES = one({"id": SHORT["id"], "points": [{"name": "blocks.0.attn.q", "axes": ["T", "H", "Dh"], "shape": [9, 4, 16]}]})
 STREAM = {"name": "stream", "in": "query", "required": False, "schema": {"type": "boolean", "default": False}}
-VIEW = one({"receipt": {"python": 't["blocks.0.attn.q"][3]', "identity": "max |again - kept|", "error": 2.4e-07}})
+VIEW = one(
+    {
+        "receipt": {
+            "python": 't["blocks.0.attn.q"][3]',
+            "identity": "max |k_rot recomputed - k_rot captured|",
+            "error": 2.4e-07,
+        }
+    }
+)
 TENSOR: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Header and numbers.",

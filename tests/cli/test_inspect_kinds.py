@@ -121,8 +121,8 @@ def test_an_encoder_under_an_edit(look, models):
     [
         ("bert", ("--max-tokens", "3"), ("--max-tokens", "writes nothing")),
         ("bert", ("--target", "a"), ("--target", "reads none")),
-        ("bert", ("--view", "lens"), ("writes nothing",)),
-        ("bert", ("--view", "fork"), ("writes nothing",)),
+        ("bert", ("--view", "lens"), ("predicts no next token",)),
+        ("bert", ("--view", "fork"), ("predicts no next token",)),
         ("pair", ("--max-tokens", "3"), ("max_tokens has no effect",)),
         ("pair", ("--edit", '{"op": "ablate", "point": "rnn.probs"}'), ("rnn.probs",)),
         ("pair", ("--view", "cell", "--attention", "other"), ("'attn', 'cross', 'encoder'", "'other'")),

@@ -276,7 +276,7 @@ def test_an_encoder_by_itself(family):
     cell = t.cell(layer=2, head=1, query=3, key=9)
     assert cell.visible
     assert cell.prob == pytest.approx(probs[1, 3, 9], rel=1e-4)
-    with pytest.raises(RequestError, match="writes nothing"):
+    with pytest.raises(RequestError, match="predicts no next token"):
         t.lens()
     with pytest.raises(RequestError, match="no encoder beside it"):
         t.cell(layer=2, head=1, query=3, key=9, attention="encoder")

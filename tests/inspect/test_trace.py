@@ -235,7 +235,7 @@ def test_a_budget_refuses_what_would_not_fit_and_says_what_would():
     with pytest.raises(CapacityError, match=rf"keeps {least} bytes.*budget is {least - 1} bytes.*at most 10 tokens"):
         lm.trace(text(lm), budget=least - 1)
     one = 4 * 11 * 72
-    with pytest.raises(CapacityError, match=r"3 points read, with blocks.0.mlp.act, blocks.1.mlp.act it fits"):
+    with pytest.raises(CapacityError, match=r"3 points in `capture`, with blocks.0.mlp.act, blocks.1.mlp.act it fits"):
         lm.trace(text(lm), capture=["*.mlp.act"], budget=least + 2 * one)
     with pytest.raises(CapacityError, match="none of them fits"):
         lm.trace(text(lm), capture=["*.mlp.act"], budget=least + one - 1)
@@ -244,7 +244,7 @@ def test_a_budget_refuses_what_would_not_fit_and_says_what_would():
     t = lm.trace(text(lm), budget=least)
     small = lm.trace(text(lm))
     small.budget = 4 * 4 * 11 * 5
-    with pytest.raises(CapacityError, match=r"blocks.0.attn.probs takes 1936 bytes here.*ask for rows"):
+    with pytest.raises(CapacityError, match=r"blocks.0.attn.probs takes 1936 bytes here.*use rows"):
         small["blocks.0.attn.probs"]
     assert small.rows("blocks.0.attn.probs", head=1).shape == (11, 11)
     assert t.budget == least
@@ -285,13 +285,13 @@ def test_bad_requests_say_what_is_allowed():
     lm = language("gpt2")
     t = lm.trace(text(lm))
     for what, message in (
-        (lambda: lm.trace(text(lm), capture=["blocks.9.*"]), r"no point 'blocks.9.\*'; the nearest is 'blocks"),
-        (lambda: t["blocks.0.attn.prob"], "nearest is 'blocks.0.attn.probs'"),
+        (lambda: lm.trace(text(lm), capture=["blocks.9.*"]), r"no point 'blocks.9.\*'; the closest name is 'blocks"),
+        (lambda: t["blocks.0.attn.prob"], "closest name is 'blocks.0.attn.probs'"),
         (lambda: t["blocks.0.mlp.gate"], "no point 'blocks.0.mlp.gate'"),
         (lambda: t.at("blocks.0.attn.q", 11), "position must be a whole number from 0 to 10, got 11"),
         (lambda: t.at("blocks.0.attn.q", True), "position must be a whole number"),
         (lambda: t.rows("blocks.0.attn.probs", head=4), "head must be a whole number from 0 to 3, got 4"),
-        (lambda: t.rows("blocks.0.attn.z", head=1), "rows are of scores and probs"),
+        (lambda: t.rows("blocks.0.attn.z", head=1), "rows returns scores and probs"),
         (lambda: lm.trace(text(lm), temperature=0.5), "temperature has no effect where nothing is written"),
         (lambda: lm.trace([]), "the text is empty"),
         (lambda: lm.trace([97]), "token id 97 is out of range"),

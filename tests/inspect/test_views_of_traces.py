@@ -316,11 +316,11 @@ def test_a_trace_that_is_not_whole_is_refused(tmp_path):
     lm.trace(text(lm)).save(tmp_path / "t")
     name = json.loads((tmp_path / "t" / "trace.json").read_text())["tensors"]
     for spoil, message in (
-        (lambda f: (f / name).write_bytes((f / name).read_bytes()[:100]), "damaged|no whole trace"),
-        (lambda f: (f / name).unlink(), "no whole trace"),
-        (lambda f: (f / "trace.json").write_text("{"), "no whole trace"),
-        (lambda f: (f / "trace.json").write_text("{}"), "no whole trace"),
-        (lambda f: (f / "trace.json").unlink(), "no whole trace"),
+        (lambda f: (f / name).write_bytes((f / name).read_bytes()[:100]), "damaged|no complete trace"),
+        (lambda f: (f / name).unlink(), "no complete trace"),
+        (lambda f: (f / "trace.json").write_text("{"), "no complete trace"),
+        (lambda f: (f / "trace.json").write_text("{}"), "no complete trace"),
+        (lambda f: (f / "trace.json").unlink(), "no complete trace"),
         (lambda f: (f / "trace.json").write_text('{"format": 9}'), "format 9, and this version reads 1"),
     ):
         shutil.rmtree(tmp_path / "u", ignore_errors=True)
@@ -330,5 +330,5 @@ def test_a_trace_that_is_not_whole_is_refused(tmp_path):
             lm.load_trace(tmp_path / "u")
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(CheckpointError, match="could not be made"):
+    with pytest.raises(CheckpointError, match="cannot be created"):
         lm.trace(text(lm)).save(file)

@@ -216,7 +216,7 @@ def test_unsupported_views_and_sweeps_are_rejected(http):
     assert_error(http.get(f"/v1/traces/{blind}/views/alignment"), 400, "has no attention", param="view")
     assert_error(http.get(f"/v1/traces/{blind}/views/lens"), 400, "no blocks", param="view")
     assert_error(http.get(f"/v1/traces/{blind}/tensors/blocks.0.attn.z"), 400, "no point")
-    assert_error(http.get(f"/v1/traces/{blind}/views/cache"), 400, "keeps no past tokens", param="view")
+    assert_error(http.get(f"/v1/traces/{blind}/views/cache"), 400, "caches no past tokens", param="view")
     assert_error(http.get("/v1/models/talker/views/embedding?token=3&table=source"), 400, "'input'", param="table")
     pair = made(http, model="pair", prompt=SOURCE, target=TARGET)["id"]
     for body, why in (

@@ -46,6 +46,12 @@ class Value:
         tensor = self.tensor.detach().cpu()
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
+    def tolist(self) -> Any:
+        return self.tensor.tolist()
+
+    def item(self) -> float:
+        return self.tensor.item()
+
     def without(self, axis: str) -> Value:
         """Remove an axis of length 1."""
         n = self.axes.index(axis)
