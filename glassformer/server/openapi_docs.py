@@ -147,7 +147,7 @@ VIEW = one(
     {
         "receipt": {
             "python": 't["blocks.0.attn.q"][3]',
-            "identity": "max |k_rot recomputed - k_rot captured|",
+            "identity": "max |k_rot - k_rot captured|",
             "error": 2.4e-07,
         }
     }

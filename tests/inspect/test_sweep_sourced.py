@@ -167,7 +167,8 @@ def test_a_trace_that_is_not_whole_is_refused(tmp_path):
 
     numbers = load_file(tmp_path / "t" / about["tensors"])
     for change, message in (
-        ({"kind": "recurrent"}, "no complete trace"), ({"source": None}, "no complete trace"), ({"target": 3}, "complete trace"),
+        ({"kind": "recurrent"}, "no complete trace"), ({"source": None}, "no complete trace"),
+        ({"target": 3}, "no complete trace"),
         ({"edits": [{"op": "ablate", "point": "rnn.probs"}]}, "no point 'rnn.probs'"),
         ({"kind": "sonnet"}, "no complete trace"), ({"source": about["source"][:-1]}, "no complete trace"),
     ):  # fmt: skip

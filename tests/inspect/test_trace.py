@@ -127,7 +127,7 @@ def test_what_is_read_is_bit_equal_to_what_passed(family):
         want = tap.seen[name][0].expand(value.shape)
         assert torch.equal(value.tensor, want), name
         assert value.error == 0
-        assert value.identity == "kept as it passed"
+        assert value.identity == "captured during the forward pass"
     assert torch.equal(t["final.logits"].tensor, plain[0])
     for name in points.derived(lm.config):
         assert t[name].error < 1e-3
@@ -232,7 +232,7 @@ def test_a_budget_refuses_what_would_not_fit_and_says_what_would():
     lm = language("gpt2")
     least = lm.trace(text(lm)).bytes
     assert lm.trace(text(lm), budget=least).bytes == least
-    with pytest.raises(CapacityError, match=rf"keeps {least} bytes.*budget is {least - 1} bytes.*at most 10 tokens"):
+    with pytest.raises(CapacityError, match=rf"takes {least} bytes.*budget is {least - 1} bytes.*at most 10 tokens"):
         lm.trace(text(lm), budget=least - 1)
     one = 4 * 11 * 72
     with pytest.raises(CapacityError, match=r"3 points in `capture`, with blocks.0.mlp.act, blocks.1.mlp.act it fits"):

@@ -1,9 +1,10 @@
-"""The trace of one text: every value of its forward pass, captured during the pass or recomputed on request.
+"""The trace of one text: every value of its forward pass, captured or recomputed.
 
-    captured during the pass   resid_pre of each block and the last resid_post; keys and values; what `capture` names
-    recomputed on request      all other points of a block: the model's own Block runs on the captured residual stream,
-                               for all tokens or for some
-    derived                    scores, probabilities and each head's contribution, for the heads and queries requested
+    captured      during the forward pass: resid_pre of each block and the last resid_post; keys and values; the points
+                  that `capture` names
+    recomputed    on request: all other points of a block, by running the model's own Block on the captured residual
+                  stream, for all tokens or for some
+    derived       on request: scores, probabilities and each head's contribution, for some heads and queries
 
 Every recomputed value is checked against the forward pass by an identity, and carries the error of that identity in its
 own units.
@@ -32,7 +33,7 @@ from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
 from glassformer.text.tokenizer import Tokenizer
 
-CAPTURED = "captured during the pass"
+CAPTURED = "captured during the forward pass"
 
 ModelKind = Literal["decoder", "encoder-decoder", "recurrent", "encoder"]
 Indices = int | Sequence[int] | None
