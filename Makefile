@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup page demo test check fast lint types web unit browser soak llama-cpp stories-model wheel bench lock clean
+.PHONY: help setup page demo test check fast lint types web unit typed browser soak llama-cpp stories-model wheel bench lock clean
 
 help:           ## these lines
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ /' | column -t -s '' 
@@ -28,10 +28,10 @@ demo: setup     ## train a tokenizer and a Transformer on small stories, and loo
 
 test: check     ## what CI runs: lint, types, all tests, and a wheel that works
 
-check: lint types web unit wheel
+check: lint types web unit typed wheel
 
 fast: setup     ## under three minutes: no browser, no subprocess training, a sample of the model families
-	TYPECHECK=0 $(BIN)/python -m pytest -n 2 -m "not slow and not soak and not llama_cpp" --ignore tests/e2e --ignore tests/soak
+	$(BIN)/python -m pytest -n 2 -m "not slow and not soak and not llama_cpp" --ignore tests/e2e --ignore tests/soak
 
 lint: setup
 	$(BIN)/ruff check .
@@ -45,6 +45,9 @@ web: setup
 
 unit: setup browser
 	$(BIN)/python -m pytest -n 2
+
+typed: setup    ## the tests of model, cache and generation, with shapes and types checked by beartype
+	TYPECHECK=1 $(BIN)/python -m pytest -n 2 -m "not slow and not soak and not llama_cpp" tests/nn tests/cache tests/generate
 
 browser: setup
 	@$(BIN)/python tests/e2e/find_browser.py

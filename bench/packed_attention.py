@@ -16,8 +16,9 @@ import torch
 from compare import add_arguments, alternate, table
 from torch import Tensor
 
-from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_math, attend_products, attend_sdpa, visible
-from glassformer.training.run.precision import attend_float32, tune_malloc
+from glassformer.kernels.attention import attend_float32, attend_products
+from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_reference, attend_sdpa, visible
+from glassformer.training.run.precision import tune_malloc
 
 TOKENS, HEADS = 4096, 6
 
@@ -57,7 +58,7 @@ def sides(length: int, head_dim: int, dtype: torch.dtype) -> dict[str, Callable[
     float32 = {
         "plain": work(lambda: attend_float32(spec, q, kv, plain)),
         "SDPA, mask": work(lambda: attend_float32(spec, q, kv, packed)),
-        "definition": work(lambda: attend_math(spec, q, kv, packed)[0]),
+        "definition": work(lambda: attend_reference(spec, q, kv, packed)[0]),
         "document by document": work(lambda: each_alone(spec, q, kv, documents)),
         "products": work(lambda: attend_products(spec, q, kv, packed)),
     }

@@ -1,11 +1,10 @@
-"""From click to pixels: how long the page takes to show what was asked for, at 124M parameters, in a real browser.
+"""Measure the latency of the page in a browser, with a model of 124M parameters.
 
     .venv/bin/python bench/page.py [--tokens 128 1024] [--rounds 9]
 
-A random model of GPT-2's shape behind a real server, in a process of its own. In the page, time is taken from the key
-being pressed to the frame after the one in which the answer stands: another token, or another head. Median and the
-slowest of the rounds; what the browser itself needs to open the page is printed, too. Of a sweep over all heads the
-time is that of its first row, and there it is stopped.
+Serves a random model with the shape of GPT-2 in a separate process. Each round presses a key that selects another token
+or head, and measures the time until the frame after the new values are shown. Prints the median and the maximum of the
+rounds, and the first contentful paint. For a sweep over all heads, measures the time until the first result.
 """
 
 from __future__ import annotations
@@ -33,23 +32,23 @@ from glassformer.models.language_model import LanguageModel
 from glassformer.nn.model import Decoder
 
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
-# view, what it is in the design, the key that is pressed
+# (view, label, key to press)
 VIEWS = (
-    ("qkv", "5 Q, K, V", "ArrowLeft"),
-    ("cell", "6 Attention cell", "ArrowUp"),
-    ("heads", "7 Heads and W_o", "ArrowLeft"),
-    ("grid", "8 an opened head", "Shift+ArrowRight"),
-    ("block", "10 Block", "ArrowLeft"),
+    ("qkv", "Q, K, V", "ArrowLeft"),
+    ("cell", "Attention", "ArrowUp"),
+    ("heads", "Head outputs", "ArrowLeft"),
+    ("grid", "All heads, one head", "Shift+ArrowRight"),
+    ("block", "Block", "ArrowLeft"),
 )
 PRESS = """([key, view, inner]) => new Promise(done => {
   const app = document.querySelector('gf-app');
   const find = (root, path) => path.reduce((at, one) => at && (at.shadowRoot ?? at).querySelector(one), root);
-  const look = () => { const one = find(app, [view, ...inner]); return one?.data ?? one?.innerText; };
-  const before = look(), [shift, name] = key.startsWith('Shift+') ? [true, key.slice(6)] : [false, key];
+  const read = () => { const one = find(app, [view, ...inner]); return one?.data ?? one?.innerText; };
+  const before = read(), [shift, name] = key.startsWith('Shift+') ? [true, key.slice(6)] : [false, key];
   const start = performance.now();
   window.dispatchEvent(new KeyboardEvent('keydown', {key: name, shiftKey: shift, bubbles: true, cancelable: true}));
-  const stands = () => done(performance.now() - start);
-  const wait = () => requestAnimationFrame(look() !== before ? stands : wait);
+  const finish = () => done(performance.now() - start);
+  const wait = () => requestAnimationFrame(read() !== before ? finish : wait);
   wait();
 })"""
 SWEEP = """() => new Promise(done => {
@@ -57,17 +56,17 @@ SWEEP = """() => new Promise(done => {
   const sweep = find(document.querySelector('gf-app'), ['gf-view-edits', 'gf-sweep']).shadowRoot;
   const press = name => [...sweep.querySelectorAll('button')].find(one => one.innerText === name).click();
   const start = performance.now(), rows = () => Number(sweep.querySelector('.run .num')?.innerText ?? 0);
-  const stands = () => { done(performance.now() - start); press('Stop'); };
-  const wait = () => requestAnimationFrame(rows() > 0 ? stands : wait);
+  const finish = () => { done(performance.now() - start); press('Stop'); };
+  const wait = () => requestAnimationFrame(rows() > 0 ? finish : wait);
   press('Run');
-  requestAnimationFrame(wait); // what an earlier one has shown is gone by then
+  requestAnimationFrame(wait); // the results of an earlier sweep are cleared by then
 })"""
 INNER = {
     "qkv": [".three"], "cell": ["gf-attention-steps", "ol"],
     "heads": ["table"], "grid": ["gf-pattern", "gf-matrix.all"], "block": [".sum"],
 }  # fmt: skip
 
-STREAM = """([query, whole]) => new Promise(done => {
+STREAM = """([query, total]) => new Promise(done => {
   const app = document.querySelector('gf-app'), start = performance.now();
   const cells = root => [...root.querySelectorAll('*')].reduce(
     (sum, one) => sum + (one.shadowRoot ? cells(one.shadowRoot) : 0), root.querySelectorAll('.cell').length);
@@ -77,14 +76,14 @@ STREAM = """([query, whole]) => new Promise(done => {
     const grid = app.shadowRoot.querySelector('gf-view-lens')?.shadowRoot?.querySelector('gf-lens-grid')?.shadowRoot;
     const n = grid ? cells(grid) : 0;
     if (n && !first) first = performance.now() - start;
-    if (n >= whole) done([first, performance.now() - start]); else wait();
+    if (n >= total) done([first, performance.now() - start]); else wait();
   });
   wait();
 })"""
 
 
 def write_model(folder: Path) -> None:
-    """GPT-2's smallest shape with random weights, and the tokenizer of the model that ships."""
+    """Save a random model with the shape of the smallest GPT-2, and the tokenizer of the stories model."""
     shape = replace(PRESETS["gpt2-small"], vocab_size=50_257)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -93,17 +92,18 @@ def write_model(folder: Path) -> None:
 
 
 def serve(folder: Path) -> tuple[subprocess.Popen[str], str]:
+    """Start a server; return its process and URL."""
     command = [sys.executable, "-m", "glassformer", "serve", f"random={folder}", "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert server.stdout is not None
     for line in server.stdout:
         if found := re.search(r"ready: (http\S+)", line):
             return server, found[1]
-    sys.exit("the server did not start")
+    sys.exit("error: the server did not start")
 
 
 def text_of(tokens: int) -> str:
-    """A text of about so many tokens."""
+    """Return a text of about this number of tokens."""
     words = "Max got a key. Ann found a shell. Max gave the key to Ann. Leo left the bell in Rome. ".split(" ")
     lm, text = glassformer.load("stories"), ""
     while len(lm.encode(text + words[0])) < tokens:
@@ -112,8 +112,8 @@ def text_of(tokens: int) -> str:
     return text.strip()
 
 
-def streamed(page, url: str, text: str, tokens: int, rounds: int) -> tuple[list[float], list[float]]:
-    """Milliseconds until the lens grid has its first cells, and until it has all, around tokens not seen before."""
+def measure_lens(page, url: str, text: str, tokens: int, rounds: int) -> tuple[list[float], list[float]]:
+    """Return milliseconds until the first cells and until all cells of the logit lens, for uncached tokens."""
     page.goto("about:blank")
     page.goto(f"{url}/#/block?layer=5&query=1&step=-1&max_tokens=0&text={quote(text)}")
     page.locator("gf-view-block gf-receipt").first.wait_for()
@@ -125,7 +125,7 @@ def streamed(page, url: str, text: str, tokens: int, rounds: int) -> tuple[list[
         page.evaluate("document.querySelector('gf-app').session.visit('block')")
         page.locator("gf-view-block gf-receipt").first.wait_for()
         page.wait_for_load_state("networkidle")
-    return [first for first, _ in found], [whole for _, whole in found]
+    return [first for first, _ in found], [total for _, total in found]
 
 
 def main() -> None:
@@ -135,7 +135,7 @@ def main() -> None:
     args = parser.parse_args()
     path = find_browser()
     if path is None:
-        sys.exit(f"needs a browser: {ADVICE}")
+        sys.exit(f"error: a browser is required: {ADVICE}")
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
@@ -161,10 +161,10 @@ def main() -> None:
                     took = [page.evaluate(PRESS, [key, f"gf-view-{view}", INNER[view]]) for _ in range(args.rounds)]
                     rows.append([tokens, name, f"{statistics.median(took):.0f}", f"{max(took):.0f}"])
                     print(f"  {tokens} tokens, {name}: {statistics.median(took):.0f} ms", file=sys.stderr)
-                first, whole = streamed(page, url, text, tokens, args.rounds)
+                first, total = measure_lens(page, url, text, tokens, args.rounds)
                 rows += [
-                    [tokens, f"11 Lens grid, {what}", f"{statistics.median(took):.0f}", f"{max(took):.0f}"]
-                    for what, took in (("first cells", first), ("whole", whole))
+                    [tokens, f"Logit lens, {label}", f"{statistics.median(took):.0f}", f"{max(took):.0f}"]
+                    for label, took in (("first cells", first), ("all cells", total))
                 ]
                 page.goto("about:blank")
                 page.goto(f"{url}/#/fork?step=-1&max_tokens=0&text={quote(text)}")
@@ -174,8 +174,8 @@ def main() -> None:
                     page.wait_for_load_state("networkidle")
                     took.append(page.evaluate(SWEEP))
                     page.get_by_text(", stopped").wait_for()
-                rows.append([tokens, "13 a sweep's first row", f"{statistics.median(took):.0f}", f"{max(took):.0f}"])
-            print(table(["tokens", "view", "median, ms", "slowest, ms"], rows))
+                rows.append([tokens, "Sweep, first result", f"{statistics.median(took):.0f}", f"{max(took):.0f}"])
+            print(table(["tokens", "view", "median, ms", "maximum, ms"], rows))
             browser.close()
         finally:
             server.terminate()

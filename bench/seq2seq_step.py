@@ -80,8 +80,9 @@ def train(dtype: torch.dtype, args: argparse.Namespace) -> list[list[str]]:
 
     def our_loss() -> Tensor:
         with how.autocast():
-            source = ours.encode(ids, Step.of(ids, lengths, attend=how.attention_for(args.source)))
-            step = Step.of(inputs, attend=how.attention_for(max(args.source, args.target)), source=source)
+            attend = how.attention_for(ours.config, max(args.source, args.target))
+            source = ours.encode(ids, Step.of(ids, lengths, attend=attend))
+            step = Step.of(inputs, attend=attend, source=source)
             return next_token_loss(ours, inputs, targets, step, dtype)
 
     def their_loss() -> Tensor:

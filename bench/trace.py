@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from glassformer.cache.dense import DenseCache
 from glassformer.families.common.shape import ShapeConfig
+from glassformer.kernels.attention import attend_fused
 from glassformer.models.language_model import LanguageModel, load
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import LayerStep, Step
@@ -118,7 +119,7 @@ def taps_off(model: Decoder, rounds: int) -> list[list[str]]:
         return ask(self, name, value)
 
     def one() -> None:
-        step = Step(cache.extend([1]), cache=cache)
+        step = Step(cache.extend([1]), cache=cache, attend=attend_fused)
         model.logits(model.hidden(ids, step)[:, 0], step)
 
     LayerStep.see = counted

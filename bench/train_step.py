@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from glassformer.config import change
 from glassformer.families import expand
 from glassformer.families.common.shape import ShapeConfig
+from glassformer.kernels.attention import ATTENTION, choose_attention
 from glassformer.kernels.cross_entropy import next_token_loss
-from glassformer.nn.attend import attend_products, attend_sdpa
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.training.config import OptimConfig
@@ -43,7 +43,7 @@ KV_HEADS = {"gpt2": {"A": 6, "B": 4}, "llama": {"A": 2, "B": 2}}
 
 def our_step(model: Decoder, ids: Tensor, targets: Tensor, dtype: torch.dtype) -> Callable[[], float]:
     optimizer = Optimizer(model, OptimConfig("adamw", lr=RATE, weight_decay=DECAY, clip=CLIP))
-    attend = attend_products if dtype == torch.bfloat16 else attend_sdpa
+    attend = ATTENTION[choose_attention(model.config, "cpu", dtype, "training", ids.shape[1]).value]
 
     def step() -> float:
         with autocast(dtype):

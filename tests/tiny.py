@@ -18,10 +18,11 @@ from glassformer.config import (
     RopeConfig,
     change,
 )
-from glassformer.nn.attend import attend_math
+from glassformer.nn.attend import attend_reference
 from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder, EncoderDecoder, Stack
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.protocols import EncodedSource
+from glassformer.nn.step import Step
 
 FAMILIES = ("qwen3", "llama", "gpt2")  # those that are made and trained here: what is tested with every kind of model
 TOLERANCE = 1e-5  # of the largest logit
@@ -129,7 +130,7 @@ def sharpness(model: Stack) -> dict[str, float]:
     seen = {}
 
     def attend(spec, q, kv, view, bias=None, sinks=None):
-        z, _, probs = attend_math(spec, q, kv, view, bias, sinks)
+        z, _, probs = attend_reference(spec, q, kv, view, bias, sinks)
         n_visible = view.visible().sum(-1)[:, None].expand(-1, 1, q.shape[1])  # [B, 1, T]
         entropy = torch.special.entr(probs).sum(-1) / n_visible.clamp(min=2).log()
         kind = "cross" if spec.source else "own" if spec.causal else "encoder"
@@ -144,8 +145,8 @@ def sharpness(model: Stack) -> dict[str, float]:
 
 
 def by_definition(*args):
-    """attend_math as a backend: what flows on alone."""
-    return attend_math(*args)[0]
+    """attend_reference as a backend: what flows on alone."""
+    return attend_reference(*args)[0]
 
 
 def random_ids(config: ModelConfig | EncoderConfig, batch: int, length: int, seed: int = 1) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""The dense cache: one row of slots per sequence, allocated once.
+"""The dense cache: storage for every position of every sequence, allocated once.
 
     layer without a window: slot = position        | k0 | k1 | k2 | k3 |    |    |     visible: slot <= query
     layer with window W:    slot = position mod W  | k4 | k5 | k2 | k3 |               a ring of the last W
 
-Rows may hold different numbers of tokens. A pass tells the cache first how many each row brings (`extend`), which
-gives the positions; then each layer keeps its keys and values, and sees all that its queries may look back at.
+Sequences may have different lengths. A pass first tells the cache how many tokens each sequence brings (`extend`),
+which gives their positions; then each layer stores its keys and values and gets all that its queries may see.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from torch import Tensor
 from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError
 from glassformer.nn.attend import KV, AttendSpec, Visibility, visible
-from glassformer.nn.step import EncodedSource
+from glassformer.nn.protocols import EncodedSource
 
 
 class DenseCache:
-    """Keys and values of `batch` sequences of at most `capacity` tokens, in whatever shape and dtype layers bring.
+    """Keys and values of `batch` sequences of at most `capacity` tokens, in the shape and dtype that layers bring.
 
-    `source` is what the sequences are written from, a row for each, in an encoder-decoder. `long_text` is
-    `ModelConfig.long_text`: a row that has fewer tokens cannot grow to as many, for what was kept would have to be made
-    anew. `reach`, one number per row, says how long it will be, where that is known before it is read in parts.
+    Args:
+        windows: of each layer; None is a layer that sees all tokens.
+        source: an encoder's output, one per sequence, for an encoder-decoder.
+        long_text: `ModelConfig.long_text`. A shorter sequence cannot grow to as many tokens, because its cached keys
+            have other rotary angles.
+        reach: how long each sequence will be, if that is known before its first pass.
     """
 
     def __init__(
@@ -47,9 +50,9 @@ class DenseCache:
             RingSlot(self, window) if window is not None and window < capacity else FullSlot(self) for window in windows
         ]
         self.counts: list[int] = [0] * batch
-        # of the pass that `extend` began: all that layers read, so that a compiled block sees sizes, not lists of them
-        self.uniform = True  # every row holds the same number of tokens and brings the same number
-        self.old = self.end = 0  # tokens of the longest row, before and after
+        # set by `extend` for the current pass; compiled blocks read these numbers, not the lists above
+        self.uniform = True  # all sequences have the same length and bring the same number of tokens
+        self.old = self.end = 0  # length of the longest sequence, before and after the pass
 
     @classmethod
     def of(
@@ -61,7 +64,7 @@ class DenseCache:
         source: EncodedSource | None = None,
         reach: Sequence[int] | None = None,
     ) -> DenseCache:
-        """A cache for this model. CapacityError where `capacity` is past its context."""
+        """Return a cache for a model. Raises CapacityError if `capacity` exceeds its context."""
         if capacity > config.context_length:
             raise CapacityError(f"{capacity} tokens do not fit: the model's context holds {config.context_length}")
         windows = [layer.attention.window for layer in config.layers]
@@ -69,28 +72,29 @@ class DenseCache:
 
     @property
     def bytes(self) -> int:
-        """What the kept keys and values take, a source's too."""
+        """The size of the stored keys and values, a source's included."""
         return sum(t.nbytes for slot in self.slots for t in slot.tensors())
 
     def extend(self, counts: Sequence[int]) -> Int[Tensor, "#B T"]:
-        """Make room for `counts[b]` more tokens in row b. Returns their positions, -1 for padding at the right.
+        """Begin a pass that brings `counts[b]` tokens to sequence b; return their positions, -1 for padding (right).
 
-        CapacityError when a row would grow past the capacity, or from a short text to a long one; nothing is changed
-        then.
+        Raises:
+            CapacityError: a sequence would exceed the capacity, or grow from a short text to a long one. The cache is
+                unchanged.
         """
         lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
         if max(lengths) > self.capacity:
-            row = lengths.index(max(lengths))
+            b = lengths.index(max(lengths))
             raise CapacityError(
-                f"row {row} would hold {lengths[row]} tokens, and there is room for {self.capacity}: "
-                "give a shorter prompt or ask for fewer tokens"
+                f"sequence {b} would have {lengths[b]} tokens, and the cache has room for {self.capacity}: "
+                "give a shorter prompt or generate fewer tokens"
             )
-        reach = [max(pair) for pair in zip(self.reach, lengths, strict=True)]
-        for row, (kept, old, new) in enumerate(zip(self.lengths, self.reach, reach, strict=True)):
-            if self.long_text is not None and kept and old < self.long_text <= new:
+        reach = [max(old, new) for old, new in zip(self.reach, lengths, strict=True)]
+        for b, (length, old, new) in enumerate(zip(self.lengths, self.reach, reach, strict=True)):
+            if self.long_text is not None and length and old < self.long_text <= new:
                 raise CapacityError(
-                    f"row {row} would grow to {new} tokens: from {self.long_text} on this model turns all positions by "
-                    "other angles, so that the row must be read anew"
+                    f"sequence {b} would grow to {new} tokens: from {self.long_text} on this model rotates all "
+                    "positions by other angles; process the sequence again from its start"
                 )
         self.lengths, self.counts, self.reach = lengths, list(counts), reach
         width = max(counts)
@@ -102,17 +106,43 @@ class DenseCache:
         steps = torch.arange(width)
         starts = torch.tensor([n - c for n, c in zip(lengths, counts, strict=True)])[:, None]
         self.positions = torch.where(steps < torch.tensor(counts)[:, None], starts + steps, -1).to(self.device)
-        # which (row, place in the pass, position) each real token has: made once here, used by every layer
-        self.row, self.place = (self.positions >= 0).nonzero(as_tuple=True)
-        self.position = self.positions[self.row, self.place]
-        self.row_end = torch.tensor(lengths, device=self.device)[self.row]
+        # (sequence, index in the pass, position) of each token that is not padding: computed once for all layers
+        self.sequence, self.index = (self.positions >= 0).nonzero(as_tuple=True)
+        self.position = self.positions[self.sequence, self.index]
+        self.sequence_end = torch.tensor(lengths, device=self.device)[self.sequence]
         return self.positions
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Drop the last tokens of each sequence, so that `lengths[b]` are left.
+
+        Raises:
+            ValueError: a length is negative or above the sequence's own.
+            CapacityError: a layer with a window no longer stores the tokens that would become visible again, or a long
+                text would become a short one. The cache is unchanged.
+        """
+        for b, (old, new) in enumerate(zip(self.lengths, lengths, strict=True)):
+            if not 0 <= new <= old:
+                raise ValueError(f"lengths[{b}] must be from 0 to {old}, the tokens of sequence {b}, got {new}")
+            window = min((slot.size for slot in self.slots if isinstance(slot, RingSlot)), default=self.capacity)
+            if 0 < new < old and old > window:
+                raise CapacityError(
+                    f"sequence {b} cannot be cut from {old} to {new} tokens: a layer with a window of {window} has "
+                    "overwritten the tokens before; process the sequence again from its start"
+                )
+            if self.long_text is not None and 0 < new < self.long_text <= self.reach[b]:
+                raise CapacityError(
+                    f"sequence {b} cannot be cut to {new} tokens: below {self.long_text} this model rotates all "
+                    "positions by other angles; process the sequence again from its start"
+                )
+        self.lengths = list(lengths)
+        self.reach = [0 if new == 0 else reach for new, reach in zip(lengths, self.reach, strict=True)]
+        self.end = max(self.lengths)
 
     def layer(self, i: int) -> FullSlot | RingSlot:
         return self.slots[i]
 
     def view(self, spec: AttendSpec) -> Visibility:
-        """What this pass's queries see of the kept keys, in the order in which `keep` returns them."""
+        """Return which stored keys the queries of this pass see, in the order in which `keep` returns them."""
         if spec.window is not None and spec.window < self.capacity:
             keys = self._ring_keys(spec.window)
         else:
@@ -123,29 +153,29 @@ class DenseCache:
         return Visibility(self.positions, keys, visible(spec, self.positions, keys))
 
     def _ring_keys(self, window: int) -> Int[Tensor, "#B S"]:
-        """Positions of the keys a ring returns: one token reads the ring after writing, several read ring + chunk."""
+        """Return the positions of a ring's keys: of the ring alone for one token, of ring and chunk for several."""
         one = self.positions.shape[-1] == 1
-        rows = range(1 if self.uniform else len(self.lengths))
-        lengths = torch.tensor([self.lengths[b] - (0 if one else self.counts[b]) for b in rows])[:, None]
+        sequences = range(1 if self.uniform else len(self.lengths))
+        lengths = torch.tensor([self.lengths[b] - (0 if one else self.counts[b]) for b in sequences])[:, None]
         slots = torch.arange(min(window, int(lengths.max())))
-        held = lengths - 1 - (lengths - 1 - slots) % window  # the last position that fell into each slot
-        held = torch.where(held >= 0, held, -1).to(self.device)
-        return held if one else torch.cat([held, self.positions.expand(len(held), -1)], -1)
+        last = lengths - 1 - (lengths - 1 - slots) % window  # the last position that was written to each slot
+        last = torch.where(last >= 0, last, -1).to(self.device)
+        return last if one else torch.cat([last, self.positions.expand(len(last), -1)], -1)
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this order; a row may be named several times (continuations of one prompt)."""
-        index = torch.tensor(list(rows), device=self.device)
+    def select(self, sequences: Sequence[int]) -> None:
+        """Replace the sequences by these, in this order; one may be repeated (continuations of one prompt)."""
+        index = torch.tensor(list(sequences), device=self.device)
         for slot in self.slots:
             slot.select(index)
         if self.source is not None:
             self.source = self.source.select(index)
-        self.lengths = [self.lengths[b] for b in rows]
-        self.counts = [self.counts[b] for b in rows]
-        self.reach = [self.reach[b] for b in rows]
+        self.lengths = [self.lengths[b] for b in sequences]
+        self.counts = [self.counts[b] for b in sequences]
+        self.reach = [self.reach[b] for b in sequences]
 
 
 class FullSlot:
-    """One layer's keys and values, slot = position. Stored [B, Hkv, S, Dh], so that a head's keys lie together."""
+    """One layer's keys and values, slot = position. Stored [B, Hkv, S, Dh], so that a head's keys are contiguous."""
 
     def __init__(self, cache: DenseCache):
         self.cache = cache
@@ -157,36 +187,36 @@ class FullSlot:
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.k, self.v, *(self.source or ())) if t is not None]
 
-    def select(self, rows: Int[Tensor, "B"]) -> None:
-        """Keep these rows. Only filled slots are copied: what was never written takes no memory on a CPU."""
+    def select(self, sequences: Int[Tensor, "B"]) -> None:
+        """Copy these sequences. Copies filled slots only: slots that were never written take no memory on a CPU."""
 
-        def picked(kept: Tensor) -> Tensor:
+        def picked(stored: Tensor) -> Tensor:
             filled = slice(0, min(self.size, self.cache.end))
-            new = kept.new_zeros(len(rows), *kept.shape[1:])
-            new[:, :, filled] = kept[:, :, filled].index_select(0, rows)
+            new = stored.new_zeros(len(sequences), *stored.shape[1:])
+            new[:, :, filled] = stored[:, :, filled].index_select(0, sequences)
             return new
 
         if self.k is not None and self.v is not None:
             self.k, self.v = picked(self.k), picked(self.v)
         if self.source is not None:
             k, v = self.source
-            self.source = k.index_select(0, rows), v.index_select(0, rows)
+            self.source = k.index_select(0, sequences), v.index_select(0, sequences)
 
-    def store(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> tuple[Tensor, Tensor]:
-        """The storage, made when tokens first come. Zeros: hidden values are multiplied by 0, and 0 * NaN is NaN."""
+    def storage(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> tuple[Tensor, Tensor]:
+        """Return the storage, allocated by the first pass. Zeros, not NaN: hidden values are multiplied by 0."""
         if self.k is None or self.v is None:
             batch = len(self.cache.lengths)
             self.k, self.v = (t.new_zeros(batch, t.shape[2], self.size, t.shape[3]) for t in (k, v))
         return self.k, self.v
 
     def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> KV:
-        """Write these tokens at their positions; returns every slot up to the longest row, as [B, S, Hkv, Dh]."""
+        """Store these tokens at their positions; return every slot up to the longest sequence, as [B, S, Hkv, Dh]."""
         cache = self.cache
-        for kept, new in zip(self.store(k, v), (k, v), strict=True):
+        for stored, new in zip(self.storage(k, v), (k, v), strict=True):
             if cache.uniform:
-                kept[:, :, cache.old : cache.end] = new.transpose(1, 2)
+                stored[:, :, cache.old : cache.end] = new.transpose(1, 2)
             else:
-                kept[cache.row, :, cache.position] = new[cache.row, cache.place]
+                stored[cache.sequence, :, cache.position] = new[cache.sequence, cache.index]
         return self._read(slice(0, cache.end))
 
     def _read(self, slots: slice) -> KV:
@@ -195,7 +225,7 @@ class FullSlot:
         return KV(self.k[:, :, slots].transpose(1, 2), self.v[:, :, slots].transpose(1, 2))
 
     def keep_source(self, make: Callable[[], tuple[Tensor, Tensor]]) -> KV:
-        """An encoder's keys and values: made once, then kept."""
+        """Return an encoder's keys and values: `make()` the first time, then the stored ones."""
         if self.source is None:
             k, v = make()
             self.source = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
@@ -211,25 +241,25 @@ class RingSlot(FullSlot):
         self.size = window
 
     def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> KV:
-        """One token: write, then return the ring. Several: return the ring as it was, and them, then write."""
-        self.store(k, v)
+        """One token: store it, then return the ring. Several: return the old ring and the tokens, then store them."""
+        self.storage(k, v)
         if k.shape[1] == 1:
-            self._write(k, v)
+            self._store(k, v)
             return self._read(slice(0, min(self.size, self.cache.end)))
         before = self._read(slice(0, min(self.size, self.cache.old)))
         kv = KV(torch.cat([before.k, k], 1), torch.cat([before.v, v], 1))
-        self._write(k, v)
+        self._store(k, v)
         return kv
 
-    def _write(self, k: Tensor, v: Tensor) -> None:
-        cache, tensors = self.cache, self.store(k, v)
+    def _store(self, k: Tensor, v: Tensor) -> None:
+        cache, tensors = self.cache, self.storage(k, v)
         if cache.uniform:
             last = slice(-min(self.size, k.shape[1]), None)
             slots = cache.positions[0, last] % self.size
-            for kept, new in zip(tensors, (k, v), strict=True):
-                kept[:, :, slots] = new[:, last].transpose(1, 2)
+            for stored, new in zip(tensors, (k, v), strict=True):
+                stored[:, :, slots] = new[:, last].transpose(1, 2)
             return
-        newest = cache.position >= cache.row_end - self.size  # of two tokens for one slot, only the later
-        row, place, slots = cache.row[newest], cache.place[newest], cache.position[newest] % self.size
-        for kept, new in zip(tensors, (k, v), strict=True):
-            kept[row, :, slots] = new[row, place]
+        newest = cache.position >= cache.sequence_end - self.size  # of two tokens for one slot, only the later
+        sequence, index, slots = cache.sequence[newest], cache.index[newest], cache.position[newest] % self.size
+        for stored, new in zip(tensors, (k, v), strict=True):
+            stored[sequence, :, slots] = new[sequence, index]

@@ -1,15 +1,14 @@
-"""How much memory a cache takes, from the configuration alone."""
+"""The size of a cache, from the configuration alone."""
 
 from __future__ import annotations
 
 from glassformer.config import ModelConfig
 
 
-def kept_numbers(config: ModelConfig, n_tokens: int) -> int:
-    """How many numbers a row's cache holds when it has room for `n_tokens`: a layer with a window, that many at most.
+def cached_numbers(config: ModelConfig, n_tokens: int) -> int:
+    """Return how many numbers a cache stores for one sequence of `n_tokens`.
 
-    An encoder-decoder keeps its source's keys and values beside them.
+    A layer with a window stores that many tokens at most. A source's keys and values are not counted.
     """
     attentions = [layer.attention for layer in config.layers]
-    kept = [min(n_tokens, a.window or n_tokens) * a.kept for a in attentions]
-    return sum(kept)
+    return sum(min(n_tokens, a.window or n_tokens) * a.cached_per_token for a in attentions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -47,6 +48,8 @@ def show(
     from glassformer.formats.find import find_model, tokenizer_of
     from glassformer.formats.load import account, parameters_of
     from glassformer.formats.sentence_transformers import MODULES, read_sentence
+    from glassformer.kernels.describe import describe
+    from glassformer.kernels.placement import choose_placement
 
     found = find_model(model, offline=offline)
     checkpoint = open_checkpoint(found, ignore_key)
@@ -60,6 +63,7 @@ def show(
     sentence = None
     if isinstance(checkpoint.config, TextEncoderConfig) and (found / MODULES).exists():
         sentence = to_plain(read_sentence(found, checkpoint.config.d_model).config)
+    placement = choose_placement("auto", "auto", stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
     facts = {
         "model": str(found),
         "family": checkpoint.family.name,
@@ -69,6 +73,7 @@ def show(
         "not read": sorted(name for name in checkpoint.reader if name not in read),
         "memory": {name: sum(parts.values()) * size for name, size in (("float32", 4), ("bfloat16", 2))},
         "cache": _cache(checkpoint),
+        "choices": [asdict(choice) for choice in describe(checkpoint.config, placement)],
         "tokenizer": None if tokenizer is None else _words(tokenizer),
         "template": None if tokenizer is None else _template(tokenizer),
         **({} if sentence is None else {"sentence": sentence}),
@@ -91,14 +96,18 @@ def _part(name: str) -> str:
 
 def _cache(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """Bytes of cached keys and values, in a 16-bit type; None of a model that keeps none."""
-    from glassformer.cache.size import kept_numbers
+    from glassformer.cache.size import cached_numbers
     from glassformer.config import ModelConfig
 
     config = checkpoint.config
     if not isinstance(config, ModelConfig):
         return None
-    full = kept_numbers(config, config.context_length) * 2
-    return {"bytes_per_token": kept_numbers(config, 1) * 2, "context": config.context_length, "bytes_at_context": full}
+    full = cached_numbers(config, config.context_length) * 2
+    return {
+        "bytes_per_token": cached_numbers(config, 1) * 2,
+        "context": config.context_length,
+        "bytes_at_context": full,
+    }
 
 
 def _words(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -131,6 +140,8 @@ def _print(facts: dict[str, Any]) -> None:
         cache = facts["cache"]
         row = f"a row of {cache['context']:,} tokens: {cache['bytes_at_context'] / 1e6:,.1f} MB"
         table.add_row("cache", f"{cache['bytes_per_token']:,} bytes per token in 16 bits; {row}")
+    for choice in facts["choices"]:
+        table.add_row(choice["what"], f"{choice['value']}: {choice['because']}")
     words = facts["tokenizer"]
     table.add_row("tokenizer", ", ".join(f"{key} {value}" for key, value in words.items()) if words else "none")
     table.add_row("template", f"{len(facts['template']):,} characters" if facts["template"] else "none")

@@ -95,8 +95,8 @@ class AttentionConfig:
         return self.head_dim if self.latent is None else self.latent.v_dim
 
     @property
-    def kept(self) -> int:
-        """How many numbers a token leaves behind for later ones."""
+    def cached_per_token(self) -> int:
+        """How many numbers the cache stores per token: keys and values, or a latent and its rotary key."""
         if self.latent is None:
             return 2 * self.n_kv_heads * self.head_dim
         return self.latent.rank + ((self.rope and self.rope.dim) or 0)

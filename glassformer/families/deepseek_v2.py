@@ -154,7 +154,7 @@ def write_stack(config: ModelConfig) -> dict[str, Any]:
     attention, latent, rope = layer.attention, layer.attention.latent, layer.attention.rope
     if latent is None or rope is None:
         raise ConfigError(f"a model of family {config.family!r} has latent attention, got {attention}")
-    turned = attention.kept - latent.rank
+    turned = attention.cached_per_token - latent.rank
     first, every = pattern(tuple(layer.experts is not None for layer in config.layers))
     return raw | {
         "q_lora_rank": latent.q_rank,

@@ -209,7 +209,7 @@ def _applied(rule: TensorRule, config: ModelConfig | EncoderConfig, present: set
             layer = side.layers[int(numbers[0].get("i", 0))]
             attention = layer.attention
             groups = attention.n_kv_heads if rule.by_head else layer.mlp.d_ff if rule.by_turns else 1
-            paired = 0 if not rule.interleaved else attention.kept if rule.kept else attention.head_dim
+            paired = 0 if not rule.interleaved else attention.cached_per_token if rule.kept else attention.head_dim
             turning = 0 if attention.latent is None or attention.rope is None else attention.rope.dim or 0
             if stacked:
                 yield Stacked(theirs, ours, rule.transposed, groups, n=len(numbers))

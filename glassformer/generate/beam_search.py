@@ -27,7 +27,8 @@ from glassformer.generate.decode import check_request, decode_steps, open_sessio
 from glassformer.generate.request import NO_CONSTRAINTS, FinishReason, GenerationRequest, TokenConstraints, check_ids
 from glassformer.generate.sampling import Sampling, check_number
 from glassformer.generate.session import DecodeSession, Observer, Seq2SeqModel, max_target_tokens, vocab_sizes
-from glassformer.nn.attend import Attend, attend_sdpa
+from glassformer.kernels.attention import attend_fused
+from glassformer.nn.attend import Attend
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def search(
     begin: int,
     end: int,
     constraints: TokenConstraints = NO_CONSTRAINTS,
-    attend: Attend = attend_sdpa,
+    attend: Attend = attend_fused,
     observer: Observer | None = None,
     before_forward: Callable[[], None] | None = None,
 ) -> list[list[Hypothesis]]:

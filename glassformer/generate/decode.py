@@ -27,7 +27,8 @@ from glassformer.generate.session import (
     vocab_sizes,
 )
 from glassformer.generate.stopping import StopStrings
-from glassformer.nn.attend import Attend, attend_sdpa
+from glassformer.kernels.attention import attend_fused
+from glassformer.nn.attend import Attend
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.text.stream_decoder import StreamDecoder
@@ -39,7 +40,7 @@ def decode(
     request: GenerationRequest,
     *,
     tokenizer: Tokenizer | None = None,
-    attend: Attend = attend_sdpa,
+    attend: Attend = attend_fused,
     observer: Observer | None = None,
     before_forward: Callable[[], None] | None = None,
 ) -> Iterator[TokenEvent]:
@@ -96,7 +97,7 @@ def open_session(
     model: GenerativeModel,
     request: GenerationRequest,
     limits: Sequence[int],
-    attend: Attend = attend_sdpa,
+    attend: Attend = attend_fused,
     observer: Observer | None = None,
     before_forward: Callable[[], None] | None = None,
 ) -> TransformerSession | RecurrentSession:

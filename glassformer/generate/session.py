@@ -18,11 +18,13 @@ from torch import Tensor
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import CheckpointError, RequestError
-from glassformer.kernels.linear import packed
-from glassformer.nn.attend import Attend, attend_sdpa
+from glassformer.kernels.attention import attend_fused
+from glassformer.kernels.linear import prepack
+from glassformer.nn.attend import Attend
 from glassformer.nn.model import Decoder, EncoderDecoder
+from glassformer.nn.protocols import EncodedSource, Tap
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.nn.step import EncodedSource, Step, Tap
+from glassformer.nn.step import Step
 
 Seq2SeqModel = EncoderDecoder | RecurrentEncoderDecoder
 GenerativeModel = Decoder | RecurrentEncoderDecoder
@@ -82,11 +84,11 @@ class TransformerSession:
         *,
         n: int = 1,
         sources: Sequence[Sequence[int]] | None = None,
-        attend: Attend = attend_sdpa,
+        attend: Attend = attend_fused,
         observer: Observer | None = None,
         before_forward: Callable[[], None] | None = None,
     ):
-        self.model = model if sources is None else packed(model, rows=len(sources))
+        self.model = model if sources is None else prepack(model, rows=len(sources))
         self.capacity, self.n, self.sources = min(capacity, model.config.context_length), n, sources
         self.attend, self.observer, self.before_forward = attend, observer, before_forward
         self.device = model.embed.weight.device

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from glassformer.cache.dense import DenseCache
+from glassformer.kernels.attention import attend_fused
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 
@@ -93,7 +94,7 @@ def measure(
 
 def _next(model: Decoder, cache: DenseCache, ids: Tensor) -> Tensor:
     """The likeliest next token of each row, [B, 1]."""
-    step = Step(cache.extend([ids.shape[1]] * len(ids)), cache=cache)
+    step = Step(cache.extend([ids.shape[1]] * len(ids)), cache=cache, attend=attend_fused)
     return model.logits(model.hidden(ids, step)[:, -1], step).argmax(-1, keepdim=True)
 
 

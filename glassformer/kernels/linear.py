@@ -1,31 +1,33 @@
-"""A model's twin for writing many rows: its matrices lie once more, as oneDNN multiplies few rows by them fastest.
+"""Prepacked weights: a copy of each matrix in the layout in which oneDNN multiplies many sequences fastest.
 
-    Linear  weight [out, in]             x W^T of R rows: the matrix is brought into blocks anew in every pass
-    Packed  the same weight, and blocks  ... once: with 32 rows the product takes 0.5 to 0.8 of the time
+    nn.Linear        weight [out, in]                 oneDNN reorders the matrix in every forward pass
+    PrepackedLinear  the same weight, and its blocks  ... once: at 32 sequences a product takes 0.5 to 0.8 of the time
 
-PyTorch has these two operations for what `torch.compile` makes of a frozen model; they have no gradient. The blocks are
-as large as the weights. They are made for one call and belong to nobody else: weights may change between calls.
+PyTorch has these two operations for `torch.compile` of a frozen model; they have no gradient. The blocks take as much
+memory as the weights. A prepacked model is made for one call: weights may change between calls.
 """
 
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from glassformer.kernels.placement import Choice
 from glassformer.nn.linear import TiedLinear
 from glassformer.nn.model import Decoder
 
 Model = TypeVar("Model", bound=Decoder)
-Part = TypeVar("Part", bound=nn.Module)
-PACKED_ROWS = 8  # from so many rows on the blocks are soon paid for: they take as long to make as about 5 passes
+Module = TypeVar("Module", bound=nn.Module)
+PREPACK_ROWS = 8  # sequences; packing takes as long as about 5 forward passes, which pays off soon from here on
 
 
-class PackedLinear(nn.Module):
-    """x W^T + b, as `nn.Linear`, for inference alone. `rows`: of the x that it is going to see; others are allowed."""
+class PrepackedLinear(nn.Module):
+    """x W^T + b without gradients, as `nn.Linear`. `rows`: the expected rows of x; others work and are slower."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
         super().__init__()
@@ -36,31 +38,41 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.blocks, self.bias, "none", [], "")
 
 
-def packed(model: Model, rows: int) -> Model:
-    """The same model, with the same parameters, for passes of about so many rows without gradients.
+def choose_linear(device: torch.device | str, dtype: torch.dtype, rows: int) -> Choice:
+    """Choose how to decode `rows` sequences at a time: with prepacked weights, or with the model's own."""
+    if torch.device(device).type != "cpu":
+        return Choice("linear", "torch", "weights are prepacked on a CPU only")
+    if rows < PREPACK_ROWS:
+        return Choice("linear", "torch", f"below {PREPACK_ROWS} sequences prepacking takes longer than it saves")
+    if not can_prepack(dtype):
+        return Choice("linear", "torch", f"oneDNN does not multiply prepacked {dtype} weights on this CPU")
+    return Choice("linear", "prepacked", f"oneDNN multiplies {rows} sequences fastest by weights in its own layout")
 
-    Itself where that is no gain: for few rows, on another device, in a dtype or a PyTorch that has no such product. A
-    matrix that somebody has hooked stays as it is.
+
+def prepack(model: Model, rows: int) -> Model:
+    """Return a model with the same parameters, faster for forward passes of `rows` sequences without gradients.
+
+    Returns the model itself if `choose_linear` chooses so. A linear layer with hooks keeps its type.
     """
-    if rows < PACKED_ROWS or not can_pack(model.head.weight):
-        return model
-    return _packed(model, rows)
+    weight = model.head.weight
+    return _prepack(model, rows) if choose_linear(weight.device, weight.dtype, rows).value == "prepacked" else model
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether PyTorch has the two operations for such a weight."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+@cache
+def can_prepack(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch and CPU multiply prepacked weights of a dtype correctly: decided by doing it once."""
+    if dtype not in (torch.float32, torch.bfloat16):
         return False
-    if not all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
+    weight, x = torch.eye(16, dtype=dtype), torch.arange(32.0, dtype=dtype).view(2, 16)
+    try:
+        return torch.equal(PrepackedLinear(weight, None, 2)(x), x)
+    except (AttributeError, RuntimeError):  # no such operation, or none for this dtype on this CPU
         return False
-    if weight.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32
 
 
-def _packed(part: Part, rows: int) -> Part:
-    if type(part) in (nn.Linear, TiedLinear) and not part._forward_hooks and not part._forward_pre_hooks:
-        return PackedLinear(part.weight, part.bias, rows)  # pyright: ignore
-    twin = copy.copy(part)
-    twin._modules = {name: None if child is None else _packed(child, rows) for name, child in part._modules.items()}
+def _prepack(module: Module, rows: int) -> Module:
+    if type(module) in (nn.Linear, TiedLinear) and not module._forward_hooks and not module._forward_pre_hooks:
+        return PrepackedLinear(module.weight, module.bias, rows)  # pyright: ignore
+    twin = copy.copy(module)
+    twin._modules = {name: None if one is None else _prepack(one, rows) for name, one in module._modules.items()}
     return twin

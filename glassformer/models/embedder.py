@@ -31,10 +31,12 @@ from glassformer.inspect.record.store import load as load_trace
 from glassformer.inspect.sweep.sweep import Sweep, sweep
 from glassformer.inspect.trace.trace import ModelKind, Trace
 from glassformer.inspect.views.methods import ModelViews
-from glassformer.kernels.device import choose
+from glassformer.kernels.describe import describe
+from glassformer.kernels.placement import Choice, choose_placement
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
-from glassformer.nn.step import Step, Tap
+from glassformer.nn.protocols import Tap
+from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
 
 BATCH = 4096  # tokens that are read at a time, padding included: bounds memory
@@ -59,7 +61,7 @@ class Embedder(ModelViews):
     """
 
     kind: ModelKind = "encoder"
-    choices = ()
+    choices: tuple[Choice, ...] = ()
 
     def __init__(self, model: TextEncoder, tokenizer: Tokenizer, sentence: Sentence | None = None, *, source: str = ""):
         self.model, self.tokenizer, self.source = model, tokenizer, source
@@ -334,8 +336,8 @@ def load_embedder(
     """
     folder = find_model(transformer_folder(Path(path)), offline=offline)
     checkpoint = open_checkpoint(folder, tuple(ignore_keys))
-    where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
-    model = load_text_encoder(checkpoint, device=where, dtype=kind)
+    placement = choose_placement(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
+    model = load_text_encoder(checkpoint, device=placement.device, dtype=placement.dtype)
     tokenizer = tokenizer_of(folder, checkpoint.metadata)
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no tokenizer, and an embedder reads texts")
@@ -344,4 +346,7 @@ def load_embedder(
     else:
         beside = Path(path) if (Path(path) / "modules.json").exists() else folder.parent if folder.is_file() else folder
         sentence = read_sentence(beside, model.config.d_model)
-    return Embedder(model, tokenizer, sentence.to(device=where, dtype=kind), source=str(folder))
+    sentence = sentence.to(device=placement.device, dtype=placement.dtype)
+    embedder = Embedder(model, tokenizer, sentence, source=str(folder))
+    embedder.choices = describe(model.config, placement)
+    return embedder

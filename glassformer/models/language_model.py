@@ -31,7 +31,8 @@ from glassformer.inspect.record.store import load as load_trace
 from glassformer.inspect.sweep.sweep import Sweep, sweep
 from glassformer.inspect.trace.trace import ModelKind, Trace
 from glassformer.inspect.views.methods import ModelViews
-from glassformer.kernels.device import Choice, choose, explain
+from glassformer.kernels.describe import describe
+from glassformer.kernels.placement import Choice, choose_placement
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
@@ -351,16 +352,15 @@ def load(
     """
     found = find_model(path, offline=offline)
     checkpoint = open_checkpoint(found, tuple(ignore_keys))
-    where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
+    placement = choose_placement(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
     tokenizer = tokenizer_of(found, checkpoint.metadata)
     if tokenizer is not None and isinstance(checkpoint.config, ModelConfig):
         size = checkpoint.config.vocab_size
         if tokenizer.vocab_size > size:
             raise TokenizerError(f"{found}: the tokenizer has {tokenizer.vocab_size} tokens, and the model {size}")
-    model = load_decoder(checkpoint, device=where, dtype=kind)
-    why = explain(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
+    model = load_decoder(checkpoint, device=placement.device, dtype=placement.dtype)
     ends = end_token_ids(found, checkpoint.metadata)
-    return LanguageModel(model, tokenizer, end_ids=ends, source=str(found), choices=why)
+    return LanguageModel(model, tokenizer, end_ids=ends, source=str(found), choices=describe(model.config, placement))
 
 
 def _continuation(events: list[TokenEvent]) -> Continuation:

@@ -43,7 +43,8 @@ from glassformer.inspect.sweep.sweep import Sweep, sweep
 from glassformer.inspect.trace.trace import ModelKind, Trace
 from glassformer.inspect.views.alignment import NONE as NO_ATTENTION
 from glassformer.inspect.views.methods import ModelViews
-from glassformer.kernels.device import choose
+from glassformer.kernels.describe import describe
+from glassformer.kernels.placement import Choice, choose_placement
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.text.tokenizer import Tokenizer
@@ -116,7 +117,7 @@ class Translator(ModelViews):
     tokenizer do not fit together, TokenizerError where no token ends a text.
     """
 
-    choices = ()
+    choices: tuple[Choice, ...] = ()
 
     def __init__(
         self, model: Seq2SeqModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
@@ -376,13 +377,15 @@ def load_translator(
     found = find_model(path, offline=offline)
     folder = found.parent if found.is_file() else found
     checkpoint = open_checkpoint(found, tuple(ignore_keys))
-    where, kind = choose(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
-    model = load_seq2seq(checkpoint, device=where, dtype=kind)
+    placement = choose_placement(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
+    model = load_seq2seq(checkpoint, device=placement.device, dtype=placement.dtype)
     special = {} if checkpoint.family.rules is None else read_generation_config(found, checkpoint.metadata)
     tokenizer = tokenizer_of(found, checkpoint.metadata) if checkpoint.metadata else Tokenizer.load(folder)
     if tokenizer is None:
         raise CheckpointError(f"{found} has no tokenizer, and a translator reads texts")
-    return Translator(model, tokenizer, source=str(found), special=special)
+    translator = Translator(model, tokenizer, source=str(found), special=special)
+    translator.choices = describe(model.config, placement)
+    return translator
 
 
 def save_translator(

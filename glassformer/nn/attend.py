@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: its definition, and its fast twin.
+"""Scaled dot-product attention: its definition, what a query may see, and PyTorch's fused product.
 
 "Attention Is All You Need" (Vaswani et al. 2017), equation 1: softmax(q k^T * scale) v, per head.
 
@@ -6,7 +6,7 @@
     k [B, S, Hkv, Dh] -+-> scores [B, H, T, S] -> softcap -> bias -> mask -> softmax = probs -.
     v [B, S, Hkv, Dv] -----------------------------------------------------------------------+-> z [B, T, H, Dv]
 
-Query head h reads key/value head h // (H / Hkv): grouped queries (Ainslie et al. 2023).
+Query head h attends to key/value head h // (H / Hkv): grouped-query attention (Ainslie et al. 2023).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttendSpec:
-    """What an attention does beside its weights. `source`: it reads an encoder's keys (cross-attention)."""
+    """The settings of an attention product. `source`: the keys are an encoder's (cross-attention)."""
 
     scale: float
     causal: bool = True
@@ -34,7 +34,7 @@ class AttendSpec:
 
 
 class KV(NamedTuple):
-    """Keys [B, S, Hkv, Dh] and values [B, S, Hkv, Dv] in full: what `keep` returns where nothing is paged."""
+    """Keys [B, S, Hkv, Dh] and values [B, S, Hkv, Dv]."""
 
     k: Tensor
     v: Tensor
@@ -42,7 +42,10 @@ class KV(NamedTuple):
 
 @dataclass(frozen=True)
 class Visibility:
-    """What the queries of one pass may look at. `mask` None with `causal` False hides nothing; `causal` is T = S."""
+    """Which keys each query of a forward pass may see.
+
+    `mask` None with `causal` False hides nothing; `causal` requires T = S and hides the keys after each query.
+    """
 
     queries: Int[Tensor, "#B T"]
     keys: Int[Tensor, "#B S"]
@@ -50,7 +53,7 @@ class Visibility:
     causal: bool = False
 
     def visible(self) -> Bool[Tensor, "#B T S"]:
-        """The mask in full: True where a query may look."""
+        """Return the mask as a tensor: True where a query may see a key."""
         if self.mask is not None:
             return self.mask
         shape = (1, self.queries.shape[-1], self.keys.shape[-1])
@@ -64,7 +67,11 @@ def visible(
     keys: Int[Tensor, "#B S"],
     documents: Int[Tensor, "#B T"] | None = None,
 ) -> Bool[Tensor, "#B T S"]:
-    """The mask from positions. A key at -1 is empty; a query at -1 is padding, sees all, and is read by nobody."""
+    """Return the mask for these positions.
+
+    A key at -1 is an empty slot or padding and is hidden. A query at -1 is padding: it sees every key, so that its
+    softmax is defined, and its output is ignored. `documents`: queries see keys of their own document only.
+    """
     q, k = queries[..., :, None], keys[..., None, :]
     mask = (k >= 0).expand(*torch.broadcast_shapes(q.shape, k.shape))
     if spec.causal:
@@ -76,13 +83,11 @@ def visible(
     return mask | (q < 0)
 
 
-MANY_HEADS = 64  # heads of all rows together, from which on products of a batch of them are quicker than SDPA on a CPU
-
 Attend = Callable[..., Tensor]
 See = Callable[[str, Tensor], Tensor]
 
 
-def attend_math(
+def attend_reference(
     spec: AttendSpec,
     q: Float[Tensor, "B T H Dh"],
     kv: KV,
@@ -91,10 +96,10 @@ def attend_math(
     sinks: Float[Tensor, "H"] | None = None,
     see: See | None = None,
 ) -> tuple[Float[Tensor, "B T H Dv"], Float[Tensor, "B H T S"], Float[Tensor, "B H T S"]]:
-    """The definition of attention. Returns what flows on, the scores and the probabilities behind it.
+    """The definition of attention. Returns z, the scores and the probabilities, computed in float32.
 
-    `bias` is added to the scaled scores (T5, ALiBi). `sinks` are one more score per head, whose probability goes
-    nowhere (gpt-oss). `see` may change scores and probabilities on their way.
+    `bias` is added to the scaled scores (T5, ALiBi). `sinks` add one score per head to the softmax, whose probability
+    is dropped (gpt-oss). `see(name, value)` may replace the scores and the probabilities.
     """
     group = q.shape[-2] // kv.k.shape[-2]
     k, v = (t.repeat_interleave(group, -2) for t in kv)  # [B, S, H, Dh]
@@ -116,6 +121,11 @@ def attend_math(
     return torch.einsum("bhts,bshd->bthd", probs, v.float()).to(q.dtype), scores, probs
 
 
+def has_fused_product(softcap: float | None, sinks: object) -> bool:
+    """Whether `scaled_dot_product_attention` can compute this attention: it has no softcap and no sinks."""
+    return softcap is None and sinks is None
+
+
 def attend_sdpa(
     spec: AttendSpec,
     q: Float[Tensor, "B T H Dh"],
@@ -124,76 +134,33 @@ def attend_sdpa(
     bias: Float[Tensor, "*#BH #T S"] | None = None,
     sinks: Float[Tensor, "H"] | None = None,
 ) -> Float[Tensor, "B T H Dv"]:
-    """The fast twin: torch's scaled_dot_product_attention. It has no softcap and no sinks: they take the definition.
+    """Return z by torch's `scaled_dot_product_attention`, or by the definition if that has no such product.
 
-    Its kernels that never hold all scores want values as wide as keys: narrower ones are filled up with zeros.
+    The kernels that do not store all scores need values as wide as keys, so narrower values are padded with zeros.
     """
-    if spec.softcap is not None or sinks is not None:
-        return attend_math(spec, q, kv, view, bias, sinks)[0]
-    mask = None if view.mask is None else view.mask.unsqueeze(-3)  # [B, 1, T, S]
-    if bias is not None:
-        hidden = ~view.visible().unsqueeze(-3)
-        mask = bias.to(q.dtype).expand(*torch.broadcast_shapes(bias.shape, hidden.shape)).masked_fill(hidden, -math.inf)
+    if not has_fused_product(spec.softcap, sinks):
+        return attend_reference(spec, q, kv, view, bias, sinks)[0]
+    mask = additive_mask(q, view, bias)
     q, k, v = (t.transpose(-2, -3) for t in (q, *kv))  # [B, H, T, Dh], [B, Hkv, S, Dh]
-    n_heads, n_kv_heads, length = q.shape[-3], k.shape[-3], q.shape[-2]
-    grouped = n_heads != n_kv_heads
-    if length == 1 and bias is None:
-        many = not grouped and q.device.type == "cpu" and q.shape[0] * n_heads >= MANY_HEADS
-        if many and (q.dtype == torch.bfloat16 or spec.source):  # in float32 only keys that lie without gaps gain
-            return _one_query(spec, q, k, v, view)
-        # the queries of a group read the same keys: let them be rows of one product
-        q = q.reshape(*q.shape[:-3], n_kv_heads, n_heads // n_kv_heads, q.shape[-1])
-        lone = not grouped and q.dtype == torch.bfloat16 and q.device.type == "cpu"
-        rows = q.repeat_interleave(2, -2) if lone else q  # torch 2.13 takes twice as long for one such row as for two
-        z = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=spec.scale)[..., : q.shape[-2], :]
-        return z.reshape(*z.shape[:-3], 1, n_heads, z.shape[-1])
     width = v.shape[-1]
     v = F.pad(v, (0, k.shape[-1] - width)) if width < k.shape[-1] else v
     z = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=view.causal and mask is None, scale=spec.scale, enable_gqa=grouped
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=view.causal and mask is None,
+        scale=spec.scale,
+        enable_gqa=q.shape[-3] != k.shape[-3],
     )
     return z[..., :width].transpose(-2, -3)  # [B, T, H, Dv]
 
 
-def _one_query(
-    spec: AttendSpec,
-    q: Float[Tensor, "B H 1 Dh"],
-    k: Float[Tensor, "B H S Dh"],
-    v: Float[Tensor, "B H S Dv"],
-    view: Visibility,
-) -> Float[Tensor, "B 1 H Dv"]:
-    """One query in every row and head, as two batched products of a matrix and a vector: for many heads on a CPU.
-
-    SDPA goes from head to head there, and in bfloat16 spends most of the time between two of them.
-    """
-    k, v = k.flatten(0, 1), v.flatten(0, 1)  # [B H, S, Dh]
-    scores = torch.bmm(k, (q * spec.scale).flatten(0, 1).mT).view(*q.shape[:2], -1)  # [B, H, S]
-    if view.mask is not None:
-        scores = scores.masked_fill(~view.mask, -math.inf)
-    z = torch.bmm(scores.softmax(-1).flatten(0, 1).unsqueeze(1), v)  # [B H, 1, Dv]
-    return z.view(q.shape[0], 1, q.shape[1], -1)
-
-
-def attend_products(
-    spec: AttendSpec,
-    q: Float[Tensor, "B T H Dh"],
-    kv: KV,
-    view: Visibility,
-    bias: Float[Tensor, "*#BH #T S"] | None = None,
-    sinks: Float[Tensor, "H"] | None = None,
-) -> Float[Tensor, "B T H Dv"]:
-    """Two batched products in the pass' own dtype, all scores held: for training on CPUs that multiply bfloat16.
-
-    There it takes half of SDPA's time, forward and backward, on rows of up to 256 tokens, and as long at 1024.
-    """
-    if spec.softcap is not None or bias is not None or sinks is not None:
-        return attend_math(spec, q, kv, view, bias, sinks)[0]
-    group = q.shape[-2] // kv.k.shape[-2]
-    k, v = (t.transpose(1, 2).flatten(0, 1) for t in kv)  # [B Hkv, S, Dh]
-    rows = q.unflatten(2, (-1, group)).permute(0, 2, 3, 1, 4).flatten(2, 3).flatten(0, 1)  # [B Hkv, H/Hkv T, Dh]
-    hidden = ~view.visible()[:, None, None]
-    mask = torch.zeros_like(hidden, dtype=q.dtype).masked_fill(hidden, -math.inf)  # [#B, 1, 1, T, S]
-    mask = mask.expand(q.shape[0], kv.k.shape[-2], group, -1, -1).flatten(2, 3).flatten(0, 1)
-    probs = torch.baddbmm(mask, rows, k.mT, alpha=spec.scale).softmax(-1)  # [B Hkv, H/Hkv T, S]
-    z = torch.bmm(probs, v).unflatten(0, (q.shape[0], -1)).unflatten(2, (group, -1))
-    return z.permute(0, 3, 1, 2, 4).flatten(2, 3)  # [B, T, H, Dv]
+def additive_mask(
+    q: Tensor, view: Visibility, bias: Float[Tensor, "*#BH #T S"] | None
+) -> Float[Tensor, "*#BH T S"] | Bool[Tensor, "#B 1 T S"] | None:
+    """Return `attn_mask` of `scaled_dot_product_attention`: True where visible, or the bias and -inf where hidden."""
+    if bias is None:
+        return None if view.mask is None else view.mask.unsqueeze(-3)
+    hidden = ~view.visible().unsqueeze(-3)
+    return bias.to(q.dtype).expand(*torch.broadcast_shapes(bias.shape, hidden.shape)).masked_fill(hidden, -math.inf)

@@ -1,8 +1,4 @@
-"""Multi-head attention: queries, keys and values from one x, or keys and values from an encoder's output.
-
-A bias of scores that is learned per distance (T5) is an argument of `step.attend`: the stack, whose parameter it is,
-makes it once for all its layers.
-"""
+"""Multi-head self-attention: queries, keys and values from the same x."""
 
 from __future__ import annotations
 
@@ -21,15 +17,9 @@ from glassformer.nn.step import LayerStep
 
 
 def spec_of(config: AttentionConfig, source: bool = False) -> AttendSpec:
-    """The part of an attention's configuration that the product itself needs. `source`: of cross-attention."""
+    """Return the settings of the attention product. `source`: for cross-attention."""
     scale = 1 / math.sqrt(config.head_dim) if config.scale is None else config.scale
     return AttendSpec(scale, config.causal, config.window, config.softcap, source)
-
-
-def by_head(o: Linear, z: Float[Tensor, "B T H Dv"]) -> Float[Tensor, "B T H D"]:
-    """Return the output of each head, z through the head's slice of W_o, in float32; their sum plus bias is o(z)."""
-    slices = o.weight.unflatten(1, z.shape[-2:])  # [D, H, Dv]
-    return torch.einsum("bthd,ohd->btho", z.float(), slices.float())
 
 
 class MultiHead(nn.Module):
@@ -46,8 +36,17 @@ class MultiHead(nn.Module):
         return (out if self.o.bias is None else out + self.o.bias).to(z.dtype)
 
 
+def by_head(o: Linear, z: Float[Tensor, "B T H Dv"]) -> Float[Tensor, "B T H D"]:
+    """Return the output of each head, z through the head's slice of W_o, in float32; their sum plus bias is o(z)."""
+    slices = o.weight.unflatten(1, z.shape[-2:])  # [D, H, Dv]
+    return torch.einsum("bthd,ohd->btho", z.float(), slices.float())
+
+
 class Attention(MultiHead):
-    """MultiHead(x) = Concat(head_1 .. head_H) W_o (Vaswani et al. 2017, section 3.2.2)."""
+    """MultiHead(x) = Concat(head_1 .. head_H) W_o (Vaswani et al. 2017, section 3.2.2).
+
+    T5's bias of the scores is not a parameter here: the stack computes it once for all layers (`step.bias`).
+    """
 
     source = False
 
@@ -63,19 +62,19 @@ class Attention(MultiHead):
         self.q_norm, self.k_norm = self.make_norm(config.n_heads), self.make_norm(config.n_kv_heads)
 
     def make_norm(self, n_heads: int) -> nn.Module:
-        """The norm of queries or keys, in as many heads."""
+        """Return the norm of queries or keys: one for each head, one shared by all heads, or one over all of them."""
         norm, size = self.config.qk_norm, self.config.head_dim
         if norm is not None and self.config.qk_norm_over == "each":
             return HeadNorms(norm, n_heads, size)
         return make_norm(norm, size if self.config.qk_norm_over == "head" else size * n_heads)
 
     def project(self, linear: nn.Module, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T H Dh"]:
-        """x to queries, keys or values, a row of heads for each token."""
+        """Project x to the queries, keys or values of all heads."""
         y, clip = linear(x), self.config.clip
         return (y if clip is None else y.clamp(-clip, clip)).unflatten(-1, (-1, self.config.head_dim))
 
     def normed(self, norm: nn.Module, x: Float[Tensor, "B T H Dh"]) -> Float[Tensor, "B T H Dh"]:
-        """Queries or keys after their norm, over each head or over all of them as one."""
+        """Normalize queries or keys, over each head or over all heads as one vector."""
         return norm(x.flatten(-2)).view_as(x) if self.config.qk_norm_over == "width" else norm(x)
 
     def forward(self, x: Float[Tensor, "B T D"], step: LayerStep) -> Float[Tensor, "B T D"]:
@@ -90,24 +89,3 @@ class Attention(MultiHead):
         k = step.see("attn.k_rot", k)
         z = step.attend(self.spec, q, step.keep(k, v), bias=step.bias, sinks=self.sinks)  # [B, T, H, Dh]
         return self.output(z, step, "attn")
-
-
-class CrossAttention(Attention):
-    """Queries from x [B, T, D], keys and values from an encoder's output [B, S, D], made once for a source.
-
-    "Encoder-decoder attention" of Vaswani et al. 2017, section 3.2.3.
-    """
-
-    source = True
-
-    def forward(self, x: Float[Tensor, "B T D"], step: LayerStep) -> Float[Tensor, "B T D"]:
-        q = step.see("cross.q", self.project(self.q, x))  # [B, T, H, Dh]
-        q = step.see("cross.q_rot", self.normed(self.q_norm, q))
-        kv = step.keep_source(lambda: self.read(step.source, step))
-        z = step.attend(self.spec, q, kv, name="cross")  # [B, T, H, Dh]
-        return self.output(z, step, "cross")
-
-    def read(self, source: Float[Tensor, "B S D"], step: LayerStep) -> tuple[Tensor, Tensor]:
-        """The source's keys and values [B, S, Hkv, Dh]."""
-        k, v = step.see("cross.k", self.project(self.k, source)), step.see("cross.v", self.project(self.v, source))
-        return step.see("cross.k_rot", self.normed(self.k_norm, k)), v

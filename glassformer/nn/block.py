@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from glassformer.config import LayerConfig
-from glassformer.nn.attention import Attention, CrossAttention
+from glassformer.nn.attention import Attention
+from glassformer.nn.cross_attention import CrossAttention
 from glassformer.nn.latent import LatentAttention
 from glassformer.nn.mlp import MLP
 from glassformer.nn.moe import MoE

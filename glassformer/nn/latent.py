@@ -57,7 +57,7 @@ class LatentAttention(MultiHead):
                     expand=nn.Linear(latent.q_rank, width, bias=False),
                 )
             )
-        self.kv = nn.Linear(d_model, config.kept, config.bias)
+        self.kv = nn.Linear(d_model, config.cached_per_token, config.bias)
         self.kv_norm = RMSNorm(latent.rank, latent.eps)
         self.expand_k = HeadLinear(latent.rank, config.n_heads, config.head_dim - rope.dim)
         self.expand_v = HeadLinear(latent.rank, config.n_heads, latent.v_dim)
@@ -122,10 +122,10 @@ def absorbs(config: AttentionConfig, n_new: int, n_seen: int) -> bool:
     """Whether that multiplies fewer numbers, in a head, for `n_new` queries to `n_seen` kept tokens."""
     latent = config.latent
     assert latent is not None
-    still = config.head_dim - (config.kept - latent.rank)
+    still = config.head_dim - (config.cached_per_token - latent.rank)
     once = latent.rank * (still + latent.v_dim)  # a token's k and v from its latent; or its q into, and z out of them
     expanded = n_seen * (once + n_new * (config.head_dim + latent.v_dim))
-    return n_new * (once + n_seen * 2 * config.kept) < expanded
+    return n_new * (once + n_seen * 2 * config.cached_per_token) < expanded
 
 
 def put(own: KV, kv: KV, view: Visibility) -> KV:

@@ -20,7 +20,8 @@ from glassformer.nn.block import Block
 from glassformer.nn.linear import TiedLinear
 from glassformer.nn.norm import make_norm
 from glassformer.nn.position import RelativePositions, make_positions
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.protocols import EncodedSource
+from glassformer.nn.step import Step
 
 
 class Stack(nn.Module):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from glassformer.config import RecurrentConfig
-from glassformer.nn.step import Tap
+from glassformer.nn.protocols import Tap
 
 Cell = tuple[Tensor, ...]  # what a cell carries on, each [L, B, Dr]: (h,) of a GRU, (h, c) of an LSTM
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import FAMILIES, assert_near, by_definition, random_ids, run, run_cached, tiny
+from tiny import FAMILIES, assert_near, by_definition, random_ids, read, run, run_cached, tiny, tiny_pair
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import CapacityError
+from glassformer.nn.protocols import Cache
 from glassformer.nn.step import Step
 
 MODELS = {family: tiny(family) for family in FAMILIES}
@@ -106,9 +107,9 @@ def test_the_limit_is_an_error_that_loses_nothing(name):
     ids = random_ids(model.config, 2, 10)
     cache = DenseCache.of(model.config, 2, 10)
     first = run_cached(model, ids[:, :8], [8], cache)
-    with pytest.raises(CapacityError, match=r"row 0 would hold 11 tokens, and there is room for 10"):
+    with pytest.raises(CapacityError, match=r"sequence 0 would have 11 tokens, and the cache has room for 10"):
         cache.extend([3, 3])
-    with pytest.raises(CapacityError, match="row 1 would hold 12"):
+    with pytest.raises(CapacityError, match="sequence 1 would have 12"):
         cache.extend([1, 4])
     assert cache.lengths == [8, 8]
     assert_near(torch.cat([first, run_cached(model, ids[:, 8:], [1, 1], cache)], 1), run(model, ids))
@@ -151,3 +152,67 @@ def test_caches_do_not_know_of_one_another():
     second = [run_cached(model, ids[:, 5:], [4], cache) for ids, cache in ((a, one), (b, other))]
     for ids, *parts in zip((a, b), first, second, strict=True):
         assert_near(torch.cat(parts, 1), run(model, ids))
+
+
+TRUNCATED = {name: MODELS[name] for name in ("llama", "gpt2", "window 30")} | {"latent": tiny("deepseek_v2")}
+
+
+@pytest.mark.parametrize("name", TRUNCATED)
+def test_truncate_equals_recomputation(name):
+    """Drop tokens, then continue with others: the logits are those of the new text from its start."""
+    model = TRUNCATED[name]
+    first, rest = random_ids(model.config, 3, 12), random_ids(model.config, 3, 9, seed=3)
+    cache, lengths = DenseCache.of(model.config, 3, 40), [5, 12, 1]
+    run_cached(model, first, [9, 3], cache)
+    cache.truncate(lengths)
+    assert cache.lengths == lengths
+    more = [row[:n].tolist() for row, n in zip(rest, (9, 2, 4), strict=True)]
+    found = feed(model, cache, more)
+    for row, length, new, part in zip(first, lengths, more, found, strict=True):
+        text = torch.tensor([[*row[:length].tolist(), *new]])
+        assert_near(part, run(model, text)[0, length:])
+    cache.truncate([0, 0, 0])
+    assert_near(run_cached(model, first, [12], cache), run(model, first))
+
+
+def test_truncate_keeps_the_source():
+    model = tiny_pair("separate")
+    sources, ids = random_ids(model.encoder.config, 2, 6), random_ids(model.config, 2, 8)
+    source = read(model, sources)
+    cache = DenseCache.of(model.config, 2, 16, source=source)
+    run_cached(model, ids, [8], cache)
+    cache.truncate([3, 3])
+    more = random_ids(model.config, 2, 4, seed=7)
+    assert_near(
+        run_cached(model, more, [1, 3], cache), run(model, torch.cat([ids[:, :3], more], 1), source=source)[:, 3:]
+    )
+
+
+def test_truncate_raises_for_overwritten_tokens():
+    model = MODELS["window 4"]
+    ids = random_ids(model.config, 2, 9)
+    cache = DenseCache.of(model.config, 2, 20)
+    first = run_cached(model, ids[:, :8], [8], cache)
+    with pytest.raises(CapacityError, match="sequence 1 cannot be cut from 8 to 7 tokens: a layer with a window of 4"):
+        cache.truncate([8, 7])
+    for wrong in (-1, 9):
+        with pytest.raises(ValueError, match=rf"lengths\[0\] must be from 0 to 8, .* got {wrong}"):
+            cache.truncate([wrong, 8])
+    assert cache.lengths == [8, 8]
+    cache.truncate([8, 8])
+    assert_near(torch.cat([first, run_cached(model, ids[:, 8:], [1], cache)], 1), run(model, ids))
+    cache.truncate([0, 0])
+    assert_near(run_cached(model, ids, [2, 7], cache), run(model, ids))
+
+
+def test_truncate_raises_where_a_long_text_would_become_short():
+    cache = DenseCache([None], 1, 20, long_text=10)
+    cache.extend([12])
+    with pytest.raises(CapacityError, match="sequence 0 cannot be cut to 9 tokens: below 10"):
+        cache.truncate([9])
+    cache.truncate([10])
+    assert cache.lengths == [10]
+
+
+def test_dense_cache_is_a_cache():
+    assert isinstance(DenseCache([None], 1, 4), Cache)

@@ -14,8 +14,8 @@ from glassformer.generate.decode import check_request, open_session
 from glassformer.generate.request import GenerationRequest, TokenConstraints
 from glassformer.generate.sampling import Sampling
 from glassformer.generate.session import DEFAULT_MAX_TOKENS
-from glassformer.kernels.linear import PackedLinear, can_pack
-from glassformer.nn.attend import MANY_HEADS
+from glassformer.kernels.attention import MANY_HEADS
+from glassformer.kernels.linear import PrepackedLinear, can_prepack
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 
@@ -223,7 +223,7 @@ def test_batched_is_alone(name, beam, n):
 @EACH
 @pytest.mark.parametrize(("beam", "n"), [(1, 1), (3, 2)])
 def test_among_many_is_alone(name, beam, n):
-    """With so many rows the matrices are packed, and attention goes by products of all heads."""
+    """With so many rows the matrices are prepacked, and attention goes by products of all heads."""
     model, how, many = MODELS[name], BeamSearch(beam, n, max_tokens=12), SOURCES * 3
     together = search(model, many, how, begin=BEGIN, end=END)
     alone = search(model, SOURCES, how, begin=BEGIN, end=END)
@@ -232,7 +232,7 @@ def test_among_many_is_alone(name, beam, n):
     if name in PAIRS:
         few, lots = session_of(model, SOURCES, 9)[0], session_of(model, many, 9)[0]
         assert few.model is model
-        assert isinstance(lots.model.blocks[0].attn.q, PackedLinear) == can_pack(model.head.weight)
+        assert isinstance(lots.model.blocks[0].attn.q, PrepackedLinear) == can_prepack(model.head.weight.dtype)
         heads = model.config.layers[0].attention.n_heads
         assert len(SOURCES) * heads < MANY_HEADS <= len(many) * heads
 

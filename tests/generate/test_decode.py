@@ -15,7 +15,7 @@ from glassformer.generate import session
 from glassformer.generate.decode import decode
 from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling, adjust, choose
-from glassformer.nn.attend import attend_sdpa
+from glassformer.kernels.attention import attend_fused
 from glassformer.nn.step import Step
 
 GREEDY = Sampling(temperature=0.0)
@@ -245,7 +245,7 @@ def test_inference_mode_does_not_leak_while_suspended():
 
     def attend(*arguments):
         modes.append(torch.is_inference_mode_enabled())
-        return attend_sdpa(*arguments)
+        return attend_fused(*arguments)
 
     pieces = decode(model, GenerationRequest([[1, 2, 3]], 20), attend=attend)
     for _ in range(3):
@@ -295,7 +295,7 @@ def test_ctrl_c_leaves_the_model_usable(at, caches, monkeypatch):
         passes += spec.window is not None  # the middle layer has the window
         if passes == at:
             raise KeyboardInterrupt
-        return attend_sdpa(spec, *rest)
+        return attend_fused(spec, *rest)
 
     with pytest.raises(KeyboardInterrupt):
         list(decode(model, GenerationRequest([prompt], 12, GREEDY), attend=interrupted))

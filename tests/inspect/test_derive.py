@@ -1,4 +1,4 @@
-"""What is computed afterwards: against attend_math, NumPy and the model's own output; its error is honest."""
+"""What is computed afterwards: against attend_reference, NumPy and the model's own output; its error is honest."""
 
 import numpy as np
 import pytest
@@ -9,16 +9,16 @@ from tiny import assert_near, random_ids, run, tiny
 from glassformer.cache.dense import DenseCache
 from glassformer.inspect.capture import points
 from glassformer.inspect.capture.derive import attended, derive
-from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_math, visible
+from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_reference, visible
 from glassformer.nn.step import Step
 
 
 def kept(model, ids, **step):
-    """A pass's live points, its Step, and each layer's own scores and probabilities, seen inside attend_math."""
+    """A pass's live points, its Step, and each layer's own scores and probabilities, seen inside attend_reference."""
     tap, inside = Everything(), []
 
     def attend(*args):
-        z, scores, probs = attend_math(*args)
+        z, scores, probs = attend_reference(*args)
         inside.append((scores, probs))
         return z
 
@@ -147,7 +147,7 @@ def test_biases_sinks_and_caps_are_part_of_it():
     bias, sinks = torch.randn(1, 4, 5, 5, generator=g), torch.randn(4, generator=g)
     at, spec = torch.arange(5)[None], AttendSpec(0.5, softcap=2.0)
     view = Visibility(at, at, None, causal=True)
-    z, scores, probs = attend_math(spec, q, KV(k, v), view, bias, sinks)
+    z, scores, probs = attend_reference(spec, q, KV(k, v), view, bias, sinks)
     got = attended(spec, q, k, v, z, view, bias, sinks)
     assert torch.equal(got.scores, scores)
     assert torch.equal(got.probs, probs)

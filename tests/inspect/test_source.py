@@ -11,7 +11,7 @@ from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
 from glassformer.inspect.capture import points
 from glassformer.inspect.capture.derive import derive
-from glassformer.nn.attend import KV, attend_math, attend_sdpa
+from glassformer.nn.attend import KV, attend_reference, attend_sdpa
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
 
@@ -134,11 +134,11 @@ def test_looking_changes_no_bit(name):
 
 @EACH
 def test_derived_points_are_those_of_the_definition(name):
-    """Every one of them, in encoder and decoder: from what was kept, what attend_math had."""
+    """Every one of them, in encoder and decoder: from what was kept, what attend_reference had."""
     model, tap, inside = MODELS[name], Everything(), {}
 
     def attend(spec, *args):
-        z, scores, probs = attend_math(spec, *args)
+        z, scores, probs = attend_reference(spec, *args)
         kind = "blocks.{}.cross" if spec.source else "blocks.{}.attn" if spec.causal else "encoder.blocks.{}.attn"
         layer = next(at for i in range(9) if (at := kind.format(i)) not in inside)
         inside[layer] = {"scores": scores, "probs": probs}

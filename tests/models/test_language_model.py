@@ -14,7 +14,7 @@ from tiny import FAMILIES, TOLERANCE, assert_near, random_ids, run, tiny
 import glassformer
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.formats import save_model
-from glassformer.kernels.device import choose_device, choose_dtype
+from glassformer.kernels.placement import choose_device, choose_dtype
 from glassformer.models import language_model as lm_module
 from glassformer.models.language_model import LanguageModel, load
 
@@ -319,7 +319,7 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 )
 def test_dtypes(asked, device, stored, size, dtype):
     choice = choose_dtype(asked, device=device, stored=stored, n_parameters=size)
-    assert choice.dtype == dtype
+    assert getattr(torch, choice.value) == dtype
     assert choice.because
 
 

@@ -1,4 +1,4 @@
-"""attend_math against NumPy in float64, written with loops; attend_sdpa against attend_math, gradients too."""
+"""attend_reference against loops in NumPy, float64; every fast implementation against attend_reference."""
 
 import itertools
 import math
@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny import assert_near
 
-from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_math, attend_products, attend_sdpa, visible
+from glassformer.kernels.attention import attend_float32, attend_fused, attend_products
+from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_reference, attend_sdpa, visible
 
 
 def naive(q, k, v, scale, seen, softcap=None, bias=None, sinks=None):
@@ -77,7 +78,7 @@ def test_the_definition_is_the_textbooks(heads, spec, extra):
     bias = BIAS[:, : heads[0]] if "bias" in extra else None
     sinks = SINKS[: heads[0]] if "sinks" in extra else None
     documents = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0] * 5 + [1] * 2]) if extra == "documents" else None
-    z, scores, probs = attend_math(spec, q, KV(k, v), view_of(spec, documents=documents), bias, sinks)
+    z, scores, probs = attend_reference(spec, q, KV(k, v), view_of(spec, documents=documents), bias, sinks)
     every = positions(7).expand(2, -1).numpy()
     seen = seen_by_loops(every, every, spec.causal, spec.window, documents)
     want_z, want_probs = naive(q, k, v, spec.scale, seen, spec.softcap, bias, sinks)
@@ -99,9 +100,9 @@ def test_a_wrong_attention_would_be_seen(name, wrong):
     """The comparison above can fail: heads interleaved instead of blocked are far off."""
     spec = AttendSpec(0.3)
     q, k, v = draw((4, 2))
-    right = attend_math(spec, q, KV(k, v), view_of(spec))[0]
+    right = attend_reference(spec, q, KV(k, v), view_of(spec))[0]
     q, k, v = wrong(q, k, v)
-    off = (attend_math(spec, q, KV(k, v), view_of(spec))[0] - right).abs().max() / right.abs().max()
+    off = (attend_reference(spec, q, KV(k, v), view_of(spec))[0] - right).abs().max() / right.abs().max()
     assert off > 0.1, name
 
 
@@ -111,7 +112,7 @@ def test_a_wrong_attention_would_be_seen(name, wrong):
 def test_each_field_of_a_spec_matters(change):
     q, k, v = draw()
     a, b = AttendSpec(0.3), AttendSpec(**{"scale": 0.3, **change})
-    a, b = (attend_math(s, q, KV(k, v), view_of(s))[0] for s in (a, b))
+    a, b = (attend_reference(s, q, KV(k, v), view_of(s))[0] for s in (a, b))
     assert (a - b).abs().max() / a.abs().max() > 1e-3
 
 
@@ -136,11 +137,11 @@ def test_the_fast_twin_is_the_definition(heads, window, causal, bias, length, va
     if length == 1 and window is None and causal:
         view = Visibility(view.queries, view.keys, None)
     results = []
-    for attend in (attend_math, attend_sdpa, attend_products):
+    for attend in (attend_reference, attend_sdpa, attend_fused, attend_products):
         q, k, v = (t.requires_grad_() for t in draw(heads, length, dv=values))
         b = BIAS[:, : heads[0], :length].clone().requires_grad_() if bias else None
         z = attend(spec, q, KV(k, v), view, b)
-        z = z[0] if attend is attend_math else z
+        z = z[0] if attend is attend_reference else z
         (z * torch.linspace(-1, 1, z.numel()).view_as(z)).sum().backward()
         results.append([z.detach(), *(t.grad for t in (q, k, v, b) if t is not None)])
     for slow, *twins in zip(*results, strict=True):
@@ -153,9 +154,9 @@ def test_what_sdpa_cannot_do_takes_the_definition(softcap, sinks):
     spec, (q, k, v) = AttendSpec(0.4, softcap=softcap), draw()
     sinks = SINKS[:4] if sinks else None
     view = view_of(spec)
-    assert torch.equal(
-        attend_sdpa(spec, q, KV(k, v), view, None, sinks), attend_math(spec, q, KV(k, v), view, None, sinks)[0]
-    )
+    want = attend_reference(spec, q, KV(k, v), view, None, sinks)[0]
+    for attend in (attend_sdpa, attend_fused, attend_products, attend_float32):
+        assert torch.equal(attend(spec, q, KV(k, v), view, None, sinks), want)
 
 
 @pytest.mark.parametrize("bias_shape", [(1, 4, 7, 7), (2, 4, 7, 7), (1, 1, 7, 7), (4, 7, 7), (1, 4, 1, 7)], ids=str)
@@ -163,17 +164,17 @@ def test_a_bias_may_leave_out_rows(bias_shape):
     spec, (q, k, v) = AttendSpec(0.4), draw()
     bias = torch.randn(bias_shape, generator=torch.Generator().manual_seed(3))
     full = bias.expand(2, 4, 7, 7)
-    want = attend_math(spec, q, KV(k, v), view_of(spec), full)[0]
+    want = attend_reference(spec, q, KV(k, v), view_of(spec), full)[0]
     for view in (view_of(spec), Visibility(positions(7), positions(7), None, causal=True)):
-        assert_near(attend_math(spec, q, KV(k, v), view, bias)[0], want, 1e-6)
+        assert_near(attend_reference(spec, q, KV(k, v), view, bias)[0], want, 1e-6)
         assert_near(attend_sdpa(spec, q, KV(k, v), view, bias), want, 1e-6)
 
 
 def test_bfloat16_is_near_the_definition_in_float32():
     spec, tensors = AttendSpec(0.4), draw()
-    want = attend_math(spec, tensors[0], KV(*tensors[1:]), view_of(spec))[0]
+    want = attend_reference(spec, tensors[0], KV(*tensors[1:]), view_of(spec))[0]
     q, k, v = (t.bfloat16() for t in tensors)
-    for z in (attend_math(spec, q, KV(k, v), view_of(spec))[0], attend_sdpa(spec, q, KV(k, v), view_of(spec))):
+    for z in (attend_reference(spec, q, KV(k, v), view_of(spec))[0], attend_sdpa(spec, q, KV(k, v), view_of(spec))):
         assert z.dtype == torch.bfloat16
         assert_near(z, want, 2e-2)
 
@@ -188,8 +189,8 @@ def test_one_query_in_many_heads(source, heads, lengths, dtype, tolerance):
     q, k, v = q.to(dtype), *(t.to(dtype).transpose(1, 2).contiguous()[:, :, :33].transpose(1, 2) for t in (k, v))
     mask = None if lengths is None else torch.arange(33) < torch.tensor(lengths)[:, None, None]
     view, spec = Visibility(positions(1, 33), positions(33), mask), AttendSpec(0.3, causal=False, source=source)
-    wanted = attend_math(spec, q.float(), KV(k.float(), v.float()), view)[0]
-    found = attend_sdpa(spec, q, KV(k, v), view)
+    wanted = attend_reference(spec, q.float(), KV(k.float(), v.float()), view)[0]
+    found = attend_fused(spec, q, KV(k, v), view)
     assert found.shape == wanted.shape
     assert found.dtype == dtype
     assert_near(found.float(), wanted, tolerance)
@@ -203,7 +204,16 @@ def test_empty_keys_are_seen_by_nobody_and_padding_does_no_harm():
     view = Visibility(queries, keys, visible(spec, queries, keys))
     real = keys[0] >= 0
     alone = Visibility(queries[:, :1], keys[:, real], visible(spec, queries[:, :1], keys[:, real]))
-    want = attend_math(spec, q[:, :1], KV(k[:, real], v[:, real]), alone)[0]
-    for z in (attend_math(spec, q, KV(k, v), view)[0], attend_sdpa(spec, q, KV(k, v), view)):
+    want = attend_reference(spec, q[:, :1], KV(k[:, real], v[:, real]), alone)[0]
+    for z in (attend_reference(spec, q, KV(k, v), view)[0], attend_sdpa(spec, q, KV(k, v), view)):
         assert_near(z[:, :1], want, 1e-6)
         assert z.isfinite().all()
+
+
+def test_attend_float32_ignores_autocast():
+    spec, (q, k, v) = AttendSpec(0.35), draw(dv=8)
+    q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        z = attend_float32(spec, q, KV(k, v), view_of(spec))
+    assert z.dtype == torch.bfloat16
+    assert torch.equal(z, attend_sdpa(spec, q.float(), KV(k.float(), v.float()), view_of(spec)).bfloat16())

@@ -5,8 +5,8 @@ import torch
 from tiny import FAMILIES, assert_near, by_definition, random_ids, run, tiny
 
 from glassformer.cache.dense import DenseCache
+from glassformer.kernels.attention import attend_fused, attend_products
 from glassformer.kernels.cross_entropy import next_token_loss
-from glassformer.nn.attend import attend_products, attend_sdpa
 from glassformer.nn.step import Step
 
 LENGTHS = ((5, 9, 1, 6), (12, 9))  # two packed rows of 21 tokens
@@ -19,7 +19,7 @@ def pack(lengths=LENGTHS):
     return positions, documents
 
 
-@pytest.mark.parametrize("attend", [by_definition, attend_sdpa, attend_products])
+@pytest.mark.parametrize("attend", [by_definition, attend_fused, attend_products])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_is_alone(family, attend):
     model = tiny(family)

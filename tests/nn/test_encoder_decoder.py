@@ -32,18 +32,20 @@ from glassformer.config import (
 )
 from glassformer.errors import CapacityError, ConfigError
 from glassformer.families.common.shape import Seq2SeqShape
+from glassformer.kernels.attention import attend_fused, attend_products
 from glassformer.kernels.cross_entropy import next_token_loss
-from glassformer.nn.attend import attend_products, attend_sdpa
-from glassformer.nn.attention import Attention, CrossAttention
+from glassformer.nn.attention import Attention
+from glassformer.nn.cross_attention import CrossAttention
 from glassformer.nn.model import Decoder, Encoder, EncoderDecoder, make_model
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.protocols import EncodedSource
+from glassformer.nn.step import Step
 from glassformer.training.init import init_glorot, init_weights
 
 MODELS = {name: tiny_pair(name) for name in PAIRS}
 LENGTHS, WRITTEN = (9, 4, 1, 7), (6, 11, 3, 1)  # of four sources, and of what is written from each
 SOURCES, TARGETS = (torch.randint(83, (4, n), generator=torch.Generator().manual_seed(n)) for n in (9, 11))
 CHUNKS = ([11], [1] * 11, [4, 1, 6], [10, 1])
-BACKENDS = pytest.mark.parametrize("attend", [by_definition, attend_sdpa, attend_products])
+BACKENDS = pytest.mark.parametrize("attend", [by_definition, attend_fused, attend_products])
 EACH = pytest.mark.parametrize("name", PAIRS)
 
 

@@ -8,9 +8,10 @@ from glassformer.cache.dense import DenseCache
 from glassformer.config import change
 from glassformer.errors import ConfigError
 from glassformer.inspect.capture.recorder import RecorderTap
-from glassformer.kernels.linear import PackedLinear, can_pack, packed
+from glassformer.kernels.attention import attend_fused
+from glassformer.kernels.linear import PrepackedLinear, can_prepack, prepack
 from glassformer.nn import latent
-from glassformer.nn.attend import attend_math, attend_sdpa
+from glassformer.nn.attend import attend_reference
 from glassformer.nn.latent import absorbs
 from glassformer.nn.step import Step
 
@@ -23,7 +24,7 @@ def cached(chunks, **step):
     return run_cached(MODEL, IDS, chunks, DenseCache.of(MODEL.config, 2, 24), **step)
 
 
-@pytest.mark.parametrize("attend", [attend_sdpa, lambda *args: attend_math(*args)[0]], ids=["fast", "definition"])
+@pytest.mark.parametrize("attend", [attend_fused, lambda *args: attend_reference(*args)[0]], ids=["fast", "definition"])
 @pytest.mark.parametrize("chunks", [[24], [1] * 24, [10, 1, 13], [23, 1]], ids=str)
 def test_absorbed_is_expanded(chunks, attend, monkeypatch):
     found = {}
@@ -189,10 +190,10 @@ def test_both_ways_have_the_same_gradients(monkeypatch):
         assert_near(gradient, found[1][name], 1e-4)
 
 
-@pytest.mark.skipif(not can_pack(torch.ones(2, 2)), reason="this PyTorch packs no matrices")
+@pytest.mark.skipif(not can_prepack(torch.float32), reason="this PyTorch cannot prepack weights")
 def test_matrices_packed_for_many_rows_are_absorbed_too():
-    twin, ids = packed(MODEL, 16), random_ids(MODEL.config, 16, 9)
-    assert isinstance(twin.blocks[0].attn.kv, PackedLinear)
+    twin, ids = prepack(MODEL, 16), random_ids(MODEL.config, 16, 9)
+    assert isinstance(twin.blocks[0].attn.kv, PrepackedLinear)
     cache = DenseCache.of(MODEL.config, 16, 9)
     assert_near(run_cached(twin, ids, [6, 1, 2], cache), run(MODEL, ids))
 

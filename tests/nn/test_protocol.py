@@ -15,16 +15,18 @@ from torch import nn
 
 from glassformer.cache.dense import DenseCache
 from glassformer.config import RopeConfig
-from glassformer.nn.attend import KV, AttendSpec, attend_products, attend_sdpa
+from glassformer.kernels.attention import attend_fused, attend_products
+from glassformer.nn.attend import KV, AttendSpec
+from glassformer.nn.protocols import EncodedSource
 from glassformer.nn.rope import rotate
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.step import Step
 
 transformers = pytest.importorskip("transformers")
 
 VOCAB, LENGTH = 61, 13
 CHUNKS = ([13], [1] * 13, [5, 1, 7], [8, 5])
 IDS = torch.randint(VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(0))
-BACKENDS = pytest.mark.parametrize("attend", [by_definition, attend_sdpa, attend_products])
+BACKENDS = pytest.mark.parametrize("attend", [by_definition, attend_fused, attend_products])
 
 
 def assert_carried(model, reference, windows, attend, step_of=lambda rows, **step: step):
@@ -280,7 +282,7 @@ def test_cross_attention_is_torchs():
 
     with torch.no_grad():
         want, _ = theirs(x, source, source, key_padding_mask=~SOURCE_MASK)
-        for attend in (by_definition, attend_sdpa, attend_products):
+        for attend in (by_definition, attend_fused, attend_products):
             cache = DenseCache([None], 2, 7)
             parts = [
                 ours(
@@ -305,7 +307,7 @@ def test_an_encoder_sees_all_of_its_row_and_no_padding():
     with torch.no_grad():
         for mask in (None, SOURCE_MASK):
             want, _ = theirs(x, x, x, key_padding_mask=None if mask is None else ~mask)
-            for attend in (by_definition, attend_sdpa, attend_products):
+            for attend in (by_definition, attend_fused, attend_products):
                 step = Step(
                     torch.arange(9)[None], documents=None if mask is None else (~mask).long(), attend=attend
                 ).layer(0)

@@ -36,7 +36,7 @@ def test_a_row_cannot_grow_from_short_to_long():
     ids = random_ids(model.config, 2, LIMIT)
     cache = DenseCache.of(model.config, 2, 40)
     run_cached(model, ids[:, : LIMIT - 1], [10, LIMIT - 11], cache)
-    with pytest.raises(CapacityError, match="row 0 would grow to 25 tokens: from 25 on"):
+    with pytest.raises(CapacityError, match="sequence 0 would grow to 25 tokens: from 25 on"):
         cache.extend([1, 1])
     cache.extend([0, 0])  # nothing had changed
     assert cache.lengths == [LIMIT - 1] * 2

@@ -3,7 +3,7 @@
 import pytest
 from tiny_families import CONFIGS
 
-from glassformer.cache.size import kept_numbers
+from glassformer.cache.size import cached_numbers
 from glassformer.config import (
     BandScaling,
     LatentConfig,
@@ -233,7 +233,7 @@ def test_deepseek_v2_and_its_lite_form(lite):
     plain, routed = config.layers[0], config.layers[-1]
     assert [layer.experts is not None for layer in config.layers] == [False] + [True] * (config.n_layers - 1)
     assert plain.attention.latent == LatentConfig(512, 128, None if lite else 1536)
-    assert plain.attention.kept == 576
+    assert plain.attention.cached_per_token == 576
     assert plain.attention.rope.scaling == YarnScaling(40.0, 4096)  # cos and sin as they are
     assert abs(plain.attention.scale - 0.1147213867) < 1e-9  # (0.0707 ln 40 + 1)^2 / sqrt(192)
     groups = {} if lite else {"n_groups": 8, "top_groups": 3}
@@ -262,7 +262,7 @@ def test_deepseek_v3():
         group_best=2, shared_d_ff=2048,
     )  # fmt: skip
     assert abs(config.layers[0].attention.scale - 0.1352337788) < 1e-9  # (0.1 ln 40 + 1)^2 / sqrt(192)
-    assert kept_numbers(config, 1) == 61 * 576
+    assert cached_numbers(config, 1) == 61 * 576
     assert read_config(write_config(config), "config.json") == config
 
 

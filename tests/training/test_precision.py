@@ -8,12 +8,10 @@ from tiny_runs import SHAPE
 
 from glassformer.errors import ConfigError
 from glassformer.families import find_family
-from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_sdpa
 from glassformer.nn.model import Decoder
 from glassformer.training.data.packing import PackedBatch
 from glassformer.training.init import init_weights
 from glassformer.training.run.precision import (
-    attend_float32,
     choose_precision,
     cpu_features,
     matrix_flops_per_token,
@@ -70,18 +68,6 @@ def test_rate_is_measured_at_each_dtype():
     for dtype in (torch.float32, torch.bfloat16):
         rate = measure_matrix_rate(Counter({(64, 64): 2, (128, 64): 1}), 256, dtype, seconds=0.02)
         assert 1e8 < rate < 1e14
-
-
-def test_attention_in_float32_under_autocast():
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 6, 4, 8) for _ in range(3))
-    positions = torch.arange(6)[None]
-    view, spec = Visibility(positions, positions, None, causal=True), AttendSpec(0.35)
-    with torch.autocast("cpu", torch.bfloat16):
-        z = attend_float32(spec, q.bfloat16(), KV(k.bfloat16(), v.bfloat16()), view)
-    exact = attend_sdpa(spec, q.bfloat16().float(), KV(k.bfloat16().float(), v.bfloat16().float()), view)
-    assert z.dtype == torch.bfloat16
-    assert torch.equal(z, exact.bfloat16())
 
 
 def test_bfloat16_pass_is_near_float32_and_leaves_float32_gradients():

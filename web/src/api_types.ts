@@ -7,7 +7,7 @@ export interface Receipt {
   identity: string | null;
   error: Num | null;
 }
-export interface Named {
+export interface ScoredToken {
   id: number;
   text: string;
   value: Num;
@@ -29,19 +29,19 @@ export interface TraceInfo {
   edits: Edit[];
   bytes: number;
   finish: string | null;
-  source?: Side; // of encoder-decoder and recurrent models
-  target?: Side; // the token after each of `tokens`
+  source?: TokenizedText; // of encoder-decoder and recurrent models
+  target?: TokenizedText; // the token after each of `tokens`
 }
-export interface Side {
+export interface TokenizedText {
   text: string;
   tokens: TraceToken[];
 }
-export interface Written {
+export interface GeneratedToken {
   id: number;
   text: string;
   logprob: Num | null;
   position: number;
-  top?: Named[];
+  top?: ScoredToken[];
 }
 
 export interface Matrix {
@@ -125,39 +125,39 @@ export interface Merges {
 }
 
 export interface Embedding {
-  token: Named;
+  token: ScoredToken;
   n_rows: number;
   row: Num[];
-  nearest: Named[];
+  nearest: ScoredToken[];
   tables: string[];
   tied: boolean;
   receipt: Receipt;
 }
-export interface Spot {
+export interface MapPoint {
   id: number;
   text: string;
   x: number;
   y: number;
 }
 export interface EmbeddingMap {
-  places: Spot[];
+  places: MapPoint[];
   explained: [number, number];
   receipt: Receipt;
 }
 
-export interface Seen {
+export interface TokenSummary {
   position: number;
   id: number;
   text: string;
   written: boolean;
   prob: Num | null;
   rank: number | null;
-  top: Named[];
+  top: ScoredToken[];
 }
 export interface Summary {
-  tokens: Seen[];
+  tokens: TokenSummary[];
   n_prompt: number;
-  next: Named[];
+  next: ScoredToken[];
   receipt: Receipt;
 }
 
@@ -167,15 +167,15 @@ export interface Tracks {
   context: number;
   receipt: Receipt;
 }
-export interface Touched {
+export interface EditedCell {
   row: number;
   position: number;
   point: string;
 }
-export interface Changed {
+export interface TraceDifference {
   distances: Num[][];
   token: number | null;
-  edited: Touched | null;
+  edited: EditedCell | null;
   first: number | null;
   before: Num;
   receipt: Receipt;
@@ -286,7 +286,7 @@ export interface Grid {
   receipt: Receipt;
 }
 
-export interface Evidence {
+export interface RoleExample {
   query: number;
   key: number;
   share: Num;
@@ -294,24 +294,24 @@ export interface Evidence {
 export interface RoleRow {
   layer: number;
   scores: Record<string, Num[]>;
-  evidence: Record<string, (Evidence | null)[]>;
+  evidence: Record<string, (RoleExample | null)[]>;
 }
 export interface Roles {
   scores: Record<string, Num[][]>;
-  evidence: Record<string, (Evidence | null)[][]>;
+  evidence: Record<string, (RoleExample | null)[][]>;
   queries: Record<string, number>;
   meanings: Record<string, string>;
   receipt: Receipt;
 }
 
-export interface Likely {
+export interface LensToken {
   id: number;
   token: string;
   logprob: Num;
 }
 export interface LensRow {
   name: string;
-  top: Likely[][];
+  top: LensToken[][];
 }
 export interface Lens {
   rows: LensRow[];
@@ -338,10 +338,10 @@ export interface Neuron {
   index: number;
   act: Num;
   written: Num;
-  promotes: Named[];
-  suppresses: Named[];
+  promotes: ScoredToken[];
+  suppresses: ScoredToken[];
 }
-export interface BlockSum {
+export interface Block {
   layer: number;
   position: number;
   resid_pre: Num[];
@@ -358,32 +358,32 @@ export interface BlockSum {
   receipt: Receipt;
 }
 
-export interface Stage {
+export interface SamplingStage {
   name: string;
   left: number;
   probs: Num[];
 }
-export interface Choice {
+export interface Sampling {
   position: number;
-  tokens: Named[];
-  stages: Stage[];
+  tokens: ScoredToken[];
+  stages: SamplingStage[];
   n_draws: number;
   draws: number[];
   others: number;
   receipt: Receipt;
 }
 
-export interface Slots {
+export interface CacheSize {
   slots: number;
   bytes_per_slot: number;
   bytes: number;
 }
-export interface CacheLayer extends Slots {
+export interface CacheLayer extends CacheSize {
   layer: number;
   what: string;
   capacity: number;
   window: number | null;
-  source: Slots | null;
+  source: CacheSize | null;
 }
 export interface CacheView {
   layers: CacheLayer[];
@@ -403,7 +403,7 @@ export interface CacheSpeed {
   receipt: Receipt;
 }
 
-export interface Aligned {
+export interface Alignment {
   kind: Kind;
   source: { id: number; text: string }[];
   target: { id: number; text: string }[];
@@ -440,7 +440,7 @@ export interface SweepBegin {
   metric: string;
   total: number;
 }
-export interface Swept {
+export interface SweepResult {
   layer: number | null;
   head: number | null;
   position: number | null;

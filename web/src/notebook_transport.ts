@@ -5,7 +5,7 @@ import { apiError, ApiError, type Transport } from "./transport.js";
 /** The message interface of an anywidget model. */
 export interface Port {
   send(content: unknown): void;
-  on(event: "msg:custom", heard: (content: unknown, buffers: DataView[]) => void): void;
+  on(event: "msg:custom", handler: (content: unknown, buffers: DataView[]) => void): void;
 }
 
 /** A message of glassformer/inspect/present/notebook.py: a response, one event of a stream, or an error. */
@@ -47,18 +47,18 @@ export class NotebookTransport implements Transport {
   }
 
   async *events(path: string, body: unknown, signal?: AbortSignal): AsyncGenerator<{ event: string; data: unknown }> {
-    const come: [Response, DataView | undefined][] = [];
+    const messages: [Response, DataView | undefined][] = [];
     let wake = (): void => undefined;
     const id = this.#send({ kind: "post", path, body }, (...one) => {
-      come.push(one);
+      messages.push(one);
       wake();
     });
     signal?.addEventListener("abort", () => wake());
     try {
       for (;;) {
-        while (!come.length && !signal?.aborted) await new Promise<void>((done) => (wake = done));
+        while (!messages.length && !signal?.aborted) await new Promise<void>((done) => (wake = done));
         if (signal?.aborted) return;
-        const [answer, data] = come.shift() as [Response, DataView | undefined];
+        const [answer, data] = messages.shift() as [Response, DataView | undefined];
         if (answer.error) throw apiError(answer, 400, "refused");
         if (data && answer.event) yield { event: answer.event, data: parseJson(data) };
         if (answer.done) return;
@@ -68,9 +68,9 @@ export class NotebookTransport implements Transport {
     }
   }
 
-  #send(message: object, heard: Handler): number {
+  #send(message: object, handler: Handler): number {
     const id = this.#next++;
-    this.#handlers.set(id, heard);
+    this.#handlers.set(id, handler);
     this.port.send({ id, ...message });
     return id;
   }

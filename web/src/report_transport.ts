@@ -49,29 +49,29 @@ export class ReportTransport implements Transport {
       return;
     }
     const [where = "", query = ""] = path.split(/\?(.*)/s),
-      asked = new URLSearchParams(query),
-      several = asked.get("position");
-    asked.delete("stream");
-    for (const position of several?.split(",") ?? [null]) {
-      if (position !== null) asked.set("position", position);
-      yield { event: "done", data: await this.#find(`${where}?${asked.toString()}`) };
+      request = new URLSearchParams(query),
+      positions = request.get("position");
+    request.delete("stream");
+    for (const position of positions?.split(",") ?? [null]) {
+      if (position !== null) request.set("position", position);
+      yield { event: "done", data: await this.#find(`${where}?${request.toString()}`) };
     }
   }
 
   async #find(path: string): Promise<unknown> {
-    const kept = (await this.#responses)[canonicalPath(path, this.report.defaults)];
-    if (!kept) throw this.#notStored(`This report contains only ${this.report.rule}.`);
-    if (kept[0] === "refused") throw apiError(kept[1], 400, "refused");
-    return kept[1];
+    const stored = (await this.#responses)[canonicalPath(path, this.report.defaults)];
+    if (!stored) throw this.#notStored(`This report contains only ${this.report.rule}.`);
+    if (stored[0] === "refused") throw apiError(stored[1], 400, "refused");
+    return stored[1];
   }
 
   /** Return the stored trace that matches a request. */
   #trace(path: string, body: unknown): TraceInfo {
-    const asked = body as { prompt?: unknown; max_tokens?: number; edits?: Edit[] };
+    const request = body as { prompt?: unknown; max_tokens?: number; edits?: Edit[] };
     const same = (one: Report["traces"][number]) =>
-      one.prompt === asked.prompt &&
-      one.max_tokens === (asked.max_tokens ?? 0) &&
-      sameEdits(one.edits, asked.edits ?? []);
+      one.prompt === request.prompt &&
+      one.max_tokens === (request.max_tokens ?? 0) &&
+      sameEdits(one.edits, request.edits ?? []);
     const found = path === "/v1/traces" ? this.report.traces.find(same) : undefined;
     if (!found) throw this.#notStored("A report cannot compute new traces: it contains only one text.");
     return found.trace;
@@ -85,9 +85,9 @@ export class ReportTransport implements Transport {
 /** Canonical form of a path: sorted parameters without defaults. Must match glassformer/inspect/present/router.py. */
 export function canonicalPath(path: string, defaults: Report["defaults"]): string {
   const [where = "", query = ""] = path.split(/\?(.*)/s);
-  const usual = defaults[where.includes("/views/") ? where.slice(where.lastIndexOf("/") + 1) : "tensor"] ?? {};
+  const defaultValues = defaults[where.includes("/views/") ? where.slice(where.lastIndexOf("/") + 1) : "tensor"] ?? {};
   const given = [...new URLSearchParams(query)]
-    .filter(([name, value]) => usual[name] !== value)
+    .filter(([name, value]) => defaultValues[name] !== value)
     .map(([name, value]) => `${name}=${value}`);
   return `${decodeURIComponent(where)}?${given.sort().join("&")}`;
 }

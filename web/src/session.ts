@@ -4,7 +4,7 @@ import type { AddressBar } from "./address_bar.js";
 import { ApiError, isUnauthorized, type Transport } from "./transport.js";
 import { toServerEdits } from "./server_edits.js";
 import { tourStepFor } from "./tour_views.js";
-import type { Anatomy, Kind, TraceInfo, Written } from "./api_types.js";
+import type { Anatomy, Kind, TraceInfo, GeneratedToken } from "./api_types.js";
 
 /** The selected layer, head, query and key, with defaults resolved. */
 export interface Cursor {
@@ -38,7 +38,7 @@ export class Session extends EventTarget {
   anatomy: Anatomy | null = null;
   trace: TraceInfo | null = null;
   /** Tokens generated so far; null if no generation is running. */
-  generated: Written[] | null = null;
+  generated: GeneratedToken[] | null = null;
   error: ApiError | null = null;
   needsKey = false;
   /** Background work (a sweep), aborted when a new trace is requested. */
@@ -176,12 +176,12 @@ export class Session extends EventTarget {
 
   /** Set the model's default text if the address has none, and its default view if the address has none. */
   #applyModelDefaults(address: string): void {
-    const opening = this.exampleTexts[this.model],
+    const exampleText = this.exampleTexts[this.model],
       kind = this.kinds[this.model] ?? "decoder";
-    if (!opening || this.address.text !== DEFAULT_ADDRESS.text) return;
+    if (!exampleText || this.address.text !== DEFAULT_ADDRESS.text) return;
     this.address = {
       ...this.address,
-      text: opening,
+      text: exampleText,
       ...(this.address.max_tokens === DEFAULT_ADDRESS.max_tokens ? { max_tokens: SEQ2SEQ_MAX_TOKENS } : {}),
       ...(/^#\/[a-z]/.test(address) ? {} : { view: FIRST_VIEW[kind] }),
     };
@@ -202,27 +202,27 @@ export class Session extends EventTarget {
     this.navigate({ options: Object.fromEntries(options) });
   }
 
-  /** Open the trace of the address. `known`: use the cached trace if there is one. */
-  async open(known = false, again = false): Promise<void> {
+  /** Open the trace of the address. `useCache`: use the cached trace if there is one. */
+  async open(useCache = false, again = false): Promise<void> {
     this.stop();
     const work = (this.#work = new AbortController());
     const before = this.#opened,
-      wanted = (this.#opened = this.#requestKey());
+      requestKey = (this.#opened = this.#requestKey());
     this.generated = [];
-    const held = known ? await this.#traces.get(wanted)?.catch(() => undefined) : undefined;
+    const cached = useCache ? await this.#traces.get(requestKey)?.catch(() => undefined) : undefined;
     if (work !== this.#work) return;
     this.error = null;
-    if (!held) {
+    if (!cached) {
       this.background?.abort();
       this.notify();
     }
     try {
-      if (!this.anatomy || before.split("\n")[0] !== wanted.split("\n")[0]) {
+      if (!this.anatomy || before.split("\n")[0] !== requestKey.split("\n")[0]) {
         this.anatomy = await this.fetch<Anatomy>(this.modelViewPath("anatomy", {}));
         this.focus = {};
       }
       if (work !== this.#work) return;
-      if (held) await this.#show(held, work.signal);
+      if (cached) await this.#show(cached, work.signal);
       else {
         const body = await this.#requestBody(this.edits, work.signal);
         for await (const { event, data } of this.transport.events(
@@ -231,9 +231,9 @@ export class Session extends EventTarget {
           work.signal,
         )) {
           if (work !== this.#work) return;
-          if (event === "token") this.generated = [...(this.generated ?? []), data as Written];
+          if (event === "token") this.generated = [...(this.generated ?? []), data as GeneratedToken];
           if (event === "trace") {
-            this.#cacheTrace(wanted, Promise.resolve(data as TraceInfo));
+            this.#cacheTrace(requestKey, Promise.resolve(data as TraceInfo));
             await this.#show(data as TraceInfo, work.signal);
           }
           this.notify();
@@ -260,17 +260,17 @@ export class Session extends EventTarget {
    */
   traceWith(edits: Edit[], generate?: number): Promise<TraceInfo> {
     const key = this.#requestKey(edits) + (generate === undefined ? "" : `\n${generate}`),
-      known = this.#traces.get(key);
-    if (known) return known;
+      cached = this.#traces.get(key);
+    if (cached) return cached;
     this.background?.abort();
-    const made = () =>
+    const response = () =>
       this.#requestBody(edits, undefined, generate).then((body) => this.transport.post<TraceInfo>("/v1/traces", body));
     return this.#cacheTrace(
       key,
-      made().catch((error: unknown) => {
+      response().catch((error: unknown) => {
         if (!isEvicted(error)) throw error;
         this.#clearTraces();
-        return made();
+        return response();
       }),
     );
   }
@@ -305,15 +305,15 @@ export class Session extends EventTarget {
     this.#plain = null;
   }
 
-  #cacheTrace(key: string, made: Promise<TraceInfo>): Promise<TraceInfo> {
+  #cacheTrace(key: string, response: Promise<TraceInfo>): Promise<TraceInfo> {
     this.#traces.delete(key);
-    this.#traces.set(key, made);
-    made.catch(() => this.#traces.delete(key));
+    this.#traces.set(key, response);
+    response.catch(() => this.#traces.delete(key));
     for (const old of this.#traces.keys()) {
       if (this.#traces.size <= MAX_TRACES) break;
       this.#traces.delete(old);
     }
-    return made;
+    return response;
   }
 
   /** Return the request body for the trace of the address under some edits. */
@@ -373,8 +373,8 @@ export class Session extends EventTarget {
 
   /** Fetch a path; responses are cached. */
   fetch<T>(path: string, kind: "json" | "tensor" = "json"): Promise<T> {
-    const known = this.#responses.get(path);
-    if (known) return known as Promise<T>;
+    const cached = this.#responses.get(path);
+    if (cached) return cached as Promise<T>;
     const answer = this.transport[kind]<T>(path) as Promise<T>;
     this.#responses.set(path, answer);
     answer.catch((error: unknown) => {

@@ -7,7 +7,7 @@ import { compact, bytes, count, num, percent, short } from "./lib/number.js";
 import { describeEdit } from "./lib/edit_text.js";
 import { largestDivergence } from "./lib/divergence.js";
 import { inlineToken } from "./components/token.js";
-import type { BlockSum, CacheView, Cell, Embedding, Fork, Heads, QKV, Summary, Tokens } from "./api_types.js";
+import type { Block, CacheView, Cell, Embedding, Fork, Heads, QKV, Summary, Tokens } from "./api_types.js";
 import type { Session } from "./session.js";
 import type { TOUR_VIEWS } from "./tour_views.js";
 import { SessionElement } from "./view.js";
@@ -16,7 +16,7 @@ interface TourData {
   session: Session;
   cell: Cell | null;
   heads: Heads | null;
-  block: BlockSum | null;
+  block: Block | null;
   cache: CacheView | null;
   fork: Fork | null;
   qkv: QKV | null;
@@ -97,12 +97,12 @@ export const TOUR: readonly TourStep[] = [
       const layers = session.anatomy?.layers ?? [];
       return html`<p>
           Each of the ${layers.length} blocks has ${layers[0]?.n_heads} attention heads,
-          ${layers.reduce((sum, one) => sum + one.n_heads, 0)} in total. Each head has its own queries, keys and values
-          of ${layers[0]?.head_dim} dimensions.
+          ${layers.reduce((sum, step) => sum + step.n_heads, 0)} in total. Each head has its own queries, keys and
+          values of ${layers[0]?.head_dim} dimensions.
         </p>
         <p>
           Each thumbnail shows the attention pattern of one head on this text. A line below the diagonal attends to the
-          previous token; a dark first column attends to the first token. Sort the heads by a role score to find the
+          previous token; a strong first column attends to the first token. Sort the heads by a role score to find the
           head that plays this role best.
         </p>`;
     },
@@ -289,7 +289,7 @@ export class Caption extends SessionElement {
     this,
     this.#want("heads", () => ({ layer: this.session.cursor.layer, position: this.session.cursor.query })),
   );
-  #block = new Resource<BlockSum>(
+  #block = new Resource<Block>(
     this,
     this.#want("block", () => ({ layer: this.session.cursor.layer, position: this.session.cursor.query })),
   );
@@ -354,7 +354,7 @@ export class Caption extends SessionElement {
   ];
 
   override render() {
-    const one = TOUR[this.step];
+    const step = TOUR[this.step];
     const facts: TourData = {
       session: this.session,
       cell: this.#cell.value,
@@ -377,8 +377,8 @@ export class Caption extends SessionElement {
       this.#tokens,
       this.#embedding,
     ].find((ask) => ask.error)?.error;
-    if (one?.needs && refused) return html`<p>${refused.message}</p>`;
-    if (!one || !this.session.trace || (one.needs && !facts[one.needs])) return nothing;
-    return one.render(facts);
+    if (step?.needs && refused) return html`<p>${refused.message}</p>`;
+    if (!step || !this.session.trace || (step.needs && !facts[step.needs])) return nothing;
+    return step.render(facts);
   }
 }

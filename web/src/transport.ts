@@ -70,9 +70,9 @@ export class HttpTransport implements Transport {
         if (done) return;
         for (const { event, data } of events.feed(value)) {
           if (data === "[DONE]") return;
-          const said: unknown = JSON.parse(data);
-          if (event === "error") throw apiError(said, 200, "the response ended with an error");
-          yield { event, data: said };
+          const body: unknown = JSON.parse(data);
+          if (event === "error") throw apiError(body, 200, "the response ended with an error");
+          yield { event, data: body };
         }
       }
     } finally {
@@ -96,15 +96,15 @@ export class HttpTransport implements Transport {
       throw new ApiError("The server does not respond. Check that it is running.", 0);
     }
     if (answer.ok) return answer;
-    const said: unknown = await answer.json().catch(() => null);
-    throw apiError(said, answer.status, `the server responded with ${answer.status} ${answer.statusText}`);
+    const body: unknown = await answer.json().catch(() => null);
+    throw apiError(body, answer.status, `the server responded with ${answer.status} ${answer.statusText}`);
   }
 }
 
 /** Convert an error body in OpenAI's format. */
-export function apiError(said: unknown, status: number, otherwise: string): ApiError {
+export function apiError(body: unknown, status: number, otherwise: string): ApiError {
   const error = (
-    said as { error?: { message?: string; type?: string; param?: string | null; code?: string | null } } | null
+    body as { error?: { message?: string; type?: string; param?: string | null; code?: string | null } } | null
   )?.error;
   return new ApiError(
     error?.message ?? otherwise,

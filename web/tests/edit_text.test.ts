@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { SweepTable } from "../src/lib/sweep_table.js";
 import { pythonEdit, describeEdit } from "../src/lib/edit_text.js";
-import type { Anatomy, Swept } from "../src/api_types.js";
+import type { Anatomy, SweepResult } from "../src/api_types.js";
 
 test.each([
   [{ op: "ablate", point: "blocks.1.attn.z", head: 3 }, "block 1, head 3 ablated", 'ablate("blocks.1.attn.z", head=3)'],
@@ -37,7 +37,7 @@ test.each([
 });
 
 const anatomy = { layers: [{ n_heads: 2 }, { n_heads: 2 }] } as Anatomy;
-const row = (layer: number, head: number, change: number | "NaN"): Swept => ({
+const row = (layer: number, head: number, change: number | "NaN"): SweepResult => ({
   layer,
   head,
   position: null,

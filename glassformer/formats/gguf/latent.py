@@ -49,7 +49,7 @@ class LatentKeys:
         self.check(config)
         return {
             "attention.head_count_kv": 1,
-            "attention.key_length": attention.kept,
+            "attention.key_length": attention.cached_per_token,
             "attention.value_length": latent.rank,
             "attention.key_length_mla": attention.head_dim,
             "attention.value_length_mla": latent.v_dim,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_math
+from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_reference
 from glassformer.nn.attention import Attention, by_head
 from glassformer.nn.linear import Linear
 from glassformer.nn.model import Stack
@@ -45,7 +45,7 @@ def attended(
     sinks: Tensor | None = None,
 ) -> Attended:
     """Recompute scores and probabilities of one attention. S: all keys, those of a cache too, ordered as in `view`."""
-    recomputed, scores, probs = attend_math(spec, q_rot, KV(k_rot, v), view, bias, sinks)
+    recomputed, scores, probs = attend_reference(spec, q_rot, KV(k_rot, v), view, bias, sinks)
     return Attended(scores, probs, _off(recomputed, z))
 
 

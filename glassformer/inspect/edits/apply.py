@@ -19,10 +19,11 @@ from glassformer.families.common.family import AnyConfig
 from glassformer.inspect.capture.capture import CapturingTap
 from glassformer.inspect.capture.points import ENCODER, find, layer_of, points, sizes
 from glassformer.inspect.edits.edit import Edit, as_list, is_product
-from glassformer.kernels.device import Choice
+from glassformer.kernels.placement import Choice
 from glassformer.nn.attend import AttendSpec, visible
 from glassformer.nn.attention import spec_of
-from glassformer.nn.step import Step, Tap
+from glassformer.nn.protocols import Tap
+from glassformer.nn.step import Step
 
 MATH = "attention by its definition, not by the fused kernel"
 TO_SOURCE = AttendSpec(1.0, causal=False, source=True)  # the visibility of a recurrent model's attention

@@ -16,7 +16,8 @@ from glassformer.inspect.edits.apply import Edits, edited_points, trace_fields
 from glassformer.inspect.trace.blocks import BlockTrace
 from glassformer.inspect.trace.recompute import CapturedValues
 from glassformer.inspect.trace.trace import Language
-from glassformer.nn.step import EncodedSource, Step, Tap
+from glassformer.nn.protocols import EncodedSource, Tap
+from glassformer.nn.step import Step
 
 T = TypeVar("T", bound=BlockTrace)
 

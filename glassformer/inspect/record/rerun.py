@@ -22,7 +22,8 @@ from glassformer.inspect.edits.apply import Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.record.seq2seq import RecurrentTap
 from glassformer.inspect.trace.trace import Trace
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.protocols import EncodedSource
+from glassformer.nn.step import Step
 
 NO_HEAD = "this model has no head that predicts tokens: leave out position, target and rival"
 

@@ -27,7 +27,7 @@ from glassformer.inspect.trace.recompute import CapturedValues
 from glassformer.inspect.trace.recurrent import RecurrentTrace, SourceTokens
 from glassformer.inspect.trace.seq2seq import Seq2seqTrace
 from glassformer.inspect.trace.trace import Trace
-from glassformer.nn.step import EncodedSource
+from glassformer.nn.protocols import EncodedSource
 
 FORMAT, ABOUT, LAST, EDIT = 1, "trace.json", "last_logits", "edit."
 ANY_LENGTH = 1 << 31  # an edit may name positions that generation did not reach

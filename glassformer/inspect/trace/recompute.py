@@ -1,7 +1,7 @@
 """Recompute values that a forward pass did not store, with the model's own modules.
 
     captured: resid_pre, k_rot, v --> Block i, for all tokens or some --> its points; resid_post compared with captured
-    q_rot, k_rot, v, z            --> attend_math, for some heads and queries --> scores, probs; P·V compared with z
+    q_rot, k_rot, v, z            --> attend_reference, some heads and queries --> scores, probs; P·V compared with z
 
 A block needs only the keys and values of earlier tokens, and those are captured: recomputing a single token costs no
 more than one block of a decode step.
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from glassformer.inspect.capture.capture import CapturingTap, Editor, alias
 from glassformer.inspect.capture.points import layer_of
-from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_math, visible
+from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_reference, visible
 from glassformer.nn.attention import Attention
-from glassformer.nn.step import EncodedSource, Step
+from glassformer.nn.protocols import EncodedSource
+from glassformer.nn.step import Step
 
 MAX_SCORES = 1 << 22  # scores held in memory at a time
 QUERY_CHUNK = 128  # queries per chunk: causal attention computes no keys after the last query of a chunk
@@ -336,7 +337,7 @@ def attend_one_text(
     sinks: Float[Tensor, "H"] | None,
     keep_scores: bool,
 ) -> tuple[Float[Tensor, "H N S"], Float[Tensor, "H N S"], Float[Tensor, "N H Dv"]]:
-    """Compute `attend_math` for one text: scores, probabilities and P·V.
+    """Compute `attend_reference` for one text: scores, probabilities and P·V.
 
     Without `keep_scores` the probabilities overwrite the scores.
     """
@@ -372,7 +373,7 @@ def _attend_edited(
     kv = KV(captured.require(f"{layer}.k_rot")[None], captured.require(f"{layer}.v")[None])
     see = lambda part, value: step.layer(i).see(f"{layer.rpartition('.')[2]}.{part}", value)  # noqa: E731
     view = step.view(attention.spec)
-    recomputed, scores, probs = attend_math(attention.spec, q[None], kv, view, bias, attention.sinks, see)
+    recomputed, scores, probs = attend_reference(attention.spec, q[None], kv, view, bias, attention.sinks, see)
     return {"scores": scores[0], "probs": probs[0]}, max_difference(recomputed[0], z)
 
 

@@ -21,7 +21,7 @@ from glassformer.inspect.trace.blocks import BlockTrace
 from glassformer.inspect.trace.recompute import CapturedValues
 from glassformer.inspect.trace.trace import Indices, Language, token_text
 from glassformer.inspect.trace.value import Value
-from glassformer.nn.step import EncodedSource
+from glassformer.nn.protocols import EncodedSource
 
 
 class EncoderTrace(BlockTrace):

@@ -98,10 +98,10 @@ def cache(t: Trace, *, layer: int = 0) -> CacheView:
 def _layer(t: Trace, i: int, config: LayerConfig) -> CacheLayer:
     """How many numbers each slot holds is the configuration's: keys and values, or the latent that stands for both."""
     itemsize, context = t.captured.require(f"blocks.{i}.attn.k_rot").element_size(), t.config.context_length
-    capacity, each = min(config.attention.window or context, context), config.attention.kept * itemsize
+    capacity, each = min(config.attention.window or context, context), config.attention.cached_per_token * itemsize
     slots, source = min(len(t.ids), capacity), None
     if config.cross is not None:
-        n, of_each = t.shape(f"blocks.{i}.cross.k_rot")[0], config.cross.kept * itemsize
+        n, of_each = t.shape(f"blocks.{i}.cross.k_rot")[0], config.cross.cached_per_token * itemsize
         source = Slots(n, of_each, n * of_each)
     what = "a key and a value" if config.attention.latent is None else "a latent and a turned key"
     return CacheLayer(i, what, slots, capacity, config.attention.window, each, slots * each, source)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from glassformer.errors import ConfigError
-from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_sdpa
 from glassformer.nn.linear import TiedLinear
 
 Precision = Literal["float32", "bfloat16"]
@@ -88,17 +87,6 @@ def choose_precision(
     if width < MIN_BF16_WIDTH:
         return PrecisionChoice("float32", f"at d_model {width} casting costs more than {found[-1]} saves")
     return PrecisionChoice("bfloat16", f"this CPU has {found[-1]}")
-
-
-def attend_float32(
-    spec: AttendSpec, q: Tensor, kv: KV, view: Visibility, bias: Tensor | None = None, sinks: Tensor | None = None
-) -> Tensor:
-    """`attend_sdpa` in float32 inside a bfloat16 pass: on CPU its backward is about 3 times slower in bfloat16.
-
-    q [B, T, H, Dh], k and v [B, S, Hkv, Dh]; returns [B, T, H, Dh] in q's dtype.
-    """
-    with torch.autocast(q.device.type, enabled=False):
-        return attend_sdpa(spec, q.float(), KV(kv.k.float(), kv.v.float()), view, bias, sinks).to(q.dtype)
 
 
 def matrix_shapes(model: nn.Module) -> Counter[tuple[int, int]]:

@@ -17,7 +17,7 @@ import torch
 
 from glassformer.errors import CapacityError, ConfigError, DataError, GlassformerError
 from glassformer.families.common.shape import RecurrentShape
-from glassformer.kernels.device import choose_device
+from glassformer.kernels.placement import choose_device
 from glassformer.training.config import Plan, TrainConfig, config_dict, make_plan
 from glassformer.training.optim.optimizers import Optimizer
 from glassformer.training.run import precision

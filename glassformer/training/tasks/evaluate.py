@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from glassformer.config import EncoderConfig, ModelConfig
+from glassformer.kernels.attention import ATTENTION, choose_attention
 from glassformer.kernels.cross_entropy import next_token_loss
-from glassformer.nn.attend import Attend, attend_products, attend_sdpa
+from glassformer.nn.attend import Attend
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.training.data.packing import PackedBatch
 from glassformer.training.run.distributed import SINGLE_PROCESS, ProcessGroup
-from glassformer.training.run.precision import attend_float32
-
-PRODUCTS_LENGTH = 512  # up to this, in bfloat16 on a CPU, `attend_products` is quicker (bench/packed_attention.py)
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,9 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
 
-    def attention_for(self, length: int) -> Attend:
-        """The fastest attention for rows of so many tokens that is exact enough."""
-        if self.device.type != "cpu" or self.dtype != torch.bfloat16:
-            return attend_sdpa
-        return attend_products if length <= PRODUCTS_LENGTH else attend_float32
+    def attention_for(self, config: ModelConfig | EncoderConfig, length: int) -> Attend:
+        """Return the fastest attention for training on sequences of `length` tokens."""
+        return ATTENTION[choose_attention(config, self.device, self.dtype, "training", length).value]
 
     def autocast(self) -> torch.autocast:
         """Products in this dtype, the rest in float32."""
@@ -63,8 +60,8 @@ class Compute:
         if self.device.type != "cpu":
             rows = rows.to(self.device, non_blocking=True)
         plain = rows.documents is None  # then every row counts positions from 0 alike
-        positions, attend = rows.positions[:1] if plain else rows.positions, self.attention_for(rows.ids.shape[1])
-        step = Step(positions, attend=attend, documents=rows.documents)
+        positions = rows.positions[:1] if plain else rows.positions
+        step = Step(positions, attend=self.attention_for(model.config, rows.ids.shape[1]), documents=rows.documents)
         with self.autocast():
             return next_token_loss(model, rows.ids, rows.targets, step, self.dtype)
 

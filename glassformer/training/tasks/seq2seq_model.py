@@ -100,8 +100,6 @@ def target_hidden(model: Seq2SeqModel, batch: Seq2SeqBatch, compute: Compute) ->
     if isinstance(model, RecurrentEncoderDecoder):
         return model.hidden(batch.source, batch.inputs, batch.source_lengths)
     lengths = batch.source_lengths.tolist()
-    source = model.encode(
-        batch.source, Step.of(batch.source, lengths, attend=compute.attention_for(batch.source.shape[1]))
-    )
-    length = max(batch.source.shape[1], batch.inputs.shape[1])
-    return model.hidden(batch.inputs, Step.of(batch.inputs, attend=compute.attention_for(length), source=source))
+    attend = compute.attention_for(model.config, max(batch.source.shape[1], batch.inputs.shape[1]))
+    source = model.encode(batch.source, Step.of(batch.source, lengths, attend=attend))
+    return model.hidden(batch.inputs, Step.of(batch.inputs, attend=attend, source=source))

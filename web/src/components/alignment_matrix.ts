@@ -5,7 +5,7 @@ import "./matrix.js";
 import { setStyle } from "../lib/set_style.js";
 import { num } from "../lib/number.js";
 import { base } from "../style.js";
-import type { Aligned } from "../api_types.js";
+import type { Alignment } from "../api_types.js";
 import type { Pick } from "./matrix.js";
 import { visibleText } from "./token.js";
 
@@ -15,11 +15,11 @@ const MAX_WIDTH = 640; // of the matrix
 
 @customElement("gf-alignment-matrix")
 export class AlignmentMatrix extends LitElement {
-  @property({ attribute: false }) of: Aligned | null = null;
+  @property({ attribute: false }) of: Alignment | null = null;
   @property({ type: Number }) row = -1;
   @property({ type: Number }) column = -1;
   @property({ type: Boolean }) small = false;
-  #drawn: { of: Aligned | null; data: Float64Array } = { of: null, data: new Float64Array() };
+  #drawn: { of: Alignment | null; data: Float64Array } = { of: null, data: new Float64Array() };
 
   static override styles = [
     base,
@@ -90,7 +90,7 @@ export class AlignmentMatrix extends LitElement {
     const columns = of.source.length,
       rows = of.target.length;
     const field = Math.max(6, Math.min(this.small ? SMALL : FIELD, Math.min(MAX_WIDTH, innerWidth - 110) / columns));
-    const name = (side: Aligned["source"], i: number) =>
+    const name = (side: Alignment["source"], i: number) =>
       side === of.target && of.ended && i === rows - 1 ? "(end)" : visibleText(side[i]?.text ?? "");
     return html`<div class="grid ${this.small ? "small" : ""}">
       <div class="columns" aria-hidden="true">

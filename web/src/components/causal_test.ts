@@ -72,22 +72,22 @@ export class CausalTest extends SessionElement {
   }
 
   #comparison(before: TraceInfo, after: TraceInfo) {
-    const was = generatedTokens(before),
-      is = generatedTokens(after),
-      same = was.length === is.length && was.every((token, i) => token.id === is[i]?.id);
-    const words = (some: TraceToken[], others: TraceToken[]) =>
+    const original = generatedTokens(before),
+      edited = generatedTokens(after),
+      same = original.length === edited.length && original.every((token, i) => token.id === edited[i]?.id);
+    const tokens = (some: TraceToken[], others: TraceToken[]) =>
       some.map((token, i) =>
         others[i]?.id === token.id ? visibleText(token.text) : html`<mark>${visibleText(token.text)}</mark>`,
       );
     return html`<dl role="status">
         <dt>original</dt>
-        <dd>${words(was, is)}</dd>
+        <dd>${tokens(original, edited)}</dd>
         <dt>edited</dt>
-        <dd>${words(is, was)}</dd>
+        <dd>${tokens(edited, original)}</dd>
       </dl>
       <p class="small">
         ${
-          was.length === 0
+          original.length === 0
             ? "There is no generated text to compare. Increase max tokens."
             : same
               ? "The text is unchanged: the edit has no effect on it."

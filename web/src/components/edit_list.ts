@@ -70,7 +70,7 @@ export class EditList extends SessionElement {
     return html`<div role="group" aria-label="Edits">
       edits:
       ${edits.map((edit, i) => {
-        const words = describeEdit(edit),
+        const description = describeEdit(edit),
           off = Boolean(edit["off"]);
         return html`<span class=${off ? "off" : ""}
           ><button
@@ -79,9 +79,9 @@ export class EditList extends SessionElement {
             title=${off ? "enable" : "disable"}
             @click=${() => this.#change(i, toggled(edit))}
           >
-            ${words}
+            ${description}
           </button>
-          <button aria-label="Remove ${words}" @click=${() => this.#change(i)}>×</button></span
+          <button aria-label="Remove ${description}" @click=${() => this.#change(i)}>×</button></span
         >`;
       })}${
         edits.length > 1

@@ -137,8 +137,8 @@ export class Matrix extends LitElement {
     });
     if (this.thumbnail)
       return html`<div class="frame thumbnail" ${shape} role="img" aria-label=${this.label}>${canvas}</div>`;
-    const there = this.row >= 0 && this.column >= 0;
-    const shown = this.over ?? (there ? { row: this.row, column: this.column } : null);
+    const hasCursor = this.row >= 0 && this.column >= 0;
+    const shown = this.over ?? (hasCursor ? { row: this.row, column: this.column } : null);
     return html`<div
         class="frame"
         ${shape}
@@ -154,7 +154,7 @@ export class Matrix extends LitElement {
       >
         ${canvas}${this.marksNonFinite ? this.#nonFinite() : nothing}
         ${
-          there
+          hasCursor
             ? html` <span
                   class="mark"
                   ${setStyle({
@@ -200,9 +200,9 @@ export class Matrix extends LitElement {
       >${this.note ? ` (${this.note})` : ""}`;
   }
 
-  #format(row: number, column: number, written: (value: number) => string): string {
+  #format(row: number, column: number, format: (value: number) => string): string {
     const value = this.value(row, column);
-    return this.#masked(row, column) ? "masked" : value === undefined ? "pending" : written(value);
+    return this.#masked(row, column) ? "masked" : value === undefined ? "pending" : format(value);
   }
 
   /** Mark NaN and infinity, which have no colour. */
@@ -256,23 +256,23 @@ export class Matrix extends LitElement {
     const context = this.renderRoot.querySelector("canvas")?.getContext("2d");
     if (!context || data.length < rows * columns) return;
     const image = context.createImageData(columns, rows),
-      words = new Uint32Array(image.data.buffer);
+      pixels = new Uint32Array(image.data.buffer);
     const scheme = currentScheme(),
       top = this.scale;
     for (let i = 0; i < rows * columns; i++) {
       const x = data[i] as number;
       if (!Number.isFinite(x) || this.#masked(Math.floor(i / columns), i % columns)) continue; // stays transparent
-      words[i] = pixel(this.shares ? shareColour(x, scheme) : signedColour(x, top, this.meaning, scheme));
+      pixels[i] = pixel(this.shares ? shareColour(x, scheme) : signedColour(x, top, this.meaning, scheme));
     }
     context.putImageData(image, 0, 0);
   }
 
   #cellAt(event: PointerEvent | MouseEvent): Pick {
     const box = (event.currentTarget as HTMLElement).getBoundingClientRect();
-    const along = (at: number, size: number, n: number) => Math.min(n - 1, Math.max(0, Math.floor((at / size) * n)));
+    const index = (at: number, size: number, n: number) => Math.min(n - 1, Math.max(0, Math.floor((at / size) * n)));
     return {
-      row: along(event.clientY - box.top, box.height, this.rows),
-      column: along(event.clientX - box.left, box.width, this.columns),
+      row: index(event.clientY - box.top, box.height, this.rows),
+      column: index(event.clientX - box.left, box.width, this.columns),
     };
   }
 

@@ -100,38 +100,38 @@ export class Pattern extends SessionElement {
   override render() {
     const all = this.#overview.value,
       { cursor } = this.session,
-      of = `block ${cursor.layer}, head ${cursor.head}`;
+      title = `block ${cursor.layer}, head ${cursor.head}`;
     if (this.error) return html`<gf-notice reason=${this.error}></gf-notice>`;
     if (!all) return nothing;
     const [rows = 0, columns = 0] = all.shape.slice(-2),
-      [high, wide] = all.pool ?? [1, 1],
+      [poolRows, poolColumns] = all.pool ?? [1, 1],
       size = this.#size;
     const names = (cells: number) => (i: number) =>
       cells === 1 ? this.#name(i) : `${i * cells} to ${(i + 1) * cells - 1}`;
     const within = (i: number) => Math.min(this.session.tokens.length - 1, Math.max(0, i));
     const go = (query: number, key: number) => this.session.navigate({ query: within(query), key: within(key) });
-    const whole = html`<gf-matrix
+    const overview = html`<gf-matrix
       class="all"
       shares
       ?causal=${this.session.causal}
-      label="Attention of ${of}"
+      label="Attention of ${title}"
       maxWidth=${this.maxWidth}
       .data=${all.data}
       .rows=${rows}
       .columns=${columns}
       rowName="query"
       columnName="key"
-      .row=${Math.floor(cursor.query / (high ?? 1))}
-      .column=${Math.floor(cursor.key / (wide ?? 1))}
+      .row=${Math.floor(cursor.query / (poolRows ?? 1))}
+      .column=${Math.floor(cursor.key / (poolColumns ?? 1))}
       rowTone="var(--query)"
       columnTone="var(--key)"
-      .rowLabel=${names(high ?? 1)}
-      .columnLabel=${names(wide ?? 1)}
-      note=${high === 1 ? "" : `maximum of ${high} × ${wide} cells`}
-      @pick=${({ detail }: CustomEvent<Pick>) => go(detail.row * (high ?? 1), detail.column * (wide ?? 1))}
+      .rowLabel=${names(poolRows ?? 1)}
+      .columnLabel=${names(poolColumns ?? 1)}
+      note=${poolRows === 1 ? "" : `maximum of ${poolRows} × ${poolColumns} cells`}
+      @pick=${({ detail }: CustomEvent<Pick>) => go(detail.row * (poolRows ?? 1), detail.column * (poolColumns ?? 1))}
     ></gf-matrix>`;
-    return html`${this.zoomable ? this.#zoomButtons(size) : nothing}${size && !this.#long ? nothing : whole}${
-      size || this.#long ? this.#tile(of, size, go) : nothing
+    return html`${this.zoomable ? this.#zoomButtons(size) : nothing}${size && !this.#long ? nothing : overview}${
+      size || this.#long ? this.#tile(title, size, go) : nothing
     }`;
   }
 
@@ -155,25 +155,25 @@ export class Pattern extends SessionElement {
     </div>`;
   }
 
-  #tile(of: string, size: number, go: (query: number, key: number) => void) {
+  #tile(title: string, size: number, go: (query: number, key: number) => void) {
     const source = this.#long ? this.#tileData.value : this.#overview.value,
       { cursor } = this.session,
       [down, across] = this.#tileOrigin;
     if (!source) return nothing;
     const [rows = 0, columns = 0] = source.shape.slice(-2);
-    const place = size
+    const tile = size
       ? this.#follow(size, cursor.query - down, cursor.key - across, rows, columns)
       : { top: 0, left: 0, size: rows };
-    const top = down + place.top,
-      left = across + place.left,
-      n = place.size;
-    const data = tileValues(source.data, columns, place).map((x, i) =>
+    const top = down + tile.top,
+      left = across + tile.left,
+      n = tile.size;
+    const data = tileValues(source.data, columns, tile).map((x, i) =>
       this.session.causal && left + (i % n) > top + Math.floor(i / n) ? NaN : x,
     ); // later keys are masked
     return html`<h3>Queries ${top} to ${top + n - 1}, keys ${left} to ${left + n - 1}, full resolution</h3>
       <div
         class="near"
-        @pointerdown=${(event: PointerEvent) => this.#grab(event, place)}
+        @pointerdown=${(event: PointerEvent) => this.#grab(event, tile)}
         @pointermove=${(event: PointerEvent) => this.#drag(event, n, rows, columns)}
         @pointerup=${this.#drop}
         @pointercancel=${this.#drop}
@@ -183,7 +183,7 @@ export class Pattern extends SessionElement {
           class="piece"
           tile
           shares
-          label="Tile of the attention of ${of}"
+          label="Tile of the attention of ${title}"
           maxWidth=${this.maxWidth}
           .data=${data}
           .rows=${n}
@@ -215,16 +215,16 @@ export class Pattern extends SessionElement {
   }
 
   #drag(event: PointerEvent, n: number, rows: number, columns: number): void {
-    const held = this.#dragged,
+    const drag = this.#dragged,
       box = this.renderRoot.querySelector(".near gf-matrix")?.getBoundingClientRect();
-    if (!held || !box) return;
+    if (!drag || !box) return;
     const field = Math.min(box.width, this.maxWidth) / n,
       along = (by: number, start: number, size: number) =>
         Math.max(0, Math.min(size - n, start - Math.round(by / field)));
-    const top = along(event.clientY - held.y, held.from.top, rows),
-      left = along(event.clientX - held.x, held.from.left, columns);
-    held.moved ||= top !== held.from.top || left !== held.from.left;
-    if (!held.moved) return;
+    const top = along(event.clientY - drag.y, drag.from.top, rows),
+      left = along(event.clientX - drag.x, drag.from.left, columns);
+    drag.moved ||= top !== drag.from.top || left !== drag.from.left;
+    if (!drag.moved) return;
     this.#visibleTile = { top, left, size: n };
     this.requestUpdate();
   }

@@ -168,12 +168,12 @@ export class Strip extends LitElement {
     const numbers = this.#numbers;
     if (!canvas || !context || !numbers.length) return;
     const image = context.createImageData(numbers.length, 1),
-      words = new Uint32Array(image.data.buffer);
+      pixels = new Uint32Array(image.data.buffer);
     const scheme = currentScheme(),
       top = this.scale;
     numbers.forEach((x, i) => {
       if (Number.isFinite(x))
-        words[i] = pixel(this.shares ? shareColour(x, scheme) : signedColour(x, top, this.meaning, scheme));
+        pixels[i] = pixel(this.shares ? shareColour(x, scheme) : signedColour(x, top, this.meaning, scheme));
     });
     context.putImageData(image, 0, 0);
   }

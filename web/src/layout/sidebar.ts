@@ -5,7 +5,7 @@ import "../components/bars.js";
 import { Resource } from "../resource.js";
 import { num, percent } from "../lib/number.js";
 import { inlineToken } from "../components/token.js";
-import type { Seen, Summary } from "../api_types.js";
+import type { TokenSummary, Summary } from "../api_types.js";
 import { SessionElement } from "../view.js";
 import { TOUR } from "../tour.js";
 
@@ -108,14 +108,14 @@ export class Sidebar extends SessionElement {
     const summary = this.#summary.value,
       { trace, cursor } = this.session;
     if (!trace) return nothing;
-    const seen = summary?.tokens[cursor.query];
-    if (!summary || !seen) return nothing;
+    const token = summary?.tokens[cursor.query];
+    if (!summary || !token) return nothing;
     const after = summary.tokens[cursor.query + 1],
       last = !after,
       top = last ? summary.next : after.top;
     if (top.some((one) => Number.isNaN(num(one.value))))
       return html`<section class="token" aria-label="Selected token">
-        <h3>Token ${cursor.query}: ${inlineToken(seen.text)}</h3>
+        <h3>Token ${cursor.query}: ${inlineToken(token.text)}</h3>
         <p class="small" role="status">
           The logits after this token are NaN.
           ${
@@ -126,8 +126,8 @@ export class Sidebar extends SessionElement {
         </p>
       </section>`;
     return html`<section class="token" aria-label="Selected token">
-      <h3>Token ${cursor.query}: ${inlineToken(seen.text)} <span class="soft">id ${seen.id}</span></h3>
-      ${this.#prediction(seen)}
+      <h3>Token ${cursor.query}: ${inlineToken(token.text)} <span class="soft">id ${token.id}</span></h3>
+      ${this.#prediction(token)}
       <h3>Next-token probabilities</h3>
       <gf-bars
         tokens
@@ -146,15 +146,15 @@ export class Sidebar extends SessionElement {
     </section>`;
   }
 
-  #prediction(seen: Seen) {
-    if (seen.prob === null || seen.rank === null)
+  #prediction(token: TokenSummary) {
+    if (token.prob === null || token.rank === null)
       return html`<p class="small soft">The first token has no prediction.</p>`;
-    const first = seen.rank === 0;
+    const first = token.rank === 0;
     return html`<p class="small">
-      ${seen.written ? "Generated" : "Prompt token"} with probability ${percent(seen.prob)}, rank ${seen.rank + 1}.
+      ${token.written ? "Generated" : "Prompt token"} with probability ${percent(token.prob)}, rank ${token.rank + 1}.
       ${
-        !first && seen.top[0]
-          ? html`The most likely token was ${inlineToken(seen.top[0].text)} with ${percent(num(seen.top[0].value))}.`
+        !first && token.top[0]
+          ? html`The most likely token was ${inlineToken(token.top[0].text)} with ${percent(num(token.top[0].value))}.`
           : nothing
       }
     </p>`;

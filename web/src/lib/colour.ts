@@ -101,11 +101,11 @@ export function shareTable(scheme: Scheme): Uint32Array {
 export const pixel = ([r, g, b]: Rgb): number => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
 
 function along(stops: readonly Rgb[], at: number): Rgb {
-  const place = at * (stops.length - 1);
-  const i = Math.min(stops.length - 2, Math.floor(place));
+  const position = at * (stops.length - 1);
+  const i = Math.min(stops.length - 2, Math.floor(position));
   const from = stops[i] as Rgb,
     to = stops[i + 1] as Rgb,
-    t = place - i;
+    t = position - i;
   return [0, 1, 2].map((c) => Math.round((from[c] as number) * (1 - t) + (to[c] as number) * t)) as unknown as Rgb;
 }
 

@@ -31,7 +31,7 @@ function describeTarget(edit: Edit): string {
   ];
   const heads = end === "attn.z" || end === "cross.z",
     { head, position, dim, query, key } = edit;
-  const words = [
+  const parts = [
     block ? `${side ? "encoder " : ""}block ${block}` : "",
     heads && isSet(head)
       ? (end === "cross.z" ? "cross-attention " : "") + `head ${formatIndices(head)}`
@@ -49,7 +49,7 @@ function describeTarget(edit: Edit): string {
           .join(", "),
     isSet(dim) ? `dim ${formatIndices(dim)}` : "",
   ];
-  return words.filter(Boolean).join(", ");
+  return parts.filter(Boolean).join(", ");
 }
 
 /** Describe the end of a point name. */
@@ -89,7 +89,7 @@ const formatIndices = (value: Given): string =>
 export function pythonEdit(edit: Edit): string {
   const { op, value } = edit,
     point = pythonLiteral(edit["point"]);
-  const places = ["head", "position", "query", "key", "dim"]
+  const indices = ["head", "position", "query", "key", "dim"]
     .filter((name) => isSet(edit[name]))
     .map((name) => `${name}=${pythonLiteral(edit[name])}`);
   const own: string[] = [];
@@ -98,7 +98,7 @@ export function pythonEdit(edit: Edit): string {
   if (op === "add" && isSet(edit["factor"])) own.push(`scale=${pythonLiteral(edit["factor"])}`);
   if (op === "patch")
     own.push(isSet(edit["from_text"]) ? `lm.trace(${pythonLiteral(edit["from_text"])})` : "from_trace");
-  return `${String(op)}(${[point, ...own, ...places].join(", ")})`;
+  return `${String(op)}(${[point, ...own, ...indices].join(", ")})`;
 }
 
 function vector(edit: Edit): string {

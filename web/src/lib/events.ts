@@ -11,13 +11,13 @@ export class EventReader {
 
   feed(text: string): Event[] {
     this.#rest += text;
-    const whole: Event[] = [];
+    const events: Event[] = [];
     for (;;) {
       const end = /\r\n\r\n|\n\n|\r\r(?!\n)/.exec(this.#rest);
-      if (!end) return whole;
+      if (!end) return events;
       const event = parse(this.#rest.slice(0, end.index));
       this.#rest = this.#rest.slice(end.index + end[0].length);
-      if (event) whole.push(event);
+      if (event) events.push(event);
     }
   }
 }

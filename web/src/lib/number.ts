@@ -25,10 +25,10 @@ export function short(value: Num, digits = 3): string {
 }
 
 /** Format with a fixed number of decimals, for aligned columns. */
-export function fixed(value: Num, places = 3): string {
+export function fixed(value: Num, decimals = 3): string {
   const x = num(value);
   if (!Number.isFinite(x)) return short(x);
-  const text = x.toFixed(places);
+  const text = x.toFixed(decimals);
   return minus(Number(text) === 0 ? text.replace("-", "") : text);
 }
 
@@ -46,11 +46,11 @@ export const exact = (value: Num): string => {
   return Number.isFinite(x) ? minus(String(Number(Math.fround(x).toPrecision(9)))) : short(x);
 };
 
-export function percent(share: Num, places = 1): string {
+export function percent(share: Num, decimals = 1): string {
   const x = 100 * num(share);
   if (!Number.isFinite(x)) return short(x);
-  if (x > 0 && x < 0.5 * 10 ** -places) return `< ${10 ** -places}%`;
-  return `${minus(x.toFixed(places))}%`;
+  if (x > 0 && x < 0.5 * 10 ** -decimals) return `< ${10 ** -decimals}%`;
+  return `${minus(x.toFixed(decimals))}%`;
 }
 
 /** Format with thousands separators, such as 1,234,567. */

@@ -1,5 +1,5 @@
 /** The results of a sweep as a table, filled in any order. */
-import type { Anatomy, Attention, Swept } from "../api_types.js";
+import type { Anatomy, Attention, SweepResult } from "../api_types.js";
 import { num } from "./number.js";
 import { describePoint } from "./edit_text.js";
 
@@ -15,7 +15,7 @@ export class SweepTable {
   #one: string; // name of the only row
   #rows: string[];
   #columns: string[];
-  #found = new Map<string, Swept>();
+  #found = new Map<string, SweepResult>();
 
   /** `last`: the measured position. `side`: which attention, in a model with a source of `source` tokens. */
   constructor(over: string, anatomy: Anatomy, last: number, side: Attention = "attn", source = 0) {
@@ -36,7 +36,7 @@ export class SweepTable {
         : [...branches];
   }
 
-  add(one: Swept): void {
+  add(one: SweepResult): void {
     const [row, column] = this.#names(one);
     if (!this.#rows.includes(row)) this.#rows.push(row);
     if (!this.#columns.includes(column)) this.#columns.push(column);
@@ -71,18 +71,18 @@ export class SweepTable {
   }
 
   /** The result with the largest effect. */
-  get largest(): Swept | null {
-    const size = (one: Swept) => Math.abs(num(one.change));
+  get largest(): SweepResult | null {
+    const size = (one: SweepResult) => Math.abs(num(one.change));
     return [...this.#found.values()]
       .filter((one) => Number.isFinite(size(one)))
-      .reduce<Swept | null>((best, one) => (best && size(best) >= size(one) ? best : one), null);
+      .reduce<SweepResult | null>((best, one) => (best && size(best) >= size(one) ? best : one), null);
   }
 
-  row(at: { row: number; column: number }): Swept | null {
+  row(at: { row: number; column: number }): SweepResult | null {
     return this.#found.get(`${this.#rows[at.row]} ${this.#columns[at.column]}`) ?? null;
   }
 
-  cellOf(one: Swept): { row: number; column: number } {
+  cellOf(one: SweepResult): { row: number; column: number } {
     const [row, column] = this.#names(one);
     return { row: this.#rows.indexOf(row), column: this.#columns.indexOf(column) };
   }
@@ -97,7 +97,7 @@ export class SweepTable {
   }
 
   /** Return the row and column names of a result. */
-  #names({ edit, head, position }: Swept): [string, string] {
+  #names({ edit, head, position }: SweepResult): [string, string] {
     const [, block, end] = /^((?:encoder\.)?blocks\.\d+)\.(.+)$/.exec(String(edit["point"])) ?? [
       null,
       "",

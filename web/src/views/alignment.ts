@@ -15,7 +15,7 @@ import { num, percent, short } from "../lib/number.js";
 import type { Tensor } from "../lib/tensor.js";
 import type { Pick } from "../components/matrix.js";
 import { inlineToken } from "../components/token.js";
-import type { Aligned, Attention, Cell, TraceInfo } from "../api_types.js";
+import type { Alignment, Attention, Cell, TraceInfo } from "../api_types.js";
 import { ApiError } from "../transport.js";
 import { SessionElement } from "../view.js";
 
@@ -23,13 +23,13 @@ const MAX_BARS = 8; // source tokens in the bar chart
 const AVERAGES = { mean: "mean of all heads", block: "mean of one block", head: "one head" } as const;
 
 type Average = keyof typeof AVERAGES;
-type Comparison = { model: string; aligned: Aligned | null; refused: string };
+type Comparison = { model: string; aligned: Alignment | null; refused: string };
 
 @customElement("gf-view-alignment")
 export class AlignmentView extends SessionElement {
   @state() private comparisons: Comparison[] = [];
   #comparedTrace = ""; // id of the compared trace
-  #aligned = new Resource<Aligned>(this, () => {
+  #aligned = new Resource<Alignment>(this, () => {
     const { layer, head } = this.session.cursor,
       of = this.#average;
     return this.session.traceViewPath("alignment", of === "mean" ? {} : of === "block" ? { layer } : { layer, head });
@@ -195,14 +195,14 @@ export class AlignmentView extends SessionElement {
       aligned = this.#aligned.value,
       error = this.#aligned.error;
     if (!anatomy || !trace?.source || !trace.target) return nothing;
-    const pair = anatomy.kind === "encoder-decoder";
+    const encoderDecoder = anatomy.kind === "encoder-decoder";
     return html`<section class="stack">
       <div class="title">
         <h2>Alignment of target and source</h2>
-        ${pair ? html`<gf-head-picker .session=${session}></gf-head-picker>` : nothing}
+        ${encoderDecoder ? html`<gf-head-picker .session=${session}></gf-head-picker>` : nothing}
       </div>
       ${
-        pair
+        encoderDecoder
           ? html`<div class="row" role="group" aria-label="Average over">
               ${(Object.keys(AVERAGES) as Average[]).map(
                 (of) =>
@@ -229,14 +229,14 @@ export class AlignmentView extends SessionElement {
       ${
         error || !aligned
           ? nothing
-          : html`${this.#alignmentMatrix(aligned)}${pair ? this.#stacks(trace) : this.#contextVector(aligned)}
+          : html`${this.#alignmentMatrix(aligned)}${encoderDecoder ? this.#stacks(trace) : this.#contextVector(aligned)}
               <gf-receipt .of=${aligned.receipt}></gf-receipt>`
       }
-      ${pair && !error ? this.#computation(trace) : nothing} ${this.#otherModels(trace)}
+      ${encoderDecoder && !error ? this.#computation(trace) : nothing} ${this.#otherModels(trace)}
     </section>`;
   }
 
-  #alignmentMatrix(aligned: Aligned) {
+  #alignmentMatrix(aligned: Alignment) {
     const { session } = this,
       { query, key } = session.cursor,
       row = aligned.probs[query]?.map(num) ?? [];
@@ -278,7 +278,7 @@ export class AlignmentView extends SessionElement {
   #stacks(trace: TraceInfo) {
     const { session } = this,
       { anatomy, cursor } = session;
-    const door = (attention: Attention, layer: number, text: string, style: string) =>
+    const blockButton = (attention: Attention, layer: number, text: string, style: string) =>
       html`<button
         class=${style}
         aria-pressed=${this.#attention === attention && cursor.layer === layer}
@@ -295,7 +295,7 @@ export class AlignmentView extends SessionElement {
       <div class="stacks">
         <div class="stack-of">
           <span class="foot">${inlineToken(trace.source?.text)}</span>${anatomy?.encoder.map(
-            (_, i) => html`<div class="one"><span>${i}</span>${door("encoder", i, "self", "a")}</div>`,
+            (_, i) => html`<div class="one"><span>${i}</span>${blockButton("encoder", i, "self", "a")}</div>`,
           )}<span class="foot">encoder: ${anatomy?.encoder.length} blocks, bidirectional attention</span>
         </div>
         <div class="between"><b aria-hidden="true">→</b>keys and values of the source</div>
@@ -303,7 +303,7 @@ export class AlignmentView extends SessionElement {
           <span class="foot">${inlineToken(trace.target?.text)}</span>${anatomy?.layers.map(
             (_, i) =>
               html`<div class="one">
-                <span>${i}</span>${door("attn", i, "self", "a")}${door("cross", i, "cross", "c")}
+                <span>${i}</span>${blockButton("attn", i, "self", "a")}${blockButton("cross", i, "cross", "c")}
               </div>`,
           )}<span class="foot"
             >decoder: ${anatomy?.layers.length} blocks, causal self-attention, then cross-attention</span
@@ -323,12 +323,12 @@ export class AlignmentView extends SessionElement {
     const encoder = cell.attention === "encoder",
       queries = encoder ? source : session.tokens,
       keys = cell.attention === "attn" ? session.tokens : source;
-    const what = {
+    const title = {
       cross: "Cross-attention",
       attn: "Decoder self-attention",
       encoder: "Encoder self-attention",
     }[cell.attention];
-    return html`<h3>${what}, step by step: block ${cell.layer}, head ${cell.head}</h3>
+    return html`<h3>${title}, step by step: block ${cell.layer}, head ${cell.head}</h3>
       <p class="small">
         The query of ${inlineToken(queries[cell.query]?.text)} gives ${inlineToken(keys[cell.key]?.text)} an attention
         weight of ${percent(cell.prob)}.
@@ -356,7 +356,7 @@ export class AlignmentView extends SessionElement {
   }
 
   /** Recurrent models: the context vector as the weighted sum of encoder states. */
-  #contextVector(aligned: Aligned) {
+  #contextVector(aligned: Alignment) {
     const { query, key } = this.session.cursor,
       context = this.#context.value,
       one = this.#state.value,
@@ -434,7 +434,11 @@ export class AlignmentView extends SessionElement {
             prompt: session.address.text,
             target: trace.target?.text ?? "",
           });
-          return { model, aligned: await session.fetch<Aligned>(`/v1/traces/${made.id}/views/alignment`), refused: "" };
+          return {
+            model,
+            aligned: await session.fetch<Alignment>(`/v1/traces/${made.id}/views/alignment`),
+            refused: "",
+          };
         } catch (error) {
           return { model, aligned: null, refused: error instanceof ApiError ? error.message : String(error) };
         }

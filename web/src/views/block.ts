@@ -12,13 +12,13 @@ import { Resource } from "../resource.js";
 import { count, num, short, type Num } from "../lib/number.js";
 import { largest } from "../lib/tensor.js";
 import { inlineToken } from "../components/token.js";
-import type { BlockSum, Named } from "../api_types.js";
+import type { Block, ScoredToken } from "../api_types.js";
 import { SessionElement } from "../view.js";
 
 @customElement("gf-view-block")
 export class BlockView extends SessionElement {
-  #block = new Resource<BlockSum>(this, () => this.#path(0));
-  #detail = new Resource<BlockSum>(this, () => this.#path(12), "json", 150); // includes neurons, which takes longer
+  #block = new Resource<Block>(this, () => this.#path(0));
+  #detail = new Resource<Block>(this, () => this.#path(12), "json", 150); // includes neurons, which takes longer
 
   static override styles = [
     SessionElement.styles,
@@ -118,8 +118,8 @@ export class BlockView extends SessionElement {
     </section>`;
   }
 
-  #show(block: BlockSum) {
-    const off = this.session.address.options["exclude_parts"] ?? "",
+  #show(block: Block) {
+    const excluded = this.session.address.options["exclude_parts"] ?? "",
       top = largest([...block.resid_pre, ...block.resid_post].map(num)).size;
     const parts = [
       { name: "input", sign: "", data: block.resid_pre, meaning: "residual", key: "" },
@@ -129,7 +129,7 @@ export class BlockView extends SessionElement {
         : []),
       { name: "feed-forward", sign: "+", data: block.mlp_add, meaning: "forward", key: "f" },
     ];
-    const whole = this.#output(block, off);
+    const output = this.#output(block, excluded);
     return html`<p>
         ${inlineToken(this.session.tokens[block.position]?.text)} in block
         ${block.layer}${block.parallel ? ", whose attention and feed-forward layers run in parallel" : ""}. All rows use
@@ -144,8 +144,8 @@ export class BlockView extends SessionElement {
                   ? html`<label
                       ><input
                         type="checkbox"
-                        .checked=${!off.includes(part.key)}
-                        @change=${() => this.#toggle(off, part.key)}
+                        .checked=${!excluded.includes(part.key)}
+                        @change=${() => this.#toggle(excluded, part.key)}
                       />
                       ${part.name}</label
                     >`
@@ -153,7 +153,7 @@ export class BlockView extends SessionElement {
               }
               <gf-strip
                 quiet
-                class=${part.key && off.includes(part.key) ? "off" : ""}
+                class=${part.key && excluded.includes(part.key) ? "off" : ""}
                 .data=${part.data}
                 .top=${top}
                 meaning=${part.meaning}
@@ -162,9 +162,9 @@ export class BlockView extends SessionElement {
               <span class="n num">${short(Math.hypot(...part.data.map(num)))}</span>`,
         )}
         <span class="rule"></span>
-        <span class="sign">=</span><span>output${off ? " without unchecked parts" : ""}</span
-        ><gf-strip .data=${whole} .top=${top} meaning="residual" label="output of the block"></gf-strip
-        ><span class="n num">${short(Math.hypot(...whole.map(num)))}</span>
+        <span class="sign">=</span><span>output${excluded ? " without unchecked parts" : ""}</span
+        ><gf-strip .data=${output} .top=${top} meaning="residual" label="output of the block"></gf-strip
+        ><span class="n num">${short(Math.hypot(...output.map(num)))}</span>
       </div>
       <p class="small soft">
         The numbers are vector norms. An unchecked layer is left out of this sum only; the model does not run again.
@@ -186,18 +186,18 @@ export class BlockView extends SessionElement {
   }
 
   /** The output of the block without the unchecked parts. */
-  #output(block: BlockSum, off: string): Num[] {
-    if (!off) return block.resid_post;
-    const without = (key: string, part: Num[] | null, i: number) => (off.includes(key) ? num(part?.[i] ?? 0) : 0);
+  #output(block: Block, excluded: string): Num[] {
+    if (!excluded) return block.resid_post;
+    const without = (key: string, part: Num[] | null, i: number) => (excluded.includes(key) ? num(part?.[i] ?? 0) : 0);
     return block.resid_post.map(
       (x, i) =>
         num(x) - without("a", block.attn_add, i) - without("c", block.cross_add, i) - without("f", block.mlp_add, i),
     );
   }
 
-  #neurons(block: BlockSum) {
-    const most = num(block.neurons[0]?.written ?? 1),
-      words = (named: Named[]) => named.map((one) => inlineToken(one.text));
+  #neurons(block: Block) {
+    const largest = num(block.neurons[0]?.written ?? 1),
+      tokens = (named: ScoredToken[]) => named.map((one) => inlineToken(one.text));
     return html`<div class="wrap" tabindex="0" role="region" aria-label="Neurons">
         <table>
           <thead>
@@ -223,11 +223,11 @@ export class BlockView extends SessionElement {
                     </button>
                   </th>
                   <td class="right num">${short(one.act)}</td>
-                  <td class="right num" ${setStyle({ opacity: 0.55 + 0.45 * (num(one.written) / most) })}>
+                  <td class="right num" ${setStyle({ opacity: 0.55 + 0.45 * (num(one.written) / largest) })}>
                     ${short(one.written)}
                   </td>
-                  <td>${words(one.promotes)}</td>
-                  <td class="soft">${words(one.suppresses)}</td>
+                  <td>${tokens(one.promotes)}</td>
+                  <td class="soft">${tokens(one.suppresses)}</td>
                 </tr>`,
             )}
           </tbody>
@@ -241,13 +241,13 @@ export class BlockView extends SessionElement {
   }
 
   /** The selected neuron; by default the one with the largest output. */
-  #neuron(block: BlockSum): number {
-    const asked = Number(this.session.address.options["neuron"] ?? NaN);
-    return block.neurons.some((one) => one.index === asked) ? asked : (block.neurons[0]?.index ?? 0);
+  #neuron(block: Block): number {
+    const option = Number(this.session.address.options["neuron"] ?? NaN);
+    return block.neurons.some((one) => one.index === option) ? option : (block.neurons[0]?.index ?? 0);
   }
 
-  #toggle(off: string, key: string): void {
-    const now = off.includes(key) ? off.replace(key, "") : off + key;
+  #toggle(excluded: string, key: string): void {
+    const now = excluded.includes(key) ? excluded.replace(key, "") : excluded + key;
     this.session.setOptions({ exclude_parts: now || null });
   }
 }

@@ -99,8 +99,8 @@ export class CacheView extends SessionElement {
       n = session.tokens.length,
       at = Math.min(n, this.slots),
       name = (i: number) => `${i} ${visibleText(session.tokens[i]?.text ?? "")}`;
-    const off = session.address.options["cache"] === "off",
-      done = this.#processed(at, cache.n_prompt, off);
+    const disabled = session.address.options["cache"] === "off",
+      processed = this.#processed(at, cache.n_prompt, disabled);
     const decoding = at > cache.n_prompt,
       source = cache.layers.some((one) => one.source);
     return html`<p>
@@ -135,13 +135,15 @@ export class CacheView extends SessionElement {
           >token by token</gf-stepper
         >
         <span class="row" role="group" aria-label="Cache"
-          ><button aria-pressed=${!off} @click=${() => session.setOptions({ cache: null })}>cache on</button
-          ><button aria-pressed=${off} @click=${() => session.setOptions({ cache: "off" })}>cache off</button></span
+          ><button aria-pressed=${!disabled} @click=${() => session.setOptions({ cache: null })}>cache on</button
+          ><button aria-pressed=${disabled} @click=${() => session.setOptions({ cache: "off" })}>
+            cache off
+          </button></span
         >
       </div>
       <p class="small" role="status">
         ${
-          off
+          disabled
             ? html`Without a cache, the ${ordinal(at)} token needs the keys and values of all
                 <span class="num">${count(at)}</span> tokens to be ${at > cache.n_prompt ? "recomputed" : "computed"}.`
             : at > cache.n_prompt
@@ -149,10 +151,10 @@ export class CacheView extends SessionElement {
                   come from the cache.`
               : html`The <span class="num">${count(at)}</span> prompt tokens are computed in parallel.`
         }
-        In total the blocks have processed <span class="num">${count(done)}</span>
+        In total the blocks have processed <span class="num">${count(processed)}</span>
         tokens${
-          off && at > cache.n_prompt
-            ? html`, ${short(done / this.#processed(at, cache.n_prompt, false), 2)}× as many as with the cache`
+          disabled && at > cache.n_prompt
+            ? html`, ${short(processed / this.#processed(at, cache.n_prompt, false), 2)}× as many as with the cache`
             : nothing
         }.
       </p>
@@ -163,7 +165,7 @@ export class CacheView extends SessionElement {
           return html`<div class="layer">
               <span>block ${one.layer}</span
               ><span class="slots" role="img" aria-label="${full} of ${one.capacity} slots filled">
-                <i class=${off ? "new" : ""} ${setStyle({ flex: before })}></i
+                <i class=${disabled ? "new" : ""} ${setStyle({ flex: before })}></i
                 ><i class=${decoding ? "new" : "free"} ${setStyle({ flex: full - before })}></i
                 ><i class="free" ${setStyle({ flex: one.capacity - full })}></i
               ></span>
@@ -186,7 +188,7 @@ export class CacheView extends SessionElement {
       <p class="legend">
         <span
           ><span class="k">keys</span> and
-          <span class="v">values</span>;${off ? " all recomputed for this token" : " pale: prompt"}</span
+          <span class="v">values</span>;${disabled ? " all recomputed for this token" : " pale: prompt"}</span
         >
         <span>${cache.layers[0] ? `${bytes(cache.layers[0].bytes_per_slot)} for each token and block` : ""}</span>${
           cache.layers.some((one) => one.window)
@@ -251,8 +253,8 @@ export class CacheView extends SessionElement {
   }
 
   /** The number of tokens that the blocks have processed in total, with or without a cache. */
-  #processed(at: number, n_prompt: number, off: boolean): number {
-    if (at <= n_prompt || !off) return at;
+  #processed(at: number, n_prompt: number, disabled: boolean): number {
+    if (at <= n_prompt || !disabled) return at;
     return n_prompt + Array.from({ length: at - n_prompt }, (_, i) => n_prompt + i + 1).reduce((a, b) => a + b, 0);
   }
 

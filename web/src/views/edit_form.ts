@@ -59,7 +59,7 @@ const OPERATIONS: Operation[] = [
 export class EditForm extends SessionElement {
   @state() private operation = OPERATIONS[0] as Operation;
   @state() private end = "";
-  @state() private typed: Record<string, string> = {};
+  @state() private entered: Record<string, string> = {};
   @state() private error = "";
   @state() private busy = false;
   #names = new Resource<{ points: Point[] }>(this, () =>
@@ -153,7 +153,7 @@ export class EditForm extends SessionElement {
   get values(): Record<string, string> {
     const { address, cursor } = this.session,
       summary = this.#summary.value,
-      texts = this.typed["of"] === "texts";
+      texts = this.entered["of"] === "texts";
     const next = summary?.tokens[cursor.query + 1]?.top ?? summary?.next ?? [];
     const both = { plus: texts ? address.text : (next[1]?.text ?? ""), minus: texts ? "" : (next[0]?.text ?? "") };
     return {
@@ -165,7 +165,7 @@ export class EditForm extends SessionElement {
       value: "0",
       dim: "0",
       at: "",
-      ...this.typed,
+      ...this.entered,
     };
   }
 
@@ -265,7 +265,7 @@ export class EditForm extends SessionElement {
       heads = axes.includes("H") || axes.includes("Hkv"),
       product = axes.includes("S"),
       { of } = this.values,
-      most = of === "texts" ? 5 : 100;
+      maxStrength = of === "texts" ? 5 : 100;
     return html`${
       this.#block ? html`<gf-head-picker .session=${this.session} ?nohead=${!heads}></gf-head-picker>` : nothing
     }
@@ -333,9 +333,9 @@ export class EditForm extends SessionElement {
                 type="range"
                 name="strength"
                 aria-label="strength"
-                min=${-most}
-                max=${most}
-                step=${most / 50}
+                min=${-maxStrength}
+                max=${maxStrength}
+                step=${maxStrength / 50}
                 .value=${this.values["strength"] ?? ""}
                 @input=${this.#onInput}
                 @change=${() => void this.#updateStrength()} />
@@ -430,10 +430,10 @@ export class EditForm extends SessionElement {
   };
 
   #setValue(name: string, value: string): void {
-    const kept = Object.entries(this.typed).filter(
+    const remaining = Object.entries(this.entered).filter(
       ([one]) => name !== "of" || !["plus", "minus", "strength"].includes(one),
     ); // discard tokens or texts of the other mode
-    this.typed = { ...Object.fromEntries(kept), [name]: value };
+    this.entered = { ...Object.fromEntries(remaining), [name]: value };
   }
 
   /** The edit that the fields describe. */
@@ -479,8 +479,8 @@ export class EditForm extends SessionElement {
   async #apply(): Promise<void> {
     const { session } = this,
       edit = this.#edit(),
-      twin = this.#sameEdit(edit);
-    const edits = twin < 0 ? [...session.address.edits, edit] : session.address.edits.with(twin, edit);
+      index = this.#sameEdit(edit);
+    const edits = index < 0 ? [...session.address.edits, edit] : session.address.edits.with(index, edit);
     this.busy = true;
     this.error = "";
     try {

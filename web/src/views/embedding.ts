@@ -27,8 +27,8 @@ export class EmbeddingView extends SessionElement {
       : this.session.modelViewPath("embedding", { token: this.#token2, n: 1, table: this.#table }),
   );
   #map = new Resource<EmbeddingMap>(this, () => {
-    const near = this.#embedding.value?.nearest.map((one) => one.id) ?? [];
-    const ids = [...new Set([...this.#tokens.map((token) => token.id), ...near])];
+    const neighbours = this.#embedding.value?.nearest.map((one) => one.id) ?? [];
+    const ids = [...new Set([...this.#tokens.map((token) => token.id), ...neighbours])];
     return ids.length < 3
       ? null
       : this.session.modelViewPath("embedding_map", { tokens: ids.join(","), table: this.#table });
@@ -96,9 +96,9 @@ export class EmbeddingView extends SessionElement {
 
   get #token(): number {
     const { cursor, address } = this.session,
-      asked = Number(address.options["token"] ?? NaN);
-    return Number.isInteger(asked)
-      ? asked
+      option = Number(address.options["token"] ?? NaN);
+    return Number.isInteger(option)
+      ? option
       : (this.#tokens[this.#table === "source" ? cursor.key : cursor.query]?.id ?? 0);
   }
 
@@ -109,13 +109,13 @@ export class EmbeddingView extends SessionElement {
 
   /** The id of a second token for comparison, or null. */
   get #token2(): number | null {
-    const asked = this.session.address.options["token2"];
-    return asked === undefined || !Number.isInteger(Number(asked)) ? null : Number(asked);
+    const option = this.session.address.options["token2"];
+    return option === undefined || !Number.isInteger(Number(option)) ? null : Number(option);
   }
 
   get #table(): string {
-    const asked = this.session.address.options["table"] ?? "";
-    return ["source", "output"].includes(asked) ? asked : "input";
+    const option = this.session.address.options["table"] ?? "";
+    return ["source", "output"].includes(option) ? option : "input";
   }
 
   override render() {
@@ -172,10 +172,10 @@ export class EmbeddingView extends SessionElement {
                     meaning="residual"
                     top="1"
                     label="Nearest neighbours by cosine similarity"
-                    .bars=${one.nearest.map((near) => ({
-                      label: near.text,
-                      value: near.value,
-                      text: fixed(near.value),
+                    .bars=${one.nearest.map((neighbours) => ({
+                      label: neighbours.text,
+                      value: neighbours.value,
+                      text: fixed(neighbours.value),
                     }))}
                     @pick=${(event: CustomEvent<number>) =>
                       session.setOptions({ token: String(one.nearest[event.detail]?.id ?? 0) })}
@@ -214,7 +214,7 @@ export class EmbeddingView extends SessionElement {
       two = this.#embedding2.value,
       choices = new Map([
         ...this.#tokens.map((token): [number, string] => [token.id, token.text]),
-        ...one.nearest.map((near): [number, string] => [near.id, near.text]),
+        ...one.nearest.map((neighbours): [number, string] => [neighbours.id, neighbours.text]),
       ]);
     choices.delete(one.token.id);
     const dot = two ? cosine(one, two) * num(one.token.value) * num(two.token.value) : 0;
@@ -265,7 +265,7 @@ export class EmbeddingView extends SessionElement {
 
   #projection() {
     const map = this.#map.value,
-      near = new Set(this.#embedding.value?.nearest.map((one) => one.id));
+      neighbours = new Set(this.#embedding.value?.nearest.map((one) => one.id));
     if (this.#map.error)
       return html`<gf-notice heading="Projection not available" reason=${this.#map.error.message}></gf-notice>`;
     if (!map) return nothing;
@@ -273,19 +273,19 @@ export class EmbeddingView extends SessionElement {
       ys = map.places.map((p) => num(p.y));
     const along = (x: number, all: number[], size: number) =>
       EDGE + ((x - Math.min(...all)) / Math.max(1e-9, Math.max(...all) - Math.min(...all))) * (size - 2 * EDGE);
-    const spots = map.places.map((place) => ({
-      place,
-      x: along(num(place.x), xs, WIDE),
-      y: HIGH - along(num(place.y), ys, HIGH),
-      here: place.id === this.#token,
-      near: near.has(place.id),
+    const points = map.places.map((point) => ({
+      point,
+      x: along(num(point.x), xs, WIDE),
+      y: HIGH - along(num(point.y), ys, HIGH),
+      here: point.id === this.#token,
+      neighbours: neighbours.has(point.id),
     }));
-    spots.sort((a, b) => Number(b.here) - Number(a.here) || Number(b.near) - Number(a.near));
+    points.sort((a, b) => Number(b.here) - Number(a.here) || Number(b.neighbours) - Number(a.neighbours));
     const taken: { left: number; right: number; y: number }[] = [];
     const free = (text: string, x: number, y: number): boolean => {
-      const wide = 7.2 * text.length + 8,
-        left = x > WIDE - 90 ? x - 6 - wide : x + 4,
-        box = { left, right: left + wide, y };
+      const width = 7.2 * text.length + 8,
+        left = x > WIDE - 90 ? x - 6 - width : x + 4,
+        box = { left, right: left + width, y };
       if (taken.some((one) => box.left < one.right && box.right > one.left && Math.abs(box.y - one.y) < 13))
         return false;
       taken.push(box);
@@ -294,18 +294,18 @@ export class EmbeddingView extends SessionElement {
     return html`<div class="stack close">
       <h3>Principal components of the tokens of this text and their neighbours</h3>
       <svg viewBox="0 0 ${WIDE} ${HIGH}" role="group" aria-label="Two-dimensional projection of embeddings">
-        ${spots.map(({ place, x, y, here, near: beside }) => {
-          const named = free(visibleText(place.text), x, y),
-            open = () => this.session.setOptions({ token: String(place.id) });
+        ${points.map(({ point, x, y, here, neighbours: isNeighbour }) => {
+          const named = free(visibleText(point.text), x, y),
+            open = () => this.session.setOptions({ token: String(point.id) });
           return svg`<g class=${
-            here ? "here" : beside ? "near" : "dim"
-          } role="button" tabindex="0" aria-label=${`token ${place.text}`} @click=${open}
+            here ? "here" : isNeighbour ? "near" : "dim"
+          } role="button" tabindex="0" aria-label=${`token ${point.text}`} @click=${open}
           @keydown=${(event: KeyboardEvent) => {
             if (event.key === "Enter") open();
-          }}><circle cx=${x} cy=${y} r=${here ? 5 : 3}><title>${visibleText(place.text)}</title></circle>
+          }}><circle cx=${x} cy=${y} r=${here ? 5 : 3}><title>${visibleText(point.text)}</title></circle>
           <text visibility=${named ? "visible" : "hidden"} x=${x + 6} y=${y + 4} text-anchor=${
             x > WIDE - 90 ? "end" : "start"
-          } dx=${x > WIDE - 90 ? -12 : 0}>${visibleText(place.text)}</text></g>`;
+          } dx=${x > WIDE - 90 ? -12 : 0}>${visibleText(point.text)}</text></g>`;
         })}
       </svg>
       <p class="small soft">

@@ -8,12 +8,12 @@ import { Resource } from "../resource.js";
 import { count, num, short, type Num } from "../lib/number.js";
 import type { Tensor } from "../lib/tensor.js";
 import { inlineToken } from "../components/token.js";
-import type { Anatomy, BlockSum, Summary } from "../api_types.js";
+import type { Anatomy, Block, Summary } from "../api_types.js";
 import { SessionElement } from "../view.js";
 
 @customElement("gf-flow")
 export class Flow extends SessionElement {
-  #block = new Resource<BlockSum>(this, () =>
+  #block = new Resource<Block>(this, () =>
     this.#layer < 0
       ? null
       : this.session.traceViewPath("block", { layer: this.#layer, position: this.session.cursor.query, top: 0 }),
@@ -118,8 +118,8 @@ export class Flow extends SessionElement {
   }
 
   get #stage(): number {
-    const asked = Number(this.session.address.options["stage"] ?? 0);
-    return Number.isInteger(asked) ? Math.min(this.#last, Math.max(0, asked)) : 0;
+    const option = Number(this.session.address.options["stage"] ?? 0);
+    return Number.isInteger(option) ? Math.min(this.#last, Math.max(0, option)) : 0;
   }
 
   /** The current block; -1: none. */

@@ -29,7 +29,7 @@ export class GridRow extends SessionElement {
     css`
       .heads {
         display: grid;
-        grid-template-columns: 1.8rem repeat(var(--n), minmax(2.2rem, 5.2rem));
+        grid-template-columns: 1.8rem repeat(var(--n), minmax(2.2rem, 7rem));
         gap: 5px;
         align-items: center;
       }

@@ -108,17 +108,17 @@ export class HeadsView extends SessionElement {
 
   #show(heads: Heads) {
     const { session } = this,
-      muted = this.#excluded,
+      excluded = this.#excluded,
       sorted = session.address.options["sort"] === "contribution";
     const order = heads.parts.map((_, i) => i);
     if (sorted) order.sort((a, b) => num(heads.shares[b] as Num) - num(heads.shares[a] as Num));
     const ztop = largest(heads.z.flat().map(num)).size,
       top = largest([...heads.parts.flat(), ...heads.out].map(num)).size;
-    const left = heads.out.map(
-      (x, i) => num(x) - [...muted].reduce((sum, head) => sum + num(heads.parts[head]?.[i] ?? 0), 0),
+    const remaining = heads.out.map(
+      (x, i) => num(x) - [...excluded].reduce((sum, head) => sum + num(heads.parts[head]?.[i] ?? 0), 0),
     );
-    const away =
-      Math.hypot(...left.map((x, i) => x - num(heads.out[i] as Num))) /
+    const change =
+      Math.hypot(...remaining.map((x, i) => x - num(heads.out[i] as Num))) /
       Math.max(1e-30, Math.hypot(...heads.out.map(num)));
     return html`<p>
         The attention output for ${inlineToken(session.tokens[heads.position]?.text)} in block ${heads.layer} is the
@@ -130,11 +130,11 @@ export class HeadsView extends SessionElement {
           sort by contribution
         </button>
         ${
-          muted.size
+          excluded.size
             ? html`<button @click=${() => session.setOptions({ exclude: null })}>include all heads</button>
                 <span class="small"
-                  >without ${[...muted].map((i) => `head ${i}`).join(", ")} the output changes by
-                  <span class="num">${percent(away)}</span> of its norm</span
+                  >without ${[...excluded].map((i) => `head ${i}`).join(", ")} the output changes by
+                  <span class="num">${percent(change)}</span> of its norm</span
                 >`
             : nothing
         }
@@ -153,10 +153,10 @@ export class HeadsView extends SessionElement {
           <tbody>
             ${order.map(
               (i) =>
-                html`<tr class="${muted.has(i) ? "muted" : ""} ${i === session.cursor.head ? "here" : ""}">
+                html`<tr class="${excluded.has(i) ? "muted" : ""} ${i === session.cursor.head ? "here" : ""}">
                   <th scope="row">
                     ${i}<button
-                      aria-pressed=${muted.has(i)}
+                      aria-pressed=${excluded.has(i)}
                       aria-label="exclude head ${i}"
                       @click=${() => this.#toggle(i)}
                     >
@@ -202,11 +202,15 @@ export class HeadsView extends SessionElement {
               <th scope="row">sum</th>
               <td></td>
               <td>
-                <gf-strip meaning="residual" .data=${muted.size ? left : heads.out} .top=${top} label="attention output"
-                  >${muted.size ? "without the excluded heads" : "attention output"}</gf-strip
+                <gf-strip
+                  meaning="residual"
+                  .data=${excluded.size ? remaining : heads.out}
+                  .top=${top}
+                  label="attention output"
+                  >${excluded.size ? "without the excluded heads" : "attention output"}</gf-strip
                 >
               </td>
-              <td class="n num">${short(Math.hypot(...(muted.size ? left : heads.out.map(num))))}</td>
+              <td class="n num">${short(Math.hypot(...(excluded.size ? remaining : heads.out.map(num))))}</td>
               <td></td>
             </tr>
           </tbody>
@@ -225,8 +229,8 @@ export class HeadsView extends SessionElement {
   }
 
   #toggle(head: number): void {
-    const muted = this.#excluded;
-    if (!muted.delete(head)) muted.add(head);
-    this.session.setOptions({ exclude: muted.size ? [...muted].sort((a, b) => a - b).join(".") : null });
+    const excluded = this.#excluded;
+    if (!excluded.delete(head)) excluded.add(head);
+    this.session.setOptions({ exclude: excluded.size ? [...excluded].sort((a, b) => a - b).join(".") : null });
   }
 }

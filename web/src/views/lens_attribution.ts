@@ -10,14 +10,14 @@ import { Resource } from "../resource.js";
 import { num, short, type Num } from "../lib/number.js";
 import type { Pick } from "../components/matrix.js";
 import { inlineToken, visibleText } from "../components/token.js";
-import type { Attribution, Choice } from "../api_types.js";
+import type { Attribution, Sampling } from "../api_types.js";
 import { SessionElement } from "../view.js";
 
 const KEYS = { target: "target_token", rival: "rival_token" } as const; // option names
 
 @customElement("gf-lens-attribution")
 export class LensAttribution extends SessionElement {
-  #likely = new Resource<Choice>(this, () =>
+  #likely = new Resource<Sampling>(this, () =>
     this.session.traceViewPath("sampling", { position: this.session.cursor.query, top: 12 }),
   );
   #shares = new Resource<Attribution>(this, () =>

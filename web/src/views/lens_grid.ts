@@ -8,7 +8,7 @@ import { setStyle } from "../lib/set_style.js";
 import { num, percent } from "../lib/number.js";
 import { visibleText } from "../components/token.js";
 import { RowStream } from "../row_stream.js";
-import type { Lens, LensRow, Likely, Receipt, TraceInfo } from "../api_types.js";
+import type { Lens, LensRow, LensToken, Receipt, TraceInfo } from "../api_types.js";
 import { SessionElement } from "../view.js";
 
 const columnsPerSide = (): number => (innerWidth < 720 ? 2 : 4); // tokens on either side
@@ -16,8 +16,8 @@ const TOP = 5;
 
 /** Results received for a trace: the rows of each token, and the receipts of complete tokens. */
 interface Received {
-  rows: Map<number, Likely[][]>;
-  whole: Map<number, Receipt>;
+  rows: Map<number, LensToken[][]>;
+  complete: Map<number, Receipt>;
 }
 const received = new WeakMap<TraceInfo, Received>();
 
@@ -126,7 +126,7 @@ export class LensGrid extends SessionElement {
 
   get #received(): Received {
     const { trace } = this.session,
-      found = (trace && received.get(trace)) ?? { rows: new Map(), whole: new Map() };
+      found = (trace && received.get(trace)) ?? { rows: new Map(), complete: new Map() };
     if (trace) received.set(trace, found);
     return found;
   }
@@ -135,16 +135,16 @@ export class LensGrid extends SessionElement {
   get #positions(): number[] {
     const { session } = this,
       last = session.tokens.length - 1,
-      beside = columnsPerSide();
-    const from = Math.max(0, Math.min(session.cursor.query - beside, last - 2 * beside)),
-      to = Math.min(last, from + 2 * beside);
+      perSide = columnsPerSide();
+    const from = Math.max(0, Math.min(session.cursor.query - perSide, last - 2 * perSide)),
+      to = Math.min(last, from + 2 * perSide);
     return Array.from({ length: to - from + 1 }, (_, i) => from + i);
   }
 
   /** The path that requests the missing visible positions, or null. */
   #path(): string | null {
-    const { whole } = this.#received,
-      missing = this.#positions.filter((at) => !whole.has(at));
+    const { complete } = this.#received,
+      missing = this.#positions.filter((at) => !complete.has(at));
     if (!missing.length) return null;
     this.#asked = missing;
     return this.session.traceViewPath("lens", { top: TOP, position: missing.join(","), stream: true });
@@ -152,15 +152,15 @@ export class LensGrid extends SessionElement {
 
   #store(tokens: number[], rows: LensRow[], from: number): void {
     tokens.forEach((at, column) => {
-      const kept = this.#received.rows.get(at) ?? [];
-      rows.forEach((row, i) => (kept[from + i] = row.top[column] ?? []));
-      this.#received.rows.set(at, kept);
+      const received = this.#received.rows.get(at) ?? [];
+      rows.forEach((row, i) => (received[from + i] = row.top[column] ?? []));
+      this.#received.rows.set(at, received);
     });
   }
 
   #complete(lens: Lens): void {
     this.#store(lens.positions, lens.rows, 0);
-    for (const at of lens.positions) this.#received.whole.set(at, lens.receipt);
+    for (const at of lens.positions) this.#received.complete.set(at, lens.receipt);
   }
 
   #rowName(i: number): string {
@@ -170,12 +170,12 @@ export class LensGrid extends SessionElement {
   override render() {
     const { session } = this,
       { query } = session.cursor,
-      { rows, whole } = this.#received,
-      near = this.#positions,
+      { rows, complete } = this.#received,
+      positions = this.#positions,
       error = this.#lens.error;
-    const floors = Array.from({ length: (session.anatomy?.layers.length ?? 0) + 1 }, (_, i) => i),
-      own = rows.get(query),
-      receipt = whole.get(query);
+    const rowIndices = Array.from({ length: (session.anatomy?.layers.length ?? 0) + 1 }, (_, i) => i),
+      selectedRows = rows.get(query),
+      receipt = complete.get(query);
     return html`<div class="stack">
       <div class="stack close">
         <h3>Logit lens: most likely next token after each block</h3>
@@ -185,14 +185,14 @@ export class LensGrid extends SessionElement {
       </div>
       ${error ? html`<gf-notice reason=${error.message}></gf-notice>` : nothing}
       <div class="wrap" tabindex="0" role="region" aria-label="Logit lens">
-        <table class="grid" aria-busy=${whole.has(query) ? "false" : "true"}>
+        <table class="grid" aria-busy=${complete.has(query) ? "false" : "true"}>
           <caption>
             <span class="away">Most likely next token after each block</span>
           </caption>
           <thead>
             <tr>
               <th class="name"><span class="away">after</span></th>
-              ${near.map(
+              ${positions.map(
                 (at) =>
                   html`<th scope="col">
                     <button
@@ -207,29 +207,29 @@ export class LensGrid extends SessionElement {
             </tr>
           </thead>
           <tbody>
-            ${floors.map(
+            ${rowIndices.map(
               (i) =>
                 html`<tr>
                   <th scope="row" class="name">${this.#rowName(i)}</th>
-                  ${near.map((at) => this.#cell(rows.get(at)?.[i]?.[0]))}
+                  ${positions.map((at) => this.#cell(rows.get(at)?.[i]?.[0]))}
                 </tr>`,
             )}
           </tbody>
         </table>
       </div>
       ${
-        own
+        selectedRows
           ? html`<div class="wrap" tabindex="0" role="region" aria-label="Five most likely tokens after each block">
               <table class="best">
                 <caption>
                   <span class="away">Five most likely tokens after token ${query}</span>
                 </caption>
                 <tbody>
-                  ${floors.map(
+                  ${rowIndices.map(
                     (i) =>
                       html`<tr>
                         <th scope="row">${this.#rowName(i)}</th>
-                        ${(own[i] ?? []).map(
+                        ${(selectedRows[i] ?? []).map(
                           (one) =>
                             html`<td>
                               <span class="num tok">${visibleText(one.token)}</span
@@ -251,7 +251,7 @@ export class LensGrid extends SessionElement {
     </div>`;
   }
 
-  #cell(one: Likely | undefined) {
+  #cell(one: LensToken | undefined) {
     if (!one) return html`<td></td>`; // pending
     const p = share(one),
       colour = shareColour(p, currentScheme());
@@ -265,4 +265,4 @@ export class LensGrid extends SessionElement {
   }
 }
 
-const share = (one: Likely): number => Math.exp(num(one.logprob));
+const share = (one: LensToken): number => Math.exp(num(one.logprob));

@@ -7,7 +7,7 @@ import "../components/notice.js";
 import { Resource } from "../resource.js";
 import { count, num, percent, type Num } from "../lib/number.js";
 import { inlineToken } from "../components/token.js";
-import type { Choice } from "../api_types.js";
+import type { Sampling } from "../api_types.js";
 import { SessionElement } from "../view.js";
 
 const SLIDERS = [
@@ -19,15 +19,15 @@ const SLIDERS = [
 
 @customElement("gf-lens-sampling")
 export class LensSampling extends SessionElement {
-  #choice = new Resource<Choice>(this, () => {
+  #choice = new Resource<Sampling>(this, () => {
     const { address, cursor } = this.session,
-      asked: Record<string, number> = {};
-    for (const { name, off } of SLIDERS) if (this.#set(name) !== off) asked[name] = this.#set(name);
+      parameters: Record<string, number> = {};
+    for (const { name, off } of SLIDERS) if (this.#set(name) !== off) parameters[name] = this.#set(name);
     const draws = Number(address.options["samples"] ?? 0) || 0;
     return this.session.traceViewPath("sampling", {
       position: cursor.query,
       top: 12,
-      ...asked,
+      ...parameters,
       ...(draws ? { draws, seed: address.seed + Number(address.options["sample_seed"] ?? 0) } : {}),
     });
   });
@@ -76,8 +76,8 @@ export class LensSampling extends SessionElement {
 
   #set(name: string): number {
     const slider = SLIDERS.find((one) => one.name === name),
-      asked = Number(this.session.address.options[name] ?? NaN);
-    return Number.isFinite(asked) ? asked : (slider?.off ?? 0);
+      parameters = Number(this.session.address.options[name] ?? NaN);
+    return Number.isFinite(parameters) ? parameters : (slider?.off ?? 0);
   }
 
   override render() {
@@ -164,7 +164,7 @@ export class LensSampling extends SessionElement {
     </div>`;
   }
 
-  #drawn(choice: Choice) {
+  #drawn(choice: Sampling) {
     return html`<div class="stage">
       <h3><span>sampled</span><span class="soft num">${count(choice.n_draws)} times</span></h3>
       <gf-bars
@@ -187,10 +187,10 @@ export class LensSampling extends SessionElement {
   /** Draw `n` samples. Repeating the request increments the seed. */
   #draw(n: number): void {
     const { address } = this.session,
-      again = Number(address.options["samples"]) === n;
+      repeated = Number(address.options["samples"]) === n;
     this.session.setOptions({
       samples: String(n),
-      sample_seed: again
+      sample_seed: repeated
         ? String(Number(address.options["sample_seed"] ?? 0) + 1)
         : (address.options["sample_seed"] ?? null),
     });

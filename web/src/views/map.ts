@@ -123,7 +123,7 @@ export class MapView extends SessionElement {
   override render() {
     const { anatomy } = this.session,
       times = this.#times.value;
-    const whole = times ? times.embedding + sum(times.attention) + sum(times.feed_forward) + times.head : 1;
+    const totalTime = times ? times.embedding + sum(times.attention) + sum(times.feed_forward) + times.head : 1;
     if (!anatomy) return nothing;
     const first = anatomy.layers[0];
     const facts: [string, string][] = [
@@ -157,10 +157,10 @@ export class MapView extends SessionElement {
           ? html`<div>
               <h3>Time of a forward pass: ${times.total.toFixed(2)} ms for ${times.tokens} tokens, measured now</h3>
               ${this.#share([
-                ["embedding", times.embedding / whole],
-                ["attention", sum(times.attention) / whole],
-                ["feed-forward", sum(times.feed_forward) / whole],
-                ["head", times.head / whole],
+                ["embedding", times.embedding / totalTime],
+                ["attention", sum(times.attention) / totalTime],
+                ["feed-forward", sum(times.feed_forward) / totalTime],
+                ["head", times.head / totalTime],
               ])}
             </div>`
           : nothing

@@ -99,9 +99,9 @@ export class QKVView extends SessionElement {
   ];
 
   get #dim(): number {
-    const asked = Number(this.session.address.options["dim"] ?? 0),
+    const option = Number(this.session.address.options["dim"] ?? 0),
       size = this.session.anatomy?.layers[this.session.cursor.layer]?.head_dim ?? 1;
-    return Number.isInteger(asked) ? Math.min(size - 1, Math.max(0, asked)) : 0;
+    return Number.isInteger(option) ? Math.min(size - 1, Math.max(0, option)) : 0;
   }
 
   override render() {
@@ -176,9 +176,11 @@ export class QKVView extends SessionElement {
 
   #one(qkv: QKV, part: "q" | "k" | "v", name: "query" | "key" | "value", move: (event: CustomEvent<number>) => void) {
     const values = qkv[part],
-      turned = part === "v" ? null : qkv[`${part}_rot`],
-      top = largest([...values, ...(turned ?? [])].map(num)).size;
-    const how = [qkv.normed ? "normalised" : "", qkv.turned ? "rotated by position" : ""].filter(Boolean).join(" and ");
+      rotated = part === "v" ? null : qkv[`${part}_rot`],
+      top = largest([...values, ...(rotated ?? [])].map(num)).size;
+    const transformations = [qkv.normed ? "normalised" : "", qkv.turned ? "rotated by position" : ""]
+      .filter(Boolean)
+      .join(" and ");
     const cut = part !== "v" && qkv.latents.kv ? qkv.turned : 0;
     return html`<div class="one" ${setStyle({ "--tone": `var(--${name})` })}>
       <h3><span>${name}</span> = ${formula(qkv, part)}</h3>
@@ -194,16 +196,16 @@ export class QKVView extends SessionElement {
       ></gf-strip>
       ${this.#product(qkv, part)}
       ${
-        turned && how
-          ? html`<span class="lab">${how}</span
+        rotated && transformations
+          ? html`<span class="lab">${transformations}</span
               ><gf-strip
                 class="tall"
-                .data=${turned}
+                .data=${rotated}
                 .top=${top}
                 .cut=${cut}
                 meaning=${name}
                 .at=${qkv.dim}
-                label="${name}, ${how}"
+                label="${name}, ${transformations}"
                 @pick=${move}
               ></gf-strip>
               <span class="lab"

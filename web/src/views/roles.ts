@@ -10,7 +10,7 @@ import { count, num, percent } from "../lib/number.js";
 import type { Pick } from "../components/matrix.js";
 import { inlineToken } from "../components/token.js";
 import { RowStream } from "../row_stream.js";
-import type { Evidence, RoleRow, Roles, TraceInfo } from "../api_types.js";
+import type { RoleExample, RoleRow, Roles, TraceInfo } from "../api_types.js";
 import { SessionElement } from "../view.js";
 
 export const TITLES: Record<string, string> = {
@@ -24,7 +24,7 @@ export const TITLES: Record<string, string> = {
 /** Results received for a trace: rows of layers, then the complete view. */
 interface Received {
   rows: RoleRow[];
-  whole: Roles | null;
+  complete: Roles | null;
 }
 const received = new WeakMap<TraceInfo, Received>();
 
@@ -34,9 +34,9 @@ const REPEATED = new Set(["duplicate", "induction"]); // require a repeated toke
 export class RolesView extends SessionElement {
   #roles = new RowStream<RoleRow, Roles>(
     this,
-    () => (this.#received.whole ? null : this.session.traceViewPath("roles", { stream: true })),
+    () => (this.#received.complete ? null : this.session.traceViewPath("roles", { stream: true })),
     (row, i) => (this.#received.rows[i] = row),
-    (whole) => (this.#received.whole = whole),
+    (complete) => (this.#received.complete = complete),
   );
 
   static override styles = [
@@ -73,34 +73,34 @@ export class RolesView extends SessionElement {
 
   get #received(): Received {
     const { trace } = this.session,
-      found = (trace && received.get(trace)) ?? { rows: [], whole: null };
+      found = (trace && received.get(trace)) ?? { rows: [], complete: null };
     if (trace) received.set(trace, found);
     return found;
   }
 
   /** The scores of all layers; NaN if pending. */
   #scores(role: string) {
-    const { rows, whole } = this.#received,
+    const { rows, complete } = this.#received,
       heads = this.session.anatomy?.layers.map((layer) => layer.n_heads) ?? [];
-    const most = Math.max(1, ...heads),
-      none = () => Array.from({ length: most }, () => NaN);
+    const columns = Math.max(1, ...heads),
+      none = () => Array.from({ length: columns }, () => NaN);
     return (
-      whole?.scores[role] ??
+      complete?.scores[role] ??
       heads.map((_, layer) => {
         const one = rows[layer]?.scores[role];
-        return one ? [...one, ...none()].slice(0, most) : none();
+        return one ? [...one, ...none()].slice(0, columns) : none();
       })
     );
   }
 
-  #evidence(role: string, layer: number, head: number): Evidence | null {
+  #evidence(role: string, layer: number, head: number): RoleExample | null {
     return (
-      (this.#received.whole?.evidence[role]?.[layer] ?? this.#received.rows[layer]?.evidence[role])?.[head] ?? null
+      (this.#received.complete?.evidence[role]?.[layer] ?? this.#received.rows[layer]?.evidence[role])?.[head] ?? null
     );
   }
 
   override render() {
-    const { whole, rows } = this.#received,
+    const { complete, rows } = this.#received,
       error = this.#roles.error,
       n = this.session.anatomy?.layers.length ?? 0;
     return html`<section class="stack">
@@ -108,11 +108,11 @@ export class RolesView extends SessionElement {
       ${
         error
           ? html`<gf-notice reason=${error.message}></gf-notice>`
-          : rows.length || whole
-            ? this.#show(whole)
+          : rows.length || complete
+            ? this.#show(complete)
             : nothing
       }
-      ${whole || error ? nothing : html`<p class="small" role="status">scored ${rows.length} of ${n} blocks …</p>`}
+      ${complete || error ? nothing : html`<p class="small" role="status">scored ${rows.length} of ${n} blocks …</p>`}
     </section>`;
   }
 

@@ -12,7 +12,7 @@ import { describeEdit, pythonLiteral } from "../lib/edit_text.js";
 import type { Pick } from "../components/matrix.js";
 import { inlineToken, visibleText } from "../components/token.js";
 import type { Cursor } from "../session.js";
-import type { Attention, Choice, SweepBegin, Swept } from "../api_types.js";
+import type { Attention, Sampling, SweepBegin, SweepResult } from "../api_types.js";
 import { ApiError } from "../transport.js";
 import { SessionElement } from "../view.js";
 
@@ -37,11 +37,11 @@ const OPS: [string, string][] = [
 /** A running or finished sweep. */
 interface Run {
   table: SweepTable;
-  about: SweepBegin;
+  info: SweepBegin;
   trace: string;
   python: string;
   text: string; // source text of a patch
-  ended: "" | "done" | "stopped";
+  status: "" | "done" | "stopped";
 }
 
 @customElement("gf-sweep")
@@ -51,7 +51,7 @@ export class Sweep extends SessionElement {
   @state() private error = "";
   #work: AbortController | null = null;
   #started = false;
-  #likely = new Resource<Choice>(this, () =>
+  #likely = new Resource<Sampling>(this, () =>
     this.#metric === "logits"
       ? this.session.traceViewPath("sampling", { position: this.session.cursor.query, top: 12 })
       : null,
@@ -138,15 +138,15 @@ export class Sweep extends SessionElement {
 
   get #over(): string {
     const [first] = this.#overChoices[0] as [string, string],
-      asked = this.#option("over", first);
-    return this.#overChoices.some(([value]) => value === asked) ? asked : first;
+      option = this.#option("over", first);
+    return this.#overChoices.some(([value]) => value === option) ? option : first;
   }
 
   /** Which attention, in an encoder-decoder model. */
   get #side(): Attention {
-    const asked = this.#option("sweep_attention", "attn");
-    return this.session.anatomy?.kind === "encoder-decoder" && (asked === "cross" || asked === "encoder")
-      ? asked
+    const option = this.#option("sweep_attention", "attn");
+    return this.session.anatomy?.kind === "encoder-decoder" && (option === "cross" || option === "encoder")
+      ? option
       : "attn";
   }
 
@@ -227,7 +227,7 @@ export class Sweep extends SessionElement {
               )}<span>and</span>${this.#token("rival_token", "rival", "second most likely")}`
             : nothing
         }
-        ${this.#work && run?.ended === "" ? nothing : html`<button class="strong">Run</button>`}
+        ${this.#work && run?.status === "" ? nothing : html`<button class="strong">Run</button>`}
       </form>
       ${this.error ? html`<p class="wrong" role="alert">${this.error}</p>` : nothing} ${run ? this.#show(run) : nothing}
     </div>`;
@@ -239,7 +239,7 @@ export class Sweep extends SessionElement {
       aria-label=${label}
       @change=${(event: Event) => this.#setOption(name, (event.target as HTMLSelectElement).value, otherwise)}
     >
-      ${all.map(([value, words]) => html`<option value=${value} .selected=${value === now}>${words}</option>`)}
+      ${all.map(([value, label]) => html`<option value=${value} .selected=${value === now}>${label}</option>`)}
     </select>`;
   }
 
@@ -267,36 +267,36 @@ export class Sweep extends SessionElement {
       this.#setOption(name, (event.target as HTMLInputElement | HTMLTextAreaElement).value, "");
 
   #show(run: Run) {
-    const { table, about, ended } = run,
+    const { table, info, status } = run,
       { session } = this,
       done = table.done,
       cell = table.row(this.at),
-      odd = table.nonFinite;
+      nonFinite = table.nonFinite;
     const stale = session.trace?.id !== run.trace;
-    const best = table.largest;
+    const largest = table.largest;
     return html`<div class="row run small" role="status">
         ${
-          ended === ""
-            ? html`<progress max=${about.total} value=${done} aria-label="Progress of the sweep"></progress>`
+          status === ""
+            ? html`<progress max=${info.total} value=${done} aria-label="Progress of the sweep"></progress>`
             : nothing
         }
         <span
           ><span class="num">${count(done)}</span> of
-          <span class="num">${count(about.total)}</span>${ended === "stopped" ? ", stopped" : ""}</span
+          <span class="num">${count(info.total)}</span>${status === "stopped" ? ", stopped" : ""}</span
         >
-        ${ended === "" ? html`<button @click=${() => this.#stop()}>Stop</button>` : nothing}
+        ${status === "" ? html`<button @click=${() => this.#stop()}>Stop</button>` : nothing}
         ${
-          best
+          largest
             ? html`<span
                 >largest effect:
-                <button class="link" @click=${() => this.#pick(table.cellOf(best), table)}>
-                  ${describeEdit(this.#edit(best, run))}
+                <button class="link" @click=${() => this.#pick(table.cellOf(largest), table)}>
+                  ${describeEdit(this.#edit(largest, run))}
                 </button>
-                <span class="num">${short(best.change)}</span></span
+                <span class="num">${short(largest.change)}</span></span
               >`
             : nothing
         }
-        ${odd ? html`<span>× marks ${count(odd)} non-finite values</span>` : nothing}
+        ${nonFinite ? html`<span>× marks ${count(nonFinite)} non-finite values</span>` : nothing}
         ${stale ? html`<span class="soft">outdated: the edits have changed</span>` : nothing}
       </div>
       <gf-matrix
@@ -314,7 +314,7 @@ export class Sweep extends SessionElement {
         .rowLabel=${(i: number) => table.rowName(i)}
         .columnLabel=${(i: number) => this.#column(table, i)}
         label="Effect of each edit"
-        note=${about.target === null ? "nats" : "logits"}
+        note=${info.target === null ? "nats" : "logits"}
         @pick=${(event: CustomEvent<Pick>) => this.#pick(event.detail, table)}
       ></gf-matrix>
       ${
@@ -323,10 +323,10 @@ export class Sweep extends SessionElement {
               <span
                 >${describeEdit(this.#edit(cell, run))}:
                 ${
-                  about.target === null
+                  info.target === null
                     ? html`KL <span class="num picked">${exact(cell.value)}</span> nats`
                     : html`<span class="num picked">${exact(cell.value)}</span> logits, unedited
-                        <span class="num">${short(about.base)}</span>`
+                        <span class="num">${short(info.base)}</span>`
                 }</span
               >
               <button @click=${() => session.navigate({ edits: [...session.address.edits, this.#edit(cell, run)] })}>
@@ -342,8 +342,8 @@ export class Sweep extends SessionElement {
                     }.`
               }
               ${
-                about.target === null
-                  ? "Darker cells change the next-token probabilities more."
+                info.target === null
+                  ? "Stronger colours mean larger changes of the next-token probabilities."
                   : "Coloured cells increase the logit difference, grey cells decrease it."
               }
               Select a cell to keep its edit.
@@ -370,7 +370,7 @@ export class Sweep extends SessionElement {
   }
 
   /** Return the edit of a result in the form that links use. */
-  #edit(row: Swept, run: Run): Edit {
+  #edit(row: SweepResult, run: Run): Edit {
     const { vector, ...edit } = row.edit;
     return vector === undefined ? edit : { ...edit, from_text: run.text };
   }
@@ -395,28 +395,29 @@ export class Sweep extends SessionElement {
     this.run = null;
     this.at = { row: -1, column: -1 };
     if (session.address.options["sweep"] !== "1") session.setOptions({ sweep: "1" });
-    const how: Record<string, string | number> = {
+    const parameters: Record<string, string | number> = {
       over,
       op,
       position: cursor.query,
       ...(side === "attn" ? {} : { attention: side }),
     };
-    if (op === "scale") how["factor"] = Number.isFinite(factor) ? factor : this.#option("factor", "0.5");
+    if (op === "scale") parameters["factor"] = Number.isFinite(factor) ? factor : this.#option("factor", "0.5");
     if (this.#metric === "logits")
       for (const [name, set] of [
         ["target", "target_token"],
         ["rival", "rival_token"],
       ] as const)
-        if (this.#option(set, "") !== "") how[name] = Number(this.#option(set, ""));
+        if (this.#option(set, "") !== "") parameters[name] = Number(this.#option(set, ""));
     try {
-      if (this.#metric === "logits" && how["target"] === undefined) how["target"] = await this.#likeliest();
+      if (this.#metric === "logits" && parameters["target"] === undefined)
+        parameters["target"] = await this.#likeliest();
       const source = op === "patch" ? { source: (await session.traceText(text)).id } : {};
       await this.#receive(
         work,
         trace.id,
-        { ...how, ...source },
+        { ...parameters, ...source },
         new SweepTable(over, anatomy, cursor.query, side, trace.source?.tokens.length),
-        this.#python(how, op === "patch" ? text : null),
+        this.#python(parameters, op === "patch" ? text : null),
         text,
       );
     } catch (error) {
@@ -434,15 +435,19 @@ export class Sweep extends SessionElement {
   async #receive(
     work: AbortController,
     trace: string,
-    how: Record<string, string | number>,
+    parameters: Record<string, string | number>,
     table: SweepTable,
     python: string,
     text: string,
   ): Promise<void> {
-    for await (const { event, data } of this.session.transport.events("/v1/sweeps", { trace, ...how }, work.signal)) {
+    for await (const { event, data } of this.session.transport.events(
+      "/v1/sweeps",
+      { trace, ...parameters },
+      work.signal,
+    )) {
       if (work !== this.#work) return;
-      if (event === "begin") this.run = { table, about: data as SweepBegin, trace, python, text, ended: "" };
-      if (event === "row") table.add(data as Swept);
+      if (event === "begin") this.run = { table, info: data as SweepBegin, trace, python, text, status: "" };
+      if (event === "row") table.add(data as SweepResult);
       if (event === "done") this.#end("done");
       this.requestUpdate();
     }
@@ -451,16 +456,16 @@ export class Sweep extends SessionElement {
   /** Return the most likely token at the measured position. */
   async #likeliest(): Promise<number> {
     const path = this.session.traceViewPath("sampling", { position: this.session.cursor.query, top: 12 });
-    return path ? ((await this.session.fetch<Choice>(path)).tokens[0]?.id ?? 0) : 0;
+    return path ? ((await this.session.fetch<Sampling>(path)).tokens[0]?.id ?? 0) : 0;
   }
 
-  #python(how: Record<string, string | number>, text: string | null): string {
-    const words = Object.entries(how).map(([name, value]) => `${name}=${pythonLiteral(value)}`);
-    if (text !== null) words.push(`source=lm.trace(${pythonLiteral(text)})`);
-    return `list(lm.sweep(t, ${words.join(", ")}))`;
+  #python(parameters: Record<string, string | number>, text: string | null): string {
+    const args = Object.entries(parameters).map(([name, value]) => `${name}=${pythonLiteral(value)}`);
+    if (text !== null) args.push(`source=lm.trace(${pythonLiteral(text)})`);
+    return `list(lm.sweep(t, ${args.join(", ")}))`;
   }
 
-  #end(ended: "done" | "stopped"): void {
-    if (this.run?.ended === "") this.run = { ...this.run, ended };
+  #end(status: "done" | "stopped"): void {
+    if (this.run?.status === "") this.run = { ...this.run, status };
   }
 }

@@ -185,26 +185,26 @@ export class TextComparison extends SessionElement {
         const i = from + n,
           generated = i >= trace.n_prompt,
           kl = fork?.steps[i]?.kl ?? null,
-          apart = parts >= 0 && i >= parts,
-          sure = token.logprob === null ? 0 : Math.exp(num(token.logprob));
+          differs = parts >= 0 && i >= parts,
+          probability = token.logprob === null ? 0 : Math.exp(num(token.logprob));
         const sizes = setStyle({
-          "--sure": Number.isFinite(sure) ? sure : 0,
+          "--sure": Number.isFinite(probability) ? probability : 0,
           "--kl": kl === null || !Number.isFinite(num(kl)) ? 0 : num(kl) / top,
         });
         const name = `${generated ? "t generated" : "t"} ${
-          apart && other?.tokens[i]?.id !== token.id ? "other" : ""
+          differs && other?.tokens[i]?.id !== token.id ? "other" : ""
         } ${open && i === cursor.query ? "here" : ""}`;
-        const about = `token ${i}${
-          generated && token.logprob !== null ? `, probability ${percent(sure)}` : ""
+        const tooltip = `token ${i}${
+          generated && token.logprob !== null ? `, probability ${percent(probability)}` : ""
         }${kl === null ? "" : `; KL divergence after it ${short(kl)}`}`;
         const bar = fork
           ? html`<i class=${kl !== null && !Number.isFinite(num(kl)) ? "odd" : ""} ?hidden=${kl === null}></i>`
           : nothing;
-        return open || !apart
-          ? html`<button class=${name} title=${about} ${sizes} @click=${() => session.navigate({ query: i })}>
+        return open || !differs
+          ? html`<button class=${name} title=${tooltip} ${sizes} @click=${() => session.navigate({ query: i })}>
               ${visibleText(token.text)}${bar}
             </button>`
-          : html`<span class=${name} title=${about} ${sizes}>${visibleText(token.text)}${bar}</span>`;
+          : html`<span class=${name} title=${tooltip} ${sizes}>${visibleText(token.text)}${bar}</span>`;
       })}${trace.tokens.length === trace.n_prompt ? html`<span class="t">(nothing generated)</span>` : nothing}
     </div>`;
   }
@@ -231,24 +231,25 @@ export class TextComparison extends SessionElement {
   #conclusion(fork: Fork) {
     const { trace } = this.session,
       kls = fork.steps.filter((one) => one.kl !== null).map((one) => num(one.kl ?? 0)),
-      odd = kls.filter((x) => !Number.isFinite(x)).length;
-    if (odd)
+      nonFinite = kls.filter((x) => !Number.isFinite(x)).length;
+    if (nonFinite)
       return html`The KL divergence is ${kls.some(Number.isNaN) ? "NaN" : "∞"} after
-      ${odd === kls.length ? "every token" : `${count(odd)} of ${count(kls.length)} tokens`}, because an edit made a
-      value overflow.${trace && trace.tokens.length === trace.n_prompt ? " No text could be generated." : ""}`;
-    const most = largestDivergence(fork),
-      largest = num(most?.kl ?? 0);
-    if (fork.parts === null && largest === 0 && kls.length === fork.steps.length)
+      ${nonFinite === kls.length ? "every token" : `${count(nonFinite)} of ${count(kls.length)} tokens`}, because an
+      edit made a value
+      overflow.${trace && trace.tokens.length === trace.n_prompt ? " No text could be generated." : ""}`;
+    const largest = largestDivergence(fork),
+      largestKl = num(largest?.kl ?? 0);
+    if (fork.parts === null && largestKl === 0 && kls.length === fork.steps.length)
       return html`No change: the same ${count(kls.length)} tokens, and the KL divergence is exactly 0 after each.`;
     const one = fork.parts === null ? undefined : fork.steps[fork.parts];
     if (one)
       return html`The texts diverge at token ${one.position}: ${inlineToken(one.token ?? "")} becomes
       ${inlineToken(one.other ?? "")}.`;
-    const moved = html`The KL divergence is largest after token ${most?.position}, ${inlineToken(most?.token ?? "")}:
-    ${short(largest)}.`;
+    const divergence = html`The KL divergence is largest after token ${largest?.position},
+    ${inlineToken(largest?.token ?? "")}: ${short(largestKl)}.`;
     if (kls.length < fork.steps.length)
-      return html`One text ends at token ${kls.length}, the other continues. ${moved}`;
-    return html`The text is unchanged. ${moved}`;
+      return html`One text ends at token ${kls.length}, the other continues. ${divergence}`;
+    return html`The text is unchanged. ${divergence}`;
   }
 
   /** The next-token probabilities after the selected token in both texts. */

@@ -107,14 +107,14 @@ export class TokenizerView extends SessionElement {
   /** The name of another model whose tokenizer is compared, or "". */
   get #otherModel(): string {
     const { session } = this,
-      asked = session.address.options["other_model"] ?? "";
-    return session.models.includes(asked) && asked !== session.model ? asked : "";
+      option = session.address.options["other_model"] ?? "";
+    return session.models.includes(option) && option !== session.model ? option : "";
   }
 
   /** The word whose merges are shown; by default the longest word of the text. */
   get #word(): string {
-    const asked = this.session.address.options["word"];
-    if (asked !== undefined) return asked;
+    const option = this.session.address.options["word"];
+    if (option !== undefined) return option;
     return this.#text.match(/ ?\p{L}+/gu)?.reduce((a, b) => (b.trim().length > a.trim().length ? b : a), "") ?? "";
   }
 
@@ -227,9 +227,9 @@ export class TokenizerView extends SessionElement {
 
   /** The number of applied merges; all by default. */
   #step(merges: Merges): number {
-    const asked = Number(this.session.address.options["merge"] ?? NaN),
+    const option = Number(this.session.address.options["merge"] ?? NaN),
       last = merges.steps.length - 1;
-    return Number.isInteger(asked) ? Math.min(last, Math.max(0, asked)) : last;
+    return Number.isInteger(option) ? Math.min(last, Math.max(0, option)) : last;
   }
 
   #mergeSteps() {

@@ -10,7 +10,7 @@ import { Resource } from "../resource.js";
 import { count, fixed, num, short } from "../lib/number.js";
 import type { Pick } from "../components/matrix.js";
 import { inlineToken, visibleText } from "../components/token.js";
-import type { CacheSpeed, Changed, TraceInfo, Tracks } from "../api_types.js";
+import type { CacheSpeed, TraceDifference, TraceInfo, Tracks } from "../api_types.js";
 import { ApiError } from "../transport.js";
 import { SessionElement } from "../view.js";
 
@@ -21,7 +21,7 @@ export class TracksView extends SessionElement {
   @state() private other: { of: string; trace: TraceInfo } | null = null;
   @state() private error = "";
   #tracks = new Resource<Tracks>(this, () => this.session.traceViewPath("tracks", {}));
-  #changed = new Resource<Changed>(this, () =>
+  #changed = new Resource<TraceDifference>(this, () =>
     this.other && this.other.of === this.session.trace?.id
       ? this.session.traceViewPath("changed", { other: this.other.trace.id })
       : null,
@@ -89,9 +89,9 @@ export class TracksView extends SessionElement {
       n = tracks.norms[0]?.length ?? 0,
       rows = tracks.norms.length;
     const level = Math.min(rows - 1, cursor.layer + 1),
-      seen = this.#dependencies(tracks, level, cursor.query);
+      ranges = this.#dependencies(tracks, level, cursor.query);
     const flat = tracks.norms.flat().map(num),
-      cone = flat.map((x, i) => (this.#inside(seen, Math.floor(i / n), i % n) ? x : NaN));
+      cone = flat.map((x, i) => (this.#inside(ranges, Math.floor(i / n), i % n) ? x : NaN));
     const all = session.address.options["dependencies"] !== "1",
       name = (i: number) => `${i} ${visibleText(session.tokens[i]?.text ?? "")}`;
     return html`<p>
@@ -104,7 +104,7 @@ export class TracksView extends SessionElement {
         </button>
         <span class="small soft"
           >${inlineToken(session.tokens[cursor.query]?.text)} after block ${level - 1} depends on
-          ${count(seen.reduce((sum, [from, to]) => sum + to - from + 1, 0))} of ${count(n * rows)} cells</span
+          ${count(ranges.reduce((sum, [from, to]) => sum + to - from + 1, 0))} of ${count(n * rows)} cells</span
         >
       </div>
       <div class="grid">
@@ -170,18 +170,20 @@ export class TracksView extends SessionElement {
   #timing(n: number) {
     const { session } = this,
       speed = this.#speed.value,
-      asked = session.address.options["measure"] !== undefined;
-    if (n < 2 || (!session.live && !asked)) return nothing;
+      requested = session.address.options["measure"] !== undefined;
+    if (n < 2 || (!session.live && !requested)) return nothing;
     return html`<div class="stack close">
       <h3>Parallel and sequential processing</h3>
-      ${asked ? nothing : html`<p><button @click=${() => session.setOptions({ measure: "1" })}>Measure</button></p>`}
       ${
-        asked && this.#speed.error
+        requested ? nothing : html`<p><button @click=${() => session.setOptions({ measure: "1" })}>Measure</button></p>`
+      }
+      ${
+        requested && this.#speed.error
           ? html`<gf-notice heading="Measurement failed" reason=${this.#speed.error.message}></gf-notice>`
           : nothing
       }
       ${
-        asked && speed
+        requested && speed
           ? html`<gf-bars
                 wide
                 meaning="residual"
@@ -214,17 +216,17 @@ export class TracksView extends SessionElement {
 
   /** Return the range of columns that a cell depends on, for each row up to `level`. */
   #dependencies(tracks: Tracks, level: number, column: number): [number, number][] {
-    const seen: [number, number][] = [[column, column]];
+    const ranges: [number, number][] = [[column, column]];
     for (let i = level - 1; i >= 0; i--) {
       const window = tracks.windows[i],
-        [from] = seen[0] as [number, number];
-      seen.unshift([window === null || window === undefined ? 0 : Math.max(0, from - window + 1), column]);
+        [from] = ranges[0] as [number, number];
+      ranges.unshift([window === null || window === undefined ? 0 : Math.max(0, from - window + 1), column]);
     }
-    return seen;
+    return ranges;
   }
 
-  #inside(seen: [number, number][], row: number, column: number): boolean {
-    const span = seen[row];
+  #inside(ranges: [number, number][], row: number, column: number): boolean {
+    const span = ranges[row];
     return span !== undefined && column >= span[0] && column <= span[1];
   }
 
@@ -236,7 +238,7 @@ export class TracksView extends SessionElement {
       error = this.#changed.error?.message ?? this.error;
     const both = this.other?.trace.tokens ?? [],
       cut = !changed?.edited && both.every((token, i) => token.id === session.tokens[i]?.id); // truncated
-    const apart = Math.max(0, ...(changed?.distances.flat().map(num) ?? [])),
+    const largestDistance = Math.max(0, ...(changed?.distances.flat().map(num) ?? [])),
       long = Math.max(0, ...(this.#tracks.value?.norms.flat().map(num) ?? []));
     const n = changed?.distances[0]?.length ?? 0;
     return html`<div class="stack close">
@@ -268,7 +270,7 @@ export class TracksView extends SessionElement {
                 ${
                   cut
                     ? html`The ${n} remaining tokens are unchanged: the largest distance is
-                        <span class="num">${short(apart)}</span>.`
+                        <span class="num">${short(largestDistance)}</span>.`
                     : changed.first === null
                       ? "No difference."
                       : html`${changed.token === null ? nothing : `The texts differ from token ${changed.token} on. `}${
