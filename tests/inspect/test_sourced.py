@@ -177,7 +177,7 @@ def test_alignment_is_what_translate_shows(name):
     if t.kind == "encoder-decoder":
         one_head = t.alignment(layer=1, head=2)
         torch.testing.assert_close(one_head.probs, shown.probs[1, 2])
-        torch.testing.assert_close(eval(one_head.receipt.python, {"t": t}), one_head.probs)
+        torch.testing.assert_close(torch.as_tensor(eval(one_head.receipt.python, {"t": t})), one_head.probs)
         torch.testing.assert_close(t.alignment(layer=1).probs, shown.probs[1].mean(0))
     else:
         assert (found.n_layers, found.n_heads) == (1, 1)

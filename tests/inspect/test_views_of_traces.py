@@ -282,7 +282,7 @@ def test_a_saved_trace_comes_back_bit_by_bit(family, tmp_path):
             "n_prompt",
             "finish",
             "seed",
-            "rereads",
+            "reprefills",
             "edits",
             "budget",
             "choices",
