@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from glassformer.models.embedder import Embedder, load_embedder
     from glassformer.models.language_model import LanguageModel, load
     from glassformer.models.translator import Translator, load_translator
+    from glassformer.text.files.load import load_tokenizer
     from glassformer.text.tokenizer import Tokenizer
     from glassformer.text.train import train_tokenizer
     from glassformer.training.config import TrainConfig
@@ -34,6 +35,7 @@ _HOME = {
     "Translator": "models.translator",
     "load": "models.language_model",
     "load_embedder": "models.embedder",
+    "load_tokenizer": "text.files.load",
     "load_translator": "models.translator",
     "train": "training.run.train",
     "train_tokenizer": "text.train",
@@ -50,6 +52,7 @@ __all__ = [
     "Translator",
     "load",
     "load_embedder",
+    "load_tokenizer",
     "load_translator",
     "train",
     "train_tokenizer",

@@ -1,17 +1,18 @@
-"""Files that are there whole, or not at all."""
+"""Atomic file writes: other processes see the old file or the complete new file, never a partial one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from glassformer.errors import CheckpointError
+from glassformer.errors import CheckpointError, GlassformerError
 
 
 def sync(path: Path) -> None:
-    """Make what was written to a file or folder lasting (fsync)."""
+    """Flush a file or folder to disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -20,24 +21,34 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; on success it is synced and renamed to `path`, otherwise removed.
+def replacing(path: Path, *, error_type: type[GlassformerError] = CheckpointError) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success, fsync it and rename it to `path`.
 
-    CheckpointError names the path where the disk is full or cannot be written.
+    If the block raises, the temporary file is removed and the file at `path` is unchanged.
+
+    Raises:
+        error_type: The file cannot be written, for example because the disk is full. The message names `path`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
-        sync(path.parent)
+        with contextlib.suppress(PermissionError):  # Windows cannot open folders
+            sync(path.parent)
     except OSError as error:
-        raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
+        raise error_type(f"{path} could not be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_bytes(path: Path, data: bytes, *, error_type: type[GlassformerError] = CheckpointError) -> None:
+    """Write a small file atomically. Raises as `replacing` does."""
+    with replacing(path, error_type=error_type) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, "utf-8")
+    """Write a small UTF-8 text file atomically. Raises as `replacing` does."""
+    write_bytes(path, text.encode())

@@ -19,7 +19,7 @@ from glassformer.models.embedder import Embedder
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
 from glassformer.nn.step import Step
-from glassformer.text.files.vocab_files import BYTE_LEVEL, bpe_model, layout_of, wordpiece_of
+from glassformer.text.files.vocab_files import BYTE_LEVEL, bpe_model, tokenizer_json, wordpiece_json
 from glassformer.text.patterns import GPT2, byte_alphabet, byte_level
 from glassformer.text.special_tokens import AddedToken
 from glassformer.text.tokenizer import Tokenizer
@@ -104,7 +104,7 @@ def wordpieces():
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*NAMES, *WORDS, *LETTERS]))}
     assert len(vocab) <= 97
     named = {f"{key}_token": f"[{key.upper()}]" for key in ("pad", "unk", "cls", "sep", "mask")}
-    layout = wordpiece_of(vocab, lowercase=True, accents=None, chinese=True, names=named)
+    layout = wordpiece_json(vocab, lowercase=True, strip_accents=None, split_chinese=True, names=named)
     return Tokenizer(json.dumps(layout), named | {"model_max_length": 512})
 
 
@@ -123,7 +123,7 @@ def bytes_of_roberta():
     vocab["<mask>"] = len(vocab)
     added = [AddedToken(vocab[t], t, special=True, lstrip=t == "<mask>") for t in names.values()]
     frame = {"sep": ["</s>", 2], "cls": ["<s>", 0], "trim_offsets": True, "add_prefix_space": False}
-    layout = layout_of(
+    layout = tokenizer_json(
         bpe_model(vocab, [("t", "h"), ("Ġ", "th")]), added, pre_tokenizer=byte_level(GPT2), decoder=BYTE_LEVEL,
         post_processor={"type": "RobertaProcessing"} | frame,
     )  # fmt: skip

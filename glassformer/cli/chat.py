@@ -74,9 +74,9 @@ def chat(
 
 
 def _talk(lm: LanguageModel, system: str | None) -> Conversation | Text:
-    from glassformer.text.chat.chat_template import ChatTemplate, templates_of
+    from glassformer.text.chat.chat_template import ChatTemplate, chat_templates
 
-    if lm.tokenizer is not None and templates_of(lm.tokenizer):
+    if lm.tokenizer is not None and chat_templates(lm.tokenizer):
         return Conversation(ChatTemplate(lm.tokenizer), system)
     return Text(lm)
 

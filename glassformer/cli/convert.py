@@ -51,7 +51,7 @@ def convert(
 
     from glassformer.families import family_of
     from glassformer.formats import find_model, open_checkpoint
-    from glassformer.formats.gguf.metadata import in_gguf
+    from glassformer.formats.gguf.metadata import gguf_family
 
     to_gguf, dtypes = dst.suffix == ".gguf", {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if not to_gguf and to not in ("auto", *dtypes):
@@ -66,7 +66,7 @@ def convert(
     with working("converting", quiet=json):
         checkpoint = open_checkpoint(found, ignore_key)
         if to_gguf:
-            in_gguf(family_of(checkpoint.config))  # raises ConfigError for a family that GGUF cannot describe
+            gguf_family(family_of(checkpoint.config))  # raises ConfigError for a family that GGUF cannot describe
             stored = next((name for name, dtype in dtypes.items() if dtype == checkpoint.dtype), "F32")
             left_out = _write_gguf(checkpoint, dst, stored if to == "auto" else to)  # pyright: ignore[reportArgumentType]
         else:
@@ -95,7 +95,7 @@ def _folder_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
 
 def _write_folder(checkpoint: Checkpoint, dst: Path, dtype: torch.dtype | None, shard: int) -> None:
     from glassformer.formats import load_decoder, load_seq2seq, load_text_encoder, save_model
-    from glassformer.formats.sentence_transformers import MODULES, write_sentence
+    from glassformer.formats.sentence_transformers import MODULES, write_pooling
     from glassformer.models.language_model import LanguageModel
     from glassformer.models.translator import save_translator
 
@@ -105,7 +105,7 @@ def _write_folder(checkpoint: Checkpoint, dst: Path, dtype: torch.dtype | None, 
         if tokenizer is not None:
             tokenizer.save(dst)
         if checkpoint.metadata or (checkpoint.path / MODULES).exists():
-            write_sentence(checkpoint.pooling().to(dtype), dst, checkpoint.config.d_model)
+            write_pooling(checkpoint.pooling().to(dtype), dst, checkpoint.config.d_model)
     elif checkpoint.kind == "decoder":
         lm = LanguageModel(load_decoder(checkpoint, dtype=dtype), tokenizer, end_ids=checkpoint.end_token_ids())
         lm.save(dst, shard=shard)

@@ -43,11 +43,11 @@ def show(
         Use no network.
     """
     from glassformer.config import TextEncoderConfig
-    from glassformer.families.common.plain import to_plain
+    from glassformer.families.common.config_json import to_json
     from glassformer.formats.checkpoint import open_checkpoint
     from glassformer.formats.find import find_model, tokenizer_of
     from glassformer.formats.load import account, parameters_of
-    from glassformer.formats.sentence_transformers import MODULES, read_sentence
+    from glassformer.formats.sentence_transformers import MODULES, read_pooling
     from glassformer.kernels.describe import describe
     from glassformer.kernels.placement import choose_placement
 
@@ -58,11 +58,11 @@ def show(
     parts: Counter[str] = Counter()
     for name, p in parameters.items():
         parts[_part(name)] += p.numel()
-    stored = Counter(checkpoint.reader.kind(name) for name in checkpoint.reader)
+    stored = Counter(checkpoint.reader.stored_type(name) for name in checkpoint.reader)
     tokenizer = tokenizer_of(found, checkpoint.metadata)
     sentence = None
     if isinstance(checkpoint.config, TextEncoderConfig) and (found / MODULES).exists():
-        sentence = to_plain(read_sentence(found, checkpoint.config.d_model).config)
+        sentence = to_json(read_pooling(found, checkpoint.config.d_model).config)
     placement = choose_placement("auto", "auto", stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
     facts = {
         "model": str(found),
@@ -77,7 +77,7 @@ def show(
         "tokenizer": None if tokenizer is None else _words(tokenizer),
         "template": None if tokenizer is None else _template(tokenizer),
         **({} if sentence is None else {"sentence": sentence}),
-        "config": to_plain(checkpoint.config),
+        "config": to_json(checkpoint.config),
     }
     if json:
         print_json(facts)
@@ -116,7 +116,7 @@ def _words(tokenizer: Tokenizer) -> dict[str, Any]:
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
         "adds_bos": tokenizer.add_bos,
-        "special": len(tokenizer.special),
+        "special": len(tokenizer.special_tokens),
     }
 
 

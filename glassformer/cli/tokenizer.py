@@ -13,29 +13,28 @@ from glassformer.errors import TokenizerError
 
 if TYPE_CHECKING:
     from glassformer.text.tokenizer import Tokenizer
+    from glassformer.text.train import TrainReport
 
 app = App(name="tokenizer", help="Train a tokenizer; encode, decode and show tokens.")
-Special = Annotated[bool, Parameter(negative="", help="Read <|endoftext|> and its like as control tokens.")]
-
-
-Offline = Annotated[bool, Parameter(negative="", help="Use no network.")]
+Special = Annotated[bool, Parameter(negative="", help="Parse <|endoftext|> and the like as special tokens.")]
+Offline = Annotated[bool, Parameter(negative="", help="Do not use the network.")]
 
 
 def open_tokenizer(model: str, offline: bool = False) -> Tokenizer:
-    """The tokenizer of a model, of a run, or of a folder that holds nothing else."""
+    """Return the tokenizer of a model, of a run, or of a folder that contains only a tokenizer."""
     from glassformer.formats.find import find_model, tokenizer_of
     from glassformer.text.files.find import find_tokenizer
-    from glassformer.text.tokenizer import Tokenizer
+    from glassformer.text.files.load import load_tokenizer
 
     if Path(model).is_dir() and find_tokenizer(Path(model)):
-        return Tokenizer.load(model)
-    found = tokenizer_of(find_model(model, offline=offline))
-    if found is None:
+        return load_tokenizer(model)
+    tokenizer = tokenizer_of(find_model(model, offline=offline))
+    if tokenizer is None:
         raise TokenizerError(f"{model} has no tokenizer")
-    return found
+    return tokenizer
 
 
-def _read(text: str) -> str:
+def _text_or_stdin(text: str) -> str:
     return sys.stdin.read() if text == "-" else text
 
 
@@ -49,60 +48,62 @@ def train(
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """Train a tokenizer on files, folders, globs, JSONL or `-` for stdin, into the folder OUT.
+    """Train a tokenizer on files, folders, globs, JSONL or stdin (`-`), and save it to the folder OUT.
 
     Parameters
     ----------
     kind
-        bpe: byte-level byte-pair encoding. char: every character a token. word: every word.
+        bpe: byte-level byte-pair encoding. char: each character is a token. word: each word is a token.
     vocab_size
-        At most this many tokens.
+        Maximum number of tokens.
     max_bytes
-        Documents are sampled to at most this much text.
+        Maximum size of the training text; larger data is sampled.
     """
     import glassformer
     from glassformer.training.data.sources import DocumentFiles
 
     if not data:
-        raise TokenizerError("there is no DATA to train on: name files, folders, globs, JSONL, or - for stdin")
+        raise TokenizerError("DATA is missing: name files, folders, globs, JSONL, or - for stdin")
+    reports: list[TrainReport] = []
     with progress(quiet=json) as advance:
         texts = (document.text for document in DocumentFiles(data))
         tokenizer = glassformer.train_tokenizer(
-            texts, kind=kind, vocab_size=vocab_size, max_bytes=max_bytes, seed=seed, progress=advance
-        )
+            texts, kind=kind, vocab_size=vocab_size, max_bytes=max_bytes, seed=seed, progress=advance,
+            on_report=reports.append,
+        )  # fmt: skip
     tokenizer.save(out)
     if json:
-        print_json({"folder": str(out), "vocab_size": tokenizer.vocab_size, "report": tokenizer.report})
+        print_json({"folder": str(out), "vocab_size": tokenizer.vocab_size, "report": reports[0]})
     else:
-        say(f"{out}: {tokenizer.vocab_size} tokens, {tokenizer.report}")
+        say(f"{out}: {tokenizer.vocab_size} tokens, {reports[0]}")
 
 
 @app.command
 def encode(model: str, text: str, *, special: Special = False, json: Json = False, offline: Offline = False) -> None:
-    """The token ids of a text (`-` reads stdin)."""
-    ids = open_tokenizer(model, offline).encode(_read(text), special=special)
+    """Print the token ids of a text (`-` reads stdin)."""
+    ids = open_tokenizer(model, offline).encode(_text_or_stdin(text), parse_special=special)
     print_json(ids) if json else out.print(*ids)
 
 
 @app.command
 def decode(model: str, *ids: int, json: Json = False, offline: Offline = False) -> None:
-    """The text of token ids."""
+    """Print the text of token ids."""
     text = open_tokenizer(model, offline).decode(ids)
     print_json(text) if json else out.print(text, markup=False)
 
 
 @app.command
 def show(model: str, text: str = "", *, special: Special = False, json: Json = False, offline: Offline = False) -> None:
-    """A text's tokens, one a line: id, characters from and to, bytes. Without a text: what the tokenizer is."""
+    """Print the tokens of a text: id, character range and bytes. Without a text: a summary of the tokenizer."""
     tokenizer = open_tokenizer(model, offline)
     if not text:
-        facts = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "special": tokenizer.special}
+        facts = {"vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "special": tokenizer.special_tokens}
         print_json(facts) if json else out.print("\n".join(f"{k}: {v}" for k, v in facts.items()), markup=False)
         return
-    found = tokenizer.encode_offsets(_read(text), special=special)
-    rows = list(zip(found.ids, found.offsets, found.tokens, strict=True))
+    encoding = tokenizer.encode_offsets(_text_or_stdin(text), parse_special=special)
+    tokens = list(zip(encoding.ids, encoding.offsets, encoding.tokens, strict=True))
     if json:
-        print_json([{"id": i, "start": a, "end": b, "bytes": list(data)} for i, (a, b), data in rows])
+        print_json([{"id": i, "start": a, "end": b, "bytes": list(data)} for i, (a, b), data in tokens])
         return
-    for index, (start, end), data in rows:
+    for index, (start, end), data in tokens:
         out.print(f"{index:>8}  {start:>5}-{end:<5}  {data.decode('utf-8', 'backslashreplace')!r}", markup=False)

@@ -1,260 +1,228 @@
-"""`glassformer train`: a tokenizer and a model from text, or from pairs of texts."""
+"""`glassformer train`: train a tokenizer and a model from text, or from source-target pairs."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields, is_dataclass, replace
+import typing
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from docstring_parser import parse_from_object
 
 from glassformer.cli.common import Json, print_json
 from glassformer.errors import ConfigError
-from glassformer.families.common.shape import PRESETS, RecurrentShape, Seq2SeqShape, ShapeConfig
-from glassformer.training.config import InitConfig, OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
+from glassformer.families.common.shape import PRESETS, RecurrentShape, ShapeConfig
+from glassformer.training.config import (
+    InitConfig,
+    LanguageModelTaskConfig,
+    OptimConfig,
+    ScheduleConfig,
+    Seq2SeqTaskConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 
 Preset = Literal["tiny", "small", "medium", "gpt2-small"]
-SHAPES = {
-    "--task lm": ShapeConfig(),
-    "--task seq2seq": Seq2SeqShape(d_model=128, n_layers=3, n_heads=4, context=128),
-    "--task seq2seq --arch recurrent": RecurrentShape(d_model=128, d_hidden=256, context=128),
+TASKS = {"lm": LanguageModelTaskConfig(), "seq2seq": Seq2SeqTaskConfig()}
+TRANSFORMER = TASKS["seq2seq"].model
+MODELS: dict[str, Any] = {
+    "--task lm": TASKS["lm"].model,
+    "--task seq2seq": TRANSFORMER,
+    "--task seq2seq --arch recurrent": RecurrentShape(context=TRANSFORMER.context),
+}
+BUDGETS = ("seconds", "steps", "tokens")
+MODEL_HELP = {
+    "family": "architecture, and the tools that open the result: qwen3, llama or gpt2",
+    "n_kv_heads": "key and value heads; fewer than n_heads is grouped-query attention",
+    "context": "tokens of a training sequence, or of the longest target; also the context length of a new model",
+    "tied_head": "use the embedding table as the head",
+    "source_context": "tokens of the longest source; by default as --context",
+    "norm_at": "normalize before each sublayer (pre) or after it (post, as in the paper)",
+    "shared_embedding": "use one embedding table for sources and targets",
+    "d_hidden": "width of the recurrent state; by default 2 d_model",
+    "cell": "recurrent cell",
+    "bidirectional": "run the recurrent encoder in both directions",
+    "attention": "recurrent: additive (Bahdanau et al. 2015), dot or general (Luong et al. 2015), or none",
+    "input_feeding": "recurrent, with dot or general: feed the previous attention output into the cell",
 }
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class ShapeFlags:
-    """Sizes given one by one; each replaces the preset's."""
+def options(*configs: Any, exclude: str = "", flat: bool = True, help: dict[str, str] | None = None) -> Any:
+    """Return a dataclass of command-line options: the fields of `configs`, each None unless it is given.
 
-    family: str | None = None
-    "qwen3 (the default), llama or gpt2: whose architecture, and whose tools open the result"
-    d_model: int | None = None
-    n_layers: int | None = None
-    n_heads: int | None = None
-    n_kv_heads: int | None = None
-    "fewer than n_heads: queries in groups share keys and values"
-    head_dim: int | None = None
-    d_ff: int | None = None
-    context: int | None = None
-    "tokens of a row, and of the context that the model has"
-    tied_head: bool | None = None
-    "whether the head's table is the embedding's"
-    rope_theta: float | None = None
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class PairFlags:
-    """The same, of an encoder-decoder alone (--task seq2seq)."""
-
-    arch: Literal["transformer", "recurrent"] | None = None
-    "transformer, as in 2017 (the default), or recurrent: GRU or LSTM, with or without attention"
-    source_context: int | None = None
-    "tokens of the longest source; as --context, unless given"
-    norm_at: Literal["pre", "post"] | None = None
-    "transformer: post (the default) as in the paper, or pre"
-    positions: Literal["learned", "sinusoidal"] | None = None
-    "transformer: sinusoidal (the default) or learned"
-    shared_embedding: bool | None = None
-    "whether sources and targets are looked up in one table"
-    d_hidden: int | None = None
-    "recurrent: the width of a state"
-    cell: Literal["gru", "lstm"] | None = None
-    "recurrent: gru (the default) or lstm"
-    bidirectional: bool | None = None
-    "recurrent: whether the source is read both ways"
-    attention: Literal["none", "additive", "dot", "general"] | None = None
-    "recurrent: additive (the default, Bahdanau et al. 2015), dot or general (Luong et al. 2015), or none"
-    input_feeding: bool | None = None
-    "recurrent, with dot or general: whether the cell sees what the step before made"
+    Types, defaults and help (the string below a field) are those of the configs; `help` adds to them.
+    """
+    found: dict[str, tuple[str, Any, Any]] = {}
+    for config in configs:
+        docs = {p.arg_name: p.description for p in parse_from_object(type(config)).params} | (help or {})
+        hints = typing.get_type_hints(type(config))
+        for f in fields(config):
+            if f.name in found or f.name in exclude.split():
+                continue
+            kind, default = hints[f.name], getattr(config, f.name)
+            same = len({getattr(other, f.name, default) for other in configs}) == 1
+            shown = f" [default: {default}]" if same and default not in (None, "", (), False, 0) else ""
+            if type(None) in typing.get_args(kind) and typing.get_origin(typing.get_args(kind)[0]) is Literal:
+                kind = Literal[(*typing.get_args(typing.get_args(kind)[0]), "none")]
+            parameter = Parameter(
+                help=f"{docs.get(f.name) or ''}{shown}", negative="" if default is False else None, show_default=False
+            )
+            found[f.name] = (f.name, Annotated[kind | None, parameter], None)
+    made = make_dataclass(f"{type(configs[0]).__name__}Options", found.values(), frozen=True)
+    made.__module__ = __name__  # cyclopts expands no classes of the standard library
+    return Parameter(name="*")(made) if flat else made
 
 
-def given(*flags: Any) -> dict[str, Any]:
-    """What was typed of these, by name."""
-    values = {f.name: getattr(part, f.name) for part in flags for f in fields(part)}
-    return {name: value for name, value in values.items() if value is not None}
+if TYPE_CHECKING:
+    ModelOptions = TaskOptions = RunOptions = TokenizerOptions = InitOptions = OptimOptions = ScheduleOptions = Any
+else:
+    ModelOptions = options(*MODELS.values(), exclude="vocab_size", help=MODEL_HELP)
+    TaskOptions = options(*TASKS.values(), exclude="model init")
+    RunOptions = options(TrainConfig(), exclude="data out task tokenizer optim schedule from_model resume")
+    TokenizerOptions, InitOptions, OptimOptions, ScheduleOptions = (
+        options(config(), flat=False) for config in (TokenizerConfig, InitConfig, OptimConfig, ScheduleConfig)
+    )
 
 
-def shape_of(task: str, preset: Preset | None, *flags: ShapeFlags | PairFlags) -> Any:
-    """The shape that is asked for; sizes that follow from a given one follow it. ConfigError names what is not its."""
-    sizes = given(*flags)
-    if preset is not None:
-        sizes["preset"] = preset
-    arch = f" --arch {sizes.pop('arch')}" if "arch" in sizes else ""
-    what = f"--task {task}{arch}".removesuffix(" --arch transformer")
-    if what not in SHAPES:
-        raise ConfigError(f"--arch is an option of --task seq2seq, got --task {task}")
-    owners = {name: {f.name for f in fields(shape)} for name, shape in SHAPES.items()}
-    owners["--task lm"].add("preset")
-    for name in sizes.keys() - owners[what]:
-        theirs = " and ".join(owner for owner, names in owners.items() if name in names)
-        raise ConfigError(f"{option(name)} is an option of {theirs}, not of {what}")
-    if task == "lm" and "n_heads" in sizes:
-        sizes.setdefault("n_kv_heads", 0)
-    if sizes.get("attention") == "none":
-        sizes["attention"] = None
-    base = PRESETS[sizes.pop("preset", "tiny")] if task == "lm" else SHAPES[what]
-    return replace(base, **sizes)
-
-
-def continued_shape(model: str, task: str, preset: Preset | None, *flags: ShapeFlags | PairFlags) -> Any:
-    """The shape where a model is gone on with: its own, its rows as long as was asked."""
-    own = given(*flags).keys() - {"context", "source_context"} | ({"preset"} if preset else set())
-    if own:
-        raise ConfigError(f"--from takes the model's own sizes: leave out {', '.join(map(option, sorted(own)))}")
-    if task == "lm":
-        return shape_of(task, None, *flags)
-    from glassformer.training.tasks.seq2seq_model import model_shape
-
-    shape = model_shape(model)
-    base = replace(shape, context=SHAPES["--task seq2seq"].context) if isinstance(shape, RecurrentShape) else shape
-    return replace(base, **given(*flags))
+def given(group: Any) -> dict[str, Any]:
+    """Return the options of a group that are given, by field name."""
+    values = {f.name: getattr(group, f.name) for f in fields(group)} if group is not None else {}
+    return {name: None if value == "none" else value for name, value in values.items() if value is not None}
 
 
 def option(name: str) -> str:
+    """Return the command-line spelling of a field."""
     return f"--{name.replace('_', '-')}"
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class RunFlags:
-    """How long, how much at once, how often."""
-
-    seconds: float | None = None
-    "train for about this long: speed is measured first, then the number of steps is fixed. 120 by default"
-    steps: int | None = None
-    tokens: int | None = None
-    "train on so many targets"
-    batch: int | None = None
-    "rows, or pairs, of a micro-batch; 32 by default"
-    accumulate: int | None = None
-    "micro-batches of a step; 1 by default"
-    eval_every: int | None = None
-    "steps between evaluations; 0, the default, is every twentieth of the run"
-    save_every: int | None = None
-    "steps between checkpoints; 0, the default, is every twentieth of the run"
-    keep_last: int | None = None
-    "checkpoints kept beside the best; 2 by default"
-    sample_every: int | None = None
-    "steps between samples of text; 0, the default, is every twentieth of the run"
-    sample_prompt: str | None = None
-    "what a sample continues, or translates; without one nothing is sampled"
-    sample_tokens: int | None = None
-    "of a sample; 64 by default"
-    held_out: float | None = None
-    "the share of documents, or pairs, kept for evaluation; 0.05 by default"
-    held_out_data: tuple[str, ...] | None = None
-    "a file of documents, or pairs, to evaluate on instead; may be given several times"
-    label_smoothing: float | None = None
-    "seq2seq: the part of each target that goes to all tokens alike; 0 by default, 0.1 in 2017"
-    exact_pairs: int | None = None
-    "seq2seq: held-out pairs that are written out at each evaluation, and compared; 128 by default"
-    strict: Annotated[bool | None, Parameter(negative="")] = None
-    "seq2seq: refuse what is no pair, by file and line, instead of leaving it out"
-    shuffle: bool | None = None
-    "--no-shuffle keeps the given order, for a curriculum"
-    seed: int | None = None
-    "0 by default"
-    compile: Annotated[bool | None, Parameter(negative="")] = None
-    "torch.compile of the blocks"
-    tensorboard: Annotated[bool | None, Parameter(negative="")] = None
-    wandb: Annotated[bool | None, Parameter(negative="")] = None
-    dtype: Literal["auto", "float32", "bfloat16"] | None = None
-    "auto by default: what trains fastest here without harm"
-    device: str | None = None
-    "auto (the default), cpu, cuda, cuda:N or mps"
-    threads: int | None = None
-    "CPU threads; 0, the default, is all cores"
+def update(config: Any, values: dict[str, Any], kind: str, owners: dict[str, Any]) -> Any:
+    """Return `config`, which is of `kind`, with `values`. Raises ConfigError for an option of other `owners` only."""
+    for name in values.keys() - {f.name for f in fields(config)}:
+        others = " and ".join(o for o, owner in owners.items() if name in {f.name for f in fields(owner)})
+        raise ConfigError(f"{option(name)} is an option of {others}, got {kind}")
+    if isinstance(config, ShapeConfig) and "n_heads" in values:
+        values = {"n_kv_heads": 0} | values  # not the preset's: as many as n_heads
+    return replace(config, **values)
 
 
-def resumed(
-    out: Path, data: tuple[str, ...], task: str | None, model: dict[str, Any], run: RunFlags, **more: Any
-) -> TrainConfig:
-    """The settings of the run in `out`, with what was typed in their place. What makes it another run is refused here,
-    or where it is taken up. `more`: groups of settings, of which those that are no default count as typed."""
+def new_model(task: str, arch: str | None, preset: Preset | None, sizes: dict[str, Any]) -> Any:
+    """Return the shape of a new model: the preset's or the task's, with the given sizes."""
+    kind = f"--task {task}" + (" --arch recurrent" if arch == "recurrent" else "")
+    for name, value, owner in (("preset", preset, "lm"), ("arch", arch, "seq2seq")):
+        if value is not None and task != owner:
+            raise ConfigError(f"--{name} is an option of --task {owner}, got --task {task}")
+    return update(PRESETS[preset] if preset else MODELS[kind], sizes, kind, MODELS)
+
+
+def continued_model(path: str, task: str, sizes: dict[str, Any]) -> Any:
+    """Return the shape of the model at `path`; only its contexts may be given."""
+    if own := sorted(sizes.keys() - {"context", "source_context"}):
+        raise ConfigError(f"--from takes the sizes of its model: leave out {', '.join(map(option, own))}")
+    if task == "lm":
+        return new_model(task, None, None, sizes)
+    from glassformer.training.tasks.seq2seq_model import checkpoint_shape
+
+    shape = checkpoint_shape(path)
+    if isinstance(shape, RecurrentShape):
+        shape = replace(shape, context=TRANSFORMER.context)
+    return replace(shape, **sizes)
+
+
+def recorded_config(out: Path, data: tuple[str, ...], task: str | None, fixed: dict[str, Any]) -> TrainConfig:
+    """Return the configuration of the run in `out`. Raises ConfigError for an option that a resumed run cannot have."""
     from glassformer.training.run.run_file import resume_config
 
-    before = resume_config(out)
-    if task not in (None, before.task):
-        raise ConfigError(f"{out} is a run of --task {before.task}, got --task {task}")
-    if data and data != before.data:
-        raise ConfigError(f"{out} keeps the data it was begun with, from {' '.join(before.data)}: leave out DATA")
-    for name in model.keys() - {f.name for f in fields(before.model)}:
-        raise ConfigError(f"{option(name)} does not go with --resume: {out} has its model already")
-    model = model | ({"attention": None} if model.get("attention") == "none" else {})
-    changes = given(run) | {"model": replace(before.model, **model)}
-    for name, value in more.items():
-        if is_dataclass(value):
-            typed = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
-            changes[name] = replace(getattr(before, name), **typed)
-        elif value is not None:
-            changes[name] = value
-    return resume_config(out, **changes)
+    config = resume_config(out)
+    if task not in (None, config.task.kind):
+        raise ConfigError(f"{out} is a run of --task {config.task.kind}, got --task {task}")
+    if data and data != config.data:
+        raise ConfigError(f"{out} was started with the data {' '.join(config.data)}: leave out DATA")
+    for name in fixed:
+        raise ConfigError(f"{option(name)} cannot be given with --resume: {out} has its model already")
+    return config
 
 
 def train(
     *data: str,
     out: Path,
     task: Literal["lm", "seq2seq"] | None = None,
+    arch: Literal["transformer", "recurrent"] | None = None,
     preset: Preset | None = None,
     from_model: Annotated[str | None, Parameter(name="--from")] = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
-    shape: ShapeFlags = ShapeFlags(),
-    pairs: PairFlags = PairFlags(),
-    run: RunFlags = RunFlags(),
-    tokenizer: TokenizerConfig = TokenizerConfig(),
-    init: InitConfig = InitConfig(),
-    optim: OptimConfig = OptimConfig(),
-    schedule: ScheduleConfig = ScheduleConfig(),
+    model_options: ModelOptions | None = None,
+    task_options: TaskOptions | None = None,
+    run_options: RunOptions | None = None,
+    tokenizer: TokenizerOptions | None = None,
+    init: InitOptions | None = None,
+    optim: OptimOptions | None = None,
+    schedule: ScheduleOptions | None = None,
 ) -> None:
     """Train on files, folders, globs, JSONL (a `text` field) or `-` for stdin, into the run folder OUT.
 
-    With --task seq2seq: on pairs, TSV (source, tab, target) or JSONL with `source` and `target`.
+    With --task seq2seq: on source-target pairs, as TSV or as JSONL with `source` and `target`.
 
     Parameters
     ----------
     data
-        What to train on.
+        Training data.
     out
-        The run's folder. Given as MODEL to another verb it means the run's best checkpoint.
+        The run folder. As the MODEL of another command it means the run's best checkpoint.
     task
-        lm (the default): a language model, which continues texts. seq2seq: an encoder-decoder, which writes a target
-        for a source.
+        lm (the default): a decoder that continues text. seq2seq: an encoder-decoder that generates a target for a
+        source.
+    arch
+        seq2seq: transformer (the default), or recurrent (GRU or LSTM, with or without attention).
     preset
-        A size with a name (of lm; tiny by default); every size can also be given by itself.
+        lm: a named size (tiny by default); the options of single sizes override it.
     from_model
-        Continue from this model: its architecture and tokenizer are taken over; only --context and --source-context
-        may be given, of rows as long as it can read, or shorter.
+        Continue from this model with its architecture and tokenizer; of the model options only --context and
+        --source-context may be given.
     resume
-        Go on with the run in OUT where its last checkpoint stands, with the settings it was started with; what is
-        given beside it, such as --steps, is changed, or refused where it makes another run.
+        Resume the run in OUT from its last checkpoint with the options it was started with. Other options given with
+        it, such as --steps, replace those; an option that would make it another run is an error.
     """
     import glassformer
     from glassformer.cli.training_reporter import make_reporter
 
-    nested = {"tokenizer": tokenizer, "init": init, "optim": optim, "schedule": schedule}
+    sizes, fixed = given(model_options), {n: v for n, v in (("arch", arch), ("preset", preset)) if v is not None}
     if resume:
-        model = given(shape, pairs) | ({"preset": preset} if preset else {})
-        config = resumed(out, data, task, model, run, from_model=from_model, **nested)
+        config = recorded_config(out, data, task, fixed)
+        model = update(config.task.model, sizes, f"a {type(config.task.model).__name__} in {out}", MODELS)
     else:
         task = task or "lm"
         if not data:
             kinds = "JSONL" if task == "lm" else "TSV or JSONL with source and target"
             raise ConfigError(f"there is no DATA to train on: name files, folders, globs, {kinds}, or - for stdin")
-        if from_model is None:
-            model = shape_of(task, preset, shape, pairs)
-        else:
-            model = continued_shape(from_model, task, preset, shape, pairs)
-        more = nested | given(run)
-        config = TrainConfig(data=data, out=str(out), task=task, model=model, from_model=from_model, **more)
+        config = TrainConfig(data=data, out=str(out), task=TASKS[task])
+        model = continued_model(from_model, task, fixed | sizes) if from_model else new_model(task, arch, preset, sizes)
+    kind = f"--task {config.task.kind}"
+    changed = update(config.task, given(task_options), kind, {f"--task {name}": other for name, other in TASKS.items()})
+    if initial := given(init):
+        if not isinstance(changed, LanguageModelTaskConfig):
+            raise ConfigError(f"--init.{next(iter(initial))} is an option of --task lm, got {kind}")
+        changed = replace(changed, init=replace(changed.init, **initial))
+    values = given(run_options)
+    if values.keys() & BUDGETS:
+        values = dict.fromkeys(BUDGETS) | values  # the given budget replaces the recorded one
+    config = replace(
+        config,
+        task=replace(changed, model=model),
+        tokenizer=replace(config.tokenizer, **given(tokenizer)),
+        optim=replace(config.optim, **given(optim)),
+        schedule=replace(config.schedule, **given(schedule)),
+        from_model=from_model or config.from_model,
+        **values,
+    )
     with make_reporter(quiet=json) as reporter:
         result = glassformer.train(config, reporter=reporter)
     if json:
         print_json(result)
     elif sys.stdout.isatty():
-        if config.task == "lm":
-            print(f'\nNow: glassformer generate {out} "..."   and   glassformer eval {out} FILE')
+        if config.task.kind == "lm":
+            print(f'\nNext: glassformer generate {out} "..."   and   glassformer eval {out} FILE')
         else:
-            print(f'\nNow: glassformer translate {out} "..."')
+            print(f'\nNext: glassformer translate {out} "..."')

@@ -1,4 +1,4 @@
-"""A training run as a person sees it: a bar with the numbers that matter, and a line for each thing that happens."""
+"""Show the progress of a training run: a bar with metrics, and a line for each event."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from glassformer.training.run.metrics import EvalRecord, Reporter, StartInfo, St
 
 
 class LineReporter(Reporter):
-    """Plain lines: for files, pipes and continuous integration."""
+    """Prints plain lines, for files, pipes and continuous integration."""
 
-    every = 5.0  # seconds between lines about steps
+    every = 5.0  # seconds between lines of steps
 
     def __init__(self):
         self.last, self.steps = 0.0, 0
         self.preparing = plain_progress()
 
-    def on_progress(self, done: int, total: int | None, what: str) -> None:
-        self.preparing(done, total, what)
+    def on_progress(self, done: int, total: int | None, activity: str) -> None:
+        self.preparing(done, total, activity)
 
     def on_start(self, info: StartInfo) -> None:
         for choice in info.choices:
             say(choice)
         say(
-            f"{info.n_parameters / 1e6:.2f}M parameters, {info.train_tokens:,} tokens to train on, "
-            f"{info.held_out_tokens:,} held out; matrix rate at these shapes {info.matrix_rate / 1e9:.0f} GFLOP/s"
+            f"{info.n_parameters / 1e6:.2f}M parameters, {info.train_tokens:,} training tokens, "
+            f"{info.held_out_tokens:,} held out; measured matrix rate {info.matrix_rate / 1e9:.0f} GFLOP/s"
         )
         self.on_plan(info.plan)
 
@@ -48,28 +48,28 @@ class LineReporter(Reporter):
         say(f"step {record.step}: {held_out(record)}")
 
     def on_sample(self, step: int, text: str) -> None:
-        say(f"step {step} writes: {text!r}")
+        say(f"step {step}, sample: {text!r}")
 
     def on_checkpoint(self, step: int, folder: Path, best: bool) -> None:
         if best:
-            say(f"step {step}: saved, the best so far")
+            say(f"step {step}: saved, best so far")
 
     def on_message(self, text: str, warning: bool = False) -> None:
         err.print(text, style="yellow" if warning else "dim", markup=False)
 
 
 class BarReporter(LineReporter):
-    """A bar, with lines above it. For terminals."""
+    """Shows a bar with lines above it, for terminals."""
 
     def __init__(self, bar: Progress):
         super().__init__()
         self.bar, self.tasks = bar, {}
         self.task: Any = None
 
-    def on_progress(self, done: int, total: int | None, what: str) -> None:
-        if what not in self.tasks:
-            self.tasks[what] = self.bar.add_task(what, total=total, numbers="")
-        self.bar.update(self.tasks[what], completed=done, total=total)
+    def on_progress(self, done: int, total: int | None, activity: str) -> None:
+        if activity not in self.tasks:
+            self.tasks[activity] = self.bar.add_task(activity, total=total, numbers="")
+        self.bar.update(self.tasks[activity], completed=done, total=total)
 
     def on_start(self, info: StartInfo) -> None:
         for task in self.tasks.values():
@@ -86,21 +86,21 @@ class BarReporter(LineReporter):
 
 
 def numbers(record: StepRecord) -> str:
-    """What a step line says."""
+    """Return the metrics of a step as text."""
     share = f" · {100 * record.matrix_share:.0f}% of matrix rate" if record.matrix_share else ""
     return f"loss {record.loss:.3f} · {record.tokens_per_second:,.0f} tokens/s{share}"
 
 
 def held_out(record: EvalRecord) -> str:
-    """What an evaluation line says."""
+    """Return the metrics of an evaluation as text."""
     bits = "" if record.bits_per_byte is None else f", {record.bits_per_byte:.3f} bits per byte"
-    exact = "" if record.exact is None else f", {100 * record.exact:.1f}% written exactly"
+    exact = "" if record.exact is None else f", {100 * record.exact:.1f}% exact match"
     return f"held-out loss {record.held_out_loss:.3f}, perplexity {record.perplexity:.2f}{bits}{exact}"
 
 
 @contextmanager
 def make_reporter(*, quiet: bool = False) -> Iterator[Reporter]:
-    """Nothing, a bar, or lines."""
+    """Yield a reporter: silent with `quiet`, else a bar on a terminal and lines elsewhere."""
     if quiet:
         yield Reporter()
     elif err.is_terminal:

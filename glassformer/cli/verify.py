@@ -47,7 +47,7 @@ def verify(
 
     from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig, TextEncoderConfig
     from glassformer.formats import find_model, load_model, open_checkpoint, save_model
-    from glassformer.formats.original import original_of
+    from glassformer.formats.original import find_original
     from glassformer.inspect.capture.compare import compare
     from glassformer.nn.recurrent import RecurrentEncoderDecoder
 
@@ -68,7 +68,7 @@ def verify(
         ours = load_model(checkpoint, dtype=torch.float32)
         assert not isinstance(ours, RecurrentEncoderDecoder)
         folder = checkpoint.model_path
-        if found.is_file() or original_of(found) is not None:
+        if found.is_file() or find_original(found) is not None:
             save_model(ours, converted)
             folder = converted
         generator = torch.Generator().manual_seed(0)

@@ -47,10 +47,12 @@ DECODERS = (
     falcon, gemma, gemma2, gemma3, gpt2, gpt_neox, gpt_oss, llama, mistral, mixtral, olmo, olmo2, olmoe, phi,
     phi3, qwen2, qwen3, qwen3_moe, smollm3, stablelm,
 )  # fmt: skip
-PAIRS = (bart, marian, t5)
+ENCODER_DECODERS = (bart, marian, t5)
 ENCODERS = (bert, distilbert, roberta)
-MADE = (seq2seq.PAIR, seq2seq.RECURRENT, roberta.MANY_LANGUAGES)  # from the same files as others
-FAMILIES: dict[str, Family] = {f.name: f for f in (*(one.FAMILY for one in (*DECODERS, *PAIRS, *ENCODERS)), *MADE)}
+VARIANTS = (seq2seq.ENCODER_DECODER, seq2seq.RECURRENT, roberta.XLM_ROBERTA)  # from the same files as others
+FAMILIES: dict[str, Family] = {
+    f.name: f for f in (*(one.FAMILY for one in (*DECODERS, *ENCODER_DECODERS, *ENCODERS)), *VARIANTS)
+}
 
 
 def find_family(name: object) -> Family:
@@ -82,7 +84,7 @@ def write_config(config: AnyConfig, names: Collection[str] = ()) -> dict[str, An
     """
     entry = family_of(config)
     raw = {"model_type": entry.name, "architectures": [entry.architecture], **entry.write(config)}
-    if entry.fit(read_config(raw, "config.json"), names) != config:
+    if entry.detect_heads(read_config(raw, "config.json"), names) != config:
         raise ConfigError(f"a {entry.architecture} config.json cannot describe this model: {config}")
     return raw
 

@@ -25,9 +25,9 @@ from glassformer.families.common.family import ACTIVATION_NAMES, ConfigFields, F
 OFFSET = 2  # the first row of a position
 
 
-def layer_rules(theirs: str, ours: str, source: bool) -> tuple[Any, ...]:
+def layer_rules(theirs: str, ours: str, cross_attention: bool) -> tuple[Any, ...]:
     """Of one stack's layers; `source`: they read one."""
-    attentions = [("self_attn", "attn"), *([("encoder_attn", "cross")] if source else [])]
+    attentions = [("self_attn", "attn"), *([("encoder_attn", "cross")] if cross_attention else [])]
     return (
         *(
             one
@@ -47,9 +47,9 @@ def layer_rules(theirs: str, ours: str, source: bool) -> tuple[Any, ...]:
 
 
 STACKS = (
-    *layer_rules("model.encoder.layers.{i}", "encoder.blocks.{i}", source=False),
-    *layer_rules("model.decoder.layers.{i}", "blocks.{i}", source=True),
-    rule("final_logits_bias", "head.bias", row=True, zeros=True),
+    *layer_rules("model.encoder.layers.{i}", "encoder.blocks.{i}", cross_attention=False),
+    *layer_rules("model.decoder.layers.{i}", "blocks.{i}", cross_attention=True),
+    rule("final_logits_bias", "head.bias", row_vector=True, zeros_if_missing=True),
 )
 SHARED = (rule("model.shared.weight", "embed.weight"), *STACKS)
 RULES = (
@@ -63,7 +63,12 @@ COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weigh
 
 
 def read_stacks(
-    raw: ConfigFields, family: str, activation: str, positions: Positions, normed: bool, apart: bool = False
+    raw: ConfigFields,
+    family: str,
+    activation: str,
+    positions: Positions,
+    embed_norm: bool,
+    separate_embeddings: bool = False,
 ) -> ModelConfig:
     """What BART's and Marian's config.json have in common. `normed`: a norm stands behind the embedding. `apart`: each
     side has a table of its own, and so may the head.
@@ -74,10 +79,10 @@ def read_stacks(
     scale = math.sqrt(d_model) if raw.flag("scale_embedding", False) else 1.0
     for name, only in (
         ("normalize_before", False), ("add_final_layer_norm", False), ("add_bias_logits", False),
-        ("normalize_embedding", normed), ("static_position_embeddings", positions != "learned"), ("is_decoder", False),
-        ("is_encoder_decoder", True),
+        ("normalize_embedding", embed_norm), ("static_position_embeddings", positions != "learned"),
+        ("is_decoder", False), ("is_encoder_decoder", True),
     ):  # fmt: skip
-        raw.only(name, only, None)
+        raw.expect(name, only, None)
 
     def layers(side: str, causal: bool) -> tuple[LayerConfig, ...]:
         n_heads = raw.size(f"{side}_attention_heads", 16)
@@ -99,26 +104,26 @@ def read_stacks(
         "final_norm": None,
         "positions": positions,
         "embed_scale": scale,
-        "embed_norm": norm if normed else None,
+        "embed_norm": norm if embed_norm else None,
         "position_offset": OFFSET if positions == "learned" else 0,
     }
     encoder = EncoderConfig(layers=layers("encoder", causal=False), **shared)
-    raw.only("num_hidden_layers", encoder.n_layers, None)
-    if not apart:
-        raw.only("tie_word_embeddings", True)
+    raw.expect("num_hidden_layers", encoder.n_layers, None)
+    if not separate_embeddings:
+        raw.expect("tie_word_embeddings", True)
     return ModelConfig(
         family=family,
         layers=layers("decoder", causal=True),
         tied_head=raw.flag("tie_word_embeddings", True),
         head_bias=True,
         encoder=encoder,
-        shared_embedding=not apart,
+        shared_embedding=not separate_embeddings,
         **shared,
     )
 
 
 def read(raw: ConfigFields) -> ModelConfig:
-    return read_stacks(raw, "bart", "gelu", "learned", normed=True)
+    return read_stacks(raw, "bart", "gelu", "learned", embed_norm=True)
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
@@ -146,5 +151,12 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    "bart", "BartForConditionalGeneration", read, write, rules=RULES, prefix="model.", copies=COPIES, framed=True
+    "bart",
+    "BartForConditionalGeneration",
+    read,
+    write,
+    rules=RULES,
+    prefix="model.",
+    embedding_copies=COPIES,
+    adds_special_tokens=True,
 )

@@ -66,14 +66,14 @@ def read_stack(raw: ConfigFields, family: str, offset: int = 0) -> TextEncoderCo
         ("position_embedding_type", "absolute", None), ("is_decoder", False), ("add_cross_attention", False),
         ("tie_word_embeddings", True, None),
     ):  # fmt: skip
-        raw.only(name, *allowed)
+        raw.expect(name, *allowed)
     mlp = MLPConfig(raw.size("intermediate_size", 3072), raw.activation("hidden_act", "gelu"), gated=False, bias=True)
     d_model = raw.size("hidden_size", 768)
     layer = LayerConfig(read_attention(raw, d_model, raw.size("num_attention_heads", 12)), mlp, norm, ("post",))
     return TextEncoderConfig(
         vocab_size=raw.size("vocab_size"),
         d_model=d_model,
-        context_length=raw.size("max_position_embeddings", 512, least=offset + 1) - offset,
+        context_length=raw.size("max_position_embeddings", 512, minimum=offset + 1) - offset,
         layers=(layer,) * raw.size("num_hidden_layers", 12),
         final_norm=None,
         positions="learned",
@@ -91,7 +91,7 @@ def read_attention(raw: ConfigFields, d_model: int, n_heads: int) -> AttentionCo
     return AttentionConfig(n_heads, n_heads, d_model // n_heads, bias=True, out_bias=True, causal=False)
 
 
-def with_heads(config: TextEncoderConfig, names: Collection[str], head: str, activation: Activation) -> Any:
+def detect_heads_by_prefix(config: TextEncoderConfig, names: Collection[str], head: str, activation: Activation) -> Any:
     """The configuration with the heads that a checkpoint has tensors of; the masked one's names begin with `head`."""
     pooler = any(name.endswith(("pooler.dense.weight", "pooler.dense.bias")) for name in names)
     masked, follows = (any(name.startswith(begin) for name in names) for begin in (head, "cls.seq_relationship."))
@@ -103,8 +103,8 @@ def read(raw: ConfigFields) -> TextEncoderConfig:
     return read_stack(raw, "bert")
 
 
-def fit(config: TextEncoderConfig, names: Collection[str]) -> TextEncoderConfig:
-    return with_heads(config, names, "cls.predictions.", config.layers[0].mlp.activation)
+def detect_heads(config: TextEncoderConfig, names: Collection[str]) -> TextEncoderConfig:
+    return detect_heads_by_prefix(config, names, "cls.predictions.", config.layers[0].mlp.activation)
 
 
 def write_stack(config: TextEncoderConfig, name: str) -> dict[str, Any]:
@@ -138,9 +138,9 @@ HEAD = (
 )
 NORMS = (*norms("bert."), ("cls.predictions.transform.LayerNorm", "head.norm"))
 FAMILY = Family(
-    "bert", "BertModel", read, write, rules=(*rules("bert."), *HEAD), prefix="bert.", fit=fit,
+    "bert", "BertModel", read, write, rules=(*rules("bert."), *HEAD), prefix="bert.", detect_heads=detect_heads,
     ignored=(r"embeddings\.position_ids",),
-    others=tuple(one for pair in NORMS for one in norm_rules(*pair)),
-    copies=("cls.predictions.decoder.weight",),
-    twins=(("cls.predictions.decoder.bias", "cls.predictions.bias"),),
+    alternatives=tuple(one for pair in NORMS for one in norm_rules(*pair)),
+    embedding_copies=("cls.predictions.decoder.weight",),
+    duplicates=(("cls.predictions.decoder.bias", "cls.predictions.bias"),),
 )  # fmt: skip

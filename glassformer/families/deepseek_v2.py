@@ -25,35 +25,35 @@ from glassformer.errors import ConfigError
 from glassformer.families import llama
 from glassformer.families.common import experts
 from glassformer.families.common.family import ConfigFields, Family, linear, rule
-from glassformer.families.common.rope import read_rope, write_scaling, yarn_gain
+from glassformer.families.common.rope import read_rope, write_scaling, yarn_attention_factor
 
 THEIRS, OURS = "model.layers.{i}.self_attn", "blocks.{i}.attn"
 RULES = (
-    *(one for one in llama.RULES if ".attn." not in one.ours[0]),
-    *linear(f"{THEIRS}.q_proj", f"{OURS}.q", interleaved=True),
+    *(one for one in llama.RULES if ".attn." not in one.parameter_names[0]),
+    *linear(f"{THEIRS}.q_proj", f"{OURS}.q", interleaved_rope=True),
     *linear(f"{THEIRS}.q_a_proj", f"{OURS}.q.reduce"),
     rule(f"{THEIRS}.q_a_layernorm.weight", f"{OURS}.q.norm.weight"),
-    *linear(f"{THEIRS}.q_b_proj", f"{OURS}.q.expand", interleaved=True),
-    *linear(f"{THEIRS}.kv_a_proj_with_mqa", f"{OURS}.kv", interleaved=True, kept=True),
+    *linear(f"{THEIRS}.q_b_proj", f"{OURS}.q.expand", interleaved_rope=True),
+    *linear(f"{THEIRS}.kv_a_proj_with_mqa", f"{OURS}.kv", interleaved_rope=True, single_head=True),
     rule(f"{THEIRS}.kv_a_layernorm.weight", f"{OURS}.kv_norm.weight"),
-    *linear(f"{THEIRS}.kv_b_proj", f"{OURS}.expand_k", f"{OURS}.expand_v", by_head=True),
+    *linear(f"{THEIRS}.kv_b_proj", f"{OURS}.expand_k", f"{OURS}.expand_v", grouped_by_kv_head=True),
     *linear(f"{THEIRS}.o_proj", f"{OURS}.o"),
     experts.ROUTER,
-    *experts.EACH,
-    *experts.SHARED,
+    *experts.EXPERTS,
+    *experts.SHARED_EXPERTS,
 )
 
 
 def read(raw: ConfigFields) -> ModelConfig:
-    raw.only("mlp_bias", False)
-    raw.only("norm_topk_prob", False)
-    raw.only("scoring_func", "softmax")
-    raw.only("topk_method", "greedy", "group_limited_greedy")
+    raw.expect("mlp_bias", False)
+    raw.expect("norm_topk_prob", False)
+    raw.expect("scoring_func", "softmax")
+    raw.expect("topk_method", "greedy", "group_limited_greedy")
     grouped = raw.raw.get("topk_method") == "group_limited_greedy"
     n_groups, top_groups = (raw.size("n_group"), raw.size("topk_group")) if grouped else (1, 1)
     if not grouped:  # which knows of no groups
-        raw.only("n_group", 1, None)
-        raw.only("topk_group", 1, None)
+        raw.expect("n_group", 1, None)
+        raw.expect("topk_group", 1, None)
     moe = MoEConfig(
         n_experts=raw.size("n_routed_experts", 64),
         top_k=raw.size("num_experts_per_tok"),
@@ -77,19 +77,19 @@ def read_stack(
     n_shared = raw.optional("n_shared_experts", n_shared)
     moe = replace(moe, shared_d_ff=n_shared and n_shared * d_expert)
     routed = replace(plain, mlp=replace(mlp, d_ff=d_expert), experts=moe)
-    first, every = raw.size("first_k_dense_replace", n_plain, least=0), raw.size("moe_layer_freq", 1)
+    first, every = raw.size("first_k_dense_replace", n_plain, minimum=0), raw.size("moe_layer_freq", 1)
     return ModelConfig(
         family=family,
         vocab_size=raw.size("vocab_size"),
         d_model=raw.size("hidden_size"),
         context_length=context,
-        layers=tuple(routed if has else plain for has in with_experts(n_layers, first, every)),
+        layers=tuple(routed if has else plain for has in expert_layers(n_layers, first, every)),
         final_norm=norm,
         tied_head=raw.flag("tie_word_embeddings", False),
     )
 
 
-def with_experts(n_layers: int, first: int, every: int) -> tuple[bool, ...]:
+def expert_layers(n_layers: int, first: int, every: int) -> tuple[bool, ...]:
     """Which layers have experts."""
     return tuple(i >= first and i % every == 0 for i in range(n_layers))
 
@@ -98,9 +98,9 @@ def read_attention(raw: ConfigFields, context: int) -> AttentionConfig:
     n_heads, still, turned = (
         raw.size("num_attention_heads"), raw.size("qk_nope_head_dim", 128), raw.size("qk_rope_head_dim", 64)
     )  # fmt: skip
-    raw.only("num_key_value_heads", n_heads, None)
-    raw.only("head_dim", turned, None)
-    raw.only("qk_head_dim", turned + still)
+    raw.expect("num_key_value_heads", n_heads, None)
+    raw.expect("head_dim", turned, None)
+    raw.expect("qk_head_dim", turned + still)
     rope, bias = read_rope(raw, turned, context), raw.flag("attention_bias", False)
     return AttentionConfig(
         n_heads=n_heads,
@@ -126,7 +126,7 @@ def read_scale(raw: ConfigFields, rope: RopeConfig, head_dim: int) -> float | No
 
 def scale(yarn: YarnScaling, head_dim: int, by: float) -> float:
     """1 / sqrt(head_dim) times the square of YaRN's gain, which queries and keys would each be multiplied by."""
-    return yarn_gain(yarn.factor, by) ** 2 / math.sqrt(head_dim)
+    return yarn_attention_factor(yarn.factor, by) ** 2 / math.sqrt(head_dim)
 
 
 def write_scale(attention: AttentionConfig) -> dict[str, float]:
@@ -141,21 +141,21 @@ def write_scale(attention: AttentionConfig) -> dict[str, float]:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    _, moe, _ = experts.parts(config)
+    _, moe, _ = experts.expert_parts(config)
     groups = {"n_group": moe.n_groups, "topk_group": moe.top_groups}
     method = {"topk_method": "group_limited_greedy", **groups} if moe.n_groups > 1 else {"topk_method": "greedy"}
     return write_stack(config) | method
 
 
 def write_stack(config: ModelConfig) -> dict[str, Any]:
-    raw, (layer, moe, plain) = llama.write(config), experts.parts(config)
+    raw, (layer, moe, plain) = llama.write(config), experts.expert_parts(config)
     for name in ("mlp_bias", "head_dim", "rope_theta", "rope_scaling"):
         del raw[name]
     attention, latent, rope = layer.attention, layer.attention.latent, layer.attention.rope
     if latent is None or rope is None:
         raise ConfigError(f"a model of family {config.family!r} has latent attention, got {attention}")
     turned = attention.cached_per_token - latent.rank
-    first, every = pattern(tuple(layer.experts is not None for layer in config.layers))
+    first, every = expert_pattern(tuple(layer.experts is not None for layer in config.layers))
     return raw | {
         "q_lora_rank": latent.q_rank,
         "kv_lora_rank": latent.rank,
@@ -178,10 +178,10 @@ def write_stack(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def pattern(has: tuple[bool, ...]) -> tuple[int, int]:
+def expert_pattern(has: tuple[bool, ...]) -> tuple[int, int]:
     """`first_k_dense_replace` and `moe_layer_freq` of layers which have experts, or not."""
     first, n = has.index(True), len(has)
-    return next(((first, every) for every in range(1, n + 1) if with_experts(n, first, every) == has), (first, 1))
+    return next(((first, every) for every in range(1, n + 1) if expert_layers(n, first, every) == has), (first, 1))
 
 
-FAMILY = Family("deepseek_v2", "DeepseekV2ForCausalLM", read, write, rules=RULES, others=experts.FUSED)
+FAMILY = Family("deepseek_v2", "DeepseekV2ForCausalLM", read, write, rules=RULES, alternatives=experts.FUSED_EXPERTS)

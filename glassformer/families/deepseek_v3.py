@@ -16,14 +16,14 @@ from glassformer.families.common.family import ConfigFields, Family, rule
 
 CORRECTION = "model.layers.{i}.mlp.gate.e_score_correction_bias"
 RULES = (*deepseek_v2.RULES, rule(CORRECTION, "blocks.{i}.mlp.score_correction", float32=True))
-AHEAD = r"model\.layers\.{n_layers}\..*"
+MULTI_TOKEN_LAYER = r"model\.layers\.{n_layers}\..*"
 
 
 def read(raw: ConfigFields) -> ModelConfig:
-    raw.only("scoring_func", "sigmoid")
-    raw.only("topk_method", "noaux_tc")
-    raw.only("rope_interleave", True)
-    read_packing(raw)
+    raw.expect("scoring_func", "sigmoid")
+    raw.expect("topk_method", "noaux_tc")
+    raw.expect("rope_interleave", True)
+    check_quantization(raw)
     n_groups = raw.size("n_group", 8)
     moe = MoEConfig(
         n_experts=raw.size("n_routed_experts", 256),
@@ -40,7 +40,7 @@ def read(raw: ConfigFields) -> ModelConfig:
     return deepseek_v2.read_stack(raw, "deepseek_v3", moe, d_expert=2048, n_shared=1, n_plain=3)
 
 
-def read_packing(raw: ConfigFields) -> None:
+def check_quantization(raw: ConfigFields) -> None:
     """How weights are packed: not at all, or as FP8 in blocks of 128 x 128, which the tensors' own names say too."""
     packed = raw.take("quantization_config", None)
     if packed is None:
@@ -50,15 +50,15 @@ def read_packing(raw: ConfigFields) -> None:
         raise ConfigError(f"{raw.source}: quantization_config {method!r} is not supported, only 'fp8'")
     rest = ConfigFields(packed, f"{raw.source}: quantization_config")
     rest.take("quant_method")
-    rest.only("fmt", "e4m3", None)
-    rest.only("weight_block_size", [128, 128])
+    rest.expect("fmt", "e4m3", None)
+    rest.expect("weight_block_size", [128, 128])
     for name in ("activation_scheme", "modules_to_not_convert", "scale_fmt", "dequantize"):
         rest.take(name, None)  # activations stay as exact as they are
     rest.close()
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    _, moe, _ = experts.parts(config)
+    _, moe, _ = experts.expert_parts(config)
     return deepseek_v2.write_stack(config) | {
         "norm_topk_prob": moe.normed,
         "n_group": moe.n_groups,
@@ -68,5 +68,11 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    "deepseek_v3", "DeepseekV3ForCausalLM", read, write, rules=RULES, ignored=(AHEAD,), others=experts.FUSED
+    "deepseek_v3",
+    "DeepseekV3ForCausalLM",
+    read,
+    write,
+    rules=RULES,
+    ignored=(MULTI_TOKEN_LAYER,),
+    alternatives=experts.FUSED_EXPERTS,
 )

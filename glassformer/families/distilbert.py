@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from glassformer.config import LayerConfig, MLPConfig, NormConfig, TextEncoderConfig
-from glassformer.families.bert import read_attention, with_heads
+from glassformer.families.bert import detect_heads_by_prefix, read_attention
 from glassformer.families.common.family import ACTIVATION_NAMES, ConfigFields, Family, linear, rule
 
 LAYER = "distilbert.transformer.layer.{i}"
@@ -30,8 +30,8 @@ RULES = (
 def read(raw: ConfigFields) -> TextEncoderConfig:
     d_model = raw.size("dim", 768)
     raw.flag("sinusoidal_pos_embds", False)  # how the table was first filled: it is stored either way
-    raw.only("tie_weights_", True)
-    raw.only("tie_word_embeddings", True, None)
+    raw.expect("tie_weights_", True)
+    raw.expect("tie_word_embeddings", True, None)
     mlp = MLPConfig(raw.size("hidden_dim", 3072), raw.activation("activation", "gelu"), gated=False, bias=True)
     layer = LayerConfig(read_attention(raw, d_model, raw.size("n_heads", 12)), mlp, NORM, ("post",))
     return TextEncoderConfig(
@@ -46,8 +46,8 @@ def read(raw: ConfigFields) -> TextEncoderConfig:
     )
 
 
-def fit(config: TextEncoderConfig, names: Collection[str]) -> TextEncoderConfig:
-    return with_heads(config, names, "vocab_", config.layers[0].mlp.activation)
+def detect_heads(config: TextEncoderConfig, names: Collection[str]) -> TextEncoderConfig:
+    return detect_heads_by_prefix(config, names, "vocab_", config.layers[0].mlp.activation)
 
 
 def write(config: TextEncoderConfig) -> dict[str, Any]:
@@ -65,6 +65,6 @@ def write(config: TextEncoderConfig) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    "distilbert", "DistilBertModel", read, write, rules=RULES, prefix="distilbert.", fit=fit,
-    ignored=(r"embeddings\.position_ids",), copies=("vocab_projector.weight",),
+    "distilbert", "DistilBertModel", read, write, rules=RULES, prefix="distilbert.", detect_heads=detect_heads,
+    ignored=(r"embeddings\.position_ids",), embedding_copies=("vocab_projector.weight",),
 )  # fmt: skip

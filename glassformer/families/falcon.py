@@ -17,7 +17,9 @@ RULES = (
     rule("transformer.word_embeddings.weight", "embed.weight"),
     *linear(f"{LAYER}.input_layernorm", "blocks.{i}.attn_norm"),
     *linear(f"{LAYER}.post_attention_layernorm", "blocks.{i}.mlp_norm"),
-    *linear(f"{LAYER}.self_attention.query_key_value", *(f"{ATTENTION}.{part}" for part in "qkv"), by_head=True),
+    *linear(
+        f"{LAYER}.self_attention.query_key_value", *(f"{ATTENTION}.{part}" for part in "qkv"), grouped_by_kv_head=True
+    ),
     *linear(f"{LAYER}.self_attention.dense", f"{ATTENTION}.o"),
     *linear(f"{LAYER}.mlp.dense_h_to_4h", "blocks.{i}.mlp.up"),
     *linear(f"{LAYER}.mlp.dense_4h_to_h", "blocks.{i}.mlp.down"),
@@ -31,11 +33,11 @@ def read(raw: ConfigFields) -> ModelConfig:
     head_dim, context = max(1, d_model // n_heads), raw.size("max_position_embeddings", 2048)
     norm = NormConfig("layer", raw.number("layer_norm_epsilon", 1e-5))
     for name in ("alibi", "new_decoder_architecture", "apply_residual_connection_post_layernorm"):
-        raw.only(name, False)
-    raw.only("num_ln_in_parallel_attn", None, 1)
+        raw.expect(name, False)
+    raw.expect("num_ln_in_parallel_attn", None, 1)
     bias, parallel = raw.flag("bias", False), raw.flag("parallel_attn", True)
     one = raw.flag("multi_query", True)
-    raw.only("num_kv_heads", None, n_heads, *([1] if one else []))  # said by multi_query
+    raw.expect("num_kv_heads", None, n_heads, *([1] if one else []))  # said by multi_query
     attention = AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=1 if one else n_heads,

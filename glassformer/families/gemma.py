@@ -14,7 +14,7 @@ def read(raw: ConfigFields) -> ModelConfig:
     d_model, context = raw.size("hidden_size"), raw.size("max_position_embeddings", 8192)
     head_dim, bias = raw.size("head_dim", 256), raw.flag("attention_bias", False)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6), "float32 1+")
-    raw.only("use_bidirectional_attention", None, False)
+    raw.expect("use_bidirectional_attention", None, False)
     attention = AttentionConfig(
         n_heads=raw.size("num_attention_heads"),
         n_kv_heads=raw.size("num_key_value_heads", 16),
@@ -39,7 +39,7 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 def read_activation(raw: ConfigFields) -> Activation:
     """The first files say "gelu" where the tanh approximation is meant, and later ones have a second key beside it."""
-    raw.only("hidden_activation", None, "gelu_pytorch_tanh")
+    raw.expect("hidden_activation", None, "gelu_pytorch_tanh")
     found = raw.activation("hidden_act", "gelu_pytorch_tanh")
     return "gelu_tanh" if found == "gelu" else found
 

@@ -17,7 +17,7 @@ NORMS = {
     "post_feedforward_layernorm": "mlp_out_norm",
 }
 RULES = (
-    *(one for one in llama.RULES if "layernorm" not in one.theirs),
+    *(one for one in llama.RULES if "layernorm" not in one.tensor_name),
     *(rule(f"model.layers.{{i}}.{theirs}.weight", f"blocks.{{i}}.{ours}.weight") for theirs, ours in NORMS.items()),
 )
 
@@ -27,7 +27,7 @@ def read(raw: ConfigFields) -> ModelConfig:
     n_layers, head_dim = raw.size("num_hidden_layers"), raw.size("head_dim", 256)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6), "float32 1+")
     bias = raw.flag("attention_bias", False)
-    raw.only("use_bidirectional_attention", None, False)
+    raw.expect("use_bidirectional_attention", None, False)
     raw.take("hidden_act", None)  # of the first Gemma; this one has the next
     mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_activation", "gelu_pytorch_tanh"))
     attention = AttentionConfig(
@@ -40,7 +40,7 @@ def read(raw: ConfigFields) -> ModelConfig:
         softcap=raw.optional("attn_logit_softcapping", 50.0, float),
         rope=read_rope(raw, head_dim, context),
     )
-    windows = raw.windows(n_layers, raw.optional("sliding_window", 4096), [i % 2 == 0 for i in range(n_layers)])
+    windows = raw.layer_windows(n_layers, raw.optional("sliding_window", 4096), [i % 2 == 0 for i in range(n_layers)])
     return ModelConfig(
         family="gemma2",
         vocab_size=raw.size("vocab_size"),

@@ -10,7 +10,7 @@ from glassformer.families import gemma2, qwen3
 from glassformer.families.common.family import ConfigFields, Family
 from glassformer.families.common.rope import read_rope, write_rope
 
-RULES = (*gemma2.RULES, *(one for one in qwen3.RULES if "_norm.weight" in one.theirs))
+RULES = (*gemma2.RULES, *(one for one in qwen3.RULES if "_norm.weight" in one.tensor_name))
 LOCAL = ("rope_local_base_freq", "partial_rotary_factor")
 
 
@@ -19,8 +19,8 @@ def read(raw: ConfigFields) -> ModelConfig:
     n_layers, head_dim = raw.size("num_hidden_layers"), raw.size("head_dim", 256)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6), "float32 1+")
     bias = raw.flag("attention_bias", False)
-    raw.only("use_bidirectional_attention", False, None)
-    raw.only("attn_logit_softcapping", None)
+    raw.expect("use_bidirectional_attention", False, None)
+    raw.expect("attn_logit_softcapping", None)
     mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_activation", "gelu_pytorch_tanh"))
     full = AttentionConfig(
         n_heads=raw.size("num_attention_heads"),
@@ -30,11 +30,13 @@ def read(raw: ConfigFields) -> ModelConfig:
         bias=bias,
         out_bias=bias,
         qk_norm=norm,
-        rope=read_rope(raw, head_dim, context, theta=1e6, layers="full_attention"),
+        rope=read_rope(raw, head_dim, context, theta=1e6, layer_type="full_attention"),
     )
     every = raw.size("_sliding_window_pattern", raw.size("sliding_window_pattern", 6))
-    windows = raw.windows(n_layers, raw.size("sliding_window", 4096), [(i + 1) % every > 0 for i in range(n_layers)])
-    local = read_rope(raw, head_dim, context, names=LOCAL, layers="sliding_attention", old=None)
+    windows = raw.layer_windows(
+        n_layers, raw.size("sliding_window", 4096), [(i + 1) % every > 0 for i in range(n_layers)]
+    )
+    local = read_rope(raw, head_dim, context, keys=LOCAL, layer_type="sliding_attention", scaling_key=None)
     attentions = [full if window is None else replace(full, rope=local, window=window) for window in windows]
     return ModelConfig(
         family="gemma3_text",

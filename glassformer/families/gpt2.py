@@ -30,8 +30,8 @@ RULES = (
 def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("n_embd", 768), raw.size("n_head", 12)
     norm = NormConfig("layer", raw.number("layer_norm_epsilon", 1e-5))
-    raw.only("scale_attn_by_inverse_layer_idx", False)
-    raw.only("add_cross_attention", False)
+    raw.expect("scale_attn_by_inverse_layer_idx", False)
+    raw.expect("add_cross_attention", False)
     attention = AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=n_heads,

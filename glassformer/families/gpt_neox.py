@@ -16,7 +16,7 @@ RULES = (
     rule("gpt_neox.embed_in.weight", "embed.weight"),
     *linear(f"{LAYER}.input_layernorm", "blocks.{i}.attn_norm"),
     *linear(f"{LAYER}.post_attention_layernorm", "blocks.{i}.mlp_norm"),
-    *linear(f"{LAYER}.attention.query_key_value", *(f"{ATTENTION}.{part}" for part in "qkv"), by_head=True),
+    *linear(f"{LAYER}.attention.query_key_value", *(f"{ATTENTION}.{part}" for part in "qkv"), grouped_by_kv_head=True),
     *linear(f"{LAYER}.attention.dense", f"{ATTENTION}.o"),
     *linear(f"{LAYER}.mlp.dense_h_to_4h", "blocks.{i}.mlp.up"),
     *linear(f"{LAYER}.mlp.dense_4h_to_h", "blocks.{i}.mlp.down"),
@@ -37,7 +37,7 @@ def read(raw: ConfigFields) -> ModelConfig:
         head_dim=head_dim,
         bias=bias,
         out_bias=bias,
-        rope=read_rope(raw, head_dim, context, part=0.25, names=("rotary_emb_base", "rotary_pct")),
+        rope=read_rope(raw, head_dim, context, rotary_share=0.25, keys=("rotary_emb_base", "rotary_pct")),
     )
     mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_act", "gelu"), gated=False, bias=True)
     layer = LayerConfig(attention, mlp, norm, parallel=raw.flag("use_parallel_residual", True))

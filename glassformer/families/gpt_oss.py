@@ -20,13 +20,13 @@ RULES = (
     *experts.without_mlp(llama.RULES),
     rule("model.layers.{i}.self_attn.sinks", "blocks.{i}.attn.sinks"),
     *linear("model.layers.{i}.mlp.router", "blocks.{i}.mlp.router"),
-    rule(f"{THEIRS}.gate_up_proj", f"{OURS}.gate.weight", f"{OURS}.up.weight", transposed=True, by_turns=True),
-    rule(f"{THEIRS}.gate_up_proj_bias", f"{OURS}.gate.bias", f"{OURS}.up.bias", by_turns=True),
+    rule(f"{THEIRS}.gate_up_proj", f"{OURS}.gate.weight", f"{OURS}.up.weight", transposed=True, interleaved_rows=True),
+    rule(f"{THEIRS}.gate_up_proj_bias", f"{OURS}.gate.bias", f"{OURS}.up.bias", interleaved_rows=True),
     rule(f"{THEIRS}.down_proj", f"{OURS}.down.weight", transposed=True),
     rule(f"{THEIRS}.down_proj_bias", f"{OURS}.down.bias"),
 )
 PACKED = (
-    rule(f"{THEIRS}.gate_up_proj_blocks", f"{OURS}.gate.weight", f"{OURS}.up.weight", by_turns=True),
+    rule(f"{THEIRS}.gate_up_proj_blocks", f"{OURS}.gate.weight", f"{OURS}.up.weight", interleaved_rows=True),
     rule(f"{THEIRS}.down_proj_blocks", f"{OURS}.down.weight"),
 )
 
@@ -46,13 +46,13 @@ def read(raw: ConfigFields) -> ModelConfig:
         rope=read_rope(raw, head_dim, context, theta=150_000.0),
         sinks=True,
     )
-    read_packing(raw)
-    raw.only("hidden_act", "silu")  # as the files say, and yet it is this:
-    raw.only("swiglu_alpha", 1.702)
+    check_quantization(raw)
+    raw.expect("hidden_act", "silu")  # as the files say, and yet it is this:
+    raw.expect("swiglu_alpha", 1.702)
     limit = raw.number("swiglu_limit", 7.0)
     mlp = MLPConfig(raw.size("intermediate_size"), "quick_gelu", bias=True, limit=limit, up_plus_one=True)
     moe = MoEConfig(raw.size("num_local_experts", 128), top_k, router_bias=True)
-    windows = raw.windows(n_layers, raw.optional("sliding_window", 128), [i % 2 == 0 for i in range(n_layers)])
+    windows = raw.layer_windows(n_layers, raw.optional("sliding_window", 128), [i % 2 == 0 for i in range(n_layers)])
     layer = LayerConfig(attention, mlp, norm, experts=moe)
     return ModelConfig(
         family="gpt_oss",
@@ -65,11 +65,11 @@ def read(raw: ConfigFields) -> ModelConfig:
     )
 
 
-def read_packing(raw: ConfigFields) -> None:
+def check_quantization(raw: ConfigFields) -> None:
     """What older files say twice, and how weights are packed, which the tensors' own names say too."""
     rope = raw.raw.get("rope_parameters") or raw.raw.get("rope_scaling")
-    raw.only("experts_per_token", raw.raw.get("num_experts_per_tok"))
-    raw.only("initial_context_length", isinstance(rope, dict) and rope.get("original_max_position_embeddings"))
+    raw.expect("experts_per_token", raw.raw.get("num_experts_per_tok"))
+    raw.expect("initial_context_length", isinstance(rope, dict) and rope.get("original_max_position_embeddings"))
     packed = raw.take("quantization_config", None)
     method = packed.get("quant_method") if isinstance(packed, dict) else packed
     if method not in (None, "mxfp4"):
@@ -77,7 +77,7 @@ def read_packing(raw: ConfigFields) -> None:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    raw, (layer, moe, mlp) = llama.write(config), experts.parts(config)
+    raw, (layer, moe, mlp) = llama.write(config), experts.expert_parts(config)
     for name in ("mlp_bias", "rope_theta", "rope_scaling"):
         del raw[name]
     rope, windows = layer.attention.rope, [layer.attention.window for layer in config.layers]
@@ -94,4 +94,4 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("gpt_oss", "GptOssForCausalLM", read, write, rules=RULES, others=PACKED)
+FAMILY = Family("gpt_oss", "GptOssForCausalLM", read, write, rules=RULES, alternatives=PACKED)

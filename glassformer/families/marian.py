@@ -16,7 +16,7 @@ from glassformer.families.common.family import ConfigFields, Family, TensorRule,
 
 def read(raw: ConfigFields) -> ModelConfig:
     apart = not raw.flag("share_encoder_decoder_embeddings", True)
-    config = bart.read_stacks(raw, "marian", "gelu", "sinusoidal halves", normed=False, apart=apart)
+    config = bart.read_stacks(raw, "marian", "gelu", "sinusoidal halves", embed_norm=False, separate_embeddings=apart)
     if apart:
         return replace(config, vocab_size=raw.size("decoder_vocab_size", config.vocab_size))
     written = raw.take("decoder_vocab_size", None)
@@ -41,10 +41,10 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 
 def rules(config: ModelConfig) -> tuple[TensorRule, ...]:
-    return bart.SHARED if config.shared_embedding else APART
+    return bart.SHARED if config.shared_embedding else SEPARATE
 
 
-APART = (
+SEPARATE = (
     rule("model.encoder.embed_tokens.weight", "encoder.embed.weight"),
     rule("model.decoder.embed_tokens.weight", "embed.weight"),
     rule("lm_head.weight", "head.weight"),
@@ -52,6 +52,6 @@ APART = (
 )
 TABLES = (r"(encoder|decoder)\.embed_positions\.weight",)
 FAMILY = Family(
-    "marian", "MarianMTModel", read, write, rules=rules, prefix="model.", ignored=TABLES, copies=bart.COPIES,
-    framed=True,
+    "marian", "MarianMTModel", read, write, rules=rules, prefix="model.", ignored=TABLES, embedding_copies=bart.COPIES,
+    adds_special_tokens=True,
 )  # fmt: skip

@@ -29,8 +29,10 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    _, moe, _ = experts.parts(config)
+    _, moe, _ = experts.expert_parts(config)
     return mistral.write(config) | {"num_local_experts": moe.n_experts, "num_experts_per_tok": moe.top_k}
 
 
-FAMILY = Family("mixtral", "MixtralForCausalLM", read, write, rules=RULES, others=(experts.ROUTER, *experts.FUSED))
+FAMILY = Family(
+    "mixtral", "MixtralForCausalLM", read, write, rules=RULES, alternatives=(experts.ROUTER, *experts.FUSED_EXPERTS)
+)

@@ -10,7 +10,7 @@ from glassformer.families.common.family import ConfigFields, Family, rule
 from glassformer.families.common.rope import read_rope
 
 RULES = (
-    *(one for one in qwen3.RULES if "layernorm" not in one.theirs),
+    *(one for one in qwen3.RULES if "layernorm" not in one.tensor_name),
     rule("model.layers.{i}.post_attention_layernorm.weight", "blocks.{i}.attn_out_norm.weight"),
     rule("model.layers.{i}.post_feedforward_layernorm.weight", "blocks.{i}.mlp_out_norm.weight"),
 )

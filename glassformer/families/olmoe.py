@@ -10,14 +10,14 @@ from glassformer.families.common import experts
 from glassformer.families.common.family import ConfigFields, Family
 from glassformer.families.common.rope import read_rope
 
-RULES = (*experts.without_mlp(qwen3.RULES), experts.ROUTER, *experts.EACH)
+RULES = (*experts.without_mlp(qwen3.RULES), experts.ROUTER, *experts.EXPERTS)
 
 
 def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     head_dim, context = max(1, d_model // n_heads), raw.size("max_position_embeddings", 4096)
     norm, bias = NormConfig("rms", raw.number("rms_norm_eps", 1e-5)), raw.flag("attention_bias", False)
-    raw.only("clip_qkv", None)
+    raw.expect("clip_qkv", None)
     attention = AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=raw.size("num_key_value_heads", n_heads),
@@ -29,7 +29,7 @@ def read(raw: ConfigFields) -> ModelConfig:
         rope=read_rope(raw, head_dim, context),
     )
     mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_act", "silu"))
-    n_experts = experts.number(raw, "num_experts", "num_local_experts", 64)
+    n_experts = experts.read_n_experts(raw, "num_experts", "num_local_experts", 64)
     moe = MoEConfig(n_experts, raw.size("num_experts_per_tok", 8), normed=raw.flag("norm_topk_prob", False))
     return ModelConfig(
         family="olmoe",
@@ -43,7 +43,7 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    raw, (_, moe, _) = llama.write(config), experts.parts(config)
+    raw, (_, moe, _) = llama.write(config), experts.expert_parts(config)
     for name in ("mlp_bias", "head_dim"):
         del raw[name]
     return raw | {
@@ -54,4 +54,4 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("olmoe", "OlmoeForCausalLM", read, write, rules=RULES, others=experts.FUSED)
+FAMILY = Family("olmoe", "OlmoeForCausalLM", read, write, rules=RULES, alternatives=experts.FUSED_EXPERTS)

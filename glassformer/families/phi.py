@@ -27,7 +27,7 @@ def read(raw: ConfigFields) -> ModelConfig:
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     head_dim, context = max(1, d_model // n_heads), raw.size("max_position_embeddings", 2048)
     norm = NormConfig("layer", raw.number("layer_norm_eps", 1e-5))
-    raw.only("tie_word_embeddings", False)
+    raw.expect("tie_word_embeddings", False)
     attention = AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=raw.size("num_key_value_heads", n_heads),
@@ -35,7 +35,7 @@ def read(raw: ConfigFields) -> ModelConfig:
         bias=True,
         out_bias=True,
         qk_norm=norm if raw.flag("qk_layernorm", False) else None,
-        rope=read_rope(raw, head_dim, context, part=0.5),
+        rope=read_rope(raw, head_dim, context, rotary_share=0.5),
     )
     mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_act", "gelu_new"), gated=False, bias=True)
     layer = LayerConfig(attention, mlp, norm, parallel=True, shared_norm=True)
@@ -64,7 +64,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": config.context_length,
         "layer_norm_eps": layer.norm.eps,
         "qk_layernorm": attention.qk_norm is not None,
-        **write_rope(attention.rope, attention.head_dim, part="partial_rotary_factor"),
+        **write_rope(attention.rope, attention.head_dim, factor_key="partial_rotary_factor"),
     }
 
 

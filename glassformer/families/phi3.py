@@ -11,7 +11,7 @@ from glassformer.families.common.rope import read_rope, write_rope
 
 FUSED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 RULES = (
-    *(one for one in llama.RULES if not any(name in one.theirs for name in FUSED)),
+    *(one for one in llama.RULES if not any(name in one.tensor_name for name in FUSED)),
     *linear("model.layers.{i}.self_attn.qkv_proj", *(f"blocks.{{i}}.attn.{part}" for part in "qkv")),
     *linear("model.layers.{i}.mlp.gate_up_proj", "blocks.{i}.mlp.gate", "blocks.{i}.mlp.up"),
 )
@@ -22,15 +22,15 @@ def read(raw: ConfigFields) -> ModelConfig:
     head_dim, context = max(1, d_model // n_heads), raw.size("max_position_embeddings", 4096)
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-5))
     for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
-        raw.only(name, False)
+        raw.expect(name, False)
     for name in ("full_attn_mod", "interpolate_factor"):
-        raw.only(name, 1)
+        raw.expect(name, 1)
     old_names = {"su": "longrope", "yarn": "longrope"}
     attention = AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=raw.size("num_key_value_heads", n_heads),
         head_dim=head_dim,
-        rope=read_rope(raw, head_dim, context, part=1.0, renamed=old_names),
+        rope=read_rope(raw, head_dim, context, rotary_share=1.0, aliases=old_names),
         window=raw.optional("sliding_window"),
     )
     raw.size("original_max_position_embeddings", context)  # read with the scaling, where there is one
@@ -53,7 +53,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
     scaling = None if attention.rope is None else attention.rope.scaling
     if isinstance(scaling, LongScaling):
         raw["original_max_position_embeddings"] = scaling.original_context
-    rope = write_rope(attention.rope, attention.head_dim, part="partial_rotary_factor")
+    rope = write_rope(attention.rope, attention.head_dim, factor_key="partial_rotary_factor")
     return raw | rope | {"sliding_window": attention.window, "pad_token_id": None}
 
 

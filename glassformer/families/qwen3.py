@@ -47,11 +47,11 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 def read_windows(raw: ConfigFields, n_layers: int) -> list[int | None]:
     """Each layer's window: from layer `max_window_layers` on, or as `layer_types` says."""
-    raw.only("use_mrope", False)  # positions of pictures
+    raw.expect("use_mrope", False)  # positions of pictures
     window = raw.size("sliding_window", 4096) if raw.flag("use_sliding_window", False) else None
     raw.take("sliding_window", None)
-    first = raw.size("max_window_layers", 28, least=0)
-    return raw.windows(n_layers, window, [i >= first for i in range(n_layers)])
+    first = raw.size("max_window_layers", 28, minimum=0)
+    return raw.layer_windows(n_layers, window, [i >= first for i in range(n_layers)])
 
 
 def write_windows(config: ModelConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from glassformer.families.common import experts
 from glassformer.families.common.family import ConfigFields, Family
 from glassformer.families.common.rope import read_rope
 
-RULES = (*qwen3.RULES, experts.ROUTER, *experts.EACH)
+RULES = (*qwen3.RULES, experts.ROUTER, *experts.EXPERTS)
 
 
 def read(raw: ConfigFields) -> ModelConfig:
@@ -32,7 +32,7 @@ def read(raw: ConfigFields) -> ModelConfig:
         rope=read_rope(raw, head_dim, context),
         window=window,
     )
-    n_experts = experts.number(raw, "num_experts", "num_local_experts", 128)
+    n_experts = experts.read_n_experts(raw, "num_experts", "num_local_experts", 128)
     moe = MoEConfig(n_experts, raw.size("num_experts_per_tok", 8), normed=raw.flag("norm_topk_prob", False))
     mlp = MLPConfig(raw.size("intermediate_size", 6144), raw.activation("hidden_act", "silu"))
     plain = LayerConfig(attention, mlp, norm)
@@ -42,13 +42,13 @@ def read(raw: ConfigFields) -> ModelConfig:
         vocab_size=raw.size("vocab_size"),
         d_model=d_model,
         context_length=context,
-        layers=tuple(routed if has else plain for has in read_which(raw, n_layers)),
+        layers=tuple(routed if has else plain for has in read_expert_layers(raw, n_layers)),
         final_norm=norm,
         tied_head=raw.flag("tie_word_embeddings", False),
     )
 
 
-def read_which(raw: ConfigFields, n_layers: int) -> list[bool]:
+def read_expert_layers(raw: ConfigFields, n_layers: int) -> list[bool]:
     """Which layers have experts: every `decoder_sparse_step`-th, but for `mlp_only_layers`."""
     every, plain = raw.size("decoder_sparse_step", 1), raw.take("mlp_only_layers", None)
     plain = [] if plain is None else plain
@@ -60,7 +60,7 @@ def read_which(raw: ConfigFields, n_layers: int) -> list[bool]:
 def write(config: ModelConfig) -> dict[str, Any]:
     raw, window = llama.write(config), config.layers[0].attention.window
     del raw["mlp_bias"]
-    routed, moe, plain = experts.parts(config)
+    routed, moe, plain = experts.expert_parts(config)
     return raw | {
         "use_sliding_window": window is not None,
         "sliding_window": window,
@@ -73,4 +73,4 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("qwen3_moe", "Qwen3MoeForCausalLM", read, write, rules=RULES, others=experts.FUSED)
+FAMILY = Family("qwen3_moe", "Qwen3MoeForCausalLM", read, write, rules=RULES, alternatives=experts.FUSED_EXPERTS)

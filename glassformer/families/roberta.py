@@ -14,35 +14,33 @@ from glassformer.families.common.family import ConfigFields, Family, linear, rul
 
 
 def read(raw: ConfigFields) -> TextEncoderConfig:
-    return bert.read_stack(raw, "roberta", raw.size("pad_token_id", 1, least=0) + 1)
+    return bert.read_stack(raw, "roberta", raw.size("pad_token_id", 1, minimum=0) + 1)
 
 
-def fit(config: TextEncoderConfig, names: Collection[str]) -> TextEncoderConfig:
-    return bert.with_heads(config, names, "lm_head.", "gelu")
+def detect_heads(config: TextEncoderConfig, names: Collection[str]) -> TextEncoderConfig:
+    return bert.detect_heads_by_prefix(config, names, "lm_head.", "gelu")
 
 
 def write(config: TextEncoderConfig) -> dict[str, Any]:
     return bert.write_stack(config, "Roberta") | {"pad_token_id": config.position_offset - 1}
 
 
-def read_many_languages(raw: ConfigFields) -> TextEncoderConfig:
+def read_xlm(raw: ConfigFields) -> TextEncoderConfig:
     return replace(read(raw), family="xlm-roberta")
 
 
-def write_many_languages(config: TextEncoderConfig) -> dict[str, Any]:
+def write_xlm(config: TextEncoderConfig) -> dict[str, Any]:
     return bert.write_stack(config, "XLMRoberta") | {"pad_token_id": config.position_offset - 1}
 
 
 FAMILY = Family(
-    "roberta", "RobertaModel", read, write, prefix="roberta.", fit=fit,
+    "roberta", "RobertaModel", read, write, prefix="roberta.", detect_heads=detect_heads,
     rules=(
         *bert.rules("roberta."), *linear("lm_head.dense", "head.dense"), *linear("lm_head.layer_norm", "head.norm"),
         rule("lm_head.bias", "head.output.bias"),
     ),
     ignored=(r"embeddings\.position_ids",),
-    copies=("lm_head.decoder.weight",),
-    twins=(("lm_head.decoder.bias", "lm_head.bias"),),
+    embedding_copies=("lm_head.decoder.weight",),
+    duplicates=(("lm_head.decoder.bias", "lm_head.bias"),),
 )  # fmt: skip
-MANY_LANGUAGES = replace(
-    FAMILY, name="xlm-roberta", architecture="XLMRobertaModel", read=read_many_languages, write=write_many_languages
-)
+XLM_ROBERTA = replace(FAMILY, name="xlm-roberta", architecture="XLMRobertaModel", read=read_xlm, write=write_xlm)

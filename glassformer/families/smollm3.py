@@ -28,10 +28,10 @@ def read(raw: ConfigFields) -> ModelConfig:
     )
     activation = raw.activation("hidden_act", "silu")
     mlp = MLPConfig(raw.size("intermediate_size"), activation, bias=raw.flag("mlp_bias", False))
-    turning = read_turning(raw, n_layers)
+    turning = read_rope_layers(raw, n_layers)
     window = raw.optional("sliding_window") if raw.flag("use_sliding_window", False) else None
     raw.take("sliding_window", None)
-    windows = raw.windows(n_layers, window, [not turns for turns in turning])
+    windows = raw.layer_windows(n_layers, window, [not turns for turns in turning])
     attentions = [
         replace(attention, rope=attention.rope if turns else None, window=window)
         for turns, window in zip(turning, windows, strict=True)
@@ -47,7 +47,7 @@ def read(raw: ConfigFields) -> ModelConfig:
     )
 
 
-def read_turning(raw: ConfigFields, n_layers: int) -> list[bool]:
+def read_rope_layers(raw: ConfigFields, n_layers: int) -> list[bool]:
     """Which layers have rotary positions: where `no_rope_layers`, in spite of its name, has a 1."""
     every = raw.size("no_rope_layer_interval", 4)
     flags = raw.take("no_rope_layers", None)

@@ -14,7 +14,7 @@ from glassformer.families.common.rope import read_rope, write_rope
 
 LAYER = "model.layers.{i}"
 RULES = (
-    *(one for one in llama.RULES if "norm" not in one.theirs),
+    *(one for one in llama.RULES if "norm" not in one.tensor_name),
     *linear(f"{LAYER}.input_layernorm", "blocks.{i}.attn_norm"),
     *linear(f"{LAYER}.post_attention_layernorm", "blocks.{i}.mlp_norm"),
     *(
@@ -37,7 +37,7 @@ def read(raw: ConfigFields) -> ModelConfig:
         bias=raw.flag("use_qkv_bias", False),
         qk_norm=norm if normed else None,
         qk_norm_over="each" if normed else "head",
-        rope=read_rope(raw, head_dim, context, part=0.25),
+        rope=read_rope(raw, head_dim, context, rotary_share=0.25),
     )
     mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_act", "silu"))
     layer = LayerConfig(attention, mlp, norm, parallel=parallel, shared_norm=parallel)
@@ -59,7 +59,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         del raw[name]
     raw["layer_norm_eps"] = raw.pop("rms_norm_eps")
     return raw | {
-        **write_rope(attention.rope, attention.head_dim, part="partial_rotary_factor"),
+        **write_rope(attention.rope, attention.head_dim, factor_key="partial_rotary_factor"),
         "use_qkv_bias": attention.bias,
         "qk_layernorm": attention.qk_norm is not None,
         "use_parallel_residual": layer.parallel,

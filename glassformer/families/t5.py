@@ -23,10 +23,10 @@ from glassformer.errors import ConfigError
 from glassformer.families.common.family import ACTIVATION_NAMES, ACTIVATIONS, ConfigFields, Family, TensorRule, rule
 
 
-def stack_rules(theirs: str, ours: str, source: bool, gated: bool) -> tuple[TensorRule, ...]:
+def stack_rules(theirs: str, ours: str, cross_attention: bool, gated: bool) -> tuple[TensorRule, ...]:
     """Of one side; `source`: it reads one."""
     block, mine = f"{theirs}.block.{{i}}.layer", f"{ours}blocks.{{i}}"
-    attentions = [("0.SelfAttention", "attn"), *([("1.EncDecAttention", "cross")] if source else [])]
+    attentions = [("0.SelfAttention", "attn"), *([("1.EncDecAttention", "cross")] if cross_attention else [])]
     mlp = f"{block}.{len(attentions)}.DenseReluDense"
     into = {"wi_0": "gate", "wi_1": "up"} if gated else {"wi": "up"}
     return (
@@ -53,7 +53,7 @@ def rules(config: ModelConfig) -> tuple[TensorRule, ...]:
         rule("shared.weight", "embed.weight"),
         *stack_rules("encoder", "encoder.", False, gated),
         *stack_rules("decoder", "", True, gated),
-        rule("lm_head.weight", "head.weight", instead="shared.weight"),  # made by newer programs, T5 1.1 has one table
+        rule("lm_head.weight", "head.weight", fallback="shared.weight"),  # made by newer programs, T5 1.1 has one table
     )
 
 
@@ -63,8 +63,8 @@ def read(raw: ConfigFields) -> ModelConfig:
     relative = RelativeConfig(
         raw.size("relative_attention_num_buckets", 32), raw.size("relative_attention_max_distance", 128)
     )
-    raw.only("is_decoder", False)
-    raw.only("is_encoder_decoder", True)
+    raw.expect("is_decoder", False)
+    raw.expect("is_encoder_decoder", True)
     tied = raw.flag("tie_word_embeddings", True)
     tied = raw.flag("scale_decoder_outputs", tied) and tied  # some say of every model that it is tied, but not here
     seeing = AttentionConfig(n_heads, n_heads, raw.size("d_kv", 64), scale=1.0, causal=False)
@@ -96,8 +96,8 @@ def read_mlp(raw: ConfigFields) -> MLPConfig:
     if not isinstance(told, str) or name not in ACTIVATIONS:
         allowed = ", ".join(ACTIVATIONS)
         raise ConfigError(f"{raw.source}: feed_forward_proj = {told!r} is not supported, only [gated-]{allowed}")
-    raw.only("is_gated_act", gated)
-    raw.only("dense_act_fn", name)
+    raw.expect("is_gated_act", gated)
+    raw.expect("dense_act_fn", name)
     return MLPConfig(raw.size("d_ff", 2048), ACTIVATIONS[name], gated)
 
 
@@ -130,5 +130,12 @@ def write(config: ModelConfig) -> dict[str, Any]:
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 UNUSED = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
 FAMILY = Family(
-    "t5", "T5ForConditionalGeneration", read, write, rules=rules, ignored=UNUSED, copies=COPIES, framed=True
+    "t5",
+    "T5ForConditionalGeneration",
+    read,
+    write,
+    rules=rules,
+    ignored=UNUSED,
+    embedding_copies=COPIES,
+    adds_special_tokens=True,
 )

@@ -15,14 +15,14 @@ from glassformer.config import RecurrentConfig, TextEncoderConfig
 from glassformer.errors import CheckpointError
 from glassformer.families import Family, family_of, read_config
 from glassformer.families.common.family import AnyConfig, ConfigFields
-from glassformer.families.common.original import OriginalFormat, as_it_lies
+from glassformer.families.common.original import OriginalFormat, detect_linear_layout
 from glassformer.formats import fp8, mxfp4
 from glassformer.formats.find import end_token_ids, tokenizer_of
 from glassformer.formats.generation_config import read_generation_config
-from glassformer.formats.original import holds_settings, open_original, original_of
+from glassformer.formats.original import find_original, open_original, self_contained_format
 from glassformer.formats.pickled import read_pickle
-from glassformer.formats.reader import FLOATS, TensorReader, read_json
-from glassformer.formats.sentence_transformers import read_sentence, transformer_folder
+from glassformer.formats.reader import FLOAT_DTYPES, TensorReader, read_json
+from glassformer.formats.sentence_transformers import read_pooling, transformer_folder
 from glassformer.formats.weight_files import PICKLED_SUFFIXES, open_weights, weight_files
 from glassformer.nn.pooling import Sentence
 from glassformer.text.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ class Checkpoint:
         """The dtype of most stored elements. Quantized elements count as bfloat16, which is at least as precise."""
         sizes: Counter[torch.dtype] = Counter()
         for name in self.reader:
-            dtype = FLOATS.get(self.reader.kind(name), torch.bfloat16)
+            dtype = FLOAT_DTYPES.get(self.reader.stored_type(name), torch.bfloat16)
             sizes[dtype] += torch.Size(self.reader.shape(name)).numel()
         return sizes.most_common(1)[0][0] if sizes else torch.float32
 
@@ -91,11 +91,11 @@ class Checkpoint:
     def pooling(self) -> Sentence:
         """Load the module that turns an encoder's states into one vector; the mean if the checkpoint names none."""
         if self.metadata:
-            from glassformer.formats.gguf.pooling import sentence_from_gguf
+            from glassformer.formats.gguf.pooling import pooling_from_gguf
 
-            return sentence_from_gguf(self.metadata, str(self.path))
+            return pooling_from_gguf(self.metadata, str(self.path))
         folder = self.path.parent if self.path.is_file() else self.path
-        return read_sentence(folder, self.config.d_model)
+        return read_pooling(folder, self.config.d_model)
 
 
 def open_checkpoint(path: str | Path, ignore_keys: tuple[str, ...] = ()) -> Checkpoint:
@@ -113,19 +113,19 @@ def open_checkpoint(path: str | Path, ignore_keys: tuple[str, ...] = ()) -> Chec
     model_path = transformer_folder(path)
     if path.suffix == ".gguf":
         return _open_gguf(path, ignore_keys)
-    if (layout := original_of(model_path)) is not None:
+    if (layout := find_original(model_path)) is not None:
         return _open_original(model_path, layout, ignore_keys)
     is_file = model_path.is_file()
     folder = model_path.parent if is_file else model_path
-    if is_file and path.suffix in PICKLED_SUFFIXES and (layout := holds_settings(read_pickle(path))) is not None:
+    if is_file and path.suffix in PICKLED_SUFFIXES and (layout := self_contained_format(read_pickle(path))) is not None:
         return _open_original(path, layout, ignore_keys)
     config = read_config(read_json(folder / "config.json"), str(folder / "config.json"), ignore_keys)
     names = [path.name] if is_file else weight_files(folder)
     _check_files([folder / name for name in names])
-    reader = fp8.unpacked(mxfp4.unpacked(TensorReader([open_weights(folder / name) for name in names])))
-    family = as_it_lies(family_of(config), _shapes(reader))
+    reader = fp8.unpack(mxfp4.unpack(TensorReader([open_weights(folder / name) for name in names])))
+    family = detect_linear_layout(family_of(config), _shapes(reader))
     _check_size(config, reader, path)
-    return Checkpoint(path, model_path, family.fit(config, reader), reader, family)
+    return Checkpoint(path, model_path, family.detect_heads(config, reader), reader, family)
 
 
 def _check_files(paths: list[Path]) -> None:
@@ -167,14 +167,16 @@ def _open_original(path: Path, layout: OriginalFormat, ignore_keys: tuple[str, .
     raw = layout.read(fields, _shapes(reader))
     fields.close()
     config = read_config({"model_type": layout.family, **raw}, source)
-    family = layout.laid_out(family_of(config), bare=layout.bare is not None and settings.get(layout.bare) is False)
+    family = layout.apply_to(
+        family_of(config), bare=layout.bias_setting is not None and settings.get(layout.bias_setting) is False
+    )
     _check_size(config, reader, path)
     return Checkpoint(path, path, config, reader, family)
 
 
 def _open_gguf(path: Path, ignore_keys: tuple[str, ...]) -> Checkpoint:
     from glassformer.formats.gguf.file import check_claims, open_gguf
-    from glassformer.formats.gguf.metadata import in_gguf, read_metadata
+    from glassformer.formats.gguf.metadata import gguf_family, read_metadata
     from glassformer.formats.gguf.tensor_names import EMBED
 
     files = open_gguf(path)
@@ -186,6 +188,6 @@ def _open_gguf(path: Path, ignore_keys: tuple[str, ...]) -> Checkpoint:
     check_claims(files, width=shape[1])
     file_of = {name: file for file in files for name in file}
     config = read_metadata(
-        metadata, reader.keys(), shape[0], str(path), ignore_keys, lambda name: file_of[name].numbers(name)
+        metadata, reader.keys(), shape[0], str(path), ignore_keys, lambda name: file_of[name].vector(name)
     )
-    return Checkpoint(path, path, config, reader, in_gguf(family_of(config)), metadata)
+    return Checkpoint(path, path, config, reader, gguf_family(family_of(config)), metadata)

@@ -18,7 +18,7 @@ LARGE = 10_000_000  # bytes: smaller files are the library's own business
 MOST = 50_000_000_000  # and so are larger ones than these, which plain HTTP does not give out
 
 
-def keep_parts(repo: str, commit: str, files: Sequence[str]) -> None:
+def download_resumable(repo: str, commit: str, files: Sequence[str]) -> None:
     """Bring the large ones of a repository's files into the cache, each from where it broke off the last time.
 
     Raises what the library raises, and CheckpointError for a file that is not what the hub says it is.
@@ -47,11 +47,11 @@ def keep_parts(repo: str, commit: str, files: Sequence[str]) -> None:
                     expected_size=found.size,
                     displayed_filename=name,
                 )
-            check_part(part, name, found.etag, found.size)
+            verify_download(part, name, found.etag, found.size)
             os.replace(part, whole)
 
 
-def check_part(part: Path, name: str, etag: str, size: int) -> None:
+def verify_download(part: Path, name: str, etag: str, size: int) -> None:
     """Remove a part that is whole and not what it should be. The etag of a large file is its SHA-256."""
     digest = hashlib.sha256()
     with part.open("rb") as file:

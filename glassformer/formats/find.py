@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from glassformer.errors import CheckpointError
-from glassformer.formats.gguf.shards import first_of, models_of
+from glassformer.formats.gguf.shards import first_shard, group_shards
 from glassformer.formats.hub import fetch, is_hub_name
-from glassformer.formats.original import original_of
+from glassformer.formats.original import find_original
 from glassformer.formats.reader import read_json
 from glassformer.text.files.find import find_tokenizer
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 
 PACKAGED = {"stories": "a small model that ships with Glassformer, trained on its own generated stories"}
-FILES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
+WEIGHT_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 
 
 def find_model(path: str | Path, *, offline: bool = False) -> Path:
@@ -33,16 +34,16 @@ def find_model(path: str | Path, *, offline: bool = False) -> Path:
 
 def _find(path: str | Path, offline: bool) -> Path:
     folder = Path(path)
-    if folder.suffix in FILES and (folder.is_file() or first_of(folder).is_file()):
-        return folder if folder.is_file() else first_of(folder)
-    ggufs = models_of(file.name for file in folder.glob("*.gguf")) if folder.is_dir() else {}
-    weights = any(any(folder.glob(f"*{kind}")) for kind in FILES[1:])
+    if folder.suffix in WEIGHT_SUFFIXES and (folder.is_file() or first_shard(folder).is_file()):
+        return folder if folder.is_file() else first_shard(folder)
+    ggufs = group_shards(file.name for file in folder.glob("*.gguf")) if folder.is_dir() else {}
+    weights = any(any(folder.glob(f"*{kind}")) for kind in WEIGHT_SUFFIXES[1:])
     for one in (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last"):
         if len(ggufs) == 1 and one is folder and not weights:
             break
         if (one / "config.json").exists() or (one / "modules.json").exists():
             return one.resolve() if one is not folder else folder
-    if folder.is_dir() and original_of(folder) is not None:
+    if folder.is_dir() and find_original(folder) is not None:
         return folder
     if len(ggufs) == 1:
         ((first, names),) = ggufs.items()
@@ -68,7 +69,7 @@ def gguf_metadata(found: Path) -> Mapping[str, Any]:
     from glassformer.formats.gguf.header import read_header
 
     metadata = read_header(found).metadata
-    return read_header(first_of(found)).metadata if metadata.get("split.no") else metadata
+    return read_header(first_shard(found)).metadata if metadata.get("split.no") else metadata
 
 
 def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer | None:
@@ -80,7 +81,7 @@ def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Toke
         none = metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab")
         return None if none else tokenizer_from_gguf(metadata)
     folder = found.parent if found.is_file() else found
-    return Tokenizer.load(folder) if find_tokenizer(folder) else None
+    return load_tokenizer(folder) if find_tokenizer(folder) else None
 
 
 def end_token_ids(found: Path, metadata: Mapping[str, Any] | None = None) -> list[int]:
@@ -91,8 +92,8 @@ def end_token_ids(found: Path, metadata: Mapping[str, Any] | None = None) -> lis
         named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
         return [index for index in named if isinstance(index, int)]
     folder = found.parent if found.is_file() else found
-    if (one := original_of(found)) is not None:
-        return one.ends(read_json(folder / one.settings)) if one.settings else []
+    if (one := find_original(found)) is not None:
+        return one.end_token_ids(read_json(folder / one.settings)) if one.settings else []
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
             ends = read_json(folder / name).get("eos_token_id")

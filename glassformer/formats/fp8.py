@@ -1,6 +1,7 @@
-"""FP8 weights, decoded: numbers of 8 bits (E4M3), and a float32 factor for every block of 128 x 128 of them.
+"""FP8 weights as DeepSeek publishes them: E4M3 numbers, and one float32 scale per block of 128 x 128.
 
-X.weight [O, I] of F8_E4M3    X.weight_scale_inv [O / 128, I / 128], rounded up: what the block's numbers are times
+X.weight            [O, I]              F8_E4M3
+X.weight_scale_inv  [O / 128, I / 128]  rounded up; a block's numbers are multiplied by its scale
 """
 
 from __future__ import annotations
@@ -12,60 +13,58 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import CheckpointError
-from glassformer.formats.reader import Scratch, TensorFile, TensorReader
+from glassformer.formats.reader import ReadBuffer, TensorFile, TensorReader
 
-SIDE = 128
-KIND, SCALE = "F8_E4M3", "_scale_inv"
+BLOCK = 128
+TYPE, SCALE_SUFFIX = "F8_E4M3", "_scale_inv"
 
 
 def decode(values: Tensor, scales: Float[Tensor, "P Q"]) -> Float[Tensor, "O I"]:
-    """The numbers of a matrix [O, I], in float32; the last blocks of a row or a column may be smaller."""
-    rows = scales.float().repeat_interleave(SIDE, 0)[: values.shape[0]]
-    return values.float() * rows.repeat_interleave(SIDE, 1)[:, : values.shape[1]]
+    """Return a matrix in float32. The last block of a row or column may be smaller."""
+    rows = scales.float().repeat_interleave(BLOCK, 0)[: values.shape[0]]
+    return values.float() * rows.repeat_interleave(BLOCK, 1)[:, : values.shape[1]]
 
 
 class Fp8Tensor(TensorFile):
-    """A matrix of FP8 numbers and its factors as the numbers that they are together, under the name of the matrix."""
+    """An FP8 matrix and its scales as one decoded tensor, under the name of the matrix.
+
+    Raises:
+        CheckpointError: the shapes of values and scales do not fit.
+    """
 
     def __init__(self, values: TensorFile, name: str, scales: TensorFile, scales_name: str):
         self.path, self.names = values.path, {name: scales_name}
-        self.numbers, self.scales = values, scales
+        self.fp8_values, self.scales = values, scales
         shape, found = values.shape(name), scales.shape(scales_name)
-        blocks = tuple(-(-size // SIDE) for size in shape)
+        blocks = tuple(-(-size // BLOCK) for size in shape)
         if len(shape) != 2 or found != blocks:
             raise CheckpointError(
-                f"{self.path}: {scales_name} must hold a factor for each block of {SIDE} x {SIDE} of {name} "
-                f"{list(shape)}, which are {list(blocks)}, got {list(found)}"
+                f"{self.path}: {scales_name} must hold a scale for each block of {BLOCK} x {BLOCK} of {name} "
+                f"{list(shape)}, so {list(blocks)}, got {list(found)}"
             )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.numbers.shape(name)
+        return self.fp8_values.shape(name)
 
-    def kind(self, name: str) -> str:
+    def stored_type(self, name: str) -> str:
         return "FP8"
 
     def dtype(self, name: str) -> torch.dtype | None:
         return torch.float32
 
-    def begin(self, name: str) -> int | None:
-        return None
-
     def __getitem__(self, name: str) -> Tensor:
-        return decode(self.numbers[name], self.scales[self.names[name]])
+        return decode(self.fp8_values[name], self.scales[self.names[name]])
 
-    def rows(self, name: str, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
-        values, scales = self.numbers[name], self.scales[self.names[name]]
+    def rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
+        values, scales = self.fp8_values[name], self.scales[self.names[name]]
         for i in range(len(scales)):
-            yield i * SIDE, decode(values[i * SIDE : (i + 1) * SIDE], scales[i : i + 1])
+            yield i * BLOCK, decode(values[i * BLOCK : (i + 1) * BLOCK], scales[i : i + 1])
 
 
-def unpacked(reader: TensorReader) -> TensorReader:
-    """The reader, in which each FP8 matrix that has factors now is the numbers that the two hold together.
-
-    CheckpointError where the two do not fit each other.
-    """
-    for name in [name for name in reader if reader.kind(name) == KIND]:
-        scales = name + SCALE
+def unpack(reader: TensorReader) -> TensorReader:
+    """Replace each FP8 matrix that has scales by its decoded tensor. Returns the same reader."""
+    for name in [name for name in reader if reader.stored_type(name) == TYPE]:
+        scales = name + SCALE_SUFFIX
         if scales in reader and reader.dtype(scales) is not None:
             reader.files[name] = Fp8Tensor(reader.files[name], name, reader.files.pop(scales), scales)
     return reader

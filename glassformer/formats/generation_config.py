@@ -9,10 +9,11 @@ from typing import Any
 from glassformer.errors import CheckpointError
 from glassformer.formats.reader import read_json
 
-GENERATION = "generation_config.json"
-IN_CONFIG = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-SPECIAL = (  # those that hold here
-    *IN_CONFIG, "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "min_length", "no_repeat_ngram_size",
+GENERATION_CONFIG = "generation_config.json"
+CONFIG_TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+SPECIAL = (
+    *CONFIG_TOKEN_KEYS, "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "min_length",
+    "no_repeat_ngram_size",
 )  # fmt: skip
 CARRIED = ("max_length", "num_beams", "length_penalty", "early_stopping")
 
@@ -25,7 +26,7 @@ def read_generation_config(found: Path, metadata: Mapping[str, Any] | None = Non
         named["decoder_start_token_id"] = f"{metadata.get('general.architecture')}.decoder_start_token_id"
         return {name: metadata[key] for name, key in named.items() if key in metadata}
     folder = found.parent if found.is_file() else found
-    generation = read_json(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    generation = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).exists() else {}
     older = read_json(folder / "config.json")
     told = {name: older[name] for name in (*SPECIAL, *CARRIED) if name in older} | generation
     if older.get("force_bos_token_to_be_generated") and told.get("forced_bos_token_id") is None:  # an older spelling
@@ -33,7 +34,7 @@ def read_generation_config(found: Path, metadata: Mapping[str, Any] | None = Non
     return {name: value for name, value in told.items() if value is not None}
 
 
-def token_of(special: Mapping[str, Any], name: str, source: str) -> int | None:
+def token_id(special: Mapping[str, Any], name: str, source: str) -> int | None:
     """A token's id that is said under a name."""
     value = special.get(name)
     if isinstance(value, list) and len(value) == 1:
@@ -43,7 +44,7 @@ def token_of(special: Mapping[str, Any], name: str, source: str) -> int | None:
     return value
 
 
-def count_of(special: Mapping[str, Any], name: str, source: str) -> int:
+def non_negative_int(special: Mapping[str, Any], name: str, source: str) -> int:
     """A number that is said under a name, 0 where it is not."""
     value = special.get(name, 0)
     if type(value) is not int or value < 0:
@@ -53,7 +54,7 @@ def count_of(special: Mapping[str, Any], name: str, source: str) -> int:
     return value
 
 
-def banned_of(special: Mapping[str, Any], source: str) -> tuple[int, ...]:
+def banned_token_ids(special: Mapping[str, Any], source: str) -> tuple[int, ...]:
     """The tokens that are never written."""
     words = special.get("bad_words_ids", [])
     if not isinstance(words, list) or not all(isinstance(w, list) and len(w) == 1 and type(w[0]) is int for w in words):

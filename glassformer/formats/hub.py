@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from glassformer.errors import CheckpointError
-from glassformer.formats.download import keep_parts
-from glassformer.formats.gguf.shards import models_of
+from glassformer.formats.download import download_resumable
+from glassformer.formats.gguf.shards import group_shards
 
 NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-BESIDE = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # what lies beside the weights: config, tokenizer, template
+SIDE_FILES = (
+    ".json",
+    ".jinja",
+    ".model",
+    ".txt",
+    ".tiktoken",
+)  # what lies beside the weights: config, tokenizer, template
 LARGE = (".safetensors", ".bin", ".pth", ".gguf")
-INSIDE = re.compile(r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)")  # and in folders of its own
+SUBFOLDER_FILES = re.compile(
+    r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)"
+)  # and in folders of its own
 
 
 def is_hub_name(name: str) -> bool:
@@ -53,7 +61,7 @@ def fetch(name: str, *, offline: bool = False) -> Path:
     cached = wanted is None  # then its other files are looked at when they are opened
     try:
         if wanted and commit:
-            keep_parts(repo, commit, [file for file in wanted if file.endswith(LARGE)])
+            download_resumable(repo, commit, [file for file in wanted if file.endswith(LARGE)])
         folder = hub.snapshot_download(
             repo, revision=revision, allow_patterns=wanted or ["config.json"], local_files_only=cached
         )
@@ -69,15 +77,15 @@ def fetch(name: str, *, offline: bool = False) -> Path:
 def choose_files(files: list[str], name: str) -> list[str]:
     """What to download of a repository's files: one kind of weights, and what lies beside them."""
     top = [file for file in files if "/" not in file]
-    beside = [file for file in top if file.endswith(BESIDE) and not file.endswith(".index.json")]
-    inside = [file for file in files if INSIDE.fullmatch(file)]
+    beside = [file for file in top if file.endswith(SIDE_FILES) and not file.endswith(".index.json")]
+    inside = [file for file in files if SUBFOLDER_FILES.fullmatch(file)]
     twice = {f"{file.rpartition('/')[0]}/pytorch_model.bin" for file in inside if file.endswith(".safetensors")}
     beside += [file for file in inside if file not in twice]
     for start, end in (("model", ".safetensors"), ("pytorch_model", ".bin"), (r"consolidated(\.\d+)?", ".pth")):
         found = [file for file in top if re.fullmatch(rf"{start}(-\d+-of-\d+)?{re.escape(end)}(\.index\.json)?", file)]
         if found:
             return beside + found
-    ggufs = models_of(file for file in top if file.endswith(".gguf"))
+    ggufs = group_shards(file for file in top if file.endswith(".gguf"))
     if len(ggufs) == 1:
         return beside + [file for files in ggufs.values() for file in files]
     if ggufs:

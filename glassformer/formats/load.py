@@ -16,7 +16,7 @@ from glassformer.families import Family
 from glassformer.families.common.family import AnyConfig
 from glassformer.formats.checkpoint import MAX_MESSAGES, Checkpoint, ModelKind, open_checkpoint
 from glassformer.formats.reader import TensorReader
-from glassformer.formats.tensor_mapping import TensorMapping, entries
+from glassformer.formats.tensor_mapping import TensorMapping, map_tensors
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder, EncoderDecoder, make_model
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
@@ -55,26 +55,28 @@ def load_model(
     device, reader = torch.device(device), checkpoint.reader
     model = empty_model(checkpoint.config)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
-    for mapping, name in sorted(account(checkpoint, parameters), key=lambda match: reader.place(match[1])):
+    for mapping, name in sorted(account(checkpoint, parameters), key=lambda match: reader.file_position(match[1])):
         if name is None:
-            for ours in mapping.ours:
+            for ours in mapping.parameter_names:
                 zeros = torch.zeros(parameters[ours].shape, dtype=dtype or checkpoint.dtype, device=device)
                 _assign(model, ours, zeros)
             continue
         stored = reader.dtype(name)
         assert stored is not None, f"{name} is not a weight"
         target = mapping.dtype(dtype, stored)
-        same = reader.mapped(name) and device.type == "cpu" and target == stored and not mapping.moves
-        if same and not copy and name != mapping.instead:  # a fallback tensor fills two parameters, so it is copied
+        same = reader.mapped(name) and device.type == "cpu" and target == stored and not mapping.rearranges
+        if same and not copy and name != mapping.fallback:  # a fallback tensor fills two parameters, so it is copied
             values = mapping.split(reader[name], parameters)
         else:
-            values = [torch.empty(parameters[ours].shape, dtype=target, device=device) for ours in mapping.ours]
+            values = [
+                torch.empty(parameters[ours].shape, dtype=target, device=device) for ours in mapping.parameter_names
+            ]
             if same and len(values) == 1:
-                reader.read(name, values[0])
+                reader.read_into(name, values[0])
             else:
                 for begin, rows in reader.rows(name):
                     mapping.fill(values, begin, rows)
-        for ours, value in zip(mapping.ours, values, strict=True):
+        for ours, value in zip(mapping.parameter_names, values, strict=True):
             _assign(model, ours, value)
     return model.eval()
 
@@ -154,25 +156,27 @@ def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple
         CheckpointError: lists all tensors that are missing, unused, of the wrong shape or type, or stored twice.
     """
     family, config, reader = checkpoint.family, checkpoint.config, checkpoint.reader
-    matches, problems, unused = [], [f"stored twice: {name}" for name in reader.twice], set(reader)
+    matches, problems, unused = [], [f"stored twice: {name}" for name in reader.duplicates], set(reader)
     bare = not any(name.startswith(family.prefix) for name in reader)
     present = {family.prefix + name if bare else name for name in reader}
-    for mapping in entries(family, config, parameters, present):
-        name = mapping.theirs.removeprefix(family.prefix) if bare else mapping.theirs
-        if name not in reader and mapping.instead in reader:
-            name = mapping.instead
+    for mapping in map_tensors(family, config, parameters, present):
+        name = mapping.tensor_name.removeprefix(family.prefix) if bare else mapping.tensor_name
+        if name not in reader and mapping.fallback in reader:
+            name = mapping.fallback
         if name not in reader:
-            if mapping.zeros:
+            if mapping.zeros_if_missing:
                 matches.append((mapping, None))
             else:
-                problems.append(f"missing: {name} (fills {', '.join(mapping.ours)})")
+                problems.append(f"missing: {name} (fills {', '.join(mapping.parameter_names)})")
             continue
         unused.discard(name)
         if reader.shape(name) != mapping.shape(parameters):
             stored, needed = list(reader.shape(name)), list(mapping.shape(parameters))
             problems.append(f"shape: {name} is {stored}, the config needs {needed}")
         if reader.dtype(name) is None:
-            problems.append(f"type: {name} is {reader.kind(name)}, supported types are {reader.readable(name)}")
+            problems.append(
+                f"type: {name} is {reader.stored_type(name)}, supported types are {reader.supported_types(name)}"
+            )
         matches.append((mapping, name))
     problems += [f"not used: {name}" for name in sorted(unused) if not _is_redundant(family, config, name, reader)]
     if problems:
@@ -188,16 +192,16 @@ def _is_redundant(family: Family, config: AnyConfig, name: str, reader: TensorRe
     patterns = [pattern.replace("{n_layers}", str(n_layers)) for pattern in family.ignored]
     if any(re.fullmatch(pattern, name.removeprefix(family.prefix)) for pattern in patterns):
         return True
-    rules = family.rules_of(config)
+    rules = family.rules_for(config)
     if rules is None or isinstance(config, RecurrentConfig):
         return False
-    twin = dict(family.twins).get(name)
+    twin = dict(family.duplicates).get(name)
     if twin is not None and twin in reader:
         return torch.equal(reader[name], reader[twin])
-    theirs = {rule.ours: rule.theirs for rule in rules}
+    theirs = {rule.parameter_names: rule.tensor_name for rule in rules}
     table, head = theirs["embed.weight",], theirs.get(("head.weight",))
     table = table if table in reader else table.removeprefix(family.prefix)
     tied = isinstance(config, ModelConfig) and config.tied_head
-    copies = {*family.copies, *(() if head is None or not tied else (head,))}
+    copies = {*family.embedding_copies, *(() if head is None or not tied else (head,))}
     known = name in copies or family.prefix + name in copies
     return known and table in reader and torch.equal(reader[name], reader[table])

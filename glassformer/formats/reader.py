@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint by name, whatever its files are: mapped, and read only when asked for."""
+"""Tensors of a checkpoint by name, whatever its files are: memory-mapped, and read only on request."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from torch import Tensor
 
 from glassformer.errors import CheckpointError
 
-FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
-SCRATCH = 1 << 20  # bytes read at a time
-AHEAD = 1 << 24  # and straight into a parameter's memory
+FLOAT_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+CHUNK_BYTES = 1 << 20  # size of a chunk of rows
+READ_BYTES = 1 << 24  # size of one read straight into a parameter
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; CheckpointError names the file that is missing, cut short or something else."""
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or holds something else.
+    """
     try:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -31,53 +35,57 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-class Scratch:
-    """One piece of memory to read into, for all tensors: many would leave holes in the heap."""
+class ReadBuffer:
+    """One buffer for all chunks of all tensors. A new buffer per tensor would fragment the heap."""
 
     def __init__(self):
         self.bytes = torch.empty(0, dtype=torch.uint8)
 
-    def room(self, row: int) -> Tensor:
-        """Bytes for as many rows of `row` bytes as fit, at least one: [n, row]."""
-        if len(self.bytes) < max(row, SCRATCH):
-            self.bytes = torch.empty(max(row, SCRATCH), dtype=torch.uint8)
-        n = max(1, len(self.bytes) // max(1, row))
-        return self.bytes[: n * row].view(n, row)
+    def rows(self, row_bytes: int) -> Tensor:
+        """Return a view of as many rows as fit, at least one: [n, row_bytes] uint8."""
+        if len(self.bytes) < max(row_bytes, CHUNK_BYTES):
+            self.bytes = torch.empty(max(row_bytes, CHUNK_BYTES), dtype=torch.uint8)
+        n = max(1, len(self.bytes) // max(1, row_bytes))
+        return self.bytes[: n * row_bytes].view(n, row_bytes)
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of one file; `names` has a key for each. `file[name]` is mapped, unless it must be decoded."""
+    """The tensors of one file, by name. `file[name]` is memory-mapped unless the tensor must be decoded.
+
+    Attributes:
+        names: a mapping with one key per tensor; the values belong to the subclass.
+    """
 
     path: Path
     names: Mapping[str, Any]
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, from the header."""
+        """Return a tensor's shape, from the header."""
 
     @abstractmethod
-    def kind(self, name: str) -> str:
-        """A tensor's type as the format names it: F32, BF16, I8, Q4_0."""
+    def stored_type(self, name: str) -> str:
+        """Return a tensor's type as the format names it: F32, BF16, I8, Q4_0."""
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """What a tensor is read as; None where it cannot be a weight."""
-        return FLOATS.get(self.kind(name))
+        """Return the dtype that a tensor is read as; None if it cannot be a weight."""
+        return FLOAT_DTYPES.get(self.stored_type(name))
 
     def mapped(self, name: str) -> bool:
-        """Whether `file[name]` is the file's own bytes."""
-        return self.kind(name) in FLOATS
+        """Whether `file[name]` is a view of the file's bytes."""
+        return self.stored_type(name) in FLOAT_DTYPES
 
     @abstractmethod
-    def rows(self, name: str, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
-        """A tensor piece by piece: (first row, about a MB of rows). Each piece is overwritten by the next."""
+    def rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
+        """Read a tensor in chunks of about 1 MB: (first row, rows). Each chunk overwrites the one before."""
 
-    @abstractmethod
-    def begin(self, name: str) -> int | None:
-        """Where the bytes of a tensor of floats begin in the file; None where they do not lie in order."""
+    def byte_offset(self, name: str) -> int | None:
+        """Return where a float tensor's bytes begin in the file; None if they are not contiguous."""
+        return None
 
-    def readable(self) -> str:
-        """The types that can be weights."""
-        return ", ".join(FLOATS)
+    def supported_types(self) -> str:
+        """Return the types that can be weights, for messages."""
+        return ", ".join(FLOAT_DTYPES)
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -89,76 +97,83 @@ class TensorFile(Mapping[str, Tensor]):
         return len(self.names)
 
 
-def read_rows(path: Path, begin: int, n_rows: int, row: int, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
-    """The bytes of `n_rows` rows of `row` bytes each, from byte `begin` of a file: (first row, [n, row] bytes).
+def read_rows(path: Path, offset: int, n_rows: int, row_bytes: int, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
+    """Read `n_rows` rows of `row_bytes` bytes from byte `offset` of a file, in chunks.
 
-    The file is read, not mapped: however large the tensor, no more than one piece of it is ever in memory.
+    The file is read, not mapped: only one chunk is in memory, however large the tensor.
+
+    Yields:
+        The index of the first row, and the rows: [n, row_bytes] uint8.
     """
-    room = scratch.room(row)
+    rows = buffer.rows(row_bytes)
     with path.open("rb", buffering=0) as file:
-        file.seek(begin)
-        for first in range(0, n_rows, len(room)):
-            piece = room[: n_rows - first]
-            space: Any = piece.view(-1).numpy()
-            if file.readinto(space) != piece.nbytes:
+        file.seek(offset)
+        for first in range(0, n_rows, len(rows)):
+            chunk = rows[: n_rows - first]
+            target: Any = chunk.view(-1).numpy()
+            if file.readinto(target) != chunk.nbytes:
                 raise CheckpointError(f"{path} became shorter while it was read")
-            yield first, piece
+            yield first, chunk
 
 
 class TensorReader(Mapping[str, Tensor]):
-    """The tensors of one or several files. `twice` says which of them stand in two files.
+    """The tensors of one or more files, by name.
 
-    `reader[name]` is mapped; `reader.rows(name)` reads, and leaves no page of the file in memory.
+    `reader[name]` is memory-mapped; `reader.rows(name)` reads and leaves no page of the file in memory.
+
+    Attributes:
+        files: the file of each tensor.
+        duplicates: messages about tensors that are in two files.
     """
 
     def __init__(self, files: Sequence[TensorFile]):
-        self.files: dict[str, TensorFile] = {}  # of each tensor
-        self.twice: list[str] = []
-        self.scratch = Scratch()
+        self.files: dict[str, TensorFile] = {}
+        self.duplicates: list[str] = []
+        self.buffer = ReadBuffer()
         for file in files:
             for name in file:
                 if name in self.files:
-                    self.twice.append(f"{file.path.name} holds {name}, which {self.files[name].path.name} holds too")
+                    self.duplicates.append(f"{name} is in {self.files[name].path.name} and in {file.path.name}")
                 self.files[name] = file
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.files[name].shape(name)
 
-    def kind(self, name: str) -> str:
-        return self.files[name].kind(name)
+    def stored_type(self, name: str) -> str:
+        return self.files[name].stored_type(name)
 
     def dtype(self, name: str) -> torch.dtype | None:
         return self.files[name].dtype(name)
 
     def mapped(self, name: str) -> bool:
-        """Whether `reader[name]` is the file's own bytes."""
+        """Whether `reader[name]` is a view of the file's bytes."""
         return self.files[name].mapped(name)
 
-    def readable(self, name: str) -> str:
-        return self.files[name].readable()
+    def supported_types(self, name: str) -> str:
+        return self.files[name].supported_types()
 
     def rows(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        return self.files[name].rows(name, self.scratch)
+        return self.files[name].rows(name, self.buffer)
 
-    def place(self, name: str | None) -> tuple[str, int]:
-        """Where a tensor lies: who reads tensors in this order reads each file from its beginning to its end."""
+    def file_position(self, name: str | None) -> tuple[str, int]:
+        """Return a sort key: reading tensors in this order reads each file from beginning to end."""
         if name is None:
             return "", 0
-        return str(self.files[name].path), self.files[name].begin(name) or 0
+        return str(self.files[name].path), self.files[name].byte_offset(name) or 0
 
-    def read(self, name: str, into: Tensor) -> None:
-        """Read a tensor of floats straight into one of its shape and dtype, on the CPU."""
+    def read_into(self, name: str, target: Tensor) -> None:
+        """Read a float tensor into a CPU tensor of the same shape and dtype."""
         file = self.files[name]
-        begin = file.begin(name)
-        if begin is None:
-            into.copy_(file[name])
+        offset = file.byte_offset(name)
+        if offset is None:
+            target.copy_(file[name])
             return
-        space: Any = into.view(-1).view(torch.uint8).numpy()
+        space: Any = target.view(-1).view(torch.uint8).numpy()
         with file.path.open("rb", buffering=0) as raw:
-            raw.seek(begin)
+            raw.seek(offset)
             done = 0
             while done < len(space):
-                n = raw.readinto(space[done : done + AHEAD])
+                n = raw.readinto(space[done : done + READ_BYTES])
                 if not n:
                     raise CheckpointError(f"{file.path} became shorter while it was read")
                 done += n

@@ -1,4 +1,4 @@
-"""A model to a Hugging Face folder, which other tools open as it is."""
+"""Save a model as a Hugging Face folder, which other tools open without conversion."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from glassformer.errors import CheckpointError
 from glassformer.families import family_of, write_config
 from glassformer.formats.load import AnyModel
 from glassformer.formats.safetensors_file import save_tensors, write_tensors
-from glassformer.formats.tensor_mapping import TensorMapping, entries
+from glassformer.formats.tensor_mapping import TensorMapping, map_tensors
 
 GgufKind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
-SHARD = 5_000_000_000  # bytes of one file; above it there are several, and an index
+SHARD = 5_000_000_000  # maximum bytes of one file
 
 
 def save_model(
@@ -29,63 +29,71 @@ def save_model(
     extra: dict[str, Any] | None = None,
     shard: int = SHARD,
 ) -> None:
-    """Write `config.json` and `model.safetensors`; `extra` are more keys for config.json (`eos_token_id`).
+    """Write `config.json` and `model.safetensors`, or several shards and an index.
 
-    More than `shard` bytes become several files and an index, made one after the other. Each file is written under a
-    temporary name, synced and renamed; where there are several all are written before the first is renamed, and while
-    they are there is no index, so that never two models are mixed. What a checkpoint that stood there before had beside
-    goes last, since readers would follow it. CheckpointError where the disk is full.
+    Every file is written under a temporary name, synced and renamed. All shards are written before the first is
+    renamed, and no index exists meanwhile, so that two models are never mixed. Files of an older checkpoint in the same
+    folder are removed last.
+
+    Args:
+        dtype: the dtype of the stored tensors; None keeps the parameters' own.
+        extra: more keys for config.json (`eos_token_id`).
+        shard: the maximum bytes of one weights file.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or the disk is full.
     """
     folder = Path(folder)
     parameters: dict[str, Tensor] = dict(model.named_parameters())
-    found = entries(family_of(model.config), model.config, parameters)
-    raw = write_config(model.config, [entry.theirs for entry in found])
-    parts = _parts(found, parameters, dtype, shard)
-    kind = dtype or parameters[found[0].ours[0]].dtype
-    raw |= {"torch_dtype": str(kind).removeprefix("torch."), **(extra or {})}
+    mappings = map_tensors(family_of(model.config), model.config, parameters)
+    raw = write_config(model.config, [mapping.tensor_name for mapping in mappings])
+    shards = _split_shards(mappings, parameters, dtype, shard)
+    main_dtype = dtype or parameters[mappings[0].parameter_names[0]].dtype
+    raw |= {"torch_dtype": str(main_dtype).removeprefix("torch."), **(extra or {})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{folder} could not be made: {error.strerror}") from error
+        raise CheckpointError(f"{folder} could not be created: {error.strerror}") from error
 
-    def tensors(part: list[TensorMapping]) -> dict[str, Tensor]:
-        made = {entry: entry.join(parameters).cpu() for entry in part}
-        return {entry.theirs: t.to(entry.dtype(dtype, t.dtype)) for entry, t in made.items()}
+    def tensors(shard: list[TensorMapping]) -> dict[str, Tensor]:
+        joined = {mapping: mapping.join(parameters).cpu() for mapping in shard}
+        return {mapping.tensor_name: t.to(mapping.dtype(dtype, t.dtype)) for mapping, t in joined.items()}
 
     index = folder / "model.safetensors.index.json"
-    kept = {"model.safetensors"}
-    if len(parts) == 1:
-        save_tensors(tensors(parts[0]), folder / "model.safetensors")
+    current = {"model.safetensors"}
+    if len(shards) == 1:
+        save_tensors(tensors(shards[0]), folder / "model.safetensors")
     else:
-        names = [f"model-{i + 1:05}-of-{len(parts):05}.safetensors" for i in range(len(parts))]
+        names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         with contextlib.ExitStack() as stack:
-            for name, part in zip(names, parts, strict=True):
-                write_tensors(tensors(part), folder / name, stack.enter_context(replacing(folder / name)))
+            for name, one in zip(names, shards, strict=True):
+                write_tensors(tensors(one), folder / name, stack.enter_context(replacing(folder / name)))
             index.unlink(missing_ok=True)
-        total = sum(_nbytes(entry, parameters, dtype) for entry in found)
-        where = {entry.theirs: name for name, part in zip(names, parts, strict=True) for entry in part}
-        write_text(index, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2) + "\n")
-        kept = {index.name, *names}
+        total = sum(_nbytes(mapping, parameters, dtype) for mapping in mappings)
+        weight_map = {mapping.tensor_name: name for name, one in zip(names, shards, strict=True) for mapping in one}
+        write_text(index, json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n")
+        current = {index.name, *names}
     write_text(folder / "config.json", json.dumps(raw, indent=2) + "\n")
     for stale in (index, folder / "model.safetensors", *folder.glob("model-*-of-*.safetensors")):
-        if stale.name not in kept:
+        if stale.name not in current:
             stale.unlink(missing_ok=True)
 
 
-def _nbytes(entry: TensorMapping, parameters: dict[str, Tensor], dtype: torch.dtype | None) -> int:
-    return sum(p.numel() * entry.dtype(dtype, p.dtype).itemsize for p in (parameters[name] for name in entry.ours))
+def _nbytes(mapping: TensorMapping, parameters: dict[str, Tensor], dtype: torch.dtype | None) -> int:
+    values = (parameters[name] for name in mapping.parameter_names)
+    return sum(p.numel() * mapping.dtype(dtype, p.dtype).itemsize for p in values)
 
 
-def _parts(
-    found: list[TensorMapping], parameters: dict[str, Tensor], dtype: torch.dtype | None, shard: int
+def _split_shards(
+    mappings: list[TensorMapping], parameters: dict[str, Tensor], dtype: torch.dtype | None, shard: int
 ) -> list[list[TensorMapping]]:
-    """Entries in order, cut where a file would grow past `shard` bytes."""
-    parts, room = [[]], shard
-    for entry in found:
-        nbytes = _nbytes(entry, parameters, dtype)
-        if nbytes > room and parts[-1]:
-            parts.append([])
+    """Split the mappings, in order, into shards of at most `shard` bytes. A larger tensor is a shard by itself."""
+    shards, room = [[]], shard
+    for mapping in mappings:
+        nbytes = _nbytes(mapping, parameters, dtype)
+        if nbytes > room and shards[-1]:
+            shards.append([])
             room = shard
-        parts[-1].append(entry)
+        shards[-1].append(mapping)
         room -= nbytes
-    return parts
+    return shards

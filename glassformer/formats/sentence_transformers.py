@@ -29,7 +29,7 @@ from glassformer.nn.pooling import Dense, Sentence
 MODULES, OVERALL = "modules.json", "config_sentence_transformers.json"
 TRANSFORMER = re.compile(r"sentence_[\w-]+_config\.json")  # sentence_bert_config.json; older ones by the model's type
 TYPES = "sentence_transformers.models."  # which every version of the library understands
-FLAGS: dict[str, Pool] = {  # of each pool, in the order in which several are laid side by side
+POOL_FLAGS: dict[str, Pool] = {  # of each pool, in the order in which several are laid side by side
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -37,7 +37,7 @@ FLAGS: dict[str, Pool] = {  # of each pool, in the order in which several are la
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-SQUASHES = {
+ACTIVATIONS = {
     "torch.nn.modules.activation.Tanh": "tanh",
     "torch.nn.modules.linear.Identity": "identity",
     "torch.nn.modules.activation.ReLU": "relu",
@@ -53,7 +53,7 @@ def transformer_folder(folder: Path) -> Path:
     return _modules(folder)[0][1] if (folder / MODULES).exists() else folder
 
 
-def read_sentence(folder: Path, d_model: int) -> Sentence:
+def read_pooling(folder: Path, d_model: int) -> Sentence:
     """What a folder says of one vector for a text, weights included; the mean of all states where it says nothing.
 
     ConfigError for a setting or a module that is not understood, CheckpointError for a file that is missing or damaged,
@@ -88,17 +88,17 @@ def read_sentence(folder: Path, d_model: int) -> Sentence:
     return made.requires_grad_(False).eval()
 
 
-def write_sentence(sentence: Sentence, folder: Path, d_model: int) -> None:
+def write_pooling(sentence: Sentence, folder: Path, d_model: int) -> None:
     """Write what `read_sentence` reads, beside a model that is there already."""
     config, rows = sentence.config, [("", "Transformer"), ("1_Pooling", "Pooling")]
-    flags = {flag: pool in config.pools for flag, pool in FLAGS.items()}
+    flags = {flag: pool in config.pools for flag, pool in POOL_FLAGS.items()}
     pooling = {"word_embedding_dimension": d_model, **flags, "include_prompt": config.with_prompt}
-    if config.pools != tuple(pool for pool in FLAGS.values() if pool in config.pools):
+    if config.pools != tuple(pool for pool in POOL_FLAGS.values() if pool in config.pools):
         pooling["pooling_mode"] = list(config.pools)  # in an order of their own
     files: dict[str, Any] = {"1_Pooling/config.json": pooling}
     for i, (one, module) in enumerate(zip(config.after, sentence.after, strict=True), 2):
         if isinstance(one, DenseConfig):
-            path, names = f"{i}_Dense", {ours: theirs for theirs, ours in SQUASHES.items()}
+            path, names = f"{i}_Dense", {ours: theirs for theirs, ours in ACTIVATIONS.items()}
             files[f"{path}/config.json"] = {
                 "in_features": one.d_in, "out_features": one.d_out, "bias": one.bias,
                 "activation_function": names[one.activation], **({"use_residual": True} if one.residual else {}),
@@ -151,16 +151,16 @@ def _transformer(folder: Path) -> dict[str, Any]:
     if not paths:
         return {}
     raw = ConfigFields(read_json(paths[0]), str(paths[0]))
-    raw.only("transformer_task", "feature-extraction")
-    raw.only("module_output_name", "token_embeddings", None)
+    raw.expect("transformer_task", "feature-extraction")
+    raw.expect("module_output_name", "token_embeddings", None)
     kinds = raw.take("modality_config", {"text": {}})
     if not isinstance(kinds, dict) or set(kinds) != {"text"}:
         raise ConfigError(f"{raw.source}: modality_config must be of text alone, got {kinds!r:.100}")
     raw.take("unpad_inputs", None)  # how it is computed, not what
     for name in ("processing_kwargs", "model_args", "tokenizer_args", "config_args"):
-        raw.only(name, None, {})
+        raw.expect(name, None, {})
     for name in ("query_length", "document_length", "query_expansion"):
-        raw.only(name, None)
+        raw.expect(name, None)
     found = {"max_tokens": raw.optional("max_seq_length"), "lowercase": raw.flag("do_lower_case", False)}
     raw.close()
     return found
@@ -171,7 +171,7 @@ def _pooling(path: Path, d_model: int) -> tuple[tuple[Pool, ...], bool]:
     size = raw.size("embedding_dimension", raw.size("word_embedding_dimension", d_model))
     if size != d_model:
         raise CheckpointError(f"{path}: pooling is of {size} numbers, and the model makes {d_model}")
-    flagged = tuple(pool for flag, pool in FLAGS.items() if raw.flag(flag, False)) or ("mean",)
+    flagged = tuple(pool for flag, pool in POOL_FLAGS.items() if raw.flag(flag, False)) or ("mean",)
     named = raw.take("pooling_mode", flagged)
     pools: Any = tuple(named) if isinstance(named, list | tuple) else (named,)
     if not pools or not all(pool in get_args(Pool) for pool in pools):
@@ -186,13 +186,13 @@ def _pooling(path: Path, d_model: int) -> tuple[tuple[Pool, ...], bool]:
 def _dense(path: Path, width: int) -> DenseConfig:
     raw = ConfigFields(read_json(path), str(path))
     _place(raw)
-    name = raw.take("activation_function", next(iter(SQUASHES)))
-    if name not in SQUASHES:
-        raise ConfigError(f"{path}: activation_function must be one of {', '.join(SQUASHES)}, got {name!r}")
+    name = raw.take("activation_function", next(iter(ACTIVATIONS)))
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"{path}: activation_function must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
     size = raw.size("in_features")
     if size != width:
         raise CheckpointError(f"{path}: the layer reads {size} numbers, and what is before it makes {width}")
-    squash: Any = SQUASHES[name]
+    squash: Any = ACTIVATIONS[name]
     made = DenseConfig(size, raw.size("out_features"), raw.flag("bias", True), squash, raw.flag("use_residual", False))
     raw.close()
     return made
@@ -207,7 +207,7 @@ def _normalize(path: Path) -> None:
 
 def _place(raw: ConfigFields) -> None:
     for name in ("module_input_name", "module_output_name"):
-        raw.only(name, *PLACE)
+        raw.expect(name, *PLACE)
 
 
 def _weights(folder: Path, config: DenseConfig) -> dict[str, Tensor]:
@@ -234,14 +234,14 @@ def _overall(folder: Path) -> dict[str, Any]:
         return {}
     raw = ConfigFields(read_json(folder / OVERALL), str(folder / OVERALL))
     raw.take("__version__", None)
-    raw.only("model_type", "SentenceTransformer")
+    raw.expect("model_type", "SentenceTransformer")
     prompts = raw.take("prompts", None) or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise ConfigError(f"{raw.source}: prompts must be texts by name, got {prompts!r:.100}")
     named, kinds = raw.take("default_prompt_name", None), get_args(Similarity)
     if named is not None and named not in list(prompts):
         raise ConfigError(f"{raw.source}: default_prompt_name {named!r} is none of the prompts {list(prompts)}")
-    raw.only("similarity_fn_name", None, *kinds)
+    raw.expect("similarity_fn_name", None, *kinds)
     found = {
         "prompts": prompts,
         "prompt": named,

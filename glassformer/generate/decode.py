@@ -197,7 +197,7 @@ def decode_steps(  # not itself in inference mode: it would leak to the caller a
 
 def stream_after(prompt: Sequence[int], tokenizer: Tokenizer) -> StreamDecoder:
     """Return a decoder that continues a prompt: past its first space, perhaps within a character."""
-    text, control = tokenizer.stream(), tokenizer.special.values()
+    text, control = tokenizer.stream(), tokenizer.special_tokens.values()
     for token in prompt[-4:]:  # a character has at most four bytes
         if token not in control:
             text.push(token)

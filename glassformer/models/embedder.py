@@ -18,9 +18,9 @@ from glassformer.errors import CapacityError, CheckpointError, RequestError, Tok
 from glassformer.formats import load_text_encoder, save_model
 from glassformer.formats.checkpoint import open_checkpoint
 from glassformer.formats.find import find_model, tokenizer_of
-from glassformer.formats.gguf.pooling import sentence_from_gguf
+from glassformer.formats.gguf.pooling import pooling_from_gguf
 from glassformer.formats.save import GgufKind
-from glassformer.formats.sentence_transformers import read_sentence, transformer_folder, write_sentence
+from glassformer.formats.sentence_transformers import read_pooling, transformer_folder, write_pooling
 from glassformer.generate.request import check_ids
 from glassformer.inspect.capture.capture import CapturingTap
 from glassformer.inspect.edits.apply import Edits
@@ -135,7 +135,7 @@ class Embedder(ModelViews):
         rows = self.tokenizer.encode_batch(
             [text.lower() for text in whole] if self.sentence.config.lowercase else whole
         )
-        after = self.tokenizer.frame[1]
+        after = self.tokenizer.suffix_ids
         for i, row in enumerate(rows):
             where = f"text {i + 1} of {len(texts)}: " if len(texts) > 1 else ""
             if not row:
@@ -154,7 +154,7 @@ class Embedder(ModelViews):
         if not prompt:
             return 0
         text = prompt.lower() if self.sentence.config.lowercase else prompt
-        return len(self.tokenizer.frame[0]) + len(self.tokenizer.encode(text, bare=True))
+        return len(self.tokenizer.prefix_ids) + len(self.tokenizer.encode(text, bare=True))
 
     def _batches(self, rows: list[list[int]]) -> Iterator[list[int]]:
         """Numbers of rows, of like length together: little padding."""
@@ -263,7 +263,7 @@ class Embedder(ModelViews):
             raise RequestError("this model has no head that guesses hidden tokens: it was saved without one")
         if type(top) is not int or not 1 <= top <= self.config.vocab_size:
             raise RequestError(f"top must be from 1 to {self.config.vocab_size}, got {top!r}", param="top")
-        ids = self.tokenizer.encode_hidden(text)
+        ids = self.tokenizer.encode_masked(text)
         mask = self.tokenizer.mask_id
         places = [i for i, token in enumerate(ids) if token == mask]
         if not places:
@@ -291,7 +291,7 @@ class Embedder(ModelViews):
         """Write a folder that `transformers` and `sentence-transformers` open. `how`: as of `save_model`."""
         save_model(self.model, folder, dtype=dtype, **how)
         self.tokenizer.save(folder)
-        write_sentence(self.sentence, Path(folder), self.config.d_model)
+        write_pooling(self.sentence, Path(folder), self.config.d_model)
 
     def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
         """Write one GGUF file, tokenizer and pooling inside, which llama.cpp and its kin embed texts with.
@@ -300,12 +300,12 @@ class Embedder(ModelViews):
         name, and for a limit of tokens below the model's. ConfigError and TokenizerError for what changes a vector.
         """
         from glassformer.formats.gguf.metadata import write_metadata
-        from glassformer.formats.gguf.pooling import sentence_to_gguf
+        from glassformer.formats.gguf.pooling import pooling_to_gguf
         from glassformer.formats.gguf.save import save_gguf
         from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
 
         words = tokenizer_to_gguf(self.tokenizer, self.config.vocab_size)
-        words |= sentence_to_gguf(self.sentence, write_metadata(self.config).architecture)
+        words |= pooling_to_gguf(self.sentence, write_metadata(self.config).architecture)
         save_gguf(self.model, path, kind, extra=words)
 
     def __repr__(self) -> str:
@@ -342,10 +342,10 @@ def load_embedder(
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no tokenizer, and an embedder reads texts")
     if checkpoint.metadata:
-        sentence = sentence_from_gguf(checkpoint.metadata, str(folder))
+        sentence = pooling_from_gguf(checkpoint.metadata, str(folder))
     else:
         beside = Path(path) if (Path(path) / "modules.json").exists() else folder.parent if folder.is_file() else folder
-        sentence = read_sentence(beside, model.config.d_model)
+        sentence = read_pooling(beside, model.config.d_model)
     sentence = sentence.to(device=placement.device, dtype=placement.dtype)
     embedder = Embedder(model, tokenizer, sentence, source=str(folder))
     embedder.choices = describe(model.config, placement)

@@ -21,12 +21,12 @@ from glassformer.formats import load_seq2seq, save_model
 from glassformer.formats.checkpoint import open_checkpoint
 from glassformer.formats.find import find_model, tokenizer_of
 from glassformer.formats.generation_config import (
-    GENERATION,
-    IN_CONFIG,
-    banned_of,
-    count_of,
+    CONFIG_TOKEN_KEYS,
+    GENERATION_CONFIG,
+    banned_token_ids,
+    non_negative_int,
     read_generation_config,
-    token_of,
+    token_id,
 )
 from glassformer.formats.save import SHARD, GgufKind
 from glassformer.generate.beam_search import BeamSearch, Hypothesis, search
@@ -47,6 +47,7 @@ from glassformer.kernels.describe import describe
 from glassformer.kernels.placement import Choice, choose_placement
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 
 ROWS = 128  # texts that are written at a time, of one source or of several: bounds memory
@@ -123,12 +124,12 @@ class Translator(ModelViews):
         self, model: Seq2SeqModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
     ):
         self.model, self.tokenizer, self.source = model, tokenizer, source
-        self.writer = tokenizer.of_targets()
-        self.apart = self.writer.core.vocab != tokenizer.core.vocab
+        self.writer = tokenizer.target_tokenizer()
+        self.apart = self.writer.backend.vocab != tokenizer.backend.vocab
         self.kind: ModelKind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
         self.special = dict(special or {})
-        self.bare = not family_of(model.config).framed
-        end = token_of(self.special, "eos_token_id", source)
+        self.bare = not family_of(model.config).adds_special_tokens
+        end = token_id(self.special, "eos_token_id", source)
         end = self.writer.eos_id if end is None else end
         if end is None:
             raise TokenizerError("a translator needs a tokenizer with a token that ends a text (eos_token)")
@@ -139,13 +140,15 @@ class Translator(ModelViews):
                     f"{source or 'translator'}: the tokenizer has {one.vocab_size} tokens, and the model's "
                     f"{side} vocabulary {size}"
                 )
-        begin = token_of(self.special, "decoder_start_token_id", source)
+        begin = token_id(self.special, "decoder_start_token_id", source)
         self.end = end
         self.begin = begin if begin is not None else end if tokenizer.bos_id is None else tokenizer.bos_id
-        first, last = (token_of(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
-        shortest, rows = (count_of(self.special, name, source) for name in ("min_length", "no_repeat_ngram_size"))
+        first, last = (token_id(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
+        shortest, rows = (
+            non_negative_int(self.special, name, source) for name in ("min_length", "no_repeat_ngram_size")
+        )
         self.constraints = TokenConstraints(
-            first, last, banned_of(self.special, source), shortest, rows, self.writer.vocab_size
+            first, last, banned_token_ids(self.special, source), shortest, rows, self.writer.vocab_size
         )
         self.frame = [] if self.bare else tokenizer.encode("")
 
@@ -162,7 +165,7 @@ class Translator(ModelViews):
 
         RequestError where it is empty, CapacityError where it is longer than the context.
         """
-        ids, limit = self.tokenizer.encode(text, bare=self.bare, special=special), max_source_tokens(self.model)
+        ids, limit = self.tokenizer.encode(text, bare=self.bare, parse_special=special), max_source_tokens(self.model)
         if ids == self.frame:
             raise RequestError("there is nothing to translate: the text is empty", param="text")
         if limit is not None and len(ids) > limit:
@@ -259,7 +262,7 @@ class Translator(ModelViews):
     def _target_ids(self, target: str | Sequence[int], ended: bool, special: bool) -> list[int]:
         """What is to be written, with the token that ends it where it is whole."""
         if isinstance(target, str):
-            ids = self.writer.encode(target, bare=True, special=special)
+            ids = self.writer.encode(target, bare=True, parse_special=special)
             ids = ids if self.constraints.first is None else [self.constraints.first, *ids]
         else:
             ids = [index(token) for token in target]
@@ -380,7 +383,7 @@ def load_translator(
     placement = choose_placement(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
     model = load_seq2seq(checkpoint, device=placement.device, dtype=placement.dtype)
     special = {} if checkpoint.family.rules is None else read_generation_config(found, checkpoint.metadata)
-    tokenizer = tokenizer_of(found, checkpoint.metadata) if checkpoint.metadata else Tokenizer.load(folder)
+    tokenizer = tokenizer_of(found, checkpoint.metadata) if checkpoint.metadata else load_tokenizer(folder)
     if tokenizer is None:
         raise CheckpointError(f"{found} has no tokenizer, and a translator reads texts")
     translator = Translator(model, tokenizer, source=str(found), special=special)
@@ -400,8 +403,8 @@ def save_translator(
 
     `shard` as of `save_model`.
     """
-    save_model(model, folder, extra={name: special[name] for name in special if name in IN_CONFIG}, shard=shard)
+    save_model(model, folder, extra={name: special[name] for name in special if name in CONFIG_TOKEN_KEYS}, shard=shard)
     if tokenizer is not None:
         tokenizer.save(folder)
     if family_of(model.config).rules is not None:
-        write_text(Path(folder) / GENERATION, json.dumps(dict(special), indent=2) + "\n")
+        write_text(Path(folder) / GENERATION_CONFIG, json.dumps(dict(special), indent=2) + "\n")

@@ -29,7 +29,7 @@ def _sample_prompt(source: str) -> str | None:
     for folder in Path(source).parents[:2] if source else ():
         if (folder / RUN_FILE).is_file():
             try:
-                return RunFile.read(folder).settings.get("sample_prompt") or None
+                return RunFile.read(folder).config.sample_prompt or None
             except GlassformerError:  # a damaged run.json must not prevent serving the model
                 return None
     return None

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from glassformer.errors import ConfigError, RequestError
-from glassformer.formats.gguf.shards import model_of
+from glassformer.formats.gguf.shards import model_name
 from glassformer.inspect.trace.trace import ModelKind
 from glassformer.models.embedder import Embedder
 from glassformer.models.language_model import LanguageModel
 from glassformer.models.translator import Translator
 from glassformer.server.errors import ApiError
 from glassformer.server.example_text import example_text
-from glassformer.text.chat.chat_template import ChatTemplate, templates_of
+from glassformer.text.chat.chat_template import ChatTemplate, chat_templates
 
 AnyModel = LanguageModel | Translator | Embedder
 ALTERNATIVES: dict[str, str] = {
@@ -49,7 +49,7 @@ class ServedModel:
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """The chat template, or None."""
-        known = self.kind == "decoder" and self.lm.tokenizer is not None and templates_of(self.lm.tokenizer)
+        known = self.kind == "decoder" and self.lm.tokenizer is not None and chat_templates(self.lm.tokenizer)
         return ChatTemplate(self.lm.tokenizer) if known and self.lm.tokenizer is not None else None
 
     @cached_property
@@ -129,4 +129,4 @@ def split_name(given: str) -> tuple[str, str]:
     path = Path(given)
     if not path.exists():
         return given, given  # a packaged model, or one of the hub
-    return model_of(path.resolve().name).removesuffix(".safetensors") or given, given
+    return model_name(path.resolve().name).removesuffix(".safetensors") or given, given

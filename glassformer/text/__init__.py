@@ -1,1 +1,1 @@
-"""Text and tokens: tokenizers that are trained, opened, explained and decoded here.  Nothing in it imports torch."""
+"""Text to token ids and back: tokenizer training, loading, encoding and decoding. Imports no torch."""

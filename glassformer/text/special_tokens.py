@@ -1,20 +1,22 @@
-"""Control tokens in a text: which there are, and where a text is cut at them."""
+"""Special tokens: which added tokens are special, and how a text is split at them."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import regex
 
-_CONTROL = re.compile(r"<\|.*\|>\Z", re.DOTALL)  # <|endoftext|>, <|fim_prefix|>, ...
-_MARKUP = re.compile(r"<.*>\Z|\[.*\]\Z", re.DOTALL)  # <tool_call>, [INST], ...: control where the template writes them
+_SPECIAL = re.compile(r"<\|.*\|>\Z", re.DOTALL)  # <|endoftext|>, <|fim_prefix|>, ...
+_MARKUP = re.compile(r"<.*>\Z|\[.*\]\Z", re.DOTALL)  # <tool_call>, [INST], ...: special if the chat template uses them
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is looked for in the text before any other.
+    """A token that is matched in the text before any other token.
 
-    special: flagged as a control token;  lstrip, rstrip: whether it takes in the white space before and after it.
+    special: whether the file marks it as special.
+    lstrip, rstrip: whether it also absorbs the white space before and after it.
     """
 
     id: int
@@ -24,18 +26,26 @@ class AddedToken:
     rstrip: bool = False
 
 
-def control_tokens(added: Iterable[AddedToken], template: str) -> dict[str, int]:
-    """text -> id of those that only the program may write: flagged special, spelled <|...|>, or added <...> or [...]
-    that the chat template writes."""
+def token_text(entry: Any) -> Any:
+    """Return a token's text from a config value: a string, or an object with a `content`."""
+    return entry.get("content") if isinstance(entry, dict) else entry
+
+
+def find_special_tokens(added: Iterable[AddedToken], template: str) -> dict[str, int]:
+    """Return text -> id of the tokens that plain text must never become.
+
+    These are the tokens marked special, those spelled <|...|>, and those spelled <...> or [...] that occur in the
+    chat template.
+    """
     return {
         token.text: token.id
         for token in sorted(added, key=lambda token: token.id)
-        if token.special or _CONTROL.match(token.text) or (_MARKUP.match(token.text) and token.text in template)
+        if token.special or _SPECIAL.match(token.text) or (_MARKUP.match(token.text) and token.text in template)
     }
 
 
 class SpecialTokenSplitter:
-    """Cuts a text at tokens: the leftmost first, of those that begin at one place the longest."""
+    """Splits a text at tokens: the leftmost match first; at the same position, the longest."""
 
     def __init__(self, tokens: Iterable[AddedToken]):
         self.tokens: Mapping[str, AddedToken] = {token.text: token for token in tokens if token.text}
@@ -45,14 +55,14 @@ class SpecialTokenSplitter:
     def __call__(
         self, text: str, regions: Iterable[tuple[int, int]] | None = None
     ) -> Iterator[tuple[int, int, int | None]]:
-        """(start, end, token id) of every part of `text`, in order; None for what is not one of the tokens.
+        """Yield (start, end, token id) of every part of `text`, in order; the id of plain text is None.
 
-        regions: where in the text a token may stand, wholly; everywhere by default.
+        regions: Ranges of the text; a token must lie completely inside one of them. Default: everywhere.
         """
         at = 0
         for first, last in ((0, len(text)),) if regions is None else regions:
-            for found in self.pattern.finditer(text, max(first, at), max(last, at)):
-                token, (start, end) = self.tokens[found[0]], found.span()
+            for match in self.pattern.finditer(text, max(first, at), max(last, at)):
+                token, (start, end) = self.tokens[match[0]], match.span()
                 while token.lstrip and start > at and _is_space(text[start - 1]):
                     start -= 1
                 while token.rstrip and end < len(text) and _is_space(text[end]):
@@ -66,5 +76,5 @@ class SpecialTokenSplitter:
 
 
 def _is_space(char: str) -> bool:
-    """Unicode's White_Space, which Python's `isspace` widens by four separators."""
+    """Return whether a character has Unicode's White_Space property; `str.isspace` adds four separators to it."""
     return char.isspace() and char not in "\x1c\x1d\x1e\x1f"

@@ -1,21 +1,19 @@
-"""A tokenizer: text -> token ids -> text, with the bytes and the characters that each token covers."""
+"""The tokenizer: text -> token ids -> text, with the bytes and the characters of each token."""
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from glassformer.atomic import write_bytes
 from glassformer.errors import TokenizerError
-from glassformer.text.files.find import write_atomic
 from glassformer.text.hf_tokenizer import JSON, HFTokenizer, TokenizerBackend
-from glassformer.text.special_tokens import AddedToken, SpecialTokenSplitter
+from glassformer.text.sentencepiece.source_target import SourceTargetTokenizer
+from glassformer.text.special_tokens import AddedToken, SpecialTokenSplitter, token_text
 from glassformer.text.stream_decoder import StreamDecoder
-
-if TYPE_CHECKING:
-    from glassformer.text.train import TrainReport
 
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
@@ -24,12 +22,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Encoding:
-    """A text's tokens: three lists of the same length, token by token.
+    """The tokens of a text, as three lists of equal length.
 
-    ids: token ids;  tokens: the bytes each stands for;  offsets: (start, end) in characters of the Python str.
-    `text[start:end]` holds the token's bytes: exactly them, or, where a token is a part of a character's bytes, the
-    whole of that character (its neighbours then have the same offsets).  A token that stands for no text, such as a
-    BOS put before it, has (0, 0).
+    ids: token ids
+    tokens: the bytes of each token
+    offsets: (start, end) of each token, in characters of the Python str
+
+    `text[start:end]` holds exactly the token's bytes. If a token is only a part of a character's bytes, the range
+    covers the entire character, and the neighbouring tokens have the same range. A token that stands for no text, such
+    as a BOS, has (0, 0).
     """
 
     ids: list[int]
@@ -38,14 +39,14 @@ class Encoding:
 
 
 class Tokenizer:
-    """Text <-> token ids, over a `tokenizer.json` of the Hugging Face `tokenizers` library or a SentencePiece model.
+    """A tokenizer over a `tokenizer.json`, a SentencePiece model or Marian's pair of them; see `load_tokenizer`.
 
-    vocab_size   one more than the largest token id
-    eos_id       the id that ends a text, bos_id the one that begins it; None where there is none
-    special      control tokens, text -> id: those marked special, those spelled <|...|>, and added <...> or [...] that
-                 the chat template writes.  Text never becomes one of them unless `special=True` is given.
-    add_bos      whether `encode` puts bos_id first: what `add_bos_token` says, else what the post-processor does
-    report       how it was trained, when `train_tokenizer` made it in this process
+    vocab_size: one more than the largest token id
+    bos_id, eos_id: ids of the tokens that begin and end a text, or None
+    special_tokens: text -> id of the tokens that text becomes only with `parse_special=True`: those marked special,
+        those spelled <|...|>, and added tokens spelled <...> or [...] that the chat template uses
+    prefix_ids, suffix_ids: ids that `encode` puts before and after a text
+    add_bos: whether `encode` puts bos_id first: the config's `add_bos_token`, else what the post-processor does
     """
 
     def __init__(
@@ -55,131 +56,143 @@ class Tokenizer:
         *,
         chat_template: str | None = None,
     ):
-        """source, config: the contents of `tokenizer.json` (or what was read of another format) and, parsed, of
-        `tokenizer_config.json`.
+        """Create a tokenizer.
 
-        Raises TokenizerError when the library cannot read it, or when config names a token that it does not hold.
+        Args:
+            source: The contents of a `tokenizer.json`, or the backend of another format.
+            config: The parsed `tokenizer_config.json`.
+            chat_template: The contents of `chat_template.jinja`.
+
+        Raises:
+            TokenizerError: The library cannot read `source`, or `config` names a token that is not in the vocabulary.
         """
-        given = dict(config or {})
+        config = dict(config or {})
         self.chat_template = chat_template
-        core = HFTokenizer(source, template_text(given, chat_template)) if isinstance(source, str) else source
-        self.core = core
-        self.config = {**core.defaults, **given}
-        self.report: TrainReport | None = None
-        self.vocab_size = max(core.vocab.values(), default=-1) + 1
-        self.special = core.special
+        self.backend = HFTokenizer(source, template_text(config, chat_template)) if isinstance(source, str) else source
+        self.config = {**self.backend.defaults, **config}
+        self.vocab_size = max(self.backend.vocab.values(), default=-1) + 1
+        self.special_tokens = self.backend.special_tokens
 
-        self.eos_id, self.bos_id = self._named("eos_token"), self._named("bos_token")
-        self._before, self._after = map(list, core.frame)
-        if "add_eos_token" in core.defaults and self.config["add_eos_token"] and self.eos_id is not None:
-            self._after = [self.eos_id]
-        said = self.config.get("add_bos_token")
-        self.add_bos: bool = said if isinstance(said, bool) else self.bos_id is not None and self.bos_id in self._before
+        self.eos_id, self.bos_id = self._named_id("eos_token"), self._named_id("bos_token")
+        self.prefix_ids, self.suffix_ids = list(self.backend.prefix_ids), list(self.backend.suffix_ids)
+        if "add_eos_token" in self.backend.defaults and self.config["add_eos_token"] and self.eos_id is not None:
+            self.suffix_ids = [self.eos_id]
+        has_bos = self.bos_id is not None and self.bos_id in self.prefix_ids
+        add_bos = self.config.get("add_bos_token")
+        self.add_bos: bool = add_bos if isinstance(add_bos, bool) else has_bos
         if self.add_bos and self.bos_id is None:
-            raise TokenizerError(f"{CONFIG} says add_bos_token, but no bos_token")
-        if self.add_bos != (self.bos_id is not None and self.bos_id in self._before):
-            self._before = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+            raise TokenizerError(f"{CONFIG} sets add_bos_token, but no bos_token")
+        if self.add_bos != has_bos:
+            self.prefix_ids = [self.bos_id] if self.add_bos and self.bos_id is not None else []
 
     def __repr__(self) -> str:
-        return f"Tokenizer({self.core.kind}, vocab_size={self.vocab_size}, eos_id={self.eos_id})"
+        return f"Tokenizer({self.backend.kind}, vocab_size={self.vocab_size}, eos_id={self.eos_id})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copied and pickled by its files."""
-        make, arguments = self.core.rebuild()
-        return _rebuild, (make, arguments, self.config, self.chat_template)
-
-    @property
-    def frame(self) -> tuple[list[int], list[int]]:
-        """The ids that `encode` puts before and after a text."""
-        return list(self._before), list(self._after)
+        return partial(Tokenizer, chat_template=self.chat_template), (self.backend, self.config)
 
     @property
     def mask_id(self) -> int | None:
-        """The id that hides a place from a masked language model."""
-        return self._named("mask_token")
+        """The id of a masked language model's mask token, or None."""
+        return self._named_id("mask_token")
 
     # ---- text to ids
 
-    def encode(self, text: str, *, special: bool = False, bare: bool = False) -> list[int]:
-        """The ids of `text`.
+    def encode(self, text: str, *, parse_special: bool = False, bare: bool = False) -> list[int]:
+        """Return the ids of `text`.
 
-        special: whether text such as "<|endoftext|>" becomes that control token; by default it stays plain text.
-        bare: leave out the BOS (and whatever else this tokenizer puts around a text).
-        Raises TokenizerError for half a surrogate pair, which no UTF-8 can hold, naming where it stands.
+        Args:
+            text: Valid Unicode text.
+            parse_special: Whether text such as "<|endoftext|>" becomes that special token. Default: it is plain text.
+            bare: Whether to leave out `prefix_ids` and `suffix_ids` (BOS and EOS).
+
+        Raises:
+            TokenizerError: The text contains a lone surrogate; the message gives its position.
         """
-        return self.encode_batch([text], special=special, bare=bare)[0]
+        return self.encode_batch([text], parse_special=parse_special, bare=bare)[0]
 
-    def encode_batch(self, texts: Sequence[str], *, special: bool = False, bare: bool = False) -> list[list[int]]:
-        """`encode` of many texts at once, in parallel inside the library."""
+    def encode_batch(self, texts: Sequence[str], *, parse_special: bool = False, bare: bool = False) -> list[list[int]]:
+        """Return the ids of each text, as `encode` does; the library works on the texts in parallel."""
         texts = list(texts)
         try:
-            rows = self.core.encode(texts, special=special)
+            batch = self.backend.encode(texts, parse_special=parse_special)
         except TypeError:
-            _refuse_surrogates(texts)
+            _check_surrogates(texts)
             raise
-        if bare or not (self._before or self._after):
-            return rows
-        return [self._before + ids + self._after for ids in rows]
+        if bare or not (self.prefix_ids or self.suffix_ids):
+            return batch
+        return [self.prefix_ids + ids + self.suffix_ids for ids in batch]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """Texts two by two, as one row each: the ids, and the type of every token (0 of the first text's, 1 of the
-        second's, where the tokenizer tells them apart).
+        """Encode each pair of texts as one sequence, for encoder-only models.
 
-        Raises TokenizerError where the tokenizer does not say how two texts stand in a row.
+        Returns:
+            For each pair the ids and the type of every token: 1 for the second text of models that distinguish the
+            texts, else 0.
+
+        Raises:
+            TokenizerError: The tokenizer does not define how to join two texts.
         """
-        if (self._before, self._after) != self.core.frame:
-            raise TokenizerError(f"{CONFIG} and the tokenizer disagree about add_bos_token: pairs have no frame")
+        if (self.prefix_ids, self.suffix_ids) != (self.backend.prefix_ids, self.backend.suffix_ids):
+            raise TokenizerError(f"{CONFIG} and {JSON} disagree about add_bos_token: text pairs cannot be encoded")
         try:
-            return self.core.encode_pairs(list(pairs))
+            return self.backend.encode_pairs(list(pairs))
         except TypeError:
-            _refuse_surrogates([text for pair in pairs for text in pair])
+            _check_surrogates([text for pair in pairs for text in pair])
             raise
 
-    def encode_hidden(self, text: str) -> list[int]:
-        """`encode` of a text in which the name of the mask token ("[MASK]", "<mask>") stands for a hidden place.
+    def encode_masked(self, text: str) -> list[int]:
+        """Return the ids of a text in which the mask token's text ("[MASK]", "<mask>") becomes the mask token.
 
-        All else in it is plain text. Raises TokenizerError where the tokenizer has no such token.
+        Everything else is plain text.
+
+        Raises:
+            TokenizerError: The tokenizer has no mask token.
         """
         mask = self.mask_id
         if mask is None:
-            raise TokenizerError("the tokenizer has no token that hides a place (mask_token)")
-        name = next(token for token, index in self.core.vocab.items() if index == mask)
-        added = next((token for token in self.core.added if token.id == mask), AddedToken(mask, name))
+            raise TokenizerError("the tokenizer has no mask token (mask_token)")
+        name = next(token for token, index in self.backend.vocab.items() if index == mask)
+        added = next((token for token in self.backend.added_tokens if token.id == mask), AddedToken(mask, name))
         ids: list[int] = []
         for start, end, token in SpecialTokenSplitter([added])(text):
             part = text[start:end]
             if token is not None:
                 ids.append(token)
             else:
-                ids += self.core.encode_inside(part) if start else self.encode(part, bare=True)
-        return self._before + ids + self._after
+                ids += self.backend.encode_continuation(part) if start else self.encode(part, bare=True)
+        return self.prefix_ids + ids + self.suffix_ids
 
-    def encode_offsets(self, text: str, *, special: bool = False, bare: bool = False) -> Encoding:
-        """`encode`, with the bytes of each token and the characters that it covers."""
+    def encode_offsets(self, text: str, *, parse_special: bool = False, bare: bool = False) -> Encoding:
+        """Encode as `encode` does, with the bytes and the character range of each token."""
         try:
-            found, places = self.core.encode_offsets(text, special=special)
+            text_ids, text_offsets = self.backend.encode_offsets(text, parse_special=parse_special)
         except TypeError:
-            _refuse_surrogates([text])
+            _check_surrogates([text])
             raise
-        before, after = ([], []) if bare else (self._before, self._after)
-        ids = before + found + after
-        offsets = [(0, 0)] * len(before) + places + [(0, 0)] * len(after)
+        prefix, suffix = ([], []) if bare else (self.prefix_ids, self.suffix_ids)
+        ids = prefix + text_ids + suffix
+        offsets = [(0, 0)] * len(prefix) + text_offsets + [(0, 0)] * len(suffix)
         return Encoding(ids, [self.token_bytes(index) for index in ids], offsets)
 
     # ---- ids to text
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of `ids`.  Bytes that are not UTF-8 become U+FFFD, and nothing else does.
+        """Return the text of `ids`. Bytes that are not valid UTF-8 become U+FFFD.
 
-        skip_special: leave out control tokens.  Raises TokenizerError for an id that is not in the vocabulary.
+        skip_special: Whether to leave out special tokens.
+
+        Raises:
+            TokenizerError: An id is not in the vocabulary.
         """
-        data = b"".join([self._bytes_of(index, skip_special) for index in ids])
-        return (data.removeprefix(b" ") if self.core.drops_first_space else data).decode("utf-8", "replace")
+        data = b"".join([self._decoded_bytes(index, skip_special) for index in ids])
+        return (data.removeprefix(b" ") if self.backend.drops_first_space else data).decode("utf-8", "replace")
 
     def token_bytes(self, index: int) -> bytes:
-        """The bytes that a token stands for (a control token: its name in UTF-8).
+        """Return the bytes of a token; for a special token, its text in UTF-8.
 
-        Raises TokenizerError for an id that is not in the vocabulary.
+        Raises:
+            TokenizerError: The id is not in the vocabulary.
         """
         if not 0 <= index < self.vocab_size:
             raise TokenizerError(f"token id {index} is out of range: allowed are 0 to {self.vocab_size - 1}")
@@ -189,109 +202,87 @@ class Tokenizer:
         return data
 
     def stream(self, *, skip_special: bool = False) -> StreamDecoder:
-        """A decoder that takes one id at a time and never gives out half a character."""
+        """Return an incremental decoder: it takes one id at a time and returns only complete characters."""
         return StreamDecoder(
-            lambda index: self._bytes_of(index, skip_special), drop_first_space=self.core.drops_first_space
+            lambda index: self._decoded_bytes(index, skip_special), drop_first_space=self.backend.drops_first_space
         )
 
-    def _bytes_of(self, index: int, skip_special: bool) -> bytes:
+    def _decoded_bytes(self, index: int, skip_special: bool) -> bytes:
         data = self.token_bytes(index)
         return b"" if skip_special and index in self._special_ids else data
 
     @cached_property
     def _table(self) -> list[bytes | None]:
-        return self.core.table()
+        return self.backend.token_table()
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        return frozenset(self.special.values())
+        return frozenset(self.special_tokens.values())
 
-    def of_targets(self) -> "Tokenizer":
-        """The tokenizer of what a translator writes: another one where each side has a SentencePiece model, and perhaps
-        a vocabulary."""
-        from glassformer.text.sentencepiece.source_target import SourceTargetTokenizer
-
-        if not isinstance(self.core, SourceTargetTokenizer):
+    def target_tokenizer(self) -> "Tokenizer":
+        """Return the tokenizer of the target side; the same tokenizer unless each side has a SentencePiece model."""
+        if not isinstance(self.backend, SourceTargetTokenizer):
             return self
-        return Tokenizer(self.core.of_targets(), self.config, chat_template=self.chat_template)
+        return Tokenizer(self.backend.target_tokenizer(), self.config, chat_template=self.chat_template)
 
     # ---- on disk
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "Tokenizer":
-        """Open the tokenizer of a model folder, in whichever of the formats of `files.find_tokenizer` it is.
-
-        Raises TokenizerError naming the file that is missing or damaged.
-        """
-        from glassformer.text.files.load import open_folder
-
-        return open_folder(Path(folder))
-
     def save(self, folder: str | Path) -> None:
-        """Write the files that `load` reads, each atomically, so that `transformers.AutoTokenizer` gives the same ids.
+        """Save to a folder; `load_tokenizer` and `transformers.AutoTokenizer` then give the same ids.
 
-        A SentencePiece model is written as it is; all else as a `tokenizer.json`.
-        Raises TokenizerError naming the file that could not be written; the one that stood there is then still whole.
+        A SentencePiece model is saved unchanged, every other format as a `tokenizer.json`.
+
+        Raises:
+            TokenizerError: A file cannot be written; the message names it. Each file is written atomically.
         """
         folder = Path(folder)
         dropped = ("auto_map", "tokenizer_file", "name_or_path")
-        config = {key: _name(value) for key, value in self.config.items() if key not in dropped}
+        config = {
+            key: token_text(value) if isinstance(value, dict) and "content" in value else value
+            for key, value in self.config.items()
+            if key not in dropped
+        }
         config["add_bos_token"] = self.add_bos
-        if isinstance(self.core, HFTokenizer):
+        if isinstance(self.backend, HFTokenizer):
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config.setdefault("clean_up_tokenization_spaces", False)
-        config.setdefault("model_max_length", 10**30)  # transformers' spelling of "the model's business"
+        config.setdefault("model_max_length", 10**30)  # transformers' value for "not set"
         files = {CONFIG: (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode()}
-        files |= self.core.files((self._before, self._after))
+        files |= self.backend.files(self.prefix_ids, self.suffix_ids)
         if self.chat_template is not None:
             files[TEMPLATE] = self.chat_template.encode()
-        path = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, data in files.items():
-                path = folder / name
-                write_atomic(path, data)
+                write_bytes(folder / name, data, error_type=TokenizerError)
             if JSON not in files:
-                (folder / JSON).unlink(missing_ok=True)  # of another tokenizer, which would be found first
+                (folder / JSON).unlink(missing_ok=True)  # of another tokenizer; it would take precedence
         except OSError as error:
-            raise TokenizerError(f"{path} could not be written: {error.strerror or error}") from error
+            raise TokenizerError(f"{folder} could not be written: {error.strerror or error}") from error
 
-    # ---- reading the files
-
-    def _named(self, key: str) -> int | None:
-        """The id of the token that the config names under `key`, if it does."""
-        name = _name(self.config.get(key))
+    def _named_id(self, key: str) -> int | None:
+        """Return the id of the token that the config names under `key`, or None."""
+        name = token_text(self.config.get(key))
         if name is None:
             return None
-        index = self.core.vocab.get(name)
+        index = self.backend.vocab.get(name)
         if index is None:
             raise TokenizerError(f"{CONFIG}: {key} is {name!r}, which is not in the vocabulary")
         return index
 
 
 def template_text(config: Mapping[str, Any], template: str | None) -> str:
-    """All that the chat templates say, whichever way they are kept: it tells which added tokens are control tokens."""
-    kept = config.get("chat_template")
-    named = [str(one.get("template")) for one in kept if isinstance(one, dict)] if isinstance(kept, list) else [kept]
+    """Return the text of all chat templates, joined; it decides which added tokens are special."""
+    entry = config.get("chat_template")
+    named = [str(one.get("template")) for one in entry if isinstance(one, dict)] if isinstance(entry, list) else [entry]
     return "\n".join(filter(None, [template, *named]))
 
 
-def _rebuild(
-    make: Callable[..., TokenizerBackend], arguments: tuple[Any, ...], config: dict[str, Any], template: str | None
-) -> Tokenizer:
-    return Tokenizer(make(*arguments), config, chat_template=template)
-
-
-def _name(entry: Any) -> Any:
-    """A token's text, where a config spells it as an object with `content`; anything else as it is."""
-    return entry["content"] if isinstance(entry, dict) and "content" in entry else entry
-
-
-def _refuse_surrogates(texts: Sequence[str]) -> None:
+def _check_surrogates(texts: Sequence[str]) -> None:
     """Raise TokenizerError for the first lone surrogate, if there is one."""
     for number, text in enumerate(texts):
-        if isinstance(text, str) and (found := _SURROGATE.search(text)):
+        if isinstance(text, str) and (match := _SURROGATE.search(text)):
             where = f" of text {number}" if len(texts) > 1 else ""
             raise TokenizerError(
-                f"character {found.start()}{where} is a lone surrogate (U+{ord(found[0]):04X}): not valid Unicode text"
+                f"character {match.start()}{where} is a lone surrogate (U+{ord(match[0]):04X}): not valid Unicode text"
             )

@@ -1,1 +1,1 @@
-"""Small generated worlds whose right answers are known, and the model that ships with the package."""
+"""Generated data sets with known answers, and the model that ships with the package."""

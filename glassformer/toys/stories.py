@@ -1,18 +1,18 @@
-"""Little stories without end, made by rule: a grammar, a small world, and questions whose answers are known exactly.
+"""Generated stories: a grammar, a small world, and questions with known answers.
 
     One day Mia found a ball. Ben had a kite. Then Mia gave the ball to Ben. Ben hid the kite in Rome. Soon Mia ran
     to Oslo.
     Who has the ball? Ben.
     Where is the kite? Rome.
 
-A story is a list of events. The `World` says which events can happen and what is true after them; the templates say
-how an event or a question reads. Both are used in both directions: to write stories, and to read (`parse_sentence`,
-`parse_question`) and replay what a model wrote. Story i of a split is a pure function of (seed, split, i), so that a
-corpus of any length streams and takes no storage.
+A story is a list of events. `StoryWorld` determines which events are possible and which facts hold after them; the
+templates determine the text of an event or a question. Both are used in both directions: to generate stories, and to
+parse (`parse_sentence`, `parse_question`) and replay the text of a model. Story i of a split is a pure function of
+(seed, split, i), so that a corpus of any length can be streamed without storage.
 
-Two sides: what happens in a story (the set of its events, by a hash) decides which split it belongs to, and some pairs
-of nouns (who has what, what lies where, who went where) are kept for the held-out side alone. So no held-out story, in
-whatever words or order, and no question with its facts, occurs in training, and some pairs were never seen together.
+A hash of the set of events decides the split of a story, and some pairs of nouns (who has what, what is where, who went
+where) occur in the held-out split only. So no held-out story, in any words or order, and no question with its facts
+occurs in training, and some pairs never occur together in training.
 """
 
 import math
@@ -34,7 +34,7 @@ NOUNS = {
 OPENERS = ("One day", "Today", "Once", "This morning")
 LINKS = ("", "", "", "Then", "Soon", "Later")
 
-# How each event reads. {a} acts; {b} is the other person; the slots' names are those of `SLOTS`.
+# Templates of each event. {a} is the person who acts, {b} the other person; slots as in `SLOTS`.
 EVENTS = {
     "have": ("{a} had a {thing}", "{a} found a {thing}", "{a} got a {thing}"),
     "give": ("{a} gave the {thing} to {b}", "{a} handed the {thing} to {b}", "{a} passed the {thing} to {b}"),
@@ -42,7 +42,7 @@ EVENTS = {
     "take": ("{a} took the {thing} from {place}",),
     "walk": ("{a} went to {place}", "{a} walked to {place}", "{a} ran to {place}"),
 }
-# Each question: its kind, how it reads, its answer. The slot that only the answer has is what must be looked up.
+# Each question: kind, template, answer. The slot that only the answer has is the value to find.
 QUESTIONS = {
     "holder": ("who", "Who has the {thing}?", "{a}."),
     "held": ("what", "What does {a} have?", "The {thing}."),
@@ -55,13 +55,13 @@ SLOTS = {"a": "person", "b": "person", "thing": "thing", "place": "place"}
 HELD_OUT_PAIR_MODULUS, HELD_OUT_STORY_MODULUS = (
     32,
     8,
-)  # one pair of nouns, and one set of events, in this many is for the held-out side
-SALT = 5  # of that hash: with this one, no noun has more than two of its pairs of one sort kept back
+)  # one pair of nouns, and one set of events, in this many is held out
+SALT = 5  # of that hash; with it no noun has more than two held-out pairs of one sort
 SPLITS = ("train", "held-out")
 
 
 class Event(NamedTuple):
-    """Something that happens: `kind` is a key of EVENTS; `to` is the other person or the place."""
+    """An event of a story. `kind` is a key of EVENTS; `to` is the other person or the place."""
 
     kind: str
     a: str
@@ -70,24 +70,24 @@ class Event(NamedTuple):
 
     @property
     def pair(self) -> tuple[str, str]:
-        """The two nouns that the event joins: who has what, what lies where, or who went where."""
+        """The two nouns that the event connects: who has what, what is where, or who went where."""
         if self.kind == "walk":
             return self.a, self.to
         return (self.to if self.kind in ("give", "put") else self.a), self.thing
 
 
 class Question(NamedTuple):
-    """A question as it stands in the text, its answer (with the full stop), its kind, and the nouns of both."""
+    """A question as text, its answer (with the full stop), its kind, and the nouns of both."""
 
     prompt: str
     answer: str
     kind: str  # "who", "what" or "where"
-    pair: tuple[str, str]  # as `Event.pair`: who has what, what lies where, or who went where
+    pair: tuple[str, str]  # as `Event.pair`
 
 
 @dataclass(frozen=True)
 class Story:
-    """A story, the questions asked about it, and the events that it tells."""
+    """A story as text, the questions about it, and its events."""
 
     text: str
     questions: tuple[Question, ...]
@@ -95,20 +95,20 @@ class Story:
 
     @property
     def document(self) -> str:
-        """The whole text that is trained on: the story, then one line for each question and its answer."""
+        """The training document: the story, then one line for each question with its answer."""
         return "\n".join([self.text, *(f"{q.prompt} {q.answer}" for q in self.questions)])
 
 
 @dataclass(frozen=True)
 class Level:
-    """How much happens in a story: least and most people, things, moves (give, put, take), walks, and questions."""
+    """Minimum and maximum numbers of people, things, moves (give, put, take), walks and questions of a story."""
 
     people: tuple[int, int]
     things: tuple[int, int]
     moves: tuple[int, int]
     walks: tuple[int, int]
     questions: tuple[int, int]
-    both_ways: bool = False  # whether one fact may be asked for twice (who has it, and what that person has)
+    both_ways: bool = False  # whether two questions may be about one fact (who has it, and what that person has)
 
 
 LEVELS = (
@@ -120,13 +120,13 @@ LEVELS = (
 
 @dataclass
 class StoryWorld:
-    """What is true: where each thing is (with a person or in a place), and where those who walked away have gone."""
+    """The facts of a story: the owner (a person or a place) of each thing, and the place each person has gone to."""
 
     owner: dict[str, str] = field(default_factory=dict)
     gone: dict[str, str] = field(default_factory=dict)
 
     def violation(self, event: Event) -> str | None:
-        """Why the event cannot happen now, or None if it can."""
+        """Return the reason why the event is impossible now; None where it is possible."""
         kind, a, thing, to = event
         if kind == "walk":
             return f"{a} is in {to} already" if self.gone.get(a) == to else None
@@ -143,55 +143,55 @@ class StoryWorld:
         return None
 
     def apply(self, event: Event) -> None:
-        """Let an event happen. Raises DataError, with the reason, where it cannot."""
-        if refusal := self.violation(event):
-            raise DataError(f"{render_event(event)}: {refusal}")
+        """Apply an event to the facts. Raises DataError with the reason where it is impossible."""
+        if reason := self.violation(event):
+            raise DataError(f"{render_event(event)}: {reason}")
         if event.kind == "walk":
             self.gone[event.a] = event.to
         else:
             self.owner[event.thing] = event.to if event.kind in ("give", "put") else event.a
 
     def facts(self) -> list[tuple[str, dict[str, str]]]:
-        """Everything that can be asked: the question's name in QUESTIONS, and the two nouns of question and answer.
+        """Return the possible questions: the name in QUESTIONS, and the two nouns of question and answer.
 
-        A question is left out where it has more than one answer (what Mia has, when she has two things).
+        Questions with more than one answer (what Mia has, when she has two things) are excluded.
         """
         owners = list(self.owner.values())
-        asked = [("gone", {"a": a, "place": place}) for a, place in self.gone.items()]
+        found = [("gone", {"a": a, "place": place}) for a, place in self.gone.items()]
         for thing, owner in self.owner.items():
             slot = "a" if owner in NOUNS["person"] else "place"
             words = {slot: owner, "thing": thing}
-            asked.append(("holder" if slot == "a" else "kept", words))
+            found.append(("holder" if slot == "a" else "kept", words))
             if owners.count(owner) == 1:
-                asked.append(("held" if slot == "a" else "inside", words))
-        return asked
+                found.append(("held" if slot == "a" else "inside", words))
+        return found
 
 
-# --- the two sides ---------------------------------------------------------------------------------------------------
+# --- the splits ---------------------------------------------------------------------------------------------------
 
 
 @cache
 def is_held_out_pair(one: str, other: str) -> bool:
-    """Whether a pair of nouns is kept for the held-out side alone, by the hash of the two words."""
+    """Return whether a pair of nouns occurs in the held-out split only, by the hash of the two words."""
     return crc32(f"{one} {other} {SALT}".encode()) % HELD_OUT_PAIR_MODULUS == 0
 
 
 def split_of(events: Iterable[Event]) -> str:
-    """The split that stories of these events belong to, in whatever order and words they are told."""
+    """Return the split of all stories with these events, in any order and words."""
     if any(is_held_out_pair(*event.pair) for event in events):
         return "held-out"
     facts = " ".join(sorted("/".join(event) for event in events))
     return "held-out" if crc32(facts.encode()) % HELD_OUT_STORY_MODULUS == 0 else "train"
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- parsing ---------------------------------------------------------------------------------------------------------
 
 
 def _pattern(template: str) -> str:
-    """A template as a regular expression: {a} becomes a group named a that matches any person, and so on."""
-    pieces = re.split(r"\{(\w+)\}", template)
+    """Return a template as a regular expression: {a} becomes a group named a that matches any person, and so on."""
+    parts = re.split(r"\{(\w+)\}", template)
     return "".join(
-        f"(?P<{piece}>{'|'.join(NOUNS[SLOTS[piece]])})" if i % 2 else re.escape(piece) for i, piece in enumerate(pieces)
+        f"(?P<{part}>{'|'.join(NOUNS[SLOTS[part]])})" if i % 2 else re.escape(part) for i, part in enumerate(parts)
     )
 
 
@@ -202,10 +202,10 @@ _QUESTION_PATTERNS = [
 
 
 def parse_sentence(sentence: str, *, first: bool) -> Event:
-    """The event that a sentence of a story tells, read by the templates that write it.
+    """Return the event of a sentence of a story.
 
-    sentence: with its full stop. first: whether it opens the story (the links before the clause differ).
-    Raises DataError for anything that the grammar does not make.
+    sentence: with its full stop. first: whether it is the first of the story, which has other links before the clause.
+    Raises DataError for a sentence outside the grammar.
     """
     links = OPENERS if first else LINKS
     for link in sorted(set(links), key=len, reverse=True):
@@ -219,9 +219,9 @@ def parse_sentence(sentence: str, *, first: bool) -> Event:
 
 
 def parse_question(line: str) -> tuple[str, dict[str, str], str]:
-    """A line that asks and answers: the question's name in QUESTIONS, the words it is filled with, and the answer.
+    """Return a question with answer as its name in QUESTIONS, the words of its slots, and the answer as text.
 
-    The answer is given as it stands. Raises DataError for a line that is no question of the grammar.
+    Raises DataError for a line outside the grammar.
     """
     for name, pattern in _QUESTION_PATTERNS:
         if found := pattern.fullmatch(line):
@@ -231,37 +231,37 @@ def parse_question(line: str) -> tuple[str, dict[str, str], str]:
 
 
 def split_story(document: str) -> tuple[list[str], list[str]]:
-    """The sentences of a document's story (its first line), and the lines of its questions."""
+    """Return the sentences of a document's story (its first line), and the lines of its questions."""
     text, *lines = document.strip().split("\n")
     return re.findall(r"\S[^.]*\.?", text), lines
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- generation ------------------------------------------------------------------------------------------------------
 
 
 def render_event(event: Event, template: str | None = None) -> str:
-    """The event as a clause, without link and full stop; by its kind's first template unless one is given."""
+    """Return the event as a clause, without link and full stop, by its first template or the given one."""
     words = {"a": event.a, "b": event.to, "thing": event.thing, "place": event.to}
     return (template or EVENTS[event.kind][0]).format_map(words)
 
 
 def render_question(name: str, words: dict[str, str]) -> Question:
-    """The question of that name in QUESTIONS, filled with words."""
+    """Return the question of a name in QUESTIONS, filled with words."""
     kind, prompt, answer = QUESTIONS[name]
     one, other = words.values()
     return Question(prompt.format_map(words), answer.format_map(words), kind, (one, other))
 
 
 def answer_slot(name: str) -> str:
-    """The slot that the answer to that question in QUESTIONS fills, and the question does not."""
+    """Return the slot of a question's answer that the question itself does not have."""
     _, _, answer = QUESTIONS[name]
     return re.findall(r"{(\w+)}", answer)[0]
 
 
 def story(seed: int, split: str, i: int, level: int = -1) -> Story:
-    """Story number i of a split ("train" or "held-out"): always the same for the same arguments.
+    """Return story i of a split ("train" or "held-out"), a function of the arguments alone.
 
-    level: an index into LEVELS, from the shortest stories to the whole language (the default).
+    level: an index into LEVELS, from the shortest stories to the complete language (the default).
     Raises DataError for an unknown split or level.
     """
     if split not in SPLITS:
@@ -269,22 +269,22 @@ def story(seed: int, split: str, i: int, level: int = -1) -> Story:
     if not -len(LEVELS) <= level < len(LEVELS):
         raise DataError(f"level must be an index into the {len(LEVELS)} levels, got {level!r}")
     draw = RandomChoices(f"{seed}/{split}/{level % len(LEVELS)}/{i}")
-    while (told := _tell(draw, LEVELS[level], split)) is None:
+    while (found := _try_story(draw, LEVELS[level], split)) is None:
         pass
-    return told
+    return found
 
 
 def stories(seed: int, split: str, n: int, level: int = -1, start: int = 0) -> Iterator[Story]:
-    """Stories start .. start + n - 1 of a split."""
+    """Yield stories start .. start + n - 1 of a split."""
     return (story(seed, split, i, level) for i in range(start, start + n))
 
 
 def count_stories() -> int:
-    """A lower bound of how many different training stories there are, of the last level.
+    """Return a lower bound of the number of different training stories of the last level.
 
-    Counts only those in which three people come in with a thing each, the first two put theirs away, and the third
-    walks somewhere; for each choice only as many nouns as the one with the fewest is free to be joined with; and, of
-    these, less than the share that the hash of events leaves to training.
+    Counts only stories in which three people have a thing each, the first two put theirs away, and the third walks
+    somewhere; for each choice only as many nouns as are allowed with the most restricted one; times less than the
+    fraction of event sets in the training split.
     """
 
     def free(one: str, other: str) -> int:
@@ -298,7 +298,7 @@ def count_stories() -> int:
 
 
 class RandomChoices:
-    """Random choices from `Random.random` alone, the one method whose values Python promises to keep."""
+    """Random choices from `Random.random` alone, the only method whose values Python guarantees."""
 
     def __init__(self, seed: str):
         self.random = Random(seed).random
@@ -317,18 +317,18 @@ class RandomChoices:
         return [items.pop(self.below(len(items))) for _ in range(min(n, len(items)))]
 
 
-MOVES = ("give", "give", "put", "put", "put", "take")  # how often each comes, where it can
+MOVES = ("give", "give", "put", "put", "put", "take")  # relative frequencies where possible
 
 
-def _tell(draw: RandomChoices, level: Level, split: str) -> Story | None:
-    """One try at a story; None where the pairs of this side leave no event that can come next."""
+def _try_story(draw: RandomChoices, level: Level, split: str) -> Story | None:
+    """Return a random story; None where no next event is possible in this split."""
     cast = draw.some(NOUNS["person"], draw.between(level.people))
     opening = len(cast) if level.both_ways else len(cast) - 1
     rest = ["have"] * (draw.between(level.things) - opening) + ["move"] * draw.between(level.moves)
     script = ["have"] * opening + draw.some(rest, len(rest)) + ["walk"] * draw.between(level.walks)
     world, events = StoryWorld(), []
     for n, kind in enumerate(script):
-        actors = cast[n : n + 1] if n < opening else cast  # those who come in at the opening have one thing each
+        actors = cast[n : n + 1] if n < opening else cast  # at the opening each person has one thing
         event = _next_event(draw, kind, actors, world, split)
         if event is None:
             return None

@@ -22,7 +22,14 @@ from glassformer.models.language_model import LanguageModel
 from glassformer.nn.model import Decoder
 from glassformer.toys import stories as corpus
 from glassformer.toys import stories_scores as stories
-from glassformer.training.config import InitConfig, OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
+from glassformer.training.config import (
+    InitConfig,
+    LanguageModelTaskConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from glassformer.training.init import init_weights
 
 SHAPE = ShapeConfig(d_model=128, n_layers=3, n_heads=4, d_ff=128, context=192, rope_theta=1000.0)
@@ -45,9 +52,8 @@ def train_config(out: str, *, seconds: float | None = None, steps: int | None = 
     """The settings of a run on stories, for so many seconds or steps."""
     return TrainConfig(
         out=out,
-        model=SHAPE,
+        task=LanguageModelTaskConfig(model=SHAPE, init=INIT, shuffle=False),
         tokenizer=TokenizerConfig(vocab_size=528),
-        init=INIT,
         optim=OptimConfig(lr=0.01, embed_lr=0.005),
         schedule=ScheduleConfig(warmup=20, decay=0.3),
         batch=4,
@@ -55,7 +61,6 @@ def train_config(out: str, *, seconds: float | None = None, steps: int | None = 
         steps=steps,
         eval_tokens=16_384,
         sample_prompt=corpus.OPENERS[0],
-        shuffle=False,
         seed=seed,
     )
 

@@ -33,7 +33,8 @@ FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenize
 
 def settings(out: Path, seconds: float) -> TrainConfig:
     config = recipe.train_config(str(out), seconds=seconds, seed=SEED)
-    return replace(config, model=SHAPE, sample_prompt="", eval_tokens=65_536, threads=THREADS)
+    task = replace(config.task, model=SHAPE)
+    return replace(config, task=task, sample_prompt="", eval_tokens=65_536, threads=THREADS)
 
 
 class Curve(Reporter):
@@ -88,7 +89,7 @@ def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:
             shutil.copyfile(folder / "checkpoints" / "last" / name, out / name)
         shutil.copyfile(folder / "loss.svg", out / "loss.svg")
         run = json.loads((folder / "run.json").read_text("utf-8"))
-        run["settings"]["out"] = "runs/stories"  # not where this machine has its scratch
+        run["config"]["out"] = "runs/stories"  # not the temporary folder
         (out / "run.json").write_text(json.dumps(run, indent=2) + "\n", "utf-8")
         (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
         print(json.dumps({k: v for k, v in scores.items() if k != "curve"}, indent=2))

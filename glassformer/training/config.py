@@ -1,17 +1,19 @@
-"""What a training run is told, as frozen data. No torch: the command line reads these to write its help."""
+"""The configuration of a training run, as frozen data. Imports no torch: the command line generates options from it."""
 
 from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError
-from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape, ShapeConfig
+from glassformer.families.common.shape import PRESETS, RecurrentShape, Seq2SeqShape, ShapeConfig
 
 DEFAULT_SECONDS = 120.0
+TokenizerKind = Literal["bpe", "char", "word"]
 
 
 def _require(ok: bool, message: str) -> None:
@@ -19,49 +21,74 @@ def _require(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    _require(value in allowed, f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+def _require_choices(config: Any, prefix: str = "") -> None:
+    """Check every field whose type is a Literal. Raises ConfigError that lists the allowed values."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        allowed, value = typing.get_args(hint), getattr(config, name)
+        if typing.get_origin(hint) is Literal and value not in allowed:
+            raise ConfigError(f"{prefix}{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _require_range(
+    config: Any,
+    names: str | Iterable[str],
+    low: float,
+    high: float | None = None,
+    *,
+    open_low: bool = False,
+    prefix: str = "",
+) -> None:
+    """Check that each named field is None or from `low` to `high`; with `open_low` it must be above `low`."""
+    for name in names.split() if isinstance(names, str) else names:
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if high is not None:
+            allowed = f"from {low:g} to {high:g}"
+        else:
+            allowed = f"{'above' if open_low else 'at least'} {low:g}"
+        ok = value >= low and (not open_low or value > low) and (high is None or value <= high)
+        _require(ok, f"{prefix}{name} must be {allowed}, got {value}")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer. Rates are peaks, which the schedule multiplies; None is the default of the kind of optimizer.
-
-    name: muon (hidden matrices; AdamW for the rest) or adamw (everything).
-    lr: of the blocks' matrices. embed_lr: of embeddings and head. scalar_lr: of norms and biases.
-    clip: the largest norm of all gradients together; 0 does not clip.
-    weight_decay: decoupled, times lr; matrices only. embed_decay: the same, of embeddings and head.
-    momentum, nesterov, muon_scale, muon_dtype: Muon's; muon_dtype auto is bfloat16 where the run's dtype is.
-    """
+    """The optimizer. Learning rates are peaks that the schedule scales; None selects the optimizer's default."""
 
     name: Literal["muon", "adamw"] = "muon"
+    "muon for hidden matrices and AdamW for the other parameters, or adamw for all parameters"
     lr: float | None = None
+    "peak learning rate of the hidden matrices; by default 0.02 for muon, 0.002 for adamw"
     embed_lr: float | None = None
+    "peak learning rate of embeddings and head; by default 0.005 for muon, lr for adamw"
     scalar_lr: float | None = None
+    "peak learning rate of norm weights and biases; by default as embed_lr"
     betas: tuple[float, float] = (0.9, 0.95)
+    "decay rates of AdamW's two moving averages"
     eps: float = 1e-8
+    "AdamW's epsilon"
     weight_decay: float = 0.01
+    "decoupled weight decay, times the learning rate; applies to matrices only"
     clip: float = 1.0
+    "maximum global gradient norm; 0 disables clipping"
     momentum: float = 0.95
+    "Muon's momentum"
     nesterov: bool = True
+    "use Nesterov momentum in Muon"
     muon_scale: Literal["spectral", "rms"] = "spectral"
+    "scale of Muon's update: spectral (Jordan 2024) or rms (Liu et al. 2025)"
     muon_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    "dtype of Muon's orthogonalization; auto is the dtype of the run"
 
     def __post_init__(self):
-        _one_of("optim.name", self.name, ("muon", "adamw"))
-        _one_of("optim.muon_scale", self.muon_scale, ("spectral", "rms"))
-        _one_of("optim.muon_dtype", self.muon_dtype, ("auto", "float32", "bfloat16"))
-        for name in ("lr", "embed_lr", "scalar_lr"):
-            rate = getattr(self, name)
-            _require(rate is None or rate > 0, f"optim.{name} must be above 0, got {rate}")
-        _require(all(0 <= b < 1 for b in self.betas), f"optim.betas must be from 0 to below 1, got {self.betas}")
-        _require(0 <= self.momentum < 1, f"optim.momentum must be from 0 to below 1, got {self.momentum}")
-        for name in ("weight_decay", "clip"):
-            _require(getattr(self, name) >= 0, f"optim.{name} must be at least 0, got {getattr(self, name)}")
-        _require(self.eps > 0, f"optim.eps must be above 0, got {self.eps}")
+        _require_choices(self, "optim.")
+        _require_range(self, "lr embed_lr scalar_lr eps", 0, open_low=True, prefix="optim.")
+        _require_range(self, "weight_decay clip", 0, prefix="optim.")
+        _require(all(0 <= b < 1 for b in self.betas), f"optim.betas must be at least 0 and below 1, got {self.betas}")
+        _require(0 <= self.momentum < 1, f"optim.momentum must be at least 0 and below 1, got {self.momentum}")
 
     def peak(self, role: str) -> float:
-        """The peak learning rate of a role: hidden, embed, head or scalar."""
+        """Return the peak learning rate of a parameter role: hidden, embed, head or scalar."""
         if role == "hidden":
             return self.lr if self.lr is not None else (0.02 if self.name == "muon" else 2e-3)
         given = self.scalar_lr if role == "scalar" else self.embed_lr
@@ -72,265 +99,290 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the rates move: see `schedule.py`. warmup: steps, at most a fifth of the run. min_ratio: the last factor.
-
-    decay: the share of all steps over which wsd goes down. inverse_sqrt has neither: it goes down by itself, all along.
-    """
+    """The learning-rate schedule. See `training/optim/schedule.py`."""
 
     kind: Literal["cosine", "wsd", "inverse_sqrt"] = "wsd"
+    "wsd (warm-up, stable, decay), cosine, or inverse_sqrt"
     warmup: int = 50
+    "warm-up steps; at most a fifth of the run"
     min_ratio: float = 0.0
+    "final learning rate as a fraction of the peak; not for inverse_sqrt"
     decay: float = 0.3
+    "wsd: fraction of all steps in which the rate decays"
 
     def __post_init__(self):
-        _one_of("schedule.kind", self.kind, ("cosine", "wsd", "inverse_sqrt"))
-        _require(self.warmup >= 0, f"schedule.warmup must be at least 0 steps, got {self.warmup}")
-        for name in ("min_ratio", "decay"):
-            _require(0 <= getattr(self, name) <= 1, f"schedule.{name} must be from 0 to 1, got {getattr(self, name)}")
+        _require_choices(self, "schedule.")
+        _require_range(self, "warmup", 0, prefix="schedule.")
+        _require_range(self, "min_ratio decay", 0, 1, prefix="schedule.")
         _require(
             self.kind != "inverse_sqrt" or self.min_ratio == 0,
-            f"schedule.min_ratio has no effect on inverse_sqrt, which has no last factor, got {self.min_ratio}",
+            f"schedule.min_ratio has no effect on inverse_sqrt, which has no final rate: leave it out, "
+            f"got {self.min_ratio}",
         )
 
 
 @dataclass(frozen=True)
 class InitConfig:
-    """The first weights: see `nn/init.py`.
-
-    std: of all matrices. out_std: of those that write to the residual stream; None is std / sqrt(2 n_layers). qk_gain:
-    the weight of the norms of queries and keys. look_back: above 0, the first layer's heads begin by looking 1, 2, 3,
-    ... tokens back, the more sharply the larger it is.
-    """
+    """The initial weights of a language model. See `training/init.py`."""
 
     std: float = 0.02
+    "standard deviation of all matrices"
     out_std: float | None = None
+    "standard deviation of matrices that write to the residual stream; by default std / sqrt(2 n_layers)"
     qk_gain: float = 1.0
+    "initial weight of the norms of queries and keys"
     look_back: float = 0.0
+    "above 0, the first layer's heads start by attending 1, 2, 3, ... tokens back; larger is sharper"
 
     def __post_init__(self):
-        for name in ("std", "qk_gain"):
-            _require(getattr(self, name) > 0, f"init.{name} must be above 0, got {getattr(self, name)}")
-        _require(self.out_std is None or self.out_std > 0, f"init.out_std must be above 0, got {self.out_std}")
-        _require(self.look_back >= 0, f"init.look_back must be at least 0, got {self.look_back}")
+        _require_range(self, "std qk_gain out_std", 0, open_low=True, prefix="init.")
+        _require_range(self, "look_back", 0, prefix="init.")
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Which tokenizer: one that is there (path: a folder or tokenizer.json), or one trained on the run's own data.
-
-    `vocab_size` is the most tokens that a trained one may have; 0 chooses by kind and amount of text. `kind` auto is
-    bpe for text, and char for pairs: their targets are mostly forms, not words (dates, numbers, codes), of which each
-    sign must be right, and which letter goes with which can then be seen. digits_apart: a bpe merges no digits.
-    """
+    """The tokenizer: an existing one (`path`), or one trained on the run's data."""
 
     path: str | None = None
+    "an existing tokenizer: a folder or a tokenizer.json"
     kind: Literal["auto", "bpe", "char", "word"] = "auto"
+    "kind of a newly trained tokenizer; auto is bpe for lm and char for seq2seq"
     vocab_size: int = 0
+    "maximum vocabulary size of a newly trained tokenizer; 0 chooses by kind and amount of text"
     digits_apart: bool = False
+    "bpe: make each digit a token of its own"
 
     def __post_init__(self):
-        _one_of("tokenizer.kind", self.kind, ("auto", "bpe", "char", "word"))
-        _require(self.vocab_size >= 0, f"tokenizer.vocab_size must be at least 0, got {self.vocab_size}")
-        _require(self.path is None or not self.trained, f"{self.trained} is of a new tokenizer, and path names one")
+        _require_choices(self, "tokenizer.")
+        _require_range(self, "vocab_size", 0, prefix="tokenizer.")
+        option = self.training_option
+        _require(
+            self.path is None or not option, f"{option} applies to a newly trained tokenizer: leave it out with path"
+        )
 
     @property
-    def trained(self) -> str:
-        """What was asked of a tokenizer that is trained: the option's name, or nothing."""
-        asked = (("kind", self.kind != "auto"), ("vocab_size", self.vocab_size), ("digits_apart", self.digits_apart))
-        return next((f"tokenizer.{name}" for name, given in asked if given), "")
+    def training_option(self) -> str:
+        """The first option set that applies only to a newly trained tokenizer; "" where there is none."""
+        changed = (("kind", self.kind != "auto"), ("vocab_size", self.vocab_size), ("digits_apart", self.digits_apart))
+        return next((f"tokenizer.{name}" for name, given in changed if given), "")
 
 
-LANGUAGE_ONLY = {
-    "init": "an encoder-decoder begins with the weights of its paper",
-    "shuffle": "pairs of like length go into a batch together, whatever order they were given in",
-    "compile": "pairs come in batches of many lengths, and compiling for them takes longer than it saves",
-}
-PAIRS_ONLY = {
-    "label_smoothing": "the loss of a text is not smoothed",
-    "exact_pairs": "a text has no one right answer",
-    "strict": "`glassformer data check --strict` says what is broken in a text",
-}
+@dataclass(frozen=True)
+class LanguageModelTaskConfig:
+    """Train a decoder to predict each next token of packed documents."""
+
+    kind: ClassVar = "lm"
+    tokenizer_kind: ClassVar[TokenizerKind] = "bpe"
+
+    model: ShapeConfig | ModelConfig = PRESETS["tiny"]
+    "the architecture; with from_model only its context is used"
+    init: InitConfig = InitConfig()
+    "the initial weights of a new model"
+    shuffle: bool = True
+    "shuffle documents; --no-shuffle keeps their order in the first epoch, for a curriculum"
+    compile: bool = False
+    "compile the blocks with torch.compile"
+
+    @property
+    def context(self) -> int:
+        """Tokens of a training sequence."""
+        return self.model.context_length if isinstance(self.model, ModelConfig) else self.model.context
+
+
+@dataclass(frozen=True)
+class Seq2SeqTaskConfig:
+    """Train an encoder-decoder to generate the target of each source-target pair."""
+
+    kind: ClassVar = "seq2seq"
+    # Targets are mostly forms (dates, numbers, codes) in which every character must be right.
+    tokenizer_kind: ClassVar[TokenizerKind] = "char"
+
+    model: Seq2SeqShape | RecurrentShape = Seq2SeqShape(d_model=128, n_layers=3, n_heads=4, context=128)  # noqa: RUF009
+    "the architecture; with from_model it must be the shape of that model, as `checkpoint_shape` returns it"
+    label_smoothing: float = 0.0
+    "probability mass of each target that is spread over all tokens, in the training loss only; 0.1 in 2017"
+    exact_match_examples: int = 128
+    "held-out examples decoded greedily at each evaluation and compared with their targets"
+    strict: bool = False
+    "raise an error for an unusable example, with file and line, instead of skipping it"
+
+    def __post_init__(self):
+        smoothing = self.label_smoothing
+        _require(0 <= smoothing < 1, f"label_smoothing must be at least 0 and below 1, got {smoothing}")
+        _require_range(self, "exact_match_examples", 0)
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest target, including the token that starts or ends it."""
+        return self.model.context
+
+
+TaskConfig = LanguageModelTaskConfig | Seq2SeqTaskConfig
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
-    data: files, folders, globs, JSONL, or "-" for stdin. out: the run's folder, made by the run.
-    task: lm, a language model from text; or seq2seq, an encoder-decoder (a PairShape or a RecurrentShape) from pairs of
-    texts, TSV or JSONL with source and target. An option of the other task is refused by its name.
-    from_model: the model to continue from; `model` then says how long its rows are (of pairs: all that it is, as
-    `pair_model.model_shape` gives it).
-    batch: rows (or pairs) of a micro-batch, over all processes. accumulate: micro-batches of a step.
-    seconds, steps or tokens (at most one; 120 seconds by default): how long. Seconds count evaluation and saving too;
-    tokens are targets.
-    eval_every, save_every, sample_every: in steps; 0 is about twenty times a run (no samples without a prompt).
-    eval_tokens: most held-out tokens read (of pairs: written) at each evaluation. keep_last: checkpoints kept beside
-    the best. held_out: the share of documents (or pairs) kept for evaluation; held_out_data: files of them instead.
-    sample_prompt: what a sample continues, or translates.
-    of lm: shuffle: False keeps the given order (a curriculum). compile: torch.compile of the blocks, once for all of
-    them. init: see there.
-    of seq2seq: label_smoothing: the part of each target, from 0 to 1, that goes to all tokens alike; in the training
-    loss only. exact_pairs: held-out pairs that are written out at each evaluation, and compared. strict: refuse what
-    is no pair instead of leaving it out.
-    resume: go on with the run in `out`.
+    Give at most one of `seconds`, `steps` and `tokens`; the default is 120 seconds. Seconds include evaluation and
+    checkpoints. An interval of 0 steps means about twenty times a run.
     """
 
     data: tuple[str, ...] = ()
+    'files, folders, globs, or "-" for standard input: text or JSONL for lm, TSV or JSONL examples for seq2seq'
     out: str = "run"
-    task: Literal["lm", "seq2seq"] = "lm"
-    model: ShapeConfig | ModelConfig | Seq2SeqShape | RecurrentShape = ShapeConfig()  # noqa: RUF009 (frozen)
+    "the run folder, created by the run"
+    task: LanguageModelTaskConfig | Seq2SeqTaskConfig = LanguageModelTaskConfig()
+    "what is trained, with the options that apply to it alone"
     tokenizer: TokenizerConfig = TokenizerConfig()
-    init: InitConfig = InitConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    batch: int = 32
-    accumulate: int = 1
-    seconds: float | None = None
-    steps: int | None = None
-    tokens: int | None = None
-    eval_every: int = 0
-    eval_tokens: int = 32_768
-    save_every: int = 0
-    keep_last: int = 2
-    sample_every: int = 0
-    sample_prompt: str = ""
-    sample_tokens: int = 64
-    held_out: float = 0.05
-    held_out_data: tuple[str, ...] = ()
-    shuffle: bool = True
-    seed: int = 0
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-    threads: int = 0
-    compile: bool = False
     from_model: str | None = None
-    label_smoothing: float = 0.0
-    exact_pairs: int = 128
-    strict: bool = False
-    resume: bool = False
+    "continue from this model: its architecture, weights and tokenizer"
+    batch: int = 32
+    "sequences (lm) or examples (seq2seq) of a micro-batch, over all processes"
+    accumulate: int = 1
+    "micro-batches of a step"
+    seconds: float | None = None
+    "train for about this long: the run measures its speed, then fixes the number of steps; 120 by default"
+    steps: int | None = None
+    "train for this many steps"
+    tokens: int | None = None
+    "train on this many target tokens"
+    eval_every: int = 0
+    "steps between evaluations; 0 is a twentieth of the run"
+    eval_tokens: int = 32_768
+    "maximum held-out target tokens of an evaluation"
+    save_every: int = 0
+    "steps between checkpoints; 0 is a twentieth of the run"
+    keep_last: int = 2
+    "latest checkpoints to keep in addition to the best"
+    sample_every: int = 0
+    "steps between samples; 0 is a twentieth of the run"
+    sample_prompt: str = ""
+    "the prompt (lm) or source (seq2seq) of the samples; without one there are none"
+    sample_tokens: int = 64
+    "maximum tokens of a sample"
+    held_out: float = 0.05
+    "fraction of the documents or examples held out for evaluation"
+    held_out_data: tuple[str, ...] = ()
+    "files to evaluate on instead; may be given several times"
+    seed: int = 0
+    "seed of initial weights and data order"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    "dtype of matrix products; auto is the fastest that this device trains well in"
+    device: str = "auto"
+    "auto, cpu, cuda, cuda:N or mps"
+    threads: int = 0
+    "CPU threads; 0 is all cores"
     tensorboard: bool = False
+    "write event files to OUT/tensorboard"
     wandb: bool = False
+    "log to Weights & Biases"
+    resume: bool = False
+    "resume the run in `out`"
 
     def __post_init__(self):
-        _one_of("task", self.task, ("lm", "seq2seq"))
-        kinds = (ShapeConfig, ModelConfig) if self.task == "lm" else (Seq2SeqShape, RecurrentShape)
-        names = " or a ".join(kind.__name__ for kind in kinds)
-        found = type(self.model).__name__
-        _require(isinstance(self.model, kinds), f"task {self.task} trains a {names}, got model {found}")
-        other, theirs = ("lm", LANGUAGE_ONLY) if self.task == "seq2seq" else ("seq2seq", PAIRS_ONLY)
-        for f in fields(self):
-            value = getattr(self, f.name)
+        _require_choices(self)
+        _require(
+            isinstance(self.task, TaskConfig),
+            f"task must be a LanguageModelTaskConfig or a Seq2SeqTaskConfig, got {type(self.task).__name__}",
+        )
+        _require_range(self, "batch accumulate eval_tokens keep_last sample_tokens", 1)
+        _require_range(self, "eval_every save_every sample_every threads seed", 0)
+        _require_range(self, "held_out", 0, 0.5)
+        _require_range(self, "seconds steps tokens", 0, open_low=True)
+        given = [name for name in ("seconds", "steps", "tokens") if getattr(self, name) is not None]
+        _require(len(given) <= 1, f"give one of seconds, steps and tokens, got {' and '.join(given)}")
+        _require(bool(self.out), "out must name a folder, got ''")
+        if self.from_model is not None:
+            init, option = getattr(self.task, "init", InitConfig()), self.tokenizer.training_option
+            _require(init == InitConfig(), "init applies to new weights, and from_model has its own: leave one out")
             _require(
-                f.name not in theirs or value == f.default,
-                f"{f.name} is an option of task {other} alone, got {value}: {theirs.get(f.name)}",
+                not option, f"{option} applies to a newly trained tokenizer, and from_model has its own: leave it out"
             )
         _require(
-            self.from_model is None or self.init == InitConfig(),
-            "init is of new weights, and from_model brings its own: give one of them",
-        )
-        _require(
-            self.from_model is None or not self.tokenizer.trained,
-            f"{self.tokenizer.trained} is of a new tokenizer, and from_model brings its own: leave it out",
-        )
-        _require(
             not self.tokenizer.digits_apart or self.tokenizer_kind == "bpe",
-            f"tokenizer.digits_apart is of a bpe tokenizer, this one is of kind {self.tokenizer_kind}",
+            f"tokenizer.digits_apart applies to a bpe tokenizer, got kind {self.tokenizer_kind}",
         )
         _require(
             not self.held_out_data or self.held_out == TrainConfig.held_out,
-            f"held_out_data is what is held out: leave out held_out, got {self.held_out}",
+            f"held_out and held_out_data exclude each other, got held_out {self.held_out}: leave one out",
         )
         _require("-" not in self.data or "-" not in self.held_out_data, "data and held_out_data cannot both be stdin")
         _require(
-            self.task == "lm" or not self.sample_every or self.sample_prompt != "",
-            "sample_every needs a sample_prompt: a source to translate",
+            self.task.kind == "lm" or not self.sample_every or self.sample_prompt != "",
+            "sample_every needs a sample_prompt for task seq2seq: give a source text",
         )
-        _require(
-            0 <= self.label_smoothing < 1, f"label_smoothing must be from 0 to below 1, got {self.label_smoothing}"
-        )
-        for name in ("batch", "accumulate", "eval_tokens", "keep_last", "sample_tokens"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("eval_every", "save_every", "sample_every", "threads", "seed", "exact_pairs"):
-            _require(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
-        _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16"))
-        given = [name for name in ("seconds", "steps", "tokens") if getattr(self, name) is not None]
-        _require(len(given) <= 1, f"give one of seconds, steps and tokens, got {' and '.join(given)}")
-        for name in given:
-            _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
-        _require(0 <= self.held_out <= 0.5, f"held_out must be a share from 0 to 0.5, got {self.held_out}")
-        _require(bool(self.out), "out must name a folder, got ''")
 
     @property
     def budget_seconds(self) -> float | None:
-        """The wall-clock budget in seconds, or None where steps or tokens were given."""
+        """The wall-clock budget in seconds; None where steps or tokens are given."""
         return self.seconds if self.seconds is not None or self.steps or self.tokens else DEFAULT_SECONDS
 
     @property
-    def context(self) -> int:
-        """Tokens of a row, or of the longest target with the token that begins it."""
-        return self.model.context_length if isinstance(self.model, ModelConfig) else self.model.context
-
-    @property
-    def tokenizer_kind(self) -> Literal["bpe", "char", "word"]:
-        """The kind of a tokenizer that is trained."""
-        if self.tokenizer.kind != "auto":
-            return self.tokenizer.kind
-        return "bpe" if self.task == "lm" else "char"
+    def tokenizer_kind(self) -> TokenizerKind:
+        """The kind of a newly trained tokenizer."""
+        return self.task.tokenizer_kind if self.tokenizer.kind == "auto" else self.tokenizer.kind
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """Settings as plain JSON values."""
-    return asdict(config)
+    """Return a configuration as plain JSON values. A task also has its `kind`, which `from_dict` needs."""
+    values = asdict(config)
+    return values | {"task": {"kind": config.task.kind} | values["task"]} if isinstance(config, TrainConfig) else values
 
 
-def flatten(values: typing.Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 1}} as {"optim.lr": 1}."""
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted keys: {"optim": {"lr": 1}} becomes {"optim.lr": 1}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, typing.Mapping):
+        if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
-def build(kind: Any, value: Any, name: str = "settings") -> Any:
-    """The inverse of `settings_dict`: JSON values as `kind`. Raises ConfigError naming keys that `kind` has not."""
+def from_dict(kind: Any, value: Any, name: str = "config") -> Any:
+    """Return JSON values as an instance of `kind`, the inverse of `config_dict`.
+
+    Raises ConfigError that names the keys which `kind` does not have.
+    """
     origin = typing.get_origin(kind)
     if is_dataclass(kind):
         if not isinstance(value, dict):
             raise ConfigError(f"{name} must be an object, got {value!r}")
-        unknown = value.keys() - {f.name for f in fields(kind)}
-        if unknown:
-            raise ConfigError(f"{name}: keys that nobody reads: {', '.join(sorted(unknown))}")
+        value = {key: item for key, item in value.items() if key != "kind" or key in _field_names(kind)}
+        if unknown := value.keys() - _field_names(kind):
+            raise ConfigError(f"{name} has unknown keys: {', '.join(sorted(unknown))}")
         hints = typing.get_type_hints(kind)
-        return kind(**{key: build(hints[key], item, f"{name}.{key}") for key, item in value.items()})  # pyright: ignore
+        return kind(**{key: from_dict(hints[key], item, f"{name}.{key}") for key, item in value.items()})  # pyright: ignore
     if origin is tuple:
         inner = typing.get_args(kind)
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
-        return tuple(build(k, item, name) for k, item in zip(kinds, value, strict=True))
+        return tuple(from_dict(k, item, name) for k, item in zip(kinds, value, strict=True))
     if origin in (types.UnionType, typing.Union):
         kinds = [k for k in typing.get_args(kind) if is_dataclass(k)]
         if not isinstance(value, dict) or not kinds:
             return value
-        fitting = [k for k in kinds if value.keys() <= {f.name for f in fields(k)}]
-        return build((fitting or kinds)[0], value, name)
+        named = [k for k in kinds if getattr(k, "kind", None) == value.get("kind") is not None]
+        fitting = [k for k in kinds if value.keys() <= _field_names(k)]
+        return from_dict((named or fitting or kinds)[0], value, name)
     return value
 
 
-def settings_from(values: dict[str, Any]) -> TrainConfig:
-    """The settings that a run.json records."""
-    return build(TrainConfig, values)
+def _field_names(kind: Any) -> set[str]:
+    return {f.name for f in fields(kind)}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, fixed once and recorded in run.json, so that schedule and resume are well defined.
+    """The steps of a run, fixed once and recorded in run.json, so that schedule and resumption are well defined.
 
-    steps: of the whole run; 0 while a run by seconds still measures its speed. measured: how many first steps that
-    took; they warm up as configured, and nothing is evaluated or saved among them. *_every: in steps; 0 is never.
-    tokens_per_step: at most so many targets.
+    steps: total steps; 0 while a run with a budget in seconds still measures its speed.
+    measured: initial steps used to measure the speed. They warm up as configured and have no evaluation or checkpoint.
+    eval_every, save_every, sample_every: in steps; 0 is never.
+    tokens_per_step: the maximum number of targets.
     """
 
     steps: int
@@ -343,17 +395,17 @@ class Plan:
     seconds: float | None = None
 
 
-def make_plan(config: TrainConfig, steps: int, *, measured: int = 0, parts: int = 20) -> Plan:
-    """The plan of a run of `steps` steps (0: it still measures), evaluated `parts` times where nothing was asked."""
-    part = max(1, -(-steps // parts))
-    eval_every = config.eval_every or part
+def make_plan(config: TrainConfig, steps: int, *, measured: int = 0, evaluations: int = 20) -> Plan:
+    """Return the plan of a run of `steps` steps (0: still measuring) with `evaluations` unless intervals are set."""
+    interval = max(1, -(-steps // evaluations))
+    eval_every = config.eval_every or interval
     return Plan(
         steps=steps,
         warmup=min(config.schedule.warmup, steps // 5) if steps else config.schedule.warmup,
         eval_every=eval_every,
         save_every=config.save_every or eval_every,
-        sample_every=config.sample_every or (part if config.sample_prompt else 0),
-        tokens_per_step=config.batch * config.accumulate * config.context,
+        sample_every=config.sample_every or (interval if config.sample_prompt else 0),
+        tokens_per_step=config.batch * config.accumulate * config.task.context,
         measured=measured,
         seconds=config.budget_seconds,
     )

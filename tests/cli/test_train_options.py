@@ -1,4 +1,4 @@
-"""Every option of `train --task seq2seq`: it changes the settings of the run, or is refused by its name."""
+"""Every option of `train --task seq2seq` changes the configuration or raises an error that names it."""
 
 import json
 from dataclasses import fields
@@ -6,22 +6,23 @@ from dataclasses import fields
 import pytest
 from test_cli import refused, said
 
-from glassformer.cli.train import PairFlags, RunFlags, ShapeFlags
-from glassformer.errors import ConfigError
-from glassformer.training.config import (
-    InitConfig,
-    OptimConfig,
-    ScheduleConfig,
-    TokenizerConfig,
-    TrainConfig,
-    config_dict,
-    flatten,
+from glassformer.cli.train import (
+    InitOptions,
+    ModelOptions,
+    OptimOptions,
+    RunOptions,
+    ScheduleOptions,
+    TaskOptions,
+    TokenizerOptions,
 )
+from glassformer.errors import ConfigError
+from glassformer.training.config import TrainConfig, config_dict, flatten
 from glassformer.training.run.run_file import RESUME_MAY_CHANGE, RunFile, check_resume
 
 PAIRS = "".join(f"{i} plus one\t{i + 1}\n" for i in range(60))
-SMALL = "--task seq2seq --d-model 16 --n-layers 1 --context 32 --batch 8 --steps 2 --threads 1 --exact-pairs 4".split()
-VALUES = {  # of each option: what is typed (None: a flag), and the setting that it becomes
+SMALL = "--task seq2seq --d-model 16 --n-layers 1 --context 32 --batch 8 --steps 2 --threads 1".split()
+SMALL += ["--exact-match-examples", "4"]
+VALUES = {  # option: (argument, or the flag itself; resulting value, None where it is an error for seq2seq)
     "family": ("llama", None), "d_model": ("24", 24), "n_layers": ("2", 2), "n_heads": ("2", 2),
     "n_kv_heads": ("1", None), "head_dim": ("8", None), "d_ff": ("48", 48), "context": ("24", 24),
     "tied_head": ("--no-tied-head", False), "rope_theta": ("9.0", None), "arch": ("recurrent", ...),
@@ -30,9 +31,10 @@ VALUES = {  # of each option: what is typed (None: a flag), and the setting that
     "bidirectional": ("--no-bidirectional", False), "attention": ("dot", "dot"),
     "input_feeding": ("--input-feeding", True), "preset": ("tiny", None),
     "seconds": ("9.0", 9.0), "steps": ("7", 7), "tokens": ("700", 700), "batch": ("4", 4), "accumulate": ("3", 3),
-    "eval_every": ("5", 5), "save_every": ("5", 5), "keep_last": ("4", 4), "sample_every": ("5", 5),
+    "eval_every": ("5", 5), "eval_tokens": ("999", 999), "save_every": ("5", 5), "keep_last": ("4", 4),
+    "sample_every": ("5", 5),
     "sample_prompt": ("1 plus", "1 plus"), "sample_tokens": ("9", 9), "held_out": ("0.2", 0.2),
-    "held_out_data": ("some.tsv", ("some.tsv",)), "label_smoothing": ("0.1", 0.1), "exact_pairs": ("3", 3),
+    "held_out_data": ("some.tsv", ("some.tsv",)), "label_smoothing": ("0.1", 0.1), "exact_match_examples": ("3", 3),
     "strict": ("--strict", True), "shuffle": ("--no-shuffle", None), "seed": ("3", 3), "compile": ("--compile", None),
     "tensorboard": ("--tensorboard", True), "wandb": ("--wandb", True), "dtype": ("float32", "float32"),
     "device": ("cpu", "cpu"), "threads": ("2", 2),
@@ -46,7 +48,7 @@ VALUES = {  # of each option: what is typed (None: a flag), and the setting that
     "schedule.kind": ("cosine", "cosine"), "schedule.warmup": ("9", 9), "schedule.min_ratio": ("0.1", 0.1),
     "schedule.decay": ("0.4", 0.4),
 }  # fmt: skip
-GROUPS = {"tokenizer": TokenizerConfig, "init": InitConfig, "optim": OptimConfig, "schedule": ScheduleConfig}
+GROUPS = {"tokenizer": TokenizerOptions, "init": InitOptions, "optim": OptimOptions, "schedule": ScheduleOptions}
 RECURRENT_ONLY = {"d_hidden", "cell", "bidirectional", "attention", "input_feeding"}
 VALUES["tokenizer.digits_apart"] = ("--tokenizer.digits-apart", True)
 NEEDS = {
@@ -54,7 +56,6 @@ NEEDS = {
     "input_feeding": ["--attention", "dot"],
     "sample_every": ["--sample-prompt", "1 plus"],
 }
-LENGTHS = {"seconds", "tokens", "steps"}
 
 
 def typed(name):
@@ -64,12 +65,12 @@ def typed(name):
 
 
 class Stopped(Exception):
-    """Instead of training: the settings that it would have had."""
+    """Raised instead of training, with the TrainConfig."""
 
 
 @pytest.fixture
 def settings(monkeypatch, tmp_path):
-    """settings(arguments) -> TrainConfig, as the verb gives it to `glassformer.train`."""
+    """Return a function from arguments to the TrainConfig that the command gives to `glassformer.train`."""
     import glassformer
     from glassformer.cli import main
 
@@ -86,31 +87,34 @@ def settings(monkeypatch, tmp_path):
     return read
 
 
-def test_the_table_has_every_option():
-    every = {f.name for flags in (ShapeFlags, PairFlags, RunFlags) for f in fields(flags)} | {"preset"}
+def test_values_cover_every_option():
+    every = {f.name for group in (ModelOptions, TaskOptions, RunOptions) for f in fields(group)} | {"preset", "arch"}
     every |= {f"{group}.{f.name}" for group, kind in GROUPS.items() for f in fields(kind)}
     assert set(VALUES) == every
 
 
+def key_of(name, flat) -> str:
+    return next(key for key in (name, f"task.{name}", f"task.model.{name}") if key in flat)
+
+
 @pytest.mark.parametrize("name", VALUES)
-def test_an_option_becomes_a_setting_or_is_refused_by_its_name(name, settings, capfd):
+def test_option_changes_config_or_raises_error_that_names_it(name, settings, capfd):
     base = ["p.tsv", "--task", "seq2seq", "--out", "new", *NEEDS.get(name, [])]
     base += ["--arch", "recurrent"] if name in RECURRENT_ONLY else []
     want = VALUES[name][1]
     if want is None:
-        said_no = refused(capfd, "train", *base, *typed(name))
+        error = refused(capfd, "train", *base, *typed(name))
         words = name.split(".")[0]
-        assert words in said_no or words.replace("_", "-") in said_no
-        assert "task lm" in said_no
+        assert words in error or words.replace("_", "-") in error
+        assert "task lm" in error
         return
     before, after = (settings(*base, *more) for more in ((), typed(name)))
     if want is ...:
-        assert type(before.model) is not type(after.model)
+        assert type(before.task.model) is not type(after.task.model)
         return
     a, b = (flatten(config_dict(config)) for config in (before, after))
     changed = {key: b[key] for key in b if a.get(key) != b[key]}
-    key = next(key for key in (name, f"model.{name}") if key in b)
-    assert changed == {key: list(want) if isinstance(want, tuple) else want}
+    assert changed == {key_of(name, b): list(want) if isinstance(want, tuple) else want}
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +128,8 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_beside_resume_an_option_is_a_change_or_is_refused(name, settings, capfd, run):
-    """Even the value that is the default anywhere else: what was typed counts."""
+def test_option_with_resume_changes_config_or_raises_error(name, settings, capfd, run):
+    """A given option counts even where its value is the default."""
     recorded = RunFile.read(run)
     needs = NEEDS.get(name, []) if name == "sample_every" else []
     arguments = ["--out", run, "--resume", *needs, *typed(name)]
@@ -135,78 +139,90 @@ def test_beside_resume_an_option_is_a_change_or_is_refused(name, settings, capfd
         error = capfd.readouterr().err
         assert name.split(".")[0] in error or name.replace("_", "-") in error
         return
-    value = flatten(config_dict(config)).get(name, flatten(config_dict(config)).get(f"model.{name}"))
-    want = VALUES[name][1]
+    flat, want = flatten(config_dict(config)), VALUES[name][1]
     assert want is not None
-    assert value == (list(want) if isinstance(want, tuple) else want)
-    assert name in RESUME_MAY_CHANGE or name in why_not(recorded, config), "neither refused, nor told"
+    assert flat[key_of(name, flat)] == (list(want) if isinstance(want, tuple) else want)
+    assert name in RESUME_MAY_CHANGE or name in resume_message(recorded, config), "neither an error nor a warning"
 
 
-def why_not(recorded, config) -> str:
-    """What taking the run up with these settings would say: a refusal, or what is no longer bit for bit."""
+def resume_message(recorded, config) -> str:
+    """Return the warning or the error of resuming with this configuration."""
     try:
         return "; ".join(check_resume(recorded, config))
     except ConfigError as error:
         return str(error)
 
 
-def test_a_default_beside_resume_is_what_was_asked(settings, run):
+def test_recorded_value_is_the_default_with_resume(settings, run):
     assert settings("--out", run, "--resume").batch == 8
     assert settings("--out", run, "--resume", "--batch", 32).batch == 32
 
 
-def test_resume_refuses_what_makes_another_run(capfd, run):
+def test_resume_with_option_of_another_run_raises_error(capfd, run):
     common = ("train", "--out", run, "--resume")
     assert "is a run of --task seq2seq, got --task lm" in refused(capfd, *common, "--task", "lm")
-    assert "keeps the data it was begun with" in refused(capfd, *common, "other.tsv")
-    assert "--arch does not go with --resume" in refused(capfd, *common, "--arch", "recurrent")
-    assert "--preset does not go with --resume" in refused(capfd, *common, "--preset", "tiny")
-    assert "model.d_model was 16, now 32" in refused(capfd, *common, "--d-model", 32)
+    assert "was started with the data" in refused(capfd, *common, "other.tsv")
+    assert "--arch cannot be given with --resume" in refused(capfd, *common, "--arch", "recurrent")
+    assert "--preset cannot be given with --resume" in refused(capfd, *common, "--preset", "tiny")
+    assert "task.model.d_model was 16, now 32" in refused(capfd, *common, "--d-model", 32)
     assert "optim.name was 'muon', now 'adamw'" in refused(capfd, *common, "--optim.name", "adamw")
     assert "from_model was None, now 'x'" in refused(capfd, *common, "--from", "x")
     assert "tokenizer.kind was 'auto', now 'word'" in refused(capfd, *common, "--tokenizer.kind", "word")
-    assert "strict was False, now True" in refused(capfd, *common, "--strict")
+    assert "task.strict was False, now True" in refused(capfd, *common, "--strict")
     assert "held_out_data was" in refused(capfd, *common, "--held-out-data", "x.tsv")
 
 
-def test_going_on_from_a_translator(capfd, run, tmp_path):
+def test_from_a_translator(capfd, run, tmp_path):
     data, aside = run.parent / "p.tsv", tmp_path / "h.tsv"
     aside.write_text("61 plus one\t62\n")
     common = ["train", data, "--task", "seq2seq", "--from", run, "--out", tmp_path / "b"]
     assert "leave out --arch, --d-model" in refused(capfd, *common, "--d-model", 8, "--arch", "recurrent")
     assert "leave out --preset" in refused(capfd, *common, "--preset", "tiny")
-    assert "context is 99" in refused(capfd, *common, "--context", 99)
-    assert "tokenizer.kind is of a new tokenizer" in refused(capfd, *common, "--tokenizer.kind", "word")
+    assert "context is 99, more than the 32" in refused(capfd, *common, "--context", 99)
+    assert "tokenizer.kind applies to a newly trained tokenizer" in refused(capfd, *common, "--tokenizer.kind", "word")
     assert "language model" in refused(capfd, *common[:5], "stories", *common[6:])
-    said(capfd, *common, "--steps", 1, "--context", 20, "--held-out-data", aside, "--exact-pairs", 2, "--batch", 1)
-    model = json.loads((tmp_path / "b" / "run.json").read_text())["settings"]["model"]
+    said(
+        capfd,
+        *common,
+        "--steps",
+        1,
+        "--context",
+        20,
+        "--held-out-data",
+        aside,
+        "--exact-match-examples",
+        2,
+        "--batch",
+        1,
+    )
+    model = json.loads((tmp_path / "b" / "run.json").read_text())["config"]["task"]["model"]
     assert (model["d_model"], model["context"], model["source_context"]) == (16, 20, 32)
 
 
-def test_pairs_that_cannot_be_used(capfd, tmp_path):
+def test_unusable_examples_are_skipped_or_raise_error(capfd, tmp_path):
     (tmp_path / "p.tsv").write_text(PAIRS + "no tab\n\tno source\nno target\t\n" + "x" * 33 + "\ty\n")
     common = ["train", tmp_path / "p.tsv", "--out", tmp_path / "run", *SMALL]
     assert "p.tsv:61: no tab between source and target" in refused(capfd, *common, "--strict")
-    told = said(capfd, *common).err  # into the same folder: nothing was begun there
-    for what in (
+    shown = said(capfd, *common).err  # into the same folder: nothing was begun there
+    for reason in (
         "1 no tab between source and target", "1 empty source", "1 empty target", "1 source of more than 32 tokens",
     ):  # fmt: skip
-        assert f"left out: {what} ({tmp_path}/p.tsv:6" in told
-    assert "57 pairs to train on, 3 held out" in told
+        assert f"skipped: {reason} ({tmp_path}/p.tsv:6" in shown
+    assert "57 training examples, 3 held out" in shown
     assert 'Choose from: "lm", "seq2seq"' in refused(
         capfd, "train", "x", "--out", tmp_path / "c", "--task", "translation", status=2
     )
 
 
-def test_data_check_of_pairs(capfd, run, tmp_path):
+def test_data_check_of_examples(capfd, run, tmp_path):
     path = tmp_path / "p.tsv"
     path.write_text(PAIRS + "no tab\n" + "x" * 33 + "\ty\n")
     check = ["data", "check", path, "--task", "seq2seq"]
     shown = said(capfd, *check, "--tokenizer", run, "--context", 32).out
-    assert "pairs        61, of which 60 can be used" in shown
+    assert "examples     61, of which 60 are usable" in shown
     assert f"skipped      1 source of more than 32 tokens ({path}:62: 33 tokens)" in shown
-    told = json.loads(said(capfd, *check, "--json").out)
-    assert (told["train"] + told["held_out"], told["skipped"].keys()) == (61, {"no tab between source and target"})
+    shown = json.loads(said(capfd, *check, "--json").out)
+    assert (shown["train"] + shown["held_out"], shown["skipped"].keys()) == (61, {"no tab between source and target"})
     assert "p.tsv:61: no tab" in refused(capfd, *check, "--strict")
     assert "--separator is an option of --task lm" in refused(capfd, *check, "--separator", "x")
     assert "--text-field is an option of --task lm" in refused(capfd, *check, "--text-field", "x")

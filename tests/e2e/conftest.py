@@ -27,6 +27,32 @@ def fail_without(requirement: str) -> NoReturn:
     pytest.fail(f"browser tests need {requirement}. To run the other tests: pytest --ignore=tests/e2e", pytrace=False)
 
 
+def assert_accessible(page, variants=None) -> None:
+    """Assert no serious axe violation and no horizontal scrolling: wide light, wide dark, and narrow.
+
+    Args:
+        page: The page, with all content loaded.
+        variants: Buttons to click in turn; the page is checked after each click.
+    """
+    if not AXE.is_file():
+        fail_without(f"{AXE}: run `make page`")
+    page.evaluate(AXE.read_text())  # evaluated like console input, which the content security policy allows
+    for width, height, scheme in ((1280, 800, "light"), (1280, 800, "dark"), (390, 844, "light")):
+        page.set_viewport_size({"width": width, "height": height})
+        page.emulate_media(color_scheme=scheme)
+        for button in [None] if variants is None else variants.all():
+            if button is not None:
+                button.click()
+            found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+            serious = [
+                f"{one['id']}: {[node['html'][:160] for node in one['nodes'][:3]]}"
+                for one in found
+                if one["impact"] in ("serious", "critical")
+            ]
+            assert not serious, f"{width}×{height}, {scheme}: {serious}"
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 @pytest.fixture(scope="session")
 def browser():
     """Launch the Chromium of the system, headless."""
@@ -91,7 +117,9 @@ def open_page(browser, request):
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda said: wrong.append(said.text) if "Content Security Policy" in said.text else None)
+        page.on(
+            "console", lambda message: wrong.append(message.text) if "Content Security Policy" in message.text else None
+        )
         page.on("request", lambda one: asked.add(one.url.split("/")[2]) if one.url.startswith("http") else None)
         page.goto(url)
         return page

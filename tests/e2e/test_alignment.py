@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from inspect_subjects import subject
 
-from e2e.conftest import AXE, RunningServer, fail_without
+from e2e.conftest import RunningServer, assert_accessible
 from e2e.pixels import FRACTION_BOUND, SIGNED_BOUND, drawn_fractions, drawn_values
 from e2e.test_page import is_close, numbers_in, parse_numbers, shown_text, view_path
 from glassformer.inspect.edits.edit import from_json
@@ -151,21 +151,11 @@ def test_embedding_tables_of_recurrent_model(open_page, pairs, translators):
 
 @pytest.mark.parametrize("model", ["pair", "additive", "blind"])
 def test_accessibility_and_no_horizontal_scrolling(open_page, pairs, model):
-    if not AXE.is_file():
-        fail_without(f"{AXE}: run `make page`")
     page = open_view(open_page, pairs, model, query=1, key=1)
     page.get_by_role("button", name="Compare with").click()
     page.locator(".several gf-alignment-matrix").first.wait_for()
     page.wait_for_load_state("networkidle")
-    page.evaluate(AXE.read_text())
-    for width, height, scheme in ((1280, 800, "light"), (1280, 800, "dark"), (390, 844, "light")):
-        page.set_viewport_size({"width": width, "height": height})
-        page.emulate_media(color_scheme=scheme)
-        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        serious = [one for one in found if one["impact"] in ("serious", "critical")]
-        summary = "\n".join(f"{one['id']}: {[node['html'][:160] for node in one['nodes'][:3]]}" for one in serious)
-        assert not serious, f"{width}×{height}, {scheme}: {summary}"
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert_accessible(page)
 
 
 @pytest.mark.parametrize(("model", "given"), [("pair", True), ("pair", False), ("additive", True)])

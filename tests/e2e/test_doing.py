@@ -48,8 +48,8 @@ def test_cell_stages_by_keys_and_buttons(open_page, server, trace):
         assert current.count() == 1
         assert current.inner_text() == stages.nth(i).inner_text()
         if i in last:
-            said_now = shown_text(current.locator("p.worked").first).split("(the row")[0]
-            assert is_close(parse_numbers(said_now)[-1], last[i]), i
+            current_text = shown_text(current.locator("p.worked").first).split("(the row")[0]
+            assert is_close(parse_numbers(current_text)[-1], last[i]), i
     assert int(current.locator(".num").first.evaluate("e => getComputedStyle(e).fontWeight")) >= 700
     page.keyboard.press(".")  # the last stage stays
     page.keyboard.press(",")

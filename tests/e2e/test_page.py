@@ -302,7 +302,7 @@ def test_tokenizer(open_page, server, lm):
     rows = [one.locator("td").all_inner_texts() for one in view.locator("tbody tr").all()]
     assert [int(row[1]) for row in rows] == ids
     assert [bytes.fromhex(row[2]) for row in rows] == [lm.tokenizer.token_bytes(i) for i in ids]
-    data = json.loads(lm.tokenizer.core.json)["model"]
+    data = json.loads(lm.tokenizer.backend.json)["model"]
     ranks = {(m if isinstance(m, list) else m.split(" "))[0] + "\0" + (m if isinstance(m, list) else m.split(" "))[1]: r
              for r, m in enumerate(data["merges"])}  # fmt: skip
     parts, steps = list("snark"), [list("snark")]
@@ -378,13 +378,13 @@ def test_truncated_text_changes_no_cell(open_page, server, lm, trace):
     view.get_by_label("number of tokens to keep").evaluate(
         "e => { e.value = 12; e.dispatchEvent(new Event('change')) }"
     )
-    said_so = view.get_by_text("The 12 remaining tokens are unchanged")
-    said_so.wait_for()
+    notice = view.get_by_text("The 12 remaining tokens are unchanged")
+    notice.wait_for()
     names, short = [*(f"blocks.{i}.resid_pre" for i in range(4)), "blocks.3.resid_post"], lm.trace(trace.ids[:12])
     apart = max((trace[name][:12] - short[name].tensor).norm(dim=-1).max().item() for name in names)
     longest = max(trace[name].tensor.norm(dim=-1).max().item() for name in names)
     assert apart < 1e-5 * longest
-    assert numbers_in(said_so)[1] < 1e-5 * longest  # rounding depends on the threads
+    assert numbers_in(notice)[1] < 1e-5 * longest  # rounding depends on the threads
     drawn = drawn_values(view.locator("gf-matrix canvas").nth(1), "key", longest)
     assert drawn.shape == (5, 12)
     assert np.abs(drawn).max() < 1e-3 * longest

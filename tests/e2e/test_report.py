@@ -27,14 +27,14 @@ def t(lm):
 
 
 @pytest.fixture(scope="module")
-def address_fields(t):
+def selection(t):
     return focus(t, layer=1, head=3)
 
 
 @pytest.fixture(scope="module")
-def report(t, place, tmp_path_factory):
+def report(t, selection, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    assert t.export_html(path, place=place, name="stories") == path.stat().st_size
+    assert t.export_html(path, place=selection, name="stories") == path.stat().st_size
     return path
 
 
@@ -47,7 +47,7 @@ def opened(browser):
     def open_(path, address=""):
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("request", lambda one: asked.append(one.url) if not one.url.startswith(("data:", "blob:")) else None)
         page.goto(path.as_uri() + address)
         return page
@@ -63,7 +63,7 @@ def stored_responses(path) -> dict:
     return json.loads(gzip.decompress(b64decode(packed)))
 
 
-def test_report_shows_values_of_trace(opened, report, t, place):
+def test_report_shows_values_of_trace(opened, report, t, selection):
     page = opened(report)
     canvas = page.locator("gf-view-cell gf-matrix canvas").first
     canvas.wait_for()
@@ -71,19 +71,19 @@ def test_report_shows_values_of_trace(opened, report, t, place):
     visible = np.tril(np.ones_like(real, bool))
     assert np.isnan(drawn[~visible]).all()
     assert np.abs(drawn - real)[visible].max() <= FRACTION_BOUND
-    cell = t.cell(layer=1, head=3, query=place.query, key=place.key)
+    cell = t.cell(layer=1, head=3, query=selection.query, key=selection.key)
     page.locator("gf-view-cell gf-formula").get_by_text(f"= {100 * cell.prob:.1f}%").wait_for()
-    said = page.locator("gf-view-cell gf-matrix #say").inner_text()
-    assert float(said.rsplit("=", 1)[1].replace("−", "-")) == pytest.approx(cell.prob, rel=1e-6)
+    readout = page.locator("gf-view-cell gf-matrix #say").inner_text()
+    assert float(readout.rsplit("=", 1)[1].replace("−", "-")) == pytest.approx(cell.prob, rel=1e-6)
     assert page.locator("gf-tokens button").count() == len(t)
 
 
-def test_report_contains_neighbours_and_explains_limits(opened, report, t, place):
+def test_report_contains_neighbours_and_explains_limits(opened, report, t, selection):
     page = opened(report)
     page.locator("gf-view-cell gf-matrix canvas").first.wait_for()
     layers, heads = (page.locator("gf-view-cell gf-head-picker select").nth(i) for i in (0, 1))
     layers.select_option("2")
-    real = t.cell(layer=2, head=3, query=place.query, key=place.key)
+    real = t.cell(layer=2, head=3, query=selection.query, key=selection.key)
     page.locator("gf-view-cell gf-formula").get_by_text(f"= {100 * real.prob:.1f}%").wait_for()
     heads.select_option("0")
     reason = page.locator("gf-view-cell gf-notice p").first
@@ -115,17 +115,17 @@ def test_report_has_no_model_controls(opened, report):
     assert page.locator("gf-causal-test button").count() == 0
 
 
-def test_link_opens_view_of_report(opened, report, place):
+def test_link_opens_view_of_report(opened, report, selection):
     page = opened(report, "#/grid")
     page.locator("gf-view-grid gf-grid-row button[aria-pressed=true]").wait_for()
     pressed = page.locator("gf-view-grid gf-grid-row button[aria-pressed=true]").get_attribute("aria-label")
     assert pressed == "Block 1, head 3"
 
 
-def test_edit_in_report_can_be_removed(opened, lm, t, place, tmp_path):
+def test_edit_in_report_can_be_removed(opened, lm, t, selection, tmp_path):
     edited = lm.trace(TEXT, max_tokens=4, temperature=0, edit=[ablate("blocks.1.attn.z", head=1)])
     path = tmp_path / "edited.html"
-    edited.export_html(path, place=place, before=t, name="stories")
+    edited.export_html(path, place=selection, before=t, name="stories")
     page = opened(path)
     canvas = page.locator("gf-view-cell gf-matrix canvas").first
     canvas.wait_for()
@@ -149,12 +149,12 @@ def test_edit_in_report_can_be_removed(opened, lm, t, place, tmp_path):
 
 
 def test_stored_responses_equal_router_responses(report, t, lm):
-    answers, kept = LocalRouter(lm, "stories"), stored_responses(report)
+    answers, stored = LocalRouter(lm, "stories"), stored_responses(report)
     id = answers.add(t)
     asked = list(bake.of_trace(answers, id, focus(t, layer=1, head=3), "chosen"))
-    assert {cache_key(path) for path in asked} <= set(kept)
+    assert {cache_key(path) for path in asked} <= set(stored)
     for path in asked[5::17]:
-        kind, value = kept[cache_key(path)]
+        kind, value = stored[cache_key(path)]
         data = answers.get(path)
         if kind == "tensor":
             assert b64decode(value) == data
@@ -171,14 +171,14 @@ def flatten_numbers(value) -> list[float]:
     return [float(value)] if isinstance(value, int | float) else []
 
 
-def test_changed_weights_change_report(lm, t, place, report, tmp_path):
+def test_changed_weights_change_report(lm, t, selection, report, tmp_path):
     import glassformer
 
     own = glassformer.load("stories", device="cpu")
     with torch.no_grad():
         own.model.blocks[1].attn.q.weight += 0.1
     path = tmp_path / "other.html"
-    own.trace(TEXT, max_tokens=4, temperature=0).export_html(path, place=place, name="stories")
+    own.trace(TEXT, max_tokens=4, temperature=0).export_html(path, place=selection, name="stories")
     key = cache_key("/v1/traces/t0/tensors/blocks.1.attn.probs?slice=3,:,:")
     assert stored_responses(path)[key] != stored_responses(report)[key]
 
@@ -192,13 +192,13 @@ def test_too_large_report_raises(t, monkeypatch, tmp_path):
         t.export_html(tmp_path / "big.html", bake="some")
 
 
-def test_bake_all_includes_bake_chosen(t, place):
+def test_bake_all_includes_bake_chosen(t, selection):
     answers = LocalRouter(t.lm, "stories")
     id = answers.add(t)
-    chosen, everything = (set(bake.of_trace(answers, id, place, how)) for how in ("chosen", "all"))
+    chosen, everything = (set(bake.of_trace(answers, id, selection, how)) for how in ("chosen", "all"))
     assert chosen < everything
     cells = {path for path in everything if "/cell?" in path}
-    assert f"/v1/traces/t0/views/cell?layer=3&head=0&query={place.query}&key=1" in cells
+    assert f"/v1/traces/t0/views/cell?layer=3&head=0&query={selection.query}&key=1" in cells
     assert "/v1/traces/t0/views/cell?layer=1&head=3&query=9&key=4" in cells
 
 
@@ -219,8 +219,8 @@ def test_report_of_each_model_kind(opened, family, given, tmp_path):
     canvas = page.locator(f"gf-view-{view} gf-matrix canvas").first
     canvas.wait_for()
     if family == "bert":
-        place = focus(t)
-        real = t.rows(f"blocks.{place.layer}.attn.probs", head=place.head).tensor
+        selection = focus(t)
+        real = t.rows(f"blocks.{selection.layer}.attn.probs", head=selection.head).tensor
     else:
         real = t.alignment().probs
     assert np.abs(drawn_fractions(canvas) - real.numpy()).max() <= FRACTION_BOUND

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from e2e.conftest import AXE, RunningServer, fail_without
+from e2e.conftest import RunningServer, assert_accessible
 from e2e.test_page import ASK, shown_text, view_path
 
 VIEWS = ("map", "tokenizer", "embedding", "cell", "qkv", "grid", "roles", "heads", "block", "lens", "tracks", "cache")
@@ -159,15 +159,15 @@ def trace_of(lm):
 def test_tour_has_caption_for_every_step(page):
     titles = []
     for i in range(13):
-        walk = page.locator("gf-sidebar .tour")
-        walk.get_by_text(f"{i + 1} of 13").wait_for()
-        walk.locator("gf-tour-caption p").first.wait_for()
-        titles.append(walk.locator("h2").inner_text())
-        text = " ".join(walk.locator("gf-tour-caption p").all_inner_texts())
+        tour = page.locator("gf-sidebar .tour")
+        tour.get_by_text(f"{i + 1} of 13").wait_for()
+        tour.locator("gf-tour-caption p").first.wait_for()
+        titles.append(tour.locator("h2").inner_text())
+        text = " ".join(tour.locator("gf-tour-caption p").all_inner_texts())
         assert text
         assert not re.search(r"undefined|NaN|null", text), text
         if i < 12:
-            walk.get_by_role("button", name="Next").click()
+            tour.get_by_role("button", name="Next").click()
     assert len(set(titles)) == 13
     assert titles[0].startswith("Attention")
     assert titles[-1].startswith("Causal test")
@@ -281,17 +281,7 @@ def test_two_tabs_are_independent(open_page, server):
 
 @pytest.mark.parametrize(("view", "more"), [*((view, {}) for view in VIEWS), *OPTIONS])
 def test_accessibility_and_no_horizontal_scrolling(open_page, server, view, more):
-    if not AXE.is_file():
-        fail_without(f"{AXE}: run `make page`")
     page = open_page(server.url + view_path(view, step=0, **more))
     page.locator(f"gf-view-{view} gf-receipt").first.wait_for()
     page.wait_for_load_state("networkidle")
-    page.evaluate(AXE.read_text())  # evaluated like console input, which the content security policy allows
-    for width, height, scheme in ((1280, 800, "light"), (1280, 800, "dark"), (390, 844, "light")):
-        page.set_viewport_size({"width": width, "height": height})
-        page.emulate_media(color_scheme=scheme)
-        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        serious = [one for one in found if one["impact"] in ("serious", "critical")]
-        summary = "\n".join(f"{one['id']}: {[node['html'][:160] for node in one['nodes'][:3]]}" for one in serious)
-        assert not serious, f"{width}×{height}, {scheme}: {summary}"
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert_accessible(page)

@@ -79,13 +79,13 @@ BAD = {
     "weights are a pipe": (without(WEIGHTS, os.mkfifo), r"model\.safetensors: not a regular file"),
     "weights are a circle": (without(WEIGHTS, lambda path: path.symlink_to(path)), "not a regular file"),
     "no weights": (without(WEIGHTS), r"model\.safetensors is missing"),
-    "no bytes": (write(WEIGHTS, b""), r"model\.safetensors is not a whole safetensors file"),
-    "a header past the end": (write(WEIGHTS, struct.pack("<Q", 2**62) + b"{}"), "is not a whole safetensors file"),
-    "a header of 99 MB": (write(WEIGHTS, struct.pack("<Q", 99_000_000) + b"{}"), "is not a whole safetensors file"),
-    "a tensor past the end": (write(WEIGHTS, tensor_of([2**40, 2**20])), "is not a whole safetensors file"),
-    "a tensor of another size": (write(WEIGHTS, tensor_of([3], end=8) + b"\0" * 8), "is not a whole safetensors file"),
+    "no bytes": (write(WEIGHTS, b""), r"model\.safetensors is not a complete safetensors file"),
+    "a header past the end": (write(WEIGHTS, struct.pack("<Q", 2**62) + b"{}"), "not a complete safetensors file"),
+    "a header of 99 MB": (write(WEIGHTS, struct.pack("<Q", 99_000_000) + b"{}"), "not a complete safetensors file"),
+    "a tensor past the end": (write(WEIGHTS, tensor_of([2**40, 2**20])), "not a complete safetensors file"),
+    "a tensor of another size": (write(WEIGHTS, tensor_of([3], end=8) + b"\0" * 8), "not a complete safetensors file"),
     "an empty pickle": (without(WEIGHTS, lambda path: (path.parent / "pytorch_model.bin").touch()),
-                        r"pytorch_model\.bin is not a whole file of torch\.save: it is empty"),
+                        r"pytorch_model\.bin is not a complete file of torch\.save: it is empty"),
     "ends that are no ids": (write("generation_config.json", b'{"eos_token_id": ["x"]}'),
                              r"generation_config\.json: eos_token_id must be token ids, got \['x'\]"),
 }  # fmt: skip
@@ -126,7 +126,7 @@ def test_all_that_is_wrong_with_tensors_is_told_at_once(folders, tmp_path):
     with pytest.raises(CheckpointError) as error:
         load(tmp_path / "model")
     for part in (
-        f"stored twice: {paths[1].name} holds {embed}, which {paths[0].name} holds too",
+        f"stored twice: {embed} is in {paths[0].name} and in {paths[1].name}",
         f"missing: {lost} (fills blocks.",
         f"shape: {bent} is [2, 2], the config needs [",
         "type: model.norm.weight is I32, supported types are F32, BF16",

@@ -20,7 +20,7 @@ from tiny import tiny
 
 import glassformer
 from glassformer.errors import CheckpointError
-from glassformer.formats.download import check_part
+from glassformer.formats.download import verify_download
 from glassformer.formats.find import end_token_ids, find_model, tokenizer_of
 from glassformer.formats.gguf.save import save_gguf
 from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
@@ -49,7 +49,7 @@ def assert_same(found, lm):
     text = "the cat sat on 12 mats; 吾輩は猫である <|endoftext|>"
     assert found.encode(text) == lm.encode(text)
     assert found.end_ids == lm.end_ids
-    assert found.tokenizer.special == lm.tokenizer.special
+    assert found.tokenizer.special_tokens == lm.tokenizer.special_tokens
     greedy = {"max_tokens": 8, "temperature": 0.0}
     assert found.generate("the c", **greedy) == lm.generate("the c", **greedy)
 
@@ -104,7 +104,9 @@ def test_a_model_in_several_gguf_files(lm, how, tmp_path):
     shutil.copy(files[0], tmp_path / "n.gguf")
     with pytest.raises(CheckpointError, match=r"several GGUF files: name one of m-00001-of-00003.gguf, n\.gguf"):
         load(tmp_path)
-    with pytest.raises(CheckpointError, match=r"n.gguf is one of 3 files: they must be named NAME-00001-of-00003.gguf"):
+    with pytest.raises(
+        CheckpointError, match=r"n.gguf is one of 3 shards: their names must be NAME-00001-of-00003.gguf"
+    ):
         load(tmp_path / "n.gguf")
 
 
@@ -113,8 +115,7 @@ def test_a_gguf_file_of_several_is_missing(lm, gone, tmp_path):
     files = shards(tmp_path, lm)
     for no in gone:
         files[no].unlink()
-    verb = "is" if len(gone) == 1 else "are"
-    missing = rf"of which {', '.join(files[no].name for no in gone)} {verb} missing"
+    missing = rf"missing: {', '.join(files[no].name for no in gone)}"
     for given in (tmp_path, *(file for file in files if file.exists() or files[0].exists())):
         with pytest.raises(CheckpointError, match=missing):
             load(given)
@@ -123,15 +124,15 @@ def test_a_gguf_file_of_several_is_missing(lm, gone, tmp_path):
 def test_gguf_files_that_are_not_of_one_model(lm, tmp_path):
     first, second, third = shards(tmp_path, lm)
     shutil.copy(second, third)
-    with pytest.raises(CheckpointError, match=r"m-00003-of-00003.gguf says that it is number 1 of 3, not 2 of 3"):
+    with pytest.raises(CheckpointError, match=r"m-00003-of-00003.gguf states number 1 of 3, expected 2 of 3"):
         load(first)
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(shards(other, lm, count=3, small_first_shard=True)[2], third)
-    with pytest.raises(CheckpointError, match=r"split.tensors.count is \d+, and its 3 files have \d+"):
+    with pytest.raises(CheckpointError, match=r"split.tensors.count is \d+, but its 3 files have \d+"):
         load(first)
     shutil.copy(second, first)
-    with pytest.raises(CheckpointError, match=r"00001-of-00003.gguf says that it is number 1 of 3, not 0 of 3"):
+    with pytest.raises(CheckpointError, match=r"00001-of-00003.gguf states number 1 of 3, expected 0 of 3"):
         load(second)
 
 
@@ -321,10 +322,10 @@ def test_a_part_that_is_not_what_the_hub_says_is_not_kept(tmp_path):
     for data, etag, size in ((b"abc", hashlib.sha256(b"abd").hexdigest(), 3), (b"abc", "ab", 4)):
         part.write_bytes(data)
         with pytest.raises(CheckpointError, match="w was downloaded, and is not what the hub says it is"):
-            check_part(part, "w", etag, size)
+            verify_download(part, "w", etag, size)
         assert not part.exists()
     part.write_bytes(b"abc")
-    check_part(part, "w", hashlib.sha256(b"abc").hexdigest(), 3)
+    verify_download(part, "w", hashlib.sha256(b"abc").hexdigest(), 3)
     assert part.exists()
 
 

@@ -136,7 +136,7 @@ def test_factors_that_do_not_fit_are_refused(folder, tmp_path):
     (tmp_path / "config.json").write_text((folder[0] / "config.json").read_text())
     few = tensors[f"{name}_scale_inv"][:1].clone()
     save_file(tensors | {f"{name}_scale_inv": few}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"o_proj.weight_scale_inv must hold a factor .* \[2, 1\], got \[1, 1\]"):
+    with pytest.raises(CheckpointError, match=r"o_proj.weight_scale_inv must hold a scale .* \[2, 1\], got \[1, 1\]"):
         load_decoder(tmp_path)
     rest = {key: value for key, value in tensors.items() if key != f"{name}_scale_inv"}
     save_file(rest, tmp_path / "model.safetensors")

@@ -151,7 +151,7 @@ def test_where_nothing_says_it_there_is_no_key(both):
     [
         (PoolingConfig(("max",)), "the pooling max"),
         (PoolingConfig(("cls", "mean")), r"the pooling cls \+ mean"),
-        (PoolingConfig(after=(DenseConfig(64, 32),)), "layers behind the pooling"),
+        (PoolingConfig(after=(DenseConfig(64, 32),)), "layers after the pooling"),
         (PoolingConfig(similarity="dot"), "vectors compared by dot"),
         (replace(MEAN, prompts={"q": "query: "}, prompt="q"), "the prompt 'q' before every text"),
         (replace(MEAN, with_prompt=False), "a prompt that is not pooled"),
@@ -159,7 +159,7 @@ def test_where_nothing_says_it_there_is_no_key(both):
     ],
 )
 def test_what_changes_a_vector_is_refused(sentence, message, tmp_path):
-    with pytest.raises(ConfigError, match=f"GGUF has no words for .*{message}"):
+    with pytest.raises(ConfigError, match=f"GGUF cannot describe .*{message}"):
         embedder("bert", sentence).save_gguf(tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
 
@@ -199,7 +199,7 @@ def test_a_model_that_the_format_does_not_say(changes, message):
 
 @pytest.mark.parametrize(("lowercase", "accents"), [(True, None), (False, None), (True, False), (False, True)])
 def test_letters_and_accents(lowercase, accents):
-    layout = json.loads(wordpieces().core.json)
+    layout = json.loads(wordpieces().backend.json)
     layout["normalizer"] |= {"lowercase": lowercase, "strip_accents": accents}
     tokenizer = Tokenizer(json.dumps(layout), wordpieces().config)
     metadata = tokenizer_to_gguf(tokenizer)
@@ -224,7 +224,7 @@ def test_roberta_stands_between_its_ends():
     again = tokenizer_from_gguf(metadata)
     assert again.encode("the th") == tokenizer.encode("the th")
     assert again.encode_pairs([("a", "the")]) == tokenizer.encode_pairs([("a", "the")])
-    assert again.frame == ([0], [2])
+    assert (again.prefix_ids, again.suffix_ids) == ([0], [2])
     del metadata["tokenizer.ggml.add_sep_token"]
     assert tokenizer_from_gguf(metadata).encode_pairs([("a", "b")]) == tokenizer.encode_pairs([("a", "b")])
     single = tokenizer_from_gguf(metadata | {"tokenizer.ggml.add_sep_token": False})
@@ -239,7 +239,7 @@ def test_convert_there_and_back(both, tmp_path, capsys):
     made, path = both
     main(["convert", str(path / "hf"), str(tmp_path / "a.gguf"), "--to", "F32"])
     told = capsys.readouterr()
-    assert "left out, since GGUF has no place for it: " + ", ".join(left_out(made.model)) in told.out + told.err
+    assert "left out, because GGUF cannot store it: " + ", ".join(left_out(made.model)) in told.out + told.err
     assert (tmp_path / "a.gguf").read_bytes() == (path / "a.gguf").read_bytes()
     main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "hf")])
     assert_near(load_embedder(tmp_path / "hf").embed(TEXTS), made.embed(TEXTS))

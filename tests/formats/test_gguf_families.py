@@ -13,12 +13,12 @@ from glassformer.config import BandScaling
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import family_of, write_config
 from glassformer.formats import load_decoder
-from glassformer.formats.gguf.architectures import AS, GGUF, SAME
+from glassformer.formats.gguf.architectures import ARCHITECTURES, MUST_MATCH, SAME_AS
 from glassformer.formats.gguf.file import GgufFile
-from glassformer.formats.gguf.metadata import in_gguf, read_metadata, write_metadata
+from glassformer.formats.gguf.metadata import gguf_family, read_metadata, write_metadata
 from glassformer.formats.gguf.save import save_gguf
-from glassformer.formats.gguf.tensor_names import plus_one
-from glassformer.formats.tensor_mapping import entries
+from glassformer.formats.gguf.tensor_names import norms_plus_one
+from glassformer.formats.tensor_mapping import map_tensors
 
 ALL = [(family, changes) for family in FAMILIES for changes in ({}, *VARIANTS.get(family, []))]
 NAMES = [f"{family}{i}" for family in FAMILIES for i in range(1 + len(VARIANTS.get(family, [])))]
@@ -32,7 +32,7 @@ def written(folder, family, kind="F32", **changes):
 
 
 def test_every_family_has_a_form():
-    assert {*GGUF, *AS} == {*FAMILIES, *ENCODERS, "t5"}
+    assert {*ARCHITECTURES, *SAME_AS} == {*FAMILIES, *ENCODERS, "t5"}
 
 
 @pytest.mark.parametrize(("family", "changes"), ALL, ids=NAMES)
@@ -49,21 +49,21 @@ def test_a_model_comes_back(family, changes, tmp_path):
 def test_the_configuration_comes_back(family):
     config = gguf_config(family)
     architecture, metadata, numbers = write_metadata(config)
-    present = {*GGUF[AS.get(family, family)].present.values()}
+    present = {*ARCHITECTURES[SAME_AS.get(family, family)].true_if_present.values()}
     tensors = {*numbers} | (present - {"blk.0.attn_norm_2.weight"}) | (set() if config.tied_head else {"output.weight"})
 
     def read(ignore=(), **changes):
         said = metadata | {f"{architecture}.{key}": value for key, value in changes.items()}
         return read_metadata(said, tensors, config.vocab_size, "x", ignore, numbers.__getitem__)
 
-    assert read().family == AS.get(family, family)
+    assert read().family == SAME_AS.get(family, family)
     if family != "mistral":
         assert write_metadata(read()) == (architecture, metadata, numbers)
     with pytest.raises(ConfigError, match="does not understand: wobble"):
         read(wobble=1)
     assert read(("wobble",), wobble=1) == read()
-    for name in SAME:
-        if name not in GGUF[read().family].keys:
+    for name in MUST_MATCH:
+        if name not in ARCHITECTURES[read().family].keys:
             with pytest.raises(ConfigError, match=f"{name} = 777 is not supported"):
                 read(**{name: 777})
     for name in ("block_count", "context_length", "embedding_length", "attention.head_count"):
@@ -104,7 +104,9 @@ def test_quantized_parameters_are_what_the_package_decodes(family, kind, tmp_pat
     model, path = written(tmp_path, family, kind)
     again = load_decoder(path, dtype=torch.float32)
     parameters = dict(again.named_parameters())
-    entry = {one.theirs: one for one in entries(in_gguf(family_of(again.config)), again.config, parameters)}
+    entry = {
+        one.tensor_name: one for one in map_tensors(gguf_family(family_of(again.config)), again.config, parameters)
+    }
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     assert {*entry} == {name for name in found if not name.startswith("rope_")}
     exact = ("_norm.", "position_embd.", "ffn_gate_inp.", ".bias", "sinks")
@@ -113,7 +115,7 @@ def test_quantized_parameters_are_what_the_package_decodes(family, kind, tmp_pat
         is_exact = any(part in name for part in exact)
         assert tensor.tensor_type.name == ("F32" if is_exact else kind), name
         theirs = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        np.testing.assert_allclose(one.join(parameters).numpy(), theirs, rtol=0 if one.plus == 0 else 1e-6, atol=1e-7)
+        np.testing.assert_allclose(one.join(parameters).numpy(), theirs, rtol=0 if one.offset == 0 else 1e-6, atol=1e-7)
     logits = [run(one, random_ids(model.config, 2, 30)) for one in (again, model)]
     off, most = moved(*logits), {"F16": 1e-2, "BF16": 5e-2, "Q8_0": 0.3, "Q4_0": 3}[kind]
     assert 0 < off < most or model.config.layers[0].experts is not None  # another expert may be chosen
@@ -235,7 +237,7 @@ def test_norms_hold_one_more(tmp_path):
         torch.testing.assert_close(load_decoder(path, copy=True).get_parameter(name), model.get_parameter(name))
         half = load_decoder(path, dtype=torch.bfloat16).get_parameter(name)
         assert torch.equal(half, load_decoder(path).get_parameter(name).bfloat16())
-    assert {rule.plus for rule in plus_one(in_gguf(family_of(gguf_config("llama"))).rules)} == {0.0, 1.0}
+    assert {rule.offset for rule in norms_plus_one(gguf_family(family_of(gguf_config("llama"))).rules)} == {0.0, 1.0}
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_the_largest_gemma_has_another_scale():
     for family, layers in (("gemma2", 46), ("gemma3_text", 62)):
         config = gguf_config(family, **{"*.attention.head_dim": 32, "*.attention.scale": 16**-0.5})
         long = type(config)(**{**vars(config), "layers": (config.layers * 31)[:layers]})
-        assert write_metadata(long).architecture == GGUF[family].architecture  # 64 / 4 heads, not a head's 32
+        assert write_metadata(long).architecture == ARCHITECTURES[family].architecture  # 64 / 4 heads, not a head's 32
         with pytest.raises(ConfigError, match=r"attention\.scale would be"):
             write_metadata(config)
 
@@ -312,9 +314,9 @@ def test_the_largest_gemma_has_another_scale():
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("block_count", "block_count is 4000000000, and there are tensors for 3"),
-        ("expert_count", "expert_count is 4000000000, and there are tensors for 6"),
-        ("attention.head_count", "attention.head_count is 4000000000, and there are tensors for 64"),
+        ("block_count", "block_count is 4000000000, but the tensors allow 3"),
+        ("expert_count", "expert_count is 4000000000, but the tensors allow 6"),
+        ("attention.head_count", "attention.head_count is 4000000000, but the tensors allow 64"),
     ],
 )
 def test_claims_without_tensors(key, message, tmp_path, monkeypatch):

@@ -10,15 +10,15 @@ from tiny_gguf import gguf_model
 
 from glassformer.families import family_of
 from glassformer.formats import load_decoder
-from glassformer.formats.gguf.file import DECODED, GgufFile
+from glassformer.formats.gguf.file import DECODABLE, GgufFile
 from glassformer.formats.gguf.header import read_header
-from glassformer.formats.gguf.metadata import in_gguf
+from glassformer.formats.gguf.metadata import gguf_family
 from glassformer.formats.gguf.save import KINDS as KINDS_WRITTEN
 from glassformer.formats.gguf.save import save_gguf
-from glassformer.formats.reader import FLOATS, Scratch
-from glassformer.formats.tensor_mapping import entries
+from glassformer.formats.reader import FLOAT_DTYPES, ReadBuffer
+from glassformer.formats.tensor_mapping import map_tensors
 
-KINDS = [kind for kind in Kind if kind.name in DECODED or kind.name in FLOATS]
+KINDS = [kind for kind in Kind if kind.name in DECODABLE or kind.name in FLOAT_DTYPES]
 
 
 def raw_rows(kind, n_rows=7, blocks=3, seed=0):
@@ -42,8 +42,8 @@ def write(path, tensors, metadata=None):
 
 
 def test_every_type_that_the_package_decodes():
-    assert {"Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4", "TQ2_0"} <= DECODED
-    assert len(DECODED) >= 23
+    assert {"Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4", "TQ2_0"} <= DECODABLE
+    assert len(DECODABLE) >= 23
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -52,16 +52,16 @@ def test_a_type_is_read_as_the_package_decodes_it(kind, tmp_path, monkeypatch):
     file = GgufFile(write(tmp_path / "a.gguf", {"a": (rows, kind), "b": (rows[0], kind)}))
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
     for size in (1, 1 << 20):
-        monkeypatch.setattr("glassformer.formats.reader.SCRATCH", size)
+        monkeypatch.setattr("glassformer.formats.reader.CHUNK_BYTES", size)
         for name in "ab":
             with np.errstate(all="ignore"):
                 data = theirs[name].data
                 expected = data if kind == Kind.F64 else gguf.quants.dequantize(data, kind)
-            pieces = [piece.clone() for _, piece in file.rows(name, Scratch())]
+            pieces = [piece.clone() for _, piece in file.rows(name, ReadBuffer())]
             for got in (file[name], torch.cat(pieces)):
                 assert got.shape == file.shape(name) == tuple(reversed(theirs[name].shape.tolist()))
                 np.testing.assert_array_equal(got.double().numpy(), expected.astype(np.float64))
-        assert len(list(file.rows("a", Scratch()))) == (7 if size == 1 else 1)
+        assert len(list(file.rows("a", ReadBuffer()))) == (7 if size == 1 else 1)
 
 
 def test_metadata_of_every_type(tmp_path):
@@ -98,7 +98,9 @@ def test_what_is_written_is_read_again(family, kind, tmp_path):
     assert theirs.fields["general.name"].contents() == "tiny"
     assert theirs.fields["general.file_type"].contents() == {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}[kind]
     parameters = dict(model.named_parameters())
-    entry = {one.theirs: one for one in entries(in_gguf(family_of(model.config)), model.config, parameters)}
+    entry = {
+        one.tensor_name: one for one in map_tensors(gguf_family(family_of(model.config)), model.config, parameters)
+    }
     assert {t.name for t in theirs.tensors} == set(entry)
     for tensor in theirs.tensors:
         matrix = len(tensor.shape) > 1 and not tensor.name.startswith("position") and not tensor.name.endswith(".bias")
@@ -125,7 +127,7 @@ def test_rows_that_blocks_do_not_fit_are_halves(tmp_path):
 @pytest.mark.parametrize("size", [1, 700, 1 << 20])
 def test_ways_of_loading(family, options, size, tmp_path, monkeypatch):
     """Pieces of one row and of several, in and out of the order of heads."""
-    monkeypatch.setattr("glassformer.formats.reader.SCRATCH", size)
+    monkeypatch.setattr("glassformer.formats.reader.CHUNK_BYTES", size)
     model = gguf_model(family)
     for kind, reference in (("F32", model), ("Q8_0", None)):
         save_gguf(model, tmp_path / "a.gguf", kind)

@@ -177,7 +177,7 @@ def test_ways_of_loading(size, kind, tmp_path, monkeypatch):
     model = gguf_model("deepseek_v3")
     save_gguf(model, tmp_path / "a.gguf", kind)
     reference = load_decoder(tmp_path / "a.gguf")
-    monkeypatch.setattr("glassformer.formats.reader.SCRATCH", size)
+    monkeypatch.setattr("glassformer.formats.reader.CHUNK_BYTES", size)
     for dtype in (None, torch.bfloat16):
         loaded = load_decoder(tmp_path / "a.gguf", dtype=dtype, copy=True)
         for name, p in reference.named_parameters():

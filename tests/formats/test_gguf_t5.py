@@ -15,7 +15,7 @@ from glassformer.cli import main
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import family_of
 from glassformer.formats import load_seq2seq, save_model
-from glassformer.formats.gguf.metadata import in_gguf, read_metadata, write_metadata
+from glassformer.formats.gguf.metadata import gguf_family, read_metadata, write_metadata
 from glassformer.formats.gguf.pooling import POOLS
 from glassformer.formats.gguf.save import save_gguf
 from glassformer.models.translator import Translator, load_translator
@@ -77,7 +77,7 @@ def test_it_comes_back(name, tmp_path):
     rows = some(made.config, 9, 1), some(made.config, 7, 2)
     assert torch.equal(logits(found.model, *rows), logits(made.model, *rows))
     for special in (False, True):
-        assert found.encode(TEXTS[2], special=special) == made.encode(TEXTS[2], special=special)
+        assert found.encode(TEXTS[2], parse_special=special) == made.encode(TEXTS[2], parse_special=special)
     assert found.translate(TEXTS, max_tokens=12) == made.translate(TEXTS, max_tokens=12)
     found.save_gguf(tmp_path / "b.gguf", "F32")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
@@ -201,7 +201,7 @@ def test_what_a_folder_says_of_lengths_and_repeating(tmp_path):
 @pytest.mark.parametrize("name", ["bart", "marian"])
 def test_there_is_no_form_of_others(name):
     with pytest.raises(ConfigError, match=rf"(?i){name} has no GGUF form here: llama.cpp, .* and no {name}"):
-        in_gguf(family_of(CONFIGS[name]()))
+        gguf_family(family_of(CONFIGS[name]()))
 
 
 @T5S

@@ -57,7 +57,7 @@ def test_every_tensor_lands_once(folder, family, options):
 def test_tensors_larger_than_what_is_read_at_a_time(folder, family, monkeypatch):
     """Pieces of one row and of several, borders in the middle of a fused q, k, v."""
     for size in (1, 700, 5_000):
-        monkeypatch.setattr("glassformer.formats.reader.SCRATCH", size)
+        monkeypatch.setattr("glassformer.formats.reader.CHUNK_BYTES", size)
         for name, p in load_decoder(folder, copy=True).named_parameters():
             assert torch.equal(p, MODELS[family].get_parameter(name)), name
 
@@ -89,10 +89,10 @@ def test_a_file_cut_short_anywhere_is_an_error(folder):
     }
     for cut in cuts:
         path.write_bytes(whole[:cut])
-        with pytest.raises(CheckpointError, match=r"model\.safetensors is not a whole safetensors file"):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is not a complete safetensors file"):
             load_decoder(folder)
     path.write_bytes(whole + b"more")
-    with pytest.raises(CheckpointError, match="not a whole"):
+    with pytest.raises(CheckpointError, match="not a complete"):
         load_decoder(folder)
     path.unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
@@ -260,7 +260,7 @@ def test_a_tensor_in_two_shards_is_an_error(folder):
     name = shards.files["one.safetensors"][0]
     both = load_file(folder / "two.safetensors") | {name: torch.zeros(3)}
     save_file(both, folder / "two.safetensors")
-    with pytest.raises(CheckpointError, match=rf"two\.safetensors holds {name}, which one\.safetensors holds too"):
+    with pytest.raises(CheckpointError, match=rf"{name} is in one\.safetensors and in two\.safetensors"):
         load_decoder(folder)
 
 

@@ -11,12 +11,12 @@ import transformers
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import read_config
 from glassformer.families.common.family import ConfigFields
-from glassformer.families.common.original import PARAMS
+from glassformer.families.common.original import META_LLAMA
 from glassformer.models.language_model import load
 from glassformer.nn.step import Step
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.patterns import LLAMA3 as LLAMA3_PATTERN
 from glassformer.text.patterns import byte_alphabet
-from glassformer.text.tokenizer import Tokenizer
 
 V, D, LAYERS = 102, 48, 2
 
@@ -144,13 +144,13 @@ PUBLISHED = {  # params.json, and what the same model's config.json says: d_ff, 
 def test_settings_as_they_were_published(name):
     settings, (d_ff, context, factor) = PUBLISHED[name]
     raw = ConfigFields(settings, "params.json")
-    config = read_config({"model_type": "llama", **PARAMS.read(raw, {"tok_embeddings.weight": (32000, 8)})}, "")
+    config = read_config({"model_type": "llama", **META_LLAMA.read(raw, {"tok_embeddings.weight": (32000, 8)})}, "")
     raw.close()
     layer = config.layers[0]
     assert (layer.mlp.d_ff, config.context_length) == (d_ff, context)
     assert (layer.attention.rope.scaling and layer.attention.rope.scaling.factor) == factor
     assert config.vocab_size in (32000, 128256)
-    assert PARAMS.ends(settings) == ([128001, 128008, 128009] if settings["vocab_size"] > 0 else [])
+    assert META_LLAMA.end_token_ids(settings) == ([128001, 128008, 128009] if settings["vocab_size"] > 0 else [])
 
 
 def test_llama_3s_tokenizer(shared_file, llama, tmp_path):
@@ -161,13 +161,13 @@ def test_llama_3s_tokenizer(shared_file, llama, tmp_path):
     ranks = {bytes(to_byte[char] for char in word): names[word] for word in words}
     lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()]
     (tmp_path / "tokenizer.model").write_bytes(b"".join(lines))
-    ours = Tokenizer.load(tmp_path)
+    ours = load_tokenizer(tmp_path)
     theirs = tiktoken.Encoding("3", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens={})
     for text in ("The cat sat 1234567 times.\n\n  It's  here", "吾輩は猫である 👩‍👩‍👧", "a" * 3000, ""):
         assert ours.encode(text) == [128000, *theirs.encode(text)]
         assert ours.encode(text, bare=True) == theirs.encode(text)
     assert (ours.bos_id, ours.eos_id, ours.vocab_size) == (128000, 128001, 128256)
-    assert ours.encode("<|eot_id|>", special=True)[1:] == [128009]
+    assert ours.encode("<|eot_id|>", parse_special=True)[1:] == [128009]
 
 
 # ---- GPT-2 with PyTorch's linear layers

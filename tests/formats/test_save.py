@@ -185,5 +185,5 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "model").write_text("not a folder")
-    with pytest.raises(CheckpointError, match="model could not be made"):
+    with pytest.raises(CheckpointError, match="model could not be created"):
         save_model(tiny("llama"), tmp_path / "model")

@@ -329,7 +329,7 @@ EACH_ENCODER = pytest.mark.parametrize("family", ENCODERS)
 @EACH_ENCODER
 def test_an_encoder_scaled_by_one_is_the_same(family):
     one = embedder(family)
-    ids = one.tokenizer.encode_hidden(TEXT)
+    ids = one.tokenizer.encode_masked(TEXT)
     plain = one.trace(ids)
     made = (".scores", ".probs", ".heads")
     edits = [scale(point, 1.0) for point in plain.names() if not point.endswith(made)]

@@ -14,7 +14,7 @@ import glassformer
 from glassformer.config import DenseConfig, PoolingConfig
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.formats import save_model
-from glassformer.formats.sentence_transformers import read_sentence, transformer_folder, write_sentence
+from glassformer.formats.sentence_transformers import read_pooling, transformer_folder, write_pooling
 from glassformer.models.embedder import Embedder, load_embedder
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
@@ -241,7 +241,7 @@ def test_long_texts_are_refused_or_cut(folder, tmp_path):
     (states,) = their_states(folder, [long], limit=8)
     assert len(states) == 8
     assert_near(embedder.embed(long, truncate=True)[0], by_hand("mean", states))
-    assert embedder.tokenizer.encode(long)[-1:] == embedder.tokenizer.frame[1]
+    assert embedder.tokenizer.encode(long)[-1:] == embedder.tokenizer.suffix_ids
     whole = load_embedder(folder)
     assert whole.limit == 64, "the model's own"
     with pytest.raises(CapacityError, match="at most 64"):
@@ -268,13 +268,13 @@ def test_small_letters(folder, tmp_path):
 
 def test_a_text_never_becomes_a_control_token(folder):
     embedder = load_embedder(folder)
-    sep, mask = embedder.tokenizer.frame[1][0], embedder.tokenizer.mask_id
-    for name, index in embedder.tokenizer.special.items():
+    sep, mask = embedder.tokenizer.suffix_ids[0], embedder.tokenizer.mask_id
+    for name, index in embedder.tokenizer.special_tokens.items():
         if name == "[UNK]":  # which stands for what has no token, and is not forged by anything
             continue
         (row,) = embedder._rows([f"a {name} b"], "", False)
         assert row.count(index) == (1 if index in (row[0], sep) else 0), name
-    assert mask in embedder.tokenizer.special.values()
+    assert mask in embedder.tokenizer.special_tokens.values()
 
 
 def test_vectors_are_compared_as_the_model_says():
@@ -387,8 +387,8 @@ def test_a_transformer_in_a_folder_of_its_own(folder, tmp_path):
 
 def test_pools_in_an_order_of_their_own_are_kept(tmp_path):
     made = Sentence(PoolingConfig(pools=("mean", "cls"), after=("normalize", DenseConfig(96, 3, activation="gelu"))))
-    write_sentence(made, tmp_path, 48)
-    again = read_sentence(tmp_path, 48)
+    write_pooling(made, tmp_path, 48)
+    again = read_pooling(tmp_path, 48)
     assert again.config == made.config
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), made.parameters(), strict=True))
 
@@ -433,15 +433,15 @@ def test_sentence_folders_that_are_not_right(tmp_path, changed, modules, error, 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(error, match=message):
-        read_sentence(tmp_path, 48)
+        read_pooling(tmp_path, 48)
 
 
 def test_all_that_is_wrong_with_a_dense_layer_is_told_at_once(tmp_path):
     made = Sentence(PoolingConfig(after=(DenseConfig(48, 5),)))
-    write_sentence(made, tmp_path, 48)
+    write_pooling(made, tmp_path, 48)
     save_file({"linear.weight": torch.zeros(5, 4), "odd": torch.zeros(1)}, tmp_path / "2_Dense/model.safetensors")
     with pytest.raises(CheckpointError) as error:
-        read_sentence(tmp_path, 48)
+        read_pooling(tmp_path, 48)
     for line in ("shape: linear.weight is [5, 4]", "missing: linear.bias", "not used: odd"):
         assert line in str(error.value)
 
@@ -460,7 +460,7 @@ def test_folders_that_cannot_embed_are_told(tmp_path):
 
 
 def test_an_empty_text_of_a_tokenizer_without_a_frame_is_refused():
-    layout = json.loads(wordpieces().core.json) | {"post_processor": None}
+    layout = json.loads(wordpieces().backend.json) | {"post_processor": None}
     embedder = Embedder(MODELS["bert"], Tokenizer(json.dumps(layout), {}))
     assert embedder.embed("a").shape == (1, 48)
     with pytest.raises(RequestError, match=r"^text 2 of 2: there is nothing to read"):

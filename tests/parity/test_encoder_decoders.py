@@ -184,7 +184,7 @@ def test_all_that_is_wrong_is_in_one_message(family, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         load_seq2seq(tmp_path)
     told = str(caught.value)
-    for words in (f"missing: {gone} (fills encoder.", f"shape: {cut} is", f" holds {twice}, which",
+    for words in (f"missing: {gone} (fills encoder.", f"shape: {cut} is", f"stored twice: {twice} is in",
                   "not used: decoder.wobble"):  # fmt: skip
         assert words in told, told
     raw = json.loads((tmp_path / "config.json").read_text())
@@ -532,7 +532,7 @@ def test_forced_tokens_are_theirs(tmp_path):
 def framing_tokenizer():
     """As theirs: it puts the token that ends a text behind it."""
     plain = make_tokenizer()
-    layout, end = json.loads(plain.core.json), plain.eos_id
+    layout, end = json.loads(plain.backend.json), plain.eos_id
     pieces = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}]
     named = {END: {"id": END, "ids": [end], "tokens": [END]}}
     processor = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": named}

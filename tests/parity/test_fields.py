@@ -22,8 +22,8 @@ from glassformer.config import (
 )
 from glassformer.errors import CapacityError, ConfigError
 from glassformer.families import read_config, write_config
+from glassformer.families.common.config_json import from_json, to_json
 from glassformer.families.common.family import IGNORED
-from glassformer.families.common.plain import from_plain, to_plain
 from glassformer.nn.model import Decoder
 
 transformers = pytest.importorskip("transformers")
@@ -212,17 +212,17 @@ def test_every_key_that_transformers_writes_is_read_or_refused(family, tmp_path)
 @pytest.mark.parametrize("family", DECODERS)
 def test_every_field_can_be_written_as_it_is(family):
     """As our own kinds of models are: scalings of rotary positions too, of which there are several kinds."""
-    plain = json.loads(json.dumps(to_plain(tiny_config(family))))
-    assert from_plain(ModelConfig, plain, "config.json") == tiny_config(family)
+    plain = json.loads(json.dumps(to_json(tiny_config(family))))
+    assert from_json(ModelConfig, plain, "config.json") == tiny_config(family)
 
 
 def test_a_scaling_of_no_known_kind_is_refused():
-    plain = to_plain(tiny_config("phi3"))
+    plain = to_json(tiny_config("phi3"))
     plain["layers"][0]["attention"]["rope"]["scaling"] = {"factor": 2.0, "slope": 1.0}
     with pytest.raises(
         ConfigError, match=r"scaling must be an object with the keys of one of: LinearScaling \(factor\)"
     ):
-        from_plain(ModelConfig, plain, "config.json")
+        from_json(ModelConfig, plain, "config.json")
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -25,7 +25,7 @@ def tiny_lm(family="qwen3", seed=0, *, chat=False, **changes):
     """A tiny model with a byte-level tokenizer."""
     tokenizer = make_tokenizer()
     if chat:
-        tokenizer = Tokenizer(tokenizer.core, tokenizer.config, chat_template=TEMPLATE)
+        tokenizer = Tokenizer(tokenizer.backend, tokenizer.config, chat_template=TEMPLATE)
     return LanguageModel(tiny(family, seed, vocab_size=tokenizer.vocab_size, **changes), tokenizer)
 
 

@@ -238,7 +238,7 @@ def test_chat_template_survives_saving(tmp_path):
     from glassformer.models.language_model import load
 
     lm = tiny_lm()
-    lm.tokenizer = Tokenizer(make_tokenizer().core, make_tokenizer().config, chat_template=TEMPLATE)
+    lm.tokenizer = Tokenizer(make_tokenizer().backend, make_tokenizer().config, chat_template=TEMPLATE)
     lm.save(tmp_path)
     with serving([("m", load(tmp_path))]) as (url, _):
         body = {"model": "m", "messages": [{"role": "user", "content": "the"}], "max_tokens": 2}

@@ -12,6 +12,7 @@ from glassformer.inspect.edits.edit import from_json
 from glassformer.models.translator import Translator
 from glassformer.server.example_text import SENTENCE, example_text
 from glassformer.toys import dates_recipe as pair_recipe
+from glassformer.training.config import TrainConfig
 from glassformer.training.run.run_file import RunFile
 
 SOURCE, TARGET = "a dog ate", "the cat sat"
@@ -244,9 +245,9 @@ def test_example_text_of_a_run_is_its_sample_prompt(models, tmp_path):
     checkpoint.mkdir(parents=True)
     one = Translator(models["pair"].model, models["pair"].tokenizer, source=str(checkpoint))
     assert example_text(one) == SENTENCE
-    RunFile({"sample_prompt": "the third of May"}, {}).write(tmp_path / "run")
+    RunFile(TrainConfig(sample_prompt="the third of May"), {}).write(tmp_path / "run")
     assert example_text(one) == "the third of May"
-    RunFile({"sample_prompt": ""}, {}).write(tmp_path / "run")
+    RunFile(TrainConfig(), {}).write(tmp_path / "run")
     assert example_text(one) == SENTENCE
     (tmp_path / "run" / "run.json").write_text("{")
     assert example_text(one) == SENTENCE

@@ -131,7 +131,7 @@ def test_the_same_ids(pre, tmp_path):
     take the second byte of an ü for a digit; in "deepseek-llm" it trusts that no digits are joined.
     """
     pattern = "qwen2" if pre == "deepseek-llm" else "o200k"
-    layout = json.loads(train_tokenizer([" ".join(LETTERS)] * 3, vocab_size=600, pattern=pattern).core.json)
+    layout = json.loads(train_tokenizer([" ".join(LETTERS)] * 3, vocab_size=600, pattern=pattern).backend.json)
     layout["pre_tokenizer"] = PRE[pre]
     layout["model"]["ignore_merges"] = pre in ("llama-bpe", "tekken")
     tokenizer = Tokenizer(json.dumps(layout), {"add_bos_token": False})

@@ -15,12 +15,12 @@ the the the cat cats catty, low lower lowest, new newer newest wide wider widest
 def without_bos(trained: Tokenizer) -> Tokenizer:
     """The same tokenizer, which puts nothing before a text: what its tests count are the text's own tokens."""
     kept = {key: value for key, value in trained.config.items() if "bos" not in key}
-    return Tokenizer(trained.core.json, kept)
+    return Tokenizer(trained.backend.json, kept)
 
 
 @pytest.fixture(scope="session")
 def bpe() -> Tokenizer:
-    return without_bos(train_tokenizer([CORPUS] * 3, vocab_size=400, special=("<|endoftext|>", "<|user|>")))
+    return without_bos(train_tokenizer([CORPUS] * 3, vocab_size=400, special_tokens=("<|endoftext|>", "<|user|>")))
 
 
 @pytest.fixture(scope="session")

@@ -40,8 +40,11 @@ def fast(texts, vocab_size, pattern=GPT2, special=EOT) -> Tokenizer:
 def both(texts, vocab_size, pattern=GPT2, special=EOT) -> tuple[readable.BPE, Tokenizer]:
     """Train both; what they learned must be the same."""
     core = fast(texts, vocab_size, pattern, special)
-    merges = readable.train(texts, vocab_size, special=[special], pattern=pattern)
-    ours, theirs = readable.BPE.make(merges, special=[special], pattern=pattern), readable.BPE.from_json(core.to_str())
+    merges = readable.train(texts, vocab_size, special_tokens=[special], pattern=pattern)
+    ours, theirs = (
+        readable.BPE.from_merges(merges, special_tokens=[special], pattern=pattern),
+        readable.BPE.from_json(core.to_str()),
+    )
     assert ours.merges == theirs.merges
     assert ours.vocab == theirs.vocab
     return ours, core
@@ -139,7 +142,7 @@ def test_the_byte_alphabet_is_gpt2s():
 
 def test_merge_steps_are_the_worked_example():
     steps = [(b"l", b"o"), (b"lo", b"w"), (b"e", b"r")]
-    model = readable.BPE.make(steps)
+    model = readable.BPE.from_merges(steps)
     shown = [(b" ".join(step.parts).decode(), step.rank, step.at) for step in model.merge_steps("lower")]
     assert shown == [("l o w e r", None, None), ("lo w e r", 0, 0), ("low e r", 1, 0), ("low er", 2, 1)]
     assert [step.parts for step in model.merge_steps("")] == [()]
@@ -148,7 +151,7 @@ def test_merge_steps_are_the_worked_example():
 
 @given(st.text(min_size=1))
 def test_every_step_joins_the_pair_learned_first(bpe, text):
-    model = readable.BPE.from_json(bpe.core.json)
+    model = readable.BPE.from_json(bpe.backend.json)
     for word in model.words(text):
         steps = list(model.merge_steps(word))
         assert all(b"".join(step.parts) == word.encode() for step in steps)
@@ -163,7 +166,7 @@ def test_every_step_joins_the_pair_learned_first(bpe, text):
 
 def test_from_json_refuses_what_it_would_encode_otherwise(char, bpe):
     with pytest.raises(TokenizerError, match="byte-level BPE"):
-        readable.BPE.from_json(char.core.json)
+        readable.BPE.from_json(char.backend.json)
     for field, value in (("normalizer", {"type": "Lowercase"}), ("pre_tokenizer", None)):
         with pytest.raises(TokenizerError, match="byte-level BPE"):
-            readable.BPE.from_json(json.dumps(json.loads(bpe.core.json) | {field: value}))
+            readable.BPE.from_json(json.dumps(json.loads(bpe.backend.json) | {field: value}))

@@ -11,6 +11,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from glassformer.errors import TokenizerError
 from glassformer.text.chat.chat_template import ChatTemplate
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 
@@ -232,11 +233,11 @@ FIELDS = {
 @pytest.fixture(scope="module", params=SHAPES)
 def shape(request, tmp_path_factory):
     source, control, names = SHAPES[request.param]
-    trained = train_tokenizer([CORPUS] * 3, vocab_size=420, special=control, pattern="llama3")
+    trained = train_tokenizer([CORPUS] * 3, vocab_size=420, special_tokens=control, pattern="llama3")
     folder = tmp_path_factory.mktemp("shape")
     config = names | ({"add_bos_token": True} if "bos_token" in names else {})
-    Tokenizer(trained.core.json, config, chat_template=source).save(folder)
-    return request.param, Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    Tokenizer(trained.backend.json, config, chat_template=source).save(folder)
+    return request.param, load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def theirs_renders(theirs, talk, asked) -> str:
@@ -263,7 +264,7 @@ def test_as_transformers_renders_it(shape):
 def test_nothing_that_is_given_forges_a_control_token(shape):
     """Said, called with, answered by a tool, or named in a tool's description."""
     name, ours, _ = shape
-    chat, control = ChatTemplate(ours), set(ours.special.values())
+    chat, control = ChatTemplate(ours), set(ours.special_tokens.values())
 
     def found(word):
         says = {"content": f"a{word}b"}
@@ -277,7 +278,7 @@ def test_nothing_that_is_given_forges_a_control_token(shape):
 
     clean = found("x")
     assert clean
-    for token in ours.special:
+    for token in ours.special_tokens:
         if not (name == "qwen3" and "</think>" in token):  # which it looks for in what was said, and cuts there
             assert found(token) == clean, token
 

@@ -15,8 +15,8 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from glassformer.errors import TokenizerError
 from glassformer.text.files.find import find_tokenizer
-from glassformer.text.files.load import RANKS
-from glassformer.text.files.vocab_files import ranks_layout
+from glassformer.text.files.load import load_tokenizer
+from glassformer.text.files.tiktoken import ENCODINGS, tiktoken_json
 from glassformer.text.patterns import CL100K, GPT2, O200K, PATTERNS, byte_alphabet
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
@@ -44,8 +44,8 @@ def same_everywhere(ours, theirs, examples=80):
 
 def gpt2_folder(folder, corpus, names=("vocab.json", "merges.txt"), special=(END,), pattern="gpt2"):
     folder.mkdir(parents=True, exist_ok=True)
-    trained = train_tokenizer([corpus] * 3, vocab_size=420, special=special, pattern=pattern)
-    model = trained.core.layout["model"]
+    trained = train_tokenizer([corpus] * 3, vocab_size=420, special_tokens=special, pattern=pattern)
+    model = trained.backend.layout["model"]
     (folder / names[0]).write_text(json.dumps(model["vocab"]))
     lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     (folder / names[1]).write_text("#version: 0.2\n" + "\n".join(lines) + "\n")
@@ -57,12 +57,12 @@ def gpt2_folder(folder, corpus, names=("vocab.json", "merges.txt"), special=(END
 
 @pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
 def test_gpt2_files(corpus, tmp_path, names):
-    opened = Tokenizer.load(gpt2_folder(tmp_path, corpus, names))
+    opened = load_tokenizer(gpt2_folder(tmp_path, corpus, names))
     reference = gpt2_folder(tmp_path / "reference", corpus)
     theirs = transformers.GPT2Tokenizer.from_pretrained(reference)
     assert (opened.eos_id, opened.bos_id, opened.add_bos) == (theirs.eos_token_id, theirs.bos_token_id, False)
-    same_everywhere(lambda text: opened.encode(text, special=True), lambda text: theirs(text)["input_ids"])
-    assert opened.encode(f"a{END}b", special=True) == theirs(f"a{END}b")["input_ids"]
+    same_everywhere(lambda text: opened.encode(text, parse_special=True), lambda text: theirs(text)["input_ids"])
+    assert opened.encode(f"a{END}b", parse_special=True) == theirs(f"a{END}b")["input_ids"]
     assert opened.eos_id not in opened.encode(f"a{END}b")
     assert opened.decode(opened.encode(corpus)) == corpus
 
@@ -72,14 +72,14 @@ def test_gpt2_files_of_other_classes(corpus, tmp_path, name):
     special = (END, "<s>", "</s>", "<unk>", "<pad>", "<mask>")
     folder = gpt2_folder(tmp_path, corpus, special=special, pattern="qwen2" if "Qwen" in name else "gpt2")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
-    opened, theirs = Tokenizer.load(folder), getattr(transformers, name).from_pretrained(folder)
+    opened, theirs = load_tokenizer(folder), getattr(transformers, name).from_pretrained(folder)
     same_everywhere(opened.encode, lambda text: theirs(text, split_special_tokens=True)["input_ids"])
     assert opened.eos_id == theirs.eos_token_id
 
 
 def test_a_published_vocabulary(shared_file):
     folder = shared_file("llama3-tokenizer")
-    opened = Tokenizer.load(folder)
+    opened = load_tokenizer(folder)
     core = Core(models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe")))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     same_everywhere(opened.encode, lambda text: core.encode(text).ids, examples=200)
@@ -92,9 +92,9 @@ def test_a_published_vocabulary(shared_file):
 def ranks_of(corpus, size=600, pattern="llama3") -> dict[bytes, int]:
     """The tokens of a BPE as tiktoken numbers them: the 256 bytes, then what was made of them, in order."""
     to_byte = {char: byte for byte, char in byte_alphabet().items()}
-    made = train_tokenizer([corpus] * 3, vocab_size=size, special=(END,), pattern=pattern).core.layout["model"][
-        "merges"
-    ]
+    made = train_tokenizer([corpus] * 3, vocab_size=size, special_tokens=(END,), pattern=pattern).backend.layout[
+        "model"
+    ]["merges"]
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in made)
     tokens = [bytes([byte]) for byte in range(256)] + [bytes(to_byte[c] for c in a + b) for a, b in pairs]
     return {token: rank for rank, token in enumerate(dict.fromkeys(tokens))}
@@ -112,7 +112,7 @@ def test_ranks_are_tiktokens(corpus, tmp_path, name, file):
     n = len(ranks)
     config = {"pattern": PATTERNS[name], "added_tokens_decoder": {str(n + 1): {"content": END, "special": True}}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": END}))
-    opened = Tokenizer.load(tmp_path)
+    opened = load_tokenizer(tmp_path)
     theirs = tiktoken.Encoding("mine", pat_str=PATTERNS[name], mergeable_ranks=ranks, special_tokens={END: n + 1})
     known = "".join(char for char in ODD if char not in "ſ")  # newer Unicode tables know more letters: see test_bpe
     text = st.text(
@@ -125,7 +125,7 @@ def test_ranks_are_tiktokens(corpus, tmp_path, name, file):
 
     on_its_text()
     assert opened.encode(corpus * 3) == theirs.encode(corpus * 3, disallowed_special=())
-    assert opened.encode(f"a{END}", special=True) == theirs.encode(f"a{END}", allowed_special="all")
+    assert opened.encode(f"a{END}", parse_special=True) == theirs.encode(f"a{END}", allowed_special="all")
     assert opened.eos_id == n + 1
 
 
@@ -139,7 +139,7 @@ def test_ranks_join_by_the_rank_of_what_is_made():
             tokens += [a + b] if a + b not in tokens and len(a + b) < 7 else []
         ranks = {token: rank for rank, token in enumerate(tokens)}
         opened, theirs = (
-            Tokenizer(json.dumps(ranks_layout(ranks, GPT2, ()))),
+            Tokenizer(json.dumps(tiktoken_json(ranks, GPT2, ()))),
             tiktoken.Encoding("x", pat_str=GPT2, mergeable_ranks=ranks, special_tokens={}),
         )
         for _ in range(30):
@@ -160,7 +160,7 @@ def test_the_known_encodings_cut_as_tiktoken_says(monkeypatch):
             text = "".join(chance.choices("aB'sS 1\n\r!/é猫\t", k=chance.randint(1, 12)))
             assert mine._core_bpe.encode_ordinary(text) == theirs._core_bpe.encode_ordinary(text)
             assert regex.findall(pattern, text) == regex.findall(source, text), (name, text)
-    assert all(len(set(control.values())) == len(control) for _, control, _ in RANKS.values())
+    assert all(len(set(control.values())) == len(control) for _, control, _ in ENCODINGS.values())
 
 
 def _pattern_of(module, name, monkeypatch):
@@ -191,10 +191,10 @@ def wordpieces(corpus):
 def test_wordpiece_is_berts(wordpieces, tmp_path, config):
     (tmp_path / "vocab.txt").write_text(wordpieces)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "BertTokenizer"}))
-    opened, theirs = Tokenizer.load(tmp_path), transformers.BertTokenizer.from_pretrained(tmp_path)
+    opened, theirs = load_tokenizer(tmp_path), transformers.BertTokenizer.from_pretrained(tmp_path)
     same_everywhere(opened.encode, lambda text: theirs(text, split_special_tokens=True)["input_ids"])
-    assert opened.encode("the [SEP] cat", special=True) == theirs("the [SEP] cat")["input_ids"]
-    assert opened.special["[SEP]"] not in opened.encode("the [SEP] cat", bare=True)
+    assert opened.encode("the [SEP] cat", parse_special=True) == theirs("the [SEP] cat")["input_ids"]
+    assert opened.special_tokens["[SEP]"] not in opened.encode("the [SEP] cat", bare=True)
     ids = opened.encode("the cats")
     assert opened.decode(ids, skip_special=True) == "the cats"
     stream = opened.stream(skip_special=True)
@@ -208,13 +208,13 @@ def test_the_order_of_formats(bpe, corpus, wordpieces, tmp_path):
     (tmp_path / "vocab.txt").write_text(wordpieces)
     assert find_tokenizer(tmp_path).format == "wordpiece"
     (tmp_path / "a.tiktoken").write_bytes(rank_lines(ranks_of(corpus)))
-    assert find_tokenizer(tmp_path).format == "ranks"
+    assert find_tokenizer(tmp_path).format == "tiktoken"
     gpt2_folder(tmp_path, corpus)
     assert find_tokenizer(tmp_path).format == "bpe"
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x05\n\x03abc")
     assert find_tokenizer(tmp_path).format == "sentencepiece"
     (tmp_path / "tokenizer.model").write_bytes(b"YWJj 0\n")
-    assert find_tokenizer(tmp_path).format == "ranks"
+    assert find_tokenizer(tmp_path).format == "tiktoken"
     bpe.save(tmp_path)
     assert find_tokenizer(tmp_path).format == "json"
     assert find_tokenizer(tmp_path / "nothing") is None
@@ -226,36 +226,36 @@ BYTES = rank_lines({bytes([byte]): byte for byte in range(256)})
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "has no tokenizer: looked for tokenizer.json, a SentencePiece model .* and vocab.txt"),
-        ({"vocab.json": "{}"}, r"merges\.txt is missing beside vocab\.json"),
-        ({"a.tiktoken": "", "b.tiktoken": ""}, r"several files of ranks: a\.tiktoken, b\.tiktoken"),
+        ({}, "has no tokenizer: expected tokenizer.json, a SentencePiece model .* or vocab.txt"),
+        ({"vocab.json": "{}"}, r"merges\.txt is missing, but vocab\.json exists"),
+        ({"a.tiktoken": "", "b.tiktoken": ""}, r"several tiktoken files, .*: a\.tiktoken, b\.tiktoken"),
         ({"vocab.json": "[", "merges.txt": ""}, r"vocab\.json: the vocabulary is not JSON"),
-        ({"vocab.json": '{"a": "b"}', "merges.txt": ""}, "must be a JSON object: token -> id"),
-        ({"vocab.json": '{"a": 0}', "merges.txt": "#version\na b\n"}, "line 2 of the merges .*: 'a b'"),
+        ({"vocab.json": '{"a": "b"}', "merges.txt": ""}, "must be a JSON object that maps each token"),
+        ({"vocab.json": '{"a": 0}', "merges.txt": "#version\na b\n"}, "line 2 of the merges must be .*, got 'a b'"),
         ({"vocab.json": '{"a": 0}', "merges.txt": "", "tokenizer_config.json": '{"tokenizer_class": "Odd"}'}, "Odd"),
         ({"spiece.model": b"\n\x05\n\x03abc", "tokenizer_config.json": '{"tokenizer_class": "XLMRobertaTokenizer"}'},
-         r"the ids of XLMRobertaTokenizer are not those of its model: its folder needs a tokenizer\.json"),
+         r"XLMRobertaTokenizer does not use the ids of its SentencePiece model: .* tokenizer\.json"),
         ({"vocab.txt": "a\nb\n"}, r"vocab\.txt: the unk_token '\[UNK\]' is not in the vocabulary of 2 tokens"),
-        ({"vocab.txt": "a\nb\na\n"}, "'a' stands twice"),
+        ({"vocab.txt": "a\nb\na\n"}, "contains the token 'a' twice"),
         ({"vocab.txt": b"\xff"}, r"vocab\.txt cannot be read"),
-        ({"a.tiktoken": "YQ== 0\nnonsense\n"}, r"a\.tiktoken: line 2 is not .* its rank: b'nonsense'"),
-        ({"a.tiktoken": "YQ== 0\n"}, "255 of the 256 bytes have no token, the first of them 0"),
+        ({"a.tiktoken": "YQ== 0\nnonsense\n"}, r"line 2 must be a base64 token and its rank, got b'nonsense'"),
+        ({"a.tiktoken": "YQ== 0\n"}, "255 of the 256 bytes have no token; the first is 0"),
         ({"a.tiktoken": "YQ== 0\nYg== 0\n"}, "two tokens have the same rank"),
-        ({"a.tiktoken": BYTES}, "ranks of 256 tokens are none that is known here .*added_tokens_decoder"),
+        ({"a.tiktoken": BYTES}, "no known encoding has 256 ranks .*added_tokens_decoder"),
     ],
 )  # fmt: skip
 def test_folders_that_are_not_right(tmp_path, files, message):
     for name, data in files.items():
         (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
     with pytest.raises(TokenizerError, match=message) as error:
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
 def test_what_is_loaded_is_saved_as_json(wordpieces, tmp_path):
     (tmp_path / "vocab.txt").write_text(wordpieces)
-    opened = Tokenizer.load(tmp_path)
+    opened = load_tokenizer(tmp_path)
     opened.save(tmp_path / "saved")
-    again, auto = Tokenizer.load(tmp_path / "saved"), transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    again, auto = load_tokenizer(tmp_path / "saved"), transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     for text in ("the cat", "Who's THAT? 吾輩"):
         assert again.encode(text) == opened.encode(text) == auto(text)["input_ids"]

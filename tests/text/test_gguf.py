@@ -14,7 +14,8 @@ from glassformer.errors import TokenizerError
 from glassformer.formats.gguf.tokenizer_keys import KEY, PRE
 from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
 from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
-from glassformer.text.sentencepiece.model_file import read_sentencepiece
+from glassformer.text.files.load import load_tokenizer
+from glassformer.text.sentencepiece.model_file import parse_sentencepiece
 from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
@@ -31,8 +32,8 @@ def same_both_ways(tokenizer, special=()):
     assert len(metadata[KEY + "tokens"]) == tokenizer.vocab_size + 3
     assert tokenizer_to_gguf(again, vocab_size=tokenizer.vocab_size + 3) == metadata
     for name in special:
-        assert again.encode(f"a{name}", special=True) == tokenizer.encode(f"a{name}", special=True)
-        assert again.special[name] not in again.encode(f"a{name}", bare=True)
+        assert again.encode(f"a{name}", parse_special=True) == tokenizer.encode(f"a{name}", parse_special=True)
+        assert again.special_tokens[name] not in again.encode(f"a{name}", bare=True)
 
     @given(text=TEXT)
     def on_any_unicode(text):
@@ -54,11 +55,11 @@ def test_sentencepiece(name):
 @pytest.mark.parametrize("pattern", ["gpt2", "qwen2", "llama3", "o200k"])
 def test_byte_level_bpe(pattern):
     special = ("<|endoftext|>", "<|user|>")
-    tokenizer = train_tokenizer([CORPUS] * 3, vocab_size=400, special=special, pattern=pattern)
+    tokenizer = train_tokenizer([CORPUS] * 3, vocab_size=400, special_tokens=special, pattern=pattern)
     metadata = same_both_ways(tokenizer, special)
     assert metadata[KEY + "model"] == "gpt2"
     assert metadata[KEY + "pre"] in PRE
-    layout = json.loads(tokenizer.core.json)
+    layout = json.loads(tokenizer.backend.json)
     layout["model"]["ignore_merges"] = True
     if pattern == "llama3":
         assert same_both_ways(Tokenizer(json.dumps(layout), tokenizer.config))[KEY + "pre"] == "llama-bpe"
@@ -66,7 +67,9 @@ def test_byte_level_bpe(pattern):
 
 def cut_by(pre, **model):
     """A tokenizer trained on the corpus, its texts cut as those of some name are."""
-    layout = json.loads(train_tokenizer([CORPUS] * 3, vocab_size=400, special=("<|end|>",), pattern="o200k").core.json)
+    layout = json.loads(
+        train_tokenizer([CORPUS] * 3, vocab_size=400, special_tokens=("<|end|>",), pattern="o200k").backend.json
+    )
     layout["pre_tokenizer"] = PRE[pre]
     layout["model"].update(model)
     return Tokenizer(json.dumps(layout), {"eos_token": "<|end|>"})
@@ -118,13 +121,13 @@ def test_how_names_cut_signs_and_other_scripts(pre, words):
 
 
 def words_of(pre, text):
-    cut = Core.from_str(cut_by(pre).core.json).pre_tokenizer
+    cut = Core.from_str(cut_by(pre).backend.json).pre_tokenizer
     return [text[begin:end] for _, (begin, end) in cut.pre_tokenize_str(text)]
 
 
 def test_as_the_files_are_written():
     """DeepSeek's own `tokenizer.json`: line ends as they are, and a normalization of no steps."""
-    layout = json.loads(cut_by("deepseek-v3").core.json)
+    layout = json.loads(cut_by("deepseek-v3").backend.json)
     layout["normalizer"] = {"type": "Sequence", "normalizers": []}
     last = layout["pre_tokenizer"]["pretokenizers"][2]["pattern"]
     assert r"[\r\n]*" in last["Regex"]
@@ -150,7 +153,7 @@ def test_what_is_unknown(unknown):
 
 def test_llamas_json():
     """The same vocabulary as a `tokenizer.json`, with merges where the model had scores."""
-    pieces = read_sentencepiece(trained("bpe-llama")).pieces
+    pieces = parse_sentencepiece(trained("bpe-llama")).pieces
     vocab = {piece.text: index for index, piece in enumerate(pieces)}
     rank = sorted((p for p in pieces if p.type == 1 and len(p.text) > 1), key=lambda p: -p.score)
     cuts = [(p.text[:at], p.text[at:]) for p in rank for at in range(1, len(p.text))]
@@ -170,18 +173,18 @@ def test_llamas_json():
 def test_unigrams_json(name, tmp_path):
     """As `transformers` makes it of a model's pieces: the same ids, framed alike, from T5's kind of metadata."""
     transformers = pytest.importorskip("transformers")
-    model = read_sentencepiece(trained("unigram"))
+    model = parse_sentencepiece(trained("unigram"))
     pieces = [(piece.text, piece.score) for piece in model.pieces[3:]]
     first = ["<pad>", "</s>", "<unk>"] if name == "T5Tokenizer" else ["<s>", "<pad>", "</s>", "<unk>"]
     vocab = [*((token, 0.0) for token in first), *pieces, *([("<mask>", 0.0)] if len(first) == 4 else [])]
     theirs = getattr(transformers, name)(vocab=vocab, _spm_precompiled_charsmap=model.charsmap, extra_ids=3)
     theirs.save_pretrained(tmp_path)
-    ours = Tokenizer.load(tmp_path)
+    ours = load_tokenizer(tmp_path)
     metadata = tokenizer_to_gguf(ours, ours.vocab_size + 2)
     assert metadata[KEY + "model"] == "t5"
     assert metadata[KEY + "add_bos_token"] is (len(first) == 4)
     again = tokenizer_from_gguf(json.loads(json.dumps(metadata)))
-    assert again.frame == ours.frame
+    assert (again.prefix_ids, again.suffix_ids) == (ours.prefix_ids, ours.suffix_ids)
     for text in [CORPUS, *CORPUS.splitlines(), "  two  spaces \t", "ﬁ ½ Ⅷ", ""]:
         assert again.encode(text) == theirs(text, split_special_tokens=True)["input_ids"]
 
@@ -190,7 +193,7 @@ def test_unigrams_json(name, tmp_path):
         assert again.encode(text) == ours.encode(text)
 
     on_any_unicode()
-    layout = json.loads(ours.core.json)
+    layout = json.loads(ours.backend.json)
     layout["pre_tokenizer"] = {"type": "Whitespace"}
     with pytest.raises(TokenizerError, match="GGUF has no words for a unigram model of text that is prepared so"):
         tokenizer_to_gguf(Tokenizer(json.dumps(layout)))
@@ -216,7 +219,7 @@ def test_wordpiece(tmp_path):
         "##h",
     ]
     (tmp_path / "vocab.txt").write_text("\n".join([*words, "s"]))
-    metadata = same_both_ways(Tokenizer.load(tmp_path), ["[SEP]"])
+    metadata = same_both_ways(load_tokenizer(tmp_path), ["[SEP]"])
     assert metadata[KEY + "tokens"][2:8] == ["[CLS]", "[SEP]", "[MASK]", "▁the", "▁cat", "s"]
 
 

@@ -147,16 +147,16 @@ def test_as_the_library(make):
     ours, core = both(make)
 
     def same(text):
-        ids = ours.encode(text, special=True)
+        ids = ours.encode(text, parse_special=True)
         assert ids == core.encode(text).ids
         found = ours.decode(ids)
         if "\ufffd" not in found:  # of bytes that are no text, the library makes as many as there are bytes
             assert found == core.decode(ids, skip_special_tokens=False)
-        assert ours.encode_offsets(text, special=True).ids == ids
+        assert ours.encode_offsets(text, parse_special=True).ids == ids
         stream = ours.stream()
         assert "".join(map(stream.push, ids)) + stream.finish() == found
-        unknown = {ours.special.get("<unk>")}
-        assert not set(ours.encode(text, bare=True)) & set(ours.special.values()) - unknown
+        unknown = {ours.special_tokens.get("<unk>")}
+        assert not set(ours.encode(text, bare=True)) & set(ours.special_tokens.values()) - unknown
 
     for text in LONG:
         assert ours.encode(text) == core.encode(text).ids
@@ -177,4 +177,4 @@ def test_tokens_added_behind_a_unigram_model_keep_their_ids():
     plain = core.token_to_id("plainly")
     assert plain in ours.encode("a plainly b")
     assert not {core.token_to_id("<extra>"), core.token_to_id("</s>")} & set(ours.encode("<extra> </s> a", bare=True))
-    assert core.token_to_id("<extra>") in ours.encode("<extra> a", special=True)
+    assert core.token_to_id("<extra>") in ours.encode("<extra> a", parse_special=True)

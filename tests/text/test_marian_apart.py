@@ -15,7 +15,7 @@ from glassformer.families import read_config
 from glassformer.formats import load_seq2seq, save_model
 from glassformer.models.translator import load_translator
 from glassformer.nn.step import Step
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.files.load import load_tokenizer
 
 TIED = pytest.mark.parametrize("tied", [True, False])
 SIZES = {
@@ -108,8 +108,8 @@ def apart(folder):
 
 def test_the_same_ids(tmp_path):
     folder = apart(tmp_path / "a")
-    ours, hf = Tokenizer.load(folder), transformers.MarianTokenizer.from_pretrained(folder)
-    write = ours.of_targets()
+    ours, hf = load_tokenizer(folder), transformers.MarianTokenizer.from_pretrained(folder)
+    write = ours.target_tokenizer()
     assert ours.vocab_size != write.vocab_size
     for text in (*SENTENCES, *TARGET.splitlines(), *CORPUS.splitlines()[:9]):
         plain = {"split_special_tokens": True}
@@ -118,8 +118,8 @@ def test_the_same_ids(tmp_path):
         ids = write.encode(text)
         assert write.decode(ids, skip_special=True).strip() == hf.decode(ids, skip_special_tokens=True)
     ours.save(tmp_path / "b")
-    again = Tokenizer.load(tmp_path / "b")
-    assert again.of_targets().encode(TARGET) == write.encode(TARGET)
+    again = load_tokenizer(tmp_path / "b")
+    assert again.target_tokenizer().encode(TARGET) == write.encode(TARGET)
     assert transformers.MarianTokenizer.from_pretrained(tmp_path / "b")(TARGET)["input_ids"] == ours.encode(TARGET)
 
 
@@ -127,14 +127,14 @@ def test_what_is_not_right(tmp_path):
     folder = apart(tmp_path / "a")
     (folder / "target_vocab.json").write_text('{"</s>": 0}')
     with pytest.raises(TokenizerError, match=r"target_vocab.json lacks '<unk>', '<pad>'"):
-        Tokenizer.load(folder).of_targets()
+        load_tokenizer(folder).target_tokenizer()
     (folder / "target_vocab.json").unlink()
     with pytest.raises(TokenizerError, match=r"separate_vocabs is true .*target_vocab.json is missing"):
-        Tokenizer.load(folder)
+        load_tokenizer(folder)
     (folder / "target_vocab.json").write_text("{}")
     (folder / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(TokenizerError, match=r"separate_vocabs is false .*target_vocab.json is there"):
-        Tokenizer.load(folder)
+    with pytest.raises(TokenizerError, match=r"separate_vocabs is false .*target_vocab.json exists"):
+        load_tokenizer(folder)
 
 
 # ---- what is written
@@ -144,8 +144,8 @@ def test_what_is_not_right(tmp_path):
 def test_the_same_translations(tied, tmp_path, capsys):
     """Greedy, as `generate` writes them and its tokenizer spells them; aligned; converted; and not traced."""
     folder = apart(tmp_path / "a")
-    tokenizer = Tokenizer.load(folder)
-    hf = theirs(folder, tied, tokenizer.vocab_size, tokenizer.of_targets().vocab_size)
+    tokenizer = load_tokenizer(folder)
+    hf = theirs(folder, tied, tokenizer.vocab_size, tokenizer.target_tokenizer().vocab_size)
     with torch.no_grad():
         for name, p in hf.named_parameters():
             p.mul_(0 if name.endswith("bias") else 0.2 if "encoder_attn.out_proj" in name else 1)

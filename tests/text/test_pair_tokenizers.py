@@ -19,7 +19,7 @@ from glassformer.errors import TokenizerError
 from glassformer.formats import save_model
 from glassformer.models.translator import load_translator
 from glassformer.nn.model import EncoderDecoder
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.files.load import load_tokenizer
 
 TARGET = """Die Katze saß auf der Matte; es ist 12:30, und der Hund ist nicht da. „Wer ist das?“ Größe, Straße, süß
 der die das, Katze Katzen, neu neuer neueste, weit weiter, Fuß Füße ≈ ∑ ∞
@@ -65,14 +65,14 @@ def marian_folder(folder, source: bytes, target: bytes, config=None):
 
 
 def assert_marians(folder, examples=80):
-    ours, theirs = Tokenizer.load(folder), transformers.MarianTokenizer.from_pretrained(folder)
-    assert (ours.eos_id, ours.special["<pad>"]) == (theirs.eos_token_id, theirs.pad_token_id)
-    read, write = ours, ours.of_targets()
+    ours, theirs = load_tokenizer(folder), transformers.MarianTokenizer.from_pretrained(folder)
+    assert (ours.eos_id, ours.special_tokens["<pad>"]) == (theirs.eos_token_id, theirs.pad_token_id)
+    read, write = ours, ours.target_tokenizer()
     plain = {"split_special_tokens": True}
     same_everywhere(read.encode, lambda text: theirs(text, **plain)["input_ids"], examples)
     same_everywhere(write.encode, lambda text: theirs(text_target=text, **plain)["input_ids"], examples)
     for text in SENTENCES:
-        assert read.encode(text, special=True) == theirs(text)["input_ids"], text
+        assert read.encode(text, parse_special=True) == theirs(text)["input_ids"], text
         ids = read.encode(text)
         assert read.decode(ids, skip_special=True).strip() == theirs.decode(ids, skip_special_tokens=True), text
         found = read.encode_offsets(text)
@@ -86,7 +86,7 @@ def test_marians_two_models(corpus, tmp_path):
     source, target = spm(corpus, vocab_size=230), spm(TARGET, vocab_size=120)
     folder = marian_folder(tmp_path / "a", source, target)
     ours = assert_marians(folder)
-    assert ours.encode("Straße") != ours.of_targets().encode("Straße")
+    assert ours.encode("Straße") != ours.target_tokenizer().encode("Straße")
     vocab = json.loads((folder / "vocab.json").read_text())
     assert ours.encode(">>fra<< the cat")[0] == vocab[">>fra<<"]
     assert ours.encode("the cat")[-1] == vocab["</s>"]
@@ -94,12 +94,12 @@ def test_marians_two_models(corpus, tmp_path):
     ours.save(tmp_path / "b")
     for name in ("source.spm", "target.spm", "vocab.json"):
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
-    again = Tokenizer.load(tmp_path / "b")
+    again = load_tokenizer(tmp_path / "b")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
     for one in (again, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert one.encode(corpus) == ours.encode(corpus) == theirs(corpus)["input_ids"]
-    writes = pickle.loads(pickle.dumps(ours.of_targets()))
-    assert writes.encode(TARGET) == ours.of_targets().encode(TARGET)
+    writes = pickle.loads(pickle.dumps(ours.target_tokenizer()))
+    assert writes.encode(TARGET) == ours.target_tokenizer().encode(TARGET)
 
 
 @pytest.mark.parametrize("name", ["test_model.model", "llama2.model"])
@@ -113,20 +113,20 @@ def test_a_folder_of_marians_that_is_not_right(corpus, tmp_path):
     source = spm(corpus, vocab_size=230)
     folder = marian_folder(tmp_path / "a", source, source, {"separate_vocabs": True})
     with pytest.raises(TokenizerError, match="separate_vocabs"):
-        Tokenizer.load(folder)
+        load_tokenizer(folder)
     folder = marian_folder(tmp_path / "b", source, source)
-    for text, message in (("{", "is not JSON"), ('{"a": 0}', "lacks '</s>', '<unk>', '<pad>'"), ("[]", "an object"),
+    for text, message in (("{", "is not JSON"), ('{"a": 0}', "lacks '</s>', '<unk>', '<pad>'"), ("[]", "a JSON object"),
                           ('{"</s>": 0, "<unk>": 0, "<pad>": 1}', "the same id")):  # fmt: skip
         (folder / "vocab.json").write_text(text)
         with pytest.raises(TokenizerError, match=message):
-            Tokenizer.load(folder)
+            load_tokenizer(folder)
     (folder / "vocab.json").unlink()
-    with pytest.raises(TokenizerError, match=r"vocab\.json is missing beside source\.spm"):
-        Tokenizer.load(folder)
+    with pytest.raises(TokenizerError, match=r"vocab\.json is missing, but source\.spm exists"):
+        load_tokenizer(folder)
     folder = marian_folder(tmp_path / "c", source, source)
     (folder / "source.spm").write_bytes(source[:-9])
     with pytest.raises(TokenizerError, match=r"source\.spm: not a SentencePiece model"):
-        Tokenizer.load(folder)
+        load_tokenizer(folder)
 
 
 # ---- T5
@@ -142,16 +142,16 @@ HOLES = (
 
 
 def assert_t5s(folder, n=100):
-    ours, theirs = Tokenizer.load(folder), transformers.T5Tokenizer.from_pretrained(folder, extra_ids=n)
+    ours, theirs = load_tokenizer(folder), transformers.T5Tokenizer.from_pretrained(folder, extra_ids=n)
     assert ours.vocab_size == len(theirs)
     assert (ours.eos_id, ours.bos_id) == (theirs.eos_token_id, None)
-    assert [ours.special[f"<extra_id_{i}>"] for i in range(n)] == [
+    assert [ours.special_tokens[f"<extra_id_{i}>"] for i in range(n)] == [
         theirs.convert_tokens_to_ids(f"<extra_id_{i}>") for i in range(n)
     ]
     for text in (*SENTENCES, *HOLES):
-        assert ours.encode(text, special=True) == theirs(text)["input_ids"], text
-    hole = ours.special["<extra_id_0>"]
-    assert hole in ours.encode(HOLES[0], special=True)
+        assert ours.encode(text, parse_special=True) == theirs(text)["input_ids"], text
+    hole = ours.special_tokens["<extra_id_0>"]
+    assert hole in ours.encode(HOLES[0], parse_special=True)
     assert hole not in ours.encode(HOLES[0]), "text became a control token"
     assert ours.encode("the cat")[-1] == ours.eos_id
     return ours, theirs
@@ -171,10 +171,12 @@ def test_t5s_model_its_end_and_its_sentinels(corpus, tmp_path):
     assert_t5s(tmp_path / "b")
     theirs.save_pretrained(tmp_path / "c")
     assert (tmp_path / "c/tokenizer.json").exists()
-    fast = Tokenizer.load(tmp_path / "c")
+    fast = load_tokenizer(tmp_path / "c")
     for text in (*SENTENCES, *HOLES, corpus):
-        assert fast.encode(text, special=True) == theirs(text)["input_ids"], text
-        assert not set(fast.special.values()) & set(fast.encode(text, bare=True)) - {fast.special["<unk>"]}, text
+        assert fast.encode(text, parse_special=True) == theirs(text)["input_ids"], text
+        assert not set(fast.special_tokens.values()) & set(fast.encode(text, bare=True)) - {
+            fast.special_tokens["<unk>"]
+        }, text
 
 
 def test_how_many_sentinels_is_said(corpus, tmp_path):
@@ -183,8 +185,8 @@ def test_how_many_sentinels_is_said(corpus, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
     assert_t5s(tmp_path, 7)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(said | {"extra_ids": "many"}))
-    with pytest.raises(TokenizerError, match="extra_ids must be a whole number of at least 0, got 'many'"):
-        Tokenizer.load(tmp_path)
+    with pytest.raises(TokenizerError, match="extra_ids must be an integer of at least 0, got 'many'"):
+        load_tokenizer(tmp_path)
 
 
 # ---- BART
@@ -195,12 +197,12 @@ def test_barts_pair_of_files_without_a_word_about_it(corpus, tmp_path):
     special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
     folder = gpt2_folder(tmp_path, corpus, special=special)
     (folder / "config.json").write_text('{"model_type": "bart"}')
-    ours, theirs = Tokenizer.load(folder), transformers.BartTokenizer.from_pretrained(folder)
+    ours, theirs = load_tokenizer(folder), transformers.BartTokenizer.from_pretrained(folder)
     same_everywhere(ours.encode, lambda text: theirs(text, split_special_tokens=True)["input_ids"])
     ids = ours.encode("the cat")
-    assert (ids[0], ids[-1]) == (theirs.bos_token_id, theirs.eos_token_id) == (ours.special["<s>"], ours.eos_id)
-    assert ours.encode("the <mask> sat", special=True) == theirs("the <mask> sat")["input_ids"]
-    assert ours.special["<mask>"] not in ours.encode("the <mask> sat")
+    assert (ids[0], ids[-1]) == (theirs.bos_token_id, theirs.eos_token_id) == (ours.special_tokens["<s>"], ours.eos_id)
+    assert ours.encode("the <mask> sat", parse_special=True) == theirs("the <mask> sat")["input_ids"]
+    assert ours.special_tokens["<mask>"] not in ours.encode("the <mask> sat")
 
 
 # ---- with a model behind it
@@ -236,12 +238,12 @@ def test_t5_fills_holes(corpus, tmp_path, capsys):
     """Only where the person says that <extra_id_0> is the token; then it is seen in what is written, too."""
     (tmp_path / "spiece.model").write_bytes(spm(corpus, vocab_size=230, **T5))
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
-    tokenizer = Tokenizer.load(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
     size = tokenizer.vocab_size + 3  # a table is rounded up
     special = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
     hf = talker("flan", tmp_path, size, special)
     text, translator = "The <extra_id_0> sat.", load_translator(tmp_path)
-    ids = torch.tensor([tokenizer.encode(text, special=True)])
+    ids = torch.tensor([tokenizer.encode(text, parse_special=True)])
     out = hf.generate(
         ids, max_new_tokens=9, do_sample=False, num_beams=1, suppress_tokens=[size - 3, size - 2, size - 1]
     )

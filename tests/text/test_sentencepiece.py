@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glassformer.errors import TokenizerError
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.sentencepiece.model_file import BPE, NORMAL, UNUSED, SentencePieceModel, SentencePiecePiece
-from glassformer.text.sentencepiece.model_file import read_sentencepiece as read
-from glassformer.text.sentencepiece.model_file import write_sentencepiece as write
+from glassformer.text.sentencepiece.model_file import parse_sentencepiece as read
+from glassformer.text.sentencepiece.model_file import serialize_sentencepiece as write
 from glassformer.text.sentencepiece.segmenter import Segmenter
 from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
-from glassformer.text.tokenizer import Tokenizer
 
 CORPUS = """The cat sat on the mat; it's 12:30, and the dog isn't there. They'll say: "Who's that?"
     def f(x):\n\treturn x ** 2  # naïve façade — coöperate
@@ -64,7 +64,7 @@ def same(ours: Segmenter, theirs: sentencepiece.SentencePieceProcessor, text: st
     assert ours.encode(text) == ids, repr(text)
     got, places = ours.encode_offsets(text)
     assert got == ids
-    if ours.bytes is None:  # the library puts a character's offsets on the last of its bytes only
+    if ours.byte_ids is None:  # the library puts a character's offsets on the last of its bytes only
         units = [0]
         for char in text:
             units.append(units[-1] + len(char.encode()))
@@ -173,7 +173,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_with_a_model(folder, tmp_path):
-    opened = Tokenizer.load(folder)
+    opened = load_tokenizer(folder)
     theirs = both("bpe-llama")[1]
     assert (opened.bos_id, opened.eos_id, opened.add_bos, opened.vocab_size) == (1, 2, True, len(theirs))
     for text in (CORPUS, "", " a", "<s> </s> <unk>", "猫 ネコ\0"):
@@ -182,16 +182,16 @@ def test_a_folder_with_a_model(folder, tmp_path):
         assert opened.decode(opened.encode(text, bare=True)) == text
         stream = opened.stream()
         assert "".join(map(stream.push, theirs.encode(text))) + stream.finish() == text
-    assert opened.encode("a</s>", special=True, bare=True) == [*theirs.encode("a"), 2]
+    assert opened.encode("a</s>", parse_special=True, bare=True) == [*theirs.encode("a"), 2]
     assert not {0, 1, 2} & set(opened.encode("a</s><unk><s>", bare=True))
     opened.save(tmp_path / "saved")
-    again = Tokenizer.load(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
     assert (tmp_path / "saved" / "tokenizer.model").read_bytes() == trained("bpe-llama")
     assert again.encode(CORPUS) == opened.encode(CORPUS)
 
 
 def test_decoding_is_the_librarys(folder):
-    opened, theirs, chance = Tokenizer.load(folder), both("bpe-llama")[1], random.Random(3)
+    opened, theirs, chance = load_tokenizer(folder), both("bpe-llama")[1], random.Random(3)
     pieces = [i for i in range(3, len(theirs)) if theirs.id_to_piece(i) != "<0x20>"]  # at the start, taken for ▁ here
     for _ in range(300):
         ids = [chance.choice(pieces) for _ in range(chance.randint(1, 10))]
@@ -203,10 +203,14 @@ def test_added_tokens_of_a_folder(folder):
     n = len(both("bpe-llama")[1])
     (folder / "added_tokens.json").write_text(f'{{"<|user|>": {n}, "<tag>": {n + 1}}}')
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<|user|>", "add_bos_token": false}')
-    opened, theirs = Tokenizer.load(folder), both("bpe-llama")[1]
-    assert (opened.eos_id, opened.vocab_size, opened.special["<|user|>"]) == (n, n + 2, n)
-    assert opened.encode("a<tag>b<|user|>c") == [*theirs.encode("a"), n + 1, *opened.core.encode_inside("b<|user|>c")]
-    assert opened.encode("a<|user|>", special=True) == [*theirs.encode("a"), n]
+    opened, theirs = load_tokenizer(folder), both("bpe-llama")[1]
+    assert (opened.eos_id, opened.vocab_size, opened.special_tokens["<|user|>"]) == (n, n + 2, n)
+    assert opened.encode("a<tag>b<|user|>c") == [
+        *theirs.encode("a"),
+        n + 1,
+        *opened.backend.encode_continuation("b<|user|>c"),
+    ]
+    assert opened.encode("a<|user|>", parse_special=True) == [*theirs.encode("a"), n]
     assert opened.decode(opened.encode("a<tag>b<|user|>c")) == "a<tag>b<|user|>c"
 
 
@@ -216,22 +220,22 @@ def test_the_space_behind_a_control_token_is_llamas(folder, legacy):
     import transformers
 
     (folder / "tokenizer_config.json").write_text(f'{{"legacy": {str(legacy).lower()}, "bos_token": "<s>"}}')
-    opened = Tokenizer.load(folder)
+    opened = load_tokenizer(folder)
     theirs = transformers.LlamaTokenizer.from_pretrained(folder, legacy=legacy)
     for text in (
         "a</s>b",
         "</s>the cat",
         "the </s>cat</s>",
     ):  # not " cat": it drops one of two spaces, unlike the library
-        assert opened.encode(text, special=True, bare=True) == theirs(text, add_special_tokens=False)["input_ids"]
+        assert opened.encode(text, parse_special=True, bare=True) == theirs(text, add_special_tokens=False)["input_ids"]
 
 
 def test_a_user_defined_piece_that_the_template_writes_is_a_control_token():
     core = SentencePieceTokenizer(trained("bpe-gemma"), template="<sep>{{ x }}")
-    assert core.special["<sep>"] in both("bpe-gemma")[1].encode("a<sep>")
-    assert core.special["<sep>"] not in core.encode(["a<sep>"], special=False)[0]
-    assert core.special["<sep>"] in core.encode(["a<sep>"], special=True)[0]
-    assert "<sep>" not in SentencePieceTokenizer(trained("bpe-gemma")).special
+    assert core.special_tokens["<sep>"] in both("bpe-gemma")[1].encode("a<sep>")
+    assert core.special_tokens["<sep>"] not in core.encode(["a<sep>"], parse_special=False)[0]
+    assert core.special_tokens["<sep>"] in core.encode(["a<sep>"], parse_special=True)[0]
+    assert "<sep>" not in SentencePieceTokenizer(trained("bpe-gemma")).special_tokens
 
 
 # ---- files that are not right
@@ -242,7 +246,7 @@ def test_every_cut_is_refused_by_name(tmp_path):
     for end in [0, 1, 2, *(chance.randrange(len(data)) for _ in range(60))]:
         (tmp_path / "tokenizer.model").write_bytes(data[:end])
         with pytest.raises(TokenizerError, match=r"tokenizer\.model: "):
-            Tokenizer.load(tmp_path)
+            load_tokenizer(tmp_path)
 
 
 def test_damage_is_an_error_of_ours_or_nothing():
@@ -258,11 +262,11 @@ def test_damage_is_an_error_of_ours_or_nothing():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": 3}, "of type 3 is not read: only unigram, bpe"),
-        ({"pieces": (SentencePiecePiece("a"),)}, "one piece for what is unknown, and there are 0"),
+        ({"kind": 3}, "of type 3 are not supported, only unigram, bpe"),
+        ({"pieces": (SentencePiecePiece("a"),)}, "one piece of type unknown, but it has 0"),
         (
             {"pieces": (SentencePiecePiece("<unk>", 0, 2), SentencePiecePiece("a"), SentencePiecePiece("a"))},
-            "piece 2 'a' stands at 1 already",
+            "piece 2 'a' is a duplicate of piece 1",
         ),
         (
             {"pieces": (SentencePiecePiece("<unk>", 0, 2), SentencePiecePiece("a", 0, 9))},
@@ -270,7 +274,7 @@ def test_damage_is_an_error_of_ours_or_nothing():
         ),
         (
             {"pieces": (SentencePiecePiece("<unk>", 0, 2), SentencePiecePiece("<0x00>", 0, 6)), "byte_fallback": True},
-            "1 pieces for bytes, not 256",
+            "requires 256 byte pieces, but the model has 1",
         ),
         ({"charsmap": b"\xff\xff\xff\xff123"}, "normalization rules are damaged"),
     ],
@@ -283,5 +287,5 @@ def test_what_the_library_refuses_is_refused(change, message):
 
 def test_an_unknown_rule_is_refused():
     extra = b"\x3a\x01x"  # field 7 of the normalizer_spec
-    with pytest.raises(TokenizerError, match=r"normalizer_spec has a rule that is not known here \(field 7\)"):
+    with pytest.raises(TokenizerError, match=r"field 7 of normalizer_spec is not supported"):
         read(trained("unigram") + b"\x1a" + bytes([len(extra)]) + extra)

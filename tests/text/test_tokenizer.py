@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Core
 
+from glassformer import atomic
 from glassformer.errors import TokenizerError
-from glassformer.text.files import find as files
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 
 EOT = "<|endoftext|>"
@@ -71,11 +72,11 @@ def test_offsets_of_parts_of_a_character(bpe):
 
 
 def test_offsets_keep_the_space_even_where_the_file_says_trim(bpe):
-    layout = json.loads(bpe.core.json)
+    layout = json.loads(bpe.backend.json)
     layout["post_processor"]["trim_offsets"] = True
     trimming = Tokenizer(json.dumps(layout))
     for special in (False, True):
-        assert trimming.encode_offsets("the cat", special=special) == bpe.encode_offsets("the cat")
+        assert trimming.encode_offsets("the cat", parse_special=special) == bpe.encode_offsets("the cat")
     assert bpe.encode_offsets("the cat").offsets[-1] == (3, 7)
 
 
@@ -92,14 +93,14 @@ def test_offsets_of_simple_kinds(char, word, text):
 
 
 def test_text_never_becomes_a_control_token(tokenizer):
-    for name, index in tokenizer.special.items():
+    for name, index in tokenizer.special_tokens.items():
         text = f"the {name} cat{name}{name}"
         if name != "<|unk|>":  # there the id says that something was not known
             assert index not in tokenizer.encode(text)
             assert index not in tokenizer.encode_offsets(text).ids
             assert index not in tokenizer.encode_batch([text, name])[1]
-        assert tokenizer.encode(text, special=True).count(index) >= 3
-    assert tokenizer.special[EOT] == tokenizer.eos_id == 0
+        assert tokenizer.encode(text, parse_special=True).count(index) >= 3
+    assert tokenizer.special_tokens[EOT] == tokenizer.eos_id == 0
 
 
 @given(parts=st.lists(st.sampled_from([EOT, "<|user|>", "<|", "|>", "endoftext", " ", "<", "|", ">", "x"])))
@@ -107,8 +108,8 @@ def test_no_mixture_becomes_a_control_token(bpe, parts):
     text = "".join(parts)
     assert not {0, 1} & set(bpe.encode(text))
     assert bpe.decode(bpe.encode(text)) == text
-    assert bpe.decode(bpe.encode(text, special=True)) == text
-    assert bpe.encode(text, special=True).count(0) == text.count(EOT)
+    assert bpe.decode(bpe.encode(text, parse_special=True)) == text
+    assert bpe.encode(text, parse_special=True).count(0) == text.count(EOT)
 
 
 def test_a_copy_does_not_forget_it(bpe):
@@ -119,14 +120,14 @@ def test_a_copy_does_not_forget_it(bpe):
 
 def test_threads_do_not_disturb_each_other(bpe):
     text = f"the cat {EOT}" * 50
-    wanted = {special: bpe.encode(text, special=special) for special in (False, True)}
+    wanted = {special: bpe.encode(text, parse_special=special) for special in (False, True)}
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: bpe.encode(text, special=bool(i % 2)), range(400)))
+        found = list(pool.map(lambda i: bpe.encode(text, parse_special=bool(i % 2)), range(400)))
     assert all(ids == wanted[bool(i % 2)] for i, ids in enumerate(found))
 
 
 def with_added(tokenizer, *tokens) -> str:
-    core = Core.from_str(tokenizer.core.json)
+    core = Core.from_str(tokenizer.backend.json)
     core.add_tokens(list(tokens))
     return core.to_str()
 
@@ -135,20 +136,20 @@ def test_added_tokens_are_control_when_they_look_or_act_so(bpe):
     """Not flagged special: Qwen's <|fim|>, a template's <think>, Gemma's <b>, GPT-NeoX's runs of spaces."""
     plain = [AddedToken(t, special=False, normalized=False) for t in ("<|fim|>", "<think>", "<b>", "    ")]
     opened = Tokenizer(with_added(bpe, *plain), chat_template="{% if x %}<think>    {% endif %}")
-    ids = {t.content: opened.core.marked.token_to_id(t.content) for t in plain}
-    assert set(opened.special) == {EOT, "<|user|>", "<|fim|>", "<think>"}
+    ids = {t.content: opened.backend.parsing.token_to_id(t.content) for t in plain}
+    assert set(opened.special_tokens) == {EOT, "<|user|>", "<|fim|>", "<think>"}
     text = "<|fim|><think><b>    x"
     assert {ids["<|fim|>"], ids["<think>"]}.isdisjoint(opened.encode(text))
     assert {ids["<b>"], ids["    "]} <= set(opened.encode(text))
-    assert set(ids.values()) <= set(opened.encode(text, special=True))
-    assert opened.decode(opened.encode(text, special=True)) == text
+    assert set(ids.values()) <= set(opened.encode(text, parse_special=True))
+    assert opened.decode(opened.encode(text, parse_special=True)) == text
 
 
 # ---- BOS
 
 
 def with_bos(tokenizer) -> str:
-    core = Core.from_str(tokenizer.core.json)
+    core = Core.from_str(tokenizer.backend.json)
     core.post_processor = processors.TemplateProcessing(single="<|user|> $A", special_tokens=[("<|user|>", 1)])
     return core.to_str()
 
@@ -159,7 +160,7 @@ def test_bos_is_added_once_and_the_same_everywhere(bpe, tmp_path, inside, said, 
 
     config = {"bos_token": "<|user|>", "eos_token": {"content": EOT, "lstrip": False}}
     opened = Tokenizer(
-        with_bos(bpe) if inside else bpe.core.json, config | ({} if said is None else {"add_bos_token": said})
+        with_bos(bpe) if inside else bpe.backend.json, config | ({} if said is None else {"add_bos_token": said})
     )
     assert (opened.add_bos, opened.bos_id, opened.eos_id) == (bool(adds), 1, 0)
     bare = bpe.encode("the cat")
@@ -169,7 +170,7 @@ def test_bos_is_added_once_and_the_same_everywhere(bpe, tmp_path, inside, said, 
     assert opened.encode_offsets("the cat").offsets[:adds] == [(0, 0)] * adds
     assert opened.encode_offsets("the cat", bare=True).ids == bare
     opened.save(tmp_path)
-    again = Tokenizer.load(tmp_path)
+    again = load_tokenizer(tmp_path)
     assert again.encode("the cat") == opened.encode("the cat")
     assert AutoTokenizer.from_pretrained(tmp_path)("the cat")["input_ids"] == opened.encode("the cat")
 
@@ -186,18 +187,18 @@ def test_autotokenizer_gives_the_same_ids(tokenizer, corpus, tmp_path):
     assert auto.eos_token_id == tokenizer.eos_id
     assert len(auto) == tokenizer.vocab_size
     for text in [*SAMPLES, corpus, f"a{EOT}b<|unk|>"]:
-        ids = tokenizer.encode(text, special=True)
+        ids = tokenizer.encode(text, parse_special=True)
         assert auto(text)["input_ids"] == ids
         assert auto.decode(ids) == tokenizer.decode(ids)
         if EOT not in text:
             assert tokenizer.encode(text) == ids
-    again = Tokenizer.load(tmp_path)
-    assert (again.special, again.eos_id, again.vocab_size) == (tokenizer.special, 0, tokenizer.vocab_size)
+    again = load_tokenizer(tmp_path)
+    assert (again.special_tokens, again.eos_id, again.vocab_size) == (tokenizer.special_tokens, 0, tokenizer.vocab_size)
     assert again.encode(corpus) == tokenizer.encode(corpus)
 
 
 def test_gguf_converters_know_the_pattern(bpe):
-    layout = json.loads(bpe.core.json)
+    layout = json.loads(bpe.backend.json)
     assert layout["pre_tokenizer"]["type"] == "ByteLevel"
     assert layout["pre_tokenizer"]["use_regex"] is True
     assert layout["pre_tokenizer"]["add_prefix_space"] is False
@@ -206,8 +207,8 @@ def test_gguf_converters_know_the_pattern(bpe):
 
 def test_a_save_keeps_what_was_loaded(bpe, tmp_path):
     config = {"eos_token": EOT, "model_max_length": 77, "auto_map": {"AutoTokenizer": ["evil.py", None]}, "mine": 1}
-    Tokenizer(bpe.core.json, config, chat_template="{{ x }}").save(tmp_path / "new" / "folder")
-    again = Tokenizer.load(tmp_path / "new" / "folder")
+    Tokenizer(bpe.backend.json, config, chat_template="{{ x }}").save(tmp_path / "new" / "folder")
+    again = load_tokenizer(tmp_path / "new" / "folder")
     assert again.chat_template == "{{ x }}"
     assert (again.config["model_max_length"], again.config["mine"]) == (77, 1)
     assert "auto_map" not in again.config
@@ -221,14 +222,14 @@ def test_a_failing_save_leaves_the_old_files_whole(bpe, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     with pytest.raises(TokenizerError, match=r"tokenizer_config\.json could not be written: No space left"):
-        Tokenizer(bpe.core.json, {"other": 1}).save(tmp_path)
+        Tokenizer(bpe.backend.json, {"other": 1}).save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_truncation_in_a_file_is_not_obeyed(bpe):
-    core = Core.from_str(bpe.core.json)
+    core = Core.from_str(bpe.backend.json)
     core.enable_truncation(4)
     core.enable_padding(length=9)
     assert Tokenizer(core.to_str()).encode("the cat sat on the mat") == bpe.encode("the cat sat on the mat")
@@ -280,7 +281,7 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer):
 
 
 def test_a_gap_in_the_vocabulary_has_no_token(char):
-    layout = json.loads(char.core.json)
+    layout = json.loads(char.backend.json)
     gone = next(t for t, i in layout["model"]["vocab"].items() if i == 5)
     del layout["model"]["vocab"][gone]
     with pytest.raises(TokenizerError, match=r"token id 5 is in the range .*, but no token has it"):
@@ -288,19 +289,19 @@ def test_a_gap_in_the_vocabulary_has_no_token(char):
 
 
 def test_a_decoder_that_is_not_understood_is_named(bpe):
-    layout = json.loads(bpe.core.json)
+    layout = json.loads(bpe.backend.json)
     for decoder, message in (
         ({"type": "CTC", "pad_token": "", "word_delimiter_token": "", "cleanup": True}, "CTC"),
         (None, "no"),
     ):
-        with pytest.raises(TokenizerError, match=f"{message}.*understood are"):
+        with pytest.raises(TokenizerError, match=f"{message}.*supported are"):
             Tokenizer(json.dumps(layout | {"decoder": decoder})).decode([1])
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", None, r"has no tokenizer: looked for tokenizer\.json"),
+        ("tokenizer.json", None, r"has no tokenizer: expected tokenizer\.json"),
         ("tokenizer_config.json", None, r"tokenizer_config\.json is missing"),
         ("tokenizer.json", b'{"version": "1.0", "model"', r"tokenizer\.json is not JSON"),
         ("tokenizer.json", b'{"version": "1.0", "model": {"type": "New"}}', r"tokenizer\.json cannot be read"),
@@ -308,7 +309,7 @@ def test_a_decoder_that_is_not_understood_is_named(bpe):
         ("tokenizer_config.json", b"{", r"tokenizer_config\.json is not JSON"),
         ("tokenizer_config.json", b"[1]", r"tokenizer_config\.json must hold a JSON object, not list"),
         ("tokenizer_config.json", b'{"eos_token": "</s>"}', r"eos_token is '</s>', which is not in the vocabulary"),
-        ("tokenizer_config.json", b'{"add_bos_token": true}', r"add_bos_token, but no bos_token"),
+        ("tokenizer_config.json", b'{"add_bos_token": true}', r"sets add_bos_token, but no bos_token"),
     ],
 )
 def test_a_damaged_folder_is_named(bpe, tmp_path, name, content, message):
@@ -318,13 +319,13 @@ def test_a_damaged_folder_is_named(bpe, tmp_path, name, content, message):
     else:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(TokenizerError, match=message) as error:
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
 def test_byte_level_decoding_is_the_librarys(bpe):
     """Where the bytes are whole characters; test_pieces checks the rest."""
-    core = Core.from_str(bpe.core.json)
+    core = Core.from_str(bpe.backend.json)
     assert isinstance(core.pre_tokenizer, pre_tokenizers.ByteLevel)
     ids = bpe.encode("".join(SAMPLES))
     assert core.decode(ids, skip_special_tokens=False) == bpe.decode(ids)

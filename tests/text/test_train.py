@@ -19,26 +19,31 @@ from glassformer.errors import DataError, TokenizerError
 from glassformer.text import bpe as readable
 from glassformer.text import train
 from glassformer.text import train_worker as worker
-from glassformer.text.tokenizer import Tokenizer
+from glassformer.text.files.load import load_tokenizer
 from glassformer.text.train import train_tokenizer
 
 EOT = "<|endoftext|>"
 ROOT = Path(__file__).parents[2]
 
 
+def train_with_report(documents, **options):
+    reports = []
+    tokenizer = train_tokenizer(documents, on_report=reports.append, **options)
+    (report,) = reports
+    return tokenizer, report
+
+
 def merges(tokenizer):
-    return readable.BPE.from_json(tokenizer.core.json).merges
+    return readable.BPE.from_json(tokenizer.backend.json).merges
 
 
 @pytest.mark.parametrize("name", ["tinyshakespeare.txt", "wagahai-ja.txt"])
 def test_learns_what_the_definition_learns(shared_file, name):
     """Through the child, its blocks and its cuts: the same merges as from the text in one piece."""
     text = shared_file(name).read_text("utf-8")[:60_000]
-    tokenizer = train_tokenizer([text], vocab_size=457)
-    assert merges(tokenizer) == readable.train([text], 457, special=[EOT])
-    assert (tokenizer.vocab_size, tokenizer.special, tokenizer.eos_id, tokenizer.bos_id) == (457, {EOT: 0}, 0, 0)
-    report = tokenizer.report
-    assert report is not None
+    tokenizer, report = train_with_report([text], vocab_size=457)
+    assert merges(tokenizer) == readable.train([text], 457, special_tokens=[EOT])
+    assert (tokenizer.vocab_size, tokenizer.special_tokens, tokenizer.eos_id, tokenizer.bos_id) == (457, {EOT: 0}, 0, 0)
     assert (report.documents, report.bytes_seen, report.bytes_used) == (1, *[len(text.encode())] * 2)
     assert report.because == "all of it"
     assert report.peak_memory > 20e6 or sys.platform != "linux"
@@ -46,7 +51,7 @@ def test_learns_what_the_definition_learns(shared_file, name):
 
 def test_qwen2s_pattern_is_a_choice(corpus):
     tokenizer = train_tokenizer([corpus], vocab_size=300, pattern="qwen2")
-    assert merges(tokenizer) == readable.train([corpus], 300, special=[EOT], pattern=readable.PATTERNS["qwen2"])
+    assert merges(tokenizer) == readable.train([corpus], 300, special_tokens=[EOT], pattern=readable.PATTERNS["qwen2"])
     assert len(tokenizer.encode("1234", bare=True)) == 4
 
 
@@ -59,21 +64,20 @@ def test_a_text_begins_with_the_token_that_ends_one(kind, corpus, tmp_path):
     for text in ("the cat", ""):
         ids = tokenizer.encode(text)
         assert ids == [tokenizer.eos_id, *tokenizer.encode(text, bare=True)]
-        assert auto(text)["input_ids"] == Tokenizer.load(tmp_path).encode(text) == ids
+        assert auto(text)["input_ids"] == load_tokenizer(tmp_path).encode(text) == ids
 
 
 def test_documents_are_apart():
     """No merge across a border, so two documents "a", "b" know no "ab"; a generator is read once."""
-    tokenizer = train_tokenizer((part for part in ["a", "", "b"] * 9), vocab_size=300)
+    tokenizer, report = train_with_report((part for part in ["a", "", "b"] * 9), vocab_size=300)
     assert tokenizer.vocab_size == 257
-    assert tokenizer.report is not None
-    assert tokenizer.report.documents == 27
+    assert report.documents == 27
 
 
 def test_words_and_characters_by_how_often_they_occur():
     word = train_tokenizer(["b b b a a c", "b"], kind="word", vocab_size=5)
     assert [word.token_bytes(i).decode() for i in range(5)] == [EOT, "<|unk|>", " a", " b", "b"]
-    char = train_tokenizer(["bbbaac\n\n"], kind="char", vocab_size=5, special=("<|unk|>",))
+    char = train_tokenizer(["bbbaac\n\n"], kind="char", vocab_size=5, special_tokens=("<|unk|>",))
     assert [char.token_bytes(i).decode() for i in range(5)] == ["<|unk|>", "b", "\n", "a", "c"]
     assert char.eos_id is None
 
@@ -96,16 +100,15 @@ def test_progress_is_told_stage_by_stage(corpus):
 def test_a_sample_is_drawn_to_the_cap_and_by_the_seed():
     documents = [f"w{i} " * 50 for i in range(2000)]
     size = sum(map(len, documents))
-    tell = train._throttled(None)
-    first, again, other = (train._draw(documents, 40_000, seed, tell) for seed in (1, 1, 2))
+    tell = train._throttle(None)
+    first, again, other = (train._draw_sample(documents, 40_000, seed, tell) for seed in (1, 1, 2))
     assert first.blocks == again.blocks
     assert first.blocks != other.blocks
     assert (first.seen, first.documents) == (size, 2000)
     assert 30_000 < first.size <= 40_000
-    tokenizer = train_tokenizer(documents, vocab_size=300, max_bytes=40_000, seed=1)
-    assert tokenizer.report is not None
-    assert tokenizer.report.bytes_used == first.size
-    assert tokenizer.report.because == "sampled to max_bytes=40000"
+    _, report = train_with_report(documents, vocab_size=300, max_bytes=40_000, seed=1)
+    assert report.bytes_used == first.size
+    assert report.because == "sampled to max_bytes=40000"
 
 
 def framed(blocks) -> list[bytes]:
@@ -113,14 +116,14 @@ def framed(blocks) -> list[bytes]:
     with tempfile.TemporaryFile() as pipe:
         pipe.write(b"".join(blocks) + worker.END)
         pipe.seek(0)
-        return list(worker.frames(pipe))
+        return list(worker.read_frames(pipe))
 
 
 def test_a_sample_comes_from_everywhere(monkeypatch):
     """Of 1000 blocks a tenth is kept; early and late ones alike (a fair draw fails this once in 10^6)."""
     documents = [f"{i:06d}" * 1100 for i in range(1000)]  # 6600 bytes each, so one a block
-    monkeypatch.setattr(train, "_BLOCK", 6600)
-    sample = train._draw(documents, 660_000, 0, train._throttled(None))
+    monkeypatch.setattr(train, "_BLOCK_SIZE", 6600)
+    sample = train._draw_sample(documents, 660_000, 0, train._throttle(None))
     numbers = [int(text[:6]) for text in framed(sample.blocks)]
     assert len(sample.blocks) == 100
     assert len(numbers) == len(set(numbers)) == 100
@@ -130,28 +133,26 @@ def test_a_sample_comes_from_everywhere(monkeypatch):
 @given(texts=st.lists(st.text(st.sampled_from("ab \n猫é👧,1"), max_size=200), max_size=8), size=st.integers(1, 50))
 def test_pieces_and_frames_lose_nothing(texts, size):
     for text in texts:
-        pieces = list(train._pieces(text.encode(), size))
+        pieces = list(train._split_chunks(text.encode(), size))
         assert "".join(piece.decode() for piece in pieces) == text
-    sample = train._draw(texts, 10**6, 0, train._throttled(None))
+    sample = train._draw_sample(texts, 10**6, 0, train._throttle(None))
     assert sample.size == sample.seen == sum(len(text.encode()) for text in texts)
     assert b"".join(framed(sample.blocks)) == "".join(texts).encode()
 
 
 @given(text=st.text(st.sampled_from("ab \n猫1,"), max_size=300), longest=st.integers(1, 9))
 def test_runs_are_cut_and_nothing_is_lost(text, longest):
-    parts = worker.cut_runs(text * 2, longest)
+    parts = worker.split_long_runs(text * 2, longest)
     assert "".join(parts) == text * 2
-    if longest == worker.LONGEST or len(parts) > 1:
+    if longest == worker.MAX_RUN or len(parts) > 1:
         assert all(len(run) <= longest for part in parts for run in worker._RUN.findall(part))
 
 
 @pytest.mark.parametrize("text", ["x" * 3_000_000, "猫" * 1_000_000, " " * 3_000_000, "=" * 3_000_000])
 def test_megabytes_without_a_border_do_not_blow_up(text):
-    tokenizer = train_tokenizer([text, "and a word"], vocab_size=280)
+    tokenizer, report = train_with_report([text, "and a word"], vocab_size=280)
     assert tokenizer.token_bytes(257) == text.encode()[:2], "the first merge"
     assert max(len(tokenizer.token_bytes(i)) for i in range(257, tokenizer.vocab_size)) <= 256 * len(text[0].encode())
-    report = tokenizer.report
-    assert report is not None
     assert report.bytes_used == len(text.encode()) + 10
 
 
@@ -161,12 +162,10 @@ def test_different_words_are_counted_up_to_a_bound():
         " ".join(f"{chance.getrandbits(40):x}" for _ in range(2000)).translate({48 + i: 103 + i for i in range(10)})
         for _ in range(180)
     )
-    tokenizer = train_tokenizer(documents, vocab_size=260)
-    report = tokenizer.report
-    assert report is not None
+    _, report = train_with_report(documents, vocab_size=260)
     assert report.bytes_seen > 3_900_000
-    assert worker.DISTINCT_BYTES <= report.bytes_used < worker.DISTINCT_BYTES * 1.1
-    assert "different words" in report.because
+    assert worker.MAX_DISTINCT_BYTES <= report.bytes_used < worker.MAX_DISTINCT_BYTES * 1.1
+    assert "distinct words" in report.because
     assert report.peak_memory - worker.peak_memory() < 450e6, "the child's"
 
 
@@ -179,18 +178,18 @@ def test_different_words_are_counted_up_to_a_bound():
         ({"kind": "wordpiece"}, "kind must be one of bpe, char, word, got 'wordpiece'"),
         ({"pattern": "gpt4"}, "pattern must be one of gpt2, qwen2, .*, got 'gpt4'"),
         ({"vocab_size": 256}, r"vocab_size must be at least 257 \(1 special tokens and the 256 bytes\), got 256"),
-        ({"vocab_size": 257, "special": ("<|a|>", "<|b|>")}, "at least 258"),
+        ({"vocab_size": 257, "special_tokens": ("<|a|>", "<|b|>")}, "at least 258"),
         ({"kind": "char", "vocab_size": 2}, "at least 3"),
-        ({"special": ()}, "special must be one or more different names"),
-        ({"special": ("<|a|>", "<|a|>")}, "different names"),
-        ({"special": ("",)}, "special must be"),
-        ({"special": ("a",)}, "special token 'a' can be written as plain text"),
-        ({"kind": "word", "special": ("END",)}, "special token 'END' can be written as plain text"),
+        ({"special_tokens": ()}, "special_tokens must be one or more distinct"),
+        ({"special_tokens": ("<|a|>", "<|a|>")}, "distinct non-empty strings"),
+        ({"special_tokens": ("",)}, "special_tokens must be"),
+        ({"special_tokens": ("a",)}, "plain text would become the special token 'a'"),
+        ({"kind": "word", "special_tokens": ("END",)}, "plain text would become the special token 'END'"),
         ({"max_bytes": 0}, "max_bytes must be from 1 to 2147483647, got 0"),
         ({"max_bytes": 1 << 31}, "max_bytes must be"),
         ({"documents": "one text"}, "iterable of str, got one str"),
         ({"documents": ["fine", "x\ud800"]}, r"document 1: character 1 is a lone surrogate \(U\+D800\)"),
-        ({"documents": (x for x in ["fine", 3])}, "document 1 is not a str but int"),
+        ({"documents": (x for x in ["fine", 3])}, "document 1 must be a str, got int"),
     ],
 )
 def test_what_cannot_be_trained_is_named(options, message):
@@ -283,8 +282,8 @@ def test_a_child_without_parent_ends_by_itself(end, tmp_path):
     """Its output goes to a file here, so only the closed pipe can tell it."""
     chance = random.Random(0)
     text = " ".join("".join(chance.choices("abcdefghijklmnop", k=8)) for _ in range(200_000)).encode()
-    request = {"kind": "bpe", "pattern": "gpt2", "vocab_size": 60_000, "special": [EOT], "total": 0}
-    code = "from glassformer.text import worker; worker.main()"
+    request = {"kind": "bpe", "pattern": "gpt2", "vocab_size": 60_000, "special_tokens": [EOT], "total": 0}
+    code = "from glassformer.text.train_worker import main; main()"
     with open(tmp_path / "out", "wb") as out:
         child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=out, stderr=out, cwd=ROOT)
     assert child.stdin is not None
@@ -306,4 +305,4 @@ def test_importing_loads_no_torch():
 def test_same_documents_same_tokenizer(corpus):
     options = {"vocab_size": 350, "max_bytes": 4_000, "seed": 3}
     first, again = (train_tokenizer([corpus] * 40, **options) for _ in range(2))
-    assert json.loads(first.core.json) == json.loads(again.core.json)
+    assert json.loads(first.backend.json) == json.loads(again.backend.json)

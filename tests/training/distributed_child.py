@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from tiny_runs import tiny_run
-from tiny_seq2seq import RECURRENT, pair_run
+from tiny_seq2seq import RECURRENT, seq2seq_run
 
 from glassformer.training.config import OptimConfig
 from glassformer.training.data.packing import PackedLoader
@@ -25,9 +25,9 @@ def runs() -> dict[str, dict]:
     }
 
 
-def pair_runs() -> dict[str, dict]:
+def seq2seq_runs() -> dict[str, dict]:
     """The settings of each run on pairs. 8 held-out pairs, of which 7 are written: one place is filled up."""
-    common = {"steps": STEPS, "batch": BATCH, "eval_every": 10, "save_every": 10, "exact_pairs": 7}
+    common = {"steps": STEPS, "batch": BATCH, "eval_every": 10, "save_every": 10, "exact_match_examples": 7}
     return {"pairs": common | {"accumulate": 2, "label_smoothing": 0.1}, "recurrent": common | {"model": RECURRENT}}
 
 
@@ -50,8 +50,8 @@ def main() -> None:
         read.clear()
         tiny_run(out / name, tokenizer, **settings)
         (out / f"{name}-{dist.get_rank()}.json").write_text(json.dumps(read))
-    for name, settings in pair_runs().items():
-        pair_run(out / name, **settings)
+    for name, settings in seq2seq_runs().items():
+        seq2seq_run(out / name, **settings)
     dist.destroy_process_group()
 
 

@@ -104,7 +104,7 @@ def test_a_full_disk_names_path_and_bytes_and_loses_nothing(tmp_path, monkeypatc
 
 def test_too_little_room_is_seen_before_writing(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=1)
-    with pytest.raises(CheckpointError, match=r"1,000,000,000,000,000,000 bytes are needed, [\d,]+ were free"):
+    with pytest.raises(CheckpointError, match=r"1,000,000,000,000,000,000 bytes are required, [\d,]+ are free"):
         save(checkpoints, 1, need=10**18)
     assert names(checkpoints.folder) == []
 
@@ -143,7 +143,7 @@ def test_what_is_cut_short_is_named(tmp_path):
     path = save(Checkpoints(tmp_path / "checkpoints", 2), 7)
     whole = (path / "optimizer.safetensors").read_bytes()
     (path / "optimizer.safetensors").write_bytes(whole[:-100])
-    with pytest.raises(CheckpointError, match=r"optimizer.safetensors is not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match=r"optimizer.safetensors is not a complete safetensors file"):
         read_optimizer(path)
     (path / "optimizer.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"optimizer.safetensors is missing"):
@@ -153,7 +153,7 @@ def test_what_is_cut_short_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"state.json cannot be read"):
         read_state(path)
     (path / "state.json").write_text(json.dumps(json.loads(text) | {"format": 2}))
-    with pytest.raises(CheckpointError, match=r"state.json has format 2, this Glassformer reads 1"):
+    with pytest.raises(CheckpointError, match=r"state.json has format version 2, this Glassformer reads 1"):
         read_state(path)
     (path / "state.json").write_text(json.dumps(json.loads(text) | {"colour": "red"}))
     with pytest.raises(CheckpointError, match=r"colour"):

@@ -62,7 +62,7 @@ def test_a_pair_is_a_pure_function_of_its_number(task, made):
     assert [dates.example(task, 0, "train", i) for i in (7, 3)] == [train[7], train[3]]
     assert list(dates.examples(task, 0, "train", 2, start=3)) == train[3:5]
     assert dates.example(task, 1, "train", 3).source != train[3].source
-    assert train[3].where == f"{task}/train#3"
+    assert train[3].origin == f"{task}/train#3"
 
 
 @EVERY

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_child import BATCH, STEPS, pair_runs, runs
+from distributed_child import BATCH, STEPS, runs, seq2seq_runs
 from safetensors.torch import load_file
 from tiny_runs import losses, make_tokenizer, metrics, tiny_run
-from tiny_seq2seq import pair_run
+from tiny_seq2seq import seq2seq_run
 
 from glassformer.training.run.distributed import SINGLE_PROCESS, is_torchrun, local_device
 
@@ -33,8 +33,8 @@ def together(tmp_path_factory):
     assert done.returncode == 0, done.stderr[-4000:]
     for name, settings in runs().items():
         tiny_run(folder / "one" / name, tokenizer, **settings)
-    for name, settings in pair_runs().items():
-        pair_run(folder / "one" / name, **settings)
+    for name, settings in seq2seq_runs().items():
+        seq2seq_run(folder / "one" / name, **settings)
     return folder
 
 

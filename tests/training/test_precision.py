@@ -25,14 +25,14 @@ from glassformer.training.tasks.evaluate import Compute
 @pytest.mark.parametrize(
     ("given", "dtype", "because"),
     [
-        ({"asked": "float32", "device": "cuda", "cuda_bf16": True}, "float32", "asked for"),
-        ({"asked": "bfloat16", "device": "cpu"}, "bfloat16", "asked for"),
-        ({"asked": "auto", "device": "cuda:1", "cuda_bf16": True}, "bfloat16", "natively"),
-        ({"asked": "auto", "device": "cuda"}, "float32", "no native bfloat16"),
-        ({"asked": "auto", "device": "mps"}, "float32", "not measured"),
-        ({"asked": "auto", "device": "cpu", "features": frozenset({"avx2"})}, "float32", "neither"),
-        ({"asked": "auto", "device": "cpu", "features": frozenset({"amx_bf16"})}, "bfloat16", "amx_bf16"),
-        ({"asked": "auto", "device": "cpu", "features": frozenset({"avx512_bf16"}), "width": 32}, "float32", "32"),
+        ({"requested": "float32", "device": "cuda", "cuda_bf16": True}, "float32", "requested"),
+        ({"requested": "bfloat16", "device": "cpu"}, "bfloat16", "requested"),
+        ({"requested": "auto", "device": "cuda:1", "cuda_bf16": True}, "bfloat16", "natively"),
+        ({"requested": "auto", "device": "cuda"}, "float32", "no native bfloat16"),
+        ({"requested": "auto", "device": "mps"}, "float32", "not measured"),
+        ({"requested": "auto", "device": "cpu", "features": frozenset({"avx2"})}, "float32", "neither"),
+        ({"requested": "auto", "device": "cpu", "features": frozenset({"amx_bf16"})}, "bfloat16", "amx_bf16"),
+        ({"requested": "auto", "device": "cpu", "features": frozenset({"avx512_bf16"}), "width": 32}, "float32", "32"),
     ],
 )
 def test_choice_says_why(given, dtype, because):
@@ -43,7 +43,7 @@ def test_choice_says_why(given, dtype, because):
 
 def test_unknown_dtype_is_refused():
     with pytest.raises(ConfigError, match="float16"):
-        choose_precision(asked="float16", device="cpu")
+        choose_precision(requested="float16", device="cpu")
 
 
 def test_cpu_features_are_read(tmp_path):

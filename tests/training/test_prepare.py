@@ -67,7 +67,7 @@ def test_dtype_is_chosen_by_the_vocabulary(tmp_path, vocab_size, dtype):
 
 
 def test_ids_beyond_the_vocabulary_are_refused(tmp_path):
-    with pytest.raises(DataError, match="gave id 195, its vocab_size is 128"):
+    with pytest.raises(DataError, match="returned id 195, its vocab_size is 128"):
         prepare(Texts(stories(20)), ByteTokenizer(128, None), tmp_path / "data")
 
 
@@ -83,7 +83,7 @@ def test_tokens_around_a_document(tmp_path):
 
 
 def test_long_documents_are_one_document(tmp_path, monkeypatch):
-    monkeypatch.setattr("glassformer.training.data.sources.PIECE", 50)
+    monkeypatch.setattr("glassformer.training.data.sources.CHUNK", 50)
     monkeypatch.setattr(module, "BATCH_CHARS", 170)
     documents = ["word " * n for n in range(1, 200, 9)]
     shards = prepare(Texts(documents), ByteTokenizer(add_bos=True), tmp_path / "data", held_out=0.0)
@@ -94,7 +94,7 @@ def test_long_documents_are_one_document(tmp_path, monkeypatch):
 # ---- held out
 
 
-def test_the_split_is_by_content_and_copies_stay_together(tmp_path):
+def test_split_depends_on_content_and_keeps_duplicates_together(tmp_path):
     documents = stories(150) + stories(150)[::3]
     one = prepare(Texts(documents), ByteTokenizer(), tmp_path / "one", held_out=0.2)
     two = prepare(Texts(documents[::-1]), ByteTokenizer(), tmp_path / "two", held_out=0.2)
@@ -120,7 +120,7 @@ def test_share_cap_and_at_least_one():
 
 
 @pytest.mark.parametrize("size", [400, 300_000])
-def test_one_document_holds_out_its_last_tenth_and_says_so(tmp_path, size):
+def test_one_document_holds_out_its_last_tenth(tmp_path, size):
     text = "".join(f"línea {i}\n" for i in range(size // 10))
     shards = prepare(Texts([text]), ByteTokenizer(), tmp_path / "data")
     [train], [aside] = document_texts(shards.train), document_texts(shards.held_out)
@@ -131,13 +131,13 @@ def test_one_document_holds_out_its_last_tenth_and_says_so(tmp_path, size):
     assert shards.notes == ["1 document: its last 10% is held out, as a document of its own"]
 
 
-def test_few_documents_hold_out_the_tail_of_each_and_no_copy(tmp_path):
+def test_few_documents_hold_out_the_tail_of_each_without_duplicates(tmp_path):
     documents = ["吾輩は猫である" * 50, "ab" * 100, "吾輩は猫である" * 50]
     shards = prepare(Texts(documents), ByteTokenizer(), tmp_path / "data")
     train, aside = document_texts(shards.train), document_texts(shards.held_out)
     assert [a + b for a, b in zip(train, aside, strict=True)] == documents[:2]
     assert all(0.07 < len(b) / len(d) < 0.11 for b, d in zip(aside, documents, strict=False))
-    assert shards.notes[1] == "1 copies of them are left out"
+    assert shards.notes[1] == "1 duplicates of them are excluded"
     assert "2 documents" in shards.notes[0]
 
 
@@ -150,8 +150,8 @@ def test_share_and_cap_of_tails(tmp_path):
     assert capped.notes == ["1 document: its last 1.33% is held out, as a document of its own"]
 
 
-def test_options_for_files_are_not_ignored_for_documents(tmp_path):
-    with pytest.raises(DataError, match="give them to Sources"):
+def test_file_options_with_documents_raise_data_error(tmp_path):
+    with pytest.raises(DataError, match="give them to DocumentFiles"):
         prepare(Texts(["a"]), ByteTokenizer(), tmp_path / "data", separator="x")
 
 
@@ -170,17 +170,17 @@ def test_held_out_given(tmp_path):
     assert document_texts(shards.held_out) == ["aside", stories(20)[3]]
     assert document_texts(shards.train) == [s for i, s in enumerate(stories(20)) if i != 3]
     assert shards.index["left_out"]["documents"] == 1
-    assert "1 training documents equal" in shards.notes[0]
+    assert "1 training documents are equal" in shards.notes[0]
     assert set(np.load(tmp_path / "data/documents.npy")["side"]) == {TRAIN, HELD_OUT, LEFT_OUT}
 
 
 def test_nothing_held_out_and_nothing_to_train_on(tmp_path):
     assert prepare(Texts(["abc"]), ByteTokenizer(), tmp_path / "a", held_out=0.0).held_out.n_documents == 0
-    with pytest.raises(DataError, match="nothing is left to train on: 1 training documents equal"):
+    with pytest.raises(DataError, match="there is no training document: 1 training documents are equal"):
         prepare(Texts(["abc"]), ByteTokenizer(), tmp_path / "b", held_out_sources=Texts(["abc"]))
-    with pytest.raises(DataError, match="nothing is left to train on: there is no document"):
+    with pytest.raises(DataError, match="there is no training document: the data has no documents"):
         prepare(Texts([]), ByteTokenizer(), tmp_path / "b")
-    with pytest.raises(DataError, match=r"held_out must be a share from 0 to 0.5, got 5.0"):
+    with pytest.raises(DataError, match=r"held_out must be from 0 to 0.5, got 5.0"):
         prepare(Texts(["abc"]), ByteTokenizer(), tmp_path / "b", held_out=5.0)
     assert not (tmp_path / "b").exists()
     assert not list(tmp_path.glob(".*"))
@@ -204,7 +204,7 @@ def test_the_same_is_opened_and_another_is_refused(tmp_path):
     assert tokenizer.calls > calls
     assert (out / "index.json").stat().st_ino == before
 
-    for change, message in (({"held_out": 0.1}, "settings"), ({"ordered": True}, "settings")):
+    for change, message in (({"held_out": 0.1}, "options"), ({"ordered": True}, "options")):
         with pytest.raises(DataError, match=message):
             prepare(path, tokenizer, out, **change)
     with pytest.raises(DataError, match="another tokenizer"):
@@ -243,13 +243,13 @@ def test_another_folder_is_never_overwritten(tmp_path):
     (tmp_path / "file").write_text("x")
     for name in ("photos", "file"):
         for rebuild in (False, True):
-            with pytest.raises(DataError, match="holds something else"):
+            with pytest.raises(DataError, match="holds other files"):
                 prepare(Texts(stories(9)), ByteTokenizer(), tmp_path / name, rebuild=rebuild)
     assert (tmp_path / "photos/a.png").exists()
 
 
 def test_texts_where_documents_belong(tmp_path):
-    with pytest.raises(DataError, match=r"got str: wrap texts in Texts"):
+    with pytest.raises(DataError, match=r"got str: use Texts"):
         prepare(iter(["abc"]), ByteTokenizer(), tmp_path / "data")  # pyright: ignore[reportArgumentType]
 
 
@@ -261,7 +261,7 @@ def test_skipped_notes_and_progress(tmp_path):
                      progress=lambda *x: told.append(x))  # fmt: skip
     assert shards.skipped["not JSON"]["count"] == 1
     assert "a.jsonl:31" in shards.skipped["not JSON"]["examples"][0]
-    assert shards.notes == ["CRLF became LF in 1 of the files"]
+    assert shards.notes == ["CRLF was replaced by LF in 1 files"]
     size = (tmp_path / "a.jsonl").stat().st_size + 10
     assert told[-1] == (size, size, "tokenizing")
     with pytest.raises(DataError, match=r"a.jsonl:31.*not JSON"):

@@ -22,7 +22,7 @@ def test_cut_short_grown_or_missing(folder):
     data = path.read_bytes()
     for broken in (data[:-2], data + b"\0", b""):
         path.write_bytes(broken)
-        with pytest.raises(DataError, match=rf"tokens-00001.bin has {len(broken):,} bytes, the index says 6,000"):
+        with pytest.raises(DataError, match=rf"tokens-00001.bin has {len(broken):,} bytes, the index has 6,000"):
             Shards(folder)
     path.unlink()
     with pytest.raises(DataError, match=r"tokens-00001.bin: No such file"):
@@ -47,7 +47,7 @@ def test_damaged_documents(folder):
     data = path.read_bytes()
     for broken in (b"\0" * len(data), data[:128] + b"\xff" * (len(data) - 128)):
         path.write_bytes(broken)
-        with pytest.raises(DataError, match=r"documents.npy (cannot be read|does not belong)"):
+        with pytest.raises(DataError, match=r"documents.npy (cannot be read|does not match)"):
             Shards(folder)
     path.write_bytes(data[:-25])
     with pytest.raises(DataError, match=r"documents.npy has"):
@@ -58,13 +58,13 @@ def test_damaged_index(folder):
     path = folder / "index.json"
     index = json.loads(path.read_text())
     path.write_text(json.dumps(index)[:-50])
-    with pytest.raises(DataError, match=r"index.json is cut short or damaged"):
+    with pytest.raises(DataError, match=r"index.json is truncated or damaged"):
         Shards(folder)
     changes = (
         ({"version": 2}, "has version 2, this Glassformer reads 1"),
-        ({"format": "x"}, "no index of"),
+        ({"format": "x"}, "not an index of"),
         ({"files": None}, "index.json is broken"),
-        ({"n_tokens": 5}, "does not belong"),
+        ({"n_tokens": 5}, "does not match"),
     )
     for change, message in changes:
         path.write_text(json.dumps(index | change))
@@ -75,5 +75,5 @@ def test_damaged_index(folder):
     with pytest.raises(DataError, match=r"index.json is broken.*eos_id"):
         Shards(folder)
     path.unlink()
-    with pytest.raises(DataError, match="no folder of prepared data"):
+    with pytest.raises(DataError, match="not a folder of prepared data"):
         Shards(folder)

@@ -16,7 +16,7 @@ from glassformer.training.data.sources import CHUNK, DocumentFiles, Texts, split
 
 
 def texts(sources):
-    return [(d.where, d.text) for d in sources]
+    return [(d.origin, d.text) for d in sources]
 
 
 def whole(documents):
@@ -56,7 +56,7 @@ def test_files_folders_globs_and_jsonl(here):
     expected = [("d/a.md", "one"), ("d/b.txt", "two\n"), ("d/sub/c.jsonl:1", "three"), ("d/sub/c.jsonl:3", "foür\n"),
                 ("code.py", "x = 1\n"), ("z.txt.gz", "packed"), ("y.jsonl.gz:1", "packed too")]  # fmt: skip
     assert texts(sources) == expected
-    assert sources.skipped.counts == {"hidden": 1, "of another kind": 1, "named twice, read once": 1}
+    assert sources.skipped.counts == {"hidden": 1, "of another type": 1, "named twice": 1}
     assert (
         sources.bytes_read
         == sources.total_bytes
@@ -79,7 +79,7 @@ def test_separator(here):
 @pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n"])
 def test_separators_across_blocks(here, monkeypatch, separator):
     monkeypatch.setattr("glassformer.training.data.sources.BLOCK", 7)
-    monkeypatch.setattr("glassformer.training.data.sources.PIECE", 11)
+    monkeypatch.setattr("glassformer.training.data.sources.CHUNK", 11)
     documents = ["ä" * n + f" {n} " + "b\nc" * n for n in range(1, 40)]
     (here / "a.txt").write_text(separator.join(documents))
     assert whole(DocumentFiles("a.txt", separator=separator)) == documents
@@ -112,7 +112,7 @@ QWEN2 = (
     ],
 )
 def test_pieces_have_the_words_of_the_whole(monkeypatch, words):
-    monkeypatch.setattr("glassformer.training.data.sources.PIECE", 70)
+    monkeypatch.setattr("glassformer.training.data.sources.CHUNK", 70)
     text = "".join(words + "ab"[: i % 3] + " " * (i % 4 == 1) for i in range(300))
     found = [d.text for d in split_document(text, "")]
     assert "".join(found) == text
@@ -150,7 +150,7 @@ BAD = {
     "c.jsonl": (b'{"text": ["x"]}\n', '"text" is not a string', "c.jsonl:1: list"),
     "d.jsonl": (b'"x"\n', "not a JSON object", "d.jsonl:1: str"),
     "e.jsonl": (b'{"text": "a"}\n{"text": "caf\xe9"}\n', "not UTF-8", "e.jsonl:2: byte 27"),
-    "f.jsonl": (b'{"text": "\\ud800x"}\n', "half a surrogate pair (not a character)", "f.jsonl:1"),
+    "f.jsonl": (b'{"text": "\\ud800x"}\n', "unpaired surrogate (not a character)", "f.jsonl:1"),
     "g.jsonl": (b'{"text": " "}\n', "empty", "g.jsonl:1"),
     "h.jsonl": (b"[" * 100_000 + b"\n", "not JSON", "h.jsonl:1"),
 }
@@ -185,12 +185,16 @@ def test_not_readable(here):
         list(sources)
 
 
-def test_nothing_found_says_what_was_looked_for(here):
+def test_missing_files_raise_data_error(here):
     (here / "d").mkdir()
     (here / "d/x.png").write_bytes(b"x")
     (here / "e.txt").write_text("")
-    for given, message in (("no.txt", "no.txt: there is no such file"), ("no/*.txt", "no/.*no file matches"),
-                           ("d", r"d: no text in this folder: .*\.txt \.md"), ([], "no data was named")):  # fmt: skip
+    for given, message in (
+        ("no.txt", "no.txt: there is no such file"),
+        ("no/*.txt", "no/.*no file matches"),
+        ("d", r"d: this folder and those inside it have no files of the types \.txt \.md"),
+        ([], "there is no training data"),
+    ):
         with pytest.raises(DataError, match=message):
             DocumentFiles(given)
     with pytest.raises(DataError, match=r"no document could be read from e.txt: 1 empty \(e.txt\)"):
@@ -225,7 +229,7 @@ def test_texts_in_memory():
     assert not Texts(iter("ab")).repeatable
     twice = Texts(lambda: (str(i) for i in range(3)))
     assert texts(twice) == texts(twice) != []
-    with pytest.raises(DataError, match="text#1: a text must be a string, got bytes"):
+    with pytest.raises(DataError, match="text#1: a document must be a string, got bytes"):
         list(Texts(iter([b"x"])))  # pyright: ignore[reportArgumentType]
 
 
@@ -239,9 +243,9 @@ def test_a_large_file_takes_little_memory(tmp_path):
             file.write("a few words of a story\n" * (40_000_000 // 23 // 20))
     code = """
 import resource, sys
-from glassformer.training.data.sources import Sources
+from glassformer.training.data.sources import DocumentFiles
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-n = sum(len(d.text) for d in Sources(sys.argv[1:]))
+n = sum(len(d.text) for d in DocumentFiles(sys.argv[1:]))
 print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     out = subprocess.run([sys.executable, "-c", code, *map(str, tmp_path.iterdir())], capture_output=True, check=True)

@@ -26,12 +26,13 @@ from tiny_runs import (
 import glassformer
 from glassformer.errors import CapacityError, ConfigError, DataError, GlassformerError
 from glassformer.training.config import (
+    LanguageModelTaskConfig,
     OptimConfig,
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
     config_dict,
-    settings_from,
+    from_dict,
 )
 from glassformer.training.run import loop as trainer
 from glassformer.training.run import train as loop
@@ -72,7 +73,7 @@ def test_a_run_learns_and_writes_everything(tokenizer, tmp_path):
     assert ElementTree.parse(run.folder / "loss.svg").getroot().tag.endswith("svg")
     info = log.all("on_start")[0][0]
     assert info.matrix_rate > 1e7
-    assert any("float32: it was asked for" in reason for reason in info.choices)
+    assert any("float32: requested" in reason for reason in info.choices)
     assert len(log.all("on_step")) == 60
     assert [entry[0] for entry in log.all("on_checkpoint")] == [20, 40, 60]
 
@@ -191,7 +192,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_the_last_good_checkpoint(to
 
 def test_a_gradient_that_is_no_number_stops_too(tokenizer, tmp_path, monkeypatch):
     spoil(monkeypatch, 2, lambda loss: torch.sqrt(loss * 0) + loss.detach())  # d sqrt(0) = inf
-    with pytest.raises(GlassformerError, match=r"the gradient's norm is nan at step 2: .*no checkpoint"):
+    with pytest.raises(GlassformerError, match=r"the gradient norm is nan at step 2: .*no checkpoint"):
         tiny_run(tmp_path / "run", tokenizer)
 
 
@@ -201,7 +202,7 @@ def test_out_of_memory_says_what_to_lower(tokenizer, tmp_path, monkeypatch, erro
         raise error
 
     spoil(monkeypatch, 3, fail)
-    with pytest.raises(CapacityError, match=r"batch 4 x context 16: lower batch .*model.context"):
+    with pytest.raises(CapacityError, match=r"batch 4 x context 16: lower batch .*the context"):
         tiny_run(tmp_path / "run", tokenizer)
 
 
@@ -224,7 +225,7 @@ def test_a_run_is_not_overwritten_and_none_is_not_resumed(tokenizer, tmp_path):
 def test_a_corpus_too_small_is_refused(tokenizer, tmp_path):
     with pytest.raises(DataError, match="too small"):
         tiny_run(tmp_path / "run", tokenizer, batch=4096)
-    with pytest.raises(DataError, match="no data was named"):
+    with pytest.raises(DataError, match="there is no training data"):
         train(tiny_config(tmp_path / "none", tokenizer))
 
 
@@ -234,7 +235,7 @@ def test_going_on_from_another_model(tokenizer, tmp_path):
     begun = metrics(second.folder)[0]["held_out_loss"]
     assert begun == metrics(first.folder)[-1]["held_out_loss"]
     shorter = replace(SHAPE, context=99)
-    with pytest.raises(ConfigError, match="rows of 99 tokens do not fit the model's context of 16"):
+    with pytest.raises(ConfigError, match="training sequences of 99 tokens exceed the model's context of 16"):
         tiny_run(tmp_path / "third", tokenizer, steps=2, from_model=str(first.folder), model=shorter)
 
 
@@ -261,7 +262,7 @@ def test_compiling_that_fails_is_left_out_and_says_why(tokenizer, tmp_path, monk
     monkeypatch.setattr(torch, "compile", no_compiler)
     log = Log()
     tiny_run(tmp_path / "run", tokenizer, log, compile=True)
-    assert ("torch.compile is left out: RuntimeError: no C++ compiler was found", True) in log.all("on_message")
+    assert ("torch.compile is not used: RuntimeError: no C++ compiler was found", True) in log.all("on_message")
     monkeypatch.undo()
     tiny_run(tmp_path / "eager", tokenizer)
     assert losses(tmp_path / "run") == losses(tmp_path / "eager")
@@ -283,13 +284,17 @@ def test_a_missing_extra_names_the_install_line(tokenizer, tmp_path, monkeypatch
 
 def test_settings_come_back_from_json():
     config = TrainConfig(
-        data=("a", "b"), model=SHAPE, optim=OptimConfig(betas=(0.8, 0.9)), schedule=ScheduleConfig("cosine"), tokens=5
+        data=("a", "b"),
+        task=LanguageModelTaskConfig(model=SHAPE),
+        optim=OptimConfig(betas=(0.8, 0.9)),
+        schedule=ScheduleConfig("cosine"),
+        tokens=5,
     )
     import json
 
-    assert settings_from(json.loads(json.dumps(config_dict(config)))) == config
-    with pytest.raises(ConfigError, match=r"settings.optim: keys that nobody reads: colour"):
-        settings_from({"optim": {"colour": 1}})
+    assert from_dict(TrainConfig, json.loads(json.dumps(config_dict(config)))) == config
+    with pytest.raises(ConfigError, match=r"config.optim has unknown keys: colour"):
+        from_dict(TrainConfig, {"optim": {"colour": 1}})
     with pytest.raises(ConfigError, match=r"give one of seconds, steps and tokens, got seconds and steps"):
         TrainConfig(seconds=1.0, steps=2)
     assert TrainConfig().budget_seconds == 120

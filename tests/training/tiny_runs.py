@@ -6,12 +6,18 @@ import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from glassformer.families.common.shape import ShapeConfig
 from glassformer.text.train import train_tokenizer
-from glassformer.training.config import OptimConfig, ScheduleConfig, TokenizerConfig, TrainConfig
+from glassformer.training.config import (
+    LanguageModelTaskConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from glassformer.training.run.metrics import Reporter
 from glassformer.training.run.train import train
 
@@ -32,10 +38,16 @@ def make_tokenizer(folder: Path) -> str:
     return str(folder)
 
 
+def replaced(config: TrainConfig, **changes) -> TrainConfig:
+    """The config with changes; those of the fields of its task go there."""
+    of_task = {f.name: changes.pop(f.name) for f in fields(config.task) if f.name in changes}
+    return replace(config, task=replace(config.task, **of_task), **changes)
+
+
 def tiny_config(out: Path | str, tokenizer: str, **changes) -> TrainConfig:
     config = TrainConfig(
         out=str(out),
-        model=SHAPE,
+        task=LanguageModelTaskConfig(model=SHAPE),
         tokenizer=TokenizerConfig(path=tokenizer),
         optim=OptimConfig(muon_dtype="float32"),
         schedule=ScheduleConfig(warmup=2),
@@ -47,7 +59,7 @@ def tiny_config(out: Path | str, tokenizer: str, **changes) -> TrainConfig:
         dtype="float32",
         device="cpu",
     )
-    return replace(config, **changes)
+    return replaced(config, **changes)
 
 
 def tiny_run(out: Path | str, tokenizer: str, reporter: Reporter | None = None, **changes):

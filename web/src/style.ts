@@ -145,6 +145,21 @@ export const base = css`
     gap: 0.5rem 1rem;
     align-items: baseline;
   }
+  .title {
+    display: flex;
+    flex-wrap: wrap;
+    gap: 0.4rem 1.4rem;
+    align-items: baseline;
+    justify-content: space-between;
+  }
+  .wrap {
+    overflow-x: auto;
+  }
+  .wrong {
+    color: var(--key);
+    font-size: 0.86rem;
+    overflow-wrap: anywhere;
+  }
   .stack {
     display: grid;
     gap: var(--gap);

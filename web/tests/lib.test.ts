@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import { EventReader } from "../src/lib/events.js";
 import { compact, bytes, count, exact, fixed, percent, power, short } from "../src/lib/number.js";
 import { shareColour, shareOf, signedColour, signedOf, type Meaning } from "../src/lib/colour.js";
-import { decode, fromBase64, half, largest } from "../src/lib/tensor.js";
+import { decode, fromBase64, half, largest, topIndices } from "../src/lib/tensor.js";
 
 describe("numbers", () => {
   test("short formats three or four significant digits", () => {
@@ -83,6 +83,12 @@ describe("tensors", () => {
     expect(() => decode(packed({ shape: [3], dtype: "u8", scale: 1, zero: 0 }, new Uint8Array(2).buffer))).toThrow(
       /has 2 values, expected 3/,
     );
+  });
+  test("topIndices includes the selected index", () => {
+    const values = [0.1, 0.4, 0, 0.3, 0.2];
+    expect(topIndices(values, 3, 1)).toEqual([1, 3, 4]);
+    expect(topIndices(values, 3, 2)).toEqual([1, 2, 3]);
+    expect(topIndices(values, 9, 7)).toEqual([0, 1, 2, 3, 4]);
   });
   test("decodes base64 and finds the largest value", () => {
     expect([...fromBase64("AAH/")]).toEqual([0, 1, 255]);

@@ -7,11 +7,11 @@ from glassformer.errors import ConfigError
 from glassformer.families.common.family import ConfigFields, TensorRule, linear, rule
 
 ROUTER = rule("model.layers.{i}.mlp.gate.weight", "blocks.{i}.mlp.router.weight")
-EACH = tuple(
+EXPERTS = tuple(
     rule(f"model.layers.{{i}}.mlp.experts.{{j}}.{part}_proj.weight", f"blocks.{{i}}.mlp.experts.{{j}}.{part}.weight")
     for part in ("gate", "up", "down")
 )
-FUSED = (  # [E, 2F, D] and [E, D, F]
+FUSED_EXPERTS = (  # [E, 2F, D] and [E, D, F]
     rule(
         "model.layers.{i}.mlp.experts.gate_up_proj",
         "blocks.{i}.mlp.experts.{j}.gate.weight",
@@ -19,7 +19,7 @@ FUSED = (  # [E, 2F, D] and [E, D, F]
     ),
     rule("model.layers.{i}.mlp.experts.down_proj", "blocks.{i}.mlp.experts.{j}.down.weight"),
 )
-SHARED = tuple(
+SHARED_EXPERTS = tuple(
     one
     for part in ("gate", "up", "down")
     for one in linear(f"model.layers.{{i}}.mlp.shared_experts.{part}_proj", f"blocks.{{i}}.mlp.shared.{part}")
@@ -28,16 +28,16 @@ SHARED = tuple(
 
 def without_mlp(rules: tuple[TensorRule, ...]) -> tuple[TensorRule, ...]:
     """A family's rules but for those of its feed-forward layers, where all of these are experts."""
-    return tuple(one for one in rules if ".mlp." not in one.ours[0])
+    return tuple(one for one in rules if ".mlp." not in one.parameter_names[0])
 
 
-def number(raw: ConfigFields, name: str, other: str, default: int) -> int:
+def read_n_experts(raw: ConfigFields, name: str, other: str, default: int) -> int:
     """How many experts there are: under the name that the family's first files use, or that of later ones."""
     found = raw.size(other, default)
     return raw.size(name, found)
 
 
-def parts(config: ModelConfig) -> tuple[LayerConfig, MoEConfig, MLPConfig]:
+def expert_parts(config: ModelConfig) -> tuple[LayerConfig, MoEConfig, MLPConfig]:
     """The first layer with experts, what they are, and the feed-forward layer of those without (or an expert)."""
     plain = next((layer.mlp for layer in config.layers if layer.experts is None), None)
     for layer in config.layers:

@@ -42,7 +42,7 @@ ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items(
 AnyConfig = ModelConfig | RecurrentConfig | TextEncoderConfig  # of what stands by itself
 
 MISSING = object()
-MOST, MOST_LAYERS = 1 << 62, 10_000  # of layers there is an object each
+MAX_SIZE, MAX_LAYERS = 1 << 62, 10_000  # of layers there is an object each
 
 
 class ConfigFields:
@@ -60,18 +60,20 @@ class ConfigFields:
             raise ConfigError(f"{self.source}: the key {name!r} is missing")
         return default
 
-    def size(self, name: str, default: Any = MISSING, least: int = 1) -> Any:
+    def size(self, name: str, default: Any = MISSING, minimum: int = 1) -> Any:
         """A whole number of at least `least`. The default also stands for null. Absurdly many layers are refused."""
-        most = MOST_LAYERS if "layer" in name else MOST
+        most = MAX_LAYERS if "layer" in name else MAX_SIZE
         allowed = (
-            f"a whole number from {least} to {most}" if most == MOST_LAYERS else f"a whole number of at least {least}"
+            f"a whole number from {minimum} to {most}"
+            if most == MAX_LAYERS
+            else f"a whole number of at least {minimum}"
         )
-        return self._kind(name, default, allowed, lambda v: type(v) is int and least <= v <= most)
+        return self._checked(name, default, allowed, lambda v: type(v) is int and minimum <= v <= most)
 
     def number(self, name: str, default: Any = MISSING) -> float:
         """A number above 0."""
         fits = lambda v: type(v) in (int, float) and 0 < v < math.inf  # noqa: E731
-        return float(self._kind(name, default, "a number above 0", fits))
+        return float(self._checked(name, default, "a number above 0", fits))
 
     def optional(self, name: str, default: float | None = None, kind: type = int) -> Any:
         """A whole number of at least 1 (or, of kind float, a number above 0), or null: there is none."""
@@ -81,9 +83,9 @@ class ConfigFields:
 
     def flag(self, name: str, default: bool) -> bool:
         """true or false."""
-        return self._kind(name, default, "true or false", lambda v: type(v) is bool)
+        return self._checked(name, default, "true or false", lambda v: type(v) is bool)
 
-    def _kind(self, name: str, default: Any, allowed: str, fits: Callable[[Any], bool]) -> Any:
+    def _checked(self, name: str, default: Any, allowed: str, fits: Callable[[Any], bool]) -> Any:
         value = self.take(name, default)
         if value is None and default is not MISSING:
             return default
@@ -91,7 +93,7 @@ class ConfigFields:
             raise ConfigError(f"{self.source}: {name} must be {allowed}, got {value!r}")
         return value
 
-    def only(self, name: str, *allowed: Any) -> None:
+    def expect(self, name: str, *allowed: Any) -> None:
         """A key of which only some values are supported; the first is the default."""
         value = self.take(name, allowed[0])
         if value not in allowed:
@@ -105,7 +107,7 @@ class ConfigFields:
             raise ConfigError(f"{self.source}: {name} = {value!r} is not supported, only {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
-    def windows(self, n_layers: int, window: int | None, default: Sequence[bool]) -> list[int | None]:
+    def layer_windows(self, n_layers: int, window: int | None, default: Sequence[bool]) -> list[int | None]:
         """Each layer's window: `layer_types` says which layers have one, or else `default` does."""
         names = {"full_attention": None, "sliding_attention": window}
         kinds = self.take("layer_types", None)
@@ -142,19 +144,19 @@ class TensorRule:
     tensor; `instead`: the tensor that it is the same as there. `plus`: the tensor holds the parameter plus this number.
     """
 
-    theirs: str
-    ours: tuple[str, ...]
+    tensor_name: str
+    parameter_names: tuple[str, ...]
     transposed: bool = False
-    by_head: bool = False
-    interleaved: bool = False
-    by_turns: bool = False
-    kept: bool = False
+    grouped_by_kv_head: bool = False
+    interleaved_rope: bool = False
+    interleaved_rows: bool = False
+    single_head: bool = False
     float32: bool = False
-    heads: bool = False
-    row: bool = False
-    zeros: bool = False
-    instead: str = ""
-    plus: float = 0.0
+    head_axis: bool = False
+    row_vector: bool = False
+    zeros_if_missing: bool = False
+    fallback: str = ""
+    offset: float = 0.0
 
 
 def rule(theirs: str, *ours: str, transposed: bool = False, **how: Any) -> TensorRule:
@@ -165,15 +167,17 @@ def linear(
     theirs: str,
     *ours: str,
     transposed: bool = False,
-    by_head: bool = False,
-    interleaved: bool = False,
-    kept: bool = False,
+    grouped_by_kv_head: bool = False,
+    interleaved_rope: bool = False,
+    single_head: bool = False,
 ) -> tuple[TensorRule, TensorRule]:
     """The rules of a linear layer: its weight and, where the model has one, its bias."""
     weight, bias = (tuple(f"{name}.{part}" for name in ours) for part in ("weight", "bias"))
     return (
-        TensorRule(f"{theirs}.weight", weight, transposed, by_head, interleaved, kept=kept),
-        TensorRule(f"{theirs}.bias", bias, False, by_head, interleaved, kept=kept),
+        TensorRule(
+            f"{theirs}.weight", weight, transposed, grouped_by_kv_head, interleaved_rope, single_head=single_head
+        ),
+        TensorRule(f"{theirs}.bias", bias, False, grouped_by_kv_head, interleaved_rope, single_head=single_head),
     )
 
 
@@ -203,12 +207,12 @@ class Family:
     rules: tuple[TensorRule, ...] | Callable[[Any], tuple[TensorRule, ...]] | None = None
     prefix: str = ""
     ignored: tuple[str, ...] = ()
-    others: tuple[TensorRule, ...] = ()
-    copies: tuple[str, ...] = ()
-    framed: bool = False
-    twins: tuple[tuple[str, str], ...] = ()
-    fit: Callable[[Any, Collection[str]], Any] = lambda config, _: config
+    alternatives: tuple[TensorRule, ...] = ()
+    embedding_copies: tuple[str, ...] = ()
+    adds_special_tokens: bool = False
+    duplicates: tuple[tuple[str, str], ...] = ()
+    detect_heads: Callable[[Any, Collection[str]], Any] = lambda config, _: config
 
-    def rules_of(self, config: AnyConfig) -> tuple[TensorRule, ...] | None:
+    def rules_for(self, config: AnyConfig) -> tuple[TensorRule, ...] | None:
         """The rules for a model of this configuration."""
         return self.rules(config) if callable(self.rules) else self.rules

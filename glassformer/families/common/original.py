@@ -21,7 +21,7 @@ from glassformer.families.common.family import ConfigFields, Family, TensorRule,
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def _whole(name: str, shape: tuple[int, ...], raw: Mapping[str, Any]) -> int | None:
+def _unsharded(name: str, shape: tuple[int, ...], raw: Mapping[str, Any]) -> int | None:
     return None
 
 
@@ -43,15 +43,15 @@ class OriginalFormat:
     key: str | None = None
     tensors: str | None = None
     ignored: tuple[str, ...] = ()
-    axis: Callable[[str, tuple[int, ...], Mapping[str, Any]], int | None] = _whole
-    ends: Callable[[Mapping[str, Any]], list[int]] = lambda raw: []
-    wrapped: str = ""
-    bare: str | None = None
+    shard_axis: Callable[[str, tuple[int, ...], Mapping[str, Any]], int | None] = _unsharded
+    end_token_ids: Callable[[Mapping[str, Any]], list[int]] = lambda raw: []
+    prefix: str = ""
+    bias_setting: str | None = None
 
-    def laid_out(self, family: Family, bare: bool = False) -> Family:
+    def apply_to(self, family: Family, bare: bool = False) -> Family:
         """The family, its tensors named and laid out as here; `bare`: with biases of 0 where there are none."""
-        rules = tuple(replace(one, zeros=bare and one.theirs.endswith(".bias")) for one in self.rules)
-        return replace(family, rules=rules, ignored=self.ignored or family.ignored, others=())
+        rules = tuple(replace(one, zeros_if_missing=bare and one.tensor_name.endswith(".bias")) for one in self.rules)
+        return replace(family, rules=rules, ignored=self.ignored or family.ignored, alternatives=())
 
 
 # ---- Llama
@@ -103,14 +103,14 @@ def _params_ends(raw: Mapping[str, Any]) -> list[int]:
     return [128_001, 128_008, 128_009] if raw.get("vocab_size") == 128_256 else []
 
 
-PARAMS = OriginalFormat(
+META_LLAMA = OriginalFormat(
     "llama",
     "consolidated*.pth",
     _read_params,
     (
         rule(EMBED, "embed.weight"),
-        *linear("layers.{i}.attention.wq", "blocks.{i}.attn.q", interleaved=True),
-        *linear("layers.{i}.attention.wk", "blocks.{i}.attn.k", interleaved=True),
+        *linear("layers.{i}.attention.wq", "blocks.{i}.attn.q", interleaved_rope=True),
+        *linear("layers.{i}.attention.wk", "blocks.{i}.attn.k", interleaved_rope=True),
         *linear("layers.{i}.attention.wv", "blocks.{i}.attn.v"),
         *linear("layers.{i}.attention.wo", "blocks.{i}.attn.o"),
         *linear("layers.{i}.feed_forward.w1", "blocks.{i}.mlp.gate"),
@@ -123,8 +123,8 @@ PARAMS = OriginalFormat(
     ),
     settings="params.json",
     ignored=(r"rope\.freqs", r"layers\.\d+\.attention\.inner_attention\.rope\.freqs"),
-    axis=_params_axis,
-    ends=_params_ends,
+    shard_axis=_params_axis,
+    end_token_ids=_params_ends,
 )
 
 
@@ -133,7 +133,7 @@ PARAMS = OriginalFormat(
 LINEAR = tuple(replace(one, transposed=False) for one in gpt2.RULES)
 C_ATTN = "transformer.h.0.attn.c_attn.weight"
 SIZES = ("n_layer", "n_head", "n_embd")
-TYPES = {  # minGPT's names for what `n_layer`, `n_head` and `n_embd` are
+MINGPT_SIZES = {  # minGPT's names for what `n_layer`, `n_head` and `n_embd` are
     "openai-gpt": (12, 12, 768), "gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280),
     "gpt2-xl": (48, 25, 1600), "gopher-44m": (8, 16, 512), "gpt-mini": (6, 6, 192), "gpt-micro": (4, 4, 128),
     "gpt-nano": (3, 3, 48),
@@ -151,9 +151,9 @@ def _read_nano(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
 def _read_min(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
     """The settings are written before the data is seen, so they may not say how large the tables are."""
     kind = raw.take("model_type", None)
-    if kind is not None and kind not in TYPES:
-        raise ConfigError(f"{raw.source}: unknown model_type {kind!r}. Known: {', '.join(TYPES)}")
-    known = dict(zip(SIZES, TYPES[kind], strict=True)) if kind else {}
+    if kind is not None and kind not in MINGPT_SIZES:
+        raise ConfigError(f"{raw.source}: unknown model_type {kind!r}. Known: {', '.join(MINGPT_SIZES)}")
+    known = dict(zip(SIZES, MINGPT_SIZES[kind], strict=True)) if kind else {}
     found: dict[str, Any] = {name: raw.optional(name) or known.get(name) for name in SIZES}
     for key, name, table in (("vocab_size", "vocab_size", "wte"), ("n_positions", "block_size", "wpe")):
         found[key] = raw.optional(name) or shapes.get(f"transformer.{table}.weight", (None,))[0]
@@ -164,15 +164,15 @@ def _read_min(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
     return found | {"activation_function": "gelu_new", "tie_word_embeddings": False}
 
 
-NANO = OriginalFormat(
-    "gpt2", "ckpt.pt", _read_nano, LINEAR, key="model_args", tensors="model", wrapped="_orig_mod.", bare="bias"
+NANOGPT = OriginalFormat(
+    "gpt2", "ckpt.pt", _read_nano, LINEAR, key="model_args", tensors="model", prefix="_orig_mod.", bias_setting="bias"
 )
-MIN = OriginalFormat("gpt2", "model.pt", _read_min, LINEAR, settings="config.json", key="model")
+MINGPT = OriginalFormat("gpt2", "model.pt", _read_min, LINEAR, settings="config.json", key="model")
 
-ORIGINALS = (PARAMS, NANO, MIN)
+ORIGINALS = (META_LLAMA, NANOGPT, MINGPT)
 
 
-def as_it_lies(family: Family, shapes: Shapes) -> Family:
+def detect_linear_layout(family: Family, shapes: Shapes) -> Family:
     """The family; where it keeps its matrices transposed, and these tensors are not, the same without that."""
     shape = shapes.get(C_ATTN, ())
     turned = family.rules == gpt2.RULES and len(shape) == 2 and shape[0] == 3 * shape[1]

@@ -22,11 +22,11 @@ def read_rope(
     context: int,
     *,
     theta: float = 10_000.0,
-    part: float | None = None,
-    names: tuple[str, str] = ("rope_theta", "partial_rotary_factor"),
-    layers: str | None = None,
-    old: str | None = "rope_scaling",
-    renamed: Mapping[str, str] = MappingProxyType({}),
+    rotary_share: float | None = None,
+    keys: tuple[str, str] = ("rope_theta", "partial_rotary_factor"),
+    layer_type: str | None = None,
+    scaling_key: str | None = "rope_scaling",
+    aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> RopeConfig:
     """The rotary positions that the file describes; `theta` and `part` where it is silent.
 
@@ -34,15 +34,15 @@ def read_rope(
     `rope_parameters`, and `old` that of the scaling. `layers`: the kind of layers ("full_attention") under which
     `rope_parameters` has their settings. `renamed`: other names of a scaling.
     """
-    theta, part = raw.number(names[0], theta), part and raw.number(names[1], part)
-    new, scaling = raw.take("rope_parameters", None), raw.take(old, None) if old else None
-    if new and layers is not None:
-        if not isinstance(new, dict) or not {*new} <= {*KINDS_OF_LAYERS}:
-            raise ConfigError(f"{raw.source}: rope_parameters must be of {' and '.join(KINDS_OF_LAYERS)}, got {new}")
-        new = new.get(layers)
+    theta, rotary_share = raw.number(keys[0], theta), rotary_share and raw.number(keys[1], rotary_share)
+    new, scaling = raw.take("rope_parameters", None), raw.take(scaling_key, None) if scaling_key else None
+    if new and layer_type is not None:
+        if not isinstance(new, dict) or not {*new} <= {*LAYER_TYPES}:
+            raise ConfigError(f"{raw.source}: rope_parameters must be of {' and '.join(LAYER_TYPES)}, got {new}")
+        new = new.get(layer_type)
     if new and scaling and new != scaling:
-        raise ConfigError(f"{raw.source}: rope_parameters and {old} differ: {new} and {scaling}")
-    return _rope(new or scaling or {}, raw, head_dim, context, theta, part, renamed)
+        raise ConfigError(f"{raw.source}: rope_parameters and {scaling_key} differ: {new} and {scaling}")
+    return _rope(new or scaling or {}, raw, head_dim, context, theta, rotary_share, aliases)
 
 
 def _rope(
@@ -64,9 +64,9 @@ def _rope(
     kind = renamed.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{raw.source}: rope scaling {kind!r} is not supported, only {', '.join(map(repr, KINDS))}")
-    if kind in LENGTHENED:
+    if kind in CONTEXT_SCALINGS:
         original = rest.size("original_max_position_embeddings", context)
-        scaling = LENGTHENED[kind](rest, context, raw.size("original_max_position_embeddings", original))
+        scaling = CONTEXT_SCALINGS[kind](rest, context, raw.size("original_max_position_embeddings", original))
     else:
         scaling = LinearScaling(rest.number("factor")) if kind == "linear" else None
     if rest.unread:
@@ -83,7 +83,7 @@ def _band(rest: ConfigFields, _: int, original: int) -> Scaling:
 def _yarn(rest: ConfigFields, context: int, original: int) -> Scaling:
     factor = rest.number("factor", context / original)
     each, all_ = (rest.take(name, None) and rest.number(name) for name in ("mscale", "mscale_all_dim"))
-    gain = partial(yarn_gain, factor)
+    gain = partial(yarn_attention_factor, factor)
     return YarnScaling(
         factor=factor,
         original_context=original,
@@ -94,7 +94,7 @@ def _yarn(rest: ConfigFields, context: int, original: int) -> Scaling:
     )
 
 
-def yarn_gain(factor: float, by: float = 1.0) -> float:
+def yarn_attention_factor(factor: float, by: float = 1.0) -> float:
     """By how much attention is sharpened in a context `factor` times as long: YaRN, equation 26, `by` times as much."""
     return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
 
@@ -113,22 +113,22 @@ def _numbers(rest: ConfigFields, name: str) -> tuple[float, ...]:
     return tuple(map(float, value))
 
 
-LENGTHENED = {"llama3": _band, "yarn": _yarn, "longrope": _long}  # those that know of an original context
-KINDS = ("default", "linear", *LENGTHENED)
-KINDS_OF_LAYERS = ("full_attention", "sliding_attention")
+CONTEXT_SCALINGS = {"llama3": _band, "yarn": _yarn, "longrope": _long}  # those that know of an original context
+KINDS = ("default", "linear", *CONTEXT_SCALINGS)
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def write_rope(
-    rope: RopeConfig | None, head_dim: int, theta: str = "rope_theta", part: str | None = None
+    rope: RopeConfig | None, head_dim: int, theta_key: str = "rope_theta", factor_key: str | None = None
 ) -> dict[str, Any]:
     """The base under the name `theta`, `rope_scaling` and, with a name for it, the part of a head that turns."""
     if rope is None:
-        return {theta: None, "rope_scaling": None}
-    parts = {} if part is None else {part: 1.0 if rope.dim is None else part_of(rope.dim, head_dim)}
-    return {theta: rope.theta, "rope_scaling": write_scaling(rope.scaling), **parts}
+        return {theta_key: None, "rope_scaling": None}
+    parts = {} if factor_key is None else {factor_key: 1.0 if rope.dim is None else rotary_factor(rope.dim, head_dim)}
+    return {theta_key: rope.theta, "rope_scaling": write_scaling(rope.scaling), **parts}
 
 
-def part_of(dim: int, head_dim: int) -> float:
+def rotary_factor(dim: int, head_dim: int) -> float:
     """The factor with which int(head_dim * factor) is `dim`."""
     part = dim / head_dim
     return part if int(head_dim * part) == dim else math.nextafter(part, 1)

@@ -1,1 +1,1 @@
-"""Everything about the GGUF file format."""
+"""GGUF files, which llama.cpp runs: read and write models in them."""

@@ -9,27 +9,27 @@ from typing import Any
 from glassformer.config import ModelConfig, TextEncoderConfig
 from glassformer.families.common.family import TensorRule
 from glassformer.formats.gguf.latent import LatentKeys
-from glassformer.formats.gguf.metadata_keys import DIVISORS, LONG, SHORT, Rope, Windows
+from glassformer.formats.gguf.metadata_keys import DIVISORS, LONG, SHORT, RopeKeys, WindowKeys
 from glassformer.formats.gguf.tensor_names import (
-    BEHIND,
+    ALTERNATIVE_EXPERTS,
     COMMON,
-    FUSED,
-    HALVES,
+    ENCODER,
+    ENCODER_DECODER,
+    FUSED_LATENT,
+    FUSED_QKV,
+    INTERLEAVED_QKV,
     LATENT,
-    OTHER_EXPERTS,
-    OTHER_LATENT,
-    PAIRS,
     RELATIVE,
-    SIDES,
-    TYPES,
-    but,
-    plus_one,
+    SEPARATE_QKV,
+    TOKEN_TYPES,
+    norms_plus_one,
+    without,
 )
 
 Keys = Mapping[str, Any]
 
 
-TURNING = Rope()
+DEFAULT_ROPE = RopeKeys()
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,24 @@ class GgufArchitecture:
     architecture: str
     rules: tuple[TensorRule, ...]
     keys: Mapping[str, str]
-    fixed: Keys = field(default_factory=dict)
-    only: Keys = field(default_factory=dict)
-    unread: Mapping[str, str] = field(default_factory=dict)
-    present: Mapping[str, str] = field(default_factory=dict)
-    absent: Mapping[str, str] = field(default_factory=dict)
-    derived: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: {}
-    rope: Rope | None = TURNING
-    windows: Windows | None = None
+    implied: Keys = field(default_factory=dict)
+    required: Keys = field(default_factory=dict)
+    write_only: Mapping[str, str] = field(default_factory=dict)
+    true_if_present: Mapping[str, str] = field(default_factory=dict)
+    true_if_absent: Mapping[str, str] = field(default_factory=dict)
+    derive: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: {}
+    rope: RopeKeys | None = DEFAULT_ROPE
+    windows: WindowKeys | None = None
     latent: LatentKeys | None = None
-    silent: Keys = field(default_factory=dict)
-    same: Mapping[str, Callable[[ModelConfig | TextEncoderConfig], Any]] = field(default_factory=lambda: SAME)
-    others: tuple[TensorRule, ...] = ()
-    needs: str | None = None
-    types: str | None = None
-    beside: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
+    defaults: Keys = field(default_factory=dict)
+    must_match: Mapping[str, Callable[[ModelConfig | TextEncoderConfig], Any]] = field(
+        default_factory=lambda: MUST_MATCH
+    )
+    alternatives: tuple[TensorRule, ...] = ()
+    required_tensor: str | None = None
+    token_types_key: str | None = None
+    ignored_keys: tuple[str, ...] = ()
+    ignored_tensors: tuple[str, ...] = ()
 
 
 SIZES = {
@@ -78,7 +80,7 @@ GROUPED = SIZES | {"attention.head_count_kv": "num_key_value_heads"}
 LAYER, RMS = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"
 NORMED = GROUPED | {RMS: "rms_norm_eps"}
 WIDE = NORMED | {"attention.key_length": "head_dim"}  # whose heads may be wider than d_model / n_heads
-OPTIONAL = ("attention.head_count_kv", "attention.key_length", "attn_logit_softcapping", "final_logit_softcapping",
+OPTIONAL_KEYS = ("attention.head_count_kv", "attention.key_length", "attn_logit_softcapping", "final_logit_softcapping",
             "attention.clamp_kqv", "decoder_block_count")  # fmt: skip
 USED = {"expert_used_count": "num_experts_per_tok"}
 MIXED = USED | {"expert_count": "num_local_experts"}
@@ -88,7 +90,7 @@ SILU, GELU = {"hidden_act": "silu"}, {"hidden_activation": "gelu_pytorch_tanh"}
 UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
 
 # What any architecture may say of itself, and must then say as its configuration does.
-SAME: Mapping[str, Callable[[ModelConfig | TextEncoderConfig], Any]] = {
+MUST_MATCH: Mapping[str, Callable[[ModelConfig | TextEncoderConfig], Any]] = {
     "attention.head_count_kv": lambda config: config.layers[0].attention.n_kv_heads,
     "attention.key_length": lambda config: config.layers[0].attention.head_dim,
     "attention.value_length": lambda config: config.layers[0].attention.head_dim,
@@ -124,15 +126,15 @@ def _gated(raw: dict[str, Any]) -> dict[str, Any]:
 
 LLAMA = GgufArchitecture(
     "llama",
-    (*COMMON, *PAIRS),
+    (*COMMON, *INTERLEAVED_QKV),
     WIDE,
-    fixed=SILU,
-    present={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"},
-    rope=Rope(tensors=(DIVISORS, SHORT, LONG)),
+    implied=SILU,
+    true_if_present={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"},
+    rope=RopeKeys(tensors=(DIVISORS, SHORT, LONG)),
 )
 DEEPSEEK = GgufArchitecture(
     "deepseek2",
-    (*COMMON, *PAIRS, *LATENT),
+    (*COMMON, *INTERLEAVED_QKV, *LATENT),
     {
         **SIZES,
         **USED,
@@ -146,40 +148,42 @@ DEEPSEEK = GgufArchitecture(
         "expert_group_count": "n_group",
         "expert_group_used_count": "topk_group",
     },
-    fixed=SILU | {"attention_bias": False, "moe_layer_freq": 1},
-    only={RMS: 1e-6, "expert_gating_func": 1},  # of norms of latents it is no other
-    derived=_method,
-    rope=Rope(latent=True),
+    implied=SILU | {"attention_bias": False, "moe_layer_freq": 1},
+    required={RMS: 1e-6, "expert_gating_func": 1},  # of norms of latents it is no other
+    derive=_method,
+    rope=RopeKeys(latent=True),
     latent=LatentKeys(),
-    silent={
+    defaults={
         "leading_dense_block_count": 0,
         "expert_weights_scale": 1.0,
         "expert_weights_norm": False,
         "expert_group_count": 1,
         "expert_group_used_count": 1,
     },
-    same={"vocab_size": SAME["vocab_size"]},
-    others=(*OTHER_LATENT, *OTHER_EXPERTS),
+    must_match={"vocab_size": MUST_MATCH["vocab_size"]},
+    alternatives=(*FUSED_LATENT, *ALTERNATIVE_EXPERTS),
 )
-GEMMA = GgufArchitecture("gemma", plus_one((*COMMON, *HALVES)), WIDE, fixed={"hidden_act": "gelu_pytorch_tanh"} | TIED)
+GEMMA = GgufArchitecture(
+    "gemma", norms_plus_one((*COMMON, *SEPARATE_QKV)), WIDE, implied={"hidden_act": "gelu_pytorch_tanh"} | TIED
+)
 
 BERT = GgufArchitecture(
     "bert",
-    (*COMMON, *HALVES, *BEHIND),
+    (*COMMON, *SEPARATE_QKV, *ENCODER),
     SIZES | {LAYER: "layer_norm_eps"},
-    fixed={"hidden_act": "gelu"},
-    only={"attention.causal": False},
+    implied={"hidden_act": "gelu"},
+    required={"attention.causal": False},
     rope=None,
-    others=FUSED,
-    needs=TYPES,
-    types="type_vocab_size",
-    beside=("pooling_type",),
+    alternatives=FUSED_QKV,
+    required_tensor=TOKEN_TYPES,
+    token_types_key="type_vocab_size",
+    ignored_keys=("pooling_type",),
 )
 
-GGUF: dict[str, GgufArchitecture] = {
+ARCHITECTURES: dict[str, GgufArchitecture] = {
     "bert": BERT,
     "deepseek_v2": DEEPSEEK,
-    "deepseek_v3": replace(DEEPSEEK, only={RMS: 1e-6, "expert_gating_func": 2}, derived=lambda raw: {}),
+    "deepseek_v3": replace(DEEPSEEK, required={RMS: 1e-6, "expert_gating_func": 2}, derive=lambda raw: {}),
     "distilbert": replace(
         BERT,
         keys={
@@ -189,46 +193,46 @@ GGUF: dict[str, GgufArchitecture] = {
             "feed_forward_length": "hidden_dim",
             "attention.head_count": "n_heads",
         },
-        fixed={"activation": "gelu"},
-        only={"attention.causal": False, LAYER: 1e-12},
-        needs=None,
-        types=None,
+        implied={"activation": "gelu"},
+        required={"attention.causal": False, LAYER: 1e-12},
+        required_tensor=None,
+        token_types_key=None,
     ),
     "falcon": GgufArchitecture(
         "falcon",
-        (*COMMON, *FUSED),
+        (*COMMON, *FUSED_QKV),
         {
             **SIZES,
             "feed_forward_length": "ffn_hidden_size",
             "attention.head_count_kv": "num_kv_heads",
             LAYER: "layer_norm_epsilon",
         },
-        fixed={"activation": "gelu", "bias": False, "parallel_attn": True},
-        only={"tensor_data_layout": "jploski"},
-        present={"new_decoder_architecture": "blk.0.attn_norm_2.weight"},
-        derived=_queries,
+        implied={"activation": "gelu", "bias": False, "parallel_attn": True},
+        required={"tensor_data_layout": "jploski"},
+        true_if_present={"new_decoder_architecture": "blk.0.attn_norm_2.weight"},
+        derive=_queries,
     ),
     "gemma": GEMMA,
     "gemma2": replace(
         GEMMA,
         architecture="gemma2",
         keys=WIDE | CAP | {"attn_logit_softcapping": "attn_logit_softcapping"},
-        fixed=GELU | TIED,
-        derived=_scale(46),
-        windows=Windows(2, 4096, needed=True),
+        implied=GELU | TIED,
+        derive=_scale(46),
+        windows=WindowKeys(2, 4096, required=True),
     ),
     "gemma3_text": replace(
         GEMMA,
         architecture="gemma3",
         keys=WIDE | CAP,
-        fixed=GELU,
-        derived=_scale(62),
-        rope=Rope(local="rope_local_base_freq"),
-        windows=Windows(6),
+        implied=GELU,
+        derive=_scale(62),
+        rope=RopeKeys(local_theta_key="rope_local_base_freq"),
+        windows=WindowKeys(6),
     ),
     "gpt2": GgufArchitecture(
         "gpt2",
-        (*COMMON, *FUSED),
+        (*COMMON, *FUSED_QKV),
         {
             "block_count": "n_layer",
             "context_length": "n_positions",
@@ -237,94 +241,98 @@ GGUF: dict[str, GgufArchitecture] = {
             "attention.head_count": "n_head",
             LAYER: "layer_norm_epsilon",
         },
-        fixed={"activation_function": "gelu_new", "scale_attn_weights": True},
+        implied={"activation_function": "gelu_new", "scale_attn_weights": True},
         rope=None,
     ),
     "gpt_neox": GgufArchitecture(
         "gptneox",
-        (*COMMON, *FUSED),
+        (*COMMON, *FUSED_QKV),
         SIZES | {LAYER: "layer_norm_eps", "use_parallel_residual": "use_parallel_residual"},
-        fixed={"hidden_act": "gelu", "attention_bias": True} | UNTIED,
-        rope=Rope("rotary_emb_base", "rotary_pct"),
+        implied={"hidden_act": "gelu", "attention_bias": True} | UNTIED,
+        rope=RopeKeys("rotary_emb_base", "rotary_pct"),
     ),
     "gpt_oss": GgufArchitecture(
         "gpt-oss",
         (
-            *but((*COMMON, *HALVES), "ffn_norm", "post_attention_norm"),
+            *without((*COMMON, *SEPARATE_QKV), "ffn_norm", "post_attention_norm"),
             TensorRule("blk.{i}.post_attention_norm.weight", ("blocks.{i}.mlp_norm.weight",)),
         ),
         {**WIDE, **MIXED, "expert_feed_forward_length": "intermediate_size"},
-        fixed={"swiglu_limit": 7.0, "attention_bias": True} | UNTIED,
-        unread={"feed_forward_length": "intermediate_size"},
-        rope=Rope(truncate=False),
-        windows=Windows(2, needed=True),
+        implied={"swiglu_limit": 7.0, "attention_bias": True} | UNTIED,
+        write_only={"feed_forward_length": "intermediate_size"},
+        rope=RopeKeys(truncate=False),
+        windows=WindowKeys(2, required=True),
     ),
     "llama": LLAMA,
-    "mixtral": replace(LLAMA, keys=WIDE | MIXED, present={}, others=OTHER_EXPERTS),
+    "mixtral": replace(LLAMA, keys=WIDE | MIXED, true_if_present={}, alternatives=ALTERNATIVE_EXPERTS),
     "olmo": GgufArchitecture(
         "olmo",
-        (*COMMON, *PAIRS),
+        (*COMMON, *INTERLEAVED_QKV),
         GROUPED | {"attention.clamp_kqv": "clip_qkv"},
-        fixed=SILU | {"attention_bias": False},
-        only={LAYER: 1e-5},
+        implied=SILU | {"attention_bias": False},
+        required={LAYER: 1e-5},
     ),
     "olmo2": GgufArchitecture(
-        "olmo2", (*COMMON, *HALVES), NORMED, fixed=SILU | UNTIED | {"attention_bias": False}, others=FUSED
+        "olmo2",
+        (*COMMON, *SEPARATE_QKV),
+        NORMED,
+        implied=SILU | UNTIED | {"attention_bias": False},
+        alternatives=FUSED_QKV,
     ),
     "olmoe": GgufArchitecture(
         "olmoe",
-        (*COMMON, *HALVES),
+        (*COMMON, *SEPARATE_QKV),
         SIZES | ROUTED | {RMS: "rms_norm_eps"},
-        fixed=SILU | UNTIED | {"attention_bias": False, "norm_topk_prob": False},
-        others=(*FUSED, *OTHER_EXPERTS),
+        implied=SILU | UNTIED | {"attention_bias": False, "norm_topk_prob": False},
+        alternatives=(*FUSED_QKV, *ALTERNATIVE_EXPERTS),
     ),
     "phi": GgufArchitecture(
         "phi2",
-        (*COMMON, *HALVES),
+        (*COMMON, *SEPARATE_QKV),
         GROUPED | {LAYER: "layer_norm_eps"},
-        fixed={"hidden_act": "gelu_new", "qk_layernorm": False} | UNTIED,
-        rope=Rope(part="partial_rotary_factor"),
-        others=FUSED,
+        implied={"hidden_act": "gelu_new", "qk_layernorm": False} | UNTIED,
+        rope=RopeKeys(factor_key="partial_rotary_factor"),
+        alternatives=FUSED_QKV,
     ),
     "phi3": GgufArchitecture(
         "phi3",
         (
-            *but(COMMON, "ffn_gate", "ffn_up"),
-            *FUSED,
+            *without(COMMON, "ffn_gate", "ffn_up"),
+            *FUSED_QKV,
             TensorRule("blk.{i}.ffn_up.weight", ("blocks.{i}.mlp.gate.weight", "blocks.{i}.mlp.up.weight")),
         ),
         NORMED,
-        fixed=SILU,
-        rope=Rope(part="partial_rotary_factor", tensors=(SHORT, LONG)),
-        windows=Windows(),
-        others=HALVES,
+        implied=SILU,
+        rope=RopeKeys(factor_key="partial_rotary_factor", tensors=(SHORT, LONG)),
+        windows=WindowKeys(),
+        alternatives=SEPARATE_QKV,
     ),
-    "qwen2": GgufArchitecture("qwen2", (*COMMON, *HALVES), NORMED, fixed=SILU, others=FUSED),
-    "qwen3": GgufArchitecture("qwen3", (*COMMON, *HALVES), WIDE, fixed=SILU, others=FUSED),
+    "qwen2": GgufArchitecture("qwen2", (*COMMON, *SEPARATE_QKV), NORMED, implied=SILU, alternatives=FUSED_QKV),
+    "qwen3": GgufArchitecture("qwen3", (*COMMON, *SEPARATE_QKV), WIDE, implied=SILU, alternatives=FUSED_QKV),
     "qwen3_moe": GgufArchitecture(
         "qwen3moe",
-        (*COMMON, *HALVES),
+        (*COMMON, *SEPARATE_QKV),
         {**WIDE, **ROUTED, "expert_feed_forward_length": "moe_intermediate_size"},
-        fixed=SILU | {"norm_topk_prob": True, "mlp_only_layers": []},
-        others=(*FUSED, *OTHER_EXPERTS),
+        implied=SILU | {"norm_topk_prob": True, "mlp_only_layers": []},
+        alternatives=(*FUSED_QKV, *ALTERNATIVE_EXPERTS),
     ),
     "smollm3": GgufArchitecture(
-        "smollm3", (*COMMON, *PAIRS), WIDE, fixed=SILU | {"attention_bias": False, "mlp_bias": False}
+        "smollm3", (*COMMON, *INTERLEAVED_QKV), WIDE, implied=SILU | {"attention_bias": False, "mlp_bias": False}
     ),
     "stablelm": GgufArchitecture(
         "stablelm",
-        (*COMMON, *HALVES),
+        (*COMMON, *SEPARATE_QKV),
         GROUPED | {LAYER: "layer_norm_eps"},
-        fixed=SILU | UNTIED,
-        unread={"use_parallel_residual": "use_parallel_residual"},
-        present={"use_qkv_bias": "blk.0.attn_q.bias", "qk_layernorm": "blk.0.attn_q_norm.weight"},
-        absent={"use_parallel_residual": "blk.0.ffn_norm.weight"},
-        rope=Rope(part="partial_rotary_factor"),
-        others=FUSED,
+        implied=SILU | UNTIED,
+        write_only={"use_parallel_residual": "use_parallel_residual"},
+        true_if_present={"use_qkv_bias": "blk.0.attn_q.bias", "qk_layernorm": "blk.0.attn_q_norm.weight"},
+        true_if_absent={"use_parallel_residual": "blk.0.ffn_norm.weight"},
+        rope=RopeKeys(factor_key="partial_rotary_factor"),
+        alternatives=FUSED_QKV,
     ),
     "t5": GgufArchitecture(
         "t5",
-        SIDES,
+        ENCODER_DECODER,
         {
             "block_count": "num_layers",
             "decoder_block_count": "num_decoder_layers",
@@ -336,20 +344,20 @@ GGUF: dict[str, GgufArchitecture] = {
             "attention.relative_buckets_count": "relative_attention_num_buckets",
             RMS: "layer_norm_epsilon",
         },
-        fixed={"relative_attention_max_distance": 128},
-        present={"is_gated_act": "dec.blk.0.ffn_gate.weight"},
-        derived=_gated,
+        implied={"relative_attention_max_distance": 128},
+        true_if_present={"is_gated_act": "dec.blk.0.ffn_gate.weight"},
+        derive=_gated,
         rope=None,
-        same=SAME | {LAYER: lambda config: config.layers[0].norm.eps},
-        beside=("decoder_start_token_id",),
-        unused=(rf"dec\.blk\.\d+\.cross_{RELATIVE}",),
+        must_match=MUST_MATCH | {LAYER: lambda config: config.layers[0].norm.eps},
+        ignored_keys=("decoder_start_token_id",),
+        ignored_tensors=(rf"dec\.blk\.\d+\.cross_{RELATIVE}",),
     ),
 }  # fmt: skip
 
 # families that are, as far as the format goes, another
-AS = {"mistral": "llama", "roberta": "bert", "xlm-roberta": "bert"}
+SAME_AS = {"mistral": "llama", "roberta": "bert", "xlm-roberta": "bert"}
 # and those of which there is none, for what reason
-NO_FORM = {
+UNSUPPORTED = {
     "bart": "llama.cpp, whose format it is, runs T5 of all encoder-decoders, and no BART",
     "marian": "llama.cpp, whose format it is, runs T5 of all encoder-decoders, and no Marian",
 }

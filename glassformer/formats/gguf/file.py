@@ -1,8 +1,8 @@
-"""The tensors of GGUF files: mapped where they are floats, decoded a piece at a time where they are quantized."""
+"""The tensors of GGUF files: memory-mapped if they are floats, decoded in chunks if they are quantized."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,12 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from glassformer.errors import CheckpointError
-from glassformer.formats.gguf.header import read_header
-from glassformer.formats.gguf.shards import shards_of
-from glassformer.formats.reader import FLOATS, Scratch, TensorFile, read_rows
+from glassformer.formats.gguf.header import TensorInfo, read_header
+from glassformer.formats.gguf.shards import shard_paths
+from glassformer.formats.reader import FLOAT_DTYPES, ReadBuffer, TensorFile, read_rows
 
 
-def _decodes(kind: GGMLQuantizationType) -> bool:
+def _can_decode(kind: GGMLQuantizationType) -> bool:
     try:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     except NotImplementedError:
@@ -25,14 +25,20 @@ def _decodes(kind: GGMLQuantizationType) -> bool:
     return True
 
 
-DECODED = {kind.name for kind in GGMLQuantizationType if kind.name not in FLOATS and _decodes(kind)}
+DECODABLE = {kind.name for kind in GGMLQuantizationType if kind.name not in FLOAT_DTYPES and _can_decode(kind)}
 
-MOST_NUMBERS = 4096  # of a tensor that is part of the configuration
-MOST_FILES = 65_535  # which the format has numbers for
+MAX_VECTOR = 4096  # elements of a tensor that belongs to the configuration
+MAX_FILES = 65_535  # the format's limit
 
 
 class GgufFile(TensorFile):
-    """One GGUF file. CheckpointError where it is damaged, cut short, or claims more than it has."""
+    """One GGUF file.
+
+    Raises:
+        CheckpointError: the file is damaged, truncated, or claims more than it has.
+    """
+
+    names: Mapping[str, TensorInfo]
 
     def __init__(self, path: Path):
         self.path = path
@@ -43,95 +49,101 @@ class GgufFile(TensorFile):
     def shape(self, name: str) -> tuple[int, ...]:
         return self.names[name].shape
 
-    def kind(self, name: str) -> str:
-        return self.names[name].kind
+    def stored_type(self, name: str) -> str:
+        return self.names[name].type
 
     def dtype(self, name: str) -> torch.dtype | None:
-        kind = self.kind(name)
-        return torch.float32 if kind in DECODED else FLOATS.get(kind)
+        kind = self.stored_type(name)
+        return torch.float32 if kind in DECODABLE else FLOAT_DTYPES.get(kind)
 
-    def readable(self) -> str:
-        return ", ".join([*FLOATS, *sorted(DECODED)])
+    def supported_types(self) -> str:
+        return ", ".join([*FLOAT_DTYPES, *sorted(DECODABLE)])
 
-    def begin(self, name: str) -> int | None:
-        return self.names[name].begin
+    def byte_offset(self, name: str) -> int | None:
+        return self.names[name].byte_offset
 
     def __getitem__(self, name: str) -> Tensor:
         info = self.names[name]
-        if info.kind in FLOATS:
-            return self.bytes[info.begin : info.begin + info.nbytes].view(FLOATS[info.kind]).view(info.shape)
+        if info.type in FLOAT_DTYPES:
+            data = self.bytes[info.byte_offset : info.byte_offset + info.nbytes]
+            return data.view(FLOAT_DTYPES[info.type]).view(info.shape)
         value = torch.empty(info.shape)
-        for first, piece in self.rows(name, Scratch()):
-            value[first : first + len(piece)] = piece
+        for first, rows in self.rows(name, ReadBuffer()):
+            value[first : first + len(rows)] = rows
         return value
 
-    def rows(self, name: str, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
+    def rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
         info = self.names[name]
-        n_rows = info.shape[0] if len(info.shape) > 1 else 1
-        shape = info.shape[1:] if len(info.shape) > 1 else info.shape
-        for first, piece in read_rows(self.path, info.begin, n_rows, info.nbytes // max(1, n_rows), scratch):
-            if info.kind in FLOATS:
-                rows = piece.view(FLOATS[info.kind])
-            else:
-                rows = self._decode(piece, info.kind)
-            yield (first, rows.view(-1, *shape)) if len(info.shape) > 1 else (0, rows.view(shape))
+        is_vector = len(info.shape) <= 1
+        n_rows, shape = (1, info.shape) if is_vector else (info.shape[0], info.shape[1:])
+        row_bytes = info.nbytes // max(1, n_rows)
+        for first, chunk in read_rows(self.path, info.byte_offset, n_rows, row_bytes, buffer):
+            is_float = info.type in FLOAT_DTYPES
+            rows = chunk.view(FLOAT_DTYPES[info.type]) if is_float else self._decode(chunk, info.type)
+            yield (0, rows.view(shape)) if is_vector else (first, rows.view(-1, *shape))
 
-    def numbers(self, name: str) -> list[float]:
-        """A short vector, each number as the shortest decimal that it stands for."""
+    def vector(self, name: str) -> list[float]:
+        """Return a short vector, each number as the shortest equal decimal."""
         shape = self.shape(name)
-        if len(shape) != 1 or shape[0] > MOST_NUMBERS:
-            raise CheckpointError(f"{self.path}: {name} must be at most {MOST_NUMBERS} numbers, got {list(shape)}")
+        if len(shape) != 1 or shape[0] > MAX_VECTOR:
+            raise CheckpointError(
+                f"{self.path}: {name} must be a vector of at most {MAX_VECTOR} numbers, got shape {list(shape)}"
+            )
         return [float(str(number)) for number in self[name].float().numpy()]
 
     def _decode(self, rows: Tensor, kind: str) -> Tensor:
-        """Bytes [n, bytes of a row] as float32 [n, numbers of a row]."""
-        if kind not in DECODED:
-            raise CheckpointError(f"{self.path}: {kind} cannot be decoded, only {self.readable()}")
-        with np.errstate(all="ignore"):  # scales of a damaged file may be anything
+        """Decode bytes [n, bytes per row] to float32 [n, numbers per row]."""
+        if kind not in DECODABLE:
+            raise CheckpointError(f"{self.path}: {kind} cannot be decoded, only {self.supported_types()}")
+        with np.errstate(all="ignore"):  # a damaged file can hold any scale
             return torch.from_numpy(dequantize(rows.numpy(), GGMLQuantizationType[kind]))
 
 
 def open_gguf(path: Path) -> list[GgufFile]:
-    """The file, or all those of which it is one, the first first. CheckpointError names what is missing or not so."""
+    """Open a GGUF file, or all shards of a model if the file is one of them, in order.
+
+    Raises:
+        CheckpointError: a shard is missing, or the shards' counts do not agree.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     file = GgufFile(path)
     count = file.metadata.get("split.count", 1)
-    if not isinstance(count, int) or not 0 <= count <= MOST_FILES:
-        raise CheckpointError(f"{path}: split.count must be a number up to {MOST_FILES}, got {count!r:.40}")
+    if not isinstance(count, int) or not 0 <= count <= MAX_FILES:
+        raise CheckpointError(f"{path}: split.count must be a number from 0 to {MAX_FILES}, got {count!r:.40}")
     if count < 2:
         return [file]
-    files = [GgufFile(one) for one in shards_of(path, count)]
-    for no, one in enumerate(files):
-        said = (one.metadata.get("split.no"), one.metadata.get("split.count"))
-        if said != (no, count):
-            raise CheckpointError(f"{one.path} says that it is number {said[0]} of {said[1]}, not {no} of {count}")
+    files = [GgufFile(shard) for shard in shard_paths(path, count)]
+    for no, shard in enumerate(files):
+        stated = (shard.metadata.get("split.no"), shard.metadata.get("split.count"))
+        if stated != (no, count):
+            raise CheckpointError(f"{shard.path} states number {stated[0]} of {stated[1]}, expected {no} of {count}")
     claimed, found = files[0].metadata.get("split.tensors.count"), sum(map(len, files))
     if claimed not in (None, found):
-        raise CheckpointError(f"{files[0].path}: split.tensors.count is {claimed}, and its {count} files have {found}")
+        raise CheckpointError(
+            f"{files[0].path}: split.tensors.count is {claimed}, but its {count} files have {found} tensors"
+        )
     return files
 
 
 def check_claims(files: list[GgufFile], width: int) -> None:
-    """CheckpointError where metadata claim blocks, heads or experts for which there are no tensors.
+    """Check that there are tensors for all layers, heads and experts that the metadata claims.
 
-    A model is made before its tensors are looked at: what it is made of must be no more than the files have.
+    The model is built before its tensors are read, so a false claim could fill the memory.
+
+    Raises:
+        CheckpointError: names the key, the claim, and what the tensors allow.
     """
-    names, metadata = {name: info for file in files for name, info in file.names.items()}, files[0].metadata
-    start = f"{metadata.get('general.architecture')}."
+    infos, metadata = {name: info for file in files for name, info in file.names.items()}, files[0].metadata
+    prefix = f"{metadata.get('general.architecture')}."
 
-    def blocks(side: str) -> int:
-        return len({name.removeprefix(side).split(".")[1] for name in names if name.startswith(f"{side}blk.")})
+    def n_blocks(side: str) -> int:
+        return len({name.removeprefix(side).split(".")[1] for name in infos if name.startswith(f"{side}blk.")})
 
-    routers = [info.shape[0] for name, info in names.items() if "ffn_gate_inp." in name and info.nbytes]
-    most = {"attention.head_count": width, "expert_count": max(routers, default=0)}
-    most |= {"block_count": blocks("") or blocks("enc."), "decoder_block_count": blocks("dec.")}
-    for key, limit in most.items():
-        claimed = metadata.get(start + key, 0)
+    routers = [info.shape[0] for name, info in infos.items() if "ffn_gate_inp." in name and info.nbytes]
+    limits = {"attention.head_count": width, "expert_count": max(routers, default=0)}
+    limits |= {"block_count": n_blocks("") or n_blocks("enc."), "decoder_block_count": n_blocks("dec.")}
+    for key, limit in limits.items():
+        claimed = metadata.get(prefix + key, 0)
         if isinstance(claimed, int) and claimed > limit:
-            raise CheckpointError(f"{files[0].path}: {start}{key} is {claimed}, and there are tensors for {limit}")
-
-
-def block_size(kind: str) -> int:
-    """How many numbers of a row are quantized together."""
-    return GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0]
+            raise CheckpointError(f"{files[0].path}: {prefix}{key} is {claimed}, but the tensors allow {limit}")

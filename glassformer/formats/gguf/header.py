@@ -1,9 +1,9 @@
-"""The header of a GGUF file, read within bounds: what it says of sizes is believed only as far as the file goes.
+"""Read the header of a GGUF file. Every claimed size is checked against the length of the file.
 
-The format (ggml's `docs/gguf.md`), little-endian:
+Format (ggml's `docs/gguf.md`), little-endian:
 
-    "GGUF" | version: u32 | n_tensors: u64 | n_pairs: u64
-    n_pairs x   key: string | type: u32 | value
+    "GGUF" | version: u32 | n_tensors: u64 | n_keys: u64
+    n_keys x    key: string | type: u32 | value
     n_tensors x name: string | n_dims: u32 | dims: u64 x n_dims, innermost first | type: u32 | offset: u64
     padding to `general.alignment` (32), then the tensors' data, each at its offset from here
 
@@ -27,33 +27,38 @@ from glassformer.errors import CheckpointError
 SCALARS = dict(enumerate("<u1 <i1 <u2 <i2 <u4 <i4 <f4 ?".split())) | {10: "<u8", 11: "<i8", 12: "<f8"}
 FLOAT32, BOOL, STRING, ARRAY = 6, 7, 8, 9
 MAX_DIMS = 4  # ggml's
+MIN_TENSOR_BYTES, MIN_KEY_BYTES = 24, 13  # of their entries in a header
 
 
 @dataclass(frozen=True)
-class Info:
-    """One tensor: its type's name, its shape (outermost first), its first byte in the file, and how many it has."""
+class TensorInfo:
+    """One tensor: its type's name, its shape (outermost first), its byte offset in the file, and its size in bytes."""
 
-    kind: str
+    type: str
     shape: tuple[int, ...]
-    begin: int
+    byte_offset: int
     nbytes: int
 
 
 @dataclass(frozen=True)
-class Header:
+class GgufHeader:
     """Metadata by key, and tensors by name."""
 
     metadata: dict[str, Any]
-    tensors: dict[str, Info]
+    tensors: dict[str, TensorInfo]
 
 
-def read_header(path: Path) -> Header:
-    """The header of a GGUF file. CheckpointError where it is damaged, cut short, or claims more than the file has."""
+def read_header(path: Path) -> GgufHeader:
+    """Read the header of a GGUF file.
+
+    Raises:
+        CheckpointError: the file is damaged, truncated, or claims more than it has.
+    """
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError:
-        raise CheckpointError(f"{path} is not a whole GGUF file: it is empty") from None
+        raise CheckpointError(f"{path} is not a complete GGUF file: it is empty") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     with data:
@@ -64,13 +69,13 @@ class _Parser:
     def __init__(self, path: Path, data: mmap.mmap):
         self.path, self.data, self.at, self.size = path, data, 0, len(data)
 
-    def fail(self, why: str) -> NoReturn:
-        raise CheckpointError(f"{self.path} is not a whole GGUF file: {why}")
+    def fail(self, reason: str) -> NoReturn:
+        raise CheckpointError(f"{self.path} is not a complete GGUF file: {reason}")
 
     def take(self, n: int, what: str) -> bytes:
-        """The next `n` bytes."""
+        """Return the next `n` bytes; `what` names them in the error."""
         if n > self.size - self.at:
-            self.fail(f"{what} at byte {self.at} claims {n} bytes, and {self.size - self.at} are left")
+            self.fail(f"{what} at byte {self.at} claims {n} bytes, but {self.size - self.at} are left")
         self.at += n
         return self.data[self.at - n : self.at]
 
@@ -84,30 +89,30 @@ class _Parser:
         except UnicodeDecodeError:
             self.fail(f"{what} is not UTF-8")
 
-    def count(self, what: str, least: int) -> int:
-        """How many of something follow, each of at least `least` bytes."""
+    def count(self, what: str, min_bytes: int) -> int:
+        """Return the number of elements that follow, each of at least `min_bytes`."""
         n = self.number("Q", what)
-        if n * least > self.size - self.at:
-            self.fail(f"it claims {n} {what}, and {self.size - self.at} bytes are left")
+        if n * min_bytes > self.size - self.at:
+            self.fail(f"it claims {n} {what}, but {self.size - self.at} bytes are left")
         return n
 
-    def header(self) -> Header:
-        if self.take(4, "the mark") != b"GGUF":
+    def header(self) -> GgufHeader:
+        if self.take(4, "the magic number") != b"GGUF":
             self.fail("it does not begin with GGUF")
         version = self.number("I", "the version")
         if version not in (2, 3):
             self.fail(f"version {version} is not supported, only little-endian 2 and 3")
-        n_tensors, n_pairs = self.number("Q", "the number of tensors"), self.number("Q", "the number of keys")
-        for n, what, least in ((n_tensors, "tensors", 24), (n_pairs, "keys", 13)):
-            if n * least > self.size:
-                self.fail(f"it claims {n} {what}, in {self.size} bytes")
+        n_tensors, n_keys = self.number("Q", "the number of tensors"), self.number("Q", "the number of keys")
+        for n, what, min_bytes in ((n_tensors, "tensors", MIN_TENSOR_BYTES), (n_keys, "keys", MIN_KEY_BYTES)):
+            if n * min_bytes > self.size:
+                self.fail(f"it claims {n} {what}, but has only {self.size} bytes")
         metadata: dict[str, Any] = {}
-        for _ in range(n_pairs):
+        for _ in range(n_keys):
             key = self.string("a key")
             if key in metadata:
-                self.fail(f"the key {key!r} stands twice")
+                self.fail(f"the key {key!r} appears twice")
             metadata[key] = self.value(self.number("I", key), key)
-        return Header(metadata, self.tensors(n_tensors, metadata.get("general.alignment", 32)))
+        return GgufHeader(metadata, self.tensors(n_tensors, metadata.get("general.alignment", 32)))
 
     def value(self, kind: int, key: str) -> Any:
         if kind == STRING:
@@ -121,7 +126,7 @@ class _Parser:
             n = self.count(f"elements of {key}", np.dtype(SCALARS[kind]).itemsize)
             return self.scalars(kind, n, key)
         if kind not in SCALARS:
-            self.fail(f"{key} is of type {kind}, which there is not")
+            self.fail(f"{key} has the unknown type {kind}")
         return self.scalars(kind, 1, key)[0]
 
     def scalars(self, kind: int, n: int, key: str) -> list[Any]:
@@ -129,38 +134,38 @@ class _Parser:
         raw = self.take(n * dtype.itemsize, key)
         if kind == BOOL:
             return [byte != 0 for byte in raw]
-        found = np.frombuffer(raw, dtype)
-        if kind == FLOAT32:  # as the shortest decimal that it stands for: 1e-05, not 9.999999747378752e-06
-            return [float(str(number)) for number in found] if n <= 4096 else found.tolist()
-        return found.tolist()
+        values = np.frombuffer(raw, dtype)
+        if kind == FLOAT32 and n <= 4096:  # the shortest equal decimal: 1e-05, not 9.999999747378752e-06
+            return [float(str(number)) for number in values]
+        return values.tolist()
 
-    def tensors(self, n: int, alignment: Any) -> dict[str, Info]:
+    def tensors(self, n: int, alignment: Any) -> dict[str, TensorInfo]:
         if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1) or alignment > 1 << 20:
-            self.fail(f"general.alignment must be a power of two from 8 on, got {alignment!r}")
+            self.fail(f"general.alignment must be a power of two from 8 to {1 << 20}, got {alignment!r}")
         claimed: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
         for _ in range(n):
             name = self.string("a tensor's name")
             if name in claimed:
-                self.fail(f"the tensor {name!r} stands twice")
+                self.fail(f"the tensor {name!r} appears twice")
             n_dims = self.number("I", name)
             if n_dims > MAX_DIMS:
-                self.fail(f"{name} has {n_dims} dimensions; at most {MAX_DIMS} are possible")
+                self.fail(f"{name} has {n_dims} dimensions, at most {MAX_DIMS} are possible")
             shape = tuple(self.number("Q", name) for _ in range(n_dims))[::-1]
             kind, offset = self.number("I", name), self.number("Q", name)
             try:
                 kind = GGMLQuantizationType(kind)
             except ValueError:
-                self.fail(f"{name} is of type {kind}, which there is not")
+                self.fail(f"{name} has the unknown type {kind}")
             block, nbytes = GGML_QUANT_SIZES[kind]
             if (shape[-1] if shape else 1) % block:
-                self.fail(f"{name} is {list(shape)} in {kind.name}, whose rows are multiples of {block}")
+                self.fail(f"{name} is {list(shape)} in {kind.name}, whose rows must be multiples of {block}")
             if offset % alignment:
-                self.fail(f"{name} lies at {offset}, which is not a multiple of {alignment}")
+                self.fail(f"{name} is at offset {offset}, which is not a multiple of {alignment}")
             claimed[name] = kind.name, shape, offset, math.prod(shape) // block * nbytes
         start = -(-self.at // alignment) * alignment
-        found: dict[str, Info] = {}
+        infos: dict[str, TensorInfo] = {}
         for name, (kind, shape, offset, nbytes) in claimed.items():
             if start + offset + nbytes > self.size:
-                self.fail(f"{name} is {list(shape)} in {kind}: {nbytes} bytes, past the end of the file")
-            found[name] = Info(kind, shape, start + offset, nbytes)
-        return found
+                self.fail(f"{name} is {list(shape)} in {kind}: its {nbytes} bytes end after the end of the file")
+            infos[name] = TensorInfo(kind, shape, start + offset, nbytes)
+        return infos

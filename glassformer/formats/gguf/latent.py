@@ -28,18 +28,18 @@ class LatentKeys:
         keys, n_heads = said.keys, said.keys.size("attention.head_count")
         rank, turned = keys.size("attention.kv_lora_rank"), keys.size("rope.dimension_count")
         if "attention.key_length_mla" in keys.raw or "attention.value_length_mla" in keys.raw:
-            keys.only("attention.head_count_kv", 1)
-            keys.only("attention.key_length", rank + turned)
-            keys.only("attention.value_length", rank)
+            keys.expect("attention.head_count_kv", 1)
+            keys.expect("attention.key_length", rank + turned)
+            keys.expect("attention.value_length", rank)
             width, v_dim = keys.size("attention.key_length_mla"), keys.size("attention.value_length_mla")
         else:
-            keys.only("attention.head_count_kv", n_heads)
+            keys.expect("attention.head_count_kv", n_heads)
             width, v_dim = keys.size("attention.key_length"), keys.size("attention.value_length")
         if width <= turned:
             raise ConfigError(
                 f"{keys.source}: heads {width} wide must be wider than rope.dimension_count, which is {turned}"
             )
-        q_rank = keys.size("attention.q_lora_rank", 0, least=0)
+        q_rank = keys.size("attention.q_lora_rank", 0, minimum=0)
         return {"qk_nope_head_dim": width - turned, "v_head_dim": v_dim, "q_lora_rank": q_rank or None}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from glassformer.config import LayerConfig, LongScaling, ModelConfig, RecurrentC
 from glassformer.errors import ConfigError
 from glassformer.families import FAMILIES, family_of
 from glassformer.families.common.family import ConfigFields, Family
-from glassformer.formats.gguf.architectures import AS, GGUF, NO_FORM, OPTIONAL, GgufArchitecture
+from glassformer.formats.gguf.architectures import ARCHITECTURES, OPTIONAL_KEYS, SAME_AS, UNSUPPORTED, GgufArchitecture
 from glassformer.formats.gguf.metadata_keys import MetadataFields, divisors, has_divisors
 from glassformer.formats.gguf.tensor_names import HEAD
 
-Stack = ModelConfig | TextEncoderConfig
+TransformerConfig = ModelConfig | TextEncoderConfig
 TYPES_KEY = "tokenizer.ggml.token_type_count"  # a number of the model's, under this name
 
 
@@ -33,33 +33,37 @@ class GgufMetadata(NamedTuple):
     tensors: dict[str, list[float]]
 
 
-def in_gguf(family: Family) -> Family:
+def gguf_family(family: Family) -> Family:
     """The family as GGUF lays it out. ConfigError where the format, or this library, does not."""
-    name = AS.get(family.name, family.name)
-    if name not in GGUF:
-        why = f": {NO_FORM[name]}" if name in NO_FORM else ""
-        known = ", ".join(sorted({*GGUF, *AS}))
+    name = SAME_AS.get(family.name, family.name)
+    if name not in ARCHITECTURES:
+        why = f": {UNSUPPORTED[name]}" if name in UNSUPPORTED else ""
+        known = ", ".join(sorted({*ARCHITECTURES, *SAME_AS}))
         raise ConfigError(f"{family.name} has no GGUF form here{why}; those with one are {known}")
-    gguf = GGUF[name]
+    gguf = ARCHITECTURES[name]
     numbers = () if gguf.rope is None else tuple(re.escape(tensor) for tensor in gguf.rope.tensors)
-    return replace(family, rules=gguf.rules, prefix="", ignored=(*numbers, *gguf.unused), others=gguf.others)
+    return replace(
+        family, rules=gguf.rules, prefix="", ignored=(*numbers, *gguf.ignored_tensors), alternatives=gguf.alternatives
+    )
 
 
-def _name_of(metadata: Mapping[str, Any], tensors: Collection[str], source: str) -> str:
+def _detect_family(metadata: Mapping[str, Any], tensors: Collection[str], source: str) -> str:
     """The family of a file. ConfigError names the architecture nearest to one that is not known."""
     said = metadata.get("general.architecture")
-    names = [name for name, gguf in GGUF.items() if gguf.architecture == said]
+    names = [name for name, gguf in ARCHITECTURES.items() if gguf.architecture == said]
     if not names:
-        known = sorted({gguf.architecture for gguf in GGUF.values()})
+        known = sorted({gguf.architecture for gguf in ARCHITECTURES.values()})
         near = difflib.get_close_matches(said, known, n=1, cutoff=0.3) if isinstance(said, str) else []
         hint = f"; the nearest one known is {near[0]!r}" if near else ""
         raise ConfigError(f"{source}: unknown architecture {said!r}{hint}. Known: {', '.join(known)}")
     routed = bool(metadata.get(f"{said}.expert_count"))
     for name in names:
-        only, needs = GGUF[name].only.items(), GGUF[name].needs
+        only, needs = ARCHITECTURES[name].required.items(), ARCHITECTURES[name].required_tensor
         if needs is not None and needs not in tensors:
             continue
-        if ("expert_count" in GGUF[name].keys) == routed and all(metadata.get(f"{said}.{k}", v) == v for k, v in only):
+        if ("expert_count" in ARCHITECTURES[name].keys) == routed and all(
+            metadata.get(f"{said}.{k}", v) == v for k, v in only
+        ):
             return name
     return names[0]
 
@@ -71,27 +75,29 @@ def read_metadata(
     source: str,
     ignore: tuple[str, ...] = (),
     numbers: Callable[[str], list[float]] = lambda name: [],
-) -> Stack:
+) -> TransformerConfig:
     """A file's metadata, the names of its tensors and its embedding's rows as a configuration.
 
     `numbers` reads a tensor that says something of it. Every key of the architecture is taken, or ignored by name;
     ConfigError lists those that are not.
     """
-    name = _name_of(metadata, tensors, source)
-    gguf = GGUF[name]
+    name = _detect_family(metadata, tensors, source)
+    gguf = ARCHITECTURES[name]
     start = f"{gguf.architecture}."
     own = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
-    said = MetadataFields(ConfigFields(own, source, ignore), tensors, numbers, wide="attention.key_length" in gguf.keys)
+    said = MetadataFields(
+        ConfigFields(own, source, ignore), tensors, numbers, has_key_length="attention.key_length" in gguf.keys
+    )
     raw = _config_json(gguf, said) | {"vocab_size": vocab_size}
-    raw |= {} if gguf.types is None else {gguf.types: metadata.get(TYPES_KEY, 2)}
-    for key, value in gguf.only.items():
-        said.keys.only(key, value)
-    for key in (*gguf.unread, *gguf.same, *gguf.beside):
+    raw |= {} if gguf.token_types_key is None else {gguf.token_types_key: metadata.get(TYPES_KEY, 2)}
+    for key, value in gguf.required.items():
+        said.keys.expect(key, value)
+    for key in (*gguf.write_only, *gguf.must_match, *gguf.ignored_keys):
         said.keys.take(key, None)
     said.keys.close()
     config = FAMILIES[name].read(ConfigFields(raw, source))
     assert not isinstance(config, RecurrentConfig), "which has no GGUF form"
-    for key, value_of in gguf.same.items():
+    for key, value_of in gguf.must_match.items():
         if key not in gguf.keys and own.get(key, value_of(config)) != value_of(config):
             raise ConfigError(f"{source}: {start}{key} = {own[key]} is not supported, only {value_of(config)}")
     return config
@@ -100,37 +106,37 @@ def read_metadata(
 def _config_json(gguf: GgufArchitecture, said: MetadataFields) -> dict[str, Any]:
     """What the file says, as config.json says it."""
     keys, raw = said.keys, {"tie_word_embeddings": HEAD not in said.tensors}
-    head_dim, _ = said.sizes()
+    head_dim, _ = said.head_dim_and_context()
     defaults = {"attention.head_count_kv": keys.size("attention.head_count"), "attention.key_length": head_dim}
-    defaults |= gguf.silent
+    defaults |= gguf.defaults
     raw |= {
         theirs: keys.take(key, defaults[key]) if key in defaults else keys.take(key)
         for key, theirs in gguf.keys.items()
-        if key in keys.raw or key not in OPTIONAL or key in defaults
+        if key in keys.raw or key not in OPTIONAL_KEYS or key in defaults
     }
-    raw |= {theirs: said.has(tensor) for theirs, tensor in gguf.present.items()}
-    raw |= {theirs: not said.has(tensor) for theirs, tensor in gguf.absent.items()}
-    raw |= gguf.fixed
+    raw |= {theirs: said.has_tensor(tensor) for theirs, tensor in gguf.true_if_present.items()}
+    raw |= {theirs: not said.has_tensor(tensor) for theirs, tensor in gguf.true_if_absent.items()}
+    raw |= gguf.implied
     raw |= {} if gguf.rope is None else gguf.rope.read(said)
     raw |= {} if gguf.windows is None else gguf.windows.read(said)
     raw |= {} if gguf.latent is None else gguf.latent.read(said)
-    return raw | gguf.derived(raw)
+    return raw | gguf.derive(raw)
 
 
-def bare(config: Stack) -> Stack:
+def without_heads(config: TransformerConfig) -> TransformerConfig:
     """What the format says of a model: of an encoder, the states alone, whose positions begin in the first row."""
     if not isinstance(config, TextEncoderConfig):
         return config
     return replace(config, position_offset=0, pooler=False, head=None, next_sentence=False)
 
 
-def write_metadata(config: Stack) -> GgufMetadata:
+def write_metadata(config: TransformerConfig) -> GgufMetadata:
     """A configuration as metadata. ConfigError where they cannot say what it says."""
-    family = in_gguf(family_of(config))
-    config = replace(bare(config), family=AS.get(config.family, config.family))
-    gguf, raw = GGUF[config.family], FAMILIES[config.family].write(config)
-    own = {key: raw[theirs] for key, theirs in {**gguf.unread, **gguf.keys}.items() if raw.get(theirs) is not None}
-    own |= {key: value_of(config) for key, value_of in gguf.same.items()} | dict(gguf.only)
+    family = gguf_family(family_of(config))
+    config = replace(without_heads(config), family=SAME_AS.get(config.family, config.family))
+    gguf, raw = ARCHITECTURES[config.family], FAMILIES[config.family].write(config)
+    own = {key: raw[theirs] for key, theirs in {**gguf.write_only, **gguf.keys}.items() if raw.get(theirs) is not None}
+    own |= {key: value_of(config) for key, value_of in gguf.must_match.items()} | dict(gguf.required)
     tensors: dict[str, list[float]] = {}
     if isinstance(config, ModelConfig):
         turned, tensors = ({}, {}) if gguf.rope is None else gguf.rope.write(config)
@@ -140,22 +146,22 @@ def write_metadata(config: Stack) -> GgufMetadata:
     metadata |= {f"{gguf.architecture}.{key}": value for key, value in own.items()}
     if isinstance(config, TextEncoderConfig):
         metadata[TYPES_KEY] = config.n_token_types or 1  # llama.cpp refuses 0, and then needs no table
-    there = {tensor for theirs, tensor in gguf.present.items() if raw.get(theirs)} | {*tensors}
-    there |= {tensor for theirs, tensor in gguf.absent.items() if not raw.get(theirs)}
-    there |= {gguf.needs} if gguf.needs is not None else set()
+    there = {tensor for theirs, tensor in gguf.true_if_present.items() if raw.get(theirs)} | {*tensors}
+    there |= {tensor for theirs, tensor in gguf.true_if_absent.items() if not raw.get(theirs)}
+    there |= {gguf.required_tensor} if gguf.required_tensor is not None else set()
     there |= {HEAD} if isinstance(config, ModelConfig) and not config.tied_head else set()
     cannot = f"GGUF's {gguf.architecture} cannot describe this {family.name} model"
     try:
         again = read_metadata(metadata, there, config.vocab_size, "a file", numbers=tensors.__getitem__)
     except ConfigError as error:
         raise ConfigError(f"{cannot}: {error}") from None
-    if unlike := _unlike(as_dict(_told(again)), as_dict(_told(config))):
+    if unlike := _first_difference(as_dict(_canonical(again)), as_dict(_canonical(config))):
         path, got = unlike
         raise ConfigError(f"{cannot}: {path} would be {got!r}")
     return GgufMetadata(gguf.architecture, metadata, tensors)
 
 
-def _told(config: Stack) -> Stack:
+def _canonical(config: TransformerConfig) -> TransformerConfig:
     """A configuration in one of several ways to say the same: no window that all texts fit in, divisors as numbers."""
 
     def told(layer: LayerConfig) -> LayerConfig:
@@ -169,7 +175,7 @@ def _told(config: Stack) -> Stack:
     return replace(config, layers=tuple(told(layer) for layer in config.layers))
 
 
-def _unlike(a: Any, b: Any, path: str = "") -> tuple[str, Any] | None:
+def _first_difference(a: Any, b: Any, path: str = "") -> tuple[str, Any] | None:
     """Where two configurations differ first, as (path, what `a` has there); numbers are as exact as float32."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         rows = [(key, a[key], b[key]) for key in a]
@@ -179,4 +185,4 @@ def _unlike(a: Any, b: Any, path: str = "") -> tuple[str, Any] | None:
         return None
     else:
         return None if a == b else (path.removeprefix("."), a)
-    return next((found for key, one, other in rows if (found := _unlike(one, other, f"{path}.{key}"))), None)
+    return next((found for key, one, other in rows if (found := _first_difference(one, other, f"{path}.{key}"))), None)

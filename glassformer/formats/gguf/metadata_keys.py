@@ -28,11 +28,11 @@ from glassformer.config import (
 )
 from glassformer.errors import ConfigError
 from glassformer.families.common.family import ConfigFields
-from glassformer.families.common.rope import part_of, write_scaling
+from glassformer.families.common.rope import rotary_factor, write_scaling
 
 DIVISORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
-MOST_SHARP = 1000.0  # of `yarn_log_multiplier`
+MAX_LOG_MULTIPLIER = 1000.0  # of `yarn_log_multiplier`
 BANDS = (1.0, 4.0, 8192)  # low, high and original context of every model that has bands
 
 
@@ -45,18 +45,18 @@ class MetadataFields:
 
     keys: ConfigFields
     tensors: Collection[str]
-    numbers: Callable[[str], list[float]]
-    wide: bool
+    read_vector: Callable[[str], list[float]]
+    has_key_length: bool
 
-    def sizes(self) -> tuple[int, int]:
+    def head_dim_and_context(self) -> tuple[int, int]:
         """head_dim, and the longest text."""
         n_heads, d_model = self.keys.size("attention.head_count"), self.keys.size("embedding_length")
         head_dim = max(1, d_model // n_heads)
-        if self.wide:
+        if self.has_key_length:
             head_dim = self.keys.size("attention.key_length", head_dim)
         return head_dim, self.keys.size("context_length")
 
-    def has(self, tensor: str) -> bool:
+    def has_tensor(self, tensor: str) -> bool:
         """Whether a tensor is there, queries with their keys and values or without."""
         return tensor in self.tensors or tensor.replace(".attn_q.", ".attn_qkv.") in self.tensors
 
@@ -78,7 +78,7 @@ def divisors(rope: RopeConfig, head_dim: int) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Rope:
+class RopeKeys:
     """`theta` and `part` are config.json's keys of the base, and of the part of a head that turns (None: it is whole).
 
     `local`: the key of the base in layers with a window, where they have their own; these are not scaled. `tensors`:
@@ -86,28 +86,28 @@ class Rope:
     `latent`: the part of a head that turns is a size of its own, and YaRN sharpens attention (`yarn_log_multiplier`).
     """
 
-    theta: str = "rope_theta"
-    part: str | None = None
-    local: str | None = None
+    theta_key: str = "rope_theta"
+    factor_key: str | None = None
+    local_theta_key: str | None = None
     tensors: tuple[str, ...] = ()
     truncate: bool = True
     latent: bool = False
 
     def read(self, said: MetadataFields) -> dict[str, Any]:
-        keys, (head_dim, context) = said.keys, said.sizes()
+        keys, (head_dim, context) = said.keys, said.head_dim_and_context()
         dim = keys.size("rope.dimension_count") if self.latent else keys.optional("rope.dimension_count") or head_dim
-        if self.part is None and not self.latent and dim != head_dim:
+        if self.factor_key is None and not self.latent and dim != head_dim:
             raise ConfigError(f"{keys.source}: rope.dimension_count = {dim} is not supported, only {head_dim}")
         theta = keys.number("rope.freq_base", 10_000.0)
-        found: dict[str, Any] = {self.theta: theta, "rope_scaling": self._scaling(said, theta, dim, context)}
-        if self.part is not None:
-            found[self.part] = part_of(dim, head_dim)
+        found: dict[str, Any] = {self.theta_key: theta, "rope_scaling": self._scaling(said, theta, dim, context)}
+        if self.factor_key is not None:
+            found[self.factor_key] = rotary_factor(dim, head_dim)
         if self.latent:
             found["qk_rope_head_dim"] = dim
-        if self.local is not None:
-            found[self.local] = keys.number("rope.freq_base_swa", 10_000.0)
+        if self.local_theta_key is not None:
+            found[self.local_theta_key] = keys.number("rope.freq_base_swa", 10_000.0)
         else:
-            keys.only("rope.freq_base_swa", theta)
+            keys.expect("rope.freq_base_swa", theta)
         return found
 
     def _scaling(self, said: MetadataFields, theta: float, dim: int, context: int) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Rope:
         original = keys.size("rope.scaling.original_context_length", context)
         gain = keys.number("rope.scaling.attn_factor", 1.0)
         fast, slow = keys.number("rope.scaling.yarn_beta_fast", 32.0), keys.number("rope.scaling.yarn_beta_slow", 1.0)
-        keys.only("rope.scaling.yarn_ext_factor", 1.0, -1.0)
+        keys.expect("rope.scaling.yarn_ext_factor", 1.0, -1.0)
         by = _multiplier(keys) if self.latent else 0.0
         own = 1 + 0.1 * math.log(max(1.0, factor)) if kind == "yarn" and not by else 1.0
         stated = keys.number("rope.scaling.yarn_attn_factor", 1.0)  # which llama.cpp takes to be one of these two
@@ -156,7 +156,7 @@ class Rope:
         """The scaling that is tensors, where there are any."""
         there = [name for name in self.tensors if name in said.tensors]
         if DIVISORS in there and gain == 1:
-            numbers = said.numbers(DIVISORS)
+            numbers = said.read_vector(DIVISORS)
             low, high, trained = BANDS
             band = BandScaling(max([1.0, *numbers]), low, high, trained)
             if _near(divisors(RopeConfig(theta, dim, band), dim), numbers):
@@ -164,18 +164,18 @@ class Rope:
             return write_scaling(LongScaling(tuple(numbers), tuple(numbers), context))
         if not {SHORT, LONG} <= {*there}:
             return None
-        short, long = (tuple(said.numbers(name)) for name in (SHORT, LONG))
+        short, long = (tuple(said.read_vector(name)) for name in (SHORT, LONG))
         return write_scaling(LongScaling(short, long, original, gain))
 
     def write(self, config: ModelConfig) -> tuple[dict[str, Any], dict[str, list[float]]]:
         """Metadata, and tensors."""
         turning = [layer.attention for layer in config.layers if layer.attention.rope is not None]
-        turning = [a for a in turning if self.local is None or a.window is None] or turning
+        turning = [a for a in turning if self.local_theta_key is None or a.window is None] or turning
         if not turning or (rope := turning[0].rope) is None:
             return {}, {}
         head_dim = turning[0].head_dim
         found: dict[str, Any] = {"rope.freq_base": rope.theta, "rope.dimension_count": rope.dim or head_dim}
-        if self.local is not None:
+        if self.local_theta_key is not None:
             local = (layer.attention for layer in config.layers if layer.attention.window is not None)
             found["rope.freq_base_swa"] = next((a.rope.theta for a in local if a.rope is not None), 10_000.0)
         scaling, tensors = rope.scaling, {}
@@ -212,8 +212,8 @@ def _written(scaling: YarnScaling) -> dict[str, Any]:
 def _multiplier(keys: ConfigFields) -> float:
     """A tenth of a number like `mscale_all_dim`, which it is where `attn_factor` is 1; 0: there is none."""
     value = keys.take("rope.scaling.yarn_log_multiplier", 0.0)
-    if type(value) not in (int, float) or not -MOST_SHARP < value < MOST_SHARP:
-        allowed = f"a number within {MOST_SHARP} of 0"
+    if type(value) not in (int, float) or not -MAX_LOG_MULTIPLIER < value < MAX_LOG_MULTIPLIER:
+        allowed = f"a number within {MAX_LOG_MULTIPLIER} of 0"
         raise ConfigError(f"{keys.source}: rope.scaling.yarn_log_multiplier must be {allowed}, got {value!r}")
     return 10.0 * value
 
@@ -251,7 +251,7 @@ def _near(ours: list[float], theirs: list[float]) -> bool:
 
 
 @dataclass(frozen=True)
-class Windows:
+class WindowKeys:
     """Layers that look back over a window only. `every`: each but the last of so many, where the file does not say.
 
     `every` None: all have the same. `default`: the window of a file that says none. `needed`: llama.cpp ends with an
@@ -260,7 +260,7 @@ class Windows:
 
     every: int | None = None
     default: int | None = None
-    needed: bool = False
+    required: bool = False
 
     def read(self, said: MetadataFields) -> dict[str, Any]:
         keys, n_layers = said.keys, said.keys.size("block_count")
@@ -283,7 +283,7 @@ class Windows:
     def write(self, config: ModelConfig) -> dict[str, Any]:
         windows = [layer.attention.window for layer in config.layers]
         found = {"attention.sliding_window": next((w for w in windows if w is not None), 0)}
-        if self.needed and not found["attention.sliding_window"]:
+        if self.required and not found["attention.sliding_window"]:
             raise ConfigError(f"GGUF's {config.family} has a window in some layer, and this model in none")
         slides = [w is not None for w in windows]
         usual = self.every is None or slides == [i % self.every < self.every - 1 for i in range(len(windows))]

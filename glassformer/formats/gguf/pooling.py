@@ -1,6 +1,6 @@
-"""What a GGUF file says of how an encoder's states become one vector: a number for the pooling, and no more.
+"""How GGUF stores the pooling of an encoder: one number, `pooling_type`.
 
-The programs that run such files make vectors of length 1, and so are they here: it changes no cosine.
+Programs that run GGUF files normalize every vector to length 1, so Glassformer does too: cosines do not change.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from glassformer.errors import ConfigError
 from glassformer.nn.pooling import Sentence
 
 POOLS: dict[int, Pool] = {1: "mean", 2: "cls", 3: "lasttoken"}
-NONE = 0  # 4 are the scores of a classifier
+NONE = 0  # 4, the scores of a classifier, is not supported
 
 
-def sentence_from_gguf(metadata: Mapping[str, Any], source: str) -> Sentence:
-    """The mean of all states where the file says nothing. ConfigError for a number that is none of ours."""
+def pooling_from_gguf(metadata: Mapping[str, Any], source: str) -> Sentence:
+    """Return a file's pooling; the mean of all states if it states none.
+
+    Raises:
+        ConfigError: the type is not supported.
+    """
     key = f"{metadata.get('general.architecture')}.pooling_type"
     number = metadata.get(key, NONE)
     if number == NONE:
@@ -28,24 +32,25 @@ def sentence_from_gguf(metadata: Mapping[str, Any], source: str) -> Sentence:
     return Sentence(PoolingConfig(pools=(POOLS[number],), after=("normalize",))).eval()
 
 
-def sentence_to_gguf(sentence: Sentence, architecture: str) -> dict[str, Any]:
-    """The metadata from which the same vectors come, but for their length where a cosine compares them.
+def pooling_to_gguf(sentence: Sentence, architecture: str) -> dict[str, Any]:
+    """Return the metadata of a pooling. It gives the same vectors, or the same cosines if they are compared by cosine.
 
-    ConfigError for what the format has no words for.
+    Raises:
+        ConfigError: lists what the format cannot describe.
     """
     config = sentence.config
     if config == PoolingConfig():
         return {}
     numbers = [number for number, pool in POOLS.items() if config.pools == (pool,)]
-    whole = config.after == ("normalize",) or (not config.after and config.similarity == "cosine")
-    wrong = {
+    same_cosines = config.after == ("normalize",) or (not config.after and config.similarity == "cosine")
+    unsupported = {
         f"the pooling {' + '.join(config.pools)}": not numbers,
-        "layers behind the pooling": any(one != "normalize" for one in config.after),
-        f"vectors compared by {config.similarity}": not whole,
+        "layers after the pooling": any(layer != "normalize" for layer in config.after),
+        f"vectors compared by {config.similarity}": not same_cosines,
         f"the prompt {config.prompt!r} before every text": config.prompt is not None,
         "a prompt that is not pooled": not config.with_prompt,
         f"the first {config.dimensions} numbers of a vector": config.dimensions is not None,
     }
-    if found := [what for what, said in wrong.items() if said]:
-        raise ConfigError(f"GGUF has no words for {', '.join(found)}")
+    if problems := [what for what, present in unsupported.items() if present]:
+        raise ConfigError(f"GGUF cannot describe {', '.join(problems)}")
     return {f"{architecture}.pooling_type": numbers[0]}

@@ -1,7 +1,7 @@
-"""One model in several GGUF files, as `llama-gguf-split` and the `gguf` package name them: "NAME-00001-of-00003.gguf".
+"""Names of GGUF shards, as `llama-gguf-split` and the `gguf` package write them: "NAME-00001-of-00003.gguf".
 
-The first says what the model is, and each which it is of how many (`split.no`, from 0, and `split.count`). A person may
-point at any.
+The first shard holds the model's metadata; every shard holds its number (`split.no`, from 0) and `split.count`. Any
+shard can be given to open the model.
 """
 
 from __future__ import annotations
@@ -13,46 +13,46 @@ from pathlib import Path
 from glassformer.errors import CheckpointError
 
 SHARD = re.compile(r"(?P<name>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
-SHOWN = 20  # files that are missing
+MAX_MESSAGES = 20  # missing files listed in one error
 
 
-def first_of(path: Path) -> Path:
-    """The first of the files that this one is named as one of; any other itself."""
+def first_shard(path: Path) -> Path:
+    """Return the path of the first shard; the path itself if its name is not a shard's."""
     match = SHARD.fullmatch(path.name)
-    return path if match is None else _named(path, match["name"], 1, int(match["count"]))
+    return path if match is None else _shard_path(path, match["name"], 1, int(match["count"]))
 
 
-def model_of(name: str) -> str:
-    """What a file's name calls the model."""
+def model_name(name: str) -> str:
+    """Return a file's name without the suffix and the shard number."""
     match = SHARD.fullmatch(name)
     return name.removesuffix(".gguf") if match is None else match["name"]
 
 
-def models_of(names: Iterable[str]) -> dict[str, list[str]]:
-    """The files of each model among GGUF files, by the first of its files."""
-    found: dict[str, list[str]] = {}
+def group_shards(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group the names of GGUF files by model, under the name of the first shard."""
+    models: dict[str, list[str]] = {}
     for name in sorted(names):
-        found.setdefault(first_of(Path(name)).name, []).append(name)
-    return found
+        models.setdefault(first_shard(Path(name)).name, []).append(name)
+    return models
 
 
-def shards_of(path: Path, count: int) -> list[Path]:
-    """The files of which a file that says it is one of `count` is one. CheckpointError names those that are missing."""
+def shard_paths(path: Path, count: int) -> list[Path]:
+    """Return the paths of all `count` shards of which `path` is one.
+
+    Raises:
+        CheckpointError: the file's name is not a shard's, or shards are missing.
+    """
     match = SHARD.fullmatch(path.name)
     if match is None or int(match["count"]) != count:
-        raise CheckpointError(
-            f"{path} is one of {count} files: they must be named {_named(path, 'NAME', 1, count).name}"
-        )
-    paths = [_named(path, match["name"], no, count) for no in range(1, count + 1)]
-    missing = [one.name for one in paths if not one.is_file()]
+        expected = _shard_path(path, "NAME", 1, count).name
+        raise CheckpointError(f"{path} is one of {count} shards: their names must be {expected} and so on")
+    paths = [_shard_path(path, match["name"], no, count) for no in range(1, count + 1)]
+    missing = [shard.name for shard in paths if not shard.is_file()]
     if missing:
-        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-        verb = "is" if len(missing) == 1 else "are"
-        raise CheckpointError(
-            f"{path} is one of {count} files, of which {', '.join(missing[:SHOWN])}{more} {verb} missing"
-        )
+        more = f" and {len(missing) - MAX_MESSAGES} more" if len(missing) > MAX_MESSAGES else ""
+        raise CheckpointError(f"{path} is one of {count} shards; missing: {', '.join(missing[:MAX_MESSAGES])}{more}")
     return paths
 
 
-def _named(beside: Path, name: str, no: int, count: int) -> Path:
-    return beside.with_name(f"{name}-{no:05}-of-{count:05}.gguf")
+def _shard_path(sibling: Path, name: str, no: int, count: int) -> Path:
+    return sibling.with_name(f"{name}-{no:05}-of-{count:05}.gguf")

@@ -11,7 +11,7 @@ from glassformer.families.common.family import TensorRule, linear, rule
 
 EMBED, HEAD = "token_embd.weight", "output.weight"
 BLOCK, OURS = "blk.{i}", "blocks.{i}"
-EACH = f"{OURS}.mlp.experts.{{j}}"
+EXPERT = f"{OURS}.mlp.experts.{{j}}"
 PARTS = ("gate", "up", "down")
 
 COMMON = (
@@ -30,46 +30,46 @@ COMMON = (
     *(rule(f"{BLOCK}.attn_{p}_norm.weight", f"{OURS}.attn.{p}_norm.weight") for p in "qk"),
     *(rule(f"{BLOCK}.attn_{p}_norm.weight", f"{OURS}.attn.{p}_norm.{{j}}.weight") for p in "qk"),
     *linear(f"{BLOCK}.ffn_gate_inp", f"{OURS}.mlp.router"),
-    *(one for part in PARTS for one in linear(f"{BLOCK}.ffn_{part}_exps", f"{EACH}.{part}")),
+    *(one for part in PARTS for one in linear(f"{BLOCK}.ffn_{part}_exps", f"{EXPERT}.{part}")),
 )
 
 
 def _separate(interleaved: bool) -> tuple[TensorRule, ...]:
     return (
-        *linear(f"{BLOCK}.attn_q", f"{OURS}.attn.q", interleaved=interleaved),
-        *linear(f"{BLOCK}.attn_k", f"{OURS}.attn.k", interleaved=interleaved),
+        *linear(f"{BLOCK}.attn_q", f"{OURS}.attn.q", interleaved_rope=interleaved),
+        *linear(f"{BLOCK}.attn_k", f"{OURS}.attn.k", interleaved_rope=interleaved),
         *linear(f"{BLOCK}.attn_v", f"{OURS}.attn.v"),
     )
 
 
 # Queries, keys and values: in three tensors, what turns together half a head apart, or side by side; or in one.
-HALVES, PAIRS = _separate(interleaved=False), _separate(interleaved=True)
-FUSED = linear(f"{BLOCK}.attn_qkv", *(f"{OURS}.attn.{p}" for p in "qkv"))
+SEPARATE_QKV, INTERLEAVED_QKV = _separate(interleaved=False), _separate(interleaved=True)
+FUSED_QKV = linear(f"{BLOCK}.attn_qkv", *(f"{OURS}.attn.{p}" for p in "qkv"))
 
 # Latent attention, each head's keys and values by itself; and experts as its models have them.
 LATENT = (
     *linear(f"{BLOCK}.attn_q_a", f"{OURS}.attn.q.reduce"),
     rule(f"{BLOCK}.attn_q_a_norm.weight", f"{OURS}.attn.q.norm.weight"),
-    *linear(f"{BLOCK}.attn_q_b", f"{OURS}.attn.q.expand", interleaved=True),
-    *linear(f"{BLOCK}.attn_kv_a_mqa", f"{OURS}.attn.kv", interleaved=True, kept=True),
+    *linear(f"{BLOCK}.attn_q_b", f"{OURS}.attn.q.expand", interleaved_rope=True),
+    *linear(f"{BLOCK}.attn_kv_a_mqa", f"{OURS}.attn.kv", interleaved_rope=True, single_head=True),
     rule(f"{BLOCK}.attn_kv_a_norm.weight", f"{OURS}.attn.kv_norm.weight"),
-    rule(f"{BLOCK}.attn_k_b.weight", f"{OURS}.attn.expand_k.weight", transposed=True, heads=True),
-    rule(f"{BLOCK}.attn_v_b.weight", f"{OURS}.attn.expand_v.weight", heads=True),
+    rule(f"{BLOCK}.attn_k_b.weight", f"{OURS}.attn.expand_k.weight", transposed=True, head_axis=True),
+    rule(f"{BLOCK}.attn_v_b.weight", f"{OURS}.attn.expand_v.weight", head_axis=True),
     rule(f"{BLOCK}.exp_probs_b.bias", f"{OURS}.mlp.score_correction", float32=True),
     *(one for part in PARTS for one in linear(f"{BLOCK}.ffn_{part}_shexp", f"{OURS}.mlp.shared.{part}")),
 )
-OTHER_LATENT = linear(f"{BLOCK}.attn_kv_b", f"{OURS}.attn.expand_k", f"{OURS}.attn.expand_v", by_head=True)
+FUSED_LATENT = linear(f"{BLOCK}.attn_kv_b", f"{OURS}.attn.expand_k", f"{OURS}.attn.expand_v", grouped_by_kv_head=True)
 
 # What some files have instead: gate and up of all experts in one tensor, or each tensor of each expert by itself.
-OTHER_EXPERTS = (
-    rule(f"{BLOCK}.ffn_gate_up_exps.weight", f"{EACH}.gate.weight", f"{EACH}.up.weight"),
-    *(rule(f"{BLOCK}.ffn_{part}.{{j}}.weight", f"{EACH}.{part}.weight") for part in PARTS),
+ALTERNATIVE_EXPERTS = (
+    rule(f"{BLOCK}.ffn_gate_up_exps.weight", f"{EXPERT}.gate.weight", f"{EXPERT}.up.weight"),
+    *(rule(f"{BLOCK}.ffn_{part}.{{j}}.weight", f"{EXPERT}.{part}.weight") for part in PARTS),
 )
 
 # An encoder's norms stand behind, and its tokens have types.
-TYPES = "token_types.weight"
-BEHIND = (
-    rule(TYPES, TYPES),
+TOKEN_TYPES = "token_types.weight"
+ENCODER = (
+    rule(TOKEN_TYPES, TOKEN_TYPES),
     *linear("token_embd_norm", "embed_norm"),
     *linear(f"{BLOCK}.attn_output_norm", f"{OURS}.attn_post_norm"),
     *linear(f"{BLOCK}.layer_output_norm", f"{OURS}.mlp_post_norm"),
@@ -98,7 +98,7 @@ def _side(theirs: str, ours: str, source: bool) -> tuple[TensorRule, ...]:
     )
 
 
-SIDES = (
+ENCODER_DECODER = (
     rule(EMBED, "embed.weight"),
     *_side("enc", "encoder.", source=False),
     *_side("dec", "", source=True),
@@ -106,12 +106,12 @@ SIDES = (
 )
 
 
-def but(rules: tuple[TensorRule, ...], *names: str) -> tuple[TensorRule, ...]:
+def without(rules: tuple[TensorRule, ...], *names: str) -> tuple[TensorRule, ...]:
     """The rules without those of some tensors of a block."""
     gone = {f"{BLOCK}.{name}.{part}" for name in names for part in ("weight", "bias")}
-    return tuple(one for one in rules if one.theirs not in gone)
+    return tuple(one for one in rules if one.tensor_name not in gone)
 
 
-def plus_one(rules: tuple[TensorRule, ...]) -> tuple[TensorRule, ...]:
+def norms_plus_one(rules: tuple[TensorRule, ...]) -> tuple[TensorRule, ...]:
     """The rules of a model whose norms multiply by 1 + their weight, which is what the tensors hold."""
-    return tuple(replace(one, plus=1.0) if "_norm." in one.theirs else one for one in rules)
+    return tuple(replace(one, offset=1.0) if "_norm." in one.tensor_name else one for one in rules)

@@ -23,8 +23,7 @@ from glassformer.formats.gguf.tokenizer_keys import (
     TEMPLATE,
     WHOLE_WORDS,
 )
-from glassformer.text.files.load import BERT
-from glassformer.text.files.vocab_files import BYTE_LEVEL, bpe_model, layout_of, wordpiece_of
+from glassformer.text.files.vocab_files import BERT_TOKENS, BYTE_LEVEL, bpe_model, tokenizer_json, wordpiece_json
 from glassformer.text.hf_tokenizer import HFTokenizer, TokenizerBackend
 from glassformer.text.sentencepiece.model_file import (
     BPE,
@@ -124,7 +123,7 @@ def _from_pieces(
         bos=config.get("bos_token", "<s>"),
         eos=config.get("eos_token", "</s>"),
     )
-    return SentencePieceTokenizer(model, template=template, prefix_inside=True)
+    return SentencePieceTokenizer(model, template=template, prefix_after_special=True)
 
 
 def _from_merges(
@@ -150,7 +149,7 @@ def _from_merges(
     parts: dict[str, Any] = {"pre_tokenizer": cut, "decoder": BYTE_LEVEL}
     if config.pop("add_eos_token"):  # RoBERTa
         parts["post_processor"] = _framed(config, vocab, twice=keys.flag("add_sep_token", pre in SEPARATED))
-    return HFTokenizer(json.dumps(layout_of(model, added, **parts)), template)
+    return HFTokenizer(json.dumps(tokenizer_json(model, added, **parts)), template)
 
 
 def _begun(cut: dict[str, Any], prefix_space: bool) -> dict[str, Any]:
@@ -185,7 +184,7 @@ def _from_wordpieces(
 
     rows = enumerate(zip(tokens, types, strict=True))
     vocab = {spelled(token, type): index for index, (token, type) in rows if type != UNUSED}
-    names = {key: config.get(key, name) for key, name in BERT.items()}
+    names = {key: config.get(key, name) for key, name in BERT_TOKENS.items()}
     if "cls_token" not in config and "bos_token" in config:
         names["cls_token"] = config["bos_token"]
     config.pop("bos_token", None)  # here they are another name for [CLS] and [SEP]
@@ -194,7 +193,7 @@ def _from_wordpieces(
     lowercase = keys.flag(LOWERCASE, True)
     accents = keys.flag(ACCENTS, lowercase)
     same = None if accents == lowercase else accents
-    layout = wordpiece_of(vocab, lowercase=lowercase, accents=same, chinese=True, names=names)
+    layout = wordpiece_json(vocab, lowercase=lowercase, strip_accents=same, split_chinese=True, names=names)
     return HFTokenizer(json.dumps(layout), template)
 
 

@@ -29,7 +29,7 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> di
     vocab_size: of the model, where it has more rows than there are tokens.  Raises TokenizerError for a tokenizer that
     GGUF has no words for.
     """
-    core = tokenizer.core
+    core = tokenizer.backend
     size = max(tokenizer.vocab_size, vocab_size or 0)
     if isinstance(core, SentencePieceTokenizer):
         found = _pieces_out(core)
@@ -37,9 +37,9 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> di
         found = _library_out(core)
     else:
         raise TokenizerError(f"GGUF has no words for a tokenizer of the kind {core.kind}")
-    types = {token.id: CONTROL if token.text in core.special else USER_DEFINED for token in core.added}
+    types = {token.id: CONTROL if token.text in core.special_tokens else USER_DEFINED for token in core.added_tokens}
     tokens, kinds = found[KEY + "tokens"], found[KEY + "token_type"]
-    for token in core.added:
+    for token in core.added_tokens:
         tokens[token.id] = token.text
         if kinds.get(token.id, NORMAL) != UNKNOWN:
             kinds[token.id] = types[token.id]
@@ -68,13 +68,13 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> di
 
 def _frame_out(tokenizer: Tokenizer, found: dict[str, Any]) -> None:
     """What stands around a text: nothing, the BOS, the EOS, or both. TokenizerError for anything else."""
-    before, after = tokenizer.frame
+    before, after = tokenizer.prefix_ids, tokenizer.suffix_ids
     if before not in ([], [tokenizer.bos_id]) or after not in ([], [tokenizer.eos_id]):
         raise TokenizerError(
             f"GGUF has words for the BOS before a text and the EOS behind, not for {before} and {after}"
         )
     found |= {KEY + "add_bos_token": bool(before), KEY + "add_eos_token": bool(after)}
-    if after and isinstance(tokenizer.core, HFTokenizer):
+    if after and isinstance(tokenizer.backend, HFTokenizer):
         pair = tokenizer.encode_pairs([("", "")])[0][0]
         found[KEY + "add_sep_token"] = pair == [*before, *after * 3]
         if not found[KEY + "add_sep_token"] and pair != [*before, *after * 2]:
@@ -84,7 +84,7 @@ def _frame_out(tokenizer: Tokenizer, found: dict[str, Any]) -> None:
 
 
 def _pieces_out(core: SentencePieceTokenizer) -> dict[str, Any]:
-    model = core.given_model
+    model = core.original_model
     if model.suffix or not model.escape:
         raise TokenizerError(
             "GGUF has no words for a SentencePiece model with spaces behind words, or not written as ▁"
@@ -187,7 +187,7 @@ def _fallback_out(core: HFTokenizer, tokens: dict[int, str], pairs: list[list[st
     if not told or "Precompiled" in steps or "Split" in steps.replace('"split"', ""):
         raise TokenizerError(f"GGUF has no words for this normalization: {steps[:200]}")
     made = {left + right: rank for rank, (left, right) in reversed(list(enumerate(pairs)))}
-    added, all_bytes = {token.id for token in core.added}, set(byte_pieces())
+    added, all_bytes = {token.id for token in core.added_tokens}, set(byte_pieces())
     types = {index: BYTE if token in all_bytes else NORMAL for index, token in tokens.items()}
     unknown = core.layout["model"].get("unk_token")
     types |= {index: UNKNOWN for index, token in tokens.items() if token == unknown}
@@ -211,7 +211,7 @@ def _wordpieces_out(core: HFTokenizer) -> dict[str, Any]:
         raise TokenizerError("GGUF has no words for a WordPiece that does not cut Chinese characters apart")
     lowercase = bool(normalizer.get("lowercase"))
     accents = lowercase if normalizer.get("strip_accents") is None else bool(normalizer["strip_accents"])
-    special = {token.text for token in core.added}
+    special = {token.text for token in core.added_tokens}
 
     def spelled(token: str) -> str:
         if token in special:

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from glassformer.families import family_of
-from glassformer.formats.tensor_mapping import entries
+from glassformer.formats.tensor_mapping import map_tensors
 from glassformer.inspect.capture.points import live
 from glassformer.inspect.capture.recorder import RecorderTap
 from glassformer.nn.encoder import TextEncoder
@@ -66,12 +66,12 @@ def compare(
     parameters: dict[str, Tensor] = dict(ours.named_parameters())
     modules, seen, hooks = dict(theirs.named_modules()), {}, []
     family = family_of(ours.config)
-    for entry in entries(family, ours.config, parameters):
-        path, _, kind = entry.theirs.rpartition(".")
+    for entry in map_tensors(family, ours.config, parameters):
+        path, _, kind = entry.tensor_name.rpartition(".")
         path = path if path in modules else path.removeprefix(family.prefix)  # a model without its head
-        names = [_output(name) for name in entry.ours]
+        names = [_output(name) for name in entry.parameter_names]
         if kind == "weight" and path in modules and all(name in points for name in names):
-            sizes = [parameters[name].shape[-1 if names in TABLES else 0] for name in entry.ours]
+            sizes = [parameters[name].shape[-1 if names in TABLES else 0] for name in entry.parameter_names]
             take = _taker(replace(entry, transposed=False), names, sizes, seen)
             hooks.append(modules[path].register_forward_hook(take))
     read = {"input_ids": ids} if sources is None else {"input_ids": sources, "decoder_input_ids": ids}

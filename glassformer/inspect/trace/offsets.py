@@ -15,10 +15,10 @@ def spans(tokenizer: Tokenizer | None, ids: Sequence[int]) -> tuple[str, list[tu
     """
     if tokenizer is None:
         return "", [(0, 0)] * len(ids)
-    control = set(tokenizer.special.values())
+    control = set(tokenizer.special_tokens.values())
     parts = [b"" if id in control else tokenizer.token_bytes(id) for id in ids]
     text, at = _decode(b"".join(parts))
-    dropped = int(tokenizer.core.drops_first_space and text.startswith(" "))
+    dropped = int(tokenizer.backend.drops_first_space and text.startswith(" "))
     found, begin = [], 0
     for part in parts:
         end = begin + len(part)

@@ -153,7 +153,7 @@ def token_of(t: Trace, what: str, given: int | str) -> int:
     if isinstance(given, str):
         if tokenizer is None:
             raise RequestError(f"{what}: this model has no tokenizer, so give a token's id", param=what)
-        ids = tokenizer.of_targets().encode(given, bare=True)
+        ids = tokenizer.target_tokenizer().encode(given, bare=True)
         if len(ids) != 1:
             parts = ", ".join(repr(token_text(tokenizer, token)) for token in ids)
             raise RequestError(f"{what} must be one token, and {given!r} is {len(ids)}: {parts}", param=what)

@@ -57,7 +57,7 @@ def tokens(lm: Language, *, text: str) -> TokensView:
     """
     tokenizer = tokenizer_of(lm)
     found = tokenizer.encode_offsets(text)
-    control = set(tokenizer.special.values())
+    control = set(tokenizer.special_tokens.values())
     infos = tuple(
         TokenInfo(id, bytes_text(data), data.hex(), start, end, id in control)
         for id, data, (start, end) in zip(found.ids, found.tokens, found.offsets, strict=True)
@@ -74,7 +74,7 @@ def merges(lm: Language, *, word: str) -> Merges:
     RequestError where the tokenizer is of another kind, and where `word` is none, or more than one.
     """
     tokenizer = tokenizer_of(lm)
-    core = tokenizer.core
+    core = tokenizer.backend
     if not isinstance(core, HFTokenizer):
         raise RequestError(f"merges are of byte-pair encoding; this tokenizer is {core.kind}", param="word")
     try:

@@ -31,7 +31,7 @@ Message = Mapping[str, Any]
 Regions = list[tuple[int, int]]
 
 
-def templates_of(tokenizer: Tokenizer) -> dict[str, str]:
+def chat_templates(tokenizer: Tokenizer) -> dict[str, str]:
     """The chat templates that come with a tokenizer, by name: `chat_template.jinja`, or those of its configuration."""
     kept = tokenizer.config.get("chat_template")
     found: dict[str, str] = {}
@@ -53,14 +53,16 @@ class ChatTemplate:
         Raises TokenizerError where there is none of this name, and for one that is not Jinja, with its line.
         """
         if source is None:
-            known = templates_of(tokenizer)
+            known = chat_templates(tokenizer)
             if name not in known:
                 has = f"has the chat templates {', '.join(known)}" if known else "has no chat template"
                 raise TokenizerError(f"the tokenizer {has}, and {name!r} was asked for")
             source = known[name]
         self.tokenizer, self.source, self.name = tokenizer, source, name
-        self._special = tokenizer.core.special
-        self._cut = SpecialTokenSplitter(token for token in tokenizer.core.added if token.text in self._special)
+        self._special = tokenizer.backend.special_tokens
+        self._cut = SpecialTokenSplitter(
+            token for token in tokenizer.backend.added_tokens if token.text in self._special
+        )
         self._tokens = {key: text for key in NAMES if isinstance(text := _text(tokenizer.config.get(key)), str)}
         self._words: set[str] = set(self._tokens.values()) | ROLES  # all that may stand between two marks
         self._plain = self._compiled(None)
@@ -78,15 +80,15 @@ class ChatTemplate:
         """The ids of the conversation.  Raises as `render`, and for a template that makes the text of a control token
         out of what it was given, or whose result depends on the marks."""
         text, regions = self._rendered(messages, fields)
-        core, ids = self.tokenizer.core, []
+        backend, ids = self.tokenizer.backend, []
         try:
             for start, end, token in self._cut(text, regions):
                 if token is not None:
                     ids.append(token)
                 elif start == 0:
-                    ids += core.encode([text[:end]], special=False)[0]
+                    ids += backend.encode([text[:end]], parse_special=False)[0]
                 else:
-                    ids += core.encode_inside(text[start:end])
+                    ids += backend.encode_continuation(text[start:end])
         except TypeError:
             self.tokenizer.encode(text)  # says where the lone surrogate is
             raise

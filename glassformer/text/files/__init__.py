@@ -1,1 +1,1 @@
-"""Find and open the tokenizer files of a folder."""
+"""Tokenizer files of every supported format: detection and loading."""

@@ -1,63 +1,68 @@
-"""Files: which of them hold a folder's tokenizer; and writing one so that a kill at any moment leaves it whole."""
+"""Detection of the tokenizer format of a model folder."""
 
-import os
-import secrets
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from glassformer.errors import TokenizerError
 
-SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
-SIDES = ("source.spm", "target.spm", "vocab.json")
-TARGETS = "target_vocab.json"  # beside these, where what is written has a vocabulary of its own
-PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
+SOURCE_TARGET_FILES = ("source.spm", "target.spm", "vocab.json")
+TARGET_VOCAB = "target_vocab.json"  # only where source and target have separate vocabularies
+BPE_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """The files of a folder's tokenizer, and their format: json, sentencepiece, sides, ranks, bpe or wordpiece."""
+    """The tokenizer files of a folder, as `find_tokenizer` returns them.
+
+    format: json, sentencepiece, source_target, tiktoken, bpe or wordpiece.
+    """
 
     format: str
     paths: tuple[Path, ...]
 
 
 def find_tokenizer(folder: Path) -> TokenizerFiles | None:
-    """What a folder's tokenizer is kept in, the first of these that is there; None where there is none of them.
+    """Return the tokenizer files of a folder, or None if it has none. The first match wins:
 
-    1. `tokenizer.json`, of the `tokenizers` library;
-    2. a SentencePiece model, under one of the names of SENTENCEPIECE; where it is a text, the ranks of 5;
-    3. `source.spm`, `target.spm` and `vocab.json`: a SentencePiece model for each side of a translator;
-    4. `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe`: byte-level BPE as GPT-2 kept it;
-    5. one `*.tiktoken`: tokens in base64, each with its rank;
-    6. `vocab.txt`: WordPiece, as BERT kept it.
+    1. `tokenizer.json` of the Hugging Face `tokenizers` library;
+    2. a SentencePiece model under one of SENTENCEPIECE_FILES, or a tiktoken file under the same name (Llama 3);
+    3. `source.spm`, `target.spm` and `vocab.json`: Marian's SentencePiece model for each side;
+    4. `vocab.json` and `merges.txt`, or `encoder.json` and `vocab.bpe`: byte-level BPE in GPT-2's format;
+    5. one `*.tiktoken` file: base64 tokens with their ranks;
+    6. `vocab.txt`: WordPiece in BERT's format.
 
-    Raises TokenizerError for half of a pair, and for several files of ranks.
+    Raises:
+        TokenizerError: A required file of 3 or 4 is missing, or there are several `*.tiktoken` files.
     """
     if (path := folder / "tokenizer.json").exists():
         return TokenizerFiles("json", (path,))
-    for name in SENTENCEPIECE:
+    for name in SENTENCEPIECE_FILES:
         if (path := folder / name).exists():
-            return TokenizerFiles("ranks" if _is_ranks(path) else "sentencepiece", (path,))
-    for pair in (SIDES, *PAIRS):
-        paths = tuple(folder / name for name in pair)
-        there = [path.exists() for path in paths]
-        if all(there):
-            return TokenizerFiles("sides" if pair is SIDES else "bpe", paths)
-        if any(there[:2] if pair is SIDES else there):
-            raise TokenizerError(f"{paths[there.index(False)]} is missing beside {paths[there.index(True)].name}")
-    ranks = sorted(folder.glob("*.tiktoken"))
-    if len(ranks) > 1:
-        raise TokenizerError(f"{folder} has several files of ranks: {', '.join(path.name for path in ranks)}")
-    if ranks:
-        return TokenizerFiles("ranks", tuple(ranks))
+            return TokenizerFiles("tiktoken" if _is_tiktoken(path) else "sentencepiece", (path,))
+    for names in (SOURCE_TARGET_FILES, *BPE_FILES):
+        paths = tuple(folder / name for name in names)
+        exist = [path.exists() for path in paths]
+        source_target = names is SOURCE_TARGET_FILES
+        if all(exist):
+            return TokenizerFiles("source_target" if source_target else "bpe", paths)
+        if any(exist[:2] if source_target else exist):
+            raise TokenizerError(
+                f"{paths[exist.index(False)]} is missing, but {paths[exist.index(True)].name} exists: both are required"
+            )
+    tiktoken_files = sorted(folder.glob("*.tiktoken"))
+    if len(tiktoken_files) > 1:
+        names = ", ".join(path.name for path in tiktoken_files)
+        raise TokenizerError(f"{folder} has several tiktoken files, only one is allowed: {names}")
+    if tiktoken_files:
+        return TokenizerFiles("tiktoken", tuple(tiktoken_files))
     if (path := folder / "vocab.txt").exists():
         return TokenizerFiles("wordpiece", (path,))
     return None
 
 
-def _is_ranks(path: Path) -> bool:
-    """Whether a file begins with a line "base64 rank"; a SentencePiece model begins with the byte 10, a line end."""
+def _is_tiktoken(path: Path) -> bool:
+    """Return whether a file begins with a line "base64 rank"; a SentencePiece model begins with byte 10, a newline."""
     with open(path, "rb") as file:
         first = file.readline(1000)
     word, _, rank = first.rstrip().partition(b" ")
@@ -65,39 +70,10 @@ def _is_ranks(path: Path) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.  TokenizerError where it is missing or no UTF-8."""
+    """Return the text of a UTF-8 file. Raises TokenizerError if it is missing or not UTF-8."""
     try:
         return path.read_text("utf-8")
     except FileNotFoundError as error:
         raise TokenizerError(f"{path} is missing") from error
     except (OSError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path} cannot be read: {error}") from error
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` beside `path` under a temporary name, fsync it, and rename it into place (then fsync the folder).
-
-    Raises OSError; whatever stood at `path` is then still whole, and the temporary file is gone.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system lets folders be opened (Windows does not)."""
-    with suppress(PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

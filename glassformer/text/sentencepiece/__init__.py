@@ -1,1 +1,1 @@
-"""SentencePiece models: their file format, normalization, segmentation and tokenizers."""
+"""SentencePiece: model files, normalization, segmentation and tokenizer backends."""

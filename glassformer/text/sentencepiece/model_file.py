@@ -1,9 +1,9 @@
-"""SentencePiece's `.model` file: read and written, without the library.
+"""Parser and serializer of SentencePiece's `.model` file, without the library.
 
-The file is one protocol buffer, `ModelProto` of SentencePiece's `sentencepiece_model.proto`.  On the wire a message is
-a row of fields, each a tag (field number * 8 + wire type) and a value: a varint (0), 8 bytes (1), a length and as many
-bytes (2), or 4 bytes (5).  Only the fields that encoding and decoding need are read here; those that say how the model
-was trained are kept out, and those that would change ids in a way that is not done here are refused.
+The file is one protocol buffer, `ModelProto` of SentencePiece's `sentencepiece_model.proto`. A message on the wire is a
+sequence of fields: a tag (field number * 8 + wire type) and a value. The value is a varint (0), 8 bytes (1), a length
+and that many bytes (2), or 4 bytes (5). This module parses the fields that encoding and decoding need. It ignores the
+training options, and rejects models whose other options would change ids.
 """
 
 import struct
@@ -13,7 +13,7 @@ from typing import Any
 
 from glassformer.errors import TokenizerError
 
-UNIGRAM, BPE = 1, 2  # TrainerSpec.model_type; 3 is whole words, 4 single characters
+UNIGRAM, BPE = 1, 2  # TrainerSpec.model_type; 3 is words, 4 characters
 KINDS = {UNIGRAM: "unigram", BPE: "bpe"}
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece.type, and GGUF's token_type
@@ -21,7 +21,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # Sente
 
 @dataclass(frozen=True)
 class SentencePiecePiece:
-    """A row of the vocabulary: how it is spelled (▁ for a space), its log-probability or rank, and one of the types."""
+    """An entry of the vocabulary: its text (▁ for a space), its log-probability or rank, and its type."""
 
     text: str
     score: float = 0.0
@@ -30,12 +30,13 @@ class SentencePiecePiece:
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """What a `.model` file says.
+    """The contents of a `.model` file.
 
-    charsmap: the rules of normalization, as compiled by SentencePiece; empty where text stays as it is.
-    dummy_prefix: whether a space is put before a text (after it, where `suffix`), so that all words look the same.
-    remove_extra_spaces: whether runs of spaces, and those at the ends, are taken out.
-    escape: whether spaces are written as ▁, as they are in nearly all models.
+    kind: UNIGRAM or BPE
+    charsmap: the compiled normalization rules; empty if text is not changed
+    dummy_prefix: whether a space is added before a text (after it, if `suffix`), so that all words look the same
+    remove_extra_spaces: whether leading, trailing and repeated spaces are removed
+    escape: whether spaces are written as ▁, as in almost all models
     """
 
     pieces: Sequence[SentencePiecePiece]
@@ -50,47 +51,50 @@ class SentencePieceModel:
     eos: str = "</s>"
 
     def check(self) -> None:
-        """TokenizerError for what the library would refuse too: doubled pieces, no unknown, bytes that are missing."""
+        """Raise TokenizerError for a model that the library would reject too."""
         if self.kind not in KINDS:
-            known = ", ".join(KINDS.values())
-            raise TokenizerError(f"a SentencePiece model of type {self.kind} is not read: only {known}")
+            supported = ", ".join(KINDS.values())
+            raise TokenizerError(f"SentencePiece models of type {self.kind} are not supported, only {supported}")
         seen: dict[tuple[str, bool], int] = {}
         for index, piece in enumerate(self.pieces):
             if not NORMAL <= piece.type <= BYTE:
                 raise TokenizerError(f"piece {index} {piece.text!r} has the unknown type {piece.type}")
             if not piece.text or "\0" in piece.text:
-                raise TokenizerError(f"piece {index} is empty or holds a NUL: {piece.text!r}")
+                raise TokenizerError(f"piece {index} is empty or contains a NUL: {piece.text!r}")
             first = seen.setdefault((piece.text, piece.type in (UNKNOWN, CONTROL, BYTE)), index)
             if first != index:
-                raise TokenizerError(f"piece {index} {piece.text!r} stands at {first} already")
-        unknown = [piece.text for piece in self.pieces if piece.type == UNKNOWN]
-        if len(unknown) != 1:
-            raise TokenizerError(f"there must be one piece for what is unknown, and there are {len(unknown)}")
+                raise TokenizerError(f"piece {index} {piece.text!r} is a duplicate of piece {first}")
+        n_unknown = sum(piece.type == UNKNOWN for piece in self.pieces)
+        if n_unknown != 1:
+            raise TokenizerError(f"the model must have one piece of type unknown, but it has {n_unknown}")
         found = {piece.text for piece in self.pieces if piece.type == BYTE}
         if found != (set(byte_pieces()) if self.byte_fallback else set()):
-            raise TokenizerError(f"byte_fallback is {self.byte_fallback}, with {len(found)} pieces for bytes, not 256")
+            raise TokenizerError(
+                f"byte_fallback is {self.byte_fallback}, which requires {256 * self.byte_fallback} byte pieces, "
+                f"but the model has {len(found)}"
+            )
 
 
 def byte_pieces() -> list[str]:
-    """How the 256 bytes are spelled: <0x00> to <0xFF>."""
+    """Return the texts of the 256 byte pieces: <0x00> to <0xFF>."""
     return [f"<0x{byte:02X}>" for byte in range(256)]
 
 
-# ---- reading
+# ---- parsing
 
 
-def read_sentencepiece(data: bytes) -> SentencePieceModel:
-    """The model in the bytes of a file.  Raises TokenizerError saying what is wrong with them."""
+def parse_sentencepiece(data: bytes) -> SentencePieceModel:
+    """Parse the contents of a `.model` file. Raises TokenizerError if they are malformed or not supported."""
     try:
-        return _read_model(data)
+        return _parse_model(data)
     except (IndexError, struct.error) as error:
-        raise TokenizerError("not a SentencePiece model, or cut short") from error
+        raise TokenizerError("not a SentencePiece model, or a truncated one") from error
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"not a SentencePiece model: a text in it is not UTF-8 ({error.reason})") from error
+        raise TokenizerError(f"not a SentencePiece model: text in it is not UTF-8 ({error.reason})") from error
 
 
-def _read_model(data: bytes) -> SentencePieceModel:
-    pieces, found = [], {}
+def _parse_model(data: bytes) -> SentencePieceModel:
+    pieces, options = [], {}
     for number, value in _fields(data):
         if number == 1:
             piece = dict(_fields(_message(value)))
@@ -98,7 +102,7 @@ def _read_model(data: bytes) -> SentencePieceModel:
             pieces.append(SentencePiecePiece(_text(piece.get(1, b"")), score, _number(piece.get(3, NORMAL))))
         elif number == 2:
             trainer = dict(_fields(_message(value)))
-            found |= {
+            options |= {
                 "kind": _number(trainer.get(3, UNIGRAM)),
                 "suffix": bool(_number(trainer.get(24, 0))),
                 "byte_fallback": bool(_number(trainer.get(35, 0))),
@@ -106,20 +110,20 @@ def _read_model(data: bytes) -> SentencePieceModel:
                 "eos": _text(trainer.get(47, b"</s>")),
             }
         elif number == 3:
-            found |= _read_normalizer(_message(value))
-        elif number == 5 and _read_normalizer(_message(value)).get("charsmap"):
-            raise TokenizerError("it rewrites decoded text by rules (denormalizer_spec), which is not done here")
+            options |= _parse_normalizer(_message(value))
+        elif number == 5 and _parse_normalizer(_message(value)).get("charsmap"):
+            raise TokenizerError("rules for decoded text (denormalizer_spec) are not supported")
     if not pieces:
-        raise TokenizerError("not a SentencePiece model: it holds no pieces")
-    model = SentencePieceModel(tuple(pieces), **found)
+        raise TokenizerError("not a SentencePiece model: it has no pieces")
+    model = SentencePieceModel(tuple(pieces), **options)
     model.check()
     return model
 
 
-def _read_normalizer(data: bytes) -> dict[str, Any]:
+def _parse_normalizer(data: bytes) -> dict[str, Any]:
     spec = dict(_fields(data))
     if unknown := spec.keys() - {1, 2, 3, 4, 5, 6}:  # 1: its name; 6: the source of the compiled rules
-        raise TokenizerError(f"its normalizer_spec has a rule that is not known here (field {min(unknown)})")
+        raise TokenizerError(f"field {min(unknown)} of normalizer_spec is not supported")
     return {
         "charsmap": bytes(_message(spec.get(2, b""))),
         "dummy_prefix": bool(_number(spec.get(3, 1))),
@@ -129,7 +133,7 @@ def _read_normalizer(data: bytes) -> dict[str, Any]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of each field: a varint as a number, all else as bytes.  IndexError when cut short."""
+    """Yield (field number, value) of each field: int for a varint, else bytes. Raises IndexError if truncated."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -153,7 +157,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, lowest first, and where it ends."""
+    """Return the varint at `at` (7 bits per byte, lowest first) and its end."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -166,13 +170,13 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _message(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise TokenizerError("not a SentencePiece model: a number where a message belongs")
+        raise TokenizerError("not a SentencePiece model: a number in place of a message")
     return value
 
 
 def _number(value: int | bytes) -> int:
     if not isinstance(value, int):
-        raise TokenizerError("not a SentencePiece model: a message where a number belongs")
+        raise TokenizerError("not a SentencePiece model: a message in place of a number")
     return value
 
 
@@ -180,24 +184,24 @@ def _text(value: int | bytes) -> str:
     return _message(value).decode("utf-8")
 
 
-# ---- writing
+# ---- serialization
 
 
-def write_sentencepiece(model: SentencePieceModel) -> bytes:
-    """The bytes of a `.model` file that says what `model` says."""
-    rows = [
+def serialize_sentencepiece(model: SentencePieceModel) -> bytes:
+    """Return the contents of the `.model` file of a model."""
+    pieces = [
         _bytes(1, piece.text.encode()) + b"\x15" + struct.pack("<f", piece.score) + _int(3, piece.type)
         for piece in model.pieces
     ]
     names = [(46, model.bos), (47, model.eos)]
-    trainer = _int(3, model.kind) + _int(4, len(rows)) + _int(24, model.suffix) + _int(35, model.byte_fallback)
-    for field, wanted in ((40, UNKNOWN), (41, model.bos), (42, model.eos)):
-        named = [i for i, p in enumerate(model.pieces) if wanted == (p.type if field == 40 else p.text)]
-        trainer += _int(field, named[0] if named else -1)
+    trainer = _int(3, model.kind) + _int(4, len(pieces)) + _int(24, model.suffix) + _int(35, model.byte_fallback)
+    for field, value in ((40, UNKNOWN), (41, model.bos), (42, model.eos)):
+        ids = [i for i, p in enumerate(model.pieces) if value == (p.type if field == 40 else p.text)]
+        trainer += _int(field, ids[0] if ids else -1)
     trainer += b"".join(_bytes(field, name.encode()) for field, name in names)
     normalizer = _bytes(1, b"user_defined" if model.charsmap else b"identity") + _bytes(2, model.charsmap)
     normalizer += _int(3, model.dummy_prefix) + _int(4, model.remove_extra_spaces) + _int(5, model.escape)
-    return b"".join(_bytes(1, row) for row in rows) + _bytes(2, trainer) + _bytes(3, normalizer)
+    return b"".join(_bytes(1, piece) for piece in pieces) + _bytes(2, trainer) + _bytes(3, normalizer)
 
 
 def _int(field: int, value: int) -> bytes:

@@ -1,9 +1,9 @@
-"""SentencePiece's normalization: a text as its model wants to see it, character by character, with where each was.
+"""SentencePiece's normalization: the text that its model sees, with the origin of every character.
 
-Rules replace what they match, the longest at each place (`normalizer.cc` of SentencePiece).  They lie in the file as a
-double array, a trie in one row of 32-bit units (Aoe 1989, as Darts-clone packs it): from the node at `at` a byte b
-leads to the unit at `at ^ offset ^ b`, if that unit is labelled b; a node that ends a rule has, at its offset, a unit
-with the place of the replacement.
+Rules replace the text that they match; at each position the longest match wins (`normalizer.cc` of SentencePiece). The
+file holds them as a double-array trie of 32-bit units (Aoe 1989, in Darts-clone's packing): from the node at index
+`at`, byte b leads to the unit at `at ^ offset ^ b` if that unit has the label b. The unit at the offset of a node that
+ends a rule holds the position of the replacement.
 """
 
 import array
@@ -19,26 +19,25 @@ SPACE = "\u2581"  # ▁
 
 
 class NormalizationRules:
-    """The compiled rules of a model: UTF-8 in, replacement out."""
+    """The compiled rules of a model: UTF-8 bytes -> replacement."""
 
     def __init__(self, charsmap: bytes):
-        """Raises TokenizerError when `charsmap` is not what it claims to be."""
+        """Parse the compiled rules. Raises TokenizerError if they are malformed."""
         if not charsmap:
-            self.units, self.texts = array.array("I", [0]), b""
+            self.units, self.replacements = array.array("I", [0]), b""
             return
         size = struct.unpack_from("<I", charsmap)[0] if len(charsmap) >= 4 else 0
         if size < 4 or size % 4 or 4 + size >= len(charsmap):
-            raise TokenizerError(f"its normalization rules are damaged: {size} bytes of {len(charsmap)}")
-        self.units, self.texts = array.array("I", charsmap[4 : 4 + size]), charsmap[4 + size :]
+            raise _damaged(f"the trie has {size} of {len(charsmap)} bytes")
+        self.units, self.replacements = array.array("I", charsmap[4 : 4 + size]), charsmap[4 + size :]
         if sys.byteorder == "big":
             self.units.byteswap()
 
-    def longest(self, data: bytes, at: int) -> tuple[int, int]:
-        """The longest rule that matches `data` from `at`: its length, and where its replacement lies (0, 0: none)."""
+    def longest_match(self, data: bytes, start: int) -> tuple[int, int]:
+        """Return (length, position of the replacement) of the longest rule that matches at `start`; (0, 0) if none."""
         units, size = self.units, len(self.units)
-        unit = units[0]
-        node, found = _offset(unit), (0, 0)
-        for end in range(at, len(data)):
+        node, match = _offset(units[0]), (0, 0)
+        for end in range(start, len(data)):
             node ^= data[end]
             if node >= size:
                 break
@@ -47,18 +46,22 @@ class NormalizationRules:
                 break
             node ^= _offset(unit)
             if unit & 0x100 and node < size:
-                found = (end + 1 - at, units[node] & 0x7FFFFFFF)
-        return found
+                match = (end + 1 - start, units[node] & 0x7FFFFFFF)
+        return match
 
-    def replacement(self, place: int) -> str:
-        """The text at a place, which ends with a NUL."""
-        end = self.texts.find(b"\0", place)
+    def replacement(self, position: int) -> str:
+        """Return the NUL-terminated replacement at a position."""
+        end = self.replacements.find(b"\0", position)
+        if end < 0:
+            raise _damaged("a replacement has no end")
         try:
-            if end < 0:
-                raise TokenizerError("its normalization rules are damaged: a replacement has no end")
-            return self.texts[place:end].decode("utf-8")
+            return self.replacements[position:end].decode("utf-8")
         except UnicodeDecodeError as error:
-            raise TokenizerError("its normalization rules are damaged: a replacement is not UTF-8") from error
+            raise _damaged("a replacement is not UTF-8") from error
+
+
+def _damaged(reason: str) -> TokenizerError:
+    return TokenizerError(f"the normalization rules are damaged: {reason}")
 
 
 def _offset(unit: int) -> int:
@@ -66,42 +69,49 @@ def _offset(unit: int) -> int:
 
 
 class Normalizer:
-    """text -> the text that is cut into pieces, and for each of its characters the place it came from."""
+    """Maps a text to the normalized text that is segmented, and each of its characters to its origin."""
 
     def __init__(self, model: SentencePieceModel):
         self.model, self.rules = model, NormalizationRules(model.charsmap)
         self.space = SPACE if model.escape else " "
-        defined = sorted((p.text for p in model.pieces if p.type == USER_DEFINED), key=len, reverse=True)
-        self.defined = regex.compile("|".join(map(regex.escape, defined))) if defined else None
-        self._plain = not model.charsmap and not model.remove_extra_spaces
+        user_defined = sorted((p.text for p in model.pieces if p.type == USER_DEFINED), key=len, reverse=True)
+        self.user_defined = regex.compile("|".join(map(regex.escape, user_defined))) if user_defined else None
+        self._identity = not model.charsmap and not model.remove_extra_spaces
 
     def __call__(self, text: str, *, prefix: bool = True) -> tuple[str, list[int]]:
-        """The normalized text of n characters, and n + 1 places in `text`: where each of them was, and the end.
+        """Normalize a text.
 
-        prefix: False where the text goes on after another, so that no dummy space belongs before it.
+        Args:
+            text: The text.
+            prefix: Whether the dummy prefix space is added, if the model uses one. False for text that continues
+                another text.
+
+        Returns:
+            The normalized text of n characters, and n + 1 positions in `text`: the origin of each character, and the
+            end.
         """
         if not text:
             return "", [0]
         dummy = self.model.dummy_prefix and prefix
         before, after = dummy and not self.model.suffix, dummy and self.model.suffix
-        if self._plain:
+        if self._identity:
             out, origin = text.replace(" ", self.space), list(range(len(text) + 1))
             return self.space * before + out + self.space * after, [0] * before + origin + [len(text)] * after
 
-        steps = self._steps(text)
+        replacements = self._replacements(text)
         trim = self.model.remove_extra_spaces
         first = 0
-        while trim and first < len(steps) and steps[first][1] == " ":
+        while trim and first < len(replacements) and replacements[first][1] == " ":
             first += 1
-        if first == len(steps):
+        if first == len(replacements):
             return "", [0]
         chars: list[str] = []
         origin: list[int] = []
         if before:
-            chars, origin = [self.space], [steps[first][0]]
+            chars, origin = [self.space], [replacements[first][0]]
         after_space = trim
-        for at, piece in steps[first:]:
-            new = piece.lstrip(" ") if after_space else piece
+        for at, replacement in replacements[first:]:
+            new = replacement.lstrip(" ") if after_space else replacement
             if new:
                 chars.extend(new.replace(" ", self.space))
                 origin.extend([at] * len(new))
@@ -112,23 +122,25 @@ class Normalizer:
             end = origin.pop()
         return "".join(chars) + self.space * after, [*origin, *[end] * after, end]
 
-    def _steps(self, text: str) -> list[tuple[int, str]]:
-        """The text cut where rules match it: (where it was, what it became) for each part."""
-        steps: list[tuple[int, str]] = []
+    def _replacements(self, text: str) -> list[tuple[int, str]]:
+        """Split the text where rules match; return (position, replacement) of each part."""
+        parts: list[tuple[int, str]] = []
         data, at, byte = text.encode(), 0, 0
         while at < len(text):
-            if self.defined and (found := self.defined.match(text, at)):
-                part = new = found[0]
+            if self.user_defined and (match := self.user_defined.match(text, at)):
+                part = new = match[0]
             else:
-                length, place = self.rules.longest(data, byte)
+                length, position = self.rules.longest_match(data, byte)
                 if length:
-                    new = self.rules.replacement(place)
+                    new = self.rules.replacement(position)
                     try:
                         part = data[byte : byte + length].decode("utf-8")
                     except UnicodeDecodeError as error:
-                        raise TokenizerError("its normalization rules are damaged: one cuts a character") from error
+                        raise TokenizerError(
+                            "the normalization rules are damaged: a rule ends inside a character"
+                        ) from error
                 else:
                     part = new = text[at]
-            steps.append((at, new))
+            parts.append((at, new))
             at, byte = at + len(part), byte + len(part.encode())
-        return steps
+        return parts

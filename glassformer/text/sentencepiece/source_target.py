@@ -1,12 +1,12 @@
-"""Marian's tokenizer: one SentencePiece model cuts what is read, another what is written, a vocabulary numbers both.
+"""Marian's tokenizer: a SentencePiece model for each side, and one vocabulary that numbers the pieces of both.
 
     "It's" -> source.spm -> ▁It 's -> vocab.json -> ids </s>
 
-There may be one more vocabulary, of what is written (target_vocab.json).
+The target side may have a vocabulary of its own (target_vocab.json).
 
-The vocabulary's numbers are not the models'. A piece that it lacks is <unk>, and what neither model spells may still be
-one of the other side's pieces. A text may begin with the language to write, ">>fra<<", which is one token: unlike what
-ends a text, it is the person's to write.
+The ids are those of the vocabulary, not of the models. A piece that is not in the vocabulary becomes <unk>; a character
+that the model lacks may still be a piece of the other side. A text may begin with the target language, ">>fra<<", which
+is one token. Unlike special tokens, users may write it in the text.
 """
 
 import json
@@ -16,67 +16,77 @@ from functools import partial
 from typing import Any
 
 from glassformer.errors import TokenizerError
-from glassformer.text.files.find import SIDES as FILES
-from glassformer.text.files.find import TARGETS
-from glassformer.text.sentencepiece.model_file import byte_pieces, read_sentencepiece
+from glassformer.text.files.find import SOURCE_TARGET_FILES, TARGET_VOCAB
+from glassformer.text.sentencepiece.model_file import byte_pieces, parse_sentencepiece
 from glassformer.text.sentencepiece.normalizer import SPACE
 from glassformer.text.sentencepiece.segmenter import Segmenter
 from glassformer.text.sentencepiece.tokenizer import check_text
 from glassformer.text.special_tokens import AddedToken, SpecialTokenSplitter
 
-CONTROL = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-ALL = (*FILES, TARGETS)
+SPECIAL_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_FILES = (*SOURCE_TARGET_FILES, TARGET_VOCAB)
 _LANGUAGE = re.compile(r">>.*?<<", re.DOTALL)
 
 
 class SourceTargetTokenizer:
-    """`data`: the contents of FILES, and of TARGETS where there is one; `names`: of the control tokens, where they
-    are not as in CONTROL.
+    """One side of Marian's tokenizer: the source side, or the target side if `is_target`."""
 
-    `writes`: it cuts what is written. TokenizerError where a file is damaged, or the vocabulary lacks a control token.
-    """
-
-    kind = "SentencePiece pair"
+    kind = "SentencePiece source-target"
     drops_first_space = True
 
-    def __init__(self, data: tuple[bytes, ...], names: Mapping[str, str] | None = None, writes: bool = False):
-        self.data, self.names, self.writes = data, {**CONTROL, **(names or {})}, writes
-        self.apart = len(data) > len(FILES)
-        which = 3 if writes and self.apart else 2
-        self.vocab = _read_vocab(data[which], ALL[which])
+    def __init__(self, data: tuple[bytes, ...], names: Mapping[str, str] | None = None, is_target: bool = False):
+        """Create the backend.
+
+        Args:
+            data: The contents of source.spm, target.spm and vocab.json, and of target_vocab.json if it exists.
+            names: Texts of the special tokens, where they differ from SPECIAL_TOKENS.
+            is_target: Whether it segments target texts.
+
+        Raises:
+            TokenizerError: A file is malformed, or the vocabulary lacks a special token.
+        """
+        self.data, self.names, self.is_target = data, {**SPECIAL_TOKENS, **(names or {})}, is_target
+        separate = len(data) > len(SOURCE_TARGET_FILES)
+        index = 3 if is_target and separate else 2
+        self.vocab = _parse_vocab(data[index], _FILES[index])
         if missing := [name for name in self.names.values() if name not in self.vocab]:
-            raise TokenizerError(f"{ALL[which]} lacks {', '.join(map(repr, missing))}")
-        self.special = {name: self.vocab[name] for name in self.names.values()}
-        self.added = [AddedToken(index, name, special=True) for name, index in self.special.items()]
+            raise TokenizerError(f"{_FILES[index]} lacks {', '.join(map(repr, missing))}")
+        self.special_tokens = {name: self.vocab[name] for name in self.names.values()}
+        self.added_tokens = [AddedToken(index, name, special=True) for name, index in self.special_tokens.items()]
         self.unknown = self.vocab[self.names["unk_token"]]
-        file = FILES[1] if writes else FILES[0]
         try:
-            self.cutter = Segmenter(read_sentencepiece(data[1 if writes else 0]))
+            self.segmenter = Segmenter(parse_sentencepiece(data[is_target]))
         except TokenizerError as error:
-            raise TokenizerError(f"{file}: {error}") from error
-        self._cut, self._cut_all = SpecialTokenSplitter([]), SpecialTokenSplitter(self.added)
-        self.frame: tuple[list[int], list[int]] = ([], [])
-        ends = {"add_bos_token": False, "add_eos_token": True, **({"separate_vocabs": True} if self.apart else {})}
-        self.defaults: Mapping[str, Any] = {**self.names, "tokenizer_class": "MarianTokenizer", **ends}
+            raise TokenizerError(f"{_FILES[is_target]}: {error}") from error
+        self._split_plain, self._split_all = SpecialTokenSplitter([]), SpecialTokenSplitter(self.added_tokens)
+        self.prefix_ids: list[int] = []
+        self.suffix_ids: list[int] = []
+        self.defaults: Mapping[str, Any] = {
+            **self.names,
+            "tokenizer_class": "MarianTokenizer",
+            "add_bos_token": False,
+            "add_eos_token": True,
+            **({"separate_vocabs": True} if separate else {}),
+        }
 
-    def of_targets(self) -> "SourceTargetTokenizer":
-        """The same, which cuts what is written."""
-        return SourceTargetTokenizer(self.data, self.names, writes=True)
+    def target_tokenizer(self) -> "SourceTargetTokenizer":
+        """Return the tokenizer of the target side."""
+        return SourceTargetTokenizer(self.data, self.names, is_target=True)
 
-    def encode(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-        return [self.encode_offsets(text, special=special)[0] for text in texts]
+    def encode(self, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
+        return [self.encode_offsets(text, parse_special=parse_special)[0] for text in texts]
 
-    def encode_inside(self, text: str) -> list[int]:
-        return self.encode([text], special=False)[0]
+    def encode_continuation(self, text: str) -> list[int]:
+        return self.encode([text], parse_special=False)[0]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        raise TokenizerError("SentencePiece models do not say how two texts stand in a row: a tokenizer.json does")
+        raise TokenizerError("SentencePiece models do not define how to join two texts: tokenizer.json is required")
 
-    def encode_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_offsets(self, text: str, *, parse_special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         check_text(text)
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        for start, end, token in (self._cut_all if special else self._cut)(text):
+        for start, end, token in (self._split_all if parse_special else self._split_plain)(text):
             if token is not None:
                 ids.append(token)
                 offsets.append((start, end))
@@ -85,40 +95,38 @@ class SourceTargetTokenizer:
                 ids.append(self._id(language[0]))
                 offsets.append(language.span())
                 start = language.end()
-            for piece, (first, last) in self.cutter.pieces(text[start:end]):
+            for piece, (first, last) in self.segmenter.pieces(text[start:end]):
                 ids.append(self._id(piece))
                 offsets.append((start + first, start + last))
         return ids, offsets
 
     def _id(self, piece: str) -> int:
-        """What the vocabulary says of a piece that text became: never a control token."""
-        return self.unknown if piece in self.special else self.vocab.get(piece, self.unknown)
+        """Return the id of a piece of a text; it is never a special token other than <unk>."""
+        return self.unknown if piece in self.special_tokens else self.vocab.get(piece, self.unknown)
 
-    def table(self) -> list[bytes | None]:
-        found: list[bytes | None] = [None] * (max(self.vocab.values()) + 1)
-        spelled = (
-            dict(zip(byte_pieces(), (bytes([byte]) for byte in range(256)), strict=True)) if self.cutter.bytes else {}
-        )
+    def token_table(self) -> list[bytes | None]:
+        table: list[bytes | None] = [None] * (max(self.vocab.values()) + 1)
+        byte_of = {piece: bytes([i]) for i, piece in enumerate(byte_pieces())} if self.segmenter.byte_ids else {}
         for piece, index in self.vocab.items():
-            text = piece if piece in self.special else piece.replace(SPACE, " ")
-            found[index] = spelled.get(piece, text.encode())
-        return found
+            text = piece if piece in self.special_tokens else piece.replace(SPACE, " ")
+            table[index] = byte_of.get(piece, text.encode())
+        return table
 
-    def files(self, frame: tuple[list[int], list[int]]) -> dict[str, bytes]:
-        """As they came; what stands around a text, the format itself says."""
-        return dict(zip(ALL, self.data, strict=False))
+    def files(self, prefix_ids: list[int], suffix_ids: list[int]) -> dict[str, bytes]:
+        """Return the files, unchanged. The format itself defines the ids around a text."""
+        return dict(zip(_FILES, self.data, strict=False))
 
-    def rebuild(self) -> tuple[Any, ...]:
-        return partial(SourceTargetTokenizer, writes=self.writes), (self.data, self.names)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(SourceTargetTokenizer, is_target=self.is_target), (self.data, self.names)
 
 
-def _read_vocab(data: bytes, file: str) -> dict[str, int]:
+def _parse_vocab(data: bytes, file: str) -> dict[str, int]:
     try:
         vocab = json.loads(data)
     except ValueError as error:
         raise TokenizerError(f"{file} is not JSON: {error}") from error
     if not isinstance(vocab, dict) or not all(type(index) is int and index >= 0 for index in vocab.values()):
-        raise TokenizerError(f"{file} must be an object of tokens, each with its id")
+        raise TokenizerError(f"{file} must be a JSON object that maps each token to an id of at least 0")
     if len(set(vocab.values())) < len(vocab):
         raise TokenizerError(f"{file} gives several tokens the same id")
     return vocab

@@ -1,4 +1,4 @@
-"""A SentencePiece model as a tokenizer: its pieces, and the tokens that were added to them."""
+"""A SentencePiece model as a tokenizer backend: its pieces, and the tokens added to them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,17 +13,17 @@ from glassformer.text.sentencepiece.model_file import (
     USER_DEFINED,
     SentencePieceModel,
     SentencePiecePiece,
-    read_sentencepiece,
-    write_sentencepiece,
+    parse_sentencepiece,
+    serialize_sentencepiece,
 )
 from glassformer.text.sentencepiece.segmenter import Segmenter, piece_bytes
-from glassformer.text.special_tokens import AddedToken, SpecialTokenSplitter, control_tokens
+from glassformer.text.special_tokens import AddedToken, SpecialTokenSplitter, find_special_tokens
 
 
 class SentencePieceTokenizer:
-    """The pieces of a model, and added tokens that are cut out of the text first.
+    """The pieces of a model, and added tokens that are matched in the text first.
 
-    Control pieces, and user-defined ones that are spelled like control tokens, are never made from text.
+    Text never becomes a control piece, or a user-defined piece that is spelled like a special token.
     """
 
     def __init__(
@@ -33,118 +33,131 @@ class SentencePieceTokenizer:
         *,
         name: str = "tokenizer.model",
         template: str = "",
-        prefix_inside: bool = True,
+        prefix_after_special: bool = True,
     ):
-        """data: the file, or what it says;  added: tokens with ids of their own, or flags for those of the model.
+        """Create the backend.
 
-        prefix_inside: whether a text behind a control token begins with a space of its own, as a text does.
+        Args:
+            data: The contents of a model file, or the parsed model.
+            added: Tokens with ids of their own, or flags for tokens of the model.
+            name: The name of the file that `files` returns.
+            template: The chat template; it decides whether tokens such as <think> are special.
+            prefix_after_special: Whether text after a special token begins with a dummy space, as a new text does.
+
+        Raises:
+            TokenizerError: The model is malformed, or an added token has the id of another token.
         """
-        model = read_sentencepiece(data) if isinstance(data, bytes) else data
-        self._given, self._options = tuple(added), {"name": name, "template": template, "prefix_inside": prefix_inside}
-        self.data, self.name, self.prefix_inside = data, name, prefix_inside
+        model = parse_sentencepiece(data) if isinstance(data, bytes) else data
+        self._added = tuple(added)
+        self._options = {"name": name, "template": template, "prefix_after_special": prefix_after_special}
+        self.data, self.name, self.prefix_after_special = data, name, prefix_after_special
         own = {
             piece.text: AddedToken(index, piece.text, piece.type != USER_DEFINED)
             for index, piece in enumerate(model.pieces)
             if piece.type in (CONTROL, UNKNOWN, USER_DEFINED)
         }
         ids = {piece.text: index for index, piece in enumerate(model.pieces)}
-        taken = {index: piece.text for index, piece in enumerate(model.pieces)}
+        texts = {index: piece.text for index, piece in enumerate(model.pieces)}
         for token in added:
-            if taken.setdefault(token.id, token.text) != token.text or ids.get(token.text, token.id) != token.id:
-                raise TokenizerError(f"the added token {token.text!r} has the id {token.id} of {taken[token.id]!r}")
+            if texts.setdefault(token.id, token.text) != token.text or ids.get(token.text, token.id) != token.id:
+                raise TokenizerError(
+                    f"the added token {token.text!r} has the id {token.id}, which belongs to {texts[token.id]!r}"
+                )
         self.kind = f"SentencePiece {KINDS[model.kind]}"
         self.vocab = ids | {token.text: token.id for token in added}
-        merged = own | {token.text: token for token in added}
-        self.added = list(merged.values())
-        self.special = control_tokens(self.added, template)
-        outside = [token for token in self.added if token.text not in own]  # the model knows its own user-defined ones
-        self._cut = SpecialTokenSplitter([token for token in outside if token.text not in self.special])
-        self._cut_all = SpecialTokenSplitter(
-            [*(token for token in self.added if token.text in self.special), *self._cut.tokens.values()]
-        )
+        self.added_tokens = list((own | {token.text: token for token in added}).values())
+        self.special_tokens = find_special_tokens(self.added_tokens, template)
+        outside = [token for token in self.added_tokens if token.text not in own]
+        special = [token for token in self.added_tokens if token.text in self.special_tokens]
+        plain = [token for token in outside if token.text not in self.special_tokens]
+        self._split_plain, self._split_all = SpecialTokenSplitter(plain), SpecialTokenSplitter(special + plain)
         self._bytes: list[bytes | None] = [*piece_bytes(model)]
         self._bytes += [None] * (max(self.vocab.values()) + 1 - len(self._bytes))
-        for token in self.added:
-            if token.text in self.special or token in outside:
-                self._bytes[token.id] = token.text.encode()
-        self.given_model = model
+        for token in (*special, *plain):
+            self._bytes[token.id] = token.text.encode()
+        self.original_model = model
         self.model = replace(model, pieces=tuple(map(self._guarded, model.pieces)))
-        self.cutter = Segmenter(self.model)
+        self.segmenter = Segmenter(self.model)
         self.drops_first_space = model.dummy_prefix and not model.suffix
-        self.defaults: Mapping[str, Any] = _defaults(model)
-        self.frame: tuple[list[int], list[int]] = ([], [])
+        self.defaults: Mapping[str, Any] = _config_defaults(model)
+        self.prefix_ids: list[int] = []
+        self.suffix_ids: list[int] = []
 
-    def encode(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-        known: dict[str, list[int]] = {}  # texts repeat their words
-        return [self._encode(text, self._cut_all if special else self._cut, known) for text in texts]
+    def encode(self, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
+        cache: dict[str, list[int]] = {}  # texts repeat words
+        return [self._encode(text, self._split_all if parse_special else self._split_plain, cache) for text in texts]
 
     def _encode(
-        self, text: str, cut: SpecialTokenSplitter, known: dict[str, list[int]], inside: bool = False
+        self, text: str, split: SpecialTokenSplitter, cache: dict[str, list[int]], continuation: bool = False
     ) -> list[int]:
         check_text(text)
         ids: list[int] = []
-        for start, end, token in cut(text):
+        for start, end, token in split(text):
             if token is None:
-                ids += self.cutter.encode(text[start:end], prefix=self._prefix(start, inside), known=known)
+                prefix = self._has_prefix(start, continuation)
+                ids += self.segmenter.encode(text[start:end], prefix=prefix, cache=cache)
             else:
                 ids.append(token)
         return ids
 
-    def encode_inside(self, text: str) -> list[int]:
-        return self._encode(text, self._cut, {}, inside=True)
+    def encode_continuation(self, text: str) -> list[int]:
+        return self._encode(text, self._split_plain, {}, continuation=True)
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        raise TokenizerError("a SentencePiece model does not say how two texts stand in a row: a tokenizer.json does")
+        raise TokenizerError("a SentencePiece model does not define how to join two texts: tokenizer.json is required")
 
-    def _prefix(self, start: int, inside: bool) -> bool:
-        return self.prefix_inside or (start == 0 and not inside)
+    def _has_prefix(self, start: int, continuation: bool) -> bool:
+        return self.prefix_after_special or (start == 0 and not continuation)
 
-    def encode_offsets(self, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_offsets(self, text: str, *, parse_special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         check_text(text)
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        for start, end, token in (self._cut_all if special else self._cut)(text):
+        for start, end, token in (self._split_all if parse_special else self._split_plain)(text):
             if token is None:
-                new, places = self.cutter.encode_offsets(text[start:end], prefix=self._prefix(start, False))
-                ids += new
-                offsets += [(start + a, start + b) for a, b in places]
+                prefix = self._has_prefix(start, continuation=False)
+                part_ids, part_offsets = self.segmenter.encode_offsets(text[start:end], prefix=prefix)
+                ids += part_ids
+                offsets += [(start + a, start + b) for a, b in part_offsets]
             else:
                 ids.append(token)
                 offsets.append((start, end))
         return ids, offsets
 
-    def table(self) -> list[bytes | None]:
+    def token_table(self) -> list[bytes | None]:
         return self._bytes
 
-    def files(self, frame: tuple[list[int], list[int]]) -> dict[str, bytes]:
-        """The model as it came; what stands around a text is in the configuration."""
-        return {self.name: self.data if isinstance(self.data, bytes) else write_sentencepiece(self.data)}
+    def files(self, prefix_ids: list[int], suffix_ids: list[int]) -> dict[str, bytes]:
+        """Return the model file, unchanged. The config file defines the ids around a text."""
+        return {self.name: self.data if isinstance(self.data, bytes) else serialize_sentencepiece(self.data)}
 
-    def rebuild(self) -> tuple[Any, ...]:
-        return partial(SentencePieceTokenizer, **self._options), (self.data, self._given)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(SentencePieceTokenizer, **self._options), (self.data, self._added)
 
     def _guarded(self, piece: SentencePiecePiece) -> SentencePiecePiece:
-        """A user-defined piece that is a control token is taken as one."""
-        forged = piece.type == USER_DEFINED and piece.text in self.special
-        return replace(piece, type=CONTROL) if forged else piece
+        """Return the piece, as a control piece if it is a user-defined special token."""
+        forgeable = piece.type == USER_DEFINED and piece.text in self.special_tokens
+        return replace(piece, type=CONTROL) if forgeable else piece
 
 
-def _defaults(model: SentencePieceModel) -> dict[str, Any]:
-    """BOS and EOS as the model names them.  A model with a BOS puts it before a text, one without an EOS behind it
-    (T5, Marian), unless its configuration says otherwise."""
+def _config_defaults(model: SentencePieceModel) -> dict[str, Any]:
+    """Return the BOS and EOS of the model, and whether they are added to a text.
+
+    A model with a BOS puts it before the text. A model with only an EOS (T5, Marian) puts it after the text.
+    """
     control = {piece.text for piece in model.pieces if piece.type == CONTROL}
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     if model.bos in control:
-        found["bos_token"] = model.bos
+        defaults["bos_token"] = model.bos
     if model.eos in control:
-        found["eos_token"] = model.eos
-    found["add_bos_token"] = "bos_token" in found
-    found["add_eos_token"] = "eos_token" in found and "bos_token" not in found
-    return found
+        defaults["eos_token"] = model.eos
+    defaults["add_bos_token"] = "bos_token" in defaults
+    defaults["add_eos_token"] = "eos_token" in defaults and "bos_token" not in defaults
+    return defaults
 
 
 def check_text(text: str) -> None:
-    """TypeError for what is not Unicode text, as the other library raises it."""
+    """Raise TypeError for a lone surrogate, as the `tokenizers` library does."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

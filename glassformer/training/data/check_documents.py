@@ -1,4 +1,4 @@
-"""What would be trained on: counts, copies, what is skipped and why, and a training row as the model will see it."""
+"""Report on training documents: counts, duplicates, skipped files, and a training sequence."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from glassformer.training.data.prepare import (
 from glassformer.training.data.shards import HELD_OUT, TRAIN, DocumentIndex
 from glassformer.training.data.sources import Document, DocumentFiles, Skipped
 
-SAMPLE_ROWS, SAMPLE_CHARS, REMEMBERED = 32, 160, 100_000
+SAMPLE_SEQUENCES, SAMPLE_CHARS, MAX_REMEMBERED = 32, 160, 100_000
 
 
 @dataclass(frozen=True)
 class DocumentReport:
-    """What `check_data` found.
+    """The result of `check_documents`.
 
-    bytes: of the text in UTF-8. duplicates: documents that equal an earlier one exactly; duplicate: an example.
-    characters_each, tokens_each: of a document: fewest, median, most (tokens_each is None without a tokenizer, or when
-    documents are cut in two to hold an end of each out).
-    train, held_out, left_out: {"documents", "tokens", "bytes"}; tokens include those that begin and end a document.
-    skipped: reason -> {"count", "examples"}. sample: the first documents, or a training row, as plain text.
+    bytes: of the text in UTF-8. duplicates: documents equal to an earlier one; duplicate: an example.
+    characters_each, tokens_each: minimum, median and maximum per document (tokens_each is None without a tokenizer, or
+    where the ends of documents are held out).
+    train, held_out, left_out: {"documents", "tokens", "bytes"}; tokens include those that start and end a document.
+    skipped: reason -> {"count", "examples"}. sample: the first documents, or a training sequence, as plain text.
     """
 
     documents: int
@@ -62,25 +62,25 @@ class DocumentReport:
 
     def render(self) -> str:
         """The report as plain text."""
-        few, median, most = self.characters_each
+        low, median, high = self.characters_each
         lines = [
             f"documents    {self.documents:,}",
             f"text         {self.bytes:,} bytes, {self.characters:,} characters",
         ]
         if self.tokens is not None:
             lines.append(f"tokens       {self.tokens:,} ({self.bytes / max(1, self.tokens):.2f} bytes each)")
-        lines.append(f"length       {few:,} to {most:,} characters, half of the documents at most {median:,}")
+        lines.append(f"length       {low:,} to {high:,} characters, median {median:,}")
         if self.tokens_each:
-            few, median, most = self.tokens_each
-            lines.append(f"             {few:,} to {most:,} tokens, half of the documents at most {median:,}")
-        copies = f"{self.duplicates:,}" + (f", e.g. {self.duplicate}" if self.duplicate else "")
-        lines.append(f"duplicates   {copies if self.duplicates else 'none'}")
-        for name, side in (("training", self.train), ("held out", self.held_out), ("left out", self.left_out)):
-            if side["documents"] or name != "left out":
+            low, median, high = self.tokens_each
+            lines.append(f"             {low:,} to {high:,} tokens, median {median:,}")
+        duplicates = f"{self.duplicates:,}" + (f", e.g. {self.duplicate}" if self.duplicate else "")
+        lines.append(f"duplicates   {duplicates if self.duplicates else 'none'}")
+        for name, side in (("training", self.train), ("held out", self.held_out), ("excluded", self.left_out)):
+            if side["documents"] or name != "excluded":
                 size = f"{side['bytes']:,} bytes" if self.tokens is None else f"{side['tokens']:,} tokens"
                 lines.append(f"{name:12} {side['documents']:,} documents, {size}")
         if self.tokens is not None:
-            lines.append(f"rows         {self.train['tokens'] // self.context:,} of {self.context} tokens an epoch")
+            lines.append(f"sequences    {self.train['tokens'] // self.context:,} of {self.context} tokens per epoch")
         lines += [f"note         {note}" for note in self.notes]
         lines += [f"skipped      {line}" for line in self.skipped_lines or ["nothing"]]
         return "\n".join([*lines, "", self.sample])
@@ -98,42 +98,43 @@ def check_documents(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> DocumentReport:
-    """Read everything as `prepare` would, and report. Without a tokenizer the held-out split is by bytes, so that it
-    may differ a little from the one by tokens. Nothing is kept; the first few documents are copied for a while.
+    """Read the documents as `prepare` does, and return a report.
 
-    Raises DataError when nothing can be read, or strict=True and something is broken.
+    Without a tokenizer the held-out split is by bytes, and may differ from the one by tokens.
+
+    Raises DataError when there is no document, or when strict=True and a document is broken.
     """
     if not 0 <= held_out <= 0.5:
-        raise DataError(f"held_out must be a share from 0 to 0.5, got {held_out!r}")
+        raise DataError(f"held_out must be from 0 to 0.5, got {held_out!r}")
     if context < 1:
         raise DataError(f"context must be at least 1 token, got {context}")
     documents = as_documents(sources, text_field=text_field, separator=separator, strict=strict)
-    seen, notes = _DocumentHashes(), []
+    statistics, notes = _DocumentStatistics(), []
     with TemporaryDirectory() as folder:
-        stream: Iterable[tuple[Document, int]] = ((d, TRAIN) for d in seen.over(documents))
+        stream: Iterable[tuple[Document, int]] = ((d, TRAIN) for d in statistics.over(documents))
         if held_out:
-            stream = hold_out_tails(seen.over(documents), Path(folder, "few"), notes, held_out, held_out_tokens)
-        build = _Count(Path(folder), tokenizer or _NoTokenizer(), SAMPLE_ROWS * context)
+            stream = hold_out_tails(statistics.over(documents), Path(folder, "few"), notes, held_out, held_out_tokens)
+        build = _TokenCounter(Path(folder), tokenizer or _NoTokenizer(), SAMPLE_SEQUENCES * context)
         build.run(stream, ProgressMeter(documents, progress, "reading").update)
     records = build.records()
     if not len(records):
-        raise DataError("there is no document")
-    tails = not (records["side"] == UNDECIDED).any() and held_out > 0
-    if not tails and held_out:
-        aside = choose_held_out(records["hash"], records["tokens" if tokenizer else "bytes"], held_out, held_out_tokens)
-        records["side"] = np.where(aside, HELD_OUT, TRAIN)
+        raise DataError("the data has no documents")
+    split_ends = not (records["side"] == UNDECIDED).any() and held_out > 0
+    if not split_ends and held_out:
+        mask = choose_held_out(records["hash"], records["tokens" if tokenizer else "bytes"], held_out, held_out_tokens)
+        records["side"] = np.where(mask, HELD_OUT, TRAIN)
     exclude_duplicates(records, notes)
     found = counts(records)
     skipped = documents.skipped if isinstance(documents, DocumentFiles) else Skipped()
     return DocumentReport(
-        documents=len(seen.lengths),
-        bytes=seen.bytes,
-        characters=sum(seen.lengths),
+        documents=len(statistics.lengths),
+        bytes=statistics.bytes,
+        characters=sum(statistics.lengths),
         tokens=found["n_tokens"] if tokenizer else None,
-        duplicates=len(seen.hashes) - len(np.unique(np.array(seen.hashes, np.uint64))),
-        duplicate=seen.duplicate,
-        characters_each=min_median_max(np.array(seen.lengths)),
-        tokens_each=min_median_max(records["tokens"]) if tokenizer and not tails else None,
+        duplicates=len(statistics.hashes) - len(np.unique(np.array(statistics.hashes, np.uint64))),
+        duplicate=statistics.duplicate,
+        characters_each=min_median_max(np.array(statistics.lengths)),
+        tokens_each=min_median_max(records["tokens"]) if tokenizer and not split_ends else None,
         train=found["train"],
         held_out=found["held_out"],
         left_out=found["left_out"],
@@ -141,13 +142,13 @@ def check_documents(
         notes=notes,
         skipped=skipped.as_json(),
         skipped_lines=skipped.lines(),
-        sample=_sample(build, records, tokenizer, context) if tokenizer else "\n".join(seen.beginnings),
+        sample=_sample(build, records, tokenizer, context) if tokenizer else "\n".join(statistics.beginnings),
     )
 
 
 @dataclass
-class _DocumentHashes:
-    """What is counted of the documents as they stand in the sources."""
+class _DocumentStatistics:
+    """Counts of the documents in the order of the sources."""
 
     bytes: int = 0
     lengths: array = field(default_factory=lambda: array("q"))  # characters
@@ -170,7 +171,7 @@ class _DocumentHashes:
                 self.hashes.append(number)
                 if self.duplicate is None and number in first:
                     self.duplicate = f"{document.origin} = {first[number]}"
-                elif len(first) < REMEMBERED:
+                elif len(first) < MAX_REMEMBERED:
                     first[number] = document.origin
                 if len(self.beginnings) < 3:
                     self.beginnings.append(f"{document.origin}: {start!r}{'...' if length > len(start) else ''}")
@@ -178,8 +179,8 @@ class _DocumentHashes:
             yield document
 
 
-class _Count(ShardWriter):
-    """Counts tokens and writes none; keeps the first `keep` for the sample."""
+class _TokenCounter(ShardWriter):
+    """Counts tokens without writing them; stores the first `keep` for the sample."""
 
     def __init__(self, folder: Path, tokenizer: ParallelEncoder, keep: int):
         super().__init__(folder, tokenizer, 1)
@@ -202,42 +203,44 @@ class _NoTokenizer:
 
 
 def min_median_max(lengths: np.ndarray) -> tuple[int, int, int]:
+    """Return the minimum, the lower median and the maximum."""
     return int(lengths.min()), int(np.sort(lengths)[(len(lengths) - 1) // 2]), int(lengths.max())
 
 
-def _sample(build: _Count, records: np.ndarray, tokenizer: ParallelEncoder, context: int) -> str:
-    """The first row of training documents, in their order, that holds a border between two; else the first row."""
-    kept = np.concatenate(build.first) if build.first else np.zeros(0, np.int64)
+def _sample(build: _TokenCounter, records: np.ndarray, tokenizer: ParallelEncoder, context: int) -> str:
+    """Render the first training sequence with a document boundary, else the first sequence."""
+    tokens = np.concatenate(build.first) if build.first else np.zeros(0, np.int64)
     ends = np.cumsum(records["tokens"])
-    parts = np.split(kept, ends[ends < len(kept)])
+    parts = np.split(tokens, ends[ends < len(tokens)])
     train = [part.tolist() for part, side in zip(parts, records["side"], strict=False) if side == TRAIN]
-    view = DocumentIndex.of(train, begins=leading_id(tokenizer) is not None, ends=tokenizer.eos_id is not None)
+    documents = DocumentIndex.of(train, begins=leading_id(tokenizer) is not None, ends=tokenizer.eos_id is not None)
     try:
-        rows = list(packed_eval_batches(view, context, 1))
+        batches = list(packed_eval_batches(documents, context, 1))
     except DataError:
-        return "no training document at the beginning is long enough to show"
-    return render_sequence(next((r for r in rows if r.documents is not None), rows[0]), tokenizer)
+        return "the first training documents are too short to show"
+    return render_sequence(next((b for b in batches if b.documents is not None), batches[0]), tokenizer)
 
 
-def render_sequence(rows: PackedBatch, tokenizer: Any, number: int = 0) -> str:
-    """Row `number` of a batch as text: its documents, one below the other, "|" between tokens."""
-    ids, positions, targets = (x[number].tolist() for x in (rows.ids, rows.positions, rows.targets))
-    documents = [0] * len(ids) if rows.documents is None else rows.documents[number].tolist()
+def render_sequence(batch: PackedBatch, tokenizer: Any, index: int = 0) -> str:
+    """Render a sequence of a batch as text: its documents below each other, "|" between tokens."""
+    ids, positions, targets = (x[index].tolist() for x in (batch.ids, batch.positions, batch.targets))
+    documents = [0] * len(ids) if batch.documents is None else batch.documents[index].tolist()
     lines = [
-        f"a training row of {len(ids)} tokens ({documents[-1] + 1} documents, | between tokens, \u23ce a line break)"
+        f"a training sequence of {len(ids)} tokens, {documents[-1] + 1} documents "
+        "(| separates tokens, \u23ce is a line break)"
     ]
     for document in range(documents[-1] + 1):
         here = [column for column, d in enumerate(documents) if d == document]
         text = "|".join(visible_token(tokenizer, ids[column]) for column in here)
         span = f"positions {positions[here[0]]} to {positions[here[-1]]}"
-        ends = ", its last token predicts nothing" if targets[here[-1]] == IGNORE else ", goes on in another row"
+        ends = ", its last token has no target" if targets[here[-1]] == IGNORE else ", continues in another sequence"
         lines.append(f"document {document}: {span}{ends}")
         lines += textwrap.wrap(text, 110, initial_indent="    ", subsequent_indent="    ", drop_whitespace=False)
     return "\n".join(lines)
 
 
 def visible_token(tokenizer: Any, index: int) -> str:
-    """A token as one would like to read it: bytes that are no character as \\x.., a line break as a sign."""
+    """Return the text of a token with incomplete characters as \\x.. and line breaks as symbols."""
     if hasattr(tokenizer, "token_bytes"):
         text = tokenizer.token_bytes(index).decode("utf-8", "backslashreplace")
     elif hasattr(tokenizer, "decode"):

@@ -1,4 +1,4 @@
-"""What would be trained on, of pairs: counts, lengths against the context, copies, what is skipped and why."""
+"""Report on seq2seq examples: counts, lengths, duplicates, ambiguous sources, and skipped lines."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from pathlib import Path
 import numpy as np
 
 from glassformer.text.tokenizer import Tokenizer
-from glassformer.training.data.check_documents import REMEMBERED, min_median_max, visible_token
+from glassformer.training.data.check_documents import MAX_REMEMBERED, min_median_max, visible_token
 from glassformer.training.data.prepare import BATCH_TEXTS, Progress
 from glassformer.training.data.seq2seq_examples import Seq2SeqExample, Seq2SeqExamples, Seq2SeqFiles, tokenize_examples
 
-SHOWN = 3
+SAMPLES = 3
 
 
 @dataclass(frozen=True)
 class SideReport:
-    """The sources, or the targets, of all pairs that could be read. bytes: in UTF-8.
+    """The sources, or the targets, of all examples read.
 
-    characters_each, tokens_each: of one: fewest, median, most. room: the most tokens that are used.
+    bytes: in UTF-8. characters_each, tokens_each: minimum, median and maximum. limit: the maximum number of tokens.
     """
 
     bytes: int
     characters_each: tuple[int, int, int]
     tokens_each: tuple[int, int, int]
-    room: int
+    limit: int
 
 
 @dataclass(frozen=True)
 class ExampleReport:
-    """What `check_pairs` found.
+    """The result of `check_examples`.
 
-    pairs: that could be read; train and held_out: those of them that are used. unit: what a token is here.
-    duplicates: pairs that equal an earlier one; ambiguous: sources that stand beside more than one target, of which at
-    most one can be what a model writes; duplicate, ambiguity: an example of each. unknown: pairs that hold something
-    the tokenizer has no token for. train_targets: tokens to learn from in an epoch, ends included.
-    skipped: reason -> {"count", "examples"}. sample: the first pairs as plain text.
+    examples: that were read; train, held_out: those that are usable. unit: the meaning of a token in this report.
+    train_targets: target tokens of an epoch, including end tokens. duplicates: examples equal to an earlier one.
+    ambiguous: sources with more than one target, at most one of which a model can generate. duplicate, ambiguity: an
+    example of each. unknown: examples with text that the tokenizer has no token for.
+    skipped: reason -> {"count", "examples"}. sample: the first examples as plain text.
     """
 
     examples: int
@@ -60,12 +60,12 @@ class ExampleReport:
 
     def render(self) -> str:
         """The report as plain text."""
-        lines = [f"pairs        {self.examples:,}, of which {self.train + self.held_out:,} can be used"]
+        lines = [f"examples     {self.examples:,}, of which {self.train + self.held_out:,} are usable"]
         for name, side in (("sources", self.source), ("targets", self.target)):
-            few, median, most = side.characters_each
-            lines.append(f"{name:12} {few:,} to {most:,} characters, half at most {median:,}; {side.bytes:,} bytes")
-            few, median, most = side.tokens_each
-            lines.append(f"             {few:,} to {most:,} tokens, half at most {median:,}; room for {side.room:,}")
+            low, median, high = side.characters_each
+            lines.append(f"{name:12} {low:,} to {high:,} characters, median {median:,}; {side.bytes:,} bytes")
+            low, median, high = side.tokens_each
+            lines.append(f"             {low:,} to {high:,} tokens, median {median:,}; limit {side.limit:,}")
         lines.append(f"tokens       {self.unit}")
         for name, n, example in (
             ("duplicates", self.duplicates, self.duplicate),
@@ -73,10 +73,10 @@ class ExampleReport:
         ):
             lines.append(f"{name:12} {f'{n:,}, e.g. {example}' if n else 'none'}")
         if self.unknown:
-            lines.append(f"unknown      {self.unknown:,} pairs hold something that the tokenizer has no token for")
+            lines.append(f"unknown      {self.unknown:,} examples have text that the tokenizer has no token for")
         lines += [
-            f"training     {self.train:,} pairs, {self.train_targets:,} tokens of targets",
-            f"held out     {self.held_out:,} pairs",
+            f"training     {self.train:,} examples, {self.train_targets:,} target tokens",
+            f"held out     {self.held_out:,} examples",
         ]
         lines += [f"skipped      {line}" for line in self.skipped_lines or ["nothing"]]
         return "\n".join([*lines, "", self.sample])
@@ -92,43 +92,48 @@ def check_examples(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> ExampleReport:
-    """Read all pairs as training does, and report. Nothing is kept.
+    """Read all examples as training does, and return a report. For the contexts see `tokenize_examples`.
 
-    Without a tokenizer each character counts as a token, as it is one of the tokenizer that training makes of pairs;
-    which pairs are held out may then differ. context, source_context: see `tokenize_pairs`.
+    Without a tokenizer each character counts as a token, as in the character tokenizer that training makes by default;
+    the held-out examples may then differ.
 
-    Raises DataError when no pair can be used, or strict=True and something is broken or too long.
+    Raises DataError when no example is usable, or when strict=True and one is broken or too long.
     """
-    files, letters = Seq2SeqFiles(sources, strict=strict), Letters()
-    seen = _PairHashes(files, progress)
+    files = Seq2SeqFiles(sources, strict=strict)
+    statistics = _ExampleStatistics(files, progress)
     found = tokenize_examples(
-        files, tokenizer or letters, context=context, source_context=source_context, strict=strict, on_example=seen.add
+        files,
+        tokenizer or CharacterTokenizer(),
+        context=context,
+        source_context=source_context,
+        strict=strict,
+        on_example=statistics.add,
     )
-    train, aside = found.hold_out(held_out) if held_out else (found, found.select(np.arange(0)))
-    pair_hashes, source_hashes = np.array(seen.hashes, np.uint64).reshape(-1, 2).T
-    different = np.unique(np.stack([source_hashes, pair_hashes]), axis=1)
-    _, targets = np.unique(different[0], return_counts=True)
+    train, evaluation = found.hold_out(held_out) if held_out else (found, found.select(np.arange(0)))
+    example_hashes, source_hashes = np.array(statistics.hashes, np.uint64).reshape(-1, 2).T
+    distinct = np.unique(np.stack([source_hashes, example_hashes]), axis=1)
+    _, targets = np.unique(distinct[0], return_counts=True)
     return ExampleReport(
-        examples=len(pair_hashes),
+        examples=len(example_hashes),
         train=len(train),
-        held_out=len(aside),
+        held_out=len(evaluation),
         train_targets=int(train.target.lengths.sum()) + len(train),
-        unit="characters: name a --tokenizer to count its own" if tokenizer is None else "as the tokenizer has them",
-        source=seen.sides[0].report(source_context or context),
-        target=seen.sides[1].report(context - 1),
-        duplicates=len(pair_hashes) - different.shape[1],
-        duplicate=seen.duplicate,
+        unit="characters; give a --tokenizer to count its tokens" if tokenizer is None else "of the tokenizer",
+        source=statistics.sides[0].report(source_context or context),
+        target=statistics.sides[1].report(context - 1),
+        duplicates=len(example_hashes) - distinct.shape[1],
+        duplicate=statistics.duplicate,
         ambiguous=int((targets > 1).sum()),
-        ambiguity=seen.ambiguity,
+        ambiguity=statistics.ambiguity,
         unknown=_unknown(found, tokenizer),
         skipped=found.skipped.as_json(),
         skipped_lines=found.skipped.lines(),
-        sample="\n".join(_sample(*shown, tokenizer) for shown in seen.first),
+        sample="\n".join(_sample(*shown, tokenizer) for shown in statistics.first),
     )
 
 
-class Letters:
-    """Each character a token, by its code point; one more that ends a text."""
+class CharacterTokenizer:
+    """A tokenizer whose ids are code points, with one more for the end token."""
 
     vocab_size, eos_id = 0x110001, 0x110000
 
@@ -149,38 +154,38 @@ class _Side:
         self.characters.append(len(text))
         self.tokens.append(len(ids))
 
-    def report(self, room: int) -> SideReport:
+    def report(self, limit: int) -> SideReport:
         return SideReport(
-            self.bytes, min_median_max(np.array(self.characters)), min_median_max(np.array(self.tokens)), room
+            self.bytes, min_median_max(np.array(self.characters)), min_median_max(np.array(self.tokens)), limit
         )
 
 
-class _PairHashes:
-    """What is counted of the pairs as they stand in the files, those that are too long among them."""
+class _ExampleStatistics:
+    """Counts of the examples in the files, including those that are too long."""
 
     def __init__(self, files: Seq2SeqFiles, progress: Progress | None):
         self.files, self.progress = files, progress
         self.sides = (_Side(), _Side())
-        self.hashes = array("Q")  # of each pair, then of its source
+        self.hashes = array("Q")  # of each example, then of its source
         self.first: list[tuple[Seq2SeqExample, list[int], list[int]]] = []
         self.duplicate: str | None = None
         self.ambiguity: str | None = None
-        self._known: dict[int, tuple[int, str]] = {}  # a source's hash -> the hash of its first pair, and where it is
+        self._known: dict[int, tuple[int, str]] = {}  # hash of a source -> hash and origin of its first example
 
-    def add(self, pair: Seq2SeqExample, source: list[int], target: list[int]) -> None:
-        self.sides[0].add(pair.source, source)
-        self.sides[1].add(pair.target, target)
-        here, both = (_hash(part) for part in (pair.source, f"{pair.source}\t{pair.target}"))
+    def add(self, example: Seq2SeqExample, source: list[int], target: list[int]) -> None:
+        self.sides[0].add(example.source, source)
+        self.sides[1].add(example.target, target)
+        here, both = (_hash(part) for part in (example.source, f"{example.source}\t{example.target}"))
         self.hashes.extend((both, here))
-        if len(self._known) < REMEMBERED:
-            self._known.setdefault(here, (both, pair.origin))
-        first, where = self._known.get(here, (both, pair.origin))
-        if first == both and where != pair.origin:
-            self.duplicate = self.duplicate or f"{pair.origin} = {where}"
+        if len(self._known) < MAX_REMEMBERED:
+            self._known.setdefault(here, (both, example.origin))
+        first, origin = self._known.get(here, (both, example.origin))
+        if first == both and origin != example.origin:
+            self.duplicate = self.duplicate or f"{example.origin} = {origin}"
         elif first != both:
-            self.ambiguity = self.ambiguity or f"{pair.origin} and {where} have the same source"
-        if len(self.first) < SHOWN:
-            self.first.append((pair, source, target))
+            self.ambiguity = self.ambiguity or f"{example.origin} and {origin} have the same source"
+        if len(self.first) < SAMPLES:
+            self.first.append((example, source, target))
         if self.progress is not None and len(self.hashes) // 2 % BATCH_TEXTS == 0:
             self.progress(self.files.bytes_read, self.files.total_bytes or 0, "reading")
 
@@ -189,19 +194,19 @@ def _hash(text: str) -> int:
     return int.from_bytes(sha256(text.encode()).digest()[:8], "little")
 
 
-def _unknown(pairs: Seq2SeqExamples, tokenizer: Tokenizer | None) -> int:
-    """How many pairs hold the token of what a tokenizer does not know."""
+def _unknown(examples: Seq2SeqExamples, tokenizer: Tokenizer | None) -> int:
+    """Count the examples with the tokenizer's unknown token."""
     if tokenizer is None:
         return 0
-    unknown = tokenizer.special.get(str(tokenizer.config.get("unk_token")))
+    unknown = tokenizer.special_tokens.get(str(tokenizer.config.get("unk_token")))
     if unknown is None:
         return 0
-    sides = (np.add.reduceat(side.tokens == unknown, side.starts) > 0 for side in (pairs.source, pairs.target))
+    sides = (np.add.reduceat(side.tokens == unknown, side.starts) > 0 for side in (examples.source, examples.target))
     return int(np.logical_or(*sides).sum())
 
 
-def _sample(pair: Seq2SeqExample, source: list[int], target: list[int], tokenizer: Tokenizer | None) -> str:
+def _sample(example: Seq2SeqExample, source: list[int], target: list[int], tokenizer: Tokenizer | None) -> str:
     if tokenizer is None:
-        return f"{pair.origin}: {pair.source!r} -> {pair.target!r}"
+        return f"{example.origin}: {example.source!r} -> {example.target!r}"
     sides = ("|".join(visible_token(tokenizer, token) for token in side) for side in (source, target))
-    return f"{pair.origin}: {' -> '.join(sides)}"
+    return f"{example.origin}: {' -> '.join(sides)}"

@@ -1,6 +1,6 @@
-"""Which documents are held out: by a hash of the content, so that copies never fall on both sides.
+"""Choose the held-out documents by a hash of their content, so that duplicates never occur on both sides.
 
-A corpus of fewer than FEW documents cannot give one away: the end of each is held out instead, a tenth or so.
+Of a corpus with fewer than MIN_DOCUMENTS documents the end of each document is held out instead.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from numpy.typing import NDArray
 from glassformer.training.data.shards import HELD_OUT, LEFT_OUT, TRAIN
 from glassformer.training.data.sources import Document
 
-FEW, TAIL = 5, 0.1
-UNDECIDED = 255  # the side is chosen by `split`, when all documents are known
+MIN_DOCUMENTS, TAIL = 5, 0.1
+UNDECIDED = 255  # `choose_held_out` decides when all documents are known
 
 
 def choose_held_out(
     hashes: NDArray[np.uint64], tokens: NDArray[np.int64], share: float, most: int
 ) -> NDArray[np.bool_]:
-    """Which documents are held out: [documents] bool.
+    """Return a mask of the held-out documents, [documents] bool.
 
-    Documents are gone through in the order of their hashes, copies together; each is held out if it still fits into
-    share * all tokens (and into `most`), until the first that does not fit once half of that is filled. If none fits,
-    the smallest is held out. By and large, what is held out stays so when the corpus grows.
+    Documents are visited in the order of their hashes, duplicates together. Each is held out if it fits into the budget
+    of share * all tokens (at most `most`), until one does not fit and half of the budget is filled. If none fits, the
+    smallest is held out. Most held-out documents stay held out when the corpus grows.
     """
     order = np.argsort(hashes, kind="stable")
     _, first = np.unique(hashes[order], return_index=True)
     groups = np.add.reduceat(tokens[order], first)
-    room = min(share * int(tokens.sum()), most)
+    budget = min(share * int(tokens.sum()), most)
     chosen, filled = [], 0
     for group, size in enumerate(groups.tolist()):
-        if filled + size <= room:
+        if filled + size <= budget:
             chosen.append(group)
             filled += size
-        elif filled > room / 2:
+        elif filled > budget / 2:
             break
     if not chosen and len(groups) > 1:
         chosen = [int(np.argmin(groups))]
@@ -50,17 +50,17 @@ def choose_held_out(
 
 
 def exclude_duplicates(records: NDArray[Any], notes: list[str]) -> None:
-    """Training documents that equal a held-out one are left out of training."""
-    aside = records["hash"][records["side"] == HELD_OUT]
-    copies = (records["side"] == TRAIN) & np.isin(records["hash"], aside)
+    """Exclude training documents that are equal to a held-out one."""
+    held_out = records["hash"][records["side"] == HELD_OUT]
+    copies = (records["side"] == TRAIN) & np.isin(records["hash"], held_out)
     if copies.any():
         records["side"][copies] = LEFT_OUT
-        notes.append(f"{int(copies.sum()):,} training documents equal a held-out one and are left out")
+        notes.append(f"{int(copies.sum()):,} training documents are equal to a held-out one and are excluded")
 
 
-class _Piece(NamedTuple):
+class _Chunk(NamedTuple):
     document: int
-    where: str
+    origin: str
     size: int  # UTF-8 bytes
     ends: bool
 
@@ -68,37 +68,41 @@ class _Piece(NamedTuple):
 def hold_out_tails(
     documents: Iterable[Document], stash: Path, notes: list[str], share: float, most: int
 ) -> Iterator[tuple[Document, int]]:
-    """Documents with their side: UNDECIDED if there are at least FEW; else each document twice, its first part for
-    training and its end held out (cut at a line break if one is near), and copies not at all. Held out is TAIL of each
-    document, or `share` if that is more, but together no more than `most` bytes.
+    """Yield documents with their side.
 
-    Until that is known the first documents wait in the file `stash`. What was done is added to `notes`.
+    With at least MIN_DOCUMENTS documents the side is UNDECIDED. Otherwise each document is split: its start for
+    training, its end held out (split at a line break if one is near); duplicates are dropped. The end is TAIL of the
+    document, or `share` if that is more, and at most `most` bytes in all.
+
+    Args:
+        stash: a temporary file for the first documents, until their number is known.
+        notes: receives a sentence about the split.
     """
     stream, waiting, ended = iter(documents), [], 0
     following: Document | None = None
     with open(stash, "w+b") as file:
         for following in stream:
-            if ended == FEW - 1:
+            if ended == MIN_DOCUMENTS - 1:
                 break
             data = following.text.encode()
             file.write(data)
-            waiting.append(_Piece(ended, following.origin, len(data), following.ends))
+            waiting.append(_Chunk(ended, following.origin, len(data), following.ends))
             ended += following.ends
             following = None
         file.seek(0)
         if following is not None:
-            for piece in waiting:
-                yield Document(file.read(piece.size).decode(), piece.where, piece.ends), UNDECIDED
+            for chunk in waiting:
+                yield Document(file.read(chunk.size).decode(), chunk.origin, chunk.ends), UNDECIDED
             yield following, UNDECIDED
         elif waiting:
-            whole = sum(piece.size for piece in waiting)
-            yield from _tails(file, waiting, notes, min(max(share, TAIL), most / max(1, whole)))
+            total = sum(chunk.size for chunk in waiting)
+            yield from _tails(file, waiting, notes, min(max(share, TAIL), most / max(1, total)))
     stash.unlink()
     yield from ((document, UNDECIDED) for document in stream)
 
 
-def _tails(file: BinaryIO, waiting: list[_Piece], notes: list[str], share: float) -> Iterator[tuple[Document, int]]:
-    start, seen, kept = 0, set(), 0
+def _tails(file: BinaryIO, waiting: list[_Chunk], notes: list[str], share: float) -> Iterator[tuple[Document, int]]:
+    start, seen, count = 0, set(), 0
     for number in range(waiting[-1].document + 1):
         parts = [p for p in waiting if p.document == number]
         size = sum(p.size for p in parts)
@@ -108,42 +112,45 @@ def _tails(file: BinaryIO, waiting: list[_Piece], notes: list[str], share: float
             digest.update(file.read(part.size))
         if digest.digest() not in seen:
             seen.add(digest.digest())
-            kept += 1
-            cut = _tail(file, start, size, share)
+            count += 1
+            cut = _tail_start(file, start, size, share)
             file.seek(start)
-            yield from _in_two(file, parts, cut)
+            yield from _split_at(file, parts, cut)
         start += size
     each = (
         f"1 document: its last {100 * share:.3g}%"
-        if kept == 1
-        else f"{kept} documents: the last {100 * share:.3g}% of each"
+        if count == 1
+        else f"{count} documents: the last {100 * share:.3g}% of each"
     )
     notes.append(f"{each} is held out, as a document of its own")
-    if kept <= waiting[-1].document:
-        notes.append(f"{waiting[-1].document + 1 - kept} copies of them are left out")
+    if count <= waiting[-1].document:
+        notes.append(f"{waiting[-1].document + 1 - count} duplicates of them are excluded")
 
 
-def _in_two(file: BinaryIO, parts: list[_Piece], cut: int) -> Iterator[tuple[Document, int]]:
-    """The pieces of one document, cut after `cut` bytes: the part before it ends there."""
+def _split_at(file: BinaryIO, parts: list[_Chunk], cut: int) -> Iterator[tuple[Document, int]]:
+    """Yield the chunks of one document, split after `cut` bytes into a training and a held-out document."""
     position = 0
     for part in parts:
         data = file.read(part.size)
         before, after = data[: max(0, cut - position)], data[max(0, cut - position) :]
         position += len(data)
         if before:
-            yield Document(before.decode(), part.where, position >= cut), TRAIN
+            yield Document(before.decode(), part.origin, position >= cut), TRAIN
         if after:
-            yield Document(after.decode(), f"{part.where} (end)", part.ends), HELD_OUT
+            yield Document(after.decode(), f"{part.origin} (end)", part.ends), HELD_OUT
 
 
-def _tail(file: BinaryIO, start: int, size: int, share: float) -> int:
-    """Where the end begins that is held out, in bytes from the document's start: after a line break within the next
-    64 bytes or 2% of the document (at most 5%, or 4 KiB), else after a space there, else between two characters."""
+def _tail_start(file: BinaryIO, start: int, size: int, share: float) -> int:
+    """Return the offset in bytes at which the held-out end of a document starts.
+
+    It is after a line break within the next 64 bytes or 2% of the document (at most 5%, or 4 KiB), else after a space
+    in that range, else between two characters.
+    """
     cut = int(size * (1 - share))
     file.seek(start + cut)
     near = file.read(max(4, min(max(64, size // 50), 4096, size // 20)))
-    for border in (b"\n", b" "):
-        if (at := near.find(border)) >= 0 and cut + at + 1 < size:
+    for separator in (b"\n", b" "):
+        if (at := near.find(separator)) >= 0 and cut + at + 1 < size:
             return cut + at + 1
     while cut < size and near and near[0] & 0xC0 == 0x80:
         cut, near = cut + 1, near[1:]

@@ -1,18 +1,19 @@
-"""Rows of tokens to train and evaluate on, packed from documents without padding.
+"""Sequences of tokens for training and evaluation, packed from documents without padding.
 
     stream      | Once  upon  a  day  .  END | Anna  ran  .  END | The  ball  is ...
-    row 0         Once  upon  a  day  .  END   Anna  ran                  context 8
+    sequence 0    Once  upon  a  day  .  END   Anna  ran                  context 8
     targets       upon  a    day  .  END  --   ran   .
     positions     0     1    2    3  4    5    0     1
     documents     0     0    0    0  0    0    1     1
 
-Each token is an input once an epoch. Its target is the next token of its own document, also where that lies in the next
-row; the last token of a document has none (IGNORE): nobody learns to guess an unrelated document's first word. What is
-cut by a row's end goes on in another row as a document of its own, its positions from 0 again.
+Each token is an input once per epoch. Its target is the next token of its document, also where that is in the next
+sequence. The last token of a document has no target (IGNORE), so that the model does not learn to predict the first
+word of an unrelated document. A document that exceeds a sequence continues in the next one as a new document, whose
+positions start at 0.
 
-An epoch's stream is all documents in a new order, begun at a new offset below `context`, so that rows are cut elsewhere
-each time; and the rows themselves are taken in a new order. Streams follow each other without a gap: no token is left
-out at an epoch's end. All of it is a function of (seed, epoch) and the corpus alone, not of NumPy's version.
+The stream of an epoch is all documents in a new order, starting at a new offset below `context`, so that sequences have
+other boundaries in each epoch; the sequences are also shuffled. Streams follow each other without a gap: no token is
+dropped at the end of an epoch. All of this is a function of (seed, epoch) and the corpus, not of NumPy's version.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from torch import Tensor
 from glassformer.errors import DataError
 from glassformer.training.data.shards import DocumentIndex, Shards
 
-IGNORE = -100  # a target that is not counted
+IGNORE = -100  # a target that the loss does not count
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A batch of rows. B rows, T tokens each.
+    """A batch of B packed sequences of T tokens.
 
-    ids, targets, positions: [B, T] int64; targets are IGNORE where nothing is to be predicted.
-    documents: [B, T] int64, which document of its row a token belongs to, from 0; None when each row is of one document
-        alone: then plain causal attention is exact.
-    tokens: how many targets are counted.
-    bytes: UTF-8 bytes of the text behind them: a document's bytes are spread evenly over its tokens, and tokens that
-        begin or end it stand for none. Bits per byte = sum of nll (nats) / ln 2 / sum of bytes.
+    ids, targets, positions: [B, T] int64; a target is IGNORE where there is none.
+    documents: [B, T] int64, the index of each token's document in its sequence, from 0; None when every sequence is
+        part of one document, where plain causal attention is exact.
+    tokens: the number of counted targets.
+    bytes: UTF-8 bytes of the counted targets. A document's bytes are spread evenly over its tokens; tokens that start
+        or end a document have none. Bits per byte = sum of nll (nats) / ln 2 / sum of bytes.
     """
 
     ids: Tensor
@@ -63,14 +64,17 @@ class PackedBatch:
 
 
 class PackedLoader:
-    """Training rows, without end: `next()` gives this rank's share of the next global batch.
+    """An endless stream of training batches: `next()` returns this rank's share of the next global batch.
 
-    context: tokens in a row. batch: rows of the global batch; rank r takes rows r, r + world, ... of it, so that the
-    global batches are the same for every `world`.
-    shuffle: None as the shards were prepared; False: the first epoch keeps the given order (a curriculum), and later
-    epochs are shuffled.
+    Args:
+        context: tokens per sequence.
+        batch: sequences of the global batch. Rank r takes sequences r, r + world_size, ..., so that the global batches
+            are the same for every number of processes.
+        shuffle: None uses the setting of the shards. False keeps the order of the documents in the first epoch (a
+            curriculum) and shuffles later epochs.
 
-    Raises DataError when the corpus is too small for one batch, or when `batch` does not divide by `world`.
+    Raises:
+        DataError: the corpus is too small for one batch, or `batch` is not a multiple of `world_size`.
     """
 
     def __init__(
@@ -87,7 +91,7 @@ class PackedLoader:
         self.context, self.batch, self.seed, self.rank, self.world_size = context, batch, seed, rank, world_size
         self.shuffle = not self.documents.ordered if shuffle is None else shuffle
         self.n_tokens = self.documents.n_tokens
-        self.taken = 0  # rows of global batches given out so far: the whole state
+        self.taken = 0  # sequences of global batches returned so far: the complete state
         self._layouts: dict[int, _Layout] = {}
         self._orders: dict[int, Ints] = {}
         if context < 1 or batch < 1 or not 0 <= rank < world_size or batch % world_size:
@@ -100,53 +104,55 @@ class PackedLoader:
             if self.n_tokens >= context * world_size:
                 hint = f"lower batch to at most {self.n_tokens // context // world_size * world_size}, or " + hint
             raise DataError(
-                f"the training text is too small: it has {self.n_tokens:,} tokens, one batch of {batch} rows of "
-                f"{context} tokens needs {batch * context:,}: {hint}, or give more text"
+                f"the training text is too small: it has {self.n_tokens:,} tokens, and one batch of {batch} sequences "
+                f"of {context} tokens needs {batch * context:,}: {hint}, or give more text"
             )
 
     @property
     def epochs(self) -> float:
-        """How many times the corpus was gone through so far."""
+        """The number of passes over the corpus so far."""
         return self.taken * self.context / self.n_tokens
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next row belongs to, from 0."""
+        """The epoch of the next sequence, from 0."""
         return self.taken * self.context // self.n_tokens
 
     def next(self) -> PackedBatch:
         slots = np.arange(self.taken + self.rank, self.taken + self.batch, self.world_size)
-        starts = self._rows(slots) * self.context
+        starts = self._sequences(slots) * self.context
         self.taken += self.batch
-        return _cut(self.documents, starts, self.context, self._layout, self.n_tokens)
+        return _pack(self.documents, starts, self.context, self._layout, self.n_tokens)
 
     def state(self) -> dict[str, Any]:
-        """Where the loader stands, as JSON."""
+        """Return the position of the loader as JSON values."""
         return {"rows": self.taken} | self._identity()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state` was taken; `batch` and `world` may have changed since.
+        """Continue exactly where `state` was taken; `batch` and `world_size` may differ.
 
-        Raises DataError when context, seed, order or corpus are others: the rows would not be those that were left.
+        Raises DataError when context, seed, shuffling or corpus differ, which changes the remaining sequences.
         """
         for key, value in self._identity().items():
             if state.get(key) != value:
-                raise DataError(f"the data position was saved with {key} {state.get(key)!r}, now it is {value!r}")
+                raise DataError(
+                    f"the saved data position has {key} {state.get(key)!r}, got {value!r}: use the saved value"
+                )
         self.taken = int(state["rows"])
 
     def _identity(self) -> dict[str, Any]:
         return {"context": self.context, "seed": self.seed, "shuffle": self.shuffle, "tokens": self.n_tokens,
                 "fingerprint": self.documents.fingerprint}  # fmt: skip
 
-    def _rows(self, slots: Ints) -> Ints:
-        """Which row of the endless stream each slot takes: within an epoch, in a shuffled order."""
+    def _sequences(self, slots: Ints) -> Ints:
+        """Return which sequence of the endless stream each slot takes: within an epoch, in a shuffled order."""
         epochs, result = slots * self.context // self.n_tokens, np.empty_like(slots)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
             if not self.shuffle and epoch == 0:
                 result[here] = slots[here]
                 continue
-            first = -(-epoch * self.n_tokens // self.context)  # the first row that begins in this epoch
+            first = -(-epoch * self.n_tokens // self.context)  # the first sequence that starts in this epoch
             last = -(-(epoch + 1) * self.n_tokens // self.context)
             if epoch not in self._orders:
                 self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
@@ -176,20 +182,24 @@ def packed_eval_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[PackedBatch]:
-    """Rows that count each target of the view once, in a fixed order: all but the first token of each document.
+    """Yield batches that count each target once, in a fixed order: all tokens except the first of each document.
 
-    Documents are packed as in training. A row begins `overlap` tokens before the last one ended, and counts what the
-    last one did not: with 0 (the default, as in training) a token just after a row's border is predicted from that
-    row alone; with context // 2 each has at least half a context before it, or its whole document, at twice the cost.
-    max_tokens: use only the first so many tokens of the view.
-    fill: fill up the last batch with rows that count nothing, so that all batches have one shape (always so when world
-    is more than 1; rank r takes rows r, r + world, ...). A view shorter than `context` gives one shorter row.
+    Documents are packed as in training. Documents with fewer than `context` tokens in all give one shorter sequence.
 
-    Raises DataError when there is nothing to predict, or for an overlap that is not below context.
+    Args:
+        max_tokens: use only this many tokens from the start.
+        overlap: tokens that a sequence shares with the end of the one before and does not count again. With 0, as in
+            training, the first token of a sequence has no context; with context // 2 each token has at least half a
+            context before it, or its complete document, at twice the cost.
+        fill: fill the last batch with sequences that count nothing, so that all batches have one shape. Always done
+            with several processes; rank r takes sequences r, r + world_size, ....
+
+    Raises:
+        DataError: there is nothing to predict, or `overlap` is not below `context`.
     """
     if not 0 <= overlap < context or batch % world_size:
         raise DataError(
-            f"overlap {overlap} must be from 0 to {context - 1}, and batch {batch} a multiple of {world_size}"
+            f"overlap must be from 0 to {context - 1}, got {overlap}, and batch a multiple of {world_size}, got {batch}"
         )
     layout = _Layout.of(documents, np.arange(documents.n_documents), 0)
     everything = documents.n_tokens
@@ -198,8 +208,8 @@ def packed_eval_batches(
         raise DataError(f"there is nothing to evaluate on: {documents.n_documents} documents with {total} tokens")
     length, stride = min(context, total), context - overlap
     begins = np.arange(0, max(1, total - overlap), stride, dtype=np.int64)
-    counted = begins + np.where(begins > 0, overlap, 0)  # the first token that a row counts
-    begins = np.minimum(begins, total - length)  # the last row reaches back instead of being shorter
+    counted = begins + np.where(begins > 0, overlap, 0)  # the first token that a sequence counts
+    begins = np.minimum(begins, total - length)  # the last sequence starts earlier instead of being shorter
     for at in range(0, len(begins), batch):
         starts, first = begins[at : at + batch], counted[at : at + batch]
         if (fill or world_size > 1) and len(starts) < batch:
@@ -207,14 +217,14 @@ def packed_eval_batches(
             starts = np.append(starts, np.full(missing, starts[-1]))
             first = np.append(first, np.full(missing, total))
         here = slice(rank, None, world_size)
-        yield _cut(documents, starts[here], length, lambda _: layout, everything, first[here])
+        yield _pack(documents, starts[here], length, lambda _: layout, everything, first[here])
 
 
 class _Layout(NamedTuple):
-    """One epoch's stream: documents in some order, rotated by `offset` tokens."""
+    """The stream of one epoch: documents in an order, rotated by `offset` tokens."""
 
     documents: Ints
-    begins: Ints  # where each begins, before the rotation
+    begins: Ints  # offset of each document, before the rotation
     offset: int
 
     @classmethod
@@ -223,30 +233,34 @@ class _Layout(NamedTuple):
         return cls(documents, np.cumsum(lengths) - lengths, offset)
 
 
-def _cut(
+def _pack(
     view: DocumentIndex, starts: Ints, length: int, layout: Any, total: int, counted: Ints | None = None
 ) -> PackedBatch:
-    """The rows of `length` tokens that begin at `starts` of the stream in which `layout(epoch)` follows on
-    `layout(epoch - 1)`, each of `total` tokens. `counted`: of each row only targets of tokens from there on count."""
-    place = starts[:, None] + np.arange(length)  # [B, T] in the endless stream
-    epoch, place_in_epoch = np.divmod(place, total)
-    document, inside = np.empty_like(place), np.empty_like(place)  # of each token: its document, its place in it
+    """Return the sequences of `length` tokens that start at `starts` in the endless stream.
+
+    Args:
+        layout: returns the `_Layout` of an epoch; every epoch has `total` tokens.
+        counted: position in the stream from which the targets of each sequence count.
+    """
+    position = starts[:, None] + np.arange(length)  # [B, T] in the endless stream
+    epoch, in_epoch = np.divmod(position, total)
+    document, inside = np.empty_like(position), np.empty_like(position)  # of each token: document, position in it
     for number in range(int(epoch.min()), int(epoch.max()) + 1):
         here = epoch == number
         if here.any():
             order, begins, offset = layout(number)
-            at = (place_in_epoch[here] + offset) % total
+            at = (in_epoch[here] + offset) % total
             slot = np.searchsorted(begins, at, side="right") - 1
             document[here], inside[here] = order[slot], at - begins[slot]
 
     source, left = view.starts[document] + inside, view.lengths[document] - inside - 1  # tokens after this one
     ids, has_next = view.tokens[source], left > 0
     if counted is not None:
-        has_next &= place >= counted[:, None]
+        has_next &= position >= counted[:, None]
     targets = np.where(has_next, view.tokens[source + (left > 0)], IGNORE)
 
     column = np.arange(length)
-    border = (inside == 0) | (place_in_epoch == 0)
+    border = (inside == 0) | (in_epoch == 0)
     border[:, 0] = True
     positions = column - np.maximum.accumulate(np.where(border, column, 0), axis=1)
     documents = np.cumsum(border, axis=1) - 1 if border[:, 1:].any() else None
@@ -264,7 +278,7 @@ def _cut(
 
 
 def permutation(n: int, *key: int) -> Ints:
-    """An order of n things, a function of the key alone: they are sorted by a hash of (number, key)."""
+    """Return a permutation of n indices, sorted by a hash of (index, key), as a function of the key alone."""
     numbers = _mix(np.arange(n, dtype=np.uint64))
     return np.argsort(_mix(numbers ^ np.uint64(_hash(*key))), kind="stable")
 
@@ -277,7 +291,7 @@ def _hash(*key: int) -> int:
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's step (Steele, Lea and Flood 2014): a one-to-one map of 64-bit numbers that looks random."""
+    """Mix the bits of 64-bit integers, one to one: SplitMix64 (Steele, Lea and Flood 2014)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

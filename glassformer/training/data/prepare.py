@@ -1,4 +1,4 @@
-"""From documents to a folder of shards: tokenize in parallel, choose what is held out, put the folder there whole."""
+"""Tokenize documents into a folder of shards, which appears atomically."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from glassformer.training.data.shards import FORMAT, HELD_OUT, LEFT_OUT, RECORD,
 from glassformer.training.data.sources import Document, DocumentFiles, Skipped
 
 SHARD_TOKENS = 100_000_000
-BATCH_CHARS, BATCH_TEXTS = 1 << 20, 4096  # what is handed to the tokenizer at once
+BATCH_CHARS, BATCH_TEXTS = 1 << 20, 4096  # of one call of the tokenizer
 Data = str | Path | Sequence[str | Path] | Iterable[Document]
 Progress = Callable[[int, int, str], None]
 
 
 @runtime_checkable
 class ParallelEncoder(Protocol):
-    """What is needed of a tokenizer; `bos_id` and `add_bos` too, if it has them. Its identity is what it saves."""
+    """The tokenizer interface of `prepare`; `bos_id` and `add_bos` are used where they exist."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -59,32 +59,36 @@ def prepare(
 ) -> Shards:
     """Tokenize documents into the folder `out`, and open it.
 
-    sources: names of files, folders, globs or "-"; or a `Sources`, a `Texts`, any iterable of Document.
-    held_out: share of the tokens to hold out, by whole documents, at least one, at most `held_out_tokens`; 0 for none.
-        Of fewer than 5 documents: the end of each, a tenth or `held_out` if more, at most `held_out_tokens` bytes.
-    held_out_sources: hold out exactly these instead; a training document that equals one of them is left out.
-    ordered: a curriculum: the row loader's first epoch keeps the given order.
-    progress(done, total, what): bytes of the sources; total is 0 where nobody knows it (standard input, documents).
+    An existing folder made from the same documents, tokenizer and options is opened without tokenizing.
 
-    An existing folder made from the same documents, tokenizer and settings is opened as it is, without tokenizing; one
-    made from others is refused, or replaced with rebuild=True. The folder appears whole or not at all.
-    Raises DataError: nothing to read or to train on, another folder in the way, disk full.
+    Args:
+        sources: names of files, folders, globs or "-"; or a `DocumentFiles`, a `Texts`, any iterable of Document.
+        held_out: fraction of the tokens to hold out, in complete documents, at least one and at most
+            `held_out_tokens`; 0 for none. With fewer than 5 documents the end of each, a tenth or `held_out` if that
+            is more, at most `held_out_tokens` bytes.
+        held_out_sources: hold out exactly these instead; a training document equal to one of them is excluded.
+        ordered: keep the order of the documents in the first epoch of training (a curriculum).
+        rebuild: replace an existing folder that was made from other documents, instead of raising an error.
+        progress: called with (bytes done, total bytes, activity); the total is 0 where it is not known.
+
+    Raises:
+        DataError: there is nothing to read or to train on, another folder exists, or the disk is full.
     """
     if not 0 <= held_out <= 0.5:
-        raise DataError(f"held_out must be a share from 0 to 0.5, got {held_out!r}")
+        raise DataError(f"held_out must be from 0 to 0.5, got {held_out!r}")
     out = Path(out)
     options = {"text_field": text_field, "separator": separator, "strict": strict}
     main = as_documents(sources, **options)
-    aside = None if held_out_sources is None else as_documents(held_out_sources, **options)
-    settings = {"held_out": held_out if aside is None else "given", "held_out_tokens": held_out_tokens,
+    evaluation = None if held_out_sources is None else as_documents(held_out_sources, **options)
+    settings = {"held_out": held_out if evaluation is None else "given", "held_out_tokens": held_out_tokens,
                 "ordered": ordered, "shard_tokens": shard_tokens}  # fmt: skip
     identity = {"settings": settings, "tokenizer": tokenizer_fingerprint(tokenizer)}
 
     old = _existing(out, identity, rebuild)
-    if old is not None and getattr(main, "repeatable", False) and getattr(aside, "repeatable", True):
+    if old is not None and getattr(main, "repeatable", False) and getattr(evaluation, "repeatable", True):
         digest = _Digest(identity)
         meter = ProgressMeter(main, progress, "reading")
-        for part in [main] if aside is None else [main, aside]:
+        for part in [main] if evaluation is None else [main, evaluation]:
             for number, document in enumerate(digest.over(part)):
                 meter.update(len(document.text), number % 1000 == 0)
         meter.update(0)
@@ -96,8 +100,8 @@ def prepare(
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     partial.mkdir()
     try:
-        if aside is not None:
-            stream = ((d, side) for docs, side in ((main, TRAIN), (aside, HELD_OUT)) for d in digest.over(docs))
+        if evaluation is not None:
+            stream = ((d, side) for docs, side in ((main, TRAIN), (evaluation, HELD_OUT)) for d in digest.over(docs))
         elif held_out == 0:
             stream = ((d, TRAIN) for d in digest.over(main))
         else:
@@ -108,13 +112,13 @@ def prepare(
             return _same(old, digest)
         records = build.records()
         if (records["side"] == UNDECIDED).any():
-            aside_rows = choose_held_out(records["hash"], records["tokens"], held_out, held_out_tokens)
-            records["side"] = np.where(aside_rows, HELD_OUT, TRAIN)
+            mask = choose_held_out(records["hash"], records["tokens"], held_out, held_out_tokens)
+            records["side"] = np.where(mask, HELD_OUT, TRAIN)
         exclude_duplicates(records, notes)
         index = {
             "format": FORMAT, "version": VERSION, **identity, "fingerprint": digest.hexdigest(),
             "vocab_size": tokenizer.vocab_size, "eos_id": tokenizer.eos_id, "bos_id": leading_id(tokenizer),
-            **counts(records), **_left_out(main, aside, notes), "notes": notes,
+            **counts(records), **_skipped(main, evaluation, notes), "notes": notes,
         }  # fmt: skip
         build.finish(records, index)
         _put_in_place(partial, out)
@@ -130,19 +134,19 @@ def prepare(
 def as_documents(
     sources: Data, *, text_field: str = "text", separator: str | None = None, strict: bool = False
 ) -> Iterable[Document]:
-    """Names become `Sources(names, ...)`; documents stay what they are."""
+    """Return names as `DocumentFiles(names, ...)`, and documents unchanged."""
     names = isinstance(sources, str | Path) or (
         isinstance(sources, list | tuple) and not any(isinstance(s, Document) for s in sources)
     )
     if names:
         return DocumentFiles(sources, text_field=text_field, separator=separator, strict=strict)  # pyright: ignore
     if (text_field, separator, strict) != ("text", None, False):
-        raise DataError("text_field, separator and strict are for names of files: give them to Sources(...) instead")
+        raise DataError("text_field, separator and strict apply to file names: give them to DocumentFiles(...) instead")
     return sources  # pyright: ignore
 
 
 def tokenizer_fingerprint(tokenizer: ParallelEncoder) -> str:
-    """SHA-256 over the files that the tokenizer saves, and the tokens that this module puts around a document."""
+    """Return the SHA-256 of the files that the tokenizer saves, and of the tokens that start and end a document."""
     digest = hashlib.sha256(repr((tokenizer.vocab_size, tokenizer.eos_id, leading_id(tokenizer))).encode())
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
@@ -152,12 +156,12 @@ def tokenizer_fingerprint(tokenizer: ParallelEncoder) -> str:
 
 
 def leading_id(tokenizer: ParallelEncoder) -> int | None:
-    """The token that begins each document, if the tokenizer wants one."""
+    """Return the token that starts each document; None where the tokenizer has no add_bos."""
     return getattr(tokenizer, "bos_id", None) if getattr(tokenizer, "add_bos", False) else None
 
 
 def counts(records: NDArray[Any]) -> dict[str, Any]:
-    """What the index says of documents, tokens, bytes and copies."""
+    """Return the index entries of documents, tokens, bytes and duplicates."""
     result: dict[str, Any] = {"n_tokens": int(records["tokens"].sum())}
     for name, side in (("train", TRAIN), ("held_out", HELD_OUT), ("left_out", LEFT_OUT)):
         part = records[records["side"] == side]
@@ -167,16 +171,16 @@ def counts(records: NDArray[Any]) -> dict[str, Any]:
 
 
 class _Digest:
-    """SHA-256 over the text of all documents, in order, and what they are made with: the fingerprint."""
+    """The fingerprint: SHA-256 of the text of all documents in order, the tokenizer and the options."""
 
     def __init__(self, identity: dict[str, Any]):
         self._sha = hashlib.sha256(json.dumps({"version": VERSION, **identity}, sort_keys=True).encode())
 
     def over(self, documents: Iterable[Document]) -> Iterator[Document]:
-        self._sha.update(b"\xfe")  # no byte of UTF-8: sides and documents stay apart
+        self._sha.update(b"\xfe")  # not a byte of UTF-8: separates the sides, as 0xff the documents
         for document in documents:
             if not isinstance(document, Document):
-                raise DataError(f"documents must be Document, got {type(document).__name__}: wrap texts in Texts(...)")
+                raise DataError(f"a document must be a Document, got {type(document).__name__}: use Texts(...)")
             self._sha.update(_utf8(document))
             if document.ends:
                 self._sha.update(b"\xff")
@@ -195,105 +199,108 @@ class ShardWriter:
         self.files: list[dict[str, Any]] = []
         self.sha256: dict[str, str] = {}
         self._file: BinaryIO | None = None
-        self._room = 0
+        self._free = 0
         self._tokens, self._bytes, self._hashes, self._sides = array("q"), array("q"), array("Q"), array("B")
         self._before = [i for i in [leading_id(tokenizer)] if i is not None]
         self._after = [i for i in [tokenizer.eos_id] if i is not None]
 
-    def run(self, stream: Iterable[tuple[Document, int]], tell: Callable[[int], None]) -> None:
+    def run(self, stream: Iterable[tuple[Document, int]], update: Callable[[int], None]) -> None:
         batch: list[tuple[Document, int]] = []
-        chars, self._sha, self._begun, self._count, self._size = 0, hashlib.sha256(), False, 0, 0
+        chars, self._sha, self._started, self._count, self._size = 0, hashlib.sha256(), False, 0, 0
         for document, side in stream:
             batch.append((document, side))
             chars += len(document.text)
             if chars >= BATCH_CHARS or len(batch) >= BATCH_TEXTS:
                 self._encode(batch)
-                tell(chars)
+                update(chars)
                 batch, chars = [], 0
         self._encode(batch)
-        tell(chars)
+        update(chars)
         self._close()
 
     def _encode(self, batch: list[tuple[Document, int]]) -> None:
         ids: list[int] = []
         encoded = self.tokenizer.encode_batch([document.text for document, _ in batch], bare=True)
-        for (document, side), piece in zip(batch, encoded, strict=True):
+        for (document, side), tokens in zip(batch, encoded, strict=True):
             start = len(ids)
-            ids += piece if self._begun else self._before + piece
+            ids += tokens if self._started else self._before + tokens
             if document.ends:
                 ids += self._after
             data = _utf8(document)
             self._sha.update(data)
-            self._begun, self._count, self._size = True, self._count + len(ids) - start, self._size + len(data)
+            self._started, self._count, self._size = True, self._count + len(ids) - start, self._size + len(data)
             if document.ends:
                 self._tokens.append(self._count)
                 self._bytes.append(self._size)
                 self._hashes.append(int.from_bytes(self._sha.digest()[:8], "little"))
                 self._sides.append(side)
-                self._sha, self._begun, self._count, self._size = hashlib.sha256(), False, 0, 0
-        tokens = np.frombuffer(array("I", ids), np.uint32)  # np.array(ids) takes four times as long
-        if len(tokens) and int(tokens.max()) >= self.tokenizer.vocab_size:
-            raise DataError(f"the tokenizer gave id {tokens.max()}, its vocab_size is {self.tokenizer.vocab_size}")
-        self._write(tokens.astype(self.dtype))
+                self._sha, self._started, self._count, self._size = hashlib.sha256(), False, 0, 0
+        packed = np.frombuffer(array("I", ids), np.uint32)  # np.array(ids) is four times slower
+        if len(packed) and int(packed.max()) >= self.tokenizer.vocab_size:
+            raise DataError(f"the tokenizer returned id {packed.max()}, its vocab_size is {self.tokenizer.vocab_size}")
+        self._write(packed.astype(self.dtype))
 
     def _write(self, tokens: NDArray[Any]) -> None:
         while len(tokens):
-            if not self._room:
+            if not self._free:
                 self._close()
                 name = f"tokens-{len(self.files):05d}.bin"
                 self.files.append({"name": name, "tokens": 0})
                 self._file, self._file_sha = open(self.folder / name, "wb"), hashlib.sha256()  # noqa: SIM115
-                self._room = self.shard_tokens
-            part, tokens = tokens[: self._room], tokens[self._room :]
+                self._free = self.shard_tokens
+            part, tokens = tokens[: self._free], tokens[self._free :]
             assert self._file is not None
             data = part.tobytes()
             self._file.write(data)
             self._file_sha.update(data)
             self.files[-1]["tokens"] += len(part)
-            self._room -= len(part)
+            self._free -= len(part)
 
     def _close(self) -> None:
         if self._file is not None:
-            _sync(self._file)
+            _fsync(self._file)
             self._file.close()
             self.sha256[self.files[-1]["name"]] = self._file_sha.hexdigest()
             self._file = None
 
     def records(self) -> NDArray[Any]:
-        """One RECORD a document."""
+        """Return one RECORD per document."""
         result = np.empty(len(self._tokens), RECORD)
         result["tokens"], result["bytes"] = self._tokens, self._bytes
         result["hash"], result["side"] = self._hashes, self._sides
         return result
 
     def finish(self, records: NDArray[Any], index: dict[str, Any]) -> None:
+        """Write documents.npy and index.json. Raises DataError where there is no training document."""
         if not (records["side"] == TRAIN).any():
-            raise DataError("nothing is left to train on: " + "; ".join(index["notes"] or ["there is no document"]))
+            raise DataError(
+                "there is no training document: " + "; ".join(index["notes"] or ["the data has no documents"])
+            )
         path = self.folder / "documents.npy"
         with open(path, "wb") as file:
             np.save(file, records, allow_pickle=False)
-            _sync(file)
+            _fsync(file)
         self.sha256["documents.npy"] = hashlib.sha256(path.read_bytes()).hexdigest()
         index |= {"dtype": self.dtype.str, "shard_tokens": self.shard_tokens, "files": self.files,
                   "documents_bytes": path.stat().st_size, "sha256": self.sha256}  # fmt: skip
         with open(self.folder / "index.json", "wb") as file:
             file.write(json.dumps(index, ensure_ascii=False, indent=1).encode())
-            _sync(file)
+            _fsync(file)
 
 
 def _existing(out: Path, identity: dict[str, Any], rebuild: bool) -> Shards | None:
-    """The folder that is there already, if it was made with the same tokenizer and settings and is to be used."""
+    """Return the existing folder if it was made with the same tokenizer and options and is not to be rebuilt."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / "index.json").exists():
-        raise DataError(f"{out} is there already and holds something else: name another folder")
+        raise DataError(f"{out} exists and holds other files: name another folder")
     if rebuild:
         return None
     shards = Shards(out)
     for key, value in identity.items():
         if shards.index.get(key) != value:
-            what = f"settings {shards.index.get(key)}, not {value}" if key == "settings" else f"another {key}"
-            raise DataError(f"{out} was prepared with {what}: name another folder, or rebuild it")
+            other = f"options {shards.index.get(key)}, not {value}" if key == "settings" else f"another {key}"
+            raise DataError(f"{out} was prepared with {other}: name another folder, or rebuild it")
     return shards
 
 
@@ -303,47 +310,47 @@ def _same(shards: Shards, digest: _Digest) -> Shards:
     return shards
 
 
-def _left_out(main: Iterable[Document], aside: Iterable[Document] | None, notes: list[str]) -> dict[str, Any]:
+def _skipped(main: Iterable[Document], held_out: Iterable[Document] | None, notes: list[str]) -> dict[str, Any]:
     skipped = Skipped()
-    for part in (main, aside):
+    for part in (main, held_out):
         if isinstance(part, DocumentFiles):
             skipped.merge(part.skipped)
             if part.crlf_files:
-                notes.append(f"CRLF became LF in {part.crlf_files:,} of the files")
+                notes.append(f"CRLF was replaced by LF in {part.crlf_files:,} files")
     return {"skipped": skipped.as_json()}
 
 
 class ProgressMeter:
-    """Tells `progress` how far the sources are read: bytes of files, or characters of documents from elsewhere."""
+    """Reports progress: bytes read of files, or characters of documents from another source."""
 
-    def __init__(self, documents: Iterable[Document], progress: Progress | None, what: str):
+    def __init__(self, documents: Iterable[Document], progress: Progress | None, activity: str):
         self.sources = documents if isinstance(documents, DocumentFiles) else None
-        self.progress, self.what, self.done = progress, what, 0
+        self.progress, self.activity, self.done = progress, activity, 0
 
     def update(self, more: int, now: bool = True) -> None:
         self.done = self.sources.bytes_read if self.sources and now else self.done + more
         if self.progress is not None and now:
-            self.progress(self.done, (self.sources.total_bytes or 0) if self.sources else 0, self.what)
+            self.progress(self.done, (self.sources.total_bytes or 0) if self.sources else 0, self.activity)
 
 
 def _utf8(document: Document) -> bytes:
     try:
         return document.text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{document.origin}: character {error.start:,} is half a surrogate pair") from error
+        raise DataError(f"{document.origin}: character {error.start:,} is an unpaired surrogate") from error
 
 
 def _disk_full(out: Path, partial: Path, meter: ProgressMeter, error: OSError) -> str:
-    """The message for a full disk, with what the whole would need if the rest is like what was read so far."""
+    """Return the message for a full disk, with an estimate of the required size."""
     written = sum(p.stat().st_size for p in partial.iterdir()) / 1e6
-    need = f"more than {written:,.1f} MB"
+    required = f"more than {written:,.1f} MB"
     if meter.sources is not None and meter.sources.total_bytes and meter.done:
-        need = f"about {written * meter.sources.total_bytes / meter.done:,.1f} MB"
-    return f"{out}: {error.strerror}: {written:,.1f} MB of shards were written, {need} are needed"
+        required = f"about {written * meter.sources.total_bytes / meter.done:,.1f} MB"
+    return f"{out}: {error.strerror}: {written:,.1f} MB of shards were written, {required} are required"
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Folders of earlier processes that were killed while they wrote."""
+    """Remove the folders of earlier processes that were killed while they wrote."""
     for kind in ("partial", "old"):
         prefix = f".{out.name}.{kind}-"
         for path in out.parent.glob(glob.escape(prefix) + "*"):
@@ -355,8 +362,8 @@ def _remove_leftovers(out: Path) -> None:
 
 
 def _put_in_place(partial: Path, out: Path) -> None:
-    """Rename the finished folder to its name; one that is there goes away afterwards."""
-    _sync_folder(partial)
+    """Rename the finished folder to its name, and remove the folder that it replaces."""
+    _fsync_folder(partial)
     if out.exists():
         old = out.with_name(f".{out.name}.old-{os.getpid()}")
         os.rename(out, old)
@@ -364,16 +371,16 @@ def _put_in_place(partial: Path, out: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.rename(partial, out)
-    _sync_folder(out.parent)
+    _fsync_folder(out.parent)
 
 
-def _sync(file: BinaryIO) -> None:
+def _fsync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    with suppress(PermissionError):  # Windows opens no folders
+def _fsync_folder(folder: Path) -> None:
+    with suppress(PermissionError):  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

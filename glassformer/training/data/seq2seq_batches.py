@@ -1,13 +1,12 @@
-"""Batches of pairs to train and evaluate on: pairs of like length together, so that little of a batch is padding.
+"""Batches of seq2seq examples of similar lengths, so that little of a batch is padding.
 
     source   t h e . 3 r d . o f . M a y        inputs   BOS  2  0  0  5          targets   2  0  0  5 EOS
              M a y . 3 r d  -  -  -  -  -                BOS  1  9  8  4                    1  9  8  4 EOS
 
-An epoch is all pairs once, in an order of its own: shuffled; cut into pools of up to POOL batches; a pool is sorted by
-its sources' lengths and cut into slabs, each slab is sorted by its targets' lengths and cut into batches; and the
-batches are shuffled. Epochs follow each other without a gap: where their border falls into a batch, that batch has the
-last pairs of one and the first of the next, and nothing is left out. All of it is a function of (seed, epoch) and the
-pairs alone, not of NumPy's version.
+An epoch is all examples once, in its own order: they are shuffled and split into pools of up to POOL batches; a pool is
+sorted by source length and split into slabs; a slab is sorted by target length and split into batches; the batches are
+shuffled. Epochs follow each other without a gap: a batch at their boundary has the last examples of one and the first
+of the next. All of this is a function of (seed, epoch) and the examples, not of NumPy's version.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ from glassformer.errors import DataError
 from glassformer.training.data.packing import IGNORE, permutation
 from glassformer.training.data.seq2seq_examples import Seq2SeqExamples, TokenSequences
 
-POOL = 64  # batches that are sorted together, and at most a quarter of all: so that pairs meet others every epoch
-PAD = 0  # any id would do: `source_lengths` and IGNORE say what is padding
+POOL = 64  # batches sorted together, at most a quarter of all, so that batches differ between epochs
+PAD = 0  # any id: `source_lengths` and IGNORE mark the padding
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Seq2SeqBatch:
-    """B pairs; S tokens of the longest source, T of the longest target with the token that begins (or ends) it.
+    """B examples, padded to S tokens of the longest source and T of the longest target with its first or last token.
 
-    source: what the encoder reads, PAD from `source_lengths` on. inputs: what the decoder reads, from bos_id on.
-    targets: what it is to write, to eos_id, then IGNORE.
-    numbers: which pair each is, -1 for one that only fills up a batch and counts nothing.
-    tokens: how many targets are counted.
+    source: the encoder's input, PAD from `source_lengths` on. inputs: the decoder's input, from bos_id on.
+    targets: the decoder's targets up to eos_id, then IGNORE.
+    indices: the index of each example; -1 for one that fills a batch and counts nothing.
+    tokens: the number of counted targets.
     """
 
     source: Int64[Tensor, "B S"]
@@ -51,9 +50,9 @@ class Seq2SeqBatch:
 
     @property
     def padding(self) -> float:
-        """The share, from 0 to 1, of the places in `source` and `targets` that hold no token."""
-        places = self.source.numel() + self.targets.numel()
-        return 1 - (int(self.source_lengths.sum()) + int((self.targets != IGNORE).sum())) / places
+        """The fraction of positions in `source` and `targets` that are padding."""
+        positions = self.source.numel() + self.targets.numel()
+        return 1 - (int(self.source_lengths.sum()) + int((self.targets != IGNORE).sum())) / positions
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Seq2SeqBatch:
         moved = {
@@ -65,13 +64,15 @@ class Seq2SeqBatch:
 
 
 class Seq2SeqLoader:
-    """Training batches, without end: `next()` gives this rank's share of the next global batch.
+    """An endless stream of training batches: `next()` returns this rank's share of the next global batch.
 
-    batch: pairs of the global batch; rank r takes pairs r, r + world, ... of it, so that the global batches are the
-    same for every `world`. accumulate: that many of them in a row are one batch, in parts: they hold what one of
-    `accumulate * batch` pairs holds.
+    Args:
+        batch: examples of the global batch. Rank r takes examples r, r + world_size, ..., so that the global batches
+            are the same for every number of processes.
+        accumulate: micro-batches of a step; together they have the examples of one batch of `accumulate * batch`.
 
-    Raises DataError when there are fewer pairs than a batch has, or when `batch` does not divide by `world`.
+    Raises:
+        DataError: there are fewer examples than a step has, or `batch` is not a multiple of `world_size`.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Seq2SeqLoader:
     ):
         self.examples, self.batch, self.seed, self.rank, self.world_size = examples, batch, seed, rank, world_size
         self.step_batch = batch * accumulate
-        self.taken = 0  # pairs of global batches given out so far: the whole state
+        self.taken = 0  # examples of global batches returned so far: the complete state
         self._orders: dict[int, Ints] = {}
         _check_share(batch, rank, world_size)
         if len(examples) < self.step_batch:
@@ -89,7 +90,7 @@ class Seq2SeqLoader:
             )
 
     def steps_for(self, tokens: int) -> int:
-        """How many steps from the beginning (global batches, `accumulate` in each) have so many targets, rounded up."""
+        """Return how many steps from the start have this many targets, rounded up."""
         each = target_counts(self.examples)
         epochs, rest = divmod(max(1, tokens) - 1, int(each.sum()))
         last = int(np.searchsorted(each[self._order(epochs)].cumsum(), rest, side="right"))
@@ -97,33 +98,35 @@ class Seq2SeqLoader:
 
     @property
     def epochs(self) -> float:
-        """How many times the pairs were gone through so far."""
+        """The number of passes over the examples so far."""
         return self.taken / len(self.examples)
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next pair belongs to, from 0."""
+        """The epoch of the next example, from 0."""
         return self.taken // len(self.examples)
 
     def next(self) -> Seq2SeqBatch:
         slots = np.arange(self.taken + self.rank, self.taken + self.batch, self.world_size)
         self.taken += self.batch
-        epochs, places = np.divmod(slots, len(self.examples))
-        numbers = [self._order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
-        return make_batch(self.examples, np.concatenate(numbers))
+        epochs, offsets = np.divmod(slots, len(self.examples))
+        indices = [self._order(epoch)[offsets[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
+        return make_batch(self.examples, np.concatenate(indices))
 
     def state(self) -> dict[str, Any]:
-        """Where the loader stands, as JSON."""
+        """Return the position of the loader as JSON values."""
         return {"pairs": self.taken} | self._identity()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state` was taken; `world` may have changed since.
+        """Continue exactly where `state` was taken; `world_size` may differ.
 
-        Raises DataError when batch, seed or pairs are others: the batches would not be those that were left.
+        Raises DataError when batch, seed or examples differ, which changes the remaining batches.
         """
         for key, value in self._identity().items():
             if state.get(key) != value:
-                raise DataError(f"the data position was saved with {key} {state.get(key)!r}, now it is {value!r}")
+                raise DataError(
+                    f"the saved data position has {key} {state.get(key)!r}, got {value!r}: use the saved value"
+                )
         self.taken = int(state["pairs"])
 
     def _identity(self) -> dict[str, Any]:
@@ -136,69 +139,69 @@ class Seq2SeqLoader:
         return self._orders[epoch]
 
 
-def _epoch_order(pairs: Seq2SeqExamples, batch: int, seed: int, epoch: int) -> Ints:
-    """All pairs in the order in which they are given out: | the rest of a batch | whole batches | a begun batch |."""
-    order = permutation(len(pairs), seed, epoch, 0)
-    head = -epoch * len(pairs) % batch  # what fills up the last epoch's begun batch
-    whole = (len(pairs) - head) // batch
-    body = order[head : head + whole * batch]
-    size = max(1, min(POOL, whole // 4)) * batch
-    pools = [_alike(pairs, pool, batch) for pool in np.split(body, range(size, len(body), size))]
-    batches = np.concatenate(pools).reshape(whole, batch)[permutation(whole, seed, epoch, 1)]
-    return np.concatenate([order[:head], batches.ravel(), order[head + whole * batch :]])
+def _epoch_order(examples: Seq2SeqExamples, batch: int, seed: int, epoch: int) -> Ints:
+    """Return all examples in the order of an epoch: | rest of a batch | complete batches | start of a batch |."""
+    order = permutation(len(examples), seed, epoch, 0)
+    head = -epoch * len(examples) % batch  # completes the batch that the last epoch started
+    n_batches = (len(examples) - head) // batch
+    body = order[head : head + n_batches * batch]
+    size = max(1, min(POOL, n_batches // 4)) * batch
+    pools = [_sort_by_length(examples, pool, batch) for pool in np.split(body, range(size, len(body), size))]
+    batches = np.concatenate(pools).reshape(n_batches, batch)[permutation(n_batches, seed, epoch, 1)]
+    return np.concatenate([order[:head], batches.ravel(), order[head + n_batches * batch :]])
 
 
-def _alike(pairs: Seq2SeqExamples, pool: Ints, batch: int) -> Ints:
-    """The same pairs, those alike in both lengths together: sorted by sources, then in slabs of batches by targets."""
-    source, target = pairs.source.lengths, pairs.target.lengths
+def _sort_by_length(examples: Seq2SeqExamples, pool: Ints, batch: int) -> Ints:
+    """Sort a pool by source length, then each slab of batches by target length."""
+    source, target = examples.source.lengths, examples.target.lengths
     pool = pool[np.argsort(source[pool], kind="stable")]
     slab = max(1, math.isqrt(len(pool) // batch)) * batch
     slabs = np.split(pool, range(slab, len(pool), slab))
     return np.concatenate([part[np.lexsort((source[part], target[part]))] for part in slabs])
 
 
-def target_counts(pairs: Seq2SeqExamples) -> Ints:
-    """How many targets each pair has: its tokens, and the one that ends them."""
-    return pairs.target.lengths.astype(np.int64) + 1
+def target_counts(examples: Seq2SeqExamples) -> Ints:
+    """Return the number of targets of each example: its tokens and the end token."""
+    return examples.target.lengths.astype(np.int64) + 1
 
 
 def seq2seq_eval_batches(
     examples: Seq2SeqExamples, batch: int, *, rank: int = 0, world_size: int = 1
 ) -> Iterator[Seq2SeqBatch]:
-    """Batches that hold each pair once, from the shortest source to the longest; the last one may be smaller.
+    """Yield batches with each example once, from the shortest source to the longest; the last may be smaller.
 
-    With more than one process the last batch is filled up with pairs that count nothing (number -1), so that each
-    process has as many batches. Raises DataError when `batch` does not divide by `world`.
+    With several processes the last batch is filled with examples that count nothing (index -1), so that each process
+    has the same number of batches. Raises DataError when `batch` is not a multiple of `world_size`.
     """
     _check_share(batch, rank, world_size)
     order = np.lexsort((examples.target.lengths, examples.source.lengths))
     for at in range(0, len(order), batch):
-        numbers = order[at : at + batch]
+        indices = order[at : at + batch]
         if world_size > 1:
-            numbers = np.append(numbers, np.full(batch - len(numbers), -1))
-        yield make_batch(examples, numbers[rank::world_size])
+            indices = np.append(indices, np.full(batch - len(indices), -1))
+        yield make_batch(examples, indices[rank::world_size])
 
 
-def make_batch(pairs: Seq2SeqExamples, numbers: Ints) -> Seq2SeqBatch:
-    """The pairs of these numbers as one batch; -1 becomes a pair that counts nothing."""
-    rows, counted = np.maximum(numbers, 0), numbers[:, None] >= 0
-    source, lengths = _padded(pairs.source, rows)
-    target, ends = _padded(pairs.target, rows)  # [B, T - 1]
-    inputs = np.insert(target, 0, pairs.bos_id, axis=1)  # [B, T]
+def make_batch(examples: Seq2SeqExamples, indices: Ints) -> Seq2SeqBatch:
+    """Return the examples of these indices as one batch; -1 becomes an example that counts nothing."""
+    rows, counted = np.maximum(indices, 0), indices[:, None] >= 0
+    source, lengths = _padded(examples.source, rows)
+    target, ends = _padded(examples.target, rows)  # [B, T - 1]
+    inputs = np.insert(target, 0, examples.bos_id, axis=1)  # [B, T]
     targets = np.insert(target, target.shape[1], PAD, axis=1)  # [B, T]
     column = np.arange(targets.shape[1])
-    targets = np.where(column < ends[:, None], targets, np.where(column == ends[:, None], pairs.eos_id, IGNORE))
+    targets = np.where(column < ends[:, None], targets, np.where(column == ends[:, None], examples.eos_id, IGNORE))
     targets = np.where(counted, targets, IGNORE)
-    parts = (source, lengths, inputs, targets, numbers)
+    parts = (source, lengths, inputs, targets, indices)
     return Seq2SeqBatch(*(torch.from_numpy(part) for part in parts), tokens=int((targets != IGNORE).sum()))
 
 
-def _padded(side: TokenSequences, rows: Ints) -> tuple[Ints, Ints]:
-    """The texts of these rows side by side, PAD behind the shorter ones [B, S], and their lengths [B]."""
-    lengths = side.lengths[rows].astype(np.int64)
+def _padded(side: TokenSequences, indices: Ints) -> tuple[Ints, Ints]:
+    """Return the sequences of these indices padded with PAD [B, S], and their lengths [B]."""
+    lengths = side.lengths[indices].astype(np.int64)
     column = np.arange(int(lengths.max()))
-    places = side.starts[rows][:, None] + np.minimum(column, lengths[:, None] - 1)
-    return np.where(column < lengths[:, None], side.tokens[places].astype(np.int64), PAD), lengths
+    offsets = side.starts[indices][:, None] + np.minimum(column, lengths[:, None] - 1)
+    return np.where(column < lengths[:, None], side.tokens[offsets].astype(np.int64), PAD), lengths
 
 
 def _check_share(batch: int, rank: int, world_size: int) -> None:

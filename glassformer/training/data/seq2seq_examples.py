@@ -1,14 +1,14 @@
-"""Pairs of texts, a source and the target to be written from it: read from files, tokenized, and held in memory.
+"""Source-target pairs for seq2seq training: read from files, tokenized, and stored in memory.
 
-    the third of March, 1984<TAB>1984-03-03                          .tsv, and every other file that is named itself
+    the third of March, 1984<TAB>1984-03-03                          .tsv, and any other file given by its name
     {"source": "the third of March, 1984", "target": "1984-03-03"}   .jsonl, .ndjson
 
-One pair a line, in UTF-8; .gz after any of these is unpacked while it is read. A .tsv line has exactly one tab; each
-side is taken as it stands between tab and line end (LF or CRLF). Blank lines are passed over. Whatever else is no pair
-is skipped and counted by its reason, with file and line, or refused with strict=True.
+One example per line, in UTF-8; .gz files of these kinds are decompressed while they are read. A .tsv line has exactly
+one tab; each side is used unchanged, up to the tab or the line end (LF or CRLF). Blank lines are ignored. Any other
+line is skipped and counted by reason, with file and line, or raises an error with strict=True.
 
-In memory a pair costs 4 bytes a token and 24 bytes more: a million pairs of 60 tokens in all take 264 MB, and at most
-twice that while they are tokenized. Nothing is written to disk.
+In memory an example takes 4 bytes per token and 24 more: a million examples of 60 tokens take 264 MB, and at most twice
+that while they are tokenized.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from glassformer.training.data.sources import LINES, FileStream, Skipped
 
 @dataclass(frozen=True, slots=True)
 class Seq2SeqExample:
-    """A source, the target to be written from it, and where they stand ("file:line", or the name of what made them)."""
+    """A source, its target, and their origin ("file:line", or the name of a generator)."""
 
     source: str
     target: str
@@ -40,12 +40,9 @@ class Seq2SeqExample:
 
 
 class Seq2SeqFiles(FileStream[Seq2SeqExample]):
-    """Files, folders, globs and "-" (standard input: JSONL if its first line is a JSON object) as a stream of pairs.
+    """A `FileStream` of seq2seq examples. Standard input is JSONL if its first line is a JSON object, else TSV."""
 
-    `skipped` fills up as the stream is read. Raises DataError as `Files` does.
-    """
-
-    unit, kinds = "pair", (".tsv", *LINES)
+    unit, kinds = "example", (".tsv", *LINES)
 
     def _plain(self, file: Any, name: str) -> Iterator[Seq2SeqExample]:
         start = 0
@@ -58,7 +55,7 @@ class Seq2SeqFiles(FileStream[Seq2SeqExample]):
                 continue
             sides = text.removeprefix("\ufeff").split("\t")
             if len(sides) == 2:
-                yield from self._pair({"source": sides[0], "target": sides[1]}, where)
+                yield from self._example({"source": sides[0], "target": sides[1]}, where)
             elif len(sides) > 2:
                 self._skip("more than two columns", f"{where}: it has {len(sides)}")
             elif text.strip():
@@ -66,10 +63,10 @@ class Seq2SeqFiles(FileStream[Seq2SeqExample]):
 
     def _jsonl(self, lines: Iterable[bytes], name: str) -> Iterator[Seq2SeqExample]:
         for where, record in self._records(lines, name):
-            yield from self._pair(record, where)
+            yield from self._example(record, where)
 
-    def _pair(self, record: dict[str, Any], where: str) -> Iterator[Seq2SeqExample]:
-        """The record's pair; none, and one reason counted, where a side cannot be used."""
+    def _example(self, record: dict[str, Any], where: str) -> Iterator[Seq2SeqExample]:
+        """Yield the example of a record; where a side cannot be used, count one reason."""
         source = self._string(record, "source", where, "empty source")
         target = None if source is None else self._string(record, "target", where, "empty target")
         if source is not None and target is not None:
@@ -77,25 +74,25 @@ class Seq2SeqFiles(FileStream[Seq2SeqExample]):
 
 
 class TokenSequences(NamedTuple):
-    """The sources, or the targets, of many pairs: all tokens in one array, and where each text lies in it."""
+    """The token sequences of all sources, or of all targets, in one array."""
 
     tokens: NDArray[np.int32]
-    starts: NDArray[np.int64]  # [pairs]
-    lengths: NDArray[np.int32]  # [pairs], in tokens, each at least 1
+    starts: NDArray[np.int64]  # [examples], offsets in `tokens`
+    lengths: NDArray[np.int32]  # [examples], each at least 1
 
-    def sequence(self, number: int) -> NDArray[np.int32]:
-        return self.tokens[self.starts[number] : self.starts[number] + self.lengths[number]]
+    def sequence(self, index: int) -> NDArray[np.int32]:
+        return self.tokens[self.starts[index] : self.starts[index] + self.lengths[index]]
 
-    def select(self, numbers: NDArray[Any]) -> TokenSequences:
-        return TokenSequences(self.tokens, self.starts[numbers], self.lengths[numbers])
+    def select(self, indices: NDArray[Any]) -> TokenSequences:
+        return TokenSequences(self.tokens, self.starts[indices], self.lengths[indices])
 
 
 @dataclass(frozen=True, eq=False)
 class Seq2SeqExamples:
-    """Tokenized pairs. Neither side holds the tokens that begin and end a text: batches put them around a target.
+    """Tokenized examples. Neither side has a start or end token; `make_batch` adds them to the targets.
 
-    bos_id begins what the decoder reads (the tokenizer's own, or eos_id where it has none); eos_id ends what it writes.
-    skipped: what was left out of the files, and what was too long.
+    bos_id: the decoder's first input (the tokenizer's bos_id, or eos_id where it has none). eos_id: its last target.
+    skipped: the lines and examples that were not used.
     """
 
     source: TokenSequences
@@ -110,30 +107,30 @@ class Seq2SeqExamples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over both sides in their order, and the tokens around a target."""
+        """SHA-256 of both sides in their order, and of the start and end tokens."""
         digest = hashlib.sha256(repr((self.bos_id, self.eos_id, self.vocab_size)).encode())
         for part in (*self.source, *self.target):
             digest.update(part.data)
         return digest.hexdigest()
 
-    def select(self, numbers: NDArray[Any]) -> Seq2SeqExamples:
-        """These pairs alone, in this order; the tokens are not copied."""
-        return replace(self, source=self.source.select(numbers), target=self.target.select(numbers))
+    def select(self, indices: NDArray[Any]) -> Seq2SeqExamples:
+        """Return the examples of these indices in this order, without copying tokens."""
+        return replace(self, source=self.source.select(indices), target=self.target.select(indices))
 
     def hold_out(self, share: float = 0.05, most: int = 10_000) -> tuple[Seq2SeqExamples, Seq2SeqExamples]:
-        """Pairs to train on, and pairs held out: `share` of them, at least one and at most `most`.
+        """Split into training and held-out examples: a `share` of them, at least one and at most `most`.
 
-        Chosen by a hash of the source, so that no held-out source occurs in training, whatever its target; and by and
-        large what is held out stays so when pairs are added. Raises DataError when all sources are the same.
+        The split depends on a hash of the source, so that no held-out source occurs in training, and most held-out
+        examples stay held out when examples are added. Raises DataError when all sources are equal.
         """
         if not 0 < share <= 0.5:
-            raise DataError(f"held_out must be a share above 0 and up to 0.5, got {share!r}")
+            raise DataError(f"held_out must be above 0 and at most 0.5, got {share!r}")
         digests = (hashlib.sha256(self.source.sequence(i).data).digest()[:8] for i in range(len(self)))
         hashes = np.frombuffer(b"".join(digests), "<u8")
-        aside = choose_held_out(hashes, np.ones(len(self), np.int64), share, most)
-        if not aside.any():
-            raise DataError("no pair can be held out: there is but one source. Give more pairs, or held-out ones")
-        return self.select(np.flatnonzero(~aside)), self.select(np.flatnonzero(aside))
+        held_out = choose_held_out(hashes, np.ones(len(self), np.int64), share, most)
+        if not held_out.any():
+            raise DataError("no example can be held out, because all sources are equal: give more, or held_out_data")
+        return self.select(np.flatnonzero(~held_out)), self.select(np.flatnonzero(held_out))
 
 
 def tokenize_examples(
@@ -145,32 +142,37 @@ def tokenize_examples(
     strict: bool = False,
     on_example: Callable[[Seq2SeqExample, list[int], list[int]], None] | None = None,
 ) -> Seq2SeqExamples:
-    """Read all pairs into memory as tokens.
+    """Tokenize all examples into memory.
 
-    context: the most tokens that a model reads of a target, with the token that begins it; source_context: of a source
-    (0: as many). look: shown each pair and the ids of both its sides, those that are too long too.
-    What is longer is skipped and counted, with file and line, or refused with strict=True; so is a side that the
-    tokenizer leaves without a token. Raises DataError also when no pair is left, or the tokenizer has no token that
-    ends a text.
+    An example that is too long, or whose source or target has no tokens, is skipped and counted with file and line.
+
+    Args:
+        context: maximum tokens of a target, including its start token.
+        source_context: maximum tokens of a source; 0 is as many as `context`.
+        strict: raise an error instead of skipping an example.
+        on_example: called with each example and the ids of its source and target, also where they are too long.
+
+    Raises:
+        DataError: no example is left, the tokenizer has no end token, or (strict) an example cannot be used.
     """
     if tokenizer.eos_id is None:
-        raise DataError("pairs need a tokenizer with a token that ends a text (eos_token), this one has none")
+        raise DataError("seq2seq training needs a tokenizer with an end token (eos_token), this one has none")
     if context < 2:
         raise DataError(f"context must be at least 2 tokens, got {context}")
     if source_context < 0:
-        raise DataError(f"source_context must be at least 1 token, or 0 for as many as context, got {source_context}")
-    found, too_long = (_Builder(), _Builder()), Skipped()
+        raise DataError(f"source_context must be at least 1 token, or 0 for the value of context, got {source_context}")
+    found, too_long = (_SequencesBuilder(), _SequencesBuilder()), Skipped()
     stream = iter(examples)
     while batch := list(islice(stream, BATCH_TEXTS)):
-        sources = tokenizer.encode_batch([pair.source for pair in batch], bare=True)
-        targets = tokenizer.encode_batch([pair.target for pair in batch], bare=True)
-        for pair, source, target in zip(batch, sources, targets, strict=True):
+        sources = tokenizer.encode_batch([example.source for example in batch], bare=True)
+        targets = tokenizer.encode_batch([example.target for example in batch], bare=True)
+        for example, source, target in zip(batch, sources, targets, strict=True):
             if on_example is not None:
-                on_example(pair, source, target)
+                on_example(example, source, target)
             if fault := _fault(source, target, source_context or context, context - 1):
                 if strict:
-                    raise DataError(f"{pair.origin}: {': '.join(fault)}")
-                too_long.add(fault[0], f"{pair.origin}: {fault[1]}")
+                    raise DataError(f"{example.origin}: {': '.join(fault)}")
+                too_long.add(fault[0], f"{example.origin}: {fault[1]}")
             else:
                 found[0].add(source)
                 found[1].add(target)
@@ -179,23 +181,23 @@ def tokenize_examples(
         skipped.merge(examples.skipped)
     skipped.merge(too_long)
     if not found[0].lengths:
-        raise DataError(f"no pair is left to use: {'; '.join(skipped.lines()) or 'there is none'}")
+        raise DataError(f"there are no usable examples: {'; '.join(skipped.lines()) or 'the data has none'}")
     bos, eos, size = getattr(tokenizer, "bos_id", None), tokenizer.eos_id, tokenizer.vocab_size
-    return Seq2SeqExamples(found[0].done(size), found[1].done(size), eos if bos is None else bos, eos, size, skipped)
+    return Seq2SeqExamples(found[0].build(size), found[1].build(size), eos if bos is None else bos, eos, size, skipped)
 
 
-def _fault(source: list[int], target: list[int], source_room: int, target_room: int) -> tuple[str, str] | None:
-    """Why a pair cannot be used, and the number to it."""
-    for name, ids, room in (("source", source, source_room), ("target", target, target_room)):
+def _fault(source: list[int], target: list[int], max_source: int, max_target: int) -> tuple[str, str] | None:
+    """Return the reason why an example cannot be used and its number of tokens; None where it can."""
+    for name, ids, limit in (("source", source, max_source), ("target", target, max_target)):
         if not ids:
-            return f"{name} without a token", "0 tokens"
-        if len(ids) > room:
-            return f"{name} of more than {room:,} tokens", f"{len(ids):,} tokens"
+            return f"{name} without tokens", "0 tokens"
+        if len(ids) > limit:
+            return f"{name} of more than {limit:,} tokens", f"{len(ids):,} tokens"
     return None
 
 
-class _Builder:
-    """A side that grows."""
+class _SequencesBuilder:
+    """Collects token sequences."""
 
     def __init__(self) -> None:
         self.tokens, self.lengths = array("i"), array("i")
@@ -204,8 +206,8 @@ class _Builder:
         self.tokens.extend(ids)
         self.lengths.append(len(ids))
 
-    def done(self, vocab_size: int) -> TokenSequences:
+    def build(self, vocab_size: int) -> TokenSequences:
         tokens, lengths = np.frombuffer(self.tokens, np.int32), np.frombuffer(self.lengths, np.int32)
         if int(tokens.max()) >= vocab_size:
-            raise DataError(f"the tokenizer gave id {tokens.max()}, its vocab_size is {vocab_size}")
+            raise DataError(f"the tokenizer returned id {tokens.max()}, outside its vocab_size of {vocab_size}")
         return TokenSequences(tokens, np.cumsum(lengths, dtype=np.int64) - lengths, lengths)

@@ -1,6 +1,6 @@
-"""Tokenized pairs in a run's folder, so that it can go on without what they were made from.
+"""Tokenized seq2seq examples in the run folder, so that a run can be resumed without its data files.
 
-DATA/pairs.safetensors   train.source.tokens [tokens], train.source.lengths [pairs], the same of train.target,
+DATA/pairs.safetensors   train.source.tokens [tokens], train.source.lengths [examples]; the same for train.target,
                          held_out.source and held_out.target; ends [3]: bos_id, eos_id, vocab_size
 """
 
@@ -24,30 +24,30 @@ FILE, PARTS = "pairs.safetensors", ("train", "held_out")
 
 
 def save_examples(folder: Path, train: Seq2SeqExamples, held_out: Seq2SeqExamples) -> None:
-    """Write both, whole or not at all. Raises DataError when they cannot be written."""
+    """Write both atomically. Raises DataError when they cannot be written."""
     tensors = {"ends": torch.tensor([train.bos_id, train.eos_id, train.vocab_size])}
-    for part, pairs in zip(PARTS, (train, held_out), strict=True):
-        for name, side in (("source", pairs.source), ("target", pairs.target)):
+    for part, examples in zip(PARTS, (train, held_out), strict=True):
+        for name, side in (("source", examples.source), ("target", examples.target)):
             tensors[f"{part}.{name}.tokens"] = torch.from_numpy(_packed(side))
             tensors[f"{part}.{name}.lengths"] = torch.from_numpy(side.lengths)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_tensors(tensors, folder / FILE)
     except (OSError, CheckpointError) as error:
-        raise DataError(f"the prepared pairs could not be kept: {error}") from error
+        raise DataError(f"the prepared examples could not be written: {error}") from error
 
 
 def _packed(side: TokenSequences) -> np.ndarray:
-    """The tokens of these texts alone, one text after the other."""
+    """Return the tokens of these sequences alone, concatenated."""
     ends = np.cumsum(side.lengths, dtype=np.int64)
     shift = np.repeat(side.starts - (ends - side.lengths), side.lengths)
     return side.tokens[shift + np.arange(len(shift))]
 
 
 def load_examples(folder: Path) -> tuple[Seq2SeqExamples, Seq2SeqExamples]:
-    """What `save_pairs` has written: pairs to train on, and held-out ones (there may be none).
+    """Return the training examples and the held-out examples, of which there may be none.
 
-    Raises DataError naming the file when it is missing, cut short or something else.
+    Raises DataError that names the file when it is missing, truncated or of another kind.
     """
     path = folder / FILE
     try:
@@ -67,5 +67,5 @@ def load_examples(folder: Path) -> tuple[Seq2SeqExamples, Seq2SeqExamples]:
 def _side(tensors: Mapping[str, Tensor], name: str) -> TokenSequences:
     tokens, lengths = tensors[f"{name}.tokens"].numpy(), tensors[f"{name}.lengths"].numpy()
     if int(lengths.sum()) != len(tokens):
-        raise ValueError(f"{name} has {len(tokens):,} tokens, and its lengths sum up to {int(lengths.sum()):,}")
+        raise ValueError(f"{name} has {len(tokens):,} tokens, but its lengths sum to {int(lengths.sum()):,}")
     return TokenSequences(tokens, np.cumsum(lengths, dtype=np.int64) - lengths, lengths)

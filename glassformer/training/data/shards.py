@@ -1,12 +1,11 @@
-"""Tokens on disk: a folder of memory-mapped shards with an index. `prepare` (in prepare.py) writes it, here it is read.
+"""Tokens on disk: a folder of memory-mapped shards with an index, written by `prepare`.
 
     DATA/tokens-00000.bin ...   token ids, little-endian uint16 (vocabulary up to 65,536) or uint32, in source order
     DATA/documents.npy          for each document: tokens, UTF-8 bytes, hash of the text, side (TRAIN, HELD_OUT, ...)
     DATA/index.json             sizes, SHA-256 of each file, fingerprint, settings, counts, notes, what was skipped
 
-Documents lie in source order and stay there: the order of training is a permutation that the row loader makes from
-(seed, epoch), so one folder serves every seed. Each document ends with the tokenizer's end-of-document token (eos_id),
-and begins with its bos_id if the tokenizer says so (add_bos).
+Documents are stored in source order; `PackedLoader` permutes them by (seed, epoch), so that one folder serves every
+seed. Each document ends with the tokenizer's eos_id, and starts with its bos_id if the tokenizer has add_bos.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ RECORD = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("hash", "<u8"), ("side"
 
 
 class TokenArray:
-    """One long sequence of token ids, lying in several arrays of `each` ids (the last may be shorter)."""
+    """One sequence of token ids, stored in several arrays of `each` ids (the last may be shorter)."""
 
     def __init__(self, arrays: Sequence[NDArray[Any]], each: int):
         self.arrays, self.each = arrays, each
 
     def __getitem__(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The ids at `index`, in its shape."""
+        """Return the ids at `index`, in its shape."""
         if len(self.arrays) == 1:
             return self.arrays[0][index].astype(np.int64)
         which, result = index // self.each, np.empty(index.shape, np.int64)
@@ -47,15 +46,17 @@ class TokenArray:
 
 @dataclass(frozen=True)
 class DocumentIndex:
-    """The documents of one side. Row d of the arrays is document d: where its tokens start, how many there are (those
-    that begin and end it included), and the UTF-8 bytes of its text."""
+    """The training or the held-out documents: the offset, the number of tokens and the UTF-8 bytes of each.
+
+    The number of tokens includes those that start and end a document.
+    """
 
     tokens: TokenArray
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
     byte_counts: NDArray[np.int64]
-    begins: bool  # each document begins with a beginning-of-text token, which stands for no byte of text
-    ends: bool  # each ends with an end-of-document token, which stands for none either
+    begins: bool  # each document starts with a start token, which has no bytes of text
+    ends: bool  # each document ends with an end token, which has no bytes of text
     ordered: bool = False
     fingerprint: str = ""
 
@@ -86,7 +87,7 @@ class DocumentIndex:
         ends: bool = True,
         ordered: bool = False,
     ) -> DocumentIndex:
-        """A view of token ids in memory; `sizes` in UTF-8 bytes, 0 where not given."""
+        """Return the index of documents given as token ids; `sizes` are in UTF-8 bytes, 0 where not given."""
         lengths = np.array([len(d) for d in documents], np.int64)
         flat = np.fromiter((i for d in documents for i in d), np.int64, int(lengths.sum()))
         known = np.zeros(len(documents), np.int64) if sizes is None else np.array(sizes, np.int64)
@@ -95,10 +96,10 @@ class DocumentIndex:
 
 
 class Shards:
-    """An opened folder of shards: `train` and `held_out` views, `fingerprint`, `notes` for a person, `skipped`.
+    """A folder of shards, opened: `train` and `held_out` documents, `fingerprint`, `notes` and `skipped`.
 
-    Raises DataError when the folder is no such folder, of another version, or a file is missing or cut short;
-    `verify()` also reads every byte and compares SHA-256.
+    Raises DataError when the folder is of another kind or version, or a file is missing or truncated. `verify()` also
+    reads every byte and compares SHA-256.
     """
 
     def __init__(self, folder: str | Path):
@@ -115,46 +116,50 @@ class Shards:
         arrays: list[NDArray[Any]] = []
         for file in index["files"]:
             path, count = self.folder / file["name"], file["tokens"]
-            self._sized(path, count * dtype.itemsize)
+            self._check_size(path, count * dtype.itemsize)
             arrays.append(np.asarray(np.memmap(path, dtype, "r", shape=(count,))))
-        self._sized(self.folder / "documents.npy", index["documents_bytes"])
+        self._check_size(self.folder / "documents.npy", index["documents_bytes"])
         try:
             records = np.load(self.folder / "documents.npy", allow_pickle=False)
             fits = records.dtype == RECORD and int(records["tokens"].sum()) == index["n_tokens"]
-        except Exception as error:  # NumPy passes on whatever its parser of headers stumbles over
+        except Exception as error:  # NumPy's header parser raises errors of several types
             raise DataError(f"{self.folder}/documents.npy cannot be read: {error}: prepare the data again") from error
         if not fits or sum(len(a) for a in arrays) != index["n_tokens"]:
-            raise DataError(f"{self.folder}: documents.npy does not belong to these shards: prepare the data again")
+            raise DataError(f"{self.folder}: documents.npy does not match these shards: prepare the data again")
         self.fingerprint: str = index["fingerprint"]
         self.notes: list[str] = index["notes"]
         self.skipped: dict[str, dict] = index["skipped"]
         self.ordered: bool = index["settings"]["ordered"]
         self.vocab_size: int = index["vocab_size"]
-        self.bos_id: int | None = index["bos_id"]  # None where documents do not begin with it
+        self.bos_id: int | None = index["bos_id"]  # None where documents do not start with it
         self.eos_id: int | None = index["eos_id"]
         self.n_tokens: int = index["n_tokens"]
         tokens, lengths = TokenArray(arrays, index["shard_tokens"]), records["tokens"].astype(np.int64)
         starts = np.cumsum(lengths) - lengths
 
-        def view(side: int, ordered: bool) -> DocumentIndex:
-            rows = np.flatnonzero(records["side"] == side)
-            sizes = records["bytes"][rows].astype(np.int64)
+        def documents_of(side: int, ordered: bool) -> DocumentIndex:
+            numbers = np.flatnonzero(records["side"] == side)
+            sizes = records["bytes"][numbers].astype(np.int64)
             begins, ends = self.bos_id is not None, self.eos_id is not None
-            return DocumentIndex(tokens, starts[rows], lengths[rows], sizes, begins, ends, ordered, self.fingerprint)
+            return DocumentIndex(
+                tokens, starts[numbers], lengths[numbers], sizes, begins, ends, ordered, self.fingerprint
+            )
 
-        self.train, self.held_out = view(TRAIN, self.ordered), view(HELD_OUT, True)
+        self.train, self.held_out = documents_of(TRAIN, self.ordered), documents_of(HELD_OUT, True)
 
-    def _sized(self, path: Path, size: int) -> None:
+    def _check_size(self, path: Path, size: int) -> None:
         try:
-            there = path.stat().st_size
+            found = path.stat().st_size
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}: prepare the data again") from error
-        if there != size:
-            raise DataError(f"{path} has {there:,} bytes, the index says {size:,}: it is cut short or was changed, "
-                            "prepare the data again")  # fmt: skip
+        if found != size:
+            raise DataError(
+                f"{path} has {found:,} bytes, the index has {size:,}: the file is truncated or was changed, "
+                "prepare the data again"
+            )
 
     def verify(self) -> None:
-        """Read everything and compare it with the index. Raises DataError naming the file that differs."""
+        """Compare every file with its SHA-256 in the index. Raises DataError that names a file which differs."""
         for name, digest in self.index["sha256"].items():
             with open(self.folder / name, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
@@ -166,12 +171,13 @@ def _read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{folder} is no folder of prepared data: {path}: {error.strerror}") from error
+        raise DataError(f"{folder} is not a folder of prepared data: {path}: {error.strerror}") from error
     except ValueError as error:
-        raise DataError(f"{path} is cut short or damaged ({error}): prepare the data again") from error
+        raise DataError(f"{path} is truncated or damaged ({error}): prepare the data again") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise DataError(f"{path} is no index of prepared data: its format is not {FORMAT}")
+        raise DataError(f"{path} is not an index of prepared data: its format is not {FORMAT}")
     if index.get("version") != VERSION:
-        said = index.get("version")
-        raise DataError(f"{path} has version {said}, this Glassformer reads {VERSION}: prepare the data again")
+        raise DataError(
+            f"{path} has version {index.get('version')}, this Glassformer reads {VERSION}: prepare the data again"
+        )
     return index

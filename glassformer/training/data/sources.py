@@ -1,18 +1,18 @@
-"""Where text comes from: files, folders, globs, JSONL and standard input, one document after another.
+"""Read training text from files, folders, globs, JSONL and standard input as a stream of documents.
 
-Nothing here holds more than about a megabyte of a plain text file, or one line of a JSONL file. A long text arrives in
-pieces of about PIECE characters, cut between words: `Document.ends` is False for all of them but the last.
+At most about a megabyte of a plain text file, or one line of a JSONL file, is in memory. A long text is split between
+words into chunks of about CHUNK characters, of which only the last has `Document.ends` True.
 
-    Sources(["stories/", "more/*.jsonl", "-"])  ->  Document("Once ...", "stories/a.txt")
+    DocumentFiles(["stories/", "more/*.jsonl", "-"])  ->  Document("Once ...", "stories/a.txt")
                                                     Document("Anna ...", "more/b.jsonl:1")
 
-What each kind of file is:
-    .txt .md .text .markdown   one document, or several when `separator` is given (the separator itself is dropped, and
-                               so are line breaks around it). A byte order mark is dropped; CRLF becomes LF.
-    .jsonl .ndjson             one document a line: the string under `text_field`, exactly as it stands there.
-    .gz after any of these     the same, unpacked while it is read.
-In a folder, other kinds are skipped and counted, and so are hidden names; a file that is named itself, or matched by a
-glob, is read as plain text whatever its ending. Text is UTF-8.
+File types:
+    .txt .md .text .markdown   one document, or several when `separator` is given (the separator and line breaks around
+                               it are removed). A byte order mark is removed; CRLF becomes LF.
+    .jsonl .ndjson             one document per line: the string under `text_field`, unchanged.
+    .gz after any of these     the same, decompressed while it is read.
+In a folder, files of other types and hidden names are skipped and counted. A file that is given by name or matched by a
+glob is read as plain text if its type is unknown. Text is UTF-8.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any, Generic, TypeVar
 from glassformer.errors import DataError
 
 PLAIN, LINES = (".txt", ".md", ".text", ".markdown"), (".jsonl", ".ndjson")
-CHUNK = 1 << 16  # characters: several pieces make a batch, so that one long document still keeps every core busy
+CHUNK = 1 << 16  # characters; several chunks make a batch, so that one long document uses every core
 BLOCK = 1 << 20  # bytes read at a time
 EXAMPLES = 3
 Item = TypeVar("Item")
@@ -45,8 +45,7 @@ _BEFORE_SPACE, _BEFORE_SIGN = re.compile(r"[^\W\d_](?= )"), re.compile(r"[^\W\d_
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document, or a piece of a long one: its text, where it stands (file, file:line or file#number), and whether
-    it ends here."""
+    """A document or a chunk of one: its text, its origin (file, file:line or file#number), and whether it ends here."""
 
     text: str
     origin: str
@@ -55,16 +54,16 @@ class Document:
 
 @dataclass
 class Skipped:
-    """What was left out and why: for each reason a count and the first few places."""
+    """Counts of skipped items by reason, with the origin of the first few."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, reason: str, where: str) -> None:
+    def add(self, reason: str, origin: str) -> None:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         shown = self.examples.setdefault(reason, [])
         if len(shown) < EXAMPLES:
-            shown.append(where)
+            shown.append(origin)
 
     def merge(self, other: Skipped) -> None:
         for reason, n in other.counts.items():
@@ -77,7 +76,7 @@ class Skipped:
         return sum(self.counts.values())
 
     def lines(self) -> list[str]:
-        """One line for each reason: "3 empty (a.txt, b.txt, c.jsonl:7)"."""
+        """Return one line per reason: "3 empty (a.txt, b.txt, c.jsonl:7)"."""
         return [
             f"{n:,} {reason} ({', '.join(self.examples[reason])}{', ...' if n > len(self.examples[reason]) else ''})"
             for reason, n in self.counts.items()
@@ -88,9 +87,9 @@ class Skipped:
 
 
 class Texts:
-    """Documents that are already in memory, or made on demand: an iterable of strings, or a function that gives one.
+    """Documents in memory: an iterable of strings, or a function that returns one.
 
-    A function (or a list) can be gone through again, a generator only once.
+    A function or a list is repeatable; a generator can be iterated once.
     """
 
     def __init__(self, texts: Iterable[str] | Callable[[], Iterable[str]], name: str = "text"):
@@ -100,29 +99,27 @@ class Texts:
     def __iter__(self) -> Iterator[Document]:
         for number, text in enumerate(self.texts() if callable(self.texts) else self.texts, 1):
             if not isinstance(text, str):
-                raise DataError(f"{self.name}#{number}: a text must be a string, got {type(text).__name__}")
+                raise DataError(f"{self.name}#{number}: a document must be a string, got {type(text).__name__}")
             yield from split_document(text, f"{self.name}#{number}")
 
 
 class FileStream(Generic[Item]):
-    """Files, folders, globs and "-" (standard input) as a stream of items; a subclass's `_plain` and `_jsonl` say what
-    a file holds.
+    """Files, folders, globs and "-" (standard input) as a stream of items, which `_plain` and `_jsonl` yield.
 
-    `skipped` fills up as the stream is read. With strict=True a broken item raises DataError instead of being skipped;
-    files of other kinds (in a folder) are skipped all the same.
+    `skipped` is complete when the stream has been read. With strict=True a broken item raises DataError instead of
+    being skipped; files of other types in a folder are skipped in any case.
 
-    Raises DataError at once when a name or a glob matches nothing, and at the end of the stream when not one item
-    could be read.
+    Raises DataError when a name or a glob matches nothing, and at the end of a stream without any item.
     """
 
-    unit, kinds = "item", PLAIN + LINES  # what an item is called in messages; the endings that count in a folder
+    unit, kinds = "item", PLAIN + LINES  # the name of an item in messages; the file types read in a folder
 
     def __init__(self, sources: str | Path | Sequence[str | Path], *, strict: bool = False):
         self.given = [str(s) for s in ([sources] if isinstance(sources, str | Path) else sources)]
         if not self.given:
-            raise DataError("no data was named: give files, folders, globs or - for standard input")
+            raise DataError("there is no training data: give files, folders, globs or - for standard input")
         self.strict, self.skipped = strict, Skipped()
-        self._unread = Skipped()  # found while looking for files: not text, hidden, named twice
+        self._unread = Skipped()  # files of other types, hidden files, and files named twice
         self.files = list(_find(self.given, self._unread, self.kinds))
         self.repeatable = "-" not in self.given
         self.total_bytes = sum(os.path.getsize(f) for f in self.files if f != "-") if self.repeatable else None
@@ -130,7 +127,7 @@ class FileStream(Generic[Item]):
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of the files (as they lie on disk) that were read so far; `total_bytes` says of how many."""
+        """Bytes on disk read so far, of `total_bytes`."""
         return self._base + (self._raw.tell() if self._raw is not None and not self._raw.closed else 0)
 
     def __iter__(self) -> Iterator[Item]:
@@ -147,13 +144,13 @@ class FileStream(Generic[Item]):
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 self._skip("broken gzip", f"{name}: {error}")
         if not found:
-            why = "; ".join(self.skipped.lines()) or "there is none"
+            why = "; ".join(self.skipped.lines()) or "there are no files"
             raise DataError(f"no {self.unit} could be read from {', '.join(self.given)}: {why}")
 
-    def _skip(self, reason: str, where: str) -> None:
+    def _skip(self, reason: str, origin: str) -> None:
         if self.strict:
-            raise DataError(f"{where}: {reason}")
-        self.skipped.add(reason, where)
+            raise DataError(f"{origin}: {reason}")
+        self.skipped.add(reason, origin)
 
     def _file(self, name: str) -> Iterator[Item]:
         stem, packed = (name[:-3], True) if name.lower().endswith(".gz") else (name, False)
@@ -167,8 +164,7 @@ class FileStream(Generic[Item]):
         self._base, self._raw = self._base + os.path.getsize(name), None
 
     def _stdin(self) -> Iterator[Item]:
-        """JSONL if its first line is a JSON object, else `_plain`, which may want to go over it twice: it goes to a
-        temporary file first."""
+        """Read JSONL if the first line is a JSON object, else plain text, from a copy that can be read twice."""
         first = sys.stdin.buffer.readline()
         try:
             lines = first.lstrip().startswith(b"{") and isinstance(json.loads(first), dict)
@@ -183,14 +179,14 @@ class FileStream(Generic[Item]):
                 shutil.copyfileobj(sys.stdin.buffer, copy, BLOCK)
                 copy.seek(0)
             except OSError as error:
-                raise DataError(f"standard input could not be kept in {tempfile.gettempdir()}: {error}") from error
+                raise DataError(f"standard input could not be copied to {tempfile.gettempdir()}: {error}") from error
             yield from self._plain(copy, "-")
 
     def _plain(self, file: Any, name: str) -> Iterator[Item]: ...
     def _jsonl(self, lines: Iterable[bytes], name: str) -> Iterator[Item]: ...
 
     def _records(self, lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The JSON objects of JSONL, and where each stands; what is none is skipped."""
+        """Yield the JSON objects of JSONL with their origin; skip other lines."""
         start = 0
         for number, line in enumerate(lines, 1):
             where, begin, start = f"{name}:{number}", start, start + len(line)
@@ -209,7 +205,7 @@ class FileStream(Generic[Item]):
                     self._skip("not a JSON object", f"{where}: {type(record).__name__}")
 
     def _string(self, record: dict[str, Any], name: str, where: str, empty: str = "empty") -> str | None:
-        """The text in the field of that name; None, and skipped for the reason, where there is none to use."""
+        """Return the text of a field; where there is none, skip the record and return None."""
         text = record.get(name)
         if name not in record:
             return self._skip(f'no field "{name}"', f"{where}: it has {', '.join(list(record)[:5]) or 'none'}")
@@ -220,15 +216,12 @@ class FileStream(Generic[Item]):
         try:
             text.encode()
         except UnicodeEncodeError:
-            return self._skip("half a surrogate pair (not a character)", where)
+            return self._skip("unpaired surrogate (not a character)", where)
         return text
 
 
 class DocumentFiles(FileStream[Document]):
-    """`Files` of texts, as a stream of documents. See the top of this file.
-
-    `crlf_files` counts the files whose line ends were changed. Raises DataError as `Files` does.
-    """
+    """A `FileStream` of documents. `crlf_files` counts the files in which CRLF was replaced by LF."""
 
     unit = "document"
 
@@ -259,26 +252,26 @@ class DocumentFiles(FileStream[Document]):
             for text, ends in _cut(blocks, None):
                 yield Document(text, name, ends)
             return
-        number, fresh = 1, True
+        number, at_start = 1, True
         for text, ends in _cut(blocks, self.separator):
-            text = text.lstrip("\n") if fresh else text
+            text = text.lstrip("\n") if at_start else text
             text = text.rstrip("\n") if ends else text
-            if fresh and ends and not text.strip():
-                continue  # nothing between two separators, or after the last one: no document
+            if at_start and ends and not text.strip():
+                continue  # empty between two separators, or after the last one
             yield Document(text, f"{name}#{number}", ends)
-            number, fresh = number + ends, ends
+            number, at_start = number + ends, ends
 
     def _blocks(self, file: Any) -> Iterator[str]:
-        """The file's text in blocks, without a byte order mark, CRLF as LF."""
+        """Yield the text of a file in blocks, without a byte order mark, and with LF for CRLF."""
         decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        held, crlf = "", False
+        rest, crlf = "", False
         while block := file.read(BLOCK):
-            text = held + decoder.decode(block)
-            held = "\r" if text.endswith("\r") else ""
-            text = text[: len(text) - len(held)]
+            text = rest + decoder.decode(block)
+            rest = "\r" if text.endswith("\r") else ""
+            text = text[: len(text) - len(rest)]
             crlf = crlf or "\r\n" in text
             yield text.replace("\r\n", "\n")
-        yield held + decoder.decode(b"", final=True)
+        yield rest + decoder.decode(b"", final=True)
         self.crlf_files += crlf
 
     def _jsonl(self, lines: Iterable[bytes], name: str) -> Iterator[Document]:
@@ -288,43 +281,45 @@ class DocumentFiles(FileStream[Document]):
                 yield from split_document(text, where)
 
 
-def split_document(text: str, where: str) -> Iterator[Document]:
-    """A text in pieces of about PIECE characters; most texts are one."""
+def split_document(text: str, origin: str) -> Iterator[Document]:
+    """Yield a text in chunks of about CHUNK characters; most texts are one chunk."""
     if len(text) <= 2 * CHUNK:
-        yield Document(text, where)
+        yield Document(text, origin)
     else:
         for part, ends in _cut([text], None):
-            yield Document(part, where, ends)
+            yield Document(part, origin, ends)
 
 
 def _cut(blocks: Iterable[str], separator: str | None) -> Iterator[tuple[str, bool]]:
-    """Pieces, and whether each ends its document: at a separator, or at the end of the blocks."""
+    """Yield chunks, and whether each ends its document: at a separator, or at the end of the blocks."""
     rest = ""
     for block in blocks:
-        *whole, rest = (rest + block).split(separator) if separator else [rest + block]
-        for text in whole:
-            yield from _shorten(text)
-        for text, ends in _shorten(rest):  # leaves at least a PIECE: the beginning of a separator may stand at its end
+        *complete, rest = (rest + block).split(separator) if separator else [rest + block]
+        for text in complete:
+            yield from _chunks(text)
+        for text, ends in _chunks(rest):  # leaves at least a CHUNK, which may end with the start of a separator
             if ends:
                 rest = text
             else:
                 yield text, False
-    yield from _shorten(rest)
+    yield from _chunks(rest)
 
 
-def _shorten(text: str) -> Iterator[tuple[str, bool]]:
-    """Pieces off the front while more than 2 PIECE are there; then what is left, marked True."""
+def _chunks(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield chunks while more than 2 CHUNK characters are left, then the rest, marked True."""
     begin = 0
     while len(text) - begin > 2 * CHUNK:
-        end = _border(text, begin + CHUNK)
+        end = _split_point(text, begin + CHUNK)
         yield text[begin:end], False
         begin = end
     yield text[begin:], True
 
 
-def _border(text: str, at: int) -> int:
-    """The last place at or before `at` (within half a PIECE) where a tokenizer that splits into words cuts in any case:
-    between a letter and a space, else between a letter and a line break or punctuation; failing both, `at` itself."""
+def _split_point(text: str, at: int) -> int:
+    """Return the last position at or before `at` (within half a CHUNK) where every word-based tokenizer splits.
+
+    It is between a letter and a space, else between a letter and a line break or punctuation, else `at` itself.
+    """
     for pattern in (_BEFORE_SPACE, _BEFORE_SIGN):
         *_, last = (None, *pattern.finditer(text, at - CHUNK // 2, at))
         if last:
@@ -333,7 +328,7 @@ def _border(text: str, at: int) -> int:
 
 
 def _fault(file: Any) -> tuple[str, str] | None:
-    """Why a plain text file cannot be used, and where: found in a first pass, so that nothing of it is used."""
+    """Return the reason why a plain text file cannot be used, and the position; None where it can."""
     decoder, offset, empty = codecs.getincrementaldecoder("utf-8")(), 0, True
     while True:
         block = file.read(BLOCK)
@@ -341,21 +336,21 @@ def _fault(file: Any) -> tuple[str, str] | None:
             return "not UTF-8", "byte 0: it looks like UTF-16, save it as UTF-8"
         if (nul := block.find(b"\0")) >= 0:
             return "binary", f"NUL at byte {offset + nul:,}"
-        held = len(decoder.getstate()[0])
+        pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            return "not UTF-8", f"byte {offset - held + error.start:,}"
+            return "not UTF-8", f"byte {offset - pending + error.start:,}"
         empty = empty and not text.replace("\ufeff", "").strip()
         offset += len(block)
         if not block:
             return ("empty", "") if empty else None
 
 
-def _find(given: Sequence[str], skipped: Skipped, kinds: tuple[str, ...]) -> Iterator[str]:
-    """The files behind names, folders and globs, in the order given; inside a folder by name. Each once."""
+def _find(names: Sequence[str], skipped: Skipped, kinds: tuple[str, ...]) -> Iterator[str]:
+    """Yield the files of names, folders and globs once each, in the order given, inside a folder by name."""
     seen: set[str] = set()
-    for name in given:
+    for name in names:
         if name == "-":
             found: Iterable[str] = ["-"]
         elif os.path.isdir(name):
@@ -365,36 +360,36 @@ def _find(given: Sequence[str], skipped: Skipped, kinds: tuple[str, ...]) -> Ite
         elif glob.has_magic(name):
             matches = sorted(glob.glob(os.path.expanduser(name), recursive=True))
             if not matches:
-                raise DataError(f"{name}: no file matches this pattern (looked in {os.getcwd()})")
+                raise DataError(f"{name}: no file matches this pattern (in {os.getcwd()})")
             found = itertools.chain.from_iterable(
                 _walk(m, skipped, kinds) if os.path.isdir(m) else [m] for m in matches
             )
         else:
-            raise DataError(f"{name}: there is no such file or folder (looked in {os.getcwd()})")
-        nothing = True
+            raise DataError(f"{name}: there is no such file or folder (in {os.getcwd()})")
+        empty = True
         for path in found:
-            nothing = False
+            empty = False
             real = path if path == "-" else os.path.realpath(path)
             if real in seen:
-                skipped.add("named twice, read once", path)
+                skipped.add("named twice", path)
             else:
                 seen.add(real)
                 yield path
-        if nothing:
+        if empty:
             wanted = f"{' '.join(kinds)} (also .gz)"
-            raise DataError(f"{name}: no text in this folder: looked, inside it and below, for {wanted}")
+            raise DataError(f"{name}: this folder and those inside it have no files of the types {wanted}")
 
 
 def _walk(folder: str, skipped: Skipped, kinds: tuple[str, ...]) -> Iterator[str]:
-    for where, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         for name in [f for f in folders if f.startswith(".")]:
-            skipped.add("hidden", os.path.join(where, name))
+            skipped.add("hidden", os.path.join(parent, name))
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(files):
             kind = name.lower().removesuffix(".gz")
             if name.startswith("."):
-                skipped.add("hidden", os.path.join(where, name))
+                skipped.add("hidden", os.path.join(parent, name))
             elif kind.endswith(kinds):
-                yield os.path.join(where, name)
+                yield os.path.join(parent, name)
             else:
-                skipped.add("of another kind", os.path.join(where, name))
+                skipped.add("of another type", os.path.join(parent, name))

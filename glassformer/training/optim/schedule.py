@@ -1,10 +1,10 @@
-"""Learning-rate schedules: pure functions from a step to a factor of the peak rate.
+"""Learning-rate schedules: pure functions from a step to a factor of the peak learning rate.
 
     factor 1 |    /-----------\\              /‾‾--..
              |   /             \\            /       ''-.
     min      |  /               \\ ...      /            '-- ...
              +--warmup----decay----> step   +--warmup---------> step
-              "wsd": warm-up, stable, decay  "cosine"; "inverse_sqrt" falls the same way, and never ends
+              "wsd": warm-up, stable, decay  "cosine"; "inverse_sqrt" decays the same way, without end
 
 Steps count from 0; a run of `total` steps uses steps 0 to total - 1.
 """
@@ -18,12 +18,12 @@ ScheduleKind = Literal["cosine", "wsd", "inverse_sqrt"]
 
 
 def warmup_factor(step: int, warmup: int) -> float:
-    """Linear warm-up: 1/warmup at step 0, 1 from step warmup - 1 on."""
+    """Return the factor of linear warm-up: 1/warmup at step 0, 1 from step warmup - 1 on."""
     return min(1.0, (step + 1) / max(1, warmup))
 
 
 def cosine_factor(step: int, total: int, warmup: int, min_ratio: float) -> float:
-    """Warm-up, then half a cosine from 1 down to `min_ratio` at step `total` (Loshchilov & Hutter 2017, eq. 5)."""
+    """Return warm-up, then half a cosine from 1 to `min_ratio` at step `total` (Loshchilov & Hutter 2017, eq. 5)."""
     if step < warmup:
         return warmup_factor(step, warmup)
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -31,9 +31,9 @@ def cosine_factor(step: int, total: int, warmup: int, min_ratio: float) -> float
 
 
 def wsd_factor(step: int, total: int, warmup: int, min_ratio: float, decay: float) -> float:
-    """Warm-up, a stable stretch at 1, then a line down to `min_ratio` over the last `decay` of all steps.
+    """Return warm-up, then 1, then linear decay to `min_ratio` over the last `decay` (a fraction) of all steps.
 
-    Source: MiniCPM (Hu et al. 2024), section 4. `decay` is a share of `total`, 0 to 1.
+    Source: MiniCPM (Hu et al. 2024), section 4.
     """
     if step < warmup:
         return warmup_factor(step, warmup)
@@ -43,11 +43,11 @@ def wsd_factor(step: int, total: int, warmup: int, min_ratio: float, decay: floa
 
 
 def inverse_sqrt_factor(step: int, warmup: int) -> float:
-    """Warm-up, then down as 1 / sqrt(step): the schedule of "Attention Is All You Need" (Vaswani et al. 2017, eq. 3).
+    """Return warm-up, then decay as 1 / sqrt(step), as in "Attention Is All You Need" (Vaswani et al. 2017, eq. 3).
 
-    There the rate at update n = 1, 2, ... is d_model^-0.5 min(n^-0.5, n warmup^-1.5). It is highest at n = warmup,
-    where it is (d_model warmup)^-0.5; this is the rate over that, with n = step + 1. So their rates are this factor
-    times a peak of (d_model warmup)^-0.5: 7.0e-4 for their base model (512 and 4000).
+    The rate of the paper at update n = 1, 2, ... is d_model^-0.5 min(n^-0.5, n warmup^-1.5), with its maximum
+    (d_model warmup)^-0.5 at n = warmup. This factor is the rate divided by that maximum, with n = step + 1: the peak of
+    the paper's base model (d_model 512, warmup 4000) is 7.0e-4.
     """
     n, warmup = step + 1, max(1, warmup)
     return min(n / warmup, math.sqrt(warmup / n))
@@ -56,9 +56,10 @@ def inverse_sqrt_factor(step: int, warmup: int) -> float:
 def lr_factor(
     kind: ScheduleKind, step: int, *, total: int | None, warmup: int, min_ratio: float = 0.0, decay: float = 0.3
 ) -> float:
-    """The factor of the peak rate at `step`. `total` None (not known yet) is still warming up, or stable.
+    """Return the factor of the peak learning rate at `step`.
 
-    inverse_sqrt needs no total, and goes down in any case.
+    Args:
+        total: steps of the run; None while it is not known, which gives warm-up and then 1 (except inverse_sqrt).
     """
     if kind == "inverse_sqrt":
         return inverse_sqrt_factor(step, warmup)

@@ -1,13 +1,13 @@
-"""Checkpoints that are there whole or not at all, whenever the process is killed.
+"""Checkpoints that are complete or absent, whenever the process is killed.
 
-    RUN/checkpoints/.step-000500.<pid>.tmp/   being written: no reader looks at names that begin with a dot
-                    |  every file and the folder synced, then one rename, then the parent synced
+    RUN/checkpoints/.step-000500.<pid>.tmp/   being written; readers ignore names that start with a dot
+                    |  fsync every file and the folder, rename once, fsync the parent
     RUN/checkpoints/step-000500/              model.safetensors config.json tokenizer.json ...  (a Hugging Face folder)
                                               optimizer.safetensors  state.json
     RUN/checkpoints/last, best                relative links, replaced by rename
 
-The rename is the only moment that counts. What comes after it (links, old checkpoints put away) is worked out from the
-folders themselves and done again at the next start.
+The rename makes the checkpoint visible. The links and the removal of old checkpoints after it are derived from the
+folders, and repeated at the next start.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stood, beside its weights and optimizer. `seconds` is training time so far.
+    """The state of a run except weights and optimizer. `seconds` is training time so far.
 
-    loader: the row loader's own state. rng: torch's generators by device, base64. held_out_loss: nats per token,
-    measured at this very step; None where it was not.
+    loader: the state of the data loader. rng: torch's generators by device, in base64. held_out_loss: nats per token at
+    this step; None where it was not evaluated.
     """
 
     step: int
@@ -56,7 +56,7 @@ class TrainState:
 
 
 def rng_state() -> dict[str, str]:
-    """The state of torch's own generators, as text."""
+    """Return the state of torch's global generators as text."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -64,7 +64,7 @@ def rng_state() -> dict[str, str]:
 
 
 def set_rng_state(rng: Mapping[str, str]) -> None:
-    """Puts torch's generators where `rng_state` found them."""
+    """Restore the state of torch's global generators."""
     states = {name: torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8) for name, text in rng.items()}
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
@@ -72,7 +72,7 @@ def set_rng_state(rng: Mapping[str, str]) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """fsync of every file below a folder, then of the folders, innermost first."""
+    """fsync every file below a folder, then the folders, innermost first."""
     for path, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(Path(path) / name)
@@ -80,15 +80,15 @@ def fsync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_folder(path: Path, need: int) -> Iterator[Path]:
-    """A folder to fill, which gets its name once it is whole; on any error nothing of it stays.
+def atomic_folder(path: Path, n_bytes: int) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to `path` when it is complete, and removed on any error.
 
-    `need` is how many bytes will be written about. Raises CheckpointError naming path and bytes when they do not fit.
+    Raises CheckpointError when about `n_bytes` do not fit on the disk.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     free = shutil.disk_usage(path.parent).free
-    full = f"{path} could not be written: the disk is full; {need:,} bytes are needed, {free:,} were free"
-    if free < need:
+    full = f"{path} could not be written: the disk is full; {n_bytes:,} bytes are required, {free:,} are free"
+    if free < n_bytes:
         raise CheckpointError(full)
     try:
         temporary.mkdir()
@@ -108,13 +108,13 @@ def atomic_folder(path: Path, need: int) -> Iterator[Path]:
 
 
 class Checkpoints:
-    """The `checkpoints` folder of a run: the last `keep_last`, and the best by held-out loss."""
+    """The `checkpoints` folder of a run, with the last `keep_last` and the best by held-out loss."""
 
     def __init__(self, folder: Path, keep_last: int):
         self.folder, self.keep_last = folder, keep_last
 
     def folders(self) -> dict[int, Path]:
-        """Every whole checkpoint by its step, oldest first."""
+        """Return every complete checkpoint by its step, oldest first."""
         found = {}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             match = STEP_FOLDER.fullmatch(path.name)
@@ -123,31 +123,32 @@ class Checkpoints:
         return dict(sorted(found.items()))
 
     def last(self) -> Path | None:
+        """Return the latest checkpoint; None where there is none."""
         return next(reversed(self.folders().values()), None)
 
     def best(self) -> Path | None:
-        """The checkpoint of the lowest held-out loss, the earlier of equals; the last one where none was measured."""
+        """Return the checkpoint with the lowest held-out loss, the earliest of equals; without losses the last one."""
         losses = {path: read_state(path).held_out_loss for path in self.folders().values()}
         measured = {path: loss for path, loss in losses.items() if loss is not None}
         return min(measured, key=lambda path: measured[path]) if measured else self.last()
 
     def recover(self) -> None:
-        """At a start: remove what a killed process left half written, then put links and old checkpoints right."""
+        """Remove what a killed process left incomplete, then update links and remove old checkpoints."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(".*.tmp"):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
         self.update_links()
 
     def save(
-        self, state: TrainState, write_model: Callable[[Path], None], optimizer: Mapping[str, Tensor], need: int
+        self, state: TrainState, write_model: Callable[[Path], None], optimizer: Mapping[str, Tensor], n_bytes: int
     ) -> Path:
-        """Write one checkpoint; `write_model` fills the folder with the model. One that is there already stays.
+        """Write the checkpoint of a step unless it exists; `write_model` writes the model into its folder.
 
-        Raises CheckpointError (disk full, no permission); the checkpoints before it are then untouched.
+        Raises CheckpointError (disk full, no permission), and then leaves earlier checkpoints unchanged.
         """
         path = self.folder / f"step-{state.step:06d}"
         if not path.exists():
-            with atomic_folder(path, need) as folder:
+            with atomic_folder(path, n_bytes) as folder:
                 write_model(folder)
                 save_file({name: t.detach().cpu().contiguous() for name, t in optimizer.items()}, folder / OPTIMIZER)
                 (folder / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n", "utf-8")
@@ -155,7 +156,7 @@ class Checkpoints:
         return path
 
     def update_links(self) -> None:
-        """Point `last` and `best` at what is there, and put away what need not be kept."""
+        """Update the links `last` and `best`, and remove checkpoints that are neither recent nor the best."""
         last, best = self.last(), self.best()
         if last is None or best is None:
             return
@@ -164,13 +165,13 @@ class Checkpoints:
         keep = {*list(self.folders().values())[-self.keep_last :], best}
         for path in self.folders().values():
             if path not in keep:
-                gone = path.with_name(f".{path.name}.old.tmp")
-                os.rename(path, gone)  # so that no half removed folder bears a checkpoint's name
-                shutil.rmtree(gone, ignore_errors=True)
+                removed = path.with_name(f".{path.name}.old.tmp")
+                os.rename(path, removed)  # so that no partially removed folder has the name of a checkpoint
+                shutil.rmtree(removed, ignore_errors=True)
 
 
 def link(path: Path, target: str) -> None:
-    """Make `path` a relative link to `target`, replacing the one before in one step."""
+    """Make `path` a relative link to `target`, atomically."""
     if path.is_symlink() and os.readlink(path) == target:
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -180,23 +181,23 @@ def link(path: Path, target: str) -> None:
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        raise CheckpointError(f"{path} could not be made a link to {target}: {error.strerror or error}") from error
+        raise CheckpointError(f"{path} could not be linked to {target}: {error.strerror or error}") from error
 
 
 def read_state(folder: Path) -> TrainState:
-    """Raises CheckpointError naming the file when it is missing, cut short, or of another version."""
+    """Read state.json. Raises CheckpointError when it is missing, truncated, or of another version."""
     raw = read_json(folder / STATE)
     if raw.get("format") != 1:
-        raise CheckpointError(f"{folder / STATE} has format {raw.get('format')}, this Glassformer reads 1")
+        raise CheckpointError(f"{folder / STATE} has format version {raw.get('format')!r}, this Glassformer reads 1")
     names = {f.name for f in fields(TrainState)}
     if raw.keys() != names:
         differing = ", ".join(sorted(raw.keys() ^ names))
-        raise CheckpointError(f"{folder / STATE} does not have the keys that it should: {differing}")
+        raise CheckpointError(f"{folder / STATE} has missing or unknown keys: {differing}")
     return TrainState(**raw)
 
 
 def read_optimizer(folder: Path) -> dict[str, Tensor]:
-    """The optimizer's tensors. Raises CheckpointError naming the file when it is missing or cut short."""
+    """Read the optimizer's tensors. Raises CheckpointError when the file is missing or truncated."""
     path = folder / OPTIMIZER
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
@@ -204,4 +205,4 @@ def read_optimizer(folder: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from None

@@ -1,7 +1,7 @@
-"""The steps of a run.
+"""The training loop.
 
-batch -> loss (sum of nats) -> backward      x accumulate micro-batches, on every process
-     -> gradients and counts summed over processes -> / counted tokens -> clip -> update
+batch -> loss (sum in nats) -> backward      x accumulate micro-batches, on every process
+     -> sum gradients and token counts over processes -> divide by counted tokens -> clip -> update
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from glassformer.training.run.signals import StopSignals
 from glassformer.training.tasks.evaluate import Evaluation
 from glassformer.training.tasks.task import Task
 
-LAZY = 10  # steps whose losses a GPU keeps before they are asked for, so that it need not be waited for at each
-SLACK = 0.98  # of the seconds asked for are planned
-EVAL_SHARE = 0.05  # of the seconds go into evaluating and saving, where their number was not asked for
+FLUSH_STEPS = 10  # steps whose losses stay on a GPU before they are fetched, which waits for it
+PLANNED_SHARE = 0.98  # of a budget in seconds
+EVAL_SHARE = 0.05  # of a budget in seconds for evaluations and checkpoints, where their interval is not given
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What became of a run: `step` of `steps` were done. held_out: the last evaluation. stopped: by which signal."""
+    """The result of a run: `step` of `steps` are done. `stopped` names the signal that stopped it."""
 
     folder: Path
     step: int
@@ -46,17 +46,18 @@ class RunResult:
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the lowest held-out loss."""
+        """The checkpoint with the lowest held-out loss."""
         return (self.folder / "checkpoints" / "best").resolve()
 
     @property
     def last(self) -> Path:
+        """The latest checkpoint."""
         return (self.folder / "checkpoints" / "last").resolve()
 
 
 @dataclass
 class PendingStep:
-    """A step whose numbers may still be on their way from the device. loss: sum of nats."""
+    """A step whose numbers may still be on the device. loss: sum in nats over `counted` targets."""
 
     step: int
     tokens: int
@@ -68,7 +69,7 @@ class PendingStep:
 
 @dataclass
 class Trainer:
-    """A run under way: `step` steps are done, `tokens` targets were counted, since `begin` (perf_counter)."""
+    """The state of a run: `step` finished steps and `tokens` counted targets since `started_at` (perf_counter)."""
 
     config: TrainConfig
     world: ProcessGroup
@@ -83,17 +84,19 @@ class Trainer:
     step: int = 0
     tokens: int = 0
     started_at: float = field(default_factory=time.perf_counter)
-    flushed: float = field(default_factory=time.perf_counter)
+    flushed_at: float = field(default_factory=time.perf_counter)
     pending: list[PendingStep] = field(default_factory=list)
     held_out: Evaluation | None = None
-    mark: tuple[int, float] | None = None
+    measured_from: tuple[int, float] | None = None  # step and seconds at which the speed measurement starts
     eval_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
+        """Training time so far, including that before the run was resumed."""
         return time.perf_counter() - self.started_at
 
     def run(self) -> RunResult:
+        """Train until the plan is done or a signal stops the run."""
         stopped = None
         with StopSignals() as signals:
             if self.step == 0:
@@ -101,32 +104,31 @@ class Trainer:
             while not self.plan.steps or self.step < self.plan.steps:
                 stop = self.update(signals.name is not None)
                 if not self.plan.steps:
-                    self.measure()
+                    self.measure_speed()
                 self.after_step(stop)
                 if stop:
                     stopped = signals.name or "another process"
                     break
         self.world.barrier()
-        return RunResult(
-            Path(self.config.out), self.step, self.plan.steps, self.tokens, self.seconds, self.held_out, stopped
-        )
+        folder = Path(self.config.out)
+        return RunResult(folder, self.step, self.plan.steps, self.tokens, self.seconds, self.held_out, stopped)
 
     def after_step(self, stop: bool) -> None:
-        """Evaluate, sample and save, where the plan says so."""
+        """Evaluate, sample and save a checkpoint where the plan says so."""
         plan, step = self.plan, self.step
         last = step == plan.steps
-        open_ = step > plan.measured and plan.steps > 0
-        save = last or (open_ and step % plan.save_every == 0)
+        planned = step > plan.measured and plan.steps > 0
+        save = last or (planned and step % plan.save_every == 0)
         loss = None
-        if save or (open_ and step % plan.eval_every == 0):
+        if save or (planned and step % plan.eval_every == 0):
             loss = self.evaluate()
-        if plan.sample_every and open_ and (last or step % plan.sample_every == 0):
+        if plan.sample_every and planned and (last or step % plan.sample_every == 0):
             self.sample()
         if save or stop:
             self.save(loss)
 
     def update(self, stop: bool) -> bool:
-        """One step. Returns whether any process was asked to stop."""
+        """Run one step. Returns whether any process received a stop signal."""
         config, optimizer, plan = self.config, self.optimizer, self.plan
         optimizer.zero_grad()
         losses, counted = [], 0
@@ -140,60 +142,67 @@ class Trainer:
         if self.world.size > 1:
             counts = torch.tensor([0.0, counted, stop], dtype=torch.float64, device=loss.device)
             counts[0] = loss
-            self.world.all_reduce_step(optimizer.flat.grads, counts)
+            self.world.all_reduce_step(optimizer.grads, counts)
             loss, counted, stop = counts[0], int(counts[1].item()), bool(counts[2].item())
         norm = optimizer.finish_gradient(max(1, counted))
-        known = config.schedule
+        schedule = config.schedule
         measuring = not plan.steps or self.step < plan.measured
         factor = lr_factor(
-            known.kind,
+            schedule.kind,
             self.step,
             total=None if measuring else plan.steps,
-            warmup=known.warmup if measuring else plan.warmup,
-            min_ratio=known.min_ratio,
-            decay=known.decay,
+            warmup=schedule.warmup if measuring else plan.warmup,
+            min_ratio=schedule.min_ratio,
+            decay=schedule.decay,
         )
         self.step += 1
         self.tokens += counted
         lr = factor * config.optim.peak("hidden")
         self.pending.append(PendingStep(self.step, self.tokens, counted, loss, norm, lr))
-        if self.task.compute.device.type == "cpu" or len(self.pending) == LAZY:
-            self.flush()  # on the CPU before the update: a gradient that is no number never reaches the weights
+        if self.task.compute.device.type == "cpu" or len(self.pending) == FLUSH_STEPS:
+            self.flush()  # before the update on a CPU: a gradient that is not finite never reaches the weights
         optimizer.step(factor)
         return stop
 
     def flush(self) -> None:
-        """Write and tell the numbers of the steps since the last time. GlassformerError where one is not a number."""
+        """Write and report the pending steps. Raises GlassformerError where a number is not finite."""
         pending, self.pending = self.pending, []
         if not pending:
             return
         losses = [p.loss.item() for p in pending]
         norms = [p.norm.item() for p in pending]
         now = time.perf_counter()
-        speed = sum(p.counted for p in pending) / max(1e-9, now - self.flushed)
-        self.flushed = now
+        speed = sum(p.counted for p in pending) / max(1e-9, now - self.flushed_at)
+        self.flushed_at = now
         for p, loss, norm in zip(pending, losses, norms, strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self.fail(p.step, loss, norm)
             record = StepRecord(
-                p.step, p.tokens, loss / max(1, p.counted), p.lr, norm, round(speed, 1),
-                round(speed * self.seconds_per_token, 4),
-            )  # fmt: skip
+                step=p.step,
+                tokens=p.tokens,
+                loss=loss / max(1, p.counted),
+                lr=p.lr,
+                grad_norm=norm,
+                tokens_per_second=round(speed, 1),
+                matrix_share=round(speed * self.seconds_per_token, 4),
+            )
             self.metrics.write(record)
             self.reporter.on_step(record)
 
     def fail(self, step: int, loss: float, norm: float) -> None:
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-        good = self.checkpoints.last()
-        kept = f"the last good checkpoint is {good}" if good else "no checkpoint was written yet"
+        """Raise GlassformerError for a loss or gradient that is not finite."""
+        problem = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+        last = self.checkpoints.last()
+        checkpoint = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
         raise GlassformerError(
-            f"{what} at step {step}: training stopped, {kept}. Lower optim.lr or optim.embed_lr, or use dtype float32"
+            f"{problem} at step {step}: training stopped, {checkpoint}. Lower optim.lr or optim.embed_lr, or use dtype "
+            "float32"
         )
 
     def evaluate(self) -> float | None:
-        """The held-out loss in nats per token; None where nothing is held out."""
+        """Return the held-out loss in nats per token; None where nothing is held out."""
         self.flush()
-        begin = time.perf_counter()
+        start = time.perf_counter()
         found = self.task.evaluate()
         if found is None:
             return None
@@ -201,59 +210,61 @@ class Trainer:
         self.metrics.write(record)
         self.reporter.on_eval(record)
         self.held_out = found
-        self.flushed = time.perf_counter()
-        self.eval_seconds = self.flushed - begin
+        self.flushed_at = time.perf_counter()
+        self.eval_seconds = self.flushed_at - start
         return found.loss
 
     def sample(self) -> None:
-        """Write a little, always with the same seed; it changes nothing in the training."""
+        """Report a generated sample; changes no state of the training."""
         if self.world.first:
             self.reporter.on_sample(self.step, self.task.sample())
-        self.flushed = time.perf_counter()
+        self.flushed_at = time.perf_counter()
 
     def save(self, loss: float | None) -> None:
-        """A checkpoint of this step. Raises CheckpointError, and leaves the one before it whole."""
+        """Save a checkpoint of this step. Raises CheckpointError, and then leaves earlier checkpoints intact."""
         self.flush()
         if self.world.first:
             self.metrics.sync()
             state = TrainState(self.step, self.tokens, self.seconds, self.task.loader.state(), rng_state(), loss)
             tensors = self.optimizer.state_dict()
-            need = 4 * self.optimizer.flat.values.numel() + sum(t.nbytes for t in tensors.values()) + (1 << 20)
-            path = self.checkpoints.save(state, self.task.save, tensors, need)
+            n_bytes = 4 * self.optimizer.storage.n_values + sum(t.nbytes for t in tensors.values()) + (1 << 20)
+            path = self.checkpoints.save(state, self.task.save, tensors, n_bytes)
             best = self.checkpoints.best()
             write_loss_curve(Path(self.config.out), f"{Path(self.config.out).name}: loss")
             self.reporter.on_checkpoint(self.step, path, best == path)
-        self.flushed = time.perf_counter()
+        self.flushed_at = time.perf_counter()
 
-    def measure(self) -> None:
-        """A run by seconds: after a few steps, fix how many fit, and write it down."""
+    def measure_speed(self) -> None:
+        """After a few steps of a run with a budget in seconds, fix the number of steps that fit and record the plan."""
         budget, now = self.plan.seconds or 0.0, self.seconds
         steps = 0
-        if self.mark is None:
+        if self.measured_from is None:
             if self.step - self.plan.measured >= 3 or now > 0.1 * budget:
-                self.mark = (self.step, now)
+                self.measured_from = (self.step, now)
         else:
-            done, spent = self.step - self.mark[0], now - self.mark[1]
+            done, spent = self.step - self.measured_from[0], now - self.measured_from[1]
             if (done >= 5 and spent >= 0.03 * budget) or now > 0.3 * budget:
-                steps = self.step + self.fitting(spent / done, SLACK * budget - now)
-        steps, pause = self.world.broadcast((steps, self.pause()))
+                steps = self.step + self.steps_that_fit(spent / done, PLANNED_SHARE * budget - now)
+        steps, pause = self.world.broadcast((steps, self.pause_seconds()))
         if steps:
-            parts = max(1, min(20, int(EVAL_SHARE * budget / pause)))
-            self.plan = make_plan(self.config, steps, measured=self.step, parts=parts)
+            self.plan = make_plan(self.config, steps, measured=self.step, evaluations=affordable(budget, pause))
             self.run_file = replace(self.run_file, plan=self.plan)
             if self.world.first:
                 self.run_file.write(Path(self.config.out))
             self.reporter.on_plan(self.plan)
 
-    def pause(self) -> float:
-        """Seconds that one evaluation and one checkpoint take: the first is measured, the second a guess."""
-        return self.eval_seconds + 0.1 + 12 * self.optimizer.flat.values.numel() / 200e6
+    def pause_seconds(self) -> float:
+        """Estimate the seconds of one evaluation, which is measured, and one checkpoint, which is not."""
+        return self.eval_seconds + 0.1 + 12 * self.optimizer.storage.n_values / 200e6
 
-    def fitting(self, per_step: float, left: float) -> int:
-        """How many more steps fit into `left` seconds; at least one."""
-        every = self.config.eval_every
+    def steps_that_fit(self, per_step: float, left: float) -> int:
+        """Return how many more steps fit into `left` seconds; at least one."""
+        pause, every = self.pause_seconds(), self.config.eval_every
         if every:
-            return max(1, int(left / (per_step + self.pause() / every)))
-        budget = self.plan.seconds or 0.0
-        parts = max(1, min(20, int(EVAL_SHARE * budget / self.pause())))
-        return max(1, int((left - parts * self.pause()) / per_step))
+            return max(1, int(left / (per_step + pause / every)))
+        return max(1, int((left - affordable(self.plan.seconds or 0.0, pause) * pause) / per_step))
+
+
+def affordable(budget: float, pause: float) -> int:
+    """Return how many evaluations of `pause` seconds take EVAL_SHARE of the budget; from 1 to 20."""
+    return max(1, min(20, int(EVAL_SHARE * budget / pause)))

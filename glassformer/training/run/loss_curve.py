@@ -1,6 +1,6 @@
-"""loss.svg: the training and held-out losses of a run, drawn without any library; readable on light and on dark.
+"""loss.svg: the training and held-out losses of a run, drawn without a library, for light and dark backgrounds.
 
-A run on pairs has a second panel below, over the same tokens: how many held-out pairs are written exactly.
+A seq2seq run has a second panel over the same tokens with the fraction of held-out examples decoded exactly.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from glassformer.training.run.metrics import read_metrics
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 40, 48
-PANEL, GAP = 130, 36  # the height of the second panel, and what is between the two
-POINTS = 300  # of the training curve: more than that, and it is drawn as means
+PANEL, GAP = 130, 36  # height of the second panel, and the gap above it
+POINTS = 300  # maximum points of the training curve; longer ones are averaged
 
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #333 } .grid { stroke: #ddd } .axis { stroke: #666 }
@@ -34,7 +34,7 @@ Point = tuple[float, float]
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:
-    """Round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
+    """Return about `about` ticks from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
     rough = (high - low) / about
@@ -45,7 +45,7 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
 
 
 def short_count(value: float) -> str:
-    """12000000 as 12M."""
+    """Return 12000000 as "12M"."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{letter}"
@@ -53,7 +53,7 @@ def short_count(value: float) -> str:
 
 
 def downsample(points: Sequence[Point], most: int) -> list[Point]:
-    """At most `most` points, each the mean of its neighbours in the original."""
+    """Return at most `most` points, each the mean of consecutive points."""
     size = max(1, -(-len(points) // most))
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
@@ -61,7 +61,7 @@ def downsample(points: Sequence[Point], most: int) -> list[Point]:
 
 @dataclass(frozen=True)
 class Panel:
-    """A rectangle of the picture, `top` to `bottom`, in which x goes from 0 to `right` and y from `low` to `high`."""
+    """A plot area from `top` to `bottom`, with x from 0 to `right` and y from `low` to `high`."""
 
     top: float
     bottom: float
@@ -70,18 +70,19 @@ class Panel:
     high: float
 
     def at(self, x: float, y: float) -> Point:
+        """Return the SVG coordinates of a data point."""
         across = LEFT + x / self.right * (WIDTH - LEFT - RIGHT)
         return across, self.top + (self.high - y) / (self.high - self.low) * (self.bottom - self.top)
 
     def line(self, points: Sequence[Point], kind: str, dot: str = "") -> list[str]:
-        """A curve, and a dot at each of its points where `dot` names one."""
-        places = [self.at(*point) for point in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        dots = [f'<circle class="{dot}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in places if dot]
+        """Return the elements of a curve, with a marker of class `dot` at each point where it is given."""
+        coordinates = [self.at(*point) for point in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in coordinates)
+        dots = [f'<circle class="{dot}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in coordinates if dot]
         return [f'<polyline class="{kind}" points="{path}"/>', *dots] if points else []
 
     def scale(self, marks: Sequence[float], label: str) -> list[str]:
-        """A line across at each mark, its number beside it, and what they mean."""
+        """Return the grid line and number of each tick, and the axis label."""
         end, middle = WIDTH - RIGHT, (self.top + self.bottom) / 2
         parts = [f'<text transform="translate(18 {middle}) rotate(-90)" text-anchor="middle">{label}</text>']
         for mark in marks:
@@ -92,14 +93,16 @@ class Panel:
 
 
 def loss_curve_svg(train: Sequence[Point], held_out: Sequence[Point], title: str, exact: Sequence[Point] = ()) -> str:
-    """An SVG of curves over counted tokens: points of losses are (tokens, nats per token), of `exact` (tokens, 0 to 1).
+    """Return the curves over counted tokens as SVG.
 
-    Where there is an `exact`, it has a panel of its own below the losses, in percent.
+    Args:
+        train, held_out: points (tokens, nats per token).
+        exact: points (tokens, fraction), drawn in a second panel in percent where there are any.
     """
     train = downsample(train, POINTS)
-    everything = [*train, *held_out] or [(0.0, 0.0), (1.0, 1.0)]
-    right = max(x for x, _ in [*everything, *exact]) or 1.0
-    low, high = min(y for _, y in everything), max(y for _, y in everything)
+    losses_drawn = [*train, *held_out] or [(0.0, 0.0), (1.0, 1.0)]
+    right = max(x for x, _ in [*losses_drawn, *exact]) or 1.0
+    low, high = min(y for _, y in losses_drawn), max(y for _, y in losses_drawn)
     margin = 0.05 * (high - low) or 0.5
     losses = Panel(TOP, HEIGHT - BOTTOM, right, max(0.0, low - margin), high + margin)
     panels, height = [losses], HEIGHT

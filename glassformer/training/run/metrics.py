@@ -1,11 +1,11 @@
-"""What a run measures, where it is written, and who is told.
+"""The metrics of a run, the file and services they are written to, and the reporter interface.
 
-metrics.jsonl, one JSON object a line, in order of steps:
+metrics.jsonl has one JSON object per line, in the order of steps:
     {"step": 12, "tokens": 98304, "loss": 5.1, "lr": 0.0048, "grad_norm": 0.9,
      "tokens_per_second": 31000, "matrix_share": 0.6}
     {"step": 12, "tokens": 98304, "held_out_loss": 5.2, "perplexity": 181.3, "bits_per_byte": 2.4}
-    {"step": 12, "tokens": 98304, "held_out_loss": 0.2, "perplexity": 1.2, "exact": 0.75}            of pairs
-A number that there is none of is left out.
+    {"step": 12, "tokens": 98304, "held_out_loss": 0.2, "perplexity": 1.2, "exact": 0.75}            seq2seq
+Numbers that do not exist are absent.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from glassformer.training.config import Plan
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One training step. `step` counts finished steps, from 1; `tokens` all counted targets so far.
+    """One training step. `step` counts finished steps from 1; `tokens` all counted targets so far.
 
-    loss: nats per token, mean over the step, before its update. lr: of the blocks' matrices. grad_norm: not clipped.
-    matrix_share: rate of matrix products over the rate measured at start (0 to 1, or a little above).
+    loss: mean in nats per token, before the update. lr: of the hidden matrices. grad_norm: before clipping.
+    matrix_share: the rate of matrix products divided by the rate measured at start.
     """
 
     step: int
@@ -40,9 +40,9 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """The held-out loss in nats per token, exp of it, and bits per UTF-8 byte (None where no bytes are known).
+    """The held-out loss in nats per token, its perplexity, and bits per UTF-8 byte (None for seq2seq).
 
-    exact: the share (0 to 1) of held-out pairs whose target was written exactly; None for text.
+    exact: the fraction of held-out examples decoded to exactly their target; None for lm.
     """
 
     step: int
@@ -55,7 +55,7 @@ class EvalRecord:
 
 @dataclass(frozen=True)
 class StartInfo:
-    """What a run is about to do. `choices` are sentences: what was chosen and why. matrix_rate: FLOP/s, measured."""
+    """The start of a run. choices: sentences with what was chosen and why. matrix_rate: measured FLOP/s."""
 
     folder: Path
     plan: Plan
@@ -68,15 +68,15 @@ class StartInfo:
 
 
 class Reporter:
-    """Told what happens, as it happens; a command line draws it. Here every method does nothing."""
+    """Receives the events of a run. Every method does nothing; subclasses override some."""
 
-    def on_progress(self, done: int, total: int | None, what: str) -> None:
-        """Before training: reading, tokenizing; in bytes."""
+    def on_progress(self, done: int, total: int | None, activity: str) -> None:
+        """Report progress before training, in bytes."""
 
     def on_start(self, info: StartInfo) -> None: ...
 
     def on_plan(self, plan: Plan) -> None:
-        """A run by seconds has measured its speed and fixed its steps."""
+        """Report the plan of a run with a budget in seconds, after it has measured its speed."""
 
     def on_step(self, record: StepRecord) -> None: ...
 
@@ -91,7 +91,7 @@ class Reporter:
 
 @runtime_checkable
 class Sink(Protocol):
-    """Somewhere else that numbers go."""
+    """A service that receives metrics."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -99,11 +99,11 @@ class Sink(Protocol):
 
 
 class MetricsWriter:
-    """The writer of metrics.jsonl and of the other sinks. Raises CheckpointError when the file cannot be written."""
+    """Writes metrics.jsonl and the sinks. Raises CheckpointError when the file cannot be written."""
 
     def __init__(self, path: Path, sinks: Sequence[Sink] = ()):
         self.path, self.sinks = path, sinks
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open during the run)
 
     def write(self, record: StepRecord | EvalRecord) -> None:
         values = {name: value for name, value in asdict(record).items() if value is not None}
@@ -115,7 +115,7 @@ class MetricsWriter:
             sink.write(record.step, {k: float(v) for k, v in values.items() if k != "step"})
 
     def sync(self) -> None:
-        """Make every line so far lasting: done before a checkpoint, so that none of its steps is missing."""
+        """fsync all lines, before a checkpoint, so that none of its steps is lost."""
         try:
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -133,7 +133,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that was cut short is left out."""
+    """Yield the records of a metrics.jsonl, without a truncated last line."""
     if not path.exists():
         return
     with open(path, encoding="utf-8") as file:
@@ -145,7 +145,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Drop what was measured after `step`, so that a resumed run repeats no line. Kept lines stay byte for byte."""
+    """Remove the lines after `step`, so that a resumed run repeats none; earlier lines do not change."""
     if not path.exists():
         return
     end = 0
@@ -181,14 +181,14 @@ class TensorBoard(Sink):
 
 
 class WandB(Sink):
-    """Logs to Weights & Biases, as its own settings say where."""
+    """Logs to Weights & Biases, with its environment's settings."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]):
+    def __init__(self, folder: Path, config: Mapping[str, Any]):
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ConfigError("Weights & Biases is not installed: pip install 'glassformer[wandb]'") from None
-        self.run = wandb.init(name=folder.name, dir=str(folder), config=dict(settings))
+        self.run = wandb.init(name=folder.name, dir=str(folder), config=dict(config))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)

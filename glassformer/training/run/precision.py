@@ -1,4 +1,4 @@
-"""Which dtype training computes in and why, how fast this machine multiplies matrices in it, and malloc."""
+"""The dtype of training, the measured rate of matrix products, and the tuning of malloc."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from glassformer.nn.linear import TiedLinear
 
 Precision = Literal["float32", "bfloat16"]
 BF16_CPU_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
-MIN_BF16_WIDTH = 64  # d_model: a step there took 0.8 of the CPU time that it takes in float32, at 128 0.7
+MIN_BF16_WIDTH = 64  # d_model; a bfloat16 step takes 0.8 of the CPU time of a float32 step there, 0.7 at 128
 
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """A dtype, and the reason, to be printed at start."""
+    """A dtype and the reason for it, which is printed at start."""
 
     dtype: Precision
     because: str
@@ -34,7 +34,7 @@ class PrecisionChoice:
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """The instruction sets that Linux reports, as it spells them; empty elsewhere."""
+    """Return the instruction sets that Linux reports, in its spelling; empty on other systems."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
@@ -44,37 +44,41 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def cuda_has_bf16() -> bool:
+    """Return whether the GPU multiplies bfloat16 natively."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def choose_precision(
     *,
-    asked: str,
+    requested: str,
     device: str,
     features: frozenset[str] = frozenset(),
     cuda_bf16: bool = False,
     width: int = 1024,
     recurrent: bool = False,
 ) -> PrecisionChoice:
-    """The dtype of training's matrix products; weights, optimizer, norms and softmax stay float32 (autocast).
+    """Choose the dtype of matrix products; weights, optimizer, norms and softmax stay in float32 (autocast).
 
-    `width` is d_model; `recurrent`: of a recurrent model. Raises ConfigError for a dtype that is not known.
+    Args:
+        requested: auto, float32 or bfloat16.
+        width: d_model.
+        recurrent: whether the model is recurrent.
+
+    Raises ConfigError for another dtype, and for bfloat16 with a recurrent model.
     """
     kind = device.partition(":")[0]
-    if recurrent and asked in ("auto", "bfloat16"):
-        if asked == "bfloat16":
+    if recurrent and requested in ("auto", "bfloat16"):
+        if requested == "bfloat16":
             raise ConfigError(
-                "dtype must be auto or float32 for a recurrent model: each step rounds what it carries on"
+                "dtype must be auto or float32 for a recurrent model, whose state is rounded at each step, got bfloat16"
             )
-        return PrecisionChoice(
-            "float32", "a recurrent model carries its state through many steps, each of which rounds"
-        )
-    if asked == "float32":
-        return PrecisionChoice("float32", "it was asked for")
-    if asked == "bfloat16":
-        return PrecisionChoice("bfloat16", "it was asked for")
-    if asked != "auto":
-        raise ConfigError(f"dtype must be auto, float32 or bfloat16, got {asked!r}")
+        return PrecisionChoice("float32", "a recurrent model would round its state at each step")
+    if requested == "float32":
+        return PrecisionChoice("float32", "requested")
+    if requested == "bfloat16":
+        return PrecisionChoice("bfloat16", "requested")
+    if requested != "auto":
+        raise ConfigError(f"dtype must be auto, float32 or bfloat16, got {requested!r}")
     if kind == "cuda":
         if cuda_bf16:
             return PrecisionChoice("bfloat16", "this GPU multiplies bfloat16 natively")
@@ -90,15 +94,15 @@ def choose_precision(
 
 
 def matrix_shapes(model: nn.Module) -> Counter[tuple[int, int]]:
-    """[out, in] of every matrix that each token is multiplied with, and how many there are; the head included."""
+    """Count the [out, in] shapes of all matrices that each token is multiplied with, including the head."""
     matrices = (m.weight for m in model.modules() if isinstance(m, nn.Linear | TiedLinear))
     return Counter((weight.shape[0], weight.shape[1]) for weight in matrices)
 
 
 def matrix_flops_per_token(shapes: Counter[tuple[int, int]]) -> int:
-    """Floating-point operations of a training step's matrix products, per token: 6 per weight (2 forward, 4 backward).
+    """Return the FLOPs of a training step's matrix products per token: 6 per weight (2 forward, 4 backward).
 
-    Attention's own products (scores, and probabilities times values) are not counted.
+    The products inside attention (scores, and probabilities times values) are not counted.
     """
     return sum(6 * rows * columns * count for (rows, columns), count in shapes.items())
 
@@ -106,14 +110,14 @@ def matrix_flops_per_token(shapes: Counter[tuple[int, int]]) -> int:
 def measure_matrix_rate(
     shapes: Counter[tuple[int, int]], tokens: int, dtype: torch.dtype, device: str = "cpu", seconds: float = 0.5
 ) -> float:
-    """FLOP/s of this model's matrix products alone: the ceiling that a training step's rate is a share of.
+    """Measure the FLOP/s of the model's matrix products alone, the upper bound of a training step's rate.
 
     Method: for each distinct [out, in], with x [tokens, in] and gradient g [tokens, out], the three products of a
-    training step (x W^T, g W, g^T x) in `dtype` into buffers that are already there, one untimed round, then the
-    fastest of the rounds that fit its part of `seconds` (2 to 19); shapes are weighted by how often they occur.
+    training step (x W^T, g W, g^T x) in `dtype` into existing buffers: one round of warm-up, then the fastest of the
+    rounds that fit into the shape's share of `seconds` (2 to 19). Shapes are weighted by how often they occur.
     """
     share = seconds / max(1, len(shapes))
-    generator = torch.Generator(device)  # its own: measuring must not move the run's
+    generator = torch.Generator(device)  # its own, so that the run's generator does not advance
     total_flops = total_seconds = 0.0
     for (rows, columns), count in shapes.items():
         x, g, w = (
@@ -138,11 +142,11 @@ def measure_matrix_rate(
 
 
 def tune_malloc() -> bool:
-    """Let glibc keep freed tensors for the next step instead of giving their pages back; True where it was done.
+    """Make glibc keep the memory of freed tensors for the next step; return whether it does.
 
-    By default malloc maps blocks above a threshold (at most 32 MB) afresh and unmaps them when freed, and trims its
-    heap; a training step then spends its time in page faults. See mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD.
-    Changes this process for good, so only an entry point that trains calls it. Does nothing without glibc.
+    By default malloc maps blocks above a threshold (at most 32 MB) anew, unmaps them when freed and trims its heap,
+    and a training step spends its time in page faults. See mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD. The change
+    is permanent for the process, so only entry points of training call this. Does nothing without glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

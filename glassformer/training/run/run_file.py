@@ -1,4 +1,4 @@
-"""run.json: what a run was told, what it chose, on what it ran; so that it can go on later, or say what differs."""
+"""run.json: the configuration, plan and environment of a run, to resume it or to report what differs."""
 
 from __future__ import annotations
 
@@ -15,29 +15,33 @@ import torch
 from glassformer.atomic import write_text
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.formats.reader import read_json
-from glassformer.training.config import Plan, TrainConfig, build, config_dict, flatten, settings_from
+from glassformer.training.config import Plan, TrainConfig, config_dict, flatten, from_dict
 
-RUN_FILE, FORMAT = "run.json", 1
+RUN_FILE, FORMAT = "run.json", 2
 PACKAGES = ("glassformer", "torch", "safetensors", "tokenizers", "numpy")
+# Options that a resumed run may change without a warning, and options that must be the same. All others may change
+# with a warning that the run is not bit-identical.
 RESUME_MAY_CHANGE = frozenset({"out", "resume", "tensorboard", "wandb", "keep_last", "device", "dtype", "threads"})
 RESUME_MUST_MATCH = (
-    "task", "model", "tokenizer", "init", "held_out", "held_out_data", "from_model", "seed", "shuffle", "strict",
+    "task.kind", "task.model.", "task.init.", "task.shuffle", "task.strict", "tokenizer.", "held_out", "held_out_data",
+    "from_model", "seed", "optim.name",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RunFile:
-    """What run.json says. `fingerprint` is of the prepared data, None until it is prepared; `plan` None until made."""
+    """The contents of run.json. `fingerprint` and `plan` are None until the data is prepared and the plan is made."""
 
-    settings: dict[str, Any]
+    config: TrainConfig
     environment: dict[str, Any]
     fingerprint: str | None = None
     plan: Plan | None = None
 
     def write(self, folder: Path) -> None:
+        """Write run.json atomically."""
         body = {
             "format": FORMAT,
-            "settings": self.settings,
+            "config": config_dict(self.config),
             "environment": self.environment,
             "data_fingerprint": self.fingerprint,
             "plan": None if self.plan is None else config_dict(self.plan),
@@ -46,45 +50,47 @@ class RunFile:
 
     @classmethod
     def read(cls, folder: Path) -> RunFile:
-        """Raises CheckpointError when the file is missing, cut short, or of another format version."""
-        raw = read_json(folder / RUN_FILE)
+        """Read run.json. Raises CheckpointError when it is missing, truncated, or of another format version."""
+        path = folder / RUN_FILE
+        raw = read_json(path)
         if raw.get("format") != FORMAT:
             raise CheckpointError(
-                f"{folder / RUN_FILE} has format version {raw.get('format')!r}, this Glassformer reads {FORMAT}"
+                f"{path} has format version {raw.get('format')!r}, this Glassformer reads {FORMAT}: start a new run"
             )
         try:
-            plan = None if raw["plan"] is None else build(Plan, raw["plan"], "plan")
-            return cls(raw["settings"], raw["environment"], raw["data_fingerprint"], plan)
+            config = from_dict(TrainConfig, raw["config"])
+            plan = None if raw["plan"] is None else from_dict(Plan, raw["plan"], "plan")
+            return cls(config, raw["environment"], raw["data_fingerprint"], plan)
         except (KeyError, TypeError, ConfigError) as error:
-            raise CheckpointError(f"{folder / RUN_FILE} is damaged: {error}") from None
+            raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
 def has_run(folder: Path) -> bool:
+    """Return whether `folder` holds a run."""
     return (folder / RUN_FILE).exists()
 
 
 def resume_config(folder: str | Path, **changes: Any) -> TrainConfig:
-    """The settings of the run in `folder`, to resume it; `changes` are fields of TrainConfig that are asked anew."""
-    settings = settings_from(RunFile.read(Path(folder)).settings)
+    """Return the configuration that resumes the run in `folder`; `changes` are fields of TrainConfig to replace."""
+    config = RunFile.read(Path(folder)).config
     if changes.keys() & {"seconds", "steps", "tokens"}:
-        settings = replace(settings, seconds=None, steps=None, tokens=None)
-    return replace(settings, out=str(folder), resume=True, **changes)
+        config = replace(config, seconds=None, steps=None, tokens=None)
+    return replace(config, out=str(folder), resume=True, **changes)
 
 
 def environment(device: torch.device, dtype: str, processes: int) -> dict[str, Any]:
-    """What a bit-for-bit continuation depends on beside the settings."""
-    found = {}
+    """Return what bit-identical resumption depends on in addition to the configuration."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    on_gpu = device.type == "cuda"
+            versions[name] = "not installed"
     return {
         "python": platform.python_version(),
-        **found,
+        **versions,
         "device": device.type,
-        "processor": torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "dtype": dtype,
         "threads": torch.get_num_threads(),
         "processes": processes,
@@ -92,29 +98,37 @@ def environment(device: torch.device, dtype: str, processes: int) -> dict[str, A
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """As Linux names it; elsewhere what Python knows."""
+    """Return the CPU's model name as Linux reports it, elsewhere as Python does."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, by name: "threads was 2, now 4"."""
+    """Return a sentence for each value that differs: "threads was 2, now 4"."""
     before, now = flatten(before), flatten(now)
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     return [f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names]
 
 
 def check_resume(recorded: RunFile, config: TrainConfig) -> list[str]:
-    """What of the settings differs and may (as sentences). Raises ConfigError for what makes it another run."""
-    now, then = config_dict(config), config_dict(settings_from(recorded.settings))
-    kept, asked = ({k: s[k] for k in RESUME_MUST_MATCH} | {"optim.name": s["optim"]["name"]} for s in (then, now))
-    refused = differences(kept, asked)  # another optimizer has no use for what this one has kept
-    if refused:
-        raise ConfigError(f"{config.out} cannot be resumed with other settings: {'; '.join(refused)}")
-    free = RESUME_MAY_CHANGE | set(RESUME_MUST_MATCH)
-    before = {k: v for k, v in then.items() if k not in free}
-    return differences(before, {k: v for k, v in now.items() if k not in free})
+    """Return the options that differ from the recorded ones, as sentences.
+
+    Raises ConfigError where an option differs that makes it another run.
+    """
+    before, now = flatten(config_dict(recorded.config)), flatten(config_dict(config))
+    fixed = [name for name in dict.fromkeys([*before, *now]) if _must_match(name)]
+    if changed := differences({n: before.get(n) for n in fixed}, {n: now.get(n) for n in fixed}):
+        raise ConfigError(
+            f"{config.out} cannot be resumed with other options: {'; '.join(changed)}: leave them out, or start a new "
+            "run in another folder"
+        )
+    rest = [name for name in before.keys() | now.keys() if name not in RESUME_MAY_CHANGE]
+    return sorted(differences({n: before.get(n) for n in rest}, {n: now.get(n) for n in rest}))
+
+
+def _must_match(name: str) -> bool:
+    return any(name == fixed or (fixed.endswith(".") and name.startswith(fixed)) for fixed in RESUME_MUST_MATCH)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during training: the first asks to save and stop, the second acts as if nobody listened."""
+"""SIGINT and SIGTERM during training: the first requests a checkpoint and a stop, the second acts as usual."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 
 class StopSignals:
-    """While active, remembers the first SIGINT or SIGTERM in `name` and gives the signals back to who had them before.
+    """A context that records the first SIGINT or SIGTERM in `name` and then restores the previous handlers.
 
-    Only a program's main thread may listen; elsewhere this does nothing.
+    Python delivers signals to the main thread only; in other threads this does nothing.
     """
 
     def __init__(self):
         self.name: str | None = None
-        self.before: dict[int, Any] = {}
+        self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def _stop(self, number: int, _: FrameType | None) -> None:

@@ -1,8 +1,4 @@
-"""Training: `train` sets a run up or takes it up again, `Trainer` goes through its steps.
-
-batch -> loss (sum of nats) -> backward      x accumulate micro-batches, on every process
-     -> gradients and counts summed over processes -> / counted tokens -> clip -> update
-"""
+"""`train`: start or resume a training run."""
 
 from __future__ import annotations
 
@@ -48,29 +44,37 @@ from glassformer.training.tasks.seq2seq import ExampleSource, Seq2SeqTask
 from glassformer.training.tasks.task import Task
 
 TASKS = {"lm": LanguageModelTask, "seq2seq": Seq2SeqTask}
-Given = Documents | ExampleSource
+TrainingData = Documents | ExampleSource
 
 
 def train(
     config: TrainConfig,
     *,
-    documents: Given | None = None,
-    held_out: Given | None = None,
+    documents: TrainingData | None = None,
+    held_out: TrainingData | None = None,
     reporter: Reporter | None = None,
 ) -> RunResult:
-    """Train a model from text, or from pairs of texts; everything a run makes lies in the folder `config.out`.
+    """Train a model; everything the run writes is in the folder `config.out`.
 
-    documents: the text, instead of `config.data`: strings, `Document`s, or a function that gives them; `Pair`s where
-    the task is seq2seq. held_out: the same, instead of `config.held_out_data`. Resumes bit for bit on the same machine,
-    dtype, versions and threads; what differs is told. Tunes malloc for this process. Under torchrun every process calls
-    this.
+    A resumed run is bit-identical to an uninterrupted one on the same machine with the same dtype, versions and
+    threads; differences are reported. Tunes malloc for this process. Under torchrun every process calls this function.
 
-    Raises ConfigError (settings that contradict, a run that is there already), DataError (unusable text), CapacityError
-    (out of memory), CheckpointError (disk full, a damaged run), GlassformerError (the loss is no longer a number).
+    Args:
+        documents: training data that replaces `config.data`: strings, `Document`s or (task seq2seq)
+            `Seq2SeqExample`s, as an iterable or a function that returns one.
+        held_out: evaluation data that replaces `config.held_out_data`, in the same forms.
+        reporter: receives progress and metrics.
+
+    Raises:
+        ConfigError: options contradict each other, or the folder holds a run already.
+        DataError: the data cannot be used.
+        CapacityError: out of memory.
+        CheckpointError: the disk is full, or the run to resume is damaged.
+        GlassformerError: the loss or the gradient is not finite.
     """
     precision.tune_malloc()
     if held_out is not None and config.held_out_data:
-        raise ConfigError("held_out and held_out_data both say what is held out: give one of them")
+        raise ConfigError("held_out and held_out_data exclude each other: give one of them")
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(local_device(os.environ, config.device))
@@ -84,7 +88,7 @@ def train(
 
 @contextmanager
 def memory_errors(config: TrainConfig) -> Iterator[None]:
-    """Running out of memory becomes a CapacityError that says what to lower."""
+    """Turn an out-of-memory error into a CapacityError that says what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -92,127 +96,129 @@ def memory_errors(config: TrainConfig) -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(word in str(error).lower() for word in words):
             raise
         raise CapacityError(
-            f"out of memory with batch {config.batch} x context {config.context}: lower batch (and raise accumulate "
-            f"by as much, which gives the same result), model.context or the model's size ({error})"
+            f"out of memory with batch {config.batch} x context {config.task.context}: lower batch (and raise "
+            f"accumulate by the same factor, which gives the same result), the context or the size of the model "
+            f"({error})"
         ) from error
 
 
 def begin_run(
     config: TrainConfig, world: ProcessGroup, device: torch.device, choice: precision.PrecisionChoice
 ) -> RunFile:
-    """A new run.json, or the one to go on with. ConfigError where a run would be overwritten, or is not there."""
+    """Write a new run.json, or read the one to resume.
+
+    Raises ConfigError where a run would be overwritten, or where there is none to resume.
+    """
     folder = Path(config.out)
-    there = has_run(folder)
-    if there and not config.resume:
+    exists = has_run(folder)
+    if exists and not config.resume:
         raise ConfigError(f"{folder} holds a run already: resume it, or name another folder")
-    if config.resume and not there:
-        raise ConfigError(f"{folder} holds no run to resume: it has no run.json")
-    if there:
+    if config.resume and not exists:
+        raise ConfigError(f"{folder} holds no run to resume: it has no {RUN_FILE}")
+    if exists:
         return RunFile.read(folder)
-    world.barrier()  # all have looked before the first one writes
-    recorded = RunFile(config_dict(config), environment(device, choice.dtype, world.size))
+    world.barrier()  # every process has checked before the first one writes
+    run_file = RunFile(config, environment(device, choice.dtype, world.size))
     if world.first:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"{folder} cannot be made: {error.strerror}") from None
-        recorded.write(folder)
-    return recorded
+            raise ConfigError(f"{folder} cannot be created: {error.strerror}") from None
+        run_file.write(folder)
+    return run_file
 
 
 def set_up(
     config: TrainConfig,
     world: ProcessGroup,
     device: torch.device,
-    documents: Given | None,
-    held_out: Given | None,
+    documents: TrainingData | None,
+    held_out: TrainingData | None,
     reporter: Reporter,
 ) -> Trainer:
-    """Everything before the first step, new or resumed."""
+    """Prepare data, model, optimizer and state of a new or resumed run."""
     folder = Path(config.out)
     choice = precision.choose_precision(
-        asked=config.dtype,
+        requested=config.dtype,
         device=device.type,
         features=precision.cpu_features(),
         cuda_bf16=precision.cuda_has_bf16(),
-        width=config.model.d_model,
-        recurrent=isinstance(config.model, RecurrentShape),
+        width=config.task.model.d_model,
+        recurrent=isinstance(config.task.model, RecurrentShape),
     )
-    recorded = begin_run(config, world, device, choice)
-    changed: list[str] = []
+    run_file = begin_run(config, world, device, choice)
     if config.resume:
         now = environment(device, choice.dtype, world.size)
-        changed = check_resume(recorded, config) + differences(recorded.environment, now)
-        recorded = replace(recorded, settings=config_dict(config), environment=now)
-    if changed:
-        reporter.on_message(f"this run will not go on bit for bit: {'; '.join(changed)}", warning=True)
+        if changed := check_resume(run_file, config) + differences(run_file.environment, now):
+            reporter.on_message(f"the resumed run is not bit-identical: {'; '.join(changed)}", warning=True)
+        run_file = replace(run_file, config=config, environment=now)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_last)
     sinks: list[Sink] = []
-    kind = TASKS[config.task]
+    task_class = TASKS[config.task.kind]
     if world.first:
         sinks = [TensorBoard(folder)] if config.tensorboard else []
         sinks += [WandB(folder, config_dict(config))] if config.wandb else []
         checkpoints.recover()
-        if not config.resume or recorded.fingerprint is None:
+        if not config.resume or run_file.fingerprint is None:
             try:
-                kind.prepare(config, documents, held_out, reporter)  # pyright: ignore[reportArgumentType]
+                task_class.prepare(config, documents, held_out, reporter)  # pyright: ignore[reportArgumentType]
             except GlassformerError:
-                if not config.resume:  # nothing to go on with: the same command may be given again, on better data
+                if not config.resume:  # nothing to resume: the same command may be repeated with better data
                     (folder / RUN_FILE).unlink()
                 raise
     world.barrier()
 
     checkpoint = checkpoints.last() if config.resume else None
     torch.manual_seed(config.seed)
-    how = Compute(device, choice.torch_dtype)
-    task: Task = kind(config, world, how, checkpoint)
-    begun = recorded.fingerprint if config.resume else None
-    if begun is not None and begun != task.fingerprint:
+    task: Task = task_class(config, world, Compute(device, choice.torch_dtype), checkpoint)
+    recorded = run_file.fingerprint if config.resume else None
+    if recorded is not None and recorded != task.fingerprint:
         raise DataError(
-            f"{folder / 'data'} is not the data that this run was begun with (fingerprint {task.fingerprint[:12]}, "
-            f"run.json says {begun[:12]}): start a new run"
+            f"{folder / 'data'} is not the data that this run was started with: its fingerprint is "
+            f"{task.fingerprint[:12]}, {RUN_FILE} has {recorded[:12]}: start a new run"
         )
-    same = choice.torch_dtype if config.optim.muon_dtype == "auto" else getattr(torch, config.optim.muon_dtype)
-    optimizer = Optimizer(task.model, config.optim, muon_dtype=same)
+    muon_dtype = choice.torch_dtype if config.optim.muon_dtype == "auto" else getattr(torch, config.optim.muon_dtype)
+    optimizer = Optimizer(task.model, config.optim, muon_dtype=muon_dtype)
     state = TrainState(0, 0, 0.0, task.loader.state(), rng_state())
     if checkpoint is not None:
         state = read_state(checkpoint)
         optimizer.load_state_dict(read_optimizer(checkpoint))
         task.loader.load_state(state.loader)
         set_rng_state(state.rng)
-    plan = fix_plan(config, recorded, state.step, task)
+    plan = choose_plan(config, run_file, state.step, task)
     if world.first:
         truncate_metrics(folder / "metrics.jsonl", state.step if checkpoint else -1)
-        recorded = replace(recorded, fingerprint=task.fingerprint, plan=plan)
-        recorded.write(folder)
+        run_file = replace(run_file, fingerprint=task.fingerprint, plan=plan)
+        run_file.write(folder)
     world.barrier()
 
-    reasons = [f"device {device}", f"dtype {choice.dtype}: {choice.because}", f"{torch.get_num_threads()} threads"]
-    if config.compile:
-        failed = compile_blocks(task.model, lambda: trial(task, optimizer))
-        reasons.append(failed or "blocks compiled, one code for all")
-        if failed:
-            reporter.on_message(failed, warning=True)
+    choices = [f"device {device}", f"dtype {choice.dtype}: {choice.because}", f"{torch.get_num_threads()} threads"]
+    if getattr(config.task, "compile", False):
+        failure = compile_blocks(task.model, lambda: trial_step(task, optimizer))
+        choices.append(failure or "blocks compiled, one code for all")
+        if failure:
+            reporter.on_message(failure, warning=True)
     rate = precision.measure_matrix_rate(task.matrices, task.batch_tokens, choice.torch_dtype, str(device)) * world.size
     metrics = MetricsWriter(folder / "metrics.jsonl" if world.first else Path(os.devnull), sinks)
-    info = StartInfo(
-        folder=folder,
-        plan=plan,
-        step=state.step,
-        n_parameters=sum(p.numel() for p in task.model.parameters()),
-        train_tokens=task.train_tokens,
-        held_out_tokens=task.held_out_tokens,
-        matrix_rate=rate,
-        choices=tuple(reasons),
+    reporter.on_start(
+        StartInfo(
+            folder=folder,
+            plan=plan,
+            step=state.step,
+            n_parameters=sum(p.numel() for p in task.model.parameters()),
+            train_tokens=task.train_tokens,
+            held_out_tokens=task.held_out_tokens,
+            matrix_rate=rate,
+            choices=tuple(choices),
+        )
     )
-    reporter.on_start(info)
     return Trainer(
         config=config,
         world=world,
         task=task,
         optimizer=optimizer,
         plan=plan,
-        run_file=recorded,
+        run_file=run_file,
         checkpoints=checkpoints,
         metrics=metrics,
         reporter=reporter,
@@ -223,21 +229,24 @@ def set_up(
     )
 
 
-def fix_plan(config: TrainConfig, recorded: RunFile, step: int, task: Task) -> Plan:
-    """The recorded plan where it still is what is asked; a new one otherwise. By seconds: 0 steps, until measured."""
-    old = recorded.plan
+def choose_plan(config: TrainConfig, run_file: RunFile, step: int, task: Task) -> Plan:
+    """Return the recorded plan where its budget is unchanged, else a new one.
+
+    A new plan for a budget in seconds has 0 steps until the speed is measured.
+    """
+    recorded = run_file.plan
     if config.budget_seconds is not None:
-        if old is not None and old.seconds == config.budget_seconds:
-            return old
+        if recorded is not None and recorded.seconds == config.budget_seconds:
+            return recorded
         return make_plan(config, 0, measured=step)
     steps = config.steps or task.steps_for(config.tokens or 0)
     if step > steps:
-        raise ConfigError(f"{config.out} is at step {step} already, {steps} were asked for")
+        raise ConfigError(f"{config.out} is at step {step} already, which is more than the {steps} steps given")
     return make_plan(config, steps)
 
 
-def trial(task: Task, optimizer: Optimizer) -> None:
-    """One pass forward and back that leaves no trace."""
+def trial_step(task: Task, optimizer: Optimizer) -> None:
+    """Run one forward and backward pass that changes no state."""
     before = task.loader.state()
     try:
         task.loss(task.loader.next()).backward()

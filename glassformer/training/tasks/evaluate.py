@@ -1,9 +1,9 @@
-"""The loss of a batch of rows, and of a held-out text: nats per token, perplexity, bits per byte."""
+"""The loss of a batch of packed sequences, and the evaluation of held-out text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,10 @@ from glassformer.training.run.distributed import SINGLE_PROCESS, ProcessGroup
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a text, or of pairs. loss: nats per counted token. bits_per_byte: None where no bytes are
-    known. exact: the share (0 to 1) of pairs whose target it writes exactly; None where it was not asked to write.
+    """The result of an evaluation.
+
+    loss: nats per counted token. bytes: UTF-8 bytes of the counted text; 0 where they are not known.
+    exact: the fraction of examples decoded to exactly their target; None where none is decoded.
     """
 
     loss: float
@@ -36,13 +38,13 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Sum of nats / ln 2 / UTF-8 bytes: comparable between tokenizers."""
+        """Total nats / ln 2 / UTF-8 bytes, which is comparable between tokenizers; None without bytes."""
         return self.loss * self.tokens / math.log(2) / self.bytes if self.bytes else None
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How rows go through a model: on which device, in which dtype."""
+    """The device and dtype of forward passes."""
 
     device: torch.device
     dtype: torch.dtype
@@ -52,32 +54,40 @@ class Compute:
         return ATTENTION[choose_attention(config, self.device, self.dtype, "training", length).value]
 
     def autocast(self) -> torch.autocast:
-        """Products in this dtype, the rest in float32."""
+        """Return the context that computes matrix products in this dtype and the rest in float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def loss(self, model: Decoder, rows: PackedBatch) -> Tensor:
-        """Sum over counted targets of -log p(target), in nats; float32."""
+    def loss(self, model: Decoder, batch: PackedBatch) -> Tensor:
+        """Return the sum over counted targets of -log p(target), in nats, in float32."""
         if self.device.type != "cpu":
-            rows = rows.to(self.device, non_blocking=True)
-        plain = rows.documents is None  # then every row counts positions from 0 alike
-        positions = rows.positions[:1] if plain else rows.positions
-        step = Step(positions, attend=self.attention_for(model.config, rows.ids.shape[1]), documents=rows.documents)
+            batch = batch.to(self.device, non_blocking=True)
+        # Without documents every sequence has the positions 0, 1, 2, ...
+        positions = batch.positions[:1] if batch.documents is None else batch.positions
+        attend = self.attention_for(model.config, batch.ids.shape[1])
+        step = Step(positions, attend=attend, documents=batch.documents)
         with self.autocast():
-            return next_token_loss(model, rows.ids, rows.targets, step, self.dtype)
+            return next_token_loss(model, batch.ids, batch.targets, step, self.dtype)
 
 
 @torch.no_grad()
 def evaluate(
-    model: Decoder, batches: Iterable[PackedBatch], compute: Compute, world: ProcessGroup = SINGLE_PROCESS
+    model: Decoder,
+    batches: Iterable[PackedBatch],
+    compute: Compute,
+    world: ProcessGroup = SINGLE_PROCESS,
+    progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """The mean loss over all counted targets of `batches`; under torchrun each process brings its own batches."""
-    nats, tokens, size = 0.0, 0, 0.0
-    for rows in batches:
-        nats += compute.loss(model, rows).item()
-        tokens += rows.tokens
-        size += rows.bytes
-    place = compute.device if world.size > 1 else "cpu"  # nccl sums only what lies on a GPU
-    total, count, size = world.all_reduce(
-        torch.tensor([nats, tokens, size], dtype=torch.float64, device=place)
-    ).tolist()
-    return Evaluation(total / max(1.0, count), int(count), size)
+    """Return the mean loss over all counted targets of `batches`; each process gives its own batches.
+
+    progress: called after each batch with the number of counted tokens so far.
+    """
+    nats, tokens, n_bytes = 0.0, 0, 0.0
+    for batch in batches:
+        nats += compute.loss(model, batch).item()
+        tokens += batch.tokens
+        n_bytes += batch.bytes
+        if progress is not None:
+            progress(tokens)
+    device = compute.device if world.size > 1 else "cpu"  # nccl sums only tensors on a GPU
+    sums = world.all_reduce(torch.tensor([nats, tokens, n_bytes], dtype=torch.float64, device=device)).tolist()
+    return Evaluation(sums[0] / max(1.0, sums[1]), int(sums[1]), sums[2])

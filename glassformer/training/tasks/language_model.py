@@ -1,4 +1,4 @@
-"""A language model in training: a decoder, and rows of packed text."""
+"""Train a decoder on packed sequences of text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from glassformer.models.language_model import LanguageModel
 from glassformer.nn.model import Decoder
-from glassformer.text.tokenizer import Tokenizer
-from glassformer.training.config import TrainConfig
+from glassformer.text.files.load import load_tokenizer
+from glassformer.training.config import LanguageModelTaskConfig, TrainConfig
 from glassformer.training.data.packing import PackedBatch, PackedLoader, packed_eval_batches
 from glassformer.training.data.shards import Shards
 from glassformer.training.run.distributed import ProcessGroup
@@ -19,19 +19,20 @@ from glassformer.training.tasks.language_model_setup import create_model, prepar
 
 
 class LanguageModelTask:
-    """See `Task`. checkpoint: the model folder to go on from, None to begin."""
+    """The `Task` of a decoder. checkpoint: the model folder to resume from; None to start."""
 
     prepare = staticmethod(prepare_text)
 
     def __init__(self, config: TrainConfig, world: ProcessGroup, compute: Compute, checkpoint: Path | None):
+        assert isinstance(config.task, LanguageModelTaskConfig)
         folder = Path(config.out)
-        tokenizer, self.shards = Tokenizer.load(folder / "tokenizer"), Shards(folder / "data")
-        self.config, self.world, self.compute = config, world, compute
+        tokenizer, self.shards = load_tokenizer(folder / "tokenizer"), Shards(folder / "data")
+        self.config, self.task, self.world, self.compute = config, config.task, world, compute
         self.lm = LanguageModel(create_model(config, tokenizer.vocab_size, checkpoint, compute.device), tokenizer)
-        self.loader = PackedLoader(self.shards, config.context, config.batch, config.seed, world.rank, world.size)
+        self.loader = PackedLoader(self.shards, self.task.context, config.batch, config.seed, world.rank, world.size)
         self.fingerprint = self.shards.fingerprint
         self.train_tokens, self.held_out_tokens = self.shards.train.n_tokens, self.shards.held_out.n_tokens
-        self.batch_tokens = config.batch // world.size * config.context
+        self.batch_tokens = config.batch // world.size * self.task.context
         self.matrices = matrix_shapes(self.model)
         self.flops_per_token = float(matrix_flops_per_token(self.matrices))
 
@@ -40,29 +41,34 @@ class LanguageModelTask:
         return self.lm.model
 
     def steps_for(self, tokens: int) -> int:
-        """As if no row had padding, or the end of a document, which nothing predicts."""
+        """See `Task`. Counts every token as a target; the last token of a document is none."""
         config = self.config
-        return -(-tokens // (config.batch * config.accumulate * config.context))
+        return -(-tokens // (config.batch * config.accumulate * self.task.context))
 
-    def loss(self, rows: PackedBatch) -> Tensor:
-        return self.compute.loss(self.model, rows)
+    def loss(self, batch: PackedBatch) -> Tensor:
+        return self.compute.loss(self.model, batch)
 
     def evaluate(self) -> Evaluation | None:
-        view, config, world = self.shards.held_out, self.config, self.world
-        if not view.n_documents or not (view.lengths > 1).any():
+        documents, config, world = self.shards.held_out, self.config, self.world
+        if not documents.n_documents or not (documents.lengths > 1).any():
             return None
         batches = packed_eval_batches(
-            view, config.context, config.batch, config.eval_tokens,
-            fill=config.compile, rank=world.rank, world_size=world.size,
-        )  # fmt: skip
+            documents,
+            self.task.context,
+            config.batch,
+            config.eval_tokens,
+            fill=self.task.compile,
+            rank=world.rank,
+            world_size=world.size,
+        )
         return evaluate(self.model, batches, self.compute, world)
 
     def sample(self) -> str:
-        """What continues the prompt, always with the same seed; it changes nothing in the training."""
+        """Return the prompt and its continuation, always with the same seed."""
         prompt, lm = self.config.sample_prompt, self.lm
         ids = lm.encode(prompt)
-        room = min(self.config.sample_tokens, lm.config.context_length - len(ids))
-        return prompt + lm.generate(ids, max_tokens=room, temperature=0.8, seed=self.config.seed).text
+        max_tokens = min(self.config.sample_tokens, lm.config.context_length - len(ids))
+        return prompt + lm.generate(ids, max_tokens=max_tokens, temperature=0.8, seed=self.config.seed).text
 
     def save(self, folder: Path) -> None:
         self.lm.save(folder)

@@ -1,4 +1,4 @@
-"""An encoder-decoder in training, whichever it is: made, gone on with, and fed with a batch."""
+"""Create or load an encoder-decoder to train, and run its training forward pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONTEXTS = ("context", "source_context")
 
 
 def create_seq2seq_model(config: ModelConfig | RecurrentConfig, seed: int) -> Seq2SeqModel:
-    """A model with first weights: Glorot's in a Transformer, as in 2017."""
+    """Return a model with initial weights: Glorot's in a Transformer, as in the paper of 2017."""
     if isinstance(config, RecurrentConfig):
         return init_recurrent(RecurrentEncoderDecoder(config), seed)
     model = EncoderDecoder(config)
@@ -36,11 +36,11 @@ def create_seq2seq_model(config: ModelConfig | RecurrentConfig, seed: int) -> Se
     return model
 
 
-def model_shape(model: str | Path) -> Seq2SeqShape | RecurrentShape:
-    """The shape of a translator that is there, to be trained on.
+def checkpoint_shape(model: str | Path) -> Seq2SeqShape | RecurrentShape:
+    """Return the shape of an encoder-decoder checkpoint, to continue its training.
 
-    A recurrent model has no context: it gets RecurrentShape's. CheckpointError where there is no translator,
-    ConfigError where its layers are such as no shape has.
+    A recurrent model has no context; its shape has the default one. Raises CheckpointError where `model` is no
+    encoder-decoder, ConfigError where no shape describes its layers.
     """
     file = find_model(model) / "config.json"
     config = read_config(read_json(file), str(file))
@@ -49,9 +49,9 @@ def model_shape(model: str | Path) -> Seq2SeqShape | RecurrentShape:
         del sizes["source_vocab_size"], sizes["target_vocab_size"]
         return RecurrentShape(**sizes)
     if isinstance(config, TextEncoderConfig):
-        raise CheckpointError(f"{model} is an encoder, which writes nothing: it is no translator")
+        raise CheckpointError(f"{model} is an encoder-only model: task seq2seq needs an encoder-decoder")
     if config.encoder is None:
-        raise CheckpointError(f"{model} is a language model, which reads no source: go on with it by task lm")
+        raise CheckpointError(f"{model} is a language model without an encoder: continue it with task lm")
     layer = config.layers[0]
     shape = Seq2SeqShape(
         d_model=config.d_model,
@@ -66,37 +66,39 @@ def model_shape(model: str | Path) -> Seq2SeqShape | RecurrentShape:
         tied_head=config.tied_head,
     )
     if shape.expand(config.vocab_size, config.encoder.vocab_size) != config:
-        raise ConfigError(f"{model} is an encoder-decoder of another kind than those trained here: see PairShape")
+        raise ConfigError(
+            f"{model} is an encoder-decoder with layers that cannot be trained here: Seq2SeqShape lists the options"
+        )
     return shape
 
 
 def check_shape(model: str | Path, shape: Seq2SeqShape | RecurrentShape) -> None:
-    """ConfigError where `shape` is not that of the model to go on from; shorter contexts are fine."""
-    own = model_shape(model)
+    """Raise ConfigError where `shape` is not that of the checkpoint `model`; shorter contexts are allowed."""
+    own = checkpoint_shape(model)
     if isinstance(own, Seq2SeqShape) and isinstance(shape, Seq2SeqShape):
         for name in CONTEXTS:
-            asked, limit = getattr(shape, name) or shape.context, getattr(own, name)
-            if asked > limit:
-                raise ConfigError(f"{name} is {asked}, and {model} was made for at most {limit}: lower it")
+            given, limit = getattr(shape, name) or shape.context, getattr(own, name)
+            if given > limit:
+                raise ConfigError(f"{name} is {given}, more than the {limit} of {model}: lower it")
     if type(own) is not type(shape):
-        raise ConfigError(f"{model} has a {type(own).__name__}, and the settings say {type(shape).__name__}")
-    ours, asked = asdict(own), asdict(shape)
-    wrong = [f"{n} {asked[n]!r} where it has {ours[n]!r}" for n in ours if n not in CONTEXTS and ours[n] != asked[n]]
+        raise ConfigError(f"{model} has a {type(own).__name__}, got model {type(shape).__name__}: use checkpoint_shape")
+    values, given = asdict(own), asdict(shape)
+    wrong = [f"{n} {given[n]!r} (it has {values[n]!r})" for n in values if n not in CONTEXTS and values[n] != given[n]]
     if wrong:
-        raise ConfigError(f"{model} is gone on with as it is, the settings say {', '.join(wrong)}: see model_shape")
+        raise ConfigError(f"the model options differ from those of {model}: {', '.join(wrong)}: use checkpoint_shape")
 
 
 def load_seq2seq_model(folder: str | Path, vocab_size: int) -> Seq2SeqModel:
-    """The model in `folder` in float32, each parameter with storage of its own, for a tokenizer of so many tokens."""
+    """Load the model in float32, each parameter in its own storage, for a tokenizer of `vocab_size` tokens."""
     model = load_seq2seq(folder, dtype=torch.float32, copy=True)
-    room = min(vocab_sizes(model))
-    if room < vocab_size:
-        raise ConfigError(f"the tokenizer has {vocab_size} tokens, and the model's vocab_size is {room}")
+    limit = min(vocab_sizes(model))
+    if limit < vocab_size:
+        raise ConfigError(f"the tokenizer has {vocab_size} tokens, more than the model's vocab_size of {limit}")
     return model
 
 
 def target_hidden(model: Seq2SeqModel, batch: Seq2SeqBatch, compute: Compute) -> Float[Tensor, "B T D"]:
-    """What the head reads at each place of the targets, every token before it being given (teacher forcing)."""
+    """Return the head's input at each target position, given all targets before it (teacher forcing)."""
     if isinstance(model, RecurrentEncoderDecoder):
         return model.hidden(batch.source, batch.inputs, batch.source_lengths)
     lengths = batch.source_lengths.tolist()

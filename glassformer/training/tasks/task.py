@@ -1,9 +1,9 @@
-"""What is being trained: all that a run's steps, checkpoints and metrics need not know of it.
+"""The interface between a training run and what it trains.
 
-task       a batch                  its loss                       an evaluation
-lm         packed rows of text      of each next token             the loss of held-out text
-seq2seq    pairs of like lengths    of each token of the targets   the loss of held-out pairs, and how many of them
-                                                                   are written as they should be
+task       a batch                        the loss                     an evaluation
+lm         packed sequences of text       of each next token           the loss of held-out text
+seq2seq    examples of similar lengths    of each token of a target    the loss of held-out examples, and how many are
+                                                                       decoded to exactly their target
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from glassformer.training.tasks.evaluate import Compute, Evaluation
 
 @runtime_checkable
 class Batch(Protocol):
-    """This process's share of a micro-batch. tokens: how many targets are counted."""
+    """This process's share of a micro-batch. tokens: the number of counted targets."""
 
     @property
     def tokens(self) -> int: ...
@@ -27,7 +27,7 @@ class Batch(Protocol):
 
 @runtime_checkable
 class Loader(Protocol):
-    """Batches without end, and where among them it stands, as JSON."""
+    """An endless stream of batches, whose position is saved as JSON."""
 
     def next(self) -> Batch: ...
     def state(self) -> dict[str, Any]: ...
@@ -36,11 +36,11 @@ class Loader(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """One process's part in training a model: made from what `prepare` has put into the run's folder.
+    """One process's part in training a model, made from what `prepare` has written into the run folder.
 
-    fingerprint: of the prepared data. train_tokens, held_out_tokens: in them. batch_tokens: in a micro-batch, about.
-    matrices: [out, in] of the model's matrices, and how many there are. flops_per_token: floating-point operations of
-    their products in a training step, for each counted token.
+    fingerprint: of the prepared data. train_tokens, held_out_tokens: in that data. batch_tokens: in a micro-batch,
+    approximately. matrices: [out, in] of the model's matrices with their counts. flops_per_token: floating-point
+    operations of their products in a training step per counted token.
     """
 
     compute: Compute
@@ -58,21 +58,21 @@ class Task(Protocol):
     def loader(self) -> Loader: ...
 
     def steps_for(self, tokens: int, /) -> int:
-        """How many steps from the run's beginning have so many targets, rounded up."""
+        """Return how many steps from the start of the run have that many targets, rounded up."""
         ...
 
     def loss(self, batch: Any, /) -> Tensor:
-        """The sum of nats over a batch's counted targets, to go back from."""
+        """Return the loss of a batch, summed in nats over its counted targets."""
         ...
 
     def evaluate(self) -> Evaluation | None:
-        """What the model makes of what is held out, by all processes together; None where nothing is."""
+        """Evaluate on the held-out data of all processes; None where there is none."""
         ...
 
     def sample(self) -> str:
-        """Something that the model writes, the same for the same weights; a person reads it."""
+        """Return a generated text, which depends on the weights alone."""
         ...
 
     def save(self, folder: Path, /) -> None:
-        """Write the model's folder, from which it can be used and gone on with."""
+        """Save the model, to be used or trained further."""
         ...

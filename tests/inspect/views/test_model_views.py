@@ -50,7 +50,7 @@ def test_a_part_of_a_character_is_shown_by_its_bytes():
 def test_merges_are_those_of_a_replay_of_the_ranks(lm):
     """A loop over the merges of tokenizer.json, best first, each wherever it fits."""
     word = "cat"
-    raw = json.loads(lm.tokenizer.core.json)["model"]["merges"]
+    raw = json.loads(lm.tokenizer.backend.json)["model"]["merges"]
     parts, used = list(word), []
     for rank, merge in enumerate(raw):
         left, right = merge.split(" ") if isinstance(merge, str) else merge

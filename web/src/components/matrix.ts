@@ -49,9 +49,6 @@ export class Matrix extends LitElement {
   static override styles = [
     base,
     css`
-      :host {
-        display: block;
-      }
       .frame {
         position: relative;
         cursor: crosshair;

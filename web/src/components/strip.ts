@@ -26,9 +26,6 @@ export class Strip extends LitElement {
   static override styles = [
     base,
     css`
-      :host {
-        display: block;
-      }
       .frame {
         position: relative;
         border-radius: 4px;

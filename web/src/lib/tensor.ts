@@ -63,3 +63,11 @@ export function largest(data: ArrayLike<number>): { size: number; value: number;
   }
   return { size, value, at };
 }
+
+/** Return the indices of the `n` largest values and of `selected`, in ascending order; at most `n` indices. */
+export function topIndices(values: readonly number[], n: number, selected: number): number[] {
+  const order = values.map((_, i) => i).sort((a, b) => (values[b] as number) - (values[a] as number));
+  const top = order.slice(0, n);
+  if (!top.includes(selected) && selected < values.length) top.splice(n - 1, 1, selected);
+  return top.sort((a, b) => a - b);
+}

@@ -12,7 +12,7 @@ import "../components/head_picker.js";
 import "../components/attention_steps.js";
 import { Resource } from "../resource.js";
 import { num, percent, short } from "../lib/number.js";
-import type { Tensor } from "../lib/tensor.js";
+import { topIndices, type Tensor } from "../lib/tensor.js";
 import type { Pick } from "../components/matrix.js";
 import { inlineToken } from "../components/token.js";
 import type { Alignment, Attention, Cell, TraceInfo } from "../api_types.js";
@@ -54,13 +54,6 @@ export class AlignmentView extends SessionElement {
   static override styles = [
     SessionElement.styles,
     css`
-      .title {
-        display: flex;
-        flex-wrap: wrap;
-        gap: 0.4rem 1.4rem;
-        align-items: baseline;
-        justify-content: space-between;
-      }
       .top {
         display: grid;
         grid-template-columns: minmax(0, auto) minmax(13rem, 1fr);
@@ -240,12 +233,7 @@ export class AlignmentView extends SessionElement {
     const { session } = this,
       { query, key } = session.cursor,
       row = aligned.probs[query]?.map(num) ?? [];
-    const order = row
-      .map((_, i) => i)
-      .sort((a, b) => (row[b] as number) - (row[a] as number))
-      .slice(0, MAX_BARS);
-    if (!order.includes(key) && key < row.length) order.splice(MAX_BARS - 1, 1, key);
-    order.sort((a, b) => a - b);
+    const order = topIndices(row, MAX_BARS, key);
     return html`<div class="top">
       <gf-alignment-matrix
         .of=${aligned}

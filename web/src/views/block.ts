@@ -23,13 +23,6 @@ export class BlockView extends SessionElement {
   static override styles = [
     SessionElement.styles,
     css`
-      .title {
-        display: flex;
-        flex-wrap: wrap;
-        gap: 0.4rem 1.4rem;
-        align-items: baseline;
-        justify-content: space-between;
-      }
       .sum {
         display: grid;
         grid-template-columns: 1.4rem 10.5rem minmax(0, 1fr) 4.5rem;
@@ -86,9 +79,6 @@ export class BlockView extends SessionElement {
       td .tok {
         margin-right: 0.3rem;
         white-space: nowrap;
-      }
-      .wrap {
-        overflow-x: auto;
       }
       @media (max-width: 720px) {
         .sum {

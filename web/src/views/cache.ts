@@ -25,13 +25,6 @@ export class CacheView extends SessionElement {
   static override styles = [
     SessionElement.styles,
     css`
-      .title {
-        display: flex;
-        flex-wrap: wrap;
-        gap: 0.4rem 1.4rem;
-        align-items: baseline;
-        justify-content: space-between;
-      }
       .layers {
         display: grid;
         gap: 4px;

@@ -10,6 +10,7 @@ import "../components/notice.js";
 import "../components/attention_steps.js";
 import "../components/head_picker.js";
 import { Resource } from "../resource.js";
+import { topIndices } from "../lib/tensor.js";
 import { num, percent, short } from "../lib/number.js";
 import { inlineToken } from "../components/token.js";
 import type { Cell } from "../api_types.js";
@@ -36,13 +37,6 @@ export class CellView extends SessionElement {
       .side {
         display: grid;
         gap: 0.7rem;
-      }
-      .title {
-        display: flex;
-        flex-wrap: wrap;
-        gap: 0.4rem 1.4rem;
-        align-items: baseline;
-        justify-content: space-between;
       }
       @media (max-width: 900px) {
         .top {
@@ -104,12 +98,7 @@ export class CellView extends SessionElement {
   #row(cell: Cell) {
     const now = this.unscaled ? cell.unscaled : cell,
       probs = now.probs.map(num);
-    const order = probs
-      .map((_, i) => i)
-      .sort((a, b) => (probs[b] as number) - (probs[a] as number))
-      .slice(0, MAX_BARS);
-    if (!order.includes(cell.key)) order.splice(MAX_BARS - 1, 1, cell.key);
-    order.sort((a, b) => a - b);
+    const order = topIndices(probs, MAX_BARS, cell.key);
     return html`<div class="side">
       <h3>Attention weights of query ${inlineToken(this.session.tokens[cell.query]?.text)}</h3>
       <gf-bars

@@ -141,11 +141,6 @@ export class EditForm extends SessionElement {
         width: 9rem;
         accent-color: var(--ink);
       }
-      .wrong {
-        color: var(--key);
-        font-size: 0.86rem;
-        overflow-wrap: anywhere;
-      }
     `,
   ];
 

@@ -22,16 +22,6 @@ export class HeadsView extends SessionElement {
   static override styles = [
     SessionElement.styles,
     css`
-      .title {
-        display: flex;
-        flex-wrap: wrap;
-        gap: 0.4rem 1.4rem;
-        align-items: baseline;
-        justify-content: space-between;
-      }
-      .wrap {
-        overflow-x: auto;
-      }
       table {
         border-collapse: separate;
         border-spacing: 0 0.35rem;

@@ -97,9 +97,6 @@ export class MapView extends SessionElement {
         margin-right: 0.6rem;
         vertical-align: -0.14rem;
       }
-      .wrap {
-        overflow-x: auto;
-      }
       .facts {
         display: flex;
         flex-wrap: wrap;

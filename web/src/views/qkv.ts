@@ -44,13 +44,6 @@ export class QKVView extends SessionElement {
   static override styles = [
     SessionElement.styles,
     css`
-      .title {
-        display: flex;
-        flex-wrap: wrap;
-        gap: 0.4rem 1.4rem;
-        align-items: baseline;
-        justify-content: space-between;
-      }
       .from {
         display: grid;
         gap: 0.5rem;

@@ -110,11 +110,6 @@ export class Sweep extends SessionElement {
         align-items: center;
         min-height: 2rem;
       }
-      .wrong {
-        color: var(--key);
-        font-size: 0.86rem;
-        overflow-wrap: anywhere;
-      }
     `,
   ];
 

@@ -15,18 +15,18 @@ from glassformer.errors import ConfigError
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def to_plain(config: Any) -> Any:
+def to_json(config: Any) -> Any:
     """A frozen configuration as JSON values. Neighbours in a tuple of configurations that are alike stand once."""
     if is_dataclass(config):
-        return {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
+        return {f.name: to_json(getattr(config, f.name)) for f in fields(config)}
     if not isinstance(config, tuple):
         return config
     if not any(map(is_dataclass, config)):
         return list(config)
-    return [{"repeat": len(list(same))} | to_plain(one) for one, same in groupby(config)]
+    return [{"repeat": len(list(same))} | to_json(one) for one, same in groupby(config)]
 
 
-def from_plain(kind: Any, value: Any, where: str) -> Any:
+def from_json(kind: Any, value: Any, where: str) -> Any:
     """What `to_plain` wrote, as a `kind`. ConfigError names the key, as `where`.layers[0].mlp.d_ff."""
     origin, options = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -37,7 +37,7 @@ def from_plain(kind: Any, value: Any, where: str) -> Any:
         if len(kinds) > 1 and not named:
             shown = " or ".join(f"{k.__name__} ({', '.join(sorted(_names(k)))})" for k in kinds)
             raise ConfigError(f"{where} must be an object with the keys of one of: {shown}; got {value!r:.100}")
-        return from_plain((named or kinds)[0], value, where)
+        return from_json((named or kinds)[0], value, where)
     if origin is Literal:
         if value not in options:
             raise ConfigError(f"{where} must be one of {', '.join(map(repr, options))}, got {value!r}")
@@ -61,11 +61,11 @@ def _names(kind: Any) -> set[str]:
 
 def _repeated(kind: Any, value: Any, where: str) -> list[Any]:
     if not is_dataclass(kind) or not isinstance(value, dict):
-        return [from_plain(kind, value, where)]
+        return [from_json(kind, value, where)]
     times = value.get("repeat", 1)
     if type(times) is not int or not 1 <= times <= 10_000:
         raise ConfigError(f"{where}.repeat must be a whole number from 1 to 10000, got {times!r}")
-    return [from_plain(kind, {key: v for key, v in value.items() if key != "repeat"}, where)] * times
+    return [from_json(kind, {key: v for key, v in value.items() if key != "repeat"}, where)] * times
 
 
 def _config(kind: Any, value: Any, where: str) -> Any:
@@ -77,7 +77,7 @@ def _config(kind: Any, value: Any, where: str) -> Any:
     needed = {name for name, f in own.items() if f.default is MISSING and f.default_factory is MISSING}
     if missing := sorted(needed - value.keys()):
         raise ConfigError(f"{where}: missing keys: {', '.join(missing)}")
-    found = {name: from_plain(hints[name], part, f"{where}.{name}") for name, part in value.items()}
+    found = {name: from_json(hints[name], part, f"{where}.{name}") for name, part in value.items()}
     try:
         return kind(**found)
     except ConfigError as error:
