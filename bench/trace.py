@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from glassformer.cache.dense import DenseCache
 from glassformer.families.common.shape import ShapeConfig
 from glassformer.kernels.attention import attend_fused
-from glassformer.models.language_model import LanguageModel, load
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import LayerStep, Step
 

@@ -1,10 +1,10 @@
-"""Glassformer: a whole Transformer language model whose every number can be seen.
+"""Glassformer: Transformer language models whose every activation can be inspected.
 
     import glassformer
     lm = glassformer.load("stories")
     print(lm.generate("Once", max_tokens=60).text)
 
-Public names are imported when they are first used: importing the package loads no torch.
+Public names are imported at first use: importing the package does not import torch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glassformer.config import ModelConfig
     from glassformer.families.common.shape import PRESETS, ShapeConfig
-    from glassformer.models.embedder import Embedder, load_embedder
-    from glassformer.models.language_model import LanguageModel, load
-    from glassformer.models.translator import Translator, load_translator
+    from glassformer.models.embedder import Embedder
+    from glassformer.models.language_model import LanguageModel
+    from glassformer.models.load import load
+    from glassformer.models.translator import Translator
     from glassformer.text.files.load import load_tokenizer
     from glassformer.text.tokenizer import Tokenizer
     from glassformer.text.train import train_tokenizer
@@ -33,10 +34,8 @@ _HOME = {
     "Tokenizer": "text.tokenizer",
     "TrainConfig": "training.config",
     "Translator": "models.translator",
-    "load": "models.language_model",
-    "load_embedder": "models.embedder",
+    "load": "models.load",
     "load_tokenizer": "text.files.load",
-    "load_translator": "models.translator",
     "train": "training.run.train",
     "train_tokenizer": "text.train",
 }
@@ -51,9 +50,7 @@ __all__ = [
     "TrainConfig",
     "Translator",
     "load",
-    "load_embedder",
     "load_tokenizer",
-    "load_translator",
     "train",
     "train_tokenizer",
 ]

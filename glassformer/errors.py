@@ -1,20 +1,20 @@
-"""Every error that Glassformer raises for something a person can put right."""
+"""The errors that Glassformer raises for invalid input."""
 
 
 class GlassformerError(Exception):
-    """The base of them all: what is wrong, which value, what is allowed."""
+    """The base class. Messages say what is wrong, the value given, and what is allowed."""
 
 
 class ConfigError(GlassformerError):
-    """A model configuration that no known model uses, or a key that nobody reads."""
+    """An invalid or unsupported configuration, or an unknown key."""
 
 
 class CheckpointError(GlassformerError):
-    """A model or run folder that is cut short, does not fit, or could not be written."""
+    """A model or run folder that is truncated, inconsistent, or cannot be written."""
 
 
 class TokenizerError(GlassformerError):
-    """A text that cannot be encoded, ids that cannot be decoded, or a tokenizer file that cannot be read."""
+    """A text that cannot be encoded, ids that cannot be decoded, or an invalid tokenizer file."""
 
 
 class DataError(GlassformerError):
@@ -22,7 +22,7 @@ class DataError(GlassformerError):
 
 
 class RequestError(GlassformerError):
-    """An option of a request that is out of range or contradicts another. `param` names it."""
+    """A request option that is out of range or contradicts another. `param` is its name."""
 
     def __init__(self, message: str, *, param: str | None = None):
         super().__init__(message)
@@ -38,4 +38,4 @@ class NotFoundError(RequestError):
 
 
 class CapacityError(GlassformerError):
-    """More tokens than the context, the cache or the memory holds."""
+    """More tokens than the context, the cache or memory can hold."""

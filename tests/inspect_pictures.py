@@ -4,7 +4,7 @@ import io
 import json
 
 import numpy as np
-from e2e.pixels import GRAPHITE, HUE, INK, PAPER, along
+from e2e.pixels import GRAPHITE, HUE, INK, PAPER, project
 from PIL import Image
 
 
@@ -18,10 +18,10 @@ def decoded(data: bytes) -> list[tuple[dict, np.ndarray]]:
         xs = one["left"] + middle + one["field"] * np.arange(one["columns"])
         colours = pixels[np.ix_(ys, xs)].reshape(-1, 3)
         if one["shares"]:
-            values = along(INK, colours)[0] ** 2
+            values = project(INK, colours)[0] ** 2
         else:
-            up, beside_up = along(np.stack([PAPER, np.array(HUE[one["meaning"]], float)]), colours)
-            down, beside_down = along(np.stack([PAPER, GRAPHITE]), colours)
+            up, beside_up = project(np.stack([PAPER, np.array(HUE[one["meaning"]], float)]), colours)
+            down, beside_down = project(np.stack([PAPER, GRAPHITE]), colours)
             values = one["scale"] * np.where(beside_down < beside_up, -(down**2), up**2)
         found.append((one, values.reshape(one["rows"], one["columns"])))
     return found

@@ -1,6 +1,6 @@
-"""The command line: `glassformer VERB ...`. One file per verb; the only place that prints or reads arguments.
+"""The command line: `glassformer VERB ...`, one file per verb; no other package parses arguments or prints.
 
-Verbs are imported when they are used, and torch when a verb needs it, so that help is there at once.
+A verb is imported when it is used, and torch when a verb needs it, so that help prints at once.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from cyclopts.config import Toml
 
 from glassformer.errors import GlassformerError
 
-HELP = """Glassformer: a whole Transformer language model whose every number can be seen.
+HELP = """Glassformer: train, run, serve and inspect Transformer language models.
 
 MODEL is a model folder or file (GGUF, safetensors), a run folder (its best checkpoint), `owner/name[@revision]` on the
 Hugging Face hub, or `stories`, the small model that ships with the package.
 """
 
 VERBS = {
-    "demo": ("demo:app", "Train a model here and now, on little stories or on pairs, and read what it writes."),
+    "demo": ("demo:app", "Train a small model on generated stories or source-target pairs, and run it."),
     "train": ("train:train", "Train a tokenizer and a model on your own text, or continue from a model."),
-    "data": ("data:app", "See what would be trained on."),
-    "tokenizer": ("tokenizer:app", "Train a tokenizer; encode, decode and show tokens."),
+    "data": ("data:app", "Check training data."),
+    "tokenizer": ("tokenizer:app", "Train a tokenizer; encode and decode text."),
     "generate": ("generate:generate", "Continue a prompt."),
-    "inspect": ("inspect:inspect", "See inside a model while it reads a text: terminal, page, picture or JSON."),
-    "serve": ("serve:serve", "Serve models: a page in which every number is the model's own, and HTTP routes."),
-    "translate": ("translate:translate", "Write one text from another, with a model that was trained on pairs."),
-    "embed": ("embed:embed", "Show how alike texts are, or print their vectors, with a model that embeds."),
-    "fill": ("fill:fill", "Guess the hidden places of a text, with a masked language model."),
-    "chat": ("chat:chat", "Write back and forth with a model."),
+    "inspect": ("inspect:inspect", "Show a model's activations: in the terminal, as a page, picture or JSON."),
+    "serve": ("serve:serve", "Serve models over HTTP, with a page that inspects them."),
+    "translate": ("translate:translate", "Translate texts with an encoder-decoder."),
+    "embed": ("embed:embed", "Embed texts: compare them, or print their vectors."),
+    "fill": ("fill:fill", "Predict the masked tokens of a text, with a masked language model."),
+    "chat": ("chat:chat", "Chat with a model."),
     "eval": ("evaluate:evaluate", "Measure loss, perplexity and bits per byte on a text."),
-    "show": ("show:show", "Show what a model is: sizes, memory, tokenizer, template."),
-    "convert": ("convert:convert", "Write a model as a Hugging Face folder, or as a GGUF file."),
-    "verify": ("verify:verify", "Compare a model with transformers, place by place."),
+    "show": ("show:show", "Show a model's sizes, memory, tokenizer and chat template."),
+    "convert": ("convert:convert", "Convert a model to a Hugging Face folder or a GGUF file."),
+    "verify": ("verify:verify", "Compare a model with transformers, activation by activation."),
     "bench": ("bench:bench", "Measure prefill and decode speed against this machine's limits."),
 }
 
@@ -52,7 +52,7 @@ app.register_install_completion_command(help="Install completion for your shell.
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command. Exit status: 0 done, 1 refused with a reason, 2 misused, 130 interrupted."""
+    """Run one command. Exit status: 0 success, 1 error, 2 wrong usage, 130 interrupted, 141 closed output."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
@@ -65,14 +65,12 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the reader has left: nothing to say, nor to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the pipe is closed: nothing can be flushed
         sys.exit(141)
 
 
 def _config_file(tokens: list[str]) -> list[Toml]:
-    """Take `--config FILE.toml` out of the arguments: its keys are the verb's options, flags given beside it win."""
+    """Remove `--config FILE.toml` from the arguments: its keys are options of the verb; flags override them."""
     for i, token in enumerate(tokens):
         name, equals, value = token.partition("=")
         if token == "--":
@@ -91,7 +89,7 @@ def _config_file(tokens: list[str]) -> list[Toml]:
 
 
 def _stdin_last(tokens: list[str]) -> list[str]:
-    """A lone `-`, which the parser would take for an option, put where it takes everything as it is: behind `--`."""
+    """Move a lone `-`, which the parser would take for an option, behind `--`."""
     end = tokens.index("--") if "--" in tokens else len(tokens)
     options, rest = tokens[:end], tokens[end + 1 :]
     lone = [token for token in options if token == "-"]

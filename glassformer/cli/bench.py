@@ -16,34 +16,35 @@ def bench(
     ignore_key: IgnoreKeys = (),
     machine: Machine = Machine(),
 ) -> None:
-    """Measure how fast a model reads and writes, and how much of what this machine can do that is.
+    """Measure the speed of prefill and decoding, and its share of this machine's limits.
 
     Parameters
     ----------
     model
         A model folder, a run folder, or `stories`.
     prompt_tokens
-        Tokens read; 0 is three quarters of the context, at most 512.
+        Tokens of the prompt; 0 is three quarters of the context, at most 512.
     new_tokens
-        Tokens written; 0 is a quarter of the context, at most 64.
+        Tokens to generate; 0 is a quarter of the context, at most 64.
     batch
-        Sequences at a time.
+        Sequences per forward pass.
     rounds
-        Medians of so many.
+        Rounds; medians are reported.
     """
     from dataclasses import asdict
 
     from glassformer.generate.sampling import check_number
-    from glassformer.generate.speed import measure
+    from glassformer.generate.speed import measure_speed
+    from glassformer.models.language_model import LanguageModel
 
     for name, value in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens)):
         check_number(name, value, 0, 1 << 31)
     for name, value in (("batch", batch), ("rounds", rounds)):
         check_number(name, value, 1, 1 << 31)
-    lm = open_model(model, machine, ignore_key, quiet=json)
+    lm = open_model(LanguageModel, model, machine, ignore_key, quiet=json)
     context = lm.config.context_length
     with progress(quiet=json) as tick:
-        speed = measure(
+        speed = measure_speed(
             lm.model,
             prompt_tokens=prompt_tokens or min(512, 3 * context // 4),
             new_tokens=new_tokens or min(64, context // 4),
@@ -64,4 +65,4 @@ def bench(
         f"{speed.decode_bytes / 1e6:,.1f} MB read per step of {batch}, "
         f"{100 * speed.decode_share:.0f}% of {speed.memory_rate / 1e9:,.1f} GB/s"
     )
-    out.print("shares: of the rates measured here, now, with this model's matrices and one large tensor", style="dim")
+    out.print("shares of the rates measured just now with this model's matrices and one large tensor", style="dim")

@@ -1,4 +1,4 @@
-"""What verbs share: where to run, how to say things, and a progress bar."""
+"""What the verbs share: device options, loading, output and progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -18,9 +18,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from glassformer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from glassformer.models.embedder import Embedder
-    from glassformer.models.language_model import LanguageModel
-    from glassformer.models.translator import Translator
+    from glassformer.models.base import TextModel
+    from glassformer.models.load import AnyTextModel
+
+    M = TypeVar("M", bound=TextModel)
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -31,7 +32,7 @@ Advance = Callable[[int, int | None, str], None]
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Machine:
-    """Where a verb runs."""
+    """The device, dtype and threads that a verb runs with."""
 
     device: str = "auto"
     "auto, cpu, cuda, cuda:N or mps"
@@ -40,7 +41,7 @@ class Machine:
     threads: int = 0
     "CPU threads; 0 is all cores"
     offline: Annotated[bool, Parameter(negative="")] = False
-    "Use no network: a model of the hub must have been downloaded before."
+    "Use no network: a hub model must have been downloaded before."
 
     def apply(self) -> None:
         """Set the number of threads."""
@@ -52,78 +53,48 @@ class Machine:
             torch.set_num_threads(self.threads)
 
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object for machines.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
 IgnoreKeys = Annotated[
-    tuple[str, ...], Parameter(name="--ignore-key", negative="", help="A key of config.json that does not matter.")
+    tuple[str, ...], Parameter(name="--ignore-key", negative="", help="Ignore this unknown key of config.json.")
 ]
 
 
+def open_any(model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False) -> AnyTextModel:
+    """Load a model of any kind, and report on stderr what was loaded."""
+    from glassformer.models.load import load
+
+    return _open(load, model, machine, ignore_keys, quiet)
+
+
 def open_model(
-    model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False
-) -> LanguageModel:
-    """Load a model, and say on stderr what was loaded."""
-    import glassformer
+    model_class: type[M], model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False
+) -> M:
+    """Load a model of one class, and report on stderr what was loaded."""
+    return _open(model_class.load, model, machine, ignore_keys, quiet)
+
+
+def _open(load: Callable[..., Any], model: str, machine: Machine, ignore_keys: tuple[str, ...], quiet: bool) -> Any:
+    import torch
+
     from glassformer.formats.find import PACKAGED
 
     machine.apply()
     with working("loading", quiet=quiet):
-        lm = glassformer.load(
+        found = load(
             model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys, offline=machine.offline
         )
     if not quiet:
-        label = f", {PACKAGED[model]}" if model in PACKAGED and not os.path.exists(model) else ""
-        _say_loaded(lm, lm.source if not label else model, label)
-    return lm
-
-
-def open_any(
-    model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False
-) -> LanguageModel | Translator | Embedder:
-    """Load a model of whichever kind its configuration says, and say on stderr what was loaded."""
-    from glassformer.config import RecurrentConfig, TextEncoderConfig
-    from glassformer.formats.checkpoint import open_checkpoint
-    from glassformer.formats.find import find_model
-
-    config = open_checkpoint(find_model(model, offline=machine.offline), ignore_keys).config
-    if isinstance(config, TextEncoderConfig):
-        return open_embedder(model, machine, ignore_keys, quiet=quiet)
-    if isinstance(config, RecurrentConfig) or config.encoder is not None:
-        return open_translator(model, machine, ignore_keys, quiet=quiet)
-    return open_model(model, machine, ignore_keys, quiet=quiet)
-
-
-def open_translator(
-    model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False
-) -> Translator:
-    """Load a translator, and say on stderr what was loaded."""
-    import glassformer
-
-    machine.apply()
-    with working("loading", quiet=quiet):
-        found = glassformer.load_translator(
-            model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys, offline=machine.offline
-        )
-    if not quiet:
-        _say_loaded(found, found.source)
-    return found
-
-
-def open_embedder(model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False) -> Embedder:
-    """Load an encoder, and say on stderr what was loaded."""
-    import glassformer
-
-    machine.apply()
-    with working("loading", quiet=quiet):
-        found = glassformer.load_embedder(
-            model, device=machine.device, dtype=machine.dtype, ignore_keys=ignore_keys, offline=machine.offline
-        )
-    if not quiet:
-        _say_loaded(found, found.source)
+        packaged = model in PACKAGED and not os.path.exists(model)
+        dtype, device = str(found.dtype).removeprefix("torch."), found.device
+        where = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+        label = f", {PACKAGED[model]}" if packaged else ""
+        name = model if packaged else found.path
+        say(f"{name}: {found.n_parameters / 1e6:.2f}M parameters, {dtype} on {where}{label}")
     return found
 
 
 def lines_of_stdin() -> Iterator[str]:
-    """Standard input line by line, without their ends. DataError where it is no text."""
+    """Yield the lines of stdin without line ends. Raises DataError if it is not UTF-8."""
     try:
         for line in sys.stdin:
             yield line.removesuffix("\n").removesuffix("\r")
@@ -131,17 +102,8 @@ def lines_of_stdin() -> Iterator[str]:
         raise DataError(f"stdin is not UTF-8 text: {error.reason}") from None
 
 
-def _say_loaded(loaded: LanguageModel | Translator | Embedder, name: str, label: str = "") -> None:
-    import torch
-
-    parameters, device = list(loaded.model.parameters()), loaded.device
-    n, dtype = sum(p.numel() for p in parameters), str(parameters[0].dtype).removeprefix("torch.")
-    where = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
-    say(f"{name}: {n / 1e6:.2f}M parameters, {dtype} on {where}{label}")
-
-
 def say(text: str) -> None:
-    """A line about what is going on, on stderr."""
+    """Print a status line on stderr."""
     err.print(text, style="dim", markup=False)
 
 
@@ -150,7 +112,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout, which no terminal setting can fold."""
+    """Print one JSON object on stdout, on one line whatever the terminal width."""
     json.dump(value, sys.stdout, ensure_ascii=False, default=_plain)
     sys.stdout.write("\n")
     sys.stdout.flush()
@@ -158,7 +120,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Advance]:
-    """A callback (done, total, what) that draws a bar, or writes lines now and then where there is no terminal."""
+    """Give a callback (done, total, what) that draws a progress bar, or prints lines if stderr is no terminal."""
     if quiet:
         yield lambda done, total, what: None
     elif err.is_terminal:
@@ -177,7 +139,7 @@ def progress(*, quiet: bool = False) -> Iterator[Advance]:
 
 
 def plain_progress(every: float = 2.0) -> Advance:
-    """Progress as plain lines: the first after `every` seconds, then one each time as many have gone by."""
+    """Return a callback that prints a progress line every `every` seconds."""
     last = time.monotonic()
 
     def advance(done: int, total: int | None, what: str) -> None:
@@ -191,7 +153,7 @@ def plain_progress(every: float = 2.0) -> Advance:
 
 @contextmanager
 def working(what: str, *, quiet: bool = False) -> Iterator[None]:
-    """A spinner beside something whose length nobody knows."""
+    """Show a spinner while something of unknown length runs."""
     if quiet or not err.is_terminal:
         yield
     else:

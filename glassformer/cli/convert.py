@@ -132,10 +132,10 @@ def _write_gguf(checkpoint: Checkpoint, dst: Path, kind: GgufKind) -> list[str]:
         if tokenizer is None:
             save_gguf(model, dst, kind)
         else:
-            Embedder(model, tokenizer, checkpoint.pooling(), source=source).save_gguf(dst, kind)
+            Embedder(model, tokenizer, checkpoint.pooling(), path=source).save_gguf(dst, kind)
         return left_out(model)
     if tokenizer is None:
         raise RequestError(f"{source} has no tokenizer, and the GGUF file of an encoder-decoder needs one")
     generation = checkpoint.generation_config()
-    Translator(load_seq2seq(checkpoint), tokenizer, source=source, special=generation).save_gguf(dst, kind)
+    Translator(load_seq2seq(checkpoint), tokenizer, path=source, generation_config=generation).save_gguf(dst, kind)
     return []

@@ -76,7 +76,7 @@ def stories(
         say(f"stopped: glassformer train --out {folder} --resume goes on")
         return
     with working("scoring", quiet=json):
-        lm = glassformer.load(run.last)
+        lm = glassformer.LanguageModel.load(run.last)
         rows: dict[str, dict[str, float]] = {
             "your model": asdict(recipe.score(lm, questions=150, texts=60)),
             "your model, untrained": asdict(recipe.score(recipe.untrained(lm, seed), questions=20, texts=10)),

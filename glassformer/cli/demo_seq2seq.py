@@ -62,7 +62,7 @@ def seq2seq(
             say(f"stopped: glassformer train --out {folder / system} --resume goes on")
             return
         with working("scoring", quiet=json):
-            translator = glassformer.load_translator(run.best)
+            translator = glassformer.Translator.load(run.best)
             scores = pair_recipe.score(translator, task)
         rows.append(row_of(name, translator, run, scores) | {"run": str(folder / system)})
         if system == "rnn":  # nothing aligns

@@ -1,4 +1,4 @@
-"""`glassformer embed`: texts to vectors, and how alike they are."""
+"""`glassformer embed`: embed texts and compare them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
-from glassformer.cli.common import IgnoreKeys, Json, Machine, lines_of_stdin, open_embedder, out, print_json, progress
+from glassformer.cli.common import IgnoreKeys, Json, Machine, lines_of_stdin, open_model, out, print_json, progress
 from glassformer.errors import GlassformerError, RequestError
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from glassformer.models.embedder import Embedder
 
-LINES = 1024  # of standard input that are embedded at a time
-MATRIX = 12  # texts at most that are compared each with each; of more, each is shown with the one that is nearest
+LINES = 1024  # lines of stdin per batch
+MATRIX = 12  # texts up to which all pairs are compared; of more, each is shown with its nearest neighbour
 
 
 def embed(
@@ -30,28 +30,30 @@ def embed(
     ignore_key: IgnoreKeys = (),
     machine: Machine = Machine(),
 ) -> None:
-    """Show how alike texts are, as a model that embeds them tells; or print their vectors.
+    """Embed texts and print their similarities, or their vectors.
 
-    Two texts or more are compared each with each; of more than twelve, each is shown with the one nearest to it.
+    Up to twelve texts are compared pairwise; of more, each is shown with its nearest neighbour.
 
     Parameters
     ----------
     model
-        An encoder's model folder (BERT, RoBERTa, DistilBERT, MiniLM), with or without what sentence-transformers lays
-        beside it, a GGUF file of one, or a name on the hub.
+        An encoder-only model (BERT, RoBERTa, DistilBERT, MiniLM): a model folder, a sentence-transformers folder, a
+        GGUF file, or a name on the hub.
     text
-        What to embed; `-` reads stdin, one text a line.
+        Texts to embed; `-` reads stdin, one text per line.
     prompt
-        The name of the text that the model wants before these, such as query or document.
+        The name of the model's prompt before these texts, such as query or document.
     truncate
-        Cut a text that is too long, at its end; else it is refused.
+        Cut texts that are too long; by default they are an error.
     json
-        Print one JSON object a text for machines: the text and its vector.
+        Print one JSON object per text: the text and its vector.
     """
     if not text:
-        raise RequestError("there is no text: give one, several, or - for stdin, one a line", param="text")
+        raise RequestError("there is no text: give one or more, or - for stdin, one per line", param="text")
     stdin = text == ("-",)
-    embedder = open_embedder(model, machine, ignore_key, quiet=json)
+    from glassformer.models.embedder import Embedder
+
+    embedder = open_model(Embedder, model, machine, ignore_key, quiet=json)
     if json:
         lines, first = lines_of_stdin() if stdin else iter(text), 0
         while some := list(islice(lines, LINES)):
@@ -60,7 +62,7 @@ def embed(
             except GlassformerError as error:
                 raise type(error)(f"after the first {first:,}: {error}" if first else str(error)) from None
             for one, vector in zip(some, vectors.tolist(), strict=True):
-                print_json({"model": embedder.source, "text": one, "embedding": vector})
+                print_json({"model": embedder.path, "text": one, "embedding": vector})
             first += len(some)
         return
     texts = list(lines_of_stdin() if stdin else text)
@@ -70,8 +72,8 @@ def embed(
     kind = embedder.sentence.config.similarity
     if len(texts) == 1:
         numbers = " ".join(f"{x:.4f}" for x in vectors[0, :8].tolist())
-        print(f"{embedder.dimensions} numbers, of length {vectors[0].norm():.4f}: {numbers} ...")
-        print("(give two texts or more to compare them; --json prints whole vectors)")
+        print(f"{embedder.dimensions} dimensions, norm {vectors[0].norm():.4f}: {numbers} ...")
+        print("(give two or more texts to compare them; --json prints complete vectors)")
     elif len(texts) <= MATRIX:
         print(*matrix(texts, embedder.similarity(vectors, vectors), kind, out.width), sep="\n")
     else:
@@ -86,7 +88,7 @@ def _vectors(embedder: Embedder, texts: Sequence[str], prompt: str | None, trunc
 
 
 def matrix(texts: list[str], found: Tensor, kind: str, width: int) -> Iterator[str]:
-    """Each text against each: numbered columns, and the texts as far as there is room."""
+    """Yield the similarity matrix: numbered columns, and the texts as far as they fit."""
     rows = found.tolist()
     cell = max(len(f"{x:.2f}") for row in rows for x in row) + 1
     room = max(12, width - cell * len(texts) - 6)
@@ -96,7 +98,7 @@ def matrix(texts: list[str], found: Tensor, kind: str, width: int) -> Iterator[s
 
 
 def nearest(texts: list[str], embedder: Embedder, vectors: Tensor, width: int) -> Iterator[str]:
-    """Each text with the other one that is most like it."""
+    """Yield each text with its nearest neighbour."""
     room = max(12, (width - 12) // 2)
     yield f"{'':7}  {'text':<{room}}  nearest, by {embedder.sentence.config.similarity} similarity"
     for begin in range(0, len(texts), LINES):
@@ -108,6 +110,6 @@ def nearest(texts: list[str], embedder: Embedder, vectors: Tensor, width: int) -
 
 
 def _cut(text: str, room: int) -> str:
-    """A text on one line, no wider than there is room."""
+    """Return a text on one line, cut to a width."""
     line = " ".join(text.split())
     return line if cell_len(line) <= room else set_cell_size(line, room - 1).rstrip() + "…"

@@ -39,6 +39,7 @@ def evaluate(
     """
     import torch
 
+    from glassformer.models.language_model import LanguageModel
     from glassformer.training.data.packing import packed_eval_batches
     from glassformer.training.data.prepare import prepare
     from glassformer.training.tasks.evaluate import Compute, Evaluation
@@ -46,7 +47,7 @@ def evaluate(
 
     if not data:
         raise DataError("there is no DATA to evaluate on: name files, folders, globs, JSONL, or - for stdin")
-    lm = open_model(model, machine, ignore_key, quiet=json)
+    lm = open_model(LanguageModel, model, machine, ignore_key, quiet=json)
     if lm.tokenizer is None:
         raise RequestError("this model has no tokenizer, and evaluation reads text", param="model")
     how = Compute(lm.device, torch.float32)
@@ -71,7 +72,7 @@ def evaluate(
         found = Evaluation(nats / max(1, tokens), tokens, size)
         seconds = time.perf_counter() - begin
     facts = {
-        "model": lm.source,
+        "model": lm.path,
         "loss": found.loss,
         "perplexity": found.perplexity,
         "bits_per_byte": found.bits_per_byte,

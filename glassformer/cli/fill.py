@@ -1,10 +1,10 @@
-"""`glassformer fill`: guess the hidden places of a text."""
+"""`glassformer fill`: predict the masked tokens of a text."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
-from glassformer.cli.common import IgnoreKeys, Json, Machine, open_embedder, print_json
+from glassformer.cli.common import IgnoreKeys, Json, Machine, open_model, print_json
 
 
 def fill(
@@ -16,25 +16,27 @@ def fill(
     ignore_key: IgnoreKeys = (),
     machine: Machine = Machine(),
 ) -> None:
-    """Guess which tokens stand in the hidden places of a text.
+    """Predict the masked tokens of a text.
 
     Parameters
     ----------
     model
-        An encoder's model folder that was saved with its head of masked language modelling, or a name on the hub.
+        An encoder-only model with a masked-language-modelling head: a model folder, or a name on the hub.
     text
-        A text with the mask token's name in it: `[MASK]` of BERT and DistilBERT, `<mask>` of RoBERTa.
+        A text with mask tokens: `[MASK]` for BERT and DistilBERT, `<mask>` for RoBERTa.
     top
-        Show this many guesses for each place.
+        Show this many candidates per masked position.
     """
-    embedder = open_embedder(model, machine, ignore_key, quiet=json)
-    places = embedder.fill(text, top=top)
+    from glassformer.models.embedder import Embedder
+
+    embedder = open_model(Embedder, model, machine, ignore_key, quiet=json)
+    positions = embedder.fill(text, top=top)
     if json:
-        guesses = [[asdict(guess) for guess in place] for place in places]
-        print_json({"model": embedder.source, "text": text, "places": guesses})
+        fills = [[asdict(one) for one in candidates] for candidates in positions]
+        print_json({"model": embedder.path, "text": text, "masks": fills})
         return
-    for i, place in enumerate(places):
-        if len(places) > 1:
-            print(f"place {i + 1}")
-        for guess in place:
-            print(f"{100 * guess.probability:6.2f}%  {guess.text.strip()}")
+    for i, candidates in enumerate(positions):
+        if len(positions) > 1:
+            print(f"mask {i + 1}")
+        for one in candidates:
+            print(f"{100 * one.probability:6.2f}%  {one.text.strip()}")

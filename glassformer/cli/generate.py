@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +29,7 @@ def generate(
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
-    logit_bias: Annotated[tuple[str, ...], Parameter(negative="", help="ID=NUMBER, as often as needed")] = (),
+    logit_bias: Annotated[tuple[str, ...], Parameter(negative="", help="TOKEN_ID=NUMBER; may be repeated")] = (),
     seed: int | None = None,
     stop: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     n: int = 1,
@@ -37,34 +38,36 @@ def generate(
     ignore_key: IgnoreKeys = (),
     machine: Machine = Machine(),
 ) -> None:
-    """Continue a prompt; the text streams to stdout as it is written.
+    """Continue a prompt; the text streams to stdout during generation.
 
     Parameters
     ----------
     model
-        A model folder, a run folder, or `stories`.
+        A decoder-only model: a model folder or file, a run folder, `stories`, or a name on the hub.
     prompt
-        The text to continue; without one the model begins a text. `-` reads stdin.
+        The text to continue; if empty, the model begins a document. `-` reads stdin.
     max_tokens
-        At most this many tokens; by default until the model ends the text or its context is full.
+        The most tokens to generate; by default until the model ends the text or its context is full.
     temperature
-        Below 1 surer, above 1 more varied; 0 always takes the likeliest token.
+        Divides the logits: below 1 less random, above 1 more; 0 always takes the most likely token.
     top_k
-        Draw from the k likeliest tokens only.
+        Sample from the k most likely tokens only.
     top_p
-        Draw from the smallest set of tokens whose probabilities reach p.
+        Sample from the smallest set of tokens whose probabilities sum to p or more.
     min_p
-        Draw from tokens at least p times as likely as the likeliest.
+        Sample from tokens at least p times as likely as the most likely one.
     seed
         The same seed gives the same text.
     stop
-        End before this string; may be given several times.
+        End the text before this string; may be repeated.
     n
-        This many continuations, from one reading of the prompt.
+        Generate this many continuations from one prefill of the prompt.
     logprobs
-        Show each token's log-probability, and this many of the likeliest.
+        Show each token's log-probability, and this many of the most likely tokens.
     """
-    lm = open_model(model, machine, ignore_key, quiet=json)
+    from glassformer.models.language_model import LanguageModel
+
+    lm = open_model(LanguageModel, model, machine, ignore_key, quiet=json)
     given: str | list[int] = _ids(ids) if ids else sys.stdin.read() if prompt == "-" else prompt
     if ids and prompt:
         raise RequestError("give a prompt or --ids, not both", param="ids")
@@ -92,7 +95,7 @@ def generate(
         return
     found = lm.generate(given, **options)
     if json:
-        print_json({"model": lm.source, "prompt_ids": found.prompt_ids, "seed": found.seed} | _choices(lm, found))
+        print_json({"model": lm.path, "prompt_ids": found.prompt_ids, "seed": found.seed} | _choices(lm, found))
         return
     for i, one in enumerate(found.continuations):
         if n > 1:
@@ -107,24 +110,24 @@ def generate(
 
 
 def stream(lm: LanguageModel, prompt: str | list[int], **options: Any) -> str:
-    """Write prompt and continuation to stdout as they come; returns the continuation."""
-    pieces = lm.stream(prompt, **options)
+    """Print the prompt and stream its continuation to stdout; return the continuation."""
+    events = lm.stream(prompt, **options)
     if isinstance(prompt, str):
         out.print(prompt, end="", markup=False)
-    written = []
-    for piece in pieces:
-        written.append(piece.text)
-        out.print(piece.text, end="", markup=False)
+    texts = []
+    for event in events:
+        texts.append(event.text)
+        out.print(event.text, end="", markup=False)
         sys.stdout.flush()
     out.print()
-    return "".join(written)
+    return "".join(texts)
 
 
 def _ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.replace(",", " ").split()]
     except ValueError:
-        raise RequestError(f"--ids must be whole numbers like 1,2,3, got {text!r}", param="ids") from None
+        raise RequestError(f"--ids must be whole numbers such as 1,2,3, got {text!r}", param="ids") from None
 
 
 def _bias(pairs: tuple[str, ...]) -> dict[int, float] | None:
@@ -155,7 +158,7 @@ def _choices(lm: LanguageModel, found: Any) -> dict[str, Any]:
 
 
 def _table(lm: LanguageModel, one: Continuation) -> None:
-    """Tokens, one a line: log-probability, probability, and what else was likely."""
+    """Print one line per token: log-probability, probability, text, and the most likely tokens."""
     for token in one.tokens:
         rivals = "  ".join(f"{_text(lm, i)!r} {_percent(p)}" for i, p in token.top)
         out.print(
@@ -164,6 +167,4 @@ def _table(lm: LanguageModel, one: Continuation) -> None:
 
 
 def _percent(logprob: float) -> str:
-    import math
-
     return f"{100 * math.exp(logprob):5.1f}%"

@@ -95,7 +95,7 @@ def inspect(
         options_of_view = _options(shown, trace, place, given, parameters, before, read)
         with working(shown.name, quiet=json):
             panels, data = _one(shown, lm, trace, options_of_view)
-    data = {"model": lm.source or model} | data
+    data = {"model": lm.path or model} | data
     if ending is None:
         print_json(data) if json else _draw(panels)
         return

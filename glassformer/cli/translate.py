@@ -1,4 +1,4 @@
-"""`glassformer translate`: write one text from another, with a model that was trained on pairs."""
+"""`glassformer translate`: translate texts with an encoder-decoder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.cells import cell_len
 
-from glassformer.cli.common import IgnoreKeys, Json, Machine, lines_of_stdin, open_translator, out, print_json, say
+from glassformer.cli.common import IgnoreKeys, Json, Machine, lines_of_stdin, open_model, out, print_json, say
 from glassformer.errors import GlassformerError, RequestError
 
 if TYPE_CHECKING:
     from glassformer.models.translator import Translation, TranslationAlignment, Translator
 
-LINES = 256  # of standard input that are read before they are translated together
+LINES = 256  # lines of stdin per batch
 SHADES = ((0.6, "█"), (0.4, "▓"), (0.2, "▒"), (0.05, "░"))
 LEGEND = "  ".join(f"{shade} {least:.0%}" for least, shade in reversed(SHADES))
 
@@ -34,32 +34,34 @@ def translate(
     ignore_key: IgnoreKeys = (),
     machine: Machine = Machine(),
 ) -> None:
-    """Write what each text becomes, one a line.
+    """Translate each text; print one per line.
 
     Parameters
     ----------
     model
-        A translator's model folder, its run folder, or a GGUF file of T5.
+        An encoder-decoder: a model folder, a run folder, or a GGUF file of T5.
     text
-        What to translate; several texts one by one. `-` reads stdin, one text a line; a blank line stays one.
+        Texts to translate; `-` reads stdin, one text per line; blank lines are preserved.
     beam
-        Follow so many texts at a time and take the best; 1 takes the likeliest token, always.
+        Beam width; 1 always takes the most likely token.
     n
-        Show this many of the best, each with its score; needs a beam at least as wide.
+        Show this many of the best targets with their scores; needs a beam at least as wide.
     max_tokens
-        At most this many tokens; by default until the model ends the text or its context is full.
+        The most tokens to generate; by default until the model ends the text or its context is full.
     length_penalty
-        With a beam: 0 compares by probability alone, which favours short texts; more is kinder to long ones.
+        With a beam: 0 ranks by probability alone, which favours short texts; larger values favour long ones.
     special
-        Read control tokens out of the text (<mask>, <extra_id_0>), and show those that are written.
+        Parse control tokens in the text (<mask>, <extra_id_0>), and show generated ones.
     align
-        Show where in the source the model looked for each token it wrote: the mean over layers and heads.
+        Show each generated token's attention to the source, the mean over layers and heads.
     json
-        Print one JSON object a text for machines: targets with scores; with --align every layer and head.
+        Print one JSON object per text: targets with scores; with --align the attention of every layer and head.
     """
     if not text:
-        raise RequestError("there is no text: give one, several, or - for stdin, one a line", param="text")
-    translator = open_translator(model, machine, ignore_key, quiet=json)
+        raise RequestError("there is no text: give one or more, or - for stdin, one per line", param="text")
+    from glassformer.models.translator import Translator
+
+    translator = open_model(Translator, model, machine, ignore_key, quiet=json)
     for sources in _batches(translator, text, special):
         found = iter(
             translator.translate(
@@ -69,7 +71,7 @@ def translate(
         )  # fmt: skip
         for source in sources:
             if source is None:
-                print_json({"model": translator.source, "source": "", "targets": []}) if json else print()
+                print_json({"model": translator.path, "source": "", "targets": []}) if json else print()
                 continue
             one = next(found)
             best = one.targets[0]
@@ -77,20 +79,20 @@ def translate(
             if align:
                 alignment = translator.align(source, best.ids, ended=best.finish == "stop", special=special)
             if json:
-                print_json({"model": translator.source} | _plain(one, alignment))
+                print_json({"model": translator.path} | _plain(one, alignment))
                 continue
             for target in one.targets:
                 print((f"{target.score:9.4f}  " if n > 1 else "") + target.text)
             if best.finish == "length":
-                say(f"cut off after {len(best.ids)} tokens: {source}")
+                say(f"truncated after {len(best.ids)} tokens: {source}")
             if alignment is not None:
                 print(*draw(alignment, out.width), sep="\n")
 
 
 def _batches(translator: Translator, text: tuple[str, ...], special: bool) -> Iterator[list[str | None]]:
-    """The texts, as many at a time as are there at once; None is a blank line of stdin.
+    """Yield batches of texts; None is a blank line of stdin.
 
-    One that cannot be translated is an error that names it, raised when all before it were given.
+    A text that cannot be translated raises an error that names it, after the texts before it.
     """
     lines = text == ("-",)
     size = 1 if lines and sys.stdin.isatty() else LINES
@@ -120,9 +122,9 @@ def _plain(one: Translation, alignment: TranslationAlignment | None) -> dict[str
 
 
 def draw(alignment: TranslationAlignment, width: int) -> Iterator[str]:
-    """The mean alignment as lines: a row for each target token, shaded under the source, which is cut to the width.
+    """Yield the mean alignment as lines: one row per target token, shaded by its attention to each source token.
 
-    A row shows of each source token what share of the target token's attention it has: see the legend.
+    The source is split into panels that fit the width.
     """
     source, target = ([label if cell_len(label) else "·" for label in side] for side in alignment.labels)
     margin, rows = 2 + max(map(cell_len, target)), alignment.mean.tolist()
@@ -135,7 +137,7 @@ def draw(alignment: TranslationAlignment, width: int) -> Iterator[str]:
 
 
 def _panels(widths: list[int], room: int) -> Iterator[tuple[int, int]]:
-    """(first, end) of each run of columns that fits into so many cells."""
+    """Yield (first, end) of each run of columns that fits into `room` cells."""
     begin = used = 0
     for i, width in enumerate(widths):
         if used + width > room and i > begin:

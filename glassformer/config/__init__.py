@@ -1,4 +1,4 @@
-"""What a model is, as frozen data. No torch, and no family names."""
+"""Model configurations as frozen dataclasses. Imports no torch; knows no model families."""
 
 from glassformer.config.attention import AttentionConfig, RelativeConfig
 from glassformer.config.fields import as_dict, change

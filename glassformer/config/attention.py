@@ -1,4 +1,4 @@
-"""Attention, as frozen data."""
+"""Configuration of attention."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from glassformer.config.rope_scaling import LongScaling
 
 @dataclass(frozen=True)
 class RelativeConfig:
-    """A learned bias of scores for each head and bucket of distances (Raffel et al. 2020, section 2.1).
+    """A learned bias of the scores per head and distance bucket (T5: Raffel et al. 2020, section 2.1).
 
-    Half the buckets are of one distance each, the others wider and wider up to `max_distance`; all farther ones fall
-    into the last. Where later tokens are seen too, they have half of all buckets for themselves.
+    Half of the buckets hold one distance each, the others logarithmically more, up to `max_distance`; the last bucket
+    holds all larger distances. Without a causal mask, later tokens have half of all buckets.
     """
 
     n_buckets: int = 32
@@ -38,13 +38,13 @@ class RelativeConfig:
 class AttentionConfig:
     """Multi-head, grouped-query (n_kv_heads < n_heads) or multi-query (n_kv_heads = 1) attention.
 
-    `scale` multiplies q.k; None is 1/sqrt(head_dim) and 1.0 the unscaled product. `softcap` c makes a score s
-    c tanh(s/c). `window` is how many keys a query sees, itself included; None is all. `bias` is of q, k and v;
-    `out_bias` of o. `clip` bounds what q, k and v are projected to. `qk_norm` norms q and k: each head by itself, all
-    with one weight ("head"), or each with its own, without bias ("each"); or all heads as one vector ("width").
-    `causal`: a query sees no later key; False in an encoder and in cross-attention. `sinks`: one more score per head is
-    learned, whose probability goes nowhere (Xiao et al. 2024; gpt-oss). `latent`: keys and values are made of what is
-    kept in their place; `bias` is then of what makes the latents.
+    `scale` multiplies q.k; None is 1/sqrt(head_dim), 1.0 the unscaled product. `softcap` c maps a score s to
+    c tanh(s/c). `window`: how many keys a query sees, its own included; None is all. `bias` is that of q, k and v,
+    `out_bias` that of o. `clip` clamps q, k and v to [-clip, clip]. `qk_norm` normalizes q and k: each head with a
+    shared weight ("head"), each head with its own weight and no bias ("each"), or all heads as one vector ("width").
+    `causal`: a query sees no later key; False in encoders and cross-attention. `sinks`: one learned score per head,
+    whose probability is dropped (Xiao et al. 2024; gpt-oss). `latent`: keys and values are projected from a cached
+    latent; `bias` is then that of the projections to the latents.
     """
 
     n_heads: int
@@ -70,24 +70,25 @@ class AttentionConfig:
             self.n_heads % self.n_kv_heads == 0,
             f"n_heads must be a multiple of n_kv_heads, got {self.n_heads} and {self.n_kv_heads}",
         )
-        turned = 0 if self.rope is None else self.head_dim if self.rope.dim is None else self.rope.dim
-        require(turned % 2 == 0, f"rotary positions turn pairs: head_dim must be even, got {self.head_dim}")
-        require(turned <= self.head_dim, f"rope dim must be at most head_dim {self.head_dim}, got {turned}")
+        rotary = 0 if self.rope is None else self.head_dim if self.rope.dim is None else self.rope.dim
+        require(rotary % 2 == 0, f"head_dim must be even with rotary positions, got {self.head_dim}")
+        require(rotary <= self.head_dim, f"rope dim must be at most head_dim {self.head_dim}, got {rotary}")
         if self.rope is not None and isinstance(self.rope.scaling, LongScaling):
             n = len(self.rope.scaling.short)
-            require(n == turned // 2, f"rope scaling has {n} factors, and {turned} dimensions are {turned // 2} pairs")
+            require(n == rotary // 2, f"rope scaling must have {rotary // 2} factors, one per pair, got {n}")
         for name in ("clip", "softcap"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} must be above 0, got {value}")
         known = ("head", "each", "width")
         require(self.qk_norm_over in known, f"qk_norm_over must be one of {known}, got {self.qk_norm_over!r}")
         require(
-            self.qk_norm is not None or self.qk_norm_over == "head", f"qk_norm_over is {self.qk_norm_over!r} of no norm"
+            self.qk_norm is not None or self.qk_norm_over == "head",
+            f"qk_norm_over {self.qk_norm_over!r} requires a qk_norm, got None",
         )
         require(self.window is None or self.window >= 1, f"window must be at least 1, got {self.window}")
-        require(self.causal or self.window is None, f"a window looks back: only causal attention has one, got {self}")
+        require(self.causal or self.window is None, f"a window requires causal attention, got {self}")
         if self.latent is not None:
-            self.latent.check(self, turned)
+            self.latent.check(self, rotary)
 
     @property
     def v_dim(self) -> int:

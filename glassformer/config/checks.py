@@ -1,4 +1,4 @@
-"""Raise a ConfigError where a configuration breaks a rule."""
+"""Validation of configurations."""
 
 from __future__ import annotations
 
@@ -6,5 +6,6 @@ from glassformer.errors import ConfigError
 
 
 def require(ok: bool, message: str) -> None:
+    """Raise ConfigError(message) unless `ok`."""
     if not ok:
         raise ConfigError(message)

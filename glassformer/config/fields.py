@@ -9,17 +9,17 @@ from glassformer.errors import ConfigError
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A config as plain JSON values."""
+    """Return a configuration as JSON values."""
     return asdict(config)
 
 
 def change(config: Any, path: str, value: Any) -> Any:
-    """A copy with one field changed: `change(config, "layers.2.attention.window", 8)`."""
+    """Return a copy with one field changed: `change(config, "layers.2.attention.window", 8)`."""
     head, _, rest = path.partition(".")
     if isinstance(config, tuple):
         i = int(head)
         return (*config[:i], change(config[i], rest, value) if rest else value, *config[i + 1 :])
     if not is_dataclass(config) or head not in {f.name for f in fields(config)}:
-        raise ConfigError(f"no field {head!r} in {type(config).__name__}")
+        raise ConfigError(f"{type(config).__name__} has no field {head!r}")
     new = change(getattr(config, head), rest, value) if rest else value
     return replace(config, **{head: new})  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Latent attention, as frozen data: what is kept of a token in the place of its keys and values."""
+"""Configuration of multi-head latent attention (MLA)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from glassformer.errors import ConfigError
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """Keys and values of all heads are made of one short vector per token, its latent (DeepSeek-V2, section 2.1).
+    """Keys and values of all heads, projected from one latent vector per token (DeepSeek-V2, section 2.1).
 
-    `rank` is the latent's width, `v_dim` that of a head's values. Of a head's queries and keys the first `rope.dim`
-    dimensions turn with the position; those of the key are the same in all heads, and are kept beside the latent.
-    `q_rank`: queries are made of such a vector too, so wide; None: of x itself. `eps` is of the RMSNorms over both.
+    `rank` is the width of the latent, `v_dim` that of a head's values. The first `rope.dim` dimensions of a head's
+    queries and keys are rotary; those of the key are shared by all heads and cached with the latent. `q_rank`: queries
+    are projected from a latent of this width; None: from x. `eps` is that of the RMSNorms over both latents.
     """
 
     rank: int
@@ -28,17 +28,17 @@ class LatentConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if not self.eps > 0:
-            raise ConfigError(f"eps of the norms of latents must be above 0, got {self.eps}")
+            raise ConfigError(f"eps of the latent norms must be above 0, got {self.eps}")
 
-    def check(self, attention: Any, turned: int) -> None:
-        """What holds of an `AttentionConfig` with latents, `turned` dimensions of whose heads turn."""
+    def check(self, attention: Any, rotary: int) -> None:
+        """Raise ConfigError if an `AttentionConfig` cannot have latents. `rotary`: rotary dimensions of a head."""
         others = (attention.qk_norm, attention.clip, attention.softcap, attention.window, attention.sinks)
         if any(others) or not attention.causal or attention.n_kv_heads != attention.n_heads:
             raise ConfigError(
-                "latent attention is causal, has as many heads of keys as of queries, and no qk_norm, clip, softcap, "
-                f"window or sinks, got {attention}"
+                "latent attention must be causal, with n_kv_heads = n_heads and without qk_norm, clip, softcap, window "
+                f"or sinks, got {attention}"
             )
-        if not 0 < turned < attention.head_dim:
+        if not 0 < rotary < attention.head_dim:
             raise ConfigError(
-                f"in latent attention a part of each head turns: rope dim must be below head_dim, got {attention.rope}"
+                f"latent attention needs a rope dim below head_dim {attention.head_dim}, got {attention.rope}"
             )

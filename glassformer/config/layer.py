@@ -1,4 +1,4 @@
-"""One Transformer block, as frozen data."""
+"""Configuration of one Transformer block."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from glassformer.config.norm import NormConfig
 class LayerConfig:
     """One block: x -> post(x + out(f(pre(x)))) for attention, then for the feed-forward layer.
 
-    `norm_at` says which of the three norms there are: ("pre",) in GPT-2 and Llama, ("post",) in the paper of 2017.
-    `cross` stands between the two: attention to an encoder's output. `parallel`: both read the same x, and both are
-    added to it ("GPT-J", Wang & Komatsuzaki 2021); with `shared_norm` they read it through one norm. `experts`: there
-    are many feed-forward layers like `mlp`, and each token goes through some of them.
+    `norm_at` names the norms that exist: ("pre",) in GPT-2 and Llama, ("post",) in Vaswani et al. 2017. `cross` is
+    cross-attention, between the two. `parallel`: both branches read the same x and are added to it ("GPT-J", Wang &
+    Komatsuzaki 2021); with `shared_norm` through the same norm. `experts`: a mixture of feed-forward layers like `mlp`.
     """
 
     attention: AttentionConfig
@@ -39,12 +38,11 @@ class LayerConfig:
         )
         require(
             self.cross is None or not (self.cross.causal or self.cross.rope or self.cross.sinks),
-            "cross-attention sees its whole source, and has no positions in common with it, and no sinks: "
-            f"causal must be False and rope None, got {self.cross}",
+            f"cross-attention must have causal False, rope None and no sinks, got {self.cross}",
         )
         require(
             not self.parallel or (self.norm_at == ("pre",) and self.cross is None),
-            "the branches of a parallel block are normed before, and none of them reads a source: "
+            "a parallel block must have norm_at ('pre',) and no cross-attention, "
             f"got norm_at {self.norm_at} and cross {self.cross}",
         )
-        require(self.parallel or not self.shared_norm, "only the branches of a parallel block share a norm")
+        require(self.parallel or not self.shared_norm, "shared_norm requires a parallel block, got parallel False")

@@ -1,4 +1,4 @@
-"""Feed-forward layers, as frozen data."""
+"""Configuration of feed-forward layers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"]
 class MLPConfig:
     """The feed-forward layer: down(act(up x)), or gated, down(act(gate x) * up x) (Shazeer 2020).
 
-    `limit` l: gate x is bounded by l from above, and up x by l on either side. `up_plus_one`: act(gate x) multiplies
-    1 + up x (gpt-oss has both).
+    `limit` l: gate x is clamped to at most l, up x to [-l, l]. `up_plus_one`: act(gate x) is multiplied by 1 + up x
+    (gpt-oss has both).
     """
 
     d_ff: int
@@ -32,5 +32,5 @@ class MLPConfig:
         require(self.limit is None or self.limit > 0, f"limit must be above 0, got {self.limit}")
         require(
             self.gated or (self.limit is None and not self.up_plus_one),
-            "limit and up_plus_one are of a gated feed-forward layer",
+            "limit and up_plus_one require a gated feed-forward layer, got gated False",
         )

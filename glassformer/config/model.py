@@ -1,4 +1,4 @@
-"""A Transformer, as frozen data: one `LayerConfig` per block, already expanded."""
+"""Configuration of a Transformer: one `LayerConfig` per block, already expanded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Positions = Literal["learned", "sinusoidal", "sinusoidal halves"]
 
 
 def _check_stack(config: EncoderConfig | ModelConfig, causal: bool) -> None:
-    """What holds of an encoder and of a decoder."""
+    """Raise ConfigError for what is invalid in encoders and decoders."""
     for name in ("vocab_size", "d_model", "context_length"):
         require(getattr(config, name) >= 1, f"{name} must be at least 1, got {getattr(config, name)}")
     require(len(config.layers) >= 1, "a model needs at least one layer, got none")
@@ -25,17 +25,16 @@ def _check_stack(config: EncoderConfig | ModelConfig, causal: bool) -> None:
     kinds = [config.positions, config.relative, next((a.rope for a in attentions if a.rope is not None), None)]
     require(
         sum(kind is not None for kind in kinds) <= 1,
-        "added, relative and rotary positions are not used together by any known model: "
-        f"got {', '.join(map(str, kinds))}",
+        f"a model has only one of added, relative and rotary positions, got {', '.join(map(str, kinds))}",
     )
     require(
         config.relative is None or all((a.n_heads, a.window) == (attentions[0].n_heads, None) for a in attentions),
-        "a relative bias is shared by all layers, which must have as many heads and no window",
+        "a relative bias is shared by all layers: they must have the same n_heads and no window",
     )
     require(config.position_offset >= 0, f"position_offset must be at least 0, got {config.position_offset}")
     require(
         config.position_offset == 0 or config.positions == "learned",
-        f"position_offset is of learned positions, got {config.positions} positions",
+        f"position_offset requires learned positions, got positions {config.positions!r}",
     )
     require(config.embed_scale > 0, f"embed_scale must be above 0, got {config.embed_scale}")
     where = "a decoder" if causal else "an encoder"
@@ -47,7 +46,7 @@ def _check_stack(config: EncoderConfig | ModelConfig, causal: bool) -> None:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What reads the source of an encoder-decoder: embedding, `layers` that see their whole row, final norm.
+    """The encoder of an encoder-decoder: embedding, `layers` without a causal mask, final norm.
 
     Fields as in `ModelConfig`. `context_length` is the longest source.
     """
@@ -74,15 +73,15 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A language model: embedding, `layers`, final norm, language-modelling head; with an `encoder`, of a source.
+    """A language model: embedding, `layers`, final norm, language-modelling head; with an `encoder`, a seq2seq model.
 
-    `family` names the file in `families/` whose config.json and tensor names it is saved under. `positions` are added
-    to the embedding; rotary positions are part of each layer's attention instead. `context_length` is in tokens.
-    `embed_scale` multiplies the embedding: sqrt(d_model) in the paper of 2017; `round_embed_scale`: rounded to the
-    embedding's dtype first. `embed_norm` norms what enters block 0. `position_offset`: the row of their table at which
-    learned positions begin. `relative`: a bias of scores, shared by all layers. `head_scale` multiplies what the head
-    reads. `logit_softcap` c makes a logit l c tanh(l/c). With an encoder every layer has cross-attention;
-    `shared_embedding`: the encoder looks its tokens up in the decoder's table.
+    `family` names the module in `families/` that saves it. `positions` are added to the embedding; rotary positions
+    belong to each layer's attention instead. `context_length` is in tokens. `embed_scale` multiplies the embedding
+    (sqrt(d_model) in Vaswani et al. 2017); `round_embed_scale`: it is rounded to the embedding's dtype first.
+    `embed_norm` normalizes the input of block 0. `position_offset`: the row of the table for position 0. `relative`: a
+    bias of the scores, shared by all layers. `head_scale` multiplies the input of the head. `logit_softcap` c maps a
+    logit l to c tanh(l/c). With an encoder every layer has cross-attention; `shared_embedding`: encoder and decoder
+    share one embedding.
     """
 
     family: str
@@ -110,13 +109,13 @@ class ModelConfig:
         cap = self.logit_softcap
         require(cap is None or cap > 0, f"logit_softcap must be above 0, got {cap}")
         long = _original_contexts(self.layers)
-        require(len(long) <= 1, f"a text must become long for all layers at once, got original contexts {long}")
+        require(len(long) <= 1, f"all layers with a LongScaling must have the same original_context, got {long}")
         require(
             all((layer.cross is None) == (self.encoder is None) for layer in self.layers),
-            "with an encoder every layer has cross-attention, and without one no layer has",
+            "cross-attention must be in every layer of a model with an encoder, and in no layer without one",
         )
         if self.encoder is None:
-            require(not self.shared_embedding, "there is no encoder to share the embedding with")
+            require(not self.shared_embedding, "shared_embedding requires an encoder, got encoder None")
             return
         require(
             self.encoder.d_model == self.d_model,
@@ -124,7 +123,7 @@ class ModelConfig:
         )
         require(
             not self.shared_embedding or self.encoder.vocab_size == self.vocab_size,
-            "a shared embedding needs the same vocab_size on both sides, "
+            "shared_embedding requires the same vocab_size on both sides, "
             f"got {self.encoder.vocab_size} and {self.vocab_size}",
         )
 
@@ -134,11 +133,11 @@ class ModelConfig:
 
     @property
     def long_text(self) -> int | None:
-        """From how many tokens on all positions of a text turn by other angles (`LongScaling`); None: never."""
+        """The text length from which a `LongScaling` uses its long factors; None without one."""
         return next((n + 1 for n in _original_contexts(self.layers)), None)
 
 
 def _original_contexts(layers: tuple[LayerConfig, ...]) -> set[int]:
-    """Of the scalings that choose by the length of a text."""
+    """Return the original contexts of all `LongScaling`s."""
     scalings = (layer.attention.rope.scaling for layer in layers if layer.attention.rope is not None)
     return {scaling.original_context for scaling in scalings if isinstance(scaling, LongScaling)}

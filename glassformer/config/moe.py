@@ -1,4 +1,4 @@
-"""A mixture of experts, as frozen data: how many networks a block has, and which of them a token goes through."""
+"""Configuration of a mixture of experts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from glassformer.errors import ConfigError
 class MoEConfig:
     """Each token goes through `top_k` of `n_experts` feed-forward networks (Shazeer et al. 2017).
 
-    A linear router (with `router_bias`) scores the experts, and `scores` makes of each a number from 0 to 1. The best
-    are chosen, and each weighs as much as its number; `normed`: divided by the sum over those chosen. `scale`
-    multiplies all weights. `float32_router`: the router computes in float32.
+    A linear router (with `router_bias`) computes a logit per expert, and `scores` maps it to a score from 0 to 1. The
+    experts with the best scores are chosen, and their scores are their weights; `normed`: divided by the sum over the
+    chosen. `scale` multiplies all weights. `float32_router`: the router computes in float32.
 
     `score_correction`: a learned number per expert is added to its score when experts are compared, but not to its
     weight (Wang et al. 2024). `n_groups`: the experts form as many groups, and only experts of the best `top_groups`
@@ -43,12 +43,12 @@ class MoEConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
             if value is not None and largest is not None and value > largest:
-                raise ConfigError(f"{name} must be at most {largest}, as many as there are, got {value}")
+                raise ConfigError(f"{name} must be at most {largest}, got {value}")
         if self.scores not in ("softmax", "sigmoid"):
             raise ConfigError(f"scores must be 'softmax' or 'sigmoid', got {self.scores!r}")
         if self.n_experts % self.n_groups:
             raise ConfigError(f"n_experts must be a multiple of n_groups, got {self.n_experts} and {self.n_groups}")
         if self.n_groups == 1 and self.group_best > 1:
-            raise ConfigError(f"group_best compares groups, and there is one: got {self.group_best}")
+            raise ConfigError(f"group_best above 1 requires n_groups above 1, got {self.group_best}")
         if not self.scale > 0:
             raise ConfigError(f"scale must be above 0, got {self.scale}")

@@ -1,4 +1,4 @@
-"""Normalization layers, as frozen data."""
+"""Configuration of normalization layers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from glassformer.config.checks import require
 class NormConfig:
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) over the last axis.
 
-    `scale` is what the normed x is multiplied by: "weight", in x's own dtype; "float32", the weight in float32, before
-    the cast back; "float32 1+", 1 + the weight, likewise; None, nothing (and no bias is added).
+    `scale`, the factor of the normalized x: "weight" in x's dtype; "float32": the weight, in float32, before the cast
+    back; "float32 1+": 1 + the weight, likewise; None: no factor, and no bias.
     """
 
     kind: Literal["layer", "rms"] = "rms"

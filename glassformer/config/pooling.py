@@ -1,4 +1,4 @@
-"""How the hidden states of a text become one embedding, as frozen data."""
+"""Configuration of sentence embeddings: pooling and the layers behind it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 @dataclass(frozen=True)
 class DenseConfig:
-    """A layer behind pooling: act(W x + b); `residual`: + x, through a matrix of its own where the sizes differ."""
+    """A layer behind pooling: act(W x + b); `residual`: plus x, projected if the sizes differ."""
 
     d_in: int
     d_out: int
@@ -33,10 +33,10 @@ class DenseConfig:
 class PoolingConfig:
     """How the states of a text's tokens become one vector (Reimers & Gurevych 2019).
 
-    `pools` are laid side by side. `after`: what follows, in order: dense layers, and "normalize", to length 1.
-    `with_prompt`: whether a prompt's tokens are pooled too. `max_tokens`: longer texts are refused or cut. `lowercase`:
-    before the tokenizer sees a text. `prompts` are put before a text, by name; `prompt` names the one that is put there
-    when none is named. `dimensions`: so many of the numbers are kept. `similarity`: what the vectors were trained for.
+    `pools` are concatenated. `after`: dense layers and "normalize" (to length 1), in order. `with_prompt`: the prompt's
+    tokens are pooled too. `max_tokens`: longer texts are rejected or truncated. `lowercase`: before tokenization.
+    `prompts`: prefixes by name; `prompt` names the default. `dimensions`: how many leading numbers of the
+    vector are returned. `similarity`: the measure that the model was trained for.
     """
 
     pools: tuple[Pool, ...] = ("mean",)
@@ -60,5 +60,5 @@ class PoolingConfig:
         require(self.similarity in known, f"similarity must be one of {', '.join(known)}, got {self.similarity!r}")
         require(
             self.prompt is None or self.prompt in self.prompts,
-            f"the prompt {self.prompt!r} is none of {', '.join(self.prompts) or 'none'}",
+            f"prompt must be one of {', '.join(self.prompts) or 'none'}, got {self.prompt!r}",
         )

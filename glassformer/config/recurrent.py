@@ -1,4 +1,4 @@
-"""Recurrent encoder-decoders, as frozen data."""
+"""Configuration of recurrent encoder-decoders."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from glassformer.config.checks import require
 
 @dataclass(frozen=True)
 class RecurrentConfig:
-    """A recurrent encoder-decoder: GRU (Cho et al. 2014) or LSTM (Hochreiter & Schmidhuber 1997) on either side.
+    """A recurrent encoder-decoder: GRU (Cho et al. 2014) or LSTM (Hochreiter & Schmidhuber 1997) on both sides.
 
-    `d_model` is the embeddings' width, `d_hidden` that of a state on either side: where the encoder reads both ways,
-    each way has half of it. `attention` None leaves the decoder nothing but the encoder's last state (Sutskever et al.
-    2014); "additive" is Bahdanau et al. 2015, "dot" and "general" are Luong et al. 2015, who with `input_feeding` also
-    show the cell what the step before made. `shared_embedding`: source and target tokens are looked up in one table.
+    `d_model` is the width of the embeddings, `d_hidden` that of a state; in a bidirectional encoder each direction has
+    half of it. `attention` None: the decoder gets the encoder's last state only (Sutskever et al. 2014); "additive":
+    Bahdanau et al. 2015; "dot" and "general": Luong et al. 2015, whose `input_feeding` appends the previous hidden
+    vector to the cell's input. `shared_embedding`: source and target tokens share one table.
     """
 
     source_vocab_size: int
@@ -37,14 +37,14 @@ class RecurrentConfig:
         require(self.attention in known, f"attention must be one of {known}, got {self.attention!r}")
         require(
             not self.bidirectional or self.d_hidden % 2 == 0,
-            f"each way of a bidirectional encoder has half the state: d_hidden must be even, got {self.d_hidden}",
+            f"d_hidden must be even with a bidirectional encoder, got {self.d_hidden}",
         )
         require(
             not self.input_feeding or self.attention in ("dot", "general"),
-            f"input_feeding goes with attention 'dot' or 'general', got attention {self.attention!r}",
+            f"input_feeding requires attention 'dot' or 'general', got attention {self.attention!r}",
         )
         require(
             not self.shared_embedding or self.source_vocab_size == self.target_vocab_size,
-            "a shared embedding needs one vocabulary, got source_vocab_size "
+            "shared_embedding requires vocabularies of the same size, got source_vocab_size "
             f"{self.source_vocab_size} and target_vocab_size {self.target_vocab_size}",
         )

@@ -1,4 +1,4 @@
-"""Rotary positions, as frozen data."""
+"""Configuration of rotary positions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from glassformer.config.rope_scaling import Scaling, YarnScaling
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary positions (Su et al. 2021): pair i of R/2 turns by position * theta^(-2i/R).
+    """Rotary positions (Su et al. 2021): pair i of R/2 rotates by position * theta^(-2i/R).
 
-    R is `dim`, the first dimensions of a head, or all of them (None). `scaling` changes the angles.
+    `dim` is R: the first R dimensions of a head rotate; None: all. `scaling` changes the angles.
     """
 
     theta: float = 10_000.0
@@ -23,4 +23,4 @@ class RopeConfig:
         least = 1 if isinstance(self.scaling, YarnScaling) else 0
         require(self.theta > least, f"rope theta must be above {least}, got {self.theta}")
         ok = self.dim is None or (self.dim >= 2 and self.dim % 2 == 0)
-        require(ok, f"rotary positions turn pairs: rope dim must be even, got {self.dim}")
+        require(ok, f"rope dim must be even and at least 2, got {self.dim}")

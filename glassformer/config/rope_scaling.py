@@ -1,10 +1,10 @@
-"""How rotary frequencies are stretched, so that a model reads farther than it was first trained to; no torch.
+"""Scaling of rotary frequencies for contexts longer than those of the first training.
 
-Each says what becomes of f_i = theta^(-2i/R), the angle by which pair i of R/2 turns from one position to the next:
+Each scaling replaces f_i = theta^(-2i/R), the angle of pair i of R/2 from one position to the next:
 
-    LinearScaling   f_i / factor                                    all alike
-    BandScaling     f_i, or f_i / factor, or between the two        by how long a full turn of pair i takes
-    YarnScaling     the same, the mixture a ramp over i             and cos and sin times `attention_factor`
+    LinearScaling   f_i / factor                                    for all pairs
+    BandScaling     f_i, or f_i / factor, or between the two        by the wavelength of pair i
+    YarnScaling     the same, a ramp over i                        and cos and sin times `attention_factor`
     LongScaling     f_i / short_i, in a longer text f_i / long_i    and cos and sin times `attention_factor`
 """
 
@@ -24,7 +24,7 @@ def _check(scaling: Scaling, *names: str) -> None:
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """Positions count 1/factor each ("Extending Context Window of Large Language Models", Chen et al. 2023)."""
+    """Positions are divided by `factor` ("Extending Context Window of Large Language Models", Chen et al. 2023)."""
 
     factor: float
 
@@ -34,9 +34,9 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class BandScaling:
-    """By wavelength, in tokens: stretched above original_context / low, kept below original_context / high.
+    """By wavelength, in tokens: divided above original_context / low, unchanged below original_context / high.
 
-    Between the two it is a mixture, linear in original_context / wavelength (Llama 3.1).
+    Interpolates between the two, linearly in original_context / wavelength (Llama 3.1).
     """
 
     factor: float
@@ -52,9 +52,10 @@ class BandScaling:
 
 @dataclass(frozen=True)
 class YarnScaling:
-    """YaRN (Peng et al. 2023), section 3.2: pairs that turn more than beta_fast times in the original context are kept.
+    """YaRN (Peng et al. 2023, section 3.2).
 
-    Those that turn fewer than beta_slow times are stretched. `truncate`: the ramp's ends are whole pairs.
+    Pairs with more than beta_fast turns in the original context are unchanged, those with fewer than beta_slow are
+    divided by `factor`. `truncate`: the ends of the ramp between them are rounded to pairs.
     """
 
     factor: float
@@ -70,7 +71,7 @@ class YarnScaling:
 
 @dataclass(frozen=True)
 class LongScaling:
-    """LongRoPE (Ding et al. 2024): a factor for each pair, `long` in texts of more than original_context tokens."""
+    """LongRoPE (Ding et al. 2024): a divisor per pair; `long` for texts of more than original_context tokens."""
 
     short: tuple[float, ...]
     long: tuple[float, ...]
@@ -81,7 +82,7 @@ class LongScaling:
         _check(self, "original_context", "attention_factor")
         if len(self.short) != len(self.long) or not all(factor > 0 for factor in self.short + self.long):
             raise ConfigError(
-                "LongScaling: short and long must hold as many factors each, all above 0, "
+                "LongScaling: short and long must have the same number of factors, all above 0, "
                 f"got {list(self.short)} and {list(self.long)}"
             )
 

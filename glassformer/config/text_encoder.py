@@ -1,4 +1,4 @@
-"""Encoder-only models, as frozen data."""
+"""Configuration of encoder-only models."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ class MaskedHeadConfig:
 
 @dataclass(frozen=True)
 class TextEncoderConfig(EncoderConfig):
-    """An encoder that stands by itself (Devlin et al. 2019).
+    """An encoder-only model (Devlin et al. 2019).
 
-    `family` names the file in `families/` whose config.json and tensor names it is saved under. `n_token_types`: a
-    learned vector for each type of tokens (the first text of a pair, the second) is added to the embedding; 0 is none.
-    `pooler`: tanh(dense(x)) of the first state, which heads of whole texts read. `head`: what scores the tokens that
-    may stand in a hidden place. `next_sentence`: two scores of what the pooler makes, that the second text of a pair
-    follows the first, and that it does not.
+    `family` names the module in `families/` that saves it. `n_token_types`: one learned vector per token type (first or
+    second text) is added to the embedding; 0 is none. `pooler`: tanh(dense(x)) of the first state, the input of text
+    classification heads. `head`: predicts masked tokens. `next_sentence`: two logits from the pooler: the second text
+    follows the first, or not.
     """
 
     family: str = ""
@@ -38,6 +37,4 @@ class TextEncoderConfig(EncoderConfig):
     def __post_init__(self):
         super().__post_init__()
         require(self.n_token_types >= 0, f"n_token_types must be at least 0, got {self.n_token_types}")
-        require(
-            self.pooler or not self.next_sentence, "the head next_sentence reads what a pooler makes: there is none"
-        )
+        require(self.pooler or not self.next_sentence, "next_sentence requires a pooler, got pooler False")

@@ -85,10 +85,9 @@ def check_request(model: GenerativeModel, request: GenerationRequest) -> list[in
     for prompt in request.prompts:
         free = context - len(prompt) + begin
         if free < (request.max_tokens or 1):
-            given = "" if request.max_tokens is None else f" and max_tokens {request.max_tokens}"
-            raise CapacityError(
-                f"a prompt of {len(prompt)} tokens{given} does not fit: the model's context holds {context} tokens"
-            )
+            parts = [] if request.sources else [f"a prompt of {len(prompt)} tokens"]
+            parts += [] if request.max_tokens is None else [f"max_tokens {request.max_tokens}"]
+            raise CapacityError(f"{' and '.join(parts)} does not fit: the model's context holds {context} tokens")
         limits.append(request.max_tokens or free)
     return limits
 

@@ -1,7 +1,7 @@
-"""How the next token is chosen from the logits, stage by stage.
+"""Choose the next token from logits, in stages.
 
 logits -> bias -> penalties -> temperature -> top-k -> top-p -> min-p -> softmax -> draw
-                               (0: the largest, nothing drawn)
+                               (0: the largest logit, no sampling)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLDEST = 1e-5  # a lower temperature would divide logits to infinity
 def check_number(
     name: str, value: Any, low: int | float, high: int | float, *, above: bool = False, optional: bool = False
 ) -> None:
-    """RequestError unless low <= value <= high (low < value where `above`), or None where that means something."""
+    """Raise RequestError unless low <= value <= high (low < value if `above`), or value is None and `optional`."""
     if value is None and optional:
         return
     whole = isinstance(low, int) and isinstance(high, int)
@@ -38,13 +38,14 @@ def check_number(
 
 @dataclass(frozen=True)
 class Sampling:
-    """What stands between the logits and the next token.
+    """The options of choosing the next token from the logits.
 
-    temperature: divides the logits; 0 takes the likeliest token, always.  top_k: only the k likeliest.  top_p: only the
-    smallest set whose probabilities reach p (Holtzman et al. 2020).  min_p: only tokens at least p times as likely as
-    the likeliest.  repetition_penalty: logits of tokens in prompt or output are divided by it where positive, else
-    multiplied (Keskar et al. 2019).  presence_penalty, frequency_penalty: taken off the logit of a token in the output,
-    once, or per occurrence.  logit_bias: added, by token id.  seed: of the draw; None takes one and reports it.
+    temperature: divides the logits; 0 always takes the most likely token. top_k: sample from the k most likely tokens.
+    top_p: sample from the smallest set whose probabilities sum to p or more (Holtzman et al. 2020). min_p: sample from
+    tokens at least p times as likely as the most likely one. repetition_penalty: divides the positive logits of tokens
+    in the prompt or output, and multiplies negative ones (Keskar et al. 2019). presence_penalty, frequency_penalty:
+    subtracted from the logits of tokens in the output, once, or per occurrence. logit_bias: added, by token id. seed:
+    of the random numbers; None draws one, which is reported.
     """
 
     temperature: float = 1.0
@@ -60,7 +61,7 @@ class Sampling:
     def __post_init__(self):
         check_number("temperature", self.temperature, 0.0, 100.0)
         if 0 < self.temperature < COLDEST:
-            least = f"temperature must be 0, which takes the likeliest, or at least {COLDEST}"
+            least = f"temperature must be 0 (the most likely token) or at least {COLDEST}"
             raise RequestError(f"{least}, got {self.temperature!r}", param="temperature")
         check_number("top_k", self.top_k, 1, 1 << 31, optional=True)
         check_number("top_p", self.top_p, 0.0, 1.0, above=True, optional=True)
@@ -77,19 +78,21 @@ class Sampling:
         if self.greedy:
             for name, off in (("top_k", None), ("top_p", 1), ("min_p", 0), ("seed", None)):
                 if getattr(self, name) not in (None, off):
-                    raise RequestError(f"{name} has no effect at temperature 0, which takes the likeliest", param=name)
+                    raise RequestError(
+                        f"{name} has no effect at temperature 0, which takes the most likely token", param=name
+                    )
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
 
     def seeded(self) -> Sampling:
-        """The same with a seed, drawn now where none was given; at temperature 0 there is none."""
+        """Return the same options with a seed, drawn now if there is none; temperature 0 needs none."""
         return self if self.greedy or self.seed is not None else replace(self, seed=secrets.randbits(32))
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether the choice depends on which tokens there have been."""
+        """Whether the choice depends on earlier tokens."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
@@ -99,7 +102,7 @@ def adjust(
     in_prompt: Int[Tensor, "R V"] | None = None,
     in_output: Int[Tensor, "R V"] | None = None,
 ) -> Float[Tensor, "R V"]:
-    """Logits after bias and penalties; the counts say how often each token stands in prompt and output."""
+    """Return the logits after bias and penalties; the counts are of each token in the prompt and the output."""
     if sampling.logit_bias:
         tokens = torch.tensor(list(sampling.logit_bias), device=logits.device)
         bias = torch.tensor(list(sampling.logit_bias.values()), dtype=logits.dtype, device=logits.device)
@@ -113,7 +116,7 @@ def adjust(
 
 
 def stages(logits: Float[Tensor, "R V"], sampling: Sampling) -> dict[str, Float[Tensor, "R V"]]:
-    """Adjusted logits after each stage, by its name; tokens ruled out are at -inf. Not for temperature 0."""
+    """Return the adjusted logits after each stage, by name; excluded tokens are at -inf. Not for temperature 0."""
     found = {"temperature": logits / sampling.temperature}
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         logits = _last(found)
@@ -122,7 +125,7 @@ def stages(logits: Float[Tensor, "R V"], sampling: Sampling) -> dict[str, Float[
     if sampling.top_p is not None and sampling.top_p < 1:
         ordered, order = _last(found).sort(-1, descending=True)
         probs = ordered.softmax(-1)
-        reached = probs.cumsum(-1) - probs >= sampling.top_p  # by the likelier ones alone
+        reached = probs.cumsum(-1) - probs >= sampling.top_p  # by the more likely tokens alone
         found["top_p"] = ordered.masked_fill(reached, -math.inf).gather(-1, order.argsort(-1))
     if sampling.min_p:
         logits = _last(found)
@@ -136,8 +139,10 @@ def _last(found: dict[str, Tensor]) -> Tensor:
 
 
 def choose(logits: Float[Tensor, "R V"], sampling: Sampling, generators: Sequence[random.Random]) -> Int[Tensor, "R"]:
-    """One token per row from adjusted logits. Each row draws from its own generator, one number per token:
-    its seed alone, and never its neighbours, decides what it gets."""
+    """Choose one token per sequence from adjusted logits.
+
+    Each sequence draws one number per token from its own generator, so the batch does not change its tokens.
+    """
     if sampling.greedy:
         return logits.argmax(-1)
     probs = _last(stages(logits.float(), sampling)).softmax(-1)
@@ -146,4 +151,6 @@ def choose(logits: Float[Tensor, "R V"], sampling: Sampling, generators: Sequenc
     threshold = draws[:, None] * reached[:, -1:]
     index = torch.searchsorted(reached, threshold, right=True).clamp(max=probs.shape[-1] - 1)  # [R, 1]
     likeliest = probs.argmax(-1, keepdim=True)
-    return torch.where(probs.gather(-1, index) > 0, index, likeliest).squeeze(-1)  # sums in parallel may round past it
+    return torch.where(probs.gather(-1, index) > 0, index, likeliest).squeeze(
+        -1
+    )  # parallel sums may round past the end

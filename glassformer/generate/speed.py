@@ -1,7 +1,7 @@
-"""How fast a model reads and writes here, against what this machine can do at most.
+"""Measure prefill and decoding speed, and the limits of this machine.
 
-Prefill is bound by the rate of matrix products, decode by how fast memory is read: every weight once per step. Both
-limits are measured, on this machine, in this dtype, at this model's own shapes.
+Prefill is bound by the rate of matrix products, decoding by memory bandwidth: each step reads every weight once. Both
+limits are measured on this machine, in the model's dtype, with its own matrix shapes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from glassformer.nn.step import Step
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians of several rounds. Rates in tokens, bytes or floating-point operations per second.
+    """Medians over several rounds. Rates are in tokens, bytes or floating-point operations per second.
 
-    `decode_bytes`: weights and cached keys and values that one step has to read. `memory_rate`: reading one large
-    tensor. `matrix_rate`: the model's own weight matrices times a prompt, each many times over.
+    decode_bytes: the weights and cached keys and values that one step reads. memory_rate: reading one large tensor.
+    matrix_rate: the model's weight matrices times a prompt.
     """
 
     prompt_tokens: int
@@ -40,17 +40,17 @@ class Speed:
 
     @property
     def prefill_share(self) -> float:
-        """Prefill's rate of matrix products over the measured one."""
+        """Prefill's rate of matrix products, as a share of `matrix_rate`."""
         return self.prefill_flops * self.prefill_tokens_per_second / self.prompt_tokens / self.batch / self.matrix_rate
 
     @property
     def decode_share(self) -> float:
-        """Decode's rate of reading memory over the measured one."""
+        """Decoding's rate of reading memory, as a share of `memory_rate`."""
         return self.decode_bytes * self.decode_tokens_per_second / self.batch / self.memory_rate
 
 
 @torch.inference_mode()
-def measure(
+def measure_speed(
     model: Decoder,
     *,
     prompt_tokens: int,
@@ -59,7 +59,11 @@ def measure(
     rounds: int = 5,
     tick: Callable[[int, int | None, str], None] = lambda done, total, what: None,
 ) -> Speed:
-    """Time `rounds` greedy runs over random tokens, after one that is not counted. CapacityError past the context."""
+    """Time `rounds` greedy runs over random tokens, after one warm-up round.
+
+    Raises:
+        CapacityError: prompt and new tokens do not fit the context.
+    """
     device, config = model.embed.weight.device, model.config
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (batch, prompt_tokens), generator=generator).to(device)
@@ -77,7 +81,7 @@ def measure(
         tick(round_ + 1, rounds + 1, "measuring")
     assert cache is not None
     matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)]
-    kept = cache.bytes * (prompt_tokens + new_tokens / 2) / cache.capacity  # the cache as full as it was on average
+    cached = cache.bytes * (prompt_tokens + new_tokens / 2) / cache.capacity  # at its average fill
     weights = sum(w.nbytes for w in matrices) + model.head.weight.nbytes
     return Speed(
         prompt_tokens=prompt_tokens,
@@ -87,25 +91,25 @@ def measure(
         decode_tokens_per_second=batch * new_tokens / statistics.median(decode),
         prefill_flops=2.0 * batch * prompt_tokens * sum(w.numel() for w in matrices),
         matrix_rate=matrix_rate(matrices, batch * prompt_tokens),
-        decode_bytes=int(weights + kept),
+        decode_bytes=int(weights + cached),
         memory_rate=memory_rate(device),
     )
 
 
 def _next(model: Decoder, cache: DenseCache, ids: Tensor) -> Tensor:
-    """The likeliest next token of each row, [B, 1]."""
+    """Return the most likely next token of each sequence, [B, 1]."""
     step = Step(cache.extend([ids.shape[1]] * len(ids)), cache=cache, attend=attend_fused)
     return model.logits(model.hidden(ids, step)[:, -1], step).argmax(-1, keepdim=True)
 
 
 def memory_rate(device: torch.device, size: int = 1 << 28, rounds: int = 7) -> float:
-    """Bytes per second at which one tensor of `size` bytes, far larger than any cache, is read; the best of rounds."""
+    """Return the bytes per second of reading one tensor far larger than the CPU caches; the best of rounds."""
     data = torch.ones(size // 4, dtype=torch.float32, device=device)
     return size / min(_seconds(data.sum, device) for _ in range(rounds))
 
 
 def matrix_rate(matrices: list[Tensor], tokens: int, rounds: int = 5) -> float:
-    """Floating-point operations per second of x W^T, x [tokens, in], over these matrices; the best of rounds."""
+    """Return the floating-point operations per second of x W^T, x [tokens, in]; the best of rounds."""
     device = matrices[0].device
     inputs = {w.shape[1]: torch.randn(tokens, w.shape[1], device=device).to(w.dtype) for w in matrices}
 
@@ -124,7 +128,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _now(device: torch.device) -> float:
-    """The clock, once the device has finished what it was given."""
+    """Return the time, after the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

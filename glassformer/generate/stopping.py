@@ -1,4 +1,4 @@
-"""Stop strings, found also where they span the border between tokens."""
+"""Find stop strings in streamed text, also across token boundaries."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from glassformer.errors import RequestError
 
 
 class StopStrings:
-    """Text goes in piece by piece; what comes out can no longer be part of a stop string.
+    """Releases streamed text that cannot be part of a stop string.
 
-    The stop string itself, and what follows, never comes out. `found` is the one that ended the text: the first to be
-    complete (of several at once the longest), so that it does not matter how the text was cut into pieces.
+    The stop string and what follows it are never released. `found` is the stop string that ended the text: the first
+    one to be complete (the longest, if several are at once), however the text was split into chunks.
     """
 
     def __init__(self, stops: Sequence[str]):
         if any(not isinstance(stop, str) or not stop for stop in stops):
             raise RequestError(f"stop strings must not be empty, got {list(stops)!r}", param="stop")
-        self.stops, self.held, self.found = tuple(stops), "", None
+        self.stops, self.pending, self.found = tuple(stops), "", None
 
     def push(self, text: str) -> str:
-        """Take more text; returns what is certain to stay."""
+        """Add text; return what is final."""
         if self.found is not None:
             return ""
-        self.held += text
-        hits = [(at + len(stop), at, stop) for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        self.pending += text
+        hits = [(at + len(stop), at, stop) for stop in self.stops if (at := self.pending.find(stop)) >= 0]
         if hits:
             _, at, self.found = min(hits)
-            text, self.held = self.held[:at], ""
+            text, self.pending = self.pending[:at], ""
             return text
-        return self._release(len(self.held) - self._possible())
+        return self._release(len(self.pending) - self._possible())
 
     def finish(self) -> str:
-        """No more text comes: what was held back stays after all."""
-        return self._release(len(self.held)) if self.found is None else ""
+        """End the text; return what was pending."""
+        return self._release(len(self.pending)) if self.found is None else ""
 
     def _possible(self) -> int:
-        """How many of the last characters may be the beginning of a stop string."""
+        """Return how many of the last characters may begin a stop string."""
         longest = 0
         for stop in self.stops:
-            for n in range(min(len(stop) - 1, len(self.held)), longest, -1):
-                if self.held.endswith(stop[:n]):
+            for n in range(min(len(stop) - 1, len(self.pending)), longest, -1):
+                if self.pending.endswith(stop[:n]):
                     longest = n
                     break
         return longest
 
     def _release(self, end: int) -> str:
-        text, self.held = self.held[:end], self.held[end:]
+        text, self.pending = self.pending[:end], self.pending[end:]
         return text

@@ -1,27 +1,31 @@
-"""The training loss, without ever holding the logits of a whole batch."""
+"""The training loss, without storing the logits of a whole batch."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 
 IGNORED = -100
-CHUNK_VALUES = 1 << 22  # logits held at a time: 16 MB in float32
-CHUNK_ROWS = 256  # but no fewer rows than this: each chunk reads W and adds to dW once, however few its rows are
+CHUNK_VALUES = 1 << 22  # logits stored at a time: 16 MB in float32
+CHUNK_ROWS = 256  # tokens; no chunk has fewer, because each reads W and adds to dW once
+Reduction = Literal["sum", "none"]
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Sum of -log softmax(x W^T)[target], in nats, chunk by chunk, gradients made on the way forward.
+    """Sum of -log softmax(x W^T)[target], in nats; computes the gradients chunk by chunk in the forward pass.
 
-    A [B, T, V] tensor of logits is the largest of a training step, and is read only to be reduced to one number: a
-    chunk's softmax is made into the gradient of its logits, used for dx and dW, and dropped. `smoothing` moves that
-    part of the target to all words alike.
+    The logits [B, T, V] are the largest tensor of a training step, and are reduced to one number: the softmax of a
+    chunk becomes the gradient of its logits, is used for dx and dW, and is dropped. `smoothing` moves that part of the
+    target to all tokens equally.
     """
 
     @staticmethod
@@ -31,19 +35,17 @@ class LinearCrossEntropy(torch.autograd.Function):
         dx = torch.zeros_like(x) if wanted else None
         dw = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
         total = torch.zeros((), dtype=torch.float32, device=x.device)
-        rows = max(CHUNK_ROWS, CHUNK_VALUES // weight.shape[0])
-        for begin in range(0, x.shape[0], rows):
-            part = slice(begin, begin + rows)
+        for part in chunks(len(x), len(weight)):
             xs, ts = x[part].to(dtype), targets[part]
             counted = ts != IGNORED
             at = ts.clamp(min=0).unsqueeze(-1)
             logits = (xs @ w.T).float()  # [n, V]
             grad = logits.softmax(-1)
             log_z = logits.amax(-1) - grad.amax(-1).log()  # softmax = exp(logit) / Z, at the largest: one exp for both
-            told = logits.gather(-1, at).squeeze(-1)  # the targets' logits
+            target_logits = logits.gather(-1, at).squeeze(-1)
             if smoothing:
-                told = torch.lerp(told, logits.mean(-1), smoothing)
-            total += torch.where(counted, log_z - told, 0.0).sum()
+                target_logits = torch.lerp(target_logits, logits.mean(-1), smoothing)
+            total += torch.where(counted, log_z - target_logits, 0.0).sum()
             if dx is not None and dw is not None:
                 grad.scatter_add_(-1, at, torch.full_like(at, smoothing - 1, dtype=grad.dtype))
                 if smoothing:
@@ -62,22 +64,52 @@ class LinearCrossEntropy(torch.autograd.Function):
         return dx * grad_output, dw * grad_output, None, None, None
 
 
+def chunks(n: int, vocab_size: int) -> list[slice]:
+    """Split `n` tokens into chunks of at most `CHUNK_VALUES` logits."""
+    size = max(CHUNK_ROWS, CHUNK_VALUES // vocab_size)
+    return [slice(begin, begin + size) for begin in range(0, n, size)]
+
+
+def token_losses(
+    x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, "N"], smoothing: float
+) -> Float[Tensor, "N"]:
+    """Return the loss of each token, 0 for ignored targets. The backward pass recomputes the logits of each chunk."""
+
+    def losses(xs: Tensor, ts: Tensor) -> Tensor:
+        logits = (xs @ weight.T).float()
+        return F.cross_entropy(logits, ts, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing)
+
+    parts = [checkpoint(losses, x[part], targets[part], use_reentrant=False) for part in chunks(len(x), len(weight))]
+    return torch.cat(parts) if parts else x.new_zeros(0, dtype=torch.float32)  # pyright: ignore
+
+
 def linear_cross_entropy(
     x: Float[Tensor, "N D"],
     weight: Float[Tensor, "V D"],
     targets: Int[Tensor, "N"],
     dtype: torch.dtype | None = None,
     smoothing: float = 0.0,
-) -> Float[Tensor, ""]:
-    """F.cross_entropy(x @ weight.T, targets, reduction="sum"), products in `dtype` (x's own by default).
+    reduction: Reduction = "sum",
+) -> Float[Tensor, "*N"]:
+    """Return F.cross_entropy(x @ weight.T, targets, reduction=reduction), in nats.
 
-    `smoothing`, from 0 to 1, mixes the target with the uniform distribution ("Rethinking the Inception Architecture for
-    Computer Vision", Szegedy et al. 2016, section 7; 0.1 in Vaswani et al. 2017). ValueError where it is neither.
+    Args:
+        targets: token ids; -100 is ignored.
+        dtype: of the matrix products; x's own by default.
+        smoothing: from 0 to 1, mixes the target with the uniform distribution ("Rethinking the Inception Architecture
+            for Computer Vision", Szegedy et al. 2016, section 7; 0.1 in Vaswani et al. 2017).
+        reduction: "sum", or "none" for one loss per token.
+
+    Raises:
+        ValueError: smoothing is out of range.
     """
     if not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing must be a number from 0 to 1, got {smoothing!r}")
+    dtype = dtype or x.dtype
     with torch.autocast(x.device.type, enabled=False):
-        return LinearCrossEntropy.apply(x, weight, targets, dtype or x.dtype, smoothing)  # pyright: ignore[reportReturnType]
+        if reduction == "none":
+            return token_losses(x.to(dtype), weight.to(dtype), targets, smoothing)
+        return LinearCrossEntropy.apply(x, weight, targets, dtype, smoothing)  # pyright: ignore[reportReturnType]
 
 
 def next_token_loss(
@@ -87,12 +119,15 @@ def next_token_loss(
     step: Step,
     dtype: torch.dtype | None = None,
     smoothing: float = 0.0,
-) -> Float[Tensor, ""]:
-    """Sum over all counted targets of -log p(target), in nats. A target of -100 is not counted.
+    reduction: Reduction = "sum",
+) -> Float[Tensor, "*B"]:
+    """Return -log p(target) in nats: the sum over all targets but -100, or [B, T] with reduction "none".
 
-    Of an encoder-decoder too: its source is the step's. `smoothing` as in `linear_cross_entropy`.
+    An encoder-decoder reads the step's source. Other arguments as in `linear_cross_entropy`.
     """
-    return head_loss(model, model.hidden(ids, step).flatten(0, 1), targets.flatten(), step, dtype, smoothing)
+    hidden = model.hidden(ids, step).flatten(0, 1)
+    loss = head_loss(model, hidden, targets.flatten(), step, dtype, smoothing, reduction)
+    return loss if reduction == "sum" else loss.view_as(targets)
 
 
 def head_loss(
@@ -102,9 +137,11 @@ def head_loss(
     step: Step,
     dtype: torch.dtype | None = None,
     smoothing: float = 0.0,
-) -> Float[Tensor, ""]:
-    """`next_token_loss` of what the head reads. Whole logits are held only where the head is more than a product."""
+    reduction: Reduction = "sum",
+) -> Float[Tensor, "*N"]:
+    """Return the loss from the input of the head. Stores all logits only if the head has a bias or a softcap."""
     if not model.config.head_bias and model.config.logit_softcap is None:
-        return linear_cross_entropy(model.scaled(hidden), model.head.weight, targets, dtype, smoothing)
+        x = model.scaled(hidden)
+        return linear_cross_entropy(x, model.head.weight, targets, dtype, smoothing, reduction)
     logits = model.logits(hidden, step).float()
-    return F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing)
+    return F.cross_entropy(logits, targets, reduction=reduction, ignore_index=IGNORED, label_smoothing=smoothing)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.kernels.attention import choose_attention
+from glassformer.kernels.linear import choose_linear
 from glassformer.kernels.placement import Choice, Placement
+
+BATCH = 128  # sequences that a translator decodes at a time
 
 
 def describe(config: ModelConfig | EncoderConfig | RecurrentConfig, placement: Placement) -> tuple[Choice, ...]:
-    """Return the choices of device, dtype and attention for inference with this model."""
-    return (*placement.choices, choose_attention(config, placement.device, placement.dtype))
+    """Return the choices of device, dtype, attention and linear layers for inference with this model."""
+    linear = Choice("linear", "torch", "weights are prepacked for encoder-decoders only")
+    if isinstance(config, ModelConfig) and config.encoder is not None:
+        linear = choose_linear(placement.device, placement.dtype, BATCH)
+    return (*placement.choices, choose_attention(config, placement.device, placement.dtype), linear)

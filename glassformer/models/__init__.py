@@ -1,1 +1,1 @@
-"""What users hold: LanguageModel, Translator, Embedder."""
+"""The models that users hold: language models, translators and embedders."""

@@ -1,10 +1,9 @@
-"""A model that reads texts, as a person uses it: embed them, compare them, fill hidden places, save."""
+"""An encoder-only model: embed texts, compare them, fill masks, trace, save."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -15,78 +14,92 @@ from torch import Tensor
 
 from glassformer.config import PoolingConfig, TextEncoderConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
-from glassformer.formats import load_text_encoder, save_model
-from glassformer.formats.checkpoint import open_checkpoint
-from glassformer.formats.find import find_model, tokenizer_of
-from glassformer.formats.gguf.pooling import pooling_from_gguf
+from glassformer.formats import Checkpoint, ModelKind, load_text_encoder, save_model
 from glassformer.formats.save import GgufKind
-from glassformer.formats.sentence_transformers import read_pooling, transformer_folder, write_pooling
+from glassformer.formats.sentence_transformers import write_pooling
 from glassformer.generate.request import check_ids
+from glassformer.generate.session import pad
 from glassformer.inspect.capture.capture import CapturingTap
 from glassformer.inspect.edits.apply import Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.present.traces import EmbedderTrace
 from glassformer.inspect.record.seq2seq import record_encoder
-from glassformer.inspect.record.store import load as load_trace
-from glassformer.inspect.sweep.sweep import Sweep, sweep
-from glassformer.inspect.trace.trace import ModelKind, Trace
-from glassformer.inspect.views.methods import ModelViews
-from glassformer.kernels.describe import describe
-from glassformer.kernels.placement import Choice, choose_placement
+from glassformer.kernels.placement import Placement
+from glassformer.models.base import TextModel, TextOrIds, patterns, token_ids
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
 from glassformer.nn.protocols import Tap
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
 
-BATCH = 4096  # tokens that are read at a time, padding included: bounds memory
-ENDLESS = 10**9  # a tokenizer's model_max_length from here on means that it does not say
+BATCH_TOKENS = 4096  # tokens of a batch, padding included: bounds memory
+UNLIMITED = 10**9  # a tokenizer's model_max_length of this size or more means no limit
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Guess:
-    """A token that may stand in a hidden place, with its probability there. `text`: as it would be read."""
+class MaskFill:
+    """A candidate token for a masked position, with its probability there; `text` is the token's text."""
 
     id: int
     text: str
     probability: float
 
 
-class Embedder(ModelViews):
-    """An encoder, its tokenizer, and how the states of a text become one vector.
+class Embedder(TextModel):
+    """An encoder-only model, its tokenizer, and the pooling of a text's states into one vector.
 
-    limit: the most tokens a text may have. TokenizerError where the tokenizer has more tokens than the model.
+    max_tokens: the most tokens of a text, from the model, its pooling or its tokenizer.
+
+    Raises:
+        TokenizerError: the tokenizer has more tokens than the model.
     """
 
+    kinds = ("encoder",)
     kind: ModelKind = "encoder"
-    choices: tuple[Choice, ...] = ()
+    model: TextEncoder
+    tokenizer: Tokenizer
+    trace_type = EmbedderTrace
 
-    def __init__(self, model: TextEncoder, tokenizer: Tokenizer, sentence: Sentence | None = None, *, source: str = ""):
-        self.model, self.tokenizer, self.source = model, tokenizer, source
+    def __init__(self, model: TextEncoder, tokenizer: Tokenizer, sentence: Sentence | None = None, *, path: str = ""):
+        self.model, self.tokenizer, self.path = model, tokenizer, path
         self.sentence = Sentence(PoolingConfig()) if sentence is None else sentence
-        size, said = model.config.vocab_size, tokenizer.config.get("model_max_length")
+        size, stated = model.config.vocab_size, tokenizer.config.get("model_max_length")
         if tokenizer.vocab_size > size:
-            where = source or "embedder"
+            where = path or "embedder"
             raise TokenizerError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, and the model {size}")
-        own = said if isinstance(said, int) and 1 <= said < ENDLESS else ENDLESS
-        self.limit = min(model.config.context_length, self.sentence.config.max_tokens or own)
+        own = stated if isinstance(stated, int) and 1 <= stated < UNLIMITED else UNLIMITED
+        self.max_tokens = min(model.config.context_length, self.sentence.config.max_tokens or own)
+
+    @classmethod
+    def _load(cls, checkpoint: Checkpoint, placement: Placement) -> Embedder:
+        model = load_text_encoder(checkpoint, device=placement.device, dtype=placement.dtype)
+        tokenizer = checkpoint.tokenizer()
+        if tokenizer is None:
+            raise CheckpointError(f"{checkpoint.path} has no tokenizer, which an embedder needs")
+        sentence = checkpoint.pooling().to(device=placement.device, dtype=placement.dtype)
+        return cls(model, tokenizer, sentence, path=str(checkpoint.path))
 
     @property
     def config(self) -> TextEncoderConfig:
         return self.model.config
 
     @property
-    def device(self) -> torch.device:
-        return self.model.embed.weight.device
-
-    @property
     def dimensions(self) -> int:
-        """How many numbers a vector has."""
+        """The number of dimensions of an embedding."""
         config = self.sentence.config
         sizes = [self.config.d_model * len(config.pools), *(one.d_out for one in config.after if one != "normalize")]
         return min(sizes[-1], config.dimensions or sizes[-1])
+
+    def encode(self, text: TextOrIds) -> list[int]:
+        """Return the token ids of a text, with the tokenizer's special tokens.
+
+        Raises:
+            RequestError: the text is empty.
+            CapacityError: the text does not fit the context.
+        """
+        return self._checked(self.tokenizer.encode(text) if isinstance(text, str) else token_ids(text))
 
     def embed(
         self,
@@ -97,29 +110,35 @@ class Embedder(ModelViews):
         progress: Progress | None = None,
         edit: Sequence[Edit] = (),
     ) -> Float[Tensor, "N E"]:
-        """One vector for each text, in float32 on the CPU. Texts in one batch do not change one another.
+        """Return one vector per text, in float32 on the CPU. The batch does not change a text's vector.
 
-        prompt: the name of a text that the model wants before these ("query", "document"); by default the one that it
-        names itself, if any. truncate: cut a text that is too long, at its end. progress: called with how many texts
-        are done, and of how many. edit: changes to what flows through the model meanwhile, of every text, see
-        `inspect/edit.py`. CapacityError names the first text that is too long, RequestError an unknown prompt.
+        Args:
+            prompt: the name of the text that the model expects before these ("query", "document"); None takes the
+                model's default prompt, if it has one.
+            truncate: cut a text that is too long, at its end.
+            progress: called with the number of texts that are done, and of all.
+            edit: changes to activations, of every text: see `inspect/edits/edit.py`.
+
+        Raises:
+            CapacityError: a text is too long; the first one is named.
+            RequestError: the prompt is unknown, or a text is empty.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        before = self.prompt(prompt)
-        rows = self._rows(texts, before, truncate)
-        editor = self._editor(edit, min(map(len, rows), default=1))
-        found = torch.empty(len(texts), self.dimensions)
-        skipped = 0 if self.sentence.config.with_prompt else self._length(before)
+        prefix = self.prompt(prompt)
+        sequences = self._encode_batch(texts, prefix, truncate)
+        editor = self._editor(edit, min(map(len, sequences), default=1))
+        vectors = torch.empty(len(texts), self.dimensions)
+        n_skipped = 0 if self.sentence.config.with_prompt else self._prompt_length(prefix)
         done = 0
-        for some in self._batches(rows):
-            found[some] = self._vectors([rows[i] for i in some], skipped, editor)
-            done += len(some)
+        for batch in self._batches(sequences):
+            vectors[batch] = self._vectors([sequences[i] for i in batch], n_skipped, editor)
+            done += len(batch)
             if progress is not None:
-                progress(done, len(rows))
-        return found
+                progress(done, len(sequences))
+        return vectors
 
     def prompt(self, name: str | None) -> str:
-        """The text of a prompt by its name; of None, what the model puts before a text of its own accord."""
+        """Return the text of a prompt by its name; None is the model's default prompt."""
         config = self.sentence.config
         name = config.prompt if name is None else name
         if name is None:
@@ -129,55 +148,56 @@ class Embedder(ModelViews):
             raise RequestError(f"this model has no prompt {name!r}; it has: {known}", param="prompt")
         return config.prompts[name]
 
-    def _rows(self, texts: list[str], before: str, truncate: bool) -> list[list[int]]:
-        """The ids of texts, framed and not too long."""
-        whole = [before + text for text in texts]
-        rows = self.tokenizer.encode_batch(
-            [text.lower() for text in whole] if self.sentence.config.lowercase else whole
-        )
-        after = self.tokenizer.suffix_ids
-        for i, row in enumerate(rows):
+    def _encode_batch(self, texts: list[str], prefix: str, truncate: bool) -> list[list[int]]:
+        """Return the ids of texts after a prompt, with special tokens, none too long."""
+        prompted = [prefix + text for text in texts]
+        lower = self.sentence.config.lowercase
+        sequences = self.tokenizer.encode_batch([text.lower() for text in prompted] if lower else prompted)
+        suffix = self.tokenizer.suffix_ids
+        for i, ids in enumerate(sequences):
             where = f"text {i + 1} of {len(texts)}: " if len(texts) > 1 else ""
-            if not row:
-                raise RequestError(f"{where}there is nothing to read: the text is empty", param="text")
-            if len(row) > self.limit and not truncate:
+            if not ids:
+                raise RequestError(f"{where}the text is empty", param="text")
+            if len(ids) > self.max_tokens and not truncate:
                 raise CapacityError(
-                    f"{where}the text has {len(row)} tokens, and the model reads at most {self.limit}: "
-                    "give less of it, or cut it (truncate)"
+                    f"{where}the text has {len(ids)} tokens, and the model processes at most {self.max_tokens}: "
+                    "shorten it, or set truncate"
                 )
-            if len(row) > self.limit:
-                rows[i] = row[: self.limit - len(after)] + after
-        return rows
+            if len(ids) > self.max_tokens:
+                sequences[i] = ids[: self.max_tokens - len(suffix)] + suffix
+        return sequences
 
-    def _length(self, prompt: str) -> int:
-        """How many tokens a prompt takes, with what the tokenizer puts before it."""
+    def _prompt_length(self, prompt: str) -> int:
+        """Return the number of tokens of a prompt and the special tokens before it."""
         if not prompt:
             return 0
         text = prompt.lower() if self.sentence.config.lowercase else prompt
         return len(self.tokenizer.prefix_ids) + len(self.tokenizer.encode(text, bare=True))
 
-    def _batches(self, rows: list[list[int]]) -> Iterator[list[int]]:
-        """Numbers of rows, of like length together: little padding."""
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        at = 0
-        while at < len(order):
-            width = max(1, BATCH // len(rows[order[at]]))
-            yield order[at : at + width]
-            at += width
+    def _batches(self, sequences: list[list[int]]) -> Iterator[list[int]]:
+        """Yield indices of sequences of similar lengths, which need little padding."""
+        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        begin = 0
+        while begin < len(order):
+            size = max(1, BATCH_TOKENS // len(sequences[order[begin]]))
+            yield order[begin : begin + size]
+            begin += size
 
     @torch.inference_mode()
-    def _vectors(self, rows: list[list[int]], skipped: int, editor: Edits | None) -> Float[Tensor, "B E"]:
-        lengths = [len(row) for row in rows]
-        ids = torch.tensor([row + [0] * (max(lengths) - len(row)) for row in rows], device=self.device)
-        states = self.model(ids, edited(Step.of(ids, lengths), editor, len(rows)))
+    def _vectors(self, sequences: list[list[int]], n_skipped: int, editor: Edits | None) -> Float[Tensor, "B E"]:
+        ids, lengths = pad(sequences, self.device)
+        states = self.model(ids, with_edits(Step.of(ids, lengths), editor, len(ids)))
         at = torch.arange(ids.shape[1], device=self.device)
-        counted = (at < torch.tensor(lengths, device=self.device)[:, None]) & (at >= skipped)  # [B, S]
+        counted = (at < torch.tensor(lengths, device=self.device)[:, None]) & (at >= n_skipped)  # [B, S]
         if not counted.any(-1).all():
-            raise RequestError("there is nothing to pool behind the prompt: a text is empty", param="text")
+            raise RequestError("a text is empty: nothing follows the prompt", param="text")
         return self.sentence(states, counted).float().cpu()
 
     def similarity(self, a: Float[Tensor, "N E"], b: Float[Tensor, "M E"]) -> Float[Tensor, "N M"]:
-        """How alike vectors are, more being more, by what the model was trained for: `sentence.config.similarity`."""
+        """Return the similarity of each pair of vectors, by the measure that the model was trained with.
+
+        The measure is `sentence.config.similarity`; larger values mean more similar for every measure.
+        """
         match self.sentence.config.similarity:
             case "cosine":
                 return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T
@@ -190,163 +210,127 @@ class Embedder(ModelViews):
 
     @torch.inference_mode()
     def states(self, text: str, second: str | None = None, *, tap: Tap | None = None) -> Float[Tensor, "S D"]:
-        """What each token of a text, or of a pair of texts in one row, means where it stands; a tap may look."""
-        return self.model(*self._pass(text, second, tap))[0]
+        """Return the final state of each token of a text, or of two texts in one sequence."""
+        return self.model(*self._prepare(text, second, tap))[0]
 
     def _editor(self, edits: Sequence[Edit], length: int) -> Edits | None:
-        """The edits of texts of at least so many tokens, checked."""
+        """Check the edits of texts of at least `length` tokens; None if there are none."""
         return Edits(self.config, edits, [length], length) if edits else None
 
     def trace(
         self,
-        text: str | Sequence[int],
+        text: TextOrIds,
+        target: TextOrIds | None = None,
         *,
-        capture: Sequence[str] = (),
+        capture: str | Sequence[str] = (),
         edit: Sequence[Edit] = (),
         budget: int | None = None,
+        max_tokens: int | None = None,
+        before_forward: Callable[[], None] | None = None,
     ) -> EmbedderTrace:
-        """Every number of a text inside the encoder: see `inspect/sourced.py`. All else is as of a decoder's.
-
-        A text is framed as the tokenizer says; token ids are read as they are. RequestError for a point that the model
-        has not; CapacityError where the text is longer than the context, or what is read than the budget.
-        """
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else [index(token) for token in text]
-        self._check(ids)
+        """Record the activations of a text: see `TextModel.trace`. An encoder-only model generates nothing."""
+        for name, given in (("target", target), ("max_tokens", max_tokens)):
+            if given is not None:
+                raise RequestError(f"{name} has no effect: an encoder-only model generates no text", param=name)
+        ids = self.encode(text)
         check_ids("text", ids, self.config.vocab_size)
-        some, editor = (capture,) if isinstance(capture, str) else tuple(capture), self._editor(edit, len(ids))
-        return record_encoder(EmbedderTrace, self, self.model, ids, some, budget, editor)
-
-    def sweep(self, text: str | Trace, **how: Any) -> Sweep:
-        """One edit after another, at every head, layer or token: iterate over it. `how`: see `inspect/sweep.py`."""
-        return sweep(self.trace(text) if isinstance(text, str) else text, **how)
-
-    def load_trace(self, folder: str | Path) -> EmbedderTrace:
-        """A trace that was saved, of this very model. CheckpointError where it is of another, or not whole."""
-        return load_trace(EmbedderTrace, self, folder)
+        if before_forward is not None:
+            before_forward()
+        editor = self._editor(edit, len(ids))
+        return record_encoder(EmbedderTrace, self, self.model, ids, patterns(capture), budget, editor)
 
     @torch.inference_mode()
     def follows(self, first: str, second: str) -> float:
-        """The probability that the second text follows the first. RequestError where the model has no head for it."""
+        """Return the probability that the second text follows the first (BERT's next-sentence prediction).
+
+        Raises:
+            RequestError: the model was saved without the head for it.
+        """
         if self.model.next_sentence is None:
-            raise RequestError("this model has no head that tells whether a text follows another")
-        ids, step = self._pass(first, second, None)
+            raise RequestError("this model has no head for next-sentence prediction: it was saved without one")
+        ids, step = self._prepare(first, second, None)
         return self.model.follows(self.model.pooled(self.model(ids, step), step), step)[0].softmax(-1)[0].item()
 
-    def _pass(self, text: str, second: str | None, tap: Tap | None) -> tuple[Tensor, Step]:
-        """The ids of one row [1, S], and its pass."""
-        ids, types = (self.tokenizer.encode(text), None) if second is None else self.pair(text, second)
-        self._check(ids)
-        row = torch.tensor([ids], device=self.device)
-        kinds = None if types is None or not self.config.n_token_types else torch.tensor([types], device=self.device)
-        return row, Step.of(row, types=kinds, tap=tap)
+    def _prepare(self, text: str, second: str | None, tap: Tap | None) -> tuple[Tensor, Step]:
+        """Return the ids of one sequence, [1, S], and its step."""
+        ids, types = (self.tokenizer.encode(text), None) if second is None else self.encode_pair(text, second)
+        batch = torch.tensor([self._checked(ids)], device=self.device)
+        has_types = types is not None and self.config.n_token_types
+        return batch, Step.of(batch, types=torch.tensor([types], device=self.device) if has_types else None, tap=tap)
 
-    def pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
-        """Two texts in one row, framed as the tokenizer says: the ids, and the type of each token."""
-        (found,) = self.tokenizer.encode_pairs([(first, second)])
-        return found
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """Return the ids of two texts in one sequence, with special tokens, and the type of each token."""
+        (encoded,) = self.tokenizer.encode_pairs([(first, second)])
+        return encoded
 
-    def _check(self, ids: list[int]) -> None:
+    def _checked(self, ids: list[int]) -> list[int]:
         if not ids:
-            raise RequestError("there is nothing to read: the text is empty", param="text")
+            raise RequestError("the text is empty", param="text")
         if len(ids) > self.config.context_length:
             limit = self.config.context_length
             raise CapacityError(f"the text has {len(ids)} tokens, and the model's context holds {limit}")
+        return ids
 
     @torch.inference_mode()
-    def fill(self, text: str, *, top: int = 5, edit: Sequence[Edit] = ()) -> list[list[Guess]]:
-        """The `top` likeliest tokens for each hidden place of a text, which the mask token's name stands for.
+    def fill(self, text: str, *, top: int = 5, edit: Sequence[Edit] = ()) -> list[list[MaskFill]]:
+        """Return the `top` most likely tokens of each masked position of a text.
 
-        Each place is guessed by itself, from all that is not hidden. edit: as of `embed`.
-        RequestError where the text hides none, or where the model has no head to guess with.
+        Each position is predicted independently, from the tokens that are not masked. edit: as in `embed`.
+
+        Raises:
+            RequestError: the text has no mask token, or the model no masked-language-modelling head.
         """
         if self.model.head is None:
-            raise RequestError("this model has no head that guesses hidden tokens: it was saved without one")
+            raise RequestError("this model has no head for masked language modelling: it was saved without one")
         if type(top) is not int or not 1 <= top <= self.config.vocab_size:
             raise RequestError(f"top must be from 1 to {self.config.vocab_size}, got {top!r}", param="top")
-        ids = self.tokenizer.encode_masked(text)
+        ids = self._checked(self.tokenizer.encode_masked(text))
         mask = self.tokenizer.mask_id
-        places = [i for i, token in enumerate(ids) if token == mask]
-        if not places:
+        masked = [i for i, token in enumerate(ids) if token == mask]
+        if not masked:
             name = self.tokenizer.token_bytes(mask).decode() if mask is not None else ""
-            raise RequestError(f"the text hides no place: write {name} where a token is to be guessed", param="text")
-        self._check(ids)
-        row = torch.tensor([ids], device=self.device)
-        step, editor = Step.of(row), self._editor(edit, len(ids))
-        states = self.model(row, edited(step, editor))[0, places]
-        logits = self.model.logits(states, edited(step.at(step.positions[0, places]), editor))  # [places, V]
+            raise RequestError(f"the text has no mask token: put {name} where a token is to be predicted", param="text")
+        batch = torch.tensor([ids], device=self.device)
+        step, editor = Step.of(batch), self._editor(edit, len(ids))
+        states = self.model(batch, with_edits(step, editor))[0, masked]
+        logits = self.model.logits(states, with_edits(step.at(step.positions[0, masked]), editor))  # [masked, V]
         best = logits.float().softmax(-1).topk(top)
         return [
-            [Guess(id, self._spelled(id), value) for id, value in zip(*one, strict=True)]
+            [MaskFill(id, self._token_text(id), probability) for id, probability in zip(*one, strict=True)]
             for one in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
-    def _spelled(self, token: int) -> str:
-        """A token as it would be read; "" where the tokenizer has none of this number."""
+    def _token_text(self, token: int) -> str:
+        """Return a token's text; "" if the tokenizer has no such token."""
         try:
             return self.tokenizer.token_bytes(token).decode("utf-8", "replace")
         except TokenizerError:
             return ""
 
-    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, **how: Any) -> None:
-        """Write a folder that `transformers` and `sentence-transformers` open. `how`: as of `save_model`."""
-        save_model(self.model, folder, dtype=dtype, **how)
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, **options: Any) -> None:
+        """Save a folder that `transformers` and `sentence-transformers` open. Options as of `save_model`."""
+        save_model(self.model, folder, dtype=dtype, **options)
         self.tokenizer.save(folder)
         write_pooling(self.sentence, Path(folder), self.config.d_model)
 
     def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
-        """Write one GGUF file, tokenizer and pooling inside, which llama.cpp and its kin embed texts with.
+        """Save one GGUF file with its pooling: see `TextModel.save_gguf`.
 
-        It has no place for a pooler and heads (`left_out` of `weights/gguf_save.py`), for prompts that are asked for by
-        name, and for a limit of tokens below the model's. ConfigError and TokenizerError for what changes a vector.
+        GGUF has no fields for a pooler and heads (`left_out` of `formats/gguf/save.py`), for named prompts, and for a
+        token limit below the model's.
         """
         from glassformer.formats.gguf.metadata import write_metadata
         from glassformer.formats.gguf.pooling import pooling_to_gguf
         from glassformer.formats.gguf.save import save_gguf
         from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
 
-        words = tokenizer_to_gguf(self.tokenizer, self.config.vocab_size)
-        words |= pooling_to_gguf(self.sentence, write_metadata(self.config).architecture)
-        save_gguf(self.model, path, kind, extra=words)
-
-    def __repr__(self) -> str:
-        n = sum(p.numel() for p in self.model.parameters())
-        return f"Embedder({self.source or self.config.family}, {n / 1e6:.2f}M parameters, {self.dimensions} dimensions)"
+        metadata = tokenizer_to_gguf(self.tokenizer, self.config.vocab_size)
+        metadata |= pooling_to_gguf(self.sentence, write_metadata(self.config).architecture)
+        save_gguf(self.model, path, kind, extra=metadata)
 
 
-def edited(step: Step, editor: Edits | None, rows: int = 1) -> Step:
-    """A pass under edits, the same for all its rows."""
+def with_edits(step: Step, editor: Edits | None, n_sequences: int = 1) -> Step:
+    """Set the tap of edits on a step, the same for all its sequences."""
     if editor is not None:
-        step.tap = CapturingTap(step, [0] * rows, editor, None)
+        step.tap = CapturingTap(step, [0] * n_sequences, editor, None)
     return step
-
-
-def load_embedder(
-    path: str | Path,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    ignore_keys: Sequence[str] = (),
-    offline: bool = False,
-) -> Embedder:
-    """An encoder's model folder, with or without what `sentence-transformers` lays beside, a GGUF file, or
-    `owner/name[@revision]` on the hub. Where nothing says how states become one vector, it is their mean.
-
-    CheckpointError names what is missing or does not fit; ConfigError what is not understood, or a device or dtype that
-    cannot be used.
-    """
-    folder = find_model(transformer_folder(Path(path)), offline=offline)
-    checkpoint = open_checkpoint(folder, tuple(ignore_keys))
-    placement = choose_placement(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
-    model = load_text_encoder(checkpoint, device=placement.device, dtype=placement.dtype)
-    tokenizer = tokenizer_of(folder, checkpoint.metadata)
-    if tokenizer is None:
-        raise CheckpointError(f"{folder} has no tokenizer, and an embedder reads texts")
-    if checkpoint.metadata:
-        sentence = pooling_from_gguf(checkpoint.metadata, str(folder))
-    else:
-        beside = Path(path) if (Path(path) / "modules.json").exists() else folder.parent if folder.is_file() else folder
-        sentence = read_pooling(beside, model.config.d_model)
-    sentence = sentence.to(device=placement.device, dtype=placement.dtype)
-    embedder = Embedder(model, tokenizer, sentence, source=str(folder))
-    embedder.choices = describe(model.config, placement)
-    return embedder

@@ -1,11 +1,10 @@
-"""A model that writes one text from another, as a person uses it: load, translate, align, save."""
+"""A model that generates one text from another: translate, align, trace, save."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,12 @@ from glassformer.atomic import write_text
 from glassformer.config import ModelConfig, RecurrentConfig
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.families import family_of
-from glassformer.formats import load_seq2seq, save_model
-from glassformer.formats.checkpoint import open_checkpoint
-from glassformer.formats.find import find_model, tokenizer_of
+from glassformer.formats import Checkpoint, ModelKind, load_seq2seq, save_model
 from glassformer.formats.generation_config import (
     CONFIG_TOKEN_KEYS,
     GENERATION_CONFIG,
     banned_token_ids,
     non_negative_int,
-    read_generation_config,
     token_id,
 )
 from glassformer.formats.save import SHARD, GgufKind
@@ -38,27 +34,22 @@ from glassformer.inspect.edits.apply import EditObserver, Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.present.traces import RecurrentTranslatorTrace, TranslatorTrace
 from glassformer.inspect.record.seq2seq import record_recurrent, record_seq2seq
-from glassformer.inspect.record.store import load as load_trace
-from glassformer.inspect.sweep.sweep import Sweep, sweep
-from glassformer.inspect.trace.trace import ModelKind, Trace
 from glassformer.inspect.views.alignment import NONE as NO_ATTENTION
-from glassformer.inspect.views.methods import ModelViews
-from glassformer.kernels.describe import describe
-from glassformer.kernels.placement import Choice, choose_placement
+from glassformer.kernels.placement import Placement
+from glassformer.models.base import TextModel, TextOrIds, patterns, token_ids
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
-from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 
-ROWS = 128  # texts that are written at a time, of one source or of several: bounds memory
+BATCH = 128  # sequences decoded at a time, of one source or several: bounds memory
 
 
 @dataclass(frozen=True)
 class Target:
-    """One text that a source became.
+    """One text generated from a source.
 
-    logprob: log P(target | source), the sum over its tokens and the one that ends it (nats). score: what several are
-    compared by, see `generate/beam.py`. finish: "stop" where the model ended it, "length" where it was cut off.
+    logprob: log P(target | source), the sum over its tokens and the end token (nats). score: what targets are ranked
+    by, see `generate/beam_search.py`. finish: "stop" if the model ended it, "length" if it was truncated.
     """
 
     text: str
@@ -70,7 +61,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Translation:
-    """What `translate` returns for one source: the `n` best targets, the best first."""
+    """What `Translator.translate` returns for one source: the `n` best targets, best first."""
 
     source: str
     targets: tuple[Target, ...]
@@ -83,12 +74,12 @@ class Translation:
 
 @dataclass(frozen=True, eq=False)
 class TranslationAlignment:
-    """Where a model looked in the source while it wrote the target.
+    """The attention of each target token to the source; `Translator.align` makes it.
 
-    probs [L, H, T, S]: of each layer and head (both 1 in a recurrent model), how much of source token s was taken when
-    target token t was to be written; each row sums to 1. The last target token is the one that ends the text, unless
-    it goes on. error: how far what these probabilities take is from what the pass itself computed, max |P V - z|.
-    end: the token that ends a text.
+    probs [L, H, T, S]: per layer and head (both 1 in a recurrent model) the attention of target token t to source token
+    s; each row sums to 1. The last target token is the end token, unless the target is incomplete. error: the largest
+    difference between what these probabilities produce and what the forward pass computed, max |P V - z|. end: the text
+    of the end token.
     """
 
     source_tokens: tuple[str, ...]
@@ -104,72 +95,96 @@ class TranslationAlignment:
 
     @property
     def labels(self) -> tuple[list[str], list[str]]:
-        """Source and target tokens such that each can be seen."""
+        """Source and target tokens with whitespace made visible."""
         return labels(self.source_tokens, self.end), labels(self.target_tokens, self.end)
 
 
-class Translator(ModelViews):
-    """An encoder-decoder, Transformer or recurrent, and the tokenizer of both its sides.
+class Translator(TextModel):
+    """An encoder-decoder, Transformer or recurrent, and the tokenizer of its source and target.
 
-    Sources are read as they are, or, of a family of models that read them so, with what the tokenizer puts around a
-    text. A target begins after the tokenizer's bos_id (eos_id where it has none), and eos_id ends it; `special` are the
-    keys of a generation_config.json that say otherwise: see `weights/special.py`. Its others are kept for whoever reads
-    it next: how wide to search, and how long to write at most, `translate` is told. CheckpointError where model and
-    tokenizer do not fit together, TokenizerError where no token ends a text.
+    The model family decides whether a source gets the tokenizer's special tokens. A target begins after the tokenizer's
+    bos_id (eos_id if it has none) and ends with eos_id, unless `generation_config` (the keys of a
+    generation_config.json) says otherwise. Its search options (beam, length) are preserved for saving and not used:
+    `translate` takes them as arguments.
+
+    Raises:
+        CheckpointError: the model and the tokenizer do not fit together.
+        TokenizerError: no token ends a text.
     """
 
-    choices: tuple[Choice, ...] = ()
+    kinds = ("encoder-decoder", "recurrent")
+    model: Seq2SeqModel
+    tokenizer: Tokenizer
 
     def __init__(
-        self, model: Seq2SeqModel, tokenizer: Tokenizer, *, source: str = "", special: Mapping[str, Any] | None = None
+        self,
+        model: Seq2SeqModel,
+        tokenizer: Tokenizer,
+        *,
+        path: str = "",
+        generation_config: Mapping[str, Any] | None = None,
     ):
-        self.model, self.tokenizer, self.source = model, tokenizer, source
-        self.writer = tokenizer.target_tokenizer()
-        self.apart = self.writer.backend.vocab != tokenizer.backend.vocab
-        self.kind: ModelKind = "recurrent" if isinstance(model, RecurrentEncoderDecoder) else "encoder-decoder"
-        self.special = dict(special or {})
+        self.model, self.tokenizer, self.path = model, tokenizer, path
+        recurrent = isinstance(model, RecurrentEncoderDecoder)
+        self.kind: ModelKind = "recurrent" if recurrent else "encoder-decoder"
+        self.trace_type = RecurrentTranslatorTrace if recurrent else TranslatorTrace
+        self.target_tokenizer = tokenizer.target_tokenizer()
+        self.separate_vocabularies = self.target_tokenizer.backend.vocab != tokenizer.backend.vocab
+        self.generation_config = dict(generation_config or {})
         self.bare = not family_of(model.config).adds_special_tokens
-        end = token_id(self.special, "eos_token_id", source)
-        end = self.writer.eos_id if end is None else end
+        end = token_id(self.generation_config, "eos_token_id", path)
+        end = self.target_tokenizer.eos_id if end is None else end
         if end is None:
             raise TokenizerError("a translator needs a tokenizer with a token that ends a text (eos_token)")
-        both = (("source", tokenizer), ("target", self.writer))
-        for (side, one), size in zip(both, vocab_sizes(model), strict=True):
+        sides = (("source", tokenizer), ("target", self.target_tokenizer))
+        for (side, one), size in zip(sides, vocab_sizes(model), strict=True):
             if one.vocab_size > size:
                 raise CheckpointError(
-                    f"{source or 'translator'}: the tokenizer has {one.vocab_size} tokens, and the model's "
+                    f"{path or 'translator'}: the tokenizer has {one.vocab_size} tokens, and the model's "
                     f"{side} vocabulary {size}"
                 )
-        begin = token_id(self.special, "decoder_start_token_id", source)
-        self.end = end
-        self.begin = begin if begin is not None else end if tokenizer.bos_id is None else tokenizer.bos_id
-        first, last = (token_id(self.special, f"forced_{name}_token_id", source) for name in ("bos", "eos"))
-        shortest, rows = (
-            non_negative_int(self.special, name, source) for name in ("min_length", "no_repeat_ngram_size")
-        )
+        begin = token_id(self.generation_config, "decoder_start_token_id", path)
+        self.end_id = end
+        self.begin_id = begin if begin is not None else end if tokenizer.bos_id is None else tokenizer.bos_id
+        first, last = (token_id(self.generation_config, f"forced_{name}_token_id", path) for name in ("bos", "eos"))
         self.constraints = TokenConstraints(
-            first, last, banned_token_ids(self.special, source), shortest, rows, self.writer.vocab_size
+            first,
+            last,
+            banned=banned_token_ids(self.generation_config, path),
+            min_length=non_negative_int(self.generation_config, "min_length", path),
+            no_repeat_ngram=non_negative_int(self.generation_config, "no_repeat_ngram_size", path),
+            vocab_size=self.target_tokenizer.vocab_size,
         )
-        self.frame = [] if self.bare else tokenizer.encode("")
+        self._empty = [] if self.bare else tokenizer.encode("")
+
+    @classmethod
+    def _load(cls, checkpoint: Checkpoint, placement: Placement) -> Translator:
+        model = load_seq2seq(checkpoint, device=placement.device, dtype=placement.dtype)
+        tokenizer = checkpoint.tokenizer()
+        if tokenizer is None:
+            raise CheckpointError(f"{checkpoint.path} has no tokenizer, which a translator needs")
+        return cls(model, tokenizer, path=str(checkpoint.path), generation_config=checkpoint.generation_config())
 
     @property
     def config(self) -> ModelConfig | RecurrentConfig:
         return self.model.config
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.head.weight.device
+    def encode(self, text: TextOrIds, *, special: bool = False) -> list[int]:
+        """Return the token ids of a source.
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """A source as token ids; `special`: text such as "<extra_id_0>" becomes the token of that name.
+        special: parse control tokens in the text, such as "<extra_id_0>".
 
-        RequestError where it is empty, CapacityError where it is longer than the context.
+        Raises:
+            RequestError: the text is empty.
+            CapacityError: the text does not fit the encoder's context.
         """
+        if not isinstance(text, str):
+            return token_ids(text, "source")
         ids, limit = self.tokenizer.encode(text, bare=self.bare, parse_special=special), max_source_tokens(self.model)
-        if ids == self.frame:
-            raise RequestError("there is nothing to translate: the text is empty", param="text")
+        if ids == self._empty:
+            raise RequestError("the text is empty: give a text to translate", param="text")
         if limit is not None and len(ids) > limit:
-            raise CapacityError(f"the text has {len(ids)} tokens, and the model reads at most {limit}: give less of it")
+            raise CapacityError(f"the text has {len(ids)} tokens, and the encoder's context holds {limit}: shorten it")
         return ids
 
     def translate(
@@ -183,228 +198,196 @@ class Translator(ModelViews):
         special: bool = False,
         edit: Sequence[Edit] = (),
     ) -> list[Translation]:
-        """What the model writes from each text: one `Translation` for each, in their order (a list for one text too).
+        """Generate targets from each text; return one `Translation` per text, in order, also for a single text.
 
-        beam: how many texts to follow at a time; 1 takes the likeliest token, always. n: how many of the best to give,
-        different in their tokens. max_tokens: of a target, with the one that ends it. length_penalty: alpha of Wu et
-        al. 2016, equation 14. special: control tokens are read out of the texts ("<mask>", "<extra_id_0>"), and seen in
-        what is written. edit: changes to what flows through the model meanwhile, of every text, see `inspect/edit.py`.
-        RequestError for an option out of range or an empty text, CapacityError where a text or
-        `max_tokens` is longer than the context.
+        Args:
+            beam: how many texts to continue at a time; 1 always takes the most likely token.
+            n: how many of the best targets to return, all different in their tokens.
+            max_tokens: the most tokens of a target, the end token included.
+            length_penalty: alpha of Wu et al. 2016, equation 14.
+            special: parse control tokens in the texts ("<mask>", "<extra_id_0>"), and show generated ones.
+            edit: changes to activations during generation, of every text: see `inspect/edits/edit.py`.
+
+        Raises:
+            RequestError: an option is out of range, or a text is empty.
+            CapacityError: a text or `max_tokens` does not fit the context.
         """
-        how = BeamSearch(beam, n, max_tokens, length_penalty)
+        options = BeamSearch(beam, n, max_tokens, length_penalty)
         texts = [texts] if isinstance(texts, str) else list(texts)
-        sources = [self._numbered(i, text, len(texts), special, edit, max_tokens) for i, text in enumerate(texts)]
-        order = sorted(range(len(texts)), key=lambda i: len(sources[i]))  # of like length together: little padding
-        found: dict[int, Translation] = {}
-        width = max(1, ROWS // beam)
-        for at in range(0, len(order), width):
-            some = order[at : at + width]
-            rows = [sources[i] for i in some]
-            editor = self._editor(edit, len(rows[-1]), max_tokens)
-            best = search(
-                self.model, rows, how, begin=self.begin, end=self.end, constraints=self.constraints,
-                observer=None if editor is None else EditObserver(editor),
-            )  # fmt: skip
-            for i, ones in zip(some, best, strict=True):
-                found[i] = Translation(texts[i], tuple(self._target(one, special) for one in ones))
-        return [found[i] for i in range(len(texts))]
+        sources = []
+        for i, text in enumerate(texts):
+            try:
+                sources.append(self.encode(text, special=special))
+                self._editor(edit, len(sources[-1]), max_tokens)
+            except (CapacityError, RequestError) as error:
+                where = f"text {i + 1} of {len(texts)}: " if len(texts) > 1 else ""
+                raise type(error)(f"{where}{error}") from None
+        order = sorted(range(len(texts)), key=lambda i: len(sources[i]))  # similar lengths together: little padding
+        translations: dict[int, Translation] = {}
+        size = max(1, BATCH // beam)
+        for begin in range(0, len(order), size):
+            batch = order[begin : begin + size]
+            editor = self._editor(edit, len(sources[batch[-1]]), max_tokens)
+            for i, best in zip(batch, self._search([sources[i] for i in batch], options, editor), strict=True):
+                translations[i] = Translation(texts[i], tuple(self._target(one, special) for one in best))
+        return [translations[i] for i in range(len(texts))]
+
+    def _search(
+        self,
+        sources: list[list[int]],
+        options: BeamSearch,
+        editor: Edits | None,
+        before_forward: Callable[[], None] | None = None,
+    ) -> list[list[Hypothesis]]:
+        return search(
+            self.model, sources, options, begin=self.begin_id, end=self.end_id, constraints=self.constraints,
+            observer=None if editor is None else EditObserver(editor), before_forward=before_forward,
+        )  # fmt: skip
 
     def _editor(
-        self, edits: Sequence[Edit], n_source: int, max_tokens: int | None = None, given: int | None = None
+        self, edits: Sequence[Edit], n_source: int, max_tokens: int | None = None, n_target: int | None = None
     ) -> Edits | None:
-        """The edits of a source and of what is written from it, or of a `given` target of so many tokens, checked."""
-        length = given or max_tokens or max_target_tokens(self.model)
-        return Edits(self.config, edits, [given or 1], length, n_source) if edits else None
-
-    def _numbered(
-        self, i: int, text: str, n_texts: int, special: bool, edits: Sequence[Edit], max_tokens: int | None
-    ) -> list[int]:
-        try:
-            ids = self.encode(text, special=special)
-            self._editor(edits, len(ids), max_tokens)
-            return ids
-        except (CapacityError, RequestError) as error:
-            raise type(error)(f"text {i + 1} of {n_texts}: {error}" if n_texts > 1 else str(error)) from None
+        """Check the edits of a source and its target, generated or of `n_target` tokens; None if there are none."""
+        length = n_target or max_tokens or max_target_tokens(self.model)
+        return Edits(self.config, edits, [n_target or 1], length, n_source) if edits else None
 
     def _target(self, one: Hypothesis, special: bool) -> Target:
         assert one.finish is not None
-        text = (self.writer if self.apart else self.tokenizer).decode(one.ids, skip_special=not special)
+        tokenizer = self.target_tokenizer if self.separate_vocabularies else self.tokenizer
+        text = tokenizer.decode(one.ids, skip_special=not special)
         return Target(text, one.ids, one.logprob, one.score, one.finish)
 
     def align(
-        self, source: str, target: str | Sequence[int], *, ended: bool = True, special: bool = False
+        self, source: str, target: TextOrIds, *, ended: bool = True, special: bool = False
     ) -> TranslationAlignment:
-        """Where the model looks while it writes `target` (a text, or token ids) from `source`.
+        """Compute the attention of each target token to the source.
 
-        ended: whether the target is whole, so that the token which ends it is written too. special: as of `translate`.
-        RequestError where the model has no attention to the source; CapacityError where a side is longer than the
-        context.
+        Args:
+            target: a text or token ids.
+            ended: the target is complete: the end token follows it.
+            special: as in `translate`.
+
+        Raises:
+            RequestError: the model has no attention to the source.
+            CapacityError: the source or the target does not fit the context.
         """
-        read, written = self.encode(source, special=special), self._target_ids(target, ended, special)
-        t = self._record(read, [self.begin, *written[:-1]], written, n_prompt=len(written))
+        ids, target_ids = self.encode(source, special=special), self._target_ids(target, ended, special)
+        t = self._record(ids, [self.begin_id, *target_ids[:-1]], target_ids, n_prompt=len(target_ids))
         names = [name for name in t.names() if name.endswith(("cross.probs", "rnn.probs"))]
         if not names:
             raise RequestError(NO_ATTENTION)
-        values = [t[name] for name in names]  # [H, T, S] of each layer, or [T, S]
+        values = [t[name] for name in names]  # per layer [H, T, S], or [T, S]
         probs = torch.stack([value.tensor.float().view(-1, *value.shape[-2:]) for value in values])
         error = max(value.error or 0.0 for value in values)
-        after = self._spelled([*written, self.end], self.writer)
-        return TranslationAlignment(self._spelled(read, self.tokenizer), after[:-1], probs, error, after[-1])
+        targets = _token_texts([*target_ids, self.end_id], self.target_tokenizer)
+        return TranslationAlignment(_token_texts(ids, self.tokenizer), targets[:-1], probs, error, targets[-1])
 
     def _record(
-        self, source: list[int], ids: list[int], target: list[int], **how: Any
+        self, source: list[int], ids: list[int], target: list[int], **options: Any
     ) -> TranslatorTrace | RecurrentTranslatorTrace:
         if isinstance(self.model, RecurrentEncoderDecoder):
-            return record_recurrent(RecurrentTranslatorTrace, self, source, ids, target, **how)
-        return record_seq2seq(TranslatorTrace, self, source, ids, target, **how)
+            return record_recurrent(RecurrentTranslatorTrace, self, source, ids, target, **options)
+        return record_seq2seq(TranslatorTrace, self, source, ids, target, **options)
 
-    def _target_ids(self, target: str | Sequence[int], ended: bool, special: bool) -> list[int]:
-        """What is to be written, with the token that ends it where it is whole."""
+    def _target_ids(self, target: TextOrIds, ended: bool, special: bool) -> list[int]:
+        """Return the ids of a target, with the end token if it is complete."""
         if isinstance(target, str):
-            ids = self.writer.encode(target, bare=True, parse_special=special)
+            ids = self.target_tokenizer.encode(target, bare=True, parse_special=special)
             ids = ids if self.constraints.first is None else [self.constraints.first, *ids]
         else:
-            ids = [index(token) for token in target]
-        written = [*ids, self.end] if ended else ids
-        check_ids("target", written, self.writer.vocab_size)
-        if isinstance(self.model, EncoderDecoder) and len(written) > self.model.config.context_length:
+            ids = token_ids(target, "target")
+        ids = [*ids, self.end_id] if ended else ids
+        check_ids("target", ids, self.target_tokenizer.vocab_size)
+        if isinstance(self.model, EncoderDecoder) and len(ids) > self.model.config.context_length:
             raise CapacityError(
-                f"the target has {len(written)} tokens with the one that ends it, and the model writes at most "
+                f"the target has {len(ids)} tokens with its end token, and the model generates at most "
                 f"{self.model.config.context_length}"
             )
-        return written
+        return ids
 
     def trace(
         self,
-        source: str | Sequence[int],
-        target: str | Sequence[int] | None = None,
+        text: TextOrIds,
+        target: TextOrIds | None = None,
         *,
-        ended: bool = True,
-        capture: Sequence[str] = (),
+        capture: str | Sequence[str] = (),
         edit: Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
-        special: bool = False,
         before_forward: Callable[[], None] | None = None,
+        ended: bool = True,
+        special: bool = False,
     ) -> TranslatorTrace | RecurrentTranslatorTrace:
-        """Every number of a source and a target inside the model: see `inspect/sourced.py`.
+        """Record the activations of a source and a target: see `TextModel.trace`.
 
-        target: None is what the model writes itself, the likeliest token each time, of at most `max_tokens`; `ended` as
-        of `align`, `capture`, `edit` and `budget` as of `LanguageModel.trace`, `special` as of `translate`.
-        before_forward: called before each pass of the writing. RequestError for a point that the model has not or an
-        option without effect; CapacityError where a side is longer than the context, or what is read than the budget.
+        target: None generates it, always with the most likely token, up to `max_tokens`. ended: as in `align`.
+        special: as in `translate`.
         """
-        if self.apart:
-            raise RequestError("a model whose two sides have vocabularies of their own is not traced: `align` shows it")
-        given = isinstance(source, str)
-        ids = self.encode(source, special=special) if given else [index(token) for token in source]
+        if self.separate_vocabularies:
+            raise RequestError("a model with separate vocabularies cannot be traced: use `align`")
+        ids = self.encode(text, special=special) if isinstance(text, str) else self.encode(text)
         check_ids("source", ids, vocab_sizes(self.model)[0])
-        patterns, finish = (capture,) if isinstance(capture, str) else tuple(capture), None
-        match(self.config, patterns)
+        match(self.config, patterns(capture))
+        finish = None
         if target is None:
-            how = BeamSearch(max_tokens=max_tokens)
             editor = self._editor(edit, len(ids), max_tokens)
-            ((best,),) = search(
-                self.model, [ids], how, begin=self.begin, end=self.end, constraints=self.constraints,
-                before_forward=before_forward, observer=None if editor is None else EditObserver(editor),
-            )  # fmt: skip
+            ((best,),) = self._search([ids], BeamSearch(max_tokens=max_tokens), editor, before_forward)
             finish = best.finish
-            written = [*best.ids, self.end] if finish == "stop" else list(best.ids)
+            target_ids = [*best.ids, self.end_id] if finish == "stop" else list(best.ids)
         elif max_tokens is not None:
-            raise RequestError("max_tokens has no effect where the target is given", param="max_tokens")
+            raise RequestError("max_tokens has no effect when the target is given", param="max_tokens")
         else:
-            written = self._target_ids(target, ended, special)
-            editor = self._editor(edit, len(ids), given=len(written))
-        rows = [self.begin, *written[:-1]]
-        n_prompt = 1 if target is None else len(rows)
+            target_ids = self._target_ids(target, ended, special)
+            editor = self._editor(edit, len(ids), n_target=len(target_ids))
+        inputs = [self.begin_id, *target_ids[:-1]]
         return self._record(
-            ids, rows, written, n_prompt=n_prompt, finish=finish, capture=patterns, budget=budget, editor=editor
-        )
+            ids, inputs, target_ids, n_prompt=1 if target is None else len(inputs), finish=finish,
+            capture=patterns(capture), budget=budget, editor=editor,
+        )  # fmt: skip
 
-    def sweep(self, text: str | Trace, **how: Any) -> Sweep:
-        """One edit after another, of the source, what was written or what is between: iterate over it. `how`: see
-        `inspect/sweep.py`. Of a text, what the model writes from it.
-        """
-        return sweep(self.trace(text) if isinstance(text, str) else text, **how)
-
-    def load_trace(self, folder: str | Path) -> TranslatorTrace | RecurrentTranslatorTrace:
-        """A trace that was saved, of this very model. CheckpointError where it is of another, or not whole."""
-        recurrent = isinstance(self.model, RecurrentEncoderDecoder)
-        return load_trace(RecurrentTranslatorTrace if recurrent else TranslatorTrace, self, folder)
-
-    def _spelled(self, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, ...]:
-        return tuple(tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)
-
-    def save(self, folder: str | Path) -> None:
-        """Write a model folder: config, weights, tokenizer, each file whole or not at all."""
+    def save(self, folder: str | Path, **options: Any) -> None:
+        """Save a model folder: configuration, weights, tokenizer. Options as of `save_model`."""
         begin = "bos_token_id" if self.bare else "decoder_start_token_id"
-        special = self.special or {begin: self.begin, "eos_token_id": self.end}
-        save_translator(self.model, self.tokenizer, special, folder)
+        generation_config = self.generation_config or {begin: self.begin_id, "eos_token_id": self.end_id}
+        save_translator(self.model, self.tokenizer, generation_config, folder, **options)
 
     def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
-        """Write one GGUF file, tokenizer inside. ConfigError and TokenizerError where the format cannot say what the
-        model, its tokenizer or its tokens are; it has no words for how wide to search and how long to write."""
+        """Save one GGUF file: see `TextModel.save_gguf`. GGUF has no fields for the search options."""
         from glassformer.formats.gguf.metadata import write_metadata
         from glassformer.formats.gguf.save import save_gguf
         from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
 
         if isinstance(self.model, RecurrentEncoderDecoder):
-            raise ConfigError("a recurrent model has no GGUF form: the format has none of its tensors")
-        if self.constraints != TokenConstraints(vocab_size=self.writer.vocab_size) or self.end != self.tokenizer.eos_id:
-            raise ConfigError("GGUF has no words for tokens that are forced or banned, nor for another end of a text")
-        said = write_metadata(self.model.config).architecture
-        words = tokenizer_to_gguf(self.tokenizer, self.model.config.vocab_size)
-        save_gguf(self.model, path, kind, extra=words | {f"{said}.decoder_start_token_id": self.begin})
-
-    def __repr__(self) -> str:
-        n = sum(p.numel() for p in self.model.parameters())
-        return f"Translator({self.source or type(self.model).__name__}, {n / 1e6:.2f}M parameters, {self.tokenizer})"
-
-
-def load_translator(
-    path: str | Path,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    ignore_keys: Sequence[str] = (),
-    offline: bool = False,
-) -> Translator:
-    """A translator's model folder, a run folder (its `best` checkpoint), a GGUF file, or `owner/name[@revision]` on the
-    hub.
-
-    Beside `load`, not within it: what comes back reads a source and has other methods, and a program that loads either
-    knows beforehand which it wants. Either says so where it is given the other's folder.
-    CheckpointError names what is missing or does not fit; ConfigError a device or dtype that cannot be used.
-    """
-    found = find_model(path, offline=offline)
-    folder = found.parent if found.is_file() else found
-    checkpoint = open_checkpoint(found, tuple(ignore_keys))
-    placement = choose_placement(device, dtype, stored=checkpoint.dtype, n_parameters=checkpoint.n_parameters)
-    model = load_seq2seq(checkpoint, device=placement.device, dtype=placement.dtype)
-    special = {} if checkpoint.family.rules is None else read_generation_config(found, checkpoint.metadata)
-    tokenizer = tokenizer_of(found, checkpoint.metadata) if checkpoint.metadata else load_tokenizer(folder)
-    if tokenizer is None:
-        raise CheckpointError(f"{found} has no tokenizer, and a translator reads texts")
-    translator = Translator(model, tokenizer, source=str(found), special=special)
-    translator.choices = describe(model.config, placement)
-    return translator
+            raise ConfigError("GGUF has no recurrent models: save a model folder")
+        plain = TokenConstraints(vocab_size=self.target_tokenizer.vocab_size)
+        if self.constraints != plain or self.end_id != self.tokenizer.eos_id:
+            raise ConfigError("GGUF has no fields for forced or banned tokens, nor for another end token")
+        architecture = write_metadata(self.model.config).architecture
+        metadata = tokenizer_to_gguf(self.tokenizer, self.model.config.vocab_size)
+        metadata[f"{architecture}.decoder_start_token_id"] = self.begin_id
+        save_gguf(self.model, path, kind, extra=metadata)
 
 
 def save_translator(
     model: Seq2SeqModel,
     tokenizer: Tokenizer | None,
-    special: Mapping[str, Any],
+    generation_config: Mapping[str, Any],
     folder: str | Path,
     *,
+    dtype: torch.dtype | None = None,
     shard: int = SHARD,
 ) -> None:
-    """Write a model folder; one that other tools open has `special` as its generation_config.json.
+    """Save a model folder; formats of other tools get `generation_config` as generation_config.json too.
 
-    `shard` as of `save_model`.
+    dtype, shard: as of `save_model`.
     """
-    save_model(model, folder, extra={name: special[name] for name in special if name in CONFIG_TOKEN_KEYS}, shard=shard)
+    special = {name: generation_config[name] for name in generation_config if name in CONFIG_TOKEN_KEYS}
+    save_model(model, folder, dtype=dtype, extra=special, shard=shard)
     if tokenizer is not None:
         tokenizer.save(folder)
     if family_of(model.config).rules is not None:
-        write_text(Path(folder) / GENERATION_CONFIG, json.dumps(dict(special), indent=2) + "\n")
+        write_text(Path(folder) / GENERATION_CONFIG, json.dumps(dict(generation_config), indent=2) + "\n")
+
+
+def _token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, ...]:
+    return tuple(tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)

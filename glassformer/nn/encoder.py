@@ -1,7 +1,7 @@
-"""An encoder that stands by itself: what a token means where it stands, and which token a hidden place may hold.
+"""Encoder-only models: states for each token, and the heads for masked tokens and for the next sentence.
 
     ids [B, S] -> embed + types + positions -> norm -> blocks -> states [B, S, D] -> head -> logits [B, S, V]
-                                                                    '-> the first one -> pooler [B, D] -> follows [B, 2]
+                                                                    '-> states[:, 0] -> pooler [B, D] -> follows [B, 2]
 
 "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding" (Devlin et al. 2019).
 """
@@ -35,7 +35,7 @@ class MaskedHead(nn.Module):
 
 
 class TextEncoder(Encoder):
-    """Token ids [B, S] to states [B, S, D]; `step.types` says of which type a token is, all of the first by default."""
+    """Token ids [B, S] to states [B, S, D]. `step.types` are the token types; by default all are type 0."""
 
     config: TextEncoderConfig
 
@@ -49,22 +49,22 @@ class TextEncoder(Encoder):
 
     def typed(self, x: Float[Tensor, "B S D"], step: Step) -> Float[Tensor, "B S D"]:
         if self.token_types is None:
-            assert step.types is None, "this model tells no types of tokens apart"
+            assert step.types is None, "this model has no token types"
             return x
         types = torch.zeros(x.shape[:-1], dtype=torch.long, device=x.device) if step.types is None else step.types
         return x + step.see("embed.types", self.token_types(types))
 
     def pooled(self, states: Float[Tensor, "B S D"], step: Step) -> Float[Tensor, "B D"]:
-        """The first state through the pooler."""
+        """Return tanh(W x + b) of the first state."""
         assert self.pooler is not None, "this model has no pooler"
         return step.see("final.pooled", torch.tanh(self.pooler(states[:, 0])))
 
     def follows(self, pooled: Float[Tensor, "B D"], step: Step) -> Float[Tensor, "B 2"]:
-        """The scores of "the second text follows the first", and of "it does not"."""
-        assert self.next_sentence is not None, "this model has no head of pairs"
+        """Return the logits of "the second text follows the first" and "it does not"."""
+        assert self.next_sentence is not None, "this model has no next-sentence head"
         return step.see("final.follows", self.next_sentence(pooled))
 
     def logits(self, states: Float[Tensor, "*B D"], step: Step) -> Float[Tensor, "*B V"]:
-        """At each place, the scores of every token that might stand there."""
+        """Return the logits of every token at each position."""
         assert self.head is not None, "this model has no head"
         return step.see("final.logits", self.head(states))

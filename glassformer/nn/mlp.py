@@ -1,4 +1,4 @@
-"""The feed-forward layer: what a block does to each token alone."""
+"""The feed-forward layer, which processes each token alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.d_ff, d_model, config.bias)
 
     def forward(self, x: Float[Tensor, "*B D"], step: LayerStep | None = None) -> Float[Tensor, "*B D"]:
-        see = unseen if step is None else step.see
+        see = step.see if step is not None else lambda _, value: value  # an expert has no points of its own
         up = see("mlp.up", self.up(x))  # [..., F]
         if self.gate is None:
             act = self.activation(up)
@@ -43,12 +43,7 @@ class MLP(nn.Module):
         return self.down(see("mlp.act", act))
 
     def gated(self, gate: Float[Tensor, "*B F"], up: Float[Tensor, "*B F"]) -> Float[Tensor, "*B F"]:
-        """act(gate) * up, within limits where there are any."""
+        """Return act(gate) * up, both bounded first if the configuration has a limit."""
         if (limit := self.config.limit) is not None:
             gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         return self.activation(gate) * (up + 1 if self.config.up_plus_one else up)
-
-
-def unseen(_: str, value: Tensor) -> Tensor:
-    """What passes where no tap may look: inside an expert, which gets some of the tokens only."""
-    return value

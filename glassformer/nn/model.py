@@ -4,7 +4,7 @@
                                                           v cross-attention, in every block
     ids [B, T] -----> embed + positions -> blocks -> norm -> head -> logits [B, T, V]
 
-"Attention Is All You Need" (Vaswani et al. 2017), figure 1. A decoder alone is the same without the first row.
+"Attention Is All You Need" (Vaswani et al. 2017), figure 1. A decoder-only model is the second line alone.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from glassformer.nn.step import Step
 
 
 class Stack(nn.Module):
-    """Token ids to the residual stream after the last block, normed: what encoder and decoder have in common.
+    """Token ids to the normalized residual stream after the last block: what encoder and decoder have in common.
 
-    Parameters are not initialised here: `init_weights` draws them, or a checkpoint fills them. `embed` is a table that
-    somebody else has too.
+    Parameters are not initialized here: `init_weights` draws them, or a checkpoint fills them. `embed` is an embedding
+    to share with another stack.
     """
 
     def __init__(self, config: ModelConfig | EncoderConfig, embed: nn.Embedding | None = None):
@@ -47,12 +47,12 @@ class Stack(nn.Module):
         self.ropes = {(a.rope, a.head_dim) for a in attentions if a.rope is not None}
 
     def hidden(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T D"]:
-        """The residual stream after the last block, normed: what a head or a decoder reads."""
+        """Return the normalized residual stream after the last block: the input of a head, or of cross-attention."""
         step.prepare(self.specs, self.ropes)
         return self.above(self.enter(ids, step), step)
 
     def enter(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T D"]:
-        """What enters block 0: the tokens' rows of the table, and their positions where those are added."""
+        """Return the input of block 0: the token embeddings, plus the positions if the model adds them."""
         x = step.see("embed.tokens", self.embed(ids))
         if self.config.embed_scale != 1:
             x = x * self.embed_scale(x.dtype)
@@ -62,7 +62,7 @@ class Stack(nn.Module):
         return step.see("embed.out", self.embed_norm(x))
 
     def above(self, x: Float[Tensor, "B T D"], step: Step, first: int = 0) -> Float[Tensor, "B T D"]:
-        """From what enters block `first` to the residual stream after the last one, normed."""
+        """Run the blocks from `first` on and the final norm; `x` is the input of block `first`."""
         bias = self.score_bias(step)
         for i, block in enumerate(self.blocks):
             if i >= first:
@@ -70,30 +70,30 @@ class Stack(nn.Module):
         return step.see("final.norm", self.norm(x))
 
     def typed(self, x: Float[Tensor, "B T D"], step: Step) -> Float[Tensor, "B T D"]:
-        """The embedding with what tells types of tokens apart: nothing, but in an encoder that stands by itself."""
+        """Add the embeddings of token types; encoder-only models override this."""
         return x
 
     def score_bias(self, step: Step) -> Float[Tensor, "#B H T S"] | None:
-        """What the scores of every layer get added: the bias of relative positions, where there is one."""
+        """Return the bias of relative positions (T5), which is added to the scores of every layer."""
         if self.relative_positions is None:
             return None
         view = step.view(next(spec for spec in self.specs if not spec.source))
         return self.relative_positions(view.queries, view.keys)
 
     def embed_scale(self, dtype: torch.dtype) -> float:
-        """What the embedding is multiplied by."""
+        """Return the factor of the embedding."""
         return self.config.embed_scale
 
 
 class Encoder(Stack):
-    """Token ids [B, S] to states [B, S, D]: each token, having seen its whole row."""
+    """Token ids [B, S] to states [B, S, D]; each token sees its complete sequence."""
 
     def forward(self, ids: Int[Tensor, "B S"], step: Step) -> Float[Tensor, "B S D"]:
         return self.hidden(ids, step)
 
 
 class Decoder(Stack):
-    """Token ids [B, T] to logits [B, T, V]: at each position, the scores of every possible next token."""
+    """Token ids [B, T] to logits [B, T, V] of the next token at each position."""
 
     config: ModelConfig
 
@@ -109,14 +109,14 @@ class Decoder(Stack):
         return torch.tensor(scale, dtype=dtype).item() if self.config.round_embed_scale else scale
 
     def logits(self, hidden: Float[Tensor, "*B D"], step: Step) -> Float[Tensor, "*B V"]:
-        """The language-modelling head."""
+        """Apply the language-modelling head."""
         logits = self.head(self.scaled(hidden))
         if (cap := self.config.logit_softcap) is not None:
             logits = cap * torch.tanh(logits / cap)
         return step.see("final.logits", logits)
 
     def scaled(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        """What the head reads, times its scale."""
+        """Return the input of the head, multiplied by `head_scale`."""
         return hidden if self.config.head_scale == 1 else hidden * self.config.head_scale
 
     def forward(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T V"]:
@@ -124,12 +124,12 @@ class Decoder(Stack):
 
 
 class EncoderDecoder(Decoder):
-    """A decoder that reads a source: sources [B, S] and token ids [B, T] to logits [B, T, V].
+    """Source ids [B, S] and target ids [B, T] to logits [B, T, V].
 
         source = model.encode(sources, Step.of(sources, lengths))
         logits = model(ids, Step.of(ids, source=source))
 
-    All else is the decoder's: its points, its loss, its cache (`DenseCache.of(..., source=source)`).
+    Points, loss and cache are the decoder's (`DenseCache.of(..., source=source)`).
     """
 
     def __init__(self, config: ModelConfig):
@@ -138,17 +138,18 @@ class EncoderDecoder(Decoder):
         self.encoder = Encoder(config.encoder, self.embed if config.shared_embedding else None)
 
     def encode(self, ids: Int[Tensor, "B S"], step: Step) -> EncodedSource:
-        """Read the sources: once, however many tokens are then written. Points are named `encoder.`...
+        """Encode the sources, once for all tokens that are then generated. Points are named `encoder.`...
 
-        CapacityError when a source is longer than the encoder's context.
+        Raises:
+            CapacityError: a source is longer than the encoder's context.
         """
         limit = self.encoder.config.context_length
         if ids.shape[-1] > limit:
             raise CapacityError(f"a source of {ids.shape[-1]} tokens does not fit: the encoder's context holds {limit}")
-        assert step.cache is None, "an encoder sees its rows whole: its keys are kept by the decoder's cross-attention"
+        assert step.cache is None, "an encoder has no cache: the decoder's cross-attention caches its keys"
         return EncodedSource(self.encoder(ids, step.inside("encoder.")), step.positions, step.padded)
 
 
 def make_model(config: ModelConfig) -> Decoder:
-    """The model that a configuration describes."""
+    """Return the model that a configuration describes, with uninitialized parameters."""
     return Decoder(config) if config.encoder is None else EncoderDecoder(config)

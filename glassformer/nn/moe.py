@@ -4,7 +4,7 @@
       |                                                                   v
       '----------------------------------------> experts -> sum of weight * expert(x) (+ shared(x)) -> [N, D]
 
-"Outrageously Large Neural Networks" (Shazeer et al. 2017), equation 1, where the experts that were not chosen weigh 0.
+"Outrageously Large Neural Networks" (Shazeer et al. 2017), equation 1; experts not chosen weigh 0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Routed = tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]
 
 
 class MoE(nn.Module):
-    """`experts` are the networks, `router` scores them; `shared` takes every token."""
+    """`experts` are the networks, `router` scores them; `shared` processes every token."""
 
     def __init__(self, config: MoEConfig, mlp: MLPConfig, d_model: int):
         super().__init__()
@@ -39,44 +39,47 @@ class MoE(nn.Module):
     def forward(self, x: Float[Tensor, "*B D"], step: LayerStep) -> Float[Tensor, "*B D"]:
         logits = step.see("mlp.router", self.router(x))  # [..., E]
         weights, chosen = route(self.config, logits.flatten(0, -2), self.score_correction)
-        out = by_expert(self.experts, x.flatten(0, -2), weights, chosen).view_as(x)
+        out = experts_sorted(self.experts, x.flatten(0, -2), weights, chosen).view_as(x)
         return out if self.shared is None else out + self.shared(x, step)
 
 
 def route(config: MoEConfig, logits: Float[Tensor, "N E"], correction: Float[Tensor, "E"] | None = None) -> Routed:
-    """Which experts each token goes through, and how much each of them weighs, in float32."""
+    """Return the weights, in float32, and the indices of the experts that each token goes through."""
     scores = logits.float().softmax(-1) if config.scores == "softmax" else logits.float().sigmoid()
-    better = scores if correction is None else scores + correction.float()
+    ranks = scores if correction is None else scores + correction.float()
     if config.n_groups > 1:
-        groups = better.unflatten(-1, (config.n_groups, -1))  # [N, G, E / G]
+        groups = ranks.unflatten(-1, (config.n_groups, -1))  # [N, G, E / G]
         best = groups.topk(config.group_best, -1).values.sum(-1).topk(config.top_groups, -1).indices
         out = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, best, False)
-        better = groups.masked_fill(out[..., None], -torch.inf).flatten(-2)
-    chosen = better.topk(config.top_k, -1).indices
+        ranks = groups.masked_fill(out[..., None], -torch.inf).flatten(-2)
+    chosen = ranks.topk(config.top_k, -1).indices
     weights = scores.gather(-1, chosen)
     if config.normed:
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-20)
     return weights * config.scale, chosen
 
 
-def by_definition(
+def experts_reference(
     experts: nn.ModuleList, x: Float[Tensor, "N D"], weights: Float[Tensor, "N K"], chosen: Int[Tensor, "N K"]
 ) -> Float[Tensor, "N D"]:
-    """Every expert on every token, times its weight, which is 0 where it was not chosen."""
-    every = weights.new_zeros(len(x), len(experts)).scatter(-1, chosen, weights)  # [N, E]
-    return sum((every[:, e, None] * expert(x) for e, expert in enumerate(experts)), torch.zeros_like(x)).to(x.dtype)
+    """The definition: every expert on every token, times its weight, which is 0 if it was not chosen."""
+    dense = weights.new_zeros(len(x), len(experts)).scatter(-1, chosen, weights)  # [N, E]
+    return sum((dense[:, e, None] * expert(x) for e, expert in enumerate(experts)), torch.zeros_like(x)).to(x.dtype)
 
 
-def by_expert(
+def experts_sorted(
     experts: nn.ModuleList, x: Float[Tensor, "N D"], weights: Float[Tensor, "N K"], chosen: Int[Tensor, "N K"]
 ) -> Float[Tensor, "N D"]:
-    """The fast twin: the tokens sorted by expert, each expert on its own ones at once, unused experts not at all."""
+    """The fast implementation: sort the tokens by expert; each expert processes its own tokens, unused experts nothing.
+
+    On an accelerator the counts are copied to the host once per layer.
+    """
     flat = chosen.flatten()
     order = flat.argsort(stable=True)  # [N K]
     counts = flat.bincount(minlength=len(experts)).tolist()
     out = torch.zeros_like(x)
-    rows, parts = (order // chosen.shape[-1]).split(counts), weights.flatten()[order].split(counts)
-    for expert, row, part in zip(experts, rows, parts, strict=True):
-        if len(row):
-            out.index_add_(0, row, (expert(x[row]) * part[:, None]).to(x.dtype))
+    tokens, parts = (order // chosen.shape[-1]).split(counts), weights.flatten()[order].split(counts)
+    for expert, index, weight in zip(experts, tokens, parts, strict=True):
+        if len(index):
+            out.index_add_(0, index, (expert(x[index]) * weight[:, None]).to(x.dtype))
     return out

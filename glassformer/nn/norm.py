@@ -13,7 +13,7 @@ from glassformer.config import NormConfig
 class LayerNorm(nn.Module):
     """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis (Ba et al. 2016).
 
-    Without those two (OLMo) it is worked out in float32: torch's own rounds lower precisions in between.
+    Without weight and bias (OLMo) it computes in float32: torch's own rounds lower precisions in between.
     """
 
     def __init__(self, size: int, eps: float, scale: str | None = "weight", bias: bool = True):
@@ -29,10 +29,10 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019), over the last axis; normed in float32.
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019), over the last axis; normalizes in float32.
 
-    The weight multiplies after the cast to x's dtype (Llama), or before it ("float32": OLMo 2); or it is what is added
-    to 1 ("float32 1+": Gemma).
+    The weight multiplies after the cast to x's dtype (Llama) or before it ("float32": OLMo 2); with "float32 1+" the
+    factor is 1 + weight (Gemma).
     """
 
     def __init__(self, size: int, eps: float, scale: str = "weight"):
@@ -49,7 +49,7 @@ class RMSNorm(nn.Module):
 
 
 class HeadNorms(nn.ModuleList):
-    """A norm for each head, with its own weight and no bias: x [..., H, Dh]."""
+    """One norm per head, each with its own weight and no bias, over x [..., H, Dh]."""
 
     def __init__(self, config: NormConfig, n_heads: int, head_dim: int):
         bare = {"bias": False} if config.kind == "layer" else {}
@@ -63,5 +63,5 @@ KINDS = {"layer": LayerNorm, "rms": RMSNorm}
 
 
 def make_norm(config: NormConfig | None, size: int) -> nn.Module:
-    """The norm a config names; None is the identity."""
+    """Return the norm that a configuration describes; None is the identity."""
     return nn.Identity() if config is None else KINDS[config.kind](size, config.eps, config.scale)

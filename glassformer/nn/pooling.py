@@ -1,6 +1,6 @@
-"""The states of a text's tokens to one vector: pooling, and what follows it.
+"""Sentence embeddings: the states of a text's tokens, pooled into one vector.
 
-    states [B, S, D] -> pools, side by side [B, n D] -> dense layers, normalising -> [B, E]
+    states [B, S, D] -> pools, concatenated [B, n D] -> dense layers, normalising -> [B, E]
 
 "Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks" (Reimers & Gurevych 2019).
 """
@@ -27,10 +27,10 @@ SQUASHES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def pool(how: str, states: Float[Tensor, "B S D"], counted: Bool[Tensor, "B S"]) -> Float[Tensor, "B D"]:
-    """One vector of the states that are counted, of which each row has at least one; sums are taken in float32.
+    """Pool the counted states, at least one per sequence, into one vector; sums are in float32.
 
-    cls and lasttoken: the first of them, and the last. mean_sqrt_len_tokens: their sum, by the root of their number.
-    weightedmean: each weighs as much as its place in the row, from 1 (Muennighoff 2022).
+    cls, lasttoken: the first and the last counted state. mean_sqrt_len_tokens: the sum divided by the root of the
+    count. weightedmean: the weight of a state is its position, from 1 (Muennighoff 2022).
     """
     x, count = states.float(), counted[..., None].float()  # [B, S, 1]
     at = torch.arange(1, states.shape[1] + 1, device=states.device)
@@ -55,14 +55,14 @@ def pool(how: str, states: Float[Tensor, "B S D"], counted: Bool[Tensor, "B S"])
 
 
 class Dense(nn.Module):
-    """act(W x + b), and with a residual + x, or + W' x."""
+    """act(W x + b); with `residual` plus x, or plus W' x if the sizes differ."""
 
     def __init__(self, config: DenseConfig):
         super().__init__()
         self.config = config
         self.linear = nn.Linear(config.d_in, config.d_out, config.bias)
-        turned = config.residual and config.d_in != config.d_out
-        self.residual = nn.Linear(config.d_in, config.d_out, bias=False) if turned else None
+        projected = config.residual and config.d_in != config.d_out
+        self.residual = nn.Linear(config.d_in, config.d_out, bias=False) if projected else None
 
     def forward(self, x: Float[Tensor, "B E"]) -> Float[Tensor, "B F"]:
         y = SQUASHES[self.config.activation](self.linear(x))
@@ -72,14 +72,14 @@ class Dense(nn.Module):
 
 
 class Normalize(nn.Module):
-    """x / |x|; a vector of zeros stays one."""
+    """x / |x|; the zero vector is unchanged."""
 
     def forward(self, x: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
         return F.normalize(x, dim=-1)
 
 
 class Sentence(nn.Module):
-    """States [B, S, D] to vectors [B, E], as a configuration says."""
+    """States [B, S, D] to sentence embeddings [B, E]."""
 
     def __init__(self, config: PoolingConfig):
         super().__init__()
@@ -87,7 +87,7 @@ class Sentence(nn.Module):
         self.after = nn.ModuleList(Normalize() if one == "normalize" else Dense(one) for one in config.after)
 
     def forward(self, states: Float[Tensor, "B S D"], counted: Bool[Tensor, "B S"]) -> Float[Tensor, "B E"]:
-        """`counted`: the tokens that are pooled; padding is not."""
+        """Pool the tokens that `counted` marks (not padding), then apply the layers behind."""
         x = torch.cat([pool(how, states, counted) for how in self.config.pools], -1)
         for module in self.after:
             x = module(x)

@@ -1,4 +1,4 @@
-"""Positions that are added to the embedding, learned or sinusoidal; and those that are a bias of attention's scores."""
+"""Positions added to the embedding (learned, sinusoidal), and positions as a bias of the attention scores (T5)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glassformer.config import EncoderConfig, ModelConfig, RelativeConfig
 
 
 class LearnedPositions(nn.Module):
-    """One learned vector per position (GPT-2), the first in row `offset` of the table. Padding, at -1, takes it too."""
+    """One learned vector per position (GPT-2), from row `offset` of the table on. Padding, at -1, takes the first."""
 
     def __init__(self, context_length: int, d_model: int, offset: int = 0):
         super().__init__()
@@ -43,7 +43,7 @@ class SinusoidalPositions(nn.Module):
 
 
 class RelativePositions(nn.Module):
-    """A bias of each head's scores for how far a key is from a query (T5: Raffel et al. 2020, section 2.1).
+    """A bias of each head's scores by the distance of key and query (T5: Raffel et al. 2020, section 2.1).
 
     Distances from 0 to E - 1 have a bucket each; a distance d from E on falls into bucket
     E + floor(E log(d / E) / log(max_distance / E)), at most 2E - 1. A causal attention's E is n_buckets / 2; otherwise
@@ -60,7 +60,7 @@ class RelativePositions(nn.Module):
         return F.embedding(self.buckets(back), self.weight).permute(0, 3, 1, 2)
 
     def buckets(self, back: Int[Tensor, "*B"]) -> Int[Tensor, "*B"]:
-        """The bucket of a key that stands so many tokens before its query."""
+        """Return the buckets of keys that are `back` tokens before their query."""
         sides = 1 if self.causal else 2
         size = self.config.n_buckets // sides
         exact = size // 2
@@ -71,7 +71,7 @@ class RelativePositions(nn.Module):
 
 
 def make_positions(config: EncoderConfig | ModelConfig) -> nn.Module | None:
-    """What a config's positions are added by; None where it adds none."""
+    """Return the module of a configuration's added positions, or None if it has none."""
     match config.positions:
         case None:
             return None

@@ -1,18 +1,18 @@
-"""The recurrent encoder-decoder, and the attention that was first made to help it.
+"""The recurrent encoder-decoder (GRU or LSTM), with and without attention.
 
     source -> embed -> GRU or LSTM -> states h_1 .. h_S --(the last)--> s_0
                                           |
                      score(s, h_j) -> softmax = probs -> context = sum_j probs_j h_j
 
-    attention         s           the cell reads                       hidden, which the head reads
+    attention         s           input of the cell                    hidden, the input of the head
     None              -           y_t                                  s_t
     additive          s_(t-1)     [y_t; context_t]                     tanh(W [context_t; s_t])
     dot, general      s_t         y_t                                  tanh(W [context_t; s_t])
       input feeding   s_t         [y_t; hidden_(t-1)]                  tanh(W [context_t; s_t])
 
-y_t is the embedding of target token t, hidden_t what scores every possible token t + 1, s_t the decoder's state; with
-several layers the uppermost's. None: Sutskever et al. 2014. Additive: Bahdanau et al. 2015, with one tanh layer where
-they have a maxout of s, y and context, and s_0 copied where they learn a matrix for it. The rest: Luong et al. 2015.
+y_t is the embedding of target token t, hidden_t the input of the head for token t + 1, s_t the decoder's state (of the
+top layer). None: Sutskever et al. 2014. Additive: Bahdanau et al. 2015, with one tanh layer instead of their maxout of
+s, y and context, and s_0 copied instead of projected. Dot, general, input feeding: Luong et al. 2015.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from glassformer.config import RecurrentConfig
 from glassformer.nn.protocols import Tap
 
-Cell = tuple[Tensor, ...]  # what a cell carries on, each [L, B, Dr]: (h,) of a GRU, (h, c) of an LSTM
+Cell = tuple[Tensor, ...]  # the state of a cell, each [L, B, Dr]: (h,) of a GRU, (h, c) of an LSTM
 
 
 class RecurrentSource(NamedTuple):
-    """What attention reads: states [B, S, Dr], keys [B, S, Dr] (what scores are made of), padding [B, 1, S] or None."""
+    """What attention uses: states [B, S, Dr], keys [B, S, Dr] for the scores, padding [B, 1, S] or None."""
 
     states: Tensor
     keys: Tensor
@@ -42,15 +42,15 @@ class RecurrentSource(NamedTuple):
 
 @dataclass(frozen=True)
 class RecurrentState:
-    """All that the next target token depends on. `fed` [B, 1, Dr] is the hidden before it, with input feeding."""
+    """All that the next target token depends on. `fed` [B, 1, Dr]: the previous hidden, with input feeding."""
 
     cell: Cell
     source: RecurrentSource | None = None
     fed: Tensor | None = None
 
-    def select(self, rows: Sequence[int] | Int[Tensor, "R"]) -> RecurrentState:
-        """These rows, in this order; a row may be named several times (continuations of one source)."""
-        index = torch.as_tensor(rows, device=self.cell[0].device)
+    def select(self, sequences: Sequence[int] | Int[Tensor, "R"]) -> RecurrentState:
+        """Return these sequences, in this order; one may be repeated (continuations of one source)."""
+        index = torch.as_tensor(sequences, device=self.cell[0].device)
 
         def pick(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.index_select(0, index)
@@ -63,7 +63,7 @@ class RecurrentAttention(nn.Module):
     """score(s, h): how well source state h fits decoder state s.
 
     additive: v.tanh(W s + U h) (Bahdanau et al. 2015, appendix A.1.2). dot: s.h. general: s.W h (Luong et al. 2015,
-    section 3.1). What is made of h alone, its key, is made once per source.
+    section 3.1). The key, the part that depends on h alone, is computed once per source.
     """
 
     def __init__(self, kind: str, width: int):
@@ -81,17 +81,17 @@ class RecurrentAttention(nn.Module):
 
 
 def see(tap: Tap | None, name: str, value: Tensor) -> Tensor:
-    """Let the tap look; returns what flows on."""
+    """Show a point to the tap; return the value to continue with."""
     return value if tap is None or not tap.wants(name) else tap(name, value)
 
 
 class RecurrentEncoderDecoder(nn.Module):
-    """Source ids [B, S] and target ids [B, T] to logits [B, T, V]: after each target token, the scores of the next.
+    """Source ids [B, S] and target ids [B, T] to logits [B, T, V] of the next target token.
 
-    A tap sees `rnn.states` [B, S, Dr], the encoder's states, of which the last is where the decoder starts; and with
-    attention `rnn.scores` and `rnn.probs` [B, T, S] and `rnn.context` [B, T, Dr]. Where a target token's step needs
-    the one before it (additive, input feeding) these come in T parts [B, 1, ...], in order: an edit of one changes
-    those after it. Parameters are not initialised here: `init_recurrent` draws them, or a checkpoint fills them.
+    Points: `rnn.states` [B, S, Dr], the encoder's states, the last of which is the decoder's first; with attention also
+    `rnn.scores` and `rnn.probs` [B, T, S] and `rnn.context` [B, T, Dr]. If a step needs the one before it (additive,
+    input feeding) these come in T parts [B, 1, ...], in order: an edit of one changes those after it. Parameters are
+    not initialized here: `init_recurrent` draws them, or a checkpoint fills them.
     """
 
     def __init__(self, config: RecurrentConfig):
@@ -114,10 +114,13 @@ class RecurrentEncoderDecoder(nn.Module):
     def encode(
         self, source: Int[Tensor, "B S"], lengths: Int[Tensor, "B"] | None = None, tap: Tap | None = None
     ) -> RecurrentState:
-        """Read the source: where the decoder starts from.
+        """Encode the source; return the decoder's first state.
 
-        Row b is the first `lengths[b]` tokens, the rest padding, which changes nothing; None: every row is full.
-        RuntimeError where a length is 0 or longer than the row.
+        Args:
+            lengths: tokens of each source, the rest is padding; None: no padding.
+
+        Raises:
+            RuntimeError: a length is 0 or above S.
         """
         x = self.source_embed(source)  # [B, S, D]
         if lengths is None:
@@ -129,7 +132,7 @@ class RecurrentEncoderDecoder(nn.Module):
             states, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
             ends = lengths.to(x.device)
             padding = (torch.arange(x.shape[1], device=x.device) >= ends[:, None])[:, None]  # [B, 1, S]
-        states = see(tap, "rnn.states", states.contiguous())  # packed ones lie [S, B, Dr]: each product would copy them
+        states = see(tap, "rnn.states", states.contiguous())  # a packed [S, B, Dr] would be copied by each product
         cell = self._start(states, ends, last if isinstance(last, tuple) else (last,))
         if self.config.attention is None:
             return RecurrentState(cell)
@@ -137,9 +140,9 @@ class RecurrentEncoderDecoder(nn.Module):
         return RecurrentState(cell, RecurrentSource(states, self.alignment.key(states), padding), fed)
 
     def _start(self, states: Float[Tensor, "B S Dr"], ends: Int[Tensor, "B"], last: Cell) -> Cell:
-        """The decoder's first state: what each layer of the encoder ended with, its two ways side by side.
+        """Return the decoder's first state: each encoder layer's last state, both directions concatenated.
 
-        The uppermost layer's h is taken out of `states`, so that what a tap makes of them is what the decoder gets.
+        The top layer's h is taken from `states`, so that an edit of them changes the decoder's state too.
         """
         ways = 2 if self.config.bidirectional else 1
         h, *c = (t.unflatten(0, (-1, ways)).transpose(1, 2).flatten(2) for t in last)  # [L, B, Dr]
@@ -150,7 +153,7 @@ class RecurrentEncoderDecoder(nn.Module):
     def decode(
         self, ids: Int[Tensor, "B T"], state: RecurrentState, tap: Tap | None = None
     ) -> tuple[Float[Tensor, "B T Dr"], RecurrentState]:
-        """Read target tokens. Returns hidden, which the head reads, and the state after them: the same in any parts."""
+        """Process target tokens; return hidden, the input of the head, and the state after them."""
         y = self.target_embed(ids)  # [B, T, D]
         parts = []
         for part in y.split(1, 1) if self.step_by_step else (y,):
@@ -161,10 +164,10 @@ class RecurrentEncoderDecoder(nn.Module):
     def _advance(
         self, y: Float[Tensor, "B T D"], state: RecurrentState, tap: Tap | None
     ) -> tuple[Float[Tensor, "B T Dr"], RecurrentState]:
-        """The table above, for one token, or for all of them where none needs the one before it but through s."""
+        """Compute the table above, for one token, or for all tokens if they depend on each other through s only."""
         context = None
         if self.config.attention == "additive":
-            context = self._look(state.cell[0][-1][:, None], state.source, tap)
+            context = self._attend(state.cell[0][-1][:, None], state.source, tap)
             y = torch.cat([y, context], -1)
         elif state.fed is not None:
             y = torch.cat([y, state.fed], -1)
@@ -172,15 +175,15 @@ class RecurrentEncoderDecoder(nn.Module):
         if self.config.attention is None:
             return s, replace(state, cell=cell)
         if context is None:
-            context = self._look(s, state.source, tap)
+            context = self._attend(s, state.source, tap)
         hidden = torch.tanh(self.combine(torch.cat([context, s], -1)))
         return hidden, replace(state, cell=cell, fed=None if state.fed is None else hidden)
 
-    def _look(
+    def _attend(
         self, s: Float[Tensor, "B T Dr"], source: RecurrentSource | None, tap: Tap | None
     ) -> Float[Tensor, "B T Dr"]:
         """Attention: context_t = sum_j softmax_j(score(s_t, h_j)) h_j."""
-        assert source is not None, "a state of another model: it has no source to look at"
+        assert source is not None, "the state has no source: it is from a model without attention"
         scores = self.alignment(s, source.keys).float()  # [B, T, S]
         if source.padding is not None:
             scores = scores.masked_fill(source.padding, -torch.inf)
@@ -189,7 +192,7 @@ class RecurrentEncoderDecoder(nn.Module):
         return see(tap, "rnn.context", (probs @ source.states.float()).to(s.dtype))
 
     def _recur(self, x: Float[Tensor, "B T _"], cell: Cell) -> tuple[Float[Tensor, "B T Dr"], Cell]:
-        """The decoder's cells. For one token torch's bare cells, which take half of nn.LSTM's time on a CPU."""
+        """Run the decoder's cells. One token uses torch's cell functions: half of nn.LSTM's time on a CPU."""
         if x.shape[1] > 1:
             s, last = self.decoder(x, cell if self.config.cell == "lstm" else cell[0])
             return s, last if isinstance(last, tuple) else (last,)
@@ -208,11 +211,11 @@ class RecurrentEncoderDecoder(nn.Module):
         lengths: Int[Tensor, "B"] | None = None,
         tap: Tap | None = None,
     ) -> Float[Tensor, "B T Dr"]:
-        """What the head reads after each given target token: a pass of training (teacher forcing)."""
+        """Return hidden after each given target token (teacher forcing)."""
         return self.decode(target, self.encode(source, lengths, tap), tap)[0]
 
     def logits(self, hidden: Float[Tensor, "*B Dr"], tap: Tap | None = None) -> Float[Tensor, "*B V"]:
-        """The head."""
+        """Apply the head."""
         return see(tap, "final.logits", self.head(hidden))
 
     def forward(
@@ -227,12 +230,12 @@ class RecurrentEncoderDecoder(nn.Module):
 
 @torch.no_grad()
 def init_recurrent(model: RecurrentEncoderDecoder, seed: int, std: float = 0.1) -> RecurrentEncoderDecoder:
-    """Draw first weights: embeddings N(0, std), every gate and other matrix by itself, biases 0.
+    """Draw the first weights: embeddings N(0, std), the matrix of each gate separately, biases 0.
 
-    Recurrent matrices are orthogonal, which keep a gradient's length through many steps (Saxe et al. 2014; Bahdanau et
-    al. 2015, appendix B.1); the rest Glorot & Bengio's uniform ones (2010, equation 16); an LSTM begins by forgetting
-    nothing: the bias of its forget gate is 1 (Gers et al. 2000; Jozefowicz et al. 2015). Drawn on the CPU with a
-    generator of its own: the same seed gives the same weights on every device.
+    Recurrent matrices are orthogonal, which preserves the norm of gradients through many steps (Saxe et al. 2014;
+    Bahdanau et al. 2015, appendix B.1); other matrices are Glorot uniform (Glorot & Bengio 2010, equation 16); the bias
+    of an LSTM's forget gate is 1 (Gers et al. 2000; Jozefowicz et al. 2015). Draws on the CPU with its own generator:
+    the same seed gives the same weights on every device.
     """
     generator = torch.Generator().manual_seed(seed)
     n_gates = {"gru": 3, "lstm": 4}[model.config.cell]

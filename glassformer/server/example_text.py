@@ -19,7 +19,7 @@ def example_text(lm: LanguageModel | Translator | Embedder) -> str | None:
     """
     if isinstance(lm, LanguageModel):
         return None
-    return (isinstance(lm, Translator) and _sample_prompt(lm.source)) or SENTENCE
+    return (isinstance(lm, Translator) and _sample_prompt(lm.path)) or SENTENCE
 
 
 def _sample_prompt(source: str) -> str | None:

@@ -94,7 +94,7 @@ class ServedModel:
             "context_length": getattr(self.lm.config, "context_length", None),  # recurrent models have none
             "parameters": sum(p.numel() for p in self.lm.model.parameters()),
             "chat": self.chat_template is not None,
-            "source": self.lm.source,
+            "source": self.lm.path,
             "example_text": self.example_text,
         }
 

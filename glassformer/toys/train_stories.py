@@ -52,7 +52,7 @@ class Curve(Reporter):
         print(f"{self.seconds:.0f} s, {record.tokens:,} tokens: held-out loss {record.held_out_loss:.4f}", flush=True)
 
     def on_checkpoint(self, step: int, folder: Path, best: bool) -> None:
-        scores = recipe.score(glassformer.load(folder), questions=40, texts=40)
+        scores = recipe.score(glassformer.LanguageModel.load(folder), questions=40, texts=40)
         self.points.append({"step": step, "tokens": self.tokens, "seconds": round(self.seconds)} | asdict(scores))
         print(f"{self.seconds:.0f} s, step {step}: {scores}", flush=True)
 
@@ -76,7 +76,7 @@ def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:
             held_out=recipe.held_out_documents,
             reporter=curve,
         )
-        lm = glassformer.load(folder / "checkpoints" / "last")
+        lm = glassformer.LanguageModel.load(folder / "checkpoints" / "last")
         scores = {
             "trained": asdict(recipe.score(lm, questions=300, texts=300)),
             "untrained": asdict(recipe.score(recipe.untrained(lm, SEED), questions=40, texts=40)),

@@ -1,4 +1,4 @@
-"""The first weights of a model that is going to be trained."""
+"""Initial weights for training."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder
 from glassformer.nn.position import LearnedPositions, RelativePositions
 
-PAIRS = 6  # of a head's rotary pairs, the fastest: they tell neighbours apart
-SUBLAYERS = ("attn.o", "cross.o", ".mlp")  # each writes to the residual stream once
-WRITERS = ("attn.o", "cross.o", ".down")  # by these
+PAIRS = 6  # the fastest rotary pairs of a head: they distinguish neighbouring positions
+SUBLAYERS = ("attn.o", "cross.o", ".mlp")  # each adds to the residual stream once
+OUT_PROJECTIONS = ("attn.o", "cross.o", ".down")  # the matrices by which they do
 
 
 @torch.no_grad()
@@ -28,28 +28,32 @@ def init_weights(
     qk_gain: float = 1.0,
     look_back: float = 0.0,
 ) -> Decoder:
-    """Draw weights as GPT-2 does: N(0, std), what writes to the residual / sqrt(2 n_layers), biases 0, norms 1.
+    """Draw weights as GPT-2 does: N(0, std), output projections with std / sqrt(2 n_layers), biases 0, norms 1.
 
-    With a source it is sqrt(3 n_layers), for three sublayers write; an encoder's residual is a stream of its own.
-    out_std: of what writes to the residual, instead. qk_gain: the weight of the norms of queries and keys.
-    look_back: above 0, the heads of the first layer begin as heads that look 1, 2, 3, ... tokens back, the more sharply
-    the larger it is (`let_look_back`). Drawn on the CPU with a generator of its own: the same seed gives the same
-    weights on every device.
+    A decoder with cross-attention has three sublayers: sqrt(3 n_layers). Draws on the CPU with its own generator: the
+    same seed gives the same weights on every device.
 
-    ConfigError for a qk_gain without norms of queries and keys, and a look_back without rotary positions.
+    Args:
+        out_std: the std of output projections, instead.
+        qk_gain: the weight of the norms of queries and keys.
+        look_back: above 0, the heads of the first layer attend to the tokens 1, 2, 3, ... before, the more sharply the
+            larger it is (`add_previous_token_heads`).
+
+    Raises:
+        ConfigError: qk_gain without norms of queries and keys, or look_back without rotary positions.
     """
     first = model.config.layers[0].attention
     if qk_gain != 1 and first.qk_norm is None:
-        raise ConfigError(f"init.qk_gain {qk_gain} has no effect: this model has no norms of queries and keys")
+        raise ConfigError(f"init.qk_gain must be 1 in a model without norms of queries and keys, got {qk_gain}")
     if look_back and first.rope is None:
-        raise ConfigError(f"init.look_back {look_back} has no effect: this model has no rotary positions")
+        raise ConfigError(f"init.look_back must be 0 in a model without rotary positions, got {look_back}")
     generator = torch.Generator().manual_seed(seed)
     modules = dict(model.named_modules())
-    writers = Counter(name.startswith("encoder.") for name in modules if name.endswith(SUBLAYERS))
+    n_sublayers = Counter(name.startswith("encoder.") for name in modules if name.endswith(SUBLAYERS))
     for name, module in modules.items():
         if isinstance(module, nn.Linear | nn.Embedding | LearnedPositions | RelativePositions):
-            writes = name.endswith(WRITERS)
-            scale = (out_std or std / math.sqrt(writers[name.startswith("encoder.")])) if writes else std
+            is_out = name.endswith(OUT_PROJECTIONS)
+            scale = (out_std or std / math.sqrt(n_sublayers[name.startswith("encoder.")])) if is_out else std
             module.weight.copy_(torch.empty(module.weight.shape).normal_(0, scale, generator=generator))
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
@@ -57,15 +61,15 @@ def init_weights(
             for weight in module.parameters():
                 weight.fill_(qk_gain)
     if look_back:
-        let_look_back(model, std, look_back, generator)
+        add_previous_token_heads(model, std, look_back, generator)
     return model
 
 
 @torch.no_grad()
 def init_glorot(model: Decoder, seed: int) -> Decoder:
-    """Draw weights as the Transformer of 2017 did: Glorot's uniform, embeddings and head N(0, 1 / d_model), biases 0.
+    """Draw weights as Vaswani et al. 2017: Glorot uniform, embeddings and head N(0, 1 / d_model), biases 0.
 
-    U(-b, b) with b = sqrt(6 / (inputs + outputs)): the variance of signals and of gradients stays, layer after layer
+    U(-b, b) with b = sqrt(6 / (inputs + outputs)) preserves the variance of signals and gradients from layer to layer
     ("Understanding the difficulty of training deep feedforward neural networks", Glorot & Bengio 2010, equation 16).
     The same seed gives the same weights on every device.
     """
@@ -84,29 +88,29 @@ def init_glorot(model: Decoder, seed: int) -> Decoder:
     return model
 
 
-def let_look_back(model: Decoder, std: float, strength: float, generator: torch.Generator) -> None:
-    """Add to the first layer what makes head h look h + 1 tokens back, whatever the tokens are.
+def add_previous_token_heads(model: Decoder, std: float, strength: float, generator: torch.Generator) -> None:
+    """Make head h of the first layer attend to the token h + 1 positions before, for any tokens.
 
-    Every embedding gets the same direction u added, as long as an embedding is. In head h W_k sends u to a 1 in the
-    fastest rotary pairs, and W_q to the same turned back by h + 1 positions: their product is then largest for the key
-    at that distance. Copying what went with a word before takes two heads in a row, and the first must look at
-    neighbours; a small model spends most of a short training finding that. In the spirit of "Mimetic Initialization of
-    Self-Attention Layers" (Trockman & Kolter 2023).
+    Adds the same direction u, as long as an embedding, to every embedding. In head h, W_k maps u to 1 in the fastest
+    rotary pairs, and W_q to the same rotated back by h + 1 positions, so that q.k is largest for the key at that
+    distance. Copying in context takes a previous-token head and an induction head; a small model spends most of a short
+    training on finding the first. In the spirit of "Mimetic Initialization of Self-Attention Layers" (Trockman & Kolter
+    2023).
     """
     attention: Attention = model.blocks[0].attn  # pyright: ignore[reportAssignmentType]
     config, d_model = attention.config, model.config.d_model
-    assert config.rope is not None, "heads look back by rotary positions"
+    assert config.rope is not None, "previous-token heads need rotary positions"
     u = torch.empty(d_model).normal_(0, 1, generator=generator)
     u /= u.norm()
     model.embed.weight += std * math.sqrt(d_model) * u
     half = config.head_dim // 2
     pairs = min(PAIRS, half)
     frequencies = config.rope.theta ** (-torch.arange(pairs, dtype=torch.float32) / half)
-    size = strength * std * math.sqrt(2 * config.head_dim / pairs)  # against N(0, std) times what else is in x
+    size = strength * std * math.sqrt(2 * config.head_dim / pairs)  # relative to N(0, std) times the rest of x
 
-    def add(weight: Tensor, n_heads: int, turned: bool) -> None:
+    def add(weight: Tensor, n_heads: int, rotated: bool) -> None:
         for head in range(n_heads):
-            angles = -frequencies * (head + 1) * turned
+            angles = -frequencies * (head + 1) * rotated
             target = torch.zeros(config.head_dim)
             target[:pairs], target[half : half + pairs] = angles.cos(), angles.sin()
             weight[head * config.head_dim : (head + 1) * config.head_dim] += size * target[:, None] * u

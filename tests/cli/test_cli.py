@@ -178,7 +178,7 @@ def test_chat_keeps_a_conversation(capfd, run, tmp_path, monkeypatch):
 def test_chat_without_a_template_says_so(capfd, run, monkeypatch):
     typing(monkeypatch)
     assert "no chat template, so plain continuation" in said(capfd, "chat", run).err
-    assert "has no chat template" in refused(capfd, "chat", run, "--system", "Be brief.")
+    assert "--system needs a chat template" in refused(capfd, "chat", run, "--system", "Be brief.")
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_program(capfd, run, monkeypatch):

@@ -32,7 +32,7 @@ def shown(folder):
 def test_three_systems_on_one_budget(shown, folder):
     assert [row["name"] for row in shown["systems"]] == ["RNN", "RNN + attention", "Transformer"]
     for row, system in zip(shown["systems"], pair_recipe.SYSTEMS, strict=True):
-        translator = glassformer.load_translator(folder / system)
+        translator = glassformer.load(folder / system)
         assert row["parameters"] == sum(p.numel() for p in translator.model.parameters())
         assert row["scores"]["exact"] == pair_recipe.score(translator, "copy").exact
         assert sum(bucket["count"] for bucket in row["scores"]["by_length"]) == row["scores"]["count"] == 1000

@@ -12,7 +12,7 @@ from tiny_encoders import CONFIGS, wordpieces
 from glassformer.cli import common, main
 from glassformer.config import PoolingConfig
 from glassformer.formats.save import save_model
-from glassformer.models.embedder import Embedder, load_embedder
+from glassformer.models.embedder import Embedder
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
 
@@ -63,7 +63,7 @@ def test_texts_are_compared_each_with_each(embedder, folder, capsys):
 def test_one_text_is_told_by_its_first_numbers(embedder, folder, capsys):
     line = said(capsys, "embed", folder, TEXTS[0]).out.splitlines()[0]
     numbers = [float(word) for word in line.split(": ")[1].split()[:-1]]
-    assert line.startswith("48 numbers, of length 1.0000: ")
+    assert line.startswith("48 dimensions, norm 1.0000: ")
     assert numbers == pytest.approx(embedder.embed(TEXTS[0])[0, :8].tolist(), abs=6e-5)
 
 
@@ -120,17 +120,17 @@ def test_hidden_places_are_filled(embedder, folder, capsys):
     text = "the [MASK] sat on [MASK]"
     (first, second) = embedder.fill(text, top=3)
     lines = said(capsys, "fill", folder, text, "--top", "3").out.splitlines()
-    assert [lines[0], lines[4]] == ["place 1", "place 2"]
+    assert [lines[0], lines[4]] == ["mask 1", "mask 2"]
     for line, guess in zip(lines[1:4] + lines[5:], first + second, strict=True):
         assert line == f"{100 * guess.probability:6.2f}%  {guess.text.strip()}"
     found = json.loads(said(capsys, "fill", folder, text, "--top", "3", "--json").out)
-    assert [guess["id"] for guess in found["places"][1]] == [guess.id for guess in second]
+    assert [guess["id"] for guess in found["masks"][1]] == [guess.id for guess in second]
     assert len(said(capsys, "fill", folder, "the [MASK]").out.splitlines()) == 5
-    assert "hides no place: write [MASK]" in refused(capsys, "fill", folder, "the cat")
+    assert "has no mask token: put [MASK]" in refused(capsys, "fill", folder, "the cat")
 
 
 def test_progress_is_told_in_plain_lines(embedder, folder, capsys, monkeypatch):
-    monkeypatch.setattr("glassformer.models.embedder.BATCH", 12)
+    monkeypatch.setattr("glassformer.models.embedder.BATCH_TOKENS", 12)
     plain = common.plain_progress
     monkeypatch.setattr(common, "plain_progress", lambda: plain(0.0))
     err = said(capsys, "embed", folder, *TEXTS, *TEXTS).err
@@ -159,7 +159,7 @@ def test_convert_keeps_all_that_an_embedder_is(embedder, folder, tmp_path, capsy
     out = tmp_path / "out"
     facts = json.loads(said(capsys, "convert", folder, out, "--to", dtype, "--json").out)
     assert f"{out}/1_Pooling/config.json" in facts["files"]
-    again = load_embedder(out)
+    again = Embedder.load(out)
     assert again.sentence.config == embedder.sentence.config
     if dtype == "auto":
         assert all(

@@ -12,8 +12,9 @@ from tiny import tiny, tiny_pair, wake
 from tiny_translators import CONFIGS, PAIR_FAMILIES
 
 from glassformer.formats import load_seq2seq, save_model
-from glassformer.models.language_model import LanguageModel, load
-from glassformer.models.translator import load_translator
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
+from glassformer.models.translator import Translator
 from glassformer.nn.model import EncoderDecoder
 
 GREEDY = {"max_tokens": 12, "temperature": 0.0}
@@ -141,11 +142,11 @@ def test_convert_of_a_translator(capfd, pair, tmp_path):
     generation, config = (
         json.loads((tmp_path / "b" / name).read_text()) for name in ("generation_config.json", "config.json")
     )
-    own = {"eos_token_id": load_translator(pair).end, "num_beams": 3, "max_length": 20, "decoder_start_token_id": 7}
+    own = {"eos_token_id": Translator.load(pair).end_id, "num_beams": 3, "max_length": 20, "decoder_start_token_id": 7}
     assert generation.items() >= own.items()
     assert generation.keys() <= own.keys() | {"pad_token_id"}
     assert config["decoder_start_token_id"] == 7
-    a, b = (load_translator(folder).translate("the cat", max_tokens=9) for folder in (pair, tmp_path / "b"))
+    a, b = (Translator.load(folder).translate("the cat", max_tokens=9) for folder in (pair, tmp_path / "b"))
     ids_a, ids_b = ([target.ids for one in found for target in one.targets] for found in (a, b))
     assert ids_a == ids_b
     assert re.search(

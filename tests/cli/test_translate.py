@@ -100,17 +100,20 @@ def test_a_line_that_does_not_fit_is_named_after_those_before_it(capfd, folder, 
     shown = refused(capfd, "translate", folder, "-", "--max-tokens", 4)
     assert shown.out.count("\n") == 2
     assert "line 3: the text has" in shown.err
-    assert "the model reads at most 24" in shown.err
+    assert "the encoder's context holds 24" in shown.err
 
 
 def test_bad_input_is_named(capfd, folder, tmp_path):
     LanguageModel(tiny("qwen3", vocab_size=300), None).save(tmp_path)
     for arguments, what in (
         (["translate", folder], "there is no text"),
-        (["translate", folder, ""], "glassformer: there is nothing to translate"),
-        (["translate", folder, "a", "x" * 90], "text 2 of 2: the text has 90 tokens, and the model reads at most 24"),
+        (["translate", folder, ""], "glassformer: the text is empty"),
+        (
+            ["translate", folder, "a", "x" * 90],
+            "text 2 of 2: the text has 90 tokens, and the encoder's context holds 24",
+        ),
         (["translate", folder, "a", "--n", 2], "need a beam of at least 2, got 1"),
-        (["translate", folder, "a", "--max-tokens", 25], "25 tokens do not fit"),
+        (["translate", folder, "a", "--max-tokens", 25], "max_tokens 25 does not fit"),
         (["translate", tmp_path, "a"], "is a decoder-only language model: use `glassformer generate`"),
         (["translate", "nowhere", "a"], "nowhere is not a folder"),
         (["generate", folder, "a"], "is an encoder-decoder: use `glassformer translate`"),

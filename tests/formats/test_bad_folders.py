@@ -17,7 +17,8 @@ from glassformer.errors import CheckpointError, ConfigError, TokenizerError
 from glassformer.formats import save_model
 from glassformer.formats.find import find_model
 from glassformer.formats.gguf.save import save_gguf
-from glassformer.models.language_model import LanguageModel, load
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

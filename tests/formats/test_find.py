@@ -25,7 +25,8 @@ from glassformer.formats.find import end_token_ids, find_model, tokenizer_of
 from glassformer.formats.gguf.save import save_gguf
 from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
 from glassformer.formats.hub import choose_files
-from glassformer.models.language_model import LanguageModel, load
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
 from glassformer.server.models import split_name
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from glassformer.formats.gguf.metadata import write_metadata
 from glassformer.formats.gguf.save import left_out, save_gguf
 from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
 from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
-from glassformer.models.embedder import load_embedder
+from glassformer.models.embedder import Embedder
 from glassformer.text.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -40,9 +40,9 @@ def both(request, tmp_path_factory):
 @torch.no_grad()
 def test_the_vectors_are_those_of_the_folder_and_of_transformers(both):
     made, path = both
-    found = load_embedder(path / "a.gguf")
+    found = Embedder.load(path / "a.gguf")
     assert_near(found.embed(TEXTS), made.embed(TEXTS))
-    assert_near(found.embed(TEXTS), load_embedder(path / "hf").embed(TEXTS))
+    assert_near(found.embed(TEXTS), Embedder.load(path / "hf").embed(TEXTS))
     model = transformers.AutoModel.from_pretrained(path / "hf").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path / "hf")
     for text in TEXTS:
@@ -75,7 +75,7 @@ def test_names_types_and_keys_are_the_packages(both):
 def test_it_comes_back(both, tmp_path):
     """What is written of what was read is the same file, and a folder that `transformers` opens."""
     made, path = both
-    found = load_embedder(path / "a.gguf")
+    found = Embedder.load(path / "a.gguf")
     assert found.config.family == ("distilbert" if made.config.family == "distilbert" else "bert")
     found.save_gguf(tmp_path / "b.gguf", "F32")
     assert (tmp_path / "b.gguf").read_bytes() == (path / "a.gguf").read_bytes()
@@ -91,7 +91,7 @@ def test_it_comes_back(both, tmp_path):
 def test_quantized(family, kind, near, tmp_path):
     made = embedder(family)
     made.save_gguf(tmp_path / "a.gguf", kind)
-    found = load_embedder(tmp_path / "a.gguf", dtype="float32")
+    found = Embedder.load(tmp_path / "a.gguf", dtype="float32")
     off = (found.embed(TEXTS) - made.embed(TEXTS)).abs().max() / made.embed(TEXTS).abs().max()
     assert 0 < off < near
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
@@ -120,7 +120,7 @@ def test_queries_keys_and_values_in_one(family, tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert torch.equal(load_embedder(tmp_path / "b.gguf").embed(TEXTS), load_embedder(tmp_path / "a.gguf").embed(TEXTS))
+    assert torch.equal(Embedder.load(tmp_path / "b.gguf").embed(TEXTS), Embedder.load(tmp_path / "a.gguf").embed(TEXTS))
 
 
 # ---- pooling
@@ -136,7 +136,7 @@ def test_pooling(pool, number, after, tmp_path):
     made.save_gguf(tmp_path / "a.gguf", "F32")
     said = gguf.GGUFReader(tmp_path / "a.gguf").fields["bert.pooling_type"].contents()
     assert said == number == gguf.PoolingType[{"lasttoken": "LAST"}.get(pool, pool.upper())]
-    found = load_embedder(tmp_path / "a.gguf")
+    found = Embedder.load(tmp_path / "a.gguf")
     vectors = made.embed(TEXTS)
     assert_near(found.embed(TEXTS), vectors / vectors.norm(dim=-1, keepdim=True))
     assert_near(found.similarity(found.embed(TEXTS), found.embed(TEXTS)), made.similarity(vectors, vectors))
@@ -170,7 +170,7 @@ def test_what_a_file_says_and_we_do_not_do(tmp_path):
     def changed(**said):
         words = tokenizer_to_gguf(made.tokenizer, made.config.vocab_size)
         save_gguf(made.model, tmp_path / "a.gguf", "F32", extra=words | {f"bert.{key}": v for key, v in said.items()})
-        return load_embedder(tmp_path / "a.gguf")
+        return Embedder.load(tmp_path / "a.gguf")
 
     assert changed(pooling_type=0).sentence.config == PoolingConfig()
     with pytest.raises(ConfigError, match=r"bert.pooling_type = 4 is not supported, only 1 \(mean\), 2 \(cls\)"):
@@ -242,7 +242,7 @@ def test_convert_there_and_back(both, tmp_path, capsys):
     assert "left out, because GGUF cannot store it: " + ", ".join(left_out(made.model)) in told.out + told.err
     assert (tmp_path / "a.gguf").read_bytes() == (path / "a.gguf").read_bytes()
     main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "hf")])
-    assert_near(load_embedder(tmp_path / "hf").embed(TEXTS), made.embed(TEXTS))
+    assert_near(Embedder.load(tmp_path / "hf").embed(TEXTS), made.embed(TEXTS))
     for verb in ("show", "verify"):
         main([verb, str(tmp_path / "a.gguf")])
 
@@ -253,5 +253,5 @@ def test_pooling_goes_along(tmp_path):
     main(["convert", str(tmp_path / "hf"), str(tmp_path / "a.gguf"), "--to", "F32"])
     main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "again")])
     for one in ("a.gguf", "again"):
-        assert_near(load_embedder(tmp_path / one).embed(TEXTS), made.embed(TEXTS))
-    assert left_out(load_embedder(tmp_path / "a.gguf").model) == []
+        assert_near(Embedder.load(tmp_path / one).embed(TEXTS), made.embed(TEXTS))
+    assert left_out(Embedder.load(tmp_path / "a.gguf").model) == []

@@ -18,7 +18,7 @@ from glassformer.formats import load_seq2seq, save_model
 from glassformer.formats.gguf.metadata import gguf_family, read_metadata, write_metadata
 from glassformer.formats.gguf.pooling import POOLS
 from glassformer.formats.gguf.save import save_gguf
-from glassformer.models.translator import Translator, load_translator
+from glassformer.models.translator import Translator
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
 from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
@@ -55,7 +55,9 @@ def t5(name):
 
     scale = 64**-0.5 if config.tied_head else 1.0
     config = side(config, encoder=side(config.encoder), head_scale=scale)
-    return Translator(wake(EncoderDecoder(config)), tokenizer, special={"decoder_start_token_id": 0, "eos_token_id": 2})
+    return Translator(
+        wake(EncoderDecoder(config)), tokenizer, generation_config={"decoder_start_token_id": 0, "eos_token_id": 2}
+    )
 
 
 def logits(model, source, target):
@@ -71,9 +73,9 @@ def some(config, length, seed):
 def test_it_comes_back(name, tmp_path):
     made = t5(name)
     made.save_gguf(tmp_path / "a.gguf", "F32")
-    found = load_translator(tmp_path / "a.gguf")
+    found = Translator.load(tmp_path / "a.gguf")
     assert found.config == made.config
-    assert (found.begin, found.end, found.ruled) == (made.begin, made.end, made.ruled)
+    assert (found.begin_id, found.end_id, found.constraints) == (made.begin_id, made.end_id, made.constraints)
     rows = some(made.config, 9, 1), some(made.config, 7, 2)
     assert torch.equal(logits(found.model, *rows), logits(made.model, *rows))
     for special in (False, True):
@@ -174,7 +176,7 @@ def test_what_a_file_says_and_we_do_not_do():
 def test_tokens_that_are_forced_or_banned_are_refused(tmp_path):
     made = t5("t5")
     for special in ({"forced_bos_token_id": 5}, {"bad_words_ids": [[4]]}, {"eos_token_id": 7}):
-        one = Translator(made.model, made.tokenizer, special=made.special | special)
+        one = Translator(made.model, made.tokenizer, generation_config=made.generation_config | special)
         with pytest.raises(ConfigError, match="GGUF has no words for tokens that are forced or banned"):
             one.save_gguf(tmp_path / "a.gguf")
 
@@ -183,9 +185,9 @@ def test_what_a_folder_says_of_lengths_and_repeating(tmp_path):
     """It holds here, is kept when a model is saved, and has no words in GGUF."""
     said = {"min_length": 9, "no_repeat_ngram_size": 2}
     made = t5("flan")
-    Translator(made.model, made.tokenizer, special=made.special | said).save(tmp_path)
-    found = load_translator(tmp_path)
-    assert (found.ruled.min_length, found.ruled.no_repeat) == (9, 2)
+    Translator(made.model, made.tokenizer, generation_config=made.generation_config | said).save(tmp_path)
+    found = Translator.load(tmp_path)
+    assert (found.constraints.min_length, found.constraints.no_repeat_ngram) == (9, 2)
     for text in TEXTS[:2]:
         ids = [found.begin, *found.translate(text, max_tokens=20)[0].targets[0].ids]
         assert len(ids) >= 9
@@ -195,7 +197,7 @@ def test_what_a_folder_says_of_lengths_and_repeating(tmp_path):
         found.save_gguf(tmp_path / "a.gguf")
     for name, value in (("min_length", -1), ("no_repeat_ngram_size", 2.0), ("min_length", True)):
         with pytest.raises(CheckpointError, match=rf"{name} must be a whole number of at least 0, got {value}"):
-            Translator(made.model, made.tokenizer, special={name: value})
+            Translator(made.model, made.tokenizer, generation_config={name: value})
 
 
 @pytest.mark.parametrize("name", ["bart", "marian"])
@@ -211,7 +213,7 @@ def test_convert_there_and_back(name, tmp_path):
     main(["convert", str(tmp_path / "hf"), str(tmp_path / "a.gguf"), "--to", "F32"])
     main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "again")])
     for one in ("a.gguf", "again"):
-        assert load_translator(tmp_path / one).translate(TEXTS, max_tokens=9) == made.translate(TEXTS, max_tokens=9)
+        assert Translator.load(tmp_path / one).translate(TEXTS, max_tokens=9) == made.translate(TEXTS, max_tokens=9)
     main(["show", str(tmp_path / "a.gguf")])
 
 

@@ -12,7 +12,7 @@ from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families import read_config
 from glassformer.families.common.family import ConfigFields
 from glassformer.families.common.original import META_LLAMA
-from glassformer.models.language_model import load
+from glassformer.models.load import load
 from glassformer.nn.step import Step
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.patterns import LLAMA3 as LLAMA3_PATTERN

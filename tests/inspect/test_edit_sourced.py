@@ -261,15 +261,15 @@ def test_written_under_edits_it_is_what_whole_passes_write(name):
     """Each token the likeliest of a pass over all of it, without a cache."""
     one = translator(name)
     edits, n = edits_of(one), 6
-    t, ids = one.trace(SOURCE, max_tokens=n, edit=edits), [one.begin]
+    t, ids = one.trace(SOURCE, max_tokens=n, edit=edits), [one.begin_id]
     for _ in range(n):
-        again = one.trace(SOURCE, [*ids[1:], one.end], ended=False, edit=fitting(edits, len(ids)))
+        again = one.trace(SOURCE, [*ids[1:], one.end_id], ended=False, edit=fitting(edits, len(ids)))
         ids.append(int(again["final.logits"].tensor[-1, : one.tokenizer.vocab_size].argmax()))
-        if ids[-1] == one.end:
+        if ids[-1] == one.end_id:
             break
     assert list(t.target) == ids[1:]
     (found,) = one.translate(SOURCE, max_tokens=n, edit=edits)
-    assert list(found.targets[0].ids) == [token for token in ids[1:] if token != one.end]
+    assert list(found.targets[0].ids) == [token for token in ids[1:] if token != one.end_id]
     logprobs = t["final.logits"].tensor.log_softmax(-1).gather(-1, torch.tensor(t.target)[:, None])
     assert found.targets[0].logprob == pytest.approx(logprobs.sum().item(), abs=1e-3)
     several = one.translate([*TEXTS[:1], SOURCE, TEXTS[2]], max_tokens=n, edit=edits)  # padded, in one batch
@@ -299,7 +299,7 @@ def test_a_beam_under_edits_scores_what_a_trace_does(name):
     edits = edits_of(one)
     for best in one.translate(SOURCE, max_tokens=6, beam=3, n=3, edit=edits)[0].targets:
         ended = best.finish == "stop"
-        ids = [*best.ids, one.end] if ended else list(best.ids)
+        ids = [*best.ids, one.end_id] if ended else list(best.ids)
         t = one.trace(SOURCE, ids, ended=False, edit=fitting(edits, len(ids)))
         logprobs = t["final.logits"].tensor.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])
         assert best.logprob == pytest.approx(logprobs.sum().item(), abs=1e-3)

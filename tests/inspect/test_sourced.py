@@ -156,8 +156,8 @@ def test_written_greedily_it_is_what_translate_writes(name):
     (found,) = one.translate(SOURCE, max_tokens=6)
     best = found.targets[0]
     ended = best.finish == "stop"
-    assert t.target == (*best.ids, *([one.end] if ended else []))
-    assert t.ids == (one.begin, *t.target[:-1])
+    assert t.target == (*best.ids, *([one.end_id] if ended else []))
+    assert t.ids == (one.begin_id, *t.target[:-1])
     assert (t.finish, t.n_prompt) == (best.finish, 1)
     logprobs = t["final.logits"].tensor.log_softmax(-1)
     assert logprobs.gather(-1, torch.tensor(t.target)[:, None]).sum().item() == pytest.approx(best.logprob, abs=1e-4)

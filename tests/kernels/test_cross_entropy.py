@@ -1,4 +1,4 @@
-"""The chunked loss against F.cross_entropy: value and gradients, chunk borders, targets that do not count."""
+"""The chunked loss equals F.cross_entropy: values, gradients, chunk borders, ignored targets."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def draw(ignored=()):
 
 
 def both(x, w, targets, factor=1.0, smoothing=0.0):
-    """(value, dx, dw) of ours and of torch's, the latter in float64."""
+    """Return (value, dx, dw) of our loss, and of torch's in float64."""
     ours = linear_cross_entropy(x, w, targets, smoothing=smoothing) * factor
     ours.backward()
     x64, w64 = (t.detach().double().requires_grad_() for t in (x, w))
@@ -52,7 +52,7 @@ def test_smoothed_targets(smoothing, ignored, monkeypatch):
     assert abs(plain - smooth) > 1e-3 * plain
 
 
-def test_no_smoothing_is_the_same_to_the_bit():
+def test_zero_smoothing_equals_no_smoothing():
     model = tiny("qwen3")
     ids, targets = random_ids(model.config, 3, 17), random_ids(model.config, 3, 17, seed=2)
     losses = [next_token_loss(model, ids, targets, Step.of(ids), **s) for s in ({}, {"smoothing": 0.0})]
@@ -63,19 +63,19 @@ def test_no_smoothing_is_the_same_to_the_bit():
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.5, float("nan")])
-def test_smoothing_out_of_range_is_refused(smoothing):
+def test_smoothing_out_of_range_raises_value_error(smoothing):
     with pytest.raises(ValueError, match="from 0 to 1"):
         linear_cross_entropy(*draw(), smoothing=smoothing)
 
 
-def test_a_chunk_smaller_than_one_row(monkeypatch):
+def test_chunk_has_at_least_one_row(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_ROWS", 1)
     monkeypatch.setattr(module, "CHUNK_VALUES", 3)
     for ours, theirs in zip(*both(*draw()), strict=True):
         assert_near(ours, theirs, 1e-6)
 
 
-def test_nothing_counted_is_a_loss_of_nothing():
+def test_ignored_targets_have_no_gradient():
     x, w, targets = draw(range(N))
     linear_cross_entropy(x, w, targets).backward()
     assert not x.grad.any()
@@ -88,7 +88,7 @@ def test_large_logits_do_not_overflow():
     assert_near(value.detach(), F.cross_entropy((x * 1e3 @ w.T).double(), targets, reduction="sum").detach(), 1e-6)
 
 
-def test_only_what_needs_a_gradient_gets_one():
+def test_gradients_only_where_required():
     x, w, targets = draw()
     linear_cross_entropy(x, w.detach(), targets).backward()
     assert x.grad is not None
@@ -99,7 +99,7 @@ def test_only_what_needs_a_gradient_gets_one():
         assert not linear_cross_entropy(x, w, targets).requires_grad
 
 
-def test_bfloat16_products_stay_near():
+def test_bfloat16_products_are_near_float32():
     (x, w, targets), (a, b, _) = draw(), draw()
     linear_cross_entropy(x, w, targets).backward()
     linear_cross_entropy(a, b, targets, torch.bfloat16).backward()
@@ -109,7 +109,7 @@ def test_bfloat16_products_stay_near():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_models_loss_and_every_parameters_gradient(tied):
+def test_next_token_loss_and_all_gradients(tied):
     model = tiny("qwen3", tied_head=tied)
     ids, targets = random_ids(model.config, 3, 17), random_ids(model.config, 3, 17, seed=2)
     targets[:, ::4] = -100
@@ -125,8 +125,8 @@ def test_the_models_loss_and_every_parameters_gradient(tied):
         assert p.grad.any(), f"{name} gets no gradient"
 
 
-def test_k_micro_batches_are_one_batch():
-    """Each divided by the tokens of the whole step, though they hold unequal numbers of counted targets."""
+def test_micro_batches_equal_one_batch():
+    """Each is divided by the targets of the whole step; the micro-batches have different numbers of targets."""
     model = tiny("llama")
     ids, targets = random_ids(model.config, 6, 17), random_ids(model.config, 6, 17, seed=2)
     targets[0, 3:], targets[3, ::2] = -100, -100
@@ -140,7 +140,7 @@ def test_k_micro_batches_are_one_batch():
         assert_near(p.grad, whole[name], 2e-6)
 
 
-def test_a_gradient_of_the_gradient_is_refused_not_wrong():
+def test_second_gradient_raises_runtime_error():
     x, w = (torch.randn(4, 8, requires_grad=True) for _ in range(2))
     loss = linear_cross_entropy(x, w, torch.arange(4)).square()
     (g,) = torch.autograd.grad(loss, x, create_graph=True)
@@ -150,7 +150,7 @@ def test_a_gradient_of_the_gradient_is_refused_not_wrong():
 
 @pytest.mark.parametrize("family", ["phi", "gemma2"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_head_with_a_bias_or_a_cap_is_part_of_the_loss(family, smoothing):
+def test_loss_includes_head_bias_and_softcap(family, smoothing):
     model = tiny(family)
     ids, targets = random_ids(model.config, 3, 17), random_ids(model.config, 3, 17, seed=2)
     targets[0, :5] = -100
@@ -160,3 +160,32 @@ def test_a_head_with_a_bias_or_a_cap_is_part_of_the_loss(family, smoothing):
     assert_near(found, want, 1e-6)
     product = linear_cross_entropy(model.hidden(ids, Step.of(ids)).flatten(0, 1), model.head.weight, targets.flatten())
     assert abs(product - found) > 1e-3 * found
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("rows", [1, 5, 37, 1000])
+def test_loss_per_token(rows, smoothing, monkeypatch):
+    """Values, and gradients of a weighted sum, which no scalar loss has."""
+    monkeypatch.setattr(module, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(module, "CHUNK_VALUES", rows * V)
+    x, w, targets = draw((0, 5, 36))
+    weights = torch.linspace(-1, 2, N)
+    ours = linear_cross_entropy(x, w, targets, smoothing=smoothing, reduction="none")
+    (ours * weights).sum().backward()
+    x64, w64 = (t.detach().double().requires_grad_() for t in (x, w))
+    theirs = F.cross_entropy(x64 @ w64.T, targets, reduction="none", label_smoothing=smoothing)
+    (theirs * weights).sum().backward()
+    assert ours.shape == (N,)
+    assert not ours[[0, 5, 36]].any()
+    for found, wanted in ((ours.detach(), theirs.detach()), (x.grad, x64.grad), (w.grad, w64.grad)):
+        assert_near(found, wanted, 1e-6)
+    assert_near(ours.sum(), linear_cross_entropy(x, w, targets, smoothing=smoothing), 1e-6)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+def test_next_token_loss_per_token(family):
+    model = tiny(family)
+    ids, targets = random_ids(model.config, 3, 17), random_ids(model.config, 3, 17, seed=2)
+    found = next_token_loss(model, ids, targets, Step.of(ids), reduction="none")
+    assert found.shape == targets.shape
+    assert_near(found.sum(), next_token_loss(model, ids, targets, Step.of(ids)), 1e-6)

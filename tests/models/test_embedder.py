@@ -15,7 +15,7 @@ from glassformer.config import DenseConfig, PoolingConfig
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.formats import save_model
 from glassformer.formats.sentence_transformers import read_pooling, transformer_folder, write_pooling
-from glassformer.models.embedder import Embedder, load_embedder
+from glassformer.models.embedder import Embedder
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
 from glassformer.text.tokenizer import Tokenizer
@@ -103,7 +103,7 @@ def pooling(*flags, **more):
 
 
 def test_a_folder_that_says_nothing_is_pooled_by_the_mean(folder):
-    embedder = load_embedder(folder)
+    embedder = Embedder.load(folder)
     found = embedder.embed(TEXTS)
     assert found.dtype == torch.float32
     for vector, states in zip(found, their_states(folder, TEXTS), strict=True):
@@ -123,8 +123,8 @@ def test_every_way_of_pooling(folder, how, flag, tmp_path):
         ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
     ]
     new = laid_out(folder, tmp_path / "new", named, types)
-    found = load_embedder(old).embed(TEXTS)
-    assert torch.equal(load_embedder(new).embed(TEXTS), found)
+    found = Embedder.load(old).embed(TEXTS)
+    assert torch.equal(Embedder.load(new).embed(TEXTS), found)
     for vector, states in zip(found, their_states(folder, TEXTS), strict=True):
         assert_near(vector, by_hand(how, states))
 
@@ -154,7 +154,7 @@ def test_pools_side_by_side_a_dense_layer_and_length_one(folder, tmp_path):
     weights = {"2_Dense/model.safetensors": {"linear.weight": w, "linear.bias": b}}
     weights["4_Dense/model.safetensors"] = {"linear.weight": w2}
     path = laid_out(folder, tmp_path / "model", files, modules, weights)
-    embedder = load_embedder(path)
+    embedder = Embedder.load(path)
     texts = [TEXTS[1], TEXTS[4]]
     found = embedder.embed(texts)
     for vector, states in zip(found, their_states(folder, texts), strict=True):
@@ -162,11 +162,11 @@ def test_pools_side_by_side_a_dense_layer_and_length_one(folder, tmp_path):
         squashed = torch.tanh(w @ pooled + b)
         assert_near(vector, (w2 @ (squashed / squashed.norm()))[:7])
     assert embedder.dimensions == 7
-    assert embedder.limit == 30
+    assert embedder.max_tokens == 30
     assert embedder.sentence.config.similarity == "dot"
 
     embedder.save(tmp_path / "saved")
-    again = load_embedder(tmp_path / "saved")
+    again = Embedder.load(tmp_path / "saved")
     assert again.sentence.config == embedder.sentence.config
     assert again.config == embedder.config
     assert torch.equal(again.embed(texts), found)
@@ -188,7 +188,7 @@ def test_a_dense_layer_with_a_residual(folder, sizes, tmp_path):
         folder, tmp_path / "model", pooling("mean_tokens") | {"2_Dense/config.json": layer},
         [*PLAIN, ("2_Dense", OLD + "Dense")], {"2_Dense/model.safetensors": tensors},
     )  # fmt: skip
-    (states,), found = their_states(folder, TEXTS[:1]), load_embedder(path).embed(TEXTS[:1])
+    (states,), found = their_states(folder, TEXTS[:1]), Embedder.load(path).embed(TEXTS[:1])
     x = by_hand("mean", states)
     assert_near(found[0], torch.relu(w @ x + b) + (x if d_in == d_out else turn @ x))
 
@@ -200,7 +200,7 @@ def test_texts_in_one_batch_do_not_change_one_another(family, monkeypatch):
     together = embedder.embed(TEXTS)
     for text, vector in zip(TEXTS, together, strict=True):
         assert_near(embedder.embed(text)[0], vector)
-    monkeypatch.setattr("glassformer.models.embedder.BATCH", 40)
+    monkeypatch.setattr("glassformer.models.embedder.BATCH_TOKENS", 40)
     told = []
     assert_near(embedder.embed(TEXTS, progress=lambda done, n: told.append((done, n))), together)
     assert len(told) > 1
@@ -212,9 +212,9 @@ def test_prompts_are_put_before_a_text(folder, tmp_path):
     """Named, or by default; and pooled with the text, or not: then its tokens are seen, and not counted."""
     overall = {"prompts": {"query": "query: a ", "document": ""}, "default_prompt_name": "query"}
     files = {"config_sentence_transformers.json": overall}
-    counted = load_embedder(laid_out(folder, tmp_path / "with", files | pooling("mean_tokens"), PLAIN))
+    counted = Embedder.load(laid_out(folder, tmp_path / "with", files | pooling("mean_tokens"), PLAIN))
     left = files | pooling("mean_tokens", "cls_token", include_prompt=False)
-    not_counted = load_embedder(laid_out(folder, tmp_path / "without", left, PLAIN))
+    not_counted = Embedder.load(laid_out(folder, tmp_path / "without", left, PLAIN))
     states, bare = their_states(folder, ["query: a cat"]), their_states(folder, ["cat"])
     skipped = (
         len(counted.tokenizer.encode("query: a ")) - 1
@@ -228,13 +228,15 @@ def test_prompts_are_put_before_a_text(folder, tmp_path):
     with pytest.raises(RequestError, match="no prompt 'passage'; it has: query, document"):
         counted.embed("cat", prompt="passage")
     with pytest.raises(RequestError, match="it has: none"):
-        load_embedder(folder).embed("cat", prompt="query")
+        Embedder.load(folder).embed("cat", prompt="query")
 
 
 def test_long_texts_are_refused_or_cut(folder, tmp_path):
     files = pooling("mean_tokens") | {"sentence_bert_config.json": {"max_seq_length": 8, "do_lower_case": False}}
-    embedder, long = load_embedder(laid_out(folder, tmp_path / "model", files, PLAIN)), "the cat sat on the mat. " * 3
-    with pytest.raises(CapacityError, match=r"^text 2 of 2: the text has \d+ tokens, and the model reads at most 8"):
+    embedder, long = Embedder.load(laid_out(folder, tmp_path / "model", files, PLAIN)), "the cat sat on the mat. " * 3
+    with pytest.raises(
+        CapacityError, match=r"^text 2 of 2: the text has \d+ tokens, and the model processes at most 8"
+    ):
         embedder.embed(["a", long])
     with pytest.raises(CapacityError, match=r"^the text has"):
         embedder.embed(long)
@@ -242,8 +244,8 @@ def test_long_texts_are_refused_or_cut(folder, tmp_path):
     assert len(states) == 8
     assert_near(embedder.embed(long, truncate=True)[0], by_hand("mean", states))
     assert embedder.tokenizer.encode(long)[-1:] == embedder.tokenizer.suffix_ids
-    whole = load_embedder(folder)
-    assert whole.limit == 64, "the model's own"
+    whole = Embedder.load(folder)
+    assert whole.max_tokens == 64, "the model's own"
     with pytest.raises(CapacityError, match="at most 64"):
         whole.embed("a " * 90)
 
@@ -252,27 +254,27 @@ def test_a_limit_of_the_tokenizer_is_one_where_nothing_else_says(tmp_path):
     words = wordpieces()
     for said, want in ((30, 30), (512, 64), (10**30, 64)):
         words.config["model_max_length"] = said
-        assert Embedder(MODELS["bert"], words).limit == want
+        assert Embedder(MODELS["bert"], words).max_tokens == want
     made = Sentence(PoolingConfig(max_tokens=40))
     words.config["model_max_length"] = 30
-    assert Embedder(MODELS["bert"], words, made).limit == 40
+    assert Embedder(MODELS["bert"], words, made).max_tokens == 40
 
 
 def test_small_letters(folder, tmp_path):
     files = pooling("mean_tokens") | {"sentence_bert_config.json": {"max_seq_length": None, "do_lower_case": True}}
-    embedder = load_embedder(laid_out(folder, tmp_path / "model", files, PLAIN))
-    assert_near(embedder.embed("The CAT"), load_embedder(folder).embed("the cat"))
+    embedder = Embedder.load(laid_out(folder, tmp_path / "model", files, PLAIN))
+    assert_near(embedder.embed("The CAT"), Embedder.load(folder).embed("the cat"))
     if "RobertaModel" in str(type(transformers.AutoModel.from_pretrained(folder))):
-        assert not torch.allclose(load_embedder(folder).embed("The CAT"), embedder.embed("The CAT"))
+        assert not torch.allclose(Embedder.load(folder).embed("The CAT"), embedder.embed("The CAT"))
 
 
 def test_a_text_never_becomes_a_control_token(folder):
-    embedder = load_embedder(folder)
+    embedder = Embedder.load(folder)
     sep, mask = embedder.tokenizer.suffix_ids[0], embedder.tokenizer.mask_id
     for name, index in embedder.tokenizer.special_tokens.items():
         if name == "[UNK]":  # which stands for what has no token, and is not forged by anything
             continue
-        (row,) = embedder._rows([f"a {name} b"], "", False)
+        (row,) = embedder._encode_batch([f"a {name} b"], "", False)
         assert row.count(index) == (1 if index in (row[0], sep) else 0), name
     assert mask in embedder.tokenizer.special_tokens.values()
 
@@ -294,7 +296,7 @@ def test_vectors_are_compared_as_the_model_says():
 
 
 def test_states_of_a_text_and_of_a_pair(folder):
-    embedder = load_embedder(folder)
+    embedder = Embedder.load(folder)
     assert_near(embedder.states(TEXTS[0]), their_states(folder, TEXTS[:1])[0])
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     theirs = transformers.AutoModel.from_pretrained(folder).eval()
@@ -318,12 +320,12 @@ def test_whether_a_text_follows_another(tmp_path):
     with torch.no_grad():
         want = theirs(**row).seq_relationship_logits.softmax(-1)[0, 0].item()
     assert embedder.follows("the cat", "sat.") == pytest.approx(want, rel=1e-4)
-    with pytest.raises(RequestError, match="no head that tells whether"):
+    with pytest.raises(RequestError, match="no head for next-sentence prediction"):
         Embedder(MODELS["bert"], wordpieces()).follows("a", "b")
 
 
 def test_hidden_places_are_filled_as_transformers_does(folder):
-    embedder = load_embedder(folder)
+    embedder = Embedder.load(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     theirs = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
     text = f"the {tokenizer.mask_token} sat on the {tokenizer.mask_token}."
@@ -344,7 +346,7 @@ def test_hidden_places_are_filled_as_transformers_does(folder):
 
 def test_what_cannot_be_filled_is_told():
     embedder = Embedder(MODELS["bert"], wordpieces())
-    with pytest.raises(RequestError, match=r"the text hides no place: write \[MASK\] where"):
+    with pytest.raises(RequestError, match=r"the text has no mask token: put \[MASK\] where"):
         embedder.fill("the cat")
     for top in (0, 98, True):
         with pytest.raises(RequestError, match="top must be from 1 to 97"):
@@ -352,7 +354,7 @@ def test_what_cannot_be_filled_is_told():
     with pytest.raises(CapacityError, match="context holds 64"):
         embedder.fill("a " * 80 + "[MASK]")
     bare = TextEncoder(replace(MODELS["bert"].config, head=None))
-    with pytest.raises(RequestError, match="no head that guesses"):
+    with pytest.raises(RequestError, match="no head for masked language modelling"):
         Embedder(bare, wordpieces()).fill("the [MASK]")
 
 
@@ -360,12 +362,12 @@ def test_what_cannot_be_filled_is_told():
 
 
 def test_what_is_saved_transformers_opens(folder, tmp_path):
-    embedder = load_embedder(folder)
+    embedder = Embedder.load(folder)
     embedder.save(tmp_path)
     for text, states in zip(TEXTS, their_states(tmp_path, TEXTS), strict=True):
         assert_near(embedder.embed(text)[0], by_hand("mean", states))
     assert "Embedder(" in repr(embedder)
-    assert glassformer.load_embedder is load_embedder
+    assert glassformer.Embedder is Embedder
 
 
 def test_a_transformer_in_a_folder_of_its_own(folder, tmp_path):
@@ -380,8 +382,8 @@ def test_a_transformer_in_a_folder_of_its_own(folder, tmp_path):
         '{"max_seq_length": 20, "do_lower_case": false}'
     )
     assert transformer_folder(path) == path / "0_Transformer"
-    embedder = load_embedder(path)
-    assert embedder.limit == 20
+    embedder = Embedder.load(path)
+    assert embedder.max_tokens == 20
     assert_near(embedder.embed(TEXTS[1])[0], by_hand("cls", their_states(folder, TEXTS[1:2])[0]))
 
 
@@ -446,26 +448,26 @@ def test_all_that_is_wrong_with_a_dense_layer_is_told_at_once(tmp_path):
         assert line in str(error.value)
 
 
-def test_folders_that_cannot_embed_are_told(tmp_path):
+def test_load_rejects_folders_of_other_kinds(tmp_path):
     save_model(MODELS["bert"], tmp_path / "bare")
-    with pytest.raises(CheckpointError, match="has no tokenizer, and an embedder reads texts"):
-        load_embedder(tmp_path / "bare")
+    with pytest.raises(CheckpointError, match="has no tokenizer, which an embedder needs"):
+        Embedder.load(tmp_path / "bare")
     save_model(tiny("gpt2"), tmp_path / "writes")
     with pytest.raises(CheckpointError, match=r"is a decoder-only language model: use `glassformer generate`"):
-        load_embedder(tmp_path / "writes")
+        Embedder.load(tmp_path / "writes")
     with pytest.raises(TokenizerError, match="has 263 tokens, and the model 97"):
         Embedder(MODELS["bert"], bytes_of_roberta())
     with pytest.raises(CheckpointError, match="is not a folder"):
-        load_embedder(tmp_path / "nowhere")
+        Embedder.load(tmp_path / "nowhere")
 
 
-def test_an_empty_text_of_a_tokenizer_without_a_frame_is_refused():
+def test_empty_text_without_special_tokens_raises():
     layout = json.loads(wordpieces().backend.json) | {"post_processor": None}
     embedder = Embedder(MODELS["bert"], Tokenizer(json.dumps(layout), {}))
     assert embedder.embed("a").shape == (1, 48)
-    with pytest.raises(RequestError, match=r"^text 2 of 2: there is nothing to read"):
+    with pytest.raises(RequestError, match=r"^text 2 of 2: the text is empty"):
         embedder.embed(["a", ""])
-    with pytest.raises(RequestError, match="nothing to read"):
+    with pytest.raises(RequestError, match="the text is empty"):
         embedder.states("")
 
 

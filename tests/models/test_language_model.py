@@ -16,7 +16,8 @@ from glassformer.errors import CapacityError, CheckpointError, ConfigError, Requ
 from glassformer.formats import save_model
 from glassformer.kernels.placement import choose_device, choose_dtype
 from glassformer.models import language_model as lm_module
-from glassformer.models.language_model import LanguageModel, load
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
 
 TEXT = "the cat sat on the mat. 吾輩は猫である。"
 GREEDY = {"temperature": 0.0}
@@ -80,7 +81,7 @@ def test_saved_then_opened_by_transformers(family, tokenizer, tmp_path):
 def test_saved_then_loaded_is_the_same(lm, folder):
     again = load(folder)
     same_model(again.model, lm.model)
-    assert (again.config, again.end_ids, again.source) == (lm.config, lm.end_ids, str(folder))
+    assert (again.config, again.end_ids, again.path) == (lm.config, lm.end_ids, str(folder))
     assert again.generate(TEXT, seed=3, max_tokens=12) == lm.generate(TEXT, seed=3, max_tokens=12)
     assert not again.model.training
 
@@ -255,27 +256,27 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer, tmp_path):
 
 
 def test_a_run_folder_is_its_best_checkpoint(lm, folder, tmp_path):
-    """`best` and `last` point at checkpoints; the source says which one it was."""
+    """`best` and `last` point at checkpoints; the path is the checkpoint."""
     checkpoints = tmp_path / "run" / "checkpoints"
     shutil.copytree(folder, checkpoints / "step-000010")
     LanguageModel(tiny("qwen3", 5, vocab_size=lm.config.vocab_size), lm.tokenizer).save(checkpoints / "step-000020")
     (checkpoints / "last").symlink_to("step-000020")
-    assert load(tmp_path / "run").source.endswith("step-000020")
+    assert load(tmp_path / "run").path.endswith("step-000020")
     (checkpoints / "best").symlink_to("step-000010")
     best = load(tmp_path / "run")
-    assert best.source == str(checkpoints / "step-000010")
+    assert best.path == str(checkpoints / "step-000010")
     same_model(best.model, lm.model)
 
 
 def test_a_packaged_model_by_its_name(folder, lm, tmp_path, monkeypatch):
-    """What stands in the working folder under that name comes first."""
+    """A folder of that name in the working directory comes first."""
     package = tmp_path / "package"
     shutil.copytree(folder, package / "toys" / "models" / "stories")
     monkeypatch.setattr(resources, "files", lambda name: package)
     monkeypatch.chdir(tmp_path)
-    assert load("stories").source == str(package / "toys" / "models" / "stories")
+    assert load("stories").path == str(package / "toys" / "models" / "stories")
     LanguageModel(lm.model).save(tmp_path / "stories")
-    assert load("stories").source == "stories"
+    assert load("stories").path == "stories"
 
 
 @pytest.mark.parametrize(

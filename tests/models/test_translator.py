@@ -17,8 +17,9 @@ from glassformer.formats import load_decoder, load_seq2seq
 from glassformer.generate.beam_search import BeamSearch, search
 from glassformer.generate.request import TokenConstraints
 from glassformer.inspect.capture.recorder import RecorderTap
-from glassformer.models.language_model import LanguageModel, load
-from glassformer.models.translator import Translator, load_translator
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
+from glassformer.models.translator import Translator
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.nn.step import Step
@@ -84,7 +85,7 @@ def same(a, b):
 @EACH
 def test_texts_in_their_order_with_what_search_gives(name, monkeypatch):
     translator = TRANSLATORS[name]
-    monkeypatch.setattr("glassformer.models.translator.ROWS", 6)  # several batches
+    monkeypatch.setattr("glassformer.models.translator.BATCH", 6)  # several batches
     found = translator.translate(TEXTS, beam=3, n=2, max_tokens=7, length_penalty=1.0)
     assert [one.source for one in found] == TEXTS
     for text, one in zip(TEXTS, found, strict=True):
@@ -103,15 +104,15 @@ def test_texts_in_their_order_with_what_search_gives(name, monkeypatch):
 def test_what_cannot_be_translated_is_named():
     translator = TRANSLATORS["post"]
     long = "the hat " * 40
-    with pytest.raises(CapacityError, match=r"^the text has \d+ tokens, and the model reads at most 64"):
+    with pytest.raises(CapacityError, match=r"^the text has \d+ tokens, and the encoder's context holds 64"):
         translator.translate(long)
     with pytest.raises(CapacityError, match=r"^text 2 of 3: the text has"):
         translator.translate(["a", long, "b"])
-    with pytest.raises(RequestError, match=r"^text 3 of 3: there is nothing to translate"):
+    with pytest.raises(RequestError, match=r"^text 3 of 3: the text is empty"):
         translator.translate(["a", "b", ""])
     with pytest.raises(RequestError, match="n = 4 results need a beam"):
         translator.translate("a", n=4)
-    with pytest.raises(CapacityError, match="65 tokens do not fit"):
+    with pytest.raises(CapacityError, match="max_tokens 65 does not fit"):
         translator.translate("a", max_tokens=65)
     assert TRANSLATORS["dot"].translate(long, max_tokens=3)[0].text is not None, "a recurrent model reads any length"
 
@@ -163,7 +164,7 @@ def test_alignment_refuses():
     translator = TRANSLATORS["post"]
     assert len(translator.align("a", [5] * 63).target_tokens) == 64
     assert len(translator.align("a", [5] * 64, ended=False).target_tokens) == 64
-    with pytest.raises(CapacityError, match="the target has 65 tokens with the one that ends it"):
+    with pytest.raises(CapacityError, match="the target has 65 tokens with its end token"):
         translator.align("a", [5] * 64)
     with pytest.raises(RequestError, match=f"token id {VOCAB} is out of range"):
         translator.align("a", [VOCAB])
@@ -179,44 +180,46 @@ def test_alignment_refuses():
 def test_saved_then_loaded_is_the_same(name, tmp_path):
     translator = TRANSLATORS[name]
     translator.save(tmp_path)
-    again = load_translator(tmp_path)
+    again = Translator.load(tmp_path)
     same(again, translator)
-    assert again.source == str(tmp_path)
+    assert again.path == str(tmp_path)
     assert not again.model.training
     found, want = (t.translate(TEXTS, beam=2, max_tokens=6) for t in (again, translator))
     assert [one.targets[0].ids for one in found] == [one.targets[0].ids for one in want]
     assert found[0].targets[0].logprob == pytest.approx(want[0].targets[0].logprob, rel=1e-4)
     assert set(load_file(tmp_path / "model.safetensors")) == set(dict(translator.model.named_parameters()))
     again.save(tmp_path)  # onto the file it is mapped from
-    same(load_translator(tmp_path), translator)
+    same(Translator.load(tmp_path), translator)
     copied = load_seq2seq(tmp_path, copy=True, dtype=torch.bfloat16)
     assert all(p.dtype == torch.bfloat16 and not p.is_meta for p in copied.parameters())
-    assert isinstance(glassformer.load_translator(tmp_path), glassformer.Translator)
+    assert isinstance(glassformer.load(tmp_path), glassformer.Translator)
 
 
 def test_a_run_folder_is_its_best_checkpoint(folder, tmp_path, name):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     folder.rename(tmp_path / "run" / "checkpoints" / "best")
-    same(load_translator(tmp_path / "run"), TRANSLATORS[name])
+    same(Translator.load(tmp_path / "run"), TRANSLATORS[name])
 
 
 def test_lower_precision_translates_and_aligns(folder, name):
-    exact, low = TRANSLATORS[name], load_translator(folder, dtype="bfloat16")
+    exact, low = TRANSLATORS[name], Translator.load(folder, dtype="bfloat16")
     assert {p.dtype for p in low.model.parameters()} == {torch.bfloat16}
     assert low.translate(TEXTS[0], beam=2, n=2, max_tokens=4)[0].targets[0].logprob < 0
     assert_near(low.align(*TEXTS[:2]).mean, exact.align(*TEXTS[:2]).mean, 0.3)
     with pytest.raises(ConfigError, match="device 'abacus'"):
-        load_translator(folder, device="abacus")
+        Translator.load(folder, device="abacus")
 
 
-def test_each_kind_says_what_the_other_is(folder, tmp_path):
-    with pytest.raises(CheckpointError, match="encoder-decoder: use `glassformer translate`"):
-        load(folder)
+def test_load_returns_the_class_of_the_checkpoint(folder, tmp_path):
+    assert isinstance(load(folder), Translator)
+    with pytest.raises(CheckpointError, match="encoder-decoder: use `glassformer translate`, not a LanguageModel"):
+        LanguageModel.load(folder)
     with pytest.raises(CheckpointError, match="encoder-decoder: use `glassformer translate`"):
         load_decoder(folder)
     LanguageModel(tiny("qwen3", vocab_size=VOCAB), TOKENIZER).save(tmp_path / "lm")
+    assert isinstance(load(tmp_path / "lm"), LanguageModel)
     with pytest.raises(CheckpointError, match="is a decoder-only language model: use `glassformer generate`"):
-        load_translator(tmp_path / "lm")
+        Translator.load(tmp_path / "lm")
 
 
 def test_all_that_is_wrong_with_the_weights_stands_in_one_message(folder):
@@ -228,15 +231,15 @@ def test_all_that_is_wrong_with_the_weights_stands_in_one_message(folder):
     tensors["lm_head.weight"] = torch.zeros(2)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError) as error:
-        load_translator(folder)
+        Translator.load(folder)
     for what in (f"missing: {missing}", f"shape: {cut} is ", f"type: {whole} is I32", "not used: lm_head.weight"):
         assert str(error.value).count(what) == 1
     (folder / "model.safetensors").write_bytes(b"\x08\0\0")
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        load_translator(folder)
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
+        Translator.load(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
-        load_translator(folder)
+        Translator.load(folder)
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(folder, name):
@@ -248,15 +251,15 @@ def test_a_tokenizer_that_does_not_fit_is_refused(folder, name):
     layout["added_tokens"].append(layout["added_tokens"][0] | {"id": VOCAB, "content": "<|more|>"})
     (folder / "tokenizer.json").write_text(json.dumps(layout))
     with pytest.raises(CheckpointError, match=f"has {VOCAB + 1} tokens, and the model's source vocabulary {VOCAB}"):
-        load_translator(folder)
+        Translator.load(folder)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(TokenizerError, match=r"has no tokenizer: looked for tokenizer\.json"):
-        load_translator(folder)
+    with pytest.raises(CheckpointError, match="has no tokenizer, which a translator needs"):
+        Translator.load(folder)
     (folder / "tokenizer.json").write_text("{}")
     config["bos_token"] = "nowhere"
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(TokenizerError):
-        load_translator(folder)
+        Translator.load(folder)
 
 
 # ---- config.json
@@ -346,5 +349,5 @@ def test_a_key_that_does_not_matter_can_be_ignored(folder, name):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"wobble": 3}))
     with pytest.raises(ConfigError, match="wobble"):
-        load_translator(folder)
-    same(load_translator(folder, ignore_keys=["wobble"]), TRANSLATORS[name])
+        Translator.load(folder)
+    same(Translator.load(folder, ignore_keys=["wobble"]), TRANSLATORS[name])

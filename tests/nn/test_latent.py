@@ -199,21 +199,21 @@ def test_matrices_packed_for_many_rows_are_absorbed_too():
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "why"),
+    ("path", "value", "message"),
     [
         ("latent.rank", 0, "rank must be at least 1, got 0"),
         ("latent.q_rank", 0, "q_rank must be at least 1"),
-        ("latent.eps", 0.0, "eps of the norms of latents must be above 0"),
-        ("n_kv_heads", 2, "as many heads of keys as of queries"),
-        ("window", 4, "no qk_norm, clip, softcap, window or sinks"),
-        ("sinks", True, "no qk_norm, clip"),
-        ("rope", None, "a part of each head turns"),
-        ("rope.dim", 14, "rope dim must be below head_dim"),
-        ("rope.dim", None, "rope dim must be below head_dim"),
+        ("latent.eps", 0.0, "eps of the latent norms must be above 0"),
+        ("n_kv_heads", 2, "with n_kv_heads = n_heads"),
+        ("window", 4, "without qk_norm, clip, softcap, window or sinks"),
+        ("sinks", True, "without qk_norm, clip"),
+        ("rope", None, "rope dim below head_dim"),
+        ("rope.dim", 14, "rope dim below head_dim"),
+        ("rope.dim", None, "rope dim below head_dim"),
     ],
 )
-def test_what_no_model_has_is_refused(path, value, why):
-    with pytest.raises(ConfigError, match=why):
+def test_invalid_config_raises_config_error(path, value, message):
+    with pytest.raises(ConfigError, match=message):
         change(ATTENTION, path, value)
 
 

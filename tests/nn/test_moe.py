@@ -7,7 +7,7 @@ from tiny import assert_near, random_ids, randomise, run, tiny, tiny_config
 from glassformer.config import MLPConfig, MoEConfig
 from glassformer.errors import ConfigError
 from glassformer.nn.model import Decoder
-from glassformer.nn.moe import MoE, by_definition, by_expert, route
+from glassformer.nn.moe import MoE, experts_reference, experts_sorted, route
 from glassformer.nn.step import Step
 from glassformer.training.init import init_weights
 
@@ -27,7 +27,7 @@ def test_the_fast_path_is_the_definition(n_tokens, top_k):
     layer, x = moe(top_k=top_k).double(), randn(n_tokens, 12).double()
     weights, chosen = route(layer.config, layer.router(x))
     weights, found = weights.double(), []
-    for path in (by_definition, by_expert):
+    for path in (experts_reference, experts_sorted):
         layer.zero_grad()
         leaf, how_much = (t.detach().clone().requires_grad_() for t in (x, weights))
         out = path(layer.experts, leaf, how_much, chosen)
@@ -101,7 +101,7 @@ def test_a_shared_expert_takes_every_token():
         ({"n_groups": 3, "top_groups": 4}, "top_groups must be at most 3"),
         ({"n_groups": 3, "top_k": 3}, "top_k must be at most 2"),
         ({"n_groups": 3, "group_best": 3}, "group_best must be at most 2"),
-        ({"group_best": 2}, "there is one: got 2"),
+        ({"group_best": 2}, "requires n_groups above 1, got 2"),
         ({"scale": 0.0}, "scale must be above 0"),
         ({"shared_d_ff": 0}, "shared_d_ff must be at least 1"),
     ],

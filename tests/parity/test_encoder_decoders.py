@@ -556,9 +556,9 @@ def test_a_folder_translates_as_theirs(family, tmp_path, capsys):
     Translator(wake(EncoderDecoder(spelling(family, tokenizer))), tokenizer, special=special).save(tmp_path)
     hf = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    translator = glassformer.load_translator(tmp_path)
+    translator = glassformer.load(tmp_path)
     translator.save(tmp_path / "again")
-    for one in (translator, glassformer.load_translator(tmp_path / "again")):
+    for one in (translator, glassformer.load(tmp_path / "again")):
         for text in ("the cat sat", "a dog"):
             read = theirs(text, return_tensors="pt")
             assert read.input_ids[0, -1] == tokenizer.eos_id

@@ -59,13 +59,17 @@ def test_rope_scaling_is_refused_not_dropped(scaling):
 @pytest.mark.parametrize(
     ("path", "value", "why"),
     [
-        ("rope.dim", 5, "rope dim must be even, got 5"),
+        ("rope.dim", 5, "rope dim must be even .* got 5"),
         ("rope.dim", 14, "rope dim must be at most head_dim 12, got 14"),
-        ("rope", RopeConfig(100.0, 8, LongScaling((1.0,) * 6, (1.0,) * 6, 9)), "6 factors, and 8 dimensions are 4"),
-        ("rope", RopeConfig(100.0, 8, LongScaling((1.0,) * 4, (1.0,) * 4, 9)), "become long for all layers at once"),
+        (
+            "rope",
+            RopeConfig(100.0, 8, LongScaling((1.0,) * 6, (1.0,) * 6, 9)),
+            "must have 4 factors, one per pair, got 6",
+        ),
+        ("rope", RopeConfig(100.0, 8, LongScaling((1.0,) * 4, (1.0,) * 4, 9)), "must have the same original_context"),
         ("clip", 0.0, "clip must be above 0"),
         ("softcap", -1.0, "softcap must be above 0"),
-        ("qk_norm_over", "each", "'each' of no norm"),
+        ("qk_norm_over", "each", "'each' requires a qk_norm"),
     ],
 )
 def test_settings_of_no_known_model_are_refused(path, value, why):

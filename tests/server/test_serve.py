@@ -235,7 +235,7 @@ def test_chat_template_survives_saving(tmp_path):
     """What `served` says of a folder's model is what the model can."""
     from server.conftest import TEMPLATE, serving
 
-    from glassformer.models.language_model import load
+    from glassformer.models.load import load
 
     lm = tiny_lm()
     lm.tokenizer = Tokenizer(make_tokenizer().backend, make_tokenizer().config, chat_template=TEMPLATE)

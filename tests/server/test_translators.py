@@ -243,7 +243,7 @@ def test_example_text_of_each_kind_of_model(http, models):
 def test_example_text_of_a_run_is_its_sample_prompt(models, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "step-000001"
     checkpoint.mkdir(parents=True)
-    one = Translator(models["pair"].model, models["pair"].tokenizer, source=str(checkpoint))
+    one = Translator(models["pair"].model, models["pair"].tokenizer, path=str(checkpoint))
     assert example_text(one) == SENTENCE
     RunFile(TrainConfig(sample_prompt="the third of May"), {}).write(tmp_path / "run")
     assert example_text(one) == "the third of May"

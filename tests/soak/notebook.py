@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from e2e.conftest import FLAGS  # noqa: E402
 from e2e.find_browser import find_browser  # noqa: E402
-from e2e.pixels import SHARE_BOUND, shares  # noqa: E402
+from e2e.pixels import FRACTION_BOUND, drawn_fractions  # noqa: E402
 
 PORT, TOKEN = 18888, "glass"
 CELLS = (
@@ -67,14 +67,14 @@ def in_lab(folder: Path) -> None:
         finally:
             page.wait_for_timeout(2000)
             page.screenshot(path=folder / "lab.png")
-        drawn, real = shares(canvas), t.rows("blocks.1.attn.probs", head=3).tensor.numpy()
+        drawn, real = drawn_fractions(canvas), t.rows("blocks.1.attn.probs", head=3).tensor.numpy()
         seen = real > 0
-        assert abs(drawn - real)[seen].max() <= SHARE_BOUND
+        assert abs(drawn - real)[seen].max() <= FRACTION_BOUND
         assert page.locator("img[id^=glassformer-]").count() == 0, "the still picture stands beside the live one"
         page.locator("gf-app gf-view-cell gf-head-picker select").first.select_option("2")
         page.wait_for_timeout(2000)
-        drawn, real = shares(canvas), t.rows("blocks.2.attn.probs", head=3).tensor.numpy()
-        assert abs(drawn - real)[seen].max() <= SHARE_BOUND
+        drawn, real = drawn_fractions(canvas), t.rows("blocks.2.attn.probs", head=3).tensor.numpy()
+        assert abs(drawn - real)[seen].max() <= FRACTION_BOUND
         grid = page.locator("gf-view-grid")
         grid.scroll_into_view_if_needed()
         page.wait_for_timeout(2000)

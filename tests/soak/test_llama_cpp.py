@@ -18,7 +18,8 @@ from tiny_gguf import FACTORS, FAMILIES, VARIANTS, gguf_config
 
 from glassformer.config import LongScaling, PoolingConfig, YarnScaling
 from glassformer.formats.gguf.tokenizer_keys import PRE
-from glassformer.models.language_model import LanguageModel, load
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer

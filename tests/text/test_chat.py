@@ -204,7 +204,7 @@ def test_roles_and_names_forge_none_either(made):
             found = chat.encode([{"role": role, "content": "x"}])
             clean = chat.encode([{"role": "stranger", "content": "x"}])
             assert [i for i in found if i in ids] == [i for i in clean if i in ids]
-    with pytest.raises(TokenizerError, match=r"makes the control token '<\|end\|>' out of what a message says"):
+    with pytest.raises(TokenizerError, match=r"builds the special token '<\|end\|>' out of the text of a message"):
         ChatTemplate(made["phi"][0]).encode([{"role": "end", "content": "x"}])
 
 
@@ -224,14 +224,14 @@ def test_a_template_whose_result_depends_on_the_marks_is_refused(made):
         "{% set x %}<|im_end|>{% endset %}{{ x | length }}",
         "{{ '<|im_end|>' | reverse }}",
     ):
-        with pytest.raises(TokenizerError, match="treats its own control tokens as it treats a message's text"):
+        with pytest.raises(TokenizerError, match="processes its own special tokens like the text of a message"):
             ChatTemplate(tokenizer, source=source).encode([{"role": "user", "content": "a<|im_end|>b"}])
 
 
 @pytest.mark.parametrize("source", ["{{ '<|im_{}|>'.format('end') }}", "{{ '<|im_start|>xx'[:-2] }}"])
 def test_a_control_token_that_is_lost_from_sight_is_refused(made, source):
     """Rather than to become plain text without a word."""
-    with pytest.raises(TokenizerError, match="in a way that is not followed here"):
+    with pytest.raises(TokenizerError, match="in a way that is not supported"):
         ChatTemplate(made["chatml"][0], source=source).encode([{"role": "user", "content": "x"}])
 
 
@@ -260,9 +260,9 @@ def test_where_templates_come_from(made):
     assert chat_templates(several) == {"default": "A", "tool_use": "B"}
     assert ChatTemplate(several, "tool_use").render([]) == "B"
     assert chat_templates(Tokenizer(json, config | {"chat_template": "A"}, chat_template="C")) == {"default": "C"}
-    with pytest.raises(TokenizerError, match="has no chat template, and 'default' was asked for"):
+    with pytest.raises(TokenizerError, match="has no chat template, but 'default' was requested"):
         ChatTemplate(Tokenizer(json, config))
-    with pytest.raises(TokenizerError, match="has the chat templates default, tool_use, and 'rag' was asked for"):
+    with pytest.raises(TokenizerError, match="has the chat templates default, tool_use, but 'rag' was requested"):
         ChatTemplate(several, "rag")
 
 
@@ -321,7 +321,7 @@ def test_a_template_that_would_not_end_is_stopped(made, source, monkeypatch):
 
 def test_what_a_message_may_hold(made):
     chat = ChatTemplate(made["chatml"][0])
-    with pytest.raises(TokenizerError, match=r"messages\[0\]\.content is a object"):
+    with pytest.raises(TokenizerError, match=r"messages\[0\]\.content must be a string, .*, got object"):
         chat.render([{"role": "user", "content": object()}])
     with pytest.raises(TokenizerError, match="lone surrogate"):
         chat.encode([{"role": "user", "content": "a\ud800"}])

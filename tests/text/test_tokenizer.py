@@ -324,7 +324,7 @@ def test_a_damaged_folder_is_named(bpe, tmp_path, name, content, message):
 
 
 def test_byte_level_decoding_is_the_librarys(bpe):
-    """Where the bytes are whole characters; test_pieces checks the rest."""
+    """Where the bytes are whole characters; test_stream_decoder checks the rest."""
     core = Core.from_str(bpe.backend.json)
     assert isinstance(core.pre_tokenizer, pre_tokenizers.ByteLevel)
     ids = bpe.encode("".join(SAMPLES))

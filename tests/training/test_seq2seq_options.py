@@ -12,7 +12,7 @@ from tiny_seq2seq import RECURRENT, SHAPES, TRANSFORMER, letters, seq2seq_config
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.families.common.shape import RecurrentShape
-from glassformer.models.translator import Translator, load_translator
+from glassformer.models.translator import Translator
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.train import train_tokenizer
 from glassformer.training.config import InitConfig, LanguageModelTaskConfig, TokenizerConfig, TrainConfig
@@ -79,7 +79,7 @@ def test_continue_from_a_translator(tmp_path, name):
     assert records[0]["held_out_loss"] == first.held_out.loss
     assert records[0]["exact"] == first.held_out.exact
     assert records[-1]["held_out_loss"] < records[0]["held_out_loss"]
-    a, b = (load_translator(tmp_path / out) for out in "ab")
+    a, b = (Translator.load(tmp_path / out) for out in "ab")
     assert a.tokenizer.encode("abc") == b.tokenizer.encode("abc")
     assert a.config == b.config, "the model keeps its context when training sequences are shorter"
     train(resume_config(tmp_path / "c", steps=4))

@@ -11,7 +11,7 @@ from tiny_seq2seq import RECURRENT, SHAPES, TRANSFORMER, seq2seq_config, seq2seq
 
 from glassformer.errors import ConfigError, DataError
 from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape, ShapeConfig
-from glassformer.models.translator import load_translator
+from glassformer.models.translator import Translator
 from glassformer.nn.step import Step
 from glassformer.toys import dates
 from glassformer.training.config import (
@@ -99,7 +99,7 @@ def test_metrics_have_every_step_and_the_exact_match(tmp_path):
     assert (len(train_examples), len(held_out)) == (72, 8)
     assert info.train_tokens == int((train_examples.target.lengths + 1).sum())
     assert run.tokens <= 8 * 8 * 9
-    translator = load_translator(run.last)
+    translator = Translator.load(run.last)
     assert translator.tokenizer.vocab_size == translator.model.config.vocab_size
     assert translator.translate(["abc"])[0].targets
 

@@ -276,7 +276,7 @@ export const TOUR: readonly TourStep[] = [
 ];
 
 @customElement("gf-tour-caption")
-export class Caption extends SessionElement {
+export class TourCaption extends SessionElement {
   @property({ type: Number }) step = 0;
 
   #want = (name: TourStep["needs"], parameters: () => Record<string, number>) => () =>

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { EventReader } from "../src/lib/events.js";
 import { compact, bytes, count, exact, fixed, percent, power, short } from "../src/lib/number.js";
-import { shareColour, shareOf, signedColour, signedOf, type Meaning } from "../src/lib/colour.js";
+import { fractionColour, fractionOf, signedColour, signedOf, type Meaning } from "../src/lib/colour.js";
 import { decode, fromBase64, half, largest, topIndices } from "../src/lib/tensor.js";
 
 describe("numbers", () => {
@@ -36,7 +36,7 @@ describe("colours", () => {
   for (const scheme of ["light", "dark"] as const) {
     test(`shareOf inverts shareColour to 0.6%: ${scheme}`, () => {
       for (let i = 0; i <= 1000; i++)
-        expect(Math.abs(shareOf(shareColour(i / 1000, scheme), scheme) - i / 1000)).toBeLessThan(0.006);
+        expect(Math.abs(fractionOf(fractionColour(i / 1000, scheme), scheme) - i / 1000)).toBeLessThan(0.006);
     });
     test(`signedOf inverts signedColour: ${scheme}`, () => {
       for (const meaning of ["query", "key", "value", "residual", "forward", "plain"] as Meaning[]) {

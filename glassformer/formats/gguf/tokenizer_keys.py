@@ -1,4 +1,4 @@
-"""The keys under which GGUF says what a tokenizer is, and its names for the ways to cut text."""
+"""GGUF's metadata keys for tokenizers, and its names for pre-tokenizers."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from glassformer.text.patterns import (
 KEY = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
 
-# How text is cut, and its names; the first of a row is the one that is written.
+# (pre-tokenizer, its names in GGUF); export uses the first name.
 CUTS: tuple[tuple[dict[str, Any], str], ...] = (
     (
         byte_level(GPT2),
@@ -42,11 +42,10 @@ CUTS: tuple[tuple[dict[str, Any], str], ...] = (
     (DEEPSEEK_V3, "deepseek-v3 hunyuan-dense joyai-llm hy_v4"),
 )
 PRE = {name: cut for cut, names in CUTS for name in names.split()}
-# those that begin a text with the BOS where nothing says it, and whose tokens, with those of two more, are found whole
-# before anything is joined
+# BOS_FIRST: these add a BOS by default. WHOLE_WORDS: these take a word that is a token without merging (ignore_merges).
 BOS_FIRST = set("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken".split())
 WHOLE_WORDS = BOS_FIRST | {"glm4", "glm5"}
-SEPARATED = {"roberta-bpe"}  # whose texts have two EOS between them, where nothing says it
+SEPARATED = {"roberta-bpe"}  # by default two EOS separate the texts of a pair
 DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2}, "t5": {"eos": 1}, "gpt2": {}, "bert": {}}
 
 IDS = {

@@ -1,8 +1,8 @@
-"""A tokenizer from GGUF's metadata: the keys `tokenizer.ggml.*` and `tokenizer.chat_template`.
+"""Import of a tokenizer from GGUF metadata: the keys `tokenizer.ggml.*` and `tokenizer.chat_template`.
 
-Source: the GGUF specification (`docs/gguf.md` of ggml) and what `llama.cpp` makes of the keys.  Of its kinds four are
-read: `llama` (SentencePiece BPE: tokens and scores), `t5` (SentencePiece unigram), `gpt2` (byte-level BPE: tokens and
-merges; `pre` names how text is cut) and `bert` (WordPiece, where ▁ begins a word and nothing stands before the rest).
+Source: the GGUF specification (`docs/gguf.md` of ggml) and the behaviour of `llama.cpp`. Four kinds are supported:
+`llama` (SentencePiece BPE: tokens and scores), `t5` (SentencePiece unigram), `gpt2` (byte-level BPE: tokens and merges;
+`pre` names the pre-tokenizer) and `bert` (WordPiece, where ▁ begins a word and continuations have no prefix).
 """
 
 import json
@@ -44,7 +44,7 @@ from glassformer.text.tokenizer import Tokenizer
 
 
 class _Metadata:
-    """The keys, each checked when it is taken."""
+    """The metadata; each key is checked when it is read."""
 
     def __init__(self, given: Mapping[str, Any]):
         self.given = given
@@ -70,14 +70,18 @@ class _Metadata:
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that a GGUF file's metadata describe, as plain Python values (arrays as lists).
+    """Return the tokenizer that a GGUF file's metadata describe.
 
-    Raises TokenizerError for a kind, or a way to cut text, that is not known here, and naming the key that is wrong.
+    Args:
+        metadata: Plain Python values; arrays are lists.
+
+    Raises:
+        TokenizerError: The kind or the pre-tokenizer is not supported, or a key is malformed; the message names it.
     """
     keys, kind = _Metadata(metadata), metadata.get(KEY + "model")
     makers = {"llama": _from_pieces, "t5": _from_pieces, "gpt2": _from_merges, "bert": _from_wordpieces}
     if kind not in makers:
-        raise TokenizerError(f"{KEY}model is {kind!r}; understood are {', '.join(makers)}")
+        raise TokenizerError(f"{KEY}model is {kind!r}; supported are {', '.join(makers)}")
     template = metadata.get(TEMPLATE)
     tokens = [token.decode("utf-8", "replace") if isinstance(token, bytes) else str(token) for token in keys["tokens"]]
     types = [int(type) for type in keys["token_type"]] if KEY + "token_type" in metadata else [NORMAL] * len(tokens)
@@ -85,7 +89,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         raise TokenizerError(f"{KEY}token_type has {len(types)} entries, and there are {len(tokens)} tokens")
     if len(set(tokens)) < len(tokens):
         twice = Counter(tokens).most_common(1)[0][0]
-        raise TokenizerError(f"{KEY}tokens has {twice!r} twice")
+        raise TokenizerError(f"{KEY}tokens contains {twice!r} twice")
     config: dict[str, Any] = {}
     for name, key in IDS.items():
         index = keys.token_id(key, len(tokens))
@@ -131,14 +135,14 @@ def _from_merges(
 ) -> TokenizerBackend:
     pre = str(keys.given.get(KEY + "pre", "default"))
     if pre not in PRE:
-        raise TokenizerError(f"{KEY}pre is {pre!r}, a way to cut text that is not known; known: {', '.join(PRE)}")
+        raise TokenizerError(f"{KEY}pre is {pre!r}, an unknown pre-tokenizer; known: {', '.join(PRE)}")
     known = {token for token, type in zip(tokens, types, strict=True) if type != UNUSED}
     merges = []
     for number, merge in enumerate(keys["merges"]):
         at = merge.find(" ", 1)
         pair = (merge[:at], merge[at + 1 :])
         if at < 0 or not {*pair, "".join(pair)} <= known:
-            raise TokenizerError(f"{KEY}merges: {merge!r} (number {number}) is not two tokens that make a third")
+            raise TokenizerError(f"{KEY}merges: {merge!r} (number {number}) must be two tokens that form a third")
         merges.append(pair)
     added = _added(tokens, types)
     vocab = {
@@ -153,14 +157,14 @@ def _from_merges(
 
 
 def _begun(cut: dict[str, Any], prefix_space: bool) -> dict[str, Any]:
-    """The same pre-tokenizer, for texts that begin with a space or do not."""
+    """Return the pre-tokenizer with `add_prefix_space` set to `prefix_space`."""
     if cut["type"] == "Sequence":
         return cut | {"pretokenizers": [_begun(step, prefix_space) for step in cut["pretokenizers"]]}
     return cut | {"add_prefix_space": prefix_space} if cut["type"] == "ByteLevel" else cut
 
 
 def _framed(config: Mapping[str, Any], vocab: Mapping[str, int], twice: bool) -> dict[str, Any]:
-    """The post-processor that puts the BOS before a text and the EOS behind; `twice`: two of it between two texts."""
+    """Return the post-processor that adds BOS and EOS; `twice`: whether two EOS separate the texts of a pair."""
     begin = [config["bos_token"]] if config["add_bos_token"] else []
     if (end := config.get("eos_token")) is None:
         raise TokenizerError(f"{KEY}add_eos_token is true, and there is no {KEY}eos_token_id")

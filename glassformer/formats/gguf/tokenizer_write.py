@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF's metadata: what `gguf.py` reads."""
+"""Export of a tokenizer to GGUF metadata; `tokenizer_read` is the inverse."""
 
 import base64
 import json
@@ -24,10 +24,14 @@ from glassformer.text.tokenizer import Tokenizer
 
 
 def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> dict[str, Any]:
-    """The metadata from which `tokenizer_from_gguf`, and llama.cpp, make the same tokenizer.
+    """Return the metadata from which `tokenizer_from_gguf` and llama.cpp create the same tokenizer.
 
-    vocab_size: of the model, where it has more rows than there are tokens.  Raises TokenizerError for a tokenizer that
-    GGUF has no words for.
+    Args:
+        tokenizer: The tokenizer.
+        vocab_size: Number of rows of the model's embedding, if it is larger than the tokenizer's vocabulary.
+
+    Raises:
+        TokenizerError: GGUF cannot represent the tokenizer.
     """
     core = tokenizer.backend
     size = max(tokenizer.vocab_size, vocab_size or 0)
@@ -36,7 +40,7 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> di
     elif isinstance(core, HFTokenizer):
         found = _library_out(core)
     else:
-        raise TokenizerError(f"GGUF has no words for a tokenizer of the kind {core.kind}")
+        raise TokenizerError(f"GGUF cannot represent a tokenizer of the kind {core.kind}")
     types = {token.id: CONTROL if token.text in core.special_tokens else USER_DEFINED for token in core.added_tokens}
     tokens, kinds = found[KEY + "tokens"], found[KEY + "token_type"]
     for token in core.added_tokens:
@@ -67,18 +71,16 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> di
 
 
 def _frame_out(tokenizer: Tokenizer, found: dict[str, Any]) -> None:
-    """What stands around a text: nothing, the BOS, the EOS, or both. TokenizerError for anything else."""
+    """Add the keys for BOS and EOS. Raises TokenizerError for other ids around a text."""
     before, after = tokenizer.prefix_ids, tokenizer.suffix_ids
     if before not in ([], [tokenizer.bos_id]) or after not in ([], [tokenizer.eos_id]):
-        raise TokenizerError(
-            f"GGUF has words for the BOS before a text and the EOS behind, not for {before} and {after}"
-        )
+        raise TokenizerError(f"GGUF supports only a BOS before and an EOS after a text, got {before} and {after}")
     found |= {KEY + "add_bos_token": bool(before), KEY + "add_eos_token": bool(after)}
     if after and isinstance(tokenizer.backend, HFTokenizer):
         pair = tokenizer.encode_pairs([("", "")])[0][0]
         found[KEY + "add_sep_token"] = pair == [*before, *after * 3]
         if not found[KEY + "add_sep_token"] and pair != [*before, *after * 2]:
-            raise TokenizerError(f"GGUF has no words for two texts that stand together as {pair}")
+            raise TokenizerError(f"GGUF cannot represent two texts joined as {pair}")
         if found[KEY + "model"] == "gpt2" and found[KEY + "pre"] == "gpt-2":
             found[KEY + "pre"] = "roberta-bpe"
 
@@ -87,10 +89,10 @@ def _pieces_out(core: SentencePieceTokenizer) -> dict[str, Any]:
     model = core.original_model
     if model.suffix or not model.escape:
         raise TokenizerError(
-            "GGUF has no words for a SentencePiece model with spaces behind words, or not written as ▁"
+            "GGUF cannot represent a SentencePiece model with spaces after words, or spaces not written as ▁"
         )
     if model.kind == BPE and (model.charsmap or model.remove_extra_spaces):
-        raise TokenizerError("GGUF has no words for a SentencePiece BPE that normalizes text")
+        raise TokenizerError("GGUF cannot represent a SentencePiece BPE that normalizes text")
     found: dict[str, Any] = {
         KEY + "model": "llama" if model.kind == BPE else "t5",
         KEY + "pre": "default",
@@ -113,7 +115,7 @@ def _library_out(core: HFTokenizer) -> dict[str, Any]:
     if core.kind == "Unigram":
         return _unigram_out(core)
     if core.kind != "BPE":
-        raise TokenizerError(f"GGUF has no words for a tokenizer of the kind {core.kind}")
+        raise TokenizerError(f"GGUF cannot represent a tokenizer of the kind {core.kind}")
     vocab = model["vocab"]
     tokens = {index: token for token, index in vocab.items()}
     pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
@@ -125,11 +127,11 @@ def _library_out(core: HFTokenizer) -> dict[str, Any]:
     normal = None if normal.get("normalizers") == [] else normal.get("type")  # DeepSeek's are a list of none
     if not names or normal not in (None, "NFC"):  # llama.cpp has no NFC; Qwen's files in GGUF leave it out too
         what = json.dumps(cut)[:200] if not names else normal
-        raise TokenizerError(f"GGUF has no name for this way to cut text: {what}")
-    if not model.get("ignore_merges"):  # the same cut, without looking for whole words first
+        raise TokenizerError(f"GGUF has no name for this pre-tokenizer: {what}")
+    if not model.get("ignore_merges"):  # the same pre-tokenizer, without ignore_merges
         names = [name for name in names if name not in WHOLE_WORDS]
     if not names:
-        raise TokenizerError("GGUF has no name for this way to cut text, but for tokens that are looked for whole")
+        raise TokenizerError("GGUF names this pre-tokenizer only for models with ignore_merges")
     return {
         KEY + "model": "gpt2",
         KEY + "pre": names[0],
@@ -140,7 +142,7 @@ def _library_out(core: HFTokenizer) -> dict[str, Any]:
 
 
 def _unigram_out(core: HFTokenizer) -> dict[str, Any]:
-    """T5's and XLM-RoBERTa's `tokenizer.json`: pieces with their scores, text normalized by compiled rules."""
+    """Return the keys of T5's and XLM-RoBERTa's `tokenizer.json`: pieces with scores, and compiled rules."""
     model, steps = core.layout["model"], core.layout.get("normalizer") or {}
     steps = steps.get("normalizers", [steps])
     charsmap = [step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"]
@@ -153,8 +155,10 @@ def _unigram_out(core: HFTokenizer) -> dict[str, Any]:
         and {*cuts} <= {"WhitespaceSplit", "Metaspace"}
     )
     if not whole or spaced.get("prepend_scheme", "always") != "always" or model.get("unk_id") is None:
-        told = json.dumps([core.layout.get("normalizer"), core.layout.get("pre_tokenizer")])
-        raise TokenizerError(f"GGUF has no words for a unigram model of text that is prepared so: {told[:200]}")
+        parts = json.dumps([core.layout.get("normalizer"), core.layout.get("pre_tokenizer")])
+        raise TokenizerError(
+            f"GGUF cannot represent a unigram model with this normalizer and pre-tokenizer: {parts[:200]}"
+        )
     pieces, all_bytes = model["vocab"], {*byte_pieces()} if model.get("byte_fallback") else set()
     types = {index: BYTE if piece in all_bytes else NORMAL for index, (piece, _) in enumerate(pieces)}
     return {
@@ -170,22 +174,22 @@ def _unigram_out(core: HFTokenizer) -> dict[str, Any]:
 
 
 def _same_cut(one: Any, other: Any) -> bool:
-    """Whether two pre-tokenizers cut alike: `trim_offsets` moves no cut, and line ends are written in two ways."""
+    """Return whether two pre-tokenizers split alike, ignoring `trim_offsets` and the two spellings of line ends."""
 
-    def told(cut: Any) -> Any:
+    def normalized(cut: Any) -> Any:
         cut = json.loads(json.dumps(cut).replace(r"\\r", r"\r").replace(r"\\n", r"\n"))
         steps = cut.get("pretokenizers", [cut])
         return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
 
-    return told(one) == told(other)
+    return normalized(one) == normalized(other)
 
 
 def _fallback_out(core: HFTokenizer, tokens: dict[int, str], pairs: list[list[str]]) -> dict[str, Any]:
-    """Llama's `tokenizer.json`: the rank at which a token is first made is its score."""
+    """Return the keys of Llama's `tokenizer.json`: a token's score is the rank of its first merge."""
     steps = json.dumps([core.layout.get("normalizer"), core.layout.get("pre_tokenizer")])
-    told = [step for step in ("Prepend", "Metaspace", "Replace") if f'"type": "{step}"' in steps]
-    if not told or "Precompiled" in steps or "Split" in steps.replace('"split"', ""):
-        raise TokenizerError(f"GGUF has no words for this normalization: {steps[:200]}")
+    prefixed = [step for step in ("Prepend", "Metaspace", "Replace") if f'"type": "{step}"' in steps]
+    if not prefixed or "Precompiled" in steps or "Split" in steps.replace('"split"', ""):
+        raise TokenizerError(f"GGUF cannot represent this normalization: {steps[:200]}")
     made = {left + right: rank for rank, (left, right) in reversed(list(enumerate(pairs)))}
     added, all_bytes = {token.id for token in core.added_tokens}, set(byte_pieces())
     types = {index: BYTE if token in all_bytes else NORMAL for index, token in tokens.items()}
@@ -193,8 +197,8 @@ def _fallback_out(core: HFTokenizer, tokens: dict[int, str], pairs: list[list[st
     types |= {index: UNKNOWN for index, token in tokens.items() if token == unknown}
     odd = [t for i, t in tokens.items() if types[i] == NORMAL and i not in added and len(t) > 1 and t not in made]
     if odd:
-        raise TokenizerError(f"GGUF would join the token {odd[0]!r}, which no merge makes")
-    prefix = "Prepend" in told or ("Metaspace" in told and '"prepend_scheme": "never"' not in steps)
+        raise TokenizerError(f"GGUF would merge the token {odd[0]!r}, which no merge forms")
+    prefix = "Prepend" in prefixed or ("Metaspace" in prefixed and '"prepend_scheme": "never"' not in steps)
     return {
         KEY + "model": "llama",
         KEY + "pre": "default",
@@ -208,7 +212,7 @@ def _fallback_out(core: HFTokenizer, tokens: dict[int, str], pairs: list[list[st
 def _wordpieces_out(core: HFTokenizer) -> dict[str, Any]:
     normalizer = core.layout.get("normalizer") or {}
     if normalizer.get("type") != "BertNormalizer" or not normalizer.get("handle_chinese_chars"):
-        raise TokenizerError("GGUF has no words for a WordPiece that does not cut Chinese characters apart")
+        raise TokenizerError("GGUF cannot represent a WordPiece model that does not split Chinese characters")
     lowercase = bool(normalizer.get("lowercase"))
     accents = lowercase if normalizer.get("strip_accents") is None else bool(normalizer["strip_accents"])
     special = {token.text for token in core.added_tokens}

@@ -65,7 +65,7 @@ def alignment(t: Trace, *, layer: int | None = None, head: int | None = None) ->
         tuple(AlignmentSide(*one) for one in zip(ids, tokens, strict=True))
         for ids, tokens in ((pair.source.ids, pair.source.tokens), (pair.target, pair.target_tokens))
     )
-    ended = bool(pair.target) and pair.target[-1] == pair.lm.end
+    ended = bool(pair.target) and pair.target[-1] == pair.lm.end_id
     return Aligned(t.kind, source, target, ended, layer, head, n_layers, n_heads, probs, Receipt(line, identity, error))
 
 

@@ -1,14 +1,14 @@
-"""A conversation as token ids, by the model's own chat template; no message can forge a control token.
+"""Chat templates: messages -> token ids. No message can forge a special token.
 
     messages --template--> "<|user|>\\nHi <|end|> there<|end|>\\n" --> [user] "\\nHi <|end|> there" [end] "\\n"
-                            ^^^^^^^^       ~~~~~~~     ^^^^^^^          ids of plain text, those two apart
+                            ^^^^^^^^       ~~~~~~~     ^^^^^^^          ids of plain text between the special tokens
 
-The template is rendered twice: as it is, and with its own words marked (see `template.py`).  Only what it wrote itself
-becomes a control token; all between two of them is encoded as plain text, in one piece, so that tokens are the same as
-those of `transformers` where no message holds the text of a control token.  That a template trims or splits a message
-does not matter: it is the template's words that are known, not the message's.
+The template is rendered twice: unchanged, and with its own literals marked (see `sandbox.py`). Only special tokens that
+the template itself emits become special tokens. The text between two of them is encoded as plain text, in one call, so
+the ids equal those of `transformers` if no message contains the text of a special token. The template may trim or split
+messages, because its own literals are tracked, not the messages.
 
-The template writes the BOS where there is to be one; nothing is added to what it writes.
+The template emits the BOS where it is needed; nothing is added to its output.
 """
 
 import random
@@ -21,7 +21,7 @@ import jinja2
 
 from glassformer.errors import TokenizerError
 from glassformer.text.chat.sandbox import NAMES, compiled, run
-from glassformer.text.special_tokens import SpecialTokenSplitter
+from glassformer.text.special_tokens import SpecialTokenSplitter, token_text
 from glassformer.text.tokenizer import Tokenizer
 
 ROLES = frozenset(
@@ -32,53 +32,70 @@ Regions = list[tuple[int, int]]
 
 
 def chat_templates(tokenizer: Tokenizer) -> dict[str, str]:
-    """The chat templates that come with a tokenizer, by name: `chat_template.jinja`, or those of its configuration."""
-    kept = tokenizer.config.get("chat_template")
+    """Return the chat templates of a tokenizer by name: `chat_template.jinja`, or those of its config."""
+    entry = tokenizer.config.get("chat_template")
     found: dict[str, str] = {}
-    if isinstance(kept, str):
-        found["default"] = kept
-    elif isinstance(kept, list):
-        found |= {str(one["name"]): str(one["template"]) for one in kept if isinstance(one, dict) and "template" in one}
+    if isinstance(entry, str):
+        found["default"] = entry
+    elif isinstance(entry, list):
+        found |= {
+            str(one["name"]): str(one["template"]) for one in entry if isinstance(one, dict) and "template" in one
+        }
     if tokenizer.chat_template is not None:
         found["default"] = tokenizer.chat_template
     return found
 
 
 class ChatTemplate:
-    """A tokenizer's chat template.  Nothing in it changes between two renderings, save the marks it has compiled."""
+    """A chat template of a tokenizer. Rendering changes no state except the compiled marks."""
 
     def __init__(self, tokenizer: Tokenizer, name: str = "default", *, source: str | None = None):
-        """name: of several templates, which;  source: a template of one's own instead.
+        """Compile the template.
 
-        Raises TokenizerError where there is none of this name, and for one that is not Jinja, with its line.
+        Args:
+            tokenizer: The tokenizer.
+            name: The name of one of its templates.
+            source: A Jinja template that is used instead.
+
+        Raises:
+            TokenizerError: There is no template of this name, or it is not valid Jinja; the message gives the line.
         """
         if source is None:
             known = chat_templates(tokenizer)
             if name not in known:
                 has = f"has the chat templates {', '.join(known)}" if known else "has no chat template"
-                raise TokenizerError(f"the tokenizer {has}, and {name!r} was asked for")
+                raise TokenizerError(f"the tokenizer {has}, but {name!r} was requested")
             source = known[name]
         self.tokenizer, self.source, self.name = tokenizer, source, name
         self._special = tokenizer.backend.special_tokens
         self._cut = SpecialTokenSplitter(
             token for token in tokenizer.backend.added_tokens if token.text in self._special
         )
-        self._tokens = {key: text for key in NAMES if isinstance(text := _text(tokenizer.config.get(key)), str)}
-        self._words: set[str] = set(self._tokens.values()) | ROLES  # all that may stand between two marks
+        self._tokens = {key: text for key in NAMES if isinstance(text := token_text(tokenizer.config.get(key)), str)}
+        self._words: set[str] = set(self._tokens.values()) | ROLES  # texts that may occur between two marks
         self._plain = self._compiled(None)
         self._marked = self._new_marks("")
 
     def render(self, messages: Sequence[Message], **fields: Any) -> str:
-        """The conversation as one text.  fields: what the template may ask for, such as `tools`, `documents`,
-        `add_generation_prompt`, and `now`, a datetime for `strftime_now`.
+        """Return the conversation as one text.
 
-        Raises TokenizerError when the template does, with its line, and for one that goes beyond the bounds.
+        Args:
+            messages: Each has a role and a content.
+            fields: Variables of the template, such as `tools`, `documents` and `add_generation_prompt`; and `now`, a
+                datetime for `strftime_now`.
+
+        Raises:
+            TokenizerError: The template raises an error (the message gives the line) or exceeds a limit.
         """
         return self._rendered(messages, fields)[0]
 
     def encode(self, messages: Sequence[Message], **fields: Any) -> list[int]:
-        """The ids of the conversation.  Raises as `render`, and for a template that makes the text of a control token
-        out of what it was given, or whose result depends on the marks."""
+        """Return the ids of the conversation.
+
+        Raises:
+            TokenizerError: As `render`; or the template builds a special token out of its input; or its output depends
+                on the marks.
+        """
         text, regions = self._rendered(messages, fields)
         backend, ids = self.tokenizer.backend, []
         try:
@@ -90,12 +107,12 @@ class ChatTemplate:
                 else:
                     ids += backend.encode_continuation(text[start:end])
         except TypeError:
-            self.tokenizer.encode(text)  # says where the lone surrogate is
+            self.tokenizer.encode(text)  # raises with the position of the lone surrogate
             raise
         return ids
 
     def _rendered(self, messages: Sequence[Message], fields: Mapping[str, Any]) -> tuple[str, Regions]:
-        """The text, and where in it the template wrote the parts of control tokens."""
+        """Return the text, and the regions where the template emitted parts of special tokens."""
         fields = dict(fields)
         now = fields.pop("now", None) or datetime.now()
         data = {"tools": None, "documents": None, "add_generation_prompt": False} | self._tokens
@@ -114,22 +131,22 @@ class ChatTemplate:
                 (i for i, (a, b) in enumerate(zip(bare, text, strict=False)) if a != b), min(len(bare), len(text))
             )
             raise self._error(
-                f"it treats its own control tokens as it treats a message's text, at {text[at : at + 40]!r}"
+                f"it processes its own special tokens like the text of a message, at {text[at : at + 40]!r}"
             )
         self._check_built(text, regions, inputs)
         return text, regions
 
     def _check_built(self, text: str, regions: Regions, inputs: str) -> None:
-        """Refuse a control token that was not marked, unless a message says it: then it is plain text."""
+        """Raise for a special token that is not marked, unless a message contains it: then it is plain text."""
         inside = {at for start, end in regions for at in range(start, end)}
         for start, end, token in self._cut(text):
             if token is None or inside.issuperset(range(start, end)):
                 continue
             name = text[start:end].strip()
             if {start, end - 1} <= inside:
-                raise self._error(f"it makes the control token {name!r} out of what a message says")
+                raise self._error(f"it builds the special token {name!r} out of the text of a message")
             if name not in inputs:
-                raise self._error(f"it makes the control token {name!r} in a way that is not followed here")
+                raise self._error(f"it builds the special token {name!r} in a way that is not supported")
 
     def _run(self, code: CodeType, data: Mapping[str, Any], now: datetime, marks: str = "") -> str:
         def trust(value: Any) -> Any:
@@ -141,7 +158,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise self._error(str(error.message or error), _line(error)) from error
         except RecursionError as error:
-            raise self._error("stopped: it calls itself without an end") from error
+            raise self._error("stopped: infinite recursion") from error
         except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
             raise self._error(f"{type(error).__name__}: {error}", _line(error)) from error
 
@@ -164,11 +181,11 @@ class ChatTemplate:
             raise self._error(f"{type(error).__name__}: {error}") from error
 
     def _new_marks(self, inputs: str) -> tuple[str, CodeType]:
-        """Two private-use characters that stand nowhere in the inputs, and the template compiled with them."""
-        chance = random.SystemRandom()
+        """Return two private-use characters that the inputs do not contain, and the template compiled with them."""
+        rng = random.SystemRandom()
         marks = ""
         while len(set(marks)) < 2 or any(mark in inputs or mark in self.source for mark in marks):
-            marks = "".join(chr(chance.randrange(0x100000, 0x10FFFE)) for _ in range(2))
+            marks = "".join(chr(rng.randrange(0x100000, 0x10FFFE)) for _ in range(2))
         return marks, self._compiled(marks)
 
     def _error(self, what: str, line: int | None = None) -> TokenizerError:
@@ -177,7 +194,7 @@ class ChatTemplate:
 
 
 def _spans(literal: str, cut: SpecialTokenSplitter, names: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Where a string of the template holds a control token, or at its ends a part of one."""
+    """Yield where a literal of the template contains a special token, or a part of one at its start or end."""
     found = [(m.start(), m.end()) for m in cut.pattern.finditer(literal) if m.end() > m.start()]
     first, last = (found[0][0], found[-1][1]) if found else (len(literal), 0)
     head = max(
@@ -193,8 +210,11 @@ def _spans(literal: str, cut: SpecialTokenSplitter, names: Sequence[str]) -> Ite
 
 
 def _unmarked(marked: str, marks: str, words: Container[str]) -> tuple[str, Regions]:
-    """A text without its marks, and the regions between them; neighbours are one.  Marks stay that do not pair, or have
-    anything but one of the template's words between them: then it is not the text any more, and is refused."""
+    """Return a text without its marks, and the regions between them; adjacent regions are merged.
+
+    Marks that do not match, or that enclose anything but a literal of the template, are not removed. The result then
+    differs from the unmarked text, and the caller rejects it.
+    """
     out: list[str] = []
     regions: Regions = []
     at = size = 0
@@ -214,7 +234,7 @@ def _unmarked(marked: str, marks: str, words: Container[str]) -> tuple[str, Regi
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """All texts in plain data."""
+    """Yield all strings in plain data."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -227,7 +247,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A copy in plain JSON types, which is all that a template gets to see."""
+    """Return a copy in plain JSON types, the only types that a template receives."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, str):
@@ -236,15 +256,11 @@ def _plain(value: Any, where: str) -> Any:
         return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    raise TokenizerError(f"{where} is a {type(value).__name__}: a template is given texts, numbers, lists and objects")
-
-
-def _text(entry: Any) -> Any:
-    return entry.get("content") if isinstance(entry, dict) else entry
+    raise TokenizerError(f"{where} must be a string, number, bool, null, list or object, got {type(value).__name__}")
 
 
 def _line(error: BaseException) -> int | None:
-    """The template's line at which an error arose."""
+    """Return the line of the template at which an error occurred."""
     found, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == "<template>":

@@ -16,7 +16,8 @@ from glassformer.inspect.views.embedding import distinct, embedding, embedding_m
 from glassformer.inspect.views.registry import VIEWS, find_view
 from glassformer.inspect.views.result import plain
 from glassformer.inspect.views.tokens import merges, tokens
-from glassformer.models.language_model import LanguageModel, load
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
 
 TEXT = "the cat sat. 吾輩は猫である。 👩‍👩‍👧"
 

@@ -110,7 +110,7 @@ export class AlignmentMatrix extends LitElement {
         )}
       </div>
       <gf-matrix
-        shares
+        fractions
         maxWidth=${field * columns}
         rowHeight=${field}
         .data=${this.#data}

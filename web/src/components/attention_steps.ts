@@ -242,7 +242,7 @@ export class AttentionSteps extends SessionElement {
             >${cell.sink === null ? nothing : html` <span class="soft">(the sum includes the attention sink)</span>`}
           </p>
           <gf-strip
-            shares
+            fractions
             quiet
             .data=${now.probs}
             .at=${cell.key}

@@ -6,11 +6,18 @@ import { css, html, LitElement, nothing, type PropertyValues } from "lit";
 import { customElement, property, state } from "lit/decorators.js";
 import { setStyle } from "../lib/set_style.js";
 import { base } from "../style.js";
-import { currentScheme, onColourSchemeChange, pixel, shareColour, signedColour, type Meaning } from "../lib/colour.js";
+import {
+  currentScheme,
+  onColourSchemeChange,
+  pixel,
+  fractionColour,
+  signedColour,
+  type Meaning,
+} from "../lib/colour.js";
 import { exact, fixed, short } from "../lib/number.js";
 import { largest } from "../lib/tensor.js";
 
-const DRAWN_PROPERTIES = ["data", "rows", "columns", "shares", "causal", "top", "meaning", "thumbnail"] as const;
+const DRAWN_PROPERTIES = ["data", "rows", "columns", "fractions", "causal", "top", "meaning", "thumbnail"] as const;
 
 export interface Pick {
   row: number;
@@ -26,7 +33,7 @@ export class Matrix extends LitElement {
   @property() rowName = "row";
   @property() columnName = "column";
   @property() meaning: Meaning = "plain";
-  @property({ type: Boolean }) shares = false; // fractions from 0 to 1 instead of signed values
+  @property({ type: Boolean }) fractions = false; // fractions from 0 to 1 instead of signed values
   @property({ type: Boolean }) causal = false; // cells right of the diagonal are masked
   @property({ type: Number }) top = 0;
   @property({ type: Number }) row = -1;
@@ -117,7 +124,7 @@ export class Matrix extends LitElement {
 
   /** The value of the strongest colour. */
   get scale(): number {
-    return this.shares ? 1 : this.top || largest(this.data as ArrayLike<number>).size;
+    return this.fractions ? 1 : this.top || largest(this.data as ArrayLike<number>).size;
   }
 
   value(row: number, column: number): number | undefined {
@@ -259,7 +266,7 @@ export class Matrix extends LitElement {
     for (let i = 0; i < rows * columns; i++) {
       const x = data[i] as number;
       if (!Number.isFinite(x) || this.#masked(Math.floor(i / columns), i % columns)) continue; // stays transparent
-      pixels[i] = pixel(this.shares ? shareColour(x, scheme) : signedColour(x, top, this.meaning, scheme));
+      pixels[i] = pixel(this.fractions ? fractionColour(x, scheme) : signedColour(x, top, this.meaning, scheme));
     }
     context.putImageData(image, 0, 0);
   }

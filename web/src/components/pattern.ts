@@ -112,7 +112,7 @@ export class Pattern extends SessionElement {
     const go = (query: number, key: number) => this.session.navigate({ query: within(query), key: within(key) });
     const overview = html`<gf-matrix
       class="all"
-      shares
+      fractions
       ?causal=${this.session.causal}
       label="Attention of ${title}"
       maxWidth=${this.maxWidth}
@@ -182,7 +182,7 @@ export class Pattern extends SessionElement {
         <gf-matrix
           class="piece"
           tile
-          shares
+          fractions
           label="Tile of the attention of ${title}"
           maxWidth=${this.maxWidth}
           .data=${data}

@@ -3,7 +3,14 @@ import { css, html, LitElement, nothing } from "lit";
 import { customElement, property, state } from "lit/decorators.js";
 import { setStyle } from "../lib/set_style.js";
 import { base } from "../style.js";
-import { currentScheme, onColourSchemeChange, pixel, shareColour, signedColour, type Meaning } from "../lib/colour.js";
+import {
+  currentScheme,
+  onColourSchemeChange,
+  pixel,
+  fractionColour,
+  signedColour,
+  type Meaning,
+} from "../lib/colour.js";
 import { exact, num, short, type Num } from "../lib/number.js";
 import { largest } from "../lib/tensor.js";
 
@@ -12,7 +19,7 @@ export class Strip extends LitElement {
   @property({ attribute: false }) data: ArrayLike<Num> = [];
   @property() label = "";
   @property() meaning: Meaning = "plain";
-  @property({ type: Boolean }) shares = false; // 0 to 1, instead of signed
+  @property({ type: Boolean }) fractions = false; // 0 to 1, instead of signed
   @property({ type: Number }) top = 0; // value of the strongest colour; 0: the largest absolute value
   @property({ type: Number }) at = -1; // the cursor
   @property({ type: Number }) cut = 0; // draw a line before this index; 0: no line
@@ -88,7 +95,7 @@ export class Strip extends LitElement {
 
   /** The value of the strongest colour. */
   get scale(): number {
-    return this.shares ? 1 : this.top || largest(this.#numbers).size;
+    return this.fractions ? 1 : this.top || largest(this.#numbers).size;
   }
 
   override render() {
@@ -130,7 +137,7 @@ export class Strip extends LitElement {
                 >${
                   shown >= 0 && shown < n
                     ? `${name(shown)} = ${exact(this.data[shown] as Num)}`
-                    : this.shares
+                    : this.fractions
                       ? ""
                       : `${n} values, range ±${short(this.scale)}`
                 }</span
@@ -170,7 +177,7 @@ export class Strip extends LitElement {
       top = this.scale;
     numbers.forEach((x, i) => {
       if (Number.isFinite(x))
-        pixels[i] = pixel(this.shares ? shareColour(x, scheme) : signedColour(x, top, this.meaning, scheme));
+        pixels[i] = pixel(this.fractions ? fractionColour(x, scheme) : signedColour(x, top, this.meaning, scheme));
     });
     context.putImageData(image, 0, 0);
   }

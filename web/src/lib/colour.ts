@@ -45,10 +45,8 @@ const HUE: Record<Scheme, Record<Meaning, Rgb>> = {
   },
 };
 
-export const MASKED: Rgb = [0, 0, 0]; // drawn with alpha 0: no value
-
 /** Return the colour of a fraction. */
-export function shareColour(share: number, scheme: Scheme): Rgb {
+export function fractionColour(share: number, scheme: Scheme): Rgb {
   return along(INK[scheme], Math.sqrt(clamp(share, 0, 1)));
 }
 
@@ -58,8 +56,8 @@ export function signedColour(value: number, top: number, meaning: Meaning, schem
   return along([PAPER[scheme], part < 0 ? GRAPHITE[scheme] : HUE[scheme][meaning]], Math.sqrt(Math.abs(part)));
 }
 
-/** Return the fraction with the nearest colour: the inverse of `shareColour`. */
-export function shareOf(colour: Rgb, scheme: Scheme): number {
+/** Return the fraction with the nearest colour: the inverse of `fractionColour`. */
+export function fractionOf(colour: Rgb, scheme: Scheme): number {
   return nearest(INK[scheme], colour).at ** 2;
 }
 
@@ -88,13 +86,6 @@ export function onColourSchemeChange(changed: () => void): () => void {
   const query = matchMedia("(prefers-color-scheme: dark)");
   query.addEventListener("change", changed);
   return () => query.removeEventListener("change", changed);
-}
-
-/** RGBA pixels of the fractions i / 255, to draw thumbnails. */
-export function shareTable(scheme: Scheme): Uint32Array {
-  const table = new Uint32Array(256);
-  for (let i = 0; i < 256; i++) table[i] = pixel(shareColour(i / 255, scheme));
-  return table;
 }
 
 /** An opaque pixel as a 32-bit word of ImageData (little-endian). */

@@ -77,7 +77,7 @@ export class GridRow extends SessionElement {
           >
             <gf-matrix
               thumbnail
-              shares
+              fractions
               ?causal=${this.session.causal}
               .data=${picture}
               .rows=${grid.rows}
@@ -176,7 +176,7 @@ export class QueryInAllHeads extends SessionElement {
     return html`<div class="stack">
       <h3>Query ${cursor.query} in all heads of block ${cursor.layer}</h3>
       <gf-matrix
-        shares
+        fractions
         maxWidth="720"
         rowHeight=${heads > 16 ? 12 : 20}
         .data=${data}

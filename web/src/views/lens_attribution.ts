@@ -20,7 +20,7 @@ export class LensAttribution extends SessionElement {
   #likely = new Resource<Sampling>(this, () =>
     this.session.traceViewPath("sampling", { position: this.session.cursor.query, top: 12 }),
   );
-  #shares = new Resource<Attribution>(this, () =>
+  #attribution = new Resource<Attribution>(this, () =>
     this.session.traceViewPath("attribution", {
       position: this.session.cursor.query,
       target: this.#asked("target"),
@@ -59,39 +59,41 @@ export class LensAttribution extends SessionElement {
   }
 
   override render() {
-    const shares = this.#shares.value,
-      error = this.#shares.error;
+    const attribution = this.#attribution.value,
+      error = this.#attribution.error;
     return html`<div class="stack">
       <h3>Logit attribution</h3>
       ${
         error
           ? html`<gf-notice heading="Attribution not available" reason=${error.message}></gf-notice>`
-          : shares
-            ? this.#show(shares)
+          : attribution
+            ? this.#show(attribution)
             : nothing
       }
     </div>`;
   }
 
-  #show(shares: Attribution) {
+  #show(attribution: Attribution) {
     const { session } = this,
       { cursor } = session,
-      heads = shares.heads.flat().map(num),
-      columns = shares.heads[0]?.length ?? 0;
+      heads = attribution.heads.flat().map(num),
+      columns = attribution.heads[0]?.length ?? 0;
     const rest: [string, Num][] = [
-      ["embedding", shares.embedding],
-      ...shares.mlp.map((x, i): [string, Num] => [`block ${i}, feed-forward`, x]),
-      ...shares.attention_bias.flatMap((x, i): [string, Num][] => (num(x) ? [[`block ${i}, attention bias`, x]] : [])),
-      ...(num(shares.constant) ? [["final norm and LM head bias", shares.constant] as [string, Num]] : []),
-      ...(num(shares.edits) ? [["edits", shares.edits] as [string, Num]] : []),
+      ["embedding", attribution.embedding],
+      ...attribution.mlp.map((x, i): [string, Num] => [`block ${i}, feed-forward`, x]),
+      ...attribution.attention_bias.flatMap((x, i): [string, Num][] =>
+        num(x) ? [[`block ${i}, attention bias`, x]] : [],
+      ),
+      ...(num(attribution.constant) ? [["final norm and LM head bias", attribution.constant] as [string, Num]] : []),
+      ...(num(attribution.edits) ? [["edits", attribution.edits] as [string, Num]] : []),
     ];
     const total = heads.reduce((a, b) => a + b, 0);
     return html`<div class="row">
-        <span>${this.#choose("target", shares.target)} versus ${this.#choose("rival", shares.rival)}:</span>
+        <span>${this.#choose("target", attribution.target)} versus ${this.#choose("rival", attribution.rival)}:</span>
         <span
-          >logit difference <span class="num">${short(shares.difference)}</span>${
-            num(shares.capped) !== num(shares.difference)
-              ? html` (<span class="num">${short(shares.capped)}</span> after the softcap)`
+          >logit difference <span class="num">${short(attribution.difference)}</span>${
+            num(attribution.capped) !== num(attribution.difference)
+              ? html` (<span class="num">${short(attribution.capped)}</span> after the softcap)`
               : nothing
           },
           of which all heads contribute <span class="num">${short(total)}</span></span
@@ -103,7 +105,7 @@ export class LensAttribution extends SessionElement {
             meaning="query"
             maxWidth="270"
             .data=${heads}
-            .rows=${shares.heads.length}
+            .rows=${attribution.heads.length}
             .columns=${columns}
             .row=${cursor.layer}
             .column=${cursor.head}
@@ -114,8 +116,8 @@ export class LensAttribution extends SessionElement {
               session.navigate({ layer: event.detail.row, head: event.detail.column })}
           ></gf-matrix>
           <p class="small soft">
-            Contributions in logits. Blue favours ${inlineToken(shares.target[1])}, grey favours
-            ${inlineToken(shares.rival[1])}.
+            Contributions in logits. Blue favours ${inlineToken(attribution.target[1])}, grey favours
+            ${inlineToken(attribution.rival[1])}.
           </p>
         </div>
         <gf-bars
@@ -125,7 +127,7 @@ export class LensAttribution extends SessionElement {
           .bars=${rest.map(([label, value]) => ({ label, value, text: short(value) }))}
         ></gf-bars>
       </div>
-      <gf-receipt .of=${shares.receipt}></gf-receipt>
+      <gf-receipt .of=${attribution.receipt}></gf-receipt>
       <gf-causal-test
         .session=${session}
         label="Ablate head ${cursor.head} of block ${cursor.layer}"

@@ -3,7 +3,7 @@ import { css, html, nothing } from "lit";
 import { customElement } from "lit/decorators.js";
 import "../components/receipt.js";
 import "../components/notice.js";
-import { css as rgb, currentScheme, onColourSchemeChange, readable, shareColour } from "../lib/colour.js";
+import { css as rgb, currentScheme, onColourSchemeChange, readable, fractionColour } from "../lib/colour.js";
 import { setStyle } from "../lib/set_style.js";
 import { num, percent } from "../lib/number.js";
 import { visibleText } from "../components/token.js";
@@ -23,11 +23,11 @@ const received = new WeakMap<TraceInfo, Received>();
 
 @customElement("gf-lens-grid")
 export class LensGrid extends SessionElement {
-  #asked: number[] = []; // requested positions, in the order of the columns of a row
+  #requested: number[] = []; // requested positions, in the order of the columns of a row
   #lens = new RowStream<LensRow, Lens>(
     this,
     () => this.#path(),
-    (row, i) => this.#store(this.#asked, [row], i),
+    (row, i) => this.#store(this.#requested, [row], i),
     (lens) => this.#complete(lens),
   );
   #stop = () => {};
@@ -146,7 +146,7 @@ export class LensGrid extends SessionElement {
     const { complete } = this.#received,
       missing = this.#positions.filter((at) => !complete.has(at));
     if (!missing.length) return null;
-    this.#asked = missing;
+    this.#requested = missing;
     return this.session.traceViewPath("lens", { top: TOP, position: missing.join(","), stream: true });
   }
 
@@ -254,7 +254,7 @@ export class LensGrid extends SessionElement {
   #cell(one: LensToken | undefined) {
     if (!one) return html`<td></td>`; // pending
     const p = share(one),
-      colour = shareColour(p, currentScheme());
+      colour = fractionColour(p, currentScheme());
     return html`<td
       class="cell"
       title="${percent(p)}"

@@ -141,7 +141,7 @@ export class RolesView extends SessionElement {
                 ${
                   roles === null || roles.queries[role]
                     ? html`<gf-matrix
-                        shares
+                        fractions
                         brief
                         maxWidth="190"
                         .data=${scores.flat().map(num)}

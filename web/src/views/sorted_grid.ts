@@ -87,7 +87,7 @@ export class SortedGrid extends SessionElement {
             >
               <gf-matrix
                 thumbnail
-                shares
+                fractions
                 ?causal=${session.causal}
                 .data=${pictures[head] ?? []}
                 .rows=${grid.rows}

@@ -21,7 +21,7 @@ const MAX_PROMPT = 6; // prompt tokens shown before the generated text
 @customElement("gf-text-comparison")
 export class TextComparison extends SessionElement {
   @state() private error = "";
-  #asked = ""; // id of the trace for which the original was requested
+  #requested = ""; // id of the trace for which the original was requested
   #fork = new Resource<Fork>(this, () => {
     const { original, trace } = this.session;
     return original && trace && original !== trace ? `/v1/traces/${original.id}/views/fork?other=${trace.id}` : null;
@@ -119,8 +119,8 @@ export class TextComparison extends SessionElement {
   override willUpdate(): void {
     const { session } = this,
       id = session.trace?.id ?? "";
-    if (id === this.#asked) return;
-    this.#asked = id;
+    if (id === this.#requested) return;
+    this.#requested = id;
     this.error = "";
     session
       .loadOriginal()

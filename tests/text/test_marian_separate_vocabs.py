@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 import transformers
-from test_pair_tokenizers import SENTENCES, TARGET, marian_folder, pieces_of, spm
 from test_sentencepiece import CORPUS
+from test_source_target_tokenizers import SENTENCES, TARGET, marian_folder, pieces_of, spm
 from tiny import assert_near
 
 from glassformer.cli import main
 from glassformer.errors import CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.families import read_config
 from glassformer.formats import load_seq2seq, save_model
-from glassformer.models.translator import load_translator
+from glassformer.models.translator import Translator
 from glassformer.nn.step import Step
 from glassformer.text.files.load import load_tokenizer
 
@@ -151,7 +151,7 @@ def test_the_same_translations(tied, tmp_path, capsys):
             p.mul_(0 if name.endswith("bias") else 0.2 if "encoder_attn.out_proj" in name else 1)
         hf.final_logits_bias[0, 1:] = 0
     hf.save_pretrained(folder)
-    ours, speller = load_translator(folder), transformers.MarianTokenizer.from_pretrained(folder)
+    ours, speller = Translator.load(folder), transformers.MarianTokenizer.from_pretrained(folder)
     texts, seen = [text for text in SENTENCES if text.strip()], set()
     for text, found in zip(texts, ours.translate(texts, max_tokens=12), strict=True):
         ids = torch.tensor([ours.encode(text)])
@@ -168,7 +168,7 @@ def test_the_same_translations(tied, tmp_path, capsys):
     with pytest.raises(RequestError, match="vocabularies of their own is not traced"):
         ours.trace("The cat")
     main(["convert", str(folder), str(tmp_path / "b")])
-    assert load_translator(tmp_path / "b").translate(texts, max_tokens=12) == ours.translate(texts, max_tokens=12)
+    assert Translator.load(tmp_path / "b").translate(texts, max_tokens=12) == ours.translate(texts, max_tokens=12)
     capsys.readouterr()
     main(["verify", str(tmp_path / "b")])
     assert "equal: " in capsys.readouterr().out

@@ -10,14 +10,14 @@ import pytest
 import sentencepiece
 import torch
 import transformers
-from test_formats import gpt2_folder, same_everywhere
+from test_tokenizer_formats import gpt2_folder, same_everywhere
 from tiny import wake
 from tiny_translators import CONFIGS
 
 from glassformer.cli import main
 from glassformer.errors import TokenizerError
 from glassformer.formats import save_model
-from glassformer.models.translator import load_translator
+from glassformer.models.translator import Translator
 from glassformer.nn.model import EncoderDecoder
 from glassformer.text.files.load import load_tokenizer
 
@@ -221,7 +221,7 @@ def test_marian_translates_as_theirs(corpus, tmp_path, capsys):
     pad = max(json.loads((folder / "vocab.json").read_text()).values())
     special = {"eos_token_id": 0, "pad_token_id": pad, "decoder_start_token_id": pad, "bad_words_ids": [[pad]]}
     hf, theirs = talker("marian", folder, pad + 1, special), transformers.AutoTokenizer.from_pretrained(folder)
-    translator = load_translator(folder)
+    translator = Translator.load(folder)
     for text in ("The cat sat on the mat.", ">>fra<< Who's that?"):
         out = hf.generate(**theirs(text, return_tensors="pt"), max_new_tokens=9, do_sample=False, num_beams=1)[0]
         (found,) = translator.translate(text, max_tokens=9)
@@ -242,7 +242,7 @@ def test_t5_fills_holes(corpus, tmp_path, capsys):
     size = tokenizer.vocab_size + 3  # a table is rounded up
     special = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
     hf = talker("flan", tmp_path, size, special)
-    text, translator = "The <extra_id_0> sat.", load_translator(tmp_path)
+    text, translator = "The <extra_id_0> sat.", Translator.load(tmp_path)
     ids = torch.tensor([tokenizer.encode(text, parse_special=True)])
     out = hf.generate(
         ids, max_new_tokens=9, do_sample=False, num_beams=1, suppress_tokens=[size - 3, size - 2, size - 1]

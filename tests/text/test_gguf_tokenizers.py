@@ -83,7 +83,7 @@ def test_cuts_that_are_not_trained_here(pre, whole):
     tokenizer = cut_by(pre, ignore_merges=whole)
     assert same_both_ways(tokenizer, ["<|end|>"])[KEY + "pre"] == pre
     if whole:
-        with pytest.raises(TokenizerError, match="but for tokens that are looked for whole"):
+        with pytest.raises(TokenizerError, match="only for models with ignore_merges"):
             tokenizer_to_gguf(cut_by(pre, ignore_merges=False))
 
 
@@ -195,7 +195,7 @@ def test_unigrams_json(name, tmp_path):
     on_any_unicode()
     layout = json.loads(ours.backend.json)
     layout["pre_tokenizer"] = {"type": "Whitespace"}
-    with pytest.raises(TokenizerError, match="GGUF has no words for a unigram model of text that is prepared so"):
+    with pytest.raises(TokenizerError, match="GGUF cannot represent a unigram model with this normalizer"):
         tokenizer_to_gguf(Tokenizer(json.dumps(layout)))
 
 
@@ -232,8 +232,8 @@ def test_what_gguf_has_no_words_for():
     for tokenizer, message in (
         (train_tokenizer([CORPUS], kind="word", vocab_size=300), "WordLevel"),
         (Tokenizer(SentencePieceTokenizer(trained("bpe"))), "normalizes text"),
-        (Tokenizer(SentencePieceTokenizer(trained("bpe-suffix"))), "spaces behind words"),
-        (train_tokenizer([CORPUS], vocab_size=300, pattern="cl100k"), "no name for this way to cut text"),
+        (Tokenizer(SentencePieceTokenizer(trained("bpe-suffix"))), "spaces after words"),
+        (train_tokenizer([CORPUS], vocab_size=300, pattern="cl100k"), "no name for this pre-tokenizer"),
     ):
         with pytest.raises(TokenizerError, match=message):
             tokenizer_to_gguf(tokenizer)
@@ -242,14 +242,14 @@ def test_what_gguf_has_no_words_for():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "rwkv"}, "model is 'rwkv'; understood are llama, t5, gpt2, bert"),
+        ({"model": "rwkv"}, "model is 'rwkv'; supported are llama, t5, gpt2, bert"),
         ({"tokens": None}, "tokens is missing"),
         ({"tokens": "abc"}, "tokens must be a list"),
         ({"scores": [1.0]}, "scores has 1 entries"),
         ({"token_type": [1]}, "token_type has 1 entries"),
         ({"bos_token_id": 10**6}, "bos_token_id is 1000000, and there are"),
         ({"model": "gpt2", "pre": "new"}, "pre is 'new'.* known: gpt-2"),
-        ({"model": "gpt2", "pre": "gpt-2", "merges": ["q w"]}, r"'q w' \(number 0\) is not two tokens"),
+        ({"model": "gpt2", "pre": "gpt-2", "merges": ["q w"]}, r"'q w' \(number 0\) must be two tokens"),
         ({"model": "gpt2", "pre": "gpt-2"}, "merges is missing"),
     ],
 )

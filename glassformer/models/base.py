@@ -1,0 +1,202 @@
+"""What every text model shares: its tokenizer and path, what runs it, traces, sweeps and files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from operator import index
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glassformer.errors import CheckpointError, RequestError
+from glassformer.formats import Checkpoint, ModelKind, find_model, open_checkpoint
+from glassformer.formats.load import DESCRIPTIONS
+from glassformer.formats.save import GgufKind
+from glassformer.inspect.edits.edit import Edit
+from glassformer.inspect.record.store import load as load_trace
+from glassformer.inspect.sweep.sweep import Sweep, sweep
+from glassformer.inspect.trace.trace import Trace
+from glassformer.inspect.views.methods import ModelViews
+from glassformer.kernels.describe import describe
+from glassformer.kernels.placement import Choice, Placement, choose_placement
+
+M = TypeVar("M", bound="TextModel")
+TextOrIds = str | Sequence[int] | Tensor | np.ndarray  # token ids: one integer axis
+
+
+class TextModel(ModelViews, ABC):
+    """A model with its tokenizer; base class of `LanguageModel`, `Translator` and `Embedder`.
+
+    Attributes:
+        model: the torch module.
+        tokenizer: the `Tokenizer`; None if a decoder's checkpoint has none, so that it takes token ids only.
+        path: the folder or file that the model was loaded from; "" if it was made in memory.
+        kind: "decoder", "encoder-decoder", "recurrent" or "encoder".
+        trace_type: the class of its traces.
+        placement: the device and dtype that `load` chose; None if the model was made in memory.
+    """
+
+    kinds: ClassVar[tuple[ModelKind, ...]]
+    model: Any
+    tokenizer: Any
+    path: str
+    kind: ModelKind
+    trace_type: Any
+    placement: Placement | None = None
+
+    @classmethod
+    def load(
+        cls: type[M],
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        ignore_keys: Sequence[str] = (),
+        offline: bool = False,
+    ) -> M:
+        """Load a model of this class; `glassformer.load` loads one of any class.
+
+        Args:
+            path: a model folder, a GGUF or safetensors file, a run folder (its best checkpoint), the name of a packaged
+                model, or `owner/name[@revision]` on the Hugging Face hub.
+            device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+            dtype: "auto", "float32", "bfloat16" or "float16".
+            ignore_keys: keys of config.json that the model family does not know and that do not matter.
+            offline: use no network; a model of the hub must have been downloaded before.
+
+        Raises:
+            CheckpointError: files are missing or damaged, do not fit together, or hold a model of another class.
+            ConfigError: a configuration key, device or dtype is not supported.
+        """
+        checkpoint = open_checkpoint(find_model(path, offline=offline), tuple(ignore_keys))
+        return cls.from_checkpoint(checkpoint, device=device, dtype=dtype)
+
+    @classmethod
+    def from_checkpoint(cls: type[M], checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -> M:
+        """Load a model from an opened checkpoint; otherwise as `load`."""
+        if checkpoint.kind not in cls.kinds:
+            raise CheckpointError(f"{checkpoint.path} is {DESCRIPTIONS[checkpoint.kind]}, not a {cls.__name__}")
+        stored, n_parameters = checkpoint.dtype, checkpoint.n_parameters
+        placement = choose_placement(device, dtype, stored=stored, n_parameters=n_parameters)
+        loaded = cls._load(checkpoint, placement)
+        loaded.placement = placement
+        return loaded
+
+    @classmethod
+    @abstractmethod
+    def _load(cls: type[M], checkpoint: Checkpoint, placement: Placement) -> M:
+        """Load the weights and the tokenizer of a checkpoint of one of `kinds`."""
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """What runs the model (device, dtype, attention, linear layers), with the reasons."""
+        placement = self.placement
+        if placement is None:
+            dtype = str(self.dtype).removeprefix("torch.")
+            where = Choice("device", str(self.device), "the model was made there")
+            placement = Placement(self.device, self.dtype, (where, Choice("dtype", dtype, "the weights have it")))
+        return describe(self.config, placement)
+
+    @abstractmethod
+    def encode(self, text: TextOrIds) -> list[int]:
+        """Return the token ids that the model processes for a text; token ids are returned as a list."""
+
+    @abstractmethod
+    def trace(
+        self,
+        text: TextOrIds,
+        target: TextOrIds | None = None,
+        *,
+        capture: str | Sequence[str] = (),
+        edit: Sequence[Edit] = (),
+        budget: int | None = None,
+        max_tokens: int | None = None,
+        before_forward: Callable[[], None] | None = None,
+    ) -> Trace:
+        """Record the activations of a text: see `inspect/trace/trace.py`.
+
+        Args:
+            text: a text or token ids.
+            target: what the decoder generates from the text, for a model with a source; None generates it.
+            capture: points, or patterns of them ("blocks.5.attn.*"), to record during the forward pass. All other
+                values are recomputed when they are requested.
+            edit: changes to activations during the forward pass: see `inspect/edits/edit.py`.
+            budget: the most bytes that the trace may hold.
+            max_tokens: how many tokens to generate at most; a `LanguageModel` generates none by default.
+            before_forward: called before each forward pass of generation; what it raises stops the trace there.
+
+        A `LanguageModel` also takes `stop` and sampling options, a `Translator` `ended` and `special`.
+
+        Raises:
+            RequestError: a point or option does not exist, or has no effect.
+            CapacityError: a text does not fit the context, or the trace the budget.
+        """
+
+    def load_trace(self, folder: str | Path) -> Trace:
+        """Load a trace of this model that `Trace.save` saved.
+
+        Raises:
+            CheckpointError: the trace is incomplete, or of another model.
+        """
+        return load_trace(self.trace_type, self, folder)
+
+    def sweep(self, text: TextOrIds | Trace, **options: Any) -> Sweep:
+        """Apply one edit after another to a text; iterate over the result. Options: see `inspect/sweep/sweep.py`."""
+        return sweep(text if isinstance(text, Trace) else self.trace(text), **options)
+
+    @abstractmethod
+    def save(self, folder: str | Path) -> None:
+        """Save the model as a Hugging Face folder: configuration, weights, tokenizer."""
+
+    @abstractmethod
+    def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
+        """Save the model and its tokenizer as one GGUF file; `kind` is the type of its matrices.
+
+        Raises:
+            ConfigError, TokenizerError: GGUF cannot express the model or its tokenizer.
+        """
+
+    def __repr__(self) -> str:
+        name = self.path or type(self.model).__name__
+        return f"{type(self).__name__}({name}, {self.n_parameters / 1e6:.2f}M parameters, {self.tokenizer})"
+
+
+def token_ids(value: Any, name: str = "text") -> list[int]:
+    """Return a list, tensor or array of token ids as a list.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    if isinstance(value, Tensor | np.ndarray):
+        if value.ndim != 1:
+            raise RequestError(f"{name}: token ids must have one axis, got shape {list(value.shape)}", param=name)
+        value = value.tolist()
+    try:
+        return [index(token) for token in value]
+    except TypeError:
+        raise RequestError(f"a {name} must be a text or token ids, got {value!r:.100}", param=name) from None
+
+
+def patterns(capture: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one pattern, or several, as a tuple."""
+    return (capture,) if isinstance(capture, str) else tuple(capture)

@@ -1,0 +1,31 @@
+"""Load a model of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from glassformer.formats import find_model, open_checkpoint
+from glassformer.models.embedder import Embedder
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.translator import Translator
+
+AnyTextModel = LanguageModel | Translator | Embedder
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    ignore_keys: Sequence[str] = (),
+    offline: bool = False,
+) -> AnyTextModel:
+    """Load a model: a `LanguageModel`, `Translator` or `Embedder`, as its configuration says.
+
+    If you know the class, `LanguageModel.load` and its siblings check it and have its type. Arguments and errors: see
+    `TextModel.load`.
+    """
+    checkpoint = open_checkpoint(find_model(path, offline=offline), tuple(ignore_keys))
+    (model_class,) = (one for one in (LanguageModel, Translator, Embedder) if checkpoint.kind in one.kinds)
+    return model_class.from_checkpoint(checkpoint, device=device, dtype=dtype)
