@@ -1,4 +1,4 @@
-"""The other side of the measurements: a GPT-2 shaped model in plain PyTorch, and transformers' models at a shape."""
+"""Reference models of the benchmarks: a GPT-2 shaped model in plain PyTorch, and transformers' models."""
 
 from __future__ import annotations
 

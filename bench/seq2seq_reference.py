@@ -1,4 +1,4 @@
-"""The other side of the measurements of encoder-decoders, each with the weights of one of ours.
+"""Reference encoder-decoders of the benchmarks, each with the weights of a Glassformer model.
 
 torch.nn.Transformer between an embedding and a head, and transformers' MarianMTModel.
 """

@@ -1,16 +1,16 @@
-"""The encoder-decoder: a training step beside torch.nn.Transformer, greedy writing beside transformers' MarianMTModel.
+"""Encoder-decoders: a training step compared with torch.nn.Transformer, decoding with transformers' MarianMTModel.
 
     python bench/seq2seq_step.py [--only train write] [--dtypes float32 bfloat16] [--source 64] [--target 64]
                                  [--vocab 8192]
 
-The model is `PairShape`'s default: 6 + 6 layers, 256 wide, 8 heads, post-norm, sinusoidal positions, one table for
-source, target and head. Both sides have the same weights and read the same sources, whose lengths are spread from half
-of `--source` to all of it. A training step is forward, loss, backward, clipping and AdamW, in one loop and with one
-optimizer for both; each side has the attention and the loss that it comes with, and the losses must agree.
+The model is the default `Seq2SeqShape`: 6 + 6 layers, d_model 256, 8 heads, post-norm, sinusoidal positions, one table
+for source, target and head. Both models have the same weights and sources, whose lengths range from half of `--source`
+to `--source`. A training step is forward, loss, backward, clipping and AdamW, with one loop and one optimizer for both;
+each model uses its own attention and loss, and the losses must agree.
 
 Generation is one call of `glassformer.generate.beam_search.search` or `generate`, from token ids to token ids, with the
-encoder's pass; neither side may end before `--target` tokens. In float32 both must generate the same. Ours also
-returns each text's log-probability. The last column is the encoder's share of a call.
+encoder's forward pass; neither may end before `--target` tokens. In float32 both must generate the same ids.
+Glassformer also returns the log-probability of each text. The last column is the encoder's fraction of a call.
 """
 
 from __future__ import annotations

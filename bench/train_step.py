@@ -1,11 +1,11 @@
-"""One training step (forward, loss, backward, clipping, AdamW), ours beside nanoGPT's model and transformers'.
+"""One training step (forward, loss, backward, clipping, AdamW) compared with nanoGPT's model and transformers'.
 
     python bench/train_step.py [--shapes A B] [--dtypes float32 bfloat16] [--compile] [--malloc default tuned]
 
-Every round also times the step's matrix products alone (forward and both gradients, at these very shapes, in this
-dtype, into memory that is already there; attention's own products not counted). The last column is that time over the
-whole step's. GPT-2's activation is the exact GELU on every side, as in nanoGPT; transformers' own default is the tanh
-form, which costs this CPU twice as much.
+Every round also times the matrix products of the step alone (forward and both gradients, at the same shapes and dtype,
+into existing memory; without the products inside attention). The last column is that time divided by the time of the
+step. GPT-2's activation is the exact GELU in every model, as in nanoGPT; transformers' default is the tanh form, which
+takes twice the time on this CPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A PNG of `glassformer inspect` turned back into numbers."""
+"""Convert the PNG of `glassformer inspect` back to numbers."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def decoded(data: bytes) -> list[tuple[dict, np.ndarray]]:
-    """Each matrix of a PNG, its fields' colours turned back into numbers by the description alone."""
+    """Return each matrix of a PNG: its description, and the numbers that its colours stand for."""
     image = Image.open(io.BytesIO(data))
     pixels, found = np.array(image.convert("RGB"), float), []
     for one in json.loads(image.text["glassformer"])["matrices"]:
@@ -17,10 +17,10 @@ def decoded(data: bytes) -> list[tuple[dict, np.ndarray]]:
         ys = one["top"] + middle + one["field"] * np.arange(one["rows"])
         xs = one["left"] + middle + one["field"] * np.arange(one["columns"])
         colours = pixels[np.ix_(ys, xs)].reshape(-1, 3)
-        if one["shares"]:
+        if one["probs"]:
             values = project(INK, colours)[0] ** 2
         else:
-            up, beside_up = project(np.stack([PAPER, np.array(HUE[one["meaning"]], float)]), colours)
+            up, beside_up = project(np.stack([PAPER, np.array(HUE[one["hue"]], float)]), colours)
             down, beside_down = project(np.stack([PAPER, GRAPHITE]), colours)
             values = one["scale"] * np.where(beside_down < beside_up, -(down**2), up**2)
         found.append((one, values.reshape(one["rows"], one["columns"])))

@@ -1,4 +1,4 @@
-"""A model of every family, with its trace and another one beside: what tests of the views go through."""
+"""A tiny model of every family with two traces, for tests of views."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ KINDS = {
 
 
 def translator(config):
-    """A pair of this configuration, its vocabularies as large as the tokenizer's."""
+    """Return a translator with this configuration; its vocabularies have the tokenizer's size."""
     tokenizer = make_tokenizer()
     size = tokenizer.vocab_size
     family = "pair" if config.family == "tiny" else config.family
@@ -36,7 +36,7 @@ def translator(config):
 
 
 def subject(kind, family):
-    """(model, trace, another trace)."""
+    """Return (model, trace, another trace)."""
     tokenizer = make_tokenizer()
     size = tokenizer.vocab_size
     if kind == "decoders":

@@ -1,4 +1,4 @@
-"""Tiny random models that are not blind: every parameter random, attention sharp, so that every setting shows."""
+"""Tiny models with random parameters and sharp attention, so that every setting changes the logits."""
 
 import math
 from dataclasses import replace
@@ -24,12 +24,12 @@ from glassformer.nn.model import Decoder, EncoderDecoder, Stack
 from glassformer.nn.protocols import EncodedSource
 from glassformer.nn.step import Step
 
-FAMILIES = ("qwen3", "llama", "gpt2")  # those that are made and trained here: what is tested with every kind of model
+FAMILIES = ("qwen3", "llama", "gpt2")  # the families that can be trained here; tests of every kind of model use them
 TOLERANCE = 1e-5  # of the largest logit
 
 
 def tiny_config(family: str, **changes) -> ModelConfig:
-    """Each family with all it can do: windows, biases, grouped queries, its own norms. Changes: paths of `change`."""
+    """Return a family's configuration with all its features; changes are paths of `change`."""
     config = CONFIGS[family]()
     for path, value in changes.items():
         config = change(config, path, value)
@@ -73,19 +73,19 @@ def pair_config(name: str, **changes) -> ModelConfig:
 
 
 def tiny_pair(name: str, seed: int = 0, **changes) -> EncoderDecoder:
-    """`tiny_pair("post")`: random weights, and no attention that is blind."""
+    """Return an encoder-decoder, `tiny_pair("post")`, with random weights and sharp attention."""
     return wake(EncoderDecoder(pair_config(name, **changes)), seed)
 
 
 @torch.no_grad()
 def read(model: EncoderDecoder, sources: torch.Tensor, lengths=None, **step) -> EncodedSource:
-    """The encoder's output."""
+    """Return the encoder's output."""
     return model.encode(sources, Step.of(sources, lengths, **step))
 
 
 @torch.no_grad()
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Every parameter random: matrices keep the size of what they multiply, norms lie around 1, biases are not 0."""
+    """Draw every parameter: matrices preserve the scale of their input, norms are near 1, biases are not 0."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in module.named_parameters():
         noise = torch.randn(p.shape, generator=generator)
@@ -99,9 +99,9 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 @torch.no_grad()
 def wake(model: Stack, seed: int = 0) -> Any:
-    """Random weights, then queries scaled until attention is far from uniform, and not one-hot either.
+    """Draw random weights, then scale the queries until attention is far from uniform, but not one-hot.
 
-    Of each kind by itself: a decoder's own, an encoder's, and that to a source.
+    Scales self-attention of a decoder, of an encoder, and cross-attention separately.
     """
     randomise(model, seed)
     own = "own" if model.config.layers[0].attention.causal else "encoder"
@@ -120,13 +120,13 @@ def wake(model: Stack, seed: int = 0) -> Any:
                 p.mul_(1.2)
     found = sharpness(model)
     assert found.keys() == kinds.keys()
-    assert all(0.1 < value < 0.5 for value in found.values()), f"a blind model: uniform, or sees one key: {found}"
+    assert all(0.1 < value < 0.5 for value in found.values()), f"attention is nearly uniform or one-hot: {found}"
     return model
 
 
 @torch.no_grad()
 def sharpness(model: Stack) -> dict[str, float]:
-    """Mean entropy of each kind of attention, 1 where it is uniform."""
+    """Return the mean entropy of each kind of attention; 1 is uniform."""
     seen = {}
 
     def attend(spec, q, kv, view, bias=None, sinks=None):
@@ -145,7 +145,7 @@ def sharpness(model: Stack) -> dict[str, float]:
 
 
 def by_definition(*args):
-    """attend_reference as a backend: what flows on alone."""
+    """Return z of attend_reference: the definition as an attention backend."""
     return attend_reference(*args)[0]
 
 
@@ -155,13 +155,13 @@ def random_ids(config: ModelConfig | EncoderConfig, batch: int, length: int, see
 
 @torch.no_grad()
 def run(model, ids: torch.Tensor, **step) -> torch.Tensor:
-    """Logits of whole rows, nothing kept."""
+    """Return the logits of complete sequences, without a cache."""
     return model(ids, Step.of(ids, **step))
 
 
 @torch.no_grad()
 def run_cached(model, ids: torch.Tensor, chunks, cache: DenseCache, **step) -> torch.Tensor:
-    """Logits of whole rows, a chunk at a time."""
+    """Return the logits of complete sequences, processed in chunks with a cache."""
     assert sum(chunks) == ids.shape[1]
     parts = [
         model(part, Step(cache.extend([part.shape[1]] * len(part)), cache=cache, **step))
@@ -172,7 +172,7 @@ def run_cached(model, ids: torch.Tensor, chunks, cache: DenseCache, **step) -> t
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
     """|actual - expected| <= tolerance * max |expected|, everywhere; and no NaN."""
-    assert actual.shape == expected.shape, f"{tuple(actual.shape)} is not {tuple(expected.shape)}"
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     off, size = (actual.double() - expected.double()).abs().max().item(), expected.abs().max().item()
     assert off <= tolerance * size, f"off by {off:.2e}, which is {off / size:.2e} of {size:.2e}"
 

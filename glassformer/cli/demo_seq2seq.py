@@ -1,4 +1,4 @@
-"""`glassformer demo seq2seq`: attention's history, run again: an RNN, the same with attention, a Transformer."""
+"""`glassformer demo seq2seq`: compare an RNN, an RNN with attention, and a Transformer."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def seq2seq(
     threads: int = 0,
     json: Json = False,
 ) -> None:
-    """Train an RNN, an RNN with attention and a Transformer for the same time, and measure how well each translates.
+    """Train an RNN, an RNN with attention and a Transformer for the same time, and compare their translations.
 
     Parameters
     ----------
     task
-        dates and times, or numbers, as people write them, to one form each; or letters to reverse or to copy.
+        dates (and times) or numbers, from written forms to one standard form; or letters to reverse or to copy.
     seconds
-        How long to train each of the three.
+        Training time of each model.
     folder
-        Where the three runs go; where it stands already, the next free name beside it.
+        The folder of the three runs; if it exists, the next free name.
     seed
-        Of the pairs and of the weights.
+        Seed of the examples and of the weights.
     threads
         CPU threads; 0 is all cores.
     """
@@ -47,11 +47,11 @@ def seq2seq(
     from glassformer.cli.demo import free_name
     from glassformer.cli.translate import draw
     from glassformer.inspect.drawing.alignment_svg import alignment_svg
-    from glassformer.toys import dates_recipe as pair_recipe
+    from glassformer.toys import dates_recipe as recipe
 
-    folder, shown = free_name(folder), pair_recipe.sample_example(task)
+    folder, shown = free_name(folder), recipe.sample_example(task)
     if not json:
-        say(f"Three systems learn to write {task} in one form, {seconds:g} seconds each. A pair:")
+        say(f"Three models learn to translate {task} to a standard form, {seconds:g} seconds each. An example:")
         out.print(f"\n  {shown.source}\n  -> {shown.target}\n", markup=False)
     rows: list[dict[str, Any]] = []
     for system, name in NAMES.items():
@@ -59,56 +59,59 @@ def seq2seq(
             say(f"{name}:")
         run = train(system, task, folder / system, seconds, seed, threads, quiet=json)
         if run.stopped:
-            say(f"stopped: glassformer train --out {folder / system} --resume goes on")
+            say(f"stopped; resume with: glassformer train --out {folder / system} --resume")
             return
         with working("scoring", quiet=json):
             translator = glassformer.Translator.load(run.best)
-            scores = pair_recipe.score(translator, task)
+            scores = recipe.score(translator, task)
         rows.append(row_of(name, translator, run, scores) | {"run": str(folder / system)})
-        if system == "rnn":  # nothing aligns
+        if system == "rnn":  # without attention there is no alignment
             continue
         found = translator.translate(shown.source)[0].targets[0]
         alignment = translator.align(shown.source, found.ids, ended=found.finish == "stop")
         path = folder / f"{system}.svg"
-        write_text(path, alignment_svg(*alignment.labels, alignment.mean, f"{name}: where it looked while it wrote"))
+        write_text(
+            path,
+            alignment_svg(*alignment.labels, alignment.mean, f"{name}: attention to the source for each target token"),
+        )
         rows[-1]["alignment"] = str(path)
         if not json:
-            out.print(f"\n{name} writes {found.text!r}. Where it looked for each token:\n", markup=False)
+            out.print(f"\n{name}: {found.text!r}. Its attention to the source for each token:\n", markup=False)
             out.print(*draw(alignment, out.width), sep="\n", markup=False)
-            out.print(f"\nThe same picture: {path}\n", markup=False)
+            out.print(f"\nAs a picture: {path}\n", markup=False)
     if json:
         print_json({"task": task, "folder": str(folder), "example": shown, "systems": rows})
         return
     out.print(score_table(rows))
-    out.print("size: parameters. tokens: of targets, trained on. exact: held-out pairs written without a fault, in")
     out.print(
-        "all and by how many characters the source has; no target that is asked for was trained on, in any wording."
+        "size: parameters. tokens: target tokens of training. exact: exact matches of held-out examples, in all and"
     )
-    out.print("\nWhat next:")
+    out.print("by characters of the source. No held-out target occurs in training, in any wording.")
+    out.print("\nNext:")
     out.print(f"  glassformer translate {rows[-1]['run']} {shown.source!r} --align", markup=False)
-    out.print("  glassformer train --task seq2seq PAIRS.tsv --out runs/mine        on your own pairs")
+    out.print("  glassformer train --task seq2seq EXAMPLES.tsv --out runs/mine        on your own examples")
 
 
 def train(system: str, task: str, folder: Path, seconds: float, seed: int, threads: int, *, quiet: bool) -> RunResult:
-    """One system's run."""
+    """Train one model."""
     from dataclasses import replace
 
     import glassformer
     from glassformer.cli.training_reporter import make_reporter
-    from glassformer.toys import dates_recipe as pair_recipe
+    from glassformer.toys import dates_recipe as recipe
 
-    config = replace(pair_recipe.train_config(system, task, str(folder), seconds=seconds, seed=seed), threads=threads)
+    config = replace(recipe.train_config(system, task, str(folder), seconds=seconds, seed=seed), threads=threads)
     with make_reporter(quiet=quiet) as reporter:
         return glassformer.train(
             config,
-            documents=lambda: pair_recipe.training_examples(task, seed, seconds),
-            held_out=lambda: pair_recipe.held_out_examples(task),
+            documents=lambda: recipe.training_examples(task, seed, seconds),
+            held_out=lambda: recipe.held_out_examples(task),
             reporter=reporter,
         )
 
 
 def row_of(name: str, translator: Translator, run: RunResult, scores: Seq2SeqScores) -> dict[str, Any]:
-    """What the table says of one system."""
+    """Return the values of one model in the table."""
     return {
         "name": name,
         "parameters": sum(p.numel() for p in translator.model.parameters()),
@@ -119,7 +122,7 @@ def row_of(name: str, translator: Translator, run: RunResult, scores: Seq2SeqSco
 
 
 def score_table(rows: list[dict[str, Any]]) -> Table:
-    """A row for each system: size, seconds, what it read; how much it writes exactly, in all and by length."""
+    """Return a table with the size, time, tokens and exact matches of each model, in all and by source length."""
     table = Table(box=None, padding=(0, 1, 0, 0))
     lengths = (f"{bucket.least}-{bucket.most}" for bucket in rows[0]["scores"].by_length)
     for i, title in enumerate(("", "size", "time", "tokens", "exact", *lengths)):

@@ -1,4 +1,4 @@
-"""`glassformer eval`: loss, perplexity and bits per byte on a text."""
+"""`glassformer eval`: loss, perplexity and bits per byte of a text."""
 
 from __future__ import annotations
 
@@ -21,36 +21,35 @@ def evaluate(
     ignore_key: IgnoreKeys = (),
     machine: Machine = Machine(),
 ) -> None:
-    """Measure how well a model predicts files, folders, globs, JSONL or `-` for stdin.
+    """Compute the loss of a model on files, folders, globs, JSONL or `-` for stdin.
 
     Parameters
     ----------
     model
         A model folder, a run folder, or `stories`.
     data
-        What to predict; every token counts once.
+        The text; every token counts once.
     batch
-        Rows at a time.
+        Sequences per batch.
     overlap
-        Tokens that a row shows again of the row before, uncounted: 0 is as in training, half the context gives every
-        token at least half a context before it, at twice the cost.
+        Tokens that a sequence repeats from the end of the one before, as context only. 0 is as in training; half the
+        context length gives every token at least that much context, at twice the cost.
     max_tokens
-        Stop after so many tokens.
+        Maximum number of tokens.
     """
     import torch
 
     from glassformer.models.language_model import LanguageModel
     from glassformer.training.data.packing import packed_eval_batches
     from glassformer.training.data.prepare import prepare
-    from glassformer.training.tasks.evaluate import Compute, Evaluation
-    from glassformer.training.tasks.evaluate import evaluate as run
+    from glassformer.training.tasks.evaluate import Compute
+    from glassformer.training.tasks.evaluate import evaluate as evaluate_batches
 
     if not data:
         raise DataError("there is no DATA to evaluate on: name files, folders, globs, JSONL, or - for stdin")
     lm = open_model(LanguageModel, model, machine, ignore_key, quiet=json)
     if lm.tokenizer is None:
-        raise RequestError("this model has no tokenizer, and evaluation reads text", param="model")
-    how = Compute(lm.device, torch.float32)
+        raise RequestError("evaluation of text needs a tokenizer, and this model has none", param="model")
     with tempfile.TemporaryDirectory() as folder, progress(quiet=json) as advance:
         shards = prepare(
             list(data),
@@ -61,16 +60,17 @@ def evaluate(
             separator=separator,
             progress=advance,
         )
-        view = shards.train
-        rows = packed_eval_batches(view, lm.config.context_length, batch, max_tokens, overlap=overlap)
-        total = min(view.n_tokens, max_tokens or view.n_tokens)
-        begin, nats, tokens, size = time.perf_counter(), 0.0, 0, 0.0
-        for row in rows:
-            one = run(lm.model, [row], how)
-            nats, tokens, size = nats + one.loss * one.tokens, tokens + one.tokens, size + one.bytes
-            advance(min(tokens, total), total, "evaluating")
-        found = Evaluation(nats / max(1, tokens), tokens, size)
-        seconds = time.perf_counter() - begin
+        documents = shards.train
+        batches = packed_eval_batches(documents, lm.config.context_length, batch, max_tokens, overlap=overlap)
+        total = min(documents.n_tokens, max_tokens or documents.n_tokens)
+        start = time.perf_counter()
+        found = evaluate_batches(
+            lm.model,
+            batches,
+            Compute(lm.device, torch.float32),
+            progress=lambda tokens: advance(min(tokens, total), total, "evaluating"),
+        )
+        seconds = time.perf_counter() - start
     facts = {
         "model": lm.path,
         "loss": found.loss,

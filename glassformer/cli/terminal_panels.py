@@ -1,4 +1,4 @@
-"""Panels in a terminal: fields as blocks, darker for more, so that they are read without colour too."""
+"""Draw panels in a terminal. Darker blocks stand for larger numbers, so that they need no colours."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from glassformer.inspect.drawing.colour import readable, share_colour, signed_colour
+from glassformer.inspect.drawing.colour import prob_to_colour, signed_to_colour, text_colour
 from glassformer.inspect.drawing.panels import (
     Bars,
     Gallery,
     Heading,
+    Hue,
     Line,
     MatrixPanel,
-    Meaning,
     Panel,
-    Seal,
+    ReceiptPanel,
     Strip,
     Table,
     TokenPanel,
+    max_abs,
 )
 
-MORE = " ·░▒▓█"  # shares and positive numbers
-LESS = " ·-=≡≡"  # negative ones
-TONES: dict[Meaning, str] = {
+POSITIVE = " ·░▒▓█"  # probabilities and positive numbers
+NEGATIVE = " ·-=≡≡"
+STYLES: dict[Hue, str] = {
     "query": "blue",
     "key": "red",
     "value": "green",
@@ -37,15 +38,15 @@ TONES: dict[Meaning, str] = {
     "plain": "",
     "soft": "dim",
 }
-NAME, LOW, WIDE = 12, 40, 120
+MAX_LABEL, MAX_ROWS, PLAIN_WIDTH = 16, 40, 120
 
 
 class Terminal:
-    """Draws panels on stdout: in its colours and at its width where it is a terminal."""
+    """Draws panels on stdout, with the colours and the width of the terminal where it is one."""
 
     def __init__(self) -> None:
-        wide = None if Console().is_terminal else WIDE
-        self.console = Console(highlight=False, width=wide)
+        width = None if Console().is_terminal else PLAIN_WIDTH
+        self.console = Console(highlight=False, width=width)
         self.width, self.coloured = self.console.width, bool(self.console.color_system) and not self.console.no_color
 
     def draw(self, panels: Sequence[Panel]) -> None:
@@ -55,9 +56,9 @@ class Terminal:
     def render(self, panel: Panel) -> RenderableType:
         match panel:
             case Heading():
-                return self.heading(panel)
+                return Text(f"\n{panel.text}", "bold")
             case Line():
-                return self.line(panel)
+                return Text.assemble(*((text, STYLES[hue]) for text, hue in panel.parts))
             case TokenPanel():
                 return self.tokens(panel)
             case MatrixPanel():
@@ -70,117 +71,105 @@ class Terminal:
                 return self.bars(panel)
             case Table():
                 return self.table(panel)
-            case Seal():
-                return self.seal(panel)
+            case ReceiptPanel():
+                return self.receipt(panel)
 
-    def heading(self, panel: Heading) -> RenderableType:
-        return Text(f"\n{panel.text}", "bold")
-
-    def line(self, panel: Line) -> RenderableType:
-        return Text.assemble(*((text, TONES[meaning]) for text, meaning in panel.parts))
-
-    def seal(self, panel: Seal) -> RenderableType:
+    def receipt(self, panel: ReceiptPanel) -> RenderableType:
         error = "" if panel.error is None else f" = {panel.error:.1e}"
-        said = "" if panel.identity is None else f"  ({panel.identity}{error})"
-        return Text.assemble((panel.python, "italic"), (said, "dim"))
+        identity = "" if panel.identity is None else f"  ({panel.identity}{error})"
+        return Text.assemble((panel.python, "italic"), (identity, "dim"))
 
     def tokens(self, panel: TokenPanel) -> RenderableType:
         lines: list[Text] = []
         above, below = Text(), Text()
-        for i, (token, share) in enumerate(zip(panel.tokens, panel.shares, strict=True)):
-            said = "" if share is None else f"{100 * share:.0f}%"
-            wide = max(cell_len(token), len(said)) + 1
-            if above and above.cell_len + wide > self.width:
+        for i, (token, prob) in enumerate(zip(panel.tokens, panel.probs, strict=True)):
+            percent = "" if prob is None else f"{100 * prob:.0f}%"
+            width = max(cell_len(token), len(percent)) + 1
+            if above and above.cell_len + width > self.width:
                 lines += [above, below]
                 above, below = Text(), Text()
-            style = "" if share is None else self._on(share)
-            above.append(token, style + (" bold" if i >= panel.begun else ""))
-            above.append(" " * (wide - cell_len(token)))
-            below.append(said.ljust(wide), "dim")
+            style = "" if prob is None else self._background(prob)
+            above.append(token, style + (" bold" if i >= panel.n_prompt else ""))
+            above.append(" " * (width - cell_len(token)))
+            below.append(percent.ljust(width), "dim")
         return Group(*lines, above, below)
 
     def matrix(self, panel: MatrixPanel) -> RenderableType:
-        name = min(NAME + 4, max((cell_len(one) for one in panel.rows), default=0)) + 2
+        label_width = min(MAX_LABEL, max((cell_len(one) for one in panel.rows), default=0)) + 2
         data, rows, columns, note = panel.data, panel.data.shape[0], panel.data.shape[1], ""
-        most = max(8, self.width - name - 1)
-        cells = 1 if 2 * columns > most else 2
-        down, across = -(-rows // LOW) if rows > 2 * LOW else 1, -(-columns // most)
+        max_columns = max(8, self.width - label_width - 1)
+        cells = 1 if 2 * columns > max_columns else 2
+        down, across = -(-rows // MAX_ROWS) if rows > 2 * MAX_ROWS else 1, -(-columns // max_columns)
         if down > 1 or across > 1:
             lowest = data.nan_to_num(nan=-math.inf)
             small = F.max_pool2d(lowest[None, None], (down, across), ceil_mode=True)[0, 0]
             data = small.masked_fill(small == -math.inf, math.nan)
-            note = f" (each field the largest of {down} × {across})"
+            note = f" (each field is the maximum of {down} × {across})"
         lines = [Text(panel.label + note, "dim")] if panel.label or note else []
-        mark = Text(" " * name)
+        header = Text(" " * label_width)
         for c in range(data.shape[1]):
-            here = panel.column is not None and panel.column // across == c
-            mark.append(
-                "↓".ljust(cells) if here else (str(c * across).ljust(cells) if self._tick(c, cells) else " " * cells),
-                "red bold" if here else "dim",
-            )
-        lines.append(mark)
+            marked = panel.column is not None and panel.column // across == c
+            text = "↓" if marked else str(c * across) if c % 10 == 0 and cells == 2 else ""
+            header.append(text.ljust(cells), "red bold" if marked else "dim")
+        lines.append(header)
         for r, values in enumerate(data.tolist()):
-            here = panel.row is not None and panel.row // down == r
+            marked = panel.row is not None and panel.row // down == r
             label = panel.rows[r * down] if panel.rows else ""
-            line = Text(set_cell_size(label, name - 2) + (" →" if here else "  "), "bold blue" if here else "")
+            label = set_cell_size(label, label_width - 2) + (" →" if marked else "  ")
+            line = Text(label, "bold blue" if marked else "")
             for value in values:
                 line.append(*self._field(panel, value, cells))
             lines.append(line)
         return Group(*lines)
 
-    def _tick(self, c: int, cells: int) -> bool:
-        return c % 10 == 0 and cells == 2
-
     def gallery(self, panel: Gallery) -> RenderableType:
         lines: list[Text] = []
         row: list[list[Text]] = []
-        for one in panel.pictures:
-            picture = self._small(one)
-            if row and sum(each[0].cell_len + 2 for each in row) + picture[0].cell_len > self.width:
-                lines += self._beside(row)
+        for one in panel.matrices:
+            matrix = self._small_matrix(one)
+            if row and sum(each[0].cell_len + 2 for each in row) + matrix[0].cell_len > self.width:
+                lines += self._join(row)
                 row = []
-            row.append(picture)
-        return Group(*lines, *self._beside(row))
+            row.append(matrix)
+        return Group(*lines, *self._join(row))
 
-    def _small(self, panel: MatrixPanel) -> list[Text]:
+    def _small_matrix(self, panel: MatrixPanel) -> list[Text]:
         data = panel.data
         small = data if max(data.shape) <= 16 else F.adaptive_max_pool2d(data[None].float(), 16)[0]
-        wide = 2 * small.shape[1]
-        lines = [Text(set_cell_size(panel.label, max(wide, cell_len(panel.label))), "dim")]
+        width = 2 * small.shape[1]
+        lines = [Text(set_cell_size(panel.label, max(width, cell_len(panel.label))), "dim")]
         for values in small.tolist():
             line = Text()
             for value in values:
                 line.append(*self._field(panel, value, 2))
-            line.append(" " * max(0, lines[0].cell_len - wide))
+            line.append(" " * max(0, lines[0].cell_len - width))
             lines.append(line)
         return lines
 
     @staticmethod
-    def _beside(row: list[list[Text]]) -> list[Text]:
-        tall = max((len(one) for one in row), default=0)
-        blank = [[Text(" " * one[0].cell_len)] * (tall - len(one)) for one in row]
-        return [
-            Text("  ").join([*lines])
-            for lines in zip(*(one + rest for one, rest in zip(row, blank, strict=True)), strict=True)
-        ] + [Text()]
+    def _join(row: list[list[Text]]) -> list[Text]:
+        """Put blocks of lines side by side."""
+        height = max((len(one) for one in row), default=0)
+        full = [one + [Text(" " * one[0].cell_len)] * (height - len(one)) for one in row]
+        return [Text("  ").join(lines) for lines in zip(*full, strict=True)] + [Text()]
 
     def strip(self, panel: Strip) -> RenderableType:
-        shown = MatrixPanel(panel.data[None], (), (), meaning=panel.meaning)
-        top, n, most = shown.top if panel.top is None else panel.top, len(panel.data), max(8, self.width - 28)
-        line = Text(set_cell_size(panel.label, 26) + " ", TONES[panel.meaning])
-        values = panel.data.tolist()
-        each = -(-n // most)
-        for begin in range(0, n, each):  # of several numbers, the largest in size
-            line.append(*self._signed(max(values[begin : begin + each], key=abs), top, panel.meaning, 1))
+        scale = max_abs(panel.data) if panel.scale is None else panel.scale
+        line = Text(set_cell_size(panel.label, 26) + " ", STYLES[panel.hue])
+        values, max_fields = panel.data.tolist(), max(8, self.width - 28)
+        each = -(-len(values) // max_fields)
+        for begin in range(0, len(values), each):  # one field shows the largest of several numbers
+            line.append(*self._signed_field(max(values[begin : begin + each], key=abs), scale, panel.hue, 1))
         return line
 
     def bars(self, panel: Bars) -> RenderableType:
-        top = panel.top or max((abs(value) for _, value, _ in panel.rows if math.isfinite(value)), default=1.0) or 1.0
+        sizes = [abs(value) for _, value, _ in panel.rows if math.isfinite(value)]
+        scale = panel.scale or max(sizes, default=1.0) or 1.0
         grid = Grid.grid(padding=(0, 1))
         for name, value, text in panel.rows:
-            size = round(30 * min(1.0, abs(value) / top)) if math.isfinite(value) else 0
+            size = round(30 * min(1.0, abs(value) / scale)) if math.isfinite(value) else 0
             bar = ("-" if value < 0 else "█") * size or "▏"
-            grid.add_row(Text(name), Text(bar, TONES[panel.meaning]), Text(text))
+            grid.add_row(Text(name), Text(bar, STYLES[panel.hue]), Text(text))
         return grid
 
     def table(self, panel: Table) -> RenderableType:
@@ -188,31 +177,30 @@ class Terminal:
         for name in panel.header:
             grid.add_column(Text(name), overflow="fold")
         for row in panel.rows:
-            grid.add_row(*(Text(text, "" if share is None else self._on(share)) for text, share in row))
+            grid.add_row(*(Text(text, "" if prob is None else self._background(prob)) for text, prob in row))
         return grid
 
-    def _on(self, share: float) -> str:
-        colour = share_colour(share)
-        return f"rgb{readable(colour)} on rgb{colour}".replace(" ", "").replace("onrgb", " on rgb")
+    def _background(self, prob: float) -> str:
+        colour = prob_to_colour(prob)
+        return "rgb({},{},{}) on rgb({},{},{})".format(*text_colour(colour), *colour)
 
     def _field(self, panel: MatrixPanel, value: float, cells: int) -> tuple[str, str]:
         if math.isnan(value):
             return " " * cells, ""
-        if not panel.shares:
-            return self._signed(value, panel.top, panel.meaning, cells)
-        colour = share_colour(value)
-        text = _level(MORE, math.sqrt(min(1.0, max(0.0, value)))) * cells
-        return (" " * cells, f"on rgb({colour[0]},{colour[1]},{colour[2]})") if self.coloured else (text, "")
+        if not panel.probs:
+            return self._signed_field(value, panel.scale, panel.hue, cells)
+        if self.coloured:
+            return " " * cells, "on rgb({},{},{})".format(*prob_to_colour(value))
+        return _sign(POSITIVE, math.sqrt(min(1.0, max(0.0, value)))) * cells, ""
 
-    def _signed(self, value: float, top: float, meaning: Meaning, cells: int) -> tuple[str, str]:
+    def _signed_field(self, value: float, scale: float, hue: Hue, cells: int) -> tuple[str, str]:
         if not math.isfinite(value):
             return "?" * cells, "bold"
-        part = math.sqrt(min(1.0, abs(value) / top)) if top > 0 else 0.0
         if self.coloured:
-            colour = signed_colour(value, top, meaning)
-            return " " * cells, f"on rgb({colour[0]},{colour[1]},{colour[2]})"
-        return _level(LESS if value < 0 else MORE, part) * cells, ""
+            return " " * cells, "on rgb({},{},{})".format(*signed_to_colour(value, scale, hue))
+        part = math.sqrt(min(1.0, abs(value) / scale)) if scale > 0 else 0.0
+        return _sign(NEGATIVE if value < 0 else POSITIVE, part) * cells, ""
 
 
-def _level(signs: str, part: float) -> str:
+def _sign(signs: str, part: float) -> str:
     return signs[min(len(signs) - 1, math.ceil(part * (len(signs) - 1)))]

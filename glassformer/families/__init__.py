@@ -1,4 +1,4 @@
-"""One file per model family: config.json <-> ModelConfig, and how tensors are named, as plain data."""
+"""One file per model family: config.json to ModelConfig and back, and tensor names, as data."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ DECODERS = (
 )  # fmt: skip
 ENCODER_DECODERS = (bart, marian, t5)
 ENCODERS = (bert, distilbert, roberta)
-VARIANTS = (seq2seq.ENCODER_DECODER, seq2seq.RECURRENT, roberta.XLM_ROBERTA)  # from the same files as others
+VARIANTS = (seq2seq.ENCODER_DECODER, seq2seq.RECURRENT, roberta.XLM_ROBERTA)  # families that share a file with another
 FAMILIES: dict[str, Family] = {
     f.name: f for f in (*(one.FAMILY for one in (*DECODERS, *ENCODER_DECODERS, *ENCODERS)), *VARIANTS)
 }
 
 
 def find_family(name: object) -> Family:
-    """The family of this name (config.json's `model_type`). ConfigError names the nearest one known."""
+    """Return the family of a `model_type`. ConfigError: the name is unknown; the message gives the nearest one."""
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
     near = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.3) if isinstance(name, str) else []
@@ -65,12 +65,12 @@ def find_family(name: object) -> Family:
 
 
 def family_of(config: AnyConfig) -> Family:
-    """The family that a model of this configuration is saved under."""
+    """Return the family that a model of this configuration is saved as."""
     return seq2seq.RECURRENT if isinstance(config, RecurrentConfig) else find_family(config.family)
 
 
 def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) -> AnyConfig:
-    """config.json to a configuration. Every key is taken, or ignored by name; ConfigError lists those that are not."""
+    """Convert config.json to a configuration. ConfigError: lists the keys that are not understood."""
     fields = ConfigFields(raw, source, ignore)
     config = find_family(fields.take("model_type", None)).read(fields)
     fields.close()
@@ -78,9 +78,13 @@ def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) 
 
 
 def write_config(config: AnyConfig, names: Collection[str] = ()) -> dict[str, Any]:
-    """A configuration to config.json. ConfigError where the family's format cannot say what the config says.
+    """Convert a configuration to config.json.
 
-    `names`: of the tensors that are written beside it, which say which heads an encoder has.
+    Args:
+        names: of the stored tensors, which tell the heads of an encoder.
+
+    Raises:
+        ConfigError: the family's config.json cannot describe the configuration.
     """
     entry = family_of(config)
     raw = {"model_type": entry.name, "architectures": [entry.architecture], **entry.write(config)}
@@ -90,5 +94,5 @@ def write_config(config: AnyConfig, names: Collection[str] = ()) -> dict[str, An
 
 
 def expand(shape: ShapeConfig, vocab_size: int = 0) -> ModelConfig:
-    """The few numbers a person typed, as a whole configuration; `vocab_size` is the tokenizer's."""
+    """Return the full configuration of a shape; `vocab_size` is the tokenizer's."""
     return find_family(shape.family).shape(shape.fill(vocab_size))

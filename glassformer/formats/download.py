@@ -1,8 +1,8 @@
-"""Large files of the hub, downloaded so that what is there when the process is killed is not downloaded again.
+"""Download large files of the hub so that an interrupted download is resumed.
 
-`huggingface_hub` begins each file anew. So a large one is put into its cache here, from a part that is kept beside:
+`huggingface_hub` restarts each file. So this module downloads a large one to a part file in its cache:
 
-    <cache>/models--owner--name/blobs/<etag>.part  ---- whole, and its SHA-256 as it should be ---->  blobs/<etag>
+    <cache>/models--owner--name/blobs/<etag>.part  -- complete and SHA-256 verified -->  blobs/<etag>
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from pathlib import Path
 
 from glassformer.errors import CheckpointError
 
-LARGE = 10_000_000  # bytes: smaller files are the library's own business
-MOST = 50_000_000_000  # and so are larger ones than these, which plain HTTP does not give out
+LARGE = 10_000_000  # bytes: the library downloads smaller files
+MOST = 50_000_000_000  # and larger ones, which plain HTTP does not serve
 
 
 def download_resumable(repo: str, commit: str, files: Sequence[str]) -> None:
-    """Bring the large ones of a repository's files into the cache, each from where it broke off the last time.
+    """Download the large files of a repository into the cache, resuming interrupted ones.
 
-    Raises what the library raises, and CheckpointError for a file that is not what the hub says it is.
+    Raises:
+        CheckpointError: a file does not have the hub's size or hash. Errors of the library are passed on.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get, repo_folder_name
@@ -52,11 +53,11 @@ def download_resumable(repo: str, commit: str, files: Sequence[str]) -> None:
 
 
 def verify_download(part: Path, name: str, etag: str, size: int) -> None:
-    """Remove a part that is whole and not what it should be. The etag of a large file is its SHA-256."""
+    """Remove a complete part file whose size or hash is wrong. The etag of a large file is its SHA-256."""
     digest = hashlib.sha256()
     with part.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
     if part.stat().st_size != size or (len(etag) == 64 and digest.hexdigest() != etag):
         part.unlink()
-        raise CheckpointError(f"{name} was downloaded, and is not what the hub says it is: try again")
+        raise CheckpointError(f"{name} was downloaded, but its size or hash is not the hub's: try again")

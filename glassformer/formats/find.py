@@ -1,4 +1,4 @@
-"""What a person means by MODEL, and what lies beside its weights: the tokenizer, and the tokens that end a text."""
+"""Find a model by path or name, and its tokenizer and end tokens."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ WEIGHT_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 
 
 def find_model(path: str | Path, *, offline: bool = False) -> Path:
-    """The model folder or file that a person means: what exists, then a model in the package, then one on the hub.
+    """Return the folder or file of a model: an existing path, a packaged model, or a model on the hub, in this order.
 
-    A run folder means its best checkpoint, a folder with no weights but a GGUF file that file, or the first of those
-    that one model lies in. CheckpointError where there is none, or where it may not be looked at.
+    A run folder means its best checkpoint. A folder whose only weights are one GGUF model means its first shard.
+
+    Raises:
+        CheckpointError: nothing is found, or it cannot be read.
     """
     try:
         return _find(path, offline)
@@ -54,7 +56,7 @@ def _find(path: str | Path, offline: bool) -> Path:
     if not folder.exists() and is_hub_name(str(path)):
         return find_model(fetch(str(path), offline=offline))
     if ggufs:
-        raise CheckpointError(f"{path} has several GGUF files: name one of {', '.join(ggufs)}")
+        raise CheckpointError(f"{path} has several GGUF files: give the path of one of {', '.join(ggufs)}")
     why = "has no config.json" if folder.is_dir() else "is not a folder"
     known = ", ".join(PACKAGED)
     raise CheckpointError(
@@ -63,7 +65,7 @@ def _find(path: str | Path, offline: bool) -> Path:
 
 
 def gguf_metadata(found: Path) -> Mapping[str, Any]:
-    """The metadata of a GGUF file; nothing of anything else."""
+    """Return the metadata of a GGUF file; empty for anything else."""
     if found.suffix != ".gguf" or not found.is_file():
         return {}
     from glassformer.formats.gguf.header import read_header
@@ -73,7 +75,11 @@ def gguf_metadata(found: Path) -> Mapping[str, Any]:
 
 
 def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer | None:
-    """The tokenizer of a model that `find` found, where it has one. `metadata`: a GGUF file's, already read."""
+    """Load the tokenizer of a model that `find_model` found; None if it has none.
+
+    Args:
+        metadata: a GGUF file's metadata, if it has been read already.
+    """
     metadata = gguf_metadata(found) if metadata is None else metadata
     if metadata:
         from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
@@ -85,8 +91,10 @@ def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Toke
 
 
 def end_token_ids(found: Path, metadata: Mapping[str, Any] | None = None) -> list[int]:
-    """The tokens that end a text, as generation_config.json or else config.json names them; or a GGUF file, or
-    the layout that the folder is in."""
+    """Return the ids of the tokens that end a text.
+
+    They are read from generation_config.json, or else config.json; or from a GGUF file, or an original format.
+    """
     metadata = gguf_metadata(found) if metadata is None else metadata
     if metadata:
         named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))

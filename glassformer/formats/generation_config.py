@@ -1,4 +1,4 @@
-"""What a checkpoint of an encoder-decoder says of tokens, and of how to write, beside the model."""
+"""Read an encoder-decoder's special tokens and generation settings."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ CARRIED = ("max_length", "num_beams", "length_penalty", "early_stopping")
 
 
 def read_generation_config(found: Path, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the generation_config.json of a folder says, and of what it does not say config.json, as in older ones; or
-    the metadata of a GGUF file."""
+    """Return the settings of generation_config.json, or of a GGUF file's metadata.
+
+    Keys that generation_config.json lacks are read from config.json, where older checkpoints have them.
+    """
     if metadata:
         named = {"eos_token_id": "tokenizer.ggml.eos_token_id", "pad_token_id": "tokenizer.ggml.padding_token_id"}
         named["decoder_start_token_id"] = f"{metadata.get('general.architecture')}.decoder_start_token_id"
@@ -35,7 +37,7 @@ def read_generation_config(found: Path, metadata: Mapping[str, Any] | None = Non
 
 
 def token_id(special: Mapping[str, Any], name: str, source: str) -> int | None:
-    """A token's id that is said under a name."""
+    """Return the token id under a key; None if the key is missing."""
     value = special.get(name)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
@@ -45,7 +47,7 @@ def token_id(special: Mapping[str, Any], name: str, source: str) -> int | None:
 
 
 def non_negative_int(special: Mapping[str, Any], name: str, source: str) -> int:
-    """A number that is said under a name, 0 where it is not."""
+    """Return the number under a key; 0 if the key is missing."""
     value = special.get(name, 0)
     if type(value) is not int or value < 0:
         raise CheckpointError(
@@ -55,7 +57,7 @@ def non_negative_int(special: Mapping[str, Any], name: str, source: str) -> int:
 
 
 def banned_token_ids(special: Mapping[str, Any], source: str) -> tuple[int, ...]:
-    """The tokens that are never written."""
+    """Return the ids of the tokens that are never generated."""
     words = special.get("bad_words_ids", [])
     if not isinstance(words, list) or not all(isinstance(w, list) and len(w) == 1 and type(w[0]) is int for w in words):
         raise CheckpointError(

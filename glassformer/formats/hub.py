@@ -1,7 +1,7 @@
-"""Models by their name on the Hugging Face hub: `owner/name` or `owner/name@revision`, downloaded once and kept.
+"""Download models from the Hugging Face hub by `owner/name` or `owner/name@revision`.
 
-The work is `huggingface_hub`'s: its cache, its progress bar, its environment (HF_HOME, HF_ENDPOINT, HF_TOKEN,
-HF_HUB_OFFLINE). `resume.py` goes on with a large file that broke off.
+`huggingface_hub` does the work, with its cache, progress bar and environment (HF_HOME, HF_ENDPOINT, HF_TOKEN,
+HF_HUB_OFFLINE). `download.py` resumes large files.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ SUBFOLDER_FILES = re.compile(
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name has the form of one on the hub."""
+    """Whether a name has the form of a model name on the hub."""
     return NAME.fullmatch(name) is not None
 
 
 def fetch(name: str, *, offline: bool = False) -> Path:
-    """The folder that holds a model of the hub: from the cache if `offline`, else as the hub has it now.
+    """Return the folder of a model on the hub: its current version, or the cached one if `offline`.
 
-    Where the hub cannot be reached, what the cache has is taken. CheckpointError where there is no such model, or where
-    it is not in the cache.
+    If the hub cannot be reached, the cached version is used.
+
+    Raises:
+        CheckpointError: there is no such model, or it is not in the cache.
     """
     import huggingface_hub as hub
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -54,11 +56,11 @@ def fetch(name: str, *, offline: bool = False) -> Path:
             raise
         except HfHubHTTPError as error:
             if error.response.status_code < 500 or isinstance(error, RepositoryNotFoundError):
-                raise CheckpointError(f"{name} cannot be had from the hub: {_reason(error, revision)}") from None
+                raise CheckpointError(f"{name} cannot be downloaded from the hub: {_reason(error, revision)}") from None
             why = f"the hub cannot be reached ({_first_line(error)})"
         except Exception as error:  # whatever the network does
             why = f"the hub cannot be reached ({_first_line(error)})"
-    cached = wanted is None  # then its other files are looked at when they are opened
+    cached = wanted is None  # missing files are reported when the model is opened
     try:
         if wanted and commit:
             download_resumable(repo, commit, [file for file in wanted if file.endswith(LARGE)])
@@ -75,7 +77,7 @@ def fetch(name: str, *, offline: bool = False) -> Path:
 
 
 def choose_files(files: list[str], name: str) -> list[str]:
-    """What to download of a repository's files: one kind of weights, and what lies beside them."""
+    """Choose the files to download: one kind of weights, and the configuration and tokenizer files."""
     top = [file for file in files if "/" not in file]
     beside = [file for file in top if file.endswith(SIDE_FILES) and not file.endswith(".index.json")]
     inside = [file for file in files if SUBFOLDER_FILES.fullmatch(file)]
@@ -90,11 +92,11 @@ def choose_files(files: list[str], name: str) -> list[str]:
         return beside + [file for files in ggufs.values() for file in files]
     if ggufs:
         raise CheckpointError(f"{name} has several GGUF files: download the one you want ({', '.join(sorted(ggufs))})")
-    raise CheckpointError(f"{name} has no weights that can be read: model.safetensors, pytorch_model.bin or GGUF")
+    raise CheckpointError(f"{name} has no supported weights: model.safetensors, pytorch_model.bin or GGUF")
 
 
 def _reason(error: Any, revision: str | None) -> str:
-    """What an answer of the hub means for who asked."""
+    """Explain an error response of the hub."""
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RevisionNotFoundError
 
     status, path = error.response.status_code, error.response.url.path
@@ -106,7 +108,7 @@ def _reason(error: Any, revision: str | None) -> str:
         return f"{path} is not there ({status})"
     if status in (401, 404):
         return f"there is no such model, or it is private and HF_TOKEN must be set ({status})"
-    return f"the hub refuses it: is HF_TOKEN right? ({status})" if status == 403 else _first_line(error)
+    return f"the hub denies access: check HF_TOKEN ({status})" if status == 403 else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

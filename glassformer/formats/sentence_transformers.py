@@ -1,4 +1,4 @@
-"""What a `sentence-transformers` folder says of how states become one vector, beside the model; read and written.
+"""Read and write the pooling of a `sentence-transformers` folder: how states become one vector.
 
 modules.json                        which modules there are, in order, and the folder of each
 sentence_bert_config.json           of the transformer: max_seq_length, do_lower_case
@@ -29,7 +29,7 @@ from glassformer.nn.pooling import Dense, Sentence
 MODULES, OVERALL = "modules.json", "config_sentence_transformers.json"
 TRANSFORMER = re.compile(r"sentence_[\w-]+_config\.json")  # sentence_bert_config.json; older ones by the model's type
 TYPES = "sentence_transformers.models."  # which every version of the library understands
-POOL_FLAGS: dict[str, Pool] = {  # of each pool, in the order in which several are laid side by side
+POOL_FLAGS: dict[str, Pool] = {  # the key of each pool, in the order of concatenation
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -45,19 +45,20 @@ ACTIVATIONS = {
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
     "torch.nn.modules.activation.SiLU": "silu",
 }
-PLACE = ("sentence_embedding", None)  # what a module behind pooling reads and writes
+EMBEDDING_NAME = ("sentence_embedding", None)  # input and output of a module after pooling
 
 
 def transformer_folder(folder: Path) -> Path:
-    """The folder of a sentence model's transformer, the same one or one within it; any other folder itself."""
+    """Return the transformer's folder of a sentence-transformers folder; any other path itself."""
     return _modules(folder)[0][1] if (folder / MODULES).exists() else folder
 
 
 def read_pooling(folder: Path, d_model: int) -> Sentence:
-    """What a folder says of one vector for a text, weights included; the mean of all states where it says nothing.
+    """Load the pooling of a folder; the mean of all states if the folder has no modules.json.
 
-    ConfigError for a setting or a module that is not understood, CheckpointError for a file that is missing or damaged,
-    and for sizes that do not fit.
+    Raises:
+        ConfigError: a setting or module is not supported.
+        CheckpointError: a file is missing or damaged, or sizes do not fit.
     """
     if not (folder / MODULES).exists():
         return Sentence(PoolingConfig()).eval()
@@ -89,7 +90,7 @@ def read_pooling(folder: Path, d_model: int) -> Sentence:
 
 
 def write_pooling(sentence: Sentence, folder: Path, d_model: int) -> None:
-    """Write what `read_sentence` reads, beside a model that is there already."""
+    """Write the files that `read_pooling` reads into a model's folder."""
     config, rows = sentence.config, [("", "Transformer"), ("1_Pooling", "Pooling")]
     flags = {flag: pool in config.pools for flag, pool in POOL_FLAGS.items()}
     pooling = {"word_embedding_dimension": d_model, **flags, "include_prompt": config.with_prompt}
@@ -127,7 +128,7 @@ def write_pooling(sentence: Sentence, folder: Path, d_model: int) -> None:
 
 
 def _modules(folder: Path) -> list[tuple[str, Path]]:
-    """(kind, folder) of every module."""
+    """Return the kind and folder of every module."""
     path = folder / MODULES
     try:
         rows = json.loads(path.read_text("utf-8"))
@@ -136,7 +137,7 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
         raise CheckpointError(f"{path} must hold a list of modules, each with a type and a path: {error!r}") from None
     for kind, where, kwargs in found:
         if not kind.startswith("sentence_transformers."):
-            raise ConfigError(f"{path}: a module of type {kind!r} is code of its own, which is not run")
+            raise ConfigError(f"{path}: a module of type {kind!r} is custom code, which is not run")
         if kwargs:
             raise ConfigError(f"{path}: a module's kwargs are not supported, got {kwargs!r:.100}")
         if Path(where).is_absolute() or ".." in Path(where).parts:
@@ -155,8 +156,8 @@ def _transformer(folder: Path) -> dict[str, Any]:
     raw.expect("module_output_name", "token_embeddings", None)
     kinds = raw.take("modality_config", {"text": {}})
     if not isinstance(kinds, dict) or set(kinds) != {"text"}:
-        raise ConfigError(f"{raw.source}: modality_config must be of text alone, got {kinds!r:.100}")
-    raw.take("unpad_inputs", None)  # how it is computed, not what
+        raise ConfigError(f"{raw.source}: modality_config must have only text, got {kinds!r:.100}")
+    raw.take("unpad_inputs", None)  # does not change the result
     for name in ("processing_kwargs", "model_args", "tokenizer_args", "config_args"):
         raw.expect(name, None, {})
     for name in ("query_length", "document_length", "query_expansion"):
@@ -170,7 +171,7 @@ def _pooling(path: Path, d_model: int) -> tuple[tuple[Pool, ...], bool]:
     raw = ConfigFields(read_json(path), str(path))
     size = raw.size("embedding_dimension", raw.size("word_embedding_dimension", d_model))
     if size != d_model:
-        raise CheckpointError(f"{path}: pooling is of {size} numbers, and the model makes {d_model}")
+        raise CheckpointError(f"{path}: pooling needs a width of {size}, but the model has {d_model}")
     flagged = tuple(pool for flag, pool in POOL_FLAGS.items() if raw.flag(flag, False)) or ("mean",)
     named = raw.take("pooling_mode", flagged)
     pools: Any = tuple(named) if isinstance(named, list | tuple) else (named,)
@@ -185,13 +186,13 @@ def _pooling(path: Path, d_model: int) -> tuple[tuple[Pool, ...], bool]:
 
 def _dense(path: Path, width: int) -> DenseConfig:
     raw = ConfigFields(read_json(path), str(path))
-    _place(raw)
+    _check_names(raw)
     name = raw.take("activation_function", next(iter(ACTIVATIONS)))
     if name not in ACTIVATIONS:
         raise ConfigError(f"{path}: activation_function must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
     size = raw.size("in_features")
     if size != width:
-        raise CheckpointError(f"{path}: the layer reads {size} numbers, and what is before it makes {width}")
+        raise CheckpointError(f"{path}: in_features is {size}, but the layer before has {width} outputs")
     squash: Any = ACTIVATIONS[name]
     made = DenseConfig(size, raw.size("out_features"), raw.flag("bias", True), squash, raw.flag("use_residual", False))
     raw.close()
@@ -201,17 +202,17 @@ def _dense(path: Path, width: int) -> DenseConfig:
 def _normalize(path: Path) -> None:
     if path.exists():
         raw = ConfigFields(read_json(path), str(path))
-        _place(raw)
+        _check_names(raw)
         raw.close()
 
 
-def _place(raw: ConfigFields) -> None:
+def _check_names(raw: ConfigFields) -> None:
     for name in ("module_input_name", "module_output_name"):
-        raw.expect(name, *PLACE)
+        raw.expect(name, *EMBEDDING_NAME)
 
 
 def _weights(folder: Path, config: DenseConfig) -> dict[str, Tensor]:
-    """A dense layer's tensors. All problems in one CheckpointError."""
+    """Read a dense layer's tensors. CheckpointError: lists all problems."""
     path = folder / weight_files(folder)[0]
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
@@ -222,7 +223,7 @@ def _weights(folder: Path, config: DenseConfig) -> dict[str, Tensor]:
         if name not in reader:
             wrong.append(f"missing: {name}")
         elif reader.shape(name) != tuple(parameter.shape):
-            wrong.append(f"shape: {name} is {list(reader.shape(name))}, the config says {list(parameter.shape)}")
+            wrong.append(f"shape: {name} is {list(reader.shape(name))}, the config needs {list(parameter.shape)}")
     wrong += [f"not used: {name}" for name in sorted(set(reader) - set(needed))]
     if wrong:
         raise CheckpointError(f"{path}: the weights do not fit the configuration:\n  " + "\n  ".join(wrong))
@@ -237,10 +238,10 @@ def _overall(folder: Path) -> dict[str, Any]:
     raw.expect("model_type", "SentenceTransformer")
     prompts = raw.take("prompts", None) or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise ConfigError(f"{raw.source}: prompts must be texts by name, got {prompts!r:.100}")
+        raise ConfigError(f"{raw.source}: prompts must map names to texts, got {prompts!r:.100}")
     named, kinds = raw.take("default_prompt_name", None), get_args(Similarity)
     if named is not None and named not in list(prompts):
-        raise ConfigError(f"{raw.source}: default_prompt_name {named!r} is none of the prompts {list(prompts)}")
+        raise ConfigError(f"{raw.source}: default_prompt_name {named!r} is not one of the prompts {list(prompts)}")
     raw.expect("similarity_fn_name", None, *kinds)
     found = {
         "prompts": prompts,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import index
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -16,13 +16,23 @@ from glassformer.errors import CheckpointError, RequestError
 from glassformer.formats import Checkpoint, ModelKind, find_model, open_checkpoint
 from glassformer.formats.load import DESCRIPTIONS
 from glassformer.formats.save import GgufKind
+from glassformer.generate.sampling import check_number
 from glassformer.inspect.edits.edit import Edit
+from glassformer.inspect.record.many import (
+    ActivationBatch,
+    FileFormat,
+    Progress,
+    save_activations,
+    stream_activations,
+    token_points,
+)
 from glassformer.inspect.record.store import load as load_trace
 from glassformer.inspect.sweep.sweep import Sweep, sweep
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.methods import ModelViews
 from glassformer.kernels.describe import describe
 from glassformer.kernels.placement import Choice, Placement, choose_placement
+from glassformer.nn.step import Step
 
 M = TypeVar("M", bound="TextModel")
 TextOrIds = str | Sequence[int] | Tensor | np.ndarray  # token ids: one integer axis
@@ -151,6 +161,65 @@ class TextModel(ModelViews, ABC):
             RequestError: a point or option does not exist, or has no effect.
             CapacityError: a text does not fit the context, or the trace the budget.
         """
+
+    def trace_many(
+        self,
+        texts: Sequence[TextOrIds],
+        *,
+        capture: str | Sequence[str],
+        batch_size: int = 16,
+        progress: Progress | None = None,
+    ) -> Iterator[ActivationBatch]:
+        """Yield the activations of many texts as NumPy arrays, `batch_size` texts per forward pass.
+
+        Args:
+            texts: texts or token ids.
+            capture: points, or patterns of them, that have one value per token ("blocks.*.resid_post").
+            batch_size: how many texts to process, and to hold in memory, at a time.
+            progress: called with the number of texts that are done, and of all.
+
+        Raises:
+            RequestError: a point is unknown or has no value per token, or a text is empty.
+            CapacityError: a text does not fit the context.
+        """
+        return self._stream_activations([self.encode(text) for text in texts], read, batch_size, progress)
+
+    def save_activations(
+        self,
+        texts: Sequence[TextOrIds],
+        folder: str | Path,
+        *,
+        capture: str | Sequence[str],
+        batch_size: int = 16,
+        file_format: FileFormat = "safetensors",
+        progress: Progress | None = None,
+    ) -> list[Path]:
+        """Save the activations of many texts to files, a batch at a time; return the files.
+
+        file_format: "safetensors" makes one file per batch; "npy" makes one memory-mapped array per point. Other
+        arguments and errors: see `trace_many`.
+        """
+        if file_format not in get_args(FileFormat):
+            raise RequestError(f"file_format must be safetensors or npy, got {file_format!r}", param="file_format")
+        sequences = [self.encode(text) for text in texts]
+        batches = self._stream_activations(sequences, read, batch_size, progress)
+        return save_activations(batches, [len(ids) for ids in sequences], folder, file_format)
+
+    def _stream_activations(
+        self, sequences: list[list[int]], capture: str | Sequence[str], batch_size: int, progress: Progress | None
+    ) -> Iterator[ActivationBatch]:
+        if self.kind not in ("decoder", "encoder"):
+            raise RequestError("an encoder-decoder has a source and a target: trace its texts one at a time")
+        check_number("batch_size", batch_size, 1, 1 << 31)
+        names = token_points(self.config, patterns(capture))
+        logits = "final.logits" in names
+
+        def forward(ids: Tensor, step: Step) -> None:
+            hidden = self.model.hidden(ids, step) if self.kind == "decoder" else self.model(ids, step)
+            if logits:
+                self.model.logits(hidden, step)
+
+        return stream_activations(self, sequences, names, forward, batch_size=batch_size, progress=progress)
 
     def load_trace(self, folder: str | Path) -> Trace:
         """Load a trace of this model that `Trace.save` saved.

@@ -29,12 +29,12 @@ from glassformer.generate.beam_search import BeamSearch, Hypothesis, search
 from glassformer.generate.request import FinishReason, TokenConstraints, check_ids
 from glassformer.generate.session import Seq2SeqModel, max_source_tokens, max_target_tokens, vocab_sizes
 from glassformer.inspect.capture.points import match
-from glassformer.inspect.drawing.alignment_svg import labels
+from glassformer.inspect.drawing.alignment_svg import svg_labels
 from glassformer.inspect.edits.apply import EditObserver, Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.present.traces import RecurrentTranslatorTrace, TranslatorTrace
 from glassformer.inspect.record.seq2seq import record_recurrent, record_seq2seq
-from glassformer.inspect.views.alignment import NONE as NO_ATTENTION
+from glassformer.inspect.views.alignment import NO_ATTENTION
 from glassformer.kernels.placement import Placement
 from glassformer.models.base import TextModel, TextOrIds, patterns, token_ids
 from glassformer.nn.model import EncoderDecoder
@@ -96,7 +96,7 @@ class TranslationAlignment:
     @property
     def labels(self) -> tuple[list[str], list[str]]:
         """Source and target tokens with whitespace made visible."""
-        return labels(self.source_tokens, self.end), labels(self.target_tokens, self.end)
+        return svg_labels(self.source_tokens, self.end), svg_labels(self.target_tokens, self.end)
 
 
 class Translator(TextModel):

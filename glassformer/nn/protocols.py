@@ -37,7 +37,7 @@ class Slot(Protocol):
 
 
 @runtime_checkable
-class CacheView(Protocol):
+class StepCache(Protocol):
     """What one forward pass reads of a cache."""
 
     source: EncodedSource | None
@@ -55,7 +55,7 @@ class CacheView(Protocol):
 
 
 @runtime_checkable
-class Cache(CacheView, Protocol):
+class Cache(StepCache, Protocol):
     """Keys and values of past tokens. The cache owns storage, positions and the mask: see `cache/dense.py`."""
 
     def extend(self, counts: Sequence[int]) -> Int[Tensor, "#B T"]:

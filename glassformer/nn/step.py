@@ -16,7 +16,7 @@ from torch import Tensor
 
 from glassformer.config import LongScaling, RopeConfig
 from glassformer.nn.attend import KV, Attend, AttendSpec, Visibility, attend_reference, attend_sdpa, visible
-from glassformer.nn.protocols import CacheView, EncodedSource, Slot, Tap
+from glassformer.nn.protocols import EncodedSource, Slot, StepCache, Tap
 from glassformer.nn.rope import rotation
 
 
@@ -38,7 +38,7 @@ class Step:
         self,
         positions: Int[Tensor, "#B T"],
         *,
-        cache: CacheView | None = None,
+        cache: StepCache | None = None,
         attend: Attend = attend_sdpa,
         tap: Tap | None = None,
         documents: Int[Tensor, "B T"] | None = None,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import Sampling
 from glassformer.inspect.edits.edit import Op
-from glassformer.inspect.views.layer import Which
+from glassformer.inspect.views.layer import AttentionKind
 from glassformer.server.errors import ApiError
 from glassformer.server.models import ServedModel
 
@@ -332,7 +332,7 @@ class SweepBody(Body):
     trace: str = Field(description="The id of the trace whose text is processed under each edit.")
     over: str = Field(description="What the sweep iterates over.", examples=["heads", "layers", "positions", "cells"])
     op: str = Field("ablate", description="The operation: ablate, scale or patch; knockout for cells.")
-    attention: Which = Field("attn", description="For encoder-decoders: attn (decoder), encoder, or cross.")
+    attention: AttentionKind = Field("attn", description="For encoder-decoders: attn (decoder), encoder, or cross.")
     target: str | int | None = Field(
         None, description="The token whose logit is measured. By default the KL divergence is measured."
     )

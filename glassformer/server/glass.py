@@ -19,7 +19,7 @@ from glassformer.server.errors import json_response, prompt_errors
 from glassformer.server.models import ServedModels
 from glassformer.server.queue import CheckCancelled, WorkQueue
 from glassformer.server.sse import EventStreamResponse, collect, sse_event
-from glassformer.server.trace_store import TraceStore
+from glassformer.server.trace_store import StoredTrace, TraceStore
 
 CACHE_FOREVER = "private, max-age=31536000, immutable"
 
@@ -44,8 +44,11 @@ class ServerRouter(Router):
         return self.store.put(model, trace).id
 
     def describe(self, id: str) -> dict[str, Any]:
-        entry = self.store.get(id)
-        return describe_trace(entry.trace, id, entry.model, created=entry.created, n_bytes=entry.bytes)
+        return describe_entry(self.store.get(id))
+
+
+def describe_entry(entry: StoredTrace) -> dict[str, Any]:
+    return describe_trace(entry.trace, entry.id, entry.model, created=entry.created, n_bytes=entry.bytes)
 
 
 def routes(api: ServerRouter, queue: WorkQueue) -> APIRouter:
@@ -94,7 +97,7 @@ def routes(api: ServerRouter, queue: WorkQueue) -> APIRouter:
     @router.get("/v1/traces", summary="The stored traces", responses=openapi_docs.TRACES)
     async def list_traces() -> Response:
         return json_response(
-            {"object": "list", "data": [api.describe(entry.id) for entry in store.all()], **store.state}
+            {"object": "list", "data": [describe_entry(entry) for entry in store.all()], **store.state}
         )
 
     @router.delete("/v1/traces/{id}", summary="Delete a trace", responses=openapi_docs.DELETED)

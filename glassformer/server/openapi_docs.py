@@ -1,4 +1,4 @@
-"""What the OpenAPI document says about answers: one example of each, and the errors that every route may give."""
+"""Descriptions and example responses for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -11,78 +11,80 @@ from glassformer.inspect.present.router import Route
 from glassformer.inspect.present.slices import Kind
 from glassformer.server.errors import ErrorBody
 
-DESCRIPTION = """A Transformer language model whose every number can be seen, over HTTP.
+DESCRIPTION = """A Transformer language model over HTTP: text generation, and inspection of every activation.
 
-**OpenAI's routes** (`/v1/models`, `/v1/completions`, `/v1/chat/completions`) work with OpenAI's own clients. A field
-that is not served is refused by its name; nothing is accepted and ignored.
+**The OpenAI routes** (`/v1/models`, `/v1/completions`, `/v1/chat/completions`) work with OpenAI's clients. A field that
+is not supported is rejected with an error that names it.
 
-**The glass** (`/v1/traces`, views, tensors, sweeps): a trace holds what one text did inside a model. Every view of it
-is numbers of that model on that text, with a `receipt` that says which line of Python returns the same, and which
-identity it was checked against, with its error.
+**The inspection routes** (`/v1/traces`, views, tensors, sweeps): a trace holds what a model computed on one text. Every
+view has a `receipt`: a line of Python that returns the same numbers, an identity that they were checked against, and
+its error.
 
-One request computes at a time; the others wait in line, and a look at a trace goes in between. A client that leaves
-stops its work before the next pass of the model. Errors have one shape, `{"error": {message, type, param, code}}`.
+One request is computed at a time, and the others wait; requests of views are computed between two forward passes. When
+a client disconnects, its work stops before the next forward pass. All errors have the shape
+`{"error": {message, type, param, code}}`.
 
 With an API key, every route needs `Authorization: Bearer KEY`.
 """
 
-ABOUT_WRITING = """Continue one or several texts, each `n` times. Where no `max_tokens` is given, until the model ends
-the text or its context is full; what does not fit is refused with the numbers (`context_length_exceeded`).
+ABOUT_WRITING = """Continue one or several prompts, each `n` times. Without `max_tokens`, generation ends with the end
+token or the context; a prompt that does not fit is rejected (`context_length_exceeded`).
 
-`logprobs` are nats of the model's own distribution, before any stage of sampling. With `echo`, the prompt's tokens have
-theirs too (the first has none), and `max_tokens: 0` only scores it. The answer's `seed` gives the same text again."""
+`logprobs` are in nats, of the model's distribution before sampling. With `echo`, the prompt's tokens have them too
+(except the first), and `max_tokens: 0` scores the prompt only. The response's `seed` reproduces the text."""
 
-ABOUT_CHAT = """Answer in a conversation, by the model's own chat template. What a message says never becomes a control
-token. A model without a template is refused here: use `/v1/completions`."""
+ABOUT_CHAT = """Answer a conversation with the model's chat template. Text in a message never becomes a control token. A
+model without a template is rejected: use `/v1/completions`."""
 
-ABOUT_TRACES = """Read a text in one pass, or write on from it first (`max_tokens`), and keep what the pass left: the
-residual before each block, keys and values, and what `read` names. All else is computed again from that when it is
-asked for, each value with the error of an identity that ties it to the pass.
+ABOUT_TRACES = """Trace a text, as it is or after generation of `max_tokens` tokens. The trace stores the input of each
+block, keys and values, and the points that `read` names. Other values are recomputed on request, each with the error of
+an identity that it is checked against.
 
-A model that reads a source (an encoder-decoder, a recurrent one) takes the source as `prompt`, and a `target`, or it
-writes one, the likeliest token each time; the answer has the tokens of both, and `tokens` are what its decoder read.
+For a model with a source (encoder-decoder or recurrent), the prompt is the source. The `target` is given, or generated
+greedily; the response has the tokens of both, and `tokens` are the decoder's input.
 
-Traces are kept in memory, the least recently used go when they do not fit; their ids then say so. The log-probability
-of a prompt's tokens is not here but in the view `summary`.
+Traces are stored in memory; the least recently used ones are evicted, and requests of them then fail with the code
+`trace_gone`. The view `summary` has the log-probabilities of the prompt's tokens.
 
-With `stream`, events: `token` {id, text, added, logprob, top, position} for each token written, then `trace`; `error`
-where it fails on the way."""
+With `stream`, events: `token` {id, text, added, logprob, top, position} for each generated token, then `trace`; `error`
+where it fails."""
 
-ABOUT_TENSORS = """The numbers of a point: 4 bytes with the length of a header (little-endian), the header as JSON, then
-the numbers (little-endian, rows last axis first).
+ABOUT_TENSORS = """The values of a point: 4 bytes with the length of the header (little-endian), the header as JSON,
+then the numbers (little-endian, row-major).
 
-`slice` takes a place (`3`), places (`0:256`) or all (`:`) of each axis; `pool` gives at most so many cells along the
-last two axes, each the largest of those it stands for; `dtype` is `f32` (exact), `f16` or `u8` (value = zero + scale ·
-byte), and the header's `bound` says how far any number may be off. A trace never changes: an answer may be kept."""
+`slice` has an index (`3`), a range (`0:256`) or all (`:`) for each axis. `pool` max-pools the last two axes to at most
+so many cells. `dtype` is `f32` (exact), `f16` or `u8` (value = zero + scale · byte); the header's `bound` is the
+largest error. A trace is immutable, so responses can be cached."""
 
-ABOUT_ROWS = """With `stream=true`, events: a `row` as soon as it is computed, then `done`, which is the whole view;
-`error` where it fails on the way. A client that leaves stops the work before the next row."""
+ABOUT_ROWS = """With `stream=true`, events: `row` for each part of the view as it is computed, then `done` with the
+complete view; `error` where it fails. When the client disconnects, the work stops before the next row."""
 
-ABOUT_SWEEPS = """Try an edit at every head, layer, position or cell (layer and position) of a trace, each by itself,
-and see what it does to a difference of two logits (`target`, `rival`), or to the whole distribution (KL); of an encoder
-to a text's vector, unless a position is named. `attention` is the encoder's, or cross, of a model that reads a source.
+ABOUT_SWEEPS = """Apply the same edit at every head, layer, position or cell (layer and position) of a trace, one at a
+time, and measure its effect on a difference of two logits (`target`, `rival`), on the complete distribution (KL), or,
+for an encoder-only model without `position`, on the text's embedding. For an encoder-decoder, `attention` selects
+`attn` (decoder), `encoder` or `cross`.
 
-Events: `begin` {metric, base, position, target, rival, total}, then a `row` {layer, head, position, value, change,
-done, total, edit} for each as it comes, `done`; `error` where it fails on the way."""
+Events: `begin` {metric, base, position, target, rival, total}, `row` {layer, head, position, value, change, done,
+total, edit} for each edit, then `done`; `error` where it fails."""
 
 
 def one(
-    example: Any, description: str = "As asked.", media: str = "application/json"
+    example: Any, description: str = "The response.", media: str = "application/json"
 ) -> dict[int | str, dict[str, Any]]:
-    """A good answer by an example of it."""
+    """Return the OpenAPI description of a response, with an example."""
     return {200: {"description": description, "content": {media: {"example": example}}}}
 
 
 def stream(example: str) -> dict[str, Any]:
-    """A stream of events by an example of it."""
+    """Return the OpenAPI description of an event stream, with an example."""
     return {"text/event-stream": {"schema": {"type": "string"}, "example": example}}
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "A field is unknown, missing, out of range or of the wrong type."},
     401: {"model": ErrorBody, "description": "The API key is missing or wrong."},
-    403: {"model": ErrorBody, "description": "Asked by a page of another origin, or under a foreign name."},
-    404: {"model": ErrorBody, "description": "There is no such model, trace, view or tensor (any more)."},
+    403: {"model": ErrorBody, "description": "The request comes from a page of another origin, or names another host."},
+    404: {"model": ErrorBody, "description": "There is no such model, trace, view or tensor."},
     413: {"model": ErrorBody, "description": "The body is too large."},
     429: {"model": ErrorBody, "description": "Too many requests are waiting."},
     503: {"model": ErrorBody, "description": "Not enough memory, or the server is shutting down."},
@@ -123,7 +125,14 @@ HEALTH = one(
         "status": "ok",
         "version": "0.1.0",
         "models": ["stories"],
-        "choices": [{"model": "stories", "what": "device", "value": "cpu", "because": "it is the fastest one here"}],
+        "choices": [
+            {
+                "model": "stories",
+                "what": "device",
+                "value": "cpu",
+                "because": "the fastest device here",
+            }
+        ],
         "queue": {"running": 0, "waiting": 0},
         "traces": {"count": 0, "bytes": 0, "limit": 1073741824},
     }
@@ -133,31 +142,23 @@ SHORT = {
     "id": "5f0c7b1f6a0e4d2b9c3a1e7d", "object": "trace", "model": "stories", "kind": "decoder", "created": 1767225600,
     "n_tokens": 9, "n_prompt": 8, "edits": [], "bytes": 86528, "finish": "length", "seed": 1,
 }  # fmt: skip
-WHOLE = SHORT | {"text": "One day Mia got a key", "tokens": [TOKEN]}
+FULL = SHORT | {"text": "One day Mia got a key", "tokens": [TOKEN]}
 TRACE: dict[int | str, dict[str, Any]] = {201: {"description": "The trace.", "content": {
-    "application/json": {"example": WHOLE},
+    "application/json": {"example": FULL},
     **stream('event: token\ndata: {"id":61,"text":" key","position":8}\n\nevent: trace\ndata: {"id":"5f0c7b1f"}\n\n'),
 }}}  # fmt: skip
-ONE_TRACE = one(WHOLE)
+ONE_TRACE = one(FULL)
 TRACES = one({"object": "list", "data": [SHORT], "count": 1, "bytes": 86528, "limit": 1073741824})
 DELETED = one({"id": SHORT["id"], "deleted": True})
 NAMES = one({"id": SHORT["id"], "points": [{"name": "blocks.0.attn.q", "axes": ["T", "H", "Dh"], "shape": [9, 4, 16]}]})
 STREAM = {"name": "stream", "in": "query", "required": False, "schema": {"type": "boolean", "default": False}}
-VIEW = one(
-    {
-        "receipt": {
-            "python": 't["blocks.0.attn.q"][3]',
-            "identity": "max |k_rot - k_rot captured|",
-            "error": 2.4e-07,
-        }
-    }
-)
+VIEW = one({"receipt": {"python": 't["blocks.0.attn.q"][3]', "identity": "max |new - stored|", "error": 2.4e-07}})
 TENSOR: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Header and numbers.",
+        "description": "The header and the numbers.",
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     },
-    304: {"description": "Unchanged, as it always is: the ETag is of what was asked for."},
+    304: {"description": "Not modified: a tensor of a trace never changes."},
 }
 SWEEP: dict[int | str, dict[str, Any]] = {200: {"description": "Events.", "content": stream(
     'event: row\ndata: {"layer":0,"head":1,"value":0.31,"change":-2.4,"done":1,"total":16}\n\nevent: done\ndata: {}\n\n'
@@ -167,7 +168,7 @@ FOCUS = one(
 )
 VECTOR: dict[int | str, dict[str, Any]] = {
     201: {
-        "description": "Its name.",
+        "description": "Its SHA-256.",
         "content": {"application/json": {"example": {"vector": "9f86d0...", "shape": [2]}}},
     }
 }
@@ -190,7 +191,7 @@ def describe_route(route: Route) -> dict[str, Any]:
 
 
 def parameter(one: inspect.Parameter) -> dict[str, Any]:
-    """A view's parameter, for the document."""
+    """Return the OpenAPI description of a view's parameter."""
     required = one.default is one.empty
     schema = _schema(one.annotation) | ({} if required or one.default is None else {"default": one.default})
     return {"name": one.name, "in": "query", "required": required, "schema": schema}
@@ -201,7 +202,7 @@ def _schema(kind: Any) -> dict[str, Any]:
     if origin is Literal:
         return {"type": "string", "enum": options}
     if origin is tuple:
-        return {"type": "string", "description": "Several, with commas between them."}
+        return {"type": "string", "description": "Several values, separated by commas."}
     if origin is not None:
         return _schema(options[0])
     return {"type": JSON_TYPES.get(kind, "string")}

@@ -10,6 +10,7 @@ All are trained on the same examples in the same order, with the same tokens, fo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from glassformer.families.common.shape import RecurrentShape, Seq2SeqShape
 from glassformer.models.translator import Translator
@@ -75,4 +76,5 @@ def score(translator: Translator, task: str, count: int = 1000) -> Seq2SeqScores
     sources, targets = ([getattr(example, side) for example in found] for side in ("source", "target"))
     longest = 1 + max(len(translator.tokenizer.encode(target, bare=True)) for target in targets)
     outputs = [translation.text for translation in translator.translate(sources, max_tokens=longest)]
-    return score_translations(outputs, targets, [len(source) for source in sources])
+    bleu = find_spec("sacrebleu") is not None  # an optional dependency
+    return score_translations(outputs, targets, [len(source) for source in sources], bleu=bleu)

@@ -1,7 +1,6 @@
-"""What a model has learned of the stories, measured: well-formed, consistent, and right.
+"""Scores of models of the stories: well-formed sentences, consistent stories, and correct answers.
 
-Whatever writes is a `Complete`: a function from prompts to what follows them. A model is one, and so is each baseline
-that a model must leave behind, so that all are measured by the same lines.
+Models and baselines are `Complete` functions from prompts to continuations, so that all are scored by the same code.
 """
 
 import re
@@ -12,19 +11,19 @@ from glassformer.errors import DataError
 from glassformer.toys import stories as corpus
 
 Complete = Callable[[list[str], int], list[str]]
-"""complete(prompts, max_tokens): for each prompt the text that follows it (greedily, where answers are scored)."""
+"""complete(prompts, max_tokens): return the continuation of each prompt, greedy where answers are scored."""
 
-ANSWER_TOKENS = 8  # an answer has three words and a full stop; the rest is room for tokens smaller than words
+ANSWER_TOKENS = 8  # an answer has three words and a full stop, with tokens smaller than words
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
 def score_wellformed(texts: Iterable[str]) -> float:
-    """The share, from 0 to 1, of sentences and questions with answers that the grammar could have written.
+    """Return the fraction of sentences and questions with answers that are in the grammar.
 
-    texts: whole documents (a story on the first line, a question with its answer on each of the others).
-    An empty document counts as one sentence that is not well-formed.
+    texts: complete documents (a story on the first line, a question with its answer on each other line).
+    An empty document counts as one sentence outside the grammar.
     """
     good = [ok for text in texts for ok in _wellformed(text)]
     return sum(good) / len(good) if good else 0.0
@@ -35,12 +34,12 @@ def _wellformed(text: str) -> Iterator[bool]:
     if not sentences:
         yield False
     for i, sentence in enumerate(sentences):
-        yield _reads(corpus.parse_sentence, sentence, first=i == 0)
+        yield _parses(corpus.parse_sentence, sentence, first=i == 0)
     for line in lines:
-        yield _reads(_answered, line)
+        yield _parses(_parse_answered, line)
 
 
-def _reads(parse: Callable, *args, **options) -> bool:
+def _parses(parse: Callable, *args, **options) -> bool:
     try:
         parse(*args, **options)
     except DataError:
@@ -48,20 +47,20 @@ def _reads(parse: Callable, *args, **options) -> bool:
     return True
 
 
-def _answered(line: str) -> tuple[str, dict[str, str], str]:
+def _parse_answered(line: str) -> tuple[str, dict[str, str], str]:
     name, words, answer = corpus.parse_question(line)
     slot = corpus.answer_slot(name)
     nouns = corpus.NOUNS[corpus.SLOTS[slot]]
     if answer not in {corpus.render_question(name, words | {slot: noun}).answer for noun in nouns}:
-        raise DataError(f"not an answer to that kind of question: {line!r}")
+        raise DataError(f"the answer does not fit the question: {line!r}")
     return name, words, answer
 
 
 def replay(document: str) -> corpus.StoryWorld:
-    """Let everything that a document tells happen in a new world, and check its answers against it.
+    """Apply all events of a document to a new world and check its answers; return the world.
 
-    Raises DataError, naming the sentence and the reason, at the first that is not of the grammar, cannot happen where
-    it stands, or is answered wrongly; and for a document without a story or without a question.
+    Raises DataError that names the first sentence outside the grammar, impossible event or wrong answer, and for a
+    document without a story or without a question.
     """
     world = corpus.StoryWorld()
     sentences, lines = corpus.split_story(document)
@@ -74,13 +73,13 @@ def replay(document: str) -> corpus.StoryWorld:
         name, words, answer = corpus.parse_question(line)
         prompt = corpus.QUESTIONS[name][1].format_map(words)
         if (prompt, answer) not in truths:
-            raise DataError(f"not what the story says: {line!r}")
+            raise DataError(f"the answer contradicts the story: {line!r}")
     return world
 
 
 def score_consistent(texts: Iterable[str]) -> float:
-    """The share, from 0 to 1, of documents that replay from end to end: every event possible, every answer true."""
-    good = [_reads(replay, text) for text in texts]
+    """Return the fraction of documents in which every event is possible and every answer true."""
+    good = [_parses(replay, text) for text in texts]
     return sum(good) / len(good) if good else 0.0
 
 
@@ -88,27 +87,27 @@ def score_consistent(texts: Iterable[str]) -> float:
 
 
 def score_answers(complete: Complete, n: int, *, seed: int = 0, split: str = "held-out", level: int = -1) -> dict:
-    """The share, from 0 to 1, of questions answered exactly right, over n stories that `split` names.
+    """Return the accuracy on the questions of n stories of a split.
 
-    Each question is put alone after its story, and the first line of what follows must be the answer. Returns the
-    share by kind of question ("who", "what", "where"), over all ("all"), over those whose pair of nouns never stood
-    together in training ("new pairs"), and how many were asked ("asked"). A kind that was never asked is left out.
+    Each question follows its story alone; the first line of the continuation must equal the answer. The result has the
+    accuracy by kind of question ("who", "what", "where"), over all ("all"), over those whose nouns never occur together
+    in training ("new pairs"), and the number of questions ("asked"). A kind without questions is absent.
     """
-    asked = [(told, q) for told in corpus.stories(seed, split, n, level) for q in told.questions]
-    written = complete([f"{told.text}\n{q.prompt}" for told, q in asked], ANSWER_TOKENS)
-    right: dict[str, list[bool]] = {}
-    for (_, q), text in zip(asked, written, strict=True):
+    asked = [(story, q) for story in corpus.stories(seed, split, n, level) for q in story.questions]
+    outputs = complete([f"{story.text}\n{q.prompt}" for story, q in asked], ANSWER_TOKENS)
+    correct: dict[str, list[bool]] = {}
+    for (_, q), text in zip(asked, outputs, strict=True):
         ok = text.strip().split("\n")[0] == q.answer
         for key in (q.kind, "all", *(("new pairs",) if corpus.is_held_out_pair(*q.pair) else ())):
-            right.setdefault(key, []).append(ok)
-    return {key: sum(oks) / len(oks) for key, oks in right.items()} | {"asked": len(asked)}
+            correct.setdefault(key, []).append(ok)
+    return {key: sum(oks) / len(oks) for key, oks in correct.items()} | {"asked": len(asked)}
 
 
 # --- baselines --------------------------------------------------------------------------------------------------------
 
 
 def baselines(documents: Sequence[str]) -> dict[str, Complete]:
-    """The three baselines that need no model, by name, trained on the documents that the model is trained on."""
+    """Return the three baselines without a model by name, trained on the documents of the model."""
     return {
         "majority answer": majority_answer(documents),
         "last-mentioned noun": last_mentioned_noun,
@@ -117,14 +116,14 @@ def baselines(documents: Sequence[str]) -> dict[str, Complete]:
 
 
 def _question(prompt: str) -> tuple[str, dict[str, str], str]:
-    """A prompt's question (its name and words), and the story before it."""
+    """Split a prompt into its question (name and words) and the story before it."""
     text, _, line = prompt.rpartition("\n")
     name, words, _ = corpus.parse_question(f"{line} ")
     return name, words, text
 
 
 def majority_answer(documents: Iterable[str]) -> Complete:
-    """Answers every question with the answer that questions of its form have most often in the documents."""
+    """Return a baseline that gives the most frequent answer to questions of the same form."""
     counts: dict[str, Counter[str]] = {}
     for document in documents:
         for line in corpus.split_story(document)[1]:
@@ -138,7 +137,7 @@ def majority_answer(documents: Iterable[str]) -> Complete:
 
 
 def last_mentioned_noun(prompts: list[str], max_tokens: int) -> list[str]:
-    """Answers with the last noun of the right kind (person, thing or place) in the story."""
+    """Answer with the last noun of the right kind (person, thing or place) in the story."""
     answers = []
     for prompt in prompts:
         name, words, text = _question(prompt)
@@ -150,10 +149,10 @@ def last_mentioned_noun(prompts: list[str], max_tokens: int) -> list[str]:
 
 
 class NGram:
-    """An n-gram model of words: the likeliest next word after the longest context that was seen ("stupid backoff").
+    """An n-gram model of words: the most frequent next word after the longest known context ("stupid backoff").
 
-    Brants et al. 2007, "Large Language Models in Machine Translation". Words, full stops, question marks and line
-    ends are its tokens.
+    Brants et al. 2007, "Large Language Models in Machine Translation". Its tokens are words, full stops, question marks
+    and line ends.
     """
 
     def __init__(self, documents: Iterable[str], order: int):
@@ -174,15 +173,15 @@ class NGram:
             context = tuple(words[len(words) - n :])
             if len(context) == n and context in self.counts:
                 return self.counts[context].most_common(1)[0][0]
-        raise DataError("an n-gram model that was trained on no text cannot write")
+        raise DataError("an n-gram model without training text cannot generate")
 
     def complete(self, prompts: list[str], max_tokens: int) -> list[str]:
-        """What follows each prompt, greedily, up to the end of the line."""
-        written = []
+        """Return the greedy continuation of each prompt up to the line end."""
+        outputs = []
         for prompt in prompts:
             words = self.words(prompt)
-            begun = len(words)
-            while len(words) < begun + max_tokens and words[-1:] != ["\n"]:
+            start = len(words)
+            while len(words) < start + max_tokens and words[-1:] != ["\n"]:
                 words.append(self.next(words))
-            written.append(re.sub(r" (?=[^\w])", "", " ".join(words[begun:])).strip())
-        return written
+            outputs.append(re.sub(r" (?=[^\w])", "", " ".join(words[start:])).strip())
+        return outputs

@@ -1,8 +1,8 @@
-"""Train again the model that ships in the package: `python -m glassformer.toys.train_stories [OUT]`.
+"""Train the model that ships with the package: `python -m glassformer.toys.train_stories [OUT]`.
 
-The same corpus and recipe as the demonstration, with a larger feed-forward layer, one more block, and more tokens.
-Writes the model folder to OUT (by default into the package), with `run.json`, `loss.svg`, and `scores.json`: the scores
-at the end, of the same model untrained, of the baselines, of its best heads, and along the run.
+The corpus and recipe of the demo, with a larger feed-forward layer, one more block and more tokens. Writes the model
+folder to OUT (by default in the package) with `run.json`, `loss.svg` and `scores.json`: the scores of the model, of the
+untrained model, of the baselines, of the best heads, and of the checkpoints.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from glassformer.training.run.train import train
 
 SHAPE = replace(recipe.SHAPE, n_layers=4, d_ff=256)
 SECONDS, TOKENS, EARLY, SEED = 2700.0, 36_000_000, 3_000_000, 0
-THREADS = 1  # so small a model gains little from a second one
+THREADS = 1  # a second thread gains little for a model of this size
 PACKAGED = Path(glassformer.__file__).parent / "toys" / "models" / "stories"
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
-def settings(out: Path, seconds: float) -> TrainConfig:
+def train_config(out: Path, seconds: float) -> TrainConfig:
     config = recipe.train_config(str(out), seconds=seconds, seed=SEED)
     task = replace(config.task, model=SHAPE)
     return replace(config, task=task, sample_prompt="", eval_tokens=65_536, threads=THREADS)
 
 
 class Curve(Reporter):
-    """Prints what happens, and scores each checkpoint."""
+    """Prints progress and scores each checkpoint."""
 
     def __init__(self):
         self.points: list[dict[str, Any]] = []
@@ -62,7 +62,7 @@ class Curve(Reporter):
 
 
 def best_heads(lm: LanguageModel) -> dict[str, float]:
-    """The highest score that a head has for each role, 0 to 1, on random tokens said twice."""
+    """Return the highest score of a head for each role, 0 to 1, on a repeated random sequence."""
     found = head_roles(lm.model)
     return {role: round(getattr(found, role).max().item(), 3) for role in ("previous_token", "induction")}
 
@@ -71,7 +71,7 @@ def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder, curve = Path(scratch) / "run", Curve()
         train(
-            settings(folder, seconds),
+            train_config(folder, seconds),
             documents=lambda: recipe.training_documents(SEED, TOKENS, EARLY),
             held_out=recipe.held_out_documents,
             reporter=curve,
@@ -80,7 +80,7 @@ def main(out: Path = PACKAGED, seconds: float = SECONDS) -> None:
         scores = {
             "trained": asdict(recipe.score(lm, questions=300, texts=300)),
             "untrained": asdict(recipe.score(recipe.untrained(lm, SEED), questions=40, texts=40)),
-            "heads": {"trained": best_heads(lm), "as it began": best_heads(recipe.untrained(lm, SEED))},
+            "heads": {"trained": best_heads(lm), "untrained": best_heads(recipe.untrained(lm, SEED))},
             "baselines": recipe.baseline_answers(300, 20_000),
             "curve": curve.points,
         }

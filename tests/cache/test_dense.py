@@ -1,4 +1,4 @@
-"""Cached = uncached at every chunking; batched = alone; the capacity is a clear limit."""
+"""The dense cache equals recomputation: at every chunking, in uneven batches, after select and truncate."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from glassformer.errors import CapacityError
 from glassformer.nn.protocols import Cache
 from glassformer.nn.step import Step
 
-MODELS = {family: tiny(family) for family in FAMILIES}
+MODELS = {family: tiny(family) for family in (*FAMILIES, "gemma2", "gpt_oss", "deepseek_v2")}
 MODELS |= {
     f"window {w}": tiny("qwen3", **{f"layers.{i}.attention.window": v for i, v in enumerate((w, None, w + 2))})
     for w in (1, 2, 4, 30)
@@ -20,9 +20,11 @@ CHUNKS = ([14], [1] * 14, [4, 1, 3, 6], [9, 5], [13, 1], [1, 13], [3, 3, 3, 3, 2
 
 
 @pytest.fixture(autouse=True)
-def what_was_not_written_is_wrong(monkeypatch):
-    """Storage that was never written holds large numbers, so that looking there shows; and is never unset memory, which
-    may hold NaN: 0 times NaN is NaN, so that even a hidden value would show."""
+def fill_unwritten_storage(monkeypatch):
+    """Fill storage with large numbers, so that reading an unwritten slot shows.
+
+    It must not be uninitialized memory, which may hold NaN: a hidden value is multiplied by 0, and 0 * NaN is NaN.
+    """
     new_zeros = torch.Tensor.new_zeros
     monkeypatch.setattr(torch.Tensor, "new_zeros", lambda *a, **k: new_zeros(*a, **k).fill_(1e4))
     monkeypatch.setattr(torch.Tensor, "new_empty", None)
@@ -30,7 +32,7 @@ def what_was_not_written_is_wrong(monkeypatch):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
-def test_cached_is_uncached(name, chunks):
+def test_cached_equals_uncached(name, chunks):
     model = MODELS[name]
     ids = random_ids(model.config, 2, 14)
     whole = run(model, ids)
@@ -40,7 +42,7 @@ def test_cached_is_uncached(name, chunks):
 
 
 def feed(model, cache, rows):
-    """One pass over new tokens of each row (a list per row, maybe empty), as a padded batch; logits per row."""
+    """Run one pass over new tokens of each sequence, as a padded batch; return the logits per sequence."""
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[3] * (width - len(row))] for row in rows])
     with torch.no_grad():
@@ -55,10 +57,10 @@ walks = st.integers(1, 3).flatmap(
 )
 
 
-@pytest.mark.parametrize("name", ["qwen3", "window 1", "window 4", "gpt2"])
+@pytest.mark.parametrize("name", ["qwen3", "window 1", "window 4", "gpt2", "gpt_oss"])
 @given(counts=walks)
-def test_a_row_among_uneven_others_is_as_alone(name, counts):
-    """A random walk: at each pass each row brings its own number of tokens, some none."""
+def test_uneven_batch_equals_single_sequences(name, counts):
+    """A random walk: in each pass each sequence brings its own number of tokens, some none."""
     model = MODELS[name]
     batch = len(counts[0])
     totals = [sum(c[b] for c in counts) for b in range(batch)]
@@ -75,7 +77,7 @@ def test_a_row_among_uneven_others_is_as_alone(name, counts):
 
 
 @pytest.mark.parametrize("name", ["qwen3", "window 4", "gpt2"])
-def test_select_keeps_reorders_and_repeats_rows(name):
+def test_select_reorders_and_repeats(name):
     model = MODELS[name]
     prompts = [random_ids(model.config, 1, n, seed=n)[0].tolist() for n in (9, 3, 6)]
     new = [random_ids(model.config, 1, n, seed=20 + n)[0].tolist() for n in (4, 1, 5, 2)]
@@ -91,7 +93,7 @@ def test_select_keeps_reorders_and_repeats_rows(name):
     assert_near(part, run(model, torch.tensor([prompts[0] + new[1] + [5, 6]]))[0, -2:])
 
 
-def test_one_prompt_continued_n_times():
+def test_repeated_prompt():
     model = MODELS["window 4"]
     ids = random_ids(model.config, 1, 11)
     cache = DenseCache.of(model.config, 1, 20)
@@ -102,7 +104,7 @@ def test_one_prompt_continued_n_times():
 
 
 @pytest.mark.parametrize("name", ["qwen3", "window 4"])
-def test_the_limit_is_an_error_that_loses_nothing(name):
+def test_capacity_error_leaves_cache_unchanged(name):
     model = MODELS[name]
     ids = random_ids(model.config, 2, 10)
     cache = DenseCache.of(model.config, 2, 10)
@@ -118,7 +120,7 @@ def test_the_limit_is_an_error_that_loses_nothing(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes_are_keys_and_values(dtype):
+def test_bytes(dtype):
     model = tiny("qwen3").to(dtype)  # its second layer has a window of 5
     cache = DenseCache.of(model.config, 3, 40)
     assert cache.bytes == 0, "allocated before it is needed"
@@ -127,8 +129,8 @@ def test_bytes_are_keys_and_values(dtype):
     assert cache.bytes == 2 * 3 * n_kv_heads * head_dim * size * (40 + 5 + 40)
 
 
-def test_a_sources_keys_lie_together_and_are_made_once():
-    """Head by head, as its queries read them, after rows were chosen too."""
+def test_source_keys_are_computed_once():
+    """They are contiguous per head, after `select` too."""
     cache, made = DenseCache([None], 2, 4), []
     k, v = torch.randn(2, 5, 3, 8), torch.randn(2, 5, 3, 6)
 
@@ -144,7 +146,7 @@ def test_a_sources_keys_lie_together_and_are_made_once():
     assert len(made) == 1
 
 
-def test_caches_do_not_know_of_one_another():
+def test_caches_are_independent():
     model = MODELS["qwen3"]
     a, b = random_ids(model.config, 1, 9), random_ids(model.config, 1, 9, seed=5)
     one, other = (DenseCache.of(model.config, 1, 9) for _ in range(2))
@@ -205,7 +207,7 @@ def test_truncate_raises_for_overwritten_tokens():
     assert_near(run_cached(model, ids, [2, 7], cache), run(model, ids))
 
 
-def test_truncate_raises_where_a_long_text_would_become_short():
+def test_truncate_raises_if_a_long_text_becomes_short():
     cache = DenseCache([None], 1, 20, long_text=10)
     cache.extend([12])
     with pytest.raises(CapacityError, match="sequence 0 cannot be cut to 9 tokens: below 10"):

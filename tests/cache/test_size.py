@@ -1,4 +1,4 @@
-"""What `show` says a cache takes is what a cache takes."""
+"""`cached_numbers` equals the size of a real cache."""
 
 import pytest
 import torch

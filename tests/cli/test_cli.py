@@ -226,12 +226,12 @@ def test_training_on_pairs(capfd, tmp_path, sizes):
     common = "--task seq2seq --d-model 16 --n-layers 1 --context 32 --batch 8 --steps 4 --threads 1"
     arguments = ["train", tmp_path / "pairs.tsv", "--out", tmp_path / "run", *common.split(), *sizes.split()]
     told = said(capfd, *arguments).err
-    assert "% written exactly" in told
+    assert "% exact match" in told
     assert "1 no tab between source and target" in told
     assert "pairs.tsv:101" in told
-    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
-    assert settings["task"] == "seq2seq"
-    assert settings["model"].get("attention", 0) is (None if "none" in sizes else 0)
+    task = json.loads((tmp_path / "run" / "run.json").read_text())["config"]["task"]
+    assert task["kind"] == "seq2seq"
+    assert task["model"].get("attention", 0) is (None if "none" in sizes else 0)
     assert "step 6" in said(capfd, "train", "--out", tmp_path / "run", "--resume", "--steps", 6).err
     assert "pairs.tsv:101: no tab" in refused(capfd, *arguments[:3], tmp_path / "b", *arguments[4:], "--strict")
 

@@ -29,7 +29,8 @@ def shown(folder):
     return json.loads(ran(folder, "--task", "copy", "--json"))
 
 
-def test_three_systems_on_one_budget(shown, folder):
+@pytest.mark.slow
+def test_demo_scores_three_systems(shown, folder):
     assert [row["name"] for row in shown["systems"]] == ["RNN", "RNN + attention", "Transformer"]
     for row, system in zip(shown["systems"], pair_recipe.SYSTEMS, strict=True):
         translator = glassformer.load(folder / system)
@@ -39,7 +40,8 @@ def test_three_systems_on_one_budget(shown, folder):
         assert row["target_tokens"] > 0
 
 
-def test_alignments_are_drawn_where_there_are_any(shown, folder):
+@pytest.mark.slow
+def test_alignments_are_drawn_for_models_with_attention(shown, folder):
     assert "alignment" not in shown["systems"][0]
     for row in shown["systems"][1:]:
         root = ET.parse(row["alignment"]).getroot()
@@ -49,7 +51,8 @@ def test_alignments_are_drawn_where_there_are_any(shown, folder):
     assert {path.name for path in folder.glob("*.svg")} == {"rnn-attention.svg", "transformer.svg"}
 
 
-def test_what_a_person_reads(folder, shown):
+@pytest.mark.slow
+def test_demo_text_output(folder, shown):
     """In the next free folder; a table of three, two drawings, and what to do next."""
     said = ran(folder, "--task", "reverse")
     assert said.count("share of attention") == 2

@@ -1,4 +1,4 @@
-"""`glassformer inspect`: the terminal, JSON and a PNG say what the tensors say; and what it says to bad input."""
+"""`glassformer inspect`: terminal, JSON and PNG output equal the tensors; invalid options raise errors."""
 
 import io
 import json
@@ -28,14 +28,14 @@ def t(lm):
     return lm.trace(TEXT)
 
 
-def said(capfd, *arguments):
-    """(stdout, stderr) of a look that works."""
+def run(capfd, *arguments):
+    """Run the command; return (stdout, stderr)."""
     capfd.readouterr()
     main(["inspect", "stories", *arguments, "--device", "cpu", "--threads", "1"])
     return capfd.readouterr()
 
 
-def refused(capfd, *arguments, status=1):
+def error_of(capfd, *arguments, status=1):
     capfd.readouterr()
     with pytest.raises(SystemExit) as end:
         main(["inspect", "stories", *arguments])
@@ -44,7 +44,7 @@ def refused(capfd, *arguments, status=1):
 
 
 def test_overview_has_the_text_a_head_a_cell_and_the_lens(capfd, t):
-    text = said(capfd, TEXT).out
+    text = run(capfd, TEXT).out
     assert "\x1b[" not in text  # no terminal, no colours
     layer, head, share = re.search(r"Block (\d+), head (\d+)\nwhy this head: adds (\d+\.\d\d) to ", text).groups()
     shares = torch.tensor(t.attribution().heads)
@@ -71,50 +71,50 @@ def test_overview_has_the_text_a_head_a_cell_and_the_lens(capfd, t):
     assert f"{best.token.replace(' ', '·')} {100 * np.exp(best.logprob):.1f}%" in text
 
 
-def test_json_is_the_views_own_data(capfd, t):
+def test_json_equals_the_view(capfd, t):
     data = json.loads(
-        said(capfd, TEXT, "--view", "cell", "--layer", "1", "--head", "3", "--query", "13", "--key", "2", "--json").out
+        run(capfd, TEXT, "--view", "cell", "--layer", "1", "--head", "3", "--query", "13", "--key", "2", "--json").out
     )
     assert data["view"] == "cell"
     assert data["parameters"] == {"layer": 1, "head": 3, "query": 13, "key": 2}
     assert data["data"] == plain(t.cell(layer=1, head=3, query=13, key=2))
-    whole = json.loads(said(capfd, TEXT, "--json").out)
+    whole = json.loads(run(capfd, TEXT, "--json").out)
     assert whole["summary"] == plain(t.summary())
-    assert whole["cell"] == plain(t.cell(**{name: whole["place"][name] for name in ("layer", "head", "query", "key")}))
+    assert whole["cell"] == plain(t.cell(**{name: whole["focus"][name] for name in ("layer", "head", "query", "key")}))
 
 
 @pytest.mark.parametrize("name", [name for name in VIEWS if name not in ("fork", "changed", "alignment")])
-def test_every_view_is_shown_without_being_told_where(capfd, name):
-    assert json.loads(said(capfd, TEXT, "--view", name, "--json").out)["view"] == name
+def test_every_view_has_default_parameters(capfd, name):
+    assert json.loads(run(capfd, TEXT, "--view", name, "--json").out)["view"] == name
 
 
-def test_a_png_holds_the_heads_numbers(capfd, t, tmp_path):
+def test_png_equals_the_attention_of_the_head(capfd, t, tmp_path):
     path = tmp_path / "head.png"
-    said(capfd, TEXT, "--view", "cell", "--layer", "1", "--head", "3", "--out", str(path))
+    run(capfd, TEXT, "--view", "cell", "--layer", "1", "--head", "3", "--out", str(path))
     real = t["blocks.1.attn.probs"][3].numpy()
     [(_, drawn)] = decoded(path.read_bytes())
     marked = np.unravel_index(np.nanargmax(np.abs(drawn - real)), real.shape)
     assert np.abs(drawn - real).max() <= 0.01, marked
 
 
-def test_an_edit_is_put_beside_the_text_without_it(capfd, lm, tmp_path):
+def test_edit_is_compared_with_the_unedited_text(capfd, lm, tmp_path):
     from glassformer.inspect.edits.edit import from_json
 
     before = lm.trace(TEXT, max_tokens=4, temperature=0)
     after = lm.trace(TEXT, max_tokens=4, temperature=0, edit=[from_json(json.loads(CUT))])
-    data = json.loads(said(capfd, TEXT, "--max-tokens", "4", "--edit", CUT, "--view", "fork", "--json").out)
+    data = json.loads(run(capfd, TEXT, "--max-tokens", "4", "--edit", CUT, "--view", "fork", "--json").out)
     assert data["data"] == plain(after.fork(before))
     assert any(step["kl"] for step in data["data"]["steps"])
-    other = json.loads(said(capfd, TEXT, "--view", "changed", "--other", TEXT.replace("Max", "Ben"), "--json").out)
+    other = json.loads(run(capfd, TEXT, "--view", "changed", "--other", TEXT.replace("Max", "Ben"), "--json").out)
     assert other["data"]["first"] == 2
     out = tmp_path / "look.json"
-    assert json.loads(said(capfd, TEXT, "--edit", CUT, "--out", str(out), "--json").out)["bytes"] == out.stat().st_size
+    assert json.loads(run(capfd, TEXT, "--edit", CUT, "--out", str(out), "--json").out)["bytes"] == out.stat().st_size
     assert json.loads(out.read_text())["summary"] == plain(lm.trace(TEXT, edit=[from_json(json.loads(CUT))]).summary())
 
 
 def test_text_comes_from_stdin(capfd, monkeypatch, t):
     monkeypatch.setattr("sys.stdin", io.StringIO(TEXT))
-    assert json.loads(said(capfd, "-", "--view", "summary", "--json").out)["data"] == plain(t.summary())
+    assert json.loads(run(capfd, "-", "--view", "summary", "--json").out)["data"] == plain(t.summary())
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_text_comes_from_stdin(capfd, monkeypatch, t):
         (("--edit", '{"op": "ablate", "point": "blocks.9.attn.z"}'), ("blocks.9.attn.z",)),
     ],
 )  # fmt: skip
-def test_what_is_refused_is_told_with_what_is_allowed(capfd, arguments, words):
-    message = refused(capfd, TEXT, *arguments)
+def test_invalid_options_name_the_allowed_values(capfd, arguments, words):
+    message = error_of(capfd, TEXT, *arguments)
     for word in words:
         assert word in message, message

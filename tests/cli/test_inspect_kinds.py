@@ -1,4 +1,4 @@
-"""`glassformer inspect` of encoders, encoder-decoders and recurrent models: what it says is what their traces hold."""
+"""`glassformer inspect` of encoders, encoder-decoders and recurrent models: output equals their traces."""
 
 import json
 import re
@@ -38,11 +38,11 @@ def folders(models, tmp_path_factory):
 
 
 @pytest.fixture
-def look(folders, capfd):
-    def run(name, *arguments, target=TARGET, refused=False):
+def run_inspect(folders, capfd):
+    def run(name, *arguments, target=TARGET, fails=False):
         capfd.readouterr()
         given = ("--target", target) if name != "bert" and target is not None else ()
-        if not refused:
+        if not fails:
             main(["inspect", folders[name], SOURCE, *given, *arguments, "--device", "cpu", "--threads", "1"])
             return capfd.readouterr().out
         with pytest.raises(SystemExit) as end:
@@ -53,76 +53,78 @@ def look(folders, capfd):
     return run
 
 
-def traced(models, name, **how):
+def trace_of(models, name, **how):
     return models[name].trace(SOURCE, **({} if name == "bert" else {"target": TARGET}), **how)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_overview_is_of_what_the_kind_has(look, models, name):
-    t, said = traced(models, name), json.loads(look(name, "--json"))
+def test_overview_has_the_views_of_the_model_kind(run_inspect, models, name):
+    t, found = trace_of(models, name), json.loads(run_inspect(name, "--json"))
     kind = {"summary", "alignment"} | ({"cell", "lens"} if name == "pair" else set())
-    assert said.keys() - {"model", "place"} == ({"tokens", "cell"} if name == "bert" else kind)
+    assert found.keys() - {"model", "focus"} == ({"tokens", "cell"} if name == "bert" else kind)
     if name in ("pair", "additive"):
-        assert_json_close(said["alignment"], plain(t.alignment()))
+        assert_json_close(found["alignment"], plain(t.alignment()))
     if name == "no attention":
-        assert "has no attention" in said["alignment"]["refused"]
-    text = look(name)
+        assert "has no attention" in found["alignment"]["error"]
+    text = run_inspect(name)
     if name in ("pair", "bert"):
         which = {"attention": "cross"} if name == "pair" else {}
-        place = {one: said["cell"][one] for one in ("layer", "head", "query", "key")}
-        assert_json_close(said["cell"], plain(t.cell(**place, **which)))
-        assert place["key"] == np.argmax(said["cell"]["probs"]), "the key that the query takes most of"
+        place = {one: found["cell"][one] for one in ("layer", "head", "query", "key")}
+        assert_json_close(found["cell"], plain(t.cell(**place, **which)))
+        assert place["key"] == np.argmax(found["cell"]["probs"]), "the key with the largest probability"
         prob = re.search(r"softmax = .* = (\S+)\n", text)[1]
-        assert float(prob) == pytest.approx(said["cell"]["prob"], abs=6e-5)
+        assert float(prob) == pytest.approx(found["cell"]["prob"], abs=6e-5)
         if name == "pair":
             assert f"key {place['key']} {t.source.tokens[place['key']].replace(' ', '·')}" in text
 
 
-def test_a_view_and_a_picture_of_each_attention(look, models, tmp_path):
-    t, path = traced(models, "pair"), tmp_path / "head.png"
+def test_view_and_png_of_each_attention(run_inspect, models, tmp_path):
+    t, path = trace_of(models, "pair"), tmp_path / "head.png"
     for which, name in (("cross", "blocks.1.cross"), ("encoder", "encoder.blocks.1.attn"), ("attn", "blocks.1.attn")):
         where = ("--layer", "1", "--head", "2", "--query", "2", "--attention", which)
-        found = json.loads(look("pair", "--view", "cell", *where, "--json"))
+        found = json.loads(run_inspect("pair", "--view", "cell", *where, "--json"))
         assert_json_close(
             found["data"], plain(t.cell(layer=1, head=2, query=2, key=found["data"]["key"], attention=which))
         )
-        look("pair", "--view", "cell", *where, "--out", str(path))
+        run_inspect("pair", "--view", "cell", *where, "--out", str(path))
         [(_, drawn)] = decoded(path.read_bytes())
         assert np.abs(np.nan_to_num(drawn) - t[f"{name}.probs"].tensor[2].numpy()).max() <= 0.01
-    look("additive", "--view", "alignment", "--out", str(path))
+    run_inspect("additive", "--view", "alignment", "--out", str(path))
     [(_, drawn)] = decoded(path.read_bytes())
-    assert np.abs(drawn - traced(models, "additive")["rnn.probs"].tensor.numpy()).max() <= 0.01
+    assert np.abs(drawn - trace_of(models, "additive")["rnn.probs"].tensor.numpy()).max() <= 0.01
 
 
 @pytest.mark.parametrize("name", ["pair", "additive"])
-def test_an_edit_is_put_beside_the_text_without_it(look, models, name):
+def test_edit_is_compared_with_the_unedited_text(run_inspect, models, name):
     edit = json.dumps(CUT[name])
-    found = json.loads(look(name, "--edit", edit, "--view", "fork", "--json"))
-    t = traced(models, name, edit=[from_json(CUT[name])])
-    assert_json_close(found["data"], plain(t.fork(traced(models, name))))
+    found = json.loads(run_inspect(name, "--edit", edit, "--view", "fork", "--json"))
+    t = trace_of(models, name, edit=[from_json(CUT[name])])
+    assert_json_close(found["data"], plain(t.fork(trace_of(models, name))))
     assert max(step["kl"] for step in found["data"]["steps"]) > 0
-    written = json.loads(look(name, "--max-tokens", "4", "--edit", edit, "--view", "summary", "--json", target=None))
-    assert_json_close(
-        written["data"], plain(models[name].trace(SOURCE, max_tokens=4, edit=[from_json(CUT[name])]).summary())
+    generated = json.loads(
+        run_inspect(name, "--max-tokens", "4", "--edit", edit, "--view", "summary", "--json", target=None)
     )
-    other = json.loads(look(name, "--view", "fork", "--other", "a cat", "--json"))
-    assert_json_close(other["data"], plain(traced(models, name).fork(other=models[name].trace("a cat", TARGET))))
+    assert_json_close(
+        generated["data"], plain(models[name].trace(SOURCE, max_tokens=4, edit=[from_json(CUT[name])]).summary())
+    )
+    other = json.loads(run_inspect(name, "--view", "fork", "--other", "a cat", "--json"))
+    assert_json_close(other["data"], plain(trace_of(models, name).fork(other=models[name].trace("a cat", TARGET))))
 
 
-def test_an_encoder_under_an_edit(look, models):
+def test_encoder_with_an_edit(run_inspect, models):
     where = ("--view", "cell", "--layer", "2", "--head", "1", "--query", "1", "--key", "3", "--json")
-    found = json.loads(look("bert", "--edit", json.dumps(CUT["bert"]), *where))
-    t = traced(models, "bert", edit=[from_json(CUT["bert"])])
+    found = json.loads(run_inspect("bert", "--edit", json.dumps(CUT["bert"]), *where))
+    t = trace_of(models, "bert", edit=[from_json(CUT["bert"])])
     assert_json_close(found["data"], plain(t.cell(layer=2, head=1, query=1, key=3)))
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("bert", ("--max-tokens", "3"), ("--max-tokens", "writes nothing")),
-        ("bert", ("--target", "a"), ("--target", "reads none")),
-        ("bert", ("--view", "lens"), ("predicts no next token",)),
-        ("bert", ("--view", "fork"), ("predicts no next token",)),
+        ("bert", ("--max-tokens", "3"), ("--max-tokens", "no effect")),
+        ("bert", ("--target", "a"), ("--target", "a source")),
+        ("bert", ("--view", "lens"), ("writes nothing",)),
+        ("bert", ("--view", "fork"), ("writes nothing",)),
         ("pair", ("--max-tokens", "3"), ("max_tokens has no effect",)),
         ("pair", ("--edit", '{"op": "ablate", "point": "rnn.probs"}'), ("rnn.probs",)),
         ("pair", ("--view", "cell", "--attention", "other"), ("'attn', 'cross', 'encoder'", "'other'")),
@@ -131,7 +133,7 @@ def test_an_encoder_under_an_edit(look, models):
         ("no attention", ("--view", "alignment"), ("has no attention",)),
     ],
 )
-def test_what_has_no_meaning_says_why(look, name, arguments, words):
-    message = look(name, *arguments, refused=True)
+def test_unsupported_options_name_the_reason(run_inspect, name, arguments, words):
+    message = run_inspect(name, *arguments, fails=True)
     for word in words:
         assert word in message, message

@@ -126,10 +126,10 @@ def test_show_of_a_translator(capfd, pair):
     model = load_seq2seq(pair)
     assert facts["family"] == model.config.family
     assert facts["parameters"] == sum(facts["parts"].values()) == sum(p.numel() for p in model.parameters())
-    parts = {"embedding", "attention", "attention to the source", "feed-forward", "norms"}
+    parts = {"embedding", "attention", "cross-attention", "feed-forward", "norms"}
     assert parts | {"encoder: attention", "encoder: feed-forward", "encoder: norms"} <= facts["parts"].keys()
     assert not {name for name in facts["parts"] if "_" in name}, facts["parts"]
-    assert "attention to the source" in said(capfd, "show", pair).out
+    assert "cross-attention" in said(capfd, "show", pair).out
 
 
 def test_convert_of_a_translator(capfd, pair, tmp_path):

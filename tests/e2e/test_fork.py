@@ -79,14 +79,15 @@ def test_text_comparison_and_kl(open_page, server, lm, trace):
     page = open_view(open_page, server, [CUT], query=trace.n_prompt - 1)
     edited = lm.trace(ASK, max_tokens=4, temperature=0, edit=[ablate("blocks.0.attn.z", head=0)])
     fork = trace.fork(edited)
-    assert fork.parts is not None
+    assert fork.diverges_at is not None
     assert both_texts(page) == [generated_text(trace), generated_text(edited)]
     assert both_texts(page)[1] == generate_with(lm, ablate("blocks.0.attn.z", head=0))
     verdict = page.locator("gf-text-comparison .verdict")
-    assert f"diverge at token {fork.parts}" in shown_text(verdict)
-    assert raw_text(verdict.locator(".tok").all_inner_texts()) == trace.tokens[fork.parts] + edited.tokens[fork.parts]
+    assert f"diverge at token {fork.diverges_at}" in shown_text(verdict)
+    shown = raw_text(verdict.locator(".tok").all_inner_texts())
+    assert shown == trace.tokens[fork.diverges_at] + edited.tokens[fork.diverges_at]
     kls = np.array([one.kl for one in fork.steps if one.kl is not None])
-    assert len(kls) == fork.parts
+    assert len(kls) == fork.diverges_at
     assert np.abs(drawn_kl(page, fork) - kls).max() <= SIGNED_BOUND * kls.max()
     again = evaluate_receipt(page, lm, trace, "gf-text-comparison")
     assert again == fork
@@ -109,7 +110,7 @@ def test_sampled_texts_use_same_seed(open_page, server, lm):
     both = [lm.generate("One day Mia", edit=edit, **how).text for edit in ([], [ablate("blocks.0.attn.z", head=0)])]
     assert both_texts(page) == both
     assert both[0] != both[1]
-    assert evaluate_receipt(page, lm, lm.trace("One day Mia", **how), "gf-text-comparison").parts is not None
+    assert evaluate_receipt(page, lm, lm.trace("One day Mia", **how), "gf-text-comparison").diverges_at is not None
 
 
 def test_identity_edit_changes_nothing(open_page, server, trace):
@@ -368,7 +369,7 @@ def test_last_tour_step_ablates_head(open_page, server, lm, trace):
     tour.get_by_text("change most after").wait_for()
     caption_text = " ".join(shown_text(one) for one in tour.locator("gf-tour-caption p").all())
     assert any(is_close(seen, max(kls)) for seen in parse_numbers(caption_text))
-    assert f"diverge at token {fork.parts}" in caption_text
+    assert f"diverge at token {fork.diverges_at}" in caption_text
 
 
 def test_edits_on_narrow_page(open_page, server, lm):
@@ -388,5 +389,5 @@ def test_encoder_shows_why_edits_are_unavailable(open_page):
     encoder: Any = subject("encoders", "bert")[0]
     with RunningServer({"encoder": encoder}) as server:
         page = open_page(server.url + view_path("fork", "a dog ate", model="encoder"))
-        reason = page.request.get(f"{server.url}/v1/models/encoder/views/anatomy").json()["refused"]["fork"]
+        reason = page.request.get(f"{server.url}/v1/models/encoder/views/anatomy").json()["unavailable"]["fork"]
         page.locator("gf-notice").get_by_text(reason).wait_for()

@@ -153,7 +153,7 @@ HELD = 40  # forward passes after which a sweep waits
 @pytest.fixture
 def held(lm, monkeypatch):
     """Start a server whose sweeps wait after HELD forward passes: (server, passes, gate that releases them, begin)."""
-    monkeypatch.setattr(sweeping, "ROWS", 1)
+    monkeypatch.setattr(sweeping, "MAX_BATCH", 1)
     model, passes, gate = copy.deepcopy(lm.model), [], threading.Event()
     above = model.above
 

@@ -34,7 +34,7 @@ def selection(t):
 @pytest.fixture(scope="module")
 def report(t, selection, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    assert t.export_html(path, place=selection, name="stories") == path.stat().st_size
+    assert t.export_html(path, focus=selection, name="stories") == path.stat().st_size
     return path
 
 
@@ -125,7 +125,7 @@ def test_link_opens_view_of_report(opened, report, selection):
 def test_edit_in_report_can_be_removed(opened, lm, t, selection, tmp_path):
     edited = lm.trace(TEXT, max_tokens=4, temperature=0, edit=[ablate("blocks.1.attn.z", head=1)])
     path = tmp_path / "edited.html"
-    edited.export_html(path, place=selection, before=t, name="stories")
+    edited.export_html(path, focus=selection, before=t, name="stories")
     page = opened(path)
     canvas = page.locator("gf-view-cell gf-matrix canvas").first
     canvas.wait_for()
@@ -145,13 +145,13 @@ def test_edit_in_report_can_be_removed(opened, lm, t, selection, tmp_path):
     assert page.evaluate("document.querySelector('gf-app').session.trace.tokens.map(t => t.id)") == list(t.ids)
     fork = stored_responses(path)[cache_key("/v1/traces/t0/views/fork?other=t1")]
     assert fork[0] == "json"
-    assert fork[1]["parts"] == edited.fork(t).parts
+    assert fork[1]["diverges_at"] == edited.fork(t).diverges_at
 
 
 def test_stored_responses_equal_router_responses(report, t, lm):
     answers, stored = LocalRouter(lm, "stories"), stored_responses(report)
     id = answers.add(t)
-    asked = list(bake.of_trace(answers, id, focus(t, layer=1, head=3), "chosen"))
+    asked = list(bake.trace_paths(answers, id, focus(t, layer=1, head=3), "chosen"))
     assert {cache_key(path) for path in asked} <= set(stored)
     for path in asked[5::17]:
         kind, value = stored[cache_key(path)]
@@ -178,7 +178,7 @@ def test_changed_weights_change_report(lm, t, selection, report, tmp_path):
     with torch.no_grad():
         own.model.blocks[1].attn.q.weight += 0.1
     path = tmp_path / "other.html"
-    own.trace(TEXT, max_tokens=4, temperature=0).export_html(path, place=selection, name="stories")
+    own.trace(TEXT, max_tokens=4, temperature=0).export_html(path, focus=selection, name="stories")
     key = cache_key("/v1/traces/t0/tensors/blocks.1.attn.probs?slice=3,:,:")
     assert stored_responses(path)[key] != stored_responses(report)[key]
 
@@ -195,7 +195,7 @@ def test_too_large_report_raises(t, monkeypatch, tmp_path):
 def test_bake_all_includes_bake_chosen(t, selection):
     answers = LocalRouter(t.lm, "stories")
     id = answers.add(t)
-    chosen, everything = (set(bake.of_trace(answers, id, selection, how)) for how in ("chosen", "all"))
+    chosen, everything = (set(bake.trace_paths(answers, id, selection, how)) for how in ("chosen", "all"))
     assert chosen < everything
     cells = {path for path in everything if "/cell?" in path}
     assert f"/v1/traces/t0/views/cell?layer=3&head=0&query={selection.query}&key=1" in cells

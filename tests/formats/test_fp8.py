@@ -6,13 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import assert_near, random_ids, run, tiny
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.formats import load_decoder, save_model
 from glassformer.formats.fp8 import decode
-
-pytest.importorskip("transformers")
-from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 FP8 = {
     "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],

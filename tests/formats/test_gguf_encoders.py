@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny import assert_near
 from tiny_encoders import LAYER, TOKENIZERS, bytes_of_roberta, embedder, wordpieces
 
@@ -20,8 +21,6 @@ from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
 from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
 from glassformer.models.embedder import Embedder
 from glassformer.text.tokenizer import Tokenizer
-
-transformers = pytest.importorskip("transformers")
 
 TEXTS = ["the cat sat on the mat.", "a dog", "the kittens ate the hat, the cat sat on it. a dog?", "query: a hat"]
 FAMILIES = pytest.mark.parametrize("family", TOKENIZERS)

@@ -74,7 +74,7 @@ def test_the_configuration_comes_back(family):
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family in LESS])
 def test_what_the_format_does_not_say_is_refused(family):
     """The tiny model has each thing that the families can do, and that this one's architecture does not."""
-    with pytest.raises(ConfigError, match=r"cannot describe this|has a window in some layer"):
+    with pytest.raises(ConfigError, match=r"cannot describe this|needs a layer with a window"):
         write_metadata(tiny_config(family))
 
 
@@ -89,7 +89,7 @@ def test_what_the_format_does_not_say_is_refused(family):
         ("qwen2", {"*.attention.head_dim": 32}, r"rope.dimension_count = 32 is not supported, only 16"),
         ("qwen2", {"*.attention.rope.scaling": BandScaling(8.0, 1.0, 4.0, 8192)}, r"layers.0.attention.rope.scaling"),
         ("olmoe", {"*.attention.n_kv_heads": 2}, r"head_count_kv = 2 is not supported, only 4"),
-        ("gpt_oss", {"*.attention.window": None}, r"has a window in some layer"),
+        ("gpt_oss", {"*.attention.window": None}, "needs a layer with a window"),
         ("gemma2", {"*.attention.softcap": None}, r"layers.0.attention.softcap would be 50.0"),
     ],
 )
@@ -353,7 +353,7 @@ THEIRS = {
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])
 @pytest.mark.parametrize("family", THEIRS)
 def test_transformers_reads_the_same_model(family, kind, tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     model = gguf_model(family, **THEIRS[family])

@@ -6,13 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import assert_near, random_ids, run, tiny
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.formats import load_decoder, save_model
 from glassformer.formats.mxfp4 import decode
-
-pytest.importorskip("transformers")
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 
 def test_every_number_at_every_scale():

@@ -9,7 +9,7 @@ from inspect_subjects import subject
 from tiny import tiny
 
 from glassformer.inspect.edits.edit import ablate, add, knockout, scale
-from glassformer.inspect.present.report_data import of_trace, packed
+from glassformer.inspect.present.report_data import packed_response, trace_paths
 from glassformer.inspect.present.router import LocalRouter
 from glassformer.inspect.trace.lru import ByteLRU
 from glassformer.inspect.views.focus import Focus
@@ -52,10 +52,10 @@ def answered(lm, edits, order, limit=None):
         t._cache.limit = limit
     answers = LocalRouter(lm, "tiny")
     id = answers.add(t)
-    paths = [path for path in of_trace(answers, id, PLACE, "all") if not path.split("?")[0].endswith(MEASURED)]
+    paths = [path for path in trace_paths(answers, id, PLACE, "all") if not path.split("?")[0].endswith(MEASURED)]
     names = ("attn.q", "attn.q_rot", "attn.k", "attn.z", "attn.out", "attn.heads", "mlp.x", "mlp.out")
     paths += [f"/v1/traces/{id}/tensors/blocks.1.{name}?slice=5" for name in names]
-    return {path: packed(answers, path) for path in order(paths[::16])}
+    return {path: packed_response(answers, path) for path in order(paths[::16])}
 
 
 @pytest.mark.parametrize(("family", "edits"), [*(("qwen3", one) for one in EDITS), ("deepseek_v2", "none")])
@@ -78,10 +78,10 @@ def test_a_report_runs_each_block_once_at_each_token():
     t = lm.trace(IDS)
     answers = LocalRouter(lm, "tiny")
     id = answers.add(t)
-    paths = [path for path in of_trace(answers, id, PLACE, "all") if "/blocks." in path or "layer=" in path]
+    paths = [path for path in trace_paths(answers, id, PLACE, "all") if "/blocks." in path or "layer=" in path]
     runs.clear()
     for path in paths:
-        packed(answers, path)
+        packed_response(answers, path)
     for hook in hooks:
         hook.remove()
     assert {i: runs[i, 1] for i in range(3)} == {i: len(IDS) for i in range(3)}

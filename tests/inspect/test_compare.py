@@ -1,7 +1,8 @@
-"""The place where two implementations part is found, and named, for each family."""
+"""Find the first point at which two implementations of a model differ, for each family."""
 
 import pytest
 import torch
+import transformers
 from tiny import FAMILIES, TOLERANCE, random_ids, tiny, wake
 from tiny_translators import CONFIGS, PAIR_FAMILIES
 
@@ -10,9 +11,7 @@ from glassformer.formats import load_decoder, load_seq2seq, save_model
 from glassformer.inspect.capture.compare import compare
 from glassformer.nn.model import Decoder, EncoderDecoder
 
-transformers = pytest.importorskip("transformers")
-
-EVERY = ["attn.x", "attn.q", "attn.k", "attn.v", "attn.out", "mlp.x", "mlp.up", "mlp.out"]
+COMPARED = ["attn.x", "attn.q", "attn.k", "attn.v", "attn.out", "mlp.x", "mlp.up", "mlp.out"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -22,34 +21,34 @@ def both(request, tmp_path_factory):
     return folder, transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
-def first(places):
-    return next((place.point for place in places if place.off > TOLERANCE), None)
+def first(points):
+    return next((one.point for one in points if one.off > TOLERANCE), None)
 
 
-def test_the_same_model_parts_nowhere(both):
+def test_same_model_has_no_difference(both):
     folder, theirs = both
     model = load_decoder(folder)
-    places = compare(model, theirs, random_ids(model.config, 2, 20))
-    assert first(places) is None
-    names = [place.point for place in places]
+    points = compare(model, theirs, random_ids(model.config, 2, 20))
+    assert first(points) is None
+    names = [one.point for one in points]
     for i in range(3):
-        assert {f"blocks.{i}.{end}" for end in EVERY} <= set(names)
+        assert {f"blocks.{i}.{end}" for end in COMPARED} <= set(names)
     assert names[0] == "embed.tokens"
     assert names[-2:] == ["final.norm", "final.logits"]
     assert {"embed.out", "blocks.0.resid_post", "blocks.1.resid_post"} <= set(names)
 
 
 @pytest.mark.parametrize("q_rank", [28, None])
-def test_latent_attention_parts_nowhere_and_is_seen(q_rank, tmp_path):
+def test_latent_attention_has_no_difference_until_a_weight_changes(q_rank, tmp_path):
     save_model(tiny("deepseek_v3", **{f"layers.{i}.attention.latent.q_rank": q_rank for i in range(3)}), tmp_path)
     model, theirs = (
         load_decoder(tmp_path, copy=True),
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval(),
     )
     ids = random_ids(model.config, 2, 20)
-    places = compare(model, theirs, ids)
-    assert first(places) is None
-    assert {f"blocks.1.attn.{end}" for end in ("x", "q", "latent", "out")} <= {place.point for place in places}
+    points = compare(model, theirs, ids)
+    assert first(points) is None
+    assert {f"blocks.1.attn.{end}" for end in ("x", "q", "latent", "out")} <= {one.point for one in points}
     for parameter, point in (("kv_norm.weight", "latent"), ("q" if q_rank is None else "q.expand", "q")):
         name = parameter if "." in parameter and "norm" in parameter else f"{parameter}.weight"
         with torch.no_grad():
@@ -67,17 +66,17 @@ def test_latent_attention_parts_nowhere_and_is_seen(q_rank, tmp_path):
     ("blocks.1.mlp.down.weight", "blocks.1.mlp.out"),
     ("norm.weight", "final.norm"),
 ])  # fmt: skip
-def test_a_weight_that_differs_is_found(both, parameter, point):
+def test_changed_weight_is_found(both, parameter, point):
     folder, theirs = both
     model = load_decoder(folder, copy=True)
     with torch.no_grad():
         model.get_parameter(parameter).view(-1)[5] += 0.01
         ids = random_ids(model.config, 2, 20)
-        ids[0, 0] = 0  # the row of the table that was changed
+        ids[0, 0] = 0  # the changed row of the embedding
     assert first(compare(model, theirs, ids)) == point
 
 
-def test_a_setting_that_differs_shows_where_it_is_used(both):
+def test_changed_setting_is_found(both):
     folder, theirs = both
     model = load_decoder(folder)
     for path, value, point in (("layers.1.attention.scale", 0.5, "blocks.1.attn.out"),
@@ -98,14 +97,14 @@ def pair(request, tmp_path_factory):
     return folder, transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
 
 
-def test_both_sides_of_an_encoder_decoder_part_nowhere(pair):
+def test_same_encoder_decoder_has_no_difference(pair):
     folder, theirs = pair
     model = load_seq2seq(folder)
     sources = random_ids(model.encoder.config, 2, 30)
-    places = compare(model, theirs, random_ids(model.config, 2, 20), sources)
-    assert first(places) is None
-    names = [place.point for place in places]
-    inside = [end for end in EVERY if not end.endswith(".x") or model.config.layers[0].norm_at == ("pre",)]
+    points = compare(model, theirs, random_ids(model.config, 2, 20), sources)
+    assert first(points) is None
+    names = [one.point for one in points]
+    inside = [end for end in COMPARED if not end.endswith(".x") or model.config.layers[0].norm_at == ("pre",)]
     for i in range(3):
         assert {f"encoder.blocks.{i}.{end}" for end in inside} <= set(names)
     for i in range(2):
@@ -122,10 +121,10 @@ def test_both_sides_of_an_encoder_decoder_part_nowhere(pair):
     ("blocks.1.cross.k.weight", "blocks.1.cross.k"),
     ("blocks.1.cross.o.weight", "blocks.1.cross.out"),
 ])  # fmt: skip
-def test_a_weight_of_either_side_that_differs_is_found(pair, parameter, point):
+def test_changed_weight_of_either_stack_is_found(pair, parameter, point):
     folder, theirs = pair
     model = load_seq2seq(folder, copy=True)
     with torch.no_grad():
         model.get_parameter(parameter).view(-1)[5] += 0.1
-    places = compare(model, theirs, random_ids(model.config, 2, 20), random_ids(model.config, 2, 30, 2))
-    assert next(place.point for place in places if place.off > 10 * TOLERANCE) == point
+    points = compare(model, theirs, random_ids(model.config, 2, 20), random_ids(model.config, 2, 30, 2))
+    assert next(one.point for one in points if one.off > 10 * TOLERANCE) == point

@@ -1,8 +1,10 @@
-"""Pictures without a browser: a PNG's pixels are the tensor's numbers, and every view has one."""
+"""PNG and terminal drawings: pixels equal the tensor's numbers, and every view has a drawing."""
 
+import importlib
 import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,11 @@ from server.conftest import tiny_lm
 from tiny import tiny_pair
 
 from glassformer.cli.terminal_panels import Terminal
-from glassformer.inspect.drawing import model_panels as of_model
-from glassformer.inspect.drawing import trace_panels as of_trace
+from glassformer.errors import ConfigError
+from glassformer.inspect.drawing import model_panels, trace_panels
 from glassformer.inspect.drawing.draw import draw
-from glassformer.inspect.drawing.panels import MatrixPanel, Seal
-from glassformer.inspect.drawing.png import png
+from glassformer.inspect.drawing.panels import MatrixPanel, ReceiptPanel
+from glassformer.inspect.drawing.png import render_png
 from glassformer.inspect.edits.edit import ablate
 from glassformer.inspect.views.focus import focus
 from glassformer.inspect.views.registry import VIEWS
@@ -39,47 +41,46 @@ def t(lm):
     return lm.trace(TEXT)
 
 
-def paired():
-    """What a translator read and wrote."""
+def translator_trace():
     tokenizer = make_tokenizer()
     sizes = {"encoder.vocab_size": tokenizer.vocab_size, "vocab_size": tokenizer.vocab_size}
     return Translator(tiny_pair("separate", family="pair", **sizes), tokenizer).trace("the cat", "the cat sat")
 
 
-def seen(lm, t, name):
-    """A view with its parameters at the place worth seeing."""
+def view_result(lm, t, name):
+    """Return the subject and the result of a view at the default focus."""
     if name == "alignment":
-        t = paired()
+        t = translator_trace()
         return t, t.alignment(layer=1, head=2)
-    place, view = focus(t), VIEWS[name]
-    usual = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key, "position": place.query}
-    usual |= {"token": t.ids[3], "tokens": t.ids, "text": TEXT, "word": " cat"}
-    usual["other"] = lm.trace(TEXT, edit=[ablate("blocks.0.attn.z", head=1)])
+    at, view = focus(t), VIEWS[name]
+    options = {"layer": at.layer, "head": at.head, "query": at.query, "key": at.key, "position": at.query}
+    options |= {"token": t.ids[3], "tokens": t.ids, "text": TEXT, "word": " cat"}
+    options["other"] = lm.trace(TEXT, edit=[ablate("blocks.0.attn.z", head=1)])
     subject = lm if view.of == "model" else t
-    return subject, view.function(subject, **{one: usual[one] for one in view.parameters if one in usual})
+    return subject, view.function(subject, **{one: options[one] for one in view.parameters if one in options})
 
 
-def test_a_heads_pixels_are_its_probabilities(t):
-    [(_, drawn)] = decoded(png(of_trace.pattern(t, 1, 2)))
+def test_pixels_of_a_head_equal_its_probabilities(t):
+    [(_, drawn)] = decoded(render_png(trace_panels.pattern(t, 1, 2)))
     real = t["blocks.1.attn.probs"][2].numpy()
     assert real.max() > 0.3
     assert np.abs(drawn - real).max() <= 0.01
 
 
-def test_another_model_draws_another_picture():
+def test_changed_weights_change_the_picture():
     own = tiny_lm("qwen3", 5)
-    before = decoded(png(of_trace.pattern(own.trace(TEXT), 1, 2)))[0][1]
+    before = decoded(render_png(trace_panels.pattern(own.trace(TEXT), 1, 2)))[0][1]
     with torch.no_grad():
         own.model.blocks[1].attn.q.weight += 0.1
     after, real = own.trace(TEXT), own.trace(TEXT)["blocks.1.attn.probs"][2].numpy()
-    drawn = decoded(png(of_trace.pattern(after, 1, 2)))[0][1]
+    drawn = decoded(render_png(trace_panels.pattern(after, 1, 2)))[0][1]
     assert np.abs(drawn - real).max() <= 0.01
     assert np.abs(drawn - before).max() > 0.05
 
 
-def test_signed_pixels_are_the_numbers_to_scale(t):
+def test_signed_pixels_equal_the_numbers_to_scale(t):
     of = t.attribution()
-    [(one, drawn)] = decoded(png(of_trace.attribution(t, of)))
+    [(one, drawn)] = decoded(render_png(trace_panels.attribution(t, of)))
     real = np.array(of.heads)
     assert one["scale"] == pytest.approx(np.abs(real).max(), rel=1e-6)
     assert np.abs(drawn - real).max() <= 0.02 * one["scale"]
@@ -89,23 +90,23 @@ def test_signed_pixels_are_the_numbers_to_scale(t):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_every_view_is_drawn_with_its_receipt(lm, t, name):
-    subject, of = seen(lm, t, name)
+    subject, of = view_result(lm, t, name)
     panels = draw(VIEWS[name], subject, of)
-    assert [one.python for one in panels if isinstance(one, Seal)] == [of.receipt.python]
-    image = Image.open(io.BytesIO(png(panels)))
+    assert [one.python for one in panels if isinstance(one, ReceiptPanel)] == [of.receipt.python]
+    image = Image.open(io.BytesIO(render_png(panels)))
     assert json.loads(image.text["glassformer"])["receipts"] == [of.receipt.python]
     assert image.height > 80
     for one, (_, drawn) in zip(
-        [one for panel in panels for one in getattr(panel, "pictures", (panel,)) if isinstance(one, MatrixPanel)],
-        decoded(png(panels)), strict=True,
+        [one for panel in panels for one in getattr(panel, "matrices", (panel,)) if isinstance(one, MatrixPanel)],
+        decoded(render_png(panels)), strict=True,
     ):  # fmt: skip
         finite = one.data.isfinite().numpy()
-        assert np.abs(drawn - one.data.numpy())[finite].max() <= 0.02 * one.top
+        assert np.abs(drawn - one.data.numpy())[finite].max() <= 0.02 * one.scale
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_the_same_is_read_in_a_terminal_with_colour_and_without(lm, t, name):
-    subject, of = seen(lm, t, name)
+def test_every_view_is_drawn_in_a_terminal_with_and_without_colour(lm, t, name):
+    subject, of = view_result(lm, t, name)
     panels = draw(VIEWS[name], subject, of)
     for colour in (None, "truecolor"):
         terminal, out = Terminal(), io.StringIO()
@@ -120,11 +121,11 @@ def test_the_same_is_read_in_a_terminal_with_colour_and_without(lm, t, name):
         assert max(map(len, text.splitlines())) <= 100
 
 
-def test_a_terminals_fields_are_darker_for_more(t):
-    """Without colour each field's sign says in which of six steps its square root lies."""
+def test_terminal_signs_are_darker_for_larger_numbers(t):
+    """Without colour each sign stands for one of six levels of the square root."""
     terminal, out = Terminal(), io.StringIO()
     terminal.console, terminal.coloured, terminal.width = Console(file=out, width=200, color_system=None), False, 200
-    terminal.draw(of_trace.pattern(t, 1, 2)[1:2])
+    terminal.draw(trace_panels.pattern(t, 1, 2)[1:2])
     real, n = t["blocks.1.attn.probs"][2].numpy(), len(t)
     lines = out.getvalue().rstrip("\n").split("\n")[-n:]
     for q, line in enumerate(lines):
@@ -133,18 +134,24 @@ def test_a_terminals_fields_are_darker_for_more(t):
         assert steps[: q + 1] == [int(np.ceil(np.sqrt(real[q, k]) * 5 - 1e-9)) for k in range(q + 1)]
 
 
-def test_colours_are_the_pages_own():
-    """The same stops in the page's sources, so that a report, a PNG and the page look alike."""
+def test_colours_equal_those_of_the_page():
     source = (Path(__file__).parents[2] / "web" / "src" / "lib" / "colour.ts").read_text()
     from glassformer.inspect.drawing import colour
 
     for rgb in (*colour.INK, colour.GRAPHITE, *(v for k, v in colour.HUE.items() if k != "soft")):
         assert str(list(rgb)) in source
     for share in np.linspace(0, 1, 50):
-        assert abs(colour.share_of(colour.share_colour(share)) - share) < 0.01
-        assert abs(colour.signed_of(colour.signed_colour(-3 * share, 3, "key"), 3, "key") + 3 * share) < 0.06
+        assert abs(colour.colour_to_prob(colour.prob_to_colour(share)) - share) < 0.01
+        assert abs(colour.colour_to_signed(colour.signed_to_colour(-3 * share, 3, "key"), 3, "key") + 3 * share) < 0.06
 
 
-def test_every_view_has_a_drawing_and_no_other_is_left():
+def test_every_view_has_a_drawing():
     for view in VIEWS.values():
-        assert callable(getattr({"model": of_model, "trace": of_trace}[view.of], view.name))
+        assert callable(getattr({"model": model_panels, "trace": trace_panels}[view.of], view.name))
+
+
+def test_missing_pillow_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.delitem(sys.modules, "glassformer.inspect.drawing.png")
+    with pytest.raises(ConfigError, match=r"pip install 'glassformer\[png\]'"):
+        importlib.import_module("glassformer.inspect.drawing.png")

@@ -1,4 +1,4 @@
-"""A trace in a notebook: messages over a real comm answered as the server would, and a still picture beside it."""
+"""A trace in a notebook: messages over a real comm get the server's responses; a static picture is displayed too."""
 
 import base64
 import io
@@ -37,8 +37,8 @@ def t():
     return tiny_lm("llama").trace(TEXT, max_tokens=4, temperature=0)
 
 
-class Line(BaseComm):
-    """A comm whose other end is this test."""
+class RecordingComm(BaseComm):
+    """A comm that records what is sent."""
 
     def publish_msg(self, msg_type, data=None, metadata=None, buffers=None, **keys):
         self.__dict__.setdefault("sent", []).append((msg_type, data, buffers))
@@ -48,23 +48,23 @@ class Line(BaseComm):
 def show(t, monkeypatch):
     if not (DIST / "index.html").is_file():
         pytest.skip("needs the page: `make page` builds it")
-    monkeypatch.setattr(comm, "create_comm", Line)
+    monkeypatch.setattr(comm, "create_comm", RecordingComm)
     return t.show
 
 
 def ask(widget, message):
-    """What the kernel sends back to the page's message."""
+    """Return what the kernel sends in reply to the page's message."""
     sent = widget.comm.sent
     begin = len(sent)
     widget._handle_msg({"content": {"data": {"method": "custom", "content": message}}, "buffers": []})
     return [(data["content"], [bytes(one) for one in buffers or []]) for _, data, buffers in sent[begin:]]
 
 
-def test_messages_are_answered_with_the_views_own_data(show, t):
+def test_replies_equal_the_views_and_tensors(show, t):
     widget = show("cell", layer=1, head=2, query=6, key=3)
     path = "/v1/traces/t0/views/cell?layer=1&head=2&query=6&key=3"
-    [(said, [data])] = ask(widget, {"id": 7, "kind": "get", "path": path})
-    assert said == {"id": 7, "done": True}
+    [(content, [data])] = ask(widget, {"id": 7, "kind": "get", "path": path})
+    assert content == {"id": 7, "done": True}
     assert json.loads(data) == plain(VIEWS["cell"].function(t, layer=1, head=2, query=6, key=3))
     path = "/v1/traces/t0/tensors/blocks.1.attn.probs?slice=2,:,:&dtype=f32"
     [(_, [data])] = ask(widget, {"id": 8, "kind": "get", "path": path})
@@ -74,19 +74,19 @@ def test_messages_are_answered_with_the_views_own_data(show, t):
     assert json.loads(data[4 : 4 + length])["shape"] == list(real.shape)
 
 
-def test_rows_of_a_view_come_one_by_one(show, t):
+def test_view_with_stream_sends_rows(show, t):
     widget = show("cell")
     path = "/v1/traces/t0/views/lens?top=2&position=3%2C1&stream=true"
     *sent, last = ask(widget, {"id": 9, "kind": "post", "path": path})
     assert last == ({"id": 9, "done": True}, [])
-    assert [said["event"] for said, _ in sent] == ["row"] * (t.config.n_layers + 1) + ["done"]
+    assert [content["event"] for content, _ in sent] == ["row"] * (t.config.n_layers + 1) + ["done"]
     whole = t.lens(top=2, position=(3, 1))
     assert [json.loads(data) for _, [data] in sent] == [*plain(whole.rows), plain(whole)]
-    [(said, _)] = ask(widget, {"id": 10, "kind": "post", "path": f"/v1/traces/t0/views/cell?{CELL}"})
-    assert "no events" in said["error"]["message"]
+    [(content, _)] = ask(widget, {"id": 10, "kind": "post", "path": f"/v1/traces/t0/views/cell?{CELL}"})
+    assert "no events" in content["error"]["message"]
 
 
-def test_what_cannot_be_answered_says_why(show):
+def test_errors_are_replies_with_a_message(show):
     widget = show("cell")
     for path, word in (
         ("/v1/traces/t0/views/cell?layer=99&head=0&query=0&key=0", "layer"),
@@ -94,12 +94,12 @@ def test_what_cannot_be_answered_says_why(show):
         ("/elsewhere", "nothing at"),
         ("/v1/traces/t0/tensors/blocks.0.attn.probs?dtype=u9", "dtype"),
     ):  # fmt: skip
-        [(said, buffers)] = ask(widget, {"id": 1, "kind": "get", "path": path})
-        assert word in said["error"]["message"]
+        [(content, buffers)] = ask(widget, {"id": 1, "kind": "get", "path": path})
+        assert word in content["error"]["message"]
         assert buffers == []
 
 
-def test_the_trace_that_is_there_is_not_made_again_and_one_with_an_edit_is(show, t):
+def test_same_request_reuses_the_trace_and_an_edit_makes_a_new_one(show, t):
     widget = show("cell")
     body = {"model": "m", "prompt": TEXT, "max_tokens": 4, "edits": [], "temperature": 0, "stream": True}
     (first, [data]), (last, _) = ask(widget, {"id": 1, "kind": "post", "path": "/v1/traces", "body": body})
@@ -109,7 +109,7 @@ def test_the_trace_that_is_there_is_not_made_again_and_one_with_an_edit_is(show,
     *tokens, (_, [data]), _ = ask(
         widget, {"id": 2, "kind": "post", "path": "/v1/traces", "body": body | {"edits": [edit]}}
     )
-    assert [said["event"] for said, _ in tokens] == ["token"] * 4
+    assert [content["event"] for content, _ in tokens] == ["token"] * 4
     other = json.loads(data)
     assert other["id"] == "t1"
     from glassformer.inspect.edits.edit import from_json
@@ -120,16 +120,16 @@ def test_the_trace_that_is_there_is_not_made_again_and_one_with_an_edit_is(show,
     assert json.loads(data) == plain(t.fork(again))
 
 
-def test_a_sweep_sends_its_rows(show, t):
+def test_sweep_sends_rows(show, t):
     widget = show("cell")
     sent = ask(widget, {"id": 1, "kind": "post", "path": "/v1/sweeps", "body": {"trace": "t0", "over": "layers"}})
-    events = [(said.get("event"), json.loads(data[0]) if data else None) for said, data in sent]
+    events = [(content.get("event"), json.loads(data[0]) if data else None) for content, data in sent]
     assert [name for name, _ in events] == ["begin", *["row"] * events[0][1]["total"], "done", None]
     for (_, row), real in zip(events[1:-2], t.lm.sweep(t, over="layers"), strict=True):
         assert row["change"] == plain(real.change)
 
 
-def test_points_and_vectors_are_named(show, t):
+def test_points_are_listed_and_vectors_are_stored(show, t):
     widget = show("fork")
     [(_, [data])] = ask(widget, {"id": 1, "kind": "get", "path": "/v1/traces/t0/names"})
     assert [(one["name"], tuple(one["shape"])) for one in json.loads(data)["points"]] == [
@@ -145,8 +145,8 @@ def test_points_and_vectors_are_named(show, t):
 
 
 @pytest.mark.parametrize("family", KINDS)
-def test_a_trace_of_another_kind_is_shown_and_edited(show, family):
-    """`show` asks for nothing that its kind has not; the page's edit is answered as the server would."""
+def test_traces_of_other_model_kinds_are_shown_and_edited(show, family):
+    """`show` works for each kind of model, and an edit of the page makes a new trace."""
     one = subject(KINDS[family], family)[0]
     given = () if family == "bert" else ("the cat sat",)
     trace, edit = one.trace("a dog ate", *given), EDITS[family]
@@ -155,15 +155,15 @@ def test_a_trace_of_another_kind_is_shown_and_edited(show, family):
     body = {"model": "m", "prompt": "a dog ate", "max_tokens": 0, "temperature": 0, "edits": [], "stream": True}
     target = {"target": given[0]} if given else {}
     sent = ask(widget, {"id": 1, "kind": "post", "path": "/v1/traces", "body": body | target})
-    assert json.loads(sent[0][1][0])["id"] == "t0", "the trace that is there"
+    assert json.loads(sent[0][1][0])["id"] == "t0", "the existing trace"
     sent = ask(widget, {"id": 2, "kind": "post", "path": "/v1/traces", "body": body | target | {"edits": [edit]}})
     found = json.loads(sent[0][1][0])
     assert (found["id"], found["edits"]) == ("t1", [edit])
-    logits = widget.talk.router.trace("t1")["final.logits"].tensor
+    logits = widget.channel.router.trace("t1")["final.logits"].tensor
     assert torch.equal(logits, one.trace("a dog ate", *given, edit=[from_json(edit)])["final.logits"].tensor)
 
 
-def test_a_still_picture_is_displayed_beside_the_live_one(show, monkeypatch):
+def test_static_picture_is_displayed_with_the_live_one(show, monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, **how: shown.append(data))
     show("head_grid")._ipython_display_()
@@ -174,9 +174,9 @@ def test_a_still_picture_is_displayed_beside_the_live_one(show, monkeypatch):
     assert still["image/png"] in still["text/html"]
 
 
-def test_names_are_the_views_and_the_pages_own(show, t):
+def test_show_accepts_views_and_pictures(show, t):
     for name in VIEWS:
-        if name not in ("changed", "alignment"):  # which are of a second text, and of a source
+        if name not in ("changed", "alignment"):  # which need a second text or a source
             assert show(name).address["view"]
     with pytest.raises(RequestError, match="reads no source"):
         show("alignment")
@@ -189,7 +189,7 @@ def test_names_are_the_views_and_the_pages_own(show, t):
         show("cell", layer=99)
 
 
-def test_nothing_of_a_notebook_is_imported_until_it_is_shown():
+def test_notebook_packages_are_imported_on_demand():
     code = (
         "import sys, glassformer.models.language_model, glassformer.inspect.trace.trace, glassformer.cli.inspect; "
         "print(*{m.split('.')[0] for m in sys.modules} & {'anywidget', 'ipywidgets', 'IPython', 'PIL'})"
@@ -198,10 +198,9 @@ def test_nothing_of_a_notebook_is_imported_until_it_is_shown():
     assert run.stdout.split() == []
 
 
-def test_answers_are_those_of_the_server(t):
-    """The same functions: an id and a path give what the routes give."""
-    answers = LocalRouter(t.lm, "a/b")
-    id = answers.add(t)
-    assert answers.add(t) == id
-    assert json.loads(answers.get("/v1/models/a%2Fb/views/anatomy")) == plain(VIEWS["anatomy"].function(t.lm))
-    assert json.loads(answers.get(f"/v1/traces/{id}"))["n_prompt"] == t.n_prompt
+def test_local_router_equals_the_views(t):
+    router = LocalRouter(t.lm, "a/b")
+    id = router.add(t)
+    assert router.add(t) == id
+    assert json.loads(router.get("/v1/models/a%2Fb/views/anatomy")) == plain(VIEWS["anatomy"].function(t.lm))
+    assert json.loads(router.get(f"/v1/traces/{id}"))["n_prompt"] == t.n_prompt

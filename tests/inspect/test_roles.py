@@ -1,4 +1,4 @@
-"""Roles of heads: on patterns made by hand, and on a model of two layers whose weights are written down."""
+"""Head roles: on constructed attention patterns, and on a two-layer model with constructed weights."""
 
 import math
 
@@ -16,22 +16,22 @@ from glassformer.training.init import init_weights
 
 #       0  1  2  3  4  5  6  7  8
 TEXT = [5, 6, 7, 8, 6, 9, 7, 5, 6]
-BEFORE = {4: 1, 6: 2, 7: 0, 8: 4}  # where each token that comes again stood last
+BEFORE = {4: 1, 6: 2, 7: 0, 8: 4}  # the last earlier position of each repeated token
 
 
 def scores_of(key_of, n_heads=2):
-    """All attention of head 0 on the key that `key_of` says (None: on the query's own); head 1 spreads it evenly."""
+    """Head 0 attends to the key `key_of(query)` only (None: to itself); head 1 attends uniformly."""
     ids, at = torch.tensor(TEXT), torch.arange(len(TEXT))
     probs = torch.zeros(n_heads, len(TEXT), len(TEXT))
     for query in range(len(TEXT)):
         key = key_of(query)
         probs[0, query, query if key is None else key] = 1
         probs[1, query, : query + 1] = 1 / (query + 1)
-    counting = roles.Counting(n_heads)
-    seen = at[None] <= at[:, None]
+    counter = roles.RoleCounter(n_heads)
+    visible = at[None] <= at[:, None]
     for some in at.split(4):
-        counting.add(probs[:, some], seen[some], roles.relations(ids, some))
-    return counting
+        counter.add(probs[:, some], visible[some], roles.role_masks(ids, some))
+    return counter
 
 
 @pytest.mark.parametrize(("role", "key_of", "n"), [
@@ -39,14 +39,14 @@ def scores_of(key_of, n_heads=2):
     ("induction", lambda q: BEFORE[q] + 1 if q in BEFORE else None, 4), ("first_token", lambda q: 0, 8),
     ("self", lambda q: q, 9),
 ])  # fmt: skip
-def test_a_constructed_pattern_scores_exactly_one(role, key_of, n):
-    counting = scores_of(key_of)
-    assert counting.means()[role][0] == 1
-    assert counting.n[role] == n
-    assert counting.means()["entropy"].tolist() == pytest.approx([0, 1])
+def test_constructed_pattern_scores_one(role, key_of, n):
+    counter = scores_of(key_of)
+    assert counter.means()[role][0] == 1
+    assert counter.n[role] == n
+    assert counter.means()["entropy"].tolist() == pytest.approx([0, 1])
 
 
-def test_even_attention_scores_what_there_is_of_each():
+def test_uniform_attention_scores_the_fraction_of_keys():
     means = scores_of(lambda q: q).means()
     own = [1 / (q + 1) for q in range(9)]
     for role, want in (
@@ -58,21 +58,21 @@ def test_even_attention_scores_what_there_is_of_each():
     assert [means[role][0].item() for role in ("previous_token", "duplicate", "induction", "first_token")] == [0] * 4
 
 
-def test_queries_that_see_no_such_key_do_not_count():
-    """In a window of 3 most tokens see neither the first token nor an earlier one that is the same."""
+def test_queries_without_such_a_key_do_not_count():
+    """In a window of 3 most queries see neither the first token nor an earlier copy of their own."""
     ids, at = torch.tensor(TEXT), torch.arange(9)
-    seen = (at[None] <= at[:, None]) & (at[:, None] - at[None] < 3)
-    counting = roles.Counting(1)
-    counting.add(seen.float()[None] / seen.sum(-1, keepdim=True), seen, roles.relations(ids, at))
-    assert counting.n == {
+    visible = (at[None] <= at[:, None]) & (at[:, None] - at[None] < 3)
+    counter = roles.RoleCounter(1)
+    counter.add(visible.float()[None] / visible.sum(-1, keepdim=True), visible, roles.role_masks(ids, at))
+    assert counter.n == {
         "previous_token": 8, "duplicate": 0, "induction": 1, "first_token": 2, "self": 9, "entropy": 8,
     }  # fmt: skip
-    assert counting.means()["duplicate"].isnan().all()
+    assert counter.means()["duplicate"].isnan().all()
 
 
 @pytest.mark.parametrize(("offset", "role"), [(1, "previous_token"), (23, "induction"), (24, "duplicate"), (0, "self")])
-def test_a_constructed_pattern_on_tokens_said_twice(tiny_decoder, monkeypatch, offset, role):
-    """Probabilities put by hand on the key `offset` before each query: exactly that role scores 1, the others 0."""
+def test_constructed_pattern_on_repeated_tokens(tiny_decoder, monkeypatch, offset, role):
+    """With all attention on the key `offset` before each query, that role scores 1 and the others 0."""
 
     def by_hand(model, name, kept, view):
         q = kept[name.replace("probs", "q_rot")]
@@ -84,22 +84,22 @@ def test_a_constructed_pattern_on_tokens_said_twice(tiny_decoder, monkeypatch, o
     monkeypatch.setattr(roles, "derive", by_hand)
     found = roles.head_roles(tiny_decoder)._asdict()
     assert torch.equal(found.pop(role), torch.ones(2, 4))
-    first = found.pop("first_token")  # the first query of the second half looks at it, where offset is the period
+    first = found.pop("first_token")  # of the first query of the second half, if offset is the period
     assert torch.equal(first, torch.full((2, 4), 1 / 24 if offset == 24 else 0.0))
     assert all(torch.equal(other, torch.zeros(2, 4)) for other in found.values())
 
 
-# ---- a model by hand
+# ---- a constructed model
 
 
 def induction_model(tokens=12, length=24):
-    """Layer 0, head 1: looks at the token before, and writes it beside. Layer 1, head 0: finds that beside itself.
+    """Return a model with a previous-token head (layer 0, head 1) and an induction head (layer 1, head 0).
 
-        stream   [ token | position | the token before ]         each part one-hot
-        0.1      q: position, k: position one on, v: token  ->  the token before
-        1.0      q: token,    k: the token before,  v: token  ->  token: what came after it last time
-    All other heads have no weights: they look evenly at all that they see. The first token has nothing before it and
-    takes itself, so that the query of the same token later looks at it as well: half of one query of each text.
+        stream   [ token | position | previous token ]           each part one-hot
+        0.1      q: position, k: position + 1,      v: token  ->  previous token
+        1.0      q: token,    k: previous token,    v: token  ->  the token after the last copy
+    All other heads have zero weights and attend uniformly. The first token has no previous token and attends to itself,
+    so a later query of the same token attends to it, too: half of one query of each sequence.
     """
     width, size = 2 * tokens + length, max(tokens, length)
     attention = AttentionConfig(2, 2, size, scale=1.0)
@@ -127,7 +127,7 @@ def induction_model(tokens=12, length=24):
     return model.eval()
 
 
-def test_a_hand_built_induction_model_is_found_and_only_it():
+def test_constructed_induction_head_is_found():
     model = induction_model()
     lm, text = LanguageModel(model), [3, 1, 4, 8, 5, 9, 2, 6, 3, 1, 4, 8, 5, 9, 2]
     found = lm.trace(text).roles()
@@ -141,19 +141,19 @@ def test_a_hand_built_induction_model_is_found_and_only_it():
         assert scores.entropy[0, 0] == pytest.approx(1)
         assert scores.entropy[1, 1] == pytest.approx(1)
     assert found.receipt.error < 1e-5
-    assert found.queries["induction"] == 7
-    assert lm.trace(text)["final.logits"].tensor[-1].argmax() == 6, "and it says what came next the last time"
+    assert found.n_queries["induction"] == 7
+    assert lm.trace(text)["final.logits"].tensor[-1].argmax() == 6, "it predicts the token after the last copy"
     model.blocks[0].attn.o.weight.data.zero_()
-    assert lm.trace(text).roles().scores.induction.max() < 0.3, "without the first layer there is nothing to find"
+    assert lm.trace(text).roles().scores.induction.max() < 0.3, "without the previous-token head there is no induction"
 
 
-def test_roles_of_a_text_hold_a_part_of_its_attention_at_a_time(monkeypatch):
+def test_roles_in_batches_equal_roles_at_once(monkeypatch):
     lm = LanguageModel(tiny("gemma2"))
     ids = [(7 * i) % 13 for i in range(40)]
     whole = lm.trace(ids).roles()
     monkeypatch.setattr(roles, "AT_ONCE", 4 * 40 * 3)
     part = lm.trace(ids).roles()
-    assert part.queries == whole.queries
+    assert part.n_queries == whole.n_queries
     for a, b in zip(part.scores, whole.scores, strict=True):
         torch.testing.assert_close(a, b, equal_nan=True)
     t = lm.trace(ids)
@@ -162,10 +162,10 @@ def test_roles_of_a_text_hold_a_part_of_its_attention_at_a_time(monkeypatch):
         assert whole.scores.previous_token[i].tolist() == pytest.approx(probs.diagonal(-1, 1, 2).mean(-1).tolist())
     once = lm.trace([1, 2, 3]).roles()
     assert once.scores.induction.isnan().all()
-    assert once.queries["induction"] == 0
+    assert once.n_queries["induction"] == 0
 
 
-def test_the_evidence_is_the_largest_share_of_a_single_key(monkeypatch):
+def test_evidence_is_the_cell_with_the_largest_probability(monkeypatch):
     lm, ids = LanguageModel(tiny("gemma2")), [(7 * i) % 13 for i in range(40)]
     monkeypatch.setattr(roles, "AT_ONCE", 4 * 40 * 3)  # a few queries at a time
     t = lm.trace(ids)
@@ -194,7 +194,7 @@ def test_the_evidence_is_the_largest_share_of_a_single_key(monkeypatch):
     assert all(one is None for layer in once.evidence["induction"] for one in layer)
 
 
-def test_roles_come_layer_by_layer():
+def test_role_rows_equal_roles():
     t = LanguageModel(tiny("llama")).trace([(7 * i) % 13 for i in range(20)])
     whole, rows = t.roles(), list(roles.role_rows(t))
     assert [row.layer for row in rows] == [0, 1, 2]
@@ -203,7 +203,7 @@ def test_roles_come_layer_by_layer():
         assert tuple(row.evidence[role] for row in rows) == whole.evidence[role]
 
 
-def test_heads_that_begin_by_looking_back_are_found():
+def test_look_back_initialization_makes_previous_token_heads():
     from glassformer.families import expand
     from glassformer.families.common.shape import ShapeConfig
 
@@ -211,7 +211,7 @@ def test_heads_that_begin_by_looking_back_are_found():
     plain = init_weights(Decoder(config), 0)
     back = init_weights(Decoder(config), 0, 0.1, out_std=0.1, qk_gain=1.5, look_back=3.0)
     assert roles.head_roles(plain).previous_token.max() < 0.1
-    assert roles.head_roles(back).previous_token[0, 0] > 0.5, "head 0 begins by looking one token back"
+    assert roles.head_roles(back).previous_token[0, 0] > 0.5, "head 0 is initialized as a previous-token head"
     assert roles.head_roles(back).previous_token[0, 1:].max() < 0.3
     assert roles.head_roles(back).previous_token[1].max() < 0.1
 
@@ -225,11 +225,11 @@ def tiny_decoder():
 
 
 @pytest.mark.parametrize(("family", "option"), [("gpt2", "look_back"), ("gpt2", "qk_gain"), ("llama", "qk_gain")])
-def test_first_weights_that_a_model_cannot_have_are_refused(family, option):
+def test_unsupported_init_options_raise_config_error(family, option):
     with pytest.raises(ConfigError, match=f"init.{option} must be .* got 3.0"):
         init_weights(tiny(family), 0, **{option: 3.0})
 
 
-def test_roles_where_vocabulary_or_context_are_short():
+def test_roles_of_short_vocabulary_or_context():
     found = roles.head_roles(tiny("gpt2"))
     assert ((found.previous_token >= 0) & (found.previous_token <= 1)).all()

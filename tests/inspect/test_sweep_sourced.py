@@ -14,7 +14,7 @@ from glassformer.inspect.edits.edit import ablate, add, patch, scale
 from glassformer.models.embedder import Embedder
 from glassformer.models.translator import Translator
 
-PAIR = ("rms", "t5")
+SEQ2SEQ = ("rms", "t5")
 HOW = [
     {"over": over, "attention": attention, "op": op}
     for attention in ("attn", "cross", "encoder")
@@ -27,7 +27,7 @@ def given(op, other):
 
 
 def count(t, over, attention, op, where):
-    """How many rows a sweep of an encoder-decoder has."""
+    """Return the number of rows of a sweep of an encoder-decoder."""
     stack = t.config.encoder if attention == "encoder" else t.config
     own = attention == "attn"
     tokens = (where if op == "knockout" else where + 1) if own else len(t.source)
@@ -38,9 +38,9 @@ def count(t, over, attention, op, where):
     ]
 
 
-@pytest.mark.parametrize("name", PAIR)
+@pytest.mark.parametrize("name", SEQ2SEQ)
 @pytest.mark.parametrize("how", HOW, ids=lambda how: "-".join(how.values()))
-def test_a_row_of_a_sweep_is_that_edit_alone(name, how):
+def test_a_sweep_row_equals_a_trace_with_that_edit(name, how):
     one = translator(name)
     other = one.trace(OTHER, TOKENIZER.encode(TARGET)[::-1])
     base = [scale("encoder.blocks.0.mlp.out", 0.7), scale("blocks.0.attn.out", 0.5)] if how["op"] == "scale" else []
@@ -59,7 +59,7 @@ def test_a_row_of_a_sweep_is_that_edit_alone(name, how):
 
 
 @pytest.mark.parametrize("name", LOOKING)
-def test_a_recurrent_models_source_token_by_token(name):
+def test_sweep_over_the_source_of_a_recurrent_model(name):
     one = LOOKING[name]
     t, other = one.trace(SOURCE, TARGET), one.trace(OTHER, TARGET)
     for op in ("knockout", "ablate", "scale", "patch"):
@@ -73,9 +73,9 @@ def test_a_recurrent_models_source_token_by_token(name):
             assert row.value == pytest.approx((p.exp() * (p - q)).sum().item(), abs=1e-6), row
         assert max(row.value for row in rows) > 1e-6
     for how, message in (
-        ({"over": "heads"}, "no heads and no layers to go through: over='positions'"),
-        ({"over": "positions", "attention": "cross"}, "one attention at most"),
-        ({"over": "cells", "op": "knockout"}, "a knockout goes through the source's tokens"),
+        ({"over": "heads"}, "a recurrent model needs over='positions', got 'heads'"),
+        ({"over": "positions", "attention": "cross"}, "has one attention"),
+        ({"over": "cells", "op": "knockout"}, "needs over='positions' for this model, got 'cells'"),
     ):
         with pytest.raises(RequestError, match=message):
             one.sweep(t, **how)
@@ -86,7 +86,7 @@ def test_a_recurrent_models_source_token_by_token(name):
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 @pytest.mark.parametrize("over", ["heads", "layers", "positions", "cells"])
-def test_an_encoders_vector_turns_and_its_guesses_change(family, over):
+def test_sweep_of_an_encoder_measures_its_embedding_or_its_logits(family, over):
     one, text = embedder(family), "the cat sat on a mat"
     t = one.trace(text)
     own = one.embed(text)[0].double()
@@ -95,8 +95,8 @@ def test_an_encoders_vector_turns_and_its_guesses_change(family, over):
     n, layers = len(t), 3
     assert len(rows) == {"heads": 4 * layers, "layers": 2 * layers, "positions": n, "cells": layers * n}[over]
     for row in rows[:: max(1, len(rows) // 5)]:
-        turned = one.embed(text, edit=[row.edit])[0].double()
-        assert row.value == pytest.approx(1 - torch.cosine_similarity(own, turned, 0).item(), abs=1e-6), row
+        edited = one.embed(text, edit=[row.edit])[0].double()
+        assert row.value == pytest.approx(1 - torch.cosine_similarity(own, edited, 0).item(), abs=1e-6), row
     assert max(row.value for row in rows) > 1e-4
     guesses = one.sweep(t, over=over, op=op, position=2, target=5)
     logits = t["final.logits"].tensor[2].clone()
@@ -106,31 +106,31 @@ def test_an_encoders_vector_turns_and_its_guesses_change(family, over):
         assert row.value == pytest.approx((logits[5] - logits[guesses.rival]).item(), abs=1e-4)
 
 
-def test_what_such_a_sweep_cannot_do_is_refused():
+def test_sweep_errors():
     pair, reader = translator("rms"), embedder("bert")
     headless = Embedder(embedder("bert").model, reader.tokenizer)
     headless.model.config = headless.model.config.__class__(**(vars(headless.model.config) | {"head": None}))
     for one, how, message in (
-        (pair, {"op": "knockout"}, "a knockout goes through a layer's keys: over='cells', got 'heads'"),
-        (pair, {"over": "cells", "op": "knockout", "point": "x"}, "point has no effect on a knockout"),
-        (reader, {"attention": "cross"}, "reads no source"), (reader, {"attention": "encoder"}, "no encoder beside it"),
+        (pair, {"op": "knockout"}, "needs over='cells' for this model, got 'heads'"),
+        (pair, {"over": "cells", "op": "knockout", "point": "x"}, "point has no effect with op 'knockout'"),
+        (reader, {"attention": "cross"}, "has no source"), (reader, {"attention": "encoder"}, "no encoder-decoder"),
         (headless, {"position": 1}, "no head that guesses tokens"),
     ):  # fmt: skip
         with pytest.raises(RequestError, match=message):
             one.sweep("the cat sat", **how)
-    with pytest.raises(RequestError, match="sweep the whole, attention='encoder'"):
+    with pytest.raises(RequestError, match="sweep the complete trace, with attention='encoder'"):
         pair.sweep(pair.trace(SOURCE, TARGET).source)
 
 
-# ---- on disk
+# ---- saved traces
 
 
-def again(one):
+def copy_of(one):
     return Embedder(one.model, one.tokenizer) if isinstance(one, Embedder) else Translator(one.model, one.tokenizer)
 
 
 def traces(one):
-    """One as it is, and one under edits."""
+    """Return a trace without edits and one with edits."""
     if isinstance(one, Embedder):
         other = one.trace("the dog sat on a mat")
         edits = [patch("blocks.1.attn.z", other, head=1), add("final.norm", 0.3, position=1)]
@@ -140,14 +140,14 @@ def traces(one):
 
 
 @pytest.mark.parametrize("name", ["t5", *LOOKING, "bert"])
-def test_a_saved_trace_comes_back_bit_by_bit(name, tmp_path):
+def test_a_saved_trace_loads_bitwise_equal(name, tmp_path):
     one = embedder(name) if "bert" in name else translator(name)
     for t in traces(one):
         t.save(tmp_path)
-        back = again(one).load_trace(tmp_path)
+        back = copy_of(one).load_trace(tmp_path)
         assert type(back) is type(t)
-        told = ["ids", "n_prompt", "finish", "edits", "choices", "tokens", "budget"]
-        for attribute in told + (["target", "target_tokens"] if hasattr(t, "target") else []):
+        names = ["ids", "n_prompt", "finish", "edits", "choices", "tokens", "budget"]
+        for attribute in names + (["target", "target_tokens"] if hasattr(t, "target") else []):
             assert getattr(back, attribute) == getattr(t, attribute), attribute
         if hasattr(t, "source"):
             assert (back.source.ids, back.source.tokens) == (t.source.ids, t.source.tokens)
@@ -157,7 +157,7 @@ def test_a_saved_trace_comes_back_bit_by_bit(name, tmp_path):
             assert back[point].error == t[point].error, point
 
 
-def test_a_trace_that_is_not_whole_is_refused(tmp_path):
+def test_loading_a_damaged_trace_raises_checkpoint_error(tmp_path):
     one, rnn = translator("pre"), translator("dot")
     one.trace(SOURCE, TARGET, edit=[ablate("blocks.0.cross.z", head=1)]).save(tmp_path / "t")
     with pytest.raises(CheckpointError, match="of another model"):

@@ -1,4 +1,4 @@
-"""Lens, attribution, sweeps, forks and traces on disk: each against the same thing done another way."""
+"""Lens, attribution, sweeps, forks and saved traces: each equals an independent computation."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from tiny import tiny
 from glassformer.errors import CheckpointError, RequestError
 from glassformer.inspect.edits.edit import ablate, add, patch, scale
 from glassformer.inspect.record.store import signature
-from glassformer.inspect.sweep import sweep as sweeping
+from glassformer.inspect.sweep import sweep as sweep_module
 from glassformer.inspect.views.lens import lens_rows
 from glassformer.models.language_model import LanguageModel
 
@@ -19,7 +19,7 @@ from glassformer.models.language_model import LanguageModel
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_the_last_row_of_the_lens_is_the_logits(family):
+def test_last_row_of_the_lens_equals_the_logits(family):
     lm = language(family)
     t = lm.trace(text(lm))
     lens, logprobs = t.lens(top=4), t["final.logits"].tensor.log_softmax(-1)
@@ -41,8 +41,8 @@ def test_the_last_row_of_the_lens_is_the_logits(family):
         assert [[a.id for a in top] for top in row.top] == [[a.id for a in whole.top[i]] for i in (9, 2)]
 
 
-def test_a_row_of_the_lens_is_the_model_cut_there():
-    """Without the blocks above: what is read off resid_pre of block 2 is what a model of two blocks says."""
+def test_a_row_of_the_lens_equals_a_truncated_model():
+    """The row of block 2's resid_pre equals the prediction of a model without block 2."""
     lm = language("gemma2")
     t = lm.trace(text(lm))
     cut = LanguageModel(tiny("gemma2"))
@@ -63,7 +63,7 @@ def _step(ids):
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_shares_sum_to_the_difference(family):
+def test_contributions_sum_to_the_logit_difference(family):
     lm = language(family)
     t = lm.trace(text(lm))
     for position, target, rival in ((-1, None, None), (4, 3, 7)):
@@ -83,8 +83,8 @@ def test_shares_sum_to_the_difference(family):
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2", "olmo2"])
-def test_a_share_is_what_is_missing_without_that_part(family):
-    """With the final norm held, a part that writes half is half its share: in the equations of the reference."""
+def test_contribution_equals_numpy_with_frozen_norm(family):
+    """With the statistic of the final norm frozen, a contribution is linear in its part."""
     lm = language(family)
     ids = text(lm)
     t, want = lm.trace(ids), known(lm, ids)
@@ -112,7 +112,7 @@ def test_a_share_is_what_is_missing_without_that_part(family):
     assert abs(found.embedding - share(want["embed.out"][-1])) < 1e-4
 
 
-def test_shares_under_edits_have_a_share_for_them():
+def test_edits_of_the_residual_stream_have_their_own_contribution():
     for family in ("qwen3", "gpt2", "gpt_neox"):
         lm = language(family)
         vector = torch.linspace(-2, 2, 48)
@@ -128,9 +128,9 @@ def test_shares_under_edits_have_a_share_for_them():
             lm.trace(text(lm), edit=[scale("final.logits", 2.0)]).attribution()
 
 
-def test_attribution_is_refused_where_it_would_mean_nothing():
+def test_attribution_errors():
     lm = LanguageModel(tiny("llama", **{f"layers.{i}.norm_at": ("post",) for i in range(3)}))
-    with pytest.raises(RequestError, match=r"block 0 norms the residual stream itself \(norm_at \['post'\]\)"):
+    with pytest.raises(RequestError, match=r"block 0 normalizes the residual stream itself \(norm_at \['post'\]\)"):
         lm.trace(text(lm)).attribution()
     t = language("gpt2").trace(text(language("gpt2")))
     for how, message in (
@@ -147,9 +147,9 @@ def test_attribution_is_refused_where_it_would_mean_nothing():
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2", "gpt_oss", "phi"])
 @pytest.mark.parametrize("over", ["heads", "layers", "positions", "cells"])
-def test_a_row_of_a_sweep_is_that_edit_alone(family, over, monkeypatch):
-    """Many edits as rows of a batch, from the lowest block that they change: each is what a pass of its own says."""
-    monkeypatch.setattr(sweeping, "ROWS", 5)
+def test_a_sweep_row_equals_a_trace_with_that_edit(family, over, monkeypatch):
+    """Edits in one batch, from the lowest edited block on, give the results of separate forward passes."""
+    monkeypatch.setattr(sweep_module, "MAX_BATCH", 5)
     lm = language(family)
     base = [scale(f"blocks.{i}.mlp.out", 0.5) for i in (0, 1)] + [add("blocks.2.resid_pre", 0.1, position=3)]
     source = lm.trace(text(lm, 9, seed=2))
@@ -172,8 +172,8 @@ def test_a_row_of_a_sweep_is_that_edit_alone(family, over, monkeypatch):
         assert max(abs(row.change) for row in rows) > 1e-2
 
 
-def test_a_sweep_stands_on_the_edits_of_every_block():
-    """Those of block 0 too: what is silenced already changes nothing when it is silenced again."""
+def test_a_sweep_keeps_the_edits_of_its_trace():
+    """Edits of block 0 too: ablating a head that is ablated already changes nothing."""
     lm = language("qwen3")
     for layer in range(lm.config.n_layers):
         base = [ablate(f"blocks.{layer}.attn.z", head=2), scale(f"blocks.{layer}.mlp.out", 0.5)]
@@ -203,30 +203,30 @@ def test_without_a_target_a_sweep_measures_kl():
     assert chosen.rival == logits.argmax().item()
 
 
-def test_a_sweep_holds_no_more_rows_than_fit(monkeypatch):
-    monkeypatch.setattr(sweeping, "AT_ONCE", 11 * 3)
+def test_sweep_batches_are_bounded(monkeypatch):
+    monkeypatch.setattr(sweep_module, "MAX_TOKENS", 11 * 3)
     lm, seen = language("gpt2"), []
     handle = lm.model.blocks[2].register_forward_pre_hook(lambda _m, a: seen.append(tuple(a[0].shape[:2])))
     try:
         rows = iter(lm.sweep(text(lm)))
         seen.clear()
         next(rows)
-        assert seen == [(1, 11)] * 2, "the first row is there after a pass of its own"
+        assert seen == [(1, 11)] * 2, "the first row needs a batch of one"
         list(rows)
     finally:
         handle.remove()
     assert max(seen) == (3, 11)
-    assert [row.layer for row in lm.sweep(text(lm))] == [2] * 4 + [1] * 4 + [0] * 4, "the shortest passes first"
+    assert [row.layer for row in lm.sweep(text(lm))] == [2] * 4 + [1] * 4 + [0] * 4, "the last blocks first"
 
 
-def test_what_a_sweep_cannot_do_is_refused():
+def test_sweep_errors():
     lm = language("gpt2")
     for how, message in (
         ({"over": "words"}, "over must be one of heads, layers, positions, cells"),
-        ({"op": "mute"}, "op must be one of ablate, scale, patch"), ({"op": "patch"}, "patch needs the trace to take"),
-        ({"op": "scale"}, "scale needs factor"), ({"factor": 2.0}, "factor has no effect on ablate"),
+        ({"op": "mute"}, "op must be one of ablate, scale, patch"), ({"op": "patch"}, "op 'patch' needs source"),
+        ({"op": "scale"}, "op 'scale' needs factor"), ({"factor": 2.0}, "factor has no effect with op 'ablate'"),
         ({"over": "heads", "point": "mlp.out"}, "has no heads"), ({"over": "layers", "point": "mlp.gate"}, "no point"),
-        ({"over": "positions", "point": "mlp.out"}, "point has no effect on positions"),
+        ({"over": "positions", "point": "mlp.out"}, "point has no effect with over 'positions'"),
         ({"rival": 3, "target": 3}, "same token"), ({"position": 50}, "position must be"),
     ):  # fmt: skip
         with pytest.raises(RequestError, match=message):
@@ -236,35 +236,35 @@ def test_what_a_sweep_cannot_do_is_refused():
 # ---- forks
 
 
-def test_a_fork_says_where_texts_part_and_how_far_apart_they_are():
+def test_fork_finds_the_first_difference_and_the_kl():
     lm = language("qwen3")
     edit = [scale("blocks.1.attn.z", -1.0)]
     t = lm.trace(text(lm), max_tokens=8, temperature=0)
     other = lm.trace(text(lm), max_tokens=8, temperature=0, edit=edit)
     assert t.ids != other.ids
     fork = t.fork(other)
-    parts = next(i for i, (a, b) in enumerate(zip(t.ids, other.ids, strict=True)) if a != b)
-    assert fork.parts == parts >= 11
+    first = next(i for i, (a, b) in enumerate(zip(t.ids, other.ids, strict=True)) if a != b)
+    assert fork.diverges_at == first >= 11
     assert len(fork.steps) == 19
     p, q = (one["final.logits"].tensor.double().log_softmax(-1) for one in (t, other))
     want = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
-    for step in fork.steps[:parts]:
+    for step in fork.steps[:first]:
         assert abs(step.kl - want[step.position].item()) < 1e-6
         assert step.token == step.other
-    assert all(step.kl is None for step in fork.steps[parts:])
+    assert all(step.kl is None for step in fork.steps[first:])
     same = t.fork(lm.trace(t.ids[:15]))
-    assert same.parts is None
+    assert same.diverges_at is None
     assert [step.other for step in same.steps[15:]] == [None] * 4
     assert max(step.kl for step in same.steps[:15]) < 1e-8
-    with pytest.raises(RequestError, match="different vocabularies"):
+    with pytest.raises(RequestError, match="next-token distributions can be compared over one vocabulary only"):
         t.fork(LanguageModel(tiny("gpt2", vocab_size=50)).trace([1, 2]))
 
 
-# ---- on disk
+# ---- saved traces
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "phi3"])
-def test_a_saved_trace_comes_back_bit_by_bit(family, tmp_path):
+def test_a_saved_trace_loads_bitwise_equal(family, tmp_path):
     lm = language(family)
     source = lm.trace(text(lm, seed=2))
     edits = [
@@ -293,10 +293,10 @@ def test_a_saved_trace_comes_back_bit_by_bit(family, tmp_path):
             assert torch.equal(back[name].tensor, t[name].tensor), name
             assert back[name].error == t[name].error
         named = json.loads((tmp_path / "trace.json").read_text())["tensors"]
-        assert {path.name for path in tmp_path.iterdir()} == {named, "trace.json"}, "the older one's numbers are gone"
+        assert {path.name for path in tmp_path.iterdir()} == {named, "trace.json"}, "the older tensors are deleted"
 
 
-def test_another_models_trace_is_refused(tmp_path):
+def test_loading_a_trace_of_another_model_raises_checkpoint_error(tmp_path):
     lm = language("gpt2")
     lm.trace(text(lm)).save(tmp_path / "t")
     for other in (LanguageModel(tiny("gpt2", seed=1)), language("qwen3")):
@@ -306,12 +306,12 @@ def test_another_models_trace_is_refused(tmp_path):
     assert signature(model) == signature(lm.model)
     with torch.no_grad():
         model.blocks[2].mlp.down.weight[7, 11] += 1e-6
-    assert signature(model) != signature(lm.model), "one number of one weight"
+    assert signature(model) != signature(lm.model), "one weight differs"
     half = tiny("gpt2").to(torch.bfloat16)
     assert signature(half) != signature(lm.model)
 
 
-def test_a_trace_that_is_not_whole_is_refused(tmp_path):
+def test_loading_a_damaged_trace_raises_checkpoint_error(tmp_path):
     lm = language("gpt2")
     lm.trace(text(lm)).save(tmp_path / "t")
     name = json.loads((tmp_path / "t" / "trace.json").read_text())["tensors"]

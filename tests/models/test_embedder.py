@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tiny import assert_near, tiny, wake
 from tiny_encoders import CONFIGS, bytes_of_roberta, wordpieces
@@ -19,8 +20,6 @@ from glassformer.models.embedder import Embedder
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
 from glassformer.text.tokenizer import Tokenizer
-
-transformers = pytest.importorskip("transformers")
 
 TEXTS = ["the cat sat on the mat.", "a dog", "the kittens ate the hat, the cat sat on it. a dog?", "", "query: a hat"]
 WORDS = {"bert": wordpieces, "roberta": bytes_of_roberta, "distilbert": wordpieces}
@@ -403,26 +402,26 @@ DENSE = [*PLAIN, ("2", OLD + "Dense")]
 @pytest.mark.parametrize(
     ("changed", "modules", "error", "message"),
     [
-        ({POOL: {"word_embedding_dimension": 40}}, None, CheckpointError, "of 40 numbers, and the .* 48"),
+        ({POOL: {"word_embedding_dimension": 40}}, None, CheckpointError, "width of 40, but the model has 48"),
         ({POOL: {"pooling_mode": "middle"}}, None, ConfigError, "pooling_mode must be .*'middle'"),
         ({POOL: {"pooling_mode_odd": True}}, None, ConfigError, "not understand: pooling_mode_odd"),
         ({POOL: [1]}, None, CheckpointError, "must hold a JSON object"),
         ({BERT: {"max_seq_length": 0}}, None, ConfigError, "max_seq_length .* at least 1, got 0"),
         ({BERT: {"odd": 0}}, None, ConfigError, "not understand: odd"),
         ({BERT: {"transformer_task": "fill-mask"}}, None, ConfigError, "transformer_task = 'fill-mask'"),
-        ({BERT: {"modality_config": {"image": {}}}}, None, ConfigError, "of text alone"),
-        ({OVERALL: {"prompts": [1]}}, None, ConfigError, "prompts must be texts by name"),
-        ({OVERALL: {"default_prompt_name": "x"}}, None, ConfigError, "'x' is none of"),
+        ({BERT: {"modality_config": {"image": {}}}}, None, ConfigError, "must have only text"),
+        ({OVERALL: {"prompts": [1]}}, None, ConfigError, "prompts must map names to texts"),
+        ({OVERALL: {"default_prompt_name": "x"}}, None, ConfigError, "'x' is not one of"),
         ({OVERALL: {"similarity_fn_name": "odd"}}, None, ConfigError, "similarity_fn_name = 'odd'"),
         ({OVERALL: {"model_type": "SparseEncoder"}}, None, ConfigError, "'SparseEncoder'"),
         ({}, [*PLAIN, ("2", OLD + "LSTM")], ConfigError, "any Dense and Normalize after them, got .*LSTM"),
         ({}, [PLAIN[0]], ConfigError, "a Pooling"),
-        ({}, [("", "my.own.Transformer")], ConfigError, "'my.own.Transformer' is code of its own, which is not run"),
+        ({}, [("", "my.own.Transformer")], ConfigError, "'my.own.Transformer' is custom code, which is not run"),
         ({}, [("../x", OLD + "Transformer")], ConfigError, "must lie within the folder"),
         ({}, [], ConfigError, "the first module must be a Transformer, got none"),
         ({"modules.json": {"a": 1}}, None, CheckpointError, "must hold a list of modules"),
         ({"2/config.json": LAYER}, DENSE, CheckpointError, r"model\.safetensors is missing"),
-        ({"2/config.json": LAYER | {"in_features": 4}}, DENSE, CheckpointError, "reads 4 .* 48"),
+        ({"2/config.json": LAYER | {"in_features": 4}}, DENSE, CheckpointError, "in_features is 4, .* 48"),
         ({"2/config.json": LAYER | {"activation_function": "os.system"}}, DENSE, ConfigError, "got 'os.system'"),
         ({"2/config.json": LAYER | {"module_input_name": "odd"}}, DENSE, ConfigError, "module_input_name = 'odd'"),
         ({"2/config.json": {"module_input_name": "x"}}, [*PLAIN, ("2", OLD + "Normalize")], ConfigError, "'x'"),

@@ -73,7 +73,7 @@ SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0, 3.0, 1.0])
     AttendSpec(1.0, softcap=2.0), AttendSpec(0.3, causal=False), AttendSpec(0.5, softcap=3.0, window=4),
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("extra", ["", "bias", "sinks", "bias sinks", "documents"])
-def test_the_definition_is_the_textbooks(heads, spec, extra):
+def test_reference_equals_numpy_loops(heads, spec, extra):
     q, k, v = draw(heads)
     bias = BIAS[:, : heads[0]] if "bias" in extra else None
     sinks = SINKS[: heads[0]] if "sinks" in extra else None
@@ -96,7 +96,7 @@ def test_the_definition_is_the_textbooks(heads, spec, extra):
     ("heads in the wrong groups", lambda q, k, v: (q, k.repeat(1, 1, 2, 1), v.repeat(1, 1, 2, 1))),
     ("keys for values", lambda q, k, v: (q, k.repeat_interleave(2, 2), k.repeat_interleave(2, 2))),
 ])  # fmt: skip
-def test_a_wrong_attention_would_be_seen(name, wrong):
+def test_wrong_attention_differs(name, wrong):
     """The comparison above can fail: heads interleaved instead of blocked are far off."""
     spec = AttendSpec(0.3)
     q, k, v = draw((4, 2))
@@ -109,7 +109,7 @@ def test_a_wrong_attention_would_be_seen(name, wrong):
 @pytest.mark.parametrize("change", [
     {"scale": 0.31}, {"softcap": 20.0}, {"window": 6}, {"causal": False},
 ], ids=str)  # fmt: skip
-def test_each_field_of_a_spec_matters(change):
+def test_each_spec_field_changes_the_output(change):
     q, k, v = draw()
     a, b = AttendSpec(0.3), AttendSpec(**{"scale": 0.3, **change})
     a, b = (attend_reference(s, q, KV(k, v), view_of(s))[0] for s in (a, b))
@@ -128,7 +128,7 @@ FAST = [
 
 @pytest.mark.parametrize("values", [8, 12])
 @pytest.mark.parametrize(("heads", "window", "causal", "bias", "length"), FAST)
-def test_the_fast_twin_is_the_definition(heads, window, causal, bias, length, values):
+def test_fast_attention_equals_reference(heads, window, causal, bias, length, values):
     """Values and gradients, at every combination: one query, several after a past, and whole rows."""
     spec = AttendSpec(0.4, causal, window)
     view = view_of(spec, length)
@@ -150,7 +150,7 @@ def test_the_fast_twin_is_the_definition(heads, window, causal, bias, length, va
 
 
 @pytest.mark.parametrize(("softcap", "sinks"), [(3.0, False), (None, True), (3.0, True)])
-def test_what_sdpa_cannot_do_takes_the_definition(softcap, sinks):
+def test_softcap_and_sinks_take_the_reference(softcap, sinks):
     spec, (q, k, v) = AttendSpec(0.4, softcap=softcap), draw()
     sinks = SINKS[:4] if sinks else None
     view = view_of(spec)
@@ -160,7 +160,7 @@ def test_what_sdpa_cannot_do_takes_the_definition(softcap, sinks):
 
 
 @pytest.mark.parametrize("bias_shape", [(1, 4, 7, 7), (2, 4, 7, 7), (1, 1, 7, 7), (4, 7, 7), (1, 4, 1, 7)], ids=str)
-def test_a_bias_may_leave_out_rows(bias_shape):
+def test_bias_broadcasts(bias_shape):
     spec, (q, k, v) = AttendSpec(0.4), draw()
     bias = torch.randn(bias_shape, generator=torch.Generator().manual_seed(3))
     full = bias.expand(2, 4, 7, 7)
@@ -170,7 +170,7 @@ def test_a_bias_may_leave_out_rows(bias_shape):
         assert_near(attend_sdpa(spec, q, KV(k, v), view, bias), want, 1e-6)
 
 
-def test_bfloat16_is_near_the_definition_in_float32():
+def test_bfloat16_is_near_float32():
     spec, tensors = AttendSpec(0.4), draw()
     want = attend_reference(spec, tensors[0], KV(*tensors[1:]), view_of(spec))[0]
     q, k, v = (t.bfloat16() for t in tensors)
@@ -183,7 +183,7 @@ def test_bfloat16_is_near_the_definition_in_float32():
 @pytest.mark.parametrize("lengths", [None, (1, 5, 33, 32), (33,)])
 @pytest.mark.parametrize("heads", [(16, 16), (15, 15), (16, 4)])
 @pytest.mark.parametrize("source", [False, True])
-def test_one_query_in_many_heads(source, heads, lengths, dtype, tolerance):
+def test_one_query_with_many_heads(source, heads, lengths, dtype, tolerance):
     """On both sides of the number of heads from which it goes by products; keys as a cache has them: with gaps."""
     q, k, v = draw(heads, length=1, keys=40, batch=4, dv=12)
     q, k, v = q.to(dtype), *(t.to(dtype).transpose(1, 2).contiguous()[:, :, :33].transpose(1, 2) for t in (k, v))
@@ -196,7 +196,7 @@ def test_one_query_in_many_heads(source, heads, lengths, dtype, tolerance):
     assert_near(found.float(), wanted, tolerance)
 
 
-def test_empty_keys_are_seen_by_nobody_and_padding_does_no_harm():
+def test_empty_keys_are_hidden():
     spec, (q, k, v) = AttendSpec(0.4), draw(length=2, batch=1)
     keys = torch.tensor([[3, 4, -1, 0, 1, 2, -1]])
     queries = torch.tensor([[4, -1]])

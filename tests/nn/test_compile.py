@@ -21,7 +21,7 @@ def found():
     return json.loads(run.stdout)
 
 
-def test_all_blocks_compile_once_and_without_a_trace_of_taps(found):
+def test_blocks_compile_once_without_taps(found):
     plain = found["plain"]
     assert plain["layers"] == 6
     assert plain["graphs"] == 1, "a block depends on its number, or its name"
@@ -31,14 +31,14 @@ def test_all_blocks_compile_once_and_without_a_trace_of_taps(found):
     assert plain["a tap shows"], "the comparison above is blind"
 
 
-def test_training_compiles_once_for_whole_rows_and_once_for_packed_ones(found):
+def test_training_compiles_once_per_kind_of_batch(found):
     assert found["training"]["gradient"]
     assert found["training"]["whole rows"] == 1
     assert found["training"]["packed"] <= 3
 
 
 @pytest.mark.parametrize(("kind", "most"), [("full", 2), ("windows", 4), ("uneven", 3), ("source", 2), ("latents", 2)])
-def test_decoding_recompiles_nothing(found, kind, most):
+def test_decoding_does_not_recompile(found, kind, most):
     """One graph for the prefill and one for decoding, of each kind of layer: all there after two tokens."""
     graphs = found[kind]["graphs"]
     assert found[kind]["off"] < 1e-4

@@ -21,7 +21,7 @@ def pack(lengths=LENGTHS):
 
 @pytest.mark.parametrize("attend", [by_definition, attend_fused, attend_products])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_is_alone(family, attend):
+def test_packed_equals_single_documents(family, attend):
     model = tiny(family)
     positions, documents = pack()
     ids = random_ids(model.config, 2, 21)
@@ -35,7 +35,7 @@ def test_packed_is_alone(family, attend):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_another_document_changes_no_bit(family):
+def test_documents_are_independent(family):
     model = tiny(family)
     positions, documents = pack()
     ids = random_ids(model.config, 2, 21)
@@ -49,7 +49,7 @@ def test_another_document_changes_no_bit(family):
     assert (a[~same] != b[~same]).any()
 
 
-def test_no_gradient_crosses_a_border():
+def test_no_gradient_between_documents():
     """Of one document's loss, by the embeddings of the tokens that only other documents have: exactly 0."""
     model = tiny("qwen3", tied_head=False)
     positions, documents = pack(((5, 9, 1, 6),))
@@ -63,7 +63,7 @@ def test_no_gradient_crosses_a_border():
     assert (size[14:] == 0).all()
 
 
-def test_packed_loss_and_gradients_are_the_sum_of_those_alone():
+def test_packed_loss_equals_sum_of_documents():
     model = tiny("qwen3")
     positions, documents = pack(((5, 9, 1, 6),))
     ids, targets = random_ids(model.config, 1, 21), random_ids(model.config, 1, 21, seed=2)
@@ -80,7 +80,7 @@ def test_packed_loss_and_gradients_are_the_sum_of_those_alone():
         assert_near(together[name], p.grad)
 
 
-def test_a_cache_and_documents_are_not_used_together():
+def test_cache_with_documents_raises():
     model = tiny("llama")
     cache = DenseCache.of(model.config, 1, 9)
     with pytest.raises(AssertionError, match="packed rows"):

@@ -125,7 +125,7 @@ def in_our_names(theirs, norm_first):
 @BACKENDS
 @pytest.mark.parametrize("final_norm", [True, False])
 @pytest.mark.parametrize("norm_at", ["pre", "post"])
-def test_it_is_torchs_transformer(norm_at, final_norm, attend):
+def test_model_equals_torch_transformer(norm_at, final_norm, attend):
     theirs = randomise(Theirs(norm_at == "pre", final_norm), 3).train()  # train: without torch's own fused path
     with torch.no_grad():
         for table in (theirs.source, theirs.target):
@@ -150,7 +150,7 @@ def test_it_is_torchs_transformer(norm_at, final_norm, attend):
 
 @BACKENDS
 @pytest.mark.parametrize("source", [False, True])
-def test_attention_is_torchs_multihead_attention(source, attend):
+def test_attention_equals_torch_multihead_attention(source, attend):
     """Over whole padded rows, and from one sequence to another, its probabilities too."""
     theirs = randomise(nn.MultiheadAttention(24, 4, batch_first=True), 3)
     config = AttentionConfig(4, 4, 6, bias=True, out_bias=True, causal=False)
@@ -180,7 +180,7 @@ def test_attention_is_torchs_multihead_attention(source, attend):
 
 @BACKENDS
 @EACH
-def test_padded_is_alone(name, attend):
+def test_padded_equals_single(name, attend):
     """Sources and targets of different lengths in one batch: every row's logits are those of the row by itself."""
     model = MODELS[name]
     padded = read(model, SOURCES, LENGTHS, attend=attend)
@@ -192,7 +192,7 @@ def test_padded_is_alone(name, attend):
 
 
 @EACH
-def test_what_padding_holds_changes_no_bit(name):
+def test_padding_tokens_change_no_bit(name):
     model = MODELS[name]
     others = [x.clone() for x in (SOURCES, TARGETS)]
     for rows, lengths in zip(others, (LENGTHS, WRITTEN), strict=True):
@@ -225,7 +225,7 @@ def test_padding_gets_no_gradient(name):
 
 
 @EACH
-def test_an_encoder_sees_later_tokens_and_a_decoder_does_not(name):
+def test_encoder_is_not_causal(name):
     model = MODELS[name]
     changed = SOURCES.clone()
     changed[:, -1] = (changed[:, -1] + 1) % 83
@@ -244,7 +244,7 @@ def test_an_encoder_sees_later_tokens_and_a_decoder_does_not(name):
 @BACKENDS
 @EACH
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
-def test_cached_is_uncached(name, lengths, attend):
+def test_cached_equals_uncached(name, lengths, attend):
     model = MODELS[name]
     source = read(model, SOURCES, lengths)
     want = run(model, TARGETS, source=source)
@@ -254,7 +254,7 @@ def test_cached_is_uncached(name, lengths, attend):
 
 
 @EACH
-def test_uneven_rows_are_as_alone(name):
+def test_uneven_batch_equals_single(name):
     """At each pass each row brings its own number of tokens, some none."""
     model = MODELS[name]
     cache = DenseCache.of(model.config, 4, 11, source=read(model, SOURCES, LENGTHS))
@@ -275,7 +275,7 @@ def test_uneven_rows_are_as_alone(name):
 
 @EACH
 @pytest.mark.parametrize("rows", [[2, 0, 2, 1, 3, 3], [1], [3, 2]], ids=str)
-def test_select_takes_the_source_along(name, rows):
+def test_select_includes_the_source(name, rows):
     """Keys, values and mask of a row's source follow it, without another argument."""
     model = MODELS[name]
     cache = DenseCache.of(model.config, 4, 11, source=read(model, SOURCES, LENGTHS))
@@ -286,7 +286,7 @@ def test_select_takes_the_source_along(name, rows):
         assert_near(torch.cat([first[b], part]), alone(model, b))
 
 
-def test_one_source_continued_n_times():
+def test_repeated_source():
     """Selected before the first pass too: a source without padding, and one row of a padded batch."""
     model = MODELS["post"]
     for source in (read(model, SOURCES[:1]), read(model, SOURCES[:1], (6,))):
@@ -297,7 +297,7 @@ def test_one_source_continued_n_times():
         assert_near(want[2], run(model, TARGETS[2:3], source=source)[0])
 
 
-def test_a_sources_keys_are_made_once():
+def test_source_keys_are_computed_once():
     model, calls = MODELS["post"], []
     hooks = [block.cross.k.register_forward_hook(lambda *_: calls.append(1)) for block in model.blocks]
     cache = DenseCache.of(model.config, 4, 11, source=read(model, SOURCES, LENGTHS))
@@ -320,14 +320,14 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("name", "path", "value"), SETTINGS)
-def test_every_setting_shows(name, path, value):
+def test_every_setting_changes_the_logits(name, path, value):
     model, other = MODELS[name], EncoderDecoder(pair_config(name, **{path: value}))
     other.load_state_dict(model.state_dict(), strict=False)
     a, b = (run(m, TARGETS, source=read(m, SOURCES, LENGTHS)) for m in (model, other))
     assert moved(b, a) > 1e-3
 
 
-def test_a_shared_embedding_is_one_parameter():
+def test_shared_embedding_is_one_parameter():
     model, separate = (tiny_pair(name) for name in ("post", "separate"))
     names = {name for name, _ in model.named_parameters()}
     assert "embed.weight" in names
@@ -340,7 +340,7 @@ def test_a_shared_embedding_is_one_parameter():
     assert moved(read(changed, SOURCES).states, read(model, SOURCES).states) > 1e-2
 
 
-def test_the_kind_of_model_follows_from_the_configuration():
+def test_make_model():
     assert type(make_model(pair_config("post"))) is EncoderDecoder
     assert type(make_model(change(tiny_decoder_config(), "vocab_size", 50))) is Decoder
     assert type(EncoderDecoder(pair_config("post")).encoder) is Encoder
@@ -354,14 +354,14 @@ PLAIN = AttentionConfig(4, 4, 12)
 
 
 @pytest.mark.parametrize(("path", "value", "message"), [
-    ("layers.0.cross", None, "every layer has cross-attention"),
-    ("encoder", None, "every layer has cross-attention"),
+    ("layers.0.cross", None, "in every layer of a model with an encoder"),
+    ("encoder", None, "in every layer of a model with an encoder"),
     ("layers.0.attention.causal", False, "a decoder must have causal = True"),
     ("encoder.layers.1.attention.causal", True, "an encoder must have causal = False"),
     ("encoder.layers.1.cross", change(PLAIN, "causal", False), "an encoder has no cross-attention"),
-    ("layers.0.cross", PLAIN, "causal must be False and rope None"),
-    ("layers.0.cross.rope", RopeConfig(), "causal must be False and rope None"),
-    ("layers.0.cross.window", 4, "only causal attention"),
+    ("layers.0.cross", PLAIN, "must have causal False, rope None"),
+    ("layers.0.cross.rope", RopeConfig(), "must have causal False, rope None"),
+    ("layers.0.cross.window", 4, "a window requires causal attention"),
     ("encoder.vocab_size", 96, "same vocab_size on both sides, got 96 and 97"),
     ("encoder.d_model", 24, "same d_model, got 24 and 48"),
     ("embed_scale", 0.0, "embed_scale must be above 0"),
@@ -369,33 +369,33 @@ PLAIN = AttentionConfig(4, 4, 12)
     ("encoder.layers", (), "at least one layer"),
     ("encoder.context_length", 0, "context_length must be at least 1"),
 ], ids=str)  # fmt: skip
-def test_what_no_known_model_does_is_refused(path, value, message):
+def test_invalid_config_raises_config_error(path, value, message):
     with pytest.raises(ConfigError, match=message):
         pair_config("post", **{path: value})
 
 
-def test_an_embedding_is_not_shared_with_nobody():
-    with pytest.raises(ConfigError, match="no encoder to share"):
+def test_shared_embedding_without_encoder_raises():
+    with pytest.raises(ConfigError, match="shared_embedding requires an encoder"):
         change(tiny_decoder_config(), "shared_embedding", True)
 
 
 @pytest.mark.parametrize("lengths", [(9, 4), (9, 4, 0, 7), (9, 10, 1, 7), (9, -1, 1, 7)], ids=str)
-def test_lengths_that_do_not_fit_are_refused(lengths):
+def test_invalid_lengths_raise_value_error(lengths):
     with pytest.raises(ValueError, match="lengths must be 4 numbers from 1 to 9"):
         Step.of(SOURCES, lengths)
 
 
-def test_full_lengths_are_no_padding():
+def test_full_lengths_need_no_mask():
     assert not Step.of(SOURCES, (9, 9, 9, 9)).padded
 
 
-def test_a_source_past_the_encoders_context_is_refused():
+def test_too_long_source_raises_capacity_error():
     model, ids = MODELS["post"], torch.zeros(1, 65, dtype=torch.long)
     with pytest.raises(CapacityError, match="65 tokens does not fit: the encoder's context holds 64"):
         model.encode(ids, Step.of(ids))
 
 
-def test_a_decoder_without_its_source_says_so():
+def test_missing_source_raises():
     with pytest.raises(AssertionError, match="needs a Step with a source"):
         run(MODELS["post"], TARGETS)
 
@@ -406,7 +406,7 @@ def n_parameters(shape, *vocabularies):
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("norm_at", ["post", "pre"])
-def test_a_few_numbers_expand_to_the_papers_model(norm_at):
+def test_shape_expands_to_the_papers_model(norm_at):
     """As many parameters as torch.nn.Transformer of these sizes, which always has final norms, and one table."""
     theirs = nn.Transformer(32, 4, 2, 2, 128, batch_first=True)
     final_norms = 0 if norm_at == "pre" else 2 * 2 * 32
@@ -425,12 +425,12 @@ def test_a_few_numbers_expand_to_the_papers_model(norm_at):
 @pytest.mark.parametrize(
     ("changes", "message"), [({"n_heads": 5}, "multiple of n_heads"), ({"n_layers": 0}, "one layer")]
 )
-def test_numbers_that_do_not_fit_together_are_refused(changes, message):
+def test_invalid_shape_raises_config_error(changes, message):
     with pytest.raises(ConfigError, match=message):
         Seq2SeqShape(**changes).expand(50)
 
 
-def test_one_table_needs_one_vocabulary():
+def test_shared_embedding_requires_equal_vocabularies():
     with pytest.raises(ConfigError, match="same vocab_size on both sides, got 70 and 50"):
         Seq2SeqShape().expand(50, 70)
 
@@ -439,7 +439,7 @@ def test_one_table_needs_one_vocabulary():
 
 
 @EACH
-def test_every_parameter_learns_through_the_chunked_loss(name):
+def test_chunked_loss_reaches_every_parameter(name):
     model = tiny_pair(name)
     targets = TARGETS.roll(-1, 1).clone()
     for row, n in zip(targets, WRITTEN, strict=True):
@@ -462,7 +462,7 @@ def test_every_parameter_learns_through_the_chunked_loss(name):
 
 
 @EACH
-def test_first_weights(name):
+def test_init_weights(name):
     """As GPT-2's: what writes to a residual stream is divided by the root of how many do."""
     model, again = (init_weights(EncoderDecoder(pair_config(name)), 0) for _ in range(2))
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
@@ -477,7 +477,7 @@ def test_first_weights(name):
 
 
 @EACH
-def test_first_weights_of_the_paper(name):
+def test_init_glorot(name):
     """Glorot's uniform; embeddings that have a variance of 1 / D, so that the scaled ones have 1 and logits too."""
     model, again, other = (init_glorot(EncoderDecoder(pair_config(name)), seed) for seed in (0, 0, 1))
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))

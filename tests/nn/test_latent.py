@@ -26,7 +26,7 @@ def cached(chunks, **step):
 
 @pytest.mark.parametrize("attend", [attend_fused, lambda *args: attend_reference(*args)[0]], ids=["fast", "definition"])
 @pytest.mark.parametrize("chunks", [[24], [1] * 24, [10, 1, 13], [23, 1]], ids=str)
-def test_absorbed_is_expanded(chunks, attend, monkeypatch):
+def test_absorbed_equals_expanded(chunks, attend, monkeypatch):
     found = {}
     for way in (True, False):
         monkeypatch.setattr(latent, "absorbs", lambda *_, way=way: way)
@@ -35,7 +35,7 @@ def test_absorbed_is_expanded(chunks, attend, monkeypatch):
     assert not torch.equal(found[True], found[False]), "one way only was gone"
 
 
-def test_rows_of_uneven_length_absorb_too(monkeypatch):
+def test_uneven_lengths_absorbed(monkeypatch):
     """In rounds that bring different numbers of tokens, with padding."""
     found = {}
     for way in (True, False):
@@ -60,7 +60,7 @@ def multiplied(config, n_new, n_seen, absorbed):
 
 
 @pytest.mark.parametrize("sizes", [(512, 128, 64, 128), (20, 6, 8, 10), (4, 64, 8, 64)], ids=str)
-def test_the_way_that_multiplies_less_is_taken(sizes):
+def test_absorbs_if_it_needs_fewer_multiplications(sizes):
     rank, still, turned, v = sizes
     config = change(ATTENTION, "latent.rank", rank)
     config = change(config, "head_dim", still + turned)
@@ -77,7 +77,7 @@ def test_the_way_that_multiplies_less_is_taken(sizes):
     assert absorbs(config, 4096, 4096) == (rank == 4), "reading a prompt"
 
 
-def test_only_the_latent_and_one_key_are_kept():
+def test_cache_stores_latent_and_one_key():
     """(rank + rope dim) numbers a token and layer, whatever the heads; a plain cache would hold 2 H Dh."""
     cache = DenseCache.of(MODEL.config, 2, 24)
     run_cached(MODEL, IDS, [20, 1, 3], cache)
@@ -106,7 +106,7 @@ POINTS = ["attn.q", "attn.latent", "attn.k", "attn.v", "attn.q_rot", "attn.k_rot
 
 
 @pytest.mark.parametrize("end", POINTS)
-def test_what_is_shown_and_changed_in_a_step_that_absorbs(end, monkeypatch):
+def test_tap_in_absorbed_pass(end, monkeypatch):
     """Of the last three tokens, read at once: the same as in a pass over all of them, where only theirs is changed."""
     name, absorbed = f"blocks.1.{end}", []
     keep = latent.LatentAttention.absorbed
@@ -136,7 +136,7 @@ def test_what_is_shown_and_changed_in_a_step_that_absorbs(end, monkeypatch):
     assert moved(got, last) > 1e-2
 
 
-def test_a_change_of_keys_in_rows_of_uneven_length():
+def test_edit_of_keys_with_uneven_lengths():
     """Each row's own places: row 0 brings three tokens, row 1 one, of which there are other numbers before."""
     name, generator = "blocks.1.attn.k", torch.Generator().manual_seed(0)
     cache = DenseCache.of(MODEL.config, 2, 24)
@@ -152,7 +152,7 @@ def test_a_change_of_keys_in_rows_of_uneven_length():
         assert_near(got[b, :c], run(MODEL, IDS[b : b + 1, : n + c], tap=Add(name, wide))[0, n:])
 
 
-def test_later_passes_see_a_change_of_the_latent_and_none_of_keys():
+def test_edit_of_latent_persists_in_the_cache():
     found = {}
     for end, shape in (("attn.latent", (2, 21, 20)), ("attn.k", (2, 21, 4, 14)), (None, ())):
         cache, tap = DenseCache.of(MODEL.config, 2, 24), None
@@ -165,7 +165,7 @@ def test_later_passes_see_a_change_of_the_latent_and_none_of_keys():
     assert torch.equal(found["attn.k"], found[None])
 
 
-def test_packed_documents_are_documents_alone():
+def test_packed_documents_equal_single_documents():
     positions, documents = (torch.tensor([[*a, *b]]) for a, b in ((range(9), range(15)), ([0] * 9, [1] * 15)))
     row, delta = IDS[:1], torch.randn(1, 24, 4, 14, generator=torch.Generator().manual_seed(0))
     for tap in (None, Add("blocks.1.attn.k_rot", delta)):
@@ -176,7 +176,7 @@ def test_packed_documents_are_documents_alone():
             assert_near(packed[:, part], run(MODEL, row[:, part], tap=own))
 
 
-def test_both_ways_have_the_same_gradients(monkeypatch):
+def test_absorbed_and_expanded_have_equal_gradients(monkeypatch):
     found = []
     for way in (True, False):
         monkeypatch.setattr(latent, "absorbs", lambda *_, way=way: way)
@@ -191,7 +191,7 @@ def test_both_ways_have_the_same_gradients(monkeypatch):
 
 
 @pytest.mark.skipif(not can_prepack(torch.float32), reason="this PyTorch cannot prepack weights")
-def test_matrices_packed_for_many_rows_are_absorbed_too():
+def test_prepacked_model_absorbs():
     twin, ids = prepack(MODEL, 16), random_ids(MODEL.config, 16, 9)
     assert isinstance(twin.blocks[0].attn.kv, PrepackedLinear)
     cache = DenseCache.of(MODEL.config, 16, 9)
@@ -217,7 +217,7 @@ def test_invalid_config_raises_config_error(path, value, message):
         change(ATTENTION, path, value)
 
 
-def test_keeping_names_every_live_point_once():
+def test_every_live_point_is_named_once():
     names = [f"blocks.0.attn.{end}" for end in ("q", "latent", "k", "v", "q_rot", "k_rot", "z")]
     kept = RecorderTap(*names)
     run(MODEL, IDS, tap=kept)

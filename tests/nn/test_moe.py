@@ -22,7 +22,7 @@ def moe(**settings):
 
 @pytest.mark.parametrize("n_tokens", [1, 2, 33])
 @pytest.mark.parametrize("top_k", [1, 2, 6])
-def test_the_fast_path_is_the_definition(n_tokens, top_k):
+def test_sorted_experts_equal_reference(n_tokens, top_k):
     """Forward and backward, in float64: with experts that nobody chose, and with all chosen."""
     layer, x = moe(top_k=top_k).double(), randn(n_tokens, 12).double()
     weights, chosen = route(layer.config, layer.router(x))
@@ -38,7 +38,7 @@ def test_the_fast_path_is_the_definition(n_tokens, top_k):
         torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
 
 
-def test_a_token_has_the_same_experts_whatever_its_neighbours():
+def test_routing_is_independent_of_other_tokens():
     layer, x = moe(), randn(3, 7, 12)
     step = Step(torch.arange(7)[None]).layer(0)
     whole = layer(x, step)
@@ -69,7 +69,7 @@ def by_loops(c, logits, correction):
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize("correction", [True, False])
 @pytest.mark.parametrize(("n_groups", "top_groups", "group_best"), [(1, 1, 1), (4, 2, 1), (4, 2, 2), (2, 1, 3)])
-def test_routing_is_the_papers(scores, normed, correction, n_groups, top_groups, group_best):
+def test_route_equals_loops(scores, normed, correction, n_groups, top_groups, group_best):
     config = MoEConfig(
         8, 3, scores, normed, 1.7, score_correction=correction, n_groups=n_groups, top_groups=top_groups,
         group_best=group_best,
@@ -83,7 +83,7 @@ def test_routing_is_the_papers(scores, normed, correction, n_groups, top_groups,
         assert all(abs(got[expert] - want[expert]) < 1e-5 for expert in want)
 
 
-def test_a_shared_expert_takes_every_token():
+def test_shared_expert_processes_every_token():
     layer, x = moe(shared_d_ff=16), randn(5, 12)
     step = Step(torch.arange(5)[None]).layer(0)
     shared = layer.shared
@@ -107,7 +107,7 @@ def test_a_shared_expert_takes_every_token():
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused(changes, message):
+def test_invalid_config_raises_config_error(changes, message):
     with pytest.raises(ConfigError, match=message):
         MoEConfig(**{"n_experts": 6, "top_k": 2} | changes)
 
@@ -130,7 +130,7 @@ class Choose:
         return value
 
 
-def test_a_tap_sees_the_router_and_sends_tokens_elsewhere():
+def test_tap_changes_routing():
     model = tiny("mixtral", **{"layers.1.experts.top_k": 1})
     ids = random_ids(model.config, 2, 9)
     plain, look, send = run(model, ids), Choose(), Choose(4)
@@ -146,7 +146,7 @@ def test_a_tap_sees_the_router_and_sends_tokens_elsewhere():
     assert_near(run(model, ids), sent)
 
 
-def test_first_weights_of_experts_are_those_of_a_feed_forward_layer():
+def test_init_weights_of_experts():
     config = tiny_config("mixtral", **{"layers.1.experts.shared_d_ff": 24})
     model = init_weights(Decoder(config), 0)
     every = torch.cat([e.down.weight.flatten() for block in model.blocks for e in block.mlp.experts])

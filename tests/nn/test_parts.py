@@ -27,14 +27,14 @@ def randn(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_layer_norm_is_torchs():
+def test_layer_norm_equals_torch():
     ours, theirs = randomise(make_norm(NormConfig("layer", 1e-2), 12)), nn.LayerNorm(12, 1e-2)
     theirs.load_state_dict(ours.state_dict())
     x = randn(3, 5, 12)
     assert torch.equal(ours(x), theirs(x))
 
 
-def test_rms_norm_is_torchs_and_the_formula():
+def test_rms_norm_equals_torch_and_the_formula():
     ours, theirs = randomise(make_norm(NormConfig("rms", 1e-2), 12)), nn.RMSNorm(12, 1e-2)
     theirs.load_state_dict(ours.state_dict())
     x = randn(3, 5, 12)
@@ -43,7 +43,7 @@ def test_rms_norm_is_torchs_and_the_formula():
     assert_near(ours(x), x64 / (x64.square().mean(-1, keepdim=True) + 1e-2).sqrt() * ours.weight, 1e-6)
 
 
-def test_rms_norm_norms_in_float32_and_multiplies_after_the_cast():
+def test_rms_norm_computes_in_float32():
     norm, x = randomise(make_norm(NormConfig("rms"), 256)).bfloat16(), randn(4, 256).bfloat16()
     normed = (x.float() / (x.float().square().mean(-1, keepdim=True) + 1e-6).sqrt()).bfloat16()
     assert torch.equal(norm(x), normed * norm.weight)
@@ -61,7 +61,7 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_feed_forward_layer_is_its_formula(activation, gated, bias):
+def test_mlp_equals_its_formula(activation, gated, bias):
     mlp = randomise(MLP(MLPConfig(20, activation, gated, bias), 12))
     x = randn(3, 5, 12)
     w = {name: p.double() for name, p in mlp.named_parameters()}
@@ -76,7 +76,7 @@ def test_the_feed_forward_layer_is_its_formula(activation, gated, bias):
 
 
 @pytest.mark.parametrize("theta", [10_000.0, 100.0])
-def test_rotary_positions_multiply_complex_numbers(theta):
+def test_rotary_equals_complex_multiplication(theta):
     """x[i] + i x[i + R] times e^(i position theta^(-2i/Dh)), number by number in float64."""
     d, at = 8, torch.tensor([[0, 1, 5, 1000], [7, 7, 2, 31]])
     x = randn(2, 4, 3, d)
@@ -88,7 +88,7 @@ def test_rotary_positions_multiply_complex_numbers(theta):
         assert abs(got - want) < 1e-4 * abs(pair)  # float32 knows an angle of 1000 to 6e-5
 
 
-def test_rotation_leaves_only_the_distance_in_a_product():
+def test_rotary_products_depend_on_distance_only():
     q, k = randn(1, 1, 1, 16), randn(1, 1, 1, 16, seed=1)
 
     def product(t, s):
@@ -98,7 +98,7 @@ def test_rotation_leaves_only_the_distance_in_a_product():
     assert abs(product(9, 4) - product(25, 20)) < 1e-4 < abs(product(9, 4) - product(9, 5))
 
 
-def test_sinusoidal_positions_are_the_papers():
+def test_sinusoidal_positions_equal_the_paper():
     found = SinusoidalPositions(10)(torch.arange(50)[None])[0]
     for position in range(50):
         for i in range(5):
@@ -107,14 +107,14 @@ def test_sinusoidal_positions_are_the_papers():
             assert abs(found[position, 2 * i + 1] - math.cos(angle)) < 1e-5
 
 
-def test_learned_positions_look_up_and_padding_does_no_harm():
+def test_learned_positions_with_padding():
     table = randomise(LearnedPositions(6, 4))
     assert torch.equal(table(torch.tensor([[0, 5, -1]])), table.weight[None, [0, 5, 0]])
 
 
 @pytest.mark.parametrize("norm_at", ["pre", "post"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_a_block_is_torchs_encoder_layer(norm_at, activation):
+def test_block_equals_torch_encoder_layer(norm_at, activation):
     """Post-norm is the paper of 2017's block; pre-norm GPT-2's. torch has both, with its own attention."""
     d, heads, d_ff = 24, 3, 40
     theirs = nn.TransformerEncoderLayer(
@@ -154,7 +154,7 @@ def test_a_block_is_torchs_encoder_layer(norm_at, activation):
 
 
 @pytest.mark.parametrize("norm_at", [("pre", "out"), ("out",), ("pre", "post"), ("pre", "out", "post")])
-def test_a_residual_is_its_equation(norm_at):
+def test_block_equals_its_equation(norm_at):
     """x -> post(x + out(f(pre(x))))"""
     layer = LayerConfig(AttentionConfig(2, 2, 6), MLPConfig(20), NormConfig("rms", 1e-2), norm_at)
     block, x = randomise(Block(layer, 12)), randn(2, 5, 12)
@@ -168,7 +168,7 @@ def test_a_residual_is_its_equation(norm_at):
     assert names == [f"attn_{name}" for at, name in NORMS.items() if at not in norm_at]
 
 
-def test_the_unscaled_product_is_a_setting():
+def test_unscaled_attention():
     model = tiny("llama")
     ids = torch.arange(12)[None]
     other = Decoder(tiny("llama", **{f"layers.{i}.attention.scale": 1 / math.sqrt(12) for i in range(3)}).config)
@@ -183,7 +183,7 @@ def test_the_unscaled_product_is_a_setting():
     assert_near(run(model, ids), run(unscaled, ids), 1e-5)
 
 
-def test_first_weights_are_gpt2s_and_the_seeds():
+def test_init_weights_as_gpt2():
     layer = LayerConfig(AttentionConfig(4, 4, 16, bias=True, out_bias=True), MLPConfig(256, bias=True, gated=False))
     config = ModelConfig("gpt2", 500, 64, 128, (layer,) * 8, positions="learned")
     a, b, c = (init_weights(Decoder(config), seed) for seed in (0, 0, 1))

@@ -6,12 +6,10 @@ A change is a path of `change`; a path that begins with `*.` is of every layer.
 import math
 from dataclasses import replace
 
-import pytest
+import transformers
 from tiny_families import CONFIGS
 
 from glassformer.config import LongScaling, RopeConfig, YarnScaling
-
-transformers = pytest.importorskip("transformers")
 
 QWEN3_ROUTED, *_, QWEN3_PLAIN = CONFIGS["qwen3_moe"]().layers
 V2_PLAIN, V2_ROUTED, _ = CONFIGS["deepseek_v2"]().layers

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from generate.writers import END, make_tokenizer
 from safetensors.torch import load_file, save_file
 from test_fields import NEAR, OTHER, leaves, tiny_state, twin
@@ -28,8 +29,6 @@ from glassformer.models.translator import Translator, read_generation_config
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
-
-transformers = pytest.importorskip("transformers")
 
 SILU = MLPConfig(72, "silu")
 VARIANTS = {

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from tiny import assert_near, random_ids, run, tiny, tiny_config
 
 from glassformer.config import BandScaling, LinearScaling, LongScaling, RopeConfig, YarnScaling, change
@@ -11,8 +12,6 @@ from glassformer.errors import ConfigError
 from glassformer.families import read_config, write_config
 from glassformer.formats import load_decoder, save_model
 from glassformer.nn.rope import rotate, rotation
-
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.mark.parametrize("spelling", ["rope_theta", "rope_parameters", "rope_scaling with rope_theta", "both"])

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from theirs import hf_run
 from tiny import random_ids, randomise, run, tiny
 from tiny_families import DECODERS
@@ -15,7 +16,6 @@ from glassformer.nn.moe import MoE, route
 from glassformer.nn.norm import make_norm
 from glassformer.nn.step import Step
 
-transformers = pytest.importorskip("transformers")
 MODELS = transformers.models
 THEIRS = {
     "weight": MODELS.llama.modeling_llama.LlamaRMSNorm,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from tiny import assert_near, random_ids, run, run_cached, tiny
 from tiny_families import DECODERS
 
@@ -11,8 +12,6 @@ from glassformer.generate.decode import decode
 from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling
 from glassformer.nn.step import Step
-
-transformers = pytest.importorskip("transformers")
 
 LENGTH = 40  # longer than every window, and than the original context where there is one
 GREEDY = Sampling(temperature=0.0)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from cases import CASES, HF_MADE, NAMES
 from safetensors.torch import load_file
 from theirs import Keep, hf_random, hf_run
@@ -11,8 +12,6 @@ from tiny import assert_near, random_ids, run, tiny, tiny_config
 from tiny_families import DECODERS
 
 from glassformer.formats import load_decoder, save_model
-
-transformers = pytest.importorskip("transformers")
 
 
 def assert_same_run(model, hf, ids):

@@ -1,4 +1,4 @@
-"""The glass over HTTP: every number that arrives is the number that the same model has without a server."""
+"""The inspection routes over HTTP: every number equals that of the same model without a server."""
 
 import json
 import struct
@@ -14,6 +14,7 @@ from server.conftest import assert_error, serving, tiny_lm
 from glassformer.inspect.edits.edit import ablate, patch
 from glassformer.inspect.sweep.sweep import sweep
 from glassformer.inspect.trace.offsets import spans
+from glassformer.inspect.views.focus import focus
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.inspect.views.result import plain
 from glassformer.server.app import Settings
@@ -31,7 +32,7 @@ def make(http, **body):
 
 
 def events(answer):
-    """(name, data) of each event of a stream."""
+    """Return the (name, data) of each event of a stream."""
     assert answer.headers["content-type"].startswith("text/event-stream")
     found = []
     for block in answer.text.split("\n\n")[:-1]:
@@ -41,7 +42,7 @@ def events(answer):
 
 
 def tensor(http, path):
-    """(header, numbers) of a tensor's answer."""
+    """Return the header and the numbers of a tensor."""
     answer = http.get(path)
     assert answer.status_code == 200, answer.text
     (size,) = struct.unpack("<I", answer.content[:4])
@@ -52,36 +53,36 @@ def tensor(http, path):
 
 
 @pytest.fixture(scope="module")
-def kept(http, lms):
-    """A trace at the server, and the same one here."""
+def both(http, lms):
+    """Return a trace of the server as JSON, and the same trace made here."""
     return make(http, max_tokens=6, seed=4), lms["talker"].trace(PROMPT, max_tokens=6, seed=4)
 
 
-def test_a_trace_is_what_lm_trace_gives(kept, lms):
-    told, t = kept
-    assert [token["id"] for token in told["tokens"]] == list(t.ids)
-    assert (told["n_prompt"], told["finish"], told["seed"]) == (t.n_prompt, t.finish, 4)
-    assert told["text"].startswith(PROMPT)
-    assert told["bytes"] >= t.bytes
+def test_trace_equals_lm_trace(both, lms):
+    made, t = both
+    assert [token["id"] for token in made["tokens"]] == list(t.ids)
+    assert (made["n_prompt"], made["finish"], made["seed"]) == (t.n_prompt, t.finish, 4)
+    assert made["text"].startswith(PROMPT)
+    assert made["bytes"] >= t.bytes
     written = lms["talker"].generate(PROMPT, max_tokens=6, seed=4, logprobs=0).continuations[0]
-    assert told["text"] == PROMPT + written.text
-    found = [token["logprob"] for token in told["tokens"]][t.n_prompt :]
+    assert made["text"] == PROMPT + written.text
+    found = [token["logprob"] for token in made["tokens"]][t.n_prompt :]
     assert found == pytest.approx([token.logprob for token in written.tokens], abs=1e-5)
-    for token in told["tokens"]:
+    for token in made["tokens"]:
         data = bytes(token["bytes"])
         assert token["text"] in (data.decode("utf-8", "replace"), f"<{data.hex(' ').upper()}>")
         if token["text"].encode() == data:
-            assert told["text"][token["start"] : token["end"]] == token["text"]
+            assert made["text"][token["start"] : token["end"]] == token["text"]
 
 
 @pytest.mark.parametrize("text", ["", "a", "é", "🙂 naïve", "吾輩は猫", " two  spaces"])
-def test_spans_are_the_tokenizers_own(lms, text):
+def test_spans_equal_the_tokenizers_offsets(lms, text):
     tokenizer = lms["talker"].tokenizer
     expected = tokenizer.encode_offsets(text)
     assert spans(tokenizer, expected.ids) == (text, [tuple(one) for one in expected.offsets])
 
 
-def test_spans_of_bytes_that_are_no_text(lms):
+def test_spans_of_invalid_utf8(lms):
     tokenizer = lms["talker"].tokenizer
     part = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
     ids = [part[b"a"], part[b"\xf0"], part[b"\x9f"], part[b"b"], part[b"\xff"], 0, part[b"c"], part[b"\xc3"]]
@@ -90,38 +91,39 @@ def test_spans_of_bytes_that_are_no_text(lms):
     assert places == [(0, 1), (1, 2), (1, 2), (2, 3), (3, 4), (4, 4), (4, 5), (5, 6)]
 
 
-def test_a_stream_is_the_tokens_and_then_the_trace(http, kept):
-    told, _ = kept
+def test_stream_has_token_events_and_then_the_trace(http, both):
+    made, _ = both
     body = {"model": "talker", "prompt": PROMPT, "max_tokens": 6, "seed": 4, "stream": True, "top": 3}
     *tokens, (last, trace) = events(http.post("/v1/traces", json=body))
     assert {name for name, _ in tokens} == {"token"}
     assert last == "trace"
-    assert trace["id"] != told["id"]
+    assert trace["id"] != made["id"]
     same = ("n_prompt", "finish", "seed", "text", "tokens", "edits", "model")
-    assert {name: trace[name] for name in same} == {name: told[name] for name in same}
-    written = told["tokens"][told["n_prompt"] :]
+    assert {name: trace[name] for name in same} == {name: made[name] for name in same}
+    written = made["tokens"][made["n_prompt"] :]
     assert [(t["id"], t["position"]) for _, t in tokens] == [
-        (one["id"], told["n_prompt"] + i) for i, one in enumerate(written)
+        (one["id"], made["n_prompt"] + i) for i, one in enumerate(written)
     ]
     for _, token in tokens:
         assert len(token["top"]) == 3
         assert token["top"][0]["logprob"] >= token["logprob"]
 
 
-def test_traces_are_listed_read_again_and_deleted(http):
+def test_traces_are_listed_fetched_and_deleted(http):
     one, two = make(http), make(http, prompt=[5, 6, 7])
     listed = http.get("/v1/traces").json()
     assert [entry["id"] for entry in listed["data"]][:2] == [two["id"], one["id"]]
+    assert http.get("/v1/traces").json() == listed, "listing is no use of a trace"
     assert listed["count"] == len(listed["data"])
     again = http.get(f"/v1/traces/{one['id']}").json()
-    assert again == one, "what a page finds when it is loaded again"
+    assert again == one, "a reloaded page gets the same"
     assert http.delete(f"/v1/traces/{one['id']}").json() == {"id": one["id"], "deleted": True}
     assert_error(http.get(f"/v1/traces/{one['id']}"), 404, "was dropped", "it was deleted", code="trace_gone")
     assert_error(http.delete(f"/v1/traces/{one['id']}"), 404, "it was deleted")
     assert_error(http.get("/v1/traces/nothing"), 404, "the trace 'nothing' does not exist", code="trace_not_found")
 
 
-def test_the_least_recently_used_trace_goes(lms):
+def test_the_least_recently_used_trace_is_evicted(lms):
     size = lms["talker"].trace(PROMPT).bytes
     with serving([("m", tiny_lm())], Settings(trace_bytes=int(2.5 * size))) as (url, _):
         import httpx2
@@ -162,9 +164,9 @@ def test_the_least_recently_used_trace_goes(lms):
         ("embed.out", "0:1000", slice(0, 1000)),
     ],
 )
-def test_a_slice_is_the_tensors_own(http, kept, name, part, index):
-    told, t = kept
-    head, numbers = tensor(http, f"/v1/traces/{told['id']}/tensors/{name}?slice={part}")
+def test_slice_equals_the_tensor(http, both, name, part, index):
+    made, t = both
+    head, numbers = tensor(http, f"/v1/traces/{made['id']}/tensors/{name}?slice={part}")
     value = t[name]
     expected = value.tensor[index].double().numpy()
     assert numbers.shape == expected.shape
@@ -178,9 +180,9 @@ def test_a_slice_is_the_tensors_own(http, kept, name, part, index):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["blocks.0.attn.probs", "blocks.1.mlp.act"])
-def test_fewer_bits_stay_within_the_bound(http, kept, kind, name):
-    told, _ = kept
-    path = f"/v1/traces/{told['id']}/tensors/{name}"
+def test_quantization_error_is_within_the_bound(http, both, kind, name):
+    made, _ = both
+    path = f"/v1/traces/{made['id']}/tensors/{name}"
     _, exact = tensor(http, path)
     head, numbers = tensor(http, f"{path}?dtype={kind}")
     off = np.abs(numbers - exact).max()
@@ -193,9 +195,9 @@ def test_fewer_bits_stay_within_the_bound(http, kept, kind, name):
 @pytest.mark.parametrize(
     ("name", "part"), [("blocks.0.attn.probs", ""), ("blocks.1.attn.q", ":,1"), ("embed.out", "3")]
 )
-def test_a_pooled_cell_is_the_largest_of_its_own(http, kept, pool, name, part):
-    told, _ = kept
-    path = f"/v1/traces/{told['id']}/tensors/{name}?slice={part}"
+def test_pooled_number_is_the_maximum_of_its_cells(http, both, pool, name, part):
+    made, _ = both
+    path = f"/v1/traces/{made['id']}/tensors/{name}?slice={part}"
     _, exact = tensor(http, path)
     head, numbers = tensor(http, f"{path}&pool={pool}")
     axes = min(exact.ndim, 2)
@@ -207,18 +209,18 @@ def test_a_pooled_cell_is_the_largest_of_its_own(http, kept, pool, name, part):
         assert numbers[place] == exact[(*fixed, *tile)].max()
 
 
-def test_scores_have_infinities_and_say_so(http, kept):
-    told, t = kept
-    path = f"/v1/traces/{told['id']}/tensors/blocks.0.attn.scores?slice=0"
+def test_infinite_scores_need_f32(http, both):
+    made, t = both
+    path = f"/v1/traces/{made['id']}/tensors/blocks.0.attn.scores?slice=0"
     _, numbers = tensor(http, path)
     assert np.isneginf(numbers).any()
     np.testing.assert_allclose(numbers, t["blocks.0.attn.scores"][0].numpy(), atol=1e-5)
     assert_error(http.get(f"{path}&dtype=u8"), 400, "not finite", "f32", param="dtype")
 
 
-def test_a_tensor_is_kept_by_its_etag(http, kept):
-    told, _ = kept
-    path = f"/v1/traces/{told['id']}/tensors/blocks.0.attn.q?slice=1"
+def test_tensor_has_an_etag(http, both):
+    made, _ = both
+    path = f"/v1/traces/{made['id']}/tensors/blocks.0.attn.q?slice=1"
     one, other = http.get(path), http.get(f"{path}&dtype=f16")
     assert one.headers["etag"] != other.headers["etag"]
     assert "immutable" in one.headers["cache-control"]
@@ -237,23 +239,23 @@ def test_a_tensor_is_kept_by_its_etag(http, kept):
         ("blocks.0.attn.probs?slice=9", "slice", ["axis H", "0 to 3", "got 9"]),
         ("embed.out?slice=1,2,3", "slice", ["3 parts", "2 axes: T, D"]),
         ("embed.out?slice=a", "slice", ["'a'"]),
-        ("embed.out?slice=5:2", "slice", ["leaves nothing of axis T"]),
+        ("embed.out?slice=5:2", "slice", ["is empty on axis T"]),
         ("embed.out?slice=1:2:3", "slice", ["1:2:3"]),
         ("embed.out?dtype=f64", "dtype", ["one of f32, f16, u8", "'f64'"]),
         ("embed.out?pool=0", "pool", ["1 to 4096", "got 0"]),
-        ("embed.out?pool=x", "pool", ["whole number", "'x'"]),
+        ("embed.out?pool=x", "pool", ["whole number", "got x"]),
         ("embed.out?frob=1", "frob", ["unknown parameter", "known: slice, pool, dtype"]),
         ("embed.out?pool=1&pool=2", "pool", ["twice"]),
     ],
 )
-def test_a_tensor_that_is_not_there(http, kept, path, param, words):
-    assert_error(http.get(f"/v1/traces/{kept[0]['id']}/tensors/{path}"), 400, *words, param=param)
+def test_invalid_tensor_requests(http, both, path, param, words):
+    assert_error(http.get(f"/v1/traces/{both[0]['id']}/tensors/{path}"), 400, *words, param=param)
 
 
-def test_a_slice_too_large(http, kept, monkeypatch):
-    monkeypatch.setattr("glassformer.inspect.present.slices.MOST", 100)
-    path = f"/v1/traces/{kept[0]['id']}/tensors/blocks.0.attn.q"
-    assert_error(http.get(path), 400, "at most 100", param="slice")
+def test_slice_too_large(http, both, monkeypatch):
+    monkeypatch.setattr("glassformer.inspect.present.slices.MAX_NUMBERS", 100)
+    path = f"/v1/traces/{both[0]['id']}/tensors/blocks.0.attn.q"
+    assert_error(http.get(path), 400, "at most 100 are allowed", param="slice")
     assert http.get(f"{path}?slice=0,0").status_code == 200
 
 
@@ -261,19 +263,18 @@ def test_a_slice_too_large(http, kept, monkeypatch):
 
 
 def value_of(name, t):
-    """A value for a view's parameter that has no default."""
+    """Return a value for a parameter without default."""
     return {"layer": 1, "head": 2, "position": 5, "query": 5, "key": 3, "token": 60, "tokens": "60,61,62", "n": 3}.get(
         name, {"text": PROMPT, "word": "the"}.get(name, t)
     )
 
 
 @pytest.mark.parametrize("name", sorted(VIEWS.keys() - {"alignment"}))  # which is of a model that reads a source
-def test_every_view_is_the_functions_own(http, kept, lms, name):
-    """With nothing but what it needs; every number that it gives here is what it gives there."""
-    told, t = kept
+def test_every_view_equals_its_function(http, both, lms, name):
+    made, t = both
     view = VIEWS[name]
-    needed = {p.name: value_of(p.name, told["id"]) for p in view.parameters.values() if p.default is p.empty}
-    base = f"/v1/traces/{told['id']}" if view.of == "trace" else "/v1/models/talker"
+    needed = {p.name: value_of(p.name, made["id"]) for p in view.parameters.values() if p.default is p.empty}
+    base = f"/v1/traces/{made['id']}" if view.of == "trace" else "/v1/models/talker"
     answer = http.get(f"{base}/views/{name}", params=needed)
     assert answer.status_code == 200, answer.text
     found = answer.json()
@@ -286,10 +287,18 @@ def test_every_view_is_the_functions_own(http, kept, lms, name):
     assert_json_close(found, expected)
 
 
+def test_focus_equals_its_function(http, both):
+    made, t = both
+    path = f"/v1/traces/{made['id']}/focus"
+    assert http.get(path).json() == plain(focus(t))
+    assert http.get(path, params={"layer": 1, "head": 2, "query": 4, "key": 1}).json()["because"] == "as given"
+    assert_error(http.get(path, params={"layer": 99}), 400, "layer", "99", param="layer")
+
+
 @pytest.mark.parametrize(("name", "given"), [("lens", {"position": "3,1", "top": "2"}), ("roles", {})])
-def test_a_view_comes_row_by_row(http, kept, name, given):
-    told, t = kept
-    path = f"/v1/traces/{told['id']}/views/{name}"
+def test_view_streams_rows(http, both, name, given):
+    made, t = both
+    path = f"/v1/traces/{made['id']}/views/{name}"
     answer = http.get(path, params={**given, "stream": "true"})
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = [one.split("\n") for one in answer.text.strip().split("\n\n")]
@@ -302,15 +311,15 @@ def test_a_view_comes_row_by_row(http, kept, name, given):
     assert_json_close(http.get(path, params=given).json(), values[-1])
 
 
-def test_rows_are_refused_with_a_status(http, kept):
-    base = f"/v1/traces/{kept[0]['id']}/views"
+def test_errors_of_streamed_views_have_a_status(http, both):
+    base = f"/v1/traces/{both[0]['id']}/views"
     assert_error(http.get(f"{base}/lens?position=99&stream=true"), 400, "position", "99", param="position")
     assert_error(http.get(f"{base}/lens?stream=maybe"), 400, "true or false", param="stream")
     assert_error(http.get(f"{base}/cell?layer=0&head=0&query=2&key=1&stream=true"), 400, "no parameter 'stream'")
 
 
-def test_views_that_are_not_served_say_why(http, kept):
-    base = f"/v1/traces/{kept[0]['id']}/views"
+def test_invalid_view_requests(http, both):
+    base = f"/v1/traces/{both[0]['id']}/views"
     assert_error(http.get(f"{base}/cel"), 404, "no view 'cel'", "nearest is 'cell'", code="view_not_found")
     assert_error(http.get(f"{base}/tokens"), 404, "is a view of a model")
     assert_error(http.get("/v1/models/talker/views/cell"), 404, "is a view of a trace")
@@ -333,12 +342,11 @@ WORDS = st.one_of(
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_no_parameter_breaks_a_view(http, kept, name):
-    """Whatever is asked for, the answer is numbers or a reason."""
-    told, _ = kept
+def test_random_parameters_never_cause_a_server_error(http, both, name):
+    made, _ = both
     other = make(http, model="other", prompt="a dog", max_tokens=2, seed=1)["id"]
     view = VIEWS[name]
-    base = f"/v1/traces/{told['id']}" if view.of == "trace" else "/v1/models/talker"
+    base = f"/v1/traces/{made['id']}" if view.of == "trace" else "/v1/models/talker"
     needed = {p.name: value_of(p.name, other) for p in view.parameters.values() if p.default is p.empty}
     names = [*view.parameters, "frob"]
 
@@ -356,13 +364,13 @@ def test_no_parameter_breaks_a_view(http, kept, name):
 # ---- edits and sweeps
 
 
-def test_edits_change_what_is_written_and_traced(http, lms):
+def test_edits_change_generation_and_traces(http, lms):
     lm, edit = lms["talker"], ablate("blocks.1.attn.z", head=1)
-    told = make(http, max_tokens=6, seed=4, edits=[ABLATE])
+    made = make(http, max_tokens=6, seed=4, edits=[ABLATE])
     t = lm.trace(PROMPT, max_tokens=6, seed=4, edit=[edit])
-    assert [token["id"] for token in told["tokens"]] == list(t.ids)
-    assert told["edits"] == [ABLATE]
-    _, numbers = tensor(http, f"/v1/traces/{told['id']}/tensors/blocks.1.attn.out")
+    assert [token["id"] for token in made["tokens"]] == list(t.ids)
+    assert made["edits"] == [ABLATE]
+    _, numbers = tensor(http, f"/v1/traces/{made['id']}/tensors/blocks.1.attn.out")
     np.testing.assert_allclose(numbers, t["blocks.1.attn.out"].tensor.numpy(), atol=1e-5)
     plain_one = make(http, max_tokens=6, seed=4)
     _, without = tensor(http, f"/v1/traces/{plain_one['id']}/tensors/blocks.1.attn.out?slice=3")
@@ -377,43 +385,43 @@ def test_edits_change_what_is_written_and_traced(http, lms):
     assert found[1:] == pytest.approx(expected[1:], abs=1e-4)
 
 
-def test_a_patch_takes_from_another_trace(http, lms):
+def test_patch_from_another_trace(http, lms):
     lm, other = lms["talker"], "the dog ate on the hat."
     source = make(http, prompt=other)
     edit = {"op": "patch", "point": "blocks.1.resid_pre", "from_trace": source["id"], "position": 3}
-    told = make(http, edits=[edit])
+    made = make(http, edits=[edit])
     t = lm.trace(PROMPT, edit=[patch("blocks.1.resid_pre", lm.trace(other), position=3)])
-    _, numbers = tensor(http, f"/v1/traces/{told['id']}/tensors/blocks.2.resid_post?slice=-1")
+    _, numbers = tensor(http, f"/v1/traces/{made['id']}/tensors/blocks.2.resid_post?slice=-1")
     np.testing.assert_allclose(numbers, t["blocks.2.resid_post"][-1].numpy(), atol=1e-5)
-    assert told["edits"][0]["from_trace"] == source["id"]
+    assert made["edits"][0]["from_trace"] == source["id"]
     assert_error(
         http.post("/v1/traces", json={"model": "talker", "prompt": "a", "edits": [edit | {"from_trace": "x"}]}),
         404, "the trace 'x' does not exist",
     )  # fmt: skip
 
 
-def test_another_models_trace_does_not_fit(http):
-    """Two models, two widths: a patch, a sweep and a fork say so."""
+def test_trace_of_another_model_is_a_client_error(http):
+    """A patch, a sweep and a fork with a trace of a model of another width do not cause a server error."""
     other = make(http, model="other", prompt="a dog ate")["id"]
-    told = make(http)
+    made = make(http)
     edit = {"op": "patch", "point": "blocks.1.resid_pre", "from_trace": other, "position": 1}
     answers = [
         http.post("/v1/traces", json={"model": "talker", "prompt": PROMPT, "edits": [edit]}),
-        http.post("/v1/sweeps", json={"trace": told["id"], "over": "cells", "op": "patch", "source": other}),
-        http.get(f"/v1/traces/{told['id']}/views/fork?other={other}"),
+        http.post("/v1/sweeps", json={"trace": made["id"], "over": "cells", "op": "patch", "source": other}),
+        http.get(f"/v1/traces/{made['id']}/views/fork?other={other}"),
     ]
     for answer in answers:
         assert answer.status_code < 500, answer.text
 
 
-def test_a_vector_has_a_name(http, lms):
+def test_stored_vector_can_be_used_in_edits(http, lms):
     width = lms["talker"].config.d_model
     values = torch.linspace(-3, 3, width).tolist()
     answer = http.post("/v1/vectors", json={"values": values})
     assert answer.status_code == 201
     edit = {"op": "add", "point": "blocks.0.resid_post", "vector": answer.json()["vector"], "factor": 2.0}
-    told, bare = make(http, edits=[edit]), make(http)
-    after, before = (tensor(http, f"/v1/traces/{one['id']}/tensors/blocks.0.resid_post")[1] for one in (told, bare))
+    made, bare = make(http, edits=[edit]), make(http)
+    after, before = (tensor(http, f"/v1/traces/{one['id']}/tensors/blocks.0.resid_post")[1] for one in (made, bare))
     np.testing.assert_allclose(after - before, np.broadcast_to(2 * np.array(values), after.shape), atol=1e-4)
 
 
@@ -437,16 +445,16 @@ def test_a_vector_has_a_name(http, lms):
         ({"op": "ablate", "point": "blocks.0.attn.z", "head": {"a": 1}}, ["edits[0].head"]),
     ],
 )
-def test_an_edit_that_cannot_be(http, edit, words):
+def test_invalid_edits(http, edit, words):
     for path in ("/v1/traces", "/v1/completions"):
         body = {"model": "talker", "prompt": "the", "max_tokens": 2, "edits": [edit]}
         assert_error(http.post(path, json=body), 400, *words)
 
 
-def test_an_edit_that_leaves_no_numbers_is_shown_as_such(http):
+def test_edit_that_makes_nan(http):
     edit = {"op": "replace", "point": "blocks.1.resid_post", "value": "NaN"}
-    told = make(http, edits=[edit])
-    _, numbers = tensor(http, f"/v1/traces/{told['id']}/tensors/blocks.1.resid_post?slice=2")
+    made = make(http, edits=[edit])
+    _, numbers = tensor(http, f"/v1/traces/{made['id']}/tensors/blocks.1.resid_post?slice=2")
     assert np.isnan(numbers).all()
     body = {"model": "talker", "prompt": "the", "max_tokens": 2, "edits": [edit]}
     assert_error(http.post("/v1/completions", json=body), 400, "NaN")
@@ -464,13 +472,13 @@ def test_an_edit_that_leaves_no_numbers_is_shown_as_such(http):
         {"over": "cells", "op": "patch", "source": "other", "target": 60},
     ],
 )
-def test_a_sweep_is_its_rows(http, lms, how):
+def test_sweep_equals_the_function(http, lms, how):
     lm = lms["talker"]
     if isinstance(how.get("target"), str):
         how = how | {"target": 60, "rival": 61}
-    told, other = make(http), make(http, prompt="the dog ate on the hat")
+    made, other = make(http), make(http, prompt="the dog ate on the hat")
     body = how | ({"source": other["id"]} if "source" in how else {})
-    first, *rows, last = events(http.post("/v1/sweeps", json={"trace": told["id"]} | body))
+    first, *rows, last = events(http.post("/v1/sweeps", json={"trace": made["id"]} | body))
     ours = how | ({"source": lm.trace("the dog ate on the hat")} if "source" in how else {})
     expected = sweep(lm.trace(PROMPT), **ours)
     assert (first[0], last) == ("begin", ("done", {}))
@@ -489,13 +497,13 @@ def test_a_sweep_is_its_rows(http, lms, how):
     assert len({round(row["value"], 6) for _, row in rows}) > 1
 
 
-def test_a_sweep_that_cannot_be(http, kept):
+def test_invalid_sweeps(http, both):
     def ask(**how):
-        return http.post("/v1/sweeps", json={"trace": kept[0]["id"], "over": "heads"} | how)
+        return http.post("/v1/sweeps", json={"trace": both[0]["id"], "over": "heads"} | how)
 
     assert_error(ask(over="frob"), 400, "heads, layers", param="over")
     assert_error(ask(op="frob"), 400, "ablate", param="op")
-    assert_error(ask(op="patch"), 400, "needs the trace", param="source")
+    assert_error(ask(op="patch"), 400, "op 'patch' needs source", param="source")
     assert_error(ask(position=99), 400, "99")
     assert_error(ask(target="no such token at all"), 400)
     assert_error(ask(frob=1), 400, "unknown field 'frob'")
@@ -503,7 +511,7 @@ def test_a_sweep_that_cannot_be(http, kept):
     assert_error(ask(over=7), 400, "valid string")
 
 
-# ---- what a trace cannot be of
+# ---- invalid traces
 
 
 @pytest.mark.parametrize(
@@ -523,11 +531,11 @@ def test_a_sweep_that_cannot_be(http, kept):
         ({"model": "nobody"}, None),
     ],
 )
-def test_a_trace_that_cannot_be(http, body, words):
+def test_invalid_trace_requests(http, body, words):
     answer = http.post("/v1/traces", json={"model": "talker", "prompt": "the"} | body)
     assert_error(answer, 404 if words is None else 400, *(words or ["available"]))
 
 
-def test_a_conversation_is_traced(http, lms):
-    told = make(http, prompt=None, messages=[{"role": "user", "content": "the cat"}], max_tokens=3, seed=1)
-    assert told["n_prompt"] > len(lms["talker"].encode("the cat"))
+def test_trace_of_a_conversation(http, lms):
+    made = make(http, prompt=None, messages=[{"role": "user", "content": "the cat"}], max_tokens=3, seed=1)
+    assert made["n_prompt"] > len(lms["talker"].encode("the cat"))

@@ -58,7 +58,7 @@ def test_without_held_out_text_the_best_is_the_last(tmp_path):
     assert os.readlink(checkpoints.folder / "best") == "step-000002"
 
 
-def test_everything_comes_back(tmp_path):
+def test_checkpoint_round_trip(tmp_path):
     torch.rand(5)
     path = save(Checkpoints(tmp_path / "checkpoints", 2), 7, 1.25)
     found = read_state(path)
@@ -70,7 +70,7 @@ def test_everything_comes_back(tmp_path):
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_leftovers_of_a_killed_process_are_removed_and_links_put_right(tmp_path):
+def test_recover_removes_incomplete_checkpoints_and_updates_links(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=1)
     save(checkpoints, 1, 2.0)
     path = save(checkpoints, 2, 1.0)
@@ -85,7 +85,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_links_put_right(tmp_path)
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename"])
-def test_a_full_disk_names_path_and_bytes_and_loses_nothing(tmp_path, monkeypatch, call):
+def test_full_disk_raises_error_and_keeps_checkpoints(tmp_path, monkeypatch, call):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=1)
     before = save(checkpoints, 1)
     content = {p.name: p.read_bytes() for p in before.iterdir()}
@@ -102,7 +102,7 @@ def test_a_full_disk_names_path_and_bytes_and_loses_nothing(tmp_path, monkeypatc
     assert save(checkpoints, 2).name == "step-000002"  # and once there is room again, it goes on
 
 
-def test_too_little_room_is_seen_before_writing(tmp_path):
+def test_missing_disk_space_is_detected_before_writing(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=1)
     with pytest.raises(CheckpointError, match=r"1,000,000,000,000,000,000 bytes are required, [\d,]+ are free"):
         save(checkpoints, 1, need=10**18)
@@ -124,7 +124,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["model", "optimizer"])
-def test_a_really_full_disk(small_disk, part):
+def test_full_disk_device(small_disk, part):
     checkpoints = Checkpoints(small_disk / "checkpoints", keep_last=1)
     before = save(checkpoints, 1)
     big = {"momentum.q": torch.zeros(100_000)} if part == "optimizer" else TENSORS
@@ -139,7 +139,7 @@ def test_a_really_full_disk(small_disk, part):
     assert read_optimizer(before).keys() == TENSORS.keys()
 
 
-def test_what_is_cut_short_is_named(tmp_path):
+def test_truncated_checkpoint_files_raise_error(tmp_path):
     path = save(Checkpoints(tmp_path / "checkpoints", 2), 7)
     whole = (path / "optimizer.safetensors").read_bytes()
     (path / "optimizer.safetensors").write_bytes(whole[:-100])

@@ -57,7 +57,7 @@ def test_imports_no_torch():
 
 
 @EVERY
-def test_a_pair_is_a_pure_function_of_its_number(task, made):
+def test_example_is_a_pure_function_of_its_number(task, made):
     train = made[task, "train"]
     assert [dates.example(task, 0, "train", i) for i in (7, 3)] == [train[7], train[3]]
     assert list(dates.examples(task, 0, "train", 2, start=3)) == train[3:5]
@@ -66,7 +66,7 @@ def test_a_pair_is_a_pure_function_of_its_number(task, made):
 
 
 @EVERY
-def test_pairs_are_the_same_on_every_machine_and_version(task):
+def test_examples_have_fixed_hashes(task):
     assert dates.example(task, 0, "train", 0, level=2) == FIRST[task]
 
 
@@ -74,7 +74,7 @@ def test_pairs_are_the_same_on_every_machine_and_version(task):
     ("change", "shown"),
     [({"task": "cook"}, "'cook'"), ({"split": "test"}, "'test'"), ({"level": 3}, "3"), ({"level": -1}, "-1")],
 )
-def test_unknown_task_split_or_level_is_refused(change, shown):
+def test_unknown_task_split_or_level_raises_data_error(change, shown):
     given_ = {"task": "dates", "seed": 0, "split": "train", "i": 0} | change
     with pytest.raises(DataError, match=f"must be .*{shown}"):
         dates.example(**given_)
@@ -87,21 +87,21 @@ def test_unknown_task_split_or_level_is_refused(change, shown):
 
 @EVERY
 @pytest.mark.parametrize("level", range(dates.LEVELS))
-def test_every_source_has_one_reading_and_that_is_its_target(task, level):
+def test_every_source_parses_to_its_target_only(task, level):
     for split in SPLITS:
         for pair in dates.examples(task, 3, split, MANY // 4, level):
             assert READ[task](pair.source) == {pair.target}, pair
 
 
 @EVERY
-def test_no_source_has_two_targets(task, made):
+def test_every_source_has_one_target(task, made):
     targets: dict[str, str] = {}
     for split in SPLITS:
         for pair in made[task, split]:
             assert targets.setdefault(pair.source, pair.target) == pair.target
 
 
-def test_every_time_of_day_is_read_back_from_each_of_its_wordings():
+def test_every_time_parses_back_from_each_form():
     seen: dict[str, str] = {}
     for minute in range(24 * 60):
         hour, minute = divmod(minute, 60)
@@ -113,7 +113,7 @@ def test_every_time_of_day_is_read_back_from_each_of_its_wordings():
             assert date_parser.times(way) == {wanted}, way
 
 
-def test_every_year_and_day_is_read_back_from_each_of_its_wordings():
+def test_every_year_and_day_parses_back_from_each_form():
     for year in range(dates.YEARS[0], dates.YEARS[1] + 1):
         for way in dates.year_ways(year):
             assert date_parser.years(way) == {year}, way
@@ -122,7 +122,7 @@ def test_every_year_and_day_is_read_back_from_each_of_its_wordings():
 
 
 @given(st.integers(0, 999_999_999), st.integers(0, 9999))
-def test_every_number_is_read_back_from_each_of_its_wordings(large, small):
+def test_every_number_parses_back_from_each_form(large, small):
     for n in (large, small):
         ways = dates.number_ways(n)
         assert len(ways) >= 1
@@ -131,7 +131,7 @@ def test_every_number_is_read_back_from_each_of_its_wordings(large, small):
 
 
 @given(st.dates(date(1600, 1, 1), date(2199, 12, 31)))
-def test_days_of_every_wording_are_read_back(day):
+def test_days_of_every_form_parse_back(day):
     draw = dates.RandomChoices(day.isoformat())
     for short in (True, False):
         for _ in range(10):
@@ -139,7 +139,7 @@ def test_days_of_every_wording_are_read_back(day):
             assert date_parser.days(way.lower()) == {day.isoformat()}, way
 
 
-def test_the_reader_can_see_two_meanings():
+def test_date_parser_returns_both_meanings():
     """The tests above can fail."""
     assert len(date_parser.moments("the third of march two thousand ten ten in the morning")) == 2
     assert date_parser.days("monday, 3 march 1984") == set()
@@ -156,7 +156,7 @@ def test_the_reader_can_see_two_meanings():
         ("five to one at night on the first of May in two thousand and five", "2005-05-01 00:55"),
     ],
 )
-def test_the_reader_reads(source, target):
+def test_date_parser_parses(source, target):
     assert date_parser.moments(source) == {target}
 
 
@@ -164,11 +164,11 @@ def test_the_reader_reads(source, target):
 
 
 @EVERY
-def test_there_are_ten_million_sources(task, made):
+def test_count_sources_is_above_ten_million(task, made):
     assert dates.count_sources(task) >= 10**7
 
 
-def test_the_count_is_below_what_is_there():
+def test_count_is_a_lower_bound():
     """Of all days with one time, and of a run of numbers, the share that training has is at least what is counted."""
     days = [date(1600, 1, 1) + timedelta(i) for i in range(20_000)]
     for task, targets in (
@@ -181,7 +181,7 @@ def test_the_count_is_below_what_is_there():
 
 
 @EVERY
-def test_levels_grade_the_length(task):
+def test_levels_order_sources_by_length(task):
     medians = []
     for level in range(dates.LEVELS):
         lengths = sorted(len(pair.source) for pair in dates.examples(task, 1, "train", 200, level))
@@ -190,7 +190,7 @@ def test_levels_grade_the_length(task):
     assert medians[2] > medians[1] * 1.4
 
 
-def test_dates_are_written_in_many_ways(made):
+def test_dates_have_many_forms(made):
     sources = " / ".join(pair.source for pair in made["dates", "train"])
     for piece in (
         "quarter past", "half past", "noon", "o'clock", " hours", "p.m.", "pm", "nineteen hundred and ", " oh ", "Sep",
@@ -202,7 +202,7 @@ def test_dates_are_written_in_many_ways(made):
     assert len(shapes) > 300
 
 
-def test_what_means_two_things_to_people_is_not_written(made):
+def test_ambiguous_forms_are_not_generated(made):
     two_things = re.compile(r"\d\d?/\d\d?/\d{4}|'\d\d|midnight|half (one|two|three)|(^|[dn,] )twelve at night")
     for pair in made["dates", "train"] + made["dates", "held-out"]:
         assert not two_things.search(pair.source)
@@ -221,7 +221,7 @@ def test_no_held_out_source_or_target_occurs_in_training(task, made):
         assert {p.target for p in train}.isdisjoint(p.target for p in aside)
 
 
-def test_short_sources_would_meet_without_the_two_sides():
+def test_short_sources_would_overlap_without_the_split():
     """The test above can fail: sources do come again where they are short."""
     halves = [{p.source for p in dates.examples("numbers", seed, "train", MANY // 2, 0)} for seed in (0, 1)]
     assert halves[0] & halves[1]

@@ -38,8 +38,9 @@ def together(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon", "pairs", "recurrent"])
-def test_two_processes_give_the_losses_of_one(together, name):
+def test_two_processes_have_the_losses_of_one(together, name):
     one, two = together / "one" / name, together / "two" / name
     assert len(losses(two)) == STEPS
     assert losses(two) == pytest.approx(losses(one), rel=1e-5, abs=0)
@@ -56,7 +57,7 @@ def test_two_processes_give_the_losses_of_one(together, name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_rows_are_disjoint_and_every_token_is_counted_once(together, name):
+def test_sequences_are_disjoint_and_count_every_token_once(together, name):
     accumulate = runs()[name].get("accumulate", 1)
     read = [json.loads((together / "two" / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
     assert [len(rows) for rows in read] == [STEPS * accumulate * BATCH // 2] * 2
@@ -74,7 +75,7 @@ def test_only_the_first_process_writes(together):
     assert steps == list(range(1, STEPS + 1))
 
 
-def test_a_process_alone_is_the_whole_world():
+def test_single_process_is_rank_0_of_1():
     values = torch.ones(3)
     assert SINGLE_PROCESS.first
     assert SINGLE_PROCESS.broadcast(5) == 5

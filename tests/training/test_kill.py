@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "soak" / "kill_cycles.py"
 
 
-def test_killed_runs_end_bit_equal():
+@pytest.mark.slow
+def test_killed_runs_are_bit_identical():
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "6", "--seed", "1"], capture_output=True, text=True, env=environment, timeout=300

@@ -50,7 +50,7 @@ LENGTHS = (5, 9, 2, 31, 1, 14, 3, 3, 8, 40, 7)
 
 
 @pytest.mark.parametrize("context", [1, 4, 7, 16, 50])
-def test_ordered_rows_are_the_naive_ones(context):
+def test_ordered_sequences_equal_the_reference(context):
     view, documents = make(LENGTHS, ordered=True)
     loader = PackedLoader(view, context, batch=2, seed=0)
     stream = stream_of(documents, range(len(documents)), 0)
@@ -60,7 +60,7 @@ def test_ordered_rows_are_the_naive_ones(context):
     assert len(got) >= 2
 
 
-def test_shuffled_epochs_are_naive_rows_of_a_permutation_with_an_offset_in_another_order():
+def test_shuffled_epochs_equal_the_reference():
     view, documents = make(LENGTHS)
     total, context, epochs = view.n_tokens, 6, 5
     loader = PackedLoader(view, context, batch=1, seed=3)
@@ -81,7 +81,7 @@ def test_shuffled_epochs_are_naive_rows_of_a_permutation_with_an_offset_in_anoth
         first = last
 
 
-def test_a_curriculum_is_shuffled_after_its_first_epoch():
+def test_curriculum_is_shuffled_after_the_first_epoch():
     view, documents = make([10] * 40, ordered=True)
     loader = PackedLoader(view, 20, batch=4, seed=0)
     epochs = [[row for _ in range(5) for row in as_tuples(loader.next())] for _ in range(3)]
@@ -90,7 +90,7 @@ def test_a_curriculum_is_shuffled_after_its_first_epoch():
     assert sorted(epochs[2]) != sorted(epochs[1])
 
 
-def test_rows_of_one_long_document_come_in_a_new_order_each_epoch():
+def test_sequences_of_one_document_are_shuffled_each_epoch():
     view, _ = make((400,))
     loader = PackedLoader(view, 20, batch=1, seed=0)
     epochs = [[loader.next().ids[0, 10].item() // 20 for _ in range(20)] for _ in range(3)]
@@ -125,7 +125,7 @@ def test_each_token_is_an_input_once_an_epoch_and_predicted_once(context):
     assert targets.count(IGNORE) == context * len(documents)
 
 
-def test_no_documents_when_no_row_holds_a_border():
+def test_documents_is_none_without_boundaries():
     view, _ = make((200, 150), ordered=True)
     loader = PackedLoader(view, 20, batch=3, seed=0)
     seen = [loader.next() for _ in range(5)]
@@ -155,7 +155,7 @@ def test_resume_at_every_position_is_exact(shuffle):
         assert [as_tuples(again.next()) for _ in range(25 - at)] == rows[at:]
 
 
-def test_state_of_another_corpus_seed_or_context_is_refused():
+def test_state_of_another_corpus_seed_or_context_raises_error():
     view, _ = make(LENGTHS)
     state = PackedLoader(view, 7, 3, seed=5).state()
     for other in (PackedLoader(view, 8, 3, 5), PackedLoader(view, 7, 3, 6), PackedLoader(make((90, 60))[0], 7, 3, 5)):
@@ -174,7 +174,7 @@ def test_ranks_share_the_same_global_batch_without_overlap(world):
         assert all(len(p) == 6 // world for p in parts)
 
 
-def test_micro_batches_are_the_batch():
+def test_micro_batches_have_the_examples_of_one_batch():
     view, _ = make(LENGTHS)
     large, small = PackedLoader(view, 5, batch=6, seed=2), PackedLoader(view, 5, batch=2, seed=2)
     for _ in range(8):
@@ -188,14 +188,14 @@ def test_seed_and_epoch_change_the_order():
     assert first != as_tuples(PackedLoader(view, 20, 20, seed=1).next())
 
 
-def test_the_order_is_fixed_for_good():
+def test_epoch_order_has_a_fixed_hash():
     """A saved position must mean the same rows on any version of NumPy: this is the order, whatever computes it."""
     assert int(_mix(np.zeros(1, np.uint64))[0]) == 0xE220A8397B1DCDAF  # SplitMix64's published first output
     assert permutation(10, 7, 3).tolist() == [8, 5, 0, 4, 9, 6, 1, 2, 3, 7]
     assert sorted(permutation(1000, 1).tolist()) == list(range(1000))
 
 
-def test_too_small_a_corpus_says_what_there_is_and_what_to_lower():
+def test_too_small_corpus_error_says_what_to_lower():
     view, _ = make((30, 30))
     with pytest.raises(DataError, match=r"60 tokens.*needs 64.*lower batch to at most 3.*context to at most 15"):
         PackedLoader(view, 16, batch=4, seed=0)
@@ -247,7 +247,7 @@ def test_overlap_gives_each_token_that_much_context():
             assert min(counted) >= 12 or targets[0] == 2
 
 
-def test_evaluation_on_ranks_is_the_same_rows():
+def test_evaluation_on_ranks_has_the_same_sequences():
     view, _ = make(LENGTHS)
     parts = [list(packed_eval_batches(view, 10, 4, rank=r, world_size=2)) for r in range(2)]
     assert len(parts[0]) == len(parts[1])
@@ -263,13 +263,13 @@ def test_max_tokens_of_evaluation():
         assert [t for t in targets if t != IGNORE] == [t for t in flat[:most] if t != IGNORE]
 
 
-def test_nothing_to_evaluate_on():
+def test_no_targets_to_evaluate_raises_data_error():
     with pytest.raises(DataError, match="nothing to evaluate"):
         list(packed_eval_batches(make((1, 1))[0], 10, 2))
     with pytest.raises(DataError, match="overlap"):
         list(packed_eval_batches(make((10,))[0], 10, 2, overlap=10))
 
 
-def test_bytes_with_a_token_that_begins_each_text():
+def test_bytes_with_a_start_token():
     view = DocumentIndex.of([[9, 1, 2, 3, EOS], [9, 4, EOS]], [30, 7], begins=True)
     assert sum(rows.bytes for rows in packed_eval_batches(view, 4, 1)) == pytest.approx(37)

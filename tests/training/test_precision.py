@@ -35,13 +35,13 @@ from glassformer.training.tasks.evaluate import Compute
         ({"requested": "auto", "device": "cpu", "features": frozenset({"avx512_bf16"}), "width": 32}, "float32", "32"),
     ],
 )
-def test_choice_says_why(given, dtype, because):
+def test_precision_choice_has_a_reason(given, dtype, because):
     choice = choose_precision(**given)
     assert choice.dtype == dtype
     assert because in choice.because
 
 
-def test_unknown_dtype_is_refused():
+def test_unknown_dtype_raises_config_error():
     with pytest.raises(ConfigError, match="float16"):
         choose_precision(requested="float16", device="cpu")
 
@@ -70,7 +70,7 @@ def test_rate_is_measured_at_each_dtype():
         assert 1e8 < rate < 1e14
 
 
-def test_bfloat16_pass_is_near_float32_and_leaves_float32_gradients():
+def test_bfloat16_forward_is_near_float32_with_float32_gradients():
     ids = torch.randint(0, 11, (4, 17), generator=torch.Generator().manual_seed(0))
     rows = PackedBatch(ids[:, :-1], ids[:, 1:], torch.arange(16).expand(4, -1), None, 64, 64.0)
     found = {}

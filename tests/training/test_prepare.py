@@ -66,7 +66,7 @@ def test_dtype_is_chosen_by_the_vocabulary(tmp_path, vocab_size, dtype):
     assert document_texts(shards.train)[0] in stories(20)
 
 
-def test_ids_beyond_the_vocabulary_are_refused(tmp_path):
+def test_ids_outside_the_vocabulary_raise_data_error(tmp_path):
     with pytest.raises(DataError, match="returned id 195, its vocab_size is 128"):
         prepare(Texts(stories(20)), ByteTokenizer(128, None), tmp_path / "data")
 
@@ -174,7 +174,7 @@ def test_held_out_given(tmp_path):
     assert set(np.load(tmp_path / "data/documents.npy")["side"]) == {TRAIN, HELD_OUT, LEFT_OUT}
 
 
-def test_nothing_held_out_and_nothing_to_train_on(tmp_path):
+def test_no_training_document_raises_data_error(tmp_path):
     assert prepare(Texts(["abc"]), ByteTokenizer(), tmp_path / "a", held_out=0.0).held_out.n_documents == 0
     with pytest.raises(DataError, match="there is no training document: 1 training documents are equal"):
         prepare(Texts(["abc"]), ByteTokenizer(), tmp_path / "b", held_out_sources=Texts(["abc"]))
@@ -189,7 +189,7 @@ def test_nothing_held_out_and_nothing_to_train_on(tmp_path):
 # ---- reuse
 
 
-def test_the_same_is_opened_and_another_is_refused(tmp_path):
+def test_same_data_is_reused_and_other_data_raises_error(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": s}) + "\n" for s in stories(30)))
     out = tmp_path / "data"
@@ -219,7 +219,7 @@ def test_the_same_is_opened_and_another_is_refused(tmp_path):
     assert document_texts(other.train).count(stories(30)[8]) == 1
 
 
-def test_fingerprints_tell_borders_sides_and_tokenizers_apart(tmp_path):
+def test_fingerprint_depends_on_boundaries_sides_and_tokenizer(tmp_path):
     made = [
         prepare(Texts(["ab", "c"]), ByteTokenizer(), tmp_path / "1", held_out=0.0),
         prepare(Texts(["a", "bc"]), ByteTokenizer(), tmp_path / "2", held_out=0.0),
@@ -235,7 +235,7 @@ def test_fingerprints_tell_borders_sides_and_tokenizers_apart(tmp_path):
     assert same.fingerprint == made[0].fingerprint
 
 
-def test_another_folder_is_never_overwritten(tmp_path):
+def test_other_folder_is_never_overwritten(tmp_path):
     (tmp_path / "mine").mkdir()
     prepare(Texts(stories(9)), ByteTokenizer(), tmp_path / "mine")  # an empty folder is no obstacle
     (tmp_path / "photos").mkdir()
@@ -248,7 +248,7 @@ def test_another_folder_is_never_overwritten(tmp_path):
     assert (tmp_path / "photos/a.png").exists()
 
 
-def test_texts_where_documents_belong(tmp_path):
+def test_strings_instead_of_documents_raise_data_error(tmp_path):
     with pytest.raises(DataError, match=r"got str: use Texts"):
         prepare(iter(["abc"]), ByteTokenizer(), tmp_path / "data")  # pyright: ignore[reportArgumentType]
 
@@ -271,7 +271,7 @@ def test_skipped_notes_and_progress(tmp_path):
 # ---- what goes wrong while writing
 
 
-def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_full_disk_raises_data_error_and_leaves_no_files(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": s}) + "\n" for s in stories(30_000)))
     calls = 0
 
@@ -306,7 +306,7 @@ except DataError as error:
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs limits on the size of files")
-def test_a_file_that_the_system_refuses_to_grow(tmp_path):
+def test_file_size_limit_raises_data_error(tmp_path):
     root = Path(__file__).parents[2]
     out = subprocess.run([sys.executable, "-c", FILL, str(Path(__file__).parent), str(root), str(tmp_path / "data")],
                          capture_output=True, text=True)  # fmt: skip
@@ -314,7 +314,7 @@ def test_a_file_that_the_system_refuses_to_grow(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_other_errors_remove_what_was_begun(tmp_path):
+def test_failed_save_removes_the_temporary_folder(tmp_path):
     def broken():
         yield from stories(10)
         raise KeyboardInterrupt
@@ -336,7 +336,7 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
     assert names == sorted(["data", f".data.partial-{os.getppid()}", ".data.partial-x"])
 
 
-def test_opened_twice_is_the_same(tmp_path):
+def test_opening_twice_gives_the_same_stream(tmp_path):
     made = prepare(Texts(stories(50)), ByteTokenizer(), tmp_path / "data", ordered=True)
     opened = Shards(tmp_path / "data")
     assert document_texts(made.train) == document_texts(opened.train)

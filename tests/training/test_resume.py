@@ -1,4 +1,4 @@
-"""A resumed run ends as an uninterrupted one does, bit for bit; what would make it another is named or refused."""
+"""A resumed run is bit-identical to an uninterrupted one; differences are reported or raise an error."""
 
 import json
 import shutil
@@ -29,10 +29,8 @@ def crashed_run(out, tokenizer, step, **changes):
 
 
 VARIANTS = {
-    "muon": {},
-    "adamw": {"optim": OptimConfig(name="adamw")},
-    "accumulate": {"accumulate": 2, "batch": 2},
-    "cosine": {"schedule": ScheduleConfig("cosine", warmup=3)},
+    "muon": {"accumulate": 2, "batch": 2},
+    "adamw": {"optim": OptimConfig(name="adamw"), "schedule": ScheduleConfig("cosine", warmup=3)},
     "bfloat16": {"dtype": "bfloat16", "optim": OptimConfig()},
     "ordered": {"shuffle": False},
 }
@@ -41,9 +39,9 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_resumed_equals_uninterrupted(tokenizer, tmp_path, name):
     changes = {"steps": 12, "save_every": 4, "eval_every": 2, **VARIANTS[name]}
-    tiny_run(tmp_path / "whole", tokenizer, **changes)
-    whole = end_state(tmp_path / "whole")
-    assert len(whole["metrics"]) == 12 + 7
+    tiny_run(tmp_path / "uninterrupted", tokenizer, **changes)
+    uninterrupted = end_state(tmp_path / "uninterrupted")
+    assert len(uninterrupted["metrics"]) == 12 + 7
     crashed_run(tmp_path / "run", tokenizer, 7, **changes)  # after the checkpoint of step 4
     assert len(metrics(tmp_path / "run")) > 6
     crashed_run(tmp_path / "run", tokenizer, 11, resume=True, **changes)  # after that of step 8
@@ -51,17 +49,17 @@ def test_resumed_equals_uninterrupted(tokenizer, tmp_path, name):
     tiny_run(tmp_path / "run", tokenizer, log, resume=True, **changes)
     assert [r[0].step for r in log.all("on_step")] == [9, 10, 11, 12]
     assert log.all("on_message") == []
-    assert differing(end_state(tmp_path / "run"), whole) == []
+    assert differing(end_state(tmp_path / "run"), uninterrupted) == []
 
 
-def test_crashed_before_the_first_checkpoint_begins_again(tokenizer, tmp_path):
-    tiny_run(tmp_path / "whole", tokenizer)
+def test_run_crashed_before_the_first_checkpoint_restarts(tokenizer, tmp_path):
+    tiny_run(tmp_path / "uninterrupted", tokenizer)
     crashed_run(tmp_path / "run", tokenizer, 1)
     tiny_run(tmp_path / "run", tokenizer, resume=True)
-    assert differing(end_state(tmp_path / "run"), end_state(tmp_path / "whole")) == []
+    assert differing(end_state(tmp_path / "run"), end_state(tmp_path / "uninterrupted")) == []
 
 
-def test_a_finished_run_stays_as_it_is(tokenizer, tmp_path):
+def test_resuming_a_finished_run_changes_nothing(tokenizer, tmp_path):
     tiny_run(tmp_path / "run", tokenizer)
     before = end_state(tmp_path / "run")
     run = tiny_run(tmp_path / "run", tokenizer, resume=True)
@@ -69,20 +67,20 @@ def test_a_finished_run_stays_as_it_is(tokenizer, tmp_path):
     assert end_state(tmp_path / "run") == before
 
 
-def test_a_run_by_seconds_keeps_its_steps_and_its_numbers(tokenizer, tmp_path):
+def test_resumed_run_with_seconds_keeps_its_plan(tokenizer, tmp_path):
     timed = {"steps": None, "seconds": 0.7, "eval_every": 0, "save_every": 4}
-    whole = tiny_run(tmp_path / "whole", tokenizer, **timed)
-    plan = RunFile.read(whole.folder).plan
+    uninterrupted = tiny_run(tmp_path / "uninterrupted", tokenizer, **timed)
+    plan = RunFile.read(uninterrupted.folder).plan
     for name in ("early", "late"):  # crashed before, and after, the first checkpoint
-        shutil.copytree(whole.folder, tmp_path / name)
+        shutil.copytree(uninterrupted.folder, tmp_path / name)
         shutil.rmtree(tmp_path / name / "checkpoints")
     crashed_run(tmp_path / "early", tokenizer, plan.measured + 1, resume=True, **timed)
     crashed_run(tmp_path / "late", tokenizer, plan.steps - 1, resume=True, **timed)
     for name in ("early", "late"):
         run = tiny_run(tmp_path / name, tokenizer, resume=True, **timed)
         assert RunFile.read(run.folder).plan == plan
-        assert run.steps == whole.steps
-        assert differing(end_state(run.folder), end_state(whole.folder)) == []
+        assert run.steps == uninterrupted.steps
+        assert differing(end_state(run.folder), end_state(uninterrupted.folder)) == []
 
 
 def test_more_steps_lengthen_a_run(tokenizer, tmp_path):
@@ -99,7 +97,7 @@ def test_more_steps_lengthen_a_run(tokenizer, tmp_path):
         tiny_run(tmp_path / "run", tokenizer, steps=3, resume=True)
 
 
-def test_what_differs_is_named(tokenizer, tmp_path):
+def test_differences_are_reported_on_resume(tokenizer, tmp_path):
     tiny_run(tmp_path / "run", tokenizer, steps=4)
     path = tmp_path / "run" / "run.json"
     raw = json.loads(path.read_text())
@@ -113,7 +111,7 @@ def test_what_differs_is_named(tokenizer, tmp_path):
         assert part in text
 
 
-def test_another_model_seed_or_data_is_refused(tokenizer, tmp_path):
+def test_resume_with_other_seed_or_data_raises_error(tokenizer, tmp_path):
     tiny_run(tmp_path / "run", tokenizer, steps=2)
     with pytest.raises(ConfigError, match="other options: seed was 0, now 3"):
         tiny_run(tmp_path / "run", tokenizer, steps=4, resume=True, seed=3)
@@ -124,7 +122,7 @@ def test_another_model_seed_or_data_is_refused(tokenizer, tmp_path):
         tiny_run(tmp_path / "run", tokenizer, steps=4, resume=True)
 
 
-def test_a_run_folder_of_another_version_or_cut_short_is_refused(tokenizer, tmp_path):
+def test_run_file_of_another_version_or_truncated_raises_error(tokenizer, tmp_path):
     tiny_run(tmp_path / "run", tokenizer, steps=2)
     path = tmp_path / "run" / "run.json"
     text = path.read_text()
@@ -136,7 +134,7 @@ def test_a_run_folder_of_another_version_or_cut_short_is_refused(tokenizer, tmp_
         tiny_run(tmp_path / "run", tokenizer, steps=2, resume=True)
 
 
-def test_a_damaged_checkpoint_is_named_and_nothing_is_touched(tokenizer, tmp_path):
+def test_damaged_checkpoint_raises_error_and_changes_nothing(tokenizer, tmp_path):
     tiny_run(tmp_path / "run", tokenizer, steps=4)
     path = tmp_path / "run" / "checkpoints" / "step-000004" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
@@ -146,7 +144,7 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_touched(tokenizer, tmp_pat
     assert end_state(tmp_path / "run") == before
 
 
-def test_metrics_are_cut_at_a_step_and_kept_lines_stay_byte_for_byte(tmp_path):
+def test_truncate_metrics_keeps_earlier_lines_unchanged(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [f'{{"step": {i},  "loss": 1.0}}\n' for i in range(1, 6)]
     path.write_text("".join(lines) + '{"step": 6, "lo')

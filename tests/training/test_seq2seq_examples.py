@@ -62,7 +62,7 @@ def read(*names, **options):
     return [(p.origin, p.source, p.target) for p in Seq2SeqFiles(names, **options)]
 
 
-def test_reading_pairs_needs_no_torch():
+def test_import_needs_no_torch_for_examples():
     program = "import sys, glassformer.training.data.seq2seq_examples; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
@@ -120,7 +120,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_lines_are_skipped_and_counted_or_refused(here, name):
+def test_bad_lines_are_skipped_or_raise_error(here, name):
     data, reason, where = BAD[name]
     (here / name).write_bytes(data)
     (here / "other.tsv").write_text("other\t2\n")
@@ -134,7 +134,7 @@ def test_bad_lines_are_skipped_and_counted_or_refused(here, name):
     assert reason in str(error.value)
 
 
-def test_nothing_to_read_says_why(here):
+def test_no_examples_raises_data_error_with_reason(here):
     (here / "a.tsv").write_text("one,1\ntwo,2\n")
     with pytest.raises(DataError, match=r"no example could be read from a.tsv: 2 no tab .*\(a.tsv:1, a.tsv:2\)"):
         read("a.tsv")
@@ -146,7 +146,7 @@ def test_nothing_to_read_says_why(here):
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_too_long_is_skipped_with_its_line_or_refused(here):
+def test_too_long_examples_are_skipped_or_raise_error(here):
     (here / "a.tsv").write_text("abcd\tabc\nabcde\ta\nabc\tabcd\n__\tx\nx\t\n")
     pairs = tokenize_examples(Seq2SeqFiles("a.tsv"), Letters(), context=4)
     assert [len(pairs), pairs.source.sequence(0).tolist(), pairs.target.sequence(0).tolist()] == [
@@ -163,7 +163,7 @@ def test_what_is_too_long_is_skipped_with_its_line_or_refused(here):
         tokenize_examples(Seq2SeqFiles("a.tsv"), Letters(), context=2)
 
 
-def test_a_tokenizer_that_does_not_fit_is_refused():
+def test_tokenizer_that_does_not_fit_raises_data_error():
     tokenizer = Letters()
     tokenizer.vocab_size = 100
     with pytest.raises(DataError, match="returned id 120, outside its vocab_size of 100"):
@@ -174,14 +174,14 @@ def test_a_tokenizer_that_does_not_fit_is_refused():
         tokenize_examples([Seq2SeqExample("x", "a")], Letters(), context=1)
 
 
-def test_a_target_begins_with_the_end_where_there_is_no_beginning():
+def test_eos_id_starts_targets_without_bos_id():
     tokenizer = Letters()
     tokenizer.bos_id = None
     pairs = tokenize_examples([Seq2SeqExample("x", "a")], tokenizer, context=4)
     assert make_batch(pairs, np.array([0])).inputs.tolist() == [[EOS, ord("a")]]
 
 
-def test_memory_is_what_is_said():
+def test_memory_equals_the_documented_size():
     pairs = many(1000)
     tokens = len(pairs.source.tokens) + len(pairs.target.tokens)
     assert sum(part.nbytes for part in (*pairs.source, *pairs.target)) == 4 * tokens + 24 * len(pairs)
@@ -208,7 +208,7 @@ def test_held_out_sources_do_not_occur_in_training():
         whole.hold_out(0)
 
 
-def test_fingerprint_tells_pairs_apart():
+def test_fingerprint_depends_on_the_examples():
     one = tokenize_examples([Seq2SeqExample("ab", "c"), Seq2SeqExample("d", "e")], Letters(), context=9)
     same = tokenize_examples([Seq2SeqExample("ab", "c", "x:1"), Seq2SeqExample("d", "e")], Letters(), context=9)
     moved = tokenize_examples([Seq2SeqExample("a", "c"), Seq2SeqExample("bd", "e")], Letters(), context=9)
@@ -219,7 +219,7 @@ def test_fingerprint_tells_pairs_apart():
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_holds_its_pairs():
+def test_batch_holds_its_examples():
     pairs = tokenize_examples([Seq2SeqExample("abc", "x"), Seq2SeqExample("d", "yz")], Letters(), context=9)
     batch = make_batch(pairs, np.array([1, 0, -1]))
     a, b, c, d, x, y, z = (ord(letter) for letter in "abcdxyz")
@@ -234,7 +234,7 @@ def test_a_batch_holds_its_pairs():
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=40), st.data())
-def test_batches_are_the_pairs_and_nothing_else(lengths, data):
+def test_batches_equal_the_examples(lengths, data):
     pairs = make(lengths)
     numbers = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=8))
     batch = make_batch(pairs, np.array(numbers))
@@ -249,7 +249,7 @@ def test_batches_are_the_pairs_and_nothing_else(lengths, data):
 
 
 @given(st.integers(1, 60), st.data())
-def test_each_epoch_has_each_pair_once(n, data):
+def test_each_epoch_has_each_example_once(n, data):
     pairs, batch = make([(i % 7 + 1, i % 5 + 1) for i in range(n)]), data.draw(st.integers(1, n))
     loader = Seq2SeqLoader(pairs, batch, seed=data.draw(st.integers(0, 9)))
     numbers = []
@@ -276,12 +276,12 @@ def test_epochs_differ_and_are_a_function_of_the_seed():
     assert first[:20] != first[20:40]
 
 
-def test_the_order_is_the_same_on_every_machine_and_version():
+def test_permutation_has_fixed_values():
     loader = Seq2SeqLoader(make([(i % 4 + 1, i % 3 + 1) for i in range(12)]), 4, seed=0)
     assert [loader.next().indices.tolist() for _ in range(4)] == ORDER
 
 
-def test_like_lengths_go_together_and_little_is_padding():
+def test_similar_lengths_share_a_batch():
     pairs, batch = many(4000), 16
 
     def padding(batches):
@@ -310,7 +310,7 @@ def test_ranks_share_the_batches_of_one_process(world):
 
 
 @pytest.mark.parametrize("taken", [0, 3, 7, 8, 25])
-def test_resumed_is_uninterrupted(taken):
+def test_resumed_loader_equals_uninterrupted(taken):
     pairs = many(100)
     loader = Seq2SeqLoader(pairs, 13, seed=2)
     for _ in range(taken):
@@ -326,7 +326,7 @@ def test_resumed_is_uninterrupted(taken):
 @pytest.mark.parametrize(
     ("change", "key"), [({"seed": 3}, "seed"), ({"batch": 5}, "batch"), ({"n": 101}, "fingerprint")]
 )
-def test_another_place_is_refused(change, key):
+def test_state_of_other_data_raises_data_error(change, key):
     def loader(n=100, batch=10, seed=2):
         return Seq2SeqLoader(many(n), batch, seed)
 
@@ -334,7 +334,7 @@ def test_another_place_is_refused(change, key):
         loader(**change).load_state(loader().state())
 
 
-def test_a_batch_that_cannot_be_had_is_refused():
+def test_invalid_batch_raises_data_error():
     with pytest.raises(DataError, match=r"too few examples: 10, and a batch has 12: lower batch to at most 10"):
         Seq2SeqLoader(many(10), 12, 0)
     with pytest.raises(DataError, match="lower batch to at most 8"):
@@ -347,7 +347,7 @@ def test_a_batch_that_cannot_be_had_is_refused():
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_evaluation_has_each_pair_once_in_order_of_length(world):
+def test_evaluation_has_each_example_once_in_order_of_length(world):
     pairs = many(50)
     ranks = [list(seq2seq_eval_batches(pairs, 12, rank=rank, world_size=world)) for rank in range(world)]
     assert {len(batches) for batches in ranks} == {5}

@@ -17,7 +17,7 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
-def test_cut_short_grown_or_missing(folder):
+def test_truncated_grown_or_missing_shard_raises_error(folder):
     path = folder / "tokens-00001.bin"
     data = path.read_bytes()
     for broken in (data[:-2], data + b"\0", b""):
@@ -29,7 +29,7 @@ def test_cut_short_grown_or_missing(folder):
         Shards(folder)
 
 
-def test_changed_bytes_are_found_by_verify(folder):
+def test_verify_detects_changed_bytes(folder):
     for name in ("tokens-00002.bin", "documents.npy"):
         path = folder / name
         data = bytearray(path.read_bytes())

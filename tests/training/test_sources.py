@@ -85,7 +85,7 @@ def test_separators_across_blocks(here, monkeypatch, separator):
     assert whole(DocumentFiles("a.txt", separator=separator)) == documents
 
 
-def test_a_long_document_comes_in_pieces_cut_between_words(here):
+def test_long_document_is_split_between_words(here):
     text = "".join(f"line {i} of the text\n" for i in range(40_000))
     (here / "a.txt").write_text(text)
     (here / "b.jsonl").write_text(json.dumps({"text": text}))
@@ -111,7 +111,7 @@ QWEN2 = (
         "x = f(1)\n    return  y\r\n",
     ],
 )
-def test_pieces_have_the_words_of_the_whole(monkeypatch, words):
+def test_chunks_have_the_words_of_the_document(monkeypatch, words):
     monkeypatch.setattr("glassformer.training.data.sources.CHUNK", 70)
     text = "".join(words + "ab"[: i % 3] + " " * (i % 4 == 1) for i in range(300))
     found = [d.text for d in split_document(text, "")]
@@ -157,7 +157,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_skipped_and_counted_or_refused(here, name):
+def test_bad_input_is_skipped_or_raises_error(here, name):
     data, reason, where = BAD[name]
     (here / name).write_bytes(data)
     (here / "good.txt").write_text("good")
@@ -233,7 +233,7 @@ def test_texts_in_memory():
         list(Texts(iter([b"x"])))  # pyright: ignore[reportArgumentType]
 
 
-def test_a_large_file_takes_little_memory(tmp_path):
+def test_large_file_needs_little_memory(tmp_path):
     line = json.dumps({"text": "a few words of a story " * 43}) + "\n"
     with open(tmp_path / "large.jsonl", "w") as file:
         for _ in range(50):

@@ -46,13 +46,13 @@ def test_story_is_a_pure_function_of_its_number(told):
     assert corpus.story(0, "train", 3, level=-1) == corpus.story(0, "train", 3, level=len(corpus.LEVELS) - 1)
 
 
-def test_story_is_the_same_on_every_machine_and_version():
+def test_stories_have_fixed_hashes():
     assert corpus.story(0, "train", 0).document == FIRST
 
 
 @EVERYWHERE
 @pytest.mark.parametrize("level", range(len(corpus.LEVELS)))
-def test_what_is_written_reads_back_as_the_events_it_tells(split, level):
+def test_sentences_parse_back_to_their_events(split, level):
     for i in range(300):
         story = corpus.story(5, split, i, level)
         sentences, lines = corpus.split_story(story.document)
@@ -66,12 +66,12 @@ def test_what_is_written_reads_back_as_the_events_it_tells(split, level):
 
 
 @pytest.mark.parametrize(("split", "level"), [("test", 0), ("train", 3), ("train", -4)])
-def test_unknown_split_or_level_is_refused(split, level):
+def test_unknown_split_or_level_raises_data_error(split, level):
     with pytest.raises(DataError, match=re.escape(repr(split if split == "test" else level))):
         corpus.story(0, split, 0, level)
 
 
-def test_there_are_more_than_a_billion_stories(told):
+def test_count_stories_is_above_a_billion(told):
     assert corpus.count_stories() >= 10**9
     assert len({story.text for story in told["train"]}) == MANY
 
@@ -99,14 +99,14 @@ def test_no_held_out_story_and_no_question_with_its_facts_occurs_in_training(tol
     assert {frozenset(pair) for pair in kept}.isdisjoint(frozenset(pair) for pair in pairs)
 
 
-def test_short_stories_would_meet_without_the_two_sides():
+def test_short_stories_would_overlap_without_the_split():
     """The test above can fail: the same facts do come again where stories are short."""
     sets = [frozenset(story.events) for story in corpus.stories(0, "train", MANY, 0)]
     again = {frozenset(story.events) for story in corpus.stories(0, "train", MANY, 0, start=MANY)}
     assert again & set(sets)
 
 
-def test_side_does_not_depend_on_order_or_words(told):
+def test_split_does_not_depend_on_order_or_words(told):
     for story in told["held-out"][:200]:
         assert corpus.split_of(reversed(story.events)) == "held-out"
 
@@ -137,7 +137,7 @@ EVENT = st.builds(
 
 
 @given(st.lists(EVENT, max_size=30))
-def test_world_stays_whole_whatever_is_tried(tries):
+def test_world_invariants_hold_under_random_events(tries):
     world = corpus.StoryWorld()
     for event in tries:
         before = dict(world.owner), dict(world.gone)
@@ -180,7 +180,7 @@ GOOD = "One day Mia had a ball. Then Ben found a kite. Mia gave the ball to Ben.
         ("Once Mia had a cup. Ben took the cup from Rome.\nWho has the cup? Ben.", "not in Rome"),
     ],
 )
-def test_replay_accepts_what_is_true_and_says_what_is_not(document, reason):
+def test_replay_accepts_true_stories_and_rejects_false_ones(document, reason):
     if reason is None:
         stories.replay(document)
     else:
@@ -210,7 +210,7 @@ def test_wellformed_notices_words_out_of_place(told):
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def test_score_answers_is_one_for_who_knows_and_takes_the_first_line_alone(told):
+def test_score_answers_uses_the_first_line_only(told):
     truth = {f"{s.text}\n{q.prompt}": q.answer for s in told["held-out"] for q in s.questions}
 
     def knows(prompts, max_tokens):
@@ -222,7 +222,7 @@ def test_score_answers_is_one_for_who_knows_and_takes_the_first_line_alone(told)
     assert stories.score_answers(lambda prompts, n: [truth[p] + "." for p in prompts], 20)["all"] == 0
 
 
-def test_no_baseline_answers_more_than_two_questions_in_five(told):
+def test_baselines_answer_at_most_two_of_five_questions(told):
     documents = [story.document for story in told["train"]]
     scores = {name: stories.score_answers(b, 400) for name, b in stories.baselines(documents).items()}
     assert len(scores) == 3
@@ -231,7 +231,7 @@ def test_no_baseline_answers_more_than_two_questions_in_five(told):
     assert scores["last-mentioned noun"]["all"] > 0.2
 
 
-def test_ngram_backs_off_to_the_longest_context_it_knows():
+def test_ngram_backs_off_to_the_longest_known_context():
     model = stories.NGram(["a b c d.", "x b c e.", "x b c e."], order=3)
     assert model.complete(["x b c"], 1) == ["e"]
     assert model.complete(["a b"], 8) == ["c e."]

@@ -24,7 +24,7 @@ NOUNS = {noun for nouns in corpus.NOUNS.values() for noun in nouns}
 
 
 @pytest.mark.parametrize("word", recipe.BETWEEN)
-def test_a_drill_says_the_same_pairs_over_and_over(word):
+def test_drill_repeats_the_same_pairs(word):
     drill = recipe.drill(Random(3), [word])
     sentences = [sentence.split() for sentence in drill.rstrip(".").split(". ")]
     assert all(sentence[1:-1] == word.split() for sentence in sentences)
@@ -37,7 +37,7 @@ def test_a_drill_says_the_same_pairs_over_and_over(word):
     assert len({sentence[0] for sentence in sentences}) > len(different), "either way round"
 
 
-def test_an_echo_repeats_itself():
+def test_echo_repeats_itself():
     periods = set()
     for i in range(50):
         echo = recipe.echo(Random(i))
@@ -52,14 +52,14 @@ def kind(document: str) -> str:
     return "drill" if set(document.replace(".", "").split()) & NOUNS else "echo"
 
 
-def test_reading_goes_from_drills_to_the_whole_language_and_repeats():
+def test_training_documents_go_from_drills_to_the_last_level():
     read = list(recipe.training_documents(1, 60_000, 40_000))
     assert read == list(recipe.training_documents(1, 60_000, 40_000))
     assert read != list(recipe.training_documents(2, 60_000, 40_000))
     kinds = [kind(document) for document in read]
     first, half = kinds.index("story"), len(read) // 2
     assert set(kinds[:first]) == {"drill"}
-    assert first == int(recipe.ALONE * 40_000 / recipe.ROW)
+    assert first == int(recipe.DRILL_SHARE * 40_000 / recipe.DRILL_TOKENS)
     assert kinds[first:half].count("drill") > 4 * kinds[half:].count("drill") > 0
     assert kinds.count("echo") > 3
     last = {story.document for story in corpus.stories(1, "train", 50)}
@@ -68,7 +68,7 @@ def test_reading_goes_from_drills_to_the_whole_language_and_repeats():
 
 
 @pytest.mark.parametrize("tokens", [100_000, 300_000])
-def test_reading_is_about_as_long_as_it_was_asked_to_be(tokens, shipped):
+def test_training_documents_have_about_the_given_tokens(tokens, shipped):
     read = recipe.training_documents(3, tokens, 150_000)
     assert sum(len(shipped.encode(document)) + 1 for document in read) == pytest.approx(tokens, rel=0.06)
 
@@ -88,11 +88,11 @@ class Oracle:
         return answers
 
 
-def test_an_oracle_answers_everything_right():
+def test_oracle_has_accuracy_one():
     assert stories.score_answers(Oracle(), 20)["all"] == 1.0
 
 
-def test_the_shipped_model_is_small_and_says_what_it_is(shipped):
+def test_the_shipped_model_is_small_and_described(shipped):
     folder = find_model("stories")
     assert (folder / "model.safetensors").stat().st_size <= 3_000_000
     assert json.loads((folder / "run.json").read_text())["plan"]["steps"] > 1000
@@ -100,7 +100,7 @@ def test_the_shipped_model_is_small_and_says_what_it_is(shipped):
     assert shipped.config.context_length == recipe.SHAPE.context
 
 
-def test_the_shipped_model_scores_what_is_written_beside_it(shipped):
+def test_the_shipped_model_has_its_recorded_scores(shipped):
     told = json.loads((find_model("stories") / "scores.json").read_text())
     found = recipe.score(shipped, questions=40, texts=20)
     assert found.answers == pytest.approx(told["trained"]["answers"], abs=0.12)

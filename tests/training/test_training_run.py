@@ -52,7 +52,7 @@ def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-def test_a_run_learns_and_writes_everything(tokenizer, tmp_path):
+def test_run_learns_and_writes_all_files(tokenizer, tmp_path):
     log = Log()
     run = tiny_run(tmp_path / "run", tokenizer, log, steps=60, eval_every=20, save_every=20, keep_last=2)
     assert (run.step, run.steps, run.stopped) == (60, 60, None)
@@ -91,7 +91,7 @@ def test_micro_batches_equal_one_batch(tokenizer, tmp_path, name):
     assert 0 < apart < 2e-6  # the sums were made in another order, and that is all
 
 
-def test_the_same_settings_give_the_same_bits_and_another_seed_others(tokenizer, tmp_path):
+def test_same_seed_gives_same_bits_and_another_seed_does_not(tokenizer, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         tiny_run(tmp_path / name, tokenizer, seed=seed, steps=4)
     assert end_state(tmp_path / "a") == end_state(tmp_path / "b")
@@ -108,7 +108,7 @@ def test_sampling_and_evaluating_change_nothing(tokenizer, tmp_path):
     assert all(text.startswith("anna") and len(text) > 4 for _, text in samples)
 
 
-def test_seconds_become_steps_once_and_for_all(tokenizer, tmp_path, monkeypatch):
+def test_budget_in_seconds_fixes_the_steps_once(tokenizer, tmp_path, monkeypatch):
     class Clock(Log):
         """Time that passes only by steps (0.05 s each) and evaluations (0.3 s)."""
 
@@ -140,7 +140,7 @@ def test_tokens_become_steps(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_stops_and_the_run_goes_on_bit_for_bit(tokenizer, tmp_path, number):
+def test_signal_saves_a_checkpoint_to_resume_from(tokenizer, tmp_path, number):
     tiny_run(tmp_path / "whole", tokenizer)
     before = signal.getsignal(number)
     log = Log({3: lambda: os.kill(os.getpid(), number)})
@@ -153,7 +153,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_bit_for_bit(tokenizer, tmp
     assert end_state(tmp_path / "run") == end_state(tmp_path / "whole")
 
 
-def test_a_second_signal_does_not_wait(tokenizer, tmp_path):
+def test_second_signal_stops_at_once(tokenizer, tmp_path):
     def twice():
         signal.raise_signal(signal.SIGINT)  # the handler has run when it returns, so two do not become one
         signal.raise_signal(signal.SIGINT)
@@ -179,7 +179,7 @@ def spoil(monkeypatch, at: int, change):
     monkeypatch.setattr(Compute, "loss", loss)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_the_last_good_checkpoint(tokenizer, tmp_path, monkeypatch):
+def test_loss_that_is_not_finite_stops_the_run(tokenizer, tmp_path, monkeypatch):
     spoil(monkeypatch, 5, lambda loss: loss * math.nan)
     with pytest.raises(GlassformerError, match=r"the loss is nan at step 5: .*step-000004.*Lower optim.lr"):
         tiny_run(tmp_path / "run", tokenizer)
@@ -190,14 +190,14 @@ def test_a_loss_that_is_no_number_stops_the_run_with_the_last_good_checkpoint(to
     assert end_state(tmp_path / "run") == end_state(tmp_path / "whole")
 
 
-def test_a_gradient_that_is_no_number_stops_too(tokenizer, tmp_path, monkeypatch):
+def test_gradient_that_is_not_finite_stops_the_run(tokenizer, tmp_path, monkeypatch):
     spoil(monkeypatch, 2, lambda loss: torch.sqrt(loss * 0) + loss.detach())  # d sqrt(0) = inf
     with pytest.raises(GlassformerError, match=r"the gradient norm is nan at step 2: .*no checkpoint"):
         tiny_run(tmp_path / "run", tokenizer)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
-def test_out_of_memory_says_what_to_lower(tokenizer, tmp_path, monkeypatch, error):
+def test_out_of_memory_raises_capacity_error(tokenizer, tmp_path, monkeypatch, error):
     def fail(_):
         raise error
 
@@ -206,13 +206,13 @@ def test_out_of_memory_says_what_to_lower(tokenizer, tmp_path, monkeypatch, erro
         tiny_run(tmp_path / "run", tokenizer)
 
 
-def test_memory_that_the_allocator_refuses_says_what_to_lower(tokenizer, tmp_path, monkeypatch):
+def test_failed_allocation_raises_capacity_error(tokenizer, tmp_path, monkeypatch):
     spoil(monkeypatch, 2, lambda _: torch.empty(1 << 60))
     with pytest.raises(CapacityError, match="lower batch"):
         tiny_run(tmp_path / "run", tokenizer)
 
 
-def test_a_run_is_not_overwritten_and_none_is_not_resumed(tokenizer, tmp_path):
+def test_existing_run_and_missing_run_raise_config_error(tokenizer, tmp_path):
     tiny_run(tmp_path / "run", tokenizer, steps=2)
     before = end_state(tmp_path / "run")
     with pytest.raises(ConfigError, match="holds a run already"):
@@ -222,14 +222,14 @@ def test_a_run_is_not_overwritten_and_none_is_not_resumed(tokenizer, tmp_path):
         tiny_run(tmp_path / "other", tokenizer, resume=True)
 
 
-def test_a_corpus_too_small_is_refused(tokenizer, tmp_path):
+def test_too_small_corpus_raises_data_error(tokenizer, tmp_path):
     with pytest.raises(DataError, match="too small"):
         tiny_run(tmp_path / "run", tokenizer, batch=4096)
     with pytest.raises(DataError, match="there is no training data"):
         train(tiny_config(tmp_path / "none", tokenizer))
 
 
-def test_going_on_from_another_model(tokenizer, tmp_path):
+def test_continue_from_another_model(tokenizer, tmp_path):
     first = tiny_run(tmp_path / "first", tokenizer, steps=20, eval_every=20, save_every=20)
     second = tiny_run(tmp_path / "second", tokenizer, steps=2, from_model=str(first.folder))
     begun = metrics(second.folder)[0]["held_out_loss"]
@@ -239,7 +239,7 @@ def test_going_on_from_another_model(tokenizer, tmp_path):
         tiny_run(tmp_path / "third", tokenizer, steps=2, from_model=str(first.folder), model=shorter)
 
 
-def test_a_tokenizer_is_trained_where_none_is_named(tmp_path):
+def test_tokenizer_is_trained_by_default(tmp_path):
     config = replace(tiny_config(tmp_path / "run", ""), tokenizer=TokenizerConfig(kind="char"), steps=2)
     run = train(config, documents=texts)
     assert glassformer.load(run.folder).tokenizer.vocab_size == 22
@@ -252,7 +252,7 @@ def test_without_held_out_text_nothing_is_evaluated(tokenizer, tmp_path):
     assert run.best == run.last
 
 
-def test_compiling_that_fails_is_left_out_and_says_why(tokenizer, tmp_path, monkeypatch):
+def test_failed_compilation_is_reported_and_not_used(tokenizer, tmp_path, monkeypatch):
     def no_compiler(*_, **__):
         def compiled(*_, **__):
             raise RuntimeError("no C++ compiler was found\nand much more")
@@ -274,7 +274,7 @@ def test_tensorboard_is_written(tokenizer, tmp_path):
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
-def test_a_missing_extra_names_the_install_line(tokenizer, tmp_path, monkeypatch):
+def test_missing_extra_raises_error_with_install_command(tokenizer, tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -282,7 +282,7 @@ def test_a_missing_extra_names_the_install_line(tokenizer, tmp_path, monkeypatch
         tiny_run(tmp_path / "run", tokenizer, wandb=True)
 
 
-def test_settings_come_back_from_json():
+def test_config_round_trips_through_json():
     config = TrainConfig(
         data=("a", "b"),
         task=LanguageModelTaskConfig(model=SHAPE),

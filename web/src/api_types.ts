@@ -71,7 +71,7 @@ export type Kind = "decoder" | "encoder-decoder" | "recurrent" | "encoder";
 export interface Anatomy {
   kind: Kind;
   encoder: Layer[];
-  refused: Record<string, string>;
+  unavailable: Record<string, string>;
   family: string;
   source: string;
   vocab_size: number;
@@ -140,7 +140,7 @@ export interface MapPoint {
   y: number;
 }
 export interface EmbeddingMap {
-  places: MapPoint[];
+  points: MapPoint[];
   explained: [number, number];
   receipt: Receipt;
 }
@@ -149,7 +149,7 @@ export interface TokenSummary {
   position: number;
   id: number;
   text: string;
-  written: boolean;
+  generated: boolean;
   prob: Num | null;
   rank: number | null;
   top: ScoredToken[];
@@ -177,7 +177,7 @@ export interface TraceDifference {
   token: number | null;
   edited: EditedCell | null;
   first: number | null;
-  before: Num;
+  max_before: Num;
   receipt: Receipt;
 }
 
@@ -211,7 +211,7 @@ export interface QKV {
   k_rot: Num[];
   products: Partial<Record<"q" | "k" | "v", Product>>;
   lengths: Record<string, Num>;
-  turned: number;
+  rotated: number;
   normed: boolean;
   receipt: Receipt;
 }
@@ -281,7 +281,7 @@ export interface Grid {
   heads: number;
   rows: number;
   columns: number;
-  pictures: string;
+  pixels: string;
   bound: number;
   receipt: Receipt;
 }
@@ -299,7 +299,7 @@ export interface RoleRow {
 export interface Roles {
   scores: Record<string, Num[][]>;
   evidence: Record<string, (RoleExample | null)[][]>;
-  queries: Record<string, number>;
+  n_queries: Record<string, number>;
   meanings: Record<string, string>;
   receipt: Receipt;
 }
@@ -337,7 +337,7 @@ export interface Attribution {
 export interface Neuron {
   index: number;
   act: Num;
-  written: Num;
+  norm: Num;
   promotes: ScoredToken[];
   suppresses: ScoredToken[];
 }
@@ -354,13 +354,13 @@ export interface Block {
   d_ff: number;
   neurons: Neuron[];
   experts: { index: number; weight: Num }[];
-  refused: string | null;
+  note: string | null;
   receipt: Receipt;
 }
 
 export interface SamplingStage {
   name: string;
-  left: number;
+  remaining: number;
   probs: Num[];
 }
 export interface Sampling {
@@ -369,7 +369,7 @@ export interface Sampling {
   stages: SamplingStage[];
   n_draws: number;
   draws: number[];
-  others: number;
+  other_draws: number;
   receipt: Receipt;
 }
 
@@ -380,7 +380,7 @@ export interface CacheSize {
 }
 export interface CacheLayer extends CacheSize {
   layer: number;
-  what: string;
+  contents: string;
   capacity: number;
   window: number | null;
   source: CacheSize | null;
@@ -399,7 +399,7 @@ export interface CacheSpeed {
   source: number | null;
   prefill: number;
   decode: number;
-  without: number;
+  uncached: number;
   receipt: Receipt;
 }
 
@@ -424,7 +424,7 @@ export interface ForkStep {
 }
 export interface Fork {
   steps: ForkStep[];
-  parts: number | null;
+  diverges_at: number | null;
   receipt: Receipt;
 }
 export interface Point {

@@ -261,7 +261,7 @@ export class App extends SessionElement {
       >`;
     if (!session.anatomy || (!session.trace && view.part !== "model"))
       return html`<p class="soft" role="status">${session.generated ? "Processing the text …" : ""}</p>`;
-    const refused = session.anatomy.refused[view.id];
+    const refused = session.anatomy.unavailable[view.id];
     if (refused)
       return html`<h2>${view.title}</h2>
         <gf-notice reason=${refused}></gf-notice>`;

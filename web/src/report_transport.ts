@@ -13,7 +13,7 @@ export interface Report {
   traces: { prompt: string; max_tokens: number; edits: Edit[]; trace: TraceInfo }[];
 }
 
-type StoredResponse = ["json", unknown] | ["tensor", string] | ["refused", unknown];
+type StoredResponse = ["json", unknown] | ["tensor", string] | ["error", unknown];
 
 export class ReportTransport implements Transport {
   readonly live = false;
@@ -61,7 +61,7 @@ export class ReportTransport implements Transport {
   async #find(path: string): Promise<unknown> {
     const stored = (await this.#responses)[canonicalPath(path, this.report.defaults)];
     if (!stored) throw this.#notStored(`This report contains only ${this.report.rule}.`);
-    if (stored[0] === "refused") throw apiError(stored[1], 400, "refused");
+    if (stored[0] === "error") throw apiError(stored[1], 400, "refused");
     return stored[1];
   }
 

@@ -237,7 +237,7 @@ export const TOUR: readonly TourStep[] = [
     needs: "cell",
     render: ({ session, cell, fork }) => {
       const { cursor, edits } = session,
-        parts = fork?.parts ?? null,
+        parts = fork?.diverges_at ?? null,
         largest = largestDivergence(fork);
       if (edits.length && fork)
         return html`<p>

@@ -1,6 +1,6 @@
-"""A configuration as the JSON that it looks like: for models whose config.json is our own.
+"""Convert a configuration to JSON and back, for the model families of our own.
 
-"layers": [{"repeat": 6, "attention": {"n_heads": 8, ...}, "mlp": {...}, ...}]        are six layers that are alike.
+Equal neighbours are written once: "layers": [{"repeat": 6, "attention": {"n_heads": 8, ...}, ...}] is six layers.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from glassformer.errors import ConfigError
 
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
 def to_json(config: Any) -> Any:
-    """A frozen configuration as JSON values. Neighbours in a tuple of configurations that are alike stand once."""
+    """Convert a frozen configuration to JSON values. Equal neighbours in a tuple are written once."""
     if is_dataclass(config):
         return {f.name: to_json(getattr(config, f.name)) for f in fields(config)}
     if not isinstance(config, tuple):
@@ -27,7 +27,11 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any, where: str) -> Any:
-    """What `to_plain` wrote, as a `kind`. ConfigError names the key, as `where`.layers[0].mlp.d_ff."""
+    """Convert the result of `to_json` to an object of type `kind`.
+
+    Raises:
+        ConfigError: names the key as a path: `where`.layers[0].mlp.d_ff.
+    """
     origin, options = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         if value is None and NoneType in options:
@@ -73,7 +77,7 @@ def _config(kind: Any, value: Any, where: str) -> Any:
         raise ConfigError(f"{where} must be an object, got {value!r:.100}")
     hints, own = get_type_hints(kind), {f.name: f for f in fields(kind)}
     if unknown := sorted(value.keys() - own.keys()):
-        raise ConfigError(f"{where}: keys that no {kind.__name__} has: {', '.join(unknown)}")
+        raise ConfigError(f"{where}: unknown keys for {kind.__name__}: {', '.join(unknown)}")
     needed = {name for name, f in own.items() if f.default is MISSING and f.default_factory is MISSING}
     if missing := sorted(needed - value.keys()):
         raise ConfigError(f"{where}: missing keys: {', '.join(missing)}")

@@ -1,4 +1,4 @@
-"""Experts as checkpoints name them: each tensor of each expert by itself, or those of all experts in one."""
+"""Tensor names of experts: one tensor per expert, or one tensor for all experts."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ SHARED_EXPERTS = tuple(
 
 
 def without_mlp(rules: tuple[TensorRule, ...]) -> tuple[TensorRule, ...]:
-    """A family's rules but for those of its feed-forward layers, where all of these are experts."""
+    """Return a family's rules without those of its feed-forward layers."""
     return tuple(one for one in rules if ".mlp." not in one.parameter_names[0])
 
 
 def read_n_experts(raw: ConfigFields, name: str, other: str, default: int) -> int:
-    """How many experts there are: under the name that the family's first files use, or that of later ones."""
+    """Return the number of experts, under the key `name` of older files or `other` of newer ones."""
     found = raw.size(other, default)
     return raw.size(name, found)
 
 
 def expert_parts(config: ModelConfig) -> tuple[LayerConfig, MoEConfig, MLPConfig]:
-    """The first layer with experts, what they are, and the feed-forward layer of those without (or an expert)."""
+    """Return the first layer with experts, its experts, and the MLP of the layers without (or else an expert's)."""
     plain = next((layer.mlp for layer in config.layers if layer.experts is None), None)
     for layer in config.layers:
         if layer.experts is not None:
             return layer, layer.experts, plain or layer.mlp
-    raise ConfigError(f"a model of family {config.family!r} has experts, and this one has none")
+    raise ConfigError(f"a model of family {config.family!r} must have experts, but this one has none")

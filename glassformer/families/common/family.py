@@ -1,4 +1,4 @@
-"""What a family file says, and the reader that leaves no key of a config.json unread."""
+"""What a family file declares, and the config.json reader that leaves no key unread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from glassformer.config import Activation, ModelConfig, RecurrentConfig, TextEnc
 from glassformer.errors import ConfigError
 from glassformer.families.common.shape import ShapeConfig
 
-# Keys that say nothing about what the model computes: how it was trained, by which program, how it is generated from.
+# Keys that do not change what the model computes: training, generation and program settings.
 IGNORED = frozenset(
     """_name_or_path _num_labels activation_dropout architectures attention_dropout attention_probs_dropout_prob
     attn_pdrop auto_map aux_loss_alpha bad_words_ids bos_token_id cache_implementation chunk_size_feed_forward
@@ -27,7 +27,7 @@ IGNORED = frozenset(
     torch_dtype transformers_version unk_token_id use_cache""".split()
 )
 
-# Activations as checkpoints call them; the first name of each is the one that is written.
+# Activations by their names in checkpoints. The first name of each is the one that is written.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -39,20 +39,26 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
-AnyConfig = ModelConfig | RecurrentConfig | TextEncoderConfig  # of what stands by itself
+AnyConfig = ModelConfig | RecurrentConfig | TextEncoderConfig  # of a complete model
 
 MISSING = object()
-MAX_SIZE, MAX_LAYERS = 1 << 62, 10_000  # of layers there is an object each
+MAX_SIZE, MAX_LAYERS = 1 << 62, 10_000  # a config holds one object per layer
 
 
 class ConfigFields:
-    """A config.json being read: every key must be taken, or ignored by name."""
+    """A config.json being read: every key must be taken, or ignored by name.
+
+    Args:
+        raw: the JSON object.
+        source: its file, for messages.
+        ignore: keys that do not matter.
+    """
 
     def __init__(self, raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()):
         self.raw, self.source, self.unread = raw, source, set(raw) - IGNORED - set(ignore)
 
     def take(self, name: str, default: Any = MISSING) -> Any:
-        """The value of a key. Without a default a missing key is a ConfigError."""
+        """Return the value of a key. Without a default, a missing key raises ConfigError."""
         self.unread.discard(name)
         if name in self.raw:
             return self.raw[name]
@@ -61,7 +67,7 @@ class ConfigFields:
         return default
 
     def size(self, name: str, default: Any = MISSING, minimum: int = 1) -> Any:
-        """A whole number of at least `least`. The default also stands for null. Absurdly many layers are refused."""
+        """Return a whole number of at least `minimum`; null means the default. The number of layers is limited."""
         most = MAX_LAYERS if "layer" in name else MAX_SIZE
         allowed = (
             f"a whole number from {minimum} to {most}"
@@ -71,18 +77,18 @@ class ConfigFields:
         return self._checked(name, default, allowed, lambda v: type(v) is int and minimum <= v <= most)
 
     def number(self, name: str, default: Any = MISSING) -> float:
-        """A number above 0."""
+        """Return a number above 0."""
         fits = lambda v: type(v) in (int, float) and 0 < v < math.inf  # noqa: E731
         return float(self._checked(name, default, "a number above 0", fits))
 
     def optional(self, name: str, default: float | None = None, kind: type = int) -> Any:
-        """A whole number of at least 1 (or, of kind float, a number above 0), or null: there is none."""
+        """Return a whole number of at least 1, or a number above 0 if `kind` is float; None for null."""
         if self.take(name, default) is None:
             return None
         return self.size(name, default) if kind is int else self.number(name, default)
 
     def flag(self, name: str, default: bool) -> bool:
-        """true or false."""
+        """Return true or false."""
         return self._checked(name, default, "true or false", lambda v: type(v) is bool)
 
     def _checked(self, name: str, default: Any, allowed: str, fits: Callable[[Any], bool]) -> Any:
@@ -94,21 +100,21 @@ class ConfigFields:
         return value
 
     def expect(self, name: str, *allowed: Any) -> None:
-        """A key of which only some values are supported; the first is the default."""
+        """Check a key of which only some values are supported; the first is the default."""
         value = self.take(name, allowed[0])
         if value not in allowed:
             shown = ", ".join(map(repr, allowed))
             raise ConfigError(f"{self.source}: {name} = {value!r} is not supported, only {shown}")
 
     def activation(self, name: str, default: str) -> Activation:
-        """An activation function, by any of its names."""
+        """Return an activation function, given by any of its names."""
         value = self.take(name, default)
         if not isinstance(value, str) or value not in ACTIVATIONS:
             raise ConfigError(f"{self.source}: {name} = {value!r} is not supported, only {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
     def layer_windows(self, n_layers: int, window: int | None, default: Sequence[bool]) -> list[int | None]:
-        """Each layer's window: `layer_types` says which layers have one, or else `default` does."""
+        """Return each layer's window. `layer_types` tells which layers have one; without that key, `default` does."""
         names = {"full_attention": None, "sliding_attention": window}
         kinds = self.take("layer_types", None)
         if kinds is None:
@@ -121,6 +127,7 @@ class ConfigFields:
         return [names[kind] for kind in kinds]
 
     def close(self) -> None:
+        """Raise ConfigError if a key was not read."""
         if self.unread:
             raise ConfigError(
                 f"{self.source}: keys this family does not understand: {', '.join(sorted(self.unread))}. "
@@ -130,18 +137,25 @@ class ConfigFields:
 
 @dataclass(frozen=True)
 class TensorRule:
-    """One tensor of a checkpoint and the parameters it fills, `{i}` being the layer.
+    """One checkpoint tensor and the parameters that it fills. `{i}` in the names is the layer.
 
-    Several parameters share one tensor along its output axis (a fused q, k, v). `transposed`: stored [in, out].
-    `by_head`: the tensor holds, for each key/value head, its queries' rows, its key's and its value's. `{j}` in both
-    counts what a layer has several of (norms of heads, experts). `{j}` in `ours` alone: all experts lie in one tensor,
-    one behind the other along a first axis. `by_turns`: the tensor holds the first row of each parameter, then the
-    second of each. `interleaved`: the two numbers that rotary positions turn lie side by side in a head, not half a
-    head apart; in latent attention they also come last in it, not first. `kept`: all that the tensor makes, what
-    latent attention keeps, is one such head. `float32`: its numbers stay as exact as that, whatever the others are
-    loaded or saved in. `heads`: the tensor has one more axis, first, for the heads, and `transposed` turns the part of
-    each. `row`: a vector that is stored as a matrix of one row. `zeros`: what it is in a checkpoint that has no such
-    tensor; `instead`: the tensor that it is the same as there. `plus`: the tensor holds the parameter plus this number.
+    Several parameters share one tensor along its output axis (fused q, k, v). `{j}` in both names counts what a layer
+    has several of (experts, norms of heads). `{j}` in the parameter names alone: one tensor holds all experts, stacked
+    along a first axis.
+
+    Attributes:
+        transposed: the tensor is stored [in, out].
+        grouped_by_kv_head: the tensor holds, per key/value head, the rows of its queries, its key and its value.
+        interleaved_rope: rotary pairs are neighbours within a head, not half a head apart. In latent attention they
+            also come last in the head, not first.
+        interleaved_rows: the tensor holds the first row of each parameter, then the second row of each, and so on.
+        single_head: the complete output is one such head: the latent and the rotary key that latent attention caches.
+        float32: the numbers are loaded and stored as float32, whatever the dtype of the others.
+        head_axis: the tensor has an additional first axis for heads; `transposed` applies to each head.
+        row_vector: a vector that is stored as a matrix of one row.
+        zeros_if_missing: a checkpoint without this tensor means zeros.
+        fallback: a checkpoint without this tensor uses the tensor of this name.
+        offset: the tensor holds the parameter plus this number.
     """
 
     tensor_name: str
@@ -171,7 +185,7 @@ def linear(
     interleaved_rope: bool = False,
     single_head: bool = False,
 ) -> tuple[TensorRule, TensorRule]:
-    """The rules of a linear layer: its weight and, where the model has one, its bias."""
+    """Return the rules of a linear layer: its weight and, if the model has one, its bias."""
     weight, bias = (tuple(f"{name}.{part}" for name in ours) for part in ("weight", "bias"))
     return (
         TensorRule(
@@ -182,21 +196,29 @@ def linear(
 
 
 def no_shape(s: ShapeConfig) -> ModelConfig:
-    """For a family whose models are loaded, and not made from a few numbers."""
-    raise ConfigError(f"a model of family {s.family!r} is loaded from a checkpoint: shapes are of qwen3, llama or gpt2")
+    """Reject a family whose models can only be loaded from a checkpoint."""
+    raise ConfigError(
+        f"a model of family {s.family!r} can only be loaded from a checkpoint; a shape needs qwen3, llama or gpt2"
+    )
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model family. `prefix` may be absent from all tensor names.
+    """A model family.
 
-    `ignored` are patterns of tensors that hold no weights of the model; {n_layers} in them is how many layers it has.
-    `others`: more rules, for tensors that may stand where those of `rules` are not; they are read, and never written.
-    `rules` None: tensors are named, and lie, as our parameters do; they may depend on the configuration. `copies` are
-    names under which a checkpoint may hold the embedding's table once more. `shape` makes a model from the few numbers
-    that a person types. `framed`: a source is read with what the tokenizer puts around a text. `twins`: tensors that
-    may stand beside another, and be the same. `fit` gives a configuration what the names of a checkpoint's tensors
-    alone say: which heads it has.
+    Attributes:
+        name: config.json's `model_type`.
+        architecture: the class name that config.json states.
+        read: config.json to a configuration; `write` is the inverse.
+        shape: makes a configuration from the few numbers of a `ShapeConfig`.
+        rules: how tensors map to parameters; may depend on the configuration. None: as our parameters.
+        prefix: of all tensor names; a checkpoint may lack it.
+        ignored: patterns of tensors that are not weights; {n_layers} stands for the number of layers.
+        alternatives: more rules, for tensors that may replace those of `rules`. They are only read, never written.
+        embedding_copies: names under which a checkpoint may hold the embedding again.
+        adds_special_tokens: a source text is encoded with the tokenizer's special tokens.
+        duplicates: pairs of a tensor that may be present and the tensor that it must equal.
+        detect_heads: adds the heads to a configuration that only the tensors' names tell.
     """
 
     name: str
@@ -214,5 +236,5 @@ class Family:
     detect_heads: Callable[[Any, Collection[str]], Any] = lambda config, _: config
 
     def rules_for(self, config: AnyConfig) -> tuple[TensorRule, ...] | None:
-        """The rules for a model of this configuration."""
+        """Return the rules for a model of this configuration."""
         return self.rules(config) if callable(self.rules) else self.rules

@@ -1,6 +1,6 @@
-"""Rotary settings in a config.json: `rope_parameters`, or `rope_theta` with `rope_scaling`, read and written.
+"""Read and write the rotary settings of a config.json: `rope_parameters`, or `rope_theta` with `rope_scaling`.
 
-`partial_rotary_factor` is the part of a head that turns: int(head_dim * factor) of its dimensions.
+`partial_rotary_factor`: int(head_dim * factor) dimensions of a head rotate.
 """
 
 from __future__ import annotations
@@ -28,17 +28,22 @@ def read_rope(
     scaling_key: str | None = "rope_scaling",
     aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> RopeConfig:
-    """The rotary positions that the file describes; `theta` and `part` where it is silent.
+    """Read the rotary settings.
 
-    `part` None: a family whose heads always turn as a whole. `names` are the keys of those two outside of
-    `rope_parameters`, and `old` that of the scaling. `layers`: the kind of layers ("full_attention") under which
-    `rope_parameters` has their settings. `renamed`: other names of a scaling.
+    Args:
+        theta, rotary_share: the values if the file has none. `rotary_share` None: the family always rotates full heads.
+        keys: the keys of those two outside of `rope_parameters`.
+        layer_type: the layer type ("full_attention") under which `rope_parameters` has its settings.
+        scaling_key: the key of the scaling outside of `rope_parameters`.
+        aliases: other names of scaling types.
     """
     theta, rotary_share = raw.number(keys[0], theta), rotary_share and raw.number(keys[1], rotary_share)
     new, scaling = raw.take("rope_parameters", None), raw.take(scaling_key, None) if scaling_key else None
     if new and layer_type is not None:
         if not isinstance(new, dict) or not {*new} <= {*LAYER_TYPES}:
-            raise ConfigError(f"{raw.source}: rope_parameters must be of {' and '.join(LAYER_TYPES)}, got {new}")
+            raise ConfigError(
+                f"{raw.source}: rope_parameters must have the keys {' and '.join(LAYER_TYPES)}, got {new}"
+            )
         new = new.get(layer_type)
     if new and scaling and new != scaling:
         raise ConfigError(f"{raw.source}: rope_parameters and {scaling_key} differ: {new} and {scaling}")
@@ -54,7 +59,7 @@ def _rope(
     part: float | None,
     renamed: Mapping[str, str],
 ) -> RopeConfig:
-    """One object of rotary settings. ConfigError for a key that its kind does not have, or a kind that is not known."""
+    """Read one object of rotary settings. ConfigError: an unknown type, or a key that the type does not have."""
     if not isinstance(found, dict):
         raise ConfigError(f"{raw.source}: rope scaling must be an object, got {found!r}")
     rest = ConfigFields(found, f"{raw.source}: rope scaling {found}")
@@ -95,7 +100,7 @@ def _yarn(rest: ConfigFields, context: int, original: int) -> Scaling:
 
 
 def yarn_attention_factor(factor: float, by: float = 1.0) -> float:
-    """By how much attention is sharpened in a context `factor` times as long: YaRN, equation 26, `by` times as much."""
+    """Return the factor of queries and keys for a context `factor` times as long (YaRN, equation 26, times `by`)."""
     return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -113,7 +118,7 @@ def _numbers(rest: ConfigFields, name: str) -> tuple[float, ...]:
     return tuple(map(float, value))
 
 
-CONTEXT_SCALINGS = {"llama3": _band, "yarn": _yarn, "longrope": _long}  # those that know of an original context
+CONTEXT_SCALINGS = {"llama3": _band, "yarn": _yarn, "longrope": _long}  # types with an original context
 KINDS = ("default", "linear", *CONTEXT_SCALINGS)
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -121,7 +126,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 def write_rope(
     rope: RopeConfig | None, head_dim: int, theta_key: str = "rope_theta", factor_key: str | None = None
 ) -> dict[str, Any]:
-    """The base under the name `theta`, `rope_scaling` and, with a name for it, the part of a head that turns."""
+    """Return the keys of the base, of `rope_scaling` and, if `factor_key` names it, of the rotary share of a head."""
     if rope is None:
         return {theta_key: None, "rope_scaling": None}
     parts = {} if factor_key is None else {factor_key: 1.0 if rope.dim is None else rotary_factor(rope.dim, head_dim)}
@@ -129,13 +134,13 @@ def write_rope(
 
 
 def rotary_factor(dim: int, head_dim: int) -> float:
-    """The factor with which int(head_dim * factor) is `dim`."""
+    """Return the factor for which int(head_dim * factor) == dim."""
     part = dim / head_dim
     return part if int(head_dim * part) == dim else math.nextafter(part, 1)
 
 
 def write_scaling(scaling: Scaling | None) -> dict[str, Any] | None:
-    """The object that says it."""
+    """Return a scaling as the object of config.json."""
     match scaling:
         case None:
             return None

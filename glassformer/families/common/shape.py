@@ -1,4 +1,4 @@
-"""The few numbers a person types, and the sizes with names."""
+"""Model shapes: the few numbers that a user gives for a new model, and named presets."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from glassformer.errors import ConfigError
 
 @dataclass(frozen=True)
 class ShapeConfig:
-    """A model of layers that are all alike. A size of 0 follows from the others: see `fill`.
+    """The shape of a decoder whose layers are all equal. A size of 0 follows from the others: see `fill`.
 
-    `family` says whose architecture: qwen3 and llama (RMSNorm, rotary positions, gated feed-forward; qwen3 with
+    `family` is the architecture: qwen3 and llama (RMSNorm, rotary positions, gated feed-forward; qwen3 with
     qk-norm), or gpt2 (LayerNorm, learned positions). `context` is in tokens.
     """
 
@@ -39,7 +39,7 @@ class ShapeConfig:
     rope_theta: float = 10_000.0
 
     def fill(self, vocab_size: int) -> ShapeConfig:
-        """Every size that was left at 0, worked out; `vocab_size` is the tokenizer's.
+        """Return a copy with every size of 0 computed; `vocab_size` is the tokenizer's.
 
         d_ff is 4 d_model for a plain feed-forward layer, and 8/3 d_model, rounded up to a multiple of 32, for a gated
         one, which has three matrices instead of two.
@@ -59,7 +59,7 @@ class ShapeConfig:
 
 @dataclass(frozen=True)
 class Seq2SeqShape:
-    """An encoder-decoder as in "Attention Is All You Need", its layers all alike. A size of 0 follows from the others.
+    """The shape of an encoder-decoder as in "Attention Is All You Need". A size of 0 follows from the others.
 
     LayerNorm, biases, a plain feed-forward layer with ReLU, embeddings times sqrt(d_model). `norm_at` "post" is the
     paper's, without final norms; "pre" has them. `shared_embedding` needs one vocabulary for source and target.
@@ -78,7 +78,7 @@ class Seq2SeqShape:
     tied_head: bool = True
 
     def expand(self, vocab_size: int, source_vocab_size: int = 0) -> ModelConfig:
-        """The whole configuration, for these vocabularies. ConfigError where the sizes do not fit together."""
+        """Return the full configuration for these vocabularies. ConfigError: the sizes do not fit together."""
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model must be a multiple of n_heads, got {self.d_model} and {self.n_heads}")
         if self.norm_at not in ("pre", "post"):
@@ -115,10 +115,10 @@ class Seq2SeqShape:
 
 @dataclass(frozen=True)
 class RecurrentShape:
-    """A recurrent encoder-decoder: see `RecurrentConfig`. `d_hidden` 0 is 2 d_model.
+    """The shape of a recurrent encoder-decoder: see `RecurrentConfig`. `d_hidden` 0 means 2 d_model.
 
-    `context` and `source_context` (0: the same) are in tokens: the longest pairs it is trained on, for the model itself
-    has no bound.
+    `context` and `source_context` (0: the same), in tokens, limit the examples that it is trained on; the model itself
+    has no limit.
     """
 
     d_model: int = 128
@@ -133,7 +133,7 @@ class RecurrentShape:
     shared_embedding: bool = True
 
     def expand(self, vocab_size: int, source_vocab_size: int = 0) -> RecurrentConfig:
-        """The whole configuration, for these vocabularies. ConfigError where the sizes do not fit together."""
+        """Return the full configuration for these vocabularies. ConfigError: the sizes do not fit together."""
         return RecurrentConfig(
             source_vocab_size=source_vocab_size or vocab_size,
             target_vocab_size=vocab_size,

@@ -1,4 +1,4 @@
-"""Which architecture of GGUF each family is, and what its metadata say: a few lines a family, as plain data."""
+"""The GGUF architecture and metadata keys of each family, as data."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 from glassformer.config import ModelConfig, TextEncoderConfig
 from glassformer.families.common.family import TensorRule
-from glassformer.formats.gguf.latent import LatentKeys
-from glassformer.formats.gguf.metadata_keys import DIVISORS, LONG, SHORT, RopeKeys, WindowKeys
+from glassformer.formats.gguf.metadata_keys import DIVISORS, LONG, SHORT, LatentKeys, RopeKeys, WindowKeys
 from glassformer.formats.gguf.tensor_names import (
     ALTERNATIVE_EXPERTS,
     COMMON,
@@ -34,16 +33,22 @@ DEFAULT_ROPE = RopeKeys()
 
 @dataclass(frozen=True)
 class GgufArchitecture:
-    """One architecture. `rules`: tensors to parameters; `others` may stand in their place in files that we read.
+    """One architecture.
 
-    `keys`: a metadata key, after the architecture's name, and the key of config.json that it is. `fixed`: what
-    config.json says of the only thing that programs which read the format compute. `only`: metadata of which only one
-    value is computed. `unread`: metadata that are written, and that tensors say better. `present`, `absent`: keys of
-    config.json that are true where a tensor is there, or is not. `derived`: more keys of config.json, from those read.
-    `silent`: what a key of metadata is in a file that does not say it. `same`: what must be said as the model has it.
-    `needs`: a tensor without which a file is of another family. `types`: config.json's key of how many types of tokens
-    there are, which the tokenizer's metadata say. `beside`: keys that say nothing of the configuration. `unused`:
-    tensors that a file may have, and nothing computes with.
+    Attributes:
+        rules: tensors to parameters; `alternatives` may replace them in files that are read.
+        keys: metadata keys, without the architecture's name, and their keys of config.json.
+        implied: config.json values that are the only ones llama.cpp supports.
+        required: metadata of which only one value is supported.
+        write_only: metadata that is written, and on reading is derived from the tensors.
+        true_if_present, true_if_absent: config.json keys that are true if a tensor is present, or absent.
+        derive: more keys of config.json, from those read.
+        defaults: the values of missing metadata keys.
+        must_match: metadata that must agree with the configuration.
+        required_tensor: a tensor without which the file is of another family.
+        token_types_key: config.json's key of the number of token types, which the tokenizer's metadata holds.
+        ignored_keys: keys that do not belong to the configuration.
+        ignored_tensors: tensors that a file may have and that nothing uses.
     """
 
     architecture: str
@@ -79,7 +84,7 @@ SIZES = {
 GROUPED = SIZES | {"attention.head_count_kv": "num_key_value_heads"}
 LAYER, RMS = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"
 NORMED = GROUPED | {RMS: "rms_norm_eps"}
-WIDE = NORMED | {"attention.key_length": "head_dim"}  # whose heads may be wider than d_model / n_heads
+WIDE = NORMED | {"attention.key_length": "head_dim"}  # heads may be wider than d_model / n_heads
 OPTIONAL_KEYS = ("attention.head_count_kv", "attention.key_length", "attn_logit_softcapping", "final_logit_softcapping",
             "attention.clamp_kqv", "decoder_block_count")  # fmt: skip
 USED = {"expert_used_count": "num_experts_per_tok"}
@@ -89,7 +94,7 @@ CAP = {"final_logit_softcapping": "final_logit_softcapping"}
 SILU, GELU = {"hidden_act": "silu"}, {"hidden_activation": "gelu_pytorch_tanh"}
 UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
 
-# What any architecture may say of itself, and must then say as its configuration does.
+# Keys that any architecture may have, and that must then match its configuration.
 MUST_MATCH: Mapping[str, Callable[[ModelConfig | TextEncoderConfig], Any]] = {
     "attention.head_count_kv": lambda config: config.layers[0].attention.n_kv_heads,
     "attention.key_length": lambda config: config.layers[0].attention.head_dim,
@@ -99,7 +104,7 @@ MUST_MATCH: Mapping[str, Callable[[ModelConfig | TextEncoderConfig], Any]] = {
 
 
 def _scale(wide: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The scale of Gemma's scores, which the format does not say: another one in the largest, known by its layers."""
+    """Return Gemma's score scale, which the format has no key for; the largest model, told by its layers, differs."""
 
     def derived(raw: dict[str, Any]) -> dict[str, Any]:
         by_width = raw["num_hidden_layers"] == wide
@@ -110,17 +115,17 @@ def _scale(wide: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def _queries(raw: dict[str, Any]) -> dict[str, Any]:
-    """Falcon's config.json says of key/value heads that there is one."""
+    """Return Falcon's key for a single key/value head."""
     return {"multi_query": raw["num_kv_heads"] == 1}
 
 
 def _method(raw: dict[str, Any]) -> dict[str, Any]:
-    """DeepSeek-V2's config.json has a name for how experts are chosen."""
+    """Return DeepSeek-V2's name for the selection of experts."""
     return {"topk_method": "group_limited_greedy" if raw["n_group"] > 1 else "greedy"}
 
 
 def _gated(raw: dict[str, Any]) -> dict[str, Any]:
-    """T5's config.json has a name for the feed-forward layer; of each kind programs compute one."""
+    """Return T5's name for the feed-forward layer; llama.cpp supports one gated and one plain kind."""
     return {"feed_forward_proj": "gated-gelu" if raw["is_gated_act"] else "relu"}
 
 
@@ -149,7 +154,7 @@ DEEPSEEK = GgufArchitecture(
         "expert_group_used_count": "topk_group",
     },
     implied=SILU | {"attention_bias": False, "moe_layer_freq": 1},
-    required={RMS: 1e-6, "expert_gating_func": 1},  # of norms of latents it is no other
+    required={RMS: 1e-6, "expert_gating_func": 1},  # the only epsilon of latent norms
     derive=_method,
     rope=RopeKeys(latent=True),
     latent=LatentKeys(),
@@ -354,10 +359,10 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
 }  # fmt: skip
 
-# families that are, as far as the format goes, another
+# Families that GGUF does not distinguish from another.
 SAME_AS = {"mistral": "llama", "roberta": "bert", "xlm-roberta": "bert"}
-# and those of which there is none, for what reason
+# Families that GGUF cannot hold, and the reason.
 UNSUPPORTED = {
-    "bart": "llama.cpp, whose format it is, runs T5 of all encoder-decoders, and no BART",
-    "marian": "llama.cpp, whose format it is, runs T5 of all encoder-decoders, and no Marian",
+    "bart": "llama.cpp, which defines the format, runs only T5 of all encoder-decoders, and no BART",
+    "marian": "llama.cpp, which defines the format, runs only T5 of all encoder-decoders, and no Marian",
 }

@@ -1,7 +1,7 @@
-"""How families are written in GGUF: a file's metadata as a configuration, and back.
+"""Convert a GGUF file's metadata to a configuration and back.
 
-A key of metadata stands for one of config.json, so that each family is read by its own reader. What the format does not
-say is refused, in both directions: a file never describes another model than the one it holds.
+Metadata keys are converted to those of config.json, so that each family's own reader reads them. What the format cannot
+describe is an error in both directions: a file never describes a different model than the one it holds.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from glassformer.formats.gguf.metadata_keys import MetadataFields, divisors, has
 from glassformer.formats.gguf.tensor_names import HEAD
 
 TransformerConfig = ModelConfig | TextEncoderConfig
-TYPES_KEY = "tokenizer.ggml.token_type_count"  # a number of the model's, under this name
+TYPES_KEY = "tokenizer.ggml.token_type_count"  # a size of the model, in spite of its name
 
 
 class GgufMetadata(NamedTuple):
-    """A configuration as an architecture's name, its keys, and the tensors that say the rest."""
+    """A configuration in GGUF: the architecture's name, the metadata, and the tensors that hold the rest."""
 
     architecture: str
     metadata: dict[str, Any]
@@ -34,7 +34,7 @@ class GgufMetadata(NamedTuple):
 
 
 def gguf_family(family: Family) -> Family:
-    """The family as GGUF lays it out. ConfigError where the format, or this library, does not."""
+    """Return the family with GGUF's tensor rules. ConfigError: GGUF does not support the family."""
     name = SAME_AS.get(family.name, family.name)
     if name not in ARCHITECTURES:
         why = f": {UNSUPPORTED[name]}" if name in UNSUPPORTED else ""
@@ -48,21 +48,21 @@ def gguf_family(family: Family) -> Family:
 
 
 def _detect_family(metadata: Mapping[str, Any], tensors: Collection[str], source: str) -> str:
-    """The family of a file. ConfigError names the architecture nearest to one that is not known."""
-    said = metadata.get("general.architecture")
-    names = [name for name, gguf in ARCHITECTURES.items() if gguf.architecture == said]
+    """Return the name of a file's family. ConfigError: unknown architecture; the message gives the nearest one."""
+    architecture = metadata.get("general.architecture")
+    names = [name for name, gguf in ARCHITECTURES.items() if gguf.architecture == architecture]
     if not names:
         known = sorted({gguf.architecture for gguf in ARCHITECTURES.values()})
-        near = difflib.get_close_matches(said, known, n=1, cutoff=0.3) if isinstance(said, str) else []
+        near = difflib.get_close_matches(architecture, known, n=1, cutoff=0.3) if isinstance(architecture, str) else []
         hint = f"; the nearest one known is {near[0]!r}" if near else ""
-        raise ConfigError(f"{source}: unknown architecture {said!r}{hint}. Known: {', '.join(known)}")
-    routed = bool(metadata.get(f"{said}.expert_count"))
+        raise ConfigError(f"{source}: unknown architecture {architecture!r}{hint}. Known: {', '.join(known)}")
+    routed = bool(metadata.get(f"{architecture}.expert_count"))
     for name in names:
         only, needs = ARCHITECTURES[name].required.items(), ARCHITECTURES[name].required_tensor
         if needs is not None and needs not in tensors:
             continue
         if ("expert_count" in ARCHITECTURES[name].keys) == routed and all(
-            metadata.get(f"{said}.{k}", v) == v for k, v in only
+            metadata.get(f"{architecture}.{k}", v) == v for k, v in only
         ):
             return name
     return names[0]
@@ -76,25 +76,30 @@ def read_metadata(
     ignore: tuple[str, ...] = (),
     numbers: Callable[[str], list[float]] = lambda name: [],
 ) -> TransformerConfig:
-    """A file's metadata, the names of its tensors and its embedding's rows as a configuration.
+    """Convert metadata to a configuration.
 
-    `numbers` reads a tensor that says something of it. Every key of the architecture is taken, or ignored by name;
-    ConfigError lists those that are not.
+    Args:
+        tensors: the names of the file's tensors.
+        vocab_size: the rows of its embedding.
+        numbers: reads a short tensor that belongs to the configuration.
+
+    Raises:
+        ConfigError: lists the keys that are not understood.
     """
     name = _detect_family(metadata, tensors, source)
     gguf = ARCHITECTURES[name]
     start = f"{gguf.architecture}."
     own = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
-    said = MetadataFields(
+    fields = MetadataFields(
         ConfigFields(own, source, ignore), tensors, numbers, has_key_length="attention.key_length" in gguf.keys
     )
-    raw = _config_json(gguf, said) | {"vocab_size": vocab_size}
+    raw = _config_json(gguf, fields) | {"vocab_size": vocab_size}
     raw |= {} if gguf.token_types_key is None else {gguf.token_types_key: metadata.get(TYPES_KEY, 2)}
     for key, value in gguf.required.items():
-        said.keys.expect(key, value)
+        fields.keys.expect(key, value)
     for key in (*gguf.write_only, *gguf.must_match, *gguf.ignored_keys):
-        said.keys.take(key, None)
-    said.keys.close()
+        fields.keys.take(key, None)
+    fields.keys.close()
     config = FAMILIES[name].read(ConfigFields(raw, source))
     assert not isinstance(config, RecurrentConfig), "which has no GGUF form"
     for key, value_of in gguf.must_match.items():
@@ -103,10 +108,10 @@ def read_metadata(
     return config
 
 
-def _config_json(gguf: GgufArchitecture, said: MetadataFields) -> dict[str, Any]:
-    """What the file says, as config.json says it."""
-    keys, raw = said.keys, {"tie_word_embeddings": HEAD not in said.tensors}
-    head_dim, _ = said.head_dim_and_context()
+def _config_json(gguf: GgufArchitecture, fields: MetadataFields) -> dict[str, Any]:
+    """Return the file's metadata as keys of config.json."""
+    keys, raw = fields.keys, {"tie_word_embeddings": HEAD not in fields.tensors}
+    head_dim, _ = fields.head_dim_and_context()
     defaults = {"attention.head_count_kv": keys.size("attention.head_count"), "attention.key_length": head_dim}
     defaults |= gguf.defaults
     raw |= {
@@ -114,24 +119,24 @@ def _config_json(gguf: GgufArchitecture, said: MetadataFields) -> dict[str, Any]
         for key, theirs in gguf.keys.items()
         if key in keys.raw or key not in OPTIONAL_KEYS or key in defaults
     }
-    raw |= {theirs: said.has_tensor(tensor) for theirs, tensor in gguf.true_if_present.items()}
-    raw |= {theirs: not said.has_tensor(tensor) for theirs, tensor in gguf.true_if_absent.items()}
+    raw |= {theirs: fields.has_tensor(tensor) for theirs, tensor in gguf.true_if_present.items()}
+    raw |= {theirs: not fields.has_tensor(tensor) for theirs, tensor in gguf.true_if_absent.items()}
     raw |= gguf.implied
-    raw |= {} if gguf.rope is None else gguf.rope.read(said)
-    raw |= {} if gguf.windows is None else gguf.windows.read(said)
-    raw |= {} if gguf.latent is None else gguf.latent.read(said)
+    raw |= {} if gguf.rope is None else gguf.rope.read(fields)
+    raw |= {} if gguf.windows is None else gguf.windows.read(fields)
+    raw |= {} if gguf.latent is None else gguf.latent.read(fields)
     return raw | gguf.derive(raw)
 
 
 def without_heads(config: TransformerConfig) -> TransformerConfig:
-    """What the format says of a model: of an encoder, the states alone, whose positions begin in the first row."""
+    """Return the part of a configuration that GGUF can hold: an encoder without heads, positions from row 0."""
     if not isinstance(config, TextEncoderConfig):
         return config
     return replace(config, position_offset=0, pooler=False, head=None, next_sentence=False)
 
 
 def write_metadata(config: TransformerConfig) -> GgufMetadata:
-    """A configuration as metadata. ConfigError where they cannot say what it says."""
+    """Convert a configuration to metadata. ConfigError: GGUF cannot describe it."""
     family = gguf_family(family_of(config))
     config = replace(without_heads(config), family=SAME_AS.get(config.family, config.family))
     gguf, raw = ARCHITECTURES[config.family], FAMILIES[config.family].write(config)
@@ -145,7 +150,7 @@ def write_metadata(config: TransformerConfig) -> GgufMetadata:
     metadata: dict[str, Any] = {"general.architecture": gguf.architecture}
     metadata |= {f"{gguf.architecture}.{key}": value for key, value in own.items()}
     if isinstance(config, TextEncoderConfig):
-        metadata[TYPES_KEY] = config.n_token_types or 1  # llama.cpp refuses 0, and then needs no table
+        metadata[TYPES_KEY] = config.n_token_types or 1  # llama.cpp rejects 0; with 1 it needs no table
     there = {tensor for theirs, tensor in gguf.true_if_present.items() if raw.get(theirs)} | {*tensors}
     there |= {tensor for theirs, tensor in gguf.true_if_absent.items() if not raw.get(theirs)}
     there |= {gguf.required_tensor} if gguf.required_tensor is not None else set()
@@ -162,9 +167,9 @@ def write_metadata(config: TransformerConfig) -> GgufMetadata:
 
 
 def _canonical(config: TransformerConfig) -> TransformerConfig:
-    """A configuration in one of several ways to say the same: no window that all texts fit in, divisors as numbers."""
+    """Return a canonical form of equal configurations: no window as long as the context, scalings as divisors."""
 
-    def told(layer: LayerConfig) -> LayerConfig:
+    def canonical(layer: LayerConfig) -> LayerConfig:
         attention, rope = layer.attention, layer.attention.rope
         window = attention.window if (attention.window or config.context_length) < config.context_length else None
         if rope is not None and has_divisors(rope.scaling):
@@ -172,11 +177,11 @@ def _canonical(config: TransformerConfig) -> TransformerConfig:
             rope = replace(rope, scaling=LongScaling(by, by, config.context_length))
         return replace(layer, attention=replace(attention, rope=rope, window=window))
 
-    return replace(config, layers=tuple(told(layer) for layer in config.layers))
+    return replace(config, layers=tuple(canonical(layer) for layer in config.layers))
 
 
 def _first_difference(a: Any, b: Any, path: str = "") -> tuple[str, Any] | None:
-    """Where two configurations differ first, as (path, what `a` has there); numbers are as exact as float32."""
+    """Return the first difference of two configurations as (path, value in `a`), to float32 precision; or None."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         rows = [(key, a[key], b[key]) for key in a]
     elif isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):

@@ -1,11 +1,11 @@
-"""What GGUF's metadata say in more than one key: rotary positions and their scaling, and which layers have a window.
+"""Groups of GGUF metadata keys: rotary positions and their scaling, sliding windows, latent attention.
 
-Each is read as keys of config.json, and written from a configuration. Some numbers of a scaling are tensors:
+Each group is read as keys of config.json, and written from a configuration. Some numbers of a scaling are tensors:
 
-    rope_freqs.weight                                a divisor for each pair's angle (Llama 3.1)
-    rope_factors_short.weight, rope_factors_long     the same, by the length of the text (LongRoPE)
+    rope_freqs.weight                                a divisor of each rotary pair's angle (Llama 3.1)
+    rope_factors_short.weight, rope_factors_long     the same, for short and long texts (LongRoPE)
 
-Names and defaults are those that llama.cpp reads (`llama-arch.cpp`, `llama-model.cpp`).
+Names and defaults are those of llama.cpp (`llama-arch.cpp`, `llama-model.cpp`).
 """
 
 from __future__ import annotations
@@ -32,15 +32,19 @@ from glassformer.families.common.rope import rotary_factor, write_scaling
 
 DIVISORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
-MAX_LOG_MULTIPLIER = 1000.0  # of `yarn_log_multiplier`
-BANDS = (1.0, 4.0, 8192)  # low, high and original context of every model that has bands
+MAX_LOG_MULTIPLIER = 1000.0  # bound of `yarn_log_multiplier`
+BANDS = (1.0, 4.0, 8192)  # low, high and original context of all models with band scaling
 
 
 @dataclass(frozen=True)
 class MetadataFields:
-    """A file being read: its metadata without the architecture's name, its tensors' names, and the numbers of one.
+    """The metadata of a file being read.
 
-    `wide`: heads may be wider than d_model / n_heads.
+    Attributes:
+        keys: the metadata, without the architecture's name.
+        tensors: the names of the file's tensors.
+        read_vector: reads a short tensor.
+        has_key_length: whether heads may be wider than d_model / n_heads.
     """
 
     keys: ConfigFields
@@ -49,7 +53,7 @@ class MetadataFields:
     has_key_length: bool
 
     def head_dim_and_context(self) -> tuple[int, int]:
-        """head_dim, and the longest text."""
+        """Return head_dim and the context length."""
         n_heads, d_model = self.keys.size("attention.head_count"), self.keys.size("embedding_length")
         head_dim = max(1, d_model // n_heads)
         if self.has_key_length:
@@ -57,17 +61,17 @@ class MetadataFields:
         return head_dim, self.keys.size("context_length")
 
     def has_tensor(self, tensor: str) -> bool:
-        """Whether a tensor is there, queries with their keys and values or without."""
+        """Whether a tensor is present; queries may be fused with keys and values."""
         return tensor in self.tensors or tensor.replace(".attn_q.", ".attn_qkv.") in self.tensors
 
 
 def has_divisors(scaling: Scaling | None) -> bool:
-    """Whether it is one divisor for each pair, whatever the length of the text."""
+    """Whether a scaling is one divisor per rotary pair, for texts of any length."""
     return isinstance(scaling, BandScaling) or (isinstance(scaling, LongScaling) and scaling.short == scaling.long)
 
 
 def divisors(rope: RopeConfig, head_dim: int) -> list[float]:
-    """What a scaling that has them divides each pair's angle by."""
+    """Return the divisor of each rotary pair's angle."""
     if isinstance(rope.scaling, LongScaling):
         return list(rope.scaling.short)
     assert isinstance(rope.scaling, BandScaling)
@@ -79,11 +83,16 @@ def divisors(rope: RopeConfig, head_dim: int) -> list[float]:
 
 @dataclass(frozen=True)
 class RopeKeys:
-    """`theta` and `part` are config.json's keys of the base, and of the part of a head that turns (None: it is whole).
+    """The keys of rotary positions.
 
-    `local`: the key of the base in layers with a window, where they have their own; these are not scaled. `tensors`:
-    which scalings that are tensors the architecture has. `truncate`: see `YarnScaling`; the format does not say it.
-    `latent`: the part of a head that turns is a size of its own, and YaRN sharpens attention (`yarn_log_multiplier`).
+    Attributes:
+        theta_key: config.json's key of the base.
+        factor_key: config.json's key of the rotary share of a head; None: full heads rotate.
+        local_theta_key: config.json's key of the base in layers with a window, which are not scaled.
+        tensors: the tensors of scalings that the architecture may have.
+        truncate: see `YarnScaling`; the format has no key for it.
+        latent: latent attention: the rotary part of a head has its own size, and YaRN scales the scores
+            (`yarn_log_multiplier`).
     """
 
     theta_key: str = "rope_theta"
@@ -93,13 +102,13 @@ class RopeKeys:
     truncate: bool = True
     latent: bool = False
 
-    def read(self, said: MetadataFields) -> dict[str, Any]:
-        keys, (head_dim, context) = said.keys, said.head_dim_and_context()
+    def read(self, fields: MetadataFields) -> dict[str, Any]:
+        keys, (head_dim, context) = fields.keys, fields.head_dim_and_context()
         dim = keys.size("rope.dimension_count") if self.latent else keys.optional("rope.dimension_count") or head_dim
         if self.factor_key is None and not self.latent and dim != head_dim:
             raise ConfigError(f"{keys.source}: rope.dimension_count = {dim} is not supported, only {head_dim}")
         theta = keys.number("rope.freq_base", 10_000.0)
-        found: dict[str, Any] = {self.theta_key: theta, "rope_scaling": self._scaling(said, theta, dim, context)}
+        found: dict[str, Any] = {self.theta_key: theta, "rope_scaling": self._scaling(fields, theta, dim, context)}
         if self.factor_key is not None:
             found[self.factor_key] = rotary_factor(dim, head_dim)
         if self.latent:
@@ -110,8 +119,8 @@ class RopeKeys:
             keys.expect("rope.freq_base_swa", theta)
         return found
 
-    def _scaling(self, said: MetadataFields, theta: float, dim: int, context: int) -> dict[str, Any]:
-        keys = said.keys
+    def _scaling(self, fields: MetadataFields, theta: float, dim: int, context: int) -> dict[str, Any]:
+        keys = fields.keys
         keys.take("rope.scaling.finetuned", None)  # how it was trained
         kind = keys.take("rope.scaling.type", "linear")
         factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
@@ -126,9 +135,11 @@ class RopeKeys:
             raise ConfigError(f"{keys.source}: rope.scaling.type {kind!r} is not supported")
         if min(abs(stated - 1), abs(stated - own * gain)) > 1e-5:
             raise ConfigError(f"{keys.source}: rope.scaling.yarn_attn_factor = {stated} is not supported, only 1.0")
-        if (tensor := self._factors(said, theta, dim, context, original, gain)) is not None:
+        if (tensor := self._factors(fields, theta, dim, context, original, gain)) is not None:
             if kind not in ("none", "longrope") and factor != 1:
-                raise ConfigError(f"{keys.source}: rope.scaling.factor {factor} is not supported beside factors")
+                raise ConfigError(
+                    f"{keys.source}: rope.scaling.factor {factor} is not supported together with factor tensors"
+                )
             return tensor
         if self.latent and kind != "none" and (factor < 1 or (factor != 1 and kind != "yarn")):
             raise ConfigError(f"{keys.source}: rope.scaling.factor = {factor} ({kind}) is not supported, only YaRN's")
@@ -142,7 +153,7 @@ class RopeKeys:
                 "beta_slow": slow,
                 "attention_factor": gain,
                 "truncate": self.truncate,
-                **({"mscale_all_dim": _sharper(gain, by, factor)} if self.latent else {}),
+                **({"mscale_all_dim": _mscale(gain, by, factor)} if self.latent else {}),
             }
         if gain != 1:
             raise ConfigError(f"{keys.source}: rope.scaling.attn_factor = {gain} is not supported, only 1.0")
@@ -151,12 +162,12 @@ class RopeKeys:
         return {"rope_type": "default"}
 
     def _factors(
-        self, said: MetadataFields, theta: float, dim: int, context: int, original: int, gain: float
+        self, fields: MetadataFields, theta: float, dim: int, context: int, original: int, gain: float
     ) -> dict[str, Any] | None:
-        """The scaling that is tensors, where there are any."""
-        there = [name for name in self.tensors if name in said.tensors]
+        """Return the scaling that is stored as tensors; None if there is none."""
+        there = [name for name in self.tensors if name in fields.tensors]
         if DIVISORS in there and gain == 1:
-            numbers = said.read_vector(DIVISORS)
+            numbers = fields.read_vector(DIVISORS)
             low, high, trained = BANDS
             band = BandScaling(max([1.0, *numbers]), low, high, trained)
             if _near(divisors(RopeConfig(theta, dim, band), dim), numbers):
@@ -164,11 +175,11 @@ class RopeKeys:
             return write_scaling(LongScaling(tuple(numbers), tuple(numbers), context))
         if not {SHORT, LONG} <= {*there}:
             return None
-        short, long = (tuple(said.read_vector(name)) for name in (SHORT, LONG))
+        short, long = (tuple(fields.read_vector(name)) for name in (SHORT, LONG))
         return write_scaling(LongScaling(short, long, original, gain))
 
     def write(self, config: ModelConfig) -> tuple[dict[str, Any], dict[str, list[float]]]:
-        """Metadata, and tensors."""
+        """Return the metadata and the tensors of a configuration."""
         turning = [layer.attention for layer in config.layers if layer.attention.rope is not None]
         turning = [a for a in turning if self.local_theta_key is None or a.window is None] or turning
         if not turning or (rope := turning[0].rope) is None:
@@ -184,7 +195,7 @@ class RopeKeys:
         elif isinstance(scaling, LinearScaling):
             found |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
         elif isinstance(scaling, YarnScaling):
-            found |= _written(scaling) | (_sharpened(turning[0], scaling) if self.latent else {})
+            found |= _yarn_keys(scaling) | (_scale_keys(turning[0], scaling) if self.latent else {})
         elif isinstance(scaling, LongScaling):
             found |= {
                 "rope.scaling.type": "longrope",
@@ -195,8 +206,8 @@ class RopeKeys:
         return found, {name: numbers for name, numbers in tensors.items() if name in self.tensors}
 
 
-def _written(scaling: YarnScaling) -> dict[str, Any]:
-    """YaRN; the program multiplies `attn_factor` by what the paper says of the factor."""
+def _yarn_keys(scaling: YarnScaling) -> dict[str, Any]:
+    """Return the metadata of YaRN. llama.cpp multiplies `attn_factor` by the paper's factor, so it is divided here."""
     own = 1 + 0.1 * math.log(max(1.0, scaling.factor))
     found = {
         "type": "yarn",
@@ -210,7 +221,7 @@ def _written(scaling: YarnScaling) -> dict[str, Any]:
 
 
 def _multiplier(keys: ConfigFields) -> float:
-    """A tenth of a number like `mscale_all_dim`, which it is where `attn_factor` is 1; 0: there is none."""
+    """Return ten times `yarn_log_multiplier`, which equals `mscale_all_dim` if `attn_factor` is 1; 0 if missing."""
     value = keys.take("rope.scaling.yarn_log_multiplier", 0.0)
     if type(value) not in (int, float) or not -MAX_LOG_MULTIPLIER < value < MAX_LOG_MULTIPLIER:
         allowed = f"a number within {MAX_LOG_MULTIPLIER} of 0"
@@ -218,21 +229,21 @@ def _multiplier(keys: ConfigFields) -> float:
     return 10.0 * value
 
 
-def _sharper(gain: float, by: float, factor: float) -> float:
-    """The `mscale_all_dim` of a file: the program multiplies the product by gain^2 (1 + 0.1 by ln factor)^2.
+def _mscale(gain: float, by: float, factor: float) -> float:
+    """Return the `mscale_all_dim` of a file: the shortest number that gives the file's values.
 
-    It is the shortest number for which the file says the same.
+    llama.cpp multiplies q k by gain^2 (1 + 0.1 by ln factor)^2.
     """
     log = 0.1 * math.log(factor)
     if not log:
         return 0.0
     exact = (gain * (1 + by * log) - 1) / log
     near = (round(exact, digits) for digits in range(1, 10))
-    return next((one for one in near if _said(((one * log + 1) / gain - 1) / log) == _said(by)), exact)
+    return next((one for one in near if _as_float32(((one * log + 1) / gain - 1) / log) == _as_float32(by)), exact)
 
 
-def _sharpened(attention: AttentionConfig, scaling: YarnScaling) -> dict[str, Any]:
-    """What in a file makes the program's product that of this attention; see `_sharper`."""
+def _scale_keys(attention: AttentionConfig, scaling: YarnScaling) -> dict[str, Any]:
+    """Return the metadata with which llama.cpp computes this attention's scale; see `_mscale`."""
     log, gain = 0.1 * math.log(max(1.0, scaling.factor)), scaling.attention_factor
     whole = math.sqrt((attention.scale or attention.head_dim**-0.5) * math.sqrt(attention.head_dim))
     by = (whole / gain - 1) / log if log else 0.0
@@ -241,8 +252,8 @@ def _sharpened(attention: AttentionConfig, scaling: YarnScaling) -> dict[str, An
     return {"rope.scaling.attn_factor": gain, "rope.scaling.yarn_log_multiplier": by / 10}
 
 
-def _said(by: float) -> float:
-    """A multiplier in a file."""
+def _as_float32(by: float) -> float:
+    """Return a multiplier as the float32 that a file stores."""
     return struct.unpack("f", struct.pack("f", by / 10))[0]
 
 
@@ -252,18 +263,20 @@ def _near(ours: list[float], theirs: list[float]) -> bool:
 
 @dataclass(frozen=True)
 class WindowKeys:
-    """Layers that look back over a window only. `every`: each but the last of so many, where the file does not say.
+    """The keys of sliding windows.
 
-    `every` None: all have the same. `default`: the window of a file that says none. `needed`: llama.cpp ends with an
-    error where no layer has one.
+    Attributes:
+        every: the last layer of this many has full attention, if the file has no pattern. None: all layers are equal.
+        default: the window of a file without the key.
+        required: llama.cpp fails if no layer has a window.
     """
 
     every: int | None = None
     default: int | None = None
     required: bool = False
 
-    def read(self, said: MetadataFields) -> dict[str, Any]:
-        keys, n_layers = said.keys, said.keys.size("block_count")
+    def read(self, fields: MetadataFields) -> dict[str, Any]:
+        keys, n_layers = fields.keys, fields.keys.size("block_count")
         window = keys.take("attention.sliding_window", self.default)
         window = keys.size("attention.sliding_window", self.default) if window else None  # 0 says: none
         if self.every is None:
@@ -273,7 +286,7 @@ class WindowKeys:
             pattern = [pattern == 0 or i % pattern < pattern - 1 for i in range(min(n_layers, 10_000))]
         if not isinstance(pattern, list) or len(pattern) != n_layers:
             raise ConfigError(
-                f"{keys.source}: attention.sliding_window_pattern must be a number of layers, or say of each of "
+                f"{keys.source}: attention.sliding_window_pattern must be a number of layers, or state for each of "
                 f"{n_layers} layers whether it has a window, got {pattern!r:.100}"
             )
         slides = [bool(one) and window is not None for one in pattern]
@@ -284,7 +297,70 @@ class WindowKeys:
         windows = [layer.attention.window for layer in config.layers]
         found = {"attention.sliding_window": next((w for w in windows if w is not None), 0)}
         if self.required and not found["attention.sliding_window"]:
-            raise ConfigError(f"GGUF's {config.family} has a window in some layer, and this model in none")
+            raise ConfigError(f"GGUF's {config.family} needs a layer with a window, but this model has none")
         slides = [w is not None for w in windows]
         usual = self.every is None or slides == [i % self.every < self.every - 1 for i in range(len(windows))]
         return found if usual else found | {"attention.sliding_window_pattern": slides}
+
+
+WITHOUT_Q_RANK = (26, 27)  # llama.cpp assumes that models of so many layers have no `q_lora_rank`
+
+
+@dataclass(frozen=True)
+class LatentKeys:
+    """The keys of latent attention. A `q_lora_rank` of 0 or none means that queries are computed from x directly.
+
+    llama.cpp treats it as one key/value head: the latents with the rotary key; its values are the latents. Newer files
+    also have the sizes of the model's heads; older files have only those:
+
+        attention.   head_count_kv   key_length   value_length   key_length_mla   value_length_mla
+        newer        1               C + R        C              R + N            Dv
+        older        H               R + N        Dv             -                -
+    """
+
+    def read(self, fields: MetadataFields) -> dict[str, Any]:
+        keys, n_heads = fields.keys, fields.keys.size("attention.head_count")
+        rank, turned = keys.size("attention.kv_lora_rank"), keys.size("rope.dimension_count")
+        if "attention.key_length_mla" in keys.raw or "attention.value_length_mla" in keys.raw:
+            keys.expect("attention.head_count_kv", 1)
+            keys.expect("attention.key_length", rank + turned)
+            keys.expect("attention.value_length", rank)
+            width, v_dim = keys.size("attention.key_length_mla"), keys.size("attention.value_length_mla")
+        else:
+            keys.expect("attention.head_count_kv", n_heads)
+            width, v_dim = keys.size("attention.key_length"), keys.size("attention.value_length")
+        if width <= turned:
+            raise ConfigError(
+                f"{keys.source}: heads {width} wide must be wider than rope.dimension_count, which is {turned}"
+            )
+        q_rank = keys.size("attention.q_lora_rank", 0, minimum=0)
+        return {"qk_nope_head_dim": width - turned, "v_head_dim": v_dim, "q_lora_rank": q_rank or None}
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        attention = config.layers[0].attention
+        latent = attention.latent
+        assert latent is not None
+        self.check(config)
+        return {
+            "attention.head_count_kv": 1,
+            "attention.key_length": attention.cached_per_token,
+            "attention.value_length": latent.rank,
+            "attention.key_length_mla": attention.head_dim,
+            "attention.value_length_mla": latent.v_dim,
+            "attention.q_lora_rank": latent.q_rank or 0,
+        }
+
+    def check(self, config: ModelConfig) -> None:
+        """Raise ConfigError if the format can describe the model but llama.cpp would not run it correctly."""
+        latent, n_layers = config.layers[0].attention.latent, config.n_layers
+        lite = n_layers in WITHOUT_Q_RANK or (n_layers, config.vocab_size) == (48, 128_256)
+        cannot = f"GGUF's deepseek2 cannot describe this {config.family} model to llama.cpp, which"
+        if lite and latent is not None and latent.q_rank is not None:
+            raise ConfigError(f"{cannot} assumes no q_rank for {n_layers} layers, got {latent.q_rank}")
+        for moe in (layer.experts for layer in config.layers if layer.experts is not None):
+            if moe.shared_d_ff is None:
+                raise ConfigError(f"{cannot} needs a shared expert (shared_d_ff)")
+            if moe.n_groups > 1 and moe.group_best != 2:
+                raise ConfigError(f"{cannot} compares groups of experts by the best 2 of each, not {moe.group_best}")
+            if moe.n_groups > 1 and moe.top_groups == moe.n_groups:
+                raise ConfigError(f"{cannot} leaves out a group of experts, got top_groups = n_groups = {moe.n_groups}")

@@ -1,6 +1,6 @@
-"""How tensors are named in GGUF: alike in all architectures, but for how queries and keys lie, and for norms.
+"""Tensor names of GGUF. All architectures share most of them; QKV layouts and norms differ.
 
-A rule applies where the model has its parameters, so that most architectures share most rules.
+A rule applies only if the model has its parameters, so architectures can share rules.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def _separate(interleaved: bool) -> tuple[TensorRule, ...]:
     )
 
 
-# Queries, keys and values: in three tensors, what turns together half a head apart, or side by side; or in one.
+# Queries, keys and values: three tensors with rotary pairs half a head apart, or interleaved; or one fused tensor.
 SEPARATE_QKV, INTERLEAVED_QKV = _separate(interleaved=False), _separate(interleaved=True)
 FUSED_QKV = linear(f"{BLOCK}.attn_qkv", *(f"{OURS}.attn.{p}" for p in "qkv"))
 
-# Latent attention, each head's keys and values by itself; and experts as its models have them.
+# Latent attention with separate tensors for keys and values, and the experts of its models.
 LATENT = (
     *linear(f"{BLOCK}.attn_q_a", f"{OURS}.attn.q.reduce"),
     rule(f"{BLOCK}.attn_q_a_norm.weight", f"{OURS}.attn.q.norm.weight"),
@@ -60,13 +60,13 @@ LATENT = (
 )
 FUSED_LATENT = linear(f"{BLOCK}.attn_kv_b", f"{OURS}.attn.expand_k", f"{OURS}.attn.expand_v", grouped_by_kv_head=True)
 
-# What some files have instead: gate and up of all experts in one tensor, or each tensor of each expert by itself.
+# Alternatives in some files: gate and up of all experts in one tensor, or one tensor per expert.
 ALTERNATIVE_EXPERTS = (
     rule(f"{BLOCK}.ffn_gate_up_exps.weight", f"{EXPERT}.gate.weight", f"{EXPERT}.up.weight"),
     *(rule(f"{BLOCK}.ffn_{part}.{{j}}.weight", f"{EXPERT}.{part}.weight") for part in PARTS),
 )
 
-# An encoder's norms stand behind, and its tokens have types.
+# Encoders: post-norms and token types.
 TOKEN_TYPES = "token_types.weight"
 ENCODER = (
     rule(TOKEN_TYPES, TOKEN_TYPES),
@@ -75,7 +75,7 @@ ENCODER = (
     *linear(f"{BLOCK}.layer_output_norm", f"{OURS}.mlp_post_norm"),
 )
 
-# Each side of an encoder-decoder, whose positions are a bias of the scores that block 0 keeps for all.
+# Encoder-decoders: both sides have relative positions, a bias of the scores that block 0 stores for all layers.
 RELATIVE = "attn_rel_b.weight"
 
 
@@ -107,11 +107,11 @@ ENCODER_DECODER = (
 
 
 def without(rules: tuple[TensorRule, ...], *names: str) -> tuple[TensorRule, ...]:
-    """The rules without those of some tensors of a block."""
+    """Return the rules without those of the named tensors of a block."""
     gone = {f"{BLOCK}.{name}.{part}" for name in names for part in ("weight", "bias")}
     return tuple(one for one in rules if one.tensor_name not in gone)
 
 
 def norms_plus_one(rules: tuple[TensorRule, ...]) -> tuple[TensorRule, ...]:
-    """The rules of a model whose norms multiply by 1 + their weight, which is what the tensors hold."""
+    """Return the rules of a model whose norms multiply by 1 + weight; the tensors hold 1 + weight."""
     return tuple(replace(one, offset=1.0) if "_norm." in one.tensor_name else one for one in rules)

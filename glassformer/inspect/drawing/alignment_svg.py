@@ -1,4 +1,4 @@
-"""An alignment as an SVG, drawn without any library; readable on light and on dark."""
+"""Draw an alignment as an SVG, for light and dark backgrounds."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ STYLE = f"""
 
 
 def alignment_svg(source: Sequence[str], target: Sequence[str], probs: Float[Tensor, "T S"], title: str) -> str:
-    """Where each target token (a row) looked among the source's (columns): the darker, the larger its share.
+    """Return an SVG of how much each target token (row) attends to each source token (column).
 
-    Pointing at a cell tells its tokens and its exact share, to four digits.
+    A cell's tooltip has its tokens and its probability, to four digits.
     """
     columns, rows = list(source), list(target)
     left, top = (GAP * 2 + max(map(len, side)) * FONT * 0.62 for side in (rows, columns))
@@ -42,19 +42,19 @@ def alignment_svg(source: Sequence[str], target: Sequence[str], probs: Float[Ten
         middle = y + CELL / 2 + FONT / 3
         parts.append(f'<text x="{left - GAP:.1f}" y="{middle:.1f}" text-anchor="end">{escape(name)}</text>')
         for i, p in enumerate(row):
-            if p >= 0.005:  # fainter than this nobody sees
+            if p >= 0.005:  # fainter cells are not visible
                 parts.append(
                     f'<rect class="cell" x="{left + CELL * i:.1f}" y="{y:.1f}" width="{CELL}" height="{CELL}" '
-                    f'fill-opacity="{p:.4f}"><title>{escape(f"{name} looks at {columns[i]}: {p:.4f}")}</title></rect>'
+                    f'fill-opacity="{p:.4f}"><title>{escape(f"{name} attends to {columns[i]}: {p:.4f}")}</title></rect>'
                 )
     frame = f'x="{left:.1f}" y="{top:.1f}" width="{CELL * len(columns)}" height="{CELL * len(rows)}"'
     return "\n".join([*parts, f'<rect class="frame" {frame}/>', "</svg>"]) + "\n"
 
 
-def labels(tokens: Sequence[str], end: str) -> list[str]:
-    """Tokens such that they can be seen: a dot for each space and for what cannot be printed, (end) for `end`."""
-    return ["(end)" if token == end else "".join(map(_visible, token)) or "·" for token in tokens]
+def svg_labels(tokens: Sequence[str], end: str) -> list[str]:
+    """Return visible tokens: a dot for each space and each unprintable character, "(end)" for the token `end`."""
+    return ["(end)" if token == end else "".join(map(_show, token)) or "·" for token in tokens]
 
 
-def _visible(sign: str) -> str:
-    return sign if sign.isprintable() and sign != " " else "·"
+def _show(character: str) -> str:
+    return character if character.isprintable() and character != " " else "·"

@@ -1,7 +1,7 @@
-"""Numbers as colours, and back: the page's own maps (web/src/lib/colour.ts), which a test compares with these.
+"""Map numbers to colours and back. web/src/lib/colour.ts has the same maps; a test compares them.
 
-Shares run from paper to ink, with a square root to lift the small ones; signed numbers from graphite over paper to the
-hue of what they are.
+Probabilities run from paper to ink, by their square root, so that small ones are visible. Signed numbers run from
+graphite over paper to a hue.
 """
 
 from __future__ import annotations
@@ -20,49 +20,49 @@ HUE: dict[str, Rgb] = {
 }  # fmt: skip
 
 
-def share_colour(share: float) -> Rgb:
-    """The colour of a share."""
-    return _along(INK, math.sqrt(min(1.0, max(0.0, share))))
+def prob_to_colour(prob: float) -> Rgb:
+    """Return the colour of a probability."""
+    return _interpolate(INK, math.sqrt(min(1.0, max(0.0, prob))))
 
 
-def signed_colour(value: float, top: float, meaning: str) -> Rgb:
-    """The colour of a signed number, `top` being the largest size on the picture."""
-    part = min(1.0, max(-1.0, value / top)) if top > 0 else 0.0
-    return _along((PAPER, GRAPHITE if part < 0 else HUE[meaning]), math.sqrt(abs(part)))
+def signed_to_colour(value: float, scale: float, hue: str) -> Rgb:
+    """Return the colour of a signed number; `scale` and larger numbers have the strongest."""
+    part = min(1.0, max(-1.0, value / scale)) if scale > 0 else 0.0
+    return _interpolate((PAPER, GRAPHITE if part < 0 else HUE[hue]), math.sqrt(abs(part)))
 
 
-def share_of(colour: Sequence[int]) -> float:
-    """The share whose colour is nearest: the inverse of `share_colour`."""
-    return _nearest(INK, colour)[0] ** 2
+def colour_to_prob(colour: Sequence[int]) -> float:
+    """Return the probability with the nearest colour: the inverse of `prob_to_colour`."""
+    return _project(INK, colour)[0] ** 2
 
 
-def signed_of(colour: Sequence[int], top: float, meaning: str) -> float:
-    """The inverse of `signed_colour`."""
-    down, up = _nearest((PAPER, GRAPHITE), colour), _nearest((PAPER, HUE[meaning]), colour)
-    return top * (-(down[0] ** 2) if down[1] < up[1] else up[0] ** 2)
+def colour_to_signed(colour: Sequence[int], scale: float, hue: str) -> float:
+    """Return the number with the nearest colour: the inverse of `signed_to_colour`."""
+    down, up = _project((PAPER, GRAPHITE), colour), _project((PAPER, HUE[hue]), colour)
+    return scale * (-(down[0] ** 2) if down[1] < up[1] else up[0] ** 2)
 
 
-def readable(colour: Sequence[int]) -> Rgb:
-    """Dark or white: which of them is read on this colour."""
+def text_colour(colour: Sequence[int]) -> Rgb:
+    """Return the text colour, dark or white, that is legible on a background."""
     r, g, b = ((c / 255) ** 2.2 for c in colour)
     return (20, 24, 31) if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.3 else (255, 255, 255)
 
 
-def _along(stops: Sequence[Rgb], at: float) -> Rgb:
-    place = at * (len(stops) - 1)
-    i = min(len(stops) - 2, math.floor(place))
-    part = place - i
+def _interpolate(stops: Sequence[Rgb], at: float) -> Rgb:
+    index = at * (len(stops) - 1)
+    i = min(len(stops) - 2, math.floor(index))
+    part = index - i
     r, g, b = (math.floor(x * (1 - part) + y * part + 0.5) for x, y in zip(stops[i], stops[i + 1], strict=True))
     return r, g, b
 
 
-def _nearest(stops: Sequence[Rgb], colour: Sequence[int]) -> tuple[float, float]:
-    """(how far along the path, how far off it)."""
+def _project(stops: Sequence[Rgb], colour: Sequence[int]) -> tuple[float, float]:
+    """Return (position along the path, from 0 to 1; squared distance from it)."""
     best = (0.0, math.inf)
     for i, (start, end) in enumerate(pairwise(stops)):
         d, e = ([x - s for x, s in zip(to, start, strict=True)] for to in (end, colour))
         part = min(1.0, max(0.0, sum(x * y for x, y in zip(d, e, strict=True)) / sum(x * x for x in d)))
-        off = sum((x - part * y) ** 2 for x, y in zip(e, d, strict=True))
-        if off < best[1]:
-            best = ((i + part) / (len(stops) - 1), off)
+        distance = sum((x - part * y) ** 2 for x, y in zip(e, d, strict=True))
+        if distance < best[1]:
+            best = ((i + part) / (len(stops) - 1), distance)
     return best

@@ -1,30 +1,31 @@
-"""What rows and columns of a drawing are called."""
+"""Labels of the rows and columns of drawings."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from glassformer.inspect.drawing.panels import visible
+from glassformer.inspect.drawing.panels import show_token
 from glassformer.inspect.trace.trace import Trace
-from glassformer.inspect.views.layer import Which
+from glassformer.inspect.views.layer import AttentionKind
 
 
-def names(t: Trace) -> tuple[str, ...]:
-    return tuple(map(visible, t.tokens))
+def token_labels(t: Trace) -> tuple[str, ...]:
+    return tuple(map(show_token, t.tokens))
 
 
-def sides(t: Any, attention: Which) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The tokens that queries and keys are of."""
-    return names(t.source if attention == "encoder" else t), names(t if attention == "attn" else t.source)
+def query_key_labels(t: Any, attention: AttentionKind) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the tokens of the queries and of the keys."""
+    return token_labels(t.source if attention == "encoder" else t), token_labels(t if attention == "attn" else t.source)
 
 
-def blocks(n: int) -> tuple[str, ...]:
+def block_labels(n: int) -> tuple[str, ...]:
     return tuple(f"block {i}" for i in range(n))
 
 
-def heads(n: int) -> tuple[str, ...]:
+def head_labels(n: int) -> tuple[str, ...]:
     return tuple(f"head {i}" for i in range(n))
 
 
-def floors(n: int) -> tuple[str, ...]:
-    return ("embedding", *(f"block {i}" for i in range(n - 1)))
+def stream_labels(n: int) -> tuple[str, ...]:
+    """Return what the residual stream comes from at each of `n` depths."""
+    return ("embedding", *block_labels(n - 1))

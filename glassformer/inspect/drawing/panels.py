@@ -1,4 +1,4 @@
-"""What a picture is made of, from top to bottom. Numbers are the view's own; how they look is for who draws them."""
+"""Panels: what a picture consists of, from top to bottom. A terminal and a PNG draw them, each in its own way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-Meaning = Literal["query", "key", "value", "residual", "forward", "plain", "soft"]
+Hue = Literal["query", "key", "value", "residual", "forward", "plain", "soft"]
 
 
 @dataclass(frozen=True)
@@ -19,98 +19,98 @@ class Heading:
 
 @dataclass(frozen=True)
 class Line:
-    """A sentence or a formula, its parts coloured by what they are."""
+    """A sentence or a formula, in parts of different hues."""
 
-    parts: tuple[tuple[str, Meaning], ...]
+    parts: tuple[tuple[str, Hue], ...]
 
 
 @dataclass(frozen=True)
 class TokenPanel:
-    """A text's tokens; `shares` are their probabilities, None where there is none. `begun`: the first written one."""
+    """The tokens of a text with their probabilities (None: unknown). `n_prompt`: the index of the first generated."""
 
     tokens: tuple[str, ...]
-    shares: tuple[float | None, ...]
-    begun: int
+    probs: tuple[float | None, ...]
+    n_prompt: int
 
 
 @dataclass(frozen=True, eq=False)
 class MatrixPanel:
-    """Rows and columns of numbers: shares from 0 to 1, or signed, the strongest colour standing for `top`."""
+    """A matrix: probabilities from 0 to 1, or signed numbers of which `scale` has the strongest colour."""
 
     data: Float[Tensor, "R C"]
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    shares: bool = False
-    meaning: Meaning = "plain"
+    probs: bool = False
+    hue: Hue = "plain"
     row: int | None = None
     column: int | None = None
     label: str = ""
 
     @property
-    def top(self) -> float:
-        return 1.0 if self.shares else top_of(self.data)
+    def scale(self) -> float:
+        return 1.0 if self.probs else max_abs(self.data)
 
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
     """Small matrices side by side, each under its label."""
 
-    pictures: tuple[MatrixPanel, ...]
+    matrices: tuple[MatrixPanel, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """A vector. `top`: what the strongest colour stands for, its own largest number where it is None."""
+    """A vector. `scale`: the number with the strongest colour; None: its own largest."""
 
     label: str
     data: Float[Tensor, "N"]
-    meaning: Meaning = "plain"
-    top: float | None = None
+    hue: Hue = "plain"
+    scale: float | None = None
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Names with numbers. `top`: what the longest bar stands for, the largest where it is None."""
+    """Rows of (name, number, text). `scale`: the number with the longest bar; None: the largest."""
 
     rows: tuple[tuple[str, float, str], ...]
-    meaning: Meaning = "plain"
-    top: float | None = None
+    hue: Hue = "plain"
+    scale: float | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; a cell with a share is coloured by it."""
+    """Rows of (text, probability) cells; a probability colours its cell."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[tuple[str, float | None], ...], ...]
 
 
 @dataclass(frozen=True)
-class Seal:
-    """The receipt: one line of Python for the very numbers, and how far the identity is off."""
+class ReceiptPanel:
+    """The Python line that returns the numbers drawn, and the error of the identity that they were checked against."""
 
     python: str
     identity: str | None
     error: float | None
 
 
-Panel = Heading | Line | TokenPanel | MatrixPanel | Gallery | Strip | Bars | Table | Seal
+Panel = Heading | Line | TokenPanel | MatrixPanel | Gallery | Strip | Bars | Table | ReceiptPanel
 
 
-def top_of(*data: Tensor) -> float:
-    """The largest size of any finite number."""
+def max_abs(*data: Tensor) -> float:
+    """Return the largest absolute value of all finite numbers."""
     sizes = [part[part.isfinite()].abs().max().item() for part in data if bool(part.isfinite().any())]
     return max(sizes, default=0.0)
 
 
-def visible(text: str) -> str:
-    """A token such that its blanks and line ends are seen."""
+def show_token(text: str) -> str:
+    """Return a token's text with visible spaces and line ends."""
     signs = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
     return "".join(signs.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text) or "∅"
 
 
-def short(x: float) -> str:
-    """Three or four digits."""
+def format_number(x: float) -> str:
+    """Format a number with three or four digits."""
     if not math.isfinite(x):
         return "NaN" if math.isnan(x) else "∞" if x > 0 else "-∞"
     if x == 0:
@@ -120,5 +120,7 @@ def short(x: float) -> str:
     return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.{max(0, 3 - max(0, math.floor(math.log10(abs(x)))))}f}"
 
 
-def percent(x: float | None) -> str:
-    return "" if x is None else short(x) if not math.isfinite(x) else "<0.1%" if 0 < x < 5e-4 else f"{100 * x:.1f}%"
+def format_percent(x: float | None) -> str:
+    if x is None:
+        return ""
+    return format_number(x) if not math.isfinite(x) else "<0.1%" if 0 < x < 5e-4 else f"{100 * x:.1f}%"

@@ -1,6 +1,7 @@
-"""Panels as a PNG. Each field of a matrix is a square of one colour, so that the numbers can be read back from it.
+"""Draw panels as a PNG. Each number of a matrix is a square of one colour, so that it can be read back.
 
-Its metadata has, under "glassformer", JSON: where each matrix stands and what its colours mean, and each receipt.
+The text chunk "glassformer" has JSON: the position, size and colour scale of each matrix, and the Python line of each
+receipt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from glassformer.errors import ConfigError
-from glassformer.inspect.drawing.colour import HUE, PAPER, Rgb, readable, share_colour, signed_colour
+from glassformer.inspect.drawing.colour import HUE, PAPER, Rgb, prob_to_colour, signed_to_colour, text_colour
 from glassformer.inspect.drawing.panels import (
     Bars,
     Gallery,
@@ -20,10 +21,11 @@ from glassformer.inspect.drawing.panels import (
     Line,
     MatrixPanel,
     Panel,
-    Seal,
+    ReceiptPanel,
     Strip,
     Table,
     TokenPanel,
+    max_abs,
 )
 
 try:
@@ -32,17 +34,17 @@ try:
 except ImportError:
     raise ConfigError("PNG pictures need Pillow: pip install 'glassformer[png]'") from None
 
-WIDTH, EDGE, FONT, ROW = 1120, 28, 15, 22
-INKED: Rgb = (28, 33, 40)
-LINE: Rgb = (228, 225, 217)
-LABELS = 150  # pixels at most for names beside a picture
-FACES = ("DejaVuSansMono.ttf", "Menlo.ttc", "consola.ttf", "LiberationMono-Regular.ttf")
+WIDTH, MARGIN, FONT, ROW = 1120, 28, 15, 22  # pixels
+TEXT: Rgb = (28, 33, 40)
+BORDER: Rgb = (228, 225, 217)
+MAX_LABEL = 150  # pixels of a row's label
+FONTS = ("DejaVuSansMono.ttf", "Menlo.ttc", "consola.ttf", "LiberationMono-Regular.ttf")
 
 
 @cache
-def face(size: int) -> Any:
-    """A font that has many signs, where the machine has one; Pillow's own elsewhere."""
-    for name in FACES:
+def load_font(size: int) -> Any:
+    """Return a monospaced font of the machine, or Pillow's own."""
+    for name in FONTS:
         try:
             return ImageFont.truetype(name, size)
         except OSError:
@@ -50,26 +52,26 @@ def face(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-def png(panels: list[Panel]) -> bytes:
-    """The picture."""
-    page = PngCanvas(Image.new("RGB", (WIDTH, 64), PAPER))
+def render_png(panels: list[Panel]) -> bytes:
+    """Return the panels as a PNG file."""
+    canvas = PngCanvas()
     for panel in panels:
-        page.add(panel)
-    return page.finish()
+        canvas.add(panel)
+    return canvas.finish()
 
 
 class PngCanvas:
-    """A picture that grows downwards."""
+    """An image that grows downwards, panel by panel."""
 
-    def __init__(self, image: Image.Image):
-        self.image, self.y = image, EDGE
-        self.draw = ImageDraw.Draw(image)
+    def __init__(self):
+        self.image, self.y = Image.new("RGB", (WIDTH, 64), PAPER), MARGIN
+        self.draw = ImageDraw.Draw(self.image)
         self.matrices: list[dict[str, Any]] = []
         self.receipts: list[str] = []
 
-    def room(self, height: int) -> int:
-        """Where the next so many pixels begin."""
-        top, need = self.y, self.y + height + EDGE
+    def reserve(self, height: int) -> int:
+        """Make room for `height` pixels; return their top."""
+        top, need = self.y, self.y + height + MARGIN
         if need > self.image.height:
             grown = Image.new("RGB", (WIDTH, max(need, 2 * self.image.height)), PAPER)
             grown.paste(self.image, (0, 0))
@@ -77,10 +79,12 @@ class PngCanvas:
         self.y += height
         return top
 
-    def write(self, x: float, y: float, text: str, colour: Rgb = INKED, size: int = FONT, most: float = WIDTH) -> float:
-        """A text, cut where it would be wider than `most`; returns where it ends."""
-        font = face(size)
-        while text and font.getlength(text) > most:
+    def text(
+        self, x: float, y: float, text: str, colour: Rgb = TEXT, size: int = FONT, max_width: float = WIDTH
+    ) -> float:
+        """Draw a text, truncated to `max_width`; return where it ends."""
+        font = load_font(size)
+        while text and font.getlength(text) > max_width:
             text = text[:-2] + "…" if len(text) > 2 else ""
         self.draw.text((x, y), text, colour, font)
         return x + font.getlength(text)
@@ -103,157 +107,139 @@ class PngCanvas:
                 self.bars(panel)
             case Table():
                 self.table(panel)
-            case Seal():
-                self.seal(panel)
+            case ReceiptPanel():
+                self.receipt(panel)
 
     def finish(self) -> bytes:
-        said = PngInfo()
-        said.add_itxt("glassformer", json.dumps({"matrices": self.matrices, "receipts": self.receipts}))
+        metadata = PngInfo()
+        metadata.add_itxt("glassformer", json.dumps({"matrices": self.matrices, "receipts": self.receipts}))
         out = io.BytesIO()
-        self.image.crop((0, 0, WIDTH, self.y + EDGE)).save(out, "PNG", pnginfo=said, optimize=True)
+        self.image.crop((0, 0, WIDTH, self.y + MARGIN)).save(out, "PNG", pnginfo=metadata, optimize=True)
         return out.getvalue()
 
-    # ---- one for each kind of panel
-
     def heading(self, panel: Heading) -> None:
-        y = self.room(44)
-        self.write(EDGE, y + 14, panel.text, size=18, most=WIDTH - 2 * EDGE)
+        y = self.reserve(44)
+        self.text(MARGIN, y + 14, panel.text, size=18, max_width=WIDTH - 2 * MARGIN)
 
     def line(self, panel: Line) -> None:
-        x, y = float(EDGE), self.room(ROW)
-        for text, meaning in panel.parts:
-            x = self.write(x, y, text, INKED if meaning == "plain" else HUE[meaning], most=WIDTH - EDGE - x)
+        x, y = float(MARGIN), self.reserve(ROW)
+        for text, hue in panel.parts:
+            x = self.text(x, y, text, TEXT if hue == "plain" else HUE[hue], max_width=WIDTH - MARGIN - x)
 
-    def seal(self, panel: Seal) -> None:
+    def receipt(self, panel: ReceiptPanel) -> None:
         self.receipts.append(panel.python)
-        y = self.room(ROW + 8) + 8
-        self.draw.line((EDGE, y - 4, WIDTH - EDGE, y - 4), LINE)
+        y = self.reserve(ROW + 8) + 8
+        self.draw.line((MARGIN, y - 4, WIDTH - MARGIN, y - 4), BORDER)
         error = "" if panel.identity is None else f"   {panel.identity}"
         error += "" if panel.error is None else f" = {panel.error:.1e}"
-        x = self.write(EDGE, y, panel.python, INKED, 12, WIDTH - 2 * EDGE)
-        self.write(x, y, error, HUE["soft"], 12, max(0.0, WIDTH - EDGE - x))
+        x = self.text(MARGIN, y, panel.python, TEXT, 12, WIDTH - 2 * MARGIN)
+        self.text(x, y, error, HUE["soft"], 12, max(0.0, WIDTH - MARGIN - x))
 
     def tokens(self, panel: TokenPanel) -> None:
-        font, x, y = face(FONT), float(EDGE), self.room(ROW + 20)
-        for i, (token, share) in enumerate(zip(panel.tokens, panel.shares, strict=True)):
-            below = "" if share is None else f"{100 * share:.0f}%"
-            wide = min(max(font.getlength(token), face(10).getlength(below)) + 8, WIDTH - 2 * EDGE)
-            if x + wide > WIDTH - EDGE:
-                x, y = float(EDGE), self.room(ROW + 20)
-            colour = PAPER if share is None else share_colour(share)
-            self.draw.rectangle((x, y, x + wide - 2, y + ROW), colour, LINE)
-            self.write(x + 3, y + 1, token, readable(colour), most=wide - 4)
-            self.write(x + 3, y + ROW + 2, below, HUE["soft"], 10)
-            if i >= panel.begun:
-                self.draw.line((x, y + ROW, x + wide - 2, y + ROW), HUE["query"], 2)
-            x += wide + 1
+        font, x, y = load_font(FONT), float(MARGIN), self.reserve(ROW + 20)
+        for i, (token, prob) in enumerate(zip(panel.tokens, panel.probs, strict=True)):
+            percent = "" if prob is None else f"{100 * prob:.0f}%"
+            width = min(max(font.getlength(token), load_font(10).getlength(percent)) + 8, WIDTH - 2 * MARGIN)
+            if x + width > WIDTH - MARGIN:
+                x, y = float(MARGIN), self.reserve(ROW + 20)
+            colour = PAPER if prob is None else prob_to_colour(prob)
+            self.draw.rectangle((x, y, x + width - 2, y + ROW), colour, BORDER)
+            self.text(x + 3, y + 1, token, text_colour(colour), max_width=width - 4)
+            self.text(x + 3, y + ROW + 2, percent, HUE["soft"], 10)
+            if i >= panel.n_prompt:
+                self.draw.line((x, y + ROW, x + width - 2, y + ROW), HUE["query"], 2)
+            x += width + 1
 
     def matrix(self, panel: MatrixPanel) -> None:
         rows, columns = panel.data.shape
-        labels = max((face(11).getlength(name) for name in panel.rows), default=0) + 10
-        left = EDGE + int(min(LABELS, labels))
-        field = max(1, min(26, (WIDTH - EDGE - left) // columns, max(2, 900 // rows)))
+        label_width = max((load_font(11).getlength(name) for name in panel.rows), default=0) + 10
+        left = MARGIN + int(min(MAX_LABEL, label_width))
+        field = max(1, min(26, (WIDTH - MARGIN - left) // columns, max(2, 900 // rows)))
         if rows * columns <= 2:
             field = 26
-        heads = 0 if field < 9 else int(min(90, max((face(10).getlength(n) for n in panel.columns), default=0) + 6))
-        top = self.room(ROW + heads + rows * field + 10)
-        self.write(EDGE, top, panel.label, HUE["soft"], 12, WIDTH - 2 * EDGE)
-        y = top + ROW + heads
-        for c, name in enumerate(panel.columns if heads else ()):
-            strip = Image.new("RGB", (heads, field), PAPER)
-            ImageDraw.Draw(strip).text(
-                (2, (field - 12) // 2), name[:12], HUE["key"] if c == panel.column else INKED, face(10)
-            )
-            self.image.paste(strip.rotate(90, expand=True), (left + c * field, y - heads))
+        column_height = max((load_font(10).getlength(name) for name in panel.columns), default=0) + 6
+        header = 0 if field < 9 else int(min(90, column_height))
+        top = self.reserve(ROW + header + rows * field + 10)
+        self.text(MARGIN, top, panel.label, HUE["soft"], 12, WIDTH - 2 * MARGIN)
+        y = top + ROW + header
+        for c, name in enumerate(panel.columns if header else ()):
+            label, colour = Image.new("RGB", (header, field), PAPER), HUE["key"] if c == panel.column else TEXT
+            ImageDraw.Draw(label).text((2, (field - 12) // 2), name[:12], colour, load_font(10))
+            self.image.paste(label.rotate(90, expand=True), (left + c * field, y - header))
         for r, name in enumerate(panel.rows if field >= 9 else ()):
-            colour = HUE["query"] if r == panel.row else INKED
-            self.write(EDGE, y + r * field + (field - 13) // 2, name, colour, 11, left - EDGE - 6)
+            colour = HUE["query"] if r == panel.row else TEXT
+            self.text(MARGIN, y + r * field + (field - 13) // 2, name, colour, 11, left - MARGIN - 6)
         self._fields(panel, left, y, field)
 
     def gallery(self, panel: Gallery) -> None:
-        x, y, tall = EDGE, self.y, 0
-        for one in panel.pictures:
-            rows, columns = one.data.shape
-            field = max(1, min(26, 200 // max(rows, columns)))
-            wide = max(field * columns, 96) + 16
-            if x == EDGE or x + wide > WIDTH - EDGE:
-                tall = (
-                    ROW + max(p.data.shape[0] * max(1, min(26, 200 // max(p.data.shape))) for p in panel.pictures) + 14
-                )
-                x, y = EDGE, self.room(tall)
-            self.write(x, y + 2, one.label, HUE["soft"], 12, wide)
-            self._fields(one, x, y + ROW, field)
-            x += wide
+        def field_size(matrix: MatrixPanel) -> int:
+            return max(1, min(26, 200 // max(matrix.data.shape)))
+
+        x, y = MARGIN, self.y
+        height = ROW + 14 + max((one.data.shape[0] * field_size(one) for one in panel.matrices), default=0)
+        for one in panel.matrices:
+            width = max(field_size(one) * one.data.shape[1], 96) + 16
+            if x == MARGIN or x + width > WIDTH - MARGIN:
+                x, y = MARGIN, self.reserve(height)
+            self.text(x, y + 2, one.label, HUE["soft"], 12, width)
+            self._fields(one, x, y + ROW, field_size(one))
+            x += width
 
     def _fields(self, panel: MatrixPanel, left: int, top: int, field: int) -> None:
-        """The fields themselves, one square each."""
+        """Draw one square per number, and note where."""
         rows, columns = panel.data.shape
         for r, values in enumerate(panel.data.tolist()):
             for c, value in enumerate(values):
                 if math.isnan(value):
                     continue
+                colour = prob_to_colour(value) if panel.probs else signed_to_colour(value, panel.scale, panel.hue)
                 box = (left + c * field, top + r * field, left + (c + 1) * field - 1, top + (r + 1) * field - 1)
-                self.draw.rectangle(box, self._colour(panel, value))
-        self.draw.rectangle((left - 1, top - 1, left + columns * field, top + rows * field), None, LINE)
+                self.draw.rectangle(box, colour)
+        self.draw.rectangle((left - 1, top - 1, left + columns * field, top + rows * field), None, BORDER)
         if panel.row is not None and panel.column is not None and field > 3:
             x, y = left + panel.column * field, top + panel.row * field
-            self.draw.rectangle(
-                (x, y, x + field - 1, y + field - 1), None, HUE["key"]
-            )  # inside its field: others stay whole
+            self.draw.rectangle((x, y, x + field - 1, y + field - 1), None, HUE["key"])  # does not cover neighbours
         where = {"left": left, "top": top, "field": field, "rows": rows, "columns": columns, "label": panel.label}
-        self.matrices.append(where | {"shares": panel.shares, "scale": panel.top, "meaning": panel.meaning})
+        self.matrices.append(where | {"probs": panel.probs, "scale": panel.scale, "hue": panel.hue})
 
     def strip(self, panel: Strip) -> None:
-        left, y, n = EDGE + 190, self.room(ROW + 4), len(panel.data)
-        self.write(EDGE, y + 2, panel.label, HUE[panel.meaning] if panel.meaning != "plain" else INKED, 13, 184)
-        wide = (WIDTH - EDGE - left) / n
-        shown = MatrixPanel(panel.data[None], (), (), meaning=panel.meaning)
-        top = shown.top if panel.top is None else panel.top
+        left, y, n = MARGIN + 190, self.reserve(ROW + 4), len(panel.data)
+        self.text(MARGIN, y + 2, panel.label, HUE[panel.hue] if panel.hue != "plain" else TEXT, 13, 184)
+        width = (WIDTH - MARGIN - left) / n
+        scale = max_abs(panel.data) if panel.scale is None else panel.scale
         for i, value in enumerate(panel.data.tolist()):
             if math.isfinite(value):
-                box = (
-                    round(left + i * wide),
-                    y,
-                    max(round(left + i * wide), round(left + (i + 1) * wide) - 1),
-                    y + ROW,
-                )
-                self.draw.rectangle(box, signed_colour(value, top, panel.meaning))
+                x = round(left + i * width)
+                box = (x, y, max(x, round(left + (i + 1) * width) - 1), y + ROW)
+                self.draw.rectangle(box, signed_to_colour(value, scale, panel.hue))
 
     def bars(self, panel: Bars) -> None:
         sizes = [abs(value) for _, value, _ in panel.rows if math.isfinite(value)]
-        top = panel.top or max(sizes, default=1.0) or 1.0
+        scale = panel.scale or max(sizes, default=1.0) or 1.0
         signed = any(value < 0 for _, value, _ in panel.rows)
-        left, wide = EDGE + 290, WIDTH - 2 * EDGE - 290 - 230
-        middle = left + wide // 2 if signed else left
+        left, width = MARGIN + 290, WIDTH - 2 * MARGIN - 290 - 230
+        zero = left + width // 2 if signed else left
         for name, value, text in panel.rows:
-            y = self.room(ROW)
-            self.write(EDGE, y, name, INKED, 13, 280)
-            size = min(1.0, abs(value) / top) * (wide // 2 if signed else wide) if math.isfinite(value) else 0
-            box = (
-                (middle - size, y + 2, middle, y + ROW - 5)
-                if value < 0
-                else (middle, y + 2, middle + size, y + ROW - 5)
-            )
-            self.draw.rectangle(box, HUE["soft"] if value < 0 else HUE[panel.meaning])
-            self.write(left + wide + 12, y, text, INKED, 13, 220)
+            y = self.reserve(ROW)
+            self.text(MARGIN, y, name, TEXT, 13, 280)
+            size = min(1.0, abs(value) / scale) * (width // 2 if signed else width) if math.isfinite(value) else 0
+            start, end = (zero - size, zero) if value < 0 else (zero, zero + size)
+            self.draw.rectangle((start, y + 2, end, y + ROW - 5), HUE["soft"] if value < 0 else HUE[panel.hue])
+            self.text(left + width + 12, y, text, TEXT, 13, 220)
 
     def table(self, panel: Table) -> None:
-        font, n = face(13), len(panel.header)
+        font, n = load_font(13), len(panel.header)
         lines = [tuple((text, None) for text in panel.header), *panel.rows]
-        wants = [max(font.getlength(line[i][0]) for line in lines if i < len(line)) + 14 for i in range(n)]
-        over = sum(wants) - (WIDTH - 2 * EDGE)
-        if over > 0:  # the widest gives way
-            most = max(range(n), key=lambda i: wants[i])
-            wants[most] = max(120.0, wants[most] - over)
+        widths = [max(font.getlength(line[i][0]) for line in lines if i < len(line)) + 14 for i in range(n)]
+        excess = sum(widths) - (WIDTH - 2 * MARGIN)
+        if excess > 0:  # shrink the widest column
+            widest = max(range(n), key=lambda i: widths[i])
+            widths[widest] = max(120.0, widths[widest] - excess)
         for i, line in enumerate(lines):
-            x, y = float(EDGE), self.room(ROW)
-            for (text, share), wide in zip(line, wants, strict=False):
-                colour = PAPER if share is None else share_colour(share)
-                if share is not None:
-                    self.draw.rectangle((x, y, x + wide - 3, y + ROW - 2), colour)
-                self.write(x + 4, y + 2, text, HUE["soft"] if i == 0 else readable(colour), 13, wide - 8)
-                x += wide
-
-    @staticmethod
-    def _colour(panel: MatrixPanel, value: float) -> Rgb:
-        return share_colour(value) if panel.shares else signed_colour(value, panel.top, panel.meaning)
+            x, y = float(MARGIN), self.reserve(ROW)
+            for (text, prob), width in zip(line, widths, strict=False):
+                colour = PAPER if prob is None else prob_to_colour(prob)
+                if prob is not None:
+                    self.draw.rectangle((x, y, x + width - 3, y + ROW - 2), colour)
+                self.text(x + 4, y + 2, text, HUE["soft"] if i == 0 else text_colour(colour), 13, width - 8)
+                x += width

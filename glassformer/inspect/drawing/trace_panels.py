@@ -1,4 +1,4 @@
-"""Views of a trace as panels. Each function draws what one view returned; the numbers are the view's."""
+"""Draw views of a trace as panels. Each function draws the result of one view; the numbers are the view's."""
 
 from __future__ import annotations
 
@@ -8,35 +8,41 @@ from collections.abc import Sequence
 
 import torch
 
-from glassformer.inspect.drawing import labels as called
+from glassformer.inspect.drawing.labels import (
+    block_labels,
+    head_labels,
+    query_key_labels,
+    stream_labels,
+    token_labels,
+)
 from glassformer.inspect.drawing.panels import (
     Bars,
     Gallery,
     Heading,
+    Hue,
     Line,
     MatrixPanel,
-    Meaning,
     Panel,
-    Seal,
+    ReceiptPanel,
     Strip,
     Table,
     TokenPanel,
-    percent,
-    short,
-    top_of,
-    visible,
+    format_number,
+    format_percent,
+    max_abs,
+    show_token,
 )
 from glassformer.inspect.trace.trace import Receipt, Trace
-from glassformer.inspect.views.alignment import Aligned
+from glassformer.inspect.views.alignment import Alignment
 from glassformer.inspect.views.anatomy import Times
 from glassformer.inspect.views.attribution import Attribution
 from glassformer.inspect.views.block import BlockSum
-from glassformer.inspect.views.cache import CacheSpeed, CacheView
+from glassformer.inspect.views.cache import CacheContents, CacheSpeed
 from glassformer.inspect.views.cell import Cell
 from glassformer.inspect.views.fork import Fork
 from glassformer.inspect.views.heads import Grid, Heads
-from glassformer.inspect.views.layer import Which, side_of
-from glassformer.inspect.views.lens import Lens, Likely
+from glassformer.inspect.views.layer import AttentionKind, select_stack
+from glassformer.inspect.views.lens import Lens, LikelyToken
 from glassformer.inspect.views.qkv import QKV
 from glassformer.inspect.views.roles import Roles
 from glassformer.inspect.views.sampling import SamplingView
@@ -44,198 +50,188 @@ from glassformer.inspect.views.summary import Summary
 from glassformer.inspect.views.tracks import ChangedView, Tracks
 
 
-def seal(receipt: Receipt) -> Seal:
-    return Seal(receipt.python, receipt.identity, receipt.error)
+def receipt(of: Receipt) -> ReceiptPanel:
+    return ReceiptPanel(of.python, of.identity, of.error)
+
+
+def note(text: str, hue: Hue = "soft") -> Line:
+    """Return a line of one hue."""
+    return Line(((text, hue),))
 
 
 def summary(t: Trace, of: Summary) -> list[Panel]:
-    following = tuple((visible(one.text), one.value, percent(one.value)) for one in of.next)
-    shares = tuple(one.prob for one in of.tokens)
+    following = tuple((show_token(one.text), one.value, format_percent(one.value)) for one in of.next)
+    probs = tuple(one.prob for one in of.tokens)
     return [
-        Heading(f"The text: {of.n_prompt} tokens read, {len(of.tokens) - of.n_prompt} written"),
-        TokenPanel(tuple(visible(one.text) for one in of.tokens), shares, of.n_prompt),
-        Line((("under each token: how likely the model thought it, given those before", "soft"),)),
-        Heading("Likeliest after the last one"),
-        Bars(following, top=1.0),
-        seal(of.receipt),
+        Heading(f"The text: {of.n_prompt} prompt tokens, {len(of.tokens) - of.n_prompt} generated"),
+        TokenPanel(tuple(show_token(one.text) for one in of.tokens), probs, of.n_prompt),
+        note("under each token: its probability, given the tokens before it"),
+        Heading("Most likely next tokens"),
+        Bars(following, scale=1.0),
+        receipt(of.receipt),
     ]
 
 
 def pattern(
-    t: Trace, layer: int, head: int, query: int | None = None, key: int | None = None, attention: Which = "attn"
+    t: Trace, layer: int, head: int, query: int | None = None, key: int | None = None, attention: AttentionKind = "attn"
 ) -> list[Panel]:
-    """One head's attention: a row is a query, a column a key."""
-    side, which = side_of(t, attention)
-    name = f"blocks.{layer}.{which}"
-    value, seen = side.rows(f"{name}.probs", head=head), side.visible(name)
-    data = value.tensor.detach().float().cpu().masked_fill(~seen.cpu(), math.nan)
+    """Draw the attention matrix of one head: rows are queries, columns are keys."""
+    stack, kind = select_stack(t, attention)
+    name = f"blocks.{layer}.{kind}"
+    value, visible = stack.rows(f"{name}.probs", head=head), stack.visible(name)
+    data = value.tensor.detach().float().cpu().masked_fill(~visible.cpu(), math.nan)
     code = f't.rows("{"encoder." if attention == "encoder" else ""}{name}.probs", head={head})'
-    label = "a row is a query, a column a key: how much of its attention the query gives to the key"
-    where = {"attn": "", "cross": ": to the source", "encoder": " of the encoder"}[attention]
-    queries, keys = called.sides(t, attention)
+    label = "attention probabilities: rows are queries, columns are keys"
+    title = {"attn": "", "cross": ": cross-attention", "encoder": " of the encoder"}[attention]
+    queries, keys = query_key_labels(t, attention)
     return [
-        Heading(f"Block {layer}, head {head}{where}"),
+        Heading(f"Block {layer}, head {head}{title}"),
         MatrixPanel(data, queries, keys, True, "plain", query, key, label),
-        Seal(code, value.identity, value.error),
+        ReceiptPanel(code, value.identity, value.error),
     ]
 
 
 def cell(t: Trace, of: Cell) -> list[Panel]:
-    """The head's picture, and the cell worked out as one formula with its numbers."""
-    queries, offered = called.sides(t, of.attention)
-    q, k, d = queries[of.query], offered[of.key], len(of.q)
-    root = f" (1/√{d})" if abs(of.scale - d**-0.5) < 1e-6 else " (this model's own scale)"
-    first = " + ".join(f"{short(a)}·{short(b)}" for a, b in zip(of.q[:3].tolist(), of.k[:3].tolist(), strict=True))
+    """Draw the head's attention matrix, and the arithmetic of one cell."""
+    queries, keys = query_key_labels(t, of.attention)
+    d = len(of.q)
+    root = f" (1/√{d})" if abs(of.scale - d**-0.5) < 1e-6 else " (the model's own scale)"
+    pairs = zip(of.q[:3].tolist(), of.k[:3].tolist(), strict=True)
+    products = " + ".join(f"{format_number(a)}·{format_number(b)}" for a, b in pairs)
+    total, scale, scaled = map(format_number, (of.sum, of.scale, of.scaled))
     steps: list[Panel] = [
-        Line((("q·k", "query"), (f" = {first} + ... ({d} products) = {short(of.sum)}", "plain"))),
-        Line((("scaled", "plain"), (f" = {short(of.sum)} × {short(of.scale)}{root} = {short(of.scaled)}", "plain"))),
+        Line((("q·k", "query"), (f" = {products} + ... ({d} products) = {total}", "plain"))),
+        note(f"scaled = {total} × {scale}{root} = {scaled}", "plain"),
     ]
     if of.softcap is not None:
-        cap = short(of.softcap)
-        steps.append(Line(((f"capped = {cap} · tanh({short(of.scaled)} / {cap}) = {short(of.capped)}", "plain"),)))
+        cap = format_number(of.softcap)
+        steps.append(note(f"capped = {cap} · tanh({scaled} / {cap}) = {format_number(of.capped)}", "plain"))
     if of.bias:
-        steps.append(Line(((f"plus what the model adds for this distance: {short(of.bias)}", "plain"),)))
+        steps.append(note(f"plus the position bias: {format_number(of.bias)}", "plain"))
     if not of.visible:
-        steps.append(Line((("mask: the query may not see this key, so the score is -∞ and the share 0", "plain"),)))
-    sink = " (the sink's in it)" if of.sink is not None else ""
+        steps.append(note("mask: this key is hidden from the query, so the score is -∞ and the probability 0", "plain"))
+    sink = " (with the sink)" if of.sink is not None else ""
+    score, largest, total, exp = map(format_number, (of.score, of.largest, of.total, of.exp))
+    scale = max_abs(of.v)
     steps += [
-        Line(
-            (
-                ("softmax", "plain"),
-                (
-                    f" = exp({short(of.score)} - {short(of.largest)}) / {short(of.total)}{sink}"
-                    f" = {short(of.exp)} / {short(of.total)} = {of.prob:.4f}",
-                    "plain",
-                ),
-            )
-        ),
-        Strip("v, what the key offers", of.v, "value", top_of(of.v)),
-        Strip(f"{of.prob:.4f} · v", of.weighted, "value", top_of(of.v)),
-        Strip("z, the sum over all keys", of.z, "value", top_of(of.v)),
+        note(f"softmax = exp({score} - {largest}) / {total}{sink} = {exp} / {total} = {of.prob:.4f}", "plain"),
+        Strip("v of the key", of.v, "value", scale),
+        Strip(f"{of.prob:.4f} · v", of.weighted, "value", scale),
+        Strip("z, the sum over all keys", of.z, "value", scale),
     ]
     order = of.probs.topk(min(8, len(of.probs))).indices.tolist()
     if of.key not in order:
         order[-1] = of.key
-    keys = tuple((f"{i} {offered[i]}", of.probs[i].item(), percent(of.probs[i].item())) for i in sorted(order))
-    head, matrix, _ = pattern(t, of.layer, of.head, of.query, of.key, of.attention)
+    bars = tuple((f"{i} {keys[i]}", of.probs[i].item(), format_percent(of.probs[i].item())) for i in sorted(order))
+    entropies = format_number(of.entropy), format_number(of.unscaled.entropy)
+    heading, matrix, _ = pattern(t, of.layer, of.head, of.query, of.key, of.attention)
+    query, key = f"{of.query} {queries[of.query]}", f"{of.key} {keys[of.key]}"
     return [
-        head,
+        heading,
         matrix,
-        Heading("The cell, worked out"),
-        Line((("query ", "soft"), (f"{of.query} {q}", "query"), ("   key ", "soft"), (f"{of.key} {k}", "key"))),
+        Heading("The arithmetic of one cell"),
+        Line((("query ", "soft"), (query, "query"), ("   key ", "soft"), (key, "key"))),
         *steps,
-        Heading(f"Where {q} looks"),
-        Bars(keys, "key", 1.0),
-        Line(((f"entropy {short(of.entropy)} nats, unscaled it would be {short(of.unscaled.entropy)}", "soft"),)),
-        seal(of.receipt),
+        Heading(f"Attention of {queries[of.query]}"),
+        Bars(bars, "key", 1.0),
+        note("entropy {} nats; without the scale {}".format(*entropies)),
+        receipt(of.receipt),
     ]
 
 
 def qkv(t: Trace, of: QKV) -> list[Panel]:
+    token = f"token {of.position} {show_token(t.tokens[of.position])}"
     panels: list[Panel] = [
-        Heading(
-            f"Block {of.layer}, head {of.head}, token {of.position} {visible(t.tokens[of.position])}: q, k, v of one x"
-        ),
-        Strip("residual", of.residual, "residual"),
+        Heading(f"Block {of.layer}, head {of.head}, {token}: q, k and v"),
+        Strip("residual stream", of.residual, "residual"),
         Strip("x, after the norm", of.x, "residual"),
-        *(Strip(f"c_{name}, a latent of x, normed", one.normed, "residual") for name, one in of.latents.items()),
+        *(Strip(f"c_{name}, the normed latent", one.normed, "residual") for name, one in of.latents.items()),
     ]
-    meanings: dict[str, Meaning] = {"q": "query", "k": "key", "v": "value"}
-    for name, meaning in meanings.items():
-        panels.append(Strip(name, getattr(of, name), meaning))
+    hues: dict[str, Hue] = {"q": "query", "k": "key", "v": "value"}
+    for name, hue in hues.items():
+        panels.append(Strip(name, getattr(of, name), hue))
         if name != "v":
-            panels.append(
-                Strip(f"{name}, rotated" if of.turned else f"{name}, as used", getattr(of, f"{name}_rot"), meaning)
-            )
+            label = f"{name}, rotated" if of.rotated else f"{name}, as used"
+            panels.append(Strip(label, getattr(of, f"{name}_rot"), hue))
         product = of.products.get(name)
-        if product is None:  # the others' heads are wider
+        if product is None:  # `dim` is beyond this vector
             continue
-        bias, made = (
-            f" + {short(product.bias)}" if product.bias else "",
-            "x" if product.of == "x" else f"c_{product.of}",
-        )
-        text = f"{name}[{of.dim}] = Σ {made}·{product.matrix} = {short(product.sum)}{bias} = {short(product.value)}"
-        panels.append(Line(((text, meaning),)))
-    shared = f"{of.n_heads} query heads share {of.n_kv_heads} of keys and values: this one reads {of.kv_head}"
-    return [*panels, *([Line(((shared, "soft"),))] if of.n_kv_heads < of.n_heads else []), seal(of.receipt)]
+        bias = f" + {format_number(product.bias)}" if product.bias else ""
+        source = "x" if product.of == "x" else f"c_{product.of}"
+        total, value = format_number(product.sum), format_number(product.value)
+        panels.append(note(f"{name}[{of.dim}] = Σ {source}·{product.matrix} = {total}{bias} = {value}", hue))
+    if of.n_kv_heads < of.n_heads:
+        shared = f"{of.n_heads} query heads share {of.n_kv_heads} key/value heads; this one uses {of.kv_head}"
+        panels.append(note(shared))
+    return [*panels, receipt(of.receipt)]
 
 
 def heads(t: Trace, of: Heads) -> list[Panel]:
-    top = top_of(of.parts, of.out)
-    shares = tuple((f"head {i}", x, percent(x)) for i, x in enumerate(of.shares.tolist()))
-    rest = (("bias", of.bias_share, percent(of.bias_share)),) if of.bias is not None else ()
+    scale = max_abs(of.parts, of.out)
+    shares = tuple((f"head {i}", x, format_percent(x)) for i, x in enumerate(of.shares.tolist()))
+    rest = (("bias", of.bias_share, format_percent(of.bias_share)),) if of.bias is not None else ()
     return [
-        Heading(f"Block {of.layer}, token {of.position} {visible(t.tokens[of.position])}: the heads through W_o"),
-        *(Strip(f"head {i}", part, "residual", top) for i, part in enumerate(of.parts)),
-        *([] if of.bias is None else [Strip("bias", of.bias, "residual", top)]),
-        Strip("their sum", of.out, "residual", top),
-        Heading("Each one's share of the sum"),
+        Heading(f"Block {of.layer}, token {of.position} {show_token(t.tokens[of.position])}: each head through W_o"),
+        *(Strip(f"head {i}", part, "residual", scale) for i, part in enumerate(of.parts)),
+        *([] if of.bias is None else [Strip("bias", of.bias, "residual", scale)]),
+        Strip("sum", of.out, "residual", scale),
+        Heading("Share of the sum"),
         Bars(shares + rest, "value"),
-        seal(of.receipt),
+        receipt(of.receipt),
     ]
 
 
 def grid(t: Trace, of: Grid) -> list[Panel]:
-    data = torch.frombuffer(bytearray(base64.b64decode(of.pictures)), dtype=torch.uint8).float() / 255
-    pictures = data.view(of.heads, of.rows, of.columns)
-    blank: tuple[str, ...] = ()
-    small = tuple(MatrixPanel(picture, blank, blank, True, label=f"head {i}") for i, picture in enumerate(pictures))
-    note = Line(((f"each field is the largest of what it stands for, to within {of.bound:.4f}", "soft"),))
-    return [Heading(f"Every head of block {of.layer}"), Gallery(small), note, seal(of.receipt)]
+    data = torch.frombuffer(bytearray(base64.b64decode(of.pixels)), dtype=torch.uint8).float() / 255
+    matrices = tuple(
+        MatrixPanel(one, (), (), True, label=f"head {i}")
+        for i, one in enumerate(data.view(of.heads, of.rows, of.columns))
+    )
+    pooling = note(f"each field is the maximum of its cells, within {of.bound:.4f}")
+    return [Heading(f"All heads of block {of.layer}"), Gallery(matrices), pooling, receipt(of.receipt)]
 
 
 def roles(t: Trace, of: Roles) -> list[Panel]:
-    small: list[MatrixPanel] = []
+    matrices: list[MatrixPanel] = []
     notes: list[Panel] = []
     for role, scores in of.scores._asdict().items():
-        if not of.queries[role]:
-            notes.append(Line(((f"{role.replace('_', ' ')}: no token of this text sees such a key", "soft"),)))
-            continue
-        best = divmod(int(scores.nan_to_num(nan=-1).argmax()), scores.shape[1])
         name = role.replace("_", " ")
-        small.append(MatrixPanel(scores, (), (), True, "plain", *best, name))
-        share = short(scores[best].item())
-        notes.append(
-            Line(((f"{name}: {of.meanings[role]}; most in block {best[0]}, head {best[1]}: {share}", "soft"),))
-        )
-    title = Heading("What each head does on this text: a row is a block, a column a head")
-    return [title, Gallery(tuple(small)), *notes, seal(of.receipt)]
+        if not of.n_queries[role]:
+            notes.append(note(f"{name}: no query of this text has such a key"))
+            continue
+        layer, head = divmod(int(scores.nan_to_num(nan=-1).argmax()), scores.shape[1])
+        matrices.append(MatrixPanel(scores, (), (), True, "plain", layer, head, name))
+        best = f"highest in block {layer}, head {head}: {format_number(scores[layer, head].item())}"
+        notes.append(note(f"{name}: {of.meanings[role]}; {best}"))
+    title = Heading("Roles of all heads on this text: rows are blocks, columns are heads")
+    return [title, Gallery(tuple(matrices)), *notes, receipt(of.receipt)]
 
 
 def block(t: Trace, of: BlockSum) -> list[Panel]:
-    parts = [("before", of.resid_pre, "residual"), ("+ attention", of.attn_add, "query")]
-    parts += [] if of.cross_add is None else [("+ cross-attention", of.cross_add, "key")]
-    parts += [("+ feed-forward", of.mlp_add, "forward"), ("= after", of.resid_post, "residual")]
-    top = top_of(*(data for _, data, _ in parts))
-    panels: list[Panel] = [
-        Heading(f"Block {of.layer}, token {of.position} {visible(t.tokens[of.position])}: a running sum")
+    parts: list[tuple[str, torch.Tensor, Hue]] = [
+        ("before", of.resid_pre, "residual"),
+        ("+ attention", of.attn_add, "query"),
+        *([] if of.cross_add is None else [("+ cross-attention", of.cross_add, "key")]),
+        ("+ feed-forward", of.mlp_add, "forward"),
+        ("= after", of.resid_post, "residual"),
     ]
-    panels += [Strip(f"{name} |{short(data.norm().item())}|", data, meaning, top) for name, data, meaning in parts]  # pyright: ignore
-    panels.append(seal(of.receipt))
+    scale = max_abs(*(data for _, data, _ in parts))
+    title = f"Block {of.layer}, token {of.position} {show_token(t.tokens[of.position])}: the residual stream as a sum"
+    panels: list[Panel] = [Heading(title)]
+    panels += [Strip(f"{name} |{format_number(data.norm().item())}|", data, hue, scale) for name, data, hue in parts]
+    panels.append(receipt(of.receipt))
     if of.neurons:
-        rows = tuple(
-            tuple(
-                (cell, None)
-                for cell in (
-                    str(one.index),
-                    short(one.act),
-                    short(one.written),
-                    _words(one.promotes),
-                    _words(one.suppresses),
-                )
-            )
-            for one in of.neurons
-        )
-        panels += [
-            Heading(f"Neurons that write most, of {of.d_ff:,}"),
-            Table(("neuron", "activation", "writes", "towards", "away from"), rows),
-        ]
-    if of.refused:
-        panels.append(Line(((of.refused, "soft"),)))
+        rows = []
+        for one in of.neurons:
+            numbers = (str(one.index), format_number(one.act), format_number(one.norm))
+            rows.append(tuple((cell, None) for cell in (*numbers, _texts(one.promotes), _texts(one.suppresses))))
+        panels.append(Heading(f"Neurons with the largest output, of {of.d_ff:,}"))
+        panels.append(Table(("neuron", "activation", "output norm", "promotes", "suppresses"), tuple(rows)))
+    if of.note:
+        panels.append(note(of.note))
     if of.experts:
-        panels.append(
-            Bars(tuple((f"expert {e.index}", e.weight, percent(e.weight)) for e in of.experts), "forward", 1.0)
-        )
+        bars = tuple((f"expert {e.index}", e.weight, format_percent(e.weight)) for e in of.experts)
+        panels.append(Bars(bars, "forward", 1.0))
     return panels
 
 
@@ -245,15 +241,15 @@ def lens(t: Trace, of: Lens) -> list[Panel]:
     if len(of.positions) == 1:
         header = ("after", *(f"{i + 1}." for i in range(len(of.rows[0].top[0]))))
         rows = [((labels[i], None), *(_likely(one) for one in row.top[0])) for i, row in enumerate(of.rows)]
-        title = f"After token {of.positions[0]} {visible(of.tokens[0])}: what each block would say next"
+        title = f"Logit lens after token {of.positions[0]} {show_token(of.tokens[0])}"
     else:
         header = ("token", *labels)
         rows = [
-            ((f"{at} {visible(token)}", None), *(_likely(row.top[i][0]) for row in of.rows))
+            ((f"{at} {show_token(token)}", None), *(_likely(row.top[i][0]) for row in of.rows))
             for i, (at, token) in enumerate(zip(of.positions, of.tokens, strict=True))
         ]
-        title = "What each block would say next after each token, if it were the last block"
-    return [Heading(title), Table(header, tuple(rows)), seal(of.receipt)]
+        title = "Logit lens: the most likely next token after each block"
+    return [Heading(title), Table(header, tuple(rows)), receipt(of.receipt)]
 
 
 def attribution(t: Trace, of: Attribution) -> list[Panel]:
@@ -261,86 +257,68 @@ def attribution(t: Trace, of: Attribution) -> list[Panel]:
     rest = [("embedding", of.embedding)] + [(f"block {i} feed-forward", x) for i, x in enumerate(of.mlp)]
     rest += [(f"block {i} attention bias", x) for i, x in enumerate(of.attention_bias) if x]
     rest += [(name, x) for name, x in (("norm and head", of.constant), ("edits", of.edits)) if x]
-    one, other = (visible(token[1]) for token in (of.target, of.rival))
+    target, rival = (show_token(text) for _, text in (of.target, of.rival))
+    token = f"token {of.position} {show_token(t.tokens[of.position])}"
+    total, of_heads = format_number(of.difference), format_number(sum(map(sum, of.heads)))
+    labels = block_labels(len(shares)), head_labels(shares.shape[1])
     return [
-        Heading(
-            f"After token {of.position} {visible(t.tokens[of.position])}: who speaks for {one}, and against {other}"
-        ),
-        Line(
-            (
-                (
-                    f"logits differ by {short(of.difference)}, of which all heads {short(sum(map(sum, of.heads)))}",
-                    "plain",
-                ),
-            )
-        ),
-        MatrixPanel(
-            shares,
-            called.blocks(len(shares)),
-            called.heads(shares.shape[1]),
-            meaning="query",
-            label="each head's share, in logits",
-        ),
-        Bars(tuple((name, x, short(x)) for name, x in rest), "forward"),
-        seal(of.receipt),
+        Heading(f"After {token}: contributions to logit({target}) - logit({rival})"),
+        note(f"logit difference {total}; all heads together {of_heads}", "plain"),
+        MatrixPanel(shares, *labels, hue="query", label="contribution of each head, in logits"),
+        Bars(tuple((name, x, format_number(x)) for name, x in rest), "forward"),
+        receipt(of.receipt),
     ]
 
 
 def sampling(t: Trace, of: SamplingView) -> list[Panel]:
-    header = ("token", *(f"{stage.name} ({stage.left} left)" for stage in of.stages))
+    header = ("token", *(f"{stage.name} ({stage.remaining} left)" for stage in of.stages))
     drawn = ("drawn",) if of.n_draws else ()
     rows = []
     for i, one in enumerate(of.tokens):
-        cells = [(visible(one.text), None), *((percent(p), p) for p in (stage.probs[i] for stage in of.stages))]
+        cells = [(show_token(one.text), None), *((format_percent(p), p) for p in (s.probs[i] for s in of.stages))]
         rows.append(tuple(cells + ([(f"{of.draws[i]} of {of.n_draws}", of.draws[i] / of.n_draws)] if drawn else [])))
-    where = f"After token {of.position} {visible(t.tokens[of.position])}: the choice, stage by stage"
-    return [Heading(where), Table((*header, *drawn), tuple(rows)), seal(of.receipt)]
+    title = f"After token {of.position} {show_token(t.tokens[of.position])}: probabilities after each sampling stage"
+    return [Heading(title), Table((*header, *drawn), tuple(rows)), receipt(of.receipt)]
 
 
 def tracks(t: Trace, of: Tracks) -> list[Panel]:
-    label = f"lengths of the residual stream; the context ends after {of.context:,} tokens"
-    windows = [
-        Line(((f"windows: {', '.join('all' if w is None else str(w) for w in of.windows)} tokens back", "soft"),))
-    ]
-    matrix = MatrixPanel(of.norms, called.floors(len(of.norms)), called.names(t), meaning="residual", label=label)
-    return [Heading("Parallel tracks"), matrix, *(windows if any(of.windows) else []), seal(of.receipt)]
+    label = f"norms of the residual stream; the context length is {of.context:,} tokens"
+    matrix = MatrixPanel(of.norms, stream_labels(len(of.norms)), token_labels(t), hue="residual", label=label)
+    windows = ", ".join("unlimited" if w is None else str(w) for w in of.windows)
+    notes = [note(f"attention windows of the blocks, in tokens: {windows}")] if any(of.windows) else []
+    return [Heading("Residual stream of each token"), matrix, *notes, receipt(of.receipt)]
 
 
 def changed(t: Trace, of: ChangedView) -> list[Panel]:
     n = of.distances.shape[1]
-    said = [] if of.token is None else [f"the texts part at token {of.token}"]
+    facts = [] if of.token is None else [f"the texts differ from token {of.token} on"]
     if of.edited is not None:
-        said.append(f"an edit of {of.edited.point} reaches token {of.edited.position}")
-    where = "; ".join(said) or "nothing differs"
-    where += "" if of.first is None else f"; left of token {of.first} the largest distance is {short(of.before)}"
-    label = "how far the two residual streams are apart"
-    matrix = MatrixPanel(
-        of.distances, called.floors(len(of.distances)), called.names(t)[:n], meaning="key", label=label
-    )
-    return [Heading("What the change reaches"), matrix, Line(((where, "plain"),)), seal(of.receipt)]
+        facts.append(f"the edit of {of.edited.point} first changes token {of.edited.position}")
+    text = "; ".join(facts) or "the traces do not differ"
+    if of.first is not None:
+        text += f"; the largest distance before token {of.first} is {format_number(of.max_before)}"
+    label = "distance between the two residual streams"
+    matrix = MatrixPanel(of.distances, stream_labels(len(of.distances)), token_labels(t)[:n], hue="key", label=label)
+    return [Heading("What the change affects"), matrix, note(text, "plain"), receipt(of.receipt)]
 
 
-def cache(t: Trace, of: CacheView) -> list[Panel]:
+def cache(t: Trace, of: CacheContents) -> list[Panel]:
     rows = tuple(
         (f"block {one.layer}", one.slots / one.capacity, f"{one.slots} of {one.capacity:,} slots, {one.bytes:,} bytes")
         for one in of.layers
     )
-    found: list[Panel] = [Heading(f"What the cache keeps: {of.bytes:,} bytes"), Bars(rows, "key", 1.0)]
-    kept = [(one.layer, one.source) for one in of.layers if one.source is not None]
-    if kept:
-        theirs = tuple((f"block {i}", 1.0, f"{one.slots} slots, {one.bytes:,} bytes") for i, one in kept)
-        found += [Heading("Of the source, made once"), Bars(theirs, "key", 1.0)]
-    label = f"how much attention each kept token received in block {of.layer}"
-    found.append(MatrixPanel(of.mass, called.heads(len(of.mass)), called.names(t), meaning="key", label=label))
+    found: list[Panel] = [Heading(f"KV cache: {of.bytes:,} bytes"), Bars(rows, "key", 1.0)]
+    sources = [(one.layer, one.source) for one in of.layers if one.source is not None]
+    if sources:
+        bars = tuple((f"block {i}", 1.0, f"{one.slots} slots, {one.bytes:,} bytes") for i, one in sources)
+        found += [Heading("Keys and values of the source, computed once"), Bars(bars, "key", 1.0)]
+    masses = [("cached token", of.mass, t)]
     if of.source_mass is not None:
-        source: Trace = t.source  # pyright: ignore[reportAttributeAccessIssue]
-        label = f"and each token of the source, in block {of.layer}"
-        found.append(
-            MatrixPanel(
-                of.source_mass, called.heads(len(of.source_mass)), called.names(source), meaning="key", label=label
-            )
-        )
-    return [*found, seal(of.receipt)]
+        masses.append(("source token", of.source_mass, t.source))  # pyright: ignore[reportAttributeAccessIssue]
+    for kind, mass, side in masses:
+        label = f"attention received by each {kind}, in block {of.layer}"
+        found.append(MatrixPanel(mass, head_labels(len(mass)), token_labels(side), hue="key", label=label))
+    return [*found, receipt(of.receipt)]
 
 
 def times(t: Trace, of: Times) -> list[Panel]:
@@ -349,46 +327,47 @@ def times(t: Trace, of: Times) -> list[Panel]:
         rows += [(f"block {i} attention", a), (f"block {i} feed-forward", f)]
     rows.append(("head", of.head))
     bars = Bars(tuple((name, ms, f"{ms:.2f} ms") for name, ms in rows), "forward")
-    return [Heading(f"One pass over {of.tokens} tokens: {of.total:.2f} ms"), bars, seal(of.receipt)]
+    return [Heading(f"A forward pass over {of.tokens} tokens: {of.total:.2f} ms"), bars, receipt(of.receipt)]
 
 
 def cache_speed(t: Trace, of: CacheSpeed) -> list[Panel]:
-    rows = (
-        ("next token, with the cache", of.decode, f"{of.decode:.2f} ms"),
-        (f"without: all {of.tokens} tokens again", of.without, f"{of.without:.2f} ms"),
-        (f"reading {of.tokens - 1} tokens at once", of.prefill, f"{of.prefill:.2f} ms"),
-        *(() if of.source is None else (("reading the source, once", of.source, f"{of.source:.2f} ms"),)),
-    )
-    return [Heading("What the cache saves"), Bars(rows, "key"), seal(of.receipt)]
+    rows = [
+        ("decode with the cache", of.decode),
+        (f"decode without it: {of.tokens} tokens", of.uncached),
+        (f"prefill of {of.tokens - 1} tokens", of.prefill),
+        *([] if of.source is None else [("encoding of the source", of.source)]),
+    ]
+    bars = Bars(tuple((name, ms, f"{ms:.2f} ms") for name, ms in rows), "key")
+    return [Heading("Time that the KV cache saves"), bars, receipt(of.receipt)]
 
 
 def fork(t: Trace, of: Fork) -> list[Panel]:
-    where = "one goes on from the other" if of.parts is None else f"the texts part at token {of.parts}"
+    where = "one continues the other" if of.diverges_at is None else f"they differ from token {of.diverges_at} on"
     rows = tuple(
         (
             (str(one.position), None),
-            ("" if one.token is None else visible(one.token), None),
-            ("" if one.other is None else visible(one.other), None),
-            ("" if one.kl is None else short(one.kl), None),
+            ("" if one.token is None else show_token(one.token), None),
+            ("" if one.other is None else show_token(one.other), None),
+            ("" if one.kl is None else format_number(one.kl), None),
         )
         for one in of.steps
     )
-    header = ("", "this text", "the other", "KL of what comes next, nats")
-    return [Heading(f"Two texts side by side: {where}"), Table(header, rows), seal(of.receipt)]
+    header = ("", "this text", "other text", "KL of the next token, nats")
+    return [Heading(f"Two texts: {where}"), Table(header, rows), receipt(of.receipt)]
 
 
-def _likely(one: Likely) -> tuple[str, float]:
-    share = math.exp(one.logprob)
-    return f"{visible(one.token)} {percent(share)}", share
+def alignment(t: Trace, of: Alignment) -> list[Panel]:
+    source, target = (tuple(show_token(one.text) for one in side) for side in (of.source, of.target))
+    heads = "mean of all layers and heads" if of.layer is None else f"layer {of.layer}"
+    heads += "" if of.head is None else f", head {of.head}"
+    label = f"rows are target tokens, columns are source tokens; {heads}"
+    return [Heading("Alignment"), MatrixPanel(of.probs, target, source, True, label=label), receipt(of.receipt)]
 
 
-def _words(named: Sequence) -> str:
-    return " ".join(visible(one.text) for one in named)
+def _likely(one: LikelyToken) -> tuple[str, float]:
+    prob = math.exp(one.logprob)
+    return f"{show_token(one.token)} {format_percent(prob)}", prob
 
 
-def alignment(t: Trace, of: Aligned) -> list[Panel]:
-    source, target = (tuple(visible(one.text) for one in side) for side in (of.source, of.target))
-    where = "the mean over all layers and heads" if of.layer is None else f"layer {of.layer}"
-    where += "" if of.head is None else f", head {of.head}"
-    label = f"a row is a token written, a column one of the source; {where}"
-    return [Heading("Where it looked"), MatrixPanel(of.probs, target, source, True, label=label), seal(of.receipt)]
+def _texts(tokens: Sequence) -> str:
+    return " ".join(show_token(one.text) for one in tokens)

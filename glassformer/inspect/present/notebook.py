@@ -1,10 +1,10 @@
-"""A trace in a notebook: one picture of the page, live, its numbers through the notebook's own channel.
+"""A trace in a notebook: a live picture of the page, which gets its numbers over the notebook's comm.
 
-    the page's script  --  {"id", "kind": "get" or "post", "path", "body"}  -->  the kernel
-                      <--  {"id", "event", "done", "error"} and the answer's bytes  --
+    page    -- {"id", "kind": "get" or "post", "path", "body"} -->   kernel
+    page   <-- {"id", "event", "done", "error"}, response bytes --   kernel
 
-It takes the packages of the extra `notebook`. What is displayed comes in two parts: a still picture, which nbconvert
-and viewers without widgets show, and the live one, which takes its place as soon as the kernel answers it.
+It needs the packages of the extra `notebook`. The output has two parts: a static PNG, which nbconvert and viewers
+without widgets show, and the live picture, which replaces it when the kernel answers.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any
 from uuid import uuid4
 
 from glassformer.errors import ConfigError, GlassformerError, RequestError
-from glassformer.inspect.drawing import trace_panels as of_trace
+from glassformer.inspect.drawing import trace_panels
 from glassformer.inspect.drawing.draw import draw
-from glassformer.inspect.drawing.png import png
 from glassformer.inspect.present.describe import describe_error, describe_text
-from glassformer.inspect.present.report import start
-from glassformer.inspect.present.report_data import prompt_of, target_of
+from glassformer.inspect.present.report import initial_address
+from glassformer.inspect.present.report_data import prompt_text, target_text
 from glassformer.inspect.present.router import LocalRouter
-from glassformer.inspect.present.web_build import ALSO, built, picture_of
+from glassformer.inspect.present.web_build import ALIASES, load_build, picture_of
 from glassformer.inspect.trace.trace import Trace
-from glassformer.inspect.views.focus import Focus, focus
+from glassformer.inspect.views.focus import Focus
+from glassformer.inspect.views.focus import focus as find_focus
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.inspect.views.result import dump
 
-GUEST = """
+WIDGET = """
 const script = %s, style = %s;
 const load = () => customElements.get("gf-app") ? Promise.resolve() :
   (globalThis.__glassformer ??= import(URL.createObjectURL(new Blob([script], { type: "text/javascript" }))));
@@ -43,10 +43,10 @@ export default {
     let answered = false;
     const port = {
       send: (content) => model.send(content),
-      on: (event, heard) => model.on(event, (content, buffers) => {
+      on: (event, receive) => model.on(event, (content, buffers) => {
         if (!answered) document.getElementById(model.get("still"))?.remove();
         answered = true;
-        heard(content, buffers);
+        receive(content, buffers);
       }),
     };
     root.append(sheet, customElements.get("gf-app").embed(port, model.get("address")));
@@ -59,9 +59,9 @@ class NotebookChannel:
     """Answers the page's messages about one trace, and about traces made from its text."""
 
     def __init__(self, t: Trace):
-        self.router = LocalRouter(t.lm, getattr(t.lm, "source", "") or "model")
+        self.router = LocalRouter(t.lm, getattr(t.lm, "path", "") or "model")
         self.id = self.router.add(t)
-        self.prompt = prompt_of(self.router, self.id)
+        self.prompt = prompt_text(self.router, self.id)
 
     def answer(self, message: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], bytes | None]]:
         """Yield one reply, or one for each event, as (content, bytes). An error is a reply that says what is wrong."""
@@ -93,7 +93,7 @@ class NotebookChannel:
         prompt, n, target = body.pop("prompt", ""), body.pop("max_tokens", 0), body.pop("target", None)
         given = body.pop("edits", [])
         options = {name: value for name, value in body.items() if name not in ("model", "stream")}
-        same_target = target is None or target == target_of(first)
+        same_target = target is None or target == target_text(first)
         same_edits = given == [edit.json for edit in first.edits]
         if prompt == self.prompt and n == len(first) - first.n_prompt and same_edits and same_target:
             yield "trace", self.router.describe_all(self.id)
@@ -110,66 +110,73 @@ class NotebookChannel:
 
 
 def show(t: Trace, view: str = "cell", **where: Any) -> Any:
-    """What displays one picture of a trace in a notebook. `view`: a view's or a picture's name; `where`: layer, head,
-    query, key (what is left out: of a head that plays a role on this text).
+    """Return a notebook widget with one picture of a trace.
 
-    RequestError for a name or place that there is not; ConfigError where the packages for it are missing.
+    Args:
+        view: A view or a picture of the page.
+        where: layer, head, query and key; what is left out is chosen by `focus`.
+
+    Raises:
+        RequestError: There is no such picture, or a layer, head, query or key is out of range.
+        ConfigError: The extra `notebook` is not installed.
     """
     picture = picture_of(view)
     for name in where:
         if name not in ("layer", "head", "query", "key"):
-            raise RequestError(f"show takes layer, head, query and key, and not {name!r}", param=name)
-    place = focus(t, **where)
-    talk = NotebookChannel(t)
-    return widget_class()(talk, start(t, place, picture, talk.prompt), still(t, ALSO.get(view, view), place))
+            raise RequestError(f"show takes layer, head, query and key, got {name!r}", param=name)
+    focus, channel = find_focus(t, **where), NotebookChannel(t)
+    address = initial_address(t, focus, picture, channel.prompt)
+    return widget_class()(channel, address, still_picture(t, ALIASES.get(view, view), focus))
 
 
-def still(t: Trace, view: str, place: Focus) -> bytes:
-    """A PNG of a view, for where nothing is live; of the cell's head where the view is of something else."""
+def still_picture(t: Trace, view: str, focus: Focus) -> bytes:
+    """Return a PNG of a view, for where nothing is live."""
+    from glassformer.inspect.drawing.png import render_png  # needs Pillow
+
     name = {"map": "anatomy", "tokenizer": "tokens", "fork": "summary"}.get(view, view)
     if name not in VIEWS or "other" in VIEWS[name].parameters:
-        raise RequestError(f"{view!r} needs a second trace: show it of the page's own pictures", param="view")
-    found = VIEWS[name]
+        raise RequestError(f"the view {view!r} needs a second trace: show the page's picture of it", param="view")
+    spec = VIEWS[name]
     if name == "grid":
-        return png(
-            of_trace.grid(t, found.function(t, layer=place.layer)) + of_trace.pattern(t, place.layer, place.head)
-        )
-    usual: dict[str, Any] = {"layer": place.layer, "head": place.head, "query": place.query, "key": place.key}
-    usual |= {"position": place.query, "token": t.ids[place.query], "tokens": t.ids}
-    usual |= {"text": describe_text(t)["text"], "word": t.tokens[place.query]}
-    subject: Any = t.lm if found.of == "model" else t
-    return png(draw(found, subject, found.function(subject, **{n: usual[n] for n in found.parameters if n in usual})))
+        grid = trace_panels.grid(t, spec.function(t, layer=focus.layer))
+        return render_png(grid + trace_panels.pattern(t, focus.layer, focus.head))
+    defaults: dict[str, Any] = {"layer": focus.layer, "head": focus.head, "query": focus.query, "key": focus.key}
+    defaults |= {"position": focus.query, "token": t.ids[focus.query], "tokens": t.ids}
+    defaults |= {"text": describe_text(t)["text"], "word": t.tokens[focus.query]}
+    subject: Any = t.lm if spec.of == "model" else t
+    options = {name: defaults[name] for name in spec.parameters if name in defaults}
+    return render_png(draw(spec, subject, spec.function(subject, **options)))
 
 
 @cache
 def widget_class() -> type:
-    """Made when it is asked for, so that nothing but a notebook needs anywidget."""
+    """Return the widget class. It is defined on demand, so that only notebooks need anywidget."""
     try:
         import anywidget
         import traitlets
     except ImportError:
         raise ConfigError("pictures in a notebook need anywidget: pip install 'glassformer[notebook]'") from None
-    page = built()
+    page = load_build()
     style = page.style.replace(":root", ":host")
-    for tag in ("html", "body"):  # the guest's rules are for itself, not for its host's page
+    for tag in ("html", "body"):  # the widget must not style the notebook
         style = style.replace(f"{tag}{{", ":host{")
-    esm = GUEST % (json.dumps(page.script), json.dumps(style))
+    esm = WIDGET % (json.dumps(page.script), json.dumps(style))
 
     class Glass(anywidget.AnyWidget):
-        """One picture of a trace: the still one, and the live one that takes its place."""
+        """One picture of a trace: the static PNG, and the live picture that replaces it."""
 
         _esm = esm
         address = traitlets.Dict().tag(sync=True)
         still = traitlets.Unicode().tag(sync=True)
 
-        def __init__(self, talk: NotebookChannel, address: dict[str, Any], picture: bytes):
+        def __init__(self, channel: NotebookChannel, address: dict[str, Any], picture: bytes):
             super().__init__(address=address, still=f"glassformer-{uuid4().hex}")
-            self.talk, self.picture = talk, picture
-            self.on_msg(self._heard)
+            self.channel, self.picture = channel, picture
+            self.on_msg(self._receive)
 
-        def _heard(self, _: Any, message: dict[str, Any], buffers: Any = None) -> None:
-            for said, data in self.talk.answer(message):
-                self.send(said, buffers=[] if data is None else [data])
+        def _receive(self, _: Any, message: dict[str, Any], buffers: Any = None) -> None:
+            for content, data in self.channel.answer(message):
+                self.send(content, buffers=[] if data is None else [data])
 
         def _ipython_display_(self) -> None:
             from IPython.display import display
@@ -180,9 +187,9 @@ def widget_class() -> type:
             display(data, raw=True, metadata=metadata)
 
         def still_bundle(self) -> dict[str, str]:
-            """The still picture, as HTML that the live one can find, and as an image."""
+            """Return the static PNG as an image, and as HTML with an id by which the live picture removes it."""
             image = base64.b64encode(self.picture).decode()
-            alt = escape(f"{self.address['view']} of {self.talk.prompt[:80]}", quote=True)
+            alt = escape(f"{self.address['view']} of {self.channel.prompt[:80]}", quote=True)
             html = f'<img id="{self.still}" alt="{alt}" style="max-width: 100%" src="data:image/png;base64,{image}">'
             return {"text/html": html, "image/png": image, "text/plain": alt}
 

@@ -206,8 +206,7 @@ def _names(router: Router, query: dict[str, str], id: str) -> Reply:
 
 def _tensor(router: Router, query: dict[str, str], id: str, name: str) -> Reply:
     trace, options = router.trace(id), slices.read_options(query)
-    slices.check_pool(options["pool"])
-    body = partial(slices.answer, trace, name, **options)
+    body = partial(slices.encode_slice, trace, name, **options)
     return Reply(body, traces=(id,), media_type="application/octet-stream", immutable=True)
 
 

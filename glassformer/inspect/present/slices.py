@@ -1,10 +1,9 @@
-"""A tensor on its way to a picture: the slice that is drawn, max-pooled to its size, in as many bits as it needs.
+"""The binary form of a slice of a tensor, max-pooled and quantized on request.
 
     4 bytes: length of the header, little-endian  |  header, JSON, padded with spaces  |  numbers, little-endian
 
-The header says what was done: axes, shape, dtype, and for u8 the scale (value = zero + scale · byte); `pool` is how
-many cells each one stands for, `bound` how far a number may be from the tensor's own (pooling aside: a pooled one is
-the largest of its cells, because a mean hides spikes).
+The header has the axes, the shape, the dtype and for u8 the scale (value = zero + scale · byte); `pool`: how many cells
+each number stands for (the largest of them: a mean would hide spikes); `bound`: the largest error of quantization.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from glassformer.inspect.trace.trace import Trace, Value
 from glassformer.inspect.views.result import dump, plain
 
 Kind = Literal["f32", "f16", "u8"]
-MOST = 1 << 24  # numbers of one answer
+MAX_NUMBERS = 1 << 24  # of one response
 LEVELS = 255
 
 
 @dataclass(frozen=True)
 class SlicePart:
-    """What is taken of one axis: one place, which leaves the axis out, or those from `start` to `stop`."""
+    """The part of one axis: one index (stop is None), which drops the axis, or a range."""
 
     axis: str
     size: int
@@ -43,55 +42,53 @@ class SlicePart:
         return 1 if self.stop is None else self.stop - self.start
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         return self.stop is not None and self.length == self.size
 
     @property
-    def places(self) -> int | list[int] | None:
-        """As a trace takes places: None is all of them."""
-        return None if self.whole else self.start if self.stop is None else list(range(self.start, self.stop))
+    def positions(self) -> int | list[int] | None:
+        """The indices as a trace's methods take them; None is all."""
+        return None if self.complete else self.start if self.stop is None else list(range(self.start, self.stop))
 
 
 def parts_of(text: str, axes: Sequence[str], shape: Sequence[int]) -> list[SlicePart]:
-    """ "3,7,:" or "0:256" as parts of the axes; those not named are whole. RequestError where a place is not there."""
-    asked = [one.strip() for one in text.split(",")] if text.strip() else []
-    if len(asked) > len(axes):
+    """Parse "3,7,:" or "0:256"; axes that are not named are complete. RequestError for what is out of range."""
+    given = [one.strip() for one in text.split(",")] if text.strip() else []
+    if len(given) > len(axes):
         raise RequestError(
-            f"slice has {len(asked)} parts, and the tensor {len(axes)} axes: {', '.join(axes)}", param="slice"
+            f"slice has {len(given)} parts, and the tensor {len(axes)} axes: {', '.join(axes)}", param="slice"
         )
-    asked += [":"] * (len(axes) - len(asked))
-    return [_part(one, axis, size) for one, axis, size in zip(asked, axes, shape, strict=True)]
+    given += [":"] * (len(axes) - len(given))
+    return [_parse_part(one, axis, size) for one, axis, size in zip(given, axes, shape, strict=True)]
 
 
-def _part(text: str, axis: str, size: int) -> SlicePart:
+def _parse_part(text: str, axis: str, size: int) -> SlicePart:
     if re.fullmatch(r"-?\d{1,18}", text):
         at = int(text)
         if not -size <= at < size:
-            raise RequestError(f"slice: axis {axis} has the places 0 to {size - 1}, got {at}", param="slice")
+            raise RequestError(f"slice: axis {axis} has the indices 0 to {size - 1}, got {at}", param="slice")
         return SlicePart(axis, size, at % size)
     found = re.fullmatch(r"(-?\d{1,18})?:(-?\d{1,18})?", text)
     if found is None:
-        raise RequestError(f"slice: {text[:40]!r} is neither a place nor places, as in 3 or 0:256 or :", param="slice")
+        raise RequestError(f"slice: each part must be like 3, 0:256 or :, got {text[:40]!r}", param="slice")
     start, stop, _ = slice(*(None if one is None else int(one) for one in found.groups())).indices(size)
     if start >= stop:
-        raise RequestError(f"slice: {text!r} leaves nothing of axis {axis}, which has {size} places", param="slice")
+        raise RequestError(f"slice: {text!r} is empty on axis {axis}, which has size {size}", param="slice")
     return SlicePart(axis, size, start, stop)
 
 
 def read(trace: Trace, name: str, text: str) -> Value:
-    """The slice of a point, computed for no more than it needs. Axes of which one place is taken are left out."""
+    """Return a slice of a point; only what it needs is computed."""
     axes = trace.axes(name)
     parts = parts_of(text, axes, trace.shape(name))
-    if (n := math.prod(part.length for part in parts)) > MOST:
-        raise RequestError(
-            f"this slice has {n:,} numbers, and at most {MOST:,} are sent: take less of it", param="slice"
-        )
-    done = 0  # of the first axes, already taken
+    if (n := math.prod(part.length for part in parts)) > MAX_NUMBERS:
+        raise RequestError(f"slice has {n:,} numbers; at most {MAX_NUMBERS:,} are allowed", param="slice")
+    done = 0  # the number of axes that the trace has sliced
     if name.endswith((".scores", ".probs")) and axes[0] == "H":
-        value = trace.rows(name, head=parts[0].places, query=parts[1].places)
+        value = trace.rows(name, head=parts[0].positions, query=parts[1].positions)
         done = 2
-    elif axes[0] == "T" and not parts[0].whole:
-        value = trace.at(name, parts[0].places)
+    elif axes[0] == "T" and not parts[0].complete:
+        value = trace.at(name, parts[0].positions)
         done = 1
     else:
         value = trace[name]
@@ -101,10 +98,10 @@ def read(trace: Trace, name: str, text: str) -> Value:
     return Value(name, value.tensor[tuple(index)], left, value.error, value.identity)
 
 
-def pooled(x: Tensor, most: int) -> tuple[Tensor, list[int]]:
-    """The last two axes (or the last) with at most so many cells each, the largest of what each stands for."""
+def max_pool(x: Tensor, size: int) -> tuple[Tensor, list[int]]:
+    """Max-pool the last two axes (or the last) to at most `size`; return the cells per number, too."""
     n_axes = min(x.ndim, 2)
-    cells = [-(-size // most) for size in x.shape[x.ndim - n_axes :]]
+    cells = [-(-length // size) for length in x.shape[x.ndim - n_axes :]]
     if n_axes == 0 or all(n == 1 for n in cells):
         return x, cells
     rows = x.reshape(-1, *([1] if n_axes == 1 else []), *x.shape[x.ndim - n_axes :])  # [N, rows, columns]
@@ -113,11 +110,11 @@ def pooled(x: Tensor, most: int) -> tuple[Tensor, list[int]]:
     return small.reshape(*x.shape[: x.ndim - n_axes], *small.shape[3 - n_axes :]), cells
 
 
-def encoded(value: Value, kind: Kind, pool: int | None) -> bytes:
-    """The answer's bytes."""
+def encode(value: Value, kind: Kind, pool: int | None) -> bytes:
+    """Return the header and the numbers."""
     x, cells = value.tensor.detach().float().cpu(), None
     if pool is not None:
-        x, cells = pooled(x, pool)
+        x, cells = max_pool(x, pool)
     head: dict[str, Any] = {"name": value.name, "axes": value.axes, "shape": list(x.shape), "dtype": kind}
     head |= {"scale": None, "zero": None, "pool": cells}
     if kind == "f32":
@@ -125,47 +122,40 @@ def encoded(value: Value, kind: Kind, pool: int | None) -> bytes:
     elif kind == "f16":
         small = x.half()
         if bool((small.isinf() & ~x.isinf()).any()):
-            raise RequestError(f"{value.name} has numbers that f16 cannot hold: ask for f32", param="dtype")
-        data, bound = small.numpy().astype("<f2").tobytes(), _off(small, x)
+            raise RequestError(f"{value.name} has numbers that f16 cannot represent: use f32", param="dtype")
+        data, bound = small.numpy().astype("<f2").tobytes(), _max_error(small, x)
     else:
         if not bool(x.isfinite().all()):
-            raise RequestError(f"{value.name} has numbers that are not finite here: ask for f32", param="dtype")
+            raise RequestError(f"{value.name} has numbers that are not finite: use f32", param="dtype")
         zero = x.min().item()
         scale = (x.max().item() - zero) / LEVELS
         levels = torch.zeros_like(x) if scale == 0 else ((x.double() - zero) / scale).round().clamp(0, LEVELS)
-        data, bound = levels.to(torch.uint8).numpy().tobytes(), _off(zero + scale * levels.double(), x)
+        data, bound = levels.to(torch.uint8).numpy().tobytes(), _max_error(zero + scale * levels.double(), x)
         head |= {"scale": scale, "zero": zero}
     head |= {"bound": bound, "error": value.error, "identity": value.identity}
-    said = dump(plain(head))
-    said += b" " * (-(4 + len(said)) % 8)  # so that the numbers begin where any type of them may
-    return struct.pack("<I", len(said)) + said + data
+    header = dump(plain(head))
+    header += b" " * (-(4 + len(header)) % 8)  # aligns the numbers
+    return struct.pack("<I", len(header)) + header + data
 
 
-def _off(seen: Tensor, real: Tensor) -> float:
-    """How far what is sent may be from the tensor's own numbers."""
-    finite = real.isfinite()
-    return (seen.double() - real.double())[finite].abs().max().item() if bool(finite.any()) else 0.0
+def _max_error(sent: Tensor, exact: Tensor) -> float:
+    finite = exact.isfinite()
+    return (sent.double() - exact.double())[finite].abs().max().item() if bool(finite.any()) else 0.0
 
 
 def read_options(given: Mapping[str, str]) -> dict[str, Any]:
-    """What `answer` takes, from texts. RequestError for what it does not take."""
+    """Parse the query of a tensor. RequestError for an unknown or invalid parameter."""
     for name in given:
         if name not in ("slice", "pool", "dtype"):
             raise RequestError(f"unknown parameter {name[:64]!r}; known: slice, pool, dtype", param=name[:64])
     pool, kind = given.get("pool"), given.get("dtype", "f32")
-    if pool is not None and not re.fullmatch(r"\d{1,9}", pool):
-        raise RequestError(f"pool must be a whole number from 1 to 4096, got {pool!r:.40}", param="pool")
+    if pool is not None and not (re.fullmatch(r"\d{1,9}", pool) and 1 <= int(pool) <= 4096):
+        raise RequestError(f"pool must be a whole number from 1 to 4096, got {pool:.40}", param="pool")
     if kind not in get_args(Kind):
         raise RequestError(f"dtype must be one of {', '.join(get_args(Kind))}, got {kind!r:.40}", param="dtype")
     return {"slice": given.get("slice", ""), "pool": None if pool is None else int(pool), "dtype": kind}
 
 
-def answer(trace: Trace, name: str, *, slice: str = "", pool: int | None = None, dtype: Kind = "f32") -> bytes:
-    """The slice of a point, as it is sent. RequestError for one that is not there."""
-    check_pool(pool)
-    return encoded(read(trace, name, slice), dtype, pool)
-
-
-def check_pool(pool: int | None) -> None:
-    if pool is not None and not 1 <= pool <= 4096:
-        raise RequestError(f"pool must be a whole number from 1 to 4096, got {pool}", param="pool")
+def encode_slice(trace: Trace, name: str, *, slice: str = "", pool: int | None = None, dtype: Kind = "f32") -> bytes:
+    """Return a slice of a point in binary form. RequestError where there is no such point or slice."""
+    return encode(read(trace, name, slice), dtype, pool)

@@ -1,11 +1,11 @@
-"""One edit after another, each by itself: which head, which layer, which token does it?
+"""Apply the same edit at every head, layer, position or cell, one at a time, and measure the effect.
 
-From the last block down, and one row before many: what is above an edit is all that runs anew, so the first row comes
-soon.
+The sweep starts at the last block, with a batch of one: only the blocks above an edit are recomputed, so the first row
+is ready soon.
 
-edits       ablate head 0 of layer 3 | ablate head 1 of layer 3 | ...     each is a row of one batch
-batch       [B, T, D] from what enters layer 3 on: below it nothing has changed, and that is kept
-result      the difference of two logits at one position, or the KL of the whole distribution; rows as they come
+edits       ablate head 0 of layer 3 | ablate head 1 of layer 3 | ...     one sequence of a batch each
+batch       [B, T, D], from the input of layer 3 on; the layers below are not recomputed
+result      a difference of two logits at one position, or the KL divergence of the complete distribution
 """
 
 from __future__ import annotations
@@ -24,23 +24,22 @@ from glassformer.inspect.edits.edit import Edit, ablate, knockout, patch, scale
 from glassformer.inspect.record.rerun import check_head, rerun
 from glassformer.inspect.trace.seq2seq import EncoderTrace
 from glassformer.inspect.trace.trace import Trace
-from glassformer.inspect.views.attribution import pick
-from glassformer.inspect.views.layer import Which, side_of
+from glassformer.inspect.views.attribution import choose_tokens
+from glassformer.inspect.views.layer import AttentionKind, select_stack
 
 OVER = ("heads", "layers", "positions", "cells")
 OPS = ("ablate", "scale", "patch", "knockout")
-AT_ONCE = 4096  # tokens of all rows of a batch
-ROWS = 64
-KL = "KL in nats, from the model's own distribution"
-TURNED = "1 - cosine of the text's vector and its own"
+MAX_TOKENS = 4096  # of one batch
+MAX_BATCH = 64
+KL = "KL divergence from the unedited distribution, in nats"
+COSINE = "1 - cosine of the edited and the unedited embedding"
 
 
 @dataclass(frozen=True)
-class Swept:
-    """What one edit does. value: of the metric, under it; change: that less the value without any edit.
+class SweepRow:
+    """The effect of one edit. value: the metric under the edit; change: its difference from the metric without edits.
 
-    position: the token that is changed, or that is hidden as a key. done: how many rows there are with this one, of
-    `total`.
+    position: the token that is edited, or hidden as a key. done: the number of rows so far, of `total`.
     """
 
     edit: Edit
@@ -55,9 +54,9 @@ class Swept:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that is about to run: iterate over it. `metric` says what `value` is, `base` is it without any edit.
+    """A sweep, which runs when it is iterated over. metric: what is measured; base: its value without edits.
 
-    position: where the logits are read; None: it is a text's vector that is measured.
+    position: of the logits; None: the metric is of the text's embedding.
     """
 
     trace: Trace
@@ -71,28 +70,29 @@ class Sweep:
     def __len__(self) -> int:
         return len(self.edits)
 
-    def __iter__(self) -> Iterator[Swept]:
+    def __iter__(self) -> Iterator[SweepRow]:
         t, order = self.trace, sorted(self.edits, key=lambda edit: -(layer_of(edit.point) or 0))
         length = (len(t) if self.position is None else self.position + 1) + t.n_source
-        most, done = max(1, min(ROWS, AT_ONCE // length)), 0
-        own = rerun(t, (), self.position)[0]
+        max_batch, done = max(1, min(MAX_BATCH, MAX_TOKENS // length)), 0
+        unedited = rerun(t, (), self.position)[0]
         while done < len(order):
-            some = order[done : done + min(most, max(1, done))]  # one, then twice as many each time
-            for edit, found in zip(some, rerun(t, some, self.position), strict=True):
-                value = self._value(found, own)
+            batch = order[done : done + min(max_batch, max(1, done))]  # one edit, then batches of doubling size
+            for edit, result in zip(batch, rerun(t, batch, self.position), strict=True):
+                value = self._value(result, unedited)
                 done += 1
-                head, place = edit.head, edit.key if edit.position is None else edit.position
+                head, position = edit.head, edit.key if edit.position is None else edit.position
                 assert not isinstance(head, Sequence)
-                assert not isinstance(place, Sequence)
-                yield Swept(edit, layer_of(edit.point), head, place, value, value - self.base, done, len(self))
+                assert not isinstance(position, Sequence)
+                change = value - self.base
+                yield SweepRow(edit, layer_of(edit.point), head, position, value, change, done, len(self))
 
-    def _value(self, found: Tensor, own: Tensor) -> float:
+    def _value(self, result: Tensor, unedited: Tensor) -> float:
         if self.position is None:
-            return 1 - torch.cosine_similarity(found.double(), own.double(), dim=0).item()
+            return 1 - torch.cosine_similarity(result.double(), unedited.double(), dim=0).item()
         if self.target is None or self.rival is None:
-            p, q = own.double().log_softmax(-1), found.double().log_softmax(-1)
+            p, q = unedited.double().log_softmax(-1), result.double().log_softmax(-1)
             return (p.exp() * (p - q)).sum().item()
-        return (found[self.target] - found[self.rival]).item()
+        return (result[self.target] - result[self.rival]).item()
 
 
 def sweep(
@@ -100,7 +100,7 @@ def sweep(
     *,
     over: str = "heads",
     op: str = "ablate",
-    attention: Which = "attn",
+    attention: AttentionKind = "attn",
     position: int | None = None,
     target: int | str | None = None,
     rival: int | str | None = None,
@@ -108,115 +108,125 @@ def sweep(
     point: str | None = None,
     factor: float | None = None,
 ) -> Sweep:
-    """Try one edit at every head ("heads": attn.z), every branch of every layer ("layers": attn.add and mlp.add), every
-    token ("positions": what enters block 0), or every layer and token ("cells": resid_pre). `point` names another end
-    of a point for it ("mlp.act"). A knockout, of cells, hides a layer's key from all others that see it.
+    """Prepare the same edit at every head, layer, position or cell.
 
-    attention: of a model that reads a source, "encoder" does all of that there, and "cross" with what is between:
-    cross.z; cross.add; the source's tokens as the decoder reads them; in each layer (cross.v). A recurrent model has
-    positions alone, those of its source: rnn.states, or rnn.scores to knock out.
+    The metric is the KL divergence from the unedited next-token distribution; with `target` or `rival` the difference
+    of two logits; of an encoder-only model, without position, target and rival, 1 - cosine of the text's embedding.
 
-    position: where the logits are read, by default at the end. Without target and rival the metric is the KL from what
-    the model says to what it says under the edit; with a target the difference of its logit and the rival's (by default
-    the likeliest other). Of an encoder, without all three, it is how far the text's vector turns: 1 - cosine.
-    source: of a patch, the trace to take from. RequestError for what does not go together.
+    Args:
+        over: "heads" edits attn.z; "layers" attn.add and mlp.add; "positions" the input of block 0; "cells" resid_pre
+            at every layer and position, or with op "knockout" each key of a layer, for all later queries. A recurrent
+            model has "positions" only: rnn.states of its source, or with "knockout" rnn.scores.
+        op: "ablate", "scale", "patch" or "knockout".
+        attention: Of an encoder-decoder, "encoder" edits the encoder; "cross" edits cross.z, cross.add, the encoder's
+            output at each source token, or cross.v.
+        position: Of the logits; by default the last.
+        target: A token by id or text; by default the most likely one.
+        rival: The same; by default the most likely one apart from the target.
+        source: For "patch": the trace to copy from.
+        point: The suffix of another point to edit, such as "mlp.act".
+        factor: For "scale".
+
+    Raises:
+        RequestError: Options do not go together, or the model lacks what they name.
     """
     if over not in OVER:
         raise RequestError(f"over must be one of {', '.join(OVER)}, got {over!r}", param="over")
     if op not in OPS:
         raise RequestError(f"op must be one of {', '.join(OPS)}, got {op!r}", param="op")
-    for name, given, needed in (("source", source, op == "patch"), ("factor", factor, op == "scale")):
-        if needed and given is None:
-            raise RequestError(
-                f"{op} needs {'the trace to take from (source)' if name == 'source' else name}", param=name
-            )
-        if given is not None and not needed:
-            raise RequestError(f"{name} has no effect on {op}", param=name)
+    for name, given, owner in (("source", source, "patch"), ("factor", factor, "scale")):
+        if op == owner and given is None:
+            raise RequestError(f"op {op!r} needs {name}: give it", param=name)
+        if op != owner and given is not None:
+            raise RequestError(f"{name} has no effect with op {op!r}: leave it out", param=name)
     if point is not None and (over == "positions" or op == "knockout"):
-        where = "a knockout: it is of scores" if op == "knockout" else "positions: the token is changed where it enters"
-        raise RequestError(f"point has no effect on {where}", param="point")
+        other = "op 'knockout', which edits scores" if op == "knockout" else "over 'positions', which edits the input"
+        raise RequestError(f"point has no effect with {other}: leave it out", param="point")
     encoder = isinstance(t, EncoderTrace)
-    vector = encoder and position is None and target is None and rival is None
+    of_embedding = encoder and position is None and target is None and rival is None
     if encoder and not hasattr(t.lm, "sentence"):
-        raise RequestError("this is the source's part of a trace: sweep the whole, attention='encoder'", param="trace")
-    if not vector and encoder:
+        raise RequestError(
+            "this is the encoder's part of a trace: sweep the complete trace, with attention='encoder'", param="trace"
+        )
+    if encoder and not of_embedding:
         check_head(t)
-    where = t.index("position", -1 if position is None else position)
+    at = t.index("position", -1 if position is None else position)
 
-    def edit(name: str, **place: Any) -> Edit:
+    def edit(name: str, **where: Any) -> Edit:
         if op == "knockout":
-            return knockout(name, **place)
+            return knockout(name, **where)
         if source is not None:
-            return patch(name, source, **place)
-        return ablate(name, **place) if factor is None else scale(name, factor, **place)
+            return patch(name, source, **where)
+        return ablate(name, **where) if factor is None else scale(name, factor, **where)
 
-    edits = [edit(name, **place) for name, place in _places(t, over, op, attention, point, where, source)]
-    Edits(t.config, edits, [t.n_prompt], len(t), t.n_source or None)
-    if vector:
-        return Sweep(t, tuple(edits), None, None, None, 0.0, TURNED)
+    edits = tuple(edit(name, **where) for name, where in _targets(t, over, op, attention, point, at, source))
+    Edits(t.config, list(edits), [t.n_prompt], len(t), t.n_source or None)  # validates
+    if of_embedding:
+        return Sweep(t, edits, None, None, None, 0.0, COSINE)
     if target is None and rival is None:
-        return Sweep(t, tuple(edits), where, None, None, 0.0, KL)
-    own = rerun(t, (), where)[0]
-    one, other = pick(t, own, target, rival)
-    return Sweep(t, tuple(edits), where, one, other, (own[one] - own[other]).item(), f"logit[{one}] - logit[{other}]")
+        return Sweep(t, edits, at, None, None, 0.0, KL)
+    logits = rerun(t, (), at)[0]
+    one, other = choose_tokens(t, logits, target, rival)
+    return Sweep(t, edits, at, one, other, (logits[one] - logits[other]).item(), f"logit[{one}] - logit[{other}]")
 
 
-def _places(
-    t: Trace, over: str, op: str, attention: Which, point: str | None, where: int, source: Trace | None
+def _targets(
+    t: Trace, over: str, op: str, attention: AttentionKind, point: str | None, at: int, source: Trace | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each point that is to be edited, and where."""
-    if op == "knockout" and over != ("cells" if t.has_blocks else "positions"):
-        what = "a layer's keys: over='cells'" if t.has_blocks else "the source's tokens: over='positions'"
-        raise RequestError(f"a knockout goes through {what}, got {over!r}", param="over")
+    """Yield each point to edit, and the heads, positions, queries and keys of the edit."""
+    allowed = "cells" if t.has_blocks else "positions"
+    if op == "knockout" and over != allowed:
+        raise RequestError(f"op 'knockout' needs over={allowed!r} for this model, got {over!r}", param="over")
     if not t.has_blocks:
-        yield from _of_recurrent(t, over, op, attention, source)
+        yield from _recurrent_targets(t, over, op, attention, source)
         return
-    side, _ = side_of(t, attention)
+    stack, _ = select_stack(t, attention)
     if attention == "cross" and t.source is None:
-        raise RequestError("this model reads no source: leave out `attention`", param="attention")
-    prefix, part = ENCODER if attention == "encoder" else "", "cross" if attention == "cross" else "attn"
-    causal, n = side.causal and part == "attn", side.config.n_layers
-    theirs = None if source is None else len(source if side is t and part == "attn" else source.source)
-    size = where + 1 if causal else side.n_source if part == "cross" else len(side)
-    tokens = range(size if theirs is None else min(size, theirs))
-    layers = [f"{prefix}blocks.{i}." for i in range(n)]
+        raise RequestError("this model has no source: leave out `attention`", param="attention")
+    prefix, kind = ENCODER if attention == "encoder" else "", "cross" if attention == "cross" else "attn"
+    causal = stack.causal and kind == "attn"
+    lengths = [at + 1 if causal else stack.n_source if kind == "cross" else len(stack)]
+    if source is not None:
+        lengths.append(len(source if stack is t and kind == "attn" else source.source))
+    tokens = range(min(lengths))
+    layers = [f"{prefix}blocks.{i}." for i in range(stack.config.n_layers)]
     if op == "knockout":
         for layer in layers:
-            for p in range(where) if causal else tokens:
-                yield f"{layer}{part}.scores", {"key": p} | ({"query": tuple(range(p + 1, len(t)))} if causal else {})
+            for key in range(at) if causal else tokens:
+                queries = {"query": tuple(range(key + 1, len(t)))} if causal else {}
+                yield f"{layer}{kind}.scores", {"key": key} | queries
     elif over == "heads":
-        for name in (f"{layer}{point or f'{part}.z'}" for layer in layers):
-            for head in range(_heads(t, name)):
+        for name in (f"{layer}{point or f'{kind}.z'}" for layer in layers):
+            for head in range(_n_heads(t, name)):
                 yield name, {"head": head}
     elif over == "layers":
-        ends = (point,) if point else ("cross.add",) if part == "cross" else ("attn.add", "mlp.add")
+        ends = (point,) if point else ("cross.add",) if kind == "cross" else ("attn.add", "mlp.add")
         yield from ((f"{layer}{end}", {}) for layer in layers for end in ends)
     elif over == "positions":
-        name = f"{ENCODER}final.norm" if part == "cross" else f"{prefix}blocks.0.resid_pre"
+        name = f"{ENCODER}final.norm" if kind == "cross" else f"{prefix}blocks.0.resid_pre"
         yield from ((name, {"position": p}) for p in tokens)
     else:
-        end = point or ("cross.v" if part == "cross" else "resid_pre")
+        end = point or ("cross.v" if kind == "cross" else "resid_pre")
         yield from ((f"{layer}{end}", {"position": p}) for layer in layers for p in tokens)
 
 
-def _of_recurrent(t: Any, over: str, op: str, attention: Which, source: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def _recurrent_targets(
+    t: Any, over: str, op: str, attention: AttentionKind, source: Any
+) -> Iterator[tuple[str, dict[str, Any]]]:
     if over != "positions":
-        raise RequestError(
-            f"a recurrent model has no heads and no layers to go through: over='positions', got {over!r}", param="over"
-        )
+        raise RequestError(f"a recurrent model needs over='positions', got {over!r}", param="over")
     if attention != "attn":
-        raise RequestError("a recurrent model has one attention at most: leave out `attention`", param="attention")
-    hidden = op == "knockout"
-    name = "rnn.scores" if hidden else "rnn.states"
+        raise RequestError("a recurrent model has one attention: leave out `attention`", param="attention")
+    name, axis = ("rnn.scores", "key") if op == "knockout" else ("rnn.states", "position")
     find(t.config, name)
     n = len(t.source) if source is None else min(len(t.source), len(source.source))
-    yield from ((name, {"key" if hidden else "position": p}) for p in range(n))
+    yield from ((name, {axis: p}) for p in range(n))
 
 
-def _heads(t: Trace, name: str) -> int:
-    """How many heads a point has. RequestError where it has none."""
+def _n_heads(t: Trace, name: str) -> int:
+    """Return the number of heads of a point. RequestError where it has no head axis."""
     axes, size = t.axes(name), sizes(t.config, name)
-    which = next((axis for axis in axes if axis in ("H", "Hkv")), None)
-    if which is None:
-        raise RequestError(f"{name} has no heads", param="point")
-    return size[which]
+    axis = next((axis for axis in axes if axis in ("H", "Hkv")), None)
+    if axis is None:
+        raise RequestError(f"{name} has no heads: use another point, or over='layers'", param="point")
+    return size[axis]

@@ -1,6 +1,6 @@
-"""Where a model looked in its source while it wrote each token of the target. View 14.
+"""The attention of each target token to the source tokens. View 14.
 
-Transformer   blocks.i.cross.probs [H, T, S], one head's or the mean of several
+Transformer   blocks.i.cross.probs [H, T, S], of one head or the mean of several
 recurrent     rnn.probs [T, S]: context_t = sum_j probs_tj h_j (Bahdanau et al. 2015, equation 5)
 """
 
@@ -18,27 +18,29 @@ from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.recompute import larger
 from glassformer.inspect.trace.trace import ModelKind, Receipt, Trace
 
-NONE = "this model has no attention: it writes from the encoder's last state alone, and nothing aligns"
+NO_ATTENTION = "this model has no attention: it generates from the encoder's last state alone, so there is no alignment"
 
 
 @dataclass(frozen=True)
-class AlignmentSide:
-    """A token of either text."""
+class AlignmentToken:
+    """A token of the source or the target."""
 
     id: int
     text: str
 
 
 @dataclass(frozen=True)
-class Aligned:
-    """`probs` [T, S]: how much of each token of the source was taken when each one of the target was to be written;
-    rows sum to 1. `ended`: the last target token is the one that ends the text. `layer`, `head`: None is the mean over
-    all `n_layers`, or all `n_heads`; of a recurrent model there is one of either.
+class Alignment:
+    """The result of `alignment`.
+
+    probs [T, S]: the attention with which each target token was generated, over the source; rows sum to 1. ended: the
+    last target token is the end token. layer, head: None is the mean over all `n_layers` or `n_heads`; a recurrent
+    model has one of each.
     """
 
     kind: ModelKind
-    source: tuple[AlignmentSide, ...]
-    target: tuple[AlignmentSide, ...]
+    source: tuple[AlignmentToken, ...]
+    target: tuple[AlignmentToken, ...]
     ended: bool
     layer: int | None
     head: int | None
@@ -49,29 +51,32 @@ class Aligned:
 
 
 @torch.no_grad()
-def alignment(t: Trace, *, layer: int | None = None, head: int | None = None) -> Aligned:
-    """What each token that was written looked at in the source: one head's shares, or the mean over layers and heads.
+def alignment(t: Trace, *, layer: int | None = None, head: int | None = None) -> Alignment:
+    """The attention of each target token to the source: of one head, or the mean over layers and heads.
 
-    RequestError for a layer or head that there is not, a head of no layer, or a model without attention.
+    Raises:
+        RequestError: A layer or head is out of range, `head` is given without `layer`, or the model has no attention.
     """
     pair: Any = t
     if head is not None and layer is None:
-        raise RequestError("a head is one of a layer's: give `layer` too", param="layer")
+        raise RequestError("head needs a layer: give `layer` too", param="layer")
     if not t.has_blocks:
         probs, line, identity, error, n_layers, n_heads = _recurrent(pair, layer, head)
     else:
         probs, line, identity, error, n_layers, n_heads = _cross(pair, layer, head)
     source, target = (
-        tuple(AlignmentSide(*one) for one in zip(ids, tokens, strict=True))
+        tuple(AlignmentToken(*one) for one in zip(ids, tokens, strict=True))
         for ids, tokens in ((pair.source.ids, pair.source.tokens), (pair.target, pair.target_tokens))
     )
     ended = bool(pair.target) and pair.target[-1] == pair.lm.end_id
-    return Aligned(t.kind, source, target, ended, layer, head, n_layers, n_heads, probs, Receipt(line, identity, error))
+    return Alignment(
+        t.kind, source, target, ended, layer, head, n_layers, n_heads, probs, Receipt(line, identity, error)
+    )
 
 
 def _recurrent(t: Any, layer: int | None, head: int | None) -> tuple[Tensor, str, str | None, float | None, int, int]:
     if t.config.attention is None:
-        raise RequestError(NONE, param="view")
+        raise RequestError(NO_ATTENTION, param="view")
     check_number("layer", layer, 0, 0, optional=True)
     check_number("head", head, 0, 0, optional=True)
     value = t["rnn.probs"]

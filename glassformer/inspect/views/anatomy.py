@@ -1,4 +1,4 @@
-"""A model's parts, their shapes and sizes, and how long each takes on a text. View 1."""
+"""The parts of a model, their shapes and sizes, and their computation times on a text. View 1."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class WeightMatrix:
 
 @dataclass(frozen=True)
 class ModelPart:
-    """One part of the model; `layer` is its block's number, None outside the blocks."""
+    """One part of the model. layer: the index of its block, None outside the blocks."""
 
     kind: str
     layer: int | None
@@ -40,7 +40,7 @@ class ModelPart:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one block's attention and feed-forward layer are, in the few numbers that a picture needs."""
+    """The configuration of one block, as far as drawings need it."""
 
     n_heads: int
     n_kv_heads: int
@@ -56,11 +56,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """`shares`: of all parameters, by kind of part. `tied`: the head's table is the embedding's, counted once.
+    """The result of `anatomy`.
 
-    `layers`: of what writes, or of an encoder by itself; `encoder`: of what reads its source. Neither in a recurrent
-    model, which has no context either: it reads and writes any length. `refused`: the views that have no meaning for
-    models of this kind, and why.
+    shares: the fraction of all parameters by kind of part. tied: the head shares the embedding's matrix, which is
+    counted once. layers: of the decoder, or of an encoder-only model; encoder: of the encoder of an encoder-decoder.
+    A recurrent model has neither, and no context length. unavailable: the views that this kind of model lacks, and why.
     """
 
     kind: ModelKind
@@ -76,13 +76,13 @@ class Anatomy:
     parts: tuple[ModelPart, ...]
     shares: dict[str, float]
     parameters: int
-    refused: dict[str, str]
+    unavailable: dict[str, str]
     receipt: Receipt
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of each part of one pass over the text, of the pass of median length of several."""
+    """Milliseconds of each part of a forward pass over the text; of several passes, the one of median duration."""
 
     tokens: int
     embedding: float
@@ -94,21 +94,23 @@ class Times:
 
 
 def anatomy(lm: Language) -> Anatomy:
-    """The parts of a model, from its own parameters; they add up to all that it has."""
+    """The parts of a model, from its parameters; together they are all parameters."""
     found: dict[tuple[str, int | None], list[WeightMatrix]] = {}
     for name, p in lm.model.named_parameters():
-        found.setdefault(part_of(name), []).append(WeightMatrix(name, tuple(p.shape), p.numel()))
+        found.setdefault(classify_parameter(name), []).append(WeightMatrix(name, tuple(p.shape), p.numel()))
     parts = tuple(
         ModelPart(kind, layer, sum(m.parameters for m in matrices), tuple(matrices))
         for (kind, layer), matrices in found.items()
     )
     total = sum(part.parameters for part in parts)
     kind = lm.kind
-    held = {p.data_ptr(): p.numel() for p in lm.model.state_dict().values()}
+    stored = {p.data_ptr(): p.numel() for p in lm.model.state_dict().values()}
     kinds = dict.fromkeys(part.kind for part in parts)
     shares = {one: sum(p.parameters for p in parts if p.kind == one) / total for one in kinds}
     receipt = Receipt(
-        "sum(p.numel() for p in lm.model.parameters())", "sum of the parts - the state dict", sum(held.values()) - total
+        "sum(p.numel() for p in lm.model.parameters())",
+        "sum of the parts - the state dict",
+        sum(stored.values()) - total,
     )
     config, dtype = lm.model.config, str(next(lm.model.parameters()).dtype).removeprefix("torch.")
     if isinstance(config, RecurrentConfig):
@@ -116,8 +118,8 @@ def anatomy(lm: Language) -> Anatomy:
             kind, config.cell, config.target_vocab_size, config.d_model, None, None, False, dtype, (), (), parts,
             shares, total, REFUSED[kind], receipt,
         )  # fmt: skip
-    layers = layers_of(config)
-    encoder = () if not isinstance(config, ModelConfig) or config.encoder is None else layers_of(config.encoder)
+    layers = describe_layers(config)
+    encoder = () if not isinstance(config, ModelConfig) or config.encoder is None else describe_layers(config.encoder)
     return Anatomy(
         kind, config.family, config.vocab_size, config.d_model, config.context_length,
         config.positions or ("rotary" if any(layer.rotary for layer in layers) else None),
@@ -126,8 +128,8 @@ def anatomy(lm: Language) -> Anatomy:
     )  # fmt: skip
 
 
-def layers_of(config: ModelConfig | EncoderConfig) -> tuple[Layer, ...]:
-    """Every block of a stack."""
+def describe_layers(config: ModelConfig | EncoderConfig) -> tuple[Layer, ...]:
+    """Return the configuration of each block of a stack."""
     return tuple(
         Layer(
             layer.attention.n_heads, layer.attention.n_kv_heads, layer.attention.head_dim, layer.attention.window,
@@ -138,10 +140,10 @@ def layers_of(config: ModelConfig | EncoderConfig) -> tuple[Layer, ...]:
     )  # fmt: skip
 
 
-def part_of(name: str) -> tuple[str, int | None]:
-    """Which part of a model a parameter belongs to."""
+def classify_parameter(name: str) -> tuple[str, int | None]:
+    """Return the (kind, layer) of the part that a parameter belongs to."""
     first, _, rest = name.partition(".")
-    if first in RECURRENT or rest.startswith(("weight_", "bias_")):  # of cells: those that read, those that write
+    if first in RECURRENT or rest.startswith(("weight_", "bias_")):  # recurrent cells
         return RECURRENT.get(first, first), None
     side = "encoder " if name.startswith("encoder.") else ""
     words = name.removeprefix("encoder.").split(".")
@@ -155,7 +157,7 @@ def part_of(name: str) -> tuple[str, int | None]:
 
 
 class _Clock:
-    """A tap that notes when the pass came to the borders between its parts."""
+    """A tap that records the time at which each part of a forward pass ends."""
 
     def __init__(self):
         self.at: list[tuple[str, float]] = []
@@ -172,23 +174,23 @@ class _Clock:
 
 @torch.inference_mode()
 def times(t: Trace, *, rounds: int = 3) -> Times:
-    """How long each part of a pass over this text takes, measured here and now: the median of `rounds` passes."""
+    """The time that each part of a forward pass over this text takes: the median of `rounds` forward passes."""
     check_number("rounds", rounds, 1, 20)
     ids = torch.tensor([t.ids], device=t.model.embed.weight.device)
     runs: list[dict[str, float]] = []
     for _ in range(rounds):
         clock, before = _Clock(), time.perf_counter()
         start = before
-        t.model(ids, Step.of(ids, tap=clock, source=t.captured.source))  # a decoder's own part, where there is a source
+        t.model(ids, Step.of(ids, tap=clock, source=t.captured.source))  # an encoder is not timed
         parts: dict[str, float] = {}
         for name, at in clock.at:
             parts[name], before = (at - before) * 1e3, at
         runs.append(parts | {"total": (before - start) * 1e3})
-    took = sorted(runs, key=lambda run: run["total"])[len(runs) // 2]
+    median = sorted(runs, key=lambda run: run["total"])[len(runs) // 2]
     blocks = range(t.config.n_layers)
-    attention = tuple(took[f"blocks.{i}.attn.add"] + took.get(f"blocks.{i}.cross.add", 0.0) for i in blocks)
-    rest = tuple(took[f"blocks.{i}.resid_post"] for i in blocks)
-    head = took["final.norm"] + took["final.logits"]
-    every = [took["embed.out"], *attention, *rest, head]
-    receipt = Receipt("t.times()", "sum of the parts - the whole pass, in ms", abs(sum(every) - took["total"]))
-    return Times(len(t.ids), took["embed.out"], attention, rest, head, took["total"], receipt)
+    attention = tuple(median[f"blocks.{i}.attn.add"] + median.get(f"blocks.{i}.cross.add", 0.0) for i in blocks)
+    rest = tuple(median[f"blocks.{i}.resid_post"] for i in blocks)
+    head = median["final.norm"] + median["final.logits"]
+    every = [median["embed.out"], *attention, *rest, head]
+    receipt = Receipt("t.times()", "sum of the parts - the forward pass, in ms", abs(sum(every) - median["total"]))
+    return Times(len(t.ids), median["embed.out"], attention, rest, head, median["total"], receipt)

@@ -1,10 +1,10 @@
-"""Which head and which feed-forward layer speaks for a token, and against another: shares of a difference of logits.
+"""The contribution of each head and feed-forward layer to the difference of two logits.
 
     logit[target] - logit[rival] = (W_target - W_rival) · norm(x),   x = embed.out + sum over blocks of heads + mlp
 
-The final norm divides by a size that all of x has together. Held at what it was in this pass, it is linear, and so each
-part of x has its own share; their sum is the difference. ("A Mathematical Framework for Transformer Circuits", Elhage
-et al. 2021: "direct logit attribution".) Norms inside a branch (`norm_at` "out") are held the same way.
+The final norm divides by a statistic of the complete x. With that statistic frozen, the norm is linear: each part of x
+has its own share, and the shares add up to the difference ("direct logit attribution", Elhage et al. 2021, "A
+Mathematical Framework for Transformer Circuits"). Norms inside a branch (`norm_at` "out") are frozen in the same way.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SUM = "|sum of all shares - difference of the logits|"
 
 @dataclass(frozen=True)
 class Attribution:
-    """Shares of logit[target] - logit[rival], in logits, at one position.
+    """Contributions to logit[target] - logit[rival], in logits, at one position.
 
-    heads [L, H], attention_bias [L] (what attention writes beside its heads), mlp [L]; embedding; constant: what the
-    final norm and the head add whatever they read; edits: what edits of the residual stream itself put there.
-    `difference` is of the logits before a cap on them, `capped` after it (the same where there is none).
+    heads [L, H]; attention_bias [L]: of attention without its heads; mlp [L]; embedding; constant: of the biases of the
+    final norm and the head; edits: of edits of the residual stream. difference: before the logit softcap; capped: after
+    it (the same without a softcap).
     """
 
     position: int
@@ -46,8 +46,8 @@ class Attribution:
     receipt: Receipt
 
 
-class Held:
-    """A norm whose statistics are held at those of one x: linear in a part of x, and a constant."""
+class FrozenNorm:
+    """A norm with the statistics of one x: a linear map of parts of x, and the constant `shift`."""
 
     def __init__(self, norm: torch.nn.Module, x: Float[Tensor, "D"]):
         x = x.double()
@@ -73,27 +73,31 @@ class Held:
 def attribution(
     t: Trace, *, position: int = -1, target: int | str | None = None, rival: int | str | None = None
 ) -> Attribution:
-    """Every head's and feed-forward layer's share of how much likelier `target` is than `rival` after this position.
+    """The contribution of every head and feed-forward layer to logit[target] - logit[rival] after a position.
 
-    target: a token (its id, or its text); None: the likeliest. rival: the same; None: the likeliest beside the target.
-    RequestError where the model norms the residual stream itself after each branch.
+    Args:
+        target: A token by its id or text; None: the most likely one.
+        rival: The same; None: the most likely one apart from the target.
+
+    Raises:
+        RequestError: The model normalizes the residual stream itself after each branch, or the final norm is edited.
     """
     config, where = t.config, t.index("position", position)
     for i, layer in enumerate(config.layers):
         if "post" in layer.norm_at:
             raise RequestError(
-                f"block {i} norms the residual stream itself (norm_at {list(layer.norm_at)}): what an earlier block "
-                "wrote is divided again after every branch, so that no part of it reaches the logits as it was written",
+                f"block {i} normalizes the residual stream itself (norm_at {list(layer.norm_at)}): the output of "
+                "earlier blocks is rescaled after every branch, so attribution is not defined for this model",
                 param="view",
             )
     edited = {edit.point for edit in t.edits}
-    if behind := sorted(edited & {"final.norm", "final.logits"}):
-        raise RequestError(f"{behind[0]} is edited, which is behind all that has a share", param="view")
+    if late := sorted(edited & {"final.norm", "final.logits"}):
+        raise RequestError(f"{late[0]} is edited, so contributions do not add up to the logits", param="view")
     logits = t.at("final.logits", where).tensor
-    one, other = pick(t, logits, target, rival)
+    one, other = choose_tokens(t, logits, target, rival)
     last = f"blocks.{config.n_layers - 1}.resid_post"
     x = t.at(last, where).tensor
-    final = Held(t.model.norm, x)
+    final = FrozenNorm(t.model.norm, x)
     weight = t.model.head.weight
     direction = (weight[one].double() - weight[other].double()) * config.head_scale
     bias = t.model.head.bias
@@ -103,7 +107,7 @@ def attribution(
     def share(part: Tensor) -> Tensor:
         return final(part) @ direction
 
-    heads, biases, mlps, jumps = [], [], [], 0.0
+    heads, biases, mlps, of_edits = [], [], [], 0.0
     for i, (layer, block) in enumerate(zip(config.layers, t.model.blocks, strict=True)):
         kinds = ("attn",) if layer.cross is None else ("attn", "cross")
         names = [f"blocks.{i}.{kind}.{end}" for kind in kinds for end in ("heads", "out", "add")]
@@ -111,48 +115,54 @@ def attribution(
         value = {name.removeprefix(f"blocks.{i}."): one.tensor.double() for name, one in got.items()}
         parts, rest = [], 0.0
         for kind in kinds:
-            branch, bias = Held(getattr(block, f"{kind}_out_norm"), value[f"{kind}.out"]), getattr(block, kind).o.bias
-            parts.append(branch(value[f"{kind}.heads"]))
-            beside = branch.shift if bias is None else branch(bias) + branch.shift
-            rest += share(beside.expand_as(x)).item()
+            bias, norm = (
+                getattr(block, kind).o.bias,
+                FrozenNorm(getattr(block, f"{kind}_out_norm"), value[f"{kind}.out"]),
+            )
+            parts.append(norm(value[f"{kind}.heads"]))
+            constant_part = norm.shift if bias is None else norm(bias) + norm.shift
+            rest += share(constant_part.expand_as(x)).item()
             if edited & {f"blocks.{i}.{kind}.{end}" for end in ("out", "add")}:
-                jumps += share(value[f"{kind}.add"] - parts[-1].sum(0) - beside).item()
+                of_edits += share(value[f"{kind}.add"] - parts[-1].sum(0) - constant_part).item()
         heads.append(tuple(share(torch.cat(parts)).tolist()))
         biases.append(rest)
         mlps.append(share(value["mlp.add"]).item())
         if edited & {f"blocks.{i}.{end}" for end in STREAM} | edited & {f"blocks.{i + 1}.resid_pre"}:
-            leaves = x if i + 1 == config.n_layers else t.at(f"blocks.{i + 1}.resid_pre", where).tensor
-            written = sum(value[f"{kind}.add"] for kind in (*kinds, "mlp"))
-            jumps += share(leaves.double() - t.at(f"blocks.{i}.resid_pre", where).tensor.double() - written).item()
+            after = x if i + 1 == config.n_layers else t.at(f"blocks.{i + 1}.resid_pre", where).tensor
+            added = sum(value[f"{kind}.add"] for kind in (*kinds, "mlp"))
+            before = t.at(f"blocks.{i}.resid_pre", where).tensor
+            of_edits += share(after.double() - before.double() - added).item()
     embedding = share(t.at("blocks.0.resid_pre", where).tensor).item()
     capped = (logits[one] - logits[other]).item()
-    read = t.at("final.norm", where).tensor.double()
-    raw = capped if config.logit_softcap is None else (read @ direction).item() + of_head
-    total = sum(map(sum, heads)) + sum(biases) + sum(mlps) + embedding + constant + jumps
-    named = [(token, token_text(t.lm.tokenizer, token)) for token in (one, other)]
+    normed = t.at("final.norm", where).tensor.double()
+    raw = capped if config.logit_softcap is None else (normed @ direction).item() + of_head
+    total = sum(map(sum, heads)) + sum(biases) + sum(mlps) + embedding + constant + of_edits
+    tokens = [(token, token_text(t.lm.tokenizer, token)) for token in (one, other)]
     code = f"t.attribution(position={where}, target={one}, rival={other})"
     return Attribution(
-        where, named[0], named[1], raw, capped, tuple(heads), tuple(biases), tuple(mlps), embedding, constant, jumps,
-        Receipt(code, SUM, abs(total - raw)),
+        where, tokens[0], tokens[1], raw, capped, tuple(heads), tuple(biases), tuple(mlps), embedding, constant,
+        of_edits, Receipt(code, SUM, abs(total - raw)),
     )  # fmt: skip
 
 
-def pick(t: Trace, logits: Float[Tensor, "V"], target: int | str | None, rival: int | str | None) -> tuple[int, int]:
-    """The two tokens: named by id or text, or the likeliest, and the likeliest beside it. RequestError otherwise."""
+def choose_tokens(
+    t: Trace, logits: Float[Tensor, "V"], target: int | str | None, rival: int | str | None
+) -> tuple[int, int]:
+    """Return the ids of target and rival; None is the most likely token, or the most likely other one."""
     order = logits.float().topk(min(2, len(logits))).indices.tolist()
-    one = order[0] if target is None else token_of(t, "target", target)
-    other = next(token for token in order if token != one) if rival is None else token_of(t, "rival", rival)
+    one = order[0] if target is None else resolve_token(t, "target", target)
+    other = next(token for token in order if token != one) if rival is None else resolve_token(t, "rival", rival)
     if one == other:
-        raise RequestError(f"target and rival are the same token, {one}: between them there is nothing", param="rival")
+        raise RequestError(f"target and rival are the same token, {one}: choose two different ones", param="rival")
     return one, other
 
 
-def token_of(t: Trace, what: str, given: int | str) -> int:
-    """A token by its id, or by a text that is one token. RequestError where it is none, or several."""
+def resolve_token(t: Trace, what: str, given: int | str) -> int:
+    """Return the id of a token given by its id or text. RequestError where the text is not exactly one token."""
     (size,), tokenizer = t.shape("final.logits")[-1:], t.lm.tokenizer
     if isinstance(given, str):
         if tokenizer is None:
-            raise RequestError(f"{what}: this model has no tokenizer, so give a token's id", param=what)
+            raise RequestError(f"{what} must be a token id: this model has no tokenizer", param=what)
         ids = tokenizer.target_tokenizer().encode(given, bare=True)
         if len(ids) != 1:
             parts = ", ".join(repr(token_text(tokenizer, token)) for token in ids)

@@ -1,6 +1,6 @@
-"""One attention cell worked out: how much one query takes of one key, and what it gets for it. View 6.
+"""The arithmetic of one attention cell: one query, one key. View 6.
 
-q·k products -> sum -> scale -> softcap -> (bias) -> mask -> exp -> / sum over all keys -> * v, added up over all keys
+q·k products -> sum -> scale -> softcap -> (bias) -> mask -> exp -> / sum over all keys -> * v, summed over all keys
 "Attention Is All You Need" (Vaswani et al. 2017), equation 1.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Receipt, Trace
-from glassformer.inspect.views.layer import Which, at, attention_of, position_of, side_of
+from glassformer.inspect.views.layer import AttentionKind, get_attention, resolve_position, select_stack, values_at
 from glassformer.inspect.views.result import off
 from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
@@ -23,7 +23,7 @@ from glassformer.nn.latent import LatentAttention
 
 @dataclass(frozen=True)
 class Unscaled:
-    """What a cell's later numbers would be with a scale of 1, its softcap, bias and sink kept: see `Cell`."""
+    """The numbers of a cell computed with a scale of 1 and the same softcap, bias and sink: see `Cell`."""
 
     capped: float
     score: float
@@ -39,18 +39,18 @@ class Unscaled:
 
 @dataclass(frozen=True)
 class Cell:
-    """Every number of a cell, in the order in which they arise.
+    """Every number of a cell, in the order of computation.
 
     Of this cell: `products` q_i k_i [Dh], their `sum`, `scale`, `scaled` = sum * scale, `softcap` c and `capped` =
-    c tanh(scaled / c) (the same as `scaled` without one), `bias` that a model adds, whether the query may see the key,
-    `score`; `exp` = e^(score - the row's largest), `total` = the row's sum of them (with the sink's), `prob`.
-    Of the query's whole row [S]: `scores` and `probs`, `entropy` in nats of these. `v` [Dv] is what the key offers,
-    `weighted` = prob * v, `z` the sum over all keys. `unscaled`: the same if nothing were scaled.
+    c tanh(scaled / c) (equal to `scaled` without a softcap), the position `bias`, `visible` (the mask), `score`;
+    `exp` = e^(score - largest), `total` = the sum of exp over all keys (and the sink), `prob` = exp / total.
+    Of the query and all keys [S]: `scores`, `probs`, and the `entropy` of `probs` in nats. `v` [Dv] of the key,
+    `weighted` = prob * v, `z` the sum over all keys. `unscaled`: the same numbers with a scale of 1.
     """
 
     layer: int
     head: int
-    attention: Which
+    attention: AttentionKind
     kv_head: int
     query: int
     key: int
@@ -82,25 +82,30 @@ class Cell:
 
 
 @torch.no_grad()
-def cell(t: Trace, *, layer: int, head: int, query: int, key: int, attention: Which = "attn") -> Cell:
-    """One attention cell of a trace. Negative positions count from the end.
+def cell(t: Trace, *, layer: int, head: int, query: int, key: int, attention: AttentionKind = "attn") -> Cell:
+    """The arithmetic of one attention cell.
 
-    attention: "cross" is that of a decoder to its source, where keys are the source's tokens; "encoder" is the source's
-    own, where queries are too.
+    Args:
+        query: A position; negative ones count from the end.
+        key: The same.
+        attention: "attn" is self-attention; "cross" the decoder's attention to the source, whose tokens are the keys;
+            "encoder" the self-attention of the encoder.
 
-    RequestError for a layer, head or position that there is not.
+    Raises:
+        RequestError: The layer, head or a position is out of range.
     """
     if attention == "encoder":
-        side, own = side_of(t, attention)
-        found = cell(side, layer=layer, head=head, query=query, key=key, attention=own)
-        return replace(found, attention=attention, receipt=replace(found.receipt, python=_line(found, attention)))
-    module = attention_of(t, layer, head, attention)
+        stack, kind = select_stack(t, attention)
+        found = cell(stack, layer=layer, head=head, query=query, key=key, attention=kind)
+        receipt = replace(found.receipt, python=_python_line(found, attention))
+        return replace(found, attention=attention, receipt=receipt)
+    module = get_attention(t, layer, head, attention)
     name, spec = f"blocks.{layer}.{attention}", module.spec
-    query, n_keys = position_of(t, "query", query), t.shape(f"{name}.probs")[-1]
+    query, n_keys = resolve_position(t, "query", query), t.shape(f"{name}.probs")[-1]
     check_number("key", key, -n_keys, n_keys - 1)
     key %= n_keys
     kv_head = head // (module.config.n_heads // module.config.n_kv_heads)
-    row = t.cached(("row", name, head, query), lambda: row_of(t, module, name, head, kv_head, query))
+    row = t.cached(("row", name, head, query), lambda: compute_row(t, module, name, head, kv_head, query))
     own, free = row.own, row.unscaled
     unscaled = Unscaled(
         free.capped[key].item(), free.scores[key].item(), free.largest.item(), free.exp[key].item(), free.total.item(),
@@ -109,18 +114,18 @@ def cell(t: Trace, *, layer: int, head: int, query: int, key: int, attention: Wh
     found = Cell(
         layer, head, attention, kv_head, query, key,
         row.q, row.k[key], row.q * row.k[key], row.sums[key].item(), spec.scale, row.scaled[key].item(), spec.softcap,
-        own.capped[key].item(), row.bias[key].item(), bool(row.seen[key]), spec.window, own.scores[key].item(),
+        own.capped[key].item(), row.bias[key].item(), bool(row.visible[key]), spec.window, own.scores[key].item(),
         own.largest.item(), own.exp[key].item(), None if row.sink is None else row.sink.item(), own.total.item(),
         own.probs[key].item(), own.scores, row.probs, row.entropy,
         row.v[key], own.probs[key] * row.v[key], row.z, unscaled,
-        Receipt("", "max |sum of prob * v - z|, and of the probabilities by either way", row.error),
+        Receipt("", "max |sum of prob * v - z|, and max |softmax(scores) - probs|", row.error),
     )  # fmt: skip
-    return replace(found, receipt=replace(found.receipt, python=_line(found, attention)))
+    return replace(found, receipt=replace(found.receipt, python=_python_line(found, attention)))
 
 
 @dataclass(frozen=True, eq=False)
-class Weighed:
-    """A row from its capped products to its end: as in `Cell`, `capped`, `scores`, `exp` and `probs` by key."""
+class SoftmaxRow:
+    """A softmax over the keys of one query, and its weighted sum of v. The fields are as in `Cell`, by key."""
 
     capped: Float[Tensor, "S"]
     scores: Float[Tensor, "S"]
@@ -133,8 +138,9 @@ class Weighed:
 
 @dataclass(frozen=True, eq=False)
 class CellRow:
-    """What the cells of one query in one head have in common, or by key. `probs` and `z` are the pass's, `own` is
-    worked out from the products that it used, `unscaled` from the same with a scale of 1.
+    """All cells of one query in one head, by key.
+
+    probs, z: as the forward pass computed them. own: recomputed from q and k; unscaled: the same with a scale of 1.
     """
 
     q: Float[Tensor, "Dh"]
@@ -144,36 +150,37 @@ class CellRow:
     probs: Float[Tensor, "S"]
     sums: Float[Tensor, "S"]
     scaled: Float[Tensor, "S"]
-    seen: Bool[Tensor, "S"]
+    visible: Bool[Tensor, "S"]
     bias: Float[Tensor, "S"]
     sink: Float[Tensor, ""] | None
-    own: Weighed
-    unscaled: Weighed
+    own: SoftmaxRow
+    unscaled: SoftmaxRow
     entropy: float
     unscaled_entropy: float
     error: float
 
 
-def row_of(t: Trace, module: Attention | LatentAttention, name: str, head: int, kv_head: int, query: int) -> CellRow:
-    """A query's row of an attention, worked out from what its product used."""
+def compute_row(
+    t: Trace, module: Attention | LatentAttention, name: str, head: int, kv_head: int, query: int
+) -> CellRow:
+    """Compute all cells of one query in one head."""
     spec = module.spec
-    q, k = at(t, f"{name}.q_rot", query)[head], at(t, f"{name}.k_rot")[:, kv_head]  # [Dh], [S, Dh]
-    v, z = at(t, f"{name}.v")[:, kv_head], at(t, f"{name}.z", query)[head]  # [S, Dv], [Dv]
+    q, k = values_at(t, f"{name}.q_rot", query)[head], values_at(t, f"{name}.k_rot")[:, kv_head]  # [Dh], [S, Dh]
+    v, z = values_at(t, f"{name}.v")[:, kv_head], values_at(t, f"{name}.z", query)[head]  # [S, Dv], [Dv]
     scores = t.rows(f"{name}.scores", head=head, query=query).tensor.float()  # [S]
     probs = t.rows(f"{name}.probs", head=head, query=query).tensor.float()
-    sums, seen = k @ q, scores > -math.inf
+    sums, visible = k @ q, scores > -math.inf
     scaled = sums * spec.scale
     capped = _capped(scaled, spec.softcap)
-    bias = (scores - capped).where(seen, 0.0)
-    bias = bias.where(
-        bias.abs() > 1e-4 * scores.where(seen, 0.0).abs().max().clamp(min=1e-6), 0.0
-    )  # more than rounding
+    bias = (scores - capped).where(visible, 0.0)
+    rounding = 1e-4 * scores.where(visible, 0.0).abs().max().clamp(min=1e-6)
+    bias = bias.where(bias.abs() > rounding, 0.0)
     sink = None if module.sinks is None else module.sinks[head].float()
-    own = _weighed(capped, scores, sink, v)
+    own = _softmax_row(capped, scores, sink, v)
     free = _capped(sums, spec.softcap)
-    unscaled = _weighed(free, (free + bias).masked_fill(~seen, -math.inf), sink, v)
+    unscaled = _softmax_row(free, (free + bias).masked_fill(~visible, -math.inf), sink, v)
     return CellRow(
-        q, k, v, z, probs, sums, scaled, seen, bias, sink, own, unscaled, entropy(probs), entropy(unscaled.probs),
+        q, k, v, z, probs, sums, scaled, visible, bias, sink, own, unscaled, entropy(probs), entropy(unscaled.probs),
         max(off(own.z, z), off(own.probs, probs)),
     )  # fmt: skip
 
@@ -182,22 +189,22 @@ def _capped(scaled: Float[Tensor, "S"], softcap: float | None) -> Float[Tensor, 
     return scaled if softcap is None else softcap * torch.tanh(scaled / softcap)
 
 
-def _weighed(
+def _softmax_row(
     capped: Float[Tensor, "S"], scores: Float[Tensor, "S"], sink: Tensor | None, v: Float[Tensor, "S Dv"]
-) -> Weighed:
-    """e^(score - largest) of each, their sum, with the sink's in both, and what they weigh."""
+) -> SoftmaxRow:
+    """Compute a softmax, with the sink in the largest score and in the total, and the weighted sum of v."""
     largest = scores.max() if sink is None else torch.maximum(scores.max(), sink)
     exp = (scores - largest).exp()
     total = exp.sum() if sink is None else exp.sum() + (sink - largest).exp()
     probs = exp / total
-    return Weighed(capped, scores, largest, exp, total, probs, probs @ v)
+    return SoftmaxRow(capped, scores, largest, exp, total, probs, probs @ v)
 
 
-def _line(found: Cell, attention: Which) -> str:
+def _python_line(found: Cell, attention: AttentionKind) -> str:
     which = "" if attention == "attn" else f", attention={attention!r}"
     return f"t.cell(layer={found.layer}, head={found.head}, query={found.query}, key={found.key}{which})"
 
 
 def entropy(probs: Float[Tensor, "S"]) -> float:
-    """In nats."""
+    """Return the entropy in nats."""
     return torch.special.entr(probs.double()).sum().item()

@@ -1,4 +1,4 @@
-"""Of a table of embeddings: a token's row, the rows nearest to it, and rows as points on a plane. View 3."""
+"""Embedding tables: a token's embedding, its nearest neighbours, and a 2-D map of embeddings. View 3."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 
 Table = Literal["input", "source", "output"]
-MOST = 2000  # rows on a plane
+MAX_MAP_TOKENS = 2000  # rows on a plane
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """`nearest` by cosine, over the same table of `n_rows`. `tables`: those that the model has, one that is another
-    under two names only once. `tied`: input and output are one table.
+    """The result of `embedding`.
+
+    token: its value is the norm of `row`. nearest: by cosine, among the `n_rows` of the table. tables: the model's
+    distinct tables. tied: input and output are one table.
     """
 
     token: Named
@@ -46,17 +48,15 @@ class EmbeddingPoint:
 
 @dataclass(frozen=True)
 class EmbeddingMap:
-    """Rows on the plane along which they differ most. `explained`: the share of their variance on each axis."""
+    """Embeddings on their first two principal components. explained: the share of the variance on each."""
 
-    places: tuple[EmbeddingPoint, ...]
+    points: tuple[EmbeddingPoint, ...]
     explained: tuple[float, float]
     receipt: Receipt
 
 
-def tables_of(lm: Language) -> dict[Table, str]:
-    """The tables of a model, each by where it is in it: what its own tokens are looked up in, what those of a source
-    are, and what the head multiplies.
-    """
+def embedding_tables(lm: Language) -> dict[Table, str]:
+    """Return the attribute of each table: of input tokens, of source tokens, and of the head."""
     if isinstance(lm.model, RecurrentEncoderDecoder):
         return {"input": "target_embed.weight", "source": "source_embed.weight", "output": "head.weight"}
     found: dict[Table, str] = {"input": "embed.weight"}
@@ -67,33 +67,33 @@ def tables_of(lm: Language) -> dict[Table, str]:
     return found
 
 
-def table_of(lm: Language, table: str) -> tuple[str, Float[Tensor, "V D"]]:
-    """One table, and how to name it in Python. RequestError where the model has none of this name."""
-    places: dict[str, str] = {**tables_of(lm)}
-    if table not in places:
-        *some, last = map(repr, places)
-        known = f"{', '.join(some)} or {last}" if some else last
-        raise RequestError(f"table must be {known} of this model, got {table!r}", param="table")
-    return f"lm.model.{places[table]}", attrgetter(places[table])(lm.model).detach()
+def get_table(lm: Language, table: str) -> tuple[str, Float[Tensor, "V D"]]:
+    """Return a table as Python code and as a tensor. RequestError where the model has no table of this name."""
+    paths: dict[str, str] = {**embedding_tables(lm)}
+    if table not in paths:
+        raise RequestError(f"table must be one of {', '.join(map(repr, paths))}, got {table!r}", param="table")
+    return f"lm.model.{paths[table]}", attrgetter(paths[table])(lm.model).detach()
 
 
-def distinct(lm: Language) -> tuple[Table, ...]:
-    """The tables of a model, each once."""
-    seen: dict[int, Table] = {}
-    for table in tables_of(lm):
-        seen.setdefault(table_of(lm, table)[1].data_ptr(), table)
-    return tuple(seen.values())
+def distinct_tables(lm: Language) -> tuple[Table, ...]:
+    """Return the tables of a model, tied ones once."""
+    found: dict[int, Table] = {}
+    for table in embedding_tables(lm):
+        found.setdefault(get_table(lm, table)[1].data_ptr(), table)
+    return tuple(found.values())
 
 
 @torch.no_grad()
 def embedding(lm: Language, *, token: int, n: int = 10, table: Table = "input") -> Embedding:
-    """A token's row of a table, and the `n` rows nearest to it by cosine.
+    """The embedding of a token, and the `n` nearest embeddings by cosine.
 
-    table: "source" is that in which a model looks the tokens of its source up, where it reads one.
+    Args:
+        table: "input", "output" (the head), or "source" (of a model with a source).
 
-    RequestError for a token outside the vocabulary, or a table that the model has not.
+    Raises:
+        RequestError: The token is outside the vocabulary, or the model has no such table.
     """
-    name, rows = table_of(lm, table)
+    name, rows = get_table(lm, table)
     check_number("token", token, 0, len(rows) - 1)
     check_number("n", n, 1, len(rows) - 1)
     row = rows[token].float()
@@ -106,22 +106,23 @@ def embedding(lm: Language, *, token: int, n: int = 10, table: Table = "input") 
     if table != "output":
         module = attrgetter(name.removeprefix("lm.model.").removesuffix(".weight"))(lm.model)
         looked_up = module(torch.tensor([token], device=rows.device))[0]
-    receipt = Receipt(f"{name}[{token}]", "max |the row shown - the row the model reads|", off(looked_up, row))
-    tables = distinct(lm)
+    receipt = Receipt(f"{name}[{token}]", "max |row - embedding module's output|", off(looked_up, row))
+    tables = distinct_tables(lm)
     shown = Named(token, token_text(lm.tokenizer, token), row.norm().item())
     return Embedding(shown, len(rows), row, nearest, tables, "output" not in tables, receipt)
 
 
 @torch.no_grad()
 def embedding_map(lm: Language, *, tokens: tuple[int, ...], table: Table = "input") -> EmbeddingMap:
-    """Rows of the table on the plane of their first two principal components (Pearson 1901).
+    """The embeddings of some tokens on their first two principal components (Pearson 1901).
 
-    RequestError for fewer than three different tokens, or tokens outside the vocabulary.
+    Raises:
+        RequestError: There are fewer than three different tokens, or one is outside the vocabulary.
     """
-    _, rows = table_of(lm, table)
+    _, rows = get_table(lm, table)
     chosen = list(dict.fromkeys(tokens))
-    if not 3 <= len(chosen) <= MOST:
-        raise RequestError(f"a plane needs 3 to {MOST} different tokens, got {len(chosen)}", param="tokens")
+    if not 3 <= len(chosen) <= MAX_MAP_TOKENS:
+        raise RequestError(f"tokens must be 3 to {MAX_MAP_TOKENS} different ones, got {len(chosen)}", param="tokens")
     for token in chosen:
         check_number("tokens", token, 0, len(rows) - 1)
     x = rows[chosen].double()
@@ -129,8 +130,8 @@ def embedding_map(lm: Language, *, tokens: tuple[int, ...], table: Table = "inpu
     u, s, _ = torch.linalg.svd(x, full_matrices=False)
     points, share = u[:, :2] * s[:2], (s**2 / (s**2).sum().clamp(min=1e-300))[:2]
     farthest = points.gather(0, points.abs().argmax(0, keepdim=True))
-    points = points * farthest.sign()  # an axis may point either way: let it be the same each time
-    places = tuple(
+    points = points * farthest.sign()  # a component's sign is arbitrary: make it deterministic
+    found = tuple(
         EmbeddingPoint(id, token_text(lm.tokenizer, id), *point)
         for id, point in zip(chosen, points.tolist(), strict=True)
     )
@@ -138,7 +139,7 @@ def embedding_map(lm: Language, *, tokens: tuple[int, ...], table: Table = "inpu
     what = f"tokens={tuple(chosen)}" + ("" if table == "input" else f", table={table!r}")
     receipt = Receipt(
         f"lm.embedding_map({what})",
-        "share of the variance that the plane does not show",
+        "share of the variance outside the two components",
         1 - first - second,
     )
-    return EmbeddingMap(places, (first, second), receipt)
+    return EmbeddingMap(found, (first, second), receipt)

@@ -10,7 +10,7 @@ from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.attribution import attribution
-from glassformer.inspect.views.layer import Which, side_of
+from glassformer.inspect.views.layer import AttentionKind, select_stack
 from glassformer.inspect.views.roles import MEANINGS, roles
 
 ROLES = ("induction", "duplicate", "previous_token", "self", "first_token")
@@ -36,7 +36,7 @@ def focus(
     head: int | None = None,
     query: int | None = None,
     key: int | None = None,
-    attention: Which = "attn",
+    attention: AttentionKind = "attn",
 ) -> Focus:
     """The layer, head, query and key to show first.
 
@@ -50,7 +50,7 @@ def focus(
     """
     if not t.has_blocks:
         return _recurrent_focus(t, layer, head, query, key)
-    side, which = side_of(t, attention)
+    side, which = select_stack(t, attention)
     causal = which == "attn" and side.causal
     query = None if query is None else side.index("query", query)
     candidates = _candidates(side, which, layer, head)
@@ -69,7 +69,7 @@ def focus(
     return Focus(layer, head, query, _index(key, len(row)), because)
 
 
-def _candidates(t: Trace, which: Which, layer: int | None, head: int | None) -> list[tuple[int, int]]:
+def _candidates(t: Trace, which: AttentionKind, layer: int | None, head: int | None) -> list[tuple[int, int]]:
     """Return the (layer, head) pairs that the request leaves open. RequestError where there is none."""
     if layer is not None:
         check_number("layer", layer, 0, t.config.n_layers - 1)

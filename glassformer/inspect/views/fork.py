@@ -1,6 +1,6 @@
-"""Two traces side by side: where their texts part, and how far apart what comes next is at each token they share.
+"""Two traces compared: where their texts differ, and the KL divergence of their next-token distributions.
 
-KL(p || q) = sum over the vocabulary of p log(p / q), in nats: p what the first says comes next, q the second
+KL(p || q) = sum over the vocabulary of p log(p / q), in nats: p of the first trace, q of the second
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from glassformer.inspect.trace.trace import Receipt, Trace
 
 @dataclass(frozen=True)
 class ForkPosition:
-    """One place in both texts. A token is None where a text has ended; kl is None where they have parted before."""
+    """One position. token, other: None where that text has ended; kl: None from the first different token on."""
 
     position: int
     token: str | None
@@ -26,42 +26,46 @@ class ForkPosition:
 
 @dataclass(frozen=True)
 class Fork:
-    """`parts` is the first place where the two have different tokens, None where one goes on from the other."""
+    """diverges_at: the first position with different tokens, None where one text continues the other."""
 
     steps: tuple[ForkPosition, ...]
-    parts: int | None
+    diverges_at: int | None
     receipt: Receipt
 
 
 @torch.no_grad()
 def fork(t: Trace, other: Trace) -> Fork:
-    """A text beside another one of the same vocabulary, from the same prompt or not. RequestError otherwise."""
+    """This text compared with another one, token by token.
+
+    Raises:
+        RequestError: The two models have different vocabularies.
+    """
     own, theirs = (one.shape("final.logits")[-1] for one in (t, other))
     if own != theirs:
         raise RequestError(
-            f"the two have different vocabularies, of {own} and {theirs} tokens: what they say comes next cannot be "
-            "compared", param="other",
+            f"the two traces have vocabularies of {own} and {theirs} tokens: next-token distributions can be compared "
+            "over one vocabulary only", param="other",
         )  # fmt: skip
     length = max(len(t), len(other))
-    parts = next((i for i, pair in enumerate(zip(t.ids, other.ids, strict=False)) if pair[0] != pair[1]), None)
-    shared = min(len(t), len(other)) if parts is None else parts
+    first = next((i for i, pair in enumerate(zip(t.ids, other.ids, strict=False)) if pair[0] != pair[1]), None)
+    shared = min(len(t), len(other)) if first is None else first
     kls: list[float] = []
     for some in torch.arange(shared).split(LOGIT_CHUNK):
         p, q = (_next(one, some).to(t.captured.ids.device) for one in (t, other))
         kls += (p.exp() * (p - q)).nan_to_num(nan=torch.nan, posinf=torch.inf).sum(-1).tolist()
-    places = [
-        ForkPosition(i, _at(t, i), _at(other, i), kls[i] if i < shared else None) for i in range(length)
+    steps = [
+        ForkPosition(i, _token(t, i), _token(other, i), kls[i] if i < shared else None) for i in range(length)
     ]  # fmt: skip
     last = [one.at("final.logits", -1) for one in (t, other)]
     errors = [one.error for one in last]
     error = None if None in errors else larger(*errors)  # pyright: ignore[reportArgumentType]
-    return Fork(tuple(places), parts, Receipt("t.fork(other)", last[0].identity, error))
+    return Fork(tuple(steps), first, Receipt("t.fork(other)", last[0].identity, error))
 
 
 def _next(t: Trace, positions: torch.Tensor) -> torch.Tensor:
-    """Return the log-probabilities of the token after each position."""
+    """Return the log-probabilities of the next token after some positions."""
     return t.logits(positions.to(t.captured.ids.device)).double().log_softmax(-1)
 
 
-def _at(t: Trace, i: int) -> str | None:
+def _token(t: Trace, i: int) -> str | None:
     return t.tokens[i] if i < len(t) else None

@@ -1,4 +1,4 @@
-"""What each head writes: its z through its own slice of W_o. View 7. And all heads' patterns, small. View 8.
+"""The output of each head through its slice of W_o (view 7), and small attention matrices of all heads (view 8).
 
 MultiHead(x) = Concat(z_1 .. z_H) W_o + b = sum over heads of z_h W_o[h] + b (Vaswani et al. 2017, section 3.2.2)
 """
@@ -15,16 +15,23 @@ from torch import Tensor
 
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Receipt, Trace
-from glassformer.inspect.views.layer import Which, at, attention_of, block_of, position_of, side_of
+from glassformer.inspect.views.layer import (
+    AttentionKind,
+    get_attention,
+    resolve_position,
+    select_stack,
+    values_at,
+)
 from glassformer.inspect.views.result import off
 
 
 @dataclass(frozen=True)
 class Heads:
-    """`z` [H, Dv] is the concatenation; `parts` [H, D] each head's through W_o; `out` their sum with the bias.
+    """The result of `heads`.
 
-    `norms`: the length of each part. `shares`: each part's projection on `out`, over the length of `out`, so that they
-    and the bias's share add up to 1.
+    z [H, Dv]: the concatenated head outputs; parts [H, D]: each head through W_o; out: their sum with the bias.
+    norms: the L2 norm of each part. shares: the projection of each part on `out`, divided by the norm of `out`; with
+    `bias_share` they add up to 1.
     """
 
     layer: int
@@ -41,52 +48,54 @@ class Heads:
 
 @torch.no_grad()
 def heads(t: Trace, *, layer: int, position: int) -> Heads:
-    """What each head of a layer writes for one token. RequestError for a layer or position that there is not."""
-    attention, position = attention_of(t, layer), position_of(t, "position", position)
+    """What each head of a layer adds for one token.
+
+    Raises:
+        RequestError: The layer or position is out of range.
+    """
+    attention, position = get_attention(t, layer), resolve_position(t, "position", position)
     name = f"blocks.{layer}.attn"
-    z, out = at(t, f"{name}.z", position), at(t, f"{name}.out", position)  # [H, Dv], [D]
+    z, out = values_at(t, f"{name}.z", position), values_at(t, f"{name}.out", position)  # [H, Dv], [D]
     slices = attention.o.weight.float().unflatten(1, z.shape)  # [D, H, Dv]
     parts = torch.einsum("hv,dhv->hd", z, slices)
     bias = None if attention.o.bias is None else attention.o.bias.detach().float()
-    whole = parts.sum(0) if bias is None else parts.sum(0) + bias
+    total = parts.sum(0) if bias is None else parts.sum(0) + bias
     square = (out @ out).clamp(min=1e-30)
-    receipt = Receipt(f't["{name}.heads"][{position}]', "max |sum of heads + bias - attn.out|", off(whole, out))
+    receipt = Receipt(f't["{name}.heads"][{position}]', "max |sum of heads + bias - attn.out|", off(total, out))
     bias_share = 0.0 if bias is None else (bias @ out / square).item()
     return Heads(layer, position, z, parts, bias, out, parts.norm(dim=-1), parts @ out / square, bias_share, receipt)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One layer's heads as pictures of `rows` x `columns` bytes each, base64, one behind the other.
+    """The attention matrices of one layer, max-pooled to `rows` x `columns` bytes per head, concatenated, in base64.
 
-    A byte b stands for b / 255, which is the largest probability of its field to within `bound`: the largest, for a
-    mean hides spikes.
+    A byte b stands for the probability b / 255, the largest of its field within `bound`. A mean would hide spikes.
     """
 
     layer: int
     heads: int
     rows: int
     columns: int
-    pictures: str
+    pixels: str
     bound: float
     receipt: Receipt
 
 
 @torch.no_grad()
-def grid(t: Trace, *, layer: int, size: int = 48, attention: Which = "attn") -> Grid:
-    """All heads of one layer, each probability matrix max-pooled to at most `size` x `size`.
+def grid(t: Trace, *, layer: int, size: int = 48, attention: AttentionKind = "attn") -> Grid:
+    """All heads of one layer: each attention matrix, max-pooled to at most `size` x `size`.
 
-    attention: as of `cell`.
+    Args:
+        attention: As in `cell`.
 
-    RequestError for a layer that there is not, or a size outside 4 to 256.
+    Raises:
+        RequestError: The layer is out of range, or the size is not from 4 to 256.
     """
-    side, own = side_of(t, attention)
-    if own == "attn":
-        block_of(side, layer)
-    else:
-        attention_of(side, layer, which=own)
+    stack, kind = select_stack(t, attention)
+    get_attention(stack, layer, kind=kind)
     check_number("size", size, 4, 256)
-    name = f"blocks.{layer}.{own}.probs" if side is t else f"encoder.blocks.{layer}.{own}.probs"
+    name = f"{'' if stack is t else 'encoder.'}blocks.{layer}.{kind}.probs"
     value = t[name]
     probs = value.tensor.float()  # [H, T, S]
     small = F.adaptive_max_pool2d(probs, (min(size, probs.shape[1]), min(size, probs.shape[2])))

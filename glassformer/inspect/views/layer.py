@@ -1,4 +1,4 @@
-"""What views of a layer share: which block and head are meant, and what one row of a trace holds there."""
+"""Checked access to a layer, a head, a position and the values of a trace, for the views of one layer."""
 
 from __future__ import annotations
 
@@ -14,44 +14,42 @@ from glassformer.nn.attention import Attention
 from glassformer.nn.block import Block
 from glassformer.nn.latent import LatentAttention
 
-Which = Literal["attn", "cross", "encoder"]  # a block's own attention, that to the source, or the encoder's
+AttentionKind = Literal["attn", "cross", "encoder"]  # self-attention, cross-attention, self-attention of the encoder
 
 
-def block_of(t: Trace, layer: int) -> Block:
-    """RequestError for a layer that the model does not have."""
+def get_block(t: Trace, layer: int) -> Block:
+    """Return a block. RequestError where the layer is out of range."""
     check_number("layer", layer, 0, t.config.n_layers - 1)
     block = t.model.blocks[layer]
     assert isinstance(block, Block)
     return block
 
 
-def attention_of(t: Trace, layer: int, head: int = 0, which: Which = "attn") -> Attention | LatentAttention:
-    """RequestError for a layer, a head or a kind of attention that the model does not have."""
-    attention = getattr(block_of(t, layer), which, None)
+def get_attention(t: Trace, layer: int, head: int = 0, kind: AttentionKind = "attn") -> Attention | LatentAttention:
+    """Return an attention module. RequestError where the layer or head is out of range, or there is no such module."""
+    attention = getattr(get_block(t, layer), kind, None)
     if attention is None:
-        raise RequestError(
-            f"this model reads no source: block {layer} has no attention of the kind {which!r}", param="attention"
-        )
+        raise RequestError(f"this model has no source: block {layer} has no {kind!r} attention", param="attention")
     assert isinstance(attention, Attention | LatentAttention)
     check_number("head", head, 0, attention.config.n_heads - 1)
     return attention
 
 
-def side_of(t: Trace, which: Which) -> tuple[Trace, Which]:
-    """The trace that has this attention, and its name there. RequestError where the model has no encoder."""
-    if which != "encoder":
-        return t, which
+def select_stack(t: Trace, kind: AttentionKind) -> tuple[Trace, AttentionKind]:
+    """Return the trace of the stack that has this attention, and its name there: the encoder's is "attn"."""
+    if kind != "encoder":
+        return t, kind
     if not isinstance(t, Seq2seqTrace):
-        raise RequestError("this model has no encoder beside it: leave out `attention`", param="attention")
+        raise RequestError("this model is no encoder-decoder: leave out attention='encoder'", param="attention")
     return t.source, "attn"
 
 
-def position_of(t: Trace, name: str, position: int) -> int:
-    """A token's place in the text; -1 is the last. RequestError past its ends."""
+def resolve_position(t: Trace, name: str, position: int) -> int:
+    """Return a position from 0 on; -1 is the last token. RequestError where it is out of range."""
     check_number(name, position, -len(t.ids), len(t.ids) - 1)
     return position % len(t.ids)
 
 
-def at(t: Trace, name: str, position: int | None = None) -> Tensor:
-    """A point's values at one token, or at all of them, in float32."""
+def values_at(t: Trace, name: str, position: int | None = None) -> Tensor:
+    """Return the values of a point in float32, at one position or at all."""
     return (t[name] if position is None else t.at(name, position)).tensor.detach().float()

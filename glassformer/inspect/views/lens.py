@@ -1,6 +1,6 @@
-"""What the model would write next if it stopped after each block: each residual stream through the final norm and head.
+"""The logit lens: the residual stream before each block, and after the last, through the final norm and the head.
 
-"interpreting GPT: the logit lens" (nostalgebraist 2020). The last row is no lens: it is what the model itself says.
+"interpreting GPT: the logit lens" (nostalgebraist 2020). The last row is the model's own prediction.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from glassformer.inspect.views.result import last
 
 
 @dataclass(frozen=True)
-class Likely:
-    """A token that may come next."""
+class LikelyToken:
+    """A candidate next token."""
 
     id: int
     token: str
@@ -27,15 +27,15 @@ class Likely:
 
 @dataclass(frozen=True)
 class LensRow:
-    """After one block: the likeliest next tokens at each position. `name` is the residual stream that is read."""
+    """The most likely next tokens at each position, from the point `name`."""
 
     name: str
-    top: tuple[tuple[Likely, ...], ...]
+    top: tuple[tuple[LikelyToken, ...], ...]
 
 
 @dataclass(frozen=True)
 class Lens:
-    """Rows from what enters block 0 to what leaves the last, over these positions."""
+    """The result of `lens`: one row per depth, from the input of block 0 to the output of the last block."""
 
     rows: tuple[LensRow, ...]
     positions: tuple[int, ...]
@@ -44,9 +44,13 @@ class Lens:
 
 
 def lens(t: Trace, *, top: int = 5, position: int | tuple[int, ...] | None = None) -> Lens:
-    """The `top` likeliest next tokens, read max_difference the residual stream before each block and after the last.
+    """The `top` most likely next tokens, from the residual stream before each block and after the last.
 
-    position: of this token alone, or of these. What they read is [L + 1, T], the last row what the model says.
+    Args:
+        position: One position or several; None: all.
+
+    Returns:
+        L + 1 rows of T positions. The last row is the model's own prediction.
     """
     return last(lens_rows(t, top=top, position=position))
 
@@ -54,38 +58,38 @@ def lens(t: Trace, *, top: int = 5, position: int | tuple[int, ...] | None = Non
 def lens_rows(
     t: Trace, *, top: int = 5, position: int | tuple[int, ...] | None = None
 ) -> Generator[LensRow, None, Lens]:
-    """The rows of `lens`, each as soon as it is computed; what they come to is the generator's result."""
+    """Yield the rows of `lens` as they are computed; return the complete `Lens`."""
     size = min(t.config.vocab_size, 1024)
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= size:
         raise RequestError(f"top must be a whole number from 1 to {size}, got {top!r}", param="top")
     at = t.indices("position", position)
     if at is not None and not len(at):
-        raise RequestError("position names no token", param="position")
+        raise RequestError("position must name at least one token, got none", param="position")
     names = [f"blocks.{i}.resid_pre" for i in range(t.config.n_layers)] + [f"blocks.{t.config.n_layers - 1}.resid_post"]
     rows: list[LensRow] = []
     for name in names:
         rows.append(_row(t, name, at, top))
         yield rows[-1]
-    places = list(range(len(t))) if at is None else at.tolist()
+    positions = list(range(len(t))) if at is None else at.tolist()
     code = f"t.lens(top={top}{'' if position is None else f', position={position}'})"
     error = None
     if t.captured.last_logits is not None:
         end = t.captured.positions[-1:]
         normed = final_norm(t.captured, t.captured.require(names[-1], end), end)
         error = max_difference(head(t.captured, normed, end)[0], t.captured.last_logits)
-    return Lens(tuple(rows), tuple(places), tuple(t.tokens[i] for i in places), Receipt(code, SAME_LOGITS, error))
+    return Lens(tuple(rows), tuple(positions), tuple(t.tokens[i] for i in positions), Receipt(code, SAME_LOGITS, error))
 
 
 @torch.no_grad()
 def _row(t: Trace, name: str, at: torch.Tensor | None, top: int) -> LensRow:
     where, found = t.captured.positions if at is None else at, []
     resid = t.captured.require(name, at)
-    for some, places in zip(resid.split(LOGIT_CHUNK), where.split(LOGIT_CHUNK), strict=True):
-        logprobs = head(t.captured, final_norm(t.captured, some, places), places).float().log_softmax(-1)
+    for some, at_these in zip(resid.split(LOGIT_CHUNK), where.split(LOGIT_CHUNK), strict=True):
+        logprobs = head(t.captured, final_norm(t.captured, some, at_these), at_these).float().log_softmax(-1)
         best = logprobs.topk(top, -1)
         found += zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return LensRow(name, tuple(tuple(_likely(t, *pair) for pair in zip(*pairs, strict=True)) for pairs in found))
 
 
-def _likely(t: Trace, token: int, logprob: float) -> Likely:
-    return Likely(token, token_text(t.lm.tokenizer, token), logprob)
+def _likely(t: Trace, token: int, logprob: float) -> LikelyToken:
+    return LikelyToken(token, token_text(t.lm.tokenizer, token), logprob)

@@ -1,9 +1,9 @@
-"""Queries, keys and values of one token in one head: all three from one x. View 5.
+"""The query, key and value of one token in one head. View 5.
 
-x -> W_q, W_k, W_v -> q, k, v;  q and k -> (norm) -> turned
+x -> W_q, W_k, W_v -> q, k, v;  q and k -> (norm) -> rotated
 latent attention:
-x -> (down, norm -> c_q) -> W_uq -> q              -> its first part turned
-x -> W_kr, the same for all heads -> [k_r          -> turned
+x -> (down, norm -> c_q) -> W_uq -> q              -> its first part rotated
+x -> W_kr, the same for all heads -> [k_r          -> rotated
 x -> down, norm -> c_kv -> W_uk   ->     | W_uk c]    k
                         -> W_uv   -> v
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Receipt, Trace
-from glassformer.inspect.views.layer import at, attention_of, position_of
+from glassformer.inspect.views.layer import get_attention, resolve_position, values_at
 from glassformer.inspect.views.result import off
 from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
@@ -27,9 +27,9 @@ from glassformer.nn.latent import LatentAttention
 
 @dataclass(frozen=True)
 class Product:
-    """One number of q, k or v: `weights` are its row of the matrix; value = sum of x * weights + bias.
+    """One number of q, k or v: value = sum of x * weights + bias, with `weights` one row of `matrix`.
 
-    `of` says what stands for x: "x" itself, or a latent. The same row of `matrix` makes it for every token.
+    of: the input vector: "x", or the latent "q" or "kv".
     """
 
     matrix: str
@@ -42,7 +42,7 @@ class Product:
 
 @dataclass(frozen=True)
 class LatentView:
-    """A short vector that stands for x where heads are made of it: `reduced` = W x + b, `normed` after its norm."""
+    """A latent of x, from which heads are computed: reduced = W x + b; normed: after its norm."""
 
     reduced: Float[Tensor, "C"]
     normed: Float[Tensor, "C"]
@@ -50,11 +50,12 @@ class LatentView:
 
 @dataclass(frozen=True)
 class QKV:
-    """`residual` is what the block gets, `x` what attention reads (after its norm); q, k, v as projected; `q_rot` and
-    `k_rot` after their norm and rotation. `kv_head` is the key/value head that this query head reads. `latents`: "q",
-    of which queries are made, and "kv", of which keys and values are; most models make them of x and have none.
-    `products`: how number `dim` of each came about, of those that have so many. `turned`: how many numbers of q and k
-    the rotation reaches, the first ones. `lengths`: of each vector, before and after: a rotation alone changes none.
+    """The result of `qkv`.
+
+    residual: the input of the block; x: the input of attention, after its norm; q, k, v: as projected; q_rot, k_rot:
+    after their norm and rotation. kv_head: the key/value head of this query head. latents: "q" and "kv", of latent
+    attention only. products: the computation of number `dim` of q, k and v, where they have as many. rotated: how many
+    of the first numbers of q and k are rotated. lengths: the L2 norm of each vector; a rotation preserves it.
     """
 
     layer: int
@@ -74,13 +75,13 @@ class QKV:
     k_rot: Float[Tensor, "Dh"]
     products: dict[str, Product]
     lengths: dict[str, float]
-    turned: int
+    rotated: int
     normed: bool
     receipt: Receipt
 
 
 class VectorRows(NamedTuple):
-    """Rows of a matrix, W [N, D] and b [N], which make numbers of what `of` names."""
+    """Rows of a matrix, W [N, D] and b [N], which multiply the vector `of`."""
 
     matrix: str
     of: str
@@ -88,41 +89,44 @@ class VectorRows(NamedTuple):
     bias: Tensor
 
 
-def rows_of(linear: nn.Linear, some: slice, matrix: str = "", of: str = "x") -> VectorRows:
-    """Some rows of a matrix, in float32."""
+def matrix_rows(linear: nn.Linear, some: slice, matrix: str = "", of: str = "x") -> VectorRows:
+    """Return some rows of a matrix in float32."""
     weight = linear.weight.detach()[some].float()
     return VectorRows(
         matrix, of, weight, weight.new_zeros(len(weight)) if linear.bias is None else linear.bias[some].float()
     )
 
 
-def parts_of(attention: Attention | LatentAttention, head: int, kv_head: int) -> dict[str, tuple[VectorRows, ...]]:
-    """The rows that make q, k and v of one head; those of k are of two matrices where there is a latent."""
+def projection_rows(
+    attention: Attention | LatentAttention, head: int, kv_head: int
+) -> dict[str, tuple[VectorRows, ...]]:
+    """Return the rows that compute q, k and v of one head. With a latent, k has rows of two matrices."""
     config = attention.config
 
-    def own(linear: Any, size: int, which: int, *named: str) -> VectorRows:
-        return rows_of(linear, slice(which * size, (which + 1) * size), *named)
+    def head_rows(linear: Any, size: int, which: int, *named: str) -> VectorRows:
+        return matrix_rows(linear, slice(which * size, (which + 1) * size), *named)
 
     size = config.head_dim
     if isinstance(attention, Attention):
         heads = {"q": head, "k": kv_head, "v": kv_head}
-        return {end: (own(getattr(attention, end), size, which, f"W_{end}"),) for end, which in heads.items()}
+        return {end: (head_rows(getattr(attention, end), size, which, f"W_{end}"),) for end, which in heads.items()}
     shared, q = attention.parts[0], attention.q
+    latent_q = isinstance(q, nn.Sequential)
     return {
-        "q": (own(q.expand, size, head, "W_uq", "q") if isinstance(q, nn.Sequential) else own(q, size, head, "W_q"),),
+        "q": (head_rows(q.expand, size, head, "W_uq", "q") if latent_q else head_rows(q, size, head, "W_q"),),
         "k": (
-            rows_of(attention.kv, slice(shared), "W_kr"),
-            own(attention.expand_k, size - shared, kv_head, "W_uk", "kv"),
+            matrix_rows(attention.kv, slice(shared), "W_kr"),
+            head_rows(attention.expand_k, size - shared, kv_head, "W_uk", "kv"),
         ),
-        "v": (own(attention.expand_v, config.v_dim, kv_head, "W_uv", "kv"),),
+        "v": (head_rows(attention.expand_v, config.v_dim, kv_head, "W_uv", "kv"),),
     }
 
 
-def latents_of(attention: Attention | LatentAttention, x: Float[Tensor, "D"]) -> dict[str, LatentView]:
-    """What queries, and what keys and values, are made of instead of x."""
+def compute_latents(attention: Attention | LatentAttention, x: Float[Tensor, "D"]) -> dict[str, LatentView]:
+    """Return the latents from which queries, and keys and values, are computed."""
 
     def reduced(linear: Any, norm: Any, some: slice) -> LatentView:
-        rows = rows_of(linear, some)
+        rows = matrix_rows(linear, some)
         short = rows.weight @ x + rows.bias
         return LatentView(short, norm(short))
 
@@ -135,39 +139,40 @@ def latents_of(attention: Attention | LatentAttention, x: Float[Tensor, "D"]) ->
 
 @torch.no_grad()
 def qkv(t: Trace, *, layer: int, head: int, position: int, dim: int = 0) -> QKV:
-    """One token's query, key and value in one head, and how their `dim`-th numbers came about.
+    """The query, key and value of one token in one head, and the computation of their `dim`-th numbers.
 
-    RequestError for a layer, head, position or dimension that there is not.
+    Raises:
+        RequestError: The layer, head, position or dimension is out of range.
     """
-    attention = attention_of(t, layer, head)
-    position = position_of(t, "position", position)
+    attention = get_attention(t, layer, head)
+    position = resolve_position(t, "position", position)
     config, name = attention.config, f"blocks.{layer}.attn"
     kv_head = head // (config.n_heads // config.n_kv_heads)
-    residual, x = at(t, f"blocks.{layer}.resid_pre", position), at(t, f"{name}.x", position)
+    residual, x = values_at(t, f"blocks.{layer}.resid_pre", position), values_at(t, f"{name}.x", position)
     heads = {"q": head, "k": kv_head, "v": kv_head, "q_rot": head, "k_rot": kv_head}
-    rows = {end: at(t, f"{name}.{end}", position)[which] for end, which in heads.items()}
+    rows = {end: values_at(t, f"{name}.{end}", position)[which] for end, which in heads.items()}
     check_number("dim", dim, 0, max(len(rows["q"]), len(rows["v"])) - 1)
-    latents = latents_of(attention, x)
+    latents = compute_latents(attention, x)
     vectors = {"x": x} | {of: latent.normed for of, latent in latents.items()}
-    made, wrong = {}, 0.0
+    products, error = {}, 0.0
     if "kv" in latents:
-        wrong = off(latents["kv"].normed, at(t, f"{name}.latent", position))
-    for end, parts in parts_of(attention, head, kv_head).items():
+        error = off(latents["kv"].normed, values_at(t, f"{name}.latent", position))
+    for end, parts in projection_rows(attention, head, kv_head).items():
         sums, bias = torch.cat([one.weight @ vectors[one.of] for one in parts]), torch.cat([one.bias for one in parts])
-        worked = sums + bias
-        wrong = max(wrong, off(worked if config.clip is None else worked.clamp(-config.clip, config.clip), rows[end]))
+        total = sums + bias
+        error = max(error, off(total if config.clip is None else total.clamp(-config.clip, config.clip), rows[end]))
         before = 0
         for one in parts:
             if before <= dim < before + len(one.weight):
                 numbers = bias[dim].item(), sums[dim].item(), rows[end][dim].item()
-                made[end] = Product(one.matrix, one.of, one.weight[dim - before], *numbers)
+                products[end] = Product(one.matrix, one.of, one.weight[dim - before], *numbers)
             before += len(one.weight)
-    turned = 0 if config.rope is None else config.rope.dim or config.head_dim
+    rotated = 0 if config.rope is None else config.rope.dim or config.head_dim
     over = "the latent, q, k and v" if latents else "q, k and v"
     return QKV(
         layer, head, kv_head, config.n_heads, config.n_kv_heads, position, dim,
-        residual, x, latents, rows["q"], rows["k"], rows["v"], rows["q_rot"], rows["k_rot"], made,
+        residual, x, latents, rows["q"], rows["k"], rows["v"], rows["q_rot"], rows["k_rot"], products,
         {end: row.norm().item() for end, row in rows.items()},
-        turned, config.qk_norm is not None,
-        Receipt(f't["{name}.q"][{position}, {head}]', f"max |W x + b - what the pass had|, over {over}", wrong),
+        rotated, config.qk_norm is not None,
+        Receipt(f't["{name}.q"][{position}, {head}]', f"max |W x + b - value of the forward pass|, over {over}", error),
     )  # fmt: skip

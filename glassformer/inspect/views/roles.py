@@ -1,11 +1,11 @@
-"""What a head does: how much of its attention goes to keys that stand in a known relation to the query.
+"""Head roles: the attention of each head to keys with a known relation to the query.
 
     a b c d  a b c d
              ^ of this a:  previous token: the d before it     duplicate: the first a      self: itself
                            induction: the b after the first a  first token: the a that begins the text
 ("In-context Learning and Induction Heads", Olsson et al. 2022; "Efficient Streaming Language Models with Attention
-Sinks", Xiao et al. 2024.) On a text that is given, or on random tokens said twice, where nothing but the repetition
-tells what comes next.
+Sinks", Xiao et al. 2024.) Measured on a given text, or on repeated random tokens, where only the repetition predicts
+the next token.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 
 MEANINGS = {
-    "previous_token": "attention that goes to the token before",
-    "duplicate": "to earlier tokens that are the same as the query's",
-    "induction": "to tokens that follow an earlier one that is the same as the query's",
-    "first_token": "to the first token of the text",
-    "self": "to the query's own token",
-    "entropy": "how evenly it is spread over all keys that it may look at: 1 is evenly, 0 is on one",
+    "previous_token": "attention to the previous token",
+    "duplicate": "attention to earlier copies of the query's token",
+    "induction": "attention to tokens that follow an earlier copy of the query's token",
+    "first_token": "attention to the first token of the text",
+    "self": "attention to the query itself",
+    "entropy": "entropy of attention over all visible keys: 1 is uniform, 0 is on one key",
 }
 
 
 class RoleScores(NamedTuple):
-    """For each layer and head, [L, H], the mean probability (0 to 1) that queries which see such keys give to them.
+    """For each layer and head, [L, H], the mean probability on keys of a role, over the queries that have such keys.
 
-    entropy: of the probabilities, by the logarithm of how many keys there are. NaN where no query sees such a key.
+    entropy: divided by the logarithm of the number of visible keys. NaN where no query has such a key.
     """
 
     previous_token: Float[Tensor, "L H"]
@@ -52,7 +52,7 @@ class RoleScores(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Where a head plays a role most clearly: the query that gives a single such key most, and how much."""
+    """The cell with the largest probability among a head's cells of one role."""
 
     query: int
     key: int
@@ -61,9 +61,7 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RoleRow:
-    """The heads of one layer: their scores by role, and the `evidence` for each; None where no query sees such a key,
-    and for entropy, which is of no key.
-    """
+    """The scores and evidence of one layer's heads, by role. Evidence is None where no query has such a key."""
 
     layer: int
     scores: dict[str, Float[Tensor, "H"]]
@@ -72,19 +70,17 @@ class RoleRow:
 
 @dataclass(frozen=True, eq=False)
 class Roles:
-    """The scores of all heads on one text, and the evidence for each, by role, layer and head, as in `RoleRow`;
-    `queries`: how many of its tokens see a key of each role (in layer 0).
-    """
+    """The scores and evidence of all heads, by role, layer and head. n_queries: how many have a key of each role."""
 
     scores: RoleScores
     evidence: dict[str, tuple[tuple[Evidence | None, ...], ...]]
-    queries: dict[str, int]
+    n_queries: dict[str, int]
     meanings: dict[str, str]
     receipt: Receipt
 
 
-def relations(ids: Int[Tensor, "T"], queries: Int[Tensor, "N"]) -> dict[str, Bool[Tensor, "N T"]]:
-    """Which keys stand to each query in each role, by the tokens alone."""
+def role_masks(ids: Int[Tensor, "T"], queries: Int[Tensor, "N"]) -> dict[str, Bool[Tensor, "N T"]]:
+    """Return the mask of the keys of each role for each query, from the tokens alone."""
     keys = torch.arange(len(ids), device=ids.device)[None]
     at, own = queries[:, None], ids[queries][:, None]
     follows = torch.cat([torch.zeros_like(ids[:1]) - 1, ids[:-1]])[None]  # the token before each key
@@ -97,8 +93,8 @@ def relations(ids: Int[Tensor, "T"], queries: Int[Tensor, "N"]) -> dict[str, Boo
     }
 
 
-class Counting:
-    """Sums over queries, a few at a time, of what each head gives to each role."""
+class RoleCounter:
+    """Accumulates, over batches of queries, the attention of each head to the keys of each role."""
 
     def __init__(self, n_heads: int):
         self.sums = {role: torch.zeros(n_heads, dtype=torch.float64) for role in MEANINGS}
@@ -108,31 +104,31 @@ class Counting:
     def add(
         self,
         probs: Float[Tensor, "H N S"],
-        seen: Bool[Tensor, "N S"],
+        visible: Bool[Tensor, "N S"],
         roles: dict[str, Bool[Tensor, "N S"]],
         start: int = 0,
     ) -> None:
-        """What some queries, the first of them at `start`, gave to the keys that they saw."""
+        """Add some queries, the first of them at position `start`."""
         for role, keys in roles.items():
-            keys = keys & seen
+            keys = keys & visible
             self.n[role] += int(keys.any(-1).sum())
-            query, key = keys.nonzero(as_tuple=True)  # few of all pairs, in most roles
+            query, key = keys.nonzero(as_tuple=True)  # few cells in most roles
             given = probs[:, query, key]
             self.sums[role] += given.sum(-1, dtype=torch.float64).cpu()
             if len(query):
-                self._keep(role, given, start + query, key)
-        many = seen.sum(-1)
-        asked = many > 1
-        spread = torch.special.entr(probs).sum(-1)[:, asked] / many[asked].float().log()
-        self.n["entropy"] += int(asked.sum())
-        self.sums["entropy"] += spread.sum(-1).double().cpu()
+                self._update_evidence(role, given, start + query, key)
+        n_keys = visible.sum(-1)
+        several = n_keys > 1
+        entropy = torch.special.entr(probs).sum(-1)[:, several] / n_keys[several].float().log()
+        self.n["entropy"] += int(several.sum())
+        self.sums["entropy"] += entropy.sum(-1).double().cpu()
 
-    def _keep(
+    def _update_evidence(
         self, role: str, given: Float[Tensor, "H pairs"], query: Int[Tensor, "pairs"], key: Int[Tensor, "pairs"]
     ) -> None:
-        """The largest single share of each head, where it is the largest so far."""
-        shares, places = given.max(-1)
-        found = zip(query[places].tolist(), key[places].tolist(), shares.tolist(), strict=True)
+        """Keep the cell with the largest probability of each head."""
+        shares, index = given.max(-1)
+        found = zip(query[index].tolist(), key[index].tolist(), shares.tolist(), strict=True)
         for head, one in enumerate(map(Evidence._make, found)):
             best = self.best[role][head]
             if one.share > (0.0 if best is None else best.share):
@@ -143,18 +139,18 @@ class Counting:
 
 
 def roles(t: Trace) -> Roles:
-    """The roles of all heads on the text of a trace, layer by layer, with a part of its attention held at a time."""
+    """The roles of all heads on this text: the attention of each to keys with a known relation to the query."""
     return last(role_rows(t))
 
 
 def role_rows(t: Trace) -> Generator[RoleRow, None, Roles]:
-    """`roles`, each layer's as soon as it is computed; what they come to is the generator's result."""
+    """Yield the roles of each layer as they are computed; return the complete `Roles`."""
     rows: list[RoleRow] = []
     error, queries = 0.0, {}
     for i in range(t.config.n_layers):
-        counting, off = layer_roles(t, i)
-        error, queries = larger(error, off), queries or counting.n
-        rows.append(RoleRow(i, counting.means(), {role: tuple(best) for role, best in counting.best.items()}))
+        counter, off = layer_roles(t, i)
+        error, queries = larger(error, off), queries or counter.n
+        rows.append(RoleRow(i, counter.means(), {role: tuple(best) for role, best in counter.best.items()}))
         yield rows[-1]
     evidence = {role: tuple(row.evidence[role] for row in rows) for role in MEANINGS}
     receipt = Receipt("t.roles()", ATTENDED, error)
@@ -162,22 +158,22 @@ def role_rows(t: Trace) -> Generator[RoleRow, None, Roles]:
 
 
 @torch.no_grad()
-def layer_roles(t: Trace, i: int) -> tuple[Counting, float]:
-    """What the heads of one layer do, and how far the identity of their probabilities is off."""
+def layer_roles(t: Trace, i: int) -> tuple[RoleCounter, float]:
+    """Return the roles of one layer's heads, and the error of the identity of their probabilities."""
     layer, n_heads = f"blocks.{i}.attn", t.config.layers[i].attention.n_heads
-    counting, error = Counting(n_heads), 0.0
+    counter, error = RoleCounter(n_heads), 0.0
     for some in t.captured.positions.split(max(1, MAX_SCORES // (n_heads * len(t)))):
         found, off = attend(t.captured, layer, ["probs"], None, some)
-        counting.add(found["probs"], t.visible(layer, some.tolist()), relations(t.captured.ids, some), int(some[0]))
+        counter.add(found["probs"], t.visible(layer, some.tolist()), role_masks(t.captured.ids, some), int(some[0]))
         error = larger(error, off)
-    return counting, error
+    return counter, error
 
 
 @torch.no_grad()
 def head_roles(model: Decoder, *, period: int = 24, rows: int = 16, seed: int = 0) -> RoleScores:
-    """Roles of all heads, over `rows` texts of `period` different random tokens said twice; second half's queries.
+    """Return the roles of all heads on `rows` sequences of `period` random tokens repeated once.
 
-    Fewer tokens where vocabulary or context hold no more.
+    The queries are those of the second half. `period` is reduced to what vocabulary and context allow.
     """
     period = min(period, model.config.vocab_size, model.config.context_length // 2)
     generator = torch.Generator().manual_seed(seed)
@@ -188,18 +184,18 @@ def head_roles(model: Decoder, *, period: int = 24, rows: int = 16, seed: int = 
     step = Step.of(ids, tap=tap)
     model.hidden(ids, step)
     kept, layers = {name: value for name, (value,) in tap.items()}, []
-    asked = torch.arange(period, 2 * period, device=ids.device)
+    queries = torch.arange(period, 2 * period, device=ids.device)
     for name, block in zip(names, model.blocks, strict=True):
         view = step.view(block.attn.spec)  # pyright: ignore
-        probs, counting = derive(model, name, kept, view).value, Counting(block.attn.config.n_heads)  # pyright: ignore
+        probs, counter = derive(model, name, kept, view).value, RoleCounter(block.attn.config.n_heads)  # pyright: ignore
         for row, weights in zip(ids, probs, strict=True):
-            counting.add(weights[:, asked], view.visible()[0, asked], relations(row, asked))
-        layers.append(counting.means())
+            counter.add(weights[:, queries], view.visible()[0, queries], role_masks(row, queries))
+        layers.append(counter.means())
     return _stacked(layers)
 
 
 def _stacked(layers: Iterable[dict[str, Tensor]]) -> RoleScores:
-    """[L, H] of each role; NaN where a layer has fewer heads than another."""
+    """Stack the scores of all layers, [L, H]; NaN where a layer has fewer heads than another."""
     layers = list(layers)
     return RoleScores(
         **{

@@ -10,23 +10,25 @@ import torch
 
 from glassformer.generate.sampling import Sampling, check_number, choose, stages
 from glassformer.inspect.trace.trace import Receipt, Trace
-from glassformer.inspect.views.layer import position_of
+from glassformer.inspect.views.layer import resolve_position
 from glassformer.inspect.views.result import Named, named
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The distribution after one stage: how many tokens are left, and the probabilities of those shown."""
+    """The distribution after one stage: how many tokens are left, and the probabilities of the tokens shown."""
 
     name: str
-    left: int
+    remaining: int
     probs: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class SamplingView:
-    """What may follow the token at `position`. `tokens`: the likeliest, with their logits; each stage gives one
-    probability for each of them. `draws`: how often each was drawn in `n_draws` draws, `others` all the rest.
+    """The result of `sampling`.
+
+    tokens: the most likely next tokens, with their logits; each stage has their probabilities. draws: how often each of
+    them was drawn in `n_draws` draws; other_draws: how often any other token was.
     """
 
     position: int
@@ -34,7 +36,7 @@ class SamplingView:
     stages: tuple[Stage, ...]
     n_draws: int
     draws: tuple[int, ...]
-    others: int
+    other_draws: int
     receipt: Receipt
 
 
@@ -51,17 +53,18 @@ def sampling(
     draws: int = 0,
     seed: int = 0,
 ) -> SamplingView:
-    """The distribution of the token after `position`, stage by stage, and `draws` draws from the last one.
+    """The distribution of the token after `position`, stage by stage, and `draws` draws from the last stage.
 
-    RequestError for a setting that is out of range, or has no effect beside another.
+    Raises:
+        RequestError: A setting is out of range, or has no effect with another.
     """
-    position = position_of(t, "position", position)
+    position = resolve_position(t, "position", position)
     check_number("top", top, 1, 1000)
     check_number("draws", draws, 0, 100_000)
     settings = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     logits = t.at("final.logits", [position]).tensor.float()
     if t.lm.tokenizer is not None:
-        logits = logits[:, : t.lm.tokenizer.vocab_size]  # what follows are rows that stand for no token
+        logits = logits[:, : t.lm.tokenizer.vocab_size]  # without padding of the vocabulary
     best = logits[0].topk(min(top, logits.shape[-1]))
     ids = best.indices.tolist()
     after = {"model": logits}
@@ -79,7 +82,7 @@ def sampling(
     receipt = Receipt(
         f"t.sampling(position={position}, temperature={temperature}, top_k={top_k}, top_p={top_p}, min_p={min_p}, "
         f"top={top}, draws={draws}, seed={seed})",
-        "by the very function that generates: its last stage sums to 1",
+        "|sum of the last stage's probabilities - 1|; the stages are those of generation",
         abs(list(after.values())[-1].double().softmax(-1).sum().item() - 1),
     )
     return SamplingView(
@@ -88,5 +91,5 @@ def sampling(
 
 
 def _likeliest(logits: torch.Tensor) -> torch.Tensor:
-    """Temperature 0: all but the largest ruled out."""
+    """Rule out all but the largest logit (temperature 0)."""
     return torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)

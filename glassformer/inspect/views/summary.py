@@ -1,4 +1,4 @@
-"""A text, token by token, as the model saw it: how likely each one was, and what it would have written instead."""
+"""A text token by token: the probability and rank of each token, and the most likely alternatives."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Receipt, Trace, token_text
 from glassformer.inspect.views.result import Named, named
 
-CHUNK = 64  # positions whose logits, [64, V], are held at a time
+CHUNK = 64  # positions whose logits, [64, V], are in memory at a time
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One token. `prob` is what the model gave it, given those before, and `rank` how many it thought likelier; None
-    for the first token, which nothing predicts. `top`: the likeliest tokens at its place.
+class TokenSummary:
+    """One token. prob: its probability given the tokens before it; rank: how many tokens are more likely; None for the
+    first token, which is not predicted. top: the most likely tokens at its position.
     """
 
     position: int
     id: int
     text: str
-    written: bool
+    generated: bool
     prob: float | None
     rank: int | None
     top: tuple[Named, ...]
@@ -33,9 +33,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Summary:
-    """`next`: the likeliest tokens after the last one."""
+    """The result of `summary`. next: the most likely tokens after the last one."""
 
-    tokens: tuple[Seen, ...]
+    tokens: tuple[TokenSummary, ...]
     n_prompt: int
     next: tuple[Named, ...]
     receipt: Receipt
@@ -43,7 +43,7 @@ class Summary:
 
 @torch.no_grad()
 def summary(t: Trace, *, top: int = 5) -> Summary:
-    """Every token with its probability, its rank and the `top` likeliest at its place."""
+    """Every token with its probability, its rank and the `top` most likely tokens at its position."""
     check_number("top", top, 1, min(100, t.shape("final.logits")[-1]))
     found: list[tuple[float, int, tuple[Named, ...]]] = []
     following: tuple[Named, ...] = ()
@@ -57,15 +57,17 @@ def summary(t: Trace, *, top: int = 5) -> Summary:
             else:
                 own = probs[row, t.ids[begin + row + 1]]
                 found.append((own.item(), int((probs[row] > own).sum()), likeliest))
-    tokens = [Seen(0, t.ids[0], token_text(t.lm.tokenizer, t.ids[0]), t.n_prompt == 0, None, None, ())]
-    for i, (prob, rank, likeliest) in enumerate(found, 1):
-        tokens.append(Seen(i, t.ids[i], token_text(t.lm.tokenizer, t.ids[i]), i >= t.n_prompt, prob, rank, likeliest))
+    rows = [(None, None, ()), *found]
+    tokens = [
+        TokenSummary(i, t.ids[i], token_text(t.lm.tokenizer, t.ids[i]), i >= t.n_prompt, *row)
+        for i, row in enumerate(rows)
+    ]
     value = t.at("final.logits", -1)
     receipt = Receipt('t["final.logits"].tensor.softmax(-1)', value.identity, value.error)
     return Summary(tuple(tokens), t.n_prompt, following, receipt)
 
 
 def logit_chunks(t: Trace) -> Iterator[tuple[int, Float[Tensor, "T V"]]]:
-    """Yield (first position, logits in float32) of `CHUNK` positions at a time: the logits of a text can be large."""
+    """Yield (first position, logits of at most `CHUNK` positions) in float32."""
     for positions in t.captured.positions.split(CHUNK):
         yield int(positions[0]), t.logits(positions).float()

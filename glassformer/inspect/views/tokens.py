@@ -1,4 +1,4 @@
-"""Of a tokenizer: the tokens of a text, and how the merges of a word make them. View 2."""
+"""The tokens of a text, and the byte-pair merges of a word. View 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glassformer.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class TokenInfo:
-    """`bytes` in hexadecimal; `text[start:end]` is what it covers (0 and 0: nothing)."""
+    """A token. bytes: hexadecimal; text[start:end]: the characters that it covers (0 and 0: none)."""
 
     id: int
     text: str
@@ -34,7 +34,7 @@ class TokensView:
 
 @dataclass(frozen=True)
 class Merge:
-    """A word's parts after one merge. `rank`: which merge of the training, from 0; `at`: the part that it made."""
+    """The parts of a word after one merge. rank: of the merge, from 0; at: the index of the merged part."""
 
     parts: tuple[str, ...]
     bytes: tuple[str, ...]
@@ -53,52 +53,55 @@ class Merges:
 def tokens(lm: Language, *, text: str) -> TokensView:
     """The tokens of a text: ids, bytes and the characters that each covers.
 
-    RequestError where the model has no tokenizer; TokenizerError for text that no UTF-8 can hold.
+    Raises:
+        RequestError: The model has no tokenizer.
+        TokenizerError: The text cannot be encoded as UTF-8.
     """
-    tokenizer = tokenizer_of(lm)
+    tokenizer = require_tokenizer(lm)
     found = tokenizer.encode_offsets(text)
     control = set(tokenizer.special_tokens.values())
     infos = tuple(
         TokenInfo(id, bytes_text(data), data.hex(), start, end, id in control)
         for id, data, (start, end) in zip(found.ids, found.tokens, found.offsets, strict=True)
     )
-    whole = b"".join(data for id, data in zip(found.ids, found.tokens, strict=True) if id not in control)
-    same = float(whole.decode("utf-8", "replace").strip() != text.strip())
-    receipt = Receipt(f"lm.tokenizer.encode_offsets({text!r})", "the tokens' bytes, joined, are the text", same)
+    joined = b"".join(data for id, data in zip(found.ids, found.tokens, strict=True) if id not in control)
+    differs = float(joined.decode("utf-8", "replace").strip() != text.strip())
+    receipt = Receipt(f"lm.tokenizer.encode_offsets({text!r})", "0 if the tokens' bytes, joined, are the text", differs)
     return TokensView(text, infos, len(text.encode()), tokenizer.vocab_size, receipt)
 
 
 def merges(lm: Language, *, word: str) -> Merges:
-    """How byte-pair encoding makes a word's tokens, one merge after the other, by the readable definition.
+    """The byte-pair merges that produce the tokens of a word, one by one.
 
-    RequestError where the tokenizer is of another kind, and where `word` is none, or more than one.
+    Raises:
+        RequestError: The tokenizer is of another kind, or `word` is not exactly one word.
     """
-    tokenizer = tokenizer_of(lm)
+    tokenizer = require_tokenizer(lm)
     core = tokenizer.backend
     if not isinstance(core, HFTokenizer):
-        raise RequestError(f"merges are of byte-pair encoding; this tokenizer is {core.kind}", param="word")
+        raise RequestError(f"merges need a byte-pair tokenizer; this one is {core.kind}", param="word")
     try:
         bpe = BPE.from_json(core.json)
     except TokenizerError as error:
-        raise RequestError(f"merges cannot be shown one by one: this tokenizer is {error}", param="word") from None
+        raise RequestError(f"merges cannot be shown for this tokenizer: it is {error}", param="word") from None
     words = bpe.words(word)
     if words != [word]:
-        raise RequestError(f"merges are of one word; the tokenizer cuts {word!r} into {words}", param="word")
+        raise RequestError(f"word must be one word; the tokenizer splits {word!r} into {words}", param="word")
     steps = tuple(
         Merge(tuple(map(bytes_text, step.parts)), tuple(part.hex() for part in step.parts), step.rank, step.at)
         for step in bpe.merge_steps(word)
     )
     ids = tuple(bpe.vocab[bytes.fromhex(part)] for part in steps[-1].bytes)
-    theirs = tokenizer.encode(word, bare=True)
+    fast = tokenizer.encode(word, bare=True)
     receipt = Receipt(
         f"lm.merges(word={word!r})",
-        "the last parts' ids are the fast tokenizer's",
-        float(list(ids) != theirs),
+        "0 if the last parts' ids are the fast tokenizer's",
+        float(list(ids) != fast),
     )
     return Merges(word, steps, ids, receipt)
 
 
-def tokenizer_of(lm: Language) -> Tokenizer:
+def require_tokenizer(lm: Language) -> Tokenizer:
     if lm.tokenizer is None:
-        raise RequestError("this model has no tokenizer: it takes token ids", param="text")
+        raise RequestError("this model has no tokenizer", param="text")
     return lm.tokenizer

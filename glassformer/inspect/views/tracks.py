@@ -1,4 +1,4 @@
-"""Tokens on parallel tracks: each one's residual stream, block by block, and what a change reaches. View 4."""
+"""The residual stream of each token, block by block, and what a change affects. View 4."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from glassformer.errors import RequestError
 from glassformer.inspect.capture.points import layer_of
 from glassformer.inspect.trace.trace import Receipt, Trace
-from glassformer.inspect.views.layer import at
+from glassformer.inspect.views.layer import values_at
 
 
 @dataclass(frozen=True)
 class Tracks:
-    """`norms` [L + 1, T]: the length of what enters each block, and of what leaves the last.
+    """norms [L + 1, T]: L2 norms of the input of each block, and of the output of the last.
 
-    `windows`: how many tokens back each block's attention sees, itself included; None is all. `context`: where it ends.
+    windows: of each block's attention, in tokens with the query; None is unlimited. context: the context length.
     """
 
     norms: Float[Tensor, "L1 T"]
@@ -28,8 +28,8 @@ class Tracks:
 
 
 @dataclass(frozen=True)
-class Touched:
-    """A cell that an edit reaches: `row` of the grid and token `position`. `point` is what it changes."""
+class EditedCell:
+    """The first cell that an edit of `point` changes: a row of the grid, and a position."""
 
     row: int
     position: int
@@ -38,72 +38,76 @@ class Touched:
 
 @dataclass(frozen=True)
 class ChangedView:
-    """`distances` [L + 1, T]: how far the two residual streams are apart in each cell. `token`: the first that differs
-    between the texts. `edited`: the first cell that an edit reaches which one of them has and the other has not. None
-    where there is none. `first`: the earlier of both; `before`: the largest distance left of it, which is 0: no token
-    sees a later one.
+    """The result of `changed`.
+
+    distances [L + 1, T]: between the two residual streams. token: the first position with different tokens; edited: the
+    first cell that an edit of only one of the traces changes; None where there is none. first: the earlier position of
+    both. max_before: the largest distance at earlier positions, which is 0 in a causal model.
     """
 
     distances: Float[Tensor, "L1 T"]
     token: int | None
-    edited: Touched | None
+    edited: EditedCell | None
     first: int | None
-    before: float
+    max_before: float
     receipt: Receipt
 
 
-def stream(t: Trace) -> Float[Tensor, "L1 T D"]:
-    """What enters each block, and what leaves the last."""
+def residual_stream(t: Trace) -> Float[Tensor, "L1 T D"]:
+    """Return the input of each block, and the output of the last."""
     last = t.config.n_layers - 1
-    return torch.stack([at(t, f"blocks.{i}.resid_pre") for i in range(last + 1)] + [at(t, f"blocks.{last}.resid_post")])
+    return torch.stack(
+        [values_at(t, f"blocks.{i}.resid_pre") for i in range(last + 1)] + [values_at(t, f"blocks.{last}.resid_post")]
+    )
 
 
 @torch.no_grad()
 def tracks(t: Trace) -> Tracks:
-    """The length of every token's residual stream before each block, and after the last."""
+    """The norm of every token's residual stream before each block, and after the last."""
     windows = tuple(layer.attention.window for layer in t.config.layers)
     receipt = Receipt("t.tracks()")
-    return Tracks(stream(t).norm(dim=-1), windows, t.config.context_length, receipt)
+    return Tracks(residual_stream(t).norm(dim=-1), windows, t.config.context_length, receipt)
 
 
 @torch.no_grad()
 def changed(t: Trace, *, other: Trace) -> ChangedView:
-    """Which cells of a token x block grid another text, or an edit, changes: those at and after the first difference.
+    """The cells of a token x block grid that another text, or an edit, changes.
 
-    RequestError where the other trace is of another shape of model.
+    Raises:
+        RequestError: The other trace has another shape of model, or another source.
     """
     if other.config.n_layers != t.config.n_layers or other.config.d_model != t.config.d_model:
-        raise RequestError("the other trace is of a model of another shape: no cell is beside a cell", param="other")
+        raise RequestError("the other trace is of a model with other sizes: no cells correspond", param="other")
     if t.source_ids != other.source_ids:
-        raise RequestError("the two were read beside different sources: every cell differs", param="other")
+        raise RequestError("the two traces have different sources, so every cell differs", param="other")
     n = min(len(t.ids), len(other.ids))
-    distances = (stream(t)[:, :n] - stream(other)[:, :n]).norm(dim=-1)
+    distances = (residual_stream(t)[:, :n] - residual_stream(other)[:, :n]).norm(dim=-1)
     token = next((i for i in range(n) if t.ids[i] != other.ids[i]), None)
-    edited = touched(t, other, n)
+    edited = first_edited_cell(t, other, n)
     first = min((at for at in (token, edited and edited.position) if at is not None), default=None)
     before = distances[:, :first].max().item() if first else 0.0
-    receipt = Receipt("t.changed(other=other)", "largest distance left of the first difference", before)
+    receipt = Receipt("t.changed(other=other)", "largest distance before the first difference", before)
     return ChangedView(distances, token, edited, first, before, receipt)
 
 
-def touched(t: Trace, other: Trace, n: int) -> Touched | None:
-    """The first cell, of `n` tokens, that an edit of one of them reaches and none of the other's."""
+def first_edited_cell(t: Trace, other: Trace, n: int) -> EditedCell | None:
+    """Return the first cell within `n` tokens that an edit of only one of the traces changes."""
     only = set(t.edits) ^ set(other.edits)
-    if not only and t.edits != other.edits:  # the same in another order
+    if not only and t.edits != other.edits:  # the same edits in another order
         only = set(t.edits)
     cells = [
-        Touched(row, edit.first(one.n_prompt), edit.point)
+        EditedCell(row, edit.first(one.n_prompt), edit.point)
         for one in (t, other)
         for edit in one.edits
-        if edit in only and (row := row_of(edit.point)) is not None
+        if edit in only and (row := first_row(edit.point)) is not None
     ]
     return min((one for one in cells if one.position < n), key=lambda one: (one.position, one.row), default=None)
 
 
-def row_of(point: str) -> int | None:
-    """The first row of the grid that a change of a point shows in; None past the last block."""
+def first_row(point: str) -> int | None:
+    """Return the first row of the grid that a change of a point affects; None after the last block."""
     if point.startswith("encoder."):
-        return 1  # where block 0 has read the source
+        return 1  # cross-attention of block 0
     i = layer_of(point)
     if i is None:
         return 0 if point.startswith("embed.") else None

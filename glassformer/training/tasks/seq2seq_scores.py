@@ -1,17 +1,18 @@
-"""What a model wrote, beside what it should have written: exact match, by length too, tokens, BLEU and chrF."""
+"""Score generated targets: exact match (also by source length), token accuracy, BLEU and chrF."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-from glassformer.errors import DataError
+from glassformer.errors import ConfigError, DataError
 
-EDGES = (8, 16, 32, 64, 128)  # the longest source of each bucket but the last
+EDGES = (8, 16, 32, 64, 128)  # longest source of each bucket except the last
 
 
 @dataclass(frozen=True)
 class LengthBucket:
-    """Pairs whose sources are `least` to `most` long: how many, and the share (0 to 1) that is exactly right."""
+    """The number of sources of length `least` to `most`, and the fraction with an exact match."""
 
     least: int
     most: int
@@ -21,22 +22,22 @@ class LengthBucket:
 
 @dataclass(frozen=True)
 class Seq2SeqScores:
-    """What was written, measured.
+    """The scores of generated targets.
 
-    exact: share (0 to 1) of texts that equal their reference, character by character. token_accuracy: `token_accuracy`
-    of the texts' characters, or of the tokens that were given. bleu, chrf: of the whole set, 0 to 100 (Papineni et al.
-    2002; Popović 2015), and how sacrebleu computed each, for others to repeat. BLEU counts runs of up to four words: it
-    is 0 where no reference has four. by_length: exact match by the sources' length, shortest first.
+    exact: fraction of texts equal to their reference. token_accuracy: of characters, or of the given tokens.
+    bleu, chrf: corpus scores from 0 to 100 (Papineni et al. 2002; Popović 2015) with their sacrebleu signatures; None
+    where they are not computed. BLEU is 0 where no reference has four words.
+    by_length: exact match by source length, shortest first.
     """
 
     count: int
     exact: float
     token_accuracy: float
-    bleu: float
-    chrf: float
-    bleu_signature: str
-    chrf_signature: str
     by_length: tuple[LengthBucket, ...]
+    bleu: float | None = None
+    chrf: float | None = None
+    bleu_signature: str | None = None
+    chrf_signature: str | None = None
 
 
 def score_translations(
@@ -47,38 +48,52 @@ def score_translations(
     edges: Sequence[int] = EDGES,
     hypothesis_tokens: Sequence[Sequence[Hashable]] | None = None,
     reference_tokens: Sequence[Sequence[Hashable]] | None = None,
+    bleu: bool = True,
 ) -> Seq2SeqScores:
-    """What a model wrote for each source, against the one right answer.
+    """Score the generated text of each source against its reference.
 
-    lengths: of the sources, in whatever unit is to be shown (characters or tokens). edges: see `exact_by_length`.
-    written_tokens, reference_tokens: both as tokens; characters count where they are not given.
-    Raises DataError when there is nothing to score, or when the lists are not equally long.
+    Args:
+        lengths: of the sources, in any unit.
+        edges: see `exact_by_length`.
+        hypothesis_tokens, reference_tokens: both as tokens for the token accuracy; by default characters.
+        bleu: compute BLEU and chrF, which needs sacrebleu.
+
+    Raises:
+        DataError: there is nothing to score, or the lists differ in length.
+        ConfigError: sacrebleu is not installed.
     """
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
 
     accuracy = token_accuracy(hypothesis_tokens or hypotheses, reference_tokens or references)
     exact = [a == b for a, b in zip(hypotheses, references, strict=True)]
     by_length = exact_by_length(exact, lengths, edges)
-    bleu, chrf = BLEU(), CHRF()
     return Seq2SeqScores(
         count=len(exact),
         exact=sum(exact) / len(exact),
         token_accuracy=accuracy,
-        bleu=bleu.corpus_score(list(hypotheses), [list(references)]).score,
-        chrf=chrf.corpus_score(list(hypotheses), [list(references)]).score,
-        bleu_signature=bleu.get_signature().format(),
-        chrf_signature=chrf.get_signature().format(),
         by_length=by_length,
+        **(_corpus_scores(hypotheses, references) if bleu else {}),
     )
 
 
-def token_accuracy(hypotheses: Sequence[Sequence[Hashable]], references: Sequence[Sequence[Hashable]]) -> float:
-    """The share (0 to 1) of places that hold the reference's token: what is missing or too much counts as wrong.
+def _corpus_scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+    except ImportError:
+        raise ConfigError("BLEU and chrF need sacrebleu: pip install 'glassformer[bleu]'") from None
+    found: dict[str, Any] = {}
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        found[name] = metric.corpus_score(list(hypotheses), [list(references)]).score
+        found[f"{name}_signature"] = metric.get_signature().format()
+    return found
 
-    Raises DataError when there is nothing to score, or when the lists are not equally long.
+
+def token_accuracy(hypotheses: Sequence[Sequence[Hashable]], references: Sequence[Sequence[Hashable]]) -> float:
+    """Return the fraction of positions with the reference's token; missing and extra tokens count as wrong.
+
+    Raises DataError when there is nothing to score, or when the lists differ in length.
     """
-    _check(len(references), written=len(hypotheses))
+    _check(len(references), hypotheses=len(hypotheses))
     right = sum(a == b for w, r in zip(hypotheses, references, strict=True) for a, b in zip(w, r, strict=False))
     return right / max(1, sum(max(len(w), len(r)) for w, r in zip(hypotheses, references, strict=True)))
 
@@ -86,21 +101,20 @@ def token_accuracy(hypotheses: Sequence[Sequence[Hashable]], references: Sequenc
 def exact_by_length(
     exact: Sequence[bool], lengths: Sequence[int], edges: Sequence[int] = EDGES
 ) -> tuple[LengthBucket, ...]:
-    """The share that is exactly right, by the length of the source.
+    """Return the fraction of exact matches by source length, without empty buckets.
 
-    edges: rising; a bucket reaches from just above one edge to the next, the last one to the longest source. Buckets
-    without a source are left out. Raises DataError as `token_accuracy` does, and for edges that do not rise from 1 or
-    more.
+    edges: increasing; a bucket ends at each edge, and the last one at the longest source.
+    Raises DataError as `token_accuracy` does, and for edges that do not increase or start below 1.
     """
     _check(len(exact), lengths=len(lengths))
     if list(edges) != sorted(set(edges)) or (edges and edges[0] < 1):
-        raise DataError(f"edges must rise, from 1 or more, got {list(edges)}")
+        raise DataError(f"edges must increase and start at 1 or more, got {list(edges)}")
     bounds = [0, *(edge for edge in edges if edge < max(lengths)), max(lengths)]
     buckets = []
     for below, most in pairwise(bounds):
-        here = [right for right, length in zip(exact, lengths, strict=True) if below < length <= most]
-        if here:
-            buckets.append(LengthBucket(below + 1, most, len(here), sum(here) / len(here)))
+        bucket = [match for match, length in zip(exact, lengths, strict=True) if below < length <= most]
+        if bucket:
+            buckets.append(LengthBucket(below + 1, most, len(bucket), sum(bucket) / len(bucket)))
     return tuple(buckets)
 
 
@@ -109,4 +123,4 @@ def _check(count: int, **others: int) -> None:
         if n != count:
             raise DataError(f"there are {n:,} {name} for {count:,} references")
     if not count:
-        raise DataError("there is nothing to score: no pair was given")
+        raise DataError("there is nothing to score: give at least one example")

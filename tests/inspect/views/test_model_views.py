@@ -1,4 +1,4 @@
-"""Views of a model by itself: its tokenizer, its table, its parts."""
+"""Views of a model: its tokenizer, its embedding tables, its parts."""
 
 import json
 from itertools import pairwise
@@ -12,7 +12,7 @@ from tiny import pair_config, tiny
 from glassformer.errors import RequestError
 from glassformer.inspect.trace.trace import bytes_text
 from glassformer.inspect.views.anatomy import anatomy
-from glassformer.inspect.views.embedding import distinct, embedding, embedding_map, table_of
+from glassformer.inspect.views.embedding import distinct_tables, embedding, embedding_map, get_table
 from glassformer.inspect.views.registry import VIEWS, find_view
 from glassformer.inspect.views.result import plain
 from glassformer.inspect.views.tokens import merges, tokens
@@ -36,7 +36,7 @@ def bare():
 # ---- tokens
 
 
-def test_tokens_say_their_bytes_and_places(lm):
+def test_tokens_have_bytes_and_character_spans(lm):
     found = tokens(lm, text=TEXT)
     assert b"".join(bytes.fromhex(one.bytes) for one in found.tokens) == TEXT.encode()
     assert [one.id for one in found.tokens] == lm.encode(TEXT)
@@ -44,12 +44,12 @@ def test_tokens_say_their_bytes_and_places(lm):
     assert (found.n_bytes, found.receipt.error) == (len(TEXT.encode()), 0)
 
 
-def test_a_part_of_a_character_is_shown_by_its_bytes():
+def test_partial_character_is_shown_as_bytes():
     assert (bytes_text(b" a"), bytes_text("猫".encode()[:2])) == (" a", "<E7 8C>")
 
 
-def test_merges_are_those_of_a_replay_of_the_ranks(lm):
-    """A loop over the merges of tokenizer.json, best first, each wherever it fits."""
+def test_merges_equal_a_loop_over_ranks(lm):
+    """Apply the merges of tokenizer.json in the order of their ranks, each as often as possible."""
     word = "cat"
     raw = json.loads(lm.tokenizer.backend.json)["model"]["merges"]
     parts, used = list(word), []
@@ -66,8 +66,8 @@ def test_merges_are_those_of_a_replay_of_the_ranks(lm):
     assert list(found.ids) == lm.tokenizer.encode(word, bare=True)
 
 
-def test_merges_are_of_one_word(lm, bare):
-    with pytest.raises(RequestError, match="of one word; the tokenizer cuts"):
+def test_merges_reject_several_words_and_missing_tokenizers(lm, bare):
+    with pytest.raises(RequestError, match="word must be one word; the tokenizer splits"):
         merges(lm, word="the cat")
     with pytest.raises(RequestError, match="no tokenizer"):
         merges(bare, word="the")
@@ -75,11 +75,11 @@ def test_merges_are_of_one_word(lm, bare):
         tokens(bare, text="the")
 
 
-# ---- the table
+# ---- embedding tables
 
 
 @pytest.fixture(scope="module")
-def readers():
+def with_source():
     return {
         "pair": translator(pair_config("separate")),
         "recurrent": subject("recurrent encoder-decoders", "additive")[0],
@@ -99,8 +99,8 @@ TABLES = {
 
 
 @pytest.mark.parametrize(("model", "table"), TABLES)
-def test_nearest_rows_by_numpy(lm, readers, model, table):
-    lm = {"lm": lm, **readers}[model]
+def test_nearest_rows_equal_numpy(lm, with_source, model, table):
+    lm = {"lm": lm, **with_source}[model]
     rows = TABLES[model, table](lm.model).detach().double().numpy()
     found = embedding(lm, token=17, n=5, table=table)
     np.testing.assert_array_equal(np.asarray(found.row), rows[17].astype(np.float32))
@@ -117,30 +117,30 @@ def test_nearest_rows_by_numpy(lm, readers, model, table):
     np.testing.assert_array_equal(named.detach().numpy(), rows[17].astype(np.float32))
 
 
-def test_a_table_that_is_another_is_named_once(lm, readers):
-    """Models of a source have a table for it, which may be the one that their own tokens are looked up in."""
-    assert distinct(lm) == ("input", "output")
-    assert distinct(LanguageModel(tiny("gpt2"))) == ("input",)
-    assert {name: distinct(one) for name, one in readers.items()} == {
+def test_tied_tables_are_listed_once(lm, with_source):
+    """Models with a source have a table for it, which may be tied to the table of input tokens."""
+    assert distinct_tables(lm) == ("input", "output")
+    assert distinct_tables(LanguageModel(tiny("gpt2"))) == ("input",)
+    assert {name: distinct_tables(one) for name, one in with_source.items()} == {
         "pair": ("input", "source", "output"),
         "recurrent": ("input", "source", "output"),
     }
     shared = subject("encoder-decoders", "t5")[0]
-    assert distinct(shared) == ("input",)
+    assert distinct_tables(shared) == ("input",)
     assert embedding(shared, token=3, table="source").tied
-    assert distinct(subject("encoders", "bert")[0]) == ("input",)
+    assert distinct_tables(subject("encoders", "bert")[0]) == ("input",)
 
 
-def test_the_plane_is_the_covariances_first_two_eigenvectors(lm):
+def test_map_axes_are_the_first_two_eigenvectors_of_the_covariance(lm):
     chosen = tuple(range(40, 70))
     found = embedding_map(lm, tokens=chosen)
     rows = lm.model.embed.weight.detach().double().numpy()[list(chosen)]
     values, vectors = np.linalg.eigh(np.cov(rows.T))
     plane = (rows - rows.mean(0)) @ vectors[:, ::-1][:, :2]
-    ours = np.array([(place.x, place.y) for place in found.places])
+    ours = np.array([(place.x, place.y) for place in found.points])
     np.testing.assert_allclose(np.abs(ours), np.abs(plane), atol=1e-9)
     np.testing.assert_allclose(found.explained, values[::-1][:2] / values.sum(), rtol=1e-9)
-    assert found == embedding_map(lm, tokens=chosen), "the same picture each time"
+    assert found == embedding_map(lm, tokens=chosen), "the map is deterministic"
 
 
 @pytest.mark.parametrize(
@@ -149,22 +149,22 @@ def test_the_plane_is_the_covariances_first_two_eigenvectors(lm):
         (lambda lm: embedding(lm, token=-1), "token must be a whole number from 0 to"),
         (lambda lm: embedding(lm, token=10**6), "token must be a whole number from 0 to"),
         (lambda lm: embedding(lm, token=1, n=0), "n must be"),
-        (lambda lm: table_of(lm, "middle"), "table must be 'input' or 'output' of this model, got 'middle'"),
-        (lambda lm: embedding(lm, token=1, table="source"), "'input' or 'output' of this model, got 'source'"),
-        (lambda lm: embedding_map(lm, tokens=(1, 1, 2)), "3 to 2000 different tokens, got 2"),
+        (lambda lm: get_table(lm, "middle"), "table must be one of 'input', 'output', got 'middle'"),
+        (lambda lm: embedding(lm, token=1, table="source"), "'input', 'output', got 'source'"),
+        (lambda lm: embedding_map(lm, tokens=(1, 1, 2)), "3 to 2000 different ones, got 2"),
         (lambda lm: embedding_map(lm, tokens=(1, 2, 10**6)), "tokens must be"),
     ],
 )
-def test_bad_requests_are_refused(lm, call, match):
+def test_bad_requests_raise_request_error(lm, call, match):
     with pytest.raises(RequestError, match=match):
         call(lm)
 
 
-# ---- the parts
+# ---- parts
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gpt_oss", "phi"])
-def test_the_parts_add_up_to_the_state_dict(family):
+def test_parts_sum_to_the_state_dict(family):
     lm = LanguageModel(tiny(family))
     found = anatomy(lm)
     state = sum(p.numel() for p in lm.model.state_dict().values())
@@ -178,26 +178,26 @@ def test_the_parts_add_up_to_the_state_dict(family):
     assert len(found.layers) == lm.config.n_layers
 
 
-def test_what_ships_with_the_package_can_be_seen():
+def test_packaged_model_has_an_anatomy():
     found = plain(anatomy(load("stories")))
-    assert found["shares"]["feed-forward"] > found["shares"]["attention"], "the feed-forward layers hold the most"
+    assert found["shares"]["feed-forward"] > found["shares"]["attention"], "feed-forward layers have most parameters"
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 # ---- the registry
 
 
-def test_every_view_says_what_it_shows():
+def test_every_view_has_a_description():
     for name, view in VIEWS.items():
         assert name == view.name
         assert view.meaning.endswith((".", ")")), name
 
 
-def test_an_unknown_view_names_the_nearest():
+def test_unknown_view_error_names_the_nearest():
     with pytest.raises(RequestError, match="no view 'cel'; the nearest is 'cell'"):
         find_view("cel")
 
 
-def test_numbers_that_are_none_are_said_as_such():
+def test_non_finite_numbers_become_strings():
     given = {"a": (float("nan"), float("inf"), -float("inf"), 1.5), "b": None}
     assert plain(given) == {"a": ["NaN", "Infinity", "-Infinity", 1.5], "b": None}

@@ -1,4 +1,4 @@
-"""Views of a trace, each number worked out again in NumPy, in float64, from the weights and the tensors of the pass."""
+"""Views of a trace: each number equals a NumPy float64 computation from the weights and the trace's tensors."""
 
 import base64
 import json
@@ -30,9 +30,9 @@ from glassformer.nn.step import Step
 
 FAMILIES = ("qwen3", "gpt2", "gemma2", "gpt_oss", "phi", "olmo2", "smollm3")
 IDS = [7, 3, 31, 4, 4, 60, 2, 19, 8, 55, 23, 9]
-NEAR = {"rtol": 1e-4, "atol": 1e-5}
-NEARLY = {"rel": 1e-3, "abs": 1e-4}
-SHOWN = {  # what each view is asked for, where it must be asked for something
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+LOOSE = {"rel": 1e-3, "abs": 1e-4}
+REQUIRED = {  # the parameters without defaults
     "qkv": {"layer": 1, "head": 2, "position": 5},
     "cell": {"layer": 1, "head": 2, "query": 7, "key": 3},
     "heads": {"layer": 1, "position": 4},
@@ -41,13 +41,13 @@ SHOWN = {  # what each view is asked for, where it must be asked for something
 }
 
 
-def made(family, **changes):
+def trace_of(family, **changes):
     return LanguageModel(tiny(family, **changes)).trace(IDS)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def t(request):
-    return made(request.param)
+    return trace_of(request.param)
 
 
 def np64(t, name):
@@ -64,7 +64,7 @@ def softmax(x):
 
 @pytest.mark.parametrize("head", [0, 3])
 @pytest.mark.parametrize(("query", "key"), [(11, 3), (6, 6), (2, 9), (-1, 0)])
-def test_every_number_of_a_cell(t, head, query, key):
+def test_every_number_of_a_cell_equals_numpy(t, head, query, key):
     for layer in range(t.config.n_layers):
         config, attention = t.config.layers[layer].attention, t.model.blocks[layer].attn
         found = cell(t, layer=layer, head=head, query=query, key=key)
@@ -75,7 +75,7 @@ def test_every_number_of_a_cell(t, head, query, key):
         q, k, v = np64(t, f"{name}.q_rot")[query, head], np64(t, f"{name}.k_rot"), np64(t, f"{name}.v")
         k, v = k[:, kv_head], v[:, kv_head]
         scale = config.head_dim**-0.5 if config.scale is None else config.scale
-        np.testing.assert_allclose(found.products, q * k[key], **NEAR)
+        np.testing.assert_allclose(found.products, q * k[key], **CLOSE)
         assert found.sum == pytest.approx((q * k[key]).sum(), rel=1e-4, abs=1e-5)
         assert found.scaled == pytest.approx(found.sum * scale, rel=1e-5)
         scores = k @ q * scale
@@ -86,14 +86,14 @@ def test_every_number_of_a_cell(t, head, query, key):
         seen = (at <= query) & (at > query - (config.window or 10**6))
         assert found.visible == seen[key]
         scores = np.where(seen, scores, -np.inf)
-        np.testing.assert_allclose(found.scores, scores, **NEAR)
+        np.testing.assert_allclose(found.scores, scores, **CLOSE)
         sink = [] if attention.sinks is None else [attention.sinks[head].item()]
         probs = softmax(np.array([*scores, *sink]))[: len(IDS)]
-        np.testing.assert_allclose(found.probs, probs, **NEAR)
+        np.testing.assert_allclose(found.probs, probs, **CLOSE)
         assert found.prob == pytest.approx(probs[key], rel=1e-4, abs=1e-6)
         assert found.exp / found.total == pytest.approx(probs[key], rel=1e-4, abs=1e-6)
-        np.testing.assert_allclose(found.weighted, probs[key] * v[key], **NEAR)
-        np.testing.assert_allclose(found.z, probs @ v, **NEAR)
+        np.testing.assert_allclose(found.weighted, probs[key] * v[key], **CLOSE)
+        np.testing.assert_allclose(found.z, probs @ v, **CLOSE)
         check_unscaled(found, k @ q, seen, config.softcap, sink, v)
         own = probs[probs > 0]
         assert found.entropy == pytest.approx(-(own * np.log(own)).sum(), rel=1e-4, abs=1e-6)
@@ -102,7 +102,7 @@ def test_every_number_of_a_cell(t, head, query, key):
 
 
 def check_unscaled(found, sums, seen, softcap, sink, v):
-    """The same numbers with a scale of 1: what else the model does to a score, it does to these."""
+    """Check the numbers with a scale of 1; softcap, mask and sinks still apply."""
     flat, key, loose = found.unscaled, found.key, {"rtol": 1e-3, "atol": 1e-4}
     scores = sums if softcap is None else softcap * np.tanh(sums / softcap)
     assert flat.capped == pytest.approx(scores[key], rel=1e-4, abs=1e-4)
@@ -111,8 +111,8 @@ def check_unscaled(found, sums, seen, softcap, sink, v):
     total = exp.sum() + sum(np.exp(one - max(*scores, *sink)) for one in sink)
     assert flat.score == pytest.approx(scores[key], rel=1e-4, abs=1e-4)
     assert flat.largest == pytest.approx(max(*scores, *sink), rel=1e-4, abs=1e-4)
-    assert (flat.exp, flat.total) == (pytest.approx(exp[key], **NEARLY), pytest.approx(total, **NEARLY))
-    assert flat.prob == pytest.approx(exp[key] / total, **NEARLY)
+    assert (flat.exp, flat.total) == (pytest.approx(exp[key], **LOOSE), pytest.approx(total, **LOOSE))
+    assert flat.prob == pytest.approx(exp[key] / total, **LOOSE)
     np.testing.assert_allclose(flat.probs, exp / total, **loose)
     np.testing.assert_allclose(flat.weighted, exp[key] / total * v[key], **loose)
     np.testing.assert_allclose(flat.z, (exp / total) @ v, **loose)
@@ -120,25 +120,25 @@ def check_unscaled(found, sums, seen, softcap, sink, v):
     assert flat.entropy == pytest.approx(-(own * np.log(own)).sum(), rel=1e-3, abs=1e-4)
 
 
-def test_the_wrong_head_grouping_would_be_seen():
-    """A query head that reads its neighbour's keys and values gets another z."""
-    t = made("qwen3")
+def test_wrong_head_grouping_changes_z():
+    """A query head with the key/value head of its neighbour gets another z."""
+    t = trace_of("qwen3")
     found = cell(t, layer=0, head=1, query=9, key=2)
     v = np64(t, "blocks.0.attn.v")
     right, wrong = (np.asarray(found.probs) @ v[:, kv] for kv in (0, 1))
-    np.testing.assert_allclose(found.z, right, **NEAR)
+    np.testing.assert_allclose(found.z, right, **CLOSE)
     assert np.abs(found.z - wrong).max() > 0.1
 
 
-# ---- one token's q, k, v
+# ---- q, k, v of one token
 
 
-def test_every_product_of_q_k_v(t):
+def test_every_product_of_q_k_v_equals_numpy(t):
     for layer in range(t.config.n_layers):
         config, attention = t.config.layers[layer].attention, t.model.blocks[layer].attn
         found = qkv(t, layer=layer, head=3, position=5, dim=2)
         x = np64(t, f"blocks.{layer}.attn.x")[5]
-        np.testing.assert_allclose(found.x, x, **NEAR)
+        np.testing.assert_allclose(found.x, x, **CLOSE)
         for end, head in (("q", 3), ("k", found.kv_head), ("v", found.kv_head)):
             linear = getattr(attention, end)
             size = linear.weight.shape[0] // (config.n_heads if end == "q" else config.n_kv_heads)
@@ -146,15 +146,15 @@ def test_every_product_of_q_k_v(t):
             bias = 0 if linear.bias is None else linear.bias.detach().double().numpy()[head * size : (head + 1) * size]
             worked = rows @ x + bias
             worked = worked if config.clip is None else worked.clip(-config.clip, config.clip)
-            np.testing.assert_allclose(getattr(found, end), worked, **NEAR)
+            np.testing.assert_allclose(getattr(found, end), worked, **CLOSE)
             product = found.products[end]
-            np.testing.assert_allclose(product.weights, rows[2], **NEAR)
+            np.testing.assert_allclose(product.weights, rows[2], **CLOSE)
             assert product.value == pytest.approx(worked[2], rel=1e-4, abs=1e-5)
             assert product.sum == pytest.approx(rows[2] @ x, rel=1e-4, abs=1e-5)
         if config.qk_norm is None and config.clip is None:
             factor = getattr(config.rope.scaling, "attention_factor", 1.0) if config.rope else 1.0
             assert found.lengths["q_rot"] == pytest.approx(found.lengths["q"] * factor, rel=1e-5), (
-                "a turn keeps lengths"
+                "a rotation preserves the norm"
             )
         assert found.receipt.error < 1e-4
 
@@ -173,10 +173,10 @@ def rotated(rope, row, position):
 
 @pytest.mark.parametrize("q_rank", [28, None])
 @pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
-def test_every_product_of_latent_attention(family, q_rank):
-    """DeepSeek-V2, equations 9 to 17, for one token: what x becomes on its way to q, k and v of a head."""
+def test_every_product_of_latent_attention_equals_numpy(family, q_rank):
+    """DeepSeek-V2, equations 9 to 17, for one token: from x to q, k and v of a head."""
     config = {f"layers.{i}.attention.latent.q_rank": q_rank for i in range(3)}
-    t = made(family, **config, **{"layers.1.attention.rope.scaling": None})
+    t = trace_of(family, **config, **{"layers.1.attention.rope.scaling": None})
     for layer, position in ((0, 7), (1, 5), (1, 0), (2, 11)):
         attention = t.config.layers[layer].attention
         w = {n: p.detach().double().numpy() for n, p in t.model.blocks[layer].attn.named_parameters()}
@@ -201,14 +201,14 @@ def test_every_product_of_latent_attention(family, q_rank):
             for dim in (0, shared - 1, shared, v_size - 1, v_size, size - 1):
                 found = qkv(t, layer=layer, head=head, position=position, dim=dim)
                 for end, row in rows.items():
-                    np.testing.assert_allclose(getattr(found, end), row, **NEAR)
+                    np.testing.assert_allclose(getattr(found, end), row, **CLOSE)
                     assert (end in found.products) == (dim < len(row))
                 own = {"q": q_own[dim], "k": w["kv.weight"][dim] if dim < shared else k_own[dim - shared]}
                 own |= {"v": v_own[dim]} if dim < v_size else {}
                 bias = {"k": w["kv.bias"][dim]} if dim < shared else {}
                 for end, weights in own.items():
                     product = found.products[end]
-                    np.testing.assert_allclose(product.weights, weights, **NEAR)
+                    np.testing.assert_allclose(product.weights, weights, **CLOSE)
                     assert product.value == pytest.approx(rows[end][dim], rel=1e-4, abs=1e-5)
                     assert product.sum == pytest.approx(rows[end][dim] - bias.get(end, 0.0), rel=1e-4, abs=1e-5)
                     whole = {"x": found.x} | {name: one.normed for name, one in found.latents.items()}
@@ -218,29 +218,28 @@ def test_every_product_of_latent_attention(family, q_rank):
                 assert named["k"] == (("W_kr", "x") if dim < shared else ("W_uk", "kv"))
                 assert named.get("v", ("W_uv", "kv")) == ("W_uv", "kv")
             assert found.latents.keys() == ({"kv"} if q_rank is None else {"q", "kv"})
-            np.testing.assert_allclose(found.latents["kv"].reduced, down[shared:], **NEAR)
-            np.testing.assert_allclose(found.latents["kv"].normed, c_kv, **NEAR)
+            np.testing.assert_allclose(found.latents["kv"].reduced, down[shared:], **CLOSE)
+            np.testing.assert_allclose(found.latents["kv"].normed, c_kv, **CLOSE)
             if q_rank is not None:
-                np.testing.assert_allclose(found.latents["q"].reduced, reduced, **NEAR)
-                np.testing.assert_allclose(found.latents["q"].normed, c_q, **NEAR)
-            assert torch.equal(found.k[:shared], other.k[:shared]), "all heads share it"
+                np.testing.assert_allclose(found.latents["q"].reduced, reduced, **CLOSE)
+                np.testing.assert_allclose(found.latents["q"].normed, c_q, **CLOSE)
+            assert torch.equal(found.k[:shared], other.k[:shared]), "shared by all heads"
             assert torch.equal(found.k_rot[:shared], other.k_rot[:shared])
-            assert found.turned == shared
+            assert found.rotated == shared
             for end in ("q", "k"):
                 before, after = np.asarray(getattr(found, end)), np.asarray(getattr(found, f"{end}_rot"))
                 factor = getattr(attention.rope.scaling, "attention_factor", 1.0)
                 lengths = np.linalg.norm(before[:shared]) * factor, np.linalg.norm(after[:shared])
                 assert lengths[0] == pytest.approx(lengths[1], rel=1e-5)
-                np.testing.assert_allclose(after[shared:], before[shared:], **NEAR)  # of the latent: does not turn
+                np.testing.assert_allclose(after[shared:], before[shared:], **CLOSE)  # from the latent: not rotated
                 if layer == 1:
-                    np.testing.assert_allclose(after, rotated(attention.rope, rows[end], position), **NEAR)
+                    np.testing.assert_allclose(after, rotated(attention.rope, rows[end], position), **CLOSE)
                     assert found.lengths[f"{end}_rot"] == pytest.approx(found.lengths[end], rel=1e-5)
             assert found.receipt.error < 1e-4
 
 
-def test_a_latent_that_is_not_the_passes_is_off():
-    """The receipt's error is of the latent too."""
-    t = made("deepseek_v2")
+def test_receipt_error_covers_the_latent():
+    t = trace_of("deepseek_v2")
     t.captured.tensors["blocks.1.attn.latent"][5] += 0.5
     assert qkv(t, layer=1, head=0, position=5).receipt.error > 0.4
     assert qkv(t, layer=1, head=0, position=4).receipt.error < 1e-4
@@ -249,7 +248,7 @@ def test_a_latent_that_is_not_the_passes_is_off():
 # ---- heads
 
 
-def test_heads_add_up(t):
+def test_heads_sum_to_attention_output(t):
     for layer in range(t.config.n_layers):
         found, o = heads(t, layer=layer, position=8), t.model.blocks[layer].attn.o
         z = np64(t, f"blocks.{layer}.attn.z")[8]
@@ -263,11 +262,11 @@ def test_heads_add_up(t):
         assert float(found.shares.sum()) + found.bias_share == pytest.approx(1, abs=1e-4)
 
 
-def test_a_thumbnail_is_the_largest_of_each_field(t):
+def test_grid_is_the_maximum_of_each_field(t):
     for size in (4, 48):
         found = grid(t, layer=0, size=size)
         probs = np64(t, "blocks.0.attn.probs")
-        data = np.frombuffer(base64.b64decode(found.pictures), np.uint8).reshape(found.heads, found.rows, found.columns)
+        data = np.frombuffer(base64.b64decode(found.pixels), np.uint8).reshape(found.heads, found.rows, found.columns)
         edges = lambda i, n: (i * len(IDS) // n, -(-(i + 1) * len(IDS) // n))  # noqa: E731
         for row in range(found.rows):
             for column in range(found.columns):
@@ -279,14 +278,14 @@ def test_a_thumbnail_is_the_largest_of_each_field(t):
 # ---- a block
 
 
-def test_a_block_is_a_running_sum(t):
+def test_block_is_the_sum_of_its_branches(t):
     for layer in range(t.config.n_layers):
         found = block(t, layer=layer, position=6, top=5)
         assert found.receipt.error < 1e-4
         if "post" not in t.config.layers[layer].norm_at:
             np.testing.assert_allclose(found.resid_pre + found.attn_add + found.mlp_add, found.resid_post, atol=1e-4)
         if t.config.layers[layer].experts is not None:
-            assert found.refused is not None
+            assert found.note is not None
             assert len(found.experts) == t.config.layers[layer].experts.top_k
             assert sum(one.weight for one in found.experts) == pytest.approx(1, abs=1e-5)
             continue
@@ -301,10 +300,10 @@ def test_a_block_is_a_running_sum(t):
         assert first.suppresses[0].value == pytest.approx(logits.min(), rel=1e-3)
 
 
-# ---- the text, its tracks, the choice
+# ---- text, residual stream, sampling
 
 
-def test_a_summary_is_what_score_says(t):
+def test_summary_equals_score(t):
     found, score = summary(t, top=3), t.lm.score(IDS, top=3)
     for one, theirs in zip(found.tokens[1:], score.tokens[1:], strict=True):
         assert one.id == theirs.id
@@ -316,24 +315,24 @@ def test_a_summary_is_what_score_says(t):
     assert [one.rank for one in found.tokens[1:]] == ranks
 
 
-def test_tracks_are_lengths(t):
+def test_tracks_are_norms(t):
     found = tracks(t)
     for i in range(t.config.n_layers):
         np.testing.assert_allclose(found.norms[i], np.linalg.norm(np64(t, f"blocks.{i}.resid_pre"), axis=-1), rtol=1e-5)
     assert found.windows == tuple(layer.attention.window for layer in t.config.layers)
 
 
-def test_nothing_left_of_a_change_changes(t):
+def test_a_change_leaves_earlier_tokens_unchanged(t):
     other = t.lm.trace([*IDS[:5], 61, *IDS[6:]])
     found = changed(t, other=other)
-    experts = any(layer.experts for layer in t.config.layers)  # whose products have other rows beside them: rounding
+    experts = any(layer.experts for layer in t.config.layers)  # batched with other tokens: rounding differs
     assert (found.first, found.token, found.edited) == (5, 5, None)
-    assert found.before == found.distances[:, :5].max() <= (1e-4 if experts else 0)
+    assert found.max_before == found.distances[:, :5].max() <= (1e-4 if experts else 0)
     assert (found.distances[:, 5] > 0.1).all()
     assert changed(t, other=t).first is None
     shorter = changed(t, other=t.lm.trace(IDS[:7]))
     assert shorter.distances.shape == (t.config.n_layers + 1, 7)
-    assert shorter.distances.max() < 1e-4, "cut at the end, what is left stays"
+    assert shorter.distances.max() < 1e-4, "truncation does not change earlier tokens"
 
 
 @pytest.mark.parametrize(
@@ -347,30 +346,30 @@ def test_nothing_left_of_a_change_changes(t):
     ],
     ids=lambda one: getattr(one, "point", None),
 )
-def test_an_edit_changes_the_cells_from_the_one_that_it_names(edit, row, position):
-    """Whichever of the two has it, and what both have is no difference."""
-    t, both = made("qwen3"), scale("blocks.0.attn.out", 0.5)
+def test_an_edit_changes_cells_from_its_own_on(edit, row, position):
+    """Either trace may have the edit; edits of both are no difference."""
+    t, both = trace_of("qwen3"), scale("blocks.0.attn.out", 0.5)
     plain, other = t.lm.trace(IDS, edit=[both]), t.lm.trace(IDS, edit=[both, edit])
     for one, two in ((plain, other), (other, plain)):
         found = changed(one, other=two)
         assert (found.token, found.first) == (None, position)
         assert (found.edited.row, found.edited.position, found.edited.point) == (row, position, edit.point)
-        assert found.distances[row, position] > 1e-3, "that cell differs"
+        assert found.distances[row, position] > 1e-3, "the named cell differs"
         left, below = found.distances[:, :position], found.distances[:row]
-        assert found.before == left.max() < 1e-4, "rounding, where an edit of scores selects the definition"
+        assert found.max_before == left.max() < 1e-4, "rounding: an edit of scores selects the readable kernel"
         assert not row or below.max() < 1e-4
     assert changed(other, other=other).first is None
 
 
-def test_texts_that_part_and_an_edit_are_both_told():
-    """The first difference is the earlier of both; an edit of what follows the last block touches no cell."""
-    t = made("qwen3")
+def test_different_texts_and_an_edit_are_both_reported():
+    """The first difference is the earlier of both; an edit after the last block changes no cell."""
+    t = trace_of("qwen3")
     parted, edit = [*IDS[:7], 61, *IDS[8:]], ablate("blocks.1.attn.z", head=1, position=3)
     found = changed(t, other=t.lm.trace(parted, edit=[edit]))
-    assert (found.token, found.edited.position, found.first, found.before) == (7, 3, 3, 0)
+    assert (found.token, found.edited.position, found.first, found.max_before) == (7, 3, 3, 0)
     assert found.distances[2:, 3].min() > 1e-3
     later = changed(t, other=t.lm.trace(parted, edit=[ablate("blocks.1.attn.z", head=1, position=9)]))
-    assert (later.token, later.edited.position, later.first, later.before) == (7, 9, 7, 0)
+    assert (later.token, later.edited.position, later.first, later.max_before) == (7, 9, 7, 0)
     after = changed(t, other=t.lm.trace(IDS, edit=[scale("final.norm", 2.0)]))
     assert (after.token, after.edited, after.first) == (None, None, None)
     assert after.distances.max() == 0
@@ -378,15 +377,15 @@ def test_texts_that_part_and_an_edit_are_both_told():
     assert (cut.token, cut.edited) == (None, None)
 
 
-def test_the_order_of_edits_is_a_difference():
-    t, twice, more = made("qwen3"), scale("blocks.0.mlp.out", 2.0), add("blocks.0.mlp.out", 1.0)
+def test_order_of_edits_is_a_difference():
+    t, twice, more = trace_of("qwen3"), scale("blocks.0.mlp.out", 2.0), add("blocks.0.mlp.out", 1.0)
     one, two = (t.lm.trace(IDS, edit=edits) for edits in ([twice, more], [more, twice]))
     assert changed(one, other=two).edited.row == 1
     assert changed(one, other=two).distances[1].min() > 0.1
 
 
-def test_stages_are_those_of_a_loop():
-    t = made("gpt2")
+def test_stages_equal_numpy():
+    t = trace_of("gpt2")
     found = sampling(t, position=4, temperature=0.5, top_k=9, top_p=0.8, min_p=0.05, top=97)
     logits = np64(t, "final.logits")[4]
     by_id = {one.id: i for i, one in enumerate(found.tokens)}
@@ -405,11 +404,11 @@ def test_stages_are_those_of_a_loop():
     np.testing.assert_allclose(stages["top_p"], p, rtol=1e-4, atol=1e-8)
     p = np.where(p >= 0.05 * p.max(), p, 0)
     np.testing.assert_allclose(stages["min_p"], p / p.sum(), rtol=1e-4, atol=1e-8)
-    assert [stage.left for stage in found.stages][2:] == [9, n, int((p > 0).sum())]
+    assert [stage.remaining for stage in found.stages][2:] == [9, n, int((p > 0).sum())]
 
 
-def test_ten_thousand_draws_fit_the_bars():
-    found = sampling(made("gpt2"), position=7, temperature=2.0, draws=10_000, top=97, seed=3)
+def test_ten_thousand_draws_fit_the_distribution():
+    found = sampling(trace_of("gpt2"), position=7, temperature=2.0, draws=10_000, top=97, seed=3)
     expected = np.array(found.stages[-1].probs) * 10_000
     few = expected < 5
     observed = np.array([*np.array(found.draws)[~few], np.array(found.draws)[few].sum()])
@@ -423,7 +422,7 @@ def test_ten_thousand_draws_fit_the_bars():
 
 
 def filled(t, chunks):
-    """A cache that the text went through in such parts, and the source's keys and values after each of them."""
+    """Return a cache filled with the text in chunks, and the source's keys and values after each chunk."""
     source = getattr(t, "source", None)
     made = None if source is None else t.model.encode(torch.tensor([source.ids]), Step.of(torch.tensor([source.ids])))
     kept, ids, seen = DenseCache.of(t.config, 1, len(t.ids), source=made), torch.tensor([t.ids]), []
@@ -434,7 +433,7 @@ def filled(t, chunks):
     return kept, seen
 
 
-def test_what_the_cache_holds_is_what_a_cache_takes(t):
+def test_cache_bytes_equal_a_real_cache(t):
     kept, _ = filled(t, len(IDS))
     found = cache(t, layer=1)
     assert found.bytes == sum(one.bytes for one in found.layers) == kept.bytes
@@ -444,17 +443,17 @@ def test_what_the_cache_holds_is_what_a_cache_takes(t):
     np.testing.assert_allclose(found.mass, probs.sum(1), rtol=1e-5, atol=1e-6)
 
 
-def test_a_latent_is_kept_in_place_of_keys_and_values():
-    t = made("deepseek_v2")
+def test_latent_replaces_keys_and_values_in_the_cache():
+    t = trace_of("deepseek_v2")
     found = cache(t)
     assert found.bytes == filled(t, len(IDS))[0].bytes
-    assert found.layers[0].what == "a latent and a turned key"
-    assert found.layers[0].bytes_per_slot == (8 + 20) * 4, "a turned key for all heads, and the latent; in float32"
+    assert found.layers[0].contents == "a latent and a rotated key"
+    assert found.layers[0].bytes_per_slot == (8 + 20) * 4, "one rotated key for all heads and the latent, in float32"
 
 
 @pytest.mark.parametrize("name", ["pre", "rms"])
-def test_a_source_is_kept_beside(name):
-    """Its keys and values are made once, whatever the number of steps; each row of slots is what a cache takes."""
+def test_source_keys_and_values_are_cached_once(name):
+    """They are computed once, whatever the number of steps; bytes equal those of a real cache."""
     t = translator(pair_config(name)).trace(SOURCE, TEXT)
     kept, seen = filled(t, 1)
     found, n = cache(t, layer=1), len(t.source)
@@ -467,7 +466,7 @@ def test_a_source_is_kept_beside(name):
         assert one.source.bytes_per_slot == 2 * cross.n_kv_heads * cross.head_dim * 4
         first, *later = [step[i] for step in seen]
         assert len(later) == len(t) - 1
-        assert all(a is b for step in later for a, b in zip(step, first, strict=True)), "made once"
+        assert all(a is b for step in later for a, b in zip(step, first, strict=True)), "computed once"
     for mass, name in ((found.mass, "attn"), (found.source_mass, "cross")):
         probs = np64(t, f"blocks.1.{name}.probs")
         np.testing.assert_allclose(mass, probs.sum(1), rtol=1e-5, atol=1e-6)
@@ -480,16 +479,16 @@ def test_a_source_is_kept_beside(name):
 
 
 @pytest.mark.parametrize("one", ["qwen3", "deepseek_v3", "pair", "t5"])
-def test_the_cache_changes_nothing_and_is_measured(one):
-    t = subject("encoder-decoders", one)[1] if one in ("pair", "t5") else made(one)
+def test_cache_speed_is_positive_and_logits_are_equal(one):
+    t = subject("encoder-decoders", one)[1] if one in ("pair", "t5") else trace_of(one)
     found = cache_speed(t, rounds=2)
-    assert min(found.prefill, found.decode, found.without) > 0
+    assert min(found.prefill, found.decode, found.uncached) > 0
     assert (found.source is None) == (t.kind == "decoder")
     assert found.source is None or found.source > 0
     assert found.receipt.error < 1e-4
 
 
-def test_times_add_up(t):
+def test_times_sum_to_the_total(t):
     found = times(t, rounds=2)
     parts = [found.embedding, *found.attention, *found.feed_forward, found.head]
     assert len(parts) == 2 * t.config.n_layers + 2
@@ -497,37 +496,41 @@ def test_times_add_up(t):
     assert sum(parts) == pytest.approx(found.total)
 
 
-# ---- all of them
+# ---- all views
 
 
-def test_views_never_refuse_a_decoder(t):
-    """And what they return is JSON, in which every number that is one is finite."""
+def test_every_trace_view_works_for_decoders(t):
+    """Each returns valid JSON without NaN."""
     for name, view in VIEWS.items():
-        if view.of == "trace" and name != "alignment":  # which is of a source
-            given = SHOWN.get(name, {}) | ({"other": t} if "other" in view.parameters else {})
+        if view.of == "trace" and name != "alignment":  # needs a source
+            given = REQUIRED.get(name, {}) | ({"other": t} if "other" in view.parameters else {})
             found = plain(view.function(t, **given))
             assert json.loads(json.dumps(found, allow_nan=False)) == found
             assert found["receipt"]["python"]
 
 
-def test_every_receipt_is_a_line_of_python_that_runs():
-    """With nothing but `lm`, `t` and `other` at hand."""
+def test_every_receipt_is_runnable_python():
     lm = LanguageModel(tiny("qwen3", vocab_size=make_tokenizer().vocab_size), make_tokenizer())
     t, other = lm.trace("the cat sat"), lm.trace("the cat ran")
     of_model = {"tokens": {"text": "a cat"}, "merges": {"word": "cat"}, "embedding": {"token": 7}}
     of_model["embedding_map"] = {"tokens": (7, 8, 9, 30)}
-    given = {**SHOWN, **of_model, "qkv": {"layer": 1, "head": 2, "position": 1}, "block": {"layer": 1, "position": 1}}
+    given = {
+        **REQUIRED,
+        **of_model,
+        "qkv": {"layer": 1, "head": 2, "position": 1},
+        "block": {"layer": 1, "position": 1},
+    }
     given |= {"cell": {"layer": 1, "head": 2, "query": 2, "key": 1}, "heads": {"layer": 1, "position": 1}}
     given |= {"changed": {"other": other}, "fork": {"other": other}}
     for name, view in VIEWS.items():
-        if name == "alignment":  # of a model that reads a source
+        if name == "alignment":  # needs a source
             continue
         found = view.function(lm if view.of == "model" else t, **given.get(name, {}))
         assert eval(found.receipt.python, {"lm": lm, "t": t, "other": other}) is not None, name
 
 
 def test_views_are_methods():
-    t = made("gpt2")
+    t = trace_of("gpt2")
     assert plain(t.cell(layer=1, head=2, query=7, key=3)) == plain(cell(t, layer=1, head=2, query=7, key=3))
     assert "cell" in dir(t)
     assert "cell" in dir(LanguageModelTrace)
@@ -546,9 +549,9 @@ def test_views_are_methods():
         ("block", {"top": -1}, "top must be"),
     ],
 )
-def test_places_that_are_not_there(name, given, match):
+def test_out_of_range_parameters_raise_request_error(name, given, match):
     with pytest.raises(RequestError, match=match):
-        find_view(name).function(made("qwen3"), **SHOWN[name] | given)
+        find_view(name).function(trace_of("qwen3"), **REQUIRED[name] | given)
 
 
 @pytest.mark.parametrize(
@@ -563,21 +566,21 @@ def test_places_that_are_not_there(name, given, match):
         ("changed", {"other": "abc"}, "other is a trace"),
     ],
 )
-def test_parameters_as_text_that_are_none(name, given, match):
+def test_invalid_text_parameters_raise_request_error(name, given, match):
     with pytest.raises(RequestError, match=match):
         find_view(name).read(given)
 
 
-def test_parameters_as_text():
+def test_text_parameters_are_parsed():
     assert find_view("embedding_map").read({"tokens": "1,2,30"}) == {"tokens": (1, 2, 30)}
     given = {"temperature": "0.5", "top_k": "", "top_p": "0.9", "draws": "10"}
     assert find_view("sampling").read(given) == {"temperature": 0.5, "top_k": None, "top_p": 0.9, "draws": 10}
 
 
-def test_a_text_that_was_written_says_which_part():
+def test_summary_marks_generated_tokens():
     tokenizer = make_tokenizer()
     lm = LanguageModel(tiny("gpt2", vocab_size=tokenizer.vocab_size), tokenizer)
     t = lm.trace("the cat", max_tokens=6, temperature=0)
     found = summary(t)
-    assert [one.written for one in found.tokens] == [i >= t.n_prompt for i in range(len(t.ids))]
-    assert all(one.rank == 0 for one in found.tokens[t.n_prompt :]), "greedy: each the likeliest"
+    assert [one.generated for one in found.tokens] == [i >= t.n_prompt for i in range(len(t.ids))]
+    assert all(one.rank == 0 for one in found.tokens[t.n_prompt :]), "greedy decoding takes the most likely token"

@@ -139,7 +139,7 @@ export class Sidebar extends SessionElement {
         last
           ? nothing
           : html`<p class="small soft">
-              The next token is ${inlineToken(after.text)}${after.written ? " (generated)" : ""}.
+              The next token is ${inlineToken(after.text)}${after.generated ? " (generated)" : ""}.
             </p>`
       }
       <p class="small"><button @click=${() => this.session.openView("lens")}>Show layer by layer</button></p>
@@ -151,7 +151,7 @@ export class Sidebar extends SessionElement {
       return html`<p class="small soft">The first token has no prediction.</p>`;
     const first = token.rank === 0;
     return html`<p class="small">
-      ${token.written ? "Generated" : "Prompt token"} with probability ${percent(token.prob)}, rank ${token.rank + 1}.
+      ${token.generated ? "Generated" : "Prompt token"} with probability ${percent(token.prob)}, rank ${token.rank + 1}.
       ${
         !first && token.top[0]
           ? html`The most likely token was ${inlineToken(token.top[0].text)} with ${percent(num(token.top[0].value))}.`

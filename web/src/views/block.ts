@@ -161,7 +161,7 @@ export class BlockView extends SessionElement {
       </p>
       <gf-receipt .of=${block.receipt}></gf-receipt>
       <h3>${block.experts.length ? "Selected experts" : `Neurons with the largest output, of ${count(block.d_ff)}`}</h3>
-      ${block.refused ? html`<gf-notice heading="Neurons not available" reason=${block.refused}></gf-notice>` : nothing}
+      ${block.note ? html`<gf-notice heading="Neurons not available" reason=${block.note}></gf-notice>` : nothing}
       ${
         block.experts.length
           ? html`<gf-bars
@@ -186,7 +186,7 @@ export class BlockView extends SessionElement {
   }
 
   #neurons(block: Block) {
-    const largest = num(block.neurons[0]?.written ?? 1),
+    const largest = num(block.neurons[0]?.norm ?? 1),
       tokens = (named: ScoredToken[]) => named.map((one) => inlineToken(one.text));
     return html`<div class="wrap" tabindex="0" role="region" aria-label="Neurons">
         <table>
@@ -213,8 +213,8 @@ export class BlockView extends SessionElement {
                     </button>
                   </th>
                   <td class="right num">${short(one.act)}</td>
-                  <td class="right num" ${setStyle({ opacity: 0.55 + 0.45 * (num(one.written) / largest) })}>
-                    ${short(one.written)}
+                  <td class="right num" ${setStyle({ opacity: 0.55 + 0.45 * (num(one.norm) / largest) })}>
+                    ${short(one.norm)}
                   </td>
                   <td>${tokens(one.promotes)}</td>
                   <td class="soft">${tokens(one.suppresses)}</td>

@@ -97,8 +97,8 @@ export class CacheView extends SessionElement {
     const decoding = at > cache.n_prompt,
       source = cache.layers.some((one) => one.source);
     return html`<p>
-        The cache stores ${cache.layers[0]?.what} of every token in every block. They are computed once and used by all
-        later tokens. After ${count(at)} of ${count(n)} tokens the cache has a size of
+        The cache stores ${cache.layers[0]?.contents} of every token in every block. They are computed once and used by
+        all later tokens. After ${count(at)} of ${count(n)} tokens the cache has a size of
         <span class="num"
           >${bytes(
             cache.layers.reduce(
@@ -270,8 +270,8 @@ export class CacheView extends SessionElement {
           },
           {
             label: `without cache: all ${speed.tokens} tokens`,
-            value: speed.without,
-            text: `${fixed(speed.without, 2)} ms`,
+            value: speed.uncached,
+            text: `${fixed(speed.uncached, 2)} ms`,
           },
           {
             label: `prefill of ${speed.tokens - 1} tokens`,
@@ -291,8 +291,8 @@ export class CacheView extends SessionElement {
       ></gf-bars>
       <p class="small">
         ${
-          speed.without > speed.decode
-            ? html`The cache makes it <span class="num">${short(speed.without / speed.decode, 2)}×</span> as fast,`
+          speed.uncached > speed.decode
+            ? html`The cache makes it <span class="num">${short(speed.uncached / speed.decode, 2)}×</span> as fast,`
             : "At this length the cache saves no time,"
         }
         with the same logits.

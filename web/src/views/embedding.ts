@@ -269,11 +269,11 @@ export class EmbeddingView extends SessionElement {
     if (this.#map.error)
       return html`<gf-notice heading="Projection not available" reason=${this.#map.error.message}></gf-notice>`;
     if (!map) return nothing;
-    const xs = map.places.map((p) => num(p.x)),
-      ys = map.places.map((p) => num(p.y));
+    const xs = map.points.map((p) => num(p.x)),
+      ys = map.points.map((p) => num(p.y));
     const along = (x: number, all: number[], size: number) =>
       EDGE + ((x - Math.min(...all)) / Math.max(1e-9, Math.max(...all) - Math.min(...all))) * (size - 2 * EDGE);
-    const points = map.places.map((point) => ({
+    const points = map.points.map((point) => ({
       point,
       x: along(num(point.x), xs, WIDE),
       y: HIGH - along(num(point.y), ys, HIGH),

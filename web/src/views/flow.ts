@@ -245,7 +245,7 @@ export class Flow extends SessionElement {
         .bars=${top.map((one) => ({ label: one.text, value: one.value as Num, chosen: one.id === after?.id }))}
       ></gf-bars>
       ${
-        after?.written && best
+        after?.generated && best
           ? html`<p class="small">
               The model generated
               ${inlineToken(after.text)}${

@@ -108,14 +108,14 @@ export class GridView extends SessionElement {
     const { session } = this,
       { cursor, anatomy } = session,
       by = session.address.options["sort_heads"] ?? "",
-      sorted = by in TITLES && !anatomy?.refused["roles"];
+      sorted = by in TITLES && !anatomy?.unavailable["roles"];
     return html`<section class="stack">
       <div class="title">
         <h2>All attention heads</h2>
         <gf-head-picker .session=${session}></gf-head-picker>
       </div>
       ${
-        anatomy?.refused["roles"]
+        anatomy?.unavailable["roles"]
           ? nothing
           : html`<label class="small"
               >sort by

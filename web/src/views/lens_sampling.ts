@@ -131,7 +131,7 @@ export class LensSampling extends SessionElement {
                     html`<div class="stage">
                       <h3>
                         <span>${stage.name.replace("_", "-")}</span
-                        ><span class="soft num">${count(stage.left)} tokens</span>
+                        ><span class="soft num">${count(stage.remaining)} tokens</span>
                       </h3>
                       <gf-bars
                         tokens
@@ -177,8 +177,8 @@ export class LensSampling extends SessionElement {
         }))}
       ></gf-bars>
       ${
-        choice.others
-          ? html`<p class="small soft">other tokens ${percent(num(choice.others) / choice.n_draws)}</p>`
+        choice.other_draws
+          ? html`<p class="small soft">other tokens ${percent(num(choice.other_draws) / choice.n_draws)}</p>`
           : nothing
       }
     </div>`;

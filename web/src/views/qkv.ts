@@ -127,9 +127,9 @@ export class QKVView extends SessionElement {
       ${
         qkv.latents.kv
           ? html`<p class="small soft">
-              The first ${qkv.turned} dimensions of the key, left of the line, are computed from x, shared by all
+              The first ${qkv.rotated} dimensions of the key, left of the line, are computed from x, shared by all
               ${qkv.n_heads} heads, and rotated by position. The other dimensions differ by head. The cache stores c_kv
-              and these ${qkv.turned} dimensions instead of keys and values.
+              and these ${qkv.rotated} dimensions instead of keys and values.
             </p>`
           : nothing
       }
@@ -171,10 +171,10 @@ export class QKVView extends SessionElement {
     const values = qkv[part],
       rotated = part === "v" ? null : qkv[`${part}_rot`],
       top = largest([...values, ...(rotated ?? [])].map(num)).size;
-    const transformations = [qkv.normed ? "normalised" : "", qkv.turned ? "rotated by position" : ""]
+    const transformations = [qkv.normed ? "normalised" : "", qkv.rotated ? "rotated by position" : ""]
       .filter(Boolean)
       .join(" and ");
-    const cut = part !== "v" && qkv.latents.kv ? qkv.turned : 0;
+    const cut = part !== "v" && qkv.latents.kv ? qkv.rotated : 0;
     return html`<div class="one" ${setStyle({ "--tone": `var(--${name})` })}>
       <h3><span>${name}</span> = ${formula(qkv, part)}</h3>
       <gf-strip

@@ -139,7 +139,7 @@ export class RolesView extends SessionElement {
                   ${TITLES[role] ?? role}
                 </button>
                 ${
-                  roles === null || roles.queries[role]
+                  roles === null || roles.n_queries[role]
                     ? html`<gf-matrix
                         fractions
                         brief
@@ -193,8 +193,8 @@ export class RolesView extends SessionElement {
                   }}
                 ></gf-bars>
                 <p class="small soft">
-                  Mean over the ${count(roles.queries[role] ?? 0)} tokens that have such a key. Select a head to see its
-                  strongest example in this text.
+                  Mean over the ${count(roles.n_queries[role] ?? 0)} tokens that have such a key. Select a head to see
+                  its strongest example in this text.
                 </p>`
             : nothing
         }

@@ -239,9 +239,9 @@ export class TextComparison extends SessionElement {
       overflow.${trace && trace.tokens.length === trace.n_prompt ? " No text could be generated." : ""}`;
     const largest = largestDivergence(fork),
       largestKl = num(largest?.kl ?? 0);
-    if (fork.parts === null && largestKl === 0 && kls.length === fork.steps.length)
+    if (fork.diverges_at === null && largestKl === 0 && kls.length === fork.steps.length)
       return html`No change: the same ${count(kls.length)} tokens, and the KL divergence is exactly 0 after each.`;
-    const one = fork.parts === null ? undefined : fork.steps[fork.parts];
+    const one = fork.diverges_at === null ? undefined : fork.steps[fork.diverges_at];
     if (one)
       return html`The texts diverge at token ${one.position}: ${inlineToken(one.token ?? "")} becomes
       ${inlineToken(one.other ?? "")}.`;

@@ -280,7 +280,7 @@ export class TracksView extends SessionElement {
                               : nothing
                           }Tokens
                           before ${changed.first} are unchanged: the largest distance is
-                          <span class="num">${short(changed.before)}</span>.`
+                          <span class="num">${short(changed.max_before)}</span>.`
                 }
               </p>
               <gf-receipt .of=${changed.receipt}></gf-receipt>`
