@@ -22,10 +22,11 @@ from glassformer.errors import CheckpointError, ConfigError, RequestError
 from glassformer.families import read_config, write_config
 from glassformer.families.common.family import IGNORED
 from glassformer.formats import load_decoder, load_seq2seq, save_model
+from glassformer.formats.generation_config import read_generation_config
 from glassformer.generate.beam_search import BeamSearch, search
 from glassformer.generate.request import TokenConstraints
 from glassformer.inspect.capture.derive import derive
-from glassformer.models.translator import Translator, read_generation_config
+from glassformer.models.translator import Translator
 from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
