@@ -21,7 +21,7 @@ from glassformer.inspect.capture.points import ENCODER, find, layer_of, points, 
 from glassformer.inspect.edits.edit import Edit, as_list, is_product
 from glassformer.kernels.placement import Choice
 from glassformer.nn.attend import AttendSpec, visible
-from glassformer.nn.attention import spec_of
+from glassformer.nn.attention import attend_spec
 from glassformer.nn.protocols import Tap
 from glassformer.nn.step import Step
 
@@ -239,7 +239,7 @@ def _spec(config: AnyConfig | EncoderConfig, point: str) -> AttendSpec:
     stack = config if encoder is None else encoder
     layer = stack.layers[i]
     source = ".cross." in point
-    return spec_of(layer.cross if source and layer.cross is not None else layer.attention, source)
+    return attend_spec(layer.cross if source and layer.cross is not None else layer.attention, source)
 
 
 # ---- validation
