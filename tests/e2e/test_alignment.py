@@ -196,14 +196,14 @@ def test_causal_test_of_decoder_self_attention(open_page, pairs):
 def test_unavailable_views_show_reason(open_page, pairs):
     page = open_view(open_page, pairs, "blind")
     assert "has no attention" in notice_text(page.locator("gf-view-alignment"))
-    for view, why in (("cell", "no heads"), ("lens", "no blocks"), ("cache", "no key/value cache")):
+    for view, why in (("cell", "no heads"), ("lens", "no blocks"), ("cache", "caches no past tokens")):
         page = open_page(pairs.url + view_path(view, SOURCE, model="blind", _target=TARGET))
         assert why in notice_text(page.locator("main"))
 
 
 def test_alignment_of_decoder_shows_reason(open_page, server):
     page = open_page(server.url + view_path("alignment"))
-    assert "no source to align with" in notice_text(page.locator("main"))
+    assert "has no source" in notice_text(page.locator("main"))
 
 
 def test_changed_weights_change_view(open_page):

@@ -1,6 +1,6 @@
-"""The views that a kind of model does not support, with the reason.
+"""The views that a kind of model does not support, with the reasons.
 
-A view that is not listed here may still raise RequestError for a model whose configuration it does not support.
+A view that is not listed here may still reject a model for another reason.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from glassformer.inspect.trace.trace import ModelKind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-NO_SOURCE = "a decoder has no source to align with: use the views `cell` and `grid` to see its attention"
-NO_GENERATION = "an encoder-only model does not generate text, so it has no next-token predictions"
-NO_ENCODER_CACHE = "an encoder-only model processes a text in one forward pass, so it has no key/value cache"
-BIDIRECTIONAL = "attention in an encoder is bidirectional: a change of one token affects the tokens before it too"
-NO_ROLES = "head roles are defined for causal attention, and attention in an encoder is bidirectional"
-NO_BLOCKS = "a recurrent model has no blocks: its state is updated token by token"
-NO_HEADS = "a recurrent model has no attention heads: its attention to the source, if any, is the view `alignment`"
-NO_CACHE = "a recurrent model has no key/value cache: its state has a fixed size"
+NO_SOURCE = "this model has no source: the views `cell` and `grid` show its attention"
+NO_NEXT_TOKEN = "an encoder predicts no next token: each of its states depends on the complete text"
+NO_ENCODER_CACHE = "an encoder processes its text in one forward pass: it caches no keys and values"
+ALL_VISIBLE = "in an encoder every token sees every other: a change of one affects all of them"
+NOT_CAUSAL = "roles describe heads that attend to earlier tokens, and an encoder's heads attend to all tokens"
+NO_BLOCKS = "a recurrent model has no blocks: it passes one state from token to token"
+NO_HEADS = "a recurrent model has no heads, queries, keys or values; the view `alignment` shows its attention"
+NO_CACHE = "a recurrent model caches no past tokens: it passes on its state alone"
 
 UNAVAILABLE: dict[ModelKind, dict[str, str]] = {
     "decoder": {"alignment": NO_SOURCE},
     "encoder": {
-        "summary": NO_GENERATION, "times": NO_GENERATION, "lens": NO_GENERATION, "attribution": NO_GENERATION,
-        "sampling": NO_GENERATION, "fork": NO_GENERATION, "changed": BIDIRECTIONAL, "roles": NO_ROLES,
+        "summary": NO_NEXT_TOKEN, "times": NO_NEXT_TOKEN, "lens": NO_NEXT_TOKEN, "attribution": NO_NEXT_TOKEN,
+        "sampling": NO_NEXT_TOKEN, "fork": NO_NEXT_TOKEN, "changed": ALL_VISIBLE, "roles": NOT_CAUSAL,
         "cache": NO_ENCODER_CACHE, "cache_speed": NO_ENCODER_CACHE,
-        "alignment": "an encoder-only model has no target to align the text with",
+        "alignment": "an encoder-only model has no target to align its text with",
     },
     "encoder-decoder": {},
     "recurrent": {
@@ -42,18 +42,18 @@ UNAVAILABLE: dict[ModelKind, dict[str, str]] = {
 
 
 def supported(function: F, name: str = "") -> F:
-    """Return the view with a check that raises RequestError for the kinds of model that do not support it.
+    """Return a view that raises RequestError for the kinds of model that do not support it.
 
-    name: the view's name, if it differs from the function's.
+    name: the view's name where it is not the function's.
     """
     name = name or function.__name__
 
     @functools.wraps(function)
-    def view(subject: Any, *args: Any, **options: Any) -> Any:
-        for one in (subject, options.get("other", subject)):
-            reason = UNAVAILABLE[one.kind].get(name)
-            if reason is not None:
-                raise RequestError(reason, param="view")
-        return function(subject, *args, **options)
+    def view(subject: Any, *args: Any, **given: Any) -> Any:
+        for one in (subject, given.get("other", subject)):
+            why = UNAVAILABLE[one.kind].get(name)
+            if why is not None:
+                raise RequestError(why, param="view")
+        return function(subject, *args, **given)
 
     return cast(F, view)

@@ -80,8 +80,7 @@ def changed(t: Trace, *, other: Trace) -> ChangedView:
         raise RequestError(
             "the other trace has another number of layers or another width: it cannot be compared", param="other"
         )
-    sources = [one.source.ids for one in (t, other) if one.kind == "encoder-decoder"]  # pyright: ignore[reportAttributeAccessIssue]
-    if len(set(sources)) > 1:
+    if t.source_ids != other.source_ids:
         raise RequestError("the two traces have different sources, so every cell differs", param="other")
     n = min(len(t.ids), len(other.ids))
     distances = (residual_stream(t)[:, :n] - residual_stream(other)[:, :n]).norm(dim=-1)
