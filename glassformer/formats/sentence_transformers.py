@@ -173,7 +173,7 @@ def _pooling(path: Path, d_model: int) -> tuple[tuple[Pool, ...], bool]:
     raw = ConfigFields(read_json(path), str(path))
     size = raw.size("embedding_dimension", raw.size("word_embedding_dimension", d_model))
     if size != d_model:
-        raise CheckpointError(f"{path}: embedding_dimension is {size}, but d_model of the model is {d_model}")
+        raise CheckpointError(f"{path}: the embedding dimension is {size}, but the model's is {d_model}")
     flagged = tuple(pool for flag, pool in POOL_FLAGS.items() if raw.flag(flag, False)) or ("mean",)
     named = raw.take("pooling_mode", flagged)
     pools: Any = tuple(named) if isinstance(named, list | tuple) else (named,)
