@@ -149,7 +149,7 @@ def test_a_saved_trace_loads_bitwise_equal(name, tmp_path):
         names = ["ids", "n_prompt", "finish", "edits", "choices", "tokens", "budget"]
         for attribute in names + (["target", "target_tokens"] if hasattr(t, "target") else []):
             assert getattr(back, attribute) == getattr(t, attribute), attribute
-        if hasattr(t, "source"):
+        if t.source is not None:
             assert (back.source.ids, back.source.tokens) == (t.source.ids, t.source.tokens)
             assert torch.equal(back.alignment().probs, t.alignment().probs)
         for point in t.names():
