@@ -1,4 +1,4 @@
-"""`glassformer show`: what a model is."""
+"""`glassformer show`: describe a model without loading its weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 PARTS = {
     "embed": "embedding",
-    "token_types": "types of tokens",
-    "relative_positions": "positions",
+    "token_types": "token types",
+    "relative_positions": "position bias",
     "attn": "attention",
-    "cross": "attention to the source",
+    "cross": "cross-attention",
     "mlp": "feed-forward",
-    "next_sentence": "head of pairs",
+    "next_sentence": "next-sentence head",
 }
 
 
@@ -33,7 +33,7 @@ def show(
     json: Json = False,
     ignore_key: IgnoreKeys = (),
 ) -> None:
-    """Show what a model is, without loading it: sizes, memory, files, tokenizer, chat template.
+    """Show a model without loading it: sizes, memory, files, tokenizer, chat template, what runs it.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def show(
 
 
 def _part(name: str) -> str:
-    """The part of a model that a parameter belongs to."""
+    """Return the part of a model that a parameter belongs to."""
     words = [word for word in name.removeprefix("encoder.").split(".") if word != "blocks" and not word.isdigit()]
     side = "encoder: " if name.startswith("encoder.") else ""
     if "norm" in words or words[0].endswith("_norm"):
@@ -95,7 +95,7 @@ def _part(name: str) -> str:
 
 
 def _cache(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Bytes of cached keys and values, in a 16-bit type; None of a model that keeps none."""
+    """Return the bytes of cached keys and values in a 16-bit dtype; None if the model has no cache."""
     from glassformer.cache.size import cached_numbers
     from glassformer.config import ModelConfig
 
@@ -138,7 +138,7 @@ def _print(facts: dict[str, Any]) -> None:
     table.add_row("memory", ", ".join(f"{size / 1e6:,.1f} MB in {name}" for name, size in facts["memory"].items()))
     if facts["cache"] is not None:
         cache = facts["cache"]
-        row = f"a row of {cache['context']:,} tokens: {cache['bytes_at_context'] / 1e6:,.1f} MB"
+        row = f"a sequence of {cache['context']:,} tokens: {cache['bytes_at_context'] / 1e6:,.1f} MB"
         table.add_row("cache", f"{cache['bytes_per_token']:,} bytes per token in 16 bits; {row}")
     for choice in facts["choices"]:
         table.add_row(choice["what"], f"{choice['value']}: {choice['because']}")

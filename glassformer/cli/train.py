@@ -13,7 +13,7 @@ from docstring_parser import parse_from_object
 
 from glassformer.cli.common import Json, print_json
 from glassformer.errors import ConfigError
-from glassformer.families.common.shape import PRESETS, RecurrentShape, ShapeConfig
+from glassformer.families.common.shape import PRESETS, SHAPE_FAMILIES, RecurrentShape, ShapeConfig
 from glassformer.training.config import (
     InitConfig,
     LanguageModelTaskConfig,
@@ -34,7 +34,7 @@ MODELS: dict[str, Any] = {
 }
 BUDGETS = ("seconds", "steps", "tokens")
 MODEL_HELP = {
-    "family": "architecture, and the tools that open the result: qwen3, llama or gpt2",
+    "family": f"the architecture, one of {', '.join(SHAPE_FAMILIES)}",
     "n_kv_heads": "key and value heads; fewer than n_heads is grouped-query attention",
     "context": "tokens of a training sequence, or of the longest target; also the context length of a new model",
     "tied_head": "use the embedding table as the head",

@@ -1,8 +1,7 @@
-"""BART: the Transformer of 2017 with learned positions, and a norm behind the embedding (Lewis et al. 2020).
+"""BART: the 2017 Transformer with learned positions and a norm after the embedding (Lewis et al. 2020).
 
-Its positions begin in row 2 of their table. `final_logits_bias` is a bias of the logits, beside a tied head too; a
-checkpoint that was saved without a head has none, which is zeros. Models whose head is not the embedding's table, of
-which none is published, are refused.
+Positions begin in row 2 of their table. `final_logits_bias` is added to the logits, also with a tied head; a checkpoint
+saved without a head lacks it, which means zeros. An untied head raises ConfigError: no published model has one.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from glassformer.config import (
 from glassformer.errors import ConfigError
 from glassformer.families.common.family import ACTIVATION_NAMES, ConfigFields, Family, linear, rule
 
-OFFSET = 2  # the first row of a position
+OFFSET = 2  # row of the first position
 
 
 def layer_rules(theirs: str, ours: str, cross_attention: bool) -> tuple[Any, ...]:
-    """Of one stack's layers; `source`: they read one."""
+    """Return the rules of one stack's layers."""
     attentions = [("self_attn", "attn"), *([("encoder_attn", "cross")] if cross_attention else [])]
     return (
         *(
@@ -70,8 +69,11 @@ def read_stacks(
     embed_norm: bool,
     separate_embeddings: bool = False,
 ) -> ModelConfig:
-    """What BART's and Marian's config.json have in common. `normed`: a norm stands behind the embedding. `apart`: each
-    side has a table of its own, and so may the head.
+    """Read what BART's and Marian's config.json share.
+
+    Args:
+        embed_norm: whether a norm follows the embedding.
+        separate_embeddings: whether each side has its own embedding, and the head possibly a third.
     """
     d_model, context = raw.size("d_model", 1024), raw.size("max_position_embeddings", 1024)
     norm = NormConfig("layer", 1e-5)

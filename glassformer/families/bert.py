@@ -1,8 +1,8 @@
-"""BERT (Devlin et al. 2019), MiniLM too: an encoder with learned positions, types of tokens, and norms behind.
+"""BERT (Devlin et al. 2019) and MiniLM: an encoder with learned positions, token types and post-norms.
 
-config.json does not say which heads a checkpoint has: its tensors do. The pooler and the heads of masked language
-modelling and of pairs of sentences are read and written; a classifier is refused. The head's table is the embedding's:
-a model that says otherwise, of which none is published, is refused.
+The tensors of a checkpoint, not its config.json, tell which heads it has. The pooler and the heads for masked language
+modelling and next-sentence prediction are supported; a classifier is rejected. An untied head raises ConfigError: no
+published model has one.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ LAYER = "encoder.layer.{i}"
 
 
 def norm_rules(theirs: str, ours: str) -> tuple[TensorRule, ...]:
-    """A norm as checkpoints from TensorFlow call its two vectors."""
+    """Return the rules of a norm with TensorFlow's names for its two vectors."""
     return rule(f"{theirs}.gamma", f"{ours}.weight"), rule(f"{theirs}.beta", f"{ours}.bias")
 
 
 def norms(prefix: str) -> tuple[tuple[str, str], ...]:
-    """(theirs, ours) of the norms."""
+    """Return (checkpoint name, our name) of the norms."""
     return (
         (f"{prefix}embeddings.LayerNorm", "embed_norm"),
         (f"{prefix}{LAYER}.attention.output.LayerNorm", "blocks.{i}.attn_post_norm"),
@@ -41,7 +41,7 @@ def norms(prefix: str) -> tuple[tuple[str, str], ...]:
 
 
 def rules(prefix: str) -> tuple[TensorRule, ...]:
-    """The tensors of BERT and of RoBERTa, which call theirs by other first names; without heads."""
+    """Return the rules of BERT and RoBERTa, whose prefixes differ, without heads."""
     layer = f"{prefix}{LAYER}"
     parts = (
         *((f"{layer}.attention.self.{name}", f"blocks.{{i}}.attn.{name[0]}") for name in ("query", "key", "value")),
@@ -60,7 +60,7 @@ def rules(prefix: str) -> tuple[TensorRule, ...]:
 
 
 def read_stack(raw: ConfigFields, family: str, offset: int = 0) -> TextEncoderConfig:
-    """Of BERT and of RoBERTa, whose positions begin in row `offset` of their table."""
+    """Read the stack of BERT or RoBERTa, whose positions begin in row `offset` of their table."""
     norm = NormConfig("layer", raw.number("layer_norm_eps", 1e-12))
     for name, *allowed in (
         ("position_embedding_type", "absolute", None), ("is_decoder", False), ("add_cross_attention", False),
@@ -85,14 +85,14 @@ def read_stack(raw: ConfigFields, family: str, offset: int = 0) -> TextEncoderCo
 
 
 def read_attention(raw: ConfigFields, d_model: int, n_heads: int) -> AttentionConfig:
-    """Attention to the whole row, with biases."""
+    """Read bidirectional attention with biases."""
     if d_model % n_heads:
         raise ConfigError(f"{raw.source}: the width {d_model} must be a multiple of the number of heads, {n_heads}")
     return AttentionConfig(n_heads, n_heads, d_model // n_heads, bias=True, out_bias=True, causal=False)
 
 
 def detect_heads_by_prefix(config: TextEncoderConfig, names: Collection[str], head: str, activation: Activation) -> Any:
-    """The configuration with the heads that a checkpoint has tensors of; the masked one's names begin with `head`."""
+    """Add the heads that a checkpoint has tensors of. Names of the masked LM head begin with `head`."""
     pooler = any(name.endswith(("pooler.dense.weight", "pooler.dense.bias")) for name in names)
     masked, follows = (any(name.startswith(begin) for name in names) for begin in (head, "cls.seq_relationship."))
     found = MaskedHeadConfig(activation, config.layers[0].norm) if masked else None
@@ -108,7 +108,7 @@ def detect_heads(config: TextEncoderConfig, names: Collection[str]) -> TextEncod
 
 
 def write_stack(config: TextEncoderConfig, name: str) -> dict[str, Any]:
-    """Of BERT and of RoBERTa. `name`: what their classes begin with."""
+    """Return the config.json of BERT or RoBERTa; `name` is the prefix of their class names."""
     layer = config.layers[0]
     heads = config.head is not None, config.next_sentence
     kinds = {(False, False): "Model", (True, False): "ForMaskedLM", (True, True): "ForPreTraining"}

@@ -1,7 +1,6 @@
-"""DeepSeek-V2 and V2-Lite: latent attention, and experts of which some take every token, after the first layers.
+"""DeepSeek-V2 and V2-Lite: latent attention, and routed and shared experts after the first layers.
 
-Its checkpoints turn the last dimensions of a head, each beside its partner; with YaRN they sharpen attention by
-`mscale_all_dim`.
+The last dimensions of a head rotate, in interleaved pairs. With YaRN, `mscale_all_dim` scales the scores.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def read(raw: ConfigFields) -> ModelConfig:
     raw.expect("topk_method", "greedy", "group_limited_greedy")
     grouped = raw.raw.get("topk_method") == "group_limited_greedy"
     n_groups, top_groups = (raw.size("n_group"), raw.size("topk_group")) if grouped else (1, 1)
-    if not grouped:  # which knows of no groups
+    if not grouped:  # greedy routing has no groups
         raw.expect("n_group", 1, None)
         raw.expect("topk_group", 1, None)
     moe = MoEConfig(
@@ -69,7 +68,7 @@ def read(raw: ConfigFields) -> ModelConfig:
 def read_stack(
     raw: ConfigFields, family: str, moe: MoEConfig, *, d_expert: int, n_shared: int, n_plain: int
 ) -> ModelConfig:
-    """All but how tokens are sent to experts; the sizes are those of a file that is silent."""
+    """Read everything but the routing; the sizes are the defaults of missing keys."""
     n_layers, context = raw.size("num_hidden_layers"), raw.size("max_position_embeddings", 2048)
     norm, attention = NormConfig("rms", raw.number("rms_norm_eps", 1e-6)), read_attention(raw, context)
     mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_act", "silu"))
@@ -90,7 +89,7 @@ def read_stack(
 
 
 def expert_layers(n_layers: int, first: int, every: int) -> tuple[bool, ...]:
-    """Which layers have experts."""
+    """Return which layers have experts."""
     return tuple(i >= first and i % every == 0 for i in range(n_layers))
 
 
@@ -119,18 +118,18 @@ def read_attention(raw: ConfigFields, context: int) -> AttentionConfig:
 
 
 def read_scale(raw: ConfigFields, rope: RopeConfig, head_dim: int) -> float | None:
-    """That of the product, where YaRN sharpens it by `mscale_all_dim`."""
+    """Return the score scale if YaRN changes it by `mscale_all_dim`; otherwise None."""
     by = (raw.raw.get("rope_parameters") or raw.raw.get("rope_scaling") or {}).get("mscale_all_dim")
     return scale(rope.scaling, head_dim, by) if isinstance(rope.scaling, YarnScaling) and by else None
 
 
 def scale(yarn: YarnScaling, head_dim: int, by: float) -> float:
-    """1 / sqrt(head_dim) times the square of YaRN's gain, which queries and keys would each be multiplied by."""
+    """Return 1 / sqrt(head_dim) times the square of YaRN's factor, which applies to queries and to keys."""
     return yarn_attention_factor(yarn.factor, by) ** 2 / math.sqrt(head_dim)
 
 
 def write_scale(attention: AttentionConfig) -> dict[str, float]:
-    """The `mscale_all_dim` that makes just this scale: the shortest number that does. Not every scale has one."""
+    """Return the shortest `mscale_all_dim` that gives exactly this scale. Not every scale has one."""
     yarn = None if attention.rope is None else attention.rope.scaling
     if attention.scale is None or not isinstance(yarn, YarnScaling) or yarn.factor <= 1:
         return {}
@@ -179,7 +178,7 @@ def write_stack(config: ModelConfig) -> dict[str, Any]:
 
 
 def expert_pattern(has: tuple[bool, ...]) -> tuple[int, int]:
-    """`first_k_dense_replace` and `moe_layer_freq` of layers which have experts, or not."""
+    """Return `first_k_dense_replace` and `moe_layer_freq`; `has` tells which layers have experts."""
     first, n = has.index(True), len(has)
     return next(((first, every) for every in range(1, n + 1) if expert_layers(n, first, every) == has), (first, 1))
 

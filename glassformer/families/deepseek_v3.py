@@ -1,7 +1,7 @@
-"""DeepSeek-V3 and R1: DeepSeek-V2, whose experts are scored by a sigmoid, and compared with a correction added.
+"""DeepSeek-V3 and R1: DeepSeek-V2 with sigmoid expert scores and a score correction for the selection.
 
-Published weights are FP8 with a factor for each block, decoded when they are read. A layer that their files have behind
-the last one predicts the token after the next (DeepSeek-V3, section 2.2): it is no part of the model, and not read.
+Published weights are block-scaled FP8 and are decoded when they are read. The additional layer after the last one, for
+multi-token prediction (DeepSeek-V3, section 2.2), is not part of the model and is not read.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 
 def check_quantization(raw: ConfigFields) -> None:
-    """How weights are packed: not at all, or as FP8 in blocks of 128 x 128, which the tensors' own names say too."""
+    """Check that weights are not quantized, or FP8 in blocks of 128 x 128; the tensor names tell which."""
     packed = raw.take("quantization_config", None)
     if packed is None:
         return
@@ -53,7 +53,7 @@ def check_quantization(raw: ConfigFields) -> None:
     rest.expect("fmt", "e4m3", None)
     rest.expect("weight_block_size", [128, 128])
     for name in ("activation_scheme", "modules_to_not_convert", "scale_fmt", "dequantize"):
-        rest.take(name, None)  # activations stay as exact as they are
+        rest.take(name, None)  # activations are not quantized here
     rest.close()
 
 

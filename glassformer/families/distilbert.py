@@ -1,4 +1,4 @@
-"""DistilBERT (Sanh et al. 2019): BERT in half as many layers, without types of tokens, under names of its own."""
+"""DistilBERT (Sanh et al. 2019): BERT with half the layers, no token types, and different names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RULES = (
 
 def read(raw: ConfigFields) -> TextEncoderConfig:
     d_model = raw.size("dim", 768)
-    raw.flag("sinusoidal_pos_embds", False)  # how the table was first filled: it is stored either way
+    raw.flag("sinusoidal_pos_embds", False)  # only the initialization: the table is stored either way
     raw.expect("tie_weights_", True)
     raw.expect("tie_word_embeddings", True, None)
     mlp = MLPConfig(raw.size("hidden_dim", 3072), raw.activation("activation", "gelu"), gated=False, bias=True)

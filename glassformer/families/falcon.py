@@ -1,7 +1,7 @@
-"""Falcon, as the 7B is: LayerNorm, one key/value head, both branches of a block read one norm's output.
+"""Falcon 7B: LayerNorm, one key/value head, parallel branches that share one norm.
 
-q, k and v are one tensor: for each key/value head its queries' rows, its key's, its value's. The 40B and 180B, with
-two norms beside each other, and models with ALiBi are refused.
+q, k and v are one tensor, grouped by key/value head. The 40B and 180B, with two parallel norms, and models with ALiBi
+are not supported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read(raw: ConfigFields) -> ModelConfig:
     raw.expect("num_ln_in_parallel_attn", None, 1)
     bias, parallel = raw.flag("bias", False), raw.flag("parallel_attn", True)
     one = raw.flag("multi_query", True)
-    raw.expect("num_kv_heads", None, n_heads, *([1] if one else []))  # said by multi_query
+    raw.expect("num_kv_heads", None, n_heads, *([1] if one else []))  # multi_query tells it
     attention = AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=1 if one else n_heads,

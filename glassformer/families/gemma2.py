@@ -28,7 +28,7 @@ def read(raw: ConfigFields) -> ModelConfig:
     norm = NormConfig("rms", raw.number("rms_norm_eps", 1e-6), "float32 1+")
     bias = raw.flag("attention_bias", False)
     raw.expect("use_bidirectional_attention", None, False)
-    raw.take("hidden_act", None)  # of the first Gemma; this one has the next
+    raw.take("hidden_act", None)  # a key of Gemma 1; Gemma 2 uses hidden_activation
     mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_activation", "gelu_pytorch_tanh"))
     attention = AttentionConfig(
         n_heads=raw.size("num_attention_heads"),

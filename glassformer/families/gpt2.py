@@ -1,6 +1,6 @@
 """GPT-2: LayerNorm, learned positions, biases, plain feed-forward, tied head. config.json says `GPT2LMHeadModel`.
 
-Its checkpoints keep linear weights transposed, [in, out], and q, k, v as one tensor.
+Checkpoints store linear weights transposed, [in, out], and q, k, v as one tensor.
 """
 
 from __future__ import annotations

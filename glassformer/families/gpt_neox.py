@@ -1,6 +1,6 @@
-"""GPT-NeoX and Pythia: LayerNorm, biases, a part of each head turns, both branches of a block beside each other.
+"""GPT-NeoX and Pythia: LayerNorm, biases, partial rotary positions, parallel branches.
 
-Its checkpoints keep q, k and v as one tensor: for each head the rows of its query, its key, its value.
+Checkpoints store q, k and v as one tensor: for each head the rows of its query, its key and its value.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read(raw: ConfigFields) -> ModelConfig:
     head_dim, context = max(1, d_model // n_heads), raw.size("max_position_embeddings", 2048)
     norm = NormConfig("layer", raw.number("layer_norm_eps", 1e-5))
     bias = raw.flag("attention_bias", True)
-    raw.take("is_decoder", False)  # its attention is causal in any case
+    raw.take("is_decoder", False)  # attention is always causal
     attention = AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=n_heads,

@@ -1,6 +1,6 @@
-"""gpt-oss: sinks, biases, a window in every other layer, YaRN, and experts whose gate and up are bounded.
+"""gpt-oss: sinks, biases, a window in every second layer, YaRN, and experts with clamped gate and up.
 
-Published weights of experts are MXFP4: blocks and scales, decoded when they are read.
+Published expert weights are MXFP4 and are decoded when they are read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read(raw: ConfigFields) -> ModelConfig:
         sinks=True,
     )
     check_quantization(raw)
-    raw.expect("hidden_act", "silu")  # as the files say, and yet it is this:
+    raw.expect("hidden_act", "silu")  # files state silu, but the model computes this:
     raw.expect("swiglu_alpha", 1.702)
     limit = raw.number("swiglu_limit", 7.0)
     mlp = MLPConfig(raw.size("intermediate_size"), "quick_gelu", bias=True, limit=limit, up_plus_one=True)
@@ -66,7 +66,7 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 
 def check_quantization(raw: ConfigFields) -> None:
-    """What older files say twice, and how weights are packed, which the tensors' own names say too."""
+    """Check redundant keys of older files, and that weights are not quantized or MXFP4."""
     rope = raw.raw.get("rope_parameters") or raw.raw.get("rope_scaling")
     raw.expect("experts_per_token", raw.raw.get("num_experts_per_tok"))
     raw.expect("initial_context_length", isinstance(rope, dict) and rope.get("original_max_position_embeddings"))

@@ -1,6 +1,6 @@
-"""Marian (the OPUS-MT translators): BART with sinusoidal positions, sines first, and no norm behind the embedding.
+"""Marian (OPUS-MT): BART with sinusoidal positions, sines first, and no norm after the embedding.
 
-Where the two sides have vocabularies of their own, each has a table, and the head is the decoder's or one more.
+With separate vocabularies each side has its own embedding, and the head is tied to the decoder's or separate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     assert config.encoder is not None
-    last = min(config.vocab_size, config.encoder.vocab_size) - 1  # padding, and what a text begins after
+    last = min(config.vocab_size, config.encoder.vocab_size) - 1  # padding, which is also the decoder start token
     return bart.write(config) | {
         "vocab_size": config.encoder.vocab_size,
         "decoder_vocab_size": config.vocab_size,

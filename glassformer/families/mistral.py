@@ -1,4 +1,4 @@
-"""Mistral: Llama whose layers all look back over the same window, where there is one; no biases."""
+"""Mistral: Llama with an optional sliding window in all layers, without biases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from glassformer.families.common.rope import read_rope
 
 
 def read(raw: ConfigFields, *, eps: float = 1e-6, theta: float = 1e4, window: int | None = 4096) -> ModelConfig:
-    """`eps`, `theta`, `window`: where the file is silent."""
+    """Read config.json; `eps`, `theta` and `window` are the defaults of missing keys."""
     d_model, n_heads = raw.size("hidden_size"), raw.size("num_attention_heads")
     context = raw.size("max_position_embeddings", 131072)
     head_dim = raw.size("head_dim", max(1, d_model // n_heads))

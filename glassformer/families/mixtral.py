@@ -1,4 +1,4 @@
-"""Mixtral: Mistral with experts in every layer, of which each token goes through two."""
+"""Mixtral: Mistral with experts in every layer, two per token."""
 
 from __future__ import annotations
 

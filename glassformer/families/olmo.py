@@ -1,4 +1,4 @@
-"""OLMo: Llama with LayerNorm that has no weights, and queries, keys and values clipped in some sizes."""
+"""OLMo: Llama with LayerNorm without weights; some sizes clip queries, keys and values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OLMo 2: norms after each branch, before it enters the residual; queries and keys normed over all heads as one."""
+"""OLMo 2: norms on the output of each branch; query and key norms over all heads together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OLMoE: Llama with experts in every layer, and norms over all queries and all keys of a token."""
+"""OLMoE: Llama with experts in every layer; query and key norms over all heads together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Phi-1, 1.5 and 2: LayerNorm, biases everywhere, a part of each head turns, both branches read one norm's output."""
+"""Phi-1, 1.5 and 2: LayerNorm, biases, partial rotary positions, parallel branches that share one norm."""
 
 from __future__ import annotations
 

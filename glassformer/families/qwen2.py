@@ -1,4 +1,4 @@
-"""Qwen2 and 2.5: Llama with biases on queries, keys and values, and a window from some layer on."""
+"""Qwen2 and 2.5: Llama with biases on queries, keys and values, and an optional window in the upper layers."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 
 def read_windows(raw: ConfigFields, n_layers: int) -> list[int | None]:
-    """Each layer's window: from layer `max_window_layers` on, or as `layer_types` says."""
-    raw.expect("use_mrope", False)  # positions of pictures
+    """Return each layer's window: from layer `max_window_layers` on, or as `layer_types` states."""
+    raw.expect("use_mrope", False)  # positions of images
     window = raw.size("sliding_window", 4096) if raw.flag("use_sliding_window", False) else None
     raw.take("sliding_window", None)
     first = raw.size("max_window_layers", 28, minimum=0)

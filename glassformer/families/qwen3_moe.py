@@ -1,4 +1,4 @@
-"""Qwen3-MoE: Qwen3 with experts in all layers, or all but some."""
+"""Qwen3-MoE: Qwen3 with experts in all or most layers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 
 def read_expert_layers(raw: ConfigFields, n_layers: int) -> list[bool]:
-    """Which layers have experts: every `decoder_sparse_step`-th, but for `mlp_only_layers`."""
+    """Return which layers have experts: every `decoder_sparse_step`-th except `mlp_only_layers`."""
     every, plain = raw.size("decoder_sparse_step", 1), raw.take("mlp_only_layers", None)
     plain = [] if plain is None else plain
     if not isinstance(plain, list) or any(type(i) is not int for i in plain):

@@ -1,5 +1,6 @@
-"""RoBERTa (Liu et al. 2019) and XLM-RoBERTa (Conneau et al. 2020): BERT whose positions begin behind that of padding,
-in row `pad_token_id` + 1 of their table, and whose head has one activation, whatever the layers have.
+"""RoBERTa (Liu et al. 2019) and XLM-RoBERTa (Conneau et al. 2020).
+
+BERT whose positions begin in row `pad_token_id` + 1 of their table, and whose head always uses GELU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Our own encoder-decoders, the Transformer and the recurrent one, which no other tool opens.
+"""Our own encoder-decoders, a Transformer and a recurrent one.
 
-config.json holds the configuration as it is, and tensors have the names of our parameters: there is no second spelling
-to keep. `model_type` is "pair" (Vaswani et al. 2017) or "recurrent_pair" (Bahdanau et al. 2015).
+config.json holds the configuration as it is, and tensors have our parameter names.
+`model_type` is "pair" (Vaswani et al. 2017) or "recurrent_pair" (Bahdanau et al. 2015).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from glassformer.families.common.shape import ShapeConfig
 def read_encoder_decoder(raw: ConfigFields) -> ModelConfig:
     values = {name: raw.take(name) for name in sorted(raw.unread - {"family"})}
     if values.get("encoder") is None:
-        raise ConfigError(f"{raw.source}: encoder is missing: a model of this type reads a source")
+        raise ConfigError(f"{raw.source}: the key 'encoder' is missing")
     return from_json(ModelConfig, values | {"family": "pair"}, raw.source)
 
 
@@ -28,12 +28,12 @@ def read_recurrent(raw: ConfigFields) -> RecurrentConfig:
 
 def write_encoder_decoder(config: ModelConfig) -> dict[str, Any]:
     plain = to_json(config)
-    del plain["family"]  # model_type says it
+    del plain["family"]  # model_type states it
     return plain
 
 
 def shape(s: ShapeConfig) -> ModelConfig:
-    raise ConfigError(f"{s.family} is no language model: an encoder-decoder has a shape of its own")
+    raise ConfigError(f"{s.family} is an encoder-decoder: use Seq2SeqShape or RecurrentShape")
 
 
 ENCODER_DECODER = Family("pair", "EncoderDecoder", read_encoder_decoder, write_encoder_decoder, shape)

@@ -1,4 +1,4 @@
-"""SmolLM3: Llama with layers that have no positions, every fourth one as a rule."""
+"""SmolLM3: Llama without positions in some layers, by default every fourth."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 
 def read_rope_layers(raw: ConfigFields, n_layers: int) -> list[bool]:
-    """Which layers have rotary positions: where `no_rope_layers`, in spite of its name, has a 1."""
+    """Return which layers have rotary positions: in spite of its name, `no_rope_layers` has a 1 for them."""
     every = raw.size("no_rope_layer_interval", 4)
     flags = raw.take("no_rope_layers", None)
     if flags is None:

@@ -1,6 +1,6 @@
-"""StableLM: Llama with LayerNorm and heads that turn in part; in the 12B both branches read one norm's output.
+"""StableLM: Llama with LayerNorm and partial rotary positions; the 12B has parallel branches that share one norm.
 
-Norms of queries and keys, where there are, have a weight for each head and no bias.
+Optional query and key norms have weights per head and no bias.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""T5 and Flan-T5: positions are a bias of the scores, shared by a side's layers (Raffel et al. 2020).
+"""T5 and Flan-T5: relative position biases of the scores, shared by a side's layers (Raffel et al. 2020).
 
-RMSNorm, no biases, the unscaled product. A tied head reads its input times d_model^-0.5; one with a table of its own
-(T5 1.1, Flan-T5), which goes with the gated feed-forward layer, as it is. The model itself has no longest text:
-`n_positions`, or else 512, is taken for it on either side.
+RMSNorm, no biases, unscaled scores. The input of a tied head is scaled by d_model^-0.5; an untied head (T5 1.1,
+Flan-T5, with gated feed-forward layers) is not. The model has no maximum length: `n_positions`, or else 512, is used
+as context length on both sides.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from glassformer.families.common.family import ACTIVATION_NAMES, ACTIVATIONS, Co
 
 
 def stack_rules(theirs: str, ours: str, cross_attention: bool, gated: bool) -> tuple[TensorRule, ...]:
-    """Of one side; `source`: it reads one."""
+    """Return the rules of one side."""
     block, mine = f"{theirs}.block.{{i}}.layer", f"{ours}blocks.{{i}}"
     attentions = [("0.SelfAttention", "attn"), *([("1.EncDecAttention", "cross")] if cross_attention else [])]
     mlp = f"{block}.{len(attentions)}.DenseReluDense"
@@ -53,7 +53,7 @@ def rules(config: ModelConfig) -> tuple[TensorRule, ...]:
         rule("shared.weight", "embed.weight"),
         *stack_rules("encoder", "encoder.", False, gated),
         *stack_rules("decoder", "", True, gated),
-        rule("lm_head.weight", "head.weight", fallback="shared.weight"),  # made by newer programs, T5 1.1 has one table
+        rule("lm_head.weight", "head.weight", fallback="shared.weight"),  # newer programs write T5 1.1 with one table
     )
 
 
@@ -66,7 +66,7 @@ def read(raw: ConfigFields) -> ModelConfig:
     raw.expect("is_decoder", False)
     raw.expect("is_encoder_decoder", True)
     tied = raw.flag("tie_word_embeddings", True)
-    tied = raw.flag("scale_decoder_outputs", tied) and tied  # some say of every model that it is tied, but not here
+    tied = raw.flag("scale_decoder_outputs", tied) and tied  # some files state tied embeddings for every model
     seeing = AttentionConfig(n_heads, n_heads, raw.size("d_kv", 64), scale=1.0, causal=False)
     mlp = read_mlp(raw)
     reading = LayerConfig(seeing, mlp, norm)
@@ -89,7 +89,7 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 
 def read_mlp(raw: ConfigFields) -> MLPConfig:
-    """`feed_forward_proj` is an activation, or "gated-" and one; "gated-gelu" means GELU's approximation."""
+    """Read the MLP. `feed_forward_proj` is [gated-]activation; "gated-gelu" means the tanh approximation."""
     told = raw.take("feed_forward_proj", "relu")
     gated = isinstance(told, str) and told.startswith("gated-")
     name = "gelu_new" if told == "gated-gelu" else str(told).removeprefix("gated-")

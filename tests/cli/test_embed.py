@@ -145,7 +145,7 @@ def test_show_tells_what_an_encoder_is(folder, capsys):
     facts = json.loads(said(capsys, "show", folder, "--json").out)
     assert facts["family"] == "bert"
     assert facts["cache"] is None
-    assert facts["parts"]["types of tokens"] == 3 * 48
+    assert facts["parts"]["token types"] == 3 * 48
     assert facts["parts"]["head"] == 48 * 48 + 48 + 97
     assert facts["sentence"]["after"] == ["normalize"]
     assert facts["config"]["n_token_types"] == 3
@@ -178,7 +178,6 @@ def test_convert_of_a_plain_encoder_says_nothing_of_sentences(embedder, tmp_path
 
 @pytest.mark.parametrize("text", ["", "the cat sat"])
 def test_verify_compares_an_encoder(folder, capsys, text):
-    pytest.importorskip("transformers")
     facts = json.loads(said(capsys, "verify", folder, "--json", *(["--text", text] if text else [])).out)
     assert facts["first_difference"] is None
     assert facts["points"][-1]["point"] == "final.logits"
@@ -188,7 +187,6 @@ def test_verify_compares_an_encoder(folder, capsys, text):
 
 def test_verify_reads_no_padding(tmp_path, capsys):
     """Random tokens may hit the number of padding, at which one side would stop counting positions."""
-    pytest.importorskip("transformers")
     config = replace(CONFIGS["roberta"], pooler=False, head=None, vocab_size=5)
     save_model(wake(TextEncoder(config)), tmp_path)
     facts = json.loads(said(capsys, "verify", tmp_path, "--json").out)

@@ -126,10 +126,10 @@ def test_show_of_a_translator(capfd, pair):
     model = load_seq2seq(pair)
     assert facts["family"] == model.config.family
     assert facts["parameters"] == sum(facts["parts"].values()) == sum(p.numel() for p in model.parameters())
-    parts = {"embedding", "attention", "attention to the source", "feed-forward", "norms"}
+    parts = {"embedding", "attention", "cross-attention", "feed-forward", "norms"}
     assert parts | {"encoder: attention", "encoder: feed-forward", "encoder: norms"} <= facts["parts"].keys()
     assert not {name for name in facts["parts"] if "_" in name}, facts["parts"]
-    assert "attention to the source" in said(capfd, "show", pair).out
+    assert "cross-attention" in said(capfd, "show", pair).out
 
 
 def test_convert_of_a_translator(capfd, pair, tmp_path):
@@ -175,4 +175,4 @@ def test_a_translator_where_a_language_model_belongs(capfd, pair, folder):
 
 def test_what_transformers_does_not_open_is_not_verified(capfd, tmp_path):
     save_model(tiny_pair("post", family="pair"), tmp_path)
-    assert "is of Glassformer's own family pair" in refused(capfd, "verify", tmp_path)
+    assert "belongs to Glassformer's own family pair" in refused(capfd, "verify", tmp_path)

@@ -33,7 +33,7 @@ def trace(lm):
     return lm.trace(ASK, max_tokens=4, temperature=0)
 
 
-def results_by_cell(rows, shape: tuple[int, int]) -> dict[tuple[int, int], sweeping.Swept]:
+def results_by_cell(rows, shape: tuple[int, int]) -> dict[tuple[int, int], sweeping.SweepRow]:
     """Return the results of a sweep by (row, column) of the heat map."""
     ends = {"attn.add": 0, "mlp.add": 1}
     found = {}

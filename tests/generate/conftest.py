@@ -1,6 +1,7 @@
 """Models that write: a tiny random one with a tokenizer, the same in transformers, and a scripted one."""
 
 import pytest
+import transformers
 from generate.writers import Scripted, make_tokenizer
 from tiny import tiny
 
@@ -23,7 +24,6 @@ def lm(tokenizer) -> LanguageModel:
 @pytest.fixture(scope="session")
 def in_transformers(tmp_path_factory):
     """A tiny model as transformers opens it."""
-    transformers = pytest.importorskip("transformers")
 
     def opened(model):
         folder = tmp_path_factory.mktemp("opened")

@@ -130,7 +130,7 @@ def of_toy(toy, source):
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize(("vocab", "most", "seed"), [(3, 5, 0), (4, 4, 1), (5, 3, 2), (4, 1, 3)])
-def test_a_beam_that_holds_all_finds_the_best_of_all(vocab, most, seed, alpha):
+def test_exhaustive_beam_finds_the_best_texts(vocab, most, seed, alpha):
     how, toy = BeamSearch(beam=max(7, vocab**most), n=7, length_penalty=alpha), Toy(3, vocab, seed)
     found = beam_search(*of_toy_session(toy, 3, most), how)
     for source in range(3):
@@ -138,7 +138,7 @@ def test_a_beam_that_holds_all_finds_the_best_of_all(vocab, most, seed, alpha):
 
 
 @pytest.mark.parametrize("name", ["separate", "rms", "none", "additive", "general fed"])
-def test_the_best_of_all_texts_of_a_model(name):
+def test_exhaustive_beam_of_a_model_finds_the_best_texts(name):
     """Through cache and states, against whole passes over every text, nothing kept."""
     vocab, most, how = 5, 4, BeamSearch(beam=700, n=9)
     model, source = small(name, vocab), SOURCES[0]
@@ -159,7 +159,7 @@ def test_the_best_of_all_texts_of_a_model(name):
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize(("beam", "n"), [(1, 1), (2, 1), (3, 3), (5, 2)])
-def test_stopping_early_changes_no_result(beam, n, alpha):
+def test_early_stopping_does_not_change_results(beam, n, alpha):
     """And saves passes: by how many depends on how sharp the scores are."""
     how, most, saved = BeamSearch(beam=beam, n=n, length_penalty=alpha), 12, 0
     for seed in range(8):
@@ -173,7 +173,7 @@ def test_stopping_early_changes_no_result(beam, n, alpha):
 
 
 @pytest.mark.parametrize("sharp", [0.3, 2.0])
-def test_a_beam_of_one_is_greedy(sharp):
+def test_beam_of_one_equals_greedy_decoding(sharp):
     for seed in range(10):
         how, (a, b) = BeamSearch(), (Toy(5, 6, seed, sharp) for _ in range(2))
         greedily = [[one] for one in greedy(*of_toy_session(a, 5, 9), how)]
@@ -182,7 +182,7 @@ def test_a_beam_of_one_is_greedy(sharp):
 
 
 @EACH
-def test_a_beam_of_one_is_greedy_in_models(name):
+def test_beam_of_one_equals_greedy_decoding_in_models(name):
     model, how = MODELS[name], BeamSearch()
     with torch.inference_mode():
         found = greedy(*session_of(model, SOURCES, 20), how)
@@ -192,7 +192,7 @@ def test_a_beam_of_one_is_greedy_in_models(name):
 
 @EACH
 @torch.no_grad()
-def test_greedy_is_the_likeliest_token_of_whole_passes(name):
+def test_greedy_equals_argmax_of_uncached_passes(name):
     model = MODELS[name]
     written = search(model, SOURCES, BeamSearch(max_tokens=9), begin=BEGIN, end=END)
     for source, (found,) in zip(SOURCES, written, strict=True):
@@ -212,7 +212,7 @@ def test_greedy_is_the_likeliest_token_of_whole_passes(name):
 
 @EACH
 @pytest.mark.parametrize(("beam", "n"), [(1, 1), (4, 3)])
-def test_batched_is_alone(name, beam, n):
+def test_batched_search_equals_single_search(name, beam, n):
     model, how = MODELS[name], BeamSearch(beam, n, max_tokens=12)
     together = search(model, SOURCES, how, begin=BEGIN, end=END)
     for source, found in zip(SOURCES, together, strict=True):
@@ -222,7 +222,7 @@ def test_batched_is_alone(name, beam, n):
 
 @EACH
 @pytest.mark.parametrize(("beam", "n"), [(1, 1), (3, 2)])
-def test_among_many_is_alone(name, beam, n):
+def test_large_batch_equals_small_batch(name, beam, n):
     """With so many rows the matrices are prepacked, and attention goes by products of all heads."""
     model, how, many = MODELS[name], BeamSearch(beam, n, max_tokens=12), SOURCES * 3
     together = search(model, many, how, begin=BEGIN, end=END)
@@ -238,7 +238,7 @@ def test_among_many_is_alone(name, beam, n):
 
 
 @EACH
-def test_the_best_are_sorted_and_different(name):
+def test_results_are_sorted_and_unique(name):
     found = search(MODELS[name], SOURCES, BeamSearch(6, 6, max_tokens=10), begin=BEGIN, end=END)
     for texts in found:
         assert len(texts) == 6
@@ -249,7 +249,7 @@ def test_the_best_are_sorted_and_different(name):
         )
 
 
-def test_rows_leave_as_they_end_and_no_pass_is_made_for_nothing():
+def test_finished_sequences_leave_the_batch():
     class Lengths(Toy):
         """Source s writes s tokens, then the end."""
 
@@ -277,7 +277,7 @@ def test_rows_leave_as_they_end_and_no_pass_is_made_for_nothing():
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-def test_nothing_is_computed_twice(beam):
+def test_encoder_and_each_token_run_once(beam):
     """The encoder and the source's keys once, and each token once: a pass brings one for every row."""
     model, calls = tiny_pair("pre", seed=4), {"encoder": [], "cross": [], "own": []}
     hooks = [
@@ -294,7 +294,7 @@ def test_nothing_is_computed_twice(beam):
     assert all(width == 1 and rows <= 6 * beam for rows, width in calls["own"])
 
 
-def test_only_what_the_tokenizer_spells_is_written():
+def test_only_tokens_of_the_vocabulary_are_generated():
     model, limited = MODELS["separate"], TokenConstraints(vocab_size=9)
     for beam in (1, 4):
         found = search(
@@ -309,7 +309,7 @@ def test_only_what_the_tokenizer_spells_is_written():
         assert all(len(texts) == beam for texts in found)
 
 
-def test_a_text_without_end_stops_somewhere():
+def test_texts_without_end_token_stop_at_the_limit():
     model = recurrent("dot")
     with torch.no_grad():
         model.head.weight[END] = 0
@@ -330,7 +330,7 @@ def test_a_text_without_end_stops_somewhere():
         ({"length_penalty": -0.1}, "length_penalty must be a number from 0 to 10"),
     ],
 )
-def test_options_out_of_range_are_refused(options, says):
+def test_options_out_of_range_raise(options, says):
     with pytest.raises(RequestError, match=says):
         BeamSearch(**options)
 
@@ -344,14 +344,14 @@ def test_options_out_of_range_are_refused(options, says):
         (CapacityError, "max_tokens 65 does not fit", [[3]], {"max_tokens": 65}),
     ],
 )
-def test_what_does_not_fit_is_refused(error, says, sources, options):
+def test_invalid_sources_raise(error, says, sources, options):
     with pytest.raises(error, match=says):
         search(MODELS["post"], sources, BeamSearch(**options), begin=BEGIN, end=END)
     assert search(MODELS["post"], [], BeamSearch(), begin=BEGIN, end=END) == []
 
 
 @pytest.mark.parametrize("beam", [1, 2])
-def test_damaged_weights_are_named(beam):
+def test_nan_logits_raise_checkpoint_error(beam):
     model = tiny_pair("post", seed=2)
     with torch.no_grad():
         model.blocks[0].mlp.up.weight.fill_(math.nan)

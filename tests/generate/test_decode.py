@@ -60,7 +60,7 @@ def naive(model, prompt, n_tokens, sampling, seed=0, ends=()):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("penalty", [1.0, 1.4])
-def test_greedy_is_transformers_generate(family, penalty, in_transformers):
+def test_greedy_equals_transformers_generate(family, penalty, in_transformers):
     """48 tokens after a prompt of one token, and after a longer one."""
     model = tiny(family)
     theirs = in_transformers(model)
@@ -88,7 +88,7 @@ SAMPLINGS = [
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "warm", "cut", "penalties"])
-def test_cached_is_naive_whatever_the_neighbours(family, sampling, monkeypatch):
+def test_batched_cached_decoding_equals_recomputation(family, sampling, monkeypatch):
     """Prompts of other lengths beside it, read in chunks of three (the window of five is longer), alone and not."""
     monkeypatch.setattr(session, "PREFILL_CHUNK", 3)
     model = tiny(family)
@@ -99,7 +99,7 @@ def test_cached_is_naive_whatever_the_neighbours(family, sampling, monkeypatch):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 6, 64])
-def test_every_chunk_of_the_prompt_gives_the_same(chunk, monkeypatch):
+def test_prefill_chunk_size_does_not_change_tokens(chunk, monkeypatch):
     monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
     model = tiny("qwen3")
     prompts = some_prompts(model.config, [30, 11, 12])
@@ -108,7 +108,7 @@ def test_every_chunk_of_the_prompt_gives_the_same(chunk, monkeypatch):
     ]
 
 
-def test_rows_that_leave_early_do_not_disturb_the_others():
+def test_sequences_that_end_early_do_not_change_others():
     """A quarter of all tokens end a row, so that rows leave one after the other."""
     model = tiny("qwen3")
     prompts, ends = some_prompts(model.config, [4, 9, 2, 6]), set(range(0, 97, 9))
@@ -119,7 +119,7 @@ def test_rows_that_leave_early_do_not_disturb_the_others():
         assert row == naive(model, prompts[r // 3], 30, sampling, 1 + r, ends)
 
 
-def test_continuations_are_those_of_their_own_seeds():
+def test_continuation_i_draws_with_seed_plus_i():
     """Continuation r of n draws with seed + r: the first of five is that of one alone."""
     model = tiny("llama")
     [prompt] = some_prompts(model.config, [5])
@@ -129,7 +129,7 @@ def test_continuations_are_those_of_their_own_seeds():
         assert rows_of(decode(model, GenerationRequest([prompt], 20, Sampling(seed=40 + r)))) == [five[r]]
 
 
-def test_seeds_far_apart_differ():
+def test_all_bits_of_a_seed_count():
     """All 63 bits of a seed count."""
     model = tiny("llama")
     texts = {
@@ -142,7 +142,7 @@ def test_seeds_far_apart_differ():
 # ---- room
 
 
-def test_it_fills_the_context_exactly():
+def test_generation_fills_the_context():
     model = tiny("qwen3")
     for length in (30, 63):
         pieces = list(decode(model, GenerationRequest(some_prompts(model.config, [length]), None, GREEDY)))
@@ -150,7 +150,7 @@ def test_it_fills_the_context_exactly():
         assert [p.finish for p in pieces] == [None] * (63 - length) + ["length"]
 
 
-def test_each_prompt_of_a_batch_fills_its_own_context():
+def test_each_prompt_of_a_batch_fills_the_context():
     model = tiny("qwen3")
     prompts = some_prompts(model.config, [50, 60, 55])
     assert rows_of(decode(model, GenerationRequest(prompts, None, GREEDY))) == [
@@ -162,7 +162,7 @@ def test_each_prompt_of_a_batch_fills_its_own_context():
     ("length", "max_tokens", "numbers"),
     [(64, None, "64 tokens does"), (65, 1, "65 tokens"), (40, 25, "40 tokens and max_tokens 25")],
 )
-def test_what_does_not_fit_is_refused_with_numbers(length, max_tokens, numbers):
+def test_too_long_requests_raise_capacity_error(length, max_tokens, numbers):
     model = tiny("qwen3")
     with pytest.raises(CapacityError, match=numbers) as caught:
         decode(model, GenerationRequest(some_prompts(model.config, [3, length]), max_tokens, GREEDY))  # not even begun
@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_refused_with_numbers(length, max_tokens, numbers):
         ([[1]], {"sampling": Sampling(logit_bias={-1: 1.0})}, "logit_bias: token id -1"),
     ],
 )
-def test_a_bad_request_is_refused_before_anything_is_computed(prompts, options, message):
+def test_invalid_requests_raise_before_computation(prompts, options, message):
     with pytest.raises(RequestError, match=message):
         decode(tiny("qwen3"), GenerationRequest(prompts, **options))
 
@@ -189,13 +189,13 @@ def test_a_bad_request_is_refused_before_anything_is_computed(prompts, options, 
 @pytest.mark.parametrize(
     "options", [{"max_tokens": 0}, {"n": 0}, {"n": 2000}, {"logprobs": -1}, {"n": 2, "sampling": GREEDY}], ids=str
 )
-def test_wrong_options_are_refused_by_name(options):
+def test_invalid_options_raise_with_param(options):
     with pytest.raises(RequestError, match=next(iter(options))) as caught:
         GenerationRequest([[1]], **options)
     assert caught.value.param == next(iter(options))
 
 
-def test_logits_that_are_no_numbers_are_an_error():
+def test_nan_logits_raise_checkpoint_error():
     model = tiny_model("qwen3")
     with torch.no_grad():
         model.blocks[1].mlp.down.weight[0, 0] = float("nan")
@@ -203,7 +203,7 @@ def test_logits_that_are_no_numbers_are_an_error():
         next(decode(model, GenerationRequest([[1, 2]], 5)))
 
 
-def test_a_padded_vocabulary_writes_no_token_that_has_no_text(tokenizer):
+def test_padding_of_the_vocabulary_is_never_generated(tokenizer):
     """The model has more rows than the tokenizer tokens: with half its chances there, none is ever written."""
     model = tiny("qwen3", vocab_size=2 * tokenizer.vocab_size)
     [ids] = rows_of(decode(model, GenerationRequest([[1]], 30, Sampling(seed=1, temperature=3.0)), tokenizer=tokenizer))
@@ -215,7 +215,7 @@ def test_a_padded_vocabulary_writes_no_token_that_has_no_text(tokenizer):
 # ---- log-probabilities
 
 
-def test_logprobs_are_the_models_own_before_any_sampling_stage():
+def test_logprobs_precede_all_sampling_stages():
     model = tiny("qwen3")
     [prompt] = some_prompts(model.config, [6])
     sampling = Sampling(seed=2, temperature=2.0, top_k=30, repetition_penalty=1.5, logit_bias={5: 3.0})
@@ -228,7 +228,7 @@ def test_logprobs_are_the_models_own_before_any_sampling_stage():
         assert [p for _, p in event.top] == pytest.approx(expected.sort(descending=True).values[:4].tolist(), abs=1e-4)
 
 
-def test_logprobs_only_where_asked():
+def test_logprobs_are_optional():
     [plain] = decode(tiny("gpt2"), GenerationRequest([[1]], 1))
     [none] = decode(tiny("gpt2"), GenerationRequest([[1]], 1, logprobs=0))
     assert (plain.logprob, plain.top, none.top) == (None, (), ())
@@ -240,7 +240,7 @@ def test_logprobs_only_where_asked():
 # ---- what it leaves behind
 
 
-def test_inference_mode_does_not_leak_while_suspended():
+def test_inference_mode_does_not_leak_between_events():
     model, modes = tiny_model("qwen3").train(), []
 
     def attend(*arguments):
@@ -273,7 +273,7 @@ def caches(monkeypatch):
     return made
 
 
-def test_a_generator_closed_early_frees_its_cache(caches):
+def test_closing_the_iterator_frees_the_cache(caches):
     pieces = decode(tiny("qwen3"), GenerationRequest([[1, 2], [3]], 20))
     next(pieces)
     assert caches[0]() is not None
@@ -284,7 +284,7 @@ def test_a_generator_closed_early_frees_its_cache(caches):
 
 
 @pytest.mark.parametrize("at", [1, 2, 8], ids=lambda at: f"in pass {at}")
-def test_ctrl_c_leaves_the_model_usable(at, caches, monkeypatch):
+def test_interrupt_leaves_the_model_usable(at, caches, monkeypatch):
     monkeypatch.setattr(session, "PREFILL_CHUNK", 4)
     model, passes = tiny("qwen3"), 0
     [prompt] = some_prompts(model.config, [10])

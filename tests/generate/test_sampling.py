@@ -6,6 +6,7 @@ import runpy
 
 import pytest
 import torch
+import transformers
 
 from glassformer.errors import RequestError
 from glassformer.generate import sampling
@@ -43,8 +44,7 @@ def same_logits(ours, theirs):
         *(({"min_p": p}, ("MinPLogitsWarper", p)) for p in (0.001, 0.1, 0.5, 1.0)),
     ],
 )
-def test_each_stage_is_transformers_own(options, warper):
-    transformers = pytest.importorskip("transformers")
+def test_each_stage_equals_transformers(options, warper):
     name, value = warper
     logits = some_logits()
     theirs = getattr(transformers, name)(value)(None, logits)
@@ -56,8 +56,7 @@ def test_each_stage_is_transformers_own(options, warper):
     same_logits(last(found), theirs)
 
 
-def test_all_stages_in_transformers_order():
-    transformers = pytest.importorskip("transformers")
+def test_all_stages_equal_transformers():
     logits = theirs = some_logits(rows=32)
     for name, value in (("Temperature", 1.3), ("TopK", 20), ("TopP", 0.8), ("MinP", 0.15)):
         before, theirs = theirs, getattr(transformers, f"{name}LogitsWarper")(value)(None, theirs)
@@ -68,7 +67,6 @@ def test_all_stages_in_transformers_order():
 
 
 def test_top_k_keeps_ties_as_transformers_does():
-    transformers = pytest.importorskip("transformers")
     logits = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]])
     same_logits(last(stages(logits, Sampling(top_k=2))), transformers.TopKLogitsWarper(2)(None, logits))
 
@@ -78,8 +76,7 @@ def counted(rows):
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 2.0])
-def test_repetition_penalty_is_transformers_own(penalty):
-    transformers = pytest.importorskip("transformers")
+def test_repetition_penalty_equals_transformers(penalty):
     logits = some_logits(rows=2)
     prompt, output = [[1, 2, 3, 3], [7, 7, 7, 7]], [[3, 9, 9], [1, 2, 3]]
     ids = torch.tensor([p + o for p, o in zip(prompt, output, strict=True)])
@@ -130,7 +127,7 @@ SETTINGS = [{}, {"temperature": 2.0}, {"temperature": 0.5, "top_k": 9}, {"top_p"
 
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
 @pytest.mark.parametrize("seeds", ["one generator", "a seed each"])
-def test_ten_thousand_draws_fit_the_probabilities(options, seeds):
+def test_draws_match_the_probabilities(options, seeds):
     """From one row's generator in turn; and the first draw of 10,000 neighbouring seeds, as `n` continuations have."""
     n, logits = 10_000, some_logits(rows=1, scale=1.5)
     generators = [random.Random(5)] * n if seeds == "one generator" else [random.Random(5 + r) for r in range(n)]
@@ -171,7 +168,7 @@ LOW, HIGH = 0.0, 1 - 2**-53  # what random() can give at the ends
 
 @pytest.mark.parametrize("draw", [LOW, 0.25, 0.5, 0.75, HIGH, 1.0])  # 1.0: as where sums round differently
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_token_ruled_out_is_never_drawn(draw, rows):
+def test_excluded_tokens_are_never_drawn(draw, rows):
     out = -math.inf
     logits = torch.tensor([[out, out, 0.0, out, 0.0, 0.0, out, out]]).expand(rows, -1)
     drawn = choose(logits, Sampling(), [Fixed(draw)] * rows)
@@ -192,7 +189,7 @@ def test_probabilities_that_underflow(draw):
 
 
 @pytest.mark.parametrize("draw", [LOW, 0.5, HIGH])
-def test_the_least_temperature_takes_the_likeliest(draw):
+def test_lowest_temperature_takes_the_most_likely(draw):
     logits = 1000 * some_logits()
     drawn = choose(logits, Sampling(temperature=1e-5), [Fixed(draw)] * 4)
     assert torch.equal(drawn, choose(logits, Sampling(temperature=0.0), []))
@@ -236,7 +233,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("options", "name"), BAD, ids=str)
-def test_a_wrong_option_is_refused_by_name(options, name):
+def test_invalid_option_raises_with_param(options, name):
     with pytest.raises(RequestError, match=name) as caught:
         Unchecked(**options)
     assert caught.value.param == name
@@ -245,5 +242,5 @@ def test_a_wrong_option_is_refused_by_name(options, name):
 @pytest.mark.parametrize(
     "options", [{"temperature": 0, "top_p": 1.0}, {"temperature": 0, "min_p": 0}, {"seed": (1 << 63) - 1}]
 )
-def test_what_does_nothing_contradicts_nothing(options):
+def test_options_without_effect_are_allowed_at_temperature_0(options):
     Unchecked(**options)

@@ -33,7 +33,7 @@ def cut_texts(draw):
 
 @settings(max_examples=600)
 @given(cut_texts())
-def test_any_cutting_gives_the_text_before_the_first_stop(case):
+def test_any_chunking_releases_the_text_before_the_first_stop(case):
     pieces, stops = case
     expected, which = before_first("".join(pieces), stops)
     watch, out, read = StopStrings(stops), "", ""
@@ -59,7 +59,7 @@ def test_any_cutting_gives_the_text_before_the_first_stop(case):
         (["\n\n"], ["one\n", "\ntwo"], "one", "\n\n"),
     ],
 )
-def test_some_by_hand(stops, pieces, text, found):
+def test_stop_strings_by_example(stops, pieces, text, found):
     watch = StopStrings(stops)
     assert "".join([*map(watch.push, pieces), watch.finish()]) == text
     assert watch.found == found
@@ -72,6 +72,6 @@ def test_nothing_comes_after_a_stop():
 
 
 @pytest.mark.parametrize("stops", [[""], ["a", ""]])
-def test_an_empty_stop_is_refused(stops):
+def test_empty_stop_string_raises(stops):
     with pytest.raises(RequestError, match="stop"):
         StopStrings(stops)

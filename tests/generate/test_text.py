@@ -47,7 +47,7 @@ def test_a_stop_string_inside_one_token(scripted, tokenizer):
     assert written(scripted([whole, whole]), stop="h", max_tokens=5) == (" t", "stop")
 
 
-def test_a_stop_that_ends_within_a_token_whose_rest_is_half_a_character(scripted, tokenizer):
+def test_stop_string_ends_within_a_token_with_a_partial_character(scripted, tokenizer):
     """A token may end one character and begin the next: "猫" is e7 8c ab, and its first byte comes with the stop."""
     stop = "は".encode()
     halves = [i for i in range(tokenizer.vocab_size) if len(t := tokenizer.token_bytes(i)) > 1 and not readable(t)]
@@ -66,12 +66,12 @@ def readable(data):
     return True
 
 
-def test_half_a_character_waits_for_its_other_half(scripted):
+def test_partial_characters_are_withheld(scripted):
     texts = [p.text for p in scripted("né🙂".encode()).stream([0], **GREEDY, max_tokens=7)]
     assert texts == ["n", "", "é", "", "", "", "🙂"]
 
 
-def test_a_character_that_never_comes_is_given_out_as_one_sign(scripted):
+def test_incomplete_character_becomes_one_replacement_sign(scripted):
     assert written(scripted("né🙂".encode()), max_tokens=5) == ("né\ufffd", "length")
 
 
@@ -114,7 +114,7 @@ def test_a_token_that_ends_a_text_is_not_part_of_it(scripted, tokenizer):
     assert (last.id, last.finish, last.top[0][0]) == (None, "stop", tokenizer.eos_id)
 
 
-def test_an_end_gives_out_what_was_held_back(scripted, tokenizer):
+def test_end_token_releases_withheld_text(scripted, tokenizer):
     script = [*tokenizer.encode("one EN"), tokenizer.eos_id]
     assert written(scripted(script), stop="END") == ("one EN", "stop")
 
@@ -123,7 +123,7 @@ def test_a_stop_at_the_last_token_is_a_stop(scripted):
     assert written(scripted(b"cat"), stop="cat", max_tokens=3) == ("", "stop")
 
 
-def test_a_random_model_streams_what_it_generates(lm):
+def test_stream_equals_generate(lm):
     """Random bytes are mostly no text: the stream still says what the tokenizer says of all the ids at once."""
     for seed in (0, 1):
         options = {"seed": seed, "temperature": 2.0, "max_tokens": 40}
@@ -135,7 +135,7 @@ def test_a_random_model_streams_what_it_generates(lm):
         assert found.text == found.continuations[0].text
 
 
-def test_continuations_end_each_for_its_own_reason(lm):
+def test_continuations_end_independently(lm):
     found = lm.generate("the cat", n=12, seed=0, temperature=2.0, max_tokens=10, stop=["e", "a"])
     assert {c.finish for c in found.continuations} == {"stop", "length"}
     assert all("e" not in c.text and "a" not in c.text for c in found.continuations)
@@ -144,7 +144,7 @@ def test_continuations_end_each_for_its_own_reason(lm):
         assert alone.continuations == (one,)
 
 
-def test_a_bad_request_raises_before_the_first_piece(lm):
+def test_invalid_request_raises_before_the_first_event(lm):
     for name, value in (("max_tokens", 1000), ("temperatur", 1.0), ("stop", "")):
         with pytest.raises(GlassformerError, match=name):
             lm.stream("a", **{name: value})

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tiny import assert_near, tiny, wake
 from tiny_encoders import CONFIGS, bytes_of_roberta, wordpieces
@@ -19,8 +20,6 @@ from glassformer.models.embedder import Embedder
 from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.pooling import Sentence
 from glassformer.text.tokenizer import Tokenizer
-
-transformers = pytest.importorskip("transformers")
 
 TEXTS = ["the cat sat on the mat.", "a dog", "the kittens ate the hat, the cat sat on it. a dog?", "", "query: a hat"]
 WORDS = {"bert": wordpieces, "roberta": bytes_of_roberta, "distilbert": wordpieces}

@@ -8,6 +8,7 @@ from importlib import resources
 
 import pytest
 import torch
+import transformers
 from generate.writers import END, make_tokenizer
 from tiny import FAMILIES, TOLERANCE, assert_near, random_ids, run, tiny
 
@@ -59,7 +60,6 @@ def same_model(a, b):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_then_opened_by_transformers(family, tokenizer, tmp_path):
     """The same ids, the same logits, the same greedy text; and transformers knows where a text ends."""
-    transformers = pytest.importorskip("transformers")
     ours = LanguageModel(tiny(family, vocab_size=tokenizer.vocab_size, tied_head=False), tokenizer)
     ours.save(tmp_path)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()

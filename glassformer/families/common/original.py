@@ -1,11 +1,10 @@
-"""Weights as the programs that trained them keep them, without a config.json: which settings say what, and which tensor
-is which parameters.
+"""Checkpoints without a config.json, in the formats of the programs that trained them.
 
-Settings are read into the keys of config.json, so that each family is read by its own reader. The layouts:
+Settings are converted to the keys of config.json, so that each family's own reader reads them. The formats:
 
-    params.json, consolidated.00.pth, .01 ...      Llama's: each file has a part of every matrix, for a GPU of its own
-    ckpt.pt                                        nanoGPT's: {"model": tensors, "model_args": settings, ...}
-    config.json with "model", model.pt             minGPT's: tensors by name
+    params.json, consolidated.00.pth, .01 ...      Meta's Llama: every file has a slice of each matrix, for one GPU
+    ckpt.pt                                        nanoGPT: {"model": tensors, "model_args": settings, ...}
+    config.json with "model", model.pt             minGPT: tensors by name
 """
 
 from __future__ import annotations
@@ -27,12 +26,18 @@ def _unsharded(name: str, shape: tuple[int, ...], raw: Mapping[str, Any]) -> int
 
 @dataclass(frozen=True)
 class OriginalFormat:
-    """One layout. `weights` are its files of tensors (a glob), `settings` the file of its settings and `key` where in
-    it they are; without such a file they are in the file of tensors, under `key`, and the tensors under `tensors`.
+    """One format.
 
-    `read` makes config.json's keys of the settings, which it must take all, and of the tensors' shapes. `axis` says
-    along which axis the files split a tensor (None: each has all of it). `ends` says which tokens end a text.
-    `wrapped`: what all names may begin with. `bare`: the setting that says false where biases are not kept, being 0.
+    Attributes:
+        weights: a glob of the tensor files.
+        read: converts all settings, and the tensors' shapes, to keys of config.json.
+        settings: the file of the settings; None if the tensor file holds them.
+        key: the key of the settings in their file.
+        tensors: the key of the tensors, if their file holds the settings too.
+        shard_axis: the axis along which the files split a tensor; None: every file holds all of it.
+        end_token_ids: the ids of the tokens that end a text.
+        prefix: a prefix that all tensor names may have.
+        bias_setting: the setting that is false if biases are not stored and are 0.
     """
 
     family: str
@@ -49,7 +54,7 @@ class OriginalFormat:
     bias_setting: str | None = None
 
     def apply_to(self, family: Family, bare: bool = False) -> Family:
-        """The family, its tensors named and laid out as here; `bare`: with biases of 0 where there are none."""
+        """Return the family with this format's tensor rules; `bare`: missing biases are 0."""
         rules = tuple(replace(one, zeros_if_missing=bare and one.tensor_name.endswith(".bias")) for one in self.rules)
         return replace(family, rules=rules, ignored=self.ignored or family.ignored, alternatives=())
 
@@ -60,7 +65,7 @@ EMBED, HEAD = "tok_embeddings.weight", "output.weight"
 
 
 def _read_params(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
-    """What params.json does not say is told apart by what it does: the releases differ in their rotary base."""
+    """Read params.json. The context length is not in it; the rotary base and epsilon tell the release."""
     width, n_heads, eps = raw.size("dim"), raw.size("n_heads"), raw.number("norm_eps")
     theta, multiple = raw.number("rope_theta", 10_000.0), raw.size("multiple_of", 256)
     d_ff = int(raw.number("ffn_dim_multiplier", 1.0) * int(8 * width / 3))
@@ -78,7 +83,7 @@ def _read_params(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
     }
     context = {10_000.0: 2048 if eps < 1e-5 else 4096, 500_000.0: 8192}.get(theta, 16_384)  # 1 and 2, 3, Code Llama
     scaled = raw.flag("use_scaled_rope", False)
-    factor = raw.number("rope_scaling_factor", 32.0 if width < 4096 else 8.0)  # 3.2's two small ones, all others
+    factor = raw.number("rope_scaling_factor", 32.0 if width < 4096 else 8.0)  # the two small models of 3.2; all others
     if scaled:
         context = 131_072
         bands = {"low_freq_factor": 1.0, "high_freq_factor": raw.number("rope_high_freq_factor", 4.0)}
@@ -90,16 +95,16 @@ def _read_params(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
 
 
 def _params_axis(name: str, shape: tuple[int, ...], raw: Mapping[str, Any]) -> int | None:
-    """Matrices are split by what they give, those that lead back into the residual by what they read."""
+    """Return the split axis: output rows, or input columns for matrices that write to the residual stream."""
     if len(shape) < 2:
         return None
-    if name == EMBED:  # by its width in Llama 1 and 2, by its rows from 3 on
+    if name == EMBED:  # columns in Llama 1 and 2, rows since Llama 3
         return 0 if shape[1] == raw.get("dim") else 1
     return 1 if name.endswith((".wo.weight", ".w2.weight")) else 0
 
 
 def _params_ends(raw: Mapping[str, Any]) -> list[int]:
-    """<|end_of_text|>, <|eom_id|> and <|eot_id|> of Llama 3's vocabulary; those before leave it to the tokenizer."""
+    """<|end_of_text|>, <|eom_id|> and <|eot_id|> of Llama 3; for older models the tokenizer tells."""
     return [128_001, 128_008, 128_009] if raw.get("vocab_size") == 128_256 else []
 
 
@@ -128,12 +133,12 @@ META_LLAMA = OriginalFormat(
 )
 
 
-# ---- GPT-2's names, and PyTorch's linear layers, [out, in]
+# ---- GPT-2's names, with PyTorch's linear layers, [out, in]
 
 LINEAR = tuple(replace(one, transposed=False) for one in gpt2.RULES)
 C_ATTN = "transformer.h.0.attn.c_attn.weight"
 SIZES = ("n_layer", "n_head", "n_embd")
-MINGPT_SIZES = {  # minGPT's names for what `n_layer`, `n_head` and `n_embd` are
+MINGPT_SIZES = {  # minGPT's model types: n_layer, n_head, n_embd
     "openai-gpt": (12, 12, 768), "gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280),
     "gpt2-xl": (48, 25, 1600), "gopher-44m": (8, 16, 512), "gpt-mini": (6, 6, 192), "gpt-micro": (4, 4, 128),
     "gpt-nano": (3, 3, 48),
@@ -141,7 +146,7 @@ MINGPT_SIZES = {  # minGPT's names for what `n_layer`, `n_head` and `n_embd` are
 
 
 def _read_nano(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
-    raw.flag("bias", True)  # that there is none shows in the tensors
+    raw.flag("bias", True)  # the tensors tell whether there are biases
     raw.take("dropout", None)
     found = {name: raw.size(name) for name in SIZES}
     tables = {"vocab_size": raw.size("vocab_size"), "n_positions": raw.size("block_size")}
@@ -149,7 +154,7 @@ def _read_nano(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
 
 
 def _read_min(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
-    """The settings are written before the data is seen, so they may not say how large the tables are."""
+    """Read minGPT's settings. They are written before the data is known, so the tensors give missing table sizes."""
     kind = raw.take("model_type", None)
     if kind is not None and kind not in MINGPT_SIZES:
         raise ConfigError(f"{raw.source}: unknown model_type {kind!r}. Known: {', '.join(MINGPT_SIZES)}")
@@ -173,7 +178,7 @@ ORIGINALS = (META_LLAMA, NANOGPT, MINGPT)
 
 
 def detect_linear_layout(family: Family, shapes: Shapes) -> Family:
-    """The family; where it keeps its matrices transposed, and these tensors are not, the same without that."""
+    """Return the family; if it stores matrices transposed and these tensors are not, without the transposition."""
     shape = shapes.get(C_ATTN, ())
     turned = family.rules == gpt2.RULES and len(shape) == 2 and shape[0] == 3 * shape[1]
     return replace(family, rules=LINEAR) if turned else family

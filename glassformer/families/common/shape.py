@@ -148,6 +148,7 @@ class RecurrentShape:
         )
 
 
+SHAPE_FAMILIES = ("qwen3", "llama", "gpt2")  # the values of ShapeConfig.family
 PRESETS: dict[str, ShapeConfig] = {
     "tiny": ShapeConfig(d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, context=256),
     "small": ShapeConfig(d_model=384, n_layers=6, n_heads=6, n_kv_heads=2, context=256),
