@@ -167,7 +167,7 @@ def test_translations_equal_transformers(tied, tmp_path, capsys):
         token_texts = [ours.target_tokenizer.token_bytes(token).decode() for token in found.targets[0].ids]
         assert list(alignment.target_tokens) == token_texts
     assert len(seen) > 5
-    with pytest.raises(RequestError, match="vocabularies of their own is not traced"):
+    with pytest.raises(RequestError, match="a model with separate vocabularies cannot be traced"):
         ours.trace("The cat")
     main(["convert", str(folder), str(tmp_path / "b")])
     assert Translator.load(tmp_path / "b").translate(texts, max_tokens=12) == ours.translate(texts, max_tokens=12)
