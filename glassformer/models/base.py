@@ -183,7 +183,7 @@ class TextModel(ModelViews, ABC):
             RequestError: a point is unknown or has no value per token, or a text is empty.
             CapacityError: a text does not fit the context.
         """
-        return self._stream_activations([self.encode(text) for text in texts], read, batch_size, progress)
+        return self._stream_activations([self.encode(text) for text in texts], capture, batch_size, progress)
 
     def save_activations(
         self,
@@ -203,7 +203,7 @@ class TextModel(ModelViews, ABC):
         if file_format not in get_args(FileFormat):
             raise RequestError(f"file_format must be safetensors or npy, got {file_format!r}", param="file_format")
         sequences = [self.encode(text) for text in texts]
-        batches = self._stream_activations(sequences, read, batch_size, progress)
+        batches = self._stream_activations(sequences, capture, batch_size, progress)
         return save_activations(batches, [len(ids) for ids in sequences], folder, file_format)
 
     def _stream_activations(

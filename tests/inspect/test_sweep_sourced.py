@@ -114,7 +114,7 @@ def test_sweep_errors():
         (pair, {"op": "knockout"}, "needs over='cells' for this model, got 'heads'"),
         (pair, {"over": "cells", "op": "knockout", "point": "x"}, "point has no effect with op 'knockout'"),
         (reader, {"attention": "cross"}, "has no source"), (reader, {"attention": "encoder"}, "no encoder-decoder"),
-        (headless, {"position": 1}, "no head that guesses tokens"),
+        (headless, {"position": 1}, "no head that predicts tokens"),
     ):  # fmt: skip
         with pytest.raises(RequestError, match=message):
             one.sweep("the cat sat", **how)
@@ -149,7 +149,7 @@ def test_a_saved_trace_loads_bitwise_equal(name, tmp_path):
         names = ["ids", "n_prompt", "finish", "edits", "choices", "tokens", "budget"]
         for attribute in names + (["target", "target_tokens"] if hasattr(t, "target") else []):
             assert getattr(back, attribute) == getattr(t, attribute), attribute
-        if hasattr(t, "source"):
+        if t.source is not None:
             assert (back.source.ids, back.source.tokens) == (t.source.ids, t.source.tokens)
             assert torch.equal(back.alignment().probs, t.alignment().probs)
         for point in t.names():
