@@ -1,1 +1,1 @@
-"""What a past token leaves behind, so that no position is computed twice."""
+"""Key/value caches of past tokens."""

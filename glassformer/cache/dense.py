@@ -3,8 +3,8 @@
     layer without a window: slot = position        | k0 | k1 | k2 | k3 |    |    |     visible: slot <= query
     layer with window W:    slot = position mod W  | k4 | k5 | k2 | k3 |               a ring of the last W
 
-Sequences may have different lengths. A pass first tells the cache how many tokens each sequence brings (`extend`),
-which gives their positions; then each layer stores its keys and values and gets all that its queries may see.
+Sequences may have different lengths. A forward pass first calls `extend` with the number of new tokens per sequence,
+which returns their positions. Then each layer stores its keys and values and gets all that its queries may see.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from glassformer.nn.protocols import EncodedSource
 
 
 class DenseCache:
-    """Keys and values of `batch` sequences of at most `capacity` tokens, in the shape and dtype that layers bring.
+    """Keys and values of `batch` sequences of at most `capacity` tokens, in the shape and dtype of each layer.
 
     Args:
-        windows: of each layer; None is a layer that sees all tokens.
+        windows: the window of each layer; None: the layer sees all tokens.
         source: an encoder's output, one per sequence, for an encoder-decoder.
         long_text: `ModelConfig.long_text`. A shorter sequence cannot grow to as many tokens, because its cached keys
             have other rotary angles.
-        reach: how long each sequence will be, if that is known before its first pass.
+        reach: the final length of each sequence, if that is known before its first forward pass.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class DenseCache:
             RingSlot(self, window) if window is not None and window < capacity else FullSlot(self) for window in windows
         ]
         self.counts: list[int] = [0] * batch
-        # set by `extend` for the current pass; compiled blocks read these numbers, not the lists above
-        self.uniform = True  # all sequences have the same length and bring the same number of tokens
-        self.old = self.end = 0  # length of the longest sequence, before and after the pass
+        # set by `extend` for the current forward pass; compiled blocks use these numbers, not the lists above
+        self.uniform = True  # all sequences have the same length and the same number of new tokens
+        self.old = self.end = 0  # length of the longest sequence, before and after the forward pass
 
     @classmethod
     def of(
@@ -76,7 +76,7 @@ class DenseCache:
         return sum(t.nbytes for slot in self.slots for t in slot.tensors())
 
     def extend(self, counts: Sequence[int]) -> Int[Tensor, "#B T"]:
-        """Begin a pass that brings `counts[b]` tokens to sequence b; return their positions, -1 for padding (right).
+        """Begin a forward pass that adds `counts[b]` tokens to sequence b; return their positions, -1 for padding.
 
         Raises:
             CapacityError: a sequence would exceed the capacity, or grow from a short text to a long one. The cache is
@@ -87,7 +87,7 @@ class DenseCache:
             b = lengths.index(max(lengths))
             raise CapacityError(
                 f"sequence {b} would have {lengths[b]} tokens, and the cache has room for {self.capacity}: "
-                "give a shorter prompt or generate fewer tokens"
+                "use a shorter prompt or generate fewer tokens"
             )
         reach = [max(old, new) for old, new in zip(self.reach, lengths, strict=True)]
         for b, (length, old, new) in enumerate(zip(self.lengths, self.reach, reach, strict=True)):
@@ -106,14 +106,14 @@ class DenseCache:
         steps = torch.arange(width)
         starts = torch.tensor([n - c for n, c in zip(lengths, counts, strict=True)])[:, None]
         self.positions = torch.where(steps < torch.tensor(counts)[:, None], starts + steps, -1).to(self.device)
-        # (sequence, index in the pass, position) of each token that is not padding: computed once for all layers
+        # (sequence, index among the new tokens, position) of each token that is not padding, for all layers
         self.sequence, self.index = (self.positions >= 0).nonzero(as_tuple=True)
         self.position = self.positions[self.sequence, self.index]
         self.sequence_end = torch.tensor(lengths, device=self.device)[self.sequence]
         return self.positions
 
     def truncate(self, lengths: Sequence[int]) -> None:
-        """Drop the last tokens of each sequence, so that `lengths[b]` are left.
+        """Truncate each sequence b to its first `lengths[b]` tokens.
 
         Raises:
             ValueError: a length is negative or above the sequence's own.
@@ -127,7 +127,7 @@ class DenseCache:
             if 0 < new < old and old > window:
                 raise CapacityError(
                     f"sequence {b} cannot be cut from {old} to {new} tokens: a layer with a window of {window} has "
-                    "overwritten the tokens before; process the sequence again from its start"
+                    "overwritten earlier tokens; process the sequence again from its start"
                 )
             if self.long_text is not None and 0 < new < self.long_text <= self.reach[b]:
                 raise CapacityError(
@@ -142,7 +142,7 @@ class DenseCache:
         return self.slots[i]
 
     def view(self, spec: AttendSpec) -> Visibility:
-        """Return which stored keys the queries of this pass see, in the order in which `keep` returns them."""
+        """Return which stored keys the queries of this forward pass see, in the order in which `keep` returns them."""
         if spec.window is not None and spec.window < self.capacity:
             keys = self._ring_keys(spec.window)
         else:
@@ -163,7 +163,7 @@ class DenseCache:
         return last if one else torch.cat([last, self.positions.expand(len(last), -1)], -1)
 
     def select(self, sequences: Sequence[int]) -> None:
-        """Replace the sequences by these, in this order; one may be repeated (continuations of one prompt)."""
+        """Select sequences, in this order; one may be repeated (continuations of one prompt)."""
         index = torch.tensor(list(sequences), device=self.device)
         for slot in self.slots:
             slot.select(index)
@@ -188,22 +188,22 @@ class FullSlot:
         return [t for t in (self.k, self.v, *(self.source or ())) if t is not None]
 
     def select(self, sequences: Int[Tensor, "B"]) -> None:
-        """Copy these sequences. Copies filled slots only: slots that were never written take no memory on a CPU."""
+        """Select sequences. Copies filled slots only: slots that were never written take no memory on a CPU."""
 
-        def picked(stored: Tensor) -> Tensor:
+        def copied(stored: Tensor) -> Tensor:
             filled = slice(0, min(self.size, self.cache.end))
             new = stored.new_zeros(len(sequences), *stored.shape[1:])
             new[:, :, filled] = stored[:, :, filled].index_select(0, sequences)
             return new
 
         if self.k is not None and self.v is not None:
-            self.k, self.v = picked(self.k), picked(self.v)
+            self.k, self.v = copied(self.k), copied(self.v)
         if self.source is not None:
             k, v = self.source
             self.source = k.index_select(0, sequences), v.index_select(0, sequences)
 
     def storage(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> tuple[Tensor, Tensor]:
-        """Return the storage, allocated by the first pass. Zeros, not NaN: hidden values are multiplied by 0."""
+        """Return the storage, allocated on first use. Zeros, not NaN: hidden values are multiplied by 0."""
         if self.k is None or self.v is None:
             batch = len(self.cache.lengths)
             self.k, self.v = (t.new_zeros(batch, t.shape[2], self.size, t.shape[3]) for t in (k, v))
@@ -225,7 +225,7 @@ class FullSlot:
         return KV(self.k[:, :, slots].transpose(1, 2), self.v[:, :, slots].transpose(1, 2))
 
     def keep_source(self, make: Callable[[], tuple[Tensor, Tensor]]) -> KV:
-        """Return an encoder's keys and values: `make()` the first time, then the stored ones."""
+        """Return an encoder's keys and values: computed by `make()` the first time, then cached."""
         if self.source is None:
             k, v = make()
             self.source = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
@@ -259,7 +259,7 @@ class RingSlot(FullSlot):
             for stored, new in zip(tensors, (k, v), strict=True):
                 stored[:, :, slots] = new[:, last].transpose(1, 2)
             return
-        newest = cache.position >= cache.sequence_end - self.size  # of two tokens for one slot, only the later
+        newest = cache.position >= cache.sequence_end - self.size  # if two tokens share a slot, only the later one
         sequence, index, slots = cache.sequence[newest], cache.index[newest], cache.position[newest] % self.size
         for stored, new in zip(tensors, (k, v), strict=True):
             stored[sequence, :, slots] = new[sequence, index]

@@ -6,7 +6,7 @@ from glassformer.config import ModelConfig
 
 
 def cached_numbers(config: ModelConfig, n_tokens: int) -> int:
-    """Return how many numbers a cache stores for one sequence of `n_tokens`.
+    """Return the number of values that a cache stores for one sequence of `n_tokens`.
 
     A layer with a window stores that many tokens at most. A source's keys and values are not counted.
     """

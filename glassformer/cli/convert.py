@@ -38,8 +38,8 @@ def convert(
     src
         Any MODEL: a folder, a run, a file, or a name on the hub.
     to
-        The type of the written numbers; auto keeps the type of SRC. Q8_0 and Q4_0 are only for GGUF: blocks of 32
-        numbers with one scale.
+        The data type of the stored weights; auto keeps that of SRC. Q8_0 and Q4_0 are only for GGUF: blocks of 32
+        weights with one scale.
     shard_gb
         The maximum size of one weights file of a folder, in gigabytes.
     overwrite
@@ -60,9 +60,9 @@ def convert(
         raise RequestError(f"shard-gb must be above 0, got {shard_gb}")
     found = find_model(src, offline=offline)
     if dst.exists() and dst.resolve() in (found.resolve(), found.resolve().parent):
-        raise RequestError(f"DST {dst} is the same as SRC: give another DST")
+        raise RequestError(f"DST {dst} is the same as SRC: use another DST")
     if dst.exists() and not overwrite and (to_gguf or not dst.is_dir() or any(dst.iterdir())):
-        raise RequestError(f"DST {dst} exists already: give another DST, or --overwrite")
+        raise RequestError(f"DST {dst} exists already: use another DST, or --overwrite")
     with working("converting", quiet=json):
         checkpoint = open_checkpoint(found, ignore_key)
         if to_gguf:
@@ -115,7 +115,7 @@ def _write_folder(checkpoint: Checkpoint, dst: Path, dtype: torch.dtype | None, 
 
 
 def _write_gguf(checkpoint: Checkpoint, dst: Path, kind: GgufKind) -> list[str]:
-    """Write a GGUF file. Returns the parts of the model that the file does not hold."""
+    """Write a GGUF file. Returns the parts of the model that are not stored in the file."""
     from glassformer.formats import load_decoder, load_seq2seq, load_text_encoder
     from glassformer.formats.gguf.save import left_out, save_gguf
     from glassformer.models.embedder import Embedder

@@ -1,4 +1,4 @@
-"""`glassformer verify`: compare a model with `transformers`, point by point."""
+"""`glassformer verify`: compare a model's activations with those of `transformers`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def verify(
 ) -> None:
     """Run a model in Glassformer and in `transformers`, in float32, and compare the logits and every layer's outputs.
 
-    Both sides of an encoder-decoder are compared. The first point that differs is reported, and the exit status is 1.
-    A file is first converted to a temporary folder, which `transformers` can open.
+    Both sides of an encoder-decoder are compared. If they differ, the first difference is reported, and the exit status
+    is 1. A file is first converted to a temporary folder, which `transformers` can open.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def verify(
     tokens
         The number of random tokens.
     tolerance
-        The largest allowed difference, relative to the largest number of each point.
+        The largest allowed difference, relative to the largest value at each point.
     offline
         Do not use the network.
     """
@@ -63,7 +63,7 @@ def verify(
         config, seq2seq = checkpoint.config, checkpoint.kind == "encoder-decoder"
         if isinstance(config, RecurrentConfig) or checkpoint.family.rules is None:
             raise RequestError(
-                f"{found} is of Glassformer's own family {checkpoint.family.name}, which transformers cannot open"
+                f"{found} belongs to Glassformer's own family {checkpoint.family.name}, which transformers cannot open"
             )
         ours = load_model(checkpoint, dtype=torch.float32)
         assert not isinstance(ours, RecurrentEncoderDecoder)
@@ -76,7 +76,7 @@ def verify(
         def random_ids(side: ModelConfig | EncoderConfig) -> Tensor:
             ids = torch.randint(side.vocab_size, (1, min(tokens, side.context_length)), generator=generator)
             padding = side.position_offset - 1 if isinstance(side, TextEncoderConfig) else -1
-            return ids.masked_fill(ids == padding, 0)  # transformers gives padding tokens no position
+            return ids.masked_fill(ids == padding, 0)  # transformers assigns no position to padding tokens
 
         side = config if isinstance(config, EncoderConfig) else config.encoder or config
         ids = torch.tensor([_encode(checkpoint, text, side.vocab_size)]) if text else random_ids(side)
@@ -104,7 +104,7 @@ def verify(
             }
         )
     else:
-        say(f"{reference}, {ids.shape[1]} tokens, float32; differences relative to the largest number of each point:")
+        say(f"{reference}, {ids.shape[1]} tokens, float32; differences relative to the largest value at each point:")
         for point in points:
             if point.point.endswith("resid_post") or "blocks." not in point.point or point is different:
                 out.print(f"{point.off:9.1e}  {point.point}", markup=False)

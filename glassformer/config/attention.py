@@ -38,9 +38,9 @@ class RelativeConfig:
 class AttentionConfig:
     """Multi-head, grouped-query (n_kv_heads < n_heads) or multi-query (n_kv_heads = 1) attention.
 
-    `scale` multiplies q.k; None is 1/sqrt(head_dim), 1.0 the unscaled product. `softcap` c maps a score s to
-    c tanh(s/c). `window`: how many keys a query sees, its own included; None is all. `bias` is that of q, k and v,
-    `out_bias` that of o. `clip` clamps q, k and v to [-clip, clip]. `qk_norm` normalizes q and k: each head with a
+    `scale` multiplies q.k; None is 1/sqrt(head_dim), 1.0 the unscaled product. `softcap` c maps a score s to c
+    tanh(s/c). `window`: the number of keys that a query sees, its own included; None: all. `bias` is that of q, k and
+    v, `out_bias` that of o. `clip` clamps q, k and v to [-clip, clip]. `qk_norm` normalizes q and k: each head with a
     shared weight ("head"), each head with its own weight and no bias ("each"), or all heads as one vector ("width").
     `causal`: a query sees no later key; False in encoders and cross-attention. `sinks`: one learned score per head,
     whose probability is dropped (Xiao et al. 2024; gpt-oss). `latent`: keys and values are projected from a cached
@@ -97,7 +97,7 @@ class AttentionConfig:
 
     @property
     def cached_per_token(self) -> int:
-        """How many numbers the cache stores per token: keys and values, or a latent and its rotary key."""
+        """The number of values that the cache stores per token: keys and values, or a latent and its rotary key."""
         if self.latent is None:
             return 2 * self.n_kv_heads * self.head_dim
         return self.latent.rank + ((self.rope and self.rope.dim) or 0)

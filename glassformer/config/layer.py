@@ -17,8 +17,9 @@ class LayerConfig:
     """One block: x -> post(x + out(f(pre(x)))) for attention, then for the feed-forward layer.
 
     `norm_at` names the norms that exist: ("pre",) in GPT-2 and Llama, ("post",) in Vaswani et al. 2017. `cross` is
-    cross-attention, between the two. `parallel`: both branches read the same x and are added to it ("GPT-J", Wang &
-    Komatsuzaki 2021); with `shared_norm` through the same norm. `experts`: a mixture of feed-forward layers like `mlp`.
+    cross-attention, between the two. `parallel`: both branches take the same x as input and are added to it ("GPT-J",
+    Wang & Komatsuzaki 2021); with `shared_norm` through the same norm. `experts`: a mixture of feed-forward layers like
+    `mlp`.
     """
 
     attention: AttentionConfig

@@ -15,7 +15,7 @@ Positions = Literal["learned", "sinusoidal", "sinusoidal halves"]
 
 
 def _check_stack(config: EncoderConfig | ModelConfig, causal: bool) -> None:
-    """Raise ConfigError for what is invalid in encoders and decoders."""
+    """Check the fields that encoders and decoders share. Raises ConfigError."""
     for name in ("vocab_size", "d_model", "context_length"):
         require(getattr(config, name) >= 1, f"{name} must be at least 1, got {getattr(config, name)}")
     require(len(config.layers) >= 1, "a model needs at least one layer, got none")
@@ -25,7 +25,7 @@ def _check_stack(config: EncoderConfig | ModelConfig, causal: bool) -> None:
     kinds = [config.positions, config.relative, next((a.rope for a in attentions if a.rope is not None), None)]
     require(
         sum(kind is not None for kind in kinds) <= 1,
-        f"a model has only one of added, relative and rotary positions, got {', '.join(map(str, kinds))}",
+        f"at most one of added, relative and rotary positions is allowed, got {', '.join(map(str, kinds))}",
     )
     require(
         config.relative is None or all((a.n_heads, a.window) == (attentions[0].n_heads, None) for a in attentions),

@@ -1,4 +1,4 @@
-"""Configuration of sentence embeddings: pooling and the layers behind it."""
+"""Configuration of sentence embeddings: pooling and the layers after it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 @dataclass(frozen=True)
 class DenseConfig:
-    """A layer behind pooling: act(W x + b); `residual`: plus x, projected if the sizes differ."""
+    """A dense layer after pooling: act(W x + b); `residual`: plus x, projected if the sizes differ."""
 
     d_in: int
     d_out: int
@@ -34,9 +34,9 @@ class PoolingConfig:
     """How the states of a text's tokens become one vector (Reimers & Gurevych 2019).
 
     `pools` are concatenated. `after`: dense layers and "normalize" (to length 1), in order. `with_prompt`: the prompt's
-    tokens are pooled too. `max_tokens`: longer texts are rejected or truncated. `lowercase`: before tokenization.
-    `prompts`: prefixes by name; `prompt` names the default. `dimensions`: how many leading numbers of the
-    vector are returned. `similarity`: the measure that the model was trained for.
+    tokens are pooled too. `max_tokens`: longer texts are rejected or truncated. `lowercase`: texts are lowercased
+    before tokenization. `prompts`: prefixes by name; `prompt` names the default. `dimensions`: the number of leading
+    components of the vector that are returned. `similarity`: the measure that the model was trained for.
     """
 
     pools: tuple[Pool, ...] = ("mean",)

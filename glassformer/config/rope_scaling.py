@@ -1,4 +1,4 @@
-"""Scaling of rotary frequencies for contexts longer than those of the first training.
+"""Scaling of rotary frequencies for contexts longer than those of pretraining.
 
 Each scaling replaces f_i = theta^(-2i/R), the angle of pair i of R/2 from one position to the next:
 
@@ -34,9 +34,10 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class BandScaling:
-    """By wavelength, in tokens: divided above original_context / low, unchanged below original_context / high.
+    """Frequencies are scaled by their wavelength in tokens (Llama 3.1).
 
-    Interpolates between the two, linearly in original_context / wavelength (Llama 3.1).
+    Above original_context / low they are divided by `factor`; below original_context / high they are unchanged;
+    between, the two are interpolated linearly in original_context / wavelength.
     """
 
     factor: float

@@ -72,7 +72,8 @@ def family_of(config: AnyConfig) -> Family:
 def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) -> AnyConfig:
     """Convert config.json to a configuration. ConfigError: lists the keys that are not understood."""
     fields = ConfigFields(raw, source, ignore)
-    config = find_family(fields.take("model_type", None)).read(fields)
+    with fields.naming_source():
+        config = find_family(fields.take("model_type", None)).read(fields)
     fields.close()
     return config
 

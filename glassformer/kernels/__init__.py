@@ -1,1 +1,1 @@
-"""Fast implementations of what nn defines, and the choice between them."""
+"""Fast implementations of operations that `nn` defines, and the choice between them."""

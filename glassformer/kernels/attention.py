@@ -3,7 +3,7 @@
 reference     the definition, all scores in float32: for layers with a softcap or sinks
 sdpa          PyTorch's fused product; a single query per sequence (decoding) in the shape that is fastest
 products      two batched matrix products, all scores stored: training in bfloat16 on a CPU, short sequences
-sdpa float32  the fused product in float32 within a bfloat16 pass: the same, long sequences
+sdpa float32  the fused product in float32: training in bfloat16 on a CPU, long sequences
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def choose_attention(
         if config.attention is None:
             return Choice("attention", "none", "this model has no attention")
         return Choice("attention", "reference", "PyTorch has no fused product for a recurrent model's attention")
-    attentions = attentions_of(config)
+    attentions = all_attentions(config)
     slow = [i for i, a in enumerate(attentions) if not has_fused_product(a.softcap, a.sinks or None)]
     fields = " and ".join(name for name in ("softcap", "sinks") if any(getattr(attentions[i], name) for i in slow))
     if len(slow) == len(attentions):
@@ -62,15 +62,15 @@ def choose_attention(
             value = "products"
             because = f"on a CPU, in bfloat16 and up to {PRODUCTS_LENGTH} tokens, matrix products are faster than SDPA"
     if slow:
-        because += f"; {len(slow)} of {len(attentions)} layers have {fields} and take the definition"
+        because += f"; {len(slow)} of {len(attentions)} layers have {fields} and use the reference implementation"
     return Choice("attention", value, because)
 
 
-def attentions_of(config: ModelConfig | EncoderConfig) -> list[AttentionConfig]:
+def all_attentions(config: ModelConfig | EncoderConfig) -> list[AttentionConfig]:
     """Return the configuration of every attention of a model, cross-attention and an encoder's included."""
     found = [one for layer in config.layers for one in (layer.attention, layer.cross) if one is not None]
     encoder = config.encoder if isinstance(config, ModelConfig) else None
-    return found if encoder is None else found + attentions_of(encoder)
+    return found if encoder is None else found + all_attentions(encoder)
 
 
 def attend_fused(
@@ -81,7 +81,7 @@ def attend_fused(
     bias: Float[Tensor, "*#BH #T S"] | None = None,
     sinks: Float[Tensor, "H"] | None = None,
 ) -> Float[Tensor, "B T H Dv"]:
-    """`attend_sdpa`, faster for one query per sequence, which is what decoding computes."""
+    """`attend_sdpa`, faster for one query per sequence (decoding)."""
     if q.shape[1] > 1 or bias is not None or not has_fused_product(spec.softcap, sinks):
         return attend_sdpa(spec, q, kv, view, bias, sinks)
     mask = additive_mask(q, view, bias)
@@ -89,10 +89,10 @@ def attend_fused(
     n_heads, n_kv_heads = q.shape[1], k.shape[1]
     single = n_heads == n_kv_heads and q.device.type == "cpu"  # on a CPU, one query per key/value head
     if single and q.shape[0] * n_heads >= MANY_HEADS and (q.dtype == torch.bfloat16 or spec.source):
-        return _one_query(spec, q, k, v, view)  # in float32 only keys stored without gaps (a source's) gain
-    # the queries of a group have the same keys: they become the rows of one product
+        return _one_query(spec, q, k, v, view)  # in float32 faster only with contiguous keys (a source's)
+    # the queries of a group share their keys, so they are the rows of one product
     q = q.reshape(q.shape[0], n_kv_heads, n_heads // n_kv_heads, q.shape[-1])
-    twice = single and q.dtype == torch.bfloat16  # torch 2.13 takes half as long for two such rows as for one
+    twice = single and q.dtype == torch.bfloat16  # torch 2.13 computes two such rows in half the time of one
     rows = q.repeat_interleave(2, -2) if twice else q
     z = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=spec.scale)[..., : q.shape[-2], :]
     return z.reshape(z.shape[0], 1, n_heads, z.shape[-1])
@@ -105,9 +105,9 @@ def _one_query(
     v: Float[Tensor, "B H S Dv"],
     view: Visibility,
 ) -> Float[Tensor, "B 1 H Dv"]:
-    """One query in each of many heads, as two batched products of a matrix and a vector.
+    """Attend with one query per head, as two batched matrix-vector products.
 
-    SDPA on a CPU computes head after head, and in bfloat16 spends most of its time between two of them.
+    SDPA on a CPU computes heads sequentially, and in bfloat16 spends most of its time on overhead between them.
     """
     k, v = k.flatten(0, 1), v.flatten(0, 1)  # [B H, S, Dh]
     scores = torch.bmm(k, (q * spec.scale).flatten(0, 1).mT).view(*q.shape[:2], -1)  # [B, H, S]
@@ -125,7 +125,7 @@ def attend_products(
     bias: Float[Tensor, "*#BH #T S"] | None = None,
     sinks: Float[Tensor, "H"] | None = None,
 ) -> Float[Tensor, "B T H Dv"]:
-    """Two batched products in q's dtype, all scores stored: for training on CPUs that multiply bfloat16.
+    """Two batched products in q's dtype, all scores stored: for training on CPUs with bfloat16 instructions.
 
     Takes half of SDPA's time, forward and backward, on sequences of up to 256 tokens, and the same time at 1,024.
     """
@@ -150,7 +150,7 @@ def attend_float32(
     bias: Float[Tensor, "*#BH #T S"] | None = None,
     sinks: Float[Tensor, "H"] | None = None,
 ) -> Float[Tensor, "B T H Dv"]:
-    """`attend_sdpa` in float32 within a bfloat16 pass, under autocast too; returns q's dtype."""
+    """`attend_sdpa` in float32, whatever the dtype of q and autocast; returns q's dtype."""
     with torch.autocast(q.device.type, enabled=False):
         return attend_sdpa(spec, q.float(), KV(kv.k.float(), kv.v.float()), view, bias, sinks).to(q.dtype)
 

@@ -24,16 +24,16 @@ class LinearCrossEntropy(torch.autograd.Function):
     """Sum of -log softmax(x W^T)[target], in nats; computes the gradients chunk by chunk in the forward pass.
 
     The logits [B, T, V] are the largest tensor of a training step, and are reduced to one number: the softmax of a
-    chunk becomes the gradient of its logits, is used for dx and dW, and is dropped. `smoothing` moves that part of the
-    target to all tokens equally.
+    chunk becomes the gradient of its logits, is used for dx and dW, and is dropped. `smoothing` moves that share of the
+    target probability to all tokens equally.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, smoothing: float) -> Tensor:
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         w = weight.to(dtype)
-        dx = torch.zeros_like(x) if wanted else None
-        dw = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
+        dx = torch.zeros_like(x) if needs_grad else None
+        dw = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         for part in chunks(len(x), len(weight)):
             xs, ts = x[part].to(dtype), targets[part]
@@ -123,7 +123,7 @@ def next_token_loss(
 ) -> Float[Tensor, "*B"]:
     """Return -log p(target) in nats: the sum over all targets but -100, or [B, T] with reduction "none".
 
-    An encoder-decoder reads the step's source. Other arguments as in `linear_cross_entropy`.
+    An encoder-decoder's source is that of `step`. Other arguments as in `linear_cross_entropy`.
     """
     hidden = model.hidden(ids, step).flatten(0, 1)
     loss = head_loss(model, hidden, targets.flatten(), step, dtype, smoothing, reduction)

@@ -1,4 +1,4 @@
-"""What runs a model: every choice and its reason, as `show` and `/health` print them."""
+"""How a model runs: every choice and its reason, as `show` and `/health` report them."""
 
 from __future__ import annotations
 

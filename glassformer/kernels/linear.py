@@ -27,7 +27,7 @@ PREPACK_ROWS = 8  # sequences; packing takes as long as about 5 forward passes, 
 
 
 class PrepackedLinear(nn.Module):
-    """x W^T + b without gradients, as `nn.Linear`. `rows`: the expected rows of x; others work and are slower."""
+    """x W^T + b without gradients, as `nn.Linear`. `rows`: the expected number of rows of x; others are slower."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
         super().__init__()
@@ -46,13 +46,13 @@ def choose_linear(device: torch.device | str, dtype: torch.dtype, rows: int) -> 
         return Choice("linear", "torch", f"below {PREPACK_ROWS} sequences prepacking takes longer than it saves")
     if not can_prepack(dtype):
         return Choice("linear", "torch", f"oneDNN does not multiply prepacked {dtype} weights on this CPU")
-    return Choice("linear", "prepacked", f"oneDNN multiplies {rows} sequences fastest by weights in its own layout")
+    return Choice("linear", "prepacked", f"oneDNN multiplies {rows} sequences fastest with weights in its own layout")
 
 
 def prepack(model: Model, rows: int) -> Model:
     """Return a model with the same parameters, faster for forward passes of `rows` sequences without gradients.
 
-    Returns the model itself if `choose_linear` chooses so. A linear layer with hooks keeps its type.
+    Returns the model itself if `choose_linear` chooses "torch". A linear layer with hooks keeps its type.
     """
     weight = model.head.weight
     return _prepack(model, rows) if choose_linear(weight.device, weight.dtype, rows).value == "prepacked" else model
@@ -60,13 +60,13 @@ def prepack(model: Model, rows: int) -> Model:
 
 @cache
 def can_prepack(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch and CPU multiply prepacked weights of a dtype correctly: decided by doing it once."""
+    """Whether this PyTorch and CPU multiply prepacked weights of a dtype correctly, by one test product."""
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     weight, x = torch.eye(16, dtype=dtype), torch.arange(32.0, dtype=dtype).view(2, 16)
     try:
         return torch.equal(PrepackedLinear(weight, None, 2)(x), x)
-    except (AttributeError, RuntimeError):  # no such operation, or none for this dtype on this CPU
+    except (AttributeError, RuntimeError):  # the operation does not exist, or not for this dtype on this CPU
         return False
 
 

@@ -1,4 +1,4 @@
-"""Where a model runs and in which dtype: pure choices that say why."""
+"""Choose a model's device and dtype, with reasons."""
 
 from __future__ import annotations
 

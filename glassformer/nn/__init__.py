@@ -1,1 +1,1 @@
-"""The model: every idea of the Transformer once, under its usual name."""
+"""The layers and models of the package, as PyTorch modules."""

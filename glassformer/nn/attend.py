@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: its definition, what a query may see, and PyTorch's fused product.
+"""Scaled dot-product attention: its definition, its masks, and PyTorch's fused implementation.
 
 "Attention Is All You Need" (Vaswani et al. 2017), equation 1: softmax(q k^T * scale) v, per head.
 
@@ -134,7 +134,7 @@ def attend_sdpa(
     bias: Float[Tensor, "*#BH #T S"] | None = None,
     sinks: Float[Tensor, "H"] | None = None,
 ) -> Float[Tensor, "B T H Dv"]:
-    """Return z by torch's `scaled_dot_product_attention`, or by the definition if that has no such product.
+    """Return z by torch's `scaled_dot_product_attention`, or by `attend_reference` if torch's does not support it.
 
     The kernels that do not store all scores need values as wide as keys, so narrower values are padded with zeros.
     """

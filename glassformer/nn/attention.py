@@ -16,19 +16,19 @@ from glassformer.nn.rope import rotate
 from glassformer.nn.step import LayerStep
 
 
-def spec_of(config: AttentionConfig, source: bool = False) -> AttendSpec:
+def attend_spec(config: AttentionConfig, source: bool = False) -> AttendSpec:
     """Return the settings of the attention product. `source`: for cross-attention."""
     scale = 1 / math.sqrt(config.head_dim) if config.scale is None else config.scale
     return AttendSpec(scale, config.causal, config.window, config.softcap, source)
 
 
 class MultiHead(nn.Module):
-    """What every attention module has: the projection of all heads' z to the residual stream."""
+    """Base class of attention modules: the projection of all heads' z to the residual stream."""
 
     o: Linear
 
     def output(self, z: Float[Tensor, "B T H Dv"], step: LayerStep, name: str) -> Float[Tensor, "B T D"]:
-        """Concat(heads) W_o. Sums the outputs of single heads instead if an edit changes them (`{name}.heads`)."""
+        """Return Concat(heads) W_o. If a tap edits the outputs of single heads (`{name}.heads`), sum those instead."""
         z = step.see(f"{name}.z", z)
         if not step.wants(f"{name}.heads"):
             return self.o(z.flatten(-2))
@@ -52,7 +52,7 @@ class Attention(MultiHead):
 
     def __init__(self, config: AttentionConfig, d_model: int):
         super().__init__()
-        self.config, self.spec = config, spec_of(config, self.source)
+        self.config, self.spec = config, attend_spec(config, self.source)
         width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         self.q = nn.Linear(d_model, width, config.bias)
         self.k = nn.Linear(d_model, kv_width, config.bias)
@@ -62,7 +62,7 @@ class Attention(MultiHead):
         self.q_norm, self.k_norm = self.make_norm(config.n_heads), self.make_norm(config.n_kv_heads)
 
     def make_norm(self, n_heads: int) -> nn.Module:
-        """Return the norm of queries or keys: one for each head, one shared by all heads, or one over all of them."""
+        """Return the norm of queries or keys: one per head, one shared by all heads, or one over all of them."""
         norm, size = self.config.qk_norm, self.config.head_dim
         if norm is not None and self.config.qk_norm_over == "each":
             return HeadNorms(norm, n_heads, size)

@@ -3,7 +3,7 @@
     sequential:  x -> post(x + out(f(pre(x))))       for f = attention, then cross-attention, then the MLP
     parallel:    x -> x + attn(pre(x)) + mlp(pre(x))
 
-`norm_at` of a `LayerConfig` says which of the three norms exist; the others are the identity.
+`norm_at` of a `LayerConfig` names the norms that exist; the others are the identity.
 pre: GPT-2, Llama. post: BERT. out: OLMo 2. pre and out: Gemma 2. Parallel: GPT-NeoX, Falcon, Phi.
 """
 
@@ -25,9 +25,9 @@ from glassformer.nn.step import LayerStep
 class Block(nn.Module):
     """One layer of an encoder or a decoder.
 
-    Attention moves information between tokens; the feed-forward layer processes each token alone. In the decoder of an
-    encoder-decoder, cross-attention stands between them. A parallel block adds both branches to the same x; with
-    `shared_norm` both read `attn_norm(x)`, and there is no `mlp_norm`.
+    Attention moves information between tokens; the feed-forward layer processes each token independently. In the
+    decoder of an encoder-decoder, cross-attention comes between them. A parallel block adds both branches to the same
+    x; with `shared_norm` the input of both is `attn_norm(x)`, and `mlp_norm` is the identity.
     """
 
     def __init__(self, config: LayerConfig, d_model: int):

@@ -47,7 +47,7 @@ class TextEncoder(Encoder):
         self.next_sentence = nn.Linear(width, 2) if config.next_sentence else None
         self.head = None if config.head is None else MaskedHead(config.head, self.embed)
 
-    def typed(self, x: Float[Tensor, "B S D"], step: Step) -> Float[Tensor, "B S D"]:
+    def add_token_types(self, x: Float[Tensor, "B S D"], step: Step) -> Float[Tensor, "B S D"]:
         if self.token_types is None:
             assert step.types is None, "this model has no token types"
             return x

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from glassformer.config import AttentionConfig
 from glassformer.nn.attend import KV, Visibility
-from glassformer.nn.attention import MultiHead, spec_of
+from glassformer.nn.attention import MultiHead, attend_spec
 from glassformer.nn.linear import HeadLinear
 from glassformer.nn.norm import RMSNorm
 from glassformer.nn.rope import rotate
@@ -30,14 +30,14 @@ from glassformer.nn.step import LayerStep
 
 
 class LatentAttention(MultiHead):
-    """Latent attention: expands or absorbs, whichever needs fewer multiplications.
+    """Latent attention. Expands or absorbs: uses the variant that needs fewer multiplications.
 
-    An edit of `attn.latent` changes the cache, so later passes see it too. `attn.k`, `attn.v` and `attn.k_rot` are
-    [key, K_h c] and V_h c of this pass' tokens, computed only if a tap wants them. An edit of these changes this pass
-    alone, which then expands.
+    An edit of `attn.latent` changes the cache, so it affects later forward passes too. `attn.k`, `attn.v` and
+    `attn.k_rot` are [key, K_h c] and V_h c of the new tokens, computed only if a tap wants them. An edit of these
+    affects the current forward pass only, which then expands.
     """
 
-    sinks = None  # as in `Attention` without sinks
+    sinks = None  # the same attribute as `Attention`
 
     def __init__(self, config: AttentionConfig, d_model: int):
         super().__init__()
@@ -45,7 +45,7 @@ class LatentAttention(MultiHead):
         assert latent is not None
         assert rope is not None
         assert rope.dim is not None
-        self.config, self.spec, self.rope = config, spec_of(config), rope
+        self.config, self.spec, self.rope = config, attend_spec(config), rope
         self.parts = [rope.dim, latent.rank]
         width = config.n_heads * config.head_dim
         self.q = nn.Linear(d_model, width, bias=False)
@@ -92,7 +92,7 @@ class LatentAttention(MultiHead):
         cos_sin: tuple[Tensor, Tensor],
         step: LayerStep,
     ) -> tuple[Float[Tensor, "B T H Dh"], KV | None]:
-        """Return the rotated queries, and this pass' own keys and values if a tap has changed any of them."""
+        """Return the rotated queries, and the new tokens' keys and values if a tap has changed any of them."""
         if not step.wants("attn.k", "attn.v", "attn.k_rot"):
             return step.see("attn.q_rot", rotate(q, *cos_sin)), None
         own = self.expanded(key, latent)
@@ -111,7 +111,7 @@ class LatentAttention(MultiHead):
     def absorbed(
         self, q: Float[Tensor, "B T H Dh"], cached: Float[Tensor, "B S 1 RC"], step: LayerStep
     ) -> Float[Tensor, "B T H Dv"]:
-        """Return the same z without computing k and v. The rotated key is not part of the value and is dropped."""
+        """Compute z without k and v. The rotated key is not part of the value and is dropped."""
         rotated, unrotated = q.split([self.parts[0], q.shape[-1] - self.parts[0]], -1)
         q = torch.cat([rotated, self.expand_k.transposed(unrotated)], -1)  # [B, T, H, R + C]
         _, z = step.attend(self.spec, q, KV(cached, cached)).split(self.parts, -1)  # [B, T, H, C]
@@ -129,7 +129,7 @@ def absorbs(config: AttentionConfig, n_new: int, n_seen: int) -> bool:
 
 
 def replace_own(own: KV, kv: KV, view: Visibility) -> KV:
-    """Return all keys and values, with `own` at the positions of this pass' tokens."""
+    """Return all keys and values, with `own` at the positions of the new tokens."""
     here = (view.queries[..., :, None] == view.keys[..., None, :]) & (view.queries >= 0)[..., :, None]  # [#B, T, S]
     sequence, index, slot = here.expand(len(kv.k), -1, -1).nonzero(as_tuple=True)
     k, v = (old.index_put((sequence, slot), new[sequence, index]) for old, new in zip(kv, own, strict=True))

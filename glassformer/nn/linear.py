@@ -14,7 +14,7 @@ from torch import Tensor, nn
 class Linear(Protocol):
     """x W^T + b. `nn.Linear` is one; packed, quantized or sharded matrices are others.
 
-    `weight` [out, in] may be materialized on demand, for inspection: a forward pass calls the layer and never reads it.
+    `weight` [out, in] may be materialized on demand, for inspection: forward passes call the layer only.
     """
 
     bias: Any
@@ -48,15 +48,15 @@ class HeadLinear(nn.Linear):
         self.n_heads = n_heads
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B H O"]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """W_h x of every head h."""
+        """Return W_h x for every head h."""
         return super().forward(x).unflatten(-1, (self.n_heads, -1))
 
     def per_head(self, x: Float[Tensor, "*B H I"]) -> Float[Tensor, "*B H O"]:
-        """W_h x_h: each head has an input of its own."""
+        """Return W_h x_h: each head has its own input."""
         return torch.einsum("...hi,hoi->...ho", x, self.weight.unflatten(0, (self.n_heads, -1)))
 
     def transposed(self, y: Float[Tensor, "*B H O"]) -> Float[Tensor, "*B H I"]:
-        """W_h^T y_h."""
+        """Return W_h^T y_h."""
         return torch.einsum("...ho,hoi->...hi", y, self.weight.unflatten(0, (self.n_heads, -1)))
 
 

@@ -1,4 +1,4 @@
-"""The feed-forward layer, which processes each token alone."""
+"""The feed-forward layer, which processes each token independently."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.d_ff, d_model, config.bias)
 
     def forward(self, x: Float[Tensor, "*B D"], step: LayerStep | None = None) -> Float[Tensor, "*B D"]:
-        see = step.see if step is not None else lambda _, value: value  # an expert has no points of its own
+        see = step.see if step is not None else lambda _, value: value  # an expert has no tap points
         up = see("mlp.up", self.up(x))  # [..., F]
         if self.gate is None:
             act = self.activation(up)

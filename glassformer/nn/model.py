@@ -1,4 +1,4 @@
-"""The three stacks: decoder (a language model), encoder, and the two together.
+"""The three stacks: decoder (a language model), encoder, and encoder-decoder.
 
     sources [B, S] -> Encoder -> states [B, S, D] --------.
                                                           v cross-attention, in every block
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from glassformer.config import EncoderConfig, ModelConfig
 from glassformer.errors import CapacityError
-from glassformer.nn.attention import spec_of
+from glassformer.nn.attention import attend_spec
 from glassformer.nn.block import Block
 from glassformer.nn.linear import TiedLinear
 from glassformer.nn.norm import make_norm
@@ -25,7 +25,7 @@ from glassformer.nn.step import Step
 
 
 class Stack(nn.Module):
-    """Token ids to the normalized residual stream after the last block: what encoder and decoder have in common.
+    """Base class of encoder and decoder: token ids to the normalized residual stream after the last block.
 
     Parameters are not initialized here: `init_weights` draws them, or a checkpoint fills them. `embed` is an embedding
     to share with another stack.
@@ -42,8 +42,8 @@ class Stack(nn.Module):
         attentions = [layer.attention for layer in config.layers]
         heads, causal = attentions[0].n_heads, attentions[0].causal
         self.relative_positions = None if config.relative is None else RelativePositions(config.relative, heads, causal)
-        self.specs = {spec_of(attention) for attention in attentions}
-        self.specs |= {spec_of(layer.cross, source=True) for layer in config.layers if layer.cross is not None}
+        self.specs = {attend_spec(attention) for attention in attentions}
+        self.specs |= {attend_spec(layer.cross, source=True) for layer in config.layers if layer.cross is not None}
         self.ropes = {(a.rope, a.head_dim) for a in attentions if a.rope is not None}
 
     def hidden(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T D"]:
@@ -56,7 +56,7 @@ class Stack(nn.Module):
         x = step.see("embed.tokens", self.embed(ids))
         if self.config.embed_scale != 1:
             x = x * self.embed_scale(x.dtype)
-        x = self.typed(x, step)
+        x = self.add_token_types(x, step)
         if self.positions is not None:
             x = x + step.see("embed.positions", self.positions(step.positions).to(x.dtype))
         return step.see("embed.out", self.embed_norm(x))
@@ -69,7 +69,7 @@ class Stack(nn.Module):
                 x = block(x, step.layer(i, bias))
         return step.see("final.norm", self.norm(x))
 
-    def typed(self, x: Float[Tensor, "B T D"], step: Step) -> Float[Tensor, "B T D"]:
+    def add_token_types(self, x: Float[Tensor, "B T D"], step: Step) -> Float[Tensor, "B T D"]:
         """Add the embeddings of token types; encoder-only models override this."""
         return x
 
@@ -129,16 +129,16 @@ class EncoderDecoder(Decoder):
         source = model.encode(sources, Step.of(sources, lengths))
         logits = model(ids, Step.of(ids, source=source))
 
-    Points, loss and cache are the decoder's (`DenseCache.of(..., source=source)`).
+    Tap points, loss and cache are those of a decoder (`DenseCache.of(..., source=source)`).
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        assert config.encoder is not None, "an encoder-decoder's config has an encoder"
+        assert config.encoder is not None, "the config of an encoder-decoder must have an encoder"
         self.encoder = Encoder(config.encoder, self.embed if config.shared_embedding else None)
 
     def encode(self, ids: Int[Tensor, "B S"], step: Step) -> EncodedSource:
-        """Encode the sources, once for all tokens that are then generated. Points are named `encoder.`...
+        """Encode the sources, once per generation. The names of the tap points begin with `encoder.`.
 
         Raises:
             CapacityError: a source is longer than the encoder's context.

@@ -4,7 +4,7 @@
       |                                                                   v
       '----------------------------------------> experts -> sum of weight * expert(x) (+ shared(x)) -> [N, D]
 
-"Outrageously Large Neural Networks" (Shazeer et al. 2017), equation 1; experts not chosen weigh 0.
+"Outrageously Large Neural Networks" (Shazeer et al. 2017), equation 1; experts that are not chosen have weight 0.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Routed = tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]
 
 
 class MoE(nn.Module):
-    """`experts` are the networks, `router` scores them; `shared` processes every token."""
+    """A mixture of experts: `router` scores the `experts` for each token; `shared` processes every token."""
 
     def __init__(self, config: MoEConfig, mlp: MLPConfig, d_model: int):
         super().__init__()
@@ -50,8 +50,8 @@ def route(config: MoEConfig, logits: Float[Tensor, "N E"], correction: Float[Ten
     if config.n_groups > 1:
         groups = ranks.unflatten(-1, (config.n_groups, -1))  # [N, G, E / G]
         best = groups.topk(config.group_best, -1).values.sum(-1).topk(config.top_groups, -1).indices
-        out = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, best, False)
-        ranks = groups.masked_fill(out[..., None], -torch.inf).flatten(-2)
+        excluded = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, best, False)
+        ranks = groups.masked_fill(excluded[..., None], -torch.inf).flatten(-2)
     chosen = ranks.topk(config.top_k, -1).indices
     weights = scores.gather(-1, chosen)
     if config.normed:
@@ -70,7 +70,7 @@ def experts_reference(
 def experts_sorted(
     experts: nn.ModuleList, x: Float[Tensor, "N D"], weights: Float[Tensor, "N K"], chosen: Int[Tensor, "N K"]
 ) -> Float[Tensor, "N D"]:
-    """The fast implementation: sort the tokens by expert; each expert processes its own tokens, unused experts nothing.
+    """The fast implementation: sort the tokens by expert; each expert processes its own tokens.
 
     On an accelerator the counts are copied to the host once per layer.
     """

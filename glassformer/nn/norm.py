@@ -13,7 +13,7 @@ from glassformer.config import NormConfig
 class LayerNorm(nn.Module):
     """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis (Ba et al. 2016).
 
-    Without weight and bias (OLMo) it computes in float32: torch's own rounds lower precisions in between.
+    Without weight and bias (OLMo) it computes in float32: torch's kernel would round intermediate values.
     """
 
     def __init__(self, size: int, eps: float, scale: str | None = "weight", bias: bool = True):
@@ -52,8 +52,8 @@ class HeadNorms(nn.ModuleList):
     """One norm per head, each with its own weight and no bias, over x [..., H, Dh]."""
 
     def __init__(self, config: NormConfig, n_heads: int, head_dim: int):
-        bare = {"bias": False} if config.kind == "layer" else {}
-        super().__init__(KINDS[config.kind](head_dim, config.eps, config.scale, **bare) for _ in range(n_heads))
+        options = {"bias": False} if config.kind == "layer" else {}
+        super().__init__(KINDS[config.kind](head_dim, config.eps, config.scale, **options) for _ in range(n_heads))
 
     def forward(self, x: Float[Tensor, "*B H Dh"]) -> Float[Tensor, "*B H Dh"]:
         return torch.stack([norm(head) for norm, head in zip(self, x.unbind(-2), strict=True)], -2)

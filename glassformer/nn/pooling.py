@@ -1,6 +1,6 @@
 """Sentence embeddings: the states of a text's tokens, pooled into one vector.
 
-    states [B, S, D] -> pools, concatenated [B, n D] -> dense layers, normalising -> [B, E]
+    states [B, S, D] -> pools, concatenated [B, n D] -> dense layers, normalization -> [B, E]
 
 "Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks" (Reimers & Gurevych 2019).
 """
@@ -33,25 +33,25 @@ def pool(how: str, states: Float[Tensor, "B S D"], counted: Bool[Tensor, "B S"])
     count. weightedmean: the weight of a state is its position, from 1 (Muennighoff 2022).
     """
     x, count = states.float(), counted[..., None].float()  # [B, S, 1]
-    at = torch.arange(1, states.shape[1] + 1, device=states.device)
-    rows = torch.arange(len(states), device=states.device)
+    ordinals = torch.arange(1, states.shape[1] + 1, device=states.device)
+    sequences = torch.arange(len(states), device=states.device)
     match how:
         case "cls":
-            return states[rows, counted.int().argmax(-1)]
+            return states[sequences, counted.int().argmax(-1)]
         case "lasttoken":
-            return states[rows, (counted * at).argmax(-1)]
+            return states[sequences, (counted * ordinals).argmax(-1)]
         case "max":
             return states.masked_fill(~counted[..., None], -torch.inf).amax(1)
         case "mean":
-            found = (x * count).sum(1) / count.sum(1)
+            pooled = (x * count).sum(1) / count.sum(1)
         case "mean_sqrt_len_tokens":
-            found = (x * count).sum(1) / count.sum(1).sqrt()
+            pooled = (x * count).sum(1) / count.sum(1).sqrt()
         case "weightedmean":
-            weight = count * at[:, None]
-            found = (x * weight).sum(1) / weight.sum(1)
+            weight = count * ordinals[:, None]
+            pooled = (x * weight).sum(1) / weight.sum(1)
         case _:
             raise AssertionError(how)
-    return found.to(states.dtype)
+    return pooled.to(states.dtype)
 
 
 class Dense(nn.Module):
@@ -87,7 +87,7 @@ class Sentence(nn.Module):
         self.after = nn.ModuleList(Normalize() if one == "normalize" else Dense(one) for one in config.after)
 
     def forward(self, states: Float[Tensor, "B S D"], counted: Bool[Tensor, "B S"]) -> Float[Tensor, "B E"]:
-        """Pool the tokens that `counted` marks (not padding), then apply the layers behind."""
+        """Pool the tokens that `counted` marks (not padding), then apply the layers after pooling."""
         x = torch.cat([pool(how, states, counted) for how in self.config.pools], -1)
         for module in self.after:
             x = module(x)

@@ -13,7 +13,7 @@ from glassformer.config import EncoderConfig, ModelConfig, RelativeConfig
 
 
 class LearnedPositions(nn.Module):
-    """One learned vector per position (GPT-2), from row `offset` of the table on. Padding, at -1, takes the first."""
+    """Learned positions (GPT-2): row `offset` + position of a table. Padding (-1) has the vector of position 0."""
 
     def __init__(self, context_length: int, d_model: int, offset: int = 0):
         super().__init__()
@@ -43,10 +43,10 @@ class SinusoidalPositions(nn.Module):
 
 
 class RelativePositions(nn.Module):
-    """A bias of each head's scores by the distance of key and query (T5: Raffel et al. 2020, section 2.1).
+    """A learned bias of each head's scores by the distance of key and query (T5: Raffel et al. 2020, section 2.1).
 
-    Distances from 0 to E - 1 have a bucket each; a distance d from E on falls into bucket
-    E + floor(E log(d / E) / log(max_distance / E)), at most 2E - 1. A causal attention's E is n_buckets / 2; otherwise
+    Each distance below E has its own bucket; a distance d >= E falls into bucket
+    E + floor(E log(d / E) / log(max_distance / E)), at most 2E - 1. In causal attention E is n_buckets / 2; otherwise
     keys before a query have one half of the buckets, keys after it the other, and E is n_buckets / 4.
     """
 
@@ -71,7 +71,7 @@ class RelativePositions(nn.Module):
 
 
 def make_positions(config: EncoderConfig | ModelConfig) -> nn.Module | None:
-    """Return the module of a configuration's added positions, or None if it has none."""
+    """Return the module that adds a configuration's positions; None without added positions."""
     match config.positions:
         case None:
             return None

@@ -1,4 +1,4 @@
-"""What a forward pass needs from outside: a tap that observes it, a cache of past tokens, an encoder's output."""
+"""Protocols of a forward pass: a tap that observes it, a cache of past tokens, an encoder's output."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from glassformer.nn.attend import AttendSpec, Visibility, visible
 
 @runtime_checkable
 class Tap(Protocol):
-    """Observes and may change the named points of one forward pass: returns the value that the pass continues with.
+    """Observes and may change the tap points of one forward pass; a call returns the value to continue with.
 
-    `wants` a derived point (scores, probs, heads) only to change it: the pass computes it then.
+    `wants` is true for a derived point (scores, probs, heads) only to change it, because computing it is slower.
     """
 
     def wants(self, name: str) -> bool: ...
@@ -28,27 +28,27 @@ class Slot(Protocol):
     """The part of a cache that belongs to one layer."""
 
     def keep(self, k: Tensor, v: Tensor) -> Any:
-        """Store new keys and values; return all that this pass's queries may see (opaque: `attend` reads it)."""
+        """Store new keys and values; return all that the queries may see, in the form that `attend` takes."""
         ...
 
     def keep_source(self, make: Callable[[], tuple[Tensor, Tensor]]) -> Any:
-        """Return an encoder's keys and values: `make()` the first time, then the stored ones."""
+        """Return an encoder's keys and values: computed by `make()` the first time, then cached."""
         ...
 
 
 @runtime_checkable
 class StepCache(Protocol):
-    """What one forward pass reads of a cache."""
+    """The part of a cache that a forward pass uses."""
 
     source: EncodedSource | None
 
     @property
     def reach(self) -> Sequence[int]:
-        """How many tokens each sequence has, or is known to get."""
+        """The length of each sequence, or its final length if that is known."""
         ...
 
     def view(self, spec: AttendSpec) -> Visibility:
-        """Return which stored keys the queries of this pass see, in the order in which `Slot.keep` returns them."""
+        """Return which stored keys the queries of this forward pass see, in the order of `Slot.keep`."""
         ...
 
     def layer(self, i: int) -> Slot: ...
@@ -59,21 +59,21 @@ class Cache(StepCache, Protocol):
     """Keys and values of past tokens. The cache owns storage, positions and the mask: see `cache/dense.py`."""
 
     def extend(self, counts: Sequence[int]) -> Int[Tensor, "#B T"]:
-        """Begin a pass that brings `counts[b]` tokens to sequence b; return their positions, -1 for padding."""
+        """Begin a forward pass that adds `counts[b]` tokens to sequence b; return their positions, -1 for padding."""
         ...
 
     def select(self, sequences: Sequence[int]) -> None:
-        """Replace the sequences by these, in this order; one may be repeated."""
+        """Select sequences, in this order; one may be repeated."""
         ...
 
     def truncate(self, lengths: Sequence[int]) -> None:
-        """Drop the last tokens of each sequence, so that `lengths[b]` are left."""
+        """Truncate each sequence b to its first `lengths[b]` tokens."""
         ...
 
 
 @dataclass(frozen=True)
 class EncodedSource:
-    """An encoder's output, which cross-attention reads. Positions are -1 at padding."""
+    """An encoder's output, the source of cross-attention. Positions are -1 at padding."""
 
     states: Float[Tensor, "B S D"]
     positions: Int[Tensor, "#B S"]
@@ -86,5 +86,5 @@ class EncodedSource:
         return EncodedSource(self.states.index_select(0, sequences), positions, self.padded)
 
     def view(self, spec: AttendSpec, queries: Int[Tensor, "#B T"]) -> Visibility:
-        """Every query sees every position but padding."""
+        """Return a view in which every query sees all positions except padding."""
         return Visibility(queries, self.positions, visible(spec, queries, self.positions) if self.padded else None)

@@ -33,7 +33,7 @@ Cell = tuple[Tensor, ...]  # the state of a cell, each [L, B, Dr]: (h,) of a GRU
 
 
 class RecurrentSource(NamedTuple):
-    """What attention uses: states [B, S, Dr], keys [B, S, Dr] for the scores, padding [B, 1, S] or None."""
+    """The inputs of attention: states [B, S, Dr], keys [B, S, Dr] for the scores, padding [B, 1, S] or None."""
 
     states: Tensor
     keys: Tensor
@@ -42,7 +42,7 @@ class RecurrentSource(NamedTuple):
 
 @dataclass(frozen=True)
 class RecurrentState:
-    """All that the next target token depends on. `fed` [B, 1, Dr]: the previous hidden, with input feeding."""
+    """The decoder's state. `fed` [B, 1, Dr]: the previous hidden vector, with input feeding."""
 
     cell: Cell
     source: RecurrentSource | None = None
@@ -81,17 +81,17 @@ class RecurrentAttention(nn.Module):
 
 
 def see(tap: Tap | None, name: str, value: Tensor) -> Tensor:
-    """Show a point to the tap; return the value to continue with."""
+    """Pass a value to the tap; return the value to continue with."""
     return value if tap is None or not tap.wants(name) else tap(name, value)
 
 
 class RecurrentEncoderDecoder(nn.Module):
     """Source ids [B, S] and target ids [B, T] to logits [B, T, V] of the next target token.
 
-    Points: `rnn.states` [B, S, Dr], the encoder's states, the last of which is the decoder's first; with attention also
-    `rnn.scores` and `rnn.probs` [B, T, S] and `rnn.context` [B, T, Dr]. If a step needs the one before it (additive,
-    input feeding) these come in T parts [B, 1, ...], in order: an edit of one changes those after it. Parameters are
-    not initialized here: `init_recurrent` draws them, or a checkpoint fills them.
+    Tap points: `rnn.states` [B, S, Dr], the encoder's states, the last of which is the decoder's first; with attention
+    also `rnn.scores` and `rnn.probs` [B, T, S] and `rnn.context` [B, T, Dr]. If a step needs the one before it
+    (additive, input feeding) these come in T parts [B, 1, ...], in order: an edit of one changes those after it.
+    Parameters are not initialized here: `init_recurrent` draws them, or a checkpoint fills them.
     """
 
     def __init__(self, config: RecurrentConfig):
@@ -102,8 +102,10 @@ class RecurrentEncoderDecoder(nn.Module):
         self.source_embed = nn.Embedding(config.source_vocab_size, config.d_model)
         shared = config.shared_embedding
         self.target_embed = self.source_embed if shared else nn.Embedding(config.target_vocab_size, config.d_model)
-        ways = 2 if config.bidirectional else 1
-        self.encoder = RNN(config.d_model, width // ways, layers, batch_first=True, bidirectional=ways == 2)
+        n_directions = 2 if config.bidirectional else 1
+        self.encoder = RNN(
+            config.d_model, width // n_directions, layers, batch_first=True, bidirectional=n_directions == 2
+        )
         self.step_by_step = config.attention == "additive" or config.input_feeding
         self.decoder = RNN(config.d_model + width * self.step_by_step, width, layers, batch_first=True)
         if config.attention is not None:
@@ -144,11 +146,11 @@ class RecurrentEncoderDecoder(nn.Module):
 
         The top layer's h is taken from `states`, so that an edit of them changes the decoder's state too.
         """
-        ways = 2 if self.config.bidirectional else 1
-        h, *c = (t.unflatten(0, (-1, ways)).transpose(1, 2).flatten(2) for t in last)  # [L, B, Dr]
-        half = states.shape[-1] // ways
-        forth, back = states[torch.arange(len(states), device=ends.device), ends - 1, :half], states[:, 0, half:]
-        return torch.cat([h[:-1], torch.cat([forth, back], -1)[None]]), *c
+        n_directions = 2 if self.config.bidirectional else 1
+        h, *c = (t.unflatten(0, (-1, n_directions)).transpose(1, 2).flatten(2) for t in last)  # [L, B, Dr]
+        half = states.shape[-1] // n_directions
+        forward, backward = states[torch.arange(len(states), device=ends.device), ends - 1, :half], states[:, 0, half:]
+        return torch.cat([h[:-1], torch.cat([forward, backward], -1)[None]]), *c
 
     def decode(
         self, ids: Int[Tensor, "B T"], state: RecurrentState, tap: Tap | None = None
@@ -164,7 +166,7 @@ class RecurrentEncoderDecoder(nn.Module):
     def _advance(
         self, y: Float[Tensor, "B T D"], state: RecurrentState, tap: Tap | None
     ) -> tuple[Float[Tensor, "B T Dr"], RecurrentState]:
-        """Compute the table above, for one token, or for all tokens if they depend on each other through s only."""
+        """Apply the table above to one token, or to all tokens if they depend on each other through s only."""
         context = None
         if self.config.attention == "additive":
             context = self._attend(state.cell[0][-1][:, None], state.source, tap)
@@ -192,7 +194,7 @@ class RecurrentEncoderDecoder(nn.Module):
         return see(tap, "rnn.context", (probs @ source.states.float()).to(s.dtype))
 
     def _recur(self, x: Float[Tensor, "B T _"], cell: Cell) -> tuple[Float[Tensor, "B T Dr"], Cell]:
-        """Run the decoder's cells. One token uses torch's cell functions: half of nn.LSTM's time on a CPU."""
+        """Run the decoder's cells. For one token torch's cell functions take half of nn.LSTM's time on a CPU."""
         if x.shape[1] > 1:
             s, last = self.decoder(x, cell if self.config.cell == "lstm" else cell[0])
             return s, last if isinstance(last, tuple) else (last,)
@@ -230,7 +232,7 @@ class RecurrentEncoderDecoder(nn.Module):
 
 @torch.no_grad()
 def init_recurrent(model: RecurrentEncoderDecoder, seed: int, std: float = 0.1) -> RecurrentEncoderDecoder:
-    """Draw the first weights: embeddings N(0, std), the matrix of each gate separately, biases 0.
+    """Initialize the weights: embeddings N(0, std), the matrix of each gate separately, biases 0.
 
     Recurrent matrices are orthogonal, which preserves the norm of gradients through many steps (Saxe et al. 2014;
     Bahdanau et al. 2015, appendix B.1); other matrices are Glorot uniform (Glorot & Bengio 2010, equation 16); the bias
@@ -240,9 +242,9 @@ def init_recurrent(model: RecurrentEncoderDecoder, seed: int, std: float = 0.1) 
     generator = torch.Generator().manual_seed(seed)
     n_gates = {"gru": 3, "lstm": 4}[model.config.cell]
     for name, p in model.named_parameters():
-        fresh = torch.zeros(p.shape)
+        values = torch.zeros(p.shape)
         cells = name.startswith(("encoder.", "decoder."))
-        for gate, part in enumerate(fresh.chunk(n_gates if cells else 1)):
+        for gate, part in enumerate(values.chunk(n_gates if cells else 1)):
             if ".weight_hh" in name:
                 nn.init.orthogonal_(part, generator=generator)
             elif "embed" in name:
@@ -251,5 +253,5 @@ def init_recurrent(model: RecurrentEncoderDecoder, seed: int, std: float = 0.1) 
                 nn.init.xavier_uniform_(part, generator=generator)
             elif model.config.cell == "lstm" and ".bias_ih" in name and gate == 1:  # torch's order: i, f, g, o
                 part.fill_(1)
-        p.copy_(fresh)
+        p.copy_(values)
     return model

@@ -16,10 +16,10 @@ def rotation(
     positions: Int[Tensor, "*#B T"],
     lengths: Int[Tensor, "*#B #T"] | None = None,
 ) -> tuple[Float[Tensor, "*#B T 1 R"], Float[Tensor, "*#B T 1 R"]]:
-    """Return cos and sin of each position's angles, in float32, for the R pairs that turn.
+    """Return cos and sin of each position's angles, in float32, for the R rotated pairs.
 
     Args:
-        lengths: tokens in the text of each position, by which a `LongScaling` chooses its factors. None: each
+        lengths: the length of each position's text, by which a `LongScaling` chooses its factors. None: each
             sequence is one text, which ends at its largest position.
     """
     dim = rope.dim or head_dim

@@ -1,4 +1,4 @@
-"""Rotary frequencies after scaling, for texts longer than those of the first training."""
+"""Rotary frequencies after scaling, for texts longer than those of pretraining."""
 
 from __future__ import annotations
 

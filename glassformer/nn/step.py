@@ -1,7 +1,7 @@
-"""One forward pass: all that modules need beside their input is an argument.
+"""The arguments of one forward pass: everything that modules need in addition to their input.
 
-Step          positions, cache, attention backend, tap; masks and rotations, computed once per pass
-LayerStep     the same pass, bound to one layer: .keep(k, v)  .attend(...)  .see(name, x)
+Step          positions, cache, attention backend, tap; masks and rotations, computed once per forward pass
+LayerStep     the same forward pass, bound to one layer: .keep(k, v)  .attend(...)  .see(name, x)
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class Step:
     """The arguments of one forward pass.
 
     Args:
-        positions: of the tokens in their sequences, from 0; [1, T] if all sequences have the same.
-        cache: past tokens; without one the pass sees its own tokens alone.
+        positions: the position of each token in its sequence, from 0; [1, T] if all sequences have the same.
+        cache: keys and values of past tokens; None: tokens see only each other.
         attend: the attention backend (`kernels/attention.py` has faster ones).
-        tap: observes and may change the named points of the pass.
-        documents: of which document of a packed sequence each token is; attention stays within a document.
-        source: what cross-attention reads; by default the cache's.
+        tap: observes and may change the tap points of the forward pass.
+        documents: the index of each token's document in a packed sequence; attention stays within a document.
+        source: the encoder's output, for cross-attention; by default that of the cache.
         types: the token types, for models that have them.
-        padded: some positions are -1, padding at the right.
+        padded: whether some positions are -1 (padding at the right).
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Step:
 
     @classmethod
     def of(cls, ids: Int[Tensor, "B T"], lengths: Sequence[int] | None = None, **rest: Any) -> Step:
-        """Return a pass over complete sequences, positions 0 to T-1, without a cache.
+        """Return the arguments for complete sequences, positions 0 to T-1, without a cache.
 
-        Tokens past a sequence's length are padding, which no token sees.
+        Tokens beyond a sequence's length are padding, which no token sees.
 
         Raises:
-            ValueError: there is not one length per sequence, each from 1 to T.
+            ValueError: `lengths` does not have one length from 1 to T per sequence.
         """
         at = torch.arange(ids.shape[-1], device=ids.device)[None]
         if lengths is None:
@@ -74,13 +74,13 @@ class Step:
         return cls(torch.where(at < ends, at, -1), padded=True, **rest)
 
     def inside(self, prefix: str) -> Step:
-        """Return the same pass with its points named under `prefix` ("encoder.")."""
+        """Return a copy whose tap points have the prefix `prefix` ("encoder.")."""
         step = copy.copy(self)
         step.prefix = self.prefix + prefix
         return step
 
     def at(self, positions: Int[Tensor, "*#B"]) -> Step:
-        """Return the same pass for some of its tokens only, such as the last of each sequence for the head."""
+        """Return a copy for some of the tokens only, such as the last of each sequence for the head."""
         step = copy.copy(self)
         step.positions = positions
         return step
@@ -93,7 +93,7 @@ class Step:
             self.rotation(rope, head_dim)
 
     def view(self, spec: AttendSpec) -> Visibility:
-        """Return what the queries of this pass see under `spec`."""
+        """Return which keys the queries of this forward pass see under `spec`."""
         key = (spec.causal, spec.window, spec.source)
         if key not in self.views:
             self.views[key] = self._view(spec)
@@ -112,14 +112,14 @@ class Step:
         return Visibility(self.positions, self.positions, mask, causal=plain and spec.causal)
 
     def rotation(self, rope: RopeConfig, head_dim: int) -> tuple[Float[Tensor, "#B T 1 R"], Float[Tensor, "#B T 1 R"]]:
-        """Return cos and sin of the rotary angles at this pass's positions."""
+        """Return cos and sin of the rotary angles at this forward pass's positions."""
         key = (rope, head_dim)
         if key not in self.rotations:
             self.rotations[key] = rotation(rope, head_dim, self.positions, self._lengths(rope))
         return self.rotations[key]
 
     def _lengths(self, rope: RopeConfig) -> Int[Tensor, "#B #T"] | None:
-        """Return how many tokens the text of each token has, for a `LongScaling`; None: one text per sequence."""
+        """Return the length of the text of each token, for a `LongScaling`; None: one text per sequence."""
         if not isinstance(rope.scaling, LongScaling):
             return None
         if self.cache is not None:
@@ -130,11 +130,11 @@ class Step:
         return self.positions[:, None].where(same, -1).amax(-1) + 1
 
     def layer(self, i: int, bias: Tensor | None = None) -> LayerStep:
-        """Bind the pass to layer `i`. `bias` [#B, H, T, S] is added to the scores of its self-attention (T5)."""
+        """Return the arguments for layer `i`. `bias` [#B, H, T, S] is added to its self-attention scores (T5)."""
         return LayerStep(self, f"{self.prefix}blocks.{i}.", None if self.cache is None else self.cache.layer(i), bias)
 
     def see(self, name: str, value: Tensor) -> Tensor:
-        """Show a point outside the blocks to the tap; return the value to continue with."""
+        """Pass a value outside the blocks to the tap; return the value to continue with."""
         if self.tap is None:
             return value
         name = self.prefix + name
@@ -142,7 +142,7 @@ class Step:
 
 
 class LayerStep:
-    """A `Step` bound to one layer; the layer does not know its number."""
+    """A `Step` bound to one layer. The modules of a layer do not depend on its index."""
 
     __slots__ = ("bias", "prefix", "slot", "step", "tap")
 
@@ -156,7 +156,7 @@ class LayerStep:
         return self.step.view(spec)
 
     def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> Any:
-        """Store these tokens' keys and values; return all that the queries may see (opaque: for `attend`)."""
+        """Store the new keys and values; return all that the queries may see, in the form that `attend` takes."""
         return KV(k, v) if self.slot is None else self.slot.keep(k, v)
 
     @property
@@ -166,7 +166,7 @@ class LayerStep:
         return self.step.source.states
 
     def keep_source(self, make: Callable[[], tuple[Tensor, Tensor]]) -> Any:
-        """Return the source's keys and values: computed by `make` once, then stored for later passes."""
+        """Return the source's keys and values, computed by `make` once and then cached."""
         return KV(*make()) if self.slot is None else self.slot.keep_source(make)
 
     def attend(
@@ -179,7 +179,7 @@ class LayerStep:
         sinks: Tensor | None = None,
         name: str = "attn",
     ) -> Float[Tensor, "B T H Dv"]:
-        """Return z = softmax(q k^T * scale) v, by the definition if the tap changes scores or probabilities."""
+        """Return z = softmax(q k^T * scale) v, with `attend_reference` if the tap changes scores or probabilities."""
         view = self.step.view(spec)
         if self.wants(f"{name}.scores", f"{name}.probs"):
             return attend_reference(
@@ -192,7 +192,7 @@ class LayerStep:
         return self.tap is not None and any(self.tap.wants(self.prefix + name) for name in names)
 
     def see(self, name: str, value: Tensor) -> Tensor:
-        """Show a point of this layer to the tap; return the value to continue with."""
+        """Pass a value of this layer to the tap; return the value to continue with."""
         if self.tap is None:
             return value
         name = self.prefix + name

@@ -37,7 +37,7 @@ ABOUT_CHAT = """Answer a conversation with the model's chat template. Text in a 
 Models without a chat template are rejected: use `/v1/completions`."""
 
 ABOUT_TRACES = """Trace a text, or a text continued by `max_tokens` generated tokens. The trace stores the input of each
-block, keys and values, and the tap points in `read`. Other values are recomputed on request; each response has the
+block, keys and values, and the tap points in `capture`. Other values are recomputed on request; each response has the
 error of the check of the recomputed values.
 
 For an encoder-decoder or recurrent model, the prompt is the source. Without `target`, the target is generated greedily.

@@ -175,4 +175,4 @@ def test_a_translator_where_a_language_model_belongs(capfd, pair, folder):
 
 def test_what_transformers_does_not_open_is_not_verified(capfd, tmp_path):
     save_model(tiny_pair("post", family="pair"), tmp_path)
-    assert "is of Glassformer's own family pair" in refused(capfd, "verify", tmp_path)
+    assert "belongs to Glassformer's own family pair" in refused(capfd, "verify", tmp_path)

@@ -1,7 +1,5 @@
-"""Whatever bytes a file holds: a model, or an error of ours that names the file. Never a crash, nor more memory than it
-has bytes for."""
+"""Damaged model files: loading gives a model or an error that names the file, never a crash or a huge allocation."""
 
-import contextlib
 import json
 import struct
 import tracemalloc
@@ -38,6 +36,14 @@ def files(tmp_path_factory):
     return folder
 
 
+def assert_loads_or_names(path, **options):
+    """Load a model; the only errors allowed are CheckpointError and ConfigError, with a message that names the file."""
+    try:
+        load_decoder(path, **options)
+    except (CheckpointError, ConfigError) as error:
+        assert path.name in str(error) or "config.json" in str(error), error  # noqa: PT017
+
+
 def mutate(whole: bytes, data, header: int) -> bytes:
     """Some bytes changed, cut, put in or doubled, most of them in the header."""
     found = bytearray(whole)
@@ -69,8 +75,7 @@ def test_mutated_files(files, name, tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damaged", numbered=True) / name
     path.write_bytes(mutate(whole, data, 2600))
     (path.parent / "config.json").write_bytes((files / "config.json").read_bytes())
-    with contextlib.suppress(CheckpointError, ConfigError):
-        load_decoder(path, copy=data.draw(st.booleans()))
+    assert_loads_or_names(path, copy=data.draw(st.booleans()))
 
 
 @settings(max_examples=60)
@@ -81,8 +86,7 @@ def test_mutated_files_of_families(files, family, tmp_path_factory, data):
     whole = (files / f"{family}.gguf").read_bytes()
     path = tmp_path_factory.mktemp("damaged", numbered=True) / "a.gguf"
     path.write_bytes(mutate(whole, data, 1100))
-    with contextlib.suppress(CheckpointError, ConfigError):
-        load_decoder(path)
+    assert_loads_or_names(path)
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 2**31 - 1, 2**32 - 1])
@@ -96,8 +100,7 @@ def test_every_number_of_the_metadata_absurd(files, family, number, tmp_path):
             continue
         at = whole.index(key.encode()) + len(key) + 4
         path.write_bytes(whole[:at] + struct.pack("<I", number) + whole[at + 4 :])
-        with contextlib.suppress(CheckpointError, ConfigError):
-            load_decoder(path)
+        assert_loads_or_names(path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf"])

@@ -92,8 +92,8 @@ def test_linear_choice_is_what_prepack_does():
         assert choose_linear(device, dtype, 64).value == "torch"
 
 
-def test_describe_reports_device_dtype_and_attention():
+def test_describe_reports_all_choices():
     placement = choose_placement("cpu", "auto", stored=BF16, n_parameters=1000)
     assert (placement.device, placement.dtype) == (torch.device("cpu"), F32)
     found = {choice.what: choice.value for choice in describe(CONFIGS["gemma2"](), placement)}
-    assert found == {"device": "cpu", "dtype": "float32", "attention": "reference"}
+    assert found == {"device": "cpu", "dtype": "float32", "attention": "reference", "linear": "torch"}

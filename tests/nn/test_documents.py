@@ -83,5 +83,5 @@ def test_packed_loss_equals_sum_of_documents():
 def test_cache_with_documents_raises():
     model = tiny("llama")
     cache = DenseCache.of(model.config, 1, 9)
-    with pytest.raises(AssertionError, match="packed rows"):
+    with pytest.raises(AssertionError, match="packed documents"):
         Step(cache.extend([4]), cache=cache, documents=torch.zeros(1, 4, dtype=torch.long))

@@ -1,6 +1,5 @@
 """Encoders beside those of `transformers`: BERT, RoBERTa and XLM-RoBERTa, DistilBERT; with heads, and without."""
 
-import contextlib
 import json
 import math
 from dataclasses import fields, is_dataclass, replace
@@ -9,7 +8,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from test_fields import LAYER, NEAR
+from test_fields import LAYER, NEAR, assert_key_is_used, count_rejected_keys
 from test_fields import OTHER as COMMON
 from theirs import Keep, hf_random
 from tiny import TOLERANCE, assert_near, moved
@@ -314,17 +313,12 @@ BARE = {family: replace(config, pooler=False, head=None, next_sentence=False) fo
 
 
 @FAMILIES
-def test_every_key_of_config_json_is_read(family):
-    """Each key that we write changes what is read, or is refused: none is passed over."""
+def test_every_config_key_is_used(family):
+    """Each key that is written changes the configuration or is rejected; none is ignored silently."""
     raw = write_config(BARE[family])
     assert read_config(raw, "config.json") == BARE[family]
-    for key, old in raw.items():
-        if key in IGNORED and key != "pad_token_id":
-            continue
-        number = isinstance(old, int | float) and not isinstance(old, bool)
-        for value in (old * 2 if number else not old, "zzz", {"factor": 2}):
-            with contextlib.suppress(ConfigError):
-                assert read_config(raw | {key: value}, "config.json") != BARE[family], f"{key} = {value!r} is not read"
+    for key in raw.keys() - (IGNORED - {"pad_token_id"}):
+        assert_key_is_used(raw, key, BARE[family])
 
 
 @FAMILIES
@@ -341,14 +335,7 @@ def test_every_key_that_transformers_writes_is_read_or_refused(family, tmp_path)
 @pytest.mark.parametrize("value", [None, 0, -1, 1.5, "12", [], {}, True, math.nan])
 def test_wrong_config_value_raises_config_error(family, value):
     """Every value of every key gives a configuration or a ConfigError, and some key rejects it."""
-    raw, rejected = write_config(BARE[family]), []
-    for key in raw:
-        try:
-            read_config(raw | {key: value}, "config.json")
-        except ConfigError as error:
-            rejected.append(str(error))
-    assert rejected
-    assert all(rejected)
+    assert count_rejected_keys(write_config(BARE[family]), value) > 0
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,16 @@ class ConfigFields:
 
     def __init__(self, raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()):
         self.raw, self.source, self.unread = raw, source, set(raw) - IGNORED - set(ignore)
+
+    @contextmanager
+    def naming_source(self) -> Iterator[None]:
+        """Add the file's name to the message of a ConfigError that lacks it, such as those of a configuration class."""
+        try:
+            yield
+        except ConfigError as error:
+            if str(error).startswith(self.source):
+                raise
+            raise ConfigError(f"{self.source}: {error}") from None
 
     def take(self, name: str, default: Any = MISSING) -> Any:
         """Return the value of a key. Without a default, a missing key raises ConfigError."""

@@ -100,8 +100,10 @@ def read_metadata(
     for key in (*gguf.write_only, *gguf.must_match, *gguf.ignored_keys):
         fields.keys.take(key, None)
     fields.keys.close()
-    config = FAMILIES[name].read(ConfigFields(raw, source))
-    assert not isinstance(config, RecurrentConfig), "which has no GGUF form"
+    config_fields = ConfigFields(raw, source)
+    with config_fields.naming_source():
+        config = FAMILIES[name].read(config_fields)
+    assert not isinstance(config, RecurrentConfig), "a recurrent model has no GGUF form"
     for key, value_of in gguf.must_match.items():
         if key not in gguf.keys and own.get(key, value_of(config)) != value_of(config):
             raise ConfigError(f"{source}: {start}{key} = {own[key]} is not supported, only {value_of(config)}")
