@@ -234,7 +234,7 @@ def test_tensor_has_an_etag(http, traces):
     ("path", "param", "words"),
     [
         ("blocks.9.attn.q", "point", ["no point 'blocks.9.attn.q'", "closest name is"]),
-        ("frob", "point", ["nearest"]),
+        ("frob", "point", ["closest"]),
         ("embed.out?slice=99", "slice", ["axis T", "0 to", "got 99"]),
         ("blocks.0.attn.probs?slice=9", "slice", ["axis H", "0 to 3", "got 9"]),
         ("embed.out?slice=1,2,3", "slice", ["3 parts", "2 axes: T, D"]),
@@ -430,7 +430,7 @@ def test_stored_vector_can_be_used_in_edits(http, lms):
     [
         ({"op": "frob", "point": "blocks.0.attn.z"}, ["edits[0].op", "'ablate', 'scale'"]),
         ({"op": "ablate"}, ["point is missing"]),
-        ({"op": "ablate", "point": "blocks.0.attn.zz"}, ["nearest"]),
+        ({"op": "ablate", "point": "blocks.0.attn.zz"}, ["closest"]),
         ({"op": "ablate", "point": "blocks.0.attn.z", "head": 99}, ["99"]),
         ({"op": "ablate", "point": "blocks.0.attn.z", "position": 99}, ["99"]),
         ({"op": "scale", "point": "blocks.0.attn.z"}, ["needs factor"]),
