@@ -89,7 +89,8 @@ class TextModel(ModelViews, ABC):
     def from_checkpoint(cls: type[M], checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -> M:
         """Load a model from an opened checkpoint; otherwise as `load`."""
         if checkpoint.kind not in cls.kinds:
-            raise CheckpointError(f"{checkpoint.path} is {DESCRIPTIONS[checkpoint.kind]}, not a {cls.__name__}")
+            kind = DESCRIPTIONS[checkpoint.kind]
+            raise CheckpointError(f"{cls.__name__} cannot load {checkpoint.path}, which is {kind}")
         stored, n_parameters = checkpoint.dtype, checkpoint.n_parameters
         placement = choose_placement(device, dtype, stored=stored, n_parameters=n_parameters)
         loaded = cls._load(checkpoint, placement)

@@ -87,8 +87,8 @@ BAD = {
     "a tensor of another size": (write(WEIGHTS, tensor_of([3], end=8) + b"\0" * 8), "not a complete safetensors file"),
     "an empty pickle": (without(WEIGHTS, lambda path: (path.parent / "pytorch_model.bin").touch()),
                         r"pytorch_model\.bin is not a complete file of torch\.save: it is empty"),
-    "ends that are no ids": (write("generation_config.json", b'{"eos_token_id": ["x"]}'),
-                             r"generation_config\.json: eos_token_id must be token ids, got \['x'\]"),
+    "end tokens that are not ids": (write("generation_config.json", b'{"eos_token_id": ["x"]}'),
+                             r"generation_config\.json: eos_token_id must be a token id .*, got \['x'\]"),
 }  # fmt: skip
 
 

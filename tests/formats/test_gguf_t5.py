@@ -204,7 +204,7 @@ def test_what_a_folder_says_of_lengths_and_repeating(tmp_path):
 
 @pytest.mark.parametrize("name", ["bart", "marian"])
 def test_there_is_no_form_of_others(name):
-    with pytest.raises(ConfigError, match=rf"(?i){name} has no GGUF form here: llama.cpp, .* and no {name}"):
+    with pytest.raises(ConfigError, match=rf"(?i){name} cannot be stored as GGUF: llama.cpp, .* not {name}"):
         gguf_family(family_of(CONFIGS[name]()))
 
 
