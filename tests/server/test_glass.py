@@ -291,7 +291,7 @@ def test_focus_equals_its_function(http, traces):
     reply, t = traces
     path = f"/v1/traces/{reply['id']}/focus"
     assert http.get(path).json() == plain(focus(t))
-    assert http.get(path, params={"layer": 1, "head": 2, "query": 4, "key": 1}).json()["because"] == "as given"
+    assert http.get(path, params={"layer": 1, "head": 2, "query": 4, "key": 1}).json()["because"] == "selected"
     assert_error(http.get(path, params={"layer": 99}), 400, "layer", "99", param="layer")
 
 
