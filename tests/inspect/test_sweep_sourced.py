@@ -74,7 +74,7 @@ def test_sweep_over_the_source_of_a_recurrent_model(name):
         assert max(row.value for row in rows) > 1e-6
     for how, message in (
         ({"over": "heads"}, "a recurrent model needs over='positions', got 'heads'"),
-        ({"over": "positions", "attention": "cross"}, "has one attention"),
+        ({"over": "positions", "attention": "cross"}, "has one kind of attention"),
         ({"over": "cells", "op": "knockout"}, "needs over='positions' for this model, got 'cells'"),
     ):
         with pytest.raises(RequestError, match=message):
@@ -113,7 +113,7 @@ def test_sweep_errors():
     for one, how, message in (
         (pair, {"op": "knockout"}, "needs over='cells' for this model, got 'heads'"),
         (pair, {"over": "cells", "op": "knockout", "point": "x"}, "point has no effect with op 'knockout'"),
-        (reader, {"attention": "cross"}, "has no source"), (reader, {"attention": "encoder"}, "no encoder-decoder"),
+        (reader, {"attention": "cross"}, "has no source"), (reader, {"attention": "encoder"}, "needs an encoder"),
         (headless, {"position": 1}, "no head that predicts tokens"),
     ):  # fmt: skip
         with pytest.raises(RequestError, match=message):

@@ -44,11 +44,11 @@ def test_trace_many_is_lazy(lm):
 
 @pytest.mark.parametrize("file_format", ["safetensors", "npy"])
 def test_saved_activations_equal_the_stream(lm, tmp_path, file_format):
-    read = ["blocks.0.resid_post", "blocks.1.attn.z"]
-    expected = list(lm.trace_many(TEXTS, capture=read, batch_size=2))
-    files = lm.save_activations(TEXTS, tmp_path, capture=read, batch_size=2, file_format=file_format)
+    points = ["blocks.0.resid_post", "blocks.1.attn.z"]
+    expected = list(lm.trace_many(TEXTS, capture=points, batch_size=2))
+    files = lm.save_activations(TEXTS, tmp_path, capture=points, batch_size=2, file_format=file_format)
     assert all(file.exists() for file in files)
-    for name in read:
+    for name in points:
         whole = np.concatenate([batch.values[name] for batch in expected])
         if file_format == "npy":
             saved = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
