@@ -103,7 +103,7 @@ def test_prompt_and_truncate(embedder, folder, capsys):
 
 
 def test_invalid_input_raises_error(folder, capsys, monkeypatch):
-    assert "there is no text: give one" in run_error(capsys, "embed", folder)
+    assert "there is no text: pass one" in run_error(capsys, "embed", folder)
     assert "text 2 of 2: the text has 122 tokens" in run_error(capsys, "embed", folder, "a", "the cat " * 60)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b""), "utf-8"))
     assert "no text on stdin" in run_error(capsys, "embed", folder, "-")

@@ -180,5 +180,5 @@ def test_wrong_verb_error_names_the_right_one(capfd, seq2seq, folder):
 
 
 def test_verify_rejects_families_without_a_transformers_model(capfd, tmp_path):
-    save_model(tiny_pair("post", family="seq2seq"), tmp_path)
-    assert "belongs to Glassformer's own family seq2seq" in run_error(capfd, "verify", tmp_path)
+    save_model(tiny_pair("post", family="pair"), tmp_path)
+    assert "belongs to Glassformer's own family pair" in run_error(capfd, "verify", tmp_path)
