@@ -1,17 +1,17 @@
-# Each target does everything it needs, on a machine with Python 3.11 or newer and nothing else.
+# Every target works in a fresh clone and needs only Python 3.11 or newer (the tests of the page also need Chromium).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup page demo test check fast lint types web unit typed browser soak llama-cpp stories-model wheel bench lock clean
+.PHONY: help setup page demo test check fast lint types web unit typed browser soak llama-cpp stories-model wheel lock clean
 
-help:           ## these lines
-	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:.*##/ /' | column -t -s '' 
+help:           ## list the targets
+	@sed -nE 's/^([a-z-]+):[^#]*## *(.*)/\1\t\2/p' Makefile | expand -t 16
 
-setup: $(STAMP) page ## a virtual environment in .venv with the locked packages, and the built page
+setup: $(STAMP) page ## create .venv with the locked packages, and build the page
 
-page: $(STAMP)  ## the page that `glassformer serve` shows, rebuilt when web/ has changed
+page: $(STAMP)  ## build the page that `glassformer serve` shows, if web/ has changed
 	@$(BIN)/python hatch_build.py
 
 $(STAMP): requirements.lock requirements-torch.txt pyproject.toml
@@ -23,14 +23,14 @@ $(STAMP): requirements.lock requirements-torch.txt pyproject.toml
 	$(BIN)/python -m pip check
 	@touch $(STAMP)
 
-demo: setup     ## train a tokenizer and a Transformer on small stories, and look inside
+demo: setup     ## train a tokenizer and a model on generated stories, and open the page on it
 	$(BIN)/glassformer demo
 
-test: check     ## what CI runs: lint, types, all tests, and a wheel that works
+test: check     ## run what CI runs: lint, types, all tests, and a test of the wheel
 
 check: lint types web unit typed wheel
 
-fast: setup     ## under three minutes: no browser, no subprocess training, a sample of the model families
+fast: setup     ## run the fast tests in under three minutes: no browser, no training in subprocesses
 	$(BIN)/python -m pytest -n 2 -m "not slow and not soak and not llama_cpp" --ignore tests/e2e --ignore tests/soak
 
 lint: setup
@@ -46,37 +46,37 @@ web: setup
 unit: setup browser
 	$(BIN)/python -m pytest -n 2
 
-typed: setup    ## the tests of model, cache and generation, with shapes and types checked by beartype
+typed: setup    ## run the tests of model, cache and generation with shapes and types checked by beartype
 	TYPECHECK=1 $(BIN)/python -m pytest -n 2 -m "not slow and not soak and not llama_cpp" tests/nn tests/cache tests/generate
 
 browser: setup
 	@$(BIN)/python tests/e2e/find_browser.py
 
-soak: setup     ## kill a training run 200 times, and check that it ends with the same bits
+soak: setup     ## run the long tests: kill a training run 200 times, and check that it ends with the same bits
 	$(BIN)/python -m pytest tests/soak -m soak -s
 
 LLAMA_CPP := build/llama-cpp
-# GGML_NATIVE=OFF: a CPU may report instructions that the system forbids, which crashes quantized files. --no-cache-dir:
+# GGML_NATIVE=OFF: a CPU may report instructions that the system forbids, which crashes quantized models. --no-cache-dir:
 # pip's cache may hold a wheel that was built without this option.
 LLAMA_CPP_ARGS := -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_CURL=OFF -DGGML_NATIVE=OFF
 
-llama-cpp: setup ## build llama-cpp-python (some minutes), and run exported GGUF files in it
+llama-cpp: setup ## build llama-cpp-python (takes minutes), and run exported GGUF files in it
 	test -x $(LLAMA_CPP)/bin/python || $(PYTHON) -m venv $(LLAMA_CPP)
 	CMAKE_ARGS="$(LLAMA_CPP_ARGS)" nice $(LLAMA_CPP)/bin/python -m pip install --quiet --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36
 	GLASSFORMER_LLAMA_CPP=$(LLAMA_CPP)/bin/python $(BIN)/python -m pytest tests/soak/test_llama_cpp.py -m llama_cpp -s
 
-stories-model: setup  ## train the model that ships with the package again
+stories-model: setup  ## retrain the model that ships with the package
 	$(BIN)/python -m glassformer.toys.train_stories
 
 wheel: setup
 	rm -rf dist && $(BIN)/python -m build --no-isolation --wheel --outdir dist . >/dev/null && ls -l dist/*.whl
 	$(BIN)/python tests/wheel_has_page.py dist/*.whl
 
-lock: setup     ## write the versions that are installed in .venv to requirements.lock, with hashes
+lock: setup     ## write the package versions of .venv to requirements.lock, with hashes
 	$(BIN)/python -m pip install --quiet uv
 	{ sed -n '/^#/p' requirements.lock; $(BIN)/python -m pip freeze --all --exclude-editable | grep -v -E '^(torch|uv|pip)==' \
 		| $(BIN)/uv pip compile --quiet --generate-hashes --no-deps --no-annotate --no-header -; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
-clean:          ## remove what the targets made
+clean:          ## remove everything that the targets create
 	rm -rf $(VENV) dist build web/node_modules glassformer/web_dist .pytest_cache .ruff_cache .hypothesis

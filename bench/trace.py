@@ -66,11 +66,11 @@ def main() -> None:
         left[side] = [*out.hidden_states, *out.attentions, *kept, out.logits]
 
     def traced(side: str, layers: range, read: tuple[str, ...]) -> None:
-        t = lm.trace(text, read=read)
+        t = lm.trace(text, capture=read)
         found = [t[f"blocks.{i}.resid_post"].tensor for i in range(n)]
         found += [t[f"blocks.{i}.attn.probs"].tensor for i in layers]
         found += [t["final.logits"].tensor] if "final.logits" in read else []
-        left[side] = [*found, *t.kept.tensors.values()]
+        left[side] = [*found, *t.captured.tensors.values()]
 
     one = range(LAYER, LAYER + 1)
     sides = {

@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from glassformer.text.files.load import load_tokenizer
     from glassformer.text.tokenizer import Tokenizer
     from glassformer.text.train import train_tokenizer
-    from glassformer.training.config import TrainConfig
+    from glassformer.training.config import LanguageModelTaskConfig, Seq2SeqTaskConfig, TrainConfig
     from glassformer.training.run.train import train
 
 _HOME = {
     "Embedder": "models.embedder",
     "LanguageModel": "models.language_model",
+    "LanguageModelTaskConfig": "training.config",
     "ModelConfig": "config",
     "PRESETS": "families.common.shape",
+    "Seq2SeqTaskConfig": "training.config",
     "ShapeConfig": "families.common.shape",
     "Tokenizer": "text.tokenizer",
     "TrainConfig": "training.config",
@@ -44,7 +46,9 @@ __all__ = [
     "PRESETS",
     "Embedder",
     "LanguageModel",
+    "LanguageModelTaskConfig",
     "ModelConfig",
+    "Seq2SeqTaskConfig",
     "ShapeConfig",
     "Tokenizer",
     "TrainConfig",

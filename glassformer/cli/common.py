@@ -86,7 +86,8 @@ def _open(load: Callable[..., Any], model: str, machine: Machine, ignore_keys: t
     if not quiet:
         packaged = model in PACKAGED and not os.path.exists(model)
         dtype, device = str(found.dtype).removeprefix("torch."), found.device
-        where = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+        threads = torch.get_num_threads()
+        where = f"{device.type}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else str(device)
         label = f", {PACKAGED[model]}" if packaged else ""
         name = model if packaged else found.path
         say(f"{name}: {found.n_parameters / 1e6:.2f}M parameters, {dtype} on {where}{label}")

@@ -46,14 +46,14 @@ def show(
     from glassformer.families.common.config_json import to_json
     from glassformer.formats.checkpoint import open_checkpoint
     from glassformer.formats.find import find_model, tokenizer_of
-    from glassformer.formats.load import account, parameters_of
+    from glassformer.formats.load import account, meta_parameters
     from glassformer.formats.sentence_transformers import MODULES, read_pooling
     from glassformer.kernels.describe import describe
     from glassformer.kernels.placement import choose_placement
 
     found = find_model(model, offline=offline)
     checkpoint = open_checkpoint(found, ignore_key)
-    parameters = parameters_of(checkpoint.config)
+    parameters = meta_parameters(checkpoint.config)
     read = {name for _, name in account(checkpoint, parameters)}
     parts: Counter[str] = Counter()
     for name, p in parameters.items():

@@ -35,6 +35,8 @@ class LineReporter(Reporter):
             f"{info.held_out_tokens:,} held out; measured matrix rate {info.matrix_rate / 1e9:.0f} GFLOP/s"
         )
         self.on_plan(info.plan)
+        if info.plan.steps and info.step >= info.plan.steps:
+            say(f"the run is complete after {info.step} steps: resume it with a larger budget to continue")
 
     def on_plan(self, plan: Plan) -> None:
         self.steps = plan.steps

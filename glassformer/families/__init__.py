@@ -70,7 +70,7 @@ def family_of(config: AnyConfig) -> Family:
 
 
 def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) -> AnyConfig:
-    """Convert config.json to a configuration. ConfigError: lists the keys that are not understood."""
+    """Convert config.json to a configuration. ConfigError: lists the unknown keys."""
     fields = ConfigFields(raw, source, ignore)
     with fields.naming_source():
         config = find_family(fields.take("model_type", None)).read(fields)
@@ -82,7 +82,7 @@ def write_config(config: AnyConfig, names: Collection[str] = ()) -> dict[str, An
     """Convert a configuration to config.json.
 
     Args:
-        names: of the stored tensors, which tell the heads of an encoder.
+        names: the names of the stored tensors, from which the heads of an encoder are detected.
 
     Raises:
         ConfigError: the family's config.json cannot describe the configuration.

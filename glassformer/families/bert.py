@@ -1,8 +1,8 @@
 """BERT (Devlin et al. 2019) and MiniLM: an encoder with learned positions, token types and post-norms.
 
-The tensors of a checkpoint, not its config.json, tell which heads it has. The pooler and the heads for masked language
-modelling and next-sentence prediction are supported; a classifier is rejected. An untied head raises ConfigError: no
-published model has one.
+The heads of a checkpoint are detected from its tensors, not from its config.json. The pooler and the heads for masked
+language modelling and next-sentence prediction are supported; a classifier is rejected. An untied head raises
+ConfigError: no published model has one.
 """
 
 from __future__ import annotations

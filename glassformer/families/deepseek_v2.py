@@ -94,21 +94,21 @@ def expert_layers(n_layers: int, first: int, every: int) -> tuple[bool, ...]:
 
 
 def read_attention(raw: ConfigFields, context: int) -> AttentionConfig:
-    n_heads, still, turned = (
+    n_heads, nope_dim, rope_dim = (
         raw.size("num_attention_heads"), raw.size("qk_nope_head_dim", 128), raw.size("qk_rope_head_dim", 64)
     )  # fmt: skip
     raw.expect("num_key_value_heads", n_heads, None)
-    raw.expect("head_dim", turned, None)
-    raw.expect("qk_head_dim", turned + still)
-    rope, bias = read_rope(raw, turned, context), raw.flag("attention_bias", False)
+    raw.expect("head_dim", rope_dim, None)
+    raw.expect("qk_head_dim", rope_dim + nope_dim)
+    rope, bias = read_rope(raw, rope_dim, context), raw.flag("attention_bias", False)
     return AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=n_heads,
-        head_dim=turned + still,
-        scale=read_scale(raw, rope, turned + still),
+        head_dim=rope_dim + nope_dim,
+        scale=read_scale(raw, rope, rope_dim + nope_dim),
         bias=bias,
         out_bias=bias,
-        rope=replace(rope, dim=turned),
+        rope=replace(rope, dim=rope_dim),
         latent=LatentConfig(
             rank=raw.size("kv_lora_rank", 512),
             v_dim=raw.size("v_head_dim", 128),
@@ -153,13 +153,13 @@ def write_stack(config: ModelConfig) -> dict[str, Any]:
     attention, latent, rope = layer.attention, layer.attention.latent, layer.attention.rope
     if latent is None or rope is None:
         raise ConfigError(f"a model of family {config.family!r} has latent attention, got {attention}")
-    turned = attention.cached_per_token - latent.rank
+    rope_dim = attention.cached_per_token - latent.rank
     first, every = expert_pattern(tuple(layer.experts is not None for layer in config.layers))
     return raw | {
         "q_lora_rank": latent.q_rank,
         "kv_lora_rank": latent.rank,
-        "qk_nope_head_dim": attention.head_dim - turned,
-        "qk_rope_head_dim": turned,
+        "qk_nope_head_dim": attention.head_dim - rope_dim,
+        "qk_rope_head_dim": rope_dim,
         "v_head_dim": latent.v_dim,
         "rope_parameters": {
             "rope_theta": rope.theta,
@@ -178,7 +178,7 @@ def write_stack(config: ModelConfig) -> dict[str, Any]:
 
 
 def expert_pattern(has: tuple[bool, ...]) -> tuple[int, int]:
-    """Return `first_k_dense_replace` and `moe_layer_freq`; `has` tells which layers have experts."""
+    """Return `first_k_dense_replace` and `moe_layer_freq`; `has` states which layers have experts."""
     first, n = has.index(True), len(has)
     return next(((first, every) for every in range(1, n + 1) if expert_layers(n, first, every) == has), (first, 1))
 

@@ -41,7 +41,7 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 
 def check_quantization(raw: ConfigFields) -> None:
-    """Check that weights are not quantized, or FP8 in blocks of 128 x 128; the tensor names tell which."""
+    """Check that weights are not quantized, or FP8 in blocks of 128 x 128; the tensor names determine which."""
     packed = raw.take("quantization_config", None)
     if packed is None:
         return

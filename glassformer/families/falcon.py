@@ -36,11 +36,11 @@ def read(raw: ConfigFields) -> ModelConfig:
         raw.expect(name, False)
     raw.expect("num_ln_in_parallel_attn", None, 1)
     bias, parallel = raw.flag("bias", False), raw.flag("parallel_attn", True)
-    one = raw.flag("multi_query", True)
-    raw.expect("num_kv_heads", None, n_heads, *([1] if one else []))  # multi_query tells it
+    multi_query = raw.flag("multi_query", True)
+    raw.expect("num_kv_heads", None, n_heads, *([1] if multi_query else []))  # multi_query determines it
     attention = AttentionConfig(
         n_heads=n_heads,
-        n_kv_heads=1 if one else n_heads,
+        n_kv_heads=1 if multi_query else n_heads,
         head_dim=head_dim,
         bias=bias,
         out_bias=bias,

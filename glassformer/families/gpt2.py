@@ -1,4 +1,4 @@
-"""GPT-2: LayerNorm, learned positions, biases, plain feed-forward, tied head. config.json says `GPT2LMHeadModel`.
+"""GPT-2: LayerNorm, learned positions, biases, plain feed-forward, tied head.
 
 Checkpoints store linear weights transposed, [in, out], and q, k, v as one tensor.
 """

@@ -47,7 +47,7 @@ def read(raw: ConfigFields) -> ModelConfig:
         sinks=True,
     )
     check_quantization(raw)
-    raw.expect("hidden_act", "silu")  # files state silu, but the model computes this:
+    raw.expect("hidden_act", "silu")  # files state silu, but the model computes quick_gelu
     raw.expect("swiglu_alpha", 1.702)
     limit = raw.number("swiglu_limit", 7.0)
     mlp = MLPConfig(raw.size("intermediate_size"), "quick_gelu", bias=True, limit=limit, up_plus_one=True)

@@ -1,4 +1,4 @@
-"""Llama: RMSNorm, rotary positions, grouped queries, gated feed-forward. config.json says `LlamaForCausalLM`."""
+"""Llama: RMSNorm, rotary positions, grouped queries, gated feed-forward."""
 
 from __future__ import annotations
 
@@ -79,5 +79,5 @@ def shape(s: ShapeConfig) -> ModelConfig:
     return ModelConfig("llama", s.vocab_size, s.d_model, s.context, (layer,) * s.n_layers, tied_head=s.tied_head)
 
 
-BUFFERS = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)  # early files have them
+BUFFERS = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)  # in early files
 FAMILY = Family("llama", "LlamaForCausalLM", read, write, shape, RULES, ignored=BUFFERS)

@@ -15,15 +15,17 @@ from glassformer.families.common.family import ConfigFields, Family, TensorRule,
 
 
 def read(raw: ConfigFields) -> ModelConfig:
-    apart = not raw.flag("share_encoder_decoder_embeddings", True)
-    config = bart.read_stacks(raw, "marian", "gelu", "sinusoidal halves", embed_norm=False, separate_embeddings=apart)
-    if apart:
+    separate = not raw.flag("share_encoder_decoder_embeddings", True)
+    config = bart.read_stacks(
+        raw, "marian", "gelu", "sinusoidal halves", embed_norm=False, separate_embeddings=separate
+    )
+    if separate:
         return replace(config, vocab_size=raw.size("decoder_vocab_size", config.vocab_size))
-    written = raw.take("decoder_vocab_size", None)
-    if written not in (None, config.vocab_size):
+    decoder_vocab_size = raw.take("decoder_vocab_size", None)
+    if decoder_vocab_size not in (None, config.vocab_size):
         raise ConfigError(
             f"{raw.source}: decoder_vocab_size must be vocab_size, {config.vocab_size}, where the embedding is shared, "
-            f"got {written!r}"
+            f"got {decoder_vocab_size!r}"
         )
     return config
 

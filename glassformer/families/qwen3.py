@@ -1,4 +1,4 @@
-"""Qwen3: Llama's block with a norm on every head's queries and keys. config.json says `Qwen3ForCausalLM`."""
+"""Qwen3: Llama with query and key norms per head, and an optional window in the upper layers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Our own encoder-decoders, a Transformer and a recurrent one.
+"""Glassformer's own encoder-decoders: a Transformer and a recurrent one.
 
-config.json holds the configuration as it is, and tensors have our parameter names.
+config.json holds the serialized configuration, and tensors have our parameter names.
 `model_type` is "pair" (Vaswani et al. 2017) or "recurrent_pair" (Bahdanau et al. 2015).
 """
 

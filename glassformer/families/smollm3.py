@@ -28,13 +28,13 @@ def read(raw: ConfigFields) -> ModelConfig:
     )
     activation = raw.activation("hidden_act", "silu")
     mlp = MLPConfig(raw.size("intermediate_size"), activation, bias=raw.flag("mlp_bias", False))
-    turning = read_rope_layers(raw, n_layers)
+    rotary = read_rope_layers(raw, n_layers)
     window = raw.optional("sliding_window") if raw.flag("use_sliding_window", False) else None
     raw.take("sliding_window", None)
-    windows = raw.layer_windows(n_layers, window, [not turns for turns in turning])
+    windows = raw.layer_windows(n_layers, window, [not rotates for rotates in rotary])
     attentions = [
-        replace(attention, rope=attention.rope if turns else None, window=window)
-        for turns, window in zip(turning, windows, strict=True)
+        replace(attention, rope=attention.rope if rotates else None, window=window)
+        for rotates, window in zip(rotary, windows, strict=True)
     ]
     return ModelConfig(
         family="smollm3",

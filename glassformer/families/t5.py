@@ -1,8 +1,8 @@
 """T5 and Flan-T5: relative position biases of the scores, shared by a side's layers (Raffel et al. 2020).
 
-RMSNorm, no biases, unscaled scores. The input of a tied head is scaled by d_model^-0.5; an untied head (T5 1.1,
-Flan-T5, with gated feed-forward layers) is not. The model has no maximum length: `n_positions`, or else 512, is used
-as context length on both sides.
+RMSNorm, no biases, unscaled scores. The input of a tied head is scaled by d_model^-0.5; that of an untied head (T5 1.1,
+Flan-T5, with gated feed-forward layers) is not. The model has no maximum length: `n_positions`, or else 512, is used as
+context length on both sides.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def rules(config: ModelConfig) -> tuple[TensorRule, ...]:
         rule("shared.weight", "embed.weight"),
         *stack_rules("encoder", "encoder.", False, gated),
         *stack_rules("decoder", "", True, gated),
-        rule("lm_head.weight", "head.weight", fallback="shared.weight"),  # newer programs write T5 1.1 with one table
+        rule("lm_head.weight", "head.weight", fallback="shared.weight"),  # newer files of T5 1.1 have one table
     )
 
 
@@ -67,18 +67,18 @@ def read(raw: ConfigFields) -> ModelConfig:
     raw.expect("is_encoder_decoder", True)
     tied = raw.flag("tie_word_embeddings", True)
     tied = raw.flag("scale_decoder_outputs", tied) and tied  # some files state tied embeddings for every model
-    seeing = AttentionConfig(n_heads, n_heads, raw.size("d_kv", 64), scale=1.0, causal=False)
+    attention = AttentionConfig(n_heads, n_heads, raw.size("d_kv", 64), scale=1.0, causal=False)
     mlp = read_mlp(raw)
-    reading = LayerConfig(seeing, mlp, norm)
-    writing = LayerConfig(replace(seeing, causal=True), mlp, norm, cross=seeing)
+    encoder_layer = LayerConfig(attention, mlp, norm)
+    decoder_layer = LayerConfig(replace(attention, causal=True), mlp, norm, cross=attention)
     n_layers, vocab_size = raw.size("num_layers", 6), raw.size("vocab_size")
-    encoder = EncoderConfig(vocab_size, d_model, context, (reading,) * n_layers, norm, relative=relative)
+    encoder = EncoderConfig(vocab_size, d_model, context, (encoder_layer,) * n_layers, norm, relative=relative)
     return ModelConfig(
         family="t5",
         vocab_size=vocab_size,
         d_model=d_model,
         context_length=context,
-        layers=(writing,) * raw.size("num_decoder_layers", n_layers),
+        layers=(decoder_layer,) * raw.size("num_decoder_layers", n_layers),
         final_norm=norm,
         tied_head=tied,
         relative=relative,
@@ -90,12 +90,12 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 def read_mlp(raw: ConfigFields) -> MLPConfig:
     """Read the MLP. `feed_forward_proj` is [gated-]activation; "gated-gelu" means the tanh approximation."""
-    told = raw.take("feed_forward_proj", "relu")
-    gated = isinstance(told, str) and told.startswith("gated-")
-    name = "gelu_new" if told == "gated-gelu" else str(told).removeprefix("gated-")
-    if not isinstance(told, str) or name not in ACTIVATIONS:
+    projection = raw.take("feed_forward_proj", "relu")
+    gated = isinstance(projection, str) and projection.startswith("gated-")
+    name = "gelu_new" if projection == "gated-gelu" else str(projection).removeprefix("gated-")
+    if not isinstance(projection, str) or name not in ACTIVATIONS:
         allowed = ", ".join(ACTIVATIONS)
-        raise ConfigError(f"{raw.source}: feed_forward_proj = {told!r} is not supported, only [gated-]{allowed}")
+        raise ConfigError(f"{raw.source}: feed_forward_proj = {projection!r} is not supported, only [gated-]{allowed}")
     raw.expect("is_gated_act", gated)
     raw.expect("dense_act_fn", name)
     return MLPConfig(raw.size("d_ff", 2048), ACTIVATIONS[name], gated)

@@ -1,6 +1,6 @@
 """Models on disk: open a checkpoint, load its weights, save a model.
 
-checkpoint = open_checkpoint(find_model("owner/name"))     # reads the configuration and the tensors' names
+checkpoint = open_checkpoint(find_model("owner/name"))     # reads the configuration and the tensor names
 checkpoint.kind                                            # "decoder", "encoder-decoder", "recurrent" or "encoder"
 model, tokenizer = load_model(checkpoint), checkpoint.tokenizer()
 """

@@ -1,4 +1,4 @@
-"""Open a checkpoint: read its configuration and tensor names, and no weights yet."""
+"""Open a checkpoint: read its configuration and tensor names, but no weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAX_UNCHECKED_LAYERS = 1000  # layers and experts that a config may describe wit
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint; `open_checkpoint` makes it.
+    """An opened checkpoint, created by `open_checkpoint`.
 
     Attributes:
         path: the folder or file that was opened.
@@ -137,9 +137,9 @@ def _check_files(paths: list[Path]) -> None:
 
 
 def _check_size(config: AnyConfig, reader: TensorReader, path: Path) -> None:
-    """Reject a configuration of far more layers or experts than the weights can fill.
+    """Reject a configuration with far more layers or experts than the weights can fill.
 
-    Without this check a damaged config.json would make us build millions of modules to list what is missing.
+    Without this check a damaged config.json could cause millions of modules to be built before loading fails.
     """
     if isinstance(config, RecurrentConfig):
         return

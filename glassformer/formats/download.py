@@ -14,8 +14,8 @@ from pathlib import Path
 
 from glassformer.errors import CheckpointError
 
-LARGE = 10_000_000  # bytes: the library downloads smaller files
-MOST = 50_000_000_000  # and larger ones, which plain HTTP does not serve
+MIN_SIZE = 10_000_000  # bytes: the library downloads smaller files
+MAX_SIZE = 50_000_000_000  # bytes: the library downloads larger files, which plain HTTP does not serve
 
 
 def download_resumable(repo: str, commit: str, files: Sequence[str]) -> None:
@@ -32,12 +32,12 @@ def download_resumable(repo: str, commit: str, files: Sequence[str]) -> None:
     for name in files:
         url = hf_hub_url(repo, name, revision=commit)
         found = get_hf_file_metadata(url)
-        if found.etag is None or found.size is None or not LARGE <= found.size <= MOST:
+        if found.etag is None or found.size is None or not MIN_SIZE <= found.size <= MAX_SIZE:
             continue
-        whole, part = blobs / found.etag, blobs / f"{found.etag}.part"
+        complete, part = blobs / found.etag, blobs / f"{found.etag}.part"
         blobs.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(blobs / f"{found.etag}.part.lock"):
-            if whole.exists():
+            if complete.exists():
                 continue
             with part.open("ab") as file:
                 http_get(
@@ -49,7 +49,7 @@ def download_resumable(repo: str, commit: str, files: Sequence[str]) -> None:
                     displayed_filename=name,
                 )
             verify_download(part, name, found.etag, found.size)
-            os.replace(part, whole)
+            os.replace(part, complete)
 
 
 def verify_download(part: Path, name: str, etag: str, size: int) -> None:

@@ -26,7 +26,7 @@ def find_model(path: str | Path, *, offline: bool = False) -> Path:
     A run folder means its best checkpoint. A folder whose only weights are one GGUF model means its first shard.
 
     Raises:
-        CheckpointError: nothing is found, or it cannot be read.
+        CheckpointError: no model is found, or it cannot be read.
     """
     try:
         return _find(path, offline)
@@ -84,8 +84,8 @@ def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Toke
     if metadata:
         from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
 
-        none = metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab")
-        return None if none else tokenizer_from_gguf(metadata)
+        no_tokenizer = metadata.get("tokenizer.ggml.model") in (None, "none", "no_vocab")
+        return None if no_tokenizer else tokenizer_from_gguf(metadata)
     folder = found.parent if found.is_file() else found
     return load_tokenizer(folder) if find_tokenizer(folder) else None
 
@@ -93,21 +93,23 @@ def tokenizer_of(found: Path, metadata: Mapping[str, Any] | None = None) -> Toke
 def end_token_ids(found: Path, metadata: Mapping[str, Any] | None = None) -> list[int]:
     """Return the ids of the tokens that end a text.
 
-    They are read from generation_config.json, or else config.json; or from a GGUF file, or an original format.
+    Their source is generation_config.json, or else config.json; for GGUF files and original formats, their metadata.
     """
     metadata = gguf_metadata(found) if metadata is None else metadata
     if metadata:
         named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
         return [index for index in named if isinstance(index, int)]
     folder = found.parent if found.is_file() else found
-    if (one := find_original(found)) is not None:
-        return one.end_token_ids(read_json(folder / one.settings)) if one.settings else []
+    if (layout := find_original(found)) is not None:
+        return layout.end_token_ids(read_json(folder / layout.settings)) if layout.settings else []
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
             ends = read_json(folder / name).get("eos_token_id")
             if ends is not None:
                 ends = ends if isinstance(ends, list) else [ends]
                 if not all(type(index) is int and index >= 0 for index in ends):
-                    raise CheckpointError(f"{folder / name}: eos_token_id must be token ids, got {ends}")
+                    raise CheckpointError(
+                        f"{folder / name}: eos_token_id must be a token id or a list of token ids, got {ends}"
+                    )
                 return ends
     return []

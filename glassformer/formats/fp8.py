@@ -20,7 +20,7 @@ TYPE, SCALE_SUFFIX = "F8_E4M3", "_scale_inv"
 
 
 def decode(values: Tensor, scales: Float[Tensor, "P Q"]) -> Float[Tensor, "O I"]:
-    """Return a matrix in float32. The last block of a row or column may be smaller."""
+    """Return a matrix in float32. The last block along each axis may be smaller."""
     rows = scales.float().repeat_interleave(BLOCK, 0)[: values.shape[0]]
     return values.float() * rows.repeat_interleave(BLOCK, 1)[:, : values.shape[1]]
 
@@ -35,12 +35,12 @@ class Fp8Tensor(TensorFile):
     def __init__(self, values: TensorFile, name: str, scales: TensorFile, scales_name: str):
         self.path, self.names = values.path, {name: scales_name}
         self.fp8_values, self.scales = values, scales
-        shape, found = values.shape(name), scales.shape(scales_name)
+        shape, scales_shape = values.shape(name), scales.shape(scales_name)
         blocks = tuple(-(-size // BLOCK) for size in shape)
-        if len(shape) != 2 or found != blocks:
+        if len(shape) != 2 or scales_shape != blocks:
             raise CheckpointError(
                 f"{self.path}: {scales_name} must hold a scale for each block of {BLOCK} x {BLOCK} of {name} "
-                f"{list(shape)}, so {list(blocks)}, got {list(found)}"
+                f"{list(shape)}, so {list(blocks)}, got {list(scales_shape)}"
             )
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -11,11 +11,11 @@ from glassformer.formats.reader import read_json
 
 GENERATION_CONFIG = "generation_config.json"
 CONFIG_TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-SPECIAL = (
+SPECIAL_KEYS = (
     *CONFIG_TOKEN_KEYS, "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "min_length",
     "no_repeat_ngram_size",
 )  # fmt: skip
-CARRIED = ("max_length", "num_beams", "length_penalty", "early_stopping")
+GENERATION_KEYS = ("max_length", "num_beams", "length_penalty", "early_stopping")
 
 
 def read_generation_config(found: Path, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -30,10 +30,10 @@ def read_generation_config(found: Path, metadata: Mapping[str, Any] | None = Non
     folder = found.parent if found.is_file() else found
     generation = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).exists() else {}
     older = read_json(folder / "config.json")
-    told = {name: older[name] for name in (*SPECIAL, *CARRIED) if name in older} | generation
-    if older.get("force_bos_token_to_be_generated") and told.get("forced_bos_token_id") is None:  # an older spelling
-        told["forced_bos_token_id"] = told.get("bos_token_id")
-    return {name: value for name, value in told.items() if value is not None}
+    settings = {name: older[name] for name in (*SPECIAL_KEYS, *GENERATION_KEYS) if name in older} | generation
+    if older.get("force_bos_token_to_be_generated") and settings.get("forced_bos_token_id") is None:  # the older key
+        settings["forced_bos_token_id"] = settings.get("bos_token_id")
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def token_id(special: Mapping[str, Any], name: str, source: str) -> int | None:

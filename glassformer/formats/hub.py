@@ -15,17 +15,10 @@ from glassformer.formats.download import download_resumable
 from glassformer.formats.gguf.shards import group_shards
 
 NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-SIDE_FILES = (
-    ".json",
-    ".jinja",
-    ".model",
-    ".txt",
-    ".tiktoken",
-)  # what lies beside the weights: config, tokenizer, template
+SIDE_FILES = (".json", ".jinja", ".model", ".txt", ".tiktoken")  # configuration, tokenizer and chat template
 LARGE = (".safetensors", ".bin", ".pth", ".gguf")
-SUBFOLDER_FILES = re.compile(
-    r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)"
-)  # and in folders of its own
+# Modules of sentence-transformers.
+SUBFOLDER_FILES = re.compile(r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)")
 
 
 def is_hub_name(name: str) -> bool:
@@ -39,13 +32,13 @@ def fetch(name: str, *, offline: bool = False) -> Path:
     If the hub cannot be reached, the cached version is used.
 
     Raises:
-        CheckpointError: there is no such model, or it is not in the cache.
+        CheckpointError: the model does not exist, or is not in the cache.
     """
     import huggingface_hub as hub
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     match = NAME.fullmatch(name)
-    assert match is not None, f"{name} is no name on the hub"
+    assert match is not None, f"{name} is not a model name of the hub"
     repo, revision = match["repo"], match["revision"]
     wanted, commit, why = None, None, "offline"
     if not (offline or hub.is_offline_mode()):
@@ -58,7 +51,7 @@ def fetch(name: str, *, offline: bool = False) -> Path:
             if error.response.status_code < 500 or isinstance(error, RepositoryNotFoundError):
                 raise CheckpointError(f"{name} cannot be downloaded from the hub: {_reason(error, revision)}") from None
             why = f"the hub cannot be reached ({_first_line(error)})"
-        except Exception as error:  # whatever the network does
+        except Exception as error:  # network failures have many types
             why = f"the hub cannot be reached ({_first_line(error)})"
     cached = wanted is None  # missing files are reported when the model is opened
     try:
@@ -79,17 +72,19 @@ def fetch(name: str, *, offline: bool = False) -> Path:
 def choose_files(files: list[str], name: str) -> list[str]:
     """Choose the files to download: one kind of weights, and the configuration and tokenizer files."""
     top = [file for file in files if "/" not in file]
-    beside = [file for file in top if file.endswith(SIDE_FILES) and not file.endswith(".index.json")]
-    inside = [file for file in files if SUBFOLDER_FILES.fullmatch(file)]
-    twice = {f"{file.rpartition('/')[0]}/pytorch_model.bin" for file in inside if file.endswith(".safetensors")}
-    beside += [file for file in inside if file not in twice]
+    side_files = [file for file in top if file.endswith(SIDE_FILES) and not file.endswith(".index.json")]
+    subfolder_files = [file for file in files if SUBFOLDER_FILES.fullmatch(file)]
+    redundant = {
+        f"{file.rpartition('/')[0]}/pytorch_model.bin" for file in subfolder_files if file.endswith(".safetensors")
+    }
+    side_files += [file for file in subfolder_files if file not in redundant]
     for start, end in (("model", ".safetensors"), ("pytorch_model", ".bin"), (r"consolidated(\.\d+)?", ".pth")):
         found = [file for file in top if re.fullmatch(rf"{start}(-\d+-of-\d+)?{re.escape(end)}(\.index\.json)?", file)]
         if found:
-            return beside + found
+            return side_files + found
     ggufs = group_shards(file for file in top if file.endswith(".gguf"))
     if len(ggufs) == 1:
-        return beside + [file for files in ggufs.values() for file in files]
+        return side_files + [file for files in ggufs.values() for file in files]
     if ggufs:
         raise CheckpointError(f"{name} has several GGUF files: download the one you want ({', '.join(sorted(ggufs))})")
     raise CheckpointError(f"{name} has no supported weights: model.safetensors, pytorch_model.bin or GGUF")
@@ -101,13 +96,13 @@ def _reason(error: Any, revision: str | None) -> str:
 
     status, path = error.response.status_code, error.response.url.path
     if isinstance(error, GatedRepoError):
-        return f"its authors give access on request: ask for it on its page, then set HF_TOKEN ({status})"
+        return f"access to it must be requested on its page; then set HF_TOKEN ({status})"
     if isinstance(error, RevisionNotFoundError):
         return f"it has no revision {revision!r} ({status})"
     if isinstance(error, EntryNotFoundError):
-        return f"{path} is not there ({status})"
+        return f"{path} does not exist ({status})"
     if status in (401, 404):
-        return f"there is no such model, or it is private and HF_TOKEN must be set ({status})"
+        return f"it does not exist, or it is private and HF_TOKEN must be set ({status})"
     return f"the hub denies access: check HF_TOKEN ({status})" if status == 403 else _first_line(error)
 
 

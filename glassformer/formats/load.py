@@ -38,14 +38,14 @@ def load_model(
     copy: bool = False,
     ignore_keys: tuple[str, ...] = (),
 ) -> AnyModel:
-    """Load the model of a checkpoint, whatever its kind.
+    """Load the model of a checkpoint of any kind.
 
     Args:
         source: an opened checkpoint, or the path of one.
         device: where the parameters are stored.
         dtype: the dtype of the parameters; None keeps each tensor's own, and decodes quantized ones to float32.
         copy: give every parameter its own aligned storage, as training needs. By default tensors that need no
-            conversion stay memory-mapped. Neither way takes more memory than the weights.
+            conversion stay memory-mapped. Either way the peak memory is that of the weights.
         ignore_keys: see `open_checkpoint`; only for a path.
 
     Raises:
@@ -121,13 +121,13 @@ def _assign(model: torch.nn.Module, name: str, value: Tensor) -> None:
     setattr(model.get_submodule(path), last, torch.nn.Parameter(value, requires_grad=value.is_floating_point()))
 
 
-def parameters_of(config: AnyConfig) -> dict[str, Tensor]:
+def meta_parameters(config: AnyConfig) -> dict[str, Tensor]:
     """Return a model's parameters by name, on the meta device: shapes only."""
     return dict(empty_model(config).named_parameters())
 
 
 def empty_model(config: AnyConfig) -> AnyModel:
-    """Make a model on the meta device."""
+    """Create a model on the meta device."""
     with torch.device("meta"), _SkipInit():
         if isinstance(config, RecurrentConfig):
             return RecurrentEncoderDecoder(config)

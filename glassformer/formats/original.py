@@ -1,4 +1,4 @@
-"""Find and open checkpoints without a config.json, as the programs that trained them write them.
+"""Find and open checkpoints without a config.json, in the formats of the programs that trained them.
 
 `families/common/original.py` describes the formats.
 """

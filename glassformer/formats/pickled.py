@@ -1,4 +1,4 @@
-"""Files of `torch.save`, opened memory-mapped and with `weights_only`: no code in them is ever run."""
+"""Files of `torch.save`, opened memory-mapped and with `weights_only`, so that no code in them is run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PickledFile(TensorFile):
     """One file of `torch.save` that holds tensors by name.
 
     Args:
-        content: the tensors by name, if the file holds them inside something else.
+        content: the tensors by name, if they are only a part of the file's content.
 
     Raises:
         CheckpointError: the file is damaged, or holds anything but tensors.

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint by name, whatever its files are: memory-mapped, and read only on request."""
+"""Tensors of a checkpoint by name, from files of any format: memory-mapped, or read on demand."""
 
 from __future__ import annotations
 
@@ -168,12 +168,12 @@ class TensorReader(Mapping[str, Tensor]):
         if offset is None:
             target.copy_(file[name])
             return
-        space: Any = target.view(-1).view(torch.uint8).numpy()
+        destination: Any = target.view(-1).view(torch.uint8).numpy()
         with file.path.open("rb", buffering=0) as raw:
             raw.seek(offset)
             done = 0
-            while done < len(space):
-                n = raw.readinto(space[done : done + READ_BYTES])
+            while done < len(destination):
+                n = raw.readinto(destination[done : done + READ_BYTES])
                 if not n:
                     raise CheckpointError(f"{file.path} became shorter while it was read")
                 done += n

@@ -1,10 +1,10 @@
 """Read and write the pooling of a `sentence-transformers` folder: how states become one vector.
 
-modules.json                        which modules there are, in order, and the folder of each
-sentence_bert_config.json           of the transformer: max_seq_length, do_lower_case
-1_Pooling/config.json               which pools
+modules.json                        the modules, in order, and the folder of each
+sentence_bert_config.json           settings of the transformer: max_seq_length, do_lower_case
+1_Pooling/config.json               the kinds of pooling
 2_Dense/config.json, weights        a dense layer
-config_sentence_transformers.json   prompts, what vectors are compared by
+config_sentence_transformers.json   prompts, similarity measure
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from glassformer.formats.weight_files import open_weights, weight_files
 from glassformer.nn.pooling import Dense, Sentence
 
 MODULES, OVERALL = "modules.json", "config_sentence_transformers.json"
-TRANSFORMER = re.compile(r"sentence_[\w-]+_config\.json")  # sentence_bert_config.json; older ones by the model's type
-TYPES = "sentence_transformers.models."  # which every version of the library understands
+TRANSFORMER = re.compile(
+    r"sentence_[\w-]+_config\.json"
+)  # sentence_bert_config.json; older files are named after the model type
+TYPES = "sentence_transformers.models."  # understood by every version of the library
 POOL_FLAGS: dict[str, Pool] = {  # the key of each pool, in the order of concatenation
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -84,9 +86,9 @@ def read_pooling(folder: Path, d_model: int) -> Sentence:
         pools=pools, after=tuple(after), with_prompt=with_prompt, **_transformer(modules[0][1]), **_overall(folder)
     )
     with torch.device("meta"):
-        made = Sentence(config)
-    made.load_state_dict(weights, assign=True)
-    return made.requires_grad_(False).eval()
+        sentence = Sentence(config)
+    sentence.load_state_dict(weights, assign=True)
+    return sentence.requires_grad_(False).eval()
 
 
 def write_pooling(sentence: Sentence, folder: Path, d_model: int) -> None:
@@ -95,7 +97,7 @@ def write_pooling(sentence: Sentence, folder: Path, d_model: int) -> None:
     flags = {flag: pool in config.pools for flag, pool in POOL_FLAGS.items()}
     pooling = {"word_embedding_dimension": d_model, **flags, "include_prompt": config.with_prompt}
     if config.pools != tuple(pool for pool in POOL_FLAGS.values() if pool in config.pools):
-        pooling["pooling_mode"] = list(config.pools)  # in an order of their own
+        pooling["pooling_mode"] = list(config.pools)  # in another order than that of the flags
     files: dict[str, Any] = {"1_Pooling/config.json": pooling}
     for i, (one, module) in enumerate(zip(config.after, sentence.after, strict=True), 2):
         if isinstance(one, DenseConfig):
@@ -171,7 +173,7 @@ def _pooling(path: Path, d_model: int) -> tuple[tuple[Pool, ...], bool]:
     raw = ConfigFields(read_json(path), str(path))
     size = raw.size("embedding_dimension", raw.size("word_embedding_dimension", d_model))
     if size != d_model:
-        raise CheckpointError(f"{path}: pooling needs a width of {size}, but the model has {d_model}")
+        raise CheckpointError(f"{path}: the embedding dimension is {size}, but the model's is {d_model}")
     flagged = tuple(pool for flag, pool in POOL_FLAGS.items() if raw.flag(flag, False)) or ("mean",)
     named = raw.take("pooling_mode", flagged)
     pools: Any = tuple(named) if isinstance(named, list | tuple) else (named,)
@@ -194,9 +196,9 @@ def _dense(path: Path, width: int) -> DenseConfig:
     if size != width:
         raise CheckpointError(f"{path}: in_features is {size}, but the layer before has {width} outputs")
     squash: Any = ACTIVATIONS[name]
-    made = DenseConfig(size, raw.size("out_features"), raw.flag("bias", True), squash, raw.flag("use_residual", False))
+    dense = DenseConfig(size, raw.size("out_features"), raw.flag("bias", True), squash, raw.flag("use_residual", False))
     raw.close()
-    return made
+    return dense
 
 
 def _normalize(path: Path) -> None:

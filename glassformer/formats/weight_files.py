@@ -16,7 +16,7 @@ FILE_NAME = re.compile(r"(?!\.+$)[^/\\\0]+")  # a name without a folder
 
 
 def open_weights(path: Path) -> TensorFile:
-    """Open one file of weights, whose format its suffix tells.
+    """Open one weights file. The suffix determines its format.
 
     Raises:
         CheckpointError: the suffix is unknown, or the file is damaged.

@@ -89,7 +89,8 @@ class TextModel(ModelViews, ABC):
     def from_checkpoint(cls: type[M], checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -> M:
         """Load a model from an opened checkpoint; otherwise as `load`."""
         if checkpoint.kind not in cls.kinds:
-            raise CheckpointError(f"{checkpoint.path} is {DESCRIPTIONS[checkpoint.kind]}, not a {cls.__name__}")
+            kind = DESCRIPTIONS[checkpoint.kind]
+            raise CheckpointError(f"{cls.__name__} cannot load {checkpoint.path}, which is {kind}")
         stored, n_parameters = checkpoint.dtype, checkpoint.n_parameters
         placement = choose_placement(device, dtype, stored=stored, n_parameters=n_parameters)
         loaded = cls._load(checkpoint, placement)
@@ -137,7 +138,7 @@ class TextModel(ModelViews, ABC):
         text: TextOrIds,
         target: TextOrIds | None = None,
         *,
-        read: str | Sequence[str] = (),
+        capture: str | Sequence[str] = (),
         edit: Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
@@ -148,8 +149,8 @@ class TextModel(ModelViews, ABC):
         Args:
             text: a text or token ids.
             target: what the decoder generates from the text, for a model with a source; None generates it.
-            read: points, or patterns of them ("blocks.5.attn.*"), to record during the forward pass. All other values
-                are recomputed when they are requested.
+            capture: points, or patterns of them ("blocks.5.attn.*"), to record during the forward pass. All other
+                values are recomputed when they are requested.
             edit: changes to activations during the forward pass: see `inspect/edits/edit.py`.
             budget: the most bytes that the trace may hold.
             max_tokens: how many tokens to generate at most; a `LanguageModel` generates none by default.
@@ -166,7 +167,7 @@ class TextModel(ModelViews, ABC):
         self,
         texts: Sequence[TextOrIds],
         *,
-        read: str | Sequence[str],
+        capture: str | Sequence[str],
         batch_size: int = 16,
         progress: Progress | None = None,
     ) -> Iterator[ActivationBatch]:
@@ -174,7 +175,7 @@ class TextModel(ModelViews, ABC):
 
         Args:
             texts: texts or token ids.
-            read: points, or patterns of them, that have one value per token ("blocks.*.resid_post").
+            capture: points, or patterns of them, that have one value per token ("blocks.*.resid_post").
             batch_size: how many texts to process, and to hold in memory, at a time.
             progress: called with the number of texts that are done, and of all.
 
@@ -189,7 +190,7 @@ class TextModel(ModelViews, ABC):
         texts: Sequence[TextOrIds],
         folder: str | Path,
         *,
-        read: str | Sequence[str],
+        capture: str | Sequence[str],
         batch_size: int = 16,
         file_format: FileFormat = "safetensors",
         progress: Progress | None = None,
@@ -206,12 +207,12 @@ class TextModel(ModelViews, ABC):
         return save_activations(batches, [len(ids) for ids in sequences], folder, file_format)
 
     def _stream_activations(
-        self, sequences: list[list[int]], read: str | Sequence[str], batch_size: int, progress: Progress | None
+        self, sequences: list[list[int]], capture: str | Sequence[str], batch_size: int, progress: Progress | None
     ) -> Iterator[ActivationBatch]:
         if self.kind not in ("decoder", "encoder"):
             raise RequestError("an encoder-decoder has a source and a target: trace its texts one at a time")
         check_number("batch_size", batch_size, 1, 1 << 31)
-        names = token_points(self.config, patterns(read))
+        names = token_points(self.config, patterns(capture))
         logits = "final.logits" in names
 
         def forward(ids: Tensor, step: Step) -> None:
@@ -266,6 +267,6 @@ def token_ids(value: Any, name: str = "text") -> list[int]:
         raise RequestError(f"a {name} must be a text or token ids, got {value!r:.100}", param=name) from None
 
 
-def patterns(read: str | Sequence[str]) -> tuple[str, ...]:
+def patterns(capture: str | Sequence[str]) -> tuple[str, ...]:
     """Return one pattern, or several, as a tuple."""
-    return (read,) if isinstance(read, str) else tuple(read)
+    return (capture,) if isinstance(capture, str) else tuple(capture)

@@ -19,7 +19,7 @@ from glassformer.formats.save import GgufKind
 from glassformer.formats.sentence_transformers import write_pooling
 from glassformer.generate.request import check_ids
 from glassformer.generate.session import pad
-from glassformer.inspect.capture.reader import CapturingTap
+from glassformer.inspect.capture.capture import CapturingTap
 from glassformer.inspect.edits.apply import Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.present.traces import EmbedderTrace
@@ -222,7 +222,7 @@ class Embedder(TextModel):
         text: TextOrIds,
         target: TextOrIds | None = None,
         *,
-        read: str | Sequence[str] = (),
+        capture: str | Sequence[str] = (),
         edit: Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
@@ -237,7 +237,7 @@ class Embedder(TextModel):
         if before_forward is not None:
             before_forward()
         editor = self._editor(edit, len(ids))
-        return record_encoder(EmbedderTrace, self, self.model, ids, patterns(read), budget, editor)
+        return record_encoder(EmbedderTrace, self, self.model, ids, patterns(capture), budget, editor)
 
     @torch.inference_mode()
     def follows(self, first: str, second: str) -> float:

@@ -19,8 +19,8 @@ from glassformer.formats.save import SHARD, GgufKind
 from glassformer.generate.decode import decode, logprobs_of
 from glassformer.generate.request import FinishReason, GenerationRequest, TokenEvent, TopTokens, check_ids
 from glassformer.generate.sampling import Sampling, check_number
-from glassformer.inspect.capture.reader import CapturingTap
-from glassformer.inspect.edits.apply import Editing, Edits
+from glassformer.inspect.capture.capture import CapturingTap
+from glassformer.inspect.edits.apply import EditObserver, Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.present.traces import LanguageModelTrace
 from glassformer.inspect.record.decoder import record_generation, record_text
@@ -196,7 +196,7 @@ class LanguageModel(TextModel):
     def _decode(
         self, request: GenerationRequest, editor: Edits | None, before_forward: Callable[[], None] | None = None
     ) -> Iterator[TokenEvent]:
-        observer = None if editor is None else Editing(editor)
+        observer = None if editor is None else EditObserver(editor)
         return decode(self.model, request, tokenizer=self.tokenizer, observer=observer, before_forward=before_forward)
 
     def _editor(self, edits: Sequence[Edit], request: GenerationRequest) -> Edits | None:
@@ -252,7 +252,7 @@ class LanguageModel(TextModel):
         text: TextOrIds,
         target: TextOrIds | None = None,
         *,
-        read: str | Sequence[str] = (),
+        capture: str | Sequence[str] = (),
         edit: Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
@@ -266,7 +266,13 @@ class LanguageModel(TextModel):
         if target is not None:
             raise RequestError("target has no effect on a language model: append it to the text", param="target")
         *_, last = self.trace_stream(
-            text, read=read, edit=edit, budget=budget, max_tokens=max_tokens, before_forward=before_forward, **options
+            text,
+            capture=capture,
+            edit=edit,
+            budget=budget,
+            max_tokens=max_tokens,
+            before_forward=before_forward,
+            **options,
         )
         assert isinstance(last, LanguageModelTrace)
         return last
@@ -275,7 +281,7 @@ class LanguageModel(TextModel):
         self,
         text: TextOrIds,
         *,
-        read: str | Sequence[str] = (),
+        capture: str | Sequence[str] = (),
         edit: Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
@@ -292,10 +298,10 @@ class LanguageModel(TextModel):
                     raise RequestError(f"{name} has no effect without max_tokens: no token is generated", param=name)
             ids = self.encode(text)
             editor = self._text_editor(edit, ids)
-            return iter([record_text(LanguageModelTrace, self, ids, patterns(read), budget, editor)])
+            return iter([record_text(LanguageModelTrace, self, ids, patterns(capture), budget, editor)])
         request = self._request(text, max_tokens, stop, 1, logprobs, sampling)
         editor = self._editor(edit, request)
-        return record_generation(LanguageModelTrace, self, request, patterns(read), budget, editor, before_forward)
+        return record_generation(LanguageModelTrace, self, request, patterns(capture), budget, editor, before_forward)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, shard: int = SHARD) -> None:
         """Save a Hugging Face folder: configuration, weights, tokenizer.

@@ -30,7 +30,7 @@ from glassformer.generate.request import FinishReason, TokenConstraints, check_i
 from glassformer.generate.session import Seq2SeqModel, max_source_tokens, max_target_tokens, vocab_sizes
 from glassformer.inspect.capture.points import match
 from glassformer.inspect.drawing.alignment_svg import svg_labels
-from glassformer.inspect.edits.apply import Editing, Edits
+from glassformer.inspect.edits.apply import EditObserver, Edits
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.present.traces import RecurrentTranslatorTrace, TranslatorTrace
 from glassformer.inspect.record.seq2seq import record_recurrent, record_seq2seq
@@ -241,7 +241,7 @@ class Translator(TextModel):
     ) -> list[list[Hypothesis]]:
         return search(
             self.model, sources, options, begin=self.begin_id, end=self.end_id, constraints=self.constraints,
-            observer=None if editor is None else Editing(editor), before_forward=before_forward,
+            observer=None if editor is None else EditObserver(editor), before_forward=before_forward,
         )  # fmt: skip
 
     def _editor(
@@ -310,7 +310,7 @@ class Translator(TextModel):
         text: TextOrIds,
         target: TextOrIds | None = None,
         *,
-        read: str | Sequence[str] = (),
+        capture: str | Sequence[str] = (),
         edit: Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
@@ -327,7 +327,7 @@ class Translator(TextModel):
             raise RequestError("a model with separate vocabularies cannot be traced: use `align`")
         ids = self.encode(text, special=special) if isinstance(text, str) else self.encode(text)
         check_ids("source", ids, vocab_sizes(self.model)[0])
-        match(self.config, patterns(read))
+        match(self.config, patterns(capture))
         finish = None
         if target is None:
             editor = self._editor(edit, len(ids), max_tokens)
@@ -341,8 +341,8 @@ class Translator(TextModel):
             editor = self._editor(edit, len(ids), n_target=len(target_ids))
         inputs = [self.begin_id, *target_ids[:-1]]
         return self._record(
-            ids, inputs, target_ids, n_prompt=1 if target is None else len(inputs), finish=finish, read=patterns(read),
-            budget=budget, editor=editor,
+            ids, inputs, target_ids, n_prompt=1 if target is None else len(inputs), finish=finish,
+            capture=patterns(capture), budget=budget, editor=editor,
         )  # fmt: skip
 
     def save(self, folder: str | Path, **options: Any) -> None:

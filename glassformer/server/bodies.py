@@ -272,9 +272,9 @@ class TraceBody(SamplingFields):
         description="Generate this many tokens first; 0 traces the prompt alone. For encoder-decoders: the maximum "
         "length of the target; 0: until its end.",
     )
-    read: Annotated[list[str], FAIL_FAST] | None = Field(
+    capture: Annotated[list[str], FAIL_FAST] | None = Field(
         None,
-        description="Tap points, or patterns of them, to capture. All others are recomputed on demand.",
+        description="Names or patterns of the points to capture. All others are recomputed on demand.",
         examples=[["blocks.0.attn.*"]],
     )
     top: int = Field(
@@ -300,7 +300,7 @@ class TraceBody(SamplingFields):
         Raises RequestError for a field that has no effect on it.
         """
         writes, given = served.kind != "encoder", self.model_dump(exclude_none=True)
-        useful = {"model", "prompt", "read", "stream", "edits"} | ({"target", "max_tokens"} if writes else set())
+        useful = {"model", "prompt", "capture", "stream", "edits"} | ({"target", "max_tokens"} if writes else set())
         nothing = {"temperature": 0, "max_tokens": 0, "top": type(self).model_fields["top"].default}
         for name, value in given.items():
             if name not in useful and (name not in nothing or value != nothing[name]):
@@ -308,7 +308,7 @@ class TraceBody(SamplingFields):
                 raise RequestError(f"{name} has no effect on a model of the kind {served.kind}: {why}", param=name)
         if self.prompt is None:
             raise RequestError("prompt is missing", param="prompt")
-        options: dict[str, Any] = {"read": self.read or ()}
+        options: dict[str, Any] = {"capture": self.capture or ()}
         if writes:
             options |= {"target": self.target, "max_tokens": self.max_tokens or None}
         return self.prompt, options

@@ -75,7 +75,7 @@ def routes(api: ServerRouter, queue: WorkQueue) -> APIRouter:
         decoder = served.kind == "decoder"
         if decoder:
             prompt = await asyncio.to_thread(body.prompt_ids, served)
-            options = body.generation_options() | {"read": body.read or (), "max_tokens": body.max_tokens}
+            options = body.generation_options() | {"capture": body.capture or (), "max_tokens": body.max_tokens}
             if body.max_tokens:
                 options["logprobs"] = body.top if body.stream else 0
         else:

@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from glassformer.inspect.capture.reader import mega
+from glassformer.inspect.capture.capture import format_bytes
 from glassformer.inspect.trace.trace import Trace
 from glassformer.server.errors import ApiError
 
@@ -81,7 +81,8 @@ class TraceStore:
                 total -= oldest.bytes
                 self._drop(
                     id,
-                    f"the {mega(self.limit)} for traces were full, and it was the least recently used; create it again",
+                    f"the {format_bytes(self.limit)} for traces were full, and it was the least recently used; "
+                    "create it again",
                 )
 
     @property

@@ -1,4 +1,4 @@
-"""The dense cache equals recomputation: at every chunking, in uneven batches, after select and truncate."""
+"""The dense cache equals recomputation: for every chunking, in uneven batches, after select and truncate."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ CHUNKS = ([14], [1] * 14, [4, 1, 3, 6], [9, 5], [13, 1], [1, 13], [3, 3, 3, 3, 2
 
 @pytest.fixture(autouse=True)
 def fill_unwritten_storage(monkeypatch):
-    """Fill storage with large numbers, so that reading an unwritten slot shows.
+    """Fill storage with large numbers, so that reading an unwritten slot changes the result.
 
     It must not be uninitialized memory, which may hold NaN: a hidden value is multiplied by 0, and 0 * NaN is NaN.
     """
@@ -35,14 +35,14 @@ def fill_unwritten_storage(monkeypatch):
 def test_cached_equals_uncached(name, chunks):
     model = MODELS[name]
     ids = random_ids(model.config, 2, 14)
-    whole = run(model, ids)
+    full = run(model, ids)
     for capacity in (14, 40, 64):
-        assert_near(run_cached(model, ids, chunks, DenseCache.of(model.config, 2, capacity)), whole)
-    assert_near(run_cached(model, ids, chunks, DenseCache.of(model.config, 2, 14), attend=by_definition), whole)
+        assert_near(run_cached(model, ids, chunks, DenseCache.of(model.config, 2, capacity)), full)
+    assert_near(run_cached(model, ids, chunks, DenseCache.of(model.config, 2, 14), attend=by_definition), full)
 
 
 def feed(model, cache, rows):
-    """Run one pass over new tokens of each sequence, as a padded batch; return the logits per sequence."""
+    """Run a forward pass over new tokens of each sequence as a padded batch; return the logits per sequence."""
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[3] * (width - len(row))] for row in rows])
     with torch.no_grad():
@@ -60,7 +60,7 @@ walks = st.integers(1, 3).flatmap(
 @pytest.mark.parametrize("name", ["qwen3", "window 1", "window 4", "gpt2", "gpt_oss"])
 @given(counts=walks)
 def test_uneven_batch_equals_single_sequences(name, counts):
-    """A random walk: in each pass each sequence brings its own number of tokens, some none."""
+    """A random walk: each forward pass adds a different number of tokens to each sequence, possibly none."""
     model = MODELS[name]
     batch = len(counts[0])
     totals = [sum(c[b] for c in counts) for b in range(batch)]
@@ -86,8 +86,8 @@ def test_select_reorders_and_repeats(name):
     cache.select(rows)
     assert cache.lengths == [6, 9, 6, 3]
     for part, r, more in zip(feed(model, cache, new), rows, new, strict=True):
-        whole = run(model, torch.tensor([prompts[r] + more]))[0]
-        assert_near(part, whole[len(prompts[r]) :])
+        full = run(model, torch.tensor([prompts[r] + more]))[0]
+        assert_near(part, full[len(prompts[r]) :])
     cache.select([1])
     (part,) = feed(model, cache, [[5, 6]])
     assert_near(part, run(model, torch.tensor([prompts[0] + new[1] + [5, 6]]))[0, -2:])
@@ -123,27 +123,27 @@ def test_capacity_error_leaves_cache_unchanged(name):
 def test_bytes(dtype):
     model = tiny("qwen3").to(dtype)  # its second layer has a window of 5
     cache = DenseCache.of(model.config, 3, 40)
-    assert cache.bytes == 0, "allocated before it is needed"
+    assert cache.bytes == 0, "storage must be allocated on first use"
     run_cached(model, random_ids(model.config, 3, 4), [4], cache)
     n_kv_heads, head_dim, size = 2, 16, dtype.itemsize
     assert cache.bytes == 2 * 3 * n_kv_heads * head_dim * size * (40 + 5 + 40)
 
 
 def test_source_keys_are_computed_once():
-    """They are contiguous per head, after `select` too."""
-    cache, made = DenseCache([None], 2, 4), []
+    """The keys and values are contiguous per head, after `select` too."""
+    cache, calls = DenseCache([None], 2, 4), []
     k, v = torch.randn(2, 5, 3, 8), torch.randn(2, 5, 3, 6)
 
     def make():
-        made.append(1)
+        calls.append(1)
         return k, v
 
     assert all(map(torch.equal, cache.layer(0).keep_source(make), (k, v)))
     cache.select([1, 1, 0])
-    kept = cache.layer(0).keep_source(make)
-    assert all(map(torch.equal, kept, (k[[1, 1, 0]], v[[1, 1, 0]])))
-    assert all(t.transpose(1, 2).is_contiguous() for t in kept)
-    assert len(made) == 1
+    stored = cache.layer(0).keep_source(make)
+    assert all(map(torch.equal, stored, (k[[1, 1, 0]], v[[1, 1, 0]])))
+    assert all(t.transpose(1, 2).is_contiguous() for t in stored)
+    assert len(calls) == 1
 
 
 def test_caches_are_independent():
@@ -161,7 +161,7 @@ TRUNCATED = {name: MODELS[name] for name in ("llama", "gpt2", "window 30")} | {"
 
 @pytest.mark.parametrize("name", TRUNCATED)
 def test_truncate_equals_recomputation(name):
-    """Drop tokens, then continue with others: the logits are those of the new text from its start."""
+    """After dropping tokens and adding others, the logits equal those of the new text without a cache."""
     model = TRUNCATED[name]
     first, rest = random_ids(model.config, 3, 12), random_ids(model.config, 3, 9, seed=3)
     cache, lengths = DenseCache.of(model.config, 3, 40), [5, 12, 1]
@@ -177,7 +177,7 @@ def test_truncate_equals_recomputation(name):
     assert_near(run_cached(model, first, [12], cache), run(model, first))
 
 
-def test_truncate_keeps_the_source():
+def test_truncate_preserves_the_source():
     model = tiny_pair("separate")
     sources, ids = random_ids(model.encoder.config, 2, 6), random_ids(model.config, 2, 8)
     source = read(model, sources)
@@ -216,5 +216,5 @@ def test_truncate_raises_if_a_long_text_becomes_short():
     assert cache.lengths == [10]
 
 
-def test_dense_cache_is_a_cache():
+def test_dense_cache_implements_protocol():
     assert isinstance(DenseCache([None], 1, 4), Cache)

@@ -1,4 +1,4 @@
-"""`cached_numbers` equals the size of a real cache."""
+"""`cached_numbers` equals the size of an allocated cache."""
 
 import pytest
 import torch

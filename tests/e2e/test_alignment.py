@@ -196,7 +196,7 @@ def test_causal_test_of_decoder_self_attention(open_page, pairs):
 def test_unavailable_views_show_reason(open_page, pairs):
     page = open_view(open_page, pairs, "blind")
     assert "has no attention" in notice_text(page.locator("gf-view-alignment"))
-    for view, why in (("cell", "no heads"), ("lens", "no blocks"), ("cache", "keeps no past tokens")):
+    for view, why in (("cell", "no heads"), ("lens", "no blocks"), ("cache", "caches no past tokens")):
         page = open_page(pairs.url + view_path(view, SOURCE, model="blind", _target=TARGET))
         assert why in notice_text(page.locator("main"))
 

@@ -87,8 +87,8 @@ BAD = {
     "a tensor of another size": (write(WEIGHTS, safetensors_bytes([3], end=8) + b"\0" * 8), "not a complete"),
     "an empty pickle": (remove(WEIGHTS, lambda path: (path.parent / "pytorch_model.bin").touch()),
                         r"pytorch_model\.bin is not a complete file of torch\.save: it is empty"),
-    "end tokens are not ids": (write("generation_config.json", b'{"eos_token_id": ["x"]}'),
-                             r"generation_config\.json: eos_token_id must be token ids, got \['x'\]"),
+    "end tokens that are not ids": (write("generation_config.json", b'{"eos_token_id": ["x"]}'),
+                             r"generation_config\.json: eos_token_id must be a token id .*, got \['x'\]"),
 }  # fmt: skip
 
 

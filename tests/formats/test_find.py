@@ -271,9 +271,7 @@ def test_hub_name_is_downloaded_then_cached(hub, lm, folder, tmp_path):
     assert first == f"{Hub.repo} {no_cache}"
     assert {path.name for path in Path(out).iterdir()} == {path.name for path in folder.iterdir()}
     assert_same(load(out), lm)
-    assert nowhere.startswith(
-        "nobody/nothing cannot be downloaded from the hub: there is no such model, or it is private"
-    )
+    assert nowhere.startswith("nobody/nothing cannot be downloaded from the hub: it does not exist, or it is private")
     assert never == f"{Hub.repo}@v9 cannot be downloaded from the hub: it has no revision 'v9' (404)"
     loaded = sorted(path.rpartition("/")[2] for get, path, _ in handler.seen if get == "GET" and "/resolve/" in path)
     assert loaded == sorted(path.name for path in folder.iterdir()), "a file was downloaded twice or not wanted"
@@ -337,8 +335,8 @@ def test_download_with_wrong_hash_or_size_is_deleted(tmp_path):
 @pytest.mark.parametrize(
     ("status", "headers", "message"),
     [
-        (401, {"X-Error-Code": "RepoNotFound"}, "there is no such model, or it is private and HF_TOKEN must be set"),
-        (403, {"X-Error-Code": "GatedRepo"}, "its authors give access on request: ask for it on its page"),
+        (401, {"X-Error-Code": "RepoNotFound"}, "it does not exist, or it is private and HF_TOKEN must be set"),
+        (403, {"X-Error-Code": "GatedRepo"}, "access to it must be requested on its page"),
         (403, {}, r"the hub denies access: check HF_TOKEN \(403\)"),
     ],
 )

@@ -264,7 +264,7 @@ def test_config_without_gguf_form_raises(family):
         ("expert_gating_func", 1, "norm_topk_prob = True is not supported, only False"),
         ("attention.head_count_kv", 4, "attention.head_count_kv = 4 is not supported, only 1"),
         ("attention.key_length", 48, "attention.key_length = 48 is not supported, only 40"),
-        ("attention.key_length_mla", 8, "heads 8 wide must be wider than rope.dimension_count, which is 8"),
+        ("attention.key_length_mla", 8, "the head width must be above rope.dimension_count, 8, got 8"),
         ("attention.q_lora_rank", -1, "attention.q_lora_rank must be a whole number of at least 0"),
         ("attention.layer_norm_rms_epsilon", 1e-5, "layer_norm_rms_epsilon = 1e-05 is not supported, only 1e-06"),
         ("attention.temperature_scale", 0.1, "does not understand: attention.temperature_scale"),

@@ -206,7 +206,7 @@ def test_min_length_and_no_repeat_ngram(tmp_path):
 
 @pytest.mark.parametrize("name", ["bart", "marian"])
 def test_family_without_gguf_form_raises(name):
-    with pytest.raises(ConfigError, match=rf"(?i){name} has no GGUF form here: llama.cpp, .* and no {name}"):
+    with pytest.raises(ConfigError, match=rf"(?i){name} cannot be stored as GGUF: llama.cpp, .* not {name}"):
         gguf_family(family_of(CONFIGS[name]()))
 
 

@@ -49,7 +49,7 @@ def answered(lm, edits, order, limit=None):
     """Some answers of all layers, heads and tokens of a report, asked for in this order."""
     t = lm.trace(IDS, edit=edits)
     if limit is not None:
-        t._at_hand.limit = limit
+        t._cache.limit = limit
     answers = LocalRouter(lm, "tiny")
     id = answers.add(t)
     paths = [path for path in trace_paths(answers, id, PLACE, "all") if not path.split("?")[0].endswith(MEASURED)]

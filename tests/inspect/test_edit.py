@@ -161,7 +161,7 @@ def test_patched_at_all_positions_it_is_the_other_run(family):
     assert torch.equal(one["final.logits"].tensor, source["final.logits"].tensor)
     some = [patch(f"blocks.1.attn.{end}", source) for end in ("q_rot", "k_rot", "v")]
     if "deepseek" in family:
-        with pytest.raises(RequestError, match=r"made of latents in every pass anew: edit blocks.1.attn.latent"):
+        with pytest.raises(RequestError, match=r"in every forward pass: edit blocks.1.attn.latent"):
             lm.trace(text(lm), edit=some)
         return
     near(lm.trace(text(lm), edit=some)["blocks.1.attn.z"].tensor, source["blocks.1.attn.z"].tensor, "z", 1e-5)
@@ -383,7 +383,7 @@ WRONG = [
     ({"op": "ablate", "point": "blocks.1.attn.z", "row": 1}, "row must be from 0 to 0, got 1"),
     ({"op": "ablate", "point": "blocks.1.attn.scores", "position": 1}, "has no position: it has head, query, key"),
     ({"op": "ablate", "point": "blocks.1.attn.z", "query": 1}, "has no query: it has head, position, dim"),
-    ({"op": "knockout", "point": "blocks.1.attn.probs"}, "a knockout is of scores, such as blocks.1.attn.scores"),
+    ({"op": "knockout", "point": "blocks.1.attn.probs"}, "a knockout edits scores, such as blocks.1.attn.scores"),
     ({"op": "knockout", "point": "blocks.1.attn.scores", "query": 2, "key": 3}, "query 2 does not see key 3"),
     ({"op": "knockout", "point": "blocks.1.attn.scores", "query": 9, "key": 3}, "query 9 does not see key 3"),
     ({"op": "knockout", "point": "blocks.0.attn.scores", "key": 11}, "key must be from 0 to 10, got 11"),
@@ -391,16 +391,16 @@ WRONG = [
     ({"op": "scale", "point": "embed.out", "factor": "2"}, "factor must be a number, got '2'"),
     ({"op": "ablate", "point": "embed.out", "factor": 2}, "factor has no effect on ablate"),
     ({"op": "replace", "point": "embed.out"}, "needs either a value, one number, or a vector"),
-    ({"op": "patch", "point": "embed.out"}, "patch needs a trace to take from"),
-    ({"op": "patch", "point": "embed.out", "from_trace": "x"}, "there is no trace 'x' here"),
+    ({"op": "patch", "point": "embed.out"}, "patch needs a trace to copy from"),
+    ({"op": "patch", "point": "embed.out", "from_trace": "x"}, "there is no trace 'x'"),
     ({"op": "add", "point": "embed.out", "vector": "ab"}, "no tensor has the SHA-256 'ab'"),
     ({"op": "mute", "point": "embed.out"}, "op must be one of ablate, scale, .* got 'mute'"),
-    ({"op": "ablate", "point": 3}, "point must be the name of one"),
+    ({"op": "ablate", "point": 3}, "point must be the name of a point"),
     ({"op": "ablate"}, "point is missing"),
     ({"op": "ablate", "point": "embed.out", "colour": 1}, "unknown key 'colour'; known: op, point"),
-    ({"op": "ablate", "point": "embed.out", "position": "4"}, "position must be a whole number, or some"),
-    ({"op": "ablate", "point": "embed.out", "position": []}, "position must be a whole number, or some"),
-    ({"op": "ablate", "point": "embed.out", "position": True}, "position must be a whole number, or some"),
+    ({"op": "ablate", "point": "embed.out", "position": "4"}, "position must be a whole number or a list of them"),
+    ({"op": "ablate", "point": "embed.out", "position": []}, "position must be a whole number or a list of them"),
+    ({"op": "ablate", "point": "embed.out", "position": True}, "position must be a whole number or a list of them"),
     ("ablate", "an edit is an object with op and point"),
 ]  # fmt: skip
 
@@ -419,17 +419,17 @@ def test_wrong_vectors_are_told_their_shape():
     lm = language("qwen3")
     source = lm.trace(text(lm, seed=2))
     for edit, message in (
-        (add("embed.out", [1.0, 2.0]), r"its tensor is \[2\], and what is named is \[48\]"),
-        (add("blocks.1.attn.z", torch.ones(3, 16)), r"\[3, 16\], and what is named is \[4, 16\]"),
-        (replace("blocks.1.attn.scores", torch.ones(3)), "takes one number"),
-        (Edit("patch", "embed.out", vector="a", tensor=torch.ones(3, 4)), r"\[3, 4\], and what is named is \[48\]"),
+        (add("embed.out", [1.0, 2.0]), r"its tensor has the shape \[2\], and the selection has \[48\]"),
+        (add("blocks.1.attn.z", torch.ones(3, 16)), r"\[3, 16\], and the selection has \[4, 16\]"),
+        (replace("blocks.1.attn.scores", torch.ones(3)), "needs one number"),
+        (Edit("patch", "embed.out", vector="a", tensor=torch.ones(3, 4)), r"\[3, 4\], and the selection has \[48\]"),
     ):
         with pytest.raises(RequestError, match=message):
             lm.trace(text(lm), edit=[edit])
     for what, message in (
-        (lambda: patch("embed.out", source, colour=1), "unknown place 'colour'"),
+        (lambda: patch("embed.out", source, colour=1), "unknown axis 'colour'"),
         (lambda: patch("embed.out", source, position=30), "position must be a whole number from 0 to 10"),
-        (lambda: patch("embed.out", source, dim=48), "no such place"),
+        (lambda: patch("embed.out", source, dim=48), "out of range for an axis of length"),
         (lambda: Edit("add", "embed.out", vector="ab"), "put it into the store first"),
     ):
         with pytest.raises(RequestError, match=message):
@@ -439,7 +439,7 @@ def test_wrong_vectors_are_told_their_shape():
 def test_one_query_of_many_rows_of_another_kind(monkeypatch):
     """Rows of different lengths in one pass, padded: an edit's positions are each text's own."""
     from glassformer.cache.dense import DenseCache
-    from glassformer.inspect.capture.reader import CapturingTap
+    from glassformer.inspect.capture.capture import CapturingTap
     from glassformer.inspect.edits.apply import Edits
     from glassformer.nn.step import Step
 

@@ -244,12 +244,12 @@ def test_what_is_computed_again_is_what_passed(name):
     """All edits at once, and each alone: kept as it passes, or computed again by what is kept."""
     one = translator(name)
     plain = one.trace(SOURCE, TARGET)["final.logits"].tensor
-    lazy, kept = (one.trace(SOURCE, TARGET, edit=edits_of(one), read=read) for read in ((), ["*"]))
+    lazy, kept = (one.trace(SOURCE, TARGET, edit=edits_of(one), capture=read) for read in ((), ["*"]))
     for point in lazy.names():
         same(lazy[point].tensor, kept[point].tensor)
         assert lazy[point].error <= 1e-3, point
     for edit in edits_of(one):
-        lazy, kept = (one.trace(SOURCE, TARGET, edit=[edit], read=read) for read in ((), ["*"]))
+        lazy, kept = (one.trace(SOURCE, TARGET, edit=[edit], capture=read) for read in ((), ["*"]))
         for point in (edit.point, "final.logits"):
             same(lazy[point].tensor, kept[point].tensor)
             assert lazy[point].error <= 1e-3, edit
@@ -386,7 +386,7 @@ def test_every_change_of_an_encoder_is_kept_or_computed_again(family):
     ]  # fmt: skip
     if one.model.pooler is not None:
         edits.append(scale("final.pooled", -1.0, dim=3))
-    t, kept = one.trace(ids, edit=edits), one.trace(ids, edit=edits, read=["*"])
+    t, kept = one.trace(ids, edit=edits), one.trace(ids, edit=edits, capture=["*"])
     for point in t.names():
         same(t[point].tensor, kept[point].tensor)
         assert t[point].error <= 1e-3, point

@@ -83,9 +83,9 @@ def test_context_is_the_sum_of_the_states_each_by_its_probability(kind):
 
 def test_an_unknown_point_is_told_the_nearest():
     bare, aligned = (RecurrentConfig(5, 5, 4, 4, attention=attention) for attention in (None, "dot"))
-    with pytest.raises(RequestError, match=r"no point 'rnn.probs'; the nearest is"):
+    with pytest.raises(RequestError, match=r"no point 'rnn.probs'; the closest name is"):
         points.find(bare, "rnn.probs")
-    with pytest.raises(RequestError, match=r"no point 'rnn.prob'; the nearest is 'rnn.probs'"):
+    with pytest.raises(RequestError, match=r"no point 'rnn.prob'; the closest name is 'rnn.probs'"):
         points.find(aligned, "rnn.prob")
     with pytest.raises(RequestError, match=r"no point 'blocks.0.attn.z'"):
         points.find(aligned, "blocks.0.attn.z")

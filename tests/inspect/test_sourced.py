@@ -98,12 +98,15 @@ def test_probabilities_times_values_are_z(name, which):
 @EACH_PAIR
 def test_what_is_kept_is_bit_for_bit_what_passed_and_looking_changes_nothing(name):
     one = PAIRS[name]
-    plain, read = one.trace(SOURCE, TARGET), one.trace(SOURCE, TARGET, read=["encoder.blocks.1.*", "blocks.0.cross.*"])
+    plain, read = (
+        one.trace(SOURCE, TARGET),
+        one.trace(SOURCE, TARGET, capture=["encoder.blocks.1.*", "blocks.0.cross.*"]),
+    )
     for point in ("encoder.blocks.1.attn.z", "encoder.blocks.1.mlp.act", "blocks.0.cross.q_rot", "blocks.0.cross.out"):
         assert read[point].error == 0
         assert_near(read[point].tensor, plain[point].tensor)
     for trace in (plain, read):
-        assert torch.equal(trace.kept.last_logits, plain.kept.last_logits)
+        assert torch.equal(trace.captured.last_logits, plain.captured.last_logits)
     source, ids = torch.tensor([plain.source.ids]), torch.tensor([plain.ids])
     with torch.no_grad():
         logits = one.model(ids, Step.of(ids, source=one.model.encode(source, Step.of(source))))
@@ -174,7 +177,7 @@ def test_alignment_is_what_translate_shows(name):
     if t.kind == "encoder-decoder":
         one_head = t.alignment(layer=1, head=2)
         torch.testing.assert_close(one_head.probs, shown.probs[1, 2])
-        torch.testing.assert_close(eval(one_head.receipt.python, {"t": t}), one_head.probs)
+        torch.testing.assert_close(torch.as_tensor(eval(one_head.receipt.python, {"t": t})), one_head.probs)
         torch.testing.assert_close(t.alignment(layer=1).probs, shown.probs[1].mean(0))
     else:
         assert (found.n_layers, found.n_heads) == (1, 1)
@@ -217,7 +220,7 @@ def test_what_a_trace_with_a_source_refuses():
     one = PAIRS["pre"]
     for wrong, what in (
         ({"target": TARGET, "max_tokens": 3}, "max_tokens has no effect"),
-        ({"read": ["encoder.blocks.9.attn.z"]}, "has no point"),
+        ({"capture": ["encoder.blocks.9.attn.z"]}, "has no point"),
         ({"budget": 100}, "the budget is 100 bytes"),
         ({"max_tokens": 0}, "max_tokens"),
     ):
@@ -273,7 +276,7 @@ def test_an_encoder_by_itself(family):
     cell = t.cell(layer=2, head=1, query=3, key=9)
     assert cell.visible
     assert cell.prob == pytest.approx(probs[1, 3, 9], rel=1e-4)
-    with pytest.raises(RequestError, match="writes nothing"):
+    with pytest.raises(RequestError, match="predicts no next token"):
         t.lens()
     with pytest.raises(RequestError, match="no encoder-decoder"):
         t.cell(layer=2, head=1, query=3, key=9, attention="encoder")

@@ -135,7 +135,7 @@ def traces(one):
         other = one.trace("the dog sat on a mat")
         edits = [patch("blocks.1.attn.z", other, head=1), add("final.norm", 0.3, position=1)]
         return [one.trace("the cat sat on a mat"), one.trace("the cat sat on a mat", edit=edits)]
-    return [one.trace(SOURCE, TARGET, read=["*.cross.q"] if one.kind == "encoder-decoder" else ()),
+    return [one.trace(SOURCE, TARGET, capture=["*.cross.q"] if one.kind == "encoder-decoder" else ()),
             one.trace(SOURCE, max_tokens=7, edit=edits_of(one))]  # fmt: skip
 
 
@@ -167,9 +167,10 @@ def test_loading_a_damaged_trace_raises_checkpoint_error(tmp_path):
 
     numbers = load_file(tmp_path / "t" / about["tensors"])
     for change, message in (
-        ({"kind": "recurrent"}, "no whole trace"), ({"source": None}, "no whole trace"), ({"target": 3}, "whole trace"),
+        ({"kind": "recurrent"}, "no complete trace"), ({"source": None}, "no complete trace"),
+        ({"target": 3}, "no complete trace"),
         ({"edits": [{"op": "ablate", "point": "rnn.probs"}]}, "no point 'rnn.probs'"),
-        ({"kind": "sonnet"}, "no whole trace"), ({"source": about["source"][:-1]}, "no whole trace"),
+        ({"kind": "sonnet"}, "no complete trace"), ({"source": about["source"][:-1]}, "no complete trace"),
     ):  # fmt: skip
         shutil.rmtree(tmp_path / "u", ignore_errors=True)
         shutil.copytree(tmp_path / "t", tmp_path / "u")
@@ -178,6 +179,6 @@ def test_loading_a_damaged_trace_raises_checkpoint_error(tmp_path):
             one.load_trace(tmp_path / "u")
     for lost in ("encoder.final.norm", "blocks.1.cross.v"):
         save_file({name: t for name, t in numbers.items() if name != lost}, tmp_path / "t" / about["tensors"])
-        with pytest.raises(CheckpointError, match=f"no whole trace: .*{lost}"):
+        with pytest.raises(CheckpointError, match=f"no complete trace: .*{lost}"):
             one.load_trace(tmp_path / "t")
     assert lost in points(one.config)

@@ -9,8 +9,8 @@ from tiny import random_ids, run, tiny, tiny_config
 from glassformer.config import RelativeConfig
 from glassformer.errors import CapacityError, RequestError
 from glassformer.generate import session
+from glassformer.inspect.capture import capture as reading
 from glassformer.inspect.capture import points
-from glassformer.inspect.capture import reader as reading
 from glassformer.inspect.trace import recompute as again
 from glassformer.models.language_model import LanguageModel
 
@@ -84,7 +84,7 @@ def test_a_written_text_is_the_one_that_is_read(family, chunk, monkeypatch):
     """Kept from the passes of `generate`, in chunks and one token at a time, and from one pass: the same numbers."""
     monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
     lm = language(family)
-    t = lm.trace(text(lm, 10), max_tokens=9, temperature=0, read=["*.z"])
+    t = lm.trace(text(lm, 10), max_tokens=9, temperature=0, capture=["*.z"])
     plain = lm.generate(text(lm, 10), max_tokens=9, temperature=0)
     assert (t.ids[:10], t.ids[10:]) == (plain.prompt_ids, plain.continuations[0].ids)
     assert (t.n_prompt, t.finish, len(t)) == (10, "length", 19)
@@ -121,13 +121,13 @@ def test_what_is_read_is_bit_equal_to_what_passed(family):
     ids = torch.tensor([text(lm)])
     tap, plain = Everything(), run(lm.model, ids)
     run(lm.model, ids, tap=tap)
-    t = lm.trace(text(lm), read=["*"])
+    t = lm.trace(text(lm), capture=["*"])
     for name in points.live(lm.config):
         value = t[name]
         want = tap.seen[name][0].expand(value.shape)
         assert torch.equal(value.tensor, want), name
         assert value.error == 0
-        assert value.identity == "kept as it passed"
+        assert value.identity == "captured during the forward pass"
     assert torch.equal(t["final.logits"].tensor, plain[0])
     for name in points.derived(lm.config):
         assert t[name].error < 1e-3
@@ -150,7 +150,7 @@ def test_looking_changes_no_token_and_no_log_probability(family):
     lm = language(family)
     asked = {"max_tokens": 20, "temperature": 1.0, "seed": 5, "logprobs": 3}
     plain = lm.generate(text(lm), **asked)
-    pieces = list(lm.trace_stream(text(lm), read=["*"], **asked))
+    pieces = list(lm.trace_stream(text(lm), capture=["*"], **asked))
     assert [(p.id, p.logprob, p.top) for p in pieces[:-1]] == [
         (k.id, k.logprob, k.top) for k in plain.continuations[0].tokens
     ]
@@ -161,7 +161,7 @@ def test_looking_changes_no_token_and_no_log_probability(family):
 def test_a_second_text_is_written_while_the_first_is_looked_at():
     lm = language("qwen3")
     alone = [lm.generate(text(lm, seed=s), max_tokens=12, temperature=1.0, seed=s).text for s in (1, 2)]
-    first = lm.trace_stream(text(lm, seed=1), max_tokens=12, temperature=1.0, seed=1, read=["*"])
+    first = lm.trace_stream(text(lm, seed=1), max_tokens=12, temperature=1.0, seed=1, capture=["*"])
     second = lm.stream(text(lm, seed=2), max_tokens=12, temperature=1.0, seed=2)
     pairs = list(zip(first, second, strict=False))
     assert "".join(b.text for _, b in pairs) == alone[1]
@@ -188,7 +188,7 @@ def test_a_text_that_becomes_long_is_read_anew():
     for n_prompt, n_new in ((20, 3), (20, 12), (24, 1), (30, 4)):
         t = lm.trace(text(lm, n_prompt), max_tokens=n_new, temperature=0)
         assert t.ids[n_prompt:] == lm.generate(text(lm, n_prompt), max_tokens=n_new, temperature=0).continuations[0].ids
-        assert t.rereads == ((25,) if n_prompt < 25 <= n_prompt + n_new else ())
+        assert t.reprefills == ((25,) if n_prompt < 25 <= n_prompt + n_new else ())
         whole = lm.trace(t.ids)
         for name in ("blocks.2.attn.k_rot", "blocks.1.attn.probs", "final.logits"):
             near(t[name].tensor, whole[name].tensor, name)
@@ -204,8 +204,8 @@ def test_the_error_is_honest():
         ("blocks.2.resid_post", ("final.logits", "blocks.2.mlp.act")),
         ("blocks.0.attn.z", ("blocks.0.attn.probs", "blocks.0.attn.heads")),
     ):
-        t = lm.trace(text(lm), read=["blocks.0.attn.z"])
-        t.kept.tensors[spoilt] = t.kept.tensors[spoilt] + 0.5
+        t = lm.trace(text(lm), capture=["blocks.0.attn.z"])
+        t.captured.tensors[spoilt] = t.captured.tensors[spoilt] + 0.5
         for name in told:
             assert t[name].error > 0.01, (spoilt, name)
 
@@ -222,7 +222,7 @@ def test_a_trace_says_what_it_keeps():
         want = 4 * 11 * ((c.n_layers + 1) * c.d_model + 2 * c.n_layers * a.n_kv_heads * a.head_dim)
         assert t.bytes == want
         assert want == reading.check_budget(c, [], [], 11, 4, None)
-        more = lm.trace(text(lm), read=["blocks.1.mlp.act", "*.resid_post", "embed.out"])
+        more = lm.trace(text(lm), capture=["blocks.1.mlp.act", "*.resid_post", "embed.out"])
         assert more.bytes == want + 4 * 11 * c.layers[1].mlp.d_ff, "a tensor is kept once, whatever it is called"
         written = lm.trace(text(lm, 6), max_tokens=5, temperature=0)
         assert written.bytes == want
@@ -232,19 +232,19 @@ def test_a_budget_refuses_what_would_not_fit_and_says_what_would():
     lm = language("gpt2")
     least = lm.trace(text(lm)).bytes
     assert lm.trace(text(lm), budget=least).bytes == least
-    with pytest.raises(CapacityError, match=rf"keeps {least} bytes.*budget is {least - 1} bytes.*at most 10 tokens"):
+    with pytest.raises(CapacityError, match=rf"takes {least} bytes.*budget is {least - 1} bytes.*at most 10 tokens"):
         lm.trace(text(lm), budget=least - 1)
     one = 4 * 11 * 72
-    with pytest.raises(CapacityError, match=r"3 points read, with blocks.0.mlp.act, blocks.1.mlp.act it fits"):
-        lm.trace(text(lm), read=["*.mlp.act"], budget=least + 2 * one)
+    with pytest.raises(CapacityError, match=r"3 points in `capture`, with blocks.0.mlp.act, blocks.1.mlp.act it fits"):
+        lm.trace(text(lm), capture=["*.mlp.act"], budget=least + 2 * one)
     with pytest.raises(CapacityError, match="none of them fits"):
-        lm.trace(text(lm), read=["*.mlp.act"], budget=least + one - 1)
+        lm.trace(text(lm), capture=["*.mlp.act"], budget=least + one - 1)
     with pytest.raises(CapacityError, match="budget is"):
-        lm.trace(text(lm, 6), read=["*.mlp.act"], max_tokens=5, budget=least + 3 * one - 1)
+        lm.trace(text(lm, 6), capture=["*.mlp.act"], max_tokens=5, budget=least + 3 * one - 1)
     t = lm.trace(text(lm), budget=least)
     small = lm.trace(text(lm))
     small.budget = 4 * 4 * 11 * 5
-    with pytest.raises(CapacityError, match=r"blocks.0.attn.probs takes 1936 bytes here.*ask for rows"):
+    with pytest.raises(CapacityError, match=r"blocks.0.attn.probs takes 1936 bytes here.*use rows"):
         small["blocks.0.attn.probs"]
     assert small.rows("blocks.0.attn.probs", head=1).shape == (11, 11)
     assert t.budget == least
@@ -285,14 +285,14 @@ def test_bad_requests_say_what_is_allowed():
     lm = language("gpt2")
     t = lm.trace(text(lm))
     for what, message in (
-        (lambda: lm.trace(text(lm), read=["blocks.9.*"]), r"no point 'blocks.9.\*'; the nearest is 'blocks"),
-        (lambda: t["blocks.0.attn.prob"], "nearest is 'blocks.0.attn.probs'"),
+        (lambda: lm.trace(text(lm), capture=["blocks.9.*"]), r"no point 'blocks.9.\*'; the closest name is 'blocks"),
+        (lambda: t["blocks.0.attn.prob"], "closest name is 'blocks.0.attn.probs'"),
         (lambda: t["blocks.0.mlp.gate"], "no point 'blocks.0.mlp.gate'"),
         (lambda: t.at("blocks.0.attn.q", 11), "position must be a whole number from 0 to 10, got 11"),
         (lambda: t.at("blocks.0.attn.q", True), "position must be a whole number"),
         (lambda: t.rows("blocks.0.attn.probs", head=4), "head must be a whole number from 0 to 3, got 4"),
-        (lambda: t.rows("blocks.0.attn.z", head=1), "rows are of scores and probs"),
-        (lambda: lm.trace(text(lm), temperature=0.5), "temperature has no effect where nothing is written"),
+        (lambda: t.rows("blocks.0.attn.z", head=1), "rows returns scores and probs"),
+        (lambda: lm.trace(text(lm), temperature=0.5), "temperature has no effect"),
         (lambda: lm.trace([]), "the text is empty"),
         (lambda: lm.trace([97]), "token id 97 is out of range"),
         (lambda: lm.trace(text(lm), max_tokens=-1), "max_tokens must be"),

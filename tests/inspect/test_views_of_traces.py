@@ -272,7 +272,7 @@ def test_a_saved_trace_loads_bitwise_equal(family, tmp_path):
         patch("blocks.0.attn.z", source, head=1),
     ]
     for t in (
-        lm.trace(text(lm), read=["blocks.1.attn.*"]),
+        lm.trace(text(lm), capture=["blocks.1.attn.*"]),
         lm.trace(text(lm), edit=edits, max_tokens=6, temperature=1.0, seed=9),
     ):
         t.save(tmp_path)
@@ -282,7 +282,7 @@ def test_a_saved_trace_loads_bitwise_equal(family, tmp_path):
             "n_prompt",
             "finish",
             "seed",
-            "rereads",
+            "reprefills",
             "edits",
             "budget",
             "choices",
@@ -316,11 +316,11 @@ def test_loading_a_damaged_trace_raises_checkpoint_error(tmp_path):
     lm.trace(text(lm)).save(tmp_path / "t")
     name = json.loads((tmp_path / "t" / "trace.json").read_text())["tensors"]
     for spoil, message in (
-        (lambda f: (f / name).write_bytes((f / name).read_bytes()[:100]), "damaged|no whole trace"),
-        (lambda f: (f / name).unlink(), "no whole trace"),
-        (lambda f: (f / "trace.json").write_text("{"), "no whole trace"),
-        (lambda f: (f / "trace.json").write_text("{}"), "no whole trace"),
-        (lambda f: (f / "trace.json").unlink(), "no whole trace"),
+        (lambda f: (f / name).write_bytes((f / name).read_bytes()[:100]), "damaged|no complete trace"),
+        (lambda f: (f / name).unlink(), "no complete trace"),
+        (lambda f: (f / "trace.json").write_text("{"), "no complete trace"),
+        (lambda f: (f / "trace.json").write_text("{}"), "no complete trace"),
+        (lambda f: (f / "trace.json").unlink(), "no complete trace"),
         (lambda f: (f / "trace.json").write_text('{"format": 9}'), "format 9, and this version reads 1"),
     ):
         shutil.rmtree(tmp_path / "u", ignore_errors=True)
@@ -330,5 +330,5 @@ def test_loading_a_damaged_trace_raises_checkpoint_error(tmp_path):
             lm.load_trace(tmp_path / "u")
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(CheckpointError, match="could not be made"):
+    with pytest.raises(CheckpointError, match="cannot be created"):
         lm.trace(text(lm)).save(file)

@@ -1,4 +1,4 @@
-"""What `choose_attention`, `choose_linear` and `choose_placement` report is what runs."""
+"""`choose_attention`, `choose_linear` and `choose_placement` report the implementation that runs."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ F32, BF16 = torch.float32, torch.bfloat16
 
 @pytest.fixture
 def products(monkeypatch):
-    """Names of the attention products that forward passes computed."""
+    """Record the names of the attention implementations that forward passes use."""
     called = []
     fused, definition = F.scaled_dot_product_attention, attention.attend_reference
 
@@ -35,7 +35,7 @@ def products(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *PAIRS, *ENCODERS])
-def test_reported_attention_is_what_runs(name, products):
+def test_reported_attention_is_used(name, products):
     make = tiny_encoder if name in ENCODERS else tiny_pair if name in PAIRS else tiny
     model = make(name)
     choice = choose_attention(model.config, "cpu", F32)
@@ -82,7 +82,7 @@ def test_attention_of_recurrent_models(kind, value):
     assert choose_attention(config, "cpu", F32).value == value
 
 
-def test_linear_choice_is_what_prepack_does():
+def test_linear_choice_agrees_with_prepack():
     model = tiny("llama")
     for rows in (1, PREPACK_ROWS - 1, PREPACK_ROWS, 64):
         choice = choose_linear("cpu", F32, rows)

@@ -126,18 +126,18 @@ def test_next_token_loss_and_all_gradients(tied):
 
 
 def test_micro_batches_equal_one_batch():
-    """Each is divided by the targets of the whole step; the micro-batches have different numbers of targets."""
+    """Each loss is divided by the number of targets of the step; micro-batches have different numbers of targets."""
     model = tiny("llama")
     ids, targets = random_ids(model.config, 6, 17), random_ids(model.config, 6, 17, seed=2)
     targets[0, 3:], targets[3, ::2] = -100, -100
     counted = (targets != -100).sum()
     (next_token_loss(model, ids, targets, Step.of(ids)) / counted).backward()
-    whole = {name: p.grad.clone() for name, p in model.named_parameters()}
+    full = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     for x, y in zip(ids.split([1, 2, 3]), targets.split([1, 2, 3]), strict=True):
         (next_token_loss(model, x, y, Step.of(x)) / counted).backward()
     for name, p in model.named_parameters():
-        assert_near(p.grad, whole[name], 2e-6)
+        assert_near(p.grad, full[name], 2e-6)
 
 
 def test_second_gradient_raises_runtime_error():
@@ -165,7 +165,7 @@ def test_loss_includes_head_bias_and_softcap(family, smoothing):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("rows", [1, 5, 37, 1000])
 def test_loss_per_token(rows, smoothing, monkeypatch):
-    """Values, and gradients of a weighted sum, which no scalar loss has."""
+    """Values, and gradients of a weighted sum of the losses."""
     monkeypatch.setattr(module, "CHUNK_ROWS", 1)
     monkeypatch.setattr(module, "CHUNK_VALUES", rows * V)
     x, w, targets = draw((0, 5, 36))

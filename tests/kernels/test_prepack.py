@@ -1,4 +1,4 @@
-"""A prepacked model equals the model it is made from: logits, points and parameters."""
+"""A prepacked model equals the original model: logits, tap points and parameters."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ BF16 = pytest.mark.skipif(not can_prepack(torch.bfloat16), reason="oneDNN has no
 MODELS = {name: tiny_pair(name) for name in PAIRS} | {name: tiny(name) for name in ("gpt2", "llama")}
 
 
-class Names:
+class RecorderTap:
     """A tap that records every live point."""
 
     def __init__(self):
@@ -29,8 +29,8 @@ class Names:
 
 @torch.no_grad()
 def points(model, rows):
-    """Return every point of a forward pass over `rows` sequences."""
-    tap, source = Names(), None
+    """Return every live point of a forward pass over `rows` sequences."""
+    tap, source = RecorderTap(), None
     if hasattr(model, "encoder"):
         source = read(model, random_ids(model.encoder.config, rows, 7), tap=tap)
     model(ids := random_ids(model.config, rows, 5), Step.of(ids, source=source, tap=tap))
@@ -41,7 +41,7 @@ def points(model, rows):
     ("dtype", "tolerance"), [(torch.float32, 1e-5), pytest.param(torch.bfloat16, 5e-2, marks=BF16)]
 )
 @pytest.mark.parametrize("name", MODELS)
-def test_prepacked_model_equals_the_model(name, dtype, tolerance):
+def test_prepacked_model_equals_original(name, dtype, tolerance):
     model = MODELS[name]
     if dtype == torch.bfloat16:
         model = type(model)(model.config).to(dtype)
@@ -71,7 +71,7 @@ def test_prepack_uses_the_current_weights():
             before = after
 
 
-def test_prepack_returns_the_model_where_it_gains_nothing():
+def test_prepack_returns_the_model_if_it_is_not_faster():
     model = tiny_pair("post", seed=4)
     assert prepack(model, PREPACK_ROWS - 1) is model
     assert prepack(model.double(), 64) is model
@@ -79,7 +79,7 @@ def test_prepack_returns_the_model_where_it_gains_nothing():
     assert prepack(model.to("meta"), 64) is model
 
 
-def test_prepack_keeps_layers_with_hooks():
+def test_prepack_preserves_layers_with_hooks():
     model, calls = tiny("gpt2", seed=5), []
     model.blocks[1].mlp.up.register_forward_hook(lambda *_: calls.append("up"))
     model.blocks[2].register_forward_hook(lambda *_: calls.append("block"))

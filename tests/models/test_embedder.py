@@ -402,7 +402,7 @@ DENSE = [*PLAIN, ("2", OLD + "Dense")]
 @pytest.mark.parametrize(
     ("changed", "modules", "error", "message"),
     [
-        ({POOL: {"word_embedding_dimension": 40}}, None, CheckpointError, "width of 40, but the model has 48"),
+        ({POOL: {"word_embedding_dimension": 40}}, None, CheckpointError, "dimension is 40, but the model's is 48"),
         ({POOL: {"pooling_mode": "middle"}}, None, ConfigError, "pooling_mode must be .*'middle'"),
         ({POOL: {"pooling_mode_odd": True}}, None, ConfigError, "not understand: pooling_mode_odd"),
         ({POOL: [1]}, None, CheckpointError, "must hold a JSON object"),

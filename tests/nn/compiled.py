@@ -1,4 +1,4 @@
-"""Run by test_compile.py in a process of its own, where no function is wrapped to check its shapes. Prints JSON."""
+"""Run by test_compile.py in a separate process without runtime shape checks. Prints JSON."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ from glassformer.nn.step import LayerStep, Step
 
 
 def compiled(model):
-    """Compile each block, to whole graphs; returns the list that the graphs will be in."""
+    """Compile each block to a full graph; return the list that collects the graphs."""
     graphs = []
 
     def backend(module, _):
@@ -27,7 +27,7 @@ def compiled(model):
 
 
 def plain():
-    """Six layers, all alike: one graph, whose code is the same as where there is no `see` at all."""
+    """Six equal layers: one graph, whose code is the same as without `see`."""
     full = tiny("llama")
     model = wake(Decoder(replace(full.config, layers=full.config.layers * 2)))
     ids = random_ids(model.config, 2, 16)
@@ -51,11 +51,11 @@ def plain():
 
     graphs = compiled(model)
     run(model, ids, tap=Double())
-    return out | {"a tap shows": graphs[0].code != code}
+    return out | {"tap changes graph": graphs[0].code != code}
 
 
 def training():
-    """Forward with gradients, several steps, whole rows and packed ones."""
+    """Forward passes with gradients, several steps, with full and packed sequences."""
     model = tiny("llama")
     graphs, found = compiled(model), []
     positions = torch.tensor([[*range(7), *range(9)]])
@@ -66,11 +66,15 @@ def training():
             at = positions if step["documents"] is not None else torch.arange(16)[None]
             model(ids, Step(at, **step)).square().mean().backward()
         found.append(len(graphs))
-    return {"whole rows": found[0], "packed": found[1], "gradient": all(p.grad is not None for p in model.parameters())}
+    return {
+        "full sequences": found[0],
+        "packed": found[1],
+        "gradient": all(p.grad is not None for p in model.parameters()),
+    }
 
 
 def windows(window):
-    """The three layers, the second with a window."""
+    """Return a configuration of three layers, the second with a window."""
     config = tiny_config("qwen3")
     for i in range(3):
         config = change(config, f"layers.{i}.attention.window", window if i == 1 else None)
@@ -78,13 +82,13 @@ def windows(window):
 
 
 def latents():
-    """Latent attention in all layers, and no experts: those are no whole graph."""
+    """Return a configuration with latent attention and no experts, which do not compile to one graph."""
     config = tiny_config("deepseek_v2")
     return replace(config, layers=config.layers[:1] * 3)
 
 
 def decoding(config, uneven=False):
-    """A prefill and 40 steps through a cache: how many graphs there are after each."""
+    """Run a prefill and 40 decoding steps with a cache; return the number of graphs after each."""
     model = wake(Decoder(config))
     ids, counts = random_ids(config, 2, 52), []
     want, graphs, cache, parts = run(model, ids), compiled(model), DenseCache.of(config, 2, 60), []
@@ -102,8 +106,8 @@ def decoding(config, uneven=False):
     return {"graphs": counts, "off": off}
 
 
-def with_a_source():
-    """Four decoder layers, all alike, written from a padded source: a first pass and 20 steps through a cache."""
+def with_source():
+    """Run four equal decoder layers with a padded source: a prefill and 20 decoding steps with a cache."""
     config = pair_config("post")
     model = wake(EncoderDecoder(replace(config, layers=config.layers * 2)))
     sources, ids = random_ids(config.encoder, 3, 9), random_ids(config, 3, 24)
@@ -120,6 +124,6 @@ def with_a_source():
 torch.set_num_threads(1)
 print(json.dumps({
     "plain": plain(), "training": training(), "full": decoding(windows(None)),
-    "windows": decoding(windows(5)), "uneven": decoding(windows(None), True), "source": with_a_source(),
+    "windows": decoding(windows(5)), "uneven": decoding(windows(None), True), "source": with_source(),
     "latents": decoding(latents()),
 }))  # fmt: skip

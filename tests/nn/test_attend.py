@@ -13,12 +13,12 @@ from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_reference, 
 
 
 def naive(q, k, v, scale, seen, softcap=None, bias=None, sinks=None):
-    """One query at a time, as a textbook says it. `seen[b, t, s]`: may query t look at key s?"""
+    """Compute attention one query at a time. `seen[b, t, s]`: whether query t sees key s."""
     q, k, v = (np.asarray(t, np.float64) for t in (q, k, v))
     bias, sinks = (None if t is None else np.asarray(t, np.float64) for t in (bias, sinks))
-    n_rows, n_queries, n_heads, _ = q.shape
-    z, probs = np.zeros((*q.shape[:3], v.shape[-1])), np.zeros((n_rows, n_heads, n_queries, k.shape[1]))
-    for b, t, h in itertools.product(range(n_rows), range(n_queries), range(n_heads)):
+    batch_size, n_queries, n_heads, _ = q.shape
+    z, probs = np.zeros((*q.shape[:3], v.shape[-1])), np.zeros((batch_size, n_heads, n_queries, k.shape[1]))
+    for b, t, h in itertools.product(range(batch_size), range(n_queries), range(n_heads)):
         group = h * k.shape[2] // n_heads
         keys = [s for s in range(k.shape[1]) if seen[b, t, s]]
         scores = np.array([q[b, t, h] @ k[b, s, group] * scale for s in keys])
@@ -34,7 +34,7 @@ def naive(q, k, v, scale, seen, softcap=None, bias=None, sinks=None):
     return z, probs
 
 
-def seen_by_loops(queries, keys, causal, window, documents):
+def visible_by_loops(queries, keys, causal, window, documents):
     out = np.zeros((len(queries), queries.shape[1], keys.shape[1]), bool)
     for b, t, s in np.ndindex(*out.shape):
         apart = queries[b, t] - keys[b, s]
@@ -80,7 +80,7 @@ def test_reference_equals_numpy_loops(heads, spec, extra):
     documents = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0] * 5 + [1] * 2]) if extra == "documents" else None
     z, scores, probs = attend_reference(spec, q, KV(k, v), view_of(spec, documents=documents), bias, sinks)
     every = positions(7).expand(2, -1).numpy()
-    seen = seen_by_loops(every, every, spec.causal, spec.window, documents)
+    seen = visible_by_loops(every, every, spec.causal, spec.window, documents)
     want_z, want_probs = naive(q, k, v, spec.scale, seen, spec.softcap, bias, sinks)
     assert_near(z, torch.tensor(want_z), 1e-6)
     assert_near(probs, torch.tensor(want_probs), 1e-6)
@@ -89,7 +89,7 @@ def test_reference_equals_numpy_loops(heads, spec, extra):
         assert_near(scores.softmax(-1), probs, 1e-6)
         assert_near(probs.sum(-1), torch.ones(probs.shape[:-1]), 1e-6)
     else:
-        assert (probs.sum(-1) < 0.99).any(), "the sinks take nothing"
+        assert (probs.sum(-1) < 0.99).any(), "the sinks have no effect"
 
 
 @pytest.mark.parametrize(("name", "wrong"), [
@@ -97,7 +97,7 @@ def test_reference_equals_numpy_loops(heads, spec, extra):
     ("keys for values", lambda q, k, v: (q, k.repeat_interleave(2, 2), k.repeat_interleave(2, 2))),
 ])  # fmt: skip
 def test_wrong_attention_differs(name, wrong):
-    """The comparison above can fail: heads interleaved instead of blocked are far off."""
+    """The comparison above can fail: a wrong attention differs clearly."""
     spec = AttendSpec(0.3)
     q, k, v = draw((4, 2))
     right = attend_reference(spec, q, KV(k, v), view_of(spec))[0]
@@ -129,11 +129,11 @@ FAST = [
 @pytest.mark.parametrize("values", [8, 12])
 @pytest.mark.parametrize(("heads", "window", "causal", "bias", "length"), FAST)
 def test_fast_attention_equals_reference(heads, window, causal, bias, length, values):
-    """Values and gradients, at every combination: one query, several after a past, and whole rows."""
+    """Values and gradients, with one query, several queries after cached keys, and complete sequences."""
     spec = AttendSpec(0.4, causal, window)
     view = view_of(spec, length)
     if length == 7 and window is None:
-        view = Visibility(view.queries, view.keys, None, causal=causal)  # how `Step` says it where no mask is needed
+        view = Visibility(view.queries, view.keys, None, causal=causal)  # as `Step` describes a view that needs no mask
     if length == 1 and window is None and causal:
         view = Visibility(view.queries, view.keys, None)
     results = []
@@ -150,7 +150,7 @@ def test_fast_attention_equals_reference(heads, window, causal, bias, length, va
 
 
 @pytest.mark.parametrize(("softcap", "sinks"), [(3.0, False), (None, True), (3.0, True)])
-def test_softcap_and_sinks_take_the_reference(softcap, sinks):
+def test_softcap_and_sinks_use_the_reference(softcap, sinks):
     spec, (q, k, v) = AttendSpec(0.4, softcap=softcap), draw()
     sinks = SINKS[:4] if sinks else None
     view = view_of(spec)
@@ -184,7 +184,7 @@ def test_bfloat16_is_near_float32():
 @pytest.mark.parametrize("heads", [(16, 16), (15, 15), (16, 4)])
 @pytest.mark.parametrize("source", [False, True])
 def test_one_query_with_many_heads(source, heads, lengths, dtype, tolerance):
-    """On both sides of the number of heads from which it goes by products; keys as a cache has them: with gaps."""
+    """Below and above `MANY_HEADS`, with keys laid out as in a cache: not contiguous."""
     q, k, v = draw(heads, length=1, keys=40, batch=4, dv=12)
     q, k, v = q.to(dtype), *(t.to(dtype).transpose(1, 2).contiguous()[:, :, :33].transpose(1, 2) for t in (k, v))
     mask = None if lengths is None else torch.arange(33) < torch.tensor(lengths)[:, None, None]

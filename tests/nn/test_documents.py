@@ -1,4 +1,4 @@
-"""Packed documents = documents alone, and none knows of another."""
+"""Packed documents equal single documents and are independent of each other."""
 
 import pytest
 import torch
@@ -9,11 +9,11 @@ from glassformer.kernels.attention import attend_fused, attend_products
 from glassformer.kernels.cross_entropy import next_token_loss
 from glassformer.nn.step import Step
 
-LENGTHS = ((5, 9, 1, 6), (12, 9))  # two packed rows of 21 tokens
+LENGTHS = ((5, 9, 1, 6), (12, 9))  # two packed sequences of 21 tokens
 
 
 def pack(lengths=LENGTHS):
-    """positions [B, T] that restart, documents [B, T]."""
+    """Return positions [B, T] that restart at each document, and documents [B, T]."""
     positions = torch.tensor([[p for n in row for p in range(n)] for row in lengths])
     documents = torch.tensor([[i for i, n in enumerate(row) for _ in range(n)] for row in lengths])
     return positions, documents
@@ -40,7 +40,7 @@ def test_documents_are_independent(family):
     positions, documents = pack()
     ids = random_ids(model.config, 2, 21)
     other = ids.clone()
-    other[0, 5:14] = random_ids(model.config, 1, 9, seed=99)  # row 0's second document
+    other[0, 5:14] = random_ids(model.config, 1, 9, seed=99)  # the second document of sequence 0
     with torch.no_grad():
         a, b = (model(x, Step(positions, documents=documents)) for x in (ids, other))
     same = torch.ones_like(ids, dtype=torch.bool)
@@ -50,7 +50,7 @@ def test_documents_are_independent(family):
 
 
 def test_no_gradient_between_documents():
-    """Of one document's loss, by the embeddings of the tokens that only other documents have: exactly 0."""
+    """The loss of one document has gradient 0 for the embeddings of the other documents' tokens."""
     model = tiny("qwen3", tied_head=False)
     positions, documents = pack(((5, 9, 1, 6),))
     ids = torch.arange(21)[None]  # every token occurs once

@@ -1,4 +1,4 @@
-"""Encoder and encoder-decoder: torch.nn.Transformer's logits; padded = alone; cached = uncached; refusals."""
+"""Encoder and encoder-decoder: equal to torch.nn.Transformer; padded = single; cached = uncached; errors."""
 
 import math
 
@@ -42,23 +42,23 @@ from glassformer.nn.step import Step
 from glassformer.training.init import init_glorot, init_weights
 
 MODELS = {name: tiny_pair(name) for name in PAIRS}
-LENGTHS, WRITTEN = (9, 4, 1, 7), (6, 11, 3, 1)  # of four sources, and of what is written from each
+LENGTHS, TARGET_LENGTHS = (9, 4, 1, 7), (6, 11, 3, 1)  # of four sources and their targets
 SOURCES, TARGETS = (torch.randint(83, (4, n), generator=torch.Generator().manual_seed(n)) for n in (9, 11))
 CHUNKS = ([11], [1] * 11, [4, 1, 6], [10, 1])
 BACKENDS = pytest.mark.parametrize("attend", [by_definition, attend_fused, attend_products])
 EACH = pytest.mark.parametrize("name", PAIRS)
 
 
-def alone(model, b, written=None):
-    """Logits of row b as a batch of one that holds no padding."""
+def single(model, b, length=None):
+    """Return the logits of sequence b as a batch of one without padding."""
     source = read(model, SOURCES[b : b + 1, : LENGTHS[b]])
-    return run(model, TARGETS[b : b + 1, :written], source=source)[0]
+    return run(model, TARGETS[b : b + 1, :length], source=source)[0]
 
 
 # ---- against torch ----
 
 
-class Theirs(nn.Module):
+class TorchModel(nn.Module):
     """torch.nn.Transformer between an embedding and a head, as its users write it."""
 
     def __init__(self, norm_first, final_norm, n_encoder=3, n_decoder=2, d=24, heads=3, d_ff=40):
@@ -80,21 +80,21 @@ class Theirs(nn.Module):
 
     def forward(self, sources, lengths, ids):
         hidden = torch.arange(sources.shape[1]) >= torch.tensor(lengths)[:, None]
-        read, written = (
+        source, target = (
             table(x) * math.sqrt(24) + self.positions(x.shape[1])
             for table, x in ((self.source, sources), (self.target, ids))
         )
         causal = self.core.generate_square_subsequent_mask(ids.shape[1])
         return self.head(
             self.core(
-                read, written, tgt_mask=causal, tgt_is_causal=True, src_key_padding_mask=hidden,
+                source, target, tgt_mask=causal, tgt_is_causal=True, src_key_padding_mask=hidden,
                 memory_key_padding_mask=hidden,
             )
         )  # fmt: skip
 
 
-def in_our_names(theirs, norm_first):
-    """The weights of `Theirs`, renamed; q, k and v taken apart."""
+def convert_weights(theirs, norm_first):
+    """Return the weights of `TorchModel` under our names, with q, k and v split."""
     found, norm = {}, "norm" if norm_first else "post_norm"
     sublayers = {"encoder": ("attn", "mlp"), "decoder": ("attn", "cross", "mlp")}
     renamed = {
@@ -110,9 +110,9 @@ def in_our_names(theirs, norm_first):
         if rest[0] == "norm":
             found[f"{prefix}norm.{last}"] = value
         elif last.startswith("in_proj"):
-            for part, piece in zip("qkv", value.chunk(3), strict=True):
+            for part, tensor in zip("qkv", value.chunk(3), strict=True):
                 kind = "attn" if middle == "self_attn" else "cross"
-                found[f"{prefix}blocks.{rest[1]}.{kind}.{part}.{last.removeprefix('in_proj_')}"] = piece
+                found[f"{prefix}blocks.{rest[1]}.{kind}.{part}.{last.removeprefix('in_proj_')}"] = tensor
         elif middle.startswith("norm"):
             sublayer = sublayers[side][int(middle[-1]) - 1]
             found[f"{prefix}blocks.{rest[1]}.{sublayer}_{norm}.{last}"] = value
@@ -126,32 +126,32 @@ def in_our_names(theirs, norm_first):
 @pytest.mark.parametrize("final_norm", [True, False])
 @pytest.mark.parametrize("norm_at", ["pre", "post"])
 def test_model_equals_torch_transformer(norm_at, final_norm, attend):
-    theirs = randomise(Theirs(norm_at == "pre", final_norm), 3).train()  # train: without torch's own fused path
+    theirs = randomise(TorchModel(norm_at == "pre", final_norm), 3).train()  # train mode avoids torch's fused path
     with torch.no_grad():
         for table in (theirs.source, theirs.target):
             table.weight.mul_(24**-0.5)
     attention = AttentionConfig(3, 3, 8, bias=True, out_bias=True, causal=False)
     norm, mlp = NormConfig("layer", 1e-2), MLPConfig(40, "relu", gated=False, bias=True)
-    reading = LayerConfig(attention, mlp, norm, (norm_at,))
-    writing = LayerConfig(change(attention, "causal", True), mlp, norm, (norm_at,), attention)
+    encoder_layer = LayerConfig(attention, mlp, norm, (norm_at,))
+    decoder_layer = LayerConfig(change(attention, "causal", True), mlp, norm, (norm_at,), attention)
     final, scale = norm if final_norm else None, math.sqrt(24)
-    encoder = EncoderConfig(83, 24, 64, (reading,) * 3, final, "sinusoidal", scale)
+    encoder = EncoderConfig(83, 24, 64, (encoder_layer,) * 3, final, "sinusoidal", scale)
     ours = EncoderDecoder(
-        ModelConfig("", 97, 24, 64, (writing,) * 2, final, "sinusoidal", embed_scale=scale, encoder=encoder)
+        ModelConfig("", 97, 24, 64, (decoder_layer,) * 2, final, "sinusoidal", embed_scale=scale, encoder=encoder)
     )
-    ours.load_state_dict(in_our_names(theirs, norm_at == "pre"))
+    ours.load_state_dict(convert_weights(theirs, norm_at == "pre"))
     with torch.no_grad():
         want = theirs(SOURCES, LENGTHS, TARGETS)
         got = run(ours, TARGETS, source=read(ours, SOURCES, LENGTHS, attend=attend), attend=attend)
         assert_near(got, want)
-        assert moved(theirs(SOURCES, (9,) * 4, TARGETS), want) > 1e-2, "padding does not show"
-        assert moved(theirs(SOURCES.roll(1, 0), LENGTHS, TARGETS), want) > 1e-2, "the source does not show"
+        assert moved(theirs(SOURCES, (9,) * 4, TARGETS), want) > 1e-2, "padding must change the logits"
+        assert moved(theirs(SOURCES.roll(1, 0), LENGTHS, TARGETS), want) > 1e-2, "the source must change the logits"
 
 
 @BACKENDS
 @pytest.mark.parametrize("source", [False, True])
 def test_attention_equals_torch_multihead_attention(source, attend):
-    """Over whole padded rows, and from one sequence to another, its probabilities too."""
+    """Self-attention over padded sequences, and cross-attention."""
     theirs = randomise(nn.MultiheadAttention(24, 4, batch_first=True), 3)
     config = AttentionConfig(4, 4, 6, bias=True, out_bias=True, causal=False)
     ours, w = (CrossAttention if source else Attention)(config, 24), theirs.state_dict()
@@ -181,34 +181,34 @@ def test_attention_equals_torch_multihead_attention(source, attend):
 @BACKENDS
 @EACH
 def test_padded_equals_single(name, attend):
-    """Sources and targets of different lengths in one batch: every row's logits are those of the row by itself."""
+    """In a batch of different lengths, the logits of each sequence equal those of a batch of one."""
     model = MODELS[name]
     padded = read(model, SOURCES, LENGTHS, attend=attend)
-    together = run(model, TARGETS, lengths=WRITTEN, source=padded, attend=attend)
-    for b, (n, written) in enumerate(zip(LENGTHS, WRITTEN, strict=True)):
+    batched = run(model, TARGETS, lengths=TARGET_LENGTHS, source=padded, attend=attend)
+    for b, (n, written) in enumerate(zip(LENGTHS, TARGET_LENGTHS, strict=True)):
         assert_near(padded.states[b, :n], read(model, SOURCES[b : b + 1, :n]).states[0])
-        assert_near(together[b, :written], alone(model, b, written))
-    assert not together.isnan().any()
+        assert_near(batched[b, :written], single(model, b, written))
+    assert not batched.isnan().any()
 
 
 @EACH
-def test_padding_tokens_change_no_bit(name):
+def test_padding_tokens_do_not_change_logits(name):
     model = MODELS[name]
     others = [x.clone() for x in (SOURCES, TARGETS)]
-    for rows, lengths in zip(others, (LENGTHS, WRITTEN), strict=True):
+    for rows, lengths in zip(others, (LENGTHS, TARGET_LENGTHS), strict=True):
         for row, n in zip(rows, lengths, strict=True):
             row[n:] = (row[n:] + 7) % 83
     a, b = (
-        run(model, targets, lengths=WRITTEN, source=read(model, sources, LENGTHS))
+        run(model, targets, lengths=TARGET_LENGTHS, source=read(model, sources, LENGTHS))
         for sources, targets in ((SOURCES, TARGETS), others)
     )
-    for row, n in enumerate(WRITTEN):
+    for row, n in enumerate(TARGET_LENGTHS):
         assert torch.equal(a[row, :n], b[row, :n])
 
 
 @EACH
 def test_padding_gets_no_gradient(name):
-    """Each token occurs once among the sources, and none among the targets."""
+    """Each source token occurs once, and no target token is a source token."""
     model = tiny_pair(name)
     model.zero_grad()
     sources = torch.arange(36).view(4, 9)
@@ -243,7 +243,7 @@ def test_encoder_is_not_causal(name):
 
 @BACKENDS
 @EACH
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "padded"])
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "padded"])
 def test_cached_equals_uncached(name, lengths, attend):
     model = MODELS[name]
     source = read(model, SOURCES, lengths)
@@ -255,7 +255,7 @@ def test_cached_equals_uncached(name, lengths, attend):
 
 @EACH
 def test_uneven_batch_equals_single(name):
-    """At each pass each row brings its own number of tokens, some none."""
+    """Each forward pass adds a different number of tokens to each sequence, possibly none."""
     model = MODELS[name]
     cache = DenseCache.of(model.config, 4, 11, source=read(model, SOURCES, LENGTHS))
     parts, at = [[] for _ in LENGTHS], [0] * 4
@@ -268,26 +268,26 @@ def test_uneven_batch_equals_single(name):
         for b, c in enumerate(counts):
             parts[b].append(out[b, :c])
             at[b] += c
-    assert tuple(at) == WRITTEN
-    for b, n in enumerate(WRITTEN):
-        assert_near(torch.cat(parts[b]), alone(model, b, n))
+    assert tuple(at) == TARGET_LENGTHS
+    for b, n in enumerate(TARGET_LENGTHS):
+        assert_near(torch.cat(parts[b]), single(model, b, n))
 
 
 @EACH
 @pytest.mark.parametrize("rows", [[2, 0, 2, 1, 3, 3], [1], [3, 2]], ids=str)
 def test_select_includes_the_source(name, rows):
-    """Keys, values and mask of a row's source follow it, without another argument."""
+    """`select` also selects the keys, values and mask of the source."""
     model = MODELS[name]
     cache = DenseCache.of(model.config, 4, 11, source=read(model, SOURCES, LENGTHS))
     first = run_cached(model, TARGETS[:, :5], [5], cache)
     cache.select(rows)
     rest = run_cached(model, TARGETS[rows, 5:], [1, 3, 2], cache)
     for part, b in zip(rest, rows, strict=True):
-        assert_near(torch.cat([first[b], part]), alone(model, b))
+        assert_near(torch.cat([first[b], part]), single(model, b))
 
 
 def test_repeated_source():
-    """Selected before the first pass too: a source without padding, and one row of a padded batch."""
+    """A source may be repeated before the first forward pass, with and without padding."""
     model = MODELS["post"]
     for source in (read(model, SOURCES[:1]), read(model, SOURCES[:1], (6,))):
         cache = DenseCache.of(model.config, 1, 11, source=source)
@@ -305,7 +305,9 @@ def test_source_keys_are_computed_once():
     for hook in hooks:
         hook.remove()
     assert len(calls) == model.config.n_layers
-    assert cache.bytes == model.config.n_layers * 2 * 4 * (11 + 9) * 4 * 12 * 4  # k and v, rows, keys, heads, Dh, bytes
+    assert (
+        cache.bytes == model.config.n_layers * 2 * 4 * (11 + 9) * 4 * 12 * 4
+    )  # k and v, sequences, keys, heads, Dh, bytes
 
 
 # ---- configuration ----
@@ -406,17 +408,17 @@ def n_parameters(shape, *vocabularies):
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("norm_at", ["post", "pre"])
-def test_shape_expands_to_the_papers_model(norm_at):
-    """As many parameters as torch.nn.Transformer of these sizes, which always has final norms, and one table."""
+def test_shape_has_the_parameters_of_the_paper(norm_at):
+    """The parameter count equals that of torch.nn.Transformer plus the embedding; torch always has final norms."""
     theirs = nn.Transformer(32, 4, 2, 2, 128, batch_first=True)
     final_norms = 0 if norm_at == "pre" else 2 * 2 * 32
     shape = Seq2SeqShape(d_model=32, n_layers=2, n_heads=4, norm_at=norm_at)
     core = sum(p.numel() for p in theirs.parameters()) - final_norms
     assert n_parameters(shape, 50) == core + 50 * 32
-    apart = Seq2SeqShape(
+    separate = Seq2SeqShape(
         32, 2, 4, norm_at=norm_at, shared_embedding=False, tied_head=False, positions="learned", context=9
     )
-    assert n_parameters(apart, 50, 70) == core + (50 + 50 + 70 + 9 + 9) * 32
+    assert n_parameters(separate, 50, 70) == core + (50 + 50 + 70 + 9 + 9) * 32
     config = shape.expand(50)
     assert config.embed_scale == config.encoder.embed_scale == math.sqrt(32)
     assert config.layers[0].norm_at == (norm_at,)
@@ -442,11 +444,11 @@ def test_shared_embedding_requires_equal_vocabularies():
 def test_chunked_loss_reaches_every_parameter(name):
     model = tiny_pair(name)
     targets = TARGETS.roll(-1, 1).clone()
-    for row, n in zip(targets, WRITTEN, strict=True):
+    for row, n in zip(targets, TARGET_LENGTHS, strict=True):
         row[n:] = -100
 
     def step():
-        return Step.of(TARGETS, WRITTEN, source=model.encode(SOURCES, Step.of(SOURCES, LENGTHS)))
+        return Step.of(TARGETS, TARGET_LENGTHS, source=model.encode(SOURCES, Step.of(SOURCES, LENGTHS)))
 
     next_token_loss(model, TARGETS, targets, step(), smoothing=0.1).backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
@@ -463,22 +465,22 @@ def test_chunked_loss_reaches_every_parameter(name):
 
 @EACH
 def test_init_weights(name):
-    """As GPT-2's: what writes to a residual stream is divided by the root of how many do."""
+    """As in GPT-2: projections to a residual stream are divided by the root of their number."""
     model, again = (init_weights(EncoderDecoder(pair_config(name)), 0) for _ in range(2))
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
     for n, p in model.named_parameters():
         if p.ndim == 1:
             assert (p == ("weight" in n)).all(), n
         elif n.endswith(("attn.o.weight", "cross.o.weight", "mlp.down.weight")):
-            writers = 2 * model.encoder.config.n_layers if n.startswith("encoder.") else 3 * model.config.n_layers
-            assert abs(p.std() / (0.02 / math.sqrt(writers)) - 1) < 0.1, n
+            n_projections = 2 * model.encoder.config.n_layers if n.startswith("encoder.") else 3 * model.config.n_layers
+            assert abs(p.std() / (0.02 / math.sqrt(n_projections)) - 1) < 0.1, n
         else:
             assert abs(p.std() / 0.02 - 1) < 0.1, n
 
 
 @EACH
 def test_init_glorot(name):
-    """Glorot's uniform; embeddings that have a variance of 1 / D, so that the scaled ones have 1 and logits too."""
+    """Matrices are Glorot uniform; embeddings have variance 1 / D, so that logits have variance 1."""
     model, again, other = (init_glorot(EncoderDecoder(pair_config(name)), seed) for seed in (0, 0, 1))
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
     assert not torch.equal(model.embed.weight, other.embed.weight)

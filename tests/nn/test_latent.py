@@ -1,4 +1,4 @@
-"""Latent attention: both ways are one, the cheaper is taken, what is kept is small, and what a tap changes flows on."""
+"""Latent attention: absorbed equals expanded, the cheaper one is used, the cache is small, and edits take effect."""
 
 import pytest
 import torch
@@ -28,57 +28,57 @@ def cached(chunks, **step):
 @pytest.mark.parametrize("chunks", [[24], [1] * 24, [10, 1, 13], [23, 1]], ids=str)
 def test_absorbed_equals_expanded(chunks, attend, monkeypatch):
     found = {}
-    for way in (True, False):
-        monkeypatch.setattr(latent, "absorbs", lambda *_, way=way: way)
-        found[way] = cached(chunks, attend=attend)
+    for absorb in (True, False):
+        monkeypatch.setattr(latent, "absorbs", lambda *_, absorb=absorb: absorb)
+        found[absorb] = cached(chunks, attend=attend)
     assert_near(found[True], found[False])
-    assert not torch.equal(found[True], found[False]), "one way only was gone"
+    assert not torch.equal(found[True], found[False]), "both results come from the same implementation"
 
 
-def test_uneven_lengths_absorbed(monkeypatch):
-    """In rounds that bring different numbers of tokens, with padding."""
+def test_absorbed_equals_expanded_with_uneven_lengths(monkeypatch):
+    """Forward passes with different numbers of new tokens per sequence, with padding."""
     found = {}
-    for way in (True, False):
-        monkeypatch.setattr(latent, "absorbs", lambda *_, way=way: way)
+    for absorb in (True, False):
+        monkeypatch.setattr(latent, "absorbs", lambda *_, absorb=absorb: absorb)
         cache, outs = DenseCache.of(MODEL.config, 2, 24), []
         with torch.no_grad():
             for counts in ([9, 4], [1, 1], [3, 0], [1, 5]):
                 out = MODEL(IDS[:, : max(counts)], Step(cache.extend(counts), cache=cache))
                 outs += [out[b, :c] for b, c in enumerate(counts)]
-        found[way] = torch.cat(outs)
+        found[absorb] = torch.cat(outs)
     assert_near(found[True], found[False])
 
 
-def multiplied(config, n_new, n_seen, absorbed):
-    """How many pairs of numbers each way multiplies, matrix by matrix, in one head."""
-    rank, turned, v = config.latent.rank, config.rope.dim, config.latent.v_dim
-    still = config.head_dim - turned
+def n_multiplications(config, n_new, n_seen, absorbed):
+    """Return the number of multiplications per head of the absorbed or expanded form, matrix by matrix."""
+    rank, rope_dim, v = config.latent.rank, config.rope.dim, config.latent.v_dim
+    nope_dim = config.head_dim - rope_dim
     if absorbed:
-        into, out = n_new * still * rank, n_new * rank * v
-        return into + out + 2 * n_new * n_seen * (turned + rank)
-    return n_seen * rank * still + n_seen * rank * v + n_new * n_seen * (still + turned) + n_new * n_seen * v
+        into, out = n_new * nope_dim * rank, n_new * rank * v
+        return into + out + 2 * n_new * n_seen * (rope_dim + rank)
+    return n_seen * rank * nope_dim + n_seen * rank * v + n_new * n_seen * (nope_dim + rope_dim) + n_new * n_seen * v
 
 
 @pytest.mark.parametrize("sizes", [(512, 128, 64, 128), (20, 6, 8, 10), (4, 64, 8, 64)], ids=str)
 def test_absorbs_if_it_needs_fewer_multiplications(sizes):
-    rank, still, turned, v = sizes
+    rank, nope_dim, rope_dim, v = sizes
     config = change(ATTENTION, "latent.rank", rank)
-    config = change(config, "head_dim", still + turned)
-    config = change(change(config, "rope.dim", turned), "latent.v_dim", v)
-    taken = set()
+    config = change(config, "head_dim", nope_dim + rope_dim)
+    config = change(change(config, "rope.dim", rope_dim), "latent.v_dim", v)
+    outcomes = set()
     for n_seen in (1, 2, 7, 100, 4096):
         for n_new in (1, 2, 7, 100, 512, 4096):
             if n_new <= n_seen:
-                both = [multiplied(config, n_new, n_seen, way) for way in (True, False)]
+                both = [n_multiplications(config, n_new, n_seen, absorb) for absorb in (True, False)]
                 assert absorbs(config, n_new, n_seen) == (both[0] < both[1])
-                taken.add(both[0] < both[1])
+                outcomes.add(both[0] < both[1])
     assert absorbs(config, 1, 4096), "decoding"
-    assert taken == {True, False} or rank == 4
-    assert absorbs(config, 4096, 4096) == (rank == 4), "reading a prompt"
+    assert outcomes == {True, False} or rank == 4
+    assert absorbs(config, 4096, 4096) == (rank == 4), "prefill"
 
 
 def test_cache_stores_latent_and_one_key():
-    """(rank + rope dim) numbers a token and layer, whatever the heads; a plain cache would hold 2 H Dh."""
+    """The cache stores rank + rope dim values per token and layer; without latents it would store 2 H Dh."""
     cache = DenseCache.of(MODEL.config, 2, 24)
     run_cached(MODEL, IDS, [20, 1, 3], cache)
     assert cache.bytes == 3 * 2 * 24 * (20 + 8) * 4
@@ -88,8 +88,8 @@ def test_cache_stores_latent_and_one_key():
         assert slot_v.numel() == 0
 
 
-class Add:
-    """A tap that adds `delta` at one point, in the passes in which it is on."""
+class AddTap:
+    """A tap that records one tap point and adds `delta` to its value."""
 
     def __init__(self, name, delta=None):
         self.name, self.delta, self.seen = name, delta, []
@@ -106,38 +106,40 @@ POINTS = ["attn.q", "attn.latent", "attn.k", "attn.v", "attn.q_rot", "attn.k_rot
 
 
 @pytest.mark.parametrize("end", POINTS)
-def test_tap_in_absorbed_pass(end, monkeypatch):
-    """Of the last three tokens, read at once: the same as in a pass over all of them, where only theirs is changed."""
+def test_tap_with_absorbed_attention(end, monkeypatch):
+    """An edit of the last three tokens, after a cached prefix, equals the same edit in an uncached forward pass."""
     name, absorbed = f"blocks.1.{end}", []
-    keep = latent.LatentAttention.absorbed
-    monkeypatch.setattr(latent.LatentAttention, "absorbed", lambda self, *args: absorbed.append(1) or keep(self, *args))
-    whole, show = Add(name), Add(name)
-    plain = run(MODEL, IDS, tap=whole)
+    original = latent.LatentAttention.absorbed
+    monkeypatch.setattr(
+        latent.LatentAttention, "absorbed", lambda self, *args: absorbed.append(1) or original(self, *args)
+    )
+    full, observer = AddTap(name), AddTap(name)
+    plain = run(MODEL, IDS, tap=full)
     assert not absorbed
     cache = DenseCache.of(MODEL.config, 2, 24)
     with torch.no_grad():
         MODEL(IDS[:, :21], Step(cache.extend([21, 21]), cache=cache))
-        last = MODEL(IDS[:, 21:], Step(cache.extend([3, 3]), cache=cache, tap=show))
-    assert len(absorbed) == 3, "looking changes no backend"
+        last = MODEL(IDS[:, 21:], Step(cache.extend([3, 3]), cache=cache, tap=observer))
+    assert len(absorbed) == 3, "a tap that only observes must not change the implementation"
     own = (slice(None), slice(None), slice(21, None)) if end == "attn.scores" else (slice(None), slice(21, None))
-    assert_near(show.seen[0].nan_to_num(neginf=0), whole.seen[0][own].nan_to_num(neginf=0))
+    assert_near(observer.seen[0].nan_to_num(neginf=0), full.seen[0][own].nan_to_num(neginf=0))
     assert_near(last, plain[:, 21:])
 
     generator = torch.Generator().manual_seed(0)
-    delta = torch.randn(show.seen[0].shape, generator=generator) * 0.5
-    wide = torch.zeros_like(whole.seen[0])
+    delta = torch.randn(observer.seen[0].shape, generator=generator) * 0.5
+    wide = torch.zeros_like(full.seen[0])
     wide[own] = delta
-    want = run(MODEL, IDS, tap=Add(name, wide))[:, 21:]
+    want = run(MODEL, IDS, tap=AddTap(name, wide))[:, 21:]
     cache = DenseCache.of(MODEL.config, 2, 24)
     with torch.no_grad():
         MODEL(IDS[:, :21], Step(cache.extend([21, 21]), cache=cache))
-        got = MODEL(IDS[:, 21:], Step(cache.extend([3, 3]), cache=cache, tap=Add(name, delta)))
+        got = MODEL(IDS[:, 21:], Step(cache.extend([3, 3]), cache=cache, tap=AddTap(name, delta)))
     assert_near(got, want)
     assert moved(got, last) > 1e-2
 
 
 def test_edit_of_keys_with_uneven_lengths():
-    """Each row's own places: row 0 brings three tokens, row 1 one, of which there are other numbers before."""
+    """Edits apply at each sequence's own positions: sequence 0 has three new tokens after 9, sequence 1 one after 4."""
     name, generator = "blocks.1.attn.k", torch.Generator().manual_seed(0)
     cache = DenseCache.of(MODEL.config, 2, 24)
     counts, before = [3, 1], [9, 4]
@@ -145,11 +147,11 @@ def test_edit_of_keys_with_uneven_lengths():
     new = torch.stack([IDS[b, n : n + 3] for b, n in enumerate(before)])
     with torch.no_grad():
         MODEL(IDS[:, :9], Step(cache.extend(before), cache=cache))
-        got = MODEL(new, Step(cache.extend(counts), cache=cache, tap=Add(name, delta)))
+        got = MODEL(new, Step(cache.extend(counts), cache=cache, tap=AddTap(name, delta)))
     for b, (n, c) in enumerate(zip(before, counts, strict=True)):
         wide = torch.zeros(1, n + c, 4, 14)
         wide[:, n:] = delta[b, :c]
-        assert_near(got[b, :c], run(MODEL, IDS[b : b + 1, : n + c], tap=Add(name, wide))[0, n:])
+        assert_near(got[b, :c], run(MODEL, IDS[b : b + 1, : n + c], tap=AddTap(name, wide))[0, n:])
 
 
 def test_edit_of_latent_persists_in_the_cache():
@@ -157,7 +159,7 @@ def test_edit_of_latent_persists_in_the_cache():
     for end, shape in (("attn.latent", (2, 21, 20)), ("attn.k", (2, 21, 4, 14)), (None, ())):
         cache, tap = DenseCache.of(MODEL.config, 2, 24), None
         if end:
-            tap = Add(f"blocks.2.{end}", torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+            tap = AddTap(f"blocks.2.{end}", torch.randn(shape, generator=torch.Generator().manual_seed(0)))
         with torch.no_grad():
             MODEL(IDS[:, :21], Step(cache.extend([21, 21]), cache=cache, tap=tap))
             found[end] = MODEL(IDS[:, 21:], Step(cache.extend([3, 3]), cache=cache))
@@ -168,18 +170,18 @@ def test_edit_of_latent_persists_in_the_cache():
 def test_packed_documents_equal_single_documents():
     positions, documents = (torch.tensor([[*a, *b]]) for a, b in ((range(9), range(15)), ([0] * 9, [1] * 15)))
     row, delta = IDS[:1], torch.randn(1, 24, 4, 14, generator=torch.Generator().manual_seed(0))
-    for tap in (None, Add("blocks.1.attn.k_rot", delta)):
+    for tap in (None, AddTap("blocks.1.attn.k_rot", delta)):
         with torch.no_grad():
             packed = MODEL(row, Step(positions, documents=documents, tap=tap))
         for part in (slice(0, 9), slice(9, 24)):
-            own = tap and Add(tap.name, delta[:, part])
+            own = tap and AddTap(tap.name, delta[:, part])
             assert_near(packed[:, part], run(MODEL, row[:, part], tap=own))
 
 
 def test_absorbed_and_expanded_have_equal_gradients(monkeypatch):
     found = []
-    for way in (True, False):
-        monkeypatch.setattr(latent, "absorbs", lambda *_, way=way: way)
+    for absorb in (True, False):
+        monkeypatch.setattr(latent, "absorbs", lambda *_, absorb=absorb: absorb)
         MODEL.zero_grad()
         MODEL(IDS, Step.of(IDS)).square().mean().backward()
         found.append({name: p.grad for name, p in MODEL.named_parameters() if p.grad is not None})
@@ -217,15 +219,15 @@ def test_invalid_config_raises_config_error(path, value, message):
         change(ATTENTION, path, value)
 
 
-def test_every_live_point_is_named_once():
+def test_live_points_have_the_expected_values():
     names = [f"blocks.0.attn.{end}" for end in ("q", "latent", "k", "v", "q_rot", "k_rot", "z")]
-    kept = RecorderTap(*names)
-    run(MODEL, IDS, tap=kept)
-    q, c, k, v, _, k_rot, z = (kept[name][0] for name in names)
+    recorder = RecorderTap(*names)
+    run(MODEL, IDS, tap=recorder)
+    q, c, k, v, _, k_rot, z = (recorder[name][0] for name in names)
     assert [t.shape[2:] for t in (q, c, k, v, z)] == [(4, 14), (20,), (4, 14), (4, 10), (4, 10)]
     attention = MODEL.blocks[0].attn
     assert_near(k[..., 8:], attention.expand_k(c))
     assert_near(v, attention.expand_v(c))
     for t in (k[..., :8], k_rot[..., :8]):
-        assert (t == t[..., :1, :]).all(), "one turned key for all heads"
+        assert (t == t[..., :1, :]).all(), "all heads must share the rotary key"
     assert torch.equal(k_rot[..., 8:], k[..., 8:])

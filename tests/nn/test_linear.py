@@ -10,7 +10,7 @@ from glassformer.nn.linear import Float32Linear, HeadLinear, TiedLinear
 
 
 class OpaqueLinear(nn.Module):
-    """A linear layer with the products of `layer`, whose weight can only be asked for, never read in a forward pass."""
+    """A linear layer that computes the products of `layer` and counts accesses to its weight."""
 
     def __init__(self, layer):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Experts: the fast path against the definition, the router against the formulas, what a tap sees and changes."""
+"""Experts: the fast implementation against the definition, the router against the formulas, and edits of the router."""
 
 import pytest
 import torch
@@ -23,17 +23,17 @@ def moe(**settings):
 @pytest.mark.parametrize("n_tokens", [1, 2, 33])
 @pytest.mark.parametrize("top_k", [1, 2, 6])
 def test_sorted_experts_equal_reference(n_tokens, top_k):
-    """Forward and backward, in float64: with experts that nobody chose, and with all chosen."""
+    """Forward and backward, in float64, with unused experts and with all experts used."""
     layer, x = moe(top_k=top_k).double(), randn(n_tokens, 12).double()
     weights, chosen = route(layer.config, layer.router(x))
     weights, found = weights.double(), []
     for path in (experts_reference, experts_sorted):
         layer.zero_grad()
-        leaf, how_much = (t.detach().clone().requires_grad_() for t in (x, weights))
-        out = path(layer.experts, leaf, how_much, chosen)
+        leaf, scale = (t.detach().clone().requires_grad_() for t in (x, weights))
+        out = path(layer.experts, leaf, scale, chosen)
         out.square().sum().backward()
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in layer.experts.parameters()]
-        found.append([out.detach(), leaf.grad, how_much.grad, *gradients])
+        found.append([out.detach(), leaf.grad, scale.grad, *gradients])
     for slow, fast in zip(*found, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
 
@@ -41,28 +41,28 @@ def test_sorted_experts_equal_reference(n_tokens, top_k):
 def test_routing_is_independent_of_other_tokens():
     layer, x = moe(), randn(3, 7, 12)
     step = Step(torch.arange(7)[None]).layer(0)
-    whole = layer(x, step)
+    full = layer(x, step)
     for b in range(3):
         for t in range(7):
-            assert_near(layer(x[b, t : t + 1], step), whole[b, t : t + 1], 1e-6)
+            assert_near(layer(x[b, t : t + 1], step), full[b, t : t + 1], 1e-6)
 
 
-def by_loops(c, logits, correction):
-    """One token's weights by the words of the papers, in Python's own numbers: {expert: weight}."""
+def route_by_loops(c, logits, correction):
+    """Compute one token's weights from the papers' formulas in plain Python: {expert: weight}."""
     values = [float(v) for v in logits.double()]
     if c.scores == "softmax":
         total = sum(torch.tensor(v).double().exp().item() for v in values)
         scores = [torch.tensor(v).double().exp().item() / total for v in values]
     else:
         scores = [1 / (1 + torch.tensor(-v).double().exp().item()) for v in values]
-    better = [s + (0 if correction is None else correction[e].item()) for e, s in enumerate(scores)]
+    ranks = [s + (0 if correction is None else correction[e].item()) for e, s in enumerate(scores)]
     size = c.n_experts // c.n_groups
     groups = [range(g * size, (g + 1) * size) for g in range(c.n_groups)]
-    groups.sort(key=lambda group: -sum(sorted((better[e] for e in group), reverse=True)[: c.group_best]))
-    open_to = [e for group in groups[: c.top_groups] for e in group]
-    chosen = sorted(open_to, key=lambda e: -better[e])[: c.top_k]
-    whole = sum(scores[e] for e in chosen) if c.normed else 1
-    return {e: scores[e] / whole * c.scale for e in chosen}
+    groups.sort(key=lambda group: -sum(sorted((ranks[e] for e in group), reverse=True)[: c.group_best]))
+    allowed = [e for group in groups[: c.top_groups] for e in group]
+    chosen = sorted(allowed, key=lambda e: -ranks[e])[: c.top_k]
+    full = sum(scores[e] for e in chosen) if c.normed else 1
+    return {e: scores[e] / full * c.scale for e in chosen}
 
 
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
@@ -77,7 +77,7 @@ def test_route_equals_loops(scores, normed, correction, n_groups, top_groups, gr
     logits, added = randn(40, 8), randn(8, seed=1) if correction else None
     weights, chosen = route(config, logits, added)
     for row, (w, e) in enumerate(zip(weights, chosen, strict=True)):
-        want = by_loops(config, logits[row], added)
+        want = route_by_loops(config, logits[row], added)
         got = dict(zip(e.tolist(), w.tolist(), strict=True))
         assert got.keys() == want.keys()
         assert all(abs(got[expert] - want[expert]) < 1e-5 for expert in want)
@@ -112,8 +112,8 @@ def test_invalid_config_raises_config_error(changes, message):
         MoEConfig(**{"n_experts": 6, "top_k": 2} | changes)
 
 
-class Choose:
-    """A tap that keeps the router's logits of one layer, and makes one expert the best for all."""
+class RouterTap:
+    """A tap that records the router's logits of one layer, and makes one expert the best for all tokens."""
 
     def __init__(self, expert=None):
         self.expert, self.seen = expert, {}
@@ -133,17 +133,17 @@ class Choose:
 def test_tap_changes_routing():
     model = tiny("mixtral", **{"layers.1.experts.top_k": 1})
     ids = random_ids(model.config, 2, 9)
-    plain, look, send = run(model, ids), Choose(), Choose(4)
-    assert torch.equal(run(model, ids, tap=look), plain)
-    logits = look.seen["blocks.1.mlp.router"]
+    plain, observer, edit = run(model, ids), RouterTap(), RouterTap(4)
+    assert torch.equal(run(model, ids, tap=observer), plain)
+    logits = observer.seen["blocks.1.mlp.router"]
     assert logits.shape == (2, 9, 6)
-    assert len(logits.argmax(-1).unique()) > 2, "a router that is blind"
-    sent = run(model, ids, tap=send)
-    assert (sent - plain).abs().max() > 1e-3 * plain.abs().max()
-    with torch.no_grad():  # the same as where no other expert is
+    assert len(logits.argmax(-1).unique()) > 2, "the router's choice does not depend on the token"
+    edited = run(model, ids, tap=edit)
+    assert (edited - plain).abs().max() > 1e-3 * plain.abs().max()
+    with torch.no_grad():  # equals a layer whose experts are all expert 4
         for e in range(6):
             model.blocks[1].mlp.experts[e].load_state_dict(model.blocks[1].mlp.experts[4].state_dict())
-    assert_near(run(model, ids), sent)
+    assert_near(run(model, ids), edited)
 
 
 def test_init_weights_of_experts():

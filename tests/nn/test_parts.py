@@ -1,4 +1,4 @@
-"""Norms, feed-forward, rotary and added positions, blocks: against torch's own modules, or the formula in float64."""
+"""Norms, feed-forward, rotary and added positions, blocks: against torch's modules, or the formula in float64."""
 
 import cmath
 import math
@@ -20,7 +20,7 @@ from glassformer.nn.step import Step
 from glassformer.training.init import init_weights
 
 NORMS = {"pre": "norm", "out": "out_norm", "post": "post_norm"}  # parameter names of the norms at each position
-UNSEEN = Step(torch.arange(5)[None]).layer(0)
+STEP = Step(torch.arange(5)[None]).layer(0)
 
 
 def randn(*shape, seed=0):
@@ -34,7 +34,7 @@ def test_layer_norm_equals_torch():
     assert torch.equal(ours(x), theirs(x))
 
 
-def test_rms_norm_equals_torch_and_the_formula():
+def test_rms_norm_equals_torch_and_formula():
     ours, theirs = randomise(make_norm(NormConfig("rms", 1e-2), 12)), nn.RMSNorm(12, 1e-2)
     theirs.load_state_dict(ours.state_dict())
     x = randn(3, 5, 12)
@@ -61,7 +61,7 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_mlp_equals_its_formula(activation, gated, bias):
+def test_mlp_equals_formula(activation, gated, bias):
     mlp = randomise(MLP(MLPConfig(20, activation, gated, bias), 12))
     x = randn(3, 5, 12)
     w = {name: p.double() for name, p in mlp.named_parameters()}
@@ -72,20 +72,20 @@ def test_mlp_equals_its_formula(activation, gated, bias):
 
     act, up = ACTIVATIONS[activation], linear("up", x.double())
     hidden = act(linear("gate", x.double())) * up if gated else act(up)
-    assert_near(mlp(x, UNSEEN), linear("down", hidden), 1e-6)
+    assert_near(mlp(x, STEP), linear("down", hidden), 1e-6)
 
 
 @pytest.mark.parametrize("theta", [10_000.0, 100.0])
 def test_rotary_equals_complex_multiplication(theta):
-    """x[i] + i x[i + R] times e^(i position theta^(-2i/Dh)), number by number in float64."""
+    """x[i] + i x[i + R] times e^(i position theta^(-2i/Dh)), element by element in float64."""
     d, at = 8, torch.tensor([[0, 1, 5, 1000], [7, 7, 2, 31]])
     x = randn(2, 4, 3, d)
-    turned = rotate(x, *rotation(RopeConfig(theta), d, at))
+    rotated = rotate(x, *rotation(RopeConfig(theta), d, at))
     for b, t, h, i in [(b, t, h, i) for b in range(2) for t in range(4) for h in range(3) for i in range(d // 2)]:
         pair = complex(x[b, t, h, i], x[b, t, h, i + d // 2])
         want = pair * cmath.exp(1j * at[b, t].item() * theta ** (-2 * i / d))
-        got = complex(turned[b, t, h, i], turned[b, t, h, i + d // 2])
-        assert abs(got - want) < 1e-4 * abs(pair)  # float32 knows an angle of 1000 to 6e-5
+        got = complex(rotated[b, t, h, i], rotated[b, t, h, i + d // 2])
+        assert abs(got - want) < 1e-4 * abs(pair)  # float32 represents an angle of 1000 to 6e-5
 
 
 def test_rotary_products_depend_on_distance_only():
@@ -115,7 +115,7 @@ def test_learned_positions_with_padding():
 @pytest.mark.parametrize("norm_at", ["pre", "post"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_block_equals_torch_encoder_layer(norm_at, activation):
-    """Post-norm is the paper of 2017's block; pre-norm GPT-2's. torch has both, with its own attention."""
+    """Post-norm is the block of the 2017 paper, pre-norm that of GPT-2. torch has both."""
     d, heads, d_ff = 24, 3, 40
     theirs = nn.TransformerEncoderLayer(
         d, heads, d_ff, 0.0, activation, 1e-2, batch_first=True, norm_first=norm_at == "pre"
@@ -145,17 +145,17 @@ def test_block_equals_torch_encoder_layer(norm_at, activation):
     step = Step(torch.arange(9)[None])
     mask = nn.Transformer.generate_square_subsequent_mask(9)
     with torch.no_grad():
-        want = theirs.train()(x, src_mask=mask, is_causal=True)  # train: without torch's own fused path
+        want = theirs.train()(x, src_mask=mask, is_causal=True)  # train mode avoids torch's fused path
         assert_near(ours(x, step.layer(0)), want, 2e-6)
         other = Block(LayerConfig(attention, layer.mlp, layer.norm, ("post" if norm_at == "pre" else "pre",)), d)
         here, there = f"_{NORMS[norm_at]}.", f"_{NORMS['post' if norm_at == 'pre' else 'pre']}."
         other.load_state_dict({name.replace(here, there): t for name, t in pairs.items()})
-        assert (other(x, step.layer(0)) - want).abs().max() > 0.1, "where the norm stands does not show"
+        assert (other(x, step.layer(0)) - want).abs().max() > 0.1, "the position of the norm has no effect"
 
 
 @pytest.mark.parametrize("norm_at", [("pre", "out"), ("out",), ("pre", "post"), ("pre", "out", "post")])
 def test_block_equals_its_equation(norm_at):
-    """x -> post(x + out(f(pre(x))))"""
+    """The block is x -> post(x + out(f(pre(x))))."""
     layer = LayerConfig(AttentionConfig(2, 2, 6), MLPConfig(20), NormConfig("rms", 1e-2), norm_at)
     block, x = randomise(Block(layer, 12)), randn(2, 5, 12)
     step = Step(torch.arange(5)[None]).layer(0)

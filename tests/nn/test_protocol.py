@@ -1,11 +1,11 @@
-"""The protocol of a forward pass (`Step.keep`, `attend`, `view`) carries an attention that the package does not have.
+"""The protocol of a forward pass (`keep`, `attend`, `view`) supports an attention variant outside of the package.
 
-ALiBi ("Train Short, Test Long", Press et al. 2022): a bias of the scores that falls with distance.
+ALiBi ("Train Short, Test Long", Press et al. 2022): a bias of the scores that decreases with distance.
 """
 
 import pytest
 import torch
-from test_attend import naive, seen_by_loops
+from test_attend import naive, visible_by_loops
 from tiny import assert_near, by_definition, randomise
 from torch import nn
 
@@ -45,7 +45,7 @@ def assert_equals_reference(model, window, attend):
 
 
 class Alibi(nn.Module):
-    """One attention layer, with the bias of the keys that the cache returns, in a ring's order too."""
+    """One attention layer with a bias computed from the positions of the cached keys, in ring order too."""
 
     def __init__(self, window):
         super().__init__()
@@ -67,7 +67,7 @@ class Alibi(nn.Module):
         at = torch.arange(ids.shape[1])
         bias = (-self.slopes[:, None, None] * (at[:, None] - at)).expand(len(ids), -1, -1, -1)
         every = at.expand(len(ids), -1)
-        seen = seen_by_loops(every, every, True, self.spec.window, None)
+        seen = visible_by_loops(every, every, True, self.spec.window, None)
         return torch.tensor(naive(q, k, v, self.spec.scale, seen, bias=bias)[0]).flatten(-2)
 
 

@@ -1,4 +1,4 @@
-"""The recurrent encoder-decoder against loops over numbers written from the papers, in float64; and against itself."""
+"""The recurrent encoder-decoder against loops written from the papers, in float64; and its own consistency."""
 
 from dataclasses import replace
 
@@ -26,15 +26,15 @@ ATTENTIVE = [kind for kind in KINDS if kind != "none"]
 POINTS = {"rnn.states": "S Dr", "rnn.scores": "T S", "rnn.probs": "T S", "rnn.context": "T Dr"}
 LENGTHS = torch.tensor([7, 3, 1, 5])
 T = 6
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of a cell, as torch names them
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # torch's parameter names of a cell
 kinds = pytest.mark.parametrize("kind", KINDS)
-ROUNDING = 3e-5  # of the largest: sharp recurrent models carry float32's rounding on from token to token
+ROUNDING = 3e-5  # relative to the largest value: recurrent models accumulate float32 rounding errors
 cells = pytest.mark.parametrize("cell", ["gru", "lstm"])
 
 
 @torch.no_grad()
 def tiny(kind="additive", cell="gru", **changes):
-    """Every parameter random, matrices grown until states are far from 0 and alignment is far from uniform."""
+    """Return a random model, with matrices scaled until states are far from 0 and attention far from uniform."""
     attention, input_feeding = KINDS[kind]
     config = RecurrentConfig(11, 13, 10, 12, 2, cell, attention=attention, input_feeding=input_feeding)
     model = RecurrentEncoderDecoder(replace(config, **changes))
@@ -44,34 +44,34 @@ def tiny(kind="additive", cell="gru", **changes):
     for name, p in model.named_parameters():
         if cell == "lstm" and ".bias_ih" in name:
             p[-len(p) // 4 :] += 3  # open output gates: an LSTM's states are small otherwise
-    limit = 0.97 if attention == "dot" else 0.7  # the product of two states is small, whatever the weights are
+    limit = 0.97 if attention == "dot" else 0.7  # the product of two states is always small
     for _ in range(40):
         if sharpness(model) < limit:
             break
         for p in grown:
             p.mul_(1.1)
-    assert kind == "none" or 0.05 < sharpness(model) < limit, "a blind model: attention is uniform, or sees one state"
+    assert kind == "none" or 0.05 < sharpness(model) < limit, "attention is nearly uniform or one-hot"
     return model
 
 
 def sharpness(model):
-    """Mean entropy of attention over the longest row, 1 where it is uniform; 0 where there is none."""
+    """Return the mean entropy of attention over the longest source; 1 is uniform, 0 for a model without attention."""
     if model.config.attention is None:
         return 0.0
-    source, target = rows()
-    tap = Kept("rnn.probs")
+    source, target = random_ids()
+    tap = RecorderTap("rnn.probs")
     model(source[:1] % model.config.source_vocab_size, target[:1] % model.config.target_vocab_size, tap=tap)
     return torch.special.entr(tap["rnn.probs"]).sum(-1).mean().item() / np.log(source.shape[1])
 
 
-def rows(seed=1):
-    """Source ids of LENGTHS, padded with tokens that exist, and target ids."""
+def random_ids(seed=1):
+    """Return source ids of LENGTHS, padded with valid tokens, and target ids."""
     g = torch.Generator().manual_seed(seed)
     return torch.randint(11, (4, 7), generator=g), torch.randint(13, (4, T), generator=g)
 
 
-class Kept:
-    """A tap that reads."""
+class RecorderTap:
+    """A tap that records values."""
 
     def __init__(self, *names):
         self.names, self.parts = names or tuple(POINTS), {}
@@ -87,8 +87,8 @@ class Kept:
         return torch.cat(self.parts[name], 1)
 
 
-class Added(Kept):
-    """A tap that adds to one point, whose rows come in parts."""
+class AddTap(RecorderTap):
+    """A tap that adds `delta` to one tap point, whose value may come in parts."""
 
     def __init__(self, name, delta):
         super().__init__(name)
@@ -100,7 +100,7 @@ class Added(Kept):
         return value + part
 
 
-# The model once more: one row, one token, one number after the other.
+# A second implementation: one sequence, one token at a time, in NumPy.
 
 
 def sigmoid(x):
@@ -124,31 +124,31 @@ def naive_cell(w, prefix, suffix, x, before):
 
 
 def naive(model, source, target, edit=lambda name, at, value: value):
-    """Logits and the four points of one row. `edit` sees each state, score row, probability row and context."""
+    """Return the logits and tap points of one sequence; `edit` may change each value of a tap point."""
     config, w = model.config, {name: p.detach().double().numpy() for name, p in model.named_parameters()}
-    n_carried = 2 if config.cell == "lstm" else 1
-    ways = ("", "_reverse") if config.bidirectional else ("",)
-    half = config.d_hidden // len(ways)
-    xs, carried = [w["source_embed.weight"][i] for i in source], []
+    n_states = 2 if config.cell == "lstm" else 1
+    directions = ("", "_reverse") if config.bidirectional else ("",)
+    half = config.d_hidden // len(directions)
+    xs, cell_state = [w["source_embed.weight"][i] for i in source], []
     for layer in range(config.n_layers):
         read, ends = [], []
-        for way in ways:
-            before, found = (np.zeros(half),) * n_carried, {}
-            for j in reversed(range(len(xs))) if way else range(len(xs)):
-                before = naive_cell(w, "encoder", f"l{layer}{way}", xs[j], before)
+        for direction in directions:
+            before, found = (np.zeros(half),) * n_states, {}
+            for j in reversed(range(len(xs))) if direction else range(len(xs)):
+                before = naive_cell(w, "encoder", f"l{layer}{direction}", xs[j], before)
                 found[j] = before[0]
             read.append(found)
             ends.append(before)
         xs = [np.concatenate([found[j] for found in read]) for j in range(len(xs))]
-        carried.append([np.concatenate(parts) for parts in zip(*ends, strict=True)])
+        cell_state.append([np.concatenate(parts) for parts in zip(*ends, strict=True)])
     states = [edit("rnn.states", j, x) for j, x in enumerate(xs)]
-    carried[-1][0] = np.concatenate([states[-1][:half], states[0][half:]])
+    cell_state[-1][0] = np.concatenate([states[-1][:half], states[0][half:]])
 
     table = w["source_embed.weight" if config.shared_embedding else "target_embed.weight"]
     fed, out = np.zeros(config.d_hidden), {name: [] for name in ("logits", *POINTS)}
     out["rnn.states"] = states
 
-    def look(s, t):
+    def attend(s, t):
         scores = np.zeros(len(states))
         for j, h in enumerate(states):
             if config.attention == "additive":
@@ -170,15 +170,15 @@ def naive(model, source, target, edit=lambda name, at, value: value):
     for t, token in enumerate(target):
         x, context = table[token], None
         if config.attention == "additive":
-            context = look(carried[-1][0], t)
+            context = attend(cell_state[-1][0], t)
             x = np.concatenate([x, context])
         elif config.input_feeding:
             x = np.concatenate([x, fed])
         for layer in range(config.n_layers):
-            carried[layer] = list(naive_cell(w, "decoder", f"l{layer}", x, carried[layer]))
-            x = carried[layer][0]
+            cell_state[layer] = list(naive_cell(w, "decoder", f"l{layer}", x, cell_state[layer]))
+            x = cell_state[layer][0]
         if config.attention is not None:
-            context = look(x, t) if context is None else context
+            context = attend(x, t) if context is None else context
             x = fed = np.tanh(w["combine.weight"] @ np.concatenate([context, x]))
         out["logits"].append(w["head.weight"] @ x)
     return {name: torch.from_numpy(np.stack(values)) for name, values in out.items() if values}
@@ -186,38 +186,38 @@ def naive(model, source, target, edit=lambda name, at, value: value):
 
 @torch.no_grad()
 def check(model, tap, edit=lambda b: lambda name, at, value: value):
-    """Logits and points of a padded batch under a tap, against each row's loops; `edit(b)` is what is done to row b."""
-    source, target = rows()
-    kept = Kept()
+    """Compare logits and tap points of a padded batch with loops; `edit(b)` is the edit of sequence b."""
+    source, target = random_ids()
+    recorder = RecorderTap()
 
     class Both:
         def wants(self, name):
             return name in POINTS
 
         def __call__(self, name, value):
-            return kept(name, tap(name, value) if tap is not None and tap.wants(name) else value)
+            return recorder(name, tap(name, value) if tap is not None and tap.wants(name) else value)
 
     logits = model(source, target, LENGTHS, Both())
     for b, n in enumerate(LENGTHS.tolist()):
         want = naive(model, source[b, :n].tolist(), target[b].tolist(), edit(b))
-        assert set(want) == {"logits", *kept.parts}
+        assert set(want) == {"logits", *recorder.parts}
         assert_near(logits[b], want.pop("logits"), ROUNDING)
         for name, value in want.items():
-            got = kept[name][b]
+            got = recorder[name][b]
             got = got[:n] if name == "rnn.states" else got[:, :n] if name != "rnn.context" else got
             assert_near(got, value, ROUNDING)
-    return kept
+    return recorder
 
 
 @kinds
 @cells
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_logits_and_points_equal_loops(kind, cell, bidirectional):
-    kept = check(tiny(kind, cell, bidirectional=bidirectional), None)
+    recorder = check(tiny(kind, cell, bidirectional=bidirectional), None)
     if kind == "none":
-        assert set(kept.parts) == {"rnn.states"}
+        assert set(recorder.parts) == {"rnn.states"}
         return
-    probs = kept["rnn.probs"]
+    probs = recorder["rnn.probs"]
     padding = torch.arange(7) >= LENGTHS[:, None, None]
     assert not probs[padding.expand_as(probs)].any()
     assert_near(probs.sum(-1), torch.ones(4, T), 1e-6)
@@ -227,7 +227,7 @@ def test_logits_and_points_equal_loops(kind, cell, bidirectional):
 @cells
 @pytest.mark.parametrize("point", POINTS)
 def test_edits_equal_loops(kind, cell, point):
-    """One token of one row at a time would do less: every row, every place, by a different amount."""
+    """Edit every sequence and every position by a different amount."""
     if kind == "none" and point != "rnn.states":
         return
     model = tiny(kind, cell)
@@ -239,29 +239,29 @@ def test_edits_equal_loops(kind, cell, point):
     def edit(b):
         return lambda name, at, value: value + delta[b, at, : len(value)].numpy() if name == point else value
 
-    check(model, Added(point, delta), edit)
-    source, target = rows()
+    check(model, AddTap(point, delta), edit)
+    source, target = random_ids()
     with torch.no_grad():
-        assert moved(model(source, target, LENGTHS, Added(point, delta)), model(source, target, LENGTHS)) > 1e-2
+        assert moved(model(source, target, LENGTHS, AddTap(point, delta)), model(source, target, LENGTHS)) > 1e-2
 
 
 @cells
 def test_cells_equal_torch(cell):
-    """The encoder's states of each row, forth and back, by nn.GRUCell and nn.LSTMCell."""
-    model, (source, _) = tiny("none", cell, n_layers=1), rows()
-    tap = Kept("rnn.states")
+    """The encoder's states of each sequence, in both directions, equal those of nn.GRUCell and nn.LSTMCell."""
+    model, (source, _) = tiny("none", cell, n_layers=1), random_ids()
+    tap = RecorderTap("rnn.states")
     with torch.no_grad():
         state = model.encode(source, LENGTHS, tap)
         for b, n in enumerate(LENGTHS.tolist()):
-            for way, half in (("", slice(0, 6)), ("_reverse", slice(6, 12))):
+            for direction, half in (("", slice(0, 6)), ("_reverse", slice(6, 12))):
                 one = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}[cell](10, 6)
-                one.load_state_dict({name: getattr(model.encoder, f"{name}_l0{way}") for name in WEIGHTS})
-                carried = None
-                for j in reversed(range(n)) if way else range(n):
-                    carried = one(model.source_embed(source[b, j]), carried)
-                    h = carried[0] if cell == "lstm" else carried
+                one.load_state_dict({name: getattr(model.encoder, f"{name}_l0{direction}") for name in WEIGHTS})
+                cell_state = None
+                for j in reversed(range(n)) if direction else range(n):
+                    cell_state = one(model.source_embed(source[b, j]), cell_state)
+                    h = cell_state[0] if cell == "lstm" else cell_state
                     assert_near(tap["rnn.states"][b, j, half], h, 1e-6)
-                for ours, theirs in zip(state.cell, carried if cell == "lstm" else (carried,), strict=True):
+                for ours, theirs in zip(state.cell, cell_state if cell == "lstm" else (cell_state,), strict=True):
                     assert_near(ours[0, b, half], theirs, 1e-6)
 
 
@@ -269,19 +269,19 @@ def test_cells_equal_torch(cell):
 @cells
 @pytest.mark.parametrize("chunks", [[1] * T, [2, 1, 3], [5, 1]], ids=str)
 @torch.no_grad()
-def test_chunks_equal_one_pass(kind, cell, chunks):
-    model, (source, target) = tiny(kind, cell), rows()
-    whole_tap, parts_tap = Kept(), Kept()
-    whole = model(source, target, LENGTHS, whole_tap)
+def test_chunks_equal_one_forward_pass(kind, cell, chunks):
+    model, (source, target) = tiny(kind, cell), random_ids()
+    full_tap, parts_tap = RecorderTap(), RecorderTap()
+    full = model(source, target, LENGTHS, full_tap)
     state, parts = model.encode(source, LENGTHS, parts_tap), []
     for part in target.split(chunks, 1):
         hidden, state = model.decode(part, state, parts_tap)
         parts.append(model.logits(hidden))
-    assert_near(torch.cat(parts, 1), whole, ROUNDING)
-    for name in whole_tap.parts:
-        finite = whole_tap[name].isfinite()
+    assert_near(torch.cat(parts, 1), full, ROUNDING)
+    for name in full_tap.parts:
+        finite = full_tap[name].isfinite()
         assert torch.equal(finite, parts_tap[name].isfinite())
-        assert_near(parts_tap[name][finite], whole_tap[name][finite], ROUNDING)
+        assert_near(parts_tap[name][finite], full_tap[name][finite], ROUNDING)
 
 
 @kinds
@@ -289,7 +289,7 @@ def test_chunks_equal_one_pass(kind, cell, chunks):
 @pytest.mark.parametrize("bidirectional", [True, False])
 @torch.no_grad()
 def test_padded_equals_single(kind, cell, bidirectional):
-    model, (source, target) = tiny(kind, cell, bidirectional=bidirectional), rows()
+    model, (source, target) = tiny(kind, cell, bidirectional=bidirectional), random_ids()
     batch = model(source, target, LENGTHS)
     for b, n in enumerate(LENGTHS.tolist()):
         assert_near(batch[b : b + 1], model(source[b : b + 1, :n], target[b : b + 1]), ROUNDING)
@@ -301,7 +301,7 @@ def test_padded_equals_single(kind, cell, bidirectional):
 
 @kinds
 def test_gradients_with_padding(kind):
-    model, (source, target) = tiny(kind), rows()
+    model, (source, target) = tiny(kind), random_ids()
     padding = torch.arange(7) >= LENGTHS[:, None]
     model(torch.where(padding, 0, source.clamp(min=1)), target, LENGTHS).square().sum().backward()
     assert not model.source_embed.weight.grad[0].any()
@@ -315,36 +315,36 @@ def test_gradients_with_padding(kind):
 @pytest.mark.parametrize("as_tensor", [True, False])
 @torch.no_grad()
 def test_select_reorders_and_repeats(kind, cell, as_tensor):
-    model, (source, target) = tiny(kind, cell), rows()
+    model, (source, target) = tiny(kind, cell), random_ids()
     chosen = [3, 0, 0, 2, 3]
     _, state = model.decode(target[:, :2], model.encode(source, LENGTHS))
     before = [t.clone() for t in state.cell]
     some = state.select(torch.tensor(chosen) if as_tensor else chosen)
-    others = rows(5)[1][[0, 1, 2, 3, 0], 2:]  # each row goes on its own way, those of one source too
+    others = random_ids(5)[1][[0, 1, 2, 3, 0], 2:]  # continuations of one source differ
     hidden, _ = model.decode(others, some)
     want = model.hidden(source[chosen], torch.cat([target[chosen, :2], others], 1), LENGTHS[chosen])[:, 2:]
     assert_near(hidden, want, ROUNDING)
-    assert moved(hidden[1], hidden[2]) > 1e-2, "one row, twice, went one way"
-    assert all(torch.equal(a, b) for a, b in zip(before, state.cell, strict=True)), "a state was changed in place"
+    assert moved(hidden[1], hidden[2]) > 1e-2, "continuations of one source must differ"
+    assert all(torch.equal(a, b) for a, b in zip(before, state.cell, strict=True)), "a state must not change in place"
 
 
 @kinds
 @torch.no_grad()
-def test_capture_changes_no_bit(kind):
-    model, (source, target) = tiny(kind), rows()
+def test_capture_does_not_change_logits(kind):
+    model, (source, target) = tiny(kind), random_ids()
     plain = model(source, target, LENGTHS)
-    assert torch.equal(model(source, target, LENGTHS, Kept(*POINTS, "final.logits")), plain)
-    unwilling = Kept("something else")
-    assert torch.equal(model(source, target, LENGTHS, unwilling), plain)
-    assert unwilling.parts == {}
-    last = Kept("final.logits")
+    assert torch.equal(model(source, target, LENGTHS, RecorderTap(*POINTS, "final.logits")), plain)
+    unused = RecorderTap("something else")
+    assert torch.equal(model(source, target, LENGTHS, unused), plain)
+    assert unused.parts == {}
+    last = RecorderTap("final.logits")
     model(source, target, LENGTHS, last)
     assert torch.equal(last["final.logits"], plain)
 
 
 @kinds
 def test_chunked_loss(kind):
-    model, (source, target) = tiny(kind), rows()
+    model, (source, target) = tiny(kind), random_ids()
     targets = torch.where(torch.arange(T) < LENGTHS[:, None], target.roll(-1, 1), IGNORED)
     loss = linear_cross_entropy(
         model.hidden(source, target, LENGTHS).flatten(0, 1), model.head.weight, targets.flatten()
@@ -372,14 +372,14 @@ def has_bfloat16_lstm():
 @cells
 @torch.no_grad()
 def test_lower_precision_is_near_float32(kind, cell):
-    """Autocast and bfloat16 weights, in one pass and step by step; attention is computed in float32."""
+    """Autocast and bfloat16 weights, in one forward pass and step by step; attention is computed in float32."""
     if cell == "lstm" and not has_bfloat16_lstm():
         pytest.skip("this PyTorch and CPU have no bfloat16 LSTM")
     attention, input_feeding = KINDS[kind]
     config = RecurrentConfig(11, 13, 10, 12, 2, cell, attention=attention, input_feeding=input_feeding)
-    model, (source, target) = init_recurrent(RecurrentEncoderDecoder(config), 0), rows()
+    model, (source, target) = init_recurrent(RecurrentEncoderDecoder(config), 0), random_ids()
     want = model(source, target, LENGTHS)
-    tap = Kept("rnn.probs")
+    tap = RecorderTap("rnn.probs")
     with torch.autocast("cpu", torch.bfloat16):
         assert_near(model(source, target, LENGTHS, tap).float(), want, 0.05)
     assert kind == "none" or tap["rnn.probs"].dtype == torch.float32
@@ -393,7 +393,7 @@ def test_shared_embedding_is_one_table():
     model = tiny(target_vocab_size=11, shared_embedding=True)
     assert model.target_embed is model.source_embed
     assert "target_embed.weight" not in dict(model.named_parameters())
-    source, target = rows()
+    source, target = random_ids()
     want = naive(model, source[0].tolist(), (target[0] % 11).tolist())["logits"]
     with torch.no_grad():
         assert_near(model(source[:1], target[:1] % 11)[0], want, ROUNDING)
@@ -421,7 +421,7 @@ def test_init_recurrent_preserves_gradient_norms(cell):
     a, b, c = (RecurrentEncoderDecoder(config) for _ in range(3))
     torch.random.set_rng_state(state)
     a, b, c = (init_recurrent(model, seed) for model, seed in ((a, 0), (b, 0), (c, 1)))
-    assert torch.equal(torch.random.get_rng_state(), state), "torch's own generator was used"
+    assert torch.equal(torch.random.get_rng_state(), state), "torch's global generator must not be used"
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert not torch.equal(a.source_embed.weight, c.source_embed.weight)
     for name, p in a.named_parameters():
@@ -446,7 +446,7 @@ def test_init_recurrent_preserves_gradient_norms(cell):
 
 
 def test_init_lstm_forget_bias():
-    """The gate that is 1 is the one that multiplies c: with no input a state lives on."""
+    """The bias of the gate that multiplies c is 1, so that c decays slowly without input."""
     model = init_recurrent(RecurrentEncoderDecoder(RecurrentConfig(5, 5, 4, 8, cell="lstm")), 0)
     with torch.no_grad():
         _, c = torch.lstm_cell(torch.zeros(1, 4), (torch.zeros(1, 8), torch.ones(1, 8)), *model.decoder.all_weights[0])
@@ -456,27 +456,27 @@ def test_init_lstm_forget_bias():
 @kinds
 @cells
 def test_training_learns_to_reverse(kind, cell):
-    """All 256 strings of 4 out of 4 symbols, to the last one, in a few hundred steps."""
+    """The model learns all 256 strings of 4 symbols within 250 steps."""
     attention, input_feeding = KINDS[kind]
     config = RecurrentConfig(5, 5, 16, 32, cell=cell, attention=attention, input_feeding=input_feeding)
     model = init_recurrent(RecurrentEncoderDecoder(config), 0)
     source = torch.cartesian_prod(*[torch.arange(1, 5)] * 4)
     want = source.flip(1)
-    given = F.pad(want[:, :-1], (1, 0))  # 0 begins
+    inputs = F.pad(want[:, :-1], (1, 0))  # 0 is the start token
     optimizer, g = torch.optim.Adam(model.parameters(), 1e-2), torch.Generator().manual_seed(0)
     for _ in range(25):
         for _ in range(10):
             some = torch.randperm(256, generator=g)[:64]
-            loss = F.cross_entropy(model(source[some], given[some]).flatten(0, 1), want[some].flatten())
+            loss = F.cross_entropy(model(source[some], inputs[some]).flatten(0, 1), want[some].flatten())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            state, token, written = model.encode(source), given[:, :1], []
+            state, token, generated = model.encode(source), inputs[:, :1], []
             for _ in range(4):
                 hidden, state = model.decode(token, state)
                 token = model.logits(hidden).argmax(-1)
-                written.append(token)
-        if torch.equal(torch.cat(written, 1), want):
+                generated.append(token)
+        if torch.equal(torch.cat(generated, 1), want):
             return
     raise AssertionError(f"not learned in 250 steps: loss {loss:.3f}")

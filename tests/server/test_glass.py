@@ -214,7 +214,7 @@ def test_infinite_scores_need_f32(http, both):
     path = f"/v1/traces/{made['id']}/tensors/blocks.0.attn.scores?slice=0"
     _, numbers = tensor(http, path)
     assert np.isneginf(numbers).any()
-    np.testing.assert_allclose(numbers, t["blocks.0.attn.scores"][0].double().numpy(), atol=1e-5)
+    np.testing.assert_allclose(numbers, t["blocks.0.attn.scores"][0].numpy(), atol=1e-5)
     assert_error(http.get(f"{path}&dtype=u8"), 400, "not finite", "f32", param="dtype")
 
 
@@ -233,7 +233,7 @@ def test_tensor_has_an_etag(http, both):
 @pytest.mark.parametrize(
     ("path", "param", "words"),
     [
-        ("blocks.9.attn.q", "point", ["no point 'blocks.9.attn.q'", "nearest is"]),
+        ("blocks.9.attn.q", "point", ["no point 'blocks.9.attn.q'", "closest name is"]),
         ("frob", "point", ["nearest"]),
         ("embed.out?slice=99", "slice", ["axis T", "0 to", "got 99"]),
         ("blocks.0.attn.probs?slice=9", "slice", ["axis H", "0 to 3", "got 9"]),
@@ -524,8 +524,8 @@ def test_invalid_sweeps(http, both):
         ({"max_tokens": -1}, ["max_tokens"]),
         ({"max_tokens": 9999}, ["256"]),
         ({"temperature": 0.5}, ["no effect without max_tokens"]),
-        ({"read": ["blocks.99.*"]}, ["blocks.99"]),
-        ({"read": "blocks"}, ["valid list"]),
+        ({"capture": ["blocks.99.*"]}, ["blocks.99"]),
+        ({"capture": "blocks"}, ["valid list"]),
         ({"n": 2}, ["unknown field 'n'"]),
         ({"top": -1, "max_tokens": 2, "stream": True}, ["logprobs"]),
         ({"model": "nobody"}, None),

@@ -185,7 +185,7 @@ def test_models_that_do_not_generate_are_rejected(http, name):
         ("reader", {"edits": [{"op": "ablate", "point": "embed.out", "position": -1}]}, "edit", "from 0 to"),
         ("pair", {"target": TARGET, "max_tokens": 3}, "max_tokens", "no effect"),
         ("pair", {"messages": [{"role": "user", "content": "a"}]}, "messages", "no effect"),
-        ("pair", {"read": ["blocks.77.attn.z"]}, None, "no point"),
+        ("pair", {"capture": ["blocks.77.attn.z"]}, None, "no point"),
         ("pair", {"prompt": ""}, "prompt", "empty"),
         ("pair", {"prompt": [999]}, "prompt", "out of range"),
         ("pair", {"prompt": [3] * 500}, "prompt", "context"),
@@ -217,7 +217,7 @@ def test_unsupported_views_and_sweeps_are_rejected(http):
     assert_error(http.get(f"/v1/traces/{blind}/views/alignment"), 400, "has no attention", param="view")
     assert_error(http.get(f"/v1/traces/{blind}/views/lens"), 400, "no blocks", param="view")
     assert_error(http.get(f"/v1/traces/{blind}/tensors/blocks.0.attn.z"), 400, "no point")
-    assert_error(http.get(f"/v1/traces/{blind}/views/cache"), 400, "keeps no past tokens", param="view")
+    assert_error(http.get(f"/v1/traces/{blind}/views/cache"), 400, "caches no past tokens", param="view")
     assert_error(http.get("/v1/models/talker/views/embedding?token=3&table=source"), 400, "'input'", param="table")
     pair = made(http, model="pair", prompt=SOURCE, target=TARGET)["id"]
     for body, why in (

@@ -18,7 +18,7 @@ from tiny_encoders import embedder
 from tiny_gguf import FACTORS, FAMILIES, VARIANTS, gguf_config
 
 from glassformer.config import LongScaling, PoolingConfig, YarnScaling
-from glassformer.formats.gguf.tokenizer_keys import PRE
+from glassformer.formats.gguf.tokenizer_keys import PRE_TOKENIZER_BY_NAME
 from glassformer.models.language_model import LanguageModel
 from glassformer.models.load import load
 from glassformer.nn.model import Decoder
@@ -139,7 +139,7 @@ def test_token_ids(pre, tmp_path):
     """
     pattern = "qwen2" if pre == "deepseek-llm" else "o200k"
     layout = json.loads(train_tokenizer([" ".join(LETTERS)] * 3, vocab_size=600, pattern=pattern).backend.json)
-    layout["pre_tokenizer"] = PRE[pre]
+    layout["pre_tokenizer"] = PRE_TOKENIZER_BY_NAME[pre]
     layout["model"]["ignore_merges"] = pre in ("llama-bpe", "tekken")
     tokenizer = Tokenizer(json.dumps(layout), {"add_bos_token": False})
     config = compatible_config("qwen3", {}, vocab_size=tokenizer.vocab_size)

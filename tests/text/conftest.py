@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind, trained once."""
+"""Fixtures: a small tokenizer of each kind, trained once per session."""
 
 import pytest
 
@@ -13,9 +13,9 @@ the the the cat cats catty, low lower lowest, new newer newest wide wider widest
 
 
 def without_bos(trained: Tokenizer) -> Tokenizer:
-    """The same tokenizer, which puts nothing before a text: what its tests count are the text's own tokens."""
-    kept = {key: value for key, value in trained.config.items() if "bos" not in key}
-    return Tokenizer(trained.backend.json, kept)
+    """Return the tokenizer without the BOS before a text, so that tests count only the text's tokens."""
+    config = {key: value for key, value in trained.config.items() if "bos" not in key}
+    return Tokenizer(trained.backend.json, config)
 
 
 @pytest.fixture(scope="session")

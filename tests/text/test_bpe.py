@@ -1,4 +1,4 @@
-"""The readable BPE and the library's: the same merges, the same ids, whatever the text."""
+"""The readable BPE learns the same merges and returns the same ids as `tokenizers`."""
 
 import json
 import random
@@ -18,8 +18,8 @@ from glassformer.text.patterns import GPT2, PATTERNS, byte_alphabet
 EOT = "<|endoftext|>"
 
 
-def fast(texts, vocab_size, pattern=GPT2, special=EOT) -> Tokenizer:
-    """The library's own byte-level BPE, put together here without any of our code."""
+def train_reference(texts, vocab_size, pattern=GPT2, special=EOT) -> Tokenizer:
+    """Train the byte-level BPE of `tokenizers`, without any code of this project."""
     core = Tokenizer(models.BPE())
     if pattern == GPT2:
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -37,9 +37,9 @@ def fast(texts, vocab_size, pattern=GPT2, special=EOT) -> Tokenizer:
     return core
 
 
-def both(texts, vocab_size, pattern=GPT2, special=EOT) -> tuple[readable.BPE, Tokenizer]:
-    """Train both; what they learned must be the same."""
-    core = fast(texts, vocab_size, pattern, special)
+def train_both(texts, vocab_size, pattern=GPT2, special=EOT) -> tuple[readable.BPE, Tokenizer]:
+    """Train both and assert that merges and vocabulary are equal."""
+    core = train_reference(texts, vocab_size, pattern, special)
     merges = readable.train(texts, vocab_size, special_tokens=[special], pattern=pattern)
     ours, theirs = (
         readable.BPE.from_merges(merges, special_tokens=[special], pattern=pattern),
@@ -51,9 +51,9 @@ def both(texts, vocab_size, pattern=GPT2, special=EOT) -> tuple[readable.BPE, To
 
 
 @pytest.mark.parametrize(("name", "vocab_size"), [("tinyshakespeare.txt", 1257), ("wagahai-ja.txt", 657)])
-def test_same_merges_and_ids_on_a_whole_book(shared_file, name, vocab_size):
-    text = shared_file(name).read_text("utf-8")  # all of it: about 1.1 MB
-    ours, core = both([text], vocab_size)
+def test_merges_and_ids_of_a_book_equal_tokenizers(shared_file, name, vocab_size):
+    text = shared_file(name).read_text("utf-8")  # about 1.1 MB
+    ours, core = train_both([text], vocab_size)
     assert len(ours.merges) == vocab_size - 257
     part = text[:30_000]
     ids = ours.encode(part)
@@ -62,14 +62,14 @@ def test_same_merges_and_ids_on_a_whole_book(shared_file, name, vocab_size):
 
 
 @pytest.mark.parametrize("name", ["tinyshakespeare.txt", "wagahai-ja.txt"])
-def test_same_with_qwen2s_pattern(shared_file, name):
+def test_merges_and_ids_with_the_qwen2_pattern_equal_tokenizers(shared_file, name):
     text = shared_file(name).read_text("utf-8")[:40_000]
-    ours, core = both([text], 450, PATTERNS["qwen2"])
+    ours, core = train_both([text], 450, PATTERNS["qwen2"])
     assert ours.encode(text) == core.encode(text).ids
 
 
 @pytest.mark.soak
-def test_same_ids_with_a_published_vocabulary(shared_file):
+def test_ids_of_a_published_vocabulary_equal_tokenizers(shared_file):
     folder = shared_file("llama3-tokenizer")
     core = Tokenizer(models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe")))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -78,26 +78,25 @@ def test_same_ids_with_a_published_vocabulary(shared_file):
     assert ours.encode(text) == core.encode(text).ids
 
 
-def test_ties_and_exhausted_texts():
-    """Few letters, so that counts tie, runs overlap (aaa) and the texts run out of pairs."""
-    chance = random.Random(0)
+def test_ties_and_exhausted_texts_equal_tokenizers():
+    """With few letters, counts tie, runs overlap (aaa) and no pairs remain."""
+    rng = random.Random(0)
     for _ in range(100):
-        letters = chance.choice(["ab", "abc", "abcd", "a b", "aé😀"])
-        texts = ["".join(chance.choices(letters, k=chance.randint(1, 60))) for _ in range(chance.randint(1, 6))]
-        ours, core = both(texts, 257 + chance.randint(1, 60))
-        other = "".join(chance.choices(letters, k=50))
+        letters = rng.choice(["ab", "abc", "abcd", "a b", "aé😀"])
+        texts = ["".join(rng.choices(letters, k=rng.randint(1, 60))) for _ in range(rng.randint(1, 6))]
+        ours, core = train_both(texts, 257 + rng.randint(1, 60))
+        other = "".join(rng.choices(letters, k=50))
         assert ours.encode(other) == core.encode(other).ids
 
 
-SETTLED = st.characters(codec="utf-8").filter(lambda char: unicodedata.ucd_3_2_0.category(char) != "Cn")
-"""Characters since Unicode 3.2: `regex` and the library carry Unicode tables of different years, and what one of them
-does not know yet is a letter to the other."""
-TEXT = st.text(st.one_of(SETTLED, st.sampled_from(" \n\r\t\u3000\x85'sS1,。a👩\u200d🇯𓂀ẞ\U00030000")))
+UNICODE_3_2 = st.characters(codec="utf-8").filter(lambda char: unicodedata.ucd_3_2_0.category(char) != "Cn")
+"""Characters of Unicode 3.2: `regex` and `tokenizers` disagree about letters that newer versions added."""
+TEXT = st.text(st.one_of(UNICODE_3_2, st.sampled_from(" \n\r\t\u3000\x85'sS1,。a👩\u200d🇯𓂀ẞ\U00030000")))
 
 
 @given(st.lists(TEXT, max_size=8), st.integers(257, 300), TEXT, st.sampled_from(sorted(PATTERNS)))
-def test_same_on_any_unicode(texts, vocab_size, text, name):
-    ours, core = both(texts, vocab_size, PATTERNS[name])
+def test_merges_and_ids_of_unicode_text_equal_tokenizers(texts, vocab_size, text, name):
+    ours, core = train_both(texts, vocab_size, PATTERNS[name])
     for sample in (text, "".join(texts), f" {text}  {text}\n"):
         ids = ours.encode(sample)
         assert ids == core.encode(sample).ids
@@ -106,51 +105,51 @@ def test_same_on_any_unicode(texts, vocab_size, text, name):
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 @given(text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \n\r\t\u3000\x85'sS1,。a"))))
-def test_words_join_to_the_text(pattern, text):
+def test_words_concatenate_to_the_text(pattern, text):
     assert "".join(regex.findall(pattern, text)) == text
 
 
-def test_a_special_token_may_be_spelled_like_a_merge():
-    ours, _ = both(["abab ab abc", "abcabc"], 270, special="ab")
+def test_special_token_may_have_the_text_of_a_merge():
+    ours, _ = train_both(["abab ab abc", "abcabc"], 270, special="ab")
     assert ours.vocab[b"ab"] == 0
     assert (b"a", b"b") in ours.merges
 
 
-def test_words_are_gpt2s():
-    """Every text of up to five of these characters, cut by the library's own GPT-2 pattern."""
-    theirs, shown = pre_tokenizers.ByteLevel(add_prefix_space=False), byte_alphabet()
+def test_gpt2_pattern_splits_words_like_tokenizers():
+    """Compare every text of up to five of these characters with the GPT-2 pattern of `tokenizers`."""
+    theirs, alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False), byte_alphabet()
     for length in range(1, 6):
         for chars in product(" a1!\n'sé", repeat=length):
             text = "".join(chars)
-            ours = ["".join(shown[byte] for byte in word.encode()) for word in regex.findall(GPT2, text)]
+            ours = ["".join(alphabet[byte] for byte in word.encode()) for word in regex.findall(GPT2, text)]
             assert ours == [word for word, _ in theirs.pre_tokenize_str(text)], text
 
 
-def test_qwen2s_pattern_is_qwen2s():
+def test_qwen2_pattern_equals_transformers():
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
     assert PATTERNS["qwen2"] == PRETOKENIZE_REGEX
 
 
-def test_the_byte_alphabet_is_gpt2s():
+def test_byte_alphabet_equals_tokenizers():
     ours = byte_alphabet()
     assert sorted(ours.values()) == sorted(pre_tokenizers.ByteLevel.alphabet())
     text = "".join(map(chr, range(0x800))) + "\u3042\U0001f600"  # every byte that UTF-8 uses in one and two bytes
-    [(shown, _)] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
-    assert shown == "".join(ours[byte] for byte in text.encode())
+    [(encoded, _)] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    assert encoded == "".join(ours[byte] for byte in text.encode())
 
 
-def test_merge_steps_are_the_worked_example():
-    steps = [(b"l", b"o"), (b"lo", b"w"), (b"e", b"r")]
-    model = readable.BPE.from_merges(steps)
-    shown = [(b" ".join(step.parts).decode(), step.rank, step.at) for step in model.merge_steps("lower")]
-    assert shown == [("l o w e r", None, None), ("lo w e r", 0, 0), ("low e r", 1, 0), ("low er", 2, 1)]
+def test_merge_steps_equal_the_worked_example():
+    merges = [(b"l", b"o"), (b"lo", b"w"), (b"e", b"r")]
+    model = readable.BPE.from_merges(merges)
+    steps = [(b" ".join(step.parts).decode(), step.rank, step.at) for step in model.merge_steps("lower")]
+    assert steps == [("l o w e r", None, None), ("lo w e r", 0, 0), ("low e r", 1, 0), ("low er", 2, 1)]
     assert [step.parts for step in model.merge_steps("")] == [()]
     assert model.encode("lower") == [model.vocab[b"low"], model.vocab[b"er"]]
 
 
 @given(st.text(min_size=1))
-def test_every_step_joins_the_pair_learned_first(bpe, text):
+def test_every_merge_step_has_the_lowest_rank(bpe, text):
     model = readable.BPE.from_json(bpe.backend.json)
     for word in model.words(text):
         steps = list(model.merge_steps(word))
@@ -164,7 +163,7 @@ def test_every_step_joins_the_pair_learned_first(bpe, text):
         assert not any(pair in model.ranks for pair in pairwise(last))
 
 
-def test_from_json_refuses_what_it_would_encode_otherwise(char, bpe):
+def test_from_json_rejects_other_tokenizers(char, bpe):
     with pytest.raises(TokenizerError, match="byte-level BPE"):
         readable.BPE.from_json(char.backend.json)
     for field, value in (("normalizer", {"type": "Lowercase"}), ("pre_tokenizer", None)):

@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (templates)
-"""Chat templates: the same text and ids as transformers; no message forges a control token; nothing runs for ever."""
+"""Chat templates: text and ids equal `transformers`, messages forge no special token, and every rendering is bounded."""
 
 import datetime
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_sentencepiece import CORPUS, trained
 
 from glassformer.errors import TokenizerError
-from glassformer.text.chat import sandbox as template
+from glassformer.text.chat import sandbox
 from glassformer.text.chat.chat_template import ChatTemplate, chat_templates
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ MACRO = """{% macro turn(role, text, mark='<|im_start|>') %}{{ mark }}{{ role }}
 {{ strftime_now('%Y') if add_generation_prompt }}{% set tail %}<|im_start|>assistant{% endset %}{{ tail }}"""
 
 TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "mistral": MISTRAL, "phi": PHI, "macro": MACRO}
-CONTROL = {
+SPECIAL_TOKENS = {
     "chatml": ("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
     "llama3": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     "gemma": ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
@@ -99,7 +99,7 @@ NAMES = {
     "phi": {"eos_token": "<|endoftext|>"},
     "macro": {"eos_token": "<|im_end|>"},
 }
-TALK = [
+MESSAGES = [
     {"role": "user", "content": "  Hello, who is the cat?\n"},
     {"role": "assistant", "content": "\n\nThe cat sat. 猫 👩‍👩‍👧 "},
     {"role": "user", "content": ""},
@@ -110,17 +110,19 @@ TOOLS = [
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    found = {}
+def tokenizers(tmp_path_factory):
+    pairs = {}
     for name, source in TEMPLATES.items():
-        trained_one = train_tokenizer([CORPUS] * 3, vocab_size=420, special_tokens=CONTROL[name], pattern="llama3")
+        trained_tokenizer = train_tokenizer(
+            [CORPUS] * 3, vocab_size=420, special_tokens=SPECIAL_TOKENS[name], pattern="llama3"
+        )
         folder = tmp_path_factory.mktemp(name)
-        Tokenizer(trained_one.backend.json, NAMES[name], chat_template=source).save(folder)
-        found[name] = (load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder))
-    return found
+        Tokenizer(trained_tokenizer.backend.json, NAMES[name], chat_template=source).save(folder)
+        pairs[name] = (load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder))
+    return pairs
 
 
-def same(ours, theirs, messages, **fields):
+def assert_equal(ours, theirs, messages, **fields):
     chat = ChatTemplate(ours)
     wanted = theirs.apply_chat_template(messages, tokenize=False, **fields)
     assert chat.render(messages, **fields) == wanted
@@ -129,18 +131,18 @@ def same(ours, theirs, messages, **fields):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("prompt", [False, True])
-def test_the_same_as_transformers(made, name, prompt):
-    same(*made[name], TALK, add_generation_prompt=prompt)
-    same(*made[name], TALK[:1], add_generation_prompt=prompt)
-    ids = ChatTemplate(made[name][0]).encode(TALK)
-    bos = made[name][0].bos_id
-    assert ids.count(bos) == (bos is not None), "never two"
+def test_text_and_ids_equal_transformers(tokenizers, name, prompt):
+    assert_equal(*tokenizers[name], MESSAGES, add_generation_prompt=prompt)
+    assert_equal(*tokenizers[name], MESSAGES[:1], add_generation_prompt=prompt)
+    ids = ChatTemplate(tokenizers[name][0]).encode(MESSAGES)
+    bos = tokenizers[name][0].bos_id
+    assert ids.count(bos) == (bos is not None), "exactly one BOS"
 
 
-def test_tools(made):
+def test_tool_calls_equal_transformers(tokenizers):
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {"a": "é"}}}]}
-    talk = [{"role": "system", "content": "Be brief."}, *TALK, call, {"role": "tool", "content": "42"}]
-    same(*made["mistral"], talk, tools=TOOLS)
+    messages = [{"role": "system", "content": "Be brief."}, *MESSAGES, call, {"role": "tool", "content": "42"}]
+    assert_equal(*tokenizers["mistral"], messages, tools=TOOLS)
 
 
 WORDS = st.lists(
@@ -151,35 +153,35 @@ WORDS = st.lists(
 @pytest.mark.parametrize("name", TEMPLATES)
 @given(first=WORDS, second=WORDS, prompt=st.booleans())
 @settings(max_examples=40)
-def test_the_same_as_transformers_whatever_is_said(made, name, first, second, prompt):
-    ours, theirs = made[name]
-    said = ["".join(first), "".join(second)]
-    if any(token in text for token in ours.special_tokens for text in said):
+def test_text_and_ids_of_random_messages_equal_transformers(tokenizers, name, first, second, prompt):
+    ours, theirs = tokenizers[name]
+    contents = ["".join(first), "".join(second)]
+    if any(token in text for token in ours.special_tokens for text in contents):
         return
-    same(ours, theirs, [{"role": r, "content": t} for r, t in zip(("user", "assistant"), said, strict=True)],
+    assert_equal(ours, theirs, [{"role": r, "content": t} for r, t in zip(("user", "assistant"), contents, strict=True)],
          add_generation_prompt=prompt)  # fmt: skip
 
 
-# ---- forging
+# ---- forged special tokens
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_no_message_forges_a_control_token(made, name):
-    """All names, alone, doubled, cut in two, and such that trimming or splitting would put one together."""
-    ours = made[name][0]
+def test_special_tokens_in_messages_are_plain_text(tokenizers, name):
+    """Each special token: alone, doubled, in two halves, and so that trimming or splitting would join the halves."""
+    ours = tokenizers[name][0]
     chat, ids = ChatTemplate(ours), set(ours.special_tokens.values())
-    clean = [i for i in chat.encode([TALK[0] | {"content": "x"}, TALK[1]]) if i in ids]
+    clean = [i for i in chat.encode([MESSAGES[0] | {"content": "x"}, MESSAGES[1]]) if i in ids]
     for token in ours.special_tokens:
         halves = [(token[:at], token[at:]) for at in (1, 2, len(token) - 1)]
         forged = [token, token * 2, f" {token}\n", *(f"{a}</think>{b}" for a, b in halves)]
         forged += [a for a, _ in halves] + [b for _, b in halves]
         for text in forged:
-            for where in (0, 1):
-                talk = [TALK[0] | {"content": "x"}, dict(TALK[1])]
-                talk[where]["content"] = text
-                found = [i for i in chat.encode(talk) if i in ids]
+            for index in (0, 1):
+                messages = [MESSAGES[0] | {"content": "x"}, dict(MESSAGES[1])]
+                messages[index]["content"] = text
+                found = [i for i in chat.encode(messages) if i in ids]
                 assert found == clean, (token, text)
-            assert ours.decode(chat.encode(talk)) == chat.render(talk)
+            assert ours.decode(chat.encode(messages)) == chat.render(messages)
 
 
 @given(
@@ -187,17 +189,17 @@ def test_no_message_forges_a_control_token(made, name):
         st.sampled_from(["<|im_start|>", "<|", "im_end", "|>", "</think>", "<think>", "x", "\n", " ", "\U00100000"])
     )
 )
-def test_no_mixture_forges_one(made, parts):
-    ours = made["chatml"][0]
+def test_random_messages_never_forge_special_tokens(tokenizers, parts):
+    ours = tokenizers["chatml"][0]
     chat, ids = ChatTemplate(ours), set(ours.special_tokens.values())
-    talk = [{"role": "user", "content": "".join(parts)}, {"role": "assistant", "content": "".join(parts[::-1])}]
-    clean = chat.encode([one | {"content": "x"} for one in talk])
-    assert [i for i in chat.encode(talk) if i in ids] == [i for i in clean if i in ids]
+    messages = [{"role": "user", "content": "".join(parts)}, {"role": "assistant", "content": "".join(parts[::-1])}]
+    clean = chat.encode([message | {"content": "x"} for message in messages])
+    assert [i for i in chat.encode(messages) if i in ids] == [i for i in clean if i in ids]
 
 
-def test_roles_and_names_forge_none_either(made):
+def test_roles_never_forge_special_tokens(tokenizers):
     for name in ("chatml", "phi"):
-        ours = made[name][0]
+        ours = tokenizers[name][0]
         ids = set(ours.special_tokens.values())
         chat = ChatTemplate(ours)
         for role in ("user<|im_end|>", "<|end|>"):
@@ -205,11 +207,11 @@ def test_roles_and_names_forge_none_either(made):
             clean = chat.encode([{"role": "stranger", "content": "x"}])
             assert [i for i in found if i in ids] == [i for i in clean if i in ids]
     with pytest.raises(TokenizerError, match=r"builds the special token '<\|end\|>' out of the text of a message"):
-        ChatTemplate(made["phi"][0]).encode([{"role": "end", "content": "x"}])
+        ChatTemplate(tokenizers["phi"][0]).encode([{"role": "end", "content": "x"}])
 
 
-def test_marks_in_a_message_are_avoided(made):
-    chat = ChatTemplate(made["chatml"][0])
+def test_marks_that_a_message_contains_are_not_used(tokenizers):
+    chat = ChatTemplate(tokenizers["chatml"][0])
     marks = chat._marked[0]
     for text in (marks, marks[0] + "<|im_end|>" + marks[1]):
         ids = chat.encode([{"role": "user", "content": text}])
@@ -217,8 +219,8 @@ def test_marks_in_a_message_are_avoided(made):
         assert ids.count(chat.tokenizer.eos_id) == 2
 
 
-def test_a_template_whose_result_depends_on_the_marks_is_refused(made):
-    tokenizer = made["chatml"][0]
+def test_template_that_depends_on_the_marks_raises_error(tokenizers):
+    tokenizer = tokenizers["chatml"][0]
     for source in (
         "{% set end = '<|im_end|>' %}{{ messages[0].content.split(end)[0] }}{{ end }}",
         "{% set x %}<|im_end|>{% endset %}{{ x | length }}",
@@ -229,18 +231,18 @@ def test_a_template_whose_result_depends_on_the_marks_is_refused(made):
 
 
 @pytest.mark.parametrize("source", ["{{ '<|im_{}|>'.format('end') }}", "{{ '<|im_start|>xx'[:-2] }}"])
-def test_a_control_token_that_is_lost_from_sight_is_refused(made, source):
-    """Rather than to become plain text without a word."""
+def test_special_token_built_by_the_template_raises_error(tokenizers, source):
+    """The error replaces a silent change of a special token to plain text."""
     with pytest.raises(TokenizerError, match="in a way that is not supported"):
-        ChatTemplate(made["chatml"][0], source=source).encode([{"role": "user", "content": "x"}])
+        ChatTemplate(tokenizers["chatml"][0], source=source).encode([{"role": "user", "content": "x"}])
 
 
-def test_sentencepiece_scaffolds():
-    """A space before each text or only before the first, as the tokenizer does outside of templates."""
+def test_sentencepiece_prefix_spaces_equal_encode():
+    """The tokenizer adds a space before each text or only before the first, with and without a template."""
     from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
 
-    for inside in (False, True):
-        core = SentencePieceTokenizer(trained("bpe-llama"), prefix_after_special=inside, template="</s>")
+    for after_special in (False, True):
+        core = SentencePieceTokenizer(trained("bpe-llama"), prefix_after_special=after_special, template="</s>")
         chat = ChatTemplate(Tokenizer(core), source="{{ bos_token }}{{ messages[0].content }}{{ eos_token }} x")
         text = "the cat"
         ids = chat.encode([{"role": "user", "content": text}])
@@ -249,11 +251,11 @@ def test_sentencepiece_scaffolds():
         assert (forged.count(1), forged.count(2)) == (1, 1)
 
 
-# ---- which template, and errors
+# ---- template selection and errors
 
 
-def test_where_templates_come_from(made):
-    tokenizer = made["chatml"][0]
+def test_templates_are_read_from_config_and_file(tokenizers):
+    tokenizer = tokenizers["chatml"][0]
     json, config = tokenizer.backend.json, {"eos_token": "<|im_end|>"}
     named = [{"name": "default", "template": "A"}, {"name": "tool_use", "template": "B"}]
     several = Tokenizer(json, config | {"chat_template": named})
@@ -280,12 +282,12 @@ def test_where_templates_come_from(made):
         ("{{ messages.__init__.__globals__ }}", "access to attribute '__init__'"),
         ("{{ cycler.__init__.__globals__.os.system('true') }}", "undefined|access to attribute"),
         ("{% include '/etc/passwd' %}", "no loader"),
-        ("{% set n = namespace(_x=1) %}", "a namespace cannot hold '_x'"),
+        ("{% set n = namespace(_x=1) %}", "a namespace cannot have an attribute that begins with _, got '_x'"),
     ],
 )
-def test_a_template_that_fails_is_an_error_with_its_line(made, source, message):
+def test_failing_template_raises_error_with_its_line(tokenizers, source, message):
     with pytest.raises(TokenizerError, match=message):
-        ChatTemplate(made["chatml"][0], source=source).encode([{"role": "user", "content": "x"}])
+        ChatTemplate(tokenizers["chatml"][0], source=source).encode([{"role": "user", "content": "x"}])
 
 
 @pytest.mark.parametrize(
@@ -313,21 +315,21 @@ def test_a_template_that_fails_is_an_error_with_its_line(made, source, message):
         "{{ ('a' * 1000000).replace('a', 'a' * 1000000) }}",
     ],
 )
-def test_a_template_that_would_not_end_is_stopped(made, source, monkeypatch):
-    monkeypatch.setattr(template, "MAX_STEPS", 20_000)  # the bound is fifty times that, the test as much quicker
+def test_template_that_exceeds_a_limit_is_stopped(tokenizers, source, monkeypatch):
+    monkeypatch.setattr(sandbox, "MAX_STEPS", 20_000)  # the default is 50 times larger
     with pytest.raises(TokenizerError, match="stopped"):
-        ChatTemplate(made["chatml"][0], source=source).render([])
+        ChatTemplate(tokenizers["chatml"][0], source=source).render([])
 
 
-def test_what_a_message_may_hold(made):
-    chat = ChatTemplate(made["chatml"][0])
+def test_invalid_message_content_raises_error(tokenizers):
+    chat = ChatTemplate(tokenizers["chatml"][0])
     with pytest.raises(TokenizerError, match=r"messages\[0\]\.content must be a string, .*, got object"):
         chat.render([{"role": "user", "content": object()}])
     with pytest.raises(TokenizerError, match="lone surrogate"):
         chat.encode([{"role": "user", "content": "a\ud800"}])
 
 
-def test_now_is_given():
+def test_strftime_now_formats_the_given_time():
     tokenizer = train_tokenizer([CORPUS], vocab_size=300)
     chat = ChatTemplate(tokenizer, source="{{ strftime_now('%d %B %Y') }}")
     assert chat.render([], now=datetime.datetime(2024, 2, 29)) == "29 February 2024"

@@ -1,6 +1,8 @@
 # ruff: noqa: E501  (templates)
-"""Templates in the shapes that published models have them, with all the fields they ask for: as transformers renders
-them, and with the same ids. The texts are our own."""
+"""Templates with the structure and fields of published models: text and ids equal `transformers`.
+
+The wording of the templates is our own.
+"""
 
 import datetime
 
@@ -178,7 +180,7 @@ HEADER = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eo
 DEEP = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜tool▁sep｜>")
 DEEP += tuple(f"<｜tool▁{what}▁{end}｜>" for what in ("calls", "call", "outputs", "output") for end in ("begin", "end"))
 
-SHAPES = {  # template, control tokens, names
+SHAPES = {  # template, special tokens, config
     "llama3.1": (LLAMA31, HEADER, {"bos_token": HEADER[0], "eos_token": "<|eot_id|>"}),
     "qwen2.5": (QWEN25, (*IM, *TOOL), {"eos_token": "<|im_end|>"}),
     "qwen3": (QWEN3, (*IM, *TOOL, "<think>", "</think>"), {"eos_token": "<|im_end|>"}),
@@ -204,22 +206,26 @@ PARAMETERS = {
 }  # fmt: skip
 TOOLS = [{"type": "function", "function": {"name": name, "description": "Looks <up> what is 'asked' for, & more.",
           "parameters": PARAMETERS}} for name in ("look", "hidden")]  # fmt: skip
-THOUGHT = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nA cat."}
+REASONING = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nA cat."}
 
-TALKS = {
+CONVERSATIONS = {
     "short": [HELLO],
     "system": [SYSTEM, HELLO, ANSWER, AGAIN],
     "call": [SYSTEM, HELLO, CALL, *RESULTS, ANSWER, AGAIN],
     "open call": [HELLO, CALL, RESULTS[1]],
     "call as text": [HELLO, TEXT_CALL, *RESULTS],
-    "parts": [{"role": "user", "content": [{"type": "text", "text": " Hi "}, {"type": "image"}]}, ANSWER, AGAIN],
-    "thought": [HELLO, THOUGHT, AGAIN, {"role": "assistant", "content": "It sat.", "reasoning_content": "\nso\n"}],
+    "content parts": [
+        {"role": "user", "content": [{"type": "text", "text": " Hi "}, {"type": "image"}]},
+        ANSWER,
+        AGAIN,
+    ],
+    "reasoning": [HELLO, REASONING, AGAIN, {"role": "assistant", "content": "It sat.", "reasoning_content": "\nso\n"}],
 }
 PLAIN = ("short", "system")
-WHICH = {
+SUPPORTED = {
     "llama3.1": (*PLAIN, "call", "open call"), "qwen2.5": (*PLAIN, "call", "open call"),
-    "qwen3": (*PLAIN, "call", "open call", "thought"), "deepseek": (*PLAIN, "call as text"),
-    "gemma3": (*PLAIN, "parts"), "schema": (*PLAIN, "call", "open call"),
+    "qwen3": (*PLAIN, "call", "open call", "reasoning"), "deepseek": (*PLAIN, "call as text"),
+    "gemma3": (*PLAIN, "content parts"), "schema": (*PLAIN, "call", "open call"),
 }  # fmt: skip
 FIELDS = {
     "llama3.1": [{"tools": TOOLS}, {"tools": TOOLS, "tools_in_user_message": False, "date_string": "1 Jan"},
@@ -232,58 +238,61 @@ FIELDS = {
 
 @pytest.fixture(scope="module", params=SHAPES)
 def shape(request, tmp_path_factory):
-    source, control, names = SHAPES[request.param]
-    trained = train_tokenizer([CORPUS] * 3, vocab_size=420, special_tokens=control, pattern="llama3")
+    source, special_tokens, names = SHAPES[request.param]
+    trained = train_tokenizer([CORPUS] * 3, vocab_size=420, special_tokens=special_tokens, pattern="llama3")
     folder = tmp_path_factory.mktemp("shape")
     config = names | ({"add_bos_token": True} if "bos_token" in names else {})
     Tokenizer(trained.backend.json, config, chat_template=source).save(folder)
     return request.param, load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def theirs_renders(theirs, talk, asked) -> str:
-    if all(message.get("content") is not None for message in talk):
-        return theirs.apply_chat_template(talk, tokenize=False, **asked)
-    compiled = _compile_jinja_template(theirs.chat_template)  # which is not kept from a content of null
-    return compiled.render(messages=talk, tools=None, documents=None, **asked, **theirs.special_tokens_map)
+def render_reference(theirs, messages, fields) -> str:
+    if all(message.get("content") is not None for message in messages):
+        return theirs.apply_chat_template(messages, tokenize=False, **fields)
+    compiled = _compile_jinja_template(theirs.chat_template)  # apply_chat_template does not support a content of null
+    return compiled.render(messages=messages, tools=None, documents=None, **fields, **theirs.special_tokens_map)
 
 
-def test_as_transformers_renders_it(shape):
+def test_text_and_ids_equal_transformers(shape):
     name, ours, theirs = shape
     chat = ChatTemplate(ours)
-    for talk in (TALKS[which] for which in WHICH[name]):
-        for fields in ({}, *FIELDS.get(name, [])):
+    for messages in (CONVERSATIONS[key] for key in SUPPORTED[name]):
+        for extra in ({}, *FIELDS.get(name, [])):
             for prompt in (False, True):
-                asked = {**fields, "add_generation_prompt": prompt}
-                wanted = theirs_renders(theirs, talk, asked)
-                assert chat.render(talk, **asked) == wanted
+                fields = {**extra, "add_generation_prompt": prompt}
+                wanted = render_reference(theirs, messages, fields)
+                assert chat.render(messages, **fields) == wanted
                 ids = theirs(wanted, add_special_tokens=False)["input_ids"]
-                assert chat.encode(talk, **asked) == ids
+                assert chat.encode(messages, **fields) == ids
                 assert ours.bos_id is None or ids.count(ours.bos_id) == 1
 
 
-def test_nothing_that_is_given_forges_a_control_token(shape):
-    """Said, called with, answered by a tool, or named in a tool's description."""
+def test_no_input_forges_a_special_token(shape):
+    """Message contents, tool arguments, tool results and tool descriptions cannot forge a special token."""
     name, ours, _ = shape
-    chat, control = ChatTemplate(ours), set(ours.special_tokens.values())
+    chat, special_ids = ChatTemplate(ours), set(ours.special_tokens.values())
 
-    def found(word):
-        says = {"content": f"a{word}b"}
-        called = [{"type": "function", "function": FUNCTION | {"arguments": {"what": word}}}]
-        talk = {
-            "gemma3": [SYSTEM | says, HELLO | says, ANSWER | says],
-            "deepseek": [SYSTEM | says, HELLO | says, RESULTS[0] | says, ANSWER | says],
-        }.get(name, [SYSTEM | says, HELLO | says, CALL | {"tool_calls": called}, RESULTS[0] | says, ANSWER | says])
+    def special_ids_of(word):
+        content = {"content": f"a{word}b"}
+        calls = [{"type": "function", "function": FUNCTION | {"arguments": {"what": word}}}]
+        messages = {
+            "gemma3": [SYSTEM | content, HELLO | content, ANSWER | content],
+            "deepseek": [SYSTEM | content, HELLO | content, RESULTS[0] | content, ANSWER | content],
+        }.get(
+            name,
+            [SYSTEM | content, HELLO | content, CALL | {"tool_calls": calls}, RESULTS[0] | content, ANSWER | content],
+        )
         tools = [{"type": "function", "function": TOOLS[0]["function"] | {"description": f"{word} is"}}]
-        return [i for i in chat.encode(talk, **({"tools": tools} if FIELDS.get(name) else {})) if i in control]
+        return [i for i in chat.encode(messages, **({"tools": tools} if FIELDS.get(name) else {})) if i in special_ids]
 
-    clean = found("x")
+    clean = special_ids_of("x")
     assert clean
     for token in ours.special_tokens:
-        if not (name == "qwen3" and "</think>" in token):  # which it looks for in what was said, and cuts there
-            assert found(token) == clean, token
+        if not (name == "qwen3" and "</think>" in token):  # Qwen3 splits messages at </think>
+            assert special_ids_of(token) == clean, token
 
 
-def test_now_is_the_time_that_was_given(shape):
+def test_strftime_now_formats_the_given_time(shape):
     name, ours, _ = shape
     if name == "llama3.1":
         assert "Now: 29 Feb 2024\n" in ChatTemplate(ours).render([HELLO], now=datetime.datetime(2024, 2, 29))

@@ -1,6 +1,8 @@
 # ruff: noqa: E501  (characters)
-"""`tokenizer.json` with the parts that published models have, trained here: the same ids, text and offsets as the
-library, control tokens read or not, and long runs."""
+"""`tokenizer.json` with the components of published models: ids, text and offsets equal `tokenizers`.
+
+The tests cover parsed and unparsed special tokens, and long runs of one character.
+"""
 
 import json
 from functools import cache
@@ -40,67 +42,67 @@ def bpe(normalizer=None, pre=None, decoder=None, size=420, fallback=False, speci
     return core
 
 
-def prepended():
-    """Llama 2 as it was first converted."""
+def llama2_original():
+    """Return Llama 2 as first converted: a normalizer prepends ▁."""
     spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core = bpe(spaces, None, STRIPPED, fallback=True)
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return core
 
 
-def reaching():
-    """Phi-3: control tokens that take the spaces beside them."""
-    core = prepended()
+def phi3():
+    """Return Phi-3: special tokens that strip adjacent spaces."""
+    core = llama2_original()
     core.add_special_tokens([AddedToken("<|end|>", rstrip=True), AddedToken("<|mid|>", lstrip=True)])
     core.add_tokens([AddedToken("[foo]", lstrip=True, rstrip=True, normalized=False)])
     return core
 
 
-def first_space():
-    """Llama 2 and Mistral as they are converted now."""
+def llama2_metaspace():
+    """Return Llama 2 and Mistral as converted today: Metaspace prepends ▁ to the first text."""
     pre = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
     return bpe(None, pre, STRIPPED, fallback=True)
 
 
-def runs():
-    """Gemma: no space before, and tokens for runs of lines and spaces."""
+def gemma():
+    """Return Gemma: no prefix space, and tokens for runs of line ends and spaces."""
     pre = pre_tokenizers.Split(" ", "merged_with_previous")
     core = bpe(normalizers.Replace(" ", "▁"), pre, decoders.Sequence(SPACES), fallback=True)
     core.add_tokens([AddedToken(char * n, normalized=False) for char in "\n▁" for n in range(2, 6)] + ["<b>"])
     return core
 
 
-def composed():
-    """Qwen2."""
-    cut = pre_tokenizers.Split(Regex(QWEN2), "isolated")
-    return bpe(normalizers.NFC(), pre_tokenizers.Sequence([cut, BYTES]), special=("<|endoftext|>", "<s>"))
+def qwen2():
+    """Return Qwen2: NFC and a regex split."""
+    split = pre_tokenizers.Split(Regex(QWEN2), "isolated")
+    return bpe(normalizers.NFC(), pre_tokenizers.Sequence([split, BYTES]), special=("<|endoftext|>", "<s>"))
 
 
-def framed():
-    """Llama 3."""
-    cut = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
-    core = bpe(None, pre_tokenizers.Sequence([cut, BYTES]), ignore_merges=True)
+def llama3():
+    """Return Llama 3: ignore_merges and a BOS template."""
+    split = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
+    core = bpe(None, pre_tokenizers.Sequence([split, BYTES]), ignore_merges=True)
     frame = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     core.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), frame])
     return core
 
 
-def cut_again():
-    """DeepSeek: one cut after the other, digits apart."""
-    cuts = [pre_tokenizers.Split(Regex(p), "isolated") for p in (r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥가-퟿]+")]
-    parts = pre_tokenizers.Sequence([LINES, *cuts, pre_tokenizers.Digits(True), BYTES])
+def deepseek():
+    """Return DeepSeek: successive splits, and single digits."""
+    splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in (r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥가-퟿]+")]
+    parts = pre_tokenizers.Sequence([LINES, *splits, pre_tokenizers.Digits(True), BYTES])
     return bpe(None, parts, special=("<｜end▁of▁sentence｜>",))
 
 
-def prefixed():
-    """GPT-NeoX: a space before the text, and tokens for runs of spaces."""
+def gpt_neox():
+    """Return GPT-NeoX: a prefix space, and tokens for runs of spaces."""
     core = bpe(None, pre_tokenizers.ByteLevel(add_prefix_space=True), special=("<|endoftext|>",))
     core.add_tokens([AddedToken(" " * n, normalized=True) for n in range(2, 8)])
     return core
 
 
-def unigram():
-    """T5."""
+def t5():
+    """Return T5: a unigram model with an EOS template."""
     core = Core(models.Unigram())
     core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     core.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always")
@@ -114,7 +116,7 @@ def unigram():
     return core
 
 
-KINDS = (prepended, reaching, first_space, runs, composed, framed, cut_again, prefixed, unigram)
+KINDS = (llama2_original, phi3, llama2_metaspace, gemma, qwen2, llama3, deepseek, gpt_neox, t5)
 ODD = "\t\n\r\0\x07\x7f\x85\xa0\xad\u0301\u0300\u0e33\u200b\u200d\u200e\u202e\u2028\ufeff\ufffd\U0001f469\U0001f1ef\ufe0f1２½ﬁßİſ猫각\u1100\u1161éÅ"
 WORDS = [
     "the cat",
@@ -143,14 +145,14 @@ def both(make):
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
-def test_as_the_library(make):
+def test_ids_text_and_offsets_equal_tokenizers(make):
     ours, core = both(make)
 
-    def same(text):
+    def assert_equal(text):
         ids = ours.encode(text, parse_special=True)
         assert ids == core.encode(text).ids
         found = ours.decode(ids)
-        if "\ufffd" not in found:  # of bytes that are no text, the library makes as many as there are bytes
+        if "\ufffd" not in found:  # `tokenizers` emits one U+FFFD per invalid byte
             assert found == core.decode(ids, skip_special_tokens=False)
         assert ours.encode_offsets(text, parse_special=True).ids == ids
         stream = ours.stream()
@@ -163,14 +165,14 @@ def test_as_the_library(make):
 
     @given(text=TEXT)
     @settings(max_examples=60)
-    def on_any_unicode(text):
-        same(text)
+    def check_random_text(text):
+        assert_equal(text)
 
-    on_any_unicode()
+    check_random_text()
 
 
-def test_tokens_added_behind_a_unigram_model_keep_their_ids():
-    core = unigram()
+def test_tokens_added_after_a_unigram_vocabulary_keep_their_ids():
+    core = t5()
     core.add_special_tokens(["<extra>"])
     core.add_tokens(["plainly"])
     ours = Tokenizer(core.to_str())

@@ -1,4 +1,4 @@
-"""Marian whose two sides have vocabularies of their own, against `transformers`: model, tokenizers, what is written."""
+"""Marian with separate source and target vocabularies: model, tokenizers and translations equal `transformers`."""
 
 import json
 
@@ -26,26 +26,26 @@ SIZES = {
 }  # fmt: skip
 
 
-def theirs(folder, tied, vocab_size=131, written=97):
-    """A model of theirs with random weights, on disk."""
+def save_reference(folder, tied, vocab_size=131, target_vocab_size=97):
+    """Save a Marian model of `transformers` with random weights, and return it."""
     torch.manual_seed(0)
     config = transformers.MarianConfig(
-        vocab_size=vocab_size, decoder_vocab_size=written, share_encoder_decoder_embeddings=False,
+        vocab_size=vocab_size, decoder_vocab_size=target_vocab_size, share_encoder_decoder_embeddings=False,
         tie_word_embeddings=tied, **SIZES,
     )  # fmt: skip
     hf = transformers.MarianMTModel(config).eval()
     with torch.no_grad():
         for name, p in hf.named_parameters():
             if "positions" not in name:
-                own = 1.0 if "layer_norm.weight" in name else 0.2
-                p.normal_(0.0, own if p.ndim == 1 else 2 * p.shape[-1] ** -0.5)  # no token follows itself for ever
+                std = 1.0 if "layer_norm.weight" in name else 0.2
+                p.normal_(0.0, std if p.ndim == 1 else 2 * p.shape[-1] ** -0.5)  # avoids endless repetition
         hf.final_logits_bias.normal_(0.0, 0.2)
-        hf.final_logits_bias[0, 0] = -9.0  # and few texts end
+        hf.final_logits_bias[0, 0] = -9.0  # makes EOS rare
     hf.save_pretrained(folder)
     return hf
 
 
-def their_logits(hf, source, target):
+def reference_logits(hf, source, target):
     with torch.no_grad():
         return hf(input_ids=source, decoder_input_ids=target).logits
 
@@ -55,48 +55,48 @@ def our_logits(model, source, target):
         return model(target, Step.of(target, source=model.encode(source, Step.of(source))))
 
 
-def some(high, length, seed):
+def random_ids(high, length, seed):
     return torch.randint(3, high, (2, length), generator=torch.Generator().manual_seed(seed))
 
 
 @TIED
-def test_the_same_logits(tied, tmp_path):
-    """Of their folder here, and of ours there; the larger vocabulary on either side."""
+def test_logits_equal_transformers(tied, tmp_path):
+    """Each library loads the other's folder; either side may have the larger vocabulary."""
     for sizes in ((131, 97), (97, 131)):
-        hf = theirs(tmp_path / "hf", tied, *sizes)
+        hf = save_reference(tmp_path / "hf", tied, *sizes)
         model = load_seq2seq(tmp_path / "hf")
         assert (model.encoder.embed.weight.shape[0], model.embed.weight.shape[0]) == sizes
         assert (model.config.tied_head, model.config.shared_embedding) == (tied, False)
-        source, target = some(sizes[0], 20, 1), some(sizes[1], 15, 2)
-        expected = their_logits(hf, source, target)
+        source, target = random_ids(sizes[0], 20, 1), random_ids(sizes[1], 15, 2)
+        expected = reference_logits(hf, source, target)
         assert expected.std() > 0.3
         assert_near(our_logits(model, source, target), expected)
         save_model(model, tmp_path / "ours")
         again = transformers.MarianMTModel.from_pretrained(tmp_path / "ours").eval()
-        assert_near(our_logits(model, source, target), their_logits(again, source, target))
+        assert_near(our_logits(model, source, target), reference_logits(again, source, target))
         assert load_seq2seq(tmp_path / "ours").config == model.config
 
 
-def test_a_table_that_is_missing_is_named(tmp_path):
-    theirs(tmp_path, tied=True)
-    said = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(said | {"tie_word_embeddings": False}))
+def test_missing_or_wrong_embedding_raises_error(tmp_path):
+    save_reference(tmp_path, tied=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     with pytest.raises(CheckpointError, match=r"missing: (model\.)?lm_head.weight|missing: lm_head.weight"):
         load_seq2seq(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(said | {"decoder_vocab_size": 96}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"decoder_vocab_size": 96}))
     with pytest.raises(
         CheckpointError, match=r"decoder.embed_tokens.weight is \[97, 48\], the config needs \[96, 48\]"
     ):
         load_seq2seq(tmp_path)
     with pytest.raises(ConfigError, match="tie_word_embeddings = False is not supported, only True"):
-        read_config(said | {"share_encoder_decoder_embeddings": True, "tie_word_embeddings": False}, "x")
+        read_config(config | {"share_encoder_decoder_embeddings": True, "tie_word_embeddings": False}, "x")
 
 
 # ---- tokenizers
 
 
-def apart(folder):
-    """A folder with two vocabularies: the same control tokens at the same places, and different pieces."""
+def separate_vocabs_folder(folder):
+    """Create a folder whose two vocabularies share the ids of special tokens and differ in pieces."""
     source, target = spm(CORPUS, vocab_size=230), spm(TARGET, vocab_size=120)
     marian_folder(folder, source, target, {"separate_vocabs": True})
     for name, model in (("vocab.json", source), ("target_vocab.json", target)):
@@ -106,25 +106,25 @@ def apart(folder):
     return folder
 
 
-def test_the_same_ids(tmp_path):
-    folder = apart(tmp_path / "a")
+def test_ids_equal_transformers(tmp_path):
+    folder = separate_vocabs_folder(tmp_path / "a")
     ours, hf = load_tokenizer(folder), transformers.MarianTokenizer.from_pretrained(folder)
-    write = ours.target_tokenizer()
-    assert ours.vocab_size != write.vocab_size
+    target = ours.target_tokenizer()
+    assert ours.vocab_size != target.vocab_size
     for text in (*SENTENCES, *TARGET.splitlines(), *CORPUS.splitlines()[:9]):
         plain = {"split_special_tokens": True}
         assert ours.encode(text) == hf(text, **plain)["input_ids"]
-        assert write.encode(text) == hf(text_target=text, **plain)["input_ids"]
-        ids = write.encode(text)
-        assert write.decode(ids, skip_special=True).strip() == hf.decode(ids, skip_special_tokens=True)
+        assert target.encode(text) == hf(text_target=text, **plain)["input_ids"]
+        ids = target.encode(text)
+        assert target.decode(ids, skip_special=True).strip() == hf.decode(ids, skip_special_tokens=True)
     ours.save(tmp_path / "b")
     again = load_tokenizer(tmp_path / "b")
-    assert again.target_tokenizer().encode(TARGET) == write.encode(TARGET)
+    assert again.target_tokenizer().encode(TARGET) == target.encode(TARGET)
     assert transformers.MarianTokenizer.from_pretrained(tmp_path / "b")(TARGET)["input_ids"] == ours.encode(TARGET)
 
 
-def test_what_is_not_right(tmp_path):
-    folder = apart(tmp_path / "a")
+def test_invalid_vocabulary_files_raise_errors(tmp_path):
+    folder = separate_vocabs_folder(tmp_path / "a")
     (folder / "target_vocab.json").write_text('{"</s>": 0}')
     with pytest.raises(TokenizerError, match=r"target_vocab.json lacks '<unk>', '<pad>'"):
         load_tokenizer(folder).target_tokenizer()
@@ -137,35 +137,37 @@ def test_what_is_not_right(tmp_path):
         load_tokenizer(folder)
 
 
-# ---- what is written
+# ---- translations
 
 
 @TIED
-def test_the_same_translations(tied, tmp_path, capsys):
-    """Greedy, as `generate` writes them and its tokenizer spells them; aligned; converted; and not traced."""
-    folder = apart(tmp_path / "a")
+def test_translations_equal_transformers(tied, tmp_path, capsys):
+    """Greedy decoding and alignments equal `transformers`, also after conversion; tracing raises an error."""
+    folder = separate_vocabs_folder(tmp_path / "a")
     tokenizer = load_tokenizer(folder)
-    hf = theirs(folder, tied, tokenizer.vocab_size, tokenizer.target_tokenizer().vocab_size)
+    hf = save_reference(folder, tied, tokenizer.vocab_size, tokenizer.target_tokenizer().vocab_size)
     with torch.no_grad():
         for name, p in hf.named_parameters():
             p.mul_(0 if name.endswith("bias") else 0.2 if "encoder_attn.out_proj" in name else 1)
         hf.final_logits_bias[0, 1:] = 0
     hf.save_pretrained(folder)
-    ours, speller = Translator.load(folder), transformers.MarianTokenizer.from_pretrained(folder)
+    ours, hf_tokenizer = Translator.load(folder), transformers.MarianTokenizer.from_pretrained(folder)
     texts, seen = [text for text in SENTENCES if text.strip()], set()
     for text, found in zip(texts, ours.translate(texts, max_tokens=12), strict=True):
         ids = torch.tensor([ours.encode(text)])
-        assert ids[0].tolist() == speller(text, split_special_tokens=True)["input_ids"]
+        assert ids[0].tolist() == hf_tokenizer(text, split_special_tokens=True)["input_ids"]
         with torch.no_grad():
-            row = hf.generate(ids, num_beams=1, do_sample=False, max_new_tokens=12, bad_words_ids=None)[0, 1:].tolist()
-        seen |= set(row)
-        assert list(found.targets[0].ids) == [token for token in row if token != 0]
-        assert found.text.strip() == speller.decode(row, skip_special_tokens=True)
+            output_ids = hf.generate(ids, num_beams=1, do_sample=False, max_new_tokens=12, bad_words_ids=None)[
+                0, 1:
+            ].tolist()
+        seen |= set(output_ids)
+        assert list(found.targets[0].ids) == [token for token in output_ids if token != 0]
+        assert found.text.strip() == hf_tokenizer.decode(output_ids, skip_special_tokens=True)
         alignment = ours.align(text, found.targets[0].ids, ended=False)
-        spelled = [ours.writer.token_bytes(token).decode() for token in found.targets[0].ids]
-        assert list(alignment.target_tokens) == spelled
+        token_texts = [ours.target_tokenizer.token_bytes(token).decode() for token in found.targets[0].ids]
+        assert list(alignment.target_tokens) == token_texts
     assert len(seen) > 5
-    with pytest.raises(RequestError, match="vocabularies of their own is not traced"):
+    with pytest.raises(RequestError, match="a model with separate vocabularies cannot be traced"):
         ours.trace("The cat")
     main(["convert", str(folder), str(tmp_path / "b")])
     assert Translator.load(tmp_path / "b").translate(texts, max_tokens=12) == ours.translate(texts, max_tokens=12)

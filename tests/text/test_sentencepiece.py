@@ -1,4 +1,4 @@
-"""Our reading of SentencePiece models against the library's own: the same ids, whatever the text and the model."""
+"""SentencePiece models: ids and offsets equal `sentencepiece` for all model types and texts."""
 
 import io
 import random
@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 
 from glassformer.errors import TokenizerError
 from glassformer.text.files.load import load_tokenizer
-from glassformer.text.sentencepiece.model_file import BPE, NORMAL, UNUSED, SentencePieceModel, SentencePiecePiece
-from glassformer.text.sentencepiece.model_file import parse_sentencepiece as read
-from glassformer.text.sentencepiece.model_file import serialize_sentencepiece as write
+from glassformer.text.sentencepiece.model_file import (
+    BPE,
+    NORMAL,
+    UNUSED,
+    SentencePieceModel,
+    SentencePiecePiece,
+    parse_sentencepiece,
+    serialize_sentencepiece,
+)
 from glassformer.text.sentencepiece.segmenter import Segmenter
 from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
 
@@ -56,20 +62,21 @@ def trained(name: str) -> bytes:
 
 @cache
 def both(name: str) -> tuple[Segmenter, sentencepiece.SentencePieceProcessor]:
-    return Segmenter(read(trained(name))), sentencepiece.SentencePieceProcessor(model_proto=trained(name))
+    data = trained(name)
+    return Segmenter(parse_sentencepiece(data)), sentencepiece.SentencePieceProcessor(model_proto=data)
 
 
-def same(ours: Segmenter, theirs: sentencepiece.SentencePieceProcessor, text: str) -> None:
+def assert_same_ids(ours: Segmenter, theirs: sentencepiece.SentencePieceProcessor, text: str) -> None:
     ids = theirs.encode(text)
     assert ours.encode(text) == ids, repr(text)
-    got, places = ours.encode_offsets(text)
-    assert got == ids
-    if ours.byte_ids is None:  # the library puts a character's offsets on the last of its bytes only
-        units = [0]
+    offset_ids, offsets = ours.encode_offsets(text)
+    assert offset_ids == ids
+    if ours.byte_ids is None:  # sentencepiece gives offsets only to the last byte of a character
+        byte_offsets = [0]
         for char in text:
-            units.append(units[-1] + len(char.encode()))
+            byte_offsets.append(byte_offsets[-1] + len(char.encode()))
         wanted = [(piece.begin, piece.end) for piece in theirs.encode(text, return_type="proto").pieces]
-        assert [(units[start], units[end]) for start, end in places] == wanted
+        assert [(byte_offsets[start], byte_offsets[end]) for start, end in offsets] == wanted
 
 
 ODD = " \t\n\u3000\xa0\u2581\0\x1f\x7f\x85\xad\u200b\u200d\u200f\u202e\ufeff\ufffd"
@@ -83,87 +90,91 @@ TEXT = st.text(
 @pytest.mark.parametrize("name", KINDS)
 @given(text=TEXT)
 @settings(max_examples=60)
-def test_same_ids_on_any_unicode(name, text):
-    same(*both(name), text)
+def test_ids_of_unicode_text_equal_sentencepiece(name, text):
+    assert_same_ids(*both(name), text)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_same_ids_on_mixtures_of_its_own_pieces(name):
-    """Where joining has to choose: pieces, halves of pieces and spaces, one after another."""
+def test_ids_of_piece_mixtures_equal_sentencepiece(name):
+    """Sequences of pieces, prefixes of pieces and spaces, where several merges compete."""
     ours, theirs = both(name)
-    chance, pieces = random.Random(0), [piece.text for piece in ours.model.pieces]
+    rng, pieces = random.Random(0), [piece.text for piece in ours.model.pieces]
     for _ in range(100):
-        parts = [chance.choice(pieces)[: chance.choice([None, None, 1, 2])] for _ in range(chance.randint(1, 12))]
-        same(ours, theirs, "".join(parts).replace("▁", chance.choice([" ", "▁", "  "])))
+        parts = [rng.choice(pieces)[: rng.choice([None, None, 1, 2])] for _ in range(rng.randint(1, 12))]
+        assert_same_ids(ours, theirs, "".join(parts).replace("▁", rng.choice([" ", "▁", "  "])))
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(
     "text", [CORPUS, "a" * 5000, " " * 3000, "ab" * 2000, "👩‍👩‍👧" * 300, "\u0301" * 800, "", " ", "▁"]
 )
-def test_same_ids_on_long_runs(name, text):
-    same(*both(name), text)
+def test_ids_of_long_runs_equal_sentencepiece(name, text):
+    assert_same_ids(*both(name), text)
 
 
-def test_sums_of_long_texts_round_as_in_the_library(shared_file):
-    """Scores add up to −10⁵ or so, where 32-bit floats are 0.008 apart: what is best may depend on the rounding."""
+def test_scores_of_long_texts_round_like_sentencepiece(shared_file):
+    """Scores sum to about −10⁵, where 32-bit floats are 0.008 apart: the best segmentation may depend on rounding."""
     data = shared_file("sentencepiece/test_model.model").read_bytes()
     text = shared_file("tinyshakespeare.txt").read_text("utf-8")[:60_000]
-    same(Segmenter(read(data)), sentencepiece.SentencePieceProcessor(model_proto=data), text)
+    assert_same_ids(Segmenter(parse_sentencepiece(data)), sentencepiece.SentencePieceProcessor(model_proto=data), text)
 
 
 @pytest.mark.parametrize("name", ["llama2", "test_model", "test_ja_model"])
-def test_same_ids_with_published_models(shared_file, name):
+def test_ids_of_published_models_equal_sentencepiece(shared_file, name):
     data = shared_file(f"sentencepiece/{name}.model").read_bytes()
-    ours, theirs = Segmenter(read(data)), sentencepiece.SentencePieceProcessor(model_proto=data)
+    ours, theirs = Segmenter(parse_sentencepiece(data)), sentencepiece.SentencePieceProcessor(model_proto=data)
     for file in ("tinyshakespeare.txt", "wagahai-ja.txt"):
-        same(ours, theirs, shared_file(file).read_text("utf-8")[:4_000])
+        assert_same_ids(ours, theirs, shared_file(file).read_text("utf-8")[:4_000])
 
     @given(text=TEXT)
     @settings(max_examples=50)
-    def on_any_unicode(text):
-        same(ours, theirs, text)
+    def check_random_text(text):
+        assert_same_ids(ours, theirs, text)
 
-    on_any_unicode()
-    chance, pieces = random.Random(1), [piece.text for piece in ours.model.pieces]
+    check_random_text()
+    rng, pieces = random.Random(1), [piece.text for piece in ours.model.pieces]
     for _ in range(200):
-        same(ours, theirs, "".join(chance.choices(pieces, k=chance.randint(1, 12))).replace("▁", " "))
+        assert_same_ids(ours, theirs, "".join(rng.choices(pieces, k=rng.randint(1, 12))).replace("▁", " "))
 
 
-def scored(pieces: dict[str, float], **kind) -> bytes:
-    rows = [SentencePiecePiece("<unk>", 0.0, 2), *(SentencePiecePiece(text, score) for text, score in pieces.items())]
+def model_with_scores(pieces: dict[str, float], **kind) -> bytes:
+    all_pieces = [
+        SentencePiecePiece("<unk>", 0.0, 2),
+        *(SentencePiecePiece(text, score) for text, score in pieces.items()),
+    ]
     options = {"kind": BPE, "dummy_prefix": False, "remove_extra_spaces": False} | kind
-    return write(SentencePieceModel(tuple(rows), **options))
+    return serialize_sentencepiece(SentencePieceModel(tuple(all_pieces), **options))
 
 
 @pytest.mark.parametrize("kind", [1, 2])
-def test_same_ids_where_scores_tie(kind):
-    """Few letters and few scores: every join has rivals, and the left one must win; some pieces are unused besides."""
-    chance = random.Random(2)
+def test_ids_with_tied_scores_equal_sentencepiece(kind):
+    """With few letters and scores, every merge is tied and the leftmost must win; some pieces are unused."""
+    rng = random.Random(2)
     for _ in range(12):
-        pieces = dict.fromkeys("abc") | {"".join(chance.choices("abc", k=chance.randint(2, 5))): 0 for _ in range(25)}
-        data = scored({text: float(chance.randint(-4, -1)) for text in pieces}, kind=kind)
-        model = read(data)
+        pieces = dict.fromkeys("abc") | {"".join(rng.choices("abc", k=rng.randint(2, 5))): 0 for _ in range(25)}
+        data = model_with_scores({text: float(rng.randint(-4, -1)) for text in pieces}, kind=kind)
+        model = parse_sentencepiece(data)
         unused = [
-            replace(p, type=UNUSED) if p.type == NORMAL and p.text not in "abc" and chance.random() < 0.2 else p
+            replace(p, type=UNUSED) if p.type == NORMAL and p.text not in "abc" and rng.random() < 0.2 else p
             for p in model.pieces
         ]
-        for one in (model, replace(model, pieces=tuple(unused))):
-            ours, theirs = Segmenter(one), sentencepiece.SentencePieceProcessor(model_proto=write(one))
+        for variant in (model, replace(model, pieces=tuple(unused))):
+            theirs = sentencepiece.SentencePieceProcessor(model_proto=serialize_sentencepiece(variant))
+            ours = Segmenter(variant)
             for _ in range(20):
-                same(ours, theirs, "".join(chance.choices("abcd ", [4, 4, 4, 1, 1], k=chance.randint(1, 40))))
+                assert_same_ids(ours, theirs, "".join(rng.choices("abcd ", [4, 4, 4, 1, 1], k=rng.randint(1, 40))))
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_written_is_what_was_read(name):
-    model = read(trained(name))
-    assert read(write(model)) == model
-    theirs = sentencepiece.SentencePieceProcessor(model_proto=write(model))
+def test_serialized_model_parses_to_the_same_model(name):
+    model = parse_sentencepiece(trained(name))
+    assert parse_sentencepiece(serialize_sentencepiece(model)) == model
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=serialize_sentencepiece(model))
     assert theirs.encode(CORPUS) == both(name)[1].encode(CORPUS)
     assert (theirs.unk_id(), theirs.bos_id(), theirs.eos_id()) == (0, 1, 2)
 
 
-# ---- as a tokenizer
+# ---- folders
 
 
 @pytest.fixture
@@ -172,7 +183,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_folder_with_a_model(folder, tmp_path):
+def test_folder_with_tokenizer_model_loads_and_saves(folder, tmp_path):
     opened = load_tokenizer(folder)
     theirs = both("bpe-llama")[1]
     assert (opened.bos_id, opened.eos_id, opened.add_bos, opened.vocab_size) == (1, 2, True, len(theirs))
@@ -190,16 +201,16 @@ def test_a_folder_with_a_model(folder, tmp_path):
     assert again.encode(CORPUS) == opened.encode(CORPUS)
 
 
-def test_decoding_is_the_librarys(folder):
-    opened, theirs, chance = load_tokenizer(folder), both("bpe-llama")[1], random.Random(3)
-    pieces = [i for i in range(3, len(theirs)) if theirs.id_to_piece(i) != "<0x20>"]  # at the start, taken for ▁ here
+def test_decoded_text_equals_sentencepiece(folder):
+    opened, theirs, rng = load_tokenizer(folder), both("bpe-llama")[1], random.Random(3)
+    pieces = [i for i in range(3, len(theirs)) if theirs.id_to_piece(i) != "<0x20>"]  # decoded like ▁ at the start
     for _ in range(300):
-        ids = [chance.choice(pieces) for _ in range(chance.randint(1, 10))]
+        ids = [rng.choice(pieces) for _ in range(rng.randint(1, 10))]
         wanted = theirs.decode(ids)
         assert opened.decode(ids) == wanted or "\ufffd" in wanted
 
 
-def test_added_tokens_of_a_folder(folder):
+def test_added_tokens_json_extends_the_vocabulary(folder):
     n = len(both("bpe-llama")[1])
     (folder / "added_tokens.json").write_text(f'{{"<|user|>": {n}, "<tag>": {n + 1}}}')
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<|user|>", "add_bos_token": false}')
@@ -215,8 +226,8 @@ def test_added_tokens_of_a_folder(folder):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_the_space_behind_a_control_token_is_llamas(folder, legacy):
-    """ "legacy": a space of its own before each text between control tokens; else only before the first."""
+def test_space_after_a_special_token_equals_llama_tokenizer(folder, legacy):
+    """`legacy` adds a space before each text between special tokens; otherwise only before the first text."""
     import transformers
 
     (folder / "tokenizer_config.json").write_text(f'{{"legacy": {str(legacy).lower()}, "bos_token": "<s>"}}')
@@ -226,11 +237,11 @@ def test_the_space_behind_a_control_token_is_llamas(folder, legacy):
         "a</s>b",
         "</s>the cat",
         "the </s>cat</s>",
-    ):  # not " cat": it drops one of two spaces, unlike the library
+    ):  # not " cat": transformers drops one of two spaces, sentencepiece does not
         assert opened.encode(text, parse_special=True, bare=True) == theirs(text, add_special_tokens=False)["input_ids"]
 
 
-def test_a_user_defined_piece_that_the_template_writes_is_a_control_token():
+def test_user_defined_piece_in_the_template_is_a_special_token():
     core = SentencePieceTokenizer(trained("bpe-gemma"), template="<sep>{{ x }}")
     assert core.special_tokens["<sep>"] in both("bpe-gemma")[1].encode("a<sep>")
     assert core.special_tokens["<sep>"] not in core.encode(["a<sep>"], parse_special=False)[0]
@@ -238,25 +249,25 @@ def test_a_user_defined_piece_that_the_template_writes_is_a_control_token():
     assert "<sep>" not in SentencePieceTokenizer(trained("bpe-gemma")).special_tokens
 
 
-# ---- files that are not right
+# ---- invalid files
 
 
-def test_every_cut_is_refused_by_name(tmp_path):
-    data, chance = trained("unigram"), random.Random(4)
-    for end in [0, 1, 2, *(chance.randrange(len(data)) for _ in range(60))]:
+def test_truncated_model_raises_error_with_file_name(tmp_path):
+    data, rng = trained("unigram"), random.Random(4)
+    for end in [0, 1, 2, *(rng.randrange(len(data)) for _ in range(60))]:
         (tmp_path / "tokenizer.model").write_bytes(data[:end])
         with pytest.raises(TokenizerError, match=r"tokenizer\.model: "):
             load_tokenizer(tmp_path)
 
 
-def test_damage_is_an_error_of_ours_or_nothing():
-    data, chance = trained("unigram"), random.Random(5)
+def test_damaged_model_raises_only_tokenizer_error():
+    data, rng = trained("unigram"), random.Random(5)
     for _ in range(150):
         bad = bytearray(data)
-        for _ in range(chance.randint(1, 4)):
-            bad[chance.randrange(len(bad))] = chance.randrange(256)
+        for _ in range(rng.randint(1, 4)):
+            bad[rng.randrange(len(bad))] = rng.randrange(256)
         with suppress(TokenizerError):
-            Segmenter(read(bytes(bad))).encode(CORPUS[:200])
+            Segmenter(parse_sentencepiece(bytes(bad))).encode(CORPUS[:200])
 
 
 @pytest.mark.parametrize(
@@ -279,13 +290,13 @@ def test_damage_is_an_error_of_ours_or_nothing():
         ({"charsmap": b"\xff\xff\xff\xff123"}, "normalization rules are damaged"),
     ],
 )
-def test_what_the_library_refuses_is_refused(change, message):
-    model = replace(read(trained("unigram")), **change)
+def test_invalid_model_raises_error(change, message):
+    model = replace(parse_sentencepiece(trained("unigram")), **change)
     with pytest.raises(TokenizerError, match=message):
-        Segmenter(read(write(model)))
+        Segmenter(parse_sentencepiece(serialize_sentencepiece(model)))
 
 
-def test_an_unknown_rule_is_refused():
+def test_unknown_normalizer_field_raises_error():
     extra = b"\x3a\x01x"  # field 7 of the normalizer_spec
     with pytest.raises(TokenizerError, match=r"field 7 of normalizer_spec is not supported"):
-        read(trained("unigram") + b"\x1a" + bytes([len(extra)]) + extra)
+        parse_sentencepiece(trained("unigram") + b"\x1a" + bytes([len(extra)]) + extra)

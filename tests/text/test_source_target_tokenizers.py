@@ -1,4 +1,4 @@
-"""Tokenizers of encoder-decoders against `transformers` and `sentencepiece`: Marian's two models, T5's, BART's BPE."""
+"""Tokenizers of encoder-decoders (Marian, T5, BART): ids equal `transformers` and `sentencepiece`."""
 
 import copy
 import io
@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 import torch
 import transformers
-from test_tokenizer_formats import gpt2_folder, same_everywhere
+from test_tokenizer_formats import assert_same_ids, gpt2_folder
 from tiny import wake
 from tiny_translators import CONFIGS
 
@@ -48,12 +48,13 @@ def pieces_of(data: bytes) -> list[str]:
 
 
 def marian_folder(folder, source: bytes, target: bytes, config=None):
-    """Its vocabulary as OPUS-MT has it: the end, the unknown, both sides' pieces by turns, languages, padding last."""
-    both = dict.fromkeys(
+    """Create a folder as OPUS-MT has it: </s>, <unk>, interleaved pieces of both sides, languages, <pad>."""
+    interleaved = dict.fromkeys(
         piece for pair in zip(reversed(pieces_of(target)), pieces_of(source) * 9, strict=False) for piece in pair
     )
-    left = [piece for piece in both if piece not in ("<s>", "</s>", "<unk>")][:-3]  # and some are not in it
-    vocab = {piece: i for i, piece in enumerate(["</s>", "<unk>", *left, ">>fra<<", ">>deu<<", "<pad>"])}
+    pieces = [piece for piece in interleaved if piece not in ("<s>", "</s>", "<unk>")]
+    pieces = pieces[:-3]  # some pieces are missing from the vocabulary
+    vocab = {piece: i for i, piece in enumerate(["</s>", "<unk>", *pieces, ">>fra<<", ">>deu<<", "<pad>"])}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "source.spm").write_bytes(source)
     (folder / "target.spm").write_bytes(target)
@@ -64,28 +65,28 @@ def marian_folder(folder, source: bytes, target: bytes, config=None):
     return folder
 
 
-def assert_marians(folder, examples=80):
+def assert_equals_marian(folder, examples=80):
     ours, theirs = load_tokenizer(folder), transformers.MarianTokenizer.from_pretrained(folder)
     assert (ours.eos_id, ours.special_tokens["<pad>"]) == (theirs.eos_token_id, theirs.pad_token_id)
-    read, write = ours, ours.target_tokenizer()
+    target = ours.target_tokenizer()
     plain = {"split_special_tokens": True}
-    same_everywhere(read.encode, lambda text: theirs(text, **plain)["input_ids"], examples)
-    same_everywhere(write.encode, lambda text: theirs(text_target=text, **plain)["input_ids"], examples)
+    assert_same_ids(ours.encode, lambda text: theirs(text, **plain)["input_ids"], examples)
+    assert_same_ids(target.encode, lambda text: theirs(text_target=text, **plain)["input_ids"], examples)
     for text in SENTENCES:
-        assert read.encode(text, parse_special=True) == theirs(text)["input_ids"], text
-        ids = read.encode(text)
-        assert read.decode(ids, skip_special=True).strip() == theirs.decode(ids, skip_special_tokens=True), text
-        found = read.encode_offsets(text)
+        assert ours.encode(text, parse_special=True) == theirs(text)["input_ids"], text
+        ids = ours.encode(text)
+        assert ours.decode(ids, skip_special=True).strip() == theirs.decode(ids, skip_special_tokens=True), text
+        found = ours.encode_offsets(text)
         assert found.ids == ids
         assert all(0 <= start <= end <= len(text) for start, end in found.offsets)
     return ours
 
 
-def test_marians_two_models(corpus, tmp_path):
-    """Each side cut by its own, one vocabulary for both; a language first; nothing forged; written back as it came."""
+def test_marian_ids_equal_transformers(corpus, tmp_path):
+    """Each side has its SentencePiece model, both share a vocabulary; saving and copying preserve ids and files."""
     source, target = spm(corpus, vocab_size=230), spm(TARGET, vocab_size=120)
     folder = marian_folder(tmp_path / "a", source, target)
-    ours = assert_marians(folder)
+    ours = assert_equals_marian(folder)
     assert ours.encode("Straße") != ours.target_tokenizer().encode("Straße")
     vocab = json.loads((folder / "vocab.json").read_text())
     assert ours.encode(">>fra<< the cat")[0] == vocab[">>fra<<"]
@@ -96,20 +97,20 @@ def test_marians_two_models(corpus, tmp_path):
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes()
     again = load_tokenizer(tmp_path / "b")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
-    for one in (again, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        assert one.encode(corpus) == ours.encode(corpus) == theirs(corpus)["input_ids"]
-    writes = pickle.loads(pickle.dumps(ours.target_tokenizer()))
-    assert writes.encode(TARGET) == ours.target_tokenizer().encode(TARGET)
+    for copied in (again, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert copied.encode(corpus) == ours.encode(corpus) == theirs(corpus)["input_ids"]
+    target_copy = pickle.loads(pickle.dumps(ours.target_tokenizer()))
+    assert target_copy.encode(TARGET) == ours.target_tokenizer().encode(TARGET)
 
 
 @pytest.mark.parametrize("name", ["test_model.model", "llama2.model"])
-def test_a_published_model_on_either_side(name, shared_file, corpus, tmp_path):
-    """With bytes for what it cannot spell, too."""
+def test_marian_with_a_published_model_equals_transformers(name, shared_file, corpus, tmp_path):
+    """The model may have byte fallback."""
     published = shared_file(f"sentencepiece/{name}").read_bytes()
-    assert_marians(marian_folder(tmp_path / "a", published, spm(TARGET, vocab_size=120)), examples=20)
+    assert_equals_marian(marian_folder(tmp_path / "a", published, spm(TARGET, vocab_size=120)), examples=20)
 
 
-def test_a_folder_of_marians_that_is_not_right(corpus, tmp_path):
+def test_invalid_marian_folder_raises_error(corpus, tmp_path):
     source = spm(corpus, vocab_size=230)
     folder = marian_folder(tmp_path / "a", source, source, {"separate_vocabs": True})
     with pytest.raises(TokenizerError, match="separate_vocabs"):
@@ -133,7 +134,7 @@ def test_a_folder_of_marians_that_is_not_right(corpus, tmp_path):
 
 
 T5 = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "pad_piece": "<pad>"}
-HOLES = (
+SENTINEL_TEXTS = (
     "The <extra_id_0> sat on <extra_id_1>.",
     "<extra_id_99>a<extra_id_0><extra_id_1> b",
     "a</s>b",
@@ -141,50 +142,50 @@ HOLES = (
 )
 
 
-def assert_t5s(folder, n=100):
+def assert_equals_t5(folder, n=100):
     ours, theirs = load_tokenizer(folder), transformers.T5Tokenizer.from_pretrained(folder, extra_ids=n)
     assert ours.vocab_size == len(theirs)
     assert (ours.eos_id, ours.bos_id) == (theirs.eos_token_id, None)
     assert [ours.special_tokens[f"<extra_id_{i}>"] for i in range(n)] == [
         theirs.convert_tokens_to_ids(f"<extra_id_{i}>") for i in range(n)
     ]
-    for text in (*SENTENCES, *HOLES):
+    for text in (*SENTENCES, *SENTINEL_TEXTS):
         assert ours.encode(text, parse_special=True) == theirs(text)["input_ids"], text
-    hole = ours.special_tokens["<extra_id_0>"]
-    assert hole in ours.encode(HOLES[0], parse_special=True)
-    assert hole not in ours.encode(HOLES[0]), "text became a control token"
+    sentinel = ours.special_tokens["<extra_id_0>"]
+    assert sentinel in ours.encode(SENTINEL_TEXTS[0], parse_special=True)
+    assert sentinel not in ours.encode(SENTINEL_TEXTS[0]), "text became a special token"
     assert ours.encode("the cat")[-1] == ours.eos_id
     return ours, theirs
 
 
-def test_t5s_model_its_end_and_its_sentinels(corpus, tmp_path):
-    """`spiece.model` alone, as the first folders had it; then written back; then as a tokenizer.json."""
+def test_t5_ids_eos_and_sentinels_equal_transformers(corpus, tmp_path):
+    """Test `spiece.model` alone, as the original folders have it; then saved again; then as `tokenizer.json`."""
     data, folder = spm(corpus, vocab_size=230, **T5), tmp_path / "a"
     folder.mkdir()
     (folder / "spiece.model").write_bytes(data)
     (folder / "config.json").write_text('{"model_type": "t5"}')
-    ours, theirs = assert_t5s(folder)
+    ours, theirs = assert_equals_t5(folder)
     library = sentencepiece.SentencePieceProcessor(model_proto=data)
-    same_everywhere(ours.encode, lambda text: [*library.encode(text), 1])
+    assert_same_ids(ours.encode, lambda text: [*library.encode(text), 1])
     ours.save(tmp_path / "b")
     assert (tmp_path / "b/spiece.model").read_bytes() == data
-    assert_t5s(tmp_path / "b")
+    assert_equals_t5(tmp_path / "b")
     theirs.save_pretrained(tmp_path / "c")
     assert (tmp_path / "c/tokenizer.json").exists()
     fast = load_tokenizer(tmp_path / "c")
-    for text in (*SENTENCES, *HOLES, corpus):
+    for text in (*SENTENCES, *SENTINEL_TEXTS, corpus):
         assert fast.encode(text, parse_special=True) == theirs(text)["input_ids"], text
         assert not set(fast.special_tokens.values()) & set(fast.encode(text, bare=True)) - {
             fast.special_tokens["<unk>"]
         }, text
 
 
-def test_how_many_sentinels_is_said(corpus, tmp_path):
+def test_extra_ids_sets_the_number_of_sentinels(corpus, tmp_path):
     (tmp_path / "spiece.model").write_bytes(spm(corpus, vocab_size=230, **T5))
-    said = {"tokenizer_class": "T5Tokenizer", "extra_ids": 7, "eos_token": "</s>", "pad_token": "<pad>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
-    assert_t5s(tmp_path, 7)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said | {"extra_ids": "many"}))
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 7, "eos_token": "</s>", "pad_token": "<pad>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert_equals_t5(tmp_path, 7)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"extra_ids": "many"}))
     with pytest.raises(TokenizerError, match="extra_ids must be an integer of at least 0, got 'many'"):
         load_tokenizer(tmp_path)
 
@@ -192,35 +193,35 @@ def test_how_many_sentinels_is_said(corpus, tmp_path):
 # ---- BART
 
 
-def test_barts_pair_of_files_without_a_word_about_it(corpus, tmp_path):
-    """config.json says that it is BART's: so a text stands between <s> and </s>."""
+def test_bart_vocab_and_merges_equal_transformers(corpus, tmp_path):
+    """The model_type of config.json adds <s> before and </s> after a text."""
     special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
     folder = gpt2_folder(tmp_path, corpus, special=special)
     (folder / "config.json").write_text('{"model_type": "bart"}')
     ours, theirs = load_tokenizer(folder), transformers.BartTokenizer.from_pretrained(folder)
-    same_everywhere(ours.encode, lambda text: theirs(text, split_special_tokens=True)["input_ids"])
+    assert_same_ids(ours.encode, lambda text: theirs(text, split_special_tokens=True)["input_ids"])
     ids = ours.encode("the cat")
     assert (ids[0], ids[-1]) == (theirs.bos_token_id, theirs.eos_token_id) == (ours.special_tokens["<s>"], ours.eos_id)
     assert ours.encode("the <mask> sat", parse_special=True) == theirs("the <mask> sat")["input_ids"]
     assert ours.special_tokens["<mask>"] not in ours.encode("the <mask> sat")
 
 
-# ---- with a model behind it
+# ---- with a model
 
 
-def talker(family, folder, size, special):
-    """A tiny model of a family beside the tokenizer of a folder."""
+def save_tiny_model(family, folder, size, special):
+    """Save a tiny model into a folder with a tokenizer, and load it with `transformers`."""
     config = CONFIGS[family]()
     config = replace(config, vocab_size=size, encoder=replace(config.encoder, vocab_size=size))
     save_model(wake(EncoderDecoder(config)), folder, extra=special)
     return transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
 
 
-def test_marian_translates_as_theirs(corpus, tmp_path, capsys):
+def test_marian_translations_equal_transformers(corpus, tmp_path, capsys):
     folder = marian_folder(tmp_path, spm(corpus, vocab_size=230), spm(TARGET, vocab_size=120))
     pad = max(json.loads((folder / "vocab.json").read_text()).values())
     special = {"eos_token_id": 0, "pad_token_id": pad, "decoder_start_token_id": pad, "bad_words_ids": [[pad]]}
-    hf, theirs = talker("marian", folder, pad + 1, special), transformers.AutoTokenizer.from_pretrained(folder)
+    hf, theirs = save_tiny_model("marian", folder, pad + 1, special), transformers.AutoTokenizer.from_pretrained(folder)
     translator = Translator.load(folder)
     for text in ("The cat sat on the mat.", ">>fra<< Who's that?"):
         out = hf.generate(**theirs(text, return_tensors="pt"), max_new_tokens=9, do_sample=False, num_beams=1)[0]
@@ -229,19 +230,19 @@ def test_marian_translates_as_theirs(corpus, tmp_path, capsys):
         assert found.text.strip() == theirs.decode(out, skip_special_tokens=True)
         main(["translate", str(folder), text, "--max-tokens", "9"])
         assert capsys.readouterr().out.strip() == found.text.strip()
-    written = "Die Katze"
-    aligned = translator.align("the cat", written)
-    assert len(aligned.target_tokens) == len(theirs(text_target=written)["input_ids"])
+    target = "Die Katze"
+    aligned = translator.align("the cat", target)
+    assert len(aligned.target_tokens) == len(theirs(text_target=target)["input_ids"])
 
 
-def test_t5_fills_holes(corpus, tmp_path, capsys):
-    """Only where the person says that <extra_id_0> is the token; then it is seen in what is written, too."""
+def test_t5_infilling_equals_transformers(corpus, tmp_path, capsys):
+    """With --special, <extra_id_0> is a special token in the prompt and is shown in the output."""
     (tmp_path / "spiece.model").write_bytes(spm(corpus, vocab_size=230, **T5))
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     tokenizer = load_tokenizer(tmp_path)
-    size = tokenizer.vocab_size + 3  # a table is rounded up
+    size = tokenizer.vocab_size + 3  # embeddings are padded
     special = {"eos_token_id": 1, "pad_token_id": 0, "decoder_start_token_id": 0}
-    hf = talker("flan", tmp_path, size, special)
+    hf = save_tiny_model("flan", tmp_path, size, special)
     text, translator = "The <extra_id_0> sat.", Translator.load(tmp_path)
     ids = torch.tensor([tokenizer.encode(text, parse_special=True)])
     out = hf.generate(
@@ -253,6 +254,6 @@ def test_t5_fills_holes(corpus, tmp_path, capsys):
     (plain,) = translator.translate(text, max_tokens=9)
     assert plain.targets != found.targets
     main(["translate", str(tmp_path), text, "--max-tokens", "9", "--special", "--align"])
-    told = capsys.readouterr().out
-    assert told.startswith(found.text)
-    assert "<extra_id_0>" in told
+    output = capsys.readouterr().out
+    assert output.startswith(found.text)
+    assert "<extra_id_0>" in output

@@ -1,4 +1,4 @@
-"""Incremental decoding: any ids, in any order, give the same text one by one as all at once."""
+"""Incremental decoding: any sequence of ids streams to the text that `decode` returns."""
 
 import unicodedata
 
@@ -18,13 +18,13 @@ def streamed(tokenizer, ids, **options) -> list[str]:
 
 
 @given(ids=st.lists(st.integers(0, 399)))
-def test_any_ids_stream_to_what_decode_gives(bpe, ids):
+def test_streamed_text_equals_decode(bpe, ids):
     assert "".join(streamed(bpe, ids)) == bpe.decode(ids)
     assert "".join(streamed(bpe, ids, skip_special=True)) == bpe.decode(ids, skip_special=True)
 
 
 @given(text=TEXTS)
-def test_valid_text_never_shows_half_a_character(bpe, text):
+def test_valid_text_never_streams_partial_characters(bpe, text):
     parts = streamed(bpe, bpe.encode(text))
     assert "".join(parts) == text
     assert parts[-1] == ""
@@ -32,43 +32,43 @@ def test_valid_text_never_shows_half_a_character(bpe, text):
 
 
 @given(text=TEXTS, data=st.data())
-def test_every_split_of_the_bytes(text, data):
+def test_complete_characters_are_emitted_at_once(text, data):
     raw = text.encode()
     cuts = sorted(data.draw(st.sets(st.integers(0, len(raw)))))
-    pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
-    stream = StreamDecoder(pieces.__getitem__)
+    chunks = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    stream = StreamDecoder(chunks.__getitem__)
     done = b""
-    for i, piece in enumerate(pieces):
-        done += piece
+    for i, chunk in enumerate(chunks):
+        done += chunk
         sent = len(stream.push(i)) if i == 0 else sent + len(stream.push(i))
-        whole = done.decode("utf-8", "ignore")  # every character that is complete by now is out, none more
-        assert sent == len(whole)
+        complete = done.decode("utf-8", "ignore")  # exactly the complete characters are emitted
+        assert sent == len(complete)
     assert stream.finish() == ""
 
 
 @given(raw=st.lists(st.binary(max_size=4)))
-def test_invalid_bytes_become_ufffd_and_nothing_else_does(raw):
+def test_invalid_bytes_are_decoded_like_python_replace(raw):
     stream = StreamDecoder(raw.__getitem__)
     text = "".join(stream.push(i) for i in range(len(raw))) + stream.finish()
     assert text == b"".join(raw).decode("utf-8", "replace")
 
 
-def test_exhaustively_every_cut_of_a_short_text():
+def test_all_splits_of_a_short_text_stream_to_the_text():
     raw = "aé猫👧".encode()
     for mask in range(1 << (len(raw) - 1)):
-        pieces = [raw[:1]]
+        chunks = [raw[:1]]
         for i in range(1, len(raw)):
             if mask >> (i - 1) & 1:
-                pieces.append(raw[i : i + 1])
+                chunks.append(raw[i : i + 1])
             else:
-                pieces[-1] += raw[i : i + 1]
-        stream = StreamDecoder(pieces.__getitem__)
-        parts = [stream.push(i) for i in range(len(pieces))]
+                chunks[-1] += raw[i : i + 1]
+        stream = StreamDecoder(chunks.__getitem__)
+        parts = [stream.push(i) for i in range(len(chunks))]
         assert "".join(parts) == "aé猫👧"
         assert all(part == "" or unicodedata.category(part[0]) != "Cn" for part in parts)
 
 
-def test_a_cut_character_is_shown_at_the_end_only(bpe):
+def test_truncated_character_is_emitted_at_the_end(bpe):
     cat = [bpe.encode_offsets("𓂀").ids[i] for i in range(3)]
     assert streamed(bpe, [*cat]) == ["", "", "", "\ufffd"]
     letter = bpe.encode("x")
@@ -76,7 +76,7 @@ def test_a_cut_character_is_shown_at_the_end_only(bpe):
     assert bpe.decode([*cat, *letter]) == "\ufffdx"
 
 
-def test_a_wrong_id_leaves_the_stream_as_it_was(bpe):
+def test_invalid_id_does_not_change_the_stream(bpe):
     first, second, third, last = bpe.encode("𓂀")
     stream = bpe.stream()
     for index in (first, second, third):

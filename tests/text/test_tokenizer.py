@@ -1,4 +1,4 @@
-"""Encoding, offsets, control tokens and files, against the library, against transformers, and for any text."""
+"""Encoding, offsets, special tokens and files, compared with `tokenizers` and `transformers`."""
 
 import copy
 import json
@@ -30,14 +30,14 @@ SAMPLES = [
 
 
 @given(text=st.text())
-def test_bpe_writes_any_text(bpe, text):
+def test_bpe_round_trips_any_text(bpe, text):
     ids = bpe.encode(text)
     assert bpe.decode(ids) == text
     assert b"".join(bpe.token_bytes(i) for i in ids) == text.encode()
     assert bpe.encode_batch([text, "x", text]) == [ids, bpe.encode("x"), ids]
 
 
-def test_char_and_word_write_what_they_know(char, word, corpus):
+def test_char_and_word_round_trip_known_text(char, word, corpus):
     assert char.decode(char.encode(corpus)) == corpus
     assert len(char.encode(corpus)) == len(corpus)
     assert word.decode(word.encode(corpus)) == corpus
@@ -50,7 +50,7 @@ def test_char_and_word_write_what_they_know(char, word, corpus):
 
 
 @given(text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \na猫👩"))))
-def test_offsets_cover_the_bytes(bpe, text):
+def test_offsets_cover_the_bytes_of_each_token(bpe, text):
     found = bpe.encode_offsets(text)
     assert found.ids == bpe.encode(text)
     assert b"".join(found.tokens) == text.encode()
@@ -59,19 +59,19 @@ def test_offsets_cover_the_bytes(bpe, text):
         first, after = len(text[:start].encode()), len(text[:end].encode())
         assert first <= at
         assert at + len(token) <= after
-        assert len(text[start : start + 1].encode()) > at - first, "starts in the token's own first character"
-        assert after - (at + len(token)) < len(text[end - 1 : end].encode()), "and ends in its last"
+        assert len(text[start : start + 1].encode()) > at - first, "starts in the first byte's character"
+        assert after - (at + len(token)) < len(text[end - 1 : end].encode()), "ends in the last byte's character"
         at += len(token)
     assert at == len(text.encode())
 
 
-def test_offsets_of_parts_of_a_character(bpe):
+def test_tokens_of_one_character_share_its_offsets(bpe):
     found = bpe.encode_offsets("a𓂀b")
     assert found.tokens == [b"a", b"\xf0", b"\x93", b"\x82", b"\x80", b"b"]
     assert found.offsets == [(0, 1), *[(1, 2)] * 4, (2, 3)]
 
 
-def test_offsets_keep_the_space_even_where_the_file_says_trim(bpe):
+def test_trim_offsets_of_the_file_is_ignored(bpe):
     layout = json.loads(bpe.backend.json)
     layout["post_processor"]["trim_offsets"] = True
     trimming = Tokenizer(json.dumps(layout))
@@ -81,7 +81,7 @@ def test_offsets_keep_the_space_even_where_the_file_says_trim(bpe):
 
 
 @pytest.mark.parametrize("text", ["the cat sat", "c Ͼ", ""])
-def test_offsets_of_simple_kinds(char, word, text):
+def test_offsets_of_char_and_word_cover_the_text(char, word, text):
     for simple in (char, word):
         found = simple.encode_offsets(text)
         assert "".join(text[start:end] for start, end in found.offsets) == text
@@ -89,13 +89,13 @@ def test_offsets_of_simple_kinds(char, word, text):
             assert token in (text[start:end].encode(), b"<|unk|>")
 
 
-# ---- control tokens
+# ---- special tokens
 
 
-def test_text_never_becomes_a_control_token(tokenizer):
+def test_special_tokens_in_text_are_plain_text(tokenizer):
     for name, index in tokenizer.special_tokens.items():
         text = f"the {name} cat{name}{name}"
-        if name != "<|unk|>":  # there the id says that something was not known
+        if name != "<|unk|>":  # <|unk|> also encodes unknown text
             assert index not in tokenizer.encode(text)
             assert index not in tokenizer.encode_offsets(text).ids
             assert index not in tokenizer.encode_batch([text, name])[1]
@@ -104,7 +104,7 @@ def test_text_never_becomes_a_control_token(tokenizer):
 
 
 @given(parts=st.lists(st.sampled_from([EOT, "<|user|>", "<|", "|>", "endoftext", " ", "<", "|", ">", "x"])))
-def test_no_mixture_becomes_a_control_token(bpe, parts):
+def test_random_text_never_becomes_a_special_token(bpe, parts):
     text = "".join(parts)
     assert not {0, 1} & set(bpe.encode(text))
     assert bpe.decode(bpe.encode(text)) == text
@@ -112,13 +112,13 @@ def test_no_mixture_becomes_a_control_token(bpe, parts):
     assert bpe.encode(text, parse_special=True).count(0) == text.count(EOT)
 
 
-def test_a_copy_does_not_forget_it(bpe):
+def test_copies_keep_special_tokens_in_text_plain(bpe):
     for copied in (copy.deepcopy(bpe), pickle.loads(pickle.dumps(bpe))):
         assert copied.encode(f"a{EOT}") == bpe.encode(f"a{EOT}")
         assert 0 not in copied.encode(EOT)
 
 
-def test_threads_do_not_disturb_each_other(bpe):
+def test_encoding_is_thread_safe(bpe):
     text = f"the cat {EOT}" * 50
     wanted = {special: bpe.encode(text, parse_special=special) for special in (False, True)}
     with ThreadPoolExecutor(4) as pool:
@@ -132,8 +132,8 @@ def with_added(tokenizer, *tokens) -> str:
     return core.to_str()
 
 
-def test_added_tokens_are_control_when_they_look_or_act_so(bpe):
-    """Not flagged special: Qwen's <|fim|>, a template's <think>, Gemma's <b>, GPT-NeoX's runs of spaces."""
+def test_added_tokens_of_special_form_or_template_are_special(bpe):
+    """Without the special flag, <|fim|> (by form) and <think> (in the template) are special; <b> and spaces are not."""
     plain = [AddedToken(t, special=False, normalized=False) for t in ("<|fim|>", "<think>", "<b>", "    ")]
     opened = Tokenizer(with_added(bpe, *plain), chat_template="{% if x %}<think>    {% endif %}")
     ids = {t.content: opened.backend.parsing.token_to_id(t.content) for t in plain}
@@ -154,20 +154,23 @@ def with_bos(tokenizer) -> str:
     return core.to_str()
 
 
-@pytest.mark.parametrize(("inside", "said", "adds"), [(0, None, 0), (1, None, 1), (0, True, 1), (1, False, 0)])
-def test_bos_is_added_once_and_the_same_everywhere(bpe, tmp_path, inside, said, adds):
+@pytest.mark.parametrize(
+    ("in_json", "add_bos_token", "expected"), [(0, None, 0), (1, None, 1), (0, True, 1), (1, False, 0)]
+)
+def test_bos_is_added_once(bpe, tmp_path, in_json, add_bos_token, expected):
     from transformers import AutoTokenizer
 
     config = {"bos_token": "<|user|>", "eos_token": {"content": EOT, "lstrip": False}}
     opened = Tokenizer(
-        with_bos(bpe) if inside else bpe.backend.json, config | ({} if said is None else {"add_bos_token": said})
+        with_bos(bpe) if in_json else bpe.backend.json,
+        config | ({} if add_bos_token is None else {"add_bos_token": add_bos_token}),
     )
-    assert (opened.add_bos, opened.bos_id, opened.eos_id) == (bool(adds), 1, 0)
+    assert (opened.add_bos, opened.bos_id, opened.eos_id) == (bool(expected), 1, 0)
     bare = bpe.encode("the cat")
-    assert opened.encode("the cat") == [1] * adds + bare
+    assert opened.encode("the cat") == [1] * expected + bare
     assert opened.encode("the cat", bare=True) == bare
     assert opened.encode_batch(["the cat"], bare=True) == [bare]
-    assert opened.encode_offsets("the cat").offsets[:adds] == [(0, 0)] * adds
+    assert opened.encode_offsets("the cat").offsets[:expected] == [(0, 0)] * expected
     assert opened.encode_offsets("the cat", bare=True).ids == bare
     opened.save(tmp_path)
     again = load_tokenizer(tmp_path)
@@ -178,7 +181,7 @@ def test_bos_is_added_once_and_the_same_everywhere(bpe, tmp_path, inside, said, 
 # ---- files
 
 
-def test_autotokenizer_gives_the_same_ids(tokenizer, corpus, tmp_path):
+def test_ids_equal_autotokenizer(tokenizer, corpus, tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer.save(tmp_path)
@@ -197,7 +200,7 @@ def test_autotokenizer_gives_the_same_ids(tokenizer, corpus, tmp_path):
     assert again.encode(corpus) == tokenizer.encode(corpus)
 
 
-def test_gguf_converters_know_the_pattern(bpe):
+def test_gguf_converters_recognize_the_pre_tokenizer(bpe):
     layout = json.loads(bpe.backend.json)
     assert layout["pre_tokenizer"]["type"] == "ByteLevel"
     assert layout["pre_tokenizer"]["use_regex"] is True
@@ -205,7 +208,7 @@ def test_gguf_converters_know_the_pattern(bpe):
     assert layout["normalizer"] is None
 
 
-def test_a_save_keeps_what_was_loaded(bpe, tmp_path):
+def test_save_keeps_config_and_template(bpe, tmp_path):
     config = {"eos_token": EOT, "model_max_length": 77, "auto_map": {"AutoTokenizer": ["evil.py", None]}, "mine": 1}
     Tokenizer(bpe.backend.json, config, chat_template="{{ x }}").save(tmp_path / "new" / "folder")
     again = load_tokenizer(tmp_path / "new" / "folder")
@@ -214,7 +217,7 @@ def test_a_save_keeps_what_was_loaded(bpe, tmp_path):
     assert "auto_map" not in again.config
 
 
-def test_a_failing_save_leaves_the_old_files_whole(bpe, tmp_path, monkeypatch):
+def test_failed_save_keeps_the_old_files(bpe, tmp_path, monkeypatch):
     bpe.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(before) == {"tokenizer.json", "tokenizer_config.json"}
@@ -228,18 +231,18 @@ def test_a_failing_save_leaves_the_old_files_whole(bpe, tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_truncation_in_a_file_is_not_obeyed(bpe):
+def test_truncation_and_padding_of_the_file_are_ignored(bpe):
     core = Core.from_str(bpe.backend.json)
     core.enable_truncation(4)
     core.enable_padding(length=9)
     assert Tokenizer(core.to_str()).encode("the cat sat on the mat") == bpe.encode("the cat sat on the mat")
 
 
-# ---- SentencePiece's spelling
+# ---- SentencePiece BPE in tokenizer.json
 
 
-def test_sentencepiece_spelling():
-    """Llama 2's shape: ▁ for a space, one put before the text, and bytes as <0xXX> for what is not known."""
+def test_sentencepiece_bpe_in_tokenizer_json():
+    """Llama 2: ▁ replaces spaces and is prepended; unknown characters are encoded as <0xXX> bytes."""
     tokens = ["<unk>", "<s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "b", "▁a", "ab", "▁ab"]
     merges = [("▁", "a"), ("a", "b"), ("▁a", "b")]
     model = models.BPE(
@@ -265,7 +268,7 @@ def test_sentencepiece_spelling():
 # ---- errors
 
 
-def test_lone_surrogates_are_refused_by_position(tokenizer):
+def test_lone_surrogates_raise_error_with_position(tokenizer):
     for call in (tokenizer.encode, tokenizer.encode_offsets):
         with pytest.raises(TokenizerError, match=r"character 2 is a lone surrogate \(U\+D83D\)"):
             call("ab\ud83dc")
@@ -273,22 +276,22 @@ def test_lone_surrogates_are_refused_by_position(tokenizer):
         tokenizer.encode_batch(["fine", "\udfff"])
 
 
-def test_ids_outside_the_vocabulary_are_refused(tokenizer):
+def test_ids_outside_the_vocabulary_raise_error(tokenizer):
     for bad in (tokenizer.vocab_size, -1):
         for call in (tokenizer.token_bytes, tokenizer.stream().push, lambda i: tokenizer.decode([2, i])):
             with pytest.raises(TokenizerError, match=f"token id {bad} .* 0 to {tokenizer.vocab_size - 1}"):
                 call(bad)
 
 
-def test_a_gap_in_the_vocabulary_has_no_token(char):
+def test_unused_id_raises_error(char):
     layout = json.loads(char.backend.json)
-    gone = next(t for t, i in layout["model"]["vocab"].items() if i == 5)
-    del layout["model"]["vocab"][gone]
+    removed = next(t for t, i in layout["model"]["vocab"].items() if i == 5)
+    del layout["model"]["vocab"][removed]
     with pytest.raises(TokenizerError, match=r"token id 5 is in the range .*, but no token has it"):
         Tokenizer(json.dumps(layout)).decode([5])
 
 
-def test_a_decoder_that_is_not_understood_is_named(bpe):
+def test_unsupported_decoder_raises_error(bpe):
     layout = json.loads(bpe.backend.json)
     for decoder, message in (
         ({"type": "CTC", "pad_token": "", "word_delimiter_token": "", "cleanup": True}, "CTC"),
@@ -312,7 +315,7 @@ def test_a_decoder_that_is_not_understood_is_named(bpe):
         ("tokenizer_config.json", b'{"add_bos_token": true}', r"sets add_bos_token, but no bos_token"),
     ],
 )
-def test_a_damaged_folder_is_named(bpe, tmp_path, name, content, message):
+def test_damaged_folder_raises_error_with_path(bpe, tmp_path, name, content, message):
     bpe.save(tmp_path)
     if content is None:
         (tmp_path / name).unlink()
@@ -323,8 +326,8 @@ def test_a_damaged_folder_is_named(bpe, tmp_path, name, content, message):
     assert str(tmp_path) in str(error.value)
 
 
-def test_byte_level_decoding_is_the_librarys(bpe):
-    """Where the bytes are whole characters; test_stream_decoder checks the rest."""
+def test_byte_level_decoding_equals_tokenizers(bpe):
+    """Complete characters only; test_stream_decoder covers partial ones."""
     core = Core.from_str(bpe.backend.json)
     assert isinstance(core.pre_tokenizer, pre_tokenizers.ByteLevel)
     ids = bpe.encode("".join(SAMPLES))

@@ -1,4 +1,4 @@
-"""Every kind of folder, against the library it was made for; which is read first; and folders that are not right."""
+"""Tokenizer folders of each format equal their reference library; precedence of formats; invalid folders."""
 
 import base64
 import json
@@ -29,17 +29,17 @@ TEXT = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(ODD), st.
 LONG = ("", " ", "a" * 3000, " " * 2000, "\u0301" * 500, "👩‍👩‍👧" * 100, "שלום עולם" * 50, "12" * 500)
 
 
-def same_everywhere(ours, theirs, examples=80):
-    """ours, theirs: text -> ids."""
+def assert_same_ids(ours, theirs, examples=80):
+    """Assert that two functions from text to ids are equal on long and random texts."""
     for text in LONG:
         assert ours(text) == theirs(text), repr(text[:40])
 
     @given(text=TEXT)
     @settings(max_examples=examples)
-    def on_any_unicode(text):
+    def check_random_text(text):
         assert ours(text) == theirs(text)
 
-    on_any_unicode()
+    check_random_text()
 
 
 def gpt2_folder(folder, corpus, names=("vocab.json", "merges.txt"), special=(END,), pattern="gpt2"):
@@ -52,37 +52,37 @@ def gpt2_folder(folder, corpus, names=("vocab.json", "merges.txt"), special=(END
     return folder
 
 
-# ---- GPT-2's pair
+# ---- GPT-2: vocabulary and merges
 
 
 @pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
-def test_gpt2_files(corpus, tmp_path, names):
+def test_gpt2_files_equal_transformers(corpus, tmp_path, names):
     opened = load_tokenizer(gpt2_folder(tmp_path, corpus, names))
     reference = gpt2_folder(tmp_path / "reference", corpus)
     theirs = transformers.GPT2Tokenizer.from_pretrained(reference)
     assert (opened.eos_id, opened.bos_id, opened.add_bos) == (theirs.eos_token_id, theirs.bos_token_id, False)
-    same_everywhere(lambda text: opened.encode(text, parse_special=True), lambda text: theirs(text)["input_ids"])
+    assert_same_ids(lambda text: opened.encode(text, parse_special=True), lambda text: theirs(text)["input_ids"])
     assert opened.encode(f"a{END}b", parse_special=True) == theirs(f"a{END}b")["input_ids"]
     assert opened.eos_id not in opened.encode(f"a{END}b")
     assert opened.decode(opened.encode(corpus)) == corpus
 
 
 @pytest.mark.parametrize("name", ["Qwen2Tokenizer", "RobertaTokenizer"])
-def test_gpt2_files_of_other_classes(corpus, tmp_path, name):
+def test_gpt2_files_of_other_classes_equal_transformers(corpus, tmp_path, name):
     special = (END, "<s>", "</s>", "<unk>", "<pad>", "<mask>")
     folder = gpt2_folder(tmp_path, corpus, special=special, pattern="qwen2" if "Qwen" in name else "gpt2")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
     opened, theirs = load_tokenizer(folder), getattr(transformers, name).from_pretrained(folder)
-    same_everywhere(opened.encode, lambda text: theirs(text, split_special_tokens=True)["input_ids"])
+    assert_same_ids(opened.encode, lambda text: theirs(text, split_special_tokens=True)["input_ids"])
     assert opened.eos_id == theirs.eos_token_id
 
 
-def test_a_published_vocabulary(shared_file):
+def test_published_vocabulary_equals_tokenizers(shared_file):
     folder = shared_file("llama3-tokenizer")
     opened = load_tokenizer(folder)
     core = Core(models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe")))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    same_everywhere(opened.encode, lambda text: core.encode(text).ids, examples=200)
+    assert_same_ids(opened.encode, lambda text: core.encode(text).ids, examples=200)
     assert opened.vocab_size == core.get_vocab_size()
 
 
@@ -90,12 +90,12 @@ def test_a_published_vocabulary(shared_file):
 
 
 def ranks_of(corpus, size=600, pattern="llama3") -> dict[bytes, int]:
-    """The tokens of a BPE as tiktoken numbers them: the 256 bytes, then what was made of them, in order."""
+    """Return tiktoken ranks of a trained BPE: the 256 bytes, then the merged tokens in order."""
     to_byte = {char: byte for byte, char in byte_alphabet().items()}
-    made = train_tokenizer([corpus] * 3, vocab_size=size, special_tokens=(END,), pattern=pattern).backend.layout[
+    merges = train_tokenizer([corpus] * 3, vocab_size=size, special_tokens=(END,), pattern=pattern).backend.layout[
         "model"
     ]["merges"]
-    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in made)
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
     tokens = [bytes([byte]) for byte in range(256)] + [bytes(to_byte[c] for c in a + b) for a, b in pairs]
     return {token: rank for rank, token in enumerate(dict.fromkeys(tokens))}
 
@@ -106,7 +106,7 @@ def rank_lines(ranks) -> bytes:
 
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("file", ["tokenizer.model", "mine.tiktoken"])
-def test_ranks_are_tiktokens(corpus, tmp_path, name, file):
+def test_rank_files_equal_tiktoken(corpus, tmp_path, name, file):
     ranks = ranks_of(corpus)
     (tmp_path / file).write_bytes(rank_lines(ranks))
     n = len(ranks)
@@ -114,28 +114,28 @@ def test_ranks_are_tiktokens(corpus, tmp_path, name, file):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": END}))
     opened = load_tokenizer(tmp_path)
     theirs = tiktoken.Encoding("mine", pat_str=PATTERNS[name], mergeable_ranks=ranks, special_tokens={END: n + 1})
-    known = "".join(char for char in ODD if char not in "ſ")  # newer Unicode tables know more letters: see test_bpe
+    known = "".join(char for char in ODD if char not in "ſ")  # Unicode versions differ, see test_bpe
     text = st.text(
         st.one_of(st.sampled_from(known), st.sampled_from("the cat's LOW ##12.猫である。Привет")), max_size=60
     )
 
     @given(text=text)
-    def on_its_text(text):
+    def check_known_text(text):
         assert opened.encode(text) == theirs.encode(text, disallowed_special=())
 
-    on_its_text()
+    check_known_text()
     assert opened.encode(corpus * 3) == theirs.encode(corpus * 3, disallowed_special=())
     assert opened.encode(f"a{END}", parse_special=True) == theirs.encode(f"a{END}", allowed_special="all")
     assert opened.eos_id == n + 1
 
 
-def test_ranks_join_by_the_rank_of_what_is_made():
-    """Random vocabularies, in which a token can be made in several ways."""
-    chance = random.Random(0)
+def test_merges_follow_the_rank_of_the_result():
+    """In random vocabularies, several merges can form the same token."""
+    rng = random.Random(0)
     for _ in range(40):
         tokens = [bytes([byte]) for byte in range(256)]
         while len(tokens) < 290:
-            a, b = chance.choices([t for t in tokens if set(t) <= set(b"abc")], k=2)
+            a, b = rng.choices([t for t in tokens if set(t) <= set(b"abc")], k=2)
             tokens += [a + b] if a + b not in tokens and len(a + b) < 7 else []
         ranks = {token: rank for rank, token in enumerate(tokens)}
         opened, theirs = (
@@ -143,28 +143,28 @@ def test_ranks_join_by_the_rank_of_what_is_made():
             tiktoken.Encoding("x", pat_str=GPT2, mergeable_ranks=ranks, special_tokens={}),
         )
         for _ in range(30):
-            text = "".join(chance.choices("abc ", [5, 5, 5, 1], k=chance.randint(1, 30)))
+            text = "".join(rng.choices("abc ", [5, 5, 5, 1], k=rng.randint(1, 30)))
             assert opened.encode(text) == theirs.encode(text)
 
 
-def test_the_known_encodings_cut_as_tiktoken_says(monkeypatch):
+def test_patterns_of_known_encodings_equal_tiktoken(monkeypatch):
     from tiktoken_ext import openai_public
 
-    chance = random.Random(1)
+    rng = random.Random(1)
     ranks = {bytes([byte]): byte for byte in range(256)}
     for pattern, name in ((CL100K, "cl100k_base"), (O200K, "o200k_base"), (GPT2, "gpt2")):
         source = _pattern_of(openai_public, name, monkeypatch)
-        mine = tiktoken.Encoding("a", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        ours = tiktoken.Encoding("a", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         theirs = tiktoken.Encoding("b", pat_str=source, mergeable_ranks=ranks, special_tokens={})
         for _ in range(300):
-            text = "".join(chance.choices("aB'sS 1\n\r!/é猫\t", k=chance.randint(1, 12)))
-            assert mine._core_bpe.encode_ordinary(text) == theirs._core_bpe.encode_ordinary(text)
+            text = "".join(rng.choices("aB'sS 1\n\r!/é猫\t", k=rng.randint(1, 12)))
+            assert ours._core_bpe.encode_ordinary(text) == theirs._core_bpe.encode_ordinary(text)
             assert regex.findall(pattern, text) == regex.findall(source, text), (name, text)
     assert all(len(set(control.values())) == len(control) for _, control, _ in ENCODINGS.values())
 
 
 def _pattern_of(module, name, monkeypatch):
-    """What the library says, without the ranks, which it would fetch."""
+    """Return the pattern of an encoding of tiktoken without downloading its ranks."""
     for fetch in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
         monkeypatch.setattr(module, fetch, lambda *args, **options: {})
     return getattr(module, name)()["pat_str"]
@@ -188,11 +188,11 @@ def wordpieces(corpus):
 @pytest.mark.parametrize(
     "config", [{}, {"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}]
 )
-def test_wordpiece_is_berts(wordpieces, tmp_path, config):
+def test_wordpiece_equals_bert_tokenizer(wordpieces, tmp_path, config):
     (tmp_path / "vocab.txt").write_text(wordpieces)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "BertTokenizer"}))
     opened, theirs = load_tokenizer(tmp_path), transformers.BertTokenizer.from_pretrained(tmp_path)
-    same_everywhere(opened.encode, lambda text: theirs(text, split_special_tokens=True)["input_ids"])
+    assert_same_ids(opened.encode, lambda text: theirs(text, split_special_tokens=True)["input_ids"])
     assert opened.encode("the [SEP] cat", parse_special=True) == theirs("the [SEP] cat")["input_ids"]
     assert opened.special_tokens["[SEP]"] not in opened.encode("the [SEP] cat", bare=True)
     ids = opened.encode("the cats")
@@ -201,10 +201,10 @@ def test_wordpiece_is_berts(wordpieces, tmp_path, config):
     assert "".join(map(stream.push, ids)) + stream.finish() == "the cats"
 
 
-# ---- which is read, and what is refused
+# ---- precedence and errors
 
 
-def test_the_order_of_formats(bpe, corpus, wordpieces, tmp_path):
+def test_formats_are_found_in_order_of_precedence(bpe, corpus, wordpieces, tmp_path):
     (tmp_path / "vocab.txt").write_text(wordpieces)
     assert find_tokenizer(tmp_path).format == "wordpiece"
     (tmp_path / "a.tiktoken").write_bytes(rank_lines(ranks_of(corpus)))
@@ -244,7 +244,7 @@ BYTES = rank_lines({bytes([byte]): byte for byte in range(256)})
         ({"a.tiktoken": BYTES}, "no known encoding has 256 ranks .*added_tokens_decoder"),
     ],
 )  # fmt: skip
-def test_folders_that_are_not_right(tmp_path, files, message):
+def test_invalid_folder_raises_error(tmp_path, files, message):
     for name, data in files.items():
         (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
     with pytest.raises(TokenizerError, match=message) as error:
@@ -252,7 +252,7 @@ def test_folders_that_are_not_right(tmp_path, files, message):
     assert str(tmp_path) in str(error.value)
 
 
-def test_what_is_loaded_is_saved_as_json(wordpieces, tmp_path):
+def test_wordpiece_is_saved_as_tokenizer_json(wordpieces, tmp_path):
     (tmp_path / "vocab.txt").write_text(wordpieces)
     opened = load_tokenizer(tmp_path)
     opened.save(tmp_path / "saved")

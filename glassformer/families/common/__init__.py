@@ -1,1 +1,1 @@
-"""What several model families share."""
+"""Helpers that model families share."""

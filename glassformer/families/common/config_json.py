@@ -1,6 +1,6 @@
-"""Convert a configuration to JSON and back, for the model families of our own.
+"""Convert a configuration to JSON and back, for Glassformer's own model families.
 
-Equal neighbours are written once: "layers": [{"repeat": 6, "attention": {"n_heads": 8, ...}, ...}] is six layers.
+Equal adjacent layers are stored once: "layers": [{"repeat": 6, "attention": {"n_heads": 8, ...}, ...}] is six layers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 def to_json(config: Any) -> Any:
-    """Convert a frozen configuration to JSON values. Equal neighbours in a tuple are written once."""
+    """Convert a frozen configuration to JSON values. Equal adjacent objects in a tuple are stored once."""
     if is_dataclass(config):
         return {f.name: to_json(getattr(config, f.name)) for f in fields(config)}
     if not isinstance(config, tuple):

@@ -1,4 +1,4 @@
-"""What a family file declares, and the config.json reader that leaves no key unread."""
+"""The data that a family module declares, and a config.json reader that rejects unread keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IGNORED = frozenset(
     torch_dtype transformers_version unk_token_id use_cache""".split()
 )
 
-# Activations by their names in checkpoints. The first name of each is the one that is written.
+# Activations by their names in checkpoints. The first name of each is used for writing.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -125,7 +125,7 @@ class ConfigFields:
         return ACTIVATIONS[value]
 
     def layer_windows(self, n_layers: int, window: int | None, default: Sequence[bool]) -> list[int | None]:
-        """Return each layer's window. `layer_types` tells which layers have one; without that key, `default` does."""
+        """Return each layer's window. `layer_types`, or else `default`, determines which layers have one."""
         names = {"full_attention": None, "sliding_attention": window}
         kinds = self.take("layer_types", None)
         if kinds is None:
@@ -150,9 +150,9 @@ class ConfigFields:
 class TensorRule:
     """One checkpoint tensor and the parameters that it fills. `{i}` in the names is the layer.
 
-    Several parameters share one tensor along its output axis (fused q, k, v). `{j}` in both names counts what a layer
-    has several of (experts, norms of heads). `{j}` in the parameter names alone: one tensor holds all experts, stacked
-    along a first axis.
+    Several parameters share one tensor along its output axis (fused q, k, v). `{j}` in both names is the index
+    of an expert or of a head's norm. `{j}` in the parameter names alone: one tensor holds all experts, stacked along a
+    first axis.
 
     Attributes:
         transposed: the tensor is stored [in, out].
@@ -221,15 +221,15 @@ class Family:
         name: config.json's `model_type`.
         architecture: the class name that config.json states.
         read: config.json to a configuration; `write` is the inverse.
-        shape: makes a configuration from the few numbers of a `ShapeConfig`.
-        rules: how tensors map to parameters; may depend on the configuration. None: as our parameters.
-        prefix: of all tensor names; a checkpoint may lack it.
+        shape: expands a `ShapeConfig` to a configuration.
+        rules: how tensors map to parameters; may depend on the configuration. None: our parameter names.
+        prefix: the prefix of all tensor names; a checkpoint may lack it.
         ignored: patterns of tensors that are not weights; {n_layers} stands for the number of layers.
-        alternatives: more rules, for tensors that may replace those of `rules`. They are only read, never written.
+        alternatives: more rules, for tensors that may replace those of `rules`. Used for reading only.
         embedding_copies: names under which a checkpoint may hold the embedding again.
         adds_special_tokens: a source text is encoded with the tokenizer's special tokens.
         duplicates: pairs of a tensor that may be present and the tensor that it must equal.
-        detect_heads: adds the heads to a configuration that only the tensors' names tell.
+        detect_heads: adds to a configuration the heads that are detected from the tensor names.
     """
 
     name: str

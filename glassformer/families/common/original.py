@@ -65,7 +65,7 @@ EMBED, HEAD = "tok_embeddings.weight", "output.weight"
 
 
 def _read_params(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
-    """Read params.json. The context length is not in it; the rotary base and epsilon tell the release."""
+    """Read params.json, which lacks the context length: it is inferred from the rotary base and epsilon."""
     width, n_heads, eps = raw.size("dim"), raw.size("n_heads"), raw.number("norm_eps")
     theta, multiple = raw.number("rope_theta", 10_000.0), raw.size("multiple_of", 256)
     d_ff = int(raw.number("ffn_dim_multiplier", 1.0) * int(8 * width / 3))
@@ -95,7 +95,7 @@ def _read_params(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
 
 
 def _params_axis(name: str, shape: tuple[int, ...], raw: Mapping[str, Any]) -> int | None:
-    """Return the split axis: output rows, or input columns for matrices that write to the residual stream."""
+    """Return the split axis: output rows, or input columns for matrices that project to the residual stream."""
     if len(shape) < 2:
         return None
     if name == EMBED:  # columns in Llama 1 and 2, rows since Llama 3
@@ -104,7 +104,7 @@ def _params_axis(name: str, shape: tuple[int, ...], raw: Mapping[str, Any]) -> i
 
 
 def _params_ends(raw: Mapping[str, Any]) -> list[int]:
-    """<|end_of_text|>, <|eom_id|> and <|eot_id|> of Llama 3; for older models the tokenizer tells."""
+    """Return the ids of <|end_of_text|>, <|eom_id|> and <|eot_id|> of Llama 3; empty for older models."""
     return [128_001, 128_008, 128_009] if raw.get("vocab_size") == 128_256 else []
 
 
@@ -146,7 +146,7 @@ MINGPT_SIZES = {  # minGPT's model types: n_layer, n_head, n_embd
 
 
 def _read_nano(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
-    raw.flag("bias", True)  # the tensors tell whether there are biases
+    raw.flag("bias", True)  # biases are detected from the tensors
     raw.take("dropout", None)
     found = {name: raw.size(name) for name in SIZES}
     tables = {"vocab_size": raw.size("vocab_size"), "n_positions": raw.size("block_size")}
@@ -178,7 +178,7 @@ ORIGINALS = (META_LLAMA, NANOGPT, MINGPT)
 
 
 def detect_linear_layout(family: Family, shapes: Shapes) -> Family:
-    """Return the family; if it stores matrices transposed and these tensors are not, without the transposition."""
+    """Return the family without transposition if the tensors have PyTorch's layout instead of GPT-2's."""
     shape = shapes.get(C_ATTN, ())
-    turned = family.rules == gpt2.RULES and len(shape) == 2 and shape[0] == 3 * shape[1]
-    return replace(family, rules=LINEAR) if turned else family
+    untransposed = family.rules == gpt2.RULES and len(shape) == 2 and shape[0] == 3 * shape[1]
+    return replace(family, rules=LINEAR) if untransposed else family

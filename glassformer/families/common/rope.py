@@ -56,17 +56,17 @@ def _rope(
     head_dim: int,
     context: int,
     theta: float,
-    part: float | None,
-    renamed: Mapping[str, str],
+    share: float | None,
+    aliases: Mapping[str, str],
 ) -> RopeConfig:
     """Read one object of rotary settings. ConfigError: an unknown type, or a key that the type does not have."""
     if not isinstance(found, dict):
         raise ConfigError(f"{raw.source}: rope scaling must be an object, got {found!r}")
     rest = ConfigFields(found, f"{raw.source}: rope scaling {found}")
-    theta, part = rest.number("rope_theta", theta), part and rest.number("partial_rotary_factor", part)
+    theta, share = rest.number("rope_theta", theta), share and rest.number("partial_rotary_factor", share)
     kind = rest.take("rope_type", rest.take("type", "default"))
     rest.take("type", None)
-    kind = renamed.get(kind, kind) if isinstance(kind, str) else kind
+    kind = aliases.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{raw.source}: rope scaling {kind!r} is not supported, only {', '.join(map(repr, KINDS))}")
     if kind in CONTEXT_SCALINGS:
@@ -75,8 +75,10 @@ def _rope(
     else:
         scaling = LinearScaling(rest.number("factor")) if kind == "linear" else None
     if rest.unread:
-        raise ConfigError(f"{raw.source}: rope scaling {kind!r} has no {', '.join(sorted(rest.unread))}")
-    dim = head_dim if part is None else int(head_dim * part)
+        raise ConfigError(
+            f"{raw.source}: rope scaling {kind!r} does not support the keys {', '.join(sorted(rest.unread))}"
+        )
+    dim = head_dim if share is None else int(head_dim * share)
     return RopeConfig(theta, None if dim == head_dim else dim, scaling)
 
 
@@ -135,8 +137,8 @@ def write_rope(
 
 def rotary_factor(dim: int, head_dim: int) -> float:
     """Return the factor for which int(head_dim * factor) == dim."""
-    part = dim / head_dim
-    return part if int(head_dim * part) == dim else math.nextafter(part, 1)
+    share = dim / head_dim
+    return share if int(head_dim * share) == dim else math.nextafter(share, 1)
 
 
 def write_scaling(scaling: Scaling | None) -> dict[str, Any] | None:

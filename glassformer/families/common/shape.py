@@ -1,4 +1,4 @@
-"""Model shapes: the few numbers that a user gives for a new model, and named presets."""
+"""Model shapes: the sizes that a user sets for a new model, and named presets."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class Seq2SeqShape:
     """The shape of an encoder-decoder as in "Attention Is All You Need". A size of 0 follows from the others.
 
     LayerNorm, biases, a plain feed-forward layer with ReLU, embeddings times sqrt(d_model). `norm_at` "post" is the
-    paper's, without final norms; "pre" has them. `shared_embedding` needs one vocabulary for source and target.
-    `n_layers` are each side's; `context` and `source_context` are in tokens.
+    paper's, without final norms; "pre" has final norms. `shared_embedding` requires one vocabulary for source and
+    target. `n_layers` is the number of each side; `context` and `source_context` are in tokens.
     """
 
     d_model: int = 256
@@ -87,13 +87,13 @@ class Seq2SeqShape:
             self.n_heads, self.n_heads, self.d_model // self.n_heads, bias=True, out_bias=True, causal=False
         )
         mlp, norm = MLPConfig(self.d_ff or 4 * self.d_model, "relu", gated=False, bias=True), NormConfig("layer", 1e-5)
-        reading = LayerConfig(cross, mlp, norm, (self.norm_at,))
-        writing = replace(reading, attention=replace(cross, causal=True), cross=cross)
+        encoder_layer = LayerConfig(cross, mlp, norm, (self.norm_at,))
+        decoder_layer = replace(encoder_layer, attention=replace(cross, causal=True), cross=cross)
         encoder = EncoderConfig(
             vocab_size=source_vocab_size or vocab_size,
             d_model=self.d_model,
             context_length=self.source_context or self.context,
-            layers=(reading,) * self.n_layers,
+            layers=(encoder_layer,) * self.n_layers,
             final_norm=norm if self.norm_at == "pre" else None,
             positions=self.positions,
             embed_scale=math.sqrt(self.d_model),
@@ -103,7 +103,7 @@ class Seq2SeqShape:
             vocab_size=vocab_size,
             d_model=self.d_model,
             context_length=self.context,
-            layers=(writing,) * self.n_layers,
+            layers=(decoder_layer,) * self.n_layers,
             final_norm=encoder.final_norm,
             positions=self.positions,
             tied_head=self.tied_head,
@@ -117,7 +117,7 @@ class Seq2SeqShape:
 class RecurrentShape:
     """The shape of a recurrent encoder-decoder: see `RecurrentConfig`. `d_hidden` 0 means 2 d_model.
 
-    `context` and `source_context` (0: the same), in tokens, limit the examples that it is trained on; the model itself
+    `context` and `source_context` (0: the same), in tokens, limit the length of training examples; the model itself
     has no limit.
     """
 

@@ -40,7 +40,7 @@ class GgufArchitecture:
         keys: metadata keys, without the architecture's name, and their keys of config.json.
         implied: config.json values that are the only ones llama.cpp supports.
         required: metadata of which only one value is supported.
-        write_only: metadata that is written, and on reading is derived from the tensors.
+        write_only: metadata that is written; when reading, the values are derived from the tensors.
         true_if_present, true_if_absent: config.json keys that are true if a tensor is present, or absent.
         derive: more keys of config.json, from those read.
         defaults: the values of missing metadata keys.
@@ -94,7 +94,7 @@ CAP = {"final_logit_softcapping": "final_logit_softcapping"}
 SILU, GELU = {"hidden_act": "silu"}, {"hidden_activation": "gelu_pytorch_tanh"}
 UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
 
-# Keys that any architecture may have, and that must then match its configuration.
+# Optional keys of any architecture; if present, they must match the configuration.
 MUST_MATCH: Mapping[str, Callable[[ModelConfig | TextEncoderConfig], Any]] = {
     "attention.head_count_kv": lambda config: config.layers[0].attention.n_kv_heads,
     "attention.key_length": lambda config: config.layers[0].attention.head_dim,
@@ -104,7 +104,7 @@ MUST_MATCH: Mapping[str, Callable[[ModelConfig | TextEncoderConfig], Any]] = {
 
 
 def _scale(wide: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return Gemma's score scale, which the format has no key for; the largest model, told by its layers, differs."""
+    """Derive Gemma's score scale, which has no key. The model with `wide` layers, the largest, uses another width."""
 
     def derived(raw: dict[str, Any]) -> dict[str, Any]:
         by_width = raw["num_hidden_layers"] == wide
@@ -115,17 +115,17 @@ def _scale(wide: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def _queries(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return Falcon's key for a single key/value head."""
+    """Derive Falcon's key for a single key/value head."""
     return {"multi_query": raw["num_kv_heads"] == 1}
 
 
 def _method(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return DeepSeek-V2's name for the selection of experts."""
+    """Derive DeepSeek-V2's name for the selection of experts."""
     return {"topk_method": "group_limited_greedy" if raw["n_group"] > 1 else "greedy"}
 
 
 def _gated(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return T5's name for the feed-forward layer; llama.cpp supports one gated and one plain kind."""
+    """Derive T5's name for the feed-forward layer; llama.cpp supports one gated and one plain kind."""
     return {"feed_forward_proj": "gated-gelu" if raw["is_gated_act"] else "relu"}
 
 
@@ -359,10 +359,10 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
 }  # fmt: skip
 
-# Families that GGUF does not distinguish from another.
+# Families that are stored as another family.
 SAME_AS = {"mistral": "llama", "roberta": "bert", "xlm-roberta": "bert"}
 # Families that GGUF cannot hold, and the reason.
 UNSUPPORTED = {
-    "bart": "llama.cpp, which defines the format, runs only T5 of all encoder-decoders, and no BART",
-    "marian": "llama.cpp, which defines the format, runs only T5 of all encoder-decoders, and no Marian",
+    "bart": "llama.cpp, which defines the format, supports T5 as the only encoder-decoder, not BART",
+    "marian": "llama.cpp, which defines the format, supports T5 as the only encoder-decoder, not Marian",
 }

@@ -83,7 +83,7 @@ class GgufFile(TensorFile):
             yield (0, rows.view(shape)) if is_vector else (first, rows.view(-1, *shape))
 
     def vector(self, name: str) -> list[float]:
-        """Return a short vector, each number as the shortest equal decimal."""
+        """Return a short vector; each number is the shortest equal decimal."""
         shape = self.shape(name)
         if len(shape) != 1 or shape[0] > MAX_VECTOR:
             raise CheckpointError(

@@ -1,7 +1,7 @@
 """Convert a GGUF file's metadata to a configuration and back.
 
-Metadata keys are converted to those of config.json, so that each family's own reader reads them. What the format cannot
-describe is an error in both directions: a file never describes a different model than the one it holds.
+Metadata keys are converted to those of config.json, so that each family's own reader reads them. Settings that the
+format cannot describe raise ConfigError in both directions, so that a file never describes a different model.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def gguf_family(family: Family) -> Family:
     if name not in ARCHITECTURES:
         why = f": {UNSUPPORTED[name]}" if name in UNSUPPORTED else ""
         known = ", ".join(sorted({*ARCHITECTURES, *SAME_AS}))
-        raise ConfigError(f"{family.name} has no GGUF form here{why}; those with one are {known}")
+        raise ConfigError(f"{family.name} cannot be stored as GGUF{why}; supported families are {known}")
     gguf = ARCHITECTURES[name]
     numbers = () if gguf.rope is None else tuple(re.escape(tensor) for tensor in gguf.rope.tensors)
     return replace(
@@ -80,11 +80,11 @@ def read_metadata(
 
     Args:
         tensors: the names of the file's tensors.
-        vocab_size: the rows of its embedding.
+        vocab_size: the number of rows of the file's embedding.
         numbers: reads a short tensor that belongs to the configuration.
 
     Raises:
-        ConfigError: lists the keys that are not understood.
+        ConfigError: lists the unknown keys.
     """
     name = _detect_family(metadata, tensors, source)
     gguf = ARCHITECTURES[name]
@@ -102,7 +102,7 @@ def read_metadata(
             fields.keys.take(key, None)
         fields.keys.close()
         config = FAMILIES[name].read(ConfigFields(raw, source))
-    assert not isinstance(config, RecurrentConfig), "a recurrent model has no GGUF form"
+    assert not isinstance(config, RecurrentConfig), "GGUF has no recurrent models"
     for key, value_of in gguf.must_match.items():
         if key not in gguf.keys and own.get(key, value_of(config)) != value_of(config):
             raise ConfigError(f"{source}: {start}{key} = {own[key]} is not supported, only {value_of(config)}")
@@ -145,24 +145,24 @@ def write_metadata(config: TransformerConfig) -> GgufMetadata:
     own |= {key: value_of(config) for key, value_of in gguf.must_match.items()} | dict(gguf.required)
     tensors: dict[str, list[float]] = {}
     if isinstance(config, ModelConfig):
-        turned, tensors = ({}, {}) if gguf.rope is None else gguf.rope.write(config)
-        own |= turned | ({} if gguf.windows is None else gguf.windows.write(config))
+        rope_keys, tensors = ({}, {}) if gguf.rope is None else gguf.rope.write(config)
+        own |= rope_keys | ({} if gguf.windows is None else gguf.windows.write(config))
         own |= {} if gguf.latent is None else gguf.latent.write(config)
     metadata: dict[str, Any] = {"general.architecture": gguf.architecture}
     metadata |= {f"{gguf.architecture}.{key}": value for key, value in own.items()}
     if isinstance(config, TextEncoderConfig):
         metadata[TYPES_KEY] = config.n_token_types or 1  # llama.cpp rejects 0; with 1 it needs no table
-    there = {tensor for theirs, tensor in gguf.true_if_present.items() if raw.get(theirs)} | {*tensors}
-    there |= {tensor for theirs, tensor in gguf.true_if_absent.items() if not raw.get(theirs)}
-    there |= {gguf.required_tensor} if gguf.required_tensor is not None else set()
-    there |= {HEAD} if isinstance(config, ModelConfig) and not config.tied_head else set()
+    present = {tensor for theirs, tensor in gguf.true_if_present.items() if raw.get(theirs)} | {*tensors}
+    present |= {tensor for theirs, tensor in gguf.true_if_absent.items() if not raw.get(theirs)}
+    present |= {gguf.required_tensor} if gguf.required_tensor is not None else set()
+    present |= {HEAD} if isinstance(config, ModelConfig) and not config.tied_head else set()
     cannot = f"GGUF's {gguf.architecture} cannot describe this {family.name} model"
     try:
-        again = read_metadata(metadata, there, config.vocab_size, "a file", numbers=tensors.__getitem__)
+        restored = read_metadata(metadata, present, config.vocab_size, "a file", numbers=tensors.__getitem__)
     except ConfigError as error:
         raise ConfigError(f"{cannot}: {error}") from None
-    if unlike := _first_difference(as_dict(_canonical(again)), as_dict(_canonical(config))):
-        path, got = unlike
+    if difference := _first_difference(as_dict(_canonical(restored)), as_dict(_canonical(config))):
+        path, got = difference
         raise ConfigError(f"{cannot}: {path} would be {got!r}")
     return GgufMetadata(gguf.architecture, metadata, tensors)
 

@@ -77,8 +77,8 @@ def divisors(rope: RopeConfig, head_dim: int) -> list[float]:
     assert isinstance(rope.scaling, BandScaling)
     dim, s = rope.dim or head_dim, rope.scaling
     turns = [s.original_context / (2 * math.pi * rope.theta ** (i / dim)) for i in range(0, dim, 2)]
-    kept = [min(1.0, max(0.0, (n - s.low) / (s.high - s.low))) for n in turns]
-    return [1 / ((1 - k) / s.factor + k) for k in kept]
+    unscaled = [min(1.0, max(0.0, (n - s.low) / (s.high - s.low))) for n in turns]
+    return [1 / ((1 - k) / s.factor + k) for k in unscaled]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class RopeKeys:
 
     def _scaling(self, fields: MetadataFields, theta: float, dim: int, context: int) -> dict[str, Any]:
         keys = fields.keys
-        keys.take("rope.scaling.finetuned", None)  # how it was trained
+        keys.take("rope.scaling.finetuned", None)  # about its training only
         kind = keys.take("rope.scaling.type", "linear")
         factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0))
         original = keys.size("rope.scaling.original_context_length", context)
@@ -130,7 +130,7 @@ class RopeKeys:
         keys.expect("rope.scaling.yarn_ext_factor", 1.0, -1.0)
         by = _multiplier(keys) if self.latent else 0.0
         own = 1 + 0.1 * math.log(max(1.0, factor)) if kind == "yarn" and not by else 1.0
-        stated = keys.number("rope.scaling.yarn_attn_factor", 1.0)  # which llama.cpp takes to be one of these two
+        stated = keys.number("rope.scaling.yarn_attn_factor", 1.0)  # must be 1 or the attention factor
         if kind not in ("none", "linear", "yarn", "longrope"):
             raise ConfigError(f"{keys.source}: rope.scaling.type {kind!r} is not supported")
         if min(abs(stated - 1), abs(stated - own * gain)) > 1e-5:
@@ -144,7 +144,7 @@ class RopeKeys:
         if self.latent and kind != "none" and (factor < 1 or (factor != 1 and kind != "yarn")):
             raise ConfigError(f"{keys.source}: rope.scaling.factor = {factor} ({kind}) is not supported, only YaRN's")
         if kind == "yarn" and not (self.latent and factor == 1 and gain != 1):
-            gain = float(f"{gain * own:.7g}")  # no finer than the file's numbers
+            gain = float(f"{gain * own:.7g}")  # the precision of the file's numbers
             return {
                 "rope_type": "yarn",
                 "factor": factor,
@@ -164,27 +164,27 @@ class RopeKeys:
     def _factors(
         self, fields: MetadataFields, theta: float, dim: int, context: int, original: int, gain: float
     ) -> dict[str, Any] | None:
-        """Return the scaling that is stored as tensors; None if there is none."""
-        there = [name for name in self.tensors if name in fields.tensors]
-        if DIVISORS in there and gain == 1:
+        """Return the scaling that is stored as tensors; None if the file has no such tensors."""
+        present = [name for name in self.tensors if name in fields.tensors]
+        if DIVISORS in present and gain == 1:
             numbers = fields.read_vector(DIVISORS)
             low, high, trained = BANDS
             band = BandScaling(max([1.0, *numbers]), low, high, trained)
             if _near(divisors(RopeConfig(theta, dim, band), dim), numbers):
                 return write_scaling(band)
             return write_scaling(LongScaling(tuple(numbers), tuple(numbers), context))
-        if not {SHORT, LONG} <= {*there}:
+        if not {SHORT, LONG} <= {*present}:
             return None
         short, long = (tuple(fields.read_vector(name)) for name in (SHORT, LONG))
         return write_scaling(LongScaling(short, long, original, gain))
 
     def write(self, config: ModelConfig) -> tuple[dict[str, Any], dict[str, list[float]]]:
         """Return the metadata and the tensors of a configuration."""
-        turning = [layer.attention for layer in config.layers if layer.attention.rope is not None]
-        turning = [a for a in turning if self.local_theta_key is None or a.window is None] or turning
-        if not turning or (rope := turning[0].rope) is None:
+        rotary = [layer.attention for layer in config.layers if layer.attention.rope is not None]
+        rotary = [a for a in rotary if self.local_theta_key is None or a.window is None] or rotary
+        if not rotary or (rope := rotary[0].rope) is None:
             return {}, {}
-        head_dim = turning[0].head_dim
+        head_dim = rotary[0].head_dim
         found: dict[str, Any] = {"rope.freq_base": rope.theta, "rope.dimension_count": rope.dim or head_dim}
         if self.local_theta_key is not None:
             local = (layer.attention for layer in config.layers if layer.attention.window is not None)
@@ -195,7 +195,7 @@ class RopeKeys:
         elif isinstance(scaling, LinearScaling):
             found |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
         elif isinstance(scaling, YarnScaling):
-            found |= _yarn_keys(scaling) | (_scale_keys(turning[0], scaling) if self.latent else {})
+            found |= _yarn_keys(scaling) | (_scale_keys(rotary[0], scaling) if self.latent else {})
         elif isinstance(scaling, LongScaling):
             found |= {
                 "rope.scaling.type": "longrope",
@@ -245,8 +245,8 @@ def _mscale(gain: float, by: float, factor: float) -> float:
 def _scale_keys(attention: AttentionConfig, scaling: YarnScaling) -> dict[str, Any]:
     """Return the metadata with which llama.cpp computes this attention's scale; see `_mscale`."""
     log, gain = 0.1 * math.log(max(1.0, scaling.factor)), scaling.attention_factor
-    whole = math.sqrt((attention.scale or attention.head_dim**-0.5) * math.sqrt(attention.head_dim))
-    by = (whole / gain - 1) / log if log else 0.0
+    total = math.sqrt((attention.scale or attention.head_dim**-0.5) * math.sqrt(attention.head_dim))
+    by = (total / gain - 1) / log if log else 0.0
     if not by:
         return {}
     return {"rope.scaling.attn_factor": gain, "rope.scaling.yarn_log_multiplier": by / 10}
@@ -278,7 +278,7 @@ class WindowKeys:
     def read(self, fields: MetadataFields) -> dict[str, Any]:
         keys, n_layers = fields.keys, fields.keys.size("block_count")
         window = keys.take("attention.sliding_window", self.default)
-        window = keys.size("attention.sliding_window", self.default) if window else None  # 0 says: none
+        window = keys.size("attention.sliding_window", self.default) if window else None  # 0 means no window
         if self.every is None:
             return {"sliding_window": window}
         pattern = keys.take("attention.sliding_window_pattern", self.every)
@@ -320,21 +320,21 @@ class LatentKeys:
 
     def read(self, fields: MetadataFields) -> dict[str, Any]:
         keys, n_heads = fields.keys, fields.keys.size("attention.head_count")
-        rank, turned = keys.size("attention.kv_lora_rank"), keys.size("rope.dimension_count")
+        rank, rope_dim = keys.size("attention.kv_lora_rank"), keys.size("rope.dimension_count")
         if "attention.key_length_mla" in keys.raw or "attention.value_length_mla" in keys.raw:
             keys.expect("attention.head_count_kv", 1)
-            keys.expect("attention.key_length", rank + turned)
+            keys.expect("attention.key_length", rank + rope_dim)
             keys.expect("attention.value_length", rank)
             width, v_dim = keys.size("attention.key_length_mla"), keys.size("attention.value_length_mla")
         else:
             keys.expect("attention.head_count_kv", n_heads)
             width, v_dim = keys.size("attention.key_length"), keys.size("attention.value_length")
-        if width <= turned:
+        if width <= rope_dim:
             raise ConfigError(
-                f"{keys.source}: heads {width} wide must be wider than rope.dimension_count, which is {turned}"
+                f"{keys.source}: the head width must be above rope.dimension_count, {rope_dim}, got {width}"
             )
         q_rank = keys.size("attention.q_lora_rank", 0, minimum=0)
-        return {"qk_nope_head_dim": width - turned, "v_head_dim": v_dim, "q_lora_rank": q_rank or None}
+        return {"qk_nope_head_dim": width - rope_dim, "v_head_dim": v_dim, "q_lora_rank": q_rank or None}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         attention = config.layers[0].attention

@@ -1,6 +1,6 @@
 """How GGUF stores the pooling of an encoder: one number, `pooling_type`.
 
-Programs that run GGUF files normalize every vector to length 1, so Glassformer does too: cosines do not change.
+Programs that run GGUF files normalize every vector to length 1, so Glassformer does too. Cosines do not change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NONE = 0  # 4, the scores of a classifier, is not supported
 
 
 def pooling_from_gguf(metadata: Mapping[str, Any], source: str) -> Sentence:
-    """Return a file's pooling; the mean of all states if it states none.
+    """Return a file's pooling; by default the mean of all states.
 
     Raises:
         ConfigError: the type is not supported.
@@ -36,7 +36,7 @@ def pooling_to_gguf(sentence: Sentence, architecture: str) -> dict[str, Any]:
     """Return the metadata of a pooling. It gives the same vectors, or the same cosines if they are compared by cosine.
 
     Raises:
-        ConfigError: lists what the format cannot describe.
+        ConfigError: lists the settings that the format cannot describe.
     """
     config = sentence.config
     if config == PoolingConfig():
@@ -51,6 +51,6 @@ def pooling_to_gguf(sentence: Sentence, architecture: str) -> dict[str, Any]:
         "a prompt that is not pooled": not config.with_prompt,
         f"the first {config.dimensions} numbers of a vector": config.dimensions is not None,
     }
-    if problems := [what for what, present in unsupported.items() if present]:
+    if problems := [setting for setting, present in unsupported.items() if present]:
         raise ConfigError(f"GGUF cannot describe {', '.join(problems)}")
     return {f"{architecture}.pooling_type": numbers[0]}

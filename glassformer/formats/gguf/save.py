@@ -36,8 +36,8 @@ def save_gguf(
 ) -> None:
     """Write a GGUF file atomically.
 
-    Matrices are stored as `kind`, or as F16 if their rows are no multiple of its block size; other tensors are stored
-    as float32. An encoder is stored without its pooler and heads: see `left_out`.
+    Matrices are stored as `kind`, or as F16 if their row length is not a multiple of its block size; other tensors are
+    stored as float32. An encoder is stored without its pooler and heads: see `left_out`.
 
     Args:
         kind: the type of the stored matrices.

@@ -1,7 +1,7 @@
 """Names of GGUF shards, as `llama-gguf-split` and the `gguf` package write them: "NAME-00001-of-00003.gguf".
 
-The first shard holds the model's metadata; every shard holds its number (`split.no`, from 0) and `split.count`. Any
-shard can be given to open the model.
+The first shard holds the model's metadata; every shard holds its number (`split.no`, from 0) and `split.count`. A model
+can be opened by any of its shards.
 """
 
 from __future__ import annotations

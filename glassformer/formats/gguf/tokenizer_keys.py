@@ -20,7 +20,7 @@ KEY = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
 
 # (pre-tokenizer, its names in GGUF); export uses the first name.
-CUTS: tuple[tuple[dict[str, Any], str], ...] = (
+PRE_TOKENIZERS: tuple[tuple[dict[str, Any], str], ...] = (
     (
         byte_level(GPT2),
         "gpt-2 phi-2 olmo mpt jais roberta-bpe jina-es jina-de jina-v2-es jina-v2-de exaone4 trillion gigachat mellum "
@@ -41,14 +41,14 @@ CUTS: tuple[tuple[dict[str, Any], str], ...] = (
     (DEEPSEEK_LLM, "deepseek-llm"),
     (DEEPSEEK_V3, "deepseek-v3 hunyuan-dense joyai-llm hy_v4"),
 )
-PRE = {name: cut for cut, names in CUTS for name in names.split()}
-# BOS_FIRST: these add a BOS by default. WHOLE_WORDS: these take a word that is a token without merging (ignore_merges).
-BOS_FIRST = set("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken".split())
-WHOLE_WORDS = BOS_FIRST | {"glm4", "glm5"}
-SEPARATED = {"roberta-bpe"}  # by default two EOS separate the texts of a pair
+PRE_TOKENIZER_BY_NAME = {name: layout for layout, names in PRE_TOKENIZERS for name in names.split()}
+# BOS_BY_DEFAULT: add_bos_token is true by default. IGNORE_MERGES: a word that is a token is not built by merges.
+BOS_BY_DEFAULT = set("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken".split())
+IGNORE_MERGES = BOS_BY_DEFAULT | {"glm4", "glm5"}
+SEP_BY_DEFAULT = {"roberta-bpe"}  # by default two EOS separate two texts
 DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2}, "t5": {"eos": 1}, "gpt2": {}, "bert": {}}
 
-IDS = {
+ID_KEYS = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id",
@@ -57,4 +57,4 @@ IDS = {
     "cls_token": "cls_token_id",
     "mask_token": "mask_token_id",
 }
-LOWERCASE, ACCENTS = "normalizer.lowercase", "normalizer.strip_accents"  # of WordPiece; newer than most files
+LOWERCASE, ACCENTS = "normalizer.lowercase", "normalizer.strip_accents"  # WordPiece; most files lack them

@@ -13,15 +13,15 @@ from typing import Any
 from glassformer.errors import TokenizerError
 from glassformer.formats.gguf.tokenizer_keys import (
     ACCENTS,
-    BOS_FIRST,
+    BOS_BY_DEFAULT,
     DEFAULT_IDS,
-    IDS,
+    ID_KEYS,
+    IGNORE_MERGES,
     KEY,
     LOWERCASE,
-    PRE,
-    SEPARATED,
+    PRE_TOKENIZER_BY_NAME,
+    SEP_BY_DEFAULT,
     TEMPLATE,
-    WHOLE_WORDS,
 )
 from glassformer.text.files.vocab_files import BERT_TOKENS, BYTE_LEVEL, bpe_model, tokenizer_json, wordpiece_json
 from glassformer.text.hf_tokenizer import HFTokenizer, TokenizerBackend
@@ -44,28 +44,28 @@ from glassformer.text.tokenizer import Tokenizer
 
 
 class _Metadata:
-    """The metadata; each key is checked when it is read."""
+    """The metadata of a file; each access checks the key."""
 
-    def __init__(self, given: Mapping[str, Any]):
-        self.given = given
+    def __init__(self, values: Mapping[str, Any]):
+        self.values = values
 
     def __getitem__(self, name: str) -> list[Any]:
-        if KEY + name not in self.given:
+        if KEY + name not in self.values:
             raise TokenizerError(f"{KEY}{name} is missing")
-        value = self.given[KEY + name]
+        value = self.values[KEY + name]
         if isinstance(value, str) or not hasattr(value, "__len__"):
             raise TokenizerError(f"{KEY}{name} must be a list, not {value!r:.80}")
         return list(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        return bool(self.given.get(KEY + name, default))
+        return bool(self.values.get(KEY + name, default))
 
     def token_id(self, name: str, n_tokens: int) -> int | None:
-        index = self.given.get(KEY + name)
+        index = self.values.get(KEY + name)
         if index is None:
             return None
         if not 0 <= int(index) < n_tokens:
-            raise TokenizerError(f"{KEY}{name} is {index}, and there are {n_tokens} tokens")
+            raise TokenizerError(f"{KEY}{name} is {index}, but there are only {n_tokens} tokens")
         return int(index)
 
 
@@ -79,46 +79,51 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         TokenizerError: The kind or the pre-tokenizer is not supported, or a key is malformed; the message names it.
     """
     keys, kind = _Metadata(metadata), metadata.get(KEY + "model")
-    makers = {"llama": _from_pieces, "t5": _from_pieces, "gpt2": _from_merges, "bert": _from_wordpieces}
-    if kind not in makers:
-        raise TokenizerError(f"{KEY}model is {kind!r}; supported are {', '.join(makers)}")
+    builders = {
+        "llama": _sentencepiece_backend,
+        "t5": _sentencepiece_backend,
+        "gpt2": _bpe_backend,
+        "bert": _wordpiece_backend,
+    }
+    if kind not in builders:
+        raise TokenizerError(f"{KEY}model is {kind!r}; supported are {', '.join(builders)}")
     template = metadata.get(TEMPLATE)
     tokens = [token.decode("utf-8", "replace") if isinstance(token, bytes) else str(token) for token in keys["tokens"]]
     types = [int(type) for type in keys["token_type"]] if KEY + "token_type" in metadata else [NORMAL] * len(tokens)
     if len(types) != len(tokens):
-        raise TokenizerError(f"{KEY}token_type has {len(types)} entries, and there are {len(tokens)} tokens")
+        raise TokenizerError(f"{KEY}token_type has {len(types)} entries, but there are {len(tokens)} tokens")
     if len(set(tokens)) < len(tokens):
-        twice = Counter(tokens).most_common(1)[0][0]
-        raise TokenizerError(f"{KEY}tokens contains {twice!r} twice")
+        duplicate = Counter(tokens).most_common(1)[0][0]
+        raise TokenizerError(f"{KEY}tokens contains {duplicate!r} more than once")
     config: dict[str, Any] = {}
-    for name, key in IDS.items():
+    for name, key in ID_KEYS.items():
         index = keys.token_id(key, len(tokens))
         if index is None:
             index = DEFAULT_IDS[kind].get(name.removesuffix("_token"))
         if index is not None and index < len(tokens):
             config[name] = tokens[index]
     pre = str(metadata.get(KEY + "pre", ""))
-    bos_first = kind == "llama" or (kind == "gpt2" and pre in BOS_FIRST) or kind == "bert"
+    add_bos = kind == "llama" or (kind == "gpt2" and pre in BOS_BY_DEFAULT) or kind == "bert"
     if kind != "bert":
-        config["add_bos_token"] = keys.flag("add_bos_token", bos_first) and "bos_token" in config
+        config["add_bos_token"] = keys.flag("add_bos_token", add_bos) and "bos_token" in config
         config["add_eos_token"] = keys.flag("add_eos_token", kind == "t5")
-    core = makers[kind](keys, kind, tokens, types, config, template or "")
-    return Tokenizer(core, config, chat_template=template)
+    backend = builders[kind](keys, kind, tokens, types, config, template or "")
+    return Tokenizer(backend, config, chat_template=template)
 
 
-def _from_pieces(
+def _sentencepiece_backend(
     keys: _Metadata, kind: str, tokens: list[str], types: list[int], config: dict[str, Any], template: str
 ) -> TokenizerBackend:
     scores = [float(score) for score in keys["scores"]]
     if len(scores) != len(tokens):
-        raise TokenizerError(f"{KEY}scores has {len(scores)} entries, and there are {len(tokens)} tokens")
-    unknown = keys.token_id(IDS["unk_token"], len(tokens))
-    if types.count(UNKNOWN) != 1:  # some files call all unknown that fills up the embedding, and older ones none
+        raise TokenizerError(f"{KEY}scores has {len(scores)} entries, but there are {len(tokens)} tokens")
+    unknown = keys.token_id(ID_KEYS["unk_token"], len(tokens))
+    if types.count(UNKNOWN) != 1:  # some files mark all padding tokens as unknown, and older files no token
         types = [UNUSED if type == UNKNOWN else type for type in types]
         types[unknown or 0] = UNKNOWN
-    charsmap = bytes(keys["precompiled_charsmap"]) if KEY + "precompiled_charsmap" in keys.given else b""
+    charsmap = bytes(keys["precompiled_charsmap"]) if KEY + "precompiled_charsmap" in keys.values else b""
     model = SentencePieceModel(
-        tuple(SentencePiecePiece(*row) for row in zip(tokens, scores, types, strict=True)),
+        tuple(SentencePiecePiece(*fields) for fields in zip(tokens, scores, types, strict=True)),
         kind=BPE if kind == "llama" else UNIGRAM,
         byte_fallback=BYTE in types,
         charsmap=charsmap,
@@ -130,78 +135,84 @@ def _from_pieces(
     return SentencePieceTokenizer(model, template=template, prefix_after_special=True)
 
 
-def _from_merges(
+def _bpe_backend(
     keys: _Metadata, kind: str, tokens: list[str], types: list[int], config: dict[str, Any], template: str
 ) -> TokenizerBackend:
-    pre = str(keys.given.get(KEY + "pre", "default"))
-    if pre not in PRE:
-        raise TokenizerError(f"{KEY}pre is {pre!r}, an unknown pre-tokenizer; known: {', '.join(PRE)}")
+    pre = str(keys.values.get(KEY + "pre", "default"))
+    if pre not in PRE_TOKENIZER_BY_NAME:
+        raise TokenizerError(
+            f"{KEY}pre is {pre!r}, an unknown pre-tokenizer; known: {', '.join(PRE_TOKENIZER_BY_NAME)}"
+        )
     known = {token for token, type in zip(tokens, types, strict=True) if type != UNUSED}
     merges = []
     for number, merge in enumerate(keys["merges"]):
-        at = merge.find(" ", 1)
-        pair = (merge[:at], merge[at + 1 :])
-        if at < 0 or not {*pair, "".join(pair)} <= known:
+        space = merge.find(" ", 1)
+        pair = (merge[:space], merge[space + 1 :])
+        if space < 0 or not {*pair, "".join(pair)} <= known:
             raise TokenizerError(f"{KEY}merges: {merge!r} (number {number}) must be two tokens that form a third")
         merges.append(pair)
-    added = _added(tokens, types)
-    vocab = {
-        token: index for index, token in enumerate(tokens) if types[index] != UNUSED
-    }  # those fill up the embedding
-    model = bpe_model(vocab, merges, ignore_merges=pre in WHOLE_WORDS)
-    cut = _begun(PRE[pre], keys.flag("add_space_prefix", False))
-    parts: dict[str, Any] = {"pre_tokenizer": cut, "decoder": BYTE_LEVEL}
+    added = _added_tokens(tokens, types)
+    vocab = {token: index for index, token in enumerate(tokens) if types[index] != UNUSED}  # unused tokens are padding
+    model = bpe_model(vocab, merges, ignore_merges=pre in IGNORE_MERGES)
+    pre_tokenizer = _with_prefix_space(PRE_TOKENIZER_BY_NAME[pre], keys.flag("add_space_prefix", False))
+    parts: dict[str, Any] = {"pre_tokenizer": pre_tokenizer, "decoder": BYTE_LEVEL}
     if config.pop("add_eos_token"):  # RoBERTa
-        parts["post_processor"] = _framed(config, vocab, twice=keys.flag("add_sep_token", pre in SEPARATED))
+        parts["post_processor"] = _bos_eos_processor(
+            config, vocab, double_sep=keys.flag("add_sep_token", pre in SEP_BY_DEFAULT)
+        )
     return HFTokenizer(json.dumps(tokenizer_json(model, added, **parts)), template)
 
 
-def _begun(cut: dict[str, Any], prefix_space: bool) -> dict[str, Any]:
+def _with_prefix_space(pre_tokenizer: dict[str, Any], prefix_space: bool) -> dict[str, Any]:
     """Return the pre-tokenizer with `add_prefix_space` set to `prefix_space`."""
-    if cut["type"] == "Sequence":
-        return cut | {"pretokenizers": [_begun(step, prefix_space) for step in cut["pretokenizers"]]}
-    return cut | {"add_prefix_space": prefix_space} if cut["type"] == "ByteLevel" else cut
+    if pre_tokenizer["type"] == "Sequence":
+        return pre_tokenizer | {
+            "pretokenizers": [_with_prefix_space(step, prefix_space) for step in pre_tokenizer["pretokenizers"]]
+        }
+    return pre_tokenizer | {"add_prefix_space": prefix_space} if pre_tokenizer["type"] == "ByteLevel" else pre_tokenizer
 
 
-def _framed(config: Mapping[str, Any], vocab: Mapping[str, int], twice: bool) -> dict[str, Any]:
-    """Return the post-processor that adds BOS and EOS; `twice`: whether two EOS separate the texts of a pair."""
-    begin = [config["bos_token"]] if config["add_bos_token"] else []
+def _bos_eos_processor(config: Mapping[str, Any], vocab: Mapping[str, int], double_sep: bool) -> dict[str, Any]:
+    """Return the post-processor that adds BOS and EOS; `double_sep`: whether two EOS separate two texts."""
+    bos_tokens = [config["bos_token"]] if config["add_bos_token"] else []
     if (end := config.get("eos_token")) is None:
-        raise TokenizerError(f"{KEY}add_eos_token is true, and there is no {KEY}eos_token_id")
-    before, after = ([{"SpecialToken": {"id": token, "type_id": 0}} for token in some] for some in (begin, [end]))
+        raise TokenizerError(f"{KEY}add_eos_token is true, but there is no {KEY}eos_token_id")
+    prefix, suffix = ([{"SpecialToken": {"id": token, "type_id": 0}} for token in some] for some in (bos_tokens, [end]))
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     return {
         "type": "TemplateProcessing",
-        "single": [*before, first, *after],
-        "pair": [*before, first, *after * (1 + twice), second, *after],
-        "special_tokens": {token: {"id": token, "ids": [vocab[token]], "tokens": [token]} for token in {*begin, end}},
+        "single": [*prefix, first, *suffix],
+        "pair": [*prefix, first, *suffix * (1 + double_sep), second, *suffix],
+        "special_tokens": {
+            token: {"id": token, "ids": [vocab[token]], "tokens": [token]} for token in {*bos_tokens, end}
+        },
     }
 
 
-def _from_wordpieces(
+def _wordpiece_backend(
     keys: _Metadata, kind: str, tokens: list[str], types: list[int], config: dict[str, Any], template: str
 ) -> TokenizerBackend:
-    def spelled(token: str, type: int) -> str:
+    def token_text(token: str, type: int) -> str:
         if type in (CONTROL, UNKNOWN) or (token.startswith("[") and token.endswith("]")):
             return token
         return token.removeprefix(SPACE) if token.startswith(SPACE) else f"##{token}"
 
     rows = enumerate(zip(tokens, types, strict=True))
-    vocab = {spelled(token, type): index for index, (token, type) in rows if type != UNUSED}
+    vocab = {token_text(token, type): index for index, (token, type) in rows if type != UNUSED}
     names = {key: config.get(key, name) for key, name in BERT_TOKENS.items()}
     if "cls_token" not in config and "bos_token" in config:
         names["cls_token"] = config["bos_token"]
-    config.pop("bos_token", None)  # here they are another name for [CLS] and [SEP]
+    config.pop("bos_token", None)  # in GGUF, BOS and EOS of WordPiece are [CLS] and [SEP]
     config.pop("eos_token", None)
     config.update(names)
     lowercase = keys.flag(LOWERCASE, True)
     accents = keys.flag(ACCENTS, lowercase)
-    same = None if accents == lowercase else accents
-    layout = wordpiece_json(vocab, lowercase=lowercase, strip_accents=same, split_chinese=True, names=names)
+    strip_accents = None if accents == lowercase else accents
+    layout = wordpiece_json(vocab, lowercase=lowercase, strip_accents=strip_accents, split_chinese=True, names=names)
     return HFTokenizer(json.dumps(layout), template)
 
 
-def _added(tokens: Sequence[str], types: Sequence[int]) -> list[AddedToken]:
+def _added_tokens(tokens: Sequence[str], types: Sequence[int]) -> list[AddedToken]:
     kinds = (CONTROL, UNKNOWN, USER_DEFINED)
     rows = enumerate(zip(tokens, types, strict=True))
     return [AddedToken(index, token, special=type != USER_DEFINED) for index, (token, type) in rows if type in kinds]

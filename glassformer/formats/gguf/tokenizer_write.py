@@ -5,7 +5,15 @@ import json
 from typing import Any
 
 from glassformer.errors import TokenizerError
-from glassformer.formats.gguf.tokenizer_keys import ACCENTS, CUTS, IDS, KEY, LOWERCASE, TEMPLATE, WHOLE_WORDS
+from glassformer.formats.gguf.tokenizer_keys import (
+    ACCENTS,
+    ID_KEYS,
+    IGNORE_MERGES,
+    KEY,
+    LOWERCASE,
+    PRE_TOKENIZERS,
+    TEMPLATE,
+)
 from glassformer.text.hf_tokenizer import HFTokenizer
 from glassformer.text.sentencepiece.model_file import (
     BPE,
@@ -33,67 +41,71 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> di
     Raises:
         TokenizerError: GGUF cannot represent the tokenizer.
     """
-    core = tokenizer.backend
+    backend = tokenizer.backend
     size = max(tokenizer.vocab_size, vocab_size or 0)
-    if isinstance(core, SentencePieceTokenizer):
-        found = _pieces_out(core)
-    elif isinstance(core, HFTokenizer):
-        found = _library_out(core)
+    if isinstance(backend, SentencePieceTokenizer):
+        metadata = _sentencepiece_metadata(backend)
+    elif isinstance(backend, HFTokenizer):
+        metadata = _hf_metadata(backend)
     else:
-        raise TokenizerError(f"GGUF cannot represent a tokenizer of the kind {core.kind}")
-    types = {token.id: CONTROL if token.text in core.special_tokens else USER_DEFINED for token in core.added_tokens}
-    tokens, kinds = found[KEY + "tokens"], found[KEY + "token_type"]
-    for token in core.added_tokens:
+        raise TokenizerError(f"GGUF cannot represent a tokenizer of the kind {backend.kind}")
+    types = {
+        token.id: CONTROL if token.text in backend.special_tokens else USER_DEFINED for token in backend.added_tokens
+    }
+    tokens, kinds = metadata[KEY + "tokens"], metadata[KEY + "token_type"]
+    for token in backend.added_tokens:
         tokens[token.id] = token.text
         if kinds.get(token.id, NORMAL) != UNKNOWN:
             kinds[token.id] = types[token.id]
-    found[KEY + "tokens"] = [tokens.get(index, f"[PAD{index}]") for index in range(size)]
-    found[KEY + "token_type"] = [kinds.get(index, NORMAL if index in tokens else UNUSED) for index in range(size)]
-    if scores := found.get(KEY + "scores"):
-        found[KEY + "scores"] = [scores.get(index, -10000.0) for index in range(size)]
-    for name, key in IDS.items():
+    metadata[KEY + "tokens"] = [tokens.get(index, f"[PAD{index}]") for index in range(size)]
+    metadata[KEY + "token_type"] = [kinds.get(index, NORMAL if index in tokens else UNUSED) for index in range(size)]
+    if scores := metadata.get(KEY + "scores"):
+        metadata[KEY + "scores"] = [scores.get(index, -10000.0) for index in range(size)]
+    for name, key in ID_KEYS.items():
         text = tokenizer.config.get(name)
         text = text.get("content") if isinstance(text, dict) else text
-        if text in core.vocab:
-            found[KEY + key] = core.vocab[text]
-    if found[KEY + "model"] == "bert":
-        found[KEY + "cls_token_id"] = tokenizer.encode("")[0]
-        found[KEY + "bos_token_id"] = found[KEY + "cls_token_id"]
-        found[KEY + "seperator_token_id"] = tokenizer.encode("")[-1]
-        found |= {KEY + "add_bos_token": True, KEY + "add_eos_token": False}
+        if text in backend.vocab:
+            metadata[KEY + key] = backend.vocab[text]
+    if metadata[KEY + "model"] == "bert":
+        metadata[KEY + "cls_token_id"] = tokenizer.encode("")[0]
+        metadata[KEY + "bos_token_id"] = metadata[KEY + "cls_token_id"]
+        metadata[KEY + "seperator_token_id"] = tokenizer.encode("")[-1]
+        metadata |= {KEY + "add_bos_token": True, KEY + "add_eos_token": False}
     else:
-        _frame_out(tokenizer, found)
+        _add_bos_eos_keys(tokenizer, metadata)
     if tokenizer.chat_template is not None:
-        found[TEMPLATE] = tokenizer.chat_template
+        metadata[TEMPLATE] = tokenizer.chat_template
     elif isinstance(template := tokenizer.config.get("chat_template"), str):
-        found[TEMPLATE] = template
-    return found
+        metadata[TEMPLATE] = template
+    return metadata
 
 
-def _frame_out(tokenizer: Tokenizer, found: dict[str, Any]) -> None:
-    """Add the keys for BOS and EOS. Raises TokenizerError for other ids around a text."""
-    before, after = tokenizer.prefix_ids, tokenizer.suffix_ids
-    if before not in ([], [tokenizer.bos_id]) or after not in ([], [tokenizer.eos_id]):
-        raise TokenizerError(f"GGUF supports only a BOS before and an EOS after a text, got {before} and {after}")
-    found |= {KEY + "add_bos_token": bool(before), KEY + "add_eos_token": bool(after)}
-    if after and isinstance(tokenizer.backend, HFTokenizer):
+def _add_bos_eos_keys(tokenizer: Tokenizer, metadata: dict[str, Any]) -> None:
+    """Add the keys for BOS and EOS. Raises TokenizerError for any other prefix or suffix."""
+    prefix, suffix = tokenizer.prefix_ids, tokenizer.suffix_ids
+    if prefix not in ([], [tokenizer.bos_id]) or suffix not in ([], [tokenizer.eos_id]):
+        raise TokenizerError(
+            f"GGUF supports only the BOS before a text and the EOS after it, got {prefix} and {suffix}"
+        )
+    metadata |= {KEY + "add_bos_token": bool(prefix), KEY + "add_eos_token": bool(suffix)}
+    if suffix and isinstance(tokenizer.backend, HFTokenizer):
         pair = tokenizer.encode_pairs([("", "")])[0][0]
-        found[KEY + "add_sep_token"] = pair == [*before, *after * 3]
-        if not found[KEY + "add_sep_token"] and pair != [*before, *after * 2]:
+        metadata[KEY + "add_sep_token"] = pair == [*prefix, *suffix * 3]
+        if not metadata[KEY + "add_sep_token"] and pair != [*prefix, *suffix * 2]:
             raise TokenizerError(f"GGUF cannot represent two texts joined as {pair}")
-        if found[KEY + "model"] == "gpt2" and found[KEY + "pre"] == "gpt-2":
-            found[KEY + "pre"] = "roberta-bpe"
+        if metadata[KEY + "model"] == "gpt2" and metadata[KEY + "pre"] == "gpt-2":
+            metadata[KEY + "pre"] = "roberta-bpe"
 
 
-def _pieces_out(core: SentencePieceTokenizer) -> dict[str, Any]:
-    model = core.original_model
+def _sentencepiece_metadata(backend: SentencePieceTokenizer) -> dict[str, Any]:
+    model = backend.original_model
     if model.suffix or not model.escape:
         raise TokenizerError(
-            "GGUF cannot represent a SentencePiece model with spaces after words, or spaces not written as ▁"
+            "GGUF cannot represent a SentencePiece model with spaces after words, or without ▁ for spaces"
         )
     if model.kind == BPE and (model.charsmap or model.remove_extra_spaces):
-        raise TokenizerError("GGUF cannot represent a SentencePiece BPE that normalizes text")
-    found: dict[str, Any] = {
+        raise TokenizerError("GGUF cannot represent a SentencePiece BPE model that normalizes text")
+    metadata: dict[str, Any] = {
         KEY + "model": "llama" if model.kind == BPE else "t5",
         KEY + "pre": "default",
         KEY + "tokens": {index: piece.text for index, piece in enumerate(model.pieces)},
@@ -102,36 +114,36 @@ def _pieces_out(core: SentencePieceTokenizer) -> dict[str, Any]:
         KEY + "add_space_prefix": model.dummy_prefix,
     }
     if model.kind == UNIGRAM:
-        found[KEY + "remove_extra_whitespaces"] = model.remove_extra_spaces
+        metadata[KEY + "remove_extra_whitespaces"] = model.remove_extra_spaces
         if model.charsmap:
-            found[KEY + "precompiled_charsmap"] = list(model.charsmap)
-    return found
+            metadata[KEY + "precompiled_charsmap"] = list(model.charsmap)
+    return metadata
 
 
-def _library_out(core: HFTokenizer) -> dict[str, Any]:
-    model, layout = core.layout["model"], core.layout
-    if core.kind == "WordPiece":
-        return _wordpieces_out(core)
-    if core.kind == "Unigram":
-        return _unigram_out(core)
-    if core.kind != "BPE":
-        raise TokenizerError(f"GGUF cannot represent a tokenizer of the kind {core.kind}")
+def _hf_metadata(backend: HFTokenizer) -> dict[str, Any]:
+    model, layout = backend.layout["model"], backend.layout
+    if backend.kind == "WordPiece":
+        return _wordpiece_metadata(backend)
+    if backend.kind == "Unigram":
+        return _unigram_metadata(backend)
+    if backend.kind != "BPE":
+        raise TokenizerError(f"GGUF cannot represent a tokenizer of the kind {backend.kind}")
     vocab = model["vocab"]
     tokens = {index: token for token, index in vocab.items()}
     pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
     if model.get("byte_fallback"):
-        return _fallback_out(core, tokens, pairs)
-    cut = layout.get("pre_tokenizer") or {}
-    names = next((row.split() for known, row in CUTS if _same_cut(cut, known)), [])
+        return _byte_fallback_metadata(backend, tokens, pairs)
+    pre_tokenizer = layout.get("pre_tokenizer") or {}
+    names = next((names.split() for known, names in PRE_TOKENIZERS if _same_pre_tokenizer(pre_tokenizer, known)), [])
     normal = layout.get("normalizer") or {}
-    normal = None if normal.get("normalizers") == [] else normal.get("type")  # DeepSeek's are a list of none
-    if not names or normal not in (None, "NFC"):  # llama.cpp has no NFC; Qwen's files in GGUF leave it out too
-        what = json.dumps(cut)[:200] if not names else normal
-        raise TokenizerError(f"GGUF has no name for this pre-tokenizer: {what}")
-    if not model.get("ignore_merges"):  # the same pre-tokenizer, without ignore_merges
-        names = [name for name in names if name not in WHOLE_WORDS]
+    normal = None if normal.get("normalizers") == [] else normal.get("type")  # DeepSeek has an empty sequence
+    if not names or normal not in (None, "NFC"):  # llama.cpp has no NFC; Qwen's GGUF files omit it too
+        part = json.dumps(pre_tokenizer)[:200] if not names else normal
+        raise TokenizerError(f"GGUF has no name for this pre-tokenizer: {part}")
+    if not model.get("ignore_merges"):  # keep the names that do not imply ignore_merges
+        names = [name for name in names if name not in IGNORE_MERGES]
     if not names:
-        raise TokenizerError("GGUF names this pre-tokenizer only for models with ignore_merges")
+        raise TokenizerError("GGUF has a name for this pre-tokenizer only for models with ignore_merges")
     return {
         KEY + "model": "gpt2",
         KEY + "pre": names[0],
@@ -141,21 +153,21 @@ def _library_out(core: HFTokenizer) -> dict[str, Any]:
     }
 
 
-def _unigram_out(core: HFTokenizer) -> dict[str, Any]:
-    """Return the keys of T5's and XLM-RoBERTa's `tokenizer.json`: pieces with scores, and compiled rules."""
-    model, steps = core.layout["model"], core.layout.get("normalizer") or {}
+def _unigram_metadata(backend: HFTokenizer) -> dict[str, Any]:
+    """Return the keys of T5's and XLM-RoBERTa's `tokenizer.json`: pieces with scores and a compiled charsmap."""
+    model, steps = backend.layout["model"], backend.layout.get("normalizer") or {}
     steps = steps.get("normalizers", [steps])
     charsmap = [step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled"]
-    cuts = core.layout.get("pre_tokenizer") or {}
-    cuts = {step["type"]: step for step in cuts.get("pretokenizers", [cuts])}
-    spaced, rest = cuts.get("Metaspace", {}), [step.get("type") for step in steps]
-    whole = (
+    splitters = backend.layout.get("pre_tokenizer") or {}
+    splitters = {step["type"]: step for step in splitters.get("pretokenizers", [splitters])}
+    metaspace, step_types = splitters.get("Metaspace", {}), [step.get("type") for step in steps]
+    supported = (
         len(charsmap) == 1
-        and {*rest} <= {"Precompiled", "Replace", "Strip"}
-        and {*cuts} <= {"WhitespaceSplit", "Metaspace"}
+        and {*step_types} <= {"Precompiled", "Replace", "Strip"}
+        and {*splitters} <= {"WhitespaceSplit", "Metaspace"}
     )
-    if not whole or spaced.get("prepend_scheme", "always") != "always" or model.get("unk_id") is None:
-        parts = json.dumps([core.layout.get("normalizer"), core.layout.get("pre_tokenizer")])
+    if not supported or metaspace.get("prepend_scheme", "always") != "always" or model.get("unk_id") is None:
+        parts = json.dumps([backend.layout.get("normalizer"), backend.layout.get("pre_tokenizer")])
         raise TokenizerError(
             f"GGUF cannot represent a unigram model with this normalizer and pre-tokenizer: {parts[:200]}"
         )
@@ -173,59 +185,61 @@ def _unigram_out(core: HFTokenizer) -> dict[str, Any]:
     }
 
 
-def _same_cut(one: Any, other: Any) -> bool:
-    """Return whether two pre-tokenizers split alike, ignoring `trim_offsets` and the two spellings of line ends."""
+def _same_pre_tokenizer(first: Any, second: Any) -> bool:
+    """Return whether two pre-tokenizers split equally, ignoring `trim_offsets` and the escaping of line ends."""
 
-    def normalized(cut: Any) -> Any:
-        cut = json.loads(json.dumps(cut).replace(r"\\r", r"\r").replace(r"\\n", r"\n"))
-        steps = cut.get("pretokenizers", [cut])
+    def normalized(layout: Any) -> Any:
+        layout = json.loads(json.dumps(layout).replace(r"\\r", r"\r").replace(r"\\n", r"\n"))
+        steps = layout.get("pretokenizers", [layout])
         return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
 
-    return normalized(one) == normalized(other)
+    return normalized(first) == normalized(second)
 
 
-def _fallback_out(core: HFTokenizer, tokens: dict[int, str], pairs: list[list[str]]) -> dict[str, Any]:
+def _byte_fallback_metadata(backend: HFTokenizer, tokens: dict[int, str], pairs: list[list[str]]) -> dict[str, Any]:
     """Return the keys of Llama's `tokenizer.json`: a token's score is the rank of its first merge."""
-    steps = json.dumps([core.layout.get("normalizer"), core.layout.get("pre_tokenizer")])
+    steps = json.dumps([backend.layout.get("normalizer"), backend.layout.get("pre_tokenizer")])
     prefixed = [step for step in ("Prepend", "Metaspace", "Replace") if f'"type": "{step}"' in steps]
     if not prefixed or "Precompiled" in steps or "Split" in steps.replace('"split"', ""):
-        raise TokenizerError(f"GGUF cannot represent this normalization: {steps[:200]}")
-    made = {left + right: rank for rank, (left, right) in reversed(list(enumerate(pairs)))}
-    added, all_bytes = {token.id for token in core.added_tokens}, set(byte_pieces())
+        raise TokenizerError(f"GGUF cannot represent this normalizer and pre-tokenizer: {steps[:200]}")
+    merge_rank = {left + right: rank for rank, (left, right) in reversed(list(enumerate(pairs)))}
+    added, all_bytes = {token.id for token in backend.added_tokens}, set(byte_pieces())
     types = {index: BYTE if token in all_bytes else NORMAL for index, token in tokens.items()}
-    unknown = core.layout["model"].get("unk_token")
+    unknown = backend.layout["model"].get("unk_token")
     types |= {index: UNKNOWN for index, token in tokens.items() if token == unknown}
-    odd = [t for i, t in tokens.items() if types[i] == NORMAL and i not in added and len(t) > 1 and t not in made]
-    if odd:
-        raise TokenizerError(f"GGUF would merge the token {odd[0]!r}, which no merge forms")
+    unmerged = [
+        t for i, t in tokens.items() if types[i] == NORMAL and i not in added and len(t) > 1 and t not in merge_rank
+    ]
+    if unmerged:
+        raise TokenizerError(f"GGUF cannot represent the token {unmerged[0]!r}, which no merge forms")
     prefix = "Prepend" in prefixed or ("Metaspace" in prefixed and '"prepend_scheme": "never"' not in steps)
     return {
         KEY + "model": "llama",
         KEY + "pre": "default",
         KEY + "tokens": tokens,
-        KEY + "scores": {index: -float(made.get(token, 0)) for index, token in tokens.items()},
+        KEY + "scores": {index: -float(merge_rank.get(token, 0)) for index, token in tokens.items()},
         KEY + "token_type": types,
         KEY + "add_space_prefix": prefix,
     }
 
 
-def _wordpieces_out(core: HFTokenizer) -> dict[str, Any]:
-    normalizer = core.layout.get("normalizer") or {}
+def _wordpiece_metadata(backend: HFTokenizer) -> dict[str, Any]:
+    normalizer = backend.layout.get("normalizer") or {}
     if normalizer.get("type") != "BertNormalizer" or not normalizer.get("handle_chinese_chars"):
         raise TokenizerError("GGUF cannot represent a WordPiece model that does not split Chinese characters")
     lowercase = bool(normalizer.get("lowercase"))
     accents = lowercase if normalizer.get("strip_accents") is None else bool(normalizer["strip_accents"])
-    special = {token.text for token in core.added_tokens}
+    special = {token.text for token in backend.added_tokens}
 
-    def spelled(token: str) -> str:
+    def gguf_text(token: str) -> str:
         if token in special:
             return token
         return token.removeprefix("##") if token.startswith("##") else SPACE + token
 
-    tokens = {index: spelled(token) for token, index in core.layout["model"]["vocab"].items()}
-    unknown = core.layout["model"]["vocab"][core.layout["model"]["unk_token"]]
+    tokens = {index: gguf_text(token) for token, index in backend.layout["model"]["vocab"].items()}
+    unknown = backend.layout["model"]["vocab"][backend.layout["model"]["unk_token"]]
     types = {index: UNKNOWN if index == unknown else NORMAL for index in tokens}
-    found: dict[str, Any] = {KEY + "model": "bert", KEY + "pre": "default", KEY + "tokens": tokens}
-    found |= {} if lowercase else {KEY + LOWERCASE: False}
-    found |= {} if accents == lowercase else {KEY + ACCENTS: accents}
-    return found | {KEY + "token_type": types}
+    metadata: dict[str, Any] = {KEY + "model": "bert", KEY + "pre": "default", KEY + "tokens": tokens}
+    metadata |= {} if lowercase else {KEY + LOWERCASE: False}
+    metadata |= {} if accents == lowercase else {KEY + ACCENTS: accents}
+    return metadata | {KEY + "token_type": types}

@@ -1,7 +1,7 @@
-"""Points that no pass ever holds, computed afterwards from those that were kept.
+"""Derived points: values that no forward pass stores, computed from the live points that it captured.
 
-Fast attention never writes its scores down. They are recomputed from the very queries and keys that the pass used, and
-carry the error of an identity that would hold exactly in exact arithmetic: it is shown beside them, never hidden.
+Fused attention never stores its scores. They are recomputed from the queries and keys of the forward pass, and carry
+the error of an identity that holds exactly in exact arithmetic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from glassformer.nn.position import RelativePositions
 
 
 class Derived(NamedTuple):
-    """A value computed afterwards, and how far the identity that ties it to the pass is off, in the value's units."""
+    """A derived value, and the error of the identity that ties it to the forward pass, in the value's units."""
 
     value: Tensor
     error: float
@@ -44,32 +44,32 @@ def attended(
     bias: Tensor | None = None,
     sinks: Tensor | None = None,
 ) -> Attended:
-    """What one attention weighed, from what its product used. S keys: those of a cache too, in `view`'s order."""
-    again, scores, probs = attend_reference(spec, q_rot, KV(k_rot, v), view, bias, sinks)
-    return Attended(scores, probs, _off(again, z))
+    """Recompute scores and probabilities of one attention. S: all keys, those of a cache too, ordered as in `view`."""
+    recomputed, scores, probs = attend_reference(spec, q_rot, KV(k_rot, v), view, bias, sinks)
+    return Attended(scores, probs, _off(recomputed, z))
 
 
 def heads(
     o: Linear, z: Float[Tensor, "B T H Dh"], out: Float[Tensor, "B T D"]
 ) -> tuple[Float[Tensor, "B T H D"], float]:
-    """Each head's own part of what attention writes. The error is max |sum of heads + bias - out|."""
+    """Return each head's contribution to attention's output, and max |sum of heads + bias - out|."""
     parts, bias = by_head(o, z), o.bias
-    whole = parts.sum(-2) if bias is None else parts.sum(-2) + bias
-    return parts, _off(whole, out)
+    total = parts.sum(-2) if bias is None else parts.sum(-2) + bias
+    return parts, _off(total, out)
 
 
-def derive(model: Stack, name: str, kept: Mapping[str, Tensor], view: Visibility) -> Derived:
-    """A derived point of a model, from the live points that `points.needs` names.
+def derive(model: Stack, name: str, captured: Mapping[str, Tensor], view: Visibility) -> Derived:
+    """Return a derived point of a model, from the live points that `points.needs` names.
 
-    `view` is `step.view(spec)` of the pass that they were kept in: the encoder's own for its points. The keys and
-    values of a source are seen by a cache's first pass only: keep them for the later ones.
+    captured: the live points by name. view: `step.view(spec)` of their forward pass, of the encoder for its points.
+        Only the first forward pass with a cache computes the keys and values of a source: store them for later ones.
     """
     layer, end = name.rsplit(".", 1)
     attention: Attention = model.get_submodule(layer)  # pyright: ignore[reportAssignmentType]
     if end == "heads":
-        return Derived(*heads(attention.o, kept[f"{layer}.z"], kept[f"{layer}.out"]))
-    q_rot, k_rot, v, z = (kept[f"{layer}.{part}"] for part in ("q_rot", "k_rot", "v", "z"))
-    stack = model.get_submodule(layer.split("blocks.")[0].rstrip("."))  # whose layer it is: the encoder, or the model
+        return Derived(*heads(attention.o, captured[f"{layer}.z"], captured[f"{layer}.out"]))
+    q_rot, k_rot, v, z = (captured[f"{layer}.{part}"] for part in ("q_rot", "k_rot", "v", "z"))
+    stack = model.get_submodule(layer.split("blocks.")[0].rstrip("."))  # the encoder, or the model itself
     relative: RelativePositions | None = stack.relative_positions  # pyright: ignore[reportAssignmentType]
     bias = None if relative is None or layer.endswith("cross") else relative(view.queries, view.keys)
     found = attended(attention.spec, q_rot, k_rot, v, z, view, bias, attention.sinks)

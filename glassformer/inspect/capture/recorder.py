@@ -1,4 +1,4 @@
-"""A tap that only keeps."""
+"""A tap that records values and changes nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class RecorderTap(dict[str, list[Tensor]]):
-    """A tap that keeps what passes at some points, in order, and changes nothing."""
+    """A tap that records the values of some points, in order."""
 
     def __init__(self, *names: str):
         super().__init__({name: [] for name in names})

@@ -1,7 +1,7 @@
-"""How edits reach a pass: each is checked against the model once, then applied wherever its positions come by.
+"""Apply edits during forward passes. Each edit is checked against the model once, then applied at its positions.
 
-A pass may bring a prompt's chunk, one token, or rows of many texts. An edit names positions of a text, and which text;
-the tap of the pass knows which of them stand where.
+A forward pass may process a chunk of a prompt, one token, or a batch of several texts. An edit names positions of a
+text, and which text; the step of the forward pass has the position of every token.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import Tensor
 from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.errors import RequestError
 from glassformer.families.common.family import AnyConfig
-from glassformer.inspect.capture.points import find, layer_of, points, sizes
-from glassformer.inspect.capture.reader import CapturingTap
-from glassformer.inspect.edits.edit import Edit, listed, of_product
+from glassformer.inspect.capture.capture import CapturingTap
+from glassformer.inspect.capture.points import ENCODER, find, layer_of, points, sizes
+from glassformer.inspect.edits.edit import Edit, as_list, is_product
 from glassformer.kernels.placement import Choice
 from glassformer.nn.attend import AttendSpec, visible
 from glassformer.nn.attention import attend_spec
 from glassformer.nn.protocols import Tap
 from glassformer.nn.step import Step
 
-MATH = "the definition of attention, not its fast twin"
-TO_SOURCE = AttendSpec(1.0, causal=False, source=True)  # a recurrent model's attention, as far as an edit knows it
+MATH = "attention by its definition, not by the fused kernel"
+TO_SOURCE = AttendSpec(1.0, causal=False, source=True)  # the visibility of a recurrent model's attention
 
 
 class Edits:
-    """An `Editor`: the edits of one request. `prompts` are the lengths of the texts' prompts, by their number.
+    """The `Editor` of one request.
 
-    length: the most tokens that a text may have; source: of what a decoder reads beside. RequestError for an edit of a
-    place that is not there: it says which are.
+    prompts: the length of each text's prompt. length: the largest number of tokens of a text. source: that of a source.
+    RequestError for an edit of a point or an index that the model does not have; it says what is allowed.
     """
 
     def __init__(
@@ -49,25 +49,27 @@ class Edits:
         for edit in self.edits:
             if not isinstance(edit, Edit):
                 raise RequestError(
-                    f"an edit is made by ablate, scale, ... or from_json, got {edit!r:.100}", param="edit"
+                    f"an edit must be made by ablate, scale, ... or from_json, got {edit!r:.100}", param="edit"
                 )
             _check(config, edit, len(self.prompts), length, source)
             self.by_point.setdefault(edit.point, []).append(edit)
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """What the edits make the model do otherwise, beside what they change."""
-        some = [edit.point for edit in self.edits if of_product(edit.point) and layer_of(edit.point) is not None]
+        """What the model computes differently because of the edits, such as attention by its definition."""
+        some = [edit.point for edit in self.edits if is_product(edit.point) and layer_of(edit.point) is not None]
         layers = sorted({point.rpartition(".")[0] for point in some})
         return tuple(Choice(layer, MATH, "its scores or probabilities are edited") for layer in layers)
 
-    def inside(self, prefix: str) -> Edits | None:
-        """The encoder's own, by the names that it has for its points; None where there are none."""
+    def for_encoder(self) -> Edits | None:
+        """Return the edits of the encoder, with its own names of points; None where there are none."""
         assert isinstance(self.config, ModelConfig)
         assert self.config.encoder is not None
         assert self.source is not None
         own = [
-            replace(edit, point=edit.point.removeprefix(prefix)) for edit in self.edits if edit.point.startswith(prefix)
+            replace(edit, point=edit.point.removeprefix(ENCODER))
+            for edit in self.edits
+            if edit.point.startswith(ENCODER)
         ]
         return Edits(self.config.encoder, own, (self.source,), self.source) if own else None
 
@@ -75,28 +77,28 @@ class Edits:
         return name in self.by_point
 
     def change(self, name: str, value: Tensor, step: Step, rows: tuple[int, ...]) -> Tensor:
-        """What flows on in place of `value`; `rows` are the numbers of the texts that its rows are of."""
+        """Return the edited value. rows: for each sequence of the batch, the number of its text."""
         edits = self.by_point[name]
         if len(value) == 1 < len(rows) and value.ndim > 2 and any(edit.row is not None for edit in edits):
             value = value.expand(len(rows), *value.shape[1:])
         value = value.clone()
         for edit in edits:
-            (self._product if of_product(name) else self._tokens)(edit, value, step, rows)
+            (self._edit_scores if is_product(name) else self._edit_tokens)(edit, value, step, rows)
         return value
 
-    def _tokens(self, edit: Edit, value: Tensor, step: Step, rows: tuple[int, ...]) -> None:
-        """Of a value [B, T, ...] (or [B, ...], of one token each): what is named of the tokens that are."""
+    def _edit_tokens(self, edit: Edit, value: Tensor, step: Step, rows: tuple[int, ...]) -> None:
+        """Edit a value [B, T, ...], or [B, ...] with one token each, in place."""
         positions = _positions(find(self.config, edit.point).axes.split()[1], step)
         lead = value.shape[: positions.ndim]
-        rows = rows[: lead[0]]  # one value for all of them, where it is the same
+        rows = rows[: lead[0]]  # one value stands for all sequences where it is the same
         where = positions.expand(lead)
         here = self._named(edit.position, where, rows) & self._own(edit, where, rows)
         if edit.op == "patch" and edit.position is None and edit.tensor is not None:
-            here &= where < len(edit.tensor)  # the positions that the other text has
+            here &= where < len(edit.tensor)  # positions that the other text has
         if not here.any():
             return
         part = value[here]  # [N, ...]
-        heads, dims = (_index(places, value.device) for places in (edit.head, edit.dim))
+        heads, dims = (_index(indices, value.device) for indices in (edit.head, edit.dim))
         index: tuple = (slice(None),)
         if part.ndim == 3:
             both = heads is not None and dims is not None
@@ -106,7 +108,7 @@ class Edits:
         value[here] = part
 
     def _per_token(self, edit: Edit, positions: Tensor) -> Tensor | None:
-        """Which row of the edit's tensor each token takes, where it has one for each."""
+        """Return the row of the edit's tensor for each token; None where all tokens share it."""
         if edit.op == "patch" and edit.position is None:
             return positions
         if not isinstance(edit.position, tuple) or -1 in edit.position:
@@ -114,17 +116,15 @@ class Edits:
         table = {position: n for n, position in enumerate(edit.position)}
         return torch.tensor([table[p] for p in positions.tolist()], device=positions.device)
 
-    def _product(self, edit: Edit, value: Tensor, step: Step, rows: tuple[int, ...]) -> None:
-        """Of scores or probabilities [B, H, T, S], or [B, T, S]: those of the queries, keys and heads named that are
-        visible.
-        """
+    def _edit_scores(self, edit: Edit, value: Tensor, step: Step, rows: tuple[int, ...]) -> None:
+        """Edit the visible scores or probabilities, [B, H, T, S] or [B, T, S], in place."""
         value = value if value.ndim == 4 else value[:, None]
         view = step.view(_spec(self.config, edit.point))
         n, _, n_queries, n_keys = value.shape
         queries, keys = view.queries.expand(n, -1), view.keys.expand(n, -1)
         here = (self._named(edit.query, queries, rows) & self._own(edit, queries, rows))[:, :, None]
         here = here & _among(edit.key, keys)[:, None, :] & view.visible().expand(n, n_queries, n_keys)
-        heads = listed(range(value.shape[1]) if edit.head is None else edit.head)
+        heads = as_list(range(value.shape[1]) if edit.head is None else edit.head)
         part = value[:, heads]
         if edit.op == "patch":
             assert edit.tensor is not None
@@ -137,25 +137,25 @@ class Edits:
             new = _changed(edit, part, None)
         value[:, heads] = torch.where(here[:, None], new, part)
 
-    def _named(self, places: int | Sequence[int] | None, positions: Tensor, rows: tuple[int, ...]) -> Tensor:
-        """Which positions are named; -1 are those from which new tokens are written."""
-        found = _among(places, positions)
-        if places is not None and -1 in listed(places):
+    def _named(self, indices: int | Sequence[int] | None, positions: Tensor, rows: tuple[int, ...]) -> Tensor:
+        """Return which positions are selected; -1 stands for those after which a token is generated."""
+        found = _among(indices, positions)
+        if indices is not None and -1 in as_list(indices):
             prompts = torch.tensor([self.prompts[row] for row in rows], device=positions.device)
             prompts = prompts.view(-1, *(1 for _ in positions.shape[1:]))
             found = found | (positions >= prompts - 1)
         return found
 
     def _own(self, edit: Edit, positions: Tensor, rows: tuple[int, ...]) -> Tensor:
-        """Which rows the edit is of."""
+        """Return which sequences of the batch the edit applies to."""
         if edit.row is None:
             return torch.ones_like(positions, dtype=torch.bool)
         own = torch.tensor([row == edit.row for row in rows], device=positions.device)
         return own.view(-1, *(1 for _ in positions.shape[1:])).expand_as(positions)
 
 
-class Editing:
-    """A `Watch` that edits the passes of a request and keeps nothing."""
+class EditObserver:
+    """An `Observer` that edits the forward passes of a request and captures nothing."""
 
     sees_last_token, has_edits = False, True
 
@@ -167,18 +167,18 @@ class Editing:
         return CapturingTap(step, sequences, self.editor, None)
 
 
-def edited(editor: Edits | None) -> tuple[str, ...]:
-    """The points that edits change."""
+def edited_points(editor: Edits | None) -> tuple[str, ...]:
+    """Return the points that edits change."""
     return () if editor is None else tuple(editor.by_point)
 
 
-def about(editor: Edits | None) -> dict[str, Any]:
-    """What a trace says of the edits it was made under."""
+def trace_fields(editor: Edits | None) -> dict[str, Any]:
+    """Return the arguments of a trace that describe its edits."""
     return {} if editor is None else {"edits": editor.edits, "choices": editor.choices}
 
 
 def _changed(edit: Edit, value: Tensor, per_token: Tensor | None) -> Tensor:
-    """What the edit makes of a part; `per_token`: which of its tensor's rows each of the part's tokens takes."""
+    """Return a value after an edit. per_token: the row of the edit's tensor for each token."""
     if edit.op == "ablate":
         return torch.zeros_like(value)
     if edit.op == "scale":
@@ -197,16 +197,16 @@ def _changed(edit: Edit, value: Tensor, per_token: Tensor | None) -> Tensor:
     return given.expand_as(value)
 
 
-def _among(places: int | Sequence[int] | None, positions: Tensor) -> Tensor:
-    """Which of these positions are named. Padding and empty slots, at -1, never are."""
+def _among(indices: int | Sequence[int] | None, positions: Tensor) -> Tensor:
+    """Return which of these positions are selected. Padding and empty slots, at -1, never are."""
     there = positions >= 0
-    if places is None:
+    if indices is None:
         return there
-    return there & torch.isin(positions, torch.tensor(listed(places), device=positions.device))
+    return there & torch.isin(positions, torch.tensor(as_list(indices), device=positions.device))
 
 
 def _positions(axis: str, step: Step) -> Tensor:
-    """Of the tokens that a point is of: the pass' own (T), its source's (S), or the one that stands for all of them."""
+    """Return the positions of a point's tokens: of the input (T), of the source (S), or 0 for one value per text."""
     if axis == "T":
         return step.positions
     if axis == "S":
@@ -215,64 +215,66 @@ def _positions(axis: str, step: Step) -> Tensor:
     return torch.zeros(1, dtype=torch.long, device=step.positions.device)
 
 
-def _rows_of(size: int, places: int | Sequence[int] | None, positions: Tensor) -> Tensor:
-    """Where on an axis of a patch each position stands; -1 where it does not."""
-    if places is None:
+def _rows_of(size: int, indices: int | Sequence[int] | None, positions: Tensor) -> Tensor:
+    """Return the index of each position on an axis of a patch; -1 where it has none."""
+    if indices is None:
         return torch.where(positions < size, positions, -1)
     found = torch.full_like(positions, -1)
-    for n, place in enumerate(listed(places)):
-        found = torch.where(positions == place, n, found)
+    for n, index in enumerate(as_list(indices)):
+        found = torch.where(positions == index, n, found)
     return found
 
 
-def _index(places: int | Sequence[int] | None, device: torch.device) -> Tensor | None:
-    return None if places is None else torch.tensor(listed(places), device=device)
+def _index(indices: int | Sequence[int] | None, device: torch.device) -> Tensor | None:
+    return None if indices is None else torch.tensor(as_list(indices), device=device)
 
 
 def _spec(config: AnyConfig | EncoderConfig, point: str) -> AttendSpec:
-    """Of the attention whose scores or probabilities a point is."""
+    """Return the spec of the attention that a point of scores or probabilities belongs to."""
     i = layer_of(point)
     if isinstance(config, RecurrentConfig):
         return TO_SOURCE
     assert i is not None
-    encoder = config.encoder if isinstance(config, ModelConfig) and point.startswith("encoder.") else None
+    encoder = config.encoder if isinstance(config, ModelConfig) and point.startswith(ENCODER) else None
     stack = config if encoder is None else encoder
     layer = stack.layers[i]
     source = ".cross." in point
     return attend_spec(layer.cross if source and layer.cross is not None else layer.attention, source)
 
 
-# ---- is there such a place
+# ---- validation
 
 
 def _check(config: AnyConfig | EncoderConfig, edit: Edit, n_rows: int, length: int, source: int | None) -> None:
-    """RequestError unless the model has what an edit names."""
+    """Raise RequestError unless the model has the point and the indices of an edit."""
     point, i = find(config, edit.point, "edit"), layer_of(edit.point)
-    made_anew = edit.point.startswith("blocks.") and edit.point.endswith((".attn.k", ".attn.v", ".attn.k_rot"))
-    if made_anew and not isinstance(config, RecurrentConfig) and config.layers[i or 0].attention.latent is not None:
-        raise _wrong(edit, f"keys and values are made of latents in every pass anew: edit blocks.{i}.attn.latent")
-    axes, product = point.axes.split()[1:], of_product(edit.point)
+    recomputed = edit.point.startswith("blocks.") and edit.point.endswith((".attn.k", ".attn.v", ".attn.k_rot"))
+    if recomputed and not isinstance(config, RecurrentConfig) and config.layers[i or 0].attention.latent is not None:
+        raise _wrong(
+            edit, f"keys and values are recomputed from the latents in every forward pass: edit blocks.{i}.attn.latent"
+        )
+    axes, product = point.axes.split()[1:], is_product(edit.point)
     if edit.op == "knockout" and not edit.point.endswith(".scores"):
         has = [name for name in points(config) if name.endswith(".scores")]
         if not has:
-            raise _wrong(edit, "a knockout is of attention's scores, and this model has no attention")
+            raise _wrong(edit, "a knockout edits attention scores, and this model has no attention")
         own = f"{edit.point.rpartition('.')[0]}.scores"
-        raise _wrong(edit, f"a knockout is of scores, such as {own if own in has else has[0]}")
-    inside, read = edit.point.startswith("encoder."), source or length
-    whole = inside or axes[0] == "S" or isinstance(config, EncoderConfig)  # of what is there before anything is written
-    n_tokens = read if inside or axes[0] == "S" else length
-    takes = _takes(config, edit.point, axes, n_tokens, read if inside or not _own_keys(edit.point) else length)
+        raise _wrong(edit, f"a knockout edits scores, such as {own if own in has else has[0]}")
+    inside, n_source = edit.point.startswith(ENCODER), source or length
+    whole = inside or axes[0] == "S" or isinstance(config, EncoderConfig)  # known before generation begins
+    n_tokens = n_source if inside or axes[0] == "S" else length
+    takes = _takes(config, edit.point, axes, n_tokens, n_source if inside or not _own_keys(edit.point) else length)
     for name in ("head", "position", "query", "key", "dim"):
-        places = getattr(edit, name)
-        if places is None:
+        indices = getattr(edit, name)
+        if indices is None:
             continue
         if name not in takes:
             raise _wrong(edit, f"{edit.point} has no {name}: it has {', '.join(takes)}")
-        written = name in ("position", "query") and not whole
-        for place in listed(places):
-            if not (0 <= place < takes[name] or (written and place == -1)):
-                which = ", or -1, every token from which a new one is written" if written else ""
-                raise _wrong(edit, f"{name} must be from 0 to {takes[name] - 1}{which}, got {place}")
+        generated = name in ("position", "query") and not whole
+        for index in as_list(indices):
+            if not (0 <= index < takes[name] or (generated and index == -1)):
+                which = ", or -1, every token after which one is generated" if generated else ""
+                raise _wrong(edit, f"{name} must be from 0 to {takes[name] - 1}{which}, got {index}")
     if edit.row is not None and not 0 <= edit.row < n_rows:
         raise _wrong(edit, f"row must be from 0 to {n_rows - 1}, got {edit.row}")
     if product and isinstance(edit.query, int) and isinstance(edit.key, int) and edit.query >= 0:
@@ -284,15 +286,15 @@ def _check(config: AnyConfig | EncoderConfig, edit: Edit, n_rows: int, length: i
 
 
 def _own_keys(point: str) -> bool:
-    """Whether the keys are the tokens' own, not those of a source."""
+    """Return whether the keys are those of the text, not of a source."""
     return ".cross." not in point and not point.startswith("rnn.")
 
 
 def _takes(
     config: AnyConfig | EncoderConfig, point: str, axes: Sequence[str], n_tokens: int, n_keys: int
 ) -> dict[str, int]:
-    """What an edit of a point can name, and how many there are of each."""
-    size, product = sizes(config, point) | {"2": 2}, of_product(point)
+    """Return what an edit of a point can select, with the length of each axis."""
+    size, product = sizes(config, point) | {"2": 2}, is_product(point)
     takes = {"head": size[axes[0 if product else 1]]} if len(axes) == 3 else {}
     if product:
         return takes | {"query": n_tokens, "key": n_keys}
@@ -300,19 +302,21 @@ def _takes(
 
 
 def _check_shape(edit: Edit, takes: dict[str, int]) -> None:
-    """The edit's tensor has as many numbers as it names."""
+    """Raise RequestError unless the edit's tensor has as many numbers as it selects."""
     assert edit.tensor is not None
 
     def n(name: str) -> int:
-        places = getattr(edit, name)
-        return takes[name] if places is None else len(listed(places))
+        indices = getattr(edit, name)
+        return takes[name] if indices is None else len(as_list(indices))
 
     have = tuple(edit.tensor.shape)
-    if of_product(edit.point):
+    if is_product(edit.point):
         if edit.op != "patch":
-            raise _wrong(edit, f"{edit.op} of scores and probabilities takes one number (value), not a vector")
+            raise _wrong(edit, f"{edit.op} of scores and probabilities needs one number (value), not a vector")
         shape = tuple(map(n, takes))
-        loose = [name in ("query", "key") and getattr(edit, name) is None for name in takes]  # a text of another length
+        loose = [
+            name in ("query", "key") and getattr(edit, name) is None for name in takes
+        ]  # the other text may have another length
         ok = len(have) == len(shape) and all(a == b or any_ for a, b, any_ in zip(have, shape, loose, strict=True))
     else:
         rest = tuple(n(name) for name in ("head", "dim") if name in takes)
@@ -323,7 +327,7 @@ def _check_shape(edit: Edit, takes: dict[str, int]) -> None:
         else:
             ok = have in (rest, shape) or have == tuple(size for size in rest if size > 1) or have == (n("dim"),)
     if not ok:
-        raise _wrong(edit, f"its tensor is {list(edit.tensor.shape)}, and what is named is {list(shape)}")
+        raise _wrong(edit, f"its tensor has the shape {list(edit.tensor.shape)}, and the selection has {list(shape)}")
 
 
 def _wrong(edit: Edit, message: str) -> RequestError:

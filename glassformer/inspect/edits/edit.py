@@ -1,17 +1,18 @@
-"""Edits: changes to what flows through a model, as frozen data that is told apart by what it does.
+"""Edits: changes to values in a forward pass, as frozen data that compares by effect.
 
-    ablate   what is named becomes 0                  ablate("blocks.5.attn.z", head=3)
-    scale    it is multiplied                         scale("blocks.2.mlp.out", 0.5, position=4)
-    replace  it becomes a number or a vector          replace("blocks.1.attn.scores", 0.0, head=0, query=5, key=2)
-    add      something is added to it                 add("blocks.8.resid_post", vector, scale=4.0, position=-1)
-    patch    it becomes what it was in another text   patch("blocks.8.resid_mid", from_trace=other, position=4)
-    knockout a query no longer sees a key             knockout("blocks.3.attn.scores", query=-1, key=2)
+    ablate   set to 0                                 ablate("blocks.5.attn.z", head=3)
+    scale    multiply                                 scale("blocks.2.mlp.out", 0.5, position=4)
+    replace  set to a number or a vector              replace("blocks.1.attn.scores", 0.0, head=0, query=5, key=2)
+    add      add a number or a vector                 add("blocks.8.resid_post", vector, scale=4.0, position=-1)
+    patch    set to the value in another text         patch("blocks.8.resid_mid", from_trace=other, position=4)
+    knockout hide a key from a query                  knockout("blocks.3.attn.scores", query=-1, key=2)
 
-Positions, queries and keys count the tokens that the model sees, the one that begins a text included. -1 is every token
-from which a new one is written: the last of the prompt, then each one written. What is not named is all of its axis.
-`row` is the number of a continuation where several are written at once. Of a model that reads a source, keys of
-"blocks.i.cross...." and of "rnn...." are the source's tokens, and so are all positions of "encoder....".
-A tensor in an edit is named by its SHA-256, so that an edit is JSON: a `Store` has them by that name.
+Positions, queries and keys count the tokens of the model's input, the token that begins a text included. -1 is every
+token after which a token is generated: the last of the prompt, then each generated token. An axis that is not named is
+selected completely. `row` is the number of a continuation where several are generated at once. In a model with a
+source, the keys of "blocks.i.cross...." and of "rnn...." are tokens of the source, and so are all positions of
+"encoder....".
+An edit refers to a tensor by its SHA-256, so that the edit itself is JSON; a `Store` holds the tensors.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import CapacityError, RequestError
-from glassformer.inspect.trace.trace import Places, Trace
+from glassformer.inspect.trace.trace import Indices, Trace
 
 Op = Literal["ablate", "scale", "replace", "add", "patch", "knockout"]
-TAKES = {  # beside the place: what must be given, and what may be
+TAKES = {  # arguments besides the selection: required, and optional
     "ablate": ((), ()),
     "scale": (("factor",), ()),
     "replace": ((), ("value", "vector")),
@@ -40,20 +41,20 @@ TAKES = {  # beside the place: what must be given, and what may be
 }
 WHERE = ("head", "position", "query", "key", "dim", "row")
 NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-STORE = 256 << 20
+MAX_STORE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One change. Fields as in its JSON form; `tensor` is what `vector` names."""
+    """One edit. The fields are those of its JSON form; `tensor` is the tensor that `vector` refers to."""
 
     op: Op
     point: str
-    head: Places = None
-    position: Places = None
-    query: Places = None
-    key: Places = None
-    dim: Places = None
+    head: Indices = None
+    position: Indices = None
+    query: Indices = None
+    key: Indices = None
+    dim: Indices = None
     row: int | None = None
     factor: float | None = None
     value: float | None = None
@@ -64,14 +65,14 @@ class Edit:
     def __post_init__(self):
         _check({one.name: getattr(self, one.name) for one in fields(self)})
         for name in WHERE:
-            places = getattr(self, name)
-            object.__setattr__(self, name, places if places is None or isinstance(places, int) else tuple(places))
+            indices = getattr(self, name)
+            object.__setattr__(self, name, indices if indices is None or isinstance(indices, int) else tuple(indices))
         if (self.vector is None) != (self.tensor is None):
-            raise _wrong(f"vector {self.vector!r} names a tensor that is not at hand: put it into the store first")
+            raise _wrong(f"vector {self.vector!r} refers to a tensor that is missing: put it into the store first")
 
     @property
     def json(self) -> dict[str, Any]:
-        """The edit as JSON values; what is not given is left out."""
+        """The edit as JSON values, without fields that are None."""
         found = {}
         for one in fields(self):
             value = getattr(self, one.name)
@@ -81,66 +82,66 @@ class Edit:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of what it does: the same in every process."""
+        """SHA-256 of the edit's effect: the same in every process."""
         does = {name: value for name, value in self.json.items() if name != "from_trace"}
         return hashlib.sha256(json.dumps(does, sort_keys=True).encode()).hexdigest()
 
-    def first(self, n_prompt: int) -> int:
-        """The first position whose numbers it may change, after a prompt of so many tokens."""
+    def first_position(self, n_prompt: int) -> int:
+        """Return the first position whose values the edit may change, given the length of the prompt."""
         if self.point.startswith(("encoder.", "rnn.")) or ".cross." in self.point:
             return 0
-        starts = [_first(places, n_prompt) for places in (self.position, self.query, self.key) if places is not None]
+        starts = [_first(indices, n_prompt) for indices in (self.position, self.query, self.key) if indices is not None]
         return max(starts, default=0)
 
 
 def edits_key(edits: Sequence[Edit], position: int, n_prompt: int) -> str:
-    """Of the edits that touch a position or one before it: part of the name under which its keys may be kept."""
-    touching = [edit.hash for edit in edits if edit.first(n_prompt) <= position]
+    """Return a hash of the edits that affect a position or an earlier one: a part of the position's cache key."""
+    touching = [edit.hash for edit in edits if edit.first_position(n_prompt) <= position]
     return hashlib.sha256("\n".join(touching).encode()).hexdigest() if touching else ""
 
 
-# ---- making them
+# ---- constructors
 
 
 def ablate(point: str, **where: Any) -> Edit:
-    """What is named becomes 0: a head on attn.z, before W_o, where heads are still apart."""
+    """Set the selected values to 0. Ablate a head at attn.z: before W_o, where heads are separate."""
     return Edit("ablate", point, **_where(where))
 
 
 def scale(point: str, factor: float, **where: Any) -> Edit:
-    """What is named is multiplied by `factor`."""
+    """Multiply the selected values by `factor`."""
     return Edit("scale", point, factor=factor, **_where(where))
 
 
 def replace(point: str, value: float | Tensor | Sequence[float], **where: Any) -> Edit:
-    """What is named becomes one number, or a vector of as many as are named."""
+    """Set the selected values to one number, or to a vector with as many numbers as are selected."""
     return Edit("replace", point, **_number_or_vector(value), **_where(where))
 
 
 def add(point: str, vector: float | Tensor | Sequence[float], *, scale: float | None = None, **where: Any) -> Edit:
-    """`scale` times a number or a vector is added to what is named."""
+    """Add `scale` times a number or a vector to the selected values."""
     return Edit("add", point, factor=scale, **_number_or_vector(vector), **_where(where))
 
 
 def patch(point: str, from_trace: Trace, *, name: str | None = None, **where: Any) -> Edit:
-    """What is named becomes what it was in another text, at the same positions: those that it has.
+    """Set the selected values to those of another text, at the positions that both texts have.
 
-    name: under which `from_trace` is told in the edit's JSON.
+    name: the id of `from_trace` in the edit's JSON.
     """
     where = _where(where)
-    taken = _taken(point, from_trace, where)
-    return Edit("patch", point, vector=sha256(taken), tensor=taken, from_trace=name, **where)
+    values = _select(point, from_trace, where)
+    return Edit("patch", point, vector=sha256(values), tensor=values, from_trace=name, **where)
 
 
 def knockout(point: str, **where: Any) -> Edit:
-    """The queries named no longer see the keys named: their scores become -inf, and the others share what they had."""
+    """Hide keys from queries: their scores become -inf, and softmax gives their weight to the other keys."""
     return Edit("knockout", point, **_where(where))
 
 
 def from_json(data: Any, store: Store | None = None, trace_of: Callable[[str], Trace] | None = None) -> Edit:
-    """An edit from its JSON form. RequestError for a key or a value that it cannot have, or a vector not in `store`.
+    """Return an edit from its JSON form. RequestError for an invalid key or value, or a vector not in `store`.
 
-    trace_of: the trace of a name, for a patch `from_trace`.
+    trace_of: returns the trace of an id, for a patch `from_trace`.
     """
     if not isinstance(data, Mapping):
         raise _wrong(f"an edit is an object with op and point, got {data!r:.100}")
@@ -164,7 +165,7 @@ def from_json(data: Any, store: Store | None = None, trace_of: Callable[[str], T
     if given["op"] == "patch" and source is not None:
         _check({**given, "vector": ""})
         if trace_of is None:
-            raise _wrong(f"there is no trace {source!r} here")
+            raise _wrong(f"there is no trace {source!r}")
         where = {name: given[name] for name in WHERE if name in given}
         for name in given.keys() - {"op", "point", "from_trace", *where}:
             raise _wrong(f"{name} has no effect on patch")
@@ -173,35 +174,35 @@ def from_json(data: Any, store: Store | None = None, trace_of: Callable[[str], T
     return Edit(**given)
 
 
-# ---- tensors by name
+# ---- tensors by hash
 
 
 class Store:
-    """Tensors by their SHA-256, at most so many bytes of them."""
+    """Tensors by their SHA-256, at most `limit` bytes of them."""
 
-    def __init__(self, most: int = STORE):
-        self.most, self.tensors = most, dict[str, Tensor]()
+    def __init__(self, limit: int = MAX_STORE_BYTES):
+        self.limit, self.tensors = limit, dict[str, Tensor]()
 
     def put(self, tensor: Tensor) -> str:
-        """Keep a tensor, as float32; returns its name. CapacityError where there is no room."""
+        """Store a tensor as float32 and return its SHA-256. CapacityError where the store is full."""
         tensor = _plain(tensor)
         name = sha256(tensor)
         if name not in self.tensors:
             held = sum(one.nbytes for one in self.tensors.values())
-            if held + tensor.nbytes > self.most:
-                raise CapacityError(f"a tensor of {tensor.nbytes} bytes does not fit: {held} of {self.most} are taken")
+            if held + tensor.nbytes > self.limit:
+                raise CapacityError(f"a tensor of {tensor.nbytes} bytes does not fit: {held} of {self.limit} are used")
             self.tensors[name] = tensor
         return name
 
     def get(self, name: Any) -> Tensor:
-        """The tensor of this name; RequestError where there is none."""
+        """Return a tensor by its SHA-256. RequestError where the store does not have it."""
         if not isinstance(name, str) or name not in self.tensors:
             raise _wrong(f"no tensor has the SHA-256 {name!r}: put it into the store first")
         return self.tensors[name]
 
 
 def sha256(tensor: Tensor) -> str:
-    """Of a tensor's shape and its numbers as float32."""
+    """Return the SHA-256 of a tensor's shape and its numbers as float32."""
     tensor = _plain(tensor)
     return hashlib.sha256(f"{list(tensor.shape)}".encode() + tensor.numpy().tobytes()).hexdigest()
 
@@ -210,7 +211,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).contiguous()
 
 
-# ---- what is given
+# ---- validation
 
 
 def _wrong(message: str) -> RequestError:
@@ -220,19 +221,19 @@ def _wrong(message: str) -> RequestError:
 def _where(given: dict[str, Any]) -> dict[str, Any]:
     for name in given:
         if name not in WHERE:
-            raise _wrong(f"unknown place {name!r}; known: {', '.join(WHERE)}")
+            raise _wrong(f"unknown axis {name!r}; known: {', '.join(WHERE)}")
     return given
 
 
 def _check(given: Mapping[str, Any]) -> None:
-    """RequestError unless these fields, None where not given, make an edit."""
+    """Raise RequestError unless these fields, None where absent, make an edit."""
     op, point = given.get("op"), given.get("point")
     if op not in TAKES:
         raise _wrong(f"op must be one of {', '.join(TAKES)}, got {op!r}")
     if not isinstance(point, str):
-        raise _wrong(f"point must be the name of one, such as 'blocks.0.attn.z', got {point!r}")
+        raise _wrong(f"point must be the name of a point, such as 'blocks.0.attn.z', got {point!r}")
     for name in WHERE:
-        _check_places(name, given.get(name))
+        _check_indices(name, given.get(name))
     for name in ("factor", "value"):
         number = given.get(name)
         if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
@@ -243,17 +244,17 @@ def _check(given: Mapping[str, Any]) -> None:
         raise _wrong(f"{name} has no effect on {op}")
     for name in must:
         if name not in there:
-            raise _wrong(f"{op} needs {'a trace to take from (from_trace)' if name == 'vector' else name}")
+            raise _wrong(f"{op} needs {'a trace to copy from (from_trace)' if name == 'vector' else name}")
     if op in ("replace", "add") and len(there & {"value", "vector"}) != 1:
         raise _wrong(f"{op} needs either a value, one number, or a vector")
 
 
-def _check_places(name: str, given: Any) -> None:
+def _check_indices(name: str, given: Any) -> None:
     if given is None or (isinstance(given, int) and not isinstance(given, bool)):
         return
     some = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
     if name == "row" or not some or any(isinstance(i, bool) or not isinstance(i, int) for i in some):
-        kind = "a whole number" if name == "row" else "a whole number, or some"
+        kind = "a whole number" if name == "row" else "a whole number or a list of them"
         raise _wrong(f"{name} must be {kind}, got {given!r:.100}")
 
 
@@ -267,40 +268,40 @@ def _number_or_vector(given: Any) -> dict[str, Any]:
     return {"vector": sha256(tensor), "tensor": tensor}
 
 
-def _taken(point: str, trace: Trace, where: Mapping[str, Any]) -> Tensor:
-    """The named part of another text's point: its axes in the point's own order, 1 long where one place is named."""
+def _select(point: str, trace: Trace, where: Mapping[str, Any]) -> Tensor:
+    """Return the selected part of a point in another text. Axes with one selected index have length 1."""
     if not isinstance(trace, Trace):
-        raise _wrong(f"from_trace must be a trace, as lm.trace returns it, got {trace!r:.100}")
+        raise _wrong(f"from_trace must be a trace, which lm.trace returns, got {trace!r:.100}")
     axes = trace.axes(point)
-    some = {name: None if where.get(name) is None else listed(where[name]) for name in WHERE}
-    if of_product(point):
+    some = {name: None if where.get(name) is None else as_list(where[name]) for name in WHERE}
+    if is_product(point):
         tensor = trace.rows(point, some["head"], some["query"]).tensor
         rest = {len(axes) - 1: some["key"]}
     else:
         tensor = trace.at(point, some["position"] if axes[0] == "T" else None).tensor
         rest = {0: None if axes[0] == "T" else some["position"], axes.index(axes[-1]): some["dim"]}
         rest |= {1: some["head"]} if len(axes) == 3 else {}
-    for axis, places in rest.items():
-        if places is not None:
+    for axis, indices in rest.items():
+        if indices is not None:
             size = tensor.shape[axis]
-            if not all(0 <= i < size for i in places):
-                raise _wrong(f"{point} has no such place: {places} of {size}")
-            tensor = tensor.index_select(axis, torch.tensor(places, device=tensor.device))
+            if not all(0 <= i < size for i in indices):
+                raise _wrong(f"{point}: an index of {indices} is out of range for an axis of length {size}")
+            tensor = tensor.index_select(axis, torch.tensor(indices, device=tensor.device))
     return _plain(tensor)
 
 
-def of_product(point: str) -> bool:
-    """Whether a point has a query and a key."""
+def is_product(point: str) -> bool:
+    """Return whether a point has queries and keys as axes."""
     return point.endswith((".scores", ".probs"))
 
 
-def listed(places: int | Sequence[int]) -> list[int]:
-    """One place or several, as several."""
-    return [places] if isinstance(places, int) else list(places)
+def as_list(indices: int | Sequence[int]) -> list[int]:
+    """Return one index or several as a list."""
+    return [indices] if isinstance(indices, int) else list(indices)
 
 
-def _first(places: Places, n_prompt: int) -> int:
-    return min(n_prompt - 1 if i == -1 else i for i in listed(0 if places is None else places))
+def _first(indices: Indices, n_prompt: int) -> int:
+    return min(n_prompt - 1 if i == -1 else i for i in as_list(0 if indices is None else indices))
 
 
 def _spelled(value: Any) -> Any:

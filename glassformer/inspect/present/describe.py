@@ -7,7 +7,6 @@ from typing import Any
 
 from glassformer.errors import GlassformerError
 from glassformer.inspect.trace.offsets import spans
-from glassformer.inspect.trace.seq2seq import GeneratedTarget
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.result import plain
 
@@ -43,7 +42,7 @@ def describe_text(trace: Trace, logprobs: Sequence[float | None] = ()) -> dict[s
         logprobs: Of the generated tokens, where known. The view `summary` computes those of all tokens.
     """
     found = _text(trace, trace.ids, trace.tokens, [None] * trace.n_prompt + list(logprobs))
-    if isinstance(trace, GeneratedTarget):
+    if trace.source is not None:
         found["source"] = _text(trace, trace.source.ids, trace.source.tokens)
         found["target"] = _text(trace, trace.target, trace.target_tokens)
     return found

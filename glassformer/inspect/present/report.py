@@ -25,7 +25,6 @@ from glassformer.inspect.present.report_data import (
 )
 from glassformer.inspect.present.router import LocalRouter
 from glassformer.inspect.present.web_build import WebBuild, load_build, picture_of
-from glassformer.inspect.trace.seq2seq import GeneratedTarget
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.focus import Focus
 from glassformer.inspect.views.focus import focus as find_focus
@@ -97,7 +96,7 @@ def pack(responses: dict[str, bytes], advance: Progress | None) -> str:
 
 def initial_address(t: Trace, focus: Focus, picture: str, text: str) -> dict[str, Any]:
     """Return the address that the page opens at, see web/src/lib/address.ts."""
-    given = isinstance(t, GeneratedTarget) and t.finish is None  # a target that the model did not generate
+    given = t.source is not None and t.finish is None  # a target that the model did not generate
     return {
         "view": picture, "text": text, "max_tokens": len(t) - t.n_prompt, "temperature": 0, "seed": 0,
         "layer": focus.layer, "head": focus.head, "query": focus.query, "key": focus.key,

@@ -115,10 +115,10 @@ def trace_paths(router: LocalRouter, id: str, focus: Focus, bake: str) -> Iterat
         if other != id:
             yield view("fork", other=other)
             yield view("changed", other=other)
-    if t.kind == "recurrent":
+    if not t.has_blocks:
         yield from recurrent_paths(t, id)
         return
-    if t.kind == "encoder-decoder":
+    if t.source is not None:
         yield from cross_attention_paths(t, id, focus, everything)
     n_heads = [one.attention.n_heads for one in t.config.layers]
     focus = Focus(focus.layer, focus.head, min(focus.query, n - 1), min(focus.key, n - 1), focus.because)

@@ -34,7 +34,7 @@ from glassformer.inspect.present import slices
 from glassformer.inspect.present.describe import describe_points, describe_text, describe_trace
 from glassformer.inspect.present.paths import parse_query
 from glassformer.inspect.sweep.sweep import sweep
-from glassformer.inspect.trace.trace import Language, Trace, spelled
+from glassformer.inspect.trace.trace import Language, Trace, token_text
 from glassformer.inspect.views.focus import focus
 from glassformer.inspect.views.registry import VIEWS, ViewSpec
 from glassformer.inspect.views.result import dump, plain
@@ -119,7 +119,7 @@ class Router(ABC):
         logprobs: list[float | None] = []
 
         def token(id: int, logprob: float | None) -> dict[str, Any]:
-            return {"id": id, "text": spelled(lm.tokenizer, id), "logprob": plain(logprob)}
+            return {"id": id, "text": token_text(lm.tokenizer, id), "logprob": plain(logprob)}
 
         for one in made:
             if isinstance(one, Trace):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from glassformer.inspect.present.notebook import show
 from glassformer.inspect.present.report import export_html
 from glassformer.inspect.record.store import save
-from glassformer.inspect.trace.seq2seq import EncoderTrace, RecurrentTrace, Seq2seqTrace
-from glassformer.inspect.trace.trace import Trace
+from glassformer.inspect.trace.blocks import BlockTrace
+from glassformer.inspect.trace.recurrent import RecurrentTrace
+from glassformer.inspect.trace.seq2seq import EncoderTrace, Seq2seqTrace
 from glassformer.inspect.views.methods import TraceViews
 
 
@@ -18,7 +19,7 @@ class Presented(TraceViews):
     export_html = export_html
 
 
-class LanguageModelTrace(Presented, Trace):
+class LanguageModelTrace(Presented, BlockTrace):
     """What `LanguageModel.trace` returns."""
 
 

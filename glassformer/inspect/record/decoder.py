@@ -1,4 +1,4 @@
-"""How a trace is made: a text is read in one pass, or written by the very loop of `generate` and kept as it grows."""
+"""Record the trace of a decoder: of a given text in one forward pass, or of a text while it is generated."""
 
 from __future__ import annotations
 
@@ -10,75 +10,88 @@ import torch
 from glassformer.errors import CapacityError, RequestError
 from glassformer.generate.decode import decode
 from glassformer.generate.request import GenerationRequest, TokenEvent, check_ids
+from glassformer.inspect.capture.capture import CapturingTap, TraceCapture, captured_points, check_budget
 from glassformer.inspect.capture.points import match
-from glassformer.inspect.capture.reader import CapturingTap, TraceReader, check_budget, wanted
-from glassformer.inspect.edits.apply import Edits, about, edited
-from glassformer.inspect.trace.recompute import KeptValues
-from glassformer.inspect.trace.trace import Language, Trace
-from glassformer.nn.protocols import Tap
+from glassformer.inspect.edits.apply import Edits, edited_points, trace_fields
+from glassformer.inspect.trace.blocks import BlockTrace
+from glassformer.inspect.trace.recompute import CapturedValues
+from glassformer.inspect.trace.trace import Language
+from glassformer.nn.protocols import EncodedSource, Tap
 from glassformer.nn.step import Step
 
-T = TypeVar("T", bound=Trace)
+T = TypeVar("T", bound=BlockTrace)
 
 
-class Watching:
-    """A `Watch` of one text that is written: edits change its passes, and a reader keeps what passes."""
+class CaptureObserver:
+    """An `Observer` of one text that is generated: applies edits, then captures."""
 
     sees_last_token, separate_prefill = True, False
 
-    def __init__(self, reader: TraceReader, editor: Edits | None):
-        self.reader, self.editor, self.has_edits = reader, editor, editor is not None
+    def __init__(self, capture: TraceCapture, editor: Edits | None):
+        self.capture, self.editor, self.has_edits = capture, editor, editor is not None
 
     def tap(self, step: Step, sequences: Sequence[int]) -> Tap:
         if step.positions.ndim == 2:
-            self.reader.passed(step)
-        return CapturingTap(step, sequences, self.editor, self.reader)
+            self.capture.begin(step)
+        return CapturingTap(step, sequences, self.editor, self.capture)
 
 
 def record_text(
-    trace_type: type[T], lm: Language, ids: Sequence[int], read: Sequence[str], budget: int | None, editor: Edits | None
+    trace_type: type[T],
+    lm: Language,
+    ids: Sequence[int],
+    capture: Sequence[str],
+    budget: int | None,
+    editor: Edits | None,
 ) -> T:
-    """A trace of a text that is there, read in one pass. Errors: those of `lm.trace`."""
+    """Record the trace of a given text in one forward pass. Errors: those of `lm.trace`."""
     config, device = lm.model.config, lm.model.embed.weight.device
     check_ids("text", ids, config.vocab_size)
     if len(ids) > config.context_length:
         raise CapacityError(f"the text has {len(ids)} tokens, and the model's context holds {config.context_length}")
-    reader = _reader(lm, read, budget, editor, len(ids))
-    row = torch.tensor([ids], device=device)
+    store = _capture(lm, capture, budget, editor, len(ids))
     with torch.no_grad():
-        step = Step.of(row)
-        step.tap = CapturingTap(step, (0,), editor, reader)
-        hidden = lm.model.hidden(row, step)
-        some = slice(None) if "final.logits" in reader.names else slice(-1, None)
-        step = step.at(step.positions[:, some])
-        step.tap = CapturingTap(step, (0,), editor, reader)
-        lm.model.logits(hidden[:, some], step)
-    reader.count = len(ids)
-    return _trace(trace_type, lm, reader, ids, editor, budget=budget)
+        run_decoder(lm.model, torch.tensor([ids], device=device), store, editor)
+    return _trace(trace_type, lm, store, ids, editor, budget=budget)
+
+
+def run_decoder(
+    model: Any, row: torch.Tensor, store: TraceCapture, editor: Edits | None, source: EncodedSource | None = None
+) -> None:
+    """Run a decoder on one text [1, T] with a capturing tap. The logits of earlier tokens only where captured."""
+    step = Step.of(row, source=source)
+    step.tap = CapturingTap(step, (0,), editor, store)
+    hidden = model.hidden(row, step)
+    some = slice(None) if "final.logits" in store.names else slice(-1, None)
+    step = step.at(step.positions[:, some])
+    step.tap = CapturingTap(step, (0,), editor, store)
+    model.logits(hidden[:, some], step)
+    store.count = row.shape[1]
 
 
 def record_generation(
     trace_type: type[T],
     lm: Any,
     request: GenerationRequest,
-    read: Sequence[str],
+    capture: Sequence[str],
     budget: int | None,
     editor: Edits | None,
     before_forward: Callable[[], None] | None = None,
 ) -> Iterator[TokenEvent | T]:
-    """Continue a prompt; yield a token event per token as `stream` does, then the trace of the complete text."""
+    """Continue a prompt: yield a `TokenEvent` per token as `stream` does, then the trace of the complete text."""
     if request.max_tokens is None:
-        raise RequestError("a trace that is written needs max_tokens: what it keeps grows with it", param="max_tokens")
-    some = [name for name in match(lm.model.config, read) if name != "final.logits"]  # of the last tokens only
-    reader = _reader(lm, some, budget, editor, len(request.prompts[0]) + request.max_tokens)
-    watch = Watching(reader, editor)
-    events = decode(lm.model, request, tokenizer=lm.tokenizer, observer=watch, before_forward=before_forward)
-    return _written(trace_type, lm, request, events, reader, editor, budget)
+        raise RequestError("a trace of generated text needs max_tokens: its size grows with it", param="max_tokens")
+    # The generation loop computes the logits of the last token only.
+    some = [name for name in match(lm.model.config, capture) if name != "final.logits"]
+    store = _capture(lm, some, budget, editor, len(request.prompts[0]) + request.max_tokens)
+    observer = CaptureObserver(store, editor)
+    events = decode(lm.model, request, tokenizer=lm.tokenizer, observer=observer, before_forward=before_forward)
+    return _generate(trace_type, lm, request, events, store, editor, budget)
 
 
-def _written(
+def _generate(
     trace_type: type[T], lm: Language, request: GenerationRequest, events: Iterator[TokenEvent],
-    reader: TraceReader, editor: Edits | None, budget: int | None,
+    store: TraceCapture, editor: Edits | None, budget: int | None,
 ) -> Iterator[TokenEvent | T]:  # fmt: skip
     (prompt,), finish = request.prompts, None
     ids = list(prompt)
@@ -93,20 +106,22 @@ def _written(
             raise
         finish = "nan"
     yield _trace(
-        trace_type, lm, reader, ids[: reader.count], editor, n_prompt=len(prompt), finish=finish, budget=budget,
-        rereads=reader.rereads, seed=request.sampling.seed,
+        trace_type, lm, store, ids[: store.count], editor, n_prompt=len(prompt), finish=finish, budget=budget,
+        reprefills=store.reprefills, seed=request.sampling.seed,
     )  # fmt: skip
 
 
-def _reader(lm: Language, read: Sequence[str], budget: int | None, editor: Edits | None, length: int) -> TraceReader:
-    config, changed = lm.model.config, edited(editor)
-    check_budget(config, read, changed, length, lm.model.embed.weight.element_size(), budget)
-    return TraceReader(config, wanted(config, read, changed), length)
+def _capture(
+    lm: Language, capture: Sequence[str], budget: int | None, editor: Edits | None, length: int
+) -> TraceCapture:
+    config, edited = lm.model.config, edited_points(editor)
+    check_budget(config, capture, edited, length, lm.model.embed.weight.element_size(), budget)
+    return TraceCapture(config, captured_points(config, capture, edited), length)
 
 
 def _trace(
-    trace_type: type[T], lm: Language, reader: TraceReader, ids: Sequence[int], editor: Edits | None, **rest: Any
+    trace_type: type[T], lm: Language, store: TraceCapture, ids: Sequence[int], editor: Edits | None, **rest: Any
 ) -> T:
     row = torch.tensor(ids, device=lm.model.embed.weight.device)
-    kept = KeptValues(lm.model, row, reader.result(), editor, edited(editor), reader.last_logits)
-    return trace_type(lm, kept, **about(editor), **rest)
+    captured = CapturedValues(lm.model, row, store.result(), editor, edited_points(editor), store.last_logits)
+    return trace_type(lm, captured, **trace_fields(editor), **rest)

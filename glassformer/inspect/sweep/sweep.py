@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import RequestError
-from glassformer.inspect.capture.points import find, layer_of, sizes
+from glassformer.inspect.capture.points import ENCODER, find, layer_of, sizes
 from glassformer.inspect.edits.apply import Edits
 from glassformer.inspect.edits.edit import Edit, ablate, knockout, patch, scale
 from glassformer.inspect.record.rerun import check_head, rerun
-from glassformer.inspect.trace.seq2seq import SIDE
+from glassformer.inspect.trace.seq2seq import EncoderTrace
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.attribution import choose_tokens
 from glassformer.inspect.views.layer import AttentionKind, select_stack
@@ -72,7 +72,7 @@ class Sweep:
 
     def __iter__(self) -> Iterator[SweepRow]:
         t, order = self.trace, sorted(self.edits, key=lambda edit: -(layer_of(edit.point) or 0))
-        length = (len(t) if self.position is None else self.position + 1) + len(getattr(t, "source", ()))
+        length = (len(t) if self.position is None else self.position + 1) + t.n_source
         max_batch, done = max(1, min(MAX_BATCH, MAX_TOKENS // length)), 0
         unedited = rerun(t, (), self.position)[0]
         while done < len(order):
@@ -142,14 +142,15 @@ def sweep(
     if point is not None and (over == "positions" or op == "knockout"):
         other = "op 'knockout', which edits scores" if op == "knockout" else "over 'positions', which edits the input"
         raise RequestError(f"point has no effect with {other}: leave it out", param="point")
-    of_embedding = t.kind == "encoder" and position is None and target is None and rival is None
-    if t.kind == "encoder" and not hasattr(t.lm, "sentence"):
+    encoder = isinstance(t, EncoderTrace)
+    of_embedding = encoder and position is None and target is None and rival is None
+    if encoder and not hasattr(t.lm, "sentence"):
         raise RequestError(
             "this is the encoder's part of a trace: sweep the complete trace, with attention='encoder'", param="trace"
         )
-    if t.kind == "encoder" and not of_embedding:
+    if encoder and not of_embedding:
         check_head(t)
-    at = t.place("position", -1 if position is None else position)
+    at = t.index("position", -1 if position is None else position)
 
     def edit(name: str, **where: Any) -> Edit:
         if op == "knockout":
@@ -159,7 +160,7 @@ def sweep(
         return ablate(name, **where) if factor is None else scale(name, factor, **where)
 
     edits = tuple(edit(name, **where) for name, where in _targets(t, over, op, attention, point, at, source))
-    Edits(t.config, list(edits), [t.n_prompt], len(t), len(getattr(t, "source", ())) or None)  # validates
+    Edits(t.config, list(edits), [t.n_prompt], len(t), t.n_source or None)  # validates
     if of_embedding:
         return Sweep(t, edits, None, None, None, 0.0, COSINE)
     if target is None and rival is None:
@@ -173,20 +174,20 @@ def _targets(
     t: Trace, over: str, op: str, attention: AttentionKind, point: str | None, at: int, source: Trace | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each point to edit, and the heads, positions, queries and keys of the edit."""
-    allowed = "positions" if t.kind == "recurrent" else "cells"
+    allowed = "cells" if t.has_blocks else "positions"
     if op == "knockout" and over != allowed:
         raise RequestError(f"op 'knockout' needs over={allowed!r} for this model, got {over!r}", param="over")
-    if t.kind == "recurrent":
+    if not t.has_blocks:
         yield from _recurrent_targets(t, over, op, attention, source)
         return
     stack, _ = select_stack(t, attention)
-    if attention == "cross" and t.kind != "encoder-decoder":
+    if attention == "cross" and t.source is None:
         raise RequestError("this model has no source: leave out `attention`", param="attention")
-    prefix, kind = SIDE if attention == "encoder" else "", "cross" if attention == "cross" else "attn"
-    causal = stack.kind != "encoder" and kind == "attn"
-    lengths = [at + 1 if causal else len(stack.source if kind == "cross" else stack)]  # pyright: ignore[reportAttributeAccessIssue]
+    prefix, kind = ENCODER if attention == "encoder" else "", "cross" if attention == "cross" else "attn"
+    causal = stack.causal and kind == "attn"
+    lengths = [at + 1 if causal else stack.n_source if kind == "cross" else len(stack)]
     if source is not None:
-        lengths.append(len(source if stack is t and kind == "attn" else source.source))  # pyright: ignore[reportAttributeAccessIssue]
+        lengths.append(len(source if stack is t and kind == "attn" else source.source))
     tokens = range(min(lengths))
     layers = [f"{prefix}blocks.{i}." for i in range(stack.config.n_layers)]
     if op == "knockout":
@@ -202,7 +203,7 @@ def _targets(
         ends = (point,) if point else ("cross.add",) if kind == "cross" else ("attn.add", "mlp.add")
         yield from ((f"{layer}{end}", {}) for layer in layers for end in ends)
     elif over == "positions":
-        name = f"{SIDE}final.norm" if kind == "cross" else f"{prefix}blocks.0.resid_pre"
+        name = f"{ENCODER}final.norm" if kind == "cross" else f"{prefix}blocks.0.resid_pre"
         yield from ((name, {"position": p}) for p in tokens)
     else:
         end = point or ("cross.v" if kind == "cross" else "resid_pre")

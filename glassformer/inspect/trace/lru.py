@@ -1,7 +1,7 @@
-"""What was computed again and stays at hand: the last of it, as much as fits into some bytes.
+"""A byte-bounded LRU cache of recomputed values.
 
-A picture asks for several points of one token, and the next picture mostly for others of the same: a block runs once
-for them all, and what a head weighed there is worked out once.
+A view needs several points of one token, and the next view mostly other points of the same token. With the cache a
+block runs once for all of them.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ T = TypeVar("T")
 
 
 class ByteLRU:
-    """Values by what they were asked for; those not asked for the longest go first."""
+    """Values by key, at most `limit` bytes of tensors. The least recently used value is evicted first."""
 
     def __init__(self, limit: int | None = None):
         self.limit, self.bytes = LIMIT if limit is None else limit, 0
-        self._found: OrderedDict[Hashable, Any] = OrderedDict()
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What is at hand under a key; made now where nothing is. Tensors by name, or a dataclass of them."""
-        if key not in self._found:
-            self._found[key] = found = make()
-            self.bytes += _size(found)
-            while self.bytes > self.limit and len(self._found) > 1:
-                self.bytes -= _size(self._found.popitem(last=False)[1])
-        self._found.move_to_end(key)
-        return self._found[key]
+        """Return the value of a key, made by `make` where it is not cached: tensors by name, or a dataclass of them."""
+        if key not in self._values:
+            self._values[key] = value = make()
+            self.bytes += _size(value)
+            while self.bytes > self.limit and len(self._values) > 1:
+                self.bytes -= _size(self._values.popitem(last=False)[1])
+        self._values.move_to_end(key)
+        return self._values[key]
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that it holds."""
-        for found in self._found.values():
-            yield from _tensors(found)
+        """Yield every cached tensor."""
+        for value in self._values.values():
+            yield from _tensors(value)
 
 
-def _tensors(found: Any) -> Iterator[Tensor]:
-    for value in found.values() if isinstance(found, dict) else vars(found).values():
-        one = value[0] if isinstance(value, tuple) else value
+def _tensors(value: Any) -> Iterator[Tensor]:
+    for part in value.values() if isinstance(value, dict) else vars(value).values():
+        one = part[0] if isinstance(part, tuple) else part
         if isinstance(one, Tensor):
             yield one
         elif is_dataclass(one):
             yield from _tensors(one)
 
 
-def _size(found: Any) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(found))
+def _size(value: Any) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(value))

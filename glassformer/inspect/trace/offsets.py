@@ -1,4 +1,4 @@
-"""Which characters of a text each of its tokens covers."""
+"""The characters of a text that each of its tokens covers."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from glassformer.text.tokenizer import Tokenizer
 
 
 def spans(tokenizer: Tokenizer | None, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-    """The text of tokens, and where in it each begins and ends, in characters.
+    """Return the text of tokens, and the (start, end) of each token in it, in characters.
 
-    A control token covers nothing, neither in the text. A part of a character covers the whole of it, and so do the
-    others of its parts. Bytes that are no text are one U+FFFD each time, as in `decode`.
+    A control token covers nothing, and the text does not show it. A token that is a part of a character covers that
+    character, as do the tokens of its other parts. Invalid UTF-8 becomes U+FFFD, as in `decode`.
     """
     if tokenizer is None:
         return "", [(0, 0)] * len(ids)
     control = set(tokenizer.special_tokens.values())
-    pieces = [b"" if id in control else tokenizer.token_bytes(id) for id in ids]
-    text, at = _decoded(b"".join(pieces))
+    parts = [b"" if id in control else tokenizer.token_bytes(id) for id in ids]
+    text, at = _decode(b"".join(parts))
     dropped = int(tokenizer.backend.drops_first_space and text.startswith(" "))
     found, begin = [], 0
-    for piece in pieces:
-        end = begin + len(piece)
+    for part in parts:
+        end = begin + len(part)
         start = at[begin] if begin < len(at) else len(text)
-        stop = at[end - 1] + 1 if piece else start
+        stop = at[end - 1] + 1 if part else start
         found.append((max(start - dropped, 0), max(stop - dropped, 0)))
         begin = end
     return text[dropped:], found
 
 
-def _decoded(data: bytes) -> tuple[str, list[int]]:
-    """Bytes as text, and for each byte the number of its character."""
+def _decode(data: bytes) -> tuple[str, list[int]]:
+    """Return bytes as text, and the index of the character that each byte belongs to."""
     text, at, begin = "", [], 0
     while begin < len(data):
         try:

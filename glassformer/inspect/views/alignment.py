@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace.recompute import worst
+from glassformer.inspect.trace.recompute import larger
 from glassformer.inspect.trace.trace import ModelKind, Receipt, Trace
 
 NO_ATTENTION = "this model has no attention: it generates from the encoder's last state alone, so there is no alignment"
@@ -60,7 +60,7 @@ def alignment(t: Trace, *, layer: int | None = None, head: int | None = None) ->
     pair: Any = t
     if head is not None and layer is None:
         raise RequestError("head needs a layer: give `layer` too", param="layer")
-    if t.kind == "recurrent":
+    if not t.has_blocks:
         probs, line, identity, error, n_layers, n_heads = _recurrent(pair, layer, head)
     else:
         probs, line, identity, error, n_layers, n_heads = _cross(pair, layer, head)
@@ -93,7 +93,7 @@ def _cross(t: Any, layer: int | None, head: int | None) -> tuple[Tensor, str, st
     values = [t.rows(f"blocks.{i}.cross.probs", head) for i in layers]
     error, identity = 0.0, values[0].identity
     for value in values:
-        error = worst(error, value.error)
+        error = larger(error, value.error)
     if head is not None:
         return values[0].tensor.float(), f't["blocks.{layer}.cross.probs"][{head}]', identity, error, n_layers, n_heads
     probs = torch.cat([value.tensor.float() for value in values]).mean(0)

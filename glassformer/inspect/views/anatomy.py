@@ -181,7 +181,7 @@ def times(t: Trace, *, rounds: int = 3) -> Times:
     for _ in range(rounds):
         clock, before = _Clock(), time.perf_counter()
         start = before
-        t.model(ids, Step.of(ids, tap=clock, source=t.kept.source))  # an encoder is not timed
+        t.model(ids, Step.of(ids, tap=clock, source=t.captured.source))  # an encoder is not timed
         parts: dict[str, float] = {}
         for name, at in clock.at:
             parts[name], before = (at - before) * 1e3, at

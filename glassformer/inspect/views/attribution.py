@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import RequestError
-from glassformer.inspect.trace.trace import Receipt, Trace, spelled
+from glassformer.inspect.trace.trace import Receipt, Trace, token_text
 from glassformer.nn.norm import LayerNorm, RMSNorm
 
 STREAM = ("resid_mid", "resid_cross", "resid_post")
@@ -82,7 +82,7 @@ def attribution(
     Raises:
         RequestError: The model normalizes the residual stream itself after each branch, or the final norm is edited.
     """
-    config, where = t.config, t.place("position", position)
+    config, where = t.config, t.index("position", position)
     for i, layer in enumerate(config.layers):
         if "post" in layer.norm_at:
             raise RequestError(
@@ -111,7 +111,7 @@ def attribution(
     for i, (layer, block) in enumerate(zip(config.layers, t.model.blocks, strict=True)):
         kinds = ("attn",) if layer.cross is None else ("attn", "cross")
         names = [f"blocks.{i}.{kind}.{end}" for kind in kinds for end in ("heads", "out", "add")]
-        got = t.several([*names, f"blocks.{i}.mlp.add"], where)
+        got = t.values([*names, f"blocks.{i}.mlp.add"], where)
         value = {name.removeprefix(f"blocks.{i}."): one.tensor.double() for name, one in got.items()}
         parts, rest = [], 0.0
         for kind in kinds:
@@ -137,7 +137,7 @@ def attribution(
     normed = t.at("final.norm", where).tensor.double()
     raw = capped if config.logit_softcap is None else (normed @ direction).item() + of_head
     total = sum(map(sum, heads)) + sum(biases) + sum(mlps) + embedding + constant + of_edits
-    tokens = [(token, spelled(t.lm.tokenizer, token)) for token in (one, other)]
+    tokens = [(token, token_text(t.lm.tokenizer, token)) for token in (one, other)]
     code = f"t.attribution(position={where}, target={one}, rival={other})"
     return Attribution(
         where, tokens[0], tokens[1], raw, capped, tuple(heads), tuple(biases), tuple(mlps), embedding, constant,
@@ -165,7 +165,7 @@ def resolve_token(t: Trace, what: str, given: int | str) -> int:
             raise RequestError(f"{what} must be a token id: this model has no tokenizer", param=what)
         ids = tokenizer.target_tokenizer().encode(given, bare=True)
         if len(ids) != 1:
-            parts = ", ".join(repr(spelled(tokenizer, token)) for token in ids)
+            parts = ", ".join(repr(token_text(tokenizer, token)) for token in ids)
             raise RequestError(f"{what} must be one token, and {given!r} is {len(ids)}: {parts}", param=what)
         return ids[0]
     if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < size:

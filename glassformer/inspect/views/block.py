@@ -75,7 +75,7 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
     ends = ["resid_pre", "attn.add", "mlp.add", "resid_post"]
     ends += ["cross.add"] if config.cross is not None else []
     ends += ["mlp.act"] if plain and top else []
-    got = t.several([f"{name}.{end}" for end in ends], position)  # one run of the block
+    got = t.values([f"{name}.{end}" for end in ends], position)  # one run of the block
     value = {end: got[f"{name}.{end}"].tensor.detach().float() for end in ends}
     pre, attn, mlp, post = (value[end] for end in ends[:4])
     cross = value.get("cross.add")
@@ -87,7 +87,7 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
     receipt = Receipt(f't["{name}.resid_post"][{position}]', f"max |{how} - resid_post|", off(whole, post))
     parts = {end: value[end] for end in ends[:4]}
     neurons, experts, note = (), (), None
-    if t.kind == "encoder":
+    if not t.causal:
         note = "an encoder has no output tokens, so its neurons promote none"
     elif plain:
         neurons = _neurons(t, layer, value["mlp.act"], top) if top else ()

@@ -15,7 +15,7 @@ from torch import Tensor
 from glassformer.cache.dense import DenseCache
 from glassformer.config import LayerConfig
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace.recompute import worst
+from glassformer.inspect.trace.recompute import larger
 from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.layer import get_block
 from glassformer.inspect.views.result import off
@@ -93,14 +93,14 @@ def cache(t: Trace, *, layer: int = 0) -> CacheContents:
     values = [t[name] for name in names]
     own, *others = [value.tensor.float().sum(1) for value in values]  # [H, S]
     lines = [f't["{name}"].tensor.sum(1)' for name in names]
-    error = functools.reduce(worst, (value.error or 0.0 for value in values))
+    error = functools.reduce(larger, (value.error or 0.0 for value in values))
     receipt = Receipt(", ".join(lines), values[0].identity, error)
     return CacheContents(layers, total, layer, own, others[0] if others else None, t.n_prompt, receipt)
 
 
 def _layer(t: Trace, i: int, config: LayerConfig) -> CacheLayer:
     """Describe one layer's cache, which stores keys and values, or a latent from which both are computed."""
-    itemsize, context = t.kept.of(f"blocks.{i}.attn.k_rot").element_size(), t.config.context_length
+    itemsize, context = t.captured.require(f"blocks.{i}.attn.k_rot").element_size(), t.config.context_length
     capacity, each = min(config.attention.window or context, context), config.attention.cached_per_token * itemsize
     slots, source = min(len(t.ids), capacity), None
     if config.cross is not None:

@@ -105,7 +105,7 @@ def cell(t: Trace, *, layer: int, head: int, query: int, key: int, attention: At
     check_number("key", key, -n_keys, n_keys - 1)
     key %= n_keys
     kv_head = head // (module.config.n_heads // module.config.n_kv_heads)
-    row = t.hold(("row", name, head, query), lambda: compute_row(t, module, name, head, kv_head, query))
+    row = t.cached(("row", name, head, query), lambda: compute_row(t, module, name, head, kv_head, query))
     own, free = row.own, row.unscaled
     unscaled = Unscaled(
         free.capped[key].item(), free.scores[key].item(), free.largest.item(), free.exp[key].item(), free.total.item(),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace.trace import Language, Receipt, spelled
+from glassformer.inspect.trace.trace import Language, Receipt, token_text
 from glassformer.inspect.views.result import Named, named, off
 from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
@@ -108,7 +108,7 @@ def embedding(lm: Language, *, token: int, n: int = 10, table: Table = "input") 
         looked_up = module(torch.tensor([token], device=rows.device))[0]
     receipt = Receipt(f"{name}[{token}]", "max |row - embedding module's output|", off(looked_up, row))
     tables = distinct_tables(lm)
-    shown = Named(token, spelled(lm.tokenizer, token), row.norm().item())
+    shown = Named(token, token_text(lm.tokenizer, token), row.norm().item())
     return Embedding(shown, len(rows), row, nearest, tables, "output" not in tables, receipt)
 
 
@@ -132,7 +132,8 @@ def embedding_map(lm: Language, *, tokens: tuple[int, ...], table: Table = "inpu
     farthest = points.gather(0, points.abs().argmax(0, keepdim=True))
     points = points * farthest.sign()  # a component's sign is arbitrary: make it deterministic
     found = tuple(
-        EmbeddingPoint(id, spelled(lm.tokenizer, id), *point) for id, point in zip(chosen, points.tolist(), strict=True)
+        EmbeddingPoint(id, token_text(lm.tokenizer, id), *point)
+        for id, point in zip(chosen, points.tolist(), strict=True)
     )
     first, second = [*share.tolist(), 0.0][:2]
     what = f"tokens={tuple(chosen)}" + ("" if table == "input" else f", table={table!r}")

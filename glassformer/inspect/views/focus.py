@@ -48,11 +48,11 @@ def focus(
     Raises:
         RequestError: A layer, head, query or key is out of range, or the model has none.
     """
-    if t.kind == "recurrent":
+    if not t.has_blocks:
         return _recurrent_focus(t, layer, head, query, key)
     side, which = select_stack(t, attention)
-    causal = which == "attn" and side.kind != "encoder"
-    query = None if query is None else side.place("query", query)
+    causal = which == "attn" and side.causal
+    query = None if query is None else side.index("query", query)
     candidates = _candidates(side, which, layer, head)
     if len(candidates) == 1:
         (layer, head), because = candidates[0], "as given"
@@ -61,16 +61,12 @@ def focus(
     else:
         layer, head = next(one for one in candidates if one[0] == candidates[-1][0])
         because = "the first head of the last layer"
-    query = _default_query(side) if query is None else query
+    query = side.default_query if query is None else query
     row = side.rows(f"blocks.{layer}.{which}.probs", head=head, query=query).tensor.float()
     if key is None:
         rest = row[1:query] if causal else row
         key = int(rest.argmax()) + causal if len(rest) else 0
     return Focus(layer, head, query, _index(key, len(row)), because)
-
-
-def _default_query(t: Trace) -> int:
-    return (t.n_prompt if t.kind == "decoder" else len(t)) - 1
 
 
 def _candidates(t: Trace, which: AttentionKind, layer: int | None, head: int | None) -> list[tuple[int, int]]:
@@ -90,7 +86,7 @@ def _candidates(t: Trace, which: AttentionKind, layer: int | None, head: int | N
 def _choose(t: Trace, candidates: list[tuple[int, int]], query: int | None) -> tuple[int, int, int | None, str]:
     """Return a layer and head, a query, and the reason: by share of the logit difference, else by role."""
     try:
-        shares = attribution(t, position=_default_query(t) if query is None else query)
+        shares = attribution(t, position=t.default_query if query is None else query)
     except RequestError:
         return _choose_by_role(t, candidates, query)
     layer, head = max(candidates, key=lambda at: shares.heads[at[0]][at[1]])
@@ -113,7 +109,7 @@ def _choose_by_role(t: Trace, candidates: list[tuple[int, int]], query: int | No
 def _recurrent_focus(t: Trace, layer: int | None, head: int | None, query: int | None, key: int | None) -> Focus:
     if (layer, head) != (None, None):
         raise RequestError("a recurrent model has no layers and heads to choose: leave them out", param="layer")
-    query = t.place("query", -1 if query is None else query)
+    query = t.index("query", -1 if query is None else query)
     n = len(t.source)  # pyright: ignore[reportAttributeAccessIssue]
     if key is None and "rnn.probs" in t.names():
         key = int(t.rows("rnn.probs", query=query).tensor.argmax())

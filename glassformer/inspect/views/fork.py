@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from glassformer.errors import RequestError
-from glassformer.inspect.trace.recompute import LOGITS, head, read_out, worst
+from glassformer.inspect.trace.recompute import LOGIT_CHUNK, larger
 from glassformer.inspect.trace.trace import Receipt, Trace
 
 
@@ -50,24 +50,21 @@ def fork(t: Trace, other: Trace) -> Fork:
     first = next((i for i, pair in enumerate(zip(t.ids, other.ids, strict=False)) if pair[0] != pair[1]), None)
     shared = min(len(t), len(other)) if first is None else first
     kls: list[float] = []
-    for some in torch.arange(shared).split(LOGITS):
-        p, q = (_next(one, some.to(one.kept.ids.device)).to(t.kept.ids.device) for one in (t, other))
+    for some in torch.arange(shared).split(LOGIT_CHUNK):
+        p, q = (_next(one, some).to(t.captured.ids.device) for one in (t, other))
         kls += (p.exp() * (p - q)).nan_to_num(nan=torch.nan, posinf=torch.inf).sum(-1).tolist()
     steps = [
         ForkPosition(i, _token(t, i), _token(other, i), kls[i] if i < shared else None) for i in range(length)
     ]  # fmt: skip
     last = [one.at("final.logits", -1) for one in (t, other)]
     errors = [one.error for one in last]
-    error = None if None in errors else worst(*errors)  # pyright: ignore[reportArgumentType]
+    error = None if None in errors else larger(*errors)  # pyright: ignore[reportArgumentType]
     return Fork(tuple(steps), first, Receipt("t.fork(other)", last[0].identity, error))
 
 
-def _next(t: Trace, at: torch.Tensor) -> torch.Tensor:
+def _next(t: Trace, positions: torch.Tensor) -> torch.Tensor:
     """Return the log-probabilities of the next token after some positions."""
-    if t.kind == "recurrent":  # its logits are stored
-        return t["final.logits"].tensor[at].double().log_softmax(-1)
-    last = t.kept.of(f"blocks.{t.config.n_layers - 1}.resid_post", at)
-    return head(t.kept, read_out(t.kept, last, at), at).double().log_softmax(-1)
+    return t.logits(positions.to(t.captured.ids.device)).double().log_softmax(-1)
 
 
 def _token(t: Trace, i: int) -> str | None:

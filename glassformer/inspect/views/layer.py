@@ -8,6 +8,7 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
+from glassformer.inspect.trace.seq2seq import Seq2seqTrace
 from glassformer.inspect.trace.trace import Trace
 from glassformer.nn.attention import Attention
 from glassformer.nn.block import Block
@@ -38,9 +39,9 @@ def select_stack(t: Trace, kind: AttentionKind) -> tuple[Trace, AttentionKind]:
     """Return the trace of the stack that has this attention, and its name there: the encoder's is "attn"."""
     if kind != "encoder":
         return t, kind
-    if t.kind != "encoder-decoder":
+    if not isinstance(t, Seq2seqTrace):
         raise RequestError("this model is no encoder-decoder: leave out attention='encoder'", param="attention")
-    return t.source, "attn"  # pyright: ignore[reportAttributeAccessIssue]
+    return t.source, "attn"
 
 
 def resolve_position(t: Trace, name: str, position: int) -> int:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from glassformer.errors import RequestError
-from glassformer.inspect.trace.recompute import LOGITS, SAME_LOGITS, head, off, read_out
-from glassformer.inspect.trace.trace import Receipt, Trace, spelled
+from glassformer.inspect.trace.recompute import LOGIT_CHUNK, SAME_LOGITS, final_norm, head, max_difference
+from glassformer.inspect.trace.trace import Receipt, Trace, token_text
 from glassformer.inspect.views.result import last
 
 
@@ -62,7 +62,7 @@ def lens_rows(
     size = min(t.config.vocab_size, 1024)
     if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= size:
         raise RequestError(f"top must be a whole number from 1 to {size}, got {top!r}", param="top")
-    at = t.places("position", position)
+    at = t.indices("position", position)
     if at is not None and not len(at):
         raise RequestError("position must name at least one token, got none", param="position")
     names = [f"blocks.{i}.resid_pre" for i in range(t.config.n_layers)] + [f"blocks.{t.config.n_layers - 1}.resid_post"]
@@ -73,23 +73,23 @@ def lens_rows(
     positions = list(range(len(t))) if at is None else at.tolist()
     code = f"t.lens(top={top}{'' if position is None else f', position={position}'})"
     error = None
-    if t.kept.last_logits is not None:
-        end = t.kept.positions[-1:]
-        normed = read_out(t.kept, t.kept.of(names[-1], end), end)
-        error = off(head(t.kept, normed, end)[0], t.kept.last_logits)
+    if t.captured.last_logits is not None:
+        end = t.captured.positions[-1:]
+        normed = final_norm(t.captured, t.captured.require(names[-1], end), end)
+        error = max_difference(head(t.captured, normed, end)[0], t.captured.last_logits)
     return Lens(tuple(rows), tuple(positions), tuple(t.tokens[i] for i in positions), Receipt(code, SAME_LOGITS, error))
 
 
 @torch.no_grad()
 def _row(t: Trace, name: str, at: torch.Tensor | None, top: int) -> LensRow:
-    where, found = t.kept.positions if at is None else at, []
-    resid = t.kept.of(name, at)
-    for some, at_these in zip(resid.split(LOGITS), where.split(LOGITS), strict=True):
-        logprobs = head(t.kept, read_out(t.kept, some, at_these), at_these).float().log_softmax(-1)
+    where, found = t.captured.positions if at is None else at, []
+    resid = t.captured.require(name, at)
+    for some, at_these in zip(resid.split(LOGIT_CHUNK), where.split(LOGIT_CHUNK), strict=True):
+        logprobs = head(t.captured, final_norm(t.captured, some, at_these), at_these).float().log_softmax(-1)
         best = logprobs.topk(top, -1)
         found += zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return LensRow(name, tuple(tuple(_likely(t, *pair) for pair in zip(*pairs, strict=True)) for pairs in found))
 
 
 def _likely(t: Trace, token: int, logprob: float) -> LikelyToken:
-    return LikelyToken(token, spelled(t.lm.tokenizer, token), logprob)
+    return LikelyToken(token, token_text(t.lm.tokenizer, token), logprob)

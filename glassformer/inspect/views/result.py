@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from glassformer.inspect.trace.trace import Language, spelled
+from glassformer.inspect.trace.trace import Language, token_text
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Named:
 
 def named(lm: Language, ids: Tensor, values: Tensor) -> tuple[Named, ...]:
     """Tokens of the vocabulary, each with its number."""
-    return tuple(Named(i, spelled(lm.tokenizer, i), x) for i, x in zip(ids.tolist(), values.tolist(), strict=True))
+    return tuple(Named(i, token_text(lm.tokenizer, i), x) for i, x in zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def plain(value: Any) -> Any:

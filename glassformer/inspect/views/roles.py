@@ -21,7 +21,7 @@ from torch import Tensor
 from glassformer.inspect.capture.derive import derive
 from glassformer.inspect.capture.points import needs
 from glassformer.inspect.capture.recorder import RecorderTap
-from glassformer.inspect.trace.recompute import AT_ONCE, WEIGHED, weighed, worst
+from glassformer.inspect.trace.recompute import ATTENDED, MAX_SCORES, attend, larger
 from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.result import last
 from glassformer.nn.model import Decoder
@@ -149,11 +149,11 @@ def role_rows(t: Trace) -> Generator[RoleRow, None, Roles]:
     error, queries = 0.0, {}
     for i in range(t.config.n_layers):
         counter, off = layer_roles(t, i)
-        error, queries = worst(error, off), queries or counter.n
+        error, queries = larger(error, off), queries or counter.n
         rows.append(RoleRow(i, counter.means(), {role: tuple(best) for role, best in counter.best.items()}))
         yield rows[-1]
     evidence = {role: tuple(row.evidence[role] for row in rows) for role in MEANINGS}
-    receipt = Receipt("t.roles()", WEIGHED, error)
+    receipt = Receipt("t.roles()", ATTENDED, error)
     return Roles(_stacked([row.scores for row in rows]), evidence, queries, MEANINGS, receipt)
 
 
@@ -162,10 +162,10 @@ def layer_roles(t: Trace, i: int) -> tuple[RoleCounter, float]:
     """Return the roles of one layer's heads, and the error of the identity of their probabilities."""
     layer, n_heads = f"blocks.{i}.attn", t.config.layers[i].attention.n_heads
     counter, error = RoleCounter(n_heads), 0.0
-    for some in t.kept.positions.split(max(1, AT_ONCE // (n_heads * len(t)))):
-        found, off = weighed(t.kept, layer, ["probs"], None, some)
-        counter.add(found["probs"], t.visible(layer, some.tolist()), role_masks(t.kept.ids, some), int(some[0]))
-        error = worst(error, off)
+    for some in t.captured.positions.split(max(1, MAX_SCORES // (n_heads * len(t)))):
+        found, off = attend(t.captured, layer, ["probs"], None, some)
+        counter.add(found["probs"], t.visible(layer, some.tolist()), role_masks(t.captured.ids, some), int(some[0]))
+        error = larger(error, off)
     return counter, error
 
 

@@ -10,10 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
-from glassformer.inspect.trace.trace import Receipt, Trace, spelled
-from glassformer.inspect.views.layer import values_at
+from glassformer.inspect.trace.trace import Receipt, Trace, token_text
 from glassformer.inspect.views.result import Named, named
-from glassformer.nn.step import Step
 
 CHUNK = 64  # positions whose logits, [64, V], are in memory at a time
 
@@ -61,22 +59,15 @@ def summary(t: Trace, *, top: int = 5) -> Summary:
                 found.append((own.item(), int((probs[row] > own).sum()), likeliest))
     rows = [(None, None, ()), *found]
     tokens = [
-        TokenSummary(i, t.ids[i], spelled(t.lm.tokenizer, t.ids[i]), i >= t.n_prompt, *row)
+        TokenSummary(i, t.ids[i], token_text(t.lm.tokenizer, t.ids[i]), i >= t.n_prompt, *row)
         for i, row in enumerate(rows)
     ]
-    value = t["final.logits" if t.kind == "recurrent" else "final.norm"]
+    value = t.at("final.logits", -1)
     receipt = Receipt('t["final.logits"].tensor.softmax(-1)', value.identity, value.error)
     return Summary(tuple(tokens), t.n_prompt, following, receipt)
 
 
 def logit_chunks(t: Trace) -> Iterator[tuple[int, Float[Tensor, "T V"]]]:
     """Yield (first position, logits of at most `CHUNK` positions) in float32."""
-    if t.kind == "recurrent":  # its logits are stored
-        for i, part in enumerate(values_at(t, "final.logits").split(CHUNK)):
-            yield i * CHUNK, part
-        return
-    hidden = values_at(t, "final.norm")
-    step = Step(torch.arange(len(hidden), device=hidden.device)[None])
-    for begin in range(0, len(hidden), CHUNK):
-        part = hidden[begin : begin + CHUNK].to(t.model.embed.weight.dtype)
-        yield begin, t.model.logits(part, step).float()
+    for positions in t.captured.positions.split(CHUNK):
+        yield int(positions[0]), t.logits(positions).float()

@@ -1,6 +1,6 @@
-"""Which views have no meaning for which kinds of model; the reason is what a person is told instead of a picture.
+"""Which views have no meaning for which kinds of model, and why.
 
-What is not named here is served; a view may still refuse what a model of a served kind does otherwise.
+A view that is not listed here is served; it may still reject a model of a served kind for another reason.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from glassformer.inspect.trace.trace import ModelKind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-NO_SOURCE = "this model reads no source beside its own text: what its tokens look at are the views `cell` and `grid`"
-WRITES_NOTHING = "an encoder writes nothing: each state has seen the whole text, and none is read for a next token"
-NOTHING_KEPT = "an encoder reads its text whole and once: it keeps no keys and values for tokens to come"
-ALL_SEEN = "in an encoder every token sees every other: a change of one reaches all, on either side of it"
-BACKWARDS = "roles are of heads that look back at what was written, and an encoder's look both ways"
-NO_BLOCKS = "a recurrent model has no blocks: it carries one state from token to token"
-NO_HEADS = "a recurrent model has no heads, no queries, keys and values; what attention it may have is `alignment`"
-NO_CACHE = "a recurrent model keeps no past tokens: its state is all that it carries on"
+NO_SOURCE = "this model has no source: the views `cell` and `grid` show its attention"
+NO_NEXT_TOKEN = "an encoder predicts no next token: each of its states depends on the complete text"
+NO_ENCODER_CACHE = "an encoder processes its text in one forward pass: it caches no keys and values"
+ALL_VISIBLE = "in an encoder every token sees every other: a change of one affects all of them"
+NOT_CAUSAL = "roles describe heads that attend to earlier tokens, and an encoder's heads attend to all tokens"
+NO_BLOCKS = "a recurrent model has no blocks: it passes one state from token to token"
+NO_HEADS = "a recurrent model has no heads, queries, keys or values; the view `alignment` shows its attention"
+NO_CACHE = "a recurrent model caches no past tokens: it passes on its state alone"
 
 REFUSED: dict[ModelKind, dict[str, str]] = {
     "decoder": {"alignment": NO_SOURCE},
     "encoder": {
-        "summary": WRITES_NOTHING, "times": WRITES_NOTHING, "lens": WRITES_NOTHING, "attribution": WRITES_NOTHING,
-        "sampling": WRITES_NOTHING, "fork": WRITES_NOTHING, "changed": ALL_SEEN, "roles": BACKWARDS,
-        "cache": NOTHING_KEPT, "cache_speed": NOTHING_KEPT,
-        "alignment": "an encoder by itself has no target to align its text with",
+        "summary": NO_NEXT_TOKEN, "times": NO_NEXT_TOKEN, "lens": NO_NEXT_TOKEN, "attribution": NO_NEXT_TOKEN,
+        "sampling": NO_NEXT_TOKEN, "fork": NO_NEXT_TOKEN, "changed": ALL_VISIBLE, "roles": NOT_CAUSAL,
+        "cache": NO_ENCODER_CACHE, "cache_speed": NO_ENCODER_CACHE,
+        "alignment": "an encoder-only model has no target to align its text with",
     },
     "encoder-decoder": {},
     "recurrent": {
@@ -42,7 +42,7 @@ REFUSED: dict[ModelKind, dict[str, str]] = {
 
 
 def supported(function: F, name: str = "") -> F:
-    """Return the view with a check: RequestError for a kind of model that it has no meaning for.
+    """Return a view that raises RequestError for the kinds of model that it has no meaning for.
 
     name: the view's name where it is not the function's.
     """

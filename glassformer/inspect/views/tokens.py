@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glassformer.errors import RequestError, TokenizerError
-from glassformer.inspect.trace.trace import Language, Receipt, shown
+from glassformer.inspect.trace.trace import Language, Receipt, bytes_text
 from glassformer.text.bpe import BPE
 from glassformer.text.hf_tokenizer import HFTokenizer
 from glassformer.text.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ def tokens(lm: Language, *, text: str) -> TokensView:
     found = tokenizer.encode_offsets(text)
     control = set(tokenizer.special_tokens.values())
     infos = tuple(
-        TokenInfo(id, shown(data), data.hex(), start, end, id in control)
+        TokenInfo(id, bytes_text(data), data.hex(), start, end, id in control)
         for id, data, (start, end) in zip(found.ids, found.tokens, found.offsets, strict=True)
     )
     joined = b"".join(data for id, data in zip(found.ids, found.tokens, strict=True) if id not in control)
@@ -88,7 +88,7 @@ def merges(lm: Language, *, word: str) -> Merges:
     if words != [word]:
         raise RequestError(f"word must be one word; the tokenizer splits {word!r} into {words}", param="word")
     steps = tuple(
-        Merge(tuple(map(shown, step.parts)), tuple(part.hex() for part in step.parts), step.rank, step.at)
+        Merge(tuple(map(bytes_text, step.parts)), tuple(part.hex() for part in step.parts), step.rank, step.at)
         for step in bpe.merge_steps(word)
     )
     ids = tuple(bpe.vocab[bytes.fromhex(part)] for part in steps[-1].bytes)

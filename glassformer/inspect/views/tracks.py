@@ -78,8 +78,7 @@ def changed(t: Trace, *, other: Trace) -> ChangedView:
     """
     if other.config.n_layers != t.config.n_layers or other.config.d_model != t.config.d_model:
         raise RequestError("the other trace is of a model with other sizes: no cells correspond", param="other")
-    sources = [one.source.ids for one in (t, other) if one.kind == "encoder-decoder"]  # pyright: ignore[reportAttributeAccessIssue]
-    if len(set(sources)) > 1:
+    if t.source_ids != other.source_ids:
         raise RequestError("the two traces have different sources, so every cell differs", param="other")
     n = min(len(t.ids), len(other.ids))
     distances = (residual_stream(t)[:, :n] - residual_stream(other)[:, :n]).norm(dim=-1)

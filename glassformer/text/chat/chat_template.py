@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 
 from glassformer.errors import TokenizerError
-from glassformer.text.chat.sandbox import NAMES, compiled, run
+from glassformer.text.chat.sandbox import TOKEN_NAMES, compile_template, render_template
 from glassformer.text.special_tokens import SpecialTokenSplitter, token_text
 from glassformer.text.tokenizer import Tokenizer
 
@@ -34,16 +34,16 @@ Regions = list[tuple[int, int]]
 def chat_templates(tokenizer: Tokenizer) -> dict[str, str]:
     """Return the chat templates of a tokenizer by name: `chat_template.jinja`, or those of its config."""
     entry = tokenizer.config.get("chat_template")
-    found: dict[str, str] = {}
+    templates: dict[str, str] = {}
     if isinstance(entry, str):
-        found["default"] = entry
+        templates["default"] = entry
     elif isinstance(entry, list):
-        found |= {
-            str(one["name"]): str(one["template"]) for one in entry if isinstance(one, dict) and "template" in one
+        templates |= {
+            str(item["name"]): str(item["template"]) for item in entry if isinstance(item, dict) and "template" in item
         }
     if tokenizer.chat_template is not None:
-        found["default"] = tokenizer.chat_template
-    return found
+        templates["default"] = tokenizer.chat_template
+    return templates
 
 
 class ChatTemplate:
@@ -68,16 +68,18 @@ class ChatTemplate:
             source = known[name]
         self.tokenizer, self.source, self.name = tokenizer, source, name
         self._special = tokenizer.backend.special_tokens
-        self._cut = SpecialTokenSplitter(
+        self._split = SpecialTokenSplitter(
             token for token in tokenizer.backend.added_tokens if token.text in self._special
         )
-        self._tokens = {key: text for key in NAMES if isinstance(text := token_text(tokenizer.config.get(key)), str)}
-        self._words: set[str] = set(self._tokens.values()) | ROLES  # texts that may occur between two marks
-        self._plain = self._compiled(None)
+        self._tokens = {
+            key: text for key in TOKEN_NAMES if isinstance(text := token_text(tokenizer.config.get(key)), str)
+        }
+        self._words: set[str] = set(self._tokens.values()) | ROLES  # the texts that marks may enclose
+        self._plain = self._compile(None)
         self._marked = self._new_marks("")
 
     def render(self, messages: Sequence[Message], **fields: Any) -> str:
-        """Return the conversation as one text.
+        """Return the rendered conversation.
 
         Args:
             messages: Each has a role and a content.
@@ -87,7 +89,7 @@ class ChatTemplate:
         Raises:
             TokenizerError: The template raises an error (the message gives the line) or exceeds a limit.
         """
-        return self._rendered(messages, fields)[0]
+        return self._render(messages, fields)[0]
 
     def encode(self, messages: Sequence[Message], **fields: Any) -> list[int]:
         """Return the ids of the conversation.
@@ -96,10 +98,10 @@ class ChatTemplate:
             TokenizerError: As `render`; or the template builds a special token out of its input; or its output depends
                 on the marks.
         """
-        text, regions = self._rendered(messages, fields)
+        text, regions = self._render(messages, fields)
         backend, ids = self.tokenizer.backend, []
         try:
-            for start, end, token in self._cut(text, regions):
+            for start, end, token in self._split(text, regions):
                 if token is not None:
                     ids.append(token)
                 elif start == 0:
@@ -111,24 +113,25 @@ class ChatTemplate:
             raise
         return ids
 
-    def _rendered(self, messages: Sequence[Message], fields: Mapping[str, Any]) -> tuple[str, Regions]:
+    def _render(self, messages: Sequence[Message], fields: Mapping[str, Any]) -> tuple[str, Regions]:
         """Return the text, and the regions where the template emitted parts of special tokens."""
         fields = dict(fields)
         now = fields.pop("now", None) or datetime.now()
         data = {"tools": None, "documents": None, "add_generation_prompt": False} | self._tokens
-        data |= {name: _plain(value, name) for name, value in fields.items()}
-        data["messages"] = _plain(messages, "messages")
-        if not isinstance(data["messages"], list) or not all(isinstance(one, dict) for one in data["messages"]):
+        data |= {name: _plain_copy(value, name) for name, value in fields.items()}
+        data["messages"] = _plain_copy(messages, "messages")
+        if not isinstance(data["messages"], list) or not all(isinstance(item, dict) for item in data["messages"]):
             raise TokenizerError("messages must be a list of objects, each with a role and its content")
         inputs = "\0".join(_strings([value for name, value in data.items() if name not in self._tokens]))
         text = self._run(self._plain, data, now)
         marks, code = self._marked
         if any(mark in inputs or mark in text for mark in marks):
             marks, code = self._marked = self._new_marks(inputs + text)
-        bare, regions = _unmarked(self._run(code, data, now, marks), marks, self._words)
-        if bare != text:
+        unmarked, regions = _remove_marks(self._run(code, data, now, marks), marks, self._words)
+        if unmarked != text:
             at = next(
-                (i for i, (a, b) in enumerate(zip(bare, text, strict=False)) if a != b), min(len(bare), len(text))
+                (i for i, (a, b) in enumerate(zip(unmarked, text, strict=False)) if a != b),
+                min(len(unmarked), len(text)),
             )
             raise self._error(
                 f"it processes its own special tokens like the text of a message, at {text[at : at + 40]!r}"
@@ -139,7 +142,7 @@ class ChatTemplate:
     def _check_built(self, text: str, regions: Regions, inputs: str) -> None:
         """Raise for a special token that is not marked, unless a message contains it: then it is plain text."""
         inside = {at for start, end in regions for at in range(start, end)}
-        for start, end, token in self._cut(text):
+        for start, end, token in self._split(text):
             if token is None or inside.issuperset(range(start, end)):
                 continue
             name = text[start:end].strip()
@@ -154,7 +157,7 @@ class ChatTemplate:
             return marks[0] + value + marks[1] if marks and known else value
 
         try:
-            return run(code, data, now, trust)
+            return render_template(code, data, now, trust)
         except jinja2.TemplateError as error:
             raise self._error(str(error.message or error), _line(error)) from error
         except RecursionError as error:
@@ -162,11 +165,11 @@ class ChatTemplate:
         except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
             raise self._error(f"{type(error).__name__}: {error}", _line(error)) from error
 
-    def _compiled(self, marks: str | None) -> CodeType:
+    def _compile(self, marks: str | None) -> CodeType:
         names = list(self._special)
 
         def mark(literal: str) -> str:
-            spans = list(_spans(literal, self._cut, names))
+            spans = list(_token_spans(literal, self._split, names))
             for start, end in reversed(spans):
                 assert marks
                 self._words.add(literal[start:end])
@@ -174,7 +177,7 @@ class ChatTemplate:
             return literal
 
         try:
-            return compiled(self.source, mark if marks else None)
+            return compile_template(self.source, mark if marks else None)
         except jinja2.TemplateSyntaxError as error:
             raise self._error(str(error.message), error.lineno) from error
         except (RecursionError, jinja2.TemplateError, ValueError) as error:
@@ -186,17 +189,17 @@ class ChatTemplate:
         marks = ""
         while len(set(marks)) < 2 or any(mark in inputs or mark in self.source for mark in marks):
             marks = "".join(chr(rng.randrange(0x100000, 0x10FFFE)) for _ in range(2))
-        return marks, self._compiled(marks)
+        return marks, self._compile(marks)
 
-    def _error(self, what: str, line: int | None = None) -> TokenizerError:
+    def _error(self, problem: str, line: int | None = None) -> TokenizerError:
         where = "" if line is None else f", line {line}"
-        return TokenizerError(f"chat template {self.name}{where}: {what}")
+        return TokenizerError(f"chat template {self.name}{where}: {problem}")
 
 
-def _spans(literal: str, cut: SpecialTokenSplitter, names: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield where a literal of the template contains a special token, or a part of one at its start or end."""
-    found = [(m.start(), m.end()) for m in cut.pattern.finditer(literal) if m.end() > m.start()]
-    first, last = (found[0][0], found[-1][1]) if found else (len(literal), 0)
+def _token_spans(literal: str, split: SpecialTokenSplitter, names: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield the spans of special tokens in a template literal, including partial ones at its start and end."""
+    spans = [(m.start(), m.end()) for m in split.pattern.finditer(literal) if m.end() > m.start()]
+    first, last = (spans[0][0], spans[-1][1]) if spans else (len(literal), 0)
     head = max(
         (n for name in names for n in range(1, min(len(name), first + 1)) if literal[:n] == name[-n:]), default=0
     )
@@ -204,12 +207,12 @@ def _spans(literal: str, cut: SpecialTokenSplitter, names: Sequence[str]) -> Ite
     tail = max((n for name in names for n in range(1, min(len(name), rest + 1)) if literal[-n:] == name[:n]), default=0)
     if head:
         yield 0, head
-    yield from found
+    yield from spans
     if tail:
         yield len(literal) - tail, len(literal)
 
 
-def _unmarked(marked: str, marks: str, words: Container[str]) -> tuple[str, Regions]:
+def _remove_marks(marked: str, marks: str, words: Container[str]) -> tuple[str, Regions]:
     """Return a text without its marks, and the regions between them; adjacent regions are merged.
 
     Marks that do not match, or that enclose anything but a literal of the template, are not removed. The result then
@@ -246,24 +249,24 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain_copy(value: Any, where: str) -> Any:
     """Return a copy in plain JSON types, the only types that a template receives."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): _plain_copy(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [_plain_copy(item, f"{where}[{index}]") for index, item in enumerate(value)]
     raise TokenizerError(f"{where} must be a string, number, bool, null, list or object, got {type(value).__name__}")
 
 
 def _line(error: BaseException) -> int | None:
     """Return the line of the template at which an error occurred."""
-    found, trace = None, error.__traceback__
+    line, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == "<template>":
-            found = trace.tb_lineno
+            line = trace.tb_lineno
         trace = trace.tb_next
-    return found
+    return line

@@ -1,12 +1,12 @@
-"""Chat templates in a sandbox: Jinja as `transformers` runs it, bounded, and its words told apart from its data.
+"""Sandbox for chat templates: Jinja with the settings of `transformers`, resource limits and marked literals.
 
-A template comes with a model, so it is a stranger's program.  It runs in Jinja's immutable sandbox, on copies of plain
-data; a counter in every loop and macro ends one that would not, and no value grows past a bound.  None of this needs a
-clock or a thread.
+A template comes with a model and is untrusted code. It runs in Jinja's immutable sandbox on copies of plain data. A
+counter in every loop and macro stops infinite loops and recursion, and the size of every value is limited. Neither
+needs a clock or a thread.
 
-So that a message cannot forge a control token, the template's own words are marked, not the message's: wherever a
-string of the template flows to its output, what in it belongs to a control token is put between two characters that no
-input holds.  Conditions, arguments and comparisons see the strings unmarked.  `chat.py` reads the marks again.
+A message must not forge a special token. The template's own literals are therefore marked: where a literal flows to the
+output, each special token in it is enclosed in two characters that no input contains. Conditions, arguments and
+comparisons see the literals without marks. `chat_template.py` removes the marks from the output.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ import jinja2.sandbox
 import regex
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 1_000_000  # turns of loops, calls and filters
-MAX_SIZE = 16_000_000  # characters of a string, items of a list
-MAX_WRITTEN = 64_000_000  # characters written in all, also to variables
-MAX_PRODUCT = 1_000_000_000  # of the sizes of a call's arguments: more than `replace` or `join` can make of them
-MAX_NUMBER = 10**12  # larger numbers are not multiplied or raised to powers
-VALUE_FILTERS = ("default", "d", "join")  # whose arguments flow to the output
-NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
+MAX_STEPS = 1_000_000  # loop iterations, calls and filters
+MAX_SIZE = 16_000_000  # characters of a string or items of a list
+MAX_OUTPUT = 64_000_000  # total characters of output, including output captured in variables
+MAX_PRODUCT = 1_000_000_000  # product of the sizes of a call's arguments: bounds the result of `replace` and `join`
+MAX_NUMBER = 10**12  # largest operand of arithmetic
+VALUE_FILTERS = ("default", "d", "join")  # filters whose arguments flow to the output
+TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 
 
 class GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}`: what the assistant writes; here a block like any other."""
+    """`{% generation %} ... {% endgeneration %}`, which encloses the assistant's reply; rendered as a plain block."""
 
-    tags = {"generation"}  # noqa: RUF012  (Jinja's own declaration)
+    tags = {"generation"}  # noqa: RUF012  (Jinja's declaration)
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -46,40 +46,45 @@ class GenerationBlock(jinja2.ext.Extension):
 
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The environment of one rendering, which counts what it does."""
+    """Environment of one rendering; counts its steps and its output."""
 
     intercepted_binops = frozenset(("*", "**", "+", "%"))
 
     def __init__(self, now: datetime | None = None, trust: Callable[[Any], Any] = str):
-        """now: what `strftime_now` tells;  trust: marks the name of a control token, or a role."""
+        """Create the environment.
+
+        Args:
+            now: The time that `strftime_now` formats; None means the current time.
+            trust: Marks a string that is a special token or a role, and returns any other value unchanged.
+        """
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[GenerationBlock, jinja2.ext.loopcontrols],
-            finalize=self.written,
+            finalize=self.count_output,
         )
         self.steps = self.size = 0
-        self.trust, self.joined = trust, _joined
-        self.filters = {name: _Filter(made, self) for name, made in self.filters.items()}
+        self.trust, self.concat_values = trust, _concat
+        self.filters = {name: _Filter(function, self) for name, function in self.filters.items()}
         self.filters["tojson"] = _Filter(_tojson, self)
         for name in ("random", "urlize"):
             self.filters.pop(name)
-        form = (now or datetime.now()).strftime
-        known = {"raise_exception": _raise, "strftime_now": lambda text: form(text), "namespace": _Namespace}
-        self.globals = known | {"range": _range, "dict": lambda *args, **options: dict(*args, **options)}
+        strftime = (now or datetime.now()).strftime
+        functions = {"raise_exception": _raise, "strftime_now": lambda text: strftime(text), "namespace": _Namespace}
+        self.globals = functions | {"range": _range, "dict": lambda *args, **options: dict(*args, **options)}
 
     def tick(self, n_chars: int = 0) -> str:
-        """A step, which writes so many characters of the template's own."""
+        """Count a step that outputs `n_chars` characters of template text."""
         self.steps, self.size = self.steps + 1, self.size + n_chars
-        if self.steps > MAX_STEPS or self.size > MAX_WRITTEN:
-            raise _Stopped(f"stopped after {self.steps} steps and {self.size} characters")
+        if self.steps > MAX_STEPS or self.size > MAX_OUTPUT:
+            raise _LimitError(f"stopped after {self.steps} steps and {self.size} characters")
         return ""
 
-    def written(self, value: Any) -> Any:
-        """What `{{ value }}` writes, counted."""
+    def count_output(self, value: Any) -> Any:
+        """Count the output of `{{ value }}` and return the value."""
         self.size += _size(value)
-        if self.size > MAX_WRITTEN:
-            raise _Stopped(f"stopped after {self.size} characters")
+        if self.size > MAX_OUTPUT:
+            raise _LimitError(f"stopped after {self.size} characters")
         return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -90,43 +95,43 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             _check_call([left, *(right if isinstance(right, tuple) else (right,))])
             _check_format(left)
         elif operator == "*" and not numbers:
-            factors = [one if isinstance(one, int) else _size(one) for one in (left, right)]
+            factors = [value if isinstance(value, int) else _size(value) for value in (left, right)]
             _check(abs(factors[0] * factors[1]))
         elif numbers and (max(abs(left), abs(right)) > MAX_NUMBER or (operator == "**" and abs(right) > 64)):
-            raise _Stopped(f"stopped: {left} {operator} {right} is too large")
+            raise _LimitError(f"stopped: {left} {operator} {right} is too large")
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context: Any, made: Any, /, *args: Any, **options: Any) -> Any:  # pyright: ignore
+    def call(self, context: Any, function: Any, /, *args: Any, **options: Any) -> Any:  # pyright: ignore
         self.tick()
-        owner = getattr(getattr(made, "__wrapped__", made), "__self__", None)  # Jinja wraps `"...".format`
-        if owner is not self and not isinstance(made, jinja2.runtime.Macro):
+        owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # Jinja wraps `"...".format`
+        if owner is not self and not isinstance(function, jinja2.runtime.Macro):
             _check_call([owner, *args, *options.values()])
-            if getattr(made, "__name__", "").startswith("format"):
+            if getattr(function, "__name__", "").startswith("format"):
                 _check_format(str(owner))
-        found = super().call(context, made, *args, **options)
-        _check(_size(found))
-        return found
+        result = super().call(context, function, *args, **options)
+        _check(_size(result))
+        return result
 
 
 class _Filter:
-    """The same filter, which counts as a step and neither takes nor makes what is too large."""
+    """A Jinja filter that counts as a step and whose arguments and result are limited in size."""
 
-    def __init__(self, made: Callable[..., Any], sandbox: Sandbox):
-        update_wrapper(self, made)  # Jinja keeps on the function what it wants to be called with
-        self.made, self.sandbox = made, sandbox
+    def __init__(self, function: Callable[..., Any], sandbox: Sandbox):
+        update_wrapper(self, function)  # copies the attributes by which Jinja passes a context
+        self.function, self.sandbox = function, sandbox
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         self.sandbox.tick()
         _check_call([*args, *options.values()])
-        if self.made.__name__ == "do_format":
+        if self.function.__name__ == "do_format":
             _check_format(str(args[0]))
-        found = self.made(*args, **options)
-        _check(_size(found))
-        return found
+        result = self.function(*args, **options)
+        _check(_size(result))
+        return result
 
 
-class _Stopped(jinja2.exceptions.SecurityError):
-    """A template went beyond a bound."""
+class _LimitError(jinja2.exceptions.SecurityError):
+    """A template exceeded a limit."""
 
 
 def _size(value: Any) -> int:
@@ -135,28 +140,28 @@ def _size(value: Any) -> int:
 
 def _check(size: float) -> None:
     if size > MAX_SIZE:
-        raise _Stopped(f"stopped: a value of {size} characters or items is too large")
+        raise _LimitError(f"stopped: a value has {size} characters or items, at most {MAX_SIZE} are allowed")
 
 
 def _check_call(values: Iterable[Any]) -> None:
-    """What a function can make of its arguments is at most their sizes multiplied: replace, join, indent, center."""
+    """Limit the product of the argument sizes, which bounds the results of replace, join, indent and center."""
     product = 1
     for value in values:
         product *= max(1, abs(value) if isinstance(value, int) else _size(value))
     if product > MAX_PRODUCT:
-        raise _Stopped("stopped: the arguments of a call are too large")
+        raise _LimitError(f"stopped: the product of the sizes of a call's arguments exceeds {MAX_PRODUCT}")
 
 
-def _check_format(form: str) -> None:
-    if regex.search(r"\d{5}|%[^%a-zA-Z]*\*", form):
-        raise _Stopped(f"stopped: {form!r:.40} pads too far")
+def _check_format(template: str) -> None:
+    if regex.search(r"\d{5}|%[^%a-zA-Z]*\*", template):
+        raise _LimitError(f"stopped: the format {template!r:.40} has a width of 5 digits or more, or a variable width")
 
 
 def _range(*numbers: int) -> range:
-    found = range(*numbers)
-    if found and abs(found[-1] - found[0]) // abs(found.step) > MAX_STEPS:
-        raise _Stopped(f"stopped: range({', '.join(map(str, numbers))}) is too long")
-    return found
+    values = range(*numbers)
+    if values and abs(values[-1] - values[0]) // abs(values.step) > MAX_STEPS:
+        raise _LimitError(f"stopped: range({', '.join(map(str, numbers))}) is longer than {MAX_STEPS}")
+    return values
 
 
 def _raise(message: str) -> None:
@@ -170,7 +175,7 @@ def _tojson(
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """`namespace(...)` that keeps no name of Python's own machinery."""
+    """`namespace(...)` that rejects names that begin with an underscore."""
 
     def __init__(*args: Any, **names: Any):  # pyright: ignore
         self, *rest = args
@@ -186,55 +191,60 @@ class _Namespace(jinja2.utils.Namespace):
 
 def _check_name(name: Any) -> None:
     if str(name).startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}")
+        raise jinja2.exceptions.SecurityError(f"a namespace cannot have an attribute that begins with _, got {name!r}")
 
 
-def run(code: CodeType, data: Mapping[str, Any], now: datetime, trust: Callable[[Any], Any]) -> str:
-    """The output of a compiled template.  Raises what Jinja raises."""
+def render_template(code: CodeType, data: Mapping[str, Any], now: datetime, trust: Callable[[Any], Any]) -> str:
+    """Return the output of a compiled template; exceptions of Jinja and of the template propagate."""
     sandbox = Sandbox(now, trust)
     return jinja2.Template.from_code(sandbox, code, sandbox.make_globals(None)).render(**data)
 
 
-def _joined(*values: Any) -> str:
-    """Jinja's `~`, bounded."""
+def _concat(*values: Any) -> str:
+    """Concatenate values as Jinja's `~` does, with a limit on the size."""
     texts = [str(value) for value in values]
     _check(sum(map(len, texts)))
     return "".join(texts)
 
 
-def compiled(source: str, mark: Callable[[str], str] | None) -> CodeType:
-    """The template with a counter in every loop and macro; `mark` is applied to strings that are output.
+def compile_template(source: str, mark: Callable[[str], str] | None) -> CodeType:
+    """Compile a template with a counter in every loop and macro.
 
-    Raises jinja2.TemplateSyntaxError, which knows its line.
+    Args:
+        source: The Jinja template.
+        mark: Applied to each literal that flows to the output.
+
+    Raises:
+        jinja2.TemplateSyntaxError: The template is not valid Jinja; `lineno` is the line.
     """
     sandbox = Sandbox()
     tree = sandbox.parse(source)
     macros = {node.name for node in tree.find_all(nodes.Macro)} | {"namespace", "caller"}
     for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
         size = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        tick = _own("tick", [nodes.Const(size)], node.lineno)
+        tick = _sandbox_call("tick", [nodes.Const(size)], node.lineno)
         node.body.insert(0, nodes.ExprStmt(tick).set_lineno(node.lineno))
     if mark is not None:
         _Marker(mark, macros).visit(tree)
-    _Joiner().visit(tree)
+    _ConcatLimiter().visit(tree)
     return sandbox.compile(tree)
 
 
-def _own(name: str, args: list[Any], line: int) -> nodes.Node:
-    """A call of a method of the sandbox, which no template can name."""
+def _sandbox_call(name: str, args: list[Any], line: int) -> nodes.Node:
+    """Return a node that calls a method of the sandbox; a template cannot access it by name."""
     return nodes.Call(nodes.EnvironmentAttribute(name), args, [], None, None).set_lineno(line)
 
 
-class _Joiner(NodeTransformer):
-    """`a ~ b` as a call that is bounded."""
+class _ConcatLimiter(NodeTransformer):
+    """Replaces `a ~ b` by a call of `_concat`, which limits the size."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _own("joined", node.nodes, node.lineno)
+        return _sandbox_call("concat_values", node.nodes, node.lineno)
 
 
 class _Marker(NodeTransformer):
-    """Marks the strings of a template where they flow to its output, and only there."""
+    """Marks the literals of a template where they flow to its output, and only there."""
 
     def __init__(self, mark: Callable[[str], str], macros: set[str]):
         self.mark, self.macros, self.assigned = mark, macros, False
@@ -243,11 +253,11 @@ class _Marker(NodeTransformer):
         return nodes.TemplateData(self.mark(node.data)).set_lineno(node.lineno)
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
-        node.nodes = [self.flow(one) for one in node.nodes]
+        node.nodes = [self.flow(item) for item in node.nodes]
         return node
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
-        node.defaults = [self.flow(one) for one in node.defaults]
+        node.defaults = [self.flow(item) for item in node.defaults]
         return self.generic_visit(node)
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
@@ -256,48 +266,48 @@ class _Marker(NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
-        self.assigned = True  # a role that is kept may be compared later, so it stays as it is
+        self.assigned = True  # a role in a variable may be compared later, so it is not marked
         node.node = self.flow(node.node)
         self.assigned = False
         return node
 
     def flow(self, node: Any) -> Any:
-        """An expression whose value flows on to the output."""
+        """Mark the literals of an expression whose value flows to the output."""
         if isinstance(node, nodes.TemplateData):
             return self.visit_TemplateData(node)
         if isinstance(node, nodes.Const) and isinstance(node.value, str):
             return nodes.Const(self.mark(node.value)).set_lineno(node.lineno)
-        if (isinstance(node, nodes.Name) and node.name in NAMES) or (_is_role(node) and not self.assigned):
-            return _own("trust", [node], node.lineno)
+        if (isinstance(node, nodes.Name) and node.name in TOKEN_NAMES) or (_is_role(node) and not self.assigned):
+            return _sandbox_call("trust", [node], node.lineno)
         if isinstance(node, nodes.Add):
             node.left, node.right = self.flow(node.left), self.flow(node.right)
         elif isinstance(node, nodes.Concat):
-            node.nodes = [self.flow(one) for one in node.nodes]
+            node.nodes = [self.flow(item) for item in node.nodes]
         elif isinstance(node, nodes.CondExpr):
             node.expr1 = self.flow(node.expr1)
             node.expr2 = node.expr2 and self.flow(node.expr2)
         elif isinstance(node, nodes.Or | nodes.And):
             node.left, node.right = self.flow(node.left), self.flow(node.right)
         elif isinstance(node, nodes.List | nodes.Tuple):
-            node.items = [self.flow(one) for one in node.items]
+            node.items = [self.flow(item) for item in node.items]
         elif isinstance(node, nodes.Dict):
-            for pair in node.items:
-                pair.value = self.flow(pair.value)
+            for item in node.items:
+                item.value = self.flow(item.value)
         elif isinstance(node, nodes.Getitem) and isinstance(node.node, nodes.Dict):
             node.node = self.flow(node.node)
         elif isinstance(node, nodes.Filter):
             node.node = node.node and self.flow(node.node)
             if node.name in VALUE_FILTERS:
-                node.args = [self.flow(one) for one in node.args]
+                node.args = [self.flow(item) for item in node.args]
         elif isinstance(node, nodes.Call) and isinstance(node.node, nodes.Name) and node.node.name in self.macros:
-            node.args = [self.flow(one) for one in node.args]
-            for pair in node.kwargs:
-                pair.value = self.flow(pair.value)
+            node.args = [self.flow(item) for item in node.args]
+            for keyword in node.kwargs:
+                keyword.value = self.flow(keyword.value)
         return node
 
 
 def _is_role(node: Any) -> bool:
-    """`message.role` or `message['role']`: a word that `chat.py` has checked."""
+    """Return whether a node is `message.role` or `message['role']`; `trust` marks only known roles."""
     if isinstance(node, nodes.Getattr):
         return node.attr == "role"
     return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "role"

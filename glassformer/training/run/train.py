@@ -192,7 +192,7 @@ def set_up(
         run_file.write(folder)
     world.barrier()
 
-    choices = [f"device {device}", f"dtype {choice.dtype}: {choice.because}", f"{torch.get_num_threads()} threads"]
+    choices = [f"device {device}", f"dtype {choice.dtype}: {choice.because}", f"threads {torch.get_num_threads()}"]
     if getattr(config.task, "compile", False):
         failure = compile_blocks(task.model, lambda: trial_step(task, optimizer))
         choices.append(failure or "blocks compiled, one code for all")

@@ -1,4 +1,4 @@
-"""docs/views.md, the table of families and views, equals what every view does on a model of every family.
+"""docs/views.md, the table of families and views, is up to date: every view runs on a model of every family.
 
 After a change, regenerate it with `python tests/inspect/views/test_matrix.py`, and check each new reason.
 """
@@ -44,7 +44,7 @@ CHECKED = (
 
 
 def support_by_family():
-    """Return family -> view -> the reason why it is not supported, or None."""
+    """Return family -> view -> the reason for no support, or None."""
     found = {}
     for kind, families in KINDS.items():
         for family in families:
@@ -73,7 +73,7 @@ def document(found):
         "up to date. ✓: supported. A number: not supported, for the reason with this number below.", "",
     ]  # fmt: skip
     for kind, families in KINDS.items():
-        lines += [f"## {kind.capitalize()}", "", "| view | | " + " | ".join(families) + " |"]
+        lines += [f"## {kind.capitalize()}", "", "| | view | " + " | ".join(families) + " |"]
         lines += ["| --- | --- |" + " --- |" * len(families)]
         for name, number in NUMBERS.items():
             marks = (found[family][name] for family in families)

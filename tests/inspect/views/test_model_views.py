@@ -10,7 +10,7 @@ from inspect_subjects import subject, translator
 from tiny import pair_config, tiny
 
 from glassformer.errors import RequestError
-from glassformer.inspect.trace.trace import shown
+from glassformer.inspect.trace.trace import bytes_text
 from glassformer.inspect.views.anatomy import anatomy
 from glassformer.inspect.views.embedding import distinct_tables, embedding, embedding_map, get_table
 from glassformer.inspect.views.registry import VIEWS, find_view
@@ -45,7 +45,7 @@ def test_tokens_have_bytes_and_character_spans(lm):
 
 
 def test_partial_character_is_shown_as_bytes():
-    assert (shown(b" a"), shown("猫".encode()[:2])) == (" a", "<E7 8C>")
+    assert (bytes_text(b" a"), bytes_text("猫".encode()[:2])) == (" a", "<E7 8C>")
 
 
 def test_merges_equal_a_loop_over_ranks(lm):

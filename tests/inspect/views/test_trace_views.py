@@ -240,7 +240,7 @@ def test_every_product_of_latent_attention_equals_numpy(family, q_rank):
 
 def test_receipt_error_covers_the_latent():
     t = trace_of("deepseek_v2")
-    t.kept.tensors["blocks.1.attn.latent"][5] += 0.5
+    t.captured.tensors["blocks.1.attn.latent"][5] += 0.5
     assert qkv(t, layer=1, head=0, position=5).receipt.error > 0.4
     assert qkv(t, layer=1, head=0, position=4).receipt.error < 1e-4
 
