@@ -36,7 +36,7 @@ def chat(
     system
         The system message.
     max_tokens
-        The most tokens of an answer.
+        The most tokens of an answer; at most half of the model's context.
     temperature
         Divides the logits: below 1 less random, above 1 more; 0 always takes the most likely token.
     top_p
@@ -68,7 +68,7 @@ def chat(
             chat.reset()
             say(f"--- {chat.new}")
             continue
-        room = min(max_tokens, lm.config.context_length - 1)
+        room = min(max_tokens, max(1, lm.config.context_length // 2))  # the other half is for the prompt
         ids = chat.prompt(line, lm.config.context_length - room)
         chat.add_answer(_answer(lm, ids, room, options | {"seed": None if seed is None else seed + turn}))
         turn += 1
@@ -137,7 +137,7 @@ class PlainText:
 
 
 def _answer(lm: LanguageModel, ids: list[int], room: int, options: dict[str, Any]) -> str:
-    """Stream one answer; Ctrl-C ends it, and the text so far is its text."""
+    """Stream an answer and return its text; Ctrl-C ends it early."""
     begin, count, text = time.monotonic(), 0, ""
     try:
         for event in lm.stream(ids, max_tokens=room, **options):

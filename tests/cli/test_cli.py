@@ -175,6 +175,11 @@ def test_chat_keeps_a_conversation(capfd, run, tmp_path, monkeypatch):
     assert asked[1][2]["content"] in shown.out
 
 
+def test_chat_reserves_at_most_half_of_the_context_for_an_answer(capfd, run, monkeypatch):
+    typing(monkeypatch, "The cat sat on the mat.")
+    assert "only the last" not in said(capfd, "chat", run, "--seed", 1).err  # --max-tokens is above the context of 64
+
+
 def test_chat_without_a_template_says_so(capfd, run, monkeypatch):
     typing(monkeypatch)
     assert "no chat template, so plain continuation" in said(capfd, "chat", run).err
