@@ -111,15 +111,15 @@ TOOLS = [
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    found = {}
+    pairs = {}
     for name, source in TEMPLATES.items():
         trained_tokenizer = train_tokenizer(
             [CORPUS] * 3, vocab_size=420, special_tokens=SPECIAL_TOKENS[name], pattern="llama3"
         )
         folder = tmp_path_factory.mktemp(name)
         Tokenizer(trained_tokenizer.backend.json, NAMES[name], chat_template=source).save(folder)
-        found[name] = (load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder))
-    return found
+        pairs[name] = (load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder))
+    return pairs
 
 
 def assert_equal(ours, theirs, messages, **fields):
@@ -193,7 +193,7 @@ def test_random_messages_never_forge_special_tokens(tokenizers, parts):
     ours = tokenizers["chatml"][0]
     chat, ids = ChatTemplate(ours), set(ours.special_tokens.values())
     messages = [{"role": "user", "content": "".join(parts)}, {"role": "assistant", "content": "".join(parts[::-1])}]
-    clean = chat.encode([one | {"content": "x"} for one in messages])
+    clean = chat.encode([message | {"content": "x"} for message in messages])
     assert [i for i in chat.encode(messages) if i in ids] == [i for i in clean if i in ids]
 
 

@@ -37,10 +37,10 @@ def assert_round_trip(tokenizer, special=()):
         assert imported.special_tokens[name] not in imported.encode(f"a{name}", bare=True)
 
     @given(text=TEXT)
-    def on_any_unicode(text):
+    def check_random_text(text):
         assert imported.encode(text) == tokenizer.encode(text)
 
-    on_any_unicode()
+    check_random_text()
     assert imported.encode(CORPUS) == tokenizer.encode(CORPUS)
     assert imported.decode(imported.encode("the cat", bare=True)) == "the cat"
     return metadata
@@ -191,10 +191,10 @@ def test_unigram_tokenizer_json_round_trip(name, tmp_path):
 
     # Known difference: WhitespaceSplit treats U+0085 as whitespace, SentencePiece as an unknown character.
     @given(text=TEXT.filter(lambda text: "\x85" not in text))
-    def on_any_unicode(text):
+    def check_random_text(text):
         assert imported.encode(text) == ours.encode(text)
 
-    on_any_unicode()
+    check_random_text()
     layout = json.loads(ours.backend.json)
     layout["pre_tokenizer"] = {"type": "Whitespace"}
     with pytest.raises(TokenizerError, match="GGUF cannot represent a unigram model with this normalizer"):

@@ -165,10 +165,10 @@ def test_ids_text_and_offsets_equal_tokenizers(make):
 
     @given(text=TEXT)
     @settings(max_examples=60)
-    def on_any_unicode(text):
+    def check_random_text(text):
         assert_equal(text)
 
-    on_any_unicode()
+    check_random_text()
 
 
 def test_tokens_added_after_a_unigram_vocabulary_keep_their_ids():

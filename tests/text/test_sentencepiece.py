@@ -128,10 +128,10 @@ def test_ids_of_published_models_equal_sentencepiece(shared_file, name):
 
     @given(text=TEXT)
     @settings(max_examples=50)
-    def on_any_unicode(text):
+    def check_random_text(text):
         assert_same_ids(ours, theirs, text)
 
-    on_any_unicode()
+    check_random_text()
     rng, pieces = random.Random(1), [piece.text for piece in ours.model.pieces]
     for _ in range(200):
         assert_same_ids(ours, theirs, "".join(rng.choices(pieces, k=rng.randint(1, 12))).replace("▁", " "))

@@ -36,10 +36,10 @@ def assert_same_ids(ours, theirs, examples=80):
 
     @given(text=TEXT)
     @settings(max_examples=examples)
-    def on_any_unicode(text):
+    def check_random_text(text):
         assert ours(text) == theirs(text)
 
-    on_any_unicode()
+    check_random_text()
 
 
 def gpt2_folder(folder, corpus, names=("vocab.json", "merges.txt"), special=(END,), pattern="gpt2"):
@@ -120,10 +120,10 @@ def test_rank_files_equal_tiktoken(corpus, tmp_path, name, file):
     )
 
     @given(text=text)
-    def on_its_text(text):
+    def check_known_text(text):
         assert opened.encode(text) == theirs.encode(text, disallowed_special=())
 
-    on_its_text()
+    check_known_text()
     assert opened.encode(corpus * 3) == theirs.encode(corpus * 3, disallowed_special=())
     assert opened.encode(f"a{END}", parse_special=True) == theirs.encode(f"a{END}", allowed_special="all")
     assert opened.eos_id == n + 1

@@ -185,7 +185,7 @@ def _unigram_metadata(backend: HFTokenizer) -> dict[str, Any]:
     }
 
 
-def _same_pre_tokenizer(one: Any, other: Any) -> bool:
+def _same_pre_tokenizer(first: Any, second: Any) -> bool:
     """Return whether two pre-tokenizers split equally, ignoring `trim_offsets` and the escaping of line ends."""
 
     def normalized(layout: Any) -> Any:
@@ -193,7 +193,7 @@ def _same_pre_tokenizer(one: Any, other: Any) -> bool:
         steps = layout.get("pretokenizers", [layout])
         return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
 
-    return normalized(one) == normalized(other)
+    return normalized(first) == normalized(second)
 
 
 def _byte_fallback_metadata(backend: HFTokenizer, tokens: dict[int, str], pairs: list[list[str]]) -> dict[str, Any]:

@@ -34,16 +34,16 @@ Regions = list[tuple[int, int]]
 def chat_templates(tokenizer: Tokenizer) -> dict[str, str]:
     """Return the chat templates of a tokenizer by name: `chat_template.jinja`, or those of its config."""
     entry = tokenizer.config.get("chat_template")
-    found: dict[str, str] = {}
+    templates: dict[str, str] = {}
     if isinstance(entry, str):
-        found["default"] = entry
+        templates["default"] = entry
     elif isinstance(entry, list):
-        found |= {
-            str(one["name"]): str(one["template"]) for one in entry if isinstance(one, dict) and "template" in one
+        templates |= {
+            str(item["name"]): str(item["template"]) for item in entry if isinstance(item, dict) and "template" in item
         }
     if tokenizer.chat_template is not None:
-        found["default"] = tokenizer.chat_template
-    return found
+        templates["default"] = tokenizer.chat_template
+    return templates
 
 
 class ChatTemplate:
@@ -74,12 +74,12 @@ class ChatTemplate:
         self._tokens = {
             key: text for key in TOKEN_NAMES if isinstance(text := token_text(tokenizer.config.get(key)), str)
         }
-        self._words: set[str] = set(self._tokens.values()) | ROLES  # texts that may occur between two marks
+        self._words: set[str] = set(self._tokens.values()) | ROLES  # the texts that marks may enclose
         self._plain = self._compile(None)
         self._marked = self._new_marks("")
 
     def render(self, messages: Sequence[Message], **fields: Any) -> str:
-        """Return the conversation as one text.
+        """Return the rendered conversation.
 
         Args:
             messages: Each has a role and a content.
@@ -197,9 +197,9 @@ class ChatTemplate:
 
 
 def _token_spans(literal: str, split: SpecialTokenSplitter, names: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield where a literal of the template contains a special token, or a part of one at its start or end."""
-    found = [(m.start(), m.end()) for m in split.pattern.finditer(literal) if m.end() > m.start()]
-    first, last = (found[0][0], found[-1][1]) if found else (len(literal), 0)
+    """Yield the spans of special tokens in a template literal, including partial ones at its start and end."""
+    spans = [(m.start(), m.end()) for m in split.pattern.finditer(literal) if m.end() > m.start()]
+    first, last = (spans[0][0], spans[-1][1]) if spans else (len(literal), 0)
     head = max(
         (n for name in names for n in range(1, min(len(name), first + 1)) if literal[:n] == name[-n:]), default=0
     )
@@ -207,7 +207,7 @@ def _token_spans(literal: str, split: SpecialTokenSplitter, names: Sequence[str]
     tail = max((n for name in names for n in range(1, min(len(name), rest + 1)) if literal[-n:] == name[:n]), default=0)
     if head:
         yield 0, head
-    yield from found
+    yield from spans
     if tail:
         yield len(literal) - tail, len(literal)
 
@@ -264,9 +264,9 @@ def _plain_copy(value: Any, where: str) -> Any:
 
 def _line(error: BaseException) -> int | None:
     """Return the line of the template at which an error occurred."""
-    found, trace = None, error.__traceback__
+    line, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == "<template>":
-            found = trace.tb_lineno
+            line = trace.tb_lineno
         trace = trace.tb_next
-    return found
+    return line
