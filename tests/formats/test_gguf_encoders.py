@@ -47,9 +47,9 @@ def test_the_vectors_are_those_of_the_folder_and_of_transformers(both):
     for text in TEXTS:
         theirs = model(tokenizer(text, return_tensors="pt")["input_ids"]).last_hidden_state[0]
         assert_near(found.states(text), theirs)
-    pair = found.pair("the cat", "a dog")
-    assert pair == made.pair("the cat", "a dog")
-    assert found.limit == made.config.context_length
+    pair = found.encode_pair("the cat", "a dog")
+    assert pair == made.encode_pair("the cat", "a dog")
+    assert found.max_tokens == made.config.context_length
     heads = {"bert": ["pooler", "next_sentence", "head"], "distilbert": ["head"]}
     assert left_out(made.model) == heads.get(made.config.family, ["pooler", "head"])
 
@@ -210,7 +210,7 @@ def test_letters_and_accents(lowercase, accents):
         (["lowercase"] if not lowercase else []) + (["strip_accents"] if accents not in (None, lowercase) else [])
     )}  # fmt: skip
     layout["normalizer"]["handle_chinese_chars"] = False
-    with pytest.raises(TokenizerError, match="does not cut Chinese characters apart"):
+    with pytest.raises(TokenizerError, match="does not split Chinese characters"):
         tokenizer_to_gguf(Tokenizer(json.dumps(layout)))
 
 
