@@ -1,9 +1,9 @@
-"""Attention over packed rows, forward and backward: which way of keeping documents apart is fastest.
+"""Measure attention over packed sequences, forward and backward, with several ways to separate documents.
 
     python bench/packed_attention.py [--lengths 128 256 512 1024] [--head-dims 32 64]
 
-4,096 tokens in rows of T, 6 heads, documents of about T/3 tokens; milliseconds of one layer's attention alone.
-`plain` ignores the borders: what a row without any costs. The mask is made once per pass, as `Step` does.
+4,096 tokens in sequences of T, 6 heads, documents of about T/3 tokens; milliseconds of one layer's attention alone.
+`plain` ignores document boundaries. The mask is computed once, as `Step` does for all layers.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from glassformer.training.run.precision import tune_malloc
 TOKENS, HEADS = 4096, 6
 
 
-def documents_of(batch: int, length: int) -> Tensor:
-    """[B, T]: which document each token belongs to; borders at random places."""
+def random_documents(batch: int, length: int) -> Tensor:
+    """Return the document index of each token, [B, T], with random boundaries."""
     generator = torch.Generator().manual_seed(0)
     return (torch.rand(batch, length, generator=generator) < 3 / length).long().cumsum(-1)
 
 
-def each_alone(spec: AttendSpec, q: Tensor, kv: KV, documents: Tensor) -> Tensor:
-    """SDPA document by document."""
-    rows = []
+def attend_each_document(spec: AttendSpec, q: Tensor, kv: KV, documents: Tensor) -> Tensor:
+    """Run SDPA on each document separately."""
+    sequences = []
     for b in range(len(q)):
         sizes = documents[b].unique_consecutive(return_counts=True)[1].tolist()
         parts = zip(*(t[b : b + 1].split(sizes, 1) for t in (q, *kv)), strict=True)
-        rows.append(torch.cat([alone(spec, one, KV(k, v)) for one, k, v in parts], 1))
-    return torch.cat(rows)
+        sequences.append(torch.cat([attend_one_document(spec, *part) for part in parts], 1))
+    return torch.cat(sequences)
 
 
-def alone(spec: AttendSpec, q: Tensor, kv: KV) -> Tensor:
+def attend_one_document(spec: AttendSpec, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     positions = torch.arange(q.shape[1])[None]
-    return attend_float32(spec, q, kv, Visibility(positions, positions, None, causal=True))
+    return attend_float32(spec, q, KV(k, v), Visibility(positions, positions, None, causal=True))
 
 
 def sides(length: int, head_dim: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     batch, spec = TOKENS // length, AttendSpec(head_dim**-0.5)
-    documents, positions = documents_of(batch, length), torch.arange(length)[None]
+    documents, positions = random_documents(batch, length), torch.arange(length)[None]
     q, k, v = (torch.randn(batch, length, HEADS, head_dim).to(dtype).requires_grad_() for _ in range(3))
     kv, grad = KV(k, v), torch.randn(batch, length, HEADS, head_dim).to(dtype)
     packed = Visibility(positions, positions, visible(spec, positions, positions, documents))
@@ -59,7 +59,7 @@ def sides(length: int, head_dim: int, dtype: torch.dtype) -> dict[str, Callable[
         "plain": work(lambda: attend_float32(spec, q, kv, plain)),
         "SDPA, mask": work(lambda: attend_float32(spec, q, kv, packed)),
         "definition": work(lambda: attend_reference(spec, q, kv, packed)[0]),
-        "document by document": work(lambda: each_alone(spec, q, kv, documents)),
+        "document by document": work(lambda: attend_each_document(spec, q, kv, documents)),
         "products": work(lambda: attend_products(spec, q, kv, packed)),
     }
     return (

@@ -30,12 +30,12 @@ class PlainBlock(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """nanoGPT's model by its published shape: biases everywhere, learned positions, tied head, full logits."""
+    """nanoGPT's model: biases in all layers, learned positions, a tied head, and logits of all tokens."""
 
     def __init__(self, shape: ShapeConfig):
         super().__init__()
         self.tokens = nn.Embedding(shape.vocab_size, shape.d_model)
-        self.places = nn.Embedding(shape.context, shape.d_model)
+        self.positions = nn.Embedding(shape.context, shape.d_model)
         self.blocks = nn.ModuleList(PlainBlock(shape.d_model, shape.n_heads) for _ in range(shape.n_layers))
         self.norm = nn.LayerNorm(shape.d_model)
         self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
@@ -45,14 +45,14 @@ class PlainGPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
+        x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)
         return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
 
 
 def transformers_model(shape: ShapeConfig) -> nn.Module:
-    """transformers' own model of this shape, without dropout, attention by scaled_dot_product_attention."""
+    """Return transformers' model of this shape, without dropout and with scaled_dot_product_attention."""
     import transformers as hf
 
     torch.manual_seed(0)

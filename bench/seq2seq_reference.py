@@ -26,8 +26,8 @@ MARIAN_NAMES = {
 }  # fmt: skip
 
 
-class TorchPair(nn.Module):
-    """torch.nn.Transformer between an embedding and the head that is tied to it, as its users write it."""
+class TorchSeq2Seq(nn.Module):
+    """torch.nn.Transformer between an embedding and a tied head."""
 
     def __init__(self, ours: EncoderDecoder):
         super().__init__()
@@ -37,8 +37,8 @@ class TorchPair(nn.Module):
         self.core = nn.Transformer(
             config.d_model, attention.n_heads, depth, depth, mlp.d_ff, dropout=0.0, batch_first=True
         )
-        self.core.encoder.norm = self.core.decoder.norm = None  # post-norm has none
-        self.register_buffer("places", table_of_positions(ours), persistent=False)
+        self.core.encoder.norm = self.core.decoder.norm = None  # post-norm models have no final norms
+        self.register_buffer("position_table", position_table(ours), persistent=False)
         found = {"embed.weight": ours.embed.weight}
         for side, stack in (("encoder", ours.encoder), ("decoder", ours)):
             norms = ["attn_post_norm", "cross_post_norm", "mlp_post_norm"]
@@ -55,18 +55,18 @@ class TorchPair(nn.Module):
         self.load_state_dict(found)
 
     def forward(self, source: Tensor, padding: Tensor, ids: Tensor) -> Tensor:
-        """source [B, S], padding [B, S] True where nothing is, ids [B, T]: logits [B, T, V]."""
-        read, written = (self.embed(x) * self.scale + self.places[: x.shape[1]] for x in (source, ids))
+        """Return logits [B, T, V] for source [B, S], padding [B, S] (True at padding) and ids [B, T]."""
+        source, target = (self.embed(x) * self.scale + self.position_table[: x.shape[1]] for x in (source, ids))
         causal = self.core.generate_square_subsequent_mask(ids.shape[1])
         hidden = self.core(
-            read, written, tgt_mask=causal, tgt_is_causal=True, src_key_padding_mask=padding,
+            source, target, tgt_mask=causal, tgt_is_causal=True, src_key_padding_mask=padding,
             memory_key_padding_mask=padding,
         )  # fmt: skip
         return F.linear(hidden, self.embed.weight)
 
 
 def marian_model(ours: EncoderDecoder, begin: int) -> nn.Module:
-    """transformers' own model, which writes after the token `begin` and never ends."""
+    """Return transformers' model with our weights; it starts with the token `begin` and has no end token."""
     import transformers as hf
 
     config = ours.config
@@ -96,7 +96,7 @@ def marian_model(ours: EncoderDecoder, begin: int) -> nn.Module:
     for side, stack in (("encoder", ours.encoder), ("decoder", ours)):
         for i, block in enumerate(stack.blocks):
             found |= renamed(block.state_dict(), MARIAN_NAMES, f"model.{side}.layers.{i}.")
-        found[f"model.{side}.embed_positions.weight"] = table_of_positions(ours)
+        found[f"model.{side}.embed_positions.weight"] = position_table(ours)
     missing, unexpected = model.load_state_dict(found, strict=False)
     assert not unexpected, unexpected
     assert all(name.endswith(("final_logits_bias", "embed_tokens.weight", "lm_head.weight")) for name in missing), (
@@ -107,13 +107,13 @@ def marian_model(ours: EncoderDecoder, begin: int) -> nn.Module:
 
 
 def renamed(own: Mapping[str, Tensor], names: Mapping[str, str], to: str) -> dict[str, Tensor]:
-    """A block's weights under another library's names."""
+    """Return a block's weights under the names of another library."""
     parts = ((*name.rpartition("."), value) for name, value in own.items())
     return {f"{to}{names[module]}.{end}": value for module, _, end, value in parts}
 
 
 @torch.no_grad()
-def table_of_positions(ours: EncoderDecoder) -> Tensor:
-    """What ours adds to each position [context, D]: others order sines and cosines in other ways."""
+def position_table(ours: EncoderDecoder) -> Tensor:
+    """Return our position embeddings, [context, D]; other libraries order sines and cosines differently."""
     assert ours.positions is not None
     return ours.positions(torch.arange(ours.config.context_length))

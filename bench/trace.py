@@ -1,12 +1,11 @@
-"""Looking inside: a trace beside transformers' output_attentions and output_hidden_states, on GPT-2's shape at 124M.
+"""Measure a trace, compared with transformers' output_attentions and output_hidden_states, for GPT-2's shape at 124M.
 
     python bench/trace.py [--tokens 512] [--rounds 5] [--threads N]
 
-Both sides have the same random weights and keep what leaves each block, keys and values, and the probabilities of all
-layers ("everything") or of one. transformers also computes the logits of all tokens, unless it is told not to; a trace
-does where they are asked for: each way is a line. What a trace computes again is checked against the pass, within its
-time. Memory is what a side has left in tensors when it is done. The last table is the cost of taps when nobody looks,
-as a share of a decode step.
+Both have the same random weights and store the output of each block, keys and values, and the attention probabilities
+of all layers ("everything") or of one. A row of the table is a setting: transformers computes the logits of all tokens
+by default, a trace on request. The time of a trace includes checks of its recomputed values. Memory is that of the
+tensors which are stored at the end. The last table is the cost of disabled taps as a fraction of a decode step.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ LAYER = 5
 THEIRS, LESS = "theirs", "theirs, logits of the last token"
 
 
-def both(tokens: int) -> tuple[LanguageModel, nn.Module, Tensor]:
-    """The same weights on both sides, and a text."""
+def make_models(tokens: int) -> tuple[LanguageModel, nn.Module, Tensor]:
+    """Return both models with the same weights, and random token ids."""
     theirs = transformers_model(SHAPE).eval()
-    theirs.set_attn_implementation("eager")  # pyright: ignore  # the one that has probabilities
+    theirs.set_attn_implementation("eager")  # pyright: ignore  # which returns probabilities
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)  # pyright: ignore
         lm = load(folder, dtype="float32", device="cpu")
     return lm, theirs, torch.randint(50257, (tokens,), generator=torch.Generator().manual_seed(0))
 
 
-def held(tensors: list[Tensor]) -> int:
-    """Bytes of the storages that these tensors lie in, each once."""
+def storage_bytes(tensors: list[Tensor]) -> int:
+    """Return the bytes of the storages of these tensors, each counted once."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
@@ -55,22 +54,22 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    lm, model, ids = both(args.tokens)
+    lm, model, ids = make_models(args.tokens)
     text, n = ids.tolist(), SHAPE.n_layers
-    left: dict[str, list[Tensor]] = {}
+    stored: dict[str, list[Tensor]] = {}
 
     def theirs(side: str, logits: int) -> None:
         with torch.inference_mode():
             out = model(ids[None], output_attentions=True, output_hidden_states=True, logits_to_keep=logits)
-        kept = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
-        left[side] = [*out.hidden_states, *out.attentions, *kept, out.logits]
+        cache = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
+        stored[side] = [*out.hidden_states, *out.attentions, *cache, out.logits]
 
     def traced(side: str, layers: range, read: tuple[str, ...]) -> None:
         t = lm.trace(text, capture=read)
         found = [t[f"blocks.{i}.resid_post"].tensor for i in range(n)]
         found += [t[f"blocks.{i}.attn.probs"].tensor for i in layers]
         found += [t["final.logits"].tensor] if "final.logits" in read else []
-        left[side] = [*found, *t.captured.tensors.values()]
+        stored[side] = [*found, *t.captured.tensors.values()]
 
     one = range(LAYER, LAYER + 1)
     sides = {
@@ -87,18 +86,18 @@ def main() -> None:
     print(f"\n124M, {args.tokens} tokens, float32, {args.threads} threads, {args.clock} clock\n")
     rows = []
     for side in sides:
-        size = held(left[side])
+        size = storage_bytes(stored[side])
         faster = ["", ""] if side in (THEIRS, LESS) else [show_ratio(times[side], times[one]) for one in (THEIRS, LESS)]
-        share = f"{size / held(left[THEIRS]):.2f}"
+        share = f"{size / storage_bytes(stored[THEIRS]):.2f}"
         rows.append([side, f"{statistics.median(times[side]) * 1e3:.0f} ms", *faster, f"{size / 1e6:.0f} MB", share])
-    print(table(["side", "time", "as fast as theirs", "without logits", "memory", "of theirs"], rows))
+    print(table(["side", "time", "speedup", "speedup over last logits", "memory", "relative"], rows))
     print()
     print(table(["taps", ""], taps_off(lm.model, args.rounds)))
 
 
 @torch.inference_mode()
 def check(lm: LanguageModel, model: nn.Module, ids: Tensor) -> None:
-    """Both sides found the same numbers."""
+    """Check that both models compute the same values."""
     out = model(ids[None], output_attentions=True, output_hidden_states=True, use_cache=False)
     t = lm.trace(ids.tolist())
     for i in range(SHAPE.n_layers):
@@ -110,14 +109,14 @@ def check(lm: LanguageModel, model: nn.Module, ids: Tensor) -> None:
 
 @torch.inference_mode()
 def taps_off(model: Decoder, rounds: int) -> list[list[str]]:
-    """How often a decode step asks whether somebody looks, what an answer costs, and what the step takes."""
+    """Return the number of tap calls in a decode step, the time of one disabled call, and the time of the step."""
     ids, cache = torch.zeros(1, 1, dtype=torch.long), DenseCache.of(model.config, 1, 256)
-    calls, ask = 0, LayerStep.see
+    calls, see = 0, LayerStep.see
 
     def counted(self: LayerStep, name: str, value: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return ask(self, name, value)
+        return see(self, name, value)
 
     def one() -> None:
         step = Step(cache.extend([1]), cache=cache, attend=attend_fused)
@@ -125,8 +124,10 @@ def taps_off(model: Decoder, rounds: int) -> list[list[str]]:
 
     LayerStep.see = counted
     one()
-    LayerStep.see = ask
-    calls += 4 + 3 * model.config.n_layers  # outside the blocks; and whether heads, scores or probabilities are edited
+    LayerStep.see = see
+    calls += (
+        4 + 3 * model.config.n_layers
+    )  # outside the blocks, and the checks for edits of heads, scores and probabilities
     times = []
     for _ in range(10 * rounds):
         begin = time.perf_counter()

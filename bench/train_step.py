@@ -82,7 +82,7 @@ def autocast(dtype: torch.dtype):
 def make_sides(
     family: str, name: str, dtype: torch.dtype, compiled: bool
 ) -> tuple[dict[str, Callable[[], float]], Decoder]:
-    """Every side's step on the same tokens. Compiled: ours block by block, the others as a whole."""
+    """Return the step of each model on the same tokens; `compiled` compiles ours per block, the others at once."""
     batch, sizes = SHAPES[name]
     shape = ShapeConfig(family=family, n_kv_heads=KV_HEADS[family][name], **sizes).fill(VOCABULARY)
     tokens = torch.randint(VOCABULARY, (batch, shape.context + 1), generator=torch.Generator().manual_seed(0))
@@ -106,7 +106,7 @@ def make_sides(
         sides["nanoGPT's model"] = their_step(plain, lambda: plain(ids, targets), dtype)
         assert count(plain) == count(ours)
     assert count(theirs) == count(ours)
-    # transformers shifts the labels itself: the last position is left out, 1 target in `context`
+    # transformers shifts the labels itself: one target fewer per sequence
     sides[f"transformers {family}"] = their_step(
         theirs, lambda: theirs(input_ids=ids, labels=ids, use_cache=False).loss, dtype
     )
@@ -114,7 +114,7 @@ def make_sides(
 
 
 def products(model: Decoder, tokens: int, dtype: torch.dtype) -> Callable[[], None]:
-    """The matrix products of one step and nothing else."""
+    """Return the matrix products of one step, without anything else."""
     work = []
     for (rows, columns), number in matrix_shapes(model).items():
         x, g, w = (torch.randn(n, m).to(dtype) for n, m in ((tokens, columns), (tokens, rows), (rows, columns)))
@@ -137,15 +137,15 @@ def count(model: nn.Module) -> int:
 def measure(family: str, name: str, dtype: torch.dtype, args: argparse.Namespace) -> list[list[str]]:
     sides, ours = make_sides(family, name, dtype, args.compile)
     first = {}
-    for side, work in sides.items():  # the first step of a compiled side holds its compilation
+    for side, work in sides.items():  # the first step includes compilation
         begin = time.perf_counter()
         work()
         first[side] = time.perf_counter() - begin
     batch, sizes = SHAPES[name]
     tokens = batch * sizes["context"]
-    times = alternate(sides | {"bare": products(ours, tokens, dtype)}, args.rounds, clock=args.clock)
-    bare = times.pop("bare")
-    rate = matrix_flops_per_token(matrix_shapes(ours)) * tokens / statistics.median(bare)
+    times = alternate(sides | {"products": products(ours, tokens, dtype)}, args.rounds, clock=args.clock)
+    matrix_seconds = times.pop("products")
+    rate = matrix_flops_per_token(matrix_shapes(ours)) * tokens / statistics.median(matrix_seconds)
     rows = []
     for side, seconds in times.items():
         median = statistics.median(seconds)
@@ -153,7 +153,7 @@ def measure(family: str, name: str, dtype: torch.dtype, args: argparse.Namespace
             f"{name} {count(ours) / 1e6:.1f}M", family, str(dtype).removeprefix("torch."), side,
             f"{median * 1e3:.0f} ms", f"{tokens / median:,.0f}",
             "" if side == "ours" else show_ratio(times["ours"], seconds),
-            f"{ratios(seconds, bare)[0]:.0%} of {rate / 1e9:.0f} GFLOP/s",
+            f"{ratios(seconds, matrix_seconds)[0]:.0%} of {rate / 1e9:.0f} GFLOP/s",
             *([f"{first[side] - median:.0f} s"] if args.compile else []),
         ])  # fmt: skip
     return rows
@@ -165,15 +165,13 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--families", nargs="+", choices=list(KV_HEADS), default=list(KV_HEADS))
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
-    parser.add_argument("--compile", action="store_true", help="both sides through torch.compile")
-    parser.add_argument(
-        "--malloc", choices=("default", "tuned"), default="tuned", help="glibc's thresholds, for all sides"
-    )
+    parser.add_argument("--compile", action="store_true", help="compile all models with torch.compile")
+    parser.add_argument("--malloc", choices=("default", "tuned"), default="tuned", help="malloc thresholds of glibc")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.malloc == "tuned":
         tune_malloc()
-    head = ["shape", "family", "dtype", "side", "step", "tokens/s", "ours is", "matrix products' share"]
+    head = ["shape", "family", "dtype", "side", "step", "tokens/s", "speedup", "matrix share"]
     print(
         f"{'compiled' if args.compile else 'eager'}, {args.threads} threads, malloc {args.malloc}, {args.clock} clock\n"
     )

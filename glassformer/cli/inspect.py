@@ -198,9 +198,9 @@ def _view_options(
         make_trace: Traces another text.
     """
     from glassformer.inspect.present.paths import format_value
-    from glassformer.inspect.views.support import REFUSED
+    from glassformer.inspect.views.support import UNAVAILABLE
 
-    if reason := REFUSED[t.kind].get(view.name):
+    if reason := UNAVAILABLE[t.kind].get(view.name):
         raise RequestError(reason, param="view")
     defaults = {"layer": focus.layer, "head": focus.head, "query": focus.query, "key": focus.key}
     defaults |= {"position": focus.query, "text": prompt, "token": t.ids[focus.query], "tokens": t.ids}

@@ -1,6 +1,6 @@
 """Search for the most likely texts that a model generates from a source: greedily, or with a beam.
 
-Beam search, `beam` = 2: the 2 best of all texts one token longer continue, except those that end: these are results
+Beam search with `beam` = 2: at each step, the 2 best extensions by one token continue; those that end become results
 
     BOS -> "1" -0.2 -> "19" -0.3 -> "198" -0.4 -> ...
            "2" -1.9    "18" -1.7    "19." -2.2 END        (its log-probability is divided by lp(its length): its score)
@@ -9,8 +9,8 @@ Longer texts are less likely, so results are compared by the score log P(Y|X) / 
 ((5 + |Y|) / (5 + 1))^alpha ("Google's Neural Machine Translation System", Wu et al. 2016, equation 14, without its
 coverage penalty). |Y| counts the end token. alpha is 0.6, as in Vaswani et al. 2017, section 6.1.
 
-`transformers` finds the same texts if none ends and alpha is 0. If texts end, it refills the beam from the best 2 beam
-continuations; its divisor is |Y|^length_penalty; and it ranks truncated texts among those that ended.
+`transformers` finds the same texts if none ends and alpha is 0. If texts end, it refills the beam from the best
+2 · beam continuations; its divisor is |Y|^length_penalty; and it ranks truncated texts together with ended ones.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from glassformer.nn.attend import Attend
 class BeamSearch:
     """The options of a search.
 
-    beam: how many texts per source continue at a time; 1 always takes the most likely token (greedy). n: how many of
-    the best results to return. max_tokens: per result, the end token included; None is the context length.
+    beam: the beam width per source; 1 is greedy decoding. n: the number of best results to return. max_tokens: per
+    result, including the end token; None is the context length.
     length_penalty: alpha in the module's formula; 0 compares by log P alone, which favours short texts, larger values
     favour longer ones.
     """
@@ -63,7 +63,7 @@ class BeamSearch:
 class Hypothesis:
     """A text that a model may generate; `ids` exclude the end token.
 
-    logprob: the sum over its tokens, the end token included (nats). finish: None while it continues, "stop" if it
+    logprob: the sum over its tokens, including the end token (nats). finish: None while it continues, "stop" if it
     ended, "length" if `max_tokens` truncated it.
     """
 
@@ -90,13 +90,13 @@ def search(
     observer: Observer | None = None,
     before_forward: Callable[[], None] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Return the `n` best texts of each source, best first, all different; fewer if there are no more.
+    """Return the `n` best different texts of each source, best first; fewer if the search finds fewer.
 
     Args:
         sources: token ids.
         begin: the token before the first generated one.
         end: the token that ends a text.
-        observer, before_forward: as of `decode`.
+        observer, before_forward: as in `decode`.
 
     Raises:
         RequestError: a source is empty, or an id is outside the vocabulary.
@@ -142,10 +142,10 @@ def beam_search(
     """Continue the `beam` best texts of each source at each step; texts that end become results.
 
     The beam is not refilled when texts end, so that a beam of 1 is greedy (as in Sutskever et al. 2014). A source is
-    done, and leaves the batch, when none of its texts can still rank among its `n` best results: see `_is_done`.
+    removed from the batch when none of its texts can still rank among its `n` best results: see `_is_done`.
     """
     (end,), rules, max_steps = request.end_ids, request.constraints, max(limits)
-    live = [[Hypothesis((), 0.0, 0.0)] for _ in request.prompts]  # per source; in the batch one source after another
+    live = [[Hypothesis((), 0.0, 0.0)] for _ in request.prompts]  # per source; the batch concatenates the sources
     results: list[list[Hypothesis]] = [[] for _ in request.prompts]
     logits = session.start()
     for step in range(1, max_steps + 1):
@@ -185,7 +185,7 @@ def beam_search(
 
 
 def _is_done(results: list[Hypothesis], live: list[Hypothesis], options: BeamSearch, max_steps: int) -> bool:
-    """Return whether no live text can rank among the `n` best.
+    """Return whether no unfinished text can still rank among the `n` best.
 
     Exact for this score: the log-probability of a text only falls while it grows and is negative, so no divisor gives
     it a better score than the largest one, lp(max_steps). The results equal those of a search without early stopping.

@@ -49,13 +49,13 @@ def decode(
     Continuation i draws with the request's seed plus i.
 
     Args:
-        tokenizer: turns tokens into the events' text; without it the text is empty.
+        tokenizer: decodes tokens to the text of the events; without it the text is empty.
         observer: inspects each forward pass, or changes it.
-        before_forward: called before each forward pass of the decoder; what it raises stops generation there.
+        before_forward: called before each forward pass of the decoder; an exception from it stops generation.
 
-    Raises, before anything is computed:
+    Raises (at the call, before the first forward pass):
         CapacityError: a prompt with `max_tokens`, or a source, does not fit the context.
-        RequestError: there is no prompt, a token id is outside the vocabulary, or stop strings lack a tokenizer.
+        RequestError: a token id is outside the vocabulary, there is no prompt, or stop strings have no tokenizer.
     """
     limits = check_request(model, request)
     if request.stop and tokenizer is None:
@@ -65,9 +65,9 @@ def decode(
 
 
 def check_request(model: GenerativeModel, request: GenerationRequest) -> list[int]:
-    """Return the most tokens that may follow each prompt. Errors as of `decode`."""
+    """Return the maximal number of tokens after each prompt. Errors as in `decode`."""
     if not request.prompts:
-        raise RequestError("there is no prompt", param="prompt")
+        raise RequestError("the request has no prompt: pass at least one", param="prompt")
     source_vocab_size, vocab_size = vocab_sizes(model)
     for prompt in request.prompts:
         check_ids("prompt", prompt, vocab_size)
@@ -81,7 +81,7 @@ def check_request(model: GenerativeModel, request: GenerationRequest) -> list[in
     if isinstance(model, RecurrentEncoderDecoder):
         return [request.max_tokens or DEFAULT_MAX_TOKENS] * len(request.prompts)
     context, limits = model.config.context_length, []
-    begin = int(isinstance(model, EncoderDecoder))  # the token that begins a target is no part of the text
+    begin = int(isinstance(model, EncoderDecoder))  # the token that begins a target is not part of the text
     for prompt in request.prompts:
         free = context - len(prompt) + begin
         if free < (request.max_tokens or 1):
@@ -100,7 +100,7 @@ def open_session(
     observer: Observer | None = None,
     before_forward: Callable[[], None] | None = None,
 ) -> TransformerSession | RecurrentSession:
-    """Make the session of a checked request; `limits` as `check_request` returns them."""
+    """Create the session of a checked request. limits: the result of `check_request`."""
     if isinstance(model, RecurrentEncoderDecoder):
         assert request.sources is not None
         return RecurrentSession(
@@ -115,7 +115,7 @@ def open_session(
 
 
 class GeneratedSequence:
-    """One continuation while it grows: its ids, its text, and how many tokens may follow."""
+    """One continuation during generation: its ids, its text, and the number of tokens that may follow."""
 
     def __init__(
         self, number: int, prompt: Sequence[int], limit: int, seed: int, stop: Sequence[str],
@@ -126,7 +126,7 @@ class GeneratedSequence:
         self.text = None if tokenizer is None else stream_after(prompt, tokenizer)
 
     def push(self, token: int) -> str:
-        """Add a token; return the text that is final with it."""
+        """Add a token; return the text that became final."""
         self.ids.append(token)
         self.remaining -= 1
         return self.stops.push(self.text.push(token)) if self.text else ""
@@ -136,14 +136,14 @@ class GeneratedSequence:
         return self.stops.push(self.text.finish()) + self.stops.finish() if self.text else ""
 
 
-def decode_steps(  # not itself in inference mode: it would leak to the caller at each yield
+def decode_steps(  # no inference mode here: it would leak to the caller at each yield
     session: DecodeSession,
     request: GenerationRequest,
     limits: Sequence[int],
     tokenizer: Tokenizer | None = None,
     process_last_token: bool = False,
 ) -> Iterator[TokenEvent]:
-    """Run a session to the end of all its sequences. See `decode`.
+    """Run a session until all sequences have ended. See `decode`.
 
     process_last_token: run one more forward pass over the last generated token, from which nothing is predicted.
     """
@@ -155,19 +155,19 @@ def decode_steps(  # not itself in inference mode: it would leak to the caller a
     ]
     logits, step = session.start(), 1
     counts = TokenCounts(logits, [one.ids for one in sequences]) if sampling.counts_tokens else None
-    vocab_size = tokenizer.vocab_size if tokenizer else None  # rows of a padded vocabulary stand for no token
+    vocab_size = tokenizer.vocab_size if tokenizer else None  # excludes the padding of a vocabulary
     while True:
         forced = rules.forced(step, max_steps)
         if forced is not None:
             logits = torch.full_like(logits, -torch.inf).index_fill_(-1, torch.tensor(forced, device=logits.device), 0)
             allowed = logits
         else:
-            allowed = adjust(logits, sampling, *(counts.of(sequences) if counts else ()))[:, :vocab_size]
+            allowed = adjust(logits, sampling, *(counts.select(sequences) if counts else ()))[:, :vocab_size]
             allowed = rules.mask(allowed, step, request.end_ids, [one.ids for one in sequences])
         chosen = choose(allowed, sampling, [one.generator for one in sequences])
         ids = chosen.tolist()
-        none: list[tuple[float | None, TopTokens]] = [(None, ())] * len(sequences)
-        reports = none if request.logprobs is None else logprobs_of(logits, chosen, request.logprobs)
+        no_logprobs: list[tuple[float | None, TopTokens]] = [(None, ())] * len(sequences)
+        reports = no_logprobs if request.logprobs is None else token_logprobs(logits, chosen, request.logprobs)
         events = []
         for sequence, token, (logprob, top) in zip(sequences, ids, reports, strict=True):
             if token in request.end_ids:
@@ -195,7 +195,7 @@ def decode_steps(  # not itself in inference mode: it would leak to the caller a
 
 
 def stream_after(prompt: Sequence[int], tokenizer: Tokenizer) -> StreamDecoder:
-    """Return a decoder that continues a prompt: past its first space, perhaps within a character."""
+    """Return a stream decoder that continues after a prompt, which may end within a character."""
     text, control = tokenizer.stream(), tokenizer.special_tokens.values()
     for token in prompt[-4:]:  # a character has at most four bytes
         if token not in control:
@@ -204,7 +204,7 @@ def stream_after(prompt: Sequence[int], tokenizer: Tokenizer) -> StreamDecoder:
 
 
 class TokenCounts:
-    """How often each token occurs in a sequence's prompt and in its output, [R, V] each."""
+    """The number of occurrences of each token in the prompt and in the output of each sequence, [R, V] each."""
 
     def __init__(self, logits: Float[Tensor, "R V"], prompts: Sequence[Sequence[int]]):
         counts = [torch.bincount(torch.tensor(list(ids)), minlength=logits.shape[-1]) for ids in prompts]
@@ -215,13 +215,13 @@ class TokenCounts:
         """Count one more token of each sequence."""
         self.output[[sequence.number for sequence in sequences], list(ids)] += 1
 
-    def of(self, sequences: Sequence[GeneratedSequence]) -> tuple[Int[Tensor, "R V"], Int[Tensor, "R V"]]:
+    def select(self, sequences: Sequence[GeneratedSequence]) -> tuple[Int[Tensor, "R V"], Int[Tensor, "R V"]]:
         """Return the counts of these sequences: prompt, output."""
         index = [sequence.number for sequence in sequences]
         return self.prompt[index], self.output[index]
 
 
-def logprobs_of(
+def token_logprobs(
     logits: Float[Tensor, "R V"], chosen: Int[Tensor, "R"], n_top: int
 ) -> list[tuple[float | None, TopTokens]]:
     """Return each chosen token's log-probability (nats), and the `n_top` most likely tokens with theirs."""

@@ -1,4 +1,4 @@
-"""What one generation request asks for, and the token events that answer it."""
+"""A generation request, and the token events of its response."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class TokenConstraints:
-    """Rules of a checkpoint for generated tokens, whatever the model predicts.
+    """Constraints of a checkpoint on generated tokens, which override the model's predictions.
 
-    first: the token that every text begins with. last: the token at position `max_tokens`, if a text gets so long.
+    first: the token that every text begins with. last: the token at position `max_tokens`, if a text reaches it.
     Both have log-probability 0. banned: tokens that are never generated. min_length: a text with fewer tokens does not
     end; the begin token counts. no_repeat_ngram: no n-gram of this size occurs twice in a text; 0 allows repetition.
-    vocab_size: only the first so many tokens of the vocabulary are generated; None allows all.
+    vocab_size: tokens with this id or a larger one are never generated; None allows all.
     """
 
     first: int | None = None
@@ -36,7 +36,7 @@ class TokenConstraints:
     vocab_size: int | None = None
 
     def forced(self, step: int, max_tokens: int) -> int | None:
-        """Return the only token allowed at this step (the first step is 1), or None where several are."""
+        """Return the only token allowed at this step (the first step is 1), or None if several are."""
         return self.first if step == 1 else self.last if step == max_tokens else None
 
     def mask(
@@ -63,7 +63,7 @@ NO_CONSTRAINTS = TokenConstraints()
 
 
 def _repeated(ids: Sequence[int], n: int) -> set[int]:
-    """The tokens that would complete an n-gram which `ids` already contains."""
+    """Return the tokens that would complete an n-gram that `ids` already contains."""
     ids = list(ids)
     before = ids[len(ids) - n + 1 :] if n > 1 else []
     return {ids[at + n - 1] for at in range(len(ids) - n + 1) if ids[at : at + n - 1] == before}
@@ -71,13 +71,13 @@ def _repeated(ids: Sequence[int], n: int) -> set[int]:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """Prompts to continue, and how.
+    """Prompts to continue, with the options of generation.
 
     prompts: token ids. sources: one per prompt, for models that generate from a source. n: continuations per prompt,
     from one prefill. max_tokens: per continuation; None generates until an end token or the end of the context.
-    end_ids: tokens that end a continuation and are not part of it. logprobs: how many of the most likely tokens to
-    report with the chosen one's log-probability (nats, of the model's distribution before any sampling stage); None
-    reports nothing. RequestError names an option that is out of range.
+    end_ids: tokens that end a continuation and are not part of it. logprobs: the number of most likely tokens to report
+    with the log-probability of the chosen one (nats, of the model's distribution before any sampling stage); None
+    reports nothing. An option that is out of range raises RequestError.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -101,10 +101,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """What one decoding step adds to one continuation.
+    """The token and text that one decoding step adds to one continuation.
 
-    sequence: the continuation; those of prompt p are p*n to p*n + n-1. id: None in a last event without a token.
-    text: final text, never a partial character or a part of a stop string. finish: set in a continuation's last event.
+    sequence: the index of the continuation; those of prompt p are p*n to p*n + n-1. id: None in a last event without a
+    token. text: final text, never a partial character or a part of a stop string. finish: set in the last event.
     """
 
     sequence: int
@@ -116,7 +116,7 @@ class TokenEvent:
 
 
 def check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:
-    """Raise RequestError if there is no token id, or one outside the vocabulary."""
+    """Raise RequestError if `ids` is empty or has an id outside the vocabulary."""
     if len(ids) == 0:
         raise RequestError(f"the {name} is empty: it must hold at least one token", param=name)
     bad = next((token for token in (min(ids), max(ids)) if not 0 <= token < vocab_size), None)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 
-COLDEST = 1e-5  # a lower temperature would divide logits to infinity
+MIN_TEMPERATURE = 1e-5  # with a lower one, logits / temperature could overflow
 
 
 def check_number(
@@ -28,24 +28,24 @@ def check_number(
     """Raise RequestError unless low <= value <= high (low < value if `above`), or value is None and `optional`."""
     if value is None and optional:
         return
-    whole = isinstance(low, int) and isinstance(high, int)
-    kinds = int if whole else int | float
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high or (above and value == low):
-        kind, start = ("a whole number", "from") if whole else ("a number", "above" if above else "from")
+    integer = isinstance(low, int) and isinstance(high, int)
+    types = int if integer else int | float
+    if isinstance(value, bool) or not isinstance(value, types) or not low <= value <= high or (above and value == low):
+        kind, start = ("a whole number", "from") if integer else ("a number", "above" if above else "from")
         end = "" if math.isinf(high) or high >= 1 << 31 else f" to {high:g}"
         raise RequestError(f"{name} must be {kind} {start} {low:g}{end}, got {value!r}", param=name.partition("[")[0])
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The options of choosing the next token from the logits.
+    """The options of sampling: how the next token is chosen from the logits.
 
     temperature: divides the logits; 0 always takes the most likely token. top_k: sample from the k most likely tokens.
     top_p: sample from the smallest set whose probabilities sum to p or more (Holtzman et al. 2020). min_p: sample from
     tokens at least p times as likely as the most likely one. repetition_penalty: divides the positive logits of tokens
     in the prompt or output, and multiplies negative ones (Keskar et al. 2019). presence_penalty, frequency_penalty:
     subtracted from the logits of tokens in the output, once, or per occurrence. logit_bias: added, by token id. seed:
-    of the random numbers; None draws one, which is reported.
+    of the random numbers; None draws a random seed, which is reported.
     """
 
     temperature: float = 1.0
@@ -60,9 +60,9 @@ class Sampling:
 
     def __post_init__(self):
         check_number("temperature", self.temperature, 0.0, 100.0)
-        if 0 < self.temperature < COLDEST:
-            least = f"temperature must be 0 (the most likely token) or at least {COLDEST}"
-            raise RequestError(f"{least}, got {self.temperature!r}", param="temperature")
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            allowed = f"temperature must be 0 (the most likely token) or at least {MIN_TEMPERATURE}"
+            raise RequestError(f"{allowed}, got {self.temperature!r}", param="temperature")
         check_number("top_k", self.top_k, 1, 1 << 31, optional=True)
         check_number("top_p", self.top_p, 0.0, 1.0, above=True, optional=True)
         check_number("min_p", self.min_p, 0.0, 1.0, optional=True)
@@ -87,12 +87,12 @@ class Sampling:
         return self.temperature == 0
 
     def seeded(self) -> Sampling:
-        """Return the same options with a seed, drawn now if there is none; temperature 0 needs none."""
+        """Return the options with a seed, which is drawn if it is None; temperature 0 needs none."""
         return self if self.greedy or self.seed is not None else replace(self, seed=secrets.randbits(32))
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether the choice depends on earlier tokens."""
+        """Whether the choice of a token depends on the counts of earlier tokens."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
@@ -117,31 +117,31 @@ def adjust(
 
 def stages(logits: Float[Tensor, "R V"], sampling: Sampling) -> dict[str, Float[Tensor, "R V"]]:
     """Return the adjusted logits after each stage, by name; excluded tokens are at -inf. Not for temperature 0."""
-    found = {"temperature": logits / sampling.temperature}
+    results = {"temperature": logits / sampling.temperature}
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        logits = _last(found)
+        logits = _last(results)
         least = logits.topk(sampling.top_k, -1).values[..., -1:]
-        found["top_k"] = logits.masked_fill(logits < least, -math.inf)
+        results["top_k"] = logits.masked_fill(logits < least, -math.inf)
     if sampling.top_p is not None and sampling.top_p < 1:
-        ordered, order = _last(found).sort(-1, descending=True)
+        ordered, order = _last(results).sort(-1, descending=True)
         probs = ordered.softmax(-1)
-        reached = probs.cumsum(-1) - probs >= sampling.top_p  # by the more likely tokens alone
-        found["top_p"] = ordered.masked_fill(reached, -math.inf).gather(-1, order.argsort(-1))
+        reached = probs.cumsum(-1) - probs >= sampling.top_p  # the more likely tokens alone reach top_p
+        results["top_p"] = ordered.masked_fill(reached, -math.inf).gather(-1, order.argsort(-1))
     if sampling.min_p:
-        logits = _last(found)
+        logits = _last(results)
         least = logits.max(-1, keepdim=True).values + math.log(sampling.min_p)
-        found["min_p"] = logits.masked_fill(logits < least, -math.inf)
-    return found
+        results["min_p"] = logits.masked_fill(logits < least, -math.inf)
+    return results
 
 
-def _last(found: dict[str, Tensor]) -> Tensor:
-    return next(reversed(found.values()))
+def _last(results: dict[str, Tensor]) -> Tensor:
+    return next(reversed(results.values()))
 
 
 def choose(logits: Float[Tensor, "R V"], sampling: Sampling, generators: Sequence[random.Random]) -> Int[Tensor, "R"]:
     """Choose one token per sequence from adjusted logits.
 
-    Each sequence draws one number per token from its own generator, so the batch does not change its tokens.
+    Each sequence draws one number per token from its own generator, so its tokens do not depend on the batch.
     """
     if sampling.greedy:
         return logits.argmax(-1)

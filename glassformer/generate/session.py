@@ -4,7 +4,7 @@
                              session.advance(ids [R]) ------> logits [R, V], after one more token in every sequence
                              session.select(sequences) -----> only these sequences, in this order; repeats are allowed
 
-The session owns what lies between two forward passes: a Transformer's key/value cache, a recurrent model's state.
+The session owns the state between forward passes: a Transformer's key/value cache, or a recurrent model's state.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from glassformer.nn.step import Step
 
 Seq2SeqModel = EncoderDecoder | RecurrentEncoderDecoder
 GenerativeModel = Decoder | RecurrentEncoderDecoder
-PREFILL_CHUNK = 512  # prompt tokens per forward pass: bounds memory, and an interrupt takes effect between two passes
+PREFILL_CHUNK = 512  # prompt tokens per forward pass: bounds memory, and the time until an interrupt takes effect
 DEFAULT_MAX_TOKENS = 512  # for recurrent models, which have no context limit
 
 
 @runtime_checkable
 class Observer(Protocol):
-    """Inspects the forward passes of one request, or changes them: makes a tap for each.
+    """Inspects or edits the forward passes of one request: creates a tap for each.
 
-    sees_last_token: process the last generated token too, though nothing is predicted from it (one sequence only).
-    separate_prefill: the continuations of a prompt differ before their first token, so that each needs its own prefill.
+    sees_last_token: process the last generated token too, although no token is predicted from it (one sequence only).
+    separate_prefill: the continuations of a prompt differ before their first token, so each needs its own prefill.
     has_edits: values may be changed, so that NaN logits do not prove damaged weights.
     """
 
@@ -46,7 +46,7 @@ class Observer(Protocol):
     has_edits: bool
 
     def tap(self, step: Step, sequences: Sequence[int]) -> Tap | None:
-        """Return the tap of one pass over the continuations with these numbers (in a shared prefill: the first)."""
+        """Return the tap of one forward pass over the continuations with these indices."""
         ...
 
 
@@ -63,7 +63,7 @@ class DecodeSession(Protocol):
         ...
 
     def select(self, sequences: Sequence[int]) -> None:
-        """Keep only these sequences of the batch, in this order; one may be named several times."""
+        """Replace the batch by these sequences, in this order; repeats are allowed."""
         ...
 
 
@@ -71,7 +71,7 @@ class TransformerSession:
     """A session of a decoder or an encoder-decoder, through a dense key/value cache.
 
     If the model changes its rotary angles for long texts (`ModelConfig.long_text`), all sequences are prefilled again
-    when one of them becomes long. capacity: the most tokens of a sequence.
+    when one of them becomes long. capacity: the maximal number of tokens of a sequence.
     """
 
     cache: DenseCache | None = None
@@ -137,7 +137,7 @@ class TransformerSession:
         return logits
 
     def _encode(self) -> EncodedSource | None:
-        """Run the encoder over the sources, where there are any."""
+        """Run the encoder over the sources, if the request has sources."""
         if self.sources is None:
             return None
         assert isinstance(self.model, EncoderDecoder)
@@ -161,7 +161,7 @@ class TransformerSession:
 
 
 class RecurrentSession:
-    """A session of a recurrent encoder-decoder: all of a sequence's past is in its state. Prompts are of one length."""
+    """A session of a recurrent encoder-decoder, whose state represents all earlier tokens. Prompts have one length."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class RecurrentSession:
 
 
 def observed(observer: Observer | None, step: Step, sequences: Sequence[int]) -> Step:
-    """Set the observer's tap on a step, where there is an observer."""
+    """Set the observer's tap on a step, if there is an observer."""
     if observer is not None:
         step.tap = observer.tap(step, sequences)
     return step
@@ -227,29 +227,29 @@ def check_logits(logits: Float[Tensor, "R V"], observer: Observer | None) -> Flo
 
 
 def source_of_positions(positions: Int[Tensor, "#B S"]) -> EncodedSource:
-    """Return a source that has positions only: all that a tap of a recurrent model's pass needs."""
+    """Return a source with positions only, for the tap of a recurrent model."""
     return EncodedSource(positions[..., None].float(), positions, True)
 
 
 def max_target_tokens(model: Seq2SeqModel) -> int:
-    """The most tokens that a model generates from a source if the request sets no limit, the end token included."""
+    """Return the default limit of generated tokens, including the end token."""
     return DEFAULT_MAX_TOKENS if isinstance(model, RecurrentEncoderDecoder) else model.config.context_length
 
 
 def max_source_tokens(model: GenerativeModel) -> int | None:
-    """The most tokens of a source; None if there is no limit."""
+    """Return the maximal number of source tokens; None if there is no limit."""
     return model.encoder.config.context_length if isinstance(model, EncoderDecoder) else None
 
 
 def vocab_sizes(model: GenerativeModel) -> tuple[int, int]:
-    """The vocabulary sizes of the source (0 if the model has none) and of the generated text."""
+    """Return the vocabulary sizes of the source (0 if the model has none) and of the generated text."""
     if isinstance(model, RecurrentEncoderDecoder):
         return model.config.source_vocab_size, model.config.target_vocab_size
     return model.encoder.config.vocab_size if isinstance(model, EncoderDecoder) else 0, model.config.vocab_size
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "B T"], list[int]]:
-    """Stack sequences of token ids, padded with 0 at the right; return them with their lengths."""
+    """Stack sequences of token ids, padded with 0 on the right; return the tensor and the lengths."""
     lengths = [len(ids) for ids in sequences]
     width = max(lengths)
     return torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in sequences], device=device), lengths

@@ -24,8 +24,8 @@ from glassformer.nn.step import Step
 class Speed:
     """Medians over several rounds. Rates are in tokens, bytes or floating-point operations per second.
 
-    decode_bytes: the weights and cached keys and values that one step reads. memory_rate: reading one large tensor.
-    matrix_rate: the model's weight matrices times a prompt.
+    decode_bytes: the size of the weights, keys and values that one step reads. memory_rate: measured by reading one
+    large tensor. matrix_rate: measured by multiplying the model's weight matrices and a prompt.
     """
 
     prompt_tokens: int
@@ -57,12 +57,12 @@ def measure_speed(
     new_tokens: int,
     batch: int = 1,
     rounds: int = 5,
-    tick: Callable[[int, int | None, str], None] = lambda done, total, what: None,
+    tick: Callable[[int, int | None, str], None] = lambda done, total, label: None,
 ) -> Speed:
     """Time `rounds` greedy runs over random tokens, after one warm-up round.
 
     Raises:
-        CapacityError: prompt and new tokens do not fit the context.
+        CapacityError: the prompt and the new tokens do not fit the context.
     """
     device, config = model.embed.weight.device, model.config
     generator = torch.Generator().manual_seed(0)
@@ -81,7 +81,7 @@ def measure_speed(
         tick(round_ + 1, rounds + 1, "measuring")
     assert cache is not None
     matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)]
-    cached = cache.bytes * (prompt_tokens + new_tokens / 2) / cache.capacity  # at its average fill
+    cached = cache.bytes * (prompt_tokens + new_tokens / 2) / cache.capacity  # at the average number of cached tokens
     weights = sum(w.nbytes for w in matrices) + model.head.weight.nbytes
     return Speed(
         prompt_tokens=prompt_tokens,
@@ -103,22 +103,22 @@ def _next(model: Decoder, cache: DenseCache, ids: Tensor) -> Tensor:
 
 
 def memory_rate(device: torch.device, size: int = 1 << 28, rounds: int = 7) -> float:
-    """Return the bytes per second of reading one tensor far larger than the CPU caches; the best of rounds."""
+    """Return the bytes per second of reading one tensor far larger than the CPU caches; the best of `rounds`."""
     data = torch.ones(size // 4, dtype=torch.float32, device=device)
     return size / min(_seconds(data.sum, device) for _ in range(rounds))
 
 
 def matrix_rate(matrices: list[Tensor], tokens: int, rounds: int = 5) -> float:
-    """Return the floating-point operations per second of x W^T, x [tokens, in]; the best of rounds."""
+    """Return the floating-point operations per second of x W^T, x [tokens, in]; the best of `rounds`."""
     device = matrices[0].device
     inputs = {w.shape[1]: torch.randn(tokens, w.shape[1], device=device).to(w.dtype) for w in matrices}
 
-    def once() -> None:
+    def multiply() -> None:
         for w in matrices:
             torch.mm(inputs[w.shape[1]], w.T)
 
     flops = 2.0 * tokens * sum(w.numel() for w in matrices)
-    return flops / min(_seconds(once, device) for _ in range(rounds))
+    return flops / min(_seconds(multiply, device) for _ in range(rounds))
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""Find stop strings in streamed text, also across token boundaries."""
+"""Find stop strings in streamed text, including those that span several tokens."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from glassformer.errors import RequestError
 class StopStrings:
     """Releases streamed text that cannot be part of a stop string.
 
-    The stop string and what follows it are never released. `found` is the stop string that ended the text: the first
-    one to be complete (the longest, if several are at once), however the text was split into chunks.
+    The stop string and the text after it are never released. `found` is the stop string that ended the text: the one
+    that was complete first (the longest, if several were), independent of the split into chunks.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -20,7 +20,7 @@ class StopStrings:
         self.stops, self.pending, self.found = tuple(stops), "", None
 
     def push(self, text: str) -> str:
-        """Add text; return what is final."""
+        """Add text; return the text that became final."""
         if self.found is not None:
             return ""
         self.pending += text
@@ -32,11 +32,11 @@ class StopStrings:
         return self._release(len(self.pending) - self._possible())
 
     def finish(self) -> str:
-        """End the text; return what was pending."""
+        """End the text; return the pending text."""
         return self._release(len(self.pending)) if self.found is None else ""
 
     def _possible(self) -> int:
-        """Return how many of the last characters may begin a stop string."""
+        """Return the number of last characters that may be the start of a stop string."""
         longest = 0
         for stop in self.stops:
             for n in range(min(len(stop) - 1, len(self.pending)), longest, -1):

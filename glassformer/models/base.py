@@ -1,4 +1,4 @@
-"""What every text model shares: its tokenizer and path, what runs it, traces, sweeps and files."""
+"""The base class of text models: loading, token ids, traces, sweeps and saving."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class TextModel(ModelViews, ABC):
     Attributes:
         model: the torch module.
         tokenizer: the `Tokenizer`; None if a decoder's checkpoint has none, so that it takes token ids only.
-        path: the folder or file that the model was loaded from; "" if it was made in memory.
+        path: the folder or file that the model was loaded from; "" if it was constructed in memory.
         kind: "decoder", "encoder-decoder", "recurrent" or "encoder".
         trace_type: the class of its traces.
-        placement: the device and dtype that `load` chose; None if the model was made in memory.
+        placement: the device and dtype that `load` chose; None if the model was constructed in memory.
     """
 
     kinds: ClassVar[tuple[ModelKind, ...]]
@@ -76,10 +76,10 @@ class TextModel(ModelViews, ABC):
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             dtype: "auto", "float32", "bfloat16" or "float16".
             ignore_keys: keys of config.json that the model family does not know and that do not matter.
-            offline: use no network; a model of the hub must have been downloaded before.
+            offline: use no network; a hub model must have been downloaded before.
 
         Raises:
-            CheckpointError: files are missing or damaged, do not fit together, or hold a model of another class.
+            CheckpointError: files are missing, damaged or inconsistent, or contain a model of another class.
             ConfigError: a configuration key, device or dtype is not supported.
         """
         checkpoint = open_checkpoint(find_model(path, offline=offline), tuple(ignore_keys))
@@ -87,7 +87,7 @@ class TextModel(ModelViews, ABC):
 
     @classmethod
     def from_checkpoint(cls: type[M], checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto") -> M:
-        """Load a model from an opened checkpoint; otherwise as `load`."""
+        """Load a model from an open checkpoint. Other arguments and errors: see `load`."""
         if checkpoint.kind not in cls.kinds:
             kind = DESCRIPTIONS[checkpoint.kind]
             raise CheckpointError(f"{cls.__name__} cannot load {checkpoint.path}, which is {kind}")
@@ -120,12 +120,12 @@ class TextModel(ModelViews, ABC):
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """What runs the model (device, dtype, attention, linear layers), with the reasons."""
+        """The device, dtype and implementations that run the model, with the reasons."""
         placement = self.placement
         if placement is None:
             dtype = str(self.dtype).removeprefix("torch.")
-            where = Choice("device", str(self.device), "the model was made there")
-            placement = Placement(self.device, self.dtype, (where, Choice("dtype", dtype, "the weights have it")))
+            device = Choice("device", str(self.device), "the weights are on it")
+            placement = Placement(self.device, self.dtype, (device, Choice("dtype", dtype, "the weights have it")))
         return describe(self.config, placement)
 
     @abstractmethod
@@ -148,13 +148,13 @@ class TextModel(ModelViews, ABC):
 
         Args:
             text: a text or token ids.
-            target: what the decoder generates from the text, for a model with a source; None generates it.
+            target: the target of a model with a source; None generates it.
             capture: points, or patterns of them ("blocks.5.attn.*"), to record during the forward pass. All other
                 values are recomputed when they are requested.
             edit: changes to activations during the forward pass: see `inspect/edits/edit.py`.
             budget: the most bytes that the trace may hold.
             max_tokens: how many tokens to generate at most; a `LanguageModel` generates none by default.
-            before_forward: called before each forward pass of generation; what it raises stops the trace there.
+            before_forward: called before each forward pass of generation; an exception from it stops the trace.
 
         A `LanguageModel` also takes `stop` and sampling options, a `Translator` `ended` and `special`.
 
@@ -177,13 +177,13 @@ class TextModel(ModelViews, ABC):
             texts: texts or token ids.
             capture: points, or patterns of them, that have one value per token ("blocks.*.resid_post").
             batch_size: how many texts to process, and to hold in memory, at a time.
-            progress: called with the number of texts that are done, and of all.
+            progress: called with (texts done, all texts).
 
         Raises:
             RequestError: a point is unknown or has no value per token, or a text is empty.
             CapacityError: a text does not fit the context.
         """
-        return self._stream_activations([self.encode(text) for text in texts], read, batch_size, progress)
+        return self._stream_activations([self.encode(text) for text in texts], capture, batch_size, progress)
 
     def save_activations(
         self,
@@ -197,20 +197,20 @@ class TextModel(ModelViews, ABC):
     ) -> list[Path]:
         """Save the activations of many texts to files, a batch at a time; return the files.
 
-        file_format: "safetensors" makes one file per batch; "npy" makes one memory-mapped array per point. Other
+        file_format: "safetensors" writes one file per batch; "npy" writes one memory-mapped array per point. Other
         arguments and errors: see `trace_many`.
         """
         if file_format not in get_args(FileFormat):
             raise RequestError(f"file_format must be safetensors or npy, got {file_format!r}", param="file_format")
         sequences = [self.encode(text) for text in texts]
-        batches = self._stream_activations(sequences, read, batch_size, progress)
+        batches = self._stream_activations(sequences, capture, batch_size, progress)
         return save_activations(batches, [len(ids) for ids in sequences], folder, file_format)
 
     def _stream_activations(
         self, sequences: list[list[int]], capture: str | Sequence[str], batch_size: int, progress: Progress | None
     ) -> Iterator[ActivationBatch]:
         if self.kind not in ("decoder", "encoder"):
-            raise RequestError("an encoder-decoder has a source and a target: trace its texts one at a time")
+            raise RequestError("trace_many does not support encoder-decoders: trace each source and target separately")
         check_number("batch_size", batch_size, 1, 1 << 31)
         names = token_points(self.config, patterns(capture))
         logits = "final.logits" in names
@@ -226,12 +226,12 @@ class TextModel(ModelViews, ABC):
         """Load a trace of this model that `Trace.save` saved.
 
         Raises:
-            CheckpointError: the trace is incomplete, or of another model.
+            CheckpointError: the trace is incomplete, or belongs to another model.
         """
         return load_trace(self.trace_type, self, folder)
 
     def sweep(self, text: TextOrIds | Trace, **options: Any) -> Sweep:
-        """Apply one edit after another to a text; iterate over the result. Options: see `inspect/sweep/sweep.py`."""
+        """Return a sweep of edits over a text, which runs during iteration. Options: see `inspect/sweep/sweep.py`."""
         return sweep(text if isinstance(text, Trace) else self.trace(text), **options)
 
     @abstractmethod
@@ -255,7 +255,7 @@ def token_ids(value: Any, name: str = "text") -> list[int]:
     """Return a list, tensor or array of token ids as a list.
 
     Raises:
-        RequestError: it is neither.
+        RequestError: the value is not a sequence of token ids.
     """
     if isinstance(value, Tensor | np.ndarray):
         if value.ndim != 1:
@@ -268,5 +268,5 @@ def token_ids(value: Any, name: str = "text") -> list[int]:
 
 
 def patterns(capture: str | Sequence[str]) -> tuple[str, ...]:
-    """Return one pattern, or several, as a tuple."""
+    """Return one or several patterns as a tuple."""
     return (capture,) if isinstance(capture, str) else tuple(capture)

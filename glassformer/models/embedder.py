@@ -32,7 +32,7 @@ from glassformer.nn.protocols import Tap
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
 
-BATCH_TOKENS = 4096  # tokens of a batch, padding included: bounds memory
+BATCH_TOKENS = 4096  # tokens per batch, including padding: bounds memory
 UNLIMITED = 10**9  # a tokenizer's model_max_length of this size or more means no limit
 
 Progress = Callable[[int, int], None]
@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class MaskFill:
-    """A candidate token for a masked position, with its probability there; `text` is the token's text."""
+    """A candidate token for a masked position, with its text and its probability."""
 
     id: int
     text: str
@@ -50,7 +50,7 @@ class MaskFill:
 class Embedder(TextModel):
     """An encoder-only model, its tokenizer, and the pooling of a text's states into one vector.
 
-    max_tokens: the most tokens of a text, from the model, its pooling or its tokenizer.
+    max_tokens: the maximal number of tokens of a text, from the model, its pooling or its tokenizer.
 
     Raises:
         TokenizerError: the tokenizer has more tokens than the model.
@@ -65,12 +65,12 @@ class Embedder(TextModel):
     def __init__(self, model: TextEncoder, tokenizer: Tokenizer, sentence: Sentence | None = None, *, path: str = ""):
         self.model, self.tokenizer, self.path = model, tokenizer, path
         self.sentence = Sentence(PoolingConfig()) if sentence is None else sentence
-        size, stated = model.config.vocab_size, tokenizer.config.get("model_max_length")
+        size, limit = model.config.vocab_size, tokenizer.config.get("model_max_length")
         if tokenizer.vocab_size > size:
             where = path or "embedder"
             raise TokenizerError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, and the model {size}")
-        own = stated if isinstance(stated, int) and 1 <= stated < UNLIMITED else UNLIMITED
-        self.max_tokens = min(model.config.context_length, self.sentence.config.max_tokens or own)
+        limit = limit if isinstance(limit, int) and 1 <= limit < UNLIMITED else UNLIMITED
+        self.max_tokens = min(model.config.context_length, self.sentence.config.max_tokens or limit)
 
     @classmethod
     def _load(cls, checkpoint: Checkpoint, placement: Placement) -> Embedder:
@@ -113,14 +113,14 @@ class Embedder(TextModel):
         """Return one vector per text, in float32 on the CPU. The batch does not change a text's vector.
 
         Args:
-            prompt: the name of the text that the model expects before these ("query", "document"); None takes the
-                model's default prompt, if it has one.
-            truncate: cut a text that is too long, at its end.
-            progress: called with the number of texts that are done, and of all.
+            prompt: the name of the model's prompt to put before each text ("query", "document"); None is the model's
+                default prompt, if it has one.
+            truncate: truncate texts that are too long; otherwise they raise CapacityError.
+            progress: called with (texts done, all texts).
             edit: changes to activations, of every text: see `inspect/edits/edit.py`.
 
         Raises:
-            CapacityError: a text is too long; the first one is named.
+            CapacityError: a text is too long; the message has its number.
             RequestError: the prompt is unknown, or a text is empty.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
@@ -138,7 +138,7 @@ class Embedder(TextModel):
         return vectors
 
     def prompt(self, name: str | None) -> str:
-        """Return the text of a prompt by its name; None is the model's default prompt."""
+        """Return the text of the prompt with this name; None is the model's default prompt."""
         config = self.sentence.config
         name = config.prompt if name is None else name
         if name is None:
@@ -149,7 +149,7 @@ class Embedder(TextModel):
         return config.prompts[name]
 
     def _encode_batch(self, texts: list[str], prefix: str, truncate: bool) -> list[list[int]]:
-        """Return the ids of texts after a prompt, with special tokens, none too long."""
+        """Return the ids of each text with its prompt and special tokens, checked against `max_tokens`."""
         prompted = [prefix + text for text in texts]
         lower = self.sentence.config.lowercase
         sequences = self.tokenizer.encode_batch([text.lower() for text in prompted] if lower else prompted)
@@ -244,10 +244,10 @@ class Embedder(TextModel):
         """Return the probability that the second text follows the first (BERT's next-sentence prediction).
 
         Raises:
-            RequestError: the model was saved without the head for it.
+            RequestError: the model has no head for next-sentence prediction.
         """
         if self.model.next_sentence is None:
-            raise RequestError("this model has no head for next-sentence prediction: it was saved without one")
+            raise RequestError("this model has no head for next-sentence prediction")
         ids, step = self._prepare(first, second, None)
         return self.model.follows(self.model.pooled(self.model(ids, step), step), step)[0].softmax(-1)[0].item()
 
@@ -278,10 +278,10 @@ class Embedder(TextModel):
         Each position is predicted independently, from the tokens that are not masked. edit: as in `embed`.
 
         Raises:
-            RequestError: the text has no mask token, or the model no masked-language-modelling head.
+            RequestError: the text has no mask token, or the model has no masked-language-modelling head.
         """
         if self.model.head is None:
-            raise RequestError("this model has no head for masked language modelling: it was saved without one")
+            raise RequestError("this model has no head for masked language modelling")
         if type(top) is not int or not 1 <= top <= self.config.vocab_size:
             raise RequestError(f"top must be from 1 to {self.config.vocab_size}, got {top!r}", param="top")
         ids = self._checked(self.tokenizer.encode_masked(text))
@@ -308,7 +308,7 @@ class Embedder(TextModel):
             return ""
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, **options: Any) -> None:
-        """Save a folder that `transformers` and `sentence-transformers` open. Options as of `save_model`."""
+        """Save a folder that `transformers` and `sentence-transformers` open. Options as in `save_model`."""
         save_model(self.model, folder, dtype=dtype, **options)
         self.tokenizer.save(folder)
         write_pooling(self.sentence, Path(folder), self.config.d_model)
@@ -330,7 +330,7 @@ class Embedder(TextModel):
 
 
 def with_edits(step: Step, editor: Edits | None, n_sequences: int = 1) -> Step:
-    """Set the tap of edits on a step, the same for all its sequences."""
+    """Set the tap that applies the edits to every sequence of a step."""
     if editor is not None:
         step.tap = CapturingTap(step, [0] * n_sequences, editor, None)
     return step

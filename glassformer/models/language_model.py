@@ -16,7 +16,7 @@ from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, RequestError, TokenizerError
 from glassformer.formats import Checkpoint, ModelKind, load_decoder, save_model
 from glassformer.formats.save import SHARD, GgufKind
-from glassformer.generate.decode import decode, logprobs_of
+from glassformer.generate.decode import decode, token_logprobs
 from glassformer.generate.request import FinishReason, GenerationRequest, TokenEvent, TopTokens, check_ids
 from glassformer.generate.sampling import Sampling, check_number
 from glassformer.inspect.capture.capture import CapturingTap
@@ -44,7 +44,7 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts a text. `logprob` is the sum (nats) over all tokens but the first."""
+    """The log-probabilities of a text. `logprob` is the sum (nats) over all tokens except the first."""
 
     tokens: tuple[TokenScore, ...]
     logprob: float
@@ -52,7 +52,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-probability per predicted token."""
+        """The exponential of the mean negative log-probability per predicted token."""
         loss = -self.logprob / (len(self.tokens) - 1)
         return math.inf if loss >= 700 else math.exp(loss)
 
@@ -69,7 +69,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Generation:
-    """What `LanguageModel.generate` returns.
+    """The result of `LanguageModel.generate`.
 
     seed: reproduces the continuations; None at temperature 0. choices: implementations that an edit selected.
     """
@@ -97,8 +97,8 @@ class LanguageModel(TextModel):
         self, model: Decoder, tokenizer: Tokenizer | None = None, *, end_ids: Sequence[int] = (), path: str = ""
     ):
         self.model, self.tokenizer, self.path = model, tokenizer, path
-        own = [tokenizer.eos_id] if tokenizer is not None and tokenizer.eos_id is not None else []
-        self.end_ids = frozenset(end_ids) | frozenset(own)
+        eos = [tokenizer.eos_id] if tokenizer is not None and tokenizer.eos_id is not None else []
+        self.end_ids = frozenset(end_ids) | frozenset(eos)
 
     @classmethod
     def _load(cls, checkpoint: Checkpoint, placement: Placement) -> LanguageModel:
@@ -114,11 +114,11 @@ class LanguageModel(TextModel):
         return self.model.config
 
     def encode(self, text: TextOrIds) -> list[int]:
-        """Return the token ids of a prompt. An empty text begins a new document; no text becomes a control token."""
+        """Return the token ids of a prompt. An empty text begins a document; control tokens are not parsed."""
         if not isinstance(text, str):
             return token_ids(text, "prompt")
         if self.tokenizer is None:
-            raise RequestError("this model has no tokenizer: give the prompt as token ids", param="prompt")
+            raise RequestError("this model has no tokenizer: pass the prompt as token ids", param="prompt")
         ids = self.tokenizer.encode(text)
         start = self.tokenizer.bos_id if self.tokenizer.bos_id is not None else self.tokenizer.eos_id
         return ids or ([start] if start is not None else [])
@@ -138,8 +138,8 @@ class LanguageModel(TextModel):
 
         Args:
             prompt: a text or token ids.
-            max_tokens: the most tokens of a continuation; None generates until an end token or the end of the context.
-            stop: strings that end a continuation and are not part of it.
+            max_tokens: the token limit of a continuation; None generates until an end token or the end of the context.
+            stop: strings that end a continuation and are not included in it.
             n: how many continuations to generate.
             logprobs: report each token's log-probability, and this many of the most likely tokens.
             edit: changes to activations during generation: see `inspect/edits/edit.py`.
@@ -171,8 +171,8 @@ class LanguageModel(TextModel):
     ) -> Iterator[TokenEvent]:
         """Generate token by token: `generate` as an iterator of token events.
 
-        before_forward: called before each forward pass; what it raises stops generation there. An invalid request
-        raises here, before the first event.
+        before_forward: called before each forward pass; an exception from it stops generation. An invalid request
+        raises an exception at the call, before the first event.
         """
         request = self._request(prompt, max_tokens, stop, n, logprobs, sampling)
         return self._decode(request, self._editor(edit, request), before_forward)
@@ -242,7 +242,7 @@ class LanguageModel(TextModel):
             step = step.at(positions)
             if editor is not None:
                 step.tap = CapturingTap(step, (0,), editor, None)
-            scores = logprobs_of(self.model.logits(states, step), chosen, top)
+            scores = token_logprobs(self.model.logits(states, step), chosen, top)
             tokens += [TokenScore(id, *score) for id, score in zip(chosen.tolist(), scores, strict=True)]
         total = math.fsum(token.logprob for token in tokens if token.logprob is not None)
         return Score(tuple(tokens), total, len(text.encode()) if isinstance(text, str) else None)
@@ -290,11 +290,11 @@ class LanguageModel(TextModel):
         before_forward: Callable[[], None] | None = None,
         **sampling: Any,
     ) -> Iterator[TokenEvent | LanguageModelTrace]:
-        """Yield the token events of the continuation, then the trace. An invalid request raises here."""
+        """Yield the token events of the continuation, then the trace. An invalid request raises at the call."""
         check_number("max_tokens", max_tokens, 0, 1 << 31, optional=True)
         if not max_tokens:
-            for name, given in {"stop": stop, "logprobs": logprobs, **sampling}.items():
-                if given:
+            for name, value in {"stop": stop, "logprobs": logprobs, **sampling}.items():
+                if value:
                     raise RequestError(f"{name} has no effect without max_tokens: no token is generated", param=name)
             ids = self.encode(text)
             editor = self._text_editor(edit, ids)
@@ -307,8 +307,8 @@ class LanguageModel(TextModel):
         """Save a Hugging Face folder: configuration, weights, tokenizer.
 
         Args:
-            dtype: the dtype of the saved weights; None keeps each tensor's own.
-            shard: the most bytes of one weights file.
+            dtype: the dtype of the saved weights; None preserves the dtype of each tensor.
+            shard: the maximal number of bytes of one weights file.
 
         Raises:
             CheckpointError: the disk is full or not writable.

@@ -21,10 +21,10 @@ def load(
     ignore_keys: Sequence[str] = (),
     offline: bool = False,
 ) -> AnyTextModel:
-    """Load a model: a `LanguageModel`, `Translator` or `Embedder`, as its configuration says.
+    """Load a model as a `LanguageModel`, `Translator` or `Embedder`, depending on its configuration.
 
-    If you know the class, `LanguageModel.load` and its siblings check it and have its type. Arguments and errors: see
-    `TextModel.load`.
+    If the class is known, use `LanguageModel.load`, `Translator.load` or `Embedder.load`, which check it and have a
+    precise return type. Arguments and errors: see `TextModel.load`.
     """
     checkpoint = open_checkpoint(find_model(path, offline=offline), tuple(ignore_keys))
     (model_class,) = (one for one in (LanguageModel, Translator, Embedder) if checkpoint.kind in one.kinds)

@@ -41,15 +41,15 @@ from glassformer.nn.model import EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 from glassformer.text.tokenizer import Tokenizer
 
-BATCH = 128  # sequences decoded at a time, of one source or several: bounds memory
+BATCH = 128  # sequences per batch, beams included: bounds memory
 
 
 @dataclass(frozen=True)
 class Target:
     """One text generated from a source.
 
-    logprob: log P(target | source), the sum over its tokens and the end token (nats). score: what targets are ranked
-    by, see `generate/beam_search.py`. finish: "stop" if the model ended it, "length" if it was truncated.
+    logprob: log P(target | source), the sum over its tokens and the end token (nats). score: ranks targets, see
+    `generate/beam_search.py`. finish: "stop" if the model ended it, "length" if it was truncated.
     """
 
     text: str
@@ -61,7 +61,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Translation:
-    """What `Translator.translate` returns for one source: the `n` best targets, best first."""
+    """The result of `Translator.translate` for one source: the `n` best targets, best first."""
 
     source: str
     targets: tuple[Target, ...]
@@ -74,12 +74,12 @@ class Translation:
 
 @dataclass(frozen=True, eq=False)
 class TranslationAlignment:
-    """The attention of each target token to the source; `Translator.align` makes it.
+    """The attention of each target token to the source, the result of `Translator.align`.
 
     probs [L, H, T, S]: per layer and head (both 1 in a recurrent model) the attention of target token t to source token
     s; each row sums to 1. The last target token is the end token, unless the target is incomplete. error: the largest
-    difference between what these probabilities produce and what the forward pass computed, max |P V - z|. end: the text
-    of the end token.
+    difference between the head outputs from these probabilities and those of the forward pass, max |P V - z|. end: the
+    text of the end token.
     """
 
     source_tokens: tuple[str, ...]
@@ -108,8 +108,8 @@ class Translator(TextModel):
     `translate` takes them as arguments.
 
     Raises:
-        CheckpointError: the model and the tokenizer do not fit together.
-        TokenizerError: no token ends a text.
+        CheckpointError: the tokenizer has more tokens than the model.
+        TokenizerError: the tokenizer has no end token.
     """
 
     kinds = ("encoder-decoder", "recurrent")
@@ -137,10 +137,10 @@ class Translator(TextModel):
         if end is None:
             raise TokenizerError("a translator needs a tokenizer with a token that ends a text (eos_token)")
         sides = (("source", tokenizer), ("target", self.target_tokenizer))
-        for (side, one), size in zip(sides, vocab_sizes(model), strict=True):
-            if one.vocab_size > size:
+        for (side, side_tokenizer), size in zip(sides, vocab_sizes(model), strict=True):
+            if side_tokenizer.vocab_size > size:
                 raise CheckpointError(
-                    f"{path or 'translator'}: the tokenizer has {one.vocab_size} tokens, and the model's "
+                    f"{path or 'translator'}: the tokenizer has {side_tokenizer.vocab_size} tokens, and the model's "
                     f"{side} vocabulary {size}"
                 )
         begin = token_id(self.generation_config, "decoder_start_token_id", path)
@@ -182,7 +182,7 @@ class Translator(TextModel):
             return token_ids(text, "source")
         ids, limit = self.tokenizer.encode(text, bare=self.bare, parse_special=special), max_source_tokens(self.model)
         if ids == self._empty:
-            raise RequestError("the text is empty: give a text to translate", param="text")
+            raise RequestError("the text is empty", param="text")
         if limit is not None and len(ids) > limit:
             raise CapacityError(f"the text has {len(ids)} tokens, and the encoder's context holds {limit}: shorten it")
         return ids
@@ -201,9 +201,9 @@ class Translator(TextModel):
         """Generate targets from each text; return one `Translation` per text, in order, also for a single text.
 
         Args:
-            beam: how many texts to continue at a time; 1 always takes the most likely token.
-            n: how many of the best targets to return, all different in their tokens.
-            max_tokens: the most tokens of a target, the end token included.
+            beam: the beam width; 1 is greedy decoding.
+            n: the number of best targets to return; no two have the same tokens.
+            max_tokens: the maximal number of tokens of a target, including the end token.
             length_penalty: alpha of Wu et al. 2016, equation 14.
             special: parse control tokens in the texts ("<mask>", "<extra_id_0>"), and show generated ones.
             edit: changes to activations during generation, of every text: see `inspect/edits/edit.py`.
@@ -264,7 +264,7 @@ class Translator(TextModel):
 
         Args:
             target: a text or token ids.
-            ended: the target is complete: the end token follows it.
+            ended: whether the target is complete, so that the end token follows it.
             special: as in `translate`.
 
         Raises:
@@ -300,8 +300,8 @@ class Translator(TextModel):
         check_ids("target", ids, self.target_tokenizer.vocab_size)
         if isinstance(self.model, EncoderDecoder) and len(ids) > self.model.config.context_length:
             raise CapacityError(
-                f"the target has {len(ids)} tokens with its end token, and the model generates at most "
-                f"{self.model.config.context_length}"
+                f"the target has {len(ids)} tokens with its end token, and the decoder's context holds "
+                f"{self.model.config.context_length}: shorten it"
             )
         return ids
 
@@ -320,7 +320,7 @@ class Translator(TextModel):
     ) -> TranslatorTrace | RecurrentTranslatorTrace:
         """Record the activations of a source and a target: see `TextModel.trace`.
 
-        target: None generates it, always with the most likely token, up to `max_tokens`. ended: as in `align`.
+        target: None generates it greedily, with at most `max_tokens` tokens. ended: as in `align`.
         special: as in `translate`.
         """
         if self.separate_vocabularies:
@@ -335,7 +335,7 @@ class Translator(TextModel):
             finish = best.finish
             target_ids = [*best.ids, self.end_id] if finish == "stop" else list(best.ids)
         elif max_tokens is not None:
-            raise RequestError("max_tokens has no effect when the target is given", param="max_tokens")
+            raise RequestError("max_tokens has no effect with a target: leave it out", param="max_tokens")
         else:
             target_ids = self._target_ids(target, ended, special)
             editor = self._editor(edit, len(ids), n_target=len(target_ids))
@@ -346,7 +346,7 @@ class Translator(TextModel):
         )  # fmt: skip
 
     def save(self, folder: str | Path, **options: Any) -> None:
-        """Save a model folder: configuration, weights, tokenizer. Options as of `save_model`."""
+        """Save a model folder: configuration, weights, tokenizer. Options as in `save_model`."""
         begin = "bos_token_id" if self.bare else "decoder_start_token_id"
         generation_config = self.generation_config or {begin: self.begin_id, "eos_token_id": self.end_id}
         save_translator(self.model, self.tokenizer, generation_config, folder, **options)
@@ -358,7 +358,7 @@ class Translator(TextModel):
         from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
 
         if isinstance(self.model, RecurrentEncoderDecoder):
-            raise ConfigError("GGUF has no recurrent models: save a model folder")
+            raise ConfigError("GGUF does not support recurrent models: save a model folder")
         plain = TokenConstraints(vocab_size=self.target_tokenizer.vocab_size)
         if self.constraints != plain or self.end_id != self.tokenizer.eos_id:
             raise ConfigError("GGUF has no fields for forced or banned tokens, nor for another end token")
@@ -379,7 +379,7 @@ def save_translator(
 ) -> None:
     """Save a model folder; formats of other tools get `generation_config` as generation_config.json too.
 
-    dtype, shard: as of `save_model`.
+    dtype, shard: as in `save_model`.
     """
     special = {name: generation_config[name] for name in generation_config if name in CONFIG_TOKEN_KEYS}
     save_model(model, folder, dtype=dtype, extra=special, shard=shard)

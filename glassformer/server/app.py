@@ -11,8 +11,7 @@ from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
 from glassformer.errors import ConfigError
-from glassformer.server import completions, errors, glass
-from glassformer.server import openapi_docs as answers
+from glassformer.server import completions, errors, glass, openapi_docs
 from glassformer.server.errors import json_response
 from glassformer.server.guard import MAX_BODY, Guard
 from glassformer.server.models import AnyModel, ServedModels
@@ -27,8 +26,8 @@ VERSION = version("glassformer")
 class Settings:
     """Settings of a server.
 
-    key: the API key that every route requires, or None. hosts: allowed host names besides localhost and IP addresses.
-    max_body: the maximum size of a request in bytes. trace_bytes: the memory for stored traces in bytes.
+    key: the API key that every route requires, or None. hosts: host names that are allowed in addition to localhost and
+    IP addresses. max_body: the maximum size of a request in bytes. trace_bytes: the memory for stored traces in bytes.
     """
 
     key: str | None = None
@@ -60,12 +59,12 @@ def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settin
     app = FastAPI(
         title="Glassformer",
         version=VERSION,
-        description=answers.DESCRIPTION,
-        docs_url=None,  # they load scripts from a CDN
+        description=openapi_docs.DESCRIPTION,
+        docs_url=None,  # FastAPI's pages load scripts from a CDN
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
-        responses=answers.ERRORS,
+        responses=openapi_docs.ERRORS,
         telemetry={
             "tracing": False,
             "metrics": False,
@@ -82,7 +81,7 @@ def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settin
         "/health",
         tags=["Server"],
         summary="State of the server, and which implementations run",
-        responses=answers.HEALTH,
+        responses=openapi_docs.HEALTH,
     )
     async def health() -> Response:
         return json_response(
@@ -103,7 +102,7 @@ def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settin
     app.include_router(completions.routes(served, queue, api.edits))
     app.include_router(glass.routes(api, queue))
 
-    @app.get("/v1/models/{model:path}", tags=["OpenAI"], summary="One served model", responses=answers.ONE_MODEL)
+    @app.get("/v1/models/{model:path}", tags=["OpenAI"], summary="One served model", responses=openapi_docs.ONE_MODEL)
     async def one_model(model: str) -> Response:
         return json_response(served[model].description)
 

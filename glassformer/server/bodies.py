@@ -52,7 +52,7 @@ class Body(BaseModel):
 
 
 Number = float | Literal["NaN", "Infinity", "-Infinity"]
-Places = int | Ids | None
+Indices = int | Ids | None
 
 
 class EditBody(Body):
@@ -60,13 +60,13 @@ class EditBody(Body):
 
     op: Op = Field(description="The operation.", examples=["ablate"])
     point: str = Field(description="The tap point.", examples=["blocks.0.attn.z"])
-    head: Places = None
-    position: Places = Field(
+    head: Indices = None
+    position: Indices = Field(
         None, description="-1: the last position of each forward pass, from which a token is generated."
     )
-    query: Places = Field(None, description="For scores and probs: the query position.")
-    key: Places = Field(None, description="For scores and probs: the key position.")
-    dim: Places = None
+    query: Indices = Field(None, description="For scores and probs: the query position.")
+    key: Indices = Field(None, description="For scores and probs: the key position.")
+    dim: Indices = None
     row: int | None = Field(None, description="The index of a continuation.")
     factor: Number | None = Field(None, description="For scale and add.")
     value: Number | None = Field(None, description="For replace and add: one number ...")
@@ -123,9 +123,9 @@ class SamplingFields(Body):
         )
         given = {name: value for name in (*names, "seed") if (value := getattr(self, name)) is not None}
         if self.logit_bias:
-            given["logit_bias"] = {_token(key): value for key, value in self.logit_bias.items()}
-        others: dict[str, Any] = {**given, "temperature": 1.0}
-        checked = Sampling(**others)
+            given["logit_bias"] = {_token_id(key): value for key, value in self.logit_bias.items()}
+        values: dict[str, Any] = {**given, "temperature": 1.0}
+        checked = Sampling(**values)
         if given.get("temperature") == 0:
             given = {name: value for name, value in given.items() if name not in ("top_p", "top_k", "min_p", "seed")}
         else:
@@ -143,7 +143,7 @@ class SamplingFields(Body):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-def _token(key: str) -> int:
+def _token_id(key: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", key):
         raise RequestError(f"logit_bias must map token ids to numbers, got the id {key[:50]!r}", param="logit_bias")
     return int(key)
@@ -166,14 +166,14 @@ class OpenAIFields(SamplingFields):
     def _drop_neutral_values(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        kept = {}
+        result = {}
         for name, value in data.items():
             if name in UNSUPPORTED and name not in cls.model_fields:
                 if value is not None and value not in UNSUPPORTED[name]:
                     raise ApiError(400, f"{name} is not supported", param=name, code="not_supported")
             else:
-                kept[name] = value
-        return kept
+                result[name] = value
+        return result
 
     def check_stream(self) -> None:
         if self.stream_options is not None and not self.stream:
@@ -200,14 +200,14 @@ class CompletionBody(OpenAIFields):
 
     def prompts(self) -> list[str | list[int]]:
         """Return the prompts, each a text or token ids."""
-        given = self.prompt
-        several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
-        found: list[Any] = list(given) if several else [given]
-        if len(found) * (self.n or 1) > MAX_PROMPTS:
+        prompt = self.prompt
+        several = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+        prompts: list[Any] = list(prompt) if several else [prompt]
+        if len(prompts) * (self.n or 1) > MAX_PROMPTS:
             raise RequestError(
-                f"prompts times n must be at most {MAX_PROMPTS}, got {len(found)} × {self.n or 1}", param="prompt"
+                f"prompts times n must be at most {MAX_PROMPTS}, got {len(prompts)} × {self.n or 1}", param="prompt"
             )
-        return found
+        return prompts
 
 
 class TextPart(Body):
@@ -299,17 +299,17 @@ class TraceBody(SamplingFields):
 
         Raises RequestError for a field that has no effect on it.
         """
-        writes, given = served.kind != "encoder", self.model_dump(exclude_none=True)
-        useful = {"model", "prompt", "capture", "stream", "edits"} | ({"target", "max_tokens"} if writes else set())
-        nothing = {"temperature": 0, "max_tokens": 0, "top": type(self).model_fields["top"].default}
+        generates, given = served.kind != "encoder", self.model_dump(exclude_none=True)
+        allowed = {"model", "prompt", "capture", "stream", "edits"} | ({"target", "max_tokens"} if generates else set())
+        neutral = {"temperature": 0, "max_tokens": 0, "top": type(self).model_fields["top"].default}
         for name, value in given.items():
-            if name not in useful and (name not in nothing or value != nothing[name]):
-                why = "it decodes greedily" if writes else "it does not generate text"
+            if name not in allowed and (name not in neutral or value != neutral[name]):
+                why = "it decodes greedily" if generates else "it does not generate text"
                 raise RequestError(f"{name} has no effect on a model of the kind {served.kind}: {why}", param=name)
         if self.prompt is None:
             raise RequestError("prompt is missing", param="prompt")
         options: dict[str, Any] = {"capture": self.capture or ()}
-        if writes:
+        if generates:
             options |= {"target": self.target, "max_tokens": self.max_tokens or None}
         return self.prompt, options
 

@@ -14,10 +14,10 @@ from fastapi import APIRouter, Request, Response
 
 from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.edits.reader import EditReader
-from glassformer.server import openapi_docs as answers
+from glassformer.server import openapi_docs
 from glassformer.server.bodies import ChatBody, CompletionBody, OpenAIFields
 from glassformer.server.errors import json_response
-from glassformer.server.generation import Chunk, GenerationJob, Token, ready
+from glassformer.server.generation import Chunk, GenerationJob, Token, make_job
 from glassformer.server.models import ServedModel, ServedModels
 from glassformer.server.queue import WorkQueue
 from glassformer.server.sse import EventStreamResponse, collect, compute, sse_event
@@ -31,16 +31,19 @@ def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRout
     router = APIRouter(tags=["OpenAI"])
 
     @router.post(
-        "/v1/completions", summary="Continue a text", responses=answers.COMPLETION, description=answers.ABOUT_WRITING
+        "/v1/completions",
+        summary="Continue a text",
+        responses=openapi_docs.COMPLETION,
+        description=openapi_docs.ABOUT_COMPLETIONS,
     )
     async def complete(body: CompletionBody, request: Request) -> Response:
         served = models[body.model]
         served.check_generates()
         body.check_stream()
-        changes = await _read_edits(request, queue, edits, body)
+        parsed_edits = await _read_edits(request, queue, edits, body)
 
         def prepare() -> GenerationJob:
-            return ready(
+            return make_job(
                 served,
                 body,
                 body.prompts(),
@@ -48,30 +51,30 @@ def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRout
                 n=1 if body.n is None else body.n,
                 logprobs=("logprobs", body.logprobs),
                 echo=bool(body.echo),
-                edits=changes,
+                edits=parsed_edits,
             )
 
         return await _respond(request, queue, body, await asyncio.to_thread(prepare), _Completion)
 
     @router.post(
-        "/v1/chat/completions", summary="Answer a conversation", responses=answers.CHAT,
-        description=answers.ABOUT_CHAT,
+        "/v1/chat/completions", summary="Answer a conversation", responses=openapi_docs.CHAT,
+        description=openapi_docs.ABOUT_CHAT,
     )  # fmt: skip
     async def chat(body: ChatBody, request: Request) -> Response:
         served = models[body.model]
         served.check_generates()
         body.check_stream()
-        changes = await _read_edits(request, queue, edits, body)
+        parsed_edits = await _read_edits(request, queue, edits, body)
 
         def prepare() -> GenerationJob:
-            return ready(
+            return make_job(
                 served,
                 body,
                 [served.chat_ids([message.as_dict() for message in body.messages])],
                 max_tokens=body.token_limit(),
                 n=1 if body.n is None else body.n,
                 logprobs=("top_logprobs", body.n_top_logprobs()),
-                edits=changes,
+                edits=parsed_edits,
             )
 
         return await _respond(request, queue, body, await asyncio.to_thread(prepare), _Chat)
@@ -87,14 +90,14 @@ async def _read_edits(request: Request, queue: WorkQueue, edits: EditReader, bod
 
 
 async def _respond(
-    request: Request, queue: WorkQueue, body: OpenAIFields, writing: GenerationJob, kind: type[_ResponseShape]
+    request: Request, queue: WorkQueue, body: OpenAIFields, job: GenerationJob, response: type[_ResponseShape]
 ) -> Response:
-    shape = kind(writing, body)
+    shape = response(job, body)
     if body.stream:
         return await EventStreamResponse(
-            request, queue.submit(writing.chunks), shape.events, shape.final_events
+            request, queue.submit(job.chunks), shape.events, shape.final_events
         ).wait_started()
-    chunks = await collect(request, queue, writing.chunks)
+    chunks = await collect(request, queue, job.chunks)
     return json_response(await asyncio.to_thread(shape.complete, chunks))
 
 
@@ -103,13 +106,13 @@ class _ResponseShape(ABC):
 
     prefix, object, chunk_object = "", "", ""
 
-    def __init__(self, writing: GenerationJob, body: OpenAIFields):
-        self.writing, self.served = writing, writing.served
+    def __init__(self, job: GenerationJob, body: OpenAIFields):
+        self.job, self.served = job, job.served
         self.with_usage = body.stream_options is not None and body.stream_options.include_usage
         self.head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
-        self.head |= {"seed": writing.seed}
+        self.head |= {"seed": job.seed}
         self.n_generated = 0
-        self.begun: set[int] = set()
+        self.started: set[int] = set()
 
     @abstractmethod
     def choice(self, chunk: Chunk) -> dict[str, Any]:
@@ -120,19 +123,19 @@ class _ResponseShape(ABC):
         """Return a chunk as choices of a stream."""
 
     def usage(self) -> dict[str, int]:
-        n = self.writing.n_prompt
+        n = self.job.n_prompt
         return {"prompt_tokens": n, "completion_tokens": self.n_generated, "total_tokens": n + self.n_generated}
 
     def complete(self, chunks: list[Chunk]) -> dict[str, Any]:
         """Return the complete response from all chunks."""
-        parts: list[list[Chunk]] = [[] for _ in range(self.writing.n_choices)]
+        parts: list[list[Chunk]] = [[] for _ in range(self.job.n_choices)]
         for chunk in chunks:
             parts[chunk.index].append(chunk)
         choices = []
-        for i, those in enumerate(parts):
-            self.n_generated += sum(chunk.n_tokens for chunk in those)
-            tokens = tuple(token for chunk in those for token in chunk.tokens)
-            choices.append(self.choice(Chunk(i, "".join(c.text for c in those), tokens, finish=those[-1].finish)))
+        for i, part in enumerate(parts):
+            self.n_generated += sum(chunk.n_tokens for chunk in part)
+            tokens = tuple(token for chunk in part for token in chunk.tokens)
+            choices.append(self.choice(Chunk(i, "".join(chunk.text for chunk in part), tokens, finish=part[-1].finish)))
         return self.head | {"object": self.object, "choices": choices, "usage": self.usage()}
 
     def events(self, chunk: Chunk) -> Iterator[bytes]:
@@ -155,7 +158,7 @@ class _Completion(_ResponseShape):
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
     def choice(self, chunk: Chunk) -> dict[str, Any]:
-        logprobs = None if self.writing.options["logprobs"] is None else self._logprobs(chunk.tokens)
+        logprobs = None if self.job.options["logprobs"] is None else self._logprobs(chunk.tokens)
         return {"index": chunk.index, "text": chunk.text, "logprobs": logprobs, "finish_reason": chunk.finish}
 
     def deltas(self, chunk: Chunk) -> Iterable[dict[str, Any]]:
@@ -184,18 +187,18 @@ class _Chat(_ResponseShape):
 
     def deltas(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         head: dict[str, Any] = {"index": chunk.index}
-        nothing = {"logprobs": None, "finish_reason": None}
-        if chunk.index not in self.begun:
-            self.begun.add(chunk.index)
-            yield head | {"delta": {"role": "assistant", "content": ""}} | nothing
+        empty = {"logprobs": None, "finish_reason": None}
+        if chunk.index not in self.started:
+            self.started.add(chunk.index)
+            yield head | {"delta": {"role": "assistant", "content": ""}} | empty
         if chunk.text or chunk.tokens:
             yield head | {"delta": {"content": chunk.text}} | self._rest(chunk) | {"finish_reason": None}
         if chunk.finish:
-            yield head | {"delta": {}} | nothing | {"finish_reason": chunk.finish}
+            yield head | {"delta": {}} | empty | {"finish_reason": chunk.finish}
 
     def _rest(self, chunk: Chunk) -> dict[str, Any]:
         logprobs = None
-        if self.writing.options["logprobs"] is not None:
+        if self.job.options["logprobs"] is not None:
             logprobs = {"content": [self._token(token) for token in chunk.tokens], "refusal": None}
         return {"logprobs": logprobs, "finish_reason": chunk.finish}
 

@@ -131,21 +131,23 @@ def install_error_handlers(app: FastAPI) -> None:
 def validation_message(errors: Sequence[Any]) -> tuple[str, str | None]:
     """Return (message, field) for the first field that pydantic rejected."""
     first = errors[0]
-    place = [part for part in first["loc"] if part not in ("body", "query", "path")]
+    path = [part for part in first["loc"] if part not in ("body", "query", "path")]
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first['ctx']['error']}, at character {first['loc'][-1]}", None
-    if not place:
+    if not path:
         return f"the body must be a JSON object with the content type application/json: {first['msg'].lower()}", None
     if first["type"] == "extra_forbidden":
-        return f"unknown field {_path(place)!r}", _path(place)
+        return f"unknown field {_format_path(path)!r}", _format_path(path)
     if first["type"] == "missing":
-        return f"{_path(place)} is missing", _path(place)
+        return f"{_format_path(path)} is missing", _format_path(path)
     if first["type"] == "value_error":
-        return f"{_path(place)}: {first['ctx']['error']}", _path(place)
-    ways = [[part for part in one["loc"] if part not in ("body", "query", "path")] for one in errors]
-    alike = [(way, one) for way, one in zip(ways, errors, strict=True) if way[:1] == place[:1]]
-    wants = list(dict.fromkeys(one["msg"].removeprefix("Input should be ") for _, one in alike))
-    where = _path([parts[0] for parts in takewhile(_all_equal, zip(*(way for way, _ in alike), strict=False))])
+        return f"{_format_path(path)}: {first['ctx']['error']}", _format_path(path)
+    paths = [[part for part in e["loc"] if part not in ("body", "query", "path")] for e in errors]
+    same_field = [(other, e) for other, e in zip(paths, errors, strict=True) if other[:1] == path[:1]]
+    wants = list(dict.fromkeys(e["msg"].removeprefix("Input should be ") for _, e in same_field))
+    where = _format_path(
+        [parts[0] for parts in takewhile(_all_equal, zip(*(other for other, _ in same_field), strict=False))]
+    )
     if len(wants) > 1:  # one of several types
         return f"{where} must be {', or '.join(wants)}", where
     return f"{where} must be {wants[0]}, got {_abbreviate(first.get('input'))}", where
@@ -155,9 +157,9 @@ def _all_equal(parts: tuple[Any, ...]) -> bool:
     return all(part == parts[0] for part in parts)
 
 
-def _path(place: Sequence[Any]) -> str:
-    """("messages", 0, "role") as messages[0].role."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+def _format_path(path: Sequence[Any]) -> str:
+    """Format ("messages", 0, "role") as messages[0].role."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def _abbreviate(value: Any) -> str:

@@ -1,6 +1,6 @@
-"""A request to write, made ready: checked before it waits, then written in the worker thread, chunk by chunk.
+"""A generation request: checked before it is queued, then decoded in the worker thread.
 
-body -> Writing (ids, options; every refusal is raised here) -> queue -> Chunk, Chunk, ... -> OpenAI's shapes
+body -> GenerationJob (token ids and options; raises RequestError) -> queue -> Chunk, Chunk, ... -> OpenAI's format
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ SEEDS = 1 << 63
 
 @dataclass(frozen=True)
 class Token:
-    """A token of an answer. logprob: None for a prompt's first. offset: in characters, from the prompt's beginning."""
+    """A prompt or generated token.
+
+    logprob: None for the first token of a prompt. offset: in characters from the start of the prompt.
+    """
 
     id: int
     logprob: float | None
@@ -33,7 +36,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What is added to choice `index`: text, and `tokens` where log-probabilities were asked for."""
+    """Text to append to choice `index`. tokens: only when log-probabilities are requested."""
 
     index: int
     text: str
@@ -44,11 +47,14 @@ class Chunk:
 
 @dataclass
 class GenerationJob:
-    """Prompts to continue, one after the other, each n times. Choice p*n + i is continuation i of prompt p."""
+    """Prompts to continue sequentially, each n times. Choice p*n + i is continuation i of prompt p.
+
+    Raises RequestError or CapacityError when it is created with a prompt that cannot be continued.
+    """
 
     served: ServedModel
     prompts: Sequence[Sequence[int]]
-    texts: Sequence[str | None]  # of each prompt as it was given; None: as ids
+    texts: Sequence[str | None]  # of each prompt; None where it is given as token ids
     options: dict[str, Any]
     seed: int | None
     echo: bool = False
@@ -60,7 +66,7 @@ class GenerationJob:
         self.n_prompt = sum(map(len, self.prompts))
         with prompt_errors():
             for p in range(len(self.prompts)):
-                self._pieces(p, lambda: None)  # refuses what cannot be written
+                self._stream(p, lambda: None)  # checks the prompt without generating
 
     @property
     def lm(self) -> LanguageModel:
@@ -75,16 +81,18 @@ class GenerationJob:
         return self.n * len(self.prompts)
 
     def chunks(self, check: CheckCancelled) -> Iterator[Chunk]:
-        """Write. A model's pass comes after each `check`."""
+        """Generate and yield the chunks of all choices. `check` is called before each forward pass."""
         for p in range(len(self.prompts)):
             if self.echo:
                 yield from self._echo(p)
             if not self.score_only:
-                places = [_Places(self, p) for _ in range(self.n)] if self.options["logprobs"] is not None else None
-                for piece in self._pieces(p, check):
-                    yield self._chunk(piece, p, places)
+                offsets = (
+                    [_TokenOffsets(self, p) for _ in range(self.n)] if self.options["logprobs"] is not None else None
+                )
+                for event in self._stream(p, check):
+                    yield self._chunk(event, p, offsets)
 
-    def _pieces(self, p: int, check: CheckCancelled) -> Iterator[TokenEvent]:
+    def _stream(self, p: int, check: CheckCancelled) -> Iterator[TokenEvent]:
         options: dict[str, Any] = self.options | ({"max_tokens": 1} if self.score_only else {})
         if self.seed is not None:
             options |= {"seed": (self.seed + p * self.n) % SEEDS}
@@ -92,50 +100,56 @@ class GenerationJob:
             options |= {"edit": self.edits}
         return self.lm.stream(self.prompts[p], before_forward=check, **options)
 
-    def _chunk(self, piece: TokenEvent, p: int, places: list[_Places] | None) -> Chunk:
+    def _chunk(self, event: TokenEvent, p: int, offsets: list[_TokenOffsets] | None) -> Chunk:
         tokens: tuple[Token, ...] = ()
-        if places is not None and piece.id is not None:
-            tokens = (Token(piece.id, piece.logprob, piece.top, places[piece.sequence].take(piece.id)),)
-        return Chunk(p * self.n + piece.sequence, piece.text, tokens, int(piece.id is not None), piece.finish)
+        if offsets is not None and event.id is not None:
+            tokens = (Token(event.id, event.logprob, event.top, offsets[event.sequence].next(event.id)),)
+        return Chunk(p * self.n + event.sequence, event.text, tokens, int(event.id is not None), event.finish)
 
     def _echo(self, p: int) -> Iterator[Chunk]:
-        """The prompt itself, for each of its continuations."""
-        ids, tokenizer = self.prompts[p], self.lm.tokenizer
-        given = self.texts[p]
-        text = given if given is not None else tokenizer.decode(ids, skip_special=True) if tokenizer else ""
+        """Yield the prompt as the first chunk of each of its continuations."""
+        ids, tokenizer, text = self.prompts[p], self.lm.tokenizer, self.texts[p]
+        if text is None:
+            text = tokenizer.decode(ids, skip_special=True) if tokenizer else ""
         tokens: tuple[Token, ...] = ()
         if (top := self.options["logprobs"]) is not None:
             edits = {"edit": self.edits} if self.edits else {}
             scores = self.lm.score(ids, top=top, **edits).tokens if len(ids) > 1 else ()
-            places = _Places(self, p, read=False)
-            found = [(one.logprob, one.top) for one in scores] or [(None, ())]
-            tokens = tuple(Token(id, *one, places.take(id)) for id, one in zip(ids, found, strict=True))
+            offsets = _TokenOffsets(self, p, skip_prompt=False)
+            logprobs = [(score.logprob, score.top) for score in scores] or [(None, ())]
+            tokens = tuple(Token(id, *score, offsets.next(id)) for id, score in zip(ids, logprobs, strict=True))
         finish = "length" if self.score_only else None
         for i in range(self.n):
             yield Chunk(p * self.n + i, text, tokens, 0, finish)
 
 
-class _Places:
-    """Where each token of an answer begins, in characters from the beginning of the prompt. Control tokens of a prompt
-    have no width; neither has what a prompt is given before it, such as a BOS."""
+class _TokenOffsets:
+    """Computes the start of each token of a text, in characters from the start of the prompt.
 
-    def __init__(self, writing: GenerationJob, p: int, *, read: bool = True):
-        tokenizer, self.served = writing.lm.tokenizer, writing.served
+    Control tokens have no width, including those added before a prompt, such as BOS.
+
+    Args:
+        skip_prompt: start after the tokens of the prompt.
+    """
+
+    def __init__(self, job: GenerationJob, p: int, *, skip_prompt: bool = True):
+        tokenizer, self.served = job.lm.tokenizer, job.served
         self.decoder: StreamDecoder | None = tokenizer.stream(skip_special=True) if tokenizer else None
-        self.at = 0
-        if read:
-            for token in writing.prompts[p]:
-                self.take(token)
+        self.end = 0  # of the text decoded so far
+        if skip_prompt:
+            for token in job.prompts[p]:
+                self.next(token)
 
-    def take(self, token: int) -> int:
-        begin = self.at
+    def next(self, token: int) -> int:
+        """Decode the next token and return its offset."""
+        begin = self.end
         if self.decoder is not None:
-            self.at += len(self.decoder.push(token))
+            self.end += len(self.decoder.push(token))
         text = self.served.token_text(token)[0]
-        return max(begin, self.at - len(text))  # what was half a character before it may have come with it
+        return max(begin, self.end - len(text))  # the decoded text may start with a character of earlier tokens
 
 
-def ready(
+def make_job(
     served: ServedModel,
     body: SamplingFields,
     prompts: Sequence[str | list[int]],
@@ -146,13 +160,17 @@ def ready(
     echo: bool = False,
     edits: Sequence[Any] = (),
 ) -> GenerationJob:
-    """A request to write, checked. Names beside values are those by which the client knows them."""
+    """Return the job of a request. Raises RequestError for a value that is out of range.
+
+    Args:
+        max_tokens, logprobs: (name of the request's field, for errors; value).
+    """
     sampling, stops = body.sampling(), body.stop_strings()
-    named, limit = max_tokens
+    limit_field, limit = max_tokens
     score_only = echo and limit == 0
     if limit is not None and limit < 1 and not score_only:
-        more = ", or 0 with echo" if named == "max_tokens" else ""
-        raise RequestError(f"{named} must be a whole number from 1{more}, got {limit}", param=named)
+        more = ", or 0 with echo" if limit_field == "max_tokens" else ""
+        raise RequestError(f"{limit_field} must be at least 1{more}, got {limit}", param=limit_field)
     options = {"max_tokens": None if score_only else limit, "stop": stops, "n": n}
     try:
         GenerationRequest([], logprobs=logprobs[1])

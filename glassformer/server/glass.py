@@ -48,18 +48,19 @@ class ServerRouter(Router):
 
 
 def describe_entry(entry: StoredTrace) -> dict[str, Any]:
+    """Return a stored trace as JSON values."""
     return describe_trace(entry.trace, entry.id, entry.model, created=entry.created, n_bytes=entry.bytes)
 
 
 def routes(api: ServerRouter, queue: WorkQueue) -> APIRouter:
-    """Return the HTTP routes: those of the API's own table, and those that create and delete traces."""
-    router = APIRouter(tags=["Glass"])
+    """Return the HTTP routes: those in ROUTES, and those that create and delete traces, sweeps and vectors."""
+    router = APIRouter(tags=["Inspection"])
     store = api.store
 
     def stream(request: Request, events: Callable[[CheckCancelled], Iterator[Event]], *, quick: bool = False) -> Any:
         job = queue.submit(events, quick=quick)
         return EventStreamResponse(
-            request, job, lambda one: [sse_event(one[1], one[0])], tuple, error_event="error"
+            request, job, lambda event: [sse_event(event[1], event[0])], tuple, error_event="error"
         ).wait_started()
 
     @router.post(
@@ -82,12 +83,15 @@ def routes(api: ServerRouter, queue: WorkQueue) -> APIRouter:
             prompt, options = body.trace_arguments(served)
 
         def work(check: CheckCancelled) -> Iterator[Event]:
-            how = options | {"budget": store.limit, "edit": api.edits.read(body.edit_dicts()) if body.edits else ()}
+            arguments = options | {
+                "budget": store.limit,
+                "edit": api.edits.read(body.edit_dicts()) if body.edits else (),
+            }
             if served.kind != "encoder":
-                how["before_forward"] = check
+                arguments["before_forward"] = check
             with prompt_errors():
-                made = lm.trace_stream(prompt, **how) if decoder else iter([lm.trace(prompt, **how)])
-                yield from api.trace_events(served.name, lm, len(prompt), made)
+                items = lm.trace_stream(prompt, **arguments) if decoder else iter([lm.trace(prompt, **arguments)])
+                yield from api.trace_events(served.name, lm, len(prompt), items)
 
         if body.stream:
             return await stream(request, work)
@@ -135,7 +139,7 @@ def routes(api: ServerRouter, queue: WorkQueue) -> APIRouter:
                     return Response(None, 304, headers)
             entries = [store.get(id) for id in reply.traces]
 
-            def measured(work: Callable[[], Iterator[Any]]) -> Callable[[CheckCancelled], Iterator[Any]]:
+            def update_sizes_after(work: Callable[[], Iterator[Any]]) -> Callable[[CheckCancelled], Iterator[Any]]:
                 def run(_: CheckCancelled) -> Iterator[Any]:
                     try:
                         yield from work()
@@ -146,8 +150,8 @@ def routes(api: ServerRouter, queue: WorkQueue) -> APIRouter:
                 return run
 
             if reply.events is not None:
-                return await stream(request, measured(reply.events), quick=True)
-            (data,) = await collect(request, queue, measured(lambda: iter([reply.body()])), quick=True)
+                return await stream(request, update_sizes_after(reply.events), quick=True)
+            (data,) = await collect(request, queue, update_sizes_after(lambda: iter([reply.body()])), quick=True)
             return Response(data, 200, headers, reply.media_type)
 
         return respond

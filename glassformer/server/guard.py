@@ -70,20 +70,20 @@ class Guard:
                 headers.setdefault("cache-control", "no-store")
             await send(message)
 
-        headers, taken = Headers(scope=scope), 0
-        refused = self._rejection(scope["method"], scope["path"], headers)
+        headers, received = Headers(scope=scope), 0
+        rejection = self._rejection(scope["method"], scope["path"], headers)
 
         async def receiving() -> Message:
-            nonlocal taken
+            nonlocal received
             message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self.max_body:
-                raise HTTPException(413, self._too_large(f"more than {taken - 1:,}"))
+            received += len(message.get("body", b""))
+            if received > self.max_body:
+                raise HTTPException(413, self._too_large(f"more than {received - 1:,}"))
             return message
 
         try:
-            if refused is not None:
-                await refused(scope, receive, sending)
+            if rejection is not None:
+                await rejection(scope, receive, sending)
             else:
                 await self.app(scope, receiving, sending)
         finally:

@@ -42,15 +42,17 @@ class ServedModel:
     def language_model(self) -> LanguageModel:
         """Return the model if it generates text. Raises ApiError with an alternative otherwise."""
         if not isinstance(self.lm, LanguageModel):
-            why = f"the model {self.name!r} does not continue text: it {ALTERNATIVES[self.kind]}"
-            raise ApiError(400, why, param="model", code="not_a_language_model")
+            message = f"the model {self.name!r} does not continue text: it {ALTERNATIVES[self.kind]}"
+            raise ApiError(400, message, param="model", code="not_a_language_model")
         return self.lm
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """The chat template, or None."""
-        known = self.kind == "decoder" and self.lm.tokenizer is not None and chat_templates(self.lm.tokenizer)
-        return ChatTemplate(self.lm.tokenizer) if known and self.lm.tokenizer is not None else None
+        tokenizer = self.lm.tokenizer
+        if self.kind != "decoder" or tokenizer is None or not chat_templates(tokenizer):
+            return None
+        return ChatTemplate(tokenizer)
 
     @cached_property
     def example_text(self) -> str | None:
@@ -69,8 +71,8 @@ class ServedModel:
                     f"the model {self.name!r} has no chat template: use /v1/completions", param="messages"
                 )
             developer = "developer" if "developer" in self.chat_template.source else "system"
-            known = [one | {"role": developer} if one["role"] == "developer" else one for one in messages]
-            return self.chat_template.encode(known, add_generation_prompt=True)
+            messages = [m | {"role": developer} if m["role"] == "developer" else m for m in messages]
+            return self.chat_template.encode(messages, add_generation_prompt=True)
 
     def token_text(self, token: int) -> tuple[str, bytes | None]:
         """Return a token's text and bytes. Bytes that are not valid UTF-8 are written as `bytes:\\xe2\\x80`."""
@@ -111,10 +113,10 @@ class ServedModels:
 
     def __getitem__(self, name: str) -> ServedModel:
         if name not in self.all:
-            known = ", ".join(self.all)
+            names = ", ".join(self.all)
             raise ApiError(
                 404,
-                f"the model {name[:100]!r} does not exist; available: {known}",
+                f"the model {name[:100]!r} does not exist; available: {names}",
                 param="model",
                 code="model_not_found",
             )
@@ -128,5 +130,5 @@ def split_name(given: str) -> tuple[str, str]:
         return name, model
     path = Path(given)
     if not path.exists():
-        return given, given  # a packaged model, or one of the hub
+        return given, given  # a packaged model, or a model of the Hugging Face Hub
     return model_name(path.resolve().name).removesuffix(".safetensors") or given, given

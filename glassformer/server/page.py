@@ -22,7 +22,7 @@ POLICY = "; ".join((
     "form-action 'none'",
     "frame-ancestors 'none'",
 ))  # fmt: skip
-FOREVER = "public, max-age=31536000, immutable"
+CACHE_FOREVER = "public, max-age=31536000, immutable"
 MIN_GZIP_BYTES = 512  # smaller files are not compressed
 MISSING = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Glassformer</title>
@@ -41,10 +41,11 @@ class PageFile:
     gzipped: bytes | None
     kind: str
     etag: str
-    forever: bool
+    immutable: bool
 
     @classmethod
-    def of(cls, data: bytes, name: str) -> PageFile:
+    def make(cls, data: bytes, name: str) -> PageFile:
+        """Compress a file and choose its content type."""
         packed = gzip.compress(data, 9, mtime=0)
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         text = kind.startswith("text/") or kind.endswith(("javascript", "json", "svg+xml"))
@@ -59,7 +60,7 @@ class PageFile:
     def response(self, request: Request) -> Response:
         headers = {
             "etag": self.etag,
-            "cache-control": FOREVER if self.forever else "no-cache",
+            "cache-control": CACHE_FOREVER if self.immutable else "no-cache",
             "content-security-policy": POLICY,
             "x-frame-options": "DENY",
             "vary": "accept-encoding",
@@ -78,10 +79,10 @@ class BuiltPage:
         self.built = (folder / "index.html").is_file()
         if self.built:
             names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-            self.files = {f"/{name}": PageFile.of((folder / name).read_bytes(), name) for name in names}
+            self.files = {f"/{name}": PageFile.make((folder / name).read_bytes(), name) for name in names}
             self.files["/"] = self.files["/index.html"]
         else:
-            self.files = {"/": PageFile.of(MISSING.encode(), "index.html")}
+            self.files = {"/": PageFile.make(MISSING.encode(), "index.html")}
 
     def has(self, path: str) -> bool:
         return path in self.files

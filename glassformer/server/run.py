@@ -28,19 +28,19 @@ CLOSE_SECONDS = 2.0  # for the current forward pass after cancellation
 def bind(host: str, port: int) -> socket.socket:
     """Return a socket bound to this address, not listening yet. Raises ConfigError if the address is not available."""
     if not 0 <= port <= 65535:
-        raise ConfigError(f"port must be a whole number from 0 (any free port) to 65535, got {port}")
+        raise ConfigError(f"port must be from 0 (any free port) to 65535, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError) as error:
         raise ConfigError(f"host {host!r} is not an address of this machine: {error}") from None
-    found = socket.socket(family, kind, protocol)  # with an explicit TCP protocol asyncio sets TCP_NODELAY: 40 ms less
+    sock = socket.socket(family, kind, protocol)  # with an explicit TCP protocol asyncio sets TCP_NODELAY: 40 ms less
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
     except OSError as error:
-        found.close()
+        sock.close()
         raise _unavailable(error, host, port) from None
-    return found
+    return sock
 
 
 def is_free(host: str, port: int) -> bool:
@@ -58,7 +58,7 @@ def _unavailable(error: OSError, host: str, port: int) -> ConfigError:
             f"port {port} of {host} is in use: choose another with --port, or any free port with --port 0"
         )
     if error.errno == errno.EACCES:
-        return ConfigError(f"port {port} of {host} needs more rights: choose a port from 1024")
+        return ConfigError(f"port {port} of {host} needs administrator rights: choose a port of at least 1024")
     return ConfigError(f"{host}:{port} cannot be used: {error.strerror or error}")
 
 
@@ -80,7 +80,7 @@ class Server(uvicorn.Server):
     """A uvicorn server that calls `ready` when it accepts requests, and shuts down in two stages."""
 
     def __init__(self, app: FastAPI, ready: Callable[[], None] = lambda: None, *, drain: float = DRAIN_SECONDS):
-        self.app, self.ready, self.drain, self.hurried = app, ready, drain, False
+        self.app, self.ready, self.drain, self.cancelled = app, ready, drain, False
         config = uvicorn.Config(
             app, http="h11", ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
             server_header=False, proxy_headers=False, timeout_graceful_shutdown=int(drain + CLOSE_SECONDS) + 1,
@@ -105,7 +105,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal: set flags only, and leave the rest to the event loop."""
         if self.should_exit:
-            self.hurried = True
+            self.cancelled = True
             self.loop.call_soon_threadsafe(self._stop, "second signal")
         self.should_exit = True
 
@@ -128,4 +128,4 @@ def serve(app: FastAPI, sock: socket.socket, ready: Callable[[], None]) -> bool:
     finally:
         app.state.queue.close()
         sock.close()
-    return not server.hurried
+    return not server.cancelled

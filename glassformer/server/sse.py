@@ -32,7 +32,7 @@ async def cancel_on_disconnect(request: Request, job: Job) -> AsyncIterator[None
 async def _wait_for_disconnect(receive: Receive, job: Job) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    log.info("client disconnected: its request is cancelled")
+    log.info("client disconnected: cancelling its request")
     job.cancel()
 
 

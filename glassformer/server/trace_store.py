@@ -81,15 +81,15 @@ class TraceStore:
                 total -= oldest.bytes
                 self._drop(
                     id,
-                    f"the {format_bytes(self.limit)} for traces were full, and it was the least recently used; "
+                    f"the trace memory of {format_bytes(self.limit)} was full, and it was the least recently used: "
                     "create it again",
                 )
 
     @property
     def state(self) -> dict[str, int]:
         with self._lock:
-            held = sum(entry.bytes for entry in self._traces.values())
-            return {"count": len(self._traces), "bytes": held, "limit": self.limit}
+            total = sum(entry.bytes for entry in self._traces.values())
+            return {"count": len(self._traces), "bytes": total, "limit": self.limit}
 
     def _drop(self, id: str, why: str) -> None:
         self._traces.pop(id, None)

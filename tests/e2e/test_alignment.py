@@ -203,7 +203,7 @@ def test_unavailable_views_show_reason(open_page, pairs):
 
 def test_alignment_of_decoder_shows_reason(open_page, server):
     page = open_page(server.url + view_path("alignment"))
-    assert "reads no source" in notice_text(page.locator("main"))
+    assert "has no source" in notice_text(page.locator("main"))
 
 
 def test_changed_weights_change_view(open_page):

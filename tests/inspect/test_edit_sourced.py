@@ -194,7 +194,7 @@ def test_a_recurrent_models_knocked_out_state_is_none_that_the_context_has(name)
     fork = t.fork(plain)
     p, q = (x["final.logits"].tensor.double().log_softmax(-1) for x in (t, plain))
     assert [step.kl for step in fork.steps] == pytest.approx((p.exp() * (p - q)).sum(-1).tolist(), abs=1e-9)
-    assert fork.parts is None
+    assert fork.diverges_at is None
     assert max(step.kl for step in fork.steps) > 1e-6
 
 
@@ -414,13 +414,13 @@ WRONG = [
     ("pre", {"op": "ablate", "point": "encoder.embed.out", "position": -1}, r"position must be from 0 to \d+, got -1"),
     ("pre", {"op": "ablate", "point": "blocks.0.cross.v", "position": 99}, "position must be from 0 to"),
     ("pre", {"op": "knockout", "point": "blocks.0.cross.scores", "query": 0, "key": 99}, "key must be from 0 to"),
-    ("pre", {"op": "knockout", "point": "blocks.0.cross.z"}, "a knockout is of scores, such as blocks.0.cross.scores"),
-    ("pre", {"op": "knockout", "point": "embed.out"}, "a knockout is of scores, such as encoder.blocks.0.attn.scores"),
+    ("pre", {"op": "knockout", "point": "blocks.0.cross.z"}, "a knockout edits scores, such as blocks.0.cross.scores"),
+    ("pre", {"op": "knockout", "point": "embed.out"}, "a knockout edits scores, such as encoder.blocks.0.attn.scores"),
     ("pre", {"op": "ablate", "point": "blocks.0.cross.z", "head": 4}, "head must be from 0 to 3, got 4"),
     ("dot", {"op": "ablate", "point": "blocks.0.attn.z"}, "no point 'blocks.0.attn.z'"),
     ("dot", {"op": "ablate", "point": "rnn.states", "position": -1}, r"position must be from 0 to \d+, got -1"),
     ("dot", {"op": "knockout", "point": "rnn.scores", "head": 0}, "rnn.scores has no head: it has query, key"),
-    ("dot", {"op": "knockout", "point": "rnn.context"}, "a knockout is of scores, such as rnn.scores"),
+    ("dot", {"op": "knockout", "point": "rnn.context"}, "a knockout edits scores, such as rnn.scores"),
     ("dot", {"op": "ablate", "point": "rnn.context", "dim": 12}, "dim must be from 0 to 11, got 12"),
     ("none", {"op": "knockout", "point": "rnn.states"}, "this model has no attention"),
     ("none", {"op": "ablate", "point": "rnn.probs"}, "no point 'rnn.probs'"),
@@ -440,7 +440,7 @@ def test_what_an_encoder_refuses_and_what_leaves_no_numbers():
     for edit, message in (
         (ablate("encoder.final.norm"), "no point"), (ablate("blocks.0.attn.z", position=-1), "from 0 to 4, got -1"),
         (ablate("final.pooled", position=0), "final.pooled has no position: it has dim"),
-        (add("final.pooled", [1.0]), r"its tensor is \[1\]"),
+        (add("final.pooled", [1.0]), r"its tensor has the shape \[1\]"),
     ):  # fmt: skip
         for use in (one.trace, one.embed, one.fill):
             with pytest.raises(RequestError, match=message):

@@ -178,7 +178,7 @@ def test_show_accepts_views_and_pictures(show, t):
     for name in VIEWS:
         if name not in ("changed", "alignment"):  # which need a second text or a source
             assert show(name).address["view"]
-    with pytest.raises(RequestError, match="reads no source"):
+    with pytest.raises(RequestError, match="has no source"):
         show("alignment")
     assert show("map").address["view"] == "map"
     with pytest.raises(RequestError, match="head_grid"):

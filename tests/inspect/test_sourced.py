@@ -278,7 +278,7 @@ def test_an_encoder_by_itself(family):
     assert cell.prob == pytest.approx(probs[1, 3, 9], rel=1e-4)
     with pytest.raises(RequestError, match="predicts no next token"):
         t.lens()
-    with pytest.raises(RequestError, match="no encoder-decoder"):
+    with pytest.raises(RequestError, match="needs an encoder-decoder"):
         t.cell(layer=2, head=1, query=3, key=9, attention="encoder")
     with pytest.raises(RequestError, match="has no source"):
         t.cell(layer=2, head=1, query=3, key=9, attention="cross")

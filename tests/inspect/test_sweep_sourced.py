@@ -74,7 +74,7 @@ def test_sweep_over_the_source_of_a_recurrent_model(name):
         assert max(row.value for row in rows) > 1e-6
     for how, message in (
         ({"over": "heads"}, "a recurrent model needs over='positions', got 'heads'"),
-        ({"over": "positions", "attention": "cross"}, "has one attention"),
+        ({"over": "positions", "attention": "cross"}, "has one kind of attention"),
         ({"over": "cells", "op": "knockout"}, "needs over='positions' for this model, got 'cells'"),
     ):
         with pytest.raises(RequestError, match=message):
@@ -113,8 +113,8 @@ def test_sweep_errors():
     for one, how, message in (
         (pair, {"op": "knockout"}, "needs over='cells' for this model, got 'heads'"),
         (pair, {"over": "cells", "op": "knockout", "point": "x"}, "point has no effect with op 'knockout'"),
-        (reader, {"attention": "cross"}, "has no source"), (reader, {"attention": "encoder"}, "no encoder-decoder"),
-        (headless, {"position": 1}, "no head that guesses tokens"),
+        (reader, {"attention": "cross"}, "has no source"), (reader, {"attention": "encoder"}, "needs an encoder"),
+        (headless, {"position": 1}, "no head that predicts tokens"),
     ):  # fmt: skip
         with pytest.raises(RequestError, match=message):
             one.sweep("the cat sat", **how)
@@ -149,7 +149,7 @@ def test_a_saved_trace_loads_bitwise_equal(name, tmp_path):
         names = ["ids", "n_prompt", "finish", "edits", "choices", "tokens", "budget"]
         for attribute in names + (["target", "target_tokens"] if hasattr(t, "target") else []):
             assert getattr(back, attribute) == getattr(t, attribute), attribute
-        if hasattr(t, "source"):
+        if t.source is not None:
             assert (back.source.ids, back.source.tokens) == (t.source.ids, t.source.tokens)
             assert torch.equal(back.alignment().probs, t.alignment().probs)
         for point in t.names():

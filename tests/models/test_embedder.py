@@ -1,4 +1,4 @@
-"""Embedding texts and filling hidden places, beside `transformers` and the formulas written out here."""
+"""Embed texts and fill masks, compared with `transformers` and with formulas."""
 
 import json
 import math
@@ -27,21 +27,21 @@ POOLS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoke
 FLAGS = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
-def made(family):
-    """Without a pooler or a head of pairs: `transformers` then has a class with just these parts."""
+def make_model(family):
+    """Return a model without pooler and next-sentence head, so that a class of `transformers` has the same parts."""
     config = replace(CONFIGS[family], pooler=False, next_sentence=False)
-    if family == "roberta":  # as its tokenizer says: <pad> has the number 1
+    if family == "roberta":  # the id of <pad> in its tokenizer is 1
         config = replace(config, vocab_size=263, position_offset=2)
     return wake(TextEncoder(config))
 
 
-MODELS = {family: made(family) for family in WORDS}
+MODELS = {family: make_model(family) for family in WORDS}
 FAMILIES = pytest.mark.parametrize("family", WORDS)
 
 
 @pytest.fixture(scope="module", params=WORDS)
 def folder(request, tmp_path_factory):
-    """A model and its tokenizer, with nothing that says how a text becomes one vector."""
+    """A saved model and tokenizer without a pooling configuration."""
     path = tmp_path_factory.mktemp(request.param)
     save_model(MODELS[request.param], path)
     WORDS[request.param]().save(path)
@@ -49,16 +49,16 @@ def folder(request, tmp_path_factory):
 
 
 @torch.no_grad()
-def their_states(folder, texts, limit=None):
-    """Each text's states [S, D] by itself, from `transformers`."""
+def hf_states(folder, texts, limit=None):
+    """Return the states [S, D] of each text from `transformers`, without batching."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
     rows = [tokenizer(text, return_tensors="pt", truncation=limit is not None, max_length=limit) for text in texts]
     return [model(row["input_ids"]).last_hidden_state[0] for row in rows]
 
 
-def by_hand(how, states):
-    """Each pool as a sentence says it, of one text's states [S, D]."""
+def pool_by_formula(how, states):
+    """Return one text's states [S, D], pooled by a literal formula."""
     n = len(states)
     match how:
         case "cls":
@@ -75,8 +75,8 @@ def by_hand(how, states):
             return sum((i + 1) * state for i, state in enumerate(states)) / sum(range(1, n + 1))
 
 
-def laid_out(folder, to, files, modules, weights=None):
-    """A copy of a model folder with a sentence model's files, as the library of that name lays them."""
+def sentence_folder(folder, to, files, modules, weights=None):
+    """Copy a model folder and add the files of sentence-transformers."""
     to.mkdir()
     for file in folder.iterdir():
         (to / file.name).write_bytes(file.read_bytes())
@@ -101,35 +101,35 @@ def pooling(*flags, **more):
 # ---- embedding
 
 
-def test_a_folder_that_says_nothing_is_pooled_by_the_mean(folder):
+def test_folder_without_pooling_config_uses_mean(folder):
     embedder = Embedder.load(folder)
     found = embedder.embed(TEXTS)
     assert found.dtype == torch.float32
-    for vector, states in zip(found, their_states(folder, TEXTS), strict=True):
-        assert_near(vector, by_hand("mean", states))
+    for vector, states in zip(found, hf_states(folder, TEXTS), strict=True):
+        assert_near(vector, pool_by_formula("mean", states))
     assert embedder.dimensions == 48
     assert_near(embedder.embed(TEXTS[0]), found[:1])
     assert embedder.embed([]).shape == (0, 48)
 
 
 @pytest.mark.parametrize(("how", "flag"), list(zip(POOLS, FLAGS, strict=True)))
-def test_every_way_of_pooling(folder, how, flag, tmp_path):
-    """By the flags of older folders, and by the name of newer ones."""
-    old = laid_out(folder, tmp_path / "old", pooling(flag), PLAIN)
+def test_pooling_mode_equals_formula(folder, how, flag, tmp_path):
+    """The mode is stored as flags in older folders, and as a name in newer ones."""
+    old = sentence_folder(folder, tmp_path / "old", pooling(flag), PLAIN)
     named = {"1_Pooling/config.json": {"embedding_dimension": 48, "pooling_mode": how, "include_prompt": True}}
     types = [
         ("", "sentence_transformers.base.modules.transformer.Transformer"),
         ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
     ]
-    new = laid_out(folder, tmp_path / "new", named, types)
+    new = sentence_folder(folder, tmp_path / "new", named, types)
     found = Embedder.load(old).embed(TEXTS)
     assert torch.equal(Embedder.load(new).embed(TEXTS), found)
-    for vector, states in zip(found, their_states(folder, TEXTS), strict=True):
-        assert_near(vector, by_hand(how, states))
+    for vector, states in zip(found, hf_states(folder, TEXTS), strict=True):
+        assert_near(vector, pool_by_formula(how, states))
 
 
-def test_pools_side_by_side_a_dense_layer_and_length_one(folder, tmp_path):
-    """In the library's order, whichever flags come first; and what is saved is read as the same."""
+def test_several_pools_dense_and_normalize(folder, tmp_path):
+    """The order of pools is that of sentence-transformers; saving and loading preserves everything."""
     g = torch.Generator().manual_seed(4)
     w, b, w2 = (torch.randn(*shape, generator=g) / 7 for shape in ((20, 144), (20,), (9, 20)))
     files = pooling("lasttoken", "cls_token", "mean_tokens") | {
@@ -152,12 +152,12 @@ def test_pools_side_by_side_a_dense_layer_and_length_one(folder, tmp_path):
     modules = [*PLAIN, ("2_Dense", OLD + "Dense"), ("3_Normalize", OLD + "Normalize"), ("4_Dense", OLD + "Dense")]
     weights = {"2_Dense/model.safetensors": {"linear.weight": w, "linear.bias": b}}
     weights["4_Dense/model.safetensors"] = {"linear.weight": w2}
-    path = laid_out(folder, tmp_path / "model", files, modules, weights)
+    path = sentence_folder(folder, tmp_path / "model", files, modules, weights)
     embedder = Embedder.load(path)
     texts = [TEXTS[1], TEXTS[4]]
     found = embedder.embed(texts)
-    for vector, states in zip(found, their_states(folder, texts), strict=True):
-        pooled = torch.cat([by_hand(how, states) for how in ("cls", "mean", "lasttoken")])
+    for vector, states in zip(found, hf_states(folder, texts), strict=True):
+        pooled = torch.cat([pool_by_formula(how, states) for how in ("cls", "mean", "lasttoken")])
         squashed = torch.tanh(w @ pooled + b)
         assert_near(vector, (w2 @ (squashed / squashed.norm()))[:7])
     assert embedder.dimensions == 7
@@ -176,109 +176,112 @@ def test_pools_side_by_side_a_dense_layer_and_length_one(folder, tmp_path):
 
 
 @pytest.mark.parametrize("sizes", [(48, 48), (48, 10)])
-def test_a_dense_layer_with_a_residual(folder, sizes, tmp_path):
+def test_dense_layer_with_residual(folder, sizes, tmp_path):
     g = torch.Generator().manual_seed(4)
     d_in, d_out = sizes
     w, b, turn = (torch.randn(*shape, generator=g) / 7 for shape in ((d_out, d_in), (d_out,), (d_out, d_in)))
     layer = {"in_features": d_in, "out_features": d_out, "bias": True, "use_residual": True}
     layer["activation_function"] = "torch.nn.modules.activation.ReLU"
     tensors = {"linear.weight": w, "linear.bias": b} | ({} if d_in == d_out else {"residual.weight": turn})
-    path = laid_out(
+    path = sentence_folder(
         folder, tmp_path / "model", pooling("mean_tokens") | {"2_Dense/config.json": layer},
         [*PLAIN, ("2_Dense", OLD + "Dense")], {"2_Dense/model.safetensors": tensors},
     )  # fmt: skip
-    (states,), found = their_states(folder, TEXTS[:1]), Embedder.load(path).embed(TEXTS[:1])
-    x = by_hand("mean", states)
+    (states,), found = hf_states(folder, TEXTS[:1]), Embedder.load(path).embed(TEXTS[:1])
+    x = pool_by_formula("mean", states)
     assert_near(found[0], torch.relu(w @ x + b) + (x if d_in == d_out else turn @ x))
 
 
 @FAMILIES
-def test_texts_in_one_batch_do_not_change_one_another(family, monkeypatch):
+def test_batch_does_not_change_vectors(family, monkeypatch):
     sentence = Sentence(PoolingConfig(pools=POOLS))
     embedder = Embedder(MODELS[family], WORDS[family](), sentence)
     together = embedder.embed(TEXTS)
     for text, vector in zip(TEXTS, together, strict=True):
         assert_near(embedder.embed(text)[0], vector)
     monkeypatch.setattr("glassformer.models.embedder.BATCH_TOKENS", 40)
-    told = []
-    assert_near(embedder.embed(TEXTS, progress=lambda done, n: told.append((done, n))), together)
-    assert len(told) > 1
-    assert told[-1] == (5, 5)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    calls = []
+    assert_near(embedder.embed(TEXTS, progress=lambda done, n: calls.append((done, n))), together)
+    assert len(calls) > 1
+    assert calls[-1] == (5, 5)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
 
 
-def test_prompts_are_put_before_a_text(folder, tmp_path):
-    """Named, or by default; and pooled with the text, or not: then its tokens are seen, and not counted."""
+def test_prompts_precede_the_text(folder, tmp_path):
+    """A prompt is selected by name or by default; its tokens are pooled only if `include_prompt` is true."""
     overall = {"prompts": {"query": "query: a ", "document": ""}, "default_prompt_name": "query"}
     files = {"config_sentence_transformers.json": overall}
-    counted = Embedder.load(laid_out(folder, tmp_path / "with", files | pooling("mean_tokens"), PLAIN))
+    counted = Embedder.load(sentence_folder(folder, tmp_path / "with", files | pooling("mean_tokens"), PLAIN))
     left = files | pooling("mean_tokens", "cls_token", include_prompt=False)
-    not_counted = Embedder.load(laid_out(folder, tmp_path / "without", left, PLAIN))
-    states, bare = their_states(folder, ["query: a cat"]), their_states(folder, ["cat"])
-    skipped = (
-        len(counted.tokenizer.encode("query: a ")) - 1
-    )  # with what stands before a text, without what stands behind
-    assert_near(counted.embed("cat")[0], by_hand("mean", states[0]))
-    assert_near(counted.embed("cat", prompt="query")[0], by_hand("mean", states[0]))
-    assert_near(counted.embed("cat", prompt="document")[0], by_hand("mean", bare[0]))
+    not_counted = Embedder.load(sentence_folder(folder, tmp_path / "without", left, PLAIN))
+    states, bare = hf_states(folder, ["query: a cat"]), hf_states(folder, ["cat"])
+    skipped = len(counted.tokenizer.encode("query: a ")) - 1  # includes the prefix token, excludes the suffix token
+    assert_near(counted.embed("cat")[0], pool_by_formula("mean", states[0]))
+    assert_near(counted.embed("cat", prompt="query")[0], pool_by_formula("mean", states[0]))
+    assert_near(counted.embed("cat", prompt="document")[0], pool_by_formula("mean", bare[0]))
     rest = states[0][skipped:]
-    assert_near(not_counted.embed("cat")[0], torch.cat([rest[0], by_hand("mean", rest)]))
-    assert_near(not_counted.embed("cat", prompt="document")[0], torch.cat([bare[0][0], by_hand("mean", bare[0])]))
+    assert_near(not_counted.embed("cat")[0], torch.cat([rest[0], pool_by_formula("mean", rest)]))
+    assert_near(
+        not_counted.embed("cat", prompt="document")[0], torch.cat([bare[0][0], pool_by_formula("mean", bare[0])])
+    )
     with pytest.raises(RequestError, match="no prompt 'passage'; it has: query, document"):
         counted.embed("cat", prompt="passage")
     with pytest.raises(RequestError, match="it has: none"):
         Embedder.load(folder).embed("cat", prompt="query")
 
 
-def test_long_texts_are_refused_or_cut(folder, tmp_path):
+def test_long_texts_raise_or_are_truncated(folder, tmp_path):
     files = pooling("mean_tokens") | {"sentence_bert_config.json": {"max_seq_length": 8, "do_lower_case": False}}
-    embedder, long = Embedder.load(laid_out(folder, tmp_path / "model", files, PLAIN)), "the cat sat on the mat. " * 3
+    embedder, long = (
+        Embedder.load(sentence_folder(folder, tmp_path / "model", files, PLAIN)),
+        "the cat sat on the mat. " * 3,
+    )
     with pytest.raises(
         CapacityError, match=r"^text 2 of 2: the text has \d+ tokens, and the model processes at most 8"
     ):
         embedder.embed(["a", long])
     with pytest.raises(CapacityError, match=r"^the text has"):
         embedder.embed(long)
-    (states,) = their_states(folder, [long], limit=8)
+    (states,) = hf_states(folder, [long], limit=8)
     assert len(states) == 8
-    assert_near(embedder.embed(long, truncate=True)[0], by_hand("mean", states))
+    assert_near(embedder.embed(long, truncate=True)[0], pool_by_formula("mean", states))
     assert embedder.tokenizer.encode(long)[-1:] == embedder.tokenizer.suffix_ids
-    whole = Embedder.load(folder)
-    assert whole.max_tokens == 64, "the model's own"
+    unlimited = Embedder.load(folder)
+    assert unlimited.max_tokens == 64, "the context length of the model"
     with pytest.raises(CapacityError, match="at most 64"):
-        whole.embed("a " * 90)
+        unlimited.embed("a " * 90)
 
 
-def test_a_limit_of_the_tokenizer_is_one_where_nothing_else_says(tmp_path):
+def test_tokenizer_limit_applies_without_pooling_limit(tmp_path):
     words = wordpieces()
-    for said, want in ((30, 30), (512, 64), (10**30, 64)):
-        words.config["model_max_length"] = said
+    for limit, want in ((30, 30), (512, 64), (10**30, 64)):
+        words.config["model_max_length"] = limit
         assert Embedder(MODELS["bert"], words).max_tokens == want
     made = Sentence(PoolingConfig(max_tokens=40))
     words.config["model_max_length"] = 30
     assert Embedder(MODELS["bert"], words, made).max_tokens == 40
 
 
-def test_small_letters(folder, tmp_path):
+def test_lowercase_option(folder, tmp_path):
     files = pooling("mean_tokens") | {"sentence_bert_config.json": {"max_seq_length": None, "do_lower_case": True}}
-    embedder = Embedder.load(laid_out(folder, tmp_path / "model", files, PLAIN))
+    embedder = Embedder.load(sentence_folder(folder, tmp_path / "model", files, PLAIN))
     assert_near(embedder.embed("The CAT"), Embedder.load(folder).embed("the cat"))
     if "RobertaModel" in str(type(transformers.AutoModel.from_pretrained(folder))):
         assert not torch.allclose(Embedder.load(folder).embed("The CAT"), embedder.embed("The CAT"))
 
 
-def test_a_text_never_becomes_a_control_token(folder):
+def test_text_never_becomes_a_control_token(folder):
     embedder = Embedder.load(folder)
     sep, mask = embedder.tokenizer.suffix_ids[0], embedder.tokenizer.mask_id
     for name, index in embedder.tokenizer.special_tokens.items():
-        if name == "[UNK]":  # which stands for what has no token, and is not forged by anything
+        if name == "[UNK]":  # the token of unknown text, which any text may produce
             continue
         (row,) = embedder._encode_batch([f"a {name} b"], "", False)
         assert row.count(index) == (1 if index in (row[0], sep) else 0), name
     assert mask in embedder.tokenizer.special_tokens.values()
 
 
-def test_vectors_are_compared_as_the_model_says():
+def test_similarity_uses_the_configured_measure():
     a, b = torch.randn(3, 5), torch.randn(2, 5)
     how = {
         "cosine": lambda x, y: (x @ y) / (x.norm() * y.norm()),
@@ -291,59 +294,63 @@ def test_vectors_are_compared_as_the_model_says():
         assert_near(embedder.similarity(a, b), torch.stack([torch.stack([one(x, y) for y in b]) for x in a]))
 
 
-# ---- states, pairs, hidden places
+# ---- states, two texts, masks
 
 
-def test_states_of_a_text_and_of_a_pair(folder):
+def test_states_of_one_text_and_of_two_texts(folder):
     embedder = Embedder.load(folder)
-    assert_near(embedder.states(TEXTS[0]), their_states(folder, TEXTS[:1])[0])
+    assert_near(embedder.states(TEXTS[0]), hf_states(folder, TEXTS[:1])[0])
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    theirs = transformers.AutoModel.from_pretrained(folder).eval()
+    hf_model = transformers.AutoModel.from_pretrained(folder).eval()
     row = tokenizer(
         "the cat", "a dog sat", return_tensors="pt", return_token_type_ids=embedder.config.n_token_types > 1
     )
     with torch.no_grad():
-        assert_near(embedder.states("the cat", "a dog sat"), theirs(**row).last_hidden_state[0])
+        assert_near(embedder.states("the cat", "a dog sat"), hf_model(**row).last_hidden_state[0])
     with pytest.raises(CapacityError, match="context holds 64"):
         embedder.states("a " * 40, "b " * 40)
 
 
-def test_whether_a_text_follows_another(tmp_path):
+def test_next_sentence_probability_equals_transformers(tmp_path):
     config = replace(CONFIGS["bert"], n_token_types=2)
     embedder = Embedder(wake(TextEncoder(config)), wordpieces())
     embedder.save(tmp_path)
-    theirs = transformers.BertForPreTraining.from_pretrained(tmp_path).eval()
+    hf_model = transformers.BertForPreTraining.from_pretrained(tmp_path).eval()
     row = transformers.AutoTokenizer.from_pretrained(tmp_path)(
         "the cat", "sat.", return_tensors="pt", return_token_type_ids=True
     )
     with torch.no_grad():
-        want = theirs(**row).seq_relationship_logits.softmax(-1)[0, 0].item()
+        want = hf_model(**row).seq_relationship_logits.softmax(-1)[0, 0].item()
     assert embedder.follows("the cat", "sat.") == pytest.approx(want, rel=1e-4)
     with pytest.raises(RequestError, match="no head for next-sentence prediction"):
         Embedder(MODELS["bert"], wordpieces()).follows("a", "b")
 
 
-def test_hidden_places_are_filled_as_transformers_does(folder):
+def test_fill_equals_transformers(folder):
     embedder = Embedder.load(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    theirs = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
+    hf_model = transformers.AutoModelForMaskedLM.from_pretrained(folder).eval()
     text = f"the {tokenizer.mask_token} sat on the {tokenizer.mask_token}."
     row = tokenizer(text, return_tensors="pt")
     with torch.no_grad():
-        probs = theirs(row["input_ids"]).logits[0].softmax(-1)
-    places = (row["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
+        probs = hf_model(row["input_ids"]).logits[0].softmax(-1)
+    positions = (row["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
     found = embedder.fill(text, top=4)
-    assert len(found) == len(places) == 2
-    for guesses, at in zip(found, places, strict=True):
+    assert len(found) == len(positions) == 2
+    for candidates, at in zip(found, positions, strict=True):
         best = probs[at].topk(4)
-        assert [guess.id for guess in guesses] == best.indices.tolist()
-        assert [guess.probability for guess in guesses] == pytest.approx(best.values.tolist(), rel=1e-4)
-        for guess in guesses:
-            spelled = tokenizer.convert_ids_to_tokens(guess.id)
-            assert spelled is None or guess.text.strip() in ("", spelled.removeprefix("##").removeprefix("Ġ"), "\ufffd")
+        assert [candidate.id for candidate in candidates] == best.indices.tolist()
+        assert [candidate.probability for candidate in candidates] == pytest.approx(best.values.tolist(), rel=1e-4)
+        for candidate in candidates:
+            spelled = tokenizer.convert_ids_to_tokens(candidate.id)
+            assert spelled is None or candidate.text.strip() in (
+                "",
+                spelled.removeprefix("##").removeprefix("Ġ"),
+                "\ufffd",
+            )
 
 
-def test_what_cannot_be_filled_is_told():
+def test_invalid_fill_requests_raise():
     embedder = Embedder(MODELS["bert"], wordpieces())
     with pytest.raises(RequestError, match=r"the text has no mask token: put \[MASK\] where"):
         embedder.fill("the cat")
@@ -360,18 +367,18 @@ def test_what_cannot_be_filled_is_told():
 # ---- folders
 
 
-def test_what_is_saved_transformers_opens(folder, tmp_path):
+def test_transformers_opens_a_saved_folder(folder, tmp_path):
     embedder = Embedder.load(folder)
     embedder.save(tmp_path)
-    for text, states in zip(TEXTS, their_states(tmp_path, TEXTS), strict=True):
-        assert_near(embedder.embed(text)[0], by_hand("mean", states))
+    for text, states in zip(TEXTS, hf_states(tmp_path, TEXTS), strict=True):
+        assert_near(embedder.embed(text)[0], pool_by_formula("mean", states))
     assert "Embedder(" in repr(embedder)
     assert glassformer.Embedder is Embedder
 
 
-def test_a_transformer_in_a_folder_of_its_own(folder, tmp_path):
-    """As the first folders of the library were."""
-    path = laid_out(
+def test_transformer_in_a_subfolder(folder, tmp_path):
+    """Early folders of sentence-transformers have this layout."""
+    path = sentence_folder(
         folder, tmp_path / "model", pooling("cls_token"), [("0_Transformer", OLD + "Transformer"), PLAIN[1]]
     )
     (path / "0_Transformer").mkdir()
@@ -383,10 +390,10 @@ def test_a_transformer_in_a_folder_of_its_own(folder, tmp_path):
     assert transformer_folder(path) == path / "0_Transformer"
     embedder = Embedder.load(path)
     assert embedder.max_tokens == 20
-    assert_near(embedder.embed(TEXTS[1])[0], by_hand("cls", their_states(folder, TEXTS[1:2])[0]))
+    assert_near(embedder.embed(TEXTS[1])[0], pool_by_formula("cls", hf_states(folder, TEXTS[1:2])[0]))
 
 
-def test_pools_in_an_order_of_their_own_are_kept(tmp_path):
+def test_order_of_pools_is_preserved(tmp_path):
     made = Sentence(PoolingConfig(pools=("mean", "cls"), after=("normalize", DenseConfig(96, 3, activation="gelu"))))
     write_pooling(made, tmp_path, 48)
     again = read_pooling(tmp_path, 48)
@@ -427,7 +434,7 @@ DENSE = [*PLAIN, ("2", OLD + "Dense")]
         ({"2/config.json": {"module_input_name": "x"}}, [*PLAIN, ("2", OLD + "Normalize")], ConfigError, "'x'"),
     ],
 )  # fmt: skip
-def test_sentence_folders_that_are_not_right(tmp_path, changed, modules, error, message):
+def test_invalid_sentence_folders_raise(tmp_path, changed, modules, error, message):
     rows = PLAIN if modules is None else modules
     files = {"modules.json": [{"path": path, "type": kind} for path, kind in rows]} | pooling("mean_tokens") | changed
     for name, content in files.items():
@@ -437,7 +444,7 @@ def test_sentence_folders_that_are_not_right(tmp_path, changed, modules, error, 
         read_pooling(tmp_path, 48)
 
 
-def test_all_that_is_wrong_with_a_dense_layer_is_told_at_once(tmp_path):
+def test_all_errors_of_a_dense_layer_are_in_one_message(tmp_path):
     made = Sentence(PoolingConfig(after=(DenseConfig(48, 5),)))
     write_pooling(made, tmp_path, 48)
     save_file({"linear.weight": torch.zeros(5, 4), "odd": torch.zeros(1)}, tmp_path / "2_Dense/model.safetensors")
@@ -451,9 +458,9 @@ def test_load_rejects_folders_of_other_kinds(tmp_path):
     save_model(MODELS["bert"], tmp_path / "bare")
     with pytest.raises(CheckpointError, match="has no tokenizer, which an embedder needs"):
         Embedder.load(tmp_path / "bare")
-    save_model(tiny("gpt2"), tmp_path / "writes")
+    save_model(tiny("gpt2"), tmp_path / "decoder")
     with pytest.raises(CheckpointError, match=r"is a decoder-only language model: use `glassformer generate`"):
-        Embedder.load(tmp_path / "writes")
+        Embedder.load(tmp_path / "decoder")
     with pytest.raises(TokenizerError, match="has 263 tokens, and the model 97"):
         Embedder(MODELS["bert"], bytes_of_roberta())
     with pytest.raises(CheckpointError, match="is not a folder"):
@@ -470,12 +477,12 @@ def test_empty_text_without_special_tokens_raises():
         embedder.states("")
 
 
-def test_half_precision_pools_in_float32():
-    """The sum of many is no place to lose bits."""
+def test_bfloat16_pools_in_float32():
+    """Sums over many tokens would lose precision in bfloat16."""
     states = torch.randn(2, 60, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
     counted = torch.ones(2, 60, dtype=torch.bool)
     for how in ("mean", "mean_sqrt_len_tokens", "weightedmean"):
         got = Sentence(PoolingConfig(pools=(how,)))(states, counted)
-        want = torch.stack([by_hand(how, row.double()) for row in states]).bfloat16()
+        want = torch.stack([pool_by_formula(how, row.double()) for row in states]).bfloat16()
         assert got.dtype == torch.bfloat16
         assert (got.float() - want.float()).abs().max() <= want.float().abs().max() * 2**-8

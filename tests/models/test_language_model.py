@@ -1,4 +1,4 @@
-"""A language model as a person meets it: load, generate, score, save; and opened by others."""
+"""LanguageModel: load, generate, score, save, and compatibility with transformers."""
 
 import inspect
 import json
@@ -48,18 +48,18 @@ def bare(tmp_path):
     return tmp_path / "bare"
 
 
-def same_model(a, b):
+def assert_same_weights(a, b):
     ours, theirs = a.state_dict(), b.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-# ---- what is saved opens elsewhere, and here
+# ---- saving and loading
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_saved_then_opened_by_transformers(family, tokenizer, tmp_path):
-    """The same ids, the same logits, the same greedy text; and transformers knows where a text ends."""
+def test_transformers_opens_a_saved_model(family, tokenizer, tmp_path):
+    """Ids, logits, greedy text and the end token are the same in transformers."""
     ours = LanguageModel(tiny(family, vocab_size=tokenizer.vocab_size, tied_head=False), tokenizer)
     ours.save(tmp_path)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
@@ -78,35 +78,35 @@ def test_saved_then_opened_by_transformers(family, tokenizer, tmp_path):
     assert len(set(found.ids)) > 4
 
 
-def test_saved_then_loaded_is_the_same(lm, folder):
+def test_saved_then_loaded_model_is_equal(lm, folder):
     again = load(folder)
-    same_model(again.model, lm.model)
+    assert_same_weights(again.model, lm.model)
     assert (again.config, again.end_ids, again.path) == (lm.config, lm.end_ids, str(folder))
     assert again.generate(TEXT, seed=3, max_tokens=12) == lm.generate(TEXT, seed=3, max_tokens=12)
     assert not again.model.training
 
 
-def test_saving_onto_the_folder_it_was_loaded_from(folder, lm, tmp_path):
-    """Its weights are mapped from the very file that is replaced."""
+def test_save_to_the_folder_it_was_loaded_from(folder, lm, tmp_path):
+    """The weights are memory-mapped from the file that is replaced."""
     shutil.copytree(folder, tmp_path / "copy")
     one = load(tmp_path / "copy")
     one.save(tmp_path / "copy")
-    same_model(one.model, lm.model)
-    same_model(load(tmp_path / "copy").model, lm.model)
+    assert_same_weights(one.model, lm.model)
+    assert_same_weights(load(tmp_path / "copy").model, lm.model)
 
 
-def test_every_end_is_saved(lm, tokenizer, tmp_path):
-    """An instruct model ends with several tokens; each ends a text after loading too."""
+def test_all_end_tokens_are_saved(lm, tokenizer, tmp_path):
+    """An instruct model may have several end tokens; all of them are loaded again."""
     LanguageModel(lm.model, tokenizer, end_ids=[7, 9]).save(tmp_path)
     assert load(tmp_path).end_ids == {7, 9, tokenizer.eos_id}
     (tmp_path / "generation_config.json").unlink()
-    assert load(tmp_path).end_ids == {7, 9, tokenizer.eos_id}, "config.json says it too"
+    assert load(tmp_path).end_ids == {7, 9, tokenizer.eos_id}, "config.json has them too"
 
 
 # ---- generating
 
 
-def test_the_seed_is_reported_and_gives_the_text_again(lm):
+def test_reported_seed_reproduces_the_text(lm):
     one, other = (lm.generate("the", max_tokens=20) for _ in range(2))
     assert one.seed is not None
     assert one.seed != other.seed
@@ -116,13 +116,13 @@ def test_the_seed_is_reported_and_gives_the_text_again(lm):
     assert lm.generate("the", max_tokens=20, **GREEDY).seed is None
 
 
-def test_more_continuations_keep_the_first(lm):
+def test_first_continuation_does_not_depend_on_n(lm):
     one, five = (lm.generate("the", n=n, max_tokens=12, seed=8) for n in (1, 5))
     assert one.continuations[0] == five.continuations[0]
     assert len({c.text for c in five.continuations}) == 5
 
 
-def test_logprobs_are_what_score_says(lm):
+def test_logprobs_equal_score(lm):
     found = lm.generate("the cat", max_tokens=20, seed=1, logprobs=3, temperature=1.7, top_k=40)
     one = found.continuations[0]
     score = lm.score([*found.prompt_ids, *one.ids], top=3)
@@ -150,7 +150,7 @@ def test_score_is_the_sum_of_log_probabilities(lm, monkeypatch):
 
 
 def test_text_never_becomes_a_control_token(lm, tokenizer):
-    """The name of the end of a text, typed into a prompt, is text like any other: alone, and within words."""
+    """The name of the end token in a prompt is ordinary text, alone and within words."""
     for text in (END, f"a{END}b", f"{END}{END}"):
         ids = lm.encode(text)
         assert tokenizer.eos_id not in ids
@@ -159,7 +159,7 @@ def test_text_never_becomes_a_control_token(lm, tokenizer):
         assert tokenizer.eos_id not in [t.id for t in lm.score(text).tokens]
 
 
-def test_an_empty_text_begins_a_document(lm, tokenizer):
+def test_empty_text_begins_a_document(lm, tokenizer):
     assert lm.generate("", max_tokens=2, seed=0).prompt_ids == (tokenizer.eos_id,)
 
 
@@ -179,17 +179,17 @@ def test_an_empty_text_begins_a_document(lm, tokenizer):
         ([5, -1], {}, "token id -1"),
     ],
 )
-def test_a_bad_request_names_what_is_wrong(lm, prompt, options, message):
-    """From `generate`, and from `stream` before the first piece is asked for."""
+def test_invalid_requests_raise_request_error(lm, prompt, options, message):
+    """`generate` raises, and `stream` raises before the first event."""
     for ask in (lm.generate, lm.stream):
         with pytest.raises(RequestError, match=message):
             ask(prompt, **options)
 
 
-encode = inspect.unwrap(LanguageModel.encode)  # without the type checker of the tests, which would refuse first
+encode = inspect.unwrap(LanguageModel.encode)  # without the type checker of the tests, which would raise first
 
 
-def test_ids_may_be_numpys_or_torchs(lm):
+def test_ids_may_be_numpy_or_torch(lm):
     ids = random_ids(lm.config, 1, 5)[0]
     for given in (ids, list(ids), ids.numpy(), tuple(ids.tolist())):
         found = encode(lm, given)
@@ -198,12 +198,12 @@ def test_ids_may_be_numpys_or_torchs(lm):
 
 
 @pytest.mark.parametrize("prompt", [["the", "cat"], [1.5], [None]])
-def test_what_is_no_text_and_no_ids_is_refused(lm, prompt):
+def test_invalid_prompt_types_raise(lm, prompt):
     with pytest.raises(RequestError, match="text or token ids"):
         encode(lm, prompt)
 
 
-def test_too_long_a_text_is_refused_with_numbers(lm):
+def test_too_long_texts_raise_capacity_error(lm):
     with pytest.raises(CapacityError, match=r"40 tokens and max_tokens 25 does not fit.*64"):
         lm.stream([1] * 40, max_tokens=25)
     with pytest.raises(CapacityError, match="64 tokens does not fit"):
@@ -222,7 +222,7 @@ def test_too_long_a_text_is_refused_with_numbers(lm):
         ([3, 4], -1, "top"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(lm, text, top, message):
+def test_invalid_score_requests_raise(lm, text, top, message):
     with pytest.raises(RequestError, match=message):
         lm.score(text, top=top)
 
@@ -230,33 +230,33 @@ def test_what_cannot_be_scored_is_refused(lm, text, top, message):
 # ---- without a tokenizer
 
 
-def test_a_folder_without_a_tokenizer_takes_ids(bare, tmp_path):
+def test_folder_without_tokenizer_accepts_ids(bare, tmp_path):
     one = load(bare)
     assert one.tokenizer is None
     found = one.generate([1, 2, 3], max_tokens=6, **GREEDY)
     assert (found.text, len(found.continuations[0].ids)) == ("", 6)
     assert len(one.score([1, 2, 3]).tokens) == 3
     for ask in (one.generate, one.stream, one.score):
-        with pytest.raises(RequestError, match="no tokenizer: give the prompt as token ids"):
+        with pytest.raises(RequestError, match="no tokenizer: pass the prompt as token ids"):
             ask("the cat")
     with pytest.raises(RequestError, match="stop strings need a tokenizer"):
         one.generate([1], stop="a")
     one.save(tmp_path / "repeatable")
-    same_model(load(tmp_path / "repeatable").model, one.model)
+    assert_same_weights(load(tmp_path / "repeatable").model, one.model)
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer, tmp_path):
+def test_tokenizer_larger_than_the_model_raises(tokenizer, tmp_path):
     save_model(tiny("qwen3"), tmp_path)
     tokenizer.save(tmp_path)
     with pytest.raises(TokenizerError, match="tokenizer has 300 tokens, and the model 97"):
         load(tmp_path)
 
 
-# ---- which model a name means
+# ---- model names
 
 
-def test_a_run_folder_is_its_best_checkpoint(lm, folder, tmp_path):
-    """`best` and `last` point at checkpoints; the path is the checkpoint."""
+def test_run_folder_loads_its_best_checkpoint(lm, folder, tmp_path):
+    """`best` and `last` are links to checkpoints; the path is that of the checkpoint."""
     checkpoints = tmp_path / "run" / "checkpoints"
     shutil.copytree(folder, checkpoints / "step-000010")
     LanguageModel(tiny("qwen3", 5, vocab_size=lm.config.vocab_size), lm.tokenizer).save(checkpoints / "step-000020")
@@ -265,11 +265,11 @@ def test_a_run_folder_is_its_best_checkpoint(lm, folder, tmp_path):
     (checkpoints / "best").symlink_to("step-000010")
     best = load(tmp_path / "run")
     assert best.path == str(checkpoints / "step-000010")
-    same_model(best.model, lm.model)
+    assert_same_weights(best.model, lm.model)
 
 
-def test_a_packaged_model_by_its_name(folder, lm, tmp_path, monkeypatch):
-    """A folder of that name in the working directory comes first."""
+def test_packaged_model_by_name(folder, lm, tmp_path, monkeypatch):
+    """A folder with that name in the working directory has precedence."""
     package = tmp_path / "package"
     shutil.copytree(folder, package / "toys" / "models" / "stories")
     monkeypatch.setattr(resources, "files", lambda name: package)
@@ -282,7 +282,7 @@ def test_a_packaged_model_by_its_name(folder, lm, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "why"), [("nowhere", "is not a folder"), ("empty", "has no config.json"), ("file", "is not a folder")]
 )
-def test_a_wrong_path_says_what_may_be_given(name, why, tmp_path):
+def test_invalid_path_error_lists_alternatives(name, why, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match=rf"{name} {why}: .*run folder.*stories"):
@@ -305,7 +305,7 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "stored", "size", "dtype"),
+    ("requested", "device", "stored", "size", "dtype"),
     [
         ("float32", "cuda", BF16, LARGE, F32),
         ("bfloat16", "cpu", F32, SMALL, BF16),
@@ -318,25 +318,25 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
         ("auto", "cuda", F16, LARGE, F16),
     ],
 )
-def test_dtypes(asked, device, stored, size, dtype):
-    choice = choose_dtype(asked, device=device, stored=stored, n_parameters=size)
+def test_dtypes(requested, device, stored, size, dtype):
+    choice = choose_dtype(requested, device=device, stored=stored, n_parameters=size)
     assert getattr(torch, choice.value) == dtype
     assert choice.because
 
 
 @pytest.mark.parametrize("wrong", ["half", "fp32", "", "Float32"])
-def test_an_unknown_dtype_is_refused(wrong, folder):
+def test_unknown_dtype_raises(wrong, folder):
     with pytest.raises(ConfigError, match="dtype must be auto, float32, bfloat16, float16"):
         load(folder, dtype=wrong)
 
 
-def test_a_wrong_device_is_refused(folder):
+def test_unknown_device_raises(folder):
     with pytest.raises(ConfigError, match="'tpu'"):
         load(folder, device="tpu")
 
 
 def test_bfloat16_in_memory_and_on_disk(lm, folder, tmp_path):
-    """Asked for, it runs in it; saved in it, a small model on a CPU runs in float32 again: the same rounded weights."""
+    """A small model saved in bfloat16 is loaded in float32 on a CPU, with the same rounded weights."""
     half = load(folder, dtype="bfloat16")
     assert {p.dtype for p in half.model.parameters()} == {BF16}
     ids = random_ids(lm.config, 1, 20)

@@ -23,19 +23,19 @@ def lm(request):
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_trace_many_equals_single_traces(lm, batch_size):
     done = []
-    stream = lm.trace_many(TEXTS, read=POINTS, batch_size=batch_size, progress=lambda *counts: done.append(counts))
+    stream = lm.trace_many(TEXTS, capture=POINTS, batch_size=batch_size, progress=lambda *counts: done.append(counts))
     batches = list(stream)
     assert done[-1] == (len(TEXTS), len(TEXTS))
     assert [batch.first for batch in batches] == sorted({batch.first for batch in batches})
     for name in batches[0].values:
         arrays = [array for batch in batches for array in batch.split(name)]
         for text, array in zip(TEXTS, arrays, strict=True):
-            assert_near(torch.from_numpy(array), lm.trace(text, read=POINTS)[name].tensor)
+            assert_near(torch.from_numpy(array), lm.trace(text, capture=POINTS)[name].tensor)
 
 
 def test_trace_many_is_lazy(lm):
     calls = []
-    stream = lm.trace_many(TEXTS, read="embed.out", batch_size=1, progress=lambda n, of: calls.append(n))
+    stream = lm.trace_many(TEXTS, capture="embed.out", batch_size=1, progress=lambda n, of: calls.append(n))
     next(stream)
     assert calls == []
     next(stream)
@@ -44,11 +44,11 @@ def test_trace_many_is_lazy(lm):
 
 @pytest.mark.parametrize("file_format", ["safetensors", "npy"])
 def test_saved_activations_equal_the_stream(lm, tmp_path, file_format):
-    read = ["blocks.0.resid_post", "blocks.1.attn.z"]
-    expected = list(lm.trace_many(TEXTS, read=read, batch_size=2))
-    files = lm.save_activations(TEXTS, tmp_path, read=read, batch_size=2, file_format=file_format)
+    points = ["blocks.0.resid_post", "blocks.1.attn.z"]
+    expected = list(lm.trace_many(TEXTS, capture=points, batch_size=2))
+    files = lm.save_activations(TEXTS, tmp_path, capture=points, batch_size=2, file_format=file_format)
     assert all(file.exists() for file in files)
-    for name in read:
+    for name in points:
         whole = np.concatenate([batch.values[name] for batch in expected])
         if file_format == "npy":
             saved = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
@@ -61,11 +61,11 @@ def test_saved_activations_equal_the_stream(lm, tmp_path, file_format):
 @pytest.mark.parametrize(
     ("texts", "options", "error", "message"),
     [
-        ([[1]], {"read": "blocks.0.attn.probs"}, RequestError, "not one value per token: use `trace`"),
-        ([[1]], {"read": ()}, RequestError, "read names no point"),
-        ([[1]], {"read": "embed.out", "batch_size": 0}, RequestError, "batch_size must be a whole number from 1"),
-        ([[1], []], {"read": "embed.out"}, RequestError, "text 2 of 2 is empty"),
-        ([[1], [2] * 2000], {"read": "embed.out"}, CapacityError, "text 2 of 2 has 2000 tokens"),
+        ([[1]], {"capture": "blocks.0.attn.probs"}, RequestError, "not one value per token: use `trace`"),
+        ([[1]], {"capture": ()}, RequestError, "capture names no point"),
+        ([[1]], {"capture": "embed.out", "batch_size": 0}, RequestError, "batch_size must be a whole number from 1"),
+        ([[1], []], {"capture": "embed.out"}, RequestError, "text 2 of 2 is empty"),
+        ([[1], [2] * 2000], {"capture": "embed.out"}, CapacityError, "text 2 of 2 has 2000 tokens"),
     ],
 )
 def test_trace_many_rejects_bad_requests(lm, texts, options, error, message):
@@ -75,7 +75,7 @@ def test_trace_many_rejects_bad_requests(lm, texts, options, error, message):
 
 def test_save_activations_rejects_unknown_formats(lm, tmp_path):
     with pytest.raises(RequestError, match="file_format must be safetensors or npy, got 'csv'"):
-        lm.save_activations([[1]], tmp_path, read="embed.out", file_format="csv")
+        lm.save_activations([[1]], tmp_path, capture="embed.out", file_format="csv")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A translator as a person meets it: translate, align, save, load; and what damaged folders are told."""
+"""Translator: translate, align, save, load, and the errors of damaged folders."""
 
 import json
 from dataclasses import replace
@@ -31,8 +31,8 @@ RECURRENT = {"none": (None, False), "additive": ("additive", False), "dot": ("do
 TEXTS = ["the cat sat", "吾輩は猫", "the mat ate the hat", "é", "a dog"]
 
 
-def paired(name):
-    """All four but "post" with a head of their own: a tied one of random weights writes one token again and again."""
+def transformer_config(name):
+    """Return a config with an untied head, except "post": a tied head with random weights repeats one token."""
     config = replace(pair_config(name, shared_embedding=False), family="pair", vocab_size=VOCAB)
     config = replace(config, tied_head=name == "post")
     shared = name in ("post", "pre")
@@ -46,18 +46,18 @@ def recurrent_config(kind):
     )
 
 
-def made(name):
+def make_translator(name):
     if name in RECURRENT:
         model = randomise(RecurrentEncoderDecoder(recurrent_config(name)))
         with torch.no_grad():
             for p in model.parameters():
                 p.mul_(1.5 if p.ndim > 1 else 1.0)
     else:
-        model = wake(EncoderDecoder(paired(name)))
+        model = wake(EncoderDecoder(transformer_config(name)))
     return Translator(model, TOKENIZER)
 
 
-TRANSLATORS = {name: made(name) for name in (*PAIRS, *RECURRENT)}
+TRANSLATORS = {name: make_translator(name) for name in (*PAIRS, *RECURRENT)}
 EACH = pytest.mark.parametrize("name", TRANSLATORS)
 
 
@@ -72,7 +72,7 @@ def folder(name, tmp_path):
     return tmp_path / "model"
 
 
-def same(a, b):
+def assert_equal(a, b):
     ours, theirs = dict(a.model.named_parameters()), dict(b.model.named_parameters())
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -83,7 +83,7 @@ def same(a, b):
 
 
 @EACH
-def test_texts_in_their_order_with_what_search_gives(name, monkeypatch):
+def test_translate_equals_search_in_input_order(name, monkeypatch):
     translator = TRANSLATORS[name]
     monkeypatch.setattr("glassformer.models.translator.BATCH", 6)  # several batches
     found = translator.translate(TEXTS, beam=3, n=2, max_tokens=7, length_penalty=1.0)
@@ -101,7 +101,7 @@ def test_texts_in_their_order_with_what_search_gives(name, monkeypatch):
     assert translator.translate([]) == []
 
 
-def test_what_cannot_be_translated_is_named():
+def test_translate_errors_name_the_text():
     translator = TRANSLATORS["post"]
     long = "the hat " * 40
     with pytest.raises(CapacityError, match=r"^the text has \d+ tokens, and the encoder's context holds 64"):
@@ -114,7 +114,7 @@ def test_what_cannot_be_translated_is_named():
         translator.translate("a", n=4)
     with pytest.raises(CapacityError, match="max_tokens 65 does not fit"):
         translator.translate("a", max_tokens=65)
-    assert TRANSLATORS["dot"].translate(long, max_tokens=3)[0].text is not None, "a recurrent model reads any length"
+    assert TRANSLATORS["dot"].translate(long, max_tokens=3)[0].text is not None, "a recurrent model accepts any length"
 
 
 # ---- alignment
@@ -122,8 +122,8 @@ def test_what_cannot_be_translated_is_named():
 
 @pytest.mark.parametrize("name", PAIRS)
 @torch.no_grad()
-def test_alignment_is_what_cross_attention_weighs(name):
-    """Recomputed after the fast pass, against what the definition itself uses while a tap asks for it."""
+def test_alignment_equals_cross_attention(name):
+    """Recomputed probabilities equal those that a tap captures during the forward pass."""
     translator, ids = TRANSLATORS[name], TOKENIZER.encode(TEXTS[1], bare=True)
     got = translator.align(TEXTS[0], TEXTS[1])
     source, target = torch.tensor([TOKENIZER.encode(TEXTS[0], bare=True)]), torch.tensor([[TOKENIZER.eos_id, *ids]])
@@ -139,7 +139,7 @@ def test_alignment_is_what_cross_attention_weighs(name):
 
 @pytest.mark.parametrize("name", [name for name in RECURRENT if name != "none"])
 @torch.no_grad()
-def test_alignment_is_what_a_recurrent_model_weighs(name):
+def test_alignment_equals_recurrent_attention(name):
     translator, ids = TRANSLATORS[name], TOKENIZER.encode(TEXTS[1], bare=True)
     got, tap = translator.align(TEXTS[0], TEXTS[1]), RecorderTap("rnn.probs")
     source, target = torch.tensor([TOKENIZER.encode(TEXTS[0], bare=True)]), torch.tensor([[TOKENIZER.eos_id, *ids]])
@@ -149,16 +149,16 @@ def test_alignment_is_what_a_recurrent_model_weighs(name):
     assert got.error < 1e-5
 
 
-def test_alignment_has_the_tokens_of_both_sides():
+def test_alignment_has_source_and_target_tokens():
     translator = TRANSLATORS["additive"]
     got = translator.align("the cat", "a hat")
     assert "".join(got.source_tokens) == "the cat"
     assert "".join(got.target_tokens) == "a hat" + END
-    written = translator.translate("the cat", max_tokens=4)[0].targets[0].ids
-    assert len(translator.align("the cat", written, ended=False).target_tokens) == len(written)
+    generated = translator.translate("the cat", max_tokens=4)[0].targets[0].ids
+    assert len(translator.align("the cat", generated, ended=False).target_tokens) == len(generated)
 
 
-def test_alignment_refuses():
+def test_alignment_errors():
     with pytest.raises(RequestError, match="no attention"):
         TRANSLATORS["none"].align("a", "b")
     translator = TRANSLATORS["post"]
@@ -177,28 +177,28 @@ def test_alignment_refuses():
 
 
 @EACH
-def test_saved_then_loaded_is_the_same(name, tmp_path):
+def test_saved_then_loaded_model_is_equal(name, tmp_path):
     translator = TRANSLATORS[name]
     translator.save(tmp_path)
     again = Translator.load(tmp_path)
-    same(again, translator)
+    assert_equal(again, translator)
     assert again.path == str(tmp_path)
     assert not again.model.training
     found, want = (t.translate(TEXTS, beam=2, max_tokens=6) for t in (again, translator))
     assert [one.targets[0].ids for one in found] == [one.targets[0].ids for one in want]
     assert found[0].targets[0].logprob == pytest.approx(want[0].targets[0].logprob, rel=1e-4)
     assert set(load_file(tmp_path / "model.safetensors")) == set(dict(translator.model.named_parameters()))
-    again.save(tmp_path)  # onto the file it is mapped from
-    same(Translator.load(tmp_path), translator)
+    again.save(tmp_path)  # to the file that it is memory-mapped from
+    assert_equal(Translator.load(tmp_path), translator)
     copied = load_seq2seq(tmp_path, copy=True, dtype=torch.bfloat16)
     assert all(p.dtype == torch.bfloat16 and not p.is_meta for p in copied.parameters())
     assert isinstance(glassformer.load(tmp_path), glassformer.Translator)
 
 
-def test_a_run_folder_is_its_best_checkpoint(folder, tmp_path, name):
+def test_run_folder_loads_its_best_checkpoint(folder, tmp_path, name):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     folder.rename(tmp_path / "run" / "checkpoints" / "best")
-    same(Translator.load(tmp_path / "run"), TRANSLATORS[name])
+    assert_equal(Translator.load(tmp_path / "run"), TRANSLATORS[name])
 
 
 def test_lower_precision_translates_and_aligns(folder, name):
@@ -212,7 +212,7 @@ def test_lower_precision_translates_and_aligns(folder, name):
 
 def test_load_returns_the_class_of_the_checkpoint(folder, tmp_path):
     assert isinstance(load(folder), Translator)
-    with pytest.raises(CheckpointError, match=r"LanguageModel cannot load .*encoder-decoder: use"):
+    with pytest.raises(CheckpointError, match=r"LanguageModel cannot load .*, which is an? .*encoder-decoder"):
         LanguageModel.load(folder)
     with pytest.raises(CheckpointError, match="encoder-decoder: use `glassformer translate`"):
         load_decoder(folder)
@@ -222,17 +222,17 @@ def test_load_returns_the_class_of_the_checkpoint(folder, tmp_path):
         Translator.load(tmp_path / "lm")
 
 
-def test_all_that_is_wrong_with_the_weights_stands_in_one_message(folder):
+def test_all_weight_errors_are_in_one_message(folder):
     tensors = load_file(folder / "model.safetensors")
-    missing, cut, whole = sorted(tensors)[:3]
+    missing, cut, retyped = sorted(tensors)[:3]
     del tensors[missing]
     tensors[cut] = tensors[cut][:-1].contiguous()
-    tensors[whole] = tensors[whole].to(torch.int32)
+    tensors[retyped] = tensors[retyped].to(torch.int32)
     tensors["lm_head.weight"] = torch.zeros(2)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError) as error:
         Translator.load(folder)
-    for what in (f"missing: {missing}", f"shape: {cut} is ", f"type: {whole} is I32", "not used: lm_head.weight"):
+    for what in (f"missing: {missing}", f"shape: {cut} is ", f"type: {retyped} is I32", "not used: lm_head.weight"):
         assert str(error.value).count(what) == 1
     (folder / "model.safetensors").write_bytes(b"\x08\0\0")
     with pytest.raises(CheckpointError, match="not a complete safetensors file"):
@@ -242,7 +242,7 @@ def test_all_that_is_wrong_with_the_weights_stands_in_one_message(folder):
         Translator.load(folder)
 
 
-def test_a_tokenizer_that_does_not_fit_is_refused(folder, name):
+def test_unsuitable_tokenizers_raise(folder, name):
     model = TRANSLATORS[name].model
     layout = json.loads((folder / "tokenizer.json").read_text())
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -265,11 +265,11 @@ def test_a_tokenizer_that_does_not_fit_is_refused(folder, name):
 # ---- config.json
 
 
-CONFIGS = {name: paired(name) for name in PAIRS} | {kind: recurrent_config(kind) for kind in RECURRENT}
+CONFIGS = {name: transformer_config(name) for name in PAIRS} | {kind: recurrent_config(kind) for kind in RECURRENT}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_config_json_says_all_of_it(name):
+def test_config_json_round_trip(name):
     raw = json.loads(json.dumps(write_config(CONFIGS[name])))
     assert read_config(raw, "config.json") == CONFIGS[name]
     assert raw["model_type"] == ("pair" if name in PAIRS else "recurrent_pair")
@@ -303,7 +303,7 @@ def edited(raw, path, value):
 
 
 @pytest.mark.parametrize("name", ["separate", "rms", "fed"])
-def test_every_damaged_key_is_named(name):
+def test_errors_name_each_damaged_key(name):
     raw = write_config(CONFIGS[name])
     for path in leaves(raw):
         if path[0] in ("architectures", "model_type"):
@@ -317,12 +317,12 @@ def test_every_damaged_key_is_named(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "path", "value", "says"),
+    ("name", "path", "value", "message"),
     [
-        ("pre", ("layers", 0, "mlp", "d_ff"), "72", r"json\.layers\[0\]\.mlp\.d_ff must be a whole number, got '72'"),
+        ("pre", ("layers", 0, "mlp", "d_ff"), "72", r"json\.layers\[0\]\.mlp\.d_ff must be a retyped number, got '72'"),
         ("pre", ("layers", 0, "mlp", "wide"), 1, r"layers\[0\]\.mlp: unknown keys for MLPConfig: wide"),
         ("pre", ("layers", 0, "mlp", "d_ff"), ..., r"layers\[0\]\.mlp: missing keys: d_ff"),
-        ("pre", ("layers", 0, "repeat"), 0, r"layers\[0\]\.repeat must be a whole number from 1"),
+        ("pre", ("layers", 0, "repeat"), 0, r"layers\[0\]\.repeat must be a retyped number from 1"),
         ("pre", ("layers",), {}, r"config\.json\.layers must be a list"),
         ("pre", ("layers", 0), 3, r"layers\[0\] must be an object, got 3"),
         ("pre", ("encoder",), None, "encoder is missing"),
@@ -332,7 +332,7 @@ def test_every_damaged_key_is_named(name):
             "round",
             "positions must be one of 'learned', 'sinusoidal', 'sinusoidal halves', got 'round'",
         ),
-        ("pre", ("d_model",), 40, "encoder and decoder must have the same d_model"),
+        ("pre", ("d_model",), 40, "encoder and decoder must have the assert_equal d_model"),
         ("pre", ("family",), "pair", "keys this family does not understand: family"),
         ("pre", ("wobble",), 1, "unknown keys for ModelConfig: wobble"),
         ("fed", ("wobble",), 1, "unknown keys for RecurrentConfig: wobble"),
@@ -340,14 +340,14 @@ def test_every_damaged_key_is_named(name):
         ("fed", ("d_hidden",), ..., "missing keys: d_hidden"),
     ],
 )
-def test_refusals_of_config_json(name, path, value, says):
-    with pytest.raises(ConfigError, match=says):
+def test_invalid_config_json_raises(name, path, value, message):
+    with pytest.raises(ConfigError, match=message):
         read_config(edited(write_config(CONFIGS[name]), path, value), "config.json")
 
 
-def test_a_key_that_does_not_matter_can_be_ignored(folder, name):
+def test_unknown_keys_can_be_ignored(folder, name):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"wobble": 3}))
     with pytest.raises(ConfigError, match="wobble"):
         Translator.load(folder)
-    same(Translator.load(folder, ignore_keys=["wobble"]), TRANSLATORS[name])
+    assert_equal(Translator.load(folder, ignore_keys=["wobble"]), TRANSLATORS[name])

@@ -1,4 +1,4 @@
-"""The inspection routes over HTTP: every number equals that of the same model without a server."""
+"""Test that the inspection routes return the same numbers as the same model without a server."""
 
 import json
 import struct
@@ -24,18 +24,18 @@ ABLATE = {"op": "ablate", "point": "blocks.1.attn.z", "head": 1}
 KINDS = {"f32": "<f4", "f16": "<f2", "u8": "u1"}
 
 
-def make(http, **body):
-    answer = http.post("/v1/traces", json={"model": "talker", "prompt": PROMPT} | body)
-    assert answer.status_code == 201, answer.text
-    assert answer.headers["location"] == f"/v1/traces/{answer.json()['id']}"
-    return answer.json()
+def create_trace(http, **body):
+    response = http.post("/v1/traces", json={"model": "talker", "prompt": PROMPT} | body)
+    assert response.status_code == 201, response.text
+    assert response.headers["location"] == f"/v1/traces/{response.json()['id']}"
+    return response.json()
 
 
-def events(answer):
+def events(response):
     """Return the (name, data) of each event of a stream."""
-    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["content-type"].startswith("text/event-stream")
     found = []
-    for block in answer.text.split("\n\n")[:-1]:
+    for block in response.text.split("\n\n")[:-1]:
         head, data = block.split("\n")
         found.append((head.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
     return found
@@ -43,36 +43,36 @@ def events(answer):
 
 def tensor(http, path):
     """Return the header and the numbers of a tensor."""
-    answer = http.get(path)
-    assert answer.status_code == 200, answer.text
-    (size,) = struct.unpack("<I", answer.content[:4])
-    head = json.loads(answer.content[4 : 4 + size])
+    response = http.get(path)
+    assert response.status_code == 200, response.text
+    (size,) = struct.unpack("<I", response.content[:4])
+    head = json.loads(response.content[4 : 4 + size])
     assert (4 + size) % 8 == 0
-    numbers = np.frombuffer(answer.content[4 + size :], KINDS[head["dtype"]]).reshape(head["shape"])
+    numbers = np.frombuffer(response.content[4 + size :], KINDS[head["dtype"]]).reshape(head["shape"])
     return head, numbers.astype(np.float64) * (head["scale"] or 1.0) + (head["zero"] or 0.0)
 
 
 @pytest.fixture(scope="module")
-def both(http, lms):
-    """Return a trace of the server as JSON, and the same trace made here."""
-    return make(http, max_tokens=6, seed=4), lms["talker"].trace(PROMPT, max_tokens=6, seed=4)
+def traces(http, lms):
+    """Return a trace of the server as JSON, and the same trace without a server."""
+    return create_trace(http, max_tokens=6, seed=4), lms["talker"].trace(PROMPT, max_tokens=6, seed=4)
 
 
-def test_trace_equals_lm_trace(both, lms):
-    made, t = both
-    assert [token["id"] for token in made["tokens"]] == list(t.ids)
-    assert (made["n_prompt"], made["finish"], made["seed"]) == (t.n_prompt, t.finish, 4)
-    assert made["text"].startswith(PROMPT)
-    assert made["bytes"] >= t.bytes
-    written = lms["talker"].generate(PROMPT, max_tokens=6, seed=4, logprobs=0).continuations[0]
-    assert made["text"] == PROMPT + written.text
-    found = [token["logprob"] for token in made["tokens"]][t.n_prompt :]
-    assert found == pytest.approx([token.logprob for token in written.tokens], abs=1e-5)
-    for token in made["tokens"]:
+def test_trace_equals_lm_trace(traces, lms):
+    reply, t = traces
+    assert [token["id"] for token in reply["tokens"]] == list(t.ids)
+    assert (reply["n_prompt"], reply["finish"], reply["seed"]) == (t.n_prompt, t.finish, 4)
+    assert reply["text"].startswith(PROMPT)
+    assert reply["bytes"] >= t.bytes
+    generated = lms["talker"].generate(PROMPT, max_tokens=6, seed=4, logprobs=0).continuations[0]
+    assert reply["text"] == PROMPT + generated.text
+    found = [token["logprob"] for token in reply["tokens"]][t.n_prompt :]
+    assert found == pytest.approx([token.logprob for token in generated.tokens], abs=1e-5)
+    for token in reply["tokens"]:
         data = bytes(token["bytes"])
         assert token["text"] in (data.decode("utf-8", "replace"), f"<{data.hex(' ').upper()}>")
         if token["text"].encode() == data:
-            assert made["text"][token["start"] : token["end"]] == token["text"]
+            assert reply["text"][token["start"] : token["end"]] == token["text"]
 
 
 @pytest.mark.parametrize("text", ["", "a", "é", "🙂 naïve", "吾輩は猫", " two  spaces"])
@@ -86,23 +86,23 @@ def test_spans_of_invalid_utf8(lms):
     tokenizer = lms["talker"].tokenizer
     part = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
     ids = [part[b"a"], part[b"\xf0"], part[b"\x9f"], part[b"b"], part[b"\xff"], 0, part[b"c"], part[b"\xc3"]]
-    text, places = spans(tokenizer, ids)
+    text, offsets = spans(tokenizer, ids)
     assert text == tokenizer.decode(ids, skip_special=True) == "a�b�c�"
-    assert places == [(0, 1), (1, 2), (1, 2), (2, 3), (3, 4), (4, 4), (4, 5), (5, 6)]
+    assert offsets == [(0, 1), (1, 2), (1, 2), (2, 3), (3, 4), (4, 4), (4, 5), (5, 6)]
 
 
-def test_stream_has_token_events_and_then_the_trace(http, both):
-    made, _ = both
+def test_stream_has_token_events_and_then_the_trace(http, traces):
+    reply, _ = traces
     body = {"model": "talker", "prompt": PROMPT, "max_tokens": 6, "seed": 4, "stream": True, "top": 3}
     *tokens, (last, trace) = events(http.post("/v1/traces", json=body))
     assert {name for name, _ in tokens} == {"token"}
     assert last == "trace"
-    assert trace["id"] != made["id"]
+    assert trace["id"] != reply["id"]
     same = ("n_prompt", "finish", "seed", "text", "tokens", "edits", "model")
-    assert {name: trace[name] for name in same} == {name: made[name] for name in same}
-    written = made["tokens"][made["n_prompt"] :]
+    assert {name: trace[name] for name in same} == {name: reply[name] for name in same}
+    generated = reply["tokens"][reply["n_prompt"] :]
     assert [(t["id"], t["position"]) for _, t in tokens] == [
-        (one["id"], made["n_prompt"] + i) for i, one in enumerate(written)
+        (one["id"], reply["n_prompt"] + i) for i, one in enumerate(generated)
     ]
     for _, token in tokens:
         assert len(token["top"]) == 3
@@ -110,13 +110,13 @@ def test_stream_has_token_events_and_then_the_trace(http, both):
 
 
 def test_traces_are_listed_fetched_and_deleted(http):
-    one, two = make(http), make(http, prompt=[5, 6, 7])
+    one, two = create_trace(http), create_trace(http, prompt=[5, 6, 7])
     listed = http.get("/v1/traces").json()
     assert [entry["id"] for entry in listed["data"]][:2] == [two["id"], one["id"]]
-    assert http.get("/v1/traces").json() == listed, "listing is no use of a trace"
+    assert http.get("/v1/traces").json() == listed, "listing does not mark a trace as used"
     assert listed["count"] == len(listed["data"])
     again = http.get(f"/v1/traces/{one['id']}").json()
-    assert again == one, "a reloaded page gets the same"
+    assert again == one, "a reloaded page gets the same trace"
     assert http.delete(f"/v1/traces/{one['id']}").json() == {"id": one["id"], "deleted": True}
     assert_error(http.get(f"/v1/traces/{one['id']}"), 404, "was dropped", "it was deleted", code="trace_gone")
     assert_error(http.delete(f"/v1/traces/{one['id']}"), 404, "it was deleted")
@@ -129,11 +129,11 @@ def test_the_least_recently_used_trace_is_evicted(lms):
         import httpx2
 
         with httpx2.Client(base_url=url) as http:
-            one, two = (make(http, model="m")["id"] for _ in range(2))
+            one, two = (create_trace(http, model="m")["id"] for _ in range(2))
             http.get(f"/v1/traces/{one}")
-            make(http, model="m")
+            create_trace(http, model="m")
             assert http.get(f"/v1/traces/{one}").status_code == 200, "it was used"
-            assert_error(http.get(f"/v1/traces/{two}"), 404, "were full", "least recently used", code="trace_gone")
+            assert_error(http.get(f"/v1/traces/{two}"), 404, "was full", "least recently used", code="trace_gone")
             health = http.get("/health").json()["traces"]
             assert health["count"] == 2
             assert size < health["bytes"] <= health["limit"] == int(2.5 * size)
@@ -164,9 +164,9 @@ def test_the_least_recently_used_trace_is_evicted(lms):
         ("embed.out", "0:1000", slice(0, 1000)),
     ],
 )
-def test_slice_equals_the_tensor(http, both, name, part, index):
-    made, t = both
-    head, numbers = tensor(http, f"/v1/traces/{made['id']}/tensors/{name}?slice={part}")
+def test_slice_equals_the_tensor(http, traces, name, part, index):
+    reply, t = traces
+    head, numbers = tensor(http, f"/v1/traces/{reply['id']}/tensors/{name}?slice={part}")
     value = t[name]
     expected = value.tensor[index].double().numpy()
     assert numbers.shape == expected.shape
@@ -180,9 +180,9 @@ def test_slice_equals_the_tensor(http, both, name, part, index):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["blocks.0.attn.probs", "blocks.1.mlp.act"])
-def test_quantization_error_is_within_the_bound(http, both, kind, name):
-    made, _ = both
-    path = f"/v1/traces/{made['id']}/tensors/{name}"
+def test_quantization_error_is_within_the_bound(http, traces, kind, name):
+    reply, _ = traces
+    path = f"/v1/traces/{reply['id']}/tensors/{name}"
     _, exact = tensor(http, path)
     head, numbers = tensor(http, f"{path}?dtype={kind}")
     off = np.abs(numbers - exact).max()
@@ -195,32 +195,32 @@ def test_quantization_error_is_within_the_bound(http, both, kind, name):
 @pytest.mark.parametrize(
     ("name", "part"), [("blocks.0.attn.probs", ""), ("blocks.1.attn.q", ":,1"), ("embed.out", "3")]
 )
-def test_pooled_number_is_the_maximum_of_its_cells(http, both, pool, name, part):
-    made, _ = both
-    path = f"/v1/traces/{made['id']}/tensors/{name}?slice={part}"
+def test_pooled_number_is_the_maximum_of_its_cells(http, traces, pool, name, part):
+    reply, _ = traces
+    path = f"/v1/traces/{reply['id']}/tensors/{name}?slice={part}"
     _, exact = tensor(http, path)
     head, numbers = tensor(http, f"{path}&pool={pool}")
     axes = min(exact.ndim, 2)
     assert max(numbers.shape[-axes:]) <= pool
     assert len(head["pool"]) == axes
-    for place in np.ndindex(numbers.shape):
-        fixed = place[: exact.ndim - axes]
-        tile = tuple(slice(i * n, (i + 1) * n) for i, n in zip(place[exact.ndim - axes :], head["pool"], strict=True))
-        assert numbers[place] == exact[(*fixed, *tile)].max()
+    for index in np.ndindex(numbers.shape):
+        fixed = index[: exact.ndim - axes]
+        tile = tuple(slice(i * n, (i + 1) * n) for i, n in zip(index[exact.ndim - axes :], head["pool"], strict=True))
+        assert numbers[index] == exact[(*fixed, *tile)].max()
 
 
-def test_infinite_scores_need_f32(http, both):
-    made, t = both
-    path = f"/v1/traces/{made['id']}/tensors/blocks.0.attn.scores?slice=0"
+def test_infinite_scores_need_f32(http, traces):
+    reply, t = traces
+    path = f"/v1/traces/{reply['id']}/tensors/blocks.0.attn.scores?slice=0"
     _, numbers = tensor(http, path)
     assert np.isneginf(numbers).any()
     np.testing.assert_allclose(numbers, t["blocks.0.attn.scores"][0].numpy(), atol=1e-5)
     assert_error(http.get(f"{path}&dtype=u8"), 400, "not finite", "f32", param="dtype")
 
 
-def test_tensor_has_an_etag(http, both):
-    made, _ = both
-    path = f"/v1/traces/{made['id']}/tensors/blocks.0.attn.q?slice=1"
+def test_tensor_has_an_etag(http, traces):
+    reply, _ = traces
+    path = f"/v1/traces/{reply['id']}/tensors/blocks.0.attn.q?slice=1"
     one, other = http.get(path), http.get(f"{path}&dtype=f16")
     assert one.headers["etag"] != other.headers["etag"]
     assert "immutable" in one.headers["cache-control"]
@@ -234,7 +234,7 @@ def test_tensor_has_an_etag(http, both):
     ("path", "param", "words"),
     [
         ("blocks.9.attn.q", "point", ["no point 'blocks.9.attn.q'", "closest name is"]),
-        ("frob", "point", ["nearest"]),
+        ("frob", "point", ["closest"]),
         ("embed.out?slice=99", "slice", ["axis T", "0 to", "got 99"]),
         ("blocks.0.attn.probs?slice=9", "slice", ["axis H", "0 to 3", "got 9"]),
         ("embed.out?slice=1,2,3", "slice", ["3 parts", "2 axes: T, D"]),
@@ -248,13 +248,13 @@ def test_tensor_has_an_etag(http, both):
         ("embed.out?pool=1&pool=2", "pool", ["twice"]),
     ],
 )
-def test_invalid_tensor_requests(http, both, path, param, words):
-    assert_error(http.get(f"/v1/traces/{both[0]['id']}/tensors/{path}"), 400, *words, param=param)
+def test_invalid_tensor_requests(http, traces, path, param, words):
+    assert_error(http.get(f"/v1/traces/{traces[0]['id']}/tensors/{path}"), 400, *words, param=param)
 
 
-def test_slice_too_large(http, both, monkeypatch):
+def test_slice_too_large(http, traces, monkeypatch):
     monkeypatch.setattr("glassformer.inspect.present.slices.MAX_NUMBERS", 100)
-    path = f"/v1/traces/{both[0]['id']}/tensors/blocks.0.attn.q"
+    path = f"/v1/traces/{traces[0]['id']}/tensors/blocks.0.attn.q"
     assert_error(http.get(path), 400, "at most 100 are allowed", param="slice")
     assert http.get(f"{path}?slice=0,0").status_code == 200
 
@@ -262,46 +262,46 @@ def test_slice_too_large(http, both, monkeypatch):
 # ---- views
 
 
-def value_of(name, t):
+def parameter_value(name, t):
     """Return a value for a parameter without default."""
     return {"layer": 1, "head": 2, "position": 5, "query": 5, "key": 3, "token": 60, "tokens": "60,61,62", "n": 3}.get(
         name, {"text": PROMPT, "word": "the"}.get(name, t)
     )
 
 
-@pytest.mark.parametrize("name", sorted(VIEWS.keys() - {"alignment"}))  # which is of a model that reads a source
-def test_every_view_equals_its_function(http, both, lms, name):
-    made, t = both
+@pytest.mark.parametrize("name", sorted(VIEWS.keys() - {"alignment"}))  # alignment needs a seq2seq model
+def test_every_view_equals_its_function(http, traces, lms, name):
+    reply, t = traces
     view = VIEWS[name]
-    needed = {p.name: value_of(p.name, made["id"]) for p in view.parameters.values() if p.default is p.empty}
-    base = f"/v1/traces/{made['id']}" if view.of == "trace" else "/v1/models/talker"
-    answer = http.get(f"{base}/views/{name}", params=needed)
-    assert answer.status_code == 200, answer.text
-    found = answer.json()
+    needed = {p.name: parameter_value(p.name, reply["id"]) for p in view.parameters.values() if p.default is p.empty}
+    base = f"/v1/traces/{reply['id']}" if view.of == "trace" else "/v1/models/talker"
+    response = http.get(f"{base}/views/{name}", params=needed)
+    assert response.status_code == 200, response.text
+    found = response.json()
     given = view.read({key: str(value) for key, value in needed.items()}, lambda _: t)
     expected = plain(view.function(t if view.of == "trace" else lms["talker"], **given))
     assert found["receipt"]["python"]
-    if name in ("times", "cache_speed"):  # what a clock says is never the same twice
+    if name in ("times", "cache_speed"):  # measured times differ between calls
         assert found.keys() == expected.keys()
         return
     assert_json_close(found, expected)
 
 
-def test_focus_equals_its_function(http, both):
-    made, t = both
-    path = f"/v1/traces/{made['id']}/focus"
+def test_focus_equals_its_function(http, traces):
+    reply, t = traces
+    path = f"/v1/traces/{reply['id']}/focus"
     assert http.get(path).json() == plain(focus(t))
-    assert http.get(path, params={"layer": 1, "head": 2, "query": 4, "key": 1}).json()["because"] == "as given"
+    assert http.get(path, params={"layer": 1, "head": 2, "query": 4, "key": 1}).json()["because"] == "selected"
     assert_error(http.get(path, params={"layer": 99}), 400, "layer", "99", param="layer")
 
 
 @pytest.mark.parametrize(("name", "given"), [("lens", {"position": "3,1", "top": "2"}), ("roles", {})])
-def test_view_streams_rows(http, both, name, given):
-    made, t = both
-    path = f"/v1/traces/{made['id']}/views/{name}"
-    answer = http.get(path, params={**given, "stream": "true"})
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    events = [one.split("\n") for one in answer.text.strip().split("\n\n")]
+def test_view_streams_rows(http, traces, name, given):
+    reply, t = traces
+    path = f"/v1/traces/{reply['id']}/views/{name}"
+    response = http.get(path, params={**given, "stream": "true"})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = [one.split("\n") for one in response.text.strip().split("\n\n")]
     names, values = zip(*((head[7:], json.loads(data[6:])) for head, data in events), strict=True)
     view = VIEWS[name]
     real = view.read(given)
@@ -311,15 +311,15 @@ def test_view_streams_rows(http, both, name, given):
     assert_json_close(http.get(path, params=given).json(), values[-1])
 
 
-def test_errors_of_streamed_views_have_a_status(http, both):
-    base = f"/v1/traces/{both[0]['id']}/views"
+def test_errors_of_streamed_views_have_a_status(http, traces):
+    base = f"/v1/traces/{traces[0]['id']}/views"
     assert_error(http.get(f"{base}/lens?position=99&stream=true"), 400, "position", "99", param="position")
     assert_error(http.get(f"{base}/lens?stream=maybe"), 400, "true or false", param="stream")
     assert_error(http.get(f"{base}/cell?layer=0&head=0&query=2&key=1&stream=true"), 400, "no parameter 'stream'")
 
 
-def test_invalid_view_requests(http, both):
-    base = f"/v1/traces/{both[0]['id']}/views"
+def test_invalid_view_requests(http, traces):
+    base = f"/v1/traces/{traces[0]['id']}/views"
     assert_error(http.get(f"{base}/cel"), 404, "no view 'cel'", "nearest is 'cell'", code="view_not_found")
     assert_error(http.get(f"{base}/tokens"), 404, "is a view of a model")
     assert_error(http.get("/v1/models/talker/views/cell"), 404, "is a view of a trace")
@@ -329,8 +329,8 @@ def test_invalid_view_requests(http, both):
     assert_error(http.get(f"{base}/cell?layer=0&head=0&query=2&key=1&frob=1"), 400, "no parameter 'frob'", param="frob")
     assert_error(http.get(f"{base}/cell?layer=x&head=0&query=2&key=1"), 400, "whole number", "'x'", param="layer")
     assert_error(http.get(f"{base}/cell?layer=0&head=0&query=2&query=3&key=1"), 400, "twice", param="query")
-    for place in ("layer=9&head=0&query=2&key=1", "layer=0&head=9&query=2&key=1", "layer=0&head=0&query=99&key=1"):
-        assert_error(http.get(f"{base}/cell?{place}"), 400)
+    for query in ("layer=9&head=0&query=2&key=1", "layer=0&head=9&query=2&key=1", "layer=0&head=0&query=99&key=1"):
+        assert_error(http.get(f"{base}/cell?{query}"), 400)
 
 
 WORDS = st.one_of(
@@ -342,21 +342,21 @@ WORDS = st.one_of(
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_random_parameters_never_cause_a_server_error(http, both, name):
-    made, _ = both
-    other = make(http, model="other", prompt="a dog", max_tokens=2, seed=1)["id"]
+def test_random_parameters_never_cause_a_server_error(http, traces, name):
+    reply, _ = traces
+    other = create_trace(http, model="other", prompt="a dog", max_tokens=2, seed=1)["id"]
     view = VIEWS[name]
-    base = f"/v1/traces/{made['id']}" if view.of == "trace" else "/v1/models/talker"
-    needed = {p.name: value_of(p.name, other) for p in view.parameters.values() if p.default is p.empty}
+    base = f"/v1/traces/{reply['id']}" if view.of == "trace" else "/v1/models/talker"
+    needed = {p.name: parameter_value(p.name, other) for p in view.parameters.values() if p.default is p.empty}
     names = [*view.parameters, "frob"]
 
     @settings(max_examples=15)
     @given(st.dictionaries(st.sampled_from(names), WORDS, max_size=3))
     def check(change):
-        answer = http.get(f"{base}/views/{name}", params=needed | change)
-        assert answer.status_code in (200, 400, 404), (change, answer.text)
-        if answer.status_code != 200:
-            assert_error(answer, answer.status_code)
+        response = http.get(f"{base}/views/{name}", params=needed | change)
+        assert response.status_code in (200, 400, 404), (change, response.text)
+        if response.status_code != 200:
+            assert_error(response, response.status_code)
 
     check()
 
@@ -366,13 +366,13 @@ def test_random_parameters_never_cause_a_server_error(http, both, name):
 
 def test_edits_change_generation_and_traces(http, lms):
     lm, edit = lms["talker"], ablate("blocks.1.attn.z", head=1)
-    made = make(http, max_tokens=6, seed=4, edits=[ABLATE])
+    reply = create_trace(http, max_tokens=6, seed=4, edits=[ABLATE])
     t = lm.trace(PROMPT, max_tokens=6, seed=4, edit=[edit])
-    assert [token["id"] for token in made["tokens"]] == list(t.ids)
-    assert made["edits"] == [ABLATE]
-    _, numbers = tensor(http, f"/v1/traces/{made['id']}/tensors/blocks.1.attn.out")
+    assert [token["id"] for token in reply["tokens"]] == list(t.ids)
+    assert reply["edits"] == [ABLATE]
+    _, numbers = tensor(http, f"/v1/traces/{reply['id']}/tensors/blocks.1.attn.out")
     np.testing.assert_allclose(numbers, t["blocks.1.attn.out"].tensor.numpy(), atol=1e-5)
-    plain_one = make(http, max_tokens=6, seed=4)
+    plain_one = create_trace(http, max_tokens=6, seed=4)
     _, without = tensor(http, f"/v1/traces/{plain_one['id']}/tensors/blocks.1.attn.out?slice=3")
     assert np.abs(numbers[3] - without).max() > 1e-3
     body = {"model": "talker", "prompt": PROMPT, "max_tokens": 12, "seed": 4, "edits": [ABLATE]}
@@ -387,13 +387,13 @@ def test_edits_change_generation_and_traces(http, lms):
 
 def test_patch_from_another_trace(http, lms):
     lm, other = lms["talker"], "the dog ate on the hat."
-    source = make(http, prompt=other)
+    source = create_trace(http, prompt=other)
     edit = {"op": "patch", "point": "blocks.1.resid_pre", "from_trace": source["id"], "position": 3}
-    made = make(http, edits=[edit])
+    reply = create_trace(http, edits=[edit])
     t = lm.trace(PROMPT, edit=[patch("blocks.1.resid_pre", lm.trace(other), position=3)])
-    _, numbers = tensor(http, f"/v1/traces/{made['id']}/tensors/blocks.2.resid_post?slice=-1")
+    _, numbers = tensor(http, f"/v1/traces/{reply['id']}/tensors/blocks.2.resid_post?slice=-1")
     np.testing.assert_allclose(numbers, t["blocks.2.resid_post"][-1].numpy(), atol=1e-5)
-    assert made["edits"][0]["from_trace"] == source["id"]
+    assert reply["edits"][0]["from_trace"] == source["id"]
     assert_error(
         http.post("/v1/traces", json={"model": "talker", "prompt": "a", "edits": [edit | {"from_trace": "x"}]}),
         404, "the trace 'x' does not exist",
@@ -402,26 +402,26 @@ def test_patch_from_another_trace(http, lms):
 
 def test_trace_of_another_model_is_a_client_error(http):
     """A patch, a sweep and a fork with a trace of a model of another width do not cause a server error."""
-    other = make(http, model="other", prompt="a dog ate")["id"]
-    made = make(http)
+    other = create_trace(http, model="other", prompt="a dog ate")["id"]
+    reply = create_trace(http)
     edit = {"op": "patch", "point": "blocks.1.resid_pre", "from_trace": other, "position": 1}
-    answers = [
+    responses = [
         http.post("/v1/traces", json={"model": "talker", "prompt": PROMPT, "edits": [edit]}),
-        http.post("/v1/sweeps", json={"trace": made["id"], "over": "cells", "op": "patch", "source": other}),
-        http.get(f"/v1/traces/{made['id']}/views/fork?other={other}"),
+        http.post("/v1/sweeps", json={"trace": reply["id"], "over": "cells", "op": "patch", "source": other}),
+        http.get(f"/v1/traces/{reply['id']}/views/fork?other={other}"),
     ]
-    for answer in answers:
-        assert answer.status_code < 500, answer.text
+    for response in responses:
+        assert response.status_code < 500, response.text
 
 
 def test_stored_vector_can_be_used_in_edits(http, lms):
     width = lms["talker"].config.d_model
     values = torch.linspace(-3, 3, width).tolist()
-    answer = http.post("/v1/vectors", json={"values": values})
-    assert answer.status_code == 201
-    edit = {"op": "add", "point": "blocks.0.resid_post", "vector": answer.json()["vector"], "factor": 2.0}
-    made, bare = make(http, edits=[edit]), make(http)
-    after, before = (tensor(http, f"/v1/traces/{one['id']}/tensors/blocks.0.resid_post")[1] for one in (made, bare))
+    response = http.post("/v1/vectors", json={"values": values})
+    assert response.status_code == 201
+    edit = {"op": "add", "point": "blocks.0.resid_post", "vector": response.json()["vector"], "factor": 2.0}
+    reply, bare = create_trace(http, edits=[edit]), create_trace(http)
+    after, before = (tensor(http, f"/v1/traces/{one['id']}/tensors/blocks.0.resid_post")[1] for one in (reply, bare))
     np.testing.assert_allclose(after - before, np.broadcast_to(2 * np.array(values), after.shape), atol=1e-4)
 
 
@@ -430,7 +430,7 @@ def test_stored_vector_can_be_used_in_edits(http, lms):
     [
         ({"op": "frob", "point": "blocks.0.attn.z"}, ["edits[0].op", "'ablate', 'scale'"]),
         ({"op": "ablate"}, ["point is missing"]),
-        ({"op": "ablate", "point": "blocks.0.attn.zz"}, ["nearest"]),
+        ({"op": "ablate", "point": "blocks.0.attn.zz"}, ["closest"]),
         ({"op": "ablate", "point": "blocks.0.attn.z", "head": 99}, ["99"]),
         ({"op": "ablate", "point": "blocks.0.attn.z", "position": 99}, ["99"]),
         ({"op": "scale", "point": "blocks.0.attn.z"}, ["needs factor"]),
@@ -451,16 +451,16 @@ def test_invalid_edits(http, edit, words):
         assert_error(http.post(path, json=body), 400, *words)
 
 
-def test_edit_that_makes_nan(http):
+def test_edit_that_produces_nan(http):
     edit = {"op": "replace", "point": "blocks.1.resid_post", "value": "NaN"}
-    made = make(http, edits=[edit])
-    _, numbers = tensor(http, f"/v1/traces/{made['id']}/tensors/blocks.1.resid_post?slice=2")
+    reply = create_trace(http, edits=[edit])
+    _, numbers = tensor(http, f"/v1/traces/{reply['id']}/tensors/blocks.1.resid_post?slice=2")
     assert np.isnan(numbers).all()
     body = {"model": "talker", "prompt": "the", "max_tokens": 2, "edits": [edit]}
     assert_error(http.post("/v1/completions", json=body), 400, "NaN")
-    written = make(http, max_tokens=3, edits=[edit])
-    assert written["finish"] == "nan"
-    assert len(written["tokens"]) == written["n_prompt"]
+    generated = create_trace(http, max_tokens=3, edits=[edit])
+    assert generated["finish"] == "nan"
+    assert len(generated["tokens"]) == generated["n_prompt"]
 
 
 @pytest.mark.parametrize(
@@ -476,9 +476,9 @@ def test_sweep_equals_the_function(http, lms, how):
     lm = lms["talker"]
     if isinstance(how.get("target"), str):
         how = how | {"target": 60, "rival": 61}
-    made, other = make(http), make(http, prompt="the dog ate on the hat")
+    reply, other = create_trace(http), create_trace(http, prompt="the dog ate on the hat")
     body = how | ({"source": other["id"]} if "source" in how else {})
-    first, *rows, last = events(http.post("/v1/sweeps", json={"trace": made["id"]} | body))
+    first, *rows, last = events(http.post("/v1/sweeps", json={"trace": reply["id"]} | body))
     ours = how | ({"source": lm.trace("the dog ate on the hat")} if "source" in how else {})
     expected = sweep(lm.trace(PROMPT), **ours)
     assert (first[0], last) == ("begin", ("done", {}))
@@ -497,18 +497,18 @@ def test_sweep_equals_the_function(http, lms, how):
     assert len({round(row["value"], 6) for _, row in rows}) > 1
 
 
-def test_invalid_sweeps(http, both):
-    def ask(**how):
-        return http.post("/v1/sweeps", json={"trace": both[0]["id"], "over": "heads"} | how)
+def test_invalid_sweeps(http, traces):
+    def post(**how):
+        return http.post("/v1/sweeps", json={"trace": traces[0]["id"], "over": "heads"} | how)
 
-    assert_error(ask(over="frob"), 400, "heads, layers", param="over")
-    assert_error(ask(op="frob"), 400, "ablate", param="op")
-    assert_error(ask(op="patch"), 400, "op 'patch' needs source", param="source")
-    assert_error(ask(position=99), 400, "99")
-    assert_error(ask(target="no such token at all"), 400)
-    assert_error(ask(frob=1), 400, "unknown field 'frob'")
-    assert_error(ask(trace="x"), 404, "does not exist")
-    assert_error(ask(over=7), 400, "valid string")
+    assert_error(post(over="frob"), 400, "heads, layers", param="over")
+    assert_error(post(op="frob"), 400, "ablate", param="op")
+    assert_error(post(op="patch"), 400, "op 'patch' needs source", param="source")
+    assert_error(post(position=99), 400, "99")
+    assert_error(post(target="no such token at all"), 400)
+    assert_error(post(frob=1), 400, "unknown field 'frob'")
+    assert_error(post(trace="x"), 404, "does not exist")
+    assert_error(post(over=7), 400, "valid string")
 
 
 # ---- invalid traces
@@ -532,10 +532,10 @@ def test_invalid_sweeps(http, both):
     ],
 )
 def test_invalid_trace_requests(http, body, words):
-    answer = http.post("/v1/traces", json={"model": "talker", "prompt": "the"} | body)
-    assert_error(answer, 404 if words is None else 400, *(words or ["available"]))
+    response = http.post("/v1/traces", json={"model": "talker", "prompt": "the"} | body)
+    assert_error(response, 404 if words is None else 400, *(words or ["available"]))
 
 
 def test_trace_of_a_conversation(http, lms):
-    made = make(http, prompt=None, messages=[{"role": "user", "content": "the cat"}], max_tokens=3, seed=1)
-    assert made["n_prompt"] > len(lms["talker"].encode("the cat"))
+    reply = create_trace(http, prompt=None, messages=[{"role": "user", "content": "the cat"}], max_tokens=3, seed=1)
+    assert reply["n_prompt"] > len(lms["talker"].encode("the cat"))

@@ -238,7 +238,7 @@ def test_neutral_values_of_unsupported_fields_are_accepted(client):
         ({"prompt": [10**6]}, "prompt", ["out of range"]),
         ({"prompt": ["a"] * 129}, "prompt", ["at most 128"]),
         ({"prompt": ""}, None, None),
-        ({"max_tokens": 0}, "max_tokens", ["from 1, or 0 with echo", "got 0"]),
+        ({"max_tokens": 0}, "max_tokens", ["at least 1, or 0 with echo", "got 0"]),
         ({"max_tokens": -3}, "max_tokens", ["got -3"]),
         ({"max_tokens": 2.5}, "max_tokens", ["valid integer", "got 2.5"]),
         ({"max_tokens": "3"}, "max_tokens", ["valid integer", "got '3'"]),

@@ -114,15 +114,15 @@ def test_client_disconnect_removes_a_waiting_request(slow, more):
 
 def test_client_disconnect_cancels_a_sweep(slow):
     url, app, models = slow
-    above, count = models["one"].lm.model.above, 0
+    run_blocks, count = models["one"].lm.model.run_blocks, 0
 
     def slowly(*given):
         nonlocal count
         count += 1
         time.sleep(0.05)
-        return above(*given)
+        return run_blocks(*given)
 
-    models["one"].lm.model.above = slowly
+    models["one"].lm.model.run_blocks = slowly
     trace = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": [5] * 240}).json()
     sock = opened(url, "/v1/sweeps", {"trace": trace["id"], "over": "cells"})
     assert sock.recv(100).startswith(b"HTTP/1.1 200")
@@ -157,11 +157,12 @@ def test_client_disconnect_cancels_a_streamed_view(slow, monkeypatch):
 def test_views_are_answered_during_generation(slow):
     """A view does not wait for the end of a generation, and changes none of its tokens."""
     url, _, models = slow
-    text = models["one"].lm.generate("the", max_tokens=60, seed=1).text
+    text = models["one"].lm.generate("the", max_tokens=60, seed=2).text
     trace = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": "the cat sat", "max_tokens": 0}).json()
     models["one"].passes = 0
-    with httpx2.stream("POST", f"{url}/v1/completions", json=writing("one", max_tokens=60, stream=True)) as answer:
-        lines = (line for line in answer.iter_lines() if line)
+    body = writing("one", max_tokens=60, seed=2, stream=True)
+    with httpx2.stream("POST", f"{url}/v1/completions", json=body) as response:
+        lines = (line for line in response.iter_lines() if line)
         found = [next(lines)]
         for _ in range(3):
             assert httpx2.get(f"{url}/health").json()["queue"]["running"] == 1

@@ -225,9 +225,9 @@ def test_unsupported_views_and_sweeps_are_rejected(http):
         ({"over": "words"}, "over must be one of"),
     ):
         assert why in http.post("/v1/sweeps", json={"trace": pair} | body).text
-    assert "no heads" in http.post("/v1/sweeps", json={"trace": blind, "over": "heads"}).text
+    assert "over='positions'" in http.post("/v1/sweeps", json={"trace": blind, "over": "heads"}).text
     talker = made(http, model="talker", prompt=SOURCE)["id"]
-    assert_error(http.get(f"/v1/traces/{talker}/views/alignment"), 400, "reads no source", param="view")
+    assert_error(http.get(f"/v1/traces/{talker}/views/alignment"), 400, "has no source", param="view")
 
 
 # ---- the example text

@@ -19,7 +19,7 @@ STYLE = f"""
 
 
 def alignment_svg(source: Sequence[str], target: Sequence[str], probs: Float[Tensor, "T S"], title: str) -> str:
-    """Return an SVG of how much each target token (row) attends to each source token (column).
+    """Return an SVG of the attention of each target token (row) to each source token (column).
 
     A cell's tooltip has its tokens and its probability, to four digits.
     """

@@ -27,5 +27,5 @@ def head_labels(n: int) -> tuple[str, ...]:
 
 
 def stream_labels(n: int) -> tuple[str, ...]:
-    """Return what the residual stream comes from at each of `n` depths."""
+    """Return the source of the residual stream at each of `n` depths: the embedding, then each block."""
     return ("embedding", *block_labels(n - 1))

@@ -1,4 +1,4 @@
-"""Panels: what a picture consists of, from top to bottom. A terminal and a PNG draw them, each in its own way."""
+"""Panels, the parts of a picture from top to bottom. The terminal and the PNG renderer draw them."""
 
 from __future__ import annotations
 

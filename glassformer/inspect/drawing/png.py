@@ -1,4 +1,4 @@
-"""Draw panels as a PNG. Each number of a matrix is a square of one colour, so that it can be read back.
+"""Draw panels as a PNG. Each number of a matrix is a square of one colour, from which it can be recovered.
 
 The text chunk "glassformer" has JSON: the position, size and colour scale of each matrix, and the Python line of each
 receipt.
@@ -43,7 +43,7 @@ FONTS = ("DejaVuSansMono.ttf", "Menlo.ttc", "consola.ttf", "LiberationMono-Regul
 
 @cache
 def load_font(size: int) -> Any:
-    """Return a monospaced font of the machine, or Pillow's own."""
+    """Return a monospaced system font, or Pillow's default font."""
     for name in FONTS:
         try:
             return ImageFont.truetype(name, size)
@@ -70,7 +70,7 @@ class PngCanvas:
         self.receipts: list[str] = []
 
     def reserve(self, height: int) -> int:
-        """Make room for `height` pixels; return their top."""
+        """Extend the image by `height` pixels; return their top."""
         top, need = self.y, self.y + height + MARGIN
         if need > self.image.height:
             grown = Image.new("RGB", (WIDTH, max(need, 2 * self.image.height)), PAPER)
@@ -186,7 +186,7 @@ class PngCanvas:
             x += width
 
     def _fields(self, panel: MatrixPanel, left: int, top: int, field: int) -> None:
-        """Draw one square per number, and note where."""
+        """Draw one square per number, and record its position in the metadata."""
         rows, columns = panel.data.shape
         for r, values in enumerate(panel.data.tolist()):
             for c, value in enumerate(values):

@@ -39,7 +39,7 @@ def describe_text(trace: Trace, logprobs: Sequence[float | None] = ()) -> dict[s
     """Return a trace's text and tokens; of models with a source, also `source` and `target`.
 
     Args:
-        logprobs: Of the generated tokens, where known. The view `summary` computes those of all tokens.
+        logprobs: The log-probabilities of the generated tokens, if known. The view `summary` computes those of all.
     """
     found = _text(trace, trace.ids, trace.tokens, [None] * trace.n_prompt + list(logprobs))
     if trace.source is not None:

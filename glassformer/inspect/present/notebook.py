@@ -56,7 +56,7 @@ export default {
 
 
 class NotebookChannel:
-    """Answers the page's messages about one trace, and about traces made from its text."""
+    """Answers the page's messages about one trace and the traces that the page requests from it."""
 
     def __init__(self, t: Trace):
         self.router = LocalRouter(t.lm, getattr(t.lm, "path", "") or "model")
@@ -64,7 +64,7 @@ class NotebookChannel:
         self.prompt = prompt_text(self.router, self.id)
 
     def answer(self, message: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], bytes | None]]:
-        """Yield one reply, or one for each event, as (content, bytes). An error is a reply that says what is wrong."""
+        """Yield one reply, or one for each event, as (content, bytes). An error becomes a reply with its message."""
         id, path = message.get("id"), str(message.get("path"))
         try:
             if message.get("kind") == "get":
@@ -88,25 +88,25 @@ class NotebookChannel:
         raise RequestError(f"{path[:100]} has no events: send the message with the kind 'get'")
 
     def _trace(self, body: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield the notebook's own trace where the request describes it; otherwise make a new one."""
+        """Yield the notebook's own trace if the request describes it; otherwise compute a new one."""
         first = self.router.traces[self.id]
         prompt, n, target = body.pop("prompt", ""), body.pop("max_tokens", 0), body.pop("target", None)
-        given = body.pop("edits", [])
+        edits = body.pop("edits", [])
         options = {name: value for name, value in body.items() if name not in ("model", "stream")}
         same_target = target is None or target == target_text(first)
-        same_edits = given == [edit.json for edit in first.edits]
+        same_edits = edits == [edit.json for edit in first.edits]
         if prompt == self.prompt and n == len(first) - first.n_prompt and same_edits and same_target:
             yield "trace", self.router.describe_all(self.id)
             return
         lm: Any = self.router.lm
-        edit, n_prompt = self.router.edits.read(given), 0
+        edit, n_prompt = self.router.edits.read(edits), 0
         if lm.kind == "decoder":
             n_prompt = len(lm.encode(prompt))
-            made = lm.trace_stream(prompt, edit=edit, max_tokens=n, **(options if n else {}))
+            items = lm.trace_stream(prompt, edit=edit, max_tokens=n, **(options if n else {}))
         else:
-            how = {} if lm.kind == "encoder" else {"target": target, "max_tokens": n or None}
-            made = [lm.trace(prompt, edit=edit, **how)]
-        yield from self.router.trace_events(self.router.name, lm, n_prompt, made)
+            options = {} if lm.kind == "encoder" else {"target": target, "max_tokens": n or None}
+            items = [lm.trace(prompt, edit=edit, **options)]
+        yield from self.router.trace_events(self.router.name, lm, n_prompt, items)
 
 
 def show(t: Trace, view: str = "cell", **where: Any) -> Any:
@@ -114,10 +114,10 @@ def show(t: Trace, view: str = "cell", **where: Any) -> Any:
 
     Args:
         view: A view or a picture of the page.
-        where: layer, head, query and key; what is left out is chosen by `focus`.
+        where: layer, head, query and key; `focus` chooses those that are missing.
 
     Raises:
-        RequestError: There is no such picture, or a layer, head, query or key is out of range.
+        RequestError: The picture is unknown, or a layer, head, query or key is out of range.
         ConfigError: The extra `notebook` is not installed.
     """
     picture = picture_of(view)
@@ -130,7 +130,7 @@ def show(t: Trace, view: str = "cell", **where: Any) -> Any:
 
 
 def still_picture(t: Trace, view: str, focus: Focus) -> bytes:
-    """Return a PNG of a view, for where nothing is live."""
+    """Return a PNG of a view, for viewers without widgets."""
     from glassformer.inspect.drawing.png import render_png  # needs Pillow
 
     name = {"map": "anatomy", "tokenizer": "tokens", "fork": "summary"}.get(view, view)

@@ -31,17 +31,17 @@ def format_value(value: Any) -> str:
 
 
 def parse_query(text: str) -> dict[str, str]:
-    """Parse a query string. RequestError for a parameter that is given twice."""
+    """Parse a query string. RequestError if a parameter occurs twice."""
     found: dict[str, str] = {}
     for name, value in parse_qsl(text, keep_blank_values=True):
         if name in found:
-            raise RequestError(f"the parameter {name!r} is given twice: give it once", param=name)
+            raise RequestError(f"the parameter {name!r} occurs twice: give it once", param=name)
         found[name] = value
     return found
 
 
 def cache_key(path: str) -> str:
-    """Return a path with its parameters sorted and without defaults. `keyOf` in web/src/baked.ts is its twin."""
+    """Return a path with its parameters sorted and without defaults. `keyOf` in web/src/baked.ts is equivalent."""
     route, _, query = path.partition("?")
     defaults = DEFAULTS.get(route.rsplit("/", 1)[-1], {}) if "/views/" in route else DEFAULTS["tensor"]
     given = (item for item in parse_qsl(query, keep_blank_values=True) if item not in defaults.items())

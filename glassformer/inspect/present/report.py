@@ -51,7 +51,7 @@ def export_html(
     Args:
         view: The picture that it opens with.
         focus: The layer, head, query and key that it opens with; see `views/focus.py`.
-        before: The same text without edits, which the page shows when the edits are removed.
+        before: The trace without edits, which the page shows when the edits are removed.
         text: The prompt, as the page shows it; by default the decoded tokens.
         name: The name of the model.
         bake: What it contains; see `report_data.py`.

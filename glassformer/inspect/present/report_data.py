@@ -1,4 +1,4 @@
-"""The responses that a report contains: one focus in a text, and what one step away from it shows.
+"""The responses that a report contains: the views at one focus of a text, and at neighbouring positions.
 
     chosen   every view at the layer, head, query and key in focus, and with one of the four changed (of q, k, v, heads
              and blocks 32 tokens to either side, of cells 128). For all tokens: probabilities, lens, attribution and
@@ -6,7 +6,7 @@
     all      layers, heads and tokens changed together; cells of the head in focus, and of the query in focus
 
 Responses are stored under `cache_key(path)`; they come from the router that a server uses. An error is stored as a
-response. The page says which paths are not stored, and how to serve the model.
+response. For a path that is not stored, the page shows how to serve the model.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ TILE, TILE_STEP = 256, 128  # of an exact attention matrix, as in web/src
 MAX_BYTES = 256 << 20  # of all responses, before packing
 WORD = re.compile(r" ?[^\W\d_]+")
 RULE = {
-    "chosen": "the chosen layer, head, query and key, and each of them changed by itself",
-    "all": "all layers, heads and tokens, and of cells those of the chosen head and of the chosen query",
+    "chosen": "the chosen layer, head, query and key, and each of them changed separately",
+    "all": "all layers, heads and tokens, and the cells of the chosen head and of the chosen query",
 }
 
 Progress = Callable[[int, int | None, str], None]
@@ -41,7 +41,7 @@ Progress = Callable[[int, int | None, str], None]
 def collect_responses(
     router: LocalRouter, ids: list[str], focus: Focus, bake: str, text: str, advance: Progress | None = None
 ) -> dict[str, bytes]:
-    """Return {cache key: response} of traces. CapacityError where it is more than a browser should open."""
+    """Return {cache key: response} of traces. CapacityError if they exceed `MAX_BYTES`."""
     found: dict[str, bytes] = {}
     size = 0
 
@@ -231,7 +231,7 @@ def trace_requests(router: LocalRouter, ids: list[str], text: str) -> list[dict[
 
 
 def prompt_text(router: LocalRouter, id: str) -> str:
-    """Return a trace's prompt or source as text; its ids where the model has no tokenizer."""
+    """Return a trace's prompt or source as text; its ids if the model has no tokenizer."""
     t = router.traces[id]
     if t.lm.tokenizer is None:
         return " ".join(map(str, t.ids[: t.n_prompt]))

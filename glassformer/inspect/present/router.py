@@ -47,8 +47,8 @@ FOCUS = ViewSpec("trace", focus)
 class Reply:
     """The response to a valid GET request, not computed yet.
 
-    body: computes the response. events: computes it in parts, where the request says `stream=true`. traces: the ids of
-    the traces that it reads. immutable: whether the same path always gives the same bytes.
+    body: computes the response. events: computes it in parts, if the request has `stream=true`. traces: the ids of the
+    traces that it uses. immutable: whether the same path always returns the same bytes.
     """
 
     body: Callable[[], bytes]
@@ -70,15 +70,15 @@ class Router(ABC):
 
     @abstractmethod
     def model(self, name: str) -> Language:
-        """Return a model. Raises an error where there is none of this name."""
+        """Return the model with this name; raise NotFoundError if it does not exist."""
 
     @abstractmethod
     def trace(self, id: str) -> Trace:
-        """Return a trace. Raises an error where there is none of this id."""
+        """Return the trace with this id; raise NotFoundError if it does not exist."""
 
     @abstractmethod
     def add(self, trace: Trace, model: str) -> str:
-        """Store a trace of the model of this name; return its id."""
+        """Store a trace of the model with this name; return its id."""
 
     @abstractmethod
     def describe(self, id: str) -> dict[str, Any]:
@@ -89,19 +89,19 @@ class Router(ABC):
         return self.describe(id) | describe_text(self.trace(id), logprobs)
 
     def open(self, path: str) -> Reply:
-        """Validate a GET request. RequestError says what is wrong with it."""
+        """Validate a GET request; raise RequestError or NotFoundError if it is invalid."""
         where, _, query = path.partition("?")
         for route in ROUTES:
             if found := route.pattern.fullmatch(where):
                 return route.open(self, query, **{k: unquote(v) for k, v in found.groupdict().items()})
-        raise NotFoundError(f"there is nothing at {where[:100]}")
+        raise NotFoundError(f"unknown path {where[:100]}")
 
     def get(self, path: str) -> bytes:
         """Return the response to a GET request."""
         return self.open(path).body()
 
     def sweep_events(self, body: Mapping[str, Any]) -> Iterator[Event]:
-        """Run a sweep: the event "begin", a "row" for each edit, "done"."""
+        """Run a sweep; yield the event "begin", a "row" for each edit, and "done"."""
         options = dict(body)
         trace, source = self.trace(str(options.pop("trace", ""))), options.pop("source", None)
         found = sweep(trace, source=None if source is None else self.trace(source), **options)
@@ -113,15 +113,15 @@ class Router(ABC):
         yield "done", {}
 
     def trace_events(
-        self, name: str, lm: Language, n_prompt: int, made: Iterable[TokenEvent | Trace]
+        self, name: str, lm: Language, n_prompt: int, items: Iterable[TokenEvent | Trace]
     ) -> Iterator[Event]:
-        """Store the new trace that `made` ends with: a "token" event per generated token, then "trace"."""
+        """Store the trace at the end of `items`; yield a "token" event per generated token, then "trace"."""
         logprobs: list[float | None] = []
 
         def token(id: int, logprob: float | None) -> dict[str, Any]:
             return {"id": id, "text": token_text(lm.tokenizer, id), "logprob": plain(logprob)}
 
-        for one in made:
+        for one in items:
             if isinstance(one, Trace):
                 yield "trace", self.describe_all(self.add(one, name), logprobs)
             elif one.id is not None:
@@ -130,12 +130,12 @@ class Router(ABC):
                 logprobs.append(one.logprob)
 
     def store_vector(self, values: Sequence[float]) -> dict[str, Any]:
-        """Store a vector that edits then refer to by its SHA-256."""
+        """Store a vector, which edits reference by its SHA-256."""
         return {"vector": self.edits.store.put(torch.tensor(values)), "shape": [len(values)]}
 
 
 class LocalRouter(Router):
-    """One model, and traces of it under the ids "t0", "t1", ..., in this process."""
+    """A router of one model and its traces, with the ids "t0", "t1", ..., in this process."""
 
     def __init__(self, lm: Language, name: str):
         super().__init__()
@@ -147,12 +147,12 @@ class LocalRouter(Router):
 
     def model(self, name: str) -> Language:
         if name != self.name:
-            raise NotFoundError(f"there is no model {name[:100]!r}; there is: {self.name}", param="model")
+            raise NotFoundError(f"unknown model {name[:100]!r}; the model is {self.name!r}", param="model")
         return self.lm
 
     def trace(self, id: str) -> Trace:
         if id not in self.traces:
-            raise NotFoundError(f"there is no trace {id[:64]!r}", param="id", code="trace_not_found")
+            raise NotFoundError(f"unknown trace {id[:64]!r}", param="id", code="trace_not_found")
         return self.traces[id]
 
     def add(self, trace: Trace, model: str = "") -> str:
@@ -188,18 +188,18 @@ class Route:
 
 
 def _models(router: Router, query: dict[str, str]) -> Reply:
-    _accept(query)
+    _reject_parameters(query)
     return Reply(lambda: dump({"object": "list", "data": router.models()}))
 
 
 def _trace(router: Router, query: dict[str, str], id: str) -> Reply:
-    _accept(query)
+    _reject_parameters(query)
     router.trace(id)
     return Reply(lambda: dump(router.describe_all(id)), traces=(id,))
 
 
 def _names(router: Router, query: dict[str, str], id: str) -> Reply:
-    _accept(query)
+    _reject_parameters(query)
     trace = router.trace(id)
     return Reply(lambda: dump(describe_points(trace, id)), traces=(id,))
 
@@ -235,7 +235,7 @@ def _trace_view(view: ViewSpec, router: Router, query: dict[str, str], id: str) 
 
 
 def _view_events(view: ViewSpec, trace: Trace, options: dict[str, Any]) -> Iterator[Event]:
-    """Compute a view in parts: a "row" event for each, then "done" with the complete view."""
+    """Compute a view in parts; yield a "row" event for each part, then "done" with the complete view."""
     assert view.rows is not None
     rows = view.rows(trace, **options)
     while True:
@@ -246,17 +246,17 @@ def _view_events(view: ViewSpec, trace: Trace, options: dict[str, Any]) -> Itera
             return
 
 
-def _no_view_of_trace(router: Router, query: dict[str, str], id: str, view: str) -> Reply:
+def _unknown_trace_view(router: Router, query: dict[str, str], id: str, view: str) -> Reply:
     router.trace(id)
-    raise _no_view("trace", view)
+    raise _unknown_view("trace", view)
 
 
-def _no_view_of_model(router: Router, query: dict[str, str], model: str, view: str) -> Reply:
+def _unknown_model_view(router: Router, query: dict[str, str], model: str, view: str) -> Reply:
     router.model(model)
-    raise _no_view("model", view)
+    raise _unknown_view("model", view)
 
 
-def _no_view(subject: str, name: str) -> NotFoundError:
+def _unknown_view(subject: str, name: str) -> NotFoundError:
     if name in VIEWS:
         return NotFoundError(f"{name!r} is a view of a {VIEWS[name].of}, not of a {subject}", param="view")
     known = [view.name for view in VIEWS.values() if view.of == subject]
@@ -265,9 +265,10 @@ def _no_view(subject: str, name: str) -> NotFoundError:
     return NotFoundError(message, param="view", code="view_not_found")
 
 
-def _accept(query: Mapping[str, str]) -> None:
+def _reject_parameters(query: Mapping[str, str]) -> None:
+    """Raise RequestError if a request without parameters has one."""
     for name in query:
-        raise RequestError(f"unknown parameter {name[:64]!r}: this route has none", param=name[:64])
+        raise RequestError(f"unknown parameter {name[:64]!r}: this route has no parameters", param=name[:64])
 
 
 def _view_route(view: ViewSpec) -> Route:
@@ -284,6 +285,6 @@ ROUTES = (
     Route("/v1/traces/{id}/names", _names, "The points of a trace"),
     Route("/v1/traces/{id}/tensors/{name}", _tensor, "A slice of a tensor"),
     *map(_view_route, VIEWS.values()),
-    Route("/v1/traces/{id}/views/{view}", _no_view_of_trace),
-    Route("/v1/models/{model:path}/views/{view}", _no_view_of_model),
+    Route("/v1/traces/{id}/views/{view}", _unknown_trace_view),
+    Route("/v1/models/{model:path}/views/{view}", _unknown_model_view),
 )

@@ -2,8 +2,8 @@
 
     4 bytes: length of the header, little-endian  |  header, JSON, padded with spaces  |  numbers, little-endian
 
-The header has the axes, the shape, the dtype and for u8 the scale (value = zero + scale · byte); `pool`: how many cells
-each number stands for (the largest of them: a mean would hide spikes); `bound`: the largest error of quantization.
+The header has the axes, the shape, the dtype and for u8 the scale (value = zero + scale · byte). `pool`: the number of
+cells per number, which is their maximum, because a mean would hide spikes. `bound`: the largest quantization error.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class SlicePart:
         return None if self.complete else self.start if self.stop is None else list(range(self.start, self.stop))
 
 
-def parts_of(text: str, axes: Sequence[str], shape: Sequence[int]) -> list[SlicePart]:
-    """Parse "3,7,:" or "0:256"; axes that are not named are complete. RequestError for what is out of range."""
+def parse_slice(text: str, axes: Sequence[str], shape: Sequence[int]) -> list[SlicePart]:
+    """Parse "3,7,:" or "0:256"; other axes are complete. RequestError if an index is out of range."""
     given = [one.strip() for one in text.split(",")] if text.strip() else []
     if len(given) > len(axes):
         raise RequestError(
@@ -78,9 +78,9 @@ def _parse_part(text: str, axis: str, size: int) -> SlicePart:
 
 
 def read(trace: Trace, name: str, text: str) -> Value:
-    """Return a slice of a point; only what it needs is computed."""
+    """Return a slice of a point; compute only the values that it needs."""
     axes = trace.axes(name)
-    parts = parts_of(text, axes, trace.shape(name))
+    parts = parse_slice(text, axes, trace.shape(name))
     if (n := math.prod(part.length for part in parts)) > MAX_NUMBERS:
         raise RequestError(f"slice has {n:,} numbers; at most {MAX_NUMBERS:,} are allowed", param="slice")
     done = 0  # the number of axes that the trace has sliced
@@ -99,7 +99,7 @@ def read(trace: Trace, name: str, text: str) -> Value:
 
 
 def max_pool(x: Tensor, size: int) -> tuple[Tensor, list[int]]:
-    """Max-pool the last two axes (or the last) to at most `size`; return the cells per number, too."""
+    """Max-pool the last two axes (or the last) to at most `size`; return also the number of cells per number."""
     n_axes = min(x.ndim, 2)
     cells = [-(-length // size) for length in x.shape[x.ndim - n_axes :]]
     if n_axes == 0 or all(n == 1 for n in cells):
@@ -157,5 +157,5 @@ def read_options(given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def encode_slice(trace: Trace, name: str, *, slice: str = "", pool: int | None = None, dtype: Kind = "f32") -> bytes:
-    """Return a slice of a point in binary form. RequestError where there is no such point or slice."""
+    """Return a slice of a point in binary form. RequestError if the point or the slice does not exist."""
     return encode(read(trace, name, slice), dtype, pool)

@@ -12,7 +12,7 @@ from glassformer.inspect.views.methods import TraceViews
 
 
 class Presented(TraceViews):
-    """What a trace can do beyond giving values."""
+    """The views of a trace as methods, and methods to save and present it."""
 
     save = save
     show = show
@@ -20,19 +20,19 @@ class Presented(TraceViews):
 
 
 class LanguageModelTrace(Presented, BlockTrace):
-    """What `LanguageModel.trace` returns."""
+    """The trace that `LanguageModel.trace` returns."""
 
 
 class EmbedderTrace(Presented, EncoderTrace):
-    """What `Embedder.trace` returns, and the `source` of a `TranslatorTrace`."""
+    """The trace that `Embedder.trace` returns; also the `source` of a `TranslatorTrace`."""
 
 
 class TranslatorTrace(Presented, Seq2seqTrace):
-    """What `Translator.trace` returns for a Transformer."""
+    """The trace that `Translator.trace` returns for a Transformer."""
 
     source: EmbedderTrace  # pyright: ignore[reportIncompatibleVariableOverride]: never set on a base class
     source_type = EmbedderTrace
 
 
 class RecurrentTranslatorTrace(Presented, RecurrentTrace):
-    """What `Translator.trace` returns for a recurrent model."""
+    """The trace that `Translator.trace` returns for a recurrent model."""

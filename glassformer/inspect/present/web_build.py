@@ -1,4 +1,4 @@
-"""The page's built files, and the page's picture of each view."""
+"""The built files of the page, and the picture that it shows for each view."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from glassformer.errors import ConfigError, RequestError
 from glassformer.inspect.views.registry import VIEWS
 
 DIST = Path(__file__).parents[2] / "web_dist"
-PICTURES = {  # of views whose picture has another name
+PICTURES = {  # view -> its picture, if the names differ
     "anatomy": "map", "times": "map", "tokens": "tokenizer", "merges": "tokenizer", "embedding_map": "embedding",
     "summary": "lens", "attribution": "lens", "sampling": "lens", "changed": "tracks",
     "cache_speed": "cache",
@@ -28,7 +28,7 @@ class WebBuild:
 
 
 def load_build(folder: Path = DIST) -> WebBuild:
-    """Read the built page. ConfigError where it has not been built."""
+    """Read the built page. ConfigError if it has not been built."""
     index = folder / "index.html"
     if not index.is_file():
         raise ConfigError(f"the page is not built ({index} is missing): run `make page`, or install a wheel")
@@ -47,4 +47,4 @@ def picture_of(view: str) -> str:
     if view in VIEWS or view in PICTURES.values():
         return PICTURES.get(view, view)
     known = [*VIEWS, *(name for name in dict.fromkeys((*PICTURES.values(), *ALIASES)) if name not in VIEWS)]
-    raise RequestError(f"there is no picture {view!r}; known: {', '.join(known)}", param="view")
+    raise RequestError(f"unknown picture {view!r}; known: {', '.join(known)}", param="view")

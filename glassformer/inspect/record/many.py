@@ -60,20 +60,20 @@ class BatchTap:
         return value
 
 
-def token_points(config: Any, read: Sequence[str]) -> list[str]:
+def token_points(config: Any, capture: Sequence[str]) -> list[str]:
     """Return the points that patterns name.
 
     Raises:
         RequestError: there is none, or a point has no value per token that a forward pass computes.
     """
-    names = match(config, read)
+    names = match(config, capture)
     if not names:
-        raise RequestError('read names no point: give one or more, such as "blocks.*.resid_post"', param="read")
+        raise RequestError('capture names no point: give one or more, such as "blocks.*.resid_post"', param="capture")
     for name in names:
         point = find(config, name)
         if point.kind == "derived" or point.axes.split()[1] != "T":
             raise RequestError(
-                f"{name} has the axes {point.axes} and is not one value per token: use `trace` for it", param="read"
+                f"{name} has the axes {point.axes} and is not one value per token: use `trace` for it", param="capture"
             )
     return names
 

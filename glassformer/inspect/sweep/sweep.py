@@ -3,9 +3,9 @@
 The sweep starts at the last block, with a batch of one: only the blocks above an edit are recomputed, so the first row
 is ready soon.
 
-edits       ablate head 0 of layer 3 | ablate head 1 of layer 3 | ...     one sequence of a batch each
-batch       [B, T, D], from the input of layer 3 on; the layers below are not recomputed
-result      a difference of two logits at one position, or the KL divergence of the complete distribution
+edits       ablate head 0 of layer 3 | ablate head 1 of layer 3 | ...     one sequence of the batch per edit
+batch       [B, T, D], from the input of layer 3; the layers below are not recomputed
+result      a difference of two logits at one position, or the KL divergence of the next-token distribution
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep, which runs when it is iterated over. metric: what is measured; base: its value without edits.
+    """A sweep, which runs during iteration. metric: the name of the measure; base: its value without edits.
 
     position: of the logits; None: the metric is of the text's embedding.
     """
@@ -128,16 +128,16 @@ def sweep(
         factor: For "scale".
 
     Raises:
-        RequestError: Options do not go together, or the model lacks what they name.
+        RequestError: Options conflict, or the model has no such point, head or attention.
     """
     if over not in OVER:
         raise RequestError(f"over must be one of {', '.join(OVER)}, got {over!r}", param="over")
     if op not in OPS:
         raise RequestError(f"op must be one of {', '.join(OPS)}, got {op!r}", param="op")
-    for name, given, owner in (("source", source, "patch"), ("factor", factor, "scale")):
-        if op == owner and given is None:
-            raise RequestError(f"op {op!r} needs {name}: give it", param=name)
-        if op != owner and given is not None:
+    for name, value, owner in (("source", source, "patch"), ("factor", factor, "scale")):
+        if op == owner and value is None:
+            raise RequestError(f"op {op!r} needs {name}", param=name)
+        if op != owner and value is not None:
             raise RequestError(f"{name} has no effect with op {op!r}: leave it out", param=name)
     if point is not None and (over == "positions" or op == "knockout"):
         other = "op 'knockout', which edits scores" if op == "knockout" else "over 'positions', which edits the input"
@@ -216,7 +216,7 @@ def _recurrent_targets(
     if over != "positions":
         raise RequestError(f"a recurrent model needs over='positions', got {over!r}", param="over")
     if attention != "attn":
-        raise RequestError("a recurrent model has one attention: leave out `attention`", param="attention")
+        raise RequestError("a recurrent model has one kind of attention: leave out `attention`", param="attention")
     name, axis = ("rnn.scores", "key") if op == "knockout" else ("rnn.states", "position")
     find(t.config, name)
     n = len(t.source) if source is None else min(len(t.source), len(source.source))
@@ -224,7 +224,7 @@ def _recurrent_targets(
 
 
 def _n_heads(t: Trace, name: str) -> int:
-    """Return the number of heads of a point. RequestError where it has no head axis."""
+    """Return the number of heads of a point. RequestError if it has no head axis."""
     axes, size = t.axes(name), sizes(t.config, name)
     axis = next((axis for axis in axes if axis in ("H", "Hkv")), None)
     if axis is None:

@@ -55,20 +55,20 @@ def alignment(t: Trace, *, layer: int | None = None, head: int | None = None) ->
     """The attention of each target token to the source: of one head, or the mean over layers and heads.
 
     Raises:
-        RequestError: A layer or head is out of range, `head` is given without `layer`, or the model has no attention.
+        RequestError: A layer or head is out of range, `head` has no `layer`, or the model has no attention.
     """
-    pair: Any = t
+    seq2seq: Any = t
     if head is not None and layer is None:
-        raise RequestError("head needs a layer: give `layer` too", param="layer")
+        raise RequestError("head needs a layer: set `layer` too", param="layer")
     if not t.has_blocks:
-        probs, line, identity, error, n_layers, n_heads = _recurrent(pair, layer, head)
+        probs, line, identity, error, n_layers, n_heads = _recurrent(seq2seq, layer, head)
     else:
-        probs, line, identity, error, n_layers, n_heads = _cross(pair, layer, head)
+        probs, line, identity, error, n_layers, n_heads = _cross(seq2seq, layer, head)
     source, target = (
         tuple(AlignmentToken(*one) for one in zip(ids, tokens, strict=True))
-        for ids, tokens in ((pair.source.ids, pair.source.tokens), (pair.target, pair.target_tokens))
+        for ids, tokens in ((seq2seq.source.ids, seq2seq.source.tokens), (seq2seq.target, seq2seq.target_tokens))
     )
-    ended = bool(pair.target) and pair.target[-1] == pair.lm.end_id
+    ended = bool(seq2seq.target) and seq2seq.target[-1] == seq2seq.lm.end_id
     return Alignment(
         t.kind, source, target, ended, layer, head, n_layers, n_heads, probs, Receipt(line, identity, error)
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from glassformer.config import EncoderConfig, ModelConfig, RecurrentConfig
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Language, ModelKind, Receipt, Trace
-from glassformer.inspect.views.support import REFUSED
+from glassformer.inspect.views.support import UNAVAILABLE
 from glassformer.nn.step import Step
 
 RECURRENT = {
@@ -40,7 +40,7 @@ class ModelPart:
 
 @dataclass(frozen=True)
 class Layer:
-    """The configuration of one block, as far as drawings need it."""
+    """The configuration of one block: the fields that drawings show."""
 
     n_heads: int
     n_kv_heads: int
@@ -60,7 +60,7 @@ class Anatomy:
 
     shares: the fraction of all parameters by kind of part. tied: the head shares the embedding's matrix, which is
     counted once. layers: of the decoder, or of an encoder-only model; encoder: of the encoder of an encoder-decoder.
-    A recurrent model has neither, and no context length. unavailable: the views that this kind of model lacks, and why.
+    A recurrent model has neither, and no context length. unavailable: the unsupported views, with the reasons.
     """
 
     kind: ModelKind
@@ -94,7 +94,7 @@ class Times:
 
 
 def anatomy(lm: Language) -> Anatomy:
-    """The parts of a model, from its parameters; together they are all parameters."""
+    """The parts of a model with their parameter counts, computed from the parameters; they cover all parameters."""
     found: dict[tuple[str, int | None], list[WeightMatrix]] = {}
     for name, p in lm.model.named_parameters():
         found.setdefault(classify_parameter(name), []).append(WeightMatrix(name, tuple(p.shape), p.numel()))
@@ -116,14 +116,14 @@ def anatomy(lm: Language) -> Anatomy:
     if isinstance(config, RecurrentConfig):
         return Anatomy(
             kind, config.cell, config.target_vocab_size, config.d_model, None, None, False, dtype, (), (), parts,
-            shares, total, REFUSED[kind], receipt,
+            shares, total, UNAVAILABLE[kind], receipt,
         )  # fmt: skip
     layers = describe_layers(config)
     encoder = () if not isinstance(config, ModelConfig) or config.encoder is None else describe_layers(config.encoder)
     return Anatomy(
         kind, config.family, config.vocab_size, config.d_model, config.context_length,
         config.positions or ("rotary" if any(layer.rotary for layer in layers) else None),
-        kind == "encoder" or config.tied_head, dtype, layers, encoder, parts, shares, total, REFUSED[kind],
+        kind == "encoder" or config.tied_head, dtype, layers, encoder, parts, shares, total, UNAVAILABLE[kind],
         receipt,
     )  # fmt: skip
 

@@ -2,8 +2,8 @@
 
     logit[target] - logit[rival] = (W_target - W_rival) · norm(x),   x = embed.out + sum over blocks of heads + mlp
 
-The final norm divides by a statistic of the complete x. With that statistic frozen, the norm is linear: each part of x
-has its own share, and the shares add up to the difference ("direct logit attribution", Elhage et al. 2021, "A
+The final norm divides by a statistic of x. With that statistic frozen, the norm is linear: each part of x has a share,
+and the shares add up to the difference ("direct logit attribution", Elhage et al. 2021, "A
 Mathematical Framework for Transformer Circuits"). Norms inside a branch (`norm_at` "out") are frozen in the same way.
 """
 
@@ -157,17 +157,17 @@ def choose_tokens(
     return one, other
 
 
-def resolve_token(t: Trace, what: str, given: int | str) -> int:
-    """Return the id of a token given by its id or text. RequestError where the text is not exactly one token."""
+def resolve_token(t: Trace, name: str, token: int | str) -> int:
+    """Return the id of a token from its id or text. RequestError if the text is not exactly one token."""
     (size,), tokenizer = t.shape("final.logits")[-1:], t.lm.tokenizer
-    if isinstance(given, str):
+    if isinstance(token, str):
         if tokenizer is None:
-            raise RequestError(f"{what} must be a token id: this model has no tokenizer", param=what)
-        ids = tokenizer.target_tokenizer().encode(given, bare=True)
+            raise RequestError(f"{name} must be a token id: this model has no tokenizer", param=name)
+        ids = tokenizer.target_tokenizer().encode(token, bare=True)
         if len(ids) != 1:
-            parts = ", ".join(repr(token_text(tokenizer, token)) for token in ids)
-            raise RequestError(f"{what} must be one token, and {given!r} is {len(ids)}: {parts}", param=what)
+            parts = ", ".join(repr(token_text(tokenizer, id)) for id in ids)
+            raise RequestError(f"{name} must be one token, and {token!r} is {len(ids)}: {parts}", param=name)
         return ids[0]
-    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < size:
-        raise RequestError(f"{what} must be a token's text, or its id from 0 to {size - 1}, got {given!r}", param=what)
-    return given
+    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
+        raise RequestError(f"{name} must be a token's text, or its id from 0 to {size - 1}, got {token!r}", param=name)
+    return token

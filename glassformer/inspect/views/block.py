@@ -42,7 +42,7 @@ class Expert:
 class BlockSum:
     """The residual stream before a block, the parts added, and after, each [D]; norms: their L2 norms.
 
-    note: why there are no neurons with tokens, where there are none.
+    note: the reason if there are no neurons.
     """
 
     layer: int
@@ -82,13 +82,13 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
     middle = module.attn_post_norm(pre + attn)
     if cross is not None:
         middle = module.cross_post_norm(middle + cross)
-    whole = pre + attn + mlp if config.parallel else module.mlp_post_norm(middle + mlp)
-    how = "resid_pre + attn.add + mlp.add" if "post" not in config.norm_at else "norm(norm(resid_pre + attn) + mlp)"
-    receipt = Receipt(f't["{name}.resid_post"][{position}]', f"max |{how} - resid_post|", off(whole, post))
+    total = pre + attn + mlp if config.parallel else module.mlp_post_norm(middle + mlp)
+    formula = "resid_pre + attn.add + mlp.add" if "post" not in config.norm_at else "norm(norm(resid_pre + attn) + mlp)"
+    receipt = Receipt(f't["{name}.resid_post"][{position}]', f"max |{formula} - resid_post|", off(total, post))
     parts = {end: value[end] for end in ends[:4]}
     neurons, experts, note = (), (), None
     if not t.causal:
-        note = "an encoder has no output tokens, so its neurons promote none"
+        note = "an encoder-only model predicts no next token, so its neurons promote none"
     elif plain:
         neurons = _neurons(t, layer, value["mlp.act"], top) if top else ()
     else:

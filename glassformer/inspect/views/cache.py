@@ -1,4 +1,4 @@
-"""What the KV cache stores of a text, the attention that each slot receives, and the time it saves. View 12."""
+"""The contents of the KV cache after a text, the attention that each slot receives, and the time it saves. View 12."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Slots:
 class CacheLayer:
     """One layer's cache: `slots` of `capacity` (the window or the context length) are used; each holds `contents`.
 
-    source: the keys and values of the source, computed once; None where the model has no source.
+    source: the keys and values of the source, computed once; None if the model has no source.
     """
 
     layer: int
@@ -71,8 +71,8 @@ class CacheSpeed:
     """Median times in milliseconds.
 
     prefill: all tokens but the last, at once; decode: the last token, with the cache; uncached: all tokens, without a
-    cache. source: encoding of the source, None where there is none; its keys and values are computed at prefill, and
-    without a cache each time. The receipt's error is max |cached logits - uncached logits|.
+    cache. source: encoding of the source, None if there is none; its keys and values are computed at prefill, or
+    without a cache in every step. The receipt's error is max |cached logits - uncached logits|.
     """
 
     tokens: int
@@ -85,17 +85,17 @@ class CacheSpeed:
 
 @torch.no_grad()
 def cache(t: Trace, *, layer: int = 0) -> CacheContents:
-    """What the cache of each layer stores after this text, and the attention that each slot of one layer received."""
+    """The contents of each layer's cache after this text, and the attention that each slot of one layer received."""
     cross = get_block(t, layer).cross is not None
     layers = tuple(_layer(t, i, one) for i, one in enumerate(t.config.layers))
     total = sum(one.bytes + (one.source.bytes if one.source else 0) for one in layers)
     names = [f"blocks.{layer}.{which}.probs" for which in ("attn", "cross")[: 1 + cross]]
     values = [t[name] for name in names]
-    own, *others = [value.tensor.float().sum(1) for value in values]  # [H, S]
+    self_mass, *cross_mass = [value.tensor.float().sum(1) for value in values]  # [H, S]
     lines = [f't["{name}"].tensor.sum(1)' for name in names]
     error = functools.reduce(larger, (value.error or 0.0 for value in values))
     receipt = Receipt(", ".join(lines), values[0].identity, error)
-    return CacheContents(layers, total, layer, own, others[0] if others else None, t.n_prompt, receipt)
+    return CacheContents(layers, total, layer, self_mass, cross_mass[0] if cross_mass else None, t.n_prompt, receipt)
 
 
 def _layer(t: Trace, i: int, config: LayerConfig) -> CacheLayer:

@@ -23,7 +23,7 @@ from glassformer.nn.latent import LatentAttention
 
 @dataclass(frozen=True)
 class Unscaled:
-    """The numbers of a cell computed with a scale of 1 and the same softcap, bias and sink: see `Cell`."""
+    """The numbers of a cell with a scale of 1 and the same softcap, bias and sink: see `Cell`."""
 
     capped: float
     score: float
@@ -106,7 +106,7 @@ def cell(t: Trace, *, layer: int, head: int, query: int, key: int, attention: At
     key %= n_keys
     kv_head = head // (module.config.n_heads // module.config.n_kv_heads)
     row = t.cached(("row", name, head, query), lambda: compute_row(t, module, name, head, kv_head, query))
-    own, free = row.own, row.unscaled
+    own, free = row.recomputed, row.unscaled
     unscaled = Unscaled(
         free.capped[key].item(), free.scores[key].item(), free.largest.item(), free.exp[key].item(), free.total.item(),
         free.probs[key].item(), free.probs, row.unscaled_entropy, free.probs[key] * row.v[key], free.z,
@@ -140,7 +140,7 @@ class SoftmaxRow:
 class CellRow:
     """All cells of one query in one head, by key.
 
-    probs, z: as the forward pass computed them. own: recomputed from q and k; unscaled: the same with a scale of 1.
+    probs, z: as the forward pass computed them. recomputed: from q and k; unscaled: the same with a scale of 1.
     """
 
     q: Float[Tensor, "Dh"]
@@ -153,7 +153,7 @@ class CellRow:
     visible: Bool[Tensor, "S"]
     bias: Float[Tensor, "S"]
     sink: Float[Tensor, ""] | None
-    own: SoftmaxRow
+    recomputed: SoftmaxRow
     unscaled: SoftmaxRow
     entropy: float
     unscaled_entropy: float

@@ -18,7 +18,7 @@ from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 
 Table = Literal["input", "source", "output"]
-MAX_MAP_TOKENS = 2000  # rows on a plane
+MAX_MAP_TOKENS = 2000  # points of a map
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def embedding_tables(lm: Language) -> dict[Table, str]:
 
 
 def get_table(lm: Language, table: str) -> tuple[str, Float[Tensor, "V D"]]:
-    """Return a table as Python code and as a tensor. RequestError where the model has no table of this name."""
+    """Return a table as Python code and as a tensor. RequestError if the model has no table with this name."""
     paths: dict[str, str] = {**embedding_tables(lm)}
     if table not in paths:
         raise RequestError(f"table must be one of {', '.join(map(repr, paths))}, got {table!r}", param="table")
@@ -136,9 +136,9 @@ def embedding_map(lm: Language, *, tokens: tuple[int, ...], table: Table = "inpu
         for id, point in zip(chosen, points.tolist(), strict=True)
     )
     first, second = [*share.tolist(), 0.0][:2]
-    what = f"tokens={tuple(chosen)}" + ("" if table == "input" else f", table={table!r}")
+    arguments = f"tokens={tuple(chosen)}" + ("" if table == "input" else f", table={table!r}")
     receipt = Receipt(
-        f"lm.embedding_map({what})",
+        f"lm.embedding_map({arguments})",
         "share of the variance outside the two components",
         1 - first - second,
     )

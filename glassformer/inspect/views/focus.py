@@ -14,12 +14,12 @@ from glassformer.inspect.views.layer import AttentionKind, select_stack
 from glassformer.inspect.views.roles import MEANINGS, roles
 
 ROLES = ("induction", "duplicate", "previous_token", "self", "first_token")
-MIN_SCORE = 0.25  # of a role, for a head to have it
+MIN_SCORE = 0.25  # smallest role score of a head with that role
 
 
 @dataclass(frozen=True)
 class Focus:
-    """One cell of attention; `because` says why it is this one."""
+    """One cell of an attention matrix, and the reason why it was chosen."""
 
     layer: int
     head: int
@@ -40,13 +40,13 @@ def focus(
 ) -> Focus:
     """The layer, head, query and key to show first.
 
-    What is given is used. Otherwise, in a decoder: the last token of the prompt as query, and the head that adds most
-    to the logit of the likeliest next token; in a model without such shares, the head with the clearest role. Elsewhere
-    the last query, and the last layer's first head. The key is the one with the largest probability; in causal
-    attention without the first token and the query itself, where heads rest.
+    Arguments are used as they are; those that are None are chosen. In a decoder, the query is the last token of the
+    prompt, and the head is the one that adds most to the logit of the most likely next token or, if the model has no
+    attribution, the one with the clearest role. In other models: the last query and the last layer's first head. The
+    key is the one with the largest probability; causal attention excludes the first token and the query itself.
 
     Raises:
-        RequestError: A layer, head, query or key is out of range, or the model has none.
+        RequestError: A layer, head, query or key is out of range or does not exist in the model.
     """
     if not t.has_blocks:
         return _recurrent_focus(t, layer, head, query, key)
@@ -55,7 +55,7 @@ def focus(
     query = None if query is None else side.index("query", query)
     candidates = _candidates(side, which, layer, head)
     if len(candidates) == 1:
-        (layer, head), because = candidates[0], "as given"
+        (layer, head), because = candidates[0], "selected"
     elif causal:
         layer, head, query, because = _choose(side, candidates, query)
     else:
@@ -70,7 +70,7 @@ def focus(
 
 
 def _candidates(t: Trace, which: AttentionKind, layer: int | None, head: int | None) -> list[tuple[int, int]]:
-    """Return the (layer, head) pairs that the request leaves open. RequestError where there is none."""
+    """Return the (layer, head) pairs that match the request. RequestError if there are none."""
     if layer is not None:
         check_number("layer", layer, 0, t.config.n_layers - 1)
     kinds = [one.cross if which == "cross" else one.attention for one in t.config.layers]
@@ -84,7 +84,7 @@ def _candidates(t: Trace, which: AttentionKind, layer: int | None, head: int | N
 
 
 def _choose(t: Trace, candidates: list[tuple[int, int]], query: int | None) -> tuple[int, int, int | None, str]:
-    """Return a layer and head, a query, and the reason: by share of the logit difference, else by role."""
+    """Return a layer and head, a query, and the reason: by attribution, or else by role."""
     try:
         shares = attribution(t, position=t.default_query if query is None else query)
     except RequestError:

@@ -16,7 +16,7 @@ from glassformer.inspect.trace.trace import Receipt, Trace
 
 @dataclass(frozen=True)
 class ForkPosition:
-    """One position. token, other: None where that text has ended; kl: None from the first different token on."""
+    """One position. token, other: None after the end of that text; kl: None from the first different token on."""
 
     position: int
     token: str | None
@@ -26,7 +26,10 @@ class ForkPosition:
 
 @dataclass(frozen=True)
 class Fork:
-    """diverges_at: the first position with different tokens, None where one text continues the other."""
+    """The result of `fork`.
+
+    diverges_at: the first position with different tokens; None if one text continues the other.
+    """
 
     steps: tuple[ForkPosition, ...]
     diverges_at: int | None
@@ -35,16 +38,16 @@ class Fork:
 
 @torch.no_grad()
 def fork(t: Trace, other: Trace) -> Fork:
-    """This text compared with another one, token by token.
+    """A comparison of this text with another one, token by token.
 
     Raises:
         RequestError: The two models have different vocabularies.
     """
-    own, theirs = (one.shape("final.logits")[-1] for one in (t, other))
-    if own != theirs:
+    size, other_size = (one.shape("final.logits")[-1] for one in (t, other))
+    if size != other_size:
         raise RequestError(
-            f"the two traces have vocabularies of {own} and {theirs} tokens: next-token distributions can be compared "
-            "over one vocabulary only", param="other",
+            f"the two traces have vocabularies of {size} and {other_size} tokens: next-token distributions can be "
+            "compared over the same vocabulary only", param="other",
         )  # fmt: skip
     length = max(len(t), len(other))
     first = next((i for i, pair in enumerate(zip(t.ids, other.ids, strict=False)) if pair[0] != pair[1]), None)

@@ -48,7 +48,7 @@ class Heads:
 
 @torch.no_grad()
 def heads(t: Trace, *, layer: int, position: int) -> Heads:
-    """What each head of a layer adds for one token.
+    """The vector that each head of a layer adds for one token.
 
     Raises:
         RequestError: The layer or position is out of range.
@@ -70,7 +70,7 @@ def heads(t: Trace, *, layer: int, position: int) -> Heads:
 class Grid:
     """The attention matrices of one layer, max-pooled to `rows` x `columns` bytes per head, concatenated, in base64.
 
-    A byte b stands for the probability b / 255, the largest of its field within `bound`. A mean would hide spikes.
+    A byte b is the probability b / 255: the maximum of its field, within `bound`. A mean would hide spikes.
     """
 
     layer: int

@@ -18,7 +18,7 @@ AttentionKind = Literal["attn", "cross", "encoder"]  # self-attention, cross-att
 
 
 def get_block(t: Trace, layer: int) -> Block:
-    """Return a block. RequestError where the layer is out of range."""
+    """Return a block. RequestError if the layer is out of range."""
     check_number("layer", layer, 0, t.config.n_layers - 1)
     block = t.model.blocks[layer]
     assert isinstance(block, Block)
@@ -26,10 +26,10 @@ def get_block(t: Trace, layer: int) -> Block:
 
 
 def get_attention(t: Trace, layer: int, head: int = 0, kind: AttentionKind = "attn") -> Attention | LatentAttention:
-    """Return an attention module. RequestError where the layer or head is out of range, or there is no such module."""
+    """Return an attention module. RequestError if the layer, head or module does not exist."""
     attention = getattr(get_block(t, layer), kind, None)
     if attention is None:
-        raise RequestError(f"this model has no source: block {layer} has no {kind!r} attention", param="attention")
+        raise RequestError(f"block {layer} has no {kind!r} attention: this model has no source", param="attention")
     assert isinstance(attention, Attention | LatentAttention)
     check_number("head", head, 0, attention.config.n_heads - 1)
     return attention
@@ -40,16 +40,18 @@ def select_stack(t: Trace, kind: AttentionKind) -> tuple[Trace, AttentionKind]:
     if kind != "encoder":
         return t, kind
     if not isinstance(t, Seq2seqTrace):
-        raise RequestError("this model is no encoder-decoder: leave out attention='encoder'", param="attention")
+        raise RequestError(
+            "attention='encoder' needs an encoder-decoder: leave it out for this model", param="attention"
+        )
     return t.source, "attn"
 
 
 def resolve_position(t: Trace, name: str, position: int) -> int:
-    """Return a position from 0 on; -1 is the last token. RequestError where it is out of range."""
+    """Return a position from 0; -1 is the last token. RequestError if it is out of range."""
     check_number(name, position, -len(t.ids), len(t.ids) - 1)
     return position % len(t.ids)
 
 
 def values_at(t: Trace, name: str, position: int | None = None) -> Tensor:
-    """Return the values of a point in float32, at one position or at all."""
+    """Return the values of a point in float32, at one position or at all positions."""
     return (t[name] if position is None else t.at(name, position)).tensor.detach().float()

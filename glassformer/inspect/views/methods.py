@@ -1,7 +1,7 @@
 """The views as methods: `t.cell(layer=5, head=3, query=7, key=2)`, `lm.embedding(token=17)`.
 
 A view is a function whose first argument is the trace, or the model; as a class attribute it is a method. These two
-classes list every view that there is: `registry.py` describes them for the page, the report and the command line.
+classes list all views; `registry.py` describes them for the page, the report and the command line.
 """
 
 from __future__ import annotations

@@ -54,8 +54,9 @@ class QKV:
 
     residual: the input of the block; x: the input of attention, after its norm; q, k, v: as projected; q_rot, k_rot:
     after their norm and rotation. kv_head: the key/value head of this query head. latents: "q" and "kv", of latent
-    attention only. products: the computation of number `dim` of q, k and v, where they have as many. rotated: how many
-    of the first numbers of q and k are rotated. lengths: the L2 norm of each vector; a rotation preserves it.
+    attention only. products: the computation of number `dim` of q, k and v, for those with more than `dim` numbers.
+    rotated: how many of the first numbers of q and k are rotated. lengths: the L2 norm of each vector; a rotation
+    preserves it.
     """
 
     layer: int

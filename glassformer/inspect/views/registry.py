@@ -1,7 +1,7 @@
 """All views by name, for the page, the report, the notebook and the command line, which all call the same functions.
 
-A view of a model takes a `LanguageModel`, a view of a trace a `Trace`; all else are keywords, whose annotations say
-what is allowed: also of parameters that come as text, from an address or a command line.
+The first argument of a view is a model or a trace; the others are keywords. Their annotations define how a parameter is
+parsed from text, for a URL or a command line.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from glassformer.inspect.views.support import supported
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 Subject = Literal["model", "trace"]
-Find = Callable[[str], Trace]
+FindTrace = Callable[[str], Trace]
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One function, and what it is of. `rows`: the same as a generator, which yields its parts as they are computed,
-    and returns what the function does.
+    """A view: its subject and its function.
+
+    rows: the same view as a generator, which yields its parts as they are computed and returns the complete result.
     """
 
     of: Subject
@@ -43,20 +44,24 @@ class ViewSpec:
 
     @property
     def meaning(self) -> str:
-        """Its docstring's first paragraph."""
+        """The first paragraph of the function's docstring."""
         return " ".join((self.function.__doc__ or "").split("\n\n")[0].split())
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """What it can be given beside its subject, with resolved annotations."""
+        """The parameters after the subject, with resolved annotations."""
         hints = get_type_hints(inspect.unwrap(self.function))
         _, *rest = inspect.signature(self.function).parameters.values()
         return {p.name: p.replace(annotation=hints[p.name]) for p in rest}
 
-    def read(self, given: Mapping[str, str], find: Find | None = None) -> dict[str, Any]:
-        """Parameters that came as text, as the function takes them; `find`: the trace of an id.
+    def read(self, given: Mapping[str, str], find: FindTrace | None = None) -> dict[str, Any]:
+        """Parse parameters from text.
 
-        RequestError for one that is unknown, missing, or no value of its kind.
+        Args:
+            find: Returns the trace with an id, for a parameter that is a trace.
+
+        Raises:
+            RequestError: A parameter is unknown, missing or invalid.
         """
         for name in given.keys() - self.parameters.keys():
             known = ", ".join(self.parameters) or "none"
@@ -66,13 +71,13 @@ class ViewSpec:
                 raise RequestError(f"the view {self.name!r} needs the parameter {name!r}", param=name)
         return {name: self._value(name, self.parameters[name].annotation, text, find) for name, text in given.items()}
 
-    def _value(self, name: str, kind: Any, text: str, find: Find | None) -> Any:
+    def _value(self, name: str, kind: Any, text: str, find: FindTrace | None) -> Any:
         origin, options = get_origin(kind), get_args(kind)
         if origin in (Union, UnionType):
             if NoneType in options and text in ("", "null", "none"):
                 return None
             *first, last = [option for option in options if option is not NoneType]
-            for option in first:  # "17" is a number where a number is allowed, and a text where only a text is
+            for option in first:  # "17" is parsed as a number if a number is allowed, otherwise as a text
                 with contextlib.suppress(RequestError):
                     return self._value(name, option, text, find)
             return self._value(name, last, text, find)
@@ -84,7 +89,7 @@ class ViewSpec:
             return tuple(self._value(name, options[0], one, find) for one in text.split(",") if one.strip())
         if kind is Trace:
             if find is None:
-                raise RequestError(f"{name} is a trace, and there is none beside this one here", param=name)
+                raise RequestError(f"{name} must be another trace, and only one trace exists here", param=name)
             return find(text)
         try:
             return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
@@ -103,8 +108,8 @@ VIEWS: dict[str, ViewSpec] = {
 
 
 def find_view(name: str) -> ViewSpec:
-    """The view of this name. RequestError says which is nearest."""
+    """Return the view with this name. RequestError suggests the most similar name."""
     if name not in VIEWS:
         near = difflib.get_close_matches(name, VIEWS, n=1, cutoff=0.0)
-        raise RequestError(f"there is no view {name!r}; the nearest is {near[0]!r}", param="view")
+        raise RequestError(f"unknown view {name!r}; the nearest is {near[0]!r}", param="view")
     return VIEWS[name]

@@ -1,4 +1,4 @@
-"""What a view returns: frozen data with a receipt, and how it becomes JSON."""
+"""Results of views: frozen data with a receipt, and their conversion to JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def last(rows: Generator[Any, None, T]) -> T:
-    """Run a view that is computed row by row to its end, and return its result."""
+    """Run the generator of a view to its end; return the view's result."""
     while True:
         try:
             next(rows)
@@ -26,7 +26,7 @@ def last(rows: Generator[Any, None, T]) -> T:
 
 @dataclass(frozen=True)
 class Named:
-    """A token of the vocabulary, with a number: a probability, a cosine, a logit, as its place says."""
+    """A token of the vocabulary with a value: a probability, a cosine or a logit, depending on the field."""
 
     id: int
     text: str
@@ -34,23 +34,23 @@ class Named:
 
 
 def named(lm: Language, ids: Tensor, values: Tensor) -> tuple[Named, ...]:
-    """Tokens of the vocabulary, each with its number."""
+    """Return tokens of the vocabulary, each with its value."""
     return tuple(Named(i, token_text(lm.tokenizer, i), x) for i, x in zip(ids.tolist(), values.tolist(), strict=True))
 
 
 def plain(value: Any) -> Any:
-    """A view's result as JSON values. A number that is not finite becomes "NaN", "Infinity" or "-Infinity".
+    """Return a view's result as JSON values. A number that is not finite becomes "NaN", "Infinity" or "-Infinity".
 
-    Tensors' numbers have nine digits, which tell any two of float32 apart.
+    Numbers of tensors have nine significant digits, which identify every float32.
     """
     if isinstance(value, float):
-        return value if math.isfinite(value) else _spelled(value)
+        return value if math.isfinite(value) else _non_finite(value)
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, Tensor):
         return _numbers(value.tolist(), value.ndim)
-    if isinstance(value, tuple) and (fielded := getattr(value, "_asdict", None)):
-        value = fielded()
+    if isinstance(value, tuple) and (as_dict := getattr(value, "_asdict", None)):
+        value = as_dict()
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     if isinstance(value, dict):
@@ -61,23 +61,23 @@ def plain(value: Any) -> Any:
 
 
 def _numbers(rows: list[Any], ndim: int) -> list[Any]:
-    """The numbers of a tensor with so many axes: most of what a picture holds."""
+    """Return the numbers of a tensor with `ndim` axes; a fast path, because most of a view's data are tensors."""
     if ndim > 1:
         return [_numbers(row, ndim - 1) for row in rows]
-    short = [float(f"{x:.9g}") for x in rows]
-    return short if all(map(math.isfinite, short)) else [plain(x) for x in short]
+    rounded = [float(f"{x:.9g}") for x in rows]
+    return rounded if all(map(math.isfinite, rounded)) else [plain(x) for x in rounded]
 
 
-def _spelled(value: float) -> str:
+def _non_finite(value: float) -> str:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def dump(value: Any) -> bytes:
-    """JSON on one line, whatever is in it: a lone surrogate is written as its escape, NaN is an error of ours."""
+    """Return JSON values as one line. A lone surrogate is escaped; a NaN, which `plain` removes, raises ValueError."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace")
 
 
 def off(a: Tensor, b: Tensor) -> float:
-    """max |a - b|."""
+    """Return max |a - b|."""
     return (a.double() - b.double()).abs().max().item()

@@ -4,8 +4,8 @@
              ^ of this a:  previous token: the d before it     duplicate: the first a      self: itself
                            induction: the b after the first a  first token: the a that begins the text
 ("In-context Learning and Induction Heads", Olsson et al. 2022; "Efficient Streaming Language Models with Attention
-Sinks", Xiao et al. 2024.) Measured on a given text, or on repeated random tokens, where only the repetition predicts
-the next token.
+Sinks", Xiao et al. 2024.) Measured on a text, or on repeated random tokens, where only the repetition predicts the
+next token.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MEANINGS = {
 class RoleScores(NamedTuple):
     """For each layer and head, [L, H], the mean probability on keys of a role, over the queries that have such keys.
 
-    entropy: divided by the logarithm of the number of visible keys. NaN where no query has such a key.
+    entropy: divided by the logarithm of the number of visible keys. NaN if no query has such a key.
     """
 
     previous_token: Float[Tensor, "L H"]
@@ -61,7 +61,7 @@ class Evidence(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RoleRow:
-    """The scores and evidence of one layer's heads, by role. Evidence is None where no query has such a key."""
+    """The scores and evidence of one layer's heads, by role. Evidence is None if no query has such a key."""
 
     layer: int
     scores: dict[str, Float[Tensor, "H"]]
@@ -70,7 +70,7 @@ class RoleRow:
 
 @dataclass(frozen=True, eq=False)
 class Roles:
-    """The scores and evidence of all heads, by role, layer and head. n_queries: how many have a key of each role."""
+    """The scores and evidence of all heads, by role, layer and head. n_queries: of each role, those that have a key."""
 
     scores: RoleScores
     evidence: dict[str, tuple[tuple[Evidence | None, ...], ...]]
@@ -113,10 +113,10 @@ class RoleCounter:
             keys = keys & visible
             self.n[role] += int(keys.any(-1).sum())
             query, key = keys.nonzero(as_tuple=True)  # few cells in most roles
-            given = probs[:, query, key]
-            self.sums[role] += given.sum(-1, dtype=torch.float64).cpu()
+            values = probs[:, query, key]
+            self.sums[role] += values.sum(-1, dtype=torch.float64).cpu()
             if len(query):
-                self._update_evidence(role, given, start + query, key)
+                self._update_evidence(role, values, start + query, key)
         n_keys = visible.sum(-1)
         several = n_keys > 1
         entropy = torch.special.entr(probs).sum(-1)[:, several] / n_keys[several].float().log()
@@ -124,10 +124,10 @@ class RoleCounter:
         self.sums["entropy"] += entropy.sum(-1).double().cpu()
 
     def _update_evidence(
-        self, role: str, given: Float[Tensor, "H pairs"], query: Int[Tensor, "pairs"], key: Int[Tensor, "pairs"]
+        self, role: str, values: Float[Tensor, "H pairs"], query: Int[Tensor, "pairs"], key: Int[Tensor, "pairs"]
     ) -> None:
-        """Keep the cell with the largest probability of each head."""
-        shares, index = given.max(-1)
+        """Update the cell with the largest probability of each head."""
+        shares, index = values.max(-1)
         found = zip(query[index].tolist(), key[index].tolist(), shares.tolist(), strict=True)
         for head, one in enumerate(map(Evidence._make, found)):
             best = self.best[role][head]
@@ -173,7 +173,7 @@ def layer_roles(t: Trace, i: int) -> tuple[RoleCounter, float]:
 def head_roles(model: Decoder, *, period: int = 24, rows: int = 16, seed: int = 0) -> RoleScores:
     """Return the roles of all heads on `rows` sequences of `period` random tokens repeated once.
 
-    The queries are those of the second half. `period` is reduced to what vocabulary and context allow.
+    The queries are those of the second half. `period` is at most the vocabulary size and half the context length.
     """
     period = min(period, model.config.vocab_size, model.config.context_length // 2)
     generator = torch.Generator().manual_seed(seed)
@@ -183,11 +183,11 @@ def head_roles(model: Decoder, *, period: int = 24, rows: int = 16, seed: int = 
     tap = RecorderTap(*(need for name in names for need in needs(model.config, name)))
     step = Step.of(ids, tap=tap)
     model.hidden(ids, step)
-    kept, layers = {name: value for name, (value,) in tap.items()}, []
+    captured, layers = {name: value for name, (value,) in tap.items()}, []
     queries = torch.arange(period, 2 * period, device=ids.device)
     for name, block in zip(names, model.blocks, strict=True):
         view = step.view(block.attn.spec)  # pyright: ignore
-        probs, counter = derive(model, name, kept, view).value, RoleCounter(block.attn.config.n_heads)  # pyright: ignore
+        probs, counter = derive(model, name, captured, view).value, RoleCounter(block.attn.config.n_heads)  # pyright: ignore
         for row, weights in zip(ids, probs, strict=True):
             counter.add(weights[:, queries], view.visible()[0, queries], role_masks(row, queries))
         layers.append(counter.means())
@@ -195,7 +195,7 @@ def head_roles(model: Decoder, *, period: int = 24, rows: int = 16, seed: int = 
 
 
 def _stacked(layers: Iterable[dict[str, Tensor]]) -> RoleScores:
-    """Stack the scores of all layers, [L, H]; NaN where a layer has fewer heads than another."""
+    """Stack the scores of all layers, [L, H]; NaN if a layer has fewer heads than another."""
     layers = list(layers)
     return RoleScores(
         **{

@@ -16,7 +16,7 @@ from glassformer.inspect.views.result import Named, named
 
 @dataclass(frozen=True)
 class Stage:
-    """The distribution after one stage: how many tokens are left, and the probabilities of the tokens shown."""
+    """The distribution after one stage: the number of tokens left, and the probabilities of the displayed tokens."""
 
     name: str
     remaining: int
@@ -27,8 +27,8 @@ class Stage:
 class SamplingView:
     """The result of `sampling`.
 
-    tokens: the most likely next tokens, with their logits; each stage has their probabilities. draws: how often each of
-    them was drawn in `n_draws` draws; other_draws: how often any other token was.
+    tokens: the most likely next tokens, with their logits; each stage has their probabilities. draws: the number of
+    times that each was drawn in `n_draws` draws; other_draws: the number of draws of all other tokens.
     """
 
     position: int
@@ -64,12 +64,12 @@ def sampling(
     settings = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     logits = t.at("final.logits", [position]).tensor.float()
     if t.lm.tokenizer is not None:
-        logits = logits[:, : t.lm.tokenizer.vocab_size]  # without padding of the vocabulary
+        logits = logits[:, : t.lm.tokenizer.vocab_size]  # drop the padding of the vocabulary
     best = logits[0].topk(min(top, logits.shape[-1]))
     ids = best.indices.tolist()
     after = {"model": logits}
     after |= {"temperature": _likeliest(logits)} if settings.greedy else stages(logits, settings)
-    found = tuple(
+    stage_list = tuple(
         Stage(name, int((value > -torch.inf).sum()), tuple(value.softmax(-1)[0, best.indices].tolist()))
         for name, value in after.items()
     )
@@ -86,10 +86,10 @@ def sampling(
         abs(list(after.values())[-1].double().softmax(-1).sum().item() - 1),
     )
     return SamplingView(
-        position, named(t.lm, best.indices, best.values), found, draws, counts, draws - sum(counts), receipt
+        position, named(t.lm, best.indices, best.values), stage_list, draws, counts, draws - sum(counts), receipt
     )
 
 
 def _likeliest(logits: torch.Tensor) -> torch.Tensor:
-    """Rule out all but the largest logit (temperature 0)."""
+    """Set all but the largest logit to -inf (temperature 0)."""
     return torch.full_like(logits, -torch.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)

@@ -1,6 +1,6 @@
-"""Which views have no meaning for which kinds of model, and why.
+"""The views that a kind of model does not support, with the reasons.
 
-A view that is not listed here is served; it may still reject a model of a served kind for another reason.
+A view that is not listed here may still reject a model for another reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NO_BLOCKS = "a recurrent model has no blocks: it passes one state from token to 
 NO_HEADS = "a recurrent model has no heads, queries, keys or values; the view `alignment` shows its attention"
 NO_CACHE = "a recurrent model caches no past tokens: it passes on its state alone"
 
-REFUSED: dict[ModelKind, dict[str, str]] = {
+UNAVAILABLE: dict[ModelKind, dict[str, str]] = {
     "decoder": {"alignment": NO_SOURCE},
     "encoder": {
         "summary": NO_NEXT_TOKEN, "times": NO_NEXT_TOKEN, "lens": NO_NEXT_TOKEN, "attribution": NO_NEXT_TOKEN,
@@ -42,7 +42,7 @@ REFUSED: dict[ModelKind, dict[str, str]] = {
 
 
 def supported(function: F, name: str = "") -> F:
-    """Return a view that raises RequestError for the kinds of model that it has no meaning for.
+    """Return a view that raises RequestError for the kinds of model that do not support it.
 
     name: the view's name where it is not the function's.
     """
@@ -51,7 +51,7 @@ def supported(function: F, name: str = "") -> F:
     @functools.wraps(function)
     def view(subject: Any, *args: Any, **given: Any) -> Any:
         for one in (subject, given.get("other", subject)):
-            why = REFUSED[one.kind].get(name)
+            why = UNAVAILABLE[one.kind].get(name)
             if why is not None:
                 raise RequestError(why, param="view")
         return function(subject, *args, **given)

@@ -71,10 +71,10 @@ def tokens(lm: Language, *, text: str) -> TokensView:
 
 
 def merges(lm: Language, *, word: str) -> Merges:
-    """The byte-pair merges that produce the tokens of a word, one by one.
+    """The byte-pair merges that produce the tokens of a word, in order.
 
     Raises:
-        RequestError: The tokenizer is of another kind, or `word` is not exactly one word.
+        RequestError: The tokenizer is not a byte-pair tokenizer, or `word` is not exactly one word.
     """
     tokenizer = require_tokenizer(lm)
     core = tokenizer.backend
@@ -83,7 +83,7 @@ def merges(lm: Language, *, word: str) -> Merges:
     try:
         bpe = BPE.from_json(core.json)
     except TokenizerError as error:
-        raise RequestError(f"merges cannot be shown for this tokenizer: it is {error}", param="word") from None
+        raise RequestError(f"merges are not supported for this tokenizer: {error}", param="word") from None
     words = bpe.words(word)
     if words != [word]:
         raise RequestError(f"word must be one word; the tokenizer splits {word!r} into {words}", param="word")

@@ -41,7 +41,7 @@ class ChangedView:
     """The result of `changed`.
 
     distances [L + 1, T]: between the two residual streams. token: the first position with different tokens; edited: the
-    first cell that an edit of only one of the traces changes; None where there is none. first: the earlier position of
+    first cell that an edit of only one of the traces changes; None if there is none. first: the earlier position of
     both. max_before: the largest distance at earlier positions, which is 0 in a causal model.
     """
 
@@ -74,10 +74,12 @@ def changed(t: Trace, *, other: Trace) -> ChangedView:
     """The cells of a token x block grid that another text, or an edit, changes.
 
     Raises:
-        RequestError: The other trace has another shape of model, or another source.
+        RequestError: The other trace is of a model with other sizes, or has another source.
     """
     if other.config.n_layers != t.config.n_layers or other.config.d_model != t.config.d_model:
-        raise RequestError("the other trace is of a model with other sizes: no cells correspond", param="other")
+        raise RequestError(
+            "the other trace has another number of layers or another width: it cannot be compared", param="other"
+        )
     if t.source_ids != other.source_ids:
         raise RequestError("the two traces have different sources, so every cell differs", param="other")
     n = min(len(t.ids), len(other.ids))

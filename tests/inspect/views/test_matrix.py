@@ -100,14 +100,14 @@ def test_document_is_up_to_date(found):
 
 def test_decoders_support_views_1_to_8_and_10_to_13(found):
     for family in KINDS["decoders"]:
-        refused = {name for name, why in found[family].items() if why is not None and NUMBERS[name] not in (9, 14)}
-        assert not refused, (family, refused)
+        unsupported = {name for name, why in found[family].items() if why is not None and NUMBERS[name] not in (9, 14)}
+        assert not unsupported, (family, unsupported)
         assert found[family]["alignment"] is not None
 
 
 def test_alignment_needs_a_source(found):
-    served = {family for family, row in found.items() if row["alignment"] is None}
-    assert served == {*KINDS["encoder-decoders"], *KINDS["recurrent encoder-decoders"]} - {"no attention"}
+    supported = {family for family, row in found.items() if row["alignment"] is None}
+    assert supported == {*KINDS["encoder-decoders"], *KINDS["recurrent encoder-decoders"]} - {"no attention"}
 
 
 if __name__ == "__main__":

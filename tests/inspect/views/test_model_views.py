@@ -194,7 +194,7 @@ def test_every_view_has_a_description():
 
 
 def test_unknown_view_error_names_the_nearest():
-    with pytest.raises(RequestError, match="no view 'cel'; the nearest is 'cell'"):
+    with pytest.raises(RequestError, match="unknown view 'cel'; the nearest is 'cell'"):
         find_view("cel")
 
 

@@ -563,7 +563,7 @@ def test_out_of_range_parameters_raise_request_error(name, given, match):
         ("embedding", {"token": "1", "table": "middle"}, "must be one of 'input', 'source', 'output', got 'middle'"),
         ("embedding_map", {"tokens": "1,b"}, "tokens must be a whole number, got 'b'"),
         ("sampling", {"temperature": "hot"}, "temperature must be a number, got 'hot'"),
-        ("changed", {"other": "abc"}, "other is a trace"),
+        ("changed", {"other": "abc"}, "other must be another trace"),
     ],
 )
 def test_invalid_text_parameters_raise_request_error(name, given, match):

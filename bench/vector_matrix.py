@@ -1,6 +1,6 @@
-"""One row times a matrix, in each of the two layouts that checkpoints have: what decoding one text is made of.
+"""Measure vector-matrix products, the cost of decoding one sequence, for both layouts of matrices in checkpoints.
 
-python bench/one_row.py [--threads N] [--rounds 9]
+python bench/vector_matrix.py [--threads N] [--rounds 9]
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import torch.nn.functional as F
 from compare import add_arguments, alternate, show_ratio, table
 
 MATRICES = ((768, 768), (3072, 768), (768, 3072), (50257, 768))
-READ = 400e6  # bytes of matrices that are gone through in turn, so that none is still in a cache
+TOTAL_BYTES = 400e6  # of the matrices of a measurement, so that none is still in a cache
 
 
-def one_row(rows: int, columns: int, dtype: torch.dtype, args: argparse.Namespace) -> list[str]:
-    """[1, in] times a matrix stored [out, in], as Linear has it, and [in, out], as GPT-2's checkpoints have it."""
-    number = max(2, int(READ / (rows * columns * dtype.itemsize)))
+def measure(rows: int, columns: int, dtype: torch.dtype, args: argparse.Namespace) -> list[str]:
+    """Multiply [1, in] by matrices stored as [out, in] (nn.Linear) and as [in, out] (GPT-2's checkpoints)."""
+    number = max(2, int(TOTAL_BYTES / (rows * columns * dtype.itemsize)))
     matrices = [torch.randn(rows, columns).to(dtype) for _ in range(number)]
-    turned, x, bias = (
+    transposed, x, bias = (
         [w.T.contiguous() for w in matrices],
         torch.randn(1, columns).to(dtype),
         torch.zeros(rows).to(dtype),
     )
     sides: dict[str, Callable[[], object]] = {
         "out, in": lambda: [F.linear(x, w, bias) for w in matrices],
-        "in, out": lambda: [torch.addmm(bias, x, w) for w in turned],
+        "in, out": lambda: [torch.addmm(bias, x, w) for w in transposed],
     }
     with torch.inference_mode():
         times = alternate(sides, args.rounds, clock=args.clock)
@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"{args.threads} threads, {args.clock} clock\n")
-    rows = [one_row(*size, dtype, args) for dtype in (torch.float32, torch.bfloat16) for size in MATRICES]
+    rows = [measure(*size, dtype, args) for dtype in (torch.float32, torch.bfloat16) for size in MATRICES]
     print(table(["matrix", "[out, in]", "[in, out]", "[out, in] is"], rows))
 
 
