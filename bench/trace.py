@@ -2,10 +2,11 @@
 
     python bench/trace.py [--tokens 512] [--rounds 5] [--threads N]
 
-Both have the same random weights and store the output of each block, keys and values, and the attention probabilities
-of all layers ("everything") or of one. A row of the table is a setting: transformers computes the logits of all tokens
-by default, a trace on request. The time of a trace includes checks of its recomputed values. Memory is that of the
-tensors which are stored at the end. The last table is the cost of disabled taps as a fraction of a decode step.
+Both models have the same random weights and store the output of each block, keys and values, and the attention
+probabilities of all layers ("everything") or of one layer. Each row of the table is a setting: transformers computes
+the logits of all tokens by default, a trace on request. The time of a trace includes checks of its recomputed values.
+Memory is the size of the tensors that are stored at the end. The last table is the cost of disabled taps as a
+fraction of a decode step.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from glassformer.nn.step import LayerStep, Step
 
 SHAPE = ShapeConfig("gpt2", d_model=768, n_layers=12, n_heads=12, context=1024).fill(50257)
 LAYER = 5
-THEIRS, LESS = "theirs", "theirs, logits of the last token"
+THEIRS, THEIRS_LAST = "theirs", "theirs, logits of the last token"
 
 
 def make_models(tokens: int) -> tuple[LanguageModel, nn.Module, Tensor]:
     """Return both models with the same weights, and random token ids."""
     theirs = transformers_model(SHAPE).eval()
-    theirs.set_attn_implementation("eager")  # pyright: ignore  # which returns probabilities
+    theirs.set_attn_implementation("eager")  # pyright: ignore  # eager attention returns probabilities
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)  # pyright: ignore
         lm = load(folder, dtype="float32", device="cpu")
@@ -64,30 +65,30 @@ def main() -> None:
         cache = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
         stored[side] = [*out.hidden_states, *out.attentions, *cache, out.logits]
 
-    def traced(side: str, layers: range, read: tuple[str, ...]) -> None:
-        t = lm.trace(text, capture=read)
-        found = [t[f"blocks.{i}.resid_post"].tensor for i in range(n)]
-        found += [t[f"blocks.{i}.attn.probs"].tensor for i in layers]
-        found += [t["final.logits"].tensor] if "final.logits" in read else []
-        stored[side] = [*found, *t.captured.tensors.values()]
+    def traced(side: str, layers: range, capture: tuple[str, ...]) -> None:
+        t = lm.trace(text, capture=capture)
+        tensors = [t[f"blocks.{i}.resid_post"].tensor for i in range(n)]
+        tensors += [t[f"blocks.{i}.attn.probs"].tensor for i in layers]
+        tensors += [t["final.logits"].tensor] if "final.logits" in capture else []
+        stored[side] = [*tensors, *t.captured.tensors.values()]
 
-    one = range(LAYER, LAYER + 1)
+    one_layer = range(LAYER, LAYER + 1)
     sides = {
         THEIRS: lambda: theirs(THEIRS, 0),
-        LESS: lambda: theirs(LESS, 1),
+        THEIRS_LAST: lambda: theirs(THEIRS_LAST, 1),
         "everything, and all logits": lambda: traced(
             "everything, and all logits", range(n), ("*.attn.probs", "final.logits")
         ),
         "everything": lambda: traced("everything", range(n), ("*.attn.probs",)),
-        "one layer": lambda: traced("one layer", one, (f"blocks.{LAYER}.attn.probs",)),
+        "one layer": lambda: traced("one layer", one_layer, (f"blocks.{LAYER}.attn.probs",)),
     }
     times = alternate(sides, args.rounds, clock=args.clock, warmup=1)
     check(lm, model, ids)
     print(f"\n124M, {args.tokens} tokens, float32, {args.threads} threads, {args.clock} clock\n")
-    rows = []
+    rows, baselines = [], (THEIRS, THEIRS_LAST)
     for side in sides:
         size = storage_bytes(stored[side])
-        faster = ["", ""] if side in (THEIRS, LESS) else [show_ratio(times[side], times[one]) for one in (THEIRS, LESS)]
+        faster = ["", ""] if side in baselines else [show_ratio(times[side], times[other]) for other in baselines]
         share = f"{size / storage_bytes(stored[THEIRS]):.2f}"
         rows.append([side, f"{statistics.median(times[side]) * 1e3:.0f} ms", *faster, f"{size / 1e6:.0f} MB", share])
     print(table(["side", "time", "speedup", "speedup over last logits", "memory", "relative"], rows))
@@ -113,39 +114,38 @@ def taps_off(model: Decoder, rounds: int) -> list[list[str]]:
     ids, cache = torch.zeros(1, 1, dtype=torch.long), DenseCache.of(model.config, 1, 256)
     calls, see = 0, LayerStep.see
 
-    def counted(self: LayerStep, name: str, value: Tensor) -> Tensor:
+    def see_and_count(self: LayerStep, name: str, value: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
         return see(self, name, value)
 
-    def one() -> None:
+    def decode_step() -> None:
         step = Step(cache.extend([1]), cache=cache, attend=attend_fused)
         model.logits(model.hidden(ids, step)[:, 0], step)
 
-    LayerStep.see = counted
-    one()
+    LayerStep.see = see_and_count
+    decode_step()
     LayerStep.see = see
-    calls += (
-        4 + 3 * model.config.n_layers
-    )  # outside the blocks, and the checks for edits of heads, scores and probabilities
+    # taps outside the blocks, and the checks for edits of heads, scores and probabilities in each block
+    calls += 4 + 3 * model.config.n_layers
     times = []
     for _ in range(10 * rounds):
         begin = time.perf_counter()
-        one()
+        decode_step()
         times.append(time.perf_counter() - begin)
     step, x = Step(torch.zeros(1, 1, dtype=torch.long)).layer(0), torch.zeros(1)
-    each = []
+    call_times = []
     for _ in range(rounds):
         begin = time.perf_counter()
         for _ in range(100_000):
             step.see("attn.z", x)
-        each.append((time.perf_counter() - begin) / 100_000)
-    took, cost = statistics.median(times), statistics.median(each)
+        call_times.append((time.perf_counter() - begin) / 100_000)
+    step_time, cost = statistics.median(times), statistics.median(call_times)
     return [
         ["calls in a decode step", f"{calls}"],
         ["one call", f"{cost * 1e9:.0f} ns"],
-        ["a decode step", f"{took * 1e3:.1f} ms"],
-        ["share", f"{calls * cost / took:.4%}"],
+        ["a decode step", f"{step_time * 1e3:.1f} ms"],
+        ["share", f"{calls * cost / step_time:.4%}"],
     ]
 
 

@@ -1,6 +1,6 @@
-"""A decoder in NumPy, float64, one token, one head, one key at a time: from the equations alone, nothing of ours in it.
+"""A decoder in NumPy, float64, one token, head and key at a time, written from the equations without Glassformer.
 
-Weights come by name, [out, in]. `run` returns every number by the name of its point, with T tokens and no batch axis.
+Weights are given by name, [out, in]. `run` returns the values of every point by name, with T tokens and no batch axis.
 """
 
 import math
@@ -11,13 +11,13 @@ NORMS = {"pre": "norm", "out": "out_norm", "post": "post_norm"}  # parameter nam
 
 
 def linear(w, name, x):
-    """W x + b of one vector."""
+    """Return W x + b for one vector."""
     y = w[f"{name}.weight"] @ x
     return y + w[f"{name}.bias"] if f"{name}.bias" in w else y
 
 
 def norm(w, name, config, x):
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) of one vector; none: itself."""
+    """Apply LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) to one vector; None is the identity."""
     if config is None:
         return x
     if config.kind == "layer":
@@ -28,7 +28,7 @@ def norm(w, name, config, x):
 
 
 def rotate(rope, x, position):
-    """Pair i of R/2, dimensions i and i + R/2, turned by position * theta^(-2i/R) (Su et al. 2021)."""
+    """Rotate dimensions i and i + R/2 by position * theta^(-2i/R), for i < R/2 (Su et al. 2021)."""
     size, y = rope.dim or len(x), x.copy()
     half = size // 2
     for i in range(half):
@@ -51,7 +51,7 @@ ACTIVATIONS = {
 
 
 def normed_heads(w, name, config, heads):
-    """Queries or keys of one token, [H, Dh], after their norm."""
+    """Return the normalized queries or keys of one token, [H, Dh]."""
     if config.qk_norm_over == "width":
         return norm(w, name, config.qk_norm, heads.reshape(-1)).reshape(heads.shape)
     each = config.qk_norm_over == "each"
@@ -59,7 +59,7 @@ def normed_heads(w, name, config, heads):
 
 
 def attention(w, name, config, x, see, hidden, group_of):
-    """Multi-head attention over the rows x [T, D] (Vaswani et al. 2017, equation 1, section 3.2.2)."""
+    """Apply multi-head attention to x [T, D] (Vaswani et al. 2017, equation 1, section 3.2.2)."""
     n, size = len(x), config.head_dim
     found = {}
     for part, heads in (("q", config.n_heads), ("k", config.n_kv_heads), ("v", config.n_kv_heads)):
@@ -102,7 +102,7 @@ def attention(w, name, config, x, see, hidden, group_of):
 
 
 def feed_forward(w, name, config, x, see):
-    """down(act(up x)), or gated, down(act(gate x) * up x) (Shazeer 2020), of the rows x [T, D]."""
+    """Return down(act(up x)), or gated, down(act(gate x) * up x) (Shazeer 2020), for x [T, D]."""
     act = ACTIVATIONS[config.activation]
     up = see("up", np.array([linear(w, f"{name}.up", row) for row in x]))
     if config.gated:
@@ -114,7 +114,7 @@ def feed_forward(w, name, config, x, see):
 
 
 def experts(w, name, layer, x, see):
-    """Each token through its best k experts, weighed by their probabilities (Shazeer et al. 2017, equation 1)."""
+    """Sum the top k experts of each token, weighted by their probabilities (Shazeer et al. 2017, equation 1)."""
     router = see(f"{name}.router", np.array([linear(w, f"{name}.router", row) for row in x]))
     rows = []
     for row, logits in zip(x, router, strict=True):
@@ -127,9 +127,10 @@ def experts(w, name, layer, x, see):
 
 
 def run(config, weights, ids, change=None, hidden=(), group_of=lambda h, c: h // (c.n_heads // c.n_kv_heads)):
-    """Every number of one text. change: a function of (name, value) that gives what flows on instead of a value.
+    """Return the values of every point for one text.
 
-    hidden: (attention's name, query, key) that are masked. group_of: which key head a query head reads.
+    change: a function of (name, value) that returns the value to continue with. hidden: masked keys, as (name of the
+    attention, query, key). group_of: a function of (query head, config) that returns the key head.
     """
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     found = {}

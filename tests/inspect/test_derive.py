@@ -1,4 +1,4 @@
-"""What is computed afterwards: against attend_reference, NumPy and the model's own output; its error is honest."""
+"""Derived points equal attend_reference, NumPy and the model's output, and report their error."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_reference, 
 from glassformer.nn.step import Step
 
 
-def kept(model, ids, **step):
-    """A pass's live points, its Step, and each layer's own scores and probabilities, seen inside attend_reference."""
+def capture(model, ids, **step):
+    """Return the live points of a forward pass, its Step, and each layer's scores and probabilities."""
     tap, inside = Everything(), []
 
     def attend(*args):
@@ -29,10 +29,10 @@ def kept(model, ids, **step):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_scores_and_probabilities_are_those_of_the_definition(name):
+def test_scores_and_probabilities_equal_the_reference(name):
     model = MODELS[name]
     ids = random_ids(model.config, 2, 11)
-    seen, step, inside = kept(model, ids)
+    seen, step, inside = capture(model, ids)
     for i, (scores, probs) in enumerate(inside):
         view = step.view(model.blocks[i].attn.spec)
         for end, want in (("scores", scores), ("probs", probs)):
@@ -42,8 +42,8 @@ def test_scores_and_probabilities_are_those_of_the_definition(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_after_the_fast_backend_the_error_is_that_of_the_identity(name):
-    """Kept from SDPA, recomputed: P·V is z but for rounding, and the error says by how much."""
+def test_error_after_sdpa_is_that_of_the_identity(name):
+    """With values captured from SDPA, P·V equals z up to rounding, and the error is max |P·V - z|."""
     model = MODELS[name]
     ids, tap = random_ids(model.config, 2, 11), Everything()
     step = Step.of(ids, tap=tap)
@@ -59,13 +59,13 @@ def test_after_the_fast_backend_the_error_is_that_of_the_identity(name):
             if block.attn.sinks is None:
                 assert_near(got.value.sum(-1), torch.ones(got.value.shape[:-1]), 1e-6)
             else:
-                assert got.value.sum(-1).max() < 1, "sinks take none"
+                assert got.value.sum(-1).max() < 1, "sinks have no effect"
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_heads_sum_to_what_attention_writes(name):
+def test_heads_sum_to_the_attention_output(name):
     model = MODELS[name]
-    seen, step, _ = kept(model, random_ids(model.config, 2, 11))
+    seen, step, _ = capture(model, random_ids(model.config, 2, 11))
     for i, block in enumerate(model.blocks):
         got = derive(model, f"blocks.{i}.attn.heads", seen, step.view(block.attn.spec))
         z, w = seen[f"blocks.{i}.attn.z"].double().numpy(), block.attn.o.weight.detach().double().numpy()
@@ -77,9 +77,9 @@ def test_heads_sum_to_what_attention_writes(name):
         assert 0 <= got.error < 1e-5
 
 
-def test_the_error_tells_when_something_else_was_kept():
+def test_error_is_large_for_wrong_inputs():
     model = MODELS["qwen3"]
-    seen, step, _ = kept(model, random_ids(model.config, 2, 11))
+    seen, step, _ = capture(model, random_ids(model.config, 2, 11))
     view = step.view(model.blocks[0].attn.spec)
     for part, point in (("z", "probs"), ("v", "probs"), ("z", "heads"), ("out", "heads")):
         wrong = dict(seen)
@@ -87,9 +87,9 @@ def test_the_error_tells_when_something_else_was_kept():
         assert derive(model, f"blocks.0.attn.{point}", wrong, view).error > 0.02
 
 
-def test_needs_are_enough():
+def test_needs_are_sufficient():
     model = MODELS["gpt2"]
-    seen, step, _ = kept(model, random_ids(model.config, 2, 11))
+    seen, step, _ = capture(model, random_ids(model.config, 2, 11))
     for name in points.derived(model.config):
         few = {need: seen[need] for need in points.needs(model.config, name)}
         spec = model.blocks[int(name.split(".")[1])].attn.spec
@@ -97,10 +97,10 @@ def test_needs_are_enough():
 
 
 @pytest.mark.parametrize("name", ["qwen3", "latents"])
-def test_the_queries_of_a_cached_pass_over_all_keys(name):
-    """Of a pass over the last tokens: keys and values of all passes, one behind the other, and their own mask.
+def test_queries_of_a_cached_forward_pass_over_all_keys(name):
+    """The concatenated keys and values of two forward passes explain z of the second.
 
-    The second pass absorbs where there are latents: what it shows of keys and values still explains its z.
+    A model with latents absorbs projections in the second forward pass; its captured keys and values still explain z.
     """
     model = MODELS[name]
     ids, cache, taps = random_ids(model.config, 1, 11), DenseCache.of(model.config, 1, 11), []
@@ -108,24 +108,24 @@ def test_the_queries_of_a_cached_pass_over_all_keys(name):
         taps.append(Everything())
         with torch.no_grad():
             model(part, Step(cache.extend([part.shape[1]]), cache=cache, tap=taps[-1]))
-    whole = Everything()
-    step = Step.of(ids, tap=whole)
-    run(model, ids, tap=whole)
+    full = Everything()
+    step = Step.of(ids, tap=full)
+    run(model, ids, tap=full)
     for i, block in enumerate(model.blocks):
         k, v = (torch.cat([tap.seen[f"blocks.{i}.attn.{p}"] for tap in taps], 1) for p in ("k_rot", "v"))
         q, z = (taps[-1].seen[f"blocks.{i}.attn.{p}"] for p in ("q_rot", "z"))
         at, spec = torch.arange(11)[None], block.attn.spec
         got = attended(spec, q, k, v, z, Visibility(at[:, 7:], at, visible(spec, at[:, 7:], at)))
-        want = derive(model, f"blocks.{i}.attn.probs", whole.seen, step.view(spec))
+        want = derive(model, f"blocks.{i}.attn.probs", full.seen, step.view(spec))
         assert_near(got.probs, want.value[:, :, 7:])
         assert got.error < 1e-5
 
 
-def test_the_cap_of_a_model_is_in_its_scores():
-    """And clips, and norms over all heads, are in what the scores are made from."""
+def test_softcap_is_part_of_the_scores():
+    """Clipping and norms over all heads are part of the queries and keys."""
     for family, cap in (("gemma2", 10.0), ("olmo", None), ("olmo2", None), ("stablelm", None)):
         model = tiny(family)
-        seen, step, inside = kept(model, random_ids(model.config, 2, 11))
+        seen, step, inside = capture(model, random_ids(model.config, 2, 11))
         for i, block in enumerate(model.blocks):
             got = derive(model, f"blocks.{i}.attn.scores", seen, step.view(block.attn.spec))
             assert torch.equal(got.value, inside[i][0])
@@ -137,7 +137,7 @@ def test_the_cap_of_a_model_is_in_its_scores():
                 assert seen[f"blocks.{i}.attn.v"].abs().max() == block.attn.config.clip
 
 
-def test_biases_sinks_and_caps_are_part_of_it():
+def test_biases_sinks_and_softcap_are_recomputed():
     g = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(1, 5, 4, 8, generator=g),

@@ -1,4 +1,4 @@
-"""Edits: each against a change made without it: in the weights, in the reference's equations, in another run."""
+"""Each edit equals an independent change: in the weights, in the reference's equations or in another run."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ NOTHING = {
 }
 
 
-def written(lm, ids, **how):
+def generated(lm, ids, **how):
     return lm.generate(ids, **(GREEDY | how)).continuations[0].ids
 
 
@@ -49,27 +49,27 @@ def logits(lm, ids, *edits):
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_an_edit_that_changes_nothing_changes_no_token(family):
-    """Scaled by 1 at every point of the model at once: the same text, and the same numbers."""
+def test_neutral_edits_change_no_token(family):
+    """Scaling by 1 at every point at once changes neither the text nor the values."""
     lm = language(family)
-    made_anew = (".k", ".v", ".k_rot") if "deepseek" in family else ()
+    recomputed = (".k", ".v", ".k_rot") if "deepseek" in family else ()
     names = [
-        name for name in lm.trace([1, 2]).names() if not name.endswith((".scores", ".probs", ".heads", *made_anew))
+        name for name in lm.trace([1, 2]).names() if not name.endswith((".scores", ".probs", ".heads", *recomputed))
     ]
     edits = [scale(name, 1.0) for name in names]
-    assert written(lm, text(lm), edit=edits) == written(lm, text(lm))
+    assert generated(lm, text(lm), edit=edits) == generated(lm, text(lm))
     assert torch.equal(logits(lm, text(lm), *edits), logits(lm, text(lm)))
     derived = [scale(f"blocks.1.attn.{end}", 1.0) for end in ("scores", "probs", "heads")]
-    assert written(lm, text(lm), edit=derived) == written(lm, text(lm))
+    assert generated(lm, text(lm), edit=derived) == generated(lm, text(lm))
     near(logits(lm, text(lm), *derived), logits(lm, text(lm)), "logits", 1e-5)
 
 
-# ---- each operation, by the reference
+# ---- each operation, compared with the reference
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2", "gpt_neox"])
-def test_every_operation_is_the_references(family):
-    """At every point, of some head, position and dimension: what flows on is what the equations make of it."""
+def test_every_operation_equals_the_reference(family):
+    """Edit one head, position or dimension of each point; later values equal the edited reference."""
     lm = language(family)
     ids, plain = text(lm), known(lm, text(lm))["final.logits"]
     moved = 0
@@ -107,12 +107,12 @@ def test_every_operation_is_the_references(family):
             near(t[other].tensor, want[other], f"{other} under an edit of {name}")
             assert t[other].error < 1e-3, f"{other} under an edit of {name}"
         moved += np.abs(want["final.logits"] - plain).max() > 1e-3
-    assert moved > 20, "the edits above move nothing"
+    assert moved > 20, "too few edits change the logits"
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gpt_oss", "gemma2", "falcon"])
-def test_a_silenced_head_is_one_whose_columns_of_w_o_are_zero(family):
-    """On attn.z, before W_o: the whole text that is then written is that of a model without these weights."""
+def test_ablated_head_equals_zero_columns_of_w_o(family):
+    """Ablating a head at attn.z, before W_o, generates the text of a model without these weights."""
     lm = language(family)
     other = LanguageModel(copy.deepcopy(lm.model))
     size = lm.config.layers[1].attention.head_dim
@@ -120,15 +120,15 @@ def test_a_silenced_head_is_one_whose_columns_of_w_o_are_zero(family):
         other.model.blocks[1].attn.o.weight[:, 2 * size : 3 * size] = 0
     edit = [ablate("blocks.1.attn.z", head=2)]
     near(logits(lm, text(lm), *edit), logits(other, text(lm)), "logits", 1e-5)
-    assert written(lm, text(lm), edit=edit) == written(other, text(lm))
-    assert written(lm, text(lm), edit=[ablate("blocks.1.attn.heads", head=2)]) == written(other, text(lm))
+    assert generated(lm, text(lm), edit=edit) == generated(other, text(lm))
+    assert generated(lm, text(lm), edit=[ablate("blocks.1.attn.heads", head=2)]) == generated(other, text(lm))
     scored, want = (one.score(text(lm), **how).logprob for one, how in ((lm, {"edit": edit}), (other, {})))
     assert abs(scored - want) < 1e-3
-    assert abs(lm.score(text(lm)).logprob - want) > 1e-2, "the head does nothing"
+    assert abs(lm.score(text(lm)).logprob - want) > 1e-2, "the head has no effect"
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2", "smollm3"])
-def test_a_knocked_out_key_is_one_that_the_mask_hides(family):
+def test_knockout_equals_a_masked_key(family):
     lm = language(family)
     ids, hidden = text(lm), {("blocks.1.attn", 8, 6), ("blocks.1.attn", 8, 8), ("blocks.0.attn", 5, 4)}
     edits = [knockout("blocks.1.attn.scores", query=8, key=[6, 8]), knockout("blocks.0.attn.scores", query=5, key=4)]
@@ -147,8 +147,8 @@ def test_a_knocked_out_key_is_one_that_the_mask_hides(family):
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_patched_at_all_positions_it_is_the_other_run(family):
-    """The residual stream of another text at every position: from there on everything is that text's."""
+def test_patch_at_all_positions_equals_the_source_run(family):
+    """After a patch of the residual stream at every position, all later values equal those of the source run."""
     lm = language(family)
     source = lm.trace(text(lm, seed=2))
     t = lm.trace(text(lm), edit=[patch("blocks.1.resid_pre", source)])
@@ -167,8 +167,8 @@ def test_patched_at_all_positions_it_is_the_other_run(family):
     near(lm.trace(text(lm), edit=some)["blocks.1.attn.z"].tensor, source["blocks.1.attn.z"].tensor, "z", 1e-5)
 
 
-def test_a_part_of_a_point_is_patched():
-    """One head of two positions; scores of one query; and of a shorter text what it has."""
+def test_patch_of_selected_heads_positions_and_queries():
+    """Patch one head at two positions, probabilities of one query, and the positions of a shorter text."""
     lm = language("qwen3")
     source, plain = lm.trace(text(lm, seed=2)), lm.trace(text(lm))
     t = lm.trace(text(lm), edit=[patch("blocks.1.attn.z", source, head=3, position=(9, 4))])
@@ -185,13 +185,13 @@ def test_a_part_of_a_point_is_patched():
     assert torch.equal(t["blocks.2.resid_pre"].tensor[5:], plain["blocks.2.resid_pre"].tensor[5:])
 
 
-# ---- positions, whatever a pass brings
+# ---- positions in chunked prefill and decoding
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2", "mistral", "phi3"])
 @pytest.mark.parametrize("chunk", [512, 4])
-def test_positions_are_the_texts_in_every_chunking(family, chunk, monkeypatch):
-    """Prefill in chunks, then one token at a time: the numbers of the whole text read at once under the same edit."""
+def test_edit_positions_do_not_depend_on_chunking(family, chunk, monkeypatch):
+    """Chunked prefill and decoding give the values of one forward pass over the complete text."""
     monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
     lm = language(family)
     vector = torch.linspace(-2, 2, 48)
@@ -207,13 +207,13 @@ def test_positions_are_the_texts_in_every_chunking(family, chunk, monkeypatch):
     for name in t.names():
         near(t[name].tensor, whole[name].tensor, name, 3e-5)
         assert t[name].error < 1e-3, name
-    assert t.ids == (*text(lm, 10), *written(lm, text(lm, 10), max_tokens=6, edit=edits))
+    assert t.ids == (*text(lm, 10), *generated(lm, text(lm, 10), max_tokens=6, edit=edits))
     best = whole["final.logits"].tensor.argmax(-1)
-    assert tuple(best[9:15].tolist()) == t.ids[10:], "each token is the likeliest under the edit"
+    assert tuple(best[9:15].tolist()) == t.ids[10:], "each token has the highest edited logit"
 
 
-def test_minus_one_is_every_token_from_which_a_new_one_is_written():
-    """The last of the prompt, and each written one: the same as naming them all."""
+def test_position_minus_one_is_every_generating_position():
+    """Position -1 selects the last prompt token and each generated token."""
     for family in ("qwen3", "gpt2"):
         lm = language(family)
         for make in (
@@ -221,19 +221,19 @@ def test_minus_one_is_every_token_from_which_a_new_one_is_written():
             lambda at: add("blocks.1.resid_post", torch.linspace(-3, 3, 48), position=at),
             lambda at: replace("final.logits", 99.0, position=at, dim=5),
         ):
-            a, b = (written(lm, text(lm, 10), edit=[make(at)]) for at in (-1, list(range(9, 22))))
+            a, b = (generated(lm, text(lm, 10), edit=[make(at)]) for at in (-1, list(range(9, 22))))
             assert a == b
             t = lm.trace(text(lm, 10), edit=[make(-1)], **GREEDY)
             assert t.ids[10:] == a
             whole = lm.trace(t.ids, edit=[make(tuple(range(9, len(t))))])
             near(t["final.logits"].tensor, whole["final.logits"].tensor, "logits", 3e-5)
-        assert set(written(lm, text(lm, 10), edit=[replace("final.logits", 99.0, position=-1, dim=5)])) == {5}
+        assert set(generated(lm, text(lm, 10), edit=[replace("final.logits", 99.0, position=-1, dim=5)])) == {5}
         read = lm.trace(text(lm), edit=[scale("blocks.1.mlp.out", 3.0, position=-1)])
         assert torch.equal(read["blocks.1.mlp.out"].tensor[:-1], lm.trace(text(lm))["blocks.1.mlp.out"].tensor[:-1])
         assert not torch.equal(read["blocks.1.mlp.out"].tensor[-1], lm.trace(text(lm))["blocks.1.mlp.out"].tensor[-1])
 
 
-def test_nothing_left_of_an_edit_changes():
+def test_positions_before_an_edit_do_not_change():
     for family in ("qwen3", "gpt2", "gemma2"):
         lm = language(family)
         plain = lm.trace(text(lm))
@@ -244,8 +244,8 @@ def test_nothing_left_of_an_edit_changes():
             assert (t["final.logits"].tensor[6:] - plain["final.logits"].tensor[6:]).abs().max() > 1e-3
 
 
-def test_a_hidden_key_stays_hidden():
-    """An edit of scores or probabilities never lets a query see what comes after it, or what is out of its window."""
+def test_edits_do_not_unmask_keys():
+    """No edit of scores or probabilities lets a query attend to masked keys."""
     lm = language("qwen3")
     plain = lm.trace(text(lm))
     for edit in (replace("blocks.1.attn.scores", 50.0, key=9), replace("blocks.1.attn.probs", 1.0, key=9)):
@@ -254,46 +254,46 @@ def test_a_hidden_key_stays_hidden():
         assert (t["final.logits"].tensor[9:] - plain["final.logits"].tensor[9:]).abs().max() > 1e-3
 
 
-# ---- whose row it is
+# ---- edits of one sequence of a batch
 
 
-def test_an_edit_of_one_continuation_leaves_the_others_alone():
-    """Four continuations, one of them edited: in the prompt too, which they then read apart."""
+def test_edit_of_one_continuation_does_not_change_the_others():
+    """Edit one of four continuations, in its prompt too, which is then prefilled separately."""
     for family, sampling in (("qwen3", {}), ("gpt2", {"presence_penalty": 0.3})):
         lm = language(family)
         asked = {"max_tokens": 14, "temperature": 1.0, "seed": 3, "n": 4} | sampling
         plain = [c.ids for c in lm.generate(text(lm), **asked).continuations]
         edits = [scale("blocks.1.attn.z", -1.0, head=1, row=2), add("embed.out", 0.3, position=2, row=2)]
         some = [c.ids for c in lm.generate(text(lm), edit=edits, **asked).continuations]
-        every = [replace_row(edit) for edit in edits]
+        every = [without_row(edit) for edit in edits]
         all_of_them = [c.ids for c in lm.generate(text(lm), edit=every, **asked).continuations]
         assert [some[i] for i in (0, 1, 3)] == [plain[i] for i in (0, 1, 3)]
         assert some[2] == all_of_them[2] != plain[2]
 
 
-def replace_row(edit):
+def without_row(edit):
     from dataclasses import replace as other
 
     return other(edit, row=None)
 
 
-def test_rows_that_leave_do_not_shift_an_edit():
-    """Continuations end at different tokens: an edit of the last row stays with its own text."""
+def test_finished_continuations_do_not_shift_an_edit():
+    """Continuations end at different tokens; an edit of the last one still applies to it alone."""
     lm = LanguageModel(language("qwen3").model, end_ids=range(0, 97, 5))
     asked = {"max_tokens": 20, "temperature": 1.3, "seed": 1, "n": 6}
     plain = [c.ids for c in lm.generate(text(lm), **asked).continuations]
-    assert len({len(ids) for ids in plain}) > 2, "all end at once: nothing is tried"
+    assert len({len(ids) for ids in plain}) > 2, "all continuations end at once"
     edited = lm.generate(text(lm), edit=[replace("final.logits", 50.0, dim=7, position=range(13, 30), row=5)], **asked)
     found = [c.ids for c in edited.continuations]
     assert found[:5] == plain[:5]
     assert len(found[5]) < 3 or set(found[5][3:]) == {7}
 
 
-# ---- numbers that are none
+# ---- NaN
 
 
-def test_numbers_that_are_none_are_shown_as_such():
-    """A query that sees no key: NaN in the trace, in the score, and where a token would be drawn a clear refusal."""
+def test_nan_is_shown_and_sampling_from_it_raises():
+    """A query without visible keys gives NaN in the trace and the score; sampling a token raises RequestError."""
     lm = language("qwen3")
     blind = knockout("blocks.1.attn.scores", query=5)
     t = lm.trace(text(lm), edit=[blind])
@@ -304,12 +304,12 @@ def test_numbers_that_are_none_are_shown_as_such():
     assert math.isnan(lm.score(text(lm), edit=[blind]).perplexity)
     for how in ({}, {"edit": [knockout("blocks.0.attn.scores", query=13)]}):
         with pytest.raises(RequestError, match="the edits make the logits NaN"):
-            written(lm, text(lm), edit=[blind, *how.get("edit", [])])
+            generated(lm, text(lm), edit=[blind, *how.get("edit", [])])
     late = [knockout("blocks.1.attn.scores", query=13)]
     t = lm.trace(text(lm), edit=late, **GREEDY)
     assert t.finish == "nan"
-    assert len(t) == 14, "what was read is there, the token that made no numbers too"
-    assert t.ids[11:] == written(lm, text(lm))[:3]
+    assert len(t) == 14, "the trace includes the token whose logits are NaN"
+    assert t.ids[11:] == generated(lm, text(lm))[:3]
     assert t["final.logits"].tensor[13].isnan().all()
     pieces = []
     with pytest.raises(RequestError, match="the edits make"):
@@ -317,10 +317,10 @@ def test_numbers_that_are_none_are_shown_as_such():
     assert lm.trace(text(lm), edit=[replace("embed.out", math.nan, position=2)])["embed.out"].tensor[2].isnan().all()
 
 
-# ---- an edit is data
+# ---- edits as JSON
 
 
-def test_edits_are_data_and_come_back_from_json():
+def test_edits_round_trip_through_json():
     lm = language("qwen3")
     source, store = lm.trace(text(lm, seed=2)), Store()
     edits = [
@@ -349,7 +349,7 @@ def test_edits_are_data_and_come_back_from_json():
     assert torch.equal(t["final.logits"].tensor, again["final.logits"].tensor)
 
 
-def test_the_key_of_a_cache_changes_from_the_first_position_touched():
+def test_edits_key_changes_from_the_first_edited_position():
     edits = [ablate("blocks.1.attn.z", head=1, position=(7, 5)), knockout("blocks.1.attn.scores", query=-1, key=2)]
     assert [edit.first(10) for edit in edits] == [5, 9]
     assert ablate("blocks.1.attn.z").first(10) == 0
@@ -362,7 +362,7 @@ def test_the_key_of_a_cache_changes_from_the_first_position_touched():
     assert keys[9] == edits_key([from_json(edit.json) for edit in edits], 9, 10)
 
 
-def test_a_store_is_bounded():
+def test_store_is_bounded():
     store = Store(400)
     name = store.put(torch.ones(60))
     assert torch.equal(store.get(name), torch.ones(60))
@@ -406,7 +406,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("edit", "message"), WRONG)
-def test_an_edit_of_a_place_that_is_not_there_says_what_is(edit, message):
+def test_invalid_edits_raise_request_error(edit, message):
     lm = language("qwen3")
     for use in (lm.trace, lm.score, lm.generate, lm.stream):
         some = {"max_tokens": 1} if use in (lm.generate, lm.stream) else {}
@@ -415,7 +415,7 @@ def test_an_edit_of_a_place_that_is_not_there_says_what_is(edit, message):
             use(ids, edit=[from_json(edit)], **some)
 
 
-def test_wrong_vectors_are_told_their_shape():
+def test_wrong_shapes_raise_request_error():
     lm = language("qwen3")
     source = lm.trace(text(lm, seed=2))
     for edit, message in (
@@ -436,8 +436,8 @@ def test_wrong_vectors_are_told_their_shape():
             what()
 
 
-def test_one_query_of_many_rows_of_another_kind(monkeypatch):
-    """Rows of different lengths in one pass, padded: an edit's positions are each text's own."""
+def test_edits_of_sequences_of_different_lengths(monkeypatch):
+    """In a padded batch, the positions of an edit are those of each sequence."""
     from glassformer.cache.dense import DenseCache
     from glassformer.inspect.capture.capture import CapturingTap
     from glassformer.inspect.edits.apply import Edits
@@ -461,7 +461,7 @@ def test_one_query_of_many_rows_of_another_kind(monkeypatch):
             with torch.no_grad():
                 found.append(lm.model(some, step))
         for row in (0, 1):
-            alone = [replace_row(edit) for edit in edits if edit.row in (None, row)]
+            alone = [without_row(edit) for edit in edits if edit.row in (None, row)]
             step = Step.of(ids[row : row + 1, : lengths[row] + new[row]])
             step.tap = CapturingTap(step, (0,), Edits(lm.config, alone, [lengths[row]], 8), None)
             want = run_with(lm.model, ids[row : row + 1, : lengths[row] + new[row]], step)

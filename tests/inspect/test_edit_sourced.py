@@ -1,5 +1,5 @@
-"""Edits of encoders, encoder-decoders and recurrent models, each against a change made without it: in the weights, in
-NumPy, in another run, in a module of `transformers`.
+"""Each edit of an encoder, encoder-decoder or recurrent model equals an independent change: in the weights, in NumPy,
+in another run or in a module of `transformers`.
 """
 
 import copy
@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_sourced import LOOKING, NEAR, PAIRS, SOURCE, TARGET, TOKENIZER, TRANSLATORS, np64, translator
+from test_sourced import NEAR, PAIRS, RECURRENT_ATTENTION, SOURCE, TARGET, TOKENIZER, TRANSLATORS, np64, translator
 from test_translator import TEXTS
 from tiny import assert_near, random_ids, wake
 from tiny_encoders import CONFIGS as ENCODERS
@@ -25,11 +25,11 @@ from glassformer.nn.model import EncoderDecoder
 OTHER, MORE = TOKENIZER.encode(SOURCE)[::-1], "a hat"
 SOME = [name for name in ("pre", "rms", "t5", "bart") if name in PAIRS]
 EACH_PAIR = pytest.mark.parametrize("name", SOME)
-EACH_RNN = pytest.mark.parametrize("name", LOOKING)
-EACH = pytest.mark.parametrize("name", [*SOME, *LOOKING])
+EACH_RNN = pytest.mark.parametrize("name", RECURRENT_ATTENTION)
+EACH = pytest.mark.parametrize("name", [*SOME, *RECURRENT_ATTENTION])
 ATTENTIONS = ("encoder.blocks.1.attn", "blocks.1.attn", "blocks.0.cross")
 WHERE = pytest.mark.parametrize("layer", ATTENTIONS)
-EDITS = {  # of an encoder-decoder and of a recurrent model: all that must be the same however it is computed
+EDITS = {  # by model kind; their results must not depend on how values are computed
     "pair": (
         add("encoder.blocks.0.resid_mid", torch.linspace(-2, 2, 48), position=(1, 3)),
         scale("encoder.final.norm", 0.5, position=2), ablate("encoder.blocks.1.attn.z", head=1),
@@ -52,7 +52,7 @@ def edits_of(one):
 
 
 def same(a, b):
-    """Near, and hidden at the same places."""
+    """Check that two tensors are near, with infinities at the same positions."""
     assert torch.equal(a.isinf(), b.isinf())
     assert_near(a.masked_fill(a.isinf(), 0), b.masked_fill(b.isinf(), 0))
 
@@ -62,11 +62,11 @@ def heads_of(one, layer):
     return module, module.config.head_dim
 
 
-# ---- what changes nothing, and what changes the weights
+# ---- neutral edits, and edits that equal changed weights
 
 
 @pytest.mark.parametrize("name", [*PAIRS, *TRANSLATORS])
-def test_scaled_by_one_at_every_point_at_once_nothing_changes(name):
+def test_scale_by_one_at_every_point_changes_nothing(name):
     one = translator(name)
     plain = one.trace(SOURCE, TARGET)
     made = (".scores", ".probs", ".heads") if one.kind == "encoder-decoder" else ()
@@ -81,7 +81,7 @@ def test_scaled_by_one_at_every_point_at_once_nothing_changes(name):
 
 @EACH_PAIR
 @WHERE
-def test_a_silenced_head_is_one_whose_columns_of_w_o_are_zero(name, layer):
+def test_ablated_head_equals_zero_columns_of_w_o(name, layer):
     one = PAIRS[name]
     other = Translator(copy.deepcopy(one.model), one.tokenizer)
     module, size = heads_of(other, layer)
@@ -101,13 +101,13 @@ def test_a_silenced_head_is_one_whose_columns_of_w_o_are_zero(name, layer):
             logprobs = [[a.targets[0].logprob for a in some] for some in (ours, theirs)]
             assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
     plain = one.trace(SOURCE, TARGET)["final.logits"].tensor
-    assert (plain - other.trace(SOURCE, TARGET)["final.logits"].tensor).abs().max() > 1e-2, "the head does nothing"
+    assert (plain - other.trace(SOURCE, TARGET)["final.logits"].tensor).abs().max() > 1e-2, "the head has no effect"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @WHERE
-def test_a_silenced_head_is_one_that_transformers_does_not_hear(family, layer, tmp_path):
-    """A hook on the module that its W_o is, of a model that another implementation runs."""
+def test_ablated_head_equals_a_hook_in_transformers(family, layer, tmp_path):
+    """The hook is on the W_o module of the same model in `transformers`."""
     transformers = pytest.importorskip("transformers")
     from glassformer.formats import load_seq2seq
 
@@ -122,10 +122,10 @@ def test_a_silenced_head_is_one_that_transformers_does_not_hear(family, layer, t
         module = (side.block[i].layer[1].EncDecAttention if cross else side.block[i].layer[0].SelfAttention).o
     size = model.get_submodule(layer).config.head_dim
 
-    def silence(_module, given):
-        z = given[0].clone()
+    def silence(_module, args):
+        z = args[0].clone()
         z[..., size : 2 * size] = 0
-        return (z, *given[1:])
+        return (z, *args[1:])
 
     source, ids = random_ids(model.encoder.config, 1, 12)[0].tolist(), random_ids(model.config, 1, 9, 2)[0].tolist()
     read = {"input_ids": torch.tensor([source]), "decoder_input_ids": torch.tensor([ids])}
@@ -154,8 +154,8 @@ def test_a_silenced_head_is_one_that_transformers_does_not_hear(family, layer, t
 
 @EACH_PAIR
 @WHERE
-def test_a_knocked_out_key_is_one_that_softmax_leaves_out(name, layer):
-    """In float64, from the queries, keys and values of the run; all other queries are what they were."""
+def test_knockout_equals_softmax_without_the_key(name, layer):
+    """The softmax is computed in float64 from the unedited scores; other queries do not change."""
     one = PAIRS[name]
     plain, query = one.trace(SOURCE, TARGET), 2
     key = int(np64(plain, f"{layer}.probs")[1, query].argmax())
@@ -176,8 +176,8 @@ def test_a_knocked_out_key_is_one_that_softmax_leaves_out(name, layer):
 
 
 @EACH_RNN
-def test_a_recurrent_models_knocked_out_state_is_none_that_the_context_has(name):
-    one = LOOKING[name]
+def test_knockout_removes_a_state_from_the_recurrent_context(name):
+    one = RECURRENT_ATTENTION[name]
     plain, query = one.trace(SOURCE, TARGET), 1
     key = int(np64(plain, "rnn.probs")[query].argmax())
     t = one.trace(SOURCE, TARGET, edit=[knockout("rnn.scores", query=query, key=key)])
@@ -198,11 +198,11 @@ def test_a_recurrent_models_knocked_out_state_is_none_that_the_context_has(name)
     assert max(step.kl for step in fork.steps) > 1e-6
 
 
-# ---- another run's numbers
+# ---- patches from another run
 
 
 @EACH_PAIR
-def test_patched_at_all_positions_it_is_the_other_run(name):
+def test_patch_at_all_positions_equals_the_source_run(name):
     one = PAIRS[name]
     plain = one.trace(SOURCE, TARGET)
     other, far = one.trace(OTHER, TARGET), one.trace(SOURCE, MORE)
@@ -223,8 +223,8 @@ def test_patched_at_all_positions_it_is_the_other_run(name):
 
 
 @EACH_RNN
-def test_a_recurrent_model_with_another_sources_states(name):
-    one = LOOKING[name]
+def test_patch_of_the_states_of_a_recurrent_model(name):
+    one = RECURRENT_ATTENTION[name]
     plain, other = one.trace(SOURCE, TARGET), one.trace(OTHER, TARGET)
     assert len(plain.source) == len(other.source)
     t = one.trace(SOURCE, TARGET, edit=[patch("rnn.states", other)])
@@ -232,33 +232,33 @@ def test_a_recurrent_model_with_another_sources_states(name):
     one_row = one.trace(SOURCE, TARGET, edit=[patch("rnn.probs", other, query=1)])
     assert torch.equal(one_row["rnn.probs"].tensor[1], other["rnn.probs"].tensor[1])
     assert torch.equal(one_row["rnn.probs"].tensor[0], plain["rnn.probs"].tensor[0])
-    if one.config.n_layers == 1:  # else more than the uppermost states is handed over
+    if one.config.n_layers == 1:  # otherwise the decoder receives more than the top states
         assert_near(t["final.logits"].tensor, other["final.logits"].tensor)
 
 
-# ---- however it is computed
+# ---- captured, recomputed, decoded
 
 
-@pytest.mark.parametrize("name", ["rms", "t5", *LOOKING])
-def test_what_is_computed_again_is_what_passed(name):
-    """All edits at once, and each alone: kept as it passes, or computed again by what is kept."""
+@pytest.mark.parametrize("name", ["rms", "t5", *RECURRENT_ATTENTION])
+def test_recomputed_values_equal_captured_values(name):
+    """Captured and recomputed values are equal, with all edits at once and with each alone."""
     one = translator(name)
     plain = one.trace(SOURCE, TARGET)["final.logits"].tensor
-    lazy, kept = (one.trace(SOURCE, TARGET, edit=edits_of(one), capture=read) for read in ((), ["*"]))
+    lazy, captured = (one.trace(SOURCE, TARGET, edit=edits_of(one), capture=read) for read in ((), ["*"]))
     for point in lazy.names():
-        same(lazy[point].tensor, kept[point].tensor)
+        same(lazy[point].tensor, captured[point].tensor)
         assert lazy[point].error <= 1e-3, point
     for edit in edits_of(one):
-        lazy, kept = (one.trace(SOURCE, TARGET, edit=[edit], capture=read) for read in ((), ["*"]))
+        lazy, captured = (one.trace(SOURCE, TARGET, edit=[edit], capture=read) for read in ((), ["*"]))
         for point in (edit.point, "final.logits"):
-            same(lazy[point].tensor, kept[point].tensor)
+            same(lazy[point].tensor, captured[point].tensor)
             assert lazy[point].error <= 1e-3, edit
         assert (plain - lazy["final.logits"].tensor).abs().max() > 1e-4, edit
 
 
 @EACH
-def test_written_under_edits_it_is_what_whole_passes_write(name):
-    """Each token the likeliest of a pass over all of it, without a cache."""
+def test_edited_decoding_equals_full_forward_passes(name):
+    """Each token has the highest logit of an uncached forward pass over the text so far."""
     one = translator(name)
     edits, n = edits_of(one), 6
     t, ids = one.trace(SOURCE, max_tokens=n, edit=edits), [one.begin_id]
@@ -277,7 +277,7 @@ def test_written_under_edits_it_is_what_whole_passes_write(name):
 
 
 def fitting(edits, n):
-    """Those of a target of n tokens, which is all that there is so far."""
+    """Return the edits that apply to a target of n tokens, limited to its positions."""
     found = []
     for edit in edits:
         data = edit.json
@@ -294,7 +294,7 @@ def fitting(edits, n):
 
 
 @EACH
-def test_a_beam_under_edits_scores_what_a_trace_does(name):
+def test_edited_beam_logprobs_equal_those_of_a_trace(name):
     one = translator(name)
     edits = edits_of(one)
     for best in one.translate(SOURCE, max_tokens=6, beam=3, n=3, edit=edits)[0].targets:
@@ -306,7 +306,7 @@ def test_a_beam_under_edits_scores_what_a_trace_does(name):
 
 
 @EACH
-def test_minus_one_is_every_token_from_which_a_new_one_is_written(name):
+def test_position_minus_one_is_every_generating_position(name):
     one, token = translator(name), 70
     edit = [replace("final.logits", 99.0, position=-1, dim=token)]
     assert one.trace(SOURCE, max_tokens=4, edit=edit).target == (token,) * 4
@@ -327,7 +327,7 @@ EACH_ENCODER = pytest.mark.parametrize("family", ENCODERS)
 
 
 @EACH_ENCODER
-def test_an_encoder_scaled_by_one_is_the_same(family):
+def test_scale_by_one_does_not_change_an_encoder(family):
     one = embedder(family)
     ids = one.tokenizer.encode_masked(TEXT)
     plain = one.trace(ids)
@@ -343,8 +343,8 @@ def test_an_encoder_scaled_by_one_is_the_same(family):
 
 
 @EACH_ENCODER
-def test_an_encoders_silenced_head(family, tmp_path):
-    """Zeroed columns of W_o in a copy, and a hook in `transformers`."""
+def test_ablated_head_of_an_encoder(family, tmp_path):
+    """The ablation equals zero columns of W_o in a copy, and a hook in `transformers`."""
     one = embedder(family)
     other = Embedder(copy.deepcopy(one.model), one.tokenizer)
     with torch.no_grad():
@@ -362,10 +362,10 @@ def test_an_encoders_silenced_head(family, tmp_path):
     name = "attention.out_lin" if family == "distilbert" else "attention.output.dense"
     (module,) = [m for path, m in hf.named_modules() if path.endswith(f"layer.1.{name}")]
 
-    def silence(_module, given):
-        z = given[0].clone()
+    def silence(_module, args):
+        z = args[0].clone()
         z[..., 12:24] = 0
-        return (z, *given[1:])
+        return (z, *args[1:])
 
     ids = some_ids(one.config, 1, 11)
     module.register_forward_pre_hook(silence)
@@ -375,7 +375,7 @@ def test_an_encoders_silenced_head(family, tmp_path):
 
 
 @EACH_ENCODER
-def test_every_change_of_an_encoder_is_kept_or_computed_again(family):
+def test_edits_of_an_encoder_are_captured_or_recomputed(family):
     one = embedder(family)
     ids = some_ids(one.config, 1, 11)[0].tolist()
     plain, other = one.trace(ids), one.trace(some_ids(one.config, 1, 11, 5)[0].tolist())
@@ -386,9 +386,9 @@ def test_every_change_of_an_encoder_is_kept_or_computed_again(family):
     ]  # fmt: skip
     if one.model.pooler is not None:
         edits.append(scale("final.pooled", -1.0, dim=3))
-    t, kept = one.trace(ids, edit=edits), one.trace(ids, edit=edits, capture=["*"])
+    t, captured = one.trace(ids, edit=edits), one.trace(ids, edit=edits, capture=["*"])
     for point in t.names():
-        same(t[point].tensor, kept[point].tensor)
+        same(t[point].tensor, captured[point].tensor)
         assert t[point].error <= 1e-3, point
     scores = np64(plain, "blocks.1.attn.scores")[1, 4]
     alone = one.trace(ids, edit=edits[:1])
@@ -406,7 +406,7 @@ def test_every_change_of_an_encoder_is_kept_or_computed_again(family):
         assert torch.equal(taken, other["final.pooled"].tensor)
 
 
-# ---- what is refused
+# ---- errors
 
 
 WRONG = [
@@ -428,14 +428,14 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "edit", "message"), WRONG)
-def test_an_edit_of_a_place_that_is_not_there_says_what_is(name, edit, message):
+def test_invalid_edits_raise_request_error(name, edit, message):
     one = translator(name)
     for use in (partial(one.trace, SOURCE, TARGET), partial(one.trace, SOURCE), partial(one.translate, SOURCE)):
         with pytest.raises(RequestError, match=message):
             use(edit=[from_json(edit)])
 
 
-def test_what_an_encoder_refuses_and_what_leaves_no_numbers():
+def test_invalid_encoder_edits_and_nan_logits_raise_request_error():
     one = embedder("bert")
     for edit, message in (
         (ablate("encoder.final.norm"), "no point"), (ablate("blocks.0.attn.z", position=-1), "from 0 to 4, got -1"),

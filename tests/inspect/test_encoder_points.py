@@ -1,4 +1,4 @@
-"""The points of an encoder that stands by itself: all are there, looking changes no bit, and P·V is z."""
+"""Points of an encoder-only model: all are visited, capture changes no bit, and P·V equals z."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ FAMILIES = pytest.mark.parametrize("family", CONFIGS)
 
 
 @FAMILIES
-def test_a_pass_comes_to_every_live_point(family):
-    """Once, in the registry's order, and with the axes that it says."""
+def test_forward_pass_visits_every_live_point_in_order(family):
+    """Each point is visited once, in the registered order and with the registered axes."""
     model, tap = tiny_encoder(family), Everything()
     config = model.config
     ids = some_ids(config, 2, 11)
     plain = outputs(model, ids)
-    looked = outputs(model, ids, tap=tap)
-    assert all(torch.equal(looked[name], plain[name]) for name in plain), "looking changed a bit"
+    tapped = outputs(model, ids, tap=tap)
+    assert all(torch.equal(tapped[name], plain[name]) for name in plain), "capture changed a bit"
     assert list(tap.seen) == points.live(config)
     sizes = {"B": 2, "T": 11, "S": 11, "D": 48, "H": 4, "Hkv": 4, "Dh": 12, "Dv": 12, "F": 72, "V": 97, "2": 2}
     for name, value in tap.seen.items():
@@ -35,8 +35,8 @@ def test_a_pass_comes_to_every_live_point(family):
 
 
 @FAMILIES
-def test_every_live_point_can_be_changed(family):
-    """What a tap returns flows on, to the states or to a head."""
+def test_every_live_point_can_be_edited(family):
+    """The value that a tap returns changes the states or the output of a head."""
     model = tiny_encoder(family)
     ids = some_ids(model.config, 1, 9)
     plain, everything = outputs(model, ids), Everything()
@@ -54,8 +54,8 @@ def test_every_live_point_can_be_changed(family):
 
 @FAMILIES
 @torch.no_grad()
-def test_probabilities_are_those_of_the_pass(family):
-    """Of rows of different lengths too: scores and probabilities beside NumPy's, and max |P·V - z| told."""
+def test_recomputed_probabilities_equal_numpy(family):
+    """Probabilities equal NumPy's, with padding too, and the error is max |P·V - z|."""
     model, lengths = tiny_encoder(family), [11, 6]
     ids, tap = some_ids(model.config, 2, 11), Everything()
     step = Step.of(ids, lengths, tap=tap)
@@ -64,14 +64,14 @@ def test_probabilities_are_those_of_the_pass(family):
         got = derive(model, f"blocks.{i}.attn.probs", tap.seen, step.view(block.attn.spec))
         q, k, v, z = (tap.seen[f"blocks.{i}.attn.{part}"].double().numpy() for part in ("q_rot", "k_rot", "v", "z"))
         scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(12)
-        scores[1, :, :6, 6:] = -np.inf  # padding is seen by nobody
+        scores[1, :, :6, 6:] = -np.inf  # padding is masked
         probs = np.exp(scores - scores.max(-1, keepdims=True))
         probs /= probs.sum(-1, keepdims=True)
         rows = got.value.numpy()
         assert np.abs(rows[0] - probs[0]).max() < 1e-5
         assert np.abs(rows[1, :, :6] - probs[1, :, :6]).max() < 1e-5
         assert rows[1, :, :6, 6:].max() == 0
-        assert rows[0, :, 0, 1:].max() > 0.01, "the first token sees none behind it"
+        assert rows[0, :, 0, 1:].max() > 0.01, "the first token attends to no later token"
         off = np.abs(np.einsum("bhts,bshd->bthd", rows.astype(float), v) - z).max()
         assert abs(got.error - off) < 1e-6
         assert got.error < 1e-5
@@ -79,7 +79,7 @@ def test_probabilities_are_those_of_the_pass(family):
 
 @FAMILIES
 @torch.no_grad()
-def test_heads_sum_to_what_attention_writes(family):
+def test_heads_sum_to_the_attention_output(family):
     model = tiny_encoder(family)
     ids, tap = some_ids(model.config, 2, 11), Everything()
     step = Step.of(ids, tap=tap, attend=by_definition)
@@ -93,8 +93,8 @@ def test_heads_sum_to_what_attention_writes(family):
             assert_near(got.value.sum(2) + attention.o.bias, tap.seen[name.replace("heads", "out")])
 
 
-def test_an_edit_of_probabilities_selects_the_definition():
-    """Attention of the last block made uniform: its output is the mean of the values."""
+def test_edited_probabilities_select_reference_attention():
+    """With uniform probabilities in the last block, z is the mean of the values."""
     model = tiny_encoder("bert")
     ids = some_ids(model.config, 1, 9)
 

@@ -34,13 +34,13 @@ def test_every_view_is_listed_with_its_description():
 
 
 @pytest.mark.parametrize(("name", "code"), [(name, code) for name, _, code, _ in ROWS])
-def test_its_python_runs(subjects, name, code):
+def test_python_examples_run(subjects, name, code):
     assert eval(code, dict(subjects)).receipt.python
     subject = code.split(".")[0]
     assert subject == ("lm" if VIEWS[name].of == "model" else "p" if name == "alignment" else "t")
 
 
-def test_its_edits_and_sweeps_run(subjects):
+def test_edit_and_sweep_examples_run(subjects):
     """Run each code block of that section, with a model of each kind."""
     chapter = GUIDE.split("## Edits")[1].split("## ")[0]
     kinds = {"rnn": ("recurrent encoder-decoders", "additive"), "embedder": ("encoders", "bert")}

@@ -1,4 +1,4 @@
-"""Every point of the registry: it is there, it can be changed, and looking at it changes no bit."""
+"""Each registered point is visited and can be edited, and capture changes no bit."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ MODELS = {
 
 
 class Tap:
-    """Keeps what it wants, and adds `delta` where there is one for the point."""
+    """Store the wanted points, and add the `delta` of a point if it has one."""
 
     def __init__(self, wants, delta=None):
         self.names, self.delta, self.seen = wants, delta or {}, {}
@@ -51,8 +51,8 @@ class Everything(Tap):
         return not name.endswith(("scores", "probs", "heads"))
 
 
-def changed_from_outside(model, name, delta, ids):
-    """Logits with `delta` added at a point, by torch's module hooks, or in the attention backend: never by a tap."""
+def logits_with_hook(model, name, delta, ids):
+    """Return the logits with `delta` added at a point by a module hook or in the attention backend, without a tap."""
     add = lambda _m, _a, out: out + delta.flatten(out.ndim - 1) if delta.ndim > out.ndim else out + delta  # noqa: E731
     add_before = lambda _m, a: (a[0] + (delta.flatten(2) if delta.ndim > a[0].ndim else delta), *a[1:])  # noqa: E731
     if not name.startswith("blocks."):
@@ -70,13 +70,13 @@ def changed_from_outside(model, name, delta, ids):
     latent = block.attn.config.latent is not None
     if end in ("attn.q_rot", "attn.k_rot") or (latent and end in ("attn.k", "attn.v")):
         calls, a = iter(range(100)), block.attn.config
-        turns = (None, None) if a.rope is None else Step.of(ids).rotation(a.rope, a.head_dim)
+        rotation = (None, None) if a.rope is None else Step.of(ids).rotation(a.rope, a.head_dim)
 
         def attend(spec, q, kv, view, bias=None, sinks=None):
             if next(calls) == int(number):
                 q = q + delta if end == "attn.q_rot" else q
                 k = kv.k + delta if end == "attn.k_rot" else kv.k
-                k = k + rotate(delta, *turns) if end == "attn.k" else k
+                k = k + rotate(delta, *rotation) if end == "attn.k" else k
                 kv = KV(k, kv.v + delta if end == "attn.v" else kv.v)
             return attend_sdpa(spec, q, kv, view, bias, sinks)
 
@@ -107,7 +107,7 @@ def hooked(model, ids, handle):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_change_at_every_live_point_is_what_a_module_hook_makes(name):
+def test_edit_at_every_live_point_equals_a_module_hook(name):
     model = MODELS[name]
     ids = random_ids(model.config, 2, 11)
     plain, everything = run(model, ids), Everything()
@@ -118,16 +118,16 @@ def test_a_change_at_every_live_point_is_what_a_module_hook_makes(name):
         tap = Tap({point}, {point: delta})
         tapped = run(model, ids, tap=tap)
         assert list(tap.seen) == [point]
-        outside = changed_from_outside(model, point, delta, ids)
+        hooked_logits = logits_with_hook(model, point, delta, ids)
         if name == "latents" and point.endswith("attn.k"):
-            assert_near(tapped, outside)  # the sum is turned, and outside the sum of turned ones
+            assert_near(tapped, hooked_logits)  # the tap rotates the sum; the hook adds rotated terms
         else:
-            assert torch.equal(tapped, outside), point
+            assert torch.equal(tapped, hooked_logits), point
         assert (tapped - plain).abs().max() > 1e-3 * plain.abs().max(), f"{point} does not reach the logits"
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_registry_is_what_passes_the_tap_in_its_order(name):
+def test_tap_visits_the_registered_points_in_order(name):
     model = MODELS[name]
     ids, tap = random_ids(model.config, 2, 11), Everything()
     run(model, ids, tap=tap)
@@ -135,7 +135,7 @@ def test_the_registry_is_what_passes_the_tap_in_its_order(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_axes_are_the_shapes(name):
+def test_axes_match_the_shapes(name):
     model = MODELS[name]
     c, a = model.config, model.config.layers[0].attention
     size = {"B": 2, "T": 11, "S": 11, "D": c.d_model, "V": c.vocab_size, "F": 72, "H": a.n_heads, "Hkv": a.n_kv_heads}
@@ -148,33 +148,33 @@ def test_axes_are_the_shapes(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_looking_changes_no_bit(name):
+def test_capture_changes_no_bit(name):
     model = MODELS[name]
     ids = random_ids(model.config, 2, 11)
     plain = run(model, ids)
     assert torch.equal(plain, run(model, ids, tap=Everything()))
     assert torch.equal(plain, run(model, ids, tap=Tap(())))
-    cached, looked = (
+    cached, tapped = (
         run_cached(model, ids, [6, 1, 4], DenseCache.of(model.config, 2, 11), tap=tap) for tap in (None, Everything())
     )
-    assert torch.equal(cached, looked)
+    assert torch.equal(cached, tapped)
 
 
-def test_a_tap_that_wants_nothing_is_given_nothing():
+def test_tap_that_wants_nothing_is_not_called():
     class Never:
         def wants(self, name):
             return False
 
         def __call__(self, name, value):
-            raise AssertionError(f"given {name}")
+            raise AssertionError(f"the tap was called with {name}")
 
     model = MODELS["qwen3"]
     ids = random_ids(model.config, 2, 11)
     assert torch.equal(run(model, ids), run(model, ids, tap=Never()))
 
 
-def test_an_edit_of_probabilities_selects_the_definition_in_its_layer_alone():
-    """Silencing one head's probabilities = setting its z to 0; other layers keep their backend."""
+def test_edited_probabilities_select_reference_attention_in_their_layer_only():
+    """Zero probabilities of a head equal a zero z; other layers use the chosen backend."""
     model, calls = MODELS["qwen3"], []
     ids = random_ids(model.config, 2, 11)
 
@@ -196,12 +196,12 @@ def test_an_edit_of_probabilities_selects_the_definition_in_its_layer_alone():
 
     a = run(model, ids, tap=Silence({"blocks.1.attn.probs"}), attend=counting)
     b = run(model, ids, tap=SilenceZ({"blocks.1.attn.z"}))
-    assert len(calls) == 2, "of three layers, two keep the backend that the caller chose"
+    assert len(calls) == 2, "two of three layers use the chosen backend"
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert (a - run(model, ids)).abs().max() > 1e-2
 
 
-def test_an_edit_of_scores_hides_a_key():
+def test_edited_scores_hide_a_key():
     model = MODELS["gpt2"]
     ids = random_ids(model.config, 1, 9)
 
@@ -218,7 +218,7 @@ def test_an_edit_of_scores_hides_a_key():
     assert (hidden[:, 4:] - run(model, ids)[:, 4:]).abs().max() > 1e-2
 
 
-def test_a_model_lists_only_what_it_has():
+def test_model_lists_only_its_own_points():
     qwen3, gpt2 = (points.points(SHAPES[name]) for name in ("qwen3", "gpt2"))
     assert "embed.positions" in gpt2
     assert "embed.positions" not in qwen3
@@ -240,18 +240,18 @@ def test_a_model_lists_only_what_it_has():
 @pytest.mark.parametrize(("wrong", "nearest"), [
     ("blocks.9.attn.z", "attn.z"), ("blocks.1.attn.prob", "blocks.1.attn.probs"), ("embed.positions", "embed."),
 ])  # fmt: skip
-def test_an_unknown_point_is_told_the_nearest(wrong, nearest):
+def test_unknown_point_error_suggests_the_nearest(wrong, nearest):
     with pytest.raises(RequestError, match=f"no point '{wrong}'.*{nearest}"):
         points.find(SHAPES["qwen3"], wrong)
 
 
-def test_taps_see_only_this_passes_tokens_when_cached():
+def test_tap_sees_only_the_new_tokens_of_a_cached_forward_pass():
     model = MODELS["qwen3"]
     ids, cache, tap = random_ids(model.config, 1, 7), DenseCache.of(model.config, 1, 7), Everything()
     with torch.no_grad():
         model(ids[:, :5], Step(cache.extend([5]), cache=cache))
         model(ids[:, 5:], Step(cache.extend([2]), cache=cache, tap=tap))
-    whole = Everything()
-    run(model, ids, tap=whole)
+    full = Everything()
+    run(model, ids, tap=full)
     for name, value in tap.seen.items():
-        torch.testing.assert_close(value, whole.seen[name][:, 5:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, full.seen[name][:, 5:], rtol=1e-4, atol=1e-5)

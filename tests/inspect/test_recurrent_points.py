@@ -1,4 +1,4 @@
-"""Points of the recurrent encoder-decoder: the registry is what passes the tap, and what is seen adds up."""
+"""Points of the recurrent encoder-decoder: the tap visits the registered points, and their values are consistent."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ EACH = pytest.mark.parametrize("kind", KINDS)
 
 
 @torch.no_grad()
-def looked(kind):
-    """A sharp model, its logits for a padded batch, and all that passed a tap which wants every point it lists."""
+def captured_run(kind):
+    """Return a model with peaked attention, its logits for a padded batch, and the values of all points."""
     attention, feeding = KINDS[kind]
     config = RecurrentConfig(11, 13, 10, 12, 2, "gru", attention=attention, input_feeding=feeding)
     model = init_recurrent(RecurrentEncoderDecoder(config), 0)
@@ -40,16 +40,16 @@ def looked(kind):
 
 
 @EACH
-def test_the_registry_is_what_passes_the_tap_in_its_order(kind):
-    model, _, seen = looked(kind)
+def test_tap_visits_the_registered_points_in_order(kind):
+    model, _, seen = captured_run(kind)
     assert list(seen) == points.live(model.config) == list(points.points(model.config))
     assert points.derived(model.config) == []
     assert ("rnn.context" in seen) == (kind != "none")
 
 
 @EACH
-def test_axes_are_the_shapes(kind):
-    model, _, seen = looked(kind)
+def test_axes_match_the_shapes(kind):
+    model, _, seen = captured_run(kind)
     size = {"B": 3, "T": 5, "S": 7, "Dr": 12, "V": 13}
     for name, value in seen.items():
         point = points.find(model.config, name)
@@ -59,11 +59,11 @@ def test_axes_are_the_shapes(kind):
 
 
 @EACH
-def test_context_is_the_sum_of_the_states_each_by_its_probability(kind):
-    """context_t = sum_j alpha_tj h_j, and alpha_t = softmax(scores_t), number by number, with no other product."""
+def test_context_is_the_weighted_sum_of_states(kind):
+    """context_t = sum_j alpha_tj h_j with alpha_t = softmax(scores_t), computed element by element."""
     if kind == "none":
         return
-    _, logits, seen = looked(kind)
+    _, logits, seen = captured_run(kind)
     states, scores, probs, context = (
         seen[f"rnn.{n}"].double().numpy() for n in ("states", "scores", "probs", "context")
     )
@@ -74,14 +74,14 @@ def test_context_is_the_sum_of_the_states_each_by_its_probability(kind):
             for j in range(length):
                 assert abs(probs[b, t, j] - exps[j] / sum(exps)) < 1e-6
                 total += probs[b, t, j] * states[b, j]
-            assert not probs[b, t, length:].any(), "padding is looked at"
+            assert not probs[b, t, length:].any(), "padding has a probability"
             assert np.abs(total - context[b, t]).max() < 1e-6
     even = np.stack([states[0].mean(0)] * 5)
-    assert np.abs(even - context[0]).max() > 0.01, "a blind model: it takes all states alike"
+    assert np.abs(even - context[0]).max() > 0.01, "attention is uniform"
     assert torch.equal(seen["final.logits"], logits)
 
 
-def test_an_unknown_point_is_told_the_nearest():
+def test_unknown_point_error_suggests_the_nearest():
     bare, aligned = (RecurrentConfig(5, 5, 4, 4, attention=attention) for attention in (None, "dot"))
     with pytest.raises(RequestError, match=r"no point 'rnn.probs'; the closest name is"):
         points.find(bare, "rnn.probs")

@@ -58,7 +58,7 @@ def test_uniform_attention_scores_the_fraction_of_keys():
     assert [means[role][0].item() for role in ("previous_token", "duplicate", "induction", "first_token")] == [0] * 4
 
 
-def test_queries_without_such_a_key_do_not_count():
+def test_queries_without_a_key_of_the_role_do_not_count():
     """In a window of 3 most queries see neither the first token nor an earlier copy of their own."""
     ids, at = torch.tensor(TEXT), torch.arange(9)
     visible = (at[None] <= at[:, None]) & (at[:, None] - at[None] < 3)
@@ -74,14 +74,14 @@ def test_queries_without_such_a_key_do_not_count():
 def test_constructed_pattern_on_repeated_tokens(tiny_decoder, monkeypatch, offset, role):
     """With all attention on the key `offset` before each query, that role scores 1 and the others 0."""
 
-    def by_hand(model, name, kept, view):
-        q = kept[name.replace("probs", "q_rot")]
+    def constructed(model, name, captured, view):
+        q = captured[name.replace("probs", "q_rot")]
         at = torch.arange(q.shape[1])
         probs = torch.zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[1])
         probs[:, :, at, (at - offset).clamp(min=0)] = 1
         return Derived(probs, 0.0)
 
-    monkeypatch.setattr(roles, "derive", by_hand)
+    monkeypatch.setattr(roles, "derive", constructed)
     found = roles.head_roles(tiny_decoder)._asdict()
     assert torch.equal(found.pop(role), torch.ones(2, 4))
     first = found.pop("first_token")  # of the first query of the second half, if offset is the period
@@ -106,19 +106,21 @@ def induction_model(tokens=12, length=24):
     layer = LayerConfig(attention, MLPConfig(4, "relu", gated=False), NormConfig("rms", 1e-6))
     config = ModelConfig("tiny", tokens, width, length, (layer,) * 2, None, positions="learned")
     model = Decoder(config)
-    token, place, before = torch.eye(width).split((tokens, length, tokens))
+    token, position, before = torch.eye(width).split((tokens, length, tokens))
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
         model.embed.weight.copy_(token)
-        model.positions.weight.copy_(place)
+        model.positions.weight.copy_(position)
         for block in model.blocks:
             for norm in (block.attn_norm, block.mlp_norm):
                 norm.weight.fill_(1.0)
         one, two = (block.attn for block in model.blocks)
-        sharp = 30 / math.sqrt(width)  # of a one-hot part after its norm
-        one.q.weight[size + 1 : size + length] = sharp * place[1:]  # a query at p asks for p, and at 0 for nothing
-        one.k.weight[size + 1 : size + length] = sharp * place[:-1]  # which the key at p - 1 is
+        sharp = 30 / math.sqrt(width)  # of a normalized one-hot part
+        one.q.weight[size + 1 : size + length] = (
+            sharp * position[1:]
+        )  # the query at p has a one at p; the query at 0 is zero
+        one.k.weight[size + 1 : size + length] = sharp * position[:-1]  # the key at p - 1 has a one at p
         one.v.weight[size : size + tokens] = token
         one.o.weight[-tokens:, size : size + tokens] = torch.eye(tokens)
         two.q.weight[:tokens], two.k.weight[:tokens], two.v.weight[:tokens] = sharp * token, sharp * before, token

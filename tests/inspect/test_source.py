@@ -1,4 +1,4 @@
-"""Points of an encoder-decoder: all are there, each can be changed, and what is derived is what attention weighed."""
+"""Points of an encoder-decoder: all are visited, each can be edited, and derived points equal the reference."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ IDS = torch.randint(83, (3, 7), generator=torch.Generator().manual_seed(2))
 EACH = pytest.mark.parametrize("name", MODELS)
 
 
-def whole(model, tap=None, attend=attend_sdpa, encoder_attend=attend_sdpa):
-    """Logits of a padded batch; one tap for both passes."""
+def logits(model, tap=None, attend=attend_sdpa, encoder_attend=attend_sdpa):
+    """Return the logits of a padded batch, with one tap for encoder and decoder."""
     source = read(model, SOURCES, LENGTHS, tap=tap, attend=encoder_attend)
     return run(model, IDS, source=source, tap=tap, attend=attend)
 
 
-def place(stack, name):
-    """The module whose output a point is, or None and the module whose input it is."""
+def hooked_module(stack, name):
+    """Return (module, None) if the point is a module's output, or (None, module) if it is its input."""
     if not name.startswith("blocks."):
         after = {"embed.tokens": stack.embed, "embed.positions": stack.positions, "final.norm": stack.norm}
         return (None, stack.blocks[0]) if name == "embed.out" else (after.get(name, stack), None)
@@ -50,8 +50,8 @@ def place(stack, name):
     return (after[end], None) if end in after else (None, before[end])
 
 
-def changed_from_outside(model, name, delta):
-    """Logits with `delta` added at a point by torch's module hooks, or in the attention backend: never by a tap."""
+def logits_with_hook(model, name, delta):
+    """Return the logits with `delta` added at a point by a module hook or in the attention backend, without a tap."""
     bare = name.removeprefix("encoder.")
     of_encoder = bare != name
     stack = model.encoder if of_encoder else model
@@ -64,8 +64,8 @@ def changed_from_outside(model, name, delta):
                 q, kv = (q + delta, kv) if part == "q_rot" else (q, KV(kv.k + delta, kv.v))
             return attend_sdpa(spec, q, kv, view, bias, sinks)
 
-        return whole(model, **{"encoder_attend" if of_encoder else "attend": attend})
-    after, before = place(stack, bare)
+        return logits(model, **{"encoder_attend" if of_encoder else "attend": attend})
+    after, before = hooked_module(stack, bare)
 
     def add(value):
         return value + (delta.flatten(value.ndim - 1) if delta.ndim > value.ndim else delta)
@@ -80,37 +80,37 @@ def changed_from_outside(model, name, delta):
         finally:
             handle.remove()
 
-    if of_encoder:  # a shared table is the decoder's too: hooked in one of the two passes alone
+    if of_encoder:  # the decoder shares the table, so the hook is active in the encoder's forward pass only
         return run(model, IDS, source=hooked(lambda: read(model, SOURCES, LENGTHS)))
     source = read(model, SOURCES, LENGTHS)
     return hooked(lambda: run(model, IDS, source=source))
 
 
 @EACH
-def test_a_change_at_every_live_point_is_what_a_module_hook_makes(name):
+def test_edit_at_every_live_point_equals_a_module_hook(name):
     model, everything = MODELS[name], Everything()
-    plain = whole(model, everything)
+    plain = logits(model, everything)
     for point in points.live(model.config):
         value = everything.seen[point]
         delta = torch.randn(value.shape, generator=torch.Generator().manual_seed(3)) * value.std() * 0.3
         tap = Tap({point}, {point: delta})
-        tapped = whole(model, tap)
+        tapped = logits(model, tap)
         assert list(tap.seen) == [point]
-        assert torch.equal(tapped, changed_from_outside(model, point, delta)), point
+        assert torch.equal(tapped, logits_with_hook(model, point, delta)), point
         assert (tapped - plain).abs().max() > 1e-3 * plain.abs().max(), f"{point} does not reach the logits"
 
 
 @EACH
-def test_the_registry_is_what_passes_the_tap_in_its_order(name):
+def test_tap_visits_the_registered_points_in_order(name):
     model, tap = MODELS[name], Everything()
-    whole(model, tap)
+    logits(model, tap)
     assert list(tap.seen) == points.live(model.config)
 
 
 @EACH
-def test_axes_are_the_shapes(name):
+def test_axes_match_the_shapes(name):
     model, tap = MODELS[name], Everything()
-    whole(model, tap)
+    logits(model, tap)
     for point, value in tap.seen.items():
         of_encoder = point.startswith("encoder.")
         layer = (model.encoder if of_encoder else model).config.layers[0]
@@ -121,10 +121,10 @@ def test_axes_are_the_shapes(name):
 
 
 @EACH
-def test_looking_changes_no_bit(name):
+def test_capture_changes_no_bit(name):
     model = MODELS[name]
-    plain = whole(model)
-    assert torch.equal(plain, whole(model, Everything()))
+    plain = logits(model)
+    assert torch.equal(plain, logits(model, Everything()))
     cached = []
     for tap in (None, Everything()):
         cache = DenseCache.of(model.config, 3, 7, source=read(model, SOURCES, LENGTHS, tap=tap))
@@ -133,8 +133,8 @@ def test_looking_changes_no_bit(name):
 
 
 @EACH
-def test_derived_points_are_those_of_the_definition(name):
-    """Every one of them, in encoder and decoder: from what was kept, what attend_reference had."""
+def test_derived_points_equal_the_reference(name):
+    """All points derived from captured values equal those inside attend_reference."""
     model, tap, inside = MODELS[name], Everything(), {}
 
     def attend(spec, *args):
@@ -164,8 +164,8 @@ def test_derived_points_are_those_of_the_definition(name):
 
 
 @pytest.mark.parametrize("family", ["t5", "flan"])
-def test_a_relative_bias_is_in_the_scores(family):
-    """What is left of them beside the product is the learned number of each distance, one for all layers of a side."""
+def test_relative_bias_is_part_of_the_scores(family):
+    """Scores minus q·k are the learned bias of each distance, shared by all layers of a stack."""
     model, tap = MODELS[family], Everything()
     reading = Step.of(SOURCES, tap=tap)
     writing = Step.of(IDS, tap=tap, source=model.encode(SOURCES, reading))
@@ -185,10 +185,10 @@ def test_a_relative_bias_is_in_the_scores(family):
 
 
 @pytest.mark.parametrize("name", ["post", "rms"])
-def test_alignment_by_hand(name):
-    """Cross-attention in NumPy: norms of queries and keys, groups of heads, padding of sources left out."""
+def test_alignment_equals_numpy(name):
+    """Cross-attention in NumPy covers query and key norms, grouped heads and padded sources."""
     model, tap = MODELS[name], Everything()
-    whole(model, tap)
+    logits(model, tap)
     cross, step = model.blocks[1].cross, Step.of(IDS, source=read(model, SOURCES, LENGTHS))
     got = derive(model, "blocks.1.cross.probs", tap.seen, step.view(cross.spec))
     q, k, v, z = (tap.seen[f"blocks.1.cross.{p}"].double().numpy() for p in ("q", "k", "v", "z"))
@@ -208,30 +208,30 @@ def test_alignment_by_hand(name):
             assert_near(torch.tensor(z[b, :, h]), torch.tensor(probs @ v[b, :n, h // group]))
 
 
-def test_a_sources_keys_pass_the_tap_in_the_first_pass_only():
-    """A later pass's alignment is derived from its own queries and the first pass's keys."""
+def test_tap_sees_source_keys_in_the_first_forward_pass_only():
+    """Alignment of a later forward pass is derived from its queries and the keys of the first one."""
     model, taps = MODELS["separate"], []
     cache = DenseCache.of(model.config, 3, 7, source=read(model, SOURCES, LENGTHS))
     full = Everything()
-    whole(model, full)
+    logits(model, full)
     for part in IDS.split([4, 1, 2], 1):
         taps.append(Everything())
         step = Step(cache.extend([part.shape[1]] * 3), cache=cache, tap=taps[-1])
         with torch.no_grad():
             model(part, step)
-    made_once = {f"blocks.{i}.cross.{p}" for i in range(2) for p in ("k", "v", "k_rot")}
-    assert taps[0].seen.keys() - taps[1].seen.keys() == made_once
+    first_only = {f"blocks.{i}.cross.{p}" for i in range(2) for p in ("k", "v", "k_rot")}
+    assert taps[0].seen.keys() - taps[1].seen.keys() == first_only
     assert taps[1].seen.keys() == taps[2].seen.keys()
-    kept = {**taps[2].seen, **{name: taps[0].seen[name] for name in made_once}}
+    captured = {**taps[2].seen, **{name: taps[0].seen[name] for name in first_only}}
     view = step.view(model.blocks[1].cross.spec)
-    whole_view = Step.of(IDS, source=cache.source).view(model.blocks[1].cross.spec)
-    got, want = (derive(model, "blocks.1.cross.probs", *of) for of in ((kept, view), (full.seen, whole_view)))
+    full_view = Step.of(IDS, source=cache.source).view(model.blocks[1].cross.spec)
+    got, want = (derive(model, "blocks.1.cross.probs", *of) for of in ((captured, view), (full.seen, full_view)))
     assert_near(got.value, want.value[:, :, 5:])
     assert got.error < 1e-5
 
 
-def test_an_edit_of_alignment_hides_a_token_of_the_source():
-    """Scores at -inf in both layers = a source that has no such token for cross-attention."""
+def test_edited_cross_scores_hide_a_source_token():
+    """Scores of -inf in both layers equal a source whose token is masked in cross-attention."""
     model = MODELS["pre"]
 
     class Hide(Tap):
@@ -246,7 +246,7 @@ def test_an_edit_of_alignment_hides_a_token_of_the_source():
     assert (hidden - run(model, IDS[:1], source=source)).abs().max() > 1e-2
 
 
-def test_names_are_of_the_one_vocabulary():
+def test_point_names_of_an_encoder_decoder():
     config = pair_config("separate")
     every = points.points(config)
     assert {"encoder.embed.tokens", "encoder.blocks.2.attn.z", "encoder.final.norm", "blocks.1.cross.z"} <= set(every)

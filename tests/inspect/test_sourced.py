@@ -1,4 +1,4 @@
-"""Traces of models that read a source, worked out again in NumPy; and of encoders. Beside: what `align` shows."""
+"""Traces of encoder-decoders and recurrent models equal NumPy and `align`; traces of encoders equal the model."""
 
 from dataclasses import replace
 
@@ -25,8 +25,8 @@ NEAR = {"rtol": 1e-4, "atol": 1e-5}
 TOKENIZER = make_tokenizer()
 
 
-def of_family(name):
-    """A translator of a family that other tools open."""
+def family_translator(name):
+    """Return a translator of a family that `transformers` supports."""
     config = FAMILIES[name]()
     size = TOKENIZER.vocab_size
     config = replace(config, vocab_size=size, encoder=replace(config.encoder, vocab_size=size))
@@ -34,10 +34,10 @@ def of_family(name):
 
 
 PAIRS = {name: one for name, one in TRANSLATORS.items() if name not in RECURRENT}
-PAIRS |= {name: of_family(name) for name in FAMILIES}
-LOOKING = {name: TRANSLATORS[name] for name, (attention, _) in RECURRENT.items() if attention is not None}
+PAIRS |= {name: family_translator(name) for name in FAMILIES}
+RECURRENT_ATTENTION = {name: TRANSLATORS[name] for name, (attention, _) in RECURRENT.items() if attention is not None}
 EACH_PAIR = pytest.mark.parametrize("name", PAIRS)
-EACH_RNN = pytest.mark.parametrize("name", LOOKING)
+EACH_RNN = pytest.mark.parametrize("name", RECURRENT_ATTENTION)
 EACH = pytest.mark.parametrize("name", PAIRS | TRANSLATORS)
 
 
@@ -53,7 +53,7 @@ def np64(t, name):
 
 
 @EACH_PAIR
-def test_every_point_is_what_passes(name):
+def test_every_point_equals_the_forward_pass(name):
     one = PAIRS[name]
     t = one.trace(SOURCE, TARGET)
     tap = RecorderTap(*(point for point, about in points(one.config).items() if about.kind == "live"))
@@ -96,7 +96,7 @@ def test_probabilities_times_values_are_z(name, which):
 
 
 @EACH_PAIR
-def test_what_is_kept_is_bit_for_bit_what_passed_and_looking_changes_nothing(name):
+def test_capture_is_exact_and_changes_nothing(name):
     one = PAIRS[name]
     plain, read = (
         one.trace(SOURCE, TARGET),
@@ -114,12 +114,12 @@ def test_what_is_kept_is_bit_for_bit_what_passed_and_looking_changes_nothing(nam
     assert read.bytes > plain.bytes > plain.source.bytes > 0
 
 
-# ---- the recurrent one
+# ---- recurrent models
 
 
 @EACH_RNN
-def test_context_is_the_states_weighed(name):
-    t = LOOKING[name].trace(SOURCE, TARGET)
+def test_context_is_the_weighted_sum_of_states(name):
+    t = RECURRENT_ATTENTION[name].trace(SOURCE, TARGET)
     scores, probs, states, context = (np64(t, f"rnn.{end}") for end in ("scores", "probs", "states", "context"))
     again = np.exp(scores - scores.max(-1, keepdims=True))
     np.testing.assert_allclose(probs, again / again.sum(-1, keepdims=True), **NEAR)
@@ -130,7 +130,7 @@ def test_context_is_the_states_weighed(name):
     assert t["rnn.context"].identity == "max |probs · states - context|"
 
 
-def test_a_recurrent_model_says_what_it_has_not():
+def test_missing_points_of_recurrent_models_raise_request_error():
     one = TRANSLATORS["none"].trace(SOURCE, TARGET)
     assert one.names() == ["rnn.states", "final.logits"]
     with pytest.raises(RequestError, match="has no attention"):
@@ -146,11 +146,11 @@ def test_a_recurrent_model_says_what_it_has_not():
         TRANSLATORS["additive"].trace(SOURCE, TARGET, budget=64)
 
 
-# ---- both
+# ---- all models with a source
 
 
 @EACH
-def test_written_greedily_it_is_what_translate_writes(name):
+def test_greedy_trace_equals_translate(name):
     one = translator(name)
     t = one.trace(SOURCE, max_tokens=6)
     (found,) = one.translate(SOURCE, max_tokens=6)
@@ -164,7 +164,7 @@ def test_written_greedily_it_is_what_translate_writes(name):
 
 
 @pytest.mark.parametrize("name", [name for name in PAIRS | TRANSLATORS if name != "none"])
-def test_alignment_is_what_translate_shows(name):
+def test_alignment_equals_align(name):
     one = translator(name)
     t, shown = one.trace(SOURCE, TARGET), one.align(SOURCE, TARGET)
     found = t.alignment()
@@ -189,7 +189,7 @@ def test_alignment_is_what_translate_shows(name):
 
 @EACH_PAIR
 @pytest.mark.parametrize("which", ["attn", "cross", "encoder"])
-def test_every_number_of_a_cell(name, which):
+def test_cell_equals_numpy(name, which):
     t = PAIRS[name].trace(SOURCE, TARGET)
     side, kind = ("encoder.", "attn") if which == "encoder" else ("", which)
     config = (t.config.encoder if which == "encoder" else t.config).layers[1]
@@ -216,7 +216,7 @@ def test_every_number_of_a_cell(name, which):
         t.cell(layer=1, head=2, query=2, key=size, attention=which)
 
 
-def test_what_a_trace_with_a_source_refuses():
+def test_invalid_seq2seq_trace_requests_raise():
     one = PAIRS["pre"]
     for wrong, what in (
         ({"target": TARGET, "max_tokens": 3}, "max_tokens has no effect"),
@@ -236,18 +236,18 @@ def test_what_a_trace_with_a_source_refuses():
     one.trace(SOURCE, max_tokens=3, before_forward=lambda: calls.append(1))
     assert 1 <= len(calls) <= 3
 
-    def enough():
+    def cancel():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        one.trace(SOURCE, before_forward=enough)
+        one.trace(SOURCE, before_forward=cancel)
 
 
 # ---- encoders
 
 
 @pytest.mark.parametrize("family", ENCODERS)
-def test_an_encoder_by_itself(family):
+def test_encoder_trace_equals_the_forward_pass(family):
     model = tiny_encoder(family)
     one = Embedder(model, wordpieces())
     ids = some_ids(model.config, 1, 11)
@@ -284,6 +284,6 @@ def test_an_encoder_by_itself(family):
         t.cell(layer=2, head=1, query=3, key=9, attention="cross")
 
 
-def test_an_encoders_text_is_framed():
+def test_encoder_text_has_special_tokens():
     one = Embedder(tiny_encoder("bert"), wordpieces())
     assert one.trace("the cat").tokens == ("[CLS]", " the", " cat", "[SEP]")

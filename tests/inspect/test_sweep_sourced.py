@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from test_edit_sourced import OTHER, edits_of, embedder
-from test_sourced import LOOKING, SOURCE, TARGET, TOKENIZER, TRANSLATORS, translator
+from test_sourced import RECURRENT_ATTENTION, SOURCE, TARGET, TOKENIZER, TRANSLATORS, translator
 
 from glassformer.errors import CheckpointError, RequestError
 from glassformer.inspect.capture.points import points
@@ -58,9 +58,9 @@ def test_a_sweep_row_equals_a_trace_with_that_edit(name, how):
     assert max(abs(row.change) for row in rows) > 1e-3
 
 
-@pytest.mark.parametrize("name", LOOKING)
+@pytest.mark.parametrize("name", RECURRENT_ATTENTION)
 def test_sweep_over_the_source_of_a_recurrent_model(name):
-    one = LOOKING[name]
+    one = RECURRENT_ATTENTION[name]
     t, other = one.trace(SOURCE, TARGET), one.trace(OTHER, TARGET)
     for op in ("knockout", "ablate", "scale", "patch"):
         rows = list(one.sweep(t, over="positions", op=op, position=2, **given(op, other)))
@@ -139,7 +139,7 @@ def traces(one):
             one.trace(SOURCE, max_tokens=7, edit=edits_of(one))]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["t5", *LOOKING, "bert"])
+@pytest.mark.parametrize("name", ["t5", *RECURRENT_ATTENTION, "bert"])
 def test_a_saved_trace_loads_bitwise_equal(name, tmp_path):
     one = embedder(name) if "bert" in name else translator(name)
     for t in traces(one):

@@ -1,4 +1,4 @@
-"""Traces: every number against a reference in NumPy, however the text came; looking changes nothing."""
+"""Traces equal a NumPy reference, for given and generated texts, and capture changes no result."""
 
 import numpy as np
 import pytest
@@ -9,27 +9,27 @@ from tiny import random_ids, run, tiny, tiny_config
 from glassformer.config import RelativeConfig
 from glassformer.errors import CapacityError, RequestError
 from glassformer.generate import session
-from glassformer.inspect.capture import capture as reading
+from glassformer.inspect.capture import capture as capture_module
 from glassformer.inspect.capture import points
-from glassformer.inspect.trace import recompute as again
+from glassformer.inspect.trace import recompute
 from glassformer.models.language_model import LanguageModel
 
-# all that the equations of the reference cover: grouped queries, windows, caps, both norms and where they stand, ...
+# the families that the reference covers: grouped queries, windows, softcaps, norm kinds and positions, ...
 FAMILIES = (
     "qwen3", "llama", "gpt2", "mistral", "qwen2", "gpt_neox", "gemma", "gemma2", "gemma3_text", "phi", "olmo", "olmo2",
     "smollm3", "falcon", "stablelm", "mixtral", "qwen3_moe",
 )  # fmt: skip
 DECODERS = (*FAMILIES, "phi3", "gpt_oss", "olmoe", "deepseek_v2", "deepseek_v3", "relative")
-MADE: dict[str, LanguageModel] = {}
+MODELS: dict[str, LanguageModel] = {}
 
 
 def language(family: str) -> LanguageModel:
-    if family == "relative" and family not in MADE:  # a bias of scores for how far a key is
+    if family == "relative" and family not in MODELS:  # a score bias by the distance of the key
         own = {f"layers.{i}.attention.rope": None for i in range(3)} | {"relative": RelativeConfig(8, 20)}
-        MADE[family] = LanguageModel(tiny("llama", **own))
-    if family not in MADE:
-        MADE[family] = LanguageModel(tiny(family))
-    return MADE[family]
+        MODELS[family] = LanguageModel(tiny("llama", **own))
+    if family not in MODELS:
+        MODELS[family] = LanguageModel(tiny(family))
+    return MODELS[family]
 
 
 def text(lm, n=11, seed=1):
@@ -50,7 +50,7 @@ def known(lm, ids, **more):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_number_is_the_references(family):
+def test_every_value_equals_the_reference(family):
     lm = language(family)
     t, want = lm.trace(text(lm)), known(lm, text(lm))
     assert set(t.names()) == set(want)
@@ -65,58 +65,58 @@ def test_every_number_is_the_references(family):
 
 
 @pytest.mark.parametrize("family", ["qwen3", "falcon", "gemma2"])
-def test_the_wrong_grouping_of_heads_is_seen(family):
-    """Query heads taken in turns instead of in groups: what the reference says then is another model."""
+def test_wrong_head_grouping_is_detected(family):
+    """A reference that interleaves query heads over key heads, instead of grouping them, differs."""
     lm = language(family)
-    t, turns = lm.trace(text(lm)), lambda h, c: h % c.n_kv_heads
+    t, interleaved = lm.trace(text(lm)), lambda h, c: h % c.n_kv_heads
     if lm.config.layers[0].attention.n_kv_heads == 1:
-        turns = lambda h, c: 0  # noqa: E731  one key head: turns and groups are the same
-        near(t["final.logits"].tensor, known(lm, text(lm), group_of=turns)["final.logits"], "logits")
+        interleaved = lambda h, c: 0  # noqa: E731  with one key head, both groupings are the same
+        near(t["final.logits"].tensor, known(lm, text(lm), group_of=interleaved)["final.logits"], "logits")
         return
     for name in ("blocks.0.attn.probs", "blocks.0.attn.z", "final.logits"):
         with pytest.raises(AssertionError):
-            near(t[name].tensor, known(lm, text(lm), group_of=turns)[name], name, 1e-2)
+            near(t[name].tensor, known(lm, text(lm), group_of=interleaved)[name], name, 1e-2)
 
 
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("chunk", [512, 4])
-def test_a_written_text_is_the_one_that_is_read(family, chunk, monkeypatch):
-    """Kept from the passes of `generate`, in chunks and one token at a time, and from one pass: the same numbers."""
+def test_trace_of_generation_equals_trace_of_its_text(family, chunk, monkeypatch):
+    """Chunked prefill and decoding give the values of one forward pass over the complete text."""
     monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
     lm = language(family)
     t = lm.trace(text(lm, 10), max_tokens=9, temperature=0, capture=["*.z"])
     plain = lm.generate(text(lm, 10), max_tokens=9, temperature=0)
     assert (t.ids[:10], t.ids[10:]) == (plain.prompt_ids, plain.continuations[0].ids)
     assert (t.n_prompt, t.finish, len(t)) == (10, "length", 19)
-    whole = lm.trace(t.ids)
+    full = lm.trace(t.ids)
     for name in t.names():
-        a, b = t[name], whole[name]
+        a, b = t[name], full[name]
         near(a.tensor, b.tensor, name, 3e-5)
         assert a.axes == b.axes
         assert a.error <= 1e-4 * max(1, b.tensor[b.tensor.isfinite()].abs().max()), name
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_parts_are_parts_of_the_whole(family):
+def test_rows_and_positions_equal_slices_of_the_full_value(family):
     lm = language(family)
     t = lm.trace(text(lm))
     for name in t.names():
-        whole = t[name].tensor
+        full = t[name].tensor
         if name.endswith((".scores", ".probs")):
-            near(t.rows(name, head=2, query=7).tensor, whole[2, 7], name)
-            near(t.rows(name, head=[3, 1]).tensor, whole[[3, 1]], name)
-            near(t.rows(name, query=[0, -1]).tensor, whole[:, [0, 10]], name)
+            near(t.rows(name, head=2, query=7).tensor, full[2, 7], name)
+            near(t.rows(name, head=[3, 1]).tensor, full[[3, 1]], name)
+            near(t.rows(name, query=[0, -1]).tensor, full[:, [0, 10]], name)
             assert t.rows(name, head=2, query=7).axes == ("S",)
             assert t.rows(name, head=[0], query=7).axes == ("H", "S")
         else:
-            near(t.at(name, [5, 2]).tensor, whole[[5, 2]], name)
-            near(t.at(name, -1).tensor, whole[10], name)
+            near(t.at(name, [5, 2]).tensor, full[[5, 2]], name)
+            near(t.at(name, -1).tensor, full[10], name)
             assert t.at(name, 5).axes == t[name].axes[1:]
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_what_is_read_is_bit_equal_to_what_passed(family):
-    """Kept as it passes, error 0; and neither it nor anything else differs from a run that nobody looks at."""
+def test_captured_values_are_bit_equal_to_the_forward_pass(family):
+    """Captured values have the error 0, and capture does not change the logits."""
     lm = language(family)
     ids = torch.tensor([text(lm)])
     tap, plain = Everything(), run(lm.model, ids)
@@ -146,30 +146,30 @@ class Everything:
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2", "phi3"])
-def test_looking_changes_no_token_and_no_log_probability(family):
+def test_capture_changes_no_token_and_no_log_probability(family):
     lm = language(family)
-    asked = {"max_tokens": 20, "temperature": 1.0, "seed": 5, "logprobs": 3}
-    plain = lm.generate(text(lm), **asked)
-    pieces = list(lm.trace_stream(text(lm), capture=["*"], **asked))
-    assert [(p.id, p.logprob, p.top) for p in pieces[:-1]] == [
+    options = {"max_tokens": 20, "temperature": 1.0, "seed": 5, "logprobs": 3}
+    plain = lm.generate(text(lm), **options)
+    events = list(lm.trace_stream(text(lm), capture=["*"], **options))
+    assert [(p.id, p.logprob, p.top) for p in events[:-1]] == [
         (k.id, k.logprob, k.top) for k in plain.continuations[0].tokens
     ]
-    assert pieces[-1].seed == 5
-    assert lm.generate(text(lm), **asked) == plain, "a look at one request changed the next"
+    assert events[-1].seed == 5
+    assert lm.generate(text(lm), **options) == plain, "tracing one request changed the next"
 
 
-def test_a_second_text_is_written_while_the_first_is_looked_at():
+def test_interleaved_trace_and_generation_do_not_interfere():
     lm = language("qwen3")
     alone = [lm.generate(text(lm, seed=s), max_tokens=12, temperature=1.0, seed=s).text for s in (1, 2)]
     first = lm.trace_stream(text(lm, seed=1), max_tokens=12, temperature=1.0, seed=1, capture=["*"])
     second = lm.stream(text(lm, seed=2), max_tokens=12, temperature=1.0, seed=2)
-    pairs = list(zip(first, second, strict=False))
-    assert "".join(b.text for _, b in pairs) == alone[1]
-    assert "".join(a.text for a, _ in pairs) == alone[0]
+    events = list(zip(first, second, strict=False))
+    assert "".join(b.text for _, b in events) == alone[1]
+    assert "".join(a.text for a, _ in events) == alone[0]
 
 
-def test_a_shorter_text_is_the_beginning_and_an_earlier_token_never_changes():
-    """Truncated at j: columns up to j are the same. Another token at j: nothing left of it changes, and itself does."""
+def test_values_depend_only_on_earlier_tokens():
+    """Truncating the text or changing the token at position 7 changes no value before it."""
     for family in ("qwen3", "gpt2", "gemma2"):
         lm = language(family)
         ids = text(lm)
@@ -182,53 +182,53 @@ def test_a_shorter_text_is_the_beginning_and_an_earlier_token_never_changes():
         assert (other["final.logits"].tensor[7:] - t["final.logits"].tensor[7:]).abs().amax(-1).min() > 1e-3
 
 
-def test_a_text_that_becomes_long_is_read_anew():
-    """phi3 turns by other angles from 25 tokens on: its trace holds the second reading, and says so."""
+def test_text_beyond_the_original_context_is_prefilled_again():
+    """phi3 uses other rotary angles from 25 tokens on; the trace has the values of the second prefill."""
     lm = language("phi3")
     for n_prompt, n_new in ((20, 3), (20, 12), (24, 1), (30, 4)):
         t = lm.trace(text(lm, n_prompt), max_tokens=n_new, temperature=0)
         assert t.ids[n_prompt:] == lm.generate(text(lm, n_prompt), max_tokens=n_new, temperature=0).continuations[0].ids
         assert t.reprefills == ((25,) if n_prompt < 25 <= n_prompt + n_new else ())
-        whole = lm.trace(t.ids)
+        full = lm.trace(t.ids)
         for name in ("blocks.2.attn.k_rot", "blocks.1.attn.probs", "final.logits"):
-            near(t[name].tensor, whole[name].tensor, name)
+            near(t[name].tensor, full[name].tensor, name)
             assert t[name].error < 1e-3
 
 
-def test_the_error_is_honest():
-    """Numbers that are not the pass's: whatever is computed from them says by how much it is off."""
+def test_error_reports_wrong_inputs():
+    """Values recomputed from a corrupted tensor report a large error."""
     lm = language("qwen3")
-    for spoilt, told in (
+    for corrupted, dependents in (
         ("blocks.1.resid_pre", ("blocks.1.attn.q", "blocks.1.mlp.act", "blocks.0.mlp.up")),
         ("blocks.1.attn.v", ("blocks.1.attn.out", "blocks.1.mlp.act")),
         ("blocks.2.resid_post", ("final.logits", "blocks.2.mlp.act")),
         ("blocks.0.attn.z", ("blocks.0.attn.probs", "blocks.0.attn.heads")),
     ):
         t = lm.trace(text(lm), capture=["blocks.0.attn.z"])
-        t.captured.tensors[spoilt] = t.captured.tensors[spoilt] + 0.5
-        for name in told:
-            assert t[name].error > 0.01, (spoilt, name)
+        t.captured.tensors[corrupted] = t.captured.tensors[corrupted] + 0.5
+        for name in dependents:
+            assert t[name].error > 0.01, (corrupted, name)
 
 
 # ---- memory
 
 
-def test_a_trace_says_what_it_keeps():
-    """resid_pre of each block and what follows the last, keys and values: to the byte, and beforehand."""
+def test_bytes_of_a_trace():
+    """A trace stores resid_pre of each block, the last resid_post, keys and values; the budget predicts its bytes."""
     for family in ("qwen3", "gpt2"):
         lm = language(family)
         c, a = lm.config, lm.config.layers[0].attention
         t = lm.trace(text(lm))
         want = 4 * 11 * ((c.n_layers + 1) * c.d_model + 2 * c.n_layers * a.n_kv_heads * a.head_dim)
         assert t.bytes == want
-        assert want == reading.check_budget(c, [], [], 11, 4, None)
+        assert want == capture_module.check_budget(c, [], [], 11, 4, None)
         more = lm.trace(text(lm), capture=["blocks.1.mlp.act", "*.resid_post", "embed.out"])
-        assert more.bytes == want + 4 * 11 * c.layers[1].mlp.d_ff, "a tensor is kept once, whatever it is called"
+        assert more.bytes == want + 4 * 11 * c.layers[1].mlp.d_ff, "aliases of a tensor are stored once"
         written = lm.trace(text(lm, 6), max_tokens=5, temperature=0)
         assert written.bytes == want
 
 
-def test_a_budget_refuses_what_would_not_fit_and_says_what_would():
+def test_budget_errors_name_what_fits():
     lm = language("gpt2")
     least = lm.trace(text(lm)).bytes
     assert lm.trace(text(lm), budget=least).bytes == least
@@ -253,7 +253,7 @@ def test_a_budget_refuses_what_would_not_fit_and_says_what_would():
             lm.trace(text(lm), budget=bad)
 
 
-def test_what_is_computed_again_is_let_go(monkeypatch):
+def test_cache_of_recomputed_values_is_bounded(monkeypatch):
     monkeypatch.setattr("glassformer.inspect.trace.lru.LIMIT", 4 * 11 * 72 * 2)
     lm = language("gpt2")
     t = lm.trace(text(lm))
@@ -262,26 +262,26 @@ def test_what_is_computed_again_is_let_go(monkeypatch):
     assert t.bytes == lm.trace(text(lm)).bytes + 4 * 11 * 72 * 2
 
 
-def test_one_head_of_a_long_text_takes_no_more_than_one_head(monkeypatch):
-    """Never [H, T, S] of all heads: attention is computed for those that are asked for, a few at a time."""
+def test_one_head_is_recomputed_alone(monkeypatch):
+    """Attention is recomputed for the requested heads and queries only, in bounded batches."""
     lm, seen = language("gpt2"), []
     t = lm.trace(text(lm, 60))
-    theirs = again.weigh
-    watch = lambda spec, q, k, *a: seen.append((*q.shape[:2], len(k))) or theirs(spec, q, k, *a)  # noqa: E731
-    monkeypatch.setattr(again, "weigh", watch)
+    attend_one_text = recompute.attend_one_text
+    record = lambda spec, q, k, *a: seen.append((*q.shape[:2], len(k))) or attend_one_text(spec, q, k, *a)  # noqa: E731
+    monkeypatch.setattr(recompute, "attend_one_text", record)
     t.rows("blocks.1.attn.probs", head=2, query=50)
     assert seen == [(1, 1, 51)]
-    monkeypatch.setattr(again, "AT_ONCE", 4 * 60 * 25)
+    monkeypatch.setattr(recompute, "MAX_SCORES", 4 * 60 * 25)
     seen.clear()
-    whole = t["blocks.1.attn.probs"].tensor
+    full = t["blocks.1.attn.probs"].tensor
     assert seen == [(25, 4, 25), (25, 4, 50), (10, 4, 60)]
-    near(t.rows("blocks.1.attn.probs", head=[3, 0], query=[59, 7]).tensor, whole[[3, 0]][:, [59, 7]], "probs")
+    near(t.rows("blocks.1.attn.probs", head=[3, 0], query=[59, 7]).tensor, full[[3, 0]][:, [59, 7]], "probs")
 
 
-# ---- what a person may get wrong
+# ---- errors
 
 
-def test_bad_requests_say_what_is_allowed():
+def test_invalid_requests_raise():
     lm = language("gpt2")
     t = lm.trace(text(lm))
     for what, message in (
@@ -304,7 +304,7 @@ def test_bad_requests_say_what_is_allowed():
         lm.trace(text(lm, 65))
     with pytest.raises(CapacityError, match="does not fit"):
         lm.trace(text(lm, 60), max_tokens=5)
-    assert len(lm.trace(text(lm, 60), max_tokens=4, temperature=0)) == 64, "the whole context"
+    assert len(lm.trace(text(lm, 60), max_tokens=4, temperature=0)) == 64, "the complete context"
 
 
 def test_tokens_without_a_tokenizer_are_numbers():
@@ -314,7 +314,7 @@ def test_tokens_without_a_tokenizer_are_numbers():
     assert repr(lm.trace([3, 96])["embed.out"]).startswith("Value(embed.out [T 2, D 48], error 0.0")
 
 
-def test_a_point_that_a_model_has_not_is_not_in_its_names():
+def test_names_list_only_points_of_the_model():
     assert "blocks.0.resid_mid" not in LanguageModel(tiny("phi")).trace([1, 2]).names()
     assert "blocks.0.mlp.router" in language("mixtral").trace([1, 2]).names()
     assert not any("mlp.act" in name for name in language("mixtral").trace([1, 2]).names())

@@ -46,7 +46,7 @@ def test_bfloat16_becomes_float32_in_numpy():
         ((..., 0), ("H", "T")), ((0, ..., 0), ("T",)), ((0, 1, 2), ()), (-1, ("T", "S")),
     ],
 )  # fmt: skip
-def test_slices_keep_the_axes_they_leave(probs, index, axes):
+def test_slices_keep_the_names_of_remaining_axes(probs, index, axes):
     part = probs[index]
     assert isinstance(part, Value)
     assert part.axes == axes

@@ -172,8 +172,8 @@ def test_a_sweep_row_equals_a_trace_with_that_edit(family, over, monkeypatch):
         assert max(abs(row.change) for row in rows) > 1e-2
 
 
-def test_a_sweep_keeps_the_edits_of_its_trace():
-    """Edits of block 0 too: ablating a head that is ablated already changes nothing."""
+def test_sweep_includes_the_edits_of_its_trace():
+    """Ablating a head that the trace already ablates changes nothing, in block 0 too."""
     lm = language("qwen3")
     for layer in range(lm.config.n_layers):
         base = [ablate(f"blocks.{layer}.attn.z", head=2), scale(f"blocks.{layer}.mlp.out", 0.5)]
@@ -315,7 +315,7 @@ def test_loading_a_damaged_trace_raises_checkpoint_error(tmp_path):
     lm = language("gpt2")
     lm.trace(text(lm)).save(tmp_path / "t")
     name = json.loads((tmp_path / "t" / "trace.json").read_text())["tensors"]
-    for spoil, message in (
+    for damage, message in (
         (lambda f: (f / name).write_bytes((f / name).read_bytes()[:100]), "damaged|no complete trace"),
         (lambda f: (f / name).unlink(), "no complete trace"),
         (lambda f: (f / "trace.json").write_text("{"), "no complete trace"),
@@ -325,7 +325,7 @@ def test_loading_a_damaged_trace_raises_checkpoint_error(tmp_path):
     ):
         shutil.rmtree(tmp_path / "u", ignore_errors=True)
         shutil.copytree(tmp_path / "t", tmp_path / "u")
-        spoil(tmp_path / "u")
+        damage(tmp_path / "u")
         with pytest.raises(CheckpointError, match=message):
             lm.load_trace(tmp_path / "u")
     file = tmp_path / "file"

@@ -1,7 +1,7 @@
-"""A model beside another implementation of it, place by place: where do they part first?
+"""Compare a model with another implementation of it, point by point, to find the first difference.
 
-Which module of the other computes which point of ours is read off the checkpoint's rules: the module that owns the
-tensor which fills `blocks.3.attn.q.weight` makes what we call `blocks.3.attn.q`.
+The mapping of checkpoint tensors matches modules with points: the output of the module that owns the tensor of
+`blocks.3.attn.q.weight` is compared with our point `blocks.3.attn.q`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from glassformer.nn.model import Decoder, EncoderDecoder
 from glassformer.nn.step import Step
 
 TABLES = (["embed.tokens"], ["embed.types"], ["encoder.embed.tokens"])
-# What the output of a module of ours is called, inside a block and outside.
+# Our modules and the points of their outputs, inside blocks and outside.
 OUTPUTS = {
     "attn_norm": "attn.x", "attn.q": "attn.q", "attn.k": "attn.k", "attn.v": "attn.v", "attn.o": "attn.out",
     "attn.q.expand": "attn.q", "attn.kv_norm": "attn.latent",
@@ -37,12 +37,12 @@ OUTPUTS = {
 }  # fmt: skip
 
 SIDES = (("encoder.", "encoder"), ("", "decoder"))
-OF_SOURCE = re.compile(r"encoder\.|blocks\.\d+\.cross\.[kv]$")  # points that have a row for each token of it
+SOURCE_POINT = re.compile(r"encoder\.|blocks\.\d+\.cross\.[kv]$")  # points with one value per source token
 
 
 @dataclass(frozen=True)
 class PointDifference:
-    """One point: `off` is max |ours - theirs| / max |theirs|."""
+    """The difference at one point: `off` is max |ours - theirs| / max |theirs|."""
 
     point: str
     off: float
@@ -55,12 +55,16 @@ def compare(
     ids: Int[Tensor, "B T"],
     sources: Int[Tensor, "B S"] | None = None,
 ) -> list[PointDifference]:
-    """Every point that both have, in the order of the pass, an encoder's first, the logits last.
+    """Return the difference at each common point, in the order of the forward pass.
 
-    Of an encoder by itself that has no head, the states are last.
+    The points of an encoder come before those of its decoder. The logits are last, or the final states if the model is
+    encoder-only and has no head.
 
-    theirs: a `transformers` model with the same weights, on the same device and in the same dtype. sources: what an
-    encoder-decoder reads, while it writes `ids`.
+    Args:
+        ours: the model.
+        theirs: a `transformers` model with the same weights, on the same device and in the same dtype.
+        ids: token ids; the decoder input of an encoder-decoder.
+        sources: source token ids of an encoder-decoder.
     """
     points = live(ours.config)
     parameters: dict[str, Tensor] = dict(ours.named_parameters())
@@ -69,41 +73,45 @@ def compare(
     for entry in map_tensors(family, ours.config, parameters):
         path, _, kind = entry.tensor_name.rpartition(".")
         path = path if path in modules else path.removeprefix(family.prefix)  # a model without its head
-        names = [_output(name) for name in entry.parameter_names]
+        names = [_output_point(name) for name in entry.parameter_names]
         if kind == "weight" and path in modules and all(name in points for name in names):
             sizes = [parameters[name].shape[-1 if names in TABLES else 0] for name in entry.parameter_names]
-            take = _taker(replace(entry, transposed=False), names, sizes, seen)
-            hooks.append(modules[path].register_forward_hook(take))
-    read = {"input_ids": ids} if sources is None else {"input_ids": sources, "decoder_input_ids": ids}
+            hook = _output_hook(replace(entry, transposed=False), names, sizes, seen)
+            hooks.append(modules[path].register_forward_hook(hook))
+    inputs = {"input_ids": ids} if sources is None else {"input_ids": sources, "decoder_input_ids": ids}
     try:
-        kept = {} if isinstance(ours, TextEncoder) else {"use_cache": False}
-        result = theirs(**read, output_hidden_states=True, **kept)
+        options = {} if isinstance(ours, TextEncoder) else {"use_cache": False}
+        result = theirs(**inputs, output_hidden_states=True, **options)
     finally:
         for hook in hooks:
             hook.remove()
     stacks = {"": "hidden_states"} if sources is None else {side: f"{name}_hidden_states" for side, name in SIDES}
     for prefix, name in stacks.items():
-        for i, states in enumerate(result[name][:-1]):  # the last of them is normed
+        for i, states in enumerate(result[name][:-1]):  # the last one is normalized
             seen[prefix + ("embed.out" if i == 0 else f"blocks.{i - 1}.resid_post")] = _columns(states)
-    headed = "final.logits" in points
-    seen["final.logits" if headed else "final.norm"] = _columns(result.logits if headed else result.last_hidden_state)
-    kept = RecorderTap(*(name for name in points if name in seen))
+    has_head = "final.logits" in points
+    seen["final.logits" if has_head else "final.norm"] = _columns(
+        result.logits if has_head else result.last_hidden_state
+    )
+    tap = RecorderTap(*(name for name in points if name in seen))
     source = None
     if isinstance(ours, EncoderDecoder) and sources is not None:
-        source = ours.encode(sources, Step.of(sources, tap=kept))
-    step = Step.of(ids, tap=kept, source=source)
-    made = ours(ids, step)
-    if isinstance(ours, TextEncoder) and headed:
-        ours.logits(made, step)
+        source = ours.encode(sources, Step.of(sources, tap=tap))
+    step = Step.of(ids, tap=tap, source=source)
+    states = ours(ids, step)
+    if isinstance(ours, TextEncoder) and has_head:
+        ours.logits(states, step)
 
-    rows = {name: (ids if sources is None or not OF_SOURCE.match(name) else sources).shape for name in kept}
+    shapes = {name: (ids if sources is None or not SOURCE_POINT.match(name) else sources).shape for name in tap}
     return [
-        PointDifference(name, _off(_columns(kept[name][-1], rows[name]), seen[name])) for name in points if name in seen
+        PointDifference(name, _relative_error(_columns(tap[name][-1], shapes[name]), seen[name]))
+        for name in points
+        if name in seen
     ]
 
 
-def _output(parameter: str) -> str:
-    """The point that the module of a parameter makes; "" where there is none."""
+def _output_point(parameter: str) -> str:
+    """Return the point of the output of a parameter's module, or "" if it has no point."""
     module = parameter.rpartition(".")[0]
     side, module = ("encoder.", module[8:]) if module.startswith("encoder.") else ("", module)
     words = module.split(".")
@@ -113,23 +121,23 @@ def _output(parameter: str) -> str:
 
 
 def _columns(value: Tensor, batch: torch.Size | None = None) -> Tensor:
-    """[B, T, ...] as one column a token: [features, B T]."""
-    rows = value.shape[:2] if batch is None else batch
-    return value.reshape(rows[0] * rows[1], -1).T
+    """Reshape [B, T, ...] to one column per token: [features, B T]."""
+    size = value.shape[:2] if batch is None else batch
+    return value.reshape(size[0] * size[1], -1).T
 
 
-def _taker(entry: Any, names: list[str], sizes: list[int], seen: dict[str, Tensor]) -> Callable[..., None]:
-    """A hook that keeps a module's output, in our order of features: laid out as the weight's own rows are."""
+def _output_hook(entry: Any, names: list[str], sizes: list[int], seen: dict[str, Tensor]) -> Callable[..., None]:
+    """Return a hook that stores a module's output with the features in our order, as the rows of the weight are."""
 
-    def take(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def store(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         columns = _columns(output)
         values = [columns.new_empty(size, columns.shape[1]) for size in sizes]
         entry.fill(values, 0, columns)
         seen.update(zip(names, values, strict=True))
 
-    return take
+    return store
 
 
-def _off(ours: Tensor, theirs: Tensor) -> float:
+def _relative_error(ours: Tensor, theirs: Tensor) -> float:
     size = theirs.abs().max().item()
     return (ours.double() - theirs.double()).abs().max().item() / (size or 1.0)

@@ -61,10 +61,10 @@ class BatchTap:
 
 
 def token_points(config: Any, capture: Sequence[str]) -> list[str]:
-    """Return the points that patterns name.
+    """Return the points that match the patterns.
 
     Raises:
-        RequestError: there is none, or a point has no value per token that a forward pass computes.
+        RequestError: no point matches, or a point is derived or does not have one value per token.
     """
     names = match(config, capture)
     if not names:
@@ -90,11 +90,11 @@ def stream_activations(
     """Yield the activations of texts (token ids) at some points, `batch_size` texts per forward pass.
 
     Args:
-        forward: runs the model over padded ids, [B, T], so that it passes all the points.
-        progress: called with the number of texts that are done, and of all.
+        forward: runs the model on padded ids, [B, T], and visits all these points.
+        progress: called with the number of completed texts and the number of all texts.
 
     Raises:
-        CapacityError: a text does not fit the context.
+        CapacityError: a text is longer than the context.
         RequestError: a text is empty, or a token id is outside the vocabulary.
     """
     config, device = lm.model.config, next(lm.model.parameters()).device

@@ -22,7 +22,7 @@ from glassformer.inspect.views.methods import ModelViews, TraceViews
 from glassformer.inspect.views.roles import role_rows
 from glassformer.inspect.views.support import supported
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}  # every string is valid for str
 Subject = Literal["model", "trace"]
 FindTrace = Callable[[str], Trace]
 
@@ -54,22 +54,23 @@ class ViewSpec:
         _, *rest = inspect.signature(self.function).parameters.values()
         return {p.name: p.replace(annotation=hints[p.name]) for p in rest}
 
-    def read(self, given: Mapping[str, str], find: FindTrace | None = None) -> dict[str, Any]:
+    def read(self, texts: Mapping[str, str], find: FindTrace | None = None) -> dict[str, Any]:
         """Parse parameters from text.
 
         Args:
+            texts: The text of each parameter by name.
             find: Returns the trace with an id, for a parameter that is a trace.
 
         Raises:
             RequestError: A parameter is unknown, missing or invalid.
         """
-        for name in given.keys() - self.parameters.keys():
+        for name in texts.keys() - self.parameters.keys():
             known = ", ".join(self.parameters) or "none"
             raise RequestError(f"the view {self.name!r} has no parameter {name!r}; it has: {known}", param=name)
         for name, p in self.parameters.items():
-            if p.default is p.empty and name not in given:
+            if p.default is p.empty and name not in texts:
                 raise RequestError(f"the view {self.name!r} needs the parameter {name!r}", param=name)
-        return {name: self._value(name, self.parameters[name].annotation, text, find) for name, text in given.items()}
+        return {name: self._value(name, self.parameters[name].annotation, text, find) for name, text in texts.items()}
 
     def _value(self, name: str, kind: Any, text: str, find: FindTrace | None) -> Any:
         origin, options = get_origin(kind), get_args(kind)
@@ -77,7 +78,7 @@ class ViewSpec:
             if NoneType in options and text in ("", "null", "none"):
                 return None
             *first, last = [option for option in options if option is not NoneType]
-            for option in first:  # "17" is parsed as a number if a number is allowed, otherwise as a text
+            for option in first:  # "17" is parsed as a number if a number is allowed, otherwise as a string
                 with contextlib.suppress(RequestError):
                     return self._value(name, option, text, find)
             return self._value(name, last, text, find)
@@ -86,7 +87,7 @@ class ViewSpec:
                 raise RequestError(f"{name} must be one of {', '.join(map(repr, options))}, got {text!r}", param=name)
             return text
         if origin is tuple:
-            return tuple(self._value(name, options[0], one, find) for one in text.split(",") if one.strip())
+            return tuple(self._value(name, options[0], item, find) for item in text.split(",") if item.strip())
         if kind is Trace:
             if find is None:
                 raise RequestError(f"{name} must be another trace, and only one trace exists here", param=name)
@@ -94,7 +95,7 @@ class ViewSpec:
         try:
             return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
         except (ValueError, KeyError):
-            raise RequestError(f"{name} must be {WORDS[kind]}, got {text!r:.100}", param=name) from None
+            raise RequestError(f"{name} must be {TYPE_NAMES[kind]}, got {text!r:.100}", param=name) from None
 
 
 ROWS = {"lens": supported(lens_rows, "lens"), "roles": supported(role_rows, "roles")}

@@ -52,9 +52,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple) and (as_dict := getattr(value, "_asdict", None)):
         value = as_dict()
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     return value
