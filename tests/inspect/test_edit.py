@@ -351,10 +351,10 @@ def test_edits_round_trip_through_json():
 
 def test_edits_key_changes_from_the_first_edited_position():
     edits = [ablate("blocks.1.attn.z", head=1, position=(7, 5)), knockout("blocks.1.attn.scores", query=-1, key=2)]
-    assert [edit.first(10) for edit in edits] == [5, 9]
-    assert ablate("blocks.1.attn.z").first(10) == 0
-    assert knockout("blocks.1.attn.scores", key=4).first(10) == 4
-    assert knockout("blocks.1.attn.scores", key=4, query=(8, 6)).first(10) == 6
+    assert [edit.first_position(10) for edit in edits] == [5, 9]
+    assert ablate("blocks.1.attn.z").first_position(10) == 0
+    assert knockout("blocks.1.attn.scores", key=4).first_position(10) == 4
+    assert knockout("blocks.1.attn.scores", key=4, query=(8, 6)).first_position(10) == 6
     keys = [edits_key(edits, position, 10) for position in range(12)]
     assert keys[:5] == [""] * 5
     assert len(set(keys[5:9])) == 1 != len({*keys[5:]})

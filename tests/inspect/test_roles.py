@@ -153,7 +153,7 @@ def test_roles_in_batches_equal_roles_at_once(monkeypatch):
     lm = LanguageModel(tiny("gemma2"))
     ids = [(7 * i) % 13 for i in range(40)]
     whole = lm.trace(ids).roles()
-    monkeypatch.setattr(roles, "AT_ONCE", 4 * 40 * 3)
+    monkeypatch.setattr(roles, "MAX_SCORES", 4 * 40 * 3)
     part = lm.trace(ids).roles()
     assert part.n_queries == whole.n_queries
     for a, b in zip(part.scores, whole.scores, strict=True):
@@ -169,7 +169,7 @@ def test_roles_in_batches_equal_roles_at_once(monkeypatch):
 
 def test_evidence_is_the_cell_with_the_largest_probability(monkeypatch):
     lm, ids = LanguageModel(tiny("gemma2")), [(7 * i) % 13 for i in range(40)]
-    monkeypatch.setattr(roles, "AT_ONCE", 4 * 40 * 3)  # a few queries at a time
+    monkeypatch.setattr(roles, "MAX_SCORES", 4 * 40 * 3)  # a few queries at a time
     t = lm.trace(ids)
     found = t.roles()
     for layer in range(3):
