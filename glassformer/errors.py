@@ -2,7 +2,7 @@
 
 
 class GlassformerError(Exception):
-    """The base class. Messages say what is wrong, the value given, and what is allowed."""
+    """Base class of Glassformer's errors. A message names the problem, the value given and the allowed values."""
 
 
 class ConfigError(GlassformerError):
@@ -30,7 +30,7 @@ class RequestError(GlassformerError):
 
 
 class NotFoundError(RequestError):
-    """A request for a model, trace, view or route that does not exist. `code` is for programs."""
+    """A request for a model, trace, view or route that does not exist. `code` is its machine-readable kind."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message, param=param)

@@ -64,7 +64,7 @@ def seq2seq(
         with working("scoring", quiet=json):
             translator = glassformer.Translator.load(run.best)
             scores = recipe.score(translator, task)
-        rows.append(row_of(name, translator, run, scores) | {"run": str(folder / system)})
+        rows.append(table_row(name, translator, run, scores) | {"run": str(folder / system)})
         if system == "rnn":  # without attention there is no alignment
             continue
         found = translator.translate(shown.source)[0].targets[0]
@@ -110,7 +110,7 @@ def train(system: str, task: str, folder: Path, seconds: float, seed: int, threa
         )
 
 
-def row_of(name: str, translator: Translator, run: RunResult, scores: Seq2SeqScores) -> dict[str, Any]:
+def table_row(name: str, translator: Translator, run: RunResult, scores: Seq2SeqScores) -> dict[str, Any]:
     """Return the values of one model in the table."""
     return {
         "name": name,

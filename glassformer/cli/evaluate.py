@@ -46,7 +46,7 @@ def evaluate(
     from glassformer.training.tasks.evaluate import evaluate as evaluate_batches
 
     if not data:
-        raise DataError("there is no DATA to evaluate on: name files, folders, globs, JSONL, or - for stdin")
+        raise DataError("DATA is missing: give files, folders, globs, JSONL, or - for stdin")
     lm = open_model(LanguageModel, model, machine, ignore_key, quiet=json)
     if lm.tokenizer is None:
         raise RequestError("evaluation of text needs a tokenizer, and this model has none", param="model")

@@ -54,12 +54,12 @@ def options(*configs: Any, exclude: str = "", flat: bool = True, help: dict[str,
 
     Types, defaults and help (the string below a field) are those of the configs; `help` adds to them.
     """
-    found: dict[str, tuple[str, Any, Any]] = {}
+    option_fields: dict[str, tuple[str, Any, Any]] = {}
     for config in configs:
         docs = {p.arg_name: p.description for p in parse_from_object(type(config)).params} | (help or {})
         hints = typing.get_type_hints(type(config))
         for f in fields(config):
-            if f.name in found or f.name in exclude.split():
+            if f.name in option_fields or f.name in exclude.split():
                 continue
             kind, default = hints[f.name], getattr(config, f.name)
             same = len({getattr(other, f.name, default) for other in configs}) == 1
@@ -69,10 +69,10 @@ def options(*configs: Any, exclude: str = "", flat: bool = True, help: dict[str,
             parameter = Parameter(
                 help=f"{docs.get(f.name) or ''}{shown}", negative="" if default is False else None, show_default=False
             )
-            found[f.name] = (f.name, Annotated[kind | None, parameter], None)
-    made = make_dataclass(f"{type(configs[0]).__name__}Options", found.values(), frozen=True)
-    made.__module__ = __name__  # cyclopts expands no classes of the standard library
-    return Parameter(name="*")(made) if flat else made
+            option_fields[f.name] = (f.name, Annotated[kind | None, parameter], None)
+    cls = make_dataclass(f"{type(configs[0]).__name__}Options", option_fields.values(), frozen=True)
+    cls.__module__ = __name__  # cyclopts expands no classes of the standard library
+    return Parameter(name="*")(cls) if flat else cls
 
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ else:
     )
 
 
-def given(group: Any) -> dict[str, Any]:
-    """Return the options of a group that are given, by field name."""
+def set_options(group: Any) -> dict[str, Any]:
+    """Return the options that the user set in a group, by field name."""
     values = {f.name: getattr(group, f.name) for f in fields(group)} if group is not None else {}
     return {name: None if value == "none" else value for name, value in values.items() if value is not None}
 
@@ -188,7 +188,7 @@ def train(
     import glassformer
     from glassformer.cli.training_reporter import make_reporter
 
-    sizes, fixed = given(model_options), {n: v for n, v in (("arch", arch), ("preset", preset)) if v is not None}
+    sizes, fixed = set_options(model_options), {n: v for n, v in (("arch", arch), ("preset", preset)) if v is not None}
     if resume:
         config = recorded_config(out, data, task, fixed)
         model = update(config.task.model, sizes, f"a {type(config.task.model).__name__} in {out}", MODELS)
@@ -196,24 +196,26 @@ def train(
         task = task or "lm"
         if not data:
             kinds = "JSONL" if task == "lm" else "TSV or JSONL with source and target"
-            raise ConfigError(f"there is no DATA to train on: name files, folders, globs, {kinds}, or - for stdin")
+            raise ConfigError(f"DATA is missing: give files, folders, globs, {kinds}, or - for stdin")
         config = TrainConfig(data=data, out=str(out), task=TASKS[task])
         model = continued_model(from_model, task, fixed | sizes) if from_model else new_model(task, arch, preset, sizes)
     kind = f"--task {config.task.kind}"
-    changed = update(config.task, given(task_options), kind, {f"--task {name}": other for name, other in TASKS.items()})
-    if initial := given(init):
+    changed = update(
+        config.task, set_options(task_options), kind, {f"--task {name}": other for name, other in TASKS.items()}
+    )
+    if initial := set_options(init):
         if not isinstance(changed, LanguageModelTaskConfig):
             raise ConfigError(f"--init.{next(iter(initial))} is an option of --task lm, got {kind}")
         changed = replace(changed, init=replace(changed.init, **initial))
-    values = given(run_options)
+    values = set_options(run_options)
     if values.keys() & BUDGETS:
         values = dict.fromkeys(BUDGETS) | values  # the given budget replaces the recorded one
     config = replace(
         config,
         task=replace(changed, model=model),
-        tokenizer=replace(config.tokenizer, **given(tokenizer)),
-        optim=replace(config.optim, **given(optim)),
-        schedule=replace(config.schedule, **given(schedule)),
+        tokenizer=replace(config.tokenizer, **set_options(tokenizer)),
+        optim=replace(config.optim, **set_options(optim)),
+        schedule=replace(config.schedule, **set_options(schedule)),
         from_model=from_model or config.from_model,
         **values,
     )

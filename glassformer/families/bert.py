@@ -95,8 +95,8 @@ def detect_heads_by_prefix(config: TextEncoderConfig, names: Collection[str], he
     """Add the heads that a checkpoint has tensors of. Names of the masked LM head begin with `head`."""
     pooler = any(name.endswith(("pooler.dense.weight", "pooler.dense.bias")) for name in names)
     masked, follows = (any(name.startswith(begin) for name in names) for begin in (head, "cls.seq_relationship."))
-    found = MaskedHeadConfig(activation, config.layers[0].norm) if masked else None
-    return replace(config, pooler=pooler or follows, head=found, next_sentence=follows)
+    masked_head = MaskedHeadConfig(activation, config.layers[0].norm) if masked else None
+    return replace(config, pooler=pooler or follows, head=masked_head, next_sentence=follows)
 
 
 def read(raw: ConfigFields) -> TextEncoderConfig:

@@ -40,8 +40,8 @@ def read(raw: ConfigFields) -> ModelConfig:
 def read_activation(raw: ConfigFields) -> Activation:
     """Read the activation. Early files use "gelu" for the tanh approximation; later ones add a second key."""
     raw.expect("hidden_activation", None, "gelu_pytorch_tanh")
-    found = raw.activation("hidden_act", "gelu_pytorch_tanh")
-    return "gelu_tanh" if found == "gelu" else found
+    activation = raw.activation("hidden_act", "gelu_pytorch_tanh")
+    return "gelu_tanh" if activation == "gelu" else activation
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def read(raw: ConfigFields) -> ModelConfig:
 
 def write(config: ModelConfig) -> dict[str, Any]:
     def rope(sliding: bool) -> RopeConfig | None:
-        found = (layer.attention for layer in config.layers if (layer.attention.window is not None) == sliding)
-        return next((attention.rope for attention in found), None)
+        attentions = (layer.attention for layer in config.layers if (layer.attention.window is not None) == sliding)
+        return next((attention.rope for attention in attentions), None)
 
     raw, local = gemma2.write(config), rope(sliding=True)
     return raw | write_rope(rope(sliding=False), raw["head_dim"]) | {LOCAL[0]: None if local is None else local.theta}

@@ -183,8 +183,8 @@ def _open_gguf(path: Path, ignore_keys: tuple[str, ...]) -> Checkpoint:
     reader, metadata = TensorReader(files), files[0].metadata
     shape = reader.shape(EMBED) if EMBED in reader else ()
     if len(shape) != 2:
-        found = f"got shape {list(shape)}" if EMBED in reader else "but is missing"
-        raise CheckpointError(f"{path}: {EMBED} must be a matrix, {found}")
+        problem = f"got shape {list(shape)}" if EMBED in reader else "but is missing"
+        raise CheckpointError(f"{path}: {EMBED} must be a matrix, {problem}")
     check_claims(files, width=shape[1])
     file_of = {name: file for file in files for name in file}
     config = read_metadata(

@@ -31,24 +31,24 @@ def download_resumable(repo: str, commit: str, files: Sequence[str]) -> None:
     blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
     for name in files:
         url = hf_hub_url(repo, name, revision=commit)
-        found = get_hf_file_metadata(url)
-        if found.etag is None or found.size is None or not MIN_SIZE <= found.size <= MAX_SIZE:
+        metadata = get_hf_file_metadata(url)
+        if metadata.etag is None or metadata.size is None or not MIN_SIZE <= metadata.size <= MAX_SIZE:
             continue
-        complete, part = blobs / found.etag, blobs / f"{found.etag}.part"
+        complete, part = blobs / metadata.etag, blobs / f"{metadata.etag}.part"
         blobs.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(blobs / f"{found.etag}.part.lock"):
+        with WeakFileLock(blobs / f"{metadata.etag}.part.lock"):
             if complete.exists():
                 continue
             with part.open("ab") as file:
                 http_get(
-                    found.location,
+                    metadata.location,
                     file,
                     resume_size=file.tell(),
-                    headers=build_hf_headers() if found.location == url else {},
-                    expected_size=found.size,
+                    headers=build_hf_headers() if metadata.location == url else {},
+                    expected_size=metadata.size,
                     displayed_filename=name,
                 )
-            verify_download(part, name, found.etag, found.size)
+            verify_download(part, name, metadata.etag, metadata.size)
             os.replace(part, complete)
 
 

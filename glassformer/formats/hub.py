@@ -79,9 +79,11 @@ def choose_files(files: list[str], name: str) -> list[str]:
     }
     side_files += [file for file in subfolder_files if file not in redundant]
     for start, end in (("model", ".safetensors"), ("pytorch_model", ".bin"), (r"consolidated(\.\d+)?", ".pth")):
-        found = [file for file in top if re.fullmatch(rf"{start}(-\d+-of-\d+)?{re.escape(end)}(\.index\.json)?", file)]
-        if found:
-            return side_files + found
+        weights = [
+            file for file in top if re.fullmatch(rf"{start}(-\d+-of-\d+)?{re.escape(end)}(\.index\.json)?", file)
+        ]
+        if weights:
+            return side_files + weights
     ggufs = group_shards(file for file in top if file.endswith(".gguf"))
     if len(ggufs) == 1:
         return side_files + [file for files in ggufs.values() for file in files]

@@ -134,19 +134,19 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
     path = folder / MODULES
     try:
         rows = json.loads(path.read_text("utf-8"))
-        found = [(str(row["type"]), str(row["path"]), row.get("kwargs")) for row in rows]
+        modules = [(str(row["type"]), str(row["path"]), row.get("kwargs")) for row in rows]
     except (ValueError, OSError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} must hold a list of modules, each with a type and a path: {error!r}") from None
-    for kind, where, kwargs in found:
+    for kind, where, kwargs in modules:
         if not kind.startswith("sentence_transformers."):
             raise ConfigError(f"{path}: a module of type {kind!r} is custom code, which is not run")
         if kwargs:
             raise ConfigError(f"{path}: a module's kwargs are not supported, got {kwargs!r:.100}")
         if Path(where).is_absolute() or ".." in Path(where).parts:
             raise ConfigError(f"{path}: a module's path must lie within the folder, got {where!r}")
-    if not found or not found[0][0].endswith(".Transformer"):
-        raise ConfigError(f"{path}: the first module must be a Transformer, got {found[0][0] if found else 'none'}")
-    return [(kind.rpartition(".")[2], folder / where if where else folder) for kind, where, _ in found]
+    if not modules or not modules[0][0].endswith(".Transformer"):
+        raise ConfigError(f"{path}: the first module must be a Transformer, got {modules[0][0] if modules else 'none'}")
+    return [(kind.rpartition(".")[2], folder / where if where else folder) for kind, where, _ in modules]
 
 
 def _transformer(folder: Path) -> dict[str, Any]:
@@ -164,9 +164,9 @@ def _transformer(folder: Path) -> dict[str, Any]:
         raw.expect(name, None, {})
     for name in ("query_length", "document_length", "query_expansion"):
         raw.expect(name, None)
-    found = {"max_tokens": raw.optional("max_seq_length"), "lowercase": raw.flag("do_lower_case", False)}
+    settings = {"max_tokens": raw.optional("max_seq_length"), "lowercase": raw.flag("do_lower_case", False)}
     raw.close()
-    return found
+    return settings
 
 
 def _pooling(path: Path, d_model: int) -> tuple[tuple[Pool, ...], bool]:
@@ -245,11 +245,11 @@ def _overall(folder: Path) -> dict[str, Any]:
     if named is not None and named not in list(prompts):
         raise ConfigError(f"{raw.source}: default_prompt_name {named!r} is not one of the prompts {list(prompts)}")
     raw.expect("similarity_fn_name", None, *kinds)
-    found = {
+    settings = {
         "prompts": prompts,
         "prompt": named,
         "similarity": raw.take("similarity_fn_name", None) or kinds[0],
         "dimensions": raw.optional("truncate_dim"),
     }
     raw.close()
-    return found
+    return settings

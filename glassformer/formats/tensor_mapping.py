@@ -195,8 +195,8 @@ def map_tensors(
     if family.rules is None:
         return [TensorMapping(name, (name,)) for name in parameters]
     assert not isinstance(config, RecurrentConfig), "recurrent models use our own tensor names"
-    found = [mapping for rule in family.rules_for(config) or () for mapping in _apply(rule, config, names)]
-    if missing := names.difference(*(mapping.parameter_names for mapping in found)):
+    mappings = [mapping for rule in family.rules_for(config) or () for mapping in _apply(rule, config, names)]
+    if missing := names.difference(*(mapping.parameter_names for mapping in mappings)):
         raise ConfigError(
             f"a {family.architecture} checkpoint cannot describe this model: it has no tensors for {sorted(missing)}"
         )
@@ -205,7 +205,7 @@ def map_tensors(
         if mapping.tensor_name in present
     ]  # fmt: skip
     filled = {name for mapping in alternatives for name in mapping.parameter_names}
-    return alternatives + [mapping for mapping in found if not filled.issuperset(mapping.parameter_names)]
+    return alternatives + [mapping for mapping in mappings if not filled.issuperset(mapping.parameter_names)]
 
 
 def _apply(rule: TensorRule, config: ModelConfig | EncoderConfig, names: set[str]) -> Iterator[TensorMapping]:
@@ -251,8 +251,8 @@ def _indices(pattern: str, names: set[str]) -> list[dict[str, str]]:
     if "{" not in pattern:
         return [{}]
     regex = re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(pattern)))
-    found = [match.groupdict() for name in names if (match := regex.fullmatch(name))]
-    return sorted(found, key=lambda index: [int(n) for n in index.values()])
+    indices = [match.groupdict() for name in names if (match := regex.fullmatch(name))]
+    return sorted(indices, key=lambda index: [int(n) for n in index.values()])
 
 
 def _substitute(pattern: str, index: dict[str, str]) -> str:

@@ -68,9 +68,9 @@ def choose_attention(
 
 def all_attentions(config: ModelConfig | EncoderConfig) -> list[AttentionConfig]:
     """Return the configuration of every attention of a model, cross-attention and an encoder's included."""
-    found = [one for layer in config.layers for one in (layer.attention, layer.cross) if one is not None]
+    attentions = [one for layer in config.layers for one in (layer.attention, layer.cross) if one is not None]
     encoder = config.encoder if isinstance(config, ModelConfig) else None
-    return found if encoder is None else found + all_attentions(encoder)
+    return attentions if encoder is None else attentions + all_attentions(encoder)
 
 
 def attend_fused(

@@ -49,9 +49,9 @@ class Stack(nn.Module):
     def hidden(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T D"]:
         """Return the normalized residual stream after the last block: the input of a head, or of cross-attention."""
         step.prepare(self.specs, self.ropes)
-        return self.above(self.enter(ids, step), step)
+        return self.run_blocks(self.embed_input(ids, step), step)
 
-    def enter(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T D"]:
+    def embed_input(self, ids: Int[Tensor, "B T"], step: Step) -> Float[Tensor, "B T D"]:
         """Return the input of block 0: the token embeddings, plus the positions if the model adds them."""
         x = step.see("embed.tokens", self.embed(ids))
         if self.config.embed_scale != 1:
@@ -61,7 +61,7 @@ class Stack(nn.Module):
             x = x + step.see("embed.positions", self.positions(step.positions).to(x.dtype))
         return step.see("embed.out", self.embed_norm(x))
 
-    def above(self, x: Float[Tensor, "B T D"], step: Step, first: int = 0) -> Float[Tensor, "B T D"]:
+    def run_blocks(self, x: Float[Tensor, "B T D"], step: Step, first: int = 0) -> Float[Tensor, "B T D"]:
         """Run the blocks from `first` on and the final norm; `x` is the input of block `first`."""
         bias = self.score_bias(step)
         for i, block in enumerate(self.blocks):

@@ -16,7 +16,7 @@ Complete = Callable[[list[str], int], list[str]]
 ANSWER_TOKENS = 8  # an answer has three words and a full stop, with tokens smaller than words
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
+# --- generated text ---------------------------------------------------------------------------------------------------
 
 
 def score_wellformed(texts: Iterable[str]) -> float:
@@ -83,7 +83,7 @@ def score_consistent(texts: Iterable[str]) -> float:
     return sum(good) / len(good) if good else 0.0
 
 
-# --- what is answered -------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 def score_answers(complete: Complete, n: int, *, seed: int = 0, split: str = "held-out", level: int = -1) -> dict:
@@ -93,14 +93,14 @@ def score_answers(complete: Complete, n: int, *, seed: int = 0, split: str = "he
     accuracy by kind of question ("who", "what", "where"), over all ("all"), over those whose nouns never occur together
     in training ("new pairs"), and the number of questions ("asked"). A kind without questions is absent.
     """
-    asked = [(story, q) for story in corpus.stories(seed, split, n, level) for q in story.questions]
-    outputs = complete([f"{story.text}\n{q.prompt}" for story, q in asked], ANSWER_TOKENS)
+    questions = [(story, q) for story in corpus.stories(seed, split, n, level) for q in story.questions]
+    outputs = complete([f"{story.text}\n{q.prompt}" for story, q in questions], ANSWER_TOKENS)
     correct: dict[str, list[bool]] = {}
-    for (_, q), text in zip(asked, outputs, strict=True):
+    for (_, q), text in zip(questions, outputs, strict=True):
         ok = text.strip().split("\n")[0] == q.answer
         for key in (q.kind, "all", *(("new pairs",) if corpus.is_held_out_pair(*q.pair) else ())):
             correct.setdefault(key, []).append(ok)
-    return {key: sum(oks) / len(oks) for key, oks in correct.items()} | {"asked": len(asked)}
+    return {key: sum(oks) / len(oks) for key, oks in correct.items()} | {"asked": len(questions)}
 
 
 # --- baselines --------------------------------------------------------------------------------------------------------

@@ -233,7 +233,7 @@ class TrainConfig:
     out: str = "run"
     "the run folder, created by the run"
     task: LanguageModelTaskConfig | Seq2SeqTaskConfig = LanguageModelTaskConfig()
-    "what is trained, with the options that apply to it alone"
+    "the task and the options that apply to it alone"
     tokenizer: TokenizerConfig = TokenizerConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -13,9 +13,9 @@ from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder
 from glassformer.nn.position import LearnedPositions, RelativePositions
 
-PAIRS = 6  # the fastest rotary pairs of a head: they distinguish neighbouring positions
+ROTARY_PAIRS = 6  # the fastest rotary pairs of a head: they distinguish neighbouring positions
 SUBLAYERS = ("attn.o", "cross.o", ".mlp")  # each adds to the residual stream once
-OUT_PROJECTIONS = ("attn.o", "cross.o", ".down")  # the matrices by which they do
+OUT_PROJECTIONS = ("attn.o", "cross.o", ".down")  # the output matrices of these sublayers
 
 
 @torch.no_grad()
@@ -36,8 +36,8 @@ def init_weights(
     Args:
         out_std: the std of output projections, instead.
         qk_gain: the weight of the norms of queries and keys.
-        look_back: above 0, the heads of the first layer attend to the tokens 1, 2, 3, ... before, the more sharply the
-            larger it is (`add_previous_token_heads`).
+        look_back: above 0, the heads of the first layer attend to the tokens 1, 2, 3, ... before, more sharply with
+            larger values (`add_previous_token_heads`).
 
     Raises:
         ConfigError: qk_gain without norms of queries and keys, or look_back without rotary positions.
@@ -104,7 +104,7 @@ def add_previous_token_heads(model: Decoder, std: float, strength: float, genera
     u /= u.norm()
     model.embed.weight += std * math.sqrt(d_model) * u
     half = config.head_dim // 2
-    pairs = min(PAIRS, half)
+    pairs = min(ROTARY_PAIRS, half)
     frequencies = config.rope.theta ** (-torch.arange(pairs, dtype=torch.float32) / half)
     size = strength * std * math.sqrt(2 * config.head_dim / pairs)  # relative to N(0, std) times the rest of x
 

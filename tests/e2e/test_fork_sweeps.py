@@ -155,17 +155,17 @@ def held(lm, monkeypatch):
     """Start a server whose sweeps wait after HELD forward passes: (server, passes, gate that releases them, begin)."""
     monkeypatch.setattr(sweeping, "MAX_BATCH", 1)
     model, passes, gate = copy.deepcopy(lm.model), [], threading.Event()
-    above = model.above
+    run_blocks = model.run_blocks
 
     def counted(x, step, first=0):
         passes.append(first)
         if len(passes) > HELD:
             gate.wait()
             time.sleep(0.02)  # so that a disconnect is noticed before the end
-        return above(x, step, first)
+        return run_blocks(x, step, first)
 
     with RunningServer({"stories": glassformer.LanguageModel(model, lm.tokenizer)}) as server:
-        yield server, passes, gate, lambda: setattr(model, "above", counted)
+        yield server, passes, gate, lambda: setattr(model, "run_blocks", counted)
         gate.set()
 
 

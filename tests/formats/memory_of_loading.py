@@ -1,5 +1,8 @@
-"""Run by test_memory.py in a process of its own. Prints what each way of loading took of resident memory, at its peak
-and at its end, in units of the weights. Each is measured in a fork, so that none finds another's memory warm."""
+"""Print the peak and final resident memory of each way to load a model, relative to the size of its weights.
+
+test_memory.py runs this file as a child process. Each measurement runs in its own fork, so none reuses memory that
+another has allocated.
+"""
 
 import ctypes
 import json
@@ -12,13 +15,13 @@ import torch
 from glassformer.formats import load_decoder
 
 
-def resident(what: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+def resident(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 
 def measure(folder: Path, options: dict) -> dict:
-    load_decoder(folder / "small", **options)  # the code itself is resident before we measure
+    load_decoder(folder / "small", **options)  # make the code resident before the measurement
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
@@ -29,8 +32,8 @@ def measure(folder: Path, options: dict) -> dict:
 
 
 torch.set_num_threads(1)
-for ways in ({}, {"copy": True}, {"dtype": torch.bfloat16}):
+for options in ({}, {"copy": True}, {"dtype": torch.bfloat16}):
     if (child := os.fork()) == 0:
-        print(json.dumps({"way": str(ways), **measure(Path(sys.argv[1]), ways)}), flush=True)
+        print(json.dumps({"options": str(options), **measure(Path(sys.argv[1]), options)}), flush=True)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

@@ -1,4 +1,4 @@
-"""Folders that are not right in one way each: an error of ours that names the file and says what is wrong with it."""
+"""Model folders with one defect each: the error names the file and the defect."""
 
 import json
 import os
@@ -25,7 +25,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The same model in one file and in several."""
+    """Save one model in a single file and in several shards."""
     one, several = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("several")
     save_model(tiny("llama"), one)
     save_model(tiny("llama"), several, shard=40_000)
@@ -36,8 +36,8 @@ def write(name: str, data: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(data)
 
 
-def say(**keys) -> Callable[[Path], object]:
-    """Other values in config.json."""
+def set_config(**keys) -> Callable[[Path], object]:
+    """Return an edit that sets keys of config.json."""
 
     def edit(folder: Path):
         raw = json.loads((folder / "config.json").read_text())
@@ -46,7 +46,7 @@ def say(**keys) -> Callable[[Path], object]:
     return edit
 
 
-def without(name: str, then: Callable[[Path], object] = lambda path: None) -> Callable[[Path], object]:
+def remove(name: str, then: Callable[[Path], object] = lambda path: None) -> Callable[[Path], object]:
     def edit(folder: Path):
         (folder / name).unlink()
         then(folder / name)
@@ -54,38 +54,38 @@ def without(name: str, then: Callable[[Path], object] = lambda path: None) -> Ca
     return edit
 
 
-def tensor_of(shape, dtype="F32", end=2**62) -> bytes:
+def safetensors_bytes(shape, dtype="F32", end=2**62) -> bytes:
     header = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}}).encode()
     return struct.pack("<Q", len(header)) + header
 
 
 BAD = {
-    "config is a folder": (without("config.json", Path.mkdir), r"config\.json cannot be read: .*directory"),
+    "config is a folder": (remove("config.json", Path.mkdir), r"config\.json cannot be read: .*directory"),
     "config is empty": (write("config.json", b""), r"config\.json cannot be read"),
     "config is a list": (write("config.json", b"[1]"), r"config\.json must hold a JSON object, got list"),
-    "config is no text": (write("config.json", b"\xff\xfe\0"), r"config\.json cannot be read"),
+    "config is not text": (write("config.json", b"\xff\xfe\0"), r"config\.json cannot be read"),
     "config is deep": (write("config.json", b'{"a":' + b"[" * 200_000), r"config\.json cannot be read"),
     "config has a long number": (write("config.json", b'{"a":' + b"9" * 5000 + b"}"), r"config\.json cannot be read"),
-    "config without a kind": (write("config.json", b"{}"), "unknown model_type None"),
-    "an unknown kind": (say(model_type="lama2"), "unknown model_type 'lama2'; the nearest one known is 'llama'"),
-    "an unread key": (say(strange_scale=2.0), r"config\.json: keys this family does not understand: strange_scale"),
-    "quantized": (say(quantization_config={"bits": 4}), "does not understand: quantization_config"),
-    "infinite": (say(rope_theta=float("inf")), "rope_theta must be a number above 0, got inf"),
-    "no number": (say(rms_norm_eps=float("nan")), "rms_norm_eps must be a number above 0, got nan"),
-    "a billion layers": (say(num_hidden_layers=10**9), "num_hidden_layers must be a whole number from 1 to 10000"),
-    "too many layers": (say(num_hidden_layers=10_000), "10000 layers and experts, but the weights have only 50"),
-    "a billion wide": (say(hidden_size=2**40), r"shape: model\.embed_tokens\.weight is \[97, 48\], the config needs"),
-    "a billion words": (say(vocab_size=10**15), r"embed_tokens\.weight is \[97, 48\], the config needs \[1000000000"),
-    "weights are a folder": (without(WEIGHTS, Path.mkdir), r"model\.safetensors: not a regular file"),
-    "weights are a pipe": (without(WEIGHTS, os.mkfifo), r"model\.safetensors: not a regular file"),
-    "weights are a circle": (without(WEIGHTS, lambda path: path.symlink_to(path)), "not a regular file"),
-    "no weights": (without(WEIGHTS), r"model\.safetensors is missing"),
-    "no bytes": (write(WEIGHTS, b""), r"model\.safetensors is not a complete safetensors file"),
+    "config without model_type": (write("config.json", b"{}"), "unknown model_type None"),
+    "unknown model_type": (set_config(model_type="lama2"), "the nearest one known is 'llama'"),
+    "unknown key": (set_config(strange_scale=2.0), r"config\.json: .* does not understand: strange_scale"),
+    "quantized": (set_config(quantization_config={"bits": 4}), "does not understand: quantization_config"),
+    "infinite number": (set_config(rope_theta=float("inf")), "rope_theta must be a number above 0, got inf"),
+    "not a number": (set_config(rms_norm_eps=float("nan")), "rms_norm_eps must be a number above 0, got nan"),
+    "a billion layers": (set_config(num_hidden_layers=10**9), "num_hidden_layers must be a whole number from 1 to"),
+    "too many layers": (set_config(num_hidden_layers=10_000), "10000 layers and experts, but the weights have only 50"),
+    "huge hidden_size": (set_config(hidden_size=2**40), r"embed_tokens\.weight is \[97, 48\], the config needs"),
+    "huge vocab_size": (set_config(vocab_size=10**15), r"embed_tokens\.weight is \[97, 48\], the config needs \[1000"),
+    "weights are a folder": (remove(WEIGHTS, Path.mkdir), r"model\.safetensors: not a regular file"),
+    "weights are a pipe": (remove(WEIGHTS, os.mkfifo), r"model\.safetensors: not a regular file"),
+    "weights are a symlink loop": (remove(WEIGHTS, lambda path: path.symlink_to(path)), "not a regular file"),
+    "missing weights": (remove(WEIGHTS), r"model\.safetensors is missing"),
+    "empty weights": (write(WEIGHTS, b""), r"model\.safetensors is not a complete safetensors file"),
     "a header past the end": (write(WEIGHTS, struct.pack("<Q", 2**62) + b"{}"), "not a complete safetensors file"),
     "a header of 99 MB": (write(WEIGHTS, struct.pack("<Q", 99_000_000) + b"{}"), "not a complete safetensors file"),
-    "a tensor past the end": (write(WEIGHTS, tensor_of([2**40, 2**20])), "not a complete safetensors file"),
-    "a tensor of another size": (write(WEIGHTS, tensor_of([3], end=8) + b"\0" * 8), "not a complete safetensors file"),
-    "an empty pickle": (without(WEIGHTS, lambda path: (path.parent / "pytorch_model.bin").touch()),
+    "a tensor past the end": (write(WEIGHTS, safetensors_bytes([2**40, 2**20])), "not a complete safetensors file"),
+    "a tensor of another size": (write(WEIGHTS, safetensors_bytes([3], end=8) + b"\0" * 8), "not a complete"),
+    "an empty pickle": (remove(WEIGHTS, lambda path: (path.parent / "pytorch_model.bin").touch()),
                         r"pytorch_model\.bin is not a complete file of torch\.save: it is empty"),
     "end tokens that are not ids": (write("generation_config.json", b'{"eos_token_id": ["x"]}'),
                              r"generation_config\.json: eos_token_id must be a token id .*, got \['x'\]"),
@@ -93,7 +93,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_folder_that_is_not_right(folders, tmp_path, name):
+def test_bad_folder_raises(folders, tmp_path, name):
     edit, message = BAD[name]
     shutil.copytree(folders[0], tmp_path / "model")
     edit(tmp_path / "model")
@@ -104,7 +104,7 @@ def test_a_folder_that_is_not_right(folders, tmp_path, name):
 @pytest.mark.parametrize(
     "shard", ["../x.safetensors", "/etc/passwd", "..", ".", "", "sub/x.safetensors", "a\0b", 3, None]
 )
-def test_an_index_names_files_of_its_folder(folders, tmp_path, shard):
+def test_index_with_a_file_outside_the_folder_raises(folders, tmp_path, shard):
     shutil.copytree(folders[1], tmp_path / "model")
     index = json.loads((tmp_path / "model" / INDEX).read_text())
     index["weight_map"]["model.norm.weight"] = shard
@@ -113,14 +113,14 @@ def test_an_index_names_files_of_its_folder(folders, tmp_path, shard):
         load(tmp_path / "model")
 
 
-def test_all_that_is_wrong_with_tensors_is_told_at_once(folders, tmp_path):
-    """Missing, extra, of another shape, of another type, and in two files."""
+def test_one_error_lists_every_tensor_problem(folders, tmp_path):
+    """Missing, extra, wrong shape, wrong type, and stored twice."""
     shutil.copytree(folders[1], tmp_path / "model")
     paths = sorted((tmp_path / "model").glob("model-*"))
     first, second, last = load_file(paths[0]), load_file(paths[1]), load_file(paths[-1])
-    embed, lost, bent = "model.embed_tokens.weight", *sorted(second)[:2]
-    second.pop(lost)
-    second |= {bent: torch.ones(2, 2), embed: first[embed]}
+    embed, missing, wrong_shape = "model.embed_tokens.weight", *sorted(second)[:2]
+    second.pop(missing)
+    second |= {wrong_shape: torch.ones(2, 2), embed: first[embed]}
     last |= {"extra.weight": torch.ones(3), "model.norm.weight": torch.ones(48, dtype=torch.int32)}
     for path, tensors in ((paths[1], second), (paths[-1], last)):
         save_file(tensors, path)
@@ -128,8 +128,8 @@ def test_all_that_is_wrong_with_tensors_is_told_at_once(folders, tmp_path):
         load(tmp_path / "model")
     for part in (
         f"stored twice: {embed} is in {paths[0].name} and in {paths[1].name}",
-        f"missing: {lost} (fills blocks.",
-        f"shape: {bent} is [2, 2], the config needs [",
+        f"missing: {missing} (fills blocks.",
+        f"shape: {wrong_shape} is [2, 2], the config needs [",
         "type: model.norm.weight is I32, supported types are F32, BF16",
         "not used: extra.weight",
     ):
@@ -139,7 +139,7 @@ def test_all_that_is_wrong_with_tensors_is_told_at_once(folders, tmp_path):
         load(tmp_path / "model")
 
 
-def test_a_vocabulary_larger_than_the_embedding(tmp_path):
+def test_vocabulary_larger_than_the_embedding_raises(tmp_path):
     tokenizer = make_tokenizer()
     LanguageModel(tiny("llama", vocab_size=tokenizer.vocab_size - 1), tokenizer).save(tmp_path)
     size = tokenizer.vocab_size
@@ -147,7 +147,7 @@ def test_a_vocabulary_larger_than_the_embedding(tmp_path):
         load(tmp_path)
 
 
-def test_what_may_not_be_read(folders, tmp_path):
+def test_unreadable_files_raise(folders, tmp_path):
     shutil.copytree(folders[0], tmp_path / "model")
     save_gguf(tiny("llama"), tmp_path / "model/a.gguf", "F32")
     for path in sorted((tmp_path / "model").iterdir()):
@@ -155,7 +155,7 @@ def test_what_may_not_be_read(folders, tmp_path):
     user = os.geteuid()
     tmp_path.chmod(0o755)
     try:
-        if user == 0:  # whom no mode keeps out
+        if user == 0:  # file modes do not restrict root
             os.seteuid(65534)
         for path in (tmp_path / "model", tmp_path / "model/model.safetensors", tmp_path / "model/a.gguf"):
             with pytest.raises(CheckpointError, match=r"cannot be read: .*[Pp]ermission denied"):

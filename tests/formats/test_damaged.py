@@ -18,7 +18,13 @@ from glassformer.formats.gguf.header import read_header
 from glassformer.formats.gguf.save import save_gguf
 from glassformer.nn.model import Decoder
 
-FAMILIES = ("gemma3_text", "phi3", "mixtral", "gpt_oss", "stablelm")  # windows, factors, experts, sinks, norms of heads
+FAMILIES = (
+    "gemma3_text",
+    "phi3",
+    "mixtral",
+    "gpt_oss",
+    "stablelm",
+)  # features: window, rope factors, experts, ...
 WORDS = {"tokenizer.ggml.tokens": ["a", "b", "ü"], "x.floats": [0.5, 1.5], "x.flag": True}
 NUMBERS = [0, 1, 255, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1]
 
@@ -44,33 +50,33 @@ def assert_loads_or_names(path, **options):
         assert path.name in str(error) or "config.json" in str(error), error  # noqa: PT017
 
 
-def mutate(whole: bytes, data, header: int) -> bytes:
-    """Some bytes changed, cut, put in or doubled, most of them in the header."""
-    found = bytearray(whole)
+def mutate(data_bytes: bytes, data, header: int) -> bytes:
+    """Change, cut, insert or duplicate some bytes, most of them in the header."""
+    mutated = bytearray(data_bytes)
     for _ in range(data.draw(st.integers(1, 4))):
-        if not found:
+        if not mutated:
             break
-        at = data.draw(st.integers(0, min(header, len(found) - 1)) | st.integers(0, len(found) - 1))
+        at = data.draw(st.integers(0, min(header, len(mutated) - 1)) | st.integers(0, len(mutated) - 1))
         kind = data.draw(st.sampled_from(["byte", "number", "cut", "insert", "double", "remove"]))
         if kind == "byte":
-            found[at] = data.draw(st.integers(0, 255))
+            mutated[at] = data.draw(st.integers(0, 255))
         elif kind == "number":
-            found[at : at + 8] = struct.pack("<Q", data.draw(st.sampled_from(NUMBERS)))
+            mutated[at : at + 8] = struct.pack("<Q", data.draw(st.sampled_from(NUMBERS)))
         elif kind == "cut":
-            found = found[: max(1, at)]
+            mutated = mutated[: max(1, at)]
         elif kind == "insert":
-            found[at:at] = data.draw(st.binary(min_size=1, max_size=9))
+            mutated[at:at] = data.draw(st.binary(min_size=1, max_size=9))
         elif kind == "double":
-            found[at:at] = found[at : at + data.draw(st.integers(1, 64))]
+            mutated[at:at] = mutated[at : at + data.draw(st.integers(1, 64))]
         else:
-            del found[at : at + data.draw(st.integers(1, 9))]
-    return bytes(found)
+            del mutated[at : at + data.draw(st.integers(1, 9))]
+    return bytes(mutated)
 
 
 @settings(max_examples=150)
 @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "pytorch_model.bin"])
 @given(data=st.data())
-def test_mutated_files(files, name, tmp_path_factory, data):
+def test_mutated_file_loads_or_raises(files, name, tmp_path_factory, data):
     whole = (files / name).read_bytes()
     path = tmp_path_factory.mktemp("damaged", numbered=True) / name
     path.write_bytes(mutate(whole, data, 2600))
@@ -81,8 +87,8 @@ def test_mutated_files(files, name, tmp_path_factory, data):
 @settings(max_examples=60)
 @pytest.mark.parametrize("family", FAMILIES)
 @given(data=st.data())
-def test_mutated_files_of_families(files, family, tmp_path_factory, data):
-    """Their metadata come first: that is where most changes fall."""
+def test_mutated_gguf_loads_or_raises(files, family, tmp_path_factory, data):
+    """Most changes fall into the metadata, which comes first in the file."""
     whole = (files / f"{family}.gguf").read_bytes()
     path = tmp_path_factory.mktemp("damaged", numbered=True) / "a.gguf"
     path.write_bytes(mutate(whole, data, 1100))
@@ -91,8 +97,8 @@ def test_mutated_files_of_families(files, family, tmp_path_factory, data):
 
 @pytest.mark.parametrize("number", [0, 1, 3, 2**31 - 1, 2**32 - 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_number_of_the_metadata_absurd(files, family, number, tmp_path):
-    """One after the other: a model, or an error of ours; never what the number asks for."""
+def test_absurd_metadata_number_loads_or_raises(files, family, number, tmp_path):
+    """Set each number of the metadata to an absurd value, one at a time."""
     whole, path = (files / f"{family}.gguf").read_bytes(), tmp_path / "a.gguf"
     header = read_header(files / f"{family}.gguf")
     for key, value in header.metadata.items():
@@ -104,7 +110,7 @@ def test_every_number_of_the_metadata_absurd(files, family, number, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf"])
-def test_a_file_cut_short_anywhere(files, name, tmp_path):
+def test_truncated_file_raises(files, name, tmp_path):
     whole = (files / name).read_bytes()
     (tmp_path / "config.json").write_bytes((files / "config.json").read_bytes())
     header = range(0, 2600, 13)
@@ -114,37 +120,37 @@ def test_a_file_cut_short_anywhere(files, name, tmp_path):
             load_decoder(tmp_path / name)
 
 
-def string(text):
+def gguf_string(text):
     return struct.pack("<Q", len(text)) + text.encode()
 
 
-def pair(key, kind, value):
-    return string(key) + struct.pack("<I", kind) + value
+def key_value(key, kind, value):
+    return gguf_string(key) + struct.pack("<I", kind) + value
 
 
-def gguf_bytes(pairs=(), tensors=(), n_pairs=None, n_tensors=None, version=3):
+def gguf_bytes(key_values=(), tensors=(), n_keys=None, n_tensors=None, version=3):
     counts = struct.pack("<IQQ", version, len(tensors) if n_tensors is None else n_tensors,
-                         len(pairs) if n_pairs is None else n_pairs)  # fmt: skip
-    return b"GGUF" + counts + b"".join(pairs) + b"".join(tensors) + b"\0" * 64
+                         len(key_values) if n_keys is None else n_keys)  # fmt: skip
+    return b"GGUF" + counts + b"".join(key_values) + b"".join(tensors) + b"\0" * 64
 
 
 def tensor(name="t", dims=(4,), kind=0, offset=0):
-    return string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+    return gguf_string(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
 
 
 HUGE = 2**62
 BAD = {
-    "no mark": (b"GGML" + b"\0" * 60, "does not begin with GGUF"),
+    "no magic": (b"GGML" + b"\0" * 60, "does not begin with GGUF"),
     "version": (gguf_bytes(version=1), "version 1 is not supported"),
     "big-endian": (gguf_bytes(version=3 << 24), "is not supported, only little-endian"),
-    "keys": (gguf_bytes(n_pairs=HUGE), f"claims {HUGE} keys"),
+    "keys": (gguf_bytes(n_keys=HUGE), f"claims {HUGE} keys"),
     "tensors": (gguf_bytes(n_tensors=HUGE), f"claims {HUGE} tensors"),
     "string": (gguf_bytes([struct.pack("<Q", HUGE)]), f"claims {HUGE} bytes"),
-    "array": (gguf_bytes([pair("a", 9, struct.pack("<IQ", 4, HUGE))]), f"claims {HUGE} elements of a"),
-    "texts": (gguf_bytes([pair("a", 9, struct.pack("<IQ", 8, HUGE))]), f"claims {HUGE} elements of a"),
-    "array of arrays": (gguf_bytes([pair("a", 9, struct.pack("<IQ", 9, 1))]), "a is an array of type 9"),
-    "type": (gguf_bytes([pair("a", 77, b"")]), "a has the unknown type 77"),
-    "twice": (gguf_bytes([pair("a", 7, b"\1")] * 2), "the key 'a' appears twice"),
+    "array": (gguf_bytes([key_value("a", 9, struct.pack("<IQ", 4, HUGE))]), f"claims {HUGE} elements of a"),
+    "texts": (gguf_bytes([key_value("a", 9, struct.pack("<IQ", 8, HUGE))]), f"claims {HUGE} elements of a"),
+    "array of arrays": (gguf_bytes([key_value("a", 9, struct.pack("<IQ", 9, 1))]), "a is an array of type 9"),
+    "type": (gguf_bytes([key_value("a", 77, b"")]), "a has the unknown type 77"),
+    "twice": (gguf_bytes([key_value("a", 7, b"\1")] * 2), "the key 'a' appears twice"),
     "not UTF-8": (gguf_bytes([struct.pack("<Q", 2) + b"\xff\xff"]), "a key is not UTF-8"),
     "dims": (gguf_bytes(tensors=[tensor(dims=(1,) * 9)]), "t has 9 dimensions"),
     "size": (gguf_bytes(tensors=[tensor(dims=(HUGE, HUGE))]), "end after the end of the file"),
@@ -153,14 +159,14 @@ BAD = {
     "kind": (gguf_bytes(tensors=[tensor(kind=200)]), "t has the unknown type 200"),
     "blocks": (gguf_bytes(tensors=[tensor(dims=(33,), kind=8)]), "multiples of 32"),
     "tensor twice": (gguf_bytes(tensors=[tensor()] * 2), "the tensor 't' appears twice"),
-    "alignment": (gguf_bytes([pair("general.alignment", 4, struct.pack("<I", 3))]), "power of two"),
+    "alignment": (gguf_bytes([key_value("general.alignment", 4, struct.pack("<I", 3))]), "power of two"),
     "empty": (b"", "it is empty"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_a_gguf_header_may_not_say(name, tmp_path):
-    """Each is told, and none makes us allocate what it claims."""
+def test_bad_gguf_header_raises(name, tmp_path):
+    """The error is raised before the claimed amount of memory is allocated."""
     (tmp_path / "a.gguf").write_bytes(BAD[name][0])
     tracemalloc.start()
     try:
@@ -178,13 +184,13 @@ def test_what_a_gguf_header_may_not_say(name, tmp_path):
     (100, {"a": {"dtype": "F32", "shape": [HUGE], "data_offsets": [0, 4 * HUGE]}}),
     (70, {"a": {"dtype": "F32", "shape": [2**20, 2**20], "data_offsets": [0, 4]}}),
 ])  # fmt: skip
-def test_absurd_sizes_in_safetensors(size, header, files, tmp_path):
+def test_absurd_safetensors_size_raises(size, header, files, tmp_path):
     text = json.dumps(header).encode().ljust(min(size, 100))
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", max(size, len(text))) + text)
     (tmp_path / "config.json").write_bytes((files / "config.json").read_bytes())
     tracemalloc.start()
     try:
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError, match=str(tmp_path)):
             load_decoder(tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 30e6
     finally:

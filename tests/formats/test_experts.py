@@ -1,4 +1,4 @@
-"""Experts in files: those of all in one tensor load as those of each by itself do."""
+"""Expert weights fused into one tensor load like one tensor per expert."""
 
 import pytest
 import torch
@@ -13,17 +13,17 @@ PARTS = {"mixtral": ("w1", "w3", "w2")}
 
 
 def fuse(family, folder):
-    """Rewrite a saved model as some files are: [E, 2F, D] and [E, D, F]."""
+    """Rewrite a saved model with the experts of a layer fused: [E, 2F, D] and [E, D, F]."""
     pattern = EACH.get(family, "model.layers.{i}.mlp.experts.{j}.{part}.weight")
     gate, up, down = PARTS.get(family, ("gate_proj", "up_proj", "down_proj"))
     tensors = load_file(folder / "model.safetensors")
     for i in range(3):
 
-        def all_of(part, i=i):
+        def stack_experts(part, i=i):
             names = [pattern.format(i=i, j=j, part=part) for j in range(6)]
             return torch.stack([tensors.pop(name) for name in names]) if names[0] in tensors else None
 
-        parts = [all_of(part) for part in (gate, up, down)]
+        parts = [stack_experts(part) for part in (gate, up, down)]
         if parts[0] is not None:
             tensors[f"model.layers.{i}.mlp.experts.gate_up_proj"] = torch.cat(parts[:2], 1)
             tensors[f"model.layers.{i}.mlp.experts.down_proj"] = parts[2]
@@ -36,7 +36,7 @@ def fuse(family, folder):
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe", "deepseek_v2"])
 @pytest.mark.parametrize("copy", [False, True])
-def test_fused_experts_load_as_each_by_itself(family, copy, tmp_path):
+def test_fused_experts_load_like_separate_experts(family, copy, tmp_path):
     model = tiny(family)
     save_model(model, tmp_path)
     fuse(family, tmp_path)
@@ -45,12 +45,12 @@ def test_fused_experts_load_as_each_by_itself(family, copy, tmp_path):
     assert all(torch.equal(p, again[name]) for name, p in model.named_parameters())
 
 
-def test_both_forms_at_once_and_half_a_form_are_refused(tmp_path):
+def test_mixed_and_partial_layouts_raise(tmp_path):
     model = tiny("mixtral")
     save_model(model, tmp_path)
-    whole = load_file(tmp_path / "model.safetensors")
+    separate = load_file(tmp_path / "model.safetensors")
     fused = fuse("mixtral", tmp_path)
-    save_file(whole | fused, tmp_path / "model.safetensors")
+    save_file(separate | fused, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"not used: model.layers.0.block_sparse_moe.experts.0.w1.weight"):
         load_decoder(tmp_path)
     del fused["model.layers.1.mlp.experts.down_proj"]

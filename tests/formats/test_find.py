@@ -1,4 +1,4 @@
-"""What a person may give as MODEL: folders, files, and names on the hub, of which there is one here, on loopback."""
+"""Ways to specify MODEL: a folder, a file, or a hub name. The hub is a local test server."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def assert_same(found, lm):
     assert found.generate("the c", **greedy) == lm.generate("the c", **greedy)
 
 
-def test_a_file_is_a_model(lm, folder, tmp_path):
+def test_load_from_each_kind_of_file(lm, folder, tmp_path):
     assert_same(load(folder / "model.safetensors"), lm)
     save_gguf(lm.model, tmp_path / "a.gguf", "F32", extra=tokenizer_to_gguf(lm.tokenizer, lm.config.vocab_size))
     assert_same(load(tmp_path / "a.gguf"), lm)
@@ -70,12 +70,12 @@ def test_a_file_is_a_model(lm, folder, tmp_path):
     assert_same(load(tmp_path / "pickled/pytorch_model.bin"), lm)
 
 
-def shards(folder, lm, count=3, **how):
-    """A model in several files, by the package's own writer: split as it splits."""
-    save_gguf(lm.model, folder / "whole", "F32", extra=tokenizer_to_gguf(lm.tokenizer, lm.config.vocab_size))
-    reader = gguf.GGUFReader(folder / "whole")
-    tensors = -(-len(reader.tensors) // (count - bool(how)))
-    writer = gguf.GGUFWriter(folder / "m.gguf", "llama", split_max_tensors=tensors, **how)
+def save_gguf_shards(folder, lm, count=3, **options):
+    """Save a model as GGUF shards with the writer of the `gguf` package."""
+    save_gguf(lm.model, folder / "unsplit", "F32", extra=tokenizer_to_gguf(lm.tokenizer, lm.config.vocab_size))
+    reader = gguf.GGUFReader(folder / "unsplit")
+    tensors = -(-len(reader.tensors) // (count - bool(options)))
+    writer = gguf.GGUFWriter(folder / "m.gguf", "llama", split_max_tensors=tensors, **options)
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
             writer.add_key_value(name, field.contents(), field.types[0])
@@ -85,20 +85,20 @@ def shards(folder, lm, count=3, **how):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    (folder / "whole").unlink()
+    (folder / "unsplit").unlink()
     return [folder / f"m-{no + 1:05}-of-{count:05}.gguf" for no in range(count)]
 
 
-@pytest.mark.parametrize("how", [{}, {"small_first_shard": True}], ids=str)
-def test_a_model_in_several_gguf_files(lm, how, tmp_path):
-    """The folder, and each file: those that the `gguf` package splits a model into."""
-    files = shards(tmp_path, lm, **how)
+@pytest.mark.parametrize("options", [{}, {"small_first_shard": True}], ids=str)
+def test_load_gguf_shards(lm, options, tmp_path):
+    """The folder and any shard open the same model."""
+    files = save_gguf_shards(tmp_path, lm, **options)
     assert sorted(tmp_path.iterdir()) == files
-    for given in (tmp_path, *files):
-        assert_same(load(given), lm)
-        assert tokenizer_of(find_model(given)).encode("the cat") == lm.encode("the cat")
-        assert {*end_token_ids(find_model(given))} == lm.end_ids
-    (tmp_path / "config.json").write_text("{}")  # of the model that the files were made of, say
+    for path in (tmp_path, *files):
+        assert_same(load(path), lm)
+        assert tokenizer_of(find_model(path)).encode("the cat") == lm.encode("the cat")
+        assert {*end_token_ids(find_model(path))} == lm.end_ids
+    (tmp_path / "config.json").write_text("{}")  # for example, of the source checkpoint
     assert find_model(tmp_path) == files[0]
     (tmp_path / "config.json").unlink()
     assert split_name(str(files[1])) == ("m", str(files[1]))
@@ -113,25 +113,25 @@ def test_a_model_in_several_gguf_files(lm, how, tmp_path):
         load(tmp_path / "n.gguf")
 
 
-@pytest.mark.parametrize("gone", [[0], [1], [0, 2]])
-def test_a_gguf_file_of_several_is_missing(lm, gone, tmp_path):
-    files = shards(tmp_path, lm)
-    for no in gone:
+@pytest.mark.parametrize("missing", [[0], [1], [0, 2]])
+def test_missing_gguf_shard_raises(lm, missing, tmp_path):
+    files = save_gguf_shards(tmp_path, lm)
+    for no in missing:
         files[no].unlink()
-    missing = rf"missing: {', '.join(files[no].name for no in gone)}"
-    for given in (tmp_path, *(file for file in files if file.exists() or files[0].exists())):
-        with pytest.raises(CheckpointError, match=missing):
-            load(given)
+    message = rf"missing: {', '.join(files[no].name for no in missing)}"
+    for path in (tmp_path, *(file for file in files if file.exists() or files[0].exists())):
+        with pytest.raises(CheckpointError, match=message):
+            load(path)
 
 
-def test_gguf_files_that_are_not_of_one_model(lm, tmp_path):
-    first, second, third = shards(tmp_path, lm)
+def test_shards_of_different_models_raise(lm, tmp_path):
+    first, second, third = save_gguf_shards(tmp_path, lm)
     shutil.copy(second, third)
     with pytest.raises(CheckpointError, match=r"m-00003-of-00003.gguf states number 1 of 3, expected 2 of 3"):
         load(first)
     other = tmp_path / "other"
     other.mkdir()
-    shutil.copy(shards(other, lm, count=3, small_first_shard=True)[2], third)
+    shutil.copy(save_gguf_shards(other, lm, count=3, small_first_shard=True)[2], third)
     with pytest.raises(CheckpointError, match=r"split.tensors.count is \d+, but its 3 files have \d+"):
         load(first)
     shutil.copy(second, first)
@@ -139,7 +139,7 @@ def test_gguf_files_that_are_not_of_one_model(lm, tmp_path):
         load(second)
 
 
-def test_the_hubs_models_in_several_gguf_files():
+def test_choose_sharded_gguf_files():
     files = [f"q4-{no:05}-of-00002.gguf" for no in (1, 2)]
     assert choose_files([*files, "README.md", "config.json"], "a/b") == ["config.json", *files]
     with pytest.raises(CheckpointError, match=r"download the one you want \(q4-00001-of-00002.gguf, q8.gguf\)"):
@@ -147,8 +147,8 @@ def test_the_hubs_models_in_several_gguf_files():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parameters_are_made_in_the_dtype_that_was_asked_for(lm, dtype, tmp_path):
-    """All of them, however the file mixes types; and a file of halves is not made float16 on a CPU."""
+def test_dtype_applies_to_every_parameter(lm, dtype, tmp_path):
+    """The file may mix types. Without `dtype`, a float16 file is loaded as float32 on a CPU."""
     save_gguf(lm.model, tmp_path / "a.gguf", "F16")
     loaded = load(tmp_path / "a.gguf", dtype=dtype)
     assert {p.dtype for p in loaded.model.parameters()} == {getattr(torch, dtype)}
@@ -160,14 +160,14 @@ def test_parameters_are_made_in_the_dtype_that_was_asked_for(lm, dtype, tmp_path
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The hub's routes for files, of one repository: what `huggingface_hub` asks, and nothing else."""
+    """Serves the files of one repository: only the routes that `huggingface_hub` requests."""
 
     protocol_version = "HTTP/1.1"
     repo, sha = "someone/tiny-model", "a" * 40
     files: dict[str, bytes]
-    cut: set[str]  # files whose first answer breaks off in the middle
-    stop: threading.Event | None = None  # where set, half of a large file is sent, and no more
-    refuse: tuple[int, dict[str, str]] | None = None  # what all is answered with
+    cut: set[str]  # files whose first response is truncated
+    stop: threading.Event | None = None  # if set, only half of a large file is sent until the event
+    refuse: tuple[int, dict[str, str]] | None = None  # (status, headers) of every response
     seen: list[tuple[str, str, str | None]]
 
     def do_HEAD(self):
@@ -248,20 +248,20 @@ for name, offline in json.loads(sys.argv[1]):
 """
 
 
-def fetch(server, home, *asked, **environment):
-    """Find names in a process of its own, since `huggingface_hub` reads its settings when it is imported."""
+def fetch(server, home, *requests, **environment):
+    """Resolve names in a child process, because `huggingface_hub` reads its settings at import."""
     host, port = server.server_address
     env = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": f"http://{host}:{port}", "HF_HUB_OFFLINE": "0",
            "PYTHONPATH": str(ROOT), **environment}  # fmt: skip
     run = subprocess.run(
-        [sys.executable, "-c", FETCH, json.dumps(asked)], capture_output=True, text=True, env=env, cwd=home.parent
+        [sys.executable, "-c", FETCH, json.dumps(requests)], capture_output=True, text=True, env=env, cwd=home.parent
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
 
 
-def test_a_name_on_the_hub(hub, lm, folder, tmp_path):
-    """Downloaded once, then found in the cache: offline by argument, by environment, and when the hub is gone."""
+def test_hub_name_is_downloaded_then_cached(hub, lm, folder, tmp_path):
+    """Found in the cache when offline by argument, by environment variable, or when the hub is unreachable."""
     server, handler = hub
     home, no_cache = tmp_path / "home", "is neither a folder nor a file here, and is not in the hub's cache: offline"
     first, out, *again, nowhere, never = fetch(
@@ -274,7 +274,7 @@ def test_a_name_on_the_hub(hub, lm, folder, tmp_path):
     assert nowhere.startswith("nobody/nothing cannot be downloaded from the hub: it does not exist, or it is private")
     assert never == f"{Hub.repo}@v9 cannot be downloaded from the hub: it has no revision 'v9' (404)"
     loaded = sorted(path.rpartition("/")[2] for get, path, _ in handler.seen if get == "GET" and "/resolve/" in path)
-    assert loaded == sorted(path.name for path in folder.iterdir()), "another file, or one twice"
+    assert loaded == sorted(path.name for path in folder.iterdir()), "a file was downloaded twice or not wanted"
 
     handler.seen.clear()
     more, other = fetch(server, home, (Hub.repo, False), ("nobody/nothing", False), HF_HUB_OFFLINE="1")
@@ -285,9 +285,9 @@ def test_a_name_on_the_hub(hub, lm, folder, tmp_path):
     assert [*again, more, gone] == [out] * 4
 
 
-def test_a_download_that_breaks_off_goes_on_where_it_was(hub, tmp_path):
+def test_interrupted_download_resumes(hub, tmp_path):
     server, handler = hub
-    whole = os.urandom(1 << 20) * 25  # longer than the pieces that are kept
+    whole = os.urandom(1 << 20) * 25  # longer than one download chunk
     handler.files["model.safetensors"], handler.cut = whole, {"model.safetensors"}
     (out,) = fetch(server, tmp_path / "home", (f"{Hub.repo}@v1", False))
     assert (Path(out) / "model.safetensors").read_bytes() == whole
@@ -299,7 +299,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(hub, tmp_path):
     assert 0 < int(ranges[1].removeprefix("bytes=").strip("-")) < len(whole) / 2
 
 
-def test_a_process_that_is_killed_does_not_download_twice(hub, tmp_path):
+def test_download_resumes_after_the_process_is_killed(hub, tmp_path):
     server, handler = hub
     whole = os.urandom(1 << 20) * 20
     handler.files["model.safetensors"], handler.stop = whole, threading.Event()
@@ -320,7 +320,7 @@ def test_a_process_that_is_killed_does_not_download_twice(hub, tmp_path):
     assert ranges == [f"bytes={size}-"]
 
 
-def test_a_part_that_is_not_what_the_hub_says_is_not_kept(tmp_path):
+def test_download_with_wrong_hash_or_size_is_deleted(tmp_path):
     part = tmp_path / "x.part"
     for data, etag, size in ((b"abc", hashlib.sha256(b"abd").hexdigest(), 3), (b"abc", "ab", 4)):
         part.write_bytes(data)
@@ -340,10 +340,10 @@ def test_a_part_that_is_not_what_the_hub_says_is_not_kept(tmp_path):
         (403, {}, r"the hub denies access: check HF_TOKEN \(403\)"),
     ],
 )
-def test_what_the_hub_refuses(hub, tmp_path, status, headers, message, monkeypatch):
+def test_hub_errors_are_reported(hub, tmp_path, status, headers, message, monkeypatch):
     import huggingface_hub
 
-    from glassformer.formats.hub import fetch as fetch_here
+    from glassformer.formats.hub import fetch as fetch_in_process
 
     server, handler = hub
     handler.refuse = (status, headers)
@@ -352,22 +352,22 @@ def test_what_the_hub_refuses(hub, tmp_path, status, headers, message, monkeypat
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(CheckpointError, match=f"{Hub.repo} cannot be downloaded from the hub: {message}"):
-        fetch_here(Hub.repo)
+        fetch_in_process(Hub.repo)
 
 
-def test_a_folder_here_comes_before_the_hub(folder, tmp_path, monkeypatch):
+def test_local_folder_has_priority_over_the_hub(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / Hub.repo)
     assert find_model(Hub.repo) == Path(Hub.repo)
     assert glassformer.load(Hub.repo).config == load(folder).config
 
 
-def test_which_files_of_a_repository_are_wanted():
-    beside = ["config.json", "tokenizer.json", "chat_template.jinja", "merges.txt", "tokenizer.model"]
+def test_choose_files_of_a_repository():
+    common = ["config.json", "tokenizer.json", "chat_template.jinja", "merges.txt", "tokenizer.model"]
     safe = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
     pickled = ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "training_args.bin", "onnx/config.json"]
-    assert sorted(choose_files(beside + safe + pickled, "a/b")) == sorted(beside + safe)
-    assert sorted(choose_files(beside + pickled, "a/b")) == sorted([*beside, "pytorch_model.bin"])
+    assert sorted(choose_files(common + safe + pickled, "a/b")) == sorted(common + safe)
+    assert sorted(choose_files(common + pickled, "a/b")) == sorted([*common, "pytorch_model.bin"])
     inside = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "2_Dense/pytorch_model.bin"]
     other = ["3_Dense/config.json", "3_Dense/pytorch_model.bin"]
     assert sorted(choose_files(safe + inside + other, "a/b")) == sorted(safe + inside[:3] + other)
@@ -377,4 +377,4 @@ def test_which_files_of_a_repository_are_wanted():
     parts = ["params.json", "consolidated.00.pth", "consolidated.01.pth", "tokenizer.model"]
     assert choose_files([*parts, "checklist.chk"], "a/b") == [*parts[::3], *parts[1:3]]
     with pytest.raises(CheckpointError, match="no supported weights"):
-        choose_files(beside, "a/b")
+        choose_files(common, "a/b")

@@ -1,4 +1,4 @@
-"""FP8 weights in blocks: decoded by the formula, as `transformers` does it, and as a whole model with more beside."""
+"""Block-scaled FP8 weights: decoding against the definition and `transformers`, and loading a complete model."""
 
 import json
 
@@ -17,8 +17,8 @@ FP8 = {
 }  # fmt: skip
 
 
-def drawn(shape, seed=0):
-    """FP8 numbers of every size there is, and a factor for each block, no two alike."""
+def random_fp8(shape, seed=0):
+    """Return random FP8 values of every magnitude, and a distinct scale for each block."""
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(2, shape, generator=generator) * 2 - 1
     values = (signs * 2 ** (torch.rand(shape, generator=generator) * 17 - 9)).clamp(-448, 448)
@@ -26,8 +26,8 @@ def drawn(shape, seed=0):
     return values.to(torch.float8_e4m3fn), torch.rand(blocks, generator=generator) * 1e-3 + 1e-4
 
 
-def test_every_number():
-    """All 256 bytes but the two that are no numbers, by the definition of E4M3: 4 bits of exponent, 3 of mantissa."""
+def test_decode_every_value():
+    """All bytes except the two NaNs, by the definition of E4M3: 4 exponent bits, 3 mantissa bits."""
     codes = torch.tensor([code for code in range(256) if code & 127 != 127], dtype=torch.uint8)
     found = decode(codes.view(1, -1).view(torch.float8_e4m3fn), torch.tensor([[0.5, 2.0]]))[0]
     for at, (code, number) in enumerate(zip(codes.tolist(), found.tolist(), strict=True)):
@@ -36,29 +36,29 @@ def test_every_number():
         assert number == (-size if sign else size) * (0.5 if at < 128 else 2.0)
 
 
-def test_as_transformers_decodes():
-    values, scales = drawn((256, 384))
+def test_decode_equals_transformers():
+    values, scales = random_fp8((256, 384))
     theirs = Fp8Dequantize(None)._dequantize_one(values, scales, torch.float32)
     assert torch.equal(decode(values, scales), theirs)
 
 
-def test_the_last_blocks_may_be_smaller():
-    values, scales = drawn((130, 300))
+def test_decode_partial_last_blocks():
+    values, scales = random_fp8((130, 300))
     found = decode(values, scales)
     for row, column in ((0, 0), (127, 127), (128, 128), (129, 299), (0, 256), (129, 0)):
         assert found[row, column] == values[row, column].float() * scales[row // 128, column // 128]
     assert found.shape == values.shape
 
 
-def packed(folder):
-    """A tiny model with its matrices in FP8, and a layer behind the last. Its weights, decoded by hand; the file's."""
+def save_fp8_model(folder):
+    """Save a tiny model with FP8 matrices and an extra layer; return its decoded weights and the file's tensors."""
     model = tiny("deepseek_v3", d_model=144)
     save_model(model, folder)
     plain, tensors = load_file(folder / "model.safetensors"), {}
     for seed, (name, tensor) in enumerate(plain.items()):
         if tensor.ndim == 2 and ".layers." in name and "mlp.gate." not in name:
             scale = tensor.abs().max() / 448
-            values, scales = drawn(tensor.shape, seed)
+            values, scales = random_fp8(tensor.shape, seed)
             values, scales = (tensor / scale).to(values.dtype), scales / scales.max() * scale
             tensors |= {name: values, f"{name}_scale_inv": scales}
             plain[name] = values.float()
@@ -81,19 +81,19 @@ def packed(folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fp8")
-    return folder, *packed(folder)
+    return folder, *save_fp8_model(folder)
 
 
-@pytest.mark.parametrize("how", [{}, {"copy": True}, {"dtype": torch.float32}, {"dtype": torch.bfloat16}], ids=str)
-def test_a_packed_model_is_the_plain_one(how, folder, tmp_path):
-    """Every number, through loading and saving; in a lower precision all but what experts are chosen by."""
+@pytest.mark.parametrize("options", [{}, {"copy": True}, {"dtype": torch.float32}, {"dtype": torch.bfloat16}], ids=str)
+def test_fp8_model_equals_decoded_model(options, folder, tmp_path):
+    """Compare every value after loading and saving. The router's correction bias stays exact in bfloat16."""
     folder, plain, _ = folder
-    model = load_decoder(folder, **how)
+    model = load_decoder(folder, **options)
     save_model(model, tmp_path)
     again = load_file(tmp_path / "model.safetensors")
     assert again.keys() == plain.keys()
     for name, tensor in plain.items():
-        exact = how.get("dtype") != torch.bfloat16 or name.endswith("e_score_correction_bias")
+        exact = options.get("dtype") != torch.bfloat16 or name.endswith("e_score_correction_bias")
         assert torch.equal(again[name], tensor if exact else tensor.bfloat16()), name
     raw = json.loads((tmp_path / "config.json").read_text())
     assert "quantization_config" not in raw
@@ -102,7 +102,7 @@ def test_a_packed_model_is_the_plain_one(how, folder, tmp_path):
     assert_near(run(load_decoder(tmp_path), ids), run(model, ids))
 
 
-def test_show_says_what_is_not_read(folder, capsys):
+def test_show_lists_unused_tensors(folder, capsys):
     from glassformer.cli.show import show
 
     folder, _, tensors = folder
@@ -116,8 +116,8 @@ def test_show_says_what_is_not_read(folder, capsys):
     assert f"{len(ahead)} tensors: model.layers.3." in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_layer_too_many_is_not_passed_over(folder, tmp_path):
-    """Only the one behind the last; and of the model's own layers none."""
+def test_unused_layer_tensors_raise(folder, tmp_path):
+    """Only the first layer after the last one may be unused, and no tensor of the model's own layers."""
     _, _, tensors = folder
     (tmp_path / "config.json").write_text((folder[0] / "config.json").read_text())
     save_file(tensors | {"model.layers.4.eh_proj.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
@@ -128,7 +128,7 @@ def test_a_layer_too_many_is_not_passed_over(folder, tmp_path):
         load_decoder(tmp_path)
 
 
-def test_factors_that_do_not_fit_are_refused(folder, tmp_path):
+def test_scale_of_wrong_shape_raises(folder, tmp_path):
     _, _, tensors = folder
     name = "model.layers.1.self_attn.o_proj.weight"
     (tmp_path / "config.json").write_text((folder[0] / "config.json").read_text())
@@ -153,7 +153,7 @@ def test_factors_that_do_not_fit_are_refused(folder, tmp_path):
     ],
     ids=str,
 )
-def test_other_quantizations_are_refused(settings, why, folder, tmp_path):
+def test_unsupported_quantization_raises(settings, why, folder, tmp_path):
     raw = json.loads((folder[0] / "config.json").read_text()) | {"quantization_config": settings}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ConfigError, match=why):

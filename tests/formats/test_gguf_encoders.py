@@ -1,4 +1,4 @@
-"""Encoders as GGUF: the same vectors as the folder and as `transformers`, by the `gguf` package's names and types."""
+"""Text encoders as GGUF: vectors against `transformers`; names, types and keys against the `gguf` package."""
 
 import json
 from dataclasses import replace
@@ -28,70 +28,70 @@ MEAN = PoolingConfig(after=("normalize",))
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
-def both(request, tmp_path_factory):
-    """A model, and the folder that holds it with a file of it."""
-    path, made = tmp_path_factory.mktemp(request.param), embedder(request.param)
-    made.save(path / "hf")
-    made.save_gguf(path / "a.gguf", "F32")
-    return made, path
+def saved(request, tmp_path_factory):
+    """Return a model and a folder that holds it as `hf` (safetensors) and as `a.gguf`."""
+    path, original = tmp_path_factory.mktemp(request.param), embedder(request.param)
+    original.save(path / "hf")
+    original.save_gguf(path / "a.gguf", "F32")
+    return original, path
 
 
 @torch.no_grad()
-def test_the_vectors_are_those_of_the_folder_and_of_transformers(both):
-    made, path = both
-    found = Embedder.load(path / "a.gguf")
-    assert_near(found.embed(TEXTS), made.embed(TEXTS))
-    assert_near(found.embed(TEXTS), Embedder.load(path / "hf").embed(TEXTS))
+def test_vectors_equal_transformers(saved):
+    original, path = saved
+    loaded = Embedder.load(path / "a.gguf")
+    assert_near(loaded.embed(TEXTS), original.embed(TEXTS))
+    assert_near(loaded.embed(TEXTS), Embedder.load(path / "hf").embed(TEXTS))
     model = transformers.AutoModel.from_pretrained(path / "hf").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path / "hf")
     for text in TEXTS:
         theirs = model(tokenizer(text, return_tensors="pt")["input_ids"]).last_hidden_state[0]
-        assert_near(found.states(text), theirs)
-    pair = found.encode_pair("the cat", "a dog")
-    assert pair == made.encode_pair("the cat", "a dog")
-    assert found.max_tokens == made.config.context_length
+        assert_near(loaded.states(text), theirs)
+    pair = loaded.encode_pair("the cat", "a dog")
+    assert pair == original.encode_pair("the cat", "a dog")
+    assert loaded.max_tokens == original.config.context_length
     heads = {"bert": ["pooler", "next_sentence", "head"], "distilbert": ["head"]}
-    assert left_out(made.model) == heads.get(made.config.family, ["pooler", "head"])
+    assert left_out(original.model) == heads.get(original.config.family, ["pooler", "head"])
 
 
-def test_names_types_and_keys_are_the_packages(both):
-    made, path = both
+def test_names_types_and_keys_match_the_gguf_package(saved):
+    original, path = saved
     known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[gguf.MODEL_ARCH.BERT]}
     reader = gguf.GGUFReader(path / "a.gguf")
     names = {tensor.name.rpartition(".")[0] for tensor in reader.tensors}
     assert {".".join("{bid}" if part.isdigit() else part for part in name.split(".")) for name in names} <= known
-    said = {key: field.contents() for key, field in reader.fields.items()}
-    assert said["general.architecture"] == "bert"
-    assert said["bert.attention.causal"] is False
-    assert said[gguf.Keys.Tokenizer.TOKEN_TYPE_COUNT] == (made.config.n_token_types or 1)
-    assert said["bert.context_length"] == made.config.context_length
+    metadata = {key: field.contents() for key, field in reader.fields.items()}
+    assert metadata["general.architecture"] == "bert"
+    assert metadata["bert.attention.causal"] is False
+    assert metadata[gguf.Keys.Tokenizer.TOKEN_TYPE_COUNT] == (original.config.n_token_types or 1)
+    assert metadata["bert.context_length"] == original.config.context_length
     tables = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
-    offset = made.config.position_offset
-    np.testing.assert_array_equal(tables["position_embd.weight"], made.model.positions.weight.detach()[offset:])
-    assert ("token_types.weight" in tables) == (made.config.family != "distilbert")
+    offset = original.config.position_offset
+    np.testing.assert_array_equal(tables["position_embd.weight"], original.model.positions.weight.detach()[offset:])
+    assert ("token_types.weight" in tables) == (original.config.family != "distilbert")
 
 
-def test_it_comes_back(both, tmp_path):
-    """What is written of what was read is the same file, and a folder that `transformers` opens."""
-    made, path = both
-    found = Embedder.load(path / "a.gguf")
-    assert found.config.family == ("distilbert" if made.config.family == "distilbert" else "bert")
-    found.save_gguf(tmp_path / "b.gguf", "F32")
+def test_round_trip(saved, tmp_path):
+    """A loaded model saves to the same bytes, and to a folder that `transformers` opens."""
+    original, path = saved
+    loaded = Embedder.load(path / "a.gguf")
+    assert loaded.config.family == ("distilbert" if original.config.family == "distilbert" else "bert")
+    loaded.save_gguf(tmp_path / "b.gguf", "F32")
     assert (tmp_path / "b.gguf").read_bytes() == (path / "a.gguf").read_bytes()
-    found.save(tmp_path / "hf")
+    loaded.save(tmp_path / "hf")
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "hf").eval()
-    ids = torch.tensor([found.tokenizer.encode(TEXTS[0])])
+    ids = torch.tensor([loaded.tokenizer.encode(TEXTS[0])])
     with torch.no_grad():
-        assert_near(found.states(TEXTS[0]), theirs(ids).last_hidden_state[0])
+        assert_near(loaded.states(TEXTS[0]), theirs(ids).last_hidden_state[0])
 
 
 @pytest.mark.parametrize(("kind", "near"), [("F16", 2e-3), ("BF16", 2e-2), ("Q8_0", 2e-2)])
 @FAMILIES
 def test_quantized(family, kind, near, tmp_path):
-    made = embedder(family)
-    made.save_gguf(tmp_path / "a.gguf", kind)
-    found = Embedder.load(tmp_path / "a.gguf", dtype="float32")
-    off = (found.embed(TEXTS) - made.embed(TEXTS)).abs().max() / made.embed(TEXTS).abs().max()
+    original = embedder(family)
+    original.save_gguf(tmp_path / "a.gguf", kind)
+    loaded = Embedder.load(tmp_path / "a.gguf", dtype="float32")
+    off = (loaded.embed(TEXTS) - original.embed(TEXTS)).abs().max() / original.embed(TEXTS).abs().max()
     assert 0 < off < near
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
     assert kinds["blk.1.attn_q.weight"] == kinds["token_embd.weight"] == kind
@@ -99,21 +99,21 @@ def test_quantized(family, kind, near, tmp_path):
 
 
 @FAMILIES
-def test_queries_keys_and_values_in_one(family, tmp_path):
-    made = embedder(family)
-    made.save_gguf(tmp_path / "a.gguf", "F32")
-    reader, kept = gguf.GGUFReader(tmp_path / "a.gguf"), {}
+def test_fused_qkv_tensor(family, tmp_path):
+    original = embedder(family)
+    original.save_gguf(tmp_path / "a.gguf", "F32")
+    reader, tensors = gguf.GGUFReader(tmp_path / "a.gguf"), {}
     writer = gguf.GGUFWriter(tmp_path / "b.gguf", "bert")
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
             writer.add_key_value(name, field.contents(), field.types[0])
     for tensor in reader.tensors:
-        kept[tensor.name] = np.array(tensor.data)
+        tensors[tensor.name] = np.array(tensor.data)
         block, _, part = tensor.name.rpartition(".attn_")
         if part[:2] not in ("q.", "k.", "v."):
-            writer.add_tensor(tensor.name, kept[tensor.name])
+            writer.add_tensor(tensor.name, tensors[tensor.name])
         elif part[0] == "v":
-            three = [kept[f"{block}.attn_{p}{part[1:]}"] for p in "qkv"]
+            three = [tensors[f"{block}.attn_{p}{part[1:]}"] for p in "qkv"]
             writer.add_tensor(f"{block}.attn_qkv{part[1:]}", np.concatenate(three))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -128,21 +128,21 @@ def test_queries_keys_and_values_in_one(family, tmp_path):
 @pytest.mark.parametrize(("pool", "number"), [("mean", 1), ("cls", 2), ("lasttoken", 3)])
 @pytest.mark.parametrize("after", [(), ("normalize",)])
 def test_pooling(pool, number, after, tmp_path):
-    """The number is the package's; vectors are of length 1, as the programs that run such files make them."""
+    """pooling_type is the package's number. Vectors are normalized, as programs that run GGUF files do."""
     if (pool, after) == ("mean", ()):
-        return  # what nothing says
-    made = embedder("bert", PoolingConfig(pools=(pool,), after=after))
-    made.save_gguf(tmp_path / "a.gguf", "F32")
-    said = gguf.GGUFReader(tmp_path / "a.gguf").fields["bert.pooling_type"].contents()
-    assert said == number == gguf.PoolingType[{"lasttoken": "LAST"}.get(pool, pool.upper())]
-    found = Embedder.load(tmp_path / "a.gguf")
-    vectors = made.embed(TEXTS)
-    assert_near(found.embed(TEXTS), vectors / vectors.norm(dim=-1, keepdim=True))
-    assert_near(found.similarity(found.embed(TEXTS), found.embed(TEXTS)), made.similarity(vectors, vectors))
+        return  # the default, which has no key
+    original = embedder("bert", PoolingConfig(pools=(pool,), after=after))
+    original.save_gguf(tmp_path / "a.gguf", "F32")
+    stored = gguf.GGUFReader(tmp_path / "a.gguf").fields["bert.pooling_type"].contents()
+    assert stored == number == gguf.PoolingType[{"lasttoken": "LAST"}.get(pool, pool.upper())]
+    loaded = Embedder.load(tmp_path / "a.gguf")
+    vectors = original.embed(TEXTS)
+    assert_near(loaded.embed(TEXTS), vectors / vectors.norm(dim=-1, keepdim=True))
+    assert_near(loaded.similarity(loaded.embed(TEXTS), loaded.embed(TEXTS)), original.similarity(vectors, vectors))
 
 
-def test_where_nothing_says_it_there_is_no_key(both):
-    assert "bert.pooling_type" not in gguf.GGUFReader(both[1] / "a.gguf").fields
+def test_default_pooling_has_no_key(saved):
+    assert "bert.pooling_type" not in gguf.GGUFReader(saved[1] / "a.gguf").fields
 
 
 @pytest.mark.parametrize(
@@ -157,26 +157,28 @@ def test_where_nothing_says_it_there_is_no_key(both):
         (replace(MEAN, dimensions=8), "the first 8 numbers of a vector"),
     ],
 )
-def test_what_changes_a_vector_is_refused(sentence, message, tmp_path):
+def test_unsupported_pooling_settings_raise(sentence, message, tmp_path):
     with pytest.raises(ConfigError, match=f"GGUF cannot describe .*{message}"):
         embedder("bert", sentence).save_gguf(tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
 
 
-def test_what_a_file_says_and_we_do_not_do(tmp_path):
-    made = embedder("bert", PoolingConfig(pools=("cls",)))
+def test_unsupported_metadata_raises(tmp_path):
+    original = embedder("bert", PoolingConfig(pools=("cls",)))
 
-    def changed(**said):
-        words = tokenizer_to_gguf(made.tokenizer, made.config.vocab_size)
-        save_gguf(made.model, tmp_path / "a.gguf", "F32", extra=words | {f"bert.{key}": v for key, v in said.items()})
+    def load_with(**keys):
+        words = tokenizer_to_gguf(original.tokenizer, original.config.vocab_size)
+        save_gguf(
+            original.model, tmp_path / "a.gguf", "F32", extra=words | {f"bert.{key}": v for key, v in keys.items()}
+        )
         return Embedder.load(tmp_path / "a.gguf")
 
-    assert changed(pooling_type=0).sentence.config == PoolingConfig()
+    assert load_with(pooling_type=0).sentence.config == PoolingConfig()
     with pytest.raises(ConfigError, match=r"bert.pooling_type = 4 is not supported, only 1 \(mean\), 2 \(cls\)"):
-        changed(pooling_type=4)
+        load_with(pooling_type=4)
     with pytest.raises(ConfigError, match=r"does not understand: classifier.output_labels"):
-        changed(**{"classifier.output_labels": ["a", "b"]})
-    save_gguf(made.model, tmp_path / "a.gguf", extra={"tokenizer.ggml.token_type_count": 5})
+        load_with(**{"classifier.output_labels": ["a", "b"]})
+    save_gguf(original.model, tmp_path / "a.gguf", extra={"tokenizer.ggml.token_type_count": 5})
     with pytest.raises(CheckpointError, match=r"shape: token_types.weight is \[3, 64\], the config needs \[5, 64\]"):
         load_text_encoder(tmp_path / "a.gguf")
 
@@ -188,7 +190,7 @@ def test_what_a_file_says_and_we_do_not_do(tmp_path):
         ({"embed_norm": None}, "embed_norm"),
     ],
 )
-def test_a_model_that_the_format_does_not_say(changes, message):
+def test_config_without_gguf_form_raises(changes, message):
     with pytest.raises(ConfigError, match=rf"cannot describe this bert model.*{message}"):
         write_metadata(replace(embedder("bert").config, **changes))
 
@@ -197,7 +199,7 @@ def test_a_model_that_the_format_does_not_say(changes, message):
 
 
 @pytest.mark.parametrize(("lowercase", "accents"), [(True, None), (False, None), (True, False), (False, True)])
-def test_letters_and_accents(lowercase, accents):
+def test_normalizer_flags_round_trip(lowercase, accents):
     layout = json.loads(wordpieces().backend.json)
     layout["normalizer"] |= {"lowercase": lowercase, "strip_accents": accents}
     tokenizer = Tokenizer(json.dumps(layout), wordpieces().config)
@@ -205,8 +207,8 @@ def test_letters_and_accents(lowercase, accents):
     again = tokenizer_from_gguf(metadata)
     for text in ("The CAT sät", "the cat", "Ünï é"):
         assert again.encode(text) == tokenizer.encode(text)
-    told = {key for key in metadata if ".normalizer." in key}
-    assert told == {f"tokenizer.ggml.normalizer.{key}" for key in (
+    flags = {key for key in metadata if ".normalizer." in key}
+    assert flags == {f"tokenizer.ggml.normalizer.{key}" for key in (
         (["lowercase"] if not lowercase else []) + (["strip_accents"] if accents not in (None, lowercase) else [])
     )}  # fmt: skip
     layout["normalizer"]["handle_chinese_chars"] = False
@@ -214,12 +216,12 @@ def test_letters_and_accents(lowercase, accents):
         tokenizer_to_gguf(Tokenizer(json.dumps(layout)))
 
 
-def test_roberta_stands_between_its_ends():
-    """`roberta-bpe` by name; BOS and EOS around a text, and two EOS between two."""
+def test_roberta_tokenizer_round_trips():
+    """`roberta-bpe`; BOS and EOS around one text, and two EOS between two texts."""
     tokenizer = bytes_of_roberta()
     metadata = tokenizer_to_gguf(tokenizer, 270)
-    told = {key: metadata[f"tokenizer.ggml.{key}"] for key in ("model", "pre", "add_bos_token", "add_eos_token")}
-    assert told == {"model": "gpt2", "pre": "roberta-bpe", "add_bos_token": True, "add_eos_token": True}
+    flags = {key: metadata[f"tokenizer.ggml.{key}"] for key in ("model", "pre", "add_bos_token", "add_eos_token")}
+    assert flags == {"model": "gpt2", "pre": "roberta-bpe", "add_bos_token": True, "add_eos_token": True}
     again = tokenizer_from_gguf(metadata)
     assert again.encode("the th") == tokenizer.encode("the th")
     assert again.encode_pairs([("a", "the")]) == tokenizer.encode_pairs([("a", "the")])
@@ -234,23 +236,23 @@ def test_roberta_stands_between_its_ends():
 # ---- the command line
 
 
-def test_convert_there_and_back(both, tmp_path, capsys):
-    made, path = both
+def test_convert_round_trip(saved, tmp_path, capsys):
+    original, path = saved
     main(["convert", str(path / "hf"), str(tmp_path / "a.gguf"), "--to", "F32"])
-    told = capsys.readouterr()
-    assert "left out, because GGUF cannot store it: " + ", ".join(left_out(made.model)) in told.out + told.err
+    output = capsys.readouterr()
+    assert "left out, because GGUF cannot store it: " + ", ".join(left_out(original.model)) in output.out + output.err
     assert (tmp_path / "a.gguf").read_bytes() == (path / "a.gguf").read_bytes()
     main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "hf")])
-    assert_near(Embedder.load(tmp_path / "hf").embed(TEXTS), made.embed(TEXTS))
+    assert_near(Embedder.load(tmp_path / "hf").embed(TEXTS), original.embed(TEXTS))
     for verb in ("show", "verify"):
         main([verb, str(tmp_path / "a.gguf")])
 
 
-def test_pooling_goes_along(tmp_path):
-    made = embedder("bert", PoolingConfig(pools=("cls",), after=("normalize",)))
-    made.save(tmp_path / "hf")
+def test_convert_preserves_pooling(tmp_path):
+    original = embedder("bert", PoolingConfig(pools=("cls",), after=("normalize",)))
+    original.save(tmp_path / "hf")
     main(["convert", str(tmp_path / "hf"), str(tmp_path / "a.gguf"), "--to", "F32"])
     main(["convert", str(tmp_path / "a.gguf"), str(tmp_path / "again")])
     for one in ("a.gguf", "again"):
-        assert_near(Embedder.load(tmp_path / one).embed(TEXTS), made.embed(TEXTS))
+        assert_near(Embedder.load(tmp_path / one).embed(TEXTS), original.embed(TEXTS))
     assert left_out(Embedder.load(tmp_path / "a.gguf").model) == []

@@ -1,4 +1,4 @@
-"""Every family of decoders as GGUF: here and back, by the `gguf` package, and by `transformers`' reader."""
+"""Every decoder family as GGUF: round trip, the `gguf` package's decoder, and `transformers`' reader."""
 
 import gguf
 import numpy as np
@@ -7,7 +7,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from tiny import assert_near, moved, random_ids, run, tiny_config
 from tiny_encoders import CONFIGS as ENCODERS
-from tiny_gguf import FAMILIES, LESS, VARIANTS, gguf_config, gguf_model
+from tiny_gguf import FAMILIES, REDUCED, VARIANTS, gguf_config, gguf_model
 
 from glassformer.config import BandScaling
 from glassformer.errors import CheckpointError, ConfigError
@@ -24,20 +24,20 @@ ALL = [(family, changes) for family in FAMILIES for changes in ({}, *VARIANTS.ge
 NAMES = [f"{family}{i}" for family in FAMILIES for i in range(1 + len(VARIANTS.get(family, [])))]
 
 
-def written(folder, family, kind="F32", **changes):
-    """A model and its file."""
+def save_tiny(folder, family, kind="F32", **changes):
+    """Save a tiny model; return the model and its file."""
     model = gguf_model(family, **changes)
     save_gguf(model, folder / "a.gguf", kind)
     return model, folder / "a.gguf"
 
 
-def test_every_family_has_a_form():
+def test_every_family_has_an_architecture():
     assert {*ARCHITECTURES, *SAME_AS} == {*FAMILIES, *ENCODERS, "t5"}
 
 
 @pytest.mark.parametrize(("family", "changes"), ALL, ids=NAMES)
-def test_a_model_comes_back(family, changes, tmp_path):
-    model, path = written(tmp_path, family, **changes)
+def test_model_round_trips(family, changes, tmp_path):
+    model, path = save_tiny(tmp_path, family, **changes)
     again = load_decoder(path)
     ids = random_ids(model.config, 2, 40)
     assert_near(run(again, ids), run(model, ids))
@@ -46,15 +46,15 @@ def test_a_model_comes_back(family, changes, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_configuration_comes_back(family):
+def test_config_round_trips(family):
     config = gguf_config(family)
     architecture, metadata, numbers = write_metadata(config)
     present = {*ARCHITECTURES[SAME_AS.get(family, family)].true_if_present.values()}
     tensors = {*numbers} | (present - {"blk.0.attn_norm_2.weight"}) | (set() if config.tied_head else {"output.weight"})
 
     def read(ignore=(), **changes):
-        said = metadata | {f"{architecture}.{key}": value for key, value in changes.items()}
-        return read_metadata(said, tensors, config.vocab_size, "x", ignore, numbers.__getitem__)
+        changed = metadata | {f"{architecture}.{key}": value for key, value in changes.items()}
+        return read_metadata(changed, tensors, config.vocab_size, "x", ignore, numbers.__getitem__)
 
     assert read().family == SAME_AS.get(family, family)
     if family != "mistral":
@@ -71,9 +71,9 @@ def test_the_configuration_comes_back(family):
             read_metadata({k: v for k, v in metadata.items() if not k.endswith(name)}, tensors, 9, "x")
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family in LESS])
-def test_what_the_format_does_not_say_is_refused(family):
-    """The tiny model has each thing that the families can do, and that this one's architecture does not."""
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family in REDUCED])
+def test_config_without_gguf_form_raises(family):
+    """The complete tiny configuration has settings that the GGUF architecture lacks."""
     with pytest.raises(ConfigError, match=r"cannot describe this|needs a layer with a window"):
         write_metadata(tiny_config(family))
 
@@ -93,15 +93,15 @@ def test_what_the_format_does_not_say_is_refused(family):
         ("gemma2", {"*.attention.softcap": None}, r"layers.0.attention.softcap would be 50.0"),
     ],
 )
-def test_each_refusal_says_what(family, changes, message):
+def test_unsupported_setting_is_named(family, changes, message):
     with pytest.raises(ConfigError, match=message):
         write_metadata(gguf_config(family, **changes))
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_quantized_parameters_are_what_the_package_decodes(family, kind, tmp_path):
-    model, path = written(tmp_path, family, kind)
+def test_quantized_parameters_equal_the_gguf_package(family, kind, tmp_path):
+    model, path = save_tiny(tmp_path, family, kind)
     again = load_decoder(path, dtype=torch.float32)
     parameters = dict(again.named_parameters())
     entry = {
@@ -118,11 +118,11 @@ def test_quantized_parameters_are_what_the_package_decodes(family, kind, tmp_pat
         np.testing.assert_allclose(one.join(parameters).numpy(), theirs, rtol=0 if one.offset == 0 else 1e-6, atol=1e-7)
     logits = [run(one, random_ids(model.config, 2, 30)) for one in (again, model)]
     off, most = moved(*logits), {"F16": 1e-2, "BF16": 5e-2, "Q8_0": 0.3, "Q4_0": 3}[kind]
-    assert 0 < off < most or model.config.layers[0].experts is not None  # another expert may be chosen
+    assert 0 < off < most or model.config.layers[0].experts is not None  # routing may change
 
 
-def rewritten(path, to, change):
-    """A file of our own by the package's writer, each tensor (name, array) as what `change` makes of it."""
+def rewrite(path, to, change):
+    """Copy a file with the package's writer. `change` maps a tensor (name, array) to a list of them."""
     reader = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(to, reader.fields["general.architecture"].contents())
     for name, field in reader.fields.items():
@@ -138,44 +138,44 @@ def rewritten(path, to, change):
     return to
 
 
-def apart(name, array):
-    """One tensor for each expert."""
+def split_experts(name, array):
+    """Split a fused tensor into one tensor per expert."""
     if "_exps." not in name:
         return [(name, array)]
     return [(name.replace("_exps.", f".{i}."), expert) for i, expert in enumerate(array)]
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
-def test_experts_apart(family, tmp_path):
-    model, path = written(tmp_path, family)
+def test_separate_expert_tensors(family, tmp_path):
+    model, path = save_tiny(tmp_path, family)
     ids = random_ids(model.config, 2, 30)
     assert torch.equal(
-        run(load_decoder(rewritten(path, tmp_path / "b.gguf", apart)), ids), run(load_decoder(path), ids)
+        run(load_decoder(rewrite(path, tmp_path / "b.gguf", split_experts)), ids), run(load_decoder(path), ids)
     )
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe"])
-def test_gate_and_up_of_experts_in_one(family, tmp_path):
-    model, path = written(tmp_path, family)
-    kept = {}
+def test_fused_gate_and_up_experts(family, tmp_path):
+    model, path = save_tiny(tmp_path, family)
+    seen = {}
 
     def join(name, array):
-        kept[name] = array
+        seen[name] = array
         if "_gate_exps." not in name and "_up_exps." not in name:
             return [(name, array)]
         block = ".".join(name.split(".")[:2])
-        both = [kept.get(f"{block}.ffn_{part}_exps.weight") for part in ("gate", "up")]
+        both = [seen.get(f"{block}.ffn_{part}_exps.weight") for part in ("gate", "up")]
         whole = all(one is not None for one in both)
         return [(f"{block}.ffn_gate_up_exps.weight", np.concatenate(both, 1))] if whole else []
 
     ids = random_ids(model.config, 2, 30)
-    assert torch.equal(run(load_decoder(rewritten(path, tmp_path / "b.gguf", join)), ids), run(load_decoder(path), ids))
+    assert torch.equal(run(load_decoder(rewrite(path, tmp_path / "b.gguf", join)), ids), run(load_decoder(path), ids))
 
 
 @pytest.mark.parametrize("family", ["phi", "qwen2", "qwen3", "stablelm", "phi3"])
-def test_queries_keys_and_values_in_one_or_three(family, tmp_path):
-    model, path = written(tmp_path, family)
-    kept, config = {}, model.config.layers[0].attention
+def test_fused_and_split_qkv(family, tmp_path):
+    model, path = save_tiny(tmp_path, family)
+    seen, config = {}, model.config.layers[0].attention
     sizes = np.cumsum([config.n_heads, config.n_kv_heads])[:2] * config.head_dim
 
     def change(name, array):
@@ -183,33 +183,33 @@ def test_queries_keys_and_values_in_one_or_three(family, tmp_path):
         block = ".".join(name.split(".")[:2])
         if ".attn_qkv." in name:
             return zip((f"{block}.attn_{p}.{part}" for p in "qkv"), np.split(array, sizes), strict=True)
-        kept[name] = array
+        seen[name] = array
         if not any(f".attn_{p}.{part}" in name for p in "qkv"):
             return [(name, array)]
-        three = [kept.get(f"{block}.attn_{p}.{part}") for p in "qkv"]
+        three = [seen.get(f"{block}.attn_{p}.{part}") for p in "qkv"]
         return [(f"{block}.attn_qkv.{part}", np.concatenate(three))] if all(t is not None for t in three) else []
 
-    again = load_decoder(rewritten(path, tmp_path / "b.gguf", change))
+    again = load_decoder(rewrite(path, tmp_path / "b.gguf", change))
     ids = random_ids(model.config, 2, 30)
     assert torch.equal(run(again, ids), run(load_decoder(path), ids))
 
 
 def test_experts_in_mxfp4(tmp_path):
-    """As gpt-oss is published: the same numbers as the package decodes."""
-    model, path = written(tmp_path, "gpt_oss")
+    """gpt-oss is published in MXFP4. The decoded values equal the package's."""
+    model, path = save_tiny(tmp_path, "gpt_oss")
     reader = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(tmp_path / "b.gguf", "gpt-oss")
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
             writer.add_key_value(name, field.contents(), field.types[0])
-    chance, decoded = np.random.default_rng(0), {}
+    generator, decoded = np.random.default_rng(0), {}
     for tensor in reader.tensors:
         if "_exps.weight" not in tensor.name:
             writer.add_tensor(tensor.name, np.array(tensor.data).reshape(tensor.shape.tolist()[::-1]))
             continue
         shape = gguf.quants.quant_shape_to_byte_shape(tensor.shape.tolist()[::-1], Kind.MXFP4)
-        packed = chance.integers(0, 256, shape, dtype=np.uint8)
-        packed[..., ::17] = chance.integers(122, 125, packed[..., ::17].shape)  # scales
+        packed = generator.integers(0, 256, shape, dtype=np.uint8)
+        packed[..., ::17] = generator.integers(122, 125, packed[..., ::17].shape)  # scales
         decoded[tensor.name] = gguf.quants.dequantize(packed, Kind.MXFP4)
         writer.add_tensor(tensor.name, packed, raw_dtype=Kind.MXFP4)
     writer.write_header_to_file()
@@ -218,8 +218,8 @@ def test_experts_in_mxfp4(tmp_path):
     writer.close()
     again = load_decoder(tmp_path / "b.gguf")
     for name, theirs in decoded.items():
-        _, i, what, _ = name.split(".")
-        part = what.removeprefix("ffn_").removesuffix("_exps")
+        _, i, projection, _ = name.split(".")
+        part = projection.removeprefix("ffn_").removesuffix("_exps")
         for j, expert in enumerate(theirs):
             ours = again.get_parameter(f"blocks.{i}.mlp.experts.{j}.{part}.weight")
             np.testing.assert_array_equal(ours.detach().numpy(), expert)
@@ -227,8 +227,8 @@ def test_experts_in_mxfp4(tmp_path):
     assert torch.isfinite(run(again, random_ids(model.config, 2, 30))).all()
 
 
-def test_norms_hold_one_more(tmp_path):
-    model, path = written(tmp_path, "gemma3_text")
+def test_norm_weights_are_stored_plus_one(tmp_path):
+    model, path = save_tiny(tmp_path, "gemma3_text")
     stored = torch.from_numpy(
         np.array({t.name: t for t in gguf.GGUFReader(path).tensors}["blk.1.attn_q_norm.weight"].data)
     )
@@ -241,18 +241,18 @@ def test_norms_hold_one_more(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "nearest"),
+    ("name", "nearest"),
     [("llama4", "llama"), ("gptneo", "gptneox"), ("qwen2moe", "qwen3moe|qwen2"), ("phi4", "phi2|phi3")],
 )
-def test_an_unknown_architecture(said, nearest):
-    with pytest.raises(ConfigError, match=rf"x: unknown architecture '{said}'; the nearest one known is '({nearest})'"):
-        read_metadata({"general.architecture": said}, (), 9, "x")
+def test_unknown_architecture_raises(name, nearest):
+    with pytest.raises(ConfigError, match=rf"x: unknown architecture '{name}'; the nearest one known is '({nearest})'"):
+        read_metadata({"general.architecture": name}, (), 9, "x")
 
 
-@pytest.mark.parametrize("said", [None, 7, ["llama"]])
-def test_no_architecture(said):
+@pytest.mark.parametrize("name", [None, 7, ["llama"]])
+def test_missing_architecture_raises(name):
     with pytest.raises(ConfigError, match=r"x: unknown architecture .*Known: bert, deepseek2, falcon"):
-        read_metadata({"general.architecture": said}, (), 9, "x")
+        read_metadata({"general.architecture": name}, (), 9, "x")
 
 
 @pytest.mark.parametrize(
@@ -269,17 +269,17 @@ def test_no_architecture(said):
         ("expert_weights_scale", 2.0, "does not understand: expert_weights_scale"),
     ],
 )
-def test_what_a_file_says_and_we_do_not_do(key, value, message):
+def test_unsupported_metadata_raises(key, value, message):
     _, metadata, _ = write_metadata(gguf_config("llama"))
     with pytest.raises(ConfigError, match=message):
         read_metadata(metadata | {f"llama.{key}": value}, (), 97, "x")
 
 
-def test_older_and_redundant_ways_to_say_it():
+def test_legacy_and_redundant_rope_keys():
     _, metadata, _ = write_metadata(gguf_config("llama"))
 
-    def rope(**said):
-        keys = {f"llama.rope.{name}": value for name, value in said.items()}
+    def rope(**values):
+        keys = {f"llama.rope.{name}": value for name, value in values.items()}
         return read_metadata(metadata | keys, (), 97, "x").layers[0].attention.rope
 
     assert rope(scale_linear=4.0).scaling.factor == 4.0
@@ -291,18 +291,18 @@ def test_older_and_redundant_ways_to_say_it():
 
 
 @pytest.mark.parametrize("pattern", [3, [True, True, False, True], [1, 1, 0, 1]])
-def test_windows_by_number_or_by_layer(pattern):
+def test_sliding_window_pattern_as_number_or_list(pattern):
     config = gguf_config("gemma3_text")
     config = type(config)(**{**vars(config), "layers": (*config.layers, config.layers[0])})
     _, metadata, _ = write_metadata(config)
-    said = read_metadata(metadata | {"gemma3.attention.sliding_window_pattern": pattern}, (), 97, "x")
-    assert [layer.attention.window for layer in said.layers] == [5, 5, None, 5]
-    for wrong in ([True], -1, "x"):
+    config = read_metadata(metadata | {"gemma3.attention.sliding_window_pattern": pattern}, (), 97, "x")
+    assert [layer.attention.window for layer in config.layers] == [5, 5, None, 5]
+    for invalid in ([True], -1, "x"):
         with pytest.raises(ConfigError, match="sliding_window_pattern must be"):
-            read_metadata(metadata | {"gemma3.attention.sliding_window_pattern": wrong}, (), 97, "x")
+            read_metadata(metadata | {"gemma3.attention.sliding_window_pattern": invalid}, (), 97, "x")
 
 
-def test_the_largest_gemma_has_another_scale():
+def test_largest_gemma_has_its_own_scale():
     for family, layers in (("gemma2", 46), ("gemma3_text", 62)):
         config = gguf_config(family, **{"*.attention.head_dim": 32, "*.attention.scale": 16**-0.5})
         long = type(config)(**{**vars(config), "layers": (config.layers * 31)[:layers]})
@@ -319,8 +319,8 @@ def test_the_largest_gemma_has_another_scale():
         ("attention.head_count", "attention.head_count is 4000000000, but the tensors allow 64"),
     ],
 )
-def test_claims_without_tensors(key, message, tmp_path, monkeypatch):
-    _, path = written(tmp_path, "mixtral")
+def test_counts_larger_than_the_tensors_raise(key, message, tmp_path, monkeypatch):
+    _, path = save_tiny(tmp_path, "mixtral")
     file = GgufFile(path)
     monkeypatch.setattr("glassformer.formats.gguf.file.read_header", lambda path: changed)
     changed = type(header := _header(path))(header.metadata | {f"llama.{key}": 4_000_000_000}, header.tensors)
@@ -335,7 +335,7 @@ def _header(path):
     return gguf_header.read_header(path)
 
 
-# Those that transformers' reader knows, and what it leaves out: biases, factors of LongRoPE, norms of single heads.
+# The families that transformers' reader supports, without what it ignores: biases, LongRoPE factors, per-head norms.
 THEIRS = {
     "falcon": {},
     "gemma2": {},
@@ -352,7 +352,7 @@ THEIRS = {
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])
 @pytest.mark.parametrize("family", THEIRS)
-def test_transformers_reads_the_same_model(family, kind, tmp_path):
+def test_transformers_reads_saved_gguf(family, kind, tmp_path):
     import transformers
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 

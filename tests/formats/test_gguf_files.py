@@ -22,13 +22,13 @@ KINDS = [kind for kind in Kind if kind.name in DECODABLE or kind.name in FLOAT_D
 
 
 def raw_rows(kind, n_rows=7, blocks=3, seed=0):
-    """Random bytes of rows of a type."""
+    """Return random rows of a GGUF type, as bytes."""
     size = gguf.GGML_QUANT_SIZES[kind][1]
     return np.random.default_rng(seed).integers(0, 256, (n_rows, blocks * size), dtype=np.uint8)
 
 
 def write(path, tensors, metadata=None):
-    """A file by the package's own writer: name -> (bytes [rows, bytes of a row], type)."""
+    """Write a file with the package's writer. `tensors`: name -> (bytes [rows, bytes per row], type)."""
     writer = gguf.GGUFWriter(path, "none")
     for key, (value, kind) in (metadata or {}).items():
         writer.add_key_value(key, value, kind)
@@ -41,13 +41,13 @@ def write(path, tensors, metadata=None):
     return path
 
 
-def test_every_type_that_the_package_decodes():
+def test_decodable_types():
     assert {"Q4_0", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "MXFP4", "TQ2_0"} <= DECODABLE
     assert len(DECODABLE) >= 23
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_a_type_is_read_as_the_package_decodes_it(kind, tmp_path, monkeypatch):
+def test_decode_equals_the_gguf_package(kind, tmp_path, monkeypatch):
     rows = raw_rows(kind)
     file = GgufFile(write(tmp_path / "a.gguf", {"a": (rows, kind), "b": (rows[0], kind)}))
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
@@ -57,8 +57,8 @@ def test_a_type_is_read_as_the_package_decodes_it(kind, tmp_path, monkeypatch):
             with np.errstate(all="ignore"):
                 data = theirs[name].data
                 expected = data if kind == Kind.F64 else gguf.quants.dequantize(data, kind)
-            pieces = [piece.clone() for _, piece in file.rows(name, ReadBuffer())]
-            for got in (file[name], torch.cat(pieces)):
+            chunks = [chunk.clone() for _, chunk in file.rows(name, ReadBuffer())]
+            for got in (file[name], torch.cat(chunks)):
                 assert got.shape == file.shape(name) == tuple(reversed(theirs[name].shape.tolist()))
                 np.testing.assert_array_equal(got.double().numpy(), expected.astype(np.float64))
         assert len(list(file.rows("a", ReadBuffer()))) == (7 if size == 1 else 1)
@@ -66,7 +66,7 @@ def test_a_type_is_read_as_the_package_decodes_it(kind, tmp_path, monkeypatch):
 
 def test_metadata_of_every_type(tmp_path):
     types = gguf.GGUFValueType
-    said = {
+    values = {
         "u8": (250, types.UINT8), "i8": (-3, types.INT8), "u16": (65535, types.UINT16), "i16": (-9, types.INT16),
         "u32": (4_000_000_000, types.UINT32), "i32": (-5, types.INT32), "u64": (2**63, types.UINT64),
         "i64": (-(2**62), types.INT64), "f32": (1e-5, types.FLOAT32), "f64": (0.1, types.FLOAT64),
@@ -74,18 +74,24 @@ def test_metadata_of_every_type(tmp_path):
         "texts": (["a", "", "ü"], types.ARRAY), "flags": ([True, False], types.ARRAY),
         "floats": ([0.5, 1e-5], types.ARRAY),
     }  # fmt: skip
-    read = read_header(write(tmp_path / "a.gguf", {}, said)).metadata
+    read = read_header(write(tmp_path / "a.gguf", {}, values)).metadata
     assert read.pop("general.architecture") == "none"
-    assert read == {key: value for key, (value, _) in said.items()}
+    assert read == {key: value for key, (value, _) in values.items()}
 
 
-BACK = {"F32": 0.0, "F16": 1e-3, "BF16": 1e-2, "Q8_0": 2e-2, "Q4_0": 0.2}  # of the largest number of a tensor
+BACK = {
+    "F32": 0.0,
+    "F16": 1e-3,
+    "BF16": 1e-2,
+    "Q8_0": 2e-2,
+    "Q4_0": 0.2,
+}  # error, relative to the largest value of the tensor
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS_WRITTEN)
-def test_what_is_written_is_read_again(family, kind, tmp_path):
-    """Here, and by the package: metadata, names, types; numbers as its own quantizer makes them."""
+def test_saved_gguf_round_trips(family, kind, tmp_path):
+    """Metadata, names, types and quantized values agree with ours and with the package's."""
     model = gguf_model(family)
     save_gguf(model, tmp_path / "a.gguf", kind, extra={"general.name": "tiny", "x.list": [1, 2]})
     again = load_decoder(tmp_path / "a.gguf")
@@ -109,11 +115,11 @@ def test_what_is_written_is_read_again(family, kind, tmp_path):
         expected = gguf.quants.quantize(ours, tensor.tensor_type)
         np.testing.assert_array_equal(np.asarray(tensor.data).view(np.uint8).ravel(), expected.view(np.uint8).ravel())
     save_gguf(again, tmp_path / "b.gguf", kind, extra={"general.name": "tiny", "x.list": [1, 2]})
-    if kind != "Q4_0":  # what was quantized once stays as it is; Q4_0's scale has a sign, which may turn
+    if kind != "Q4_0":  # requantizing is exact, except for the sign of Q4_0's scale
         assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
-def test_rows_that_blocks_do_not_fit_are_halves(tmp_path):
+def test_rows_not_divisible_into_blocks_are_f16(tmp_path):
     model = tiny("llama")  # rows of 48
     save_gguf(model, tmp_path / "a.gguf", "Q8_0")
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
@@ -125,8 +131,8 @@ def test_rows_that_blocks_do_not_fit_are_halves(tmp_path):
 @pytest.mark.parametrize("options", [{"copy": True}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [1, 700, 1 << 20])
-def test_ways_of_loading(family, options, size, tmp_path, monkeypatch):
-    """Pieces of one row and of several, in and out of the order of heads."""
+def test_loading_options(family, options, size, tmp_path, monkeypatch):
+    """Chunks of one row and of several, with and without permuted heads."""
     monkeypatch.setattr("glassformer.formats.reader.CHUNK_BYTES", size)
     model = gguf_model(family)
     for kind, reference in (("F32", model), ("Q8_0", None)):

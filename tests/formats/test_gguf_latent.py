@@ -1,4 +1,4 @@
-"""DeepSeek's models as GGUF: what llama.cpp's converter makes of the published ones, files of both ages, refusals."""
+"""DeepSeek models as GGUF: the published models' metadata, current and legacy tensor layouts, and errors."""
 
 import math
 
@@ -17,10 +17,10 @@ from glassformer.formats import load_decoder, save_model
 from glassformer.formats.gguf.metadata import read_metadata, write_metadata
 from glassformer.formats.gguf.save import save_gguf
 
-BOTH = ("deepseek_v2", "deepseek_v3")
+FAMILIES = ("deepseek_v2", "deepseek_v3")
 HEAD = {"output.weight"}
 
-# config.json's and the metadata that the converter writes of it: those alike in all, then each model's own.
+# config.json and the metadata that llama.cpp's converter writes for it: common keys, then those of each model.
 THEIRS = {
     "hidden_act": "silu", "kv_lora_rank": 512, "max_position_embeddings": 163840, "moe_layer_freq": 1,
     "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000, "v_head_dim": 128,
@@ -89,32 +89,32 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def metadata(**said):
-    return {"general.architecture": "deepseek2"} | {f"deepseek2.{key}": value for key, value in said.items()}
+def metadata(**keys):
+    return {"general.architecture": "deepseek2"} | {f"deepseek2.{key}": value for key, value in keys.items()}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_models(name):
-    """Read as config.json is; and where llama.cpp runs them, every key is written as the converter does."""
+def test_published_metadata(name):
+    """Metadata and config.json give one configuration. Every written key equals the converter's."""
     theirs, own = PUBLISHED[name]
     config = read_config({"architectures": ["..."]} | THEIRS | theirs, "config.json")
-    said = metadata(**WRITTEN, **own)
-    assert read_metadata(said, HEAD, theirs["vocab_size"], "x") == config
-    if name == "V2":  # the converter writes it all the same
+    written = metadata(**WRITTEN, **own)
+    assert read_metadata(written, HEAD, theirs["vocab_size"], "x") == config
+    if name == "V2":  # the converter writes it although llama.cpp differs
         with pytest.raises(ConfigError, match="compares groups of experts by the best 2 of each, not 1"):
             write_metadata(config)
         return
-    said |= metadata(**{"rope.scaling.attn_factor": 1.0})
-    if name == "V2-Lite":  # one group is none
-        said = {key: value for key, value in said.items() if "expert_group" not in key}
-        said |= metadata(**{"attention.q_lora_rank": 0})
-    near = {key: pytest.approx(value) if type(value) is float else value for key, value in said.items()}
+    written |= metadata(**{"rope.scaling.attn_factor": 1.0})
+    if name == "V2-Lite":  # a single group has no keys
+        written = {key: value for key, value in written.items() if "expert_group" not in key}
+        written |= metadata(**{"attention.q_lora_rank": 0})
+    near = {key: pytest.approx(value) if type(value) is float else value for key, value in written.items()}
     assert write_metadata(config).metadata == near
 
 
-@pytest.mark.parametrize("family", BOTH)
-def test_tensors_are_those_of_the_checkpoint(family, tmp_path):
-    """Each head's rows of kv_b_proj, its keys' turned; queries as they lie there; all under names of the package."""
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensors_equal_the_checkpoint(family, tmp_path):
+    """kv_b_proj is split per head into transposed keys and values. All names are the package's."""
     model = gguf_model(family)
     save_gguf(model, tmp_path / "a.gguf", "F32")
     save_model(model, tmp_path / "hf")
@@ -126,8 +126,12 @@ def test_tensors_are_those_of_the_checkpoint(family, tmp_path):
         keys, values = np.split(theirs[f"{layer}.kv_b_proj.weight"].reshape(4, 32 + 24, 32), [32], 1)
         np.testing.assert_array_equal(ours[f"blk.{i}.attn_k_b.weight"], keys.transpose(0, 2, 1))
         np.testing.assert_array_equal(ours[f"blk.{i}.attn_v_b.weight"], values)
-        for mine, its in (("q_b", "q_b_proj"), ("kv_a_mqa", "kv_a_proj_with_mqa"), ("q_a_norm", "q_a_layernorm")):
-            np.testing.assert_array_equal(ours[f"blk.{i}.attn_{mine}.weight"], theirs[f"{layer}.{its}.weight"])
+        for gguf_name, hf_name in (
+            ("q_b", "q_b_proj"),
+            ("kv_a_mqa", "kv_a_proj_with_mqa"),
+            ("q_a_norm", "q_a_layernorm"),
+        ):
+            np.testing.assert_array_equal(ours[f"blk.{i}.attn_{gguf_name}.weight"], theirs[f"{layer}.{hf_name}.weight"])
         names = {name.rpartition(".")[0] for name in ours if name.startswith(f"blk.{i}.")}
         assert {name.replace(f"blk.{i}", "blk.{bid}") for name in names} <= known
     if family == "deepseek_v3":
@@ -135,8 +139,8 @@ def test_tensors_are_those_of_the_checkpoint(family, tmp_path):
         np.testing.assert_array_equal(ours["blk.1.exp_probs_b.bias"], bias)
 
 
-def older(path, to):
-    """A file as it was before keys and values lay apart."""
+def write_legacy_file(path, to):
+    """Copy a file in the legacy layout, with kv_b_proj as one tensor."""
     reader, both = gguf.GGUFReader(path), {}
     writer = gguf.GGUFWriter(to, "deepseek2")
     changed = {"head_count_kv": 4, "key_length": 40, "value_length": 24}
@@ -160,11 +164,11 @@ def older(path, to):
     return to
 
 
-@pytest.mark.parametrize("family", BOTH)
-def test_older_files(family, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_legacy_layout(family, tmp_path):
     model = gguf_model(family)
     save_gguf(model, tmp_path / "a.gguf", "F32")
-    again = load_decoder(older(tmp_path / "a.gguf", tmp_path / "b.gguf"))
+    again = load_decoder(write_legacy_file(tmp_path / "a.gguf", tmp_path / "b.gguf"))
     assert again.config == model.config
     for name, p in model.named_parameters():
         assert torch.equal(again.get_parameter(name), p), name
@@ -172,8 +176,8 @@ def test_older_files(family, tmp_path):
 
 @pytest.mark.parametrize("size", [1, 700, 1 << 20])
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])
-def test_ways_of_loading(size, kind, tmp_path, monkeypatch):
-    """Pieces of one head and of several; and what is added to scores stays exact."""
+def test_loading_options(size, kind, tmp_path, monkeypatch):
+    """Chunks of one head and of several. The router's correction bias stays float32."""
     model = gguf_model("deepseek_v3")
     save_gguf(model, tmp_path / "a.gguf", kind)
     reference = load_decoder(tmp_path / "a.gguf")
@@ -185,7 +189,7 @@ def test_ways_of_loading(size, kind, tmp_path, monkeypatch):
             assert torch.equal(loaded.get_parameter(name), p if exact else p.to(dtype)), name
 
 
-def test_a_tensor_of_another_shape(tmp_path):
+def test_tensor_of_wrong_shape_raises(tmp_path):
     save_gguf(gguf_model("deepseek_v3"), tmp_path / "a.gguf", "F32")
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     writer = gguf.GGUFWriter(tmp_path / "b.gguf", "deepseek2")
@@ -203,19 +207,22 @@ def test_a_tensor_of_another_shape(tmp_path):
         load_decoder(tmp_path / "b.gguf")
 
 
-def long(family, n_layers, **changes):
+def config_with_layers(family, n_layers, **changes):
     config = gguf_config(family, **changes)
     return change(config, "layers", (config.layers[0], *[config.layers[1]] * (n_layers - 1)))
 
 
-def test_layers_by_whose_number_llama_cpp_knows_how_queries_are_made():
+def test_q_rank_that_llama_cpp_infers_from_the_layer_count():
     for n_layers in (26, 27):
         with pytest.raises(ConfigError, match=rf"assumes no q_rank for {n_layers} layers, got 64"):
-            write_metadata(long("deepseek_v2", n_layers))
+            write_metadata(config_with_layers("deepseek_v2", n_layers))
     latent = change(gguf_config("deepseek_v2").layers[0].attention.latent, "q_rank", None)
-    for config in (long("deepseek_v2", 28), long("deepseek_v2", 27, **{"*.attention.latent": latent})):
-        said = write_metadata(config).metadata
-        assert said["deepseek2.attention.q_lora_rank"] == (config.layers[0].attention.latent.q_rank or 0)
+    for config in (
+        config_with_layers("deepseek_v2", 28),
+        config_with_layers("deepseek_v2", 27, **{"*.attention.latent": latent}),
+    ):
+        written = write_metadata(config).metadata
+        assert written["deepseek2.attention.q_lora_rank"] == (config.layers[0].attention.latent.q_rank or 0)
 
 
 ROPE = "*.attention.rope.scaling"
@@ -239,13 +246,13 @@ ROPE = "*.attention.rope.scaling"
     ],
     ids=str,
 )
-def test_each_refusal_says_what(family, changes, message):
+def test_unsupported_setting_is_named(family, changes, message):
     with pytest.raises(ConfigError, match=message):
         write_metadata(gguf_config(family, **changes))
 
 
-@pytest.mark.parametrize("family", BOTH)
-def test_with_all_that_the_families_can_do(family):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_config_without_gguf_form_raises(family):
     with pytest.raises(ConfigError, match="cannot describe this"):
         write_metadata(tiny_config(family))
 
@@ -269,17 +276,17 @@ def test_with_all_that_the_families_can_do(family):
     ],
     ids=str,
 )
-def test_what_a_file_says_and_we_do_not_do(key, value, message):
-    said = write_metadata(gguf_config("deepseek_v3")).metadata
+def test_unsupported_writtenraises(key, value, message):
+    written = write_metadata(gguf_config("deepseek_v3")).metadata
     with pytest.raises(ConfigError, match=message):
-        read_metadata(said | {f"deepseek2.{key}": value}, HEAD, 97, "x")
+        read_metadata(written | {f"deepseek2.{key}": value}, HEAD, 97, "x")
 
 
-def test_what_a_silent_file_says():
-    """Softmax, no groups, weights as they are, experts in every layer: as llama.cpp takes it."""
-    said = write_metadata(gguf_config("deepseek_v3")).metadata
+def test_writtendefaults():
+    """llama.cpp's defaults: softmax, no groups, unscaled weights, experts in every layer."""
+    written = write_metadata(gguf_config("deepseek_v3")).metadata
     start = ("deepseek2.expert_gating_func", "deepseek2.expert_group", "deepseek2.expert_weights", "deepseek2.leading")
-    config = read_metadata({key: v for key, v in said.items() if not key.startswith(start)}, HEAD, 97, "x")
+    config = read_metadata({key: v for key, v in written.items() if not key.startswith(start)}, HEAD, 97, "x")
     moe = config.layers[0].experts
     assert config.family == "deepseek_v2"
     assert (moe.scores, moe.normed, moe.scale, moe.n_groups, moe.score_correction) == ("softmax", False, 1.0, 1, False)
@@ -288,18 +295,18 @@ def test_what_a_silent_file_says():
 @pytest.mark.parametrize(
     ("gain", "scale"), [(1.0, None), (1.0, 0.3), (1.2, 0.3), (0.9, 0.2), (1 + 0.1 * math.log(40), 0.3)]
 )
-def test_the_sharpening_of_any_scale(gain, scale):
-    """What the program computes of what is written, by its own arithmetic: how far it turns, and the product."""
+def test_yarn_scale_as_llama_cpp_computes_it(gain, scale):
+    """llama.cpp's arithmetic on the written keys gives the rotation gain and the attention scale."""
     yarn = YarnScaling(40.0, 16, attention_factor=gain)
-    said = write_metadata(gguf_config("deepseek_v2", **{ROPE: yarn, "*.attention.scale": scale})).metadata
-    log, by = math.log(40.0), said.get("deepseek2.rope.scaling.yarn_log_multiplier", 0.0) / 0.1
-    turned = said["deepseek2.rope.scaling.attn_factor"] * (1 if by else 1 + 0.1 * log)
+    written = write_metadata(gguf_config("deepseek_v2", **{ROPE: yarn, "*.attention.scale": scale})).metadata
+    log, by = math.log(40.0), written.get("deepseek2.rope.scaling.yarn_log_multiplier", 0.0) / 0.1
+    turned = written["deepseek2.rope.scaling.attn_factor"] * (1 if by else 1 + 0.1 * log)
     assert turned == pytest.approx(gain)
     assert (turned * (1 + 0.1 * by * log)) ** 2 / math.sqrt(40) == pytest.approx(scale or 40**-0.5)
 
 
-def test_it_runs_as_it_did(tmp_path):
-    """Expanded or absorbed, in a file's own numbers."""
+def test_loaded_model_gives_equal_logits(tmp_path):
+    """Lengths on both sides of the switch between expanded and absorbed latent attention."""
     model = gguf_model("deepseek_v3")
     save_gguf(model, tmp_path / "a.gguf", "F32")
     for length in (1, 3, 60):

@@ -1,4 +1,4 @@
-"""Loading is accounting: what is cut short, missing, left over or mis-shaped is named, all in one message."""
+"""Loading: truncated, missing, unused and misshapen tensors are named, all in one message."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from tiny import FAMILIES, random_ids, run, tiny
 from glassformer.errors import CheckpointError, ConfigError, GlassformerError
 from glassformer.formats import load_decoder, save_model
 
-KINDS = (*FAMILIES, "gpt_neox", "phi3", "stablelm")  # tensors joined by head, joined whole, and a tensor for each head
+KINDS = (*FAMILIES, "gpt_neox", "phi3", "stablelm")  # fused per head, fused, and one norm per head
 MODELS = {family: tiny(family) for family in KINDS}
 
 
@@ -38,7 +38,7 @@ def edit_config(folder, **changes):
 
 
 @pytest.mark.parametrize("options", [{}, {"copy": True}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}], ids=str)
-def test_every_tensor_lands_once(folder, family, options):
+def test_every_tensor_is_loaded_once(folder, family, options):
     model, loaded = MODELS[family], load_decoder(folder, **options)
     assert loaded.config == model.config
     assert not loaded.training
@@ -51,11 +51,11 @@ def test_every_tensor_lands_once(folder, family, options):
     assert not any(p.is_meta for p in [*loaded.parameters(), *loaded.buffers()])
     if "copy" in options:
         assert all(p.data_ptr() % 64 == 0 for p in ours.values()), "not aligned"
-        assert all(p.untyped_storage().nbytes() == p.nbytes for p in ours.values()), "shares its storage"
+        assert all(p.untyped_storage().nbytes() == p.nbytes for p in ours.values()), "parameters share a storage"
 
 
-def test_tensors_larger_than_what_is_read_at_a_time(folder, family, monkeypatch):
-    """Pieces of one row and of several, borders in the middle of a fused q, k, v."""
+def test_tensors_larger_than_a_chunk(folder, family, monkeypatch):
+    """Chunks of one row and of several, with boundaries inside a fused qkv tensor."""
     for size in (1, 700, 5_000):
         monkeypatch.setattr("glassformer.formats.reader.CHUNK_BYTES", size)
         for name, p in load_decoder(folder, copy=True).named_parameters():
@@ -72,7 +72,7 @@ def test_mapped_weights_survive_a_save_over_their_own_file(folder, family):
     assert torch.equal(load_decoder(folder).embed.weight, MODELS[family].embed.weight)
 
 
-def test_a_copy_can_be_trained_and_the_file_stays(folder):
+def test_training_a_copy_does_not_change_the_file(folder):
     model, before = load_decoder(folder, copy=True), (folder / "model.safetensors").read_bytes()
     with torch.no_grad():
         for p in model.parameters():
@@ -80,7 +80,7 @@ def test_a_copy_can_be_trained_and_the_file_stays(folder):
     assert (folder / "model.safetensors").read_bytes() == before
 
 
-def test_a_file_cut_short_anywhere_is_an_error(folder):
+def test_truncated_file_raises(folder):
     path = folder / "model.safetensors"
     whole, rng = path.read_bytes(), random.Random(0)
     header = 8 + int.from_bytes(whole[:8], "little")
@@ -99,7 +99,7 @@ def test_a_file_cut_short_anywhere_is_an_error(folder):
         load_decoder(folder)
 
 
-def test_a_damaged_header_is_an_error_or_a_model_never_a_crash(folder):
+def test_damaged_header_loads_or_raises(folder):
     path = folder / "model.safetensors"
     whole, rng = path.read_bytes(), random.Random(0)
     header = 8 + int.from_bytes(whole[:8], "little")
@@ -113,15 +113,15 @@ def test_a_damaged_header_is_an_error_or_a_model_never_a_crash(folder):
             assert str(folder) in str(error)  # noqa: PT017
 
 
-def test_a_config_cut_short_anywhere_is_an_error(folder):
+def test_truncated_config_raises(folder):
     path = folder / "config.json"
     whole = path.read_bytes().rstrip()
     for cut in range(0, len(whole), 7):
         path.write_bytes(whole[:cut])
         with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
             load_decoder(folder)
-    for other in (b"[]", b"3", b'"x"', b"null"):
-        path.write_bytes(other)
+    for invalid in (b"[]", b"3", b'"x"', b"null"):
+        path.write_bytes(invalid)
         with pytest.raises(CheckpointError, match="must hold a JSON object"):
             load_decoder(folder)
     path.write_bytes(b"\xff\xfe{")
@@ -132,15 +132,15 @@ def test_a_config_cut_short_anywhere_is_an_error(folder):
         load_decoder(folder)
 
 
-def test_all_that_is_wrong_stands_in_one_message(folder):
+def test_one_error_lists_every_problem(folder):
     names = list(load_file(folder / "model.safetensors"))
-    missing, cut, flat, whole = names[0], names[1], names[2], names[3]
+    missing, short, flat, integer = names[0], names[1], names[2], names[3]
 
     def edit(tensors):
         del tensors[missing]
-        tensors[cut] = tensors[cut][:-1]
+        tensors[short] = tensors[short][:-1]
         tensors[flat] = tensors[flat].flatten()[None]
-        tensors[whole] = tensors[whole].to(torch.int32)
+        tensors[integer] = tensors[integer].to(torch.int32)
         tensors["model.something.else"] = torch.zeros(2)
 
     edit_tensors(folder, edit)
@@ -148,20 +148,20 @@ def test_all_that_is_wrong_stands_in_one_message(folder):
         load_decoder(folder)
     lines = str(error.value).splitlines()
     assert str(folder) in lines[0]
-    for what in (f"missing: {missing}", f"shape: {cut} is ", f"shape: {flat} is ", f"type: {whole} is I32",
+    for problem in (f"missing: {missing}", f"shape: {short} is ", f"shape: {flat} is ", f"type: {integer} is I32",
                  "not used: model.something.else"):  # fmt: skip
-        assert sum(what in line for line in lines) == 1, f"{what!r} is not in {error.value}"
+        assert sum(problem in line for line in lines) == 1, f"{problem!r} is not in {error.value}"
     assert len(lines) == 6
 
 
-def test_shapes_are_told_with_what_the_config_says(folder, family):
+def test_shape_error_names_both_shapes(folder, family):
     key = "n_inner" if family == "gpt2" else "intermediate_size"
     edit_config(folder, **{key: 71})
     with pytest.raises(CheckpointError, match=r"shape: .* is \[.*72.*\], the config needs \[.*71.*\]"):
         load_decoder(folder)
 
 
-def test_a_key_nobody_reads_is_an_error_unless_ignored(folder, family):
+def test_unknown_config_key_raises_unless_ignored(folder, family):
     edit_config(folder, rope_wobble=3, another=None)
     with pytest.raises(
         ConfigError, match=r"config\.json: keys this family does not understand: another, rope_wobble.*--ignore-key"
@@ -173,28 +173,28 @@ def test_a_key_nobody_reads_is_an_error_unless_ignored(folder, family):
     assert torch.equal(run(load_decoder(folder, ignore_keys=("rope_wobble", "another")), ids), run(MODELS[family], ids))
 
 
-def test_quantization_is_never_passed_over(folder):
+def test_unsupported_quantization_raises(folder):
     edit_config(folder, quantization_config={"bits": 4})
     with pytest.raises(ConfigError, match="quantization_config"):
         load_decoder(folder)
 
 
 @pytest.mark.parametrize(("name", "near"), [("gpt3", "gpt2"), ("Qwen3", "qwen3"), ("lama", "llama")])
-def test_an_unknown_family_is_told_the_nearest(folder, name, near):
+def test_unknown_model_type_suggests_the_nearest(folder, name, near):
     edit_config(folder, model_type=name)
     with pytest.raises(ConfigError, match=f"unknown model_type '{name}'; the nearest one known is '{near}'"):
         load_decoder(folder)
 
 
-def test_no_family_at_all(folder):
+def test_missing_model_type_raises(folder):
     edit_config(folder, model_type=...)
     with pytest.raises(ConfigError, match=r"unknown model_type None. Known: .*gpt2, .*qwen3, "):
         load_decoder(folder)
 
 
-@pytest.mark.parametrize("tied", ["llama", "gpt2"])
-def test_a_head_beside_a_tied_one_only_when_it_is_the_embedding(tied, tmp_path):
-    model = MODELS[tied]
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_redundant_tied_head_must_equal_the_embedding(family, tmp_path):
+    model = MODELS[family]
     save_model(model, tmp_path)
     edit_tensors(tmp_path, lambda tensors: tensors.update({"lm_head.weight": model.embed.weight.detach().clone()}))
     ids = random_ids(model.config, 1, 5)
@@ -204,7 +204,7 @@ def test_a_head_beside_a_tied_one_only_when_it_is_the_embedding(tied, tmp_path):
         load_decoder(tmp_path)
 
 
-def test_tensors_without_weights_may_be_left(tmp_path):
+def test_unused_mask_buffers_are_ignored(tmp_path):
     """Old GPT-2 checkpoints hold each layer's causal mask."""
     save_model(MODELS["gpt2"], tmp_path)
     masks = {f"transformer.h.{i}.attn.{n}": torch.ones(1, 1, 4, 4) for i in range(3) for n in ("bias", "masked_bias")}
@@ -217,7 +217,7 @@ def test_tensors_without_weights_may_be_left(tmp_path):
     ("phi3", ["model.layers.{}.self_attn.rotary_emb.inv_freq"]),
     ("gpt_neox", [f"gpt_neox.layers.{{}}.attention.{n}" for n in ("bias", "masked_bias", "rotary_emb.inv_freq")]),
 ])  # fmt: skip
-def test_buffers_of_old_checkpoints_may_be_left(family, buffers, tmp_path):
+def test_unused_buffers_of_old_checkpoints_are_ignored(family, buffers, tmp_path):
     save_model(MODELS[family], tmp_path)
     extra = {name.format(i): torch.ones(4) for name in buffers for i in range(3)}
     edit_tensors(tmp_path, lambda tensors: tensors.update(extra))
@@ -228,7 +228,7 @@ def test_buffers_of_old_checkpoints_may_be_left(family, buffers, tmp_path):
 
 
 class Shards:
-    """A checkpoint in two files and an index, as large ones are."""
+    """A checkpoint split into two files and an index."""
 
     def __init__(self, folder):
         self.folder, tensors = folder, load_file(folder / "model.safetensors")
@@ -255,7 +255,7 @@ def test_shards(folder, family):
         load_decoder(folder)
 
 
-def test_a_tensor_in_two_shards_is_an_error(folder):
+def test_tensor_in_two_shards_raises(folder):
     shards = Shards(folder)
     name = shards.files["one.safetensors"][0]
     both = load_file(folder / "two.safetensors") | {name: torch.zeros(3)}
@@ -265,7 +265,7 @@ def test_a_tensor_in_two_shards_is_an_error(folder):
 
 
 @pytest.mark.parametrize("index", ["{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', "[", '{"weight_map": {}}'])
-def test_a_damaged_index_is_an_error(folder, index):
+def test_damaged_index_raises(folder, index):
     (folder / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(GlassformerError):
+    with pytest.raises(GlassformerError, match=str(folder)):
         load_decoder(folder)

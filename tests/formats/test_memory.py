@@ -1,4 +1,4 @@
-"""Loading takes at most 1.1 times the weights, above what was resident before; mapped, next to nothing."""
+"""Loading needs at most 1.1 times the memory of the weights; memory-mapped loading needs almost none."""
 
 import json
 import os
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc")
-@pytest.mark.parametrize("family", ["llama", "gpt2"])  # tensors as they are; tensors that are transposed
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # tensors used as stored; transposed tensors
 def test_memory_of_loading(family, tmp_path, capsys):
     shape = ShapeConfig(family, d_model=512, n_layers=6, n_heads=8, d_ff=2048, vocab_size=12_000, context=64)
     save_model(randomise(Decoder(expand(shape))), tmp_path / "large")  # 100 MB, a quarter of it the embedding
@@ -26,12 +26,12 @@ def test_memory_of_loading(family, tmp_path, capsys):
         [sys.executable, HERE / "memory_of_loading.py", tmp_path],
         capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
     )  # fmt: skip
-    ways = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(ways) == 3
-    for got in ways:
-        print("{way}: peak {peak:.3f}, after {after:.3f} of {weights:,} bytes".format(**got))
+    measurements = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(measurements) == 3
+    for got in measurements:
+        print("{options}: peak {peak:.3f}, after {after:.3f} of {weights:,} bytes".format(**got))
         assert got["peak"] <= 1.1
-        if got["way"] != "{}":
-            assert got["after"] > 0.9, "nothing was loaded: the measurement is blind"
+        if got["options"] != "{}":
+            assert got["after"] > 0.9, "the measurement did not register the weights"
         elif family == "llama":
-            assert got["peak"] < 0.1, "mapped weights were read"
+            assert got["peak"] < 0.1, "mapped weights were copied to memory"

@@ -1,4 +1,4 @@
-"""MXFP4 weights: decoded as `transformers` decodes them, number by number and as a whole model."""
+"""MXFP4 weights: decoding against `transformers`, and loading a complete model."""
 
 import json
 
@@ -13,8 +13,8 @@ from glassformer.formats import load_decoder, save_model
 from glassformer.formats.mxfp4 import decode
 
 
-def test_every_number_at_every_scale():
-    """All 256 pairs of numbers, at the scales from the least to the largest that weights can have."""
+def test_decode_every_value_and_scale():
+    """Every byte (two values each) with every scale."""
     blocks = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(254, 16, 16)
     scales = torch.arange(254, dtype=torch.uint8)[:, None].expand(254, 16)
     ours = decode(blocks, scales)
@@ -22,8 +22,8 @@ def test_every_number_at_every_scale():
     assert ours[127].unique().tolist() == [-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6]
 
 
-def packed(folder):
-    """A tiny model, its experts' weights drawn anew in MXFP4. The tensors as they would be written by hand."""
+def save_mxfp4_model(folder):
+    """Save a tiny model with random MXFP4 experts; return its decoded weights and the file's tensors."""
     model = tiny("gpt_oss", d_model=64, **{f"layers.{i}.mlp.d_ff": 32 for i in range(3)})
     save_model(model, folder)
     tensors, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
@@ -43,10 +43,10 @@ def packed(folder):
     return plain, tensors
 
 
-@pytest.mark.parametrize("how", [{}, {"copy": True}, {"dtype": torch.float32}], ids=str)
-def test_a_packed_model_is_the_plain_one(how, tmp_path):
-    plain, _ = packed(tmp_path)
-    model = load_decoder(tmp_path, **how).float()
+@pytest.mark.parametrize("options", [{}, {"copy": True}, {"dtype": torch.float32}], ids=str)
+def test_mxfp4_model_equals_decoded_model(options, tmp_path):
+    plain, _ = save_mxfp4_model(tmp_path)
+    model = load_decoder(tmp_path, **options).float()
     save_model(model, tmp_path / "again")
     again = load_file(tmp_path / "again/model.safetensors")
     assert again.keys() == plain.keys()
@@ -56,8 +56,8 @@ def test_a_packed_model_is_the_plain_one(how, tmp_path):
                 run(model, random_ids(model.config, 1, 9)))  # fmt: skip
 
 
-def test_blocks_and_scales_that_do_not_fit_are_refused(tmp_path):
-    _, tensors = packed(tmp_path)
+def test_mismatched_blocks_and_scales_raise(tmp_path):
+    _, tensors = save_mxfp4_model(tmp_path)
     name = "model.layers.1.mlp.experts.down_proj"
     save_file(tensors | {f"{name}_scales": tensors[f"{name}_scales"][:, :8].clone()}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"down_proj_blocks must hold 16 bytes for each"):
@@ -68,8 +68,8 @@ def test_blocks_and_scales_that_do_not_fit_are_refused(tmp_path):
         load_decoder(tmp_path)
 
 
-def test_other_quantizations_are_refused(tmp_path):
-    packed(tmp_path)
+def test_unsupported_quantization_raises(tmp_path):
+    save_mxfp4_model(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | {"quantization_config": {"quant_method": "fp8"}}))
     with pytest.raises(ConfigError, match="'fp8' is not supported, only 'mxfp4'"):

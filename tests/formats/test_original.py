@@ -1,4 +1,4 @@
-"""Weights as the programs that trained them keep them, beside transformers' models of the same numbers."""
+"""Checkpoints in their original layouts (Meta's Llama, nanoGPT, minGPT), compared with transformers."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ def assert_same_logits(ours, theirs):
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
-# ---- Llama's parts
+# ---- Meta's Llama shards
 
 LLAMA = {
     "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
@@ -48,9 +48,8 @@ SETTINGS = {"dim": D, "n_layers": LAYERS, "n_heads": 6, "n_kv_heads": 2, "vocab_
 SETTINGS |= {"norm_eps": 1e-5}
 
 
-def side_by_side(weight, n_heads):
-    """What the conversion for transformers undoes: the two numbers that turn together, half a head apart there, are
-    neighbours here."""
+def interleave_rotary(weight, n_heads):
+    """Convert from transformers' rotary layout (pairs half a head apart) to Meta's (pairs adjacent)."""
     halves = weight.view(n_heads, 2, -1, weight.shape[1])
     return torch.stack([halves[:, 0], halves[:, 1]], 2).reshape(weight.shape)
 
@@ -63,7 +62,7 @@ def original_tensors(theirs):
         for name, hf in LLAMA.items():
             weight = named[f"model.layers.{i}.{hf}.weight"]
             heads = {"attention.wq": 6, "attention.wk": 2}.get(name)
-            tensors[f"layers.{i}.{name}.weight"] = side_by_side(weight, heads) if heads else weight
+            tensors[f"layers.{i}.{name}.weight"] = interleave_rotary(weight, heads) if heads else weight
     return tensors
 
 
@@ -88,7 +87,7 @@ def llama():
 
 
 @pytest.mark.parametrize(("n", "embed_axis"), [(1, 0), (2, 0), (2, 1)])
-def test_parts_of_llama(llama, n, embed_axis, tmp_path):
+def test_llama_shards(llama, n, embed_axis, tmp_path):
     folder = write_parts(tmp_path, original_tensors(llama), n, embed_axis)
     ours = load(folder)
     assert_same_logits(ours, llama)
@@ -101,7 +100,7 @@ def test_parts_of_llama(llama, n, embed_axis, tmp_path):
     assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
 
 
-def test_parts_that_do_not_fit(llama, tmp_path):
+def test_inconsistent_shards_raise(llama, tmp_path):
     tensors = original_tensors(llama)
     write_parts(tmp_path, tensors, 2)
     part = torch.load(tmp_path / "consolidated.01.pth")
@@ -113,7 +112,7 @@ def test_parts_that_do_not_fit(llama, tmp_path):
     ) as error:
         load(tmp_path)
     assert "output.weight is [50, 48]" in str(error.value)
-    (tmp_path / "consolidated.01.pth").unlink()  # half of everything: the settings say so
+    (tmp_path / "consolidated.01.pth").unlink()  # every tensor has half of its rows or columns
     with pytest.raises(
         CheckpointError, match=r"shape: layers\.0\.attention\.wq\.weight is \[24, 48\], the config needs"
     ):
@@ -124,7 +123,7 @@ def test_parts_that_do_not_fit(llama, tmp_path):
 
 
 LLAMA3 = {"n_kv_heads": 8, "vocab_size": 128256, "norm_eps": 1e-5, "rope_theta": 500000.0}
-PUBLISHED = {  # params.json, and what the same model's config.json says: d_ff, context, factor of the rotary scaling
+PUBLISHED = {  # params.json, and (d_ff, context, rotary scaling factor) of the model's config.json
     "1 7B": ({"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-6, "vocab_size": -1},
              (11008, 2048, None)),
     "2 70B": ({"dim": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 1.3, "n_heads": 64, "n_kv_heads": 8,
@@ -141,7 +140,7 @@ PUBLISHED = {  # params.json, and what the same model's config.json says: d_ff, 
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_settings_as_they_were_published(name):
+def test_published_settings(name):
     settings, (d_ff, context, factor) = PUBLISHED[name]
     raw = ConfigFields(settings, "params.json")
     config = read_config({"model_type": "llama", **META_LLAMA.read(raw, {"tok_embeddings.weight": (32000, 8)})}, "")
@@ -153,8 +152,8 @@ def test_settings_as_they_were_published(name):
     assert META_LLAMA.end_token_ids(settings) == ([128001, 128008, 128009] if settings["vocab_size"] > 0 else [])
 
 
-def test_llama_3s_tokenizer(shared_file, llama, tmp_path):
-    """Its tokenizer.model is a file of ranks; a text begins with the BOS, as the model was trained."""
+def test_llama_3_tokenizer(shared_file, llama, tmp_path):
+    """tokenizer.model is a tiktoken rank file; each text starts with the BOS token."""
     to_byte = {char: byte for byte, char in byte_alphabet().items()}
     names = json.loads((shared_file("llama3-tokenizer") / "encoder.json").read_text())
     words = sorted(names, key=names.__getitem__)[:128000]
@@ -179,10 +178,10 @@ def gpt2(**options):
 
 
 def linear_tensors(theirs, prefix="", buffers=False):
-    """transformers keeps [in, out]."""
-    turned = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
+    """Return the weights as [out, in]; transformers' GPT-2 stores [in, out]."""
+    transposed = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
     found = {
-        prefix + name: (tensor.T if name.endswith(turned) else tensor).clone(memory_format=torch.contiguous_format)
+        prefix + name: (tensor.T if name.endswith(transposed) else tensor).clone(memory_format=torch.contiguous_format)
         for name, tensor in theirs.state_dict().items()
     }
     if buffers:
@@ -194,7 +193,7 @@ ARGS = {"n_layer": LAYERS, "n_head": 4, "n_embd": D, "block_size": 32, "vocab_si
 
 
 def nano(path, tensors, **args):
-    """What nanoGPT's train.py saves."""
+    """Save a checkpoint as nanoGPT's train.py does."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
     torch.save(
         {
@@ -227,7 +226,7 @@ def test_nanogpt(tmp_path, prefix, bias):
     assert_same_logits(ours, transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf"))
 
 
-def test_nanogpt_that_is_not_right(tmp_path):
+def test_bad_nanogpt_checkpoint_raises(tmp_path):
     tensors = linear_tensors(gpt2())
     nano(tmp_path / "ckpt.pt", tensors, bias=True, use_rmsnorm=True)
     with pytest.raises(ConfigError, match=r"ckpt\.pt: model_args: keys this family does not understand: use_rmsnorm"):
@@ -238,24 +237,26 @@ def test_nanogpt_that_is_not_right(tmp_path):
     with pytest.raises(CheckpointError) as error:
         load(tmp_path)
     assert "missing: transformer.wpe.weight" in str(error.value)
-    assert "missing: transformer.h.0.attn.c_attn.bias" in str(error.value), "they are 0 only where the settings say so"
+    assert "missing: transformer.h.0.attn.c_attn.bias" in str(error.value), (
+        "a missing bias is 0 only if model_args has bias = False"
+    )
     assert "not used: transformer.h.1.ln_3.weight" in str(error.value)
     torch.save({"step": 3}, tmp_path / "ckpt.pt")
     with pytest.raises(CheckpointError, match=r"ckpt\.pt must hold model_args and model, got step"):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("said", [{"model_type": None, "n_layer": LAYERS, "n_head": 4, "n_embd": D}, {"hf": True}])
-def test_mingpt(tmp_path, said):
-    """A bare state dict, its settings beside it: minGPT's own, or a config.json as transformers writes it."""
+@pytest.mark.parametrize("keys", [{"model_type": None, "n_layer": LAYERS, "n_head": 4, "n_embd": D}, {"hf": True}])
+def test_mingpt(tmp_path, keys):
+    """A state dict and a separate config.json, in minGPT's format or in transformers'."""
     theirs = gpt2(tie_word_embeddings=False)
     torch.save(linear_tensors(theirs, buffers=True), tmp_path / "model.pt")
-    if "hf" in said:
+    if "hf" in keys:
         theirs.config.save_pretrained(tmp_path)
         assert_same_logits(load(tmp_path / "model.pt"), theirs)
         return
     pdrop = {"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
-    settings = {"system": {"seed": 1}, "model": {**said, "vocab_size": None, "block_size": None, **pdrop}}
+    settings = {"system": {"seed": 1}, "model": {**keys, "vocab_size": None, "block_size": None, **pdrop}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     for path in (tmp_path, tmp_path / "model.pt"):
         assert_same_logits(load(path), theirs)

@@ -1,4 +1,4 @@
-"""pytorch_model.bin, whole and in shards: the same model; a pickle that is more than weights is never opened."""
+"""pytorch_model.bin, single and sharded. A pickle that holds more than weights is never executed."""
 
 import json
 import pickle
@@ -54,7 +54,7 @@ def test_shards(folder):
         load_decoder(folder)
 
 
-def test_tensors_that_are_views_are_read_as_they_are(folder):
+def test_non_contiguous_tensors(folder):
     tensors = pickle_weights(folder)
     tensors = {name: t.T.contiguous().T if t.ndim == 2 else torch.stack([t, t], 1)[:, 0] for name, t in tensors.items()}
     torch.save(tensors, folder / "pytorch_model.bin")
@@ -62,18 +62,18 @@ def test_tensors_that_are_views_are_read_as_they_are(folder):
         assert_same(tiny("llama"), load_decoder(folder, copy=copy))
 
 
-def test_safetensors_come_first(folder):
+def test_safetensors_have_priority(folder):
     torch.save({"a": torch.zeros(2)}, folder / "pytorch_model.bin")
     assert_same(tiny("llama"), load_decoder(folder))
 
 
-def test_the_file_itself_is_a_model(folder):
+def test_load_by_file_path(folder):
     pickle_weights(folder)
     assert_same(tiny("llama"), load_decoder(folder / "pytorch_model.bin"))
 
 
 class Trap:
-    """A pickle that would leave a file behind where it was run."""
+    """A pickle that creates a file when it is executed."""
 
     def __init__(self, path):
         self.path = path
@@ -82,7 +82,7 @@ class Trap:
         return open, (str(self.path), "w")
 
 
-def test_a_pickle_that_is_more_than_weights_is_refused_and_never_run(folder):
+def test_pickle_with_code_raises_without_running_it(folder):
     tensors = pickle_weights(folder)
     for save in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
         save({**tensors, "trap": Trap(folder / "sprung")}, folder / "pytorch_model.bin")
@@ -91,21 +91,21 @@ def test_a_pickle_that_is_more_than_weights_is_refused_and_never_run(folder):
         assert not (folder / "sprung").exists()
 
 
-def test_the_layout_of_before_1_6_is_refused_with_the_way_to_convert_it(folder):
+def test_legacy_torch_save_raises_with_conversion_hint(folder):
     pickle_weights(folder, _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=r"before PyTorch 1\.6.*To convert it"):
         load_decoder(folder)
 
 
 @pytest.mark.parametrize("value", [[torch.zeros(2)], 3, {1: torch.zeros(2)}, {"state_dict": {"a": torch.zeros(2)}}])
-def test_something_else_than_tensors_by_name(folder, value):
+def test_pickle_that_is_not_a_state_dict_raises(folder, value):
     pickle_weights(folder)
     torch.save(value, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="tensors by name"):
         load_decoder(folder)
 
 
-def test_kinds_that_are_no_weights(folder):
+def test_integer_and_sparse_tensors_raise(folder):
     tensors = pickle_weights(folder)
     first, second, *_ = tensors
     tensors |= {first: tensors[first].int(), second: tensors[second].to_sparse()}
@@ -114,7 +114,7 @@ def test_kinds_that_are_no_weights(folder):
         load_decoder(folder)
 
 
-def test_a_damaged_file_is_an_error_or_a_model(folder):
+def test_damaged_file_loads_or_raises(folder):
     pickle_weights(folder)
     path, rng = folder / "pytorch_model.bin", random.Random(0)
     whole = path.read_bytes()

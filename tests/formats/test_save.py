@@ -1,4 +1,4 @@
-"""Saving is whole or not at all: a full disk, a kill or an error leave the previous checkpoint as it was."""
+"""Saving is atomic: a full disk, a kill or an error leaves the previous checkpoint unchanged."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def files(folder):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
-def test_saved_is_loaded(family, dtype, tmp_path):
+def test_round_trip(family, dtype, tmp_path):
     model = tiny(family)
     save_model(model, tmp_path, dtype=dtype, extra={"eos_token_id": 7})
     raw = json.loads((tmp_path / "config.json").read_text())
@@ -37,21 +37,21 @@ def test_saved_is_loaded(family, dtype, tmp_path):
     for name, p in model.named_parameters():
         assert torch.equal(loaded.get_parameter(name), p.to(dtype or p.dtype))
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "pt"}, "transformers refuses a file that does not say pt"
-    assert set(files(tmp_path)) == {"config.json", "model.safetensors"}, "something was left over"
+        assert file.metadata() == {"format": "pt"}, "transformers requires the format pt"
+    assert set(files(tmp_path)) == {"config.json", "model.safetensors"}, "a temporary file remains"
     again = tmp_path / "again"
     save_model(loaded, again)
     assert (again / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
 
-def test_saving_over_shards_leaves_none_of_them(tmp_path):
-    """Readers follow an index where there is one: it would name the model that stood here before."""
+def test_saving_over_shards_removes_them(tmp_path):
+    """An index that remains would point readers to the previous model."""
     from transformers import LlamaForCausalLM
 
     theirs = LlamaForCausalLM.from_pretrained
     model = tiny("llama")
-    save_model(model, tmp_path / "whole")
-    theirs(tmp_path / "whole").save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
+    save_model(model, tmp_path / "single")
+    theirs(tmp_path / "single").save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
     assert len(files(tmp_path / "sharded")) > 3
     opened = load_decoder(tmp_path / "sharded")
     with torch.no_grad():
@@ -62,12 +62,12 @@ def test_saving_over_shards_leaves_none_of_them(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_large_models_are_saved_in_shards(family, tmp_path):
-    """The same tensors as in one file, bit for bit, for us and for transformers; no file is larger than was asked."""
+def test_save_in_shards(family, tmp_path):
+    """Tensors are bit-equal to those of a single file, here and in transformers; no shard exceeds the limit."""
     from transformers import AutoModelForCausalLM
 
     model = tiny(family)
-    save_model(model, tmp_path / "whole")
+    save_model(model, tmp_path / "single")
     save_model(model, tmp_path / "parts", shard=40_000)
     found = files(tmp_path / "parts")
     shards = [name for name in found if name.startswith("model-")]
@@ -75,11 +75,11 @@ def test_large_models_are_saved_in_shards(family, tmp_path):
     assert len(shards) > 2
     assert max(len(found[name]) for name in shards) < 44_000
     index = json.loads(found["model.safetensors.index.json"])
-    whole = load_file(tmp_path / "whole/model.safetensors")
-    assert index["metadata"]["total_size"] == sum(t.nbytes for t in whole.values())
+    single = load_file(tmp_path / "single/model.safetensors")
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in single.values())
     parts = {name: load_file(tmp_path / "parts" / shard)[name] for name, shard in index["weight_map"].items()}
-    assert parts.keys() == whole.keys()
-    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+    assert parts.keys() == single.keys()
+    assert all(torch.equal(parts[name], single[name]) for name in single)
     loaded = load_decoder(tmp_path / "parts")
     assert all(torch.equal(loaded.get_parameter(name), p) for name, p in model.named_parameters())
     hf, info = AutoModelForCausalLM.from_pretrained(tmp_path / "parts", output_loading_info=True)
@@ -88,7 +88,7 @@ def test_large_models_are_saved_in_shards(family, tmp_path):
     save_model(loaded, tmp_path / "parts", shard=90_000)
     assert len(files(tmp_path / "parts")) < len(found)
     save_model(load_decoder(tmp_path / "parts"), tmp_path / "parts")
-    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert files(tmp_path / "parts") == files(tmp_path / "single")
 
 
 @pytest.mark.parametrize(("family", "path", "value"), [
@@ -107,8 +107,7 @@ def test_large_models_are_saved_in_shards(family, tmp_path):
     ("gpt2", "positions", "sinusoidal"),
     ("gpt2", "layers.0.norm.kind", "rms"),
 ])  # fmt: skip
-def test_what_the_format_cannot_say_is_refused(family, path, value, tmp_path):
-    """Not written as something else."""
+def test_config_without_a_form_in_the_format_raises(family, path, value, tmp_path):
     model = Decoder(change(tiny(family).config, path, value))
     with pytest.raises(ConfigError, match="cannot describe this model"):
         save_model(model, tmp_path / "out")
@@ -124,8 +123,8 @@ from glassformer.formats import save_model
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder, model = Path(sys.argv[1]), tiny("llama", seed=9)
 before = {path.name: path.read_bytes() for path in folder.iterdir()}
-for room in (0, 100, 5_000, 100_000):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+for limit in (0, 100, 5_000, 100_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         save_model(model, folder)
         print("saved")
@@ -135,8 +134,8 @@ for room in (0, 100, 5_000, 100_000):
 """
 
 
-def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(tmp_path):
-    """The system refuses to let any file grow past some bytes, as a full disk does."""
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    """RLIMIT_FSIZE stands in for a full disk."""
     folder = tmp_path / "model"
     save_model(tiny("llama"), folder)
     assert (folder / "model.safetensors").stat().st_size > 100_000
@@ -152,7 +151,7 @@ def test_a_disk_that_fills_up_leaves_the_previous_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("at", ["os.fsync", "os.replace"])
-def test_an_error_at_any_step_leaves_the_previous_checkpoint(at, tmp_path, monkeypatch):
+def test_failing_system_call_leaves_the_previous_checkpoint(at, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     save_model(tiny("llama"), folder)
     before = files(folder)
@@ -166,24 +165,24 @@ def test_an_error_at_any_step_leaves_the_previous_checkpoint(at, tmp_path, monke
     assert files(folder) == before
 
 
-def test_a_file_is_renamed_only_when_it_is_whole(tmp_path):
+def test_interrupted_write_leaves_the_file(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "first")
     with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:  # noqa: PT012
-        temporary.write_text("half")
+        temporary.write_text("partial")
         assert path.read_text() == "first"
         raise KeyboardInterrupt
     assert files(tmp_path) == {"a.txt": b"first"}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_unwritable_folder_raises(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(CheckpointError, match="could not be"):
         save_model(tiny("llama"), tmp_path / "locked" / "model")
 
 
-def test_a_file_where_the_folder_should_be(tmp_path):
+def test_file_in_place_of_the_folder_raises(tmp_path):
     (tmp_path / "model").write_text("not a folder")
     with pytest.raises(CheckpointError, match="model could not be created"):
         save_model(tiny("llama"), tmp_path / "model")

@@ -1,4 +1,4 @@
-"""What each family is tried with: our settings, and configurations that `transformers` makes.
+"""The parity cases of each family: variants of our tiny configurations, and configurations of `transformers`.
 
 A change is a path of `change`; a path that begins with `*.` is of every layer.
 """
@@ -17,7 +17,7 @@ V3_PLAIN, V3_ROUTED, _ = CONFIGS["deepseek_v3"]().layers
 YARN = YarnScaling(4.0, 16, beta_fast=2.5, beta_slow=0.1, attention_factor=1.2)
 SHARPER = (0.1 * 0.43 * math.log(4.0) + 1) ** 2 / math.sqrt(14)
 
-# Settings beside the tiny model's own, each of which the other side must read from config.json and apply.
+# Changes to the tiny model. transformers must read each from config.json and apply it.
 VARIANTS = {
     "qwen3": [
         {},
@@ -196,8 +196,8 @@ VARIANTS = {
 }
 
 
-def spelled(changes, n_layers):
-    """The changes with `*` written out."""
+def expand_layers(changes, n_layers):
+    """Expand `*` in the paths of changes to every layer."""
     return {
         path.replace("*", f"layers.{i}"): value
         for path, value in changes.items()
@@ -205,7 +205,7 @@ def spelled(changes, n_layers):
     }
 
 
-CASES = [(f, spelled(v, CONFIGS[f]().n_layers)) for f in CONFIGS for v in VARIANTS[f]]
+CASES = [(f, expand_layers(v, CONFIGS[f]().n_layers)) for f in CONFIGS for v in VARIANTS[f]]
 NAMES = [f"{f}-{' '.join(f'{k}={v}' for k, v in c.items())[:60] or 'as it is'}" for f in CONFIGS for c in VARIANTS[f]]
 
 SIZES = {

@@ -1,4 +1,4 @@
-"""Texts that become long, where a model then turns all positions by other angles (LongRoPE)."""
+"""LongRoPE: sequences longer than the original context use other rotation angles at all positions."""
 
 import json
 
@@ -15,38 +15,38 @@ from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling
 from glassformer.nn.step import Step
 
-LIMIT = 25  # tokens, from which on a text of the tiny model is long
+LIMIT = 25  # tokens from which the tiny model uses the long factors
 
 
-def test_from_how_many_tokens_on():
+def test_long_text_threshold():
     assert tiny_config("phi3").long_text == LIMIT
     assert tiny_config("llama").long_text is None
 
 
-def test_a_long_text_is_not_the_short_one_and_more():
-    """The same first tokens have other logits: this is why what was kept is of no use."""
+def test_long_sequence_changes_earlier_logits():
+    """Therefore a cache filled with the short factors cannot be extended."""
     model = tiny("phi3")
     ids = random_ids(model.config, 1, LIMIT)
     short, long = run(model, ids[:, : LIMIT - 1]), run(model, ids)
     assert (short - long[:, : LIMIT - 1]).abs().max() > 1e-2 * short.abs().max()
 
 
-def test_a_row_cannot_grow_from_short_to_long():
+def test_sequence_cannot_grow_from_short_to_long():
     model = tiny("phi3")
     ids = random_ids(model.config, 2, LIMIT)
     cache = DenseCache.of(model.config, 2, 40)
     run_cached(model, ids[:, : LIMIT - 1], [10, LIMIT - 11], cache)
     with pytest.raises(CapacityError, match="sequence 0 would grow to 25 tokens: from 25 on"):
         cache.extend([1, 1])
-    cache.extend([0, 0])  # nothing had changed
+    cache.extend([0, 0])  # the failed call changed nothing
     assert cache.lengths == [LIMIT - 1] * 2
     whole = DenseCache.of(model.config, 2, 40)
     assert_near(run_cached(model, ids, [LIMIT], whole), run(model, ids))
-    whole.extend([1, 1])  # a long one grows
+    whole.extend([1, 1])  # a long sequence can grow
 
 
-def test_what_is_known_to_become_long_is_read_as_long_from_the_first_token_on():
-    """Rows and their order too: `select` takes along what is known."""
+def test_reach_selects_the_long_factors_from_the_start():
+    """`select` reorders `reach` with the sequences."""
     model = tiny("phi3")
     ids = random_ids(model.config, 2, 30)
     cache = DenseCache.of(model.config, 2, 30, reach=[30, 12])
@@ -58,7 +58,7 @@ def test_what_is_known_to_become_long_is_read_as_long_from_the_first_token_on():
     assert_near(last[0, :3], run(model, ids[1:, :12])[0, 9:])
 
 
-def test_documents_packed_in_one_row_are_long_or_short_by_themselves():
+def test_packed_documents_are_long_or_short_independently():
     model, lengths = tiny("phi3"), (30, 10, 20)
     ids = random_ids(model.config, 1, 60)
     positions, documents = (
@@ -72,8 +72,8 @@ def test_documents_packed_in_one_row_are_long_or_short_by_themselves():
 
 
 @pytest.mark.parametrize("chunk", [7, 512])
-def test_rows_that_become_long_at_different_times(chunk, monkeypatch):
-    """Greedy text of several prompts at once, read in parts: each token is the likeliest after all that is before."""
+def test_sequences_that_become_long_at_different_steps(chunk, monkeypatch):
+    """Batched greedy decoding with chunked prefill: each token has the highest uncached logit."""
     monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
     model = tiny("phi3")
     prompts = [random_ids(model.config, 1, n, seed=n)[0].tolist() for n in (3, 22, LIMIT - 1, LIMIT, 30)]
@@ -86,7 +86,7 @@ def test_rows_that_become_long_at_different_times(chunk, monkeypatch):
             assert run(model, torch.tensor([text[:n]]))[0, -1].argmax() == text[n]
 
 
-def test_the_scaling_has_other_names_in_older_files():
+def test_legacy_names_of_longrope():
     raw = write_config(tiny_config("phi3"))
     for name in ("su", "yarn"):
         scaling = {key: value for key, value in raw["rope_scaling"].items() if key != "rope_type"} | {"type": name}

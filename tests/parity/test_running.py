@@ -1,4 +1,4 @@
-"""Each family as it is used: greedy text as `transformers` writes it, and a cache that changes nothing."""
+"""Greedy generation of each family against `transformers`, and cached against uncached logits."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling
 from glassformer.nn.step import Step
 
-LENGTH = 40  # longer than every window, and than the original context where there is one
+LENGTH = 40  # longer than every window and every original context
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -30,13 +30,13 @@ def greedy(model, prompts):
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_48_greedy_tokens_are_theirs(family, tmp_path):
-    """Of two prompts of different lengths at once, here; there of each by itself."""
-    model = tiny(family, tied_head=False)  # a tied one says a token again and again: its own embedding is likeliest
+def test_greedy_tokens_equal_transformers(family, tmp_path):
+    """48 tokens of two prompts: batched here, one at a time in transformers."""
+    model = tiny(family, tied_head=False)  # a tied random head repeats one token
     hf = their_model(model, tmp_path)
     prompts = [random_ids(model.config, 1, n, seed=n)[0].tolist() for n in (9, 5)]
     written = greedy(model, prompts)
-    assert len({*written[0], *written[1]}) > 3, "texts that say nothing"
+    assert len({*written[0], *written[1]}) > 3, "degenerate text"
     for prompt, ours in zip(prompts, written, strict=True):
         out = hf.generate(
             torch.tensor([prompt]), max_new_tokens=48, do_sample=False, eos_token_id=None, pad_token_id=0,
@@ -47,7 +47,7 @@ def test_48_greedy_tokens_are_theirs(family, tmp_path):
 
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("chunks", [[LENGTH], [1] * LENGTH, [7, 1, 20, 1, 11]], ids=str)
-def test_cached_is_uncached(family, chunks):
+def test_cached_equals_uncached(family, chunks):
     model = tiny(family)
     ids = random_ids(model.config, 2, LENGTH)
     cache = DenseCache.of(model.config, 2, LENGTH, reach=[LENGTH] * 2)
@@ -55,8 +55,8 @@ def test_cached_is_uncached(family, chunks):
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_an_uneven_batch_is_each_row_alone(family):
-    """Without a cache and with one, in rounds that bring different numbers of tokens to each row."""
+def test_uneven_batch_equals_single_sequences(family):
+    """Without a cache, and with one in steps of different numbers of tokens per sequence."""
     model, lengths = tiny(family), (LENGTH, 17, 1)
     ids = random_ids(model.config, 3, LENGTH)
     alone = [run(model, ids[b : b + 1, :n])[0] for b, n in enumerate(lengths)]

@@ -1,4 +1,4 @@
-"""Against `transformers`: the same logits, the same residual stream, the same files, for each family and setting."""
+"""Parity with `transformers`: logits, residual stream and files, for each family and variant."""
 
 import json
 
@@ -15,7 +15,7 @@ from glassformer.formats import load_decoder, save_model
 
 
 def assert_same_run(model, hf, ids):
-    """Logits, and the residual stream after every block."""
+    """Compare the logits and the residual stream after every block."""
     logits, blocks = hf_run(hf, ids)
     keep = Keep(".resid_post")
     assert_near(run(model, ids, tap=keep), logits)
@@ -25,8 +25,8 @@ def assert_same_run(model, hf, ids):
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES, ids=NAMES)
-def test_what_we_save_transformers_opens(family, changes, tmp_path):
-    """The same logits and the same residual stream after every block; what it saves again opens here, bit for bit."""
+def test_transformers_opens_saved_model(family, changes, tmp_path):
+    """Logits and residual stream agree; the model that transformers saves again loads bit-equal."""
     model = tiny(family, **changes)
     save_model(model, tmp_path / "ours")
     hf, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
@@ -41,12 +41,12 @@ def test_what_we_save_transformers_opens(family, changes, tmp_path):
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     a, b = (load_file(tmp_path / side / "model.safetensors") for side in ("ours", "theirs"))
-    assert all(torch.equal(a[name], b[name]) for name in b), "a tensor changed on its way there and back"
+    assert all(torch.equal(a[name], b[name]) for name in b), "a tensor changed in the round trip"
     assert set(a) - set(b) <= {"lm_head.weight"}
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_what_transformers_makes_we_open(family, tmp_path):
+def test_model_of_transformers_opens(family, tmp_path):
     hf = hf_random(transformers.AutoModelForCausalLM.from_config(HF_MADE[family]()))
     hf.save_pretrained(tmp_path)
     model = load_decoder(tmp_path)

@@ -1,4 +1,4 @@
-"""Running the other side's models."""
+"""Run models of `transformers`."""
 
 import torch
 
@@ -10,7 +10,7 @@ def hf_blocks(hf):
 
 @torch.no_grad()
 def hf_run(hf, ids):
-    """Logits, and every block's output."""
+    """Return the logits and the output of every block."""
     outs = []
     hooks = [
         b.register_forward_hook(lambda _m, _a, o: outs.append(o[0] if isinstance(o, tuple) else o))
@@ -24,18 +24,17 @@ def hf_run(hf, ids):
 
 @torch.no_grad()
 def hf_random(hf, seed=3):
-    """Every parameter and saved buffer random: matrices larger than they keep the size of what they multiply, the rest
-    around 1."""
+    """Draw every parameter and saved buffer: matrices with standard deviation 1.5 / sqrt(fan-in), the rest near 1."""
     generator = torch.Generator().manual_seed(seed)
-    kept = hf.state_dict()
-    for p in [*hf.parameters(), *(b for name, b in hf.named_buffers() if name in kept)]:
+    saved = hf.state_dict()
+    for p in [*hf.parameters(), *(b for name, b in hf.named_buffers() if name in saved)]:
         noise = torch.randn(p.shape, generator=generator)
         p.copy_(noise * p.shape[-1] ** -0.5 * 1.5 if p.ndim > 1 else 1 + 0.5 * noise)
     return hf.eval()
 
 
 class Keep(dict):
-    """A tap that keeps what ends in `end`."""
+    """A tap that stores the values whose names end in `end`."""
 
     def __init__(self, end):
         super().__init__()

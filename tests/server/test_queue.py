@@ -114,15 +114,15 @@ def test_client_disconnect_removes_a_waiting_request(slow, more):
 
 def test_client_disconnect_cancels_a_sweep(slow):
     url, app, models = slow
-    above, count = models["one"].lm.model.above, 0
+    run_blocks, count = models["one"].lm.model.run_blocks, 0
 
     def slowly(*given):
         nonlocal count
         count += 1
         time.sleep(0.05)
-        return above(*given)
+        return run_blocks(*given)
 
-    models["one"].lm.model.above = slowly
+    models["one"].lm.model.run_blocks = slowly
     trace = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": [5] * 240}).json()
     sock = opened(url, "/v1/sweeps", {"trace": trace["id"], "over": "cells"})
     assert sock.recv(100).startswith(b"HTTP/1.1 200")

@@ -1,11 +1,11 @@
-"""Kill a training run at random moments, resume it, and compare its end with that of a run that nobody killed.
+"""Kill a training run at random moments, resume it, and compare its result with that of an uninterrupted run.
 
     python tests/soak/kill_cycles.py 200 [--seed 0]
 
-A cycle kills its run once to three times with SIGKILL: at a random time, or at a random one of its calls of write,
-fsync, rename and rmtree (just before it, just after it, or with half of the bytes written). Then it is resumed, and its
-weights, optimizer, position, metrics.jsonl, links and set of checkpoints must be bit-equal to the uninterrupted run's.
-Processes are forked from one that has imported torch, so that a cycle costs little more than its steps.
+A cycle kills its run one to three times with SIGKILL: at a random time, or at a random call of write, fsync, rename or
+rmtree (before it, after it, or with half of the bytes written). The run is then resumed. Its weights, optimizer state,
+data position, metrics.jsonl, links and set of checkpoints must be bit-equal to those of the uninterrupted run.
+Runs are forked from a process that has imported torch, so a cycle costs little more than its training steps.
 """
 
 from __future__ import annotations
@@ -42,27 +42,33 @@ def die() -> None:
 
 
 class Watch:
-    """Counts the calls that change the disk, and dies at one of them: `when` is before, half or after."""
+    """Counts the calls that change the disk and kills the process at call number `at`.
 
-    def __init__(self, at: int = 0, when: str = "before", told: Path | None = None):
-        self.at, self.when, self.told, self.count = at, when, told, 0
+    Args:
+        at: The number of the call; 0 never kills.
+        when: "before", "half" (half of the bytes are written) or "after" the call.
+        report: The file that gets the name of the call.
+    """
+
+    def __init__(self, at: int = 0, when: str = "before", report: Path | None = None):
+        self.at, self.when, self.report, self.count = at, when, report, 0
 
     def call(self, name: str, real: Callable, half: Callable[..., None], *args, **named):
         self.count += 1
         if self.count != self.at:
             return real(*args, **named)
-        if self.told is not None:
-            fd = os.open(self.told, os.O_WRONLY | os.O_CREAT)
+        if self.report is not None:
+            fd = os.open(self.report, os.O_WRONLY | os.O_CREAT)
             os.write(fd, f"{name} ({self.when})".encode())
         if self.when == "half":
             half(*args, **named)
         elif self.when == "after":
             real(*args, **named)
         die()
-        raise AssertionError("still alive")
+        raise AssertionError("the process survived SIGKILL")
 
     def install(self) -> None:
-        """Only in a forked process: its functions are replaced for good."""
+        """Replace the functions of this process permanently; call it only in a forked process."""
         for module, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (shutil, "rmtree"), (os, "mkdir")):
             setattr(module, name, self.wrapped(name, getattr(module, name), lambda *_, **__: None))
         save_file = self.wrapped("save_file", safetensors_torch.save_file, half_file)
@@ -72,7 +78,7 @@ class Watch:
 
         def watched_open(file, mode="r", *args, **named):
             handle = real_open(file, mode, *args, **named)
-            if "w" in mode or "a" in mode:  # a file was made or emptied: nothing is in it yet
+            if "w" in mode or "a" in mode:  # the file now exists and is empty
                 self.call("open", lambda: None, lambda: None)
             return handle
 
@@ -93,7 +99,7 @@ def half_text(path, text, *_, **__) -> None:
 
 
 def fork(work: Callable[[], None]) -> int:
-    """Run `work` in a forked process; returns its id."""
+    """Run `work` in a forked process; return its process id."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -124,50 +130,50 @@ def run_child(out: Path, tokenizer: str, watch: Watch | None = None, counted: Pa
 
 
 def wait(child: int) -> int:
-    """The exit status; below 0 the signal that ended it."""
+    """Return the exit status; a negative number is the signal that ended the process."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def cycles(number: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
-    """Run `number` cycles; returns where the kills fell, and what went wrong."""
+    """Run `number` cycles; return a count of each kill location, and the failures."""
     tokenizer = make_tokenizer(folder / "tokenizer")
-    tiny_run(folder / "warm", tokenizer, **SETTINGS)  # what is loaded on first use is loaded before forking
+    tiny_run(folder / "warm", tokenizer, **SETTINGS)  # initialize lazy imports before forking
     begin = time.perf_counter()
-    assert wait(run_child(folder / "whole", tokenizer)) == 0
-    whole_seconds = time.perf_counter() - begin
-    whole = end_state(folder / "whole")
+    assert wait(run_child(folder / "uninterrupted", tokenizer)) == 0
+    run_seconds = time.perf_counter() - begin
+    expected = end_state(folder / "uninterrupted")
     assert wait(run_child(folder / "counted", tokenizer, Watch(), folder / "count")) == 0
     calls = int((folder / "count").read_text())
-    assert differing(end_state(folder / "counted"), whole) == []
-    where, wrong, chance = Counter(), [], random.Random(seed)
+    assert differing(end_state(folder / "counted"), expected) == []
+    where, wrong, generator = Counter(), [], random.Random(seed)
     for cycle in range(number):
         out = folder / f"run-{cycle}"
-        for _ in range(chance.choice((1, 1, 2, 3))):
-            told = folder / "told"
-            told.unlink(missing_ok=True)
-            if chance.random() < 0.35:
+        for _ in range(generator.choice((1, 1, 2, 3))):
+            report = folder / "report"
+            report.unlink(missing_ok=True)
+            if generator.random() < 0.35:
                 child = run_child(out, tokenizer)
-                time.sleep(chance.uniform(0, whole_seconds))
+                time.sleep(generator.uniform(0, run_seconds))
                 os.kill(child, signal.SIGKILL)
-                told.write_text("at a random time")
+                report.write_text("at a random time")
             else:
-                watch = Watch(chance.randint(1, calls), chance.choice(("before", "half", "after")), told)
+                watch = Watch(generator.randint(1, calls), generator.choice(("before", "half", "after")), report)
                 child = run_child(out, tokenizer, watch)
             status = wait(child)
             if status == -signal.SIGKILL:
-                where[told.read_text()] += 1
+                where[report.read_text()] += 1
             elif status:
                 wrong.append(f"cycle {cycle}: a resumed run failed")
             else:
-                where["not killed: it ended before"] += 1
+                where["not killed: the run ended earlier"] += 1
         status = wait(run_child(out, tokenizer))
         if status:
             wrong.append(f"cycle {cycle}: the last resumed run failed with {status}")
             continue
-        for name in differing(end_state(out), whole):
+        for name in differing(end_state(out), expected):
             wrong.append(f"cycle {cycle}: {name} differs")
         left = [p.name for p in (out / "checkpoints").iterdir() if p.name.startswith(".")]
-        wrong += [f"cycle {cycle}: {name} was left" for name in left]
+        wrong += [f"cycle {cycle}: the temporary file {name} remains" for name in left]
         shutil.rmtree(out)
         if (cycle + 1) % 20 == 0:
             print(f"{cycle + 1} cycles, {sum(where.values())} kills or tries, {len(wrong)} wrong", flush=True)
@@ -175,16 +181,16 @@ def cycles(number: int, seed: int, folder: Path) -> tuple[Counter, list[str]]:
 
 
 def run_cycles(number: int, seed: int) -> list[str]:
-    """Run cycles, print the figures, return what went wrong."""
+    """Run cycles and print the counts; return the failures."""
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    with memory_folder() as folder:  # a killed process loses nothing that it wrote, synced or not: the order counts
+    with memory_folder() as folder:  # in memory, because SIGKILL does not lose unsynced writes
         where, wrong = cycles(number, seed, folder)
-    for place, count in sorted(where.items()):
-        print(f"{count:5} {place}")
+    for location, count in sorted(where.items()):
+        print(f"{count:5} {location}")
     for line in wrong:
         print("WRONG", line)
-    kills = sum(count for place, count in where.items() if "not killed" not in place)
+    kills = sum(count for location, count in where.items() if "not killed" not in location)
     print(f"{number} cycles, {kills} kills, {len(wrong)} wrong, {time.perf_counter() - begin:.0f} s")
     return wrong
 
@@ -193,8 +199,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cycles", type=int, nargs="?", default=200)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    return bool(run_cycles(asked.cycles, asked.seed))
+    args = parser.parse_args()
+    return bool(run_cycles(args.cycles, args.seed))
 
 
 if __name__ == "__main__":

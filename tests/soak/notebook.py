@@ -1,11 +1,11 @@
-"""A real JupyterLab shows the glass: run by hand, it takes a virtual environment that has JupyterLab.
+"""Test the notebook views in a real JupyterLab. Run by hand; requires a virtual environment with JupyterLab.
 
     python -m venv /tmp/lab && /tmp/lab/bin/pip install jupyterlab anywidget
     .venv/bin/python tests/soak/notebook.py /tmp/lab/bin FOLDER
 
-A notebook is run in JupyterLab by a headless Chromium, which must see the live picture in place of the still one, its
-numbers those of the tensors, and move it; then nbconvert runs it and must leave the still picture. FOLDER gets the
-notebook, screenshots and what nbconvert made.
+A headless Chromium runs a notebook in JupyterLab and checks that the live view replaces the static image, shows the
+values of the tensors and responds to input. Then nbconvert runs the notebook, whose HTML must hold the static image.
+FOLDER receives the notebook, the screenshots and the HTML.
 """
 
 import json
@@ -35,7 +35,7 @@ CELLS = (
 )
 
 
-def notebook(path: Path) -> None:
+def write_notebook(path: Path) -> None:
     cells = [
         {"cell_type": "code", "id": f"c{i}", "metadata": {}, "source": code, "outputs": [], "execution_count": None}
         for i, code in enumerate(CELLS)
@@ -44,7 +44,7 @@ def notebook(path: Path) -> None:
     path.write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
 
 
-def in_lab(folder: Path) -> None:
+def check_jupyterlab(folder: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     import glassformer
@@ -70,7 +70,7 @@ def in_lab(folder: Path) -> None:
         drawn, real = drawn_fractions(canvas), t.rows("blocks.1.attn.probs", head=3).tensor.numpy()
         seen = real > 0
         assert abs(drawn - real)[seen].max() <= FRACTION_BOUND
-        assert page.locator("img[id^=glassformer-]").count() == 0, "the still picture stands beside the live one"
+        assert page.locator("img[id^=glassformer-]").count() == 0, "the static image was not replaced"
         page.locator("gf-app gf-view-cell gf-head-picker select").first.select_option("2")
         page.wait_for_timeout(2000)
         drawn, real = drawn_fractions(canvas), t.rows("blocks.2.attn.probs", head=3).tensor.numpy()
@@ -79,11 +79,11 @@ def in_lab(folder: Path) -> None:
         grid.scroll_into_view_if_needed()
         page.wait_for_timeout(2000)
         page.screenshot(path=folder / "lab-grid.png")
-        print("JupyterLab: two live pictures, numbers of the tensors, no still picture left")
+        print("JupyterLab: two live views with the tensors' values, no static image")
         chromium.close()
 
 
-def converted(binaries: Path, folder: Path, environment: dict[str, str]) -> None:
+def check_nbconvert(binaries: Path, folder: Path, environment: dict[str, str]) -> None:
     command = [
         binaries / "jupyter",
         "nbconvert",
@@ -107,12 +107,12 @@ def converted(binaries: Path, folder: Path, environment: dict[str, str]) -> None
         assert page.locator("img[id^=glassformer-]").first.is_visible()
         page.screenshot(path=folder / "still.png")
         chromium.close()
-    print("nbconvert: two still pictures")
+    print("nbconvert: two static images")
 
 
 def main(binaries: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    notebook(folder / "glass.ipynb")
+    write_notebook(folder / "glass.ipynb")
     paths = os.pathsep.join((str(ROOT), sysconfig.get_paths()["purelib"]))
     environment = {
         **os.environ,
@@ -132,11 +132,11 @@ def main(binaries: Path, folder: Path) -> None:
                 break
             except OSError:
                 continue
-        in_lab(folder)
+        check_jupyterlab(folder)
     finally:
         lab.terminate()
         lab.wait(60)
-    converted(binaries, folder, environment)
+    check_nbconvert(binaries, folder, environment)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""`make llama-cpp`: llama.cpp reads the GGUF files that we write as we do: token ids, greedy tokens, logits.
+"""`make llama-cpp`: llama.cpp gives equal token ids, greedy tokens and logits for our GGUF files.
 
-Needs the interpreter of an environment with llama-cpp-python in GLASSFORMER_LLAMA_CPP, which the target makes.
+GLASSFORMER_LLAMA_CPP must name the Python interpreter of an environment with llama-cpp-python; the make target
+creates it.
 """
 
 import json
@@ -40,19 +41,24 @@ LETTERS = [
     "Größe naïve café 猫である 123",
 ]
 LENGTH = 24
-# Of the largest logit. llama.cpp looks GELU up in a table of half-precision numbers; and there quantized matrices meet
-# quantized activations, after which a token may go to another expert.
+# Tolerances, relative to the largest logit. llama.cpp evaluates GELU with a float16 table, and multiplies quantized
+# matrices by quantized activations, which can route a token to another expert.
 NEAR = {"F32": 2e-5, "Q8_0": 8e-2, "Q4_0": 8e-2}
 NEAR_WITH_GELU, NEAR_WITH_EXPERTS = 3e-3, 0.3
-CONTEXT = 256  # llama.cpp's least; by it, and not by the text, it chooses between factors of LongRoPE
+CONTEXT = 256  # llama.cpp's minimum; it selects the LongRoPE factors by context size, not by text length
 
-# What the format says, and llama.cpp 0.3.36 does otherwise: it sees past the windows of this family; it takes YaRN's
-# betas for 32 and 1, and rounds the ends of its ramp (here they are whole pairs, as exactly as a float can say it).
+# Where llama-cpp-python 0.3.36 differs from the format: it ignores the windows of phi3, assumes YaRN betas of 32 and 1,
+# and rounds the ends of the ramp (the theta used here makes both ends whole numbers).
 YARN = {"*.attention.rope.theta": 42.05, "*.attention.rope.scaling": YarnScaling(4.0, 16, 32.0, 1.0, 1.2, False)}
 LONG = LongScaling(FACTORS[:4], FACTORS[4:], 24, 1.2)
 SHORT = {"context_length": 1024, "*.attention.rope.scaling": replace(LONG, original_context=512)}
 LATENT = {"*.attention.rope.scaling": YarnScaling(4.0, 16, 32.0, 1.0, 1.2)}
-ALIKE = {"deepseek_v2": LATENT, "deepseek_v3": LATENT, "phi3": {"*.attention.window": None} | SHORT, "gpt_oss": YARN}
+COMPATIBLE = {
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
+    "phi3": {"*.attention.window": None} | SHORT,
+    "gpt_oss": YARN,
+}
 MORE = {
     "phi3": [{"context_length": 64, "*.attention.rope.scaling": LONG}],
     "gpt_oss": [{"*.attention.rope.scaling": None}],
@@ -60,26 +66,26 @@ MORE = {
 SETTINGS = [(family, changes) for family in FAMILIES for changes in (*VARIANTS.get(family, []), *MORE.get(family, []))]
 
 
-def config_of(family, changes, **sizes):
-    return gguf_config(family, **(ALIKE.get(family, {}) | changes | sizes))
+def compatible_config(family, changes, **sizes):
+    return gguf_config(family, **(COMPATIBLE.get(family, {}) | changes | sizes))
 
 
-def ask(path, **asked):
-    """What llama.cpp makes of a file."""
+def run_llama_cpp(path, **request):
+    """Return llama.cpp's output for a GGUF file, from a child process."""
     python = os.environ.get("GLASSFORMER_LLAMA_CPP")
     if not python:
         pytest.skip("make llama-cpp")
-    asked = {"path": str(path), "context": CONTEXT, "texts": [], "length": 0} | asked
-    run = subprocess.run([python, CHILD], input=json.dumps(asked), capture_output=True, text=True)
+    request = {"path": str(path), "context": CONTEXT, "texts": [], "length": 0} | request
+    run = subprocess.run([python, CHILD], input=json.dumps(request), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
 
-def assert_alike(ours, ids, logits, kind):
-    whole = torch.tensor([ids])
+def assert_same_logits(ours, ids, logits, kind):
+    batch = torch.tensor([ids])
     with torch.no_grad():
-        mine = ours.model(whole, Step.of(whole))[0]
-    off = (torch.tensor(logits) - mine).abs().max() / mine.abs().max()
+        expected = ours.model(batch, Step.of(batch))[0]
+    off = (torch.tensor(logits) - expected).abs().max() / expected.abs().max()
     print(f"{ours.config.family} {kind}: logits off by {off:.1e}")
     layer, near = ours.config.layers[0], NEAR[kind]
     if layer.mlp.activation in ("gelu", "gelu_tanh"):
@@ -91,12 +97,12 @@ def assert_alike(ours, ids, logits, kind):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def lm(request):
-    """A model that has learned a text by heart: which token comes next is never a matter of rounding."""
+    """Return a model overfitted on one text, so that rounding never changes a greedy token."""
     tokenizer = make_tokenizer()
-    config = config_of(request.param, {}, vocab_size=tokenizer.vocab_size)
+    config = compatible_config(request.param, {}, vocab_size=tokenizer.vocab_size)
     model = wake(Decoder(config))
     ids = torch.tensor([tokenizer.encode(TEXT)])[:, :64]
-    rate, steps = (1e-2, 400) if config.logit_softcap else (3e-3, 150)  # bounded logits are slow to grow
+    rate, steps = (1e-2, 400) if config.logit_softcap else (3e-3, 150)  # soft-capped logits grow slowly
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=rate, weight_decay=0.0)
     for _ in range(steps):
         loss = torch.nn.functional.cross_entropy(model(ids, Step.of(ids))[0, :-1], ids[0, 1:])
@@ -108,49 +114,49 @@ def lm(request):
 
 
 @pytest.mark.parametrize("kind", NEAR)
-def test_the_same_tokens(lm, kind, tmp_path):
+def test_greedy_tokens_and_logits(lm, kind, tmp_path):
     lm.save_gguf(tmp_path / "a.gguf", kind)
     ours = load(tmp_path / "a.gguf")
     ids = ours.encode(TEXT)
-    prompts = [ids[:4], ids[10:20], ids[:30]] if kind == "F32" else [ids[:4], ids[:12]]  # all of it known by heart
-    theirs = ask(tmp_path / "a.gguf", texts=SAMPLES, prompts=prompts, length=LENGTH)
+    prompts = [ids[:4], ids[10:20], ids[:30]] if kind == "F32" else [ids[:4], ids[:12]]  # within the training text
+    theirs = run_llama_cpp(tmp_path / "a.gguf", texts=SAMPLES, prompts=prompts, length=LENGTH)
     assert theirs["tokens"] == [ours.encode(text) for text in SAMPLES]
-    written = [ours.generate(p, max_tokens=LENGTH, temperature=0.0).continuations[0].ids for p in prompts]
-    assert theirs["written"] == [list(row) for row in written]
-    for prompt, row, logits in zip(prompts, written, theirs["logits"], strict=True):
-        assert_alike(ours, [*prompt, *row], logits, kind)
+    generated = [ours.generate(p, max_tokens=LENGTH, temperature=0.0).continuations[0].ids for p in prompts]
+    assert theirs["generated"] == [list(ids) for ids in generated]
+    for prompt, new_ids, logits in zip(prompts, generated, theirs["logits"], strict=True):
+        assert_same_logits(ours, [*prompt, *new_ids], logits, kind)
 
 
-CUTS = ["gpt-2", "llama-bpe", "dbrx", "qwen2", "gpt-4o", "tekken", "smollm", "falcon", "seed-coder"]
+PRE_TOKENIZERS = ["gpt-2", "llama-bpe", "dbrx", "qwen2", "gpt-4o", "tekken", "smollm", "falcon", "seed-coder"]
 
 
-@pytest.mark.parametrize("pre", [*CUTS, "deepseek-coder", "deepseek-llm", "deepseek-v3"])
-def test_the_same_ids(pre, tmp_path):
-    """Of texts that are cut in each way that files may name.
+@pytest.mark.parametrize("pre", [*PRE_TOKENIZERS, "deepseek-coder", "deepseek-llm", "deepseek-v3"])
+def test_token_ids(pre, tmp_path):
+    """Each pre-tokenizer that a GGUF file can name.
 
-    llama.cpp's cuts are near the tokenizers' own: it cuts marks from letters otherwise, and in "falcon" it does not
-    take the second byte of an ü for a digit; in "deepseek-llm" it trusts that no digits are joined.
+    The texts avoid the known differences of llama.cpp: combining marks, the second byte of ü as a digit in "falcon",
+    and merged digits in "deepseek-llm".
     """
     pattern = "qwen2" if pre == "deepseek-llm" else "o200k"
     layout = json.loads(train_tokenizer([" ".join(LETTERS)] * 3, vocab_size=600, pattern=pattern).backend.json)
     layout["pre_tokenizer"] = PRE_TOKENIZER_BY_NAME[pre]
     layout["model"]["ignore_merges"] = pre in ("llama-bpe", "tekken")
     tokenizer = Tokenizer(json.dumps(layout), {"add_bos_token": False})
-    config = config_of("qwen3", {}, vocab_size=tokenizer.vocab_size)
+    config = compatible_config("qwen3", {}, vocab_size=tokenizer.vocab_size)
     LanguageModel(wake(Decoder(config)), tokenizer).save_gguf(tmp_path / "a.gguf", "F32")
     ours = load(tmp_path / "a.gguf")
-    told = ask(tmp_path / "a.gguf", prompts=[], texts=LETTERS)["tokens"]
-    assert told == [ours.encode(text) for text in LETTERS] == [tokenizer.encode(text) for text in LETTERS]
+    theirs = run_llama_cpp(tmp_path / "a.gguf", prompts=[], texts=LETTERS)["tokens"]
+    assert theirs == [ours.encode(text) for text in LETTERS] == [tokenizer.encode(text) for text in LETTERS]
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
 @pytest.mark.parametrize("pool", ["mean", "cls", "lasttoken"])
-def test_the_same_vectors(family, pool, tmp_path):
-    """Of encoders, pooled as the file says; llama.cpp's GELU is the other one, by hyperbolic tangent."""
+def test_embeddings(family, pool, tmp_path):
+    """Embeddings of text encoders. llama.cpp uses the tanh approximation of GELU."""
     ours = embedder(family, PoolingConfig(pools=(pool,), after=("normalize",)))
     ours.save_gguf(tmp_path / "a.gguf", "F32")
     texts = ["the cat sat on the mat.", "a dog ate", "The hats, a kitten?"]
-    theirs = ask(tmp_path / "a.gguf", embed=texts, context=ours.limit)
+    theirs = run_llama_cpp(tmp_path / "a.gguf", embed=texts, context=ours.max_tokens)
     assert theirs["tokens"] == [ours.tokenizer.encode(text) for text in texts]
     off = (torch.nn.functional.normalize(torch.tensor(theirs["vectors"]), dim=-1) - ours.embed(texts)).abs().max()
     print(f"{family} {pool}: vectors off by {off:.1e}")
@@ -158,12 +164,12 @@ def test_the_same_vectors(family, pool, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "changes"), SETTINGS, ids=[f"{name}{i}" for i, (name, _) in enumerate(SETTINGS)])
-def test_the_same_logits(family, changes, tmp_path):
-    """Random weights, and one setting another: scalings, windows, norms, heads."""
+def test_logits_of_variants(family, changes, tmp_path):
+    """Random weights with other rope scalings, windows, norms or heads."""
     tokenizer = make_tokenizer()
-    config = config_of(family, changes, vocab_size=tokenizer.vocab_size)
+    config = compatible_config(family, changes, vocab_size=tokenizer.vocab_size)
     ours = LanguageModel(wake(Decoder(config)), tokenizer)
     ours.save_gguf(tmp_path / "a.gguf", "F32")
     ids = random_ids(config, 1, 40)[0].tolist()
-    theirs = ask(tmp_path / "a.gguf", prompts=[ids])
-    assert_alike(ours, ids, theirs["logits"][0], "F32")
+    theirs = run_llama_cpp(tmp_path / "a.gguf", prompts=[ids])
+    assert_same_logits(ours, ids, theirs["logits"][0], "F32")

@@ -1,7 +1,7 @@
-"""Reads dates, times and numbers back as people do, by another way than they are written: slowly, giving all readings.
+"""Parse dates, times and numbers independently of their generator: slowly, returning all readings.
 
-It is more generous than the writer: hyphens count as spaces, every place where a day and a time could part is tried,
-and each part of the day is as long as anybody takes it to be. So one reading alone leaves nothing to mistake.
+The parser accepts more than the generator produces: hyphens count as spaces, every split between day and time is tried,
+and parts of the day overlap. So a text with a single reading is unambiguous.
 """
 
 import re

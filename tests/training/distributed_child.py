@@ -1,4 +1,4 @@
-"""One of the processes of test_distributed: trains with each optimizer, and writes down which rows it read."""
+"""One process of test_distributed: trains with each optimizer and records the sequences it processed."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""`check_documents` reports what `prepare` does."""
+"""Test that `check_documents` reports the same counts as `prepare`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`check_examples` reports what training does, and counts duplicates and ambiguous sources."""
+"""Test that `check_examples` reports the same counts as training, with duplicates and ambiguous sources."""
 
 import json
 from collections import Counter

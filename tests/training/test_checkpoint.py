@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent; what cannot be written or read is named, and nothing before it is lost."""
+"""Test that checkpoints are complete or absent, and that failures name the file and keep earlier checkpoints."""
 
 import errno
 import json

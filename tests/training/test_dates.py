@@ -1,4 +1,4 @@
-"""The pairs that are made by rule: read back by another rule, in one way alone, on two sides that never meet."""
+"""Test generated source-target pairs with an independent parser, their uniqueness, and the split."""
 
 import re
 import subprocess
@@ -47,7 +47,7 @@ EVERY = pytest.mark.parametrize("task", dates.TASKS)
 
 
 @pytest.fixture(scope="module")
-def made() -> dict[tuple[str, str], list[dates.Seq2SeqExample]]:
+def generated() -> dict[tuple[str, str], list[dates.Seq2SeqExample]]:
     return {(task, split): list(dates.examples(task, 0, split, MANY)) for task in dates.TASKS for split in SPLITS}
 
 
@@ -57,8 +57,8 @@ def test_imports_no_torch():
 
 
 @EVERY
-def test_example_is_a_pure_function_of_its_number(task, made):
-    train = made[task, "train"]
+def test_example_is_a_pure_function_of_its_number(task, generated):
+    train = generated[task, "train"]
     assert [dates.example(task, 0, "train", i) for i in (7, 3)] == [train[7], train[3]]
     assert list(dates.examples(task, 0, "train", 2, start=3)) == train[3:5]
     assert dates.example(task, 1, "train", 3).source != train[3].source
@@ -94,10 +94,10 @@ def test_every_source_parses_to_its_target_only(task, level):
 
 
 @EVERY
-def test_every_source_has_one_target(task, made):
+def test_every_source_has_one_target(task, generated):
     targets: dict[str, str] = {}
     for split in SPLITS:
-        for pair in made[task, split]:
+        for pair in generated[task, split]:
             assert targets.setdefault(pair.source, pair.target) == pair.target
 
 
@@ -164,7 +164,7 @@ def test_date_parser_parses(source, target):
 
 
 @EVERY
-def test_count_sources_is_above_ten_million(task, made):
+def test_count_sources_is_above_ten_million(task, generated):
     assert dates.count_sources(task) >= 10**7
 
 
@@ -190,21 +190,21 @@ def test_levels_order_sources_by_length(task):
     assert medians[2] > medians[1] * 1.4
 
 
-def test_dates_have_many_forms(made):
-    sources = " / ".join(pair.source for pair in made["dates", "train"])
+def test_dates_have_many_forms(generated):
+    sources = " / ".join(pair.source for pair in generated["dates", "train"])
     for piece in (
         "quarter past", "half past", "noon", "o'clock", " hours", "p.m.", "pm", "nineteen hundred and ", " oh ", "Sep",
         "two thousand and", "21st", "twenty-first", "in the year", "day of", "Tuesday", "Tue ", "at night",
         "minutes to", "minute past", "hundred hours",
     ):  # fmt: skip
         assert piece in sources, piece
-    shapes = {re.sub(r"\d", "0", re.sub("[a-z]+", "x", pair.source.lower())) for pair in made["dates", "train"]}
+    shapes = {re.sub(r"\d", "0", re.sub("[a-z]+", "x", pair.source.lower())) for pair in generated["dates", "train"]}
     assert len(shapes) > 300
 
 
-def test_ambiguous_forms_are_not_generated(made):
+def test_ambiguous_forms_are_not_generated(generated):
     two_things = re.compile(r"\d\d?/\d\d?/\d{4}|'\d\d|midnight|half (one|two|three)|(^|[dn,] )twelve at night")
-    for pair in made["dates", "train"] + made["dates", "held-out"]:
+    for pair in generated["dates", "train"] + generated["dates", "held-out"]:
         assert not two_things.search(pair.source)
     assert [way for way in dates.long_times(0, 0) if "hours" not in way] == []
 
@@ -213,10 +213,10 @@ def test_ambiguous_forms_are_not_generated(made):
 
 
 @EVERY
-def test_no_held_out_source_or_target_occurs_in_training(task, made):
+def test_no_held_out_source_or_target_occurs_in_training(task, generated):
     for level in (None, 0):
-        train = made[task, "train"] + list(dates.examples(task, 9, "train", MANY // 2, level))
-        aside = made[task, "held-out"] + list(dates.examples(task, 4, "held-out", MANY // 2, level))
+        train = generated[task, "train"] + list(dates.examples(task, 9, "train", MANY // 2, level))
+        aside = generated[task, "held-out"] + list(dates.examples(task, 4, "held-out", MANY // 2, level))
         assert {p.source for p in train}.isdisjoint(p.source for p in aside)
         assert {p.target for p in train}.isdisjoint(p.target for p in aside)
 

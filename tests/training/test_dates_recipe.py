@@ -1,4 +1,4 @@
-"""The three systems of `demo seq2seq`: what they read, and how what they write is scored."""
+"""Test the three systems of `demo seq2seq`: their data and their scores."""
 
 from dataclasses import replace
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Two gloo processes under torchrun, and one process with the same global batch: the same losses."""
+"""Test that two gloo processes have the losses of one process with the same global batch."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A handful of the kills of tests/soak/kill_cycles.py (`make soak` does 200)."""
+"""Run a few of the kill cycles of tests/soak/kill_cycles.py (`make soak` runs 200)."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Packing rows, against a naive version; order, resume, ranks; evaluation rows."""
+"""Test packed sequences against a naive implementation: order, resumption, ranks and evaluation."""
 
 import json
 

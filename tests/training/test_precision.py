@@ -1,4 +1,4 @@
-"""Which dtype and why; the measured rate; attention in float32 inside a bfloat16 pass."""
+"""Test the choice of the training dtype, the measured matrix rate, and bfloat16 autocast."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""From documents to shards: what is written, what is held out, reuse, and disks that fill up."""
+"""Test the preparation of shards: contents, held-out split, reuse and full disks."""
 
 import errno
 import json

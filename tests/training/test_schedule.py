@@ -1,4 +1,4 @@
-"""Schedules: their values at the corners, and what holds everywhere."""
+"""Test the values of learning-rate schedules at their boundaries, and their invariants."""
 
 import pytest
 from hypothesis import given

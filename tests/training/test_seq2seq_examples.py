@@ -1,4 +1,4 @@
-"""Reading pairs from files of every kind, bad input, tokens in memory; batches: padding, order, ranks, resume."""
+"""Test reading and tokenizing of examples, and batches: padding, order, ranks and resumption."""
 
 import gzip
 import io
@@ -53,7 +53,7 @@ def many(n=1000) -> Seq2SeqExamples:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def data_dir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -70,14 +70,14 @@ def test_import_needs_no_torch_for_examples():
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_files_folders_and_kinds(here):
-    (here / "d").mkdir()
-    (here / "d/a.tsv").write_bytes("\ufeffone\t1\r\n\r\nzwölf \t12".encode())
-    (here / "d/b.jsonl").write_text(
+def test_files_folders_and_kinds(data_dir):
+    (data_dir / "d").mkdir()
+    (data_dir / "d/a.tsv").write_bytes("\ufeffone\t1\r\n\r\nzwölf \t12".encode())
+    (data_dir / "d/b.jsonl").write_text(
         '{"source": "tab\\there", "target": "3", "n": 1}\n\n{"source": "4", "target": "4"}\n'
     )
-    (here / "d/c.csv").write_text("five,5\n")
-    (here / "e.txt.gz").write_bytes(gzip.compress(b"six\t6\n"))
+    (data_dir / "d/c.csv").write_text("five,5\n")
+    (data_dir / "e.txt.gz").write_bytes(gzip.compress(b"six\t6\n"))
     files = Seq2SeqFiles(["d", "e.txt.gz"])
     expected = [("d/a.tsv:1", "one", "1"), ("d/a.tsv:3", "zwölf ", "12"), ("d/b.jsonl:1", "tab\there", "3"),
                 ("d/b.jsonl:3", "4", "4"), ("e.txt.gz:1", "six", "6")]  # fmt: skip
@@ -120,10 +120,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_lines_are_skipped_or_raise_error(here, name):
+def test_bad_lines_are_skipped_or_raise_error(data_dir, name):
     data, reason, where = BAD[name]
-    (here / name).write_bytes(data)
-    (here / "other.tsv").write_text("other\t2\n")
+    (data_dir / name).write_bytes(data)
+    (data_dir / "other.tsv").write_text("other\t2\n")
     files = Seq2SeqFiles([name, "other.tsv"])
     assert {(p.source, p.target) for p in files} <= {("good", "1"), ("other", "2")}
     assert files.skipped.counts == {reason: 1}
@@ -134,11 +134,11 @@ def test_bad_lines_are_skipped_or_raise_error(here, name):
     assert reason in str(error.value)
 
 
-def test_no_examples_raises_data_error_with_reason(here):
-    (here / "a.tsv").write_text("one,1\ntwo,2\n")
+def test_no_examples_raises_data_error_with_reason(data_dir):
+    (data_dir / "a.tsv").write_text("one,1\ntwo,2\n")
     with pytest.raises(DataError, match=r"no example could be read from a.tsv: 2 no tab .*\(a.tsv:1, a.tsv:2\)"):
         read("a.tsv")
-    (here / "d").mkdir()
+    (data_dir / "d").mkdir()
     with pytest.raises(DataError, match=r"have no files of the types \.tsv \.jsonl"):
         Seq2SeqFiles("d")
 
@@ -146,8 +146,8 @@ def test_no_examples_raises_data_error_with_reason(here):
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def test_too_long_examples_are_skipped_or_raise_error(here):
-    (here / "a.tsv").write_text("abcd\tabc\nabcde\ta\nabc\tabcd\n__\tx\nx\t\n")
+def test_too_long_examples_are_skipped_or_raise_error(data_dir):
+    (data_dir / "a.tsv").write_text("abcd\tabc\nabcde\ta\nabc\tabcd\n__\tx\nx\t\n")
     pairs = tokenize_examples(Seq2SeqFiles("a.tsv"), Letters(), context=4)
     assert [len(pairs), pairs.source.sequence(0).tolist(), pairs.target.sequence(0).tolist()] == [
         1, [97, 98, 99, 100], [97, 98, 99]]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Opening a folder of shards that is damaged."""
+"""Test that damaged shard folders raise errors."""
 
 import json
 

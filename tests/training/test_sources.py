@@ -1,4 +1,4 @@
-"""Reading documents from files of every kind, and bad input."""
+"""Test reading documents from files of every type, and invalid input."""
 
 import gzip
 import io
@@ -32,7 +32,7 @@ def whole(documents):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def data_dir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -41,17 +41,17 @@ def stdin(monkeypatch, data):
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
 
 
-def test_files_folders_globs_and_jsonl(here):
-    (here / "d/sub").mkdir(parents=True)
-    (here / "d/.git").mkdir()
-    (here / "d/.git/x.txt").write_text("hidden")
-    (here / "d/b.txt").write_text("two\n")
-    (here / "d/a.md").write_text("one")
-    (here / "d/sub/c.jsonl").write_text('{"text": "three"}\n\n{"text": "fo\\u00fcr\\n", "n": 1}\n')
-    (here / "d/picture.png").write_bytes(b"\x89PNG\0")
-    (here / "code.py").write_text("x = 1\n")
-    (here / "z.txt.gz").write_bytes(gzip.compress(b"packed"))
-    (here / "y.jsonl.gz").write_bytes(gzip.compress(b'{"text": "packed too"}\n'))
+def test_files_folders_globs_and_jsonl(data_dir):
+    (data_dir / "d/sub").mkdir(parents=True)
+    (data_dir / "d/.git").mkdir()
+    (data_dir / "d/.git/x.txt").write_text("hidden")
+    (data_dir / "d/b.txt").write_text("two\n")
+    (data_dir / "d/a.md").write_text("one")
+    (data_dir / "d/sub/c.jsonl").write_text('{"text": "three"}\n\n{"text": "fo\\u00fcr\\n", "n": 1}\n')
+    (data_dir / "d/picture.png").write_bytes(b"\x89PNG\0")
+    (data_dir / "code.py").write_text("x = 1\n")
+    (data_dir / "z.txt.gz").write_bytes(gzip.compress(b"packed"))
+    (data_dir / "y.jsonl.gz").write_bytes(gzip.compress(b'{"text": "packed too"}\n'))
     sources = DocumentFiles(["d", "*.py", "z.txt.gz", "y.jsonl.gz", "d/a.md"])
     expected = [("d/a.md", "one"), ("d/b.txt", "two\n"), ("d/sub/c.jsonl:1", "three"), ("d/sub/c.jsonl:3", "foür\n"),
                 ("code.py", "x = 1\n"), ("z.txt.gz", "packed"), ("y.jsonl.gz:1", "packed too")]  # fmt: skip
@@ -61,7 +61,7 @@ def test_files_folders_globs_and_jsonl(here):
         sources.bytes_read
         == sources.total_bytes
         == sum(
-            (here / n).stat().st_size
+            (data_dir / n).stat().st_size
             for n in ("d/b.txt", "d/a.md", "d/sub/c.jsonl", "code.py", "z.txt.gz", "y.jsonl.gz")
         )
     )
@@ -69,26 +69,26 @@ def test_files_folders_globs_and_jsonl(here):
     assert sources.skipped.total == 3
 
 
-def test_separator(here):
-    (here / "a.txt").write_text("one\n<|endoftext|>\ntwo\nlines\n<|endoftext|>\n\n<|endoftext|>")
+def test_separator(data_dir):
+    (data_dir / "a.txt").write_text("one\n<|endoftext|>\ntwo\nlines\n<|endoftext|>\n\n<|endoftext|>")
     assert texts(DocumentFiles("a.txt", separator="<|endoftext|>")) == [("a.txt#1", "one"), ("a.txt#2", "two\nlines")]
-    (here / "b.txt").write_text("one\n\ntwo\nlines\n\n\n\nthree\n")
+    (data_dir / "b.txt").write_text("one\n\ntwo\nlines\n\n\n\nthree\n")
     assert whole(DocumentFiles("b.txt", separator="\n\n")) == ["one", "two\nlines", "three"]
 
 
 @pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n"])
-def test_separators_across_blocks(here, monkeypatch, separator):
+def test_separators_across_blocks(data_dir, monkeypatch, separator):
     monkeypatch.setattr("glassformer.training.data.sources.BLOCK", 7)
     monkeypatch.setattr("glassformer.training.data.sources.CHUNK", 11)
     documents = ["ä" * n + f" {n} " + "b\nc" * n for n in range(1, 40)]
-    (here / "a.txt").write_text(separator.join(documents))
+    (data_dir / "a.txt").write_text(separator.join(documents))
     assert whole(DocumentFiles("a.txt", separator=separator)) == documents
 
 
-def test_long_document_is_split_between_words(here):
+def test_long_document_is_split_between_words(data_dir):
     text = "".join(f"line {i} of the text\n" for i in range(40_000))
-    (here / "a.txt").write_text(text)
-    (here / "b.jsonl").write_text(json.dumps({"text": text}))
+    (data_dir / "a.txt").write_text(text)
+    (data_dir / "b.jsonl").write_text(json.dumps({"text": text}))
     for name in ("a.txt", "b.jsonl"):
         found = list(DocumentFiles(name))
         assert "".join(d.text for d in found) == text
@@ -123,18 +123,18 @@ def test_chunks_have_the_words_of_the_document(monkeypatch, words):
         assert [word for piece in found for word, _ in splitter.pre_tokenize_str(piece)] == whole
 
 
-def test_byte_order_mark_and_line_ends(here):
-    (here / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
-    (here / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one\\r\\n"}\r\n{"text": "two"}\r\n')
+def test_byte_order_mark_and_line_ends(data_dir):
+    (data_dir / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    (data_dir / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one\\r\\n"}\r\n{"text": "two"}\r\n')
     sources = DocumentFiles(["a.txt", "b.jsonl"])
     assert whole(sources) == ["one\ntwo\rthree\n", "one\r\n", "two"]
     assert sources.crlf_files == 1
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5])
-def test_line_ends_and_characters_across_blocks(here, monkeypatch, block):
+def test_line_ends_and_characters_across_blocks(data_dir, monkeypatch, block):
     monkeypatch.setattr("glassformer.training.data.sources.BLOCK", block)
-    (here / "a.txt").write_bytes("\ufeffä\r\n😀\r\r\nz\r".encode())
+    (data_dir / "a.txt").write_bytes("\ufeffä\r\n😀\r\r\nz\r".encode())
     assert "".join(d.text for d in DocumentFiles("a.txt")) == "ä\n😀\r\nz\r"
 
 
@@ -157,10 +157,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_skipped_or_raises_error(here, name):
+def test_bad_input_is_skipped_or_raises_error(data_dir, name):
     data, reason, where = BAD[name]
-    (here / name).write_bytes(data)
-    (here / "good.txt").write_text("good")
+    (data_dir / name).write_bytes(data)
+    (data_dir / "good.txt").write_text("good")
     sources = DocumentFiles([name, "good.txt"])
     assert set(whole(sources)) <= {"good", "a"}  # nothing of a broken document gets through
     assert sources.skipped.counts == {reason: 1}
@@ -172,8 +172,8 @@ def test_bad_input_is_skipped_or_raises_error(here, name):
     assert reason in str(error.value)
 
 
-def test_not_readable(here):
-    (here / "a.txt").write_text("text")
+def test_not_readable(data_dir):
+    (data_dir / "a.txt").write_text("text")
     sources = DocumentFiles("a.txt")
 
     def refuse(name):
@@ -185,10 +185,10 @@ def test_not_readable(here):
         list(sources)
 
 
-def test_missing_files_raise_data_error(here):
-    (here / "d").mkdir()
-    (here / "d/x.png").write_bytes(b"x")
-    (here / "e.txt").write_text("")
+def test_missing_files_raise_data_error(data_dir):
+    (data_dir / "d").mkdir()
+    (data_dir / "d/x.png").write_bytes(b"x")
+    (data_dir / "e.txt").write_text("")
     for given, message in (
         ("no.txt", "no.txt: there is no such file"),
         ("no/*.txt", "no/.*no file matches"),
@@ -203,7 +203,7 @@ def test_missing_files_raise_data_error(here):
         DocumentFiles("e.txt", separator="")
 
 
-def test_stdin(here, monkeypatch):
+def test_stdin(data_dir, monkeypatch):
     stdin(monkeypatch, b'{"text": "one"}\n{"text": "two"}\n')
     assert texts(DocumentFiles("-")) == [("-:1", "one"), ("-:2", "two")]
     stdin(monkeypatch, b"{not json}\nbut text\n")
@@ -217,8 +217,8 @@ def test_stdin(here, monkeypatch):
         list(DocumentFiles("-"))
 
 
-def test_text_field(here):
-    (here / "a.jsonl").write_text('{"story": "x", "text": "y"}\n')
+def test_text_field(data_dir):
+    (data_dir / "a.jsonl").write_text('{"story": "x", "text": "y"}\n')
     assert texts(DocumentFiles("a.jsonl", text_field="story")) == [("a.jsonl:1", "x")]
 
 

@@ -1,4 +1,4 @@
-"""The stories: written by rule, read back by the same rule, on two sides that never meet; and what scores them."""
+"""Test the generated stories, their parser, the split, and the scores."""
 
 import random
 import re
@@ -27,7 +27,7 @@ EVERYWHERE = pytest.mark.parametrize("split", corpus.SPLITS)
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, list[corpus.Story]]:
+def generated() -> dict[str, list[corpus.Story]]:
     return {split: list(corpus.stories(0, split, MANY)) for split in corpus.SPLITS}
 
 
@@ -39,10 +39,10 @@ def test_imports_no_torch():
 # --- one story --------------------------------------------------------------------------------------------------------
 
 
-def test_story_is_a_pure_function_of_its_number(told):
-    assert [corpus.story(0, "train", i) for i in (7, 3)] == [told["train"][i] for i in (7, 3)]
-    assert list(corpus.stories(0, "train", 2, start=3)) == told["train"][3:5]
-    assert corpus.story(1, "train", 3).text != told["train"][3].text
+def test_story_is_a_pure_function_of_its_number(generated):
+    assert [corpus.story(0, "train", i) for i in (7, 3)] == [generated["train"][i] for i in (7, 3)]
+    assert list(corpus.stories(0, "train", 2, start=3)) == generated["train"][3:5]
+    assert corpus.story(1, "train", 3).text != generated["train"][3].text
     assert corpus.story(0, "train", 3, level=-1) == corpus.story(0, "train", 3, level=len(corpus.LEVELS) - 1)
 
 
@@ -71,9 +71,9 @@ def test_unknown_split_or_level_raises_data_error(split, level):
         corpus.story(0, split, 0, level)
 
 
-def test_count_stories_is_above_a_billion(told):
+def test_count_stories_is_above_a_billion(generated):
     assert corpus.count_stories() >= 10**9
-    assert len({story.text for story in told["train"]}) == MANY
+    assert len({story.text for story in generated["train"]}) == MANY
 
 
 def test_every_noun_is_drawn_once_and_takes_the_article_a():
@@ -85,10 +85,10 @@ def test_every_noun_is_drawn_once_and_takes_the_article_a():
 # --- two sides --------------------------------------------------------------------------------------------------------
 
 
-def test_no_held_out_story_and_no_question_with_its_facts_occurs_in_training(told):
-    train = told["train"] + [s for level in (0, 1) for s in corpus.stories(0, "train", MANY, level)]
+def test_no_held_out_story_and_no_question_with_its_facts_occurs_in_training(generated):
+    train = generated["train"] + [s for level in (0, 1) for s in corpus.stories(0, "train", MANY, level)]
     train += list(corpus.stories(9, "train", MANY, 0))
-    held_out = told["held-out"] + list(corpus.stories(0, "held-out", MANY, 0))
+    held_out = generated["held-out"] + list(corpus.stories(0, "held-out", MANY, 0))
     facts = [{frozenset(story.events) for story in side} for side in (train, held_out)]
     assert not facts[0] & facts[1]
     kept = {q.pair for story in held_out for q in story.questions if corpus.is_held_out_pair(*q.pair)}
@@ -106,15 +106,15 @@ def test_short_stories_would_overlap_without_the_split():
     assert again & set(sets)
 
 
-def test_split_does_not_depend_on_order_or_words(told):
-    for story in told["held-out"][:200]:
+def test_split_does_not_depend_on_order_or_words(generated):
+    for story in generated["held-out"][:200]:
         assert corpus.split_of(reversed(story.events)) == "held-out"
 
 
 @EVERYWHERE
-def test_answers_are_balanced(told, split):
+def test_answers_are_balanced(generated, split):
     answers: dict[str, Counter[str]] = {}
-    for story in told[split]:
+    for story in generated[split]:
         for q in story.questions:
             answers.setdefault(q.kind, Counter())[q.answer] += 1
     assert set(answers) == set(corpus.KINDS)
@@ -164,10 +164,10 @@ GOOD = "One day Mia had a ball. Then Ben found a kite. Mia gave the ball to Ben.
     [
         (GOOD + "Who has the ball? Ben.", None),
         (GOOD + "Where is the kite? Rome.\nWhat does Ben have? The ball.", None),
-        (GOOD + "Who has the ball? Mia.", "not what the story says"),
-        (GOOD + "Where is the kite? Oslo.", "not what the story says"),
-        (GOOD + "What does Mia have? The ball.", "not what the story says"),
-        (GOOD + "Who has the ball? Ben", "not what the story says"),
+        (GOOD + "Who has the ball? Mia.", "contradicts the story"),
+        (GOOD + "Where is the kite? Oslo.", "contradicts the story"),
+        (GOOD + "What does Mia have? The ball.", "contradicts the story"),
+        (GOOD + "Who has the ball? Ben", "contradicts the story"),
         (GOOD, "at least one question"),
         ("", "at least one question"),
         (GOOD.replace("Ben hid", "Mia hid") + "Who has the ball? Ben.", "Mia does not have the kite"),
@@ -197,9 +197,9 @@ def test_wellformed_counts_sentences_and_question_lines():
     assert stories.score_wellformed([]) == 0
 
 
-def test_wellformed_notices_words_out_of_place(told):
+def test_wellformed_notices_words_out_of_place(generated):
     draw = random.Random(0)
-    for story in told["train"][:200]:
+    for story in generated["train"][:200]:
         words = story.text.split(" ")
         at = draw.randrange(len(words) - 1)
         words[at], words[at + 1] = words[at + 1], words[at]
@@ -210,8 +210,8 @@ def test_wellformed_notices_words_out_of_place(told):
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def test_score_answers_uses_the_first_line_only(told):
-    truth = {f"{s.text}\n{q.prompt}": q.answer for s in told["held-out"] for q in s.questions}
+def test_score_answers_uses_the_first_line_only(generated):
+    truth = {f"{s.text}\n{q.prompt}": q.answer for s in generated["held-out"] for q in s.questions}
 
     def knows(prompts, max_tokens):
         return [f" {truth[prompt]}\nWho has the moon? Mia." for prompt in prompts]
@@ -222,8 +222,8 @@ def test_score_answers_uses_the_first_line_only(told):
     assert stories.score_answers(lambda prompts, n: [truth[p] + "." for p in prompts], 20)["all"] == 0
 
 
-def test_baselines_answer_at_most_two_of_five_questions(told):
-    documents = [story.document for story in told["train"]]
+def test_baselines_answer_at_most_two_of_five_questions(generated):
+    documents = [story.document for story in generated["train"]]
     scores = {name: stories.score_answers(b, 400) for name, b in stories.baselines(documents).items()}
     assert len(scores) == 3
     for name, by_kind in scores.items():

@@ -1,4 +1,4 @@
-"""The demonstration's recipe, and the model that ships with the package."""
+"""Test the recipe of the demo and the model that ships with the package."""
 
 import json
 from random import Random

@@ -1,4 +1,4 @@
-"""The training loop: it learns, adds up right, and stops well whatever happens."""
+"""Test the training loop: learning, equivalences, signals and errors."""
 
 import math
 import os

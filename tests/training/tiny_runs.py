@@ -1,4 +1,4 @@
-"""Runs of a few steps on a tiny model and text, and what of them must be the same."""
+"""Helpers for training runs of a few steps on a tiny model and text."""
 
 import json
 import os
@@ -26,20 +26,20 @@ TIMES = ("tokens_per_second", "matrix_share")
 
 
 def texts(n: int = 60) -> list[str]:
-    """Short documents of few words, the same at each call."""
+    """Return short documents of few words, the same at each call."""
     draw = random.Random(1)
     words = "anna ben the a ball hat box gave took put in to and ran sat".split()
     return [" ".join(draw.choices(words, k=draw.randint(3, 30))) + "." for _ in range(n)]
 
 
 def make_tokenizer(folder: Path) -> str:
-    """A character tokenizer in `folder`, so that runs need not train one."""
+    """Save a character tokenizer in `folder`, so that runs do not train one."""
     train_tokenizer(texts(), kind="char", vocab_size=64).save(folder)
     return str(folder)
 
 
 def replaced(config: TrainConfig, **changes) -> TrainConfig:
-    """The config with changes; those of the fields of its task go there."""
+    """Return the config with changed fields, of the config or of its task."""
     of_task = {f.name: changes.pop(f.name) for f in fields(config.task) if f.name in changes}
     return replace(config, task=replace(config.task, **of_task), **changes)
 

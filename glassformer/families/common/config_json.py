@@ -81,8 +81,8 @@ def _config(kind: Any, value: Any, where: str) -> Any:
     needed = {name for name, f in own.items() if f.default is MISSING and f.default_factory is MISSING}
     if missing := sorted(needed - value.keys()):
         raise ConfigError(f"{where}: missing keys: {', '.join(missing)}")
-    found = {name: from_json(hints[name], part, f"{where}.{name}") for name, part in value.items()}
+    values = {name: from_json(hints[name], part, f"{where}.{name}") for name, part in value.items()}
     try:
-        return kind(**found)
+        return kind(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None

@@ -33,8 +33,8 @@ def without_mlp(rules: tuple[TensorRule, ...]) -> tuple[TensorRule, ...]:
 
 def read_n_experts(raw: ConfigFields, name: str, other: str, default: int) -> int:
     """Return the number of experts, under the key `name` of older files or `other` of newer ones."""
-    found = raw.size(other, default)
-    return raw.size(name, found)
+    n_experts = raw.size(other, default)
+    return raw.size(name, n_experts)
 
 
 def expert_parts(config: ModelConfig) -> tuple[LayerConfig, MoEConfig, MLPConfig]:

@@ -12,7 +12,7 @@ from glassformer.config import Activation, ModelConfig, RecurrentConfig, TextEnc
 from glassformer.errors import ConfigError
 from glassformer.families.common.shape import ShapeConfig
 
-# Keys that do not change what the model computes: training, generation and program settings.
+# Keys that do not change the model's computation: training, generation and program settings.
 IGNORED = frozenset(
     """_name_or_path _num_labels activation_dropout architectures attention_dropout attention_probs_dropout_prob
     attn_pdrop auto_map aux_loss_alpha bad_words_ids bos_token_id cache_implementation chunk_size_feed_forward

@@ -70,7 +70,7 @@ def _read_params(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
     theta, multiple = raw.number("rope_theta", 10_000.0), raw.size("multiple_of", 256)
     d_ff = int(raw.number("ffn_dim_multiplier", 1.0) * int(8 * width / 3))
     n_rows = raw.take("vocab_size", -1)
-    found: dict[str, Any] = {
+    config_json: dict[str, Any] = {
         "hidden_size": width,
         "num_attention_heads": n_heads,
         "num_key_value_heads": raw.size("n_kv_heads", n_heads),
@@ -88,10 +88,10 @@ def _read_params(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
         context = 131_072
         bands = {"low_freq_factor": 1.0, "high_freq_factor": raw.number("rope_high_freq_factor", 4.0)}
         bands |= {"factor": factor, "original_max_position_embeddings": 8192}
-        found["rope_scaling"] = {"rope_type": "llama3", **bands}
-    found["max_position_embeddings"] = raw.size("max_seq_len", context)
+        config_json["rope_scaling"] = {"rope_type": "llama3", **bands}
+    config_json["max_position_embeddings"] = raw.size("max_seq_len", context)
     raw.take("max_batch_size", None)
-    return found
+    return config_json
 
 
 def _params_axis(name: str, shape: tuple[int, ...], raw: Mapping[str, Any]) -> int | None:
@@ -148,9 +148,9 @@ MINGPT_SIZES = {  # minGPT's model types: n_layer, n_head, n_embd
 def _read_nano(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
     raw.flag("bias", True)  # biases are detected from the tensors
     raw.take("dropout", None)
-    found = {name: raw.size(name) for name in SIZES}
+    sizes = {name: raw.size(name) for name in SIZES}
     tables = {"vocab_size": raw.size("vocab_size"), "n_positions": raw.size("block_size")}
-    return found | tables | {"activation_function": "gelu", "tie_word_embeddings": True}
+    return sizes | tables | {"activation_function": "gelu", "tie_word_embeddings": True}
 
 
 def _read_min(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
@@ -159,14 +159,14 @@ def _read_min(raw: ConfigFields, shapes: Shapes) -> dict[str, Any]:
     if kind is not None and kind not in MINGPT_SIZES:
         raise ConfigError(f"{raw.source}: unknown model_type {kind!r}. Known: {', '.join(MINGPT_SIZES)}")
     known = dict(zip(SIZES, MINGPT_SIZES[kind], strict=True)) if kind else {}
-    found: dict[str, Any] = {name: raw.optional(name) or known.get(name) for name in SIZES}
+    config_json: dict[str, Any] = {name: raw.optional(name) or known.get(name) for name in SIZES}
     for key, name, table in (("vocab_size", "vocab_size", "wte"), ("n_positions", "block_size", "wpe")):
-        found[key] = raw.optional(name) or shapes.get(f"transformer.{table}.weight", (None,))[0]
+        config_json[key] = raw.optional(name) or shapes.get(f"transformer.{table}.weight", (None,))[0]
     for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop"):
         raw.take(name, None)
-    if missing := [name for name in SIZES if found[name] is None]:
+    if missing := [name for name in SIZES if config_json[name] is None]:
         raise ConfigError(f"{raw.source}: neither model_type nor {', '.join(missing)} is given")
-    return found | {"activation_function": "gelu_new", "tie_word_embeddings": False}
+    return config_json | {"activation_function": "gelu_new", "tie_word_embeddings": False}
 
 
 NANOGPT = OriginalFormat(

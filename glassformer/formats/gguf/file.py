@@ -118,10 +118,10 @@ def open_gguf(path: Path) -> list[GgufFile]:
         stated = (shard.metadata.get("split.no"), shard.metadata.get("split.count"))
         if stated != (no, count):
             raise CheckpointError(f"{shard.path} states number {stated[0]} of {stated[1]}, expected {no} of {count}")
-    claimed, found = files[0].metadata.get("split.tensors.count"), sum(map(len, files))
-    if claimed not in (None, found):
+    claimed, n_tensors = files[0].metadata.get("split.tensors.count"), sum(map(len, files))
+    if claimed not in (None, n_tensors):
         raise CheckpointError(
-            f"{files[0].path}: split.tensors.count is {claimed}, but its {count} files have {found} tensors"
+            f"{files[0].path}: split.tensors.count is {claimed}, but its {count} files have {n_tensors} tensors"
         )
     return files
 
@@ -132,7 +132,7 @@ def check_claims(files: list[GgufFile], width: int) -> None:
     The model is built before its tensors are read, so a false claim could fill the memory.
 
     Raises:
-        CheckpointError: names the key, the claim, and what the tensors allow.
+        CheckpointError: names the key, the claimed number, and the limit of the tensors.
     """
     infos, metadata = {name: info for file in files for name, info in file.names.items()}, files[0].metadata
     prefix = f"{metadata.get('general.architecture')}."

@@ -93,16 +93,15 @@ def read_metadata(
     fields = MetadataFields(
         ConfigFields(own, source, ignore), tensors, numbers, has_key_length="attention.key_length" in gguf.keys
     )
-    raw = _config_json(gguf, fields) | {"vocab_size": vocab_size}
-    raw |= {} if gguf.token_types_key is None else {gguf.token_types_key: metadata.get(TYPES_KEY, 2)}
-    for key, value in gguf.required.items():
-        fields.keys.expect(key, value)
-    for key in (*gguf.write_only, *gguf.must_match, *gguf.ignored_keys):
-        fields.keys.take(key, None)
-    fields.keys.close()
-    config_fields = ConfigFields(raw, source)
-    with config_fields.naming_source():
-        config = FAMILIES[name].read(config_fields)
+    with fields.keys.naming_source():
+        raw = _config_json(gguf, fields) | {"vocab_size": vocab_size}
+        raw |= {} if gguf.token_types_key is None else {gguf.token_types_key: metadata.get(TYPES_KEY, 2)}
+        for key, value in gguf.required.items():
+            fields.keys.expect(key, value)
+        for key in (*gguf.write_only, *gguf.must_match, *gguf.ignored_keys):
+            fields.keys.take(key, None)
+        fields.keys.close()
+        config = FAMILIES[name].read(ConfigFields(raw, source))
     assert not isinstance(config, RecurrentConfig), "GGUF has no recurrent models"
     for key, value_of in gguf.must_match.items():
         if key not in gguf.keys and own.get(key, value_of(config)) != value_of(config):

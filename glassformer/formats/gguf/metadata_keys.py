@@ -108,16 +108,19 @@ class RopeKeys:
         if self.factor_key is None and not self.latent and dim != head_dim:
             raise ConfigError(f"{keys.source}: rope.dimension_count = {dim} is not supported, only {head_dim}")
         theta = keys.number("rope.freq_base", 10_000.0)
-        found: dict[str, Any] = {self.theta_key: theta, "rope_scaling": self._scaling(fields, theta, dim, context)}
+        config_json: dict[str, Any] = {
+            self.theta_key: theta,
+            "rope_scaling": self._scaling(fields, theta, dim, context),
+        }
         if self.factor_key is not None:
-            found[self.factor_key] = rotary_factor(dim, head_dim)
+            config_json[self.factor_key] = rotary_factor(dim, head_dim)
         if self.latent:
-            found["qk_rope_head_dim"] = dim
+            config_json["qk_rope_head_dim"] = dim
         if self.local_theta_key is not None:
-            found[self.local_theta_key] = keys.number("rope.freq_base_swa", 10_000.0)
+            config_json[self.local_theta_key] = keys.number("rope.freq_base_swa", 10_000.0)
         else:
             keys.expect("rope.freq_base_swa", theta)
-        return found
+        return config_json
 
     def _scaling(self, fields: MetadataFields, theta: float, dim: int, context: int) -> dict[str, Any]:
         keys = fields.keys
@@ -185,31 +188,31 @@ class RopeKeys:
         if not rotary or (rope := rotary[0].rope) is None:
             return {}, {}
         head_dim = rotary[0].head_dim
-        found: dict[str, Any] = {"rope.freq_base": rope.theta, "rope.dimension_count": rope.dim or head_dim}
+        metadata: dict[str, Any] = {"rope.freq_base": rope.theta, "rope.dimension_count": rope.dim or head_dim}
         if self.local_theta_key is not None:
             local = (layer.attention for layer in config.layers if layer.attention.window is not None)
-            found["rope.freq_base_swa"] = next((a.rope.theta for a in local if a.rope is not None), 10_000.0)
+            metadata["rope.freq_base_swa"] = next((a.rope.theta for a in local if a.rope is not None), 10_000.0)
         scaling, tensors = rope.scaling, {}
         if has_divisors(scaling):
             tensors = {DIVISORS: divisors(rope, head_dim)}
         elif isinstance(scaling, LinearScaling):
-            found |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+            metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
         elif isinstance(scaling, YarnScaling):
-            found |= _yarn_keys(scaling) | (_scale_keys(rotary[0], scaling) if self.latent else {})
+            metadata |= _yarn_keys(scaling) | (_scale_keys(rotary[0], scaling) if self.latent else {})
         elif isinstance(scaling, LongScaling):
-            found |= {
+            metadata |= {
                 "rope.scaling.type": "longrope",
                 "rope.scaling.original_context_length": scaling.original_context,
                 "rope.scaling.attn_factor": scaling.attention_factor,
             }
             tensors = {SHORT: list(scaling.short), LONG: list(scaling.long)}
-        return found, {name: numbers for name, numbers in tensors.items() if name in self.tensors}
+        return metadata, {name: numbers for name, numbers in tensors.items() if name in self.tensors}
 
 
 def _yarn_keys(scaling: YarnScaling) -> dict[str, Any]:
     """Return the metadata of YaRN. llama.cpp multiplies `attn_factor` by the paper's factor, so it is divided here."""
     own = 1 + 0.1 * math.log(max(1.0, scaling.factor))
-    found = {
+    values = {
         "type": "yarn",
         "factor": scaling.factor,
         "original_context_length": scaling.original_context,
@@ -217,7 +220,7 @@ def _yarn_keys(scaling: YarnScaling) -> dict[str, Any]:
         "yarn_beta_fast": scaling.beta_fast,
         "yarn_beta_slow": scaling.beta_slow,
     }
-    return {f"rope.scaling.{name}": value for name, value in found.items()}
+    return {f"rope.scaling.{name}": value for name, value in values.items()}
 
 
 def _multiplier(keys: ConfigFields) -> float:
@@ -295,12 +298,12 @@ class WindowKeys:
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         windows = [layer.attention.window for layer in config.layers]
-        found = {"attention.sliding_window": next((w for w in windows if w is not None), 0)}
-        if self.required and not found["attention.sliding_window"]:
+        metadata = {"attention.sliding_window": next((w for w in windows if w is not None), 0)}
+        if self.required and not metadata["attention.sliding_window"]:
             raise ConfigError(f"GGUF's {config.family} needs a layer with a window, but this model has none")
         slides = [w is not None for w in windows]
         usual = self.every is None or slides == [i % self.every < self.every - 1 for i in range(len(windows))]
-        return found if usual else found | {"attention.sliding_window_pattern": slides}
+        return metadata if usual else metadata | {"attention.sliding_window_pattern": slides}
 
 
 WITHOUT_Q_RANK = (26, 27)  # llama.cpp assumes that models of so many layers have no `q_lora_rank`

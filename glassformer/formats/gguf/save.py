@@ -91,10 +91,10 @@ def left_out(model: Decoder | EncoderDecoder | TextEncoder) -> list[str]:
 def _stored_parameters(model: Decoder | EncoderDecoder | TextEncoder) -> dict[str, Tensor]:
     """Return the parameters that are stored; of the position table the rows from the first position on."""
     omitted = tuple(f"{part}." for part in left_out(model))
-    found: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if not name.startswith(omitted)}
-    if "positions.weight" in found:
-        found["positions.weight"] = found["positions.weight"][model.config.position_offset :]
-    return found
+    parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if not name.startswith(omitted)}
+    if "positions.weight" in parameters:
+        parameters["positions.weight"] = parameters["positions.weight"][model.config.position_offset :]
+    return parameters
 
 
 def _stored_type(mapping: TensorMapping, parameters: dict[str, Tensor], kind: str) -> gguf.GGMLQuantizationType:

@@ -67,7 +67,7 @@ def _rerun_blocks(t: Trace, edits: Sequence[Edit], rows: int, n: int) -> tuple[F
     x = t.captured.require(start)[:n]
     step = Step(t.captured.positions[None, :n], source=source)
     step.tap = CapturingTap(step, tuple(range(rows)), editor, None)
-    return t.model.above(x.expand(rows, *x.shape), step, first), editor
+    return t.model.run_blocks(x.expand(rows, *x.shape), step, first), editor
 
 
 def _rerun_recurrent(t: Trace, edits: Sequence[Edit], rows: int, position: int) -> Float[Tensor, "B V"]:

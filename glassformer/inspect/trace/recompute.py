@@ -215,7 +215,7 @@ def outer_points(captured: CapturedValues, names: Sequence[str], at: Tensor | No
     step = captured.step(at, captured.editor, capture)
     ids = captured.ids if at is None else captured.ids[at]
     if any(name.startswith("embed.") for name in names):
-        embedded = captured.model.enter(ids[None], step)[0]
+        embedded = captured.model.embed_input(ids[None], step)[0]
         error = max_difference(embedded, captured.require("embed.out", at))
         found |= {name: (capture.tensors[name], error, SAME_START) for name in names if name in capture.tensors}
     if any(name.startswith("final.") for name in names):

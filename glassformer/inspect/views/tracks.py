@@ -98,7 +98,7 @@ def first_edited_cell(t: Trace, other: Trace, n: int) -> EditedCell | None:
     if not only and t.edits != other.edits:  # the same edits in another order
         only = set(t.edits)
     cells = [
-        EditedCell(row, edit.first(one.n_prompt), edit.point)
+        EditedCell(row, edit.first_position(one.n_prompt), edit.point)
         for one in (t, other)
         for edit in one.edits
         if edit in only and (row := first_row(edit.point)) is not None

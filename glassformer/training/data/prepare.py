@@ -92,7 +92,7 @@ def prepare(
             for number, document in enumerate(digest.over(part)):
                 meter.update(len(document.text), number % 1000 == 0)
         meter.update(0)
-        return _same(old, digest)
+        return _check_fingerprint(old, digest)
 
     digest, notes, meter = _Digest(identity), [], ProgressMeter(main, progress, "tokenizing")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def prepare(
         build = ShardWriter(partial, tokenizer, shard_tokens)
         build.run(stream, meter.update)
         if old is not None:
-            return _same(old, digest)
+            return _check_fingerprint(old, digest)
         records = build.records()
         if (records["side"] == UNDECIDED).any():
             mask = choose_held_out(records["hash"], records["tokens"], held_out, held_out_tokens)
@@ -121,7 +121,7 @@ def prepare(
             **counts(records), **_skipped(main, evaluation, notes), "notes": notes,
         }  # fmt: skip
         build.finish(records, index)
-        _put_in_place(partial, out)
+        _replace_folder(partial, out)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -304,7 +304,7 @@ def _existing(out: Path, identity: dict[str, Any], rebuild: bool) -> Shards | No
     return shards
 
 
-def _same(shards: Shards, digest: _Digest) -> Shards:
+def _check_fingerprint(shards: Shards, digest: _Digest) -> Shards:
     if digest.hexdigest() != shards.fingerprint:
         raise DataError(f"{shards.folder} was prepared from other documents: name another folder, or rebuild it")
     return shards
@@ -361,7 +361,7 @@ def _remove_leftovers(out: Path) -> None:
                     shutil.rmtree(path, ignore_errors=True)
 
 
-def _put_in_place(partial: Path, out: Path) -> None:
+def _replace_folder(partial: Path, out: Path) -> None:
     """Rename the finished folder to its name, and remove the folder that it replaces."""
     _fsync_folder(partial)
     if out.exists():

@@ -107,8 +107,8 @@ def _shard_like(x: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor, Replicate
 
     assert isinstance(like, DTensor)
-    whole = DTensor.from_local(x, like.device_mesh, [Replicate()] * like.device_mesh.ndim)
-    return whole.redistribute(placements=like.placements)
+    replicated = DTensor.from_local(x, like.device_mesh, [Replicate()] * like.device_mesh.ndim)
+    return replicated.redistribute(placements=like.placements)
 
 
 class AdamW:

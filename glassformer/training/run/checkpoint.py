@@ -133,7 +133,7 @@ class Checkpoints:
         return min(measured, key=lambda path: measured[path]) if measured else self.last()
 
     def recover(self) -> None:
-        """Remove what a killed process left incomplete, then update links and remove old checkpoints."""
+        """Remove incomplete checkpoints of a killed process, then update links and remove old checkpoints."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob(".*.tmp"):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -79,7 +79,7 @@ def resume_config(folder: str | Path, **changes: Any) -> TrainConfig:
 
 
 def environment(device: torch.device, dtype: str, processes: int) -> dict[str, Any]:
-    """Return what bit-identical resumption depends on in addition to the configuration."""
+    """Return the versions and hardware that bit-identical resumption depends on."""
     versions = {}
     for name in PACKAGES:
         try:

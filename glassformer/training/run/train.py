@@ -195,7 +195,7 @@ def set_up(
     choices = [f"device {device}", f"dtype {choice.dtype}: {choice.because}", f"threads {torch.get_num_threads()}"]
     if getattr(config.task, "compile", False):
         failure = compile_blocks(task.model, lambda: trial_step(task, optimizer))
-        choices.append(failure or "blocks compiled, one code for all")
+        choices.append(failure or "blocks compiled")
         if failure:
             reporter.on_message(failure, warning=True)
     rate = precision.measure_matrix_rate(task.matrices, task.batch_tokens, choice.torch_dtype, str(device)) * world.size

@@ -1,1 +1,1 @@
-"""What is trained: a language model or a sequence-to-sequence model."""
+"""Training tasks: language modelling and sequence-to-sequence."""

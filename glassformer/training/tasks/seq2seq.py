@@ -47,7 +47,7 @@ SOURCE_KEYS = (".cross.k.", ".cross.v.", "alignment.key.")  # matrices of a deco
 
 
 def prepare_examples(
-    config: TrainConfig, given: ExampleSource | None, held_out: ExampleSource | None, reporter: Reporter
+    config: TrainConfig, examples: ExampleSource | None, held_out: ExampleSource | None, reporter: Reporter
 ) -> None:
     """Write the tokenizer and the tokenized examples into the run folder, and report skipped examples.
 
@@ -78,7 +78,7 @@ def prepare_examples(
         sides = (text for example in source for text in (example.source, example.target))
         return sides, getattr(source, "total_bytes", None)
 
-    source = Seq2SeqFiles(config.data, strict=task.strict) if given is None else make_repeatable(given)
+    source = Seq2SeqFiles(config.data, strict=task.strict) if examples is None else make_repeatable(examples)
     if isinstance(source, Seq2SeqFiles) and not source.repeatable:  # standard input can be read once only
         files, source = source, list(source)
         report(files.skipped)
@@ -87,9 +87,9 @@ def prepare_examples(
     if held_out is None and config.held_out_data:
         held_out = Seq2SeqFiles(config.held_out_data, strict=task.strict)
     if held_out is not None:
-        evaluation, n_given = tokenize(make_repeatable(held_out)), len(train)
+        evaluation, n_train = tokenize(make_repeatable(held_out)), len(train)
         train = exclude_sources(train, evaluation)
-        overlap = n_given - len(train)
+        overlap = n_train - len(train)
         if overlap:
             reporter.on_message(f"skipped: {overlap:,} training examples whose source is held out", warning=True)
     elif config.held_out:

@@ -1,4 +1,4 @@
-"""The interface between a training run and what it trains.
+"""The interface between a training run and its task.
 
 task       a batch                        the loss                     an evaluation
 lm         packed sequences of text       of each next token           the loss of held-out text
@@ -36,7 +36,7 @@ class Loader(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """One process's part in training a model, made from what `prepare` has written into the run folder.
+    """One process's part in training a model, created from the data that `prepare` wrote into the run folder.
 
     fingerprint: of the prepared data. train_tokens, held_out_tokens: in that data. batch_tokens: in a micro-batch,
     approximately. matrices: [out, in] of the model's matrices with their counts. flops_per_token: floating-point
