@@ -1,4 +1,4 @@
-"""`glassformer chat`: a conversation by the model's chat template, or plain continuation without one."""
+"""`glassformer chat`: a conversation with the model's chat template, or plain continuation without one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def chat(
     ignore_key: IgnoreKeys = (),
     machine: Machine = Machine(),
 ) -> None:
-    """Chat with a model. An empty line starts over, Ctrl-C stops an answer, Ctrl-D ends.
+    """Chat with a model. An empty line starts over, Ctrl-C stops an answer, Ctrl-D exits.
 
     With a chat template each line is a message of one conversation. Without one, your lines and the model's
     continuations form one text.

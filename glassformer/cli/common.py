@@ -1,4 +1,4 @@
-"""What the verbs share: device options, loading, output and progress."""
+"""Shared code of the verbs: device options, loading, output and progress."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ IgnoreKeys = Annotated[
 
 
 def open_any(model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False) -> AnyTextModel:
-    """Load a model of any kind, and report on stderr what was loaded."""
+    """Load a model of any kind, and print its description on stderr."""
     from glassformer.models.load import load
 
     return _open(load, model, machine, ignore_keys, quiet)
@@ -69,7 +69,7 @@ def open_any(model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *,
 def open_model(
     model_class: type[M], model: str, machine: Machine, ignore_keys: tuple[str, ...] = (), *, quiet: bool = False
 ) -> M:
-    """Load a model of one class, and report on stderr what was loaded."""
+    """Load a model of one class, and print its description on stderr."""
     return _open(model_class.load, model, machine, ignore_keys, quiet)
 
 
@@ -113,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object on stdout, on one line whatever the terminal width."""
+    """Print one JSON object on stdout, on one line for every terminal width."""
     json.dump(value, sys.stdout, ensure_ascii=False, default=_plain)
     sys.stdout.write("\n")
     sys.stdout.flush()
@@ -121,18 +121,18 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Advance]:
-    """Give a callback (done, total, what) that draws a progress bar, or prints lines if stderr is no terminal."""
+    """Yield a callback (done, total, label) that draws a progress bar, or prints lines if stderr is not a terminal."""
     if quiet:
-        yield lambda done, total, what: None
+        yield lambda done, total, label: None
     elif err.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
         with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
             tasks: dict[str, Any] = {}
 
-            def advance(done: int, total: int | None, what: str) -> None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what, total=total or None)
-                bar.update(tasks[what], completed=done, total=total or None)
+            def advance(done: int, total: int | None, label: str) -> None:
+                if label not in tasks:
+                    tasks[label] = bar.add_task(label, total=total or None)
+                bar.update(tasks[label], completed=done, total=total or None)
 
             yield advance
     else:
@@ -143,20 +143,20 @@ def plain_progress(every: float = 2.0) -> Advance:
     """Return a callback that prints a progress line every `every` seconds."""
     last = time.monotonic()
 
-    def advance(done: int, total: int | None, what: str) -> None:
+    def advance(done: int, total: int | None, label: str) -> None:
         nonlocal last
         if time.monotonic() - last >= every:
             last = time.monotonic()
-            say(f"{what}: {100 * done / total:.0f}%" if total else f"{what}: {done:,}")
+            say(f"{label}: {100 * done / total:.0f}%" if total else f"{label}: {done:,}")
 
     return advance
 
 
 @contextmanager
-def working(what: str, *, quiet: bool = False) -> Iterator[None]:
+def working(label: str, *, quiet: bool = False) -> Iterator[None]:
     """Show a spinner while something of unknown length runs."""
     if quiet or not err.is_terminal:
         yield
     else:
-        with err.status(what):
+        with err.status(label):
             yield

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glassformer.models.embedder import Embedder
 
 LINES = 1024  # lines of stdin per batch
-MATRIX = 12  # texts up to which all pairs are compared; of more, each is shown with its nearest neighbour
+MATRIX = 12  # up to this number of texts, all pairs are compared; otherwise each with its nearest neighbour
 
 
 def embed(
@@ -32,7 +32,7 @@ def embed(
 ) -> None:
     """Embed texts and print their similarities, or their vectors.
 
-    Up to twelve texts are compared pairwise; of more, each is shown with its nearest neighbour.
+    Up to twelve texts are compared pairwise. With more texts, each is shown with its nearest neighbour.
 
     Parameters
     ----------
@@ -44,12 +44,12 @@ def embed(
     prompt
         The name of the model's prompt before these texts, such as query or document.
     truncate
-        Cut texts that are too long; by default they are an error.
+        Truncate texts that are too long; by default they raise an error.
     json
         Print one JSON object per text: the text and its vector.
     """
     if not text:
-        raise RequestError("there is no text: give one or more, or - for stdin, one per line", param="text")
+        raise RequestError("there is no text: pass one or more, or - for stdin, one per line", param="text")
     stdin = text == ("-",)
     from glassformer.models.embedder import Embedder
 
@@ -73,7 +73,7 @@ def embed(
     if len(texts) == 1:
         numbers = " ".join(f"{x:.4f}" for x in vectors[0, :8].tolist())
         print(f"{embedder.dimensions} dimensions, norm {vectors[0].norm():.4f}: {numbers} ...")
-        print("(give two or more texts to compare them; --json prints complete vectors)")
+        print("(pass two or more texts to compare them; --json prints complete vectors)")
     elif len(texts) <= MATRIX:
         print(*matrix(texts, embedder.similarity(vectors, vectors), kind, out.width), sep="\n")
     else:
@@ -88,7 +88,7 @@ def _vectors(embedder: Embedder, texts: Sequence[str], prompt: str | None, trunc
 
 
 def matrix(texts: list[str], found: Tensor, kind: str, width: int) -> Iterator[str]:
-    """Yield the similarity matrix: numbered columns, and the texts as far as they fit."""
+    """Yield the lines of the similarity matrix, with numbered columns and the truncated texts."""
     rows = found.tolist()
     cell = max(len(f"{x:.2f}") for row in rows for x in row) + 1
     room = max(12, width - cell * len(texts) - 6)
@@ -110,6 +110,6 @@ def nearest(texts: list[str], embedder: Embedder, vectors: Tensor, width: int) -
 
 
 def _cut(text: str, room: int) -> str:
-    """Return a text on one line, cut to a width."""
+    """Return a text on one line, truncated to a width."""
     line = " ".join(text.split())
     return line if cell_len(line) <= room else set_cell_size(line, room - 1).rstrip() + "…"

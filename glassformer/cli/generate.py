@@ -47,7 +47,7 @@ def generate(
     prompt
         The text to continue; if empty, the model begins a document. `-` reads stdin.
     max_tokens
-        The most tokens to generate; by default until the model ends the text or its context is full.
+        The maximal number of tokens; by default the model generates until an end token or a full context.
     temperature
         Divides the logits: below 1 less random, above 1 more; 0 always takes the most likely token.
     top_k
@@ -68,9 +68,9 @@ def generate(
     from glassformer.models.language_model import LanguageModel
 
     lm = open_model(LanguageModel, model, machine, ignore_key, quiet=json)
-    given: str | list[int] = _ids(ids) if ids else sys.stdin.read() if prompt == "-" else prompt
+    source: str | list[int] = _ids(ids) if ids else sys.stdin.read() if prompt == "-" else prompt
     if ids and prompt:
-        raise RequestError("give a prompt or --ids, not both", param="ids")
+        raise RequestError("pass a prompt or --ids, not both", param="ids")
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -89,11 +89,11 @@ def generate(
     if n == 1 and logprobs is None and not json and lm.tokenizer is not None:
         if seed is None and temperature:
             options["seed"] = secrets.randbits(32)
-        stream(lm, given, **options)
+        stream(lm, source, **options)
         if options["seed"] != seed:
             say(f"seed {options['seed']}")
         return
-    found = lm.generate(given, **options)
+    found = lm.generate(source, **options)
     if json:
         print_json({"model": lm.path, "prompt_ids": found.prompt_ids, "seed": found.seed} | _choices(lm, found))
         return
@@ -104,7 +104,7 @@ def generate(
             _table(lm, one)
         else:
             shown = one.text if lm.tokenizer else " ".join(map(str, one.ids))
-            out.print((given if isinstance(given, str) else "") + shown, markup=False)
+            out.print((source if isinstance(source, str) else "") + shown, markup=False)
     if found.seed is not None and seed is None:
         say(f"seed {found.seed}")
 

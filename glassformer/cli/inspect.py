@@ -1,4 +1,4 @@
-"""`glassformer inspect`: show what a model computes on a text, in the terminal or as HTML, PNG or JSON."""
+"""`glassformer inspect`: show the activations of a model on a text, in the terminal or as HTML, PNG or JSON."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def inspect(
     machine: Machine = Machine(),
     **parameters: str,
 ) -> None:
-    """Show what a model computes on a text: tokens, an attention head, one cell, the logit lens.
+    """Show the activations of a model on a text: tokens, an attention head, one cell, the logit lens.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def inspect(
     target
         For models with a source: the target; by default the model generates it.
     max_tokens
-        Generate so many tokens first, greedily. For models with a source: the maximal length of the target.
+        Generate this many tokens first, greedily. For models with a source: the maximal length of the target.
     view
         Show one view instead of the overview: cell, lens, roles, block, ... (a wrong name lists all). Its parameters
         are options: --layer 2 --head 3 --position 5. Without them, layer, head, query and key are those of the head
@@ -118,19 +118,19 @@ def _draw(panels: list[Any]) -> None:
 
 
 def _suffix(path: Path | None, view: str | None, bake: str) -> str | None:
-    """Return the suffix of the output file. RequestError where it is unknown, or options do not go together."""
+    """Return the suffix of the output file. RequestError if it is unknown, or options conflict."""
     suffix = None if path is None else path.suffix.lower()
     if suffix is not None and suffix not in SUFFIXES:
         raise RequestError(f"--out must end in {', '.join(SUFFIXES)}, got {str(path)!r}", param="out")
     if path is not None and not path.parent.is_dir():
-        raise RequestError(f"--out: there is no folder {str(path.parent)!r}", param="out")
+        raise RequestError(f"--out: the folder {str(path.parent)!r} does not exist", param="out")
     if bake != "chosen" and suffix != ".html":
-        raise RequestError("--bake needs a report: give --out NAME.html", param="bake")
+        raise RequestError("--bake needs a report: add --out NAME.html", param="bake")
     return suffix
 
 
 def _find_view(name: str | None) -> ViewSpec | None:
-    """Return the view. RequestError lists all views where there is none of this name."""
+    """Return the view. RequestError lists all views if the name is unknown."""
     if name is None:
         return None
     from glassformer.inspect.views.registry import VIEWS, find_view
@@ -142,7 +142,7 @@ def _find_view(name: str | None) -> ViewSpec | None:
 
 
 def _focus_options(view: str | None, parameters: dict[str, str]) -> dict[str, int | None]:
-    """Return the given layer, head, query (or position) and key. RequestError for unknown options."""
+    """Return the requested layer, head, query (or position) and key. RequestError for unknown options."""
     found: dict[str, int | None] = {}
     for name, value in parameters.items():
         option = "query" if name == "position" else name
@@ -151,13 +151,13 @@ def _focus_options(view: str | None, parameters: dict[str, str]) -> dict[str, in
                 raise RequestError(f"--{name} must be a whole number, got {value!r:.60}", param=name)
             found[option] = int(value)
         elif view is None:
-            known = "--layer, --head, --query and --key; other options belong to a view: give --view"
-            raise RequestError(f"unknown option --{name}; without --view there are {known}", param=name)
+            known = "--layer, --head, --query and --key; other options belong to a view: add --view"
+            raise RequestError(f"unknown option --{name}; without --view the options are {known}", param=name)
     return found
 
 
 def _tracer(lm: AnyModel, target: str | None, max_tokens: int) -> Callable[..., Trace]:
-    """Return the function that traces a text with these options. RequestError where one has no effect."""
+    """Return the function that traces a text with these options. RequestError if one has no effect."""
     if lm.kind in ("encoder-decoder", "recurrent"):
         return partial(lm.trace, target=target, max_tokens=max_tokens or None)
     if target is not None:
@@ -167,18 +167,18 @@ def _tracer(lm: AnyModel, target: str | None, max_tokens: int) -> Callable[..., 
     return partial(lm.trace, **({"max_tokens": max_tokens, "temperature": 0.0} if max_tokens else {}))
 
 
-def _find_focus(trace: Trace, given: dict[str, int | None], parameters: dict[str, str]) -> Focus:
+def _find_focus(trace: Trace, where: dict[str, int | None], parameters: dict[str, str]) -> Focus:
     from glassformer.inspect.views.focus import focus
 
     kind: Any = parameters.get("attention")
-    return focus(trace, **given, attention=kind if kind in ("cross", "encoder") else "attn")
+    return focus(trace, **where, attention=kind if kind in ("cross", "encoder") else "attn")
 
 
-def _read_edits(given: tuple[str, ...]) -> tuple[Edit, ...]:
+def _read_edits(edits: tuple[str, ...]) -> tuple[Edit, ...]:
     from glassformer.inspect.edits.reader import EditReader
 
     found = []
-    for text in given:
+    for text in edits:
         try:
             data = json_of.loads(text)
         except json_of.JSONDecodeError as error:
@@ -188,10 +188,10 @@ def _read_edits(given: tuple[str, ...]) -> tuple[Edit, ...]:
 
 
 def _view_options(
-    view: ViewSpec, t: Trace, focus: Focus, prompt: str, given: dict[str, str], without_edits: Callable[[], Trace],
+    view: ViewSpec, t: Trace, focus: Focus, prompt: str, parameters: dict[str, str], without_edits: Callable[[], Trace],
     make_trace: Callable[..., Trace],
 ) -> dict[str, Any]:  # fmt: skip
-    """Return a view's parameters: those given, and the focus and this text where others are required.
+    """Return a view's parameters; the focus and this text fill those that are missing.
 
     Args:
         without_edits: Traces the same text without edits, the default `other` of `fork` and `changed`.
@@ -209,11 +209,11 @@ def _view_options(
     filled = {
         name: format_value(defaults[name])
         for name in view.parameters
-        if name in defaults and name not in given and name not in optional
+        if name in defaults and name not in parameters and name not in optional
     }
-    if t.edits and "other" in view.parameters and "other" not in given:
-        return view.read(given | filled | {"other": ""}, find=lambda _: without_edits())
-    return view.read(given | filled, find=make_trace)
+    if t.edits and "other" in view.parameters and "other" not in parameters:
+        return view.read(parameters | filled | {"other": ""}, find=lambda _: without_edits())
+    return view.read(parameters | filled, find=make_trace)
 
 
 def _longest_word(text: str) -> str:
@@ -233,7 +233,7 @@ def _run_view(view: ViewSpec, lm: AnyModel, t: Trace, options: dict[str, Any]) -
 
 
 def _overview(lm: AnyModel, t: Trace, focus: Focus, prompt: str) -> tuple[list[Any], dict[str, Any]]:
-    """Return the text, a head with a cell, the alignment and the lens, as far as the model has them, at one focus."""
+    """Return the views at one focus that the model supports: text, head with a cell, alignment, lens."""
     from glassformer.inspect.drawing.trace_panels import note
     from glassformer.inspect.views.focus import focus as find_focus
     from glassformer.inspect.views.registry import VIEWS

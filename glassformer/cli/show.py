@@ -33,7 +33,7 @@ def show(
     json: Json = False,
     ignore_key: IgnoreKeys = (),
 ) -> None:
-    """Show a model without loading it: sizes, memory, files, tokenizer, chat template, what runs it.
+    """Show a model without loading it: sizes, memory, files, tokenizer, chat template and implementations.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def show(
     found = find_model(model, offline=offline)
     checkpoint = open_checkpoint(found, ignore_key)
     parameters = meta_parameters(checkpoint.config)
-    read = {name for _, name in account(checkpoint, parameters)}
+    used = {name for _, name in account(checkpoint, parameters)}
     parts: Counter[str] = Counter()
     for name, p in parameters.items():
         parts[_part(name)] += p.numel()
@@ -70,11 +70,11 @@ def show(
         "parameters": sum(parts.values()),
         "parts": dict(parts),
         "stored": dict(stored),
-        "not read": sorted(name for name in checkpoint.reader if name not in read),
+        "not read": sorted(name for name in checkpoint.reader if name not in used),
         "memory": {name: sum(parts.values()) * size for name, size in (("float32", 4), ("bfloat16", 2))},
         "cache": _cache(checkpoint),
         "choices": [asdict(choice) for choice in describe(checkpoint.config, placement)],
-        "tokenizer": None if tokenizer is None else _words(tokenizer),
+        "tokenizer": None if tokenizer is None else _tokenizer_facts(tokenizer),
         "template": None if tokenizer is None else _template(tokenizer),
         **({} if sentence is None else {"sentence": sentence}),
         "config": to_json(checkpoint.config),
@@ -110,7 +110,7 @@ def _cache(checkpoint: Checkpoint) -> dict[str, Any] | None:
     }
 
 
-def _words(tokenizer: Tokenizer) -> dict[str, Any]:
+def _tokenizer_facts(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "vocab_size": tokenizer.vocab_size,
         "bos_id": tokenizer.bos_id,

@@ -42,7 +42,7 @@ MAX_LABEL, MAX_ROWS, PLAIN_WIDTH = 16, 40, 120
 
 
 class Terminal:
-    """Draws panels on stdout, with the colours and the width of the terminal where it is one."""
+    """Draws panels on stdout, with the colours and width of the terminal if stdout is one."""
 
     def __init__(self) -> None:
         width = None if Console().is_terminal else PLAIN_WIDTH

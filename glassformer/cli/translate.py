@@ -47,7 +47,7 @@ def translate(
     n
         Show this many of the best targets with their scores; needs a beam at least as wide.
     max_tokens
-        The most tokens to generate; by default until the model ends the text or its context is full.
+        The maximal number of tokens; by default the model generates until the end token or a full context.
     length_penalty
         With a beam: 0 ranks by probability alone, which favours short texts; larger values favour long ones.
     special
@@ -58,7 +58,7 @@ def translate(
         Print one JSON object per text: targets with scores; with --align the attention of every layer and head.
     """
     if not text:
-        raise RequestError("there is no text: give one or more, or - for stdin, one per line", param="text")
+        raise RequestError("there is no text: pass one or more, or - for stdin, one per line", param="text")
     from glassformer.models.translator import Translator
 
     translator = open_model(Translator, model, machine, ignore_key, quiet=json)
@@ -92,7 +92,7 @@ def translate(
 def _batches(translator: Translator, text: tuple[str, ...], special: bool) -> Iterator[list[str | None]]:
     """Yield batches of texts; None is a blank line of stdin.
 
-    A text that cannot be translated raises an error that names it, after the texts before it.
+    A text that cannot be translated raises an error with its number, after the texts before it.
     """
     lines = text == ("-",)
     size = 1 if lines and sys.stdin.isatty() else LINES

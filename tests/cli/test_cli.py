@@ -1,4 +1,4 @@
-"""The command line as a person uses it: verbs on a real tiny run, and what they say to bad input."""
+"""The command line: verbs on a tiny training run, and errors for invalid input."""
 
 import io
 import json
@@ -15,7 +15,7 @@ TEXT = "The cat sat on the mat. The dog sat on the log. A bird sang to the cat, 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of a few steps on a small text, trained through the command line."""
+    """The folder of a run of a few steps, trained through the command line."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "text.txt").write_text(TEXT)
     sizes = "--d-model 32 --n-layers 2 --n-heads 2 --context 64 --batch 4 --steps 12 --tokenizer.vocab-size 300"
@@ -23,15 +23,15 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-def said(capfd, *arguments):
-    """(stdout, stderr) of a command that works."""
+def run_ok(capfd, *arguments):
+    """Run a command that succeeds; return stdout and stderr."""
     capfd.readouterr()
     main([str(argument) for argument in arguments])
     return capfd.readouterr()
 
 
-def refused(capfd, *arguments, status=1):
-    """What a command says when it refuses."""
+def run_error(capfd, *arguments, status=1):
+    """Run a command that fails; return stderr."""
     capfd.readouterr()
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
@@ -53,10 +53,10 @@ def test_help_and_import_load_no_torch():
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(capfd, verb):
-    assert "Usage: glassformer" in said(capfd, verb, "--help").out
+    assert "Usage: glassformer" in run_ok(capfd, verb, "--help").out
 
 
-def test_a_run_is_a_folder_that_transformers_opens(run):
+def test_transformers_opens_the_best_checkpoint(run):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert (run / "metrics.jsonl").exists()
@@ -66,63 +66,63 @@ def test_a_run_is_a_folder_that_transformers_opens(run):
     assert AutoTokenizer.from_pretrained(best)("The cat").input_ids
 
 
-def test_generate_streams_the_prompt_and_what_follows(capfd, run):
-    shown = said(capfd, "generate", run, "The cat", "--max-tokens", 5, "--seed", 3)
+def test_generate_streams_prompt_and_continuation(capfd, run):
+    shown = run_ok(capfd, "generate", run, "The cat", "--max-tokens", 5, "--seed", 3)
     assert shown.out.startswith("The cat")
-    assert "step-0000" in shown.err, "a run must say which checkpoint was loaded"
-    told = json.loads(said(capfd, "generate", run, "The cat", "--max-tokens", 5, "--seed", 3, "--json").out)
-    assert shown.out == "The cat" + told["continuations"][0]["text"] + "\n"
-    assert told["seed"] == 3
+    assert "step-0000" in shown.err, "the loaded checkpoint of a run is not reported"
+    data = json.loads(run_ok(capfd, "generate", run, "The cat", "--max-tokens", 5, "--seed", 3, "--json").out)
+    assert shown.out == "The cat" + data["continuations"][0]["text"] + "\n"
+    assert data["seed"] == 3
 
 
-def test_generate_reports_a_seed_that_repeats(capfd, run):
-    shown = said(capfd, "generate", run, "The dog", "--max-tokens", 8)
+def test_reported_seed_reproduces_the_text(capfd, run):
+    shown = run_ok(capfd, "generate", run, "The dog", "--max-tokens", 8)
     seed = shown.err.rsplit("seed ", 1)[1].split()[0]
-    assert said(capfd, "generate", run, "The dog", "--max-tokens", 8, "--seed", seed).out == shown.out
+    assert run_ok(capfd, "generate", run, "The dog", "--max-tokens", 8, "--seed", seed).out == shown.out
 
 
 def test_generate_from_ids_with_logprobs(capfd, run):
-    told = json.loads(
-        said(capfd, "generate", run, "--ids", "5,6", "--max-tokens", 2, "--logprobs", 3, "--n", 2, "--json").out
+    data = json.loads(
+        run_ok(capfd, "generate", run, "--ids", "5,6", "--max-tokens", 2, "--logprobs", 3, "--n", 2, "--json").out
     )
-    assert told["prompt_ids"] == [5, 6]
-    assert len(told["continuations"]) == 2
-    assert all(len(token["top"]) == 3 for one in told["continuations"] for token in one["tokens"])
+    assert data["prompt_ids"] == [5, 6]
+    assert len(data["continuations"]) == 2
+    assert all(len(token["top"]) == 3 for one in data["continuations"] for token in one["tokens"])
 
 
 def test_eval_and_bench_print_json(capfd, run):
-    told = json.loads(said(capfd, "eval", run, run.parent / "text.txt", "--json").out)
-    assert told["perplexity"] == pytest.approx(2.718281828 ** told["loss"], rel=1e-4)
-    assert told["bytes"] <= len(TEXT)
-    told = json.loads(said(capfd, "bench", run, "--rounds", 1, "--new-tokens", 4, "--json").out)
-    assert told["decode_tokens_per_second"] > 0
+    data = json.loads(run_ok(capfd, "eval", run, run.parent / "text.txt", "--json").out)
+    assert data["perplexity"] == pytest.approx(2.718281828 ** data["loss"], rel=1e-4)
+    assert data["bytes"] <= len(TEXT)
+    data = json.loads(run_ok(capfd, "bench", run, "--rounds", 1, "--new-tokens", 4, "--json").out)
+    assert data["decode_tokens_per_second"] > 0
 
 
 def test_tokenizer_verbs(capfd, run, tmp_path):
-    ids = said(capfd, "tokenizer", "encode", run, "The cat").out.split()
-    assert said(capfd, "tokenizer", "decode", run, *ids).out == "<|endoftext|>The cat\n"
-    assert "'The'" in said(capfd, "tokenizer", "show", run, "The").out
-    said(capfd, "tokenizer", "train", run.parent / "text.txt", "--out", tmp_path / "t", "--kind", "char")
-    assert len(said(capfd, "tokenizer", "encode", tmp_path / "t", "cat").out.split()) == 1 + 3
+    ids = run_ok(capfd, "tokenizer", "encode", run, "The cat").out.split()
+    assert run_ok(capfd, "tokenizer", "decode", run, *ids).out == "<|endoftext|>The cat\n"
+    assert "'The'" in run_ok(capfd, "tokenizer", "show", run, "The").out
+    run_ok(capfd, "tokenizer", "train", run.parent / "text.txt", "--out", tmp_path / "t", "--kind", "char")
+    assert len(run_ok(capfd, "tokenizer", "encode", tmp_path / "t", "cat").out.split()) == 1 + 3
 
 
-def test_a_lone_hyphen_is_stdin(capfd, run, monkeypatch):
+def test_hyphen_reads_stdin(capfd, run, monkeypatch):
     for arguments in (["-", "--max-tokens", 3, "--seed", 1], ["--max-tokens", 3, "--seed", 1, "--", "-"]):
         monkeypatch.setattr("sys.stdin", io.StringIO("The cat"))
-        assert said(capfd, "generate", run, *arguments).out.startswith("The cat")
+        assert run_ok(capfd, "generate", run, *arguments).out.startswith("The cat")
     monkeypatch.setattr("sys.stdin", io.StringIO("The cat"))
-    assert "'The'" in said(capfd, "tokenizer", "show", run, "-").out
-    assert "Unknown option" in refused(capfd, "generate", run, "-", "--max-token", 3, status=2)
+    assert "'The'" in run_ok(capfd, "tokenizer", "show", run, "-").out
+    assert "Unknown option" in run_error(capfd, "generate", run, "-", "--max-token", 3, status=2)
 
 
 def test_data_check(capfd, run):
     (run.parent / "binary.txt").write_bytes(b"a\0b")
-    shown = said(capfd, "data", "check", run.parent / "text.txt", run.parent / "binary.txt", "--tokenizer", run).out
+    shown = run_ok(capfd, "data", "check", run.parent / "text.txt", run.parent / "binary.txt", "--tokenizer", run).out
     assert "documents    1" in shown
     assert "binary" in shown
 
 
-def test_chat_goes_on_with_what_was_written(capfd, run, monkeypatch):
+def test_chat_without_template_continues_the_text(capfd, run, monkeypatch):
     lines = iter(["The cat", "", "The dog"])
 
     def typed(prompt=""):
@@ -132,7 +132,7 @@ def test_chat_goes_on_with_what_was_written(capfd, run, monkeypatch):
             raise EOFError from None
 
     monkeypatch.setattr("builtins.input", typed)
-    shown = said(capfd, "chat", run, "--max-tokens", 3, "--seed", 1)
+    shown = run_ok(capfd, "chat", run, "--max-tokens", 3, "--seed", 1)
     assert "a new text" in shown.err
     assert "tokens/s" in shown.err
 
@@ -140,8 +140,8 @@ def test_chat_goes_on_with_what_was_written(capfd, run, monkeypatch):
 TURNS = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}{{ '<|end|>' }}"
 
 
-def typing(monkeypatch, *lines):
-    """Lines as if typed, then Ctrl-D; an exception among them is raised."""
+def type_lines(monkeypatch, *lines):
+    """Replace `input` by these lines, then Ctrl-D; an exception among them is raised."""
     given = iter([*lines, EOFError()])
 
     def typed(prompt=""):
@@ -153,72 +153,74 @@ def typing(monkeypatch, *lines):
     monkeypatch.setattr("builtins.input", typed)
 
 
-def test_chat_keeps_a_conversation(capfd, run, tmp_path, monkeypatch):
+def test_chat_with_template_sends_the_conversation(capfd, run, tmp_path, monkeypatch):
     import glassformer
     from glassformer.text.chat.chat_template import ChatTemplate
 
     lm = glassformer.load(run)
     lm.save(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(TURNS)
-    asked = []
+    sent = []
     encode = ChatTemplate.encode
     monkeypatch.setattr(
-        ChatTemplate, "encode", lambda self, messages, **f: asked.append(messages) or encode(self, messages, **f)
+        ChatTemplate,
+        "encode",
+        lambda self, messages, **f: sent.append(messages) or encode(self, messages, **f),
     )
-    typing(monkeypatch, "The cat", KeyboardInterrupt(), "The dog", "", "A")
-    shown = said(capfd, "chat", tmp_path, "--max-tokens", 3, "--seed", 1, "--system", "Be brief.")
+    type_lines(monkeypatch, "The cat", KeyboardInterrupt(), "The dog", "", "A")
+    shown = run_ok(capfd, "chat", tmp_path, "--max-tokens", 3, "--seed", 1, "--system", "Be brief.")
     assert "each line is a message" in shown.err
     assert shown.err.count("tokens/s") == 3
     assert "Ctrl-D ends" in shown.err
-    roles = [[message["role"] for message in messages] for messages in asked]
+    roles = [[message["role"] for message in messages] for messages in sent]
     assert roles == [["system", "user"], ["system", "user", "assistant", "user"], ["system", "user"]]
-    assert asked[1][2]["content"] in shown.out
+    assert sent[1][2]["content"] in shown.out
 
 
 def test_chat_reserves_at_most_half_of_the_context_for_an_answer(capfd, run, monkeypatch):
-    typing(monkeypatch, "The cat sat on the mat.")
-    assert "only the last" not in said(capfd, "chat", run, "--seed", 1).err  # --max-tokens is above the context of 64
+    type_lines(monkeypatch, "The cat sat on the mat.")
+    assert "only the last" not in run_ok(capfd, "chat", run, "--seed", 1).err  # --max-tokens is above the context of 64
 
 
-def test_chat_without_a_template_says_so(capfd, run, monkeypatch):
-    typing(monkeypatch)
-    assert "no chat template, so plain continuation" in said(capfd, "chat", run).err
-    assert "--system needs a chat template" in refused(capfd, "chat", run, "--system", "Be brief.")
+def test_chat_reports_a_missing_template(capfd, run, monkeypatch):
+    type_lines(monkeypatch)
+    assert "no chat template, so plain continuation" in run_ok(capfd, "chat", run).err
+    assert "--system needs a chat template" in run_error(capfd, "chat", run, "--system", "Be brief.")
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_program(capfd, run, monkeypatch):
+def test_ctrl_c_stops_only_the_answer(capfd, run, monkeypatch):
     from glassformer.models.language_model import LanguageModel
 
     stream, stopped = LanguageModel.stream, []
 
     def interrupted(self, *args, **options):
-        pieces = stream(self, *args, **options)
-        yield next(pieces)
+        events = stream(self, *args, **options)
+        yield next(events)
         if not stopped:
             stopped.append(True)
             raise KeyboardInterrupt
-        yield from pieces
+        yield from events
 
     monkeypatch.setattr(LanguageModel, "stream", interrupted)
-    typing(monkeypatch, "The cat", "The dog")
-    shown = said(capfd, "chat", run, "--max-tokens", 3)
+    type_lines(monkeypatch, "The cat", "The dog")
+    shown = run_ok(capfd, "chat", run, "--max-tokens", 3)
     assert "1 tokens, " in shown.err
     assert shown.err.count("tokens/s") == 2
 
 
-def test_options_from_a_file_and_flags_over_them(capfd, run, tmp_path):
+def test_flags_override_the_config_file(capfd, run, tmp_path):
     (tmp_path / "o.toml").write_text("max_tokens = 2\nseed = 4\n")
     config = ["--config", tmp_path / "o.toml"]
-    told = json.loads(said(capfd, "generate", run, "The", "--json", *config).out)
-    assert (len(told["continuations"][0]["ids"]), told["seed"]) == (2, 4)
-    told = json.loads(said(capfd, "generate", run, "The", "--json", "--max-tokens", 3, *config).out)
-    assert len(told["continuations"][0]["ids"]) == 3
+    data = json.loads(run_ok(capfd, "generate", run, "The", "--json", *config).out)
+    assert (len(data["continuations"][0]["ids"]), data["seed"]) == (2, 4)
+    data = json.loads(run_ok(capfd, "generate", run, "The", "--json", "--max-tokens", 3, *config).out)
+    assert len(data["continuations"][0]["ids"]) == 3
     (tmp_path / "o.toml").write_text("max_token = 2\n")
-    assert "max_token" in refused(capfd, "generate", run, "The", *config, status=2) + capfd.readouterr().out
+    assert "max_token" in run_error(capfd, "generate", run, "The", *config, status=2) + capfd.readouterr().out
 
 
-def test_resume_goes_on(capfd, run):
-    shown = said(capfd, "train", "--out", run, "--resume", "--steps", 14)
+def test_resume_continues_training(capfd, run):
+    shown = run_ok(capfd, "train", "--out", run, "--resume", "--steps", 14)
     assert "step 14" in shown.err
 
 
@@ -226,19 +228,19 @@ PAIRS = "".join(f"{i} plus one\t{i + 1}\n" for i in range(100)) + "no tab here\n
 
 
 @pytest.mark.parametrize("sizes", ["--n-heads 2 --norm-at pre", "--arch recurrent --attention none --cell lstm"])
-def test_training_on_pairs(capfd, tmp_path, sizes):
+def test_train_seq2seq(capfd, tmp_path, sizes):
     (tmp_path / "pairs.tsv").write_text(PAIRS)
     common = "--task seq2seq --d-model 16 --n-layers 1 --context 32 --batch 8 --steps 4 --threads 1"
     arguments = ["train", tmp_path / "pairs.tsv", "--out", tmp_path / "run", *common.split(), *sizes.split()]
-    told = said(capfd, *arguments).err
-    assert "% exact match" in told
-    assert "1 no tab between source and target" in told
-    assert "pairs.tsv:101" in told
+    data = run_ok(capfd, *arguments).err
+    assert "% exact match" in data
+    assert "1 no tab between source and target" in data
+    assert "pairs.tsv:101" in data
     task = json.loads((tmp_path / "run" / "run.json").read_text())["config"]["task"]
     assert task["kind"] == "seq2seq"
     assert task["model"].get("attention", 0) is (None if "none" in sizes else 0)
-    assert "step 6" in said(capfd, "train", "--out", tmp_path / "run", "--resume", "--steps", 6).err
-    assert "pairs.tsv:101: no tab" in refused(capfd, *arguments[:3], tmp_path / "b", *arguments[4:], "--strict")
+    assert "step 6" in run_ok(capfd, "train", "--out", tmp_path / "run", "--resume", "--steps", 6).err
+    assert "pairs.tsv:101: no tab" in run_error(capfd, *arguments[:3], tmp_path / "b", *arguments[4:], "--strict")
 
 
 @pytest.mark.parametrize(
@@ -269,16 +271,18 @@ def test_training_on_pairs(capfd, tmp_path, sizes):
         (["bench", "RUN", "--rounds", "0"], "rounds must be"),
     ],
 )
-def test_bad_input_is_named(capfd, run, tmp_path, arguments, what):
-    places = {"RUN": str(run), "TEXT": str(run.parent / "text.txt"), "NEW": str(tmp_path / "new")}
-    assert what in refused(capfd, *(places.get(argument, argument) for argument in arguments))
+def test_invalid_input_raises_error_that_names_it(capfd, run, tmp_path, arguments, what):
+    paths = {"RUN": str(run), "TEXT": str(run.parent / "text.txt"), "NEW": str(tmp_path / "new")}
+    assert what in run_error(capfd, *(paths.get(argument, argument) for argument in arguments))
 
 
-def test_misuse_is_status_two(capfd, run):
-    assert "temprature" in refused(capfd, "generate", run, "x", "--temprature", "1", status=2) + capfd.readouterr().out
+def test_unknown_option_exits_with_status_2(capfd, run):
+    assert (
+        "temprature" in run_error(capfd, "generate", run, "x", "--temprature", "1", status=2) + capfd.readouterr().out
+    )
 
 
-def test_a_reader_that_leaves_is_no_error(run):
+def test_closed_pipe_is_not_an_error(run):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     (run.parent / "long.txt").write_text("the cat sat " * 20_000)
     command = [sys.executable, "-m", "glassformer", "tokenizer", "show", str(run), "-"]

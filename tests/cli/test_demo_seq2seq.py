@@ -1,4 +1,4 @@
-"""`glassformer demo seq2seq`, whole, for a second each."""
+"""`glassformer demo seq2seq`, with one second of training per model."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 import glassformer
-from glassformer.toys import dates_recipe as pair_recipe
+from glassformer.toys import dates_recipe
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +16,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("demo") / "pairs"
 
 
-def ran(folder, *options):
-    """What it prints, in a process of its own, where no function is wrapped to check its shapes."""
+def run_demo(folder, *options):
+    """Return stdout of the demo in a subprocess, without the shape checks of the tests."""
     command = [sys.executable, "-m", "glassformer", "demo", "seq2seq", "--seconds", "1", "--threads", "1"]
     done = subprocess.run([*command, "--out", str(folder), *options], capture_output=True, text=True, check=True)
     return done.stdout
@@ -25,17 +25,17 @@ def ran(folder, *options):
 
 @pytest.fixture(scope="module")
 def shown(folder):
-    """What it prints for machines, having run once."""
-    return json.loads(ran(folder, "--task", "copy", "--json"))
+    """The JSON output of one run."""
+    return json.loads(run_demo(folder, "--task", "copy", "--json"))
 
 
 @pytest.mark.slow
 def test_demo_scores_three_systems(shown, folder):
     assert [row["name"] for row in shown["systems"]] == ["RNN", "RNN + attention", "Transformer"]
-    for row, system in zip(shown["systems"], pair_recipe.SYSTEMS, strict=True):
+    for row, system in zip(shown["systems"], dates_recipe.SYSTEMS, strict=True):
         translator = glassformer.load(folder / system)
         assert row["parameters"] == sum(p.numel() for p in translator.model.parameters())
-        assert row["scores"]["exact"] == pair_recipe.score(translator, "copy").exact
+        assert row["scores"]["exact"] == dates_recipe.score(translator, "copy").exact
         assert sum(bucket["count"] for bucket in row["scores"]["by_length"]) == row["scores"]["count"] == 1000
         assert row["target_tokens"] > 0
 
@@ -53,10 +53,10 @@ def test_alignments_are_drawn_for_models_with_attention(shown, folder):
 
 @pytest.mark.slow
 def test_demo_text_output(folder, shown):
-    """In the next free folder; a table of three, two drawings, and what to do next."""
-    said = ran(folder, "--task", "reverse")
-    assert said.count("share of attention") == 2
-    assert [line.split()[0] for line in said.splitlines() if line.startswith(("RNN ", "Transformer "))].count(
+    """A second run writes to the next free folder and prints a table, two drawings and the next command."""
+    output = run_demo(folder, "--task", "reverse")
+    assert output.count("share of attention") == 2
+    assert [line.split()[0] for line in output.splitlines() if line.startswith(("RNN ", "Transformer "))].count(
         "RNN"
     ) >= 2
-    assert f"glassformer translate {folder}-2/transformer" in said
+    assert f"glassformer translate {folder}-2/transformer" in output

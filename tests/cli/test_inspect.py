@@ -128,7 +128,7 @@ def test_text_comes_from_stdin(capfd, monkeypatch, t):
         (("--view", "fork",), ("'fork'", "'other'")),
         (("--top", "3"), ("--top", "--view")),
         (("--out", "look.pdf"), (".html, .png, .json", "'look.pdf'")),
-        (("--out", "/nowhere/look.png"), ("no folder", "/nowhere")),
+        (("--out", "/nowhere/look.png"), ("does not exist", "/nowhere")),
         (("--bake", "all"), ("--bake", ".html")),
         (("--edit", "{op}"), ("--edit", "JSON", "{op}")),
         (("--edit", '{"op": "melt", "point": "blocks.1.attn.z"}'), ("melt", "ablate")),

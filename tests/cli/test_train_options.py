@@ -4,7 +4,7 @@ import json
 from dataclasses import fields
 
 import pytest
-from test_cli import refused, said
+from test_cli import run_error, run_ok
 
 from glassformer.cli.train import (
     InitOptions,
@@ -103,7 +103,7 @@ def test_option_changes_config_or_raises_error_that_names_it(name, settings, cap
     base += ["--arch", "recurrent"] if name in RECURRENT_ONLY else []
     want = VALUES[name][1]
     if want is None:
-        error = refused(capfd, "train", *base, *typed(name))
+        error = run_error(capfd, "train", *base, *typed(name))
         words = name.split(".")[0]
         assert words in error or words.replace("_", "-") in error
         assert "task lm" in error
@@ -160,28 +160,28 @@ def test_recorded_value_is_the_default_with_resume(settings, run):
 
 def test_resume_with_option_of_another_run_raises_error(capfd, run):
     common = ("train", "--out", run, "--resume")
-    assert "is a run of --task seq2seq, got --task lm" in refused(capfd, *common, "--task", "lm")
-    assert "was started with the data" in refused(capfd, *common, "other.tsv")
-    assert "--arch cannot be given with --resume" in refused(capfd, *common, "--arch", "recurrent")
-    assert "--preset cannot be given with --resume" in refused(capfd, *common, "--preset", "tiny")
-    assert "task.model.d_model was 16, now 32" in refused(capfd, *common, "--d-model", 32)
-    assert "optim.name was 'muon', now 'adamw'" in refused(capfd, *common, "--optim.name", "adamw")
-    assert "from_model was None, now 'x'" in refused(capfd, *common, "--from", "x")
-    assert "tokenizer.kind was 'auto', now 'word'" in refused(capfd, *common, "--tokenizer.kind", "word")
-    assert "task.strict was False, now True" in refused(capfd, *common, "--strict")
-    assert "held_out_data was" in refused(capfd, *common, "--held-out-data", "x.tsv")
+    assert "is a run of --task seq2seq, got --task lm" in run_error(capfd, *common, "--task", "lm")
+    assert "was started with the data" in run_error(capfd, *common, "other.tsv")
+    assert "--arch cannot be given with --resume" in run_error(capfd, *common, "--arch", "recurrent")
+    assert "--preset cannot be given with --resume" in run_error(capfd, *common, "--preset", "tiny")
+    assert "task.model.d_model was 16, now 32" in run_error(capfd, *common, "--d-model", 32)
+    assert "optim.name was 'muon', now 'adamw'" in run_error(capfd, *common, "--optim.name", "adamw")
+    assert "from_model was None, now 'x'" in run_error(capfd, *common, "--from", "x")
+    assert "tokenizer.kind was 'auto', now 'word'" in run_error(capfd, *common, "--tokenizer.kind", "word")
+    assert "task.strict was False, now True" in run_error(capfd, *common, "--strict")
+    assert "held_out_data was" in run_error(capfd, *common, "--held-out-data", "x.tsv")
 
 
 def test_from_a_translator(capfd, run, tmp_path):
     data, aside = run.parent / "p.tsv", tmp_path / "h.tsv"
     aside.write_text("61 plus one\t62\n")
     common = ["train", data, "--task", "seq2seq", "--from", run, "--out", tmp_path / "b"]
-    assert "leave out --arch, --d-model" in refused(capfd, *common, "--d-model", 8, "--arch", "recurrent")
-    assert "leave out --preset" in refused(capfd, *common, "--preset", "tiny")
-    assert "context is 99, more than the 32" in refused(capfd, *common, "--context", 99)
-    assert "tokenizer.kind applies to a newly trained tokenizer" in refused(capfd, *common, "--tokenizer.kind", "word")
-    assert "language model" in refused(capfd, *common[:5], "stories", *common[6:])
-    said(
+    assert "leave out --arch, --d-model" in run_error(capfd, *common, "--d-model", 8, "--arch", "recurrent")
+    assert "leave out --preset" in run_error(capfd, *common, "--preset", "tiny")
+    assert "context is 99, more than the 32" in run_error(capfd, *common, "--context", 99)
+    assert "tokenizer.kind applies to a newly trained" in run_error(capfd, *common, "--tokenizer.kind", "word")
+    assert "language model" in run_error(capfd, *common[:5], "stories", *common[6:])
+    run_ok(
         capfd,
         *common,
         "--steps",
@@ -202,14 +202,14 @@ def test_from_a_translator(capfd, run, tmp_path):
 def test_unusable_examples_are_skipped_or_raise_error(capfd, tmp_path):
     (tmp_path / "p.tsv").write_text(PAIRS + "no tab\n\tno source\nno target\t\n" + "x" * 33 + "\ty\n")
     common = ["train", tmp_path / "p.tsv", "--out", tmp_path / "run", *SMALL]
-    assert "p.tsv:61: no tab between source and target" in refused(capfd, *common, "--strict")
-    shown = said(capfd, *common).err  # into the same folder: nothing was begun there
+    assert "p.tsv:61: no tab between source and target" in run_error(capfd, *common, "--strict")
+    shown = run_ok(capfd, *common).err  # into the same folder: nothing was begun there
     for reason in (
         "1 no tab between source and target", "1 empty source", "1 empty target", "1 source of more than 32 tokens",
     ):  # fmt: skip
         assert f"skipped: {reason} ({tmp_path}/p.tsv:6" in shown
     assert "57 training examples, 3 held out" in shown
-    assert 'Choose from: "lm", "seq2seq"' in refused(
+    assert 'Choose from: "lm", "seq2seq"' in run_error(
         capfd, "train", "x", "--out", tmp_path / "c", "--task", "translation", status=2
     )
 
@@ -218,13 +218,13 @@ def test_data_check_of_examples(capfd, run, tmp_path):
     path = tmp_path / "p.tsv"
     path.write_text(PAIRS + "no tab\n" + "x" * 33 + "\ty\n")
     check = ["data", "check", path, "--task", "seq2seq"]
-    shown = said(capfd, *check, "--tokenizer", run, "--context", 32).out
+    shown = run_ok(capfd, *check, "--tokenizer", run, "--context", 32).out
     assert "examples     61, of which 60 are usable" in shown
     assert f"skipped      1 source of more than 32 tokens ({path}:62: 33 tokens)" in shown
-    shown = json.loads(said(capfd, *check, "--json").out)
+    shown = json.loads(run_ok(capfd, *check, "--json").out)
     assert (shown["train"] + shown["held_out"], shown["skipped"].keys()) == (61, {"no tab between source and target"})
-    assert "p.tsv:61: no tab" in refused(capfd, *check, "--strict")
-    assert "--separator is an option of --task lm" in refused(capfd, *check, "--separator", "x")
-    assert "--text-field is an option of --task lm" in refused(capfd, *check, "--text-field", "x")
-    assert "context must be at least 2" in refused(capfd, *check, "--context", 0)
-    assert "--source-context is an option of --task seq2seq" in refused(capfd, *check[:3], "--source-context", 9)
+    assert "p.tsv:61: no tab" in run_error(capfd, *check, "--strict")
+    assert "--separator is an option of --task lm" in run_error(capfd, *check, "--separator", "x")
+    assert "--text-field is an option of --task lm" in run_error(capfd, *check, "--text-field", "x")
+    assert "context must be at least 2" in run_error(capfd, *check, "--context", 0)
+    assert "--source-context is an option of --task seq2seq" in run_error(capfd, *check[:3], "--source-context", 9)

@@ -1,4 +1,4 @@
-"""`glassformer translate` as a person uses it."""
+"""The verb translate."""
 
 import io
 import json
@@ -32,13 +32,13 @@ def folder(translator, tmp_path_factory):
     return path
 
 
-def said(capfd, *arguments):
+def run_ok(capfd, *arguments):
     capfd.readouterr()
     main([str(argument) for argument in arguments])
     return capfd.readouterr()
 
 
-def refused(capfd, *arguments):
+def run_error(capfd, *arguments):
     capfd.readouterr()
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
@@ -46,64 +46,64 @@ def refused(capfd, *arguments):
     return capfd.readouterr()
 
 
-def typed(monkeypatch, text):
+def set_stdin(monkeypatch, text):
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
-def test_one_line_for_each_text(capfd, folder, translator):
-    shown = said(capfd, "translate", folder, "the cat", "a dog", "--max-tokens", 6)
+def test_output_is_one_line_per_text(capfd, folder, translator):
+    shown = run_ok(capfd, "translate", folder, "the cat", "a dog", "--max-tokens", 6)
     want = [one.text for one in translator.translate(["the cat", "a dog"], max_tokens=6)]
     assert shown.out == "\n".join(want) + "\n"
     assert "parameters" in shown.err
 
 
-def test_the_best_with_their_scores(capfd, folder, translator):
-    shown = said(capfd, "translate", folder, "the cat", "--beam", 4, "--n", 3, "--max-tokens", 5)
+def test_n_best_with_scores(capfd, folder, translator):
+    shown = run_ok(capfd, "translate", folder, "the cat", "--beam", 4, "--n", 3, "--max-tokens", 5)
     (want,) = translator.translate("the cat", beam=4, n=3, max_tokens=5)
     assert shown.out == "".join(f"{one.score:9.4f}  {one.text}\n" for one in want.targets)
 
 
 def test_json_with_scores_and_alignment(capfd, folder, translator):
     options = ["--beam", 3, "--n", 2, "--max-tokens", 5, "--length-penalty", 1.5, "--json"]
-    lines = said(capfd, "translate", folder, "the cat", "é", *options, "--align").out.splitlines()
+    lines = run_ok(capfd, "translate", folder, "the cat", "é", *options, "--align").out.splitlines()
     found = translator.translate(["the cat", "é"], beam=3, n=2, max_tokens=5, length_penalty=1.5)
     for line, want in zip(lines, found, strict=True):
-        told = json.loads(line)
-        assert told["source"] == want.source
-        assert told["model"] == str(folder)
-        for one, target in zip(told["targets"], want.targets, strict=True):
+        data = json.loads(line)
+        assert data["source"] == want.source
+        assert data["model"] == str(folder)
+        for one, target in zip(data["targets"], want.targets, strict=True):
             assert one["ids"] == list(target.ids)
             assert (one["text"], one["finish"]) == (target.text, target.finish)
             assert one["score"] == pytest.approx(target.score, rel=1e-4)
         best = want.targets[0]
         alignment = translator.align(want.source, best.ids, ended=best.finish == "stop")
-        assert told["alignment"]["source_tokens"] == list(alignment.source_tokens)
-        assert torch.allclose(torch.tensor(told["alignment"]["probs"]), alignment.probs, atol=1e-5)
-    assert "alignment" not in json.loads(said(capfd, "translate", folder, "a", "--json").out)
+        assert data["alignment"]["source_tokens"] == list(alignment.source_tokens)
+        assert torch.allclose(torch.tensor(data["alignment"]["probs"]), alignment.probs, atol=1e-5)
+    assert "alignment" not in json.loads(run_ok(capfd, "translate", folder, "a", "--json").out)
 
 
-def test_lines_of_stdin_a_blank_one_stays_blank(capfd, folder, translator, monkeypatch):
+def test_blank_lines_of_stdin_stay_blank(capfd, folder, translator, monkeypatch):
     monkeypatch.setattr("glassformer.cli.translate.LINES", 2)
-    typed(monkeypatch, "the cat\r\n\na dog\n  \nthe mat")
-    shown = said(capfd, "translate", folder, "-", "--max-tokens", 4).out
+    set_stdin(monkeypatch, "the cat\r\n\na dog\n  \nthe mat")
+    shown = run_ok(capfd, "translate", folder, "-", "--max-tokens", 4).out
     want = [one.text for one in translator.translate(["the cat", "a dog", "the mat"], max_tokens=4)]
     assert shown == f"{want[0]}\n\n{want[1]}\n\n{want[2]}\n"
-    typed(monkeypatch, "the cat\n\n")
-    lines = said(capfd, "translate", folder, "-", "--json", "--max-tokens", 4).out.splitlines()
+    set_stdin(monkeypatch, "the cat\n\n")
+    lines = run_ok(capfd, "translate", folder, "-", "--json", "--max-tokens", 4).out.splitlines()
     assert [len(json.loads(line)["targets"]) for line in lines] == [1, 0]
-    typed(monkeypatch, "")
-    assert said(capfd, "translate", folder, "-").out == ""
+    set_stdin(monkeypatch, "")
+    assert run_ok(capfd, "translate", folder, "-").out == ""
 
 
-def test_a_line_that_does_not_fit_is_named_after_those_before_it(capfd, folder, monkeypatch):
-    typed(monkeypatch, "the cat\n\n" + "naive " * 30 + "\na dog\n")
-    shown = refused(capfd, "translate", folder, "-", "--max-tokens", 4)
+def test_error_names_the_line_after_earlier_output(capfd, folder, monkeypatch):
+    set_stdin(monkeypatch, "the cat\n\n" + "naive " * 30 + "\na dog\n")
+    shown = run_error(capfd, "translate", folder, "-", "--max-tokens", 4)
     assert shown.out.count("\n") == 2
     assert "line 3: the text has" in shown.err
     assert "the encoder's context holds 24" in shown.err
 
 
-def test_bad_input_is_named(capfd, folder, tmp_path):
+def test_invalid_input_raises_error_that_names_it(capfd, folder, tmp_path):
     LanguageModel(tiny("qwen3", vocab_size=300), None).save(tmp_path)
     for arguments, what in (
         (["translate", folder], "there is no text"),
@@ -118,26 +118,26 @@ def test_bad_input_is_named(capfd, folder, tmp_path):
         (["translate", "nowhere", "a"], "nowhere is not a folder"),
         (["generate", folder, "a"], "is an encoder-decoder: use `glassformer translate`"),
     ):
-        assert what in refused(capfd, *arguments).err
+        assert what in run_error(capfd, *arguments).err
 
 
-def test_a_model_without_attention_has_no_alignment(capfd, translator, tmp_path):
+def test_align_without_attention_raises(capfd, translator, tmp_path):
     size = translator.tokenizer.vocab_size
     model = randomise(RecurrentEncoderDecoder(RecurrentConfig(size, size, 8, 8)))
     Translator(model, translator.tokenizer).save(tmp_path)
-    assert "no attention" in refused(capfd, "translate", tmp_path, "a", "--align", "--max-tokens", 3).err
-    assert said(capfd, "translate", tmp_path, "a", "--max-tokens", 3).out
+    assert "no attention" in run_error(capfd, "translate", tmp_path, "a", "--align", "--max-tokens", 3).err
+    assert run_ok(capfd, "translate", tmp_path, "a", "--max-tokens", 3).out
 
 
-def test_align_draws_under_the_text(capfd, folder, translator):
-    shown = said(capfd, "translate", folder, "the cat", "--align", "--max-tokens", 5).out.splitlines()
+def test_align_prints_the_drawing_after_the_text(capfd, folder, translator):
+    shown = run_ok(capfd, "translate", folder, "the cat", "--align", "--max-tokens", 5).out.splitlines()
     (one,) = translator.translate("the cat", max_tokens=5)
     assert shown[0] == one.text
     assert "share of attention" in shown[1 + one.text.count("\n")]
     assert any("░" in line or "▒" in line or "▓" in line or "█" in line for line in shown[2:])
 
 
-def test_the_drawing():
+def test_draw_alignment():
     probs = torch.tensor([[[[0.7, 0.3, 0.0, 0.0], [0.04, 0.05, 0.41, 0.5], [0.0, 0.0, 0.0, 1.0]]]])
     alignment = TranslationAlignment(("ab", " c", "猫", "\n"), ("x", "yz", END), probs, 0.0, END)
     assert list(draw(alignment, 80))[1:] == [

@@ -1,4 +1,4 @@
-"""Models that write: a tiny random one with a tokenizer, the same in transformers, and a scripted one."""
+"""Generating models: a tiny random one with a tokenizer, the same in transformers, and a scripted one."""
 
 import pytest
 import transformers
@@ -23,7 +23,7 @@ def lm(tokenizer) -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def in_transformers(tmp_path_factory):
-    """A tiny model as transformers opens it."""
+    """Return a function that opens a tiny model in transformers."""
 
     def opened(model):
         folder = tmp_path_factory.mktemp("opened")
@@ -35,7 +35,7 @@ def in_transformers(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def scripted(tokenizer):
-    """`scripted(ids)` or `scripted(b"bytes")`, one token a byte: a language model that writes exactly that."""
+    """`scripted(ids)` or `scripted(b"bytes")`, one token per byte: a language model that generates this script."""
 
     def make(script, **rest) -> LanguageModel:
         if isinstance(script, bytes):

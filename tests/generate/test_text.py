@@ -1,4 +1,4 @@
-"""From tokens to text: stop strings over token borders, characters over tokens, why a text ended."""
+"""From tokens to text: stop strings and characters across token boundaries, finish reasons."""
 
 import pytest
 import tokenizers
@@ -15,13 +15,13 @@ from glassformer.text.tokenizer import Tokenizer
 GREEDY = {"temperature": 0.0}
 
 
-def written(lm, **options):
-    """Its text and finish; the stream's pieces, joined, are the same."""
+def generate_text(lm, **options):
+    """Return text and finish reason; check that the streamed events give the same text."""
     found = lm.generate([0], **GREEDY, **options).continuations[0]
-    pieces = list(lm.stream([0], **GREEDY, **options))
-    assert "".join(p.text for p in pieces) == found.text
-    assert [p.id for p in pieces if p.id is not None] == list(found.ids)
-    assert [p.finish for p in pieces] == [None] * (len(pieces) - 1) + [found.finish]
+    events = list(lm.stream([0], **GREEDY, **options))
+    assert "".join(p.text for p in events) == found.text
+    assert [p.id for p in events if p.id is not None] == list(found.ids)
+    assert [p.finish for p in events] == [None] * (len(events) - 1) + [found.finish]
     return found.text, found.finish
 
 
@@ -33,32 +33,32 @@ def written(lm, **options):
         ("the", ("", "stop")),
         (["cat sat", "at"], ("the c", "stop")),
         ("dog", ("the cat sat on", "length")),
-        ("on the", ("the cat sat on", "length")),  # begun, held back, and given out in the end
+        ("on the", ("the cat sat on", "length")),  # withheld as a possible stop string, then released
         ((), ("the cat sat on", "length")),
     ],
 )
-def test_stop_strings_over_the_borders_of_tokens(scripted, stop, expected):
-    """One token a character: every stop string spans tokens."""
-    assert written(scripted(b"the cat sat on"), stop=stop, max_tokens=14) == expected
+def test_stop_strings_across_token_boundaries(scripted, stop, expected):
+    """Every token is one character, so stop strings span tokens."""
+    assert generate_text(scripted(b"the cat sat on"), stop=stop, max_tokens=14) == expected
 
 
-def test_a_stop_string_inside_one_token(scripted, tokenizer):
-    whole = next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b" the")
-    assert written(scripted([whole, whole]), stop="h", max_tokens=5) == (" t", "stop")
+def test_stop_string_inside_one_token(scripted, tokenizer):
+    full_text = next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b" the")
+    assert generate_text(scripted([full_text, full_text]), stop="h", max_tokens=5) == (" t", "stop")
 
 
 def test_stop_string_ends_within_a_token_with_a_partial_character(scripted, tokenizer):
     """A token may end one character and begin the next: "猫" is e7 8c ab, and its first byte comes with the stop."""
     stop = "は".encode()
-    halves = [i for i in range(tokenizer.vocab_size) if len(t := tokenizer.token_bytes(i)) > 1 and not readable(t)]
-    assert halves, "this tokenizer has no token with half a character"
-    assert written(scripted(b"a" + stop + b"\xe7\x8c"), stop="は", max_tokens=9) == ("a", "stop")
-    for i in halves:
+    partial = [i for i in range(tokenizer.vocab_size) if len(t := tokenizer.token_bytes(i)) > 1 and not is_utf8(t)]
+    assert partial, "this tokenizer has no token with half a character"
+    assert generate_text(scripted(b"a" + stop + b"\xe7\x8c"), stop="は", max_tokens=9) == ("a", "stop")
+    for i in partial:
         text = tokenizer.token_bytes(i).decode("utf-8", "replace")
-        assert written(scripted([i]), max_tokens=1) == (text, "length")
+        assert generate_text(scripted([i]), max_tokens=1) == (text, "length")
 
 
-def readable(data):
+def is_utf8(data):
     try:
         data.decode()
     except UnicodeDecodeError:
@@ -72,19 +72,19 @@ def test_partial_characters_are_withheld(scripted):
 
 
 def test_incomplete_character_becomes_one_replacement_sign(scripted):
-    assert written(scripted("né🙂".encode()), max_tokens=5) == ("né\ufffd", "length")
+    assert generate_text(scripted("né🙂".encode()), max_tokens=5) == ("né\ufffd", "length")
 
 
-def test_a_prompt_that_ends_within_a_character(scripted):
-    """Its ids end with the first bytes of 猫; the text begins when the character is whole."""
+def test_prompt_that_ends_within_a_character(scripted):
+    """The prompt ends with the first byte of 猫; the text starts when the character is complete."""
     one = scripted("猫!".encode())
     first, *rest = one.model.script
     one.model.script = [0, *rest]
     assert [p.text for p in one.stream([0, first], **GREEDY, max_tokens=3)] == ["", "猫", "!"]
 
 
-def test_the_first_space_of_a_continuation_stays():
-    """A SentencePiece tokenizer puts a space before a text and takes it off again: not where a text goes on."""
+def test_first_space_of_a_continuation_is_preserved():
+    """A SentencePiece decoder strips the first space of a text, but not of a continuation."""
     vocab = {"<s>": 0, "▁the": 1, "▁cat": 2}
     core = tokenizers.Tokenizer(models.WordLevel(vocab, "<s>"))
     core.add_special_tokens(["<s>"])
@@ -96,17 +96,17 @@ def test_the_first_space_of_a_continuation_stays():
 
 @settings(max_examples=40)
 @given(st.text("ab猫é🙂", min_size=1, max_size=12), st.text("ab猫é🙂", min_size=1, max_size=3), st.integers(1, 40))
-def test_any_text_any_stop_any_length(scripted, text, stop, max_tokens):
+def test_random_text_stop_and_length(scripted, text, stop, max_tokens):
     data = text.encode()[:max_tokens]
-    whole = data.decode("utf-8", "replace")
-    if stop in whole:
-        expected = whole[: whole.index(stop)], "stop"
+    full_text = data.decode("utf-8", "replace")
+    if stop in full_text:
+        expected = full_text[: full_text.index(stop)], "stop"
     else:
-        expected = whole, "length"
-    assert written(scripted(data), stop=stop, max_tokens=len(data)) == expected
+        expected = full_text, "length"
+    assert generate_text(scripted(data), stop=stop, max_tokens=len(data)) == expected
 
 
-def test_a_token_that_ends_a_text_is_not_part_of_it(scripted, tokenizer):
+def test_end_token_is_not_part_of_the_text(scripted, tokenizer):
     script = [*tokenizer.encode("cat"), tokenizer.eos_id, 5]
     found = scripted(script).generate([0], **GREEDY, logprobs=1).continuations[0]
     assert (found.text, found.ids, found.finish) == ("cat", tuple(tokenizer.encode("cat")), "stop")
@@ -116,21 +116,21 @@ def test_a_token_that_ends_a_text_is_not_part_of_it(scripted, tokenizer):
 
 def test_end_token_releases_withheld_text(scripted, tokenizer):
     script = [*tokenizer.encode("one EN"), tokenizer.eos_id]
-    assert written(scripted(script), stop="END") == ("one EN", "stop")
+    assert generate_text(scripted(script), stop="END") == ("one EN", "stop")
 
 
-def test_a_stop_at_the_last_token_is_a_stop(scripted):
-    assert written(scripted(b"cat"), stop="cat", max_tokens=3) == ("", "stop")
+def test_stop_string_at_the_last_token_finishes_with_stop(scripted):
+    assert generate_text(scripted(b"cat"), stop="cat", max_tokens=3) == ("", "stop")
 
 
 def test_stream_equals_generate(lm):
-    """Random bytes are mostly no text: the stream still says what the tokenizer says of all the ids at once."""
+    """Also for random bytes, the streamed text equals the decoded text of all ids."""
     for seed in (0, 1):
         options = {"seed": seed, "temperature": 2.0, "max_tokens": 40}
         found = lm.generate("the cat", n=2, **options)
-        pieces = list(lm.stream("the cat", n=2, **options))
+        events = list(lm.stream("the cat", n=2, **options))
         for r, one in enumerate(found.continuations):
-            assert "".join(p.text for p in pieces if p.sequence == r) == one.text == lm.tokenizer.decode(one.ids)
+            assert "".join(p.text for p in events if p.sequence == r) == one.text == lm.tokenizer.decode(one.ids)
         assert "\ufffd" in found.text
         assert found.text == found.continuations[0].text
 

@@ -1,4 +1,4 @@
-"""A small byte-level tokenizer, and a model that writes what it is told."""
+"""A small byte-level tokenizer, and a model that generates a fixed script."""
 
 import json
 
@@ -19,7 +19,7 @@ TEXTS = [
 
 
 def make_tokenizer() -> Tokenizer:
-    """256 bytes, some merges (also of half characters), and the end of a text."""
+    """Return a tokenizer with 256 bytes, some merges (also within characters) and an end token."""
     core = tokenizers.Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -32,7 +32,7 @@ def make_tokenizer() -> Tokenizer:
 
 
 class Scripted(Decoder):
-    """A model that writes given tokens after a prompt of one token, and after them the last again and again."""
+    """A model that generates a script after a prompt of one token, then repeats the last token."""
 
     def __init__(self, script, vocab_size, context_length=64):
         super().__init__(tiny_config("qwen3", vocab_size=vocab_size, context_length=context_length))
@@ -42,7 +42,7 @@ class Scripted(Decoder):
         return torch.zeros(*ids.shape, self.config.d_model)
 
     def logits(self, hidden, step):
-        place = step.positions[0, -1].clamp(max=len(self.script) - 1)
+        position = step.positions[0, -1].clamp(max=len(self.script) - 1)
         logits = torch.zeros(len(hidden), self.config.vocab_size)
-        logits[:, self.script[int(place)]] = 50.0
+        logits[:, self.script[int(position)]] = 50.0
         return logits
