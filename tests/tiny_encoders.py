@@ -1,4 +1,4 @@
-"""A tiny configuration of each family of encoders, with all that it can do; and what tests of them share."""
+"""A tiny configuration of each text encoder family with all its features, and helpers for their tests."""
 
 import json
 from dataclasses import replace
@@ -56,14 +56,14 @@ def tiny_encoder(family, seed=0, **changes):
 
 
 def some_ids(config, batch, length, seed=1):
-    """Random ids, none of them padding."""
+    """Return random ids without padding."""
     first = config.position_offset
     return torch.randint(first, config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 def outputs(model, ids, lengths=None, **step):
-    """States, and whatever the heads make of them."""
+    """Return the hidden states and the outputs of all heads."""
     made = Step.of(ids, lengths, **step)
     states = model(ids, made)
     found = {"states": states}
@@ -100,7 +100,7 @@ LETTERS = [prefix + letter for prefix in ("", "##") for letter in "abcdefghijklm
 
 
 def wordpieces():
-    """A tokenizer as BERT's: 97 tokens at most."""
+    """Return a WordPiece tokenizer like BERT's, with at most 97 tokens."""
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*NAMES, *WORDS, *LETTERS]))}
     assert len(vocab) <= 97
     named = {f"{key}_token": f"[{key.upper()}]" for key in ("pad", "unk", "cls", "sep", "mask")}
@@ -109,7 +109,7 @@ def wordpieces():
 
 
 def bytes_of_roberta():
-    """A tokenizer as RoBERTa's: byte-level, <s> before and </s> behind, </s></s> between two; of 263 tokens."""
+    """Return a byte-level BPE tokenizer like RoBERTa's, with 263 tokens: <s> A </s></s> B </s>."""
     names = {
         "bos_token": "<s>",
         "pad_token": "<pad>",
@@ -135,7 +135,7 @@ TOKENIZERS["distilbert"] = wordpieces
 
 
 def embedder(family, sentence=None, **changes):
-    """All that GGUF can say, and heads: rows of whole blocks of 32, and no activation but GELU."""
+    """Return an embedder that GGUF can describe except for its heads: rows divisible into blocks of 32, GELU."""
     config, words = CONFIGS[family], TOKENIZERS[family]()
     layer = replace(
         LAYER,
@@ -147,5 +147,5 @@ def embedder(family, sentence=None, **changes):
     if config.head is not None:
         config = replace(config, head=replace(config.head, activation="gelu"))
     if config.position_offset:
-        config = replace(config, position_offset=2)  # as its tokenizer says: <pad> has the number 1
+        config = replace(config, position_offset=2)  # <pad> has id 1 in the tokenizer
     return Embedder(wake(TextEncoder(config)), words, None if sentence is None else Sentence(sentence))

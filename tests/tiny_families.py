@@ -1,4 +1,4 @@
-"""A tiny configuration of each family of decoders, with all that the family can do."""
+"""A tiny configuration of each decoder family, with all its features."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from glassformer.config import (
 
 RMS, LAYER = NormConfig("rms", 1e-2), NormConfig("layer", 1e-2)
 ONE_PLUS = NormConfig("rms", 1e-2, "float32 1+")
-ROPE = RopeConfig(100.0)  # turns far within 64 tokens
+ROPE = RopeConfig(100.0)  # rotates far within 64 tokens
 PART = RopeConfig(100.0, dim=6)
 V, D, T = 97, 48, 64  # vocab_size, d_model, context_length
 

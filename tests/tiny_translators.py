@@ -1,4 +1,4 @@
-"""A tiny configuration of each family of encoder-decoders that other tools open, with all that the family can do."""
+"""A tiny configuration of each encoder-decoder family of transformers, with all its features."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,7 +50,7 @@ def t5() -> ModelConfig:
 
 
 def flan() -> ModelConfig:
-    """T5 1.1: a gated feed-forward layer, and a head of its own."""
+    """T5 1.1: gated feed-forward layers and an untied head."""
     config, mlp = t5(), MLPConfig(72, "gelu_tanh")
     reading, writing = (
         tuple(replace(layer, mlp=mlp) for layer in layers) for layers in (config.encoder.layers, config.layers)

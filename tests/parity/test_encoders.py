@@ -1,4 +1,4 @@
-"""Encoders beside those of `transformers`: BERT, RoBERTa and XLM-RoBERTa, DistilBERT; with heads, and without."""
+"""Parity of BERT, RoBERTa, XLM-RoBERTa and DistilBERT with `transformers`, with and without heads."""
 
 import json
 import math

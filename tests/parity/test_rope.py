@@ -1,4 +1,4 @@
-"""Rotary settings: both spellings, every scaling against `transformers`, and what is refused."""
+"""Rotary position settings: both spellings, every scaling against `transformers`, and errors."""
 
 import math
 

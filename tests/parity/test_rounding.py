@@ -1,4 +1,4 @@
-"""In bfloat16 the order of rounding shows: norms and scaled embeddings, to the bit, against `transformers`' modules."""
+"""Rounding in bfloat16: norms and scaled embeddings are bit-equal to the modules of `transformers`."""
 
 from dataclasses import replace
 
@@ -67,7 +67,7 @@ def test_the_embeddings_scale_is_rounded_or_not(rounded):
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_router_is_as_exact_as_deepseeks(exact):
-    """Worked out in float32, what each expert is worth, which are chosen, and by how much."""
+    """Scores, choice and weights of the experts are computed in float32."""
     config = transformers.DeepseekV3Config(
         hidden_size=48, n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2, routed_scaling_factor=1.7
     )
@@ -89,7 +89,7 @@ def test_a_router_is_as_exact_as_deepseeks(exact):
 
 
 def off(actual, expected):
-    """Root of the mean square of the difference, as a share of what is expected."""
+    """Return the root mean square error, relative to the expected values."""
     return ((actual.float() - expected).norm() / expected.norm()).item()
 
 

@@ -157,10 +157,10 @@ def test_client_disconnect_cancels_a_streamed_view(slow, monkeypatch):
 def test_views_are_answered_during_generation(slow):
     """A view does not wait for the end of a generation, and changes none of its tokens."""
     url, _, models = slow
-    text = models["one"].lm.generate("the", max_tokens=60, seed=2).text
+    text = models["one"].lm.generate("the", max_tokens=LONG, seed=2).text
     trace = httpx2.post(f"{url}/v1/traces", json={"model": "one", "prompt": "the cat sat", "max_tokens": 0}).json()
     models["one"].passes = 0
-    body = writing("one", max_tokens=60, seed=2, stream=True)
+    body = writing("one", max_tokens=LONG, seed=2, stream=True)
     with httpx2.stream("POST", f"{url}/v1/completions", json=body) as response:
         lines = (line for line in response.iter_lines() if line)
         found = [next(lines)]
@@ -168,7 +168,7 @@ def test_views_are_answered_during_generation(slow):
             assert httpx2.get(f"{url}/health").json()["queue"]["running"] == 1
             view = httpx2.get(f"{url}/v1/traces/{trace['id']}/views/cell?layer=0&head=1&query=3&key=2")
             assert view.status_code == 200
-            assert models["one"].passes < 60, "the view must come before the end"
+            assert models["one"].passes < LONG, "the view must come before the end"
         found += lines
     assert found.pop() == "data: [DONE]"
     chunks = [json.loads(line.removeprefix("data: ")) for line in found]
