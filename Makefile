@@ -31,7 +31,7 @@ test: check     ## run what CI runs: lint, types, all tests, and a test of the w
 check: lint types web unit typed wheel
 
 fast: setup     ## run the fast tests in under three minutes: no browser, no training in subprocesses
-	$(BIN)/python -m pytest -n 2 -m "not slow and not soak and not llama_cpp" --ignore tests/e2e --ignore tests/soak
+	$(BIN)/python -m pytest -n 2 --sample 1 -m "not slow and not soak and not llama_cpp" --ignore tests/e2e
 
 lint: setup
 	$(BIN)/ruff check .

@@ -18,6 +18,24 @@ import torch  # noqa: E402
 torch.set_num_threads(1)  # tiny models are slower with a second thread
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+
+def pytest_addoption(parser):
+    parser.addoption("--sample", type=int, metavar="N", help="run at most N parameter sets of each test function")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep N parameter sets of each test function, spread evenly over all of them."""
+    n = config.getoption("--sample")
+    if not n:
+        return
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    sample = {id(group[i * len(group) // n]) for group in groups.values() for i in range(n)}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in sample])
+    items[:] = [item for item in items if id(item) in sample]
+
+
 settings.register_profile(
     "quick", deadline=None, derandomize=True, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
 )

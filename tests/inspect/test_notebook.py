@@ -47,7 +47,7 @@ class RecordingComm(BaseComm):
 @pytest.fixture
 def show(t, monkeypatch):
     if not (DIST / "index.html").is_file():
-        pytest.skip("needs the page: `make page` builds it")
+        pytest.fail("the page is not built: run `make page`")
     monkeypatch.setattr(comm, "create_comm", RecordingComm)
     return t.show
 

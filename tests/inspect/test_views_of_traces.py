@@ -256,7 +256,7 @@ def test_fork_finds_the_first_difference_and_the_kl():
     assert same.diverges_at is None
     assert [step.other for step in same.steps[15:]] == [None] * 4
     assert max(step.kl for step in same.steps[:15]) < 1e-8
-    with pytest.raises(RequestError, match="next-token distributions can be compared over one vocabulary only"):
+    with pytest.raises(RequestError, match="next-token distributions can be compared over the same vocabulary only"):
         t.fork(LanguageModel(tiny("gpt2", vocab_size=50)).trace([1, 2]))
 
 

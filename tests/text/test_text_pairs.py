@@ -3,14 +3,13 @@
 import json
 
 import pytest
+import transformers
 from tiny_encoders import bytes_of_roberta, wordpieces
 
 from glassformer.errors import TokenizerError
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
 from glassformer.text.tokenizer import Tokenizer
-
-transformers = pytest.importorskip("transformers")
 
 BUILDERS = {"bert": wordpieces, "roberta": bytes_of_roberta}
 TEXTS = ["the cat sat on the mat.", "", "a dog?", "  The hats  ,", "naïve 吾輩"]

@@ -269,7 +269,7 @@ def test_failed_compilation_is_reported_and_not_used(tokenizer, tmp_path, monkey
 
 
 def test_tensorboard_is_written(tokenizer, tmp_path):
-    pytest.importorskip("tensorboard")
+
     tiny_run(tmp_path / "run", tokenizer, steps=2, tensorboard=True)
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
