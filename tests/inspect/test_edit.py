@@ -92,11 +92,11 @@ def test_every_operation_equals_the_reference(family):
         def change(which, value, edit=edit, at=at):
             if which != edit.point:
                 return value
-            given = edit.value if edit.tensor is None else edit.tensor.double().numpy()
+            value_or_vector = edit.value if edit.tensor is None else edit.tensor.double().numpy()
             value[at] = {
                 "scale": lambda: value[at] * edit.factor,
-                "replace": lambda: given,
-                "add": lambda: value[at] + 2.0 * given,
+                "replace": lambda: value_or_vector,
+                "add": lambda: value[at] + 2.0 * value_or_vector,
             }[edit.op]()
             return value
 
@@ -203,12 +203,12 @@ def test_edit_positions_do_not_depend_on_chunking(family, chunk, monkeypatch):
         replace("embed.out", 0.25, position=6, dim=(1, 2)),
     ]
     t = lm.trace(text(lm, 10), max_tokens=6, temperature=0, edit=edits)
-    whole = lm.trace(t.ids, edit=edits)
+    full = lm.trace(t.ids, edit=edits)
     for name in t.names():
-        near(t[name].tensor, whole[name].tensor, name, 3e-5)
+        near(t[name].tensor, full[name].tensor, name, 3e-5)
         assert t[name].error < 1e-3, name
     assert t.ids == (*text(lm, 10), *generated(lm, text(lm, 10), max_tokens=6, edit=edits))
-    best = whole["final.logits"].tensor.argmax(-1)
+    best = full["final.logits"].tensor.argmax(-1)
     assert tuple(best[9:15].tolist()) == t.ids[10:], "each token has the highest edited logit"
 
 
@@ -225,8 +225,8 @@ def test_position_minus_one_is_every_generating_position():
             assert a == b
             t = lm.trace(text(lm, 10), edit=[make(-1)], **GREEDY)
             assert t.ids[10:] == a
-            whole = lm.trace(t.ids, edit=[make(tuple(range(9, len(t))))])
-            near(t["final.logits"].tensor, whole["final.logits"].tensor, "logits", 3e-5)
+            full = lm.trace(t.ids, edit=[make(tuple(range(9, len(t))))])
+            near(t["final.logits"].tensor, full["final.logits"].tensor, "logits", 3e-5)
         assert set(generated(lm, text(lm, 10), edit=[replace("final.logits", 99.0, position=-1, dim=5)])) == {5}
         read = lm.trace(text(lm), edit=[scale("blocks.1.mlp.out", 3.0, position=-1)])
         assert torch.equal(read["blocks.1.mlp.out"].tensor[:-1], lm.trace(text(lm))["blocks.1.mlp.out"].tensor[:-1])
@@ -261,14 +261,14 @@ def test_edit_of_one_continuation_does_not_change_the_others():
     """Edit one of four continuations, in its prompt too, which is then prefilled separately."""
     for family, sampling in (("qwen3", {}), ("gpt2", {"presence_penalty": 0.3})):
         lm = language(family)
-        asked = {"max_tokens": 14, "temperature": 1.0, "seed": 3, "n": 4} | sampling
-        plain = [c.ids for c in lm.generate(text(lm), **asked).continuations]
+        options = {"max_tokens": 14, "temperature": 1.0, "seed": 3, "n": 4} | sampling
+        plain = [c.ids for c in lm.generate(text(lm), **options).continuations]
         edits = [scale("blocks.1.attn.z", -1.0, head=1, row=2), add("embed.out", 0.3, position=2, row=2)]
-        some = [c.ids for c in lm.generate(text(lm), edit=edits, **asked).continuations]
+        some = [c.ids for c in lm.generate(text(lm), edit=edits, **options).continuations]
         every = [without_row(edit) for edit in edits]
-        all_of_them = [c.ids for c in lm.generate(text(lm), edit=every, **asked).continuations]
+        unrestricted = [c.ids for c in lm.generate(text(lm), edit=every, **options).continuations]
         assert [some[i] for i in (0, 1, 3)] == [plain[i] for i in (0, 1, 3)]
-        assert some[2] == all_of_them[2] != plain[2]
+        assert some[2] == unrestricted[2] != plain[2]
 
 
 def without_row(edit):
@@ -280,10 +280,12 @@ def without_row(edit):
 def test_finished_continuations_do_not_shift_an_edit():
     """Continuations end at different tokens; an edit of the last one still applies to it alone."""
     lm = LanguageModel(language("qwen3").model, end_ids=range(0, 97, 5))
-    asked = {"max_tokens": 20, "temperature": 1.3, "seed": 1, "n": 6}
-    plain = [c.ids for c in lm.generate(text(lm), **asked).continuations]
+    options = {"max_tokens": 20, "temperature": 1.3, "seed": 1, "n": 6}
+    plain = [c.ids for c in lm.generate(text(lm), **options).continuations]
     assert len({len(ids) for ids in plain}) > 2, "all continuations end at once"
-    edited = lm.generate(text(lm), edit=[replace("final.logits", 50.0, dim=7, position=range(13, 30), row=5)], **asked)
+    edited = lm.generate(
+        text(lm), edit=[replace("final.logits", 50.0, dim=7, position=range(13, 30), row=5)], **options
+    )
     found = [c.ids for c in edited.continuations]
     assert found[:5] == plain[:5]
     assert len(found[5]) < 3 or set(found[5][3:]) == {7}
@@ -311,9 +313,9 @@ def test_nan_is_shown_and_sampling_from_it_raises():
     assert len(t) == 14, "the trace includes the token whose logits are NaN"
     assert t.ids[11:] == generated(lm, text(lm))[:3]
     assert t["final.logits"].tensor[13].isnan().all()
-    pieces = []
+    events = []
     with pytest.raises(RequestError, match="the edits make"):
-        pieces.extend(lm.stream(text(lm), edit=late, **GREEDY))
+        events.extend(lm.stream(text(lm), edit=late, **GREEDY))
     assert lm.trace(text(lm), edit=[replace("embed.out", math.nan, position=2)])["embed.out"].tensor[2].isnan().all()
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_sourced import NEAR, PAIRS, RECURRENT_ATTENTION, SOURCE, TARGET, TOKENIZER, TRANSLATORS, np64, translator
+from test_sourced import NEAR, RECURRENT_ATTENTION, SEQ2SEQ, SOURCE, TARGET, TOKENIZER, TRANSLATORS, np64, translator
 from test_translator import TEXTS
 from tiny import assert_near, random_ids, wake
 from tiny_encoders import CONFIGS as ENCODERS
@@ -23,10 +23,10 @@ from glassformer.models.translator import Translator
 from glassformer.nn.model import EncoderDecoder
 
 OTHER, MORE = TOKENIZER.encode(SOURCE)[::-1], "a hat"
-SOME = [name for name in ("pre", "rms", "t5", "bart") if name in PAIRS]
-EACH_PAIR = pytest.mark.parametrize("name", SOME)
+SOME_SEQ2SEQ = [name for name in ("pre", "rms", "t5", "bart") if name in SEQ2SEQ]
+EACH_SEQ2SEQ = pytest.mark.parametrize("name", SOME_SEQ2SEQ)
 EACH_RNN = pytest.mark.parametrize("name", RECURRENT_ATTENTION)
-EACH = pytest.mark.parametrize("name", [*SOME, *RECURRENT_ATTENTION])
+EACH = pytest.mark.parametrize("name", [*SOME_SEQ2SEQ, *RECURRENT_ATTENTION])
 ATTENTIONS = ("encoder.blocks.1.attn", "blocks.1.attn", "blocks.0.cross")
 WHERE = pytest.mark.parametrize("layer", ATTENTIONS)
 EDITS = {  # by model kind; their results must not depend on how values are computed
@@ -65,12 +65,12 @@ def heads_of(one, layer):
 # ---- neutral edits, and edits that equal changed weights
 
 
-@pytest.mark.parametrize("name", [*PAIRS, *TRANSLATORS])
+@pytest.mark.parametrize("name", [*SEQ2SEQ, *TRANSLATORS])
 def test_scale_by_one_at_every_point_changes_nothing(name):
     one = translator(name)
     plain = one.trace(SOURCE, TARGET)
-    made = (".scores", ".probs", ".heads") if one.kind == "encoder-decoder" else ()
-    edits = [scale(point, 1.0) for point in plain.names() if not point.endswith(made or ("?",))]
+    derived_ends = (".scores", ".probs", ".heads") if one.kind == "encoder-decoder" else ()
+    edits = [scale(point, 1.0) for point in plain.names() if not point.endswith(derived_ends or ("?",))]
     t = one.trace(SOURCE, TARGET, edit=edits)
     assert all(torch.equal(t[point].tensor, plain[point].tensor) for point in ("final.logits", plain.names()[0]))
     assert one.translate(TEXTS, max_tokens=6, edit=edits) == one.translate(TEXTS, max_tokens=6)
@@ -79,10 +79,10 @@ def test_scale_by_one_at_every_point_changes_nothing(name):
     assert_near(t["final.logits"].tensor, plain["final.logits"].tensor)
 
 
-@EACH_PAIR
+@EACH_SEQ2SEQ
 @WHERE
 def test_ablated_head_equals_zero_columns_of_w_o(name, layer):
-    one = PAIRS[name]
+    one = SEQ2SEQ[name]
     other = Translator(copy.deepcopy(one.model), one.tokenizer)
     module, size = heads_of(other, layer)
     with torch.no_grad():
@@ -153,11 +153,11 @@ def test_ablated_head_equals_a_hook_in_transformers(family, layer, tmp_path):
 # ---- a knocked-out key
 
 
-@EACH_PAIR
+@EACH_SEQ2SEQ
 @WHERE
 def test_knockout_equals_softmax_without_the_key(name, layer):
     """The softmax is computed in float64 from the unedited scores; other queries do not change."""
-    one = PAIRS[name]
+    one = SEQ2SEQ[name]
     plain, query = one.trace(SOURCE, TARGET), 2
     key = int(np64(plain, f"{layer}.probs")[1, query].argmax())
     t = one.trace(SOURCE, TARGET, edit=[knockout(f"{layer}.scores", head=1, query=query, key=key)])
@@ -202,9 +202,9 @@ def test_knockout_removes_a_state_from_the_recurrent_context(name):
 # ---- patches from another run
 
 
-@EACH_PAIR
+@EACH_SEQ2SEQ
 def test_patch_at_all_positions_equals_the_source_run(name):
-    one = PAIRS[name]
+    one = SEQ2SEQ[name]
     plain = one.trace(SOURCE, TARGET)
     other, far = one.trace(OTHER, TARGET), one.trace(SOURCE, MORE)
     assert len(plain.source) == len(other.source)
@@ -212,8 +212,8 @@ def test_patch_at_all_positions_equals_the_source_run(name):
     for point in ("encoder.blocks.1.attn.z", "encoder.final.norm", "blocks.0.cross.k", "final.logits"):
         assert torch.equal(t[point].tensor, other[point].tensor), point
     assert not torch.equal(t["encoder.blocks.0.resid_mid"].tensor, other["encoder.blocks.0.resid_mid"].tensor)
-    whole = [patch(f"blocks.{i}.cross.{end}", other) for i in range(2) for end in ("k_rot", "v")]
-    assert torch.equal(one.trace(SOURCE, TARGET, edit=whole)["final.logits"].tensor, other["final.logits"].tensor)
+    patches = [patch(f"blocks.{i}.cross.{end}", other) for i in range(2) for end in ("k_rot", "v")]
+    assert torch.equal(one.trace(SOURCE, TARGET, edit=patches)["final.logits"].tensor, other["final.logits"].tensor)
     n = min(len(plain), len(far))
     t = one.trace(SOURCE, TARGET, edit=[patch("blocks.1.resid_pre", far)])
     assert torch.equal(t["blocks.1.resid_pre"].tensor[:n], far["blocks.1.resid_pre"].tensor[:n])
@@ -332,8 +332,8 @@ def test_scale_by_one_does_not_change_an_encoder(family):
     one = embedder(family)
     ids = one.tokenizer.encode_masked(TEXT)
     plain = one.trace(ids)
-    made = (".scores", ".probs", ".heads")
-    edits = [scale(point, 1.0) for point in plain.names() if not point.endswith(made)]
+    derived_ends = (".scores", ".probs", ".heads")
+    edits = [scale(point, 1.0) for point in plain.names() if not point.endswith(derived_ends)]
     t = one.trace(ids, edit=edits)
     assert all(
         torch.equal(t[point].tensor, plain[point].tensor) for point in ("final.norm", "final.logits", "embed.out")
@@ -397,8 +397,8 @@ def test_edits_of_an_encoder_are_captured_or_recomputed(family):
     scores[9] = -np.inf
     probs = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     np.testing.assert_allclose(np64(alone, "blocks.1.attn.probs")[1, 4], probs, **NEAR)
-    whole = one.trace(ids, edit=[patch("blocks.1.resid_pre", other)])
-    assert torch.equal(whole["final.logits"].tensor, other["final.logits"].tensor)
+    patched = one.trace(ids, edit=[patch("blocks.1.resid_pre", other)])
+    assert torch.equal(patched["final.logits"].tensor, other["final.logits"].tensor)
     if one.model.pooler is not None:
         turned = one.trace(ids, edit=edits[-1:])["final.pooled"].tensor
         want = plain["final.pooled"].tensor.clone()

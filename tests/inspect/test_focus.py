@@ -68,14 +68,14 @@ def test_focus_of_other_kinds_is_a_cell_of_their_attention(kind, family, attenti
 
 
 @pytest.mark.parametrize(
-    ("given", "param"),
+    ("values", "param"),
     [
         ({"layer": 3}, "layer"), ({"head": 4}, "head"), ({"query": 99}, "query"),
         ({"layer": 0, "head": 0, "key": 99}, "key"),
         ({"attention": "cross"}, "attention"), ({"attention": "encoder"}, "attention"),
     ],
 )  # fmt: skip
-def test_out_of_range_values_raise_request_error(t, given, param):
+def test_out_of_range_values_raise_request_error(t, values, param):
     with pytest.raises(RequestError) as error:
-        focus(t, **given)
+        focus(t, **values)
     assert error.value.param == param

@@ -80,8 +80,8 @@ def test_view_with_stream_sends_rows(show, t):
     *sent, last = ask(widget, {"id": 9, "kind": "post", "path": path})
     assert last == ({"id": 9, "done": True}, [])
     assert [content["event"] for content, _ in sent] == ["row"] * (t.config.n_layers + 1) + ["done"]
-    whole = t.lens(top=2, position=(3, 1))
-    assert [json.loads(data) for _, [data] in sent] == [*plain(whole.rows), plain(whole)]
+    full = t.lens(top=2, position=(3, 1))
+    assert [json.loads(data) for _, [data] in sent] == [*plain(full.rows), plain(full)]
     [(content, _)] = ask(widget, {"id": 10, "kind": "post", "path": f"/v1/traces/t0/views/cell?{CELL}"})
     assert "no events" in content["error"]["message"]
 
@@ -148,19 +148,19 @@ def test_points_are_listed_and_vectors_are_stored(show, t):
 def test_traces_of_other_model_kinds_are_shown_and_edited(show, family):
     """`show` works for each kind of model, and an edit of the page makes a new trace."""
     one = subject(KINDS[family], family)[0]
-    given = () if family == "bert" else ("the cat sat",)
-    trace, edit = one.trace("a dog ate", *given), EDITS[family]
+    inputs = () if family == "bert" else ("the cat sat",)
+    trace, edit = one.trace("a dog ate", *inputs), EDITS[family]
     widget = trace.show("cell" if family == "bert" else "alignment")
-    assert widget.address["options"] == ({"target": "the cat sat"} if given else {})
+    assert widget.address["options"] == ({"target": "the cat sat"} if inputs else {})
     body = {"model": "m", "prompt": "a dog ate", "max_tokens": 0, "temperature": 0, "edits": [], "stream": True}
-    target = {"target": given[0]} if given else {}
+    target = {"target": inputs[0]} if inputs else {}
     sent = ask(widget, {"id": 1, "kind": "post", "path": "/v1/traces", "body": body | target})
     assert json.loads(sent[0][1][0])["id"] == "t0", "the existing trace"
     sent = ask(widget, {"id": 2, "kind": "post", "path": "/v1/traces", "body": body | target | {"edits": [edit]}})
     found = json.loads(sent[0][1][0])
     assert (found["id"], found["edits"]) == ("t1", [edit])
     logits = widget.channel.router.trace("t1")["final.logits"].tensor
-    assert torch.equal(logits, one.trace("a dog ate", *given, edit=[from_json(edit)])["final.logits"].tensor)
+    assert torch.equal(logits, one.trace("a dog ate", *inputs, edit=[from_json(edit)])["final.logits"].tensor)
 
 
 def test_static_picture_is_displayed_with_the_live_one(show, monkeypatch):

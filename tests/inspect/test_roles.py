@@ -152,16 +152,16 @@ def test_constructed_induction_head_is_found():
 def test_roles_in_batches_equal_roles_at_once(monkeypatch):
     lm = LanguageModel(tiny("gemma2"))
     ids = [(7 * i) % 13 for i in range(40)]
-    whole = lm.trace(ids).roles()
+    full = lm.trace(ids).roles()
     monkeypatch.setattr(roles, "MAX_SCORES", 4 * 40 * 3)
     part = lm.trace(ids).roles()
-    assert part.n_queries == whole.n_queries
-    for a, b in zip(part.scores, whole.scores, strict=True):
+    assert part.n_queries == full.n_queries
+    for a, b in zip(part.scores, full.scores, strict=True):
         torch.testing.assert_close(a, b, equal_nan=True)
     t = lm.trace(ids)
     for i in range(3):
         probs = t[f"blocks.{i}.attn.probs"].tensor
-        assert whole.scores.previous_token[i].tolist() == pytest.approx(probs.diagonal(-1, 1, 2).mean(-1).tolist())
+        assert full.scores.previous_token[i].tolist() == pytest.approx(probs.diagonal(-1, 1, 2).mean(-1).tolist())
     once = lm.trace([1, 2, 3]).roles()
     assert once.scores.induction.isnan().all()
     assert once.n_queries["induction"] == 0
@@ -198,11 +198,11 @@ def test_evidence_is_the_cell_with_the_largest_probability(monkeypatch):
 
 def test_role_rows_equal_roles():
     t = LanguageModel(tiny("llama")).trace([(7 * i) % 13 for i in range(20)])
-    whole, rows = t.roles(), list(roles.role_rows(t))
+    full, rows = t.roles(), list(roles.role_rows(t))
     assert [row.layer for row in rows] == [0, 1, 2]
-    for role, scores in whole.scores._asdict().items():
+    for role, scores in full.scores._asdict().items():
         torch.testing.assert_close(torch.stack([row.scores[role] for row in rows]), scores, equal_nan=True)
-        assert tuple(row.evidence[role] for row in rows) == whole.evidence[role]
+        assert tuple(row.evidence[role] for row in rows) == full.evidence[role]
 
 
 def test_look_back_initialization_makes_previous_token_heads():

@@ -33,16 +33,16 @@ def family_translator(name):
     return Translator(wake(EncoderDecoder(config)), TOKENIZER)
 
 
-PAIRS = {name: one for name, one in TRANSLATORS.items() if name not in RECURRENT}
-PAIRS |= {name: family_translator(name) for name in FAMILIES}
+SEQ2SEQ = {name: one for name, one in TRANSLATORS.items() if name not in RECURRENT}
+SEQ2SEQ |= {name: family_translator(name) for name in FAMILIES}
 RECURRENT_ATTENTION = {name: TRANSLATORS[name] for name, (attention, _) in RECURRENT.items() if attention is not None}
-EACH_PAIR = pytest.mark.parametrize("name", PAIRS)
+EACH_SEQ2SEQ = pytest.mark.parametrize("name", SEQ2SEQ)
 EACH_RNN = pytest.mark.parametrize("name", RECURRENT_ATTENTION)
-EACH = pytest.mark.parametrize("name", PAIRS | TRANSLATORS)
+EACH = pytest.mark.parametrize("name", SEQ2SEQ | TRANSLATORS)
 
 
 def translator(name):
-    return (PAIRS | TRANSLATORS)[name]
+    return (SEQ2SEQ | TRANSLATORS)[name]
 
 
 def np64(t, name):
@@ -52,9 +52,9 @@ def np64(t, name):
 # ---- encoder-decoders
 
 
-@EACH_PAIR
+@EACH_SEQ2SEQ
 def test_every_point_equals_the_forward_pass(name):
-    one = PAIRS[name]
+    one = SEQ2SEQ[name]
     t = one.trace(SOURCE, TARGET)
     tap = RecorderTap(*(point for point, about in points(one.config).items() if about.kind == "live"))
     source, ids = torch.tensor([t.source.ids]), torch.tensor([t.ids])
@@ -74,10 +74,10 @@ def test_every_point_equals_the_forward_pass(name):
         assert value.error <= 1e-5 * largest, (point, value)
 
 
-@EACH_PAIR
+@EACH_SEQ2SEQ
 @pytest.mark.parametrize("which", ["attn", "cross", "encoder"])
 def test_probabilities_times_values_are_z(name, which):
-    t = PAIRS[name].trace(SOURCE, TARGET)
+    t = SEQ2SEQ[name].trace(SOURCE, TARGET)
     stack = t.config.encoder if which == "encoder" else t.config
     side, kind = ("encoder.", "attn") if which == "encoder" else ("", which)
     for i in range(stack.n_layers):
@@ -95,9 +95,9 @@ def test_probabilities_times_values_are_z(name, which):
         assert part.error <= 1e-4
 
 
-@EACH_PAIR
+@EACH_SEQ2SEQ
 def test_capture_is_exact_and_changes_nothing(name):
-    one = PAIRS[name]
+    one = SEQ2SEQ[name]
     plain, read = (
         one.trace(SOURCE, TARGET),
         one.trace(SOURCE, TARGET, capture=["encoder.blocks.1.*", "blocks.0.cross.*"]),
@@ -163,7 +163,7 @@ def test_greedy_trace_equals_translate(name):
     assert logprobs.gather(-1, torch.tensor(t.target)[:, None]).sum().item() == pytest.approx(best.logprob, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in PAIRS | TRANSLATORS if name != "none"])
+@pytest.mark.parametrize("name", [name for name in SEQ2SEQ | TRANSLATORS if name != "none"])
 def test_alignment_equals_align(name):
     one = translator(name)
     t, shown = one.trace(SOURCE, TARGET), one.align(SOURCE, TARGET)
@@ -187,10 +187,10 @@ def test_alignment_equals_align(name):
         t.alignment(layer=9)
 
 
-@EACH_PAIR
+@EACH_SEQ2SEQ
 @pytest.mark.parametrize("which", ["attn", "cross", "encoder"])
 def test_cell_equals_numpy(name, which):
-    t = PAIRS[name].trace(SOURCE, TARGET)
+    t = SEQ2SEQ[name].trace(SOURCE, TARGET)
     side, kind = ("encoder.", "attn") if which == "encoder" else ("", which)
     config = (t.config.encoder if which == "encoder" else t.config).layers[1]
     config = config.cross if which == "cross" else config.attention
@@ -217,7 +217,7 @@ def test_cell_equals_numpy(name, which):
 
 
 def test_invalid_seq2seq_trace_requests_raise():
-    one = PAIRS["pre"]
+    one = SEQ2SEQ["pre"]
     for wrong, what in (
         ({"target": TARGET, "max_tokens": 3}, "max_tokens has no effect"),
         ({"capture": ["encoder.blocks.9.attn.z"]}, "has no point"),

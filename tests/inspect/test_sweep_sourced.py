@@ -22,7 +22,7 @@ HOW = [
 ] + [{"over": "cells", "attention": attention, "op": "knockout"} for attention in ("attn", "cross", "encoder")]
 
 
-def given(op, other):
+def op_options(op, other):
     return {"scale": {"factor": -0.5}, "patch": {"source": other}}.get(op, {})
 
 
@@ -46,7 +46,7 @@ def test_a_sweep_row_equals_a_trace_with_that_edit(name, how):
     base = [scale("encoder.blocks.0.mlp.out", 0.7), scale("blocks.0.attn.out", 0.5)] if how["op"] == "scale" else []
     t = one.trace(SOURCE, TARGET, edit=base)
     where = len(t) - 2
-    sweep = one.sweep(t, target=3, rival=7, position=-2, **how, **given(how["op"], other))
+    sweep = one.sweep(t, target=3, rival=7, position=-2, **how, **op_options(how["op"], other))
     rows, own = list(sweep), t["final.logits"].tensor[-2]
     assert len(rows) == len(sweep) == count(t, **how, where=where)
     assert len({(row.layer, row.head, row.position, row.edit.point) for row in rows}) == len(rows)
@@ -63,7 +63,7 @@ def test_sweep_over_the_source_of_a_recurrent_model(name):
     one = RECURRENT_ATTENTION[name]
     t, other = one.trace(SOURCE, TARGET), one.trace(OTHER, TARGET)
     for op in ("knockout", "ablate", "scale", "patch"):
-        rows = list(one.sweep(t, over="positions", op=op, position=2, **given(op, other)))
+        rows = list(one.sweep(t, over="positions", op=op, position=2, **op_options(op, other)))
         assert [row.position for row in rows] == list(range(len(t.source)))
         for row in rows:
             p, q = (

@@ -224,8 +224,8 @@ def test_bytes_of_a_trace():
         assert want == capture_module.check_budget(c, [], [], 11, 4, None)
         more = lm.trace(text(lm), capture=["blocks.1.mlp.act", "*.resid_post", "embed.out"])
         assert more.bytes == want + 4 * 11 * c.layers[1].mlp.d_ff, "aliases of a tensor are stored once"
-        written = lm.trace(text(lm, 6), max_tokens=5, temperature=0)
-        assert written.bytes == want
+        generated = lm.trace(text(lm, 6), max_tokens=5, temperature=0)
+        assert generated.bytes == want
 
 
 def test_budget_errors_name_what_fits():

@@ -32,13 +32,13 @@ def test_last_row_of_the_lens_equals_the_logits(family):
     assert lens.receipt.error == 0
     one = t.lens(top=4, position=-2)
     assert one.positions == (9,)
-    for row, whole in zip(one.rows, lens.rows, strict=True):
-        assert [a.id for a in row.top[0]] == [a.id for a in whole.top[9]]
-        assert [a.logprob for a in row.top[0]] == pytest.approx([a.logprob for a in whole.top[9]], rel=1e-4, abs=1e-4)
+    for row, full in zip(one.rows, lens.rows, strict=True):
+        assert [a.id for a in row.top[0]] == [a.id for a in full.top[9]]
+        assert [a.logprob for a in row.top[0]] == pytest.approx([a.logprob for a in full.top[9]], rel=1e-4, abs=1e-4)
     rows = list(lens_rows(t, top=4, position=(9, 2)))
     assert t.lens(top=4, position=(9, 2)).positions == (9, 2)
-    for row, whole in zip(rows, lens.rows, strict=True):
-        assert [[a.id for a in top] for top in row.top] == [[a.id for a in whole.top[i]] for i in (9, 2)]
+    for row, full in zip(rows, lens.rows, strict=True):
+        assert [[a.id for a in top] for top in row.top] == [[a.id for a in full.top[i]] for i in (9, 2)]
 
 
 def test_a_row_of_the_lens_equals_a_truncated_model():
