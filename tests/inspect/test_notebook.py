@@ -90,8 +90,8 @@ def test_errors_are_replies_with_a_message(show):
     widget = show("cell")
     for path, word in (
         ("/v1/traces/t0/views/cell?layer=99&head=0&query=0&key=0", "layer"),
-        ("/v1/traces/t9/views/summary", "no trace"), ("/v1/traces/t0/views/nothing", "no view"),
-        ("/elsewhere", "nothing at"),
+        ("/v1/traces/t9/views/summary", "unknown trace"), ("/v1/traces/t0/views/nothing", "no view"),
+        ("/elsewhere", "unknown path"),
         ("/v1/traces/t0/tensors/blocks.0.attn.probs?dtype=u9", "dtype"),
     ):  # fmt: skip
         [(content, buffers)] = ask(widget, {"id": 1, "kind": "get", "path": path})
