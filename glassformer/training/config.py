@@ -183,6 +183,12 @@ class LanguageModelTaskConfig:
     compile: bool = False
     "compile the blocks with torch.compile"
 
+    def __post_init__(self):
+        _require(
+            isinstance(self.model, ShapeConfig | ModelConfig),
+            f"task lm trains a ShapeConfig or a ModelConfig, got {type(self.model).__name__}",
+        )
+
     @property
     def context(self) -> int:
         """Tokens of a training sequence."""
@@ -207,6 +213,10 @@ class Seq2SeqTaskConfig:
     "raise an error for an unusable example, with file and line, instead of skipping it"
 
     def __post_init__(self):
+        _require(
+            isinstance(self.model, Seq2SeqShape | RecurrentShape),
+            f"task seq2seq trains a Seq2SeqShape or a RecurrentShape, got {type(self.model).__name__}",
+        )
         smoothing = self.label_smoothing
         _require(0 <= smoothing < 1, f"label_smoothing must be at least 0 and below 1, got {smoothing}")
         _require_range(self, "exact_match_examples", 0)

@@ -184,7 +184,7 @@ def test_changed_weights_change_report(lm, t, selection, report, tmp_path):
 
 
 def test_too_large_report_raises(t, monkeypatch, tmp_path):
-    monkeypatch.setattr(bake, "MOST", 20_000)
+    monkeypatch.setattr(bake, "MAX_BYTES", 20_000)
     with pytest.raises(CapacityError, match="shorter text"):
         t.export_html(tmp_path / "big.html")
     assert not list(tmp_path.iterdir())

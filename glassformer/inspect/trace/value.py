@@ -52,6 +52,18 @@ class Value:
     def item(self) -> float:
         return self.tensor.item()
 
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute or a method of the tensor, such as `argmax`."""
+        if name == "tensor" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.tensor, name)
+
+    def __float__(self) -> float:
+        return float(self.tensor)
+
+    def __int__(self) -> int:
+        return int(self.tensor)
+
     def without(self, axis: str) -> Value:
         """Remove an axis of length 1."""
         n = self.axes.index(axis)
