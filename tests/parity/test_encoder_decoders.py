@@ -52,14 +52,14 @@ CASES = [(family, changes) for family in PAIR_FAMILIES for changes in VARIANTS[f
 LENGTHS = (50, 23, 1)  # farther than every bucket of distances
 
 
-def made(family, changes=None):
+def made(family, changes=None, seed=0):
     """The tiny model of a family, with changes: paths of `change`, in which * is every layer."""
     config = CONFIGS[family]()
     for path, value in (changes or {}).items():
         n = config.encoder.n_layers if path.startswith("encoder.") else config.n_layers
         for i in range(n if "*" in path else 1):
             config = change(config, path.replace("*", str(i)), value)
-    return wake(EncoderDecoder(config))
+    return wake(EncoderDecoder(config), seed=seed)
 
 
 @torch.no_grad()
@@ -384,7 +384,7 @@ def talkative(family):
                 p.sub_(p.mean(1, keepdim=True)).mul_(6)
             p.mul_(0.3 if name.endswith("cross.o.weight") else 3 if name.endswith("attn.o.weight") else 1)
         return model
-    model = made(family, {"embed_scale": 1.0, "encoder.embed_scale": 1.0})
+    model = made(family, {"embed_scale": 1.0, "encoder.embed_scale": 1.0}, seed=1)
     model.embed.weight.mul_(0.3)
     for name, p in model.named_parameters():
         p.mul_(6 if name.endswith("mlp.down.weight") else 0 if name.endswith("bias") else 1)
