@@ -384,7 +384,7 @@ def talkative(family):
                 p.sub_(p.mean(1, keepdim=True)).mul_(6)
             p.mul_(0.3 if name.endswith("cross.o.weight") else 3 if name.endswith("attn.o.weight") else 1)
         return model
-    model = made(family, {"embed_scale": 1.0, "encoder.embed_scale": 1.0}, seed=1)
+    model = made(family, {"embed_scale": 1.0, "encoder.embed_scale": 1.0}, seed=int(family == "marian"))
     model.embed.weight.mul_(0.3)
     for name, p in model.named_parameters():
         p.mul_(6 if name.endswith("mlp.down.weight") else 0 if name.endswith("bias") else 1)
