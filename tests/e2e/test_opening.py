@@ -68,7 +68,7 @@ def test_nan_shows_notice(open_page, server, write):
 def test_too_large_slice_shows_error(open_page, server, monkeypatch):
     monkeypatch.setattr(slices, "MAX_NUMBERS", 100)
     page = open_page(server.url + view_path("cell", layer=0, head=0, query=9, key=3))
-    page.locator("gf-view-cell gf-pattern gf-notice").get_by_text("at most 100 are sent").wait_for()
+    page.locator("gf-view-cell gf-pattern gf-notice").get_by_text("at most 100 are allowed").wait_for()
 
 
 def test_wrong_api_key_shows_error(open_page, lm):
