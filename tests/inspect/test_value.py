@@ -85,3 +85,14 @@ def test_comparisons_return_booleans(probs):
         assert torch.equal(got.tensor, want)
     assert (probs @ x.transpose(-1, -2)).shape == x.shape
     assert hash(probs) == hash(probs)
+
+
+def test_tensor_methods_work_on_a_value_and_its_slices(probs):
+    x, row = probs.tensor, probs[1, 3]
+    assert isinstance(row, Value)
+    assert torch.equal(row.double(), x[1, 3].double())
+    assert row.argmax().item() == x[1, 3].argmax().item()
+    assert [float(one) for one in row] == x[1, 3].tolist()
+    assert int(probs[1, 3].argmax()) == int(x[1, 3].argmax())
+    with pytest.raises(AttributeError, match="no_such_method"):
+        probs.no_such_method()
