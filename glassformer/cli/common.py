@@ -113,8 +113,17 @@ def _plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object on stdout, on one line for every terminal width."""
-    json.dump(value, sys.stdout, ensure_ascii=False, default=_plain)
+    """Print one JSON object on stdout, on one line for every terminal width.
+
+    A number that is not finite, which JSON does not have, becomes "NaN", "Infinity" or "-Infinity".
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+    except ValueError:
+        from glassformer.inspect.views.result import plain
+
+        text = json.dumps(plain(value), ensure_ascii=False, default=_plain, allow_nan=False)
+    sys.stdout.write(text)
     sys.stdout.write("\n")
     sys.stdout.flush()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 
 from glassformer.cli.common import IgnoreKeys, Json, Machine, open_model, out, print_json, progress
-from glassformer.errors import DataError, RequestError
+from glassformer.errors import CheckpointError, DataError, RequestError
 
 
 def evaluate(
@@ -71,6 +72,10 @@ def evaluate(
             progress=lambda tokens: advance(min(tokens, total), total, "evaluating"),
         )
         seconds = time.perf_counter() - start
+    if not math.isfinite(found.loss):
+        raise CheckpointError(
+            f"{lm.path}: the loss is {found.loss}: the weights are damaged, or too large for their dtype"
+        )
     facts = {
         "model": lm.path,
         "loss": found.loss,
