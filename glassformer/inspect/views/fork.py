@@ -28,11 +28,13 @@ class ForkPosition:
 class Fork:
     """The result of `fork`.
 
-    diverges_at: the first position with different tokens; None if one text continues the other.
+    diverges_at: the first position with different tokens; None if one text continues the other, or both are equal.
+    ends_at: the length of the shorter text, if the other one continues it; otherwise None.
     """
 
     steps: tuple[ForkPosition, ...]
     diverges_at: int | None
+    ends_at: int | None
     receipt: Receipt
 
 
@@ -62,7 +64,8 @@ def fork(t: Trace, other: Trace) -> Fork:
     last = [one.at("final.logits", -1) for one in (t, other)]
     errors = [one.error for one in last]
     error = None if None in errors else larger(*errors)  # pyright: ignore[reportArgumentType]
-    return Fork(tuple(steps), first, Receipt("t.fork(other)", last[0].identity, error))
+    ends_at = shared if first is None and shared < length else None
+    return Fork(tuple(steps), first, ends_at, Receipt("t.fork(other)", last[0].identity, error))
 
 
 def _next(t: Trace, positions: torch.Tensor) -> torch.Tensor:
