@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from glassformer.errors import RequestError
-from glassformer.inspect.trace.recompute import LOGIT_CHUNK, larger
+from glassformer.inspect.trace.recompute import LOGIT_CHUNK, SAME_LOGITS, check_last_logits, larger
 from glassformer.inspect.trace.trace import Receipt, Trace
 
 
@@ -61,11 +61,10 @@ def fork(t: Trace, other: Trace) -> Fork:
     steps = [
         ForkPosition(i, _token(t, i), _token(other, i), kls[i] if i < shared else None) for i in range(length)
     ]  # fmt: skip
-    last = [one.at("final.logits", -1) for one in (t, other)]
-    errors = [one.error for one in last]
+    errors = [check_last_logits(one.captured, one.logits(one.captured.positions[-1:])[0]) for one in (t, other)]
     error = None if None in errors else larger(*errors)  # pyright: ignore[reportArgumentType]
     ends_at = shared if first is None and shared < length else None
-    return Fork(tuple(steps), first, ends_at, Receipt("t.fork(other)", last[0].identity, error))
+    return Fork(tuple(steps), first, ends_at, Receipt("t.fork(other)", SAME_LOGITS, error))
 
 
 def _next(t: Trace, positions: torch.Tensor) -> torch.Tensor:
