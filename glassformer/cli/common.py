@@ -85,7 +85,7 @@ def open_model(
 def _open(load: Callable[..., Any], model: str, machine: Machine, ignore_keys: tuple[str, ...], quiet: bool) -> Any:
     import torch
 
-    from glassformer.formats.find import PACKAGED
+    from glassformer.formats.packaged import PACKAGED
 
     machine.apply()
     with working("loading", quiet=quiet):
@@ -97,7 +97,7 @@ def _open(load: Callable[..., Any], model: str, machine: Machine, ignore_keys: t
         dtype, device = str(found.dtype).removeprefix("torch."), found.device
         threads = torch.get_num_threads()
         where = f"{device.type}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else str(device)
-        label = f", {PACKAGED[model]}" if packaged else ""
+        label = f", {PACKAGED[model].description}" if packaged else ""
         name = model if packaged else found.path
         say(f"{name}: {found.n_parameters / 1e6:.2f}M parameters, {dtype} on {where}{label}")
     return found

@@ -26,7 +26,7 @@ def evaluate(
     Parameters
     ----------
     model
-        A model folder, a run folder, or `stories`.
+        A model folder, a run folder, `stories` or `smollm2`.
     data
         The text; every token counts once.
     batch
