@@ -127,19 +127,20 @@ def test_traces_are_listed_fetched_and_deleted(http):
 
 def test_the_least_recently_used_trace_is_evicted(lms):
     size = lms["talker"].trace(PROMPT).bytes
-    with serving([("m", tiny_lm())], Settings(trace_bytes=int(2.5 * size))) as (url, _):
-        with httpx2.Client(base_url=url) as http:
-            one, two = (create_trace(http, model="m")["id"] for _ in range(2))
-            http.get(f"/v1/traces/{one}")
-            create_trace(http, model="m")
-            assert http.get(f"/v1/traces/{one}").status_code == 200, "it was used"
-            assert_error(http.get(f"/v1/traces/{two}"), 404, "was full", "least recently used", code="trace_gone")
-            health = http.get("/health").json()["traces"]
-            assert health["count"] == 2
-            assert size < health["bytes"] <= health["limit"] == int(2.5 * size)
-            assert_error(
-                http.post("/v1/traces", json={"model": "m", "prompt": "the cat sat on the mat " * 6}), 400, "budget"
-            )
+    with (
+        serving([("m", tiny_lm())], Settings(trace_bytes=int(2.5 * size))) as (url, _),
+        httpx2.Client(base_url=url) as http,
+    ):
+        one, two = (create_trace(http, model="m")["id"] for _ in range(2))
+        http.get(f"/v1/traces/{one}")
+        create_trace(http, model="m")
+        assert http.get(f"/v1/traces/{one}").status_code == 200, "it was used"
+        assert_error(http.get(f"/v1/traces/{two}"), 404, "was full", "least recently used", code="trace_gone")
+        health = http.get("/health").json()["traces"]
+        assert health["count"] == 2
+        assert size < health["bytes"] <= health["limit"] == int(2.5 * size)
+        long = {"model": "m", "prompt": "the cat sat on the mat " * 6}
+        assert_error(http.post("/v1/traces", json=long), 400, "budget")
 
 
 def test_the_number_of_traces_is_bounded(monkeypatch):
