@@ -15,7 +15,7 @@ from glassformer.atomic import write_text
 from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, RequestError, TokenizerError
 from glassformer.formats import Checkpoint, ModelKind, load_decoder, save_model
-from glassformer.formats.save import SHARD, GgufKind
+from glassformer.formats.save import SHARD, GgufKind, replacing_model
 from glassformer.generate.decode import decode, token_logprobs
 from glassformer.generate.request import FinishReason, GenerationRequest, TokenEvent, TopTokens, check_ids
 from glassformer.generate.sampling import Sampling, check_number
@@ -306,7 +306,7 @@ class LanguageModel(TextModel):
         return record_generation(LanguageModelTrace, self, request, patterns(capture), budget, editor, before_forward)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, shard: int = SHARD) -> None:
-        """Save a Hugging Face folder: configuration, weights, tokenizer.
+        """Save a Hugging Face folder: configuration, weights, tokenizer. It replaces an older model in one step.
 
         Args:
             dtype: the dtype of the saved weights; None preserves the dtype of each tensor.
@@ -321,10 +321,11 @@ class LanguageModel(TextModel):
             special["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         if self.tokenizer is not None and self.tokenizer.bos_id is not None:
             special["bos_token_id"] = self.tokenizer.bos_id
-        save_model(self.model, folder, dtype=dtype, extra=special, shard=shard)
-        if self.tokenizer is not None:
-            self.tokenizer.save(folder)
-        write_text(Path(folder) / "generation_config.json", json.dumps(special, indent=2) + "\n")
+        with replacing_model(folder) as new:
+            save_model(self.model, new, dtype=dtype, extra=special, shard=shard)
+            if self.tokenizer is not None:
+                self.tokenizer.save(new)
+            write_text(new / "generation_config.json", json.dumps(special, indent=2) + "\n")
 
     def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
         """Save one GGUF file, for llama.cpp and other tools: see `TextModel.save_gguf`."""
