@@ -94,7 +94,8 @@ ALLOWED = {
 }
 # In text/, pre-tokenizers are named after the tokenizers that use them; GGUF names architectures and tokenizers so.
 NAMED_AFTER_FAMILIES = (PACKAGE / "families", PACKAGE / "text", PACKAGE / "formats" / "gguf")
-OTHERS = [path for path in FILES if not any(folder in path.parents for folder in NAMED_AFTER_FAMILIES)]
+NAMED_AFTER_MODELS = PACKAGE / "formats" / "packaged.py"
+OTHERS = [path for path in FILES if not {path, *path.parents} & {*NAMED_AFTER_FAMILIES, NAMED_AFTER_MODELS}]
 
 
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -43,7 +43,7 @@ def generate(
     Parameters
     ----------
     model
-        A decoder-only model: a model folder or file, a run folder, `stories`, or a name on the hub.
+        A decoder-only model: a model folder or file, a run folder, `stories`, `smollm2`, or a name on the hub.
     prompt
         The text to continue; if empty, the model begins a document. `-` reads stdin.
     max_tokens

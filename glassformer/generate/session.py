@@ -104,7 +104,7 @@ class TransformerSession:
             assert self.cache is not None
             self.cache.select(index)
             logits = logits[index]
-        return check_logits(logits, self.observer)
+        return check_logits(logits, self.observer is not None and self.observer.has_edits)
 
     @torch.inference_mode()
     def advance(self, ids: Sequence[int]) -> Float[Tensor, "R V"]:
@@ -114,8 +114,7 @@ class TransformerSession:
             logits = self._prefill(self.ids, self.numbers)
         else:
             logits = self._forward([[token] for token in ids], self.numbers)
-        has_edits = self.observer is not None and self.observer.has_edits
-        return check_logits(logits, self.observer) if has_edits else logits
+        return check_logits(logits, self.observer is not None and self.observer.has_edits)
 
     def select(self, sequences: Sequence[int]) -> None:
         assert self.cache is not None
@@ -187,7 +186,7 @@ class RecurrentSession:
         tokens = [prompt for prompt in self.prompts for _ in range(self.n)]
         for ids in list(zip(*tokens, strict=True))[:-1]:
             self.advance(ids)
-        return check_logits(self.advance([prompt[-1] for prompt in tokens]), self.observer)
+        return self.advance([prompt[-1] for prompt in tokens])
 
     @torch.inference_mode()
     def advance(self, ids: Sequence[int]) -> Float[Tensor, "R V"]:
@@ -198,8 +197,7 @@ class RecurrentSession:
         self.position += 1
         step = observed(self.observer, step.at(step.positions[:, 0]), [0] * len(ids))
         logits = self.model.logits(hidden[:, 0], step.tap)
-        has_edits = self.observer is not None and self.observer.has_edits
-        return check_logits(logits, self.observer) if has_edits else logits
+        return check_logits(logits, self.observer is not None and self.observer.has_edits)
 
     def select(self, sequences: Sequence[int]) -> None:
         self.state = self.state.select(sequences)
@@ -218,11 +216,11 @@ def observed(observer: Observer | None, step: Step, sequences: Sequence[int]) ->
     return step
 
 
-def check_logits(logits: Float[Tensor, "R V"], observer: Observer | None) -> Float[Tensor, "R V"]:
+def check_logits(logits: Float[Tensor, "R V"], has_edits: bool) -> Float[Tensor, "R V"]:
     """Return the logits. Raise RequestError if edits made them NaN, CheckpointError if the weights did."""
     if not logits.isnan().any():
         return logits
-    if observer is not None and observer.has_edits:
+    if has_edits:
         raise RequestError("the edits make the logits NaN, so no token can be chosen: change the edits", param="edit")
     raise CheckpointError("the logits are NaN: the weights are damaged, or too large for their dtype")
 

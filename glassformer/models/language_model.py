@@ -27,6 +27,7 @@ from glassformer.generate.request import (
     check_ids,
 )
 from glassformer.generate.sampling import Sampling, check_number
+from glassformer.generate.session import check_logits
 from glassformer.inspect.capture.capture import CapturingTap
 from glassformer.inspect.edits.apply import EditObserver, Edits
 from glassformer.inspect.edits.edit import Edit
@@ -292,7 +293,8 @@ class LanguageModel(TextModel):
             step = step.at(positions)
             if editor is not None:
                 step.tap = CapturingTap(step, (0,), editor, None)
-            scores = token_logprobs(self.model.logits(states, step), chosen, top)
+            logits = check_logits(self.model.logits(states, step), editor is not None)
+            scores = token_logprobs(logits, chosen, top)
             tokens += [TokenScore(id, *score) for id, score in zip(chosen.tolist(), scores, strict=True)]
         total = math.fsum(token.logprob for token in tokens if token.logprob is not None)
         return Score(tuple(tokens), total, len(text.encode()) if isinstance(text, str) else None)

@@ -34,10 +34,26 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-FAIL_FAST = Field(fail_fast=True)  # report only the first wrong item of a list
-Ids = Annotated[list[int], FAIL_FAST]
 SEEDS = 1 << 63  # seeds are from 0 to SEEDS - 1
 MAX_PROMPTS = 128  # texts of one request, continuations included
+MAX_IDS = 2**20  # token ids of a prompt
+MAX_STOPS, MAX_STOP_LENGTH = 64, 1024  # stop strings, and characters of one
+MAX_BIASES = 2**14  # tokens of logit_bias
+MAX_EDITS, MAX_INDICES = 256, 2**16  # edits, and indices of one axis of an edit
+MAX_MESSAGES, MAX_PARTS = 4096, 256  # messages of a conversation, and parts of one message
+MAX_PATTERNS = 256  # of points to capture
+MAX_VECTOR = 2**20  # numbers of a stored vector
+MAX_NAME = 512  # characters of a name: of a model, trace, point, vector
+
+
+def up_to(n: int) -> Any:
+    """Return the constraint of a list of at most `n` items, which reports only its first wrong item."""
+    return Field(max_length=n, fail_fast=True)
+
+
+Ids = Annotated[list[int], up_to(MAX_IDS)]
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+StopString = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
 
 
 def _whole(value: Any) -> Any:
@@ -75,14 +91,14 @@ class Body(BaseModel):
 
 
 Number = float | Literal["NaN", "Infinity", "-Infinity"]
-Indices = int | Ids | None
+Indices = int | Annotated[list[int], up_to(MAX_INDICES)] | None
 
 
 class EditBody(Body):
     """A change to a value inside the model: see `inspect/edits/edit.py`. An index that is left out means all."""
 
     op: Op = Field(description="The operation.", examples=["ablate"])
-    point: str = Field(description="The tap point.", examples=["blocks.0.attn.z"])
+    point: Name = Field(description="The tap point.", examples=["blocks.0.attn.z"])
     head: Indices = None
     position: Indices = Field(
         None, description="-1: the last position of each forward pass, from which a token is generated."
@@ -93,8 +109,8 @@ class EditBody(Body):
     row: int | None = Field(None, description="The index of a continuation.")
     factor: Number | None = Field(None, description="For scale and add.")
     value: Number | None = Field(None, description="For replace and add: one number ...")
-    vector: str | None = Field(None, description="... or a vector, by the name that POST /v1/vectors returned.")
-    from_trace: str | None = Field(None, description="For patch: the id of the trace to copy from.")
+    vector: Name | None = Field(None, description="... or a vector, by the name that POST /v1/vectors returned.")
+    from_trace: Name | None = Field(None, description="For patch: the id of the trace to copy from.")
 
 
 class SamplingFields(Body):
@@ -117,16 +133,16 @@ class SamplingFields(Body):
     frequency_penalty: float | None = Field(
         None, description="Subtracted once for each time that the token was generated."
     )
-    logit_bias: dict[str, float] | None = Field(
+    logit_bias: Annotated[dict[Name, float], Field(max_length=MAX_BIASES)] | None = Field(
         None, description="Added to logits, by token id.", examples=[{"50": -9}]
     )
     seed: Whole | None = Field(
         None, description="The same seed gives the same text. The response returns the seed. -1: a random seed."
     )
-    stop: str | Annotated[list[str], FAIL_FAST] | None = Field(
+    stop: StopString | Annotated[list[StopString], up_to(MAX_STOPS)] | None = Field(
         None, description="Stop before this text, or any of these texts. Empty texts have no effect."
     )
-    edits: Annotated[list[EditBody], FAIL_FAST] | None = Field(
+    edits: Annotated[list[EditBody], up_to(MAX_EDITS)] | None = Field(
         None,
         description="Changes to values inside the model, as in `lm.generate(edit=[...])`.",
         examples=[[{"op": "ablate", "point": "blocks.0.attn.z", "head": 3}]],
@@ -196,7 +212,7 @@ class OpenAIFields(SamplingFields):
     neutral = UNSUPPORTED
     no_effect = NO_EFFECT
 
-    model: str = Field(description="The name of a served model.", examples=["stories"])
+    model: Name = Field(description="The name of a served model.", examples=["stories"])
     n: Whole | None = Field(
         None, description="The number of continuations. Their seeds are consecutive; at temperature 0 they are equal."
     )
@@ -238,7 +254,7 @@ class OpenAIFields(SamplingFields):
 class CompletionBody(OpenAIFields):
     """One or several texts to continue."""
 
-    prompt: str | Annotated[list[str], FAIL_FAST] | Ids | Annotated[list[Ids], FAIL_FAST] = Field(
+    prompt: str | Annotated[list[str], up_to(MAX_PROMPTS)] | Ids | Annotated[list[Ids], up_to(MAX_PROMPTS)] = Field(
         description="A text, token ids, or a list of either. Text never becomes a control token.",
         examples=["One day Mia"],
     )
@@ -276,12 +292,12 @@ class MessageBody(Body):
     }  # fmt: skip
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], FAIL_FAST] | None = Field(
+    content: str | Annotated[list[TextPart], up_to(MAX_PARTS)] | None = Field(
         None,
         description="A text, or parts of one. Only the assistant's may be null, which is the same as empty.",
         validate_default=True,
     )
-    name: str | None = None
+    name: Name | None = None
     reasoning_content: str | None = Field(None, description="The assistant's reasoning, for the chat template.")
     reasoning: str | None = Field(None, description="The same as reasoning_content.")
 
@@ -301,7 +317,7 @@ class MessageBody(Body):
         return {"role": self.role, "content": text} | rest
 
 
-Messages = Annotated[list[MessageBody], Field(min_length=1), FAIL_FAST]
+Messages = Annotated[list[MessageBody], Field(min_length=1), up_to(MAX_MESSAGES)]
 
 
 class ChatBody(OpenAIFields):
@@ -312,7 +328,7 @@ class ChatBody(OpenAIFields):
         None, description="Return the log-probabilities of generated tokens, the end token included."
     )
     top_logprobs: Whole | None = Field(None, description="With logprobs: the number of most probable tokens to return.")
-    reasoning_effort: str | None = Field(None, description="For the chat template, if it reads this variable.")
+    reasoning_effort: Name | None = Field(None, description="For the chat template, if it reads this variable.")
 
     def n_top_logprobs(self) -> int | None:
         """Return the number of most probable tokens to return, or None for no log-probabilities."""
@@ -324,7 +340,7 @@ class ChatBody(OpenAIFields):
 class TraceBody(SamplingFields):
     """A text to trace, optionally continued first."""
 
-    model: str = Field(description="The name of a served model.", examples=["stories"])
+    model: Name = Field(description="The name of a served model.", examples=["stories"])
     prompt: str | Ids | None = Field(None, description="A text, or token ids.", examples=["One day Mia got a key."])
     target: str | Ids | None = Field(
         None,
@@ -336,7 +352,7 @@ class TraceBody(SamplingFields):
         description="Generate this many tokens first; 0 traces the prompt alone. For encoder-decoders: the maximum "
         "length of the target; 0: until its end.",
     )
-    capture: Annotated[list[str], FAIL_FAST] | None = Field(
+    capture: Annotated[list[Name], up_to(MAX_PATTERNS)] | None = Field(
         None,
         description="Names or patterns of the points to capture. All others are recomputed on demand.",
         examples=[["blocks.0.attn.*"]],
@@ -387,24 +403,24 @@ class TraceBody(SamplingFields):
 class VectorBody(Body):
     """A vector to use in edits."""
 
-    values: Annotated[list[float], Field(min_length=1), FAIL_FAST] = Field(examples=[[0.5, -1.0]])
+    values: Annotated[list[float], Field(min_length=1), up_to(MAX_VECTOR)] = Field(examples=[[0.5, -1.0]])
 
 
 class SweepBody(Body):
     """The same edit applied separately at each head, layer, position or cell."""
 
-    trace: str = Field(description="The id of the trace whose text is processed under each edit.")
-    over: str = Field(description="What the sweep iterates over.", examples=["heads", "layers", "positions", "cells"])
-    op: str = Field("ablate", description="The operation: ablate, scale or patch; knockout for cells.")
+    trace: Name = Field(description="The id of the trace whose text is processed under each edit.")
+    over: Name = Field(description="What the sweep iterates over.", examples=["heads", "layers", "positions", "cells"])
+    op: Name = Field("ablate", description="The operation: ablate, scale or patch; knockout for cells.")
     attention: AttentionKind = Field("attn", description="For encoder-decoders: attn (decoder), encoder, or cross.")
-    target: str | int | None = Field(
+    target: Name | int | None = Field(
         None, description="The token whose logit is measured. By default the KL divergence is measured."
     )
-    rival: str | int | None = Field(None, description="The token whose logit is subtracted.")
+    rival: Name | int | None = Field(None, description="The token whose logit is subtracted.")
     position: int | None = Field(
         None, description="The position of the logits; by default the last. For encoders: without position, target "
         "and rival, the distance of the text's embedding is measured.",
     )  # fmt: skip
-    source: str | None = Field(None, description="For patch: the id of the trace to copy from.")
-    point: str | None = Field(None, description="The suffix of the tap point to edit.", examples=["mlp.act"])
+    source: Name | None = Field(None, description="For patch: the id of the trace to copy from.")
+    point: Name | None = Field(None, description="The suffix of the tap point to edit.", examples=["mlp.act"])
     factor: float | None = Field(None, description="For scale: the factor.")
