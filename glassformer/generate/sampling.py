@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from glassformer.errors import RequestError
+from glassformer.plain_numbers import make_fields_plain, plain_number
 
 MIN_TEMPERATURE = 1e-5  # with a lower one, logits / temperature could overflow
 
@@ -25,7 +26,11 @@ MIN_TEMPERATURE = 1e-5  # with a lower one, logits / temperature could overflow
 def check_number(
     name: str, value: Any, low: int | float, high: int | float, *, above: bool = False, optional: bool = False
 ) -> None:
-    """Raise RequestError unless low <= value <= high (low < value if `above`), or value is None and `optional`."""
+    """Raise RequestError unless low <= value <= high (low < value if `above`), or value is None and `optional`.
+
+    Numbers of NumPy and torch are allowed.
+    """
+    value = plain_number(value)
     if value is None and optional:
         return
     integer = isinstance(low, int) and isinstance(high, int)
@@ -59,6 +64,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self):
+        make_fields_plain(self)
         check_number("temperature", self.temperature, 0.0, 100.0)
         if 0 < self.temperature < MIN_TEMPERATURE:
             allowed = f"temperature must be 0 (the most likely token) or at least {MIN_TEMPERATURE}"

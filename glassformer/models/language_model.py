@@ -131,7 +131,7 @@ class LanguageModel(TextModel):
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         **sampling: Any,
     ) -> Generation:
         """Continue a prompt.
@@ -165,7 +165,7 @@ class LanguageModel(TextModel):
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         before_forward: Callable[[], None] | None = None,
         **sampling: Any,
     ) -> Iterator[TokenEvent]:
@@ -199,7 +199,7 @@ class LanguageModel(TextModel):
         observer = None if editor is None else EditObserver(editor)
         return decode(self.model, request, tokenizer=self.tokenizer, observer=observer, before_forward=before_forward)
 
-    def _editor(self, edits: Sequence[Edit], request: GenerationRequest) -> Edits | None:
+    def _editor(self, edits: Edit | Sequence[Edit], request: GenerationRequest) -> Edits | None:
         """Check the edits of a prompt and its continuations; return None if there are none."""
         if not edits:
             return None
@@ -207,12 +207,12 @@ class LanguageModel(TextModel):
         length = context if request.max_tokens is None else min(context, len(prompt) + request.max_tokens)
         return Edits(self.config, edits, [len(prompt)] * request.n, length)
 
-    def _text_editor(self, edits: Sequence[Edit], ids: Sequence[int]) -> Edits | None:
+    def _text_editor(self, edits: Edit | Sequence[Edit], ids: Sequence[int]) -> Edits | None:
         """Check the edits of a text that is not continued; return None if there are none."""
         return Edits(self.config, edits, [len(ids)], len(ids)) if edits else None
 
     @torch.inference_mode()
-    def score(self, text: TextOrIds, *, top: int = 0, edit: Sequence[Edit] = ()) -> Score:
+    def score(self, text: TextOrIds, *, top: int = 0, edit: Edit | Sequence[Edit] = ()) -> Score:
         """Compute the log-probability of each token of a text, given the tokens before it.
 
         Args:
@@ -253,7 +253,7 @@ class LanguageModel(TextModel):
         target: TextOrIds | None = None,
         *,
         capture: str | Sequence[str] = (),
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
         before_forward: Callable[[], None] | None = None,
@@ -282,7 +282,7 @@ class LanguageModel(TextModel):
         text: TextOrIds,
         *,
         capture: str | Sequence[str] = (),
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
