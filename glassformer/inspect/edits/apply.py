@@ -193,7 +193,7 @@ def _changed(edit: Edit, value: Tensor, given: Tensor | None) -> Tensor:
         return torch.full_like(value, -torch.inf)
     if given is None:
         assert edit.value is not None
-        given = torch.full_like(value, edit.value)
+        given = torch.full_like(value, edit.value, dtype=torch.float32).to(value)  # float16: may become inf
     if edit.op == "add":
         return value + (given if edit.factor is None else edit.factor * given)
     return given.expand_as(value)
