@@ -152,7 +152,7 @@ ROLES |= {"cls_token": "<s>"}
 def test_flags_of_older_files_equal_transformers(where, tmp_path):
     gpt2_files(tmp_path, *ROBERTA)
     mask = entry("<mask>", lstrip=True, special=True)
-    files = {"tokenizer_config": {"tokenizer_class": "RobertaTokenizer"}, "special_tokens_map": ROLES}
+    files: dict[str, dict] = {"tokenizer_config": {"tokenizer_class": "RobertaTokenizer"}, "special_tokens_map": ROLES}
     if where == "added_tokens_decoder":
         files["tokenizer_config"] |= {where: {"4": mask}, "mask_token": "<mask>"}
     else:
