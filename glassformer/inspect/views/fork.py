@@ -28,11 +28,13 @@ class ForkPosition:
 class Fork:
     """The result of `fork`.
 
-    diverges_at: the first position with different tokens; None if one text continues the other.
+    diverges_at: the first position with different tokens; None if one text continues the other, or both are equal.
+    ends_at: the length of the shorter text, if the other one continues it; otherwise None.
     """
 
     steps: tuple[ForkPosition, ...]
     diverges_at: int | None
+    ends_at: int | None
     receipt: Receipt
 
 
@@ -61,7 +63,8 @@ def fork(t: Trace, other: Trace) -> Fork:
     ]  # fmt: skip
     errors = [check_last_logits(one.captured, one.logits(one.captured.positions[-1:])[0]) for one in (t, other)]
     error = None if None in errors else larger(*errors)  # pyright: ignore[reportArgumentType]
-    return Fork(tuple(steps), first, Receipt("t.fork(other)", SAME_LOGITS, error))
+    ends_at = shared if first is None and shared < length else None
+    return Fork(tuple(steps), first, ends_at, Receipt("t.fork(other)", SAME_LOGITS, error))
 
 
 def _next(t: Trace, positions: torch.Tensor) -> torch.Tensor:

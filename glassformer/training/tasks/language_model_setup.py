@@ -38,6 +38,8 @@ def open_documents(config: TrainConfig, documents: Documents | None, folder: Pat
         if not config.data:
             raise DataError("there is no training data: give files, folders, globs or - for standard input")
         return as_documents(_copy_stdin(config.data, folder))
+    if isinstance(documents, str | bytes) or not (callable(documents) or isinstance(documents, Iterable)):
+        raise DataError(f"documents must be an iterable of texts, got {type(documents).__name__}: put it in a list")
     if callable(documents) or not getattr(documents, "repeatable", False):
         items = documents if callable(documents) else list(documents)
         if isinstance(items, list) and items and isinstance(items[0], Document):
