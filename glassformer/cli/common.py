@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from glassformer.errors import ConfigError, DataError
+from glassformer.training.data.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from glassformer.models.base import TextModel
@@ -54,6 +56,8 @@ class Machine:
 
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
+DataName = str | Path  # converted to a string; Path makes shells complete file names
+Read = Annotated[ReadOptions, Parameter(name="*")]
 IgnoreKeys = Annotated[
     tuple[str, ...], Parameter(name="--ignore-key", negative="", help="Ignore this unknown key of config.json.")
 ]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError
 from glassformer.families.common.shape import PRESETS, RecurrentShape, Seq2SeqShape, ShapeConfig
+from glassformer.training.data.read_options import DEFAULT_READ, ReadOptions
 
 DEFAULT_SECONDS = 120.0
 TokenizerKind = Literal["bpe", "char", "word"]
@@ -182,6 +183,8 @@ class LanguageModelTaskConfig:
     "shuffle documents; --no-shuffle keeps their order in the first epoch, for a curriculum"
     compile: bool = False
     "compile the blocks with torch.compile"
+    strict: bool = False
+    "raise an error for an unusable file or line, with its position, instead of skipping it"
 
     def __post_init__(self):
         _require(
@@ -239,7 +242,9 @@ class TrainConfig:
     """
 
     data: tuple[str, ...] = ()
-    'files, folders, globs, or "-" for standard input: text or JSONL for lm, TSV or JSONL examples for seq2seq'
+    'files, folders, globs, pipes, or "-" for standard input: text or records for lm, source-target pairs for seq2seq'
+    read: ReadOptions = DEFAULT_READ
+    "how the files are read"
     out: str = "run"
     "the run folder, created by the run"
     task: LanguageModelTaskConfig | Seq2SeqTaskConfig = LanguageModelTaskConfig()
@@ -298,6 +303,8 @@ class TrainConfig:
             isinstance(self.task, TaskConfig),
             f"task must be a LanguageModelTaskConfig or a Seq2SeqTaskConfig, got {type(self.task).__name__}",
         )
+        if self.task.kind == "seq2seq":
+            self.read.for_examples()
         _require_range(self, "batch accumulate eval_tokens keep_last sample_tokens", 1)
         _require_range(self, "eval_every save_every sample_every threads seed", 0)
         _require_range(self, "held_out", 0, 0.5)
