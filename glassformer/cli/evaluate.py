@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 
@@ -17,7 +18,7 @@ from glassformer.cli.common import (
     progress,
     say,
 )
-from glassformer.errors import DataError, RequestError
+from glassformer.errors import CheckpointError, DataError, RequestError
 from glassformer.training.data.read_options import DEFAULT_READ
 
 
@@ -58,6 +59,9 @@ def evaluate(
     from glassformer.training.tasks.evaluate import Compute
     from glassformer.training.tasks.evaluate import evaluate as evaluate_batches
 
+    for name, value, low in (("batch", batch, 1), ("overlap", overlap, 0), ("max-tokens", max_tokens, 1)):
+        if value is not None and value < low:
+            raise RequestError(f"--{name} must be at least {low}, got {value}", param=name)
     if not data:
         raise DataError("DATA is missing: give files, folders, globs or - for stdin")
     lm = open_model(LanguageModel, model, machine, ignore_key, quiet=json)
@@ -80,9 +84,14 @@ def evaluate(
             lm.model,
             batches,
             Compute(lm.device, torch.float32),
+            unk_id=lm.tokenizer.unk_id,
             progress=lambda tokens: advance(min(tokens, total), total, "evaluating"),
         )
         seconds = time.perf_counter() - start
+    if not math.isfinite(found.loss):
+        raise CheckpointError(
+            f"{lm.path}: the loss is {found.loss}: the weights are damaged, or too large for their dtype"
+        )
     facts = {
         "model": lm.path,
         "loss": found.loss,
@@ -90,6 +99,7 @@ def evaluate(
         "bits_per_byte": found.bits_per_byte,
         "tokens": found.tokens,
         "bytes": round(found.bytes),
+        "unknown_tokens": found.unknown,
         "skipped": shards.index["skipped"],
         "notes": shards.index["notes"],
         "seconds": seconds,
@@ -102,4 +112,7 @@ def evaluate(
         say(line)
     bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits per byte"
     out.print(f"loss {found.loss:.4f} nats per token, perplexity {found.perplexity:.2f}{bits}")
+    if found.unknown:
+        share = f"{found.unknown:,} tokens ({found.unknown / found.tokens:.2%})"
+        say(f"{share} are unknown to the tokenizer: their text is not predicted, so there are no bits per byte")
     out.print(f"{found.tokens:,} tokens in {seconds:.1f} s, {found.tokens / seconds:,.0f} tokens/s", style="dim")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from docstring_parser import parse_from_object
 
-from glassformer.cli.common import DataName, Json, print_json
+from glassformer.cli.common import DataName, Json, OutFolder, print_json
 from glassformer.errors import ConfigError
 from glassformer.families.common.shape import PRESETS, SHAPE_FAMILIES, RecurrentShape, ShapeConfig
 from glassformer.training.config import (
@@ -149,7 +149,7 @@ def recorded_config(out: Path, data: tuple[str, ...], task: str | None, fixed: d
 
 def train(
     *data: DataName,
-    out: Path,
+    out: OutFolder,
     task: Literal["lm", "seq2seq"] | None = None,
     arch: Literal["transformer", "recurrent"] | None = None,
     preset: Preset | None = None,

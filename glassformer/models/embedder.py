@@ -15,7 +15,7 @@ from torch import Tensor
 from glassformer.config import PoolingConfig, TextEncoderConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
 from glassformer.formats import Checkpoint, ModelKind, load_text_encoder, save_model
-from glassformer.formats.save import GgufKind
+from glassformer.formats.save import GgufKind, replacing_model
 from glassformer.formats.sentence_transformers import write_pooling
 from glassformer.generate.request import check_ids
 from glassformer.generate.session import pad
@@ -309,9 +309,10 @@ class Embedder(TextModel):
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, **options: Any) -> None:
         """Save a folder that `transformers` and `sentence-transformers` open. Options as in `save_model`."""
-        save_model(self.model, folder, dtype=dtype, **options)
-        self.tokenizer.save(folder)
-        write_pooling(self.sentence, Path(folder), self.config.d_model)
+        with replacing_model(folder) as new:
+            save_model(self.model, new, dtype=dtype, **options)
+            self.tokenizer.save(new)
+            write_pooling(self.sentence, new, self.config.d_model)
 
     def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
         """Save one GGUF file with its pooling: see `TextModel.save_gguf`.

@@ -96,6 +96,13 @@ class Tokenizer:
         """The id of a masked language model's mask token, or None."""
         return self._named_id("mask_token")
 
+    @property
+    def unk_id(self) -> int | None:
+        """The id of the token that stands for text which the vocabulary cannot spell, or None."""
+        name = token_text(self.config.get("unk_token"))
+        index = self.backend.vocab.get(name) if name is not None else None
+        return None if index in (self.bos_id, self.eos_id) else index  # GPT-2 names its end token, and never uses it
+
     # ---- text to ids
 
     def encode(self, text: str, *, parse_special: bool = False, bare: bool = False) -> list[int]:

@@ -253,7 +253,10 @@ def test_fork_finds_the_first_difference_and_the_kl():
         assert step.token == step.other
     assert all(step.kl is None for step in fork.steps[first:])
     same = t.fork(lm.trace(t.ids[:15]))
-    assert same.diverges_at is None
+    assert (same.diverges_at, same.ends_at) == (None, 15)
+    equal = t.fork(t)
+    assert (equal.diverges_at, equal.ends_at) == (None, None)
+    assert fork.ends_at is None
     assert [step.other for step in same.steps[15:]] == [None] * 4
     assert max(step.kl for step in same.steps[:15]) < 1e-8
     with pytest.raises(RequestError, match="next-token distributions can be compared over the same vocabulary only"):

@@ -187,7 +187,7 @@ def _changed(edit: Edit, value: Tensor, per_token: Tensor | None) -> Tensor:
         return torch.full_like(value, -torch.inf)
     if edit.tensor is None:
         assert edit.value is not None
-        given = torch.full_like(value, edit.value)
+        given = torch.full_like(value, edit.value, dtype=torch.float32).to(value)  # float16: may become inf
     else:
         given = edit.tensor.to(value)
         if per_token is not None and given.ndim == value.ndim:

@@ -20,6 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -41,6 +43,7 @@ TAKES = {  # arguments besides the selection: required, and optional
 }
 WHERE = ("head", "position", "query", "key", "dim", "row")
 NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+MAX_NUMBER = torch.finfo(torch.float32).max
 MAX_STORE_BYTES = 256 << 20
 
 
@@ -178,27 +181,33 @@ def from_json(data: Any, store: Store | None = None, trace_of: Callable[[str], T
 
 
 class Store:
-    """Tensors by their SHA-256, at most `limit` bytes of them."""
+    """Tensors by their SHA-256, at most `limit` bytes of them: the least recently used are evicted. Thread-safe."""
 
     def __init__(self, limit: int = MAX_STORE_BYTES):
-        self.limit, self.tensors = limit, dict[str, Tensor]()
+        self.limit, self.tensors = limit, OrderedDict[str, Tensor]()
+        self._lock = threading.Lock()
 
     def put(self, tensor: Tensor) -> str:
-        """Store a tensor as float32 and return its SHA-256. CapacityError where the store is full."""
+        """Store a tensor as float32 and return its SHA-256. CapacityError if it is larger than the store."""
         tensor = _plain(tensor)
         name = sha256(tensor)
-        if name not in self.tensors:
-            held = sum(one.nbytes for one in self.tensors.values())
-            if held + tensor.nbytes > self.limit:
-                raise CapacityError(f"a tensor of {tensor.nbytes} bytes does not fit: {held} of {self.limit} are used")
+        if tensor.nbytes > self.limit:
+            raise CapacityError(f"a tensor of {tensor.nbytes:,} bytes does not fit: at most {self.limit:,} are stored")
+        with self._lock:
             self.tensors[name] = tensor
+            self.tensors.move_to_end(name)
+            stored = sum(one.nbytes for one in self.tensors.values())
+            while stored > self.limit:
+                stored -= self.tensors.popitem(last=False)[1].nbytes
         return name
 
     def get(self, name: Any) -> Tensor:
         """Return a tensor by its SHA-256. RequestError where the store does not have it."""
-        if not isinstance(name, str) or name not in self.tensors:
-            raise _wrong(f"no tensor has the SHA-256 {name!r}: put it into the store first")
-        return self.tensors[name]
+        with self._lock:
+            if not isinstance(name, str) or name not in self.tensors:
+                raise _wrong(f"no tensor has the SHA-256 {name!r}: store it first, or again if it was evicted")
+            self.tensors.move_to_end(name)
+            return self.tensors[name]
 
 
 def sha256(tensor: Tensor) -> str:
@@ -238,6 +247,8 @@ def _check(given: Mapping[str, Any]) -> None:
         number = given.get(name)
         if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
             raise _wrong(f"{name} must be a number, got {number!r}")
+        if number is not None and MAX_NUMBER < abs(number) < math.inf:
+            raise _wrong(f"{name} must be at most {MAX_NUMBER:g}, the largest float32, got {number!r:.40}")
     must, may = TAKES[op]
     there = {name for name in ("factor", "value", "vector", "from_trace") if given.get(name) is not None}
     for name in sorted(there - {*must, *may}):
