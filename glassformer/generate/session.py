@@ -28,7 +28,7 @@ from glassformer.nn.step import Step
 
 Seq2SeqModel = EncoderDecoder | RecurrentEncoderDecoder
 GenerativeModel = Decoder | RecurrentEncoderDecoder
-PREFILL_CHUNK = 512  # prompt tokens per forward pass: bounds memory, and the time until an interrupt takes effect
+PREFILL_CHUNK = 512  # prompt tokens per forward pass, of all sequences: bounds memory, and the time until an interrupt
 DEFAULT_MAX_TOKENS = 512  # for recurrent models, which have no context limit
 
 
@@ -128,8 +128,9 @@ class TransformerSession:
         source = self._encode() if self.cache is None else self.cache.source
         self.cache = DenseCache.of(model.config, len(prompts), self.capacity, self.device, source, lengths)
         logits = model.embed.weight.new_empty(len(prompts), model.config.vocab_size)
-        for begin in range(0, max(lengths), PREFILL_CHUNK):
-            chunk = [list(prompt[begin : begin + PREFILL_CHUNK]) for prompt in prompts]
+        size = max(PREFILL_CHUNK // len(prompts), 1)
+        for begin in range(0, max(lengths), size):
+            chunk = [list(prompt[begin : begin + size]) for prompt in prompts]
             ends = [p for p, tokens in enumerate(chunk) if tokens and begin + len(tokens) == lengths[p]]
             out = self._forward(chunk, numbers)
             logits[ends] = out[ends]

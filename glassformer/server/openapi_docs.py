@@ -30,8 +30,9 @@ With an API key, every route needs `Authorization: Bearer KEY`.
 ABOUT_COMPLETIONS = """Continue one or several prompts, each `n` times. Without `max_tokens`, generation ends with
 the end token or the context; a prompt that does not fit is rejected (`context_length_exceeded`).
 
-`logprobs` are in nats, of the model's distribution before sampling. With `echo`, they include the prompt's tokens
-(except the first); `echo` with `max_tokens: 0` scores the prompt only. The response's `seed` reproduces the text."""
+`logprobs` are in nats, of the model's distribution before sampling. They include the end token, which has no text; with
+`echo`, also the prompt's tokens (except the first). `echo` with `max_tokens: 0` scores the prompt only. The response's
+`seed` reproduces the text."""
 
 ABOUT_CHAT = """Answer a conversation with the model's chat template. Text in a message never becomes a control token.
 Models without a chat template are rejected: use `/v1/completions`."""
