@@ -193,7 +193,8 @@ class Tokenizer:
             TokenizerError: An id is not in the vocabulary.
         """
         data = b"".join([self._decoded_bytes(index, skip_special) for index in ids])
-        return (data.removeprefix(b" ") if self.backend.drops_first_space else data).decode("utf-8", "replace")
+        data = data.removeprefix(b" ") if self.backend.drops_first_space else data
+        return (data.removesuffix(b" ") if self.backend.drops_last_space else data).decode("utf-8", "replace")
 
     def token_bytes(self, index: int) -> bytes:
         """Return the bytes of a token; for a special token, its text in UTF-8.
@@ -211,7 +212,9 @@ class Tokenizer:
     def stream(self, *, skip_special: bool = False) -> StreamDecoder:
         """Return an incremental decoder: it takes one id at a time and returns only complete characters."""
         return StreamDecoder(
-            lambda index: self._decoded_bytes(index, skip_special), drop_first_space=self.backend.drops_first_space
+            lambda index: self._decoded_bytes(index, skip_special),
+            drop_first_space=self.backend.drops_first_space,
+            drop_last_space=self.backend.drops_last_space,
         )
 
     def _decoded_bytes(self, index: int, skip_special: bool) -> bytes:
