@@ -72,11 +72,12 @@ wheel: setup
 	rm -rf dist && $(BIN)/python -m build --no-isolation --wheel --outdir dist . >/dev/null && ls -l dist/*.whl
 	$(BIN)/python tests/wheel_has_page.py dist/*.whl
 
-lock: setup     ## write the package versions of .venv to requirements.lock, with hashes
+lock: setup     ## write the package versions of .venv to requirements*.lock, with hashes
 	$(BIN)/python -m pip install --quiet uv
 	{ sed -n '/^#/p' requirements.lock; $(BIN)/python -m pip freeze --all --exclude-editable | grep -v -E '^(torch|uv|pip)==' \
 		| $(BIN)/uv pip compile --quiet --generate-hashes --no-deps --no-annotate --no-header -; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
+	$(BIN)/python runtime_lock.py
 
 clean:          ## remove everything that the targets create
 	rm -rf $(VENV) dist build web/node_modules glassformer/web_dist .pytest_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ def bench(
     Parameters
     ----------
     model
-        A model folder, a run folder, or `stories`.
+        A model folder, a run folder, `stories` or `smollm2`.
     prompt_tokens
         Tokens of the prompt; 0 is three quarters of the context, at most 512.
     new_tokens

@@ -32,7 +32,7 @@ def chat(
     Parameters
     ----------
     model
-        A decoder-only model: a model folder or file, a run folder, `stories`, or a name on the hub.
+        A decoder-only model: a model folder or file, a run folder, `stories`, `smollm2`, or a name on the hub.
     system
         The system message.
     max_tokens

@@ -6,16 +6,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from glassformer.errors import ConfigError, DataError
+from glassformer.training.data.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from glassformer.models.base import TextModel
@@ -53,7 +55,17 @@ class Machine:
             torch.set_num_threads(self.threads)
 
 
+def _folder(_: Any, tokens: Sequence[Token]) -> Path:
+    """Parse the name of a folder. An empty one, as of an unset shell variable, would be the working folder."""
+    if not tokens[0].value:
+        raise ValueError("the name is empty: give the name of a folder")
+    return Path(tokens[0].value)
+
+
+OutFolder = Annotated[Path, Parameter(name="--out", converter=_folder)]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
+DataName = str | Path  # converted to a string; Path makes shells complete file names
+Read = Annotated[ReadOptions, Parameter(name="*")]
 IgnoreKeys = Annotated[
     tuple[str, ...], Parameter(name="--ignore-key", negative="", help="Ignore this unknown key of config.json.")
 ]
@@ -76,7 +88,7 @@ def open_model(
 def _open(load: Callable[..., Any], model: str, machine: Machine, ignore_keys: tuple[str, ...], quiet: bool) -> Any:
     import torch
 
-    from glassformer.formats.find import PACKAGED
+    from glassformer.formats.packaged import PACKAGED
 
     machine.apply()
     with working("loading", quiet=quiet):
@@ -88,7 +100,7 @@ def _open(load: Callable[..., Any], model: str, machine: Machine, ignore_keys: t
         dtype, device = str(found.dtype).removeprefix("torch."), found.device
         threads = torch.get_num_threads()
         where = f"{device.type}, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else str(device)
-        label = f", {PACKAGED[model]}" if packaged else ""
+        label = f", {PACKAGED[model].description}" if packaged else ""
         name = model if packaged else found.path
         say(f"{name}: {found.n_parameters / 1e6:.2f}M parameters, {dtype} on {where}{label}")
     return found
@@ -113,8 +125,17 @@ def _plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object on stdout, on one line for every terminal width."""
-    json.dump(value, sys.stdout, ensure_ascii=False, default=_plain)
+    """Print one JSON object on stdout, on one line for every terminal width.
+
+    A number that is not finite, which JSON does not have, becomes "NaN", "Infinity" or "-Infinity".
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+    except ValueError:
+        from glassformer.inspect.views.result import plain
+
+        text = json.dumps(plain(value), ensure_ascii=False, default=_plain, allow_nan=False)
+    sys.stdout.write(text)
     sys.stdout.write("\n")
     sys.stdout.flush()
 

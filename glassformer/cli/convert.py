@@ -43,7 +43,7 @@ def convert(
     shard_gb
         The maximum size of one weights file of a folder, in gigabytes.
     overwrite
-        Replace an existing file, or write into an existing folder.
+        Replace an existing file, or the model in an existing folder; its other files are kept.
     offline
         Do not use the network.
     """
@@ -95,17 +95,19 @@ def _folder_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
 
 def _write_folder(checkpoint: Checkpoint, dst: Path, dtype: torch.dtype | None, shard: int) -> None:
     from glassformer.formats import load_decoder, load_seq2seq, load_text_encoder, save_model
+    from glassformer.formats.save import replacing_model
     from glassformer.formats.sentence_transformers import MODULES, write_pooling
     from glassformer.models.language_model import LanguageModel
     from glassformer.models.translator import save_translator
 
     tokenizer = checkpoint.tokenizer()
     if checkpoint.kind == "encoder":
-        save_model(load_text_encoder(checkpoint, dtype=dtype), dst, shard=shard)
-        if tokenizer is not None:
-            tokenizer.save(dst)
-        if checkpoint.metadata or (checkpoint.path / MODULES).exists():
-            write_pooling(checkpoint.pooling().to(dtype), dst, checkpoint.config.d_model)
+        with replacing_model(dst) as new:
+            save_model(load_text_encoder(checkpoint, dtype=dtype), new, shard=shard)
+            if tokenizer is not None:
+                tokenizer.save(new)
+            if checkpoint.metadata or (checkpoint.path / MODULES).exists():
+                write_pooling(checkpoint.pooling().to(dtype), new, checkpoint.config.d_model)
     elif checkpoint.kind == "decoder":
         lm = LanguageModel(load_decoder(checkpoint, dtype=dtype), tokenizer, end_ids=checkpoint.end_token_ids())
         lm.save(dst, shard=shard)

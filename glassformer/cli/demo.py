@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 from rich.table import Table
 
-from glassformer.cli.common import Json, out, print_json, say, working
+from glassformer.cli.common import Json, OutFolder, out, print_json, say, working
 
 if TYPE_CHECKING:
     from glassformer.models.language_model import LanguageModel
@@ -32,7 +32,7 @@ EXPECTED, MAXIMUM = 2_200_000, 4_000_000  # training tokens of two minutes on tw
 def stories(
     *,
     seconds: float = 120.0,
-    folder: Annotated[Path, Parameter(name="--out")] = Path("runs/demo"),
+    folder: OutFolder = Path("runs/demo"),
     seed: int = 0,
     threads: int = 0,
     serve: Annotated[bool | None, Parameter(negative="--no-serve")] = None,
@@ -59,8 +59,8 @@ def stories(
     from glassformer.toys import stories_recipe as recipe
 
     begin, folder = time.monotonic(), free_name(folder)
-    expected, maximum = (int(tokens * max(0.1, seconds / 120)) for tokens in (EXPECTED, MAXIMUM))
     config = replace(recipe.train_config(str(folder), seconds=seconds, seed=seed), threads=threads)
+    expected, maximum = (int(tokens * max(0.1, seconds / 120)) for tokens in (EXPECTED, MAXIMUM))
     if not json:
         say("Generated stories about a small world. First a tokenizer is trained on their words, then a Transformer")
         say("on the stories and on questions about them. An example:")

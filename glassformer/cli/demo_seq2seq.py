@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cyclopts import Parameter
 from rich.table import Table
 
-from glassformer.cli.common import Json, out, print_json, say, working
+from glassformer.cli.common import Json, OutFolder, out, print_json, say, working
 
 if TYPE_CHECKING:
     from glassformer.models.translator import Translator
@@ -22,7 +21,7 @@ def seq2seq(
     *,
     task: Literal["dates", "numbers", "reverse", "copy"] = "dates",
     seconds: float = 180.0,
-    folder: Annotated[Path, Parameter(name="--out")] = Path("runs/seq2seq"),
+    folder: OutFolder = Path("runs/seq2seq"),
     seed: int = 0,
     threads: int = 0,
     json: Json = False,

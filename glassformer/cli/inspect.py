@@ -49,7 +49,7 @@ def inspect(
     Parameters
     ----------
     model
-        A model folder, a run folder, or `stories`: a language model, an encoder-decoder or an encoder-only model.
+        A model folder, a run folder, `stories` or `smollm2`: a decoder-only, encoder-decoder or encoder-only model.
     text
         The prompt or the source. `-` reads stdin.
     target

@@ -38,7 +38,7 @@ def show(
     Parameters
     ----------
     model
-        A model folder or file, a run folder, `stories`, or a name on the hub.
+        A model folder or file, a run folder, `stories`, `smollm2`, or a name on the hub.
     offline
         Use no network.
     """

@@ -97,7 +97,8 @@ def held_out(record: EvalRecord) -> str:
     """Return the metrics of an evaluation as text."""
     bits = "" if record.bits_per_byte is None else f", {record.bits_per_byte:.3f} bits per byte"
     exact = "" if record.exact is None else f", {100 * record.exact:.1f}% exact match"
-    return f"held-out loss {record.held_out_loss:.3f}, perplexity {record.perplexity:.2f}{bits}{exact}"
+    unknown = "" if record.unknown is None else f", {record.unknown:.2%} unknown tokens"
+    return f"held-out loss {record.held_out_loss:.3f}, perplexity {record.perplexity:.2f}{bits}{exact}{unknown}"
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def verify(
     Parameters
     ----------
     model
-        A model folder or file, a run folder, `stories`, or a name on the hub.
+        A model folder or file, a run folder, `stories`, `smollm2`, or a name on the hub.
     text
         The input text, the source for an encoder-decoder; random tokens by default.
     tokens

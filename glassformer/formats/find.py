@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ from glassformer.errors import CheckpointError
 from glassformer.formats.gguf.shards import first_shard, group_shards
 from glassformer.formats.hub import fetch, is_hub_name
 from glassformer.formats.original import find_original
+from glassformer.formats.packaged import PACKAGED, find_packaged
 from glassformer.formats.reader import read_json
 from glassformer.text.files.find import find_tokenizer
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 
-PACKAGED = {"stories": "a small model that ships with Glassformer, trained on its own generated stories"}
 WEIGHT_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -50,9 +49,8 @@ def _find(path: str | Path, offline: bool) -> Path:
     if len(ggufs) == 1:
         ((first, names),) = ggufs.items()
         return folder / (first if first in names else names[0])
-    packaged = resources.files("glassformer") / "toys" / "models" / str(path)
-    if not folder.exists() and str(path) in PACKAGED and packaged.is_dir():
-        return Path(str(packaged))
+    if not folder.exists() and str(path) in PACKAGED:
+        return find_packaged(str(path))
     if not folder.exists() and is_hub_name(str(path)):
         return find_model(fetch(str(path), offline=offline))
     if ggufs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -148,6 +149,10 @@ def validation_message(errors: Sequence[Any]) -> tuple[str, str | None]:
     where = _format_path(
         [parts[0] for parts in takewhile(_all_equal, zip(*(other for other, _ in same_field), strict=False))]
     )
+    for _, e in same_field:
+        if e["type"] in ("too_long", "string_too_long"):
+            size, what = len(e["input"]), "characters" if e["type"] == "string_too_long" else "items"
+            return f"{where} has {size:,} {what}; at most {e['ctx']['max_length']:,} are allowed", where
     if len(wants) > 1:  # one of several types
         return f"{where} must be {', or '.join(wants)}", where
     return f"{where} must be {wants[0]}, got {_abbreviate(first.get('input'))}", where
@@ -163,5 +168,9 @@ def _format_path(path: Sequence[Any]) -> str:
 
 
 def _abbreviate(value: Any) -> str:
-    text = repr(value)
+    """Return a rejected value for a message. Only its start is formatted: it may have a million items."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = shown.maxlist = shown.maxdict = MAX_VALUE_LENGTH
+    shown.maxlevel = 2
+    text = shown.repr(value)
     return text if len(text) <= MAX_VALUE_LENGTH else text[:MAX_VALUE_LENGTH] + "..."

@@ -103,7 +103,7 @@ class Guard:
                 "host_not_allowed",
             )
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+        foreign = origin is not None and _netloc(origin) != host.lower()
         if foreign or (site not in ("none", "same-origin") and not page):
             return error_response(
                 403,
@@ -140,6 +140,14 @@ class Guard:
         except ValueError:
             return False
         return name in self.hosts or _is_address(name)
+
+
+def _netloc(origin: str) -> str | None:
+    """Return the host and port of an origin, or None if it is not a URL."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _is_address(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Traces in the server's memory, bounded by bytes: the least recently used are dropped.
+"""Traces in the server's memory, bounded by bytes and by number: the least recently used are dropped.
 
 A reloaded page finds its traces by their ids. An id is never reused.
 """
@@ -15,6 +15,7 @@ from glassformer.inspect.capture.capture import format_bytes
 from glassformer.inspect.trace.trace import Trace
 from glassformer.server.errors import ApiError
 
+MAX_TRACES = 1024
 MAX_DROPPED_IDS = 4096  # ids of dropped traces, with the reason
 
 
@@ -30,7 +31,7 @@ class StoredTrace:
 
 
 class TraceStore:
-    """Stored traces of at most `limit` bytes in total."""
+    """At most MAX_TRACES stored traces, of at most `limit` bytes in total."""
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -76,14 +77,11 @@ class TraceStore:
         entry.bytes = entry.trace.bytes
         with self._lock:
             total = sum(one.bytes for one in self._traces.values())
-            while total > self.limit and len(self._traces) > 1:
+            memory = f"the trace memory of {format_bytes(self.limit)} and {MAX_TRACES:,} traces"
+            while (total > self.limit and len(self._traces) > 1) or len(self._traces) > MAX_TRACES:
                 id, oldest = next(iter(self._traces.items()))
                 total -= oldest.bytes
-                self._drop(
-                    id,
-                    f"the trace memory of {format_bytes(self.limit)} was full, and it was the least recently used: "
-                    "create it again",
-                )
+                self._drop(id, f"{memory} was full, and it was the least recently used: create it again")
 
     @property
     def state(self) -> dict[str, int]:

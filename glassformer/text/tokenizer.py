@@ -96,6 +96,13 @@ class Tokenizer:
         """The id of a masked language model's mask token, or None."""
         return self._named_id("mask_token")
 
+    @property
+    def unk_id(self) -> int | None:
+        """The id of the token that stands for text which the vocabulary cannot spell, or None."""
+        name = token_text(self.config.get("unk_token"))
+        index = self.backend.vocab.get(name) if name is not None else None
+        return None if index in (self.bos_id, self.eos_id) else index  # GPT-2 names its end token, and never uses it
+
     # ---- text to ids
 
     def encode(self, text: str, *, parse_special: bool = False, bare: bool = False) -> list[int]:
@@ -186,7 +193,8 @@ class Tokenizer:
             TokenizerError: An id is not in the vocabulary.
         """
         data = b"".join([self._decoded_bytes(index, skip_special) for index in ids])
-        return (data.removeprefix(b" ") if self.backend.drops_first_space else data).decode("utf-8", "replace")
+        data = data.removeprefix(b" ") if self.backend.drops_first_space else data
+        return (data.removesuffix(b" ") if self.backend.drops_last_space else data).decode("utf-8", "replace")
 
     def token_bytes(self, index: int) -> bytes:
         """Return the bytes of a token; for a special token, its text in UTF-8.
@@ -204,7 +212,9 @@ class Tokenizer:
     def stream(self, *, skip_special: bool = False) -> StreamDecoder:
         """Return an incremental decoder: it takes one id at a time and returns only complete characters."""
         return StreamDecoder(
-            lambda index: self._decoded_bytes(index, skip_special), drop_first_space=self.backend.drops_first_space
+            lambda index: self._decoded_bytes(index, skip_special),
+            drop_first_space=self.backend.drops_first_space,
+            drop_last_space=self.backend.drops_last_space,
         )
 
     def _decoded_bytes(self, index: int, skip_special: bool) -> bytes:

@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-import types
 import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal
 
 from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError
 from glassformer.families.common.shape import PRESETS, RecurrentShape, Seq2SeqShape, ShapeConfig
+from glassformer.training.config_checks import require, require_range, require_type, require_types
+from glassformer.training.data.read_options import DEFAULT_READ, ReadOptions
 
 DEFAULT_SECONDS = 120.0
+MAX_THREADS, MAX_SEED = 1024, 2**63 - 1
 TokenizerKind = Literal["bpe", "char", "word"]
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
-
-
-def _require_choices(config: Any, prefix: str = "") -> None:
-    """Check every field whose type is a Literal. Raises ConfigError that lists the allowed values."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        allowed, value = typing.get_args(hint), getattr(config, name)
-        if typing.get_origin(hint) is Literal and value not in allowed:
-            raise ConfigError(f"{prefix}{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _require_range(
-    config: Any,
-    names: str | Iterable[str],
-    low: float,
-    high: float | None = None,
-    *,
-    open_low: bool = False,
-    prefix: str = "",
-) -> None:
-    """Check that each named field is None or from `low` to `high`; with `open_low` it must be above `low`."""
-    for name in names.split() if isinstance(names, str) else names:
-        value = getattr(config, name)
-        if value is None:
-            continue
-        if high is not None:
-            allowed = f"from {low:g} to {high:g}"
-        else:
-            allowed = f"{'above' if open_low else 'at least'} {low:g}"
-        ok = value >= low and (not open_low or value > low) and (high is None or value <= high)
-        _require(ok, f"{prefix}{name} must be {allowed}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -81,11 +48,11 @@ class OptimConfig:
     "dtype of Muon's orthogonalization; auto is the dtype of the run"
 
     def __post_init__(self):
-        _require_choices(self, "optim.")
-        _require_range(self, "lr embed_lr scalar_lr eps", 0, open_low=True, prefix="optim.")
-        _require_range(self, "weight_decay clip", 0, prefix="optim.")
-        _require(all(0 <= b < 1 for b in self.betas), f"optim.betas must be at least 0 and below 1, got {self.betas}")
-        _require(0 <= self.momentum < 1, f"optim.momentum must be at least 0 and below 1, got {self.momentum}")
+        require_types(self, "optim.")
+        require_range(self, "lr embed_lr scalar_lr eps", 0, open_low=True, prefix="optim.")
+        require_range(self, "weight_decay clip", 0, prefix="optim.")
+        require(all(0 <= b < 1 for b in self.betas), f"optim.betas must be at least 0 and below 1, got {self.betas}")
+        require(0 <= self.momentum < 1, f"optim.momentum must be at least 0 and below 1, got {self.momentum}")
 
     def peak(self, role: str) -> float:
         """Return the peak learning rate of a parameter role: hidden, embed, head or scalar."""
@@ -111,10 +78,10 @@ class ScheduleConfig:
     "wsd: fraction of all steps in which the rate decays"
 
     def __post_init__(self):
-        _require_choices(self, "schedule.")
-        _require_range(self, "warmup", 0, prefix="schedule.")
-        _require_range(self, "min_ratio decay", 0, 1, prefix="schedule.")
-        _require(
+        require_types(self, "schedule.")
+        require_range(self, "warmup", 0, prefix="schedule.")
+        require_range(self, "min_ratio decay", 0, 1, prefix="schedule.")
+        require(
             self.kind != "inverse_sqrt" or self.min_ratio == 0,
             f"schedule.min_ratio has no effect on inverse_sqrt, which has no final rate: leave it out, "
             f"got {self.min_ratio}",
@@ -135,8 +102,9 @@ class InitConfig:
     "above 0, the first layer's heads start by attending 1, 2, 3, ... tokens back; larger is sharper"
 
     def __post_init__(self):
-        _require_range(self, "std qk_gain out_std", 0, open_low=True, prefix="init.")
-        _require_range(self, "look_back", 0, prefix="init.")
+        require_types(self, "init.")
+        require_range(self, "std qk_gain out_std", 0, open_low=True, prefix="init.")
+        require_range(self, "look_back", 0, prefix="init.")
 
 
 @dataclass(frozen=True)
@@ -153,10 +121,10 @@ class TokenizerConfig:
     "bpe: make each digit a token of its own"
 
     def __post_init__(self):
-        _require_choices(self, "tokenizer.")
-        _require_range(self, "vocab_size", 0, prefix="tokenizer.")
+        require_types(self, "tokenizer.")
+        require_range(self, "vocab_size", 0, prefix="tokenizer.")
         option = self.training_option
-        _require(
+        require(
             self.path is None or not option, f"{option} applies to a newly trained tokenizer: leave it out with path"
         )
 
@@ -182,12 +150,11 @@ class LanguageModelTaskConfig:
     "shuffle documents; --no-shuffle keeps their order in the first epoch, for a curriculum"
     compile: bool = False
     "compile the blocks with torch.compile"
+    strict: bool = False
+    "raise an error for an unusable file or line, with its position, instead of skipping it"
 
     def __post_init__(self):
-        _require(
-            isinstance(self.model, ShapeConfig | ModelConfig),
-            f"task lm trains a ShapeConfig or a ModelConfig, got {type(self.model).__name__}",
-        )
+        require_types(self, "task.")
 
     @property
     def context(self) -> int:
@@ -213,13 +180,10 @@ class Seq2SeqTaskConfig:
     "raise an error for an unusable example, with file and line, instead of skipping it"
 
     def __post_init__(self):
-        _require(
-            isinstance(self.model, Seq2SeqShape | RecurrentShape),
-            f"task seq2seq trains a Seq2SeqShape or a RecurrentShape, got {type(self.model).__name__}",
-        )
+        require_types(self, "task.")
         smoothing = self.label_smoothing
-        _require(0 <= smoothing < 1, f"label_smoothing must be at least 0 and below 1, got {smoothing}")
-        _require_range(self, "exact_match_examples", 0)
+        require(0 <= smoothing < 1, f"label_smoothing must be at least 0 and below 1, got {smoothing}")
+        require_range(self, "exact_match_examples", 0)
 
     @property
     def context(self) -> int:
@@ -239,7 +203,9 @@ class TrainConfig:
     """
 
     data: tuple[str, ...] = ()
-    'files, folders, globs, or "-" for standard input: text or JSONL for lm, TSV or JSONL examples for seq2seq'
+    'files, folders, globs, pipes, or "-" for standard input: text or records for lm, source-target pairs for seq2seq'
+    read: ReadOptions = DEFAULT_READ
+    "how the files are read"
     out: str = "run"
     "the run folder, created by the run"
     task: LanguageModelTaskConfig | Seq2SeqTaskConfig = LanguageModelTaskConfig()
@@ -293,34 +259,34 @@ class TrainConfig:
     "resume the run in `out`"
 
     def __post_init__(self):
-        _require_choices(self)
-        _require(
-            isinstance(self.task, TaskConfig),
-            f"task must be a LanguageModelTaskConfig or a Seq2SeqTaskConfig, got {type(self.task).__name__}",
-        )
-        _require_range(self, "batch accumulate eval_tokens keep_last sample_tokens", 1)
-        _require_range(self, "eval_every save_every sample_every threads seed", 0)
-        _require_range(self, "held_out", 0, 0.5)
-        _require_range(self, "seconds steps tokens", 0, open_low=True)
+        require_types(self)
+        if self.task.kind == "seq2seq":
+            self.read.for_examples()
+        require_range(self, "batch accumulate eval_tokens keep_last sample_tokens", 1)
+        require_range(self, "eval_every save_every sample_every", 0)
+        require_range(self, "threads", 0, MAX_THREADS)
+        require_range(self, "seed", 0, MAX_SEED)
+        require_range(self, "held_out", 0, 0.5)
+        require_range(self, "seconds steps tokens", 0, open_low=True)
         given = [name for name in ("seconds", "steps", "tokens") if getattr(self, name) is not None]
-        _require(len(given) <= 1, f"give one of seconds, steps and tokens, got {' and '.join(given)}")
-        _require(bool(self.out), "out must name a folder, got ''")
+        require(len(given) <= 1, f"give one of seconds, steps and tokens, got {' and '.join(given)}")
+        require(bool(self.out), "out must name a folder, got ''")
         if self.from_model is not None:
             init, option = getattr(self.task, "init", InitConfig()), self.tokenizer.training_option
-            _require(init == InitConfig(), "init applies to new weights, and from_model has its own: leave one out")
-            _require(
+            require(init == InitConfig(), "init applies to new weights, and from_model has its own: leave one out")
+            require(
                 not option, f"{option} applies to a newly trained tokenizer, and from_model has its own: leave it out"
             )
-        _require(
+        require(
             not self.tokenizer.digits_apart or self.tokenizer_kind == "bpe",
             f"tokenizer.digits_apart applies to a bpe tokenizer, got kind {self.tokenizer_kind}",
         )
-        _require(
+        require(
             not self.held_out_data or self.held_out == TrainConfig.held_out,
             f"held_out and held_out_data exclude each other, got held_out {self.held_out}: leave one out",
         )
-        _require("-" not in self.data or "-" not in self.held_out_data, "data and held_out_data cannot both be stdin")
-        _require(
+        require("-" not in self.data or "-" not in self.held_out_data, "data and held_out_data cannot both be stdin")
+        require(
             self.task.kind == "lm" or not self.sample_every or self.sample_prompt != "",
             "sample_every needs a sample_prompt for task seq2seq: give a source text",
         )
@@ -356,28 +322,30 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def from_dict(kind: Any, value: Any, name: str = "config") -> Any:
     """Return JSON values as an instance of `kind`, the inverse of `config_dict`.
 
-    Raises ConfigError that names the keys which `kind` does not have.
+    Raises ConfigError that names the field which is unknown, missing, or of another type.
     """
-    origin = typing.get_origin(kind)
     if is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{name} must be an object, got {value!r}")
+        require(isinstance(value, dict), f"{name} must be an object, got {value!r}")
         value = {key: item for key, item in value.items() if key != "kind" or key in _field_names(kind)}
         if unknown := value.keys() - _field_names(kind):
             raise ConfigError(f"{name} has unknown keys: {', '.join(sorted(unknown))}")
+        needed = (f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+        if missing := [key for key in needed if key not in value]:
+            raise ConfigError(f"{name} has no {', '.join(missing)}")
         hints = typing.get_type_hints(kind)
         return kind(**{key: from_dict(hints[key], item, f"{name}.{key}") for key, item in value.items()})  # pyright: ignore
-    if origin is tuple:
-        inner = typing.get_args(kind)
-        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
-        return tuple(from_dict(k, item, name) for k, item in zip(kinds, value, strict=True))
-    if origin in (types.UnionType, typing.Union):
-        kinds = [k for k in typing.get_args(kind) if is_dataclass(k)]
-        if not isinstance(value, dict) or not kinds:
-            return value
+    inner = typing.get_args(kind)
+    kinds = [k for k in inner if is_dataclass(k)]
+    if isinstance(value, dict) and kinds:
         named = [k for k in kinds if getattr(k, "kind", None) == value.get("kind") is not None]
         fitting = [k for k in kinds if value.keys() <= _field_names(k)]
         return from_dict((named or fitting or kinds)[0], value, name)
+    tuples = [k for k in (kind, *inner) if typing.get_origin(k) is tuple]
+    if isinstance(value, list) and tuples:
+        each = typing.get_args(tuples[0])
+        items = [each[0]] * len(value) if each[-1] is Ellipsis or len(each) != len(value) else each
+        value = tuple(from_dict(k, item, f"{name}[{i}]") for i, (k, item) in enumerate(zip(items, value, strict=True)))
+    require_type(value, kind, name)
     return value
 
 

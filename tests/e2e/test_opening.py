@@ -3,9 +3,11 @@
 import re
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
-from inspect_subjects import subject
+from inspect_subjects import subject, translator
+from tiny import pair_config
 
 import glassformer
 from e2e.conftest import RunningServer
@@ -39,6 +41,15 @@ def test_model_opens_with_its_default_text(open_page, kinds):
     page.locator("gf-header select").select_option("pair")
     page.locator("gf-view-alignment gf-alignment-matrix canvas").first.wait_for()
     assert box.input_value() == "My own text.", "text entered by the user must not change"
+
+
+def test_translator_generates_at_most_its_context(open_page):
+    config = pair_config("pre")
+    encoder = replace(config.encoder, context_length=48)
+    with RunningServer({"short": translator(replace(config, context_length=48, encoder=encoder))}) as server:
+        page = open_page(server.url)
+        page.locator("gf-view-alignment gf-alignment-matrix canvas").first.wait_for()
+        assert page.locator("input[name=max_tokens]").input_value() == "48"
 
 
 def test_narrow_page_selects_views_by_menu(open_page, server):

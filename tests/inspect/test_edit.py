@@ -364,13 +364,20 @@ def test_edits_key_changes_from_the_first_edited_position():
     assert keys[9] == edits_key([from_json(edit.json) for edit in edits], 9, 10)
 
 
-def test_store_is_bounded():
-    store = Store(400)
-    name = store.put(torch.ones(60))
-    assert torch.equal(store.get(name), torch.ones(60))
-    assert store.put(torch.ones(60, dtype=torch.float64)) == name
-    with pytest.raises(CapacityError, match="240 of 400"):
-        store.put(torch.zeros(60))
+def test_store_evicts_the_least_recently_used():
+    store = Store(500)
+    ones, twos = store.put(torch.ones(60)), store.put(torch.full((60,), 2.0))
+    assert store.put(torch.ones(60, dtype=torch.float64)) == ones
+    threes = store.put(torch.full((60,), 3.0))
+    assert sum(one.nbytes for one in store.tensors.values()) == 480
+    with pytest.raises(RequestError, match="again if it was evicted"):
+        store.get(twos)
+    assert torch.equal(store.get(ones), torch.ones(60))
+    store.put(torch.zeros(60))
+    with pytest.raises(RequestError, match=threes):
+        store.get(threes)
+    with pytest.raises(CapacityError, match="504 bytes does not fit: at most 500"):
+        store.put(torch.zeros(126))
 
 
 WRONG = [

@@ -35,6 +35,13 @@ def test_given_values_are_used(t):
     assert focus(t, head=1, query=6).layer == max(range(3), key=lambda layer: shares[layer][1])
 
 
+def test_reason_names_the_heads_that_were_compared(t):
+    assert focus(t).because.endswith("more than any other head")
+    assert focus(t, layer=1).because.endswith("more than any other head of block 1")
+    assert focus(t, head=2).because.endswith("more than head 2 of any other block")
+    assert focus(t, layer=1, head=2).because == "selected"
+
+
 def test_without_attribution_the_head_with_the_clearest_role():
     lm = LanguageModel(tiny("llama", **{f"layers.{i}.norm_at": ("post",) for i in range(3)}))
     t = lm.trace(IDS)

@@ -3,6 +3,7 @@
 import json
 import struct
 
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from glassformer.inspect.trace.offsets import spans
 from glassformer.inspect.views.focus import focus
 from glassformer.inspect.views.registry import VIEWS
 from glassformer.inspect.views.result import plain
+from glassformer.server import trace_store
 from glassformer.server.app import Settings
 
 PROMPT = "the cat sat on the mat."
@@ -125,21 +127,28 @@ def test_traces_are_listed_fetched_and_deleted(http):
 
 def test_the_least_recently_used_trace_is_evicted(lms):
     size = lms["talker"].trace(PROMPT).bytes
-    with serving([("m", tiny_lm())], Settings(trace_bytes=int(2.5 * size))) as (url, _):
-        import httpx2
+    with (
+        serving([("m", tiny_lm())], Settings(trace_bytes=int(2.5 * size))) as (url, _),
+        httpx2.Client(base_url=url) as http,
+    ):
+        one, two = (create_trace(http, model="m")["id"] for _ in range(2))
+        http.get(f"/v1/traces/{one}")
+        create_trace(http, model="m")
+        assert http.get(f"/v1/traces/{one}").status_code == 200, "it was used"
+        assert_error(http.get(f"/v1/traces/{two}"), 404, "was full", "least recently used", code="trace_gone")
+        health = http.get("/health").json()["traces"]
+        assert health["count"] == 2
+        assert size < health["bytes"] <= health["limit"] == int(2.5 * size)
+        long = {"model": "m", "prompt": "the cat sat on the mat " * 6}
+        assert_error(http.post("/v1/traces", json=long), 400, "budget")
 
-        with httpx2.Client(base_url=url) as http:
-            one, two = (create_trace(http, model="m")["id"] for _ in range(2))
-            http.get(f"/v1/traces/{one}")
-            create_trace(http, model="m")
-            assert http.get(f"/v1/traces/{one}").status_code == 200, "it was used"
-            assert_error(http.get(f"/v1/traces/{two}"), 404, "was full", "least recently used", code="trace_gone")
-            health = http.get("/health").json()["traces"]
-            assert health["count"] == 2
-            assert size < health["bytes"] <= health["limit"] == int(2.5 * size)
-            assert_error(
-                http.post("/v1/traces", json={"model": "m", "prompt": "the cat sat on the mat " * 6}), 400, "budget"
-            )
+
+def test_the_number_of_traces_is_bounded(monkeypatch):
+    monkeypatch.setattr(trace_store, "MAX_TRACES", 3)
+    with serving([("m", tiny_lm())]) as (url, _), httpx2.Client(base_url=url) as http:
+        ids = [create_trace(http, model="m")["id"] for _ in range(5)]
+        assert http.get("/health").json()["traces"]["count"] == 3
+        assert [http.get(f"/v1/traces/{id}").status_code for id in ids] == [404, 404, 200, 200, 200]
 
 
 # ---- tensors
@@ -439,6 +448,9 @@ def test_stored_vector_can_be_used_in_edits(http, lms):
             ["edits[0].factor must be a valid number, or 'NaN'"],
         ),
         ({"op": "add", "point": "blocks.0.attn.z", "vector": "f00"}, ["no tensor has the SHA-256"]),
+        ({"op": "replace", "point": "blocks.0.attn.z", "value": 1e39}, ["value must be at most 3.40282e+38", "1e+39"]),
+        ({"op": "add", "point": "blocks.0.attn.scores", "value": -1e300}, ["value must be at most 3.40282e+38"]),
+        ({"op": "scale", "point": "blocks.0.attn.z", "factor": 10**40}, ["factor must be at most 3.40282e+38"]),
         ({"op": "ablate", "point": "blocks.0.attn.z", "frob": 1}, ["unknown field 'frob'"]),
         ({"op": ["ablate"], "point": "blocks.0.attn.z"}, ["edits[0].op"]),
         ({"op": "ablate", "point": {"a": 1}}, ["edits[0].point"]),
@@ -449,6 +461,13 @@ def test_invalid_edits(http, edit, words):
     for path in ("/v1/traces", "/v1/completions"):
         body = {"model": "talker", "prompt": "the", "max_tokens": 2, "edits": [edit]}
         assert_error(http.post(path, json=body), 400, *words)
+
+
+def test_numbers_beyond_float32_are_rejected(http, traces):
+    assert_error(http.post("/v1/vectors", json={"values": [1.0, -1e39]}), 400, "at most 3.40282e+38", param="values")
+    body = {"trace": traces[0]["id"], "over": "heads", "op": "scale", "factor": 1e300}
+    assert_error(http.post("/v1/sweeps", json=body), 400, "factor must be at most 3.40282e+38")
+    assert http.post("/v1/vectors", json={"values": [3.4e38]}).status_code == 201
 
 
 def test_edit_that_produces_nan(http):

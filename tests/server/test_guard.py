@@ -103,7 +103,9 @@ def test_foreign_host_names_are_rejected(http, served):
 
 def test_requests_of_other_origins_are_rejected(http, served):
     url, host = served[0], served[0].removeprefix("http://")
-    for origin in ("https://evil.example", "null", "http://localhost:1234", f"http://{host}.evil.example"):
+    foreign = ("https://evil.example", "null", "http://localhost:1234", f"http://{host}.evil.example")
+    invalid = ("http://[", "http://[::1", "//", "http://a]b[")
+    for origin in (*foreign, *invalid):
         for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions"), ("DELETE", "/v1/traces/x")):
             assert_error(status(http, path, method, origin=origin), 403, "another origin", code="origin_not_allowed")
         assert "access-control-allow-origin" not in status(http, "/health", origin=origin).headers
@@ -200,6 +202,54 @@ def test_malformed_bodies_are_rejected(http, path, body):
     assert len(answer.content) < 2000
 
 
+MESSAGE = {"role": "user", "content": "a"}
+PART = {"type": "text", "text": ""}
+TOO_MANY = [
+    ("/v1/completions", {"prompt": ["a"] * 129}, "prompt", "129 items; at most 128"),
+    ("/v1/completions", {"prompt": [[5]] * 1_000_000}, "prompt", "1,000,000 items; at most 128"),
+    ("/v1/completions", {"prompt": [5] * (2**20 + 1)}, "prompt", "1,048,577 items; at most 1,048,576"),
+    ("/v1/completions", {"stop": ["a"] * 600_000}, "stop", "600,000 items; at most 64"),
+    ("/v1/completions", {"stop": "a" * 1025}, "stop", "1,025 characters; at most 1,024"),
+    ("/v1/completions", {"stop": ["a", "a" * 1025]}, "stop", "1,025 characters; at most 1,024"),
+    ("/v1/completions", {"logit_bias": {str(i): 1 for i in range(2**14 + 1)}}, "logit_bias", "16,385 items"),
+    ("/v1/completions", {"edits": [{"op": "ablate", "point": "a"}] * 257}, "edits", "257 items; at most 256"),
+    ("/v1/completions", {"edits": [{"op": "ablate", "point": "a" * 513}]}, "edits[0].point", "513 characters"),
+    ("/v1/completions", {"edits": [{"op": "ablate", "point": "a", "dim": [0] * 65_537}]}, "edits[0].dim", "65,537"),
+    ("/v1/chat/completions", {"messages": [MESSAGE] * 4097}, "messages", "4,097 items; at most 4,096"),
+    ("/v1/chat/completions", {"messages": [MESSAGE | {"content": [PART] * 257}]}, "messages[0].content", "257"),
+    ("/v1/traces", {"capture": ["*"] * 100_000}, "capture", "100,000 items; at most 256"),
+    ("/v1/traces", {"capture": ["*" * 513]}, "capture[0]", "513 characters"),
+    ("/v1/vectors", {"values": [0] * (2**20 + 1)}, "values", "1,048,577 items"),
+]
+
+
+@pytest.mark.parametrize(("path", "change", "param", "words"), TOO_MANY, ids=[f"{p} {f}" for p, _, f, _ in TOO_MANY])
+def test_every_list_and_text_is_bounded(http, path, change, param, words):
+    assert_error(http.post(path, json=BASES[path] | change), 400, words, "are allowed", param=param)
+
+
+def test_openapi_document_states_the_bounds(http):
+    """Every list, mapping and string with a purpose other than text has a bound in the document."""
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    unbounded = []
+
+    def visit(where, schema):
+        kind, bound = schema.get("type"), {"array": "maxItems", "object": "maxProperties", "string": "maxLength"}
+        if kind in bound and bound[kind] not in schema and not {"enum", "const", "properties"} & schema.keys():
+            unbounded.append(where)
+        for name, one in schema.get("properties", {}).items():
+            visit(f"{where}.{name}", one)
+        for one in (*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())):
+            visit(where, one)
+
+    for name, schema in schemas.items():
+        if not name.startswith("Error"):
+            visit(name, schema)
+    texts = {"CompletionBody.prompt", "MessageBody.content", "TextPart.text", "TraceBody.prompt", "TraceBody.target"}
+    texts |= {"MessageBody.reasoning", "MessageBody.reasoning_content"}
+    assert set(unbounded) == texts
+
+
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.floats(), st.text(max_size=8),
     st.lists(st.one_of(st.integers(-1, 300), st.text(max_size=3), st.none()), max_size=3),
@@ -213,7 +263,7 @@ VALUES = st.one_of(
 FIELDS = (
     "temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty logit_bias seed stop edits n "
     "stream stream_options prompt messages max_tokens max_completion_tokens echo logprobs top_logprobs read top model "
-    "trace over op target rival position source point factor values tools frob"
+    "trace over op target rival position source point factor values tools frob capture"
 ).split()
 BASES = {
     "/v1/completions": {"model": "talker", "prompt": "the", "max_tokens": 2},

@@ -306,10 +306,13 @@ def test_config_json_round_trip():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Seq2SeqTaskConfig(model=ShapeConfig()), "task seq2seq trains a Seq2SeqShape or a RecurrentShape, got"),
+        (
+            lambda: Seq2SeqTaskConfig(model=ShapeConfig()),
+            "task.model must be a Seq2SeqShape or a RecurrentShape, got ShapeConfig",
+        ),
         (
             lambda: LanguageModelTaskConfig(model=TRANSFORMER),
-            "task lm trains a ShapeConfig or a ModelConfig, got",
+            "task.model must be a ShapeConfig or a ModelConfig, got Seq2SeqShape",
         ),
         (lambda: Seq2SeqTaskConfig(label_smoothing=1.0), "label_smoothing must be at least 0 and below 1, got 1.0"),
         (lambda: TrainConfig(task=Seq2SeqTaskConfig(), sample_every=2), "sample_every needs a sample_prompt"),

@@ -425,6 +425,7 @@ export interface ForkStep {
 export interface Fork {
   steps: ForkStep[];
   diverges_at: number | null;
+  ends_at: number | null; // the length of the shorter text, if the other one continues it
   receipt: Receipt;
 }
 export interface Point {

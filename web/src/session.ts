@@ -14,6 +14,18 @@ export interface Cursor {
   key: number;
 }
 
+/** The cell to show first, and the reason. */
+interface Focus extends Cursor {
+  because: string;
+}
+
+interface ModelInfo {
+  id: string;
+  kind?: Kind;
+  example_text?: string | null;
+  context_length?: number | null;
+}
+
 type Parameters = Record<string, string | number | boolean | null | undefined>;
 
 /** The view that opens first for each kind of model. */
@@ -35,6 +47,7 @@ export class Session extends EventTarget {
   models: string[] = [];
   kinds: Record<string, Kind> = {};
   exampleTexts: Record<string, string | null> = {}; // default text of each model; null: the default of the page
+  contexts: Record<string, number | null> = {}; // context length of each model; null: unlimited
   anatomy: Anatomy | null = null;
   trace: TraceInfo | null = null;
   /** Tokens generated so far; null if no generation is running. */
@@ -44,7 +57,7 @@ export class Session extends EventTarget {
   /** Background work (a sweep), aborted when a new trace is requested. */
   background: AbortController | null = null;
   /** The initial focus, once it is known. */
-  focus: Partial<Cursor> = {};
+  focus: Partial<Focus> = {};
 
   #responses = new Map<string, Promise<unknown>>();
   #traces = new Map<string, Promise<TraceInfo>>(); // traces by request
@@ -73,11 +86,10 @@ export class Session extends EventTarget {
     this.#traces.clear();
     this.#opened = "";
     try {
-      const list = await this.transport.json<{ data: { id: string; kind?: Kind; example_text?: string | null }[] }>(
-        "/v1/models",
-      );
+      const list = await this.transport.json<{ data: ModelInfo[] }>("/v1/models");
       this.models = list.data.map((model) => model.id);
       this.kinds = Object.fromEntries(list.data.map((model) => [model.id, model.kind ?? "decoder"]));
+      this.contexts = Object.fromEntries(list.data.map((model) => [model.id, model.context_length ?? null]));
       this.exampleTexts = Object.fromEntries(list.data.map((model) => [model.id, model.example_text ?? null]));
       this.#applyModelDefaults(this.addressBar.read());
       await this.open();
@@ -119,6 +131,13 @@ export class Session extends EventTarget {
   get processed(): number {
     const last = this.generated?.at(-1);
     return last ? last.position + 1 : this.generated ? 0 : this.tokens.length;
+  }
+
+  /** Why the server proposed the selected head; null if it was selected by the user, or is a fallback. */
+  get whyThisHead(): string | null {
+    const { cursor, focus } = this,
+      proposed = focus.head === cursor.head && focus.layer === cursor.layer;
+    return proposed && focus.because !== "selected" ? (focus.because ?? null) : null;
   }
 
   /** The selection, with defaults for what the address leaves open. */
@@ -168,10 +187,14 @@ export class Session extends EventTarget {
         ? {}
         : {
             text: this.exampleTexts[model] ?? DEFAULT_ADDRESS.text,
-            max_tokens: this.exampleTexts[model] ? SEQ2SEQ_MAX_TOKENS : DEFAULT_ADDRESS.max_tokens,
+            max_tokens: this.exampleTexts[model] ? this.#seq2seqMaxTokens(model) : DEFAULT_ADDRESS.max_tokens,
           }),
       ...(other ? { view: FIRST_VIEW[kind] } : {}),
     });
+  }
+
+  #seq2seqMaxTokens(model: string): number {
+    return Math.min(SEQ2SEQ_MAX_TOKENS, this.contexts[model] ?? SEQ2SEQ_MAX_TOKENS);
   }
 
   /** Set the model's default text if the address has none, and its default view if the address has none. */
@@ -182,7 +205,9 @@ export class Session extends EventTarget {
     this.address = {
       ...this.address,
       text: exampleText,
-      ...(this.address.max_tokens === DEFAULT_ADDRESS.max_tokens ? { max_tokens: SEQ2SEQ_MAX_TOKENS } : {}),
+      ...(this.address.max_tokens === DEFAULT_ADDRESS.max_tokens
+        ? { max_tokens: this.#seq2seqMaxTokens(this.model) }
+        : {}),
       ...(/^#\/[a-z]/.test(address) ? {} : { view: FIRST_VIEW[kind] }),
     };
     this.addressBar.write(formatAddress(this.address), false);
@@ -343,11 +368,11 @@ export class Session extends EventTarget {
   }
 
   /** Fetch the initial focus; see glassformer/inspect/views/focus.py. */
-  #focus(trace: TraceInfo): Promise<Cursor> {
+  #focus(trace: TraceInfo): Promise<Focus> {
     const { layer, head, query } = this.address;
     const at = { layer, head, query: Math.min(query, trace.tokens.length - 1) };
     const selected = Object.fromEntries(Object.entries(at).filter(([, value]) => value >= 0));
-    return this.fetch<Cursor>(`/v1/traces/${trace.id}/focus${queryString(selected)}`);
+    return this.fetch<Focus>(`/v1/traces/${trace.id}/focus${queryString(selected)}`);
   }
 
   /** Stop generation; the server notices the disconnect. */

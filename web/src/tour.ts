@@ -47,8 +47,8 @@ export const TOUR: readonly TourStep[] = [
           of its attention is on ${token(session, cell?.key ?? 0)}, token ${cell?.key}.
         </p>
         <p>
-          Select any cell; a stronger colour means a larger weight. The page opens with the head that adds most to the
-          logit of the most likely next token.
+          Select any cell; a stronger colour means a larger
+          weight.${session.whyThisHead ? html` Why this head: ${session.whyThisHead}.` : nothing}
         </p>`,
   },
   {
@@ -237,7 +237,6 @@ export const TOUR: readonly TourStep[] = [
     needs: "cell",
     render: ({ session, cell, fork }) => {
       const { cursor, edits } = session,
-        parts = fork?.diverges_at ?? null,
         largest = largestDivergence(fork);
       if (edits.length && fork)
         return html`<p>
@@ -251,9 +250,12 @@ export const TOUR: readonly TourStep[] = [
           </p>
           <p>
             ${
-              parts === null
-                ? "The generated text does not change, so it does not depend on the edited activations."
-                : html`The texts diverge at token ${parts}, so the text depends on the edited activations.`
+              fork.diverges_at !== null
+                ? html`The texts diverge at token ${fork.diverges_at}, so the text depends on the edited activations.`
+                : fork.ends_at !== null
+                  ? html`One text ends at token ${fork.ends_at} and the other continues, so the text depends on the
+                    edited activations.`
+                  : "The same tokens are generated: this edit alone does not change the text."
             }
           </p>`;
       return html`<p>

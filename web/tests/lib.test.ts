@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { EventReader } from "../src/lib/events.js";
-import { compact, bytes, count, exact, fixed, percent, power, short } from "../src/lib/number.js";
+import { approximate, bytes, compact, count, exact, fixed, percent, power, short } from "../src/lib/number.js";
 import { fractionColour, fractionOf, signedColour, signedOf, type Meaning } from "../src/lib/colour.js";
 import { decode, fromBase64, half, largest, topIndices } from "../src/lib/tensor.js";
 
@@ -24,6 +24,13 @@ describe("numbers", () => {
     expect([fixed(-0.0001), fixed(0.5), fixed(-2), fixed("NaN")]).toEqual(["0.000", "0.500", "−2.000", "NaN"]);
   });
   test("exact shows all digits of a float32", () => expect(exact(Math.fround(-0.1))).toBe("−0.100000001"));
+  test("approximate shows no more digits than the bound allows", () => {
+    expect([approximate(73 / 255, 1 / 510), approximate(0, 1 / 510), approximate(12.34, 0.5)]).toEqual([
+      "0.286 ± 0.002",
+      "0.000 ± 0.002",
+      "12.3 ± 0.5",
+    ]);
+  });
   test("percent, compact, bytes, count and power", () => {
     expect([percent(0.5), percent(0.0001), percent(0), percent(1)]).toEqual(["50.0%", "< 0.1%", "0.0%", "100.0%"]);
     expect([compact(724608), compact(1.5e9), compact(12), compact(100_000)]).toEqual(["725K", "1.5B", "12", "100K"]);

@@ -342,7 +342,10 @@ def cache_speed(t: Trace, of: CacheSpeed) -> list[Panel]:
 
 
 def fork(t: Trace, of: Fork) -> list[Panel]:
-    where = "one continues the other" if of.diverges_at is None else f"they differ from token {of.diverges_at} on"
+    if of.diverges_at is not None:
+        where = f"they differ from token {of.diverges_at} on"
+    else:
+        where = "they are equal" if of.ends_at is None else f"one ends at token {of.ends_at}, the other continues"
     rows = tuple(
         (
             (str(one.position), None),

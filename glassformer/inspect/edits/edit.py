@@ -8,7 +8,8 @@
     knockout hide a key from a query                  knockout("blocks.3.attn.scores", query=-1, key=2)
 
 Positions, queries and keys count the tokens of the model's input, the token that begins a text included. -1 is every
-token after which a token is generated: the last of the prompt, then each generated token. An axis that is not named is
+token after which a token is generated: the last of the prompt, then each generated token. Several indices may be in any
+order, each once; the rows of a vector are in the same order. An axis that is not named is
 selected completely. `row` is the number of a continuation where several are generated at once. In a model with a
 source, the keys of "blocks.i.cross...." and of "rnn...." are tokens of the source, and so are all positions of
 "encoder....".
@@ -20,6 +21,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -28,8 +31,10 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import CapacityError, RequestError
-from glassformer.inspect.trace.trace import Indices, Trace
+from glassformer.inspect.trace.trace import Trace
+from glassformer.plain_numbers import plain_indices, plain_number
 
+Indices = int | Sequence[int] | None
 Op = Literal["ablate", "scale", "replace", "add", "patch", "knockout"]
 TAKES = {  # arguments besides the selection: required, and optional
     "ablate": ((), ()),
@@ -41,6 +46,7 @@ TAKES = {  # arguments besides the selection: required, and optional
 }
 WHERE = ("head", "position", "query", "key", "dim", "row")
 NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+MAX_NUMBER = torch.finfo(torch.float32).max
 MAX_STORE_BYTES = 256 << 20
 
 
@@ -63,10 +69,10 @@ class Edit:
     tensor: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
+        for name in (*WHERE, "factor", "value"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, plain_indices(given) if name in WHERE else plain_number(given))
         _check({one.name: getattr(self, one.name) for one in fields(self)})
-        for name in WHERE:
-            indices = getattr(self, name)
-            object.__setattr__(self, name, indices if indices is None or isinstance(indices, int) else tuple(indices))
         if (self.vector is None) != (self.tensor is None):
             raise _wrong(f"vector {self.vector!r} refers to a tensor that is missing: put it into the store first")
 
@@ -123,13 +129,19 @@ def add(point: str, vector: float | Tensor | Sequence[float], *, scale: float | 
     return Edit("add", point, factor=scale, **_number_or_vector(vector), **_where(where))
 
 
-def patch(point: str, from_trace: Trace, *, name: str | None = None, **where: Any) -> Edit:
+def patch(point: str, from_trace: Trace, *, name: str | None = None, source_position: Any = None, **where: Any) -> Edit:
     """Set the selected values to those of another text, at the positions that both texts have.
 
-    name: the id of `from_trace` in the edit's JSON.
+    name: the id of `from_trace` in the edit's JSON. source_position: the positions in `from_trace` to copy from, one
+    for each of `position`; by default the same ones.
     """
-    where = _where(where)
-    values = _select(point, from_trace, where)
+    where = {axis: plain_indices(indices) for axis, indices in _where(where).items()}
+    sources = where
+    if source_position is not None:
+        sources = where | {"position": plain_indices(source_position)}
+        if where.get("position") is None or len(as_list(where["position"])) != len(as_list(sources["position"])):
+            raise _wrong(f"source_position needs as many positions in `position`, got {where.get('position')!r:.100}")
+    values = _select(point, from_trace, sources)
     return Edit("patch", point, vector=sha256(values), tensor=values, from_trace=name, **where)
 
 
@@ -178,27 +190,33 @@ def from_json(data: Any, store: Store | None = None, trace_of: Callable[[str], T
 
 
 class Store:
-    """Tensors by their SHA-256, at most `limit` bytes of them."""
+    """Tensors by their SHA-256, at most `limit` bytes of them: the least recently used are evicted. Thread-safe."""
 
     def __init__(self, limit: int = MAX_STORE_BYTES):
-        self.limit, self.tensors = limit, dict[str, Tensor]()
+        self.limit, self.tensors = limit, OrderedDict[str, Tensor]()
+        self._lock = threading.Lock()
 
     def put(self, tensor: Tensor) -> str:
-        """Store a tensor as float32 and return its SHA-256. CapacityError where the store is full."""
+        """Store a tensor as float32 and return its SHA-256. CapacityError if it is larger than the store."""
         tensor = _plain(tensor)
         name = sha256(tensor)
-        if name not in self.tensors:
-            held = sum(one.nbytes for one in self.tensors.values())
-            if held + tensor.nbytes > self.limit:
-                raise CapacityError(f"a tensor of {tensor.nbytes} bytes does not fit: {held} of {self.limit} are used")
+        if tensor.nbytes > self.limit:
+            raise CapacityError(f"a tensor of {tensor.nbytes:,} bytes does not fit: at most {self.limit:,} are stored")
+        with self._lock:
             self.tensors[name] = tensor
+            self.tensors.move_to_end(name)
+            stored = sum(one.nbytes for one in self.tensors.values())
+            while stored > self.limit:
+                stored -= self.tensors.popitem(last=False)[1].nbytes
         return name
 
     def get(self, name: Any) -> Tensor:
         """Return a tensor by its SHA-256. RequestError where the store does not have it."""
-        if not isinstance(name, str) or name not in self.tensors:
-            raise _wrong(f"no tensor has the SHA-256 {name!r}: put it into the store first")
-        return self.tensors[name]
+        with self._lock:
+            if not isinstance(name, str) or name not in self.tensors:
+                raise _wrong(f"no tensor has the SHA-256 {name!r}: store it first, or again if it was evicted")
+            self.tensors.move_to_end(name)
+            return self.tensors[name]
 
 
 def sha256(tensor: Tensor) -> str:
@@ -238,6 +256,8 @@ def _check(given: Mapping[str, Any]) -> None:
         number = given.get(name)
         if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
             raise _wrong(f"{name} must be a number, got {number!r}")
+        if number is not None and MAX_NUMBER < abs(number) < math.inf:
+            raise _wrong(f"{name} must be at most {MAX_NUMBER:g}, the largest float32, got {number!r:.40}")
     must, may = TAKES[op]
     there = {name for name in ("factor", "value", "vector", "from_trace") if given.get(name) is not None}
     for name in sorted(there - {*must, *may}):
@@ -252,13 +272,17 @@ def _check(given: Mapping[str, Any]) -> None:
 def _check_indices(name: str, given: Any) -> None:
     if given is None or (isinstance(given, int) and not isinstance(given, bool)):
         return
-    some = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    some = given if isinstance(given, list | tuple) else ()
     if name == "row" or not some or any(isinstance(i, bool) or not isinstance(i, int) for i in some):
         kind = "a whole number" if name == "row" else "a whole number or a list of them"
         raise _wrong(f"{name} must be {kind}, got {given!r:.100}")
+    if len(set(some)) < len(some):
+        twice = next(i for i in some if some.count(i) > 1)
+        raise _wrong(f"{name} names {twice} twice: name each index once")
 
 
 def _number_or_vector(given: Any) -> dict[str, Any]:
+    given = plain_number(given)
     if isinstance(given, int | float) and not isinstance(given, bool):
         return {"value": given}
     try:

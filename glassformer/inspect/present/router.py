@@ -29,6 +29,7 @@ import torch
 
 from glassformer.errors import NotFoundError, RequestError
 from glassformer.generate.request import TokenEvent
+from glassformer.inspect.edits.edit import MAX_NUMBER
 from glassformer.inspect.edits.reader import EditReader
 from glassformer.inspect.present import slices
 from glassformer.inspect.present.describe import describe_points, describe_text, describe_trace
@@ -104,6 +105,8 @@ class Router(ABC):
         """Run a sweep; yield the event "begin", a "row" for each edit, and "done"."""
         options = dict(body)
         trace, source = self.trace(str(options.pop("trace", ""))), options.pop("source", None)
+        if source is not None:
+            options["align"] = options.get("align") or "start"
         found = sweep(trace, source=None if source is None else self.trace(source), **options)
         about = {name: getattr(found, name) for name in ("position", "target", "rival", "base", "metric")}
         yield "begin", plain(about) | {"total": len(found)}
@@ -130,8 +133,11 @@ class Router(ABC):
                 logprobs.append(one.logprob)
 
     def store_vector(self, values: Sequence[float]) -> dict[str, Any]:
-        """Store a vector, which edits reference by its SHA-256."""
-        return {"vector": self.edits.store.put(torch.tensor(values)), "shape": [len(values)]}
+        """Store a vector, which edits reference by its SHA-256. RequestError for a number beyond float32."""
+        vector = torch.tensor(values, dtype=torch.float64)
+        if ((vector.abs() > MAX_NUMBER) & vector.isfinite()).any():
+            raise RequestError(f"the numbers of a vector are float32: at most {MAX_NUMBER:g}", param="values")
+        return {"vector": self.edits.store.put(vector), "shape": [len(values)]}
 
 
 class LocalRouter(Router):

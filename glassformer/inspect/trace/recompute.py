@@ -377,6 +377,17 @@ def _attend_edited(
     return {"scores": scores[0], "probs": probs[0]}, max_difference(recomputed[0], z)
 
 
+def check_last_logits(captured: CapturedValues, shown: Float[Tensor, "V"]) -> float | None:
+    """Return by how much logits of the last token, as a view shows them, differ from those of the forward pass.
+
+    None where the trace has none of the forward pass.
+    """
+    passed = captured.last_logits
+    if passed is None and (all_logits := captured.get("final.logits")) is not None:
+        passed = all_logits[-1]
+    return None if passed is None else max_difference(shown, passed)
+
+
 def larger(a: float, b: float) -> float:
     """Return the larger number, NaN where one of them is NaN."""
     return max(a, b) if a == a and b == b else math.nan

@@ -81,8 +81,10 @@ class Seq2seqTrace(BlockTrace):
         for name in names:
             self.point(name)
         inner = [name.removeprefix(ENCODER) for name in names if name.startswith(ENCODER)]
-        found = {ENCODER + name: _renamed(one) for name, one in self.source.values(inner, positions).items()}
-        found |= super().values([name for name in names if not name.startswith(ENCODER)], positions)
+        own = [name for name in names if not name.startswith(ENCODER)]
+        found = super().values(own, positions) if own else {}
+        if inner:  # the source has positions of its own
+            found |= {ENCODER + name: _renamed(one) for name, one in self.source.values(inner, positions).items()}
         return {name: found[name] for name in names}
 
     def rows(self, name: str, head: Indices = None, query: Indices = None) -> Value:

@@ -2,9 +2,8 @@
 
     logit[target] - logit[rival] = (W_target - W_rival) · norm(x),   x = embed.out + sum over blocks of heads + mlp
 
-The final norm divides by a statistic of x. With that statistic frozen, the norm is linear: each part of x has a share,
-and the shares add up to the difference ("direct logit attribution", Elhage et al. 2021, "A
-Mathematical Framework for Transformer Circuits"). Norms inside a branch (`norm_at` "out") are frozen in the same way.
+Each part of x has a share, through the frozen final norm (`direct_path.py`), and the shares add up to the difference.
+Norms inside a branch (`norm_at` "out") are frozen in the same way.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import RequestError
+from glassformer.inspect.trace.recompute import larger
 from glassformer.inspect.trace.trace import Receipt, Trace, token_text
-from glassformer.nn.norm import LayerNorm, RMSNorm
+from glassformer.inspect.views.direct_path import DirectPath, FrozenNorm, why_no_direct_path
 
 STREAM = ("resid_mid", "resid_cross", "resid_post")
 SUM = "|sum of all shares - difference of the logits|"
@@ -46,29 +46,6 @@ class Attribution:
     receipt: Receipt
 
 
-class FrozenNorm:
-    """A norm with the statistics of one x: a linear map of parts of x, and the constant `shift`."""
-
-    def __init__(self, norm: torch.nn.Module, x: Float[Tensor, "D"]):
-        x = x.double()
-        self.mean, self.shift = False, x.new_zeros(())
-        weight: Tensor | None = None
-        if isinstance(norm, LayerNorm):
-            self.mean, weight = True, None if norm.weight is None else norm.weight.double()
-            self.shift = self.shift if norm.bias is None else norm.bias.double()
-            size = (x.var(unbiased=False) + norm.eps).sqrt()
-        elif isinstance(norm, RMSNorm):
-            weight = norm.weight.double() + (1 if norm.scale == "float32 1+" else 0)
-            size = (x.square().mean() + norm.eps).sqrt()
-        else:
-            size = torch.ones_like(x[0])
-        self.gain = (1 if weight is None else weight) / size
-
-    def __call__(self, part: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        part = part.double()
-        return (part - part.mean(-1, keepdim=True) if self.mean else part) * self.gain
-
-
 @torch.no_grad()
 def attribution(
     t: Trace, *, position: int = -1, target: int | str | None = None, rival: int | str | None = None
@@ -83,29 +60,22 @@ def attribution(
         RequestError: The model normalizes the residual stream itself after each branch, or the final norm is edited.
     """
     config, where = t.config, t.index("position", position)
-    for i, layer in enumerate(config.layers):
-        if "post" in layer.norm_at:
-            raise RequestError(
-                f"block {i} normalizes the residual stream itself (norm_at {list(layer.norm_at)}): the output of "
-                "earlier blocks is rescaled after every branch, so attribution is not defined for this model",
-                param="view",
-            )
+    if reason := why_no_direct_path(t):
+        raise RequestError(f"{reason}, so contributions do not add up to the logits", param="view")
     edited = {edit.point for edit in t.edits}
-    if late := sorted(edited & {"final.norm", "final.logits"}):
-        raise RequestError(f"{late[0]} is edited, so contributions do not add up to the logits", param="view")
     logits = t.at("final.logits", where).tensor
     one, other = choose_tokens(t, logits, target, rival)
     last = f"blocks.{config.n_layers - 1}.resid_post"
     x = t.at(last, where).tensor
-    final = FrozenNorm(t.model.norm, x)
-    weight = t.model.head.weight
-    direction = (weight[one].double() - weight[other].double()) * config.head_scale
-    bias = t.model.head.bias
-    of_head = 0.0 if bias is None else (bias[one].double() - bias[other].double()).item()
-    constant = (final.shift * direction).sum().item() + of_head
+    path, weight = DirectPath(t, where), t.model.head.weight
+    direction = weight[one].double() - weight[other].double()
+    both = [one, other]
+    head_bias = x.new_zeros(2).double() if t.model.head.bias is None else t.model.head.bias[both].double()
+    of_head = (head_bias[0] - head_bias[1]).item()
+    constant = (path.final.shift * path.scale * direction).sum().item() + of_head
 
     def share(part: Tensor) -> Tensor:
-        return final(part) @ direction
+        return path.head_input(part) @ direction
 
     heads, biases, mlps, of_edits = [], [], [], 0.0
     for i, (layer, block) in enumerate(zip(config.layers, t.model.blocks, strict=True)):
@@ -134,14 +104,18 @@ def attribution(
             of_edits += share(after.double() - before.double() - added).item()
     embedding = share(t.at("blocks.0.resid_pre", where).tensor).item()
     capped = (logits[one] - logits[other]).item()
-    normed = t.at("final.norm", where).tensor.double()
-    raw = capped if config.logit_softcap is None else (normed @ direction).item() + of_head
+    raw, off = capped, 0.0
+    if (cap := config.logit_softcap) is not None:
+        normed = t.at("final.norm", where).tensor.double() * path.scale
+        before = weight[both].double() @ normed + head_bias
+        after = cap * torch.tanh(before / cap)
+        raw, off = (before[0] - before[1]).item(), abs((after[0] - after[1]).item() - capped)
     total = sum(map(sum, heads)) + sum(biases) + sum(mlps) + embedding + constant + of_edits
     tokens = [(token, token_text(t.lm.tokenizer, token)) for token in (one, other)]
     code = f"t.attribution(position={where}, target={one}, rival={other})"
     return Attribution(
         where, tokens[0], tokens[1], raw, capped, tuple(heads), tuple(biases), tuple(mlps), embedding, constant,
-        of_edits, Receipt(code, SUM, abs(total - raw)),
+        of_edits, Receipt(code, SUM, larger(abs(total - raw), off)),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import check_number
 from glassformer.inspect.trace.trace import Receipt, Trace
+from glassformer.inspect.views.direct_path import DirectPath, FrozenNorm, why_no_direct_path
 from glassformer.inspect.views.layer import get_block, resolve_position
 from glassformer.inspect.views.result import Named, named, off
 from glassformer.nn.mlp import MLP
@@ -20,7 +21,8 @@ from glassformer.nn.mlp import MLP
 class Neuron:
     """One neuron. act: the input of the down projection; norm: the norm of its output, |act| |w_down|.
 
-    promotes, suppresses: the tokens whose logits its output raises or lowers most, with the amount.
+    promotes, suppresses: the tokens whose logits its output raises or lowers most on the direct path, with the amount
+    (see `direct_path.py`); empty if the model has no direct path.
     """
 
     index: int
@@ -42,7 +44,7 @@ class Expert:
 class BlockSum:
     """The residual stream before a block, the parts added, and after, each [D]; norms: their L2 norms.
 
-    note: the reason if there are no neurons.
+    note: the reason if there are no neurons, or if they have no tokens.
     """
 
     layer: int
@@ -74,7 +76,7 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
     plain = isinstance(module.mlp, MLP)
     ends = ["resid_pre", "attn.add", "mlp.add", "resid_post"]
     ends += ["cross.add"] if config.cross is not None else []
-    ends += ["mlp.act"] if plain and top else []
+    ends += ["mlp.act", "mlp.out"] if plain and top else []
     got = t.values([f"{name}.{end}" for end in ends], position)  # one run of the block
     value = {end: got[f"{name}.{end}"].tensor.detach().float() for end in ends}
     pre, attn, mlp, post = (value[end] for end in ends[:4])
@@ -90,7 +92,10 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
     if not t.causal:
         note = "an encoder-only model predicts no next token, so its neurons promote none"
     elif plain:
-        neurons = _neurons(t, layer, value["mlp.act"], top) if top else ()
+        reason = why_no_direct_path(t, layer)
+        note = reason and f"{reason}, so the tokens that a neuron promotes are not defined"
+        direct = None if reason else DirectPath(t, position)
+        neurons = _neurons(t, layer, value["mlp.act"], value["mlp.out"], direct, top) if top else ()
     else:
         note = "this feed-forward layer is a mixture of experts: the chosen experts are shown instead of neurons"
         experts = _experts(t, layer, position)
@@ -100,19 +105,29 @@ def block(t: Trace, *, layer: int, position: int, top: int = 12) -> BlockSum:
     )  # fmt: skip
 
 
-def _neurons(t: Trace, layer: int, act: Float[Tensor, "F"], top: int) -> tuple[Neuron, ...]:
-    mlp = get_block(t, layer).mlp
+def _neurons(
+    t: Trace, layer: int, act: Float[Tensor, "F"], out: Float[Tensor, "D"], direct: DirectPath | None, top: int
+) -> tuple[Neuron, ...]:
+    """Return the neurons with the largest outputs. out: of the feed-forward layer, before its norm."""
+    module = get_block(t, layer)
+    mlp = module.mlp
     assert isinstance(mlp, MLP)
     norms = act.abs() * torch.linalg.vector_norm(mlp.down.weight, dim=0, dtype=torch.float32)
     best = norms.topk(min(top, len(act))).indices
-    directions = (mlp.down.weight[:, best].float() * act[best]).T  # [top, D]
-    logits = directions @ t.model.head.weight.float().T  # [top, V]
-    most, least = logits.topk(4, -1), logits.topk(4, -1, largest=False)
-    found = []
-    for row, index in enumerate(best.tolist()):
-        both = [named(t.lm, side.indices[row], side.values[row]) for side in (most, least)]
-        found.append(Neuron(index, act[index].item(), norms[index].item(), *both))
-    return tuple(found)
+    tokens: list[tuple[tuple[Named, ...], tuple[Named, ...]]] = [((), ())] * len(best)
+    if direct is not None:
+        written = (mlp.down.weight[:, best].float() * act[best]).T  # [top, D]
+        logits = direct.logits(FrozenNorm(module.mlp_out_norm, out)(written))  # [top, V]
+        n = min(4, logits.shape[-1])
+        most, least = (logits.topk(n, -1, largest=largest) for largest in (True, False))
+        tokens = [
+            (named(t.lm, most.indices[row], most.values[row]), named(t.lm, least.indices[row], least.values[row]))
+            for row in range(len(best))
+        ]
+    return tuple(
+        Neuron(index, act[index].item(), norms[index].item(), *both)
+        for index, both in zip(best.tolist(), tokens, strict=True)
+    )
 
 
 def _experts(t: Trace, layer: int, position: int) -> tuple[Expert, ...]:

@@ -12,6 +12,7 @@ from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.attribution import attribution
 from glassformer.inspect.views.layer import AttentionKind, select_stack
 from glassformer.inspect.views.roles import MEANINGS, roles
+from glassformer.plain_numbers import plain_number
 
 ROLES = ("induction", "duplicate", "previous_token", "self", "first_token")
 MIN_SCORE = 0.25  # smallest role score of a head with that role
@@ -48,6 +49,7 @@ def focus(
     Raises:
         RequestError: A layer, head, query or key is out of range or does not exist in the model.
     """
+    layer, head, query, key = map(plain_number, (layer, head, query, key))
     if not t.has_blocks:
         return _recurrent_focus(t, layer, head, query, key)
     side, which = select_stack(t, attention)
@@ -57,7 +59,12 @@ def focus(
     if len(candidates) == 1:
         (layer, head), because = candidates[0], "selected"
     elif causal:
-        layer, head, query, because = _choose(side, candidates, query)
+        others = "any other head"
+        if layer is not None:
+            others += f" of block {layer}"
+        elif head is not None:
+            others = f"head {head} of any other block"
+        layer, head, query, because = _choose(side, candidates, query, others)
     else:
         layer, head = next(one for one in candidates if one[0] == candidates[-1][0])
         because = "the first head of the last layer"
@@ -83,25 +90,29 @@ def _candidates(t: Trace, which: AttentionKind, layer: int | None, head: int | N
     return [(i, h) for i in layers for h in range(sizes[i]) if head in (None, h)]
 
 
-def _choose(t: Trace, candidates: list[tuple[int, int]], query: int | None) -> tuple[int, int, int | None, str]:
+def _choose(
+    t: Trace, candidates: list[tuple[int, int]], query: int | None, others: str
+) -> tuple[int, int, int | None, str]:
     """Return a layer and head, a query, and the reason: by attribution, or else by role."""
     try:
         shares = attribution(t, position=t.default_query if query is None else query)
     except RequestError:
-        return _choose_by_role(t, candidates, query)
+        return _choose_by_role(t, candidates, query, others)
     layer, head = max(candidates, key=lambda at: shares.heads[at[0]][at[1]])
     share, target, rival = shares.heads[layer][head], shares.target[1], shares.rival[1]
-    return layer, head, query, f"adds {share:.2f} to logit({target!r}) - logit({rival!r}), more than any other head"
+    return layer, head, query, f"adds {share:.2f} to logit({target!r}) - logit({rival!r}), more than {others}"
 
 
-def _choose_by_role(t: Trace, candidates: list[tuple[int, int]], query: int | None) -> tuple[int, int, int | None, str]:
+def _choose_by_role(
+    t: Trace, candidates: list[tuple[int, int]], query: int | None, others: str
+) -> tuple[int, int, int | None, str]:
     found = roles(t)
     for role in ROLES:
         scores = getattr(found.scores, role).nan_to_num(nan=-1.0)
         layer, head = max(candidates, key=lambda at: scores[at].item())
         evidence, score = found.evidence[role][layer][head], scores[layer, head].item()
         if evidence is not None and score >= MIN_SCORE:
-            why = f"{role.replace('_', ' ')} score {score:.2f}, more than any other head: {MEANINGS[role]}"
+            why = f"{role.replace('_', ' ')} score {score:.2f}, more than {others}: {MEANINGS[role]}"
             return layer, head, evidence.query if query is None else query, why
     return *candidates[0], query, "no head has a clear role on this text"
 

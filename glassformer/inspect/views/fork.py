@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from glassformer.errors import RequestError
-from glassformer.inspect.trace.recompute import LOGIT_CHUNK, larger
+from glassformer.inspect.trace.recompute import LOGIT_CHUNK, SAME_LOGITS, check_last_logits, larger
 from glassformer.inspect.trace.trace import Receipt, Trace
 
 
@@ -28,11 +28,13 @@ class ForkPosition:
 class Fork:
     """The result of `fork`.
 
-    diverges_at: the first position with different tokens; None if one text continues the other.
+    diverges_at: the first position with different tokens; None if one text continues the other, or both are equal.
+    ends_at: the length of the shorter text, if the other one continues it; otherwise None.
     """
 
     steps: tuple[ForkPosition, ...]
     diverges_at: int | None
+    ends_at: int | None
     receipt: Receipt
 
 
@@ -59,10 +61,10 @@ def fork(t: Trace, other: Trace) -> Fork:
     steps = [
         ForkPosition(i, _token(t, i), _token(other, i), kls[i] if i < shared else None) for i in range(length)
     ]  # fmt: skip
-    last = [one.at("final.logits", -1) for one in (t, other)]
-    errors = [one.error for one in last]
+    errors = [check_last_logits(one.captured, one.logits(one.captured.positions[-1:])[0]) for one in (t, other)]
     error = None if None in errors else larger(*errors)  # pyright: ignore[reportArgumentType]
-    return Fork(tuple(steps), first, Receipt("t.fork(other)", last[0].identity, error))
+    ends_at = shared if first is None and shared < length else None
+    return Fork(tuple(steps), first, ends_at, Receipt("t.fork(other)", SAME_LOGITS, error))
 
 
 def _next(t: Trace, positions: torch.Tensor) -> torch.Tensor:

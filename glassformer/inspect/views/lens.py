@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from glassformer.errors import RequestError
-from glassformer.inspect.trace.recompute import LOGIT_CHUNK, SAME_LOGITS, final_norm, head, max_difference
+from glassformer.inspect.trace.recompute import LOGIT_CHUNK, SAME_LOGITS, check_last_logits, final_norm, head
 from glassformer.inspect.trace.trace import Receipt, Trace, token_text
 from glassformer.inspect.views.result import last
 
@@ -72,11 +72,9 @@ def lens_rows(
         yield rows[-1]
     positions = list(range(len(t))) if at is None else at.tolist()
     code = f"t.lens(top={top}{'' if position is None else f', position={position}'})"
-    error = None
-    if t.captured.last_logits is not None:
-        end = t.captured.positions[-1:]
-        normed = final_norm(t.captured, t.captured.require(names[-1], end), end)
-        error = max_difference(head(t.captured, normed, end)[0], t.captured.last_logits)
+    end = t.captured.positions[-1:]
+    normed = final_norm(t.captured, t.captured.require(names[-1], end), end)
+    error = check_last_logits(t.captured, head(t.captured, normed, end)[0])
     return Lens(tuple(rows), tuple(positions), tuple(t.tokens[i] for i in positions), Receipt(code, SAME_LOGITS, error))
 
 

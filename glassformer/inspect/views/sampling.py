@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from glassformer.generate.sampling import Sampling, check_number, choose, stages
+from glassformer.inspect.trace.recompute import larger
 from glassformer.inspect.trace.trace import Receipt, Trace
 from glassformer.inspect.views.layer import resolve_position
 from glassformer.inspect.views.result import Named, named
@@ -62,7 +63,8 @@ def sampling(
     check_number("top", top, 1, 1000)
     check_number("draws", draws, 0, 100_000)
     settings = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    logits = t.at("final.logits", [position]).tensor.float()
+    value = t.at("final.logits", [position])
+    logits = value.tensor.float()
     if t.lm.tokenizer is not None:
         logits = logits[:, : t.lm.tokenizer.vocab_size]  # drop the padding of the vocabulary
     best = logits[0].topk(min(top, logits.shape[-1]))
@@ -73,6 +75,7 @@ def sampling(
         Stage(name, int((value > -torch.inf).sum()), tuple(value.softmax(-1)[0, best.indices].tolist()))
         for name, value in after.items()
     )
+    *_, final = after.values()
     generator = random.Random(seed)
     drawn: Counter[int] = Counter()
     for begin in range(0, draws, 1000):
@@ -82,8 +85,8 @@ def sampling(
     receipt = Receipt(
         f"t.sampling(position={position}, temperature={temperature}, top_k={top_k}, top_p={top_p}, min_p={min_p}, "
         f"top={top}, draws={draws}, seed={seed})",
-        "|sum of the last stage's probabilities - 1|; the stages are those of generation",
-        abs(list(after.values())[-1].double().softmax(-1).sum().item() - 1),
+        f"{value.identity}; |sum of the last stage's probabilities - 1|; the stages are those of generation",
+        None if value.error is None else larger(value.error, abs(1 - final.double().softmax(-1).sum().item())),
     )
     return SamplingView(
         position, named(t.lm, best.indices, best.values), stage_list, draws, counts, draws - sum(counts), receipt

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.generate.sampling import check_number
+from glassformer.inspect.trace.recompute import SAME_LOGITS, check_last_logits
 from glassformer.inspect.trace.trace import Receipt, Trace, token_text
 from glassformer.inspect.views.result import Named, named
 
@@ -47,13 +48,14 @@ def summary(t: Trace, *, top: int = 5) -> Summary:
     check_number("top", top, 1, min(100, t.shape("final.logits")[-1]))
     found: list[tuple[float, int, tuple[Named, ...]]] = []
     following: tuple[Named, ...] = ()
+    error: float | None = None
     for begin, logits in logit_chunks(t):
         probs = logits.softmax(-1)
         best = probs.topk(top, -1)
         for row in range(len(logits)):
             likeliest = named(t.lm, best.indices[row], best.values[row])
             if begin + row + 1 == len(t.ids):
-                following = likeliest
+                following, error = likeliest, check_last_logits(t.captured, logits[row])
             else:
                 own = probs[row, t.ids[begin + row + 1]]
                 found.append((own.item(), int((probs[row] > own).sum()), likeliest))
@@ -62,8 +64,7 @@ def summary(t: Trace, *, top: int = 5) -> Summary:
         TokenSummary(i, t.ids[i], token_text(t.lm.tokenizer, t.ids[i]), i >= t.n_prompt, *row)
         for i, row in enumerate(rows)
     ]
-    value = t.at("final.logits", -1)
-    receipt = Receipt('t["final.logits"].tensor.softmax(-1)', value.identity, value.error)
+    receipt = Receipt('t["final.logits"].tensor.softmax(-1)', SAME_LOGITS, error)
     return Summary(tuple(tokens), t.n_prompt, following, receipt)
 
 

@@ -206,7 +206,15 @@ class Trainer:
         found = self.task.evaluate()
         if found is None:
             return None
-        record = EvalRecord(self.step, self.tokens, found.loss, found.perplexity, found.bits_per_byte, found.exact)
+        record = EvalRecord(
+            step=self.step,
+            tokens=self.tokens,
+            held_out_loss=found.loss,
+            perplexity=found.perplexity,
+            bits_per_byte=found.bits_per_byte,
+            exact=found.exact,
+            unknown=found.unknown_share,
+        )
         self.metrics.write(record)
         self.reporter.on_eval(record)
         self.held_out = found

@@ -43,6 +43,7 @@ class EvalRecord:
     """The held-out loss in nats per token, its perplexity, and bits per UTF-8 byte (None for seq2seq).
 
     exact: the fraction of held-out examples decoded to exactly their target; None for lm.
+    unknown: the fraction of held-out tokens that the tokenizer does not know; None where there are none.
     """
 
     step: int
@@ -51,6 +52,7 @@ class EvalRecord:
     perplexity: float
     bits_per_byte: float | None = None
     exact: float | None = None
+    unknown: float | None = None
 
 
 @dataclass(frozen=True)

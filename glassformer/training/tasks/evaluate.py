@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glassformer.config import EncoderConfig, ModelConfig
+from glassformer.errors import GlassformerError
 from glassformer.kernels.attention import ATTENTION, choose_attention
 from glassformer.kernels.cross_entropy import next_token_loss
 from glassformer.nn.attend import Attend
@@ -25,12 +26,23 @@ class Evaluation:
 
     loss: nats per counted token. bytes: UTF-8 bytes of the counted text; 0 where they are not known.
     exact: the fraction of examples decoded to exactly their target; None where none is decoded.
+    unknown: counted tokens that are the tokenizer's unknown token, which stands for any text.
     """
 
     loss: float
     tokens: int
     bytes: float
     exact: float | None = None
+    unknown: int = 0
+
+    def __post_init__(self):
+        if not math.isfinite(self.loss):
+            raise GlassformerError(f"the loss of the evaluation is {self.loss}: the weights or their products overflow")
+
+    @property
+    def unknown_share(self) -> float | None:
+        """The fraction of unknown tokens; None where there are none."""
+        return self.unknown / self.tokens if self.unknown else None
 
     @property
     def perplexity(self) -> float:
@@ -38,8 +50,11 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Total nats / ln 2 / UTF-8 bytes, which is comparable between tokenizers; None without bytes."""
-        return self.loss * self.tokens / math.log(2) / self.bytes if self.bytes else None
+        """Total nats / ln 2 / UTF-8 bytes, which is comparable between tokenizers.
+
+        None without bytes, and with unknown tokens: their text is not predicted.
+        """
+        return self.loss * self.tokens / math.log(2) / self.bytes if self.bytes and not self.unknown else None
 
 
 @dataclass(frozen=True)
@@ -75,19 +90,23 @@ def evaluate(
     batches: Iterable[PackedBatch],
     compute: Compute,
     world: ProcessGroup = SINGLE_PROCESS,
+    unk_id: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Return the mean loss over all counted targets of `batches`; each process gives its own batches.
 
+    unk_id: the tokenizer's unknown token, which is counted.
     progress: called after each batch with the number of counted tokens so far.
     """
-    nats, tokens, n_bytes = 0.0, 0, 0.0
+    nats, tokens, n_bytes, unknown = 0.0, 0, 0.0, 0
     for batch in batches:
         nats += compute.loss(model, batch).item()
         tokens += batch.tokens
         n_bytes += batch.bytes
+        unknown += 0 if unk_id is None else int((batch.targets == unk_id).sum())
         if progress is not None:
             progress(tokens)
     device = compute.device if world.size > 1 else "cpu"  # nccl sums only tensors on a GPU
-    sums = world.all_reduce(torch.tensor([nats, tokens, n_bytes], dtype=torch.float64, device=device)).tolist()
-    return Evaluation(sums[0] / max(1.0, sums[1]), int(sums[1]), sums[2])
+    values = torch.tensor([nats, tokens, n_bytes, unknown], dtype=torch.float64, device=device)
+    total, count, size, n_unknown = world.all_reduce(values).tolist()
+    return Evaluation(total / max(1.0, count), int(count), size, unknown=int(n_unknown))

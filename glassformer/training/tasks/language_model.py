@@ -30,7 +30,7 @@ class LanguageModelTask:
         self.config, self.task, self.world, self.compute = config, config.task, world, compute
         self.lm = LanguageModel(create_model(config, tokenizer.vocab_size, checkpoint, compute.device), tokenizer)
         self.loader = PackedLoader(self.shards, self.task.context, config.batch, config.seed, world.rank, world.size)
-        self.fingerprint = self.shards.fingerprint
+        self.fingerprint, self.unk_id = self.shards.fingerprint, tokenizer.unk_id
         self.train_tokens, self.held_out_tokens = self.shards.train.n_tokens, self.shards.held_out.n_tokens
         self.batch_tokens = config.batch // world.size * self.task.context
         self.matrices = matrix_shapes(self.model)
@@ -61,7 +61,7 @@ class LanguageModelTask:
             rank=world.rank,
             world_size=world.size,
         )
-        return evaluate(self.model, batches, self.compute, world)
+        return evaluate(self.model, batches, self.compute, world, self.unk_id)
 
     def sample(self) -> str:
         """Return the prompt and its continuation, always with the same seed."""

@@ -78,14 +78,14 @@ def prepare_examples(
         sides = (text for example in source for text in (example.source, example.target))
         return sides, getattr(source, "total_bytes", None)
 
-    source = Seq2SeqFiles(config.data, strict=task.strict) if examples is None else make_repeatable(examples)
-    if isinstance(source, Seq2SeqFiles) and not source.repeatable:  # standard input can be read once only
-        files, source = source, list(source)
-        report(files.skipped)
+    def files(names: tuple[str, ...]) -> Seq2SeqFiles:
+        return Seq2SeqFiles(names, config.read, strict=task.strict, announce=reporter.on_message)
+
+    source = files(config.data) if examples is None else make_repeatable(examples)
     tokenizer = open_tokenizer(config, texts, folder, reporter)
     train = tokenize(source)
     if held_out is None and config.held_out_data:
-        held_out = Seq2SeqFiles(config.held_out_data, strict=task.strict)
+        held_out = files(config.held_out_data)
     if held_out is not None:
         evaluation, n_train = tokenize(make_repeatable(held_out)), len(train)
         train = exclude_sources(train, evaluation)
@@ -151,6 +151,7 @@ class Seq2SeqTask:
         folder, shape = Path(config.out), config.task.model
         self.config, self.task, self.world, self.compute = config, config.task, world, compute
         self.tokenizer = load_tokenizer(folder / "tokenizer")
+        self.unk_id = self.tokenizer.unk_id
         train, held_out = load_examples(folder / "data")
         self.model = self._create_model(checkpoint)
         self.loader = Seq2SeqLoader(train, config.batch, config.seed, world.rank, world.size, config.accumulate)
@@ -199,28 +200,31 @@ class Seq2SeqTask:
     def evaluate(self) -> Evaluation | None:
         if not len(self.eval_examples):
             return None
-        nats, tokens, world = 0.0, 0, self.world
+        nats, tokens, unknown, world = 0.0, 0, 0, self.world
         batches = seq2seq_eval_batches(self.eval_examples, self.config.batch, rank=world.rank, world_size=world.size)
         for batch in batches:
             nats += self._loss(batch, 0.0).item()
             tokens += batch.tokens
+            unknown += 0 if self.unk_id is None else int((batch.targets == self.unk_id).sum())
         device = self.compute.device if world.size > 1 else "cpu"  # nccl sums only tensors on a GPU
-        values = torch.tensor([nats, tokens, self.count_exact()], dtype=torch.float64, device=device)
-        total, count, exact = world.all_reduce(values).tolist()
+        values = torch.tensor([nats, tokens, self.count_exact(), unknown], dtype=torch.float64, device=device)
+        total, count, exact, n_unknown = world.all_reduce(values).tolist()
         n_decoded = len(self.exact_match_examples)
-        return Evaluation(total / count, int(count), 0.0, exact / n_decoded if n_decoded else None)
+        return Evaluation(total / count, int(count), 0.0, exact / n_decoded if n_decoded else None, int(n_unknown))
 
     def count_exact(self) -> int:
         """Count the examples of this process that are decoded to exactly their target, compared as text.
 
-        An output that has not ended where the longest target of its batch does is wrong.
+        An output that has not ended where the longest target of its batch does is wrong, and so is every output for a
+        target with unknown tokens, whose text is not known.
         """
         count, world, examples = 0, self.world, self.exact_match_examples
         for batch in seq2seq_eval_batches(examples, self.config.batch, rank=world.rank, world_size=world.size):
             indices = batch.indices.tolist()
             outputs = self.generate([examples.source.sequence(i).tolist() for i in indices], batch.targets.shape[1])
             for i, output in zip(indices, outputs, strict=True):
-                count += i >= 0 and self.text(output) == self.text(examples.target.sequence(i).tolist())
+                target = examples.target.sequence(i).tolist()
+                count += i >= 0 and self.unk_id not in target and self.text(output) == self.text(target)
         return count
 
     def generate(self, sources: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:

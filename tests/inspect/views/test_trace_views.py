@@ -293,11 +293,7 @@ def test_block_is_the_sum_of_its_branches(t):
         written = np.abs(act) * np.linalg.norm(down.numpy(), axis=0)
         assert [one.index for one in found.neurons] == np.argsort(-written)[:5].tolist()
         first = found.neurons[0]
-        assert first.act == pytest.approx(act[first.index], rel=1e-4)
-        logits = t.model.head.weight.detach().double().numpy() @ (down.numpy()[:, first.index] * act[first.index])
-        assert [one.id for one in first.promotes] == np.argsort(-logits)[:4].tolist()
-        assert [one.id for one in first.suppresses] == np.argsort(logits)[:4].tolist()
-        assert first.suppresses[0].value == pytest.approx(logits.min(), rel=1e-3)
+        assert first.act == pytest.approx(act[first.index], rel=1e-4)  # its tokens: test_direct_path.py
 
 
 # ---- text, residual stream, sampling

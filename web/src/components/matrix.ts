@@ -14,7 +14,7 @@ import {
   signedColour,
   type Meaning,
 } from "../lib/colour.js";
-import { exact, fixed, short } from "../lib/number.js";
+import { approximate, exact, fixed, short } from "../lib/number.js";
 import { largest } from "../lib/tensor.js";
 
 const DRAWN_PROPERTIES = ["data", "rows", "columns", "fractions", "causal", "top", "meaning", "thumbnail"] as const;
@@ -45,6 +45,7 @@ export class Matrix extends LitElement {
   @property({ attribute: false }) columnLabel: (i: number) => string = String;
   @property() note = ""; // unit of the values
   @property({ type: Boolean }) brief = false; // show few digits
+  @property({ type: Number }) bound = 0; // largest error of the values; 0: they are exact
   @property({ type: Boolean }) marksNonFinite = false; // mark non-finite values
   @property({ type: Boolean }) thumbnail = false; // thumbnail without a cursor
   @property({ type: Boolean }) tile = false; // tile of a larger matrix: the cursor may leave it
@@ -200,7 +201,7 @@ export class Matrix extends LitElement {
   #readout({ row, column }: Pick) {
     return html`${this.rowName} <span class="num">${this.rowLabel(row)}</span> · ${this.columnName}
       <span class="num">${this.columnLabel(column)}</span> =
-      <span class="num">${this.#format(row, column, this.brief ? short : exact)}</span
+      <span class="num">${this.#format(row, column, this.bound ? this.#approximate : this.brief ? short : exact)}</span
       >${this.note ? ` (${this.note})` : ""}`;
   }
 
@@ -208,6 +209,8 @@ export class Matrix extends LitElement {
     const value = this.value(row, column);
     return this.#masked(row, column) ? "masked" : value === undefined ? "pending" : format(value);
   }
+
+  #approximate = (value: number): string => approximate(value, this.bound);
 
   /** Mark NaN and infinity, which have no colour. */
   #nonFinite() {
@@ -242,7 +245,7 @@ export class Matrix extends LitElement {
             (i) =>
               html`<tr aria-current=${i === this.column ? "true" : nothing}>
                 <th scope="row">${this.columnName} ${this.columnLabel(i)}</th>
-                <td>${this.#format(this.row, i, (value) => fixed(value, 4))}</td>
+                <td>${this.#format(this.row, i, this.bound ? this.#approximate : (value) => fixed(value, 4))}</td>
               </tr>`,
           )}
         </tbody>

@@ -7,6 +7,7 @@ import { customElement, property } from "lit/decorators.js";
 import "./matrix.js";
 import "./notice.js";
 import { Resource } from "../resource.js";
+import { num } from "../lib/number.js";
 import type { Tensor } from "../lib/tensor.js";
 import { SessionElement } from "../view.js";
 import type { Pick } from "./matrix.js";
@@ -33,7 +34,8 @@ export class Pattern extends SessionElement {
       const { layer, head } = this.session.cursor;
       return this.session.tensorPath(`blocks.${layer}.attn.probs`, {
         slice: `${head},:,:`,
-        ...(this.#long ? { dtype: "u8", pool: TILE } : { dtype: "f32" }),
+        // A report holds 8-bit values of long texts, to be four times smaller.
+        ...(this.#long ? { dtype: this.session.live ? "f32" : "u8", pool: TILE } : { dtype: "f32" }),
       });
     },
     "tensor",
@@ -127,6 +129,7 @@ export class Pattern extends SessionElement {
       columnTone="var(--key)"
       .rowLabel=${names(poolRows ?? 1)}
       .columnLabel=${names(poolColumns ?? 1)}
+      .bound=${num(all.bound ?? 0)}
       note=${poolRows === 1 ? "" : `maximum of ${poolRows} × ${poolColumns} cells`}
       @pick=${({ detail }: CustomEvent<Pick>) => go(detail.row * (poolRows ?? 1), detail.column * (poolColumns ?? 1))}
     ></gf-matrix>`;

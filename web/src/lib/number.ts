@@ -46,6 +46,12 @@ export const exact = (value: Num): string => {
   return Number.isFinite(x) ? minus(String(Number(Math.fround(x).toPrecision(9)))) : short(x);
 };
 
+/** Format a value that may be wrong by `bound`, such as 0.286 ± 0.002. */
+export function approximate(value: Num, bound: number): string {
+  const decimals = Math.max(0, Math.ceil(-Math.log10(bound)));
+  return `${fixed(value, decimals)} ± ${fixed(Math.ceil(bound * 10 ** decimals) / 10 ** decimals, decimals)}`;
+}
+
 export function percent(share: Num, decimals = 1): string {
   const x = 100 * num(share);
   if (!Number.isFinite(x)) return short(x);

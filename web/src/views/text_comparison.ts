@@ -239,7 +239,7 @@ export class TextComparison extends SessionElement {
       overflow.${trace && trace.tokens.length === trace.n_prompt ? " No text could be generated." : ""}`;
     const largest = largestDivergence(fork),
       largestKl = num(largest?.kl ?? 0);
-    if (fork.diverges_at === null && largestKl === 0 && kls.length === fork.steps.length)
+    if (fork.diverges_at === null && fork.ends_at === null && largestKl === 0)
       return html`No change: the same ${count(kls.length)} tokens, and the KL divergence is exactly 0 after each.`;
     const one = fork.diverges_at === null ? undefined : fork.steps[fork.diverges_at];
     if (one)
@@ -247,8 +247,7 @@ export class TextComparison extends SessionElement {
       ${inlineToken(one.other ?? "")}.`;
     const divergence = html`The KL divergence is largest after token ${largest?.position},
     ${inlineToken(largest?.token ?? "")}: ${short(largestKl)}.`;
-    if (kls.length < fork.steps.length)
-      return html`One text ends at token ${kls.length}, the other continues. ${divergence}`;
+    if (fork.ends_at !== null) return html`One text ends at token ${fork.ends_at}, the other continues. ${divergence}`;
     return html`The text is unchanged. ${divergence}`;
   }
 
