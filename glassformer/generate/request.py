@@ -13,6 +13,7 @@ from torch import Tensor
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import Sampling, check_number
 from glassformer.generate.stopping import StopStrings
+from glassformer.plain_numbers import make_fields_plain
 
 TopTokens = tuple[tuple[int, float], ...]  # (token id, log-probability), the most likely first
 FinishReason = Literal["stop", "length"]
@@ -91,6 +92,7 @@ class GenerationRequest:
     constraints: TokenConstraints = NO_CONSTRAINTS
 
     def __post_init__(self):
+        make_fields_plain(self)
         check_number("max_tokens", self.max_tokens, 1, 1 << 31, optional=True)
         check_number("n", self.n, 1, 1024)
         check_number("logprobs", self.logprobs, 0, 1024, optional=True)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from glassformer.errors import RequestError
+from glassformer.plain_numbers import make_fields_plain, plain_number
 
 SMALL_TEMPERATURE = 1e-5  # with a lower one, logits / temperature could overflow: divide the distance to the largest
 MIN_TEMPERATURE = 1e-30  # below the smallest distance of two logits: a lower one chooses the same tokens
@@ -26,7 +27,11 @@ MIN_TEMPERATURE = 1e-30  # below the smallest distance of two logits: a lower on
 def check_number(
     name: str, value: Any, low: int | float, high: int | float, *, above: bool = False, optional: bool = False
 ) -> None:
-    """Raise RequestError unless low <= value <= high (low < value if `above`), or value is None and `optional`."""
+    """Raise RequestError unless low <= value <= high (low < value if `above`), or value is None and `optional`.
+
+    Numbers of NumPy and torch are allowed.
+    """
+    value = plain_number(value)
     if value is None and optional:
         return
     integer = isinstance(low, int) and isinstance(high, int)
@@ -60,6 +65,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self):
+        make_fields_plain(self)
         check_number("temperature", self.temperature, 0.0, 100.0)
         check_number("top_k", self.top_k, 1, 1 << 31, optional=True)
         check_number("top_p", self.top_p, 0.0, 1.0, optional=True)

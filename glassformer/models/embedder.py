@@ -108,7 +108,7 @@ class Embedder(TextModel):
         prompt: str | None = None,
         truncate: bool = False,
         progress: Progress | None = None,
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
     ) -> Float[Tensor, "N E"]:
         """Return one vector per text, in float32 on the CPU. The batch does not change a text's vector.
 
@@ -213,7 +213,7 @@ class Embedder(TextModel):
         """Return the final state of each token of a text, or of two texts in one sequence."""
         return self.model(*self._prepare(text, second, tap))[0]
 
-    def _editor(self, edits: Sequence[Edit], length: int) -> Edits | None:
+    def _editor(self, edits: Edit | Sequence[Edit], length: int) -> Edits | None:
         """Check the edits of texts of at least `length` tokens; None if there are none."""
         return Edits(self.config, edits, [length], length) if edits else None
 
@@ -223,7 +223,7 @@ class Embedder(TextModel):
         target: TextOrIds | None = None,
         *,
         capture: str | Sequence[str] = (),
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
         before_forward: Callable[[], None] | None = None,
@@ -272,7 +272,7 @@ class Embedder(TextModel):
         return ids
 
     @torch.inference_mode()
-    def fill(self, text: str, *, top: int = 5, edit: Sequence[Edit] = ()) -> list[list[MaskFill]]:
+    def fill(self, text: str, *, top: int = 5, edit: Edit | Sequence[Edit] = ()) -> list[list[MaskFill]]:
         """Return the `top` most likely tokens of each masked position of a text.
 
         Each position is predicted independently, from the tokens that are not masked. edit: as in `embed`.

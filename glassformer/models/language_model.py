@@ -145,7 +145,7 @@ class LanguageModel(TextModel):
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         min_tokens: int = 0,
         ignore_eos: bool = False,
         **sampling: Any,
@@ -183,7 +183,7 @@ class LanguageModel(TextModel):
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         before_forward: Callable[[], None] | None = None,
         min_tokens: int = 0,
         ignore_eos: bool = False,
@@ -207,7 +207,7 @@ class LanguageModel(TextModel):
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         before_forward: Callable[[], None] | None = None,
         min_tokens: int = 0,
         ignore_eos: bool = False,
@@ -249,7 +249,7 @@ class LanguageModel(TextModel):
         observer = None if editor is None else EditObserver(editor)
         return decode(self.model, request, tokenizer=self.tokenizer, observer=observer, before_forward=before_forward)
 
-    def _editor(self, edits: Sequence[Edit], request: GenerationRequest) -> Edits | None:
+    def _editor(self, edits: Edit | Sequence[Edit], request: GenerationRequest) -> Edits | None:
         """Check the edits of prompts and their continuations; return None if there are none."""
         if not edits:
             return None
@@ -258,12 +258,12 @@ class LanguageModel(TextModel):
         length = context if request.max_tokens is None else min(context, max(lengths) + request.max_tokens)
         return Edits(self.config, edits, lengths, length)
 
-    def _text_editor(self, edits: Sequence[Edit], ids: Sequence[int]) -> Edits | None:
+    def _text_editor(self, edits: Edit | Sequence[Edit], ids: Sequence[int]) -> Edits | None:
         """Check the edits of a text that is not continued; return None if there are none."""
         return Edits(self.config, edits, [len(ids)], len(ids)) if edits else None
 
     @torch.inference_mode()
-    def score(self, text: TextOrIds, *, top: int = 0, edit: Sequence[Edit] = ()) -> Score:
+    def score(self, text: TextOrIds, *, top: int = 0, edit: Edit | Sequence[Edit] = ()) -> Score:
         """Compute the log-probability of each token of a text, given the tokens before it.
 
         Args:
@@ -305,7 +305,7 @@ class LanguageModel(TextModel):
         target: TextOrIds | None = None,
         *,
         capture: str | Sequence[str] = (),
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
         before_forward: Callable[[], None] | None = None,
@@ -334,7 +334,7 @@ class LanguageModel(TextModel):
         text: TextOrIds,
         *,
         capture: str | Sequence[str] = (),
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),

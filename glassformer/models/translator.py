@@ -196,7 +196,7 @@ class Translator(TextModel):
         max_tokens: int | None = None,
         length_penalty: float = 0.6,
         special: bool = False,
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
     ) -> list[Translation]:
         """Generate targets from each text; return one `Translation` per text, in order, also for a single text.
 
@@ -245,7 +245,7 @@ class Translator(TextModel):
         )  # fmt: skip
 
     def _editor(
-        self, edits: Sequence[Edit], n_source: int, max_tokens: int | None = None, n_target: int | None = None
+        self, edits: Edit | Sequence[Edit], n_source: int, max_tokens: int | None = None, n_target: int | None = None
     ) -> Edits | None:
         """Check the edits of a source and its target, generated or of `n_target` tokens; None if there are none."""
         length = n_target or max_tokens or max_target_tokens(self.model)
@@ -311,7 +311,7 @@ class Translator(TextModel):
         target: TextOrIds | None = None,
         *,
         capture: str | Sequence[str] = (),
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
         before_forward: Callable[[], None] | None = None,

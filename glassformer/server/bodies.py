@@ -422,5 +422,9 @@ class SweepBody(Body):
         "and rival, the distance of the text's embedding is measured.",
     )  # fmt: skip
     source: Name | None = Field(None, description="For patch: the id of the trace to copy from.")
+    align: Literal["start", "end"] | None = Field(
+        None,
+        description="For patch from a text of another length: pair tokens from the start (default) or the end.",
+    )
     point: Name | None = Field(None, description="The suffix of the tap point to edit.", examples=["mlp.act"])
     factor: float | None = Field(None, description="For scale: the factor.")

@@ -193,7 +193,8 @@ class Tokenizer:
             TokenizerError: An id is not in the vocabulary.
         """
         data = b"".join([self._decoded_bytes(index, skip_special) for index in ids])
-        return (data.removeprefix(b" ") if self.backend.drops_first_space else data).decode("utf-8", "replace")
+        data = data.removeprefix(b" ") if self.backend.drops_first_space else data
+        return (data.removesuffix(b" ") if self.backend.drops_last_space else data).decode("utf-8", "replace")
 
     def token_bytes(self, index: int) -> bytes:
         """Return the bytes of a token; for a special token, its text in UTF-8.
@@ -211,7 +212,9 @@ class Tokenizer:
     def stream(self, *, skip_special: bool = False) -> StreamDecoder:
         """Return an incremental decoder: it takes one id at a time and returns only complete characters."""
         return StreamDecoder(
-            lambda index: self._decoded_bytes(index, skip_special), drop_first_space=self.backend.drops_first_space
+            lambda index: self._decoded_bytes(index, skip_special),
+            drop_first_space=self.backend.drops_first_space,
+            drop_last_space=self.backend.drops_last_space,
         )
 
     def _decoded_bytes(self, index: int, skip_special: bool) -> bytes:
@@ -270,7 +273,7 @@ class Tokenizer:
     def _named_id(self, key: str) -> int | None:
         """Return the id of the token that the config names under `key`, or None."""
         name = token_text(self.config.get(key))
-        if name is None:
+        if not name:
             return None
         index = self.backend.vocab.get(name)
         if index is None:

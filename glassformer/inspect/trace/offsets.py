@@ -19,14 +19,15 @@ def spans(tokenizer: Tokenizer | None, ids: Sequence[int]) -> tuple[str, list[tu
     parts = [b"" if id in control else tokenizer.token_bytes(id) for id in ids]
     text, at = _decode(b"".join(parts))
     dropped = int(tokenizer.backend.drops_first_space and text.startswith(" "))
+    text = text[dropped:].removesuffix(" ") if tokenizer.backend.drops_last_space else text[dropped:]
     found, begin = [], 0
     for part in parts:
         end = begin + len(part)
-        start = at[begin] if begin < len(at) else len(text)
-        stop = at[end - 1] + 1 if part else start
-        found.append((max(start - dropped, 0), max(stop - dropped, 0)))
+        start = at[begin] - dropped if begin < len(at) else len(text)
+        stop = at[end - 1] + 1 - dropped if part else start
+        found.append((max(start, 0), min(max(stop, 0), len(text))))
         begin = end
-    return text[dropped:], found
+    return text, found
 
 
 def _decode(data: bytes) -> tuple[str, list[int]]:
