@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glassformer.errors import CheckpointError
-from glassformer.formats.gguf.shards import first_shard, group_shards
+from glassformer.formats.gguf.shards import first_shard, group_shards, is_gguf
 from glassformer.formats.hub import fetch, is_hub_name
 from glassformer.formats.original import find_original
 from glassformer.formats.packaged import PACKAGED, find_packaged
@@ -35,9 +35,11 @@ def find_model(path: str | Path, *, offline: bool = False) -> Path:
 
 def _find(path: str | Path, offline: bool) -> Path:
     folder = Path(path)
-    if folder.suffix in WEIGHT_SUFFIXES and (folder.is_file() or first_shard(folder).is_file()):
+    if (folder.is_file() and is_gguf(folder)) or (
+        folder.suffix.lower() in WEIGHT_SUFFIXES and (folder.is_file() or first_shard(folder).is_file())
+    ):
         return folder if folder.is_file() else first_shard(folder)
-    ggufs = group_shards(file.name for file in folder.glob("*.gguf")) if folder.is_dir() else {}
+    ggufs = group_shards(file.name for file in folder.glob("*.[gG][gG][uU][fF]")) if folder.is_dir() else {}
     weights = any(any(folder.glob(f"*{kind}")) for kind in WEIGHT_SUFFIXES[1:])
     for one in (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last"):
         if len(ggufs) == 1 and one is folder and not weights:
@@ -55,7 +57,8 @@ def _find(path: str | Path, offline: bool) -> Path:
         return find_model(fetch(str(path), offline=offline))
     if ggufs:
         raise CheckpointError(f"{path} has several GGUF files: give the path of one of {', '.join(ggufs)}")
-    why = "has no config.json" if folder.is_dir() else "is not a folder"
+    kinds = ", ".join(WEIGHT_SUFFIXES)
+    why = "has no config.json" if folder.is_dir() else f"is not a folder or a weights file ({kinds})"
     known = ", ".join(PACKAGED)
     raise CheckpointError(
         f"{path} {why}: give a model folder or file, a run folder, a packaged model ({known}), or owner/name on the hub"
@@ -64,7 +67,7 @@ def _find(path: str | Path, offline: bool) -> Path:
 
 def gguf_metadata(found: Path) -> Mapping[str, Any]:
     """Return the metadata of a GGUF file; empty for anything else."""
-    if found.suffix != ".gguf" or not found.is_file():
+    if not found.is_file() or not is_gguf(found):
         return {}
     from glassformer.formats.gguf.header import read_header
 
