@@ -209,6 +209,11 @@ class Tokenizer:
             raise TokenizerError(f"token id {index} is in the range 0 to {self.vocab_size - 1}, but no token has it")
         return data
 
+    @cached_property
+    def longest_token(self) -> int:
+        """The number of bytes of the longest token."""
+        return max(len(data) for data in self._table if data is not None)
+
     def stream(self, *, skip_special: bool = False) -> StreamDecoder:
         """Return an incremental decoder: it takes one id at a time and returns only complete characters."""
         return StreamDecoder(
