@@ -22,7 +22,7 @@ def test_every_locked_package_has_a_version_and_hashes():
 
 def test_runtime_lock_is_up_to_date():
     assert set(RUNTIME) == runtime_packages(), "run `make lock`"
-    assert RUNTIME == {name: LOCK[name] for name in RUNTIME}, "run `make lock`"
+    assert {name: LOCK[name] for name in RUNTIME} == RUNTIME, "run `make lock`"
     assert not {"pytest", "ruff", "transformers", "playwright", "pillow", "torch"} & set(RUNTIME)
 
 
