@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent
 TORCH = "torch"  # in requirements-torch.txt; its own requirements are part of the lock
 HEADER = """\
-# What `glassformer` needs to run, without developers' tools and extras: a part of requirements.lock, written by `make lock`.
+# What `glassformer` needs to run: requirements.lock without developers' tools and extras. `make lock` writes it.
 # PyTorch is in requirements-torch.txt.
 """
 

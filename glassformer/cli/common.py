@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from glassformer.errors import ConfigError, DataError
+from glassformer.training.data.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from glassformer.models.base import TextModel
@@ -63,6 +64,8 @@ def _folder(_: Any, tokens: Sequence[Token]) -> Path:
 
 OutFolder = Annotated[Path, Parameter(name="--out", converter=_folder)]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
+DataName = str | Path  # converted to a string; Path makes shells complete file names
+Read = Annotated[ReadOptions, Parameter(name="*")]
 IgnoreKeys = Annotated[
     tuple[str, ...], Parameter(name="--ignore-key", negative="", help="Ignore this unknown key of config.json.")
 ]
@@ -122,8 +125,17 @@ def _plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON object on stdout, on one line for every terminal width."""
-    json.dump(value, sys.stdout, ensure_ascii=False, default=_plain)
+    """Print one JSON object on stdout, on one line for every terminal width.
+
+    A number that is not finite, which JSON does not have, becomes "NaN", "Infinity" or "-Infinity".
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+    except ValueError:
+        from glassformer.inspect.views.result import plain
+
+        text = json.dumps(plain(value), ensure_ascii=False, default=_plain, allow_nan=False)
+    sys.stdout.write(text)
     sys.stdout.write("\n")
     sys.stdout.flush()
 

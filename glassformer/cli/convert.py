@@ -43,7 +43,7 @@ def convert(
     shard_gb
         The maximum size of one weights file of a folder, in gigabytes.
     overwrite
-        Replace an existing file, or write into an existing folder.
+        Replace an existing file, or the model in an existing folder; its other files are kept.
     offline
         Do not use the network.
     """
@@ -95,17 +95,19 @@ def _folder_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
 
 def _write_folder(checkpoint: Checkpoint, dst: Path, dtype: torch.dtype | None, shard: int) -> None:
     from glassformer.formats import load_decoder, load_seq2seq, load_text_encoder, save_model
+    from glassformer.formats.save import replacing_model
     from glassformer.formats.sentence_transformers import MODULES, write_pooling
     from glassformer.models.language_model import LanguageModel
     from glassformer.models.translator import save_translator
 
     tokenizer = checkpoint.tokenizer()
     if checkpoint.kind == "encoder":
-        save_model(load_text_encoder(checkpoint, dtype=dtype), dst, shard=shard)
-        if tokenizer is not None:
-            tokenizer.save(dst)
-        if checkpoint.metadata or (checkpoint.path / MODULES).exists():
-            write_pooling(checkpoint.pooling().to(dtype), dst, checkpoint.config.d_model)
+        with replacing_model(dst) as new:
+            save_model(load_text_encoder(checkpoint, dtype=dtype), new, shard=shard)
+            if tokenizer is not None:
+                tokenizer.save(new)
+            if checkpoint.metadata or (checkpoint.path / MODULES).exists():
+                write_pooling(checkpoint.pooling().to(dtype), new, checkpoint.config.d_model)
     elif checkpoint.kind == "decoder":
         lm = LanguageModel(load_decoder(checkpoint, dtype=dtype), tokenizer, end_ids=checkpoint.end_token_ids())
         lm.save(dst, shard=shard)
@@ -115,27 +117,29 @@ def _write_folder(checkpoint: Checkpoint, dst: Path, dtype: torch.dtype | None, 
 
 
 def _write_gguf(checkpoint: Checkpoint, dst: Path, kind: GgufKind) -> list[str]:
-    """Write a GGUF file. Returns the parts of the model that are not stored in the file."""
+    """Write a GGUF file. Returns the parts of the model and of its tokenizer that are not stored in the file."""
     from glassformer.formats import load_decoder, load_seq2seq, load_text_encoder
     from glassformer.formats.gguf.save import left_out, save_gguf
+    from glassformer.formats.gguf.tokenizer_write import lost_in_gguf
     from glassformer.models.embedder import Embedder
     from glassformer.models.language_model import LanguageModel
     from glassformer.models.translator import Translator
 
     tokenizer, source = checkpoint.tokenizer(), str(checkpoint.path)
+    lost = [] if tokenizer is None else lost_in_gguf(tokenizer)
     if checkpoint.kind == "decoder":
         lm = LanguageModel(load_decoder(checkpoint), tokenizer, end_ids=checkpoint.end_token_ids())
         lm.save_gguf(dst, kind)
-        return []
+        return lost
     if checkpoint.kind == "encoder":
         model = load_text_encoder(checkpoint)
         if tokenizer is None:
             save_gguf(model, dst, kind)
         else:
             Embedder(model, tokenizer, checkpoint.pooling(), path=source).save_gguf(dst, kind)
-        return left_out(model)
+        return left_out(model) + lost
     if tokenizer is None:
         raise RequestError(f"{source} has no tokenizer, and the GGUF file of an encoder-decoder needs one")
     generation = checkpoint.generation_config()
     Translator(load_seq2seq(checkpoint), tokenizer, path=source, generation_config=generation).save_gguf(dst, kind)
-    return []
+    return lost

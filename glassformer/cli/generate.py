@@ -138,7 +138,7 @@ def _bias(pairs: tuple[str, ...]) -> dict[int, float] | None:
 
 
 def _text(lm: LanguageModel, token: int) -> str:
-    return lm.tokenizer.token_bytes(token).decode("utf-8", "replace") if lm.tokenizer else str(token)
+    return lm.tokenizer.token_text(token) if lm.tokenizer else str(token)
 
 
 def _token(lm: LanguageModel, token: TokenScore) -> dict[str, Any]:
@@ -147,19 +147,23 @@ def _token(lm: LanguageModel, token: TokenScore) -> dict[str, Any]:
 
 
 def _choices(lm: LanguageModel, found: Any) -> dict[str, Any]:
-    with_tokens = any(t.logprob is not None for c in found.continuations for t in c.tokens)
+    with_tokens = any(t.logprob is not None for c in found.continuations for t in _with_end(c))
     return {
         "continuations": [
             {"text": c.text, "ids": c.ids, "finish": c.finish}
-            | ({"tokens": [_token(lm, t) for t in c.tokens]} if with_tokens else {})
+            | ({"tokens": [_token(lm, t) for t in _with_end(c)]} if with_tokens else {})
             for c in found.continuations
         ]
     }
 
 
+def _with_end(one: Continuation) -> tuple[TokenScore, ...]:
+    return one.tokens if one.end is None else (*one.tokens, one.end)
+
+
 def _table(lm: LanguageModel, one: Continuation) -> None:
     """Print one line per token: log-probability, probability, text, and the most likely tokens."""
-    for token in one.tokens:
+    for token in _with_end(one):
         rivals = "  ".join(f"{_text(lm, i)!r} {_percent(p)}" for i, p in token.top)
         out.print(
             f"{token.logprob:8.3f} {_percent(token.logprob or 0.0)}  {_text(lm, token.id)!r:20} {rivals}", markup=False

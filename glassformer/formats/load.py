@@ -49,7 +49,8 @@ def load_model(
         ignore_keys: see `open_checkpoint`; only for a path.
 
     Raises:
-        CheckpointError: lists every tensor that is missing, unused or of the wrong shape, in one message.
+        CheckpointError: lists every tensor that is missing, unused or of the wrong shape, in one message. The first
+            forward pass raises it for weights that are not finite, unless they were copied: see `FiniteCheck`.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, ignore_keys)
     device, reader = torch.device(device), checkpoint.reader
@@ -78,7 +79,37 @@ def load_model(
                     mapping.fill(values, begin, rows)
         for ours, value in zip(mapping.parameter_names, values, strict=True):
             _assign(model, ours, value)
+    if not copy:
+        FiniteCheck(model, str(checkpoint.path))
     return model.eval()
+
+
+class FiniteCheck:
+    """Raises CheckpointError in a model's first forward pass if a parameter is NaN or infinite; then removes itself.
+
+    The first pass reads every mapped weight from disk anyway. Few non-finite weights would show in the output: an
+    infinite score is capped, clipped or gets probability 0, and a row of the embedding is used by one token only.
+    """
+
+    def __init__(self, model: AnyModel, path: str):
+        self.model, self.path = model, path
+        tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding))
+        self.handles = [table.register_forward_pre_hook(self) for table in tables]
+
+    @torch.no_grad()
+    def __call__(self, *_: Any) -> None:
+        named = [(name, p) for name, p in self.model.named_parameters() if p.numel()]
+        extremes = [torch.stack(p.aminmax()).isfinite().all() for _, p in named]
+        finite = torch.stack(extremes).tolist()
+        if bad := [name for (name, _), ok in zip(named, finite, strict=True) if not ok]:
+            more = f" and {len(bad) - MAX_MESSAGES} more" if len(bad) > MAX_MESSAGES else ""
+            dtype = str(self.model.get_parameter(bad[0]).dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{self.path}: weights are NaN or infinite, because the file is damaged or its numbers are too large "
+                f"for {dtype}: {', '.join(bad[:MAX_MESSAGES])}{more}"
+            )
+        for handle in self.handles:
+            handle.remove()
 
 
 def load_decoder(source: str | Path | Checkpoint, **options: Any) -> Decoder:

@@ -8,15 +8,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from glassformer.atomic import replacing
 from glassformer.errors import CheckpointError
 from glassformer.formats.reader import ReadBuffer, TensorFile, read_rows
+
+TYPES = {  # in the order of their tensors in a file: by alignment
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
+    torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 class SafetensorsFile(TensorFile):
@@ -64,13 +69,26 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, temporary: Path) -> None:
-    """Write tensors to a temporary file.
+    """Write tensors to a temporary file, with the same bytes as the `safetensors` package.
+
+    The package writes a temporary file of its own, which a killed process leaves under a name that nobody can assign.
 
     Raises:
         CheckpointError: the disk is full; the message names `path`, the final file.
     """
+    order = sorted(tensors, key=lambda name: ([*TYPES].index(tensors[name].dtype), name))
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        entries[name] = {"dtype": TYPES[tensors[name].dtype], "shape": shape, "data_offsets": [begin, end]}
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
     try:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    except Exception as error:  # safetensors has an error type of its own for a full disk
-        size = sum(t.nbytes for t in tensors.values()) / 1e6
-        raise CheckpointError(f"{path} could not be written ({size:.1f} MB are needed): {error}") from error
+        with temporary.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            for name in order:
+                file.write(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be written ({end / 1e6:.1f} MB are needed): {error}") from error

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from glassformer.atomic import replacing, write_text
+from glassformer.atomic import replacing, replacing_folder, write_text
 from glassformer.errors import CheckpointError
 from glassformer.families import family_of, write_config
 from glassformer.formats.load import AnyModel
@@ -19,6 +19,19 @@ from glassformer.formats.tensor_mapping import TensorMapping, map_tensors
 
 GgufKind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"]
 SHARD = 5_000_000_000  # maximum bytes of one file
+MODEL_FILES = (  # patterns of the files of a model folder, which another model replaces as a whole
+    "config.json", "generation_config.json", "model*.safetensors", "*.index.json", "tokenizer*",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.*", "vocab.*", "*_vocab.json", "merges.txt",
+    "encoder.json", "*.model", "*.spm", "*.tiktoken", "modules.json", "*sentence_*.json", "[0-9]_*",
+)  # fmt: skip
+
+
+def replacing_model(folder: str | Path) -> contextlib.AbstractContextManager[Path]:
+    """Yield a folder in which to save a model with its tokenizer; it takes the place of `folder` in one step.
+
+    See `replacing_folder`. Files of an older model are removed, others are kept.
+    """
+    return replacing_folder(Path(folder), MODEL_FILES)
 
 
 def save_model(

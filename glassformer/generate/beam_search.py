@@ -29,6 +29,7 @@ from glassformer.generate.sampling import Sampling, check_number
 from glassformer.generate.session import DecodeSession, Observer, Seq2SeqModel, max_target_tokens, vocab_sizes
 from glassformer.kernels.attention import attend_fused
 from glassformer.nn.attend import Attend
+from glassformer.plain_numbers import make_fields_plain
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class BeamSearch:
     length_penalty: float = 0.6
 
     def __post_init__(self):
+        make_fields_plain(self)
         check_number("beam", self.beam, 1, 1024)
         check_number("n", self.n, 1, 1024)
         check_number("max_tokens", self.max_tokens, 1, 1 << 31, optional=True)

@@ -119,9 +119,9 @@ class GeneratedSequence:
 
     def __init__(
         self, number: int, prompt: Sequence[int], limit: int, seed: int, stop: Sequence[str],
-        tokenizer: Tokenizer | None,
+        tokenizer: Tokenizer | None, min_length: int = 0,
     ):  # fmt: skip
-        self.number, self.ids, self.remaining = number, list(prompt), limit
+        self.number, self.ids, self.remaining, self.min_length = number, list(prompt), limit, min_length
         self.generator, self.stops = random.Random(seed), StopStrings(stop)
         self.text = None if tokenizer is None else stream_after(prompt, tokenizer)
 
@@ -129,7 +129,9 @@ class GeneratedSequence:
         """Add a token; return the text that became final."""
         self.ids.append(token)
         self.remaining -= 1
-        return self.stops.push(self.text.push(token)) if self.text else ""
+        text = self.text.push(token) if self.text else ""
+        self.min_length -= 1
+        return text if self.min_length > 0 else self.stops.push(text)
 
     def finish(self) -> str:
         """Return the text that was withheld: a partial character, or a possible beginning of a stop string."""
@@ -150,7 +152,7 @@ def decode_steps(  # no inference mode here: it would leak to the caller at each
     sampling, rules, max_steps = request.sampling.seeded(), request.constraints, max(limits)
     prompts = [prompt for prompt in zip(request.prompts, limits, strict=True) for _ in range(request.n)]
     sequences = [
-        GeneratedSequence(i, prompt, limit, (sampling.seed or 0) + i, request.stop, tokenizer)
+        GeneratedSequence(i, prompt, limit, (sampling.seed or 0) + i, request.stop, tokenizer, rules.min_length)
         for i, (prompt, limit) in enumerate(prompts)
     ]
     logits, step = session.start(), 1
@@ -172,14 +174,14 @@ def decode_steps(  # no inference mode here: it would leak to the caller at each
         for sequence, token, (logprob, top) in zip(sequences, ids, reports, strict=True):
             if token in request.end_ids:
                 cut_off = step == max_steps and rules.last is not None
-                text, finish, added = sequence.finish(), "length" if cut_off else "stop", None
+                text, finish, added, end = sequence.finish(), "length" if cut_off else "stop", None, token
             else:
-                text, finish, added = sequence.push(token), None, token
+                text, finish, added, end = sequence.push(token), None, token, None
                 if sequence.stops.found is not None:
                     finish = "stop"
                 elif sequence.remaining == 0:
                     text, finish = text + sequence.finish(), "length"
-            events.append(TokenEvent(sequence.number, added, text, logprob, top, finish))
+            events.append(TokenEvent(sequence.number, added, text, logprob, top, finish, end))
         yield from events
         going = [i for i, event in enumerate(events) if event.finish is None]
         if not going:

@@ -13,6 +13,7 @@ from torch import Tensor
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import Sampling, check_number
 from glassformer.generate.stopping import StopStrings
+from glassformer.plain_numbers import make_fields_plain
 
 TopTokens = tuple[tuple[int, float], ...]  # (token id, log-probability), the most likely first
 FinishReason = Literal["stop", "length"]
@@ -24,8 +25,8 @@ class TokenConstraints:
 
     first: the token that every text begins with. last: the token at position `max_tokens`, if a text reaches it.
     Both have log-probability 0. banned: tokens that are never generated. min_length: a text with fewer tokens does not
-    end; the begin token counts. no_repeat_ngram: no n-gram of this size occurs twice in a text; 0 allows repetition.
-    vocab_size: tokens with this id or a larger one are never generated; None allows all.
+    end, at an end token or a stop string; the begin token counts. no_repeat_ngram: no n-gram of this size occurs twice
+    in a text; 0 allows repetition. vocab_size: tokens with this id or a larger one are never generated, unless None.
     """
 
     first: int | None = None
@@ -91,20 +92,20 @@ class GenerationRequest:
     constraints: TokenConstraints = NO_CONSTRAINTS
 
     def __post_init__(self):
+        make_fields_plain(self)
         check_number("max_tokens", self.max_tokens, 1, 1 << 31, optional=True)
         check_number("n", self.n, 1, 1024)
         check_number("logprobs", self.logprobs, 0, 1024, optional=True)
         StopStrings(self.stop)
-        if self.n > 1 and self.sampling.greedy:
-            raise RequestError(f"n = {self.n} continuations at temperature 0 would all be the same", param="n")
 
 
 @dataclass(frozen=True)
 class TokenEvent:
     """The token and text that one decoding step adds to one continuation.
 
-    sequence: the index of the continuation; those of prompt p are p*n to p*n + n-1. id: None in a last event without a
-    token. text: final text, never a partial character or a part of a stop string. finish: set in the last event.
+    sequence: the index of the continuation; those of prompt p are p*n to p*n + n-1. id: the chosen token; None if it is
+    an end token, then `end_id`. text: final text, never a partial character or a part of a stop string. logprob, top:
+    of the chosen token, end tokens included. finish: set in the last event.
     """
 
     sequence: int
@@ -113,6 +114,7 @@ class TokenEvent:
     logprob: float | None = None
     top: TopTokens = ()
     finish: FinishReason | None = None
+    end_id: int | None = None
 
 
 def check_ids(name: str, ids: Collection[int], vocab_size: int) -> None:

@@ -18,14 +18,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from glassformer.errors import RequestError
+from glassformer.plain_numbers import make_fields_plain, plain_number
 
-MIN_TEMPERATURE = 1e-5  # with a lower one, logits / temperature could overflow
+SMALL_TEMPERATURE = 1e-5  # with a lower one, logits / temperature could overflow: divide the distance to the largest
+MIN_TEMPERATURE = 1e-30  # below the smallest distance of two logits: a lower one chooses the same tokens
 
 
 def check_number(
     name: str, value: Any, low: int | float, high: int | float, *, above: bool = False, optional: bool = False
 ) -> None:
-    """Raise RequestError unless low <= value <= high (low < value if `above`), or value is None and `optional`."""
+    """Raise RequestError unless low <= value <= high (low < value if `above`), or value is None and `optional`.
+
+    Numbers of NumPy and torch are allowed.
+    """
+    value = plain_number(value)
     if value is None and optional:
         return
     integer = isinstance(low, int) and isinstance(high, int)
@@ -41,11 +47,11 @@ class Sampling:
     """The options of sampling: how the next token is chosen from the logits.
 
     temperature: divides the logits; 0 always takes the most likely token. top_k: sample from the k most likely tokens.
-    top_p: sample from the smallest set whose probabilities sum to p or more (Holtzman et al. 2020). min_p: sample from
-    tokens at least p times as likely as the most likely one. repetition_penalty: divides the positive logits of tokens
-    in the prompt or output, and multiplies negative ones (Keskar et al. 2019). presence_penalty, frequency_penalty:
-    subtracted from the logits of tokens in the output, once, or per occurrence. logit_bias: added, by token id. seed:
-    of the random numbers; None draws a random seed, which is reported.
+    top_p: sample from the smallest set, of at least one token, whose probabilities sum to p or more (Holtzman et al.
+    2020). min_p: sample from tokens at least p times as likely as the most likely one. repetition_penalty: divides the
+    positive logits of tokens in the prompt or output, and multiplies negative ones (Keskar et al. 2019).
+    presence_penalty, frequency_penalty: subtracted from the logits of tokens in the output, once, or per occurrence.
+    logit_bias: added, by token id. seed: of the random numbers; None draws a random seed, which is reported.
     """
 
     temperature: float = 1.0
@@ -59,12 +65,10 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self):
+        make_fields_plain(self)
         check_number("temperature", self.temperature, 0.0, 100.0)
-        if 0 < self.temperature < MIN_TEMPERATURE:
-            allowed = f"temperature must be 0 (the most likely token) or at least {MIN_TEMPERATURE}"
-            raise RequestError(f"{allowed}, got {self.temperature!r}", param="temperature")
         check_number("top_k", self.top_k, 1, 1 << 31, optional=True)
-        check_number("top_p", self.top_p, 0.0, 1.0, above=True, optional=True)
+        check_number("top_p", self.top_p, 0.0, 1.0, optional=True)
         check_number("min_p", self.min_p, 0.0, 1.0, optional=True)
         check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         check_number("presence_penalty", self.presence_penalty, -100.0, 100.0)
@@ -117,7 +121,9 @@ def adjust(
 
 def stages(logits: Float[Tensor, "R V"], sampling: Sampling) -> dict[str, Float[Tensor, "R V"]]:
     """Return the adjusted logits after each stage, by name; excluded tokens are at -inf. Not for temperature 0."""
-    results = {"temperature": logits / sampling.temperature}
+    if sampling.temperature < SMALL_TEMPERATURE:
+        logits = logits - logits.amax(-1, keepdim=True)
+    results = {"temperature": logits / max(sampling.temperature, MIN_TEMPERATURE)}
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         logits = _last(results)
         least = logits.topk(sampling.top_k, -1).values[..., -1:]
@@ -126,6 +132,7 @@ def stages(logits: Float[Tensor, "R V"], sampling: Sampling) -> dict[str, Float[
         ordered, order = _last(results).sort(-1, descending=True)
         probs = ordered.softmax(-1)
         reached = probs.cumsum(-1) - probs >= sampling.top_p  # the more likely tokens alone reach top_p
+        reached[..., 0] = False
         results["top_p"] = ordered.masked_fill(reached, -math.inf).gather(-1, order.argsort(-1))
     if sampling.min_p:
         logits = _last(results)

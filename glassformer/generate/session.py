@@ -28,7 +28,7 @@ from glassformer.nn.step import Step
 
 Seq2SeqModel = EncoderDecoder | RecurrentEncoderDecoder
 GenerativeModel = Decoder | RecurrentEncoderDecoder
-PREFILL_CHUNK = 512  # prompt tokens per forward pass: bounds memory, and the time until an interrupt takes effect
+PREFILL_CHUNK = 512  # prompt tokens per forward pass, of all sequences: bounds memory, and the time until an interrupt
 DEFAULT_MAX_TOKENS = 512  # for recurrent models, which have no context limit
 
 
@@ -104,7 +104,7 @@ class TransformerSession:
             assert self.cache is not None
             self.cache.select(index)
             logits = logits[index]
-        return check_logits(logits, self.observer)
+        return check_logits(logits, self.observer is not None and self.observer.has_edits)
 
     @torch.inference_mode()
     def advance(self, ids: Sequence[int]) -> Float[Tensor, "R V"]:
@@ -114,8 +114,7 @@ class TransformerSession:
             logits = self._prefill(self.ids, self.numbers)
         else:
             logits = self._forward([[token] for token in ids], self.numbers)
-        has_edits = self.observer is not None and self.observer.has_edits
-        return check_logits(logits, self.observer) if has_edits else logits
+        return check_logits(logits, self.observer is not None and self.observer.has_edits)
 
     def select(self, sequences: Sequence[int]) -> None:
         assert self.cache is not None
@@ -129,8 +128,9 @@ class TransformerSession:
         source = self._encode() if self.cache is None else self.cache.source
         self.cache = DenseCache.of(model.config, len(prompts), self.capacity, self.device, source, lengths)
         logits = model.embed.weight.new_empty(len(prompts), model.config.vocab_size)
-        for begin in range(0, max(lengths), PREFILL_CHUNK):
-            chunk = [list(prompt[begin : begin + PREFILL_CHUNK]) for prompt in prompts]
+        size = max(PREFILL_CHUNK // len(prompts), 1)
+        for begin in range(0, max(lengths), size):
+            chunk = [list(prompt[begin : begin + size]) for prompt in prompts]
             ends = [p for p, tokens in enumerate(chunk) if tokens and begin + len(tokens) == lengths[p]]
             out = self._forward(chunk, numbers)
             logits[ends] = out[ends]
@@ -186,7 +186,7 @@ class RecurrentSession:
         tokens = [prompt for prompt in self.prompts for _ in range(self.n)]
         for ids in list(zip(*tokens, strict=True))[:-1]:
             self.advance(ids)
-        return check_logits(self.advance([prompt[-1] for prompt in tokens]), self.observer)
+        return self.advance([prompt[-1] for prompt in tokens])
 
     @torch.inference_mode()
     def advance(self, ids: Sequence[int]) -> Float[Tensor, "R V"]:
@@ -197,8 +197,7 @@ class RecurrentSession:
         self.position += 1
         step = observed(self.observer, step.at(step.positions[:, 0]), [0] * len(ids))
         logits = self.model.logits(hidden[:, 0], step.tap)
-        has_edits = self.observer is not None and self.observer.has_edits
-        return check_logits(logits, self.observer) if has_edits else logits
+        return check_logits(logits, self.observer is not None and self.observer.has_edits)
 
     def select(self, sequences: Sequence[int]) -> None:
         self.state = self.state.select(sequences)
@@ -217,11 +216,11 @@ def observed(observer: Observer | None, step: Step, sequences: Sequence[int]) ->
     return step
 
 
-def check_logits(logits: Float[Tensor, "R V"], observer: Observer | None) -> Float[Tensor, "R V"]:
+def check_logits(logits: Float[Tensor, "R V"], has_edits: bool) -> Float[Tensor, "R V"]:
     """Return the logits. Raise RequestError if edits made them NaN, CheckpointError if the weights did."""
     if not logits.isnan().any():
         return logits
-    if observer is not None and observer.has_edits:
+    if has_edits:
         raise RequestError("the edits make the logits NaN, so no token can be chosen: change the edits", param="edit")
     raise CheckpointError("the logits are NaN: the weights are damaged, or too large for their dtype")
 

@@ -27,6 +27,7 @@ from glassformer.nn.attend import (
     attend_reference,
     attend_sdpa,
     has_fused_product,
+    with_nan,
 )
 
 Purpose = Literal["inference", "training"]
@@ -95,6 +96,7 @@ def attend_fused(
     twice = single and q.dtype == torch.bfloat16  # torch 2.13 computes two such rows in half the time of one
     rows = q.repeat_interleave(2, -2) if twice else q
     z = F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=spec.scale)[..., : q.shape[-2], :]
+    z = with_nan(z, q, k)
     return z.reshape(z.shape[0], 1, n_heads, z.shape[-1])
 
 

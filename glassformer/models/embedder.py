@@ -15,7 +15,7 @@ from torch import Tensor
 from glassformer.config import PoolingConfig, TextEncoderConfig
 from glassformer.errors import CapacityError, CheckpointError, RequestError, TokenizerError
 from glassformer.formats import Checkpoint, ModelKind, load_text_encoder, save_model
-from glassformer.formats.save import GgufKind
+from glassformer.formats.save import GgufKind, replacing_model
 from glassformer.formats.sentence_transformers import write_pooling
 from glassformer.generate.request import check_ids
 from glassformer.generate.session import pad
@@ -108,7 +108,7 @@ class Embedder(TextModel):
         prompt: str | None = None,
         truncate: bool = False,
         progress: Progress | None = None,
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
     ) -> Float[Tensor, "N E"]:
         """Return one vector per text, in float32 on the CPU. The batch does not change a text's vector.
 
@@ -213,7 +213,7 @@ class Embedder(TextModel):
         """Return the final state of each token of a text, or of two texts in one sequence."""
         return self.model(*self._prepare(text, second, tap))[0]
 
-    def _editor(self, edits: Sequence[Edit], length: int) -> Edits | None:
+    def _editor(self, edits: Edit | Sequence[Edit], length: int) -> Edits | None:
         """Check the edits of texts of at least `length` tokens; None if there are none."""
         return Edits(self.config, edits, [length], length) if edits else None
 
@@ -223,7 +223,7 @@ class Embedder(TextModel):
         target: TextOrIds | None = None,
         *,
         capture: str | Sequence[str] = (),
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
         before_forward: Callable[[], None] | None = None,
@@ -272,7 +272,7 @@ class Embedder(TextModel):
         return ids
 
     @torch.inference_mode()
-    def fill(self, text: str, *, top: int = 5, edit: Sequence[Edit] = ()) -> list[list[MaskFill]]:
+    def fill(self, text: str, *, top: int = 5, edit: Edit | Sequence[Edit] = ()) -> list[list[MaskFill]]:
         """Return the `top` most likely tokens of each masked position of a text.
 
         Each position is predicted independently, from the tokens that are not masked. edit: as in `embed`.
@@ -296,22 +296,16 @@ class Embedder(TextModel):
         logits = self.model.logits(states, with_edits(step.at(step.positions[0, masked]), editor))  # [masked, V]
         best = logits.float().softmax(-1).topk(top)
         return [
-            [MaskFill(id, self._token_text(id), probability) for id, probability in zip(*one, strict=True)]
+            [MaskFill(id, self.tokenizer.token_text(id), probability) for id, probability in zip(*one, strict=True)]
             for one in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
-    def _token_text(self, token: int) -> str:
-        """Return a token's text; "" if the tokenizer has no such token."""
-        try:
-            return self.tokenizer.token_bytes(token).decode("utf-8", "replace")
-        except TokenizerError:
-            return ""
-
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, **options: Any) -> None:
         """Save a folder that `transformers` and `sentence-transformers` open. Options as in `save_model`."""
-        save_model(self.model, folder, dtype=dtype, **options)
-        self.tokenizer.save(folder)
-        write_pooling(self.sentence, Path(folder), self.config.d_model)
+        with replacing_model(folder) as new:
+            save_model(self.model, new, dtype=dtype, **options)
+            self.tokenizer.save(new)
+            write_pooling(self.sentence, new, self.config.d_model)
 
     def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
         """Save one GGUF file with its pooling: see `TextModel.save_gguf`.

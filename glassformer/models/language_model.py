@@ -15,10 +15,19 @@ from glassformer.atomic import write_text
 from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, RequestError, TokenizerError
 from glassformer.formats import Checkpoint, ModelKind, load_decoder, save_model
-from glassformer.formats.save import SHARD, GgufKind
+from glassformer.formats.save import SHARD, GgufKind, replacing_model
 from glassformer.generate.decode import decode, token_logprobs
-from glassformer.generate.request import FinishReason, GenerationRequest, TokenEvent, TopTokens, check_ids
+from glassformer.generate.request import (
+    NO_CONSTRAINTS,
+    FinishReason,
+    GenerationRequest,
+    TokenConstraints,
+    TokenEvent,
+    TopTokens,
+    check_ids,
+)
 from glassformer.generate.sampling import Sampling, check_number
+from glassformer.generate.session import check_logits
 from glassformer.inspect.capture.capture import CapturingTap
 from glassformer.inspect.edits.apply import EditObserver, Edits
 from glassformer.inspect.edits.edit import Edit
@@ -59,12 +68,17 @@ class Score:
 
 @dataclass(frozen=True)
 class Continuation:
-    """One continuation of a prompt. `finish`: "stop" at an end token or stop string, "length" at a token limit."""
+    """One continuation of a prompt.
+
+    ids, tokens: without an end token. end: the end token that ended the text; None if something else did. finish:
+    "stop" at an end token or stop string, "length" at a token limit.
+    """
 
     text: str
     ids: tuple[int, ...]
     tokens: tuple[TokenScore, ...]
     finish: FinishReason
+    end: TokenScore | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +145,9 @@ class LanguageModel(TextModel):
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
+        min_tokens: int = 0,
+        ignore_eos: bool = False,
         **sampling: Any,
     ) -> Generation:
         """Continue a prompt.
@@ -143,13 +159,15 @@ class LanguageModel(TextModel):
             n: how many continuations to generate.
             logprobs: report each token's log-probability, and this many of the most likely tokens.
             edit: changes to activations during generation: see `inspect/edits/edit.py`.
+            min_tokens: no end token is generated, and no stop string has an effect, before this many tokens.
+            ignore_eos: continue after end tokens, which then are part of the text.
             sampling: fields of `Sampling`: temperature, top_k, top_p, min_p, seed, ...
 
         Raises:
             RequestError: an option is unknown, out of range, or has no effect with another.
             CapacityError: the prompt and `max_tokens` do not fit the context.
         """
-        request = self._request(prompt, max_tokens, stop, n, logprobs, sampling)
+        request = self._request([prompt], max_tokens, stop, n, logprobs, sampling, min_tokens, ignore_eos)
         editor = self._editor(edit, request)
         events: list[list[TokenEvent]] = [[] for _ in range(n)]
         for event in self._decode(request, editor):
@@ -165,8 +183,10 @@ class LanguageModel(TextModel):
         stop: str | Sequence[str] = (),
         n: int = 1,
         logprobs: int | None = None,
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         before_forward: Callable[[], None] | None = None,
+        min_tokens: int = 0,
+        ignore_eos: bool = False,
         **sampling: Any,
     ) -> Iterator[TokenEvent]:
         """Generate token by token: `generate` as an iterator of token events.
@@ -174,24 +194,54 @@ class LanguageModel(TextModel):
         before_forward: called before each forward pass; an exception from it stops generation. An invalid request
         raises an exception at the call, before the first event.
         """
-        request = self._request(prompt, max_tokens, stop, n, logprobs, sampling)
+        return self.stream_batch(
+            [prompt], max_tokens=max_tokens, stop=stop, n=n, logprobs=logprobs, edit=edit,
+            before_forward=before_forward, min_tokens=min_tokens, ignore_eos=ignore_eos, **sampling,
+        )  # fmt: skip
+
+    def stream_batch(
+        self,
+        prompts: Sequence[TextOrIds],
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        n: int = 1,
+        logprobs: int | None = None,
+        edit: Edit | Sequence[Edit] = (),
+        before_forward: Callable[[], None] | None = None,
+        min_tokens: int = 0,
+        ignore_eos: bool = False,
+        **sampling: Any,
+    ) -> Iterator[TokenEvent]:
+        """Continue several prompts in one batch, as `stream`. The sequences p*n to p*n + n-1 continue prompt p.
+
+        Sequence i draws with the seed plus i. The row of an edit is the index of a sequence.
+        """
+        request = self._request(prompts, max_tokens, stop, n, logprobs, sampling, min_tokens, ignore_eos)
         return self._decode(request, self._editor(edit, request), before_forward)
 
     def _request(
         self,
-        prompt: TextOrIds,
+        prompts: Sequence[TextOrIds],
         max_tokens: int | None,
         stop: str | Sequence[str],
         n: int,
         logprobs: int | None,
         sampling: dict[str, Any],
+        min_tokens: int = 0,
+        ignore_eos: bool = False,
     ) -> GenerationRequest:
         known = {field.name for field in fields(Sampling)}
         for name in sampling.keys() - known:
             raise RequestError(f"unknown option {name!r}; known: {', '.join(sorted(known))}", param=name)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         seeded = Sampling(**sampling).seeded()
-        return GenerationRequest([self.encode(prompt)], max_tokens, seeded, stops, n, logprobs, self.end_ids)
+        check_number("min_tokens", min_tokens, 0, 1 << 31 if max_tokens is None else max_tokens)
+        return GenerationRequest(
+            [self.encode(prompt) for prompt in prompts], max_tokens, seeded, stops, n, logprobs,
+            () if ignore_eos else self.end_ids,
+            constraints=TokenConstraints(min_length=min_tokens + 1) if min_tokens else NO_CONSTRAINTS,
+        )  # fmt: skip
 
     def _decode(
         self, request: GenerationRequest, editor: Edits | None, before_forward: Callable[[], None] | None = None
@@ -199,20 +249,21 @@ class LanguageModel(TextModel):
         observer = None if editor is None else EditObserver(editor)
         return decode(self.model, request, tokenizer=self.tokenizer, observer=observer, before_forward=before_forward)
 
-    def _editor(self, edits: Sequence[Edit], request: GenerationRequest) -> Edits | None:
-        """Check the edits of a prompt and its continuations; return None if there are none."""
+    def _editor(self, edits: Edit | Sequence[Edit], request: GenerationRequest) -> Edits | None:
+        """Check the edits of prompts and their continuations; return None if there are none."""
         if not edits:
             return None
-        (prompt,), context = request.prompts, self.config.context_length
-        length = context if request.max_tokens is None else min(context, len(prompt) + request.max_tokens)
-        return Edits(self.config, edits, [len(prompt)] * request.n, length)
+        lengths = [len(prompt) for prompt in request.prompts for _ in range(request.n)]
+        context = self.config.context_length
+        length = context if request.max_tokens is None else min(context, max(lengths) + request.max_tokens)
+        return Edits(self.config, edits, lengths, length)
 
-    def _text_editor(self, edits: Sequence[Edit], ids: Sequence[int]) -> Edits | None:
+    def _text_editor(self, edits: Edit | Sequence[Edit], ids: Sequence[int]) -> Edits | None:
         """Check the edits of a text that is not continued; return None if there are none."""
         return Edits(self.config, edits, [len(ids)], len(ids)) if edits else None
 
     @torch.inference_mode()
-    def score(self, text: TextOrIds, *, top: int = 0, edit: Sequence[Edit] = ()) -> Score:
+    def score(self, text: TextOrIds, *, top: int = 0, edit: Edit | Sequence[Edit] = ()) -> Score:
         """Compute the log-probability of each token of a text, given the tokens before it.
 
         Args:
@@ -242,7 +293,8 @@ class LanguageModel(TextModel):
             step = step.at(positions)
             if editor is not None:
                 step.tap = CapturingTap(step, (0,), editor, None)
-            scores = token_logprobs(self.model.logits(states, step), chosen, top)
+            logits = check_logits(self.model.logits(states, step), editor is not None)
+            scores = token_logprobs(logits, chosen, top)
             tokens += [TokenScore(id, *score) for id, score in zip(chosen.tolist(), scores, strict=True)]
         total = math.fsum(token.logprob for token in tokens if token.logprob is not None)
         return Score(tuple(tokens), total, len(text.encode()) if isinstance(text, str) else None)
@@ -253,7 +305,7 @@ class LanguageModel(TextModel):
         target: TextOrIds | None = None,
         *,
         capture: str | Sequence[str] = (),
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
         before_forward: Callable[[], None] | None = None,
@@ -282,7 +334,7 @@ class LanguageModel(TextModel):
         text: TextOrIds,
         *,
         capture: str | Sequence[str] = (),
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
@@ -299,12 +351,12 @@ class LanguageModel(TextModel):
             ids = self.encode(text)
             editor = self._text_editor(edit, ids)
             return iter([record_text(LanguageModelTrace, self, ids, patterns(capture), budget, editor)])
-        request = self._request(text, max_tokens, stop, 1, logprobs, sampling)
+        request = self._request([text], max_tokens, stop, 1, logprobs, sampling)
         editor = self._editor(edit, request)
         return record_generation(LanguageModelTrace, self, request, patterns(capture), budget, editor, before_forward)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, shard: int = SHARD) -> None:
-        """Save a Hugging Face folder: configuration, weights, tokenizer.
+        """Save a Hugging Face folder: configuration, weights, tokenizer. It replaces an older model in one step.
 
         Args:
             dtype: the dtype of the saved weights; None preserves the dtype of each tensor.
@@ -319,10 +371,11 @@ class LanguageModel(TextModel):
             special["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         if self.tokenizer is not None and self.tokenizer.bos_id is not None:
             special["bos_token_id"] = self.tokenizer.bos_id
-        save_model(self.model, folder, dtype=dtype, extra=special, shard=shard)
-        if self.tokenizer is not None:
-            self.tokenizer.save(folder)
-        write_text(Path(folder) / "generation_config.json", json.dumps(special, indent=2) + "\n")
+        with replacing_model(folder) as new:
+            save_model(self.model, new, dtype=dtype, extra=special, shard=shard)
+            if self.tokenizer is not None:
+                self.tokenizer.save(new)
+            write_text(new / "generation_config.json", json.dumps(special, indent=2) + "\n")
 
     def save_gguf(self, path: str | Path, kind: GgufKind = "F16") -> None:
         """Save one GGUF file, for llama.cpp and other tools: see `TextModel.save_gguf`."""
@@ -337,6 +390,8 @@ class LanguageModel(TextModel):
 
 def _continuation(events: list[TokenEvent]) -> Continuation:
     tokens = tuple(TokenScore(event.id, event.logprob, event.top) for event in events if event.id is not None)
-    finish = events[-1].finish
-    assert finish is not None
-    return Continuation("".join(event.text for event in events), tuple(t.id for t in tokens), tokens, finish)
+    last = events[-1]
+    assert last.finish is not None
+    end = None if last.end_id is None else TokenScore(last.end_id, last.logprob, last.top)
+    text = "".join(event.text for event in events)
+    return Continuation(text, tuple(token.id for token in tokens), tokens, last.finish, end)

@@ -24,7 +24,7 @@ from glassformer.formats.generation_config import (
     non_negative_int,
     token_id,
 )
-from glassformer.formats.save import SHARD, GgufKind
+from glassformer.formats.save import SHARD, GgufKind, replacing_model
 from glassformer.generate.beam_search import BeamSearch, Hypothesis, search
 from glassformer.generate.request import FinishReason, TokenConstraints, check_ids
 from glassformer.generate.session import Seq2SeqModel, max_source_tokens, max_target_tokens, vocab_sizes
@@ -196,7 +196,7 @@ class Translator(TextModel):
         max_tokens: int | None = None,
         length_penalty: float = 0.6,
         special: bool = False,
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
     ) -> list[Translation]:
         """Generate targets from each text; return one `Translation` per text, in order, also for a single text.
 
@@ -245,7 +245,7 @@ class Translator(TextModel):
         )  # fmt: skip
 
     def _editor(
-        self, edits: Sequence[Edit], n_source: int, max_tokens: int | None = None, n_target: int | None = None
+        self, edits: Edit | Sequence[Edit], n_source: int, max_tokens: int | None = None, n_target: int | None = None
     ) -> Edits | None:
         """Check the edits of a source and its target, generated or of `n_target` tokens; None if there are none."""
         length = n_target or max_tokens or max_target_tokens(self.model)
@@ -311,7 +311,7 @@ class Translator(TextModel):
         target: TextOrIds | None = None,
         *,
         capture: str | Sequence[str] = (),
-        edit: Sequence[Edit] = (),
+        edit: Edit | Sequence[Edit] = (),
         budget: int | None = None,
         max_tokens: int | None = None,
         before_forward: Callable[[], None] | None = None,
@@ -382,12 +382,13 @@ def save_translator(
     dtype, shard: as in `save_model`.
     """
     special = {name: generation_config[name] for name in generation_config if name in CONFIG_TOKEN_KEYS}
-    save_model(model, folder, dtype=dtype, extra=special, shard=shard)
-    if tokenizer is not None:
-        tokenizer.save(folder)
-    if family_of(model.config).rules is not None:
-        write_text(Path(folder) / GENERATION_CONFIG, json.dumps(dict(generation_config), indent=2) + "\n")
+    with replacing_model(folder) as new:
+        save_model(model, new, dtype=dtype, extra=special, shard=shard)
+        if tokenizer is not None:
+            tokenizer.save(new)
+        if family_of(model.config).rules is not None:
+            write_text(new / GENERATION_CONFIG, json.dumps(dict(generation_config), indent=2) + "\n")
 
 
 def _token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, ...]:
-    return tuple(tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)
+    return tuple(map(tokenizer.token_text, ids))

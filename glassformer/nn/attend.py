@@ -153,7 +153,21 @@ def attend_sdpa(
         scale=spec.scale,
         enable_gqa=q.shape[-3] != k.shape[-3],
     )
-    return z[..., :width].transpose(-2, -3)  # [B, T, H, Dv]
+    return with_nan(z[..., :width], q, k).transpose(-2, -3)  # [B, T, H, Dv]
+
+
+def with_nan(
+    z: Float[Tensor, "B H T Dv"], q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B Hkv S Dh"]
+) -> Float[Tensor, "B H T Dv"]:
+    """Return z of `scaled_dot_product_attention`, NaN for a query whose scores are not numbers.
+
+    On a CPU torch returns zeros for a query without a finite score (https://github.com/pytorch/pytorch/issues/141128),
+    so damaged weights would give fluent text. z without a 0, nearly every z, costs one pass over it.
+    """
+    if z.device.type != "cpu" or torch.compiler.is_compiling() or int(z.count_nonzero()) == z.numel():
+        return z
+    finite = q.isfinite().all(-1) & k.isfinite().flatten(1).all(-1)[:, None, None]  # [B, H, T]
+    return z.masked_fill(((z == 0).all(-1) & ~finite)[..., None], math.nan)
 
 
 def additive_mask(

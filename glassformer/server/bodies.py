@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from glassformer.errors import RequestError
 from glassformer.generate.sampling import Sampling
@@ -19,17 +19,22 @@ from glassformer.inspect.views.layer import AttentionKind
 from glassformer.server.errors import ApiError
 from glassformer.server.models import ServedModel
 
-# Fields of OpenAI's API that this server does not support, with the values that have no effect and are accepted.
+# Fields that other servers have and that never change the generated text: any value is accepted. They name the client's
+# user, label or store the request, choose its price and priority, or make it faster.
+NO_EFFECT = frozenset({
+    "cache_prompt", "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options",
+    "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user",
+})  # fmt: skip
+
+# Fields of OpenAI's API that this server does not support, with the values that ask for nothing and are accepted.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "audio": (), "best_of": (1,), "function_call": ("none",), "functions": ([],), "metadata": ({},),
-    "modalities": (["text"],), "moderation": (), "parallel_tool_calls": (), "prediction": (),
-    "prompt_cache_key": (), "prompt_cache_options": (), "prompt_cache_retention": (), "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},), "safety_identifier": (), "service_tier": ("auto", "default"),
-    "store": (False,), "suffix": ("",), "tool_choice": ("none",), "tools": ([],), "user": (), "verbosity": (),
-    "web_search_options": (),
+    "audio": (), "function_call": ("none", "auto"), "functions": ([],), "modalities": (["text"],), "moderation": (),
+    "reasoning_effort": ("none",), "response_format": ({"type": "text"},), "suffix": ("",),
+    "tool_choice": ("none", "auto"), "tools": ([],), "verbosity": ("medium",), "web_search_options": (),
 }  # fmt: skip
 
 
+SEEDS = 1 << 63  # seeds are from 0 to SEEDS - 1
 MAX_PROMPTS = 128  # texts of one request, continuations included
 MAX_IDS = 2**20  # token ids of a prompt
 MAX_STOPS, MAX_STOP_LENGTH = 64, 1024  # stop strings, and characters of one
@@ -51,20 +56,38 @@ Name = Annotated[str, Field(max_length=MAX_NAME)]
 StopString = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
 
 
+def _whole(value: Any) -> Any:
+    """Return 16 for 16.0, which JSON does not distinguish."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 class Body(BaseModel):
-    """A request's JSON object."""
+    """A request's JSON object. An unknown field whose value is null is the same as an absent one."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # unsupported fields: the values that are accepted
+    no_effect: ClassVar[frozenset[str]] = frozenset()  # accepted with any value
 
     @model_validator(mode="before")
     @classmethod
     def _check_field_names(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            for name in data:
-                if name not in cls.model_fields and name not in UNSUPPORTED:
-                    known = ", ".join(cls.model_fields)
-                    raise RequestError(f"unknown field {str(name)[:100]!r}; known: {known}", param=str(name)[:100])
-        return data
+        if not isinstance(data, Mapping):
+            return data
+        known = {}
+        for name, value in data.items():
+            if name in cls.model_fields:
+                known[name] = value
+            elif value is None or value in cls.neutral.get(name, ()) or name in cls.no_effect:
+                continue
+            elif name in cls.neutral:
+                raise ApiError(400, f"{name} is not supported", param=name, code="not_supported")
+            else:
+                names = ", ".join(cls.model_fields)
+                raise RequestError(f"unknown field {str(name)[:100]!r}; known: {names}", param=str(name)[:100])
+        return known
 
 
 Number = float | Literal["NaN", "Infinity", "-Infinity"]
@@ -99,7 +122,7 @@ class SamplingFields(Body):
     top_p: float | None = Field(
         None, description="Sample from the smallest set of tokens whose probabilities sum to p."
     )
-    top_k: int | None = Field(None, description="Sample from the k most probable tokens.")
+    top_k: Whole | None = Field(None, description="Sample from the k most probable tokens; 0 and -1: from all.")
     min_p: float | None = Field(
         None, description="Sample from tokens at least p times as probable as the most probable one."
     )
@@ -113,9 +136,11 @@ class SamplingFields(Body):
     logit_bias: Annotated[dict[Name, float], Field(max_length=MAX_BIASES)] | None = Field(
         None, description="Added to logits, by token id.", examples=[{"50": -9}]
     )
-    seed: int | None = Field(None, description="The same seed gives the same text. The response returns the seed.")
+    seed: Whole | None = Field(
+        None, description="The same seed gives the same text. The response returns the seed. -1: a random seed."
+    )
     stop: StopString | Annotated[list[StopString], up_to(MAX_STOPS)] | None = Field(
-        None, description="Stop before this text, or any of these texts."
+        None, description="Stop before this text, or any of these texts. Empty texts have no effect."
     )
     edits: Annotated[list[EditBody], up_to(MAX_EDITS)] | None = Field(
         None,
@@ -126,7 +151,8 @@ class SamplingFields(Body):
     def sampling(self) -> dict[str, Any]:
         """Return the given fields of `Sampling`, checked.
 
-        At temperature 0, top_p, top_k, min_p and seed have no effect and are dropped.
+        At temperature 0, top_p, top_k, min_p and seed have no effect and are dropped. Negative seeds, which other
+        servers accept, are taken modulo 2^63.
         """
         names = (
             "temperature",
@@ -140,6 +166,12 @@ class SamplingFields(Body):
         given = {name: value for name in (*names, "seed") if (value := getattr(self, name)) is not None}
         if self.logit_bias:
             given["logit_bias"] = {_token_id(key): value for key, value in self.logit_bias.items()}
+        if given.get("top_k") in (0, -1):
+            del given["top_k"]
+        if given.get("seed") == -1:
+            del given["seed"]
+        elif -SEEDS <= given.get("seed", 0) < 0:
+            given["seed"] += SEEDS
         values: dict[str, Any] = {**given, "temperature": 1.0}
         checked = Sampling(**values)
         if given.get("temperature") == 0:
@@ -154,9 +186,8 @@ class SamplingFields(Body):
         return [one.model_dump(exclude_none=True) for one in self.edits or ()]
 
     def stop_strings(self) -> tuple[str, ...]:
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or ()
+        return tuple(stop for stop in stops if stop)
 
 
 def _token_id(key: str) -> int:
@@ -166,34 +197,58 @@ def _token_id(key: str) -> int:
 
 
 class StreamOptions(Body):
-    include_usage: bool = Field(False, description="End the stream with a chunk that holds the token counts.")
+    include_usage: bool | None = Field(None, description="End the stream with a chunk that holds the token counts.")
+    continuous_usage_stats: bool | None = Field(
+        None, description="With include_usage: every chunk holds the token counts so far."
+    )
+    include_obfuscation: bool | None = Field(
+        None, description="Add a field `obfuscation` of random characters, so that chunks have similar sizes."
+    )
 
 
 class OpenAIFields(SamplingFields):
     """The fields that completions and chat completions share."""
 
+    neutral = UNSUPPORTED
+    no_effect = NO_EFFECT
+
     model: Name = Field(description="The name of a served model.", examples=["stories"])
-    n: int | None = Field(None, description="The number of continuations. Their seeds are consecutive.")
+    n: Whole | None = Field(
+        None, description="The number of continuations. Their seeds are consecutive; at temperature 0 they are equal."
+    )
+    best_of: Whole | None = Field(None, description="Accepted if it equals n: all continuations are returned.")
+    max_completion_tokens: Whole | None = Field(
+        None,
+        description="The maximum number of tokens. By default generation ends with an end token or a full context.",
+    )
+    max_tokens: Whole | None = Field(None, description="The same as max_completion_tokens; give one of them.")
+    min_tokens: Whole | None = Field(
+        None, description="No end token is generated, and no stop string has an effect, before this many tokens."
+    )
+    ignore_eos: bool | None = Field(None, description="Continue after end tokens, which then are part of the text.")
     stream: bool | None = Field(None, description="Return server-sent events, one for each token; then [DONE].")
     stream_options: StreamOptions | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral_values(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        result = {}
-        for name, value in data.items():
-            if name in UNSUPPORTED and name not in cls.model_fields:
-                if value is not None and value not in UNSUPPORTED[name]:
-                    raise ApiError(400, f"{name} is not supported", param=name, code="not_supported")
-            else:
-                result[name] = value
-        return result
-
-    def check_stream(self) -> None:
-        if self.stream_options is not None and not self.stream:
+    def check_options(self) -> None:
+        """Raise RequestError for options that have no effect without another one."""
+        if not self.stream and self.stream_options is not None and any(self.stream_options.model_dump().values()):
             raise RequestError("stream_options has no effect without stream: true", param="stream_options")
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise RequestError(
+                f"best_of must equal n, which is {self.n or 1}, got {self.best_of}: all continuations are returned",
+                param="best_of",
+            )
+
+    def token_limit(self) -> tuple[str, int | None]:
+        """Return the field that sets the maximum number of tokens, and its value."""
+        limits = {name: getattr(self, name) for name in ("max_completion_tokens", "max_tokens")}
+        given = {name: limit for name, limit in limits.items() if limit is not None}
+        if len(set(given.values())) > 1:
+            raise RequestError(
+                f"give max_completion_tokens or max_tokens, not both, got {limits['max_completion_tokens']} and "
+                f"{limits['max_tokens']}", param="max_tokens",
+            )  # fmt: skip
+        return next(iter(given.items()), ("max_tokens", None))
 
 
 class CompletionBody(OpenAIFields):
@@ -203,15 +258,13 @@ class CompletionBody(OpenAIFields):
         description="A text, token ids, or a list of either. Text never becomes a control token.",
         examples=["One day Mia"],
     )
-    max_tokens: int | None = Field(
-        None,
-        description="The maximum number of tokens. By default generation ends with an end token or a full context.",
-    )
     echo: bool | None = Field(
         None, description="Begin the response with the prompt; with logprobs, with its tokens too."
     )
-    logprobs: int | None = Field(
-        None, description="Return log-probabilities (nats, before sampling), and this many of the most probable tokens."
+    logprobs: Whole | None = Field(
+        None,
+        description="Return log-probabilities (nats, before sampling) of the tokens, with the end token, and of this "
+        "many of the most probable tokens.",
     )
 
     def prompts(self) -> list[str | list[int]]:
@@ -232,16 +285,36 @@ class TextPart(Body):
 
 
 class MessageBody(Body):
-    """One message of a conversation."""
+    """One message of a conversation. Answers of this server, and of others without tool calls, are accepted."""
+
+    neutral = {
+        "annotations": ([],), "audio": (), "function_call": (), "refusal": (), "tool_calls": ([],),
+    }  # fmt: skip
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], up_to(MAX_PARTS)]
+    content: str | Annotated[list[TextPart], up_to(MAX_PARTS)] | None = Field(
+        None,
+        description="A text, or parts of one. Only the assistant's may be null, which is the same as empty.",
+        validate_default=True,
+    )
     name: Name | None = None
+    reasoning_content: str | None = Field(None, description="The assistant's reasoning, for the chat template.")
+    reasoning: str | None = Field(None, description="The same as reasoning_content.")
+
+    @field_validator("content")
+    @classmethod
+    def _check_content(cls, content: Any, info: ValidationInfo) -> Any:
+        if content is None and info.data.get("role", "assistant") != "assistant":
+            raise ValueError(f"content is missing in a message of the role {info.data['role']}")
+        return content
 
     def as_dict(self) -> dict[str, Any]:
         """Return the message as chat templates expect it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": text} | ({} if self.name is None else {"name": self.name})
+        parts = self.content or ""
+        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        names = ("name", "reasoning_content", "reasoning")
+        rest = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {"role": self.role, "content": text} | rest
 
 
 Messages = Annotated[list[MessageBody], Field(min_length=1), up_to(MAX_MESSAGES)]
@@ -251,24 +324,15 @@ class ChatBody(OpenAIFields):
     """A conversation to continue."""
 
     messages: Messages = Field(examples=[[{"role": "user", "content": "Where is Mia?"}]])
-    max_completion_tokens: int | None = Field(
-        None, description="The maximum number of tokens; by default all that fit."
+    logprobs: bool | None = Field(
+        None, description="Return the log-probabilities of generated tokens, the end token included."
     )
-    max_tokens: int | None = Field(None, description="The older name of max_completion_tokens; give one of them.")
-    logprobs: bool | None = Field(None, description="Return the log-probabilities of generated tokens.")
-    top_logprobs: int | None = Field(None, description="With logprobs: the number of most probable tokens to return.")
-
-    def token_limit(self) -> tuple[str, int | None]:
-        """Return the field that sets the maximum number of tokens, and its value."""
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise RequestError("give max_completion_tokens or max_tokens, not both", param="max_tokens")
-        if self.max_tokens is not None:
-            return "max_tokens", self.max_tokens
-        return "max_completion_tokens", self.max_completion_tokens
+    top_logprobs: Whole | None = Field(None, description="With logprobs: the number of most probable tokens to return.")
+    reasoning_effort: Name | None = Field(None, description="For the chat template, if it reads this variable.")
 
     def n_top_logprobs(self) -> int | None:
         """Return the number of most probable tokens to return, or None for no log-probabilities."""
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
@@ -358,5 +422,9 @@ class SweepBody(Body):
         "and rival, the distance of the text's embedding is measured.",
     )  # fmt: skip
     source: Name | None = Field(None, description="For patch: the id of the trace to copy from.")
+    align: Literal["start", "end"] | None = Field(
+        None,
+        description="For patch from a text of another length: pair tokens from the start (default) or the end.",
+    )
     point: Name | None = Field(None, description="The suffix of the tap point to edit.", examples=["mlp.act"])
     factor: float | None = Field(None, description="For scale: the factor.")

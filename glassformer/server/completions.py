@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from secrets import token_hex, token_urlsafe
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -16,7 +16,7 @@ from glassformer.inspect.edits.edit import Edit
 from glassformer.inspect.edits.reader import EditReader
 from glassformer.server import openapi_docs
 from glassformer.server.bodies import ChatBody, CompletionBody, OpenAIFields
-from glassformer.server.errors import json_response
+from glassformer.server.errors import dump, json_response
 from glassformer.server.generation import Chunk, GenerationJob, Token, make_job
 from glassformer.server.models import ServedModel, ServedModels
 from glassformer.server.queue import WorkQueue
@@ -24,6 +24,7 @@ from glassformer.server.sse import EventStreamResponse, collect, compute, sse_ev
 
 DONE = b"data: [DONE]\n\n"
 MIN_LOGPROB = -9999.0
+PADDED_SIZE = 64  # with include_obfuscation, the sizes of chunks are multiples of this many bytes, plus a constant
 
 
 def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRouter:
@@ -39,7 +40,7 @@ def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRout
     async def complete(body: CompletionBody, request: Request) -> Response:
         served = models[body.model]
         served.check_generates()
-        body.check_stream()
+        body.check_options()
         parsed_edits = await _read_edits(request, queue, edits, body)
 
         def prepare() -> GenerationJob:
@@ -47,7 +48,7 @@ def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRout
                 served,
                 body,
                 body.prompts(),
-                max_tokens=("max_tokens", body.max_tokens),
+                max_tokens=body.token_limit(),
                 n=1 if body.n is None else body.n,
                 logprobs=("logprobs", body.logprobs),
                 echo=bool(body.echo),
@@ -63,14 +64,14 @@ def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRout
     async def chat(body: ChatBody, request: Request) -> Response:
         served = models[body.model]
         served.check_generates()
-        body.check_stream()
+        body.check_options()
         parsed_edits = await _read_edits(request, queue, edits, body)
 
         def prepare() -> GenerationJob:
             return make_job(
                 served,
                 body,
-                [served.chat_ids([message.as_dict() for message in body.messages])],
+                [served.chat_ids([message.as_dict() for message in body.messages], body.reasoning_effort)],
                 max_tokens=body.token_limit(),
                 n=1 if body.n is None else body.n,
                 logprobs=("top_logprobs", body.n_top_logprobs()),
@@ -108,8 +109,11 @@ class _ResponseShape(ABC):
 
     def __init__(self, job: GenerationJob, body: OpenAIFields):
         self.job, self.served = job, job.served
-        self.with_usage = body.stream_options is not None and body.stream_options.include_usage
-        self.head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
+        options = body.stream_options
+        self.with_usage = bool(options and options.include_usage)
+        self.always_usage = self.with_usage and bool(options and options.continuous_usage_stats)
+        self.pad = bool(options and options.include_obfuscation)
+        self.head = {"id": f"{self.prefix}-{token_hex(12)}", "created": int(time.time()), "model": body.model}
         self.head |= {"seed": job.seed}
         self.n_generated = 0
         self.started: set[int] = set()
@@ -142,7 +146,7 @@ class _ResponseShape(ABC):
         self.n_generated += chunk.n_tokens
         if chunk.text or chunk.tokens or chunk.finish:
             for delta in self.deltas(chunk):
-                yield self._event([delta], None)
+                yield self._event([delta], self.usage() if self.always_usage else None)
 
     def final_events(self) -> Iterator[bytes]:
         if self.with_usage:
@@ -150,8 +154,11 @@ class _ResponseShape(ABC):
         yield DONE
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
-        counted = {"usage": usage} if self.with_usage else {}
-        return sse_event(self.head | {"object": self.chunk_object, "choices": choices} | counted)
+        value = self.head | {"object": self.chunk_object, "choices": choices}
+        value |= {"usage": usage} if self.with_usage else {}
+        if self.pad and choices:
+            value["obfuscation"] = token_urlsafe(PADDED_SIZE)[: -len(dump(value)) % PADDED_SIZE]
+        return sse_event(value)
 
 
 class _Completion(_ResponseShape):
@@ -168,14 +175,16 @@ class _Completion(_ResponseShape):
         return {
             "tokens": [self.served.token_text(token.id)[0] for token in tokens],
             "token_logprobs": [_json_logprob(token.logprob) for token in tokens],
-            "top_logprobs": [
-                None
-                if token.logprob is None
-                else {self.served.token_text(id)[0]: _json_logprob(p) for id, p in token.top}
-                for token in tokens
-            ],
+            "top_logprobs": [None if token.logprob is None else self._top_logprobs(token) for token in tokens],
             "text_offset": [token.offset for token in tokens],
         }
+
+    def _top_logprobs(self, token: Token) -> dict[str, float | None]:
+        """Return the most probable tokens and the token itself; of tokens with the same text, the most probable."""
+        found: dict[str, float | None] = {}
+        for id, logprob in (*token.top, (token.id, token.logprob)):
+            found.setdefault(self.served.token_text(id)[0], _json_logprob(logprob))
+        return found
 
 
 class _Chat(_ResponseShape):

@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from glassformer.errors import RequestError
-from glassformer.generate.request import GenerationRequest, TokenEvent, TopTokens
+from glassformer.errors import CapacityError, RequestError
+from glassformer.generate.request import GenerationRequest, TokenEvent, TopTokens, check_ids
 from glassformer.models.language_model import LanguageModel
-from glassformer.server.bodies import SamplingFields
+from glassformer.server.bodies import SEEDS, OpenAIFields
 from glassformer.server.errors import prompt_errors
 from glassformer.server.models import ServedModel
 from glassformer.server.queue import CheckCancelled
 from glassformer.text.stream_decoder import StreamDecoder
 
-SEEDS = 1 << 63
+BATCH = 32  # sequences that are generated together
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,11 @@ class Token:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Text to append to choice `index`. tokens: only when log-probabilities are requested."""
+    """Text to append to choice `index`.
+
+    tokens: only when log-probabilities are requested; with the end token, which has no text. n_tokens: the number of
+    generated tokens, with the end token.
+    """
 
     index: int
     text: str
@@ -47,9 +51,10 @@ class Chunk:
 
 @dataclass
 class GenerationJob:
-    """Prompts to continue sequentially, each n times. Choice p*n + i is continuation i of prompt p.
+    """Prompts to continue, each n times, in batches. Choice p*n + i is continuation i of prompt p.
 
-    Raises RequestError or CapacityError when it is created with a prompt that cannot be continued.
+    With edits, each prompt is continued alone: the row of an edit is the index of a continuation of its prompt. Raises
+    RequestError or CapacityError when it is created with a prompt that cannot be continued.
     """
 
     served: ServedModel
@@ -65,8 +70,11 @@ class GenerationJob:
     def __post_init__(self):
         self.n_prompt = sum(map(len, self.prompts))
         with prompt_errors():
-            for p in range(len(self.prompts)):
-                self._stream(p, lambda: None)  # checks the prompt without generating
+            for prompts in self._batches():
+                if self.score_only:
+                    self._check_scored(prompts)
+                else:
+                    self._stream(prompts, lambda: None)  # checks the prompts without generating
 
     @property
     def lm(self) -> LanguageModel:
@@ -82,29 +90,51 @@ class GenerationJob:
 
     def chunks(self, check: CheckCancelled) -> Iterator[Chunk]:
         """Generate and yield the chunks of all choices. `check` is called before each forward pass."""
-        for p in range(len(self.prompts)):
+        for batch in self._batches():
             if self.echo:
-                yield from self._echo(p)
+                for p in batch:
+                    yield from self._echo(p)
             if not self.score_only:
-                offsets = (
-                    [_TokenOffsets(self, p) for _ in range(self.n)] if self.options["logprobs"] is not None else None
-                )
-                for event in self._stream(p, check):
-                    yield self._chunk(event, p, offsets)
+                offsets = None
+                if self.options["logprobs"] is not None:
+                    offsets = [_TokenOffsets(self, p) for p in batch for _ in range(self.n)]
+                for event in self._stream(batch, check):
+                    yield self._chunk(event, batch[0] * self.n, offsets)
 
-    def _stream(self, p: int, check: CheckCancelled) -> Iterator[TokenEvent]:
-        options: dict[str, Any] = self.options | ({"max_tokens": 1} if self.score_only else {})
+    def _batches(self) -> list[range]:
+        """Return the indices of the prompts of each batch."""
+        size = 1 if self.edits else max(BATCH // self.n, 1)
+        return [range(p, min(p + size, len(self.prompts))) for p in range(0, len(self.prompts), size)]
+
+    def _stream(self, batch: range, check: CheckCancelled) -> Iterator[TokenEvent]:
+        options = dict(self.options)
         if self.seed is not None:
-            options |= {"seed": (self.seed + p * self.n) % SEEDS}
+            options |= {"seed": (self.seed + batch[0] * self.n) % SEEDS}
         if self.edits:
             options |= {"edit": self.edits}
-        return self.lm.stream(self.prompts[p], before_forward=check, **options)
+        prompts = [self.prompts[p] for p in batch]
+        return self.lm.stream_batch(prompts, before_forward=check, **options)
 
-    def _chunk(self, event: TokenEvent, p: int, offsets: list[_TokenOffsets] | None) -> Chunk:
+    def _check_scored(self, batch: range) -> None:
+        """Check prompts that are not continued: they may fill the context."""
+        config = self.lm.config
+        for p in batch:
+            check_ids("prompt", self.prompts[p], config.vocab_size)
+            if len(self.prompts[p]) > config.context_length:
+                raise CapacityError(
+                    f"a prompt of {len(self.prompts[p])} tokens does not fit: the model's context holds "
+                    f"{config.context_length} tokens"
+                )
+
+    def _chunk(self, event: TokenEvent, first: int, offsets: list[_TokenOffsets] | None) -> Chunk:
         tokens: tuple[Token, ...] = ()
-        if offsets is not None and event.id is not None:
-            tokens = (Token(event.id, event.logprob, event.top, offsets[event.sequence].next(event.id)),)
-        return Chunk(p * self.n + event.sequence, event.text, tokens, int(event.id is not None), event.finish)
+        if offsets is not None:
+            offset = offsets[event.sequence]
+            if event.id is not None:
+                tokens = (Token(event.id, event.logprob, event.top, offset.next(event.id)),)
+            elif event.end_id is not None:
+                tokens = (Token(event.end_id, event.logprob, event.top, offset.finish()),)
+        return Chunk(first + event.sequence, event.text, tokens, 1, event.finish)
 
     def _echo(self, p: int) -> Iterator[Chunk]:
         """Yield the prompt as the first chunk of each of its continuations."""
@@ -148,10 +178,14 @@ class _TokenOffsets:
         text = self.served.token_text(token)[0]
         return max(begin, self.end - len(text))  # the decoded text may start with a character of earlier tokens
 
+    def finish(self) -> int:
+        """Return the offset of an end token, which has no width."""
+        return self.end + (len(self.decoder.finish()) if self.decoder is not None else 0)
+
 
 def make_job(
     served: ServedModel,
-    body: SamplingFields,
+    body: OpenAIFields,
     prompts: Sequence[str | list[int]],
     *,
     max_tokens: tuple[str, int | None] = ("max_tokens", None),
@@ -172,9 +206,12 @@ def make_job(
         more = ", or 0 with echo" if limit_field == "max_tokens" else ""
         raise RequestError(f"{limit_field} must be at least 1{more}, got {limit}", param=limit_field)
     options = {"max_tokens": None if score_only else limit, "stop": stops, "n": n}
+    options |= {"min_tokens": body.min_tokens or 0, "ignore_eos": bool(body.ignore_eos)}
     try:
-        GenerationRequest([], logprobs=logprobs[1])
+        GenerationRequest([], n=n, logprobs=logprobs[1])
     except RequestError as error:
+        if error.param != "logprobs":
+            raise
         raise RequestError(str(error).replace("logprobs", logprobs[0]), param=logprobs[0]) from None
     seed = sampling.pop("seed", None)
     ids = [served.language_model.encode(prompt) for prompt in prompts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -18,6 +17,7 @@ from glassformer.models.translator import Translator
 from glassformer.server.errors import ApiError
 from glassformer.server.example_text import example_text
 from glassformer.text.chat.chat_template import ChatTemplate, chat_templates
+from glassformer.text.sentencepiece.model_file import byte_pieces
 
 AnyModel = LanguageModel | Translator | Embedder
 ALTERNATIVES: dict[str, str] = {
@@ -32,7 +32,6 @@ class ServedModel:
 
     def __init__(self, name: str, lm: AnyModel):
         self.name, self.lm, self.created = name, lm, int(time.time())
-        self._lock = threading.Lock()
 
     @property
     def kind(self) -> ModelKind:
@@ -63,26 +62,47 @@ class ServedModel:
         """Raise ApiError if the model does not generate text."""
         _ = self.language_model
 
-    def chat_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Encode a conversation with the model's chat template."""
-        with self._lock:  # templates are rendered sequentially
-            if self.chat_template is None:
+    def chat_ids(self, messages: Sequence[dict[str, Any]], reasoning_effort: str | None = None) -> list[int]:
+        """Encode a conversation with the model's chat template, which may have the variable `reasoning_effort`."""
+        if self.chat_template is None:
+            raise RequestError(f"the model {self.name!r} has no chat template: use /v1/completions", param="messages")
+        options = {}
+        if reasoning_effort is not None:
+            if "reasoning_effort" in self.chat_template.source:
+                options = {"reasoning_effort": reasoning_effort}
+            elif reasoning_effort != "none":
                 raise RequestError(
-                    f"the model {self.name!r} has no chat template: use /v1/completions", param="messages"
-                )
-            developer = "developer" if "developer" in self.chat_template.source else "system"
-            messages = [m | {"role": developer} if m["role"] == "developer" else m for m in messages]
-            return self.chat_template.encode(messages, add_generation_prompt=True)
+                    f"reasoning_effort {reasoning_effort[:50]!r} has no effect: the chat template of {self.name!r} "
+                    "does not read it; leave it out", param="reasoning_effort",
+                )  # fmt: skip
+        developer = "developer" if "developer" in self.chat_template.source else "system"
+        messages = [m | {"role": developer} if m["role"] == "developer" else m for m in messages]
+        return self.chat_template.encode(messages, add_generation_prompt=True, **options)
 
     def token_text(self, token: int) -> tuple[str, bytes | None]:
-        """Return a token's text and bytes. Bytes that are not valid UTF-8 are written as `bytes:\\xe2\\x80`."""
+        """Return a token's text and bytes; "#17" without bytes if the tokenizer has no token of this id.
+
+        Bytes that are not valid UTF-8, and byte tokens (<0xE2>), are written as `bytes:\\xe2\\x80`.
+        """
         if self.lm.tokenizer is None:
             return str(token), None
-        data = self.lm.tokenizer.token_bytes(token)
-        try:
-            return data.decode(), data
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data), data
+        data = self.lm.tokenizer.find_bytes(token)
+        if data is None:  # the model's table has more rows than the tokenizer has tokens
+            return f"#{token}", None
+        if token not in self._byte_tokens:
+            try:
+                return data.decode(), data
+            except UnicodeDecodeError:
+                pass
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data), data
+
+    @cached_property
+    def _byte_tokens(self) -> frozenset[int]:
+        """The ids of the tokens <0x00> to <0xFF>, which represent one byte: "A" and <0x41> are different tokens."""
+        tokenizer = self.lm.tokenizer
+        assert tokenizer is not None
+        bytes_of = {tokenizer.backend.vocab.get(name): bytes([byte]) for byte, name in enumerate(byte_pieces())}
+        return frozenset(id for id, data in bytes_of.items() if id is not None and tokenizer.token_bytes(id) == data)
 
     @property
     def description(self) -> dict[str, Any]:

@@ -20,8 +20,8 @@ is not supported is rejected with an error that names it.
 view has a `receipt`: a line of Python that returns the same numbers, the identity that was used to check them, and the
 error of that check.
 
-One request is computed at a time, and the others wait; views are computed between two forward passes. When a client
-disconnects, its request is cancelled before the next forward pass. All errors have the shape
+Up to eight requests take turns, one token each, and the others wait; views are computed between two forward passes.
+When a client disconnects, its request is cancelled before the next forward pass. All errors have the shape
 `{"error": {message, type, param, code}}`.
 
 With an API key, every route needs `Authorization: Bearer KEY`.
@@ -30,8 +30,9 @@ With an API key, every route needs `Authorization: Bearer KEY`.
 ABOUT_COMPLETIONS = """Continue one or several prompts, each `n` times. Without `max_tokens`, generation ends with
 the end token or the context; a prompt that does not fit is rejected (`context_length_exceeded`).
 
-`logprobs` are in nats, of the model's distribution before sampling. With `echo`, they include the prompt's tokens
-(except the first); `echo` with `max_tokens: 0` scores the prompt only. The response's `seed` reproduces the text."""
+`logprobs` are in nats, of the model's distribution before sampling. They include the end token, which has no text; with
+`echo`, also the prompt's tokens (except the first). `echo` with `max_tokens: 0` scores the prompt only. The response's
+`seed` reproduces the text."""
 
 ABOUT_CHAT = """Answer a conversation with the model's chat template. Text in a message never becomes a control token.
 Models without a chat template are rejected: use `/v1/completions`."""

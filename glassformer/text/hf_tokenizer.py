@@ -1,18 +1,28 @@
 """Tokenizer backends: the protocol, and the one over the Hugging Face `tokenizers` library."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import tokenizers
+from typing_extensions import TypedDict
 
-from glassformer.errors import TokenizerError
-from glassformer.text.special_tokens import AddedToken, find_special_tokens
-from glassformer.text.stream_decoder import drops_first_space, token_table
+from glassformer.errors import GlassformerError, TokenizerError
+from glassformer.json_file import check_schema, parse_json
+from glassformer.text.special_tokens import AddedToken, check_ids, find_special_tokens, token_entry
+from glassformer.text.stream_decoder import TokenDecoder
 
 JSON = "tokenizer.json"
 SPACE = "▁"  # SentencePiece's; Gemma has added tokens for runs of it
+PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+
+
+class _TokenizerJson(TypedDict):
+    """What this module uses before the library has checked the file."""
+
+    model: dict[str, Any]
 
 
 @runtime_checkable
@@ -24,7 +34,7 @@ class TokenizerBackend(Protocol):
     added_tokens: tokens that are matched in the text before all others
     special_tokens: text -> id of the tokens that plain text never becomes
     prefix_ids, suffix_ids: ids that the files put before and after a text
-    drops_first_space: whether decoding removes one space at the start
+    drops_first_space, drops_last_space: whether decoding removes one space at the start, or at the end
     defaults: config values that apply where the config has none
     """
 
@@ -35,6 +45,7 @@ class TokenizerBackend(Protocol):
     prefix_ids: list[int]
     suffix_ids: list[int]
     drops_first_space: bool
+    drops_last_space: bool
     defaults: Mapping[str, Any]
 
     def encode(self, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
@@ -73,60 +84,74 @@ class HFTokenizer:
 
     defaults: Mapping[str, Any] = {}
 
-    def __init__(self, tokenizer_json: str, template: str = ""):
+    def __init__(self, tokenizer_json: str, template: str = "", added: Sequence[AddedToken] = ()):
         """Open the contents of a `tokenizer.json`.
 
         Args:
             tokenizer_json: The contents of the file.
             template: The chat template; it decides whether tokens such as <think> are special.
+            added: Tokens that other files add to it, or whose flags they set.
 
         Raises:
-            TokenizerError: The library cannot read the contents.
+            TokenizerError: The library cannot read the contents, or it gives an added token another id.
         """
-        self.json, self.template = tokenizer_json, template
-        try:
-            self.layout: dict[str, Any] = json.loads(tokenizer_json)
-        except json.JSONDecodeError as error:
-            raise TokenizerError(f"{JSON} is not JSON: {error}") from error
-        if not isinstance(self.layout, dict):
-            raise TokenizerError(f"{JSON} must hold a JSON object, not {type(self.layout).__name__}")
-        layout = self.layout | {"post_processor": _without_trim(self.layout.get("post_processor"))}
-        self.parsing = _open(layout)
-        self.kind = str(self.layout["model"].get("type", "model"))
+        self.template = template
+        layout = parse_json(tokenizer_json, JSON, error_type=TokenizerError)
+        check_schema(layout, JSON, _TokenizerJson, error_type=TokenizerError)
+        layout |= _checked_parts(layout)
+        if added:
+            layout["added_tokens"] = _with_added_tokens(layout, added)
+            tokenizer_json = json.dumps(layout, ensure_ascii=False)
+        self.json, self.layout = tokenizer_json, layout
+        opened = layout | {"post_processor": _without_trim(layout["post_processor"])}
+        self.parsing = _open(opened)
+        self.kind = str(layout["model"].get("type", "model"))
         self.vocab: dict[str, int] = self.parsing.get_vocab(with_added_tokens=True)
-        self.added_tokens = [
-            AddedToken(index, token.content, token.special, token.lstrip, token.rstrip)
-            for index, token in self.parsing.get_added_tokens_decoder().items()
-        ]
+        check_ids(self.vocab, JSON)
+        self.added_tokens = _added_tokens(self.parsing)
         self.special_tokens = find_special_tokens(self.added_tokens, template)
-        added = [
-            token | {"special": token["content"] in self.special_tokens} for token in layout.get("added_tokens", [])
-        ]
-        self._plain_layout = _rename_special(layout | {"added_tokens": added}, self.special_tokens)
+        self._plain_layout = _rename_special(
+            opened
+            | {
+                "added_tokens": [
+                    {"id": token.id, **token_entry(token), "special": token.text in self.special_tokens}
+                    for token in self.added_tokens
+                ]
+            },
+            self.special_tokens,
+        )
         self.plain = _open_plain(self._plain_layout)
-        self.prefix_ids, self.suffix_ids = self._added_ids()
-        self.drops_first_space = drops_first_space(self.layout)
+        self.prefix_ids, self.suffix_ids = self._frame()
+        self.decoder = TokenDecoder(layout["decoder"])
+        self.drops_first_space, self.drops_last_space = self.decoder.drops_first_space, self.decoder.drops_last_space
 
     def encode(self, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
         tokenizer = self.parsing if parse_special else self.plain
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with _library_errors("encode a text"):
+            return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_continuation(self, text: str) -> list[int]:
-        return self._continuing.encode(text, add_special_tokens=False).ids
+        with _library_errors("encode a text"):
+            return self._continuing.encode(text, add_special_tokens=False).ids
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        encodings = self.plain.encode_batch(list(pairs), add_special_tokens=True)
-        return [(encoding.ids, encoding.type_ids) for encoding in encodings]
+        with _library_errors("encode a text pair"):
+            encodings = self.plain.encode_batch(list(pairs), add_special_tokens=True)
+            return [(encoding.ids, encoding.type_ids) for encoding in encodings]
 
     def encode_offsets(self, text: str, *, parse_special: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        encoding = (self.parsing if parse_special else self.plain).encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+        with _library_errors("encode a text"):
+            encoding = (self.parsing if parse_special else self.plain).encode(text, add_special_tokens=False)
+            return encoding.ids, encoding.offsets
 
     def token_table(self) -> list[bytes | None]:
-        verbatim = (
-            token for token in self.added_tokens if token.text in self.special_tokens or SPACE not in token.text
-        )
-        return token_table(self.layout, self.vocab, {token.id: token.text for token in verbatim})
+        verbatim = {
+            token.id for token in self.added_tokens if token.text in self.special_tokens or SPACE not in token.text
+        }
+        table: list[bytes | None] = [None] * (max(self.vocab.values(), default=-1) + 1)
+        for token, index in self.vocab.items():
+            table[index] = token.encode() if index in verbatim else self.decoder.token_bytes(token)
+        return table
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild from the JSON text: the library's own pickles lose `encode_special_tokens`."""
@@ -137,13 +162,22 @@ class HFTokenizer:
         """The plain copy, without the space that some files put before the first word of a text."""
         return _open_plain(_without_first_space(self._plain_layout))
 
-    def _added_ids(self) -> tuple[list[int], list[int]]:
-        """Return the ids that the post-processor adds before and after a text: Llama's BOS, BERT's [CLS] and [SEP]."""
-        plain = self.parsing.encode("a", add_special_tokens=False).ids
-        full = self.parsing.encode("a", add_special_tokens=True).ids
-        n_added = len(full) - len(plain)
-        start = next(i for i in range(n_added + 1) if full[i : i + len(plain)] == plain)
-        return full[:start], full[start + len(plain) :]
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """Return the ids that the post-processor adds before and after a text: Llama's BOS, BERT's [CLS] and [SEP].
+
+        Raises:
+            TokenizerError: The post-processor drops or repeats the text, or adds an id that no token has.
+        """
+        probe = _open(_PROBE | {"post_processor": self.layout["post_processor"]})
+        with _library_errors("frame a text"):
+            encoding = probe.encode("a", add_special_tokens=True)
+        if encoding.special_tokens_mask.count(0) != 1:
+            raise TokenizerError(f"the post_processor of {JSON} must contain the text once, with tokens around it")
+        at = encoding.special_tokens_mask.index(0)
+        prefix, suffix = encoding.ids[:at], encoding.ids[at + 1 :]
+        if unknown := {*prefix, *suffix} - {*self.vocab.values()}:
+            raise TokenizerError(f"the post_processor of {JSON} adds the id {min(unknown)}, which no token has")
+        return prefix, suffix
 
     def files(self, prefix_ids: list[int], suffix_ids: list[int]) -> dict[str, bytes]:
         if (prefix_ids, suffix_ids) == (self.prefix_ids, self.suffix_ids):
@@ -162,15 +196,67 @@ class HFTokenizer:
         return {JSON: json.dumps(self.layout | {"post_processor": processor}, ensure_ascii=False).encode()}
 
 
+_PROBE: dict[str, Any] = {
+    "version": "1.0",
+    **dict.fromkeys(("truncation", "padding", *PARTS)),
+    "added_tokens": [],
+    "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+}
+"""A tokenizer of one token, to examine the parts of another one without its model."""
+
+
+@contextmanager
+def _library_errors(action: str) -> Iterator[None]:
+    """Turn the library's exceptions and its panics, which are no Exceptions, into TokenizerError.
+
+    TypeError passes: the library raises it for a text with a lone surrogate.
+    """
+    try:
+        yield
+    except (GlassformerError, TypeError):
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise TokenizerError(f"{JSON}: the tokenizers library cannot {action}: {error}") from error
+        raise
+
+
+def _checked_parts(layout: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts around the model as the library understands them: complete, with the right types."""
+    parts = {name: layout.get(name) for name in PARTS}
+    return {name: part for name, part in json.loads(_open(_PROBE | parts).to_str()).items() if name in PARTS}
+
+
+def _with_added_tokens(layout: Mapping[str, Any], added: Sequence[AddedToken]) -> list[dict[str, Any]]:
+    """Return the layout's `added_tokens` with `added`. Raises TokenizerError if the library gives one another id."""
+    tokens = {token.text: token for token in (*_added_tokens(_open(layout)), *added)}
+    entries = [{"id": token.id, **token_entry(token)} for token in sorted(tokens.values(), key=lambda token: token.id)]
+    opened = {token.text: token for token in _added_tokens(_open({**layout, "added_tokens": entries}))}
+    for token in added:
+        if (index := opened[token.text].id) != token.id:
+            raise TokenizerError(
+                f"the added token {token.text!r} has the id {token.id}, but with {JSON} its id would be {index}"
+            )
+    if len({token.id for token in opened.values()}) < len(opened):
+        raise TokenizerError(f"two added tokens have the same id with {JSON}")
+    return entries
+
+
+def _added_tokens(core: tokenizers.Tokenizer) -> list[AddedToken]:
+    return [
+        AddedToken(index, t.content, t.special, t.lstrip, t.rstrip, t.single_word, t.normalized)
+        for index, t in core.get_added_tokens_decoder().items()
+    ]
+
+
 def _open(layout: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """Return the library's tokenizer, without the truncation and padding that some files set."""
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(layout))
-    except Exception as error:  # the library raises plain Exception
+        text = json.dumps({**layout, "truncation": None, "padding": None})
+    except ValueError as error:
         raise TokenizerError(f"{JSON} cannot be read: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    with _library_errors("read it"):
+        return tokenizers.Tokenizer.from_str(text)
 
 
 def _open_plain(layout: Mapping[str, Any]) -> tokenizers.Tokenizer:

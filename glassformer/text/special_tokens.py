@@ -3,12 +3,21 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import regex
+from annotated_types import Interval
+
+from glassformer.errors import TokenizerError
 
 _SPECIAL = re.compile(r"<\|.*\|>\Z", re.DOTALL)  # <|endoftext|>, <|fim_prefix|>, ...
 _MARKUP = re.compile(r"<.*>\Z|\[.*\]\Z", re.DOTALL)  # <tool_call>, [INST], ...: special if the chat template uses them
+
+_WORD = re.compile(r"\w")
+
+MAX_ID = (1 << 22) - 1  # tables by id must fit into memory; the largest published vocabularies have a million tokens
+Vocabulary = dict[str, Annotated[int, Interval(ge=0, le=MAX_ID)]]
+"""The schema of a JSON file that maps each token to its id."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +26,8 @@ class AddedToken:
 
     special: whether the file marks it as special.
     lstrip, rstrip: whether it also absorbs the white space before and after it.
+    single_word: whether it is matched only between characters that belong to no word.
+    normalized: whether it is matched in the normalized text.
     """
 
     id: int
@@ -24,11 +35,29 @@ class AddedToken:
     special: bool = False
     lstrip: bool = False
     rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
 
 
 def token_text(entry: Any) -> Any:
     """Return a token's text from a config value: a string, or an object with a `content`."""
     return entry.get("content") if isinstance(entry, dict) else entry
+
+
+def token_entry(token: AddedToken) -> dict[str, Any]:
+    """Return a token's text and flags as Hugging Face files spell them, without the id."""
+    entry = dict(vars(token))
+    del entry["id"]
+    return {"content": entry.pop("text"), **entry}
+
+
+def check_ids(vocab: Mapping[str, int], source: object) -> None:
+    """Raise TokenizerError for a token whose id is larger than MAX_ID, before a table of all ids is built."""
+    token = max(vocab, key=vocab.__getitem__, default=None)
+    if token is not None and vocab[token] > MAX_ID:
+        raise TokenizerError(
+            f"{source} gives the token {token[:40]!r} the id {vocab[token]}; at most {MAX_ID} is allowed"
+        )
 
 
 def find_special_tokens(added: Iterable[AddedToken], template: str) -> dict[str, int]:
@@ -63,6 +92,8 @@ class SpecialTokenSplitter:
         for first, last in ((0, len(text)),) if regions is None else regions:
             for match in self.pattern.finditer(text, max(first, at), max(last, at)):
                 token, (start, end) = self.tokens[match[0]], match.span()
+                if token.single_word and (_WORD.match(text, end) or (start and _WORD.match(text, start - 1))):
+                    continue
                 while token.lstrip and start > at and _is_space(text[start - 1]):
                     start -= 1
                 while token.rstrip and end < len(text) and _is_space(text[end]):

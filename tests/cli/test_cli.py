@@ -2,13 +2,18 @@
 
 import io
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from glassformer.cli import VERBS, main
+from glassformer.cli.common import print_json
 
 TEXT = "The cat sat on the mat. The dog sat on the log. A bird sang to the cat, and the dog ran after the bird.\n" * 80
 
@@ -96,6 +101,25 @@ def test_eval_and_bench_print_json(capfd, run):
     assert data["bytes"] <= len(TEXT)
     data = json.loads(run_ok(capfd, "bench", run, "--rounds", 1, "--new-tokens", 4, "--json").out)
     assert data["decode_tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("tensor", ["model.layers.0.self_attn.q_proj.weight", "model.norm.weight"])
+def test_weights_that_are_not_numbers_are_an_error(capfd, run, tmp_path, tensor):
+    shutil.copytree(run / "checkpoints/best", tmp_path / "model")
+    tensors = load_file(tmp_path / "model/model.safetensors")
+    tensors[tensor].view(-1)[-1] = float("nan")
+    save_file(tensors, tmp_path / "model/model.safetensors")
+    for arguments in (["eval", run.parent / "text.txt"], ["generate", "The"], ["bench"]):
+        verb, *rest = arguments
+        assert "weights are NaN or infinite" in run_error(capfd, verb, tmp_path / "model", *rest)
+        run_error(capfd, verb, tmp_path / "model", *rest, "--json")
+        assert capfd.readouterr().out == ""
+
+
+def test_json_output_has_no_nan(capfd):
+    print_json({"loss": math.nan, "rows": [1.5, math.inf, (-math.inf, "a")], "path": Path("b")})
+    found = json.loads(capfd.readouterr().out, parse_constant=lambda text: pytest.fail(text))
+    assert found == {"loss": "NaN", "rows": [1.5, "Infinity", ["-Infinity", "a"]], "path": "b"}
 
 
 def test_tokenizer_verbs(capfd, run, tmp_path):
@@ -256,7 +280,7 @@ def test_train_seq2seq(capfd, tmp_path, sizes):
         (["train", "nothing-here.txt", "--out", "NEW"], "nothing-here.txt"),
         (["train", "TEXT", "--out", "RUN"], "holds a run already"),
         (["train", "TEXT", "--out", "NEW", "--d-model", "30", "--n-heads", "4"], "multiple of n_heads"),
-        (["train", "--task", "seq2seq", "--out", "NEW"], "TSV or JSONL with source and target"),
+        (["train", "--task", "seq2seq", "--out", "NEW"], "DATA is missing: give files, folders, globs"),
         (["train", "TEXT", "--task", "seq2seq", "--out", "NEW"], "no example could be read"),
         (["train", "TEXT", "--out", "NEW", "--cell", "gru"], "--cell is an option of --task seq2seq --arch recurrent"),
         (["train", "TEXT", "--out", "NEW", "--arch", "recurrent"], "--arch is an option of --task seq2seq"),

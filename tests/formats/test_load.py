@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, random_ids, run, tiny
+from tiny import FAMILIES, assert_near, random_ids, run, tiny
 
 from glassformer.errors import CheckpointError, ConfigError, GlassformerError
 from glassformer.formats import load_decoder, save_model
@@ -162,7 +162,7 @@ def test_shape_error_names_both_shapes(folder, family):
 
 
 def test_unknown_config_key_raises_unless_ignored(folder, family):
-    edit_config(folder, rope_wobble=3, another=None)
+    edit_config(folder, rope_wobble=3, another=5)
     with pytest.raises(
         ConfigError, match=r"config\.json: keys this family does not understand: another, rope_wobble.*--ignore-key"
     ):
@@ -179,16 +179,25 @@ def test_unsupported_quantization_raises(folder):
         load_decoder(folder)
 
 
-@pytest.mark.parametrize(("name", "near"), [("gpt3", "gpt2"), ("Qwen3", "qwen3"), ("lama", "llama")])
-def test_unknown_model_type_suggests_the_nearest(folder, name, near):
-    edit_config(folder, model_type=name)
-    with pytest.raises(ConfigError, match=f"unknown model_type '{name}'; the nearest one known is '{near}'"):
+@pytest.mark.parametrize("name", ["gpt3", "Qwen3", 7, None, "x" * 10_000])
+@pytest.mark.parametrize("architectures", [..., ["OtherForCausalLM"], "llama"])
+def test_unknown_model_type_names_the_family_with_the_same_keys(folder, family, name, architectures):
+    """Not the one with a similar name."""
+    edit_config(folder, model_type=name, architectures=architectures)
+    with pytest.raises(ConfigError, match=f"the keys are most like those of '{family}'") as error:
+        load_decoder(folder)
+    assert len(str(error.value)) < 1000
+
+
+def test_unknown_model_type_names_the_family_of_its_architecture(folder):
+    edit_config(folder, model_type="mine", architectures=["Olmo2ForCausalLM"])
+    with pytest.raises(ConfigError, match="unknown model_type 'mine'; the keys are most like those of 'olmo2'"):
         load_decoder(folder)
 
 
 def test_missing_model_type_raises(folder):
     edit_config(folder, model_type=...)
-    with pytest.raises(ConfigError, match=r"unknown model_type None. Known: .*gpt2, .*qwen3, "):
+    with pytest.raises(ConfigError, match=r"unknown model_type None.*Known: .*gpt2, .*qwen3, "):
         load_decoder(folder)
 
 
@@ -269,3 +278,33 @@ def test_damaged_index_raises(folder, index):
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(GlassformerError, match=str(folder)):
         load_decoder(folder)
+
+
+@pytest.mark.parametrize("family", ["olmo", "gemma2", "mixtral", "gpt2"])  # clip, softcap, experts, positions
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_first_forward_pass_names_weights_that_are_not_finite(family, value, tmp_path):
+    """One damaged number in any tensor, whether it changes the logits or not."""
+    model = tiny(family)
+    ids = random_ids(model.config, 1, 5)
+    for name, p in model.named_parameters():
+        before = p.data.flatten()[-1].item()
+        p.data.view(-1)[-1] = value
+        save_model(model, tmp_path)
+        p.data.view(-1)[-1] = before
+        loaded = load_decoder(tmp_path)
+        for _ in range(2):  # a caught error does not make the weights valid
+            with pytest.raises(CheckpointError, match=rf"{tmp_path}: weights are NaN or infinite, .* float32: {name}$"):
+                run(loaded, ids)
+    save_model(model, tmp_path)
+    loaded = load_decoder(tmp_path)
+    assert_near(run(loaded, ids), run(model, ids))
+    assert not any(module._forward_pre_hooks for module in loaded.modules()), "the check runs again"
+
+
+def test_numbers_too_large_for_the_dtype_raise(tmp_path):
+    model = tiny("llama")
+    model.norm.weight.data[0] = 1e5
+    save_model(model, tmp_path)
+    run(load_decoder(tmp_path, dtype=torch.bfloat16), random_ids(model.config, 1, 5))
+    with pytest.raises(CheckpointError, match=r"too large for float16: norm\.weight$"):
+        run(load_decoder(tmp_path, dtype=torch.float16), random_ids(model.config, 1, 5))

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, tiny
 
 from glassformer.atomic import replacing, write_text
 from glassformer.config import NormConfig, change
 from glassformer.errors import CheckpointError, ConfigError
 from glassformer.formats import load_decoder, save_model
+from glassformer.formats.safetensors_file import save_tensors
+from glassformer.models.language_model import LanguageModel
 from glassformer.nn.model import Decoder
 
 ROOT = Path(__file__).parents[2]
@@ -186,3 +188,108 @@ def test_file_in_place_of_the_folder_raises(tmp_path):
     (tmp_path / "model").write_text("not a folder")
     with pytest.raises(CheckpointError, match="model could not be created"):
         save_model(tiny("llama"), tmp_path / "model")
+
+
+def test_written_bytes_are_those_of_the_safetensors_package(tmp_path):
+    tensors = {
+        "ü": torch.randn(3, 5), "b": torch.randn(7).to(torch.bfloat16), "a": torch.randn(2, 2).to(torch.float16),
+        "empty": torch.empty(0, 4), "scalar": torch.tensor(1.5), "long": torch.arange(9), "flags": torch.tensor([True]),
+        "bytes": torch.arange(5, dtype=torch.uint8), "wide": torch.randn(2, 3, dtype=torch.float64),
+        "strided": torch.randn(4, 6).T.contiguous(), "int32": torch.arange(3, dtype=torch.int32),
+    }  # fmt: skip
+    save_tensors(tensors, tmp_path / "ours")
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    loaded = load_file(tmp_path / "ours")
+    assert all(torch.equal(loaded[name], value) for name, value in tensors.items())
+
+
+@pytest.mark.parametrize("name", ["a.gguf", "[a]*.txt"])
+def test_next_write_removes_what_killed_processes_left(tmp_path, name):
+    """Only temporary files of this target, and only those that no process has locked."""
+    path, other = tmp_path / name, tmp_path / f".b{name}.77.tmp"
+    for suffix in ("1", "99999999-0a1b2c3d"):
+        (tmp_path / f".{name}.{suffix}.tmp").write_text("left")
+    (tmp_path / f".{name}.5-e.tmp").mkdir()
+    other.write_text("of another target")
+    with replacing(path) as first:
+        first.write_text("slow")
+        write_text(path, "second")
+        assert sorted(p.name for p in tmp_path.iterdir()) == sorted([other.name, first.name, name])
+    assert files(tmp_path) == {other.name: b"of another target", name: b"slow"}
+
+
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+from tiny import tiny
+from generate.writers import make_tokenizer
+from glassformer.models.language_model import LanguageModel
+from glassformer.models.load import load
+folder, rng = Path(sys.argv[1]) / "model", random.Random(3)
+models = [tiny("llama", seed=seed, vocab_size=300) for seed in (1, 2)]
+tokenizers = [make_tokenizer() for _ in models]
+for i, tokenizer in enumerate(tokenizers):
+    tokenizer.chat_template = f"template {i}"
+saves = [LanguageModel(*pair) for pair in zip(models, tokenizers)]
+saves[0].save(folder, shard=30_000)
+(folder / "notes").mkdir()
+(folder / "notes/mine.txt").write_text("mine")
+seen, left = set(), 0
+for kill in range(25):
+    child = os.fork()
+    if child == 0:
+        i = kill % 2
+        while True:
+            i = 1 - i
+            saves[i].save(folder, shard=30_000 if i else 10**9)
+    time.sleep(rng.uniform(0.005, 0.3))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found = load(folder)
+    i = int(found.tokenizer.chat_template.split()[1])
+    ours, theirs = dict(found.model.named_parameters()), dict(models[i].named_parameters())
+    assert all((ours[name] == theirs[name]).all() for name in theirs), f"kill {kill}: weights beside another tokenizer"
+    assert (folder / "notes/mine.txt").read_text() == "mine"
+    seen.add(i)
+    left += len([path for path in folder.parent.iterdir() if path != folder])
+saves[0].save(folder)
+assert left > 5, f"only {left} kills left a temporary folder"
+assert seen == {0, 1}
+print(sorted(path.name for path in folder.parent.iterdir()), sorted(path.name for path in folder.iterdir()))
+"""
+
+
+def test_killed_save_leaves_one_complete_model(tmp_path):
+    """Weights and tokenizer always belong together; the next save removes what killed ones left."""
+    run = subprocess.run(
+        [sys.executable, "-c", KILLS, tmp_path],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    inside = ["chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "notes"]
+    assert run.stdout == f"['model'] {[*inside, 'tokenizer.json', 'tokenizer_config.json']}\n"
+
+
+def test_folder_that_cannot_be_exchanged_is_written_in_place(tmp_path, monkeypatch):
+    """The current folder keeps its identity, or the user's shell would stand in a removed one."""
+    monkeypatch.chdir(tmp_path)
+    before = tmp_path.stat().st_ino
+    LanguageModel(tiny("llama")).save(".")
+    LanguageModel(tiny("llama", seed=2)).save(tmp_path)
+    assert tmp_path.stat().st_ino == before
+    assert set(files(tmp_path)) == {"config.json", "generation_config.json", "model.safetensors"}
+
+
+def test_errors_name_the_folder_and_not_the_temporary_one(tmp_path, monkeypatch):
+    LanguageModel(tiny("llama")).save(tmp_path / "model")
+    before = files(tmp_path / "model")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("glassformer.atomic.sync", fail)
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path}/model/model\.safetensors could not be written: No space"):
+        LanguageModel(tiny("llama", seed=2)).save(tmp_path / "model")
+    assert files(tmp_path / "model") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -15,7 +15,9 @@ from glassformer.generate import session
 from glassformer.generate.decode import decode
 from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling, adjust, choose
+from glassformer.inspect.edits.edit import replace
 from glassformer.kernels.attention import attend_fused
+from glassformer.models.language_model import LanguageModel
 from glassformer.nn.step import Step
 
 GREEDY = Sampling(temperature=0.0)
@@ -74,6 +76,38 @@ def test_greedy_equals_transformers_generate(family, penalty, in_transformers):
         assert rows_of(decode(model, request)) == [expected]
 
 
+@pytest.mark.parametrize("min_tokens", [0, 1, 2, 5, 12])
+def test_min_tokens_equals_transformers(min_tokens, in_transformers):
+    """The end token is a token of the greedy text; after `min_tokens`, both texts end at the next end token."""
+    model = tiny("qwen3")
+    theirs = in_transformers(model)
+    [prompt] = some_prompts(model.config, [5])
+    [greedy] = rows_of(decode(model, GenerationRequest([prompt], 40, GREEDY)))
+    at, end = next((i, token) for i, token in enumerate(greedy) if i > 1 and token not in greedy[:i])
+    expected = theirs.generate(
+        torch.tensor([prompt]), do_sample=False, max_new_tokens=40, min_new_tokens=min_tokens, eos_token_id=end,
+        pad_token_id=0,
+    )[0, len(prompt) :].tolist()  # fmt: skip
+    lm = LanguageModel(model, end_ids=[end])
+    found = lm.generate(prompt, temperature=0, max_tokens=40, min_tokens=min_tokens).continuations[0]
+    ids = [*found.ids, *([] if found.end is None else [found.end.id])]
+    assert ids == expected
+    assert found.finish == ("stop" if expected[-1] == end else "length")
+    assert len(found.ids) == at if min_tokens <= at else len(found.ids) >= min_tokens
+    ignored = lm.generate(prompt, temperature=0, max_tokens=40, ignore_eos=True).continuations[0]
+    assert (list(ignored.ids), ignored.finish, ignored.end) == (greedy, "length", None)
+
+
+def test_greedy_continuations_are_equal_unless_an_edit_changes_one():
+    lm = LanguageModel(tiny("qwen3"))
+    one, two = lm.generate([5, 6], temperature=0, n=2, max_tokens=8).continuations
+    assert one == two
+    edit = replace("final.logits", 99.0, dim=7, row=1)
+    one, two = lm.generate([5, 6], temperature=0, n=2, max_tokens=8, edit=[edit]).continuations
+    assert one != two
+    assert set(two.ids) == {7}
+
+
 # ---- against recomputing everything
 
 SAMPLINGS = [
@@ -90,9 +124,9 @@ SAMPLINGS = [
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "warm", "cut", "penalties"])
 def test_batched_cached_decoding_equals_recomputation(family, sampling, monkeypatch):
     """Prompts of other lengths beside it, read in chunks of three (the window of five is longer), alone and not."""
-    monkeypatch.setattr(session, "PREFILL_CHUNK", 3)
     model = tiny(family)
     prompts = some_prompts(model.config, [1, 3, 7, 20, 8])
+    monkeypatch.setattr(session, "PREFILL_CHUNK", 3 * len(prompts))
     together = rows_of(decode(model, GenerationRequest(prompts, 16, sampling)))
     for p, prompt in enumerate(prompts):
         assert together[p] == naive(model, prompt, 16, sampling, 7 + p), f"prompt {p} of {len(prompt)} tokens"
@@ -100,9 +134,9 @@ def test_batched_cached_decoding_equals_recomputation(family, sampling, monkeypa
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 6, 64])
 def test_prefill_chunk_size_does_not_change_tokens(chunk, monkeypatch):
-    monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
     model = tiny("qwen3")
     prompts = some_prompts(model.config, [30, 11, 12])
+    monkeypatch.setattr(session, "PREFILL_CHUNK", chunk * len(prompts))
     assert rows_of(decode(model, GenerationRequest(prompts, 10, GREEDY))) == [
         naive(model, p, 10, GREEDY) for p in prompts
     ]
@@ -186,9 +220,7 @@ def test_invalid_requests_raise_before_computation(prompts, options, message):
         decode(tiny("qwen3"), GenerationRequest(prompts, **options))
 
 
-@pytest.mark.parametrize(
-    "options", [{"max_tokens": 0}, {"n": 0}, {"n": 2000}, {"logprobs": -1}, {"n": 2, "sampling": GREEDY}], ids=str
-)
+@pytest.mark.parametrize("options", [{"max_tokens": 0}, {"n": 0}, {"n": 2000}, {"logprobs": -1}], ids=str)
 def test_invalid_options_raise_with_param(options):
     with pytest.raises(RequestError, match=next(iter(options))) as caught:
         GenerationRequest([[1]], **options)

@@ -119,6 +119,22 @@ def test_end_token_releases_withheld_text(scripted, tokenizer):
     assert generate_text(scripted(script), stop="END") == ("one EN", "stop")
 
 
+def test_stop_strings_have_no_effect_before_min_tokens(scripted):
+    one = scripted(b"the cat sat on the cat")
+    assert generate_text(one, stop="cat", max_tokens=22) == ("the ", "stop")
+    assert generate_text(one, stop="cat", max_tokens=22, min_tokens=7) == ("the cat sat on the ", "stop")
+    assert generate_text(one, stop="cat", max_tokens=22, min_tokens=6) == ("the cat sat on the ", "stop")
+    assert generate_text(one, stop="cat", max_tokens=22, min_tokens=22) == ("the cat sat on the cat", "length")
+    with pytest.raises(GlassformerError, match="min_tokens must be a whole number from 0 to 5, got 6"):
+        one.generate([0], max_tokens=5, min_tokens=6)
+
+
+def test_ignored_end_tokens_are_part_of_the_text(scripted, tokenizer):
+    script = [*tokenizer.encode("cat"), tokenizer.eos_id, *tokenizer.encode(" sat")]
+    text = generate_text(scripted(script), max_tokens=len(script), ignore_eos=True)
+    assert text == ("cat<|endoftext|> sat", "length")
+
+
 def test_stop_string_at_the_last_token_finishes_with_stop(scripted):
     assert generate_text(scripted(b"cat"), stop="cat", max_tokens=3) == ("", "stop")
 

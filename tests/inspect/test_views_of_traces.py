@@ -9,7 +9,7 @@ from test_trace import DECODERS, known, language, text
 from tiny import tiny
 
 from glassformer.errors import CheckpointError, RequestError
-from glassformer.inspect.edits.edit import ablate, add, patch, scale
+from glassformer.inspect.edits.edit import ablate, add, patch, replace, scale
 from glassformer.inspect.record.store import signature
 from glassformer.inspect.sweep import sweep as sweep_module
 from glassformer.inspect.views.lens import lens_rows
@@ -153,7 +153,8 @@ def test_a_sweep_row_equals_a_trace_with_that_edit(family, over, monkeypatch):
     lm = language(family)
     base = [scale(f"blocks.{i}.mlp.out", 0.5) for i in (0, 1)] + [add("blocks.2.resid_pre", 0.1, position=3)]
     source = lm.trace(text(lm, 9, seed=2))
-    for how in ({"op": "ablate"}, {"op": "scale", "factor": -0.5}, {"op": "patch", "source": source}):
+    patching = {"op": "patch", "source": source, "align": "start"}
+    for how in ({"op": "ablate"}, {"op": "scale", "factor": -0.5}, patching):
         t = lm.trace(text(lm), edit=base if how["op"] == "scale" else [])
         sweep = lm.sweep(t, over=over, target=3, rival=7, position=-2, **how)
         rows = list(sweep)
@@ -217,6 +218,54 @@ def test_sweep_batches_are_bounded(monkeypatch):
         handle.remove()
     assert max(seen) == (3, 11)
     assert [row.layer for row in lm.sweep(text(lm))] == [2] * 4 + [1] * 4 + [0] * 4, "the last blocks first"
+
+
+@pytest.mark.parametrize("over", ["heads", "layers", "positions", "cells"])
+def test_the_matrix_of_a_sweep_is_in_the_order_of_the_model(over):
+    """Its rows are the blocks from the first to the last, whatever the order of computation."""
+    lm = language("qwen3")
+    t = lm.trace(text(lm))
+    for field in ("value", "change"):
+        sweep = lm.sweep(t, over=over, target=3, rival=7)
+        found = sweep.matrix(field)
+        assert found.shape == {"heads": (3, 4), "layers": (3, 2), "positions": (11,), "cells": (3, 11)}[over]
+        for row in sweep:
+            column = {"heads": row.head, "layers": int(row.edit.point.endswith("mlp.add"))}.get(over, row.position)
+            at = (column,) if over == "positions" else (row.layer, column)
+            assert found[at].item() == pytest.approx(getattr(row, field), abs=1e-5)
+    with pytest.raises(RequestError, match="field must be 'value' or 'change', got 'kl'"):
+        sweep.matrix("kl")
+    hidden = lm.sweep(t, over="cells", op="knockout").matrix()
+    assert hidden.shape == (3, 10)
+    assert torch.isfinite(hidden).all()
+
+
+@pytest.mark.parametrize("over", ["heads", "layers", "positions", "cells"])
+@pytest.mark.parametrize("n", [9, 13])
+def test_a_patch_from_a_text_of_another_length_names_its_alignment(over, n):
+    """Tokens are paired from the start, from the end, or not at all."""
+    lm = language("qwen3")
+    t, source = lm.trace(text(lm)), lm.trace(text(lm, n, seed=2))
+    with pytest.raises(RequestError, match=rf"the source has {n} tokens at .*, and the text 11: pass a source of the"):
+        lm.sweep(t, over=over, op="patch", source=source)
+    for align, shift in (("start", 0), ("end", n - 11)):
+        sweep = lm.sweep(t, over=over, op="patch", source=source, align=align, target=3, rival=7)
+        both = [p for p in range(11) if 0 <= p + shift < n]
+        for row in list(sweep)[:: max(1, len(sweep) // 4)]:
+            positions = both if row.position is None else [row.position]
+            rows = source.at(row.edit.point, [p + shift for p in positions]).tensor
+            if row.head is not None:
+                rows = rows[:, row.head]
+            edit = replace(row.edit.point, rows, position=positions, head=row.head)
+            logits = lm.trace(text(lm), edit=edit)["final.logits"].tensor[-1]
+            assert row.value == pytest.approx((logits[3] - logits[7]).item(), abs=1e-3), row
+        if over in ("positions", "cells"):
+            assert {row.position for row in sweep} == set(both)
+    for wrong in ("middle", 1):
+        with pytest.raises(RequestError, match="align must be 'start' or 'end'"):
+            lm.sweep(t, op="patch", source=source, align=wrong)
+    with pytest.raises(RequestError, match="align must be 'start' or 'end', with op 'patch' only"):
+        lm.sweep(t, align="start")
 
 
 def test_sweep_errors():

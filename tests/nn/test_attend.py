@@ -217,3 +217,22 @@ def test_attend_float32_ignores_autocast():
         z = attend_float32(spec, q, KV(k, v), view_of(spec))
     assert z.dtype == torch.bfloat16
     assert torch.equal(z, attend_sdpa(spec, q.float(), KV(k.float(), v.float()), view_of(spec)).bfloat16())
+
+
+@pytest.mark.parametrize("attend", [attend_sdpa, attend_fused, attend_products, attend_float32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 9, 17])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 1)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_scores_that_are_not_numbers_give_nan(attend, dtype, length, heads, causal):
+    """A NaN or infinity in any query or key: NaN where the definition gives NaN, in that text only."""
+    spec = AttendSpec(0.4, causal)
+    view = view_of(spec, length, length)
+    for which, index, value in itertools.product((0, 1), (0, length - 1), (math.nan, math.inf, -math.inf)):
+        tensors = [t.to(dtype) for t in draw(heads, length, length)]
+        tensors[which][1, index, 0, 3] = value
+        q, k, v = tensors
+        z, expected = attend(spec, q, KV(k, v), view), attend_reference(spec, q, KV(k, v), view)[0]
+        assert not z[0].isnan().any()
+        assert z[expected.isnan()].isnan().all(), (which, index, value)  # torch adds -inf to hide a key: NaN stays
+        assert expected.isnan().any() or math.isinf(value)

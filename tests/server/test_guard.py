@@ -246,6 +246,7 @@ def test_openapi_document_states_the_bounds(http):
         if not name.startswith("Error"):
             visit(name, schema)
     texts = {"CompletionBody.prompt", "MessageBody.content", "TextPart.text", "TraceBody.prompt", "TraceBody.target"}
+    texts |= {"MessageBody.reasoning", "MessageBody.reasoning_content"}
     assert set(unbounded) == texts
 
 

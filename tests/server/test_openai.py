@@ -101,7 +101,8 @@ def test_logprobs_equal_those_of_generate(client, lms):
     assert found.logprobs.tokens == [piece(lm, t.id) for t in tokens]
     assert found.logprobs.token_logprobs == pytest.approx([t.logprob for t in tokens], abs=1e-5)
     for ours, theirs in zip(found.logprobs.top_logprobs, tokens, strict=True):
-        assert ours == {piece(lm, id): pytest.approx(p, abs=1e-5) for id, p in theirs.top}
+        pairs = [*theirs.top, (theirs.id, theirs.logprob)]
+        assert ours == {piece(lm, id): pytest.approx(p, abs=1e-5) for id, p in pairs}
     whole = prompt + found.text
     for token, offset in zip(found.logprobs.tokens, found.logprobs.text_offset, strict=True):
         if not token.startswith("bytes:"):
@@ -142,6 +143,34 @@ def test_lists_of_prompts_and_of_ids(client, lms):
     one = client.completions.create(model="talker", prompt=ids, **SEEDED)
     both = client.completions.create(model="talker", prompt=[ids, ids], **SEEDED)
     assert one.choices[0].text == lm.generate("the dog", **SEEDED).text == both.choices[0].text
+
+
+def test_a_list_of_prompts_is_one_batch(client, lms):
+    """Prompts of several lengths, of which some end early: each has the text it has alone, with its own seed."""
+    from glassformer.server.bodies import CompletionBody
+    from glassformer.server.generation import BATCH, make_job
+    from glassformer.server.models import ServedModel
+
+    lm = lms["talker"]
+    prompts = ["the cat sat on the mat " * (i % 4) + "the dog"[: 3 + i % 5] for i in range(BATCH + 3)]
+    options = {"max_tokens": 12, "seed": 5, "temperature": 1.5, "stop": ["a", "é"], "logprobs": 1, "echo": True}
+    found = client.completions.create(model="talker", prompt=prompts, **options)
+    assert [choice.index for choice in found.choices] == list(range(len(prompts)))
+    assert {choice.finish_reason for choice in found.choices} == {"stop", "length"}
+    for p, (prompt, choice) in enumerate(zip(prompts, found.choices, strict=True)):
+        (alone,) = client.completions.create(model="talker", prompt=prompt, **options | {"seed": 5 + p}).choices
+        assert (choice.text, choice.finish_reason) == (alone.text, alone.finish_reason)
+        assert choice.logprobs.tokens == alone.logprobs.tokens
+        assert choice.logprobs.text_offset == alone.logprobs.text_offset
+        assert choice.logprobs.token_logprobs[1:] == pytest.approx(alone.logprobs.token_logprobs[1:], abs=1e-5)
+    assert found.usage.prompt_tokens == sum(len(lm.encode(prompt)) for prompt in prompts)
+
+    body = CompletionBody(model="talker", prompt=["a"] * BATCH, seed=5, ignore_eos=True)
+    job = make_job(ServedModel("talker", lm), body, body.prompts(), max_tokens=("max_tokens", 12))
+    passes = []
+    chunks = list(job.chunks(lambda: passes.append(1)))
+    assert len(chunks) == 12 * BATCH
+    assert len(passes) == 12, "one forward pass for a step of all prompts"
 
 
 def test_stop_strings_end_the_text(client, lms):
@@ -212,22 +241,140 @@ def test_errors_raise_openai_exceptions(client):
         client.chat.completions.create(model="other", messages=MESSAGES)
 
 
-def test_neutral_values_of_unsupported_fields_are_accepted(client):
-    found = client.completions.create(model="talker", prompt="a", best_of=1, suffix=None, **SEEDED)
-    assert found.choices[0].text
-    found = client.chat.completions.create(
-        model="talker", messages=MESSAGES, response_format={"type": "text"}, tools=[], store=False, max_tokens=2
+HARMLESS = [
+    {"user": "u-1"}, {"metadata": {"k": "v"}}, {"store": True}, {"service_tier": "flex"}, {"prompt_cache_key": "k"},
+    {"safety_identifier": "s"}, {"parallel_tool_calls": False}, {"cache_prompt": True}, {"prediction": {"a": 1}},
+    {"verbosity": "medium"}, {"response_format": {"type": "text"}}, {"tools": []}, {"tool_choice": "auto"},
+    {"suffix": ""}, {"reasoning_effort": "none"}, {"frob": None}, {"audio": None}, {"best_of": 1}, {"n": 1.0},
+    {"stream_options": {"include_usage": False}}, {"stream_options": None}, {"stream": None}, {"top_k": 0},
+    {"top_k": -1},
+    {"max_tokens": 12.0}, {"max_tokens": 12, "max_completion_tokens": 12.0}, {"max_completion_tokens": 12},
+    {"stop": ""}, {"stop": [""]}, {"stop": []}, {"min_tokens": 0}, {"ignore_eos": False}, {"seed": 5.0}, {"min_p": 0},
+    {"top_p": 1}, {"logit_bias": {}}, {"presence_penalty": 0}, {"edits": []}, {"echo": False, "suffix": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", HARMLESS, ids=str)
+def test_fields_without_effect_are_accepted(http, lms, change):
+    """Each leaves the text as it is."""
+    body = {"model": "talker", "prompt": "the cat", **SEEDED} | change
+    if "max_completion_tokens" in change and "max_tokens" not in change:
+        del body["max_tokens"]
+    answer = http.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["text"] == lms["talker"].generate("the cat", **SEEDED).text
+    if "echo" not in change:
+        body = {"messages": MESSAGES} | {k: v for k, v in body.items() if k != "prompt"}
+        answer = http.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        plain = http.post("/v1/chat/completions", json={"model": "talker", "messages": MESSAGES, **SEEDED})
+        assert answer.json()["choices"] == plain.json()["choices"]
+
+
+def test_limits_of_sampling_fields(client, lms):
+    """Values at which other servers switch an option off, or always take the most probable token."""
+    greedy = lms["talker"].generate("the cat", temperature=0, max_tokens=12).text
+
+    def text(**fields):
+        return client.completions.create(model="talker", prompt="the cat", max_tokens=12, **fields).choices[0].text
+
+    assert text(top_p=0, seed=1) == text(temperature=1e-6) == text(temperature=1e-9, seed=2) == greedy
+    found = client.completions.create(model="talker", prompt="the cat", max_tokens=12, temperature=0, n=3)
+    assert [choice.text for choice in found.choices] == [greedy] * 3
+    random_seeds = {client.completions.create(model="talker", prompt="a", max_tokens=1, seed=-1).seed for _ in range(4)}
+    assert len(random_seeds) == 4
+    assert min(random_seeds) >= 0
+    negative = client.completions.create(model="talker", prompt="the cat", max_tokens=12, seed=-3)
+    assert negative.seed == 2**63 - 3
+    assert negative.choices[0].text == text(seed=negative.seed) == text(seed=-3)
+
+
+def test_load_generators_get_the_number_of_tokens_they_ask_for(client, lms):
+    """`ignore_eos` and `min_tokens` hold where the end token is the most probable one at every step."""
+    eos = lms["talker"].tokenizer.eos_id
+    options = {"model": "talker", "prompt": "the", "max_tokens": 9, "temperature": 0, "logit_bias": {str(eos): 1000}}
+    plain = client.completions.create(**options)
+    assert (plain.choices[0].finish_reason, plain.usage.completion_tokens) == ("stop", 1)
+    found = client.completions.create(**options, extra_body={"ignore_eos": True})
+    assert (found.choices[0].finish_reason, found.usage.completion_tokens) == ("length", 9)
+    assert found.choices[0].text == "<|endoftext|>" * 9
+    found = client.completions.create(**options, extra_body={"min_tokens": 4})
+    assert (found.choices[0].finish_reason, found.usage.completion_tokens) == ("stop", 5)
+    assert found.choices[0].text == lms["talker"].generate("the", temperature=0, max_tokens=4).text
+    chat = client.chat.completions.create(
+        model="talker", messages=MESSAGES, max_completion_tokens=7, extra_body={"ignore_eos": True, "min_tokens": 7}
     )
-    assert found.choices
+    assert (chat.choices[0].finish_reason, chat.usage.completion_tokens) == ("length", 7)
+
+
+@pytest.mark.parametrize("kind", ["completions", "chat"])
+def test_every_chunk_holds_the_counts_so_far(client, lms, kind):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    create = client.completions.create if kind == "completions" else client.chat.completions.create
+    given = {"prompt": "the cat"} if kind == "completions" else {"messages": MESSAGES}
+    *chunks, last = create(model="talker", stream=True, stream_options=options, **given, **SEEDED)
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == last.usage.completion_tokens == 12
+    assert len(set(counts)) > 5
+    for chunk in chunks:
+        assert chunk.usage.total_tokens == chunk.usage.prompt_tokens + chunk.usage.completion_tokens
+
+
+def test_obfuscated_chunks_have_sizes_of_whole_blocks(http):
+    body = {"model": "talker", "prompt": "the cat", "stream": True, "stream_options": {"include_obfuscation": True}}
+
+    def events(options):
+        lines = http.post("/v1/completions", json=body | {"stream_options": options} | SEEDED).text.splitlines()
+        return [line for line in lines if line.startswith("data: {")]
+
+    padded = events({"include_obfuscation": True})
+    assert len({len(line.encode()) % 64 for line in padded}) == 1
+    assert all("obfuscation" in line for line in padded)
+    assert not any("obfuscation" in line for line in events({"include_obfuscation": False}))
+
+
+def test_an_answer_is_accepted_as_a_message(client, lms):
+    """The objects that OpenAI's client returns, as objects and as dicts, and the fields of other servers' answers."""
+    lm, question = lms["talker"], {"role": "user", "content": "the dog"}
+    first = client.chat.completions.create(model="talker", messages=[question], **SEEDED).choices[0].message
+    plain = {"role": "assistant", "content": first.content}
+    others = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": []}
+    from glassformer.text.chat.chat_template import ChatTemplate
+
+    ids = ChatTemplate(lm.tokenizer).encode([question, plain, question], add_generation_prompt=True)
+    expected = lm.generate(ids, **SEEDED).text
+    for message in (first, first.model_dump(), plain | others, plain | {"tool_calls": None, "reasoning_content": None}):
+        found = client.chat.completions.create(model="talker", messages=[question, message, question], **SEEDED)
+        assert found.choices[0].message.content == expected, message
+        assert found.usage.prompt_tokens == len(ids)
+    empty = ChatTemplate(lm.tokenizer).encode([question, plain | {"content": ""}, question], add_generation_prompt=True)
+    for message in ({"role": "assistant", "content": None}, {"role": "assistant"}):
+        found = client.chat.completions.create(model="talker", messages=[question, message, question], **SEEDED)
+        assert found.choices[0].message.content == lm.generate(empty, **SEEDED).text
+
+
+def test_a_full_context_is_scored(client, lms):
+    lm = lms["talker"]
+    ids = [(7 * i) % lm.config.vocab_size for i in range(lm.config.context_length)]
+    found = client.completions.create(model="talker", prompt=ids, max_tokens=0, echo=True, logprobs=0).choices[0]
+    expected = [token.logprob for token in lm.score(ids).tokens[1:]]
+    assert found.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-5)
+    for more, limit in (([1], 0), ([], 1)):
+        with pytest.raises(openai.BadRequestError, match="context holds 256 tokens") as error:
+            client.completions.create(model="talker", prompt=ids + more, max_tokens=limit, echo=True, logprobs=0)
+        assert error.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(
     ("change", "param", "words"),
     [
         ({"frob": 1}, "frob", ["unknown field 'frob'", "known: ", "temperature"]),
-        ({"best_of": 3}, "best_of", ["not supported"]),
+        ({"best_of": 3}, "best_of", ["must equal n, which is 1, got 3"]),
         ({"suffix": "x"}, "suffix", ["not supported"]),
-        ({"user": "me"}, "user", ["not supported"]),
+        ({"verbosity": "low"}, "verbosity", ["not supported"]),
+        ({"response_format": {"type": "json_object"}}, "response_format", ["not supported"]),
+        ({"tool_choice": "required"}, "tool_choice", ["not supported"]),
         ({"model": 3}, "model", ["valid string", "got 3"]),
         ({"model": None}, "model", ["valid string"]),
         ({"prompt": 7}, "prompt", ["a valid string, or a valid list"]),
@@ -245,23 +392,22 @@ def test_neutral_values_of_unsupported_fields_are_accepted(client):
         ({"max_tokens": True}, "max_tokens", ["valid integer"]),
         ({"temperature": "hot"}, "temperature", ["valid number", "got 'hot'"]),
         ({"temperature": 101}, "temperature", ["0 to 100", "got 101"]),
-        ({"temperature": 1e-9}, "temperature", ["at least 1e-05"]),
-        ({"top_p": 0}, "top_p", ["above 0 to 1"]),
-        ({"top_p": 2, "temperature": 0}, "top_p", ["above 0 to 1"]),
-        ({"top_k": 0}, "top_k", ["from 1"]),
+        ({"top_p": -0.1}, "top_p", ["from 0 to 1"]),
+        ({"top_p": 2, "temperature": 0}, "top_p", ["from 0 to 1"]),
+        ({"top_k": -2}, "top_k", ["from 1"]),
+        ({"min_tokens": -1}, "min_tokens", ["from 0"]),
+        ({"min_tokens": 3}, "min_tokens", ["from 0 to 2, got 3"]),
+        ({"ignore_eos": 1}, "ignore_eos", ["valid boolean"]),
+        ({"max_completion_tokens": 3}, "max_tokens", ["not both, got 3 and 2"]),
         ({"min_p": -1}, "min_p", ["from 0 to 1"]),
-        ({"seed": -1}, "seed", ["from 0"]),
         ({"seed": 1 << 70}, "seed", ["from 0"]),
         ({"n": 0}, "n", ["from 1"]),
-        ({"n": 2, "temperature": 0}, "n", ["would all be the same"]),
         ({"n": 1025}, "prompt", ["at most 128"]),
         ({"logprobs": True}, "logprobs", ["valid integer"]),
         ({"logprobs": 5000}, "logprobs", ["to 1024"]),
         ({"logit_bias": {"a": 1}}, "logit_bias", ["token ids", "'a'"]),
         ({"logit_bias": {"99999": 1}}, "logit_bias", ["out of range"]),
         ({"logit_bias": {"1": 1e9}}, "logit_bias", ["-1000"]),
-        ({"stop": ""}, "stop", ["must not be empty"]),
-        ({"stop": [""]}, "stop", ["must not be empty"]),
         ({"stop": 5}, "stop", ["valid string, or a valid list"]),
         ({"stream_options": {"include_usage": True}}, "stream_options", ["without stream"]),
         ({"stream_options": {"x": 1}, "stream": True}, "x", ["unknown field 'x'"]),
@@ -289,7 +435,11 @@ def test_bad_completion_fields_are_rejected(http, change, param, words):
         ({"messages": [{"role": "user"}]}, "messages[0].content", ["missing"]),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", ["valid string, or a valid list"]),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, ["text"]),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", ["missing", "role user"]),
         ({"messages": [{"role": "user", "content": "x", "frob": 1}]}, "frob", ["unknown field 'frob'"]),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "tool_calls", ["not supported"]),
+        ({"messages": [{"role": "assistant", "refusal": "No."}]}, "refusal", ["not supported"]),
+        ({"reasoning_effort": "low"}, "reasoning_effort", ["'low' has no effect", "does not read it"]),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", ["not both"]),
         ({"max_completion_tokens": 0}, "max_completion_tokens", ["max_completion_tokens must be", "got 0"]),
         ({"top_logprobs": 2}, "top_logprobs", ["needs logprobs: true"]),

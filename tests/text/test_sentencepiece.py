@@ -300,3 +300,26 @@ def test_unknown_normalizer_field_raises_error():
     extra = b"\x3a\x01x"  # field 7 of the normalizer_spec
     with pytest.raises(TokenizerError, match=r"field 7 of normalizer_spec is not supported"):
         parse_sentencepiece(trained("unigram") + b"\x1a" + bytes([len(extra)]) + extra)
+
+
+def with_normalizer_field(data: bytes, field: bytes) -> bytes:
+    """Return a model file with one more field in its normalizer_spec (field 3 of the model)."""
+    normalizer = data.index(b"\x1a", data.rindex(b"</s>"))
+    size, end = data[normalizer + 1], normalizer + 2 + data[normalizer + 1]
+    assert size + len(field) < 128
+    return data[: normalizer + 1] + bytes([size + len(field)]) + data[normalizer + 2 : end] + field + data[end:]
+
+
+@pytest.mark.parametrize(
+    ("field", "neutral"), [(b"\x38\x00", True), (b"\x42\x00", True), (b"\x4d" + bytes(4), True), (b"\x38\x01", False)]
+)
+def test_option_that_is_off_is_ignored(field, neutral):
+    """Marian's SentencePiece writes field 7, encode_case, also when it is off."""
+    data = serialize_sentencepiece(replace(parse_sentencepiece(trained("bpe-llama")), eos="</s>"))
+    changed = with_normalizer_field(data, field)
+    ids = sentencepiece.SentencePieceProcessor(model_proto=changed).encode("the cat")
+    if neutral:
+        assert SentencePieceTokenizer(changed).encode(["the cat"], parse_special=False) == [ids]
+    else:
+        with pytest.raises(TokenizerError, match="field 7 of normalizer_spec is not supported"):
+            SentencePieceTokenizer(changed)

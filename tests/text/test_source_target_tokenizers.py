@@ -13,6 +13,7 @@ import transformers
 from test_tokenizer_formats import assert_same_ids, gpt2_folder
 from tiny import wake
 from tiny_translators import CONFIGS
+from tokenizers import AddedToken
 
 from glassformer.cli import main
 from glassformer.errors import TokenizerError
@@ -116,7 +117,8 @@ def test_invalid_marian_folder_raises_error(corpus, tmp_path):
     with pytest.raises(TokenizerError, match="separate_vocabs"):
         load_tokenizer(folder)
     folder = marian_folder(tmp_path / "b", source, source)
-    for text, message in (("{", "is not JSON"), ('{"a": 0}', "lacks '</s>', '<unk>', '<pad>'"), ("[]", "a JSON object"),
+    for text, message in (("{", "is not valid JSON"), ('{"a": 0}', "lacks '</s>', '<unk>', '<pad>'"),
+                          ("[]", "a valid dictionary"),
                           ('{"</s>": 0, "<unk>": 0, "<pad>": 1}', "the same id")):  # fmt: skip
         (folder / "vocab.json").write_text(text)
         with pytest.raises(TokenizerError, match=message):
@@ -186,7 +188,7 @@ def test_extra_ids_sets_the_number_of_sentinels(corpus, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert_equals_t5(tmp_path, 7)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"extra_ids": "many"}))
-    with pytest.raises(TokenizerError, match="extra_ids must be an integer of at least 0, got 'many'"):
+    with pytest.raises(TokenizerError, match="extra_ids: input should be a valid integer"):
         load_tokenizer(tmp_path)
 
 
@@ -198,7 +200,8 @@ def test_bart_vocab_and_merges_equal_transformers(corpus, tmp_path):
     special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
     folder = gpt2_folder(tmp_path, corpus, special=special)
     (folder / "config.json").write_text('{"model_type": "bart"}')
-    ours, theirs = load_tokenizer(folder), transformers.BartTokenizer.from_pretrained(folder)
+    mask = AddedToken("<mask>", lstrip=True)  # a default of BART's class that transformers 5 lacks
+    ours, theirs = load_tokenizer(folder), transformers.BartTokenizer.from_pretrained(folder, mask_token=mask)
     assert_same_ids(ours.encode, lambda text: theirs(text, split_special_tokens=True)["input_ids"])
     ids = ours.encode("the cat")
     assert (ids[0], ids[-1]) == (theirs.bos_token_id, theirs.eos_token_id) == (ours.special_tokens["<s>"], ours.eos_id)

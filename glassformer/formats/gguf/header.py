@@ -5,7 +5,7 @@ Format (ggml's `docs/gguf.md`), little-endian:
     "GGUF" | version: u32 | n_tensors: u64 | n_keys: u64
     n_keys x    key: string | type: u32 | value
     n_tensors x name: string | n_dims: u32 | dims: u64 x n_dims, innermost first | type: u32 | offset: u64
-    padding to `general.alignment` (32), then the tensors' data, each at its offset from here
+    padding to `general.alignment` (32), then the tensors' data, in the same order, each padded to the alignment
 
 A string is its length (u64) and UTF-8; an array is a type (u32), a length (u64) and its elements.
 """
@@ -159,13 +159,14 @@ class _Parser:
             block, nbytes = GGML_QUANT_SIZES[kind]
             if (shape[-1] if shape else 1) % block:
                 self.fail(f"{name} is {list(shape)} in {kind.name}, whose rows must be multiples of {block}")
-            if offset % alignment:
-                self.fail(f"{name} is at offset {offset}, which is not a multiple of {alignment}")
             claimed[name] = kind.name, shape, offset, math.prod(shape) // block * nbytes
-        start = -(-self.at // alignment) * alignment
+        start, end = -(-self.at // alignment) * alignment, 0
         infos: dict[str, TensorInfo] = {}
         for name, (kind, shape, offset, nbytes) in claimed.items():
+            if offset != end:  # an overlap or a gap
+                self.fail(f"{name} is at offset {offset}, expected {end}, the end of the tensor before it")
             if start + offset + nbytes > self.size:
                 self.fail(f"{name} is {list(shape)} in {kind}: its {nbytes} bytes end after the end of the file")
+            end = offset + -(-nbytes // alignment) * alignment
             infos[name] = TensorInfo(kind, shape, start + offset, nbytes)
         return infos

@@ -39,20 +39,21 @@ class Edits:
     def __init__(
         self,
         config: AnyConfig | EncoderConfig,
-        edits: Sequence[Edit],
+        edits: Edit | Sequence[Edit],
         prompts: Sequence[int],
         length: int,
         source: int | None = None,
     ):
-        self.config, self.edits, self.prompts, self.source = config, tuple(edits), tuple(prompts), source
-        self.by_point: dict[str, list[Edit]] = {}
+        self.edits: tuple[Edit, ...] = tuple(edits) if isinstance(edits, Sequence) else (edits,)
+        self.config, self.prompts, self.source = config, tuple(prompts), source
+        self.by_point: dict[str, list[Edit]] = {}  # with tensors as `_shaped` returns them
         for edit in self.edits:
             if not isinstance(edit, Edit):
                 raise RequestError(
                     f"an edit must be made by ablate, scale, ... or from_json, got {edit!r:.100}", param="edit"
                 )
-            _check(config, edit, len(self.prompts), length, source)
-            self.by_point.setdefault(edit.point, []).append(edit)
+            tensor = _check(config, edit, self.prompts, length, source)
+            self.by_point.setdefault(edit.point, []).append(edit if tensor is None else replace(edit, tensor=tensor))
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -92,8 +93,10 @@ class Edits:
         lead = value.shape[: positions.ndim]
         rows = rows[: lead[0]]  # one value stands for all sequences where it is the same
         where = positions.expand(lead)
-        here = self._named(edit.position, where, rows) & self._own(edit, where, rows)
-        if edit.op == "patch" and edit.position is None and edit.tensor is not None:
+        order = self._order(edit.position, where, rows)
+        here = (order >= 0) & self._own(edit, where, rows)
+        per_token = edit.tensor is not None and edit.tensor.ndim == value.ndim - where.ndim + 1
+        if edit.tensor is not None and per_token and edit.position is None:
             here &= where < len(edit.tensor)  # positions that the other text has
         if not here.any():
             return
@@ -104,17 +107,9 @@ class Edits:
             both = heads is not None and dims is not None
             index += (slice(None) if heads is None else heads[:, None] if both else heads,)
         index += (slice(None) if dims is None else dims,)
-        part[index] = _changed(edit, part[index], self._per_token(edit, where[here]))
+        given = edit.tensor if edit.tensor is None else edit.tensor.to(value)
+        part[index] = _changed(edit, part[index], given[order[here]] if given is not None and per_token else given)
         value[here] = part
-
-    def _per_token(self, edit: Edit, positions: Tensor) -> Tensor | None:
-        """Return the row of the edit's tensor for each token; None where all tokens share it."""
-        if edit.op == "patch" and edit.position is None:
-            return positions
-        if not isinstance(edit.position, tuple) or -1 in edit.position:
-            return None
-        table = {position: n for n, position in enumerate(edit.position)}
-        return torch.tensor([table[p] for p in positions.tolist()], device=positions.device)
 
     def _edit_scores(self, edit: Edit, value: Tensor, step: Step, rows: tuple[int, ...]) -> None:
         """Edit the visible scores or probabilities, [B, H, T, S] or [B, T, S], in place."""
@@ -122,28 +117,39 @@ class Edits:
         view = step.view(_spec(self.config, edit.point))
         n, _, n_queries, n_keys = value.shape
         queries, keys = view.queries.expand(n, -1), view.keys.expand(n, -1)
-        here = (self._named(edit.query, queries, rows) & self._own(edit, queries, rows))[:, :, None]
-        here = here & _among(edit.key, keys)[:, None, :] & view.visible().expand(n, n_queries, n_keys)
+        q, k = self._order(edit.query, queries, rows), self._order(edit.key, keys, rows)
+        here = ((q >= 0) & self._own(edit, queries, rows))[:, :, None]
+        here = here & (k >= 0)[:, None, :] & view.visible().expand(n, n_queries, n_keys)
         heads = as_list(range(value.shape[1]) if edit.head is None else edit.head)
         part = value[:, heads]
         if edit.op == "patch":
             assert edit.tensor is not None
             its = edit.tensor.to(value)
             its = its if its.ndim == 3 else its[None]
-            q, k = _rows_of(its.shape[1], edit.query, queries), _rows_of(its.shape[2], edit.key, keys)
-            here = here & (q >= 0)[:, :, None] & (k >= 0)[:, None, :]
-            new = torch.stack([its[:, a.clamp(min=0)][:, :, b.clamp(min=0)] for a, b in zip(q, k, strict=True)])
+            here = here & (q < its.shape[1])[:, :, None] & (k < its.shape[2])[:, None, :]
+            q, k = q.clamp(0, its.shape[1] - 1), k.clamp(0, its.shape[2] - 1)
+            new = torch.stack([its[:, a][:, :, b] for a, b in zip(q, k, strict=True)])
         else:
             new = _changed(edit, part, None)
         value[:, heads] = torch.where(here[:, None], new, part)
 
-    def _named(self, indices: int | Sequence[int] | None, positions: Tensor, rows: tuple[int, ...]) -> Tensor:
-        """Return which positions are selected; -1 stands for those after which a token is generated."""
-        found = _among(indices, positions)
-        if indices is not None and -1 in as_list(indices):
+    def _order(self, indices: int | Sequence[int] | None, positions: Tensor, rows: tuple[int, ...]) -> Tensor:
+        """Return the number of each position among the selected indices; -1 where it is not selected.
+
+        None selects all, in their own order. The index -1 stands for the positions after which a token is generated.
+        Padding and empty slots, at position -1, are never selected.
+        """
+        if indices is None:
+            return positions
+        some = torch.tensor(as_list(indices), device=positions.device)
+        known, order = some.sort()
+        at = torch.searchsorted(known, positions.contiguous()).clamp(max=len(known) - 1)
+        found = torch.where((known[at] == positions) & (positions >= 0), order[at], -1)
+        if -1 in as_list(indices):
             prompts = torch.tensor([self.prompts[row] for row in rows], device=positions.device)
             prompts = prompts.view(-1, *(1 for _ in positions.shape[1:]))
-            found = found | (positions >= prompts - 1)
+            last = (positions >= prompts - 1) & (found < 0)
+            found = torch.where(last, as_list(indices).index(-1), found)
         return found
 
     def _own(self, edit: Edit, positions: Tensor, rows: tuple[int, ...]) -> Tensor:
@@ -177,32 +183,20 @@ def trace_fields(editor: Edits | None) -> dict[str, Any]:
     return {} if editor is None else {"edits": editor.edits, "choices": editor.choices}
 
 
-def _changed(edit: Edit, value: Tensor, per_token: Tensor | None) -> Tensor:
-    """Return a value after an edit. per_token: the row of the edit's tensor for each token."""
+def _changed(edit: Edit, value: Tensor, given: Tensor | None) -> Tensor:
+    """Return a value after an edit. given: the edit's tensor, which broadcasts to the value."""
     if edit.op == "ablate":
         return torch.zeros_like(value)
     if edit.op == "scale":
         return value * (edit.factor or 0)
     if edit.op == "knockout":
         return torch.full_like(value, -torch.inf)
-    if edit.tensor is None:
+    if given is None:
         assert edit.value is not None
         given = torch.full_like(value, edit.value, dtype=torch.float32).to(value)  # float16: may become inf
-    else:
-        given = edit.tensor.to(value)
-        if per_token is not None and given.ndim == value.ndim:
-            given = given[per_token]
     if edit.op == "add":
         return value + (given if edit.factor is None else edit.factor * given)
     return given.expand_as(value)
-
-
-def _among(indices: int | Sequence[int] | None, positions: Tensor) -> Tensor:
-    """Return which of these positions are selected. Padding and empty slots, at -1, never are."""
-    there = positions >= 0
-    if indices is None:
-        return there
-    return there & torch.isin(positions, torch.tensor(as_list(indices), device=positions.device))
 
 
 def _positions(axis: str, step: Step) -> Tensor:
@@ -213,16 +207,6 @@ def _positions(axis: str, step: Step) -> Tensor:
         assert step.source is not None
         return step.source.positions
     return torch.zeros(1, dtype=torch.long, device=step.positions.device)
-
-
-def _rows_of(size: int, indices: int | Sequence[int] | None, positions: Tensor) -> Tensor:
-    """Return the index of each position on an axis of a patch; -1 where it has none."""
-    if indices is None:
-        return torch.where(positions < size, positions, -1)
-    found = torch.full_like(positions, -1)
-    for n, index in enumerate(as_list(indices)):
-        found = torch.where(positions == index, n, found)
-    return found
 
 
 def _index(indices: int | Sequence[int] | None, device: torch.device) -> Tensor | None:
@@ -245,8 +229,10 @@ def _spec(config: AnyConfig | EncoderConfig, point: str) -> AttendSpec:
 # ---- validation
 
 
-def _check(config: AnyConfig | EncoderConfig, edit: Edit, n_rows: int, length: int, source: int | None) -> None:
-    """Raise RequestError unless the model has the point and the indices of an edit."""
+def _check(
+    config: AnyConfig | EncoderConfig, edit: Edit, prompts: Sequence[int], length: int, source: int | None
+) -> Tensor | None:
+    """Raise RequestError unless the model has the point and the indices of an edit; return its tensor, `_shaped`."""
     point, i = find(config, edit.point, "edit"), layer_of(edit.point)
     recomputed = edit.point.startswith("blocks.") and edit.point.endswith((".attn.k", ".attn.v", ".attn.k_rot"))
     if recomputed and not isinstance(config, RecurrentConfig) and config.layers[i or 0].attention.latent is not None:
@@ -275,14 +261,13 @@ def _check(config: AnyConfig | EncoderConfig, edit: Edit, n_rows: int, length: i
             if not (0 <= index < takes[name] or (generated and index == -1)):
                 which = ", or -1, every token after which one is generated" if generated else ""
                 raise _wrong(edit, f"{name} must be from 0 to {takes[name] - 1}{which}, got {index}")
-    if edit.row is not None and not 0 <= edit.row < n_rows:
-        raise _wrong(edit, f"row must be from 0 to {n_rows - 1}, got {edit.row}")
+    if edit.row is not None and not 0 <= edit.row < len(prompts):
+        raise _wrong(edit, f"row must be from 0 to {len(prompts) - 1}, got {edit.row}")
     if product and isinstance(edit.query, int) and isinstance(edit.key, int) and edit.query >= 0:
         seen = visible(_spec(config, edit.point), torch.tensor([[edit.query]]), torch.tensor([[edit.key]]))
         if not seen.all():
             raise _wrong(edit, f"query {edit.query} does not see key {edit.key}")
-    if edit.tensor is not None:
-        _check_shape(edit, takes)
+    return None if edit.tensor is None else _shaped(edit, edit.tensor, takes, min(prompts) - 1)
 
 
 def _own_keys(point: str) -> bool:
@@ -301,15 +286,22 @@ def _takes(
     return takes | ({"position": n_tokens} if len(axes) > 1 else {}) | {"dim": size[axes[-1]]}
 
 
-def _check_shape(edit: Edit, takes: dict[str, int]) -> None:
-    """Raise RequestError unless the edit's tensor has as many numbers as it selects."""
-    assert edit.tensor is not None
+def _shaped(edit: Edit, tensor: Tensor, takes: dict[str, int], last: int) -> Tensor:
+    """Return an edit's tensor with the axes that it selects, which broadcast to the value.
+
+    last: the position of the last token of the prompt, the first that the index -1 stands for. RequestError unless the
+    tensor has as many numbers as the edit selects, in one row for each position.
+    """
+    for name in ("position", "query"):
+        some = as_list(getattr(edit, name) or 0)
+        if -1 in some and max(some) >= last:
+            raise _wrong(edit, f"{name} {max(some)} is also one of those that -1 stands for: name it once")
 
     def n(name: str) -> int:
         indices = getattr(edit, name)
         return takes[name] if indices is None else len(as_list(indices))
 
-    have = tuple(edit.tensor.shape)
+    have = tuple(tensor.shape)
     if is_product(edit.point):
         if edit.op != "patch":
             raise _wrong(edit, f"{edit.op} of scores and probabilities needs one number (value), not a vector")
@@ -325,9 +317,13 @@ def _check_shape(edit: Edit, takes: dict[str, int]) -> None:
             of_tokens = have[1:] if "position" in takes else have
             ok = of_tokens == rest and (edit.position is None or have == shape)
         else:
-            ok = have in (rest, shape) or have == tuple(size for size in rest if size > 1) or have == (n("dim"),)
+            ok = have in (rest, shape, (n("dim"),))
+            for full in () if ok else (rest, shape):  # without the axes of one selected index
+                if have == tuple(size for size in full if size > 1):
+                    return tensor.reshape(full)
     if not ok:
-        raise _wrong(edit, f"its tensor has the shape {list(edit.tensor.shape)}, and the selection has {list(shape)}")
+        raise _wrong(edit, f"its tensor has the shape {list(have)}, and the selection has {list(shape)}")
+    return tensor
 
 
 def _wrong(edit: Edit, message: str) -> RequestError:

@@ -8,7 +8,8 @@
     knockout hide a key from a query                  knockout("blocks.3.attn.scores", query=-1, key=2)
 
 Positions, queries and keys count the tokens of the model's input, the token that begins a text included. -1 is every
-token after which a token is generated: the last of the prompt, then each generated token. An axis that is not named is
+token after which a token is generated: the last of the prompt, then each generated token. Several indices may be in any
+order, each once; the rows of a vector are in the same order. An axis that is not named is
 selected completely. `row` is the number of a continuation where several are generated at once. In a model with a
 source, the keys of "blocks.i.cross...." and of "rnn...." are tokens of the source, and so are all positions of
 "encoder....".
@@ -30,8 +31,10 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import CapacityError, RequestError
-from glassformer.inspect.trace.trace import Indices, Trace
+from glassformer.inspect.trace.trace import Trace
+from glassformer.plain_numbers import plain_indices, plain_number
 
+Indices = int | Sequence[int] | None
 Op = Literal["ablate", "scale", "replace", "add", "patch", "knockout"]
 TAKES = {  # arguments besides the selection: required, and optional
     "ablate": ((), ()),
@@ -66,10 +69,10 @@ class Edit:
     tensor: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
+        for name in (*WHERE, "factor", "value"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, plain_indices(given) if name in WHERE else plain_number(given))
         _check({one.name: getattr(self, one.name) for one in fields(self)})
-        for name in WHERE:
-            indices = getattr(self, name)
-            object.__setattr__(self, name, indices if indices is None or isinstance(indices, int) else tuple(indices))
         if (self.vector is None) != (self.tensor is None):
             raise _wrong(f"vector {self.vector!r} refers to a tensor that is missing: put it into the store first")
 
@@ -126,13 +129,19 @@ def add(point: str, vector: float | Tensor | Sequence[float], *, scale: float | 
     return Edit("add", point, factor=scale, **_number_or_vector(vector), **_where(where))
 
 
-def patch(point: str, from_trace: Trace, *, name: str | None = None, **where: Any) -> Edit:
+def patch(point: str, from_trace: Trace, *, name: str | None = None, source_position: Any = None, **where: Any) -> Edit:
     """Set the selected values to those of another text, at the positions that both texts have.
 
-    name: the id of `from_trace` in the edit's JSON.
+    name: the id of `from_trace` in the edit's JSON. source_position: the positions in `from_trace` to copy from, one
+    for each of `position`; by default the same ones.
     """
-    where = _where(where)
-    values = _select(point, from_trace, where)
+    where = {axis: plain_indices(indices) for axis, indices in _where(where).items()}
+    sources = where
+    if source_position is not None:
+        sources = where | {"position": plain_indices(source_position)}
+        if where.get("position") is None or len(as_list(where["position"])) != len(as_list(sources["position"])):
+            raise _wrong(f"source_position needs as many positions in `position`, got {where.get('position')!r:.100}")
+    values = _select(point, from_trace, sources)
     return Edit("patch", point, vector=sha256(values), tensor=values, from_trace=name, **where)
 
 
@@ -263,13 +272,17 @@ def _check(given: Mapping[str, Any]) -> None:
 def _check_indices(name: str, given: Any) -> None:
     if given is None or (isinstance(given, int) and not isinstance(given, bool)):
         return
-    some = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+    some = given if isinstance(given, list | tuple) else ()
     if name == "row" or not some or any(isinstance(i, bool) or not isinstance(i, int) for i in some):
         kind = "a whole number" if name == "row" else "a whole number or a list of them"
         raise _wrong(f"{name} must be {kind}, got {given!r:.100}")
+    if len(set(some)) < len(some):
+        twice = next(i for i in some if some.count(i) > 1)
+        raise _wrong(f"{name} names {twice} twice: name each index once")
 
 
 def _number_or_vector(given: Any) -> dict[str, Any]:
+    given = plain_number(given)
     if isinstance(given, int | float) and not isinstance(given, bool):
         return {"value": given}
     try:

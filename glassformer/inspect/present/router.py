@@ -105,6 +105,8 @@ class Router(ABC):
         """Run a sweep; yield the event "begin", a "row" for each edit, and "done"."""
         options = dict(body)
         trace, source = self.trace(str(options.pop("trace", ""))), options.pop("source", None)
+        if source is not None:
+            options["align"] = options.get("align") or "start"
         found = sweep(trace, source=None if source is None else self.trace(source), **options)
         about = {name: getattr(found, name) for name in ("position", "target", "rival", "base", "metric")}
         yield "begin", plain(about) | {"total": len(found)}

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from glassformer.errors import RequestError
@@ -26,6 +27,7 @@ from glassformer.inspect.trace.seq2seq import EncoderTrace
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.attribution import choose_tokens
 from glassformer.inspect.views.layer import AttentionKind, select_stack
+from glassformer.plain_numbers import plain_number
 
 OVER = ("heads", "layers", "positions", "cells")
 OPS = ("ablate", "scale", "patch", "knockout")
@@ -56,7 +58,8 @@ class SweepRow:
 class Sweep:
     """A sweep, which runs during iteration. metric: the name of the measure; base: its value without edits.
 
-    position: of the logits; None: the metric is of the text's embedding.
+    Rows come in the order of computation, the last block first: each names its layer, head and position, and `matrix`
+    puts them in order. position: of the logits; None: the metric is of the text's embedding.
     """
 
     trace: Trace
@@ -66,6 +69,28 @@ class Sweep:
     rival: int | None
     base: float
     metric: str
+    over: str
+
+    def matrix(self, field: Literal["value", "change"] = "value") -> Float[Tensor, "L X"] | Float[Tensor, "T"]:
+        """Run the sweep; return its values by layer, and by head, position or point within the layer.
+
+        Returns:
+            [layers, heads] over "heads"; [layers, points] over "layers", with the points in the order of the forward
+            pass; [tokens] over "positions"; [layers, tokens] over "cells". NaN where there is no edit.
+        """
+        if field not in ("value", "change"):
+            raise RequestError(f"field must be 'value' or 'change', got {field!r}", param="field")
+        ends = list(dict.fromkeys(edit.point.rpartition("blocks.")[2].partition(".")[2] for edit in self.edits))
+        cells: dict[tuple[int, int], float] = {}
+        for row in self:
+            end = ends.index(row.edit.point.rpartition("blocks.")[2].partition(".")[2])
+            column = {"heads": row.head, "layers": end}.get(self.over, row.position)
+            assert column is not None
+            cells[0 if row.layer is None or self.over == "positions" else row.layer, column] = getattr(row, field)
+        found = torch.full([1 + max(at) for at in zip(*cells, strict=True)], torch.nan)
+        for at, value in cells.items():
+            found[at] = value
+        return found[0] if self.over == "positions" else found
 
     def __len__(self) -> int:
         return len(self.edits)
@@ -82,7 +107,7 @@ class Sweep:
                 done += 1
                 head, position = edit.head, edit.key if edit.position is None else edit.position
                 assert not isinstance(head, Sequence)
-                assert not isinstance(position, Sequence)
+                position = None if isinstance(position, Sequence) else position
                 change = value - self.base
                 yield SweepRow(edit, layer_of(edit.point), head, position, value, change, done, len(self))
 
@@ -105,6 +130,7 @@ def sweep(
     target: int | str | None = None,
     rival: int | str | None = None,
     source: Trace | None = None,
+    align: Literal["start", "end"] | None = None,
     point: str | None = None,
     factor: float | None = None,
 ) -> Sweep:
@@ -124,12 +150,16 @@ def sweep(
         target: A token by id or text; by default the most likely one.
         rival: The same; by default the most likely one apart from the target.
         source: For "patch": the trace to copy from.
+        align: For "patch" from a text of another length: "start" pairs its first token with the first one, "end" its
+            last token with the last one. Tokens without a counterpart are left out.
         point: The suffix of another point to edit, such as "mlp.act".
         factor: For "scale".
 
     Raises:
-        RequestError: Options conflict, or the model has no such point, head or attention.
+        RequestError: Options conflict, the model has no such point, head or attention, or the source of a patch has
+            another length and `align` is None.
     """
+    position, factor, target, rival = map(plain_number, (position, factor, target, rival))
     if over not in OVER:
         raise RequestError(f"over must be one of {', '.join(OVER)}, got {over!r}", param="over")
     if op not in OPS:
@@ -139,6 +169,8 @@ def sweep(
             raise RequestError(f"op {op!r} needs {name}", param=name)
         if op != owner and value is not None:
             raise RequestError(f"{name} has no effect with op {op!r}: leave it out", param=name)
+    if align not in (None, "start", "end") or (align is not None and op != "patch"):
+        raise RequestError(f"align must be 'start' or 'end', with op 'patch' only, got {align!r}", param="align")
     if point is not None and (over == "positions" or op == "knockout"):
         other = "op 'knockout', which edits scores" if op == "knockout" else "over 'positions', which edits the input"
         raise RequestError(f"point has no effect with {other}: leave it out", param="point")
@@ -152,43 +184,60 @@ def sweep(
         check_head(t)
     at = t.index("position", -1 if position is None else position)
 
-    def edit(name: str, **where: Any) -> Edit:
+    def edit(name: str, **where: Any) -> Edit | None:
         if op == "knockout":
             return knockout(name, **where)
         if source is not None:
-            return patch(name, source, **where)
+            return _patch(t, name, source, align, where)
         return ablate(name, **where) if factor is None else scale(name, factor, **where)
 
-    edits = tuple(edit(name, **where) for name, where in _targets(t, over, op, attention, point, at, source))
+    edits = tuple(edit(name, **where) for name, where in _targets(t, over, op, attention, point, at))
+    edits = tuple(one for one in edits if one is not None)
     Edits(t.config, list(edits), [t.n_prompt], len(t), t.n_source or None)  # validates
     if of_embedding:
-        return Sweep(t, edits, None, None, None, 0.0, COSINE)
+        return Sweep(t, edits, None, None, None, 0.0, COSINE, over)
     if target is None and rival is None:
-        return Sweep(t, edits, at, None, None, 0.0, KL)
+        return Sweep(t, edits, at, None, None, 0.0, KL, over)
     logits = rerun(t, (), at)[0]
     one, other = choose_tokens(t, logits, target, rival)
-    return Sweep(t, edits, at, one, other, (logits[one] - logits[other]).item(), f"logit[{one}] - logit[{other}]")
+    base, metric = (logits[one] - logits[other]).item(), f"logit[{one}] - logit[{other}]"
+    return Sweep(t, edits, at, one, other, base, metric, over)
+
+
+def _patch(t: Trace, name: str, source: Trace, align: str | None, where: dict[str, Any]) -> Edit | None:
+    """Return a patch of one position, or of all that both texts have; None if they do not both have it."""
+    n, n_source = t.n_tokens(name), source.n_tokens(name)
+    if n != n_source and align is None:
+        raise RequestError(
+            f"the source has {n_source} tokens at {name}, and the text {n}: pass a source of the same length, or "
+            "align='start' or align='end' to pair their tokens from the start or from the end", param="align",
+        )  # fmt: skip
+    shift = n_source - n if align == "end" else 0
+    if "position" in where:
+        p = where["position"] + shift
+        return patch(name, source, source_position=p, **where) if 0 <= p < n_source else None
+    if shift == 0:
+        return patch(name, source, **where)
+    both = range(max(0, -shift), min(n, n_source - shift))
+    return patch(name, source, position=both, source_position=[p + shift for p in both], **where)
 
 
 def _targets(
-    t: Trace, over: str, op: str, attention: AttentionKind, point: str | None, at: int, source: Trace | None
+    t: Trace, over: str, op: str, attention: AttentionKind, point: str | None, at: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each point to edit, and the heads, positions, queries and keys of the edit."""
     allowed = "cells" if t.has_blocks else "positions"
     if op == "knockout" and over != allowed:
         raise RequestError(f"op 'knockout' needs over={allowed!r} for this model, got {over!r}", param="over")
     if not t.has_blocks:
-        yield from _recurrent_targets(t, over, op, attention, source)
+        yield from _recurrent_targets(t, over, op, attention)
         return
     stack, _ = select_stack(t, attention)
     if attention == "cross" and t.source is None:
         raise RequestError("this model has no source: leave out `attention`", param="attention")
     prefix, kind = ENCODER if attention == "encoder" else "", "cross" if attention == "cross" else "attn"
     causal = stack.causal and kind == "attn"
-    lengths = [at + 1 if causal else stack.n_source if kind == "cross" else len(stack)]
-    if source is not None:
-        lengths.append(len(source if stack is t and kind == "attn" else source.source))
-    tokens = range(min(lengths))
+    tokens = range(at + 1 if causal else stack.n_source if kind == "cross" else len(stack))
     layers = [f"{prefix}blocks.{i}." for i in range(stack.config.n_layers)]
     if op == "knockout":
         for layer in layers:
@@ -210,17 +259,14 @@ def _targets(
         yield from ((f"{layer}{end}", {"position": p}) for layer in layers for p in tokens)
 
 
-def _recurrent_targets(
-    t: Any, over: str, op: str, attention: AttentionKind, source: Any
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _recurrent_targets(t: Any, over: str, op: str, attention: AttentionKind) -> Iterator[tuple[str, dict[str, Any]]]:
     if over != "positions":
         raise RequestError(f"a recurrent model needs over='positions', got {over!r}", param="over")
     if attention != "attn":
         raise RequestError("a recurrent model has one kind of attention: leave out `attention`", param="attention")
     name, axis = ("rnn.scores", "key") if op == "knockout" else ("rnn.states", "position")
     find(t.config, name)
-    n = len(t.source) if source is None else min(len(t.source), len(source.source))
-    yield from ((name, {axis: p}) for p in range(n))
+    yield from ((name, {axis: p}) for p in range(len(t.source)))
 
 
 def _n_heads(t: Trace, name: str) -> int:

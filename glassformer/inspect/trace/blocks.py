@@ -23,7 +23,7 @@ from glassformer.inspect.trace.recompute import (
     outer_points,
     run_block,
 )
-from glassformer.inspect.trace.trace import CAPTURED, Indices, Trace
+from glassformer.inspect.trace.trace import CAPTURED, Indices, Trace, is_one
 from glassformer.inspect.trace.value import Value
 from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
@@ -46,7 +46,7 @@ class BlockTrace(Trace):
     def visible(self, layer: str, query: Indices = None) -> Tensor:
         at = self.indices("query", query)
         seen = self.captured.step(at, None, None).view(self.attention(layer).spec).visible()[0]
-        return seen[0] if isinstance(query, int) else seen
+        return seen[0] if is_one(query) else seen
 
     def __getitem__(self, name: str) -> Value:
         self.point(name)
@@ -74,7 +74,7 @@ class BlockTrace(Trace):
             for name in some:
                 derive = name.endswith(".heads") and name not in recomputed
                 found[name] = self._heads(name, recomputed, at) if derive else self._value(name, recomputed)
-        if isinstance(positions, int):
+        if is_one(positions):
             return {name: found[name].without("T") if "T" in found[name].axes else found[name] for name in names}
         return {name: found[name] for name in names}
 
@@ -85,8 +85,8 @@ class BlockTrace(Trace):
         n_heads = sizes(self.config, name)["H"]
         some, at = self.indices("head", head, n_heads), self.indices("query", query)
         value = self._attended(name, None if some is None else some.tolist(), at)
-        value = value.without("T") if isinstance(query, int) else value
-        return value.without("H") if isinstance(head, int) else value
+        value = value.without("T") if is_one(query) else value
+        return value.without("H") if is_one(head) else value
 
     def logits(self, positions: Tensor) -> Float[Tensor, "N V"]:
         last = self.captured.require(f"blocks.{self.config.n_layers - 1}.resid_post", positions)

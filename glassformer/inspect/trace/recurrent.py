@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glassformer.errors import RequestError
 from glassformer.inspect.trace.recompute import CapturedValues, max_difference
-from glassformer.inspect.trace.trace import CAPTURED, Indices, Language, Trace, token_text
+from glassformer.inspect.trace.trace import CAPTURED, Indices, Language, Trace, is_one, token_text
 from glassformer.inspect.trace.value import Value
 
 SOFTMAX = "max |softmax(scores) - probs|"
@@ -54,7 +54,7 @@ class RecurrentTrace(Trace):
             axes = self.axes(name)
             tensor = self.captured.tensors[name]
             value = Value(name, tensor if at is None or axes[0] != "T" else tensor[at], axes, *self._check(name))
-            found[name] = value.without("T") if isinstance(positions, int) and axes[0] == "T" else value
+            found[name] = value.without("T") if is_one(positions) and axes[0] == "T" else value
         return found
 
     def rows(self, name: str, head: Indices = None, query: Indices = None) -> Value:

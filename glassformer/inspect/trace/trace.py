@@ -16,14 +16,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, SupportsIndex, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from glassformer.errors import CapacityError, RequestError, TokenizerError
+from glassformer.errors import CapacityError, RequestError
 from glassformer.inspect.capture.capture import BUDGET, format_bytes
 from glassformer.inspect.capture.points import Point, find, points, sizes
 from glassformer.inspect.trace.lru import ByteLRU
@@ -31,12 +31,13 @@ from glassformer.inspect.trace.recompute import CapturedValues
 from glassformer.inspect.trace.value import Value
 from glassformer.nn.attention import Attention
 from glassformer.nn.latent import LatentAttention
+from glassformer.plain_numbers import plain_indices, plain_number
 from glassformer.text.tokenizer import Tokenizer
 
 CAPTURED = "captured during the forward pass"
 
 ModelKind = Literal["decoder", "encoder-decoder", "recurrent", "encoder"]
-Indices = int | Sequence[int] | None
+Indices = SupportsIndex | slice | Sequence[int] | None  # numbers, arrays and tensors of NumPy and torch too
 T = TypeVar("T")
 
 
@@ -140,6 +141,10 @@ class Trace(ABC):
         """Return the names of all points, in the order of the forward pass."""
         return list(points(self.config))
 
+    def __contains__(self, name: object) -> bool:
+        """Return whether the model has a point of this name."""
+        return name in points(self.config)
+
     def point(self, name: str) -> Point:
         """Return the registry's entry of a point. RequestError for a name that the model does not have."""
         if name not in self._points:
@@ -154,6 +159,11 @@ class Trace(ABC):
         """Return the shape of a point without computing it."""
         known = self._lengths(name) | sizes(self.config, name)
         return tuple(known[axis] for axis in self.axes(name))
+
+    def n_tokens(self, name: str) -> int:
+        """Return the number of tokens of the text, or of its source, that a point has values of."""
+        lengths = self._lengths(name)
+        return next(lengths[axis] for axis in self.axes(name) if axis in lengths)
 
     def _lengths(self, name: str) -> dict[str, int]:
         return {"T": len(self), "S": len(self), "2": 2}
@@ -225,10 +235,11 @@ class Trace(ABC):
 
         size: the length of the axis, by default the number of tokens. RequestError names `name` and the range allowed.
         """
-        if given is None:
+        size, plain = len(self) if size is None else size, plain_indices(given)
+        if plain is None:
             return None
-        size = len(self) if size is None else size
-        some = [given] if isinstance(given, int) else list(given)
+        plain = range(*plain.indices(size)) if isinstance(plain, slice) else plain
+        some = plain if isinstance(plain, tuple | range) else (plain,)
         for i in some:
             if isinstance(i, bool) or not isinstance(i, int) or not -size <= i < size:
                 raise RequestError(f"{name} must be a whole number from 0 to {size - 1}, got {i!r}", param=name)
@@ -241,6 +252,11 @@ class Trace(ABC):
         return int(found[0])
 
 
+def is_one(given: Indices) -> bool:
+    """Return whether an index selects one element, whose axis is then removed."""
+    return isinstance(plain_number(given), int)
+
+
 def bytes_text(data: bytes) -> str:
     """Return a token's bytes as text; bytes that are not valid UTF-8 as "<E2 80>"."""
     try:
@@ -251,9 +267,5 @@ def bytes_text(data: bytes) -> str:
 
 def token_text(tokenizer: Tokenizer | None, token: int) -> str:
     """Return a token's text; "#17" without a tokenizer, or where it has no token of this id."""
-    if tokenizer is None:
-        return f"#{token}"
-    try:
-        return bytes_text(tokenizer.token_bytes(token))
-    except TokenizerError:
-        return f"#{token}"
+    data = None if tokenizer is None else tokenizer.find_bytes(token)
+    return f"#{token}" if data is None else bytes_text(data)

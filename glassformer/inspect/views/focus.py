@@ -12,6 +12,7 @@ from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.attribution import attribution
 from glassformer.inspect.views.layer import AttentionKind, select_stack
 from glassformer.inspect.views.roles import MEANINGS, roles
+from glassformer.plain_numbers import plain_number
 
 ROLES = ("induction", "duplicate", "previous_token", "self", "first_token")
 MIN_SCORE = 0.25  # smallest role score of a head with that role
@@ -48,6 +49,7 @@ def focus(
     Raises:
         RequestError: A layer, head, query or key is out of range or does not exist in the model.
     """
+    layer, head, query, key = map(plain_number, (layer, head, query, key))
     if not t.has_blocks:
         return _recurrent_focus(t, layer, head, query, key)
     side, which = select_stack(t, attention)

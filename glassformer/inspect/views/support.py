@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 from glassformer.errors import RequestError
 from glassformer.inspect.trace.trace import ModelKind
+from glassformer.plain_numbers import plain_indices
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,6 +45,8 @@ UNAVAILABLE: dict[ModelKind, dict[str, str]] = {
 def supported(function: F, name: str = "") -> F:
     """Return a view that raises RequestError for the kinds of model that do not support it.
 
+    The view takes numbers and indices of NumPy and torch too.
+
     name: the view's name where it is not the function's.
     """
     name = name or function.__name__
@@ -54,6 +57,7 @@ def supported(function: F, name: str = "") -> F:
             why = UNAVAILABLE[one.kind].get(name)
             if why is not None:
                 raise RequestError(why, param="view")
-        return function(subject, *args, **given)
+        plain = {key: plain_indices(value) for key, value in given.items()}
+        return function(subject, *args, **plain)
 
     return cast(F, view)

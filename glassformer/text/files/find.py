@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glassformer.errors import TokenizerError
+from glassformer.json_file import read_file
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 SOURCE_TARGET_FILES = ("source.spm", "target.spm", "vocab.json")
@@ -63,17 +64,15 @@ def find_tokenizer(folder: Path) -> TokenizerFiles | None:
 
 def _is_tiktoken(path: Path) -> bool:
     """Return whether a file begins with a line "base64 rank"; a SentencePiece model begins with byte 10, a newline."""
-    with open(path, "rb") as file:
-        first = file.readline(1000)
+    first = read_file(path, error_type=TokenizerError)[:1000].partition(b"\n")[0]
     word, _, rank = first.rstrip().partition(b" ")
     return bool(word) and rank.isdigit()
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file. Raises TokenizerError if it is missing or not UTF-8."""
+    """Return the text of a UTF-8 file. Raises TokenizerError if it is missing, too large or not UTF-8."""
+    data = read_file(path, error_type=TokenizerError)
     try:
-        return path.read_text("utf-8")
-    except FileNotFoundError as error:
-        raise TokenizerError(f"{path} is missing") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path} cannot be read: {error}") from error
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path} is not UTF-8: byte {error.start} is {data[error.start]:#04x}") from error

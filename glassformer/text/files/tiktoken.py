@@ -9,12 +9,13 @@ from typing import Any
 from glassformer.errors import TokenizerError
 from glassformer.text.files.vocab_files import BYTE_LEVEL, JSONObject, bpe_model, tokenizer_json
 from glassformer.text.patterns import CL100K, GPT2, LLAMA3, O200K, QWEN2, byte_alphabet, byte_level
-from glassformer.text.special_tokens import AddedToken
+from glassformer.text.special_tokens import MAX_ID, AddedToken
 
 END = "<|endoftext|>"
 _RESERVED = "<|reserved_special_token_{}|>"
 _LLAMA3_SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", *map(_RESERVED.format, range(4)), "<|start_header_id|>"]
 _LLAMA3_SPECIAL += ["<|end_header_id|>", _RESERVED.format(4), "<|eot_id|>", *map(_RESERVED.format, range(5, 251))]
+_MAX_BYTES = 1024  # the time to find the merges of a token grows with the square of its length
 _FIM = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 
 # Number of ranks -> (pattern, special tokens, config): a rank file contains neither the pattern nor the special tokens,
@@ -42,9 +43,14 @@ def parse_tiktoken(data: bytes) -> dict[bytes, int]:
             word, rank = line.split()
             token = base64.b64decode(word, validate=True)
             ranks[token] = int(rank)
+            if not (0 <= ranks[token] <= MAX_ID and 0 < len(token) <= _MAX_BYTES):
+                raise ValueError
         except (ValueError, binascii.Error) as error:
             if line.strip():
-                raise TokenizerError(f"line {number} must be a base64 token and its rank, got {line[:60]!r}") from error
+                raise TokenizerError(
+                    f"line {number} must be a base64 token of 1 to {_MAX_BYTES} bytes and its rank, 0 to {MAX_ID}, "
+                    f"got {line[:60]!r}"
+                ) from error
     if len(set(ranks.values())) < len(ranks):
         raise TokenizerError("two tokens have the same rank")
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:

@@ -1,11 +1,11 @@
 """GPT-2's BPE files and BERT's `vocab.txt`, converted to the contents of a `tokenizer.json` that gives the same ids."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from glassformer.errors import TokenizerError
-from glassformer.text.special_tokens import AddedToken
+from glassformer.json_file import parse_json
+from glassformer.text.special_tokens import AddedToken, Vocabulary, token_entry
 
 JSONObject = dict[str, Any]
 
@@ -21,18 +21,7 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": Tru
 
 def tokenizer_json(model: JSONObject, added: Iterable[AddedToken] = (), **parts: Any) -> JSONObject:
     """Return a `tokenizer.json` with this model, these added tokens and pipeline parts (the others are null)."""
-    tokens = [
-        {
-            "id": token.id,
-            "content": token.text,
-            "single_word": False,
-            "lstrip": token.lstrip,
-            "rstrip": token.rstrip,
-            "normalized": False,
-            "special": token.special,
-        }
-        for token in sorted(added, key=lambda token: token.id)
-    ]
+    tokens = [{"id": token.id, **token_entry(token)} for token in sorted(added, key=lambda token: token.id)]
     empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
     return {"version": "1.0"} | empty | parts | {"added_tokens": tokens, "model": model}
 
@@ -53,12 +42,7 @@ def parse_bpe(vocab_json: str, merges_txt: str) -> tuple[dict[str, int], list[tu
     Raises:
         TokenizerError: A file is malformed, or a merge is not two tokens that form a third; the message gives the line.
     """
-    try:
-        vocab = json.loads(vocab_json)
-    except json.JSONDecodeError as error:
-        raise TokenizerError(f"the vocabulary is not JSON: {error}") from error
-    if not isinstance(vocab, dict) or not all(type(index) is int and index >= 0 for index in vocab.values()):
-        raise TokenizerError("the vocabulary must be a JSON object that maps each token to an id of at least 0")
+    vocab = parse_json(vocab_json, "the vocabulary", Vocabulary, error_type=TokenizerError)
     merges = []
     for number, line in enumerate(merges_txt.split("\n"), 1):
         if (number == 1 and line.startswith("#version")) or not line.strip("\r"):

@@ -122,7 +122,10 @@ def _parse_model(data: bytes) -> SentencePieceModel:
 
 def _parse_normalizer(data: bytes) -> dict[str, Any]:
     spec = dict(_fields(data))
-    if unknown := spec.keys() - {1, 2, 3, 4, 5, 6}:  # 1: its name; 6: the source of the compiled rules
+    known = (1, 2, 3, 4, 5, 6)  # 1: its name; 6: the source of the compiled rules
+    # Forks of SentencePiece have more options (Marian's: 7 encode_case); one that is off or empty changes nothing.
+    unknown = [n for n, value in spec.items() if n not in known and (value if isinstance(value, int) else any(value))]
+    if unknown:
         raise TokenizerError(f"field {min(unknown)} of normalizer_spec is not supported")
     return {
         "charsmap": bytes(_message(spec.get(2, b""))),

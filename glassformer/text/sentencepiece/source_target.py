@@ -9,19 +9,19 @@ that the model lacks may still be a piece of the other side. A text may begin wi
 is one token. Unlike special tokens, users may write it in the text.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from glassformer.errors import TokenizerError
+from glassformer.json_file import parse_json
 from glassformer.text.files.find import SOURCE_TARGET_FILES, TARGET_VOCAB
 from glassformer.text.sentencepiece.model_file import byte_pieces, parse_sentencepiece
 from glassformer.text.sentencepiece.normalizer import SPACE
 from glassformer.text.sentencepiece.segmenter import Segmenter
 from glassformer.text.sentencepiece.tokenizer import check_text
-from glassformer.text.special_tokens import AddedToken, SpecialTokenSplitter
+from glassformer.text.special_tokens import AddedToken, SpecialTokenSplitter, Vocabulary, find_special_tokens
 
 SPECIAL_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _FILES = (*SOURCE_TARGET_FILES, TARGET_VOCAB)
@@ -33,13 +33,21 @@ class SourceTargetTokenizer:
 
     kind = "SentencePiece source-target"
     drops_first_space = True
+    drops_last_space = False
 
-    def __init__(self, data: tuple[bytes, ...], names: Mapping[str, str] | None = None, is_target: bool = False):
+    def __init__(
+        self,
+        data: tuple[bytes, ...],
+        names: Mapping[str, str] | None = None,
+        added: Sequence[AddedToken] = (),
+        is_target: bool = False,
+    ):
         """Create the backend.
 
         Args:
             data: The contents of source.spm, target.spm and vocab.json, and of target_vocab.json if it exists.
             names: Texts of the special tokens, where they differ from SPECIAL_TOKENS.
+            added: Other added tokens, and special tokens with flags.
             is_target: Whether it segments target texts.
 
         Raises:
@@ -51,14 +59,25 @@ class SourceTargetTokenizer:
         self.vocab = _parse_vocab(data[index], _FILES[index])
         if missing := [name for name in self.names.values() if name not in self.vocab]:
             raise TokenizerError(f"{_FILES[index]} lacks {', '.join(map(repr, missing))}")
-        self.special_tokens = {name: self.vocab[name] for name in self.names.values()}
-        self.added_tokens = [AddedToken(index, name, special=True) for name, index in self.special_tokens.items()]
+        tokens = {name: AddedToken(self.vocab[name], name, special=True) for name in self.names.values()}
+        tokens |= {token.text: token for token in added}
+        self._added, self.added_tokens = tuple(added), list(tokens.values())
+        for token in added:
+            if self.vocab.setdefault(token.text, token.id) != token.id:
+                raise TokenizerError(
+                    f"the added token {token.text!r} has the id {token.id}, but {_FILES[index]} gives it "
+                    f"{self.vocab[token.text]}"
+                )
+        if len(set(self.vocab.values())) < len(self.vocab):
+            raise TokenizerError(f"an added token has the id of another token in {_FILES[index]}")
+        self.special_tokens = find_special_tokens(self.added_tokens, "")
         self.unknown = self.vocab[self.names["unk_token"]]
         try:
             self.segmenter = Segmenter(parse_sentencepiece(data[is_target]))
         except TokenizerError as error:
             raise TokenizerError(f"{_FILES[is_target]}: {error}") from error
-        self._split_plain, self._split_all = SpecialTokenSplitter([]), SpecialTokenSplitter(self.added_tokens)
+        plain = [token for token in self.added_tokens if token.text not in self.special_tokens]
+        self._split_plain, self._split_all = SpecialTokenSplitter(plain), SpecialTokenSplitter(self.added_tokens)
         self.prefix_ids: list[int] = []
         self.suffix_ids: list[int] = []
         self.defaults: Mapping[str, Any] = {
@@ -71,7 +90,7 @@ class SourceTargetTokenizer:
 
     def target_tokenizer(self) -> "SourceTargetTokenizer":
         """Return the tokenizer of the target side."""
-        return SourceTargetTokenizer(self.data, self.names, is_target=True)
+        return SourceTargetTokenizer(self.data, self.names, self._added, is_target=True)
 
     def encode(self, texts: Sequence[str], *, parse_special: bool) -> list[list[int]]:
         return [self.encode_offsets(text, parse_special=parse_special)[0] for text in texts]
@@ -117,16 +136,11 @@ class SourceTargetTokenizer:
         return dict(zip(_FILES, self.data, strict=False))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(SourceTargetTokenizer, is_target=self.is_target), (self.data, self.names)
+        return partial(SourceTargetTokenizer, is_target=self.is_target), (self.data, self.names, self._added)
 
 
 def _parse_vocab(data: bytes, file: str) -> dict[str, int]:
-    try:
-        vocab = json.loads(data)
-    except ValueError as error:
-        raise TokenizerError(f"{file} is not JSON: {error}") from error
-    if not isinstance(vocab, dict) or not all(type(index) is int and index >= 0 for index in vocab.values()):
-        raise TokenizerError(f"{file} must be a JSON object that maps each token to an id of at least 0")
+    vocab = parse_json(data, file, Vocabulary, error_type=TokenizerError)
     if len(set(vocab.values())) < len(vocab):
         raise TokenizerError(f"{file} gives several tokens the same id")
     return vocab

@@ -78,7 +78,7 @@ class SentencePieceTokenizer:
         self.original_model = model
         self.model = replace(model, pieces=tuple(map(self._guarded, model.pieces)))
         self.segmenter = Segmenter(self.model)
-        self.drops_first_space = model.dummy_prefix and not model.suffix
+        self.drops_first_space, self.drops_last_space = model.dummy_prefix and not model.suffix, False
         self.defaults: Mapping[str, Any] = _config_defaults(model)
         self.prefix_ids: list[int] = []
         self.suffix_ids: list[int] = []

@@ -13,6 +13,7 @@ import torch
 
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, DataError
 from glassformer.families.common.shape import RecurrentShape
+from glassformer.kernels.cpu import cpu_features
 from glassformer.kernels.placement import choose_device
 from glassformer.training.config import Plan, TrainConfig, config_dict, make_plan
 from glassformer.training.optim.optimizers import Optimizer
@@ -116,7 +117,7 @@ def check(
     return precision.choose_precision(
         requested=config.dtype,
         device=device.type,
-        features=precision.cpu_features(),
+        features=cpu_features(),
         cuda_bf16=precision.cuda_has_bf16(),
         width=config.task.model.d_model,
         recurrent=isinstance(config.task.model, RecurrentShape),
