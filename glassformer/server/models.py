@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from glassformer.errors import ConfigError, RequestError, TokenizerError
+from glassformer.errors import ConfigError, RequestError
 from glassformer.formats.gguf.shards import model_name
 from glassformer.inspect.trace.trace import ModelKind
 from glassformer.models.embedder import Embedder
@@ -88,9 +88,8 @@ class ServedModel:
         """
         if self.lm.tokenizer is None:
             return str(token), None
-        try:
-            data = self.lm.tokenizer.token_bytes(token)
-        except TokenizerError:  # the model's table has more rows than the tokenizer has tokens
+        data = self.lm.tokenizer.find_bytes(token)
+        if data is None:  # the model's table has more rows than the tokenizer has tokens
             return f"#{token}", None
         if token not in self._byte_tokens:
             try:
