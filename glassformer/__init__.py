@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from glassformer.text.tokenizer import Tokenizer
     from glassformer.text.train import train_tokenizer
     from glassformer.training.config import LanguageModelTaskConfig, Seq2SeqTaskConfig, TrainConfig
+    from glassformer.training.data.read_options import ReadOptions
     from glassformer.training.run.train import train
 
 _HOME = {
@@ -31,6 +32,7 @@ _HOME = {
     "LanguageModelTaskConfig": "training.config",
     "ModelConfig": "config",
     "PRESETS": "families.common.shape",
+    "ReadOptions": "training.data.read_options",
     "Seq2SeqTaskConfig": "training.config",
     "ShapeConfig": "families.common.shape",
     "Tokenizer": "text.tokenizer",
@@ -48,6 +50,7 @@ __all__ = [
     "LanguageModel",
     "LanguageModelTaskConfig",
     "ModelConfig",
+    "ReadOptions",
     "Seq2SeqTaskConfig",
     "ShapeConfig",
     "Tokenizer",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
+from cyclopts.utils import UNSET
 
 from glassformer.errors import GlassformerError
 
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         app.config = _config_file(tokens)
-        app(_stdin_last(tokens) or ["--help"], exit_on_error=False, print_error=True, result_action="return_value")
+        app(_bind_dashes(tokens) or ["--help"], exit_on_error=False, print_error=True, result_action="return_value")
     except GlassformerError as error:
         _fail(str(error), 1)
     except CycloptsError:
@@ -88,12 +89,35 @@ def _config_file(tokens: list[str]) -> list[Toml]:
     return []
 
 
-def _stdin_last(tokens: list[str]) -> list[str]:
-    """Move a lone `-`, which the parser would take for an option, behind `--`."""
+def _bind_dashes(tokens: list[str]) -> list[str]:
+    """Rewrite values that the parser would take for options, such as `-` and `---`.
+
+    The value of an option becomes `--option=-`; a lone `-` that is none moves behind `--`.
+    """
     end = tokens.index("--") if "--" in tokens else len(tokens)
     options, rest = tokens[:end], tokens[end + 1 :]
-    lone = [token for token in options if token == "-"]
-    return [*(token for token in options if token != "-"), "--", *lone, *rest] if lone else tokens
+    result: list[str] = []
+    lone: list[str] = []
+    for token in options:
+        dashed = token.startswith("-") and not token.lstrip("-")[:1].isalpha()
+        if dashed and result and _takes_value(options, result[-1]):
+            result[-1] += f"={token}"
+        elif token == "-":
+            lone.append(token)
+        else:
+            result.append(token)
+    return [*result, "--", *lone, *rest] if lone else [*result, *tokens[end:]]
+
+
+def _takes_value(tokens: list[str], name: str) -> bool:
+    """Return whether `name` is an option of the verb in `tokens`, and no flag."""
+    if not name.startswith("--") or "=" in name:
+        return False
+    try:
+        found = app.parse_commands(tokens)[1][-1].assemble_argument_collection(parse_docstring=False).match(name)
+    except (CycloptsError, ValueError):  # no such verb or option
+        return False
+    return found[2] is UNSET
 
 
 def _fail(message: str, status: int) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from glassformer.errors import ConfigError, DataError
+from glassformer.training.data.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from glassformer.models.base import TextModel
@@ -63,6 +64,8 @@ def _folder(_: Any, tokens: Sequence[Token]) -> Path:
 
 OutFolder = Annotated[Path, Parameter(name="--out", converter=_folder)]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
+DataName = str | Path  # converted to a string; Path makes shells complete file names
+Read = Annotated[ReadOptions, Parameter(name="*")]
 IgnoreKeys = Annotated[
     tuple[str, ...], Parameter(name="--ignore-key", negative="", help="Ignore this unknown key of config.json.")
 ]

@@ -117,27 +117,29 @@ def _write_folder(checkpoint: Checkpoint, dst: Path, dtype: torch.dtype | None, 
 
 
 def _write_gguf(checkpoint: Checkpoint, dst: Path, kind: GgufKind) -> list[str]:
-    """Write a GGUF file. Returns the parts of the model that are not stored in the file."""
+    """Write a GGUF file. Returns the parts of the model and of its tokenizer that are not stored in the file."""
     from glassformer.formats import load_decoder, load_seq2seq, load_text_encoder
     from glassformer.formats.gguf.save import left_out, save_gguf
+    from glassformer.formats.gguf.tokenizer_write import lost_in_gguf
     from glassformer.models.embedder import Embedder
     from glassformer.models.language_model import LanguageModel
     from glassformer.models.translator import Translator
 
     tokenizer, source = checkpoint.tokenizer(), str(checkpoint.path)
+    lost = [] if tokenizer is None else lost_in_gguf(tokenizer)
     if checkpoint.kind == "decoder":
         lm = LanguageModel(load_decoder(checkpoint), tokenizer, end_ids=checkpoint.end_token_ids())
         lm.save_gguf(dst, kind)
-        return []
+        return lost
     if checkpoint.kind == "encoder":
         model = load_text_encoder(checkpoint)
         if tokenizer is None:
             save_gguf(model, dst, kind)
         else:
             Embedder(model, tokenizer, checkpoint.pooling(), path=source).save_gguf(dst, kind)
-        return left_out(model)
+        return left_out(model) + lost
     if tokenizer is None:
         raise RequestError(f"{source} has no tokenizer, and the GGUF file of an encoder-decoder needs one")
     generation = checkpoint.generation_config()
     Translator(load_seq2seq(checkpoint), tokenizer, path=source, generation_config=generation).save_gguf(dst, kind)
-    return []
+    return lost

@@ -6,19 +6,19 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from glassformer.cli.common import Json, out, print_json, progress
+from glassformer.cli.common import DataName, Json, Read, out, print_json, progress, say
 from glassformer.errors import ConfigError
+from glassformer.training.data.read_options import DEFAULT_READ
 
 app = App(name="data", help="Check training data.")
 
 
 @app.command
 def check(
-    *data: str,
+    *data: DataName,
     task: Literal["lm", "seq2seq"] = "lm",
     tokenizer: str | None = None,
-    text_field: str | None = None,
-    separator: str | None = None,
+    read: Read = DEFAULT_READ,
     held_out: float = 0.05,
     context: int | None = None,
     source_context: int | None = None,
@@ -30,15 +30,12 @@ def check(
     Parameters
     ----------
     data
-        Files, folders, globs, JSONL, or `-` for stdin.
+        Files, folders, globs, pipes, or `-` for stdin: text, JSONL, JSON, CSV, TSV, Parquet or Arrow, also with .gz or
+        .zst.
     task
-        lm: documents. seq2seq: source-target pairs, TSV or JSONL, as for `train --task seq2seq`.
+        lm: documents. seq2seq: source-target pairs, as for `train --task seq2seq`.
     tokenizer
         A model or tokenizer folder to count tokens; without one seq2seq counts characters.
-    text_field
-        lm: the field of a JSONL line with the text; `text` by default.
-    separator
-        lm: the text between two documents of a plain text file; without it each file is one document.
     held_out
         The fraction held out for evaluation.
     context
@@ -53,28 +50,26 @@ def check(
     from glassformer.training.config import LanguageModelTaskConfig, Seq2SeqTaskConfig
 
     found = open_tokenizer(tokenizer) if tokenizer else None
-    common = {"held_out": held_out, "strict": strict}
+    names = [str(name) for name in data]
     with progress(quiet=json) as advance:
         if task == "seq2seq":
             from glassformer.training.data.check_examples import check_examples
 
-            for name, value in (("--text-field", text_field), ("--separator", separator)):
-                if value is not None:
-                    raise ConfigError(f"{name} is an option of --task lm, got --task seq2seq")
             contexts = {
                 "context": Seq2SeqTaskConfig().context if context is None else context,
                 "source_context": source_context or 0,
             }
-            report = check_examples(data, found, **contexts, **common, progress=advance)
+            report = check_examples(
+                names, found, **contexts, read=read, held_out=held_out, strict=strict, progress=advance
+            )
         else:
             from glassformer.training.data.check_documents import check_documents
+            from glassformer.training.data.sources import DocumentFiles
 
             if source_context is not None:
                 raise ConfigError("--source-context is an option of --task seq2seq, got --task lm")
-            options = {
-                "context": LanguageModelTaskConfig().context if context is None else context,
-                "text_field": "text" if text_field is None else text_field,
-                "separator": separator,
-            }
-            report = check_documents(data, found, **options, **common, progress=advance)
+            files = DocumentFiles(names, read, strict=strict, announce=None if json else say)
+            if context is None:
+                context = LanguageModelTaskConfig().context
+            report = check_documents(files, found, context=context, held_out=held_out, progress=advance)
     print_json(report) if json else out.print(report.render(), markup=False)

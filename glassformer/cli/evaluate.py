@@ -6,30 +6,42 @@ import math
 import tempfile
 import time
 
-from glassformer.cli.common import IgnoreKeys, Json, Machine, open_model, out, print_json, progress, say
+from glassformer.cli.common import (
+    DataName,
+    IgnoreKeys,
+    Json,
+    Machine,
+    Read,
+    open_model,
+    out,
+    print_json,
+    progress,
+    say,
+)
 from glassformer.errors import CheckpointError, DataError, RequestError
+from glassformer.training.data.read_options import DEFAULT_READ
 
 
 def evaluate(
     model: str,
-    *data: str,
+    *data: DataName,
     batch: int = 16,
     overlap: int = 0,
     max_tokens: int | None = None,
-    text_field: str = "text",
-    separator: str | None = None,
+    read: Read = DEFAULT_READ,
     json: Json = False,
     ignore_key: IgnoreKeys = (),
     machine: Machine = Machine(),
 ) -> None:
-    """Compute the loss of a model on files, folders, globs, JSONL or `-` for stdin.
+    """Compute the loss of a model on text.
 
     Parameters
     ----------
     model
         A model folder, a run folder, `stories` or `smollm2`.
     data
-        The text; every token counts once.
+        Files, folders, globs, pipes, or `-` for stdin: text, JSONL, JSON, CSV, TSV, Parquet or Arrow, also with .gz or
+        .zst. Every token counts once.
     batch
         Sequences per batch.
     overlap
@@ -42,7 +54,8 @@ def evaluate(
 
     from glassformer.models.language_model import LanguageModel
     from glassformer.training.data.packing import packed_eval_batches
-    from glassformer.training.data.prepare import prepare
+    from glassformer.training.data.prepare import prepare, reading_report
+    from glassformer.training.data.sources import DocumentFiles
     from glassformer.training.tasks.evaluate import Compute
     from glassformer.training.tasks.evaluate import evaluate as evaluate_batches
 
@@ -50,18 +63,17 @@ def evaluate(
         if value is not None and value < low:
             raise RequestError(f"--{name} must be at least {low}, got {value}", param=name)
     if not data:
-        raise DataError("DATA is missing: give files, folders, globs, JSONL, or - for stdin")
+        raise DataError("DATA is missing: give files, folders, globs or - for stdin")
     lm = open_model(LanguageModel, model, machine, ignore_key, quiet=json)
     if lm.tokenizer is None:
         raise RequestError("evaluation of text needs a tokenizer, and this model has none", param="model")
+    files = DocumentFiles([str(name) for name in data], read, announce=None if json else say)
     with tempfile.TemporaryDirectory() as folder, progress(quiet=json) as advance:
         shards = prepare(
-            list(data),
+            files,
             lm.tokenizer,
             f"{folder}/data",
             held_out=0,
-            text_field=text_field,
-            separator=separator,
             progress=advance,
         )
         documents = shards.train
@@ -88,12 +100,16 @@ def evaluate(
         "tokens": found.tokens,
         "bytes": round(found.bytes),
         "unknown_tokens": found.unknown,
+        "skipped": shards.index["skipped"],
+        "notes": shards.index["notes"],
         "seconds": seconds,
         "tokens_per_second": found.tokens / seconds,
     }
     if json:
         print_json(facts)
         return
+    for line in reading_report(shards):
+        say(line)
     bits = "" if found.bits_per_byte is None else f", {found.bits_per_byte:.4f} bits per byte"
     out.print(f"loss {found.loss:.4f} nats per token, perplexity {found.perplexity:.2f}{bits}")
     if found.unknown:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from glassformer.cli.common import Json, out, print_json, progress, say
+from glassformer.cli.common import DataName, Json, Read, out, print_json, progress, say
 from glassformer.errors import TokenizerError
+from glassformer.training.data.read_options import DEFAULT_READ
 
 if TYPE_CHECKING:
     from glassformer.text.tokenizer import Tokenizer
@@ -40,18 +41,22 @@ def _text_or_stdin(text: str) -> str:
 
 @app.command
 def train(
-    *data: str,
+    *data: DataName,
     out: Path,
+    read: Read = DEFAULT_READ,
     kind: Literal["bpe", "char", "word"] = "bpe",
     vocab_size: int = 4096,
     max_bytes: int = 100_000_000,
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """Train a tokenizer on files, folders, globs, JSONL or stdin (`-`), and save it to the folder OUT.
+    """Train a tokenizer on text, and save it to the folder OUT.
 
     Parameters
     ----------
+    data
+        Files, folders, globs, pipes, or `-` for stdin: text, JSONL, JSON, CSV, TSV, Parquet or Arrow, also with .gz or
+        .zst.
     kind
         bpe: byte-level byte-pair encoding. char: each character is a token. word: each word is a token.
     vocab_size
@@ -63,18 +68,22 @@ def train(
     from glassformer.training.data.sources import DocumentFiles
 
     if not data:
-        raise TokenizerError("DATA is missing: name files, folders, globs, JSONL, or - for stdin")
+        raise TokenizerError("DATA is missing: give files, folders, globs or - for stdin")
     reports: list[TrainReport] = []
     with progress(quiet=json) as advance:
-        texts = (document.text for document in DocumentFiles(data))
+        files = DocumentFiles([str(name) for name in data], read, announce=None if json else say)
+        texts = (document.text for document in files)
         tokenizer = glassformer.train_tokenizer(
             texts, kind=kind, vocab_size=vocab_size, max_bytes=max_bytes, seed=seed, progress=advance,
             on_report=reports.append,
         )  # fmt: skip
     tokenizer.save(out)
     if json:
-        print_json({"folder": str(out), "vocab_size": tokenizer.vocab_size, "report": reports[0]})
+        facts = {"folder": str(out), "vocab_size": tokenizer.vocab_size, "report": reports[0]}
+        print_json(facts | {"skipped": files.skipped.as_json(), "notes": files.notes})
     else:
+        for line in [*(f"skipped: {line}" for line in files.skipped.lines()), *files.notes]:
+            say(line)
         say(f"{out}: {tokenizer.vocab_size} tokens, {reports[0]}")
 
 

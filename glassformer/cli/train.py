@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from docstring_parser import parse_from_object
 
-from glassformer.cli.common import Json, OutFolder, print_json
+from glassformer.cli.common import DataName, Json, OutFolder, print_json
 from glassformer.errors import ConfigError
 from glassformer.families.common.shape import PRESETS, SHAPE_FAMILIES, RecurrentShape, ShapeConfig
 from glassformer.training.config import (
@@ -23,6 +23,7 @@ from glassformer.training.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from glassformer.training.data.read_options import ReadOptions
 
 Preset = Literal["tiny", "small", "medium", "gpt2-small"]
 TASKS = {"lm": LanguageModelTaskConfig(), "seq2seq": Seq2SeqTaskConfig()}
@@ -76,11 +77,13 @@ def options(*configs: Any, exclude: str = "", flat: bool = True, help: dict[str,
 
 
 if TYPE_CHECKING:
-    ModelOptions = TaskOptions = RunOptions = TokenizerOptions = InitOptions = OptimOptions = ScheduleOptions = Any
+    ModelOptions = TaskOptions = RunOptions = ReadingOptions = Any
+    TokenizerOptions = InitOptions = OptimOptions = ScheduleOptions = Any
 else:
     ModelOptions = options(*MODELS.values(), exclude="vocab_size", help=MODEL_HELP)
     TaskOptions = options(*TASKS.values(), exclude="model init")
-    RunOptions = options(TrainConfig(), exclude="data out task tokenizer optim schedule from_model resume")
+    RunOptions = options(TrainConfig(), exclude="data read out task tokenizer optim schedule from_model resume")
+    ReadingOptions = options(ReadOptions())
     TokenizerOptions, InitOptions, OptimOptions, ScheduleOptions = (
         options(config(), flat=False) for config in (TokenizerConfig, InitConfig, OptimConfig, ScheduleConfig)
     )
@@ -145,7 +148,7 @@ def recorded_config(out: Path, data: tuple[str, ...], task: str | None, fixed: d
 
 
 def train(
-    *data: str,
+    *data: DataName,
     out: OutFolder,
     task: Literal["lm", "seq2seq"] | None = None,
     arch: Literal["transformer", "recurrent"] | None = None,
@@ -155,20 +158,20 @@ def train(
     json: Json = False,
     model_options: ModelOptions | None = None,
     task_options: TaskOptions | None = None,
+    read_options: ReadingOptions | None = None,
     run_options: RunOptions | None = None,
     tokenizer: TokenizerOptions | None = None,
     init: InitOptions | None = None,
     optim: OptimOptions | None = None,
     schedule: ScheduleOptions | None = None,
 ) -> None:
-    """Train on files, folders, globs, JSONL (a `text` field) or `-` for stdin, into the run folder OUT.
-
-    With --task seq2seq: on source-target pairs, as TSV or as JSONL with `source` and `target`.
+    """Train on text, or with --task seq2seq on source-target pairs, into the run folder OUT.
 
     Parameters
     ----------
     data
-        Training data.
+        Files, folders, globs, pipes, or `-` for stdin: text, JSONL, JSON, CSV, TSV, Parquet or Arrow, also with .gz or
+        .zst. Records have a field `text`; with --task seq2seq, `source` and `target` (a TSV line has only these two).
     out
         The run folder. As the MODEL of another command it means the run's best checkpoint.
     task
@@ -188,16 +191,16 @@ def train(
     import glassformer
     from glassformer.cli.training_reporter import make_reporter
 
+    names = tuple(str(name) for name in data)
     sizes, fixed = set_options(model_options), {n: v for n, v in (("arch", arch), ("preset", preset)) if v is not None}
     if resume:
-        config = recorded_config(out, data, task, fixed)
+        config = recorded_config(out, names, task, fixed)
         model = update(config.task.model, sizes, f"a {type(config.task.model).__name__} in {out}", MODELS)
     else:
         task = task or "lm"
-        if not data:
-            kinds = "JSONL" if task == "lm" else "TSV or JSONL with source and target"
-            raise ConfigError(f"DATA is missing: give files, folders, globs, {kinds}, or - for stdin")
-        config = TrainConfig(data=data, out=str(out), task=TASKS[task])
+        if not names:
+            raise ConfigError("DATA is missing: give files, folders, globs or - for stdin")
+        config = TrainConfig(data=names, out=str(out), task=TASKS[task])
         model = continued_model(from_model, task, fixed | sizes) if from_model else new_model(task, arch, preset, sizes)
     kind = f"--task {config.task.kind}"
     changed = update(
@@ -213,6 +216,7 @@ def train(
     config = replace(
         config,
         task=replace(changed, model=model),
+        read=replace(config.read, **set_options(read_options)),
         tokenizer=replace(config.tokenizer, **set_options(tokenizer)),
         optim=replace(config.optim, **set_options(optim)),
         schedule=replace(config.schedule, **set_options(schedule)),

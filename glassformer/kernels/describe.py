@@ -12,7 +12,6 @@ BATCH = 128  # sequences that a translator decodes at a time
 
 def describe(config: ModelConfig | EncoderConfig | RecurrentConfig, placement: Placement) -> tuple[Choice, ...]:
     """Return the choices of device, dtype, attention and linear layers for inference with this model."""
-    linear = Choice("linear", "torch", "weights are prepacked for encoder-decoders only")
-    if isinstance(config, ModelConfig) and config.encoder is not None:
-        linear = choose_linear(placement.device, placement.dtype, BATCH)
+    prepacked = isinstance(config, ModelConfig) and config.encoder is not None  # others keep their weights as they are
+    linear = choose_linear(placement.device, placement.dtype, BATCH if prepacked else 1)
     return (*placement.choices, choose_attention(config, placement.device, placement.dtype), linear)

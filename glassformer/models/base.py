@@ -31,6 +31,7 @@ from glassformer.inspect.sweep.sweep import Sweep, sweep
 from glassformer.inspect.trace.trace import Trace
 from glassformer.inspect.views.methods import ModelViews
 from glassformer.kernels.describe import describe
+from glassformer.kernels.linear import widen
 from glassformer.kernels.placement import Choice, Placement, choose_placement
 from glassformer.nn.step import Step
 
@@ -94,6 +95,7 @@ class TextModel(ModelViews, ABC):
         stored, n_parameters = checkpoint.dtype, checkpoint.n_parameters
         placement = choose_placement(device, dtype, stored=stored, n_parameters=n_parameters)
         loaded = cls._load(checkpoint, placement)
+        widen(loaded.model)
         loaded.placement = placement
         return loaded
 

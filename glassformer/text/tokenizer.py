@@ -273,7 +273,7 @@ class Tokenizer:
     def _named_id(self, key: str) -> int | None:
         """Return the id of the token that the config names under `key`, or None."""
         name = token_text(self.config.get(key))
-        if name is None:
+        if not name:
             return None
         index = self.backend.vocab.get(name)
         if index is None:

@@ -11,6 +11,7 @@ from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError
 from glassformer.families.common.shape import PRESETS, RecurrentShape, Seq2SeqShape, ShapeConfig
 from glassformer.training.config_checks import require, require_range, require_type, require_types
+from glassformer.training.data.read_options import DEFAULT_READ, ReadOptions
 
 DEFAULT_SECONDS = 120.0
 MAX_THREADS, MAX_SEED = 1024, 2**63 - 1
@@ -149,6 +150,8 @@ class LanguageModelTaskConfig:
     "shuffle documents; --no-shuffle keeps their order in the first epoch, for a curriculum"
     compile: bool = False
     "compile the blocks with torch.compile"
+    strict: bool = False
+    "raise an error for an unusable file or line, with its position, instead of skipping it"
 
     def __post_init__(self):
         require_types(self, "task.")
@@ -200,7 +203,9 @@ class TrainConfig:
     """
 
     data: tuple[str, ...] = ()
-    'files, folders, globs, or "-" for standard input: text or JSONL for lm, TSV or JSONL examples for seq2seq'
+    'files, folders, globs, pipes, or "-" for standard input: text or records for lm, source-target pairs for seq2seq'
+    read: ReadOptions = DEFAULT_READ
+    "how the files are read"
     out: str = "run"
     "the run folder, created by the run"
     task: LanguageModelTaskConfig | Seq2SeqTaskConfig = LanguageModelTaskConfig()
@@ -255,6 +260,8 @@ class TrainConfig:
 
     def __post_init__(self):
         require_types(self)
+        if self.task.kind == "seq2seq":
+            self.read.for_examples()
         require_range(self, "batch accumulate eval_tokens keep_last sample_tokens", 1)
         require_range(self, "eval_every save_every sample_every", 0)
         require_range(self, "threads", 0, MAX_THREADS)

@@ -280,7 +280,7 @@ def test_train_seq2seq(capfd, tmp_path, sizes):
         (["train", "nothing-here.txt", "--out", "NEW"], "nothing-here.txt"),
         (["train", "TEXT", "--out", "RUN"], "holds a run already"),
         (["train", "TEXT", "--out", "NEW", "--d-model", "30", "--n-heads", "4"], "multiple of n_heads"),
-        (["train", "--task", "seq2seq", "--out", "NEW"], "TSV or JSONL with source and target"),
+        (["train", "--task", "seq2seq", "--out", "NEW"], "DATA is missing: give files, folders, globs"),
         (["train", "TEXT", "--task", "seq2seq", "--out", "NEW"], "no example could be read"),
         (["train", "TEXT", "--out", "NEW", "--cell", "gru"], "--cell is an option of --task seq2seq --arch recurrent"),
         (["train", "TEXT", "--out", "NEW", "--arch", "recurrent"], "--arch is an option of --task seq2seq"),

@@ -10,6 +10,7 @@ from glassformer.cli.train import (
     InitOptions,
     ModelOptions,
     OptimOptions,
+    ReadingOptions,
     RunOptions,
     ScheduleOptions,
     TaskOptions,
@@ -34,6 +35,8 @@ VALUES = {  # option: (argument, or the flag itself; resulting value, None where
     "eval_every": ("5", 5), "eval_tokens": ("999", 999), "save_every": ("5", 5), "keep_last": ("4", 4),
     "sample_every": ("5", 5),
     "sample_prompt": ("1 plus", "1 plus"), "sample_tokens": ("9", 9), "held_out": ("0.2", 0.2),
+    "text_field": ("story", None), "separator": ("<|end|>", None), "ext": (".py", (".py",)),
+    "encoding": ("utf-16", "utf-16"),
     "held_out_data": ("some.tsv", ("some.tsv",)), "label_smoothing": ("0.1", 0.1), "exact_match_examples": ("3", 3),
     "strict": ("--strict", True), "shuffle": ("--no-shuffle", None), "seed": ("3", 3), "compile": ("--compile", None),
     "tensorboard": ("--tensorboard", True), "wandb": ("--wandb", True), "dtype": ("float32", "float32"),
@@ -88,13 +91,14 @@ def settings(monkeypatch, tmp_path):
 
 
 def test_values_cover_every_option():
-    every = {f.name for group in (ModelOptions, TaskOptions, RunOptions) for f in fields(group)} | {"preset", "arch"}
+    groups = (ModelOptions, TaskOptions, ReadingOptions, RunOptions)
+    every = {f.name for group in groups for f in fields(group)} | {"preset", "arch"}
     every |= {f"{group}.{f.name}" for group, kind in GROUPS.items() for f in fields(kind)}
     assert set(VALUES) == every
 
 
 def key_of(name, flat) -> str:
-    return next(key for key in (name, f"task.{name}", f"task.model.{name}") if key in flat)
+    return next(key for key in (name, f"read.{name}", f"task.{name}", f"task.model.{name}") if key in flat)
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -224,7 +228,7 @@ def test_data_check_of_examples(capfd, run, tmp_path):
     shown = json.loads(run_ok(capfd, *check, "--json").out)
     assert (shown["train"] + shown["held_out"], shown["skipped"].keys()) == (61, {"no tab between source and target"})
     assert "p.tsv:61: no tab" in run_error(capfd, *check, "--strict")
-    assert "--separator is an option of --task lm" in run_error(capfd, *check, "--separator", "x")
-    assert "--text-field is an option of --task lm" in run_error(capfd, *check, "--text-field", "x")
+    assert "separator is an option of task lm" in run_error(capfd, *check, "--separator", "x")
+    assert "text_field is an option of task lm" in run_error(capfd, *check, "--text-field", "x")
     assert "context must be at least 2" in run_error(capfd, *check, "--context", 0)
     assert "--source-context is an option of --task seq2seq" in run_error(capfd, *check[:3], "--source-context", 9)

@@ -11,6 +11,7 @@ from tiny_families import CONFIGS
 from glassformer.config import RecurrentConfig
 from glassformer.kernels import attention
 from glassformer.kernels.attention import ATTENTION, PRODUCTS_LENGTH, choose_attention
+from glassformer.kernels.cpu import multiplies_natively
 from glassformer.kernels.describe import describe
 from glassformer.kernels.linear import PREPACK_ROWS, choose_linear, prepack
 from glassformer.kernels.placement import choose_placement
@@ -88,8 +89,10 @@ def test_linear_choice_agrees_with_prepack():
         choice = choose_linear("cpu", F32, rows)
         assert (prepack(model, rows) is not model) == (choice.value == "prepacked")
         assert choice.because
-    for device, dtype in (("cuda", F32), ("cpu", torch.float64), ("cpu", torch.float16)):
+    for device, dtype in (("cuda", F32), ("cpu", torch.float64)):
         assert choose_linear(device, dtype, 64).value == "torch"
+    for dtype in (torch.float16, BF16):
+        assert (choose_linear("cpu", dtype, 64).value == "widened") != multiplies_natively(dtype)
 
 
 def test_describe_reports_all_choices():

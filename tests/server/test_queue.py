@@ -1,20 +1,24 @@
-"""Requests run sequentially, a client disconnect cancels its request, and the server stays responsive."""
+"""Requests take turns, a client disconnect cancels its request, and the server stays responsive."""
 
 import asyncio
+import gc
+import itertools
 import json
 import socket
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+import torch
 from server.conftest import serving, tiny_lm
 
 from glassformer.generate import session
 from glassformer.inspect.views import roles
 from glassformer.server.errors import ApiError
-from glassformer.server.queue import MAX_WAITING, ClientDisconnected, WorkQueue
+from glassformer.server.queue import LOOKS_PER_TURN, MAX_UNREAD, MAX_WAITING, ClientDisconnected, WorkQueue
 
 LONG = 200  # tokens: far more than are generated before a test ends
 
@@ -100,6 +104,7 @@ def test_client_disconnect_during_prefill_cancels(slow, monkeypatch):
 @pytest.mark.parametrize("more", [{"stream": True}, {}])
 def test_client_disconnect_removes_a_waiting_request(slow, more):
     url, app, models = slow
+    app.state.queue.max_running = 1
     first = opened(url, "/v1/completions", writing("one", stream=True))
     wait_until(lambda: models["one"].passes > 1)
     second = opened(url, "/v1/completions", writing("two", **more))
@@ -175,8 +180,8 @@ def test_views_are_answered_during_generation(slow):
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text
 
 
-def test_requests_run_sequentially(slow):
-    """Requests run one at a time, with the same results as alone."""
+def test_requests_take_turns(slow):
+    """One forward pass runs at a time, with the same results as alone."""
     url, _, models = slow
     alone = {name: models[name].lm.generate("the", max_tokens=8, seed=1).text for name in models}
     running, most, lock = 0, 0, threading.Lock()
@@ -266,11 +271,11 @@ def test_responses_use_tcp_nodelay(slow):
 # ---- the queue alone
 
 
-def run(test):
+def run(test, **options):
     """Run a queue test on its own event loop and thread."""
 
     async def whole():
-        queue = WorkQueue()
+        queue = WorkQueue(**options)
         try:
             await test(queue)
         finally:
@@ -295,10 +300,10 @@ def test_full_queue_rejects():
         go.set()
         assert [[item async for item in job] for job in jobs] == [[True], *[[1]] * MAX_WAITING]
 
-    run(test)
+    run(test, max_running=1)
 
 
-def test_quick_jobs_run_between_steps_and_others_in_order():
+def test_jobs_take_turns_and_looks_run_between_their_steps():
     async def test(queue):
         order, begun, go = [], threading.Event(), threading.Event()
 
@@ -311,7 +316,7 @@ def test_quick_jobs_run_between_steps_and_others_in_order():
                 yield i
 
         def note(name):
-            return lambda _: iter([order.append(name)])
+            return lambda _: iter([order.append(name) or name])
 
         jobs = [queue.submit(long), queue.submit(note("next"))]
         begun.wait()
@@ -319,7 +324,7 @@ def test_quick_jobs_run_between_steps_and_others_in_order():
         go.set()
         for job in jobs:
             assert [item async for item in job]
-        assert order == ["long 0", "quick 0", "quick 1", "long 1", "long 2", "next"]
+        assert order == ["long 0", "quick 0", "quick 1", "next", "long 1", "long 2"]
 
     run(test)
 
@@ -337,7 +342,7 @@ def test_a_look_that_comes_row_by_row_lets_later_ones_pass():
                 yield i
 
         def note(name):
-            return lambda _: iter([order.append(name)])
+            return lambda _: iter([order.append(name) or name])
 
         jobs = [queue.submit(rows, quick=True)]
         await asyncio.to_thread(begun.wait)
@@ -348,6 +353,131 @@ def test_a_look_that_comes_row_by_row_lets_later_ones_pass():
         assert order == ["row 0", "quick", "row 1", "row 2", "next"]
 
     run(test)
+
+
+def test_looks_and_jobs_share_the_thread():
+    """With hundreds of streamed looks, jobs still run, and the looks advance evenly, the first one first."""
+
+    async def test(queue):
+        order, n_looks, n_rows, n_tokens = [], MAX_WAITING, 4, 40
+
+        def steps(name, n, begun=None, go=None):
+            def work(check):
+                for _ in range(n):
+                    if begun is not None:
+                        begun.set()
+                        go.wait()
+                    check()
+                    order.append(name)
+                    yield name
+
+            return work
+
+        begun, go = threading.Event(), threading.Event()
+        jobs = [queue.submit(steps("first", n_tokens, begun, go))]
+        await asyncio.to_thread(begun.wait)
+        jobs.append(queue.submit(steps("second", n_tokens)))
+        jobs += [queue.submit(steps(i, n_rows), quick=True) for i in range(n_looks)]
+        with pytest.raises(ApiError, match="the queue is full"):
+            queue.submit(steps("one too many", 1), quick=True)
+        go.set()
+        for job in jobs:
+            assert len([item async for item in job]) in (n_rows, n_tokens)
+        looks = [name for name in order if isinstance(name, int)]
+        assert looks == [*range(n_looks)] * n_rows
+        tokens = [i for i, name in enumerate(order) if isinstance(name, str)]
+        assert [order[i] for i in tokens] == ["first", "second"] * n_tokens
+        gaps = [later - earlier - 1 for earlier, later in itertools.pairwise(tokens)]
+        assert gaps[:-1] == [LOOKS_PER_TURN] * (2 * n_tokens - 2), "between two tokens there are at most so many looks"
+
+    run(test)
+
+
+def test_running_jobs_fit_the_memory_and_start_in_order():
+    async def test(queue):
+        order, most = [], 0
+
+        def work(name, memory):
+            def steps(check):
+                nonlocal most
+                for _ in range(3):
+                    order.append(name)
+                    most = max(most, sum(job.memory for job in queue._running))
+                    yield name
+
+            return queue.submit(steps, memory=memory)
+
+        begun, go = threading.Event(), threading.Event()
+        first = queue.submit(lambda _: iter([begun.set() or go.wait()]))
+        await asyncio.to_thread(begun.wait)
+        jobs = [first, work("a", 6), work("b", 4), work("c", 10), work("d", 1)]
+        go.set()
+        for job in jobs:
+            assert [item async for item in job]
+        assert order == ["a", "b"] * 3 + ["c"] * 3 + ["d"] * 3
+        assert most == 10
+
+    run(test, memory=10)
+
+
+def test_a_job_pauses_until_its_client_reads():
+    async def test(queue):
+        made = 0
+
+        def endless(check):
+            nonlocal made
+            while True:
+                check()
+                made += 1
+                yield made
+
+        slow = queue.submit(endless)
+        for n_read in (0, MAX_UNREAD // 2, MAX_UNREAD):
+            while made < n_read + MAX_UNREAD:
+                await asyncio.sleep(0.001)
+            assert [item async for item in queue.submit(lambda _: [1, 2])] == [1, 2], "others continue"
+            assert made == n_read + MAX_UNREAD
+            received = [await slow._next() for _ in range(MAX_UNREAD // 2)]
+            assert [value for _, value in received] == list(range(n_read + 1, n_read + MAX_UNREAD // 2 + 1))
+        slow.cancel()
+        while queue.state["running"]:
+            await asyncio.sleep(0.001)
+
+    run(test)
+
+
+def test_a_failed_job_frees_what_it_held():
+    """Without a garbage collection: the traceback of a cancelled job referred to its frames, and they to its cache."""
+
+    async def test(queue):
+        held = []
+
+        def work(check):
+            storage = torch.zeros(1000)
+            held.append(weakref.ref(storage))
+
+            def forward():
+                inner = storage + 1
+                held.append(weakref.ref(inner))
+                yield 1
+                while True:
+                    check()
+
+            yield from forward()
+
+        job = queue.submit(work)
+        await job.wait_started()
+        assert all(ref() is not None for ref in held)
+        job.cancel()
+        while queue.state["running"]:
+            await asyncio.sleep(0.001)
+        assert [ref() for ref in held] == [None, None]
+
+    gc.disable()
+    try:
+        run(test)
+    finally:
+        gc.enable()
 
 
 def test_close_cancels_quick_jobs_inside_a_running_job():
@@ -395,7 +525,7 @@ def test_close_cancels_running_and_waiting_jobs():
         await asyncio.to_thread(queue.join, 30)
         assert closed == [True], "the generator was closed, with all that it held"
 
-    run(test)
+    run(test, max_running=1)
 
 
 def test_errors_belong_to_their_job():

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_sentencepiece import CORPUS, both, trained
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Core
-from tokenizers import models, normalizers
 
 from glassformer.errors import TokenizerError
 from glassformer.formats.gguf.tokenizer_keys import KEY, PRE_TOKENIZER_BY_NAME
 from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
-from glassformer.formats.gguf.tokenizer_write import tokenizer_to_gguf
+from glassformer.formats.gguf.tokenizer_write import lost_in_gguf, tokenizer_to_gguf
 from glassformer.text.files.load import load_tokenizer
 from glassformer.text.sentencepiece.model_file import parse_sentencepiece
 from glassformer.text.sentencepiece.tokenizer import SentencePieceTokenizer
@@ -161,8 +161,6 @@ def test_llama_tokenizer_json_round_trip():
     merges = [cut for cut in cuts if cut[0] in vocab and cut[1] in vocab]
     core = Core(models.BPE(vocab, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    from tokenizers import decoders
-
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     core.decoder = decoders.Sequence(steps)
     core.add_special_tokens(["<unk>", "<s>", "</s>"])
@@ -247,7 +245,13 @@ def test_tokenizer_that_gguf_cannot_represent_raises_error():
     [
         ({"model": "rwkv"}, "model is 'rwkv'; supported are llama, t5, gpt2, bert"),
         ({"tokens": None}, "tokens is missing"),
-        ({"tokens": "abc"}, "tokens must be a list"),
+        ({"tokens": "abc"}, "tokens: input should be a valid list"),
+        ({"tokens": []}, "tokens is empty"),
+        ({"tokens": [3]}, r"tokens: \[0\]: input should be a valid string"),
+        ({"token_type": ["a"]}, r"token_type: \[0\]: input should be a valid integer"),
+        ({"precompiled_charsmap": [300]}, r"precompiled_charsmap: \[0\]: input should be less than"),
+        ({"pre": 3}, "pre: input should be a valid string"),
+        ({"eos_token_id": "2"}, "eos_token_id: input should be a valid integer"),
         ({"scores": [1.0]}, "scores has 1 entries"),
         ({"token_type": [1]}, "token_type has 1 entries"),
         ({"bos_token_id": 10**6}, "bos_token_id is 1000000, but there are"),
@@ -273,3 +277,111 @@ def test_mixtures_of_pieces_have_the_same_ids():
     for _ in range(200):
         text = "".join(rng.choices(pieces, k=8))
         assert imported.encode(text) == tokenizer.encode(text) == [1, *both("bpe-llama")[1].encode(text)]
+
+
+# ---- what GGUF cannot represent, and what files leave out
+
+
+def test_gemma_tokenizer_json_round_trip():
+    """Gemma's pre-tokenizer splits at spaces, of which the normalizer leaves none."""
+    alphabet = [f"<0x{byte:02X}>" for byte in range(256)] + list("▁abcdet")
+    vocab = {token: i for i, token in enumerate(["<pad>", "</s>", "<s>", "<unk>", *alphabet, "at", "▁c", "▁cat", "▁▁"])}
+    merges = [("a", "t"), ("▁", "c"), ("▁c", "at"), ("▁", "▁")]
+    core = Core(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    core.normalizer = normalizers.Replace(" ", "▁")
+    core.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    core.add_special_tokens(["<pad>", "</s>", "<s>", "<unk>"])
+    tokenizer = Tokenizer(
+        core.to_str(), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    )
+    metadata = assert_round_trip(tokenizer, ["</s>"])
+    assert metadata[KEY + "add_space_prefix"] is False
+    assert lost_in_gguf(tokenizer) == []
+    core.pre_tokenizer = pre_tokenizers.Split("a", "isolated")
+    with pytest.raises(TokenizerError, match="GGUF cannot represent this normalizer and pre-tokenizer"):
+        tokenizer_to_gguf(Tokenizer(core.to_str()))
+
+
+@pytest.mark.parametrize(
+    ("flags", "normalizer", "lost"),
+    [
+        ({}, None, []),
+        ({"lstrip": True}, None, ["lstrip of <m>"]),
+        ({"rstrip": True, "single_word": True}, None, ["rstrip of <m>", "single_word of <m>"]),
+        ({"normalized": True}, None, []),
+        ({"normalized": True}, normalizers.NFC(), ["normalized of <m>", "NFC normalization"]),
+    ],
+)
+def test_lost_flags_are_reported(flags, normalizer, lost):
+    core = Core.from_str(train_tokenizer([CORPUS], vocab_size=300).backend.json)
+    core.normalizer = normalizer
+    core.add_tokens([AddedToken("<m>", **{"normalized": False, **flags})])
+    tokenizer = Tokenizer(core.to_str())
+    assert lost_in_gguf(tokenizer) == lost
+    if flags and not normalizer:
+        texts = ("a <m> b", "a<m>b", "<m>  b")
+        imported = tokenizer_from_gguf(tokenizer_to_gguf(tokenizer))
+        pairs = [
+            (imported.encode(text, parse_special=True), tokenizer.encode(text, parse_special=True)) for text in texts
+        ]
+        assert all(a == b for a, b in pairs) == (lost == [])
+
+
+def test_mask_of_roberta_keeps_its_flag():
+    core = Core.from_str(
+        train_tokenizer([CORPUS], vocab_size=300, special_tokens=("<s>", "</s>", "<mask>")).backend.json
+    )
+    core.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    ids = {name: core.token_to_id(name) for name in ("<s>", "</s>")}
+    core.post_processor = processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>"}
+    tokenizer = Tokenizer(core.to_str(), names)
+    imported = tokenizer_from_gguf(tokenizer_to_gguf(tokenizer))
+    assert lost_in_gguf(tokenizer) == []
+    assert imported.encode_masked("the <mask> sat") == tokenizer.encode_masked("the <mask> sat")
+
+
+def test_metaspace_is_reported_to_add_no_second_space():
+    vocab = {token: i for i, token in enumerate(["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a"])}
+    core = Core(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = Tokenizer(core.to_str())
+    imported = tokenizer_from_gguf(tokenizer_to_gguf(tokenizer))
+    assert imported.encode("a a") == tokenizer.encode("a a")
+    assert imported.encode(" a") != tokenizer.encode(" a")
+    assert lost_in_gguf(tokenizer) == ["no second space before a text that begins with one"]
+
+
+@pytest.mark.parametrize(("architecture", "pre"), [("gptneox", "gpt-2"), ("qwen2", "qwen2"), ("falcon", "falcon")])
+@pytest.mark.parametrize("default", [True, False])
+def test_file_without_pre_tokenizer_uses_that_of_its_architecture(architecture, pre, default):
+    metadata = tokenizer_to_gguf(tokenizer_with_pre(pre))
+    expected = tokenizer_from_gguf(metadata).encode(CORPUS)
+    metadata[KEY + "pre"] = "default"
+    if not default:
+        del metadata[KEY + "pre"]
+    assert tokenizer_from_gguf(metadata | {"general.architecture": architecture}).encode(CORPUS) == expected
+    for other in ({}, {"general.architecture": "llama"}):
+        with pytest.raises(TokenizerError, match=r"does not name its pre-tokenizer .*gguf-new-metadata"):
+            tokenizer_from_gguf(metadata | other)
+
+
+def test_absent_ids_are_no_tokens():
+    """llama.cpp's own training tools store 4294967295 for a token that does not exist."""
+    tokenizer = Tokenizer(SentencePieceTokenizer(trained("bpe-llama")))
+    metadata = tokenizer_to_gguf(tokenizer)
+    for name in ("padding_token_id", "mask_token_id"):
+        metadata[KEY + name] = 2**32 - 1
+    imported = tokenizer_from_gguf(metadata)
+    assert (imported.mask_id, imported.config.get("pad_token")) == (None, None)
+    assert imported.encode("the cat") == tokenizer.encode("the cat")
+
+
+def test_unused_end_token_raises_error():
+    metadata = tokenizer_to_gguf(train_tokenizer([CORPUS], vocab_size=300, special_tokens=("</s>",)))
+    metadata |= {KEY + "add_eos_token": True, KEY + "eos_token_id": 0}
+    metadata[KEY + "token_type"][0] = 5
+    with pytest.raises(TokenizerError, match=r"'</s>' begins or ends a text, but its .*token_type is 5"):
+        tokenizer_from_gguf(metadata)

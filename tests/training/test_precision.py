@@ -13,7 +13,6 @@ from glassformer.training.data.packing import PackedBatch
 from glassformer.training.init import init_weights
 from glassformer.training.run.precision import (
     choose_precision,
-    cpu_features,
     matrix_flops_per_token,
     matrix_shapes,
     measure_matrix_rate,
@@ -44,12 +43,6 @@ def test_precision_choice_has_a_reason(given, dtype, because):
 def test_unknown_dtype_raises_config_error():
     with pytest.raises(ConfigError, match="float16"):
         choose_precision(requested="float16", device="cpu")
-
-
-def test_cpu_features_are_read(tmp_path):
-    (tmp_path / "cpuinfo").write_text("processor : 0\nflags\t\t: fpu avx512_bf16 sse\n")
-    assert "avx512_bf16" in cpu_features(tmp_path / "cpuinfo")
-    assert cpu_features(tmp_path / "none") == frozenset()
 
 
 def tiny() -> Decoder:

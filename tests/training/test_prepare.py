@@ -15,6 +15,7 @@ from glassformer.errors import DataError
 from glassformer.training.data import prepare as module
 from glassformer.training.data.held_out import choose_held_out
 from glassformer.training.data.prepare import prepare
+from glassformer.training.data.read_options import ReadOptions
 from glassformer.training.data.shards import HELD_OUT, LEFT_OUT, TRAIN, DocumentIndex, Shards
 from glassformer.training.data.sources import Document, DocumentFiles, Texts
 
@@ -152,7 +153,7 @@ def test_share_and_cap_of_tails(tmp_path):
 
 def test_file_options_with_documents_raise_data_error(tmp_path):
     with pytest.raises(DataError, match="give them to DocumentFiles"):
-        prepare(Texts(["a"]), ByteTokenizer(), tmp_path / "data", separator="x")
+        prepare(Texts(["a"]), ByteTokenizer(), tmp_path / "data", read=ReadOptions(separator="x"))
 
 
 def test_four_and_five_documents(tmp_path):
@@ -295,6 +296,7 @@ sys.path[:0] = sys.argv[1:3]
 from test_prepare import ByteTokenizer, stories
 from glassformer.errors import DataError
 from glassformer.training.data.prepare import prepare
+from glassformer.training.data.read_options import ReadOptions
 from glassformer.training.data.sources import Texts
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))

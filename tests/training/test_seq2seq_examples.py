@@ -82,7 +82,8 @@ def test_files_folders_and_kinds(data_dir):
     expected = [("d/a.tsv:1", "one", "1"), ("d/a.tsv:3", "zwölf ", "12"), ("d/b.jsonl:1", "tab\there", "3"),
                 ("d/b.jsonl:3", "4", "4"), ("e.txt.gz:1", "six", "6")]  # fmt: skip
     assert [(p.origin, p.source, p.target) for p in files] == expected
-    assert files.skipped.counts == {"of another type": 1}
+    assert files.skipped.counts == {'no field "source"': 1}
+    assert files.skipped.examples['no field "source"'] == ["d/c.csv: it has five, 5"]
     assert files.bytes_read == files.total_bytes
 
 

@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from glassformer.errors import DataError
+from glassformer.training.data.read_options import ReadOptions
 from glassformer.training.data.sources import CHUNK, DocumentFiles, Texts, split_document
 
 
@@ -71,9 +72,11 @@ def test_files_folders_globs_and_jsonl(data_dir):
 
 def test_separator(data_dir):
     (data_dir / "a.txt").write_text("one\n<|endoftext|>\ntwo\nlines\n<|endoftext|>\n\n<|endoftext|>")
-    assert texts(DocumentFiles("a.txt", separator="<|endoftext|>")) == [("a.txt#1", "one"), ("a.txt#2", "two\nlines")]
+    files = DocumentFiles("a.txt", ReadOptions(separator="<|endoftext|>"))
+    assert texts(files) == [("a.txt#1", "one"), ("a.txt#2", "two\nlines")]
+    assert files.notes == []
     (data_dir / "b.txt").write_text("one\n\ntwo\nlines\n\n\n\nthree\n")
-    assert whole(DocumentFiles("b.txt", separator="\n\n")) == ["one", "two\nlines", "three"]
+    assert whole(DocumentFiles("b.txt", ReadOptions(separator="\n\n"))) == ["one", "two\nlines", "three"]
 
 
 @pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n"])
@@ -82,7 +85,7 @@ def test_separators_across_blocks(data_dir, monkeypatch, separator):
     monkeypatch.setattr("glassformer.training.data.sources.CHUNK", 11)
     documents = ["ä" * n + f" {n} " + "b\nc" * n for n in range(1, 40)]
     (data_dir / "a.txt").write_text(separator.join(documents))
-    assert whole(DocumentFiles("a.txt", separator=separator)) == documents
+    assert whole(DocumentFiles("a.txt", ReadOptions(separator=separator))) == documents
 
 
 def test_long_document_is_split_between_words(data_dir):
@@ -143,7 +146,11 @@ BAD = {
     "nul.txt": (b"abc\0def", "binary", "nul.txt: NUL at byte 3"),
     "latin.txt": (b"fine\n" * 300_000 + b"caf\xe9 and more", "not UTF-8", "latin.txt: byte 1,500,003"),
     "cut.txt": ("aä".encode()[:-1], "not UTF-8", "cut.txt: byte 1"),
-    "utf16.txt": ("hello".encode("utf-16"), "not UTF-8", "utf16.txt: byte 0: it looks like UTF-16"),
+    "utf16.txt": (
+        "hello".encode("utf-16"),
+        "not UTF-8",
+        "utf16.txt: byte 0, it looks like utf-16: give --enc",
+    ),
     "gone.txt.gz": (gzip.compress(b"text" * 1000)[:-9], "broken gzip", "gone.txt.gz"),
     "a.jsonl": (b'{"text": "good"}\n{"text": "half\n', "not JSON", "a.jsonl:2"),
     "b.jsonl": (b'{"text": "good"}\n\n{"body": "x", "id": 1}\n', 'no field "text"', "b.jsonl:3: it has body, id"),
@@ -199,8 +206,6 @@ def test_missing_files_raise_data_error(data_dir):
             DocumentFiles(given)
     with pytest.raises(DataError, match=r"no document could be read from e.txt: 1 empty \(e.txt\)"):
         list(DocumentFiles("e.txt"))
-    with pytest.raises(DataError, match="separator"):
-        DocumentFiles("e.txt", separator="")
 
 
 def test_stdin(data_dir, monkeypatch):
@@ -209,9 +214,10 @@ def test_stdin(data_dir, monkeypatch):
     stdin(monkeypatch, b"{not json}\nbut text\n")
     assert texts(DocumentFiles("-")) == [("-", "{not json}\nbut text\n")]
     stdin(monkeypatch, b"one\n---\ntwo")
-    sources = DocumentFiles(["-"], separator="---")
-    assert texts(sources) == [("-#1", "one"), ("-#2", "two")]
-    assert not sources.repeatable
+    given = DocumentFiles(["-"], ReadOptions(separator="---"))
+    for _ in range(2):
+        assert texts(given) == [("-#1", "one"), ("-#2", "two")]
+    assert given.total_bytes == given.bytes_read == 11
     stdin(monkeypatch, b"")
     with pytest.raises(DataError, match=r"from -: 1 empty \(-\)"):
         list(DocumentFiles("-"))
@@ -219,7 +225,7 @@ def test_stdin(data_dir, monkeypatch):
 
 def test_text_field(data_dir):
     (data_dir / "a.jsonl").write_text('{"story": "x", "text": "y"}\n')
-    assert texts(DocumentFiles("a.jsonl", text_field="story")) == [("a.jsonl:1", "x")]
+    assert texts(DocumentFiles("a.jsonl", ReadOptions(text_field="story"))) == [("a.jsonl:1", "x")]
 
 
 def test_texts_in_memory():
@@ -243,6 +249,7 @@ def test_large_file_needs_little_memory(tmp_path):
             file.write("a few words of a story\n" * (40_000_000 // 23 // 20))
     code = """
 import resource, sys
+from glassformer.training.data.read_options import ReadOptions
 from glassformer.training.data.sources import DocumentFiles
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 n = sum(len(d.text) for d in DocumentFiles(sys.argv[1:]))

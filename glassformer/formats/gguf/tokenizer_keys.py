@@ -1,6 +1,8 @@
 """GGUF's metadata keys for tokenizers, and its names for pre-tokenizers."""
 
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval
 
 from glassformer.text.patterns import (
     DEEPSEEK_CODER,
@@ -42,10 +44,20 @@ PRE_TOKENIZERS: tuple[tuple[dict[str, Any], str], ...] = (
     (DEEPSEEK_V3, "deepseek-v3 hunyuan-dense joyai-llm hy_v4"),
 )
 PRE_TOKENIZER_BY_NAME = {name: layout for layout, names in PRE_TOKENIZERS for name in names.split()}
+PRE_BY_ARCHITECTURE = {  # of files without a name for the pre-tokenizer: llama.cpp wrote none before May 2024
+    "gpt2": "gpt-2",
+    "gptneox": "gpt-2",
+    "phi2": "gpt-2",
+    "mpt": "mpt",
+    "olmo": "olmo",
+    "qwen2": "qwen2",
+    "falcon": "falcon",
+    "starcoder": "starcoder",
+}
 # BOS_BY_DEFAULT: add_bos_token is true by default. IGNORE_MERGES: a word that is a token is not built by merges.
 BOS_BY_DEFAULT = set("llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken".split())
 IGNORE_MERGES = BOS_BY_DEFAULT | {"glm4", "glm5"}
-SEP_BY_DEFAULT = {"roberta-bpe"}  # by default two EOS separate two texts
+SEP_BY_DEFAULT = {"roberta-bpe"}  # RoBERTa: by default two EOS separate two texts; the mask absorbs the space before it
 DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2}, "t5": {"eos": 1}, "gpt2": {}, "bert": {}}
 
 ID_KEYS = {
@@ -58,3 +70,22 @@ ID_KEYS = {
     "mask_token": "mask_token_id",
 }
 LOWERCASE, ACCENTS = "normalizer.lowercase", "normalizer.strip_accents"  # WordPiece; most files lack them
+NO_TOKEN = (-1, 2**32 - 1)  # ids that mean: there is no such token
+
+_ID_TYPES: dict[str, Any] = {KEY + key: int for key in ID_KEYS.values()}
+_FLAGS = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces")
+_FLAG_TYPES: dict[str, Any] = {KEY + key: bool | int for key in (*_FLAGS, LOWERCASE, ACCENTS)}
+TYPES: dict[str, Any] = {
+    **_ID_TYPES,
+    **_FLAG_TYPES,
+    KEY + "model": str,
+    KEY + "pre": str,
+    KEY + "tokens": list[str],
+    KEY + "token_type": list[int],
+    KEY + "scores": list[float],
+    KEY + "merges": list[str],
+    KEY + "precompiled_charsmap": list[Annotated[int, Interval(ge=-128, le=255)]],
+    TEMPLATE: str,
+    "general.architecture": str,
+}
+"""The types of the metadata that `tokenizer_from_gguf` uses."""

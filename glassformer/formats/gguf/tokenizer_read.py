@@ -8,6 +8,7 @@ Source: the GGUF specification (`docs/gguf.md` of ggml) and the behaviour of `ll
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from glassformer.errors import TokenizerError
@@ -19,10 +20,14 @@ from glassformer.formats.gguf.tokenizer_keys import (
     IGNORE_MERGES,
     KEY,
     LOWERCASE,
+    NO_TOKEN,
+    PRE_BY_ARCHITECTURE,
     PRE_TOKENIZER_BY_NAME,
     SEP_BY_DEFAULT,
     TEMPLATE,
+    TYPES,
 )
+from glassformer.json_file import check_schema
 from glassformer.text.files.vocab_files import BERT_TOKENS, BYTE_LEVEL, bpe_model, tokenizer_json, wordpiece_json
 from glassformer.text.hf_tokenizer import HFTokenizer, TokenizerBackend
 from glassformer.text.sentencepiece.model_file import (
@@ -44,7 +49,7 @@ from glassformer.text.tokenizer import Tokenizer
 
 
 class _Metadata:
-    """The metadata of a file; each access checks the key."""
+    """The metadata of a file, with the types of TYPES."""
 
     def __init__(self, values: Mapping[str, Any]):
         self.values = values
@@ -52,21 +57,18 @@ class _Metadata:
     def __getitem__(self, name: str) -> list[Any]:
         if KEY + name not in self.values:
             raise TokenizerError(f"{KEY}{name} is missing")
-        value = self.values[KEY + name]
-        if isinstance(value, str) or not hasattr(value, "__len__"):
-            raise TokenizerError(f"{KEY}{name} must be a list, not {value!r:.80}")
-        return list(value)
+        return self.values[KEY + name]
 
     def flag(self, name: str, default: bool) -> bool:
         return bool(self.values.get(KEY + name, default))
 
     def token_id(self, name: str, n_tokens: int) -> int | None:
         index = self.values.get(KEY + name)
-        if index is None:
+        if index is None or index in NO_TOKEN:
             return None
-        if not 0 <= int(index) < n_tokens:
+        if not 0 <= index < n_tokens:
             raise TokenizerError(f"{KEY}{name} is {index}, but there are only {n_tokens} tokens")
-        return int(index)
+        return index
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -78,6 +80,9 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     Raises:
         TokenizerError: The kind or the pre-tokenizer is not supported, or a key is malformed; the message names it.
     """
+    for key, value in metadata.items():
+        if key in TYPES:
+            check_schema(value, key, TYPES[key], error_type=TokenizerError)
     keys, kind = _Metadata(metadata), metadata.get(KEY + "model")
     builders = {
         "llama": _sentencepiece_backend,
@@ -88,8 +93,10 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     if kind not in builders:
         raise TokenizerError(f"{KEY}model is {kind!r}; supported are {', '.join(builders)}")
     template = metadata.get(TEMPLATE)
-    tokens = [token.decode("utf-8", "replace") if isinstance(token, bytes) else str(token) for token in keys["tokens"]]
-    types = [int(type) for type in keys["token_type"]] if KEY + "token_type" in metadata else [NORMAL] * len(tokens)
+    tokens: list[str] = keys["tokens"]
+    types: list[int] = metadata.get(KEY + "token_type", [NORMAL] * len(tokens))
+    if not tokens:
+        raise TokenizerError(f"{KEY}tokens is empty")
     if len(types) != len(tokens):
         raise TokenizerError(f"{KEY}token_type has {len(types)} entries, but there are {len(tokens)} tokens")
     if len(set(tokens)) < len(tokens):
@@ -102,7 +109,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
             index = DEFAULT_IDS[kind].get(name.removesuffix("_token"))
         if index is not None and index < len(tokens):
             config[name] = tokens[index]
-    pre = str(metadata.get(KEY + "pre", ""))
+    pre = metadata.get(KEY + "pre", "")
     add_bos = kind == "llama" or (kind == "gpt2" and pre in BOS_BY_DEFAULT) or kind == "bert"
     if kind != "bert":
         config["add_bos_token"] = keys.flag("add_bos_token", add_bos) and "bos_token" in config
@@ -114,14 +121,18 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 def _sentencepiece_backend(
     keys: _Metadata, kind: str, tokens: list[str], types: list[int], config: dict[str, Any], template: str
 ) -> TokenizerBackend:
-    scores = [float(score) for score in keys["scores"]]
+    scores: list[float] = keys["scores"]
     if len(scores) != len(tokens):
         raise TokenizerError(f"{KEY}scores has {len(scores)} entries, but there are {len(tokens)} tokens")
     unknown = keys.token_id(ID_KEYS["unk_token"], len(tokens))
     if types.count(UNKNOWN) != 1:  # some files mark all padding tokens as unknown, and older files no token
         types = [UNUSED if type == UNKNOWN else type for type in types]
         types[unknown or 0] = UNKNOWN
-    charsmap = bytes(keys["precompiled_charsmap"]) if KEY + "precompiled_charsmap" in keys.values else b""
+    charsmap = (
+        bytes(byte & 255 for byte in keys["precompiled_charsmap"])
+        if KEY + "precompiled_charsmap" in keys.values
+        else b""
+    )
     model = SentencePieceModel(
         tuple(SentencePiecePiece(*fields) for fields in zip(tokens, scores, types, strict=True)),
         kind=BPE if kind == "llama" else UNIGRAM,
@@ -132,17 +143,27 @@ def _sentencepiece_backend(
         bos=config.get("bos_token", "<s>"),
         eos=config.get("eos_token", "</s>"),
     )
-    return SentencePieceTokenizer(model, template=template, prefix_after_special=True)
+    mask = config.get("mask_token") if kind == "t5" else None  # XLM-RoBERTa's
+    added = [AddedToken(tokens.index(mask), mask, special=True, lstrip=True)] if mask else []
+    return SentencePieceTokenizer(model, added, template=template, prefix_after_special=True)
 
 
 def _bpe_backend(
     keys: _Metadata, kind: str, tokens: list[str], types: list[int], config: dict[str, Any], template: str
 ) -> TokenizerBackend:
-    pre = str(keys.values.get(KEY + "pre", "default"))
+    pre = keys.values.get(KEY + "pre", "default")
+    architecture = keys.values.get("general.architecture")
+    if pre == "default":
+        pre = PRE_BY_ARCHITECTURE.get(str(architecture), pre)
     if pre not in PRE_TOKENIZER_BY_NAME:
-        raise TokenizerError(
-            f"{KEY}pre is {pre!r}, an unknown pre-tokenizer; known: {', '.join(PRE_TOKENIZER_BY_NAME)}"
-        )
+        known = ", ".join(PRE_TOKENIZER_BY_NAME)
+        if pre == "default":
+            raise TokenizerError(
+                f"the file does not name its pre-tokenizer ({KEY}pre), and other files of the architecture "
+                f"{architecture} have several: add the name with the gguf package, `gguf-new-metadata "
+                f"--pre-tokenizer NAME IN.gguf OUT.gguf`; known: {known}"
+            )
+        raise TokenizerError(f"{KEY}pre is {pre!r}, an unknown pre-tokenizer; known: {known}")
     known = {token for token, type in zip(tokens, types, strict=True) if type != UNUSED}
     merges = []
     for number, merge in enumerate(keys["merges"]):
@@ -152,6 +173,8 @@ def _bpe_backend(
             raise TokenizerError(f"{KEY}merges: {merge!r} (number {number}) must be two tokens that form a third")
         merges.append(pair)
     added = _added_tokens(tokens, types)
+    if pre in SEP_BY_DEFAULT:
+        added = [replace(token, lstrip=token.text == config.get("mask_token")) for token in added]
     vocab = {token: index for index, token in enumerate(tokens) if types[index] != UNUSED}  # unused tokens are padding
     model = bpe_model(vocab, merges, ignore_merges=pre in IGNORE_MERGES)
     pre_tokenizer = _with_prefix_space(PRE_TOKENIZER_BY_NAME[pre], keys.flag("add_space_prefix", False))
@@ -177,6 +200,9 @@ def _bos_eos_processor(config: Mapping[str, Any], vocab: Mapping[str, int], doub
     bos_tokens = [config["bos_token"]] if config["add_bos_token"] else []
     if (end := config.get("eos_token")) is None:
         raise TokenizerError(f"{KEY}add_eos_token is true, but there is no {KEY}eos_token_id")
+    for token in (*bos_tokens, end):
+        if token not in vocab:
+            raise TokenizerError(f"{token!r} begins or ends a text, but its {KEY}token_type is {UNUSED} (unused)")
     prefix, suffix = ([{"SpecialToken": {"id": token, "type_id": 0}} for token in some] for some in (bos_tokens, [end]))
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     return {

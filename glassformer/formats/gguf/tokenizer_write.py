@@ -14,6 +14,7 @@ from glassformer.formats.gguf.tokenizer_keys import (
     PRE_TOKENIZERS,
     TEMPLATE,
 )
+from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
 from glassformer.text.hf_tokenizer import HFTokenizer
 from glassformer.text.sentencepiece.model_file import (
     BPE,
@@ -78,6 +79,30 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int | None = None) -> di
     elif isinstance(template := tokenizer.config.get("chat_template"), str):
         metadata[TEMPLATE] = template
     return metadata
+
+
+def lost_in_gguf(tokenizer: Tokenizer) -> list[str]:
+    """Return what a GGUF file of a tokenizer does not hold, so that some texts get other ids: flags of added tokens,
+    NFC normalization, and the rule for texts that begin with a space.
+
+    Raises:
+        TokenizerError: GGUF cannot represent the tokenizer.
+    """
+    imported = {token.text: token for token in tokenizer_from_gguf(tokenizer_to_gguf(tokenizer)).backend.added_tokens}
+    layout = tokenizer.backend.layout if isinstance(tokenizer.backend, HFTokenizer) else {}
+    steps = [*_steps(layout.get("normalizer")), *_steps(layout.get("pre_tokenizer"))]
+    flags = ["lstrip", "rstrip", "single_word", *(["normalized"] if layout.get("normalizer") else [])]
+    lost = [
+        f"{flag} of {token.text}"
+        for token in tokenizer.backend.added_tokens
+        for flag in flags
+        if getattr(token, flag) != getattr(imported.get(token.text), flag, False)
+    ]
+    if any(step["type"] == "NFC" for step in steps):
+        lost.append("NFC normalization")
+    if any(step["type"] == "Metaspace" and step["prepend_scheme"] != "never" for step in steps):
+        lost.append("no second space before a text that begins with one")
+    return lost
 
 
 def _add_bos_eos_keys(tokenizer: Tokenizer, metadata: dict[str, Any]) -> None:
@@ -196,12 +221,32 @@ def _same_pre_tokenizer(first: Any, second: Any) -> bool:
     return normalized(first) == normalized(second)
 
 
+_TO_ESCAPE: list[dict[str, Any]] = [  # steps that write spaces as ▁
+    {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+    {"type": "Metaspace", "replacement": SPACE},
+]
+_SPACES: list[dict[str, Any]] = [
+    *_TO_ESCAPE,
+    {"type": "Prepend", "prepend": SPACE},
+    # Gemma: without an effect, since there are no spaces any more
+    {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+]
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    """Return the steps of a normalizer or pre-tokenizer, which is none, one or a sequence."""
+    if part is None:
+        return []
+    nested = part.get("normalizers", part.get("pretokenizers"))
+    return [part] if nested is None else [step for one in nested for step in _steps(one)]
+
+
 def _byte_fallback_metadata(backend: HFTokenizer, tokens: dict[int, str], pairs: list[list[str]]) -> dict[str, Any]:
     """Return the keys of Llama's `tokenizer.json`: a token's score is the rank of its first merge."""
-    steps = json.dumps([backend.layout.get("normalizer"), backend.layout.get("pre_tokenizer")])
-    prefixed = [step for step in ("Prepend", "Metaspace", "Replace") if f'"type": "{step}"' in steps]
-    if not prefixed or "Precompiled" in steps or "Split" in steps.replace('"split"', ""):
-        raise TokenizerError(f"GGUF cannot represent this normalizer and pre-tokenizer: {steps[:200]}")
+    steps = [*_steps(backend.layout["normalizer"]), *_steps(backend.layout["pre_tokenizer"])]
+    plain = [{key: value for key, value in step.items() if key not in ("prepend_scheme", "split")} for step in steps]
+    if not any(step in _TO_ESCAPE for step in plain) or not all(step in _SPACES for step in plain):
+        raise TokenizerError(f"GGUF cannot represent this normalizer and pre-tokenizer: {json.dumps(steps)[:200]}")
     merge_rank = {left + right: rank for rank, (left, right) in reversed(list(enumerate(pairs)))}
     added, all_bytes = {token.id for token in backend.added_tokens}, set(byte_pieces())
     types = {index: BYTE if token in all_bytes else NORMAL for index, token in tokens.items()}
@@ -212,7 +257,7 @@ def _byte_fallback_metadata(backend: HFTokenizer, tokens: dict[int, str], pairs:
     ]
     if unmerged:
         raise TokenizerError(f"GGUF cannot represent the token {unmerged[0]!r}, which no merge forms")
-    prefix = "Prepend" in prefixed or ("Metaspace" in prefixed and '"prepend_scheme": "never"' not in steps)
+    prefix = any(s["type"] == "Prepend" or s.get("prepend_scheme", "never") != "never" for s in steps)
     return {
         KEY + "model": "llama",
         KEY + "pre": "default",

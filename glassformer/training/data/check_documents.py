@@ -26,6 +26,7 @@ from glassformer.training.data.prepare import (
     counts,
     leading_id,
 )
+from glassformer.training.data.read_options import DEFAULT_READ, ReadOptions
 from glassformer.training.data.shards import HELD_OUT, TRAIN, DocumentIndex
 from glassformer.training.data.sources import Document, DocumentFiles, Skipped
 
@@ -93,8 +94,7 @@ def check_documents(
     held_out: float | int = 0.05,
     held_out_tokens: int = 1_000_000,
     context: int = 256,
-    text_field: str = "text",
-    separator: str | None = None,
+    read: ReadOptions = DEFAULT_READ,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> DocumentReport:
@@ -108,7 +108,7 @@ def check_documents(
         raise DataError(f"held_out must be from 0 to 0.5, got {held_out!r}")
     if context < 1:
         raise DataError(f"context must be at least 1 token, got {context}")
-    documents = as_documents(sources, text_field=text_field, separator=separator, strict=strict)
+    documents = as_documents(sources, read, strict)
     statistics, notes = _DocumentStatistics(), []
     with TemporaryDirectory() as folder:
         stream: Iterable[tuple[Document, int]] = ((d, TRAIN) for d in statistics.over(documents))
@@ -125,7 +125,9 @@ def check_documents(
         records["side"] = np.where(mask, HELD_OUT, TRAIN)
     exclude_duplicates(records, notes)
     found = counts(records)
-    skipped = documents.skipped if isinstance(documents, DocumentFiles) else Skipped()
+    skipped = Skipped()
+    if isinstance(documents, DocumentFiles):
+        skipped, notes = documents.skipped, notes + documents.notes
     return DocumentReport(
         documents=len(statistics.lengths),
         bytes=statistics.bytes,

@@ -13,6 +13,7 @@ import numpy as np
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.training.data.check_documents import MAX_REMEMBERED, min_median_max, visible_token
 from glassformer.training.data.prepare import BATCH_TEXTS, Progress
+from glassformer.training.data.read_options import DEFAULT_READ, ReadOptions
 from glassformer.training.data.seq2seq_examples import Seq2SeqExample, Seq2SeqExamples, Seq2SeqFiles, tokenize_examples
 
 SAMPLES = 3
@@ -89,6 +90,7 @@ def check_examples(
     held_out: float = 0.05,
     context: int = 128,
     source_context: int = 0,
+    read: ReadOptions = DEFAULT_READ,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> ExampleReport:
@@ -99,7 +101,7 @@ def check_examples(
 
     Raises DataError when no example is usable, or when strict=True and one is broken or too long.
     """
-    files = Seq2SeqFiles(sources, strict=strict)
+    files = Seq2SeqFiles(sources, read, strict=strict)
     statistics = _ExampleStatistics(files, progress)
     found = tokenize_examples(
         files,

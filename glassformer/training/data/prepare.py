@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from glassformer.errors import DataError
 from glassformer.training.data.held_out import UNDECIDED, choose_held_out, exclude_duplicates, hold_out_tails
+from glassformer.training.data.read_options import DEFAULT_READ, ReadOptions
 from glassformer.training.data.shards import FORMAT, HELD_OUT, LEFT_OUT, RECORD, TRAIN, VERSION, Shards
 from glassformer.training.data.sources import Document, DocumentFiles, Skipped
 
@@ -50,8 +51,7 @@ def prepare(
     held_out_tokens: int = 1_000_000,
     held_out_sources: Data | None = None,
     ordered: bool = False,
-    text_field: str = "text",
-    separator: str | None = None,
+    read: ReadOptions = DEFAULT_READ,
     strict: bool = False,
     rebuild: bool = False,
     progress: Progress | None = None,
@@ -67,6 +67,7 @@ def prepare(
             `held_out_tokens`; 0 for none. With fewer than 5 documents the end of each, a tenth or `held_out` if that
             is more, at most `held_out_tokens` bytes.
         held_out_sources: hold out exactly these instead; a training document equal to one of them is excluded.
+        read: how files are read. strict: raise an error for what would be skipped.
         ordered: keep the order of the documents in the first epoch of training (a curriculum).
         rebuild: replace an existing folder that was made from other documents, instead of raising an error.
         progress: called with (bytes done, total bytes, activity); the total is 0 where it is not known.
@@ -77,9 +78,8 @@ def prepare(
     if not 0 <= held_out <= 0.5:
         raise DataError(f"held_out must be from 0 to 0.5, got {held_out!r}")
     out = Path(out)
-    options = {"text_field": text_field, "separator": separator, "strict": strict}
-    main = as_documents(sources, **options)
-    evaluation = None if held_out_sources is None else as_documents(held_out_sources, **options)
+    main = as_documents(sources, read, strict)
+    evaluation = None if held_out_sources is None else as_documents(held_out_sources, read, strict)
     settings = {"held_out": held_out if evaluation is None else "given", "held_out_tokens": held_out_tokens,
                 "ordered": ordered, "shard_tokens": shard_tokens}  # fmt: skip
     identity = {"settings": settings, "tokenizer": tokenizer_fingerprint(tokenizer)}
@@ -131,17 +131,15 @@ def prepare(
     return Shards(out)
 
 
-def as_documents(
-    sources: Data, *, text_field: str = "text", separator: str | None = None, strict: bool = False
-) -> Iterable[Document]:
+def as_documents(sources: Data, read: ReadOptions = DEFAULT_READ, strict: bool = False) -> Iterable[Document]:
     """Return names as `DocumentFiles(names, ...)`, and documents unchanged."""
     names = isinstance(sources, str | Path) or (
         isinstance(sources, list | tuple) and not any(isinstance(s, Document) for s in sources)
     )
     if names:
-        return DocumentFiles(sources, text_field=text_field, separator=separator, strict=strict)  # pyright: ignore
-    if (text_field, separator, strict) != ("text", None, False):
-        raise DataError("text_field, separator and strict apply to file names: give them to DocumentFiles(...) instead")
+        return DocumentFiles(sources, read, strict=strict)  # pyright: ignore
+    if (read, strict) != (DEFAULT_READ, False):
+        raise DataError("options of reading and strict apply to file names: give them to DocumentFiles(...) instead")
     return sources  # pyright: ignore
 
 
@@ -315,9 +313,15 @@ def _skipped(main: Iterable[Document], held_out: Iterable[Document] | None, note
     for part in (main, held_out):
         if isinstance(part, DocumentFiles):
             skipped.merge(part.skipped)
-            if part.crlf_files:
-                notes.append(f"CRLF was replaced by LF in {part.crlf_files:,} files")
+            notes += part.notes
     return {"skipped": skipped.as_json()}
+
+
+def reading_report(shards: Shards) -> list[str]:
+    """Return what was skipped and noticed while the documents of `shards` were read, one sentence each."""
+    found = shards.index["skipped"].items()
+    skipped = Skipped({r: part["count"] for r, part in found}, {r: part["examples"] for r, part in found})
+    return [*(f"skipped: {line}" for line in skipped.lines()), *shards.index["notes"]]
 
 
 class ProgressMeter:

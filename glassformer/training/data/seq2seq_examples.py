@@ -15,19 +15,23 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glassformer.errors import DataError
+from glassformer.training.data.byte_streams import MAX_RECORD, OpenFile, Unreadable
 from glassformer.training.data.held_out import choose_held_out
 from glassformer.training.data.prepare import BATCH_TEXTS, ParallelEncoder
-from glassformer.training.data.sources import LINES, FileStream, Skipped
+from glassformer.training.data.read_options import DEFAULT_READ, ReadOptions
+from glassformer.training.data.records import LONG
+from glassformer.training.data.sources import STRUCTURED, FileStream, Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +44,27 @@ class Seq2SeqExample:
 
 
 class Seq2SeqFiles(FileStream[Seq2SeqExample]):
-    """A `FileStream` of seq2seq examples. Standard input is JSONL if its first line is a JSON object, else TSV."""
+    """A `FileStream` of seq2seq examples. A file of an unknown type is TSV, unless its content is structured."""
 
-    unit, kinds = "example", (".tsv", *LINES)
+    unit, formats = "example", {".tsv": "plain"} | {k: v for k, v in STRUCTURED.items() if k != ".tsv"}
+    fields = "source", "target"
 
-    def _plain(self, file: Any, name: str) -> Iterator[Seq2SeqExample]:
+    def __init__(
+        self,
+        sources: str | Path | Sequence[str | Path],
+        read: ReadOptions = DEFAULT_READ,
+        *,
+        strict: bool = False,
+        announce: Callable[[str], None] | None = None,
+    ):
+        super().__init__(sources, read.for_examples(), strict=strict, announce=announce)
+
+    def _plain(self, file: OpenFile) -> Iterator[Seq2SeqExample]:
         start = 0
-        for number, line in enumerate(file, 1):
-            where, begin, start = f"{name}:{number}", start, start + len(line)
+        for number, line in enumerate(file.lines(), 1):
+            where, begin, start = f"{file.name}:{number}", start, start + len(line)
+            if len(line) >= MAX_RECORD:
+                raise Unreadable(LONG, f"{where}, the rest of the file is left out")
             try:
                 text = line.decode().removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError as error:
@@ -55,17 +72,13 @@ class Seq2SeqFiles(FileStream[Seq2SeqExample]):
                 continue
             sides = text.removeprefix("\ufeff").split("\t")
             if len(sides) == 2:
-                yield from self._example({"source": sides[0], "target": sides[1]}, where)
+                yield from self._record({"source": sides[0], "target": sides[1]}, where)
             elif len(sides) > 2:
                 self._skip("more than two columns", f"{where}: it has {len(sides)}")
             elif text.strip():
                 self._skip("no tab between source and target", where)
 
-    def _jsonl(self, lines: Iterable[bytes], name: str) -> Iterator[Seq2SeqExample]:
-        for where, record in self._records(lines, name):
-            yield from self._example(record, where)
-
-    def _example(self, record: dict[str, Any], where: str) -> Iterator[Seq2SeqExample]:
+    def _record(self, record: dict[str, Any], where: str) -> Iterator[Seq2SeqExample]:
         """Yield the example of a record; where a side cannot be used, count one reason."""
         source = self._string(record, "source", where, "empty source")
         target = None if source is None else self._string(record, "target", where, "empty target")

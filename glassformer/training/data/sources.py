@@ -1,7 +1,7 @@
-"""Read training text from files, folders, globs, JSONL and standard input as a stream of documents.
+"""Read training text from files, folders, globs, pipes and standard input as a stream of documents.
 
-At most about a megabyte of a plain text file, or one line of a JSONL file, is in memory. A long text is split between
-words into chunks of about CHUNK characters, of which only the last has `Document.ends` True.
+At most about a megabyte of a plain text file, or one record of a structured file, is in memory. A long text is split
+between words into chunks of about CHUNK characters, of which only the last has `Document.ends` True.
 
     DocumentFiles(["stories/", "more/*.jsonl", "-"])  ->  Document("Once ...", "stories/a.txt")
                                                     Document("Anna ...", "more/b.jsonl:1")
@@ -9,36 +9,47 @@ words into chunks of about CHUNK characters, of which only the last has `Documen
 File types:
     .txt .md .text .markdown   one document, or several when `separator` is given (the separator and line breaks around
                                it are removed). A byte order mark is removed; CRLF becomes LF.
-    .jsonl .ndjson             one document per line: the string under `text_field`, unchanged.
-    .gz after any of these     the same, decompressed while it is read.
-In a folder, files of other types and hidden names are skipped and counted. A file that is given by name or matched by a
-glob is read as plain text if its type is unknown. Text is UTF-8.
+    .jsonl .ndjson .json .csv .tsv .parquet .arrow .feather
+                               one document per record: the string under `text_field`, unchanged. See `records.py`.
+    .gz .zst after any of these   the same, decompressed while it is read.
+In a folder, files of other types and hidden names are skipped and counted. A file of an unknown type that is given by
+name or matched by a glob, like standard input and pipes, is read by its content: Parquet, Arrow, JSONL, a JSON array of
+objects, else plain text. Markup (.html, .xml, ...) is plain text only where `ext` names its type.
 """
 
 from __future__ import annotations
 
 import codecs
-import glob
 import gzip
-import itertools
-import json
 import os
 import re
-import shutil
-import sys
-import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, BinaryIO, ClassVar, Generic, TypeVar
 
 from glassformer.errors import DataError
+from glassformer.training.data.byte_streams import BLOCK, COMPRESSED, OpenFile, Unreadable, open_pipe
+from glassformer.training.data.encoding_hint import encoding_hint, likely_encoding
+from glassformer.training.data.find_files import FoundFile, find_files, printable
+from glassformer.training.data.read_options import DEFAULT_READ, ReadOptions
+from glassformer.training.data.records import READERS, hint, recognise
 
-PLAIN, LINES = (".txt", ".md", ".text", ".markdown"), (".jsonl", ".ndjson")
+STRUCTURED = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+MARKUP = (".html", ".htm", ".xhtml", ".xml", ".svg", ".yaml", ".yml", ".toml", ".ipynb", ".rtf", ".tex", ".rss")
 CHUNK = 1 << 16  # characters; several chunks make a batch, so that one long document uses every core
-BLOCK = 1 << 20  # bytes read at a time
 EXAMPLES = 3
+END_OF_TEXT = "<|endoftext|>"  # the usual separator of published files
 Item = TypeVar("Item")
 _BEFORE_SPACE, _BEFORE_SIGN = re.compile(r"[^\W\d_](?= )"), re.compile(r"[^\W\d_](?=[\n.,!?;:。、，！？；：])")
 
@@ -60,6 +71,7 @@ class Skipped:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, origin: str) -> None:
+        reason, origin = printable(reason), printable(origin)
         self.counts[reason] = self.counts.get(reason, 0) + 1
         shown = self.examples.setdefault(reason, [])
         if len(shown) < EXAMPLES:
@@ -104,118 +116,147 @@ class Texts:
 
 
 class FileStream(Generic[Item]):
-    """Files, folders, globs and "-" (standard input) as a stream of items, which `_plain` and `_jsonl` yield.
+    """Files, folders, globs, pipes and "-" (standard input) as a stream of items.
 
-    `skipped` is complete when the stream has been read. With strict=True a broken item raises DataError instead of
-    being skipped; files of other types in a folder are skipped in any case.
+    A subclass says how a plain file (`_plain`) and a record of a structured file (`_record`) become items. The stream
+    can be iterated again: pipes are copied to temporary files, which `announce` reports. `skipped` is complete when the
+    stream has been read. With strict=True a broken item raises DataError instead of being skipped; files of other types
+    in a folder are skipped in any case.
 
     Raises DataError when a name or a glob matches nothing, and at the end of a stream without any item.
     """
 
-    unit, kinds = "item", PLAIN + LINES  # the name of an item in messages; the file types read in a folder
+    unit: ClassVar[str] = "item"  # the name of an item in messages
+    formats: ClassVar[Mapping[str, str]] = {}  # file type -> "plain" or a key of READERS; these are read in a folder
+    fields: Sequence[str]  # of a record that an item is made of
+    repeatable = True
 
-    def __init__(self, sources: str | Path | Sequence[str | Path], *, strict: bool = False):
-        self.given = [str(s) for s in ([sources] if isinstance(sources, str | Path) else sources)]
+    def __init__(
+        self,
+        sources: str | Path | Sequence[str | Path],
+        read: ReadOptions = DEFAULT_READ,
+        *,
+        strict: bool = False,
+        announce: Callable[[str], None] | None = None,
+    ):
+        given = [sources] if isinstance(sources, str | Path) else list(sources)
+        for name in given:
+            if not isinstance(name, str | Path):
+                raise DataError(f"a name of a file must be a string or a Path, got {type(name).__name__}")
+        self.given = [str(name) for name in given]
         if not self.given:
             raise DataError("there is no training data: give files, folders, globs or - for standard input")
-        self.strict, self.skipped = strict, Skipped()
+        self.read, self.strict, self.skipped, self.announce = read, strict, Skipped(), announce
         self._unread = Skipped()  # files of other types, hidden files, and files named twice
-        self.files = list(_find(self.given, self._unread, self.kinds))
-        self.repeatable = "-" not in self.given
-        self.total_bytes = sum(os.path.getsize(f) for f in self.files if f != "-") if self.repeatable else None
+        self.files = list(find_files(self.given, read.ext or tuple(self.formats), self._unread.add))
+        self._copies: dict[str, BinaryIO] = {}
         self._base, self._raw = 0, None
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes on disk of all files."""
+        return sum(os.fstat(self._copy(f).fileno()).st_size if f.is_pipe else f.size for f in self.files)
 
     @property
     def bytes_read(self) -> int:
         """Bytes on disk read so far, of `total_bytes`."""
         return self._base + (self._raw.tell() if self._raw is not None and not self._raw.closed else 0)
 
+    @property
+    def notes(self) -> list[str]:
+        """What was found in the files that is no reason to skip them, in sentences; complete as `skipped` is."""
+        return []
+
     def __iter__(self) -> Iterator[Item]:
         self.skipped = Skipped()
         self.skipped.merge(self._unread)
-        self._base, found = 0, False
-        for name in self.files:
+        self._base, items = 0, 0
+        for file in self.files:
+            before = items, self.skipped.total
             try:
-                for item in self._stdin() if name == "-" else self._file(name):
-                    found = True
+                for item in self._file(file):
+                    items += 1
                     yield item
-            except PermissionError as error:
-                self._skip("not readable", f"{name}: {error.strerror}")
+                if before == (items, self.skipped.total):
+                    self._skip("empty", file.shown)
+            except Unreadable as error:
+                self._skip(error.reason, error.where)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                self._skip("broken gzip", f"{name}: {error}")
-        if not found:
+                self._skip("broken gzip", f"{file.shown}: {error}")
+            except OSError as error:
+                self._skip("not readable", f"{file.shown}: {error.strerror or error}")
+        if not items:
             why = "; ".join(self.skipped.lines()) or "there are no files"
-            raise DataError(f"no {self.unit} could be read from {', '.join(self.given)}: {why}")
+            raise DataError(f"no {self.unit} could be read from {printable(', '.join(self.given))}: {why}")
 
     def _skip(self, reason: str, origin: str) -> None:
         if self.strict:
-            raise DataError(f"{origin}: {reason}")
+            raise DataError(printable(f"{origin}: {reason}"))
         self.skipped.add(reason, origin)
 
-    def _file(self, name: str) -> Iterator[Item]:
-        stem, packed = (name[:-3], True) if name.lower().endswith(".gz") else (name, False)
-        with open(name, "rb") as raw:
-            self._raw = raw
-            file = gzip.GzipFile(fileobj=raw) if packed else raw
-            if stem.lower().endswith(LINES):
-                yield from self._jsonl(file, name)
-            else:
-                yield from self._plain(file, name)
-        self._base, self._raw = self._base + os.path.getsize(name), None
+    def _copy(self, file: FoundFile) -> BinaryIO:
+        """Return the temporary file with the content of a pipe."""
+        if file.name not in self._copies:
+            if self.announce is not None:
+                self.announce("reading standard input" if file.name == "-" else f"reading the pipe {file.shown}")
+            self._copies[file.name] = open_pipe(file.name, file.shown)
+        return self._copies[file.name]
 
-    def _stdin(self) -> Iterator[Item]:
-        """Read JSONL if the first line is a JSON object, else plain text, from a copy that can be read twice."""
-        first = sys.stdin.buffer.readline()
+    def _file(self, file: FoundFile) -> Iterator[Item]:
+        raw = self._copy(file) if file.is_pipe else open(file.name, "rb")  # noqa: SIM115
         try:
-            lines = first.lstrip().startswith(b"{") and isinstance(json.loads(first), dict)
-        except ValueError:
-            lines = False
-        if lines:
-            yield from self._jsonl(itertools.chain([first], sys.stdin.buffer), "-")
+            self._raw = raw
+            size = os.fstat(raw.fileno()).st_size
+            yield from self._open_file(OpenFile(raw, file.shown, self.read.encoding), file)
+            self._base += size
+        finally:
+            self._raw = None
+            if not file.is_pipe:
+                raw.close()
+
+    def _open_file(self, file: OpenFile, found: FoundFile) -> Iterator[Item]:
+        form = None if found.is_pipe else self._format(found)
+        if form is None:
+            form = recognise(file) or "plain"
+        if form == "plain":
+            yield from self._plain(file)
             return
-        with tempfile.TemporaryFile() as copy:
-            try:
-                copy.write(first)
-                shutil.copyfileobj(sys.stdin.buffer, copy, BLOCK)
-                copy.seek(0)
-            except OSError as error:
-                raise DataError(f"standard input could not be copied to {tempfile.gettempdir()}: {error}") from error
-            yield from self._plain(copy, "-")
+        for where, record in READERS[form](file, self.fields, self._skip):
+            yield from self._record(record, where)
 
-    def _plain(self, file: Any, name: str) -> Iterator[Item]: ...
-    def _jsonl(self, lines: Iterable[bytes], name: str) -> Iterator[Item]: ...
+    def _format(self, file: FoundFile) -> str | None:
+        """Return the format by the name of a file; None where its type is unknown."""
+        stem = file.name.lower()
+        for ending in COMPRESSED:
+            stem = stem.removesuffix(ending)
+        for ending, form in self.formats.items():
+            if stem.endswith(ending):
+                return form
+        if stem.endswith(MARKUP) and not stem.endswith(self.read.ext):
+            raise Unreadable("markup, not text (name its type with --ext to read it as text)", file.shown)
+        return None
 
-    def _records(self, lines: Iterable[bytes], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the JSON objects of JSONL with their origin; skip other lines."""
-        start = 0
-        for number, line in enumerate(lines, 1):
-            where, begin, start = f"{name}:{number}", start, start + len(line)
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode().removeprefix("\ufeff"))
-            except UnicodeDecodeError as error:
-                self._skip("not UTF-8", f"{where}: byte {begin + error.start:,}")
-            except (ValueError, RecursionError) as error:
-                self._skip("not JSON", f"{where}: {getattr(error, 'msg', error)}")
-            else:
-                if isinstance(record, dict):
-                    yield where, record
-                else:
-                    self._skip("not a JSON object", f"{where}: {type(record).__name__}")
+    def _plain(self, file: OpenFile) -> Iterator[Item]:
+        raise NotImplementedError
+
+    def _record(self, record: dict[str, Any], where: str) -> Iterator[Item]:
+        raise NotImplementedError
 
     def _string(self, record: dict[str, Any], name: str, where: str, empty: str = "empty") -> str | None:
         """Return the text of a field; where there is none, skip the record and return None."""
         text = record.get(name)
         if name not in record:
-            return self._skip(f'no field "{name}"', f"{where}: it has {', '.join(list(record)[:5]) or 'none'}")
+            has = ", ".join(list(record)[:5])[:200] or "none"
+            return self._skip(f'no field "{name}"', f"{where}: it has {has}{hint(self.fields)}")
         if not isinstance(text, str):
             return self._skip(f'"{name}" is not a string', f"{where}: {type(text).__name__}")
         if not text.strip():
             return self._skip(empty, where)
         try:
             text.encode()
-        except UnicodeEncodeError:
+        except UnicodeEncodeError as error:
+            if "\udc80" <= text[error.start] <= "\udcff":  # an undecoded byte, or as bad: the second half of a pair
+                return self._skip("not UTF-8", where)
             return self._skip("unpaired surrogate (not a character)", where)
         return text
 
@@ -224,61 +265,75 @@ class DocumentFiles(FileStream[Document]):
     """A `FileStream` of documents. `crlf_files` counts the files in which CRLF was replaced by LF."""
 
     unit = "document"
+    formats = dict.fromkeys((".txt", ".md", ".text", ".markdown"), "plain") | STRUCTURED
+    crlf_files = plain_files = separators = end_of_texts = 0
 
     def __init__(
         self,
         sources: str | Path | Sequence[str | Path],
+        read: ReadOptions = DEFAULT_READ,
         *,
-        text_field: str = "text",
-        separator: str | None = None,
         strict: bool = False,
+        announce: Callable[[str], None] | None = None,
     ):
-        if separator == "":
-            raise DataError("separator must not be empty: leave it out to take each file as one document")
-        super().__init__(sources, strict=strict)
-        self.text_field, self.separator, self.crlf_files = text_field, separator, 0
+        super().__init__(sources, read, strict=strict, announce=announce)
+        self.fields = (read.text_field,)
 
     def __iter__(self) -> Iterator[Document]:
-        self.crlf_files = 0
+        self.crlf_files, self.plain_files, self.separators, self.end_of_texts = 0, 0, 0, 0
         return super().__iter__()
 
-    def _plain(self, file: Any, name: str) -> Iterator[Document]:
-        fault = _fault(file)
-        if fault:
-            return self._skip(fault[0], f"{name}: {fault[1]}" if fault[1] else name)
-        file.seek(0)
+    @property
+    def notes(self) -> list[str]:
+        found = []
+        if self.crlf_files:
+            found.append(f"CRLF was replaced by LF in {self.crlf_files:,} files")
+        if self.read.separator and self.plain_files and not self.separators:
+            found.append(f"the separator {self.read.separator!r} occurs in none of the plain text files")
+        if self.end_of_texts and self.read.separator is None:
+            found.append(
+                f"{END_OF_TEXT} occurs {self.end_of_texts:,} times and is ordinary text: give --separator "
+                f"'{END_OF_TEXT}' to split documents at it"
+            )
+        return found
+
+    def _plain(self, file: OpenFile) -> Iterator[Document]:
+        _check_plain(file)
+        self.plain_files += 1
         blocks = self._blocks(file)
-        if self.separator is None:
+        if self.read.separator is None:
             for text, ends in _cut(blocks, None):
-                yield Document(text, name, ends)
+                self.end_of_texts += text.count(END_OF_TEXT)
+                yield Document(text, file.name, ends)
             return
-        number, at_start = 1, True
-        for text, ends in _cut(blocks, self.separator):
+        number, at_start, parts = 1, True, 0
+        for text, ends in _cut(blocks, self.read.separator):
+            parts += ends
             text = text.lstrip("\n") if at_start else text
             text = text.rstrip("\n") if ends else text
             if at_start and ends and not text.strip():
                 continue  # empty between two separators, or after the last one
-            yield Document(text, f"{name}#{number}", ends)
+            yield Document(text, f"{file.name}#{number}", ends)
             number, at_start = number + ends, ends
+        self.separators += parts - 1
 
-    def _blocks(self, file: Any) -> Iterator[str]:
+    def _blocks(self, file: OpenFile) -> Iterator[str]:
         """Yield the text of a file in blocks, without a byte order mark, and with LF for CRLF."""
-        decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        decoder, text = codecs.getincrementaldecoder("utf-8-sig")(), file.text()
         rest, crlf = "", False
-        while block := file.read(BLOCK):
-            text = rest + decoder.decode(block)
-            rest = "\r" if text.endswith("\r") else ""
-            text = text[: len(text) - len(rest)]
-            crlf = crlf or "\r\n" in text
-            yield text.replace("\r\n", "\n")
+        while block := text.read(BLOCK):
+            part = rest + decoder.decode(block)
+            rest = "\r" if part.endswith("\r") else ""
+            part = part[: len(part) - len(rest)]
+            crlf = crlf or "\r\n" in part
+            yield part.replace("\r\n", "\n")
         yield rest + decoder.decode(b"", final=True)
         self.crlf_files += crlf
 
-    def _jsonl(self, lines: Iterable[bytes], name: str) -> Iterator[Document]:
-        for where, record in self._records(lines, name):
-            text = self._string(record, self.text_field, where)
-            if text is not None:
-                yield from split_document(text, where)
+    def _record(self, record: dict[str, Any], where: str) -> Iterator[Document]:
+        text = self._string(record, self.read.text_field, where)
+        if text is not None:
+            yield from split_document(text, where)
 
 
 def split_document(text: str, origin: str) -> Iterator[Document]:
@@ -327,69 +382,23 @@ def _split_point(text: str, at: int) -> int:
     return at
 
 
-def _fault(file: Any) -> tuple[str, str] | None:
-    """Return the reason why a plain text file cannot be used, and the position; None where it can."""
-    decoder, offset, empty = codecs.getincrementaldecoder("utf-8")(), 0, True
+def _check_plain(file: OpenFile) -> None:
+    """Read a plain text file. Raises Unreadable where it cannot be used."""
+    text, decoder, offset, empty = file.text(), codecs.getincrementaldecoder("utf-8")(), 0, True
     while True:
-        block = file.read(BLOCK)
-        if not offset and block.startswith((b"\xff\xfe", b"\xfe\xff")):
-            return "not UTF-8", "byte 0: it looks like UTF-16, save it as UTF-8"
+        block = text.read(BLOCK)
         if (nul := block.find(b"\0")) >= 0:
-            return "binary", f"NUL at byte {offset + nul:,}"
+            raise Unreadable("binary", f"{file.name}: NUL at byte {offset + nul:,}")
         pending = len(decoder.getstate()[0])
         try:
-            text = decoder.decode(block, final=not block)
+            characters = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            return "not UTF-8", f"byte {offset - pending + error.start:,}"
-        empty = empty and not text.replace("\ufeff", "").strip()
+            guess = likely_encoding(block[max(0, error.start - pending - 1000) :] or error.object)
+            where = f"{file.name}: byte {offset - pending + error.start:,}{encoding_hint(guess)}"
+            raise Unreadable("not UTF-8", where) from error
+        empty = empty and not characters.replace("\ufeff", "").strip()
         offset += len(block)
         if not block:
-            return ("empty", "") if empty else None
-
-
-def _find(names: Sequence[str], skipped: Skipped, kinds: tuple[str, ...]) -> Iterator[str]:
-    """Yield the files of names, folders and globs once each, in the order given, inside a folder by name."""
-    seen: set[str] = set()
-    for name in names:
-        if name == "-":
-            found: Iterable[str] = ["-"]
-        elif os.path.isdir(name):
-            found = _walk(name, skipped, kinds)
-        elif os.path.exists(name):
-            found = [name]
-        elif glob.has_magic(name):
-            matches = sorted(glob.glob(os.path.expanduser(name), recursive=True))
-            if not matches:
-                raise DataError(f"{name}: no file matches this pattern (in {os.getcwd()})")
-            found = itertools.chain.from_iterable(
-                _walk(m, skipped, kinds) if os.path.isdir(m) else [m] for m in matches
-            )
-        else:
-            raise DataError(f"{name}: there is no such file or folder (in {os.getcwd()})")
-        empty = True
-        for path in found:
-            empty = False
-            real = path if path == "-" else os.path.realpath(path)
-            if real in seen:
-                skipped.add("named twice", path)
-            else:
-                seen.add(real)
-                yield path
-        if empty:
-            wanted = f"{' '.join(kinds)} (also .gz)"
-            raise DataError(f"{name}: this folder and those inside it have no files of the types {wanted}")
-
-
-def _walk(folder: str, skipped: Skipped, kinds: tuple[str, ...]) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder):
-        for name in [f for f in folders if f.startswith(".")]:
-            skipped.add("hidden", os.path.join(parent, name))
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(files):
-            kind = name.lower().removesuffix(".gz")
-            if name.startswith("."):
-                skipped.add("hidden", os.path.join(parent, name))
-            elif kind.endswith(kinds):
-                yield os.path.join(parent, name)
-            else:
-                skipped.add("of another type", os.path.join(parent, name))
+            if empty:
+                raise Unreadable("empty", file.name)
+            return

@@ -7,17 +7,16 @@ import platform
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
 from glassformer.errors import ConfigError
+from glassformer.kernels.cpu import BF16_FEATURES
 from glassformer.nn.linear import TiedLinear
 
 Precision = Literal["float32", "bfloat16"]
-BF16_CPU_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})
 MIN_BF16_WIDTH = 64  # d_model; a bfloat16 step takes 0.8 of the CPU time of a float32 step there, 0.7 at 128
 
 
@@ -31,16 +30,6 @@ class PrecisionChoice:
     @property
     def torch_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
-
-
-def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Return the instruction sets that Linux reports, in its spelling; empty on other systems."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
-    return frozenset(flags.partition(":")[2].split())
 
 
 def cuda_has_bf16() -> bool:
@@ -85,7 +74,7 @@ def choose_precision(
         return PrecisionChoice("float32", "this GPU has no native bfloat16")
     if kind != "cpu":
         return PrecisionChoice("float32", f"bfloat16 training is not measured on {kind}")
-    found = sorted(BF16_CPU_FEATURES & features)
+    found = sorted(BF16_FEATURES & features)
     if not found:
         return PrecisionChoice("float32", "this CPU has neither avx512_bf16 nor amx_bf16")
     if width < MIN_BF16_WIDTH:

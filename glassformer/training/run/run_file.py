@@ -23,8 +23,8 @@ PACKAGES = ("glassformer", "torch", "safetensors", "tokenizers", "numpy")
 # with a warning that the run is not bit-identical.
 RESUME_MAY_CHANGE = frozenset({"out", "resume", "tensorboard", "wandb", "keep_last", "device", "dtype", "threads"})
 RESUME_MUST_MATCH = (
-    "task.kind", "task.model.", "task.init.", "task.shuffle", "task.strict", "tokenizer.", "held_out", "held_out_data",
-    "from_model", "seed", "optim.name",
+    "task.kind", "task.model.", "task.init.", "task.shuffle", "task.strict", "read.", "tokenizer.", "held_out",
+    "held_out_data", "from_model", "seed", "optim.name",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import torch
 
 from glassformer.errors import CapacityError, ConfigError, DataError, GlassformerError
 from glassformer.families.common.shape import RecurrentShape
+from glassformer.kernels.cpu import cpu_features
 from glassformer.kernels.placement import choose_device
 from glassformer.training.config import Plan, TrainConfig, config_dict, make_plan
 from glassformer.training.optim.optimizers import Optimizer
@@ -141,7 +142,7 @@ def set_up(
     choice = precision.choose_precision(
         requested=config.dtype,
         device=device.type,
-        features=precision.cpu_features(),
+        features=cpu_features(),
         cuda_bf16=precision.cuda_has_bf16(),
         width=config.task.model.d_model,
         recurrent=isinstance(config.task.model, RecurrentShape),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,37 +22,29 @@ from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 from glassformer.text.train import train_tokenizer
 from glassformer.training.config import LanguageModelTaskConfig, TrainConfig
-from glassformer.training.data.prepare import as_documents, prepare
-from glassformer.training.data.sources import Document, Texts
+from glassformer.training.data.prepare import prepare, reading_report
+from glassformer.training.data.sources import Document, DocumentFiles, Texts
 from glassformer.training.init import init_weights
 from glassformer.training.run.metrics import Reporter
 
 Documents = Iterable[str] | Iterable[Document] | Callable[[], Iterable[str]]
 
 
-def open_documents(config: TrainConfig, documents: Documents | None, folder: Path) -> Iterable[Document]:
-    """Return the training documents as an iterable that can be iterated twice; stdin is copied into the run folder."""
-    if documents is None:
-        if not config.data:
-            raise DataError("there is no training data: give files, folders, globs or - for standard input")
-        return as_documents(_copy_stdin(config.data, folder))
-    if isinstance(documents, str | bytes) or not (callable(documents) or isinstance(documents, Iterable)):
-        raise DataError(f"documents must be an iterable of texts, got {type(documents).__name__}: put it in a list")
+def open_documents(documents: Documents) -> Iterable[Document]:
+    """Return documents as an iterable that can be iterated twice. Raises DataError where they are not documents."""
+    if isinstance(documents, str | bytes | bytearray | Path | Mapping) or not (
+        callable(documents) or isinstance(documents, Iterable)
+    ):
+        raise DataError(
+            f"documents must be an iterable of texts, or a function that returns one, got {type(documents).__name__}: "
+            "give a list of texts, or name files as `data`"
+        )
     if callable(documents) or not getattr(documents, "repeatable", False):
         items = documents if callable(documents) else list(documents)
         if isinstance(items, list) and items and isinstance(items[0], Document):
             return items  # pyright: ignore[reportReturnType]
         return Texts(items)  # pyright: ignore[reportArgumentType]
     return documents  # pyright: ignore[reportReturnType]
-
-
-def _copy_stdin(data: tuple[str, ...], folder: Path) -> list[str]:
-    """Return `data` with "-" replaced by a file that holds standard input."""
-    path = folder / "stdin.txt"
-    if "-" in data:
-        with open(path, "wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-    return [str(path) if name == "-" else name for name in data]
 
 
 def open_tokenizer(
@@ -109,30 +99,31 @@ def prepare_text(
     """Write the tokenizer and the tokenized documents into the run folder."""
     assert isinstance(config.task, LanguageModelTaskConfig)
     folder = Path(config.out)
-    source: list[Iterable[Document]] = []
 
-    def training_documents() -> Iterable[Document]:
-        if not source:
-            source.append(open_documents(config, documents, folder))
-        return source[0]
+    def files(names: tuple[str, ...]) -> DocumentFiles:
+        return DocumentFiles(names, config.read, strict=config.task.strict, announce=reporter.on_message)
+
+    source = files(config.data) if documents is None else open_documents(documents)
+    evaluation = None if held_out is None else open_documents(held_out)
+    if evaluation is None and config.held_out_data:
+        evaluation = files(config.held_out_data)
 
     def texts() -> tuple[Iterable[str], int | None]:
-        found = training_documents()
-        return (document.text for document in found), getattr(found, "total_bytes", None)
+        return (document.text for document in source), getattr(source, "total_bytes", None)
 
     tokenizer = open_tokenizer(config, texts, folder, reporter)
-    if held_out is None and config.held_out_data:
-        held_out = as_documents(_copy_stdin(config.held_out_data, folder))  # pyright: ignore[reportAssignmentType]
-    prepare(
-        training_documents(),
+    shards = prepare(
+        source,
         tokenizer,
         folder / "data",
         held_out=config.held_out,
-        held_out_sources=None if held_out is None else open_documents(config, held_out, folder),
+        held_out_sources=evaluation,
         ordered=not config.task.shuffle,
         rebuild=True,
         progress=reporter.on_progress,
     )
+    for line in reading_report(shards):
+        reporter.on_message(line, warning=True)
 
 
 def model_config(task: LanguageModelTaskConfig, vocab_size: int) -> ModelConfig:

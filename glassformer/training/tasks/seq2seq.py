@@ -78,14 +78,14 @@ def prepare_examples(
         sides = (text for example in source for text in (example.source, example.target))
         return sides, getattr(source, "total_bytes", None)
 
-    source = Seq2SeqFiles(config.data, strict=task.strict) if examples is None else make_repeatable(examples)
-    if isinstance(source, Seq2SeqFiles) and not source.repeatable:  # standard input can be read once only
-        files, source = source, list(source)
-        report(files.skipped)
+    def files(names: tuple[str, ...]) -> Seq2SeqFiles:
+        return Seq2SeqFiles(names, config.read, strict=task.strict, announce=reporter.on_message)
+
+    source = files(config.data) if examples is None else make_repeatable(examples)
     tokenizer = open_tokenizer(config, texts, folder, reporter)
     train = tokenize(source)
     if held_out is None and config.held_out_data:
-        held_out = Seq2SeqFiles(config.held_out_data, strict=task.strict)
+        held_out = files(config.held_out_data)
     if held_out is not None:
         evaluation, n_train = tokenize(make_repeatable(held_out)), len(train)
         train = exclude_sources(train, evaluation)
