@@ -12,7 +12,7 @@ from test_trace import DECODERS, known, language, near, text
 from tiny import random_ids, run
 
 from glassformer.errors import CapacityError, RequestError
-from glassformer.generate import session
+from glassformer.generate import prefill
 from glassformer.inspect.capture.points import points, sizes
 from glassformer.inspect.edits.edit import (
     Edit,
@@ -192,7 +192,7 @@ def test_patch_of_selected_heads_positions_and_queries():
 @pytest.mark.parametrize("chunk", [512, 4])
 def test_edit_positions_do_not_depend_on_chunking(family, chunk, monkeypatch):
     """Chunked prefill and decoding give the values of one forward pass over the complete text."""
-    monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(prefill, "PREFILL_CHUNK", chunk)
     lm = language(family)
     vector = torch.linspace(-2, 2, 48)
     edits = [
