@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from glassformer.config import ModelConfig, RecurrentConfig
@@ -40,6 +41,8 @@ from glassformer.families import (
     t5,
 )
 from glassformer.families.common.family import AnyConfig, ConfigFields, Family
+from glassformer.families.common.neutral import neutral_values
+from glassformer.families.common.quantization import check_quantization
 from glassformer.families.common.shape import ShapeConfig
 
 DECODERS = (
@@ -55,13 +58,35 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def find_family(name: object) -> Family:
-    """Return the family of a `model_type`. ConfigError: the name is unknown; the message gives the nearest one."""
+def find_family(name: object, raw: Mapping[str, Any] = MappingProxyType({})) -> Family:
+    """Return the family of a `model_type`.
+
+    Raises:
+        ConfigError: the name is unknown; the message gives the family that reads the keys of `raw` best.
+    """
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
-    near = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.3) if isinstance(name, str) else []
-    hint = f"; the nearest one known is {near[0]!r}" if near else ""
-    raise ConfigError(f"unknown model_type {name!r}{hint}. Known: {', '.join(sorted(FAMILIES))}")
+    near = nearest_family(raw)
+    hint = "" if near is None else f"; the keys are most like those of {near.name!r}"
+    raise ConfigError(f"unknown model_type {name!r:.100}{hint}. Known: {', '.join(sorted(FAMILIES))}")
+
+
+def nearest_family(raw: Mapping[str, Any]) -> Family | None:
+    """Return the family of the stated architecture, or the one that would write most nearly the keys of a config.json.
+
+    None: no family can read it.
+    """
+    stated, distances = raw.get("architectures"), {}
+    for family in FAMILIES.values():
+        if isinstance(stated, list) and family.architecture in stated:
+            return family
+        fields = ConfigFields({key: value for key, value in raw.items() if key != "model_type"}, "config.json")
+        with contextlib.suppress(ConfigError):
+            config = family.read(fields)
+            neutral = neutral_values(config)
+            unknown = sum(raw[key] not in (None, *neutral.get(key, ())) for key in fields.unread)
+            distances[family.name] = unknown, len(family.write(config).keys() - raw.keys())
+    return FAMILIES[min(distances, key=lambda name: distances[name])] if distances else None
 
 
 def family_of(config: AnyConfig) -> Family:
@@ -73,8 +98,9 @@ def read_config(raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()) 
     """Convert config.json to a configuration. ConfigError: lists the unknown keys."""
     fields = ConfigFields(raw, source, ignore)
     with fields.naming_source():
-        config = find_family(fields.take("model_type", None)).read(fields)
-    fields.close()
+        config = find_family(fields.take("model_type", None), raw).read(fields)
+    check_quantization(fields)
+    fields.close(neutral_values(config))
     return config
 
 

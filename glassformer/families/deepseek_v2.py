@@ -148,7 +148,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
 
 def write_stack(config: ModelConfig) -> dict[str, Any]:
     raw, (layer, moe, plain) = llama.write(config), experts.expert_parts(config)
-    for name in ("mlp_bias", "head_dim", "rope_theta", "rope_scaling"):
+    for name in ("mlp_bias", "head_dim", "rope_theta", "rope_scaling", "partial_rotary_factor"):
         del raw[name]
     attention, latent, rope = layer.attention, layer.attention.latent, layer.attention.rope
     if latent is None or rope is None:

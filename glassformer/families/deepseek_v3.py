@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from glassformer.config import ModelConfig, MoEConfig
-from glassformer.errors import ConfigError
 from glassformer.families import deepseek_v2
 from glassformer.families.common import experts
 from glassformer.families.common.family import ConfigFields, Family, rule
@@ -23,7 +22,6 @@ def read(raw: ConfigFields) -> ModelConfig:
     raw.expect("scoring_func", "sigmoid")
     raw.expect("topk_method", "noaux_tc")
     raw.expect("rope_interleave", True)
-    check_quantization(raw)
     n_groups = raw.size("n_group", 8)
     moe = MoEConfig(
         n_experts=raw.size("n_routed_experts", 256),
@@ -38,23 +36,6 @@ def read(raw: ConfigFields) -> ModelConfig:
         group_best=2 if n_groups > 1 else 1,
     )
     return deepseek_v2.read_stack(raw, "deepseek_v3", moe, d_expert=2048, n_shared=1, n_plain=3)
-
-
-def check_quantization(raw: ConfigFields) -> None:
-    """Check that weights are not quantized, or FP8 in blocks of 128 x 128; the tensor names determine which."""
-    packed = raw.take("quantization_config", None)
-    if packed is None:
-        return
-    if not isinstance(packed, dict) or packed.get("quant_method") != "fp8":
-        method = packed.get("quant_method") if isinstance(packed, dict) else packed
-        raise ConfigError(f"{raw.source}: quantization_config {method!r} is not supported, only 'fp8'")
-    rest = ConfigFields(packed, f"{raw.source}: quantization_config")
-    rest.take("quant_method")
-    rest.expect("fmt", "e4m3", None)
-    rest.expect("weight_block_size", [128, 128])
-    for name in ("activation_scheme", "modules_to_not_convert", "scale_fmt", "dequantize"):
-        rest.take(name, None)  # activations are not quantized here
-    rest.close()
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def read(raw: ConfigFields) -> ModelConfig:
     head_dim, context = max(1, d_model // n_heads), raw.size("max_position_embeddings", 2048)
     norm = NormConfig("layer", raw.number("layer_norm_eps", 1e-5))
     bias = raw.flag("attention_bias", True)
-    raw.take("is_decoder", False)  # attention is always causal
+    raw.rename("rope_theta", "rotary_emb_base")
+    raw.rename("partial_rotary_factor", "rotary_pct")
     attention = AttentionConfig(
         n_heads=n_heads,
         n_kv_heads=n_heads,

@@ -46,7 +46,7 @@ def read(raw: ConfigFields) -> ModelConfig:
         rope=read_rope(raw, head_dim, context, theta=150_000.0),
         sinks=True,
     )
-    check_quantization(raw)
+    check_older_keys(raw)
     raw.expect("hidden_act", "silu")  # files state silu, but the model computes quick_gelu
     raw.expect("swiglu_alpha", 1.702)
     limit = raw.number("swiglu_limit", 7.0)
@@ -65,15 +65,14 @@ def read(raw: ConfigFields) -> ModelConfig:
     )
 
 
-def check_quantization(raw: ConfigFields) -> None:
-    """Check redundant keys of older files, and that weights are not quantized or MXFP4."""
+def check_older_keys(raw: ConfigFields) -> None:
+    """Check redundant keys of older files; accept MXFP4."""
     rope = raw.raw.get("rope_parameters") or raw.raw.get("rope_scaling")
     raw.expect("experts_per_token", raw.raw.get("num_experts_per_tok"))
     raw.expect("initial_context_length", isinstance(rope, dict) and rope.get("original_max_position_embeddings"))
-    packed = raw.take("quantization_config", None)
-    method = packed.get("quant_method") if isinstance(packed, dict) else packed
-    if method not in (None, "mxfp4"):
-        raise ConfigError(f"{raw.source}: quantization_config {method!r} is not supported, only 'mxfp4'")
+    packed = raw.raw.get("quantization_config")
+    if isinstance(packed, dict) and packed.get("quant_method") == "mxfp4":
+        raw.take("quantization_config")  # the tensor names tell which weights are quantized
 
 
 def write(config: ModelConfig) -> dict[str, Any]:

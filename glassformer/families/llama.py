@@ -37,7 +37,7 @@ def read(raw: ConfigFields) -> ModelConfig:
         head_dim=head_dim,
         bias=bias,
         out_bias=bias,
-        rope=read_rope(raw, head_dim, context),
+        rope=read_rope(raw, head_dim, context, rotary_share=1.0),
     )
     activation = raw.activation("hidden_act", "silu")
     mlp = MLPConfig(raw.size("intermediate_size"), activation, bias=raw.flag("mlp_bias", False))
@@ -55,6 +55,7 @@ def read(raw: ConfigFields) -> ModelConfig:
 def write(config: ModelConfig) -> dict[str, Any]:
     layer = config.layers[0]
     attention, mlp = layer.attention, layer.mlp
+    partial = "partial_rotary_factor" if attention.rope is not None and attention.rope.dim is not None else None
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
@@ -66,7 +67,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "hidden_act": ACTIVATION_NAMES[mlp.activation],
         "max_position_embeddings": config.context_length,
         "rms_norm_eps": layer.norm.eps,
-        **write_rope(attention.rope, attention.head_dim),
+        **write_rope(attention.rope, attention.head_dim, factor_key=partial),
         "attention_bias": attention.bias,
         "mlp_bias": mlp.bias,
         "tie_word_embeddings": config.tied_head,

@@ -391,4 +391,4 @@ def save_translator(
 
 
 def _token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, ...]:
-    return tuple(tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)
+    return tuple(map(tokenizer.token_text, ids))

@@ -71,7 +71,7 @@ def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRout
             return make_job(
                 served,
                 body,
-                [served.chat_ids([message.as_dict() for message in body.messages], body.reasoning_effort)],
+                [served.chat_ids([message.as_dict() for message in body.messages], body.template_variables())],
                 max_tokens=body.token_limit(),
                 n=1 if body.n is None else body.n,
                 logprobs=("top_logprobs", body.n_top_logprobs()),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from glassformer.errors import ConfigError, RequestError, TokenizerError
+from glassformer.errors import ConfigError, RequestError
 from glassformer.formats.gguf.shards import model_name
 from glassformer.inspect.trace.trace import ModelKind
 from glassformer.models.embedder import Embedder
@@ -33,7 +33,6 @@ class ServedModel:
 
     def __init__(self, name: str, lm: AnyModel):
         self.name, self.lm, self.created = name, lm, int(time.time())
-        self._lock = threading.Lock()
 
     @property
     def kind(self) -> ModelKind:
@@ -64,25 +63,23 @@ class ServedModel:
         """Raise ApiError if the model does not generate text."""
         _ = self.language_model
 
-    def chat_ids(self, messages: Sequence[dict[str, Any]], reasoning_effort: str | None = None) -> list[int]:
-        """Encode a conversation with the model's chat template, which may have the variable `reasoning_effort`."""
-        with self._lock:  # templates are rendered sequentially
-            if self.chat_template is None:
-                raise RequestError(
-                    f"the model {self.name!r} has no chat template: use /v1/completions", param="messages"
+    def chat_ids(self, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any] | None = None) -> list[int]:
+        """Encode a conversation with the model's chat template.
+
+        variables: of the template. Raises RequestError for one that the template does not read.
+        """
+        if self.chat_template is None:
+            raise RequestError(f"the model {self.name!r} has no chat template: use /v1/completions", param="messages")
+        source, variables = self.chat_template.source, variables or {}
+        for name in variables:
+            if not re.search(rf"\b{re.escape(name)}\b", source):
+                message = (
+                    f"{name[:50]} has no effect: the chat template of {self.name!r} does not read it; leave it out"
                 )
-            options = {}
-            if reasoning_effort is not None:
-                if "reasoning_effort" in self.chat_template.source:
-                    options = {"reasoning_effort": reasoning_effort}
-                elif reasoning_effort != "none":
-                    raise RequestError(
-                        f"reasoning_effort {reasoning_effort[:50]!r} has no effect: the chat template of {self.name!r} "
-                        "does not read it; leave it out", param="reasoning_effort",
-                    )  # fmt: skip
-            developer = "developer" if "developer" in self.chat_template.source else "system"
-            messages = [m | {"role": developer} if m["role"] == "developer" else m for m in messages]
-            return self.chat_template.encode(messages, add_generation_prompt=True, **options)
+                raise RequestError(message, param=name[:50])
+        developer = "developer" if "developer" in source else "system"
+        messages = [m | {"role": developer} if m["role"] == "developer" else m for m in messages]
+        return self.chat_template.encode(messages, add_generation_prompt=True, **variables)
 
     def token_text(self, token: int) -> tuple[str, bytes | None]:
         """Return a token's text and bytes; "#17" without bytes if the tokenizer has no token of this id.
@@ -91,9 +88,8 @@ class ServedModel:
         """
         if self.lm.tokenizer is None:
             return str(token), None
-        try:
-            data = self.lm.tokenizer.token_bytes(token)
-        except TokenizerError:  # the model's table has more rows than the tokenizer has tokens
+        data = self.lm.tokenizer.find_bytes(token)
+        if data is None:  # the model's table has more rows than the tokenizer has tokens
             return f"#{token}", None
         if token not in self._byte_tokens:
             try:

@@ -145,9 +145,9 @@ def test_scale_of_wrong_shape_raises(folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"quant_method": "awq"}, "quantization_config 'awq' is not supported, only 'fp8'"),
-        ("int4", "quantization_config 'int4' is not supported"),
-        (FP8 | {"weight_block_size": [64, 128]}, r"weight_block_size = \[64, 128\] is not supported"),
+        ({"quant_method": "awq"}, "the weights are quantized by awq, which cannot be read; only fp8 with"),
+        ("int4", "the weights are quantized by 'int4', which"),
+        (FP8 | {"weight_block_size": [64, 128]}, r"fp8 with weight_block_size \[64, 128\], which cannot"),
         (FP8 | {"fmt": "e5m2"}, "fmt = 'e5m2' is not supported"),
         (FP8 | {"bits": 8}, "does not understand: bits"),
     ],

@@ -15,6 +15,7 @@ from glassformer.families import family_of, write_config
 from glassformer.formats import load_decoder
 from glassformer.formats.gguf.architectures import ARCHITECTURES, MUST_MATCH, SAME_AS
 from glassformer.formats.gguf.file import GgufFile
+from glassformer.formats.gguf.header import read_header
 from glassformer.formats.gguf.metadata import gguf_family, read_metadata, write_metadata
 from glassformer.formats.gguf.save import save_gguf
 from glassformer.formats.gguf.tensor_names import norms_plus_one
@@ -240,13 +241,18 @@ def test_norm_weights_are_stored_plus_one(tmp_path):
     assert {rule.offset for rule in norms_plus_one(gguf_family(family_of(gguf_config("llama"))).rules)} == {0.0, 1.0}
 
 
-@pytest.mark.parametrize(
-    ("name", "nearest"),
-    [("llama4", "llama"), ("gptneo", "gptneox"), ("qwen2moe", "qwen3moe|qwen2"), ("phi4", "phi2|phi3")],
-)
-def test_unknown_architecture_raises(name, nearest):
-    with pytest.raises(ConfigError, match=rf"x: unknown architecture '{name}'; the nearest one known is '({nearest})'"):
-        read_metadata({"general.architecture": name}, (), 9, "x")
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma2", "deepseek_v2", "gpt_oss"])
+def test_unknown_architecture_names_the_most_similar_one(family, tmp_path):
+    """By keys and tensors: "llama9" with the tensors of Gemma 2 is like Gemma 2."""
+    save_gguf(gguf_model(family), tmp_path / "a.gguf", "F32")
+    header = read_header(tmp_path / "a.gguf")
+    known = header.metadata["general.architecture"]
+    metadata = {key.replace(f"{known}.", "llama9."): value for key, value in header.metadata.items()}
+    metadata["general.architecture"] = "llama9"
+    with pytest.raises(ConfigError, match=rf"x: unknown architecture 'llama9'; its keys and tensors .* of '{known}'"):
+        read_metadata(metadata, header.tensors.keys(), 9, "x")
+    with pytest.raises(ConfigError, match=r"x: unknown architecture 'llama9'\. Known"):
+        read_metadata(metadata, (), 9, "x")
 
 
 @pytest.mark.parametrize("name", [None, 7, ["llama"]])

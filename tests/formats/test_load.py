@@ -162,7 +162,7 @@ def test_shape_error_names_both_shapes(folder, family):
 
 
 def test_unknown_config_key_raises_unless_ignored(folder, family):
-    edit_config(folder, rope_wobble=3, another=None)
+    edit_config(folder, rope_wobble=3, another=5)
     with pytest.raises(
         ConfigError, match=r"config\.json: keys this family does not understand: another, rope_wobble.*--ignore-key"
     ):
@@ -179,16 +179,25 @@ def test_unsupported_quantization_raises(folder):
         load_decoder(folder)
 
 
-@pytest.mark.parametrize(("name", "near"), [("gpt3", "gpt2"), ("Qwen3", "qwen3"), ("lama", "llama")])
-def test_unknown_model_type_suggests_the_nearest(folder, name, near):
-    edit_config(folder, model_type=name)
-    with pytest.raises(ConfigError, match=f"unknown model_type '{name}'; the nearest one known is '{near}'"):
+@pytest.mark.parametrize("name", ["gpt3", "Qwen3", 7, None, "x" * 10_000])
+@pytest.mark.parametrize("architectures", [..., ["OtherForCausalLM"], "llama"])
+def test_unknown_model_type_names_the_family_with_the_same_keys(folder, family, name, architectures):
+    """Not the one with a similar name."""
+    edit_config(folder, model_type=name, architectures=architectures)
+    with pytest.raises(ConfigError, match=f"the keys are most like those of '{family}'") as error:
+        load_decoder(folder)
+    assert len(str(error.value)) < 1000
+
+
+def test_unknown_model_type_names_the_family_of_its_architecture(folder):
+    edit_config(folder, model_type="mine", architectures=["Olmo2ForCausalLM"])
+    with pytest.raises(ConfigError, match="unknown model_type 'mine'; the keys are most like those of 'olmo2'"):
         load_decoder(folder)
 
 
 def test_missing_model_type_raises(folder):
     edit_config(folder, model_type=...)
-    with pytest.raises(ConfigError, match=r"unknown model_type None. Known: .*gpt2, .*qwen3, "):
+    with pytest.raises(ConfigError, match=r"unknown model_type None.*Known: .*gpt2, .*qwen3, "):
         load_decoder(folder)
 
 

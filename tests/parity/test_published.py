@@ -1,6 +1,9 @@
 """config.json files as they were published with checkpoints: every key is known, and means what it should."""
 
+from dataclasses import replace
+
 import pytest
+from tiny_encoders import CONFIGS as ENCODERS
 from tiny_families import CONFIGS
 
 from glassformer.cache.size import cached_numbers
@@ -300,7 +303,7 @@ def test_experts_in_every_other_layer():
         ("deepseek_v2", {"qk_head_dim": 15}, "qk_head_dim = 15 is not supported, only 14"),
         ("deepseek_v3", {"rope_interleave": False}, "rope_interleave = False is not supported"),
         ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func = 'softmax' is not supported"),
-        ("deepseek_v2", {"quantization_config": {"quant_method": "fp8"}}, "understand: quantization_config"),
+        ("deepseek_v2", {"quantization_config": {"quant_method": "fp8"}}, "fp8 with weight_block_size None"),
     ],
     ids=str,
 )
@@ -329,3 +332,93 @@ def test_gpt_oss_20b():
     assert abs(rope.scaling.attention_factor - 1.3465736) < 1e-6  # 0.1 ln 32 + 1
     assert not rope.scaling.truncate
     assert config.layers[0].experts == MoEConfig(32, 4, router_bias=True)
+
+
+STRAY = {  # keys of published files that compute nothing, by who wrote them
+    "transformers": {
+        "_attn_implementation_autoset": True, "is_encoder_decoder": False, "add_cross_attention": False,
+        "tie_encoder_decoder": False, "pruned_heads": {}, "torchscript": False, "use_bfloat16": False,
+        "temperature": 0.6, "top_p": 0.9, "top_k": 50, "do_sample": True, "repetition_penalty": 1.1,
+        "finetuning_task": None, "remove_invalid_values": False, "suppress_tokens": None, "max_new_tokens": 9,
+    },
+    "unsloth": {"unsloth_fixed": True, "unsloth_version": "2025.9.1", "model_name": None},
+    "null": {"quantization_config": None, "some_future_feature": None},
+}  # fmt: skip
+BERT_EXPORT = {
+    "directionality": "bidi", "pooler_fc_size": 768, "pooler_num_attention_heads": 12, "pooler_num_fc_layers": 3,
+    "pooler_size_per_head": 128, "pooler_type": "first_token_transform", "uniem_embedding_strategy": "last_mean",
+    "language": "english", "name": "Bert",
+}  # fmt: skip
+
+
+def tiny_config_of(family):
+    return (
+        replace(ENCODERS[family], pooler=False, head=None, next_sentence=False)
+        if family in ENCODERS
+        else CONFIGS[family]()
+    )
+
+
+@pytest.mark.parametrize("family", [*CONFIGS, *ENCODERS])
+@pytest.mark.parametrize("writer", [*STRAY, "BERT's export"])
+def test_keys_that_compute_nothing_are_accepted(family, writer):
+    raw = write_config(tiny_config_of(family))
+    assert read_config(raw | STRAY.get(writer, BERT_EXPORT), "config.json") == read_config(raw, "config.json")
+
+
+@pytest.mark.parametrize(("family", "keys", "allowed"), [
+    ("llama", {"sliding_window": None, "layer_types": ["full_attention"] * 3}, True),
+    ("llama", {"sliding_window": 9}, False),
+    ("llama", {"layer_types": ["sliding_attention"] * 3}, False),
+    ("llama", {"layer_types": ["full_attention"] * 2}, False),
+    ("llama", {"is_decoder": True, "use_mrope": False}, True),
+    ("llama", {"is_encoder_decoder": True}, False),
+    ("llama", {"add_cross_attention": True}, False),
+    ("llama", {"residual_multiplier": 1.0, "logits_scaling": 1}, True),
+    ("llama", {"residual_multiplier": 0.5}, False),
+    ("llama", {"logits_scaling": 8.0}, False),
+    ("llama", {"qk_layernorm": False, "use_qk_norm": False}, True),
+    ("llama", {"qk_layernorm": True}, False),
+    ("mistral", {"attention_bias": False, "mlp_bias": False, "layer_types": ["sliding_attention"] * 3}, True),
+    ("mistral", {"attention_bias": True}, False),
+    ("mistral", {"layer_types": ["full_attention"] * 3}, False),
+    ("mistral", {"partial_rotary_factor": 1.0}, True),
+    ("mistral", {"partial_rotary_factor": 0.5}, False),
+    ("gpt2", {"head_dim": 12, "num_key_value_heads": 4, "position_embedding_type": "absolute"}, True),
+    ("gpt2", {"num_key_value_heads": 2}, False),
+    ("gpt2", {"position_embedding_type": "relative_key"}, False),
+    ("gpt_neox", {"partial_rotary_factor": 0.5, "rope_theta": 100.0, "rope_scaling": None}, True),
+    ("gpt_neox", {"partial_rotary_factor": 0.25}, False),
+    ("gpt_neox", {"rope_theta": 1e6}, False),
+    ("bert", {"tie_encoder_decoder": False, "is_encoder_decoder": False}, True),
+    ("bert", {"is_decoder": True}, False),
+], ids=str)  # fmt: skip
+def test_other_keys_are_accepted_at_the_value_of_the_model(family, keys, allowed):
+    config = tiny_config_of(family)
+    raw = write_config(config)
+    if allowed:
+        assert read_config(raw | keys, "config.json") == read_config(raw, "config.json")
+    else:
+        with pytest.raises(ConfigError, match=next(iter(keys))):
+            read_config(raw | keys, "config.json")
+
+
+@pytest.mark.parametrize(("key", "settings", "named"), [
+    ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+    ("quantization_config", {"load_in_8bit": True}, "bitsandbytes"),
+    ("quantization_config", {"quant_method": "gptq", "bits": 4}, "gptq"),
+    ("quantization_config", {"bits": 4, "desc_act": False}, "gptq"),
+    ("quantization_config", {"quant_method": "awq", "zero_point": True}, "awq"),
+    ("quantization_config", {"quant_method": "compressed-tensors", "config_groups": {}}, "compressed-tensors"),
+    ("quantization_config", {"quant_method": "fp8"}, "fp8 with weight_block_size None"),
+    ("quantization_config", {"quant_method": "mxfp4"}, "mxfp4"),
+    ("quantization_config", {"quant_method": 7}, "7"),
+    ("quantization_config", "int4", "'int4'"),
+    ("quantization", {"group_size": 64, "bits": 4}, "MLX"),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("ignore", [(), ("quantization_config", "quantization")])
+def test_quantized_weights_are_named(key, settings, named, ignore):
+    """`--ignore-key` does not help: it would read numbers without their scales."""
+    raw = write_config(CONFIGS["qwen3"]()) | {key: settings}
+    with pytest.raises(ConfigError, match=rf"the weights are quantized by {named}, which .*, or a GGUF"):
+        read_config(raw, "config.json", ignore)

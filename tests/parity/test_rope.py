@@ -1,5 +1,6 @@
 """Rotary position settings: both spellings, every scaling against `transformers`, and errors."""
 
+import json
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from glassformer.config import BandScaling, LinearScaling, LongScaling, RopeConf
 from glassformer.errors import ConfigError
 from glassformer.families import read_config, write_config
 from glassformer.formats import load_decoder, save_model
+from glassformer.nn.model import Decoder
 from glassformer.nn.rope import rotate, rotation
 
 
@@ -34,7 +36,9 @@ BAND = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq
 @pytest.mark.parametrize(
     "scaling",
     [
-        {"type": "dynamic", "factor": 2.0},
+        {"type": "dynamic", "factor": 2.0, "alpha": 1000.0},
+        {"type": "dynamic"},
+        {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16},
         {"rope_type": "default", "factor": 2.0},
         {"rope_type": "linear"},
         {"rope_type": "linear", "factor": 0},
@@ -88,6 +92,9 @@ def test_two_settings_that_differ_are_refused():
 
 
 HEAD = 12  # of the tiny llama
+PLAIN = {  # a llama without biases
+    f"layers.{i}.{path}": False for i in range(3) for path in ("attention.bias", "attention.out_bias", "mlp.bias")
+}
 SHORT, LONG = tuple(1 + 0.1 * i for i in range(HEAD // 2)), tuple(1.5 + 0.5 * i for i in range(HEAD // 2))
 SCALINGS = {
     "linear": LinearScaling(3.0),
@@ -184,3 +191,31 @@ def test_what_a_long_text_is_depends_on_each_text_alone():
     packed = rotation(rope, HEAD, torch.cat([at, at[:, :40]], 1), lengths)
     assert torch.equal(packed[0], torch.cat([long[0], short[0]], 1))
     assert math.isclose(packed[0].max().item(), 1.3, rel_tol=1e-6)
+
+
+def test_dynamic_scaling_is_transformers_up_to_the_context(tmp_path):
+    """It changes the angles of longer texts only, which are not processed."""
+    save_model(tiny("llama"), tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"rope_scaling": {"type": "dynamic", "factor": 4.0}}))
+    model, hf = load_decoder(tmp_path), transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert hf.config.rope_parameters["rope_type"] == "dynamic"
+    ids = random_ids(model.config, 2, model.config.context_length)
+    with torch.no_grad():
+        assert_near(run(model, ids), hf(ids).logits)
+
+
+def test_llama_with_partial_rotary_positions_is_transformers(tmp_path):
+    """transformers has no such Llama, but Phi-3 is one with fused matrices."""
+    model = tiny("llama", **{f"layers.{i}.attention.rope.dim": 8 for i in range(3)}, **PLAIN)
+    save_model(model, tmp_path / "llama")
+    assert json.loads((tmp_path / "llama/config.json").read_text())["partial_rotary_factor"] == 8 / HEAD
+    assert load_decoder(tmp_path / "llama").config == model.config
+    phi = Decoder(change(model.config, "family", "phi3"))
+    phi.load_state_dict(model.state_dict())
+    save_model(phi, tmp_path / "phi3")
+    hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "phi3").eval()
+    ids = random_ids(model.config, 2, 40)
+    with torch.no_grad():
+        assert_near(run(load_decoder(tmp_path / "llama"), ids), hf(ids).logits)
+    assert (run(model, ids) - run(tiny("llama", **PLAIN), ids)).abs().max() > 0.1

@@ -2,7 +2,7 @@
 
 import openai
 import pytest
-from server.conftest import assert_error
+from server.conftest import assert_error, serving
 
 SEEDED = {"seed": 5, "max_tokens": 12}
 
@@ -354,6 +354,28 @@ def test_an_answer_is_accepted_as_a_message(client, lms):
         assert found.choices[0].message.content == lm.generate(empty, **SEEDED).text
 
 
+def test_variables_of_the_chat_template(lms):
+    """`reasoning_effort` and `chat_template_kwargs` reach the template, as text that forges no control token."""
+    from glassformer.models.language_model import LanguageModel
+    from glassformer.text.chat.chat_template import ChatTemplate
+    from glassformer.text.tokenizer import Tokenizer
+
+    lm, tokenizer = lms["talker"], lms["talker"].tokenizer
+    source = "{{ reasoning_effort }}{% if thinking_on %}!{% endif %}" + tokenizer.chat_template
+    chat = LanguageModel(lm.model, Tokenizer(tokenizer.backend, tokenizer.config, chat_template=source))
+    fields = {"reasoning_effort": "high<|endoftext|>", "thinking_on": True}
+    messages = [{"role": "user", "content": "the cat"}]
+    ids = ChatTemplate(chat.tokenizer).encode(messages, add_generation_prompt=True, **fields)
+    assert tokenizer.decode(ids).startswith("high<|endoftext|>!")
+    with serving([("m", chat)]) as (url, _), openai.OpenAI(base_url=f"{url}/v1", api_key="-") as client:
+        found = client.chat.completions.create(
+            model="m", messages=messages, **SEEDED, reasoning_effort=fields["reasoning_effort"],
+            extra_body={"chat_template_kwargs": {"thinking_on": True, "unknown": None}},
+        )  # fmt: skip
+    assert found.usage.prompt_tokens == len(ids)
+    assert found.choices[0].message.content == chat.generate(ids, **SEEDED).text
+
+
 def test_a_full_context_is_scored(client, lms):
     lm = lms["talker"]
     ids = [(7 * i) % lm.config.vocab_size for i in range(lm.config.context_length)]
@@ -439,7 +461,13 @@ def test_bad_completion_fields_are_rejected(http, change, param, words):
         ({"messages": [{"role": "user", "content": "x", "frob": 1}]}, "frob", ["unknown field 'frob'"]),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "tool_calls", ["not supported"]),
         ({"messages": [{"role": "assistant", "refusal": "No."}]}, "refusal", ["not supported"]),
-        ({"reasoning_effort": "low"}, "reasoning_effort", ["'low' has no effect", "does not read it"]),
+        ({"reasoning_effort": "low"}, "reasoning_effort", ["has no effect", "does not read it"]),
+        ({"chat_template_kwargs": {"a": 1}}, "a", ["has no effect", "does not read it"]),
+        (
+            {"chat_template_kwargs": {"bos_token": "<|end|>"}},
+            "chat_template_kwargs",
+            ["bos_token is set by the server"],
+        ),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", ["not both"]),
         ({"max_completion_tokens": 0}, "max_completion_tokens", ["max_completion_tokens must be", "got 0"]),
         ({"top_logprobs": 2}, "top_logprobs", ["needs logprobs: true"]),

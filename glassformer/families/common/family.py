@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from glassformer.config import Activation, ModelConfig, RecurrentConfig, TextEncoderConfig
 from glassformer.errors import ConfigError
+from glassformer.families.common.neutral import IGNORED
 from glassformer.families.common.shape import ShapeConfig
 
-# Keys that do not change the model's computation: training, generation and program settings.
-IGNORED = frozenset(
-    """_name_or_path _num_labels activation_dropout architectures attention_dropout attention_probs_dropout_prob
-    attn_pdrop auto_map aux_loss_alpha bad_words_ids bos_token_id cache_implementation chunk_size_feed_forward
-    classif_dropout classifier_dropout decoder_layerdrop decoder_start_token_id dropout dropout_rate dtype
-    early_stopping embd_pdrop encoder_layerdrop eos_token_id ep_size extra_pos_embeddings
-    force_bos_token_to_be_generated forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout
-    hidden_dropout_prob id2label init_std initializer_factor initializer_range keys_to_ignore_at_inference label2id
-    length_penalty max_length max_window_layers min_length n_ctx no_repeat_ngram_size num_beams num_mtp_layers
-    num_nextn_predict_layers output_attentions output_hidden_states output_past output_router_logits pad_token_id
-    prefix pretraining_tp problem_type qa_dropout reorder_and_upcast_attn resid_pdrop return_dict
-    router_aux_loss_coef router_jitter_noise save_step sep_token_id seq_aux seq_classif_dropout summary_activation
-    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class
-    torch_dtype transformers_version unk_token_id use_cache""".split()
-)
+QUANTIZATION = frozenset(("quantization_config", "quantization", "compression_config"))  # never ignored
 
 # Activations by their names in checkpoints. The first name of each is used for writing.
 ACTIVATIONS: dict[str, Activation] = {
@@ -56,7 +44,7 @@ class ConfigFields:
     """
 
     def __init__(self, raw: dict[str, Any], source: str, ignore: tuple[str, ...] = ()):
-        self.raw, self.source, self.unread = raw, source, set(raw) - IGNORED - set(ignore)
+        self.raw, self.source, self.unread = raw, source, set(raw) - IGNORED - (set(ignore) - QUANTIZATION)
 
     @contextmanager
     def naming_source(self) -> Iterator[None]:
@@ -137,11 +125,23 @@ class ConfigFields:
             )
         return [names[kind] for kind in kinds]
 
-    def close(self) -> None:
-        """Raise ConfigError if a key was not read."""
-        if self.unread:
+    def rename(self, newer: str, name: str) -> None:
+        """Read a newer name of a key. ConfigError: the values differ."""
+        value = self.take(newer, None)
+        if value is None:
+            return
+        if self.raw.get(name, value) not in (None, value):
+            raise ConfigError(f"{self.source}: {name} and {newer} differ: {self.raw[name]!r} and {value!r}")
+        self.raw = self.raw | {name: value}
+
+    def close(self, neutral: Mapping[str, Collection[Any]] = MappingProxyType({})) -> None:
+        """Raise ConfigError if a key was not read, unless it is null or has one of its `neutral` values."""
+        unknown = sorted(key for key in self.unread if self.raw[key] not in (None, *neutral.get(key, ())))
+        if unknown:
+            stated = (f"{key} must be {' or '.join(map(repr, neutral[key]))}" for key in unknown if neutral.get(key))
+            hint = "".join(f"; in this model {one}" for one in stated)
             raise ConfigError(
-                f"{self.source}: keys this family does not understand: {', '.join(sorted(self.unread))}. "
+                f"{self.source}: keys this family does not understand: {', '.join(unknown)}{hint}. "
                 "Name those that do not matter with --ignore-key."
             )
 

@@ -65,7 +65,8 @@ def _rope(
     rest = ConfigFields(found, f"{raw.source}: rope scaling {found}")
     theta, share = rest.number("rope_theta", theta), share and rest.number("partial_rotary_factor", share)
     kind = rest.take("rope_type", rest.take("type", "default"))
-    rest.take("type", None)
+    for name in ("type", "finetuned"):  # finetuned: about its training only
+        rest.take(name, None)
     kind = aliases.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{raw.source}: rope scaling {kind!r} is not supported, only {', '.join(map(repr, KINDS))}")
@@ -73,7 +74,10 @@ def _rope(
         original = rest.size("original_max_position_embeddings", context)
         scaling = CONTEXT_SCALINGS[kind](rest, context, raw.size("original_max_position_embeddings", original))
     else:
-        scaling = LinearScaling(rest.number("factor")) if kind == "linear" else None
+        factor = rest.number("factor") if kind in ("linear", "dynamic") else None
+        scaling = LinearScaling(factor) if factor is not None and kind == "linear" else None
+    if kind == "dynamic":  # scales texts longer than the context only, which are not processed here
+        rest.expect("original_max_position_embeddings", context, None)
     if rest.unread:
         raise ConfigError(
             f"{raw.source}: rope scaling {kind!r} does not support the keys {', '.join(sorted(rest.unread))}"
@@ -121,7 +125,7 @@ def _numbers(rest: ConfigFields, name: str) -> tuple[float, ...]:
 
 
 CONTEXT_SCALINGS = {"llama3": _band, "yarn": _yarn, "longrope": _long}  # types with an original context
-KINDS = ("default", "linear", *CONTEXT_SCALINGS)
+KINDS = ("default", "linear", "dynamic", *CONTEXT_SCALINGS)
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 

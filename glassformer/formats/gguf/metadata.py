@@ -6,7 +6,6 @@ format cannot describe raise ConfigError in both directions, so that a file neve
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -17,7 +16,14 @@ from glassformer.config import LayerConfig, LongScaling, ModelConfig, RecurrentC
 from glassformer.errors import ConfigError
 from glassformer.families import FAMILIES, family_of
 from glassformer.families.common.family import ConfigFields, Family
-from glassformer.formats.gguf.architectures import ARCHITECTURES, OPTIONAL_KEYS, SAME_AS, UNSUPPORTED, GgufArchitecture
+from glassformer.formats.gguf.architectures import (
+    ARCHITECTURES,
+    LLAMA,
+    OPTIONAL_KEYS,
+    SAME_AS,
+    UNSUPPORTED,
+    GgufArchitecture,
+)
 from glassformer.formats.gguf.metadata_keys import MetadataFields, divisors, has_divisors
 from glassformer.formats.gguf.tensor_names import HEAD
 
@@ -48,14 +54,14 @@ def gguf_family(family: Family) -> Family:
 
 
 def _detect_family(metadata: Mapping[str, Any], tensors: Collection[str], source: str) -> str:
-    """Return the name of a file's family. ConfigError: unknown architecture; the message gives the nearest one."""
+    """Return the name of a file's family. ConfigError: unknown architecture; the message gives the most similar one."""
     architecture = metadata.get("general.architecture")
     names = [name for name, gguf in ARCHITECTURES.items() if gguf.architecture == architecture]
     if not names:
         known = sorted({gguf.architecture for gguf in ARCHITECTURES.values()})
-        near = difflib.get_close_matches(architecture, known, n=1, cutoff=0.3) if isinstance(architecture, str) else []
-        hint = f"; the nearest one known is {near[0]!r}" if near else ""
-        raise ConfigError(f"{source}: unknown architecture {architecture!r}{hint}. Known: {', '.join(known)}")
+        near = _nearest({key.removeprefix(f"{architecture}.") for key in metadata}, tensors) if tensors else None
+        hint = f"; its keys and tensors are most like those of {near!r}" if near else ""
+        raise ConfigError(f"{source}: unknown architecture {architecture!r:.100}{hint}. Known: {', '.join(known)}")
     routed = bool(metadata.get(f"{architecture}.expert_count"))
     for name in names:
         only, needs = ARCHITECTURES[name].required.items(), ARCHITECTURES[name].required_tensor
@@ -66,6 +72,17 @@ def _detect_family(metadata: Mapping[str, Any], tensors: Collection[str], source
         ):
             return name
     return names[0]
+
+
+def _nearest(keys: set[str], tensors: Collection[str]) -> str:
+    """Return the architecture that knows the most of these keys and tensors, and of which the fewest are missing."""
+    patterns = {re.sub(r"\d+", "{i}", name) for name in tensors}
+
+    def distance(gguf: GgufArchitecture) -> tuple[int, int]:
+        names = {rule.tensor_name for rule in (*gguf.rules, *gguf.alternatives)}
+        return len(keys - gguf.keys.keys()) + len(patterns - names), len(gguf.keys.keys() - keys)
+
+    return min((LLAMA, *ARCHITECTURES.values()), key=distance).architecture  # of equals, the most common one
 
 
 def read_metadata(

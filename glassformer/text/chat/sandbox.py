@@ -1,37 +1,44 @@
-"""Sandbox for chat templates: Jinja with the settings of `transformers`, resource limits and marked literals.
+"""The Jinja environment of chat templates: the settings of `transformers`, and text that knows its origin.
 
-A template comes with a model and is untrusted code. It runs in Jinja's immutable sandbox on copies of plain data. A
-counter in every loop and macro stops infinite loops and recursion, and the size of every value is limited. Neither
-needs a clock or a thread.
-
-A message must not forge a special token. The template's own literals are therefore marked: where a literal flows to the
-output, each special token in it is enclosed in two characters that no input contains. Conditions, arguments and
-comparisons see the literals without marks. `chat_template.py` removes the marks from the output.
+A template comes with a model and is untrusted code. Jinja's immutable sandbox keeps it from reaching Python's objects;
+`render_worker.py` bounds its time and memory. Every literal of the template is `TrackedText`, so that the output tells
+which of its characters the template wrote.
 """
 
 from __future__ import annotations
 
+import ast
 import json
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import update_wrapper
 from types import CodeType
 from typing import Any
 
 import jinja2
+import jinja2.compiler
 import jinja2.ext
+import jinja2.filters
 import jinja2.nodes as nodes
 import jinja2.sandbox
-import regex
-from jinja2.visitor import NodeTransformer
+from markupsafe import Markup
 
-MAX_STEPS = 1_000_000  # loop iterations, calls and filters
-MAX_SIZE = 16_000_000  # characters of a string or items of a list
-MAX_OUTPUT = 64_000_000  # total characters of output, including output captured in variables
-MAX_PRODUCT = 1_000_000_000  # product of the sizes of a call's arguments: bounds the result of `replace` and `join`
-MAX_NUMBER = 10**12  # largest operand of arithmetic
-VALUE_FILTERS = ("default", "d", "join")  # filters whose arguments flow to the output
-TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
+from glassformer.text.chat.tracked_text import (
+    TrackedMarkup,
+    TrackedText,
+    format_percent,
+    join_texts,
+    mark_escaped,
+    mark_safe,
+    message_text,
+    template_text,
+    written_by_template,
+)
+
+FILE_NAME = "<template>"
+UNTRACKED_METHODS = frozenset("center expandtabs ljust rjust translate zfill".split())
+UNTRACKED_FILTERS = "center forceescape pprint striptags tojson truncate urlencode urlize wordwrap xmlattr".split()
 
 
 class GenerationBlock(jinja2.ext.Extension):
@@ -45,133 +52,171 @@ class GenerationBlock(jinja2.ext.Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
+class _CodeGenerator(jinja2.compiler.CodeGenerator):
+    """Generates code in which the literals of the template are `TrackedText`."""
+
+    environment: Sandbox
+
+    def visit_Const(self, node: nodes.Const, frame: Any) -> None:
+        if isinstance(node.value, str):
+            self.write(self._literal(node.value))
+        else:
+            super().visit_Const(node, frame)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:
+        if frame.eval_ctx.volatile or frame.eval_ctx.autoescape:
+            super().visit_Concat(node, frame)
+            return
+        self.write("environment.concat(map(environment.to_text, (")
+        for item in node.nodes:
+            self.visit(item, frame)
+            self.write(", ")
+        self.write(")))")
+
+    def _output_child_to_const(self, node: Any, frame: Any, finalize: Any) -> str:
+        if not isinstance(node, nodes.TemplateData | nodes.Const):
+            raise nodes.Impossible  # work is done when the template is rendered, so that an error has its line
+        return super()._output_child_to_const(node, frame, finalize)
+
+    def _output_const_repr(self, group: Any) -> str:
+        return self._literal("".join(group))
+
+    def _literal(self, text: str) -> str:
+        self.environment.literals.append(template_text(text))
+        return f"environment.literals[{len(self.environment.literals) - 1}]"
+
+
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Environment of one rendering; counts its steps and its output."""
+    """The environment of one template.
 
-    intercepted_binops = frozenset(("*", "**", "+", "%"))
+    literals: the literals of the template
+    untracked: names of the operations of the last rendering that lost the origin of text which the template wrote
+    """
 
-    def __init__(self, now: datetime | None = None, trust: Callable[[Any], Any] = str):
-        """Create the environment.
+    code_generator_class = _CodeGenerator
+    concat = staticmethod(join_texts)  # pyright: ignore
+    intercepted_binops = frozenset("%")
 
-        Args:
-            now: The time that `strftime_now` formats; None means the current time.
-            trust: Marks a string that is a special token or a role, and returns any other value unchanged.
+    def __init__(self, source: str):
+        """Compile a template.
+
+        Raises:
+            jinja2.TemplateSyntaxError: The template is not valid Jinja, or is nested too deeply for Python; `lineno`
+                is the line.
         """
+        self.literals: list[TrackedText] = []
+        self.untracked: set[str] = set()
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[GenerationBlock, jinja2.ext.loopcontrols],
-            finalize=self.count_output,
+            optimized=False,
+            finalize=self.to_text,
         )
-        self.steps = self.size = 0
-        self.trust, self.concat_values = trust, _concat
-        self.filters = {name: _Filter(function, self) for name, function in self.filters.items()}
-        self.filters["tojson"] = _Filter(_tojson, self)
-        for name in ("random", "urlize"):
-            self.filters.pop(name)
-        strftime = (now or datetime.now()).strftime
-        functions = {"raise_exception": _raise, "strftime_now": lambda text: strftime(text), "namespace": _Namespace}
-        self.globals = functions | {"range": _range, "dict": lambda *args, **options: dict(*args, **options)}
+        self.filters |= {
+            "format": _format,
+            "indent": _indent,
+            "join": _join,
+            "replace": _replace,
+            "title": _title,
+            "tojson": _tojson,
+        }
+        self.filters["string"] = lambda value: value if isinstance(value, str) else self.to_text(value)
+        self.filters |= {"safe": mark_safe, "escape": mark_escaped, "e": mark_escaped}
+        self.filters |= {name: self._untracked_filter(name) for name in UNTRACKED_FILTERS}
+        self.globals |= {"raise_exception": _raise, "namespace": _Namespace, "dict": _DictFunction()}
+        self.globals["strftime_now"] = lambda format: self._now.strftime(format)
+        self._template = jinja2.Template.from_code(self, self.compile(source), self.make_globals(None))
 
-    def tick(self, n_chars: int = 0) -> str:
-        """Count a step that outputs `n_chars` characters of template text."""
-        self.steps, self.size = self.steps + 1, self.size + n_chars
-        if self.steps > MAX_STEPS or self.size > MAX_OUTPUT:
-            raise _LimitError(f"stopped after {self.steps} steps and {self.size} characters")
-        return ""
+    def render(self, data: Mapping[str, Any], now: datetime) -> str:
+        """Return the output; exceptions of Jinja and of the template propagate."""
+        self._now = now
+        self.untracked.clear()
+        return self._template.render(data)
 
-    def count_output(self, value: Any) -> Any:
-        """Count the output of `{{ value }}` and return the value."""
-        self.size += _size(value)
-        if self.size > MAX_OUTPUT:
-            raise _LimitError(f"stopped after {self.size} characters")
-        return value
+    def to_text(self, value: Any) -> Any:
+        """Return a value as text, as Jinja outputs it."""
+        if not isinstance(value, str | jinja2.Undefined) and written_by_template(value):
+            self.untracked.add(f"text of a {type(value).__name__}")
+        return str(value)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is str and attribute in ("join", "replace"):
+            obj = message_text(obj)
+        elif attribute in UNTRACKED_METHODS and written_by_template(obj):
+            self.untracked.add(attribute)
+        return super().getattr(obj, attribute)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        numbers = isinstance(left, int | float) and isinstance(right, int | float)
-        if operator == "+":
-            _check(_size(left) + _size(right))
-        elif operator == "%" and isinstance(left, str):
-            _check_call([left, *(right if isinstance(right, tuple) else (right,))])
-            _check_format(left)
-        elif operator == "*" and not numbers:
-            factors = [value if isinstance(value, int) else _size(value) for value in (left, right)]
-            _check(abs(factors[0] * factors[1]))
-        elif numbers and (max(abs(left), abs(right)) > MAX_NUMBER or (operator == "**" and abs(right) > 64)):
-            raise _LimitError(f"stopped: {left} {operator} {right} is too large")
+        if isinstance(left, str) and not hasattr(left, "__html__"):
+            return format_percent(left, right)
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context: Any, function: Any, /, *args: Any, **options: Any) -> Any:  # pyright: ignore
-        self.tick()
-        owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # Jinja wraps `"...".format`
-        if owner is not self and not isinstance(function, jinja2.runtime.Macro):
-            _check_call([owner, *args, *options.values()])
-            if getattr(function, "__name__", "").startswith("format"):
-                _check_format(str(owner))
-        result = super().call(context, function, *args, **options)
-        _check(_size(result))
-        return result
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        owner = getattr(value, "__self__", None)
+        if isinstance(owner, TrackedMarkup) and value.__name__ == "format":
+            value = Markup(owner).format
+        plain = super().wrap_str_format(value)
+        if plain is None or isinstance(value.__self__, Markup) or value.__name__ != "format":
+            return plain
+        return lambda *args, **options: _Formatter(self).vformat(value.__self__, args, options)
+
+    def _untracked_filter(self, name: str) -> Callable[..., Any]:
+        function: Any = self.filters[name]
+
+        def call(*args: Any, **options: Any) -> Any:
+            if any(map(written_by_template, args)):
+                self.untracked.add(name)
+            result = function(*args, **options)
+            return mark_safe(result) if isinstance(result, Markup) else result
+
+        return update_wrapper(call, function)  # with the attributes by which Jinja passes a context
+
+    def handle_exception(self, source: str | None = None) -> Any:
+        raise  # the lines of the traceback are those of the template already
+
+    def _compile(self, source: str, filename: str) -> CodeType:
+        """Compile generated Python code so that its line numbers are those of the template."""
+        pairs = [pair.split("=") for pair in source.rpartition("debug_info = '")[2].rstrip("'\n").split("&") if pair]
+        lines = [(int(python), int(template)) for template, python in pairs]
+
+        def template_line(line: int | None) -> int:
+            at = bisect_right(lines, (line or 1, 1 << 62))
+            return lines[at - 1][1] if at else 1
+
+        try:
+            tree = ast.parse(source, filename)
+        except SyntaxError as error:
+            raise jinja2.TemplateSyntaxError(str(error.msg), template_line(error.lineno)) from error
+        for node in ast.walk(tree):
+            if hasattr(node, "lineno"):
+                node.lineno = node.end_lineno = template_line(node.lineno)  # pyright: ignore
+                node.col_offset = node.end_col_offset = 0  # pyright: ignore
+        try:
+            return compile(tree, filename, "exec")
+        except SyntaxError as error:
+            raise jinja2.TemplateSyntaxError(str(error.msg), error.lineno or 1) from error
 
 
-class _Filter:
-    """A Jinja filter that counts as a step and whose arguments and result are limited in size."""
+class _Formatter(jinja2.sandbox.SandboxedFormatter):
+    """`str.format` that keeps the origin of the text it combines."""
 
-    def __init__(self, function: Callable[..., Any], sandbox: Sandbox):
-        update_wrapper(self, function)  # copies the attributes by which Jinja passes a context
-        self.function, self.sandbox = function, sandbox
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        self.sandbox.tick()
-        _check_call([*args, *options.values()])
-        if self.function.__name__ == "do_format":
-            _check_format(str(args[0]))
-        result = self.function(*args, **options)
-        _check(_size(result))
-        return result
-
-
-class _LimitError(jinja2.exceptions.SecurityError):
-    """A template exceeded a limit."""
-
-
-def _size(value: Any) -> int:
-    return len(value) if isinstance(value, str | list | tuple | dict) else 0
-
-
-def _check(size: float) -> None:
-    if size > MAX_SIZE:
-        raise _LimitError(f"stopped: a value has {size} characters or items, at most {MAX_SIZE} are allowed")
-
-
-def _check_call(values: Iterable[Any]) -> None:
-    """Limit the product of the argument sizes, which bounds the results of replace, join, indent and center."""
-    product = 1
-    for value in values:
-        product *= max(1, abs(value) if isinstance(value, int) else _size(value))
-    if product > MAX_PRODUCT:
-        raise _LimitError(f"stopped: the product of the sizes of a call's arguments exceeds {MAX_PRODUCT}")
-
-
-def _check_format(template: str) -> None:
-    if regex.search(r"\d{5}|%[^%a-zA-Z]*\*", template):
-        raise _LimitError(f"stopped: the format {template!r:.40} has a width of 5 digits or more, or a variable width")
-
-
-def _range(*numbers: int) -> range:
-    values = range(*numbers)
-    if values and abs(values[-1] - values[0]) // abs(values.step) > MAX_STEPS:
-        raise _LimitError(f"stopped: range({', '.join(map(str, numbers))}) is longer than {MAX_STEPS}")
-    return values
-
-
-def _raise(message: str) -> None:
-    raise jinja2.exceptions.TemplateError(message)
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-):
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    def vformat(self, format_string: str, args: Any, kwargs: Any) -> Any:
+        plain = super().vformat(format_string, args, kwargs)
+        whole = isinstance(format_string, TrackedText) and "0" not in format_string._origin
+        pieces: list[str] = []
+        number = 0
+        for literal, field, spec, conversion in self.parse(format_string):
+            pieces.append(template_text(literal) if whole else literal)
+            if field is None:
+                continue
+            if not field or field[0] in ".[":
+                field, number = f"{number}{field}", number + 1
+            value = self.convert_field(self.get_field(field, args, kwargs)[0], conversion)
+            spec = super().vformat(spec, args, kwargs) if spec else ""
+            pieces.append(value if isinstance(value, str) and not spec else self.format_field(value, spec))
+        joined = join_texts(pieces)
+        return joined if joined == plain else plain
 
 
 class _Namespace(jinja2.utils.Namespace):
@@ -194,120 +239,66 @@ def _check_name(name: Any) -> None:
         raise jinja2.exceptions.SecurityError(f"a namespace cannot have an attribute that begins with _, got {name!r}")
 
 
-def render_template(code: CodeType, data: Mapping[str, Any], now: datetime, trust: Callable[[Any], Any]) -> str:
-    """Return the output of a compiled template; exceptions of Jinja and of the template propagate."""
-    sandbox = Sandbox(now, trust)
-    return jinja2.Template.from_code(sandbox, code, sandbox.make_globals(None)).render(**data)
+class _DictFunction:
+    """`dict(...)` and `dict.fromkeys(...)`."""
+
+    def __call__(self, *args: Any, **items: Any) -> dict[Any, Any]:
+        return dict(*args, **items)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
 
 
-def _concat(*values: Any) -> str:
-    """Concatenate values as Jinja's `~` does, with a limit on the size."""
-    texts = [str(value) for value in values]
-    _check(sum(map(len, texts)))
-    return "".join(texts)
+def _raise(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(str(message))
 
 
-def compile_template(source: str, mark: Callable[[str], str] | None) -> CodeType:
-    """Compile a template with a counter in every loop and macro.
-
-    Args:
-        source: The Jinja template.
-        mark: Applied to each literal that flows to the output.
-
-    Raises:
-        jinja2.TemplateSyntaxError: The template is not valid Jinja; `lineno` is the line.
-    """
-    sandbox = Sandbox()
-    tree = sandbox.parse(source)
-    macros = {node.name for node in tree.find_all(nodes.Macro)} | {"namespace", "caller"}
-    for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
-        size = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        tick = _sandbox_call("tick", [nodes.Const(size)], node.lineno)
-        node.body.insert(0, nodes.ExprStmt(tick).set_lineno(node.lineno))
-    if mark is not None:
-        _Marker(mark, macros).visit(tree)
-    _ConcatLimiter().visit(tree)
-    return sandbox.compile(tree)
+# ---- filters
 
 
-def _sandbox_call(name: str, args: list[Any], line: int) -> nodes.Node:
-    """Return a node that calls a method of the sandbox; a template cannot access it by name."""
-    return nodes.Call(nodes.EnvironmentAttribute(name), args, [], None, None).set_lineno(line)
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-class _ConcatLimiter(NodeTransformer):
-    """Replaces `a ~ b` by a call of `_concat`, which limits the size."""
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _sandbox_call("concat_values", node.nodes, node.lineno)
-
-
-class _Marker(NodeTransformer):
-    """Marks the literals of a template where they flow to its output, and only there."""
-
-    def __init__(self, mark: Callable[[str], str], macros: set[str]):
-        self.mark, self.macros, self.assigned = mark, macros, False
-
-    def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Node:
-        return nodes.TemplateData(self.mark(node.data)).set_lineno(node.lineno)
-
-    def visit_Output(self, node: nodes.Output) -> nodes.Node:
-        node.nodes = [self.flow(item) for item in node.nodes]
-        return node
-
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
-        node.defaults = [self.flow(item) for item in node.defaults]
-        return self.generic_visit(node)
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        if isinstance(node.iter, nodes.List | nodes.Tuple):
-            node.iter = self.flow(node.iter)
-        return self.generic_visit(node)
-
-    def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
-        self.assigned = True  # a role in a variable may be compared later, so it is not marked
-        node.node = self.flow(node.node)
-        self.assigned = False
-        return node
-
-    def flow(self, node: Any) -> Any:
-        """Mark the literals of an expression whose value flows to the output."""
-        if isinstance(node, nodes.TemplateData):
-            return self.visit_TemplateData(node)
-        if isinstance(node, nodes.Const) and isinstance(node.value, str):
-            return nodes.Const(self.mark(node.value)).set_lineno(node.lineno)
-        if (isinstance(node, nodes.Name) and node.name in TOKEN_NAMES) or (_is_role(node) and not self.assigned):
-            return _sandbox_call("trust", [node], node.lineno)
-        if isinstance(node, nodes.Add):
-            node.left, node.right = self.flow(node.left), self.flow(node.right)
-        elif isinstance(node, nodes.Concat):
-            node.nodes = [self.flow(item) for item in node.nodes]
-        elif isinstance(node, nodes.CondExpr):
-            node.expr1 = self.flow(node.expr1)
-            node.expr2 = node.expr2 and self.flow(node.expr2)
-        elif isinstance(node, nodes.Or | nodes.And):
-            node.left, node.right = self.flow(node.left), self.flow(node.right)
-        elif isinstance(node, nodes.List | nodes.Tuple):
-            node.items = [self.flow(item) for item in node.items]
-        elif isinstance(node, nodes.Dict):
-            for item in node.items:
-                item.value = self.flow(item.value)
-        elif isinstance(node, nodes.Getitem) and isinstance(node.node, nodes.Dict):
-            node.node = self.flow(node.node)
-        elif isinstance(node, nodes.Filter):
-            node.node = node.node and self.flow(node.node)
-            if node.name in VALUE_FILTERS:
-                node.args = [self.flow(item) for item in node.args]
-        elif isinstance(node, nodes.Call) and isinstance(node.node, nodes.Name) and node.node.name in self.macros:
-            node.args = [self.flow(item) for item in node.args]
-            for keyword in node.kwargs:
-                keyword.value = self.flow(keyword.value)
-        return node
+@jinja2.pass_eval_context
+def _join(eval_ctx: Any, value: Any, d: str = "", attribute: Any = None) -> str:
+    if eval_ctx.autoescape:
+        return jinja2.filters.sync_do_join(eval_ctx, value, d, attribute)
+    if attribute is not None:
+        value = map(jinja2.filters.make_attrgetter(eval_ctx.environment, attribute), value)
+    return _tracked(d).join(map(str, value))
 
 
-def _is_role(node: Any) -> bool:
-    """Return whether a node is `message.role` or `message['role']`; `trust` marks only known roles."""
-    if isinstance(node, nodes.Getattr):
-        return node.attr == "role"
-    return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "role"
+@jinja2.pass_eval_context
+def _replace(eval_ctx: Any, s: Any, old: Any, new: Any, count: int | None = None) -> str:
+    if eval_ctx.autoescape:
+        return jinja2.filters.do_replace(eval_ctx, s, old, new, count)
+    return _tracked(s).replace(str(old), str(new), -1 if count is None else count)
+
+
+def _indent(s: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    if not isinstance(s, TrackedText):
+        return jinja2.filters.do_indent(s, width, first, blank)
+    indent = width if isinstance(width, str) else " " * width
+    lines = (s + "\n").splitlines()  # Jinja keeps a line end at the end
+    lines = [*lines[:1], *(indent + line if line or blank else line for line in lines[1:])]
+    text = message_text("\n").join(lines)
+    return indent + text if first else text
+
+
+def _format(value: Any, *args: Any, **options: Any) -> str:
+    if isinstance(value, TrackedMarkup) or (args and options):
+        return jinja2.filters.do_format(value, *args, **options)
+    return format_percent(str(value), options or args)
+
+
+def _title(s: Any) -> str:
+    text = jinja2.filters.do_title(s)
+    return s.recased(text) if isinstance(s, TrackedText) else text
+
+
+def _tracked(value: Any) -> TrackedText:
+    text = str(value)
+    return text if isinstance(text, TrackedText) else message_text(text)

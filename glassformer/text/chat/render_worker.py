@@ -1,0 +1,160 @@
+"""The child process that renders chat templates. It imports jinja2 and nothing else of weight.
+
+    parent -> child   a frame: 4-byte length, JSON {"source", "data", "tokens", "now"}
+    child -> parent   a frame: JSON {"text", "regions", "untracked"}, or {"error", "line", "ended"}
+
+The operating system bounds each rendering: after a given processor time a signal ends the process, whatever it does,
+and its address space is limited. On a system without these limits (Windows), only the time limit of the parent holds.
+The child ends when its input ends, so it does not outlive the parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import struct
+import sys
+from collections import OrderedDict
+from datetime import datetime
+from typing import Any
+
+import jinja2
+
+from glassformer.text.chat.sandbox import FILE_NAME, Sandbox
+from glassformer.text.chat.tracked_text import TrackedText, template_text
+
+HEAD = struct.Struct("<I")
+MAX_TEMPLATES = 8  # compiled templates that are kept
+
+ROLES = frozenset(
+    "system user assistant tool developer function model ipython observation environment tool_response".split()
+)
+"""Roles that count as the template's own text, so that a template can make special tokens out of them."""
+
+
+class _TimeLimitError(BaseException):
+    """The time is almost over. Not an Exception: Jinja handles those in some places."""
+
+
+def encode_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def decode_json(data: bytes) -> Any:
+    return json.loads(data.decode("utf-8", "surrogatepass"))
+
+
+def too_slow(cpu_seconds: float) -> str:
+    return f"stopped: it takes more than {cpu_seconds:g} s of processor time"
+
+
+def too_large(memory_bytes: int) -> str:
+    return f"stopped: it needs more than {memory_bytes >> 20} MB of memory"
+
+
+class Worker:
+    """Renders templates; keeps those it compiled last.
+
+    cpu_seconds: processor time of one rendering
+    memory_bytes: address space of the process
+    """
+
+    def __init__(self, cpu_seconds: float, memory_bytes: int):
+        self.cpu_seconds, self.memory_bytes = cpu_seconds, memory_bytes
+        self._sandboxes: OrderedDict[str, Sandbox] = OrderedDict()
+
+    def answer(self, frame: bytes) -> bytes:
+        """Render the template of a request within the limits; return the reply."""
+        try:
+            _set_timers(self.cpu_seconds)
+            return self._answer(frame)
+        except _TimeLimitError as error:
+            problem, line = too_slow(self.cpu_seconds), _line(error)
+        except MemoryError as error:
+            problem, line = too_large(self.memory_bytes), _line(error)
+        finally:
+            _set_timers(0)
+        return encode_json({"error": problem, "line": line, "ended": True})
+
+    def _answer(self, frame: bytes) -> bytes:
+        try:
+            return self._render(**decode_json(frame))
+        except MemoryError:
+            raise
+        except RecursionError as error:
+            problem, line = "stopped: it is nested too deeply, or calls itself without end", _line(error)
+        except jinja2.TemplateSyntaxError as error:
+            problem, line = str(error.message), error.lineno
+        except jinja2.TemplateError as error:
+            problem, line = str(error.message or error), _line(error)
+        except Exception as error:
+            problem, line = f"{type(error).__name__}: {error}", _line(error)
+        problem = problem[:2000].replace(TrackedText.__name__, "str")
+        return encode_json({"error": problem, "line": line, "ended": False})
+
+    def _render(self, source: str, data: dict[str, Any], tokens: dict[str, str], now: str) -> bytes:
+        sandbox = self._sandboxes.pop(source, None) or Sandbox(source)
+        self._sandboxes[source] = sandbox
+        if len(self._sandboxes) > MAX_TEMPLATES:
+            self._sandboxes.popitem(last=False)
+        for message in data["messages"]:
+            role = message.get("role")
+            if isinstance(role, str) and role in ROLES:
+                message["role"] = template_text(role)
+        trusted = {name: template_text(text) for name, text in tokens.items()}
+        text = sandbox.render(trusted | data, datetime.fromisoformat(now))
+        regions = text.regions() if isinstance(text, TrackedText) else []
+        return encode_json({"text": text, "regions": regions, "untracked": sorted(sandbox.untracked)})
+
+
+def _set_timers(seconds: float) -> None:
+    """End the process after this processor time. A little earlier, raise _TimeLimitError, which is kinder; 0: never."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.8 * seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _raise_time_limit(*_: Any) -> None:
+    raise _TimeLimitError
+
+
+def _line(error: BaseException) -> int | None:
+    """Return the line of the template at which an error occurred."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename == FILE_NAME:  # some instructions have no line: take the last one before
+            line = [number for start, _, number in code.co_lines() if start <= trace.tb_lasti and number][-1]
+        trace = trace.tb_next
+    return line
+
+
+def _limit_process(memory_bytes: int) -> None:
+    """Let the operating system bound the memory and handle the time limit; leave other signals to the parent."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGVTALRM, _raise_time_limit)
+        faulthandler.register(signal.SIGPROF, all_threads=False, chain=True)  # writes the lines, then the default: end
+    faulthandler.enable(all_threads=False)  # of a stack overflow, too
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+
+
+def main(cpu_seconds: float, memory_bytes: int) -> None:
+    """Answer requests until the input ends."""
+    _limit_process(memory_bytes)
+    worker = Worker(cpu_seconds, memory_bytes)
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    while len(head := source.read(HEAD.size)) == HEAD.size:
+        reply = worker.answer(source.read(HEAD.unpack(head)[0]))
+        target.write(HEAD.pack(len(reply)) + reply)
+        target.flush()
+    os._exit(0)
