@@ -214,7 +214,7 @@ def make_job(
             raise
         raise RequestError(str(error).replace("logprobs", logprobs[0]), param=logprobs[0]) from None
     seed = sampling.pop("seed", None)
-    ids = [served.language_model.encode(prompt) for prompt in prompts]
+    ids = [served.encode(prompt) for prompt in prompts]
     texts = [prompt if isinstance(prompt, str) else None for prompt in prompts]
     return GenerationJob(
         served, ids, texts, options | {"logprobs": logprobs[1]} | sampling, seed, echo, score_only, tuple(edits)

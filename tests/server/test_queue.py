@@ -268,6 +268,41 @@ def test_responses_use_tcp_nodelay(slow):
         assert all(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in sockets)
 
 
+def test_large_requests_delay_no_small_ones_and_not_the_shutdown(monkeypatch):
+    """The tokenizer is stuck in a large text: others are answered, and clients and server go away."""
+    lm, stuck, go = tiny_lm(context_length=1 << 17, chat=True), [], threading.Event()
+    encode = lm.tokenizer.backend.encode
+
+    def slowly(texts, **options):
+        if sum(map(len, texts)) > 50_000:
+            stuck.append(True)
+            go.wait()
+        return encode(texts, **options)
+
+    lm.tokenizer.backend.encode = slowly
+    message = {"role": "user", "content": "the " * 20_000}
+    large = [
+        ("/v1/completions", writing("m", prompt="the " * 20_000)),
+        ("/v1/completions", writing("m", prompt="the " * 20_000, stream=True)),
+        ("/v1/chat/completions", {"model": "m", "messages": [message]}),
+        ("/v1/traces", {"model": "m", "prompt": "the " * 20_000}),
+    ]
+    with serving([("m", lm)], drain=0.1) as (url, app):
+        socks = [opened(url, *one) for one in large]
+        wait_until(lambda: stuck and app.state.preparation.queue_for(1 << 20).state["waiting"] == 3)
+        small = ["/v1/completions", "/v1/traces", "/v1/chat/completions"]
+        for path in small:
+            body = {"model": "m", "max_tokens": 1} | (
+                {"messages": [{"role": "user", "content": "a"}]} if "chat" in path else {"prompt": "the"}
+            )
+            assert httpx2.post(url + path, json=body, timeout=60).status_code in (200, 201)
+        for sock in socks[1:]:
+            sock.close()
+        wait_until(lambda: app.state.preparation.queue_for(1 << 20).state["waiting"] == 0)
+    assert len(stuck) == 1, "requests whose client has disconnected are not prepared"
+    go.set()
+
+
 # ---- the queue alone
 
 
