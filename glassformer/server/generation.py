@@ -94,7 +94,7 @@ class GenerationJob:
         for batch in self._batches():
             if self.echo:
                 for p in batch:
-                    yield from self._echo(p)
+                    yield from self._echo(p, check)
             if not self.score_only:
                 offsets = None
                 if self.options["logprobs"] is not None:
@@ -144,7 +144,7 @@ class GenerationJob:
                 tokens = (Token(event.end_id, event.logprob, event.top, offset.finish()),)
         return Chunk(first + event.sequence, event.text, tokens, 1, event.finish)
 
-    def _echo(self, p: int) -> Iterator[Chunk]:
+    def _echo(self, p: int, check: CheckCancelled) -> Iterator[Chunk]:
         """Yield the prompt as the first chunk of each of its continuations."""
         ids, tokenizer, text = self.prompts[p], self.lm.tokenizer, self.texts[p]
         if text is None:
@@ -152,7 +152,7 @@ class GenerationJob:
         tokens: tuple[Token, ...] = ()
         if (top := self.options["logprobs"]) is not None:
             edits = {"edit": self.edits} if self.edits else {}
-            scores = self.lm.score(ids, top=top, **edits).tokens if len(ids) > 1 else ()
+            scores = self.lm.score(ids, top=top, before_forward=check, **edits).tokens if len(ids) > 1 else ()
             offsets = _TokenOffsets(self, p, skip_prompt=False)
             logprobs = [(score.logprob, score.top) for score in scores] or [(None, ())]
             tokens = tuple(Token(id, *score, offsets.next(id)) for id, score in zip(ids, logprobs, strict=True))
