@@ -138,7 +138,7 @@ def _bias(pairs: tuple[str, ...]) -> dict[int, float] | None:
 
 
 def _text(lm: LanguageModel, token: int) -> str:
-    return lm.tokenizer.token_bytes(token).decode("utf-8", "replace") if lm.tokenizer else str(token)
+    return lm.tokenizer.token_text(token) if lm.tokenizer else str(token)
 
 
 def _token(lm: LanguageModel, token: TokenScore) -> dict[str, Any]:

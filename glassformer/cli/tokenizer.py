@@ -97,7 +97,10 @@ def encode(model: str, text: str, *, special: Special = False, json: Json = Fals
 @app.command
 def decode(model: str, *ids: int, json: Json = False, offline: Offline = False) -> None:
     """Print the text of token ids."""
-    text = open_tokenizer(model, offline).decode(ids)
+    tokenizer = open_tokenizer(model, offline)
+    for index in ids:
+        tokenizer.token_bytes(index)  # raises TokenizerError for an id without a token
+    text = tokenizer.decode(ids)
     print_json(text) if json else out.print(text, markup=False)
 
 

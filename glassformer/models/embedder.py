@@ -296,16 +296,9 @@ class Embedder(TextModel):
         logits = self.model.logits(states, with_edits(step.at(step.positions[0, masked]), editor))  # [masked, V]
         best = logits.float().softmax(-1).topk(top)
         return [
-            [MaskFill(id, self._token_text(id), probability) for id, probability in zip(*one, strict=True)]
+            [MaskFill(id, self.tokenizer.token_text(id), probability) for id, probability in zip(*one, strict=True)]
             for one in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
-
-    def _token_text(self, token: int) -> str:
-        """Return a token's text; "" if the tokenizer has no such token."""
-        try:
-            return self.tokenizer.token_bytes(token).decode("utf-8", "replace")
-        except TokenizerError:
-            return ""
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, **options: Any) -> None:
         """Save a folder that `transformers` and `sentence-transformers` open. Options as in `save_model`."""

@@ -342,7 +342,7 @@ class Translator(TextModel):
         inputs = [self.begin_id, *target_ids[:-1]]
         return self._record(
             ids, inputs, target_ids, n_prompt=1 if target is None else len(inputs), finish=finish,
-            capture=patterns(capture), budget=budget, editor=editor,
+            capture=patterns(capture), budget=budget, editor=editor, before_forward=before_forward,
         )  # fmt: skip
 
     def save(self, folder: str | Path, **options: Any) -> None:
@@ -391,4 +391,4 @@ def save_translator(
 
 
 def _token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> tuple[str, ...]:
-    return tuple(tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids)
+    return tuple(map(tokenizer.token_text, ids))

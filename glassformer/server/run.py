@@ -10,19 +10,24 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import resource
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from glassformer.errors import ConfigError
+from glassformer.server.connection import MAX_CONNECTIONS, Connection
 
 log = logging.getLogger("glassformer.server")
 
 DRAIN_SECONDS = 20  # for running requests after the first Ctrl-C
 CLOSE_SECONDS = 2.0  # for the current forward pass after cancellation
+BACKLOG = 2048  # connections that are accepted at a time, before those that are too many are closed
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -76,13 +81,22 @@ def is_loopback(sock: socket.socket) -> bool:
     return ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback
 
 
+def file_limit() -> int:
+    """Return how many files and sockets this process may open."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if limit == resource.RLIM_INFINITY else limit
+
+
 class Server(uvicorn.Server):
     """A uvicorn server that calls `ready` when it accepts requests, and shuts down in two stages."""
 
     def __init__(self, app: FastAPI, ready: Callable[[], None] = lambda: None, *, drain: float = DRAIN_SECONDS):
         self.app, self.ready, self.drain, self.cancelled = app, ready, drain, False
+        limit = file_limit()
+        connection = partial(Connection, waiting={}, max_connections=min(MAX_CONNECTIONS, limit // 2))
         config = uvicorn.Config(
-            app, http="h11", ws="none", loop="asyncio", lifespan="on", log_config=None, access_log=False,
+            app, http=cast(Any, connection), backlog=min(BACKLOG, limit // 8), ws="none", loop="asyncio",
+            lifespan="on", log_config=None, access_log=False,
             server_header=False, proxy_headers=False, timeout_graceful_shutdown=int(drain + CLOSE_SECONDS) + 1,
         )  # fmt: skip
         super().__init__(config)
@@ -113,6 +127,7 @@ class Server(uvicorn.Server):
         """Cancel all jobs, and close all connections after CLOSE_SECONDS."""
         log.warning("cancelling requests: %s", why)
         self.app.state.queue.close()
+        self.app.state.preparation.close()
         self.loop.call_later(CLOSE_SECONDS, setattr, self, "force_exit", True)
 
 
@@ -120,12 +135,13 @@ def serve(app: FastAPI, sock: socket.socket, ready: Callable[[], None]) -> bool:
     """Serve until a signal. Returns False if a second signal cancelled running requests."""
     server = Server(app, ready)
     try:
-        sock.listen(2048)
+        sock.listen()
         server.run(sockets=[sock])
     except OSError as error:
         host, port = sock.getsockname()[:2]
         raise _unavailable(error, host, port) from None
     finally:
         app.state.queue.close()
+        app.state.preparation.close()
         sock.close()
     return not server.cancelled

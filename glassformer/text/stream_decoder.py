@@ -106,7 +106,7 @@ class StreamDecoder:
         """Return the text that this token completes: "", one character or several.
 
         Raises:
-            TokenizerError: The id is not in the vocabulary; the state of the decoder is unchanged.
+            TokenizerError: The id is negative; the state of the decoder is unchanged.
         """
         data = self._bytes_of(index)
         if data and self._drop_first_space:

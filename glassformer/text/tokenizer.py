@@ -187,10 +187,12 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Return the text of `ids`. Bytes that are not valid UTF-8 become U+FFFD.
 
+        An id without a token, such as that of a padding row of a model's embedding, has no text, as in `transformers`.
+
         skip_special: Whether to leave out special tokens.
 
         Raises:
-            TokenizerError: An id is not in the vocabulary.
+            TokenizerError: An id is negative.
         """
         data = b"".join([self._decoded_bytes(index, skip_special) for index in ids])
         data = data.removeprefix(b" ") if self.backend.drops_first_space else data
@@ -202,12 +204,27 @@ class Tokenizer:
         Raises:
             TokenizerError: The id is not in the vocabulary.
         """
-        if not 0 <= index < self.vocab_size:
-            raise TokenizerError(f"token id {index} is out of range: allowed are 0 to {self.vocab_size - 1}")
-        data = self._table[index]
+        data = self.find_bytes(index)
         if data is None:
-            raise TokenizerError(f"token id {index} is in the range 0 to {self.vocab_size - 1}, but no token has it")
+            last = self.vocab_size - 1
+            if 0 <= index <= last:
+                raise TokenizerError(f"token id {index} is in the range 0 to {last}, but no token has it")
+            raise TokenizerError(f"token id {index} is out of range: allowed are 0 to {last}")
         return data
+
+    @cached_property
+    def longest_token(self) -> int:
+        """The number of bytes of the longest token."""
+        return max(len(data) for data in self._table if data is not None)
+
+    def find_bytes(self, index: int) -> bytes | None:
+        """Return the bytes of a token, or None if no token has this id."""
+        return self._table[index] if 0 <= index < self.vocab_size else None
+
+    def token_text(self, index: int) -> str:
+        """Return the text of a token, or "#17" if no token has this id. Bytes that are not UTF-8 become U+FFFD."""
+        data = self.find_bytes(index)
+        return f"#{index}" if data is None else data.decode("utf-8", "replace")
 
     def stream(self, *, skip_special: bool = False) -> StreamDecoder:
         """Return an incremental decoder: it takes one id at a time and returns only complete characters."""
@@ -218,8 +235,9 @@ class Tokenizer:
         )
 
     def _decoded_bytes(self, index: int, skip_special: bool) -> bytes:
-        data = self.token_bytes(index)
-        return b"" if skip_special and index in self._special_ids else data
+        if index < 0:
+            raise TokenizerError(f"token id {index} is out of range: allowed are 0 to {self.vocab_size - 1}")
+        return b"" if skip_special and index in self._special_ids else self.find_bytes(index) or b""
 
     @cached_property
     def _table(self) -> list[bytes | None]:

@@ -277,10 +277,24 @@ def test_lone_surrogates_raise_error_with_position(tokenizer):
 
 
 def test_ids_outside_the_vocabulary_raise_error(tokenizer):
-    for bad in (tokenizer.vocab_size, -1):
-        for call in (tokenizer.token_bytes, tokenizer.stream().push, lambda i: tokenizer.decode([2, i])):
+    for bad, calls in (
+        (tokenizer.vocab_size, [tokenizer.token_bytes]),
+        (-1, [tokenizer.token_bytes, tokenizer.stream().push, lambda i: tokenizer.decode([2, i])]),
+    ):
+        for call in calls:
             with pytest.raises(TokenizerError, match=f"token id {bad} .* 0 to {tokenizer.vocab_size - 1}"):
                 call(bad)
+
+
+def test_id_without_a_token_has_no_text(tokenizer):
+    """Models often have more rows than their tokenizer has tokens."""
+    core = Core.from_str(tokenizer.backend.json)
+    ids, padding = tokenizer.encode("the cat"), tokenizer.vocab_size
+    ids[1:1] = [padding, padding + 100]
+    stream = tokenizer.stream()
+    expected = core.decode(ids) if tokenizer.backend.kind == "BPE" else "the cat"
+    assert tokenizer.decode(ids) == "".join(map(stream.push, ids)) + stream.finish() == expected
+    assert (tokenizer.token_text(padding), tokenizer.find_bytes(padding)) == (f"#{padding}", None)
 
 
 def test_unused_id_raises_error(char):
@@ -288,7 +302,7 @@ def test_unused_id_raises_error(char):
     removed = next(t for t, i in layout["model"]["vocab"].items() if i == 5)
     del layout["model"]["vocab"][removed]
     with pytest.raises(TokenizerError, match=r"token id 5 is in the range .*, but no token has it"):
-        Tokenizer(json.dumps(layout)).decode([5])
+        Tokenizer(json.dumps(layout)).token_bytes(5)
 
 
 def test_unsupported_decoder_raises_error(bpe):

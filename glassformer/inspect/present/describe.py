@@ -55,9 +55,18 @@ def _text(
     text, offsets = spans(tokenizer, ids)
     tokens = []
     for i, (id, token, (start, end)) in enumerate(zip(ids, texts, offsets, strict=True)):
-        data = None if tokenizer is None else list(tokenizer.token_bytes(id))
+        data = None if tokenizer is None else tokenizer.find_bytes(id)
         logprob = plain(logprobs[i]) if i < len(logprobs) else None
-        tokens.append({"id": id, "text": token, "bytes": data, "start": start, "end": end, "logprob": logprob})
+        tokens.append(
+            {
+                "id": id,
+                "text": token,
+                "bytes": None if data is None else list(data),
+                "start": start,
+                "end": end,
+                "logprob": logprob,
+            }
+        )
     return {"text": text, "tokens": tokens}
 
 

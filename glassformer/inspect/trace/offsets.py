@@ -10,13 +10,14 @@ from glassformer.text.tokenizer import Tokenizer
 def spans(tokenizer: Tokenizer | None, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """Return the text of tokens, and the (start, end) of each token in it, in characters.
 
-    A control token covers nothing, and the text does not show it. A token that is a part of a character covers that
-    character, as do the tokens of its other parts. Invalid UTF-8 becomes U+FFFD, as in `decode`.
+    A control token, and an id without a token, cover nothing, and the text does not show them. A token that is a part
+    of a character covers that character, as do the tokens of its other parts. Invalid UTF-8 becomes U+FFFD, as in
+    `decode`.
     """
     if tokenizer is None:
         return "", [(0, 0)] * len(ids)
     control = set(tokenizer.special_tokens.values())
-    parts = [b"" if id in control else tokenizer.token_bytes(id) for id in ids]
+    parts = [b"" if id in control else tokenizer.find_bytes(id) or b"" for id in ids]
     text, at = _decode(b"".join(parts))
     dropped = int(tokenizer.backend.drops_first_space and text.startswith(" "))
     text = text[dropped:].removesuffix(" ") if tokenizer.backend.drops_last_space else text[dropped:]

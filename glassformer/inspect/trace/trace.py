@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from glassformer.errors import CapacityError, RequestError, TokenizerError
+from glassformer.errors import CapacityError, RequestError
 from glassformer.inspect.capture.capture import BUDGET, format_bytes
 from glassformer.inspect.capture.points import Point, find, points, sizes
 from glassformer.inspect.trace.lru import ByteLRU
@@ -267,9 +267,5 @@ def bytes_text(data: bytes) -> str:
 
 def token_text(tokenizer: Tokenizer | None, token: int) -> str:
     """Return a token's text; "#17" without a tokenizer, or where it has no token of this id."""
-    if tokenizer is None:
-        return f"#{token}"
-    try:
-        return bytes_text(tokenizer.token_bytes(token))
-    except TokenizerError:
-        return f"#{token}"
+    data = None if tokenizer is None else tokenizer.find_bytes(token)
+    return f"#{token}" if data is None else bytes_text(data)
