@@ -5,6 +5,7 @@ A verb is imported when it is used, and torch when a verb needs it, so that help
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -56,6 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command. Exit status: 0 success, 1 error, 2 wrong usage, 130 interrupted, 141 closed output."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a character that the terminal cannot show is escaped
     try:
         app.config = _config_file(tokens)
         app(_bind_dashes(tokens) or ["--help"], exit_on_error=False, print_error=True, result_action="return_value")

@@ -129,12 +129,13 @@ def print_json(value: Any) -> None:
 
     A number that is not finite, which JSON does not have, becomes "NaN", "Infinity" or "-Infinity".
     """
+    escape = "utf" not in (sys.stdout.encoding or "").lower()  # characters that this output cannot have
     try:
-        text = json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=escape, default=_plain, allow_nan=False)
     except ValueError:
         from glassformer.inspect.views.result import plain
 
-        text = json.dumps(plain(value), ensure_ascii=False, default=_plain, allow_nan=False)
+        text = json.dumps(plain(value), ensure_ascii=escape, default=_plain, allow_nan=False)
     sys.stdout.write(text)
     sys.stdout.write("\n")
     sys.stdout.flush()

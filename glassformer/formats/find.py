@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,15 @@ from glassformer.text.files.load import load_tokenizer
 from glassformer.text.tokenizer import Tokenizer
 
 WEIGHT_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
+
+
+def follow_link(path: Path) -> Path:
+    """Return where a link leads: a symbolic link, or a text file with the name of a folder beside it."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file() and path.stat().st_size <= 255:
+            target = path.with_name(path.read_text("utf-8").strip())
+            return target.resolve() if target.is_dir() else path.resolve()
+    return path.resolve()
 
 
 def find_model(path: str | Path, *, offline: bool = False) -> Path:
@@ -39,7 +49,8 @@ def _find(path: str | Path, offline: bool) -> Path:
         return folder if folder.is_file() else first_shard(folder)
     ggufs = group_shards(file.name for file in folder.glob("*.gguf")) if folder.is_dir() else {}
     weights = any(any(folder.glob(f"*{kind}")) for kind in WEIGHT_SUFFIXES[1:])
-    for one in (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last"):
+    links = (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last")
+    for one in (follow_link(link) if link.is_file() else link for link in links):
         if len(ggufs) == 1 and one is folder and not weights:
             break
         if (one / "config.json").exists() or (one / "modules.json").exists():

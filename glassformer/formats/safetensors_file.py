@@ -89,6 +89,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, temporary: Path) -> No
         with temporary.open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header)
             for name in order:
-                file.write(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
+                if tensors[name].numel():  # an empty tensor may have stride 0, which cannot be viewed as bytes
+                    file.write(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
     except OSError as error:
         raise CheckpointError(f"{path} could not be written ({end / 1e6:.1f} MB are needed): {error}") from error

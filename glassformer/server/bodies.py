@@ -18,6 +18,7 @@ from glassformer.inspect.edits.edit import Op
 from glassformer.inspect.views.layer import AttentionKind
 from glassformer.server.errors import ApiError
 from glassformer.server.models import ServedModel
+from glassformer.text.chat.chat_template import TOKEN_NAMES
 
 # Fields that other servers have and that never change the generated text: any value is accepted. They name the client's
 # user, label or store the request, choose its price and priority, or make it faster.
@@ -41,9 +42,20 @@ MAX_STOPS, MAX_STOP_LENGTH = 64, 1024  # stop strings, and characters of one
 MAX_BIASES = 2**14  # tokens of logit_bias
 MAX_EDITS, MAX_INDICES = 256, 2**16  # edits, and indices of one axis of an edit
 MAX_MESSAGES, MAX_PARTS = 4096, 256  # messages of a conversation, and parts of one message
+MAX_VARIABLES = 64  # of a chat template
 MAX_PATTERNS = 256  # of points to capture
 MAX_VECTOR = 2**20  # numbers of a stored vector
 MAX_NAME = 512  # characters of a name: of a model, trace, point, vector
+
+RESERVED_VARIABLES = {
+    "self",
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "now",
+    *TOKEN_NAMES,
+}  # of templates
 
 
 def up_to(n: int) -> Any:
@@ -329,6 +341,17 @@ class ChatBody(OpenAIFields):
     )
     top_logprobs: Whole | None = Field(None, description="With logprobs: the number of most probable tokens to return.")
     reasoning_effort: Name | None = Field(None, description="For the chat template, if it reads this variable.")
+    chat_template_kwargs: Annotated[dict[Name, Any], Field(max_length=MAX_VARIABLES)] | None = Field(
+        None, description="Variables of the chat template.", examples=[{"enable_thinking": False}]
+    )
+
+    def template_variables(self) -> dict[str, Any]:
+        """Return the variables of the chat template. Reasoning effort "none" is the same as absent."""
+        variables = {name: value for name, value in (self.chat_template_kwargs or {}).items() if value is not None}
+        if reserved := next((name for name in variables if name in RESERVED_VARIABLES), None):
+            raise RequestError(f"chat_template_kwargs: {reserved} is set by the server", param="chat_template_kwargs")
+        effort = {} if self.reasoning_effort in (None, "none") else {"reasoning_effort": self.reasoning_effort}
+        return variables | effort
 
     def n_top_logprobs(self) -> int | None:
         """Return the number of most probable tokens to return, or None for no log-probabilities."""
@@ -372,7 +395,7 @@ class TraceBody(SamplingFields):
             raise RequestError("give either a prompt or messages", param="prompt")
         if self.messages is not None:
             return served.chat_ids([message.as_dict() for message in self.messages])
-        return served.language_model.encode(self.prompt or "")
+        return served.encode(self.prompt or "")
 
     def trace_arguments(self, served: ServedModel) -> tuple[str | list[int], dict[str, Any]]:
         """Return prompt and keyword arguments of `trace` for a model that is not a decoder.
@@ -388,6 +411,9 @@ class TraceBody(SamplingFields):
                 raise RequestError(f"{name} has no effect on a model of the kind {served.kind}: {why}", param=name)
         if self.prompt is None:
             raise RequestError("prompt is missing", param="prompt")
+        for name in ("prompt", "target"):
+            if isinstance(text := getattr(self, name), str):
+                served.check_length(len(text), name)
         options: dict[str, Any] = {"capture": self.capture or ()}
         if generates:
             options |= {"target": self.target, "max_tokens": self.max_tokens or None}

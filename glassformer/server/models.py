@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ ALTERNATIVES: dict[str, str] = {
     "recurrent": "generates a target from a source: use POST /v1/traces with the source as `prompt`",
     "encoder": "is an encoder-only model: use POST /v1/traces to inspect it",
 }
+
+
+DEFAULT_CONTEXT = 2**15  # tokens of a text for a model without a context length: a recurrent one
 
 
 class ServedModel:
@@ -62,22 +66,48 @@ class ServedModel:
         """Raise ApiError if the model does not generate text."""
         _ = self.language_model
 
-    def chat_ids(self, messages: Sequence[dict[str, Any]], reasoning_effort: str | None = None) -> list[int]:
-        """Encode a conversation with the model's chat template, which may have the variable `reasoning_effort`."""
+    @cached_property
+    def _max_characters(self) -> int | None:
+        """The characters of a text that fills the context with the longest tokens; None without a tokenizer."""
+        if self.lm.tokenizer is None:
+            return None
+        model: Any = self.lm.model
+        context = getattr(self.lm.config, "context_length", DEFAULT_CONTEXT)
+        if self.kind == "encoder-decoder":
+            context = max(context, model.encoder.config.context_length)
+        return context * self.lm.tokenizer.longest_token
+
+    def check_length(self, n_characters: int, param: str) -> None:
+        """Raise ApiError if a text with so many characters cannot fit the context, before it is encoded."""
+        most = self._max_characters
+        if most is not None and n_characters > most:
+            message = f"{param} has {n_characters:,} characters; the context of {self.name!r} holds at most {most:,}"
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
+
+    def encode(self, prompt: str | list[int]) -> list[int]:
+        """Return the token ids of a prompt. ApiError for a text that cannot fit the context."""
+        if isinstance(prompt, str):
+            self.check_length(len(prompt), "prompt")
+        return self.language_model.encode(prompt)
+
+    def chat_ids(self, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any] | None = None) -> list[int]:
+        """Encode a conversation with the model's chat template.
+
+        variables: of the template. Raises RequestError for one that the template does not read.
+        """
         if self.chat_template is None:
             raise RequestError(f"the model {self.name!r} has no chat template: use /v1/completions", param="messages")
-        options = {}
-        if reasoning_effort is not None:
-            if "reasoning_effort" in self.chat_template.source:
-                options = {"reasoning_effort": reasoning_effort}
-            elif reasoning_effort != "none":
-                raise RequestError(
-                    f"reasoning_effort {reasoning_effort[:50]!r} has no effect: the chat template of {self.name!r} "
-                    "does not read it; leave it out", param="reasoning_effort",
-                )  # fmt: skip
-        developer = "developer" if "developer" in self.chat_template.source else "system"
+        source, variables = self.chat_template.source, variables or {}
+        for name in variables:
+            if not re.search(rf"\b{re.escape(name)}\b", source):
+                message = (
+                    f"{name[:50]} has no effect: the chat template of {self.name!r} does not read it; leave it out"
+                )
+                raise RequestError(message, param=name[:50])
+        self.check_length(sum(len(message["content"] or "") for message in messages), "messages")
+        developer = "developer" if "developer" in source else "system"
         messages = [m | {"role": developer} if m["role"] == "developer" else m for m in messages]
-        return self.chat_template.encode(messages, add_generation_prompt=True, **options)
+        return self.chat_template.encode(messages, add_generation_prompt=True, **variables)
 
     def token_text(self, token: int) -> tuple[str, bytes | None]:
         """Return a token's text and bytes; "#17" without bytes if the tokenizer has no token of this id.

@@ -8,9 +8,10 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal
 
 from glassformer.config import ModelConfig
+from glassformer.config.checks import require
 from glassformer.errors import ConfigError
-from glassformer.families.common.shape import PRESETS, RecurrentShape, Seq2SeqShape, ShapeConfig
-from glassformer.training.config_checks import require, require_range, require_type, require_types
+from glassformer.families.common.shape import PRESETS, SHAPE_FAMILIES, RecurrentShape, Seq2SeqShape, ShapeConfig
+from glassformer.training.config_checks import require_range, require_type, require_types
 from glassformer.training.data.read_options import DEFAULT_READ, ReadOptions
 
 DEFAULT_SECONDS = 120.0
@@ -135,6 +136,20 @@ class TokenizerConfig:
         return next((f"tokenizer.{name}" for name, given in changed if given), "")
 
 
+def _check_sizes(shape: Any) -> None:
+    """Check the sizes of a shape; a size of 0 follows from the others where it may be 0."""
+    if isinstance(shape, ModelConfig):
+        return  # has been checked when it was made
+    sizes = [f.name for f in fields(shape) if type(getattr(shape, f.name)) is int]
+    optional = {"n_kv_heads", "head_dim", "d_ff", "vocab_size", "source_context", "d_hidden"}
+    require_range(shape, [name for name in sizes if name not in optional], 1)
+    require_range(shape, [name for name in sizes if name in optional], 0)
+    if isinstance(shape, ShapeConfig):
+        require_range(shape, "rope_theta", 0, open_low=True)
+        allowed = ", ".join(SHAPE_FAMILIES)
+        require(shape.family in SHAPE_FAMILIES, f"family must be one of {allowed}, got {shape.family!r}")
+
+
 @dataclass(frozen=True)
 class LanguageModelTaskConfig:
     """Train a decoder to predict each next token of packed documents."""
@@ -155,6 +170,7 @@ class LanguageModelTaskConfig:
 
     def __post_init__(self):
         require_types(self, "task.")
+        _check_sizes(self.model)
 
     @property
     def context(self) -> int:
@@ -181,6 +197,7 @@ class Seq2SeqTaskConfig:
 
     def __post_init__(self):
         require_types(self, "task.")
+        _check_sizes(self.model)
         smoothing = self.label_smoothing
         require(0 <= smoothing < 1, f"label_smoothing must be at least 0 and below 1, got {smoothing}")
         require_range(self, "exact_match_examples", 0)
@@ -371,6 +388,11 @@ class Plan:
     tokens_per_step: int
     measured: int = 0
     seconds: float | None = None
+
+    def __post_init__(self):
+        require_types(self, "plan.")
+        require_range(self, "steps warmup sample_every measured", 0, prefix="plan.")
+        require_range(self, "eval_every save_every tokens_per_step", 1, prefix="plan.")
 
 
 def make_plan(config: TrainConfig, steps: int, *, measured: int = 0, evaluations: int = 20) -> Plan:

@@ -9,14 +9,10 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
+from glassformer.config.checks import require
 from glassformer.errors import ConfigError
 
 KINDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string", type(None): "None"}
-
-
-def require(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
 
 
 def require_range(

@@ -8,6 +8,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from glassformer.config import ModelConfig
 from glassformer.errors import ConfigError
 from glassformer.nn.attention import Attention
 from glassformer.nn.model import Decoder
@@ -42,11 +43,7 @@ def init_weights(
     Raises:
         ConfigError: qk_gain without norms of queries and keys, or look_back without rotary positions.
     """
-    first = model.config.layers[0].attention
-    if qk_gain != 1 and first.qk_norm is None:
-        raise ConfigError(f"init.qk_gain must be 1 in a model without norms of queries and keys, got {qk_gain}")
-    if look_back and first.rope is None:
-        raise ConfigError(f"init.look_back must be 0 in a model without rotary positions, got {look_back}")
+    check_init(model.config, qk_gain=qk_gain, look_back=look_back)
     generator = torch.Generator().manual_seed(seed)
     modules = dict(model.named_modules())
     n_sublayers = Counter(name.startswith("encoder.") for name in modules if name.endswith(SUBLAYERS))
@@ -63,6 +60,15 @@ def init_weights(
     if look_back:
         add_previous_token_heads(model, std, look_back, generator)
     return model
+
+
+def check_init(config: ModelConfig, *, qk_gain: float, look_back: float) -> None:
+    """Raise ConfigError for a qk_gain without norms of queries and keys, or look_back without rotary positions."""
+    first = config.layers[0].attention
+    if qk_gain != 1 and first.qk_norm is None:
+        raise ConfigError(f"init.qk_gain must be 1 in a model without norms of queries and keys, got {qk_gain}")
+    if look_back and first.rope is None:
+        raise ConfigError(f"init.look_back must be 0 in a model without rotary positions, got {look_back}")
 
 
 @torch.no_grad()

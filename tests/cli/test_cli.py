@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+import glassformer
 from glassformer.cli import VERBS, main
 from glassformer.cli.common import print_json
 
@@ -93,6 +94,20 @@ def test_generate_from_ids_with_logprobs(capfd, run):
     assert data["prompt_ids"] == [5, 6]
     assert len(data["continuations"]) == 2
     assert all(len(token["top"]) == 3 for one in data["continuations"] for token in one["tokens"])
+
+
+def test_generate_shows_the_end_token_with_its_logprob(capfd, run):
+    """It ends the text, so that `ids` do not hold it."""
+    lm = glassformer.load(run)
+    end = lm.tokenizer.eos_id
+    arguments = ("generate", run, "The", "--logprobs", 1, "--logit-bias", f"{end}=1000", "--temperature", 0)
+    (one,) = json.loads(run_ok(capfd, *arguments, "--json").out)["continuations"]
+    assert (one["text"], one["ids"], one["finish"]) == ("", [], "stop")
+    (token,) = one["tokens"]
+    assert token["id"] == end
+    expected = lm.score([*lm.encode("The"), end]).tokens[-1].logprob
+    assert token["logprob"] == pytest.approx(expected, abs=1e-4)
+    assert lm.tokenizer.token_bytes(end).decode() in run_ok(capfd, *arguments).out
 
 
 def test_eval_and_bench_print_json(capfd, run):

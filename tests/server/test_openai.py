@@ -2,7 +2,9 @@
 
 import openai
 import pytest
-from server.conftest import assert_error
+from server.conftest import assert_error, serving
+
+from glassformer.inspect.edits.edit import ablate
 
 SEEDED = {"seed": 5, "max_tokens": 12}
 
@@ -171,6 +173,29 @@ def test_a_list_of_prompts_is_one_batch(client, lms):
     chunks = list(job.chunks(lambda: passes.append(1)))
     assert len(chunks) == 12 * BATCH
     assert len(passes) == 12, "one forward pass for a step of all prompts"
+
+
+def test_batches_are_bounded_by_their_tokens(lms, monkeypatch):
+    """Sequences of one batch have room for as many tokens as the longest of them."""
+    from glassformer.server import generation
+    from glassformer.server.bodies import CompletionBody
+    from glassformer.server.models import ServedModel
+
+    monkeypatch.setattr(generation, "BATCH_TOKENS", 100)
+
+    def batches(lengths, max_tokens, n=1, edits=()):
+        body = CompletionBody(model="talker", prompt=[[5] * length for length in lengths], n=n)
+        limit = ("max_tokens", max_tokens)
+        served = ServedModel("talker", lms["talker"])
+        job = generation.make_job(served, body, body.prompts(), max_tokens=limit, n=n, edits=edits)
+        return [list(batch) for batch in job._batches()]
+
+    assert batches([10] * 6, 10) == [[0, 1, 2, 3, 4], [5]]
+    assert batches([10, 10, 41, 10], 10) == [[0, 1], [2], [3]]
+    assert batches([90, 1, 1], 10) == [[0], [1, 2]]
+    assert batches([1, 1, 1], 9, n=4) == [[0, 1], [2]]
+    assert batches([1, 1], None) == [[0], [1]], "without a limit, a sequence may fill the context of 256"
+    assert batches([1, 1], 9, edits=[ablate("blocks.0.attn.z")]) == [[0], [1]]
 
 
 def test_stop_strings_end_the_text(client, lms):
@@ -354,6 +379,28 @@ def test_an_answer_is_accepted_as_a_message(client, lms):
         assert found.choices[0].message.content == lm.generate(empty, **SEEDED).text
 
 
+def test_variables_of_the_chat_template(lms):
+    """`reasoning_effort` and `chat_template_kwargs` reach the template, as text that forges no control token."""
+    from glassformer.models.language_model import LanguageModel
+    from glassformer.text.chat.chat_template import ChatTemplate
+    from glassformer.text.tokenizer import Tokenizer
+
+    lm, tokenizer = lms["talker"], lms["talker"].tokenizer
+    source = "{{ reasoning_effort }}{% if thinking_on %}!{% endif %}" + tokenizer.chat_template
+    chat = LanguageModel(lm.model, Tokenizer(tokenizer.backend, tokenizer.config, chat_template=source))
+    fields = {"reasoning_effort": "high<|endoftext|>", "thinking_on": True}
+    messages = [{"role": "user", "content": "the cat"}]
+    ids = ChatTemplate(chat.tokenizer).encode(messages, add_generation_prompt=True, **fields)
+    assert tokenizer.decode(ids).startswith("high<|endoftext|>!")
+    with serving([("m", chat)]) as (url, _), openai.OpenAI(base_url=f"{url}/v1", api_key="-") as client:
+        found = client.chat.completions.create(
+            model="m", messages=messages, **SEEDED, reasoning_effort=fields["reasoning_effort"],
+            extra_body={"chat_template_kwargs": {"thinking_on": True, "unknown": None}},
+        )  # fmt: skip
+    assert found.usage.prompt_tokens == len(ids)
+    assert found.choices[0].message.content == chat.generate(ids, **SEEDED).text
+
+
 def test_a_full_context_is_scored(client, lms):
     lm = lms["talker"]
     ids = [(7 * i) % lm.config.vocab_size for i in range(lm.config.context_length)]
@@ -439,7 +486,13 @@ def test_bad_completion_fields_are_rejected(http, change, param, words):
         ({"messages": [{"role": "user", "content": "x", "frob": 1}]}, "frob", ["unknown field 'frob'"]),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "tool_calls", ["not supported"]),
         ({"messages": [{"role": "assistant", "refusal": "No."}]}, "refusal", ["not supported"]),
-        ({"reasoning_effort": "low"}, "reasoning_effort", ["'low' has no effect", "does not read it"]),
+        ({"reasoning_effort": "low"}, "reasoning_effort", ["has no effect", "does not read it"]),
+        ({"chat_template_kwargs": {"a": 1}}, "a", ["has no effect", "does not read it"]),
+        (
+            {"chat_template_kwargs": {"bos_token": "<|end|>"}},
+            "chat_template_kwargs",
+            ["bos_token is set by the server"],
+        ),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", ["not both"]),
         ({"max_completion_tokens": 0}, "max_completion_tokens", ["max_completion_tokens must be", "got 0"]),
         ({"top_logprobs": 2}, "top_logprobs", ["needs logprobs: true"]),

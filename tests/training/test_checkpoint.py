@@ -150,7 +150,7 @@ def test_truncated_checkpoint_files_raise_error(tmp_path):
         read_optimizer(path)
     text = (path / "state.json").read_text()
     (path / "state.json").write_text(text[:50])
-    with pytest.raises(CheckpointError, match=r"state.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"state.json is not valid JSON"):
         read_state(path)
     (path / "state.json").write_text(json.dumps(json.loads(text) | {"format": 2}))
     with pytest.raises(CheckpointError, match=r"state.json has format version 2, this Glassformer reads 1"):

@@ -1,12 +1,15 @@
 """A resumed run is bit-identical to an uninterrupted one; differences are reported or raise an error."""
 
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from tiny_runs import Crash, Log, crash, differing, end_state, losses, make_tokenizer, memory_folder, metrics, tiny_run
 
 from glassformer.errors import CheckpointError, ConfigError, DataError
+from glassformer.formats.find import find_model
 from glassformer.training.config import OptimConfig, ScheduleConfig
 from glassformer.training.run.metrics import read_metrics, truncate_metrics
 from glassformer.training.run.run_file import RunFile, resume_config
@@ -130,18 +133,93 @@ def test_run_file_of_another_version_or_truncated_raises_error(tokenizer, tmp_pa
     with pytest.raises(CheckpointError, match=r"run.json has format version 99, this Glassformer reads 2"):
         tiny_run(tmp_path / "run", tokenizer, steps=2, resume=True)
     path.write_text(text[:100])
-    with pytest.raises(CheckpointError, match=r"run.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"run.json is not valid JSON"):
         tiny_run(tmp_path / "run", tokenizer, steps=2, resume=True)
 
 
-def test_damaged_checkpoint_raises_error_and_changes_nothing(tokenizer, tmp_path):
+def spoil_bytes(path, at=-40):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "config.json", "state.json", "missing"])
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tokenizer, tmp_path, name):
+    tiny_run(tmp_path / "uninterrupted", tokenizer, steps=8)
+    run = tmp_path / "run"
+    tiny_run(run, tokenizer, steps=6)
+    newest = run / "checkpoints" / "step-000006"
+    if name == "missing":
+        (newest / "optimizer.safetensors").unlink()
+    elif name == "state.json":
+        (newest / name).write_text((newest / name).read_text()[:100])
+    else:
+        spoil_bytes(newest / name)
+    log = Log()
+    tiny_run(run, tokenizer, log, steps=8, resume=True)
+    assert [r[0].step for r in log.all("on_step")] == [5, 6, 7, 8]  # from the checkpoint of step 4
+    aside = run / "checkpoints" / "damaged-step-000006"
+    told = [text for text, warning in log.all("on_message") if warning and "step-000006" in text]
+    assert told[0].endswith(f"the checkpoint is now {aside}, the run resumes before it")
+    assert aside.is_dir()
+    shutil.rmtree(aside)
+    assert differing(end_state(run), end_state(tmp_path / "uninterrupted")) == []
+
+
+def test_run_whose_checkpoints_are_all_damaged_raises_error_and_changes_nothing(tokenizer, tmp_path):
     tiny_run(tmp_path / "run", tokenizer, steps=4)
-    path = tmp_path / "run" / "checkpoints" / "step-000004" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-40])
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        path = path / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-40])
     before = end_state(tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"step-000004/model.safetensors is not a (whole|complete) safe"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of this run can be read: .*step-000004/model.saf"):
         tiny_run(tmp_path / "run", tokenizer, steps=8, resume=True)
     assert end_state(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("name", ["tokens-00000.bin", "documents.npy"])
+def test_changed_tokens_are_noticed_on_resume(tokenizer, tmp_path, name):
+    tiny_run(tmp_path / "run", tokenizer, steps=2)
+    spoil_bytes(tmp_path / "run" / "data" / name, at=-3)
+    with pytest.raises(DataError, match=rf"{name} is damaged \(SHA-256 differs\)"):
+        tiny_run(tmp_path / "run", tokenizer, steps=4, resume=True)
+    index = tmp_path / "run" / "data" / "index.json"
+    values = json.loads(index.read_text())
+    del values["sha256"][name]
+    index.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=rf"{name} is damaged"):
+        tiny_run(tmp_path / "run", tokenizer, steps=4, resume=True)
+
+
+def test_copy_with_contents_instead_of_links_is_resumed(tokenizer, tmp_path):
+    tiny_run(tmp_path / "run", tokenizer, steps=4)
+    tiny_run(tmp_path / "uninterrupted", tokenizer, steps=6)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=False)  # as `cp -rL`
+    assert (tmp_path / "copy" / "checkpoints" / "last").is_dir()
+    assert not (tmp_path / "copy" / "checkpoints" / "last").is_symlink()
+    tiny_run(tmp_path / "copy", tokenizer, steps=6, resume=True)
+    assert differing(end_state(tmp_path / "copy"), end_state(tmp_path / "uninterrupted")) == []
+    only_last = tmp_path / "only" / "checkpoints" / "last"  # the folder of the step itself was not copied
+    shutil.copytree(tmp_path / "run", tmp_path / "only", symlinks=False)
+    for path in only_last.parent.glob("step-*"):
+        shutil.rmtree(path)
+    run = tiny_run(tmp_path / "only", tokenizer, steps=6, resume=True)
+    assert losses(run.folder) == losses(tmp_path / "uninterrupted")
+
+
+def test_run_on_a_file_system_without_links(tokenizer, tmp_path, monkeypatch):
+    def no_links(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    tiny_run(tmp_path / "uninterrupted", tokenizer, steps=6)
+    monkeypatch.setattr(Path, "symlink_to", no_links)
+    tiny_run(tmp_path / "run", tokenizer, steps=4)
+    run = tiny_run(tmp_path / "run", tokenizer, steps=6, resume=True)
+    best = tmp_path / "run" / "checkpoints" / "best"
+    assert best.is_file()
+    assert run.last.name == "step-000006"
+    assert run.best == find_model(run.folder) == find_model(best) == best.parent / best.read_text().strip()
+    assert losses(run.folder) == losses(tmp_path / "uninterrupted")
 
 
 def test_truncate_metrics_keeps_earlier_lines_unchanged(tmp_path):
@@ -154,3 +232,6 @@ def test_truncate_metrics_keeps_earlier_lines_unchanged(tmp_path):
     truncate_metrics(path, -1)
     assert path.read_text() == ""
     truncate_metrics(tmp_path / "none.jsonl", 3)
+    path.write_text(lines[0] + '{"step": "x"}\n' + lines[2])
+    assert "line 2 of" in (truncate_metrics(path, 3) or "")
+    assert path.read_text() == lines[0]

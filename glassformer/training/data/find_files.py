@@ -64,9 +64,8 @@ def find_files(names: Sequence[str], types: tuple[str, ...], skip: Callable[[str
         if empty:
             endings = f"{' '.join(types)} (also {' '.join(COMPRESSED)})"
             why = f": {'; '.join(reasons[:3])}" if reasons else ""
-            raise DataError(
-                f"{printable(name)}: this folder and those inside it have no files of the types {endings}{why}"
-            )
+            where = "this folder and those inside it" if os.path.isdir(name) else "the matches of this pattern"
+            raise DataError(f"{printable(name)}: {where} have no files of the types {endings}{why}")
 
 
 Found = tuple[FoundFile, tuple[int, int]]

@@ -138,7 +138,7 @@ class PackedLoader:
                 raise DataError(
                     f"the saved data position has {key} {state.get(key)!r}, got {value!r}: use the saved value"
                 )
-        self.taken = int(state["rows"])
+        self.taken = position(state, "rows")
 
     def _identity(self) -> dict[str, Any]:
         return {"context": self.context, "seed": self.seed, "shuffle": self.shuffle, "tokens": self.n_tokens,
@@ -275,6 +275,14 @@ def _pack(
         int(has_next.sum()),
         float((per_token * is_text).sum()),
     )
+
+
+def position(state: dict[str, Any], key: str) -> int:
+    """Return the number of sequences or examples that were taken. Raises DataError where it is no such number."""
+    taken = state.get(key)
+    if type(taken) is not int or not 0 <= taken < 1 << 60:
+        raise DataError(f"the saved data position has {key} {taken!r}: it must be a whole number from 0")
+    return taken
 
 
 def permutation(n: int, *key: int) -> Ints:

@@ -66,6 +66,10 @@ def load_examples(folder: Path) -> tuple[Seq2SeqExamples, Seq2SeqExamples]:
 
 def _side(tensors: Mapping[str, Tensor], name: str) -> TokenSequences:
     tokens, lengths = tensors[f"{name}.tokens"].numpy(), tensors[f"{name}.lengths"].numpy()
+    if not all(np.issubdtype(values.dtype, np.integer) and values.ndim == 1 for values in (tokens, lengths)):
+        raise ValueError(f"{name} must be lists of whole numbers")
+    if len(lengths) and lengths.min() < 1:
+        raise ValueError(f"{name} has a length of {lengths.min()}")
     if int(lengths.sum()) != len(tokens):
         raise ValueError(f"{name} has {len(tokens):,} tokens, but its lengths sum to {int(lengths.sum()):,}")
     return TokenSequences(tokens, np.cumsum(lengths, dtype=np.int64) - lengths, lengths)

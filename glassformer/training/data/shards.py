@@ -11,20 +11,57 @@ seed. Each document ends with the tokenizer's eos_id, and starts with its bos_id
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from glassformer.errors import DataError
+from glassformer.json_file import check_schema, read_json
 
 FORMAT, VERSION = "glassformer-shards", 1
 TRAIN, HELD_OUT, LEFT_OUT = 0, 1, 2
 RECORD = np.dtype([("tokens", "<i8"), ("bytes", "<i8"), ("hash", "<u8"), ("side", "u1")])
+
+
+Count = Annotated[int, Field(ge=0, lt=1 << 60)]
+
+
+class ShardFile(TypedDict):
+    """One token file in the index."""
+
+    name: Annotated[str, Field(pattern=r"^tokens-[0-9]{5,9}\.bin$")]
+    tokens: Count
+
+
+class ShardSettings(TypedDict):
+    """The settings in the index that an opened folder uses."""
+
+    ordered: bool
+
+
+class Index(TypedDict):
+    """The values of index.json that an opened folder uses; others are for the reader of the file."""
+
+    fingerprint: str
+    tokenizer: str
+    settings: ShardSettings
+    vocab_size: Annotated[int, Field(ge=1, lt=1 << 32)]
+    eos_id: Count | None
+    bos_id: Count | None
+    n_tokens: Count
+    notes: list[str]
+    skipped: dict[str, dict[str, Any]]
+    dtype: Literal["<u2", "<u4"]
+    shard_tokens: Annotated[int, Field(ge=1, lt=1 << 60)]
+    files: list[ShardFile]
+    documents_bytes: Count
+    sha256: dict[str, str]
 
 
 class TokenArray:
@@ -107,8 +144,9 @@ class Shards:
         self.index = _read_index(self.folder)
         try:
             self._open()
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{self.folder}/index.json is broken ({error!r}): prepare the data again") from error
+        except OSError as error:
+            name = error.filename or self.folder
+            raise DataError(f"{name} cannot be read: {error.strerror}: prepare the data again") from error
 
     def _open(self) -> None:
         index = self.index
@@ -121,7 +159,8 @@ class Shards:
         self._check_size(self.folder / "documents.npy", index["documents_bytes"])
         try:
             records = np.load(self.folder / "documents.npy", allow_pickle=False)
-            fits = records.dtype == RECORD and int(records["tokens"].sum()) == index["n_tokens"]
+            fits = records.dtype == RECORD and records.ndim == 1 and int(records["tokens"].sum()) == index["n_tokens"]
+            fits = fits and all(int(records[name].min(initial=0)) >= 0 for name in ("tokens", "bytes"))
         except Exception as error:  # NumPy's header parser raises errors of several types
             raise DataError(f"{self.folder}/documents.npy cannot be read: {error}: prepare the data again") from error
         if not fits or sum(len(a) for a in arrays) != index["n_tokens"]:
@@ -160,24 +199,27 @@ class Shards:
 
     def verify(self) -> None:
         """Compare every file with its SHA-256 in the index. Raises DataError that names a file which differs."""
-        for name, digest in self.index["sha256"].items():
-            with open(self.folder / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise DataError(f"{self.folder / name} is damaged (SHA-256 differs): prepare the data again")
+        recorded = self.index["sha256"]
+        for name in (*(file["name"] for file in self.index["files"]), "documents.npy"):
+            path = self.folder / name
+            try:
+                with open(path, "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}: prepare the data again") from error
+            if digest != recorded.get(name):
+                raise DataError(f"{path} is damaged (SHA-256 differs): prepare the data again")
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
-    try:
-        index = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{folder} is not a folder of prepared data: {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is truncated or damaged ({error}): prepare the data again") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
+    if not path.is_file():
+        raise DataError(f"{folder} is not a folder of prepared data: it has no file index.json")
+    index = read_json(path, dict[str, Any], error_type=DataError)
+    if index.get("format") != FORMAT:
         raise DataError(f"{path} is not an index of prepared data: its format is not {FORMAT}")
     if index.get("version") != VERSION:
         raise DataError(
             f"{path} has version {index.get('version')}, this Glassformer reads {VERSION}: prepare the data again"
         )
-    return index
+    return check_schema(index, path, Index, error_type=DataError)

@@ -246,8 +246,9 @@ class FileStream(Generic[Item]):
         """Return the text of a field; where there is none, skip the record and return None."""
         text = record.get(name)
         if name not in record:
-            has = ", ".join(list(record)[:5])[:200] or "none"
-            return self._skip(f'no field "{name}"', f"{where}: it has {has}{hint(self.fields)}")
+            has, reason = ", ".join(list(record)[:5])[:200] or "none", f'no field "{name}"'
+            choose = "" if reason in self.skipped.counts else hint(self.fields)
+            return self._skip(reason, f"{where}: it has {has}{choose}")
         if not isinstance(text, str):
             return self._skip(f'"{name}" is not a string', f"{where}: {type(text).__name__}")
         if not text.strip():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from glassformer.errors import GlassformerError
+from glassformer.formats.find import follow_link
 from glassformer.training.config import Plan, TrainConfig, make_plan
 from glassformer.training.optim.optimizers import Optimizer
 from glassformer.training.optim.schedule import lr_factor
@@ -47,12 +48,12 @@ class RunResult:
     @property
     def best(self) -> Path:
         """The checkpoint with the lowest held-out loss."""
-        return (self.folder / "checkpoints" / "best").resolve()
+        return follow_link(self.folder / "checkpoints" / "best")
 
     @property
     def last(self) -> Path:
         """The latest checkpoint."""
-        return (self.folder / "checkpoints" / "last").resolve()
+        return follow_link(self.folder / "checkpoints" / "last")
 
 
 @dataclass

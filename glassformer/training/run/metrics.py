@@ -10,6 +10,7 @@ Numbers that do not exist are absent.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from glassformer.errors import CheckpointError, ConfigError
-from glassformer.training.config import Plan
+from glassformer.training.config import Plan, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ class MetricsWriter:
 
     def __init__(self, path: Path, sinks: Sequence[Sink] = ()):
         self.path, self.sinks = path, sinks
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open during the run)
+        try:
+            self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open during the run)
+        except OSError as error:
+            raise CheckpointError(f"{path} could not be written: {error.strerror}") from error
 
     def write(self, record: StepRecord | EvalRecord) -> None:
         values = {name: value for name, value in asdict(record).items() if value is not None}
@@ -134,44 +138,82 @@ class MetricsWriter:
                 sink.close()
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a metrics.jsonl, without a truncated last line."""
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
+def parse_record(line: str | bytes) -> dict[str, float] | None:
+    """Return a line of metrics.jsonl: a whole `step` and other numbers; None where it is something else."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        return None
+    return values if all(type(value) in (int, float) for value in values.values()) else None
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Remove the lines after `step`, so that a resumed run repeats none; earlier lines do not change."""
-    if not path.exists():
+def read_metrics(path: Path) -> Iterator[dict[str, float]]:
+    """Yield the records of a metrics.jsonl up to the first line that is truncated or damaged.
+
+    Raises CheckpointError when the file cannot be read.
+    """
+    _check_regular(path)
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                record = parse_record(line)
+                if record is None:
+                    return
+                yield record
+    except FileNotFoundError:
         return
-    end = 0
-    with open(path, "rb+") as file:
-        for line in file:
-            try:
-                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be read: {error.strerror}") from error
+
+
+def _check_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+        raise CheckpointError(f"{path} is not a file: remove it")
+
+
+def truncate_metrics(path: Path, step: int) -> str | None:
+    """Remove the lines after `step`, so that a resumed run repeats none; earlier lines do not change.
+
+    Returns a sentence where a damaged line, and all after it, had to be removed; the last line may be truncated by a
+    killed process. Raises CheckpointError when the file cannot be changed.
+    """
+    end, problem = 0, None
+    _check_regular(path)
+    try:
+        with open(path, "rb+") as file:
+            size = os.fstat(file.fileno()).st_size
+            for number, line in enumerate(file, 1):
+                record = parse_record(line) if line.endswith(b"\n") else None
+                if record is None and end + len(line) < size:
+                    problem = f"line {number:,} of {path} is damaged: it was removed, and all lines after it"
+                if record is None or record["step"] > step:
                     break
-            except (ValueError, KeyError, TypeError):
-                break
-            end += len(line)
-        file.truncate(end)
-        file.flush()
-        os.fsync(file.fileno())
+                end += len(line)
+            file.truncate(end)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be changed: {error.strerror}") from error
+    return problem
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Raise ConfigError where the package of a tracker is not installed."""
+    for name, title in (("tensorboard", "TensorBoard"), ("wandb", "Weights & Biases")):
+        if getattr(config, name) and importlib.util.find_spec(name) is None:
+            raise ConfigError(f"{title} is not installed: pip install 'glassformer[{name}]'")
 
 
 class TensorBoard(Sink):
     """Writes event files to RUN/tensorboard."""
 
     def __init__(self, folder: Path):
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            raise ConfigError("TensorBoard is not installed: pip install 'glassformer[tensorboard]'") from None
+        from torch.utils.tensorboard.writer import SummaryWriter
+
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -186,10 +228,8 @@ class WandB(Sink):
     """Logs to Weights & Biases, with its environment's settings."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]):
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise ConfigError("Weights & Biases is not installed: pip install 'glassformer[wandb]'") from None
+        import wandb  # pyright: ignore[reportMissingImports]
+
         self.run = wandb.init(name=folder.name, dir=str(folder), config=dict(config))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import TypedDict
 
 from glassformer.atomic import write_text
 from glassformer.errors import CheckpointError, ConfigError
-from glassformer.formats.reader import read_json
+from glassformer.json_file import check_schema, read_json
 from glassformer.training.config import Plan, TrainConfig, config_dict, flatten, from_dict
 
 RUN_FILE, FORMAT = "run.json", 2
@@ -24,8 +25,17 @@ PACKAGES = ("glassformer", "torch", "safetensors", "tokenizers", "numpy")
 RESUME_MAY_CHANGE = frozenset({"out", "resume", "tensorboard", "wandb", "keep_last", "device", "dtype", "threads"})
 RESUME_MUST_MATCH = (
     "task.kind", "task.model.", "task.init.", "task.shuffle", "task.strict", "read.", "tokenizer.", "held_out",
-    "held_out_data", "from_model", "seed", "optim.name",
+    "held_out_data", "data", "from_model", "seed", "optim.name",
 )  # fmt: skip
+
+
+class RunValues(TypedDict):
+    """The values of run.json; `from_dict` checks those of config and plan."""
+
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    data_fingerprint: str | None
+    plan: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -50,19 +60,23 @@ class RunFile:
 
     @classmethod
     def read(cls, folder: Path) -> RunFile:
-        """Read run.json. Raises CheckpointError when it is missing, truncated, or of another format version."""
+        """Read run.json.
+
+        Raises CheckpointError when it is missing, truncated, of another format version, or has other values.
+        """
         path = folder / RUN_FILE
-        raw = read_json(path)
+        raw = read_json(path, dict[str, Any])
         if raw.get("format") != FORMAT:
             raise CheckpointError(
                 f"{path} has format version {raw.get('format')!r}, this Glassformer reads {FORMAT}: start a new run"
             )
+        check_schema(raw, path, RunValues)
         try:
             config = from_dict(TrainConfig, raw["config"])
             plan = None if raw["plan"] is None else from_dict(Plan, raw["plan"], "plan")
-            return cls(config, raw["environment"], raw["data_fingerprint"], plan)
-        except (KeyError, TypeError, ConfigError) as error:
+        except ConfigError as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None
+        return cls(config, raw["environment"], raw["data_fingerprint"], plan)
 
 
 def has_run(folder: Path) -> bool:

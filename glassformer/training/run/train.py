@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from glassformer.errors import CapacityError, ConfigError, DataError, GlassformerError
+from glassformer.errors import CapacityError, CheckpointError, ConfigError, DataError
 from glassformer.families.common.shape import RecurrentShape
 from glassformer.kernels.cpu import cpu_features
 from glassformer.kernels.placement import choose_device
@@ -35,9 +35,11 @@ from glassformer.training.run.metrics import (
     StartInfo,
     TensorBoard,
     WandB,
+    check_trackers,
     truncate_metrics,
 )
-from glassformer.training.run.run_file import RUN_FILE, RunFile, check_resume, differences, environment, has_run
+from glassformer.training.run.run_file import RUN_FILE, RunFile, check_resume, differences, environment
+from glassformer.training.run.run_folder import RunFolder, check_new_folder, open_run_folder
 from glassformer.training.tasks.evaluate import Compute
 from glassformer.training.tasks.language_model import LanguageModelTask
 from glassformer.training.tasks.language_model_setup import Documents, compile_blocks
@@ -67,10 +69,10 @@ def train(
         reporter: receives progress and metrics.
 
     Raises:
-        ConfigError: options contradict each other, or the folder holds a run already.
+        ConfigError: options contradict each other, the folder holds a run already, or another process trains in it.
         DataError: the data cannot be used.
         CapacityError: out of memory.
-        CheckpointError: the disk is full, or the run to resume is damaged.
+        CheckpointError: a file cannot be read or written, the disk is full, or the run to resume is damaged.
         GlassformerError: the loss or the gradient is not finite.
     """
     precision.tune_malloc()
@@ -79,12 +81,71 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(local_device(os.environ, config.device))
-    with process_group(device) as world, memory_errors(config):
-        trainer = set_up(config, world, device, documents, held_out, (reporter if world.first else None) or Reporter())
-        try:
-            return trainer.run()
-        finally:
-            trainer.metrics.close()
+    reporter = reporter or Reporter()
+    with memory_errors(config), file_errors(config), process_group(device) as world:
+        choice = check(config, world, device, documents, held_out)
+        with run_folder(config, world) as folder:
+            trainer = set_up(
+                config, world, device, choice, documents, held_out, reporter if world.first else Reporter()
+            )
+            try:
+                return trainer.run()
+            finally:
+                folder.started = trainer.step > 0
+                trainer.metrics.close()
+
+
+def check(
+    config: TrainConfig,
+    world: ProcessGroup,
+    device: torch.device,
+    documents: TrainingData | None,
+    held_out: TrainingData | None,
+) -> precision.PrecisionChoice:
+    """Check everything that can be checked before a file is written or a token made; return the dtype.
+
+    Raises as `train` does.
+    """
+    check_trackers(config)
+    if config.batch % world.size:
+        raise ConfigError(f"batch must be a multiple of the {world.size} processes, got {config.batch}")
+    if not config.resume:
+        check_new_folder(Path(config.out))
+        task = TASKS[config.task.kind]
+        task.check(config, documents, held_out)  # pyright: ignore[reportArgumentType]
+    world.barrier()  # every process has checked before the first one writes
+    return precision.choose_precision(
+        requested=config.dtype,
+        device=device.type,
+        features=cpu_features(),
+        cuda_bf16=precision.cuda_has_bf16(),
+        width=config.task.model.d_model,
+        recurrent=isinstance(config.task.model, RecurrentShape),
+    )
+
+
+@contextmanager
+def run_folder(config: TrainConfig, world: ProcessGroup) -> Iterator[RunFolder]:
+    """Open the run folder in the first process, which alone writes into it; see `open_run_folder`."""
+    folder = Path(config.out)
+    if world.first:
+        with open_run_folder(folder, resume=config.resume) as opened:
+            yield opened
+    else:
+        yield RunFolder(folder)
+
+
+@contextmanager
+def file_errors(config: TrainConfig) -> Iterator[None]:
+    """Turn an error of the file system that nothing more specific has handled into a CheckpointError."""
+    try:
+        yield
+    except BrokenPipeError:  # of standard output
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or config.out} could not be read or written: {error.strerror or error}"
+        ) from error
 
 
 @contextmanager
@@ -103,76 +164,47 @@ def memory_errors(config: TrainConfig) -> Iterator[None]:
         ) from error
 
 
-def begin_run(
-    config: TrainConfig, world: ProcessGroup, device: torch.device, choice: precision.PrecisionChoice
-) -> RunFile:
-    """Write a new run.json, or read the one to resume.
-
-    Raises ConfigError where a run would be overwritten, or where there is none to resume.
-    """
-    folder = Path(config.out)
-    exists = has_run(folder)
-    if exists and not config.resume:
-        raise ConfigError(f"{folder} holds a run already: resume it, or name another folder")
-    if config.resume and not exists:
-        raise ConfigError(f"{folder} holds no run to resume: it has no {RUN_FILE}")
-    if exists:
-        return RunFile.read(folder)
-    world.barrier()  # every process has checked before the first one writes
-    run_file = RunFile(config, environment(device, choice.dtype, world.size))
-    if world.first:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{folder} cannot be created: {error.strerror}") from None
-        run_file.write(folder)
-    return run_file
-
-
 def set_up(
     config: TrainConfig,
     world: ProcessGroup,
     device: torch.device,
+    choice: precision.PrecisionChoice,
     documents: TrainingData | None,
     held_out: TrainingData | None,
     reporter: Reporter,
 ) -> Trainer:
     """Prepare data, model, optimizer and state of a new or resumed run."""
     folder = Path(config.out)
-    choice = precision.choose_precision(
-        requested=config.dtype,
-        device=device.type,
-        features=cpu_features(),
-        cuda_bf16=precision.cuda_has_bf16(),
-        width=config.task.model.d_model,
-        recurrent=isinstance(config.task.model, RecurrentShape),
-    )
-    run_file = begin_run(config, world, device, choice)
+    now = environment(device, choice.dtype, world.size)
+    run_file = RunFile.read(folder) if config.resume else RunFile(config, now)
     if config.resume:
-        now = environment(device, choice.dtype, world.size)
         if changed := check_resume(run_file, config) + differences(run_file.environment, now):
             reporter.on_message(f"the resumed run is not bit-identical: {'; '.join(changed)}", warning=True)
         run_file = replace(run_file, config=config, environment=now)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep_last)
     sinks: list[Sink] = []
+    checkpoint, damaged = None, {}
     task_class = TASKS[config.task.kind]
     if world.first:
+        if config.resume:
+            checkpoint, damaged = checkpoints.latest_complete()
+        else:
+            run_file.write(folder)
         sinks = [TensorBoard(folder)] if config.tensorboard else []
         sinks += [WandB(folder, config_dict(config))] if config.wandb else []
+        for path, problem in damaged.items():
+            aside = checkpoints.set_aside(path)
+            reporter.on_message(f"{problem}: the checkpoint is now {aside}, the run resumes before it", warning=True)
         checkpoints.recover()
-        if not config.resume or run_file.fingerprint is None:
-            try:
-                task_class.prepare(config, documents, held_out, reporter)  # pyright: ignore[reportArgumentType]
-            except GlassformerError:
-                if not config.resume:  # nothing to resume: the same command may be repeated with better data
-                    (folder / RUN_FILE).unlink()
-                raise
-    world.barrier()
+        if run_file.fingerprint is None:
+            task_class.prepare(config, documents, held_out, reporter)  # pyright: ignore[reportArgumentType]
+        else:
+            task_class.verify(folder)
+    checkpoint = world.broadcast(checkpoint)
 
-    checkpoint = checkpoints.last() if config.resume else None
     torch.manual_seed(config.seed)
     task: Task = task_class(config, world, Compute(device, choice.torch_dtype), checkpoint)
-    recorded = run_file.fingerprint if config.resume else None
+    recorded = run_file.fingerprint
     if recorded is not None and recorded != task.fingerprint:
         raise DataError(
             f"{folder / 'data'} is not the data that this run was started with: its fingerprint is "
@@ -188,7 +220,9 @@ def set_up(
         set_rng_state(state.rng)
     plan = choose_plan(config, run_file, state.step, task)
     if world.first:
-        truncate_metrics(folder / "metrics.jsonl", state.step if checkpoint else -1)
+        problem = truncate_metrics(folder / "metrics.jsonl", state.step if checkpoint else -1)
+        if problem:
+            reporter.on_message(problem, warning=True)
         run_file = replace(run_file, fingerprint=task.fingerprint, plan=plan)
         run_file.write(folder)
     world.barrier()

@@ -15,18 +15,24 @@ from glassformer.training.data.shards import Shards
 from glassformer.training.run.distributed import ProcessGroup
 from glassformer.training.run.precision import matrix_flops_per_token, matrix_shapes
 from glassformer.training.tasks.evaluate import Compute, Evaluation, evaluate
-from glassformer.training.tasks.language_model_setup import create_model, prepare_text
+from glassformer.training.tasks.language_model_setup import (
+    check_language_model,
+    check_prompt,
+    create_model,
+    prepare_text,
+)
 
 
 class LanguageModelTask:
     """The `Task` of a decoder. checkpoint: the model folder to resume from; None to start."""
 
-    prepare = staticmethod(prepare_text)
+    check, prepare = staticmethod(check_language_model), staticmethod(prepare_text)
 
     def __init__(self, config: TrainConfig, world: ProcessGroup, compute: Compute, checkpoint: Path | None):
         assert isinstance(config.task, LanguageModelTaskConfig)
         folder = Path(config.out)
         tokenizer, self.shards = load_tokenizer(folder / "tokenizer"), Shards(folder / "data")
+        check_prompt(config, tokenizer)
         self.config, self.task, self.world, self.compute = config, config.task, world, compute
         self.lm = LanguageModel(create_model(config, tokenizer.vocab_size, checkpoint, compute.device), tokenizer)
         self.loader = PackedLoader(self.shards, self.task.context, config.batch, config.seed, world.rank, world.size)
@@ -35,6 +41,11 @@ class LanguageModelTask:
         self.batch_tokens = config.batch // world.size * self.task.context
         self.matrices = matrix_shapes(self.model)
         self.flops_per_token = float(matrix_flops_per_token(self.matrices))
+
+    @staticmethod
+    def verify(folder: Path) -> None:
+        """Compare the prepared data with its checksums. Raises DataError."""
+        Shards(folder / "data").verify()
 
     @property
     def model(self) -> Decoder:

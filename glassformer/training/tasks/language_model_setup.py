@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from glassformer.config import ModelConfig
-from glassformer.errors import ConfigError, DataError
+from glassformer.errors import CheckpointError, ConfigError, DataError
 from glassformer.families import find_family
 from glassformer.formats import load_decoder
+from glassformer.formats.checkpoint import open_checkpoint
 from glassformer.formats.find import find_model, tokenizer_of
 from glassformer.nn.block import Block
 from glassformer.nn.model import Decoder
@@ -24,8 +25,10 @@ from glassformer.text.train import train_tokenizer
 from glassformer.training.config import LanguageModelTaskConfig, TrainConfig
 from glassformer.training.data.prepare import prepare, reading_report
 from glassformer.training.data.sources import Document, DocumentFiles, Texts
-from glassformer.training.init import init_weights
+from glassformer.training.init import check_init, init_weights
 from glassformer.training.run.metrics import Reporter
+
+MIN_VOCABULARY = 512  # stands for the size of a tokenizer that is not trained yet
 
 Documents = Iterable[str] | Iterable[Document] | Callable[[], Iterable[str]]
 
@@ -58,15 +61,8 @@ def open_tokenizer(
     copy = folder / "tokenizer"
     if config.resume and find_tokenizer(copy):
         return load_tokenizer(copy)
-    if config.tokenizer.path is not None:
-        path = Path(config.tokenizer.path)
-        tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
-    elif config.from_model is not None:
-        found = tokenizer_of(find_model(config.from_model))
-        if found is None:
-            raise ConfigError(f"{config.from_model} has no tokenizer: name one with tokenizer.path")
-        tokenizer = found
-    else:
+    tokenizer = known_tokenizer(config)
+    if tokenizer is None:
         source, n_bytes = texts()
         kind = config.tokenizer_kind
         size = config.tokenizer.vocab_size or getattr(config.task.model, "vocab_size", 0)
@@ -126,6 +122,78 @@ def prepare_text(
         reporter.on_message(line, warning=True)
 
 
+def check_language_model(config: TrainConfig, documents: Documents | None, held_out: Documents | None) -> None:
+    """Check the files, sizes, tokenizer and prompt of a new run before anything is read, trained or written.
+
+    Raises:
+        ConfigError: sizes or options that do not fit together.
+        DataError: there is no such file.
+        CheckpointError, TokenizerError: the model to continue from, or the tokenizer, cannot be read.
+    """
+    task = config.task
+    assert isinstance(task, LanguageModelTaskConfig)
+    for names, given in ((config.data, documents), (config.held_out_data, held_out)):
+        if given is None and names:
+            DocumentFiles(names, config.read)
+    if documents is None and not config.data:
+        raise DataError("there is no training data: give files, folders, globs or - for standard input")
+    tokenizer = known_tokenizer(config)
+    if config.from_model is not None:
+        checkpoint = open_checkpoint(find_model(config.from_model))
+        if checkpoint.kind != "decoder":
+            raise CheckpointError(f"task lm continues a decoder-only model, and {config.from_model} has another kind")
+        assert isinstance(checkpoint.config, ModelConfig)
+        check_context(task, checkpoint.config, config.from_model)
+        check_vocabulary(0 if tokenizer is None else tokenizer.vocab_size, checkpoint.config)
+    else:
+        model = model_config(task, tokenizer.vocab_size if tokenizer else MIN_VOCABULARY)
+        check_init(model, qk_gain=task.init.qk_gain, look_back=task.init.look_back)
+        check_vocabulary(tokenizer.vocab_size if tokenizer else 0, model)
+        check_context(task, model, "the new model")
+    if tokenizer is not None:
+        check_prompt(config, tokenizer)
+
+
+def check_prompt(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError where the prompt of the samples leaves no room in the context of a training sequence."""
+    length, limit = len(tokenizer.encode(config.sample_prompt)), config.task.context - 1
+    if config.sample_prompt and length > limit:
+        raise ConfigError(
+            f"sample_prompt has {length:,} tokens, and a context of {limit + 1:,} has room for {limit:,}: shorten it"
+        )
+
+
+def check_context(task: LanguageModelTaskConfig, model: ModelConfig, name: str) -> None:
+    """Raise ConfigError where a training sequence is longer than the context of the model."""
+    if model.context_length < task.context:
+        raise ConfigError(
+            f"training sequences of {task.context} tokens exceed the model's context of {model.context_length} "
+            f"({name}): lower the context"
+        )
+
+
+def check_vocabulary(n_tokens: int, model: ModelConfig) -> None:
+    """Raise ConfigError where the tokenizer has more tokens than the model."""
+    if model.vocab_size < n_tokens:
+        limit = model.vocab_size
+        raise ConfigError(f"the tokenizer has {n_tokens} tokens, more than the model's vocab_size of {limit}")
+
+
+def known_tokenizer(config: TrainConfig) -> Tokenizer | None:
+    """Return the configured tokenizer or that of `from_model`; None where a new one is to be trained."""
+    if config.tokenizer.path is not None:
+        path = Path(config.tokenizer.path)
+        if not path.exists():
+            raise ConfigError(f"tokenizer.path is {path}, which does not exist: give a folder or a tokenizer.json")
+        return load_tokenizer(path if path.is_dir() else path.parent)
+    if config.from_model is None:
+        return None
+    found = tokenizer_of(find_model(config.from_model))
+    if found is None:
+        raise ConfigError(f"{config.from_model} has no tokenizer: name one with tokenizer.path")
+    return found
+
+
 def model_config(task: LanguageModelTaskConfig, vocab_size: int) -> ModelConfig:
     """Return the configuration of a new model."""
     if isinstance(task.model, ModelConfig):
@@ -147,15 +215,8 @@ def create_model(config: TrainConfig, vocab_size: int, checkpoint: Path | None, 
         model = load_decoder(checkpoint, dtype=torch.float32, copy=True)
     else:
         model = init_weights(Decoder(model_config(task, vocab_size)), config.seed, **asdict(task.init))
-    if model.config.vocab_size < vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {vocab_size} tokens, more than the model's vocab_size of {model.config.vocab_size}"
-        )
-    if model.config.context_length < task.context:
-        raise ConfigError(
-            f"training sequences of {task.context} tokens exceed the model's context of "
-            f"{model.config.context_length}: lower the context"
-        )
+    check_vocabulary(vocab_size, model.config)
+    check_context(task, model.config, str(checkpoint or "the new model"))
     return model.to(device).train()
 
 

@@ -23,6 +23,7 @@ from glassformer.kernels.cross_entropy import linear_cross_entropy
 from glassformer.models.translator import Translator
 from glassformer.nn.linear import TiedLinear
 from glassformer.text.files.load import load_tokenizer
+from glassformer.text.tokenizer import Tokenizer
 from glassformer.training.config import Seq2SeqTaskConfig, TrainConfig
 from glassformer.training.data.packing import permutation
 from glassformer.training.data.seq2seq_batches import Seq2SeqBatch, Seq2SeqLoader, seq2seq_eval_batches, target_counts
@@ -34,7 +35,7 @@ from glassformer.training.run.distributed import ProcessGroup
 from glassformer.training.run.metrics import Reporter
 from glassformer.training.run.precision import matrix_flops_per_token
 from glassformer.training.tasks.evaluate import Compute, Evaluation
-from glassformer.training.tasks.language_model_setup import open_tokenizer
+from glassformer.training.tasks.language_model_setup import MIN_VOCABULARY, known_tokenizer, open_tokenizer
 from glassformer.training.tasks.seq2seq_model import (
     check_shape,
     create_seq2seq_model,
@@ -107,6 +108,39 @@ def prepare_examples(
     write_text(folder / "data" / "pairs.json", json.dumps(counts, indent=2, ensure_ascii=False) + "\n")
 
 
+def check_seq2seq(config: TrainConfig, examples: ExampleSource | None, held_out: ExampleSource | None) -> None:
+    """Check the files, sizes, tokenizer and prompt of a new run before anything is read, trained or written.
+
+    Raises:
+        ConfigError: sizes or options that do not fit together.
+        DataError: there is no such file.
+        CheckpointError, TokenizerError: the model to continue from, or the tokenizer, cannot be read.
+    """
+    task = config.task
+    assert isinstance(task, Seq2SeqTaskConfig)
+    for names, given in ((config.data, examples), (config.held_out_data, held_out)):
+        if given is None and names:
+            Seq2SeqFiles(names, config.read)
+    if examples is None and not config.data:
+        raise DataError("there is no training data: give files, folders, globs or - for standard input")
+    if config.from_model is not None:
+        check_shape(config.from_model, task.model)
+    else:
+        task.model.expand(MIN_VOCABULARY)
+    tokenizer = known_tokenizer(config)
+    if tokenizer is not None:
+        prompt_ids(config, tokenizer)
+
+
+def prompt_ids(config: TrainConfig, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of the samples' source. Raises ConfigError where it is longer than a source may be."""
+    ids, shape = tokenizer.encode(config.sample_prompt, bare=True), config.task.model
+    limit = getattr(shape, "source_context", 0) or config.task.context
+    if len(ids) > limit:
+        raise ConfigError(f"sample_prompt has {len(ids)} tokens, more than the {limit} of a source: shorten it")
+    return ids
+
+
 def make_repeatable(source: ExampleSource) -> Iterable[Seq2SeqExample]:
     """Return the examples as an iterable that can be iterated twice. Raises DataError where they are not examples."""
     if isinstance(source, Seq2SeqFiles):
@@ -144,11 +178,11 @@ class Seq2SeqTask:
     `exact_match_examples` of them. Every run on the same data selects the same examples.
     """
 
-    prepare = staticmethod(prepare_examples)
+    check, prepare = staticmethod(check_seq2seq), staticmethod(prepare_examples)
 
     def __init__(self, config: TrainConfig, world: ProcessGroup, compute: Compute, checkpoint: Path | None):
         assert isinstance(config.task, Seq2SeqTaskConfig)
-        folder, shape = Path(config.out), config.task.model
+        folder = Path(config.out)
         self.config, self.task, self.world, self.compute = config, config.task, world, compute
         self.tokenizer = load_tokenizer(folder / "tokenizer")
         self.unk_id = self.tokenizer.unk_id
@@ -166,10 +200,11 @@ class Seq2SeqTask:
         self.matrices = of_source + of_target
         ratio = len(train.source.tokens) / self.train_tokens
         self.flops_per_token = ratio * matrix_flops_per_token(of_source) + matrix_flops_per_token(of_target)
-        self.prompt = self.tokenizer.encode(config.sample_prompt, bare=True)
-        limit = shape.source_context or shape.context
-        if len(self.prompt) > limit:
-            raise ConfigError(f"sample_prompt has {len(self.prompt)} tokens, more than the {limit} of a source")
+        self.prompt = prompt_ids(config, self.tokenizer)
+
+    @staticmethod
+    def verify(folder: Path) -> None:
+        """Do nothing: the fingerprint of the run covers every token."""
 
     def _create_model(self, checkpoint: Path | None) -> Seq2SeqModel:
         if checkpoint is None and self.config.from_model is not None:

@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from glassformer.training.config import TrainConfig
+from glassformer.training.run.metrics import Reporter
 from glassformer.training.tasks.evaluate import Compute, Evaluation
 
 
@@ -56,6 +58,21 @@ class Task(Protocol):
 
     @property
     def loader(self) -> Loader: ...
+
+    @staticmethod
+    def check(config: TrainConfig, documents: Any, held_out: Any, /) -> None:
+        """Check a new run before anything is read, trained or written; the data replaces that of the config."""
+        ...
+
+    @staticmethod
+    def prepare(config: TrainConfig, documents: Any, held_out: Any, reporter: Reporter, /) -> None:
+        """Write the tokenizer and the tokenized data into the run folder."""
+        ...
+
+    @staticmethod
+    def verify(folder: Path, /) -> None:
+        """Compare the prepared data of a run with its checksums. Raises DataError."""
+        ...
 
     def steps_for(self, tokens: int, /) -> int:
         """Return how many steps from the start of the run have that many targets, rounded up."""
