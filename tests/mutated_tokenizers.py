@@ -152,6 +152,8 @@ def files(name: str) -> Files:
                 "byte_fallback": True,
                 "vocab_size": 320,
                 "user_defined_symbols": "<sep>,▁▁",
+                "normalization_rule_name": "identity",
+                "remove_extra_whitespaces": False,
             }
             return {"tokenizer.model": spm(**options), **config(tokenizer_class="T5Tokenizer", extra_ids=3)}
         case "gpt2":
@@ -166,7 +168,7 @@ def files(name: str) -> Files:
             )
             return {"vocab.txt": VOCAB_TXT.encode(), "tokenizer_config.json": bert}
         case "ranks":
-            pattern = {"pattern": r"\s+|\S+", "added_tokens_decoder": {"260": ENTRY}}
+            pattern = {"pattern": r"\p{L}+|\p{N}+|[^\p{L}\p{N}]", "added_tokens_decoder": {"260": ENTRY}}
             return {"a.tiktoken": ranks(), "tokenizer_config.json": dump(pattern)}
         case "marian":
             roles = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "separate_vocabs": False}
@@ -231,6 +233,9 @@ def check_folder(name: str, rng: random.Random) -> None:
     use(tokenizer)
 
 
+GGUF = ("byte-fallback", "wordpiece-json", "sentencepiece", "sentencepiece-bpe", "gpt2")
+
+
 @cache
 def gguf_metadata(name: str) -> dict:
     with tempfile.TemporaryDirectory() as path:
@@ -240,7 +245,7 @@ def gguf_metadata(name: str) -> dict:
 
 def check_gguf(rng: random.Random) -> None:
     """Read the tokenizer of damaged metadata."""
-    metadata = gguf_metadata(rng.choice(("byte-fallback", "wordpiece-json", "sentencepiece-bpe")))
+    metadata = gguf_metadata(rng.choice(GGUF))
     damaged = mutate_json(metadata, rng)
     if isinstance(damaged, dict):
         use(tokenizer_from_gguf(damaged))

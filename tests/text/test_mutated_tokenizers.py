@@ -2,7 +2,7 @@
 
 import pytest
 from mutate import run_mutations
-from mutated_tokenizers import FORMATS, check_any, files, gguf_metadata, save, use
+from mutated_tokenizers import FORMATS, GGUF, check_any, files, gguf_metadata, save, use
 
 from glassformer.formats.gguf.tokenizer_read import tokenizer_from_gguf
 from glassformer.text.files.load import load_tokenizer
@@ -14,7 +14,7 @@ def test_undamaged_files_load(name, tmp_path):
 
 
 def test_undamaged_metadata_load():
-    for name in ("byte-fallback", "wordpiece-json", "sentencepiece-bpe"):
+    for name in GGUF:
         use(tokenizer_from_gguf(gguf_metadata(name)))
 
 
