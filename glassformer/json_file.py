@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from functools import cache
 from pathlib import Path
@@ -31,9 +32,23 @@ def read_file(path: Path, *, error_type: type[GlassformerError] = CheckpointErro
             raise error_type(f"{path} is not a regular file")
         if status.st_size > max_bytes:
             raise error_type(f"{path} has {status.st_size:,} bytes; at most {max_bytes:,} are allowed")
+        check_pointer(path, error_type=error_type)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise error_type(f"{path} could not be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_pointer(path: Path, *, error_type: type[GlassformerError] = CheckpointError) -> None:
+    """Raise `error_type` if a file is Git LFS's pointer, which stands for a file that has not been downloaded."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(200)
+    except OSError:
+        return  # reported where the file is opened
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        size = re.search(rb"^size (\d+)$", start, re.MULTILINE)
+        missing = f" of {int(size[1]):,} bytes" if size else ""
+        raise error_type(f"{path} is a Git LFS pointer to a file{missing}: run `git lfs pull`, or download the file")
 
 
 def parse_json(
