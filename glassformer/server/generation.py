@@ -18,7 +18,8 @@ from glassformer.server.models import ServedModel
 from glassformer.server.queue import CheckCancelled
 from glassformer.text.stream_decoder import StreamDecoder
 
-BATCH = 32  # sequences that are generated together
+# The limits of a batch of several prompts: sequences, and tokens for which the cache may have room.
+BATCH, BATCH_TOKENS = 32, 2**15
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,16 @@ class GenerationJob:
                     yield self._chunk(event, batch[0] * self.n, offsets)
 
     def _batches(self) -> list[range]:
-        """Return the indices of the prompts of each batch."""
-        size = 1 if self.edits else max(BATCH // self.n, 1)
-        return [range(p, min(p + size, len(self.prompts))) for p in range(0, len(self.prompts), size)]
+        """Return the indices of the prompts of each batch: neighbours, as many as the limits allow."""
+        context, limit = self.lm.config.context_length, self.options["max_tokens"]
+        batches, begin, longest = [], 0, 0
+        for p, prompt in enumerate(self.prompts):
+            length = context if limit is None else min(len(prompt) + limit, context)
+            size, longest = (p + 1 - begin) * self.n, max(longest, length)
+            if p > begin and (self.edits or size > BATCH or size * longest > BATCH_TOKENS):
+                batches.append(range(begin, p))
+                begin, longest = p, length
+        return [*batches, range(begin, len(self.prompts))]
 
     def _stream(self, batch: range, check: CheckCancelled) -> Iterator[TokenEvent]:
         options = dict(self.options)
