@@ -1,4 +1,4 @@
-"""The FastAPI app: guard, routes and error handlers. Creating it starts only the queue's thread."""
+"""The FastAPI app: guard, routes and error handlers. Creating it starts only the threads of the queues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from glassformer.server.errors import json_response
 from glassformer.server.guard import MAX_BODY, Guard
 from glassformer.server.models import AnyModel, ServedModels
 from glassformer.server.page import BuiltPage
-from glassformer.server.queue import WorkQueue
+from glassformer.server.queue import Preparation, WorkQueue
 from glassformer.server.trace_store import TraceStore
 
 VERSION = version("glassformer")
@@ -49,12 +49,13 @@ class Settings:
 def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settings()) -> FastAPI:
     """Return the app for these (name, model) pairs. `app.state.queue` runs all model work."""
     served, queue, page, traces = ServedModels(models), WorkQueue(), BuiltPage(), TraceStore(settings.trace_bytes)
-    api = glass.ServerRouter(served, traces)
+    api, preparation = glass.ServerRouter(served, traces), Preparation()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         queue.close()
+        preparation.close()
 
     app = FastAPI(
         title="Glassformer",
@@ -74,6 +75,7 @@ def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settin
         },
     )
     app.state.queue, app.state.models, app.state.page = queue, served, page
+    app.state.preparation = preparation
     errors.install_error_handlers(app)
     app.add_middleware(Guard, key=settings.key, hosts=settings.hosts, is_page=page.has, max_body=settings.max_body)
 
@@ -99,8 +101,8 @@ def make_app(models: Iterable[tuple[str, AnyModel]], settings: Settings = Settin
             }
         )
 
-    app.include_router(completions.routes(served, queue, api.edits))
-    app.include_router(glass.routes(api, queue))
+    app.include_router(completions.routes(served, queue, preparation, api.edits))
+    app.include_router(glass.routes(api, queue, preparation))
 
     @app.get("/v1/models/{model:path}", tags=["OpenAI"], summary="One served model", responses=openapi_docs.ONE_MODEL)
     async def one_model(model: str) -> Response:

@@ -395,7 +395,7 @@ class TraceBody(SamplingFields):
             raise RequestError("give either a prompt or messages", param="prompt")
         if self.messages is not None:
             return served.chat_ids([message.as_dict() for message in self.messages])
-        return served.language_model.encode(self.prompt or "")
+        return served.encode(self.prompt or "")
 
     def trace_arguments(self, served: ServedModel) -> tuple[str | list[int], dict[str, Any]]:
         """Return prompt and keyword arguments of `trace` for a model that is not a decoder.
@@ -411,6 +411,9 @@ class TraceBody(SamplingFields):
                 raise RequestError(f"{name} has no effect on a model of the kind {served.kind}: {why}", param=name)
         if self.prompt is None:
             raise RequestError("prompt is missing", param="prompt")
+        for name in ("prompt", "target"):
+            if isinstance(text := getattr(self, name), str):
+                served.check_length(len(text), name)
         options: dict[str, Any] = {"capture": self.capture or ()}
         if generates:
             options |= {"target": self.target, "max_tokens": self.max_tokens or None}

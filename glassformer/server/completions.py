@@ -19,15 +19,15 @@ from glassformer.server.bodies import ChatBody, CompletionBody, OpenAIFields
 from glassformer.server.errors import dump, json_response
 from glassformer.server.generation import Chunk, GenerationJob, Token, make_job
 from glassformer.server.models import ServedModel, ServedModels
-from glassformer.server.queue import WorkQueue
-from glassformer.server.sse import EventStreamResponse, collect, compute, sse_event
+from glassformer.server.queue import Preparation, WorkQueue
+from glassformer.server.sse import EventStreamResponse, collect, compute, prepare, sse_event
 
 DONE = b"data: [DONE]\n\n"
 MIN_LOGPROB = -9999.0
 PADDED_SIZE = 64  # with include_obfuscation, the sizes of chunks are multiples of this many bytes, plus a constant
 
 
-def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRouter:
+def routes(models: ServedModels, queue: WorkQueue, preparation: Preparation, edits: EditReader) -> APIRouter:
     """Return the router over these models."""
     router = APIRouter(tags=["OpenAI"])
 
@@ -43,7 +43,7 @@ def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRout
         body.check_options()
         parsed_edits = await _read_edits(request, queue, edits, body)
 
-        def prepare() -> GenerationJob:
+        def make() -> GenerationJob:
             return make_job(
                 served,
                 body,
@@ -55,7 +55,7 @@ def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRout
                 edits=parsed_edits,
             )
 
-        return await _respond(request, queue, body, await asyncio.to_thread(prepare), _Completion)
+        return await _respond(request, queue, body, await prepare(request, preparation, make), _Completion)
 
     @router.post(
         "/v1/chat/completions", summary="Answer a conversation", responses=openapi_docs.CHAT,
@@ -67,7 +67,7 @@ def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRout
         body.check_options()
         parsed_edits = await _read_edits(request, queue, edits, body)
 
-        def prepare() -> GenerationJob:
+        def make() -> GenerationJob:
             return make_job(
                 served,
                 body,
@@ -78,7 +78,7 @@ def routes(models: ServedModels, queue: WorkQueue, edits: EditReader) -> APIRout
                 edits=parsed_edits,
             )
 
-        return await _respond(request, queue, body, await asyncio.to_thread(prepare), _Chat)
+        return await _respond(request, queue, body, await prepare(request, preparation, make), _Chat)
 
     return router
 

@@ -18,7 +18,8 @@ from glassformer.server.models import ServedModel
 from glassformer.server.queue import CheckCancelled
 from glassformer.text.stream_decoder import StreamDecoder
 
-BATCH = 32  # sequences that are generated together
+# The limits of a batch of several prompts: sequences, and tokens for which the cache may have room.
+BATCH, BATCH_TOKENS = 32, 2**15
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class GenerationJob:
         for batch in self._batches():
             if self.echo:
                 for p in batch:
-                    yield from self._echo(p)
+                    yield from self._echo(p, check)
             if not self.score_only:
                 offsets = None
                 if self.options["logprobs"] is not None:
@@ -102,9 +103,16 @@ class GenerationJob:
                     yield self._chunk(event, batch[0] * self.n, offsets)
 
     def _batches(self) -> list[range]:
-        """Return the indices of the prompts of each batch."""
-        size = 1 if self.edits else max(BATCH // self.n, 1)
-        return [range(p, min(p + size, len(self.prompts))) for p in range(0, len(self.prompts), size)]
+        """Return the indices of the prompts of each batch: neighbours, as many as the limits allow."""
+        context, limit = self.lm.config.context_length, self.options["max_tokens"]
+        batches, begin, longest = [], 0, 0
+        for p, prompt in enumerate(self.prompts):
+            length = context if limit is None else min(len(prompt) + limit, context)
+            size, longest = (p + 1 - begin) * self.n, max(longest, length)
+            if p > begin and (self.edits or size > BATCH or size * longest > BATCH_TOKENS):
+                batches.append(range(begin, p))
+                begin, longest = p, length
+        return [*batches, range(begin, len(self.prompts))]
 
     def _stream(self, batch: range, check: CheckCancelled) -> Iterator[TokenEvent]:
         options = dict(self.options)
@@ -136,7 +144,7 @@ class GenerationJob:
                 tokens = (Token(event.end_id, event.logprob, event.top, offset.finish()),)
         return Chunk(first + event.sequence, event.text, tokens, 1, event.finish)
 
-    def _echo(self, p: int) -> Iterator[Chunk]:
+    def _echo(self, p: int, check: CheckCancelled) -> Iterator[Chunk]:
         """Yield the prompt as the first chunk of each of its continuations."""
         ids, tokenizer, text = self.prompts[p], self.lm.tokenizer, self.texts[p]
         if text is None:
@@ -144,7 +152,7 @@ class GenerationJob:
         tokens: tuple[Token, ...] = ()
         if (top := self.options["logprobs"]) is not None:
             edits = {"edit": self.edits} if self.edits else {}
-            scores = self.lm.score(ids, top=top, **edits).tokens if len(ids) > 1 else ()
+            scores = self.lm.score(ids, top=top, before_forward=check, **edits).tokens if len(ids) > 1 else ()
             offsets = _TokenOffsets(self, p, skip_prompt=False)
             logprobs = [(score.logprob, score.top) for score in scores] or [(None, ())]
             tokens = tuple(Token(id, *score, offsets.next(id)) for id, score in zip(ids, logprobs, strict=True))
@@ -214,7 +222,7 @@ def make_job(
             raise
         raise RequestError(str(error).replace("logprobs", logprobs[0]), param=logprobs[0]) from None
     seed = sampling.pop("seed", None)
-    ids = [served.language_model.encode(prompt) for prompt in prompts]
+    ids = [served.encode(prompt) for prompt in prompts]
     texts = [prompt if isinstance(prompt, str) else None for prompt in prompts]
     return GenerationJob(
         served, ids, texts, options | {"logprobs": logprobs[1]} | sampling, seed, echo, score_only, tuple(edits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,8 +16,8 @@ from glassformer.server import openapi_docs
 from glassformer.server.bodies import SweepBody, TraceBody, VectorBody
 from glassformer.server.errors import json_response, prompt_errors
 from glassformer.server.models import ServedModels
-from glassformer.server.queue import CheckCancelled, WorkQueue
-from glassformer.server.sse import EventStreamResponse, collect, sse_event
+from glassformer.server.queue import CheckCancelled, Preparation, WorkQueue
+from glassformer.server.sse import EventStreamResponse, collect, prepare, sse_event
 from glassformer.server.trace_store import StoredTrace, TraceStore
 
 CACHE_FOREVER = "private, max-age=31536000, immutable"
@@ -52,7 +51,7 @@ def describe_entry(entry: StoredTrace) -> dict[str, Any]:
     return describe_trace(entry.trace, entry.id, entry.model, created=entry.created, n_bytes=entry.bytes)
 
 
-def routes(api: ServerRouter, queue: WorkQueue) -> APIRouter:
+def routes(api: ServerRouter, queue: WorkQueue, preparation: Preparation) -> APIRouter:
     """Return the HTTP routes: those in ROUTES, and those that create and delete traces, sweeps and vectors."""
     router = APIRouter(tags=["Inspection"])
     store = api.store
@@ -75,7 +74,7 @@ def routes(api: ServerRouter, queue: WorkQueue) -> APIRouter:
         lm: Any = served.lm
         decoder = served.kind == "decoder"
         if decoder:
-            prompt = await asyncio.to_thread(body.prompt_ids, served)
+            prompt = await prepare(request, preparation, lambda: body.prompt_ids(served))
             options = body.generation_options() | {"capture": body.capture or (), "max_tokens": body.max_tokens}
             if body.max_tokens:
                 options["logprobs"] = body.top if body.stream else 0

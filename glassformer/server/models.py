@@ -28,6 +28,9 @@ ALTERNATIVES: dict[str, str] = {
 }
 
 
+DEFAULT_CONTEXT = 2**15  # tokens of a text for a model without a context length: a recurrent one
+
+
 class ServedModel:
     """One model and its name."""
 
@@ -63,6 +66,30 @@ class ServedModel:
         """Raise ApiError if the model does not generate text."""
         _ = self.language_model
 
+    @cached_property
+    def _max_characters(self) -> int | None:
+        """The characters of a text that fills the context with the longest tokens; None without a tokenizer."""
+        if self.lm.tokenizer is None:
+            return None
+        model: Any = self.lm.model
+        context = getattr(self.lm.config, "context_length", DEFAULT_CONTEXT)
+        if self.kind == "encoder-decoder":
+            context = max(context, model.encoder.config.context_length)
+        return context * self.lm.tokenizer.longest_token
+
+    def check_length(self, n_characters: int, param: str) -> None:
+        """Raise ApiError if a text with so many characters cannot fit the context, before it is encoded."""
+        most = self._max_characters
+        if most is not None and n_characters > most:
+            message = f"{param} has {n_characters:,} characters; the context of {self.name!r} holds at most {most:,}"
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
+
+    def encode(self, prompt: str | list[int]) -> list[int]:
+        """Return the token ids of a prompt. ApiError for a text that cannot fit the context."""
+        if isinstance(prompt, str):
+            self.check_length(len(prompt), "prompt")
+        return self.language_model.encode(prompt)
+
     def chat_ids(self, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any] | None = None) -> list[int]:
         """Encode a conversation with the model's chat template.
 
@@ -77,6 +104,7 @@ class ServedModel:
                     f"{name[:50]} has no effect: the chat template of {self.name!r} does not read it; leave it out"
                 )
                 raise RequestError(message, param=name[:50])
+        self.check_length(sum(len(message["content"] or "") for message in messages), "messages")
         developer = "developer" if "developer" in source else "system"
         messages = [m | {"role": developer} if m["role"] == "developer" else m for m in messages]
         return self.chat_template.encode(messages, add_generation_prompt=True, **variables)

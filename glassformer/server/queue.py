@@ -28,6 +28,7 @@ Work = Callable[[CheckCancelled], Iterable[T | None]]
 MAX_WAITING = 256  # jobs that wait, and as many looks; further ones are rejected
 MAX_RUNNING = 8  # jobs whose steps are interleaved
 LOOKS_PER_TURN = 8  # steps of looks after each step of a job
+SMALL_BODY = 2**16  # bytes; larger requests are prepared by a thread of their own
 MAX_UNREAD = 1024  # items that the client has not received: the job pauses
 
 
@@ -246,3 +247,22 @@ class WorkQueue:
             if self._running and self._waiting[0].memory > self.memory - sum(job.memory for job in self._running):
                 return
             self._running.append(self._waiting.popleft())
+
+
+class Preparation:
+    """Two threads that validate, render and encode requests, so that small requests do not wait for large ones.
+
+    Their jobs are computed in one step. A client disconnect removes a job that waits.
+    """
+
+    def __init__(self):
+        self._small, self._large = WorkQueue(), WorkQueue()
+
+    def queue_for(self, n_bytes: int) -> WorkQueue:
+        """Return the queue for a request whose body has this size."""
+        return self._small if n_bytes <= SMALL_BODY else self._large
+
+    def close(self) -> None:
+        """Cancel all jobs, and accept no more."""
+        self._small.close()
+        self._large.close()

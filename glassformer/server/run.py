@@ -127,6 +127,7 @@ class Server(uvicorn.Server):
         """Cancel all jobs, and close all connections after CLOSE_SECONDS."""
         log.warning("cancelling requests: %s", why)
         self.app.state.queue.close()
+        self.app.state.preparation.close()
         self.loop.call_later(CLOSE_SECONDS, setattr, self, "force_exit", True)
 
 
@@ -141,5 +142,6 @@ def serve(app: FastAPI, sock: socket.socket, ready: Callable[[], None]) -> bool:
         raise _unavailable(error, host, port) from None
     finally:
         app.state.queue.close()
+        app.state.preparation.close()
         sock.close()
     return not server.cancelled

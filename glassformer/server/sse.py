@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from glassformer.server.errors import dump, status_and_body
-from glassformer.server.queue import Job, Work, WorkQueue
+from glassformer.server.queue import Job, Preparation, Work, WorkQueue
 
 T = TypeVar("T")
 log = logging.getLogger("glassformer.server")
@@ -46,6 +46,11 @@ async def collect(request: Request, queue: WorkQueue, work: Work[T], *, quick: b
 async def compute(request: Request, queue: WorkQueue, function: Callable[[], T], *, quick: bool = False) -> T:
     """Run a function in the queue and return its result."""
     return (await collect(request, queue, lambda _: iter([function()]), quick=quick))[0]
+
+
+async def prepare(request: Request, preparation: Preparation, function: Callable[[], T]) -> T:
+    """Run a function that validates or encodes a request in a thread for requests of this size."""
+    return await compute(request, preparation.queue_for(len(await request.body())), function)
 
 
 def sse_event(value: Any, name: str | None = None) -> bytes:

@@ -132,7 +132,7 @@ class HFTokenizer:
 
     def encode_continuation(self, text: str) -> list[int]:
         with _library_errors("encode a text"):
-            return self._continuing.encode(text, add_special_tokens=False).ids
+            return self._continuing.encode_batch_fast([text], add_special_tokens=False)[0].ids  # releases the GIL
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         with _library_errors("encode a text pair"):
@@ -141,7 +141,8 @@ class HFTokenizer:
 
     def encode_offsets(self, text: str, *, parse_special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         with _library_errors("encode a text"):
-            encoding = (self.parsing if parse_special else self.plain).encode(text, add_special_tokens=False)
+            tokenizer = self.parsing if parse_special else self.plain
+            (encoding,) = tokenizer.encode_batch([text], add_special_tokens=False)  # releases the GIL
             return encoding.ids, encoding.offsets
 
     def token_table(self) -> list[bytes | None]:

@@ -212,6 +212,11 @@ class Tokenizer:
             raise TokenizerError(f"token id {index} is out of range: allowed are 0 to {last}")
         return data
 
+    @cached_property
+    def longest_token(self) -> int:
+        """The number of bytes of the longest token."""
+        return max(len(data) for data in self._table if data is not None)
+
     def find_bytes(self, index: int) -> bytes | None:
         """Return the bytes of a token, or None if no token has this id."""
         return self._table[index] if 0 <= index < self.vocab_size else None

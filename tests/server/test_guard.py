@@ -250,6 +250,29 @@ def test_openapi_document_states_the_bounds(http):
     assert set(unbounded) == texts
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("/v1/completions", "prompt", "a" * 4_000_000),
+        ("/v1/completions", "prompt", ["a", "a" * 100_000]),
+        ("/v1/chat/completions", "messages", [MESSAGE, MESSAGE | {"content": "a " * 1_000_000}]),
+        ("/v1/chat/completions", "messages", [MESSAGE | {"content": "a" * 1000}] * 100),
+        ("/v1/traces", "prompt", "a" * 4_000_000),
+        ("/v1/traces", "messages", [MESSAGE | {"content": "a" * 100_000}]),
+    ],
+    ids=str,
+)
+def test_a_text_that_cannot_fit_is_rejected_before_it_is_encoded(http, lms, monkeypatch, path, field, value):
+    backend, encoded = lms["talker"].tokenizer.backend, []
+    for name in ("encode", "encode_continuation", "encode_offsets"):
+        method = getattr(backend, name)
+        monkeypatch.setattr(backend, name, lambda *a, f=method, **k: encoded.extend(map(len, a)) or f(*a, **k))
+    body = {key: one for key, one in BASES[path].items() if key != "prompt"} | {field: value}
+    error = assert_error(http.post(path, json=body), 400, "characters", param=field, code="context_length_exceeded")
+    assert f"at most {256 * lms['talker'].tokenizer.longest_token:,}" in error["message"]
+    assert max(encoded, default=0) < 1000
+
+
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.floats(), st.text(max_size=8),
     st.lists(st.one_of(st.integers(-1, 300), st.text(max_size=3), st.none()), max_size=3),

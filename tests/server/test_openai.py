@@ -4,6 +4,8 @@ import openai
 import pytest
 from server.conftest import assert_error, serving
 
+from glassformer.inspect.edits.edit import ablate
+
 SEEDED = {"seed": 5, "max_tokens": 12}
 
 
@@ -171,6 +173,29 @@ def test_a_list_of_prompts_is_one_batch(client, lms):
     chunks = list(job.chunks(lambda: passes.append(1)))
     assert len(chunks) == 12 * BATCH
     assert len(passes) == 12, "one forward pass for a step of all prompts"
+
+
+def test_batches_are_bounded_by_their_tokens(lms, monkeypatch):
+    """Sequences of one batch have room for as many tokens as the longest of them."""
+    from glassformer.server import generation
+    from glassformer.server.bodies import CompletionBody
+    from glassformer.server.models import ServedModel
+
+    monkeypatch.setattr(generation, "BATCH_TOKENS", 100)
+
+    def batches(lengths, max_tokens, n=1, edits=()):
+        body = CompletionBody(model="talker", prompt=[[5] * length for length in lengths], n=n)
+        limit = ("max_tokens", max_tokens)
+        served = ServedModel("talker", lms["talker"])
+        job = generation.make_job(served, body, body.prompts(), max_tokens=limit, n=n, edits=edits)
+        return [list(batch) for batch in job._batches()]
+
+    assert batches([10] * 6, 10) == [[0, 1, 2, 3, 4], [5]]
+    assert batches([10, 10, 41, 10], 10) == [[0, 1], [2], [3]]
+    assert batches([90, 1, 1], 10) == [[0], [1, 2]]
+    assert batches([1, 1, 1], 9, n=4) == [[0, 1], [2]]
+    assert batches([1, 1], None) == [[0], [1]], "without a limit, a sequence may fill the context of 256"
+    assert batches([1, 1], 9, edits=[ablate("blocks.0.attn.z")]) == [[0], [1]]
 
 
 def test_stop_strings_end_the_text(client, lms):

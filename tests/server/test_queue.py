@@ -15,7 +15,7 @@ import pytest
 import torch
 from server.conftest import serving, tiny_lm
 
-from glassformer.generate import session
+from glassformer.generate import prefill
 from glassformer.inspect.views import roles
 from glassformer.server.errors import ApiError
 from glassformer.server.queue import LOOKS_PER_TURN, MAX_UNREAD, MAX_WAITING, ClientDisconnected, WorkQueue
@@ -92,7 +92,7 @@ def test_client_disconnect_cancels_its_request(slow, path, more):
 
 
 def test_client_disconnect_during_prefill_cancels(slow, monkeypatch):
-    monkeypatch.setattr(session, "PREFILL_CHUNK", 1)
+    monkeypatch.setattr(prefill, "PREFILL_CHUNK", 1)
     url, app, models = slow
     sock = opened(url, "/v1/completions", writing("one", prompt=[5] * LONG, max_tokens=1, stream=True))
     wait_until(lambda: models["one"].passes > 3)
@@ -266,6 +266,41 @@ def test_responses_use_tcp_nodelay(slow):
         sockets = [one.transport.get_extra_info("socket") for one in connections]
         assert sockets
         assert all(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in sockets)
+
+
+def test_large_requests_delay_no_small_ones_and_not_the_shutdown(monkeypatch):
+    """The tokenizer is stuck in a large text: others are answered, and clients and server go away."""
+    lm, stuck, go = tiny_lm(context_length=1 << 17, chat=True), [], threading.Event()
+    encode = lm.tokenizer.backend.encode
+
+    def slowly(texts, **options):
+        if sum(map(len, texts)) > 50_000:
+            stuck.append(True)
+            go.wait()
+        return encode(texts, **options)
+
+    lm.tokenizer.backend.encode = slowly
+    message = {"role": "user", "content": "the " * 20_000}
+    large = [
+        ("/v1/completions", writing("m", prompt="the " * 20_000)),
+        ("/v1/completions", writing("m", prompt="the " * 20_000, stream=True)),
+        ("/v1/chat/completions", {"model": "m", "messages": [message]}),
+        ("/v1/traces", {"model": "m", "prompt": "the " * 20_000}),
+    ]
+    with serving([("m", lm)], drain=0.1) as (url, app):
+        socks = [opened(url, *one) for one in large]
+        wait_until(lambda: stuck and app.state.preparation.queue_for(1 << 20).state["waiting"] == 3)
+        small = ["/v1/completions", "/v1/traces", "/v1/chat/completions"]
+        for path in small:
+            body = {"model": "m", "max_tokens": 1} | (
+                {"messages": [{"role": "user", "content": "a"}]} if "chat" in path else {"prompt": "the"}
+            )
+            assert httpx2.post(url + path, json=body, timeout=60).status_code in (200, 201)
+        for sock in socks[1:]:
+            sock.close()
+        wait_until(lambda: app.state.preparation.queue_for(1 << 20).state["waiting"] == 0)
+    assert len(stuck) == 1, "requests whose client has disconnected are not prepared"
+    go.set()
 
 
 # ---- the queue alone

@@ -5,6 +5,8 @@ The tests cover parsed and unparsed special tokens, and long runs of one charact
 """
 
 import json
+import threading
+import time
 from functools import cache
 
 import pytest
@@ -180,3 +182,25 @@ def test_tokens_added_after_a_unigram_vocabulary_keep_their_ids():
     assert plain in ours.encode("a plainly b")
     assert not {core.token_to_id("<extra>"), core.token_to_id("</s>")} & set(ours.encode("<extra> </s> a", bare=True))
     assert core.token_to_id("<extra>") in ours.encode("<extra> a", parse_special=True)
+
+
+@pytest.mark.parametrize("encode", ["encode", "encode_continuation", "encode_offsets"])
+def test_other_threads_run_while_a_text_is_encoded(encode):
+    """The library encodes a batch without Python's lock, and a single text with it."""
+    backend = both(KINDS[0])[0].backend
+    text, done, n, seen = "the cat " * 100_000, threading.Event(), 0, []
+
+    def run():
+        seen.append(n)
+        backend.encode([text], parse_special=False) if encode == "encode" else getattr(backend, encode)(text, **options)
+        seen.append(n)
+        done.set()
+
+    options = {"parse_special": False} if encode == "encode_offsets" else {}
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not done.is_set():
+        n += 1
+        time.sleep(1e-4)
+    thread.join()
+    assert seen[1] - seen[0] > 20

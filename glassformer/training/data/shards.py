@@ -39,7 +39,7 @@ class ShardFile(TypedDict):
     tokens: Count
 
 
-class Settings(TypedDict):
+class ShardSettings(TypedDict):
     """The settings in the index that an opened folder uses."""
 
     ordered: bool
@@ -50,7 +50,7 @@ class Index(TypedDict):
 
     fingerprint: str
     tokenizer: str
-    settings: Settings
+    settings: ShardSettings
     vocab_size: Annotated[int, Field(ge=1, lt=1 << 32)]
     eos_id: Count | None
     bos_id: Count | None
