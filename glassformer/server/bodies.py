@@ -295,6 +295,14 @@ class TextPart(Body):
     type: Literal["text"]
     text: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_type(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(kind := data.get("type"), str) and kind != "text":
+            message = f"a message part of the type {kind[:50]!r} is not supported: the only type is 'text'"
+            raise ApiError(400, message, param="messages", code="not_supported")
+        return data
+
 
 class MessageBody(Body):
     """One message of a conversation. Answers of this server, and of others without tool calls, are accepted."""

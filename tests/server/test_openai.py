@@ -481,7 +481,11 @@ def test_bad_completion_fields_are_rejected(http, change, param, words):
         ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", ["'system'", "got 'boss'"]),
         ({"messages": [{"role": "user"}]}, "messages[0].content", ["missing"]),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", ["valid string, or a valid list"]),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, ["text"]),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
+            "messages",
+            ["'image_url' is not supported", "only type is 'text'"],
+        ),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", ["missing", "role user"]),
         ({"messages": [{"role": "user", "content": "x", "frob": 1}]}, "frob", ["unknown field 'frob'"]),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "tool_calls", ["not supported"]),
