@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from glassformer.errors import CheckpointError, GlassformerError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 MAX_BYTES = 128 << 20  # the largest published tokenizer.json is 40 MB
 MAX_DEPTH = 100  # published files nest 10 deep
@@ -27,9 +32,23 @@ def read_file(path: Path, *, error_type: type[GlassformerError] = CheckpointErro
             raise error_type(f"{path} is not a regular file")
         if status.st_size > max_bytes:
             raise error_type(f"{path} has {status.st_size:,} bytes; at most {max_bytes:,} are allowed")
+        check_pointer(path, error_type=error_type)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise error_type(f"{path} could not be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_pointer(path: Path, *, error_type: type[GlassformerError] = CheckpointError) -> None:
+    """Raise `error_type` if a file is Git LFS's pointer, which stands for a file that has not been downloaded."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(200)
+    except OSError:
+        return  # reported where the file is opened
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        size = re.search(rb"^size (\d+)$", start, re.MULTILINE)
+        missing = f" of {int(size[1]):,} bytes" if size else ""
+        raise error_type(f"{path} is a Git LFS pointer to a file{missing}: run `git lfs pull`, or download the file")
 
 
 def parse_json(
@@ -84,15 +103,22 @@ def check_schema(
     Raises:
         error_type: Up to three fields that do not fit, each by its path in the file: "merges[3]: ...".
     """
-    from pydantic import TypeAdapter, ValidationError  # slow to import
+    from pydantic import ValidationError  # slow to import
 
     try:
-        return TypeAdapter(schema).validate_python(value, strict=True)
+        return _adapter(schema).validate_python(value, strict=True)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         shown = "; ".join(f"{_field(p['loc'])}{p['msg'][:1].lower()}{p['msg'][1:]}" for p in problems[:3])
         more = f"; and {len(problems) - 3:,} more" if len(problems) > 3 else ""
         raise error_type(f"{source}: {shown}{more}") from error
+
+
+@cache
+def _adapter(schema: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
 
 
 def _field(location: tuple[int | str, ...]) -> str:

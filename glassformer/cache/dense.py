@@ -1,4 +1,4 @@
-"""The dense cache: storage for every position of every sequence, allocated once.
+"""The dense cache: storage for the same number of positions of every sequence, which doubles when it is full.
 
     layer without a window: slot = position        | k0 | k1 | k2 | k3 |    |    |     visible: slot <= query
     layer with window W:    slot = position mod W  | k4 | k5 | k2 | k3 |               a ring of the last W
@@ -9,6 +9,7 @@ which returns their positions. Then each layer stores its keys and values and ge
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,9 +21,13 @@ from glassformer.errors import CapacityError
 from glassformer.nn.attend import KV, AttendSpec, Visibility, visible
 from glassformer.nn.protocols import EncodedSource
 
+MIN_ROOM = 32  # positions
+
 
 class DenseCache:
     """Keys and values of `batch` sequences of at most `capacity` tokens, in the shape and dtype of each layer.
+
+    Memory is used for at most twice the tokens of the longest sequence: `room` positions are allocated.
 
     Args:
         windows: the window of each layer; None: the layer sees all tokens.
@@ -44,7 +49,7 @@ class DenseCache:
     ):
         self.source, self.long_text = source, long_text
         self.reach = list(reach or [0] * batch)
-        self.capacity, self.device = capacity, torch.device(device)
+        self.capacity, self.room, self.device = capacity, 0, torch.device(device)
         self.lengths = [0] * batch
         self.slots = [
             RingSlot(self, window) if window is not None and window < capacity else FullSlot(self) for window in windows
@@ -97,6 +102,8 @@ class DenseCache:
                     "positions by other angles; process the sequence again from its start"
                 )
         self.lengths, self.counts, self.reach = lengths, list(counts), reach
+        if max(lengths) > self.room:
+            self.room = min(max(2 * self.room, *reach, MIN_ROOM), self.capacity)
         width = max(counts)
         self.uniform = len(set(lengths)) == 1 and len(set(counts)) == 1
         self.old, self.end = max(n - c for n, c in zip(lengths, counts, strict=True)), max(lengths)
@@ -178,7 +185,7 @@ class FullSlot:
     """One layer's keys and values, slot = position. Stored [B, Hkv, S, Dh], so that a head's keys are contiguous."""
 
     def __init__(self, cache: DenseCache):
-        self.cache = cache
+        self.cache = weakref.proxy(cache)  # no cycle: the storage is freed with the last reference to the cache
         self.size = cache.capacity
         self.k: Tensor | None = None
         self.v: Tensor | None = None
@@ -188,26 +195,27 @@ class FullSlot:
         return [t for t in (self.k, self.v, *(self.source or ())) if t is not None]
 
     def select(self, sequences: Int[Tensor, "B"]) -> None:
-        """Select sequences. Copies filled slots only: slots that were never written take no memory on a CPU."""
-
-        def copied(stored: Tensor) -> Tensor:
-            filled = slice(0, min(self.size, self.cache.end))
-            new = stored.new_zeros(len(sequences), *stored.shape[1:])
-            new[:, :, filled] = stored[:, :, filled].index_select(0, sequences)
-            return new
-
+        """Select sequences."""
         if self.k is not None and self.v is not None:
-            self.k, self.v = copied(self.k), copied(self.v)
+            self.k, self.v = (stored.index_select(0, sequences) for stored in (self.k, self.v))
         if self.source is not None:
             k, v = self.source
             self.source = k.index_select(0, sequences), v.index_select(0, sequences)
 
     def storage(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> tuple[Tensor, Tensor]:
-        """Return the storage, allocated on first use. Zeros, not NaN: hidden values are multiplied by 0."""
-        if self.k is None or self.v is None:
-            batch = len(self.cache.lengths)
-            self.k, self.v = (t.new_zeros(batch, t.shape[2], self.size, t.shape[3]) for t in (k, v))
+        """Return the storage, with room for this forward pass."""
+        self.k, self.v = self._with_room(self.k, k), self._with_room(self.v, v)
         return self.k, self.v
+
+    def _with_room(self, stored: Tensor | None, new: Float[Tensor, "B T Hkv Dh"]) -> Float[Tensor, "B Hkv R Dh"]:
+        """Return stored keys or values in at least as many slots. Zeros, not NaN: hidden values are multiplied by 0."""
+        room = min(self.size, self.cache.room)
+        if stored is not None and stored.shape[2] == room:
+            return stored
+        larger = new.new_zeros(len(self.cache.lengths), new.shape[2], room, new.shape[3])
+        if stored is not None:
+            larger[:, :, : stored.shape[2]] = stored
+        return larger
 
     def keep(self, k: Float[Tensor, "B T Hkv Dh"], v: Float[Tensor, "B T Hkv Dv"]) -> KV:
         """Store these tokens at their positions; return every slot up to the longest sequence, as [B, S, Hkv, Dh]."""

@@ -105,6 +105,8 @@ def _open(load: Callable[..., Any], model: str, machine: Machine, ignore_keys: t
         label = f", {PACKAGED[model].description}" if packaged else ""
         name = model if packaged else found.path
         say(f"{name}: {found.n_parameters / 1e6:.2f}M parameters, {dtype} on {where}{label}")
+        if left := found.left_out:
+            say(f"left out: {len(left)} tensors of other parts, {left[0]} to {left[-1]}: only text is processed")
     return found
 
 

@@ -52,7 +52,8 @@ DECODERS = (
 )  # fmt: skip
 ENCODER_DECODERS = (bart, marian, t5)
 ENCODERS = (bert, distilbert, roberta)
-VARIANTS = (seq2seq.ENCODER_DECODER, seq2seq.RECURRENT, roberta.XLM_ROBERTA)  # families that share a file with another
+# Families that share a file with another.
+VARIANTS = (gemma3.MULTIMODAL, seq2seq.ENCODER_DECODER, seq2seq.RECURRENT, roberta.XLM_ROBERTA)
 FAMILIES: dict[str, Family] = {
     f.name: f for f in (*(one.FAMILY for one in (*DECODERS, *ENCODER_DECODERS, *ENCODERS)), *VARIANTS)
 }

@@ -15,7 +15,7 @@ from glassformer.families.common.family import ConfigFields, Family, rule
 
 CORRECTION = "model.layers.{i}.mlp.gate.e_score_correction_bias"
 RULES = (*deepseek_v2.RULES, rule(CORRECTION, "blocks.{i}.mlp.score_correction", float32=True))
-MULTI_TOKEN_LAYER = r"model\.layers\.{n_layers}\..*"
+MULTI_TOKEN_LAYER = r"layers\.{n_layers}\..*"
 
 
 def read(raw: ConfigFields) -> ModelConfig:

@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from glassformer.config import AttentionConfig, LayerConfig, MLPConfig, ModelConfig, NormConfig, RopeConfig
+from glassformer.errors import ConfigError
 from glassformer.families import gemma2, qwen3
 from glassformer.families.common.family import ConfigFields, Family
+from glassformer.families.common.neutral import neutral_values
 from glassformer.families.common.rope import read_rope, write_rope
 
 RULES = (*gemma2.RULES, *(one for one in qwen3.RULES if "_norm.weight" in one.tensor_name))
@@ -23,7 +25,7 @@ def read(raw: ConfigFields) -> ModelConfig:
     raw.expect("attn_logit_softcapping", None)
     mlp = MLPConfig(raw.size("intermediate_size"), raw.activation("hidden_activation", "gelu_pytorch_tanh"))
     full = AttentionConfig(
-        n_heads=raw.size("num_attention_heads"),
+        n_heads=raw.size("num_attention_heads", 8),
         n_kv_heads=raw.size("num_key_value_heads", 4),
         head_dim=head_dim,
         scale=raw.size("query_pre_attn_scalar", 256) ** -0.5,
@@ -40,7 +42,7 @@ def read(raw: ConfigFields) -> ModelConfig:
     attentions = [full if window is None else replace(full, rope=local, window=window) for window in windows]
     return ModelConfig(
         family="gemma3_text",
-        vocab_size=raw.size("vocab_size"),
+        vocab_size=raw.size("vocab_size", 262_208),
         d_model=d_model,
         context_length=context,
         layers=tuple(LayerConfig(attention, mlp, norm, ("pre", "out")) for attention in attentions),
@@ -61,4 +63,30 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return raw | write_rope(rope(sliding=False), raw["head_dim"]) | {LOCAL[0]: None if local is None else local.theta}
 
 
+OTHER_PARTS = ("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
+
+
+def read_multimodal(raw: ConfigFields) -> ModelConfig:
+    """Read the text model's part of the config.json of a model with images."""
+    settings, tied = raw.take("text_config"), raw.take("tie_word_embeddings", None)
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{raw.source}: text_config must be an object, got {settings!r:.100}")
+    for key in OTHER_PARTS:
+        raw.take(key, None)
+    tie = {} if tied is None else {"tie_word_embeddings": tied}
+    text = ConfigFields(tie | settings, f"{raw.source}: text_config")
+    text.expect("model_type", "gemma3_text")
+    config = read(text)
+    text.close(neutral_values(config))
+    return config
+
+
+MULTIMODAL = Family(
+    "gemma3", "Gemma3ForConditionalGeneration", read_multimodal, write, rules=RULES,
+    renamed=(
+        ("model.language_model.", "model."), ("language_model.model.", "model."),
+        ("language_model.lm_head.", "lm_head."), ("language_model.", "model."),
+    ),
+    left_out=(r"(vision_tower|multi_modal_projector)\..*",),
+)  # fmt: skip
 FAMILY = Family("gemma3_text", "Gemma3ForCausalLM", read, write, rules=RULES)

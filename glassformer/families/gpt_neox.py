@@ -72,5 +72,5 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-BUFFERS = (r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",)
+BUFFERS = (r"layers\.\d+\.attention\.(bias|masked_bias)",)
 FAMILY = Family("gpt_neox", "GPTNeoXForCausalLM", read, write, rules=RULES, prefix="gpt_neox.", ignored=BUFFERS)

@@ -80,5 +80,4 @@ def shape(s: ShapeConfig) -> ModelConfig:
     return ModelConfig("llama", s.vocab_size, s.d_model, s.context, (layer,) * s.n_layers, tied_head=s.tied_head)
 
 
-BUFFERS = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)  # in early files
-FAMILY = Family("llama", "LlamaForCausalLM", read, write, shape, RULES, ignored=BUFFERS)
+FAMILY = Family("llama", "LlamaForCausalLM", read, write, shape, RULES)

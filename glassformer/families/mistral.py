@@ -41,4 +41,4 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return raw | {"sliding_window": config.layers[0].attention.window}
 
 
-FAMILY = Family("mistral", "MistralForCausalLM", read, write, rules=llama.RULES, ignored=llama.BUFFERS)
+FAMILY = Family("mistral", "MistralForCausalLM", read, write, rules=llama.RULES)

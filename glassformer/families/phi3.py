@@ -57,4 +57,4 @@ def write(config: ModelConfig) -> dict[str, Any]:
     return raw | rope | {"sliding_window": attention.window, "pad_token_id": None}
 
 
-FAMILY = Family("phi3", "Phi3ForCausalLM", read, write, rules=RULES, ignored=llama.BUFFERS)
+FAMILY = Family("phi3", "Phi3ForCausalLM", read, write, rules=RULES)

@@ -66,4 +66,4 @@ def write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("stablelm", "StableLmForCausalLM", read, write, rules=RULES, ignored=llama.BUFFERS)
+FAMILY = Family("stablelm", "StableLmForCausalLM", read, write, rules=RULES)

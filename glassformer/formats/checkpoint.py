@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +14,18 @@ import torch
 
 from glassformer.config import RecurrentConfig, TextEncoderConfig
 from glassformer.errors import CheckpointError
-from glassformer.families import Family, family_of, read_config
+from glassformer.families import FAMILIES, Family, family_of, read_config
 from glassformer.families.common.family import AnyConfig, ConfigFields
 from glassformer.families.common.original import OriginalFormat, detect_linear_layout
 from glassformer.formats import fp8, mxfp4
 from glassformer.formats.find import end_token_ids, tokenizer_of
 from glassformer.formats.generation_config import read_generation_config
+from glassformer.formats.gguf.shards import is_gguf
 from glassformer.formats.original import find_original, open_original, self_contained_format
 from glassformer.formats.pickled import read_pickle
-from glassformer.formats.reader import FLOAT_DTYPES, TensorReader, read_json
+from glassformer.formats.reader import FLOAT_DTYPES, TensorReader, read_json, rename_tensors
 from glassformer.formats.sentence_transformers import read_pooling, transformer_folder
-from glassformer.formats.weight_files import PICKLED_SUFFIXES, open_weights, weight_files
+from glassformer.formats.weight_files import PICKLED_SUFFIXES, open_weights, shard_names, weight_files
 from glassformer.nn.pooling import Sentence
 from glassformer.text.tokenizer import Tokenizer
 
@@ -76,6 +78,13 @@ class Checkpoint:
             sizes[dtype] += torch.Size(self.reader.shape(name)).numel()
         return sizes.most_common(1)[0][0] if sizes else torch.float32
 
+    @property
+    def left_out(self) -> list[str]:
+        """The names of the tensors of parts that are not loaded: the image encoder of a multimodal model."""
+        patterns = [re.compile(pattern) for pattern in self.family.left_out]
+        names = ((name, name.removeprefix(self.family.prefix)) for name in self.reader)
+        return [name for name, bare in names if any(pattern.fullmatch(bare) for pattern in patterns)]
+
     def tokenizer(self) -> Tokenizer | None:
         """Load the tokenizer; None if the checkpoint has none."""
         return tokenizer_of(self.model_path, self.metadata)
@@ -111,7 +120,7 @@ def open_checkpoint(path: str | Path, ignore_keys: tuple[str, ...] = ()) -> Chec
     """
     path = Path(path)
     model_path = transformer_folder(path)
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         return _open_gguf(path, ignore_keys)
     if (layout := find_original(model_path)) is not None:
         return _open_original(model_path, layout, ignore_keys)
@@ -119,11 +128,15 @@ def open_checkpoint(path: str | Path, ignore_keys: tuple[str, ...] = ()) -> Chec
     folder = model_path.parent if is_file else model_path
     if is_file and path.suffix in PICKLED_SUFFIXES and (layout := self_contained_format(read_pickle(path))) is not None:
         return _open_original(path, layout, ignore_keys)
-    config = read_config(read_json(folder / "config.json"), str(folder / "config.json"), ignore_keys)
-    names = [path.name] if is_file else weight_files(folder)
+    raw = read_json(folder / "config.json")
+    config = read_config(raw, str(folder / "config.json"), ignore_keys)
+    names = (shard_names(folder, path.name) or [path.name]) if is_file else weight_files(folder)
     _check_files([folder / name for name in names])
     reader = fp8.unpack(mxfp4.unpack(TensorReader([open_weights(folder / name) for name in names])))
+    stored_as = FAMILIES.get(str(raw.get("model_type")), family_of(config))
+    rename_tensors(reader, stored_as.renamed)
     family = detect_linear_layout(family_of(config), _shapes(reader))
+    family = replace(family, ignored=(*family.ignored, *stored_as.left_out), left_out=stored_as.left_out)
     _check_size(config, reader, path)
     return Checkpoint(path, model_path, family.detect_heads(config, reader), reader, family)
 

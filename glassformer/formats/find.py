@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glassformer.errors import CheckpointError
-from glassformer.formats.gguf.shards import first_shard, group_shards
+from glassformer.formats.gguf.shards import first_shard, group_shards, is_gguf
 from glassformer.formats.hub import fetch, is_hub_name
 from glassformer.formats.original import find_original
 from glassformer.formats.packaged import PACKAGED, find_packaged
@@ -45,9 +45,11 @@ def find_model(path: str | Path, *, offline: bool = False) -> Path:
 
 def _find(path: str | Path, offline: bool) -> Path:
     folder = Path(path)
-    if folder.suffix in WEIGHT_SUFFIXES and (folder.is_file() or first_shard(folder).is_file()):
+    if (folder.is_file() and is_gguf(folder)) or (
+        folder.suffix.lower() in WEIGHT_SUFFIXES and (folder.is_file() or first_shard(folder).is_file())
+    ):
         return folder if folder.is_file() else first_shard(folder)
-    ggufs = group_shards(file.name for file in folder.glob("*.gguf")) if folder.is_dir() else {}
+    ggufs = group_shards(file.name for file in folder.glob("*.[gG][gG][uU][fF]")) if folder.is_dir() else {}
     weights = any(any(folder.glob(f"*{kind}")) for kind in WEIGHT_SUFFIXES[1:])
     links = (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last")
     for one in (follow_link(link) if link.is_file() else link for link in links):
@@ -66,7 +68,8 @@ def _find(path: str | Path, offline: bool) -> Path:
         return find_model(fetch(str(path), offline=offline))
     if ggufs:
         raise CheckpointError(f"{path} has several GGUF files: give the path of one of {', '.join(ggufs)}")
-    why = "has no config.json" if folder.is_dir() else "is not a folder"
+    kinds = ", ".join(WEIGHT_SUFFIXES)
+    why = "has no config.json" if folder.is_dir() else f"is not a folder or a weights file ({kinds})"
     known = ", ".join(PACKAGED)
     raise CheckpointError(
         f"{path} {why}: give a model folder or file, a run folder, a packaged model ({known}), or owner/name on the hub"
@@ -75,7 +78,7 @@ def _find(path: str | Path, offline: bool) -> Path:
 
 def gguf_metadata(found: Path) -> Mapping[str, Any]:
     """Return the metadata of a GGUF file; empty for anything else."""
-    if found.suffix != ".gguf" or not found.is_file():
+    if not found.is_file() or not is_gguf(found):
         return {}
     from glassformer.formats.gguf.header import read_header
 

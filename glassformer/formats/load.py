@@ -21,6 +21,9 @@ from glassformer.nn.encoder import TextEncoder
 from glassformer.nn.model import Decoder, EncoderDecoder, make_model
 from glassformer.nn.recurrent import RecurrentEncoderDecoder
 
+HEAD = "lm_head.weight"
+# Rotary angles, which old files store, and the value head of reinforcement learning.
+NOT_WEIGHTS = (r"(.*\.)?rotary_emb\.inv_freq", r"v_head\.(summary\.)?(weight|bias)")
 AnyModel = Decoder | RecurrentEncoderDecoder | TextEncoder
 DESCRIPTIONS: dict[ModelKind, str] = {
     "decoder": "a decoder-only language model: use `glassformer generate`",
@@ -190,15 +193,20 @@ def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple
     matches, problems, unused = [], [f"stored twice: {name}" for name in reader.duplicates], set(reader)
     bare = not any(name.startswith(family.prefix) for name in reader)
     present = {family.prefix + name if bare else name for name in reader}
+    tied = isinstance(config, ModelConfig) and config.tied_head
     for mapping in map_tensors(family, config, parameters, present):
         name = mapping.tensor_name.removeprefix(family.prefix) if bare else mapping.tensor_name
         if name not in reader and mapping.fallback in reader:
             name = mapping.fallback
+        if name not in reader and tied and mapping.parameter_names == ("embed.weight",) and HEAD in reader:
+            name = HEAD  # one table, stored under the name of the head only
         if name not in reader:
             if mapping.zeros_if_missing:
                 matches.append((mapping, None))
             else:
                 problems.append(f"missing: {name} (fills {', '.join(mapping.parameter_names)})")
+                if bare and mapping.parameter_names == ("head.weight",):
+                    problems.append("the checkpoint was saved from a base model, which has no language-modelling head")
             continue
         unused.discard(name)
         if reader.shape(name) != mapping.shape(parameters):
@@ -220,7 +228,7 @@ def account(checkpoint: Checkpoint, parameters: dict[str, Tensor]) -> list[tuple
 def _is_redundant(family: Family, config: AnyConfig, name: str, reader: TensorReader) -> bool:
     """Whether an unused tensor is a buffer, or equals another one: a tied head, a second copy of the embedding."""
     n_layers = config.n_layers if isinstance(config, ModelConfig) else 0
-    patterns = [pattern.replace("{n_layers}", str(n_layers)) for pattern in family.ignored]
+    patterns = [pattern.replace("{n_layers}", str(n_layers)) for pattern in (*family.ignored, *NOT_WEIGHTS)]
     if any(re.fullmatch(pattern, name.removeprefix(family.prefix)) for pattern in patterns):
         return True
     rules = family.rules_for(config)

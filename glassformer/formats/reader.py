@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,25 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glassformer import json_file
 from glassformer.errors import CheckpointError
 
 FLOAT_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+MAX_JSON_BYTES = 16 << 20  # an index of a thousand shards has 10 MB
 CHUNK_BYTES = 1 << 20  # size of a chunk of rows
 READ_BYTES = 1 << 24  # size of one read straight into a parameter
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    """Read a JSON object. CheckpointError: the file is missing, damaged, or holds something else."""
+    value = json_file.read_json(path, max_bytes=MAX_JSON_BYTES)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
@@ -114,6 +106,43 @@ def read_rows(path: Path, offset: int, n_rows: int, row_bytes: int, buffer: Read
             if file.readinto(target) != chunk.nbytes:
                 raise CheckpointError(f"{path} became shorter while it was read")
             yield first, chunk
+
+
+class RenamedTensor(TensorFile):
+    """One tensor of a file under another name."""
+
+    def __init__(self, file: TensorFile, stored_name: str, name: str):
+        self.path, self.file, self.names = file.path, file, {name: stored_name}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.file.shape(self.names[name])
+
+    def stored_type(self, name: str) -> str:
+        return self.file.stored_type(self.names[name])
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        return self.file.dtype(self.names[name])
+
+    def mapped(self, name: str) -> bool:
+        return self.file.mapped(self.names[name])
+
+    def rows(self, name: str, buffer: ReadBuffer) -> Iterator[tuple[int, Tensor]]:
+        return self.file.rows(self.names[name], buffer)
+
+    def byte_offset(self, name: str) -> int | None:
+        return self.file.byte_offset(self.names[name])
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.file[self.names[name]]
+
+
+def rename_tensors(reader: TensorReader, prefixes: Sequence[tuple[str, str]]) -> TensorReader:
+    """Replace the first prefix that fits in the names of tensors. Returns the same reader."""
+    for name in list(reader):
+        old, new = next(((old, new) for old, new in prefixes if name.startswith(old)), ("", ""))
+        if renamed := new + name.removeprefix(old) if old else "":
+            reader.files[renamed] = RenamedTensor(reader.files.pop(name), name, renamed)
+    return reader
 
 
 class TensorReader(Mapping[str, Tensor]):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import CheckpointError, RequestError
+from glassformer.generate import prefill
 from glassformer.kernels.attention import attend_fused
 from glassformer.kernels.linear import prepack
 from glassformer.nn.attend import Attend
@@ -28,7 +29,6 @@ from glassformer.nn.step import Step
 
 Seq2SeqModel = EncoderDecoder | RecurrentEncoderDecoder
 GenerativeModel = Decoder | RecurrentEncoderDecoder
-PREFILL_CHUNK = 512  # prompt tokens per forward pass, of all sequences: bounds memory, and the time until an interrupt
 DEFAULT_MAX_TOKENS = 512  # for recurrent models, which have no context limit
 
 
@@ -128,7 +128,9 @@ class TransformerSession:
         source = self._encode() if self.cache is None else self.cache.source
         self.cache = DenseCache.of(model.config, len(prompts), self.capacity, self.device, source, lengths)
         logits = model.embed.weight.new_empty(len(prompts), model.config.vocab_size)
-        size = max(PREFILL_CHUNK // len(prompts), 1)
+        edits_scores = self.observer is not None and self.observer.has_edits
+        size = prefill.chunk_size(model.config, max(lengths), len(prompts), edits_scores)
+        size = min(size, max(prefill.PREFILL_CHUNK // len(prompts), 1))
         for begin in range(0, max(lengths), size):
             chunk = [list(prompt[begin : begin + size]) for prompt in prompts]
             ends = [p for p, tokens in enumerate(chunk) if tokens and begin + len(tokens) == lengths[p]]

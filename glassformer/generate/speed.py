@@ -81,7 +81,7 @@ def measure_speed(
         tick(round_ + 1, rounds + 1, "measuring")
     assert cache is not None
     matrices = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)]
-    cached = cache.bytes * (prompt_tokens + new_tokens / 2) / cache.capacity  # at the average number of cached tokens
+    cached = cache.bytes * (prompt_tokens + new_tokens / 2) / cache.room  # at the average number of cached tokens
     weights = sum(w.nbytes for w in matrices) + model.head.weight.nbytes
     return Speed(
         prompt_tokens=prompt_tokens,

@@ -49,6 +49,7 @@ class TextModel(ModelViews, ABC):
         kind: "decoder", "encoder-decoder", "recurrent" or "encoder".
         trace_type: the class of its traces.
         placement: the device and dtype that `load` chose; None if the model was constructed in memory.
+        left_out: the names of the tensors that were not loaded, of other parts of a multimodal model.
     """
 
     kinds: ClassVar[tuple[ModelKind, ...]]
@@ -58,6 +59,7 @@ class TextModel(ModelViews, ABC):
     kind: ModelKind
     trace_type: Any
     placement: Placement | None = None
+    left_out: Sequence[str] = ()
 
     @classmethod
     def load(
@@ -96,7 +98,7 @@ class TextModel(ModelViews, ABC):
         placement = choose_placement(device, dtype, stored=stored, n_parameters=n_parameters)
         loaded = cls._load(checkpoint, placement)
         widen(loaded.model)
-        loaded.placement = placement
+        loaded.placement, loaded.left_out = placement, checkpoint.left_out
         return loaded
 
     @classmethod

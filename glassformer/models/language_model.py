@@ -17,6 +17,7 @@ from glassformer.errors import CapacityError, RequestError, TokenizerError
 from glassformer.formats import Checkpoint, ModelKind, load_decoder, save_model
 from glassformer.formats.save import SHARD, GgufKind, replacing_model
 from glassformer.generate.decode import decode, token_logprobs
+from glassformer.generate.prefill import chunk_size, run_chunks
 from glassformer.generate.request import (
     NO_CONSTRAINTS,
     FinishReason,
@@ -38,8 +39,6 @@ from glassformer.models.base import TextModel, TextOrIds, patterns, token_ids
 from glassformer.nn.model import Decoder
 from glassformer.nn.step import Step
 from glassformer.text.tokenizer import Tokenizer
-
-SCORE_CHUNK = 512  # tokens whose logits, [512, V], are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -263,13 +262,21 @@ class LanguageModel(TextModel):
         return Edits(self.config, edits, [len(ids)], len(ids)) if edits else None
 
     @torch.inference_mode()
-    def score(self, text: TextOrIds, *, top: int = 0, edit: Edit | Sequence[Edit] = ()) -> Score:
+    def score(
+        self,
+        text: TextOrIds,
+        *,
+        top: int = 0,
+        edit: Edit | Sequence[Edit] = (),
+        before_forward: Callable[[], None] | None = None,
+    ) -> Score:
         """Compute the log-probability of each token of a text, given the tokens before it.
 
         Args:
             text: a text or token ids.
             top: how many of the most likely tokens to report at each position.
             edit: changes to activations: see `inspect/edits/edit.py`.
+            before_forward: called before the forward pass over each part of the text; an exception from it stops.
 
         Raises:
             CapacityError: the text does not fit the context.
@@ -282,18 +289,21 @@ class LanguageModel(TextModel):
         if len(ids) < 2:
             raise RequestError(f"scoring needs at least two tokens, and the text has {len(ids)}", param="text")
         check_ids("text", ids, self.config.vocab_size)
-        batch = torch.tensor([ids], device=self.device)
-        step, editor = Step.of(batch), self._text_editor(edit, ids)
-        if editor is not None:
-            step.tap = CapturingTap(step, (0,), editor, None)
-        hidden = self.model.hidden(batch, step)[0, :-1]  # [T-1, D]
+        batch, editor = torch.tensor([ids], device=self.device), self._text_editor(edit, ids)
+
+        def tap(step: Step) -> CapturingTap | None:
+            return None if editor is None else CapturingTap(step, (0,), editor, None)
+
         tokens = [TokenScore(ids[0], None)]
-        chunks = (values.split(SCORE_CHUNK) for values in (hidden, batch[0, 1:], step.positions[0, :-1]))
-        for states, chosen, positions in zip(*chunks, strict=True):
-            step = step.at(positions)
-            if editor is not None:
-                step.tap = CapturingTap(step, (0,), editor, None)
-            logits = check_logits(self.model.logits(states, step), editor is not None)
+        size = chunk_size(self.config, len(ids), edits_scores=editor is not None and editor.edits_scores)
+        for step, hidden in run_chunks(self.model, batch, tap=tap, before_forward=before_forward, size=size):
+            begin = len(tokens)
+            chosen = batch[0, begin : begin + hidden.shape[1]]
+            if not len(chosen):  # the last token predicts none
+                break
+            step = step.at(step.positions[0, : len(chosen)])
+            step.tap = tap(step)
+            logits = check_logits(self.model.logits(hidden[0, : len(chosen)], step), editor is not None)
             scores = token_logprobs(logits, chosen, top)
             tokens += [TokenScore(id, *score) for id, score in zip(chosen.tolist(), scores, strict=True)]
         total = math.fsum(token.logprob for token in tokens if token.logprob is not None)
@@ -350,7 +360,7 @@ class LanguageModel(TextModel):
                     raise RequestError(f"{name} has no effect without max_tokens: no token is generated", param=name)
             ids = self.encode(text)
             editor = self._text_editor(edit, ids)
-            return iter([record_text(LanguageModelTrace, self, ids, patterns(capture), budget, editor)])
+            return iter([record_text(LanguageModelTrace, self, ids, patterns(capture), budget, editor, before_forward)])
         request = self._request([text], max_tokens, stop, 1, logprobs, sampling)
         editor = self._editor(edit, request)
         return record_generation(LanguageModelTrace, self, request, patterns(capture), budget, editor, before_forward)

@@ -342,7 +342,7 @@ class Translator(TextModel):
         inputs = [self.begin_id, *target_ids[:-1]]
         return self._record(
             ids, inputs, target_ids, n_prompt=1 if target is None else len(inputs), finish=finish,
-            capture=patterns(capture), budget=budget, editor=editor,
+            capture=patterns(capture), budget=budget, editor=editor, before_forward=before_forward,
         )  # fmt: skip
 
     def save(self, folder: str | Path, **options: Any) -> None:

@@ -1,11 +1,15 @@
 """The dense cache equals recomputation: for every chunking, in uneven batches, after select and truncate."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import FAMILIES, assert_near, by_definition, random_ids, read, run, run_cached, tiny, tiny_pair
 
+from glassformer.cache import dense
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import CapacityError
 from glassformer.nn.protocols import Cache
@@ -120,13 +124,56 @@ def test_capacity_error_leaves_cache_unchanged(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes(dtype):
+def test_bytes_follow_the_tokens_not_the_capacity(dtype):
     model = tiny("qwen3").to(dtype)  # its second layer has a window of 5
-    cache = DenseCache.of(model.config, 3, 40)
+    cache = DenseCache.of(model.config, 3, 64)
     assert cache.bytes == 0, "storage must be allocated on first use"
-    run_cached(model, random_ids(model.config, 3, 4), [4], cache)
     n_kv_heads, head_dim, size = 2, 16, dtype.itemsize
-    assert cache.bytes == 2 * 3 * n_kv_heads * head_dim * size * (40 + 5 + 40)
+    per_slot = 2 * 3 * n_kv_heads * head_dim * size
+    ids, lengths = random_ids(model.config, 3, 64), []
+    for begin in range(0, 64, 4):
+        run_cached(model, ids[:, begin : begin + 4], [4], cache)
+        lengths.append((begin + 4, cache.room))
+        assert cache.bytes == per_slot * (cache.room + 5 + cache.room)
+    assert lengths == [(n, 32 if n <= 32 else 64) for n in range(4, 65, 4)]
+    with pytest.raises(CapacityError):
+        cache.extend([1, 1, 1])
+
+
+def test_storage_is_freed_without_garbage_collection():
+    model = MODELS["window 4"]
+    cache = DenseCache.of(model.config, 2, 40)
+    run_cached(model, random_ids(model.config, 2, 5), [4, 1], cache)
+    stored = [weakref.ref(tensor) for slot in cache.slots for tensor in slot.tensors()]
+    gc.disable()
+    try:
+        del cache
+        assert [ref() for ref in stored] == [None] * 6
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", ["qwen3", "window 4", "window 30", "gpt2", "deepseek_v2"])
+def test_growth_equals_recomputation(name, monkeypatch):
+    """Storage that doubles, of even and uneven sequences, keeps every key and value."""
+    monkeypatch.setattr(dense, "MIN_ROOM", 1)
+    model = MODELS[name]
+    ids = random_ids(model.config, 2, 40)
+    for chunks in ([1] * 40, [3, 1, 1, 9, 2, 20, 4]):
+        cache = DenseCache.of(model.config, 2, 40)
+        assert_near(run_cached(model, ids, chunks, cache), run(model, ids))
+        assert cache.room == 40
+    cache, rows = DenseCache.of(model.config, 3, 64), [ids[0, :3].tolist(), ids[1, :1].tolist(), ids[0, :2].tolist()]
+    feed(model, cache, rows)
+    cache.select([2, 0])
+    rows = [rows[2], rows[0]]
+    for n in ((1, 2), (5, 0), (0, 9), (11, 3)):
+        more = [random_ids(model.config, 1, max(count, 1), seed=count)[0].tolist()[:count] for count in n]
+        found = feed(model, cache, more)
+        rows = [row + new for row, new in zip(rows, more, strict=True)]
+        for row, new, part in zip(rows, more, found, strict=True):
+            if new:
+                assert_near(part, run(model, torch.tensor([row]))[0, -len(new) :])
 
 
 def test_source_keys_are_computed_once():

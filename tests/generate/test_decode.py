@@ -11,7 +11,7 @@ from tiny import FAMILIES, random_ids, run
 from tiny import tiny as tiny_model
 
 from glassformer.errors import CapacityError, CheckpointError, RequestError
-from glassformer.generate import session
+from glassformer.generate import prefill, session
 from glassformer.generate.decode import decode
 from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling, adjust, choose
@@ -126,7 +126,7 @@ def test_batched_cached_decoding_equals_recomputation(family, sampling, monkeypa
     """Prompts of other lengths beside it, read in chunks of three (the window of five is longer), alone and not."""
     model = tiny(family)
     prompts = some_prompts(model.config, [1, 3, 7, 20, 8])
-    monkeypatch.setattr(session, "PREFILL_CHUNK", 3 * len(prompts))
+    monkeypatch.setattr(prefill, "PREFILL_CHUNK", 3 * len(prompts))
     together = rows_of(decode(model, GenerationRequest(prompts, 16, sampling)))
     for p, prompt in enumerate(prompts):
         assert together[p] == naive(model, prompt, 16, sampling, 7 + p), f"prompt {p} of {len(prompt)} tokens"
@@ -136,7 +136,7 @@ def test_batched_cached_decoding_equals_recomputation(family, sampling, monkeypa
 def test_prefill_chunk_size_does_not_change_tokens(chunk, monkeypatch):
     model = tiny("qwen3")
     prompts = some_prompts(model.config, [30, 11, 12])
-    monkeypatch.setattr(session, "PREFILL_CHUNK", chunk * len(prompts))
+    monkeypatch.setattr(prefill, "PREFILL_CHUNK", chunk * len(prompts))
     assert rows_of(decode(model, GenerationRequest(prompts, 10, GREEDY))) == [
         naive(model, p, 10, GREEDY) for p in prompts
     ]
@@ -317,7 +317,7 @@ def test_closing_the_iterator_frees_the_cache(caches):
 
 @pytest.mark.parametrize("at", [1, 2, 8], ids=lambda at: f"in pass {at}")
 def test_interrupt_leaves_the_model_usable(at, caches, monkeypatch):
-    monkeypatch.setattr(session, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(prefill, "PREFILL_CHUNK", 4)
     model, passes = tiny("qwen3"), 0
     [prompt] = some_prompts(model.config, [10])
     before = rows_of(decode(model, GenerationRequest([prompt], 12, GREEDY)))

@@ -12,7 +12,7 @@ from test_trace import DECODERS, known, language, near, text
 from tiny import random_ids, run
 
 from glassformer.errors import CapacityError, RequestError
-from glassformer.generate import session
+from glassformer.generate import prefill
 from glassformer.inspect.capture.points import points, sizes
 from glassformer.inspect.edits.edit import (
     Edit,
@@ -192,7 +192,7 @@ def test_patch_of_selected_heads_positions_and_queries():
 @pytest.mark.parametrize("chunk", [512, 4])
 def test_edit_positions_do_not_depend_on_chunking(family, chunk, monkeypatch):
     """Chunked prefill and decoding give the values of one forward pass over the complete text."""
-    monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(prefill, "PREFILL_CHUNK", chunk)
     lm = language(family)
     vector = torch.linspace(-2, 2, 48)
     edits = [
@@ -295,7 +295,7 @@ def test_finished_continuations_do_not_shift_an_edit():
 
 
 def test_nan_is_shown_and_sampling_from_it_raises():
-    """A query without visible keys gives NaN in the trace and the score; sampling a token raises RequestError."""
+    """A query without visible keys gives NaN in the trace; a score and the choice of a token raise RequestError."""
     lm = language("qwen3")
     blind = knockout("blocks.1.attn.scores", query=5)
     t = lm.trace(text(lm), edit=[blind])
@@ -303,7 +303,8 @@ def test_nan_is_shown_and_sampling_from_it_raises():
     assert math.isnan(t["blocks.1.attn.z"].error)
     assert t["final.logits"].tensor[5].isnan().all()
     assert t["blocks.1.resid_post"].tensor[:5].isfinite().all()
-    assert math.isnan(lm.score(text(lm), edit=[blind]).perplexity)
+    with pytest.raises(RequestError, match="the edits make the logits NaN"):
+        lm.score(text(lm), edit=[blind])
     for how in ({}, {"edit": [knockout("blocks.0.attn.scores", query=13)]}):
         with pytest.raises(RequestError, match="the edits make the logits NaN"):
             generated(lm, text(lm), edit=[blind, *how.get("edit", [])])

@@ -50,7 +50,7 @@ def test_each_position_gets_its_row(op, positions):
 @pytest.mark.parametrize("family", ["qwen3", "phi3"])
 def test_rows_equal_separate_edits_during_generation(family, positions, monkeypatch):
     """For every chunking of the prompt, generated tokens included; -1 is every token that predicts a new one."""
-    from glassformer.generate import session
+    from glassformer.generate import prefill
 
     lm = language(family)
     ids, vectors = text(lm), rows(len(positions), 48)
@@ -58,7 +58,7 @@ def test_rows_equal_separate_edits_during_generation(family, positions, monkeypa
     apart = [replace("blocks.1.resid_pre", row, position=p) for row, p in zip(vectors, positions, strict=True)]
     apart = sorted(apart, key=lambda edit: edit.position)  # an explicit position wins over -1
     for chunk in (512, 4, 1):
-        monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
+        monkeypatch.setattr(prefill, "PREFILL_CHUNK", chunk)
         if -1 in positions and 12 in positions:
             with pytest.raises(RequestError, match="position 12 is also one of those that -1 stands for"):
                 lm.generate(ids, edit=together, **GREEDY)

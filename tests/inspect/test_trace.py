@@ -8,7 +8,7 @@ from tiny import random_ids, run, tiny, tiny_config
 
 from glassformer.config import RelativeConfig
 from glassformer.errors import CapacityError, RequestError
-from glassformer.generate import session
+from glassformer.generate import prefill
 from glassformer.inspect.capture import capture as capture_module
 from glassformer.inspect.capture import points
 from glassformer.inspect.trace import recompute
@@ -82,7 +82,7 @@ def test_wrong_head_grouping_is_detected(family):
 @pytest.mark.parametrize("chunk", [512, 4])
 def test_trace_of_generation_equals_trace_of_its_text(family, chunk, monkeypatch):
     """Chunked prefill and decoding give the values of one forward pass over the complete text."""
-    monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(prefill, "PREFILL_CHUNK", chunk)
     lm = language(family)
     t = lm.trace(text(lm, 10), max_tokens=9, temperature=0, capture=["*.z"])
     plain = lm.generate(text(lm, 10), max_tokens=9, temperature=0)

@@ -15,8 +15,8 @@ from tiny import FAMILIES, TOLERANCE, assert_near, random_ids, run, tiny
 import glassformer
 from glassformer.errors import CapacityError, CheckpointError, ConfigError, RequestError, TokenizerError
 from glassformer.formats import save_model
+from glassformer.generate import prefill
 from glassformer.kernels.placement import choose_device, choose_dtype
-from glassformer.models import language_model as lm_module
 from glassformer.models.language_model import LanguageModel
 from glassformer.models.load import load
 
@@ -134,7 +134,7 @@ def test_logprobs_equal_score(lm):
 
 
 def test_score_is_the_sum_of_log_probabilities(lm, monkeypatch):
-    monkeypatch.setattr(lm_module, "SCORE_CHUNK", 5)  # shorter than the text
+    monkeypatch.setattr(prefill, "PREFILL_CHUNK", 5)  # shorter than the text
     ids = lm.encode(TEXT)
     score = lm.score(TEXT, top=2)
     logprobs = run(lm.model, torch.tensor([ids]))[0].double().softmax(-1).log()

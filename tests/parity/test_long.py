@@ -9,7 +9,7 @@ from tiny import assert_near, random_ids, run, run_cached, tiny, tiny_config
 from glassformer.cache.dense import DenseCache
 from glassformer.errors import CapacityError
 from glassformer.families import read_config, write_config
-from glassformer.generate import session
+from glassformer.generate import prefill
 from glassformer.generate.decode import decode
 from glassformer.generate.request import GenerationRequest
 from glassformer.generate.sampling import Sampling
@@ -74,7 +74,7 @@ def test_packed_documents_are_long_or_short_independently():
 @pytest.mark.parametrize("chunk", [7, 512])
 def test_sequences_that_become_long_at_different_steps(chunk, monkeypatch):
     """Batched greedy decoding with chunked prefill: each token has the highest uncached logit."""
-    monkeypatch.setattr(session, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(prefill, "PREFILL_CHUNK", chunk)
     model = tiny("phi3")
     prompts = [random_ids(model.config, 1, n, seed=n)[0].tolist() for n in (3, 22, LIMIT - 1, LIMIT, 30)]
     texts = [list(prompt) for prompt in prompts]

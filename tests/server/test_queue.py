@@ -15,7 +15,7 @@ import pytest
 import torch
 from server.conftest import serving, tiny_lm
 
-from glassformer.generate import session
+from glassformer.generate import prefill
 from glassformer.inspect.views import roles
 from glassformer.server.errors import ApiError
 from glassformer.server.queue import LOOKS_PER_TURN, MAX_UNREAD, MAX_WAITING, ClientDisconnected, WorkQueue
@@ -92,7 +92,7 @@ def test_client_disconnect_cancels_its_request(slow, path, more):
 
 
 def test_client_disconnect_during_prefill_cancels(slow, monkeypatch):
-    monkeypatch.setattr(session, "PREFILL_CHUNK", 1)
+    monkeypatch.setattr(prefill, "PREFILL_CHUNK", 1)
     url, app, models = slow
     sock = opened(url, "/v1/completions", writing("one", prompt=[5] * LONG, max_tokens=1, stream=True))
     wait_until(lambda: models["one"].passes > 3)

@@ -316,6 +316,18 @@ def test_sentencepiece_prefix_spaces_equal_encode():
 # ---- template selection and errors
 
 
+def test_tool_use_template_renders_conversations_with_tools(tokenizers, tmp_path):
+    named = [
+        {"name": "default", "template": "{{ messages[0].content }}<|im_end|>"},
+        {"name": "tool_use", "template": "{{ tools | tojson }}<|im_start|>"},
+    ]
+    config = NAMES["chatml"] | {"chat_template": named}
+    Tokenizer(tokenizers["chatml"][0].backend.json, config).save(tmp_path)
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for tools in ({}, {"tools": None}, {"tools": TOOLS}, {"tools": []}):
+        assert_equal(ours, theirs, MESSAGES, **tools)
+
+
 def test_templates_are_read_from_config_and_file(tokenizers):
     tokenizer = tokenizers["chatml"][0]
     json, config = tokenizer.backend.json, {"eos_token": "<|im_end|>"}

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from costly_templates import check_ends
 
 from glassformer.text.chat.render_process import MAX_PROCESSES, RenderError, TemplateRenderer
 
@@ -108,6 +109,13 @@ def test_template_that_needs_too_much_memory_is_stopped(renderer, name):
     assert render(renderer, "{{ 1 + 1 }}") == "2"
 
 
+def test_random_costly_templates_end_with_a_result_or_an_error_with_its_line(renderer):
+    ends = check_ends(renderer, seed=0, count=60)
+    assert sum(ends.values()) == 60
+    assert ends["rendered"]
+    assert ends["error"]
+
+
 @pytest.mark.parametrize(
     ("source", "message", "line"),
     [
@@ -135,13 +143,21 @@ def test_error_has_the_line_of_the_template(renderer, source, message, line):
     assert error.value.line == line
 
 
+def test_output_is_bounded_by_the_size_of_the_messages(renderer):
+    """So a template cannot make the tokenizer work without end."""
+    with pytest.raises(RenderError, match=r"stopped: its output has 2500000 characters, at most 100\d{4} are allowed"):
+        render(renderer, "{{ '<|x|>' * 500000 }}")
+    text = "x" * 2_500_000
+    assert render(renderer, "{{ t }}{{ t }}", t=text) == text * 2
+
+
 def test_sizes_of_results_add_and_do_not_multiply(renderer):
     """Long texts are combined by `~` and `format`, and output grows by accumulation, within the memory limit."""
     text = "x" * 64_000
     assert render(renderer, "{{ " + " ~ ".join(["t"] * 6) + " }}", t=text) == text * 6
     assert render(renderer, "{{ '{}{}{}'.format(t, t, t) }}{{ namespace(a=t, b=t).a }}", t=text) == text * 4
-    source = "{% set n = namespace(o='') %}{% for i in range(40) %}{% set n.o = n.o ~ t %}{% endfor %}{{ n.o }}"
-    assert render(renderer, source, t=text) == text * 40
+    source = "{% set n = namespace(o='') %}{% for i in range(15) %}{% set n.o = n.o ~ t %}{% endfor %}{{ n.o }}"
+    assert render(renderer, source, t=text) == text * 15
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs Linux")

@@ -223,13 +223,15 @@ class Family:
         read: config.json to a configuration; `write` is the inverse.
         shape: expands a `ShapeConfig` to a configuration.
         rules: how tensors map to parameters; may depend on the configuration. None: our parameter names.
-        prefix: the prefix of all tensor names; a checkpoint may lack it.
+        prefix: the prefix of the tensor names of the model without its head; a checkpoint of that model lacks it.
         ignored: patterns of tensors that are not weights; {n_layers} stands for the number of layers.
         alternatives: more rules, for tensors that may replace those of `rules`. Used for reading only.
         embedding_copies: names under which a checkpoint may hold the embedding again.
         adds_special_tokens: a source text is encoded with the tokenizer's special tokens.
         duplicates: pairs of a tensor that may be present and the tensor that it must equal.
         detect_heads: adds to a configuration the heads that are detected from the tensor names.
+        renamed: prefixes of tensor names, each with the prefix that it stands for: the text model in a larger model.
+        left_out: patterns of the tensors of the other parts of a larger model.
     """
 
     name: str
@@ -238,13 +240,15 @@ class Family:
     write: Callable[[Any], dict[str, Any]]
     shape: Callable[..., ModelConfig] = no_shape
     rules: tuple[TensorRule, ...] | Callable[[Any], tuple[TensorRule, ...]] | None = None
-    prefix: str = ""
+    prefix: str = "model."
     ignored: tuple[str, ...] = ()
     alternatives: tuple[TensorRule, ...] = ()
     embedding_copies: tuple[str, ...] = ()
     adds_special_tokens: bool = False
     duplicates: tuple[tuple[str, str], ...] = ()
     detect_heads: Callable[[Any, Collection[str]], Any] = lambda config, _: config
+    renamed: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def rules_for(self, config: AnyConfig) -> tuple[TensorRule, ...] | None:
         """Return the rules for a model of this configuration."""

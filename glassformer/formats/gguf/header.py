@@ -23,6 +23,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from glassformer.errors import CheckpointError
+from glassformer.json_file import check_pointer
 
 SCALARS = dict(enumerate("<u1 <i1 <u2 <i2 <u4 <i4 <f4 ?".split())) | {10: "<u8", 11: "<i8", 12: "<f8"}
 FLOAT32, BOOL, STRING, ARRAY = 6, 7, 8, 9
@@ -54,6 +55,7 @@ def read_header(path: Path) -> GgufHeader:
     Raises:
         CheckpointError: the file is damaged, truncated, or claims more than it has.
     """
+    check_pointer(path)
     try:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

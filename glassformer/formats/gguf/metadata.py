@@ -28,6 +28,14 @@ from glassformer.formats.gguf.metadata_keys import MetadataFields, divisors, has
 from glassformer.formats.gguf.tensor_names import HEAD
 
 TransformerConfig = ModelConfig | TextEncoderConfig
+# Keys that llama.cpp does not use, or not for logits, and values that switch something off.
+UNUSED_KEYS = ("tensor_data_layout", "pooling_type")
+NEUTRAL_KEYS: Mapping[str, tuple[Any, ...]] = {
+    "attention.causal": (True,), "attention.clamp_kqv": (0.0,), "attention.max_alibi_bias": (0.0,),
+    "attention.sliding_window": (0,), "attn_logit_softcapping": (0.0,), "expert_count": (0,),
+    "expert_shared_count": (0,), "expert_used_count": (0,), "final_logit_softcapping": (0.0,), "logit_scale": (1.0,),
+    "nextn_predict_layers": (0,), "embedding_scale": (1.0,), "residual_scale": (1.0,),
+}  # fmt: skip
 TYPES_KEY = "tokenizer.ggml.token_type_count"  # a size of the model, in spite of its name
 
 
@@ -115,9 +123,9 @@ def read_metadata(
         raw |= {} if gguf.token_types_key is None else {gguf.token_types_key: metadata.get(TYPES_KEY, 2)}
         for key, value in gguf.required.items():
             fields.keys.expect(key, value)
-        for key in (*gguf.write_only, *gguf.must_match, *gguf.ignored_keys):
+        for key in (*gguf.write_only, *gguf.must_match, *gguf.ignored_keys, *UNUSED_KEYS):
             fields.keys.take(key, None)
-        fields.keys.close()
+        fields.keys.close(NEUTRAL_KEYS)
         config = FAMILIES[name].read(ConfigFields(raw, source))
     assert not isinstance(config, RecurrentConfig), "GGUF has no recurrent models"
     for key, value_of in gguf.must_match.items():

@@ -12,8 +12,18 @@ from pathlib import Path
 
 from glassformer.errors import CheckpointError
 
-SHARD = re.compile(r"(?P<name>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
+SHARD = re.compile(r"(?P<name>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 MAX_MESSAGES = 20  # missing files listed in one error
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is a GGUF file, by its suffix or its first bytes: Ollama names files by their hash."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def first_shard(path: Path) -> Path:
@@ -25,7 +35,7 @@ def first_shard(path: Path) -> Path:
 def model_name(name: str) -> str:
     """Return a file's name without the suffix and the shard number."""
     match = SHARD.fullmatch(name)
-    return name.removesuffix(".gguf") if match is None else match["name"]
+    return re.sub(r"(?i)\.gguf$", "", name) if match is None else match["name"]
 
 
 def group_shards(names: Iterable[str]) -> dict[str, list[str]]:

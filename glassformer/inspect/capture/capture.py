@@ -91,22 +91,23 @@ def n_bytes(config: AnyStack, name: str, length: int, itemsize: int, n_source: i
 
 def check_budget(
     config: AnyStack, capture: Sequence[str], edited: Sequence[str], length: int, itemsize: int, budget: int | None,
-    n_source: int = 0,
+    n_source: int = 0, cache_bytes: int = 0,
 ) -> int:  # fmt: skip
-    """Return the bytes that a trace of `length` tokens captures.
+    """Return the bytes that a trace of `length` tokens takes.
 
-    CapacityError where they exceed `budget`; its message says what fits.
+    cache_bytes: of the cache, while the text is processed in chunks. CapacityError where they exceed `budget`; its
+    message says what fits.
     """
     limit = BUDGET if budget is None else budget
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise RequestError(f"budget must be a number of bytes above 0, got {budget!r}", param="budget")
     names = [*captured_points(config, capture, edited), *(set(match(config, capture)) & set(derived(config)))]
     size = {name: n_bytes(config, name, length, itemsize, n_source) for name in names}
-    total = sum(size.values())
+    total = sum(size.values()) + cache_bytes
     if total <= limit:
         return total
     required = required_points(config, edited)
-    least = sum(size[name] for name in required)
+    least = sum(size[name] for name in required) + cache_bytes
     message = (
         f"a trace of {length} tokens with these points takes {format_bytes(total)}, and the budget is "
         f"{format_bytes(limit)}. Without `capture` it takes {format_bytes(least)}"

@@ -62,6 +62,11 @@ class Edits:
         layers = sorted({point.rpartition(".")[0] for point in some})
         return tuple(Choice(layer, MATH, "its scores or probabilities are edited") for layer in layers)
 
+    @property
+    def edits_scores(self) -> bool:
+        """Whether an edit changes scores or probabilities, so that they are stored."""
+        return any(is_product(point) for point in self.by_point)
+
     def for_encoder(self) -> Edits | None:
         """Return the edits of the encoder, with its own names of points; None where there are none."""
         assert isinstance(self.config, ModelConfig)

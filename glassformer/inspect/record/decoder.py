@@ -1,4 +1,4 @@
-"""Record the trace of a decoder: of a given text in one forward pass, or of a text while it is generated."""
+"""Record the trace of a decoder: of a given text, in chunks, or of a text while it is generated."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from glassformer.cache.size import cached_numbers
+from glassformer.config import ModelConfig
 from glassformer.errors import CapacityError, RequestError
 from glassformer.generate.decode import decode
+from glassformer.generate.prefill import chunk_size, run_chunks
 from glassformer.generate.request import GenerationRequest, TokenEvent, check_ids
 from glassformer.inspect.capture.capture import CapturingTap, TraceCapture, captured_points, check_budget
 from glassformer.inspect.capture.points import match
@@ -43,30 +46,48 @@ def record_text(
     capture: Sequence[str],
     budget: int | None,
     editor: Edits | None,
+    before_forward: Callable[[], None] | None = None,
 ) -> T:
-    """Record the trace of a given text in one forward pass. Errors: those of `lm.trace`."""
+    """Record the trace of a given text. Errors: those of `lm.trace`."""
     config, device = lm.model.config, lm.model.embed.weight.device
     check_ids("text", ids, config.vocab_size)
     if len(ids) > config.context_length:
         raise CapacityError(f"the text has {len(ids)} tokens, and the model's context holds {config.context_length}")
-    store = _capture(lm, capture, budget, editor, len(ids))
+    chunked = text_chunk(config, len(ids), editor) < len(ids)
+    store = _capture(lm, capture, budget, editor, len(ids), cached_numbers(config, len(ids)) if chunked else 0)
     with torch.no_grad():
-        run_decoder(lm.model, torch.tensor([ids], device=device), store, editor)
+        run_decoder(lm.model, torch.tensor([ids], device=device), store, editor, before_forward=before_forward)
     return _trace(trace_type, lm, store, ids, editor, budget=budget)
 
 
 def run_decoder(
-    model: Any, row: torch.Tensor, store: TraceCapture, editor: Edits | None, source: EncodedSource | None = None
+    model: Any,
+    row: torch.Tensor,
+    store: TraceCapture,
+    editor: Edits | None,
+    source: EncodedSource | None = None,
+    before_forward: Callable[[], None] | None = None,
 ) -> None:
-    """Run a decoder on one text [1, T] with a capturing tap. The logits of earlier tokens only where captured."""
-    step = Step.of(row, source=source)
-    step.tap = CapturingTap(step, (0,), editor, store)
-    hidden = model.hidden(row, step)
-    some = slice(None) if "final.logits" in store.names else slice(-1, None)
-    step = step.at(step.positions[:, some])
-    step.tap = CapturingTap(step, (0,), editor, store)
-    model.logits(hidden[:, some], step)
-    store.count = row.shape[1]
+    """Run a decoder on one text [1, T] with capturing taps. The logits of earlier tokens only where captured."""
+
+    def tap(step: Step) -> CapturingTap:
+        return CapturingTap(step, (0,), editor, store)
+
+    every, length = "final.logits" in store.names, row.shape[1]
+    size = text_chunk(model.config, length, editor, source)
+    for step, hidden in run_chunks(model, row, source=source, tap=tap, before_forward=before_forward, size=size):
+        store.count += hidden.shape[1]
+        if every or store.count == length:
+            some = slice(None) if every else slice(-1, None)
+            step = step.at(step.positions[:, some])
+            step.tap = tap(step)
+            model.logits(hidden[:, some], step)
+
+
+def text_chunk(config: ModelConfig, length: int, editor: Edits | None, source: EncodedSource | None = None) -> int:
+    """Return how many tokens of a text are processed at a time."""
+    n_keys = length if source is None else max(length, source.positions.shape[-1])
+    return chunk_size(config, n_keys, edits_scores=editor is not None and editor.edits_scores)
 
 
 def record_generation(
@@ -112,10 +133,11 @@ def _generate(
 
 
 def _capture(
-    lm: Language, capture: Sequence[str], budget: int | None, editor: Edits | None, length: int
+    lm: Language, capture: Sequence[str], budget: int | None, editor: Edits | None, length: int, cached: int = 0
 ) -> TraceCapture:
-    config, edited = lm.model.config, edited_points(editor)
-    check_budget(config, capture, edited, length, lm.model.embed.weight.element_size(), budget)
+    """Return the capture of a text. cached: how many numbers the cache holds while it is recorded."""
+    config, edited, itemsize = lm.model.config, edited_points(editor), lm.model.embed.weight.element_size()
+    check_budget(config, capture, edited, length, itemsize, budget, cache_bytes=cached * itemsize)
     return TraceCapture(config, captured_points(config, capture, edited), length)
 
 

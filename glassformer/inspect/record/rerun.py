@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from glassformer.cache.dense import DenseCache
 from glassformer.errors import RequestError
+from glassformer.generate.prefill import chunk_size
 from glassformer.inspect.capture.capture import CapturingTap
 from glassformer.inspect.capture.points import ENCODER, layer_of
 from glassformer.inspect.edits.apply import Edits
@@ -38,17 +40,21 @@ def rerun(t: Trace, edits: Sequence[Edit], position: int | None) -> Float[Tensor
     if not t.has_blocks:
         assert position is not None
         return _rerun_recurrent(t, some, rows, position)
-    hidden, editor = _rerun_blocks(t, some, rows, position + 1 if t.causal and position is not None else len(t))
+    n = position + 1 if t.causal and position is not None else len(t)
+    hidden, editor = _rerun_blocks(t, some, rows, n)
     if position is None:
         counted = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         return t.lm.sentence(hidden, counted).float()  # pyright: ignore[reportAttributeAccessIssue]: an `Embedder`
     step = Step(t.captured.positions[None]).at(t.captured.positions[position].expand(rows))
     step.tap = CapturingTap(step, tuple(range(rows)), editor, None)
-    return t.model.logits(hidden[:, position], step)
+    return t.model.logits(hidden[:, position - n], step)  # of a causal model, the last token
 
 
 def _rerun_blocks(t: Trace, edits: Sequence[Edit], rows: int, n: int) -> tuple[Float[Tensor, "B T D"], Edits]:
-    """The normed states of the first `n` tokens after the last block, run from the first block that is edited."""
+    """The normed states of the first `n` tokens after the last block, run from the first block that is edited.
+
+    A causal model processes long texts in chunks; the result then is that of the last chunk.
+    """
     inner = [replace(edit, point=edit.point.removeprefix(ENCODER)) for edit in edits if edit.point.startswith(ENCODER)]
     own = [edit for edit in edits if not edit.point.startswith(ENCODER)]
     source, first = t.captured.source, min((layer_of(edit.point) or 0 for edit in own), default=t.config.n_layers - 1)
@@ -65,9 +71,17 @@ def _rerun_blocks(t: Trace, edits: Sequence[Edit], rows: int, n: int) -> tuple[F
     n_source = None if source is None else source.positions.shape[-1]
     editor = Edits(t.config, [*shared, *own], [t.n_prompt] * rows, len(t), n_source)
     x = t.captured.require(start)[:n]
-    step = Step(t.captured.positions[None, :n], source=source)
-    step.tap = CapturingTap(step, tuple(range(rows)), editor, None)
-    return t.model.run_blocks(x.expand(rows, *x.shape), step, first), editor
+    size = chunk_size(t.config, n, rows, editor.edits_scores) if t.causal else n
+    cache = DenseCache.of(t.config, rows, n, x.device, source, [n] * rows) if size < n else None
+    hidden = x
+    for part in x.split(size):
+        if cache is None:
+            step = Step(t.captured.positions[None, :n], source=source)
+        else:
+            step = Step(cache.extend([len(part)] * rows), cache=cache)
+        step.tap = CapturingTap(step, tuple(range(rows)), editor, None)
+        hidden = t.model.run_blocks(part.expand(rows, *part.shape), step, first)
+    return hidden, editor
 
 
 def _rerun_recurrent(t: Trace, edits: Sequence[Edit], rows: int, position: int) -> Float[Tensor, "B V"]:

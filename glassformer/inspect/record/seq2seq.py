@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -98,6 +98,7 @@ def record_encoder(
 def record_seq2seq(
     trace_type: type[S], lm: Any, source: Sequence[int], ids: Sequence[int], target: Sequence[int], *, n_prompt: int,
     finish: Finish = None, capture: Sequence[str] = (), budget: int | None = None, editor: Edits | None = None,
+    before_forward: Callable[[], None] | None = None,
 ) -> S:  # fmt: skip
     """Record the trace of a source and of the decoder's input `ids`, which predicts `target`.
 
@@ -113,7 +114,7 @@ def record_seq2seq(
     check_budget(model.config, own, edited, len(ids), weight.element_size(), left, len(source))
     store = TraceCapture(model.config, captured_points(model.config, own, edited), len(ids))
     row, encoded = torch.tensor([ids], device=weight.device), encoder.encoded
-    run_decoder(model, row, store, editor, encoded)
+    run_decoder(model, row, store, editor, encoded, before_forward)
     captured = CapturedValues(model, row[0], store.result(), editor, edited, store.last_logits, encoded)
     rest = {"n_prompt": n_prompt, "finish": finish, "budget": left} | trace_fields(editor)
     return trace_type(lm, captured, encoder, target, **rest)
@@ -123,7 +124,7 @@ def record_seq2seq(
 def record_recurrent(
     trace_type: type[R], lm: Language, source: Sequence[int], ids: Sequence[int], target: Sequence[int], *,
     n_prompt: int, finish: Finish = None, capture: Sequence[str] = (), budget: int | None = None,
-    editor: Edits | None = None,
+    editor: Edits | None = None, before_forward: Callable[[], None] | None = None,
 ) -> R:  # fmt: skip
     """Record the trace of a recurrent model, as `record_seq2seq` does.
 
@@ -140,6 +141,8 @@ def record_recurrent(
             f"this trace takes {format_bytes(need)}, and the budget is {format_bytes(limit)}: shorten the texts or "
             "raise the budget"
         )
+    if before_forward is not None:
+        before_forward()
     row = torch.tensor([ids], device=device)
     tap = RecurrentTap(s, list(points(config)), editor)
     model(torch.tensor([source], device=device), row, None, tap)

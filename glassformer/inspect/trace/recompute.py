@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from glassformer.generate.prefill import chunk_size, has_large_masks
 from glassformer.inspect.capture.capture import CapturingTap, Editor, alias
-from glassformer.inspect.capture.points import layer_of
+from glassformer.inspect.capture.points import find, layer_of
 from glassformer.nn.attend import KV, AttendSpec, Visibility, attend_reference, visible
 from glassformer.nn.attention import Attention
 from glassformer.nn.protocols import EncodedSource
@@ -35,6 +36,7 @@ SAME_END = "max |resid_post recomputed - resid_post captured|"
 SAME_START = "max |embed.out recomputed - embed.out captured|"
 SAME_LOGITS = "max |logits recomputed - logits of the forward pass|, at the last token"
 ATTENDED = "max |P·V - z|"
+PRODUCTS = ("attn.scores", "attn.probs", "cross.scores", "cross.probs")
 HIDDEN = {"scores": -math.inf, "probs": 0.0}  # values at keys that a query does not see
 
 # By point: the value, the error of its identity, and the identity.
@@ -172,13 +174,33 @@ def run_block(
 def _run(
     captured: CapturedValues, i: int, capture: PointCapture, at: Tensor | None, before_edit: str = ""
 ) -> dict[str, Tensor]:
+    """Run block i; in chunks of tokens where a mask or scores of all of them would be stored."""
     start = f"blocks.{i}.resid_pre"
     editor = None if captured.editor is None else EditorExcept(captured.editor, start, before_edit)
-    step = captured.step(at, editor, capture)
-    with contextlib.suppress(StopForward):
-        bias = captured.model.score_bias(step)
-        captured.model.blocks[i](captured.require(start, at)[None], step.layer(i, bias))
-    return capture.tensors
+    edits_scores = editor is not None and any(editor.wants(f"blocks.{i}.{end}") for end in PRODUCTS)
+    n, config = len(captured.ids) if at is None else len(at), captured.model.config
+    parts: list[Tensor | None] = [at]
+    if n > 1 and (edits_scores or at is not None or has_large_masks(config, n)):
+        size = chunk_size(config, len(captured.ids), 1, edits_scores)
+        if size < n:
+            parts = list((captured.positions if at is None else at).split(size))
+    found: list[dict[str, Tensor]] = []
+    for part in parts:
+        capture.tensors = {}
+        step = captured.step(part, editor, capture)
+        with contextlib.suppress(StopForward):
+            bias = captured.model.score_bias(step)
+            captured.model.blocks[i](captured.require(start, part)[None], step.layer(i, bias))
+        found.append(capture.tensors)
+    if len(found) == 1:
+        return found[0]
+    whole = {name: value for name, value in found[0].items() if not _of_tokens(captured, name)}
+    return whole | {name: torch.cat([one[name] for one in found]) for name in found[0] if name not in whole}
+
+
+def _of_tokens(captured: CapturedValues, name: str) -> bool:
+    """Return whether a point has a value for each token that a forward pass processes."""
+    return find(captured.model.config, name).axes.split()[1] == "T"
 
 
 @torch.no_grad()
@@ -288,8 +310,7 @@ def attend(
         values = run_block(captured, i, [f"{layer}.q_rot", last], at, last, before_edit=last)
         q, z = values[f"{layer}.q_rot"] if q is None else q, values[last] if z is None else z
     if editor is not None and (editor.wants(f"{layer}.scores") or editor.wants(f"{layer}.probs")):
-        values, error = _attend_edited(captured, layer, q, z, at)
-        return {end: values[end] if heads is None else values[end][list(heads)] for end in ends}, error
+        return _attend_edited(captured, layer, ends, heads, q, z, at)
     some = None if heads is None else torch.tensor(list(heads), device=q.device)
     attention: Attention = captured.model.get_submodule(layer)
     k, v = captured.require(f"{layer}.k_rot"), captured.require(f"{layer}.v")
@@ -362,19 +383,36 @@ def attend_one_text(
 
 
 def _attend_edited(
-    captured: CapturedValues, layer: str, q: Tensor, z: Tensor, at: Tensor | None
+    captured: CapturedValues,
+    layer: str,
+    ends: Sequence[str],
+    heads: Sequence[int] | None,
+    q: Tensor,
+    z: Tensor,
+    at: Tensor | None,
 ) -> tuple[dict[str, Float[Tensor, "H N S"]], float]:
     """`attend` under edits of scores or probabilities, which name heads by number: all heads are computed."""
     i = layer_of(layer)
     assert i is not None
     attention: Attention = captured.model.get_submodule(layer)
-    step = captured.step(at, captured.editor, None)
-    bias = None if attention.spec.source else captured.model.score_bias(step)
     kv = KV(captured.require(f"{layer}.k_rot")[None], captured.require(f"{layer}.v")[None])
-    see = lambda part, value: step.layer(i).see(f"{layer.rpartition('.')[2]}.{part}", value)  # noqa: E731
-    view = step.view(attention.spec)
-    recomputed, scores, probs = attend_reference(attention.spec, q[None], kv, view, bias, attention.sinks, see)
-    return {"scores": scores[0], "probs": probs[0]}, max_difference(recomputed[0], z)
+    positions, some = captured.positions if at is None else at, list(range(q.shape[1]) if heads is None else heads)
+    n_keys, error = kv.k.shape[1], 0.0
+    values = {end: q.new_empty((len(some), len(q), n_keys), dtype=torch.float32) for end in ends}
+    size = max(1, min(QUERY_CHUNK, MAX_SCORES // (q.shape[1] * n_keys)))
+    for begin in range(0, len(q), size):
+        rows = slice(begin, begin + size)
+        step = captured.step(positions[rows], captured.editor, None)
+        bias = None if attention.spec.source else captured.model.score_bias(step)
+        see = lambda part, value: step.layer(i).see(f"{layer.rpartition('.')[2]}.{part}", value)  # noqa: B023, E731
+        view = step.view(attention.spec)
+        recomputed, scores, probs = attend_reference(
+            attention.spec, q[None, rows], kv, view, bias, attention.sinks, see
+        )
+        for end, value in values.items():
+            value[:, rows] = (scores if end == "scores" else probs)[0, some]
+        error = larger(error, max_difference(recomputed[0], z[rows]))
+    return values, error
 
 
 def check_last_logits(captured: CapturedValues, shown: Float[Tensor, "V"]) -> float | None:

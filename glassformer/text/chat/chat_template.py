@@ -35,7 +35,9 @@ def chat_templates(tokenizer: Tokenizer) -> dict[str, str]:
         templates["default"] = entry
     elif isinstance(entry, list):
         templates |= {
-            str(item["name"]): str(item["template"]) for item in entry if isinstance(item, dict) and "template" in item
+            str(item["name"]): str(item["template"])
+            for item in entry
+            if isinstance(item, dict) and {"name", "template"} <= item.keys()
         }
     if tokenizer.chat_template is not None:
         templates["default"] = tokenizer.chat_template
@@ -50,19 +52,19 @@ class ChatTemplate:
 
         Args:
             tokenizer: The tokenizer.
-            name: The name of one of its templates.
+            name: The name of one of its templates. With "default", the template "tool_use", if there is one, renders
+                conversations with `tools`.
             source: A Jinja template that is used instead.
 
         Raises:
             TokenizerError: There is no template of this name.
         """
-        if source is None:
-            known = chat_templates(tokenizer)
-            if name not in known:
-                has = f"has the chat templates {', '.join(known)}" if known else "has no chat template"
-                raise TokenizerError(f"the tokenizer {has}, but {name!r} was requested")
-            source = known[name]
-        self.tokenizer, self.source, self.name = tokenizer, source, name
+        known = chat_templates(tokenizer) if source is None else {name: source}
+        if name not in known:
+            has = f"has the chat templates {', '.join(known)}" if known else "has no chat template"
+            raise TokenizerError(f"the tokenizer {has}, but {name!r} was requested")
+        self.tokenizer, self.source, self.name = tokenizer, known[name], name
+        self._tool_use = known.get("tool_use") if name == "default" else None
         backend = tokenizer.backend
         self._split = SpecialTokenSplitter(
             token for token in backend.added_tokens if token.text in backend.special_tokens
@@ -122,15 +124,16 @@ class ChatTemplate:
             raise TokenizerError("the messages or other fields are nested too deeply") from error
         if not isinstance(plain, list) or not all(isinstance(item, dict) for item in plain):
             raise TokenizerError("messages must be a list of objects, each with a role and its content")
+        source = self._tool_use if self._tool_use is not None and data["tools"] is not None else self.source
         short = [{key: value for key, value in item.items() if value is not None} for item in plain]
         data["messages"] = list(map(_alias_reasoning, short))
         try:
-            return RENDERER.render(self.source, data, self._tokens, now.isoformat())
+            return RENDERER.render(source, data, self._tokens, now.isoformat())
         except RenderError as error:
             if short != plain:  # some templates compare a content with null
                 data["messages"] = list(map(_alias_reasoning, plain))
                 with suppress(RenderError):
-                    return RENDERER.render(self.source, data, self._tokens, now.isoformat())
+                    return RENDERER.render(source, data, self._tokens, now.isoformat())
             raise self._error(error.problem, error.line) from error
 
     def _check_built(self, rendered: RenderedTemplate, messages: Sequence[Message], fields: Mapping[str, Any]) -> None:

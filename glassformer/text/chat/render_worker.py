@@ -4,8 +4,8 @@
     child -> parent   a frame: JSON {"text", "regions", "untracked"}, or {"error", "line", "ended"}
 
 The operating system bounds each rendering: after a given processor time a signal ends the process, whatever it does,
-and its address space is limited. On a system without these limits (Windows), only the time limit of the parent holds.
-The child ends when its input ends, so it does not outlive the parent.
+and its address space is limited. macOS does not limit the address space, and Windows neither of both: there, only the
+time limit of the parent holds. The child ends when its input ends, so it does not outlive the parent.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from glassformer.text.chat.tracked_text import TrackedText, template_text
 
 HEAD = struct.Struct("<I")
 MAX_TEMPLATES = 8  # compiled templates that are kept
+MAX_OUTPUT = 1_000_000  # characters of output beyond four times the request, which bounds the work of the tokenizer
 
 ROLES = frozenset(
     "system user assistant tool developer function model ipython observation environment tool_response".split()
@@ -72,6 +73,7 @@ class Worker:
             _set_timers(self.cpu_seconds)
             return self._answer(frame)
         except _TimeLimitError as error:
+            _set_timers(0)  # to free the memory at the end of this block takes time, too
             problem, line = too_slow(self.cpu_seconds), _line(error)
         except MemoryError as error:
             problem, line = too_large(self.memory_bytes), _line(error)
@@ -81,7 +83,7 @@ class Worker:
 
     def _answer(self, frame: bytes) -> bytes:
         try:
-            return self._render(**decode_json(frame))
+            return self._render(MAX_OUTPUT + 4 * len(frame), **decode_json(frame))
         except MemoryError:
             raise
         except RecursionError as error:
@@ -95,7 +97,7 @@ class Worker:
         problem = problem[:2000].replace(TrackedText.__name__, "str")
         return encode_json({"error": problem, "line": line, "ended": False})
 
-    def _render(self, source: str, data: dict[str, Any], tokens: dict[str, str], now: str) -> bytes:
+    def _render(self, max_output: int, source: str, data: dict[str, Any], tokens: dict[str, str], now: str) -> bytes:
         sandbox = self._sandboxes.pop(source, None) or Sandbox(source)
         self._sandboxes[source] = sandbox
         if len(self._sandboxes) > MAX_TEMPLATES:
@@ -106,6 +108,10 @@ class Worker:
                 message["role"] = template_text(role)
         trusted = {name: template_text(text) for name, text in tokens.items()}
         text = sandbox.render(trusted | data, datetime.fromisoformat(now))
+        if len(text) > max_output:
+            raise jinja2.TemplateError(
+                f"stopped: its output has {len(text)} characters, at most {max_output} are allowed"
+            )
         regions = text.regions() if isinstance(text, TrackedText) else []
         return encode_json({"text": text, "regions": regions, "untracked": sorted(sandbox.untracked)})
 
@@ -118,6 +124,7 @@ def _set_timers(seconds: float) -> None:
 
 
 def _raise_time_limit(*_: Any) -> None:
+    faulthandler.dump_traceback(all_threads=False)  # the lines, for the parent: the process may end before it answers
     raise _TimeLimitError
 
 

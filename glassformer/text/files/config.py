@@ -95,7 +95,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], int | None]:
             for text, index in _read(folder / "added_tokens.json", Vocabulary).items()
         }
     model = _read(folder / "config.json", dict[str, Any])
-    if (model_type := model.get("model_type")) in CLASS_OF_MODEL_TYPE:
+    if isinstance(model_type := model.get("model_type"), str) and model_type in CLASS_OF_MODEL_TYPE:
         config.setdefault("tokenizer_class", CLASS_OF_MODEL_TYPE[model_type])
     text_config = model.get("text_config")
     size = (text_config if isinstance(text_config, dict) else {}) | model
