@@ -94,13 +94,14 @@ class ServedModel:
     def chat_ids(self, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any] | None = None) -> list[int]:
         """Encode a conversation with the model's chat template.
 
-        variables: of the template. Raises RequestError for one that the template does not read.
+        variables: of the template. Raises RequestError for one that the template does not read, unless it is false,
+        which is the same as undefined.
         """
         if self.chat_template is None:
             raise RequestError(f"the model {self.name!r} has no chat template: use /v1/completions", param="messages")
         source, variables = self.chat_template.source, variables or {}
-        for name in variables:
-            if not re.search(rf"\b{re.escape(name)}\b", source):
+        for name, value in variables.items():
+            if value and not re.search(rf"\b{re.escape(name)}\b", source):
                 message = (
                     f"{name[:50]} has no effect: the chat template of {self.name!r} does not read it; leave it out"
                 )
