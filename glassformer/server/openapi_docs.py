@@ -136,6 +136,7 @@ HEALTH = response(
             }
         ],
         "queue": {"running": 0, "waiting": 0},
+        "cache": {"bytes": 0, "limit": 4294967296},
         "traces": {"count": 0, "bytes": 0, "limit": 1073741824},
     }
 )
