@@ -5,10 +5,12 @@ A module `mutated_*` in tests/ has the checks of some formats: CHECKS, name -> f
 """
 
 import mutated_tokenizers
+import mutated_traces
 import pytest
 from mutate import run_mutations
 
 CHECKS = {f"tokenizer-{name}": check for name, check in mutated_tokenizers.CHECKS.items()}
+CHECKS |= {f"trace-{name}": check for name, check in mutated_traces.CHECKS.items()}
 
 
 @pytest.mark.soak

@@ -188,19 +188,24 @@ class Seq2SeqTask:
         self.unk_id = self.tokenizer.unk_id
         train, held_out = load_examples(folder / "data")
         self.model = self._create_model(checkpoint)
-        self.loader = Seq2SeqLoader(train, config.batch, config.seed, world.rank, world.size, config.accumulate)
+        self.examples = train
         self.fingerprint = hashlib.sha256(f"{train.fingerprint} {held_out.fingerprint}".encode()).hexdigest()
         shuffled = held_out.select(permutation(len(held_out), 0))
         fitting = int((np.cumsum(target_counts(shuffled)) <= config.eval_tokens).sum())
         self.eval_examples = shuffled.select(np.arange(min(len(shuffled), max(1, fitting))))
         self.exact_match_examples = shuffled.select(np.arange(min(self.task.exact_match_examples, len(shuffled))))
         self.train_tokens, self.held_out_tokens = int(target_counts(train).sum()), int(target_counts(held_out).sum())
-        self.batch_tokens = max(1, config.batch // world.size * self.train_tokens // len(train))
+        self.set_batch(config.batch)
         of_source, of_target = seq2seq_matrices(self.model)
         self.matrices = of_source + of_target
         ratio = len(train.source.tokens) / self.train_tokens
         self.flops_per_token = ratio * matrix_flops_per_token(of_source) + matrix_flops_per_token(of_target)
         self.prompt = prompt_ids(config, self.tokenizer)
+
+    def set_batch(self, batch: int) -> None:
+        config, world = replace(self.config, batch=batch), self.world
+        self.loader = Seq2SeqLoader(self.examples, batch, config.seed, world.rank, world.size, config.accumulate)
+        self.config, self.batch_tokens = config, max(1, batch // world.size * self.train_tokens // len(self.examples))
 
     @staticmethod
     def verify(folder: Path) -> None:
